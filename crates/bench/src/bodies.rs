@@ -1,0 +1,184 @@
+//! Encoded request bodies. Those of reads are encoded once for the whole run; those of writes are
+//! one template per worker, in which only the key's digits and the value change.
+
+use std::ops::Range;
+
+use bytes::{Bytes, BytesMut};
+use meridian_proto::kv_connect::{
+    AtomicWrite, KvValue, Mutation, MutationType, ReadRange, SnapshotRead, ValueEncoding,
+};
+use meridian_types::limits;
+use prost::Message;
+
+use crate::key_space::{DIGITS, KeySpace, write_digits};
+use crate::random::Random;
+
+/// Of a transaction's bytes when loading; the rest is left for what a server may count besides.
+const LOAD_BATCH_BYTES: usize = limits::MAX_TRANSACTION_BYTES / 4 * 3;
+
+/// A read of one key as native Deno sends it: the range from the key to the key followed by `00`,
+/// limit 1.
+pub fn read_body(key: &Bytes) -> SnapshotRead {
+    let mut end = BytesMut::with_capacity(key.len() + 1);
+    end.extend_from_slice(key);
+    end.extend_from_slice(&[0]);
+    SnapshotRead { ranges: vec![ReadRange { start: key.clone(), end: end.freeze(), limit: 1, reverse: false }] }
+}
+
+fn set(key: Bytes, data: Bytes) -> Mutation {
+    Mutation {
+        key,
+        value: Some(KvValue { data, encoding: ValueEncoding::VeBytes.into() }),
+        mutation_type: MutationType::MSet.into(),
+        ..Mutation::default()
+    }
+}
+
+/// The reads of all keys, one behind the other. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct ReadBodies {
+    all: Bytes,
+    body_bytes: usize,
+    count: u32,
+}
+
+impl ReadBodies {
+    pub fn new(space: &KeySpace) -> Self {
+        let body_bytes = read_body(&space.key(0)).encoded_len();
+        let mut all = Vec::new();
+        for index in 0..space.count() {
+            all.extend_from_slice(&read_body(&space.key(index)).encode_to_vec());
+        }
+        Self { all: all.into(), body_bytes, count: space.count() }
+    }
+
+    pub fn next(&self, random: &mut Random) -> Bytes {
+        // An index below the count: the slice lies within, as all bodies have one length.
+        let begin = usize::try_from(random.below(self.count)).unwrap_or(0) * self.body_bytes;
+        self.all.slice(begin..begin + self.body_bytes)
+    }
+}
+
+/// A worker's writes: one set of random bytes on a random key.
+#[derive(Debug, Clone)]
+pub struct WriteBodies {
+    template: Vec<u8>,
+    digits: Range<usize>,
+    value: Range<usize>,
+    count: u32,
+}
+
+impl WriteBodies {
+    pub fn new(space: &KeySpace, value_bytes: usize) -> Self {
+        let key = space.key(0);
+        let mutation = set(key.clone(), Bytes::from(vec![0; value_bytes]));
+        let template = AtomicWrite { mutations: vec![mutation], ..AtomicWrite::default() }.encode_to_vec();
+        // Only tags and lengths come before the key, none of which holds a whole key; the value is
+        // followed by its encoding and by the kind of the mutation, two bytes each.
+        let key_offset = template.windows(key.len()).position(|window| window == key.as_ref()).unwrap_or(0);
+        let digits = key_offset + space.digits_offset();
+        let value_end = template.len() - 4;
+        Self {
+            template,
+            digits: digits..digits + DIGITS,
+            value: value_end - value_bytes..value_end,
+            count: space.count(),
+        }
+    }
+
+    pub fn next(&mut self, random: &mut Random) -> Bytes {
+        if let Some(digits) = self.template.get_mut(self.digits.clone()) {
+            write_digits(digits, random.below(self.count));
+        }
+        if let Some(value) = self.template.get_mut(self.value.clone()) {
+            random.fill(value);
+        }
+        Bytes::copy_from_slice(&self.template)
+    }
+}
+
+/// Atomic writes that together set every key once, within the limits, in the order of the keys.
+pub fn load_bodies(space: &KeySpace, value_bytes: usize, mut random: Random) -> impl Iterator<Item = Bytes> {
+    let entry_bytes = space.key(0).len() + value_bytes;
+    let batch = (LOAD_BATCH_BYTES / entry_bytes).clamp(1, limits::MAX_MUTATIONS);
+    let mut indexes = 0..space.count();
+    std::iter::from_fn(move || {
+        let mutations: Vec<Mutation> = indexes
+            .by_ref()
+            .take(batch)
+            .map(|index| {
+                let mut value = vec![0; value_bytes];
+                random.fill(&mut value);
+                set(space.key(index), value.into())
+            })
+            .collect();
+        let write = AtomicWrite { mutations, ..AtomicWrite::default() };
+        (!write.mutations.is_empty()).then(|| write.encode_to_vec().into())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_has_denos_bytes() {
+        let body = read_body(&KeySpace::new("b", 1).key(0)).encode_to_vec();
+        let expected = b"\x0a\x24\x0a\x0f\x02b\x00\x020000000000\x00\x12\x10\x02b\x00\x020000000000\x00\x00\x18\x01";
+        // 0x0f bytes of key, 0x10 of end: two tags and lengths each, and the limit.
+        assert_eq!(body[2..], expected[2..]);
+        assert_eq!(usize::from(body[1]), body.len() - 2);
+    }
+
+    #[test]
+    fn reads_cover_the_key_space_and_decode() {
+        let space = KeySpace::new("bench", 7);
+        let bodies = ReadBodies::new(&space);
+        let mut random = Random::new(1, 1);
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..200 {
+            let read = SnapshotRead::decode(bodies.next(&mut random)).unwrap();
+            assert_eq!(read, read_body(&read.ranges[0].start));
+            seen.insert(read.ranges[0].start.clone());
+        }
+        assert_eq!(seen, (0..7).map(|index| space.key(index)).collect());
+    }
+
+    #[test]
+    fn writes_hold_one_set_of_random_bytes() {
+        for value_bytes in [1, 7, 128, 200, 65536] {
+            let space = KeySpace::new("bench", 3);
+            let keys: Vec<Bytes> = (0..3).map(|index| space.key(index)).collect();
+            let mut bodies = WriteBodies::new(&space, value_bytes);
+            let mut random = Random::new(1, 2);
+            let mut values = Vec::new();
+            for _ in 0..3 {
+                let write = AtomicWrite::decode(bodies.next(&mut random)).unwrap();
+                let mutation = &write.mutations[0];
+                assert_eq!((write.mutations.len(), write.checks.len(), write.enqueues.len()), (1, 0, 0));
+                assert!(keys.contains(&mutation.key));
+                assert_eq!(mutation.mutation_type(), MutationType::MSet);
+                let value = mutation.value.clone().unwrap();
+                assert_eq!(value.encoding(), ValueEncoding::VeBytes);
+                assert_eq!(value.data.len(), value_bytes);
+                values.push(value.data);
+            }
+            assert!(value_bytes < 7 || values[0] != values[1]);
+        }
+    }
+
+    #[test]
+    fn the_load_stays_within_the_limits_and_sets_every_key_once() {
+        for (count, value_bytes) in [(2500, 16), (30, 65536), (1, 128)] {
+            let space = KeySpace::new("bench", count);
+            let mut keys = Vec::new();
+            for body in load_bodies(&space, value_bytes, Random::new(1, 3)) {
+                assert!(body.len() < limits::MAX_TRANSACTION_BYTES);
+                let write = AtomicWrite::decode(body).unwrap();
+                assert!(write.mutations.len() <= limits::MAX_MUTATIONS);
+                keys.extend(write.mutations.into_iter().map(|mutation| mutation.key));
+            }
+            assert_eq!(keys, (0..count).map(|index| space.key(index)).collect::<Vec<_>>());
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! A URL that requests go to.
+
+use std::fmt;
+
+use hyper::Uri;
+use hyper::http::uri::{Authority, PathAndQuery};
+
+use crate::error::BenchError;
+
+/// An `http://` URL. Its path has no trailing `/`, unless it is the root itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Endpoint {
+    authority: Authority,
+    path_and_query: String,
+}
+
+impl Endpoint {
+    pub fn parse(url: &str) -> Result<Self, BenchError> {
+        let error = |reason: &str| BenchError::Url { url: url.to_owned(), reason: reason.to_owned() };
+        let uri: Uri = url.parse().map_err(|_| error("not a URL"))?;
+        match uri.scheme_str() {
+            Some("http") => {}
+            Some("https") => return Err(error("https is not supported here, measure the plain http port")),
+            _ => return Err(error("expected http://host:port")),
+        }
+        let authority = uri.authority().cloned().ok_or_else(|| error("the host is missing"))?;
+        let path_and_query = uri.path_and_query().map_or("/", PathAndQuery::as_str).to_owned();
+        Ok(Self { authority, path_and_query })
+    }
+
+    /// An endpoint of a metadata answer that came from this URL: absolute or relative.
+    pub fn resolve(&self, reference: &str) -> Result<Self, BenchError> {
+        if reference.contains("://") {
+            return Self::parse(reference);
+        }
+        if let Some(rest) = reference.strip_prefix("//") {
+            return Self::parse(&format!("http://{rest}"));
+        }
+        if reference.starts_with('/') {
+            return Self::parse(&format!("http://{}{reference}", self.authority));
+        }
+        let path = self.path_and_query.split('?').next().unwrap_or("/");
+        let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+        Self::parse(&format!("http://{}{folder}/{reference}", self.authority))
+    }
+
+    /// The URL of a method below this endpoint.
+    pub fn method(&self, name: &str) -> Self {
+        let path_and_query = format!("{}/{name}", self.path_and_query.trim_end_matches('/'));
+        Self { authority: self.authority.clone(), path_and_query }
+    }
+
+    pub fn authority(&self) -> &str {
+        self.authority.as_str()
+    }
+
+    /// What an HTTP/1.1 request line holds.
+    pub fn path_and_query(&self) -> &str {
+        &self.path_and_query
+    }
+
+    pub fn host(&self) -> &str {
+        self.authority.host().trim_start_matches('[').trim_end_matches(']')
+    }
+
+    pub fn port(&self) -> u16 {
+        self.authority.port_u16().unwrap_or(80)
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}{}", self.authority, self.path_and_query)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn references_resolve_against_the_connect_url() {
+        let base = Endpoint::parse("http://127.0.0.1:4512/db/connect?consistency=eventual").unwrap();
+        assert_eq!(base.path_and_query(), "/db/connect?consistency=eventual");
+        for (reference, expected) in [
+            ("http://other:1/v2", "http://other:1/v2"),
+            ("//other:1/v2", "http://other:1/v2"),
+            ("/v2/eventual", "http://127.0.0.1:4512/v2/eventual"),
+            ("v2", "http://127.0.0.1:4512/db/v2"),
+        ] {
+            assert_eq!(base.resolve(reference).unwrap().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn methods_come_behind_one_slash() {
+        for (url, expected) in [("http://h", "/snapshot_read"), ("http://h/v2", "/v2/snapshot_read")] {
+            assert_eq!(Endpoint::parse(url).unwrap().method("snapshot_read").path_and_query(), expected);
+        }
+    }
+
+    #[test]
+    fn hosts_and_ports() {
+        let endpoint = Endpoint::parse("http://[::1]:4512/x").unwrap();
+        assert_eq!((endpoint.host(), endpoint.port()), ("::1", 4512));
+        assert_eq!(Endpoint::parse("http://h").unwrap().port(), 80);
+        for bad in ["https://h", "h:4512", "", "http://"] {
+            assert!(Endpoint::parse(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! What can go wrong, with texts for the person at the command line.
+
+use std::time::Duration;
+
+use hyper::StatusCode;
+
+#[derive(Debug, thiserror::Error)]
+pub enum BenchError {
+    #[error("{0}")]
+    Option(String),
+    #[error("{url}: {reason}")]
+    Url { url: String, reason: String },
+    #[error("cannot connect to {address}: {source} (is the server running there?)")]
+    Connect { address: String, source: std::io::Error },
+    #[error("{0}")]
+    Transport(String),
+    #[error("no answer within {0:?}")]
+    Timeout(Duration),
+    #[error("status {status}: {text}")]
+    Status { status: StatusCode, text: String },
+    #[error("the answer has more than {0} bytes")]
+    AnswerTooLarge(usize),
+    #[error("the answer is not the message: {0}")]
+    Decode(#[from] prost::DecodeError),
+    /// The server answered, and it was not what the operation asked for.
+    #[error("{0}")]
+    Unsuccessful(String),
+    #[error("the metadata exchange with {url} failed: {source}")]
+    Metadata { url: String, source: Box<BenchError> },
+    #[error("{0} names no strong endpoint")]
+    NoStrongEndpoint(String),
+    #[error("{0} names no eventual endpoint; give --eventual-url, or leave eventual-read out of --operations")]
+    NoEventualEndpoint(String),
+    #[error("--url and --eventual-url lead to different databases: {0} and {1}")]
+    DifferentDatabases(String, String),
+    #[error("loading the key space failed: {0}")]
+    Load(Box<BenchError>),
+    #[error("the eventual endpoint did not show the loaded keys within {waited:?}; the last answer: {last}")]
+    NotReplicated { waited: Duration, last: String },
+    #[error("interrupted before anything was measured")]
+    Interrupted,
+}
+
+impl BenchError {
+    /// With the causes that hyper keeps behind its own short text.
+    pub fn transport(error: &dyn std::error::Error) -> Self {
+        let mut text = error.to_string();
+        let mut cause = error.source();
+        while let Some(inner) = cause {
+            text = format!("{text}: {inner}");
+            cause = inner.source();
+        }
+        Self::Transport(text)
+    }
+
+    /// Whether the connection is no use any more.
+    pub fn spoils_link(&self) -> bool {
+        matches!(self, Self::Connect { .. } | Self::Transport(_) | Self::Timeout(_) | Self::AnswerTooLarge(_))
+    }
+}

@@ -1,0 +1,172 @@
+//! One worker's way to the server: a connection of its own (HTTP/1.1), or streams on a connection
+//! that it shares with other workers (HTTP/2).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+
+use crate::endpoint::Endpoint;
+use crate::error::BenchError;
+use crate::options::HttpVersion;
+
+/// No answer to what this program asks comes near it.
+const MAX_ANSWER_BYTES: usize = 1 << 20;
+const MAX_ERROR_TEXT_BYTES: usize = 500;
+
+type Body = Full<Bytes>;
+
+#[derive(Debug)]
+pub struct Link {
+    endpoint: Arc<Endpoint>,
+    timeout: Duration,
+    sender: Sender,
+}
+
+#[derive(Debug)]
+enum Sender {
+    H1(http1::SendRequest<Body>),
+    H2 { shared: Arc<SharedConnection>, generation: u64, sender: http2::SendRequest<Body> },
+}
+
+/// An HTTP/2 connection, replaced at most once for each time that it breaks.
+#[derive(Debug)]
+struct SharedConnection {
+    current: Mutex<(u64, http2::SendRequest<Body>)>,
+}
+
+impl Link {
+    /// One link. `timeout` bounds the connecting and every request.
+    pub async fn open(endpoint: &Arc<Endpoint>, http: HttpVersion, timeout: Duration) -> Result<Self, BenchError> {
+        let mut links = Self::open_shared(endpoint, http, 1, timeout).await?;
+        links.pop().ok_or(BenchError::Timeout(timeout))
+    }
+
+    /// `count` links on one new HTTP/2 connection, or, with HTTP/1.1, on a connection each.
+    pub async fn open_shared(
+        endpoint: &Arc<Endpoint>,
+        http: HttpVersion,
+        count: usize,
+        timeout: Duration,
+    ) -> Result<Vec<Self>, BenchError> {
+        let mut links = Vec::with_capacity(count);
+        let link = |sender| Self { endpoint: Arc::clone(endpoint), timeout, sender };
+        match http {
+            HttpVersion::H1 => {
+                for _ in 0..count {
+                    links.push(link(Sender::H1(within(timeout, connect_h1(endpoint)).await?)));
+                }
+            }
+            HttpVersion::H2 => {
+                let sender = within(timeout, connect_h2(endpoint)).await?;
+                let shared = Arc::new(SharedConnection { current: Mutex::new((0, sender.clone())) });
+                links.extend(
+                    (0..count).map(|_| {
+                        link(Sender::H2 { shared: Arc::clone(&shared), generation: 0, sender: sender.clone() })
+                    }),
+                );
+            }
+        }
+        Ok(links)
+    }
+
+    /// The body of an answer with status 200. After an error that `spoils_link`, reopen before the
+    /// next one.
+    pub async fn call(&mut self, request: Request<Body>) -> Result<Bytes, BenchError> {
+        within(self.timeout, self.sender.call(request)).await
+    }
+
+    /// A fresh connection; with HTTP/2 the one that another worker has opened meanwhile, if any.
+    pub async fn reopen(&mut self) -> Result<(), BenchError> {
+        within(self.timeout, self.sender.reopen(&self.endpoint)).await
+    }
+}
+
+impl Sender {
+    async fn call(&mut self, request: Request<Body>) -> Result<Bytes, BenchError> {
+        let response = match self {
+            Self::H1(sender) => {
+                sender.ready().await.map_err(|error| BenchError::transport(&error))?;
+                sender.send_request(request).await
+            }
+            Self::H2 { sender, .. } => sender.send_request(request).await,
+        };
+        let response = response.map_err(|error| BenchError::transport(&error))?;
+        let status = response.status();
+        let body = read_to_end(response.into_body()).await?;
+        if status == StatusCode::OK { Ok(body) } else { Err(status_error(status, &body)) }
+    }
+
+    async fn reopen(&mut self, endpoint: &Endpoint) -> Result<(), BenchError> {
+        match self {
+            Self::H1(sender) => *sender = connect_h1(endpoint).await?,
+            Self::H2 { shared, generation, sender } => {
+                let mut current = shared.current.lock().await;
+                if current.0 == *generation {
+                    *current = (*generation + 1, connect_h2(endpoint).await?);
+                }
+                (*generation, *sender) = current.clone();
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn within<T>(timeout: Duration, work: impl Future<Output = Result<T, BenchError>>) -> Result<T, BenchError> {
+    tokio::time::timeout(timeout, work).await.unwrap_or(Err(BenchError::Timeout(timeout)))
+}
+
+async fn connect_tcp(endpoint: &Endpoint) -> Result<TokioIo<TcpStream>, BenchError> {
+    let error = |source| BenchError::Connect { address: endpoint.authority().to_owned(), source };
+    let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await.map_err(error)?;
+    stream.set_nodelay(true).map_err(error)?;
+    Ok(TokioIo::new(stream))
+}
+
+async fn connect_h1(endpoint: &Endpoint) -> Result<http1::SendRequest<Body>, BenchError> {
+    let stream = connect_tcp(endpoint).await?;
+    let (sender, connection) = http1::handshake(stream).await.map_err(|error| BenchError::transport(&error))?;
+    // Ends with the connection; what went wrong there is the answer of the request in flight.
+    tokio::spawn(async move { connection.await.ok() });
+    Ok(sender)
+}
+
+async fn connect_h2(endpoint: &Endpoint) -> Result<http2::SendRequest<Body>, BenchError> {
+    let stream = connect_tcp(endpoint).await?;
+    let (sender, connection) =
+        http2::handshake(TokioExecutor::new(), stream).await.map_err(|error| BenchError::transport(&error))?;
+    tokio::spawn(async move { connection.await.ok() });
+    Ok(sender)
+}
+
+async fn read_to_end(mut body: Incoming) -> Result<Bytes, BenchError> {
+    // Nearly every answer is one frame, which is then handed on without a copy.
+    let mut whole = Bytes::new();
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| BenchError::transport(&error))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if whole.len() + data.len() > MAX_ANSWER_BYTES {
+            return Err(BenchError::AnswerTooLarge(MAX_ANSWER_BYTES));
+        }
+        if whole.is_empty() {
+            whole = data;
+        } else if !data.is_empty() {
+            let mut joined = BytesMut::from(whole);
+            joined.extend_from_slice(&data);
+            whole = joined.freeze();
+        }
+    }
+    Ok(whole)
+}
+
+fn status_error(status: StatusCode, body: &Bytes) -> BenchError {
+    let text = body.get(..MAX_ERROR_TEXT_BYTES).unwrap_or(body);
+    BenchError::Status { status, text: String::from_utf8_lossy(text).trim().to_owned() }
+}

@@ -1,0 +1,89 @@
+//! A transaction takes effect once, however often it was retried: a counter is the sum of the committed
+//! amounts, a list holds an element once, and what a transaction wrote has one versionstamp.
+//!
+//! Source: `design.md` 4.5: a request retried with the same id across leader change, restart, snapshot and
+//! failover is applied once and answered with the original result.
+
+use std::collections::HashSet;
+use std::iter;
+
+use meridian_types::Versionstamp;
+
+use crate::checker::Evidence;
+use crate::history::{Entry, Txn, TxnOutcome, Value, Write};
+use crate::report::{Findings, Invariant};
+
+pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
+    for repeat in &evidence.sightings.repeats {
+        let writer = evidence.writers.of_element(repeat.key, repeat.element);
+        findings.add(Invariant::ExactlyOnce, writer.into_iter().chain([repeat.read]), || {
+            format!("the list `{}` holds {} twice", repeat.key, repeat.element)
+        });
+    }
+    versions(evidence, findings);
+    counters(evidence, findings);
+}
+
+/// Each transaction has one versionstamp: the one it was answered with, and the one that reads show.
+fn versions(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
+    for (txn, again) in &evidence.sightings.conflicts {
+        let first = evidence.sightings.of_txn(*txn).map(|sighting| sighting.read);
+        findings.add(Invariant::ExactlyOnce, [*txn].into_iter().chain(first).chain([again.read]), || {
+            "what the transaction wrote was seen with two versionstamps: it took effect twice".to_owned()
+        });
+    }
+    for (record, _, txn) in evidence.history.txns() {
+        let TxnOutcome::Committed { versionstamp } = txn.outcome else { continue };
+        if let Some(sighting) = evidence.sightings.of_txn(record)
+            && let Some(seen) = sighting.versionstamp
+            && seen != versionstamp
+        {
+            findings.add(Invariant::ExactlyOnce, [record, sighting.read], || {
+                format!("the transaction was acknowledged as {versionstamp}, and what it wrote was seen as {seen}")
+            });
+        }
+    }
+}
+
+/// Each counter that was read is the sum of the amounts committed up to its versionstamp.
+fn counters(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
+    let mut reported: HashSet<(&str, Versionstamp, u64)> = HashSet::new();
+    for (record, _, read) in evidence.history.reads() {
+        for (key, entry) in read.entries() {
+            let Some(Entry { value: Value::Counter(seen), versionstamp }) = entry else { continue };
+            let expected = match evidence.timeline.entry_as_of(key, *versionstamp).map(|entry| entry.value) {
+                Some(Value::Counter(expected)) => expected,
+                // Absent, as far as the commits tell.
+                _ => 0,
+            };
+            if *seen == expected || !reported.insert((key, *versionstamp, *seen)) {
+                continue;
+            }
+            let (amount, guess) = match seen.wrapping_sub(expected) {
+                more if more <= u64::MAX / 2 => (more, "too much, a sum was applied twice or was not committed"),
+                less => (less.wrapping_neg(), "too little, a sum was lost"),
+            };
+            let suspect = iter::once_with(|| suspect(evidence, key, *versionstamp, amount)).flatten();
+            findings.add(Invariant::ExactlyOnce, [record].into_iter().chain(suspect), || {
+                format!(
+                    "the counter `{key}` is {seen} at {versionstamp}, and the amounts committed by then make {expected}: {amount} {guess}"
+                )
+            });
+        }
+    }
+}
+
+/// A transaction that adds just this amount: preferably the last that committed by then.
+fn suspect(evidence: &Evidence<'_>, key: &str, by: Versionstamp, amount: u64) -> Option<usize> {
+    let adds = |txn: &Txn| {
+        txn.writes.iter().any(|write| matches!(write, Write::Sum { key: k, amount: a } if k == key && *a == amount))
+    };
+    let committed = evidence
+        .commits
+        .list
+        .iter()
+        .rev()
+        .find(|commit| commit.versionstamp <= by && adds(commit.txn))
+        .map(|commit| commit.record);
+    committed.or_else(|| evidence.history.txns().find(|(_, _, txn)| adds(txn)).map(|(record, ..)| record))
+}

@@ -1,0 +1,29 @@
+//! What was reported not to have committed is never seen, and neither is what nobody wrote.
+//!
+//! Source: `design.md` 4: "An outcome that cannot be known is never reported as a failure or as a
+//! success"; `kv-connect.md`: a 5xx for a write goes out only when it definitely did not commit, and a
+//! transaction whose checks failed writes nothing.
+
+use crate::checker::Evidence;
+use crate::history::TxnOutcome;
+use crate::report::{Findings, Invariant};
+
+pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
+    for (record, _, txn) in evidence.history.txns() {
+        let reported = match &txn.outcome {
+            TxnOutcome::CheckFailed { .. } => "refused by its checks",
+            TxnOutcome::NotCommitted { .. } => "not committed",
+            TxnOutcome::Committed { .. } | TxnOutcome::Unknown => continue,
+        };
+        if let Some(sighting) = evidence.sightings.of_txn(record) {
+            findings.add(Invariant::Outcomes, [record, sighting.read], || {
+                format!("transaction {} was reported as {reported}, and a read shows what it wrote", txn.id)
+            });
+        }
+    }
+    for phantom in &evidence.sightings.phantoms {
+        findings.add(Invariant::Outcomes, [phantom.read], || {
+            format!("a read of `{}` shows {}, which no transaction wrote there", phantom.key, phantom.value)
+        });
+    }
+}

@@ -1,0 +1,36 @@
+//! A versionstamp names one transaction, and the order of versionstamps keeps real time: what was
+//! acknowledged before another was invoked has the lower one.
+//!
+//! Source: `design.md` 1 (a sequence is never reused within an epoch) and 2 (external consistency);
+//! FoundationDB's versionstamps, which KV Connect takes over.
+
+use crate::checker::Evidence;
+use crate::report::{Findings, Invariant};
+
+pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
+    let commits = &evidence.commits.list;
+    for (a, b) in commits.iter().zip(commits.iter().skip(1)) {
+        if a.versionstamp == b.versionstamp {
+            findings.add(Invariant::Versionstamps, [a.record, b.record], || {
+                format!("two transactions have the versionstamp {}", a.versionstamp)
+            });
+        }
+    }
+    // From the last commit to the first: that of all later ones which was acknowledged first.
+    let mut earliest: Option<(u64, usize)> = None;
+    for commit in commits.iter().rev() {
+        if let Some((completed_ns, record)) = earliest
+            && completed_ns < commit.invoked_ns
+        {
+            findings.add(Invariant::Versionstamps, [record, commit.record], || {
+                "versionstamps went back: what was acknowledged before the other was invoked has the higher one"
+                    .to_owned()
+            });
+        }
+        if let Some(completed_ns) = commit.completed_ns
+            && earliest.is_none_or(|(earliest_ns, _)| completed_ns < earliest_ns)
+        {
+            earliest = Some((completed_ns, commit.record));
+        }
+    }
+}

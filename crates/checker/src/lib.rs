@@ -1,0 +1,36 @@
+//! Client histories, and what they must satisfy.
+//!
+//! A [`History`] is what concurrent clients of one database asked and were answered, with real times
+//! of one recording process. [`check`] says whether some correct store could have given these answers.
+//!
+//! - [`Recorder`] makes a history while clients run; [`History::save`] and [`History::load`] keep it.
+//! - `writers`, `sightings` and `commits` find out what committed, and in which order; `timeline`
+//!   replays it; `placement` asks where in that order a read can lie.
+//! - `invariants/` holds one file for each thing that must hold, with where the rule comes from.
+//!
+//! What always holds here: the checker believes answers only. Nothing in it knows how the store works,
+//! so that it shares no mistake with it; it depends on the words of `meridian-types` and on nothing
+//! else of the workspace. What is absent on purpose: a client, a network, a workload.
+//!
+//! The versionstamps of the answers give the order of commits. So the check is linear, not a search:
+//! the order is claimed by the store, and every answer is held against the claim.
+
+mod checker;
+mod commits;
+mod encoding;
+mod history;
+mod invariants;
+mod placement;
+mod recorder;
+mod report;
+mod sightings;
+mod timeline;
+mod writers;
+
+pub use checker::check;
+pub use encoding::{InvalidValue, MAX_LIST_ELEMENTS};
+pub use history::{
+    Check, Entry, History, HistoryError, Key, Operation, Read, ReadOutcome, Record, Txn, TxnOutcome, Value, Write,
+};
+pub use recorder::{ReadToken, Recorder, TxnToken};
+pub use report::{Invariant, Offender, Report, Statistics, Violation};

@@ -1,0 +1,128 @@
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::history::{History, Operation, Read, ReadOutcome, Record, Txn, TxnOutcome};
+
+/// Names a read that was invoked and waits for its answer.
+#[derive(Debug)]
+#[must_use = "a read without an answer claims nothing"]
+pub struct ReadToken(usize);
+
+/// Names a transaction that was invoked and waits for its answer.
+#[derive(Debug)]
+#[must_use = "a transaction without an answer may have committed"]
+pub struct TxnToken(usize);
+
+/// Makes a history while clients run, from any number of threads and tasks.
+///
+/// An operation is in the history from the moment it is invoked; one that is never completed (the client
+/// died, its future was dropped) stays there without an answer. A token belongs to the recorder that
+/// gave it.
+#[derive(Debug)]
+pub struct Recorder {
+    origin: Instant,
+    next_id: AtomicU64,
+    records: Mutex<Vec<Record>>,
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Recorder {
+    pub fn new() -> Self {
+        Self { origin: Instant::now(), next_id: AtomicU64::new(1), records: Mutex::new(Vec::new()) }
+    }
+
+    /// A number that this recorder gives once: for transactions, elements and register values.
+    pub fn next_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// Call this before the request is sent. The outcome in `read` is not looked at.
+    pub fn invoke_read(&self, client: u64, read: Read) -> ReadToken {
+        ReadToken(self.invoke(client, Operation::Read(Read { outcome: ReadOutcome::Unanswered, ..read })))
+    }
+
+    /// Call this before the request is sent. The outcome in `txn` is not looked at.
+    pub fn invoke_txn(&self, client: u64, txn: Txn) -> TxnToken {
+        TxnToken(self.invoke(client, Operation::Txn(Txn { outcome: TxnOutcome::Unknown, ..txn })))
+    }
+
+    /// Call this when the whole answer is there.
+    pub fn complete_read(&self, token: ReadToken, outcome: ReadOutcome) {
+        let now_ns = self.now_ns();
+        if let Some(record) = self.lock().get_mut(token.0)
+            && let Operation::Read(read) = &mut record.operation
+        {
+            record.completed_ns = Some(now_ns);
+            read.outcome = outcome;
+        }
+    }
+
+    /// Call this when the whole answer is there. A timeout or a broken connection is
+    /// [`TxnOutcome::Unknown`], unless the request surely was never sent.
+    pub fn complete_txn(&self, token: TxnToken, outcome: TxnOutcome) {
+        let now_ns = self.now_ns();
+        if let Some(record) = self.lock().get_mut(token.0)
+            && let Operation::Txn(txn) = &mut record.operation
+        {
+            record.completed_ns = Some(now_ns);
+            txn.outcome = outcome;
+        }
+    }
+
+    /// What was recorded so far.
+    pub fn history(&self) -> History {
+        History { records: self.lock().clone() }
+    }
+
+    pub fn into_history(self) -> History {
+        History { records: self.records.into_inner().unwrap_or_else(PoisonError::into_inner) }
+    }
+
+    fn invoke(&self, client: u64, operation: Operation) -> usize {
+        let invoked_ns = self.now_ns();
+        let mut records = self.lock();
+        records.push(Record { client, invoked_ns, completed_ns: None, operation });
+        records.len() - 1
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    /// A client that panicked leaves whole records behind: each change is one assignment.
+    fn lock(&self) -> MutexGuard<'_, Vec<Record>> {
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_types::{Epoch, Position, Versionstamp};
+
+    use super::*;
+
+    #[test]
+    fn operations_are_there_from_their_invocation() {
+        let recorder = Recorder::new();
+        let stamp = Versionstamp::new(Position::new(Epoch(1), 1), 0);
+        let answered = recorder.invoke_txn(1, Txn::new(recorder.next_id(), vec![], vec![]));
+        let _lost = recorder.invoke_txn(2, Txn::new(recorder.next_id(), vec![], vec![]));
+        let read = recorder.invoke_read(3, Read::strong("g", vec![]));
+        recorder.complete_read(read, ReadOutcome::Entries(vec![]));
+        recorder.complete_txn(answered, TxnOutcome::Committed { versionstamp: stamp });
+
+        let history = recorder.history();
+        let [first, second, third] = history.records.as_slice() else { panic!("{history:?}") };
+        assert!(first.completed_ns >= third.completed_ns && third.completed_ns >= Some(third.invoked_ns));
+        assert!(matches!(&first.operation, Operation::Txn(Txn { id: 1, outcome: TxnOutcome::Committed { .. }, .. })));
+        assert_eq!(second.completed_ns, None);
+        assert!(matches!(&second.operation, Operation::Txn(Txn { id: 2, outcome: TxnOutcome::Unknown, .. })));
+        assert_eq!(recorder.into_history(), history);
+    }
+}

@@ -1,0 +1,266 @@
+use std::collections::HashMap;
+use std::fmt;
+
+use meridian_types::Versionstamp;
+
+use crate::commits::Commits;
+use crate::history::{Entry, Value, Write};
+
+/// What is under a key from one point on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Absent,
+    Register(u64),
+    Counter(u64),
+    /// The first `len` elements of a segment: one list that only grew.
+    List {
+        segment: usize,
+        len: usize,
+    },
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Version {
+    /// The first point that has it.
+    from: usize,
+    /// Of the commit that made it.
+    versionstamp: Versionstamp,
+    state: State,
+}
+
+/// All versions of a key, ascending by point and by versionstamp. Before the first it is absent.
+#[derive(Debug, Default)]
+struct KeyTimeline {
+    versions: Vec<Version>,
+    segments: Vec<Vec<u64>>,
+    /// The places in `versions` of those that are absent.
+    absences: Vec<usize>,
+}
+
+/// What an operation says about one key at the point where it took effect.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Condition<'h> {
+    pub(crate) key: &'h str,
+    pub(crate) expected: Expected<'h>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Expected<'h> {
+    Entry(&'h Entry),
+    /// The key has this version; `None`: it is absent.
+    Version(Option<Versionstamp>),
+    /// The key has not.
+    NotVersion(Option<Versionstamp>),
+}
+
+impl fmt::Display for Condition<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let key = self.key;
+        match self.expected {
+            Expected::Entry(entry) => write!(f, "`{key}` = {entry}"),
+            Expected::Version(Some(stamp)) => write!(f, "`{key}` has version {stamp}"),
+            Expected::Version(None) => write!(f, "`{key}` is absent"),
+            Expected::NotVersion(Some(stamp)) => write!(f, "`{key}` has another version than {stamp}"),
+            Expected::NotVersion(None) => write!(f, "`{key}` is present"),
+        }
+    }
+}
+
+/// What a commit did that a correct store would have refused.
+pub(crate) enum Fault {
+    /// A check did not hold in the state just before.
+    Check { commit: usize, check: usize, found: Option<Versionstamp> },
+    /// A sum on what is no counter, or an append to what is no list.
+    Write { commit: usize, write: usize },
+}
+
+/// The state at every point, by replay of the commits on a model.
+pub(crate) struct Timeline<'h> {
+    keys: HashMap<&'h str, KeyTimeline>,
+    pub(crate) faults: Vec<Fault>,
+}
+
+impl<'h> Timeline<'h> {
+    pub(crate) fn replay(commits: &Commits<'h>) -> Self {
+        let mut timeline = Self { keys: HashMap::new(), faults: Vec::new() };
+        for (place, commit) in commits.list.iter().enumerate() {
+            for (index, check) in commit.txn.checks.iter().enumerate() {
+                let found = timeline.keys.get(check.key.as_str()).and_then(KeyTimeline::latest_version);
+                if found != check.versionstamp {
+                    timeline.faults.push(Fault::Check { commit: place, check: index, found });
+                }
+            }
+            for (index, write) in commit.txn.writes.iter().enumerate() {
+                let key = timeline.keys.entry(write.key()).or_default();
+                if !key.apply(write, place + 1, commit.versionstamp) {
+                    timeline.faults.push(Fault::Write { commit: place, write: index });
+                }
+            }
+        }
+        timeline
+    }
+
+    /// Every key that a commit wrote.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &'h str> {
+        self.keys.keys().copied()
+    }
+
+    /// The least point from `from` to `to` where all conditions hold. Each condition can only push the
+    /// point up, so the first point that none of them pushes is the least.
+    pub(crate) fn first_point(&self, conditions: &[Condition<'h>], from: usize, to: usize) -> Option<usize> {
+        let mut point = from;
+        loop {
+            let before = point;
+            for condition in conditions {
+                point = self.next(condition, point).filter(|point| *point <= to)?;
+            }
+            if point == before {
+                return (point <= to).then_some(point);
+            }
+        }
+    }
+
+    /// The least point from `from` on where the condition holds.
+    pub(crate) fn next(&self, condition: &Condition<'h>, from: usize) -> Option<usize> {
+        let Some(key) = self.keys.get(condition.key) else {
+            let absent = matches!(condition.expected, Expected::Version(None) | Expected::NotVersion(Some(_)));
+            return absent.then_some(from);
+        };
+        match condition.expected {
+            Expected::Entry(entry) => {
+                key.next_version(entry.versionstamp, from, |state| key.holds(state, &entry.value))
+            }
+            Expected::Version(Some(stamp)) => key.next_version(stamp, from, |_| true),
+            Expected::Version(None) => key.next_absence(from),
+            Expected::NotVersion(stamp) => key.next_other(stamp, from),
+        }
+    }
+
+    /// The key's entry at `point`.
+    pub(crate) fn entry(&self, key: &str, point: usize) -> Option<Entry> {
+        let key = self.keys.get(key)?;
+        key.materialize(key.versions.get(key.place_at(point)?)?)
+    }
+
+    /// The key's entry after all commits up to and including `versionstamp`.
+    pub(crate) fn entry_as_of(&self, key: &str, versionstamp: Versionstamp) -> Option<Entry> {
+        let key = self.keys.get(key)?;
+        let after = key.versions.partition_point(|version| version.versionstamp <= versionstamp);
+        key.materialize(key.versions.get(after.checked_sub(1)?)?)
+    }
+}
+
+impl KeyTimeline {
+    /// False: the write does not fit what is there, and replaced it.
+    fn apply(&mut self, write: &Write, point: usize, versionstamp: Versionstamp) -> bool {
+        let current = self.versions.last().map_or(State::Absent, |version| version.state);
+        let (state, fits) = match (write, current) {
+            (Write::SetRegister { value, .. }, _) => (State::Register(*value), true),
+            (Write::Delete { .. }, _) => (State::Absent, true),
+            (Write::Sum { amount, .. }, State::Counter(value)) => (State::Counter(value.wrapping_add(*amount)), true),
+            (Write::Sum { amount, .. }, state) => (State::Counter(*amount), state == State::Absent),
+            (Write::Append { element, .. }, State::List { segment, .. }) => {
+                let len = self.segments.get_mut(segment).map_or(0, |list| {
+                    list.push(*element);
+                    list.len()
+                });
+                (State::List { segment, len }, true)
+            }
+            (Write::Append { element, .. }, state) => {
+                self.segments.push(vec![*element]);
+                (State::List { segment: self.segments.len() - 1, len: 1 }, state == State::Absent)
+            }
+        };
+        // To delete what is absent makes no version: an absent key has none to tell it by.
+        if !(state == State::Absent && current == State::Absent) {
+            self.push(Version { from: point, versionstamp, state });
+        }
+        fits
+    }
+
+    fn push(&mut self, version: Version) {
+        // Of several writes of one transaction to the key, only the last can be seen.
+        if self.versions.last().is_some_and(|last| last.from == version.from) {
+            self.versions.pop();
+            self.absences.pop_if(|place| *place == self.versions.len());
+        }
+        if version.state == State::Absent {
+            self.absences.push(self.versions.len());
+        }
+        self.versions.push(version);
+    }
+
+    fn latest_version(&self) -> Option<Versionstamp> {
+        self.versions.last().and_then(Version::visible)
+    }
+
+    /// The place of the version that `point` has; `None` before the first.
+    fn place_at(&self, point: usize) -> Option<usize> {
+        self.versions.partition_point(|version| version.from <= point).checked_sub(1)
+    }
+
+    /// Whether the version at `place` is there at `from` or later; and then from where.
+    fn start_within(&self, place: usize, from: usize) -> Option<usize> {
+        let version = self.versions.get(place)?;
+        let lasts = self.versions.get(place + 1).is_none_or(|next| next.from > from);
+        lasts.then_some(version.from.max(from))
+    }
+
+    fn next_version(&self, stamp: Versionstamp, from: usize, fits: impl Fn(State) -> bool) -> Option<usize> {
+        let first = self.versions.partition_point(|version| version.versionstamp < stamp);
+        // More than one only when a versionstamp was given twice.
+        self.versions
+            .iter()
+            .enumerate()
+            .skip(first)
+            .take_while(|(_, version)| version.versionstamp == stamp)
+            .filter(|(_, version)| version.state != State::Absent && fits(version.state))
+            .find_map(|(place, _)| self.start_within(place, from))
+    }
+
+    fn next_absence(&self, from: usize) -> Option<usize> {
+        let Some(place) = self.place_at(from) else { return Some(from) };
+        let next = self.absences.partition_point(|absence| *absence < place);
+        self.absences.get(next).and_then(|absence| self.start_within(*absence, from))
+    }
+
+    fn next_other(&self, stamp: Option<Versionstamp>, from: usize) -> Option<usize> {
+        match self.place_at(from) {
+            None if stamp.is_some() => Some(from),
+            place => (place.unwrap_or(0)..self.versions.len())
+                .find(|place| self.versions.get(*place).is_some_and(|version| version.visible() != stamp))
+                .and_then(|place| self.start_within(place, from)),
+        }
+    }
+
+    fn holds(&self, state: State, value: &Value) -> bool {
+        match (state, value) {
+            (State::Register(held), Value::Register(value)) | (State::Counter(held), Value::Counter(value)) => {
+                held == *value
+            }
+            (State::List { segment, len }, Value::List(list)) => self.list(segment, len) == Some(list),
+            _ => false,
+        }
+    }
+
+    fn list(&self, segment: usize, len: usize) -> Option<&[u64]> {
+        self.segments.get(segment)?.get(..len)
+    }
+
+    fn materialize(&self, version: &Version) -> Option<Entry> {
+        let value = match version.state {
+            State::Absent => return None,
+            State::Register(value) => Value::Register(value),
+            State::Counter(value) => Value::Counter(value),
+            State::List { segment, len } => Value::List(self.list(segment, len)?.to_vec()),
+        };
+        Some(Entry { value, versionstamp: version.versionstamp })
+    }
+}
+
+impl Version {
+    /// The versionstamp that a read or a check meets.
+    fn visible(&self) -> Option<Versionstamp> {
+        (self.state != State::Absent).then_some(self.versionstamp)
+    }
+}

@@ -1,0 +1,27 @@
+//! Raft over `meridian-storage`: the only crate that names openraft.
+//!
+//! What always holds here:
+//! - A group is named by shard and epoch on every call; a call for another group or node is refused.
+//! - An append is acknowledged when its bytes are fsynced, off the core loop.
+//! - A batch is proposed for one term only: in another it is not appended.
+//! - State is not durable when applied; [`RaftGroup::purge_through`] flushes it before the log is cut.
+//!
+//! What is absent on purpose: evaluation, request ids, routing, and anything about replica regions.
+
+mod config;
+mod group;
+mod log_store;
+mod network;
+mod service;
+mod state_machine;
+#[cfg(test)]
+mod storage_suite;
+mod type_config;
+mod wire;
+
+pub use config::RaftTiming;
+pub use group::{
+    GroupStatus, Leadership, NotLeading, Proposal, ProposalFailure, RaftGroup, RaftGroupOptions, ReadLogFailure, Role,
+};
+pub use network::{Peers, StateTransfer, Transfer};
+pub use service::RaftService;

@@ -1,0 +1,272 @@
+use std::collections::VecDeque;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, RangeBounds};
+use std::sync::Arc;
+
+use meridian_proto::log;
+use meridian_storage::{GroupLog, HighWater, StorageError, Syncer};
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::{LogState, OptionalSend, RaftLogReader};
+use parking_lot::RwLock;
+use prost::Message;
+use tokio::sync::oneshot;
+
+use crate::type_config::{Entry, LogId, TypeConfig, Vote};
+use crate::wire;
+
+const VOTE: u8 = b'v';
+const COMMITTED: u8 = b'c';
+const PURGED: u8 = b'p';
+
+/// Entries kept in memory behind the engine, so that replication and apply need not read what was just
+/// written, in bytes of batches.
+const TAIL_BYTES: usize = 32 << 20;
+/// What one read returns at most, in bytes; openraft's own bound counts entries.
+const READ_BYTES: usize = 2 << 20;
+
+/// One Raft group's log. Appends are readable at once and acknowledged when fsynced.
+#[derive(Clone)]
+pub(crate) struct LogStore {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    log: GroupLog,
+    syncer: Arc<Syncer>,
+    high_water: Option<Arc<HighWater>>,
+    tail: RwLock<Tail>,
+}
+
+/// The newest entries, contiguous.
+#[derive(Default)]
+struct Tail {
+    entries: VecDeque<Entry>,
+    bytes: usize,
+}
+
+impl Tail {
+    fn first_index(&self) -> Option<u64> {
+        self.entries.front().map(|entry| entry.log_id.index)
+    }
+
+    fn push(&mut self, entry: Entry) {
+        if self.entries.back().is_some_and(|last| last.log_id.index + 1 != entry.log_id.index) {
+            self.entries.clear();
+            self.bytes = 0;
+        }
+        self.bytes += weight(&entry);
+        self.entries.push_back(entry);
+        while self.bytes > TAIL_BYTES && self.entries.len() > 1 {
+            self.pop_front();
+        }
+    }
+
+    fn pop_front(&mut self) {
+        if let Some(entry) = self.entries.pop_front() {
+            self.bytes -= weight(&entry);
+        }
+    }
+
+    fn truncate_after(&mut self, index: u64) {
+        while self.entries.back().is_some_and(|last| last.log_id.index > index) {
+            if let Some(entry) = self.entries.pop_back() {
+                self.bytes -= weight(&entry);
+            }
+        }
+    }
+
+    /// Entries of `start..end` up to `max_bytes`, if all of them from `start` on are here.
+    fn read(&self, start: u64, end: u64, max_bytes: usize) -> Option<Vec<Entry>> {
+        let first = self.first_index().filter(|first| *first <= start)?;
+        let skip = usize::try_from(start - first).ok()?;
+        let count = usize::try_from(end.saturating_sub(start)).ok()?;
+        let mut bytes = 0;
+        let mut entries = Vec::new();
+        for entry in self.entries.iter().skip(skip).take(count) {
+            bytes += weight(entry);
+            entries.push(entry.clone());
+            if bytes > max_bytes {
+                break;
+            }
+        }
+        Some(entries)
+    }
+}
+
+fn weight(entry: &Entry) -> usize {
+    let payload = match &entry.payload {
+        openraft::EntryPayload::Normal(batch) => batch.0.len(),
+        _ => 0,
+    };
+    64 + payload
+}
+
+impl LogStore {
+    /// # Errors
+    /// When the log ends before its high-water mark: the node must not vote with it.
+    pub(crate) fn open(
+        log: GroupLog,
+        syncer: Arc<Syncer>,
+        high_water: Option<Arc<HighWater>>,
+    ) -> Result<Self, StorageError> {
+        let store = Self { shared: Arc::new(Shared { log, syncer, high_water, tail: RwLock::default() }) };
+        if let Some(marks) = &store.shared.high_water {
+            let corrupt = |error: io::Error| StorageError::Refused(error.to_string());
+            let last = store.last_log_id().map_err(corrupt)?.map_or(0, |last| last.index);
+            marks.check(store.shared.log.group(), last)?;
+        }
+        Ok(store)
+    }
+
+    fn log_id_mark(&self, name: u8) -> io::Result<Option<LogId>> {
+        let Some(bytes) = self.shared.log.mark(name)? else { return Ok(None) };
+        Ok(Some(wire::log_id(log::LogId::decode(bytes)?)))
+    }
+
+    fn last_log_id(&self) -> io::Result<Option<LogId>> {
+        match self.shared.log.last()? {
+            Some((_, bytes)) => Ok(Some(wire::decode_entry(bytes)?.log_id)),
+            None => self.log_id_mark(PURGED),
+        }
+    }
+
+    /// The first index still in the log and the one behind the last.
+    pub(crate) fn bounds(&self) -> io::Result<(u64, u64)> {
+        let first = self.log_id_mark(PURGED)?.map_or(0, |purged| purged.index + 1);
+        let next = self.last_log_id()?.map_or(0, |last| last.index + 1);
+        Ok((first, next))
+    }
+
+    /// Entries from `start` (inclusive) to `end` (exclusive), up to about `max_bytes`, at least one if there
+    /// is one.
+    pub(crate) fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
+        if let Some(entries) = self.shared.tail.read().read(start, end, max_bytes) {
+            return Ok(entries);
+        }
+        let records = self.shared.log.read(start..end, max_bytes)?;
+        records.into_iter().map(|(_, bytes)| Ok(wire::decode_entry(bytes)?)).collect()
+    }
+
+    /// Waits until every write so far is durable.
+    async fn sync(&self) -> io::Result<()> {
+        let (done, synced) = oneshot::channel();
+        // Nobody waits any more if the receiver is gone.
+        self.shared.syncer.sync_then(move || done.send(()).unwrap_or_default());
+        synced.await.map_err(|_| io::Error::other("the log-sync thread is gone"))
+    }
+}
+
+fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(start) => start.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(end) => end.saturating_add(1),
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => u64::MAX,
+    };
+    (start, end)
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let (start, end) = bounds(&range);
+        self.read(start, end, usize::MAX)
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        let Some(bytes) = self.shared.log.mark(VOTE)? else { return Ok(None) };
+        Ok(Some(wire::vote(log::Vote::decode(bytes)?)))
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+        self.read(start, end, READ_BYTES)
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let last_purged_log_id = self.log_id_mark(PURGED)?;
+        Ok(LogState { last_purged_log_id, last_log_id: self.last_log_id()? })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        self.shared.log.put_mark(VOTE, &wire::vote_to_wire(vote).encode_to_vec())?;
+        self.sync().await
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        // Not synced: losing it only makes a restart learn it from the leader.
+        let Some(committed) = committed else { return Ok(()) };
+        Ok(self.shared.log.put_mark(COMMITTED, &wire::log_id_to_wire(&committed).encode_to_vec())?)
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        self.log_id_mark(COMMITTED)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        let encoded: Vec<(u64, Vec<u8>)> =
+            entries.iter().map(|entry| (entry.log_id.index, wire::encode_entry(entry))).collect();
+        self.shared.log.append(encoded.iter().map(|(index, bytes)| (*index, bytes.as_slice())))?;
+        let last = entries.last().map(|entry| entry.log_id.index);
+        {
+            let mut tail = self.shared.tail.write();
+            for entry in entries {
+                tail.push(entry);
+            }
+        }
+        let shared = Arc::clone(&self.shared);
+        self.shared.syncer.sync_then(move || {
+            if let (Some(marks), Some(last)) = (&shared.high_water, last) {
+                marks.raise(shared.log.group(), last);
+            }
+            callback.io_completed(Ok(()));
+        });
+        Ok(())
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
+        if let Some(marks) = &self.shared.high_water {
+            marks.lower(self.shared.log.group(), last_log_id.as_ref().map_or(0, |last| last.index))?;
+        }
+        match last_log_id {
+            Some(last) => {
+                self.shared.tail.write().truncate_after(last.index);
+                self.shared.log.truncate_after(last.index)?;
+            }
+            None => {
+                *self.shared.tail.write() = Tail::default();
+                self.shared.log.clear()?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
+        let mark = wire::log_id_to_wire(&log_id).encode_to_vec();
+        self.shared.log.purge_through(log_id.index, Some((PURGED, &mark)))?;
+        let mut tail = self.shared.tail.write();
+        while tail.first_index().is_some_and(|first| first <= log_id.index) {
+            tail.pop_front();
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,270 @@
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt};
+use meridian_proto::raft::{self, raft_client::RaftClient};
+use meridian_storage::{GroupId, ShardState, StagedState, StateSnapshot, StorageError};
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
+use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
+    TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{AnyError, OptionalSend};
+use tonic::transport::Channel;
+
+use crate::state_machine::SnapshotData;
+use crate::type_config::{Snapshot, TypeConfig, Vote};
+use crate::wire::{self, InvalidMessage};
+
+/// Bytes of one message between members at most: a batch is far below.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Channels to the other nodes. They connect when first used and again when broken.
+pub trait Peers: Send + Sync + 'static {
+    /// `None` if there is no such node.
+    fn channel(&self, node: u64) -> Option<Channel>;
+}
+
+/// A boxed future, as [`StateTransfer`] returns them.
+pub type Transfer<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+/// Moves whole states between nodes.
+pub trait StateTransfer: Send + Sync + 'static {
+    /// Keeps the snapshot ready to be fetched, and returns the id to fetch it by. It may be forgotten when
+    /// nobody has fetched from it for a while.
+    fn offer(&self, group: GroupId, snapshot: Arc<StateSnapshot>) -> String;
+
+    /// Fetches what `source` offers under the id into a staged state of `state`.
+    fn fetch(
+        &self,
+        group: GroupId,
+        source: u64,
+        snapshot_id: String,
+        state: Arc<ShardState>,
+    ) -> Transfer<Result<StagedState, StorageError>>;
+}
+
+/// Makes the clients of one group.
+#[derive(Clone)]
+pub(crate) struct NetworkFactory {
+    pub(crate) node_id: u64,
+    pub(crate) group: GroupId,
+    pub(crate) peers: Arc<dyn Peers>,
+    pub(crate) transfer: Arc<dyn StateTransfer>,
+}
+
+impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
+    type Network = Network;
+
+    async fn new_client(&mut self, target: u64, _node: &()) -> Network {
+        Network { factory: self.clone(), target }
+    }
+}
+
+/// Calls one member.
+pub(crate) struct Network {
+    factory: NetworkFactory,
+    target: u64,
+}
+
+fn unreachable(error: &(impl std::error::Error + 'static)) -> Unreachable<TypeConfig> {
+    Unreachable::new(error)
+}
+
+fn failed(status: &tonic::Status) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::new(status))
+}
+
+fn malformed(error: &InvalidMessage) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::new(error))
+}
+
+impl Network {
+    fn client(&self) -> Result<RaftClient<Channel>, Unreachable<TypeConfig>> {
+        let channel = self.factory.peers.channel(self.target);
+        let channel = channel.ok_or_else(|| unreachable(&AnyError::error("no such node")))?;
+        let client = RaftClient::new(channel);
+        Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    fn group(&self) -> raft::Group {
+        let group = self.factory.group;
+        raft::Group { shard: group.shard.0, epoch: group.epoch.0.into(), target: self.target }
+    }
+
+    fn timeout(&self, action: RPCTypes, after: Duration) -> Timeout<TypeConfig> {
+        Timeout { action, id: self.factory.node_id, target: self.target, timeout: after }
+    }
+
+    async fn within<T>(
+        &self,
+        action: RPCTypes,
+        option: &RPCOption,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, RPCError<TypeConfig>> {
+        match tokio::time::timeout(option.soft_ttl(), call).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(failed(&status)),
+            Err(_) => Err(self.timeout(action, option.soft_ttl()).into()),
+        }
+    }
+
+    async fn offer(
+        &self,
+        vote: Vote,
+        snapshot: Snapshot<SnapshotData>,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let SnapshotData::Local(data) = snapshot.snapshot else {
+            return Err(unreachable(&AnyError::error("only a state of one's own can be sent")).into());
+        };
+        let request = raft::InstallSnapshotRequest {
+            group: Some(self.group()),
+            vote: Some(wire::vote_to_wire(&vote)),
+            last_log_id: snapshot.meta.last_log_id.as_ref().map(wire::log_id_to_wire),
+            last_membership: Some(wire::stored_membership_to_wire(&snapshot.meta.last_membership)),
+            snapshot_id: self.factory.transfer.offer(self.factory.group, data),
+            source: self.factory.node_id,
+        };
+        let response = self.client()?.install_snapshot(request).await.map_err(|status| unreachable(&status))?;
+        let vote = response.into_inner().vote.map(wire::vote).unwrap_or(vote);
+        Ok(SnapshotResponse::new(vote))
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for Network {
+    type SnapshotData = SnapshotData;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let request = wire::append_request_to_wire(self.group(), &rpc);
+        let mut client = self.client()?;
+        let response = self.within(RPCTypes::AppendEntries, &option, client.append(request)).await?;
+        wire::append_response(response).map_err(|error| malformed(&error))
+    }
+
+    /// Pipelined over one gRPC stream, whose transport keeps the order. A response that is due and does not
+    /// come within the time to live ends the stream; an idle stream stays open.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>, RPCError<TypeConfig>>,
+    >
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        Box::pin(async move {
+            let group = self.group();
+            let due = Arc::new(AtomicU64::new(0));
+            let sent = Arc::clone(&due);
+            let requests = input.map(move |request| {
+                sent.fetch_add(1, Ordering::Relaxed);
+                wire::append_request_to_wire(group, &request)
+            });
+            let mut client = self.client()?;
+            // The answer's headers come with the first response, so the wait is for the connection too.
+            let call = client.stream_append(requests);
+            let responses = self.within(RPCTypes::AppendEntries, &option, call).await?;
+            let wait = option.soft_ttl();
+            let timeout = self.timeout(RPCTypes::AppendEntries, wait);
+            let results = futures::stream::unfold(Some(responses), move |responses| {
+                let (due, timeout) = (Arc::clone(&due), timeout.clone());
+                async move {
+                    let mut responses = responses?;
+                    loop {
+                        return match tokio::time::timeout(wait, responses.next()).await {
+                            Ok(None) => None,
+                            Ok(Some(Ok(response))) => {
+                                due.fetch_sub(1, Ordering::Relaxed);
+                                match wire::stream_result(response) {
+                                    Ok(result @ Ok(_)) => Some((Ok(result), Some(responses))),
+                                    Ok(rejected) => Some((Ok(rejected), None)),
+                                    Err(error) => Some((Err(malformed(&error)), None)),
+                                }
+                            }
+                            Ok(Some(Err(status))) => Some((Err(failed(&status)), None)),
+                            Err(_) if due.load(Ordering::Relaxed) == 0 => continue,
+                            Err(_) => Some((Err(timeout.into()), None)),
+                        };
+                    }
+                }
+            });
+            Ok(Box::pin(results) as BoxStream<'s, _>)
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let request = wire::vote_request_to_wire(self.group(), &rpc);
+        let mut client = self.client()?;
+        let response = self.within(RPCTypes::Vote, &option, client.vote(request)).await?;
+        wire::vote_response(response).map_err(|error| malformed(&error))
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let request = wire::vote_request_to_wire(self.group(), &rpc);
+        let mut client = self.client()?;
+        let response = self.within(RPCTypes::Vote, &option, client.pre_vote(request)).await?;
+        wire::vote_response(response).map_err(|error| malformed(&error))
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot<SnapshotData>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        tokio::select! {
+            closed = cancel => Err(closed.into()),
+            response = tokio::time::timeout(option.soft_ttl(), self.offer(vote, snapshot)) => match response {
+                Ok(response) => response,
+                Err(_) => Err(self.timeout(RPCTypes::InstallSnapshot, option.soft_ttl()).into()),
+            },
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        use openraft::raft::TransferLeaderError;
+        let request = raft::TransferLeaderRequest {
+            group: Some(self.group()),
+            from_leader: Some(wire::vote_to_wire(req.from_leader())),
+            last_log_id: req.last_log_id().map(wire::log_id_to_wire),
+        };
+        let mut client = self.client()?;
+        let response = self.within(RPCTypes::TransferLeader, &option, client.transfer_leader(request)).await?;
+        let missing = || malformed(&InvalidMessage::Missing("result"));
+        Ok(match response.result.ok_or_else(missing)? {
+            raft::transfer_leader_response::Result::Accepted(_) => Ok(()),
+            raft::transfer_leader_response::Result::VoteChanged(actual) => {
+                let (expected, actual) = (*req.from_leader(), wire::vote(actual));
+                Err(TransferLeaderError::VoteChanged { expected, actual })
+            }
+            raft::transfer_leader_response::Result::LogNotFlushed(matched) => {
+                let (expected, actual) = (req.last_log_id().cloned(), matched.log_id.map(wire::log_id));
+                Err(TransferLeaderError::LogNotFlushed { expected, actual })
+            }
+        })
+    }
+}

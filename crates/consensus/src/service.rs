@@ -1,0 +1,158 @@
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt};
+use meridian_proto::raft::{self, raft_server};
+use meridian_storage::GroupId;
+use meridian_types::{Epoch, ShardId};
+use openraft::raft::TransferLeaderRequest;
+use parking_lot::RwLock;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::RaftGroup;
+use crate::network::{MAX_MESSAGE_BYTES, StateTransfer};
+use crate::state_machine::SnapshotData;
+use crate::type_config::{Snapshot, SnapshotMeta};
+use crate::wire::{self, InvalidMessage};
+
+/// Serves the Raft calls of all groups of a node.
+#[derive(Clone)]
+pub struct RaftService {
+    node_id: u64,
+    groups: Arc<RwLock<HashMap<GroupId, RaftGroup>>>,
+    transfer: Arc<dyn StateTransfer>,
+}
+
+impl RaftService {
+    pub fn new(node_id: u64, transfer: Arc<dyn StateTransfer>) -> Self {
+        Self { node_id, groups: Arc::default(), transfer }
+    }
+
+    /// Calls for this group are served from now on.
+    pub fn register(&self, group: RaftGroup) {
+        self.groups.write().insert(group.id(), group);
+    }
+
+    /// The gRPC service, for a tonic server.
+    pub fn into_server(self) -> raft_server::RaftServer<Self> {
+        raft_server::RaftServer::new(self)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    fn group(&self, wire: Option<raft::Group>) -> Result<RaftGroup, Status> {
+        let wire = wire.ok_or_else(|| Status::invalid_argument("field `group` is missing"))?;
+        if wire.target != self.node_id {
+            let (this, meant) = (self.node_id, wire.target);
+            return Err(Status::failed_precondition(format!("this is node {this}, the call is for node {meant}")));
+        }
+        let epoch = u16::try_from(wire.epoch).map_err(|_| Status::invalid_argument("field `epoch` is too large"))?;
+        let id = GroupId { shard: ShardId(wire.shard), epoch: Epoch(epoch) };
+        let group = self.groups.read().get(&id).cloned();
+        group.ok_or_else(|| Status::not_found(format!("node {} has no group of {id}", self.node_id)))
+    }
+}
+
+fn invalid(error: InvalidMessage) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn stopped(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(error.to_string())
+}
+
+#[tonic::async_trait]
+impl raft_server::Raft for RaftService {
+    type StreamAppendStream = Pin<Box<dyn Stream<Item = Result<raft::AppendResponse, Status>> + Send>>;
+
+    async fn stream_append(
+        &self,
+        request: Request<Streaming<raft::AppendRequest>>,
+    ) -> Result<Response<Self::StreamAppendStream>, Status> {
+        let mut requests = request.into_inner();
+        let Some(first) = requests.message().await? else {
+            return Ok(Response::new(Box::pin(futures::stream::empty())));
+        };
+        let group = self.group(first.group)?;
+        // What is malformed or for another group ends the stream: the requests before it are served.
+        let expected = first.group;
+        let input = futures::stream::once(async { Ok(first) }).chain(requests);
+        let input = input.map(move |request: Result<raft::AppendRequest, Status>| {
+            wire::append_request(request.ok().filter(|request| request.group == expected)?).ok()
+        });
+        let input = input.take_while(|request| std::future::ready(request.is_some())).filter_map(std::future::ready);
+        let results = group.raft().stream_append(input).map(|result| match result {
+            Ok(result) => Ok(wire::stream_result_to_wire(result)),
+            Err(fatal) => Err(stopped(fatal)),
+        });
+        Ok(Response::new(Box::pin(results)))
+    }
+
+    async fn append(&self, request: Request<raft::AppendRequest>) -> Result<Response<raft::AppendResponse>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?;
+        let request = wire::append_request(request).map_err(invalid)?;
+        let previous = request.prev_log_id.clone();
+        let last = request.entries.last().map(|entry| entry.log_id.clone()).or_else(|| previous.clone());
+        let response = group.raft().append_entries(request).await.map_err(stopped)?;
+        Ok(Response::new(wire::append_response_to_wire(response, previous, last)))
+    }
+
+    async fn vote(&self, request: Request<raft::VoteRequest>) -> Result<Response<raft::VoteResponse>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?;
+        let request = wire::vote_request(request).map_err(invalid)?;
+        let response = group.raft().vote(request).await.map_err(stopped)?;
+        Ok(Response::new(wire::vote_response_to_wire(&response)))
+    }
+
+    async fn pre_vote(&self, request: Request<raft::VoteRequest>) -> Result<Response<raft::VoteResponse>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?;
+        let request = wire::vote_request(request).map_err(invalid)?;
+        let response = group.raft().pre_vote(request).await.map_err(stopped)?;
+        Ok(Response::new(wire::vote_response_to_wire(&response)))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<raft::TransferLeaderRequest>,
+    ) -> Result<Response<raft::TransferLeaderResponse>, Status> {
+        use openraft::raft::TransferLeaderError;
+        let request = request.into_inner();
+        let group = self.group(request.group)?;
+        let from = request.from_leader.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("from_leader")))?;
+        let request = TransferLeaderRequest::new(from, self.node_id, request.last_log_id.map(wire::log_id));
+        let response = group.raft().handle_transfer_leader(request).await.map_err(stopped)?;
+        let result = match response {
+            Ok(()) => raft::transfer_leader_response::Result::Accepted(true),
+            Err(TransferLeaderError::VoteChanged { actual, .. }) => {
+                raft::transfer_leader_response::Result::VoteChanged(wire::vote_to_wire(&actual))
+            }
+            Err(TransferLeaderError::LogNotFlushed { actual, .. }) => {
+                let log_id = actual.as_ref().map(wire::log_id_to_wire);
+                raft::transfer_leader_response::Result::LogNotFlushed(raft::Matched { log_id, partial: false })
+            }
+        };
+        Ok(Response::new(raft::TransferLeaderResponse { result: Some(result) }))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<raft::InstallSnapshotRequest>,
+    ) -> Result<Response<raft::InstallSnapshotResponse>, Status> {
+        let request = request.into_inner();
+        let group = self.group(request.group)?;
+        let vote = request.vote.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("vote")))?;
+        let meta = SnapshotMeta {
+            last_log_id: request.last_log_id.map(wire::log_id),
+            last_membership: wire::stored_membership(request.last_membership).map_err(invalid)?,
+        };
+        let fetched = self.transfer.fetch(group.id(), request.source, request.snapshot_id, group.state());
+        let staged = fetched.await.map_err(stopped)?;
+        let snapshot = Snapshot { meta, snapshot: SnapshotData::Staged(staged) };
+        let response = group.raft().install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
+        Ok(Response::new(raft::InstallSnapshotResponse { vote: Some(wire::vote_to_wire(&response.vote)) }))
+    }
+}

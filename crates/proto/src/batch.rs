@@ -1,0 +1,128 @@
+use bytes::Bytes;
+use meridian_types::{
+    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, Value, ValueEncoding,
+};
+use prost::Message;
+
+use crate::log;
+
+/// Bytes that are not an encoded batch. On disk this is corruption, on the wire a broken peer.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidBatch {
+    #[error("not a batch: {0}")]
+    Protobuf(#[from] prost::DecodeError),
+    #[error("batch field `{0}` is out of its range")]
+    Field(&'static str),
+}
+
+/// The stored bytes of a batch (`meridian.log.v1.Batch`).
+pub fn encode_batch(batch: &Batch) -> Bytes {
+    let transactions = batch.transactions.iter().map(transaction_to_wire).collect();
+    let wire = log::Batch {
+        epoch: batch.position.epoch.0.into(),
+        sequence: batch.position.sequence,
+        time_ms: batch.time_ms,
+        transactions,
+    };
+    wire.encode_to_vec().into()
+}
+
+/// The batch of stored bytes; keys and values share the memory of `bytes`.
+///
+/// # Errors
+/// [`InvalidBatch`], naming the field.
+pub fn decode_batch(bytes: Bytes) -> Result<Batch, InvalidBatch> {
+    let wire = log::Batch::decode(bytes)?;
+    let epoch = u16::try_from(wire.epoch).map_err(|_| InvalidBatch::Field("epoch"))?;
+    if wire.transactions.len() > Batch::MAX_TRANSACTIONS {
+        return Err(InvalidBatch::Field("transactions"));
+    }
+    Ok(Batch {
+        position: Position::new(Epoch(epoch), wire.sequence),
+        time_ms: wire.time_ms,
+        transactions: wire.transactions.into_iter().map(transaction).collect::<Result<_, _>>()?,
+    })
+}
+
+fn transaction_to_wire(transaction: &CommittedTransaction) -> log::Transaction {
+    log::Transaction {
+        request_id: Bytes::copy_from_slice(&transaction.request_id.0),
+        database: Bytes::copy_from_slice(&transaction.database.0),
+        effects: transaction.effects.iter().map(effect_to_wire).collect(),
+    }
+}
+
+fn transaction(wire: log::Transaction) -> Result<CommittedTransaction, InvalidBatch> {
+    let request_id = wire.request_id.as_ref().try_into().map_err(|_| InvalidBatch::Field("request_id"))?;
+    let database = wire.database.as_ref().try_into().map_err(|_| InvalidBatch::Field("database"))?;
+    Ok(CommittedTransaction {
+        request_id: RequestId(request_id),
+        database: DatabaseId(database),
+        effects: wire.effects.into_iter().map(effect).collect::<Result<_, _>>()?,
+    })
+}
+
+fn effect_to_wire(effect: &Effect) -> log::Effect {
+    match effect {
+        Effect::Put { key, value, expire_at_ms } => log::Effect {
+            key: key.clone(),
+            encoding: value.encoding.number().into(),
+            data: value.data.clone(),
+            expire_at_ms: *expire_at_ms,
+        },
+        Effect::Delete { key } => log::Effect { key: key.clone(), ..Default::default() },
+        Effect::Unindex { key, expire_at_ms } => {
+            log::Effect { key: key.clone(), expire_at_ms: *expire_at_ms, ..Default::default() }
+        }
+    }
+}
+
+fn effect(wire: log::Effect) -> Result<Effect, InvalidBatch> {
+    let log::Effect { key, encoding, data, expire_at_ms } = wire;
+    if encoding == 0 {
+        return Ok(if expire_at_ms == 0 { Effect::Delete { key } } else { Effect::Unindex { key, expire_at_ms } });
+    }
+    let encoding = i32::try_from(encoding).ok().and_then(ValueEncoding::from_number);
+    let encoding = encoding.ok_or(InvalidBatch::Field("encoding"))?;
+    Ok(Effect::Put { key, value: Value { encoding, data }, expire_at_ms })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample() -> Batch {
+        let put = Effect::Put {
+            key: Bytes::from_static(b"k"),
+            value: Value { encoding: ValueEncoding::Le64, data: Bytes::from_static(&[7, 0, 0, 0, 0, 0, 0, 0]) },
+            expire_at_ms: 5,
+        };
+        Batch {
+            position: Position::new(Epoch(2), 300),
+            time_ms: 1,
+            transactions: vec![CommittedTransaction {
+                request_id: RequestId([1; 16]),
+                database: DatabaseId([2; 16]),
+                effects: vec![put, Effect::Delete { key: Bytes::from_static(b"d") }],
+            }],
+        }
+    }
+
+    #[test]
+    fn batch_bytes_are_golden() {
+        let mut golden = b"\x08\x02\x10\xac\x02\x18\x01\x22\x3c".to_vec();
+        golden.extend(b"\x0a\x10\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01\x01");
+        golden.extend(b"\x12\x10\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02");
+        golden.extend(b"\x1a\x11\x0a\x01k\x10\x02\x1a\x08\x07\x00\x00\x00\x00\x00\x00\x00\x20\x05");
+        golden.extend(b"\x1a\x03\x0a\x01d");
+        assert_eq!(encode_batch(&sample()), golden);
+        assert_eq!(decode_batch(golden.into()).unwrap(), sample());
+    }
+
+    #[test]
+    fn fields_out_of_range_are_named() {
+        let wire = log::Batch { epoch: 70_000, ..Default::default() };
+        let error = decode_batch(wire.encode_to_vec().into()).unwrap_err();
+        assert_eq!(error.to_string(), "batch field `epoch` is out of its range");
+    }
+}

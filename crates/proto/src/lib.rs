@@ -1,0 +1,59 @@
+//! The wire and disk types, generated from `/proto`, and their conversions to `meridian-types`.
+//!
+//! What always holds here: a conversion checks everything that the target type promises, and its
+//! error names the field. What is absent on purpose: limits and evaluation.
+
+macro_rules! generated {
+    ($(#[$doc:meta])* $name:ident, $package:literal) => {
+        $(#[$doc])*
+        pub mod $name {
+            #![allow(
+                clippy::all,
+                clippy::indexing_slicing,
+                clippy::unwrap_used,
+                missing_docs,
+                unreachable_pub,
+                reason = "generated code"
+            )]
+            tonic::include_proto!($package);
+        }
+    };
+}
+
+// The generated code names other packages by their path from here, hence the nesting.
+mod meridian {
+    pub(crate) mod log {
+        generated!(v1, "meridian.log.v1");
+    }
+    pub(crate) mod raft {
+        generated!(v1, "meridian.raft.v1");
+    }
+    pub(crate) mod shard {
+        generated!(v1, "meridian.shard.v1");
+    }
+    pub(crate) mod shipping {
+        generated!(v1, "meridian.shipping.v1");
+    }
+    pub(crate) mod admin {
+        generated!(v1, "meridian.admin.v1");
+    }
+}
+mod com {
+    pub(crate) mod deno {
+        pub(crate) mod kv {
+            generated!(datapath, "com.deno.kv.datapath");
+        }
+    }
+}
+mod batch;
+mod transaction;
+
+pub use batch::{InvalidBatch, decode_batch, encode_batch};
+pub use com::deno::kv::datapath as kv_connect;
+pub use meridian::admin::v1 as admin;
+pub use meridian::log::v1 as log;
+pub use meridian::raft::v1 as raft;
+pub use meridian::shard::v1 as shard;
+pub use meridian::shipping::v1 as shipping;
+pub use transaction::{InvalidTransaction, read_range, read_range_to_wire, transaction, transaction_to_wire};
+pub use transaction::{entry, entry_to_wire};

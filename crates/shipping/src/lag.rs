@@ -1,0 +1,159 @@
+use std::collections::VecDeque;
+
+/// How far a replica is behind. All zero when it has everything that is committed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Lag {
+    pub batches: u64,
+    pub bytes: u64,
+    /// The age of the oldest batch that is committed and not acknowledged.
+    pub millis: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    sequence: u64,
+    /// Of all batches recorded up to and including this one.
+    cumulative_bytes: u64,
+    time_ms: u64,
+}
+
+/// When, and with how many bytes before it, each recent batch of a shard was committed.
+///
+/// Memory is bounded: when full, every second sample of the older half is dropped. So recent lag is exact,
+/// and a long lag is overstated by at most the distance between two old samples, never understated.
+/// Sequences run on across epochs, so one history serves every replica whatever its epoch.
+#[derive(Debug, Clone)]
+pub struct CommitHistory {
+    samples: VecDeque<Sample>,
+    capacity: usize,
+    last: Sample,
+}
+
+impl CommitHistory {
+    pub const DEFAULT_CAPACITY: usize = 8192;
+
+    /// A history that knows nothing before `sequence`, the last batch committed or purged so far.
+    /// A source that restarts records the batches of its log anew, or, coarser, starts from what was
+    /// purged and records the tail with the bytes of the whole log.
+    pub fn starting_at(sequence: u64, time_ms: u64, capacity: usize) -> Self {
+        let last = Sample { sequence, cumulative_bytes: 0, time_ms };
+        Self { samples: VecDeque::from([last]), capacity: capacity.max(4), last }
+    }
+
+    /// Batches up to `sequence`, of `bytes` together, are committed; the last was made at `time_ms`.
+    /// Ignored unless it is newer than what was recorded.
+    pub fn record(&mut self, sequence: u64, bytes: u64, time_ms: u64) {
+        if sequence <= self.last.sequence {
+            return;
+        }
+        let time_ms = time_ms.max(self.last.time_ms);
+        self.last = Sample { sequence, cumulative_bytes: self.last.cumulative_bytes.saturating_add(bytes), time_ms };
+        if self.samples.len() >= self.capacity {
+            self.thin();
+        }
+        self.samples.push_back(self.last);
+    }
+
+    /// The lag of a replica that has acknowledged everything up to `durable`. `now_ms` is the clock that
+    /// stamps the batches.
+    pub fn lag(&self, durable: u64, now_ms: u64) -> Lag {
+        if durable >= self.last.sequence {
+            return Lag::default();
+        }
+        let acknowledged = self.at_or_before(durable);
+        let oldest_missing = self.at_or_before(durable.saturating_add(1));
+        Lag {
+            batches: self.last.sequence - durable,
+            bytes: self.last.cumulative_bytes - acknowledged.cumulative_bytes,
+            millis: now_ms.saturating_sub(oldest_missing.time_ms),
+        }
+    }
+
+    /// The first sequence behind which at most `max_bytes` were committed: what a log bounded to that many
+    /// bytes may be purged through. `None` when the whole history fits.
+    pub fn floor(&self, max_bytes: u64) -> Option<u64> {
+        let fits = |sample: &Sample| self.last.cumulative_bytes - sample.cumulative_bytes <= max_bytes;
+        let index = self.samples.partition_point(|sample| !fits(sample));
+        if index == 0 { None } else { self.samples.get(index).map(|sample| sample.sequence) }
+    }
+
+    /// Every replica has `sequence`: what is older need not be remembered.
+    pub fn forget_through(&mut self, sequence: u64) {
+        while self.samples.get(1).is_some_and(|second| second.sequence <= sequence) {
+            self.samples.pop_front();
+        }
+    }
+
+    pub fn committed(&self) -> u64 {
+        self.last.sequence
+    }
+
+    fn at_or_before(&self, sequence: u64) -> Sample {
+        let index = self.samples.partition_point(|sample| sample.sequence <= sequence);
+        let found = self.samples.get(index.saturating_sub(1)).or_else(|| self.samples.front());
+        found.copied().unwrap_or(self.last)
+    }
+
+    fn thin(&mut self) {
+        let half = self.samples.len() / 2;
+        let mut index = 0;
+        self.samples.retain(|_| {
+            let keep = index >= half || index % 2 == 0;
+            index += 1;
+            keep
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hundred_a_second(capacity: usize, batches: u64) -> CommitHistory {
+        let mut history = CommitHistory::starting_at(0, 0, capacity);
+        for sequence in 1..=batches {
+            history.record(sequence, 100, sequence * 10);
+        }
+        history
+    }
+
+    #[test]
+    fn a_replica_that_has_everything_has_no_lag_however_late_it_is() {
+        let history = hundred_a_second(64, 10);
+        assert_eq!(history.lag(10, 1_000_000), Lag::default());
+        assert_eq!(history.lag(11, 1_000_000), Lag::default());
+    }
+
+    #[test]
+    fn lag_counts_batches_bytes_and_the_age_of_the_oldest_missing_batch() {
+        let history = hundred_a_second(64, 10);
+        assert_eq!(history.lag(7, 150), Lag { batches: 3, bytes: 300, millis: 70 });
+    }
+
+    #[test]
+    fn long_lag_is_coarse_but_never_understated_and_memory_stays_bounded() {
+        let history = hundred_a_second(64, 100_000);
+        assert!(history.samples.len() <= 64);
+        for durable in [0, 1, 777, 50_001, 99_000, 99_990, 99_999] {
+            let lag = history.lag(durable, 1_000_000);
+            assert_eq!(lag.batches, 100_000 - durable);
+            assert!(lag.bytes >= lag.batches * 100, "{durable}: {lag:?}");
+            assert!(lag.millis >= 1_000_000 - (durable + 1) * 10, "{durable}: {lag:?}");
+        }
+        assert_eq!(history.lag(99_990, 1_000_000), Lag { batches: 10, bytes: 1000, millis: 90 });
+    }
+
+    #[test]
+    fn the_floor_keeps_the_newest_bytes() {
+        let history = hundred_a_second(64, 20);
+        assert_eq!(history.floor(500), Some(15));
+        assert_eq!(history.floor(2000), None);
+    }
+
+    #[test]
+    fn forgetting_keeps_what_the_slowest_replica_needs() {
+        let mut history = hundred_a_second(64, 20);
+        history.forget_through(12);
+        assert_eq!(history.lag(12, 200), Lag { batches: 8, bytes: 800, millis: 70 });
+    }
+}

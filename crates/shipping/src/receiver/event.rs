@@ -1,0 +1,159 @@
+use std::time::Duration;
+
+use meridian_types::{Epoch, NodeId, Position};
+
+use crate::{Heartbeat, Source};
+
+/// Names one stream of a receiver. What arrives late on an older stream is ignored.
+pub type StreamId = u64;
+
+#[derive(Debug, Clone)]
+pub struct ReceiverConfig {
+    /// Bytes handed to the disk and not yet durable; may be exceeded by one batch.
+    pub max_unpersisted_bytes: u64,
+    pub max_unpersisted_batches: usize,
+    pub connect_timeout: Duration,
+    /// No batch and no heartbeat for this long: the source is given up.
+    pub idle_timeout: Duration,
+    /// Without word from the primary region for this long, the node no longer says that it follows it.
+    /// Longer than `idle_timeout`, so that a relay may change its source and stay the relay.
+    pub stale_after: Duration,
+    pub backoff_min: Duration,
+    pub backoff_max: Duration,
+}
+
+impl Default for ReceiverConfig {
+    fn default() -> Self {
+        Self {
+            max_unpersisted_bytes: 16 << 20,
+            max_unpersisted_batches: 16_384,
+            connect_timeout: Duration::from_secs(2),
+            idle_timeout: Duration::from_millis(1500),
+            stale_after: Duration::from_secs(3),
+            backoff_min: Duration::from_millis(100),
+            backoff_max: Duration::from_secs(5),
+        }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReceiverEvent {
+    /// What [`RelayElection::choose`](crate::RelayElection::choose) said. The same again changes nothing.
+    Source(Option<Source>),
+    /// The directory says that the shard is active in `epoch`, whose history begins right after `base`.
+    /// Every epoch must be given, in order, also those that passed while this node was away: each
+    /// base tells whether this node holds batches that were lost. One already known changes nothing.
+    Epoch {
+        epoch: Epoch,
+        base: Position,
+    },
+    /// The failover controller wants no more batches of this epoch to be taken. Answered by
+    /// [`ReceiverAction::Sealed`], each time it is given. Only a higher epoch ends it; for an epoch that
+    /// has passed it does nothing. To be given again after a restart.
+    Seal {
+        epoch: Epoch,
+    },
+    Stream(StreamId, StreamEvent),
+    /// Everything handed out up to `position` is fsynced.
+    Persisted {
+        position: Position,
+    },
+    /// The node's log and state were replaced by a snapshot, durably.
+    SnapshotInstalled {
+        position: Position,
+    },
+    SnapshotFailed,
+    /// At least every 250 ms.
+    Tick,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StreamEvent {
+    /// The source accepted, and said which epoch it is in.
+    Connected {
+        epoch: Epoch,
+    },
+    /// `previous` is what the source's log has before it.
+    Batch {
+        position: Position,
+        previous: Position,
+        bytes: u64,
+    },
+    Heartbeat(Heartbeat),
+    SnapshotNeeded {
+        diverged: bool,
+    },
+    /// It ended or could not be opened, for whatever reason.
+    Closed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReceiverAction {
+    /// Open a stream at the source for what follows `from`.
+    Connect {
+        stream: StreamId,
+        source: NodeId,
+        from: Position,
+    },
+    CloseStream {
+        stream: StreamId,
+    },
+    /// Append the batch that this event brought, after those before it. Must succeed, or the process ends.
+    Persist {
+        position: Position,
+    },
+    /// Tell the source.
+    ReportDurable {
+        stream: StreamId,
+        position: Position,
+    },
+    /// What this node holds beyond `base` was never committed in the new epoch's history: keep it in an
+    /// orphan file, before the snapshot that follows replaces it. Nothing is being persisted now.
+    SaveOrphans {
+        base: Position,
+    },
+    /// Fetch a snapshot and install it; answer with `SnapshotInstalled` or `SnapshotFailed`. Nothing is
+    /// being persisted now, and nothing will be until the answer. A source that is not in `epoch`, or that
+    /// may not serve ([`Receiver::may_serve`](crate::Receiver::may_serve)), must refuse.
+    FetchSnapshot {
+        source: NodeId,
+        epoch: Epoch,
+    },
+    /// Give up fetching. Answer `SnapshotFailed`, or `SnapshotInstalled` if it is too late.
+    CancelSnapshot,
+    /// No batch of the sealed epoch will be taken any more, and `durable` is final.
+    Sealed {
+        durable: Position,
+    },
+    /// For the election, and for a metric.
+    SourceFailed {
+        source: NodeId,
+        reason: FailureReason,
+    },
+    /// A source is in an epoch that the directory has not told this node of: ask the directory.
+    EpochAhead {
+        epoch: Epoch,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FailureReason {
+    Closed,
+    ConnectTimeout,
+    Idle,
+    /// A batch that does not follow the one before it.
+    Gap,
+    /// The source is in an older epoch, or sent a batch that the epoch's history does not hold.
+    WrongEpoch,
+    Snapshot,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReceiverPhase {
+    /// Without a source, or waiting to try again, or waiting for the disk before a snapshot.
+    Disconnected,
+    Subscribing,
+    Following,
+    FetchingSnapshot,
+    Sealed,
+}

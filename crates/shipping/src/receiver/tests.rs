@@ -1,0 +1,234 @@
+use super::*;
+
+const MS: Duration = Duration::from_millis(1);
+
+fn at(epoch: u16, sequence: u64) -> Position {
+    Position::new(Epoch(epoch), sequence)
+}
+
+fn receiver(durable: Position) -> Receiver {
+    let config = ReceiverConfig { max_unpersisted_bytes: 1000, ..ReceiverConfig::default() };
+    Receiver::new(config, Duration::ZERO, durable, Epoch(1), Position::ZERO)
+}
+
+fn step(receiver: &mut Receiver, ms: u32, event: ReceiverEvent) -> Vec<ReceiverAction> {
+    receiver.step(MS * ms, 0.0, event)
+}
+
+fn source(node: NodeId, direct: bool) -> ReceiverEvent {
+    ReceiverEvent::Source(Some(Source { node, direct }))
+}
+
+fn connected(epoch: u16) -> StreamEvent {
+    StreamEvent::Connected { epoch: Epoch(epoch) }
+}
+
+fn batch(epoch: u16, sequence: u64) -> StreamEvent {
+    let position = at(epoch, sequence);
+    StreamEvent::Batch { position, previous: at(epoch, sequence - 1), bytes: 400 }
+}
+
+fn heartbeat(epoch: u16, hops: Option<u8>, age: Duration) -> StreamEvent {
+    let mut status = Status::of_primary_member(2, Epoch(epoch), at(epoch, 9), age);
+    status.hops = hops;
+    StreamEvent::Heartbeat(Heartbeat { status, committed: at(epoch, 9), time_ms: 5 })
+}
+
+/// Follows node 2 on stream 1 from `durable`.
+fn following(durable: Position) -> Receiver {
+    let mut receiver = receiver(durable);
+    let actions = step(&mut receiver, 0, source(2, true));
+    assert_eq!(actions, [ReceiverAction::Connect { stream: 1, source: 2, from: durable }]);
+    assert_eq!(step(&mut receiver, 1, ReceiverEvent::Stream(1, connected(1))), []);
+    assert_eq!(receiver.phase(), ReceiverPhase::Following);
+    receiver
+}
+
+#[test]
+fn a_batch_is_persisted_and_only_then_reported() {
+    let mut receiver = following(at(1, 5));
+    let actions = step(&mut receiver, 2, ReceiverEvent::Stream(1, batch(1, 6)));
+    assert_eq!(actions, [ReceiverAction::Persist { position: at(1, 6) }]);
+    assert_eq!(receiver.durable(), at(1, 5));
+    let actions = step(&mut receiver, 3, ReceiverEvent::Persisted { position: at(1, 6) });
+    assert_eq!(actions, [ReceiverAction::ReportDurable { stream: 1, position: at(1, 6) }]);
+}
+
+#[test]
+fn a_duplicate_is_skipped_and_a_gap_starts_over_from_the_durable_position() {
+    let mut receiver = following(at(1, 5));
+    step(&mut receiver, 2, ReceiverEvent::Stream(1, batch(1, 6)));
+    assert_eq!(step(&mut receiver, 2, ReceiverEvent::Stream(1, batch(1, 6))), []);
+    assert_eq!(
+        step(&mut receiver, 3, ReceiverEvent::Stream(1, batch(1, 8))),
+        [
+            ReceiverAction::CloseStream { stream: 1 },
+            ReceiverAction::SourceFailed { source: 2, reason: FailureReason::Gap },
+        ]
+    );
+    // Batch 6 is still on its way to the disk: it will come again, and be skipped.
+    let actions = step(&mut receiver, 100, ReceiverEvent::Tick);
+    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: 2, from: at(1, 5) }]);
+    step(&mut receiver, 101, ReceiverEvent::Stream(2, connected(1)));
+    assert_eq!(step(&mut receiver, 102, ReceiverEvent::Stream(2, batch(1, 6))), []);
+    let actions = step(&mut receiver, 102, ReceiverEvent::Stream(2, batch(1, 7)));
+    assert_eq!(actions, [ReceiverAction::Persist { position: at(1, 7) }]);
+}
+
+#[test]
+fn what_arrives_late_on_an_old_stream_is_ignored() {
+    let mut receiver = following(at(1, 5));
+    step(&mut receiver, 3, ReceiverEvent::Stream(1, StreamEvent::Closed));
+    step(&mut receiver, 100, ReceiverEvent::Tick);
+    assert_eq!(step(&mut receiver, 101, ReceiverEvent::Stream(1, batch(1, 6))), []);
+}
+
+#[test]
+fn a_full_buffer_stops_reading_and_is_no_silence_of_the_source() {
+    let mut receiver = following(at(1, 5));
+    for sequence in 6..=8 {
+        assert!(receiver.wants_more());
+        step(&mut receiver, 2, ReceiverEvent::Stream(1, batch(1, sequence)));
+    }
+    assert!(!receiver.wants_more());
+    assert_eq!(step(&mut receiver, 60_000, ReceiverEvent::Tick), []);
+    step(&mut receiver, 60_000, ReceiverEvent::Persisted { position: at(1, 8) });
+    assert!(receiver.wants_more());
+    assert_eq!(step(&mut receiver, 60_001, ReceiverEvent::Tick), []);
+}
+
+#[test]
+fn silence_is_given_up_and_the_backoff_doubles_up_to_its_bound() {
+    let mut receiver = following(at(1, 5));
+    let actions = step(&mut receiver, 1501, ReceiverEvent::Tick);
+    assert!(actions.contains(&ReceiverAction::SourceFailed { source: 2, reason: FailureReason::Idle }));
+    let mut failed_at = 1501;
+    let mut waits = Vec::new();
+    for stream in 2..10 {
+        let retry = (failed_at..).find(|&ms| !step(&mut receiver, ms, ReceiverEvent::Tick).is_empty()).unwrap();
+        waits.push(retry - failed_at);
+        step(&mut receiver, retry, ReceiverEvent::Stream(stream, StreamEvent::Closed));
+        failed_at = retry;
+    }
+    assert_eq!(waits, [50, 100, 200, 400, 800, 1600, 2500, 2500]);
+}
+
+#[test]
+fn a_source_of_an_older_epoch_is_refused() {
+    let mut receiver = receiver(at(1, 5));
+    step(&mut receiver, 0, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 5) });
+    step(&mut receiver, 0, source(2, true));
+    let actions = step(&mut receiver, 1, ReceiverEvent::Stream(1, connected(1)));
+    assert!(actions.contains(&ReceiverAction::SourceFailed { source: 2, reason: FailureReason::WrongEpoch }));
+}
+
+#[test]
+fn a_source_of_a_newer_epoch_is_told_and_followed_once_the_directory_agrees() {
+    let mut receiver = receiver(at(1, 5));
+    step(&mut receiver, 0, source(2, true));
+    let actions = step(&mut receiver, 1, ReceiverEvent::Stream(1, connected(2)));
+    assert_eq!(actions, [ReceiverAction::CloseStream { stream: 1 }, ReceiverAction::EpochAhead { epoch: Epoch(2) }]);
+    let actions = step(&mut receiver, 2, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 7) });
+    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: 2, from: at(1, 5) }]);
+    step(&mut receiver, 3, ReceiverEvent::Stream(2, connected(2)));
+    for (position, previous) in [(at(1, 6), at(1, 5)), (at(1, 7), at(1, 6)), (at(2, 8), at(1, 7))] {
+        let event = StreamEvent::Batch { position, previous, bytes: 1 };
+        let actions = step(&mut receiver, 4, ReceiverEvent::Stream(2, event));
+        assert_eq!(actions, [ReceiverAction::Persist { position }]);
+    }
+}
+
+#[test]
+fn a_batch_of_the_old_epoch_beyond_the_base_is_refused() {
+    let mut receiver = receiver(at(1, 5));
+    step(&mut receiver, 0, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 5) });
+    step(&mut receiver, 0, source(2, true));
+    step(&mut receiver, 1, ReceiverEvent::Stream(1, connected(2)));
+    let actions = step(&mut receiver, 2, ReceiverEvent::Stream(1, batch(1, 6)));
+    assert!(actions.contains(&ReceiverAction::SourceFailed { source: 2, reason: FailureReason::WrongEpoch }));
+}
+
+#[test]
+fn orphans_are_saved_and_replaced_once_the_disk_is_quiet() {
+    let mut receiver = following(at(1, 5));
+    step(&mut receiver, 2, ReceiverEvent::Stream(1, batch(1, 6)));
+    // The failover kept only 5. Batch 6 is on its way to the disk.
+    let actions = step(&mut receiver, 3, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 5) });
+    assert_eq!(actions, [ReceiverAction::CloseStream { stream: 1 }]);
+    let actions = step(&mut receiver, 4, ReceiverEvent::Persisted { position: at(1, 6) });
+    let expected =
+        [ReceiverAction::SaveOrphans { base: at(1, 5) }, ReceiverAction::FetchSnapshot { source: 2, epoch: Epoch(2) }];
+    assert_eq!(actions, expected);
+    assert!(receiver.status(MS * 5, 10).fetching_snapshot);
+    let actions = step(&mut receiver, 9, ReceiverEvent::SnapshotInstalled { position: at(2, 8) });
+    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: 2, from: at(2, 8) }]);
+}
+
+#[test]
+fn a_snapshot_that_fails_is_tried_again_elsewhere() {
+    let mut receiver = following(at(1, 5));
+    let actions = step(&mut receiver, 2, ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: false }));
+    assert_eq!(
+        actions,
+        [ReceiverAction::CloseStream { stream: 1 }, ReceiverAction::FetchSnapshot { source: 2, epoch: Epoch(1) }]
+    );
+    let actions = step(&mut receiver, 3, ReceiverEvent::SnapshotFailed);
+    assert_eq!(actions, [ReceiverAction::SourceFailed { source: 2, reason: FailureReason::Snapshot }]);
+    step(&mut receiver, 4, source(3, true));
+    assert_eq!(
+        step(&mut receiver, 60, ReceiverEvent::Tick),
+        [ReceiverAction::FetchSnapshot { source: 3, epoch: Epoch(1) }]
+    );
+}
+
+#[test]
+fn a_sealed_node_reports_its_final_position_and_waits_for_the_next_epoch() {
+    let mut receiver = following(at(1, 5));
+    step(&mut receiver, 2, ReceiverEvent::Stream(1, batch(1, 6)));
+    assert_eq!(
+        step(&mut receiver, 3, ReceiverEvent::Seal { epoch: Epoch(1) }),
+        [ReceiverAction::CloseStream { stream: 1 }]
+    );
+    assert_eq!(step(&mut receiver, 3, ReceiverEvent::Stream(1, batch(1, 7))), []);
+    let actions = step(&mut receiver, 4, ReceiverEvent::Persisted { position: at(1, 6) });
+    assert_eq!(actions, [ReceiverAction::Sealed { durable: at(1, 6) }]);
+    assert_eq!(step(&mut receiver, 9000, ReceiverEvent::Tick), []);
+    assert!(!receiver.may_serve());
+    let actions = step(&mut receiver, 9001, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 6) });
+    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: 2, from: at(1, 6) }]);
+    // A seal that comes late is of no effect.
+    assert_eq!(step(&mut receiver, 9002, ReceiverEvent::Seal { epoch: Epoch(1) }), []);
+    assert_eq!(receiver.phase(), ReceiverPhase::Subscribing);
+}
+
+#[test]
+fn a_new_epoch_cancels_a_snapshot_of_the_old_one() {
+    let mut receiver = following(at(1, 5));
+    step(&mut receiver, 2, ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: false }));
+    let actions = step(&mut receiver, 3, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 9) });
+    assert_eq!(actions, [ReceiverAction::CancelSnapshot]);
+    // Too late, and what was installed goes beyond the base: it is replaced again.
+    let actions = step(&mut receiver, 4, ReceiverEvent::SnapshotInstalled { position: at(1, 11) });
+    let expected =
+        [ReceiverAction::SaveOrphans { base: at(1, 9) }, ReceiverAction::FetchSnapshot { source: 2, epoch: Epoch(2) }];
+    assert_eq!(actions, expected);
+}
+
+#[test]
+fn a_node_is_a_relay_while_it_hears_a_primary_member() {
+    let mut receiver = following(at(1, 5));
+    assert_eq!(receiver.status(MS, 10).hops, None);
+    step(&mut receiver, 2, ReceiverEvent::Stream(1, heartbeat(1, Some(0), Duration::from_secs(60))));
+    assert_eq!(receiver.status(MS * 2, 10).hops, Some(1));
+    assert_eq!(receiver.status(MS * 3002, 10).hops, Some(1));
+    assert_eq!(receiver.status(MS * 3003, 10).hops, None);
+
+    // A follower passes the age on.
+    step(&mut receiver, 2, source(11, false));
+    assert_eq!(receiver.status(MS * 2, 10).hops, None);
+    step(&mut receiver, 60, ReceiverEvent::Tick);
+    step(&mut receiver, 60, ReceiverEvent::Stream(2, connected(1)));
+    step(&mut receiver, 60, ReceiverEvent::Stream(2, heartbeat(1, Some(1), MS * 2900)));
+    assert_eq!(receiver.status(MS * 60, 10).hops, Some(2));
+    assert_eq!(receiver.status(MS * 161, 10).hops, None);
+}

@@ -1,0 +1,158 @@
+use meridian_types::{Epoch, Position};
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn status(node: NodeId, hops: Option<u8>) -> Status {
+    Status {
+        node,
+        epoch: Epoch(1),
+        durable: Position::new(Epoch(1), 100),
+        hops,
+        primary_age: Duration::ZERO,
+        fetching_snapshot: false,
+    }
+}
+
+fn election(me: NodeId) -> RelayElection {
+    let mut election = RelayElection::new(RelayConfig::default(), me, Duration::ZERO);
+    election.set_members(Duration::ZERO, &[1, 2, 3], Some(1), &[10, 11, 12]);
+    election
+}
+
+/// Everybody in `statuses` speaks at `now`, then the node chooses.
+fn choose(election: &mut RelayElection, now: Duration, own: Option<u8>, statuses: &[Status]) -> Option<Source> {
+    for status in statuses {
+        election.heard(now, *status);
+    }
+    election.choose(now, &status(election.me, own))
+}
+
+fn follows(node: NodeId) -> Option<Source> {
+    Some(Source { node, direct: false })
+}
+
+#[test]
+fn the_lowest_numbered_node_becomes_the_relay_and_follows_a_follower() {
+    let mut lowest = election(10);
+    let source = choose(&mut lowest, Duration::ZERO, None, &[]).unwrap();
+    assert!(source.direct && source.node != 1, "{source:?}");
+}
+
+#[test]
+fn the_others_wait_for_a_relay_and_follow_it() {
+    let mut other = election(11);
+    assert_eq!(choose(&mut other, Duration::ZERO, None, &[status(10, None)]), None);
+    assert_eq!(choose(&mut other, SECOND / 2, None, &[status(10, Some(1))]), follows(10));
+}
+
+#[test]
+fn a_mate_that_is_no_relay_is_not_followed() {
+    let mut other = election(12);
+    assert_eq!(choose(&mut other, Duration::ZERO, None, &[status(11, Some(2)), status(10, None)]), None);
+}
+
+#[test]
+fn a_relay_of_another_epoch_is_not_followed() {
+    let mut other = election(11);
+    let stale = Status { epoch: Epoch(0), ..status(10, Some(1)) };
+    assert_eq!(choose(&mut other, Duration::ZERO, None, &[stale]), None);
+}
+
+#[test]
+fn when_the_relay_dies_the_next_takes_over_after_the_timeout() {
+    let (mut next, mut last) = (election(11), election(12));
+    choose(&mut next, Duration::ZERO, None, &[status(10, Some(1)), status(12, Some(2))]);
+    choose(&mut last, Duration::ZERO, None, &[status(10, Some(1)), status(11, Some(2))]);
+    assert_eq!(choose(&mut next, SECOND, Some(2), &[status(12, Some(2))]), follows(10));
+    assert_eq!(choose(&mut last, SECOND, Some(2), &[status(11, Some(2))]), follows(10));
+
+    let later = SECOND * 16 / 10;
+    assert!(choose(&mut next, later, Some(2), &[status(12, Some(2))]).unwrap().direct);
+    assert_eq!(choose(&mut last, later, Some(2), &[status(11, None)]), None);
+    assert_eq!(choose(&mut last, later + SECOND / 2, None, &[status(11, Some(1))]), follows(11));
+}
+
+#[test]
+fn a_node_that_comes_back_follows_the_present_relay() {
+    let mut back = election(10);
+    assert_eq!(choose(&mut back, Duration::ZERO, None, &[status(11, Some(1))]), follows(11));
+    let mut relay = election(11);
+    assert!(choose(&mut relay, SECOND * 2, None, &[]).unwrap().direct);
+    assert!(choose(&mut relay, SECOND * 3, Some(1), &[status(10, Some(2))]).unwrap().direct);
+}
+
+#[test]
+fn of_two_relays_the_higher_numbered_steps_down() {
+    let (mut low, mut high) = (election(10), election(11));
+    choose(&mut low, SECOND * 2, None, &[]);
+    choose(&mut high, SECOND * 2, None, &[]);
+    assert!(choose(&mut low, SECOND * 3, Some(1), &[status(11, Some(1))]).unwrap().direct);
+    assert_eq!(choose(&mut high, SECOND * 3, Some(1), &[status(10, Some(1))]), follows(10));
+}
+
+#[test]
+fn but_not_for_one_that_is_far_behind() {
+    let mut high = election(11);
+    choose(&mut high, SECOND * 2, None, &[]);
+    let mut own = status(11, Some(1));
+    own.durable.sequence = 5000;
+    high.heard(SECOND * 3, status(10, Some(1)));
+    assert!(high.choose(SECOND * 3, &own).unwrap().direct);
+}
+
+#[test]
+fn a_node_falls_back_to_the_primary_when_the_first_in_line_cannot_connect() {
+    let mut second = election(11);
+    for tenth in 0..10 {
+        assert_eq!(choose(&mut second, SECOND * tenth / 10, None, &[status(10, None)]), None);
+    }
+    assert!(choose(&mut second, SECOND, None, &[status(10, None)]).unwrap().direct);
+    // And the first, which found no way, follows it.
+    let mut first = election(10);
+    assert!(choose(&mut first, Duration::ZERO, None, &[]).unwrap().direct);
+    assert_eq!(choose(&mut first, SECOND * 2, None, &[status(11, Some(1))]), follows(11));
+}
+
+#[test]
+fn a_node_without_data_does_not_go_first() {
+    let mut next = election(11);
+    let empty = Status { fetching_snapshot: true, ..status(10, None) };
+    assert!(choose(&mut next, SECOND, None, &[empty]).unwrap().direct);
+}
+
+#[test]
+fn a_failed_source_is_avoided_and_the_leader_comes_last() {
+    let mut relay = election(10);
+    let mut tried = Vec::new();
+    for _ in 0..3 {
+        let source = choose(&mut relay, SECOND * 2, None, &[]).unwrap();
+        tried.push(source.node);
+        relay.failed(SECOND * 2, source.node);
+    }
+    assert_eq!(tried.pop(), Some(1));
+    tried.sort_unstable();
+    assert_eq!(tried, [2, 3]);
+}
+
+#[test]
+fn a_follower_cut_off_from_its_leader_is_left_for_one_that_is_not() {
+    let mut relay = election(10);
+    let first = choose(&mut relay, Duration::ZERO, None, &[]).unwrap().node;
+    let cut_off = Status { primary_age: SECOND * 10, ..status(first, Some(0)) };
+    let leader = status(1, Some(0));
+    assert_eq!(choose(&mut relay, SECOND, Some(1), &[cut_off, leader]), Some(Source { node: 1, direct: true }));
+}
+
+#[test]
+fn a_relay_whose_streams_break_thrice_is_not_believed() {
+    let mut other = election(11);
+    assert_eq!(choose(&mut other, SECOND * 2, None, &[status(10, Some(1))]), follows(10));
+    other.failed(SECOND * 2, 10);
+    other.failed(SECOND * 2, 10);
+    assert_eq!(choose(&mut other, SECOND * 2, None, &[status(10, Some(1))]), follows(10));
+    other.failed(SECOND * 2, 10);
+    assert_eq!(choose(&mut other, SECOND * 2, None, &[status(10, Some(1))]), None);
+    assert!(choose(&mut other, SECOND * 3, None, &[status(10, Some(1))]).unwrap().direct);
+}

@@ -1,0 +1,122 @@
+use super::*;
+
+const MS: Duration = Duration::from_millis(1);
+
+fn at(epoch: u16, sequence: u64) -> Position {
+    Position::new(Epoch(epoch), sequence)
+}
+
+fn size(epoch: u16, sequence: u64, bytes: u64) -> BatchSize {
+    BatchSize { position: at(epoch, sequence), bytes }
+}
+
+fn small_window() -> SenderConfig {
+    SenderConfig { window_bytes: 1000, max_read_bytes: 600, ..SenderConfig::default() }
+}
+
+fn tail(purged: Position, available: Position) -> SenderEvent {
+    SenderEvent::LogTail { purged, available }
+}
+
+#[test]
+fn it_reads_and_sends_until_the_window_is_full_and_goes_on_when_acknowledged() {
+    let mut sender = Sender::new(small_window(), Duration::ZERO, Epoch(1), at(1, 0));
+    let actions = sender.step(Duration::ZERO, tail(at(1, 0), at(1, 9)));
+    assert_eq!(actions, [SenderAction::Read { after: at(1, 0), max_bytes: 600 }, SenderAction::Heartbeat]);
+
+    let batches = vec![size(1, 1, 300), size(1, 2, 300)];
+    let actions = sender.step(MS, SenderEvent::Read { previous: at(1, 0), batches });
+    assert_eq!(
+        actions,
+        [
+            SenderAction::Send { position: at(1, 1), previous: at(1, 0) },
+            SenderAction::Send { position: at(1, 2), previous: at(1, 1) },
+            SenderAction::Read { after: at(1, 2), max_bytes: 400 },
+        ]
+    );
+
+    let actions = sender.step(MS, SenderEvent::Read { previous: at(1, 2), batches: vec![size(1, 3, 500)] });
+    assert_eq!(actions, [SenderAction::Send { position: at(1, 3), previous: at(1, 2) }]);
+    assert_eq!(sender.in_flight_bytes(), 1100);
+
+    let actions = sender.step(MS, SenderEvent::Acked { durable: at(1, 2) });
+    assert_eq!(actions, [SenderAction::Read { after: at(1, 3), max_bytes: 500 }]);
+    assert_eq!(sender.acked(), at(1, 2));
+}
+
+#[test]
+fn idle_it_beats_four_times_a_second() {
+    let mut sender = Sender::new(SenderConfig::default(), Duration::ZERO, Epoch(1), at(1, 5));
+    assert_eq!(sender.step(Duration::ZERO, tail(at(1, 0), at(1, 5))), [SenderAction::Heartbeat]);
+    let beats = (1..=1000).flat_map(|ms| sender.step(MS * ms, SenderEvent::Tick)).count();
+    assert_eq!(beats, 4);
+}
+
+#[test]
+fn a_purged_position_needs_a_snapshot() {
+    let mut sender = Sender::new(SenderConfig::default(), Duration::ZERO, Epoch(1), at(1, 5));
+    let actions = sender.step(Duration::ZERO, tail(at(1, 6), at(1, 9)));
+    assert_eq!(actions, [SenderAction::SnapshotNeeded { diverged: false }]);
+    assert_eq!(sender.step(MS * 500, SenderEvent::Tick), []);
+}
+
+#[test]
+fn a_purge_that_overtakes_a_read_needs_a_snapshot() {
+    let mut sender = Sender::new(SenderConfig::default(), Duration::ZERO, Epoch(1), at(1, 5));
+    sender.step(Duration::ZERO, tail(at(1, 0), at(1, 9)));
+    assert_eq!(sender.step(MS, SenderEvent::ReadMissing), [SenderAction::SnapshotNeeded { diverged: false }]);
+}
+
+#[test]
+fn a_subscriber_that_holds_an_orphan_is_found_by_the_first_read() {
+    let mut sender = Sender::new(SenderConfig::default(), Duration::ZERO, Epoch(3), at(1, 105));
+    sender.step(Duration::ZERO, tail(at(1, 0), at(3, 200)));
+    let event = SenderEvent::Read { previous: at(2, 105), batches: vec![size(2, 106, 10)] };
+    assert_eq!(sender.step(MS, event), [SenderAction::SnapshotNeeded { diverged: true }]);
+}
+
+#[test]
+fn a_subscriber_ahead_in_an_older_epoch_has_diverged() {
+    let mut sender = Sender::new(SenderConfig::default(), Duration::ZERO, Epoch(2), at(1, 105));
+    let actions = sender.step(Duration::ZERO, tail(at(1, 0), at(2, 103)));
+    assert_eq!(actions, [SenderAction::SnapshotNeeded { diverged: true }]);
+}
+
+#[test]
+fn a_subscriber_ahead_in_the_same_epoch_is_waited_for() {
+    // The source is a slow follower.
+    let mut sender = Sender::new(SenderConfig::default(), Duration::ZERO, Epoch(1), at(1, 7));
+    assert_eq!(sender.step(Duration::ZERO, tail(at(1, 0), at(1, 5))), [SenderAction::Heartbeat]);
+    let actions = sender.step(MS, tail(at(1, 0), at(1, 8)));
+    assert!(matches!(actions.as_slice(), [SenderAction::Read { after, .. }] if *after == at(1, 7)));
+}
+
+#[test]
+fn a_subscriber_of_a_later_epoch_is_turned_away() {
+    let mut sender = Sender::new(SenderConfig::default(), Duration::ZERO, Epoch(1), at(2, 7));
+    let actions = sender.step(Duration::ZERO, SenderEvent::Tick);
+    assert_eq!(actions, [SenderAction::Close { reason: CloseReason::SubscriberAhead }]);
+}
+
+#[test]
+fn an_acknowledgement_beyond_what_was_sent_skips_what_the_subscriber_has() {
+    let mut sender = Sender::new(SenderConfig::default(), Duration::ZERO, Epoch(1), at(1, 0));
+    sender.step(Duration::ZERO, tail(at(1, 0), at(1, 9)));
+    sender.step(MS, SenderEvent::Acked { durable: at(1, 2) });
+    let batches = vec![size(1, 1, 10), size(1, 2, 10), size(1, 3, 10)];
+    let actions = sender.step(MS, SenderEvent::Read { previous: at(1, 0), batches });
+    assert_eq!(actions[0], SenderAction::Send { position: at(1, 3), previous: at(1, 2) });
+}
+
+#[test]
+fn a_new_epoch_closes_and_a_stalled_subscriber_is_let_go() {
+    let mut sender = Sender::new(SenderConfig::default(), Duration::ZERO, Epoch(1), at(1, 0));
+    let actions = sender.step(Duration::ZERO, SenderEvent::EpochChanged);
+    assert_eq!(actions, [SenderAction::Close { reason: CloseReason::EpochChanged }]);
+
+    let mut sender = Sender::new(small_window(), Duration::ZERO, Epoch(1), at(1, 0));
+    sender.step(Duration::ZERO, tail(at(1, 0), at(1, 9)));
+    sender.step(MS, SenderEvent::Read { previous: at(1, 0), batches: vec![size(1, 1, 2000)] });
+    let actions = sender.step(Duration::from_secs(31), SenderEvent::Tick);
+    assert_eq!(actions, [SenderAction::Close { reason: CloseReason::Stalled }]);
+}

@@ -1,0 +1,98 @@
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use bytes::Bytes;
+
+use crate::StorageError;
+
+/// When a write survives a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Durability {
+    /// In the write-ahead log: durable after the next [`Engine::sync`].
+    Logged,
+    /// Not in the write-ahead log: durable after the next [`Engine::flush`] of its family.
+    Unlogged,
+}
+
+/// Writes that take effect together, in order.
+#[derive(Debug, Default)]
+pub struct WriteBatch {
+    pub(crate) operations: Vec<Operation>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Operation {
+    Put { family: Arc<str>, key: Vec<u8>, value: Bytes },
+    Delete { family: Arc<str>, key: Vec<u8> },
+    /// `end` is exclusive.
+    DeleteRange { family: Arc<str>, start: Vec<u8>, end: Vec<u8> },
+}
+
+impl WriteBatch {
+    pub fn put(&mut self, family: &Arc<str>, key: Vec<u8>, value: impl Into<Bytes>) {
+        self.operations.push(Operation::Put { family: Arc::clone(family), key, value: value.into() });
+    }
+
+    pub fn delete(&mut self, family: &Arc<str>, key: Vec<u8>) {
+        self.operations.push(Operation::Delete { family: Arc::clone(family), key });
+    }
+
+    /// Deletes the keys from `start` (inclusive) to `end` (exclusive).
+    pub fn delete_range(&mut self, family: &Arc<str>, start: Vec<u8>, end: Vec<u8>) {
+        self.operations.push(Operation::DeleteRange { family: Arc::clone(family), start, end });
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.operations.is_empty()
+    }
+}
+
+/// Keys from `start` (inclusive) to `end` (exclusive), ascending or from the end.
+#[derive(Debug, Clone, Copy)]
+pub struct Scan<'a> {
+    pub start: &'a [u8],
+    pub end: &'a [u8],
+    pub reverse: bool,
+}
+
+/// What a scan calls for each key and value, until it breaks.
+pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
+
+/// An ordered key-value engine with column families. There are two: RocksDB, and an in-memory twin that
+/// loses on a crash what was not made durable.
+pub trait Engine: Send + Sync + 'static {
+    /// Makes a family; nothing happens if it is there. Durable on return.
+    fn create_family(&self, family: &str) -> Result<(), StorageError>;
+
+    /// Drops a family with all that is in it; nothing happens if it is not there.
+    fn drop_family(&self, family: &str) -> Result<(), StorageError>;
+
+    fn families(&self) -> Vec<String>;
+
+    fn get(&self, family: &str, key: &[u8]) -> Result<Option<Bytes>, StorageError>;
+
+    fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError>;
+
+    /// Atomic, and readable on return.
+    fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError>;
+
+    /// Makes every logged write durable that returned before this call.
+    fn sync(&self) -> Result<(), StorageError>;
+
+    /// Makes every unlogged write of the family durable that returned before this call.
+    fn flush(&self, family: &str) -> Result<(), StorageError>;
+
+    fn snapshot(&self) -> Arc<dyn EngineSnapshot>;
+
+    /// The sequence up to which the request ids of a state family may be forgotten. The engine drops them
+    /// when it next compacts; whether it does is not visible to the rules of exactly-once.
+    fn request_horizon(&self, family: &str) -> Arc<AtomicU64>;
+}
+
+/// One consistent view of all families.
+pub trait EngineSnapshot: Send + Sync {
+    fn get(&self, family: &str, key: &[u8]) -> Result<Option<Bytes>, StorageError>;
+
+    fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError>;
+}

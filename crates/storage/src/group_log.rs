@@ -1,0 +1,235 @@
+use std::fmt;
+use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use meridian_types::{Epoch, ShardId};
+
+use crate::schema::LOG_FAMILY;
+use crate::{Durability, Engine, Scan, StorageError, WriteBatch, record};
+
+/// A Raft group, or what follows one: a shard in one epoch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct GroupId {
+    pub shard: ShardId,
+    pub epoch: Epoch,
+}
+
+impl fmt::Display for GroupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "shard {} epoch {}", self.shard, self.epoch)
+    }
+}
+
+/// What a log of numbered records holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum RecordKind {
+    /// Raft entries, by index.
+    Entry,
+    /// Batches shipped from the voters, by sequence.
+    Shipped,
+}
+
+impl RecordKind {
+    fn tag(self) -> u8 {
+        match self {
+            Self::Entry => b'e',
+            Self::Shipped => b's',
+        }
+    }
+}
+
+/// The log of one group on one node, as numbered records with checksums. Writes are readable on return and
+/// durable after the next sync ([`crate::Syncer`]).
+#[derive(Clone)]
+pub struct GroupLog {
+    engine: Arc<dyn Engine>,
+    family: Arc<str>,
+    group: GroupId,
+    kind: RecordKind,
+}
+
+impl GroupLog {
+    /// # Errors
+    /// When the `log` family cannot be made.
+    pub fn open(engine: Arc<dyn Engine>, group: GroupId, kind: RecordKind) -> Result<Self, StorageError> {
+        engine.create_family(LOG_FAMILY)?;
+        Ok(Self { engine, family: LOG_FAMILY.into(), group, kind })
+    }
+
+    pub fn group(&self) -> GroupId {
+        self.group
+    }
+
+    pub fn kind(&self) -> RecordKind {
+        self.kind
+    }
+
+    /// Appends records; what stood at their numbers is replaced.
+    pub fn append<'a>(&self, records: impl IntoIterator<Item = (u64, &'a [u8])>) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        for (number, payload) in records {
+            batch.put(&self.family, self.key(number), record::encode(payload));
+        }
+        self.engine.write(batch, Durability::Logged)
+    }
+
+    /// Records from `range`, ascending, until their payloads together exceed `max_bytes`; at least one if
+    /// there is one.
+    ///
+    /// # Errors
+    /// Corruption, naming the record.
+    pub fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<(u64, Bytes)>, StorageError> {
+        let mut records = Vec::new();
+        let mut bytes = 0;
+        let (start, end) = (self.key(range.start), self.key(range.end));
+        self.scan(&start, &end, false, |number, record| {
+            bytes += record.len();
+            records.push((number, record));
+            if bytes > max_bytes { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        records.into_iter().map(|(number, record)| Ok((number, self.payload(number, record)?))).collect()
+    }
+
+    pub fn get(&self, number: u64) -> Result<Option<Bytes>, StorageError> {
+        let record = self.engine.get(&self.family, &self.key(number))?;
+        record.map(|record| self.payload(number, record)).transpose()
+    }
+
+    pub fn first(&self) -> Result<Option<(u64, Bytes)>, StorageError> {
+        self.edge(false)
+    }
+
+    pub fn last(&self) -> Result<Option<(u64, Bytes)>, StorageError> {
+        self.edge(true)
+    }
+
+    /// Deletes the records behind `number`.
+    pub fn truncate_after(&self, number: u64) -> Result<(), StorageError> {
+        self.delete(number.saturating_add(1)..u64::MAX, None)
+    }
+
+    /// Deletes all records.
+    pub fn clear(&self) -> Result<(), StorageError> {
+        self.delete(0..u64::MAX, None)
+    }
+
+    /// Deletes the records up to and including `number`, and keeps `mark` under `name` in the same write.
+    pub fn purge_through(&self, number: u64, mark: Option<(u8, &[u8])>) -> Result<(), StorageError> {
+        self.delete(0..number.saturating_add(1), mark)
+    }
+
+    /// A small value beside the records, such as a vote.
+    pub fn put_mark(&self, name: u8, payload: &[u8]) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        batch.put(&self.family, self.mark_key(name), record::encode(payload));
+        self.engine.write(batch, Durability::Logged)
+    }
+
+    pub fn mark(&self, name: u8) -> Result<Option<Bytes>, StorageError> {
+        let record = self.engine.get(&self.family, &self.mark_key(name))?;
+        let what = || format!("mark `{}` of {}", char::from(name), self.group);
+        record.map(|record| record::decode(record, what)).transpose()
+    }
+
+    fn delete(&self, range: Range<u64>, mark: Option<(u8, &[u8])>) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        if let Some((name, payload)) = mark {
+            batch.put(&self.family, self.mark_key(name), record::encode(payload));
+        }
+        batch.delete_range(&self.family, self.key(range.start), self.key(range.end));
+        self.engine.write(batch, Durability::Logged)
+    }
+
+    fn edge(&self, reverse: bool) -> Result<Option<(u64, Bytes)>, StorageError> {
+        let mut found = None;
+        self.scan(&self.key(0), &self.key(u64::MAX), reverse, |number, record| {
+            found = Some((number, record));
+            ControlFlow::Break(())
+        })?;
+        found.map(|(number, record)| Ok((number, self.payload(number, record)?))).transpose()
+    }
+
+    fn scan(
+        &self,
+        start: &[u8],
+        end: &[u8],
+        reverse: bool,
+        mut visit: impl FnMut(u64, Bytes) -> ControlFlow<()>,
+    ) -> Result<(), StorageError> {
+        let mut malformed = false;
+        self.engine.scan(&self.family, Scan { start, end, reverse }, &mut |key, record| {
+            match key.last_chunk::<8>() {
+                Some(number) => visit(u64::from_be_bytes(*number), Bytes::copy_from_slice(record)),
+                None => {
+                    malformed = true;
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        if malformed {
+            return Err(StorageError::corruption(format!("the log of {}", self.group), "a key is malformed"));
+        }
+        Ok(())
+    }
+
+    fn payload(&self, number: u64, record: Bytes) -> Result<Bytes, StorageError> {
+        record::decode(record, || format!("{:?} record {number} of {}", self.kind, self.group))
+    }
+
+    fn prefix(&self, tag: u8) -> [u8; 7] {
+        let [s0, s1, s2, s3] = self.group.shard.0.to_be_bytes();
+        let [e0, e1] = self.group.epoch.0.to_be_bytes();
+        [s0, s1, s2, s3, e0, e1, tag]
+    }
+
+    fn key(&self, number: u64) -> Vec<u8> {
+        [self.prefix(self.kind.tag()).as_slice(), &number.to_be_bytes()].concat()
+    }
+
+    fn mark_key(&self, name: u8) -> Vec<u8> {
+        self.prefix(name).to_vec()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MemoryEngine;
+
+    fn log(engine: &Arc<dyn Engine>, shard: u32, kind: RecordKind) -> GroupLog {
+        GroupLog::open(Arc::clone(engine), GroupId { shard: ShardId(shard), epoch: Epoch(1) }, kind).unwrap()
+    }
+
+    #[test]
+    fn keys_are_golden() {
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let log = log(&engine, 0x0102_0304, RecordKind::Entry);
+        assert_eq!(log.key(0x0506), b"\x01\x02\x03\x04\0\x01e\0\0\0\0\0\0\x05\x06");
+        assert_eq!(log.mark_key(b'v'), b"\x01\x02\x03\x04\0\x01v");
+    }
+
+    #[test]
+    fn groups_and_kinds_do_not_mix() {
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let (one, two) = (log(&engine, 1, RecordKind::Entry), log(&engine, 2, RecordKind::Entry));
+        let shipped = log(&engine, 1, RecordKind::Shipped);
+        one.append([(1, b"a".as_slice()), (2, b"b"), (3, b"c")]).unwrap();
+        two.append([(7, b"z".as_slice())]).unwrap();
+        one.purge_through(1, Some((b'p', b"mark"))).unwrap();
+        one.truncate_after(2).unwrap();
+        assert_eq!(one.read(0..u64::MAX, usize::MAX).unwrap(), [(2, Bytes::from_static(b"b"))]);
+        assert_eq!(one.mark(b'p').unwrap().unwrap(), b"mark".as_slice());
+        assert_eq!(two.last().unwrap(), Some((7, Bytes::from_static(b"z"))));
+        assert_eq!(shipped.first().unwrap(), None);
+    }
+
+    #[test]
+    fn reads_stop_at_the_byte_bound_but_return_one() {
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let log = log(&engine, 1, RecordKind::Shipped);
+        log.append([(1, [0; 100].as_slice()), (2, &[0; 100])]).unwrap();
+        assert_eq!(log.read(1..9, 0).unwrap().len(), 1);
+        assert_eq!(log.read(1..9, 150).unwrap().len(), 2);
+    }
+}

@@ -1,0 +1,33 @@
+//! What a node keeps: the logs of its Raft groups, the batches it follows, and the state of its shards.
+//!
+//! What always holds here:
+//! - A log record is readable once appended, and durable once [`Syncer`] has called back.
+//! - State is written in one atomic write with the position it reflects, and sequences are contiguous:
+//!   a gap stops the process.
+//! - State is not in the write-ahead log; what was not flushed is applied again from the log, so a log is
+//!   purged only up to what [`ShardState::flush`] returned.
+//! - An I/O error on the log, or bytes that fail their checksum, stop the process. Nothing is retried.
+//!
+//! What is absent on purpose: Raft (see `meridian-consensus`), evaluation (`meridian-txn`), networks.
+
+mod engine;
+mod error;
+mod group_log;
+mod high_water;
+mod memory;
+mod record;
+mod rocks;
+pub mod schema;
+mod shard_state;
+mod snapshot;
+mod syncer;
+
+pub use engine::{Durability, Engine, EngineSnapshot, Scan, Visit, WriteBatch};
+pub use error::{StorageError, fatal};
+pub use group_log::{GroupId, GroupLog, RecordKind};
+pub use high_water::HighWater;
+pub use memory::MemoryEngine;
+pub use rocks::{RocksEngine, RocksOptions};
+pub use shard_state::{Applied, RaftApplied, ReadView, ShardState, StateAt};
+pub use snapshot::{StagedState, StateRows, StateSnapshot};
+pub use syncer::Syncer;

@@ -1,0 +1,393 @@
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use meridian_proto::log;
+use meridian_txn::{Stored, View};
+use meridian_types::{
+    Batch, DatabaseId, Effect, Entry, Epoch, Position, ReadRange, RequestId, ShardId, Versionstamp,
+};
+use parking_lot::RwLock;
+use prost::Message;
+
+use crate::schema::{self, APPLIED_KEY, META_FAMILY, StoredValue};
+use crate::{Durability, Engine, Scan, StagedState, StateSnapshot, StorageError, WriteBatch};
+
+/// What a shard's state on one node reflects.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Applied {
+    pub position: Position,
+    /// The leader's time of the last batch, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// Encoded batches since the shard was made, in bytes.
+    pub total_bytes: u64,
+    pub raft: RaftApplied,
+}
+
+/// Raft's part of [`Applied`]: empty on a follower in a replica region.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct RaftApplied {
+    pub log_id: Option<log::LogId>,
+    pub membership: Option<log::StoredMembership>,
+}
+
+impl Applied {
+    fn nothing() -> Self {
+        Self { position: Position::ZERO, time_ms: 0, total_bytes: 0, raft: RaftApplied::default() }
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        log::Applied {
+            epoch: self.position.epoch.0.into(),
+            sequence: self.position.sequence,
+            time_ms: self.time_ms,
+            log_id: self.raft.log_id,
+            membership: self.raft.membership.clone(),
+            total_bytes: self.total_bytes,
+        }
+        .encode_to_vec()
+    }
+
+    pub(crate) fn decode(bytes: Bytes) -> Result<Self, StorageError> {
+        let corrupt = |detail: &dyn ToString| StorageError::corruption("an applied position", detail.to_string());
+        let wire = log::Applied::decode(bytes).map_err(|error| corrupt(&error))?;
+        let epoch = u16::try_from(wire.epoch).map_err(|error| corrupt(&error))?;
+        Ok(Self {
+            position: Position::new(Epoch(epoch), wire.sequence),
+            time_ms: wire.time_ms,
+            total_bytes: wire.total_bytes,
+            raft: RaftApplied { log_id: wire.log_id, membership: wire.membership },
+        })
+    }
+
+    /// Adds `batch`, whose encoding has `len` bytes.
+    ///
+    /// # Panics
+    /// When the batch is not the next: going on would lose or reorder commits, so the process stops.
+    pub fn advance(&mut self, batch: &Batch, len: usize) {
+        assert!(
+            batch.position == self.position.next(),
+            "batch {} cannot follow {}: sequences are contiguous",
+            batch.position,
+            self.position
+        );
+        self.position = batch.position;
+        self.time_ms = self.time_ms.max(batch.time_ms);
+        self.total_bytes += len as u64;
+    }
+}
+
+/// The state of one shard on one node: what all batches up to [`Applied::position`] have written.
+pub struct ShardState {
+    engine: Arc<dyn Engine>,
+    shard: ShardId,
+    current: RwLock<Current>,
+}
+
+struct Current {
+    family: Arc<str>,
+    generation: u64,
+    applied: Applied,
+}
+
+/// Entries of each range, and the sequence that the state had applied, at least.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReadView {
+    pub ranges: Vec<Vec<Entry>>,
+    pub sequence: u64,
+}
+
+impl ShardState {
+    /// Opens the state in use; state families that a crash left half installed are dropped.
+    ///
+    /// # Errors
+    /// When the engine fails or the applied position is corrupt.
+    pub fn open(engine: Arc<dyn Engine>, shard: ShardId) -> Result<Self, StorageError> {
+        engine.create_family(META_FAMILY)?;
+        let named = engine.get(META_FAMILY, &schema::current_family_key(shard))?;
+        let generation = match named {
+            None => 0,
+            Some(name) => std::str::from_utf8(&name)
+                .ok()
+                .and_then(schema::parse_state_family)
+                .map(|(_, generation)| generation)
+                .ok_or_else(|| StorageError::corruption("the name of a state family", format!("{name:?}")))?,
+        };
+        for family in engine.families() {
+            if schema::parse_state_family(&family).is_some_and(|(of, other)| of == shard && other != generation) {
+                engine.drop_family(&family)?;
+            }
+        }
+        let family: Arc<str> = schema::state_family(shard, generation).into();
+        engine.create_family(&family)?;
+        let applied = match engine.get(&family, APPLIED_KEY)? {
+            None => Applied::nothing(),
+            Some(bytes) => Applied::decode(bytes)?,
+        };
+        Ok(Self { engine, shard, current: RwLock::new(Current { family, generation, applied }) })
+    }
+
+    pub fn shard(&self) -> ShardId {
+        self.shard
+    }
+
+    pub fn engine(&self) -> &Arc<dyn Engine> {
+        &self.engine
+    }
+
+    pub fn applied(&self) -> Applied {
+        self.current.read().applied.clone()
+    }
+
+    pub fn position(&self) -> Position {
+        self.current.read().applied.position
+    }
+
+    /// Applies batches (each with the length of its encoding), and takes over Raft's position, in one write.
+    /// Readable on return; durable after [`ShardState::flush`].
+    ///
+    /// # Panics
+    /// When sequences are not contiguous, see [`Applied::advance`].
+    pub fn apply(&self, batches: &[(Batch, usize)], raft: RaftApplied) -> Result<(), StorageError> {
+        let mut current = self.current.write();
+        let mut applied = current.applied.clone();
+        applied.raft = raft;
+        let mut writes = WriteBatch::default();
+        for (batch, len) in batches {
+            applied.advance(batch, *len);
+            for (versionstamp, transaction) in batch.iter() {
+                writes.put(
+                    &current.family,
+                    schema::request_key(transaction.request_id),
+                    Bytes::copy_from_slice(&versionstamp.0),
+                );
+                for effect in &transaction.effects {
+                    write_effect(&mut writes, &current.family, transaction.database, versionstamp, effect);
+                }
+            }
+        }
+        writes.put(&current.family, APPLIED_KEY.to_vec(), applied.encode());
+        self.engine.write(writes, Durability::Unlogged)?;
+        current.applied = applied;
+        Ok(())
+    }
+
+    /// Makes the state durable and returns what it reflected before: a log may be purged up to there.
+    pub fn flush(&self) -> Result<Applied, StorageError> {
+        let (family, applied) = {
+            let current = self.current.read();
+            (Arc::clone(&current.family), current.applied.clone())
+        };
+        self.engine.flush(&family)?;
+        Ok(applied)
+    }
+
+    /// What became of a write with this id, if it committed and was not forgotten since.
+    pub fn request(&self, id: RequestId) -> Result<Option<Versionstamp>, StorageError> {
+        let current = self.current.read();
+        let value = self.engine.get(&current.family, &schema::request_key(id))?;
+        value.map(|bytes| stamp_of_request(&bytes)).transpose()
+    }
+
+    /// The engine may forget the ids of requests that committed at or before `sequence`.
+    pub fn forget_requests_through(&self, sequence: u64) {
+        let current = self.current.read();
+        self.engine.request_horizon(&current.family).fetch_max(sequence, Ordering::Relaxed);
+    }
+
+    /// All ranges from one state. What has expired at `now_ms` (or at the time of the last batch, if that is
+    /// later) is left out.
+    pub fn read(&self, database: DatabaseId, ranges: &[ReadRange], now_ms: u64) -> Result<ReadView, StorageError> {
+        let current = self.current.read();
+        let sequence = current.applied.position.sequence;
+        let now_ms = now_ms.max(current.applied.time_ms);
+        let read = |range| match point(range) {
+            Some(key) => {
+                let value = self.engine.get(&current.family, &schema::data_key(database, key))?;
+                let entry = value.map(|value| live_entry(key.clone(), value, now_ms)).transpose()?.flatten();
+                Ok(entry.into_iter().collect())
+            }
+            None => scan_range(
+                &|scan, visit| self.engine.scan(&current.family, scan, visit),
+                database,
+                range,
+                now_ms,
+            ),
+        };
+        // One range is consistent by itself; the lock keeps the applier out, so that several are too.
+        let ranges = ranges.iter().map(read).collect::<Result<_, StorageError>>()?;
+        Ok(ReadView { ranges, sequence })
+    }
+
+    /// Keys whose expiry lies at or before `now_ms`, oldest first, at most `limit`, as
+    /// (expiry, database, key, whether the value that expires is still the one stored).
+    pub fn expired(&self, now_ms: u64, limit: usize) -> Result<Vec<(u64, DatabaseId, Bytes, bool)>, StorageError> {
+        let current = self.current.read();
+        let mut rows = Vec::new();
+        let (start, end) = (b"x".as_slice(), schema::expiry_bound(now_ms));
+        self.engine.scan(&current.family, Scan { start, end: &end, reverse: false }, &mut |key, value| {
+            rows.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+            if rows.len() >= limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        let resolve = |(key, value): (Bytes, Bytes)| {
+            let corrupt = || StorageError::corruption("an expiry row", format!("{key:?}"));
+            let (expire_at_ms, database, user_key) = schema::parse_expiry_key(&key).ok_or_else(corrupt)?;
+            let stored = self.engine.get(&current.family, &schema::data_key(database, &user_key))?;
+            let stamp = stored.map(|bytes| StoredValue::header(&bytes).map(|(stamp, _, _)| stamp)).transpose()?;
+            let is_current = stamp.is_some_and(|stamp| stamp.0 == value.as_ref());
+            Ok((expire_at_ms, database, user_key, is_current))
+        };
+        rows.into_iter().map(resolve).collect()
+    }
+
+    /// The whole state at one moment, to be sent to another node.
+    pub fn snapshot(&self) -> StateSnapshot {
+        let current = self.current.read();
+        StateSnapshot::new(self.engine.snapshot(), Arc::clone(&current.family), current.applied.clone())
+    }
+
+    /// An empty state beside the one in use, to be filled with the rows of a snapshot.
+    pub fn stage(&self) -> Result<StagedState, StorageError> {
+        let next = self.current.read().generation + 1;
+        StagedState::new(Arc::clone(&self.engine), schema::state_family(self.shard, next).into())
+    }
+
+    /// Replaces the state by a staged one, atomically and durably: after a crash it is the old or the new.
+    /// `raft` is the position in this node's own Raft group, if it is in one: that of the snapshot's sender
+    /// means nothing here.
+    ///
+    /// # Errors
+    /// [`StorageError::Refused`] if the staged one is incomplete or of another generation.
+    pub fn install(&self, staged: StagedState, raft: RaftApplied) -> Result<Applied, StorageError> {
+        let mut current = self.current.write();
+        let (family, applied) = staged.complete()?;
+        let generation = current.generation + 1;
+        if *family != *schema::state_family(self.shard, generation) {
+            return Err(StorageError::Refused(format!("state family `{family}` is not the next")));
+        }
+        self.adopt(&mut current, family, generation, Applied { raft, ..applied })
+    }
+
+    fn adopt(
+        &self,
+        current: &mut Current,
+        family: Arc<str>,
+        generation: u64,
+        applied: Applied,
+    ) -> Result<Applied, StorageError> {
+        let mut writes = WriteBatch::default();
+        writes.put(&family, APPLIED_KEY.to_vec(), applied.encode());
+        self.engine.write(writes, Durability::Unlogged)?;
+        self.engine.flush(&family)?;
+        let mut name = WriteBatch::default();
+        name.put(&META_FAMILY.into(), schema::current_family_key(self.shard), family.as_bytes().to_vec());
+        self.engine.write(name, Durability::Logged)?;
+        self.engine.sync()?;
+        let old = std::mem::replace(current, Current { family, generation, applied: applied.clone() });
+        self.engine.drop_family(&old.family)?;
+        Ok(applied)
+    }
+}
+
+fn write_effect(
+    writes: &mut WriteBatch,
+    family: &Arc<str>,
+    database: DatabaseId,
+    versionstamp: Versionstamp,
+    effect: &Effect,
+) {
+    match effect {
+        Effect::Put { key, value, expire_at_ms } => {
+            let stored = StoredValue::encode(versionstamp, *expire_at_ms, value);
+            writes.put(family, schema::data_key(database, key), stored);
+            if *expire_at_ms != 0 {
+                let row = schema::expiry_key(*expire_at_ms, database, key);
+                writes.put(family, row, Bytes::copy_from_slice(&versionstamp.0));
+            }
+        }
+        Effect::Delete { key } => writes.delete(family, schema::data_key(database, key)),
+        Effect::Unindex { key, expire_at_ms } => {
+            writes.delete(family, schema::expiry_key(*expire_at_ms, database, key));
+        }
+    }
+}
+
+fn stamp_of_request(bytes: &[u8]) -> Result<Versionstamp, StorageError> {
+    Versionstamp::from_slice(bytes).ok_or_else(|| StorageError::corruption("a request's row", "not 10 bytes"))
+}
+
+/// The one key of a range that holds no other: from the key to the key followed by a zero byte.
+fn point(range: &ReadRange) -> Option<&Bytes> {
+    let is_point = range.limit > 0 && range.end.strip_prefix(range.start.as_ref()) == Some(&[0]);
+    is_point.then_some(&range.start)
+}
+
+fn live_entry(key: Bytes, value: Bytes, now_ms: u64) -> Result<Option<Entry>, StorageError> {
+    let stored = StoredValue::decode(value)?;
+    if schema::is_expired(stored.expire_at_ms, now_ms) {
+        return Ok(None);
+    }
+    Ok(Some(Entry { key, value: stored.value, versionstamp: stored.versionstamp }))
+}
+
+type Scanner<'a> =
+    &'a dyn Fn(Scan<'_>, &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Result<(), StorageError>;
+
+fn scan_range(
+    scanner: Scanner<'_>,
+    database: DatabaseId,
+    range: &ReadRange,
+    now_ms: u64,
+) -> Result<Vec<Entry>, StorageError> {
+    let (start, end) = (schema::data_key(database, &range.start), schema::data_key(database, &range.end));
+    let mut entries = Vec::new();
+    let mut failure = None;
+    if range.limit == 0 {
+        return Ok(entries);
+    }
+    scanner(Scan { start: &start, end: &end, reverse: range.reverse }, &mut |key, value| {
+        let key = Bytes::copy_from_slice(schema::user_key(key));
+        match live_entry(key, Bytes::copy_from_slice(value), now_ms) {
+            Ok(entry) => entries.extend(entry),
+            Err(error) => failure = Some(error),
+        }
+        if failure.is_some() || entries.len() >= range.limit as usize {
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })?;
+    match failure {
+        None => Ok(entries),
+        Some(error) => Err(error),
+    }
+}
+
+/// The state as transactions see it at a moment: what has expired by then is absent.
+pub struct StateAt<'a> {
+    state: &'a ShardState,
+    now_ms: u64,
+}
+
+impl ShardState {
+    pub fn at(&self, now_ms: u64) -> StateAt<'_> {
+        StateAt { state: self, now_ms }
+    }
+}
+
+impl View for StateAt<'_> {
+    type Error = StorageError;
+
+    fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Stored>, StorageError> {
+        let family = Arc::clone(&self.state.current.read().family);
+        let bytes = self.state.engine.get(&family, &schema::data_key(database, key))?;
+        let Some(stored) = bytes.map(StoredValue::decode).transpose()? else { return Ok(None) };
+        if schema::is_expired(stored.expire_at_ms, self.now_ms) {
+            return Ok(None);
+        }
+        Ok(Some(Stored { versionstamp: stored.versionstamp, value: stored.value }))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,159 @@
+use meridian_types::{CommittedTransaction, Value, ValueEncoding};
+
+use super::*;
+use crate::{MemoryEngine, RocksEngine, RocksOptions};
+
+const DATABASE: DatabaseId = DatabaseId([3; 16]);
+const SHARD: ShardId = ShardId(1);
+
+fn value(text: &str) -> Value {
+    Value { encoding: ValueEncoding::Bytes, data: Bytes::copy_from_slice(text.as_bytes()) }
+}
+
+fn put(key: &str, text: &str, expire_at_ms: u64) -> Effect {
+    Effect::Put { key: Bytes::copy_from_slice(key.as_bytes()), value: value(text), expire_at_ms }
+}
+
+fn batch(sequence: u64, effects: Vec<Effect>) -> (Batch, usize) {
+    let request_id = RequestId([u8::try_from(sequence).unwrap(); 16]);
+    let transactions = vec![CommittedTransaction { request_id, database: DATABASE, effects }];
+    (Batch { position: Position::new(Epoch(1), sequence), time_ms: sequence, transactions }, 10)
+}
+
+fn all(limit: u32, reverse: bool) -> ReadRange {
+    ReadRange { start: Bytes::new(), end: Bytes::from_static(b"\xff"), limit, reverse }
+}
+
+fn texts(state: &ShardState, range: ReadRange, now_ms: u64) -> Vec<String> {
+    let view = state.read(DATABASE, &[range], now_ms).unwrap();
+    let text = |entry: &Entry| String::from_utf8(entry.value.data.to_vec()).unwrap();
+    view.ranges[0].iter().map(text).collect()
+}
+
+/// Both engines, for the tests that must hold on each.
+fn engines() -> Vec<(Arc<dyn Engine>, Option<tempfile::TempDir>)> {
+    let folder = tempfile::tempdir().unwrap();
+    let rocks = RocksEngine::open(folder.path(), RocksOptions::default()).unwrap();
+    vec![(Arc::new(MemoryEngine::default()), None), (Arc::new(rocks), Some(folder))]
+}
+
+#[test]
+fn reads_see_what_was_applied_in_key_order_both_ways() {
+    for (engine, _folder) in engines() {
+        let state = ShardState::open(engine, SHARD).unwrap();
+        let effects = vec![put("a", "1", 0), put("b", "2", 0), put("c", "3", 50)];
+        state.apply(&[batch(1, effects)], RaftApplied::default()).unwrap();
+        assert_eq!(texts(&state, all(9, false), 0), ["1", "2", "3"]);
+        assert_eq!(texts(&state, all(2, true), 0), ["3", "2"]);
+        assert_eq!(texts(&state, all(9, true), 50), ["2", "1"], "c is gone at its expiry");
+        let point = ReadRange { start: "b".into(), end: "b\0".into(), limit: 1, reverse: false };
+        assert_eq!(texts(&state, point, 0), ["2"]);
+        let delete = Effect::Delete { key: "b".into() };
+        state.apply(&[batch(2, vec![delete])], RaftApplied::default()).unwrap();
+        assert_eq!(texts(&state, all(9, false), 0), ["1", "3"]);
+        assert_eq!(state.request(RequestId([2; 16])).unwrap(), Some(Versionstamp::new(state.position(), 0)));
+        assert_eq!(state.request(RequestId([9; 16])).unwrap(), None);
+    }
+}
+
+#[test]
+#[should_panic(expected = "batch 1.3 cannot follow 1.1")]
+fn a_gap_stops_the_process() {
+    let state = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
+    state.apply(&[batch(1, vec![])], RaftApplied::default()).unwrap();
+    drop(state.apply(&[batch(3, vec![])], RaftApplied::default()));
+}
+
+#[test]
+fn after_a_crash_state_and_position_are_those_of_the_last_flush() {
+    let engine = Arc::new(MemoryEngine::default());
+    let state = ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, SHARD).unwrap();
+    state.apply(&[batch(1, vec![put("a", "1", 0)])], RaftApplied::default()).unwrap();
+    assert_eq!(state.flush().unwrap().position.sequence, 1);
+    state.apply(&[batch(2, vec![put("a", "2", 0)])], RaftApplied::default()).unwrap();
+    let state = ShardState::open(Arc::new(engine.crash(usize::MAX)), SHARD).unwrap();
+    assert_eq!(state.position().sequence, 1);
+    assert_eq!(texts(&state, all(9, false), 0), ["1"]);
+}
+
+#[test]
+fn rocks_keeps_flushed_state_over_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let open = || -> Arc<dyn Engine> {
+        Arc::new(RocksEngine::open(folder.path(), RocksOptions::default()).unwrap())
+    };
+    let state = ShardState::open(open(), SHARD).unwrap();
+    state.apply(&[batch(1, vec![put("a", "1", 7)])], RaftApplied::default()).unwrap();
+    state.flush().unwrap();
+    drop(state);
+    let state = ShardState::open(open(), SHARD).unwrap();
+    assert_eq!(state.applied().total_bytes, 10);
+    assert_eq!(texts(&state, all(9, false), 0), ["1"]);
+}
+
+#[test]
+fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
+    for (engine, _folder) in engines() {
+        let source = ShardState::open(engine, SHARD).unwrap();
+        source.apply(&[batch(1, vec![put("a", "1", 0), put("b", "2", 0)])], RaftApplied::default()).unwrap();
+        let snapshot = source.snapshot();
+        source.apply(&[batch(2, vec![put("a", "changed", 0)])], RaftApplied::default()).unwrap();
+        let twin = Arc::new(MemoryEngine::default());
+        let target = ShardState::open(Arc::clone(&twin) as Arc<dyn Engine>, SHARD).unwrap();
+        target.apply(&[batch(1, vec![put("old", "old", 0)])], RaftApplied::default()).unwrap();
+        let mut staged = target.stage().unwrap();
+        let mut after = Vec::new();
+        loop {
+            let rows = snapshot.rows(&after, 1).unwrap();
+            after = rows.rows.last().unwrap().0.to_vec();
+            let last = rows.last;
+            staged.add(rows).unwrap();
+            if last {
+                break;
+            }
+        }
+        // A crash before the installation finds the old state, one after it the new.
+        let before = ShardState::open(Arc::new(twin.crash(usize::MAX)), SHARD).unwrap();
+        assert_eq!(before.position().sequence, 0, "nothing was flushed");
+        assert_eq!(before.engine().families().iter().filter(|name| name.starts_with("state-")).count(), 1);
+        assert_eq!(target.install(staged, RaftApplied::default()).unwrap().position.sequence, 1);
+        assert_eq!(texts(&target, all(9, false), 0), ["1", "2"]);
+        let after = ShardState::open(Arc::new(twin.crash(0)), SHARD).unwrap();
+        assert_eq!(texts(&after, all(9, false), 0), ["1", "2"]);
+        let incomplete = target.stage().unwrap();
+        assert!(target.install(incomplete, RaftApplied::default()).unwrap_err().to_string().contains("rows are missing"));
+    }
+}
+
+#[test]
+fn expiries_are_listed_with_whether_they_still_hold() {
+    let state = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
+    state.apply(&[batch(1, vec![put("a", "1", 5), put("b", "2", 6)])], RaftApplied::default()).unwrap();
+    state.apply(&[batch(2, vec![put("a", "3", 90)])], RaftApplied::default()).unwrap();
+    let found = state.expired(6, 10).unwrap();
+    assert_eq!(found, [(5, DATABASE, "a".into(), false), (6, DATABASE, "b".into(), true)]);
+    let effects = vec![
+        Effect::Unindex { key: "a".into(), expire_at_ms: 5 },
+        Effect::Unindex { key: "b".into(), expire_at_ms: 6 },
+        Effect::Delete { key: "b".into() },
+    ];
+    state.apply(&[batch(3, effects)], RaftApplied::default()).unwrap();
+    assert_eq!(state.expired(89, 10).unwrap(), []);
+    assert_eq!(texts(&state, all(9, false), 0), ["3"]);
+}
+
+#[test]
+fn rocks_forgets_requests_only_behind_the_horizon() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = Arc::new(RocksEngine::open(folder.path(), RocksOptions::default()).unwrap());
+    let state = ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, SHARD).unwrap();
+    for sequence in 1..=3 {
+        state.apply(&[batch(sequence, vec![put("k", "v", 0)])], RaftApplied::default()).unwrap();
+        state.flush().unwrap();
+    }
+    state.forget_requests_through(2);
+    engine.compact(&schema::state_family(SHARD, 0)).unwrap();
+    let known = |byte| state.request(RequestId([byte; 16])).unwrap().is_some();
+    assert_eq!((known(1), known(2), known(3)), (false, false, true));
+    assert_eq!(texts(&state, all(9, false), 0), ["v"]);
+}

@@ -1,0 +1,84 @@
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::{Engine, StorageError, fatal};
+
+type Callback = Box<dyn FnOnce() + Send>;
+
+/// Makes logged writes durable, off everybody's hot path: one thread a node, and one fsync for all that
+/// wait at a time, whichever group they belong to.
+pub struct Syncer {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    queue: Mutex<Queue>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: Vec<Callback>,
+    closed: bool,
+}
+
+impl Syncer {
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(engine: Arc<dyn Engine>) -> Result<Self, StorageError> {
+        let shared = Arc::new(Shared { queue: Mutex::default(), wake: Condvar::new() });
+        let worker = Arc::clone(&shared);
+        let thread = std::thread::Builder::new()
+            .name("log-sync".to_owned())
+            .spawn(move || run(&*engine, &worker))
+            .map_err(|source| StorageError::File { path: "log-sync thread".to_owned(), source })?;
+        Ok(Self { shared, thread: Mutex::new(Some(thread)) })
+    }
+
+    /// Calls back, on the sync thread, when every write that returned before this call is durable. A sync
+    /// that fails stops the process: what the disk holds then is unknown.
+    pub fn sync_then(&self, callback: impl FnOnce() + Send + 'static) {
+        self.shared.queue.lock().waiting.push(Box::new(callback));
+        self.shared.wake.notify_one();
+    }
+
+    /// Syncs what waits, then ends the thread.
+    pub fn stop(&self) {
+        self.shared.queue.lock().closed = true;
+        self.shared.wake.notify_one();
+        if let Some(thread) = self.thread.lock().take() {
+            // It panics never: a failed sync aborts.
+            drop(thread.join());
+        }
+    }
+}
+
+impl Drop for Syncer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+fn run(engine: &dyn Engine, shared: &Shared) {
+    loop {
+        let waiting = {
+            let mut queue = shared.queue.lock();
+            while queue.waiting.is_empty() && !queue.closed {
+                shared.wake.wait(&mut queue);
+            }
+            std::mem::take(&mut queue.waiting)
+        };
+        if waiting.is_empty() {
+            return;
+        }
+        if let Err(error) = engine.sync() {
+            fatal(&error);
+        }
+        for callback in waiting {
+            callback();
+        }
+    }
+}

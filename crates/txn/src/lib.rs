@@ -1,0 +1,36 @@
+//! From a transaction and a view of state to effects.
+//!
+//! The shard leader's proposer evaluates each waiting transaction with [`evaluate`] against the applied
+//! state ([`View`], implemented by the storage) with its own not yet applied batches laid over it
+//! ([`Overlay`], [`Overlaid`]). Followers never come here: they apply effects blindly.
+//!
+//! What always holds here:
+//! - a transaction takes effect whole or not at all, and each of its mutations sees the earlier ones;
+//! - there is at most one effect a key, with the final value;
+//! - no bytes of a client or of the store can make this crate panic.
+//!
+//! What is absent on purpose: clocks (the time is an argument), I/O, the limits of requests (the gateway
+//! checks those), and the queue, whose messages are not part of a [`Transaction`](meridian_types::Transaction) yet.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `evaluate.rs` | checks, then mutations in order |
+//! | `write_set.rs` | what the transaction at hand has written so far |
+//! | `arithmetic.rs` | `sum`, `min`, `max`: the rules of the reference implementation, denokv_sqlite 0.14 |
+//! | `number.rs` | the numbers that a sum can add |
+//! | `v8.rs` | V8's serialization of them |
+//! | `rejection.rs` | why a mutation cannot be carried out, in the words clients know |
+//! | `view.rs`, `overlay.rs` | what a transaction reads from |
+
+mod arithmetic;
+mod evaluate;
+mod number;
+mod overlay;
+mod rejection;
+mod v8;
+mod view;
+mod write_set;
+
+pub use evaluate::{Evaluation, evaluate};
+pub use overlay::{InFlight, Overlaid, Overlay};
+pub use view::{Stored, View};

@@ -1,0 +1,128 @@
+use bytes::Bytes;
+use meridian_types::{Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, Versionstamp};
+
+use super::{Overlaid, Overlay};
+use crate::number::le64_value;
+use crate::view::{Stored, View};
+
+const DATABASE: DatabaseId = DatabaseId([7; 16]);
+const OTHER: DatabaseId = DatabaseId([8; 16]);
+
+/// Every key of every database holds 0, since the first batch.
+struct Zeros;
+
+impl View for Zeros {
+    type Error = std::convert::Infallible;
+
+    fn get(&self, _: DatabaseId, _: &[u8]) -> Result<Option<Stored>, Self::Error> {
+        Ok(Some(Stored { versionstamp: stamp(1), value: le64_value(0) }))
+    }
+}
+
+fn at(sequence: u64) -> Position {
+    Position::new(Epoch::FIRST, sequence)
+}
+
+fn stamp(sequence: u64) -> Versionstamp {
+    Versionstamp::new(at(sequence), 0)
+}
+
+fn put(key: &'static str, value: u64) -> Effect {
+    expiring(key, value, 0)
+}
+
+fn expiring(key: &'static str, value: u64, expire_at_ms: u64) -> Effect {
+    Effect::Put { key: Bytes::from_static(key.as_bytes()), value: le64_value(value), expire_at_ms }
+}
+
+fn delete(key: &'static str) -> Effect {
+    Effect::Delete { key: Bytes::from_static(key.as_bytes()) }
+}
+
+/// Sequence and value of a key as seen through the overlay.
+fn seen(overlay: &Overlay, database: DatabaseId, key: &str, now_ms: u64) -> Option<(u64, u64)> {
+    let view = Overlaid { overlay, applied: &Zeros, now_ms };
+    let stored = view.get(database, key.as_bytes()).unwrap();
+    assert_eq!(view.version(database, key.as_bytes()).unwrap(), stored.as_ref().map(|stored| stored.versionstamp));
+    stored.map(|stored| (stored.versionstamp.position().sequence, crate::number::le64(&stored.value).unwrap()))
+}
+
+#[test]
+fn the_newest_effect_wins_and_a_delete_hides() {
+    let mut overlay = Overlay::new();
+    overlay.push(stamp(2), DATABASE, &[put("a", 2), put("b", 2)]);
+    overlay.push(stamp(3), DATABASE, &[put("a", 3), delete("b")]);
+    assert_eq!(seen(&overlay, DATABASE, "a", 0), Some((3, 3)));
+    assert_eq!(seen(&overlay, DATABASE, "b", 0), None);
+    assert_eq!(seen(&overlay, DATABASE, "c", 0), Some((1, 0)));
+    // Databases do not see each other.
+    assert_eq!(seen(&overlay, OTHER, "a", 0), Some((1, 0)));
+}
+
+#[test]
+fn release_drops_only_what_is_still_the_newest() {
+    let mut overlay = Overlay::new();
+    overlay.push(stamp(2), DATABASE, &[put("a", 2), put("b", 2)]);
+    overlay.push(stamp(2), OTHER, &[put("a", 2)]);
+    overlay.push(stamp(3), DATABASE, &[put("a", 3)]);
+    overlay.release(at(1));
+    assert_eq!(overlay.len(), 4);
+    overlay.release(at(2));
+    assert_eq!(seen(&overlay, DATABASE, "a", 0), Some((3, 3)));
+    assert_eq!(seen(&overlay, DATABASE, "b", 0), Some((1, 0)));
+    assert_eq!(seen(&overlay, OTHER, "a", 0), Some((1, 0)));
+    assert_eq!(overlay.len(), 1);
+    overlay.release(at(9));
+    assert!(overlay.is_empty() && overlay.newest.is_empty());
+}
+
+#[test]
+fn release_goes_by_epoch_before_sequence() {
+    let mut overlay = Overlay::new();
+    overlay.push(Versionstamp::new(Position::new(Epoch(2), 1), 0), DATABASE, &[put("a", 2)]);
+    overlay.release(Position::new(Epoch(1), 9));
+    assert_eq!(overlay.len(), 1);
+    overlay.release(Position::new(Epoch(2), 1));
+    assert!(overlay.is_empty());
+}
+
+#[test]
+fn effects_expire() {
+    let mut overlay = Overlay::new();
+    overlay.push(stamp(2), DATABASE, &[expiring("a", 2, 10), put("b", 2)]);
+    assert_eq!(seen(&overlay, DATABASE, "a", 9), Some((2, 2)));
+    // Absent, not what was applied before.
+    assert_eq!(seen(&overlay, DATABASE, "a", 10), None);
+    assert_eq!(seen(&overlay, DATABASE, "b", u64::MAX), Some((2, 2)));
+}
+
+#[test]
+fn a_batch_is_its_transactions_in_order() {
+    let transaction = |effects| CommittedTransaction { request_id: RequestId([0; 16]), database: DATABASE, effects };
+    let transactions =
+        vec![transaction(vec![put("a", 1), put("b", 1)]), transaction(vec![]), transaction(vec![put("a", 2)])];
+    let mut overlay = Overlay::new();
+    overlay.insert(&Batch { position: at(2), time_ms: 0, transactions });
+    assert_eq!(overlay.get(DATABASE, b"a").unwrap().versionstamp(), Versionstamp::new(at(2), 2));
+    assert_eq!(overlay.get(DATABASE, b"b").unwrap().versionstamp(), Versionstamp::new(at(2), 0));
+    overlay.release(at(2));
+    assert!(overlay.is_empty());
+}
+
+#[test]
+fn clear_drops_everything_and_any_order_may_follow() {
+    let mut overlay = Overlay::new();
+    overlay.push(stamp(3), DATABASE, &[put("a", 3)]);
+    overlay.clear();
+    assert_eq!(seen(&overlay, DATABASE, "a", 0), Some((1, 0)));
+    overlay.push(stamp(2), DATABASE, &[put("a", 2)]);
+    assert_eq!(seen(&overlay, DATABASE, "a", 0), Some((2, 2)));
+}
+
+#[test]
+#[should_panic(expected = "out of order")]
+fn pushes_come_in_order() {
+    let mut overlay = Overlay::new();
+    overlay.push(stamp(3), DATABASE, &[put("a", 3)]);
+    overlay.push(stamp(2), DATABASE, &[put("b", 2)]);
+}

@@ -1,0 +1,24 @@
+use meridian_types::{DatabaseId, Value, Versionstamp};
+
+/// What a transaction sees of a key that is present.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    pub versionstamp: Versionstamp,
+    pub value: Value,
+}
+
+/// State as a transaction sees it. It does not change while one transaction is evaluated.
+///
+/// Expired entries must be seen as absent by the implementor: evaluation knows no time.
+pub trait View {
+    type Error;
+
+    /// The value of a key, `None` where it is absent or has expired.
+    fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Stored>, Self::Error>;
+
+    /// The version of a key only, which is all that a check needs. To be overridden where it is cheaper
+    /// than [`View::get`]; it must agree with it.
+    fn version(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Versionstamp>, Self::Error> {
+        Ok(self.get(database, key)?.map(|stored| stored.versionstamp))
+    }
+}

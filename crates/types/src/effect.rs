@@ -1,0 +1,61 @@
+use bytes::Bytes;
+
+use crate::{DatabaseId, Position, RequestId, Value, Versionstamp};
+
+/// What a transaction does to one key, with its final value. Applied blindly by every replica.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Effect {
+    Put {
+        key: Bytes,
+        value: Value,
+        /// Milliseconds since the Unix epoch; 0: never.
+        expire_at_ms: u64,
+    },
+    Delete {
+        key: Bytes,
+    },
+    /// Forgets that something at `key` was to expire at this time; leaves the value alone.
+    Unindex {
+        key: Bytes,
+        expire_at_ms: u64,
+    },
+}
+
+impl Effect {
+    pub fn key(&self) -> &Bytes {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key } | Self::Unindex { key, .. } => key,
+        }
+    }
+}
+
+/// A transaction that was evaluated and takes effect when its batch commits. A transaction whose
+/// checks failed is in no batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CommittedTransaction {
+    pub request_id: RequestId,
+    pub database: DatabaseId,
+    /// At most one put or delete a key: the last.
+    pub effects: Vec<Effect>,
+}
+
+/// The unit of the log: what is replicated, stored, shipped and archived. The versionstamp of the
+/// transaction at index `i` is [`Versionstamp::new`]`(position, i)`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Batch {
+    pub position: Position,
+    /// The leader's wall clock when it made the batch, in milliseconds since the Unix epoch. It never
+    /// goes back from one batch to the next.
+    pub time_ms: u64,
+    pub transactions: Vec<CommittedTransaction>,
+}
+
+impl Batch {
+    /// Transactions of one batch at most: their order has 16 bits.
+    pub const MAX_TRANSACTIONS: usize = u16::MAX as usize;
+
+    /// Every transaction with its versionstamp, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (Versionstamp, &CommittedTransaction)> {
+        (0..=u16::MAX).zip(&self.transactions).map(|(order, txn)| (Versionstamp::new(self.position, order), txn))
+    }
+}

@@ -1,0 +1,65 @@
+use std::fmt;
+use std::str::FromStr;
+
+use uuid::Uuid;
+
+/// A node of the cluster: one `meridian serve` process, or one of the six inside `meridian dev`.
+/// An id is never used for a second node.
+pub type NodeId = u64;
+
+/// Text that is not a UUID where one was wanted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a UUID")]
+pub struct InvalidId(pub String);
+
+/// What a client opens: its own key space and transaction domain. It lives in exactly one shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DatabaseId(pub [u8; 16]);
+
+impl DatabaseId {
+    pub const LEN: usize = 16;
+}
+
+impl fmt::Display for DatabaseId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", Uuid::from_bytes(self.0))
+    }
+}
+
+impl FromStr for DatabaseId {
+    type Err = InvalidId;
+
+    fn from_str(text: &str) -> Result<Self, InvalidId> {
+        Uuid::parse_str(text).map(|id| Self(id.into_bytes())).map_err(|_| InvalidId(text.to_owned()))
+    }
+}
+
+/// A Raft group in its primary region plus its followers in replica regions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(pub u32);
+
+impl fmt::Display for ShardId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// Names one write of one client, so that retrying it inside the cluster applies it once.
+/// A UUIDv7, made by the gateway.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RequestId(pub [u8; 16]);
+
+impl RequestId {
+    pub const LEN: usize = 16;
+
+    /// A new id, unique across gateways.
+    pub fn generate() -> Self {
+        Self(Uuid::now_v7().into_bytes())
+    }
+}
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", Uuid::from_bytes(self.0))
+    }
+}

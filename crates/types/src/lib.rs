@@ -1,0 +1,18 @@
+//! The words of Meridian: identities, positions, versionstamps, transactions, effects and limits.
+//!
+//! What always holds here: a value of one of these types is well formed (a [`Versionstamp`] has ten
+//! bytes, a [`DatabaseId`] sixteen). What is absent on purpose: clocks, I/O, wire formats and any
+//! rule of evaluation; those live in the crates below.
+
+mod effect;
+mod id;
+pub mod limits;
+mod position;
+mod read;
+mod transaction;
+
+pub use effect::{Batch, CommittedTransaction, Effect};
+pub use id::{DatabaseId, InvalidId, NodeId, RequestId, ShardId};
+pub use position::{Epoch, Position, Versionstamp};
+pub use read::{Consistency, Entry, ReadRange};
+pub use transaction::{Check, Mutation, MutationKind, SumBounds, Transaction, Value, ValueEncoding, WriteOutcome};

@@ -1,0 +1,17 @@
+//! The limits of KV Connect and of Meridian's own formats. Sizes in bytes, times in milliseconds.
+
+pub const MAX_WRITE_KEY_BYTES: usize = 2048;
+/// One more than a written key: clients read one key as a range that ends behind it.
+pub const MAX_READ_KEY_BYTES: usize = 2049;
+pub const MAX_VALUE_BYTES: usize = 65536;
+pub const MAX_READ_RANGES: usize = 10;
+/// Entries of all ranges of one read together.
+pub const MAX_READ_ENTRIES: usize = 1000;
+pub const MAX_CHECKS: usize = 100;
+/// Mutations and enqueues together.
+pub const MAX_MUTATIONS: usize = 1000;
+/// Keys, values and payloads of one atomic write together.
+pub const MAX_TRANSACTION_BYTES: usize = 819_200;
+pub const MAX_WATCHED_KEYS: usize = 10;
+/// A request retried with the same id within this time is applied once.
+pub const REQUEST_ID_RETENTION_MS: u64 = 5 * 60 * 1000;
