@@ -1,16 +1,17 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures::FutureExt;
-use meridian_proto::decode_batch;
+use meridian_proto::batch_header;
 use meridian_storage::{GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError, Syncer};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use openraft::impls::OneshotResponder;
 use openraft::raft::ClientWriteResult;
 use openraft::{EntryPayload, Instant as _, Raft, ReadPolicy, ServerState};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::config::openraft_config;
@@ -48,6 +49,10 @@ pub struct RaftGroup {
     state: Arc<ShardState>,
     applied: watch::Receiver<(u64, u64)>,
     lease: Duration,
+    /// The term in which this node asked another to take over: the vote that follows ignores its lease.
+    handed_over_in: Arc<AtomicU64>,
+    /// The first index of the log when it was last asked for, and the first sequence from there on.
+    first_batch: Arc<Mutex<Option<(u64, u64)>>>,
 }
 
 /// That this node leads in a term, as far as it knows.
@@ -79,18 +84,31 @@ pub enum ProposalFailure {
 
 /// A batch in flight. Dropping it changes nothing: the batch is in the log.
 pub struct Proposal {
-    receiver: tokio::sync::oneshot::Receiver<ClientWriteResult<TypeConfig>>,
+    state: ProposalState,
+}
+
+enum ProposalState {
+    Applied,
+    InFlight(tokio::sync::oneshot::Receiver<ClientWriteResult<TypeConfig>>),
 }
 
 impl Proposal {
-    /// Waits until the batch is committed and applied here.
-    pub async fn applied(self) -> Result<(), ProposalFailure> {
-        match self.receiver.await {
-            Ok(Ok(_)) => Ok(()),
-            // openraft refuses it before it appends, when the expected leader is not this one.
-            Ok(Err(ClientWriteError::ForwardToLeader(_))) => Err(ProposalFailure::NotAppended),
-            Ok(Err(_)) | Err(_) => Err(ProposalFailure::Unknown),
+    /// Waits until the batch is committed and applied here. May be dropped at any await and called again,
+    /// until it has answered.
+    pub async fn applied(&mut self) -> Result<(), ProposalFailure> {
+        match &mut self.state {
+            ProposalState::Applied => Ok(()),
+            ProposalState::InFlight(receiver) => outcome(receiver.await.map_err(drop)),
         }
+    }
+}
+
+fn outcome(result: Result<ClientWriteResult<TypeConfig>, ()>) -> Result<(), ProposalFailure> {
+    match result {
+        Ok(Ok(_)) => Ok(()),
+        // openraft's word that it was refused before it was appended.
+        Ok(Err(ClientWriteError::ForwardToLeader(_))) => Err(ProposalFailure::NotAppended),
+        Ok(Err(_)) | Err(()) => Err(ProposalFailure::Unknown),
     }
 }
 
@@ -114,8 +132,8 @@ pub struct GroupStatus {
 }
 
 impl RaftGroup {
-    /// Opens the member from what its disk holds, re-applies what was committed and not flushed, and
-    /// starts. A group that never was is made of `voters`.
+    /// Opens the member from what its disk holds, and starts. What was committed and not flushed is applied
+    /// again by and by, see [`RaftGroup::recovered`]. A group that never was is made of `voters`.
     ///
     /// # Errors
     /// When the log is shorter than it was, or storage fails.
@@ -138,7 +156,6 @@ impl RaftGroup {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
             Err(error) => return Err(refused(&error)),
         }
-        raft.wait_for_recovery(None).await.map_err(|error| refused(&error))?;
         Ok(Self {
             id: options.group,
             node_id: options.node_id,
@@ -146,12 +163,21 @@ impl RaftGroup {
             log,
             state: options.state,
             applied,
-            lease: Duration::from_millis(options.timing.election_timeout_max_ms),
+            // A tenth less, should this node's clock run slower than the others'.
+            lease: Duration::from_millis(options.timing.election_timeout_max_ms) * 9 / 10,
+            handed_over_in: Arc::default(),
+            first_batch: Arc::default(),
         })
     }
 
     pub fn id(&self) -> GroupId {
         self.id
+    }
+
+    /// Waits until what was committed before this process started is applied again, at most `within`; false
+    /// if that was too short, as it is while no quorum can be reached.
+    pub async fn recovered(&self, within: Duration) -> bool {
+        self.raft.wait_for_recovery(Some(within)).await.is_ok()
     }
 
     pub fn state(&self) -> Arc<ShardState> {
@@ -173,7 +199,9 @@ impl RaftGroup {
             Err(forward) => Err(NotLeading { leader: forward.leader_id.filter(|leader| *leader != self.node_id) }),
             Ok(leader) => {
                 let until = |acked| Instant::now().checked_sub(TokioInstant::now() - acked).map(|at| at + self.lease);
-                Ok(Leadership { term: leader.term(), lease_until: leader.last_quorum_acked().and_then(until) })
+                let handed_over = self.handed_over_in.load(Ordering::SeqCst) == leader.term();
+                let lease_until = leader.last_quorum_acked().and_then(until).filter(|_| !handed_over);
+                Ok(Leadership { term: leader.term(), lease_until })
             }
         }
     }
@@ -192,14 +220,32 @@ impl RaftGroup {
         }
     }
 
-    /// Appends a batch if this node still leads in `term`; else it is not appended. Returns once it is in
-    /// line; batches commit in the order of the calls.
-    pub async fn propose(&self, batch: Bytes, term: u64) -> Result<Proposal, ProposalFailure> {
-        let (responder, receiver) = OneshotResponder::<TypeConfig, ClientWriteResult<TypeConfig>>::new_pair();
-        let write = self.raft.write(EncodedBatch(batch)).with_leader(term).responder(responder);
-        match write.await {
-            Ok(()) => Ok(Proposal { receiver }),
-            Err(_stopped) => Err(ProposalFailure::NotAppended),
+    /// Appends the batch of this sequence if this node still leads in `term`; else it is not appended.
+    /// Returns when it is in this node's log. It must be called for one batch at a time.
+    ///
+    /// openraft may refuse one write and take the next in the same term (while its lease has run out for a
+    /// moment, or during a leadership transfer that fails). Would the next batch be sent before this one is
+    /// in the log, sequences could have a gap.
+    pub async fn propose(&self, batch: Bytes, sequence: u64, term: u64) -> Result<Proposal, ProposalFailure> {
+        let (responder, mut receiver) = OneshotResponder::<TypeConfig, ClientWriteResult<TypeConfig>>::new_pair();
+        let batch = EncodedBatch { bytes: batch, proposed_sequence: sequence };
+        let mut appended = self.log.appended();
+        if self.raft.write(batch).with_leader(term).responder(responder).await.is_err() {
+            return Err(ProposalFailure::NotAppended);
+        }
+        tokio::select! {
+            biased;
+            result = &mut receiver => match result {
+                Ok(result) => {
+                    // Refused, or committed in no time.
+                    outcome(Ok(result))?;
+                    Ok(Proposal { state: ProposalState::Applied })
+                }
+                Err(_) => Err(ProposalFailure::Unknown),
+            },
+            _ = appended.wait_for(|newest| *newest >= (term, sequence)) => {
+                Ok(Proposal { state: ProposalState::InFlight(receiver) })
+            }
         }
     }
 
@@ -208,14 +254,16 @@ impl RaftGroup {
     pub async fn read_index(&self) -> Result<(), NotLeading> {
         match self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
             Ok(_) => Ok(()),
-            Err(error) => {
-                Err(NotLeading { leader: error.forward_to_leader().and_then(|forward| forward.leader_id) })
-            }
+            Err(error) => Err(NotLeading { leader: error.forward_to_leader().and_then(|forward| forward.leader_id) }),
         }
     }
 
-    /// Asks `to` to take over the leadership. Returns at once; watch [`RaftGroup::leadership_changed`].
+    /// Asks `to` to take over the leadership. Returns at once; watch [`RaftGroup::leadership_changed`]. For
+    /// the rest of the term this node trusts its lease no more: the other may lead at any time.
     pub async fn transfer_leadership(&self, to: u64) -> Result<(), StorageError> {
+        if let Ok(leadership) = self.leadership() {
+            self.handed_over_in.store(leadership.term, Ordering::SeqCst);
+        }
         let transferred = self.raft.trigger().transfer_leader(to).await;
         transferred.map_err(|error| StorageError::Refused(error.to_string()))
     }
@@ -255,7 +303,7 @@ impl RaftGroup {
             next = last.log_id.index + 1;
             for entry in entries {
                 if let EntryPayload::Normal(batch) = entry.payload {
-                    batches.push((sequence + batches.len() as u64, batch.0));
+                    batches.push((sequence + batches.len() as u64, batch.bytes));
                 }
             }
         }
@@ -264,9 +312,15 @@ impl RaftGroup {
 
     /// The first batch that is still in the log; `None` if none is.
     pub fn first_sequence(&self) -> Result<Option<u64>, StorageError> {
-        let (first, end) = self.log.bounds().map_err(|error| read_error(&error))?;
+        let (first, end) = self.log.bounds();
+        if let Some((index, sequence)) = *self.first_batch.lock()
+            && index == first
+        {
+            return Ok(Some(sequence));
+        }
         for index in first..end {
             if let Some(sequence) = self.sequence_at(index)? {
+                *self.first_batch.lock() = Some((first, sequence));
                 return Ok(Some(sequence));
             }
         }
@@ -281,7 +335,7 @@ impl RaftGroup {
         let applied = self.state.applied();
         let Some(applied_index) = applied.raft.log_id.map(|log_id| log_id.index) else { return Ok(None) };
         let Some(behind) = applied.position.sequence.checked_sub(sequence) else { return Ok(None) };
-        let (first, _) = self.log.bounds().map_err(|error| read_error(&error))?;
+        let (first, _) = self.log.bounds();
         let Some(mut index) = applied_index.checked_sub(behind) else { return Ok(None) };
         while index >= first {
             match self.sequence_at(index)? {
@@ -303,15 +357,14 @@ impl RaftGroup {
 
     fn sequence_at(&self, index: u64) -> Result<Option<u64>, StorageError> {
         let entries = self.log.read(index, index + 1, 0).map_err(|error| read_error(&error))?;
-        let Some(EntryPayload::Normal(bytes)) = entries.into_iter().next().map(|entry| entry.payload) else {
+        let Some(EntryPayload::Normal(batch)) = entries.into_iter().next().map(|entry| entry.payload) else {
             return Ok(None);
         };
-        let batch = decode_batch(bytes.0);
         let corrupt = |error: meridian_proto::InvalidBatch| StorageError::Corruption {
             what: format!("log entry {index} of {}", self.id),
             detail: error.to_string(),
         };
-        Ok(Some(batch.map_err(corrupt)?.position.sequence))
+        Ok(Some(batch_header(&batch.bytes).map_err(corrupt)?.0.sequence))
     }
 
     pub fn status(&self) -> GroupStatus {
@@ -352,11 +405,6 @@ impl RaftGroup {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, group = %self.id, "raft did not stop cleanly");
         }
-    }
-
-    /// Whether applied work is pending; for tests that wait.
-    pub fn applied_now(&self) -> bool {
-        self.applied.clone().changed().now_or_never().is_none()
     }
 }
 

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use meridian_proto::log;
 use meridian_storage::{GroupLog, HighWater, StorageError, Syncer};
 use openraft::storage::{IOFlushed, RaftLogStorage};
-use openraft::{LogState, OptionalSend, RaftLogReader};
+use openraft::{EntryPayload, LogState, OptionalSend, RaftLogReader};
 use parking_lot::RwLock;
 use prost::Message;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use crate::type_config::{Entry, LogId, TypeConfig, Vote};
 use crate::wire;
@@ -36,6 +36,10 @@ struct Shared {
     syncer: Arc<Syncer>,
     high_water: Option<Arc<HighWater>>,
     tail: RwLock<Tail>,
+    /// Term and sequence of the newest batch that this node proposed itself.
+    appended: watch::Sender<(u64, u64)>,
+    /// The first index still in the log and the one behind the last.
+    bounds: RwLock<(u64, u64)>,
 }
 
 /// The newest entries, contiguous.
@@ -96,7 +100,7 @@ impl Tail {
 
 fn weight(entry: &Entry) -> usize {
     let payload = match &entry.payload {
-        openraft::EntryPayload::Normal(batch) => batch.0.len(),
+        EntryPayload::Normal(batch) => batch.bytes.len(),
         _ => 0,
     };
     64 + payload
@@ -110,13 +114,30 @@ impl LogStore {
         syncer: Arc<Syncer>,
         high_water: Option<Arc<HighWater>>,
     ) -> Result<Self, StorageError> {
-        let store = Self { shared: Arc::new(Shared { log, syncer, high_water, tail: RwLock::default() }) };
+        let appended = watch::Sender::new((0, 0));
+        let store = Self {
+            shared: Arc::new(Shared {
+                log,
+                syncer,
+                high_water,
+                tail: RwLock::default(),
+                appended,
+                bounds: RwLock::default(),
+            }),
+        };
+        let refused = |error: io::Error| StorageError::Refused(error.to_string());
+        let last = store.last_log_id().map_err(refused)?.map(|last| last.index);
+        let purged = store.log_id_mark(PURGED).map_err(refused)?.map(|purged| purged.index);
+        *store.shared.bounds.write() = (purged.map_or(0, |index| index + 1), last.map_or(0, |index| index + 1));
         if let Some(marks) = &store.shared.high_water {
-            let corrupt = |error: io::Error| StorageError::Refused(error.to_string());
-            let last = store.last_log_id().map_err(corrupt)?.map_or(0, |last| last.index);
-            marks.check(store.shared.log.group(), last)?;
+            marks.check(store.shared.log.group(), last.unwrap_or(0))?;
         }
         Ok(store)
+    }
+
+    /// Term and sequence of the newest batch that this node proposed and has in its log.
+    pub(crate) fn appended(&self) -> watch::Receiver<(u64, u64)> {
+        self.shared.appended.subscribe()
     }
 
     fn log_id_mark(&self, name: u8) -> io::Result<Option<LogId>> {
@@ -132,10 +153,8 @@ impl LogStore {
     }
 
     /// The first index still in the log and the one behind the last.
-    pub(crate) fn bounds(&self) -> io::Result<(u64, u64)> {
-        let first = self.log_id_mark(PURGED)?.map_or(0, |purged| purged.index + 1);
-        let next = self.last_log_id()?.map_or(0, |last| last.index + 1);
-        Ok((first, next))
+    pub(crate) fn bounds(&self) -> (u64, u64) {
+        *self.shared.bounds.read()
     }
 
     /// Entries from `start` (inclusive) to `end` (exclusive), up to about `max_bytes`, at least one if there
@@ -227,11 +246,23 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             entries.iter().map(|entry| (entry.log_id.index, wire::encode_entry(entry))).collect();
         self.shared.log.append(encoded.iter().map(|(index, bytes)| (*index, bytes.as_slice())))?;
         let last = entries.last().map(|entry| entry.log_id.index);
+        let proposed = entries.iter().rev().find_map(|entry| match &entry.payload {
+            EntryPayload::Normal(batch) if batch.proposed_sequence > 0 => {
+                Some((entry.log_id.leader_id.term, batch.proposed_sequence))
+            }
+            _ => None,
+        });
         {
             let mut tail = self.shared.tail.write();
             for entry in entries {
                 tail.push(entry);
             }
+        }
+        if let Some(last) = last {
+            self.shared.bounds.write().1 = last + 1;
+        }
+        if let Some(proposed) = proposed {
+            self.shared.appended.send_replace(proposed);
         }
         let shared = Arc::clone(&self.shared);
         self.shared.syncer.sync_then(move || {
@@ -247,6 +278,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         if let Some(marks) = &self.shared.high_water {
             marks.lower(self.shared.log.group(), last_log_id.as_ref().map_or(0, |last| last.index))?;
         }
+        self.shared.bounds.write().1 = last_log_id.as_ref().map_or(0, |last| last.index + 1);
         match last_log_id {
             Some(last) => {
                 self.shared.tail.write().truncate_after(last.index);
@@ -263,6 +295,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         let mark = wire::log_id_to_wire(&log_id).encode_to_vec();
         self.shared.log.purge_through(log_id.index, Some((PURGED, &mark)))?;
+        {
+            let mut bounds = self.shared.bounds.write();
+            *bounds = (log_id.index + 1, bounds.1.max(log_id.index + 1));
+        }
         let mut tail = self.shared.tail.write();
         while tail.first_index().is_some_and(|first| first <= log_id.index) {
             tail.pop_front();

@@ -24,6 +24,10 @@ use crate::wire::{self, InvalidMessage};
 /// Bytes of one message between members at most: a batch is far below.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
+/// A follower's answer to one append of a stream, with its fsync. openraft's own time to live is a heartbeat
+/// interval, too short for a disk that is busy; nobody but this follower waits meanwhile.
+const APPEND_TIMEOUT: Duration = Duration::from_secs(1);
+
 /// Channels to the other nodes. They connect when first used and again when broken.
 pub trait Peers: Send + Sync + 'static {
     /// `None` if there is no such node.
@@ -41,7 +45,7 @@ pub trait StateTransfer: Send + Sync + 'static {
 
     /// Fetches what `source` offers under the id into a staged state of `state`.
     fn fetch(
-        &self,
+        self: Arc<Self>,
         group: GroupId,
         source: u64,
         snapshot_id: String,
@@ -151,11 +155,11 @@ impl RaftNetworkV2<TypeConfig> for Network {
     }
 
     /// Pipelined over one gRPC stream, whose transport keeps the order. A response that is due and does not
-    /// come within the time to live ends the stream; an idle stream stays open.
+    /// come in time ends the stream; an idle stream stays open.
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
-        option: RPCOption,
+        _option: RPCOption,
     ) -> BoxFuture<
         's,
         Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>, RPCError<TypeConfig>>,
@@ -172,17 +176,19 @@ impl RaftNetworkV2<TypeConfig> for Network {
                 wire::append_request_to_wire(group, &request)
             });
             let mut client = self.client()?;
-            // The answer's headers come with the first response, so the wait is for the connection too.
             let call = client.stream_append(requests);
-            let responses = self.within(RPCTypes::AppendEntries, &option, call).await?;
-            let wait = option.soft_ttl();
-            let timeout = self.timeout(RPCTypes::AppendEntries, wait);
+            let responses = match tokio::time::timeout(APPEND_TIMEOUT, call).await {
+                Ok(Ok(response)) => response.into_inner(),
+                Ok(Err(status)) => return Err(failed(&status)),
+                Err(_) => return Err(self.timeout(RPCTypes::AppendEntries, APPEND_TIMEOUT).into()),
+            };
+            let timeout = self.timeout(RPCTypes::AppendEntries, APPEND_TIMEOUT);
             let results = futures::stream::unfold(Some(responses), move |responses| {
                 let (due, timeout) = (Arc::clone(&due), timeout.clone());
                 async move {
                     let mut responses = responses?;
                     loop {
-                        return match tokio::time::timeout(wait, responses.next()).await {
+                        return match tokio::time::timeout(APPEND_TIMEOUT, responses.next()).await {
                             Ok(None) => None,
                             Ok(Some(Ok(response))) => {
                                 due.fetch_sub(1, Ordering::Relaxed);

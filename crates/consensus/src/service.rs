@@ -41,6 +41,24 @@ impl RaftService {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
+    /// What Raft says to the requests of one stream. What is malformed or for another group than the first
+    /// ends the stream; the requests before it are served.
+    async fn append_results(&self, mut requests: Streaming<raft::AppendRequest>) -> Result<AppendResults, Status> {
+        let Some(first) = requests.message().await? else { return Ok(Box::pin(futures::stream::empty())) };
+        let group = self.group(first.group)?;
+        let expected = first.group;
+        let input = futures::stream::once(async { Ok(first) }).chain(requests);
+        let input = input.map(move |request: Result<raft::AppendRequest, Status>| {
+            wire::append_request(request.ok().filter(|request| request.group == expected)?).ok()
+        });
+        let input = input.take_while(|request| std::future::ready(request.is_some())).filter_map(std::future::ready);
+        let results = group.raft().stream_append(input).map(|result| match result {
+            Ok(result) => Ok(wire::stream_result_to_wire(result)),
+            Err(fatal) => Err(stopped(fatal)),
+        });
+        Ok(Box::pin(results))
+    }
+
     fn group(&self, wire: Option<raft::Group>) -> Result<RaftGroup, Status> {
         let wire = wire.ok_or_else(|| Status::invalid_argument("field `group` is missing"))?;
         if wire.target != self.node_id {
@@ -54,6 +72,8 @@ impl RaftService {
     }
 }
 
+type AppendResults = Pin<Box<dyn Stream<Item = Result<raft::AppendResponse, Status>> + Send>>;
+
 fn invalid(error: InvalidMessage) -> Status {
     Status::invalid_argument(error.to_string())
 }
@@ -64,29 +84,21 @@ fn stopped(error: impl std::fmt::Display) -> Status {
 
 #[tonic::async_trait]
 impl raft_server::Raft for RaftService {
-    type StreamAppendStream = Pin<Box<dyn Stream<Item = Result<raft::AppendResponse, Status>> + Send>>;
+    type StreamAppendStream = AppendResults;
 
+    /// Answers at once, before the first request: a leader with nothing to send opens its streams too.
     async fn stream_append(
         &self,
         request: Request<Streaming<raft::AppendRequest>>,
     ) -> Result<Response<Self::StreamAppendStream>, Status> {
-        let mut requests = request.into_inner();
-        let Some(first) = requests.message().await? else {
-            return Ok(Response::new(Box::pin(futures::stream::empty())));
-        };
-        let group = self.group(first.group)?;
-        // What is malformed or for another group ends the stream: the requests before it are served.
-        let expected = first.group;
-        let input = futures::stream::once(async { Ok(first) }).chain(requests);
-        let input = input.map(move |request: Result<raft::AppendRequest, Status>| {
-            wire::append_request(request.ok().filter(|request| request.group == expected)?).ok()
+        let (service, requests) = (self.clone(), request.into_inner());
+        let results = futures::stream::once(async move {
+            service.append_results(requests).await.unwrap_or_else(|status| {
+                let refusal: Self::StreamAppendStream = Box::pin(futures::stream::once(async { Err(status) }));
+                refusal
+            })
         });
-        let input = input.take_while(|request| std::future::ready(request.is_some())).filter_map(std::future::ready);
-        let results = group.raft().stream_append(input).map(|result| match result {
-            Ok(result) => Ok(wire::stream_result_to_wire(result)),
-            Err(fatal) => Err(stopped(fatal)),
-        });
-        Ok(Response::new(Box::pin(results)))
+        Ok(Response::new(Box::pin(results.flatten())))
     }
 
     async fn append(&self, request: Request<raft::AppendRequest>) -> Result<Response<raft::AppendResponse>, Status> {
@@ -122,7 +134,8 @@ impl raft_server::Raft for RaftService {
         use openraft::raft::TransferLeaderError;
         let request = request.into_inner();
         let group = self.group(request.group)?;
-        let from = request.from_leader.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("from_leader")))?;
+        let from =
+            request.from_leader.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("from_leader")))?;
         let request = TransferLeaderRequest::new(from, self.node_id, request.last_log_id.map(wire::log_id));
         let response = group.raft().handle_transfer_leader(request).await.map_err(stopped)?;
         let result = match response {
@@ -149,7 +162,7 @@ impl raft_server::Raft for RaftService {
             last_log_id: request.last_log_id.map(wire::log_id),
             last_membership: wire::stored_membership(request.last_membership).map_err(invalid)?,
         };
-        let fetched = self.transfer.fetch(group.id(), request.source, request.snapshot_id, group.state());
+        let fetched = Arc::clone(&self.transfer).fetch(group.id(), request.source, request.snapshot_id, group.state());
         let staged = fetched.await.map_err(stopped)?;
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Staged(staged) };
         let response = group.raft().install_full_snapshot(vote, snapshot).await.map_err(stopped)?;

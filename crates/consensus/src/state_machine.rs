@@ -53,9 +53,9 @@ impl StateMachine {
             raft.log_id = Some(wire::log_id_to_wire(&entry.log_id));
             match &entry.payload {
                 EntryPayload::Blank => {}
-                EntryPayload::Normal(bytes) => {
-                    let len = bytes.0.len();
-                    let batch = decode_batch(bytes.0.clone()).map_err(|error| StorageError::Corruption {
+                EntryPayload::Normal(encoded) => {
+                    let len = encoded.bytes.len();
+                    let batch = decode_batch(encoded.bytes.clone()).map_err(|error| StorageError::Corruption {
                         what: format!("log entry {}", entry.log_id.index),
                         detail: error.to_string(),
                     })?;

@@ -28,11 +28,22 @@ impl RaftTypeConfig for TypeConfig {
 
 /// The stored bytes of a `meridian.log.v1.Batch`.
 #[derive(Clone, PartialEq, Eq)]
-pub(crate) struct EncodedBatch(pub(crate) Bytes);
+pub(crate) struct EncodedBatch {
+    pub(crate) bytes: Bytes,
+    /// The batch's sequence where this node proposed it, so that [`crate::RaftGroup::propose`] sees when it
+    /// is appended; 0 in what comes from disk or from another node.
+    pub(crate) proposed_sequence: u64,
+}
+
+impl EncodedBatch {
+    pub(crate) fn stored(bytes: Bytes) -> Self {
+        Self { bytes, proposed_sequence: 0 }
+    }
+}
 
 impl fmt::Debug for EncodedBatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "batch of {} bytes", self.0.len())
+        write!(f, "batch of {} bytes", self.bytes.len())
     }
 }
 

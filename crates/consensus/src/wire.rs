@@ -80,7 +80,7 @@ pub(crate) fn stored_membership(wire: Option<log::StoredMembership>) -> Result<S
 pub(crate) fn entry_to_wire(entry: &Entry) -> log::Entry {
     let payload = match &entry.payload {
         EntryPayload::Blank => log::entry::Payload::Blank(true),
-        EntryPayload::Normal(batch) => log::entry::Payload::Batch(batch.0.clone()),
+        EntryPayload::Normal(batch) => log::entry::Payload::Batch(batch.bytes.clone()),
         EntryPayload::Membership(membership) => log::entry::Payload::Membership(membership_to_wire(membership)),
     };
     log::Entry { log_id: Some(log_id_to_wire(&entry.log_id)), payload: Some(payload) }
@@ -90,7 +90,7 @@ pub(crate) fn entry(wire: log::Entry) -> Result<Entry, InvalidMessage> {
     let log_id = wire.log_id.map(log_id).ok_or(InvalidMessage::Missing("log_id"))?;
     let payload = match wire.payload.ok_or(InvalidMessage::Missing("payload"))? {
         log::entry::Payload::Blank(_) => EntryPayload::Blank,
-        log::entry::Payload::Batch(bytes) => EntryPayload::Normal(EncodedBatch(bytes)),
+        log::entry::Payload::Batch(bytes) => EntryPayload::Normal(EncodedBatch::stored(bytes)),
         log::entry::Payload::Membership(wire) => EntryPayload::Membership(membership(wire)?),
     };
     Ok(Entry { log_id, payload })
@@ -136,12 +136,8 @@ fn matched(log_id: Option<LogId>, partial: bool) -> raft::append_response::Resul
 pub(crate) fn stream_result_to_wire(result: StreamAppendResult) -> raft::AppendResponse {
     let result = match result {
         Ok(log_id) => matched(log_id, false),
-        Err(StreamAppendError::Conflict(log_id)) => {
-            raft::append_response::Result::Conflict(log_id_to_wire(&log_id))
-        }
-        Err(StreamAppendError::HigherVote(vote)) => {
-            raft::append_response::Result::HigherVote(vote_to_wire(&vote))
-        }
+        Err(StreamAppendError::Conflict(log_id)) => raft::append_response::Result::Conflict(log_id_to_wire(&log_id)),
+        Err(StreamAppendError::HigherVote(vote)) => raft::append_response::Result::HigherVote(vote_to_wire(&vote)),
     };
     raft::AppendResponse { result: Some(result) }
 }
@@ -166,9 +162,7 @@ pub(crate) fn append_response_to_wire(
             let at = previous.as_ref().map(log_id_to_wire).unwrap_or_default();
             raft::append_response::Result::Conflict(at)
         }
-        AppendEntriesResponse::HigherVote(vote) => {
-            raft::append_response::Result::HigherVote(vote_to_wire(&vote))
-        }
+        AppendEntriesResponse::HigherVote(vote) => raft::append_response::Result::HigherVote(vote_to_wire(&vote)),
     };
     raft::AppendResponse { result: Some(result) }
 }
@@ -220,7 +214,7 @@ mod tests {
         let id = LogId::new(3.into(), 300);
         let blank = Entry { log_id: id.clone(), payload: EntryPayload::Blank };
         assert_eq!(encode_entry(&blank), b"\x0a\x05\x08\x03\x10\xac\x02\x20\x01");
-        let batch = EntryPayload::Normal(EncodedBatch(Bytes::from_static(b"batch")));
+        let batch = EntryPayload::Normal(EncodedBatch::stored(Bytes::from_static(b"batch")));
         let batch = Entry { log_id: id.clone(), payload: batch };
         assert_eq!(encode_entry(&batch), b"\x0a\x05\x08\x03\x10\xac\x02\x12\x05batch");
         let joint = Membership::new_with_defaults(vec![BTreeSet::from([1, 2]), BTreeSet::from([2, 3])], [4]);

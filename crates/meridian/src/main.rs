@@ -1,1 +1,65 @@
-fn main() {}
+//! The command line of Meridian.
+
+mod command;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Meridian: a self-hosted, geo-replicated key-value store for Deno KV clients.
+#[derive(Parser)]
+#[command(version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs a whole cluster in one process, to develop against.
+    Dev(command::dev::Dev),
+    /// Runs one node of a cluster.
+    Serve(command::serve::Serve),
+    /// Runs a stateless gateway beside an application.
+    Gateway(command::serve::Gateway),
+    /// Says how every node of a cluster is, and how far replicas lag.
+    Status(command::status::Status),
+    /// Hands the leadership of a shard to another voter.
+    TransferLeadership(command::status::TransferLeadership),
+    /// Writes the configuration of a development cluster of separate processes, one file a node.
+    ClusterConfig(command::cluster_config::ClusterConfig),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter =
+        EnvFilter::try_from_env("MERIDIAN_LOG").unwrap_or_else(|_| EnvFilter::new("warn,meridian=info,openraft=error"));
+    let ansi = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("meridian: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = runtime.block_on(async {
+        match cli.command {
+            Command::Dev(dev) => dev.run().await,
+            Command::Serve(serve) => serve.run().await,
+            Command::Gateway(gateway) => gateway.run().await,
+            Command::Status(status) => status.run().await,
+            Command::TransferLeadership(transfer) => transfer.run().await,
+            Command::ClusterConfig(config) => config.run(),
+        }
+    });
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("meridian: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

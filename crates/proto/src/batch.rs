@@ -1,6 +1,7 @@
 use bytes::Bytes;
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, Value, ValueEncoding,
+    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, Refusal, RequestId, Value, ValueEncoding,
+    Versionstamp,
 };
 use prost::Message;
 
@@ -49,7 +50,52 @@ fn transaction_to_wire(transaction: &CommittedTransaction) -> log::Transaction {
         request_id: Bytes::copy_from_slice(&transaction.request_id.0),
         database: Bytes::copy_from_slice(&transaction.database.0),
         effects: transaction.effects.iter().map(effect_to_wire).collect(),
+        refusal: transaction.refusal.as_ref().map(refusal_to_wire),
     }
+}
+
+fn refusal_to_wire(refusal: &Refusal) -> log::Refusal {
+    let reason = match refusal {
+        Refusal::CheckFailed(indexes) => {
+            log::refusal::Reason::CheckFailed(log::FailedChecks { indexes: indexes.clone() })
+        }
+        Refusal::Rejected(text) => log::refusal::Reason::Rejected(text.clone()),
+    };
+    log::Refusal { reason: Some(reason) }
+}
+
+fn refusal(wire: log::Refusal) -> Result<Refusal, InvalidBatch> {
+    match wire.reason.ok_or(InvalidBatch::Field("reason"))? {
+        log::refusal::Reason::CheckFailed(checks) => Ok(Refusal::CheckFailed(checks.indexes)),
+        log::refusal::Reason::Rejected(text) => Ok(Refusal::Rejected(text)),
+    }
+}
+
+/// What is stored under a request's id.
+pub fn encode_request(versionstamp: Versionstamp, refusal: Option<&Refusal>) -> Vec<u8> {
+    let versionstamp = Bytes::copy_from_slice(&versionstamp.0);
+    log::RequestRow { versionstamp, refusal: refusal.map(refusal_to_wire) }.encode_to_vec()
+}
+
+/// What became of a request, from what is stored under its id: its versionstamp, and why it did nothing if
+/// it did.
+///
+/// # Errors
+/// [`InvalidBatch`], naming the field.
+pub fn decode_request(bytes: &[u8]) -> Result<(Versionstamp, Option<Refusal>), InvalidBatch> {
+    let row = log::RequestRow::decode(bytes)?;
+    let versionstamp = Versionstamp::from_slice(&row.versionstamp).ok_or(InvalidBatch::Field("versionstamp"))?;
+    Ok((versionstamp, row.refusal.map(refusal).transpose()?))
+}
+
+/// The position and time of an encoded batch, without decoding the rest.
+///
+/// # Errors
+/// [`InvalidBatch`], naming the field.
+pub fn batch_header(bytes: &[u8]) -> Result<(Position, u64), InvalidBatch> {
+    let header = log::BatchHeader::decode(bytes)?;
+    let epoch = u16::try_from(header.epoch).map_err(|_| InvalidBatch::Field("epoch"))?;
+    Ok((Position::new(Epoch(epoch), header.sequence), header.time_ms))
 }
 
 fn transaction(wire: log::Transaction) -> Result<CommittedTransaction, InvalidBatch> {
@@ -59,6 +105,7 @@ fn transaction(wire: log::Transaction) -> Result<CommittedTransaction, InvalidBa
         request_id: RequestId(request_id),
         database: DatabaseId(database),
         effects: wire.effects.into_iter().map(effect).collect::<Result<_, _>>()?,
+        refusal: wire.refusal.map(refusal).transpose()?,
     })
 }
 
@@ -104,6 +151,7 @@ mod tests {
                 request_id: RequestId([1; 16]),
                 database: DatabaseId([2; 16]),
                 effects: vec![put, Effect::Delete { key: Bytes::from_static(b"d") }],
+                refusal: None,
             }],
         }
     }
@@ -117,6 +165,28 @@ mod tests {
         golden.extend(b"\x1a\x03\x0a\x01d");
         assert_eq!(encode_batch(&sample()), golden);
         assert_eq!(decode_batch(golden.into()).unwrap(), sample());
+    }
+
+    #[test]
+    fn what_is_remembered_of_requests_is_golden() {
+        let stamp = Versionstamp::new(Position::new(Epoch(1), 2), 3);
+        let failed = Refusal::CheckFailed(vec![0, 300]);
+        let cases: [(Option<Refusal>, &[u8]); 3] = [
+            (None, b""),
+            (Some(failed), b"\x12\x07\x0a\x05\x0a\x03\x00\xac\x02"),
+            (Some(Refusal::Rejected("no".to_owned())), b"\x12\x04\x12\x02no"),
+        ];
+        for (refusal, tail) in cases {
+            let bytes = encode_request(stamp, refusal.as_ref());
+            assert_eq!(bytes, [b"\x0a\x0a\0\x01\0\0\0\0\0\x02\0\x03".as_slice(), tail].concat());
+            assert_eq!(decode_request(&bytes).unwrap(), (stamp, refusal));
+        }
+    }
+
+    #[test]
+    fn a_header_is_read_without_the_rest() {
+        let encoded = encode_batch(&sample());
+        assert_eq!(batch_header(&encoded).unwrap(), (Position::new(Epoch(2), 300), 1));
     }
 
     #[test]

@@ -48,7 +48,7 @@ mod com {
 mod batch;
 mod transaction;
 
-pub use batch::{InvalidBatch, decode_batch, encode_batch};
+pub use batch::{InvalidBatch, batch_header, decode_batch, decode_request, encode_batch, encode_request};
 pub use com::deno::kv::datapath as kv_connect;
 pub use meridian::admin::v1 as admin;
 pub use meridian::log::v1 as log;

@@ -61,8 +61,7 @@ fn mutation_to_wire(mutation: &Mutation) -> wire::Mutation {
     };
     wire::Mutation {
         key: mutation.key.clone(),
-        value: value
-            .map(|value| wire::KvValue { data: value.data.clone(), encoding: value.encoding.number().into() }),
+        value: value.map(|value| wire::KvValue { data: value.data.clone(), encoding: value.encoding.number().into() }),
         mutation_type: kind.into(),
         expire_at_ms: i64::try_from(mutation.expire_at_ms).unwrap_or(i64::MAX),
         sum_min: bounds.min,

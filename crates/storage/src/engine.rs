@@ -23,10 +23,21 @@ pub struct WriteBatch {
 
 #[derive(Debug)]
 pub(crate) enum Operation {
-    Put { family: Arc<str>, key: Vec<u8>, value: Bytes },
-    Delete { family: Arc<str>, key: Vec<u8> },
+    Put {
+        family: Arc<str>,
+        key: Vec<u8>,
+        value: Bytes,
+    },
+    Delete {
+        family: Arc<str>,
+        key: Vec<u8>,
+    },
     /// `end` is exclusive.
-    DeleteRange { family: Arc<str>, start: Vec<u8>, end: Vec<u8> },
+    DeleteRange {
+        family: Arc<str>,
+        start: Vec<u8>,
+        end: Vec<u8>,
+    },
 }
 
 impl WriteBatch {

@@ -158,15 +158,17 @@ impl GroupLog {
         mut visit: impl FnMut(u64, Bytes) -> ControlFlow<()>,
     ) -> Result<(), StorageError> {
         let mut malformed = false;
-        self.engine.scan(&self.family, Scan { start, end, reverse }, &mut |key, record| {
-            match key.last_chunk::<8>() {
+        self.engine.scan(
+            &self.family,
+            Scan { start, end, reverse },
+            &mut |key, record| match key.last_chunk::<8>() {
                 Some(number) => visit(u64::from_be_bytes(*number), Bytes::copy_from_slice(record)),
                 None => {
                     malformed = true;
                     ControlFlow::Break(())
                 }
-            }
-        })?;
+            },
+        )?;
         if malformed {
             return Err(StorageError::corruption(format!("the log of {}", self.group), "a key is malformed"));
         }

@@ -10,11 +10,12 @@
 //! | `state-<shard>-<generation>` | `d` ‖ database ‖ user key | versionstamp ‖ encoding ‖ expiry ‖ data |
 //! | | `x` ‖ expiry ‖ database ‖ user key | versionstamp (a stale one is ignored and swept) |
 //! | | `m` ‖ `applied` | `meridian.log.v1.Applied` |
-//! | | `m` ‖ `r` ‖ request id | versionstamp |
+//! | | `m` ‖ `r` ‖ request id | `meridian.log.v1.RequestRow` |
 //!
 //! A group is shard (4 bytes) ‖ epoch (2). A record is crc32c (4 bytes, little-endian) ‖ payload.
 
 use bytes::{Buf, Bytes};
+use meridian_proto::decode_request;
 use meridian_types::{DatabaseId, RequestId, ShardId, Value, ValueEncoding, Versionstamp};
 
 use crate::StorageError;
@@ -72,11 +73,11 @@ pub fn request_key(id: RequestId) -> Vec<u8> {
     [REQUEST_PREFIX, &id.0].concat()
 }
 
-/// Whether this is a request's row whose versionstamp lies at or before `horizon`.
+/// Whether this is a request's row whose sequence lies at or before `horizon`.
 pub fn is_forgettable_request(key: &[u8], value: &[u8], horizon: u64) -> bool {
     key.starts_with(REQUEST_PREFIX)
         && key.len() == REQUEST_PREFIX.len() + RequestId::LEN
-        && Versionstamp::from_slice(value).is_some_and(|stamp| stamp.position().sequence <= horizon)
+        && decode_request(value).is_ok_and(|(stamp, _)| stamp.position().sequence <= horizon)
 }
 
 /// A stored value. Layout: versionstamp (10 bytes) ‖ encoding (1) ‖ expiry (8, big-endian) ‖ data.
@@ -163,9 +164,10 @@ mod tests {
     fn only_old_requests_are_forgettable() {
         let key = request_key(RequestId([7; 16]));
         let stamp = Versionstamp::new(Position::new(Epoch(1), 10), 0);
-        assert!(is_forgettable_request(&key, &stamp.0, 10));
-        assert!(!is_forgettable_request(&key, &stamp.0, 9));
-        assert!(!is_forgettable_request(APPLIED_KEY, &stamp.0, 10));
-        assert!(!is_forgettable_request(&data_key(DATABASE, b"k"), &stamp.0, 10));
+        let row = meridian_proto::encode_request(stamp, None);
+        assert!(is_forgettable_request(&key, &row, 10));
+        assert!(!is_forgettable_request(&key, &row, 9));
+        assert!(!is_forgettable_request(APPLIED_KEY, &row, 10));
+        assert!(!is_forgettable_request(&data_key(DATABASE, b"k"), &row, 10));
     }
 }

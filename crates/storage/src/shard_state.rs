@@ -1,12 +1,13 @@
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use meridian_proto::log;
+use meridian_proto::{decode_request, encode_request, log};
 use meridian_txn::{Stored, View};
 use meridian_types::{
-    Batch, DatabaseId, Effect, Entry, Epoch, Position, ReadRange, RequestId, ShardId, Versionstamp,
+    Batch, DatabaseId, Effect, Entry, Epoch, Position, ReadRange, Refusal, RequestId, ShardId, Versionstamp,
+    WriteOutcome,
 };
 use parking_lot::RwLock;
 use prost::Message;
@@ -83,7 +84,10 @@ pub struct ShardState {
     engine: Arc<dyn Engine>,
     shard: ShardId,
     current: RwLock<Current>,
+    observer: OnceLock<Observer>,
 }
+
+type Observer = Box<dyn Fn(&[(Batch, usize)]) + Send + Sync>;
 
 struct Current {
     family: Arc<str>,
@@ -125,7 +129,12 @@ impl ShardState {
             None => Applied::nothing(),
             Some(bytes) => Applied::decode(bytes)?,
         };
-        Ok(Self { engine, shard, current: RwLock::new(Current { family, generation, applied }) })
+        Ok(Self {
+            engine,
+            shard,
+            current: RwLock::new(Current { family, generation, applied }),
+            observer: OnceLock::new(),
+        })
     }
 
     pub fn shard(&self) -> ShardId {
@@ -160,7 +169,7 @@ impl ShardState {
                 writes.put(
                     &current.family,
                     schema::request_key(transaction.request_id),
-                    Bytes::copy_from_slice(&versionstamp.0),
+                    encode_request(versionstamp, transaction.refusal.as_ref()),
                 );
                 for effect in &transaction.effects {
                     write_effect(&mut writes, &current.family, transaction.database, versionstamp, effect);
@@ -170,6 +179,10 @@ impl ShardState {
         writes.put(&current.family, APPLIED_KEY.to_vec(), applied.encode());
         self.engine.write(writes, Durability::Unlogged)?;
         current.applied = applied;
+        drop(current);
+        if let Some(observer) = self.observer.get() {
+            observer(batches);
+        }
         Ok(())
     }
 
@@ -183,11 +196,24 @@ impl ShardState {
         Ok(applied)
     }
 
-    /// What became of a write with this id, if it committed and was not forgotten since.
-    pub fn request(&self, id: RequestId) -> Result<Option<Versionstamp>, StorageError> {
+    /// What became of a write with this id, if that is remembered.
+    pub fn request(&self, id: RequestId) -> Result<Option<WriteOutcome>, StorageError> {
         let current = self.current.read();
-        let value = self.engine.get(&current.family, &schema::request_key(id))?;
-        value.map(|bytes| stamp_of_request(&bytes)).transpose()
+        let Some(row) = self.engine.get(&current.family, &schema::request_key(id))? else { return Ok(None) };
+        let (versionstamp, refusal) =
+            decode_request(&row).map_err(|error| StorageError::corruption("a request's row", error))?;
+        Ok(Some(match refusal {
+            None => WriteOutcome::Committed(versionstamp),
+            Some(Refusal::CheckFailed(indexes)) => WriteOutcome::CheckFailed(indexes),
+            Some(Refusal::Rejected(text)) => WriteOutcome::Rejected(text),
+        }))
+    }
+
+    /// Calls `observer` with the batches of every [`ShardState::apply`] from now on, and the length of their
+    /// encodings. One observer; a second is not taken.
+    pub fn observe(&self, observer: impl Fn(&[(Batch, usize)]) + Send + Sync + 'static) {
+        // A second observer would be a bug of this process's start-up, and harmless.
+        drop(self.observer.set(Box::new(observer)));
     }
 
     /// The engine may forget the ids of requests that committed at or before `sequence`.
@@ -208,12 +234,7 @@ impl ShardState {
                 let entry = value.map(|value| live_entry(key.clone(), value, now_ms)).transpose()?.flatten();
                 Ok(entry.into_iter().collect())
             }
-            None => scan_range(
-                &|scan, visit| self.engine.scan(&current.family, scan, visit),
-                database,
-                range,
-                now_ms,
-            ),
+            None => scan_range(&|scan, visit| self.engine.scan(&current.family, scan, visit), database, range, now_ms),
         };
         // One range is consistent by itself; the lock keeps the applier out, so that several are too.
         let ranges = ranges.iter().map(read).collect::<Result<_, StorageError>>()?;
@@ -313,10 +334,6 @@ fn write_effect(
     }
 }
 
-fn stamp_of_request(bytes: &[u8]) -> Result<Versionstamp, StorageError> {
-    Versionstamp::from_slice(bytes).ok_or_else(|| StorageError::corruption("a request's row", "not 10 bytes"))
-}
-
 /// The one key of a range that holds no other: from the key to the key followed by a zero byte.
 fn point(range: &ReadRange) -> Option<&Bytes> {
     let is_point = range.limit > 0 && range.end.strip_prefix(range.start.as_ref()) == Some(&[0]);
@@ -331,8 +348,7 @@ fn live_entry(key: Bytes, value: Bytes, now_ms: u64) -> Result<Option<Entry>, St
     Ok(Some(Entry { key, value: stored.value, versionstamp: stored.versionstamp }))
 }
 
-type Scanner<'a> =
-    &'a dyn Fn(Scan<'_>, &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Result<(), StorageError>;
+type Scanner<'a> = &'a dyn Fn(Scan<'_>, &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Result<(), StorageError>;
 
 fn scan_range(
     scanner: Scanner<'_>,

@@ -2,6 +2,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use meridian_types::Position;
 
 use crate::schema::APPLIED_KEY;
 use crate::{Applied, Durability, Engine, EngineSnapshot, Scan, StorageError, WriteBatch};
@@ -78,16 +79,28 @@ impl StagedState {
         Ok(())
     }
 
+    /// What the staged state reflects.
+    ///
+    /// # Errors
+    /// [`StorageError::Refused`] while rows are missing.
+    pub fn position(&self) -> Result<Position, StorageError> {
+        Ok(self.applied()?.position)
+    }
+
+    fn applied(&self) -> Result<Applied, StorageError> {
+        let refused = |what: &str| StorageError::Refused(format!("a staged state cannot be installed: {what}"));
+        let family = self.family.as_ref().filter(|_| self.complete).ok_or_else(|| refused("rows are missing"))?;
+        let applied = self.engine.get(family, APPLIED_KEY)?.ok_or_else(|| refused("it has no position"))?;
+        Applied::decode(applied)
+    }
+
     /// The family, now the caller's, and what it reflects.
     pub(crate) fn complete(mut self) -> Result<(Arc<str>, Applied), StorageError> {
-        let refused = |what: &str| StorageError::Refused(format!("a staged state cannot be installed: {what}"));
-        let family = self.family.clone().ok_or_else(|| refused("it was taken"))?;
-        if !self.complete {
-            return Err(refused("rows are missing"));
+        let applied = self.applied()?;
+        match self.family.take() {
+            Some(family) => Ok((family, applied)),
+            None => Err(StorageError::Refused("a staged state was taken already".to_owned())),
         }
-        let applied = self.engine.get(&family, APPLIED_KEY)?.ok_or_else(|| refused("it has no position"))?;
-        self.family = None;
-        Ok((family, Applied::decode(applied)?))
     }
 }
 

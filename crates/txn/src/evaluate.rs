@@ -108,7 +108,9 @@ impl<V: View> Mutations<'_, V> {
             Some(Effect::Put { value, .. }) => Ok(Some(value.clone())),
             Some(Effect::Delete { .. }) => Ok(None),
             // Evaluation writes no `Unindex`; it would say nothing of the value.
-            Some(Effect::Unindex { .. }) | None => Ok(self.view.get(self.database, key).map_err(Stop::View)?.map(|stored| stored.value)),
+            Some(Effect::Unindex { .. }) | None => {
+                Ok(self.view.get(self.database, key).map_err(Stop::View)?.map(|stored| stored.value))
+            }
         }
     }
 }

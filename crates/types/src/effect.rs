@@ -1,6 +1,6 @@
 use bytes::Bytes;
 
-use crate::{DatabaseId, Position, RequestId, Value, Versionstamp};
+use crate::{DatabaseId, Position, RequestId, Value, Versionstamp, WriteOutcome};
 
 /// What a transaction does to one key, with its final value. Applied blindly by every replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -29,14 +29,36 @@ impl Effect {
     }
 }
 
-/// A transaction that was evaluated and takes effect when its batch commits. A transaction whose
-/// checks failed is in no batch.
+/// A transaction that was evaluated and takes effect when its batch commits. One that did nothing is in a
+/// batch only where that must be remembered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommittedTransaction {
     pub request_id: RequestId,
     pub database: DatabaseId,
     /// At most one put or delete a key: the last.
     pub effects: Vec<Effect>,
+    /// Set where the request did nothing and that must be remembered: an earlier try of it may arrive yet.
+    pub refusal: Option<Refusal>,
+}
+
+/// Why a transaction did nothing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// Indexes of all failed checks.
+    CheckFailed(Vec<u32>),
+    /// See [`WriteOutcome::Rejected`].
+    Rejected(String),
+}
+
+impl CommittedTransaction {
+    /// What its client is told.
+    pub fn outcome(&self, versionstamp: Versionstamp) -> WriteOutcome {
+        match &self.refusal {
+            None => WriteOutcome::Committed(versionstamp),
+            Some(Refusal::CheckFailed(indexes)) => WriteOutcome::CheckFailed(indexes.clone()),
+            Some(Refusal::Rejected(text)) => WriteOutcome::Rejected(text.clone()),
+        }
+    }
 }
 
 /// The unit of the log: what is replicated, stored, shipped and archived. The versionstamp of the

@@ -11,7 +11,7 @@ mod position;
 mod read;
 mod transaction;
 
-pub use effect::{Batch, CommittedTransaction, Effect};
+pub use effect::{Batch, CommittedTransaction, Effect, Refusal};
 pub use id::{DatabaseId, InvalidId, NodeId, RequestId, ShardId};
 pub use position::{Epoch, Position, Versionstamp};
 pub use read::{Consistency, Entry, ReadRange};

@@ -55,7 +55,10 @@ pub struct SumBounds {
 pub enum MutationKind {
     Set(Value),
     Delete,
-    Sum { operand: Value, bounds: SumBounds },
+    Sum {
+        operand: Value,
+        bounds: SumBounds,
+    },
     Min(Value),
     Max(Value),
     /// Sets the key followed by `02`, the versionstamp's 20 hex characters, and `00`.

@@ -16,7 +16,7 @@ fn put(key: &str, text: &str, expire_at_ms: u64) -> Effect {
 
 fn batch(sequence: u64, effects: Vec<Effect>) -> (Batch, usize) {
     let request_id = RequestId([u8::try_from(sequence).unwrap(); 16]);
-    let transactions = vec![CommittedTransaction { request_id, database: DATABASE, effects }];
+    let transactions = vec![CommittedTransaction { request_id, database: DATABASE, effects, refusal: None }];
     (Batch { position: Position::new(Epoch(1), sequence), time_ms: sequence, transactions }, 10)
 }
 
@@ -51,7 +51,8 @@ fn reads_see_what_was_applied_in_key_order_both_ways() {
         let delete = Effect::Delete { key: "b".into() };
         state.apply(&[batch(2, vec![delete])], RaftApplied::default()).unwrap();
         assert_eq!(texts(&state, all(9, false), 0), ["1", "3"]);
-        assert_eq!(state.request(RequestId([2; 16])).unwrap(), Some(Versionstamp::new(state.position(), 0)));
+        let committed = WriteOutcome::Committed(Versionstamp::new(state.position(), 0));
+        assert_eq!(state.request(RequestId([2; 16])).unwrap(), Some(committed));
         assert_eq!(state.request(RequestId([9; 16])).unwrap(), None);
     }
 }
@@ -79,9 +80,7 @@ fn after_a_crash_state_and_position_are_those_of_the_last_flush() {
 #[test]
 fn rocks_keeps_flushed_state_over_a_restart() {
     let folder = tempfile::tempdir().unwrap();
-    let open = || -> Arc<dyn Engine> {
-        Arc::new(RocksEngine::open(folder.path(), RocksOptions::default()).unwrap())
-    };
+    let open = || -> Arc<dyn Engine> { Arc::new(RocksEngine::open(folder.path(), RocksOptions::default()).unwrap()) };
     let state = ShardState::open(open(), SHARD).unwrap();
     state.apply(&[batch(1, vec![put("a", "1", 7)])], RaftApplied::default()).unwrap();
     state.flush().unwrap();
@@ -121,7 +120,9 @@ fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
         let after = ShardState::open(Arc::new(twin.crash(0)), SHARD).unwrap();
         assert_eq!(texts(&after, all(9, false), 0), ["1", "2"]);
         let incomplete = target.stage().unwrap();
-        assert!(target.install(incomplete, RaftApplied::default()).unwrap_err().to_string().contains("rows are missing"));
+        assert!(
+            target.install(incomplete, RaftApplied::default()).unwrap_err().to_string().contains("rows are missing")
+        );
     }
 }
 

@@ -1,0 +1,161 @@
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+
+use meridian_types::DatabaseId;
+use sha2::{Digest, Sha256};
+
+/// Which databases a token opens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Databases {
+    All,
+    Only(Vec<DatabaseId>),
+}
+
+/// An access token as an operator configures it.
+#[derive(Clone)]
+pub struct AccessToken {
+    /// What clients send after `Bearer`. Visible ASCII.
+    pub secret: String,
+    pub databases: Databases,
+    /// `false`: reads only.
+    pub write: bool,
+}
+
+impl fmt::Debug for AccessToken {
+    /// Without the secret, so that a configuration may be logged.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AccessToken")
+            .field("databases", &self.databases)
+            .field("write", &self.write)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What the bearer of a token may do. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Grant {
+    /// Sorted. `None`: every database.
+    databases: Option<Arc<[DatabaseId]>>,
+    write: bool,
+}
+
+impl Grant {
+    pub fn new(databases: Databases, write: bool) -> Self {
+        let databases = match databases {
+            Databases::All => None,
+            Databases::Only(mut ids) => {
+                ids.sort_unstable();
+                Some(ids.into())
+            }
+        };
+        Self { databases, write }
+    }
+
+    pub fn allows(&self, database: DatabaseId) -> bool {
+        self.databases.as_ref().is_none_or(|ids| ids.binary_search(&database).is_ok())
+    }
+
+    pub fn may_write(&self) -> bool {
+        self.write
+    }
+}
+
+/// A token that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidAccess {
+    #[error("the secret of access token {index} is not one or more visible ASCII characters")]
+    Secret { index: usize },
+    #[error("the secret of access token {index} was given before")]
+    Duplicate { index: usize },
+}
+
+/// Tokens and their rights. Holds only the SHA-256 of each secret, and looks tokens up by it, so that
+/// the time of a lookup says nothing about a secret.
+#[derive(Debug, Clone, Default)]
+pub struct Access {
+    grants: HashMap<[u8; 32], Grant>,
+}
+
+impl Access {
+    pub fn new(tokens: impl IntoIterator<Item = AccessToken>) -> Result<Self, InvalidAccess> {
+        let mut grants = HashMap::new();
+        for (index, token) in tokens.into_iter().enumerate() {
+            if token.secret.is_empty() || !token.secret.bytes().all(|byte| byte.is_ascii_graphic()) {
+                return Err(InvalidAccess::Secret { index });
+            }
+            let grant = Grant::new(token.databases, token.write);
+            if grants.insert(digest(&token.secret), grant).is_some() {
+                return Err(InvalidAccess::Duplicate { index });
+            }
+        }
+        Ok(Self { grants })
+    }
+
+    /// As [`Access::new`], of secrets known only by their SHA-256.
+    ///
+    /// # Errors
+    /// [`InvalidAccess::Duplicate`].
+    pub fn from_digests(tokens: impl IntoIterator<Item = ([u8; 32], Grant)>) -> Result<Self, InvalidAccess> {
+        let mut grants = HashMap::new();
+        for (index, (digest, grant)) in tokens.into_iter().enumerate() {
+            if grants.insert(digest, grant).is_some() {
+                return Err(InvalidAccess::Duplicate { index });
+            }
+        }
+        Ok(Self { grants })
+    }
+
+    /// `None`: the token is not known.
+    pub fn authorize(&self, bearer: &str) -> Option<Grant> {
+        self.grants.get(&digest(bearer)).cloned()
+    }
+}
+
+fn digest(secret: &str) -> [u8; 32] {
+    Sha256::digest(secret.as_bytes()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(secret: &str, databases: Databases, write: bool) -> AccessToken {
+        AccessToken { secret: secret.to_owned(), databases, write }
+    }
+
+    #[test]
+    fn a_grant_allows_what_it_lists() {
+        let (a, b) = (DatabaseId([1; 16]), DatabaseId([2; 16]));
+        let access = Access::new([
+            token("everything", Databases::All, true),
+            token("only-b", Databases::Only(vec![b]), false),
+            token("nothing", Databases::Only(vec![]), true),
+        ])
+        .unwrap();
+        let everything = access.authorize("everything").unwrap();
+        assert!(everything.allows(a) && everything.allows(b) && everything.may_write());
+        let only_b = access.authorize("only-b").unwrap();
+        assert!(!only_b.allows(a) && only_b.allows(b) && !only_b.may_write());
+        assert!(!access.authorize("nothing").unwrap().allows(a));
+        assert_eq!(access.authorize("Everything"), None);
+        assert_eq!(access.authorize(""), None);
+    }
+
+    #[test]
+    fn unusable_tokens_are_refused() {
+        for secret in ["", "with space", "line\n", "ü"] {
+            let refused = Access::new([token(secret, Databases::All, true)]).unwrap_err();
+            assert_eq!(refused, InvalidAccess::Secret { index: 0 });
+        }
+        let twice = Access::new([token("same", Databases::All, true), token("same", Databases::All, false)]);
+        assert_eq!(twice.unwrap_err(), InvalidAccess::Duplicate { index: 1 });
+    }
+
+    #[test]
+    fn secrets_are_not_shown() {
+        let shown = token("very-secret", Databases::All, true);
+        assert!(!format!("{shown:?}").contains("very-secret"));
+        assert!(!format!("{:?}", Access::new([shown]).unwrap()).contains("very-secret"));
+    }
+}

@@ -1,0 +1,140 @@
+//! Results to HTTP: what a client gets to see of them.
+
+use std::fmt;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::Full;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::{Response, StatusCode};
+use meridian_proto::kv_connect as pb;
+use meridian_types::{Consistency, Versionstamp};
+use prost::Message;
+
+use crate::database::ReadOutput;
+use crate::refusal::Refusal;
+
+pub(crate) type Answer = Response<Full<Bytes>>;
+
+pub(crate) fn json(body: Vec<u8>) -> Answer {
+    answer(StatusCode::OK, "application/json", body.into())
+}
+
+pub(crate) fn refused(refusal: &(impl fmt::Display + ?Sized), status: StatusCode) -> Answer {
+    answer(status, "text/plain; charset=utf-8", refusal.to_string().into())
+}
+
+/// The answer to a read. `status` is for version 3, `read_is_strongly_consistent` for 2 and 3.
+pub(crate) fn read(output: ReadOutput, consistency: Consistency) -> Answer {
+    let count = output.ranges.iter().map(Vec::len).sum::<usize>();
+    // One allocation for all versionstamps, of which the entries hold slices.
+    let mut stamps = BytesMut::with_capacity(count * Versionstamp::LEN);
+    for entry in output.ranges.iter().flatten() {
+        stamps.extend_from_slice(&entry.versionstamp.0);
+    }
+    let mut stamps = stamps.freeze();
+    let mut ranges = Vec::with_capacity(output.ranges.len());
+    for entries in output.ranges {
+        let values = entries
+            .into_iter()
+            .map(|entry| pb::KvEntry {
+                key: entry.key,
+                value: entry.value.data,
+                encoding: i32::from(entry.value.encoding.number()),
+                versionstamp: stamps.split_to(Versionstamp::LEN),
+            })
+            .collect();
+        ranges.push(pb::ReadRangeOutput { values });
+    }
+    protobuf(&pb::SnapshotReadOutput {
+        ranges,
+        read_disabled: false,
+        read_is_strongly_consistent: consistency == Consistency::Strong,
+        status: pb::SnapshotReadStatus::SrSuccess.into(),
+    })
+}
+
+pub(crate) fn committed(versionstamp: Versionstamp) -> Answer {
+    protobuf(&pb::AtomicWriteOutput {
+        status: pb::AtomicWriteStatus::AwSuccess.into(),
+        versionstamp: Bytes::copy_from_slice(&versionstamp.0),
+        failed_checks: Vec::new(),
+    })
+}
+
+pub(crate) fn check_failed(failed_checks: Vec<u32>) -> Answer {
+    protobuf(&pb::AtomicWriteOutput {
+        status: pb::AtomicWriteStatus::AwCheckFailure.into(),
+        versionstamp: Bytes::new(),
+        failed_checks,
+    })
+}
+
+impl From<Refusal> for Answer {
+    fn from(refusal: Refusal) -> Self {
+        refused(&refusal, refusal.status())
+    }
+}
+
+fn protobuf(message: &impl Message) -> Answer {
+    answer(StatusCode::OK, "application/x-protobuf", message.encode_to_vec().into())
+}
+
+fn answer(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body_util::BodyExt;
+    use meridian_types::{Entry, Value, ValueEncoding};
+
+    use super::*;
+
+    fn body(answer: Answer) -> Vec<u8> {
+        assert_eq!(answer.status(), StatusCode::OK);
+        assert_eq!(answer.headers()[CONTENT_TYPE], "application/x-protobuf");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(answer.into_body().collect()).unwrap().to_bytes().to_vec()
+    }
+
+    fn entry(key: &'static [u8], encoding: ValueEncoding, data: &'static [u8], stamp: u8) -> Entry {
+        Entry {
+            key: Bytes::from_static(key),
+            value: Value { encoding, data: Bytes::from_static(data) },
+            versionstamp: Versionstamp([stamp; 10]),
+        }
+    }
+
+    #[test]
+    fn read_output_bytes_are_golden() {
+        let output = ReadOutput {
+            ranges: vec![
+                vec![entry(b"a", ValueEncoding::Bytes, b"xy", 7), entry(b"b", ValueEncoding::V8, b"", 8)],
+                vec![],
+            ],
+        };
+        let first = b"\x0a\x01a\x12\x02xy\x18\x03\x22\x0a\x07\x07\x07\x07\x07\x07\x07\x07\x07\x07";
+        let second = b"\x0a\x01b\x18\x01\x22\x0a\x08\x08\x08\x08\x08\x08\x08\x08\x08\x08";
+        assert_eq!(first.len(), 0x15);
+        assert_eq!(second.len(), 0x11);
+        let mut golden = vec![0x0a, 0x2a, 0x0a, 0x15];
+        golden.extend(first);
+        golden.extend([0x0a, 0x11]);
+        golden.extend(second);
+        golden.extend([0x0a, 0x00]); // the empty second range
+        let strong = [&golden[..], b"\x20\x01\x40\x01"].concat();
+        let eventual = [&golden[..], b"\x40\x01"].concat();
+        assert_eq!(body(read(output.clone(), Consistency::Strong)), strong);
+        assert_eq!(body(read(output, Consistency::Eventual)), eventual);
+    }
+
+    #[test]
+    fn write_output_bytes_are_golden() {
+        let stamp = Versionstamp([0, 1, 0, 0, 0, 0, 0, 9, 0, 2]);
+        assert_eq!(body(committed(stamp)), b"\x08\x01\x12\x0a\x00\x01\x00\x00\x00\x00\x00\x09\x00\x02");
+        assert_eq!(body(check_failed(vec![0, 3, 99])), b"\x08\x02\x22\x03\x00\x03\x63");
+    }
+}

@@ -1,0 +1,64 @@
+use std::pin::pin;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt;
+use hyper::body::Body;
+
+use crate::refusal::Refusal;
+
+/// How much of a body over the limit is read and thrown away, so that its sender is still listening when
+/// the refusal comes.
+const MAX_DISCARDED_BYTES: u64 = 8 * 1024 * 1024;
+/// What a declared length may make this process reserve before the bytes are there.
+const MAX_RESERVED_BYTES: usize = 64 * 1024;
+
+/// The whole body of a request. Small ones, which come in one piece, are not copied.
+pub(crate) async fn collect<B>(body: B, max_bytes: usize, timeout: Duration) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes>,
+{
+    match tokio::time::timeout(timeout, read(body, max_bytes)).await {
+        Ok(result) => result,
+        Err(_) => Err(Refusal::BodyTimeout { timeout }),
+    }
+}
+
+async fn read<B>(body: B, max_bytes: usize) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes>,
+{
+    let mut body = pin!(body);
+    let max = max_bytes as u64;
+    let declared = body.size_hint().lower();
+    if declared > max.saturating_add(MAX_DISCARDED_BYTES) {
+        return Err(Refusal::BodyTooLarge { max_bytes });
+    }
+    let mut total = 0u64;
+    let mut first = Bytes::new();
+    let mut joined = BytesMut::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame.map_err(|_| Refusal::BodyUnreadable)?.into_data() else { continue };
+        total = total.saturating_add(data.len() as u64);
+        if total > max {
+            if total > max.saturating_add(MAX_DISCARDED_BYTES) {
+                break;
+            }
+            (first, joined) = (Bytes::new(), BytesMut::new());
+        } else if first.is_empty() && joined.is_empty() {
+            first = data;
+        } else {
+            if joined.is_empty() {
+                let expected = usize::try_from(declared).unwrap_or(usize::MAX).min(MAX_RESERVED_BYTES);
+                joined.reserve(expected.max(first.len() + data.len()));
+                joined.extend_from_slice(&first);
+            }
+            joined.extend_from_slice(&data);
+        }
+    }
+    match total {
+        total if total > max => Err(Refusal::BodyTooLarge { max_bytes }),
+        _ if joined.is_empty() => Ok(first),
+        _ => Ok(joined.freeze()),
+    }
+}

@@ -1,0 +1,172 @@
+//! The metadata exchange. Its JSON is that of `schema/kv-metadata-exchange-*.json` in `denokv_proto`;
+//! version 3 has the shape of version 2.
+//!
+//! The token for the data path is the access token that the client sent: every gateway knows it, it
+//! survives restarts, and taking it away takes effect at once. `expiresAt` bounds the age of metadata, not
+//! of the token.
+
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+use meridian_types::{Consistency, DatabaseId};
+use serde::{Deserialize, Serialize};
+
+use crate::refusal::Refusal;
+use crate::route::{EVENTUAL_PATH, STRONG_PATH};
+
+/// What the answer to a metadata request is made of.
+#[derive(Debug)]
+pub(crate) struct Exchange<'a> {
+    pub(crate) database: DatabaseId,
+    pub(crate) token: &'a str,
+    /// What the connect URL asks for. `Eventual`: the eventual path is offered as the strong endpoint
+    /// too, because native clients use the first strong one for everything.
+    pub(crate) consistency: Consistency,
+    /// Without a slash at its end. `None`: not known, so that endpoints are relative.
+    pub(crate) base_url: Option<&'a str>,
+    pub(crate) expires_at: DateTime<Utc>,
+}
+
+// Fields beyond the schema are ignored, as the reference server does: a later client may send more.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Request {
+    supported_versions: Vec<f64>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct DatabaseMetadata<'a> {
+    version: u8,
+    database_id: String,
+    endpoints: [EndpointInfo; 2],
+    token: &'a str,
+    expires_at: String,
+}
+
+#[derive(Serialize)]
+struct EndpointInfo {
+    url: String,
+    consistency: &'static str,
+}
+
+/// When metadata given out at `now` expires.
+pub(crate) fn expiry(now: DateTime<Utc>, lifetime: std::time::Duration) -> DateTime<Utc> {
+    let seconds = lifetime.as_secs().clamp(crate::Options::MIN_TOKEN_LIFETIME.as_secs(), 365 * 24 * 3600);
+    let lifetime = i64::try_from(seconds).ok().and_then(TimeDelta::try_seconds).unwrap_or_default();
+    now.checked_add_signed(lifetime).unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
+
+/// The JSON for a request with `body`, in the highest version that both sides speak.
+pub(crate) fn exchange(body: &[u8], exchange: &Exchange<'_>) -> Result<Vec<u8>, Refusal> {
+    let version = version(body)?;
+    if version == 1 && exchange.base_url.is_none() {
+        return Err(Refusal::UnknownHost); // version 1 knows no relative URLs
+    }
+    let endpoint = |path: &str, consistency| EndpointInfo {
+        url: format!("{}{path}", exchange.base_url.unwrap_or_default()),
+        consistency,
+    };
+    let strong_path = match exchange.consistency {
+        Consistency::Strong => STRONG_PATH,
+        Consistency::Eventual => EVENTUAL_PATH,
+    };
+    let metadata = DatabaseMetadata {
+        version,
+        database_id: exchange.database.to_string(),
+        endpoints: [endpoint(strong_path, "strong"), endpoint(EVENTUAL_PATH, "eventual")],
+        token: exchange.token,
+        expires_at: exchange.expires_at.to_rfc3339_opts(SecondsFormat::Secs, true),
+    };
+    // Strings and numbers only: there is nothing in it that JSON cannot hold.
+    serde_json::to_vec(&metadata).map_err(|_| Refusal::MetadataBody)
+}
+
+/// A client that sends no body speaks version 1 only.
+fn version(body: &[u8]) -> Result<u8, Refusal> {
+    if body.is_empty() {
+        return Ok(1);
+    }
+    let request: Request = serde_json::from_slice(body).map_err(|_| Refusal::MetadataBody)?;
+    let speaks = |version: u8| request.supported_versions.contains(&f64::from(version));
+    [3, 2, 1].into_iter().find(|version| speaks(*version)).ok_or(Refusal::NoCommonVersion)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const ID: &str = "00112233-4455-6677-8899-aabbccddeeff";
+
+    fn ask<'a>() -> Exchange<'a> {
+        Exchange {
+            database: ID.to_uppercase().parse().unwrap(),
+            token: "t\"0ken",
+            consistency: Consistency::Strong,
+            base_url: Some("http://kv:4512"),
+            expires_at: expiry(DateTime::from_timestamp(1_700_000_000, 123_456_789).unwrap(), Duration::ZERO),
+        }
+    }
+
+    fn golden(version: u8, strong: &str, eventual: &str) -> String {
+        format!(
+            "{{\"version\":{version},\"databaseId\":\"{ID}\",\"endpoints\":[\
+             {{\"url\":\"{strong}\",\"consistency\":\"strong\"}},{{\"url\":\"{eventual}\",\"consistency\":\"eventual\"}}],\
+             \"token\":\"t\\\"0ken\",\"expiresAt\":\"2023-11-14T23:13:20Z\"}}"
+        )
+    }
+
+    #[test]
+    fn each_version_is_golden() {
+        for (body, version) in [
+            ("", 1),
+            (r#"{"supportedVersions":[1]}"#, 1),
+            (r#"{"supportedVersions":[2,1]}"#, 2),
+            (r#"{"supportedVersions":[1,2,3]}"#, 3),
+            (r#"{"supportedVersions":[3.0,4,1e300,-1]}"#, 3),
+            (r#" {"supportedVersions":[2],"more":{}} "#, 2),
+        ] {
+            let json = String::from_utf8(exchange(body.as_bytes(), &ask()).unwrap()).unwrap();
+            assert_eq!(json, golden(version, "http://kv:4512/kv/strong", "http://kv:4512/kv/eventual"), "{body}");
+        }
+    }
+
+    #[test]
+    fn eventual_takes_the_place_of_strong_where_it_is_asked_for() {
+        let asked = Exchange { consistency: Consistency::Eventual, ..ask() };
+        let json = exchange(br#"{"supportedVersions":[3]}"#, &asked).unwrap();
+        let url = "http://kv:4512/kv/eventual";
+        assert_eq!(String::from_utf8(json).unwrap(), golden(3, url, url));
+    }
+
+    #[test]
+    fn without_a_base_endpoints_are_relative_or_version_1_is_refused() {
+        let asked = Exchange { base_url: None, ..ask() };
+        let json = exchange(br#"{"supportedVersions":[2]}"#, &asked).unwrap();
+        assert_eq!(String::from_utf8(json).unwrap(), golden(2, "/kv/strong", "/kv/eventual"));
+        assert!(matches!(exchange(b"", &asked), Err(Refusal::UnknownHost)));
+    }
+
+    #[test]
+    fn bad_bodies_are_refused() {
+        for body in ["{}", "[]", "null", "{", "\u{0}", r#"{"supportedVersions":3}"#, r#"{"supportedVersions":["3"]}"#] {
+            let refused = exchange(body.as_bytes(), &ask()).unwrap_err();
+            assert!(matches!(refused, Refusal::MetadataBody), "{body}");
+            assert!(refused.to_string().contains("1, 2 and 3"));
+        }
+        for body in [r#"{"supportedVersions":[]}"#, r#"{"supportedVersions":[0,4,2.5]}"#] {
+            let refused = exchange(body.as_bytes(), &ask()).unwrap_err();
+            assert!(matches!(refused, Refusal::NoCommonVersion), "{body}");
+            assert!(refused.to_string().contains("1, 2 and 3"));
+        }
+    }
+
+    #[test]
+    fn metadata_lives_between_an_hour_and_a_year() {
+        let now = DateTime::from_timestamp(0, 0).unwrap();
+        let seconds = |lifetime| expiry(now, lifetime).timestamp();
+        assert_eq!(seconds(Duration::from_secs(1)), 3600);
+        assert_eq!(seconds(Duration::from_secs(7200)), 7200);
+        assert_eq!(seconds(Duration::MAX), 365 * 24 * 3600);
+    }
+}

@@ -1,0 +1,107 @@
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use hyper::Uri;
+
+/// How a gateway serves. The limits hold for one gateway, not for the cluster.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where clients reach this gateway. `None`: taken from each metadata request.
+    pub public_url: Option<PublicUrl>,
+    /// Where this gateway runs, for logs.
+    pub region: String,
+    /// How long clients may keep metadata; between [`Options::MIN_TOKEN_LIFETIME`] and a year.
+    pub token_lifetime: Duration,
+    /// Of a request's body, before it is understood. Fits any message within the protocol's limits.
+    pub max_body_bytes: usize,
+    /// Open at a time. More wait in the listener's backlog.
+    pub max_connections: usize,
+    /// In progress at a time, on all connections. More are refused with 503.
+    pub max_concurrent_requests: u32,
+    /// In progress at a time on one HTTP/2 connection. More wait at the client.
+    pub max_streams_per_connection: u32,
+    /// From accepting a connection to its first complete request head.
+    pub first_request_timeout: Duration,
+    /// Between requests. Also bounds how long the head of a request and the reading of an answer may take.
+    pub idle_timeout: Duration,
+    /// From a request's head to the end of its body.
+    pub body_timeout: Duration,
+    /// For requests in progress, when shutting down.
+    pub drain_timeout: Duration,
+}
+
+impl Options {
+    /// Clients refetch metadata for every request when it has less than five minutes left.
+    pub const MIN_TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            public_url: None,
+            region: String::new(),
+            token_lifetime: Self::MIN_TOKEN_LIFETIME,
+            max_body_bytes: 1024 * 1024,
+            max_connections: 8192,
+            max_concurrent_requests: 8192,
+            max_streams_per_connection: 1024,
+            first_request_timeout: Duration::from_secs(10),
+            idle_timeout: Duration::from_secs(120),
+            body_timeout: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// An absolute `http` or `https` URL without a query, and without a slash at its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PublicUrl(String);
+
+/// Text that is not the URL of a gateway.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not an http or https URL without a query")]
+pub struct InvalidPublicUrl(pub String);
+
+impl PublicUrl {
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for PublicUrl {
+    type Err = InvalidPublicUrl;
+
+    fn from_str(text: &str) -> Result<Self, InvalidPublicUrl> {
+        let trimmed = text.trim_end_matches('/');
+        let sound = trimmed.parse::<Uri>().is_ok_and(|uri| {
+            matches!(uri.scheme_str(), Some("http" | "https")) && uri.query().is_none() && !text.contains('#')
+        });
+        if sound { Ok(Self(trimmed.to_owned())) } else { Err(InvalidPublicUrl(text.to_owned())) }
+    }
+}
+
+impl fmt::Display for PublicUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_public_url_is_absolute_and_does_not_end_in_a_slash() {
+        for (text, url) in [
+            ("http://kv.example.com", "http://kv.example.com"),
+            ("https://kv.example.com/", "https://kv.example.com"),
+            ("http://[::1]:4512/prefix//", "http://[::1]:4512/prefix"),
+        ] {
+            assert_eq!(text.parse::<PublicUrl>().unwrap().as_str(), url);
+        }
+        for text in ["", "/", "kv.example.com", "ftp://kv", "http://", "http://kv?x=1", "http://kv/#x", "http://k v"] {
+            assert_eq!(text.parse::<PublicUrl>(), Err(InvalidPublicUrl(text.to_owned())), "{text}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+use std::time::Duration;
+
+use hyper::StatusCode;
+
+use crate::validation::Invalid;
+
+/// Every answer that is not a result. Displayed as the plain-text body.
+///
+/// The texts are part of what clients see: native clients take a 400 whose body speaks of the
+/// "authorization" header for a stale token and send the request again, so no 400 here may use that word.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Refusal {
+    #[error("Malformed authorization header.")]
+    MalformedAuthorization,
+    #[error("Invalid access token.")]
+    UnknownToken,
+    #[error("This access token may only read, and this is a write.")]
+    ReadOnlyToken,
+
+    #[error("Nothing is served here.")]
+    UnknownPath,
+    #[error("This server has no default database. Connect to /db/<name> or to /databases/<id>/connect.")]
+    NoDefaultDatabase,
+    #[error("This server has no such database.")]
+    NoSuchDatabase,
+
+    #[error(
+        "The body of a metadata request is a JSON object with an array `supportedVersions`. \
+         This server serves the protocol versions 1, 2 and 3."
+    )]
+    MetadataBody,
+    #[error("No common protocol version. This server serves the versions 1, 2 and 3.")]
+    NoCommonVersion,
+    #[error("The query parameter `consistency` is either `strong` or `eventual`.")]
+    ConsistencyParameter,
+    #[error("A metadata request of protocol version 1 needs a valid Host header.")]
+    UnknownHost,
+
+    #[error("Expected protocol version 1, 2 or 3.")]
+    ProtocolVersion,
+    #[error("Invalid database id.")]
+    DatabaseId,
+    #[error("The request body exceeds the limit of {max_bytes} bytes.")]
+    BodyTooLarge { max_bytes: usize },
+    #[error("The request body cannot be read.")]
+    BodyUnreadable,
+    #[error("Request protobuf is invalid: {0}.")]
+    Protobuf(#[from] prost::DecodeError),
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// A mutation that cannot be carried out on what is stored. The text is the database's.
+    #[error("{0}")]
+    Rejected(String),
+
+    /// Before anything was done: the client may send it again.
+    #[error("The request body did not come within {} s.", timeout.as_secs())]
+    BodyTimeout { timeout: Duration },
+    #[error("Too many requests are in progress on this server.")]
+    Overloaded,
+    /// The text is the database's.
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+impl Refusal {
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::MalformedAuthorization | Self::UnknownToken => StatusCode::UNAUTHORIZED,
+            Self::ReadOnlyToken => StatusCode::FORBIDDEN,
+            Self::UnknownPath | Self::NoDefaultDatabase | Self::NoSuchDatabase => StatusCode::NOT_FOUND,
+            Self::MetadataBody
+            | Self::NoCommonVersion
+            | Self::ConsistencyParameter
+            | Self::UnknownHost
+            | Self::ProtocolVersion
+            | Self::DatabaseId
+            | Self::BodyTooLarge { .. }
+            | Self::BodyUnreadable
+            | Self::Protobuf(_)
+            | Self::Invalid(_)
+            | Self::Rejected(_) => StatusCode::BAD_REQUEST,
+            Self::BodyTimeout { .. } | Self::Overloaded | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_bad_request_speaks_of_authorization() {
+        for refusal in [
+            Refusal::MetadataBody,
+            Refusal::NoCommonVersion,
+            Refusal::ConsistencyParameter,
+            Refusal::UnknownHost,
+            Refusal::ProtocolVersion,
+            Refusal::DatabaseId,
+            Refusal::BodyTooLarge { max_bytes: 1 },
+            Refusal::BodyUnreadable,
+        ] {
+            assert_eq!(refusal.status(), StatusCode::BAD_REQUEST);
+            assert!(!refusal.to_string().to_lowercase().contains("authorization"), "{refusal}");
+        }
+    }
+}

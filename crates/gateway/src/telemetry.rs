@@ -1,0 +1,71 @@
+use std::time::Instant;
+
+use hyper::StatusCode;
+use metrics::{Counter, Histogram, Unit, counter, describe_counter, describe_histogram, histogram};
+
+use crate::route::Route;
+
+const REQUESTS: &str = "meridian_gateway_requests_total";
+const SECONDS: &str = "meridian_gateway_request_duration_seconds";
+
+/// The metrics of a gateway. Their handles are made once: counting a request costs two atomic additions
+/// and a clock reading.
+pub(crate) struct Telemetry {
+    metadata: Operation,
+    snapshot_read: Operation,
+    atomic_write: Operation,
+    unknown: Operation,
+}
+
+struct Operation {
+    success: Counter,
+    client_error: Counter,
+    server_error: Counter,
+    unanswered: Counter,
+    seconds: Histogram,
+}
+
+impl Telemetry {
+    /// Metrics go to the recorder that is installed now.
+    pub(crate) fn new() -> Self {
+        describe_counter!(REQUESTS, "Requests by operation and class of status.");
+        describe_histogram!(SECONDS, Unit::Seconds, "From a request's head to its answer.");
+        Self {
+            metadata: Operation::new("metadata"),
+            snapshot_read: Operation::new("snapshot_read"),
+            atomic_write: Operation::new("atomic_write"),
+            unknown: Operation::new("unknown"),
+        }
+    }
+
+    /// Counts a request that began at `start`. `status` is `None` for one that was dropped unanswered.
+    pub(crate) fn record(&self, route: Option<Route<'_>>, status: Option<StatusCode>, start: Instant) {
+        let operation = match route {
+            Some(Route::Metadata(_)) => &self.metadata,
+            Some(Route::SnapshotRead(_)) => &self.snapshot_read,
+            Some(Route::AtomicWrite) => &self.atomic_write,
+            None => &self.unknown,
+        };
+        let class = match status {
+            None => &operation.unanswered,
+            Some(status) if status.is_server_error() => &operation.server_error,
+            Some(status) if status.is_client_error() => &operation.client_error,
+            Some(_) => &operation.success,
+        };
+        class.increment(1);
+        operation.seconds.record(start.elapsed().as_secs_f64());
+    }
+}
+
+impl Operation {
+    fn new(operation: &'static str) -> Self {
+        let class = |status: &'static str| counter!(REQUESTS, "operation" => operation, "status" => status);
+        Self {
+            success: class("2xx"),
+            client_error: class("4xx"),
+            server_error: class("5xx"),
+            unanswered: class("unanswered"),
+            seconds: histogram!(SECONDS, "operation" => operation),
+        }
+    }
+}

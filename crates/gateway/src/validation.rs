@@ -1,0 +1,132 @@
+//! Messages of the data path to `meridian-types`. Every limit on them is checked here, and nowhere else.
+
+use bytes::Bytes;
+use meridian_proto::kv_connect as pb;
+use meridian_types::{
+    Check, Mutation, MutationKind, ReadRange, SumBounds, Transaction, Value, ValueEncoding, Versionstamp, limits,
+};
+
+/// What is wrong with a message. The text is for the client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Invalid {
+    #[error("{what} exceeds the limit of {limit}{unit}.")]
+    Limit { what: &'static str, limit: usize, unit: &'static str },
+    #[error("The limit of read range {index} must be at least 1, and is {limit}.")]
+    RangeLimit { index: usize, limit: i32 },
+    #[error("Invalid versionstamp: check {index} has one of {length} bytes, where 0 or 10 are allowed.")]
+    Versionstamp { index: usize, length: usize },
+    #[error("Invalid mutation kind: mutation {index} has the unknown mutation type {number}.")]
+    MutationKind { index: usize, number: i32 },
+    #[error("Invalid mutation kind: mutation {index} is one with a value, and has none.")]
+    MissingValue { index: usize },
+    #[error("Invalid mutation expire at: mutation {index} expires at {expire_at_ms} ms, which is below 0.")]
+    ExpireAt { index: usize, expire_at_ms: i64 },
+    #[error("Invalid value: mutation {index} has the unknown value encoding {number}.")]
+    Encoding { index: usize, number: i32 },
+    #[error("Invalid value: mutation {index} has a u64 of {length} bytes, where 8 are needed.")]
+    U64Length { index: usize, length: usize },
+    #[error("Queues are not served yet: an atomic write cannot enqueue.")]
+    Enqueue,
+}
+
+/// The ranges of a read. Their limits together are at most [`limits::MAX_READ_ENTRIES`], whatever is stored.
+pub(crate) fn read(message: pb::SnapshotRead) -> Result<Vec<ReadRange>, Invalid> {
+    at_most(message.ranges.len(), limits::MAX_READ_RANGES, "The number of ranges of one read", "")?;
+    let mut entries = 0usize;
+    let mut ranges = Vec::with_capacity(message.ranges.len());
+    for (index, range) in message.ranges.into_iter().enumerate() {
+        let limit = u32::try_from(range.limit).ok().filter(|limit| *limit > 0);
+        let limit = limit.ok_or(Invalid::RangeLimit { index, limit: range.limit })?;
+        for key in [&range.start, &range.end] {
+            at_most(key.len(), limits::MAX_READ_KEY_BYTES, "The size of a key to read", " bytes")?;
+        }
+        entries = entries.saturating_add(limit as usize);
+        // A range that ends before it starts holds nothing. Databases need not know that there are such.
+        let end = if range.end < range.start { range.start.clone() } else { range.end };
+        ranges.push(ReadRange { start: range.start, end, limit, reverse: range.reverse });
+    }
+    at_most(entries, limits::MAX_READ_ENTRIES, "The number of entries asked for by all ranges of one read", "")?;
+    Ok(ranges)
+}
+
+/// The transaction of an atomic write.
+pub(crate) fn write(message: pb::AtomicWrite) -> Result<Transaction, Invalid> {
+    at_most(message.checks.len(), limits::MAX_CHECKS, "The number of checks of one atomic write", "")?;
+    at_most(
+        message.mutations.len().saturating_add(message.enqueues.len()),
+        limits::MAX_MUTATIONS,
+        "The number of mutations and enqueues of one atomic write",
+        "",
+    )?;
+    if !message.enqueues.is_empty() {
+        return Err(Invalid::Enqueue);
+    }
+    let mut size = Size(0);
+    let checks = message.checks.into_iter().enumerate();
+    let checks = checks.map(|(index, message)| check(index, message, &mut size)).collect::<Result<_, _>>()?;
+    let mutations = message.mutations.into_iter().enumerate();
+    let mutations = mutations.map(|(index, message)| mutation(index, message, &mut size)).collect::<Result<_, _>>()?;
+    at_most(size.0, limits::MAX_TRANSACTION_BYTES, "The total size of one atomic write", " bytes")?;
+    Ok(Transaction { checks, mutations })
+}
+
+/// Bytes of an atomic write so far: keys, values and bounds. A body is bounded, so that it cannot overflow.
+struct Size(usize);
+
+impl Size {
+    fn add(&mut self, data: &Bytes, limit: usize, what: &'static str) -> Result<(), Invalid> {
+        self.0 = self.0.saturating_add(data.len());
+        at_most(data.len(), limit, what, " bytes")
+    }
+}
+
+fn check(index: usize, message: pb::Check, size: &mut Size) -> Result<Check, Invalid> {
+    // The reference lets a checked key be one byte longer than a written one: it is read, not written.
+    size.add(&message.key, limits::MAX_READ_KEY_BYTES, "The size of a key to check")?;
+    let versionstamp = match message.versionstamp.as_ref() {
+        [] => None,
+        bytes => Some(Versionstamp::from_slice(bytes).ok_or(Invalid::Versionstamp { index, length: bytes.len() })?),
+    };
+    Ok(Check { key: message.key, versionstamp })
+}
+
+fn mutation(index: usize, message: pb::Mutation, size: &mut Size) -> Result<Mutation, Invalid> {
+    size.add(&message.key, limits::MAX_WRITE_KEY_BYTES, "The size of a key to write")?;
+    let data = message.value.iter().map(|value| &value.data);
+    for data in data.chain([&message.sum_min, &message.sum_max]) {
+        size.add(data, limits::MAX_VALUE_BYTES, "The size of a value")?;
+    }
+    let number = message.mutation_type;
+    let value = || value(index, message.value);
+    let kind = match pb::MutationType::try_from(number) {
+        Ok(pb::MutationType::MSet) => MutationKind::Set(value()?),
+        Ok(pb::MutationType::MDelete) => MutationKind::Delete, // clients send a value with it, of no meaning
+        Ok(pb::MutationType::MSum) => MutationKind::Sum {
+            operand: value()?,
+            bounds: SumBounds { min: message.sum_min, max: message.sum_max, clamp: message.sum_clamp },
+        },
+        Ok(pb::MutationType::MMin) => MutationKind::Min(value()?),
+        Ok(pb::MutationType::MMax) => MutationKind::Max(value()?),
+        Ok(pb::MutationType::MSetSuffixVersionstampedKey) => MutationKind::SetSuffixVersionstampedKey(value()?),
+        Ok(pb::MutationType::MUnspecified) | Err(_) => return Err(Invalid::MutationKind { index, number }),
+    };
+    let expire_at_ms = u64::try_from(message.expire_at_ms)
+        .map_err(|_| Invalid::ExpireAt { index, expire_at_ms: message.expire_at_ms })?;
+    Ok(Mutation { key: message.key, kind, expire_at_ms })
+}
+
+fn value(index: usize, message: Option<pb::KvValue>) -> Result<Value, Invalid> {
+    let pb::KvValue { data, encoding: number } = message.ok_or(Invalid::MissingValue { index })?;
+    let encoding = ValueEncoding::from_number(number).ok_or(Invalid::Encoding { index, number })?;
+    if encoding == ValueEncoding::Le64 && data.len() != size_of::<u64>() {
+        return Err(Invalid::U64Length { index, length: data.len() });
+    }
+    Ok(Value { encoding, data })
+}
+
+fn at_most(number: usize, limit: usize, what: &'static str, unit: &'static str) -> Result<(), Invalid> {
+    if number > limit { Err(Invalid::Limit { what, limit, unit }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests;

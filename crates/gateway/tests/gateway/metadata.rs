@@ -1,0 +1,134 @@
+//! The metadata exchange, as clients see it.
+
+use crate::support::{MAIN_TEXT, OTHERS, READER, Server, WRITER};
+use chrono::{DateTime, Utc};
+use meridian_gateway::Options;
+use serde_json::{Value, json};
+
+const OTHER_TEXT: &str = "cdcdcdcd-cdcd-cdcd-cdcd-cdcdcdcdcdcd";
+const ALL_VERSIONS: &str = r#"{"supportedVersions":[1,2,3]}"#;
+
+fn bearer(token: &str) -> String {
+    format!("Bearer {token}")
+}
+
+/// Asserts what the schema asks of an answer: these fields, of these forms, and no more.
+fn assert_schema(metadata: &Value, version: u8) {
+    let object = metadata.as_object().unwrap();
+    let mut fields = object.keys().map(String::as_str).collect::<Vec<_>>();
+    fields.sort_unstable();
+    assert_eq!(fields, ["databaseId", "endpoints", "expiresAt", "token", "version"]);
+    assert_eq!(metadata["version"], version);
+    let id = metadata["databaseId"].as_str().unwrap();
+    assert!(id.split('-').map(str::len).eq([8, 4, 4, 4, 12]));
+    assert!(id.bytes().all(|byte| matches!(byte, b'-' | b'0'..=b'9' | b'a'..=b'f')));
+    for endpoint in metadata["endpoints"].as_array().unwrap() {
+        assert_eq!(endpoint.as_object().unwrap().len(), 2);
+        assert!(!endpoint["url"].as_str().unwrap().ends_with('/'));
+        assert!(matches!(endpoint["consistency"].as_str().unwrap(), "strong" | "eventual"));
+    }
+    let expires_at = metadata["expiresAt"].as_str().unwrap();
+    assert!(expires_at.ends_with('Z'));
+    let left = DateTime::parse_from_rfc3339(expires_at).unwrap().signed_duration_since(Utc::now());
+    assert!((59..=60).contains(&left.num_minutes()), "{left}");
+}
+
+fn endpoints(base: &str, strong: &str) -> Value {
+    json!([
+        {"url": format!("{base}{strong}"), "consistency": "strong"},
+        {"url": format!("{base}/kv/eventual"), "consistency": "eventual"},
+    ])
+}
+
+#[tokio::test]
+async fn every_version_over_both_protocols() {
+    let server = Server::start().await;
+    for mut client in [server.http1().await, server.http2().await] {
+        for (body, version) in [
+            ("", 1),
+            (r#"{"supportedVersions":[1]}"#, 1),
+            (r#"{"supportedVersions":[1,2]}"#, 2),
+            (ALL_VERSIONS, 3),
+            (r#"{"supportedVersions":[3,4]}"#, 3),
+        ] {
+            let reply = client.post("/", &[("authorization", &bearer(WRITER))], body).await.unwrap();
+            let metadata = reply.json();
+            assert_schema(&metadata, version);
+            assert_eq!(metadata["databaseId"], MAIN_TEXT);
+            assert_eq!(metadata["token"], WRITER);
+            assert_eq!(metadata["endpoints"], endpoints("http://kv.test:4512", "/kv/strong"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn every_connect_url() {
+    let server = Server::start().await;
+    let mut client = server.http1().await;
+    let by_id = format!("/databases/{}/connect", OTHER_TEXT.to_uppercase());
+    for (path, token, id) in [
+        ("/", READER, MAIN_TEXT),
+        ("/db/main", WRITER, MAIN_TEXT),
+        ("/db/other", WRITER, OTHER_TEXT),
+        ("/db/other", OTHERS, OTHER_TEXT),
+        (&by_id, OTHERS, OTHER_TEXT),
+    ] {
+        let headers = [("authorization", &*bearer(token))];
+        let strong = client.post(path, &headers, ALL_VERSIONS).await.unwrap().json();
+        assert_eq!(strong["databaseId"], id, "{path}");
+        assert_eq!(strong["endpoints"], endpoints("http://kv.test:4512", "/kv/strong"));
+        let path = format!("{path}?consistency=eventual");
+        let eventual = client.post(&path, &headers, ALL_VERSIONS).await.unwrap().json();
+        assert_schema(&eventual, 3);
+        assert_eq!(eventual["databaseId"], id, "{path}");
+        assert_eq!(eventual["endpoints"], endpoints("http://kv.test:4512", "/kv/eventual"));
+    }
+}
+
+#[tokio::test]
+async fn the_base_of_endpoints() {
+    let server = Server::start().await;
+    let mut client = server.http1().await;
+    let headers = [("authorization", &*bearer(WRITER)), ("x-forwarded-proto", "https")];
+    let metadata = client.post("/", &headers, ALL_VERSIONS).await.unwrap().json();
+    assert_eq!(metadata["endpoints"], endpoints("https://kv.test:4512", "/kv/strong"));
+
+    let public_url = Some("https://kv.example.com/meridian/".parse().unwrap());
+    let server = Server::with(Options { public_url, ..Options::default() }).await;
+    let mut client = server.http1().await;
+    for body in ["", ALL_VERSIONS] {
+        let metadata = client.post("/", &headers, body).await.unwrap().json();
+        assert_eq!(metadata["endpoints"], endpoints("https://kv.example.com/meridian", "/kv/strong"));
+    }
+}
+
+#[tokio::test]
+async fn refusals() {
+    let server = Server::start().await;
+    let mut client = server.http1().await;
+    let writer = bearer(WRITER);
+    let versions = "1, 2 and 3";
+    for (path, authorization, body, status, part) in [
+        ("/", None, ALL_VERSIONS, 401, "Malformed authorization header."),
+        ("/", Some(WRITER), ALL_VERSIONS, 401, "Malformed authorization header."),
+        ("/", Some("Basic eDp5"), ALL_VERSIONS, 401, "Malformed authorization header."),
+        ("/", Some("Bearer nobody-knows-it"), ALL_VERSIONS, 401, "Invalid access token."),
+        ("/", Some(&bearer(OTHERS)), ALL_VERSIONS, 401, "Invalid access token."),
+        ("/db/main", Some(&bearer(OTHERS)), ALL_VERSIONS, 401, "Invalid access token."),
+        ("/", Some(&writer), "{", 400, versions),
+        ("/", Some(&writer), "{}", 400, versions),
+        ("/", Some(&writer), r#"{"supportedVersions":"3"}"#, 400, versions),
+        ("/", Some(&writer), r#"{"supportedVersions":[4]}"#, 400, versions),
+        ("/", Some(&writer), r#"{"supportedVersions":[]}"#, 400, versions),
+        ("/?consistency=weak", Some(&writer), ALL_VERSIONS, 400, "consistency"),
+        ("/db/none", Some(&writer), ALL_VERSIONS, 404, "no such database"),
+        ("/databases/00000000-0000-0000-0000-000000000000/connect", Some(&writer), ALL_VERSIONS, 404, "no such"),
+        ("/databases/zero/connect", Some(&writer), ALL_VERSIONS, 404, "Nothing is served here."),
+        ("/other", Some(&writer), ALL_VERSIONS, 404, "Nothing is served here."),
+    ] {
+        let headers = authorization.map(|value| ("authorization", value));
+        let reply = client.post(path, headers.as_slice(), body).await.unwrap();
+        println!("{path} {body} -> {}", reply.text());
+        reply.refuses(status, part);
+    }
+}

@@ -1,0 +1,310 @@
+//! A gateway on a real socket, over a database in memory that does as it is told.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::{http1, http2};
+use hyper::{Request, StatusCode};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use meridian_gateway::{
+    Access, AccessToken, Database, Databases, NamedDatabase, Options, Read, ReadOutput, StaticCatalogue, Unavailable,
+    Write, WriteFailure, serve,
+};
+use meridian_proto::kv_connect as pb;
+use meridian_types::{
+    Consistency, DatabaseId, Entry, Epoch, MutationKind, Position, RequestId, Value, Versionstamp, WriteOutcome,
+};
+use prost::Message;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Notify, oneshot};
+use tokio::task::JoinHandle;
+
+pub(crate) const MAIN: DatabaseId = DatabaseId([0xab; 16]);
+pub(crate) const OTHER: DatabaseId = DatabaseId([0xcd; 16]);
+pub(crate) const MAIN_TEXT: &str = "abababab-abab-abab-abab-abababababab";
+pub(crate) const WRITER: &str = "token-that-may-write";
+pub(crate) const READER: &str = "token-that-may-read";
+pub(crate) const OTHERS: &str = "token-for-the-other-database";
+
+/// What the next operations end with, instead of what they would.
+#[derive(Debug, Clone)]
+pub(crate) enum Plan {
+    Work,
+    Unavailable,
+    Unknown,
+    Reject(&'static str),
+    /// A write waits for `Memory::release`, then works.
+    Hold,
+}
+
+/// The last sequence, and what is stored.
+type State = (u64, BTreeMap<(DatabaseId, Bytes), (Value, Versionstamp)>);
+
+pub(crate) struct Memory {
+    state: Mutex<State>,
+    plan: Mutex<Plan>,
+    pub(crate) release: Notify,
+    pub(crate) writes_begun: AtomicU64,
+    pub(crate) request_ids: Mutex<Vec<RequestId>>,
+    pub(crate) reads: Mutex<Vec<Consistency>>,
+}
+
+impl Memory {
+    fn new() -> Self {
+        Self {
+            state: Mutex::new((0, BTreeMap::new())),
+            plan: Mutex::new(Plan::Work),
+            release: Notify::new(),
+            writes_begun: AtomicU64::new(0),
+            request_ids: Mutex::new(Vec::new()),
+            reads: Mutex::new(Vec::new()),
+        }
+    }
+
+    pub(crate) fn plan(&self, plan: Plan) {
+        *self.plan.lock().unwrap() = plan;
+    }
+
+    /// How many writes committed.
+    pub(crate) fn committed(&self) -> u64 {
+        self.state.lock().unwrap().0
+    }
+
+    fn commit(&self, write: &Write) -> WriteOutcome {
+        let mut state = self.state.lock().unwrap();
+        let (sequence, entries) = &mut *state;
+        let failed = write.transaction.checks.iter().zip(0..).filter(|(check, _)| {
+            let stored = entries.get(&(write.database, check.key.clone())).map(|(_, stamp)| *stamp);
+            stored != check.versionstamp
+        });
+        let failed = failed.map(|(_, index)| index).collect::<Vec<u32>>();
+        if !failed.is_empty() {
+            return WriteOutcome::CheckFailed(failed);
+        }
+        *sequence += 1;
+        let stamp = Versionstamp::new(Position::new(Epoch::FIRST, *sequence), 0);
+        for mutation in &write.transaction.mutations {
+            let key = (write.database, mutation.key.clone());
+            match &mutation.kind {
+                MutationKind::Delete => drop(entries.remove(&key)),
+                MutationKind::Set(value) => drop(entries.insert(key, (value.clone(), stamp))),
+                other => panic!("{other:?} is not carried out here"),
+            }
+        }
+        WriteOutcome::Committed(stamp)
+    }
+}
+
+impl Database for Memory {
+    async fn read(&self, read: Read) -> Result<ReadOutput, Unavailable> {
+        self.reads.lock().unwrap().push(read.consistency);
+        if matches!(*self.plan.lock().unwrap(), Plan::Unavailable) {
+            return Err(Unavailable { reason: "no leader".to_owned() });
+        }
+        let state = self.state.lock().unwrap();
+        let ranges = read.ranges.iter().map(|range| {
+            let bounds = (read.database, range.start.clone())..(read.database, range.end.clone());
+            let found = state.1.range(bounds).map(|((_, key), (value, versionstamp))| Entry {
+                key: key.clone(),
+                value: value.clone(),
+                versionstamp: *versionstamp,
+            });
+            let limit = range.limit as usize;
+            if range.reverse { found.rev().take(limit).collect() } else { found.take(limit).collect() }
+        });
+        Ok(ReadOutput { ranges: ranges.collect() })
+    }
+
+    async fn write(&self, write: Write) -> Result<WriteOutcome, WriteFailure> {
+        self.writes_begun.fetch_add(1, Ordering::SeqCst);
+        self.request_ids.lock().unwrap().push(write.request_id);
+        let plan = self.plan.lock().unwrap().clone();
+        match plan {
+            Plan::Work => {}
+            Plan::Unavailable => return Err(Unavailable { reason: "no leader".to_owned() }.into()),
+            Plan::Unknown => return Err(WriteFailure::Unknown("the leader is gone".to_owned())),
+            Plan::Reject(text) => return Ok(WriteOutcome::Rejected(text.to_owned())),
+            Plan::Hold => self.release.notified().await,
+        }
+        Ok(self.commit(&write))
+    }
+}
+
+/// A gateway that serves until it is dropped or stopped.
+pub(crate) struct Server {
+    pub(crate) address: SocketAddr,
+    pub(crate) memory: Arc<Memory>,
+    pub(crate) stop: Option<oneshot::Sender<()>>,
+    pub(crate) serving: JoinHandle<()>,
+}
+
+impl Server {
+    pub(crate) async fn start() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    pub(crate) async fn with(options: Options) -> Self {
+        let named = |id, name: &str| NamedDatabase { id, name: name.to_owned() };
+        let token = |secret: &str, databases, write| AccessToken { secret: secret.to_owned(), databases, write };
+        let access = Access::new([
+            token(WRITER, Databases::All, true),
+            token(READER, Databases::All, false),
+            token(OTHERS, Databases::Only(vec![OTHER]), true),
+        ]);
+        let databases = [named(MAIN, "main"), named(OTHER, "other")];
+        let catalogue = StaticCatalogue::new(databases, Some(MAIN), access.unwrap()).unwrap();
+        let memory = Arc::new(Memory::new());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let shutdown = async { drop(stopped.await) };
+        let serving = tokio::spawn(serve(listener, Arc::clone(&memory), Arc::new(catalogue), options, shutdown));
+        Self { address, memory, stop: Some(stop), serving }
+    }
+
+    pub(crate) async fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        stream
+    }
+
+    pub(crate) async fn http1(&self) -> Client {
+        let (sender, connection) = http1::handshake(TokioIo::new(self.connect().await)).await.unwrap();
+        Client { sender: Sender::Http1(sender), driver: tokio::spawn(async { drop(connection.await) }) }
+    }
+
+    pub(crate) async fn http2(&self) -> Client {
+        let io = TokioIo::new(self.connect().await);
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        Client { sender: Sender::Http2(sender), driver: tokio::spawn(async { drop(connection.await) }) }
+    }
+}
+
+enum Sender {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+}
+
+pub(crate) struct Client {
+    sender: Sender,
+    /// Ends when the connection does; aborting it closes the connection.
+    pub(crate) driver: JoinHandle<()>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) content_type: String,
+    pub(crate) body: Bytes,
+}
+
+impl Reply {
+    pub(crate) fn text(&self) -> &str {
+        std::str::from_utf8(&self.body).unwrap()
+    }
+
+    pub(crate) fn json(&self) -> serde_json::Value {
+        assert_eq!((self.status, self.content_type.as_str()), (StatusCode::OK, "application/json"));
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    pub(crate) fn message<M: Message + Default>(&self) -> M {
+        assert_eq!(self.status, StatusCode::OK, "{:?}", self.text());
+        assert_eq!(self.content_type, "application/x-protobuf");
+        M::decode(self.body.clone()).unwrap()
+    }
+
+    /// Asserts that this is the plain-text answer `status`, with `part` in it.
+    pub(crate) fn refuses(&self, status: u16, part: &str) {
+        assert_eq!(self.status.as_u16(), status, "{:?}", self.text());
+        assert!(self.content_type.starts_with("text/plain"), "{}", self.content_type);
+        assert!(self.text().contains(part), "`{}` does not contain `{part}`", self.text());
+    }
+}
+
+impl Client {
+    pub(crate) async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Reply, hyper::Error> {
+        let response = match &mut self.sender {
+            Sender::Http1(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+            Sender::Http2(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await?
+            }
+        };
+        let content_type = response.headers().get("content-type").map(|value| value.to_str().unwrap().to_owned());
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        Ok(Reply { status, content_type: content_type.unwrap_or_default(), body })
+    }
+
+    /// A `POST` with a `host`, the `headers`, and nothing else.
+    pub(crate) async fn post(
+        &mut self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: impl Into<Bytes>,
+    ) -> Result<Reply, hyper::Error> {
+        let absolute = matches!(self.sender, Sender::Http2(_));
+        let uri = if absolute { format!("http://kv.test:4512{path}") } else { path.to_owned() };
+        let mut request = Request::post(uri);
+        if !absolute {
+            request = request.header("host", "kv.test:4512");
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        self.send(request.body(Full::new(body.into())).unwrap()).await
+    }
+
+    /// A request of the data path in version 3, for the main database.
+    pub(crate) async fn data(
+        &mut self,
+        path: &str,
+        token: &str,
+        message: &impl Message,
+    ) -> Result<Reply, hyper::Error> {
+        let authorization = format!("Bearer {token}");
+        let headers =
+            [("authorization", authorization.as_str()), ("x-denokv-version", "3"), ("x-denokv-database-id", MAIN_TEXT)];
+        self.post(path, &headers, message.encode_to_vec()).await
+    }
+
+    pub(crate) async fn write(&mut self, message: &pb::AtomicWrite) -> Result<Reply, hyper::Error> {
+        self.data("/kv/strong/atomic_write", WRITER, message).await
+    }
+
+    pub(crate) async fn read(&mut self, message: &pb::SnapshotRead) -> Result<Reply, hyper::Error> {
+        self.data("/kv/strong/snapshot_read", WRITER, message).await
+    }
+}
+
+pub(crate) fn set(key: &'static str, value: impl Into<Bytes>) -> pb::AtomicWrite {
+    let mutation = pb::Mutation {
+        key: key.into(),
+        value: Some(pb::KvValue { data: value.into(), encoding: pb::ValueEncoding::VeBytes.into() }),
+        mutation_type: pb::MutationType::MSet.into(),
+        ..Default::default()
+    };
+    pb::AtomicWrite { mutations: vec![mutation], ..Default::default() }
+}
+
+pub(crate) fn all() -> pb::SnapshotRead {
+    let range = pb::ReadRange { start: "".into(), end: Bytes::from_static(b"\xff"), limit: 1000, reverse: false };
+    pb::SnapshotRead { ranges: vec![range] }
+}
+
+/// Waits until `condition` holds.
+pub(crate) async fn until(condition: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(20);
+    while !condition() {
+        assert!(tokio::time::Instant::now() < deadline, "waited in vain");
+        tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    }
+}

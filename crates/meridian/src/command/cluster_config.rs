@@ -1,0 +1,64 @@
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use meridian_node::config::dev_cluster_configs;
+use meridian_node::topology::DevLayout;
+
+use super::{Counts, parse_counts};
+
+#[derive(Args)]
+pub(crate) struct ClusterConfig {
+    /// Where to write: a folder for each node, with its node.toml, and its data later.
+    #[arg(long)]
+    dir: PathBuf,
+    /// How many data centers each region has, the primary first.
+    #[arg(long, default_value = "3,2,1", value_parser = parse_counts)]
+    topology: Counts,
+    /// KV Connect ports: this one and up in the first region, from 10 higher on in the next, and so on.
+    #[arg(long, default_value_t = 4512)]
+    port: u16,
+    /// gRPC ports: this one and up.
+    #[arg(long, default_value_t = 4612)]
+    rpc_port: u16,
+    /// Metrics ports: this one and up. Not served if not given.
+    #[arg(long)]
+    metrics_port: Option<u16>,
+    /// Opens every database; at least 16 characters.
+    #[arg(long, env = "DENO_KV_ACCESS_TOKEN", hide_env_values = true)]
+    access_token: String,
+    /// Log kept for slow replicas, in MiB a shard.
+    #[arg(long)]
+    log_retention_mb: Option<u64>,
+    /// An even or too small primary region is meant.
+    #[arg(long)]
+    allow_weak_quorum: bool,
+}
+
+impl ClusterConfig {
+    pub(crate) fn run(self) -> Result<()> {
+        let layout = DevLayout { counts: &self.topology.0, allow_weak_quorum: self.allow_weak_quorum };
+        let configs = dev_cluster_configs(layout, &self.dir, self.rpc_port, self.port, &self.access_token)?;
+        for (config, number) in configs.into_iter().zip(0..) {
+            let mut config = config;
+            if let Some(base) = self.metrics_port {
+                let port = base.checked_add(number).context("the metrics ports do not fit")?;
+                config.listen.metrics = Some(format!("127.0.0.1:{port}"));
+            }
+            if let Some(retention) = self.log_retention_mb {
+                config.storage.log_retention_mb = retention;
+            }
+            std::fs::create_dir_all(&config.data_dir)?;
+            let path = config.data_dir.join("node.toml");
+            // It holds the access token.
+            let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&path);
+            let mut file = file.with_context(|| format!("cannot write {}", path.display()))?;
+            file.write_all(config.to_toml().as_bytes())?;
+            println!("{}\t{}\t{}", config.node.name, config.listen.kv, path.display());
+        }
+        Ok(())
+    }
+}

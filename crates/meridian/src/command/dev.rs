@@ -1,0 +1,127 @@
+use std::fs::OpenOptions;
+use std::io::{Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use meridian_node::dev::{DevCluster, DevOptions};
+use meridian_node::topology::DevLayout;
+use meridian_node::wan::WanPlan;
+use uuid::Uuid;
+
+use super::{Counts, asked_to_stop, parse_counts};
+
+#[derive(Args)]
+pub(crate) struct Dev {
+    /// Where the nodes keep their data. Started again with the same folder, they have it still.
+    #[arg(long, default_value = "meridian-data")]
+    data_dir: PathBuf,
+    /// Keep data in a temporary folder and remove it at the end.
+    #[arg(long, conflicts_with = "data_dir")]
+    ephemeral: bool,
+    /// How many data centers each region has, the primary first.
+    #[arg(long, default_value = "3,2,1", value_parser = parse_counts)]
+    topology: Counts,
+    /// The first region's gateway listens here, the next at 10 more, and so on.
+    #[arg(long, default_value_t = 4512)]
+    port: u16,
+    /// What clients must show; at least 16 characters. One is made, and kept with the data, if not given.
+    #[arg(long, env = "DENO_KV_ACCESS_TOKEN", hide_env_values = true)]
+    access_token: Option<String>,
+    /// Put an emulated WAN between the regions: round trips in ms from the first region to the second, the
+    /// third and so on, as in `90,190,jitter=5,dc=2`. Without a value: 90,190.
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    wan: Option<WanPlan>,
+    /// Where the gateways listen. Anything but loopback offers the databases to others, without TLS.
+    #[arg(long, default_value = "127.0.0.1")]
+    host: String,
+    /// An even or too small primary region is meant.
+    #[arg(long)]
+    allow_weak_quorum: bool,
+}
+
+impl Dev {
+    pub(crate) async fn run(self) -> Result<()> {
+        let started = Instant::now();
+        let temporary = if self.ephemeral { Some(tempfile::tempdir()?) } else { None };
+        let data_dir = temporary.as_ref().map_or(self.data_dir.as_path(), tempfile::TempDir::path);
+        std::fs::create_dir_all(data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
+        let token = match self.access_token {
+            Some(token) => token,
+            None => kept_token(data_dir)?,
+        };
+        let options = DevOptions {
+            data_dir,
+            layout: DevLayout { counts: &self.topology.0, allow_weak_quorum: self.allow_weak_quorum },
+            port: self.port,
+            access_token: &token,
+            wan: self.wan.clone(),
+            listen_host: Some(self.host.as_str()),
+        };
+        let stop = asked_to_stop();
+        tokio::pin!(stop);
+        let cluster = tokio::select! {
+            cluster = DevCluster::start(options) => cluster?,
+            () = &mut stop => return Ok(()),
+        };
+        tokio::select! {
+            ready = cluster.ready() => ready?,
+            () = &mut stop => {
+                cluster.stop().await;
+                return Ok(());
+            }
+        }
+        println!(
+            "Meridian is ready after {:.1} s. Data is in {}.",
+            started.elapsed().as_secs_f64(),
+            data_dir.display()
+        );
+        if let Some(plan) = &self.wan {
+            println!("Between the regions lies an emulated WAN: {plan}.");
+        }
+        println!();
+        for (region, address) in cluster.gateways() {
+            println!("  {region:<10} http://{address}");
+        }
+        println!();
+        println!("  access token: {token}");
+        println!();
+        if let Some((_, address)) = cluster.gateways().first() {
+            println!("Paste this to try it with Deno:");
+            println!();
+            println!(
+                "  DENO_KV_ACCESS_TOKEN={token} deno eval --unstable-kv 'const kv = await Deno.openKv(\"http://{address}\"); \
+                 await kv.set([\"hello\"], \"world\"); console.log(await kv.get([\"hello\"])); kv.close();'"
+            );
+            println!();
+            println!("Eventual reads, served in the region: add ?consistency=eventual to a URL. Ctrl-C stops.");
+        }
+        stop.await;
+        println!("Stopping.");
+        cluster.stop().await;
+        Ok(())
+    }
+}
+
+/// The token that was made for this data before, or a new one.
+fn kept_token(data_dir: &Path) -> Result<String> {
+    let path = data_dir.join("access-token");
+    let unusable = || format!("cannot keep the access token in {}", path.display());
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .with_context(unusable)?;
+    let mut token = String::new();
+    file.read_to_string(&mut token).with_context(unusable)?;
+    if token.trim().is_empty() {
+        token = format!("{}{}", Uuid::new_v4().simple(), Uuid::new_v4().simple());
+        file.write_all(token.as_bytes()).with_context(unusable)?;
+    }
+    Ok(token.trim().to_owned())
+}

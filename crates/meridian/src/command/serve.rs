@@ -1,0 +1,61 @@
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use meridian_node::config::{GatewayConfig, NodeConfig};
+use meridian_node::{Metrics, Node, StandaloneGateway, serve_metrics};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use super::asked_to_stop;
+
+#[derive(Args)]
+pub(crate) struct Serve {
+    /// The node's configuration; see docs/configuration.md.
+    #[arg(long)]
+    config: PathBuf,
+}
+
+#[derive(Args)]
+pub(crate) struct Gateway {
+    /// The gateway's configuration; see docs/configuration.md.
+    #[arg(long)]
+    config: PathBuf,
+}
+
+impl Serve {
+    pub(crate) async fn run(self) -> Result<()> {
+        let config = NodeConfig::load(&self.config)?;
+        let stop = CancellationToken::new();
+        start_metrics(config.listen.metrics.as_deref(), &stop).await?;
+        let node = Node::start(config, None).await?;
+        println!("node {} serves KV Connect at http://{}", node.name(), node.kv_address());
+        asked_to_stop().await;
+        stop.cancel();
+        node.stop().await;
+        Ok(())
+    }
+}
+
+impl Gateway {
+    pub(crate) async fn run(self) -> Result<()> {
+        let config = GatewayConfig::load(&self.config)?;
+        let stop = CancellationToken::new();
+        start_metrics(config.listen.metrics.as_deref(), &stop).await?;
+        let gateway = StandaloneGateway::start(config, None).await?;
+        println!("gateway serves KV Connect at http://{}", gateway.kv_address());
+        asked_to_stop().await;
+        stop.cancel();
+        gateway.stop().await;
+        Ok(())
+    }
+}
+
+async fn start_metrics(address: Option<&str>, stop: &CancellationToken) -> Result<()> {
+    let Some(address) = address else { return Ok(()) };
+    let metrics = Metrics::install().context("metrics cannot be recorded")?;
+    let listener = TcpListener::bind(address).await;
+    let listener = listener.with_context(|| format!("cannot listen on {address} for metrics"))?;
+    tokio::spawn(serve_metrics(listener, metrics, stop.clone()));
+    Ok(())
+}

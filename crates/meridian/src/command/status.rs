@@ -1,0 +1,139 @@
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use meridian_node::config::NodeConfig;
+use meridian_node::topology::Topology;
+use meridian_proto::admin::{
+    ShardStatus, StatusRequest, StatusResponse, TransferLeadershipRequest, admin_client::AdminClient,
+};
+use tonic::transport::{Channel, Endpoint};
+
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+#[derive(Args)]
+pub(crate) struct Status {
+    /// A node's configuration: it knows the others.
+    #[arg(long, default_value = "meridian-data/region-1-a/node.toml")]
+    config: PathBuf,
+}
+
+#[derive(Args)]
+pub(crate) struct TransferLeadership {
+    /// A node's configuration: it knows the others.
+    #[arg(long, default_value = "meridian-data/region-1-a/node.toml")]
+    config: PathBuf,
+    #[arg(long)]
+    shard: u32,
+    /// The node that is to lead.
+    #[arg(long)]
+    to: u64,
+}
+
+fn topology(config: &std::path::Path) -> Result<Topology> {
+    Ok(NodeConfig::load(config)?.topology)
+}
+
+async fn connect(address: &str) -> Result<AdminClient<Channel>> {
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?.connect_timeout(TIMEOUT).timeout(TIMEOUT * 3);
+    Ok(AdminClient::new(endpoint.connect().await?))
+}
+
+async fn ask(address: &str) -> Result<StatusResponse> {
+    let asked = async { Ok(connect(address).await?.status(StatusRequest {}).await?.into_inner()) };
+    tokio::time::timeout(TIMEOUT, asked).await.context("no answer")?
+}
+
+impl Status {
+    pub(crate) async fn run(self) -> Result<()> {
+        let topology = topology(&self.config)?;
+        let mut away = 0;
+        let mut leaders: Vec<(String, ShardStatus)> = Vec::new();
+        println!(
+            "{:<14} {:<10} {:>5}  {:<10} {:>12} {:>12} {:>8}",
+            "NODE", "REGION", "SHARD", "ROLE", "APPLIED", "LOG FROM", "LEADER"
+        );
+        for node in topology.nodes.values() {
+            match ask(&node.rpc_address).await {
+                Ok(status) => {
+                    for shard in status.shards {
+                        let source = if shard.source > 0 { shard.source } else { shard.leader };
+                        println!(
+                            "{:<14} {:<10} {:>5}  {:<10} {:>12} {:>12} {:>8}",
+                            status.node_name,
+                            status.region,
+                            shard.shard,
+                            shard.role,
+                            shard.applied_sequence,
+                            shard.first_sequence,
+                            name(&topology, source),
+                        );
+                        if shard.role == "leader" {
+                            leaders.push((status.node_name.clone(), shard));
+                        }
+                    }
+                }
+                Err(error) => {
+                    away += 1;
+                    println!("{:<14} {:<10} does not answer: {error:#}", node.name, node.region);
+                }
+            }
+        }
+        println!();
+        println!(
+            "{:>5} {:<14} {:<14} {:>10} {:>12} {:>10}  {}",
+            "SHARD", "LEADER", "FOLLOWER", "BATCHES", "BYTES", "SECONDS", ""
+        );
+        for (leader, shard) in &leaders {
+            for follower in &shard.subscribers {
+                println!(
+                    "{:>5} {:<14} {:<14} {:>10} {:>12} {:>10.3}  {}",
+                    shard.shard,
+                    leader,
+                    name(&topology, follower.node_id),
+                    follower.lag_batches,
+                    follower.lag_bytes,
+                    follower.lag_ms as f64 / 1000.0,
+                    if follower.connected { "" } else { "not heard of" },
+                );
+            }
+        }
+        for shard in topology.shards.keys() {
+            if !leaders.iter().any(|(_, led)| led.shard == shard.0) {
+                println!("shard {shard} has no leader");
+            }
+        }
+        if away == topology.nodes.len() {
+            bail!("no node answers");
+        }
+        Ok(())
+    }
+}
+
+impl TransferLeadership {
+    pub(crate) async fn run(self) -> Result<()> {
+        let topology = topology(&self.config)?;
+        for node in topology.nodes.values() {
+            let Ok(status) = ask(&node.rpc_address).await else { continue };
+            if status.shards.iter().any(|shard| shard.shard == self.shard && shard.role == "leader") {
+                let request = TransferLeadershipRequest { shard: self.shard, to: self.to };
+                connect(&node.rpc_address)
+                    .await?
+                    .transfer_leadership(request)
+                    .await
+                    .map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+                println!("shard {} is led by {} now", self.shard, name(&topology, self.to));
+                return Ok(());
+            }
+        }
+        bail!("no node says that it leads shard {}", self.shard)
+    }
+}
+
+fn name(topology: &Topology, node: u64) -> String {
+    match topology.nodes.get(&node) {
+        Some(node) => node.name.clone(),
+        None => "-".to_owned(),
+    }
+}

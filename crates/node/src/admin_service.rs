@@ -1,0 +1,132 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use meridian_consensus::Role;
+use meridian_proto::admin::{self as wire, admin_server};
+use meridian_types::ShardId;
+use tonic::{Request, Response, Status};
+
+use crate::clock::wall_ms;
+use crate::directory::Directory;
+use crate::followers::Followers;
+use crate::replica::Replica;
+use crate::shard::{LocalShard, Voter};
+use crate::shard_service::LocalShards;
+use crate::topology::NodeInfo;
+
+/// How long a handover of leadership may take.
+const HANDOVER: Duration = Duration::from_secs(5);
+
+/// Answers operators.
+pub(crate) struct AdminService {
+    pub(crate) node: NodeInfo,
+    pub(crate) shards: LocalShards,
+    pub(crate) followers: Arc<HashMap<ShardId, Arc<Followers>>>,
+    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) started: Instant,
+}
+
+impl AdminService {
+    fn voter_status(&self, id: ShardId, voter: &Voter) -> wire::ShardStatus {
+        let status = voter.group.status();
+        let role = match status.role {
+            Role::Leader => "leader",
+            Role::Follower => "follower",
+            Role::Candidate => "candidate",
+            Role::Learner => "learner",
+            Role::Stopped => "stopped",
+        };
+        let lags = self.followers.get(&id).map(|followers| followers.lags()).unwrap_or_default();
+        let subscribers = lags.iter().map(|follower| wire::ReplicaLag {
+            node_id: follower.node,
+            durable_sequence: follower.durable,
+            lag_batches: follower.lag.batches,
+            lag_bytes: follower.lag.bytes,
+            lag_ms: follower.lag.millis,
+            connected: follower.connected,
+        });
+        wire::ShardStatus {
+            shard: id.0,
+            epoch: self.directory.epoch(id).map_or(0, |epoch| epoch.0.into()),
+            role: role.to_owned(),
+            term: status.term,
+            leader: status.leader.unwrap_or(0),
+            committed_sequence: voter.state.position().sequence,
+            applied_sequence: voter.state.position().sequence,
+            first_sequence: voter.group.first_sequence().ok().flatten().unwrap_or(0),
+            subscribers: subscribers.collect(),
+            ..Default::default()
+        }
+    }
+
+    fn replica_status(&self, id: ShardId, replica: &Replica) -> wire::ShardStatus {
+        let status = replica.status();
+        let applied = replica.state().applied();
+        let committed = status.committed.map_or(applied.position.sequence, |(position, _)| position.sequence);
+        let lag_batches = committed.saturating_sub(applied.position.sequence);
+        wire::ShardStatus {
+            shard: id.0,
+            epoch: self.directory.epoch(id).map_or(0, |epoch| epoch.0.into()),
+            role: if status.is_relay { "relay" } else { "replica" }.to_owned(),
+            committed_sequence: committed,
+            applied_sequence: applied.position.sequence,
+            first_sequence: replica.purged() + 1,
+            source: status.source.unwrap_or(0),
+            lag_batches,
+            lag_ms: if lag_batches == 0 { 0 } else { wall_ms().saturating_sub(applied.time_ms) },
+            ..Default::default()
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl admin_server::Admin for AdminService {
+    async fn status(&self, _: Request<wire::StatusRequest>) -> Result<Response<wire::StatusResponse>, Status> {
+        let mut shards: Vec<_> = self
+            .shards
+            .iter()
+            .map(|(id, shard)| match shard {
+                LocalShard::Voter(voter) => self.voter_status(*id, voter),
+                LocalShard::Replica(replica) => self.replica_status(*id, replica),
+            })
+            .collect();
+        shards.sort_by_key(|shard| shard.shard);
+        Ok(Response::new(wire::StatusResponse {
+            node_id: self.node.id,
+            node_name: self.node.name.clone(),
+            region: self.node.region.clone(),
+            data_center: self.node.data_center.clone(),
+            shards,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+        }))
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<wire::TransferLeadershipRequest>,
+    ) -> Result<Response<wire::TransferLeadershipResponse>, Status> {
+        let request = request.into_inner();
+        let id = ShardId(request.shard);
+        let Some(LocalShard::Voter(voter)) = self.shards.get(&id) else {
+            return Err(Status::not_found(format!("this node does not vote in shard {id}")));
+        };
+        if !self.directory.topology().is_voter(id, request.to) {
+            return Err(Status::invalid_argument(format!("node {} does not vote in shard {id}", request.to)));
+        }
+        let Ok(leadership) = voter.group.leadership() else {
+            return Err(Status::failed_precondition(format!("this node does not lead shard {id}")));
+        };
+        if request.to == self.node.id {
+            return Ok(Response::new(wire::TransferLeadershipResponse {}));
+        }
+        let refused = |error: meridian_storage::StorageError| Status::unavailable(error.to_string());
+        voter.group.transfer_leadership(request.to).await.map_err(refused)?;
+        let over = voter.group.leadership_changed(Some(leadership.term));
+        match tokio::time::timeout(HANDOVER, over).await {
+            Ok(()) => Ok(Response::new(wire::TransferLeadershipResponse {})),
+            Err(_) => Err(Status::deadline_exceeded("the other voter did not take over; this node still leads")),
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The configuration of a node and of a stateless gateway: one TOML file each, read once at start.
+//! `docs/configuration.md` explains every field; `deploy/node.toml` and `deploy/gateway.toml` are samples.
+//!
+//! What always holds here: a [`NodeConfig`] or [`GatewayConfig`] that exists was checked as a whole, and
+//! no secret is in an error or in `Debug` output (it is in [`NodeConfig::to_toml`], which is the file).
+//! Absent on purpose: opening the ports, which only the operating system can judge ([`ConfigError::Listen`]
+//! says what it said), and reading environment variables.
+
+mod check;
+mod dev;
+mod error;
+mod file;
+mod tokens;
+mod write;
+
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+
+use meridian_gateway::PublicUrl;
+use serde::Deserialize;
+
+use crate::topology::{NodeInfo, Topology};
+
+pub use dev::{dev_cluster, dev_cluster_configs};
+pub use error::{ConfigError, InvalidConfig, ListenPurpose};
+pub use tokens::{InvalidToken, TokenConfig, TokenSecret};
+
+/// What `meridian serve` is told.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// This node, as the topology has it.
+    pub node: NodeInfo,
+    pub data_dir: PathBuf,
+    pub listen: NodeListen,
+    pub raft: RaftConfig,
+    pub storage: StorageConfig,
+    pub gateway: GatewaySettings,
+    pub topology: Topology,
+    /// At least one.
+    pub tokens: Vec<TokenConfig>,
+}
+
+/// What `meridian gateway` is told.
+#[derive(Debug, Clone)]
+pub struct GatewayConfig {
+    /// Where this gateway is; its eventual reads go to nodes of this region.
+    pub region: String,
+    pub listen: GatewayListen,
+    pub gateway: GatewaySettings,
+    pub topology: Topology,
+    /// At least one.
+    pub tokens: Vec<TokenConfig>,
+}
+
+/// Where a node listens; each is `host:port`. Port 0, of `kv` and `metrics` only, means any free port.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeListen {
+    /// gRPC, for other nodes.
+    pub rpc: String,
+    /// KV Connect, for clients.
+    pub kv: String,
+    /// Prometheus metrics. `None`: not served.
+    pub metrics: Option<String>,
+}
+
+/// Where a stateless gateway listens, as in [`NodeListen`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewayListen {
+    pub kv: String,
+    pub metrics: Option<String>,
+}
+
+/// The times of elections: `heartbeat_ms * 3 <= election_timeout_min_ms < election_timeout_max_ms`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct RaftConfig {
+    pub heartbeat_ms: u64,
+    pub election_timeout_min_ms: u64,
+    pub election_timeout_max_ms: u64,
+}
+
+impl Default for RaftConfig {
+    fn default() -> Self {
+        Self { heartbeat_ms: 75, election_timeout_min_ms: 400, election_timeout_max_ms: 700 }
+    }
+}
+
+/// Sizes in MiB, each between 1 and 1048576.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct StorageConfig {
+    /// Blocks of RocksDB kept in memory, for all shards together.
+    pub block_cache_mb: u64,
+    /// Of each memtable.
+    pub write_buffer_mb: u64,
+    /// How much of each shard's log is kept for slow replicas; past it they take a checkpoint.
+    pub log_retention_mb: u64,
+}
+
+impl Default for StorageConfig {
+    fn default() -> Self {
+        Self { block_cache_mb: 128, write_buffer_mb: 64, log_retention_mb: 1024 }
+    }
+}
+
+/// How KV Connect is served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GatewaySettings {
+    /// Where clients reach this gateway. `None`: taken from each metadata request.
+    pub public_url: Option<PublicUrl>,
+    /// Open at a time.
+    pub max_connections: usize,
+    /// How long a request may take inside, retries included. Well below the time for which request ids
+    /// are remembered, or a late retry could be applied twice.
+    pub request_deadline_ms: u64,
+}
+
+impl Default for GatewaySettings {
+    fn default() -> Self {
+        Self { public_url: None, max_connections: 8192, request_deadline_ms: 10_000 }
+    }
+}
+
+impl NodeConfig {
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::parse(&read(path)?, path)
+    }
+
+    /// `path` is where `text` is from: errors name it, and a relative `data_dir` starts in its folder.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let file = file::parse(text).map_err(|error| error.at(path))?;
+        check::node(file, path).map_err(|cause| ConfigError::Invalid { path: path.to_owned(), cause })
+    }
+
+    /// The annotated file that [`NodeConfig::load`] reads as this configuration. Plain secrets are in it.
+    /// A `data_dir` that is not UTF-8 is written with replacement characters.
+    pub fn to_toml(&self) -> String {
+        write::node(self)
+    }
+}
+
+impl GatewayConfig {
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::parse(&read(path)?, path)
+    }
+
+    /// `path` is where `text` is from: errors name it.
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let file = file::parse(text).map_err(|error| error.at(path))?;
+        check::gateway(file).map_err(|cause| ConfigError::Invalid { path: path.to_owned(), cause })
+    }
+
+    /// The annotated file that [`GatewayConfig::load`] reads as this configuration. Plain secrets are in it.
+    pub fn to_toml(&self) -> String {
+        write::gateway(self)
+    }
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    std::fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })
+}

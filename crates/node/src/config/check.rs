@@ -1,0 +1,159 @@
+//! From a file as it is written to a configuration that can work.
+
+use std::path::Path;
+
+use meridian_types::ShardId;
+use meridian_types::limits::REQUEST_ID_RETENTION_MS;
+
+use super::file::{DatabaseTable, GatewayFile, GatewayTable, NodeFile, NodeTable, ShardTable};
+use super::{
+    GatewayConfig, GatewayListen, GatewaySettings, InvalidConfig, NodeConfig, NodeListen, RaftConfig, StorageConfig,
+    tokens,
+};
+use crate::topology::{Address, DatabaseInfo, NodeInfo, ShardSpec, Topology, TopologySpec};
+
+pub(super) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidConfig> {
+    let topology =
+        Topology::new(topology(file.regions, file.nodes, file.shards, file.databases, file.default_database))?;
+    let node = topology.nodes.get(&file.node).cloned().ok_or(InvalidConfig::UnknownNode(file.node))?;
+    if file.data_dir.as_os_str().is_empty() {
+        return Err(InvalidConfig::EmptyDataDir);
+    }
+    let kv = file.listen.kv.or_else(|| node.kv_address.clone()).ok_or(InvalidConfig::NowhereToListen(node.id))?;
+    let rpc = file.listen.rpc.unwrap_or_else(|| node.rpc_address.clone());
+    let listen = NodeListen { rpc, kv, metrics: file.listen.metrics };
+    node_listen(&listen)?;
+    Ok(NodeConfig {
+        // Joining an absolute folder gives that folder.
+        data_dir: path.parent().unwrap_or(Path::new("")).join(file.data_dir),
+        listen,
+        raft: raft(file.raft)?,
+        storage: storage(file.storage)?,
+        gateway: gateway_settings(file.gateway)?,
+        tokens: tokens::check(file.tokens, &topology)?,
+        topology,
+        node,
+    })
+}
+
+pub(super) fn gateway(file: GatewayFile) -> Result<GatewayConfig, InvalidConfig> {
+    let topology =
+        Topology::new(topology(file.regions, file.nodes, file.shards, file.databases, file.default_database))?;
+    if !topology.regions.contains(&file.region) {
+        let regions: Vec<String> = topology.regions.iter().map(|region| format!("`{region}`")).collect();
+        return Err(InvalidConfig::UnknownRegion { region: file.region, regions: regions.join(", ") });
+    }
+    let listen = GatewayListen { kv: file.listen.kv, metrics: file.listen.metrics };
+    distinct(&[("listen.kv", Some(&listen.kv)), ("listen.metrics", listen.metrics.as_ref())])?;
+    Ok(GatewayConfig {
+        region: file.region,
+        listen,
+        gateway: gateway_settings(file.gateway)?,
+        tokens: tokens::check(file.tokens, &topology)?,
+        topology,
+    })
+}
+
+fn topology(
+    regions: Vec<String>,
+    nodes: Vec<NodeTable>,
+    shards: Vec<ShardTable>,
+    databases: Vec<DatabaseTable>,
+    default_database: Option<String>,
+) -> TopologySpec {
+    let node = |table: NodeTable| NodeInfo {
+        id: table.id,
+        name: table.name,
+        region: table.region,
+        data_center: table.data_center,
+        rpc_address: table.rpc_address,
+        kv_address: table.kv_address,
+    };
+    let shard = |table: ShardTable| ShardSpec {
+        id: ShardId(table.id),
+        primary_region: table.primary_region,
+        voters: table.voters,
+        preferred_leader: table.preferred_leader,
+        allow_weak_quorum: table.allow_weak_quorum,
+    };
+    let database =
+        |table: DatabaseTable| DatabaseInfo { id: table.id.0, name: table.name, shard: ShardId(table.shard) };
+    TopologySpec {
+        regions,
+        nodes: nodes.into_iter().map(node).collect(),
+        shards: shards.into_iter().map(shard).collect(),
+        databases: databases.into_iter().map(database).collect(),
+        default_database,
+    }
+}
+
+fn node_listen(listen: &NodeListen) -> Result<(), InvalidConfig> {
+    distinct(&[
+        ("listen.rpc", Some(&listen.rpc)),
+        ("listen.kv", Some(&listen.kv)),
+        ("listen.metrics", listen.metrics.as_ref()),
+    ])?;
+    // Other nodes could not know which port it became.
+    match Address::parse(&listen.rpc) {
+        Ok(Address { port: 0, .. }) => {
+            Err(InvalidConfig::OutOfRange { field: "the port of listen.rpc", value: 0, min: 1, max: u16::MAX.into() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Each is an address, and no two are the same port.
+fn distinct(listens: &[(&'static str, Option<&String>)]) -> Result<(), InvalidConfig> {
+    let mut seen: Vec<(&'static str, Address)> = Vec::new();
+    for &(second, text) in listens {
+        let Some(text) = text else { continue };
+        let address = Address::parse(text).map_err(|cause| InvalidConfig::ListenAddress { field: second, cause })?;
+        if let Some(&(first, _)) = seen.iter().find(|(_, other)| other.clashes_with(&address)) {
+            return Err(InvalidConfig::SameListen { first, second, address: text.clone() });
+        }
+        seen.push((second, address));
+    }
+    Ok(())
+}
+
+fn raft(raft: RaftConfig) -> Result<RaftConfig, InvalidConfig> {
+    let RaftConfig { heartbeat_ms, election_timeout_min_ms: min_ms, election_timeout_max_ms: max_ms } = raft;
+    within("raft.heartbeat_ms", heartbeat_ms, 5, 10_000)?;
+    within("raft.election_timeout_max_ms", max_ms, 1, 60_000)?;
+    if min_ms >= max_ms {
+        return Err(InvalidConfig::ElectionTimeouts { min_ms, max_ms });
+    }
+    if heartbeat_ms * 3 > min_ms {
+        return Err(InvalidConfig::HeartbeatTooSlow { heartbeat_ms, min_ms });
+    }
+    Ok(raft)
+}
+
+fn storage(storage: StorageConfig) -> Result<StorageConfig, InvalidConfig> {
+    // Up to 1 TiB, so that bytes fit any counter.
+    const MAX_MB: u64 = 1024 * 1024;
+    within("storage.block_cache_mb", storage.block_cache_mb, 1, MAX_MB)?;
+    within("storage.write_buffer_mb", storage.write_buffer_mb, 1, MAX_MB)?;
+    within("storage.log_retention_mb", storage.log_retention_mb, 1, MAX_MB)?;
+    Ok(storage)
+}
+
+fn gateway_settings(table: GatewayTable) -> Result<GatewaySettings, InvalidConfig> {
+    let default = GatewaySettings::default();
+    let public_url = table.public_url.map(|url| url.parse()).transpose().map_err(InvalidConfig::PublicUrl)?;
+    let max_connections = match table.max_connections {
+        None => default.max_connections,
+        Some(value) => {
+            within("gateway.max_connections", value, 1, 1_000_000)?;
+            usize::try_from(value).unwrap_or(usize::MAX)
+        }
+    };
+    let request_deadline_ms = table.request_deadline_ms.unwrap_or(default.request_deadline_ms);
+    // Half of what is remembered: the last retry may start at the deadline and take its time.
+    within("gateway.request_deadline_ms", request_deadline_ms, 100, REQUEST_ID_RETENTION_MS / 2)?;
+    Ok(GatewaySettings { public_url, max_connections, request_deadline_ms })
+}
+
+fn within(field: &'static str, value: u64, min: u64, max: u64) -> Result<(), InvalidConfig> {
+    if (min..=max).contains(&value) { Ok(()) } else { Err(InvalidConfig::OutOfRange { field, value, min, max }) }
+}

@@ -1,0 +1,87 @@
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::path::Path;
+
+use meridian_gateway::Databases;
+use meridian_types::NodeId;
+
+use super::{
+    GatewaySettings, InvalidConfig, NodeConfig, NodeListen, RaftConfig, StorageConfig, TokenConfig, TokenSecret,
+};
+use crate::topology::{DevLayout, NodeInfo, Topology};
+
+/// Between the KV Connect ports of two regions' first nodes.
+const REGION_PORTS: u64 = 10;
+
+/// The configurations of [`Topology::dev`] on loopback, by node id. Node `k` takes gRPC port
+/// `rpc_base_port + k - 1`; the gateways of region `r`, counted from 0, take `kv_base_port + 10 r` and on.
+/// The data of a node is in `base_dir`, in a folder of the node's name; `token` opens every database.
+pub fn dev_cluster_configs<'a>(
+    layout: impl Into<DevLayout<'a>>,
+    base_dir: &Path,
+    rpc_base_port: u16,
+    kv_base_port: u16,
+    token: &str,
+) -> Result<Vec<NodeConfig>, InvalidConfig> {
+    let layout = layout.into();
+    let kv_offsets = kv_offsets(layout.counts);
+    let overflow = Cell::new(None);
+    let address = |base: u16, node: NodeId, offset: u64| {
+        let port = u16::try_from(u64::from(base).saturating_add(offset)).unwrap_or_else(|_| {
+            overflow.set(overflow.get().or(Some((base, node))));
+            u16::MAX
+        });
+        format!("127.0.0.1:{port}")
+    };
+    let rpc_address = |node| address(rpc_base_port, node, node - 1);
+    let kv_address = |node| Some(address(kv_base_port, node, kv_offsets.get(&node).copied().unwrap_or(u64::MAX)));
+    let topology = Topology::dev(layout, rpc_address, kv_address);
+    // First: clashes of addresses that do not exist would only confuse.
+    if let Some((base, node)) = overflow.get() {
+        return Err(InvalidConfig::TooFewPorts { base, node });
+    }
+    let topology = topology?;
+
+    // A relative folder in a file would start at that file's.
+    let base_dir = std::path::absolute(base_dir).map_err(|_| InvalidConfig::EmptyDataDir)?;
+    if base_dir.to_str().is_none() {
+        return Err(InvalidConfig::DataDirNotUtf8(base_dir));
+    }
+    let secret = TokenSecret::plain(token.to_owned()).map_err(|cause| InvalidConfig::Token { number: 1, cause })?;
+    let token = TokenConfig { secret, databases: Databases::All, write: true };
+    let config = |node: &NodeInfo| NodeConfig {
+        data_dir: base_dir.join(&node.name),
+        listen: NodeListen {
+            rpc: node.rpc_address.clone(),
+            kv: node.kv_address.clone().unwrap_or_default(),
+            metrics: None,
+        },
+        raft: RaftConfig::default(),
+        storage: StorageConfig::default(),
+        gateway: GatewaySettings::default(),
+        tokens: vec![token.clone()],
+        topology: topology.clone(),
+        node: node.clone(),
+    };
+    Ok(topology.nodes.values().map(config).collect())
+}
+
+/// [`dev_cluster_configs`] as files: the name of each node, and the text of its `node.toml`.
+pub fn dev_cluster<'a>(
+    layout: impl Into<DevLayout<'a>>,
+    base_dir: &Path,
+    rpc_base_port: u16,
+    kv_base_port: u16,
+    token: &str,
+) -> Result<Vec<(String, String)>, InvalidConfig> {
+    let configs = dev_cluster_configs(layout, base_dir, rpc_base_port, kv_base_port, token)?;
+    Ok(configs.into_iter().map(|config| (config.node.name.clone(), config.to_toml())).collect())
+}
+
+/// From the base port to each node's.
+fn kv_offsets(counts: &[usize]) -> HashMap<NodeId, u64> {
+    // More than 26 are refused with the topology.
+    let ports = |(region, &count): (u64, &usize)| (0..).take(count.min(26)).map(move |k| region * REGION_PORTS + k);
+    let offsets = (0..).zip(counts).flat_map(ports);
+    (1..).zip(offsets).collect()
+}

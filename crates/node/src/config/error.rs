@@ -1,0 +1,81 @@
+use std::path::PathBuf;
+use std::{fmt, io};
+
+use meridian_gateway::InvalidPublicUrl;
+use meridian_types::NodeId;
+
+use super::tokens::InvalidToken;
+use crate::topology::{InvalidAddress, InvalidTopology};
+
+/// Why a node or gateway does not start. Each text is whole: it holds its cause, which is therefore not
+/// a `source` that a report would print again.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read {}: {cause}", path.display())]
+    Read { path: PathBuf, cause: io::Error },
+    /// Not TOML, or not of the fields that there are.
+    #[error("{}, line {line}: {message}", path.display())]
+    Malformed { path: PathBuf, line: usize, message: String },
+    #[error("{}: {cause}", path.display())]
+    Invalid { path: PathBuf, cause: InvalidConfig },
+    /// For who opens the ports.
+    #[error("cannot listen on {address} for {purpose}: {cause}")]
+    Listen { address: String, purpose: ListenPurpose, cause: io::Error },
+}
+
+/// What a port is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ListenPurpose {
+    KvConnect,
+    Rpc,
+    Metrics,
+}
+
+impl fmt::Display for ListenPurpose {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::KvConnect => "KV Connect",
+            Self::Rpc => "other nodes (gRPC)",
+            Self::Metrics => "metrics",
+        })
+    }
+}
+
+/// A configuration that is well formed and cannot work.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidConfig {
+    #[error(transparent)]
+    Topology(#[from] InvalidTopology),
+    #[error("`node = {0}`, but there is no node {0} among [[nodes]]")]
+    UnknownNode(NodeId),
+    #[error("`region = \"{region}\"` is not one of the regions {regions}")]
+    UnknownRegion { region: String, regions: String },
+    #[error("`data_dir` is empty")]
+    EmptyDataDir,
+    #[error("the data directory {} cannot be written to TOML, which is UTF-8", .0.display())]
+    DataDirNotUtf8(PathBuf),
+    #[error("{field}: {cause}")]
+    ListenAddress { field: &'static str, cause: InvalidAddress },
+    #[error("`listen.kv` is missing, and node {0} has no `kv_address` to take its place")]
+    NowhereToListen(NodeId),
+    #[error("{first} and {second} are the same port: {address}")]
+    SameListen { first: &'static str, second: &'static str, address: String },
+    #[error("{field} is {value}: it must lie between {min} and {max}")]
+    OutOfRange { field: &'static str, value: u64, min: u64, max: u64 },
+    #[error(
+        "three times raft.heartbeat_ms ({heartbeat_ms}) is more than raft.election_timeout_min_ms ({min_ms}): \
+         two lost heartbeats would start an election"
+    )]
+    HeartbeatTooSlow { heartbeat_ms: u64, min_ms: u64 },
+    #[error("raft.election_timeout_min_ms ({min_ms}) must be less than raft.election_timeout_max_ms ({max_ms})")]
+    ElectionTimeouts { min_ms: u64, max_ms: u64 },
+    #[error("gateway.public_url: {0}")]
+    PublicUrl(InvalidPublicUrl),
+    #[error("there are no access tokens: at least one [[tokens]] is needed")]
+    NoTokens,
+    /// `number` counts from 1, in the order of the file.
+    #[error("token number {number}: {cause}")]
+    Token { number: usize, cause: InvalidToken },
+    #[error("ports from {base} on are too few for node {node}")]
+    TooFewPorts { base: u16, node: NodeId },
+}

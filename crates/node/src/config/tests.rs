@@ -1,0 +1,451 @@
+use std::path::Path;
+
+use meridian_gateway::Databases;
+
+use super::*;
+use crate::topology::{DEV_SECOND_DATABASE, DevLayout};
+
+const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy");
+const SECRET: &str = "a-long-enough-secret";
+
+/// A whole file, of which tests replace parts.
+const NODE: &str = r#"node = 2
+data_dir = "data"
+regions = ["east", "west"]
+default_database = "main"
+[listen]
+[raft]
+[storage]
+[gateway]
+[[nodes]]
+id = 1
+name = "east-a"
+region = "east"
+data_center = "a"
+rpc_address = "127.0.0.1:4601"
+[[nodes]]
+id = 2
+name = "east-b"
+region = "east"
+data_center = "b"
+rpc_address = "127.0.0.1:4602"
+kv_address = "127.0.0.1:4513"
+[[nodes]]
+id = 3
+name = "east-c"
+region = "east"
+data_center = "c"
+rpc_address = "127.0.0.1:4603"
+[[shards]]
+id = 1
+primary_region = "east"
+[[databases]]
+id = "00000000-0000-4000-8000-000000000001"
+name = "main"
+shard = 1
+[[tokens]]
+secret = "a-long-enough-secret"
+databases = ["*"]
+access = "read-write"
+"#;
+
+#[track_caller]
+fn with(from: &str, to: &str) -> String {
+    assert_eq!(NODE.matches(from).count(), 1, "{from}");
+    NODE.replace(from, to)
+}
+
+fn parse(text: &str) -> Result<NodeConfig, ConfigError> {
+    NodeConfig::parse(text, Path::new("/etc/meridian/node.toml"))
+}
+
+/// What is said about the file with `from` replaced, without the path.
+#[track_caller]
+fn refused(from: &str, to: &str) -> String {
+    refused_text(&with(from, to))
+}
+
+#[track_caller]
+fn refused_text(text: &str) -> String {
+    let error = parse(text).unwrap_err().to_string();
+    assert!(!error.contains(SECRET), "{error}");
+    let rest = error.strip_prefix("/etc/meridian/node.toml").expect("the path comes first");
+    rest.trim_start_matches([',', ':', ' ']).to_owned()
+}
+
+#[test]
+fn defaults_fill_what_is_left_out() {
+    let config = parse(NODE).unwrap();
+    assert_eq!((config.node.id, config.node.name.as_str()), (2, "east-b"));
+    assert_eq!(config.data_dir, Path::new("/etc/meridian/data"));
+    let listen = NodeListen { rpc: "127.0.0.1:4602".to_owned(), kv: "127.0.0.1:4513".to_owned(), metrics: None };
+    assert_eq!(config.listen, listen);
+    assert_eq!(
+        config.raft,
+        RaftConfig { heartbeat_ms: 75, election_timeout_min_ms: 400, election_timeout_max_ms: 700 }
+    );
+    assert_eq!(config.storage, StorageConfig { block_cache_mb: 128, write_buffer_mb: 64, log_retention_mb: 1024 });
+    assert_eq!(
+        config.gateway,
+        GatewaySettings { public_url: None, max_connections: 8192, request_deadline_ms: 10_000 }
+    );
+    assert_eq!(config.tokens.len(), 1);
+    // Whole tables may be left out as well.
+    parse(&with("[listen]\n[raft]\n[storage]\n[gateway]\n", "")).unwrap();
+}
+
+#[test]
+fn fields_replace_defaults() {
+    let config = parse(&with("\"data\"", "\"/srv/meridian\"")).unwrap();
+    assert_eq!(config.data_dir, Path::new("/srv/meridian"));
+    let config = parse(&with("[listen]", "[listen]\nrpc = \"0.0.0.0:1\"\nkv = \"[::]:0\"\nmetrics = \"h:2\"")).unwrap();
+    let listen = NodeListen { rpc: "0.0.0.0:1".to_owned(), kv: "[::]:0".to_owned(), metrics: Some("h:2".to_owned()) };
+    assert_eq!(config.listen, listen);
+    let config = parse(&with("[gateway]", "[gateway]\npublic_url = \"https://kv.example.com/\"\nmax_connections = 5"));
+    let gateway = config.unwrap().gateway;
+    assert_eq!(gateway.public_url.unwrap().as_str(), "https://kv.example.com");
+    assert_eq!((gateway.max_connections, gateway.request_deadline_ms), (5, 10_000));
+}
+
+#[test]
+fn the_samples_load() {
+    let node = NodeConfig::load(&Path::new(DEPLOY).join("node.toml")).unwrap();
+    assert_eq!(node.topology.nodes.len(), 6);
+    assert_eq!(node.raft, RaftConfig::default());
+    let gateway = GatewayConfig::load(&Path::new(DEPLOY).join("gateway.toml")).unwrap();
+    assert_eq!(gateway.region, "ashburn");
+    assert_eq!(gateway.topology, node.topology);
+    assert_eq!(gateway.tokens, node.tokens);
+}
+
+#[test]
+fn commented_fields_of_the_samples_are_the_defaults() {
+    let sample = std::fs::read_to_string(Path::new(DEPLOY).join("node.toml")).unwrap();
+    let uncommented: String = sample
+        .lines()
+        .map(|line| line.strip_prefix("# ").filter(|line| line.contains(" = ") && !line.contains('*')).unwrap_or(line))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    assert_ne!(sample, uncommented);
+    let (sample, uncommented) = (parse(&sample).unwrap(), parse(&uncommented).unwrap());
+    assert_eq!(sample.raft, uncommented.raft);
+    assert_eq!(sample.storage, uncommented.storage);
+    assert_eq!(sample.topology, uncommented.topology);
+    assert_eq!(uncommented.gateway.public_url.unwrap().as_str(), "https://kv.example.com");
+    assert_eq!(sample.gateway.max_connections, uncommented.gateway.max_connections);
+    assert_eq!(sample.gateway.request_deadline_ms, uncommented.gateway.request_deadline_ms);
+}
+
+#[test]
+fn unknown_fields_are_named_with_their_line() {
+    assert_eq!(
+        refused("[raft]", "[raft]\nheartbeat = 5"),
+        "line 7: unknown field `heartbeat`, expected one of `heartbeat_ms`, `election_timeout_min_ms`, \
+         `election_timeout_max_ms`"
+    );
+    assert!(refused("node = 2", "node = 2\nnodes_dir = 3").starts_with("line 2: unknown field `nodes_dir`, expected"));
+    for (table, line) in [
+        ("[listen]\n", 6),
+        ("[storage]\n", 8),
+        ("[gateway]\n", 9),
+        ("[[shards]]\n", 29),
+        ("[[databases]]\n", 32),
+        ("[[tokens]]\n", 36),
+    ] {
+        let said = refused(table, &format!("{table}colour = 1\n"));
+        assert!(said.starts_with(&format!("line {line}: unknown field `colour`, expected")), "{said}");
+    }
+    let said = refused("name = \"east-c\"", "name = \"east-c\"\nrack = 1");
+    assert!(said.starts_with("line 25: unknown field `rack`, expected"), "{said}");
+}
+
+#[test]
+fn malformed_files_are_refused_with_the_line() {
+    assert_eq!(refused("[raft]", "[raft]\nheartbeat_ms = -1"), "line 7: invalid value: integer, expected u64");
+    assert_eq!(refused("[raft]", "[raft]\nheartbeat_ms = \"75\""), "line 7: invalid type: string, expected u64");
+    assert_eq!(refused("node = 2\n", ""), "line 1: missing field `node`");
+    assert_eq!(refused("rpc_address = \"127.0.0.1:4603\"\n", ""), "line 22: missing field `rpc_address`");
+    assert!(refused("[raft]", "[raft").starts_with("line 6: "));
+    assert_eq!(refused("shard = 1\n", "shard = 1\nshard = 1\n"), "line 35: duplicate key");
+    assert_eq!(refused("00000000-0000-4000-8000-000000000001", "x"), "line 32: `x` is not a UUID");
+    assert!(refused_text("").starts_with("line 1: missing field"));
+}
+
+#[test]
+fn a_file_that_cannot_be_read_is_named() {
+    let error = NodeConfig::load(Path::new("/nonexistent/node.toml")).unwrap_err().to_string();
+    assert!(error.starts_with("cannot read /nonexistent/node.toml: No such file"), "{error}");
+}
+
+#[test]
+fn an_unusable_port_has_a_clear_text() {
+    let listen = |purpose| {
+        let cause = std::io::Error::from(std::io::ErrorKind::AddrInUse);
+        ConfigError::Listen { address: "127.0.0.1:4512".to_owned(), purpose, cause }.to_string()
+    };
+    assert_eq!(listen(ListenPurpose::KvConnect), "cannot listen on 127.0.0.1:4512 for KV Connect: address in use");
+    assert!(listen(ListenPurpose::Rpc).starts_with("cannot listen on 127.0.0.1:4512 for other nodes (gRPC): "));
+    assert!(listen(ListenPurpose::Metrics).starts_with("cannot listen on 127.0.0.1:4512 for metrics: "));
+}
+
+#[test]
+fn the_node_itself_is_checked() {
+    assert_eq!(refused("node = 2", "node = 7"), "`node = 7`, but there is no node 7 among [[nodes]]");
+    assert_eq!(refused("\"data\"", "\"\""), "`data_dir` is empty");
+    assert_eq!(
+        refused("node = 2", "node = 1"),
+        "`listen.kv` is missing, and node 1 has no `kv_address` to take its place"
+    );
+}
+
+#[test]
+fn topologies_are_refused_with_the_path() {
+    let said = refused("data_center = \"c\"", "data_center = \"b\"");
+    assert!(said.starts_with(
+        "nodes 2 and 3 are both in data center `b` of region `east`, so they cannot both vote in shard 1"
+    ));
+    let weak = |word| with("primary_region = \"east\"", &format!("primary_region = \"east\"\nvoters = [1, 3]{word}"));
+    assert!(refused_text(&weak("")).starts_with("shard 1 has only 2 voters"));
+    assert!(refused_text(&weak("\nallow_weak_quorum = false")).starts_with("shard 1 has only 2 voters"));
+    parse(&weak("\nallow_weak_quorum = true")).unwrap();
+    assert_eq!(
+        refused("\"127.0.0.1:4513\"", "\"4513\""),
+        "kv_address of node 2: `4513` is not a host and a port, such as `10.0.0.1:4601`"
+    );
+    assert_eq!(
+        refused("default_database = \"main\"", "default_database = \"x\""),
+        "the default database `x` is not one of the databases"
+    );
+}
+
+#[test]
+fn listening_addresses_are_checked() {
+    let listen = |fields: &str| refused("[listen]", &format!("[listen]\n{fields}"));
+    assert_eq!(listen("kv = \":1\""), "listen.kv: `:1` is not a host and a port, such as `10.0.0.1:4601`");
+    assert_eq!(listen("metrics = \"h\""), "listen.metrics: `h` is not a host and a port, such as `10.0.0.1:4601`");
+    assert_eq!(listen("kv = \"0.0.0.0:4602\""), "listen.rpc and listen.kv are the same port: 0.0.0.0:4602");
+    assert_eq!(
+        listen("metrics = \"127.0.0.1:4513\""),
+        "listen.kv and listen.metrics are the same port: 127.0.0.1:4513"
+    );
+    assert_eq!(listen("rpc = \"127.0.0.1:0\""), "the port of listen.rpc is 0: it must lie between 1 and 65535");
+}
+
+#[test]
+fn times_and_sizes_are_checked() {
+    let raft = |fields: &str| refused("[raft]", &format!("[raft]\n{fields}"));
+    assert_eq!(raft("heartbeat_ms = 0"), "raft.heartbeat_ms is 0: it must lie between 5 and 10000");
+    assert_eq!(
+        raft("election_timeout_max_ms = 60001"),
+        "raft.election_timeout_max_ms is 60001: it must lie between 1 and 60000"
+    );
+    assert_eq!(
+        raft("election_timeout_min_ms = 700"),
+        "raft.election_timeout_min_ms (700) must be less than raft.election_timeout_max_ms (700)"
+    );
+    assert_eq!(
+        raft("heartbeat_ms = 134"),
+        "three times raft.heartbeat_ms (134) is more than raft.election_timeout_min_ms (400): \
+         two lost heartbeats would start an election"
+    );
+    parse(&with("[raft]", "[raft]\nheartbeat_ms = 133")).unwrap();
+    for field in ["block_cache_mb", "write_buffer_mb", "log_retention_mb"] {
+        for value in [0, 1_048_577] {
+            assert_eq!(
+                refused("[storage]", &format!("[storage]\n{field} = {value}")),
+                format!("storage.{field} is {value}: it must lie between 1 and 1048576")
+            );
+        }
+    }
+    let gateway = |field: &str| refused("[gateway]", &format!("[gateway]\n{field}"));
+    assert_eq!(gateway("max_connections = 0"), "gateway.max_connections is 0: it must lie between 1 and 1000000");
+    assert_eq!(
+        gateway("request_deadline_ms = 150001"),
+        "gateway.request_deadline_ms is 150001: it must lie between 100 and 150000"
+    );
+    assert_eq!(
+        gateway("public_url = \"kv.example.com\""),
+        "gateway.public_url: `kv.example.com` is not an http or https URL without a query"
+    );
+}
+
+#[test]
+fn tokens_are_checked() {
+    let line = "secret = \"a-long-enough-secret\"";
+    let tables = "[[tokens]]\nsecret = \"a-long-enough-secret\"\ndatabases = [\"*\"]\naccess = \"read-write\"\n";
+    assert_eq!(refused(tables, ""), "there are no access tokens: at least one [[tokens]] is needed");
+    assert_eq!(refused(line, ""), "token number 1: neither `secret` nor `secret_sha256` is set");
+    assert_eq!(
+        refused(line, &format!("{line}\nsecret_sha256 = \"\"")),
+        "token number 1: both `secret` and `secret_sha256` are set"
+    );
+    let short = refused(line, "secret = \"hunter2hunter2x\"");
+    assert_eq!(short, "token number 1: its `secret` has 15 characters, fewer than 16");
+    assert_eq!(
+        refused(line, "secret = \"with a space in it all\""),
+        "token number 1: its `secret` is not made of visible ASCII characters"
+    );
+    for digest in ["", "abc", &"g".repeat(64), &"a".repeat(66), &"é".repeat(32)] {
+        let digest = refused(line, &format!("secret_sha256 = \"{digest}\""));
+        assert_eq!(digest, "token number 1: its `secret_sha256` is not 64 hexadecimal digits");
+    }
+    // printf %s a-long-enough-secret | sha256sum
+    let digest = "1d9bc28f4f099e188e634f27555e6a435b9c6f6d2c490175eee22ff2a5790b9a";
+    let again = format!("[[tokens]]\nsecret_sha256 = \"{digest}\"\ndatabases = [\"main\"]\naccess = \"read\"\n");
+    assert_eq!(
+        refused(tables, &format!("{tables}{again}")),
+        "token number 2: it has the same secret as token number 1"
+    );
+    let databases = |list: &str| refused("[\"*\"]", list);
+    assert_eq!(databases("[]"), "token number 1: its `databases` are none: list names, or \"*\" for all");
+    assert_eq!(databases("[\"main\", \"*\"]"), "token number 1: its `databases` have \"*\" beside names");
+    assert_eq!(
+        databases("[\"mian\"]"),
+        "token number 1: its `databases` have `mian`, which is not the name of a database"
+    );
+    assert_eq!(refused("\"read-write\"", "\"write\""), "line 38: unknown variant, expected `read-write` or `read`");
+
+    let config = parse(&with(tables, &again)).unwrap();
+    let [token] = &config.tokens[..] else { panic!("one token") };
+    assert_eq!(token.secret.sha256(), TokenSecret::Plain(SECRET.to_owned()).sha256());
+    assert_eq!(token.databases, Databases::Only(vec!["00000000-0000-4000-8000-000000000001".parse().unwrap()]));
+    assert!(!token.write);
+}
+
+#[test]
+fn secrets_are_in_no_error_and_no_debug_output() {
+    let line = "secret = \"a-long-enough-secret\"";
+    for wrong in [
+        "secret = a-long-enough-secret",
+        "secret = \"a-long-enough-secret",
+        "secret = 'a-long-enough-secret\"",
+        "secret = \"\"\"a-long-enough-secret",
+        "secret = \"a-long-enough-secret\\q\"",
+        "secret = [\"a-long-enough-secret\"]",
+        "secret = \"a-long-enough-secret\" x",
+        "secrte = \"a-long-enough-secret\"",
+        "secret = \"a-long-enough-secret\"\nsecret = \"a-long-enough-secret\"",
+        "secret_sha256 = \"a-long-enough-secret\"",
+        "secret = \"a-long-enough-secret, expected é\"",
+    ] {
+        refused(line, wrong); // looks for the secret itself
+    }
+    refused("access = \"read-write\"", "access = \"a-long-enough-secret\"");
+    refused("databases = [\"*\"]", "databases = \"a-long-enough-secret\"");
+    refused("[raft]", "[raft]\nheartbeat_ms = \"a-long-enough-secret\"");
+    let number = refused(line, "secret = 12345678901234567");
+    assert_eq!(number, "line 36: invalid type: integer, expected a string");
+    refused_text("tokens = [\"a-long-enough-secret\"]");
+
+    let config = parse(NODE).unwrap();
+    assert!(!format!("{config:?} {config:#?}").contains(SECRET));
+    assert!(config.to_toml().contains(SECRET));
+}
+
+fn same(a: &NodeConfig, b: &NodeConfig) {
+    // Debug shows all but secrets.
+    assert_eq!(format!("{a:?}"), format!("{b:?}"));
+    assert_eq!(a.tokens, b.tokens);
+}
+
+#[test]
+fn what_is_written_is_read_again() {
+    let mut config = parse(NODE).unwrap();
+    same(&parse(&config.to_toml()).unwrap(), &config);
+
+    config.data_dir = "/srv/\"quoted\\ \n path'''".into();
+    config.listen.metrics = Some("127.0.0.1:9000".to_owned());
+    config.raft.heartbeat_ms = 20;
+    config.storage.log_retention_mb = 1;
+    config.gateway.public_url = Some("https://kv.example.com".parse().unwrap());
+    config.topology.shards.values_mut().for_each(|shard| {
+        shard.voters.pop_last();
+        shard.preferred_leader = Some(2);
+    });
+    config.topology.default_database = None;
+    let only = Databases::Only(config.topology.databases.keys().copied().collect());
+    config.tokens.push(TokenConfig { secret: TokenSecret::Sha256([0xab; 32]), databases: only, write: false });
+    same(&parse(&config.to_toml()).unwrap(), &config);
+
+    let gateway = GatewayConfig {
+        region: "west".to_owned(),
+        listen: GatewayListen { kv: "127.0.0.1:0".to_owned(), metrics: None },
+        gateway: config.gateway,
+        topology: config.topology,
+        tokens: config.tokens,
+    };
+    let read = GatewayConfig::parse(&gateway.to_toml(), Path::new("gateway.toml")).unwrap();
+    assert_eq!(format!("{read:?}"), format!("{gateway:?}"));
+    assert_eq!(read.tokens, gateway.tokens);
+}
+
+#[test]
+fn a_gateway_is_checked() {
+    let (head, tables) = NODE.split_once("[listen]\n[raft]\n[storage]\n[gateway]\n").unwrap();
+    let head = head.replace("node = 2\ndata_dir = \"data\"", "region = \"west\"");
+    let parse = |head: &str, listen: &str| {
+        let text = format!("{head}[listen]\n{listen}\n{tables}");
+        GatewayConfig::parse(&text, Path::new("gateway.toml"))
+    };
+    let refused = |head: &str, listen: &str| parse(head, listen).unwrap_err().to_string();
+    let kv = "kv = \"127.0.0.1:4512\"";
+    let config = parse(&head, kv).unwrap();
+    assert_eq!((config.region.as_str(), config.listen.kv.as_str()), ("west", "127.0.0.1:4512"));
+    assert_eq!(
+        refused(&head.replace("\"west\"\nr", "\"north\"\nr"), kv),
+        "gateway.toml: `region = \"north\"` is not one of the regions `east`, `west`"
+    );
+    assert_eq!(refused(&head, ""), "gateway.toml, line 4: missing field `kv`");
+    assert_eq!(
+        refused(&head, &format!("{kv}\nmetrics = \"127.0.0.1:4512\"")),
+        "gateway.toml: listen.kv and listen.metrics are the same port: 127.0.0.1:4512"
+    );
+    assert!(refused(&head, "kv = \"x\"").starts_with("gateway.toml: listen.kv: `x` is not a host and a port"));
+    assert!(
+        refused(&format!("node = 1\n{head}"), kv).starts_with("gateway.toml, line 1: unknown field `node`, expected")
+    );
+    assert!(refused(&head, &format!("{kv}\nrpc = \"h:1\"")).starts_with("gateway.toml, line 6: unknown field `rpc`"));
+}
+
+#[test]
+fn a_dev_cluster_is_six_files_that_load() {
+    let files = dev_cluster(&[3, 2, 1], Path::new("/tmp/cluster"), 4601, 4512, SECRET).unwrap();
+    let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["region-1-a", "region-1-b", "region-1-c", "region-2-a", "region-2-b", "region-3-a"]);
+    let configs: Vec<_> = files.iter().map(|(_, text)| parse(text).unwrap()).collect();
+    let rpc: Vec<_> = configs.iter().map(|config| config.listen.rpc.trim_start_matches("127.0.0.1:")).collect();
+    assert_eq!(rpc, ["4601", "4602", "4603", "4604", "4605", "4606"]);
+    let kv: Vec<_> = configs.iter().map(|config| config.listen.kv.trim_start_matches("127.0.0.1:")).collect();
+    assert_eq!(kv, ["4512", "4513", "4514", "4522", "4523", "4532"]);
+    for (number, config) in (1..).zip(&configs) {
+        assert_eq!(config.node.id, number);
+        assert_eq!(config.data_dir, Path::new("/tmp/cluster").join(&config.node.name));
+        assert_eq!(config.topology, configs[0].topology);
+        assert_eq!(config.topology.shard_of(DEV_SECOND_DATABASE).unwrap().id.0, 2);
+        assert_eq!(config.tokens[0].secret, TokenSecret::Plain(SECRET.to_owned()));
+    }
+    let configs_again = dev_cluster_configs(&[3, 2, 1], Path::new("/tmp/cluster"), 4601, 4512, SECRET).unwrap();
+    configs.iter().zip(&configs_again).for_each(|(read, made)| same(read, made));
+}
+
+#[test]
+fn a_dev_cluster_is_checked() {
+    let refused = |counts: &[usize], dir: &str, rpc, kv, token: &str| {
+        dev_cluster(counts, Path::new(dir), rpc, kv, token).unwrap_err().to_string()
+    };
+    assert_eq!(refused(&[3, 1], "/d", 65534, 4512, SECRET), "ports from 65534 on are too few for node 3");
+    assert_eq!(refused(&[3, 1], "/d", 4601, 65530, SECRET), "ports from 65530 on are too few for node 4");
+    assert!(refused(&[3, 1], "/d", 4601, 4601, SECRET).starts_with("127.0.0.1:4601 is both the rpc_address of node 1"));
+    assert!(refused(&[3, 1], "/d", 0, 4512, SECRET).contains("`127.0.0.1:0` has port 0"));
+    assert_eq!(refused(&[3], "", 4601, 4512, SECRET), "`data_dir` is empty");
+    assert_eq!(
+        refused(&[3], "/d", 4601, 4512, "short"),
+        "token number 1: its `secret` has 5 characters, fewer than 16"
+    );
+    assert!(refused(&[2, 2], "/d", 4601, 4512, SECRET).starts_with("shard 1 has only 2 voters"));
+    assert!(refused(&[usize::MAX], "/d", 4601, 4512, SECRET).ends_with("at most 26 in each"));
+    let meant = DevLayout { counts: &[1, 1], allow_weak_quorum: true };
+    for (_, text) in dev_cluster(meant, Path::new("relative"), 4601, 4512, SECRET).unwrap() {
+        assert!(parse(&text).unwrap().data_dir.starts_with(std::env::current_dir().unwrap()));
+    }
+}

@@ -1,0 +1,167 @@
+//! A configuration as the annotated file that it is read from.
+
+use std::fmt::Display;
+
+use meridian_gateway::Databases;
+use meridian_types::NodeId;
+
+use super::{GatewayConfig, GatewaySettings, NodeConfig, TokenConfig, TokenSecret};
+use crate::topology::Topology;
+
+pub(super) fn node(config: &NodeConfig) -> String {
+    let mut out = Document::default();
+    out.line(&format!("# Node {} of a Meridian cluster. docs/configuration.md explains every field.", config.node.id));
+    out.blank();
+    out.line("# Which of [[nodes]] this is. Everything from `regions` on is the same in every node's file.");
+    out.field("node", config.node.id);
+    out.text("data_dir", &config.data_dir.to_string_lossy());
+    out.blank();
+    topology_head(&mut out, &config.topology);
+
+    out.table("[listen]", "Where this node listens: for other nodes, for clients, for Prometheus.");
+    out.text("rpc", &config.listen.rpc);
+    out.text("kv", &config.listen.kv);
+    out.optional_text("metrics", config.listen.metrics.as_ref());
+
+    out.table("[raft]", "Times of elections within the primary region.");
+    out.field("heartbeat_ms", config.raft.heartbeat_ms);
+    out.field("election_timeout_min_ms", config.raft.election_timeout_min_ms);
+    out.field("election_timeout_max_ms", config.raft.election_timeout_max_ms);
+
+    out.table("[storage]", "Sizes in MiB. The log is kept for slow replicas up to log_retention_mb.");
+    out.field("block_cache_mb", config.storage.block_cache_mb);
+    out.field("write_buffer_mb", config.storage.write_buffer_mb);
+    out.field("log_retention_mb", config.storage.log_retention_mb);
+
+    gateway_settings(&mut out, &config.gateway);
+    topology_tables(&mut out, &config.topology);
+    tokens(&mut out, &config.tokens, &config.topology);
+    out.0
+}
+
+pub(super) fn gateway(config: &GatewayConfig) -> String {
+    let mut out = Document::default();
+    out.line("# A stateless gateway of a Meridian cluster. docs/configuration.md explains every field.");
+    out.blank();
+    out.line("# Where this gateway is. Everything from `regions` on is the same as in the nodes' files.");
+    out.text("region", &config.region);
+    out.blank();
+    topology_head(&mut out, &config.topology);
+
+    out.table("[listen]", "Where this gateway listens: for clients, for Prometheus.");
+    out.text("kv", &config.listen.kv);
+    out.optional_text("metrics", config.listen.metrics.as_ref());
+
+    gateway_settings(&mut out, &config.gateway);
+    topology_tables(&mut out, &config.topology);
+    tokens(&mut out, &config.tokens, &config.topology);
+    out.0
+}
+
+fn gateway_settings(out: &mut Document, gateway: &GatewaySettings) {
+    out.table("[gateway]", "KV Connect. Without public_url, clients stay with the URL they came by.");
+    out.optional_text("public_url", gateway.public_url.as_ref().map(ToString::to_string).as_ref());
+    out.field("max_connections", gateway.max_connections);
+    out.field("request_deadline_ms", gateway.request_deadline_ms);
+}
+
+/// What must stand before the first table.
+fn topology_head(out: &mut Document, topology: &Topology) {
+    out.list("regions", topology.regions.iter().map(|region| quoted(region)));
+    let default = topology.default_database.and_then(|id| topology.databases.get(&id));
+    out.optional_text("default_database", default.map(|database| &database.name));
+}
+
+fn topology_tables(out: &mut Document, topology: &Topology) {
+    for node in topology.nodes.values() {
+        out.table("[[nodes]]", "");
+        out.field("id", node.id);
+        out.text("name", &node.name);
+        out.text("region", &node.region);
+        out.text("data_center", &node.data_center);
+        out.text("rpc_address", &node.rpc_address);
+        out.optional_text("kv_address", node.kv_address.as_ref());
+    }
+    for shard in topology.shards.values() {
+        out.table("[[shards]]", "The voters lie in distinct data centers of the primary region; the rest follow.");
+        out.field("id", shard.id);
+        out.text("primary_region", &shard.primary_region);
+        out.list("voters", shard.voters.iter().map(NodeId::to_string));
+        if let Some(leader) = shard.preferred_leader {
+            out.field("preferred_leader", leader);
+        }
+        if shard.has_weak_quorum() {
+            out.field("allow_weak_quorum", true);
+        }
+    }
+    for database in topology.databases.values() {
+        out.table("[[databases]]", "");
+        out.text("id", &database.id.to_string());
+        out.text("name", &database.name);
+        out.field("shard", database.shard);
+    }
+}
+
+fn tokens(out: &mut Document, tokens: &[TokenConfig], topology: &Topology) {
+    for token in tokens {
+        out.table("[[tokens]]", "Who may open what. Keep this file to yourself.");
+        match &token.secret {
+            TokenSecret::Plain(secret) => out.text("secret", secret),
+            TokenSecret::Sha256(digest) => {
+                out.text("secret_sha256", &digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+            }
+        }
+        match &token.databases {
+            Databases::All => out.list("databases", ["\"*\"".to_owned()].into_iter()),
+            Databases::Only(ids) => {
+                let names = ids.iter().filter_map(|id| topology.databases.get(id));
+                out.list("databases", names.map(|database| quoted(&database.name)));
+            }
+        }
+        out.text("access", if token.write { "read-write" } else { "read" });
+    }
+}
+
+#[derive(Default)]
+struct Document(String);
+
+impl Document {
+    fn line(&mut self, line: &str) {
+        self.0.push_str(line);
+        self.0.push('\n');
+    }
+
+    fn blank(&mut self) {
+        self.line("");
+    }
+
+    fn table(&mut self, header: &str, comment: &str) {
+        self.blank();
+        if !comment.is_empty() {
+            self.line(&format!("# {comment}"));
+        }
+        self.line(header);
+    }
+
+    fn field(&mut self, name: &str, value: impl Display) {
+        self.line(&format!("{name} = {value}"));
+    }
+
+    fn text(&mut self, name: &str, value: &str) {
+        self.field(name, quoted(value));
+    }
+
+    fn optional_text(&mut self, name: &str, value: Option<&String>) {
+        if let Some(value) = value {
+            self.text(name, value);
+        }
+    }
+
+    fn list(&mut self, name: &str, items: impl Iterator<Item = String>) {
+        self.field(name, format_args!("[{}]", items.collect::<Vec<_>>().join(", ")));
+    }
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}

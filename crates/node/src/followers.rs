@@ -1,0 +1,95 @@
+//! What a voter knows of those who follow its shard: positions, lag, and what the log must keep for them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use meridian_shipping::{CommitHistory, Lag, ReplicaPosition, Retention, Status, retain};
+use meridian_storage::ShardState;
+use meridian_types::NodeId;
+use parking_lot::Mutex;
+
+use crate::clock::wall_ms;
+
+/// Samples of the commit history; beyond, older ones are kept more coarsely.
+const HISTORY_SAMPLES: usize = 4096;
+/// A follower not heard of for so long counts as away.
+const AWAY_AFTER: Duration = Duration::from_secs(3);
+
+/// The followers of one shard, as one of its nodes sees them.
+pub(crate) struct Followers {
+    inner: Mutex<Inner>,
+}
+
+struct Inner {
+    history: CommitHistory,
+    positions: BTreeMap<NodeId, Follower>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Follower {
+    durable: u64,
+    heard: Option<Instant>,
+}
+
+/// One follower's lag.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FollowerLag {
+    pub(crate) node: NodeId,
+    pub(crate) durable: u64,
+    pub(crate) lag: Lag,
+    pub(crate) connected: bool,
+}
+
+impl Followers {
+    /// Watches what is applied to `state`; `nodes` are all who follow it, heard of or not.
+    pub(crate) fn watch(state: &ShardState, nodes: impl IntoIterator<Item = NodeId>) -> Arc<Self> {
+        let applied = state.applied();
+        let history = CommitHistory::starting_at(applied.position.sequence, applied.time_ms, HISTORY_SAMPLES);
+        let positions = nodes.into_iter().map(|node| (node, Follower::default())).collect();
+        let followers = Arc::new(Self { inner: Mutex::new(Inner { history, positions }) });
+        let observer = Arc::clone(&followers);
+        state.observe(move |batches| {
+            let mut inner = observer.inner.lock();
+            for (batch, len) in batches {
+                inner.history.record(batch.position.sequence, *len as u64, batch.time_ms);
+            }
+        });
+        followers
+    }
+
+    pub(crate) fn heard(&self, status: Status) {
+        if let Some(follower) = self.inner.lock().positions.get_mut(&status.node) {
+            // A node that was wiped says less than before: believe it.
+            *follower = Follower { durable: status.durable.sequence, heard: Some(Instant::now()) };
+        }
+    }
+
+    /// Every follower's lag behind what is committed here.
+    pub(crate) fn lags(&self) -> Vec<FollowerLag> {
+        let now_ms = wall_ms();
+        let inner = self.inner.lock();
+        let lag = |(node, follower): (&NodeId, &Follower)| FollowerLag {
+            node: *node,
+            durable: follower.durable,
+            lag: inner.history.lag(follower.durable, now_ms),
+            connected: follower.heard.is_some_and(|heard| heard.elapsed() < AWAY_AFTER),
+        };
+        inner.positions.iter().map(lag).collect()
+    }
+
+    /// How far the log may be purged while it keeps at most `max_bytes` for those who lag.
+    pub(crate) fn retention(&self, applied: u64, max_bytes: u64) -> Retention {
+        let inner = self.inner.lock();
+        let position = |(node, follower): (&NodeId, &Follower)| ReplicaPosition {
+            node: *node,
+            durable_sequence: follower.durable,
+        };
+        let positions: Vec<_> = inner.positions.iter().map(position).collect();
+        retain(&positions, applied, inner.history.floor(max_bytes))
+    }
+
+    pub(crate) fn forget_through(&self, sequence: u64) {
+        self.inner.lock().history.forget_through(sequence);
+    }
+}

@@ -1,0 +1,48 @@
+//! Puts Meridian together: one node, or a stateless gateway, from its configuration.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `config`, `topology` | what the operator says, and what is refused of it |
+//! | `directory` | what the cluster is at present, behind one small trait |
+//! | `node`, `standalone_gateway`, `dev` | starting and stopping: one node, one gateway, a whole cluster |
+//! | `shard` | one shard here: as a voter or as a replica; strong and eventual reads |
+//! | `proposer` | the write path of a leader: group commit |
+//! | `replica` | the follower of a shard in a replica region |
+//! | `shipping_service`, `followers` | the source's side: subscriptions, lag, retention |
+//! | `state_exchange` | whole states between nodes |
+//! | `router` | from a gateway to the shard's leader, with retries |
+//! | `shard_service`, `admin_service` | gRPC faces |
+//! | `maintenance` | flushing, purging, forgetting, gauges |
+//! | `wan` | emulated links |
+//!
+//! What always holds here: an answer to a write says what is true and durable, or nothing; a strong read
+//! is served only where leadership was confirmed after the read began. Absent on purpose: HTTP (the
+//! gateway's), rules of shipping (`meridian-shipping`), Raft (`meridian-consensus`).
+
+mod admin_service;
+mod clock;
+pub mod config;
+pub mod dev;
+mod directory;
+mod followers;
+mod maintenance;
+mod node;
+mod peers;
+mod proposer;
+mod replica;
+mod round;
+mod router;
+mod shard;
+mod shard_service;
+mod shipping_service;
+mod shipping_wire;
+mod standalone_gateway;
+mod state_exchange;
+mod telemetry;
+pub mod topology;
+pub mod wan;
+
+pub use directory::{Directory, StaticDirectory};
+pub use node::{Dial, Node, StartError};
+pub use standalone_gateway::StandaloneGateway;
+pub use telemetry::{Metrics, serve_metrics};

@@ -1,0 +1,227 @@
+//! What a node does by the way: statuses, flushing and purging, forgetting request ids, gauges.
+
+use std::collections::{HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use meridian_proto::shipping::{AnnounceRequest, shipping_client::ShippingClient};
+use meridian_storage::HighWater;
+use meridian_types::{NodeId, ShardId};
+use tokio_util::sync::CancellationToken;
+
+use crate::directory::Directory;
+use crate::followers::Followers;
+use crate::peers::PeerChannels;
+use crate::shard::{LocalShard, Voter, or_fatal};
+use crate::shard_service::LocalShards;
+use crate::shipping_wire::status_to_wire;
+
+const ANNOUNCE: Duration = Duration::from_millis(300);
+const PERSIST_MARKS: Duration = Duration::from_secs(1);
+const PURGE: Duration = Duration::from_secs(10);
+const GAUGES: Duration = Duration::from_secs(1);
+const PREFERRED_LEADER: Duration = Duration::from_secs(10);
+/// Batches that are not worth a purge.
+const PURGE_AT_LEAST: u64 = 1000;
+/// Kept in any case: what a member or replica lacks that was away for a moment.
+const KEEP_BATCHES: u64 = 1000;
+/// Twice as long as request ids must be remembered.
+const FORGET_AFTER: Duration = Duration::from_millis(meridian_types::limits::REQUEST_ID_RETENTION_MS * 2);
+/// A preferred leader that lags by more is not handed the leadership.
+const HANDOVER_LAG_BATCHES: u64 = 100;
+/// Less free disk than this, and writes are refused while reads go on.
+const MIN_FREE_BYTES: u64 = 256 << 20;
+
+/// Whether the disk has room for writes.
+#[derive(Default)]
+pub(crate) struct DiskGuard {
+    full: AtomicBool,
+}
+
+impl DiskGuard {
+    /// For the proposer: why writes are refused, if they are.
+    pub(crate) fn refusal(&self) -> Option<String> {
+        self.full
+            .load(Ordering::Relaxed)
+            .then(|| format!("the disk of the shard's leader has less than {} MiB free", MIN_FREE_BYTES >> 20))
+    }
+
+    fn check(&self, folder: &std::path::Path) {
+        let Ok(space) = rustix::fs::statvfs(folder) else { return };
+        let full = space.f_bavail.saturating_mul(space.f_frsize) < MIN_FREE_BYTES;
+        if self.full.swap(full, Ordering::Relaxed) != full {
+            tracing::warn!(full, "free disk space crossed its bound");
+        }
+    }
+}
+
+pub(crate) struct Maintenance {
+    pub(crate) node_id: NodeId,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) shards: LocalShards,
+    pub(crate) followers: Arc<HashMap<ShardId, Arc<Followers>>>,
+    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) peers: Arc<PeerChannels>,
+    pub(crate) high_water: Arc<HighWater>,
+    pub(crate) disk: Arc<DiskGuard>,
+    pub(crate) log_retention_bytes: u64,
+}
+
+impl Maintenance {
+    /// Starts all tasks; they end with `stop`.
+    pub(crate) fn start(self, stop: &CancellationToken) -> Vec<tokio::task::JoinHandle<()>> {
+        let this = Arc::new(self);
+        let every = |period: Duration, work: fn(Arc<Self>) -> Work| {
+            let (this, stop) = (Arc::clone(&this), stop.clone());
+            tokio::spawn(async move {
+                let mut ticks = tokio::time::interval(period);
+                ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+                loop {
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        _ = ticks.tick() => work(Arc::clone(&this)).await,
+                    }
+                }
+            })
+        };
+        let mut tasks = vec![
+            every(ANNOUNCE, |this| Box::pin(async move { this.announce() })),
+            every(PERSIST_MARKS, |this| Box::pin(this.persist_marks())),
+            every(PURGE, |this| Box::pin(this.purge())),
+            every(GAUGES, |this| Box::pin(async move { this.gauges() })),
+            every(PREFERRED_LEADER, |this| Box::pin(this.hand_over())),
+        ];
+        for (id, shard) in this.shards.iter() {
+            tasks.push(tokio::spawn(forget_requests(*id, shard.clone(), stop.clone())));
+        }
+        tasks
+    }
+
+    /// Tells every other node where this one stands. Lost ones do not matter: the next comes soon.
+    fn announce(&self) {
+        let statuses = self.shards.iter().filter_map(|(id, shard)| {
+            Some(status_to_wire(*id, &shard.own_status(self.node_id, self.directory.epoch(*id)?)))
+        });
+        let request = AnnounceRequest { statuses: statuses.collect() };
+        let topology = self.directory.topology();
+        for node in topology.nodes.keys().filter(|node| **node != self.node_id) {
+            let Some(channel) = self.peers.shipping(*node) else { continue };
+            let request = request.clone();
+            tokio::spawn(async move {
+                let mut client = ShippingClient::new(channel);
+                // Who does not hear it now hears the next one.
+                drop(tokio::time::timeout(Duration::from_secs(2), client.announce(request)).await);
+            });
+        }
+    }
+
+    async fn persist_marks(self: Arc<Self>) {
+        let persisted = tokio::task::spawn_blocking(move || {
+            or_fatal(self.high_water.persist());
+            self.disk.check(&self.data_dir);
+        });
+        // It panics never, and a cancelled one is the node stopping.
+        drop(persisted.await);
+    }
+
+    async fn purge(self: Arc<Self>) {
+        for (id, shard) in self.shards.iter() {
+            let Some(followers) = self.followers.get(id) else { continue };
+            let applied = shard.state().position().sequence;
+            let retention = followers.retention(applied.saturating_sub(KEEP_BATCHES), self.log_retention_bytes);
+            let first = match shard {
+                LocalShard::Voter(voter) => or_fatal(voter.group.first_sequence()).unwrap_or(applied + 1),
+                LocalShard::Replica(replica) => replica.purged() + 1,
+            };
+            if retention.purge_through < first + PURGE_AT_LEAST {
+                continue;
+            }
+            if !retention.dropped.is_empty() {
+                tracing::warn!(shard = %id, nodes = ?retention.dropped, "too far behind for the log: they need a snapshot");
+            }
+            let through = retention.purge_through;
+            let purged = match shard {
+                LocalShard::Voter(voter) => voter.group.purge_through(through).await,
+                LocalShard::Replica(replica) => {
+                    let replica = Arc::clone(replica);
+                    let purge = tokio::task::spawn_blocking(move || replica.purge_through(through));
+                    purge.await.unwrap_or(Ok(()))
+                }
+            };
+            match purged {
+                Ok(()) => {
+                    followers.forget_through(through);
+                    tracing::debug!(shard = %id, through, "purged the log");
+                }
+                Err(error) => tracing::warn!(shard = %id, %error, "the log could not be purged"),
+            }
+        }
+    }
+
+    fn gauges(&self) {
+        for (id, shard) in self.shards.iter() {
+            let labels = |node: NodeId| [("shard", id.to_string()), ("node", node.to_string())];
+            let applied = shard.state().position().sequence;
+            metrics::gauge!("meridian_shard_applied_sequence", &labels(self.node_id)).set(applied as f64);
+            let LocalShard::Voter(voter) = shard else { continue };
+            if voter.group.leadership().is_err() {
+                continue;
+            }
+            for follower in self.followers.get(id).map(|followers| followers.lags()).unwrap_or_default() {
+                let labels = labels(follower.node);
+                metrics::gauge!("meridian_replication_lag_batches", &labels).set(follower.lag.batches as f64);
+                metrics::gauge!("meridian_replication_lag_bytes", &labels).set(follower.lag.bytes as f64);
+                metrics::gauge!("meridian_replication_lag_seconds", &labels).set(follower.lag.millis as f64 / 1000.0);
+            }
+        }
+    }
+
+    /// Spreads leaders as the topology prefers, once the preferred voter is well.
+    async fn hand_over(self: Arc<Self>) {
+        let topology = self.directory.topology();
+        for (id, shard) in self.shards.iter() {
+            let LocalShard::Voter(voter) = shard else { continue };
+            let preferred = topology.shards.get(id).and_then(|shard| shard.preferred_leader);
+            let Some(preferred) = preferred.filter(|preferred| *preferred != self.node_id) else { continue };
+            if voter.group.leadership().is_err() || !self.is_well(*id, preferred, voter) {
+                continue;
+            }
+            tracing::info!(shard = %id, to = preferred, "handing leadership to the preferred voter");
+            if let Err(error) = voter.group.transfer_leadership(preferred).await {
+                tracing::warn!(shard = %id, %error, "leadership could not be handed over");
+            }
+        }
+    }
+
+    fn is_well(&self, shard: ShardId, node: NodeId, voter: &Voter) -> bool {
+        let applied = voter.state.position().sequence;
+        let lags = self.followers.get(&shard).map(|followers| followers.lags()).unwrap_or_default();
+        let near = |durable: u64| durable + HANDOVER_LAG_BATCHES >= applied;
+        lags.iter().any(|follower| follower.node == node && follower.connected && near(follower.durable))
+    }
+}
+
+type Work = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+/// Lets go of request ids by how long ago, on this node's monotonic clock, they were applied here: no jump
+/// of a wall clock forgets one too soon.
+async fn forget_requests(id: ShardId, shard: LocalShard, stop: CancellationToken) {
+    let mut samples: VecDeque<(Instant, u64)> = VecDeque::new();
+    let mut ticks = tokio::time::interval(FORGET_AFTER / 20);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = ticks.tick() => {}
+        }
+        samples.push_back((Instant::now(), shard.state().position().sequence));
+        while let Some((at, sequence)) = samples.front().copied()
+            && at.elapsed() >= FORGET_AFTER
+        {
+            samples.pop_front();
+            tracing::debug!(shard = %id, sequence, "request ids may be forgotten");
+            shard.state().forget_requests_through(sequence);
+        }
+    }
+}

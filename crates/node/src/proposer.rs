@@ -1,0 +1,384 @@
+//! The write path of a shard's leader: group commit over Raft.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use meridian_consensus::{Proposal, ProposalFailure, RaftGroup};
+use meridian_proto::encode_batch;
+use meridian_storage::{ShardState, StorageError, fatal};
+use meridian_txn::{Evaluation, Overlaid, Overlay, evaluate};
+use meridian_types::{
+    Batch, CommittedTransaction, DatabaseId, NodeId, Position, Refusal, RequestId, Transaction, Versionstamp,
+    WriteOutcome,
+};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::clock::wall_ms;
+use crate::directory::Directory;
+use crate::shard::ReadGate;
+
+/// Requests that wait for the proposer at most; beyond, they are refused.
+const QUEUE_REQUESTS: usize = 8192;
+/// One batch at most.
+const BATCH_REQUESTS: usize = 2048;
+const BATCH_BYTES: usize = 4 << 20;
+/// Batches in flight at most. More would be smaller, and cost more in all.
+const BATCHES_IN_FLIGHT: usize = 4;
+
+/// What became of a write at one node.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum WriteReply {
+    Done(WriteOutcome),
+    /// Not committed by this call, now or later.
+    NotLeader(Option<NodeId>),
+    /// Not committed by this call, now or later, for this reason.
+    NotCommitted(String),
+    /// It may commit yet. Asking again with the same request id tells.
+    Unknown,
+}
+
+pub(crate) struct WriteRequest {
+    pub(crate) database: DatabaseId,
+    pub(crate) request_id: RequestId,
+    pub(crate) transaction: Transaction,
+    /// An earlier try of it may arrive yet, here or elsewhere: whatever the outcome is, it is logged, so
+    /// that the late one learns it and does nothing.
+    pub(crate) retry: bool,
+}
+
+struct Queued {
+    request: WriteRequest,
+    reply: oneshot::Sender<WriteReply>,
+}
+
+/// Takes writes for one shard. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Proposer {
+    queue: mpsc::Sender<Queued>,
+}
+
+/// What the proposer works with.
+pub(crate) struct ProposerParts {
+    pub(crate) group: RaftGroup,
+    pub(crate) state: Arc<ShardState>,
+    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) gate: Arc<ReadGate>,
+    /// Says why writes are refused at present, if they are.
+    pub(crate) refusal: Arc<dyn Fn() -> Option<String> + Send + Sync>,
+}
+
+impl Proposer {
+    /// Starts the proposer's task. It ends when the last handle is dropped.
+    pub(crate) fn start(parts: ProposerParts) -> Self {
+        let (queue, requests) = mpsc::channel(QUEUE_REQUESTS);
+        tokio::spawn(Task { parts, requests }.run());
+        Self { queue }
+    }
+
+    /// May be dropped at any await: a request that was taken is carried out all the same.
+    pub(crate) async fn write(&self, request: WriteRequest) -> WriteReply {
+        let (reply, answer) = oneshot::channel();
+        if let Err(refused) = self.queue.try_send(Queued { request, reply }) {
+            return match refused {
+                mpsc::error::TrySendError::Full(_) => {
+                    WriteReply::NotCommitted(format!("more than {QUEUE_REQUESTS} writes are waiting"))
+                }
+                mpsc::error::TrySendError::Closed(_) => WriteReply::NotCommitted("the node is stopping".to_owned()),
+            };
+        }
+        answer.await.unwrap_or(WriteReply::Unknown)
+    }
+}
+
+struct Task {
+    parts: ProposerParts,
+    requests: mpsc::Receiver<Queued>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        // A term in which batches were left in flight: to lead in it again could number one twice.
+        let mut left_term = None;
+        loop {
+            match self.parts.group.leadership() {
+                Ok(leadership) if left_term != Some(leadership.term) => match self.lead(leadership.term).await {
+                    Some(TermEnd::Drained) => {}
+                    Some(TermEnd::Left) => left_term = Some(leadership.term),
+                    None => return,
+                },
+                other => {
+                    let leader = other.err().and_then(|not_leading| not_leading.leader);
+                    tokio::select! {
+                        () = self.parts.group.leadership_changed(left_term) => {}
+                        queued = self.requests.recv() => match queued {
+                            Some(queued) => respond(queued.reply, WriteReply::NotLeader(leader)),
+                            None => return,
+                        },
+                    }
+                }
+            }
+        }
+    }
+
+    /// Leads in one term, until leadership is lost or a batch is refused. `None`: nobody can send requests
+    /// any more.
+    ///
+    /// Nothing is evaluated before everything in the log up to this term's start is applied, which is when
+    /// an entry of this term is. The overlay lives and dies with the session.
+    async fn lead(&mut self, term: u64) -> Option<TermEnd> {
+        let mut applied = self.parts.group.applied();
+        tokio::select! {
+            () = self.parts.group.leadership_changed(Some(term)) => return Some(TermEnd::Drained),
+            caught_up = applied.wait_for(|(_, applied_term)| *applied_term >= term) => drop(caught_up.ok()?),
+        }
+        let applied = self.parts.state.applied();
+        let mut session = Session {
+            parts: &self.parts,
+            term,
+            last: applied.position,
+            time_ms: applied.time_ms,
+            overlay: Overlay::new(),
+            in_flight: VecDeque::new(),
+            by_request: HashMap::new(),
+        };
+        let lost = self.parts.group.leadership_changed(Some(term));
+        tokio::pin!(lost);
+        // After a batch was refused: take no more, let those in flight end, and begin anew.
+        let mut refused = false;
+        loop {
+            if refused && session.in_flight.is_empty() {
+                return Some(TermEnd::Drained);
+            }
+            tokio::select! {
+                biased;
+                () = &mut lost => return Some(session.leave()),
+                result = session.oldest(), if !session.in_flight.is_empty() => {
+                    if session.completed(result).is_err() {
+                        return Some(session.leave());
+                    }
+                }
+                queued = self.requests.recv(), if !refused && session.in_flight.len() < BATCHES_IN_FLIGHT => {
+                    let round = drain(queued?, &mut self.requests);
+                    refused = session.propose(round).await.is_err();
+                }
+            }
+        }
+    }
+}
+
+/// How leading in a term ended.
+enum TermEnd {
+    /// Nothing is in flight.
+    Drained,
+    /// What was in flight may commit or not.
+    Left,
+}
+
+/// All that wait, up to the bounds of a batch.
+fn drain(first: Queued, requests: &mut mpsc::Receiver<Queued>) -> Vec<Queued> {
+    let mut bytes = weight(&first.request);
+    let mut round = vec![first];
+    while round.len() < BATCH_REQUESTS
+        && bytes < BATCH_BYTES
+        && let Ok(next) = requests.try_recv()
+    {
+        bytes += weight(&next.request);
+        round.push(next);
+    }
+    round
+}
+
+fn weight(request: &WriteRequest) -> usize {
+    use meridian_types::MutationKind::{Delete, Max, Min, Set, SetSuffixVersionstampedKey, Sum};
+    let mutations = request.transaction.mutations.iter();
+    let sizes = mutations.map(|mutation| match &mutation.kind {
+        Set(value) | Min(value) | Max(value) | SetSuffixVersionstampedKey(value) | Sum { operand: value, .. } => {
+            mutation.key.len() + value.data.len()
+        }
+        Delete => mutation.key.len(),
+    });
+    sizes.sum::<usize>() + 64
+}
+
+/// Somebody who waits for a batch to commit, with what to say then.
+struct Waiter {
+    reply: oneshot::Sender<WriteReply>,
+    outcome: WriteOutcome,
+}
+
+struct InFlight {
+    position: Position,
+    proposal: Proposal,
+    waiters: Vec<Waiter>,
+    requests: Vec<RequestId>,
+}
+
+/// One term of leadership.
+struct Session<'a> {
+    parts: &'a ProposerParts,
+    term: u64,
+    /// The newest position given out.
+    last: Position,
+    /// Of the newest batch: the leader's time never goes back.
+    time_ms: u64,
+    /// What the batches in flight write, over the applied state.
+    overlay: Overlay,
+    /// Oldest first. They commit in this order.
+    in_flight: VecDeque<InFlight>,
+    by_request: HashMap<RequestId, (Position, WriteOutcome)>,
+}
+
+/// The batch was refused, or leadership is in doubt.
+struct Refused;
+
+impl Session<'_> {
+    /// Waits for the oldest batch in flight. May be dropped at any await and called again.
+    async fn oldest(&mut self) -> Result<(), ProposalFailure> {
+        match self.in_flight.front_mut() {
+            Some(batch) => batch.proposal.applied().await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// The oldest batch has committed and is applied, or leadership was lost with it in flight.
+    fn completed(&mut self, result: Result<(), ProposalFailure>) -> Result<(), Refused> {
+        if let Err(failure) = result {
+            tracing::info!(group = %self.parts.group.id(), %failure, "a batch in flight failed");
+            return Err(Refused);
+        }
+        let Some(batch) = self.in_flight.pop_front() else { return Ok(()) };
+        self.overlay.release(batch.position);
+        for request in &batch.requests {
+            self.by_request.remove(request);
+        }
+        let group = self.parts.group.id();
+        let may_answer = self.parts.directory.holds_lease(group.shard, group.epoch);
+        for Waiter { reply, outcome } in batch.waiters {
+            respond(reply, if may_answer { WriteReply::Done(outcome) } else { WriteReply::Unknown });
+        }
+        Ok(())
+    }
+
+    /// Leadership is lost: what is in flight may commit or not. Whoever asks again with the same id learns.
+    fn leave(&mut self) -> TermEnd {
+        let end = if self.in_flight.is_empty() { TermEnd::Drained } else { TermEnd::Left };
+        for waiter in self.in_flight.drain(..).flat_map(|batch| batch.waiters) {
+            respond(waiter.reply, WriteReply::Unknown);
+        }
+        end
+    }
+
+    /// Evaluates the requests in order, and proposes what commits as one batch.
+    async fn propose(&mut self, round: Vec<Queued>) -> Result<(), Refused> {
+        if let Some(reason) = (self.parts.refusal)() {
+            round.into_iter().for_each(|queued| respond(queued.reply, WriteReply::NotCommitted(reason.clone())));
+            return Ok(());
+        }
+        self.time_ms = self.time_ms.max(wall_ms());
+        let position = self.last.next();
+        let mut batch = Batch { position, time_ms: self.time_ms, transactions: Vec::with_capacity(round.len()) };
+        let mut waiters = Vec::with_capacity(round.len());
+        for Queued { request, reply } in round {
+            match self.evaluate(request, &mut batch) {
+                Ok(Evaluated::Now(outcome)) => respond(reply, WriteReply::Done(outcome)),
+                Ok(Evaluated::WithBatch(outcome)) => waiters.push(Waiter { reply, outcome }),
+                Ok(Evaluated::With(earlier, outcome)) => self.attach(earlier, Waiter { reply, outcome }),
+                Err(error) => fatal(&error),
+            }
+        }
+        if batch.transactions.is_empty() {
+            self.answer_without_batch(waiters).await
+        } else {
+            self.send(batch, waiters).await
+        }
+    }
+
+    fn evaluate(&mut self, request: WriteRequest, batch: &mut Batch) -> Result<Evaluated, StorageError> {
+        if let Some((position, outcome)) = self.by_request.get(&request.request_id) {
+            return Ok(Evaluated::With(*position, outcome.clone()));
+        }
+        if let Some(outcome) = self.parts.state.request(request.request_id)? {
+            return Ok(Evaluated::Now(outcome));
+        }
+        let order = u16::try_from(batch.transactions.len()).unwrap_or(u16::MAX);
+        let versionstamp = Versionstamp::new(batch.position, order);
+        let view =
+            Overlaid { overlay: &self.overlay, applied: &self.parts.state.at(self.time_ms), now_ms: self.time_ms };
+        let (effects, refusal) = match evaluate(&view, request.database, versionstamp, &request.transaction)? {
+            Evaluation::Commit(effects) => (effects, None),
+            Evaluation::CheckFailed(indexes) => (Vec::new(), Some(Refusal::CheckFailed(indexes))),
+            Evaluation::Rejected(text) => (Vec::new(), Some(Refusal::Rejected(text))),
+        };
+        let (request_id, database) = (request.request_id, request.database);
+        let transaction = CommittedTransaction { request_id, database, effects, refusal };
+        let outcome = transaction.outcome(versionstamp);
+        if transaction.refusal.is_none() || request.retry {
+            self.overlay.push(versionstamp, database, &transaction.effects);
+            self.by_request.insert(request_id, (batch.position, outcome.clone()));
+            batch.transactions.push(transaction);
+        }
+        Ok(Evaluated::WithBatch(outcome))
+    }
+
+    /// Answers `waiter` when the batch at `position` commits: it is in flight, or being made and then the
+    /// last in line of this round.
+    fn attach(&mut self, position: Position, waiter: Waiter) {
+        match self.in_flight.iter_mut().find(|batch| batch.position == position) {
+            Some(batch) => batch.waiters.push(waiter),
+            // A request twice in one round: its second caller is told to ask again.
+            None => respond(waiter.reply, WriteReply::Unknown),
+        }
+    }
+
+    async fn send(&mut self, batch: Batch, waiters: Vec<Waiter>) -> Result<(), Refused> {
+        let requests = batch.transactions.iter().map(|transaction| transaction.request_id).collect();
+        metrics::histogram!("meridian_proposer_batch_transactions").record(batch.transactions.len() as f64);
+        let position = batch.position;
+        match self.parts.group.propose(encode_batch(&batch), position.sequence, self.term).await {
+            Ok(proposal) => {
+                self.last = position;
+                self.in_flight.push_back(InFlight { position, proposal, waiters, requests });
+                Ok(())
+            }
+            Err(failure) => {
+                let reply = match failure {
+                    ProposalFailure::NotAppended => WriteReply::NotLeader(None),
+                    ProposalFailure::Unknown => WriteReply::Unknown,
+                };
+                waiters.into_iter().for_each(|waiter| respond(waiter.reply, reply.clone()));
+                Err(Refused)
+            }
+        }
+    }
+
+    /// Failed checks and rejections were evaluated against the batches in flight, so they are answered when
+    /// the last of those has committed; with none in flight, once this node is known to lead still.
+    async fn answer_without_batch(&mut self, waiters: Vec<Waiter>) -> Result<(), Refused> {
+        if waiters.is_empty() {
+            return Ok(());
+        }
+        if let Some(newest) = self.in_flight.back_mut() {
+            newest.waiters.extend(waiters);
+            return Ok(());
+        }
+        let leads = self.parts.gate.confirm(&self.parts.group).await.is_ok();
+        for Waiter { reply, outcome } in waiters {
+            respond(reply, if leads { WriteReply::Done(outcome) } else { WriteReply::NotLeader(None) });
+        }
+        if leads { Ok(()) } else { Err(Refused) }
+    }
+}
+
+enum Evaluated {
+    /// It was settled before: nothing to wait for.
+    Now(WriteOutcome),
+    /// To be answered with the batch that is being made.
+    WithBatch(WriteOutcome),
+    /// To be answered with an earlier batch.
+    With(Position, WriteOutcome),
+}
+
+fn respond(reply: oneshot::Sender<WriteReply>, answer: WriteReply) {
+    // The caller may be gone; what it asked for is done or not all the same.
+    drop(reply.send(answer));
+}

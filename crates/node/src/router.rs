@@ -1,0 +1,321 @@
+//! From a gateway to the shard: who leads, what to retry, and until when.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use meridian_gateway::{Database, Read, ReadOutput, Unavailable, Write, WriteFailure};
+use meridian_proto::shard::{self as wire, read_response, shard_client::ShardClient, write_response};
+use meridian_proto::{entry, read_range_to_wire, transaction_to_wire};
+use meridian_storage::ReadView;
+use meridian_types::{Consistency, Epoch, NodeId, ShardId, Versionstamp, WriteOutcome, limits};
+use parking_lot::Mutex;
+use tonic::Status;
+
+use crate::directory::Directory;
+use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
+use crate::proposer::{WriteReply, WriteRequest};
+use crate::shard::{LocalShard, ReadReply};
+use crate::shard_service::LocalShards;
+
+/// One try at one node, beyond the network's own delay.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between two rounds through all voters.
+const PAUSE: Duration = Duration::from_millis(15);
+/// A write whose outcome is unknown is asked for until request ids may be forgotten, with some to spare.
+const UNKNOWN_DEADLINE: Duration = Duration::from_millis(limits::REQUEST_ID_RETENTION_MS * 4 / 5);
+
+/// Routes the operations of one gateway.
+pub(crate) struct Router {
+    /// Empty beside an application, where no node runs.
+    local: LocalShards,
+    local_node: Option<NodeId>,
+    region: String,
+    directory: Arc<dyn Directory>,
+    peers: Arc<PeerChannels>,
+    /// For an operation that certainly did not happen.
+    deadline: Duration,
+    leaders: Mutex<HashMap<ShardId, NodeId>>,
+    /// The newest sequence that this gateway has shown, by shard: what it shows next is no older.
+    shown: HashMap<ShardId, AtomicU64>,
+}
+
+/// Why one try gave nothing.
+enum Failed {
+    /// Nothing was done there.
+    NotDone { leader: Option<NodeId>, reason: String },
+    /// Something may have been done.
+    Unknown(String),
+}
+
+impl Router {
+    pub(crate) fn new(
+        local: LocalShards,
+        local_node: Option<NodeId>,
+        region: String,
+        directory: Arc<dyn Directory>,
+        peers: Arc<PeerChannels>,
+        deadline: Duration,
+    ) -> Self {
+        let shown = directory.topology().shards.keys().map(|shard| (*shard, AtomicU64::new(0))).collect();
+        Self { local, local_node, region, directory, peers, deadline, leaders: Mutex::default(), shown }
+    }
+
+    fn shard(&self, database: meridian_types::DatabaseId) -> Result<(ShardId, Epoch), Unavailable> {
+        let shard = self.directory.topology().shard_of(database).map(|shard| shard.id);
+        let found = shard.and_then(|shard| Some((shard, self.directory.epoch(shard)?)));
+        found.ok_or_else(|| unavailable(format!("no shard holds the database {database}")))
+    }
+
+    /// The voters to try, the supposed leader first, then those nearest.
+    fn voters(&self, shard: ShardId) -> Vec<NodeId> {
+        let topology = self.directory.topology();
+        let Some(info) = topology.shards.get(&shard) else { return Vec::new() };
+        let hint = self.leaders.lock().get(&shard).copied().or(info.preferred_leader);
+        let mut voters: Vec<NodeId> = info.voters.iter().copied().collect();
+        voters.sort_by_key(|voter| (Some(*voter) != hint, Some(*voter) != self.local_node, *voter));
+        voters
+    }
+
+    fn found_leader(&self, shard: ShardId, leader: NodeId) {
+        self.leaders.lock().insert(shard, leader);
+    }
+
+    fn lost_leader(&self, shard: ShardId, not: NodeId, hint: Option<NodeId>) {
+        let mut leaders = self.leaders.lock();
+        match hint.filter(|hint| *hint != not) {
+            Some(hint) => drop(leaders.insert(shard, hint)),
+            None if leaders.get(&shard) == Some(&not) => drop(leaders.remove(&shard)),
+            None => {}
+        }
+    }
+
+    fn client(&self, node: NodeId) -> Result<ShardClient<tonic::transport::Channel>, Failed> {
+        let channel = self.peers.requests(node);
+        let none = || Failed::NotDone { leader: None, reason: format!("node {node} is not known") };
+        let client = ShardClient::new(channel.ok_or_else(none)?);
+        Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES))
+    }
+
+    async fn try_write(
+        &self,
+        node: NodeId,
+        shard: (ShardId, Epoch),
+        write: &Write,
+        retry: bool,
+    ) -> Result<WriteOutcome, Failed> {
+        if Some(node) == self.local_node
+            && let Some(LocalShard::Voter(voter)) = self.local.get(&shard.0)
+        {
+            let request = WriteRequest {
+                database: write.database,
+                request_id: write.request_id,
+                transaction: write.transaction.clone(),
+                retry,
+            };
+            return match voter.write(request).await {
+                WriteReply::Done(outcome) => Ok(outcome),
+                WriteReply::NotLeader(leader) => Err(not_leader(leader)),
+                WriteReply::NotCommitted(reason) => Err(Failed::NotDone { leader: None, reason }),
+                WriteReply::Unknown => Err(Failed::Unknown("leadership was lost".to_owned())),
+            };
+        }
+        let request = wire::WriteRequest {
+            group: Some(shard_epoch(shard)),
+            database: Bytes::copy_from_slice(&write.database.0),
+            request_id: Bytes::copy_from_slice(&write.request_id.0),
+            write: Some(transaction_to_wire(&write.transaction)),
+            retry,
+        };
+        let response = attempt(self.client(node)?.write(request)).await?;
+        use write_response::Result as Wire;
+        match response.result {
+            Some(Wire::Committed(stamp)) => match Versionstamp::from_slice(&stamp) {
+                Some(stamp) => Ok(WriteOutcome::Committed(stamp)),
+                None => Err(Failed::Unknown("a malformed versionstamp".to_owned())),
+            },
+            Some(Wire::CheckFailed(failed)) => Ok(WriteOutcome::CheckFailed(failed.indexes)),
+            Some(Wire::Rejected(text)) => Ok(WriteOutcome::Rejected(text)),
+            Some(Wire::NotLeader(hint)) => Err(not_leader(Some(hint.leader).filter(|leader| *leader != 0))),
+            Some(Wire::NotCommitted(reason)) => Err(Failed::NotDone { leader: None, reason }),
+            Some(Wire::Unknown(reason)) => Err(Failed::Unknown(reason)),
+            None => Err(Failed::Unknown("an empty answer".to_owned())),
+        }
+    }
+
+    async fn try_read(&self, node: NodeId, shard: (ShardId, Epoch), read: &Read) -> Result<ReadView, Failed> {
+        let strong = read.consistency == Consistency::Strong;
+        let min_sequence = self.shown.get(&shard.0).map_or(0, |shown| shown.load(Ordering::Relaxed));
+        if Some(node) == self.local_node
+            && let Some(local) = self.local.get(&shard.0)
+        {
+            let reply = match local {
+                LocalShard::Voter(voter) if strong => voter.read_strong(read.database, &read.ranges).await,
+                LocalShard::Replica(_) if strong => ReadReply::NotLeader(None),
+                // One node's state never goes back, so what it shows needs no bound.
+                local => local.read_eventual(read.database, &read.ranges, 0).await,
+            };
+            return match reply {
+                ReadReply::Done(view) => Ok(view),
+                ReadReply::NotLeader(leader) => Err(not_leader(leader)),
+                ReadReply::Unavailable(reason) => Err(Failed::NotDone { leader: None, reason }),
+            };
+        }
+        let request = wire::ReadRequest {
+            group: Some(shard_epoch(shard)),
+            database: Bytes::copy_from_slice(&read.database.0),
+            strong,
+            ranges: read.ranges.iter().map(read_range_to_wire).collect(),
+            min_sequence,
+        };
+        let response = attempt(self.client(node)?.read(request)).await?;
+        match response.result {
+            Some(read_response::Result::Output(output)) => {
+                let malformed = |error: meridian_proto::InvalidTransaction| Failed::Unknown(error.to_string());
+                let range = |range: meridian_proto::kv_connect::ReadRangeOutput| {
+                    range.values.into_iter().map(entry).collect::<Result<Vec<_>, _>>().map_err(malformed)
+                };
+                let ranges = output.ranges.into_iter().map(range).collect::<Result<_, _>>()?;
+                Ok(ReadView { ranges, sequence: output.sequence })
+            }
+            Some(read_response::Result::NotLeader(hint)) => {
+                Err(not_leader(Some(hint.leader).filter(|leader| *leader != 0)))
+            }
+            Some(read_response::Result::Unavailable(reason)) => Err(Failed::NotDone { leader: None, reason }),
+            None => Err(Failed::Unknown("an empty answer".to_owned())),
+        }
+    }
+
+    /// Nodes to read from, in order. Strong: a voter here answers by itself; else the leader. Eventual: this
+    /// node, then those of this region, then any.
+    fn readers(&self, shard: ShardId, consistency: Consistency) -> Vec<NodeId> {
+        let local_voter = matches!(self.local.get(&shard), Some(LocalShard::Voter(_)));
+        if consistency == Consistency::Strong {
+            let mut voters = self.voters(shard);
+            if local_voter {
+                voters.sort_by_key(|voter| Some(*voter) != self.local_node);
+            }
+            return voters;
+        }
+        let topology = self.directory.topology();
+        let mut nodes: Vec<_> = topology.nodes.values().collect();
+        nodes.sort_by_key(|node| (Some(node.id) != self.local_node, node.region != self.region, node.id));
+        nodes.iter().map(|node| node.id).collect()
+    }
+}
+
+impl Database for Router {
+    async fn read(&self, read: Read) -> Result<ReadOutput, Unavailable> {
+        let started = Instant::now();
+        let shard = self.shard(read.database)?;
+        loop {
+            for node in self.readers(shard.0, read.consistency) {
+                match self.try_read(node, shard, &read).await {
+                    Ok(view) => {
+                        if read.consistency == Consistency::Strong {
+                            if Some(node) != self.local_node {
+                                self.found_leader(shard.0, node);
+                            }
+                        } else if let Some(shown) = self.shown.get(&shard.0) {
+                            shown.fetch_max(view.sequence, Ordering::Relaxed);
+                        }
+                        return Ok(ReadOutput { ranges: view.ranges });
+                    }
+                    Err(failed) => {
+                        let (leader, reason) = match failed {
+                            Failed::NotDone { leader, reason } => (leader, reason),
+                            Failed::Unknown(reason) => (None, reason),
+                        };
+                        self.lost_leader(shard.0, node, leader);
+                        if started.elapsed() < self.deadline {
+                            continue;
+                        }
+                        return Err(unavailable(format!("shard {} cannot be read now: {reason}", shard.0)));
+                    }
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Tries the leader, and goes on with the same request id until the outcome is known: what was tried
+    /// and is unknown may have committed, and whoever leads next can tell.
+    async fn write(&self, write: Write) -> Result<WriteOutcome, WriteFailure> {
+        let started = Instant::now();
+        let shard = self.shard(write.database)?;
+        let mut unknown = None;
+        let mut reason = "no node has answered".to_owned();
+        loop {
+            for node in self.voters(shard.0) {
+                match self.try_write(node, shard, &write, unknown.is_some()).await {
+                    Ok(outcome) => {
+                        self.found_leader(shard.0, node);
+                        return Ok(outcome);
+                    }
+                    Err(Failed::NotDone { leader, reason: why }) => {
+                        self.lost_leader(shard.0, node, leader);
+                        reason = why;
+                    }
+                    Err(Failed::Unknown(why)) => {
+                        self.lost_leader(shard.0, node, None);
+                        unknown = Some(why);
+                    }
+                }
+                match &unknown {
+                    None if started.elapsed() >= self.deadline => {
+                        let reason = format!("shard {} cannot be written now: {reason}", shard.0);
+                        return Err(WriteFailure::NotCommitted(unavailable(reason)));
+                    }
+                    Some(why) if started.elapsed() >= UNKNOWN_DEADLINE => {
+                        return Err(WriteFailure::Unknown(why.clone()));
+                    }
+                    _ => {}
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+}
+
+fn unavailable(reason: String) -> Unavailable {
+    Unavailable { reason }
+}
+
+fn not_leader(leader: Option<NodeId>) -> Failed {
+    Failed::NotDone { leader, reason: "it has no leader at present".to_owned() }
+}
+
+fn shard_epoch((shard, epoch): (ShardId, Epoch)) -> wire::ShardEpoch {
+    wire::ShardEpoch { shard: shard.0, epoch: epoch.0.into() }
+}
+
+/// One call. What failed before a connection was there did nothing; any other failure may have.
+async fn attempt<T>(call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Failed> {
+    match tokio::time::timeout(ATTEMPT_TIMEOUT, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) if refused(&status) => {
+            Err(Failed::NotDone { leader: None, reason: status.message().to_owned() })
+        }
+        Ok(Err(status)) => Err(Failed::Unknown(status.message().to_owned())),
+        Err(_) => Err(Failed::Unknown(format!("no answer within {} ms", ATTEMPT_TIMEOUT.as_millis()))),
+    }
+}
+
+/// Whether the call was certainly not carried out: it never got a connection, or the node refused it before
+/// it looked at it (no such shard there, another epoch, a malformed field).
+fn refused(status: &Status) -> bool {
+    use std::error::Error;
+    if matches!(status.code(), tonic::Code::NotFound | tonic::Code::FailedPrecondition | tonic::Code::InvalidArgument) {
+        return true;
+    }
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}

@@ -1,0 +1,313 @@
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::Stream;
+use meridian_consensus::ReadLogFailure;
+use meridian_proto::shipping::{self as wire, shipment, shipping_server, subscribe_request};
+use meridian_shipping::{BatchSize, Heartbeat, Sender, SenderAction, SenderConfig, SenderEvent, Status as NodeStatus};
+use meridian_storage::{GroupId, StorageError, fatal};
+use meridian_types::{Epoch, NodeId, Position, ShardId};
+use parking_lot::Mutex;
+use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::clock::wall_ms;
+use crate::directory::Directory;
+use crate::followers::Followers;
+use crate::peers::MAX_MESSAGE_BYTES;
+use crate::shard::LocalShard;
+use crate::shard_service::LocalShards;
+use crate::shipping_wire::{heartbeat_to_wire, position, position_to_wire, status};
+use crate::state_exchange::StateExchange;
+
+const TICK: Duration = Duration::from_millis(100);
+const ZSTD_LEVEL: i32 = 1;
+
+/// Ships the logs of this node's shards, and hears what other nodes say of themselves.
+#[derive(Clone)]
+pub(crate) struct ShippingService {
+    pub(crate) node_id: NodeId,
+    pub(crate) shards: LocalShards,
+    pub(crate) followers: Arc<HashMap<ShardId, Arc<Followers>>>,
+    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) exchange: Arc<StateExchange>,
+    /// The newest subscription of each subscriber: an older one ends when a newer comes.
+    pub(crate) subscriptions: Arc<Mutex<HashMap<(ShardId, NodeId), mpsc::Sender<()>>>>,
+}
+
+impl ShippingService {
+    pub(crate) fn into_server(self) -> shipping_server::ShippingServer<Self> {
+        shipping_server::ShippingServer::new(self)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    fn shard(&self, shard: u32) -> Result<(ShardId, Epoch, LocalShard), Status> {
+        let id = ShardId(shard);
+        let local = self.shards.get(&id).ok_or_else(|| Status::not_found(format!("shard {id} is not on this node")))?;
+        let epoch = self.directory.epoch(id).ok_or_else(|| Status::not_found(format!("no shard {id}")))?;
+        Ok((id, epoch, local.clone()))
+    }
+}
+
+#[tonic::async_trait]
+impl shipping_server::Shipping for ShippingService {
+    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<wire::Shipment, Status>> + Send>>;
+    type FetchStateStream = Pin<Box<dyn Stream<Item = Result<wire::StateChunk, Status>> + Send>>;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<wire::SubscribeRequest>>,
+    ) -> Result<Response<Self::SubscribeStream>, Status> {
+        let mut requests = request.into_inner();
+        let first = requests.message().await?.and_then(|request| request.message);
+        let Some(subscribe_request::Message::Start(start)) = first else {
+            return Err(Status::invalid_argument("a subscription begins with a start"));
+        };
+        let (id, epoch, shard) = self.shard(start.shard)?;
+        if let LocalShard::Replica(replica) = &shard
+            && !replica.status().may_serve
+        {
+            return Err(Status::unavailable("this node does not follow the shard at present"));
+        }
+        let from = start.durable.and_then(position).ok_or_else(|| Status::invalid_argument("field `durable`"))?;
+        let (replaced, newer) = mpsc::channel(1);
+        self.subscriptions.lock().insert((id, start.node_id), replaced);
+        let (shipments, stream) = mpsc::channel(4);
+        let subscription = Subscription {
+            node_id: self.node_id,
+            group: GroupId { shard: id, epoch },
+            shard,
+            started: Instant::now(),
+            sender: Sender::new(SenderConfig::default(), Duration::ZERO, epoch, from),
+            read: Vec::new(),
+            shipments,
+        };
+        tokio::spawn(subscription.run(requests, newer));
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn fetch_state(
+        &self,
+        request: Request<wire::FetchStateRequest>,
+    ) -> Result<Response<Self::FetchStateStream>, Status> {
+        let request = request.into_inner();
+        let (id, epoch, shard) = self.shard(request.shard)?;
+        if request.epoch != u32::from(epoch.0) {
+            return Err(Status::failed_precondition(format!("shard {id} is in epoch {epoch}")));
+        }
+        if let LocalShard::Replica(replica) = &shard
+            && !replica.status().may_serve
+        {
+            return Err(Status::unavailable("this node does not follow the shard at present"));
+        }
+        let chunks = self.exchange.serve(GroupId { shard: id, epoch }, request)?;
+        Ok(Response::new(Box::pin(ReceiverStream::new(chunks))))
+    }
+
+    async fn announce(
+        &self,
+        request: Request<wire::AnnounceRequest>,
+    ) -> Result<Response<wire::AnnounceResponse>, Status> {
+        for (shard, status) in request.into_inner().statuses.into_iter().filter_map(status) {
+            if let Some(followers) = self.followers.get(&shard) {
+                followers.heard(status);
+            }
+            if let Some(LocalShard::Replica(replica)) = self.shards.get(&shard) {
+                replica.heard(status);
+            }
+        }
+        Ok(Response::new(wire::AnnounceResponse {}))
+    }
+}
+
+impl LocalShard {
+    /// What this node says of itself.
+    pub(crate) fn own_status(&self, node: NodeId, epoch: Epoch) -> NodeStatus {
+        match self {
+            // A voter without a leader is second choice as a source, not a wrong one.
+            Self::Voter(voter) => {
+                let knows_leader = voter.group.status().leader.is_some();
+                let age = if knows_leader { Duration::ZERO } else { Duration::from_secs(3600) };
+                NodeStatus::of_primary_member(node, epoch, voter.state.position(), age)
+            }
+            Self::Replica(replica) => replica.status().status,
+        }
+    }
+
+    /// The newest commit known here, and the voter's wall clock then.
+    fn committed(&self) -> (Position, u64) {
+        match self {
+            Self::Voter(voter) => (voter.state.position(), wall_ms()),
+            Self::Replica(replica) => {
+                replica.status().committed.unwrap_or_else(|| (replica.state().position(), wall_ms()))
+            }
+        }
+    }
+
+    /// The newest sequence that is no longer in the log.
+    fn purged(&self) -> Result<u64, StorageError> {
+        match self {
+            Self::Voter(voter) => {
+                Ok(voter.group.first_sequence()?.map_or_else(|| voter.state.position().sequence, |first| first - 1))
+            }
+            Self::Replica(replica) => Ok(replica.purged()),
+        }
+    }
+
+    /// Committed batches behind `after`. `None`: they are no longer in the log.
+    fn batches_after(&self, after: u64, max_bytes: usize) -> Result<Option<Vec<(u64, Bytes)>>, StorageError> {
+        match self {
+            Self::Voter(voter) => match voter.group.committed_batches(after + 1, max_bytes) {
+                Ok(batches) => Ok(Some(batches)),
+                Err(ReadLogFailure::Purged) => Ok(None),
+                Err(ReadLogFailure::Storage(error)) => Err(error),
+            },
+            Self::Replica(replica) => replica.batches_after(after, max_bytes),
+        }
+    }
+}
+
+/// The source's end of one subscription.
+struct Subscription {
+    node_id: NodeId,
+    group: GroupId,
+    shard: LocalShard,
+    started: Instant,
+    sender: Sender,
+    /// Of the last read, until they are sent.
+    read: Vec<(Position, Bytes)>,
+    shipments: mpsc::Sender<Result<wire::Shipment, Status>>,
+}
+
+/// The stream is to end.
+struct Ended;
+
+impl Subscription {
+    async fn run(mut self, mut requests: Streaming<wire::SubscribeRequest>, mut newer: mpsc::Receiver<()>) {
+        let epoch = u32::from(self.group.epoch.0);
+        if self.ship(shipment::Message::OpenedEpoch(epoch)).await.is_err() {
+            return;
+        }
+        let mut applied = self.shard.applied();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut event = self.tail();
+        loop {
+            if self.step(event).await.is_err() {
+                return;
+            }
+            event = tokio::select! {
+                _ = ticks.tick() => SenderEvent::Tick,
+                changed = applied.changed() => match changed {
+                    Ok(()) => self.tail(),
+                    Err(_) => return,
+                },
+                request = requests.message() => match request {
+                    Ok(Some(wire::SubscribeRequest { message: Some(subscribe_request::Message::Durable(at)) })) => {
+                        match position(at) {
+                            Some(durable) => SenderEvent::Acked { durable },
+                            None => return,
+                        }
+                    }
+                    _ => return,
+                },
+                // The sender of `newer` is dropped when another subscription takes its place.
+                _ = newer.recv() => return,
+            };
+        }
+    }
+
+    fn at(&self, sequence: u64) -> Position {
+        Position::new(self.group.epoch, sequence)
+    }
+
+    fn tail(&self) -> SenderEvent {
+        let available = self.shard.state().position().sequence;
+        match self.shard.purged() {
+            Ok(purged) => {
+                SenderEvent::LogTail { purged: self.at(purged.min(available)), available: self.at(available) }
+            }
+            Err(error) => fatal(&error),
+        }
+    }
+
+    async fn step(&mut self, event: SenderEvent) -> Result<(), Ended> {
+        let mut events = vec![event];
+        while let Some(event) = events.pop() {
+            let mut sends = Vec::new();
+            for action in self.sender.step(self.started.elapsed(), event) {
+                if !matches!(action, SenderAction::Send { .. }) {
+                    self.ship_batches(&mut sends).await?;
+                }
+                match action {
+                    SenderAction::Send { position, previous } => sends.push((position, previous)),
+                    SenderAction::Read { after, max_bytes } => events.push(self.read(after, max_bytes)),
+                    SenderAction::Heartbeat => {
+                        let (committed, time_ms) = self.shard.committed();
+                        let status = self.shard.own_status(self.node_id, self.group.epoch);
+                        let heartbeat = Heartbeat { status, committed, time_ms };
+                        let wire = heartbeat_to_wire(self.group.shard, &heartbeat);
+                        self.ship(shipment::Message::Heartbeat(wire)).await?;
+                    }
+                    SenderAction::SnapshotNeeded { diverged } => {
+                        self.ship(shipment::Message::SnapshotNeeded(wire::SnapshotNeeded { diverged })).await?;
+                        return Err(Ended);
+                    }
+                    SenderAction::Close { reason } => {
+                        tracing::info!(group = %self.group, ?reason, "closing a log stream");
+                        return Err(Ended);
+                    }
+                }
+            }
+            self.ship_batches(&mut sends).await?;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, after: Position, max_bytes: u64) -> SenderEvent {
+        let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
+        match self.shard.batches_after(after.sequence, max_bytes) {
+            Err(error) => fatal(&error),
+            Ok(None) => SenderEvent::ReadMissing,
+            Ok(Some(batches)) => {
+                // One epoch a group: what lies before the first is the sequence before it.
+                let previous = batches.first().map_or(after, |(sequence, _)| self.at(sequence - 1));
+                self.read = batches.into_iter().map(|(sequence, bytes)| (self.at(sequence), bytes)).collect();
+                let size = |(position, bytes): &(Position, Bytes)| BatchSize {
+                    position: *position,
+                    bytes: bytes.len() as u64,
+                };
+                SenderEvent::Read { previous, batches: self.read.iter().map(size).collect() }
+            }
+        }
+    }
+
+    /// Ships batches that follow one another, in one message.
+    async fn ship_batches(&mut self, sends: &mut Vec<(Position, Position)>) -> Result<(), Ended> {
+        let (Some((first, previous)), Some((last, _))) = (sends.first().copied(), sends.last().copied()) else {
+            return Ok(());
+        };
+        sends.clear();
+        let batches: Vec<Bytes> = self
+            .read
+            .iter()
+            .filter(|(position, _)| (first..=last).contains(position))
+            .map(|(_, bytes)| bytes.clone())
+            .collect();
+        let stored = wire::StoredBatches { batches }.encode_to_vec();
+        let Ok(zstd) = zstd::bulk::compress(&stored, ZSTD_LEVEL) else { return Err(Ended) };
+        metrics::counter!("meridian_shipping_sent_wire_bytes_total").increment(zstd.len() as u64);
+        let batches = wire::Batches { previous: Some(position_to_wire(previous)), zstd: zstd.into() };
+        self.ship(shipment::Message::Batches(batches)).await
+    }
+
+    async fn ship(&self, message: shipment::Message) -> Result<(), Ended> {
+        self.shipments.send(Ok(wire::Shipment { message: Some(message) })).await.map_err(|_| Ended)
+    }
+}

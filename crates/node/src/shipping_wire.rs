@@ -1,0 +1,56 @@
+//! The shipping rules' types to and from `/proto`. `None` where a message is malformed.
+
+use std::time::Duration;
+
+use meridian_proto::shipping as wire;
+use meridian_shipping::{Heartbeat, Status};
+use meridian_types::{Epoch, Position, ShardId};
+
+pub(crate) fn position_to_wire(position: Position) -> wire::Position {
+    wire::Position { epoch: position.epoch.0.into(), sequence: position.sequence }
+}
+
+pub(crate) fn position(wire: wire::Position) -> Option<Position> {
+    Some(Position::new(Epoch(u16::try_from(wire.epoch).ok()?), wire.sequence))
+}
+
+pub(crate) fn status_to_wire(shard: ShardId, status: &Status) -> wire::Status {
+    wire::Status {
+        shard: shard.0,
+        node_id: status.node,
+        epoch: status.epoch.0.into(),
+        durable: Some(position_to_wire(status.durable)),
+        hops: status.hops.map(u32::from),
+        primary_age_ms: u64::try_from(status.primary_age.as_millis()).unwrap_or(u64::MAX),
+        fetching_snapshot: status.fetching_snapshot,
+    }
+}
+
+pub(crate) fn status(wire: wire::Status) -> Option<(ShardId, Status)> {
+    let hops = match wire.hops {
+        None => None,
+        Some(hops) => Some(u8::try_from(hops).ok()?),
+    };
+    let status = Status {
+        node: wire.node_id,
+        epoch: Epoch(u16::try_from(wire.epoch).ok()?),
+        durable: position(wire.durable?)?,
+        hops,
+        primary_age: Duration::from_millis(wire.primary_age_ms),
+        fetching_snapshot: wire.fetching_snapshot,
+    };
+    Some((ShardId(wire.shard), status))
+}
+
+pub(crate) fn heartbeat_to_wire(shard: ShardId, heartbeat: &Heartbeat) -> wire::Heartbeat {
+    wire::Heartbeat {
+        status: Some(status_to_wire(shard, &heartbeat.status)),
+        committed: Some(position_to_wire(heartbeat.committed)),
+        time_ms: heartbeat.time_ms,
+    }
+}
+
+pub(crate) fn heartbeat_from_wire(wire: wire::Heartbeat) -> Option<Heartbeat> {
+    let (_, status) = status(wire.status?)?;
+    Some(Heartbeat { status, committed: position(wire.committed?)?, time_ms: wire.time_ms })
+}

@@ -1,0 +1,298 @@
+use super::*;
+
+fn address(port: u64) -> String {
+    format!("127.0.0.1:{port}")
+}
+
+fn dev<'a>(layout: impl Into<DevLayout<'a>>) -> Result<Topology, InvalidTopology> {
+    Topology::dev(layout, |id| address(4600 + id), |id| Some(address(4500 + id)))
+}
+
+/// 3 + 1 nodes in regions `east` and `west`, data centers `a` to `c`.
+fn spec() -> TopologySpec {
+    let node = |id, region: &str, data_center: &str| NodeInfo {
+        id,
+        name: format!("{region}-{data_center}"),
+        region: region.to_owned(),
+        data_center: data_center.to_owned(),
+        rpc_address: address(4600 + id),
+        kv_address: Some(address(4500 + id)),
+    };
+    TopologySpec {
+        regions: vec!["east".to_owned(), "west".to_owned()],
+        nodes: vec![node(1, "east", "a"), node(2, "east", "b"), node(3, "east", "c"), node(4, "west", "a")],
+        shards: vec![ShardSpec {
+            id: ShardId(1),
+            primary_region: "east".to_owned(),
+            voters: None,
+            preferred_leader: None,
+            allow_weak_quorum: false,
+        }],
+        databases: vec![DatabaseInfo { id: DatabaseId([1; 16]), name: "main".to_owned(), shard: ShardId(1) }],
+        default_database: Some("main".to_owned()),
+    }
+}
+
+#[track_caller]
+fn refused(change: impl FnOnce(&mut TopologySpec)) -> String {
+    let mut spec = spec();
+    change(&mut spec);
+    Topology::new(spec).unwrap_err().to_string()
+}
+
+#[track_caller]
+fn accepted(change: impl FnOnce(&mut TopologySpec)) -> Topology {
+    let mut spec = spec();
+    change(&mut spec);
+    Topology::new(spec).unwrap()
+}
+
+#[test]
+fn the_dev_topology_is_as_documented() {
+    let topology = dev(&[3, 2, 1]).unwrap();
+    assert_eq!(topology.regions, ["region-1", "region-2", "region-3"]);
+    let names: Vec<_> = topology.nodes.values().map(|node| (node.id, node.name.as_str())).collect();
+    let expected = [
+        (1, "region-1-a"),
+        (2, "region-1-b"),
+        (3, "region-1-c"),
+        (4, "region-2-a"),
+        (5, "region-2-b"),
+        (6, "region-3-a"),
+    ];
+    assert_eq!(names, expected);
+    assert_eq!(topology.nodes[&5].rpc_address, "127.0.0.1:4605");
+    for (shard, leader) in [(1, 1), (2, 2)] {
+        let shard = &topology.shards[&ShardId(shard)];
+        assert_eq!(shard.epoch, Epoch::FIRST);
+        assert_eq!(shard.voters, BTreeSet::from([1, 2, 3]));
+        assert_eq!(shard.preferred_leader, Some(leader));
+    }
+    assert_eq!(topology.default_database, Some(DEV_DEFAULT_DATABASE));
+    assert_eq!(topology.shard_of(DEV_DEFAULT_DATABASE).unwrap().id, ShardId(1));
+    assert_eq!(topology.shard_of(DEV_SECOND_DATABASE).unwrap().id, ShardId(2));
+    assert_eq!(DEV_SECOND_DATABASE.to_string(), "00000000-0000-4000-8000-000000000002");
+}
+
+#[test]
+fn replicas_are_the_nodes_without_a_vote() {
+    let ids = |topology: &Topology, shard, region| {
+        topology.replicas_in(ShardId(shard), region).map(|node| node.id).collect::<Vec<_>>()
+    };
+    let topology = dev(&[3, 2, 1]).unwrap();
+    assert!(ids(&topology, 1, "region-1").is_empty());
+    assert_eq!(ids(&topology, 1, "region-2"), [4, 5]);
+    assert!(ids(&topology, 9, "region-2").is_empty());
+    assert!(topology.is_voter(ShardId(2), 3) && !topology.is_voter(ShardId(2), 4) && !topology.is_voter(ShardId(9), 1));
+    assert_eq!(topology.nodes_in("region-2").count(), 2);
+    assert_eq!(topology.shard_of(DatabaseId([9; 16])), None);
+
+    let spare = accepted(|spec| {
+        let five = NodeInfo {
+            id: 5,
+            name: "spare".to_owned(),
+            rpc_address: address(1),
+            kv_address: None,
+            ..spec.nodes[0].clone()
+        };
+        spec.nodes.push(five);
+        spec.shards[0].voters = Some(vec![3, 5, 2]);
+    });
+    assert_eq!(spare.shards[&ShardId(1)].voters, BTreeSet::from([2, 3, 5]));
+    assert_eq!(ids(&spare, 1, "east"), [1]);
+}
+
+#[test]
+fn a_dev_topology_is_checked_too() {
+    assert_eq!(dev(&[]).unwrap_err(), InvalidTopology::NoRegions);
+    let many = InvalidTopology::TooManyDataCenters { region: "region-2".to_owned(), count: 27 };
+    assert_eq!(dev(&[3, 27]).unwrap_err(), many);
+    for count in [1, 2, 4] {
+        let weak = InvalidTopology::WeakQuorum { shard: ShardId(1), voters: count };
+        assert_eq!(dev(&[count, 1]).unwrap_err(), weak);
+        let meant = dev(DevLayout { counts: &[count, 1], allow_weak_quorum: true }).unwrap();
+        assert_eq!(meant.shards[&ShardId(2)].preferred_leader, Some(2.min(count as NodeId)));
+        assert!(meant.shards[&ShardId(1)].has_weak_quorum());
+    }
+    let none = InvalidTopology::NoVoters { shard: ShardId(1), region: "region-1".to_owned() };
+    assert_eq!(dev(DevLayout { counts: &[0, 3], allow_weak_quorum: true }).unwrap_err(), none);
+}
+
+#[test]
+fn two_nodes_of_one_data_center_do_not_pass_for_two() {
+    assert_eq!(
+        refused(|spec| spec.nodes[1].data_center = "a".to_owned()),
+        "nodes 1 and 2 are both in data center `a` of region `east`, so they cannot both vote in shard 1: \
+         list one voter for each data center in `voters`"
+    );
+    assert_eq!(
+        refused(|spec| spec.nodes[1].rpc_address = "127.0.0.1:4601".to_owned()),
+        "127.0.0.1:4601 is both the rpc_address of node 1 and the rpc_address of node 2: \
+         one process cannot be two nodes, nor one port serve two purposes"
+    );
+    assert_eq!(
+        refused(|spec| {
+            spec.nodes[0].rpc_address = "db.example.com:4601".to_owned();
+            spec.nodes[2].rpc_address = "DB.example.com:4602".to_owned();
+        }),
+        "nodes 1 and 3 are both on host db.example.com, so they are not in two data centers and cannot both vote in shard 1"
+    );
+    // Outside the voters, a data center and a host may have several nodes.
+    accepted(|spec| {
+        spec.nodes[0].rpc_address = "db.example.com:4601".to_owned();
+        let five = NodeInfo {
+            id: 5,
+            name: "five".to_owned(),
+            rpc_address: "db.example.com:4602".to_owned(),
+            kv_address: None,
+            ..spec.nodes[0].clone()
+        };
+        spec.nodes.push(five);
+        spec.shards[0].voters = Some(vec![1, 2, 3]);
+    });
+}
+
+#[test]
+fn a_weak_quorum_needs_a_word() {
+    assert_eq!(
+        refused(|spec| spec.shards[0].voters = Some(vec![1, 2])),
+        "shard 1 has only 2 voters, which cannot commit once either is lost: it needs an odd number of at least 3, \
+         each in a data center of its own (set `allow_weak_quorum = true` on the shard if this is meant)"
+    );
+    assert!(refused(|spec| spec.shards[0].voters = Some(vec![1])).starts_with("shard 1 has only 1 voter, so that"));
+    let four = |spec: &mut TopologySpec| {
+        spec.nodes[3].region = "east".to_owned();
+        spec.nodes[3].name = "four".to_owned();
+        spec.nodes[3].data_center = "d".to_owned();
+    };
+    assert!(refused(four).starts_with("shard 1 has 4 voters, an even number, which survives no more losses"));
+    let weak = accepted(|spec| {
+        four(spec);
+        spec.shards[0].allow_weak_quorum = true;
+    });
+    assert_eq!(weak.shards[&ShardId(1)].voters.len(), 4);
+}
+
+#[test]
+fn regions_are_checked() {
+    assert_eq!(refused(|spec| spec.regions.clear()), "there are no regions: `regions` must list at least one");
+    assert_eq!(refused(|spec| spec.regions[1].clear()), "the name of region number 2 of `regions` is empty");
+    assert_eq!(refused(|spec| spec.regions[1] = "east".to_owned()), "region `east` is listed twice");
+    assert_eq!(
+        refused(|spec| spec.regions[1] = "far west".to_owned()),
+        "the name of region number 2 of `regions`, `far west`, is not made of letters, digits, `-`, `_` and `.`"
+    );
+    // A region may have gateways only.
+    accepted(|spec| spec.regions.push("south".to_owned()));
+}
+
+#[test]
+fn nodes_are_checked() {
+    assert_eq!(refused(|spec| spec.nodes.clear()), "there are no nodes: at least one [[nodes]] is needed");
+    assert_eq!(refused(|spec| spec.nodes[2].id = 0), "node `east-c` has id 0: ids of nodes begin at 1");
+    assert_eq!(refused(|spec| spec.nodes[2].id = 1), "nodes `east-a` and `east-c` both have id 1");
+    assert_eq!(refused(|spec| spec.nodes[2].name.clear()), "the name of node 3 is empty");
+    assert_eq!(refused(|spec| spec.nodes[2].data_center.clear()), "the name of the data center of node 3 is empty");
+    assert_eq!(refused(|spec| spec.nodes[2].name = "east-a".to_owned()), "nodes 1 and 3 are both named `east-a`");
+    for name in ["a/b", "..", "a b", "é"] {
+        assert_eq!(
+            refused(|spec| spec.nodes[2].name = name.to_owned()),
+            format!("the name of node 3, `{name}`, is not made of letters, digits, `-`, `_` and `.`")
+        );
+    }
+    assert_eq!(
+        refused(|spec| spec.nodes[3].region = "north".to_owned()),
+        "node 4 is in region `north`, which is not one of the regions `east`, `west`"
+    );
+}
+
+#[test]
+fn addresses_are_checked() {
+    assert_eq!(
+        refused(|spec| spec.nodes[1].rpc_address = "somewhere".to_owned()),
+        "rpc_address of node 2: `somewhere` is not a host and a port, such as `10.0.0.1:4601`"
+    );
+    assert_eq!(
+        refused(|spec| spec.nodes[1].kv_address = Some("127.0.0.1:0".to_owned())),
+        "kv_address of node 2: `127.0.0.1:0` has port 0, which cannot be dialled"
+    );
+    assert_eq!(
+        refused(|spec| spec.nodes[1].rpc_address = "0.0.0.0:4602".to_owned()),
+        "rpc_address of node 2: `0.0.0.0:4602` stands for every address of a machine: write the one that others dial"
+    );
+    assert_eq!(
+        refused(|spec| spec.nodes[3].kv_address = Some("127.0.0.1:4604".to_owned())),
+        "127.0.0.1:4604 is both the rpc_address of node 4 and the kv_address of node 4: \
+         one process cannot be two nodes, nor one port serve two purposes"
+    );
+    assert!(
+        refused(|spec| spec.nodes[3].kv_address = Some("127.0.0.1:4502".to_owned()))
+            .starts_with("127.0.0.1:4502 is both the kv_address of node 2 and the kv_address of node 4")
+    );
+    accepted(|spec| spec.nodes[0].kv_address = None);
+}
+
+#[test]
+fn shards_are_checked() {
+    assert_eq!(refused(|spec| spec.shards.clear()), "there are no shards: at least one [[shards]] is needed");
+    assert_eq!(refused(|spec| spec.shards[0].id = ShardId(0)), "a shard has id 0: ids of shards begin at 1");
+    assert_eq!(refused(|spec| spec.shards.push(spec.shards[0].clone())), "two shards have id 1");
+    assert_eq!(
+        refused(|spec| spec.shards[0].primary_region = "north".to_owned()),
+        "the primary region of shard 1 is `north`, which is not one of the regions `east`, `west`"
+    );
+    let none = "shard 1 has no nodes: there is no voter in its primary region";
+    assert_eq!(refused(|spec| spec.shards[0].voters = Some(vec![])), format!("{none} `east`"));
+    assert_eq!(
+        refused(|spec| {
+            spec.regions.push("south".to_owned());
+            spec.shards[0].primary_region = "south".to_owned();
+        }),
+        format!("{none} `south`")
+    );
+    assert_eq!(
+        refused(|spec| spec.shards[0].voters = Some(vec![1, 2, 9])),
+        "node 9 is to vote in shard 1, but there is no node 9"
+    );
+    assert_eq!(
+        refused(|spec| spec.shards[0].voters = Some(vec![1, 2, 2])),
+        "node 2 is listed twice among the voters of shard 1"
+    );
+    assert_eq!(
+        refused(|spec| spec.shards[0].voters = Some(vec![1, 2, 4])),
+        "node 4 is to vote in shard 1, but is in region `west` and not in the shard's primary region `east`"
+    );
+    assert_eq!(
+        refused(|spec| spec.shards[0].preferred_leader = Some(4)),
+        "node 4 is the preferred leader of shard 1, but not one of its voters 1, 2, 3"
+    );
+}
+
+#[test]
+fn databases_are_checked() {
+    let id = "01010101-0101-0101-0101-010101010101";
+    let other = || DatabaseInfo { id: DatabaseId([2; 16]), name: "other".to_owned(), shard: ShardId(1) };
+    assert_eq!(refused(|spec| spec.databases.clear()), "there are no databases: at least one [[databases]] is needed");
+    assert_eq!(refused(|spec| spec.databases[0].name.clear()), format!("the name of database {id} is empty"));
+    assert_eq!(
+        refused(|spec| spec.databases[0].name = "*".to_owned()),
+        "the database name `*` is not made of letters, digits, `-`, `_`, `.` and `~`"
+    );
+    assert_eq!(
+        refused(|spec| spec.databases.push(DatabaseInfo { name: "main".to_owned(), ..other() })),
+        "two databases are named `main`"
+    );
+    assert_eq!(
+        refused(|spec| spec.databases.push(DatabaseInfo { id: DatabaseId([1; 16]), ..other() })),
+        format!("databases `main` and `other` both have id {id}")
+    );
+    assert_eq!(
+        refused(|spec| spec.databases.push(DatabaseInfo { shard: ShardId(7), ..other() })),
+        "database `other` is in shard 7, but there is no shard 7"
+    );
+    assert_eq!(
+        refused(|spec| spec.default_database = Some("mian".to_owned())),
+        "the default database `mian` is not one of the databases"
+    );
+    assert_eq!(accepted(|spec| spec.default_database = None).default_database, None);
+}
