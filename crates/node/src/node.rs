@@ -16,8 +16,8 @@ use meridian_types::{Consistency, DatabaseId, NodeId, ReadRange, ShardId};
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
+use tonic::transport::server::TcpIncoming;
 
 use crate::admin_service::AdminService;
 use crate::config::{ConfigError, GatewaySettings, ListenPurpose, NodeConfig, TokenConfig};
@@ -170,7 +170,6 @@ impl Node {
             started,
         };
         let server = tonic::transport::Server::builder()
-            .tcp_nodelay(true)
             .http2_keepalive_interval(Some(Duration::from_secs(2)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
             .initial_stream_window_size(8 << 20)
@@ -180,7 +179,8 @@ impl Node {
             .add_service(shard_service.into_server())
             .add_service(shipping.into_server())
             .add_service(AdminServer::new(admin));
-        let incoming = TcpListenerStream::new(rpc);
+        // tonic sets this only on connections that it accepts from an address; without it each answer waits 40 ms.
+        let incoming = TcpIncoming::from(rpc).with_nodelay(Some(true));
         let stopped = stop_rpc.clone();
         tasks.push(tokio::spawn(async move {
             // Streams of the log never end by themselves: cut them, they resume elsewhere.
