@@ -117,6 +117,14 @@ pub fn load_bodies(space: &KeySpace, value_bytes: usize, mut random: Random) -> 
     })
 }
 
+/// One atomic write that removes every key. The count of keys is within the limit of mutations.
+pub fn remove_body(space: &KeySpace) -> Bytes {
+    let remove =
+        |index| Mutation { key: space.key(index), mutation_type: MutationType::MDelete.into(), ..Mutation::default() };
+    let mutations = (0..space.count()).map(remove).collect();
+    AtomicWrite { mutations, ..AtomicWrite::default() }.encode_to_vec().into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,5 +188,14 @@ mod tests {
             }
             assert_eq!(keys, (0..count).map(|index| space.key(index)).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn removal_names_every_key_once() {
+        let space = KeySpace::new("bench", 64);
+        let write = AtomicWrite::decode(remove_body(&space)).unwrap();
+        assert!(write.mutations.iter().all(|one| one.mutation_type() == MutationType::MDelete && one.value.is_none()));
+        let keys: Vec<Bytes> = write.mutations.into_iter().map(|mutation| mutation.key).collect();
+        assert_eq!(keys, (0..64).map(|index| space.key(index)).collect::<Vec<_>>());
     }
 }

@@ -19,6 +19,10 @@ impl KeySpace {
         Self { prefix: prefix.to_owned(), count }
     }
 
+    pub fn prefix(&self) -> &str {
+        &self.prefix
+    }
+
     pub fn count(&self) -> u32 {
         self.count
     }

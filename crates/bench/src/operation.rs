@@ -42,6 +42,12 @@ pub fn written(answer: Bytes) -> Result<Bytes, BenchError> {
 
 /// The versionstamp of the one entry read. Absence is an error: the key space was loaded.
 pub fn read(answer: Bytes, strong: bool) -> Result<Bytes, BenchError> {
+    let absent = || BenchError::Unsuccessful("a key of the key space is absent".into());
+    read_if_there(answer, strong)?.ok_or_else(absent)
+}
+
+/// The versionstamp of the one entry read. `None`: there is none.
+pub fn read_if_there(answer: Bytes, strong: bool) -> Result<Option<Bytes>, BenchError> {
     let output = SnapshotReadOutput::decode(answer)?;
     // Version 1 and 2 servers leave the status unspecified.
     if output.read_disabled || output.status() == SnapshotReadStatus::SrReadDisabled {
@@ -51,10 +57,7 @@ pub fn read(answer: Bytes, strong: bool) -> Result<Bytes, BenchError> {
         return Err(BenchError::Unsuccessful("a strong read was answered by an eventual one".into()));
     }
     let entry = output.ranges.into_iter().next().and_then(|range| range.values.into_iter().next());
-    match entry {
-        Some(entry) => Ok(entry.versionstamp),
-        None => Err(BenchError::Unsuccessful("a key of the key space is absent".into())),
-    }
+    Ok(entry.map(|entry| entry.versionstamp))
 }
 
 #[cfg(test)]
@@ -80,6 +83,7 @@ mod tests {
         assert!(read(read_answer(true, 1, SnapshotReadStatus::SrUnspecified), true).is_ok());
         assert!(read(read_answer(false, 1, success), true).is_err());
         assert!(read(read_answer(true, 0, success), true).is_err());
+        assert!(matches!(read_if_there(read_answer(true, 0, success), true), Ok(None)));
         assert!(read(read_answer(true, 1, SnapshotReadStatus::SrReadDisabled), true).is_err());
         assert!(read(Bytes::new(), false).is_err());
         assert!(read(Bytes::from_static(b"\xff"), false).is_err());

@@ -2,6 +2,7 @@
 
 pub(crate) mod cluster_config;
 pub(crate) mod dev;
+pub(crate) mod latency;
 pub(crate) mod serve;
 pub(crate) mod status;
 

@@ -26,6 +26,8 @@ enum Command {
     Gateway(command::serve::Gateway),
     /// Says how every node of a cluster is, and how far replicas lag.
     Status(command::status::Status),
+    /// Measures reads and writes from the gateway of each region, and how soon a write shows there.
+    Latency(command::latency::Latency),
     /// Hands the leadership of a shard to another voter.
     TransferLeadership(command::status::TransferLeadership),
     /// Writes the configuration of a development cluster of separate processes, one file a node.
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
             Command::Serve(serve) => serve.run().await,
             Command::Gateway(gateway) => gateway.run().await,
             Command::Status(status) => status.run().await,
+            Command::Latency(latency) => latency.run().await,
             Command::TransferLeadership(transfer) => transfer.run().await,
             Command::ClusterConfig(config) => config.run(),
         }

@@ -1,27 +1,31 @@
 //! The write path of a shard's leader: group commit over Raft.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use meridian_consensus::{Proposal, ProposalFailure, RaftGroup};
 use meridian_proto::encode_batch;
-use meridian_storage::{ShardState, StorageError, fatal};
+use meridian_storage::{Expired, ShardState, StorageError};
 use meridian_txn::{Evaluation, Overlaid, Overlay, evaluate};
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, NodeId, Position, Refusal, RequestId, Transaction, Versionstamp,
+    Batch, CommittedTransaction, DatabaseId, Effect, NodeId, Position, Refusal, RequestId, Transaction, Versionstamp,
     WriteOutcome,
 };
 use tokio::sync::{mpsc, oneshot};
 
 use crate::clock::wall_ms;
 use crate::directory::Directory;
-use crate::shard::ReadGate;
+use crate::shard::{ReadGate, or_fatal};
 
 /// Requests that wait for the proposer at most; beyond, they are refused.
 const QUEUE_REQUESTS: usize = 8192;
 /// One batch at most.
 const BATCH_REQUESTS: usize = 2048;
 const BATCH_BYTES: usize = 4 << 20;
+/// How often what has expired is deleted; reads leave it out from the moment it expires.
+const SWEEP: Duration = Duration::from_millis(500);
+const SWEEP_ROWS: usize = 1000;
 /// Batches in flight at most. More would be smaller, and cost more in all.
 const BATCHES_IN_FLIGHT: usize = 4;
 
@@ -143,6 +147,8 @@ impl Task {
         };
         let lost = self.parts.group.leadership_changed(Some(term));
         tokio::pin!(lost);
+        let mut sweeps = tokio::time::interval(SWEEP);
+        sweeps.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // After a batch was refused: take no more, let those in flight end, and begin anew.
         let mut refused = false;
         loop {
@@ -160,6 +166,9 @@ impl Task {
                 queued = self.requests.recv(), if !refused && session.in_flight.len() < BATCHES_IN_FLIGHT => {
                     let round = drain(queued?, &mut self.requests);
                     refused = session.propose(round).await.is_err();
+                }
+                _ = sweeps.tick(), if !refused && session.in_flight.len() < BATCHES_IN_FLIGHT => {
+                    refused = session.sweep().await.is_err();
                 }
             }
         }
@@ -279,11 +288,10 @@ impl Session<'_> {
         let mut batch = Batch { position, time_ms: self.time_ms, transactions: Vec::with_capacity(round.len()) };
         let mut waiters = Vec::with_capacity(round.len());
         for Queued { request, reply } in round {
-            match self.evaluate(request, &mut batch) {
-                Ok(Evaluated::Now(outcome)) => respond(reply, WriteReply::Done(outcome)),
-                Ok(Evaluated::WithBatch(outcome)) => waiters.push(Waiter { reply, outcome }),
-                Ok(Evaluated::With(earlier, outcome)) => self.attach(earlier, Waiter { reply, outcome }),
-                Err(error) => fatal(&error),
+            match or_fatal(self.evaluate(request, &mut batch)) {
+                Evaluated::Now(outcome) => respond(reply, WriteReply::Done(outcome)),
+                Evaluated::WithBatch(outcome) => waiters.push(Waiter { reply, outcome }),
+                Evaluated::With(earlier, outcome) => self.attach(earlier, Waiter { reply, outcome }),
             }
         }
         if batch.transactions.is_empty() {
@@ -318,6 +326,31 @@ impl Session<'_> {
             batch.transactions.push(transaction);
         }
         Ok(Evaluated::WithBatch(outcome))
+    }
+
+    /// Deletes what has expired, as effects like any others, so that every replica does the same.
+    async fn sweep(&mut self) -> Result<(), Refused> {
+        self.time_ms = self.time_ms.max(wall_ms());
+        let expired = or_fatal(self.parts.state.expired(self.time_ms, SWEEP_ROWS));
+        let mut by_database: BTreeMap<DatabaseId, Vec<Effect>> = BTreeMap::new();
+        for Expired { expire_at_ms, database, key, is_current } in expired {
+            let effects = by_database.entry(database).or_default();
+            effects.push(Effect::Unindex { key: key.clone(), expire_at_ms });
+            // What a batch in flight writes there is newer than what has expired.
+            if is_current && self.overlay.get(database, &key).is_none() {
+                effects.push(Effect::Delete { key });
+            }
+        }
+        if by_database.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch { position: self.last.next(), time_ms: self.time_ms, transactions: Vec::new() };
+        for ((database, effects), order) in by_database.into_iter().zip(0..) {
+            self.overlay.push(Versionstamp::new(batch.position, order), database, &effects);
+            let request_id = RequestId::generate();
+            batch.transactions.push(CommittedTransaction { request_id, database, effects, refusal: None });
+        }
+        self.send(batch, Vec::new()).await
     }
 
     /// Answers `waiter` when the batch at `position` commits: it is in flight, or being made and then the
@@ -382,3 +415,6 @@ fn respond(reply: oneshot::Sender<WriteReply>, answer: WriteReply) {
     // The caller may be gone; what it asked for is done or not all the same.
     drop(reply.send(answer));
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,6 @@ pub use group_log::{GroupId, GroupLog, RecordKind};
 pub use high_water::HighWater;
 pub use memory::MemoryEngine;
 pub use rocks::{RocksEngine, RocksOptions};
-pub use shard_state::{Applied, RaftApplied, ReadView, ShardState, StateAt};
+pub use shard_state::{Applied, Expired, RaftApplied, ReadView, ShardState, StateAt};
 pub use snapshot::{StagedState, StateRows, StateSnapshot};
 pub use syncer::Syncer;

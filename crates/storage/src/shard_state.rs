@@ -102,6 +102,16 @@ pub struct ReadView {
     pub sequence: u64,
 }
 
+/// A value that was to expire at a time.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expired {
+    pub expire_at_ms: u64,
+    pub database: DatabaseId,
+    pub key: Bytes,
+    /// Whether that value is still the one stored.
+    pub is_current: bool,
+}
+
 impl ShardState {
     /// Opens the state in use; state families that a crash left half installed are dropped.
     ///
@@ -241,9 +251,8 @@ impl ShardState {
         Ok(ReadView { ranges, sequence })
     }
 
-    /// Keys whose expiry lies at or before `now_ms`, oldest first, at most `limit`, as
-    /// (expiry, database, key, whether the value that expires is still the one stored).
-    pub fn expired(&self, now_ms: u64, limit: usize) -> Result<Vec<(u64, DatabaseId, Bytes, bool)>, StorageError> {
+    /// What expires at or before `now_ms`, oldest first, at most `limit`.
+    pub fn expired(&self, now_ms: u64, limit: usize) -> Result<Vec<Expired>, StorageError> {
         let current = self.current.read();
         let mut rows = Vec::new();
         let (start, end) = (b"x".as_slice(), schema::expiry_bound(now_ms));
@@ -257,7 +266,7 @@ impl ShardState {
             let stored = self.engine.get(&current.family, &schema::data_key(database, &user_key))?;
             let stamp = stored.map(|bytes| StoredValue::header(&bytes).map(|(stamp, _, _)| stamp)).transpose()?;
             let is_current = stamp.is_some_and(|stamp| stamp.0 == value.as_ref());
-            Ok((expire_at_ms, database, user_key, is_current))
+            Ok(Expired { expire_at_ms, database, key: user_key, is_current })
         };
         rows.into_iter().map(resolve).collect()
     }

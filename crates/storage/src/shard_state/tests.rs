@@ -132,7 +132,13 @@ fn expiries_are_listed_with_whether_they_still_hold() {
     state.apply(&[batch(1, vec![put("a", "1", 5), put("b", "2", 6)])], RaftApplied::default()).unwrap();
     state.apply(&[batch(2, vec![put("a", "3", 90)])], RaftApplied::default()).unwrap();
     let found = state.expired(6, 10).unwrap();
-    assert_eq!(found, [(5, DATABASE, "a".into(), false), (6, DATABASE, "b".into(), true)]);
+    let row = |expire_at_ms, key: &'static str, is_current| Expired {
+        expire_at_ms,
+        database: DATABASE,
+        key: key.into(),
+        is_current,
+    };
+    assert_eq!(found, [row(5, "a", false), row(6, "b", true)]);
     let effects = vec![
         Effect::Unindex { key: "a".into(), expire_at_ms: 5 },
         Effect::Unindex { key: "b".into(), expire_at_ms: 6 },

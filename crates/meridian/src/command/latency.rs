@@ -1,0 +1,126 @@
+//! `meridian latency`: what eventual reads, strong reads and writes take from the gateway of each region,
+//! and how soon a write shows there. The table behind the promises of the design.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `site` | the gateways: from a node's configuration, or from the command line |
+//! | `probe` | warm connections to one gateway, and the requests that go over them |
+//! | `keys` | the keys of a run: written first, removed last |
+//! | `measurement` | the stages of a run |
+//! | `report`, `table` | what was measured, as JSON and as text |
+//!
+//! Requests go one at a time, so nothing here waits for another request of this program. A run fails as a
+//! whole, naming the region, when any request fails: a table with holes would be read as a whole one.
+
+mod keys;
+mod measurement;
+mod probe;
+mod report;
+mod site;
+mod table;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use tokio_util::sync::CancellationToken;
+
+use self::measurement::Measurement;
+use self::site::{Cluster, RegionUrl};
+use super::asked_to_stop;
+
+#[derive(Args)]
+pub(crate) struct Latency {
+    /// A node's configuration: the first node of each region is asked, with the token found there.
+    #[arg(long, default_value = "meridian-data/region-1-a/node.toml", conflicts_with = "urls")]
+    config: PathBuf,
+    /// The gateway of a region, instead of a configuration. Repeatable; replication is measured from the
+    /// first one.
+    #[arg(long = "url", value_name = "REGION=URL")]
+    urls: Vec<RegionUrl>,
+    /// What the gateways want to be shown. By default the configuration's, where it stands in plain text.
+    #[arg(long, env = "DENO_KV_ACCESS_TOKEN", hide_env_values = true)]
+    access_token: Option<String>,
+    /// By name. By default the one that clients open at `/`.
+    #[arg(long, value_name = "NAME")]
+    database: Option<String>,
+    /// For each region and operation, one at a time. Of 200, the p99 is the second longest or the third.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=2000))]
+    requests: u32,
+    /// Writes to time until every region shows them; 0 for none.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(..=2000))]
+    replication_writes: u32,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Latency {
+    pub(crate) async fn run(self) -> Result<()> {
+        let database = self.database.as_deref();
+        let cluster = if self.urls.is_empty() {
+            Cluster::of_config(&self.config, database, self.access_token)?
+        } else {
+            let token = self.access_token.context("give --access-token, or set DENO_KV_ACCESS_TOKEN")?;
+            Cluster::of_urls(self.urls, database, token)?
+        };
+        let stop = CancellationToken::new();
+        let stopping = stop.clone();
+        tokio::spawn(async move {
+            asked_to_stop().await;
+            stopping.cancel();
+        });
+        let measurement =
+            Measurement { cluster, requests: self.requests, replication_writes: self.replication_writes, stop };
+        let report = measurement.run().await?;
+        if self.json {
+            println!("{}", report.to_json()?);
+        } else {
+            print!("{}", table::render(&report));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        latency: Latency,
+    }
+
+    fn parse(arguments: &[&str]) -> Result<Latency, String> {
+        let all = ["latency"].iter().chain(arguments);
+        Cli::try_parse_from(all).map(|cli| cli.latency).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_defaults() {
+        let latency = parse(&[]).unwrap();
+        assert_eq!(latency.config, PathBuf::from("meridian-data/region-1-a/node.toml"));
+        assert_eq!((latency.requests, latency.replication_writes, latency.json), (200, 50, false));
+        assert!(latency.urls.is_empty() && latency.database.is_none());
+    }
+
+    #[test]
+    fn urls_take_the_place_of_a_configuration() {
+        let latency = parse(&["--url", "a=http://h:1", "--url=b=http://h:2/db/x", "--access-token=t"]).unwrap();
+        assert_eq!(latency.urls.len(), 2);
+        assert_eq!(latency.access_token.as_deref(), Some("t"));
+        assert!(parse(&["--url=a=http://h:1", "--config=node.toml"]).is_err());
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused() {
+        for arguments in
+            [["--requests=0"], ["--requests=2001"], ["--replication-writes=-1"], ["--url=http://h:1"], ["--url=a="]]
+        {
+            assert!(parse(&arguments).is_err(), "{arguments:?}");
+        }
+    }
+}

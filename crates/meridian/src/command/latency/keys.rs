@@ -1,0 +1,80 @@
+//! The keys of a run: `["_meridian_latency_<random>", number]`. No other run has the same, so they can be
+//! removed without looking.
+
+use anyhow::Result;
+use bytes::Bytes;
+use meridian_bench::bodies::{ReadBodies, WriteBodies, load_bodies, remove_body};
+use meridian_bench::key_space::KeySpace;
+use meridian_bench::random::Random;
+use uuid::Uuid;
+
+use super::probe::Probe;
+use super::report::Operation;
+use super::site::Cluster;
+
+/// Few enough to be written, or removed, by one atomic write.
+const KEYS: u32 = 64;
+pub(super) const VALUE_BYTES: usize = 128;
+
+pub(super) struct Keys {
+    space: KeySpace,
+    reads: ReadBodies,
+    writes: WriteBodies,
+    random: Random,
+}
+
+impl Keys {
+    pub(super) fn new() -> Self {
+        let space = KeySpace::new(&format!("_meridian_latency_{}", Uuid::new_v4().simple()), KEYS);
+        let reads = ReadBodies::new(&space);
+        let writes = WriteBodies::new(&space, VALUE_BYTES);
+        Self { space, reads, writes, random: Random::new(1, 1) }
+    }
+
+    /// A request's body, for a random one of the keys.
+    pub(super) fn body(&mut self, operation: Operation) -> Bytes {
+        match operation {
+            Operation::RoundTrip => Bytes::new(),
+            Operation::EventualRead | Operation::StrongRead => self.reads.next(&mut self.random),
+            Operation::Write => self.writes.next(&mut self.random),
+        }
+    }
+
+    /// Sets all keys; returns the versionstamp of the last write.
+    pub(super) async fn write_all(&self, probe: &mut Probe) -> Result<Bytes> {
+        let mut versionstamp = Bytes::new();
+        for body in load_bodies(&self.space, VALUE_BYTES, self.random.clone()) {
+            versionstamp = probe.call(Operation::Write, body).await?;
+        }
+        Ok(versionstamp)
+    }
+
+    /// Removes all keys, through the first gateway that can.
+    pub(super) async fn remove(&self, cluster: &Cluster) -> Result<()> {
+        let mut result = Ok(());
+        for site in &cluster.sites {
+            let removed = async {
+                let mut probe = Probe::open(site, &cluster.access_token).await?;
+                probe.call(Operation::Write, remove_body(&self.space)).await.map(drop)
+            };
+            result = removed.await;
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    /// What all of them begin with, for a person who has to remove them.
+    pub(super) fn prefix(&self) -> &str {
+        self.space.prefix()
+    }
+
+    /// Keys of one key only, and its writes: what replication is timed with.
+    pub(super) fn first_only(&self) -> Self {
+        let space = KeySpace::new(self.space.prefix(), 1);
+        let reads = ReadBodies::new(&space);
+        let writes = WriteBodies::new(&space, VALUE_BYTES);
+        Self { space, reads, writes, random: Random::new(1, 2) }
+    }
+}

@@ -1,0 +1,177 @@
+//! The stages of a run: keys are written and awaited everywhere, the cells of each region are measured,
+//! then replication; whatever happened, the keys are removed.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use futures::future::{try_join, try_join_all};
+use meridian_bench::tally::Tally;
+use tokio_util::sync::CancellationToken;
+
+use super::keys::{Keys, VALUE_BYTES};
+use super::probe::Probe;
+use super::report::{Operation, Quantiles, RegionDelay, RegionReport, Replication, Report};
+use super::site::{Cluster, Site};
+
+/// Before each cell, not measured: connections, caches and hints of who leads.
+const WARM_UP_REQUESTS: u32 = 10;
+/// How long a write may take to show in a region.
+const MAX_REPLICATION_WAIT: Duration = Duration::from_secs(30);
+/// Between two looks. Without it the looking itself would load the machine.
+const LOOK_INTERVAL: Duration = Duration::from_millis(1);
+
+pub(super) struct Measurement {
+    pub(super) cluster: Cluster,
+    /// Of each cell.
+    pub(super) requests: u32,
+    pub(super) replication_writes: u32,
+    /// Looked at between requests only: a write that was given up could come after the removal of its key.
+    pub(super) stop: CancellationToken,
+}
+
+impl Measurement {
+    /// Progress goes to stderr.
+    pub(super) async fn run(&self) -> Result<Report> {
+        let mut keys = Keys::new();
+        let report = self.measure(&mut keys).await;
+        let removed = keys.remove(&self.cluster).await;
+        let removed = removed.with_context(|| format!("keys were left behind, below [{:?}]", keys.prefix()));
+        match (report, removed) {
+            (Ok(report), removed) => removed.map(|()| report),
+            (Err(error), removed) => {
+                if let Err(left) = removed {
+                    eprintln!("{left:#}");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn measure(&self, keys: &mut Keys) -> Result<Report> {
+        let database_id = self.prepare(keys).await?;
+        let mut regions = Vec::with_capacity(self.cluster.sites.len());
+        for site in &self.cluster.sites {
+            regions.push(self.measure_region(site, keys).await?);
+        }
+        let replication = if self.replication_writes > 0 { Some(self.measure_replication(keys).await?) } else { None };
+        Ok(Report {
+            database_id,
+            primary_region: self.cluster.primary_region.clone(),
+            preferred_leader: self.cluster.preferred_leader.clone(),
+            requests: self.requests,
+            value_bytes: VALUE_BYTES,
+            regions,
+            replication,
+        })
+    }
+
+    /// Finds out whether every region can be measured, and gives reads something to find.
+    async fn prepare(&self, keys: &mut Keys) -> Result<String> {
+        let mut probes = self.open_all().await?;
+        let Some(first) = probes.first_mut() else { bail!("there is no gateway to measure") };
+        let database_id = first.database_id.clone();
+        let from = first.region.clone();
+        let written = keys.write_all(first).await?;
+        for probe in &mut probes {
+            if probe.database_id != database_id {
+                let (region, other) = (&probe.region, &probe.database_id);
+                bail!("{region} has the database {other}, and {from} has {database_id}: not one cluster");
+            }
+            let body = keys.body(Operation::EventualRead);
+            self.shown(probe, &body, &written, Instant::now()).await?;
+        }
+        Ok(database_id)
+    }
+
+    async fn open_all(&self) -> Result<Vec<Probe>> {
+        try_join_all(self.cluster.sites.iter().map(|site| Probe::open(site, &self.cluster.access_token))).await
+    }
+
+    async fn measure_region(&self, site: &Site, keys: &mut Keys) -> Result<RegionReport> {
+        // Anew for each region: the others take minutes, and gateways cut idle connections.
+        let mut probe = Probe::open(site, &self.cluster.access_token).await?;
+        Ok(RegionReport {
+            region: site.region.clone(),
+            url: site.url.clone(),
+            wan_round_trips: site.wan_round_trips,
+            round_trip: self.measure_cell(&mut probe, keys, Operation::RoundTrip).await?,
+            eventual_read: self.measure_cell(&mut probe, keys, Operation::EventualRead).await?,
+            strong_read: self.measure_cell(&mut probe, keys, Operation::StrongRead).await?,
+            write: self.measure_cell(&mut probe, keys, Operation::Write).await?,
+        })
+    }
+
+    async fn measure_cell(&self, probe: &mut Probe, keys: &mut Keys, operation: Operation) -> Result<Quantiles> {
+        eprintln!("{}: {}, {} requests", probe.region, operation.name(), self.requests);
+        let mut tally = Tally::new()?;
+        for request in 0..WARM_UP_REQUESTS + self.requests {
+            self.check_stop()?;
+            let body = keys.body(operation);
+            let begun = Instant::now();
+            probe.call(operation, body).await?;
+            if request >= WARM_UP_REQUESTS {
+                tally.success(begun.elapsed(), true);
+            }
+        }
+        Ok(Quantiles::from(&tally))
+    }
+
+    async fn measure_replication(&self, keys: &Keys) -> Result<Replication> {
+        // One more to the first region: while one writes there, the other looks already.
+        let (mut probes, mut writer) = try_join(self.open_all(), self.open_first()).await?;
+        eprintln!("replication from {}: {} writes", writer.region, self.replication_writes);
+        let mut keys = keys.first_only();
+        let look = keys.body(Operation::EventualRead);
+        let mut tallies = Vec::with_capacity(probes.len());
+        for _ in &probes {
+            tallies.push(Tally::new()?);
+        }
+        for _ in 0..self.replication_writes {
+            self.check_stop()?;
+            let written = writer.call(Operation::Write, keys.body(Operation::Write)).await?;
+            let acknowledged = Instant::now();
+            let looks = probes.iter_mut().map(|probe| self.shown(probe, &look, &written, acknowledged));
+            for (tally, delay) in tallies.iter_mut().zip(try_join_all(looks).await?) {
+                tally.success(delay, true);
+            }
+        }
+        let delay = |(probe, tally): (&Probe, &Tally)| RegionDelay {
+            region: probe.region.clone(),
+            delay: Quantiles::from(tally),
+        };
+        Ok(Replication {
+            from_region: writer.region.clone(),
+            writes: self.replication_writes,
+            regions: probes.iter().zip(&tallies).map(delay).collect(),
+        })
+    }
+
+    async fn open_first(&self) -> Result<Probe> {
+        let first = self.cluster.sites.first().context("there is no gateway to measure")?;
+        Probe::open(first, &self.cluster.access_token).await
+    }
+
+    /// Looks until the key that `look` reads has a version no older than `written`; the time since then.
+    async fn shown(&self, probe: &mut Probe, look: &Bytes, written: &Bytes, since: Instant) -> Result<Duration> {
+        loop {
+            let seen = probe.look(look.clone()).await?;
+            let delay = since.elapsed();
+            if seen.is_some_and(|seen| seen >= *written) {
+                return Ok(delay);
+            }
+            if delay > MAX_REPLICATION_WAIT {
+                bail!("{}: a write did not show within {MAX_REPLICATION_WAIT:?}", probe.region);
+            }
+            self.check_stop()?;
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    fn check_stop(&self) -> Result<()> {
+        if self.stop.is_cancelled() {
+            bail!("interrupted");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,92 @@
+//! Warm connections to one gateway.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use bytes::Bytes;
+use meridian_bench::endpoint::Endpoint;
+use meridian_bench::error::BenchError;
+use meridian_bench::link::Link;
+use meridian_bench::metadata::Metadata;
+use meridian_bench::operation::{read, read_if_there, written};
+use meridian_bench::options::HttpVersion;
+use meridian_bench::target::Target;
+
+use super::report::Operation;
+use super::site::Site;
+
+/// As native Deno: with prior knowledge.
+const HTTP: HttpVersion = HttpVersion::H2;
+/// Longer than a gateway's own deadline, so that it can say what is wrong.
+const TIMEOUT: Duration = Duration::from_secs(15);
+/// Below an endpoint there is nothing of this name: 404, before anything is looked up.
+const NOTHING: &str = "latency";
+
+/// Two connections to one gateway, one for each of its endpoints.
+pub(super) struct Probe {
+    pub(super) region: String,
+    pub(super) database_id: String,
+    strong: Link,
+    eventual: Link,
+    strong_read: Target,
+    eventual_read: Target,
+    write: Target,
+    nothing: Target,
+}
+
+impl Probe {
+    /// Errors name the region, here and below.
+    pub(super) async fn open(site: &Site, access_token: &str) -> Result<Self> {
+        Self::open_unnamed(site, access_token).await.with_context(|| site.region.clone())
+    }
+
+    async fn open_unnamed(site: &Site, access_token: &str) -> Result<Self> {
+        let metadata = Metadata::exchange(&site.url, access_token, HTTP, TIMEOUT).await?;
+        let Some(strong) = metadata.strong else { bail!("{} names no strong endpoint", site.url) };
+        let Some(eventual) = metadata.eventual else { bail!("{} names no eventual endpoint", site.url) };
+        let target = |endpoint: &Endpoint, method| Target::new(&endpoint.method(method), HTTP, &metadata.headers);
+        Ok(Self {
+            region: site.region.clone(),
+            database_id: metadata.database_id,
+            strong_read: target(&strong, "snapshot_read")?,
+            eventual_read: target(&eventual, "snapshot_read")?,
+            write: target(&strong, "atomic_write")?,
+            nothing: target(&eventual, NOTHING)?,
+            strong: Link::open(&Arc::new(strong), HTTP, TIMEOUT).await?,
+            eventual: Link::open(&Arc::new(eventual), HTTP, TIMEOUT).await?,
+        })
+    }
+
+    /// The answer's versionstamp; empty for a round trip.
+    pub(super) async fn call(&mut self, operation: Operation, body: Bytes) -> Result<Bytes> {
+        let answer = match operation {
+            Operation::RoundTrip => self.round_trip().await,
+            Operation::EventualRead => {
+                let answer = self.eventual.call(self.eventual_read.request(body)).await;
+                answer.and_then(|answer| read(answer, false))
+            }
+            Operation::StrongRead => {
+                let answer = self.strong.call(self.strong_read.request(body)).await;
+                answer.and_then(|answer| read(answer, true))
+            }
+            Operation::Write => self.strong.call(self.write.request(body)).await.and_then(written),
+        };
+        answer.with_context(|| format!("{}: {} failed", self.region, operation.name()))
+    }
+
+    /// The versionstamp that an eventual read shows. `None`: the key is not there.
+    pub(super) async fn look(&mut self, body: Bytes) -> Result<Option<Bytes>> {
+        let answer = self.eventual.call(self.eventual_read.request(body)).await;
+        let seen = answer.and_then(|answer| read_if_there(answer, false));
+        seen.with_context(|| format!("{}: {} failed", self.region, Operation::EventualRead.name()))
+    }
+
+    /// The way there and back, with as little work at the gateway as there is.
+    async fn round_trip(&mut self) -> Result<Bytes, BenchError> {
+        match self.eventual.call(self.nothing.request(Bytes::new())).await {
+            Err(BenchError::Status { status, .. }) if status.is_client_error() => Ok(Bytes::new()),
+            other => other.map(|_| Bytes::new()),
+        }
+    }
+}

@@ -1,0 +1,246 @@
+//! Where to measure.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::str::FromStr;
+
+use anyhow::{Context, Result, bail};
+use meridian_bench::endpoint::Endpoint;
+use meridian_gateway::Databases;
+use meridian_node::config::{NodeConfig, TokenConfig, TokenSecret};
+use meridian_node::topology::{DatabaseInfo, Topology};
+
+/// A region's gateway as it is given on the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RegionUrl {
+    region: String,
+    url: String,
+}
+
+impl FromStr for RegionUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (region, url) = text.split_once('=').ok_or("expected REGION=URL")?;
+        if region.is_empty() || region.contains("://") {
+            return Err("expected REGION=URL, with the name of the region first".to_owned());
+        }
+        Endpoint::parse(url).map_err(|error| error.to_string())?;
+        Ok(Self { region: region.to_owned(), url: url.to_owned() })
+    }
+}
+
+/// The gateway of one region.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Site {
+    pub(super) region: String,
+    /// What a client would connect to.
+    pub(super) url: String,
+    /// Between this region and where strong operations are decided. `None`: not known.
+    pub(super) wan_round_trips: Option<u8>,
+}
+
+/// The gateways to measure, and how to open the database there.
+#[derive(Debug)]
+pub(super) struct Cluster {
+    /// At least one. Where known, that of the primary region comes first.
+    pub(super) sites: Vec<Site>,
+    pub(super) access_token: String,
+    /// Of the database's shard, where known.
+    pub(super) primary_region: Option<String>,
+    /// The name of the node that leads the shard while nothing is wrong, where known.
+    pub(super) preferred_leader: Option<String>,
+}
+
+impl Cluster {
+    /// As the configuration says, which holds the whole topology. Regions without a gateway that it knows
+    /// of are left out, and said on stderr.
+    pub(super) fn of_config(path: &Path, database: Option<&str>, access_token: Option<String>) -> Result<Self> {
+        let config = NodeConfig::load(path)?;
+        let database = find_database(&config.topology, database)?;
+        let access_token = match access_token {
+            Some(token) => token,
+            None => plain_token(&config.tokens, database).with_context(|| {
+                let path = path.display();
+                format!("{path} has no token in plain text that may write; give --access-token")
+            })?,
+        };
+        let cluster = Self::of_topology(&config.topology, database, access_token);
+        for region in &config.topology.regions {
+            if !cluster.sites.iter().any(|site| site.region == *region) {
+                eprintln!("{region}: left out, as none of its nodes has a kv_address; --url takes any gateway");
+            }
+        }
+        if cluster.sites.is_empty() {
+            bail!("no node in {} has a kv_address", path.display());
+        }
+        Ok(cluster)
+    }
+
+    fn of_topology(topology: &Topology, database: &DatabaseInfo, access_token: String) -> Self {
+        let shard = topology.shard_of(database.id);
+        let primary = shard.map(|shard| shard.primary_region.as_str());
+        let leader = shard.and_then(|shard| topology.nodes.get(&shard.preferred_leader?));
+        let mut sites: Vec<Site> = Vec::new();
+        for region in &topology.regions {
+            if let Some(address) = topology.nodes_in(region).find_map(|node| node.kv_address.as_ref()) {
+                sites.push(Site {
+                    region: region.clone(),
+                    url: format!("http://{address}/db/{}", database.name),
+                    wan_round_trips: primary.map(|primary| u8::from(primary != region)),
+                });
+            }
+        }
+        sites.sort_by_key(|site| Some(site.region.as_str()) != primary);
+        Self {
+            sites,
+            access_token,
+            primary_region: primary.map(str::to_owned),
+            preferred_leader: leader.map(|leader| leader.name.clone()),
+        }
+    }
+
+    pub(super) fn of_urls(urls: Vec<RegionUrl>, database: Option<&str>, access_token: String) -> Result<Self> {
+        let mut regions = BTreeSet::new();
+        let mut sites = Vec::new();
+        for RegionUrl { region, url } in urls {
+            if !regions.insert(region.clone()) {
+                bail!("{region} has two --url");
+            }
+            let url = with_database(url, database).with_context(|| region.clone())?;
+            sites.push(Site { region, url, wan_round_trips: None });
+        }
+        Ok(Self { sites, access_token, primary_region: None, preferred_leader: None })
+    }
+}
+
+fn with_database(url: String, database: Option<&str>) -> Result<String> {
+    let Some(database) = database else { return Ok(url) };
+    if Endpoint::parse(&url)?.path_and_query() != "/" {
+        bail!("{url} names a database by its path already; leave --database or the path out");
+    }
+    Ok(format!("{}/db/{database}", url.trim_end_matches('/')))
+}
+
+fn find_database<'a>(topology: &'a Topology, name: Option<&str>) -> Result<&'a DatabaseInfo> {
+    let names = || topology.databases.values().map(|found| found.name.as_str()).collect::<Vec<_>>().join(", ");
+    match name {
+        Some(name) => topology
+            .databases
+            .values()
+            .find(|database| database.name == name)
+            .with_context(|| format!("there is no database `{name}`; there are: {}", names())),
+        None => topology
+            .default_database
+            .and_then(|id| topology.databases.get(&id))
+            .with_context(|| format!("there is no default database; give --database, one of: {}", names())),
+    }
+}
+
+/// The first that a client can show, and that may write to the database.
+fn plain_token(tokens: &[TokenConfig], database: &DatabaseInfo) -> Option<String> {
+    tokens.iter().find_map(|token| {
+        let opens = match &token.databases {
+            Databases::All => true,
+            Databases::Only(ids) => ids.contains(&database.id),
+        };
+        match &token.secret {
+            TokenSecret::Plain(secret) if token.write && opens => Some(secret.clone()),
+            _ => None,
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_node::topology::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE};
+
+    use super::*;
+
+    fn dev() -> Topology {
+        let counts: &[usize] = &[3, 2, 1];
+        Topology::dev(counts, |node| format!("127.0.0.1:{}", 4600 + node), |node| Some(format!("h:{node}"))).unwrap()
+    }
+
+    fn urls(texts: &[&str]) -> Vec<RegionUrl> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn the_first_node_of_each_region_that_has_a_gateway() {
+        let mut topology = dev();
+        topology.nodes.get_mut(&4).unwrap().kv_address = None;
+        let cluster = Cluster::of_topology(&topology, find_database(&topology, None).unwrap(), "t".to_owned());
+        let site = |region: &str, url: &str, wan| Site {
+            region: region.to_owned(),
+            url: url.to_owned(),
+            wan_round_trips: Some(wan),
+        };
+        let expected = [
+            site("region-1", "http://h:1/db/default", 0),
+            site("region-2", "http://h:5/db/default", 1),
+            site("region-3", "http://h:6/db/default", 1),
+        ];
+        assert_eq!(cluster.sites, expected);
+        assert_eq!(cluster.primary_region.as_deref(), Some("region-1"));
+        assert_eq!(cluster.preferred_leader.as_deref(), Some("region-1-a"));
+    }
+
+    #[test]
+    fn the_primary_region_comes_first() {
+        let mut topology = dev();
+        topology.regions.reverse();
+        let cluster = Cluster::of_topology(&topology, find_database(&topology, None).unwrap(), "t".to_owned());
+        let regions: Vec<_> = cluster.sites.iter().map(|site| site.region.as_str()).collect();
+        assert_eq!(regions, ["region-1", "region-3", "region-2"]);
+    }
+
+    #[test]
+    fn databases_are_found_by_name() {
+        let topology = dev();
+        assert_eq!(find_database(&topology, None).unwrap().id, DEV_DEFAULT_DATABASE);
+        assert_eq!(find_database(&topology, Some("second")).unwrap().id, DEV_SECOND_DATABASE);
+        let error = find_database(&topology, Some("third")).unwrap_err().to_string();
+        assert_eq!(error, "there is no database `third`; there are: default, second");
+    }
+
+    #[test]
+    fn the_token_is_plain_and_writes_there() {
+        let topology = dev();
+        let database = find_database(&topology, None).unwrap();
+        let token = |secret: &str, databases, write| TokenConfig {
+            secret: TokenSecret::Plain(secret.to_owned()),
+            databases,
+            write,
+        };
+        let mut tokens = vec![
+            TokenConfig { secret: TokenSecret::Sha256([0; 32]), databases: Databases::All, write: true },
+            token("reads", Databases::All, false),
+            token("elsewhere", Databases::Only(vec![DEV_SECOND_DATABASE]), true),
+        ];
+        assert_eq!(plain_token(&tokens, database), None);
+        tokens.push(token("here", Databases::Only(vec![DEV_DEFAULT_DATABASE]), true));
+        assert_eq!(plain_token(&tokens, database).as_deref(), Some("here"));
+    }
+
+    #[test]
+    fn urls_name_their_region() {
+        let cluster =
+            Cluster::of_urls(urls(&["x=http://h:1", "y=http://h:2/"]), Some("second"), "t".to_owned()).unwrap();
+        let found: Vec<_> = cluster.sites.iter().map(|site| (site.region.as_str(), site.url.as_str())).collect();
+        assert_eq!(found, [("x", "http://h:1/db/second"), ("y", "http://h:2/db/second")]);
+        assert_eq!(cluster.sites[0].wan_round_trips, None);
+    }
+
+    #[test]
+    fn urls_that_contradict_are_refused() {
+        let error = |texts: &[&str], database| {
+            format!("{:#}", Cluster::of_urls(urls(texts), database, "t".to_owned()).unwrap_err())
+        };
+        assert_eq!(error(&["x=http://h:1", "x=http://h:2"], None), "x has two --url");
+        assert!(error(&["x=http://h:1/db/a"], Some("b")).starts_with("x: http://h:1/db/a names a database"));
+        for bad in ["x", "=http://h:1", "http://h:1/?a=b", "x=https://h:1", "x=h:1"] {
+            assert!(bad.parse::<RegionUrl>().is_err(), "{bad}");
+        }
+    }
+}

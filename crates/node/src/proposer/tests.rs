@@ -1,0 +1,219 @@
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use meridian_consensus::{Peers, RaftGroupOptions, RaftTiming, StateTransfer, Transfer};
+use meridian_gateway::StaticCatalogue;
+use meridian_storage::{GroupId, MemoryEngine, StagedState, StateSnapshot, Syncer};
+use meridian_types::{
+    Check, Epoch, Mutation, MutationKind, ReadRange, ShardId, SumBounds, Transaction, Value, ValueEncoding,
+};
+
+use super::*;
+use crate::directory::StaticDirectory;
+use crate::topology::Topology;
+
+const DATABASE: DatabaseId = crate::topology::DEV_DEFAULT_DATABASE;
+
+/// A group of one has nobody to call.
+struct Nobody;
+
+impl Peers for Nobody {
+    fn channel(&self, _: u64) -> Option<tonic::transport::Channel> {
+        None
+    }
+}
+
+impl StateTransfer for Nobody {
+    fn offer(&self, _: GroupId, _: Arc<StateSnapshot>) -> String {
+        String::new()
+    }
+
+    fn fetch(
+        self: Arc<Self>,
+        _: GroupId,
+        _: u64,
+        _: String,
+        _: Arc<ShardState>,
+    ) -> Transfer<Result<StagedState, StorageError>> {
+        Box::pin(async { Err(StorageError::Refused("nobody".to_owned())) })
+    }
+}
+
+struct Leader {
+    proposer: Proposer,
+    state: Arc<ShardState>,
+    group: RaftGroup,
+}
+
+impl Leader {
+    async fn start(engine: Arc<MemoryEngine>) -> Self {
+        let syncer = Arc::new(Syncer::start(engine.clone()).unwrap());
+        let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
+        let state = Arc::new(ShardState::open(engine, group.shard).unwrap());
+        let timing = RaftTiming { heartbeat_ms: 20, election_timeout_min_ms: 60, election_timeout_max_ms: 90 };
+        let group = RaftGroup::open(RaftGroupOptions {
+            node_id: 1,
+            group,
+            voters: BTreeSet::from([1]),
+            state: Arc::clone(&state),
+            syncer,
+            high_water: None,
+            peers: Arc::new(Nobody),
+            transfer: Arc::new(Nobody),
+            timing,
+        });
+        let group = group.await.unwrap();
+        let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let directory = Arc::new(StaticDirectory::new(topology, StaticCatalogue::default()));
+        let proposer = Proposer::start(ProposerParts {
+            group: group.clone(),
+            state: Arc::clone(&state),
+            directory,
+            gate: Arc::new(ReadGate::start(group.clone())),
+            refusal: Arc::new(|| None),
+        });
+        group.leadership_changed(None).await;
+        Self { proposer, state, group }
+    }
+
+    /// Asks again while the proposer has not yet heard that it leads.
+    async fn write(&self, request_id: RequestId, retry: bool, transaction: Transaction) -> WriteReply {
+        loop {
+            let transaction = transaction.clone();
+            let request = WriteRequest { database: DATABASE, request_id, transaction, retry };
+            match self.proposer.write(request).await {
+                WriteReply::NotLeader(_) => tokio::task::yield_now().await,
+                reply => return reply,
+            }
+        }
+    }
+
+    async fn commit(&self, transaction: Transaction) -> Versionstamp {
+        match self.write(RequestId::generate(), false, transaction).await {
+            WriteReply::Done(WriteOutcome::Committed(stamp)) => stamp,
+            other => panic!("not committed: {other:?}"),
+        }
+    }
+
+    fn value(&self, key: &'static str) -> Option<Bytes> {
+        let range =
+            ReadRange { start: key.into(), end: [key.as_bytes(), &[0]].concat().into(), limit: 1, reverse: false };
+        let view = self.state.read(DATABASE, &[range], wall_ms()).unwrap();
+        view.ranges[0].first().map(|entry| entry.value.data.clone())
+    }
+}
+
+fn mutation(key: &'static str, kind: MutationKind) -> Transaction {
+    let mutations = vec![Mutation { key: key.into(), kind, expire_at_ms: 0 }];
+    Transaction { checks: Vec::new(), mutations }
+}
+
+fn set(key: &'static str, text: &'static str) -> Transaction {
+    mutation(key, MutationKind::Set(Value { encoding: ValueEncoding::Bytes, data: text.into() }))
+}
+
+fn add(key: &'static str, amount: u64) -> Transaction {
+    let operand = Value { encoding: ValueEncoding::Le64, data: amount.to_le_bytes().to_vec().into() };
+    mutation(key, MutationKind::Sum { operand, bounds: SumBounds::default() })
+}
+
+fn only_if_absent(key: &'static str, then: Transaction) -> Transaction {
+    Transaction { checks: vec![Check { key: key.into(), versionstamp: None }], ..then }
+}
+
+#[tokio::test]
+async fn a_request_sent_twice_is_applied_once_and_answered_alike() {
+    let leader = Leader::start(Arc::default()).await;
+    let id = RequestId::generate();
+    let (first, twin) = tokio::join!(leader.write(id, false, add("n", 1)), leader.write(id, true, add("n", 1)));
+    let later = leader.write(id, true, add("n", 1)).await;
+    assert_eq!(first, later);
+    // The twin of the same round is told to ask again; one of a later round waits for the first's batch.
+    assert!(twin == first || twin == WriteReply::Unknown, "{twin:?}");
+    assert_eq!(leader.value("n").unwrap(), 1u64.to_le_bytes().as_slice());
+}
+
+#[tokio::test]
+async fn exactly_once_holds_over_a_crash_that_loses_unflushed_state() {
+    let engine = Arc::new(MemoryEngine::default());
+    let leader = Leader::start(Arc::clone(&engine)).await;
+    let id = RequestId::generate();
+    let first = leader.write(id, false, add("n", 1)).await;
+    leader.group.shutdown().await;
+    let leader = Leader::start(Arc::new(engine.crash(0))).await;
+    assert_eq!(leader.write(id, true, add("n", 1)).await, first);
+    assert_eq!(leader.value("n").unwrap(), 1u64.to_le_bytes().as_slice());
+}
+
+#[tokio::test]
+async fn a_first_try_that_arrives_after_its_retry_failed_does_nothing() {
+    let leader = Leader::start(Arc::default()).await;
+    leader.commit(set("k", "taken")).await;
+    let id = RequestId::generate();
+    let failed = WriteReply::Done(WriteOutcome::CheckFailed(vec![0]));
+    assert_eq!(leader.write(id, true, only_if_absent("k", set("k", "late"))).await, failed);
+    leader.commit(mutation("k", MutationKind::Delete)).await;
+    // Now the check would hold; but its client was told that it had failed.
+    assert_eq!(leader.write(id, false, only_if_absent("k", set("k", "late"))).await, failed);
+    assert_eq!(leader.value("k"), None);
+}
+
+#[tokio::test]
+async fn a_failing_transaction_changes_nothing_and_costs_no_versionstamp() {
+    let leader = Leader::start(Arc::default()).await;
+    let before = leader.commit(set("text", "no number")).await;
+    let mut bad = set("other", "undone");
+    bad.mutations.extend(add("text", 1).mutations);
+    let rejected = leader.write(RequestId::generate(), false, bad).await;
+    assert!(
+        matches!(&rejected, WriteReply::Done(WriteOutcome::Rejected(text)) if text.contains("'sum'")),
+        "{rejected:?}"
+    );
+    let failed = leader.write(RequestId::generate(), false, only_if_absent("text", set("text", "x"))).await;
+    assert_eq!(failed, WriteReply::Done(WriteOutcome::CheckFailed(vec![0])));
+    let after = leader.commit(Transaction::default()).await;
+    assert_eq!(after.position(), before.position().next(), "an empty write has a versionstamp of its own");
+    assert_eq!(leader.value("other"), None);
+}
+
+#[tokio::test]
+async fn many_at_once_each_get_a_version_of_their_own_and_sums_add_up() {
+    let leader = Arc::new(Leader::start(Arc::default()).await);
+    let writes = (0..500).map(|_| {
+        let leader = Arc::clone(&leader);
+        tokio::spawn(async move { leader.commit(add("n", 2)).await })
+    });
+    let mut stamps = BTreeSet::new();
+    for write in futures::future::join_all(writes).await {
+        assert!(stamps.insert(write.unwrap()));
+    }
+    assert_eq!(leader.value("n").unwrap(), 1000u64.to_le_bytes().as_slice());
+}
+
+#[tokio::test]
+async fn what_has_expired_is_swept_and_what_replaced_it_is_not() {
+    let leader = Leader::start(Arc::default()).await;
+    let expiring = |key, text| {
+        let mut transaction = set(key, text);
+        transaction.mutations[0].expire_at_ms = wall_ms() + 50;
+        transaction
+    };
+    leader.commit(expiring("gone", "1")).await;
+    leader.commit(expiring("kept", "1")).await;
+    leader.commit(set("kept", "2")).await;
+    // Swept: its row of expiries is gone, and with it the value.
+    let mut applied = leader.group.applied();
+    while !leader.state.expired(u64::MAX - 1, 10).unwrap().is_empty() {
+        applied.changed().await.unwrap();
+    }
+    assert_eq!(
+        leader
+            .state
+            .read(DATABASE, &[ReadRange { start: Bytes::new(), end: "z".into(), limit: 9, reverse: false }], 0)
+            .unwrap()
+            .ranges[0]
+            .len(),
+        1
+    );
+    assert_eq!(leader.value("kept").unwrap(), "2");
+}
