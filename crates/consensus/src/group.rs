@@ -16,10 +16,14 @@ use tokio::sync::watch;
 
 use crate::config::openraft_config;
 use crate::log_store::LogStore;
+use crate::membership::{self, NoVote, Standing, VoteGate};
 use crate::network::NetworkFactory;
 use crate::state_machine::StateMachine;
 use crate::type_config::{EncodedBatch, TypeConfig};
 use crate::{Peers, RaftTiming, StateTransfer};
+
+/// How long a quorum may take to say that this node still leads.
+const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(1);
 
 type TokioInstant = openraft::alias::InstantOf<TypeConfig>;
 type MeridianRaft = Raft<TypeConfig, StateMachine>;
@@ -28,8 +32,6 @@ type MeridianRaft = Raft<TypeConfig, StateMachine>;
 pub struct RaftGroupOptions {
     pub node_id: u64,
     pub group: GroupId,
-    /// The voters, each in a DC of its own.
-    pub voters: BTreeSet<u64>,
     pub state: Arc<ShardState>,
     pub syncer: Arc<Syncer>,
     /// None only in tests.
@@ -53,6 +55,7 @@ pub struct RaftGroup {
     handed_over_in: Arc<AtomicU64>,
     /// The first index of the log when it was last asked for, and the first sequence from there on.
     first_batch: Arc<Mutex<Option<(u64, u64)>>>,
+    votes: Arc<VoteGate>,
 }
 
 /// That this node leads in a term, as far as it knows.
@@ -133,7 +136,8 @@ pub struct GroupStatus {
 
 impl RaftGroup {
     /// Opens the member from what its disk holds, and starts. What was committed and not flushed is applied
-    /// again by and by, see [`RaftGroup::recovered`]. A group that never was is made of `voters`.
+    /// again by and by, see [`RaftGroup::recovered`]. It neither votes nor leads before
+    /// [`RaftGroup::take_part`].
     ///
     /// # Errors
     /// When the log is shorter than it was, or storage fails.
@@ -152,10 +156,9 @@ impl RaftGroup {
         };
         let raft = Raft::new(options.node_id, Arc::new(config), network, log.clone(), machine);
         let raft = raft.await.map_err(|error| refused(&error))?;
-        match raft.initialize(options.voters).await {
-            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
-            Err(error) => return Err(refused(&error)),
-        }
+        // Until the gate opens, see `take_part`.
+        raft.runtime_config().elect(false);
+        let election_timeout = Duration::from_millis(options.timing.election_timeout_max_ms);
         Ok(Self {
             id: options.group,
             node_id: options.node_id,
@@ -163,8 +166,10 @@ impl RaftGroup {
             log,
             state: options.state,
             applied,
-            // A tenth less, should this node's clock run slower than the others'.
-            lease: Duration::from_millis(options.timing.election_timeout_max_ms) * 9 / 10,
+            // Half of what followers grant: openraft may credit the leader with the sending time of a later
+            // request than the one that was answered, ahead by a follower's fsync; and clocks drift.
+            lease: election_timeout / 2,
+            votes: Arc::new(VoteGate::closed_for(election_timeout)),
             handed_over_in: Arc::default(),
             first_batch: Arc::default(),
         })
@@ -172,6 +177,47 @@ impl RaftGroup {
 
     pub fn id(&self) -> GroupId {
         self.id
+    }
+
+    /// Begins to vote and to stand for election, once that is safe:
+    /// - A member that was here before waits an election timeout: it may have granted a lease right before
+    ///   it stopped, and has forgotten it.
+    /// - A new member first makes every other voter remember it, and then forms the group with them.
+    /// - A member whose folder was wiped never votes again: it has forgotten its votes, and acknowledged
+    ///   entries that its quorum counted on. It goes on as a copy.
+    ///
+    /// Serve the group's calls before this is called. May be dropped at any await and called again.
+    pub async fn take_part(&self, voters: &BTreeSet<u64>, peers: &Arc<dyn Peers>) -> Result<(), StorageError> {
+        let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
+        let engine = self.state.engine();
+        let pristine = self.log.is_pristine().map_err(|error| refused(&error))?;
+        let standing = match membership::standing(engine, self.id)? {
+            Standing::New if !pristine => Standing::Member,
+            Standing::New => membership::join(engine, self.id, self.node_id, voters, peers).await?,
+            known => known,
+        };
+        if standing == Standing::Voteless {
+            tracing::warn!(group = %self.id, "this voter's folder was wiped: it is a copy that does not vote");
+            self.votes.close();
+            return Ok(());
+        }
+        if pristine {
+            match self.raft.initialize(voters.clone()).await {
+                // Not allowed: another has told this member of the group already.
+                Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+                Err(error) => return Err(refused(&error)),
+            }
+            self.votes.open();
+        } else {
+            self.votes.opened().await;
+        }
+        self.raft.runtime_config().elect(true);
+        Ok(())
+    }
+
+    /// Whether a vote of this member may be counted now.
+    pub(crate) fn may_vote(&self, leadership_transfer: bool) -> Result<(), NoVote> {
+        self.votes.check(leadership_transfer)
     }
 
     /// Waits until what was committed before this process started is applied again, at most `within`; false
@@ -208,7 +254,8 @@ impl RaftGroup {
 
     /// Waits until [`RaftGroup::leadership`] may answer otherwise.
     pub async fn leadership_changed(&self, known: Option<u64>) {
-        let mut metrics = self.raft.server_metrics();
+        // The very channel that `leadership` reads: another may wake before that one is written.
+        let mut metrics = self.raft.metrics();
         loop {
             if self.leadership().ok().map(|leadership| leadership.term) != known {
                 return;
@@ -252,9 +299,14 @@ impl RaftGroup {
     /// Asks a quorum whether this node still leads, and returns the sequence that a strong read needs that
     /// began before the call. Applied here on return.
     pub async fn read_index(&self) -> Result<(), NotLeading> {
-        match self.raft.ensure_linearizable(ReadPolicy::ReadIndex).await {
-            Ok(_) => Ok(()),
-            Err(error) => Err(NotLeading { leader: error.forward_to_leader().and_then(|forward| forward.leader_id) }),
+        let asked = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        // A leader that is cut off would wait for ever.
+        match tokio::time::timeout(READ_INDEX_TIMEOUT, asked).await {
+            Err(_) => Err(NotLeading { leader: None }),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => {
+                Err(NotLeading { leader: error.forward_to_leader().and_then(|forward| forward.leader_id) })
+            }
         }
     }
 
@@ -268,10 +320,16 @@ impl RaftGroup {
         transferred.map_err(|error| StorageError::Refused(error.to_string()))
     }
 
-    /// Flushes the state, and purges the log up to the batch at `sequence`, or as far as it was flushed.
+    /// Flushes the state, and purges the log up to the batch at `sequence`, or as far as was flushed.
     pub async fn purge_through(&self, sequence: u64) -> Result<(), StorageError> {
         let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
-        let Some(index) = self.index_of(sequence)? else { return Ok(()) };
+        // Here, and not only when openraft builds a snapshot: after a restart it takes the state that was
+        // applied again for one that was flushed.
+        let state = self.state();
+        let flushed = tokio::task::spawn_blocking(move || state.flush());
+        let flushed = flushed.await.map_err(|error| refused(&error))??;
+        let (Some(index), Some(flushed)) = (self.index_of(sequence)?, flushed.raft.log_id) else { return Ok(()) };
+        let index = index.min(flushed.index);
         self.raft.trigger().snapshot().await.map_err(|error| refused(&error))?;
         let wait = self.raft.wait(Some(Duration::from_secs(60)));
         let built = wait.metrics(
@@ -299,7 +357,13 @@ impl RaftGroup {
         // One read may return fewer than there are: go on until there is a batch.
         while batches.is_empty() && next <= last_index {
             let entries = self.log.read(next, last_index + 1, max_bytes).map_err(|error| read_error(&error))?;
-            let Some(last) = entries.last() else { return Err(ReadLogFailure::Purged) };
+            let (Some(first), Some(last)) = (entries.first(), entries.last()) else {
+                return Err(ReadLogFailure::Purged);
+            };
+            // Purged since it was looked up.
+            if first.log_id.index != next {
+                return Err(ReadLogFailure::Purged);
+            }
             next = last.log_id.index + 1;
             for entry in entries {
                 if let EntryPayload::Normal(batch) = entry.payload {
@@ -365,6 +429,11 @@ impl RaftGroup {
             detail: error.to_string(),
         };
         Ok(Some(batch_header(&batch.bytes).map_err(corrupt)?.0.sequence))
+    }
+
+    /// The present voters.
+    pub fn voters(&self) -> BTreeSet<u64> {
+        self.raft.voter_ids().collect()
     }
 
     pub fn status(&self) -> GroupStatus {

@@ -4,6 +4,7 @@
 //! - A group is named by shard and epoch on every call; a call for another group or node is refused.
 //! - An append is acknowledged when its bytes are fsynced, off the core loop.
 //! - A batch is proposed for one term only: in another it is not appended.
+//! - A member that was wiped, or has just started, does not vote: it has forgotten what it granted.
 //! - State is not durable when applied; [`RaftGroup::purge_through`] flushes it before the log is cut.
 //!
 //! What is absent on purpose: evaluation, request ids, routing, and anything about replica regions.
@@ -11,6 +12,7 @@
 mod config;
 mod group;
 mod log_store;
+mod membership;
 mod network;
 mod service;
 mod state_machine;

@@ -126,6 +126,7 @@ impl LogStore {
             }),
         };
         let refused = |error: io::Error| StorageError::Refused(error.to_string());
+        store.cut_at_hole().map_err(refused)?;
         let last = store.last_log_id().map_err(refused)?.map(|last| last.index);
         let purged = store.log_id_mark(PURGED).map_err(refused)?.map(|purged| purged.index);
         *store.shared.bounds.write() = (purged.map_or(0, |index| index + 1), last.map_or(0, |index| index + 1));
@@ -133,6 +134,37 @@ impl LogStore {
             marks.check(store.shared.log.group(), last.unwrap_or(0))?;
         }
         Ok(store)
+    }
+
+    /// Cuts the log before the first index that is missing. After a power loss RocksDB may have a later
+    /// entry and not the one before it, where the two were in different files of its log; neither was
+    /// synced then, so neither was acknowledged, and what follows a hole must not be taken for a log.
+    fn cut_at_hole(&self) -> io::Result<()> {
+        let log = &self.shared.log;
+        let mark = self.shared.high_water.as_ref().map_or(0, |marks| marks.mark(log.group()));
+        let first = self.log_id_mark(PURGED)?.map_or(0, |purged| purged.index + 1);
+        let mut next = first.max(mark);
+        loop {
+            let records = log.read(next..u64::MAX, READ_BYTES)?;
+            if records.is_empty() {
+                return Ok(());
+            }
+            for (index, _) in records {
+                if index != next {
+                    tracing::warn!(group = %log.group(), missing = next, found = index, "cutting the log at a hole");
+                    return match next.checked_sub(1) {
+                        Some(last) => Ok(log.truncate_after(last)?),
+                        None => Ok(log.clear()?),
+                    };
+                }
+                next += 1;
+            }
+        }
+    }
+
+    /// Whether this member has taken part in the group: it has voted, or has a log.
+    pub(crate) fn is_pristine(&self) -> io::Result<bool> {
+        Ok(self.shared.log.mark(VOTE)?.is_none() && self.last_log_id()?.is_none())
     }
 
     /// Term and sequence of the newest batch that this node proposed and has in its log.

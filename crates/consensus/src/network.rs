@@ -257,6 +257,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
             group: Some(self.group()),
             from_leader: Some(wire::vote_to_wire(req.from_leader())),
             last_log_id: req.last_log_id().map(wire::log_id_to_wire),
+            to: *req.to_node_id(),
         };
         let mut client = self.client()?;
         let response = self.within(RPCTypes::TransferLeader, &option, client.transfer_leader(request)).await?;

@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use meridian_proto::raft::{self, raft_server};
-use meridian_storage::GroupId;
+use meridian_storage::{Engine, GroupId};
 use meridian_types::{Epoch, ShardId};
 use openraft::raft::TransferLeaderRequest;
 use parking_lot::RwLock;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::RaftGroup;
 use crate::network::{MAX_MESSAGE_BYTES, StateTransfer};
 use crate::state_machine::SnapshotData;
 use crate::type_config::{Snapshot, SnapshotMeta};
 use crate::wire::{self, InvalidMessage};
+use crate::{RaftGroup, membership};
 
 /// Serves the Raft calls of all groups of a node.
 #[derive(Clone)]
@@ -22,11 +22,12 @@ pub struct RaftService {
     node_id: u64,
     groups: Arc<RwLock<HashMap<GroupId, RaftGroup>>>,
     transfer: Arc<dyn StateTransfer>,
+    engine: Arc<dyn Engine>,
 }
 
 impl RaftService {
-    pub fn new(node_id: u64, transfer: Arc<dyn StateTransfer>) -> Self {
-        Self { node_id, groups: Arc::default(), transfer }
+    pub fn new(node_id: u64, transfer: Arc<dyn StateTransfer>, engine: Arc<dyn Engine>) -> Self {
+        Self { node_id, groups: Arc::default(), transfer, engine }
     }
 
     /// Calls for this group are served from now on.
@@ -60,15 +61,20 @@ impl RaftService {
     }
 
     fn group(&self, wire: Option<raft::Group>) -> Result<RaftGroup, Status> {
+        let id = self.group_id(wire)?;
+        let group = self.groups.read().get(&id).cloned();
+        group.ok_or_else(|| Status::not_found(format!("node {} has no group of {id}", self.node_id)))
+    }
+
+    /// The group that is meant, if the call is for this node.
+    fn group_id(&self, wire: Option<raft::Group>) -> Result<GroupId, Status> {
         let wire = wire.ok_or_else(|| Status::invalid_argument("field `group` is missing"))?;
         if wire.target != self.node_id {
             let (this, meant) = (self.node_id, wire.target);
             return Err(Status::failed_precondition(format!("this is node {this}, the call is for node {meant}")));
         }
         let epoch = u16::try_from(wire.epoch).map_err(|_| Status::invalid_argument("field `epoch` is too large"))?;
-        let id = GroupId { shard: ShardId(wire.shard), epoch: Epoch(epoch) };
-        let group = self.groups.read().get(&id).cloned();
-        group.ok_or_else(|| Status::not_found(format!("node {} has no group of {id}", self.node_id)))
+        Ok(GroupId { shard: ShardId(wire.shard), epoch: Epoch(epoch) })
     }
 }
 
@@ -105,8 +111,8 @@ impl raft_server::Raft for RaftService {
         let request = request.into_inner();
         let group = self.group(request.group)?;
         let request = wire::append_request(request).map_err(invalid)?;
-        let previous = request.prev_log_id.clone();
-        let last = request.entries.last().map(|entry| entry.log_id.clone()).or_else(|| previous.clone());
+        let previous = request.prev_log_id;
+        let last = request.entries.last().map(|entry| entry.log_id).or(previous);
         let response = group.raft().append_entries(request).await.map_err(stopped)?;
         Ok(Response::new(wire::append_response_to_wire(response, previous, last)))
     }
@@ -115,6 +121,9 @@ impl raft_server::Raft for RaftService {
         let request = request.into_inner();
         let group = self.group(request.group)?;
         let request = wire::vote_request(request).map_err(invalid)?;
+        group
+            .may_vote(request.leadership_transfer)
+            .map_err(|no_vote| Status::failed_precondition(no_vote.to_string()))?;
         let response = group.raft().vote(request).await.map_err(stopped)?;
         Ok(Response::new(wire::vote_response_to_wire(&response)))
     }
@@ -123,6 +132,9 @@ impl raft_server::Raft for RaftService {
         let request = request.into_inner();
         let group = self.group(request.group)?;
         let request = wire::vote_request(request).map_err(invalid)?;
+        group
+            .may_vote(request.leadership_transfer)
+            .map_err(|no_vote| Status::failed_precondition(no_vote.to_string()))?;
         let response = group.raft().pre_vote(request).await.map_err(stopped)?;
         Ok(Response::new(wire::vote_response_to_wire(&response)))
     }
@@ -136,7 +148,9 @@ impl raft_server::Raft for RaftService {
         let group = self.group(request.group)?;
         let from =
             request.from_leader.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("from_leader")))?;
-        let request = TransferLeaderRequest::new(from, self.node_id, request.last_log_id.map(wire::log_id));
+        // openraft tells all voters, and only the one that is meant may stand for election.
+        let to = request.to;
+        let request = TransferLeaderRequest::new(from, to, request.last_log_id.map(wire::log_id));
         let response = group.raft().handle_transfer_leader(request).await.map_err(stopped)?;
         let result = match response {
             Ok(()) => raft::transfer_leader_response::Result::Accepted(true),
@@ -149,6 +163,15 @@ impl raft_server::Raft for RaftService {
             }
         };
         Ok(Response::new(raft::TransferLeaderResponse { result: Some(result) }))
+    }
+
+    async fn join(&self, request: Request<raft::JoinRequest>) -> Result<Response<raft::JoinResponse>, Status> {
+        let request = request.into_inner();
+        let id = self.group_id(request.group)?;
+        let engine = Arc::clone(&self.engine);
+        let joined = move || membership::record(&engine, id, request.node_id, &request.incarnation);
+        let known = tokio::task::spawn_blocking(joined).await.map_err(stopped)?.map_err(stopped)?;
+        Ok(Response::new(raft::JoinResponse { accepted: known }))
     }
 
     async fn install_snapshot(

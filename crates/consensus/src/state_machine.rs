@@ -62,7 +62,7 @@ impl StateMachine {
                     batches.push((batch, len));
                 }
                 EntryPayload::Membership(membership) => {
-                    let stored = StoredMembership::new(Some(entry.log_id.clone()), membership.clone());
+                    let stored = StoredMembership::new(Some(entry.log_id), membership.clone());
                     raft.membership = Some(wire::stored_membership_to_wire(&stored));
                 }
             }
@@ -140,7 +140,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             log_id: meta.last_log_id.as_ref().map(wire::log_id_to_wire),
             membership: Some(wire::stored_membership_to_wire(&meta.last_membership)),
         };
-        self.state.install(staged, raft)?;
+        let state = Arc::clone(&self.state);
+        let installed = tokio::task::spawn_blocking(move || state.install(staged, raft));
+        installed.await.map_err(io::Error::other)??;
         self.announce();
         Ok(())
     }

@@ -17,6 +17,7 @@ use crate::peers::PeerChannels;
 use crate::shard::{LocalShard, Voter, or_fatal};
 use crate::shard_service::LocalShards;
 use crate::shipping_wire::status_to_wire;
+use crate::state_exchange::StateExchange;
 
 const ANNOUNCE: Duration = Duration::from_millis(300);
 const PERSIST_MARKS: Duration = Duration::from_secs(1);
@@ -65,6 +66,7 @@ pub(crate) struct Maintenance {
     pub(crate) directory: Arc<dyn Directory>,
     pub(crate) peers: Arc<PeerChannels>,
     pub(crate) high_water: Arc<HighWater>,
+    pub(crate) exchange: Arc<StateExchange>,
     pub(crate) disk: Arc<DiskGuard>,
     pub(crate) log_retention_bytes: u64,
 }
@@ -121,6 +123,7 @@ impl Maintenance {
         let persisted = tokio::task::spawn_blocking(move || {
             or_fatal(self.high_water.persist());
             self.disk.check(&self.data_dir);
+            self.exchange.prune();
         });
         // It panics never, and a cancelled one is the node stopping.
         drop(persisted.await);

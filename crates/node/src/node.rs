@@ -67,7 +67,9 @@ pub struct Node {
     syncer: Arc<Syncer>,
     router: Arc<Router>,
     databases: Vec<DatabaseId>,
+    followers: Arc<HashMap<ShardId, Arc<Followers>>>,
     tasks: Vec<JoinHandle<()>>,
+    rpc: JoinHandle<()>,
 }
 
 impl Node {
@@ -94,7 +96,7 @@ impl Node {
         }
         let exchange = Arc::new(StateExchange::new(states.clone(), Arc::clone(&peers)));
         let transfer = Arc::clone(&exchange) as Arc<dyn StateTransfer>;
-        let raft_service = RaftService::new(node_id, Arc::clone(&transfer));
+        let raft_service = RaftService::new(node_id, Arc::clone(&transfer), Arc::clone(&engine));
         let disk = Arc::new(DiskGuard::default());
         let (stop, stop_rpc) = (CancellationToken::new(), CancellationToken::new());
         let mut tasks = Vec::new();
@@ -112,7 +114,6 @@ impl Node {
                 let options = RaftGroupOptions {
                     node_id,
                     group,
-                    voters: shard.voters.iter().copied().collect::<BTreeSet<_>>(),
                     state: Arc::clone(state),
                     syncer: Arc::clone(&syncer),
                     high_water: Some(Arc::clone(&high_water)),
@@ -157,7 +158,7 @@ impl Node {
             shards: Arc::clone(&shards),
             followers: Arc::clone(&followers),
             directory: Arc::clone(&directory) as Arc<dyn Directory>,
-            exchange,
+            exchange: Arc::clone(&exchange),
             subscriptions: Arc::new(Mutex::default()),
         };
         let shard_service =
@@ -182,7 +183,7 @@ impl Node {
         // tonic sets this only on connections that it accepts from an address; without it each answer waits 40 ms.
         let incoming = TcpIncoming::from(rpc).with_nodelay(Some(true));
         let stopped = stop_rpc.clone();
-        tasks.push(tokio::spawn(async move {
+        let rpc_server = tokio::spawn(async move {
             // Streams of the log never end by themselves: cut them, they resume elsewhere.
             tokio::select! {
                 served = server.serve_with_incoming(incoming) => if let Err(error) = served {
@@ -190,8 +191,14 @@ impl Node {
                 },
                 () = stopped.cancelled() => {}
             }
-        }));
+        });
 
+        for group in &groups {
+            let voters = config.topology.shards.get(&group.id().shard).map(|shard| shard.voters.clone());
+            let (group, voters, peers) = (group.clone(), voters.unwrap_or_default(), Arc::clone(&peers));
+            let stop = stop.clone();
+            tasks.push(tokio::spawn(async move { take_part(group, voters, peers, stop).await }));
+        }
         // Before the gateway opens, so that its eventual reads are not older than before a restart. Strong
         // ones wait by themselves.
         futures::future::join_all(groups.iter().map(|group| group.recovered(RECOVERY))).await;
@@ -216,6 +223,7 @@ impl Node {
             },
         )));
 
+        let stop_followers = Arc::clone(&followers);
         let maintenance = Maintenance {
             node_id,
             data_dir: config.data_dir.clone(),
@@ -224,6 +232,7 @@ impl Node {
             directory,
             peers,
             high_water,
+            exchange,
             disk,
             log_retention_bytes: config.storage.log_retention_mb << 20,
         };
@@ -241,7 +250,9 @@ impl Node {
             syncer,
             router,
             databases: config.topology.databases.keys().copied().collect(),
+            followers: stop_followers,
             tasks,
+            rpc: rpc_server,
         })
     }
 
@@ -273,18 +284,20 @@ impl Node {
         Ok(())
     }
 
-    /// Hands off what it leads, finishes requests, and flushes. What is not finished by then is safe: it is
+    /// Hands over what it leads, finishes requests, and flushes. What is not finished by then is safe: it is
     /// in the log, or was never acknowledged.
     pub async fn stop(self) {
+        self.hand_over().await;
         self.stop.cancel();
-        for group in &self.groups {
-            group.shutdown().await;
-        }
-        self.stop_rpc.cancel();
         for task in self.tasks {
             // A task that failed has said so.
             drop(task.await);
         }
+        for group in &self.groups {
+            group.shutdown().await;
+        }
+        self.stop_rpc.cancel();
+        drop(self.rpc.await);
         let flushed = tokio::task::spawn_blocking(move || {
             self.syncer.stop();
             for state in &self.states {
@@ -295,6 +308,33 @@ impl Node {
         });
         drop(flushed.await);
         tracing::info!(node = %self.name, "the node has stopped");
+    }
+
+    /// To the voter that has most, so that clients wait for no election. If nobody takes over, one follows.
+    async fn hand_over(&self) {
+        for group in &self.groups {
+            let Ok(leadership) = group.leadership() else { continue };
+            let lags = self.followers.get(&group.id().shard).map(|followers| followers.lags()).unwrap_or_default();
+            let voters = group.voters();
+            let heirs = lags.iter().filter(|follower| follower.connected && voters.contains(&follower.node));
+            let Some(heir) = heirs.max_by_key(|heir| heir.durable) else { continue };
+            if group.transfer_leadership(heir.node).await.is_ok() {
+                let over = group.leadership_changed(Some(leadership.term));
+                // Too late for anything else.
+                drop(tokio::time::timeout(Duration::from_secs(1), over).await);
+            }
+        }
+    }
+}
+
+/// A member that cannot tell whether it may vote must not go on: storage has failed.
+async fn take_part(group: RaftGroup, voters: BTreeSet<NodeId>, peers: Arc<PeerChannels>, stop: CancellationToken) {
+    let peers = peers as Arc<dyn Peers>;
+    tokio::select! {
+        () = stop.cancelled() => {}
+        taken = group.take_part(&voters, &peers) => if let Err(error) = taken {
+            meridian_storage::fatal(&error);
+        },
     }
 }
 

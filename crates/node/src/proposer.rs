@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use meridian_consensus::{Proposal, ProposalFailure, RaftGroup};
 use meridian_proto::encode_batch;
@@ -23,6 +23,10 @@ const QUEUE_REQUESTS: usize = 8192;
 /// One batch at most.
 const BATCH_REQUESTS: usize = 2048;
 const BATCH_BYTES: usize = 4 << 20;
+/// A request that is not evaluated within this time is refused, definitely. Shorter than a try of a gateway,
+/// so that the gateway hears of it.
+const QUEUE_TIMEOUT: Duration = Duration::from_millis(700);
+const TICK: Duration = Duration::from_millis(100);
 /// How often what has expired is deleted; reads leave it out from the moment it expires.
 const SWEEP: Duration = Duration::from_millis(500);
 const SWEEP_ROWS: usize = 1000;
@@ -52,6 +56,7 @@ pub(crate) struct WriteRequest {
 
 struct Queued {
     request: WriteRequest,
+    since: Instant,
     reply: oneshot::Sender<WriteReply>,
 }
 
@@ -82,7 +87,7 @@ impl Proposer {
     /// May be dropped at any await: a request that was taken is carried out all the same.
     pub(crate) async fn write(&self, request: WriteRequest) -> WriteReply {
         let (reply, answer) = oneshot::channel();
-        if let Err(refused) = self.queue.try_send(Queued { request, reply }) {
+        if let Err(refused) = self.queue.try_send(Queued { request, since: Instant::now(), reply }) {
             return match refused {
                 mpsc::error::TrySendError::Full(_) => {
                     WriteReply::NotCommitted(format!("more than {QUEUE_REQUESTS} writes are waiting"))
@@ -130,10 +135,16 @@ impl Task {
     /// Nothing is evaluated before everything in the log up to this term's start is applied, which is when
     /// an entry of this term is. The overlay lives and dies with the session.
     async fn lead(&mut self, term: u64) -> Option<TermEnd> {
-        let mut applied = self.parts.group.applied();
-        tokio::select! {
-            () = self.parts.group.leadership_changed(Some(term)) => return Some(TermEnd::Drained),
-            caught_up = applied.wait_for(|(_, applied_term)| *applied_term >= term) => drop(caught_up.ok()?),
+        let group = self.parts.group.clone();
+        let lost = group.leadership_changed(Some(term));
+        tokio::pin!(lost);
+        let mut applied = group.applied();
+        while applied.borrow_and_update().1 < term {
+            tokio::select! {
+                () = &mut lost => return Some(TermEnd::Drained),
+                changed = applied.changed() => changed.ok()?,
+                queued = self.requests.recv() => respond(queued?.reply, WriteReply::NotLeader(None)),
+            }
         }
         let applied = self.parts.state.applied();
         let mut session = Session {
@@ -145,30 +156,50 @@ impl Task {
             in_flight: VecDeque::new(),
             by_request: HashMap::new(),
         };
-        let lost = self.parts.group.leadership_changed(Some(term));
-        tokio::pin!(lost);
-        let mut sweeps = tokio::time::interval(SWEEP);
-        sweeps.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut backlog = VecDeque::new();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut next_sweep = Instant::now();
         // After a batch was refused: take no more, let those in flight end, and begin anew.
         let mut refused = false;
         loop {
-            if refused && session.in_flight.is_empty() {
-                return Some(TermEnd::Drained);
-            }
             tokio::select! {
                 biased;
-                () = &mut lost => return Some(session.leave()),
+                () = &mut lost => return Some(session.leave(backlog)),
                 result = session.oldest(), if !session.in_flight.is_empty() => {
                     if session.completed(result).is_err() {
-                        return Some(session.leave());
+                        return Some(session.leave(backlog));
                     }
                 }
-                queued = self.requests.recv(), if !refused && session.in_flight.len() < BATCHES_IN_FLIGHT => {
-                    let round = drain(queued?, &mut self.requests);
-                    refused = session.propose(round).await.is_err();
+                queued = self.requests.recv(), if backlog.len() < QUEUE_REQUESTS => {
+                    backlog.push_back(queued?);
+                    while backlog.len() < QUEUE_REQUESTS && let Ok(next) = self.requests.try_recv() {
+                        backlog.push_back(next);
+                    }
                 }
-                _ = sweeps.tick(), if !refused && session.in_flight.len() < BATCHES_IN_FLIGHT => {
-                    refused = session.sweep().await.is_err();
+                _ = ticks.tick() => give_up(&mut backlog),
+            }
+            while !refused && session.in_flight.len() < BATCHES_IN_FLIGHT {
+                let proposed = if next_sweep <= Instant::now() {
+                    next_sweep = Instant::now() + SWEEP;
+                    session.sweep().await
+                } else {
+                    let round = next_round(&mut backlog);
+                    if round.is_empty() {
+                        break;
+                    }
+                    session.propose(round).await
+                };
+                match proposed {
+                    Ok(()) => {}
+                    Err(Refused::NotAppended) => refused = true,
+                    Err(Refused::Unknown) => return Some(session.leave_in_doubt(backlog)),
+                }
+            }
+            if refused {
+                backlog.drain(..).for_each(|queued| respond(queued.reply, WriteReply::NotLeader(None)));
+                if session.in_flight.is_empty() {
+                    return Some(TermEnd::Drained);
                 }
             }
         }
@@ -183,18 +214,28 @@ enum TermEnd {
     Left,
 }
 
-/// All that wait, up to the bounds of a batch.
-fn drain(first: Queued, requests: &mut mpsc::Receiver<Queued>) -> Vec<Queued> {
-    let mut bytes = weight(&first.request);
-    let mut round = vec![first];
+/// Those that have waited longest, up to the bounds of a batch. Who gave up waiting is left out: it was told
+/// that the outcome is unknown, and nothing was done.
+fn next_round(backlog: &mut VecDeque<Queued>) -> Vec<Queued> {
+    let (mut round, mut bytes) = (Vec::new(), 0);
     while round.len() < BATCH_REQUESTS
         && bytes < BATCH_BYTES
-        && let Ok(next) = requests.try_recv()
+        && let Some(next) = backlog.pop_front()
     {
-        bytes += weight(&next.request);
-        round.push(next);
+        if !next.reply.is_closed() {
+            bytes += weight(&next.request);
+            round.push(next);
+        }
     }
     round
+}
+
+/// Refuses what has waited too long to be evaluated, as it does while no quorum answers.
+fn give_up(backlog: &mut VecDeque<Queued>) {
+    while let Some(queued) = backlog.pop_front_if(|queued| queued.since.elapsed() >= QUEUE_TIMEOUT) {
+        let reason = "the shard's leader gets no answer from a quorum".to_owned();
+        respond(queued.reply, WriteReply::NotCommitted(reason));
+    }
 }
 
 fn weight(request: &WriteRequest) -> usize {
@@ -237,8 +278,15 @@ struct Session<'a> {
     by_request: HashMap<RequestId, (Position, WriteOutcome)>,
 }
 
-/// The batch was refused, or leadership is in doubt.
-struct Refused;
+/// Why a batch is not in flight.
+enum Refused {
+    /// It is not in the log, and will not be.
+    NotAppended,
+    Unknown,
+}
+
+/// Leadership was lost with a batch in flight.
+struct Lost;
 
 impl Session<'_> {
     /// Waits for the oldest batch in flight. May be dropped at any await and called again.
@@ -250,48 +298,58 @@ impl Session<'_> {
     }
 
     /// The oldest batch has committed and is applied, or leadership was lost with it in flight.
-    fn completed(&mut self, result: Result<(), ProposalFailure>) -> Result<(), Refused> {
+    fn completed(&mut self, result: Result<(), ProposalFailure>) -> Result<(), Lost> {
         if let Err(failure) = result {
             tracing::info!(group = %self.parts.group.id(), %failure, "a batch in flight failed");
-            return Err(Refused);
+            return Err(Lost);
         }
         let Some(batch) = self.in_flight.pop_front() else { return Ok(()) };
         self.overlay.release(batch.position);
         for request in &batch.requests {
             self.by_request.remove(request);
         }
-        let group = self.parts.group.id();
-        let may_answer = self.parts.directory.holds_lease(group.shard, group.epoch);
         for Waiter { reply, outcome } in batch.waiters {
-            respond(reply, if may_answer { WriteReply::Done(outcome) } else { WriteReply::Unknown });
+            respond(reply, self.done(outcome));
         }
         Ok(())
     }
 
     /// Leadership is lost: what is in flight may commit or not. Whoever asks again with the same id learns.
-    fn leave(&mut self) -> TermEnd {
+    /// What waits was not looked at.
+    fn leave(&mut self, backlog: VecDeque<Queued>) -> TermEnd {
         let end = if self.in_flight.is_empty() { TermEnd::Drained } else { TermEnd::Left };
         for waiter in self.in_flight.drain(..).flat_map(|batch| batch.waiters) {
             respond(waiter.reply, WriteReply::Unknown);
         }
+        backlog.into_iter().for_each(|queued| respond(queued.reply, WriteReply::NotLeader(None)));
         end
+    }
+
+    /// As [`Session::leave`], after a batch of which nobody knows whether it is in the log: to lead in this
+    /// term again could give its number out twice.
+    fn leave_in_doubt(&mut self, backlog: VecDeque<Queued>) -> TermEnd {
+        self.leave(backlog);
+        TermEnd::Left
     }
 
     /// Evaluates the requests in order, and proposes what commits as one batch.
     async fn propose(&mut self, round: Vec<Queued>) -> Result<(), Refused> {
-        if let Some(reason) = (self.parts.refusal)() {
-            round.into_iter().for_each(|queued| respond(queued.reply, WriteReply::NotCommitted(reason.clone())));
-            return Ok(());
-        }
+        let refusal = (self.parts.refusal)();
         self.time_ms = self.time_ms.max(wall_ms());
         let position = self.last.next();
         let mut batch = Batch { position, time_ms: self.time_ms, transactions: Vec::with_capacity(round.len()) };
         let mut waiters = Vec::with_capacity(round.len());
-        for Queued { request, reply } in round {
-            match or_fatal(self.evaluate(request, &mut batch)) {
-                Evaluated::Now(outcome) => respond(reply, WriteReply::Done(outcome)),
-                Evaluated::WithBatch(outcome) => waiters.push(Waiter { reply, outcome }),
-                Evaluated::With(earlier, outcome) => self.attach(earlier, Waiter { reply, outcome }),
+        for Queued { request, reply, .. } in round {
+            if let Some(settled) = or_fatal(self.settled(request.request_id)) {
+                match settled {
+                    Settled::Before(outcome) => respond(reply, self.done(outcome)),
+                    Settled::InFlight(position, outcome) => self.attach(position, Waiter { reply, outcome }),
+                }
+            } else if let Some(reason) = &refusal {
+                respond(reply, WriteReply::NotCommitted(reason.clone()));
+            } else {
+                let outcome = or_fatal(self.evaluate(request, &mut batch));
+                waiters.push(Waiter { reply, outcome });
             }
         }
         if batch.transactions.is_empty() {
@@ -301,13 +359,24 @@ impl Session<'_> {
         }
     }
 
-    fn evaluate(&mut self, request: WriteRequest, batch: &mut Batch) -> Result<Evaluated, StorageError> {
-        if let Some((position, outcome)) = self.by_request.get(&request.request_id) {
-            return Ok(Evaluated::With(*position, outcome.clone()));
+    /// What is known of a request that came before, in whatever way it ended.
+    fn settled(&self, request_id: RequestId) -> Result<Option<Settled>, StorageError> {
+        if let Some((position, outcome)) = self.by_request.get(&request_id) {
+            return Ok(Some(Settled::InFlight(*position, outcome.clone())));
         }
-        if let Some(outcome) = self.parts.state.request(request.request_id)? {
-            return Ok(Evaluated::Now(outcome));
+        Ok(self.parts.state.request(request_id)?.map(Settled::Before))
+    }
+
+    /// What a client may be told now: an outcome leaves only under the region's lease.
+    fn done(&self, outcome: WriteOutcome) -> WriteReply {
+        let group = self.parts.group.id();
+        match self.parts.directory.holds_lease(group.shard, group.epoch) {
+            true => WriteReply::Done(outcome),
+            false => WriteReply::Unknown,
         }
+    }
+
+    fn evaluate(&mut self, request: WriteRequest, batch: &mut Batch) -> Result<WriteOutcome, StorageError> {
         let order = u16::try_from(batch.transactions.len()).unwrap_or(u16::MAX);
         let versionstamp = Versionstamp::new(batch.position, order);
         let view =
@@ -325,7 +394,7 @@ impl Session<'_> {
             self.by_request.insert(request_id, (batch.position, outcome.clone()));
             batch.transactions.push(transaction);
         }
-        Ok(Evaluated::WithBatch(outcome))
+        Ok(outcome)
     }
 
     /// Deletes what has expired, as effects like any others, so that every replica does the same.
@@ -374,12 +443,12 @@ impl Session<'_> {
                 Ok(())
             }
             Err(failure) => {
-                let reply = match failure {
-                    ProposalFailure::NotAppended => WriteReply::NotLeader(None),
-                    ProposalFailure::Unknown => WriteReply::Unknown,
+                let (reply, refused) = match failure {
+                    ProposalFailure::NotAppended => (WriteReply::NotLeader(None), Refused::NotAppended),
+                    ProposalFailure::Unknown => (WriteReply::Unknown, Refused::Unknown),
                 };
                 waiters.into_iter().for_each(|waiter| respond(waiter.reply, reply.clone()));
-                Err(Refused)
+                Err(refused)
             }
         }
     }
@@ -394,21 +463,20 @@ impl Session<'_> {
             newest.waiters.extend(waiters);
             return Ok(());
         }
-        let leads = self.parts.gate.confirm(&self.parts.group).await.is_ok();
+        // In this very term: in a later one the state may have changed between evaluation and now.
+        let leads = self.parts.gate.confirm(&self.parts.group).await == Ok(self.term);
         for Waiter { reply, outcome } in waiters {
-            respond(reply, if leads { WriteReply::Done(outcome) } else { WriteReply::NotLeader(None) });
+            respond(reply, if leads { self.done(outcome) } else { WriteReply::NotLeader(None) });
         }
-        if leads { Ok(()) } else { Err(Refused) }
+        if leads { Ok(()) } else { Err(Refused::NotAppended) }
     }
 }
 
-enum Evaluated {
-    /// It was settled before: nothing to wait for.
-    Now(WriteOutcome),
-    /// To be answered with the batch that is being made.
-    WithBatch(WriteOutcome),
-    /// To be answered with an earlier batch.
-    With(Position, WriteOutcome),
+/// What became of a request that came before.
+enum Settled {
+    Before(WriteOutcome),
+    /// To be answered when the batch at this position has committed.
+    InFlight(Position, WriteOutcome),
 }
 
 fn respond(reply: oneshot::Sender<WriteReply>, answer: WriteReply) {

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -32,6 +33,8 @@ const STREAM_EVENTS: usize = 256;
 /// Decompressed batches of one message at most.
 const MAX_SHIPMENT_BYTES: usize = 64 << 20;
 const PURGED: u8 = b'p';
+/// A replica this near to the newest commit it was told of serves eventual reads.
+const CAUGHT_UP_BATCHES: u64 = 1000;
 
 /// What a replica knows of itself and its source, for others to ask.
 #[derive(Debug, Clone)]
@@ -54,6 +57,7 @@ pub(crate) struct Replica {
     heard: mpsc::Sender<Status>,
     /// The newest sequence that is no longer in the log.
     purged: Arc<watch::Sender<u64>>,
+    caught_up: Arc<AtomicBool>,
 }
 
 /// What a replica works with.
@@ -76,6 +80,7 @@ impl Replica {
         let log = GroupLog::open(Arc::clone(parts.state.engine()), parts.group, RecordKind::Shipped)?;
         catch_up(&parts.state, &log)?;
         let durable = parts.state.position();
+        let caught_up = Arc::new(AtomicBool::new(false));
         // An installation that a crash cut off may have left a mark ahead of the state.
         let purged = log.mark(PURGED)?.and_then(|bytes| bytes.as_ref().try_into().ok().map(u64::from_be_bytes));
         let purged = Arc::new(watch::Sender::new(purged.unwrap_or(0).min(durable.sequence)));
@@ -115,6 +120,7 @@ impl Replica {
             status: Arc::clone(&status),
             heard,
             purged: Arc::clone(&purged),
+            caught_up: Arc::clone(&caught_up),
         };
         let (events, inbox) = mpsc::channel(STREAM_EVENTS);
         let (internal, internal_events) = mpsc::unbounded_channel();
@@ -133,6 +139,7 @@ impl Replica {
             unapplied: VecDeque::new(),
             unsynced: Vec::new(),
             staged: None,
+            caught_up,
         };
         tokio::spawn(driver.run(inbox, internal_events, statuses));
         Ok(replica)
@@ -144,6 +151,12 @@ impl Replica {
 
     pub(crate) fn applied(&self) -> watch::Receiver<(u64, u64)> {
         self.applied.clone()
+    }
+
+    /// Whether this replica has had what was committed when it started, or a little before. Until then it
+    /// may show a state that is hours old, or none.
+    pub(crate) fn has_caught_up(&self) -> bool {
+        self.caught_up.load(Ordering::Relaxed)
     }
 
     pub(crate) fn status(&self) -> ReplicaStatus {
@@ -216,6 +229,18 @@ fn decode(bytes: Bytes) -> Result<(meridian_types::Batch, usize), StorageError> 
     Ok((decode_batch(bytes).map_err(corrupt)?, len))
 }
 
+/// Replaces state and log. The state in use is flushed first, since the log that it may be made from again is
+/// emptied next, and marked as purged up to the new position; the installation makes both durable, in this
+/// order, with the new state's name. A crash in between finds the old state and no log.
+fn install(state: &ShardState, log: &GroupLog, staged: StagedState) -> Result<Applied, StorageError> {
+    let (new, old) = (staged.position()?, state.flush()?.position);
+    if new < old {
+        return Err(StorageError::Refused(format!("a snapshot at {new} is older than the state at {old}")));
+    }
+    log.purge_through(u64::MAX - 1, Some((PURGED, &new.sequence.to_be_bytes())))?;
+    Ok(or_fatal(state.install(staged, RaftApplied::default())))
+}
+
 /// What comes over a stream, with the bytes where it is a batch.
 struct Incoming {
     stream: StreamId,
@@ -225,7 +250,8 @@ struct Incoming {
 
 enum Internal {
     Persisted(Position),
-    Staged(Result<StagedState, StorageError>),
+    Fetched(Result<StagedState, StorageError>),
+    Installed(Result<Applied, StorageError>),
 }
 
 struct OpenStream {
@@ -254,6 +280,7 @@ struct Driver {
     unsynced: Vec<(Position, Bytes)>,
     /// The fetch of a snapshot, while there is one.
     staged: Option<tokio::task::JoinHandle<()>>,
+    caught_up: Arc<AtomicBool>,
 }
 
 impl Driver {
@@ -310,33 +337,37 @@ impl Driver {
                 self.apply_through(position);
                 self.step(ReceiverEvent::Persisted { position }, Bytes::new());
             }
-            Internal::Staged(fetched) => {
+            Internal::Fetched(fetched) => {
                 self.staged = None;
-                match fetched.and_then(|staged| self.install(staged)) {
-                    Ok(applied) => {
-                        let position = applied.position;
-                        tracing::info!(group = %self.parts.group, %position, "installed a state snapshot");
-                        self.step(ReceiverEvent::SnapshotInstalled { position }, Bytes::new());
-                    }
-                    Err(error) => {
-                        tracing::warn!(group = %self.parts.group, %error, "a state snapshot could not be installed");
-                        self.step(ReceiverEvent::SnapshotFailed, Bytes::new());
-                    }
+                match fetched {
+                    Ok(staged) => self.install(staged),
+                    Err(error) => self.snapshot_failed(&error),
                 }
             }
+            Internal::Installed(Ok(applied)) => {
+                let position = applied.position;
+                tracing::info!(group = %self.parts.group, %position, "installed a state snapshot");
+                self.unapplied.clear();
+                self.purged.send_replace(position.sequence);
+                self.applied.send_replace((position.sequence, 0));
+                self.step(ReceiverEvent::SnapshotInstalled { position }, Bytes::new());
+            }
+            Internal::Installed(Err(error)) => self.snapshot_failed(&error),
         }
     }
 
-    /// The log is emptied first, and marked as purged up to the new position; the installation makes both
-    /// durable, in this order, with the new state's name. A crash in between finds the old state and no log.
-    fn install(&mut self, staged: StagedState) -> Result<Applied, StorageError> {
-        let sequence = staged.position()?.sequence;
-        self.log.purge_through(u64::MAX - 1, Some((PURGED, &sequence.to_be_bytes())))?;
-        let applied = self.parts.state.install(staged, RaftApplied::default())?;
-        self.unapplied.clear();
-        self.purged.send_replace(applied.position.sequence);
-        self.applied.send_replace((applied.position.sequence, 0));
-        Ok(applied)
+    fn snapshot_failed(&mut self, error: &StorageError) {
+        tracing::warn!(group = %self.parts.group, %error, "a state snapshot could not be installed");
+        self.step(ReceiverEvent::SnapshotFailed, Bytes::new());
+    }
+
+    /// Installs what was fetched, off the runtime. Nothing is being persisted meanwhile.
+    fn install(&self, staged: StagedState) {
+        let (state, log, internal) = (Arc::clone(&self.parts.state), self.log.clone(), self.internal.clone());
+        tokio::task::spawn_blocking(move || {
+            // The driver is gone only when the node stops.
+            drop(internal.send(Internal::Installed(install(&state, &log, staged))));
+        });
     }
 
     /// Applies what is durable now.
@@ -397,14 +428,14 @@ impl Driver {
                 self.staged = Some(tokio::spawn(async move {
                     let staged = transfer.fetch(group, source, String::new(), state).await;
                     // The driver is gone only when the node stops.
-                    drop(internal.send(Internal::Staged(staged)));
+                    drop(internal.send(Internal::Fetched(staged)));
                 }));
             }
             ReceiverAction::CancelSnapshot => {
                 if let Some(fetch) = self.staged.take() {
                     fetch.abort();
                     let cancelled = StorageError::Refused("cancelled".to_owned());
-                    drop(self.internal.send(Internal::Staged(Err(cancelled))));
+                    drop(self.internal.send(Internal::Fetched(Err(cancelled))));
                 }
             }
             // One epoch only, from configuration: these belong to failovers.
@@ -457,6 +488,10 @@ impl Driver {
     }
 
     fn publish(&self) {
+        let applied = self.applied.borrow().0;
+        if self.receiver.committed().is_some_and(|(committed, _)| committed.sequence <= applied + CAUGHT_UP_BATCHES) {
+            self.caught_up.store(true, Ordering::Relaxed);
+        }
         *self.status.lock() = ReplicaStatus {
             status: self.receiver.status(self.now(), self.parts.node_id),
             may_serve: self.receiver.may_serve(),

@@ -12,7 +12,7 @@ use meridian_proto::{entry, read_range_to_wire, transaction_to_wire};
 use meridian_storage::ReadView;
 use meridian_types::{Consistency, Epoch, NodeId, ShardId, Versionstamp, WriteOutcome, limits};
 use parking_lot::Mutex;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::directory::Directory;
 use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
@@ -21,7 +21,9 @@ use crate::shard::{LocalShard, ReadReply};
 use crate::shard_service::LocalShards;
 
 /// One try at one node, beyond the network's own delay.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// A node that did not answer is tried after the others for so long.
+const AVOID: Duration = Duration::from_secs(3);
 /// Between two rounds through all voters.
 const PAUSE: Duration = Duration::from_millis(15);
 /// A write whose outcome is unknown is asked for until request ids may be forgotten, with some to spare.
@@ -38,6 +40,8 @@ pub(crate) struct Router {
     /// For an operation that certainly did not happen.
     deadline: Duration,
     leaders: Mutex<HashMap<ShardId, NodeId>>,
+    /// When nodes did not answer.
+    silent: Mutex<HashMap<NodeId, Instant>>,
     /// The newest sequence that this gateway has shown, by shard: what it shows next is no older.
     shown: HashMap<ShardId, AtomicU64>,
 }
@@ -46,6 +50,8 @@ pub(crate) struct Router {
 enum Failed {
     /// Nothing was done there.
     NotDone { leader: Option<NodeId>, reason: String },
+    /// No connection: nothing was done there.
+    Unreachable(String),
     /// Something may have been done.
     Unknown(String),
 }
@@ -60,7 +66,17 @@ impl Router {
         deadline: Duration,
     ) -> Self {
         let shown = directory.topology().shards.keys().map(|shard| (*shard, AtomicU64::new(0))).collect();
-        Self { local, local_node, region, directory, peers, deadline, leaders: Mutex::default(), shown }
+        Self {
+            local,
+            local_node,
+            region,
+            directory,
+            peers,
+            deadline,
+            leaders: Mutex::default(),
+            silent: Mutex::default(),
+            shown,
+        }
     }
 
     fn shard(&self, database: meridian_types::DatabaseId) -> Result<(ShardId, Epoch), Unavailable> {
@@ -75,8 +91,25 @@ impl Router {
         let Some(info) = topology.shards.get(&shard) else { return Vec::new() };
         let hint = self.leaders.lock().get(&shard).copied().or(info.preferred_leader);
         let mut voters: Vec<NodeId> = info.voters.iter().copied().collect();
-        voters.sort_by_key(|voter| (Some(*voter) != hint, Some(*voter) != self.local_node, *voter));
+        voters.sort_by_key(|voter| {
+            (self.is_silent(*voter), Some(*voter) != hint, Some(*voter) != self.local_node, *voter)
+        });
         voters
+    }
+
+    fn is_silent(&self, node: NodeId) -> bool {
+        self.silent.lock().get(&node).is_some_and(|since| since.elapsed() < AVOID)
+    }
+
+    /// Keeps in mind whether the node answered at all.
+    fn answered<T>(&self, node: NodeId, result: &Result<T, Failed>) {
+        let silent = matches!(result, Err(Failed::Unreachable(_) | Failed::Unknown(_)));
+        let mut nodes = self.silent.lock();
+        if silent {
+            nodes.insert(node, Instant::now());
+        } else if !nodes.is_empty() {
+            nodes.remove(&node);
+        }
     }
 
     fn found_leader(&self, shard: ShardId, leader: NodeId) {
@@ -115,7 +148,10 @@ impl Router {
                 transaction: write.transaction.clone(),
                 retry,
             };
-            return match voter.write(request).await {
+            let Ok(reply) = tokio::time::timeout(ATTEMPT_TIMEOUT, voter.write(request)).await else {
+                return Err(Failed::Unknown("this node does not answer itself".to_owned()));
+            };
+            return match reply {
                 WriteReply::Done(outcome) => Ok(outcome),
                 WriteReply::NotLeader(leader) => Err(not_leader(leader)),
                 WriteReply::NotCommitted(reason) => Err(Failed::NotDone { leader: None, reason }),
@@ -201,7 +237,9 @@ impl Router {
         }
         let topology = self.directory.topology();
         let mut nodes: Vec<_> = topology.nodes.values().collect();
-        nodes.sort_by_key(|node| (Some(node.id) != self.local_node, node.region != self.region, node.id));
+        nodes.sort_by_key(|node| {
+            (Some(node.id) != self.local_node, self.is_silent(node.id), node.region != self.region, node.id)
+        });
         nodes.iter().map(|node| node.id).collect()
     }
 }
@@ -212,28 +250,23 @@ impl Database for Router {
         let shard = self.shard(read.database)?;
         loop {
             for node in self.readers(shard.0, read.consistency) {
-                match self.try_read(node, shard, &read).await {
+                let tried = self.try_read(node, shard, &read).await;
+                self.answered(node, &tried);
+                let (leader, reason) = match tried {
                     Ok(view) => {
-                        if read.consistency == Consistency::Strong {
-                            if Some(node) != self.local_node {
-                                self.found_leader(shard.0, node);
-                            }
-                        } else if let Some(shown) = self.shown.get(&shard.0) {
+                        if read.consistency == Consistency::Eventual
+                            && let Some(shown) = self.shown.get(&shard.0)
+                        {
                             shown.fetch_max(view.sequence, Ordering::Relaxed);
                         }
                         return Ok(ReadOutput { ranges: view.ranges });
                     }
-                    Err(failed) => {
-                        let (leader, reason) = match failed {
-                            Failed::NotDone { leader, reason } => (leader, reason),
-                            Failed::Unknown(reason) => (None, reason),
-                        };
-                        self.lost_leader(shard.0, node, leader);
-                        if started.elapsed() < self.deadline {
-                            continue;
-                        }
-                        return Err(unavailable(format!("shard {} cannot be read now: {reason}", shard.0)));
-                    }
+                    Err(Failed::NotDone { leader, reason }) => (leader, reason),
+                    Err(Failed::Unreachable(reason) | Failed::Unknown(reason)) => (None, reason),
+                };
+                self.lost_leader(shard.0, node, leader);
+                if started.elapsed() >= self.deadline {
+                    return Err(unavailable(format!("shard {} cannot be read now: {reason}", shard.0)));
                 }
             }
             tokio::time::sleep(PAUSE).await;
@@ -246,23 +279,23 @@ impl Database for Router {
         let started = Instant::now();
         let shard = self.shard(write.database)?;
         let mut unknown = None;
-        let mut reason = "no node has answered".to_owned();
         loop {
             for node in self.voters(shard.0) {
-                match self.try_write(node, shard, &write, unknown.is_some()).await {
+                let tried = self.try_write(node, shard, &write, unknown.is_some()).await;
+                self.answered(node, &tried);
+                let (leader, reason) = match tried {
                     Ok(outcome) => {
                         self.found_leader(shard.0, node);
                         return Ok(outcome);
                     }
-                    Err(Failed::NotDone { leader, reason: why }) => {
-                        self.lost_leader(shard.0, node, leader);
-                        reason = why;
+                    Err(Failed::NotDone { leader, reason }) => (leader, reason),
+                    Err(Failed::Unreachable(reason)) => (None, reason),
+                    Err(Failed::Unknown(reason)) => {
+                        unknown = Some(reason.clone());
+                        (None, reason)
                     }
-                    Err(Failed::Unknown(why)) => {
-                        self.lost_leader(shard.0, node, None);
-                        unknown = Some(why);
-                    }
-                }
+                };
+                self.lost_leader(shard.0, node, leader);
                 match &unknown {
                     None if started.elapsed() >= self.deadline => {
                         let reason = format!("shard {} cannot be written now: {reason}", shard.0);
@@ -272,6 +305,10 @@ impl Database for Router {
                         return Err(WriteFailure::Unknown(why.clone()));
                     }
                     _ => {}
+                }
+                if leader.is_some() {
+                    // Somebody knows who leads: ask that one next.
+                    break;
                 }
             }
             tokio::time::sleep(PAUSE).await;
@@ -295,21 +332,24 @@ fn shard_epoch((shard, epoch): (ShardId, Epoch)) -> wire::ShardEpoch {
 async fn attempt<T>(call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Failed> {
     match tokio::time::timeout(ATTEMPT_TIMEOUT, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) if refused(&status) => {
+        Ok(Err(status)) if is_refusal(&status) => {
             Err(Failed::NotDone { leader: None, reason: status.message().to_owned() })
         }
+        Ok(Err(status)) if never_connected(&status) => Err(Failed::Unreachable(status.message().to_owned())),
         Ok(Err(status)) => Err(Failed::Unknown(status.message().to_owned())),
         Err(_) => Err(Failed::Unknown(format!("no answer within {} ms", ATTEMPT_TIMEOUT.as_millis()))),
     }
 }
 
-/// Whether the call was certainly not carried out: it never got a connection, or the node refused it before
-/// it looked at it (no such shard there, another epoch, a malformed field).
-fn refused(status: &Status) -> bool {
+/// Whether the node refused the call before it looked at it: no such shard there, another epoch, a malformed
+/// field.
+fn is_refusal(status: &Status) -> bool {
+    matches!(status.code(), Code::NotFound | Code::FailedPrecondition | Code::InvalidArgument)
+}
+
+/// Whether the call never got a connection.
+fn never_connected(status: &Status) -> bool {
     use std::error::Error;
-    if matches!(status.code(), tonic::Code::NotFound | tonic::Code::FailedPrecondition | tonic::Code::InvalidArgument) {
-        return true;
-    }
     let mut source = status.source();
     while let Some(error) = source {
         if error.is::<tonic::ConnectError>() {

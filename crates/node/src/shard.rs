@@ -40,13 +40,19 @@ impl ReadGate {
     /// A lease read also needs an entry of this term applied: before, the state may lack what an earlier
     /// leader acknowledged. The lease is looked at after the call began, so even a node that is stopped
     /// right after and wakes much later returns what was the newest state at some time during the call.
-    pub(crate) async fn confirm(&self, group: &RaftGroup) -> Result<(), NotLeading> {
+    /// The term in which that was so.
+    pub(crate) async fn confirm(&self, group: &RaftGroup) -> Result<u64, NotLeading> {
         let leadership = group.leadership()?;
         let applied_term = group.applied().borrow().1;
         if applied_term == leadership.term && leadership.lease_until.is_some_and(|until| Instant::now() < until) {
-            return Ok(());
+            return Ok(leadership.term);
         }
-        self.rounds.join().await.unwrap_or(Err(NotLeading { leader: None }))
+        self.rounds.join().await.unwrap_or(Err(NotLeading { leader: None }))?;
+        match group.leadership()? {
+            // Another term began meanwhile: nobody knows which one the quorum confirmed.
+            other if other.term != leadership.term => Err(NotLeading { leader: None }),
+            same => Ok(same.term),
+        }
     }
 }
 
@@ -65,7 +71,7 @@ pub(crate) struct Voter {
     directory: Arc<dyn Directory>,
     gate: Arc<ReadGate>,
     proposer: Proposer,
-    positions: Rounds<Result<u64, ReadReply>>,
+    positions: Rounds<Result<ReadPosition, ReadReply>>,
 }
 
 impl Voter {
@@ -94,30 +100,30 @@ impl Voter {
     }
 
     /// The sequence that a strong read needs which begins now. Only a leader knows.
-    pub(crate) async fn read_position(&self) -> Result<u64, ReadReply> {
+    pub(crate) async fn read_position(&self) -> Result<ReadPosition, ReadReply> {
         match self.gate.confirm(&self.group).await {
-            Ok(()) => Ok(self.state.position().sequence),
+            Ok(_) => Ok(ReadPosition { sequence: self.state.position().sequence, time_ms: wall_ms() }),
             Err(not_leading) => Err(ReadReply::NotLeader(not_leading.leader)),
         }
     }
 
     /// A strong read: here if this node leads, or after asking the leader how far to wait.
     pub(crate) async fn read_strong(&self, database: DatabaseId, ranges: &[ReadRange]) -> ReadReply {
-        let sequence = match self.group.leadership() {
+        let position = match self.group.leadership() {
             Ok(_) => self.read_position().await,
             Err(_) => match self.positions.join().await {
                 Some(position) => position,
                 None => Err(ReadReply::Unavailable("the node is stopping".to_owned())),
             },
         };
-        let sequence = match sequence {
-            Ok(sequence) => sequence,
+        let position = match position {
+            Ok(position) => position,
             Err(reply) => return reply,
         };
-        if !wait_applied(self.group.applied(), sequence, READ_POSITION_TIMEOUT).await {
+        if !wait_applied(self.group.applied(), position.sequence, READ_POSITION_TIMEOUT).await {
             return ReadReply::Unavailable("this node lags behind the leader".to_owned());
         }
-        let view = read(&self.state, database, ranges);
+        let view = read(&self.state, database, ranges, position.time_ms);
         let id = self.group.id();
         if !self.directory.holds_lease(id.shard, id.epoch) {
             return ReadReply::NotLeader(None);
@@ -126,7 +132,7 @@ impl Voter {
     }
 }
 
-async fn ask_leader(group: RaftGroup, peers: Arc<PeerChannels>) -> Result<u64, ReadReply> {
+async fn ask_leader(group: RaftGroup, peers: Arc<PeerChannels>) -> Result<ReadPosition, ReadReply> {
     let leader = match group.leadership() {
         // It became the leader meanwhile: let the caller come again.
         Ok(_) => return Err(ReadReply::NotLeader(None)),
@@ -144,7 +150,9 @@ async fn ask_leader(group: RaftGroup, peers: Arc<PeerChannels>) -> Result<u64, R
         Err(elapsed) => unavailable(elapsed.to_string()),
         Ok(Err(status)) => unavailable(status.message().to_owned()),
         Ok(Ok(response)) => match response.into_inner().result {
-            Some(read_position_response::Result::Sequence(sequence)) => Ok(sequence),
+            Some(read_position_response::Result::Position(position)) => {
+                Ok(ReadPosition { sequence: position.sequence, time_ms: position.time_ms })
+            }
             Some(read_position_response::Result::NotLeader(hint)) => {
                 Err(ReadReply::NotLeader(Some(hint.leader).filter(|leader| *leader != 0)))
             }
@@ -164,11 +172,16 @@ pub(crate) async fn wait_applied(mut applied: watch::Receiver<(u64, u64)>, seque
 }
 
 /// Reads the state as it is. Storage that cannot be read stops the process.
-pub(crate) fn read(state: &ShardState, database: DatabaseId, ranges: &[ReadRange]) -> ReadView {
-    match state.read(database, ranges, wall_ms()) {
-        Ok(view) => view,
-        Err(error) => fatal(&error),
-    }
+fn read(state: &ShardState, database: DatabaseId, ranges: &[ReadRange], now_ms: u64) -> ReadView {
+    or_fatal(state.read(database, ranges, now_ms))
+}
+
+/// What a strong read needs to have applied, and the leader's wall clock: what has expired by it is gone,
+/// whichever voter reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ReadPosition {
+    pub(crate) sequence: u64,
+    pub(crate) time_ms: u64,
 }
 
 /// A shard on this node.
@@ -200,10 +213,15 @@ impl LocalShard {
         ranges: &[ReadRange],
         min_sequence: u64,
     ) -> ReadReply {
+        if let Self::Replica(replica) = self
+            && !replica.has_caught_up()
+        {
+            return ReadReply::Unavailable("this replica has not caught up since it started".to_owned());
+        }
         if !wait_applied(self.applied(), min_sequence, READ_POSITION_TIMEOUT).await {
             return ReadReply::Unavailable("this node lags behind what this gateway has shown before".to_owned());
         }
-        ReadReply::Done(read(self.state(), database, ranges))
+        ReadReply::Done(read(self.state(), database, ranges, wall_ms()))
     }
 }
 

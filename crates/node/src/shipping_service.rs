@@ -28,6 +28,9 @@ use crate::state_exchange::StateExchange;
 const TICK: Duration = Duration::from_millis(100);
 const ZSTD_LEVEL: i32 = 1;
 
+/// By shard and subscriber; dropping the value ends the subscription.
+pub(crate) type Subscribers = HashMap<(ShardId, NodeId), mpsc::Sender<()>>;
+
 /// Ships the logs of this node's shards, and hears what other nodes say of themselves.
 #[derive(Clone)]
 pub(crate) struct ShippingService {
@@ -37,7 +40,7 @@ pub(crate) struct ShippingService {
     pub(crate) directory: Arc<dyn Directory>,
     pub(crate) exchange: Arc<StateExchange>,
     /// The newest subscription of each subscriber: an older one ends when a newer comes.
-    pub(crate) subscriptions: Arc<Mutex<HashMap<(ShardId, NodeId), mpsc::Sender<()>>>>,
+    pub(crate) subscriptions: Arc<Mutex<Subscribers>>,
 }
 
 impl ShippingService {

@@ -48,10 +48,13 @@ impl StateExchange {
 
     fn keep(&self, group: GroupId, snapshot: Arc<StateSnapshot>) -> String {
         let id = Uuid::now_v7().to_string();
-        let mut offers = self.offers.lock();
-        offers.retain(|_, offer| offer.used.elapsed() < IDLE);
-        offers.insert(id.clone(), Offer { group, snapshot, used: Instant::now() });
+        self.offers.lock().insert(id.clone(), Offer { group, snapshot, used: Instant::now() });
         id
+    }
+
+    /// Lets go of what nobody fetches.
+    pub(crate) fn prune(&self) {
+        self.offers.lock().retain(|_, offer| offer.used.elapsed() < IDLE);
     }
 
     fn find(&self, id: &str, group: GroupId) -> Option<Arc<StateSnapshot>> {

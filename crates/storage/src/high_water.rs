@@ -17,6 +17,8 @@ use crate::{GroupId, StorageError};
 pub struct HighWater {
     path: PathBuf,
     marks: Mutex<Marks>,
+    /// Held while the file is replaced.
+    writing: Mutex<()>,
 }
 
 #[derive(Debug, Default)]
@@ -43,19 +45,25 @@ impl HighWater {
         let malformed = |line| StorageError::corruption(path.display().to_string(), format!("line `{line}`"));
         let last_index = text.lines().map(|line| parse(line).ok_or_else(|| malformed(line)));
         let last_index = last_index.collect::<Result<_, _>>()?;
-        Ok(Self { path, marks: Mutex::new(Marks { last_index, dirty: false }) })
+        Ok(Self { path, marks: Mutex::new(Marks { last_index, dirty: false }), writing: Mutex::default() })
+    }
+
+    /// Up to here the group's log had certainly been durable; 0 if nothing is known.
+    pub fn mark(&self, group: GroupId) -> u64 {
+        self.marks.lock().last_index.get(&group).copied().unwrap_or(0)
     }
 
     /// # Errors
     /// [`StorageError::Refused`] when the group's log ends before its mark.
     pub fn check(&self, group: GroupId, last_index: u64) -> Result<(), StorageError> {
-        let mark = self.marks.lock().last_index.get(&group).copied().unwrap_or(0);
+        let mark = self.mark(group);
         if last_index >= mark {
             return Ok(());
         }
         Err(StorageError::Refused(format!(
             "the log of {group} ends at index {last_index} but had been durable up to {mark}: acknowledged \
-             entries are gone, so this node must not vote; wipe its data folder and let it be seeded afresh"
+             entries are gone, so this node must not vote with it. Restore the folder, or wipe it whole: the \
+             node then comes back as a copy that does not vote"
         )))
     }
 
@@ -82,19 +90,20 @@ impl HighWater {
         self.persist()
     }
 
-    /// Writes the marks to the file, synced, if they changed.
+    /// Writes the marks to the file, synced, if they changed. Whoever raises a mark meanwhile does not wait.
     pub fn persist(&self) -> Result<(), StorageError> {
-        let mut marks = self.marks.lock();
-        if !marks.dirty {
-            return Ok(());
-        }
+        let _writing = self.writing.lock();
         let mut text = String::new();
-        for (group, index) in &marks.last_index {
-            text.push_str(&format!("{} {} {index}\n", group.shard, group.epoch));
+        {
+            let mut marks = self.marks.lock();
+            if !std::mem::take(&mut marks.dirty) {
+                return Ok(());
+            }
+            for (group, index) in &marks.last_index {
+                text.push_str(&format!("{} {} {index}\n", group.shard, group.epoch));
+            }
         }
-        replace_file(&self.path, text.as_bytes())?;
-        marks.dirty = false;
-        Ok(())
+        replace_file(&self.path, text.as_bytes())
     }
 }
 

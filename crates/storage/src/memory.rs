@@ -10,6 +10,8 @@ use crate::engine::{Operation, Visit};
 use crate::{Durability, Engine, EngineSnapshot, Scan, StorageError, WriteBatch};
 
 type Family = BTreeMap<Vec<u8>, Bytes>;
+/// Family, key and value, or none where the key was deleted.
+type Written = (String, Vec<u8>, Option<Bytes>);
 type Families = BTreeMap<String, Arc<Family>>;
 
 /// The in-memory twin of [`crate::RocksEngine`]: the same answers, and after [`MemoryEngine::crash`] only
@@ -24,7 +26,7 @@ struct Inner {
     live: Families,
     durable: Families,
     /// Logged writes since the last sync, oldest first.
-    unsynced: Vec<Vec<(String, Vec<u8>, Option<Bytes>)>>,
+    unsynced: Vec<Vec<Written>>,
     horizons: HashMap<String, Arc<AtomicU64>>,
 }
 

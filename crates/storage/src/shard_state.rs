@@ -1,5 +1,5 @@
 use std::ops::ControlFlow;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
@@ -84,6 +84,8 @@ pub struct ShardState {
     engine: Arc<dyn Engine>,
     shard: ShardId,
     current: RwLock<Current>,
+    /// Of the next staged state: no two share a family.
+    next_generation: AtomicU64,
     observer: OnceLock<Observer>,
 }
 
@@ -91,7 +93,6 @@ type Observer = Box<dyn Fn(&[(Batch, usize)]) + Send + Sync>;
 
 struct Current {
     family: Arc<str>,
-    generation: u64,
     applied: Applied,
 }
 
@@ -142,7 +143,8 @@ impl ShardState {
         Ok(Self {
             engine,
             shard,
-            current: RwLock::new(Current { family, generation, applied }),
+            current: RwLock::new(Current { family, applied }),
+            next_generation: AtomicU64::new(generation + 1),
             observer: OnceLock::new(),
         })
     }
@@ -198,12 +200,18 @@ impl ShardState {
 
     /// Makes the state durable and returns what it reflected before: a log may be purged up to there.
     pub fn flush(&self) -> Result<Applied, StorageError> {
-        let (family, applied) = {
-            let current = self.current.read();
-            (Arc::clone(&current.family), current.applied.clone())
-        };
-        self.engine.flush(&family)?;
-        Ok(applied)
+        loop {
+            let (family, applied) = {
+                let current = self.current.read();
+                (Arc::clone(&current.family), current.applied.clone())
+            };
+            match self.engine.flush(&family) {
+                Ok(()) => return Ok(applied),
+                // Replaced meanwhile, by a state that is durable.
+                Err(StorageError::NoFamily(_)) if !Arc::ptr_eq(&self.current.read().family, &family) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// What became of a write with this id, if that is remembered.
@@ -279,42 +287,37 @@ impl ShardState {
 
     /// An empty state beside the one in use, to be filled with the rows of a snapshot.
     pub fn stage(&self) -> Result<StagedState, StorageError> {
-        let next = self.current.read().generation + 1;
-        StagedState::new(Arc::clone(&self.engine), schema::state_family(self.shard, next).into())
+        let generation = self.next_generation.fetch_add(1, Ordering::Relaxed);
+        StagedState::new(Arc::clone(&self.engine), schema::state_family(self.shard, generation).into())
     }
 
     /// Replaces the state by a staged one, atomically and durably: after a crash it is the old or the new.
     /// `raft` is the position in this node's own Raft group, if it is in one: that of the snapshot's sender
-    /// means nothing here.
+    /// means nothing here. Blocks while the new state is flushed; readers are kept out only for its naming.
     ///
     /// # Errors
-    /// [`StorageError::Refused`] if the staged one is incomplete or of another generation.
+    /// [`StorageError::Refused`] if the staged one is incomplete, or older than the one in use.
     pub fn install(&self, staged: StagedState, raft: RaftApplied) -> Result<Applied, StorageError> {
-        let mut current = self.current.write();
-        let (family, applied) = staged.complete()?;
-        let generation = current.generation + 1;
-        if *family != *schema::state_family(self.shard, generation) {
-            return Err(StorageError::Refused(format!("state family `{family}` is not the next")));
-        }
-        self.adopt(&mut current, family, generation, Applied { raft, ..applied })
-    }
-
-    fn adopt(
-        &self,
-        current: &mut Current,
-        family: Arc<str>,
-        generation: u64,
-        applied: Applied,
-    ) -> Result<Applied, StorageError> {
+        let applied = Applied { raft, ..staged.applied()? };
         let mut writes = WriteBatch::default();
-        writes.put(&family, APPLIED_KEY.to_vec(), applied.encode());
+        writes.put(staged.family()?, APPLIED_KEY.to_vec(), applied.encode());
         self.engine.write(writes, Durability::Unlogged)?;
-        self.engine.flush(&family)?;
-        let mut name = WriteBatch::default();
-        name.put(&META_FAMILY.into(), schema::current_family_key(self.shard), family.as_bytes().to_vec());
-        self.engine.write(name, Durability::Logged)?;
-        self.engine.sync()?;
-        let old = std::mem::replace(current, Current { family, generation, applied: applied.clone() });
+        self.engine.flush(staged.family()?)?;
+        let old = {
+            let mut current = self.current.write();
+            if applied.position < current.applied.position {
+                return Err(StorageError::Refused(format!(
+                    "a snapshot at {} is older than the state at {}",
+                    applied.position, current.applied.position
+                )));
+            }
+            let family = staged.take()?;
+            let mut name = WriteBatch::default();
+            name.put(&META_FAMILY.into(), schema::current_family_key(self.shard), family.as_bytes().to_vec());
+            self.engine.write(name, Durability::Logged)?;
+            self.engine.sync()?;
+            std::mem::replace(&mut *current, Current { family, applied: applied.clone() })
+        };
         self.engine.drop_family(&old.family)?;
         Ok(applied)
     }
@@ -404,8 +407,9 @@ impl View for StateAt<'_> {
     type Error = StorageError;
 
     fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Stored>, StorageError> {
-        let family = Arc::clone(&self.state.current.read().family);
-        let bytes = self.state.engine.get(&family, &schema::data_key(database, key))?;
+        // Under the lock: an installation drops the family that it replaces.
+        let current = self.state.current.read();
+        let bytes = self.state.engine.get(&current.family, &schema::data_key(database, key))?;
         let Some(stored) = bytes.map(StoredValue::decode).transpose()? else { return Ok(None) };
         if schema::is_expired(stored.expire_at_ms, self.now_ms) {
             return Ok(None);

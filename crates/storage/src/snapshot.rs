@@ -87,20 +87,24 @@ impl StagedState {
         Ok(self.applied()?.position)
     }
 
-    fn applied(&self) -> Result<Applied, StorageError> {
+    pub(crate) fn applied(&self) -> Result<Applied, StorageError> {
         let refused = |what: &str| StorageError::Refused(format!("a staged state cannot be installed: {what}"));
-        let family = self.family.as_ref().filter(|_| self.complete).ok_or_else(|| refused("rows are missing"))?;
-        let applied = self.engine.get(family, APPLIED_KEY)?.ok_or_else(|| refused("it has no position"))?;
+        if !self.complete {
+            return Err(refused("rows are missing"));
+        }
+        let applied = self.engine.get(self.family()?, APPLIED_KEY)?.ok_or_else(|| refused("it has no position"))?;
         Applied::decode(applied)
     }
 
-    /// The family, now the caller's, and what it reflects.
-    pub(crate) fn complete(mut self) -> Result<(Arc<str>, Applied), StorageError> {
-        let applied = self.applied()?;
-        match self.family.take() {
-            Some(family) => Ok((family, applied)),
-            None => Err(StorageError::Refused("a staged state was taken already".to_owned())),
-        }
+    pub(crate) fn family(&self) -> Result<&Arc<str>, StorageError> {
+        self.family.as_ref().ok_or_else(|| StorageError::Refused("a staged state was taken already".to_owned()))
+    }
+
+    /// The family, now the caller's.
+    pub(crate) fn take(mut self) -> Result<Arc<str>, StorageError> {
+        let family = Arc::clone(self.family()?);
+        self.family = None;
+        Ok(family)
     }
 }
 

@@ -55,6 +55,7 @@ impl Applied {
                     Effect::Delete { .. } => {
                         self.rows.remove(&at);
                     }
+                    Effect::Unindex { .. } => {}
                 }
             }
         }
@@ -214,7 +215,8 @@ impl Proposer {
                 prop_assert!(keys.windows(2).all(|pair| pair[0] != pair[1]), "two effects of one key");
                 self.overlay.push(stamp, database(write.database), &effects);
                 let request_id = RequestId([0; 16]);
-                let committed = CommittedTransaction { request_id, database: database(write.database), effects };
+                let committed =
+                    CommittedTransaction { request_id, database: database(write.database), effects, refusal: None };
                 self.filling.transactions.push(committed);
                 self.model = next;
             }

@@ -2,7 +2,7 @@ use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -101,7 +101,25 @@ impl Dev {
         stop.await;
         println!("Stopping.");
         cluster.stop().await;
-        Ok(())
+        match temporary {
+            Some(folder) => remove(folder.keep()).await,
+            None => Ok(()),
+        }
+    }
+}
+
+/// Removes the folder; RocksDB may close a moment after its node.
+async fn remove(folder: PathBuf) -> Result<()> {
+    let mut tries = 0;
+    loop {
+        match std::fs::remove_dir_all(&folder) {
+            Ok(()) => return Ok(()),
+            Err(error) if tries == 50 => {
+                return Err(error).with_context(|| format!("cannot remove {}", folder.display()));
+            }
+            Err(_) => tries += 1,
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 

@@ -1,3 +1,5 @@
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -48,18 +50,21 @@ async fn ask(address: &str) -> Result<StatusResponse> {
 impl Status {
     pub(crate) async fn run(self) -> Result<()> {
         let topology = topology(&self.config)?;
+        let mut out = String::new();
         let mut away = 0;
         let mut leaders: Vec<(String, ShardStatus)> = Vec::new();
-        println!(
+        writeln!(
+            out,
             "{:<14} {:<10} {:>5}  {:<10} {:>12} {:>12} {:>8}",
             "NODE", "REGION", "SHARD", "ROLE", "APPLIED", "LOG FROM", "LEADER"
-        );
+        )?;
         for node in topology.nodes.values() {
             match ask(&node.rpc_address).await {
                 Ok(status) => {
                     for shard in status.shards {
                         let source = if shard.source > 0 { shard.source } else { shard.leader };
-                        println!(
+                        writeln!(
+                            out,
                             "{:<14} {:<10} {:>5}  {:<10} {:>12} {:>12} {:>8}",
                             status.node_name,
                             status.region,
@@ -68,7 +73,7 @@ impl Status {
                             shard.applied_sequence,
                             shard.first_sequence,
                             name(&topology, source),
-                        );
+                        )?;
                         if shard.role == "leader" {
                             leaders.push((status.node_name.clone(), shard));
                         }
@@ -76,18 +81,20 @@ impl Status {
                 }
                 Err(error) => {
                     away += 1;
-                    println!("{:<14} {:<10} does not answer: {error:#}", node.name, node.region);
+                    writeln!(out, "{:<14} {:<10} does not answer: {error:#}", node.name, node.region)?;
                 }
             }
         }
-        println!();
-        println!(
-            "{:>5} {:<14} {:<14} {:>10} {:>12} {:>10}  {}",
-            "SHARD", "LEADER", "FOLLOWER", "BATCHES", "BYTES", "SECONDS", ""
-        );
+        writeln!(out)?;
+        writeln!(
+            out,
+            "{:>5} {:<14} {:<14} {:>10} {:>12} {:>10}",
+            "SHARD", "LEADER", "FOLLOWER", "BATCHES", "BYTES", "SECONDS"
+        )?;
         for (leader, shard) in &leaders {
             for follower in &shard.subscribers {
-                println!(
+                writeln!(
+                    out,
                     "{:>5} {:<14} {:<14} {:>10} {:>12} {:>10.3}  {}",
                     shard.shard,
                     leader,
@@ -96,13 +103,18 @@ impl Status {
                     follower.lag_bytes,
                     follower.lag_ms as f64 / 1000.0,
                     if follower.connected { "" } else { "not heard of" },
-                );
+                )?;
             }
         }
         for shard in topology.shards.keys() {
             if !leaders.iter().any(|(_, led)| led.shard == shard.0) {
-                println!("shard {shard} has no leader");
+                writeln!(out, "shard {shard} has no leader")?;
             }
+        }
+        // Whoever reads only the first lines closes the pipe: that is no failure.
+        match std::io::stdout().write_all(out.as_bytes()) {
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error.into()),
+            _ => {}
         }
         if away == topology.nodes.len() {
             bail!("no node answers");

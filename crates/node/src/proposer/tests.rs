@@ -54,7 +54,6 @@ impl Leader {
         let group = RaftGroup::open(RaftGroupOptions {
             node_id: 1,
             group,
-            voters: BTreeSet::from([1]),
             state: Arc::clone(&state),
             syncer,
             high_water: None,
@@ -63,6 +62,8 @@ impl Leader {
             timing,
         });
         let group = group.await.unwrap();
+        let nobody: Arc<dyn Peers> = Arc::new(Nobody);
+        group.take_part(&BTreeSet::from([1]), &nobody).await.unwrap();
         let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let directory = Arc::new(StaticDirectory::new(topology, StaticCatalogue::default()));
         let proposer = Proposer::start(ProposerParts {

@@ -119,6 +119,16 @@ fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
         assert_eq!(texts(&target, all(9, false), 0), ["1", "2"]);
         let after = ShardState::open(Arc::new(twin.crash(0)), SHARD).unwrap();
         assert_eq!(texts(&after, all(9, false), 0), ["1", "2"]);
+        // Two at a time do not meet: dropping one leaves the other, and what is in use, alone.
+        let (first, mut second) = (target.stage().unwrap(), target.stage().unwrap());
+        second.add(snapshot.rows(&[], usize::MAX).unwrap()).unwrap();
+        drop(first);
+        target.install(second, RaftApplied::default()).unwrap();
+        assert_eq!(texts(&target, all(9, false), 0), ["1", "2"]);
+        target.apply(&[batch(2, vec![])], RaftApplied::default()).unwrap();
+        let mut older = target.stage().unwrap();
+        older.add(snapshot.rows(&[], usize::MAX).unwrap()).unwrap();
+        assert!(target.install(older, RaftApplied::default()).unwrap_err().to_string().contains("is older than"));
         let incomplete = target.stage().unwrap();
         assert!(
             target.install(incomplete, RaftApplied::default()).unwrap_err().to_string().contains("rows are missing")

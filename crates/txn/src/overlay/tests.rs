@@ -98,7 +98,8 @@ fn effects_expire() {
 
 #[test]
 fn a_batch_is_its_transactions_in_order() {
-    let transaction = |effects| CommittedTransaction { request_id: RequestId([0; 16]), database: DATABASE, effects };
+    let transaction =
+        |effects| CommittedTransaction { request_id: RequestId([0; 16]), database: DATABASE, effects, refusal: None };
     let transactions =
         vec![transaction(vec![put("a", 1), put("b", 1)]), transaction(vec![]), transaction(vec![put("a", 2)])];
     let mut overlay = Overlay::new();

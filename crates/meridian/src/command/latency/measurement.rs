@@ -33,23 +33,21 @@ pub(super) struct Measurement {
 impl Measurement {
     /// Progress goes to stderr.
     pub(super) async fn run(&self) -> Result<Report> {
+        let probes = self.open_all().await?;
+        let database_id = one_database(&probes)?;
         let mut keys = Keys::new();
-        let report = self.measure(&mut keys).await;
+        let report = self.measure(probes, database_id, &mut keys).await;
         let removed = keys.remove(&self.cluster).await;
         let removed = removed.with_context(|| format!("keys were left behind, below [{:?}]", keys.prefix()));
-        match (report, removed) {
-            (Ok(report), removed) => removed.map(|()| report),
-            (Err(error), removed) => {
-                if let Err(left) = removed {
-                    eprintln!("{left:#}");
-                }
-                Err(error)
-            }
+        if let (Err(_), Err(left)) = (&report, &removed) {
+            eprintln!("{left:#}");
         }
+        let report = report?;
+        removed.map(|()| report)
     }
 
-    async fn measure(&self, keys: &mut Keys) -> Result<Report> {
-        let database_id = self.prepare(keys).await?;
+    async fn measure(&self, probes: Vec<Probe>, database_id: String, keys: &mut Keys) -> Result<Report> {
+        self.write_keys(probes, keys).await?;
         let mut regions = Vec::with_capacity(self.cluster.sites.len());
         for site in &self.cluster.sites {
             regions.push(self.measure_region(site, keys).await?);
@@ -66,22 +64,15 @@ impl Measurement {
         })
     }
 
-    /// Finds out whether every region can be measured, and gives reads something to find.
-    async fn prepare(&self, keys: &mut Keys) -> Result<String> {
-        let mut probes = self.open_all().await?;
+    /// Gives reads something to find, in every region.
+    async fn write_keys(&self, mut probes: Vec<Probe>, keys: &mut Keys) -> Result<()> {
         let Some(first) = probes.first_mut() else { bail!("there is no gateway to measure") };
-        let database_id = first.database_id.clone();
-        let from = first.region.clone();
         let written = keys.write_all(first).await?;
+        let look = keys.body(Operation::EventualRead);
         for probe in &mut probes {
-            if probe.database_id != database_id {
-                let (region, other) = (&probe.region, &probe.database_id);
-                bail!("{region} has the database {other}, and {from} has {database_id}: not one cluster");
-            }
-            let body = keys.body(Operation::EventualRead);
-            self.shown(probe, &body, &written, Instant::now()).await?;
+            self.shown(probe, &look, &written, Instant::now()).await?;
         }
-        Ok(database_id)
+        Ok(())
     }
 
     async fn open_all(&self) -> Result<Vec<Probe>> {
@@ -91,30 +82,56 @@ impl Measurement {
     async fn measure_region(&self, site: &Site, keys: &mut Keys) -> Result<RegionReport> {
         // Anew for each region: the others take minutes, and gateways cut idle connections.
         let mut probe = Probe::open(site, &self.cluster.access_token).await?;
+        let (round_trip, eventual_read) = self.measure_eventual(&mut probe, keys).await?;
         Ok(RegionReport {
             region: site.region.clone(),
             url: site.url.clone(),
             wan_round_trips: site.wan_round_trips,
-            round_trip: self.measure_cell(&mut probe, keys, Operation::RoundTrip).await?,
-            eventual_read: self.measure_cell(&mut probe, keys, Operation::EventualRead).await?,
+            round_trip,
+            eventual_read,
             strong_read: self.measure_cell(&mut probe, keys, Operation::StrongRead).await?,
             write: self.measure_cell(&mut probe, keys, Operation::Write).await?,
         })
     }
 
+    /// The client's own round trips and eventual reads in turn: one is to be compared with the other, and
+    /// what either takes changes with how busy the machine is.
+    async fn measure_eventual(&self, probe: &mut Probe, keys: &mut Keys) -> Result<(Quantiles, Quantiles)> {
+        self.progress(probe, Operation::EventualRead);
+        let (mut round_trips, mut reads) = (Tally::new()?, Tally::new()?);
+        for request in 0..WARM_UP_REQUESTS + self.requests {
+            let round_trip = self.timed(probe, keys, Operation::RoundTrip).await?;
+            let read = self.timed(probe, keys, Operation::EventualRead).await?;
+            if request >= WARM_UP_REQUESTS {
+                round_trips.success(round_trip, true);
+                reads.success(read, true);
+            }
+        }
+        Ok((Quantiles::from(&round_trips), Quantiles::from(&reads)))
+    }
+
     async fn measure_cell(&self, probe: &mut Probe, keys: &mut Keys, operation: Operation) -> Result<Quantiles> {
-        eprintln!("{}: {}, {} requests", probe.region, operation.name(), self.requests);
+        self.progress(probe, operation);
         let mut tally = Tally::new()?;
         for request in 0..WARM_UP_REQUESTS + self.requests {
-            self.check_stop()?;
-            let body = keys.body(operation);
-            let begun = Instant::now();
-            probe.call(operation, body).await?;
+            let latency = self.timed(probe, keys, operation).await?;
             if request >= WARM_UP_REQUESTS {
-                tally.success(begun.elapsed(), true);
+                tally.success(latency, true);
             }
         }
         Ok(Quantiles::from(&tally))
+    }
+
+    fn progress(&self, probe: &Probe, operation: Operation) {
+        eprintln!("{}: {}, {} requests", probe.region, operation.name(), self.requests);
+    }
+
+    async fn timed(&self, probe: &mut Probe, keys: &mut Keys, operation: Operation) -> Result<Duration> {
+        self.check_stop()?;
+        let body = keys.body(operation);
+        let begun = Instant::now();
+        probe.call(operation, body).await?;
+        Ok(begun.elapsed())
     }
 
     async fn measure_replication(&self, keys: &Keys) -> Result<Replication> {
@@ -174,4 +191,21 @@ impl Measurement {
         }
         Ok(())
     }
+}
+
+/// The id of the database that all gateways lead to.
+fn one_database(probes: &[Probe]) -> Result<String> {
+    let Some(first) = probes.first() else { bail!("there is no gateway to measure") };
+    for probe in probes {
+        if probe.database_id != first.database_id {
+            bail!(
+                "{} has the database {}, and {} has {}: not one cluster",
+                probe.region,
+                probe.database_id,
+                first.region,
+                first.database_id
+            );
+        }
+    }
+    Ok(first.database_id.clone())
 }

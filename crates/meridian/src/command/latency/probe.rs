@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, anyhow};
 use bytes::Bytes;
 use meridian_bench::endpoint::Endpoint;
 use meridian_bench::error::BenchError;
@@ -38,13 +38,15 @@ pub(super) struct Probe {
 impl Probe {
     /// Errors name the region, here and below.
     pub(super) async fn open(site: &Site, access_token: &str) -> Result<Self> {
-        Self::open_unnamed(site, access_token).await.with_context(|| site.region.clone())
+        // A `BenchError` says its causes itself: as the cause of another error it would say them twice.
+        Self::open_unnamed(site, access_token).await.map_err(|error| anyhow!("{}: {error}", site.region))
     }
 
-    async fn open_unnamed(site: &Site, access_token: &str) -> Result<Self> {
+    async fn open_unnamed(site: &Site, access_token: &str) -> Result<Self, BenchError> {
+        let no = |kind| BenchError::Unsuccessful(format!("{} names no {kind} endpoint", site.url));
         let metadata = Metadata::exchange(&site.url, access_token, HTTP, TIMEOUT).await?;
-        let Some(strong) = metadata.strong else { bail!("{} names no strong endpoint", site.url) };
-        let Some(eventual) = metadata.eventual else { bail!("{} names no eventual endpoint", site.url) };
+        let strong = metadata.strong.ok_or_else(|| no("strong"))?;
+        let eventual = metadata.eventual.ok_or_else(|| no("eventual"))?;
         let target = |endpoint: &Endpoint, method| Target::new(&endpoint.method(method), HTTP, &metadata.headers);
         Ok(Self {
             region: site.region.clone(),
@@ -72,14 +74,14 @@ impl Probe {
             }
             Operation::Write => self.strong.call(self.write.request(body)).await.and_then(written),
         };
-        answer.with_context(|| format!("{}: {} failed", self.region, operation.name()))
+        answer.map_err(|error| anyhow!("{}: {} failed: {error}", self.region, operation.name()))
     }
 
     /// The versionstamp that an eventual read shows. `None`: the key is not there.
     pub(super) async fn look(&mut self, body: Bytes) -> Result<Option<Bytes>> {
         let answer = self.eventual.call(self.eventual_read.request(body)).await;
         let seen = answer.and_then(|answer| read_if_there(answer, false));
-        seen.with_context(|| format!("{}: {} failed", self.region, Operation::EventualRead.name()))
+        seen.map_err(|error| anyhow!("{}: {} failed: {error}", self.region, Operation::EventualRead.name()))
     }
 
     /// The way there and back, with as little work at the gateway as there is.

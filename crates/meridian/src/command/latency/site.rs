@@ -6,7 +6,6 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use meridian_bench::endpoint::Endpoint;
-use meridian_gateway::Databases;
 use meridian_node::config::{NodeConfig, TokenConfig, TokenSecret};
 use meridian_node::topology::{DatabaseInfo, Topology};
 
@@ -60,7 +59,7 @@ impl Cluster {
         let database = find_database(&config.topology, database)?;
         let access_token = match access_token {
             Some(token) => token,
-            None => plain_token(&config.tokens, database).with_context(|| {
+            None => plain_token(&config.tokens).with_context(|| {
                 let path = path.display();
                 format!("{path} has no token in plain text that may write; give --access-token")
             })?,
@@ -137,17 +136,11 @@ fn find_database<'a>(topology: &'a Topology, name: Option<&str>) -> Result<&'a D
     }
 }
 
-/// The first that a client can show, and that may write to the database.
-fn plain_token(tokens: &[TokenConfig], database: &DatabaseInfo) -> Option<String> {
-    tokens.iter().find_map(|token| {
-        let opens = match &token.databases {
-            Databases::All => true,
-            Databases::Only(ids) => ids.contains(&database.id),
-        };
-        match &token.secret {
-            TokenSecret::Plain(secret) if token.write && opens => Some(secret.clone()),
-            _ => None,
-        }
+/// The first that a client can show, and that may write. Whether it opens the database is for the gateway to say.
+fn plain_token(tokens: &[TokenConfig]) -> Option<String> {
+    tokens.iter().find_map(|token| match &token.secret {
+        TokenSecret::Plain(secret) if token.write => Some(secret.clone()),
+        _ => None,
     })
 }
 
@@ -205,22 +198,21 @@ mod tests {
     }
 
     #[test]
-    fn the_token_is_plain_and_writes_there() {
-        let topology = dev();
-        let database = find_database(&topology, None).unwrap();
-        let token = |secret: &str, databases, write| TokenConfig {
-            secret: TokenSecret::Plain(secret.to_owned()),
-            databases,
-            write,
-        };
-        let mut tokens = vec![
-            TokenConfig { secret: TokenSecret::Sha256([0; 32]), databases: Databases::All, write: true },
-            token("reads", Databases::All, false),
-            token("elsewhere", Databases::Only(vec![DEV_SECOND_DATABASE]), true),
-        ];
-        assert_eq!(plain_token(&tokens, database), None);
-        tokens.push(token("here", Databases::Only(vec![DEV_DEFAULT_DATABASE]), true));
-        assert_eq!(plain_token(&tokens, database).as_deref(), Some("here"));
+    fn the_token_is_plain_and_writes() {
+        let sample = include_str!("../../../../../deploy/node.toml");
+        let path = Path::new("deploy/node.toml");
+        let mut tokens = NodeConfig::parse(sample, path).unwrap().tokens;
+        tokens.truncate(1);
+        let mut token = tokens.remove(0);
+        token.write = true;
+        token.secret = TokenSecret::Sha256([0; 32]);
+        tokens.push(token.clone());
+        token.secret = TokenSecret::Plain("reads".to_owned());
+        tokens.push(TokenConfig { write: false, ..token.clone() });
+        assert_eq!(plain_token(&tokens), None);
+        token.secret = TokenSecret::Plain("writes".to_owned());
+        tokens.push(token);
+        assert_eq!(plain_token(&tokens).as_deref(), Some("writes"));
     }
 
     #[test]

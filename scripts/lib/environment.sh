@@ -1,0 +1,178 @@
+# shellcheck shell=bash
+# What every script shares: where builds are cached, and how to get what is missing.
+# To be sourced, after `set -euo pipefail`. Sourcing it sets variables and installs nothing.
+
+MERIDIAN_ROOT=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd -P)
+MERIDIAN_CACHE=$HOME/.cache/meridian
+MERIDIAN_MIN_RUST=1.90
+
+say() { printf '%s\n' "meridian: $*" >&2; }
+fail() {
+  say "$*"
+  exit 1
+}
+have() { command -v "$1" >/dev/null 2>&1; }
+
+# Prints the header comment of the script that was started, as its help.
+print_help() { sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$0"; }
+
+# The target folder lies outside of the checkout, so that a fresh clone (CI, a second work tree) builds only
+# what changed. RocksDB is most of a cold build, and its objects outlive even the target folder in ccache:
+# - CCACHE_BASEDIR and CCACHE_NOHASHDIR, since sources and objects lie in folders with hashes in their names;
+# - CCACHE_COMPILERCHECK=content, since a fresh machine's compiler has another mtime and is the same.
+# Every script has to set the same values, or they do not share the cache.
+export CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-$MERIDIAN_CACHE/target}
+
+use_ccache() {
+  have ccache || return 0
+  export CCACHE_DIR=${CCACHE_DIR:-$MERIDIAN_CACHE/ccache}
+  export CCACHE_BASEDIR=${CCACHE_BASEDIR:-$MERIDIAN_CACHE}
+  export CCACHE_NOHASHDIR=${CCACHE_NOHASHDIR:-1}
+  export CCACHE_MAXSIZE=${CCACHE_MAXSIZE:-4G}
+  export CCACHE_COMPILERCHECK=${CCACHE_COMPILERCHECK:-content}
+  export CC=${CC:-ccache cc} CXX=${CXX:-ccache c++}
+}
+use_ccache
+
+# CI and scripts/verify build exactly what Cargo.lock says.
+# shellcheck disable=SC2034 # Used by the scripts that source this.
+CARGO_FLAGS=()
+if [[ -n ${CI:-} || -n ${MERIDIAN_LOCKED:-} ]]; then CARGO_FLAGS+=(--locked); fi
+
+# The folder of built programs.
+release_dir() { printf '%s\n' "$CARGO_TARGET_DIR/release"; }
+
+# Installs Debian packages: install_debian_packages WHY PACKAGE...
+install_debian_packages() {
+  local why=$1
+  shift
+  if ! have apt-get; then
+    fail "$why. On this system, please install by hand what Debian calls: $*"
+  fi
+  local as_root=()
+  if [[ $(id -u) != 0 ]]; then
+    have sudo || fail "$why, and this user cannot install it. As root, run: apt-get install $*"
+    as_root=(sudo)
+    # Nobody is there to type a password.
+    [[ -t 0 ]] || as_root=(sudo -n)
+  fi
+  say "$why: installing $*"
+  if [[ -z ${MERIDIAN_APT_UPDATED:-} ]]; then
+    "${as_root[@]}" apt-get update -qq >&2 || fail "apt-get update failed"
+    export MERIDIAN_APT_UPDATED=1
+  fi
+  "${as_root[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@" >&2 ||
+    fail "apt-get could not install: $*"
+}
+
+# Whether bindgen will find a libclang. The folders are those where clang-sys looks on Linux and macOS.
+have_libclang() {
+  [[ -n ${LIBCLANG_PATH:-} ]] && return 0
+  compgen -G '/usr/lib/llvm*/lib/libclang*.so*' >/dev/null ||
+    compgen -G '/usr/lib*/libclang*.so*' >/dev/null ||
+    compgen -G '/usr/lib/*-linux-gnu/libclang*.so*' >/dev/null ||
+    compgen -G '/usr/local/llvm*/lib*/libclang*' >/dev/null ||
+    compgen -G '/opt/homebrew/opt/llvm*/lib/libclang.dylib' >/dev/null ||
+    compgen -G '/Library/Developer/CommandLineTools/usr/lib/libclang.dylib' >/dev/null
+}
+
+# A C and C++ compiler, make and libclang, for RocksDB.
+need_compilers() {
+  local missing=()
+  have cc || missing+=(gcc)
+  have c++ || missing+=(g++)
+  have make || missing+=(make)
+  have_libclang || missing+=(clang libclang-dev)
+  # Only a convenience: not worth a password, nor a failure.
+  if ! have ccache && have apt-get && [[ $(id -u) == 0 ]]; then missing+=(ccache); fi
+  if [[ ${#missing[@]} -gt 0 ]]; then
+    install_debian_packages "RocksDB needs a C++ compiler and libclang to build" "${missing[@]}"
+    use_ccache
+  fi
+}
+
+# Checks only: which toolchain is used is for the user to say.
+need_rust() {
+  local advice="get the stable toolchain as rust-lang.org says (with rustup), or update it: rustup update stable"
+  if ! have cargo || ! have rustc; then fail "Rust is missing: $advice"; fi
+  local version
+  version=$(rustc --version) || fail "rustc does not run: $advice"
+  version=${version#rustc }
+  version=${version%%[ -]*}
+  if [[ $(printf '%s\n' "$MERIDIAN_MIN_RUST" "$version" | sort -V | head -n 1) != "$MERIDIAN_MIN_RUST" ]]; then
+    fail "Rust $version is too old, $MERIDIAN_MIN_RUST or later is needed: $advice"
+  fi
+}
+
+# need_rust_component COMPONENT SUBCOMMAND
+need_rust_component() {
+  cargo "$2" --version >/dev/null 2>&1 || fail "cargo $2 is missing. Get it with: rustup component add $1"
+}
+
+# Everything that building Meridian takes.
+need_to_build() {
+  need_rust
+  need_compilers
+}
+
+need_node() {
+  if ! have node || ! have npm; then
+    install_debian_packages "tests run the Node client" nodejs npm
+  fi
+}
+
+# denokv and what it stands on want Python 3.11 or later; a venv needs ensurepip, which Debian packs apart.
+need_python() {
+  if ! have python3 || ! python3 -c 'import ensurepip, venv' 2>/dev/null; then
+    install_debian_packages "tests run the Python client" python3 python3-venv
+  fi
+  python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    fail "$(python3 --version) is too old: the Python client needs 3.11 or later"
+}
+
+# Installs the pinned clients of tests/clients once for each state of the pins, and exports MERIDIAN_DENO,
+# MERIDIAN_NODE_MODULES and MERIDIAN_PYTHON.
+need_clients() {
+  need_node
+  need_python
+  local pins=$MERIDIAN_ROOT/tests/clients key folder
+  key=$({
+    cat "$pins/package.json" "$pins/package-lock.json" "$pins/requirements.txt"
+    uname -sm
+    python3 -c 'import sys; print(sys.version, sys.prefix)'
+  } | cksum | tr ' ' '-')
+  folder=$MERIDIAN_CACHE/clients/$key
+  mkdir -p "$folder"
+  # Two test runs may come here at once; the lock goes with the subshell's descriptor.
+  (
+    if have flock; then flock 9; fi
+    [[ -e $folder/complete ]] || install_clients "$pins" "$folder"
+  ) 9>"$folder.lock" || exit 1
+  export MERIDIAN_DENO=$folder/node_modules/deno/deno
+  export MERIDIAN_NODE_MODULES=$folder/node_modules
+  export MERIDIAN_PYTHON=$folder/venv/bin/python
+}
+
+install_clients() {
+  local pins=$1 folder=$2
+  say "installing the pinned clients into $folder"
+  rm -rf "$folder/node_modules" "$folder/venv"
+  cp "$pins/package.json" "$pins/package-lock.json" "$folder/" || fail "cannot write to $folder"
+  # npm is about to stop running install scripts, and asks before it does. The only one here, Deno's, links
+  # the binary of the platform's own package (a part of the lock file) to where it is looked for.
+  (cd "$folder" && npm ci --ignore-scripts --no-audit --no-fund --loglevel=error >&2) ||
+    fail "npm could not install the clients"
+  node "$folder/node_modules/deno/install.cjs" || fail "Deno's binary could not be put in place"
+  # Asked for their versions, so that a broken install shows here and not in some test.
+  DENO_NO_UPDATE_CHECK=1 "$folder/node_modules/deno/deno" --version >/dev/null || fail "Deno does not run"
+  (cd "$folder" && node -e 'require("@deno/kv").openKv') || fail "@deno/kv cannot be loaded"
+  python3 -m venv "$folder/venv" || fail "no Python venv could be made"
+  "$folder/venv/bin/python" -m pip install -q --disable-pip-version-check -r "$pins/requirements.txt" >&2 ||
+    fail "pip could not install the Python client"
+  "$folder/venv/bin/python" -c 'import denokv' || fail "denokv cannot be loaded"
+  touch "$folder/complete"
+}
+
+need_shellcheck() {
+  have shellcheck || install_debian_packages "verify checks the scripts" shellcheck
+}

@@ -1,0 +1,249 @@
+//! The real clients do every operation through the gateways of every region.
+//!
+//! Each client's program lies in `clients/`, and ends with an error at the first wrong result. It takes the
+//! URL of the gateway that it works through, and those of all regions, through which it looks at what it
+//! wrote.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::num::NonZeroU32;
+
+use bytes::Bytes;
+use deno_error::JsErrorBox;
+use denokv_proto::{
+    AtomicWrite, Check, Consistency, Database, KvEntry, KvValue, Mutation, MutationKind, ReadRange, SnapshotReadOptions,
+};
+use denokv_remote::{MetadataEndpoint, Remote, RemotePermissions, RemoteResponse, RemoteTransport};
+use futures::Stream;
+use http_body_util::{BodyExt, Full};
+use hyper::{HeaderMap, Request, StatusCode};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use meridian_tests::kv_connect::{DEFAULT_DATABASE, mutation, point};
+use meridian_tests::{Cluster, ClusterOptions, TOKEN, clients, poll};
+use url::Url;
+
+/// The last node of each region: a voter that need not lead, a replica, and the third region's only node.
+fn gateways(cluster: &Cluster) -> Vec<String> {
+    let nodes = (0..cluster.regions()).filter_map(|region| cluster.region(region).pop());
+    nodes.map(|node| cluster.url(node)).collect()
+}
+
+async fn program_through_every_gateway(command: impl Fn() -> tokio::process::Command, program: &str) {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let urls = gateways(&cluster);
+    for url in &urls {
+        let mut command = command();
+        command.arg(clients::program(program)).arg(url).args(&urls);
+        clients::run(command).await;
+    }
+    cluster.assert_all_run();
+}
+
+#[tokio::test]
+async fn native_deno() {
+    program_through_every_gateway(clients::deno, "deno.ts").await;
+}
+
+#[tokio::test]
+async fn npm_on_node() {
+    program_through_every_gateway(clients::node, "node.mjs").await;
+}
+
+#[tokio::test]
+async fn python() {
+    program_through_every_gateway(clients::python, "python.py").await;
+}
+
+/// hyper, as `denokv_remote` wants an HTTP client.
+#[derive(Clone)]
+struct Transport(Client<HttpConnector, Full<Bytes>>);
+
+struct Body(Bytes);
+
+impl RemoteTransport for Transport {
+    type Response = Body;
+
+    async fn post(&self, url: Url, headers: HeaderMap, body: Bytes) -> Result<(Url, StatusCode, Body), JsErrorBox> {
+        let client = self.0.clone();
+        // In a task of its own, because futures of hyper are not `Sync`.
+        let answered = tokio::spawn(async move {
+            let failed = |error: &dyn std::error::Error| JsErrorBox::generic(error.to_string());
+            let mut request = Request::post(url.as_str());
+            if let Some(all) = request.headers_mut() {
+                *all = headers;
+            }
+            let request = request.body(Full::new(body)).map_err(|error| failed(&error))?;
+            let response = client.request(request).await.map_err(|error| failed(&error))?;
+            let status = response.status();
+            let body = response.into_body().collect().await.map_err(|error| failed(&error))?;
+            Ok((url, status, Body(body.to_bytes())))
+        });
+        answered.await.map_err(|error| JsErrorBox::generic(error.to_string()))?
+    }
+}
+
+impl RemoteResponse for Body {
+    async fn bytes(self) -> Result<Bytes, JsErrorBox> {
+        Ok(self.0)
+    }
+
+    async fn text(self) -> Result<String, JsErrorBox> {
+        Ok(String::from_utf8_lossy(&self.0).into_owned())
+    }
+
+    fn stream(self) -> impl Stream<Item = Result<Bytes, JsErrorBox>> + Send + Sync {
+        futures::stream::iter([Ok(self.0)])
+    }
+}
+
+#[derive(Clone)]
+struct Anywhere;
+
+impl RemotePermissions for Anywhere {
+    fn check_net_url(&self, _: &Url) -> Result<(), JsErrorBox> {
+        Ok(())
+    }
+}
+
+type Kv = Remote<Anywhere, Transport>;
+
+fn connect(url: &str) -> Kv {
+    let transport = Transport(Client::builder(TokioExecutor::new()).build(HttpConnector::new()));
+    let endpoint = MetadataEndpoint { url: url.parse().unwrap(), access_token: TOKEN.to_owned() };
+    Remote::new(transport, Anywhere, endpoint)
+}
+
+async fn list(kv: &Kv, prefix: &str, limit: u32, reverse: bool, consistency: Consistency) -> Vec<KvEntry> {
+    let range = ReadRange {
+        start: prefix.as_bytes().to_vec(),
+        end: format!("{prefix}~").into_bytes(),
+        limit: NonZeroU32::new(limit).unwrap(),
+        reverse,
+    };
+    let mut ranges = kv.snapshot_read(vec![range], SnapshotReadOptions { consistency }).await.unwrap();
+    ranges.pop().unwrap().entries
+}
+
+async fn number(kv: &Kv, key: &str) -> Option<u64> {
+    let entry = list(kv, key, 1, false, Consistency::Strong).await.pop()?;
+    match entry.value {
+        KvValue::U64(number) => Some(number),
+        other => panic!("{key} is {other:?}"),
+    }
+}
+
+fn mutate(key: &str, kind: MutationKind) -> Mutation {
+    Mutation { key: key.as_bytes().to_vec(), kind, expire_at: None }
+}
+
+fn write(checks: Vec<Check>, mutations: Vec<Mutation>) -> AtomicWrite {
+    AtomicWrite { checks, mutations, enqueues: Vec::new() }
+}
+
+async fn commit(kv: &Kv, mutations: Vec<Mutation>) -> [u8; 10] {
+    kv.atomic_write(write(vec![], mutations)).await.unwrap().expect("a write without checks").versionstamp
+}
+
+fn bytes(text: &str) -> KvValue {
+    KvValue::Bytes(text.as_bytes().to_vec())
+}
+
+async fn official_rust_client(url: &str, urls: &[String], root: &str) {
+    let kv = connect(url);
+    let key = |name: &str| format!("{root}/{name}");
+    let strong = Consistency::Strong;
+
+    let versionstamp = commit(&kv, vec![mutate(&key("value"), MutationKind::Set(bytes("v")))]).await;
+    let entry = list(&kv, &key("value"), 10, false, strong).await.pop().unwrap();
+    assert_eq!((entry.versionstamp, entry.key), (versionstamp, key("value").into_bytes()));
+    assert!(matches!(entry.value, KvValue::Bytes(value) if value == b"v"));
+    commit(&kv, vec![mutate(&key("value"), MutationKind::Delete)]).await;
+    assert!(list(&kv, &key("value"), 10, false, strong).await.is_empty());
+
+    let sum = |value| MutationKind::Sum { value: KvValue::U64(value), min_v8: vec![], max_v8: vec![], clamp: false };
+    for (expected, kind) in [
+        (5, sum(5)),
+        (7, sum(2)),
+        (3, MutationKind::Min(KvValue::U64(3))),
+        (3, MutationKind::Min(KvValue::U64(9))),
+        (8, MutationKind::Max(KvValue::U64(8))),
+        (1, sum(u64::MAX - 6)),
+    ] {
+        commit(&kv, vec![mutate(&key("number"), kind)]).await;
+        assert_eq!(number(&kv, &key("number")).await, Some(expected));
+    }
+
+    let absent = || vec![Check { key: key("checked").into_bytes(), versionstamp: None }];
+    let set = || vec![mutate(&key("checked"), MutationKind::Set(bytes("v")))];
+    let first = kv.atomic_write(write(absent(), set())).await.unwrap().expect("the key is absent").versionstamp;
+    assert!(kv.atomic_write(write(absent(), set())).await.unwrap().is_none());
+    let at_first = vec![Check { key: key("checked").into_bytes(), versionstamp: Some(first) }];
+    let second = kv.atomic_write(write(at_first, set())).await.unwrap().expect("it has this version").versionstamp;
+    assert!(second > first);
+
+    let kind = MutationKind::SetSuffixVersionstampedKey(bytes("v"));
+    let versionstamp = commit(&kv, vec![mutate(&key("stamped"), kind)]).await;
+    let hex: String = versionstamp.iter().map(|byte| format!("{byte:02x}")).collect();
+    let entry = list(&kv, &key("stamped"), 10, false, strong).await.pop().unwrap();
+    assert_eq!(entry.key, [key("stamped").as_bytes(), b"\x02", hex.as_bytes(), b"\0"].concat());
+
+    let items = (0..20).map(|at| mutate(&format!("{}{at:02}", key("item")), MutationKind::Set(bytes("v"))));
+    commit(&kv, items.collect()).await;
+    for (limit, reverse, expected) in [(3, false, [0, 1, 2]), (3, true, [19, 18, 17])] {
+        let found = list(&kv, &key("item"), limit, reverse, strong).await;
+        let found: Vec<_> = found.into_iter().map(|entry| String::from_utf8(entry.key).unwrap()).collect();
+        assert_eq!(found, expected.map(|at| format!("{}{at:02}", key("item"))));
+    }
+    assert_eq!(list(&kv, &key("item"), 500, false, strong).await.len(), 20);
+
+    let large = KvValue::Bytes(vec![7; 65536]);
+    let long = format!("{}{}", key("long"), "x".repeat(2048 - key("long").len()));
+    let versionstamp = commit(&kv, vec![mutate(&long, MutationKind::Set(large))]).await;
+    for other in urls {
+        let there = connect(other);
+        let entry = list(&there, &key("long"), 1, false, strong).await.pop().unwrap();
+        assert_eq!((entry.versionstamp, entry.key.len()), (versionstamp, 2048), "{other}");
+        assert!(matches!(entry.value, KvValue::Bytes(value) if value.len() == 65536));
+        poll::until("an eventual read", std::time::Duration::from_secs(10), async || {
+            let found = list(&there, &key("long"), 1, false, Consistency::Eventual).await.pop();
+            found.filter(|entry| entry.versionstamp == versionstamp).map(drop).ok_or(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn denokv_remote_in_rust() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let urls = gateways(&cluster);
+    for (number, url) in urls.iter().enumerate() {
+        official_rust_client(url, &urls, &format!("rust/{number}")).await;
+    }
+    cluster.assert_all_run();
+}
+
+/// `@deno/kv` sends no versionstamped keys: here they go by hand, through every gateway.
+#[tokio::test]
+async fn versionstamped_keys_by_hand() {
+    use meridian_proto::kv_connect as pb;
+    let cluster = Cluster::start(ClusterOptions::default()).await;
+    for id in cluster.node_ids() {
+        let client = cluster.client(id, DEFAULT_DATABASE);
+        let kind = pb::MutationType::MSetSuffixVersionstampedKey;
+        let stamped = mutation(kind, b"stamped", pb::ValueEncoding::VeBytes, b"v");
+        let output = client.write(pb::AtomicWrite { mutations: vec![stamped], ..Default::default() }).await.unwrap();
+        let hex: String = output.versionstamp.iter().map(|byte| format!("{byte:02x}")).collect();
+        let key = [b"stamped\x02", hex.as_bytes(), b"\0"].concat();
+        let read = client.read(meridian_types::Consistency::Strong, vec![point(&key)]).await.unwrap();
+        assert_eq!(read.ranges[0].values[0].value, &b"v"[..]);
+        assert_eq!(read.ranges[0].values[0].versionstamp, output.versionstamp);
+    }
+}

@@ -1,0 +1,254 @@
+//! Losing data centers in the middle of load loses nothing that was acknowledged, and fails no request of a
+//! client whose gateway lives.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::process::Stdio;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use meridian_proto::kv_connect as pb;
+use meridian_tests::kv_connect::{CallError, DEFAULT_DATABASE, SECOND_DATABASE, mutation, range};
+use meridian_tests::{Cluster, ClusterOptions, KvClient, clients, poll};
+use meridian_types::{Consistency, NodeId};
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout};
+
+/// Far beyond every timeout inside the cluster.
+const PAUSE: Duration = Duration::from_secs(4);
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A Deno program that writes until it is told to stop, then checks that every acknowledged write is there.
+struct Writer {
+    child: Child,
+    stdin: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Writer {
+    async fn start(urls: &[String]) -> Self {
+        let mut command = clients::deno();
+        command.arg(clients::program("writer.ts")).args(urls);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().unwrap();
+        let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
+        let mut writer = Self { child, stdin, lines: BufReader::new(stdout).lines() };
+        writer.more_written(20).await;
+        writer
+    }
+
+    /// Waits until `more` writes are acknowledged that were sent after this call.
+    async fn more_written(&mut self, more: u64) {
+        // What was in flight at the time does not count.
+        let first = self.count().await + 4;
+        poll::until("the writer gets on", DEADLINE, async || match self.count().await {
+            count if count >= first + more => Ok(()),
+            count => Err(count),
+        })
+        .await;
+    }
+
+    async fn count(&mut self) -> u64 {
+        self.ask("count").await.parse().unwrap()
+    }
+
+    async fn ask(&mut self, question: &str) -> String {
+        let asked = async {
+            // One that has failed has closed its input, and says why below.
+            drop(self.stdin.write_all(format!("{question}\n").as_bytes()).await);
+            self.lines.next_line().await.unwrap()
+        };
+        let answer = tokio::time::timeout(DEADLINE, asked).await.expect("an answer of the writer");
+        answer.expect("the writer has ended: see what it wrote to stderr")
+    }
+
+    /// The number of acknowledged writes, all of which are there; and the longest that one took, in ms.
+    async fn finish(mut self) -> (u64, f64) {
+        let answer = self.ask("finish").await;
+        assert!(self.child.wait().await.unwrap().success(), "{answer}");
+        let (count, slowest) = answer.split_once(' ').unwrap();
+        (count.parse().unwrap(), slowest.parse().unwrap())
+    }
+}
+
+#[tokio::test]
+async fn deno_goes_on_while_each_process_is_killed_in_turn() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    // The gateways of another voter, of the second region and of the third take turns as survivors.
+    let leader = cluster.leader(1).await;
+    let others = cluster.node_ids().into_iter().filter(|id| *id != leader);
+    for victim in std::iter::once(leader).chain(others).collect::<Vec<_>>() {
+        let survivors: Vec<NodeId> = cluster.node_ids().into_iter().filter(|id| *id != victim).collect();
+        let near = survivors.iter().find(|id| cluster.region(0).contains(id)).unwrap();
+        let far = survivors.last().unwrap();
+        let mut writer = Writer::start(&[cluster.url(*near), cluster.url(*far)]).await;
+        cluster.kill(victim);
+        writer.more_written(50).await;
+        cluster.restart(victim);
+        writer.more_written(20).await;
+        cluster.node_ready(victim).await;
+        let (count, slowest_ms) = writer.finish().await;
+        println!("node {victim} killed: {count} writes acknowledged and there, the slowest after {slowest_ms} ms");
+    }
+    cluster.assert_all_run();
+}
+
+/// One client that sets keys `prefix`0, `prefix`1 … and adds 1 to a counter with each.
+struct RawWriter {
+    client: KvClient,
+    prefix: String,
+    acknowledged: Vec<u64>,
+    unknown: u64,
+}
+
+impl RawWriter {
+    async fn write_until(mut self, stop: Arc<AtomicBool>) -> Self {
+        for number in 0u64.. {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let key = format!("{}{number:08}", self.prefix);
+            let counter = format!("counter/{}", self.prefix);
+            let value = number.to_le_bytes();
+            let write = pb::AtomicWrite {
+                mutations: vec![
+                    meridian_tests::kv_connect::set(key.as_bytes(), &value),
+                    mutation(
+                        pb::MutationType::MSum,
+                        counter.as_bytes(),
+                        pb::ValueEncoding::VeLe64,
+                        &1u64.to_le_bytes(),
+                    ),
+                ],
+                ..Default::default()
+            };
+            match self.client.write(write).await {
+                Ok(output) => {
+                    assert_eq!(output.status, pb::AtomicWriteStatus::AwSuccess as i32);
+                    self.acknowledged.push(number);
+                }
+                // The server says that it was not done.
+                Err(CallError::Refused { status, .. }) => assert_eq!(status.as_u16(), 503),
+                Err(CallError::NotSent) => tokio::time::sleep(Duration::from_millis(20)).await,
+                Err(CallError::NoAnswer(_)) => self.unknown += 1,
+            }
+        }
+        self
+    }
+
+    /// Holds what is there against what was acknowledged.
+    async fn verify(&self, client: &KvClient) {
+        let mut found = Vec::new();
+        let mut start = self.prefix.clone().into_bytes();
+        let end = format!("{}~", self.prefix).into_bytes();
+        loop {
+            let read = client.read(Consistency::Strong, vec![range(&start, &end, 1000)]).await.unwrap();
+            let values = &read.ranges[0].values;
+            found.extend(values.iter().map(|entry| u64::from_le_bytes(entry.value[..].try_into().unwrap())));
+            let Some(last) = values.last() else { break };
+            start = [&last.key[..], &[0]].concat();
+        }
+        let lost: Vec<_> = self.acknowledged.iter().filter(|number| found.binary_search(number).is_err()).collect();
+        assert!(lost.is_empty(), "{}: acknowledged and lost: {lost:?}", self.prefix);
+        let surplus = found.len() - self.acknowledged.len();
+        assert!(surplus as u64 <= self.unknown, "{}: {surplus} more than asked for", self.prefix);
+        let counter = client.get(format!("counter/{}", self.prefix).as_bytes()).await.unwrap();
+        let counter = counter.map_or(0, |entry| u64::from_le_bytes(entry.value[..].try_into().unwrap()));
+        assert_eq!(counter, found.len() as u64, "{}: each sum is applied once", self.prefix);
+    }
+}
+
+#[tokio::test]
+async fn killing_all_processes_at_once_loses_nothing_acknowledged() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    for round in 0..2 {
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut writers = Vec::new();
+        for (number, id) in cluster.node_ids().into_iter().enumerate() {
+            let database = if number % 2 == 0 { DEFAULT_DATABASE } else { SECOND_DATABASE };
+            let client = cluster.client(id, database).with_timeout(Duration::from_secs(2));
+            let prefix = format!("all/{round}/{number}/");
+            let writer = RawWriter { client, prefix, acknowledged: Vec::new(), unknown: 0 };
+            writers.push((id, database, tokio::spawn(writer.write_until(Arc::clone(&stop)))));
+        }
+        // Enough to have batches in flight at any time, and some of them flushed.
+        let client = cluster.client(1, DEFAULT_DATABASE);
+        poll::until("some writes", DEADLINE, async || {
+            let key = format!("all/{round}/0/{:08}", 200);
+            client.get(key.as_bytes()).await.ok().flatten().ok_or("fewer than 200")
+        })
+        .await;
+        cluster.kill_all();
+        stop.store(true, Ordering::Relaxed);
+        let mut finished = Vec::new();
+        for (id, database, writer) in writers {
+            finished.push((id, database, writer.await.unwrap()));
+        }
+        let restarted = Instant::now();
+        cluster.start_all();
+        cluster.ready().await;
+        println!("all six killed and serving again after {:.1} s", restarted.elapsed().as_secs_f64());
+        for (id, database, writer) in &finished {
+            println!("{}: {} acknowledged, {} unknown", writer.prefix, writer.acknowledged.len(), writer.unknown);
+            writer.verify(&cluster.client(*id, *database)).await;
+        }
+    }
+    cluster.assert_all_run();
+}
+
+#[tokio::test]
+async fn a_node_paused_past_every_timeout_comes_back_without_harm() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let leader = cluster.leader(1).await;
+    let follower = cluster.region(0).into_iter().find(|id| *id != leader).unwrap();
+    for victim in [leader, follower] {
+        let stop = Arc::new(AtomicBool::new(false));
+        // Through the gateway of the victim too: what it holds when it stops is unknown until it wakes.
+        let mut writers = Vec::new();
+        for (number, id) in [1, 2, 3, 4, 6].into_iter().enumerate() {
+            let client = cluster.client(id, DEFAULT_DATABASE);
+            let prefix = format!("pause/{victim}/{number}/");
+            let writer = RawWriter { client, prefix, acknowledged: Vec::new(), unknown: 0 };
+            writers.push(tokio::spawn(writer.write_until(Arc::clone(&stop))));
+        }
+        let survivor = cluster.client(6, DEFAULT_DATABASE);
+        let count = async |prefix: String| {
+            let counter = survivor.get(format!("counter/{prefix}").as_bytes()).await.unwrap();
+            counter.map_or(0, |entry| u64::from_le_bytes(entry.value[..].try_into().unwrap()))
+        };
+        let grown = async |prefix: String, by: u64| {
+            let before = count(prefix.clone()).await;
+            poll::until("the writers get on", DEADLINE, async || {
+                let now = count(prefix.clone()).await;
+                if now >= before + by { Ok(()) } else { Err(now) }
+            })
+            .await;
+        };
+        grown(format!("pause/{victim}/4/"), 50).await;
+        cluster.pause(victim);
+        let paused = Instant::now();
+        // Two: one may have been under way.
+        grown(format!("pause/{victim}/4/"), 2).await;
+        println!("node {victim} paused: others write again after {:.2} s", paused.elapsed().as_secs_f64());
+        grown(format!("pause/{victim}/4/"), 50).await;
+        tokio::time::sleep_until((paused + PAUSE).into()).await;
+        cluster.resume(victim);
+        let through_victim = [1, 2, 3, 4, 6].into_iter().position(|id| id == victim).unwrap();
+        grown(format!("pause/{victim}/{through_victim}/"), 50).await;
+        stop.store(true, Ordering::Relaxed);
+        for writer in writers {
+            let writer = writer.await.unwrap();
+            assert_eq!(writer.unknown, 0, "{}: requests are held, not failed", writer.prefix);
+            writer.verify(&survivor).await;
+        }
+        cluster.node_ready(victim).await;
+    }
+    cluster.assert_all_run();
+}

@@ -1,0 +1,287 @@
+//! Replica regions follow by themselves: after being down, wiped, left behind by the log, or without relay.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test fails by panicking"
+)]
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use meridian_proto::admin::ReplicaLag;
+use meridian_proto::kv_connect as pb;
+use meridian_tests::kv_connect::{DEFAULT_DATABASE, SECOND_DATABASE, range, set};
+use meridian_tests::{Cluster, ClusterOptions, KvClient, poll};
+use meridian_types::{Consistency, NodeId};
+
+const DEADLINE: Duration = Duration::from_secs(60);
+/// Sequential writers, so that batches are many and small.
+const WRITERS: u64 = 4;
+
+/// Writes `count` keys under `prefix`, each in a transaction of its own, through several gateways.
+async fn write_many(cluster: &Cluster, through: &[NodeId], prefix: &str, count: u64, value: &[u8]) {
+    let writer = async |number: u64| {
+        let through = through[usize::try_from(number).unwrap() % through.len()];
+        let client = cluster.client(through, DEFAULT_DATABASE);
+        for at in (number..count).step_by(usize::try_from(WRITERS).unwrap()) {
+            client.set(format!("{prefix}/{at:06}").as_bytes(), value).await.unwrap();
+        }
+    };
+    join_all((0..WRITERS).map(writer)).await;
+}
+
+/// The keys under `prefix`, in one snapshot for each thousand.
+async fn count(client: &KvClient, consistency: Consistency, prefix: &str) -> u64 {
+    let (mut start, end) = (format!("{prefix}/").into_bytes(), format!("{prefix}0").into_bytes());
+    let mut count = 0;
+    loop {
+        let read = client.read(consistency, vec![range(&start, &end, 1000)]).await.unwrap();
+        let values = &read.ranges[0].values;
+        let Some(last) = values.last() else { return count };
+        count += values.len() as u64;
+        start = [&last.key[..], &[0]].concat();
+    }
+}
+
+/// Waits until this node has all keys under `prefix` in its own state.
+async fn has_all(cluster: &Cluster, node: NodeId, prefix: &str, all: u64) {
+    let client = cluster.client(node, DEFAULT_DATABASE);
+    poll::until(&format!("node {node} has {prefix}"), DEADLINE, async || {
+        match count(&client, Consistency::Eventual, prefix).await {
+            count if count == all => Ok(()),
+            count => Err(count),
+        }
+    })
+    .await;
+}
+
+/// How far `node` lags, as the leader of shard 1 says.
+async fn lag(cluster: &Cluster, node: NodeId) -> ReplicaLag {
+    let status = cluster.shard_status(cluster.leader(1).await, 1).await.unwrap();
+    *status.subscribers.iter().find(|lag| lag.node_id == node).expect("every follower is listed")
+}
+
+async fn no_lag(cluster: &Cluster, node: NodeId) {
+    poll::until(&format!("node {node} does not lag"), DEADLINE, async || {
+        let lag = lag(cluster, node).await;
+        if lag.connected && lag.lag_batches == 0 { Ok(()) } else { Err(lag) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn replicas_that_were_down_or_wiped_catch_up() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    write_many(&cluster, &[1, 2, 3, 4], "before", 200, b"v").await;
+    for node in [4, 5, 6] {
+        has_all(&cluster, node, "before", 200).await;
+    }
+    // One of two in a region, and the only one of another.
+    cluster.kill(4);
+    cluster.kill(6);
+    write_many(&cluster, &[1, 2, 3, 5], "meanwhile", 2000, &[7; 500]).await;
+    poll::until("the lag of node 6 is told", DEADLINE, async || {
+        let lag = lag(&cluster, 6).await;
+        let told = !lag.connected && lag.lag_batches > 100 && lag.lag_bytes > 100_000 && lag.lag_ms > 0;
+        if told { Ok(()) } else { Err(lag) }
+    })
+    .await;
+    let shown = cluster.status_text();
+    assert!(shown.contains("region-3-a") && shown.contains("does not answer"), "{shown}");
+    cluster.restart(4);
+    cluster.restart(6);
+    for node in [4, 6] {
+        cluster.node_ready(node).await;
+        has_all(&cluster, node, "before", 200).await;
+        has_all(&cluster, node, "meanwhile", 2000).await;
+        no_lag(&cluster, node).await;
+    }
+
+    cluster.kill(5);
+    cluster.stop(6);
+    cluster.wipe(5);
+    cluster.wipe(6);
+    write_many(&cluster, &[1, 2, 3, 4], "after", 200, b"v").await;
+    cluster.restart(5);
+    cluster.restart(6);
+    for node in [5, 6] {
+        cluster.node_ready(node).await;
+        for (prefix, all) in [("before", 200), ("meanwhile", 2000), ("after", 200)] {
+            has_all(&cluster, node, prefix, all).await;
+        }
+        no_lag(&cluster, node).await;
+    }
+    cluster.assert_all_run();
+}
+
+#[tokio::test]
+async fn who_is_left_behind_by_the_log_takes_a_snapshot() {
+    let options = ClusterOptions { log_retention_mb: Some(1), ..ClusterOptions::default() };
+    let mut cluster = Cluster::start(options).await;
+    write_many(&cluster, &[1, 2], "before", 100, b"v").await;
+    // What is deleted while they are away must go there too.
+    let second = cluster.client(2, SECOND_DATABASE);
+    second.set(b"kept", b"v").await.unwrap();
+    has_all(&cluster, 6, "before", 100).await;
+    // A voter and a replica.
+    let leader = cluster.leader(1).await;
+    let voter = cluster.region(0).into_iter().find(|id| *id != leader).unwrap();
+    let others: Vec<NodeId> = cluster.node_ids().into_iter().filter(|id| ![voter, 6].contains(id)).collect();
+    let durable = lag(&cluster, 6).await.durable_sequence;
+    cluster.kill(voter);
+    cluster.kill(6);
+    cluster
+        .client(4, DEFAULT_DATABASE)
+        .write(pb::AtomicWrite {
+            mutations: (0..50)
+                .map(|at| meridian_tests::kv_connect::delete(format!("before/{at:06}").as_bytes()))
+                .collect(),
+            ..Default::default()
+        })
+        .await
+        .unwrap();
+    // More batches than are kept in any case, and more bytes than are retained.
+    let mut written = 0;
+    poll::until("the log of the leader is purged", DEADLINE, async || {
+        write_many(&cluster, &others, &format!("meanwhile-{written}"), 1000, &[7; 2000]).await;
+        written += 1;
+        let status = cluster.shard_status(cluster.leader(1).await, 1).await.unwrap();
+        if status.first_sequence > durable + 1 { Ok(()) } else { Err(status.first_sequence) }
+    })
+    .await;
+    cluster.restart(voter);
+    cluster.restart(6);
+    for node in [6, voter] {
+        cluster.node_ready(node).await;
+        has_all(&cluster, node, "before", 50).await;
+        for number in 0..written {
+            has_all(&cluster, node, &format!("meanwhile-{number}"), 1000).await;
+        }
+        no_lag(&cluster, node).await;
+        let status = cluster.shard_status(node, 1).await.unwrap();
+        assert!(status.first_sequence == 0 || status.first_sequence > durable + 1, "it came by the log: {status:?}");
+        let kept = cluster.client(node, SECOND_DATABASE).get_with(Consistency::Eventual, b"kept").await.unwrap();
+        assert_eq!(kept.unwrap().value, &b"v"[..]);
+    }
+    // The voter has become one again: with it and without the leader the shard goes on.
+    let leader = cluster.leader(1).await;
+    let victim = if leader == voter { cluster.region(0).into_iter().find(|id| *id != voter).unwrap() } else { leader };
+    cluster.kill(victim);
+    write_many(&cluster, &[voter, 6], "without", 100, b"v").await;
+    has_all(&cluster, 6, "without", 100).await;
+    cluster.restart(victim);
+    cluster.ready().await;
+    cluster.assert_all_run();
+}
+
+/// The node of the second region that is its relay.
+async fn relay(cluster: &Cluster, among: &[NodeId]) -> NodeId {
+    poll::until("one relay in the region", DEADLINE, async || {
+        let mut relays = Vec::new();
+        for id in among {
+            let status = cluster.shard_status(*id, 1).await.map_err(|status| status.to_string())?;
+            if status.role == "relay" {
+                relays.push(*id);
+            }
+        }
+        match relays[..] {
+            [relay] => Ok(relay),
+            _ => Err(format!("{relays:?}")),
+        }
+    })
+    .await
+}
+
+#[tokio::test]
+async fn another_takes_over_from_a_relay_that_dies_or_hangs() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    for round in 0..2 {
+        let first = relay(&cluster, &[4, 5]).await;
+        let other = if first == 4 { 5 } else { 4 };
+        // It follows the relay, not a voter: each batch crosses the WAN once.
+        poll::until("the other follows the relay", DEADLINE, async || {
+            let source = cluster.shard_status(other, 1).await.map_err(|status| status.to_string())?.source;
+            if source == first { Ok(()) } else { Err(source.to_string()) }
+        })
+        .await;
+        if round == 0 {
+            cluster.kill(first)
+        } else {
+            cluster.pause(first)
+        }
+        let prefix = format!("relay-{round}");
+        write_many(&cluster, &[1, 2, 3, other], &prefix, 300, b"v").await;
+        has_all(&cluster, other, &prefix, 300).await;
+        assert_eq!(relay(&cluster, &[other]).await, other);
+        if round == 0 {
+            cluster.restart(first)
+        } else {
+            cluster.resume(first)
+        }
+        cluster.node_ready(first).await;
+        has_all(&cluster, first, &prefix, 300).await;
+        no_lag(&cluster, first).await;
+        no_lag(&cluster, other).await;
+    }
+    cluster.assert_all_run();
+}
+
+#[tokio::test]
+async fn a_paused_replica_lags_visibly_and_nobody_waits_for_it() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    write_many(&cluster, &[1], "before", 20, b"v").await;
+    no_lag(&cluster, 6).await;
+    cluster.pause(6);
+    write_many(&cluster, &[1, 4], "meanwhile", 500, &[7; 100]).await;
+    poll::until("the lag grows", DEADLINE, async || {
+        let lag = lag(&cluster, 6).await;
+        let grown = lag.lag_batches > 10 && lag.lag_bytes > 1000 && lag.lag_ms > 1000 && !lag.connected;
+        if grown { Ok(()) } else { Err(lag) }
+    })
+    .await;
+    cluster.resume(6);
+    has_all(&cluster, 6, "meanwhile", 500).await;
+    no_lag(&cluster, 6).await;
+    cluster.assert_all_run();
+}
+
+#[tokio::test]
+async fn a_stateless_gateway_serves_beside_an_application() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    for region in 0..cluster.regions() {
+        let url = cluster.start_gateway(region).await;
+        for database in [DEFAULT_DATABASE, SECOND_DATABASE] {
+            let client = KvClient::new(url.clone(), database);
+            let stamp = client.set(b"k", url.as_bytes()).await.unwrap();
+            let entry = client.get(b"k").await.unwrap().unwrap();
+            assert_eq!((entry.value, entry.versionstamp), (url.clone().into(), stamp.clone()));
+            poll::until("an eventual read", DEADLINE, async || {
+                let entry = client.get_with(Consistency::Eventual, b"k").await.unwrap();
+                entry.filter(|entry| entry.versionstamp == stamp).map(drop).ok_or("an older one")
+            })
+            .await;
+        }
+        // It goes on without the leader, and without the node that it reads from.
+        let client = KvClient::new(url, DEFAULT_DATABASE);
+        let leader = cluster.leader(1).await;
+        let nearest = cluster.region(region)[0];
+        cluster.kill(leader);
+        if nearest != leader && region > 0 {
+            cluster.kill(nearest);
+        }
+        for number in 0..20 {
+            client
+                .write(pb::AtomicWrite { mutations: vec![set(b"n", &[number])], ..Default::default() })
+                .await
+                .unwrap();
+            client.get_with(Consistency::Eventual, b"n").await.unwrap();
+        }
+        assert_eq!(client.get(b"n").await.unwrap().unwrap().value, &[19][..]);
+        cluster.start_all();
+        cluster.ready().await;
+    }
+    cluster.assert_all_run();
+}

@@ -1,0 +1,64 @@
+//! Programs of the real clients, and what runs them.
+
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+
+use tokio::process::Command;
+
+use crate::cluster::TOKEN;
+
+/// A program that hangs ends its test, with what it has said so far.
+const DEADLINE: Duration = Duration::from_secs(90);
+
+/// Deno itself, with its native client.
+pub fn deno() -> Command {
+    let mut command = Command::new(place("MERIDIAN_DENO"));
+    command.env("DENO_NO_UPDATE_CHECK", "1").env("DENO_KV_ACCESS_TOKEN", TOKEN).env("NO_COLOR", "1");
+    command.args(["run", "--quiet", "--no-config", "--no-lock", "--unstable-kv", "--allow-net", "--allow-env"]);
+    command.arg("--allow-read");
+    command
+}
+
+/// Node, which finds `@deno/kv` through `MERIDIAN_NODE_MODULES`.
+pub fn node() -> Command {
+    let modules = place("MERIDIAN_NODE_MODULES");
+    let mut command = Command::new("node");
+    command.env("MERIDIAN_NODE_MODULES", modules).env("DENO_KV_ACCESS_TOKEN", TOKEN);
+    command
+}
+
+/// A Python that has `denokv`.
+pub fn python() -> Command {
+    let mut command = Command::new(place("MERIDIAN_PYTHON"));
+    command.env("DENO_KV_ACCESS_TOKEN", TOKEN);
+    command
+}
+
+/// A program of the folder `clients`.
+pub fn program(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name)
+}
+
+/// Runs a program to its end, and gives what it printed.
+///
+/// # Panics
+/// When it does not end with success: it found something wrong.
+pub async fn run(mut command: Command) -> String {
+    let shown = format!("{:?}", command.as_std());
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+    let ended = command.spawn().unwrap_or_else(|error| panic!("{shown}: {error}")).wait_with_output();
+    let output = match tokio::time::timeout(DEADLINE, ended).await {
+        Ok(output) => output.expect("the output of a program"),
+        Err(_) => panic!("{shown} did not end within {} s", DEADLINE.as_secs()),
+    };
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{shown}: {}\n{stdout}\n{stderr}", output.status);
+    stdout.into_owned()
+}
+
+fn place(variable: &str) -> String {
+    std::env::var(variable).unwrap_or_else(|_| {
+        panic!("{variable} is not set: run the tests with scripts/test, which installs the clients")
+    })
+}
