@@ -328,7 +328,7 @@ async fn malformed_calls(cluster: &Cluster, id: NodeId) {
     let vote = meridian_proto::log::Vote { term: 1_000_000, node_id: 1, committed: false };
     for group in [None, target(9, 1, id), target(1, 2, id), target(1, 1, id + 1), target(1, 1, 0)] {
         let request = raft::VoteRequest { group, vote: Some(vote), ..Default::default() };
-        rafts.vote(request.clone()).await.unwrap_err();
+        rafts.vote(request).await.unwrap_err();
         rafts.pre_vote(request).await.unwrap_err();
         rafts.append(raft::AppendRequest { group, vote: Some(vote), ..Default::default() }).await.unwrap_err();
     }

@@ -252,3 +252,44 @@ async fn a_node_paused_past_every_timeout_comes_back_without_harm() {
     }
     cluster.assert_all_run();
 }
+
+/// A leader that is deposed with batches in flight must let go of them and follow; of two shards at once, on a
+/// machine with as many cores, nothing else could run if it did not.
+#[tokio::test]
+async fn a_leader_of_both_shards_deposed_under_load_follows() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let victim = 1;
+    for _ in 0..3 {
+        for shard in [1, 2] {
+            let leader = cluster.leader(shard).await;
+            if leader != victim {
+                cluster.transfer_leadership(shard, leader, victim).await.unwrap();
+            }
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let writers: Vec<_> = (0..12)
+            .map(|number| {
+                // Some through the gateway of the victim: it proposes them when it wakes, before it learns.
+                let database = if number % 2 == 0 { DEFAULT_DATABASE } else { SECOND_DATABASE };
+                let client = cluster.client([1, 1, 2][number % 3], database);
+                let prefix = format!("deposed/{number}/");
+                let writer = RawWriter { client, prefix, acknowledged: Vec::new(), unknown: 0 };
+                tokio::spawn(writer.write_until(Arc::clone(&stop)))
+            })
+            .collect();
+        let client = cluster.client(2, SECOND_DATABASE);
+        let writing = async || client.get(b"deposed/11/00000020").await.ok().flatten().ok_or("fewer than 20 writes");
+        poll::until("some writes", DEADLINE, writing).await;
+        cluster.pause(victim);
+        tokio::time::sleep(PAUSE / 2).await;
+        cluster.resume(victim);
+        let resumed = Instant::now();
+        cluster.node_ready(victim).await;
+        assert!(resumed.elapsed() < Duration::from_secs(8), "it served after {:?} only", resumed.elapsed());
+        stop.store(true, Ordering::Relaxed);
+        for writer in writers {
+            assert_eq!(writer.await.unwrap().unknown, 0, "requests are held, not failed");
+        }
+    }
+    cluster.assert_all_run();
+}

@@ -24,6 +24,9 @@ use crate::wire::{self, InvalidMessage};
 /// Bytes of one message between members at most: a batch is far below.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
+/// Before a stream that could not be opened is tried again.
+const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
+
 /// A follower's answer to one append of a stream, with its fsync. openraft's own time to live is a heartbeat
 /// interval, too short for a disk that is busy; nobody but this follower waits meanwhile.
 const APPEND_TIMEOUT: Duration = Duration::from_secs(1);
@@ -179,7 +182,11 @@ impl RaftNetworkV2<TypeConfig> for Network {
             let call = client.stream_append(requests);
             let responses = match tokio::time::timeout(APPEND_TIMEOUT, call).await {
                 Ok(Ok(response)) => response.into_inner(),
-                Ok(Err(status)) => return Err(failed(&status)),
+                Ok(Err(status)) => {
+                    // openraft backs off only once a stream is open, and would call again at once.
+                    tokio::time::sleep(RECONNECT_PAUSE).await;
+                    return Err(failed(&status));
+                }
                 Err(_) => return Err(self.timeout(RPCTypes::AppendEntries, APPEND_TIMEOUT).into()),
             };
             let timeout = self.timeout(RPCTypes::AppendEntries, APPEND_TIMEOUT);

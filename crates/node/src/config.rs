@@ -83,7 +83,7 @@ pub struct RaftConfig {
 
 impl Default for RaftConfig {
     fn default() -> Self {
-        Self { heartbeat_ms: 75, election_timeout_min_ms: 400, election_timeout_max_ms: 700 }
+        Self { heartbeat_ms: 50, election_timeout_min_ms: 200, election_timeout_max_ms: 400 }
     }
 }
 

@@ -45,7 +45,9 @@ impl Followers {
     /// Watches what is applied to `state`; `nodes` are all who follow it, heard of or not.
     pub(crate) fn watch(state: &ShardState, nodes: impl IntoIterator<Item = NodeId>) -> Arc<Self> {
         let applied = state.applied();
-        let history = CommitHistory::starting_at(applied.position.sequence, applied.time_ms, HISTORY_SAMPLES);
+        // A shard without a batch has no time yet: count from now, not from 1970.
+        let time_ms = if applied.time_ms == 0 { wall_ms() } else { applied.time_ms };
+        let history = CommitHistory::starting_at(applied.position.sequence, time_ms, HISTORY_SAMPLES);
         let positions = nodes.into_iter().map(|node| (node, Follower::default())).collect();
         let followers = Arc::new(Self { inner: Mutex::new(Inner { history, positions }) });
         let observer = Arc::clone(&followers);

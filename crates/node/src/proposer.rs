@@ -115,10 +115,12 @@ impl Task {
                     Some(TermEnd::Left) => left_term = Some(leadership.term),
                     None => return,
                 },
-                other => {
-                    let leader = other.err().and_then(|not_leading| not_leading.leader);
+                observed => {
+                    // Wait for a change of what was just seen: anything else could be true at once, for ever.
+                    let term = observed.as_ref().ok().map(|leadership| leadership.term);
+                    let leader = observed.err().and_then(|not_leading| not_leading.leader);
                     tokio::select! {
-                        () = self.parts.group.leadership_changed(left_term) => {}
+                        () = self.parts.group.leadership_changed(term) => {}
                         queued = self.requests.recv() => match queued {
                             Some(queued) => respond(queued.reply, WriteReply::NotLeader(leader)),
                             None => return,

@@ -82,7 +82,7 @@ fn defaults_fill_what_is_left_out() {
     assert_eq!(config.listen, listen);
     assert_eq!(
         config.raft,
-        RaftConfig { heartbeat_ms: 75, election_timeout_min_ms: 400, election_timeout_max_ms: 700 }
+        RaftConfig { heartbeat_ms: 50, election_timeout_min_ms: 200, election_timeout_max_ms: 400 }
     );
     assert_eq!(config.storage, StorageConfig { block_cache_mb: 128, write_buffer_mb: 64, log_retention_mb: 1024 });
     assert_eq!(
@@ -240,12 +240,12 @@ fn times_and_sizes_are_checked() {
         "raft.election_timeout_max_ms is 60001: it must lie between 1 and 60000"
     );
     assert_eq!(
-        raft("election_timeout_min_ms = 700"),
-        "raft.election_timeout_min_ms (700) must be less than raft.election_timeout_max_ms (700)"
+        raft("election_timeout_min_ms = 400"),
+        "raft.election_timeout_min_ms (400) must be less than raft.election_timeout_max_ms (400)"
     );
     assert_eq!(
         raft("heartbeat_ms = 134"),
-        "three times raft.heartbeat_ms (134) is more than raft.election_timeout_min_ms (400): \
+        "three times raft.heartbeat_ms (134) is more than raft.election_timeout_min_ms (200): \
          two lost heartbeats would start an election"
     );
     parse(&with("[raft]", "[raft]\nheartbeat_ms = 133")).unwrap();
