@@ -34,7 +34,18 @@ enum Command {
     ClusterConfig(command::cluster_config::ClusterConfig),
 }
 
+/// A panic is an invariant that does not hold: the process stops at once, whichever thread it was. Not by
+/// `panic = "abort"`, with which every dependency would be built once more for the tests.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
 fn main() -> ExitCode {
+    abort_on_panic();
     let cli = Cli::parse();
     let filter =
         EnvFilter::try_from_env("MERIDIAN_LOG").unwrap_or_else(|_| EnvFilter::new("warn,meridian=info,openraft=error"));
