@@ -22,6 +22,8 @@ pub(crate) fn openraft_config(timing: RaftTiming, name: String) -> Result<Config
         heartbeat_interval: timing.heartbeat_ms,
         election_timeout_min: timing.election_timeout_min_ms,
         election_timeout_max: timing.election_timeout_max_ms,
+        // Not before it is safe: see `RaftGroup::take_part`.
+        enable_elect: false,
         // A deposed or restarted node must not disturb a leader that is well.
         enable_pre_vote: Some(true),
         // State is flushed late, so a leader that restarts may be behind its own commits.

@@ -11,7 +11,7 @@ use openraft::errors::{ClientWriteError, InitializeError, RaftError};
 use openraft::impls::OneshotResponder;
 use openraft::raft::ClientWriteResult;
 use openraft::{EntryPayload, Instant as _, Raft, ReadPolicy, ServerState};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::config::openraft_config;
@@ -55,7 +55,9 @@ pub struct RaftGroup {
     handed_over_in: Arc<AtomicU64>,
     /// The first index of the log when it was last asked for, and the first sequence from there on.
     first_batch: Arc<Mutex<Option<(u64, u64)>>>,
-    votes: Arc<VoteGate>,
+    votes: Arc<RwLock<VoteGate>>,
+    /// Until then a lease that this member granted before it started may hold.
+    quiet_until: Instant,
 }
 
 /// That this node leads in a term, as far as it knows.
@@ -156,8 +158,6 @@ impl RaftGroup {
         };
         let raft = Raft::new(options.node_id, Arc::new(config), network, log.clone(), machine);
         let raft = raft.await.map_err(|error| refused(&error))?;
-        // Until the gate opens, see `take_part`.
-        raft.runtime_config().elect(false);
         let election_timeout = Duration::from_millis(options.timing.election_timeout_max_ms);
         Ok(Self {
             id: options.group,
@@ -169,7 +169,8 @@ impl RaftGroup {
             // Half of what followers grant: openraft may credit the leader with the sending time of a later
             // request than the one that was answered, ahead by a follower's fsync; and clocks drift.
             lease: election_timeout / 2,
-            votes: Arc::new(VoteGate::closed_for(election_timeout)),
+            votes: Arc::new(RwLock::new(VoteGate::Undecided)),
+            quiet_until: Instant::now() + election_timeout,
             handed_over_in: Arc::default(),
             first_batch: Arc::default(),
         })
@@ -190,34 +191,39 @@ impl RaftGroup {
     pub async fn take_part(&self, voters: &BTreeSet<u64>, peers: &Arc<dyn Peers>) -> Result<(), StorageError> {
         let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
         let engine = self.state.engine();
-        let pristine = self.log.is_pristine().map_err(|error| refused(&error))?;
         let standing = match membership::standing(engine, self.id)? {
-            Standing::New if !pristine => Standing::Member,
+            // Also with a log: a wiped member may have got one from the leader since.
             Standing::New => membership::join(engine, self.id, self.node_id, voters, peers).await?,
             known => known,
         };
         if standing == Standing::Voteless {
             tracing::warn!(group = %self.id, "this voter's folder was wiped: it is a copy that does not vote");
-            self.votes.close();
+            *self.votes.write() = VoteGate::Never;
             return Ok(());
         }
-        if pristine {
+        if self.log.is_pristine().map_err(|error| refused(&error))? {
+            *self.votes.write() = VoteGate::OpensAt(Instant::now());
             match self.raft.initialize(voters.clone()).await {
                 // Not allowed: another has told this member of the group already.
                 Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
                 Err(error) => return Err(refused(&error)),
             }
-            self.votes.open();
         } else {
-            self.votes.opened().await;
+            *self.votes.write() = VoteGate::OpensAt(self.quiet_until);
+            tokio::time::sleep_until(self.quiet_until.into()).await;
         }
         self.raft.runtime_config().elect(true);
         Ok(())
     }
 
+    /// Whether this member may lead, now or soon.
+    pub fn votes(&self) -> bool {
+        self.may_vote(true).is_ok()
+    }
+
     /// Whether a vote of this member may be counted now.
     pub(crate) fn may_vote(&self, leadership_transfer: bool) -> Result<(), NoVote> {
-        self.votes.check(leadership_transfer)
+        self.votes.read().check(leadership_transfer)
     }
 
     /// Waits until what was committed before this process started is applied again, at most `within`; false
@@ -296,8 +302,8 @@ impl RaftGroup {
         }
     }
 
-    /// Asks a quorum whether this node still leads, and returns the sequence that a strong read needs that
-    /// began before the call. Applied here on return.
+    /// Asks a quorum whether this node still leads. On success everything is applied here that was
+    /// acknowledged before the call.
     pub async fn read_index(&self) -> Result<(), NotLeading> {
         let asked = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
         // A leader that is cut off would wait for ever.
@@ -429,11 +435,6 @@ impl RaftGroup {
             detail: error.to_string(),
         };
         Ok(Some(batch_header(&batch.bytes).map_err(corrupt)?.0.sequence))
-    }
-
-    /// The present voters.
-    pub fn voters(&self) -> BTreeSet<u64> {
-        self.raft.voter_ids().collect()
     }
 
     pub fn status(&self) -> GroupStatus {

@@ -8,7 +8,7 @@ use meridian_proto::log;
 use meridian_storage::{GroupLog, HighWater, StorageError, Syncer};
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{EntryPayload, LogState, OptionalSend, RaftLogReader};
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use tokio::sync::{oneshot, watch};
 
@@ -40,6 +40,9 @@ struct Shared {
     appended: watch::Sender<(u64, u64)>,
     /// The first index still in the log and the one behind the last.
     bounds: RwLock<(u64, u64)>,
+    /// How often the log was cut back. openraft may cut it while an earlier append waits for its fsync; that
+    /// append must not raise the high-water mark any more.
+    truncations: Mutex<u64>,
 }
 
 /// The newest entries, contiguous.
@@ -123,6 +126,7 @@ impl LogStore {
                 tail: RwLock::default(),
                 appended,
                 bounds: RwLock::default(),
+                truncations: Mutex::default(),
             }),
         };
         let refused = |error: io::Error| StorageError::Refused(error.to_string());
@@ -297,9 +301,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             self.shared.appended.send_replace(proposed);
         }
         let shared = Arc::clone(&self.shared);
+        let truncations = *self.shared.truncations.lock();
         self.shared.syncer.sync_then(move || {
             if let (Some(marks), Some(last)) = (&shared.high_water, last) {
-                marks.raise(shared.log.group(), last);
+                let present = shared.truncations.lock();
+                if *present == truncations {
+                    marks.raise(shared.log.group(), last);
+                }
             }
             callback.io_completed(Ok(()));
         });
@@ -308,6 +316,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         if let Some(marks) = &self.shared.high_water {
+            let mut truncations = self.shared.truncations.lock();
+            *truncations += 1;
             marks.lower(self.shared.log.group(), last_log_id.as_ref().map_or(0, |last| last.index))?;
         }
         self.shared.bounds.write().1 = last_log_id.as_ref().map_or(0, |last| last.index + 1);

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use meridian_proto::raft::{self, raft_client::RaftClient};
 use meridian_storage::schema::META_FAMILY;
 use meridian_storage::{Durability, Engine, GroupId, StorageError, WriteBatch};
-use parking_lot::Mutex;
 use uuid::Uuid;
 
 use crate::Peers;
@@ -85,39 +85,43 @@ pub(crate) async fn join(
     };
     let mut asking: BTreeSet<u64> = voters.iter().copied().filter(|voter| *voter != node).collect();
     let mut rounds = 0u32;
-    while let Some(voter) = asking.pop_first() {
-        let target = raft::Group { shard: group.shard.0, epoch: group.epoch.0.into(), target: voter };
-        let request = raft::JoinRequest { group: Some(target), node_id: node, incarnation: incarnation.clone() };
-        let answer = match peers.channel(voter) {
-            Some(channel) => {
-                let mut client = RaftClient::new(channel);
-                tokio::time::timeout(CALL_TIMEOUT, client.join(request)).await.ok().and_then(Result::ok)
-            }
-            None => None,
-        };
-        match answer.map(|answer| answer.into_inner().accepted) {
-            Some(true) => {}
-            Some(false) => {
-                put_durably(engine, key(b"standing", group, 0), Standing::VOTELESS)?;
-                return Ok(Standing::Voteless);
-            }
-            None => {
-                asking.insert(voter);
-                rounds += 1;
-                if rounds % 100 == 0 {
-                    tracing::warn!(%group, ?asking, "a new group waits until all its voters are there");
+    while !asking.is_empty() {
+        let asked = asking.iter().map(|voter| ask(group, node, *voter, incarnation.clone(), peers));
+        for (voter, accepted) in futures::future::join_all(asked).await {
+            match accepted {
+                Some(true) => drop(asking.remove(&voter)),
+                Some(false) => {
+                    put_durably(engine, key(b"standing", group, 0), Standing::VOTELESS)?;
+                    return Ok(Standing::Voteless);
                 }
-                tokio::time::sleep(PAUSE).await;
+                None => {}
             }
         }
+        rounds += 1;
+        if rounds % 100 == 0 {
+            tracing::warn!(%group, ?asking, "a member that is new here waits for a word of all other voters");
+        }
+        tokio::time::sleep(PAUSE).await;
     }
     put_durably(engine, key(b"standing", group, 0), Standing::MEMBER)?;
     Ok(Standing::Member)
 }
 
+/// Whether the voter remembers this incarnation; `None`: no answer.
+async fn ask(group: GroupId, node: u64, voter: u64, incarnation: Bytes, peers: &Arc<dyn Peers>) -> (u64, Option<bool>) {
+    let target = raft::Group { shard: group.shard.0, epoch: group.epoch.0.into(), target: voter };
+    let request = raft::JoinRequest { group: Some(target), node_id: node, incarnation };
+    let Some(channel) = peers.channel(voter) else { return (voter, None) };
+    let mut client = RaftClient::new(channel);
+    let answer = tokio::time::timeout(CALL_TIMEOUT, client.join(request)).await;
+    (voter, answer.ok().and_then(Result::ok).map(|answer| answer.into_inner().accepted))
+}
+
 /// Why this member's vote is not to be counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum NoVote {
+    #[error("this member does not know yet whether it may vote")]
+    Undecided,
     #[error("this member has just started, and may have granted a lease before")]
     JustStarted,
     #[error("this member's folder was wiped: it does not vote")]
@@ -125,48 +129,24 @@ pub(crate) enum NoVote {
 }
 
 /// Keeps votes in until they are safe.
-#[derive(Debug)]
-pub(crate) struct VoteGate {
-    state: Mutex<Gate>,
-}
-
 #[derive(Debug, Clone, Copy)]
-enum Gate {
+pub(crate) enum VoteGate {
+    /// It may be a wiped one.
+    Undecided,
+    /// When every lease that it may have granted before has run out.
     OpensAt(Instant),
-    Closed,
+    /// Another incarnation has voted.
+    Never,
 }
 
 impl VoteGate {
-    /// Opens by itself when a lease granted before now has run out.
-    pub(crate) fn closed_for(lease: Duration) -> Self {
-        Self { state: Mutex::new(Gate::OpensAt(Instant::now() + lease)) }
-    }
-
-    /// For a member that has granted nothing yet.
-    pub(crate) fn open(&self) {
-        *self.state.lock() = Gate::OpensAt(Instant::now());
-    }
-
-    /// For good.
-    pub(crate) fn close(&self) {
-        *self.state.lock() = Gate::Closed;
-    }
-
-    /// Waits until it is open; for ever, if it is closed for good.
-    pub(crate) async fn opened(&self) {
-        let state = *self.state.lock();
-        match state {
-            Gate::OpensAt(at) => tokio::time::sleep_until(at.into()).await,
-            Gate::Closed => std::future::pending().await,
-        }
-    }
-
     /// A transfer is the leader's own will: its lease ends with it.
-    pub(crate) fn check(&self, leadership_transfer: bool) -> Result<(), NoVote> {
-        match *self.state.lock() {
-            Gate::Closed => Err(NoVote::Wiped),
-            Gate::OpensAt(at) if Instant::now() < at && !leadership_transfer => Err(NoVote::JustStarted),
-            Gate::OpensAt(_) => Ok(()),
+    pub(crate) fn check(self, leadership_transfer: bool) -> Result<(), NoVote> {
+        match self {
+            Self::Undecided => Err(NoVote::Undecided),
+            Self::Never => Err(NoVote::Wiped),
+            Self::OpensAt(at) if Instant::now() < at && !leadership_transfer => Err(NoVote::JustStarted),
+            Self::OpensAt(_) => Ok(()),
         }
     }
 }
@@ -192,13 +172,11 @@ mod tests {
     }
 
     #[test]
-    fn votes_are_kept_in_after_a_start_and_for_ever_after_a_wipe() {
-        let gate = VoteGate::closed_for(Duration::from_secs(3600));
-        assert_eq!(gate.check(false), Err(NoVote::JustStarted));
-        assert_eq!(gate.check(true), Ok(()));
-        gate.open();
-        assert_eq!(gate.check(false), Ok(()));
-        gate.close();
-        assert_eq!(gate.check(true), Err(NoVote::Wiped));
+    fn votes_are_kept_in_until_they_are_safe() {
+        assert_eq!(VoteGate::Undecided.check(true), Err(NoVote::Undecided));
+        let soon = VoteGate::OpensAt(Instant::now() + Duration::from_secs(3600));
+        assert_eq!((soon.check(false), soon.check(true)), (Err(NoVote::JustStarted), Ok(())));
+        assert_eq!(VoteGate::OpensAt(Instant::now()).check(false), Ok(()));
+        assert_eq!(VoteGate::Never.check(true), Err(NoVote::Wiped));
     }
 }

@@ -121,6 +121,15 @@ impl Network {
         }
     }
 
+    async fn vote_response(
+        &self,
+        option: &RPCOption,
+        call: impl Future<Output = Result<tonic::Response<raft::VoteResponse>, tonic::Status>>,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let response = self.within(RPCTypes::Vote, option, call).await?;
+        wire::vote_response(response).map_err(|error| malformed(&error))
+    }
+
     async fn offer(
         &self,
         vote: Vote,
@@ -221,10 +230,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let request = wire::vote_request_to_wire(self.group(), &rpc);
         let mut client = self.client()?;
-        let response = self.within(RPCTypes::Vote, &option, client.vote(request)).await?;
-        wire::vote_response(response).map_err(|error| malformed(&error))
+        self.vote_response(&option, client.vote(wire::vote_request_to_wire(self.group(), &rpc))).await
     }
 
     async fn pre_vote(
@@ -232,10 +239,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let request = wire::vote_request_to_wire(self.group(), &rpc);
         let mut client = self.client()?;
-        let response = self.within(RPCTypes::Vote, &option, client.pre_vote(request)).await?;
-        wire::vote_response(response).map_err(|error| malformed(&error))
+        self.vote_response(&option, client.pre_vote(wire::vote_request_to_wire(self.group(), &rpc))).await
     }
 
     async fn full_snapshot(

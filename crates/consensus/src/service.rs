@@ -6,13 +6,13 @@ use futures::{Stream, StreamExt};
 use meridian_proto::raft::{self, raft_server};
 use meridian_storage::{Engine, GroupId};
 use meridian_types::{Epoch, ShardId};
-use openraft::raft::TransferLeaderRequest;
-use parking_lot::RwLock;
+use openraft::raft::{TransferLeaderRequest, VoteRequest};
+use parking_lot::{Mutex, RwLock};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::network::{MAX_MESSAGE_BYTES, StateTransfer};
 use crate::state_machine::SnapshotData;
-use crate::type_config::{Snapshot, SnapshotMeta};
+use crate::type_config::{Snapshot, SnapshotMeta, TypeConfig};
 use crate::wire::{self, InvalidMessage};
 use crate::{RaftGroup, membership};
 
@@ -23,11 +23,12 @@ pub struct RaftService {
     groups: Arc<RwLock<HashMap<GroupId, RaftGroup>>>,
     transfer: Arc<dyn StateTransfer>,
     engine: Arc<dyn Engine>,
+    joins: Arc<Mutex<()>>,
 }
 
 impl RaftService {
     pub fn new(node_id: u64, transfer: Arc<dyn StateTransfer>, engine: Arc<dyn Engine>) -> Self {
-        Self { node_id, groups: Arc::default(), transfer, engine }
+        Self { node_id, groups: Arc::default(), transfer, engine, joins: Arc::default() }
     }
 
     /// Calls for this group are served from now on.
@@ -40,6 +41,16 @@ impl RaftService {
         raft_server::RaftServer::new(self)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    /// The group that is asked for its vote, if it may give one now.
+    fn vote_request(&self, wire: raft::VoteRequest) -> Result<(RaftGroup, VoteRequest<TypeConfig>), Status> {
+        let group = self.group(wire.group)?;
+        let request = wire::vote_request(wire).map_err(invalid)?;
+        group
+            .may_vote(request.leadership_transfer)
+            .map_err(|no_vote| Status::failed_precondition(no_vote.to_string()))?;
+        Ok((group, request))
     }
 
     /// What Raft says to the requests of one stream. What is malformed or for another group than the first
@@ -118,23 +129,13 @@ impl raft_server::Raft for RaftService {
     }
 
     async fn vote(&self, request: Request<raft::VoteRequest>) -> Result<Response<raft::VoteResponse>, Status> {
-        let request = request.into_inner();
-        let group = self.group(request.group)?;
-        let request = wire::vote_request(request).map_err(invalid)?;
-        group
-            .may_vote(request.leadership_transfer)
-            .map_err(|no_vote| Status::failed_precondition(no_vote.to_string()))?;
+        let (group, request) = self.vote_request(request.into_inner())?;
         let response = group.raft().vote(request).await.map_err(stopped)?;
         Ok(Response::new(wire::vote_response_to_wire(&response)))
     }
 
     async fn pre_vote(&self, request: Request<raft::VoteRequest>) -> Result<Response<raft::VoteResponse>, Status> {
-        let request = request.into_inner();
-        let group = self.group(request.group)?;
-        let request = wire::vote_request(request).map_err(invalid)?;
-        group
-            .may_vote(request.leadership_transfer)
-            .map_err(|no_vote| Status::failed_precondition(no_vote.to_string()))?;
+        let (group, request) = self.vote_request(request.into_inner())?;
         let response = group.raft().pre_vote(request).await.map_err(stopped)?;
         Ok(Response::new(wire::vote_response_to_wire(&response)))
     }
@@ -148,6 +149,7 @@ impl raft_server::Raft for RaftService {
         let group = self.group(request.group)?;
         let from =
             request.from_leader.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("from_leader")))?;
+        group.may_vote(true).map_err(|no_vote| Status::failed_precondition(no_vote.to_string()))?;
         // openraft tells all voters, and only the one that is meant may stand for election.
         let to = request.to;
         let request = TransferLeaderRequest::new(from, to, request.last_log_id.map(wire::log_id));
@@ -168,8 +170,11 @@ impl raft_server::Raft for RaftService {
     async fn join(&self, request: Request<raft::JoinRequest>) -> Result<Response<raft::JoinResponse>, Status> {
         let request = request.into_inner();
         let id = self.group_id(request.group)?;
-        let engine = Arc::clone(&self.engine);
-        let joined = move || membership::record(&engine, id, request.node_id, &request.incarnation);
+        let (engine, joins) = (Arc::clone(&self.engine), Arc::clone(&self.joins));
+        let joined = move || {
+            let _one_at_a_time = joins.lock();
+            membership::record(&engine, id, request.node_id, &request.incarnation)
+        };
         let known = tokio::task::spawn_blocking(joined).await.map_err(stopped)?.map_err(stopped)?;
         Ok(Response::new(raft::JoinResponse { accepted: known }))
     }

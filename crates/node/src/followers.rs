@@ -30,6 +30,7 @@ struct Inner {
 struct Follower {
     durable: u64,
     heard: Option<Instant>,
+    may_lead: bool,
 }
 
 /// One follower's lag.
@@ -39,6 +40,8 @@ pub(crate) struct FollowerLag {
     pub(crate) durable: u64,
     pub(crate) lag: Lag,
     pub(crate) connected: bool,
+    /// A voter that is there and votes.
+    pub(crate) may_lead: bool,
 }
 
 impl Followers {
@@ -60,10 +63,10 @@ impl Followers {
         followers
     }
 
-    pub(crate) fn heard(&self, status: Status) {
+    pub(crate) fn heard(&self, status: Status, may_lead: bool) {
         if let Some(follower) = self.inner.lock().positions.get_mut(&status.node) {
             // A node that was wiped says less than before: believe it.
-            *follower = Follower { durable: status.durable.sequence, heard: Some(Instant::now()) };
+            *follower = Follower { durable: status.durable.sequence, heard: Some(Instant::now()), may_lead };
         }
     }
 
@@ -71,11 +74,15 @@ impl Followers {
     pub(crate) fn lags(&self) -> Vec<FollowerLag> {
         let now_ms = wall_ms();
         let inner = self.inner.lock();
-        let lag = |(node, follower): (&NodeId, &Follower)| FollowerLag {
-            node: *node,
-            durable: follower.durable,
-            lag: inner.history.lag(follower.durable, now_ms),
-            connected: follower.heard.is_some_and(|heard| heard.elapsed() < AWAY_AFTER),
+        let lag = |(node, follower): (&NodeId, &Follower)| {
+            let connected = follower.heard.is_some_and(|heard| heard.elapsed() < AWAY_AFTER);
+            FollowerLag {
+                node: *node,
+                durable: follower.durable,
+                lag: inner.history.lag(follower.durable, now_ms),
+                connected,
+                may_lead: connected && follower.may_lead,
+            }
         };
         inner.positions.iter().map(lag).collect()
     }

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use meridian_proto::shipping::{AnnounceRequest, shipping_client::ShippingClient};
-use meridian_storage::HighWater;
+use meridian_proto::shipping::{AnnounceRequest, Status, shipping_client::ShippingClient};
+use meridian_storage::{HighWater, StorageError, fatal};
 use meridian_types::{NodeId, ShardId};
 use tokio_util::sync::CancellationToken;
 
@@ -104,7 +104,9 @@ impl Maintenance {
     /// Tells every other node where this one stands. Lost ones do not matter: the next comes soon.
     fn announce(&self) {
         let statuses = self.shards.iter().filter_map(|(id, shard)| {
-            Some(status_to_wire(*id, &shard.own_status(self.node_id, self.directory.epoch(*id)?)))
+            let status = status_to_wire(*id, &shard.own_status(self.node_id, self.directory.epoch(*id)?));
+            let may_lead = matches!(shard, LocalShard::Voter(voter) if voter.group.votes());
+            Some(Status { may_lead, ..status })
         });
         let request = AnnounceRequest { statuses: statuses.collect() };
         let topology = self.directory.topology();
@@ -158,7 +160,9 @@ impl Maintenance {
                     followers.forget_through(through);
                     tracing::debug!(shard = %id, through, "purged the log");
                 }
-                Err(error) => tracing::warn!(shard = %id, %error, "the log could not be purged"),
+                Err(StorageError::Refused(reason)) => tracing::warn!(shard = %id, reason, "the log was not purged"),
+                // A flush that failed is never tried again.
+                Err(error) => fatal(&error),
             }
         }
     }
@@ -202,7 +206,7 @@ impl Maintenance {
         let applied = voter.state.position().sequence;
         let lags = self.followers.get(&shard).map(|followers| followers.lags()).unwrap_or_default();
         let near = |durable: u64| durable + HANDOVER_LAG_BATCHES >= applied;
-        lags.iter().any(|follower| follower.node == node && follower.connected && near(follower.durable))
+        lags.iter().any(|follower| follower.node == node && follower.may_lead && near(follower.durable))
     }
 }
 

@@ -184,7 +184,7 @@ impl Node {
         let incoming = TcpIncoming::from(rpc).with_nodelay(Some(true));
         let stopped = stop_rpc.clone();
         let rpc_server = tokio::spawn(async move {
-            // Streams of the log never end by themselves: cut them, they resume elsewhere.
+            // Connections end with the process: streams of the log never end by themselves.
             tokio::select! {
                 served = server.serve_with_incoming(incoming) => if let Err(error) = served {
                     tracing::error!(%error, "the gRPC server failed");
@@ -315,8 +315,7 @@ impl Node {
         for group in &self.groups {
             let Ok(leadership) = group.leadership() else { continue };
             let lags = self.followers.get(&group.id().shard).map(|followers| followers.lags()).unwrap_or_default();
-            let voters = group.voters();
-            let heirs = lags.iter().filter(|follower| follower.connected && voters.contains(&follower.node));
+            let heirs = lags.iter().filter(|follower| follower.may_lead);
             let Some(heir) = heirs.max_by_key(|heir| heir.durable) else { continue };
             if group.transfer_leadership(heir.node).await.is_ok() {
                 let over = group.leadership_changed(Some(leadership.term));

@@ -80,7 +80,7 @@ impl Proposer {
     /// Starts the proposer's task. It ends when the last handle is dropped.
     pub(crate) fn start(parts: ProposerParts) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE_REQUESTS);
-        tokio::spawn(Task { parts, requests }.run());
+        tokio::spawn(Task { parts, requests, next_sweep: Instant::now() }.run());
         Self { queue }
     }
 
@@ -102,6 +102,8 @@ impl Proposer {
 struct Task {
     parts: ProposerParts,
     requests: mpsc::Receiver<Queued>,
+    /// Kept over sessions: a refused sweep is not tried again at once.
+    next_sweep: Instant,
 }
 
 impl Task {
@@ -161,7 +163,6 @@ impl Task {
         let mut backlog = VecDeque::new();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut next_sweep = Instant::now();
         // After a batch was refused: take no more, let those in flight end, and begin anew.
         let mut refused = false;
         loop {
@@ -182,8 +183,8 @@ impl Task {
                 _ = ticks.tick() => give_up(&mut backlog),
             }
             while !refused && session.in_flight.len() < BATCHES_IN_FLIGHT {
-                let proposed = if next_sweep <= Instant::now() {
-                    next_sweep = Instant::now() + SWEEP;
+                let proposed = if self.next_sweep <= Instant::now() {
+                    self.next_sweep = Instant::now() + SWEEP;
                     session.sweep().await
                 } else {
                     let round = next_round(&mut backlog);
@@ -195,7 +196,11 @@ impl Task {
                 match proposed {
                     Ok(()) => {}
                     Err(Refused::NotAppended) => refused = true,
-                    Err(Refused::Unknown) => return Some(session.leave_in_doubt(backlog)),
+                    // To lead in this term again could give its number out twice.
+                    Err(Refused::Unknown) => {
+                        session.leave(backlog);
+                        return Some(TermEnd::Left);
+                    }
                 }
             }
             if refused {
@@ -325,13 +330,6 @@ impl Session<'_> {
         }
         backlog.into_iter().for_each(|queued| respond(queued.reply, WriteReply::NotLeader(None)));
         end
-    }
-
-    /// As [`Session::leave`], after a batch of which nobody knows whether it is in the log: to lead in this
-    /// term again could give its number out twice.
-    fn leave_in_doubt(&mut self, backlog: VecDeque<Queued>) -> TermEnd {
-        self.leave(backlog);
-        TermEnd::Left
     }
 
     /// Evaluates the requests in order, and proposes what commits as one batch.

@@ -24,7 +24,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::directory::Directory;
 use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
-use crate::shard::or_fatal;
+use crate::shard::{or_fatal, serves_alone};
 use crate::shipping_wire::{heartbeat_from_wire, position, position_to_wire};
 
 const TICK: Duration = Duration::from_millis(100);
@@ -58,6 +58,7 @@ pub(crate) struct Replica {
     /// The newest sequence that is no longer in the log.
     purged: Arc<watch::Sender<u64>>,
     caught_up: Arc<AtomicBool>,
+    started: Instant,
 }
 
 /// What a replica works with.
@@ -121,6 +122,7 @@ impl Replica {
             heard,
             purged: Arc::clone(&purged),
             caught_up: Arc::clone(&caught_up),
+            started: start,
         };
         let (events, inbox) = mpsc::channel(STREAM_EVENTS);
         let (internal, internal_events) = mpsc::unbounded_channel();
@@ -156,7 +158,8 @@ impl Replica {
     /// Whether this replica has had what was committed when it started, or a little before. Until then it
     /// may show a state that is hours old, or none.
     pub(crate) fn has_caught_up(&self) -> bool {
-        self.caught_up.load(Ordering::Relaxed)
+        let alone = || self.status().committed.is_none() && serves_alone(self.started, &self.state);
+        self.caught_up.load(Ordering::Relaxed) || alone()
     }
 
     pub(crate) fn status(&self) -> ReplicaStatus {
@@ -185,6 +188,10 @@ impl Replica {
             return Ok(None);
         }
         let batches = self.log.read(after + 1..end, max_bytes)?;
+        if batches.is_empty() && after + 1 < end {
+            // Emptied for a snapshot right now.
+            return Ok(None);
+        }
         let contiguous = batches.iter().zip(after + 1..).all(|((found, _), expected)| *found == expected);
         Ok(contiguous.then_some(batches))
     }
@@ -233,11 +240,11 @@ fn decode(bytes: Bytes) -> Result<(meridian_types::Batch, usize), StorageError> 
 /// emptied next, and marked as purged up to the new position; the installation makes both durable, in this
 /// order, with the new state's name. A crash in between finds the old state and no log.
 fn install(state: &ShardState, log: &GroupLog, staged: StagedState) -> Result<Applied, StorageError> {
-    let (new, old) = (staged.position()?, state.flush()?.position);
+    let (new, old) = (staged.position()?, or_fatal(state.flush()).position);
     if new < old {
         return Err(StorageError::Refused(format!("a snapshot at {new} is older than the state at {old}")));
     }
-    log.purge_through(u64::MAX - 1, Some((PURGED, &new.sequence.to_be_bytes())))?;
+    or_fatal(log.purge_through(u64::MAX - 1, Some((PURGED, &new.sequence.to_be_bytes()))));
     Ok(or_fatal(state.install(staged, RaftApplied::default())))
 }
 

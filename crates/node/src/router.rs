@@ -24,8 +24,9 @@ use crate::shard_service::LocalShards;
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1500);
 /// A node that did not answer is tried after the others for so long.
 const AVOID: Duration = Duration::from_secs(3);
-/// Between two rounds through all voters.
-const PAUSE: Duration = Duration::from_millis(15);
+/// Between two rounds through all voters: longer, the longer it takes already.
+const MIN_PAUSE: Duration = Duration::from_millis(15);
+const MAX_PAUSE: Duration = Duration::from_millis(250);
 /// A write whose outcome is unknown is asked for until request ids may be forgotten, with some to spare.
 const UNKNOWN_DEADLINE: Duration = Duration::from_millis(limits::REQUEST_ID_RETENTION_MS * 4 / 5);
 
@@ -190,8 +191,7 @@ impl Router {
             let reply = match local {
                 LocalShard::Voter(voter) if strong => voter.read_strong(read.database, &read.ranges).await,
                 LocalShard::Replica(_) if strong => ReadReply::NotLeader(None),
-                // One node's state never goes back, so what it shows needs no bound.
-                local => local.read_eventual(read.database, &read.ranges, 0).await,
+                local => local.read_eventual(read.database, &read.ranges, min_sequence).await,
             };
             return match reply {
                 ReadReply::Done(view) => Ok(view),
@@ -269,7 +269,7 @@ impl Database for Router {
                     return Err(unavailable(format!("shard {} cannot be read now: {reason}", shard.0)));
                 }
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause(started)).await;
         }
     }
 
@@ -306,14 +306,18 @@ impl Database for Router {
                     }
                     _ => {}
                 }
-                if leader.is_some() {
+                if leader.is_some_and(|leader| !self.is_silent(leader)) {
                     // Somebody knows who leads: ask that one next.
                     break;
                 }
             }
-            tokio::time::sleep(PAUSE).await;
+            tokio::time::sleep(pause(started)).await;
         }
     }
+}
+
+fn pause(started: Instant) -> Duration {
+    (started.elapsed() / 20).clamp(MIN_PAUSE, MAX_PAUSE)
 }
 
 fn unavailable(reason: String) -> Unavailable {

@@ -1,6 +1,7 @@
 //! One shard on one node: as a voter in its primary region, or as a replica elsewhere.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use meridian_consensus::{NotLeading, RaftGroup};
@@ -18,6 +19,8 @@ use crate::round::Rounds;
 
 /// How long a voter may take to learn a read position, and then to apply up to it.
 const READ_POSITION_TIMEOUT: Duration = Duration::from_secs(1);
+
+const ALONE_AFTER: Duration = Duration::from_secs(5);
 
 /// Says whether this node leads a group, for reads: by its lease, or else by asking a quorum, once for all
 /// that wait.
@@ -71,6 +74,8 @@ pub(crate) struct Voter {
     directory: Arc<dyn Directory>,
     gate: Arc<ReadGate>,
     proposer: Proposer,
+    recovered: Arc<AtomicBool>,
+    started: Instant,
     positions: Rounds<Result<ReadPosition, ReadReply>>,
 }
 
@@ -92,7 +97,20 @@ impl Voter {
         });
         let asking = group.clone();
         let positions = Rounds::start(move || ask_leader(asking.clone(), Arc::clone(&peers)));
-        Self { group, state, directory, gate, proposer, positions }
+        let recovered = Arc::new(AtomicBool::new(false));
+        let (recovering, done) = (group.clone(), Arc::clone(&recovered));
+        tokio::spawn(async move {
+            while !recovering.recovered(Duration::from_secs(60)).await {}
+            done.store(true, Ordering::Relaxed);
+        });
+        Self { group, state, directory, gate, proposer, recovered, started: Instant::now(), positions }
+    }
+
+    /// Whether what was committed when this node started is applied here. Without a leader to tell, a state
+    /// that is there is served all the same after a while.
+    pub(crate) fn has_caught_up(&self) -> bool {
+        let alone = || self.group.status().leader.is_none() && serves_alone(self.started, &self.state);
+        self.recovered.load(Ordering::Relaxed) || alone()
     }
 
     pub(crate) async fn write(&self, request: WriteRequest) -> WriteReply {
@@ -162,6 +180,12 @@ async fn ask_leader(group: RaftGroup, peers: Arc<PeerChannels>) -> Result<ReadPo
     }
 }
 
+/// Nobody can tell a node that started how far the shard is: what it has is shown after a while, if it has
+/// anything, rather than nothing for as long as it is cut off.
+pub(crate) fn serves_alone(started: Instant, state: &ShardState) -> bool {
+    started.elapsed() >= ALONE_AFTER && state.position().sequence > 0
+}
+
 /// Waits until `sequence` is applied; false if that takes too long.
 pub(crate) async fn wait_applied(mut applied: watch::Receiver<(u64, u64)>, sequence: u64, within: Duration) -> bool {
     if applied.borrow().0 >= sequence {
@@ -213,10 +237,12 @@ impl LocalShard {
         ranges: &[ReadRange],
         min_sequence: u64,
     ) -> ReadReply {
-        if let Self::Replica(replica) = self
-            && !replica.has_caught_up()
-        {
-            return ReadReply::Unavailable("this replica has not caught up since it started".to_owned());
+        let has_caught_up = match self {
+            Self::Voter(voter) => voter.has_caught_up(),
+            Self::Replica(replica) => replica.has_caught_up(),
+        };
+        if !has_caught_up {
+            return ReadReply::Unavailable("this node has not caught up since it started".to_owned());
         }
         if !wait_applied(self.applied(), min_sequence, READ_POSITION_TIMEOUT).await {
             return ReadReply::Unavailable("this node lags behind what this gateway has shown before".to_owned());

@@ -73,11 +73,7 @@ impl shipping_server::Shipping for ShippingService {
             return Err(Status::invalid_argument("a subscription begins with a start"));
         };
         let (id, epoch, shard) = self.shard(start.shard)?;
-        if let LocalShard::Replica(replica) = &shard
-            && !replica.status().may_serve
-        {
-            return Err(Status::unavailable("this node does not follow the shard at present"));
-        }
+        shard.may_ship()?;
         let from = start.durable.and_then(position).ok_or_else(|| Status::invalid_argument("field `durable`"))?;
         let (replaced, newer) = mpsc::channel(1);
         self.subscriptions.lock().insert((id, start.node_id), replaced);
@@ -104,11 +100,7 @@ impl shipping_server::Shipping for ShippingService {
         if request.epoch != u32::from(epoch.0) {
             return Err(Status::failed_precondition(format!("shard {id} is in epoch {epoch}")));
         }
-        if let LocalShard::Replica(replica) = &shard
-            && !replica.status().may_serve
-        {
-            return Err(Status::unavailable("this node does not follow the shard at present"));
-        }
+        shard.may_ship()?;
         let chunks = self.exchange.serve(GroupId { shard: id, epoch }, request)?;
         Ok(Response::new(Box::pin(ReceiverStream::new(chunks))))
     }
@@ -117,9 +109,11 @@ impl shipping_server::Shipping for ShippingService {
         &self,
         request: Request<wire::AnnounceRequest>,
     ) -> Result<Response<wire::AnnounceResponse>, Status> {
-        for (shard, status) in request.into_inner().statuses.into_iter().filter_map(status) {
+        for wire in request.into_inner().statuses {
+            let may_lead = wire.may_lead;
+            let Some((shard, status)) = status(wire) else { continue };
             if let Some(followers) = self.followers.get(&shard) {
-                followers.heard(status);
+                followers.heard(status, may_lead);
             }
             if let Some(LocalShard::Replica(replica)) = self.shards.get(&shard) {
                 replica.heard(status);
@@ -130,6 +124,16 @@ impl shipping_server::Shipping for ShippingService {
 }
 
 impl LocalShard {
+    /// Whether what this node has may be taken for the shard's log.
+    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
+    fn may_ship(&self) -> Result<(), Status> {
+        let serves = match self {
+            Self::Voter(voter) => voter.has_caught_up(),
+            Self::Replica(replica) => replica.status().may_serve,
+        };
+        serves.then_some(()).ok_or_else(|| Status::unavailable("this node does not follow the shard at present"))
+    }
+
     /// What this node says of itself.
     pub(crate) fn own_status(&self, node: NodeId, epoch: Epoch) -> NodeStatus {
         match self {

@@ -23,6 +23,7 @@ pub(crate) fn status_to_wire(shard: ShardId, status: &Status) -> wire::Status {
         hops: status.hops.map(u32::from),
         primary_age_ms: u64::try_from(status.primary_age.as_millis()).unwrap_or(u64::MAX),
         fetching_snapshot: status.fetching_snapshot,
+        may_lead: false,
     }
 }
 

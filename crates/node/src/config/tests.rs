@@ -244,11 +244,11 @@ fn times_and_sizes_are_checked() {
         "raft.election_timeout_min_ms (400) must be less than raft.election_timeout_max_ms (400)"
     );
     assert_eq!(
-        raft("heartbeat_ms = 134"),
-        "three times raft.heartbeat_ms (134) is more than raft.election_timeout_min_ms (200): \
+        raft("heartbeat_ms = 67"),
+        "three times raft.heartbeat_ms (67) is more than raft.election_timeout_min_ms (200): \
          two lost heartbeats would start an election"
     );
-    parse(&with("[raft]", "[raft]\nheartbeat_ms = 133")).unwrap();
+    parse(&with("[raft]", "[raft]\nheartbeat_ms = 66")).unwrap();
     for field in ["block_cache_mb", "write_buffer_mb", "log_retention_mb"] {
         for value in [0, 1_048_577] {
             assert_eq!(
