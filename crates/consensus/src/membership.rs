@@ -98,7 +98,7 @@ pub(crate) async fn join(
             }
         }
         rounds += 1;
-        if rounds % 100 == 0 {
+        if rounds.is_multiple_of(100) {
             tracing::warn!(%group, ?asking, "a member that is new here waits for a word of all other voters");
         }
         tokio::time::sleep(PAUSE).await;

@@ -212,10 +212,10 @@ mod tests {
     #[test]
     fn stored_entries_are_golden_and_come_back() {
         let id = LogId::new(3.into(), 300);
-        let blank = Entry { log_id: id.clone(), payload: EntryPayload::Blank };
+        let blank = Entry { log_id: id, payload: EntryPayload::Blank };
         assert_eq!(encode_entry(&blank), b"\x0a\x05\x08\x03\x10\xac\x02\x20\x01");
         let batch = EntryPayload::Normal(EncodedBatch::stored(Bytes::from_static(b"batch")));
-        let batch = Entry { log_id: id.clone(), payload: batch };
+        let batch = Entry { log_id: id, payload: batch };
         assert_eq!(encode_entry(&batch), b"\x0a\x05\x08\x03\x10\xac\x02\x12\x05batch");
         let joint = Membership::new_with_defaults(vec![BTreeSet::from([1, 2]), BTreeSet::from([2, 3])], [4]);
         let change = Entry { log_id: id, payload: EntryPayload::Membership(joint) };

@@ -239,7 +239,9 @@ fn next_round(backlog: &mut VecDeque<Queued>) -> Vec<Queued> {
 
 /// Refuses what has waited too long to be evaluated, as it does while no quorum answers.
 fn give_up(backlog: &mut VecDeque<Queued>) {
-    while let Some(queued) = backlog.pop_front_if(|queued| queued.since.elapsed() >= QUEUE_TIMEOUT) {
+    while backlog.front().is_some_and(|queued| queued.since.elapsed() >= QUEUE_TIMEOUT)
+        && let Some(queued) = backlog.pop_front()
+    {
         let reason = "the shard's leader gets no answer from a quorum".to_owned();
         respond(queued.reply, WriteReply::NotCommitted(reason));
     }
