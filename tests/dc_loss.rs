@@ -293,3 +293,38 @@ async fn a_leader_of_both_shards_deposed_under_load_follows() {
     }
     cluster.assert_all_run();
 }
+
+/// With its folder it has forgotten what it acknowledged and whom it voted for: were it to vote, a commit that
+/// only it and the leader have could be undone.
+#[tokio::test]
+async fn a_wiped_voter_comes_back_as_a_copy_that_does_not_vote() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let client = cluster.client(4, DEFAULT_DATABASE);
+    for number in 0..50 {
+        client.set(format!("before/{number}").as_bytes(), b"v").await.unwrap();
+    }
+    let leader = cluster.leader(1).await;
+    let victim = if leader == 3 { 2 } else { 3 };
+    cluster.kill(victim);
+    cluster.wipe(victim);
+    cluster.restart(victim);
+    client.set(b"after", b"v").await.unwrap();
+    poll::until("the wiped voter is a copy of all", DEADLINE, async || {
+        let leads = cluster.shard_status(leader, 1).await.map_err(|status| status.to_string())?;
+        let copy = cluster.shard_status(victim, 1).await.map_err(|status| status.to_string())?;
+        let whole = copy.role == "voteless" && copy.applied_sequence == leads.applied_sequence;
+        if whole { Ok(()) } else { Err(format!("{} at {}", copy.role, copy.applied_sequence)) }
+    })
+    .await;
+    // It still is one after another start, with a log this time.
+    cluster.kill(victim);
+    cluster.restart(victim);
+    cluster.node_ready(victim).await;
+    assert_eq!(cluster.shard_status(victim, 1).await.unwrap().role, "voteless");
+    // Asked to lead, it refuses, and the others go on.
+    drop(cluster.transfer_leadership(1, leader, victim).await);
+    client.set(b"and on", b"v").await.unwrap();
+    assert_ne!(cluster.leader(1).await, victim);
+    assert!(client.get(b"before/49").await.unwrap().is_some());
+    cluster.assert_all_run();
+}

@@ -32,6 +32,7 @@ impl AdminService {
         let status = voter.group.status();
         let role = match status.role {
             Role::Leader => "leader",
+            Role::Follower | Role::Candidate if !voter.group.votes() => "voteless",
             Role::Follower => "follower",
             Role::Candidate => "candidate",
             Role::Learner => "learner",
@@ -114,6 +115,10 @@ impl admin_server::Admin for AdminService {
         };
         if !self.directory.topology().is_voter(id, request.to) {
             return Err(Status::invalid_argument(format!("node {} does not vote in shard {id}", request.to)));
+        }
+        let lags = self.followers.get(&id).map(|followers| followers.lags()).unwrap_or_default();
+        if request.to != self.node.id && !lags.iter().any(|heir| heir.node == request.to && heir.may_lead) {
+            return Err(Status::failed_precondition(format!("node {} is away or does not vote", request.to)));
         }
         let Ok(leadership) = voter.group.leadership() else {
             return Err(Status::failed_precondition(format!("this node does not lead shard {id}")));

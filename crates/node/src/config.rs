@@ -95,7 +95,7 @@ pub struct StorageConfig {
     pub block_cache_mb: u64,
     /// Of each memtable.
     pub write_buffer_mb: u64,
-    /// How much of each shard's log is kept for slow replicas; past it they take a checkpoint.
+    /// How much of each shard's log is kept for slow replicas; past it they take a snapshot.
     pub log_retention_mb: u64,
 }
 
