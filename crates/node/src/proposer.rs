@@ -195,9 +195,9 @@ impl Task {
                 };
                 match proposed {
                     Ok(()) => {}
-                    Err(Refused::NotAppended) => refused = true,
+                    Err(ProposalFailure::NotAppended) => refused = true,
                     // To lead in this term again could give its number out twice.
-                    Err(Refused::Unknown) => {
+                    Err(ProposalFailure::Unknown) => {
                         session.leave(backlog);
                         return Some(TermEnd::Left);
                     }
@@ -287,13 +287,6 @@ struct Session<'a> {
     by_request: HashMap<RequestId, (Position, WriteOutcome)>,
 }
 
-/// Why a batch is not in flight.
-enum Refused {
-    /// It is not in the log, and will not be.
-    NotAppended,
-    Unknown,
-}
-
 /// Leadership was lost with a batch in flight.
 struct Lost;
 
@@ -335,7 +328,7 @@ impl Session<'_> {
     }
 
     /// Evaluates the requests in order, and proposes what commits as one batch.
-    async fn propose(&mut self, round: Vec<Queued>) -> Result<(), Refused> {
+    async fn propose(&mut self, round: Vec<Queued>) -> Result<(), ProposalFailure> {
         let refusal = (self.parts.refusal)();
         self.time_ms = self.time_ms.max(wall_ms());
         let position = self.last.next();
@@ -400,7 +393,7 @@ impl Session<'_> {
     }
 
     /// Deletes what has expired, as effects like any others, so that every replica does the same.
-    async fn sweep(&mut self) -> Result<(), Refused> {
+    async fn sweep(&mut self) -> Result<(), ProposalFailure> {
         self.time_ms = self.time_ms.max(wall_ms());
         let expired = or_fatal(self.parts.state.expired(self.time_ms, SWEEP_ROWS));
         let mut by_database: BTreeMap<DatabaseId, Vec<Effect>> = BTreeMap::new();
@@ -434,7 +427,7 @@ impl Session<'_> {
         }
     }
 
-    async fn send(&mut self, batch: Batch, waiters: Vec<Waiter>) -> Result<(), Refused> {
+    async fn send(&mut self, batch: Batch, waiters: Vec<Waiter>) -> Result<(), ProposalFailure> {
         let requests = batch.transactions.iter().map(|transaction| transaction.request_id).collect();
         metrics::histogram!("meridian_proposer_batch_transactions").record(batch.transactions.len() as f64);
         let position = batch.position;
@@ -445,19 +438,19 @@ impl Session<'_> {
                 Ok(())
             }
             Err(failure) => {
-                let (reply, refused) = match failure {
-                    ProposalFailure::NotAppended => (WriteReply::NotLeader(None), Refused::NotAppended),
-                    ProposalFailure::Unknown => (WriteReply::Unknown, Refused::Unknown),
+                let reply = match failure {
+                    ProposalFailure::NotAppended => WriteReply::NotLeader(None),
+                    ProposalFailure::Unknown => WriteReply::Unknown,
                 };
                 waiters.into_iter().for_each(|waiter| respond(waiter.reply, reply.clone()));
-                Err(refused)
+                Err(failure)
             }
         }
     }
 
     /// Failed checks and rejections were evaluated against the batches in flight, so they are answered when
     /// the last of those has committed; with none in flight, once this node is known to lead still.
-    async fn answer_without_batch(&mut self, waiters: Vec<Waiter>) -> Result<(), Refused> {
+    async fn answer_without_batch(&mut self, waiters: Vec<Waiter>) -> Result<(), ProposalFailure> {
         if waiters.is_empty() {
             return Ok(());
         }
@@ -470,7 +463,7 @@ impl Session<'_> {
         for Waiter { reply, outcome } in waiters {
             respond(reply, if leads { self.done(outcome) } else { WriteReply::NotLeader(None) });
         }
-        if leads { Ok(()) } else { Err(Refused::NotAppended) }
+        if leads { Ok(()) } else { Err(ProposalFailure::NotAppended) }
     }
 }
 
