@@ -1,7 +1,8 @@
 use meridian_types::Consistency;
 
+use crate::allowance::{Allowance, LostWindows};
 use crate::commits::Commits;
-use crate::history::{History, Operation, ReadOutcome, TxnOutcome};
+use crate::history::{History, Operation, ReadOutcome, Txn, TxnOutcome};
 use crate::invariants;
 use crate::report::{Findings, Report, Statistics};
 use crate::sightings::Sightings;
@@ -11,6 +12,7 @@ use crate::writers::Writers;
 /// A history with what was found out about it.
 pub(crate) struct Evidence<'h> {
     pub(crate) history: &'h History,
+    pub(crate) windows: LostWindows,
     pub(crate) writers: Writers<'h>,
     pub(crate) sightings: Sightings<'h>,
     pub(crate) commits: Commits<'h>,
@@ -21,19 +23,35 @@ pub(crate) struct Evidence<'h> {
 ///
 /// Never fails: a history that makes no sense is reported as not well-formed.
 pub fn check(history: &History) -> Report {
+    check_with(history, &Allowance::default())
+}
+
+/// As [`check`], where the system may have lost what `allowance` says. What was acknowledged and lost is
+/// counted and named, [`Report::lost`]; what is missing besides it, or comes back, is a violation.
+pub fn check_with(history: &History, allowance: &Allowance) -> Report {
+    let windows = LostWindows::of(allowance);
     let writers = Writers::of(history);
-    let sightings = Sightings::of(history, &writers);
-    let commits = Commits::of(history, &writers, &sightings);
+    let sightings = Sightings::of(history, &writers, &windows);
+    let commits = Commits::of(history, &writers, &sightings, &windows);
     let timeline = Timeline::replay(&commits);
-    let evidence = Evidence { history, writers, sightings, commits, timeline };
+    let evidence = Evidence { history, windows, writers, sightings, commits, timeline };
     let mut findings = Findings::new(history);
     for invariant in invariants::ALL {
         invariant(&evidence, &mut findings);
     }
-    findings.into_report(evidence.statistics())
+    findings.into_report(evidence.statistics(), evidence.lost())
 }
 
 impl Evidence<'_> {
+    /// The acknowledged transactions that the allowance covers.
+    fn lost(&self) -> Vec<usize> {
+        let lost = |txn: &Txn| match txn.outcome {
+            TxnOutcome::Committed { versionstamp } => self.windows.losing(versionstamp).is_some(),
+            TxnOutcome::CheckFailed { .. } | TxnOutcome::NotCommitted { .. } | TxnOutcome::Unknown => false,
+        };
+        self.history.txns().filter(|(_, _, txn)| lost(txn)).map(|(record, ..)| record).collect()
+    }
+
     fn statistics(&self) -> Statistics {
         let mut s = Statistics {
             operations: self.history.records.len(),

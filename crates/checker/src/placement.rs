@@ -8,6 +8,8 @@
 //!    completed;
 //! 3. of two operations, one completed before the other was invoked, the other's point is not lower.
 //!
+//! Within what a failover lost, not every condition can be demanded: see [`crate::stretch::Stretch`].
+//!
 //! **These suffice.** Order everything by point, the commits between the points, and operations of one
 //! point by invocation. This order keeps real time: between commits because versionstamps do
 //! ([`crate::Invariant::Versionstamps`]); between a commit and an operation by 1 and 2; between
@@ -26,6 +28,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use crate::commits::{Bound, Commits};
+use crate::stretch::Asker;
 use crate::timeline::{Condition, Timeline};
 
 /// An operation that looks at the state and does not change it.
@@ -33,6 +36,7 @@ pub(crate) struct Observation<'h> {
     pub(crate) record: usize,
     pub(crate) invoked_ns: u64,
     pub(crate) completed_ns: u64,
+    pub(crate) asker: Asker,
     pub(crate) conditions: Vec<Condition<'h>>,
 }
 
@@ -75,12 +79,34 @@ pub(crate) fn place<'h>(
             Freshness::Any => shown,
         };
         let ceiling = commits.invoked_by(observation.completed_ns);
-        match timeline.first_point(&observation.conditions, floor.point, ceiling.point) {
+        match least_point(&observation, floor.point, ceiling.point, commits, timeline) {
             Some(point) => placed.push(Reverse((observation.completed_ns, point, observation.record))),
             None => misfits.push(Misfit { observation, floor, ceiling }),
         }
     }
     misfits
+}
+
+/// The least point within the bounds where all holds that can be demanded there.
+fn least_point(
+    observation: &Observation<'_>,
+    floor: usize,
+    ceiling: usize,
+    commits: &Commits<'_>,
+    timeline: &Timeline<'_>,
+) -> Option<usize> {
+    let conditions = &observation.conditions;
+    let known = timeline.first_point(conditions, floor, ceiling);
+    let clouded = commits.stretches.iter().filter_map(|stretch| {
+        let clear =
+            |condition: &&Condition<'_>| !stretch.clouds(condition.key, observation.asker, observation.completed_ns);
+        let demanded: Vec<_> = conditions.iter().filter(clear).copied().collect();
+        if demanded.len() == conditions.len() {
+            return None;
+        }
+        timeline.first_point(&demanded, floor.max(stretch.from), ceiling.min(stretch.to))
+    });
+    known.into_iter().chain(clouded).min()
 }
 
 fn higher(a: Bound, b: Bound) -> Bound {

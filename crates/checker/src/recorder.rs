@@ -34,7 +34,12 @@ impl Default for Recorder {
 
 impl Recorder {
     pub fn new() -> Self {
-        Self { origin: Instant::now(), next_id: AtomicU64::new(1), records: Mutex::new(Vec::new()) }
+        Self::starting_at(Instant::now())
+    }
+
+    /// `origin` is where its times count from; what was invoked before it has the time 0.
+    pub fn starting_at(origin: Instant) -> Self {
+        Self { origin, next_id: AtomicU64::new(1), records: Mutex::new(Vec::new()) }
     }
 
     /// A number that this recorder gives once: for transactions, elements and register values.

@@ -100,13 +100,16 @@ pub struct Statistics {
     pub keys_not_in_final_reads: usize,
 }
 
-/// What [`crate::check`] found.
+/// What [`crate::check`] or [`crate::check_with`] found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
     /// At most 20 of one invariant, in the order of [`Invariant::ALL`].
     pub violations: Vec<Violation>,
     /// All violations of each invariant, those left out above included.
     pub counts: BTreeMap<Invariant, usize>,
+    /// The acknowledged transactions that failovers lost, as the allowance lets them: places in
+    /// [`History::records`]. No violations; a promise about loss is judged by whoever made it.
+    pub lost: Vec<usize>,
     pub statistics: Statistics,
 }
 
@@ -145,6 +148,9 @@ impl fmt::Display for Report {
             s.strong_reads, s.final_reads, s.eventual_reads, s.failed_reads
         )?;
         writeln!(f, "keys: {} written, {} in no final read", s.keys_written, s.keys_not_in_final_reads)?;
+        if !self.lost.is_empty() {
+            writeln!(f, "lost by failovers, as they admit: {} acknowledged transactions", self.lost.len())?;
+        }
         for invariant in Invariant::ALL {
             match self.count(invariant) {
                 0 => writeln!(f, "ok        {invariant}")?,
@@ -198,8 +204,8 @@ impl<'h> Findings<'h> {
         self.violations.push(Violation { invariant, message: message(), offenders });
     }
 
-    pub(crate) fn into_report(mut self, statistics: Statistics) -> Report {
+    pub(crate) fn into_report(mut self, statistics: Statistics, lost: Vec<usize>) -> Report {
         self.violations.sort_by_key(|violation| violation.invariant);
-        Report { violations: self.violations, counts: self.counts, statistics }
+        Report { violations: self.violations, counts: self.counts, lost, statistics }
     }
 }

@@ -3,8 +3,9 @@ use std::fmt;
 
 use meridian_types::Versionstamp;
 
-use crate::commits::Commits;
+use crate::commits::{Commits, Effect};
 use crate::history::{Entry, Value, Write};
+use crate::stretch::Asker;
 
 /// What is under a key from one point on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,10 +29,12 @@ struct Version {
     state: State,
 }
 
-/// All versions of a key, ascending by point and by versionstamp. Before the first it is absent.
+/// All versions of a key, ascending by point. Before the first it is absent.
 #[derive(Debug, Default)]
 struct KeyTimeline {
     versions: Vec<Version>,
+    /// Where in `versions` a failover put the key back. In between they ascend by versionstamp too.
+    restored: Vec<usize>,
     segments: Vec<Vec<u64>>,
     /// The places in `versions` of those that are absent.
     absences: Vec<usize>,
@@ -84,15 +87,26 @@ impl<'h> Timeline<'h> {
     pub(crate) fn replay(commits: &Commits<'h>) -> Self {
         let mut timeline = Self { keys: HashMap::new(), faults: Vec::new() };
         for (place, commit) in commits.list.iter().enumerate() {
+            if let Effect::Undo { window } = commit.effect {
+                let to = commits.stretches.get(window).map_or(place, |stretch| stretch.from);
+                let lost = commits.list.iter().take(place).skip(to);
+                for key in lost.flat_map(|lost| &lost.txn.writes).map(Write::key) {
+                    let timeline = timeline.keys.entry(key).or_default();
+                    timeline.restore(to, place + 1, commit.versionstamp);
+                }
+                continue;
+            }
+            let clouded = |key: &str| commits.is_clouded(place, key, Asker::FailedCheck, commit.completed_ns);
             for (index, check) in commit.txn.checks.iter().enumerate() {
                 let found = timeline.keys.get(check.key.as_str()).and_then(KeyTimeline::latest_version);
-                if found != check.versionstamp {
+                if found != check.versionstamp && !clouded(&check.key) {
                     timeline.faults.push(Fault::Check { commit: place, check: index, found });
                 }
             }
             for (index, write) in commit.txn.writes.iter().enumerate() {
                 let key = timeline.keys.entry(write.key()).or_default();
-                if !key.apply(write, place + 1, commit.versionstamp) {
+                let fits = key.apply(write, place + 1, commit.versionstamp);
+                if !fits && !clouded(write.key()) {
                     timeline.faults.push(Fault::Write { commit: place, write: index });
                 }
             }
@@ -141,13 +155,6 @@ impl<'h> Timeline<'h> {
         let key = self.keys.get(key)?;
         key.materialize(key.versions.get(key.place_at(point)?)?)
     }
-
-    /// The key's entry after all commits up to and including `versionstamp`.
-    pub(crate) fn entry_as_of(&self, key: &str, versionstamp: Versionstamp) -> Option<Entry> {
-        let key = self.keys.get(key)?;
-        let after = key.versions.partition_point(|version| version.versionstamp <= versionstamp);
-        key.materialize(key.versions.get(after.checked_sub(1)?)?)
-    }
 }
 
 impl KeyTimeline {
@@ -159,12 +166,8 @@ impl KeyTimeline {
             (Write::Delete { .. }, _) => (State::Absent, true),
             (Write::Sum { amount, .. }, State::Counter(value)) => (State::Counter(value.wrapping_add(*amount)), true),
             (Write::Sum { amount, .. }, state) => (State::Counter(*amount), state == State::Absent),
-            (Write::Append { element, .. }, State::List { segment, .. }) => {
-                let len = self.segments.get_mut(segment).map_or(0, |list| {
-                    list.push(*element);
-                    list.len()
-                });
-                (State::List { segment, len }, true)
+            (Write::Append { element, .. }, State::List { segment, len }) => {
+                (self.append(segment, len, *element), true)
             }
             (Write::Append { element, .. }, state) => {
                 self.segments.push(vec![*element]);
@@ -176,6 +179,30 @@ impl KeyTimeline {
             self.push(Version { from: point, versionstamp, state });
         }
         fits
+    }
+
+    fn append(&mut self, segment: usize, len: usize, element: u64) -> State {
+        let Some(list) = self.segments.get_mut(segment).filter(|list| list.len() == len) else {
+            // The rest of the segment is of a branch that ended.
+            let mut list = self.list(segment, len).unwrap_or_default().to_vec();
+            list.push(element);
+            self.segments.push(list);
+            return State::List { segment: self.segments.len() - 1, len: len + 1 };
+        };
+        list.push(element);
+        State::List { segment, len: list.len() }
+    }
+
+    /// From `point` on the key is what it was at the point `to`. `versionstamp` is that of the failover.
+    fn restore(&mut self, to: usize, point: usize, versionstamp: Versionstamp) {
+        let Some(last) = self.versions.last().filter(|last| last.from > to && last.from < point) else { return };
+        let current = last.state;
+        let before = self.place_at(to).and_then(|place| self.versions.get(place)).copied();
+        let before = before.unwrap_or(Version { from: 0, versionstamp, state: State::Absent });
+        if !(before.state == State::Absent && current == State::Absent) {
+            self.restored.push(self.versions.len());
+            self.push(Version { from: point, ..before });
+        }
     }
 
     fn push(&mut self, version: Version) {
@@ -207,15 +234,20 @@ impl KeyTimeline {
     }
 
     fn next_version(&self, stamp: Versionstamp, from: usize, fits: impl Fn(State) -> bool) -> Option<usize> {
-        let first = self.versions.partition_point(|version| version.versionstamp < stamp);
-        // More than one only when a versionstamp was given twice.
-        self.versions
-            .iter()
-            .enumerate()
-            .skip(first)
-            .take_while(|(_, version)| version.versionstamp == stamp)
-            .filter(|(_, version)| version.state != State::Absent && fits(version.state))
-            .find_map(|(place, _)| self.start_within(place, from))
+        let starts = [0].into_iter().chain(self.restored.iter().copied());
+        let ends = self.restored.iter().copied().chain([self.versions.len()]);
+        starts.zip(ends).find_map(|(start, end)| {
+            let ascending = self.versions.get(start..end)?;
+            let first = ascending.partition_point(|version| version.versionstamp < stamp);
+            // More than one only when a versionstamp was given twice.
+            ascending
+                .iter()
+                .enumerate()
+                .skip(first)
+                .take_while(|(_, version)| version.versionstamp == stamp)
+                .filter(|(_, version)| version.state != State::Absent && fits(version.state))
+                .find_map(|(place, _)| self.start_within(start + place, from))
+        })
     }
 
     fn next_absence(&self, from: usize) -> Option<usize> {

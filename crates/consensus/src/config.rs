@@ -1,7 +1,9 @@
+use std::time::Duration;
+
 use openraft::{Config, ConfigError, SnapshotPolicy};
 
 /// Raft's clocks, in milliseconds. The defaults suit DCs 1 to 2 ms apart: a lost leader is replaced within
-/// about a second.
+/// about a second. Members must be able to answer each other within half of the shortest election timeout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RaftTiming {
     pub heartbeat_ms: u64,
@@ -16,14 +18,34 @@ impl Default for RaftTiming {
     }
 }
 
+impl RaftTiming {
+    /// How long an answer may take that only the one that is asked is waited for.
+    const ANSWER: Duration = Duration::from_secs(1);
+
+    pub(crate) fn election_timeout_max(self) -> Duration {
+        Duration::from_millis(self.election_timeout_max_ms)
+    }
+
+    /// For an answer that includes an fsync, or a round of answers by a quorum.
+    pub(crate) fn answer_timeout(self) -> Duration {
+        self.election_timeout_max().max(Self::ANSWER)
+    }
+}
+
 pub(crate) fn openraft_config(timing: RaftTiming, name: String) -> Result<Config, ConfigError> {
     let config = Config {
         cluster_name: name,
-        heartbeat_interval: timing.heartbeat_ms,
+        // Nearly the interval of heartbeats no more, see `group::heartbeat`: openraft gives up a heartbeat
+        // that takes longer than this, and checks for elections thirteen times in 64 of it.
+        heartbeat_interval: timing.heartbeat_ms.max(timing.election_timeout_min_ms / 2),
+        enable_heartbeat: false,
         election_timeout_min: timing.election_timeout_min_ms,
         election_timeout_max: timing.election_timeout_max_ms,
         // Not before it is safe: see `RaftGroup::take_part`.
         enable_elect: false,
+        // A member that was wiped comes back with a shorter log. It does not vote, so nothing that was
+        // committed is lost with what it acknowledged; but it must be sent everything again.
+        allow_log_reversion: None,
         // A deposed or restarted node must not disturb a leader that is well.
         enable_pre_vote: Some(true),
         // State is flushed late, so a leader that restarts may be behind its own commits.

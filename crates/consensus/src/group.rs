@@ -4,26 +4,37 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use meridian_proto::batch_header;
 use meridian_storage::{GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError, Syncer};
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, InitializeError, RaftError};
+use openraft::errors::ClientWriteError;
 use openraft::impls::OneshotResponder;
 use openraft::raft::ClientWriteResult;
-use openraft::{EntryPayload, Instant as _, Raft, ReadPolicy, ServerState};
-use parking_lot::{Mutex, RwLock};
+use openraft::{Instant as _, Raft, ReadPolicy, ServerState};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::config::openraft_config;
 use crate::log_store::LogStore;
-use crate::membership::{self, NoVote, Standing, VoteGate};
+use crate::membership::{self, Standing};
 use crate::network::NetworkFactory;
 use crate::state_machine::StateMachine;
 use crate::type_config::{EncodedBatch, TypeConfig};
+use crate::votes::{NoVote, VoteGate, Votes};
 use crate::{Peers, RaftTiming, StateTransfer};
 
-/// How long a quorum may take to say that this node still leads.
-const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(1);
+mod formation;
+mod heartbeat;
+mod log_reader;
+mod voters;
+
+pub use formation::Formed;
+use heartbeat::Heartbeat;
+pub use log_reader::ReadLogFailure;
+pub(crate) use log_reader::{Sought, seek, sequence_of};
+pub use voters::ChangeVotersFailure;
+
+/// Between two candidacies of a member that is to lead.
+const CANDIDACY_PAUSE: Duration = Duration::from_millis(50);
 
 type TokioInstant = openraft::alias::InstantOf<TypeConfig>;
 type MeridianRaft = Raft<TypeConfig, StateMachine>;
@@ -49,15 +60,20 @@ pub struct RaftGroup {
     raft: MeridianRaft,
     log: LogStore,
     state: Arc<ShardState>,
+    machine: StateMachine,
+    peers: Arc<dyn Peers>,
     applied: watch::Receiver<(u64, u64)>,
     lease: Duration,
+    /// How long a quorum may take to say that this node still leads.
+    read_timeout: Duration,
     /// The term in which this node asked another to take over: the vote that follows ignores its lease.
     handed_over_in: Arc<AtomicU64>,
     /// The first index of the log when it was last asked for, and the first sequence from there on.
     first_batch: Arc<Mutex<Option<(u64, u64)>>>,
-    votes: Arc<RwLock<VoteGate>>,
+    votes: Arc<Votes>,
     /// Until then a lease that this member granted before it started may hold.
     quiet_until: Instant,
+    _heartbeat: Arc<Heartbeat>,
 }
 
 /// That this node leads in a term, as far as it knows.
@@ -141,36 +157,60 @@ impl RaftGroup {
     /// again by and by, see [`RaftGroup::recovered`]. It neither votes nor leads before
     /// [`RaftGroup::take_part`].
     ///
+    /// A node that did not form the group, and is not in it, waits for a leader that has it as a member. What
+    /// state it has is replaced by the leader's, even if it went further in an earlier epoch.
+    ///
     /// # Errors
     /// When the log is shorter than it was, or storage fails.
     pub async fn open(options: RaftGroupOptions) -> Result<Self, StorageError> {
         let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
-        let config = openraft_config(options.timing, options.group.to_string()).map_err(|error| refused(&error))?;
-        let log = GroupLog::open(Arc::clone(options.state.engine()), options.group, RecordKind::Entry)?;
+        let id = options.group;
+        let config = openraft_config(options.timing, id.to_string()).map_err(|error| refused(&error))?;
+        let log = GroupLog::open(Arc::clone(options.state.engine()), id, RecordKind::Entry)?;
         let log = LogStore::open(log, options.syncer, options.high_water)?;
-        let machine = StateMachine::new(Arc::clone(&options.state));
-        let applied = machine.applied();
+        let machine = StateMachine::new(Arc::clone(&options.state), id);
+        let reached = machine.last_applied().map(|applied| applied.index);
+        if let Some(purged) = log.purged()?
+            && reached.is_none_or(|index| index < purged.index)
+        {
+            return Err(StorageError::Refused(format!(
+                "the log of {id} begins behind index {}, and the state has nothing of it: something else has \
+                 written the state since",
+                purged.index
+            )));
+        }
+        let election_timeout = options.timing.election_timeout_max();
+        // Before it first granted a vote, or followed a leader, it saved that.
+        let quiet = if log.has_vote()? { election_timeout } else { Duration::ZERO };
+        let votes = Arc::new(Votes::default());
         let network = NetworkFactory {
             node_id: options.node_id,
-            group: options.group,
-            peers: options.peers,
+            group: id,
+            peers: Arc::clone(&options.peers),
             transfer: options.transfer,
+            votes: Arc::clone(&votes),
+            append_timeout: options.timing.answer_timeout(),
         };
-        let raft = Raft::new(options.node_id, Arc::new(config), network, log.clone(), machine);
+        let applied = machine.applied();
+        let raft = Raft::new(options.node_id, Arc::new(config), network, log.clone(), machine.clone());
         let raft = raft.await.map_err(|error| refused(&error))?;
-        let election_timeout = Duration::from_millis(options.timing.election_timeout_max_ms);
+        let heartbeat = Heartbeat::start(raft.clone(), Duration::from_millis(options.timing.heartbeat_ms));
         Ok(Self {
-            id: options.group,
+            id,
             node_id: options.node_id,
             raft,
             log,
             state: options.state,
+            machine,
+            peers: options.peers,
             applied,
             // Half of what followers grant: openraft may credit the leader with the sending time of a later
             // request than the one that was answered, ahead by a follower's fsync; and clocks drift.
             lease: election_timeout / 2,
-            votes: Arc::new(RwLock::new(VoteGate::Undecided)),
-            quiet_until: Instant::now() + election_timeout,
+            read_timeout: options.timing.answer_timeout(),
+            votes,
+            quiet_until: Instant::now() + quiet,
+            _heartbeat: Arc::new(heartbeat),
             handed_over_in: Arc::default(),
             first_batch: Arc::default(),
         })
@@ -181,15 +221,15 @@ impl RaftGroup {
     }
 
     /// Begins to vote and to stand for election, once that is safe:
-    /// - A member that was here before waits an election timeout: it may have granted a lease right before
+    /// - A member that took part before waits an election timeout: it may have granted a lease right before
     ///   it stopped, and has forgotten it.
-    /// - A new member first makes every other voter remember it, and then forms the group with them.
+    /// - A new one first makes every other voter remember it.
     /// - A member whose folder was wiped never votes again: it has forgotten its votes, and acknowledged
     ///   entries that its quorum counted on. It goes on as a copy.
     ///
+    /// `voters` are those of the group, or those to be: a node that is about to become a voter asks them too.
     /// Serve the group's calls before this is called. May be dropped at any await and called again.
     pub async fn take_part(&self, voters: &BTreeSet<u64>, peers: &Arc<dyn Peers>) -> Result<(), StorageError> {
-        let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
         let engine = self.state.engine();
         let standing = match membership::standing(engine, self.id)? {
             // Also with a log: a wiped member may have got one from the leader since.
@@ -198,22 +238,53 @@ impl RaftGroup {
         };
         if standing == Standing::Voteless {
             tracing::warn!(group = %self.id, "this voter's folder was wiped: it is a copy that does not vote");
-            *self.votes.write() = VoteGate::Never;
+            self.votes.settle(VoteGate::Never);
             return Ok(());
         }
-        if self.log.is_pristine().map_err(|error| refused(&error))? {
-            *self.votes.write() = VoteGate::OpensAt(Instant::now());
-            match self.raft.initialize(voters.clone()).await {
-                // Not allowed: another has told this member of the group already.
-                Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
-                Err(error) => return Err(refused(&error)),
-            }
-        } else {
-            *self.votes.write() = VoteGate::OpensAt(self.quiet_until);
-            tokio::time::sleep_until(self.quiet_until.into()).await;
-        }
-        self.raft.runtime_config().elect(true);
+        self.votes.settle(VoteGate::OpensAt(self.quiet_until));
+        tokio::time::sleep_until(self.quiet_until.into()).await;
+        self.votes.if_open(|| self.raft.runtime_config().elect(true));
         Ok(())
+    }
+
+    /// Stands for election without waiting for an election timeout, again and again until it knows a leader,
+    /// or does not vote. For the first leader of an epoch: the others are well, and wait for it. Where there
+    /// is a leader with a lease, its followers refuse, and nothing changes. May be dropped at any await.
+    pub async fn elect_now(&self) {
+        loop {
+            match self.may_vote(false) {
+                Err(NoVote::Wiped | NoVote::Sealed) => return,
+                Err(NoVote::Undecided | NoVote::JustStarted) => {}
+                // Not while it is a candidate: that would be a second candidacy, in the next term.
+                Ok(()) if self.status().role == Role::Candidate => {}
+                Ok(()) => {
+                    if self.raft.trigger().elect(true).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            tokio::time::sleep(CANDIDACY_PAUSE).await;
+            if self.status().leader.is_some() {
+                return;
+            }
+        }
+    }
+
+    /// From now on, and until the group is opened again, this member grants no vote (not even for a
+    /// transfer), counts none for itself, and does not stand for election. It goes on following a leader, or
+    /// leading: what was begun can be finished.
+    pub fn seal(&self) {
+        self.votes.seal(|| self.raft.runtime_config().elect(false));
+    }
+
+    /// The newest term that this member has given a vote in, or has followed. Asked after
+    /// [`RaftGroup::seal`]: it votes in no later one.
+    pub async fn term(&self) -> u64 {
+        // Raft itself is asked, since what it publishes trails: a vote may be out that is not in there yet.
+        match self.raft.with_raft_state(|state| state.vote_ref().leader_id.term).await {
+            Ok(term) => term,
+            Err(_) => self.status().term,
+        }
     }
 
     /// Whether this member may lead, now or soon.
@@ -223,7 +294,7 @@ impl RaftGroup {
 
     /// Whether a vote of this member may be counted now.
     pub(crate) fn may_vote(&self, leadership_transfer: bool) -> Result<(), NoVote> {
-        self.votes.read().check(leadership_transfer)
+        self.votes.check(leadership_transfer)
     }
 
     /// Waits until what was committed before this process started is applied again, at most `within`; false
@@ -247,15 +318,24 @@ impl RaftGroup {
 
     /// Whether this node leads, from what it knows without asking anybody.
     pub fn leadership(&self) -> Result<Leadership, NotLeading> {
-        match self.raft.as_leader() {
-            Err(forward) => Err(NotLeading { leader: forward.leader_id.filter(|leader| *leader != self.node_id) }),
-            Ok(leader) => {
-                let until = |acked| Instant::now().checked_sub(TokioInstant::now() - acked).map(|at| at + self.lease);
-                let handed_over = self.handed_over_in.load(Ordering::SeqCst) == leader.term();
-                let lease_until = leader.last_quorum_acked().and_then(until).filter(|_| !handed_over);
-                Ok(Leadership { term: leader.term(), lease_until })
-            }
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let vote = &metrics.vote;
+        let leads = metrics.state == ServerState::Leader
+            // A leader that was restarted or removed leads no more, whatever the vote says that it saved.
+            && vote.committed
+            && vote.leader_id.voted_for == self.node_id;
+        if !leads {
+            return Err(NotLeading { leader: metrics.current_leader.filter(|leader| *leader != self.node_id) });
         }
+        let term = vote.leader_id.term;
+        let until = |acked| Instant::now().checked_sub(TokioInstant::now() - acked).map(|at| at + self.lease);
+        let acked = metrics.last_quorum_acked.map(|acked| acked.into_inner());
+        let handed_over = self.handed_over_in.load(Ordering::SeqCst) == term;
+        // openraft itself hands over what a leader led that was removed.
+        let voters = metrics.membership_config.membership().get_joint_config();
+        let stays = voters.iter().any(|voters| voters.contains(&self.node_id));
+        Ok(Leadership { term, lease_until: acked.and_then(until).filter(|_| stays && !handed_over) })
     }
 
     /// Waits until [`RaftGroup::leadership`] may answer otherwise.
@@ -307,7 +387,7 @@ impl RaftGroup {
     pub async fn read_index(&self) -> Result<(), NotLeading> {
         let asked = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
         // A leader that is cut off would wait for ever.
-        match tokio::time::timeout(READ_INDEX_TIMEOUT, asked).await {
+        match tokio::time::timeout(self.read_timeout, asked).await {
             Err(_) => Err(NotLeading { leader: None }),
             Ok(Ok(_)) => Ok(()),
             Ok(Err(error)) => {
@@ -318,7 +398,13 @@ impl RaftGroup {
 
     /// Asks `to` to take over the leadership. Returns at once; watch [`RaftGroup::leadership_changed`]. For
     /// the rest of the term this node trusts its lease no more: the other may lead at any time.
+    ///
+    /// # Errors
+    /// When this member is sealed, or Raft has stopped.
     pub async fn transfer_leadership(&self, to: u64) -> Result<(), StorageError> {
+        if let Err(sealed @ NoVote::Sealed) = self.may_vote(true) {
+            return Err(StorageError::Refused(sealed.to_string()));
+        }
         if let Ok(leadership) = self.leadership() {
             self.handed_over_in.store(leadership.term, Ordering::SeqCst);
         }
@@ -334,7 +420,8 @@ impl RaftGroup {
         let state = self.state();
         let flushed = tokio::task::spawn_blocking(move || state.flush());
         let flushed = flushed.await.map_err(|error| refused(&error))??;
-        let (Some(index), Some(flushed)) = (self.index_of(sequence)?, flushed.raft.log_id) else { return Ok(()) };
+        let flushed = self.machine.own(flushed.raft).log_id;
+        let (Some(index), Some(flushed)) = (self.index_of(sequence)?, flushed) else { return Ok(()) };
         let index = index.min(flushed.index);
         self.raft.trigger().snapshot().await.map_err(|error| refused(&error))?;
         let wait = self.raft.wait(Some(Duration::from_secs(60)));
@@ -344,97 +431,6 @@ impl RaftGroup {
         );
         built.await.map_err(|error| refused(&error))?;
         self.raft.trigger().purge_log(index).await.map_err(|error| refused(&error))
-    }
-
-    /// Committed batches from `sequence` on, in order, up to about `max_bytes`: (sequence, stored bytes).
-    /// Empty if there is none yet.
-    ///
-    /// # Errors
-    /// [`ReadLogFailure::Purged`] if the log begins behind `sequence`.
-    pub fn committed_batches(&self, sequence: u64, max_bytes: usize) -> Result<Vec<(u64, Bytes)>, ReadLogFailure> {
-        let applied = self.state.applied();
-        let Some(last_index) = applied.raft.log_id.map(|log_id| log_id.index) else { return Ok(Vec::new()) };
-        if sequence > applied.position.sequence {
-            return Ok(Vec::new());
-        }
-        let start = self.index_of(sequence)?.ok_or(ReadLogFailure::Purged)?;
-        let mut batches = Vec::new();
-        let mut next = start;
-        // One read may return fewer than there are: go on until there is a batch.
-        while batches.is_empty() && next <= last_index {
-            let entries = self.log.read(next, last_index + 1, max_bytes).map_err(|error| read_error(&error))?;
-            let (Some(first), Some(last)) = (entries.first(), entries.last()) else {
-                return Err(ReadLogFailure::Purged);
-            };
-            // Purged since it was looked up.
-            if first.log_id.index != next {
-                return Err(ReadLogFailure::Purged);
-            }
-            next = last.log_id.index + 1;
-            for entry in entries {
-                if let EntryPayload::Normal(batch) = entry.payload {
-                    batches.push((sequence + batches.len() as u64, batch.bytes));
-                }
-            }
-        }
-        Ok(batches)
-    }
-
-    /// The first batch that is still in the log; `None` if none is.
-    pub fn first_sequence(&self) -> Result<Option<u64>, StorageError> {
-        let (first, end) = self.log.bounds();
-        if let Some((index, sequence)) = *self.first_batch.lock()
-            && index == first
-        {
-            return Ok(Some(sequence));
-        }
-        for index in first..end {
-            if let Some(sequence) = self.sequence_at(index)? {
-                *self.first_batch.lock() = Some((first, sequence));
-                return Ok(Some(sequence));
-            }
-        }
-        Ok(None)
-    }
-
-    /// The index of the batch at `sequence`; `None` if it was purged or is not there yet.
-    ///
-    /// Indexes run ahead of sequences by the entries that are no batches, of which there are few (one for
-    /// each leader and membership), so the search begins at the newest offset and goes down.
-    fn index_of(&self, sequence: u64) -> Result<Option<u64>, StorageError> {
-        let applied = self.state.applied();
-        let Some(applied_index) = applied.raft.log_id.map(|log_id| log_id.index) else { return Ok(None) };
-        let Some(behind) = applied.position.sequence.checked_sub(sequence) else { return Ok(None) };
-        let (first, _) = self.log.bounds();
-        let Some(mut index) = applied_index.checked_sub(behind) else { return Ok(None) };
-        while index >= first {
-            match self.sequence_at(index)? {
-                Some(found) if found == sequence => return Ok(Some(index)),
-                // Skip as many as the sequences say at once.
-                Some(found) if found > sequence => match index.checked_sub(found - sequence) {
-                    Some(lower) => index = lower,
-                    None => return Ok(None),
-                },
-                Some(_) => return Ok(None),
-                None => match index.checked_sub(1) {
-                    Some(lower) => index = lower,
-                    None => return Ok(None),
-                },
-            }
-        }
-        Ok(None)
-    }
-
-    fn sequence_at(&self, index: u64) -> Result<Option<u64>, StorageError> {
-        let entries = self.log.read(index, index + 1, 0).map_err(|error| read_error(&error))?;
-        let Some(EntryPayload::Normal(batch)) = entries.into_iter().next().map(|entry| entry.payload) else {
-            return Ok(None);
-        };
-        let corrupt = |error: meridian_proto::InvalidBatch| StorageError::Corruption {
-            what: format!("log entry {index} of {}", self.id),
-            detail: error.to_string(),
-        };
-        Ok(Some(batch_header(&batch.bytes).map_err(corrupt)?.0.sequence))
     }
 
     pub fn status(&self) -> GroupStatus {
@@ -470,29 +466,18 @@ impl RaftGroup {
         }
     }
 
-    /// Stops taking part. State that was not flushed is applied again at the next start.
+    /// Stops taking part. On return nothing of this member writes the log or the state any more: another
+    /// group may take the state over, or this one may be opened again. Its log can still be read here. State
+    /// that was not flushed is applied again when it is opened.
     pub async fn shutdown(&self) {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, group = %self.id, "raft did not stop cleanly");
         }
-    }
-}
-
-/// Why committed batches cannot be read.
-#[derive(Debug, thiserror::Error)]
-pub enum ReadLogFailure {
-    #[error("the log begins behind that sequence")]
-    Purged,
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-}
-
-fn read_error(error: &std::io::Error) -> StorageError {
-    StorageError::Corruption { what: "a raft log".to_owned(), detail: error.to_string() }
-}
-
-impl From<std::io::Error> for ReadLogFailure {
-    fn from(error: std::io::Error) -> Self {
-        Self::Storage(read_error(&error))
+        let machine = self.machine.clone();
+        let closed = tokio::task::spawn_blocking(move || machine.close()).await;
+        // Also behind what raises the high-water mark when the last appends are durable.
+        if let Err(error) = closed.map_err(std::io::Error::other).and(self.log.sync().await) {
+            tracing::warn!(%error, group = %self.id, "the log was not synced at the end");
+        }
     }
 }

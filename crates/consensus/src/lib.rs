@@ -5,6 +5,9 @@
 //! - An append is acknowledged when its bytes are fsynced, off the core loop.
 //! - A batch is proposed for one term only: in another it is not appended.
 //! - A member that was wiped, or has just started, does not vote: it has forgotten what it granted.
+//! - A group begins at a base that its founders' states have; whoever does not have it gets a snapshot.
+//! - What the state says of Raft counts in the group that it names only; a state that left the shard's
+//!   history is neither announced nor applied to.
 //! - State is not durable when applied; [`RaftGroup::purge_through`] flushes it before the log is cut.
 //!
 //! What is absent on purpose: evaluation, request ids, routing, and anything about replica regions.
@@ -14,16 +17,20 @@ mod group;
 mod log_store;
 mod membership;
 mod network;
+mod orphans;
 mod service;
 mod state_machine;
 #[cfg(test)]
 mod storage_suite;
 mod type_config;
+mod votes;
 mod wire;
 
 pub use config::RaftTiming;
 pub use group::{
-    GroupStatus, Leadership, NotLeading, Proposal, ProposalFailure, RaftGroup, RaftGroupOptions, ReadLogFailure, Role,
+    ChangeVotersFailure, Formed, GroupStatus, Leadership, NotLeading, Proposal, ProposalFailure, RaftGroup,
+    RaftGroupOptions, ReadLogFailure, Role,
 };
 pub use network::{Peers, StateTransfer, Transfer};
+pub use orphans::{forget_group, leave_group, log_batches_beyond};
 pub use service::RaftService;

@@ -132,7 +132,7 @@ impl LogStore {
         let refused = |error: io::Error| StorageError::Refused(error.to_string());
         store.cut_at_hole().map_err(refused)?;
         let last = store.last_log_id().map_err(refused)?.map(|last| last.index);
-        let purged = store.log_id_mark(PURGED).map_err(refused)?.map(|purged| purged.index);
+        let purged = store.purged()?.map(|purged| purged.index);
         *store.shared.bounds.write() = (purged.map_or(0, |index| index + 1), last.map_or(0, |index| index + 1));
         if let Some(marks) = &store.shared.high_water {
             marks.check(store.shared.log.group(), last.unwrap_or(0))?;
@@ -146,7 +146,7 @@ impl LogStore {
     fn cut_at_hole(&self) -> io::Result<()> {
         let log = &self.shared.log;
         let mark = self.shared.high_water.as_ref().map_or(0, |marks| marks.mark(log.group()));
-        let first = self.log_id_mark(PURGED)?.map_or(0, |purged| purged.index + 1);
+        let first = self.purged()?.map_or(0, |purged| purged.index + 1);
         let mut next = first.max(mark);
         loop {
             let records = log.read(next..u64::MAX, READ_BYTES)?;
@@ -166,9 +166,14 @@ impl LogStore {
         }
     }
 
-    /// Whether this member has taken part in the group: it has voted, or has a log.
-    pub(crate) fn is_pristine(&self) -> io::Result<bool> {
-        Ok(self.shared.log.mark(VOTE)?.is_none() && self.last_log_id()?.is_none())
+    /// Whether this member has granted a vote, or followed a leader.
+    pub(crate) fn has_vote(&self) -> Result<bool, StorageError> {
+        Ok(self.shared.log.mark(VOTE)?.is_some())
+    }
+
+    /// The entry that the log begins behind.
+    pub(crate) fn purged(&self) -> Result<Option<LogId>, StorageError> {
+        log_id_mark(&self.shared.log, PURGED)
     }
 
     /// Term and sequence of the newest batch that this node proposed and has in its log.
@@ -176,15 +181,10 @@ impl LogStore {
         self.shared.appended.subscribe()
     }
 
-    fn log_id_mark(&self, name: u8) -> io::Result<Option<LogId>> {
-        let Some(bytes) = self.shared.log.mark(name)? else { return Ok(None) };
-        Ok(Some(wire::log_id(log::LogId::decode(bytes)?)))
-    }
-
     fn last_log_id(&self) -> io::Result<Option<LogId>> {
         match self.shared.log.last()? {
             Some((_, bytes)) => Ok(Some(wire::decode_entry(bytes)?.log_id)),
-            None => self.log_id_mark(PURGED),
+            None => Ok(self.purged()?),
         }
     }
 
@@ -204,12 +204,54 @@ impl LogStore {
     }
 
     /// Waits until every write so far is durable.
-    async fn sync(&self) -> io::Result<()> {
+    pub(crate) async fn sync(&self) -> io::Result<()> {
         let (done, synced) = oneshot::channel();
         // Nobody waits any more if the receiver is gone.
         self.shared.syncer.sync_then(move || done.send(()).unwrap_or_default());
         synced.await.map_err(|_| io::Error::other("the log-sync thread is gone"))
     }
+}
+
+/// What lies in the log of a group that is not open.
+impl LogStore {
+    /// The index of the last entry, purged or not.
+    pub(crate) fn last_index(log: &GroupLog) -> Result<Option<u64>, StorageError> {
+        match log.last()? {
+            Some((index, _)) => Ok(Some(index)),
+            None => Ok(log_id_mark(log, PURGED)?.map(|purged| purged.index)),
+        }
+    }
+
+    /// Whether this node has voted in the group, or has a log of it.
+    pub(crate) fn is_in_use(log: &GroupLog) -> Result<bool, StorageError> {
+        Ok(log.mark(VOTE)?.is_some() || Self::last_index(log)?.is_some())
+    }
+
+    /// Makes an empty log begin behind an entry that the state has. Durable after the next sync.
+    pub(crate) fn begin_behind(log: &GroupLog, applied: log::LogId) -> Result<(), StorageError> {
+        log.put_mark(PURGED, &applied.encode_to_vec())
+    }
+
+    /// Up to where this node knows that entries are committed, except for what its state says.
+    pub(crate) fn committed_index(log: &GroupLog) -> Result<Option<u64>, StorageError> {
+        let marks = [log_id_mark(log, COMMITTED)?, log_id_mark(log, PURGED)?];
+        Ok(marks.into_iter().flatten().map(|log_id| log_id.index).max())
+    }
+
+    /// Deletes all entries and marks, or all but the vote. Durable after the next sync.
+    pub(crate) fn erase(log: &GroupLog, keep_vote: bool) -> Result<(), StorageError> {
+        let marks = [COMMITTED, PURGED, VOTE];
+        log.erase(if keep_vote { &[COMMITTED, PURGED] } else { &marks })
+    }
+}
+
+fn log_id_mark(log: &GroupLog, name: u8) -> Result<Option<LogId>, StorageError> {
+    let Some(bytes) = log.mark(name)? else { return Ok(None) };
+    let corrupt = |error: prost::DecodeError| StorageError::Corruption {
+        what: format!("mark `{}` of {}", char::from(name), log.group()),
+        detail: error.to_string(),
+    };
+    Ok(Some(wire::log_id(log::LogId::decode(bytes).map_err(corrupt)?)))
 }
 
 fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
@@ -249,7 +291,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     type LogReader = Self;
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
-        let last_purged_log_id = self.log_id_mark(PURGED)?;
+        let last_purged_log_id = self.purged()?;
         Ok(LogState { last_purged_log_id, last_log_id: self.last_log_id()? })
     }
 
@@ -269,7 +311,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        self.log_id_mark(COMMITTED)
+        Ok(log_id_mark(&self.shared.log, COMMITTED)?)
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>

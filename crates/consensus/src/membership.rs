@@ -1,8 +1,8 @@
-//! Who may vote: incarnations of members, and the quiet time after a restart.
+//! Who may vote: incarnations of members.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use meridian_proto::raft::{self, raft_client::RaftClient};
@@ -64,6 +64,16 @@ pub(crate) fn record(
     }
 }
 
+fn remembered(engine: &Arc<dyn Engine>, group: GroupId, node: u64) -> Result<Option<Bytes>, StorageError> {
+    engine.get(META_FAMILY, &key(b"incarnation", group, node))
+}
+
+/// Before the votes and the log of a stopped group are deleted: this node must not vote in it again.
+pub(crate) fn resign(engine: &Arc<dyn Engine>, group: GroupId) -> Result<(), StorageError> {
+    engine.create_family(META_FAMILY)?;
+    put_durably(engine, key(b"standing", group, 0), Standing::VOTELESS)
+}
+
 /// Asks every other voter to remember this incarnation, until all have answered; the first refusal decides.
 ///
 /// All of them, since any one may be all that is left to tell a later incarnation that it is not the first.
@@ -74,18 +84,17 @@ pub(crate) async fn join(
     voters: &BTreeSet<u64>,
     peers: &Arc<dyn Peers>,
 ) -> Result<Standing, StorageError> {
-    let own = key(b"incarnation", group, node);
-    let incarnation = match engine.get(META_FAMILY, &own)? {
+    let incarnation = match remembered(engine, group, node)? {
         Some(known) => known,
         None => {
             let new = Uuid::new_v4().into_bytes().to_vec();
-            put_durably(engine, own, &new)?;
+            put_durably(engine, key(b"incarnation", group, node), &new)?;
             new.into()
         }
     };
     let mut asking: BTreeSet<u64> = voters.iter().copied().filter(|voter| *voter != node).collect();
     let mut rounds = 0u32;
-    while !asking.is_empty() {
+    loop {
         let asked = asking.iter().map(|voter| ask(group, node, *voter, incarnation.clone(), peers));
         for (voter, accepted) in futures::future::join_all(asked).await {
             match accepted {
@@ -97,6 +106,9 @@ pub(crate) async fn join(
                 None => {}
             }
         }
+        if asking.is_empty() {
+            break;
+        }
         rounds += 1;
         if rounds.is_multiple_of(100) {
             tracing::warn!(%group, ?asking, "a member that is new here waits for a word of all other voters");
@@ -107,7 +119,34 @@ pub(crate) async fn join(
     Ok(Standing::Member)
 }
 
-/// Whether the voter remembers this incarnation; `None`: no answer.
+/// Before `newcomer` becomes a voter: waits until this node, the leader, remembers it (what it forgets from
+/// then on is noticed), and tells it of the other voters, since it may be all that is left to remember them.
+pub(crate) async fn introduce(
+    engine: &Arc<dyn Engine>,
+    group: GroupId,
+    newcomer: u64,
+    voters: &BTreeSet<u64>,
+    peers: &Arc<dyn Peers>,
+) -> Result<(), StorageError> {
+    let mut rounds = 0u32;
+    while remembered(engine, group, newcomer)?.is_none() {
+        rounds += 1;
+        if rounds.is_multiple_of(100) {
+            tracing::warn!(%group, newcomer, "a node that is to vote has not begun to take part");
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    for voter in voters.iter().filter(|voter| **voter != newcomer) {
+        let Some(incarnation) = remembered(engine, group, *voter)? else { continue };
+        // If it remembers another incarnation, it will know a third one just as well.
+        while ask(group, *voter, newcomer, incarnation.clone(), peers).await.1.is_none() {
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the voter remembers this incarnation of the node; `None`: no answer.
 async fn ask(group: GroupId, node: u64, voter: u64, incarnation: Bytes, peers: &Arc<dyn Peers>) -> (u64, Option<bool>) {
     let target = raft::Group { shard: group.shard.0, epoch: group.epoch.0.into(), target: voter };
     let request = raft::JoinRequest { group: Some(target), node_id: node, incarnation };
@@ -115,40 +154,6 @@ async fn ask(group: GroupId, node: u64, voter: u64, incarnation: Bytes, peers: &
     let mut client = RaftClient::new(channel);
     let answer = tokio::time::timeout(CALL_TIMEOUT, client.join(request)).await;
     (voter, answer.ok().and_then(Result::ok).map(|answer| answer.into_inner().accepted))
-}
-
-/// Why this member's vote is not to be counted.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum NoVote {
-    #[error("this member does not know yet whether it may vote")]
-    Undecided,
-    #[error("this member has just started, and may have granted a lease before")]
-    JustStarted,
-    #[error("this member's folder was wiped: it does not vote")]
-    Wiped,
-}
-
-/// Keeps votes in until they are safe.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum VoteGate {
-    /// It may be a wiped one.
-    Undecided,
-    /// When every lease that it may have granted before has run out.
-    OpensAt(Instant),
-    /// Another incarnation has voted.
-    Never,
-}
-
-impl VoteGate {
-    /// A transfer is the leader's own will: its lease ends with it.
-    pub(crate) fn check(self, leadership_transfer: bool) -> Result<(), NoVote> {
-        match self {
-            Self::Undecided => Err(NoVote::Undecided),
-            Self::Never => Err(NoVote::Wiped),
-            Self::OpensAt(at) if Instant::now() < at && !leadership_transfer => Err(NoVote::JustStarted),
-            Self::OpensAt(_) => Ok(()),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -169,14 +174,5 @@ mod tests {
         let after: Arc<dyn Engine> = Arc::new(engine.crash(0));
         assert!(record(&after, group, 2, b"first").unwrap());
         assert!(!record(&after, group, 2, b"second").unwrap());
-    }
-
-    #[test]
-    fn votes_are_kept_in_until_they_are_safe() {
-        assert_eq!(VoteGate::Undecided.check(true), Err(NoVote::Undecided));
-        let soon = VoteGate::OpensAt(Instant::now() + Duration::from_secs(3600));
-        assert_eq!((soon.check(false), soon.check(true)), (Err(NoVote::JustStarted), Ok(())));
-        assert_eq!(VoteGate::OpensAt(Instant::now()).check(false), Ok(()));
-        assert_eq!(VoteGate::Never.check(true), Err(NoVote::Wiped));
     }
 }

@@ -19,6 +19,7 @@ use tonic::transport::Channel;
 
 use crate::state_machine::SnapshotData;
 use crate::type_config::{Snapshot, TypeConfig, Vote};
+use crate::votes::Votes;
 use crate::wire::{self, InvalidMessage};
 
 /// Bytes of one message between members at most: a batch is far below.
@@ -26,10 +27,6 @@ pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// Before a stream that could not be opened is tried again.
 const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
-
-/// A follower's answer to one append of a stream, with its fsync. openraft's own time to live is a heartbeat
-/// interval, too short for a disk that is busy; nobody but this follower waits meanwhile.
-const APPEND_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Channels to the other nodes. They connect when first used and again when broken.
 pub trait Peers: Send + Sync + 'static {
@@ -63,6 +60,10 @@ pub(crate) struct NetworkFactory {
     pub(crate) group: GroupId,
     pub(crate) peers: Arc<dyn Peers>,
     pub(crate) transfer: Arc<dyn StateTransfer>,
+    pub(crate) votes: Arc<Votes>,
+    /// For a follower's answer to one append of a stream, with its fsync. openraft's own time to live is too
+    /// short for a disk that is busy; nobody but this follower waits meanwhile.
+    pub(crate) append_timeout: Duration,
 }
 
 impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
@@ -121,12 +122,20 @@ impl Network {
         }
     }
 
+    /// Whether an answer to this node's candidacy may be counted, with its own vote.
+    fn may_stand(&self, leadership_transfer: bool) -> Result<(), Unreachable<TypeConfig>> {
+        self.factory.votes.check(leadership_transfer).map_err(|no_vote| unreachable(&no_vote))
+    }
+
     async fn vote_response(
         &self,
+        leadership_transfer: bool,
         option: &RPCOption,
         call: impl Future<Output = Result<tonic::Response<raft::VoteResponse>, tonic::Status>>,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.may_stand(leadership_transfer)?;
         let response = self.within(RPCTypes::Vote, option, call).await?;
+        self.may_stand(leadership_transfer)?;
         wire::vote_response(response).map_err(|error| malformed(&error))
     }
 
@@ -181,6 +190,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
     {
         Box::pin(async move {
             let group = self.group();
+            let within = self.factory.append_timeout;
             let due = Arc::new(AtomicU64::new(0));
             let sent = Arc::clone(&due);
             let requests = input.map(move |request| {
@@ -189,22 +199,22 @@ impl RaftNetworkV2<TypeConfig> for Network {
             });
             let mut client = self.client()?;
             let call = client.stream_append(requests);
-            let responses = match tokio::time::timeout(APPEND_TIMEOUT, call).await {
+            let responses = match tokio::time::timeout(within, call).await {
                 Ok(Ok(response)) => response.into_inner(),
                 Ok(Err(status)) => {
                     // openraft backs off only once a stream is open, and would call again at once.
                     tokio::time::sleep(RECONNECT_PAUSE).await;
                     return Err(failed(&status));
                 }
-                Err(_) => return Err(self.timeout(RPCTypes::AppendEntries, APPEND_TIMEOUT).into()),
+                Err(_) => return Err(self.timeout(RPCTypes::AppendEntries, within).into()),
             };
-            let timeout = self.timeout(RPCTypes::AppendEntries, APPEND_TIMEOUT);
+            let timeout = self.timeout(RPCTypes::AppendEntries, within);
             let results = futures::stream::unfold(Some(responses), move |responses| {
                 let (due, timeout) = (Arc::clone(&due), timeout.clone());
                 async move {
                     let mut responses = responses?;
                     loop {
-                        return match tokio::time::timeout(APPEND_TIMEOUT, responses.next()).await {
+                        return match tokio::time::timeout(within, responses.next()).await {
                             Ok(None) => None,
                             Ok(Some(Ok(response))) => {
                                 due.fetch_sub(1, Ordering::Relaxed);
@@ -231,7 +241,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let mut client = self.client()?;
-        self.vote_response(&option, client.vote(wire::vote_request_to_wire(self.group(), &rpc))).await
+        let call = client.vote(wire::vote_request_to_wire(self.group(), &rpc));
+        self.vote_response(rpc.leadership_transfer, &option, call).await
     }
 
     async fn pre_vote(
@@ -240,7 +251,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let mut client = self.client()?;
-        self.vote_response(&option, client.pre_vote(wire::vote_request_to_wire(self.group(), &rpc))).await
+        let call = client.pre_vote(wire::vote_request_to_wire(self.group(), &rpc));
+        self.vote_response(rpc.leadership_transfer, &option, call).await
     }
 
     async fn full_snapshot(

@@ -36,6 +36,12 @@ impl RaftService {
         self.groups.write().insert(group.id(), group);
     }
 
+    /// Calls for this group are refused from now on, as those for a group that was never here. Those being
+    /// served end when the group is shut down.
+    pub fn unregister(&self, group: GroupId) {
+        self.groups.write().remove(&group);
+    }
+
     /// The gRPC service, for a tonic server.
     pub fn into_server(self) -> raft_server::RaftServer<Self> {
         raft_server::RaftServer::new(self)
@@ -47,9 +53,7 @@ impl RaftService {
     fn vote_request(&self, wire: raft::VoteRequest) -> Result<(RaftGroup, VoteRequest<TypeConfig>), Status> {
         let group = self.group(wire.group)?;
         let request = wire::vote_request(wire).map_err(invalid)?;
-        group
-            .may_vote(request.leadership_transfer)
-            .map_err(|no_vote| Status::failed_precondition(no_vote.to_string()))?;
+        may_vote(&group, request.leadership_transfer)?;
         Ok((group, request))
     }
 
@@ -87,6 +91,11 @@ impl RaftService {
         let epoch = u16::try_from(wire.epoch).map_err(|_| Status::invalid_argument("field `epoch` is too large"))?;
         Ok(GroupId { shard: ShardId(wire.shard), epoch: Epoch(epoch) })
     }
+}
+
+/// Asked before Raft is asked for a vote, and again before its answer leaves: see [`crate::votes::Votes`].
+fn may_vote(group: &RaftGroup, leadership_transfer: bool) -> Result<(), Status> {
+    group.may_vote(leadership_transfer).map_err(|no_vote| Status::failed_precondition(no_vote.to_string()))
 }
 
 type AppendResults = Pin<Box<dyn Stream<Item = Result<raft::AppendResponse, Status>> + Send>>;
@@ -130,7 +139,9 @@ impl raft_server::Raft for RaftService {
 
     async fn vote(&self, request: Request<raft::VoteRequest>) -> Result<Response<raft::VoteResponse>, Status> {
         let (group, request) = self.vote_request(request.into_inner())?;
+        let leadership_transfer = request.leadership_transfer;
         let response = group.raft().vote(request).await.map_err(stopped)?;
+        may_vote(&group, leadership_transfer)?;
         Ok(Response::new(wire::vote_response_to_wire(&response)))
     }
 
@@ -149,7 +160,7 @@ impl raft_server::Raft for RaftService {
         let group = self.group(request.group)?;
         let from =
             request.from_leader.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("from_leader")))?;
-        group.may_vote(true).map_err(|no_vote| Status::failed_precondition(no_vote.to_string()))?;
+        may_vote(&group, true)?;
         // openraft tells all voters, and only the one that is meant may stand for election.
         let to = request.to;
         let request = TransferLeaderRequest::new(from, to, request.last_log_id.map(wire::log_id));

@@ -3,9 +3,10 @@ use std::sync::Arc;
 
 use futures::{FutureExt, Stream, StreamExt};
 use meridian_proto::decode_batch;
-use meridian_storage::{RaftApplied, ShardState, StagedState, StateSnapshot, StorageError};
+use meridian_storage::{GroupId, RaftApplied, Replace, ShardState, StagedState, StateSnapshot, StorageError};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::type_config::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
@@ -16,11 +17,31 @@ const APPLY_ENTRIES: usize = 64;
 const COPY_BYTES: usize = 1 << 20;
 
 /// Applies committed batches, blindly, to the shard's state.
+///
+/// The state outlives the group: it may come from an earlier epoch, and goes on to later ones. What it says
+/// of Raft counts here only if it says it of this group. A state that is of no use to this group (it is not
+/// at the base, or beyond it) stays as it is until the leader's snapshot takes its place.
 #[derive(Clone)]
 pub(crate) struct StateMachine {
     state: Arc<ShardState>,
-    /// The sequence and the Raft term of what was applied last.
-    applied: Arc<watch::Sender<(u64, u64)>>,
+    group: GroupId,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    /// The sequence and the Raft term of what this group applied last; zeros before it has the state.
+    applied: watch::Sender<(u64, u64)>,
+    /// The sequence that goes with the index of what this group applied last.
+    last: Mutex<Option<LastApplied>>,
+    /// Held while the state is changed; false once the group has been shut down.
+    running: Mutex<bool>,
+}
+
+/// Where this group's log and the state stand together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LastApplied {
+    pub(crate) index: u64,
+    pub(crate) sequence: u64,
 }
 
 /// A snapshot's data: on the sender a view of its own state, on the receiver what it has fetched.
@@ -30,35 +51,71 @@ pub(crate) enum SnapshotData {
 }
 
 impl StateMachine {
-    pub(crate) fn new(state: Arc<ShardState>) -> Self {
-        let machine = Self { state, applied: Arc::new(watch::Sender::new((0, 0))) };
+    pub(crate) fn new(state: Arc<ShardState>, group: GroupId) -> Self {
+        let shared = Shared { applied: watch::Sender::new((0, 0)), last: Mutex::default(), running: Mutex::new(true) };
+        let machine = Self { state, group, shared: Arc::new(shared) };
         machine.announce();
         machine
     }
 
     pub(crate) fn applied(&self) -> watch::Receiver<(u64, u64)> {
-        self.applied.subscribe()
+        self.shared.applied.subscribe()
     }
 
+    /// Also after the state has gone on to another epoch.
+    pub(crate) fn last_applied(&self) -> Option<LastApplied> {
+        *self.shared.last.lock()
+    }
+
+    /// From now on the state is not touched: openraft's worker may outlive openraft. Blocks while a snapshot
+    /// is being installed.
+    pub(crate) fn close(&self) {
+        *self.shared.running.lock() = false;
+    }
+
+    /// Raft's part, if it is of this group.
+    pub(crate) fn own(&self, raft: RaftApplied) -> RaftApplied {
+        if raft.epoch == Some(self.group.epoch) { raft } else { RaftApplied::default() }
+    }
+
+    /// A state that is not of this group is announced as nothing: a sequence in it that is reached need not
+    /// be the one that was committed.
     fn announce(&self) {
         let applied = self.state.applied();
-        let term = applied.raft.log_id.map_or(0, |log_id| log_id.term);
-        self.applied.send_replace((applied.position.sequence, term));
+        let Some(log_id) = self.own(applied.raft).log_id else { return };
+        let sequence = applied.position.sequence;
+        *self.shared.last.lock() = Some(LastApplied { index: log_id.index, sequence });
+        self.shared.applied.send_replace((sequence, log_id.term));
     }
 
-    fn apply_entries(&self, items: &[EntryResponder<TypeConfig>]) -> Result<(), StorageError> {
-        let mut raft = self.state.applied().raft;
+    fn corruption(&self, index: u64, detail: impl ToString) -> StorageError {
+        StorageError::Corruption { what: format!("log entry {index} of {}", self.group), detail: detail.to_string() }
+    }
+
+    /// False if the group was shut down meanwhile, and nothing was applied.
+    fn apply_entries(&self, items: &[EntryResponder<TypeConfig>]) -> Result<bool, StorageError> {
+        let running = self.shared.running.lock();
+        if !*running {
+            return Ok(false);
+        }
+        let applied = self.state.applied();
+        let mut raft = self.own(applied.raft);
         let mut batches = Vec::with_capacity(items.len());
         for (entry, _) in items {
+            let index = entry.log_id.index;
+            if raft.log_id.is_none() && applied.position.sequence > 0 {
+                return Err(self.corruption(index, "the state is not of this group"));
+            }
+            raft.epoch = Some(self.group.epoch);
             raft.log_id = Some(wire::log_id_to_wire(&entry.log_id));
             match &entry.payload {
                 EntryPayload::Blank => {}
                 EntryPayload::Normal(encoded) => {
                     let len = encoded.bytes.len();
-                    let batch = decode_batch(encoded.bytes.clone()).map_err(|error| StorageError::Corruption {
-                        what: format!("log entry {}", entry.log_id.index),
-                        detail: error.to_string(),
-                    })?;
+                    let batch = decode_batch(encoded.bytes.clone()).map_err(|error| self.corruption(index, error))?;
+                    if batch.position.epoch != self.group.epoch {
+                        return Err(self.corruption(index, format!("batch {} is of another epoch", batch.position)));
+                    }
                     batches.push((batch, len));
                 }
                 EntryPayload::Membership(membership) => {
@@ -67,7 +124,24 @@ impl StateMachine {
                 }
             }
         }
-        self.state.apply(&batches, raft)
+        self.state.apply(&batches, raft)?;
+        Ok(true)
+    }
+
+    /// The first snapshot of this group may take the place of any state: what the one in use has of an
+    /// earlier epoch and not of this one's base was never in this group's history.
+    fn install(&self, staged: StagedState, raft: RaftApplied) -> Result<(), StorageError> {
+        let running = self.shared.running.lock();
+        if !*running {
+            return Err(StorageError::Refused(format!("{} was shut down", self.group)));
+        }
+        let replace = match self.own(self.state.applied().raft).log_id {
+            Some(_) => Replace::Older,
+            None => Replace::Any,
+        };
+        self.state.install(staged, raft, replace)?;
+        self.announce();
+        Ok(())
     }
 
     fn meta(&self, raft: &RaftApplied) -> io::Result<SnapshotMeta> {
@@ -79,7 +153,7 @@ impl StateMachine {
 
     fn snapshot(&self) -> io::Result<Snapshot<SnapshotData>> {
         let snapshot = self.state.snapshot();
-        let meta = self.meta(&snapshot.applied().raft)?;
+        let meta = self.meta(&self.own(snapshot.applied().raft.clone()))?;
         Ok(Snapshot { meta, snapshot: SnapshotData::Local(Arc::new(snapshot)) })
     }
 }
@@ -89,7 +163,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotBuilder = Self;
 
     async fn applied_state(&mut self) -> Result<(Option<LogId>, StoredMembership), io::Error> {
-        let meta = self.meta(&self.state.applied().raft)?;
+        let meta = self.meta(&self.own(self.state.applied().raft))?;
         Ok((meta.last_log_id, meta.last_membership))
     }
 
@@ -104,7 +178,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             {
                 items.push(next?);
             }
-            self.apply_entries(&items)?;
+            if !self.apply_entries(&items)? {
+                // Whoever waits is told that the outcome is not known.
+                continue;
+            }
             self.announce();
             for (_, responder) in items {
                 if let Some(responder) = responder {
@@ -137,19 +214,18 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             }
         };
         let raft = RaftApplied {
+            epoch: Some(self.group.epoch),
             log_id: meta.last_log_id.as_ref().map(wire::log_id_to_wire),
             membership: Some(wire::stored_membership_to_wire(&meta.last_membership)),
         };
-        let state = Arc::clone(&self.state);
-        let installed = tokio::task::spawn_blocking(move || state.install(staged, raft));
-        installed.await.map_err(io::Error::other)??;
-        self.announce();
-        Ok(())
+        let machine = self.clone();
+        let installed = tokio::task::spawn_blocking(move || machine.install(staged, raft));
+        Ok(installed.await.map_err(io::Error::other)??)
     }
 
-    /// The state itself is the snapshot, and always the newest one.
+    /// The state itself is the snapshot, and always the newest one. One that is not of this group is none.
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<SnapshotData>>, io::Error> {
-        match self.state.applied().raft.log_id {
+        match self.own(self.state.applied().raft).log_id {
             None => Ok(None),
             Some(_) => Ok(Some(self.snapshot()?)),
         }

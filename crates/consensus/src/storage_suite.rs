@@ -27,7 +27,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Bui
         let marks = HighWater::open(folder.path().join("high-water")).unwrap();
         let log = LogStore::open(log, syncer, Some(Arc::new(marks))).unwrap();
         let state = ShardState::open(engine, group.shard).unwrap();
-        Ok((folder, log, StateMachine::new(Arc::new(state))))
+        Ok((folder, log, StateMachine::new(Arc::new(state), group)))
     }
 }
 

@@ -74,7 +74,20 @@ pub enum InvalidAccess {
 /// the time of a lookup says nothing about a secret.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
-    grants: HashMap<[u8; 32], Grant>,
+    grants: HashMap<[u8; 32], Expiring>,
+}
+
+/// A grant, and when it ends: wall clock, milliseconds since the Unix epoch; `None`: never.
+#[derive(Debug, Clone)]
+struct Expiring {
+    grant: Grant,
+    expires_at_ms: Option<u64>,
+}
+
+impl From<Grant> for Expiring {
+    fn from(grant: Grant) -> Self {
+        Self { grant, expires_at_ms: None }
+    }
 }
 
 impl Access {
@@ -85,7 +98,7 @@ impl Access {
                 return Err(InvalidAccess::Secret { index });
             }
             let grant = Grant::new(token.databases, token.write);
-            if grants.insert(digest(&token.secret), grant).is_some() {
+            if grants.insert(digest(&token.secret), grant.into()).is_some() {
                 return Err(InvalidAccess::Duplicate { index });
             }
         }
@@ -99,16 +112,24 @@ impl Access {
     pub fn from_digests(tokens: impl IntoIterator<Item = ([u8; 32], Grant)>) -> Result<Self, InvalidAccess> {
         let mut grants = HashMap::new();
         for (index, (digest, grant)) in tokens.into_iter().enumerate() {
-            if grants.insert(digest, grant).is_some() {
+            if grants.insert(digest, grant.into()).is_some() {
                 return Err(InvalidAccess::Duplicate { index });
             }
         }
         Ok(Self { grants })
     }
 
-    /// `None`: the token is not known.
-    pub fn authorize(&self, bearer: &str) -> Option<Grant> {
-        self.grants.get(&digest(bearer)).cloned()
+    /// As [`Access::from_digests`], of tokens that end at a time (wall clock, milliseconds since the Unix
+    /// epoch; `None`: never). Of two with the same secret the later one counts.
+    pub fn from_expiring(tokens: impl IntoIterator<Item = ([u8; 32], Grant, Option<u64>)>) -> Self {
+        let expiring = |(digest, grant, expires_at_ms)| (digest, Expiring { grant, expires_at_ms });
+        Self { grants: tokens.into_iter().map(expiring).collect() }
+    }
+
+    /// `None`: the token is not known, or has expired by `now_ms`.
+    pub fn authorize(&self, bearer: &str, now_ms: u64) -> Option<Grant> {
+        let found = self.grants.get(&digest(bearer))?;
+        found.expires_at_ms.is_none_or(|end| now_ms < end).then(|| found.grant.clone())
     }
 }
 
@@ -133,13 +154,20 @@ mod tests {
             token("nothing", Databases::Only(vec![]), true),
         ])
         .unwrap();
-        let everything = access.authorize("everything").unwrap();
+        let everything = access.authorize("everything", 0).unwrap();
         assert!(everything.allows(a) && everything.allows(b) && everything.may_write());
-        let only_b = access.authorize("only-b").unwrap();
+        let only_b = access.authorize("only-b", 0).unwrap();
         assert!(!only_b.allows(a) && only_b.allows(b) && !only_b.may_write());
-        assert!(!access.authorize("nothing").unwrap().allows(a));
-        assert_eq!(access.authorize("Everything"), None);
-        assert_eq!(access.authorize(""), None);
+        assert!(!access.authorize("nothing", 0).unwrap().allows(a));
+        assert_eq!(access.authorize("Everything", 0), None);
+        assert_eq!(access.authorize("", 0), None);
+    }
+
+    #[test]
+    fn a_token_ends_when_it_expires() {
+        let access = Access::from_expiring([(digest("soon"), Grant::new(Databases::All, true), Some(1000))]);
+        assert!(access.authorize("soon", 999).is_some());
+        assert_eq!(access.authorize("soon", 1000), None);
     }
 
     #[test]

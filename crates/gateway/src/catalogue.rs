@@ -89,7 +89,7 @@ impl Catalogue for StaticCatalogue {
     }
 
     fn authorize(&self, bearer: &str) -> Option<Grant> {
-        self.access.authorize(bearer)
+        self.access.authorize(bearer, 0)
     }
 }
 

@@ -1,10 +1,20 @@
-//! One module a command.
+//! One module a command, or a group of them. Those that speak to the directory share [`operator`].
 
+pub(crate) mod cluster;
 pub(crate) mod cluster_config;
+pub(crate) mod databases;
 pub(crate) mod dev;
+pub(crate) mod failover;
 pub(crate) mod latency;
+pub(crate) mod nodes;
+mod operator;
+pub(crate) mod orphans;
+pub(crate) mod regions;
 pub(crate) mod serve;
+pub(crate) mod shards;
 pub(crate) mod status;
+pub(crate) mod switchover;
+pub(crate) mod tokens;
 
 /// Resolves at the first Ctrl-C or SIGTERM.
 pub(crate) async fn asked_to_stop() {

@@ -24,6 +24,28 @@ enum Command {
     Serve(command::serve::Serve),
     /// Runs a stateless gateway beside an application.
     Gateway(command::serve::Gateway),
+    /// How the cluster is as a whole, and the record of its changes.
+    Cluster(command::cluster::ClusterCommand),
+    /// Lists, adds, removes and replaces nodes.
+    #[command(visible_alias = "node")]
+    Nodes(command::nodes::Nodes),
+    /// Lists, adds and removes regions.
+    #[command(visible_alias = "region")]
+    Regions(command::regions::Regions),
+    /// Lists shards and their failovers, and says who votes in them.
+    #[command(visible_alias = "shard")]
+    Shards(command::shards::Shards),
+    /// Lists, creates, changes and deletes databases.
+    #[command(visible_alias = "database")]
+    Databases(command::databases::Databases),
+    /// Lists, creates and revokes access tokens.
+    #[command(visible_alias = "token")]
+    Tokens(command::tokens::Tokens),
+    Switchover(command::switchover::Switchover),
+    Failback(command::switchover::Failback),
+    Failover(command::failover::Failover),
+    /// What nodes of a lost primary held that its successor has not: lists, shows and exports it.
+    Orphans(command::orphans::Orphans),
     /// Says how every node of a cluster is, and how far replicas lag.
     Status(command::status::Status),
     /// Measures reads and writes from the gateway of each region, and how soon a write shows there.
@@ -63,6 +85,16 @@ fn main() -> ExitCode {
             Command::Dev(dev) => dev.run().await,
             Command::Serve(serve) => serve.run().await,
             Command::Gateway(gateway) => gateway.run().await,
+            Command::Cluster(cluster) => cluster.run().await,
+            Command::Nodes(nodes) => nodes.run().await,
+            Command::Regions(regions) => regions.run().await,
+            Command::Shards(shards) => shards.run().await,
+            Command::Databases(databases) => databases.run().await,
+            Command::Tokens(tokens) => tokens.run().await,
+            Command::Switchover(switchover) => switchover.run().await,
+            Command::Failback(failback) => failback.run().await,
+            Command::Failover(failover) => failover.run().await,
+            Command::Orphans(orphans) => orphans.run().await,
             Command::Status(status) => status.run().await,
             Command::Latency(latency) => latency.run().await,
             Command::TransferLeadership(transfer) => transfer.run().await,

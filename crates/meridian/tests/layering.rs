@@ -14,6 +14,7 @@ const MAY_USE: &[(&str, Allowed)] = &[
     ("meridian-proto", Allowed::Only(&["meridian-types"])),
     ("meridian-txn", Allowed::Only(&["meridian-types"])),
     ("meridian-shipping", Allowed::Only(&["meridian-types"])),
+    ("meridian-failover", Allowed::Only(&["meridian-types"])),
     ("meridian-storage", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-txn"])),
     ("meridian-consensus", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-storage"])),
     ("meridian-gateway", Allowed::Only(&["meridian-types", "meridian-proto"])),
@@ -24,6 +25,7 @@ const MAY_USE: &[(&str, Allowed)] = &[
             "meridian-proto",
             "meridian-txn",
             "meridian-shipping",
+            "meridian-failover",
             "meridian-storage",
             "meridian-consensus",
             "meridian-gateway",
@@ -31,7 +33,19 @@ const MAY_USE: &[(&str, Allowed)] = &[
     ),
     ("meridian-bench", Allowed::Only(&["meridian-types", "meridian-proto"])),
     ("meridian-checker", Allowed::Only(&["meridian-types"])),
-    ("meridian", Allowed::Only(&["meridian-node", "meridian-proto", "meridian-bench"])),
+    ("meridian-sim", Allowed::Anything),
+    ("meridian-drills", Allowed::Anything),
+    (
+        "meridian",
+        Allowed::Only(&[
+            "meridian-types",
+            "meridian-failover",
+            "meridian-node",
+            "meridian-proto",
+            "meridian-bench",
+            "meridian-drills",
+        ]),
+    ),
     ("meridian-tests", Allowed::Anything),
 ];
 
@@ -39,7 +53,7 @@ const MAY_USE: &[(&str, Allowed)] = &[
 const OWNED: &[(&str, &str)] = &[("openraft", "meridian-consensus"), ("rocksdb", "meridian-storage")];
 
 /// Crates that are state machines: time, disk and network are arguments there.
-const PURE: &[&str] = &["meridian-types", "meridian-txn", "meridian-shipping", "meridian-checker"];
+const PURE: &[&str] = &["meridian-types", "meridian-txn", "meridian-shipping", "meridian-failover", "meridian-checker", "meridian-sim"];
 
 /// What a pure crate has no business with.
 const IMPURE: &[&str] = &["tokio", "tonic", "rocksdb"];

@@ -1,18 +1,20 @@
-use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian_consensus::Role;
 use meridian_proto::admin::{self as wire, admin_server};
 use meridian_types::ShardId;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::clock::wall_ms;
 use crate::directory::Directory;
-use crate::followers::Followers;
+use crate::orphans;
 use crate::replica::Replica;
 use crate::shard::{LocalShard, Voter};
-use crate::shard_service::LocalShards;
+use crate::shard_table::ShardTable;
 use crate::topology::NodeInfo;
 
 /// How long a handover of leadership may take.
@@ -21,14 +23,14 @@ const HANDOVER: Duration = Duration::from_secs(5);
 /// Answers operators.
 pub(crate) struct AdminService {
     pub(crate) node: NodeInfo,
-    pub(crate) shards: LocalShards,
-    pub(crate) followers: Arc<HashMap<ShardId, Arc<Followers>>>,
-    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) shards: Arc<ShardTable>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) data_dir: PathBuf,
     pub(crate) started: Instant,
 }
 
 impl AdminService {
-    fn voter_status(&self, id: ShardId, voter: &Voter) -> wire::ShardStatus {
+    fn voter_status(&self, id: ShardId, voter: &Arc<Voter>) -> wire::ShardStatus {
         let status = voter.group.status();
         let role = match status.role {
             Role::Leader => "leader",
@@ -38,7 +40,7 @@ impl AdminService {
             Role::Learner => "learner",
             Role::Stopped => "stopped",
         };
-        let lags = self.followers.get(&id).map(|followers| followers.lags()).unwrap_or_default();
+        let lags = self.shards.followers(&id).map(|followers| followers.lags()).unwrap_or_default();
         let subscribers = lags.iter().map(|follower| wire::ReplicaLag {
             node_id: follower.node,
             durable_sequence: follower.durable,
@@ -49,13 +51,13 @@ impl AdminService {
         });
         wire::ShardStatus {
             shard: id.0,
-            epoch: self.directory.epoch(id).map_or(0, |epoch| epoch.0.into()),
+            epoch: voter.group.id().epoch.0.into(),
             role: role.to_owned(),
             term: status.term,
             leader: status.leader.unwrap_or(0),
             committed_sequence: voter.state.position().sequence,
             applied_sequence: voter.state.position().sequence,
-            first_sequence: voter.group.first_sequence().ok().flatten().unwrap_or(0),
+            first_sequence: first_kept(&LocalShard::Voter(Arc::clone(voter))),
             subscribers: subscribers.collect(),
             ..Default::default()
         }
@@ -68,7 +70,7 @@ impl AdminService {
         let lag_batches = committed.saturating_sub(applied.position.sequence);
         wire::ShardStatus {
             shard: id.0,
-            epoch: self.directory.epoch(id).map_or(0, |epoch| epoch.0.into()),
+            epoch: replica.history().epoch().0.into(),
             role: if status.is_relay { "relay" } else { "replica" }.to_owned(),
             committed_sequence: committed,
             applied_sequence: applied.position.sequence,
@@ -81,11 +83,18 @@ impl AdminService {
     }
 }
 
+/// The oldest batch that is still in a log here; 0: none.
+fn first_kept(shard: &LocalShard) -> u64 {
+    let purged = shard.purged().unwrap_or(u64::MAX);
+    if purged < shard.state().position().sequence { purged + 1 } else { 0 }
+}
+
 #[tonic::async_trait]
 impl admin_server::Admin for AdminService {
     async fn status(&self, _: Request<wire::StatusRequest>) -> Result<Response<wire::StatusResponse>, Status> {
         let mut shards: Vec<_> = self
             .shards
+            .all()
             .iter()
             .map(|(id, shard)| match shard {
                 LocalShard::Voter(voter) => self.voter_status(*id, voter),
@@ -116,7 +125,7 @@ impl admin_server::Admin for AdminService {
         if !self.directory.topology().is_voter(id, request.to) {
             return Err(Status::invalid_argument(format!("node {} does not vote in shard {id}", request.to)));
         }
-        let lags = self.followers.get(&id).map(|followers| followers.lags()).unwrap_or_default();
+        let lags = self.shards.followers(&id).map(|followers| followers.lags()).unwrap_or_default();
         if request.to != self.node.id && !lags.iter().any(|heir| heir.node == request.to && heir.may_lead) {
             return Err(Status::failed_precondition(format!("node {} is away or does not vote", request.to)));
         }
@@ -133,5 +142,33 @@ impl admin_server::Admin for AdminService {
             Ok(()) => Ok(Response::new(wire::TransferLeadershipResponse {})),
             Err(_) => Err(Status::deadline_exceeded("the other voter did not take over; this node still leads")),
         }
+    }
+
+    type ReadOrphansStream = ReceiverStream<Result<wire::OrphanBatch, Status>>;
+
+    async fn list_orphans(
+        &self,
+        _: Request<wire::ListOrphansRequest>,
+    ) -> Result<Response<wire::ListOrphansResponse>, Status> {
+        let data_dir = self.data_dir.clone();
+        let listed = tokio::task::spawn_blocking(move || orphans::list_orphans(&data_dir)).await;
+        listed.map_err(|error| Status::unavailable(error.to_string()))?.map(Response::new)
+    }
+
+    async fn read_orphans(
+        &self,
+        request: Request<wire::ReadOrphansRequest>,
+    ) -> Result<Response<Self::ReadOrphansStream>, Status> {
+        let batches = orphans::read_orphans(&self.data_dir, &request.into_inner().name)?;
+        let (sender, stream) = mpsc::channel(16);
+        tokio::task::spawn_blocking(move || {
+            for batch in batches {
+                let end = batch.is_err();
+                if sender.blocking_send(batch).is_err() || end {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
     }
 }

@@ -16,9 +16,11 @@ mod write;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use meridian_gateway::PublicUrl;
+use meridian_types::NodeId;
 use serde::Deserialize;
 
 use crate::topology::{NodeInfo, Topology};
@@ -40,6 +42,10 @@ pub struct NodeConfig {
     pub topology: Topology,
     /// At least one.
     pub tokens: Vec<TokenConfig>,
+    /// The node joins a cluster that is there: it founds nothing on this file.
+    pub join: bool,
+    /// Where to dial other nodes, if not at the address that the cluster gives: `host:port`.
+    pub dial: BTreeMap<NodeId, String>,
 }
 
 /// What `meridian gateway` is told.
@@ -52,6 +58,8 @@ pub struct GatewayConfig {
     pub topology: Topology,
     /// At least one.
     pub tokens: Vec<TokenConfig>,
+    /// As in [`NodeConfig`].
+    pub dial: BTreeMap<NodeId, String>,
 }
 
 /// Where a node listens; each is `host:port`. Port 0, of `kv` and `metrics` only, means any free port.

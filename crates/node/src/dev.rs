@@ -11,7 +11,8 @@ use std::sync::Arc;
 use meridian_types::NodeId;
 
 use crate::config::{ConfigError, dev_cluster_configs};
-use crate::node::{Dial, Node, StartError};
+use crate::node::{Node, StartError};
+use crate::peers::Dial;
 use crate::topology::DevLayout;
 use crate::wan::{Link, WanPlan};
 

@@ -1,61 +1,186 @@
+//! What the cluster is at present, as this process knows it: followed from the directory group, and answered
+//! from memory.
+//!
+//! What it knows may be old; it says so by itself nowhere. What must not be old is guarded by a lease:
+//! [`Directory::holds_lease`].
+
+mod bootstrap;
+mod client;
+mod leader;
+mod part;
+mod service;
+mod store;
+
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use meridian_gateway::{Catalogue, Grant, StaticCatalogue};
-use meridian_types::{DatabaseId, Epoch, ShardId};
+use meridian_failover::{Cluster, Lease, LeaseHolder, Rpo, Shard, TokenScope};
+use meridian_gateway::{Access, Catalogue, Databases, Grant};
+use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
 
+use crate::clock::wall_ms;
 use crate::topology::Topology;
 
-/// What the cluster is at present, as this node knows it. Answered from memory.
-pub trait Directory: Send + Sync + 'static {
-    fn topology(&self) -> Arc<Topology>;
+pub(crate) use bootstrap::{DIRECTORY_DATABASE, DIRECTORY_GROUP, first_cluster};
+pub(crate) use client::{Follower, LeaseRenewal};
+pub(crate) use leader::DirectoryVoter;
+pub(crate) use part::DirectoryPart;
+pub(crate) use service::DirectoryService;
+pub(crate) use store::{incarnation, load_cluster, save_cluster};
 
-    /// The shard's epoch; `None` if there is no such shard.
-    fn epoch(&self, shard: ShardId) -> Option<Epoch>;
+/// One version of the cluster, and what is made of it.
+pub(crate) struct Known {
+    pub(crate) cluster: Cluster,
+    pub(crate) topology: Arc<Topology>,
+    access: Access,
+}
+
+impl Known {
+    fn new(cluster: Cluster) -> Self {
+        let topology = Arc::new(Topology::of(&cluster));
+        let grants = cluster.tokens.iter().filter_map(|(id, token)| {
+            let scope = match &token.scope {
+                TokenScope::All => Databases::All,
+                TokenScope::Databases(ids) => Databases::Only(ids.iter().copied().collect()),
+            };
+            let digest = digest_of_hex(&token.sha256)?;
+            let expired = token.expires_at_ms;
+            Some((*id, digest, Grant::new(scope, token.write), expired))
+        });
+        // Two tokens of the same secret are refused when they are made.
+        let access = Access::from_expiring(grants.map(|(_, digest, grant, expires)| (digest, grant, expires)));
+        Self { cluster, topology, access }
+    }
+}
+
+fn digest_of_hex(hex: &str) -> Option<[u8; 32]> {
+    let bytes: Option<Vec<u8>> =
+        (0..hex.len() / 2).map(|at| u8::from_str_radix(hex.get(2 * at..2 * at + 2)?, 16).ok()).collect();
+    bytes?.try_into().ok()
+}
+
+/// The cluster as this process knows it, and its lease on it.
+pub(crate) struct Directory {
+    known: watch::Sender<Arc<Known>>,
+    lease: Mutex<LeaseHolder>,
+    /// Tokens of the configuration, beside the directory's.
+    configured: Access,
+    started: Instant,
+    /// Wakes the renewal: the node has news for the directory, or wants to have some.
+    renew_now: Notify,
+}
+
+impl Directory {
+    pub(crate) fn new(cluster: Cluster, configured: Access) -> Self {
+        Self {
+            known: watch::Sender::new(Arc::new(Known::new(cluster))),
+            lease: Mutex::default(),
+            configured,
+            started: Instant::now(),
+            renew_now: Notify::new(),
+        }
+    }
+
+    pub(crate) fn known(&self) -> Arc<Known> {
+        Arc::clone(&self.known.borrow())
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Known>> {
+        self.known.subscribe()
+    }
+
+    /// Takes over what somebody says of the cluster, if it is news.
+    pub(crate) fn learn(&self, cluster: Cluster) {
+        if cluster.version <= self.known.borrow().cluster.version {
+            return;
+        }
+        let known = Arc::new(Known::new(cluster));
+        self.known.send_if_modified(|present| {
+            let newer = known.cluster.version > present.cluster.version;
+            if newer {
+                *present = known;
+            }
+            newer
+        });
+    }
+
+    pub(crate) fn topology(&self) -> Arc<Topology> {
+        Arc::clone(&self.known.borrow().topology)
+    }
+
+    /// The directory's own group is a shard like others, of one epoch, and in no directory.
+    pub(crate) fn epoch(&self, shard: ShardId) -> Option<Epoch> {
+        if shard == DIRECTORY_GROUP.shard {
+            return Some(DIRECTORY_GROUP.epoch);
+        }
+        self.known.borrow().cluster.shards.get(&shard).map(|shard| shard.epoch)
+    }
+
+    pub(crate) fn shard(&self, shard: ShardId) -> Option<Shard> {
+        self.known.borrow().cluster.shards.get(&shard).cloned()
+    }
+
+    /// The bound on replication lag that the database's writes are under.
+    pub(crate) fn rpo(&self, database: DatabaseId) -> Rpo {
+        self.known.borrow().cluster.databases.get(&database).map(|database| database.rpo).unwrap_or_default()
+    }
 
     /// Whether this node may serve strong operations of the shard in this epoch right now.
-    fn holds_lease(&self, shard: ShardId, epoch: Epoch) -> bool;
-}
+    pub(crate) fn holds_lease(&self, shard: ShardId, epoch: Epoch) -> bool {
+        // The directory is what leases come from: its own leader asks a majority instead.
+        shard == DIRECTORY_GROUP.shard || self.lease.lock().holds(self.now(), shard, epoch)
+    }
 
-/// A directory that is the configuration: epochs never change, so their lease never ends.
-pub struct StaticDirectory {
-    topology: Arc<Topology>,
-    catalogue: StaticCatalogue,
-}
+    /// For how long that is so yet.
+    pub(crate) fn lease_remaining(&self, shard: ShardId) -> Option<(Epoch, Duration)> {
+        self.lease.lock().remaining(self.now(), shard)
+    }
 
-impl StaticDirectory {
-    pub fn new(topology: Topology, catalogue: StaticCatalogue) -> Self {
-        Self { topology: Arc::new(topology), catalogue }
+    /// Time since this process began, as leases are counted.
+    pub(crate) fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    pub(crate) fn renewed(&self, sent_at: Duration, lease: &Lease) {
+        self.lease.lock().renewed(sent_at, lease);
+    }
+
+    /// From now on this node serves nothing of this epoch.
+    pub(crate) fn seal(&self, shard: ShardId, epoch: Epoch) {
+        self.lease.lock().seal(shard, epoch);
+    }
+
+    pub(crate) fn renew_now(&self) {
+        self.renew_now.notify_one();
+    }
+
+    /// Nodes of the directory group, to be asked in this order by a process in `region`.
+    pub(crate) fn voters_near(&self, region: &str) -> Vec<NodeId> {
+        let known = self.known.borrow();
+        let mut voters: Vec<NodeId> = known.cluster.directory_voters.iter().copied().collect();
+        voters.sort_by_key(|voter| (known.cluster.nodes.get(voter).is_none_or(|node| node.region != region), *voter));
+        voters
     }
 }
 
-impl Directory for StaticDirectory {
-    fn topology(&self) -> Arc<Topology> {
-        Arc::clone(&self.topology)
-    }
-
-    fn epoch(&self, shard: ShardId) -> Option<Epoch> {
-        self.topology.shards.get(&shard).map(|shard| shard.epoch)
-    }
-
-    fn holds_lease(&self, shard: ShardId, epoch: Epoch) -> bool {
-        self.epoch(shard) == Some(epoch)
-    }
-}
-
-impl Catalogue for StaticDirectory {
+impl Catalogue for Directory {
     fn default_database(&self) -> Option<DatabaseId> {
-        self.catalogue.default_database()
+        self.known.borrow().cluster.default_database
     }
 
     fn by_name(&self, name: &str) -> Option<DatabaseId> {
-        self.catalogue.by_name(name)
+        let known = self.known.borrow();
+        known.cluster.databases.iter().find(|(_, database)| database.name == name).map(|(id, _)| *id)
     }
 
     fn contains(&self, database: DatabaseId) -> bool {
-        self.catalogue.contains(database)
+        self.known.borrow().cluster.databases.contains_key(&database)
     }
 
     fn authorize(&self, bearer: &str) -> Option<Grant> {
-        self.catalogue.authorize(bearer)
+        let now_ms = wall_ms();
+        self.configured.authorize(bearer, now_ms).or_else(|| self.known.borrow().access.authorize(bearer, now_ms))
     }
 }

@@ -45,14 +45,13 @@ pub(crate) struct FollowerLag {
 }
 
 impl Followers {
-    /// Watches what is applied to `state`; `nodes` are all who follow it, heard of or not.
-    pub(crate) fn watch(state: &ShardState, nodes: impl IntoIterator<Item = NodeId>) -> Arc<Self> {
+    /// Watches what is applied to `state`.
+    pub(crate) fn watch(state: &ShardState) -> Arc<Self> {
         let applied = state.applied();
         // A shard without a batch has no time yet: count from now, not from 1970.
         let time_ms = if applied.time_ms == 0 { wall_ms() } else { applied.time_ms };
         let history = CommitHistory::starting_at(applied.position.sequence, time_ms, HISTORY_SAMPLES);
-        let positions = nodes.into_iter().map(|node| (node, Follower::default())).collect();
-        let followers = Arc::new(Self { inner: Mutex::new(Inner { history, positions }) });
+        let followers = Arc::new(Self { inner: Mutex::new(Inner { history, positions: BTreeMap::new() }) });
         let observer = Arc::clone(&followers);
         state.observe(move |batches| {
             let mut inner = observer.inner.lock();
@@ -61,6 +60,22 @@ impl Followers {
             }
         });
         followers
+    }
+
+    /// All who follow the shard now, heard of or not.
+    pub(crate) fn set_nodes(&self, nodes: impl IntoIterator<Item = NodeId>) {
+        let mut inner = self.inner.lock();
+        let known = std::mem::take(&mut inner.positions);
+        let keep = |node| (node, known.get(&node).copied().unwrap_or_default());
+        inner.positions = nodes.into_iter().map(keep).collect();
+    }
+
+    /// How far the best of `nodes` is behind, in milliseconds; `None` if there are none.
+    pub(crate) fn least_lag_ms(&self, mut counts: impl FnMut(NodeId) -> bool) -> Option<u64> {
+        let now_ms = wall_ms();
+        let inner = self.inner.lock();
+        let of = inner.positions.iter().filter(|(node, _)| counts(**node));
+        of.map(|(_, follower)| inner.history.lag(follower.durable, now_ms).millis).min()
     }
 
     pub(crate) fn heard(&self, status: Status, may_lead: bool) {

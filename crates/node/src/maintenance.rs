@@ -8,21 +8,27 @@ use std::time::{Duration, Instant};
 
 use meridian_proto::shipping::{AnnounceRequest, Status, shipping_client::ShippingClient};
 use meridian_storage::{HighWater, StorageError, fatal};
-use meridian_types::{NodeId, ShardId};
+use meridian_types::{NodeId, Position, ShardId};
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::directory::Directory;
-use crate::followers::Followers;
 use crate::peers::PeerChannels;
 use crate::shard::{LocalShard, Voter, or_fatal};
-use crate::shard_service::LocalShards;
+use crate::shard_table::ShardTable;
 use crate::shipping_wire::status_to_wire;
 use crate::state_exchange::StateExchange;
 
-const ANNOUNCE: Duration = Duration::from_millis(300);
+/// Replication lag is known no better than this: the bound on what may be lost is counted with it.
+const ANNOUNCE: Duration = Duration::from_millis(150);
 const PERSIST_MARKS: Duration = Duration::from_secs(1);
 const PURGE: Duration = Duration::from_secs(10);
 const GAUGES: Duration = Duration::from_secs(1);
+const LEASE_CHECK: Duration = Duration::from_millis(250);
+/// A leader whose lease ends sooner hands over, and none is handed to such a voter.
+const LEASE_LOW: Duration = Duration::from_millis(1500);
+const MEMBERS: Duration = Duration::from_secs(1);
 const PREFERRED_LEADER: Duration = Duration::from_secs(10);
 /// Batches that are not worth a purge.
 const PURGE_AT_LEAST: u64 = 1000;
@@ -61,14 +67,15 @@ impl DiskGuard {
 pub(crate) struct Maintenance {
     pub(crate) node_id: NodeId,
     pub(crate) data_dir: PathBuf,
-    pub(crate) shards: LocalShards,
-    pub(crate) followers: Arc<HashMap<ShardId, Arc<Followers>>>,
-    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) shards: Arc<ShardTable>,
+    pub(crate) directory: Arc<Directory>,
     pub(crate) peers: Arc<PeerChannels>,
     pub(crate) high_water: Arc<HighWater>,
     pub(crate) exchange: Arc<StateExchange>,
     pub(crate) disk: Arc<DiskGuard>,
     pub(crate) log_retention_bytes: u64,
+    pub(crate) changing: Mutex<HashMap<ShardId, JoinHandle<()>>>,
+    pub(crate) applied: Mutex<HashMap<ShardId, VecDeque<(Instant, Position)>>>,
 }
 
 impl Maintenance {
@@ -88,25 +95,27 @@ impl Maintenance {
                 }
             })
         };
-        let mut tasks = vec![
+        vec![
             every(ANNOUNCE, |this| Box::pin(async move { this.announce() })),
             every(PERSIST_MARKS, |this| Box::pin(this.persist_marks())),
             every(PURGE, |this| Box::pin(this.purge())),
             every(GAUGES, |this| Box::pin(async move { this.gauges() })),
             every(PREFERRED_LEADER, |this| Box::pin(this.hand_over())),
-        ];
-        for (id, shard) in this.shards.iter() {
-            tasks.push(tokio::spawn(forget_requests(*id, shard.clone(), stop.clone())));
-        }
-        tasks
+            every(LEASE_CHECK, |this| Box::pin(this.hand_over_without_lease())),
+            every(MEMBERS, |this| Box::pin(async move { this.settle_members() })),
+            every(FORGET_AFTER / 20, |this| Box::pin(async move { this.forget_requests() })),
+        ]
     }
 
     /// Tells every other node where this one stands. Lost ones do not matter: the next comes soon.
     fn announce(&self) {
-        let statuses = self.shards.iter().filter_map(|(id, shard)| {
-            let status = status_to_wire(*id, &shard.own_status(self.node_id, self.directory.epoch(*id)?));
-            let may_lead = matches!(shard, LocalShard::Voter(voter) if voter.group.votes());
-            Some(Status { may_lead, ..status })
+        let statuses = self.shards.all().into_iter().map(|(id, shard)| {
+            let status = status_to_wire(id, &shard.own_status(self.node_id));
+            let may_lead = match &shard {
+                LocalShard::Voter(voter) => voter.group.votes() && self.keeps_lease(id, voter),
+                LocalShard::Replica(_) => false,
+            };
+            Status { may_lead, ..status }
         });
         let request = AnnounceRequest { statuses: statuses.collect() };
         let topology = self.directory.topology();
@@ -132,14 +141,11 @@ impl Maintenance {
     }
 
     async fn purge(self: Arc<Self>) {
-        for (id, shard) in self.shards.iter() {
-            let Some(followers) = self.followers.get(id) else { continue };
+        for (id, shard) in &self.shards.all() {
+            let Some(followers) = self.shards.followers(id) else { continue };
             let applied = shard.state().position().sequence;
             let retention = followers.retention(applied.saturating_sub(KEEP_BATCHES), self.log_retention_bytes);
-            let first = match shard {
-                LocalShard::Voter(voter) => or_fatal(voter.group.first_sequence()).unwrap_or(applied + 1),
-                LocalShard::Replica(replica) => replica.purged() + 1,
-            };
+            let first = or_fatal(shard.purged()) + 1;
             if retention.purge_through < first + PURGE_AT_LEAST {
                 continue;
             }
@@ -148,7 +154,10 @@ impl Maintenance {
             }
             let through = retention.purge_through;
             let purged = match shard {
-                LocalShard::Voter(voter) => voter.group.purge_through(through).await,
+                LocalShard::Voter(voter) => match voter.purge_shipped_through(through) {
+                    Ok(()) => voter.group.purge_through(through).await,
+                    Err(error) => Err(error),
+                },
                 LocalShard::Replica(replica) => {
                     let replica = Arc::clone(replica);
                     let purge = tokio::task::spawn_blocking(move || replica.purge_through(through));
@@ -168,7 +177,7 @@ impl Maintenance {
     }
 
     fn gauges(&self) {
-        for (id, shard) in self.shards.iter() {
+        for (id, shard) in &self.shards.all() {
             let labels = |node: NodeId| [("shard", id.to_string()), ("node", node.to_string())];
             let applied = shard.state().position().sequence;
             metrics::gauge!("meridian_shard_applied_sequence", &labels(self.node_id)).set(applied as f64);
@@ -176,7 +185,7 @@ impl Maintenance {
             if voter.group.leadership().is_err() {
                 continue;
             }
-            for follower in self.followers.get(id).map(|followers| followers.lags()).unwrap_or_default() {
+            for follower in self.shards.followers(id).map(|followers| followers.lags()).unwrap_or_default() {
                 let labels = labels(follower.node);
                 metrics::gauge!("meridian_replication_lag_batches", &labels).set(follower.lag.batches as f64);
                 metrics::gauge!("meridian_replication_lag_bytes", &labels).set(follower.lag.bytes as f64);
@@ -188,7 +197,7 @@ impl Maintenance {
     /// Spreads leaders as the topology prefers, once the preferred voter is well.
     async fn hand_over(self: Arc<Self>) {
         let topology = self.directory.topology();
-        for (id, shard) in self.shards.iter() {
+        for (id, shard) in &self.shards.all() {
             let LocalShard::Voter(voter) = shard else { continue };
             let preferred = topology.shards.get(id).and_then(|shard| shard.preferred_leader);
             let Some(preferred) = preferred.filter(|preferred| *preferred != self.node_id) else { continue };
@@ -204,31 +213,77 @@ impl Maintenance {
 
     fn is_well(&self, shard: ShardId, node: NodeId, voter: &Voter) -> bool {
         let applied = voter.state.position().sequence;
-        let lags = self.followers.get(&shard).map(|followers| followers.lags()).unwrap_or_default();
+        let lags = self.shards.followers(&shard).map(|followers| followers.lags()).unwrap_or_default();
         let near = |durable: u64| durable + HANDOVER_LAG_BATCHES >= applied;
         lags.iter().any(|follower| follower.node == node && follower.may_lead && near(follower.durable))
+    }
+
+    /// Whether this node's lease on the voter's epoch has some time to go.
+    fn keeps_lease(&self, shard: ShardId, voter: &Voter) -> bool {
+        let epoch = voter.group.id().epoch;
+        self.directory.lease_remaining(shard).is_some_and(|(leased, left)| leased == epoch && left >= LEASE_LOW)
+    }
+
+    /// A leader that the directory does not hear may not answer anybody soon: another voter may.
+    async fn hand_over_without_lease(self: Arc<Self>) {
+        for (id, shard) in &self.shards.all() {
+            let LocalShard::Voter(voter) = shard else { continue };
+            if voter.group.leadership().is_err() || self.keeps_lease(*id, voter) {
+                continue;
+            }
+            let lags = self.shards.followers(id).map(|followers| followers.lags()).unwrap_or_default();
+            let heirs = lags.iter().filter(|follower| follower.may_lead);
+            let Some(heir) = heirs.max_by_key(|heir| heir.durable) else { continue };
+            tracing::warn!(shard = %id, to = heir.node, "this leader loses its lease: handing over");
+            if let Err(error) = voter.group.transfer_leadership(heir.node).await {
+                tracing::warn!(shard = %id, %error, "leadership could not be handed over");
+            }
+        }
+    }
+
+    /// Where this node leads: brings the group's members to what the directory says.
+    fn settle_members(&self) {
+        for (id, shard) in self.shards.all() {
+            let LocalShard::Voter(voter) = shard else { continue };
+            let Some(wanted) = self.directory.shard(id).filter(|shard| shard.epoch == voter.group.id().epoch) else {
+                continue;
+            };
+            if voter.group.leadership().is_err() || voter.group.voters() == wanted.voters {
+                continue;
+            }
+            tracing::info!(shard = %id, voters = ?wanted.voters, "changing the group's voters");
+            let mut changing = self.changing.lock();
+            if changing.get(&id).is_some_and(|change| !change.is_finished()) {
+                continue;
+            }
+            let change = tokio::spawn(async move {
+                if let Err(error) = voter.group.change_voters(&wanted.voters).await {
+                    tracing::warn!(shard = %id, %error, "the group's voters are not yet what they are to be");
+                }
+            });
+            changing.insert(id, change);
+        }
+    }
+
+    /// Lets go of request ids by how long ago, on this node's monotonic clock, they were applied here: no
+    /// jump of a wall clock forgets one too soon.
+    fn forget_requests(&self) {
+        let mut applied = self.applied.lock();
+        for (id, shard) in self.shards.all() {
+            let samples = applied.entry(id).or_default();
+            samples.push_back((Instant::now(), shard.state().position()));
+            while let Some((at, position)) = samples.front().copied()
+                && at.elapsed() >= FORGET_AFTER
+            {
+                samples.pop_front();
+                // What a failover took back has made room for newer requests of the same sequences.
+                let left = shard.history().leaves(position);
+                let sequence = left.map_or(position.sequence, |(_, base)| base.sequence);
+                tracing::debug!(shard = %id, sequence, "request ids may be forgotten");
+                shard.state().forget_requests_through(sequence);
+            }
+        }
     }
 }
 
 type Work = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
-
-/// Lets go of request ids by how long ago, on this node's monotonic clock, they were applied here: no jump
-/// of a wall clock forgets one too soon.
-async fn forget_requests(id: ShardId, shard: LocalShard, stop: CancellationToken) {
-    let mut samples: VecDeque<(Instant, u64)> = VecDeque::new();
-    let mut ticks = tokio::time::interval(FORGET_AFTER / 20);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = ticks.tick() => {}
-        }
-        samples.push_back((Instant::now(), shard.state().position().sequence));
-        while let Some((at, sequence)) = samples.front().copied()
-            && at.elapsed() >= FORGET_AFTER
-        {
-            samples.pop_front();
-            tracing::debug!(shard = %id, sequence, "request ids may be forgotten");
-            shard.state().forget_requests_through(sequence);
-        }
-    }
-}

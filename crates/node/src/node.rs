@@ -1,40 +1,43 @@
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use meridian_consensus::{Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, StateTransfer};
-use meridian_gateway::{Access, Database, Grant, NamedDatabase, Options, Read, StaticCatalogue};
+use meridian_consensus::{RaftService, RaftTiming, StateTransfer};
+use meridian_gateway::{Access, Database, Grant, Options, Read};
 use meridian_proto::admin::admin_server::AdminServer;
+use meridian_proto::directory::directory_server::DirectoryServer;
 use meridian_storage::{
-    Durability, Engine, GroupId, HighWater, RocksEngine, RocksOptions, ShardState, StorageError, Syncer, WriteBatch,
-    schema,
+    Durability, Engine, HighWater, RocksEngine, RocksOptions, StorageError, Syncer, WriteBatch, schema,
 };
 use meridian_types::{Consistency, DatabaseId, NodeId, ReadRange, ShardId};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::server::TcpIncoming;
 
 use crate::admin_service::AdminService;
 use crate::config::{ConfigError, GatewaySettings, ListenPurpose, NodeConfig, TokenConfig};
-use crate::directory::{Directory, StaticDirectory};
-use crate::followers::Followers;
+use crate::directory::{
+    DIRECTORY_GROUP, Directory, DirectoryPart, DirectoryService, DirectoryVoter, Follower, LeaseRenewal, first_cluster,
+    incarnation, load_cluster,
+};
+use crate::failover_service::FailoverService;
+use crate::keeper::{KeeperParts, keep_all};
 use crate::maintenance::{DiskGuard, Maintenance};
-use crate::peers::PeerChannels;
-use crate::replica::{Replica, ReplicaParts};
+use crate::peers::{Dial, MAX_MESSAGE_BYTES, PeerChannels};
 use crate::router::Router;
 use crate::shard::{LocalShard, Voter};
 use crate::shard_service::ShardService;
+use crate::shard_table::ShardTable;
 use crate::shipping_service::ShippingService;
+use crate::standing;
 use crate::state_exchange::StateExchange;
 use crate::topology::Topology;
-
-/// Where to dial a node, if not at the address that the topology gives: for emulated links.
-pub type Dial = Arc<dyn Fn(NodeId) -> Option<String> + Send + Sync>;
 
 /// How long a gateway stays closed while the node applies again what it had not flushed.
 const RECOVERY: Duration = Duration::from_secs(3);
@@ -57,23 +60,24 @@ pub enum StartError {
 
 /// A running node.
 pub struct Node {
+    node_id: NodeId,
     name: String,
     kv_address: SocketAddr,
     rpc_address: SocketAddr,
     stop: CancellationToken,
     stop_rpc: CancellationToken,
-    groups: Vec<RaftGroup>,
-    states: Vec<Arc<ShardState>>,
+    shards: Arc<ShardTable>,
+    directory: Arc<Directory>,
+    directory_voter: Arc<RwLock<Option<Arc<DirectoryVoter>>>>,
+    refused: watch::Receiver<Option<String>>,
     syncer: Arc<Syncer>,
     router: Arc<Router>,
-    databases: Vec<DatabaseId>,
-    followers: Arc<HashMap<ShardId, Arc<Followers>>>,
     tasks: Vec<JoinHandle<()>>,
     rpc: JoinHandle<()>,
 }
 
 impl Node {
-    /// Opens the data folder, joins the shards' groups and serves, on return.
+    /// Opens the data folder, joins the cluster and serves, on return.
     ///
     /// # Errors
     /// [`StartError`], naming the port, folder or shard that cannot be used.
@@ -82,131 +86,101 @@ impl Node {
         let node_id = config.node.id;
         let rpc = listen(&config.listen.rpc, ListenPurpose::Rpc).await?;
         let kv = listen(&config.listen.kv, ListenPurpose::KvConnect).await?;
-        let directory = static_directory(&config.topology, &config.tokens)?;
-        let peers = peer_channels(&config.topology, dial)?;
         let engine = open_engine(&config).await?;
-        let syncer = Arc::new(Syncer::start(Arc::clone(&engine)).map_err(|error| data_folder(&config, &error))?);
-        let marks =
-            HighWater::open(config.data_dir.join("high-water")).map_err(|error| data_folder(&config, &error))?;
-        let high_water = Arc::new(marks);
-        let mut states = HashMap::new();
-        for shard in config.topology.shards.keys() {
-            let state = ShardState::open(Arc::clone(&engine), *shard);
-            states.insert(*shard, Arc::new(state.map_err(|cause| StartError::Shard { shard: *shard, cause })?));
-        }
-        let exchange = Arc::new(StateExchange::new(states.clone(), Arc::clone(&peers)));
+        let folder = |error: StorageError| data_folder(&config, &error);
+        let first = first_cluster(&config.topology);
+        let remembered = load_cluster(&engine).map_err(folder)?;
+        let incarnation = incarnation(&engine).map_err(folder)?;
+        let founds = remembered.is_none() && !config.join;
+        let cluster = remembered.unwrap_or_else(|| first.clone());
+        let peers = peer_channels(&Topology::of(&cluster), dial, &config.dial)?;
+        let directory = Arc::new(Directory::new(cluster, configured_access(&config.tokens)?));
+        let syncer = Arc::new(Syncer::start(Arc::clone(&engine)).map_err(folder)?);
+        let high_water = Arc::new(HighWater::open(config.data_dir.join("high-water")).map_err(folder)?);
+        let shards = Arc::new(ShardTable::default());
+        let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
         let transfer = Arc::clone(&exchange) as Arc<dyn StateTransfer>;
-        let raft_service = RaftService::new(node_id, Arc::clone(&transfer), Arc::clone(&engine));
+        let raft = RaftService::new(node_id, Arc::clone(&transfer), Arc::clone(&engine));
         let disk = Arc::new(DiskGuard::default());
         let (stop, stop_rpc) = (CancellationToken::new(), CancellationToken::new());
+        let keepers = Arc::new(KeeperParts {
+            node_id,
+            data_dir: config.data_dir.clone(),
+            engine: Arc::clone(&engine),
+            syncer: Arc::clone(&syncer),
+            high_water: Arc::clone(&high_water),
+            directory: Arc::clone(&directory),
+            peers: Arc::clone(&peers),
+            transfer,
+            raft: raft.clone(),
+            shards: Arc::clone(&shards),
+            disk: Arc::clone(&disk),
+            timing: RaftTiming {
+                heartbeat_ms: config.raft.heartbeat_ms,
+                election_timeout_min_ms: config.raft.election_timeout_min_ms,
+                election_timeout_max_ms: config.raft.election_timeout_max_ms,
+            },
+            settled: Mutex::default(),
+            stop: stop.clone(),
+        });
         let mut tasks = Vec::new();
 
-        let mut shards = HashMap::new();
-        let mut followers = HashMap::new();
-        let mut groups = Vec::new();
-        for (id, shard) in &config.topology.shards {
-            let Some(state) = states.get(id) else { continue };
-            let group = GroupId { shard: *id, epoch: shard.epoch };
-            let others = config.topology.nodes.keys().copied().filter(|node| *node != node_id);
-            followers.insert(*id, Followers::watch(state, others));
-            let failed = |cause| StartError::Shard { shard: *id, cause };
-            let local = if shard.voters.contains(&node_id) {
-                let options = RaftGroupOptions {
-                    node_id,
-                    group,
-                    state: Arc::clone(state),
-                    syncer: Arc::clone(&syncer),
-                    high_water: Some(Arc::clone(&high_water)),
-                    peers: Arc::clone(&peers) as Arc<dyn Peers>,
-                    transfer: Arc::clone(&transfer),
-                    timing: RaftTiming {
-                        heartbeat_ms: config.raft.heartbeat_ms,
-                        election_timeout_min_ms: config.raft.election_timeout_min_ms,
-                        election_timeout_max_ms: config.raft.election_timeout_max_ms,
-                    },
-                };
-                let group = RaftGroup::open(options).await.map_err(failed)?;
-                raft_service.register(group.clone());
-                groups.push(group.clone());
-                let refusal = Arc::clone(&disk);
-                let refusal = Arc::new(move || refusal.refusal());
-                let directory = Arc::clone(&directory) as Arc<dyn Directory>;
-                LocalShard::Voter(Arc::new(Voter::start(group, directory, Arc::clone(&peers), refusal)))
-            } else {
-                let parts = ReplicaParts {
-                    node_id,
-                    group,
-                    state: Arc::clone(state),
-                    syncer: Arc::clone(&syncer),
-                    directory: Arc::clone(&directory) as Arc<dyn Directory>,
-                    peers: Arc::clone(&peers),
-                    transfer: Arc::clone(&transfer),
-                };
-                LocalShard::Replica(Arc::new(Replica::start(parts).map_err(failed)?))
-            };
-            shards.insert(*id, local);
-        }
-        let shards = Arc::new(shards);
-        let followers = Arc::new(followers);
-        for group in &groups {
-            tasks.push(tokio::spawn(watch_group(group.clone(), stop.clone())));
-        }
-
         let rpc_address = local_address(&rpc)?;
-        let shipping = ShippingService {
-            node_id,
-            shards: Arc::clone(&shards),
-            followers: Arc::clone(&followers),
-            directory: Arc::clone(&directory) as Arc<dyn Directory>,
-            exchange: Arc::clone(&exchange),
-            subscriptions: Arc::new(Mutex::default()),
+        let directory_voter = Arc::new(RwLock::new(None));
+        let services = Services {
+            raft,
+            shard: ShardService { shards: Arc::clone(&shards) },
+            shipping: ShippingService {
+                node_id,
+                shards: Arc::clone(&shards),
+                exchange: Arc::clone(&exchange),
+                subscriptions: Arc::new(Mutex::default()),
+            },
+            admin: AdminService {
+                node: config.node.clone(),
+                shards: Arc::clone(&shards),
+                directory: Arc::clone(&directory),
+                data_dir: config.data_dir.clone(),
+                started,
+            },
+            directory: DirectoryService { directory: Arc::clone(&directory), voter: Arc::clone(&directory_voter) },
+            failover: FailoverService { directory: Arc::clone(&directory), shards: Arc::clone(&shards) },
         };
-        let shard_service =
-            ShardService { shards: Arc::clone(&shards), directory: Arc::clone(&directory) as Arc<dyn Directory> };
-        let admin = AdminService {
-            node: config.node.clone(),
-            shards: Arc::clone(&shards),
-            followers: Arc::clone(&followers),
-            directory: Arc::clone(&directory) as Arc<dyn Directory>,
-            started,
-        };
-        let server = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(Duration::from_secs(2)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-            .initial_stream_window_size(8 << 20)
-            .initial_connection_window_size(16 << 20)
-            .max_concurrent_streams(8192)
-            .add_service(raft_service.into_server())
-            .add_service(shard_service.into_server())
-            .add_service(shipping.into_server())
-            .add_service(AdminServer::new(admin));
-        // tonic sets this only on connections that it accepts from an address; without it each answer waits 40 ms.
-        let incoming = TcpIncoming::from(rpc).with_nodelay(Some(true));
-        let stopped = stop_rpc.clone();
-        let rpc_server = tokio::spawn(async move {
-            // Connections end with the process: streams of the log never end by themselves.
-            tokio::select! {
-                served = server.serve_with_incoming(incoming) => if let Err(error) = served {
-                    tracing::error!(%error, "the gRPC server failed");
-                },
-                () = stopped.cancelled() => {}
-            }
-        });
+        let rpc_server = tokio::spawn(services.serve(rpc, stop_rpc.clone()));
 
-        for group in &groups {
-            let voters = config.topology.shards.get(&group.id().shard).map(|shard| shard.voters.clone());
-            let (group, voters, peers) = (group.clone(), voters.unwrap_or_default(), Arc::clone(&peers));
-            let stop = stop.clone();
-            tasks.push(tokio::spawn(async move { take_part(group, voters, peers, stop).await }));
-        }
+        let part = DirectoryPart { keepers: Arc::clone(&keepers), first, founds, voter: Arc::clone(&directory_voter) };
+        part.take().await.map_err(|cause| StartError::Shard { shard: DIRECTORY_GROUP.shard, cause })?;
+        tasks.push(tokio::spawn(part.keep()));
+        tasks.push(tokio::spawn(keep_all(Arc::clone(&keepers))));
+        let follower = Follower {
+            directory: Arc::clone(&directory),
+            peers: Arc::clone(&peers),
+            region: config.node.region.clone(),
+            node: Some(node_id),
+        };
+        tasks.push(tokio::spawn(follower.run(stop.clone())));
+        let refused = watch::Sender::new(None);
+        let refusals = refused.subscribe();
+        let renewal = LeaseRenewal {
+            node: node_id,
+            region: config.node.region.clone(),
+            incarnation,
+            directory: Arc::clone(&directory),
+            peers: Arc::clone(&peers),
+            report: Arc::new(move || standing::report(&keepers)),
+            refused,
+            leader: Mutex::default(),
+        };
+        tasks.push(tokio::spawn(renewal.run(stop.clone())));
+
         // Before the gateway opens, so that its eventual reads are not older than before a restart. Strong
         // ones wait by themselves.
-        futures::future::join_all(groups.iter().map(|group| group.recovered(RECOVERY))).await;
+        drop(tokio::time::timeout(RECOVERY, recovered(&directory, &shards)).await);
         let router = Arc::new(Router::new(
             Arc::clone(&shards),
             Some(node_id),
             config.node.region.clone(),
-            Arc::clone(&directory) as Arc<dyn Directory>,
+            Arc::clone(&directory),
             Arc::clone(&peers),
             Duration::from_millis(config.gateway.request_deadline_ms),
         ));
@@ -216,44 +190,54 @@ impl Node {
         tasks.push(tokio::spawn(meridian_gateway::serve(
             kv,
             Arc::clone(&router),
-            directory.clone(),
+            Arc::clone(&directory),
             options,
             async move {
                 gateway_stop.cancelled().await;
             },
         )));
 
-        let stop_followers = Arc::clone(&followers);
         let maintenance = Maintenance {
             node_id,
             data_dir: config.data_dir.clone(),
-            shards,
-            followers,
-            directory,
+            shards: Arc::clone(&shards),
+            directory: Arc::clone(&directory),
             peers,
             high_water,
             exchange,
             disk,
             log_retention_bytes: config.storage.log_retention_mb << 20,
+            changing: Mutex::default(),
+            applied: Mutex::default(),
         };
         tasks.extend(maintenance.start(&stop));
         tracing::info!(node = %config.node.name, %kv_address, %rpc_address, "the node serves");
-        let states = states.into_values().collect();
         Ok(Self {
+            node_id,
             name: config.node.name,
             kv_address,
             rpc_address,
             stop,
             stop_rpc,
-            groups,
-            states,
+            shards,
+            directory,
+            directory_voter,
+            refused: refusals,
             syncer,
             router,
-            databases: config.topology.databases.keys().copied().collect(),
-            followers: stop_followers,
             tasks,
             rpc: rpc_server,
         })
+    }
+
+    /// Waits until the directory says that it wants nothing of this node, and says why.
+    pub async fn refused(&self) -> String {
+        let mut refused = self.refused.clone();
+        match refused.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+            Ok(Some(reason)) => reason,
+            // The node is stopping.
+            _ => std::future::pending().await,
+        }
     }
 
     pub fn name(&self) -> &str {
@@ -274,10 +258,11 @@ impl Node {
     /// # Errors
     /// When that takes longer than a request may.
     pub async fn ready(&self) -> Result<(), StartError> {
-        for database in &self.databases {
+        let databases: Vec<DatabaseId> = self.directory.topology().databases.keys().copied().collect();
+        for database in databases {
             let ranges =
                 vec![ReadRange { start: Bytes::new(), end: Bytes::from_static(&[0]), limit: 1, reverse: false }];
-            let read = Read { database: *database, consistency: Consistency::Strong, ranges };
+            let read = Read { database, consistency: Consistency::Strong, ranges };
             let ready = self.router.read(read).await;
             ready.map_err(|unavailable| StartError::Invalid(format!("{}: {}", self.name, unavailable.reason)))?;
         }
@@ -293,14 +278,22 @@ impl Node {
             // A task that failed has said so.
             drop(task.await);
         }
-        for group in &self.groups {
-            group.shutdown().await;
+        for (_, shard) in self.shards.all() {
+            match shard {
+                LocalShard::Voter(voter) => voter.retire().await,
+                LocalShard::Replica(replica) => replica.stop().await,
+            }
+        }
+        let directory = self.directory_voter.write().take();
+        if let Some(directory) = directory {
+            directory.voter.retire().await;
         }
         self.stop_rpc.cancel();
         drop(self.rpc.await);
+        let states = self.shards.states();
         let flushed = tokio::task::spawn_blocking(move || {
             self.syncer.stop();
-            for state in &self.states {
+            for state in states {
                 if let Err(error) = state.flush() {
                     tracing::warn!(%error, "state was not flushed; the next start applies it again");
                 }
@@ -312,40 +305,81 @@ impl Node {
 
     /// To the voter that has most, so that clients wait for no election. If nobody takes over, one follows.
     async fn hand_over(&self) {
-        for group in &self.groups {
-            let Ok(leadership) = group.leadership() else { continue };
-            let lags = self.followers.get(&group.id().shard).map(|followers| followers.lags()).unwrap_or_default();
+        let directory =
+            self.directory_voter.read().clone().filter(|directory| directory.voter.group.leadership().is_ok());
+        if let Some(directory) = directory {
+            // Whoever else votes: none of them is known to be behind.
+            let heir = directory.voter.group.voters().into_iter().find(|voter| *voter != self.node_id);
+            hand_over_to(&directory.voter, heir).await;
+        }
+        for (id, shard) in self.shards.all() {
+            let LocalShard::Voter(voter) = shard else { continue };
+            let lags = self.shards.followers(&id).map(|followers| followers.lags()).unwrap_or_default();
             let heirs = lags.iter().filter(|follower| follower.may_lead);
-            let Some(heir) = heirs.max_by_key(|heir| heir.durable) else { continue };
-            if group.transfer_leadership(heir.node).await.is_ok() {
-                let over = group.leadership_changed(Some(leadership.term));
-                // Too late for anything else.
-                drop(tokio::time::timeout(Duration::from_secs(1), over).await);
-            }
+            hand_over_to(&voter, heirs.max_by_key(|heir| heir.durable).map(|heir| heir.node)).await;
         }
     }
 }
 
-/// A member that cannot tell whether it may vote must not go on: storage has failed.
-async fn take_part(group: RaftGroup, voters: BTreeSet<NodeId>, peers: Arc<PeerChannels>, stop: CancellationToken) {
-    let peers = peers as Arc<dyn Peers>;
-    tokio::select! {
-        () = stop.cancelled() => {}
-        taken = group.take_part(&voters, &peers) => if let Err(error) = taken {
-            meridian_storage::fatal(&error);
-        },
+async fn hand_over_to(voter: &Voter, heir: Option<NodeId>) {
+    let (Ok(leadership), Some(heir)) = (voter.group.leadership(), heir) else { return };
+    if voter.group.transfer_leadership(heir).await.is_ok() {
+        let over = voter.group.leadership_changed(Some(leadership.term));
+        // Too late for anything else.
+        drop(tokio::time::timeout(Duration::from_secs(1), over).await);
     }
 }
 
-/// A group that stopped by itself met a storage error: the process must not go on half alive.
-async fn watch_group(group: RaftGroup, stop: CancellationToken) {
-    tokio::select! {
-        () = stop.cancelled() => {}
-        reason = group.stopped() => {
-            if !stop.is_cancelled() {
-                meridian_storage::fatal(&StorageError::Refused(format!("raft of {} stopped: {reason}", group.id())));
-            }
+/// The gRPC faces of a node.
+struct Services {
+    raft: RaftService,
+    shard: ShardService,
+    shipping: ShippingService,
+    admin: AdminService,
+    directory: DirectoryService,
+    failover: FailoverService,
+}
+
+impl Services {
+    async fn serve(self, listener: TcpListener, stop: CancellationToken) {
+        let server = tonic::transport::Server::builder()
+            .http2_keepalive_interval(Some(Duration::from_secs(2)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+            .initial_stream_window_size(8 << 20)
+            .initial_connection_window_size(16 << 20)
+            .max_concurrent_streams(8192)
+            .add_service(self.raft.into_server())
+            .add_service(self.shard.into_server())
+            .add_service(self.shipping.into_server())
+            .add_service(AdminServer::new(self.admin))
+            .add_service(DirectoryServer::new(self.directory).max_decoding_message_size(MAX_MESSAGE_BYTES))
+            .add_service(self.failover.into_server());
+        // tonic sets this only on connections that it accepts from an address; without it each answer waits 40 ms.
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        // Connections end with the process: streams of the log never end by themselves.
+        tokio::select! {
+            served = server.serve_with_incoming(incoming) => if let Err(error) = served {
+                tracing::error!(%error, "the gRPC server failed");
+            },
+            () = stop.cancelled() => {}
         }
+    }
+}
+
+/// Waits until every shard that is known has its part here, and what was committed before is applied again.
+async fn recovered(directory: &Directory, shards: &ShardTable) {
+    loop {
+        let expected = directory.topology().shards.len();
+        let present = shards.all();
+        if directory.known().cluster.version > 0 && present.len() >= expected {
+            let voters = present.iter().filter_map(|(_, shard)| match shard {
+                LocalShard::Voter(voter) => Some(voter.group.recovered(RECOVERY)),
+                LocalShard::Replica(_) => None,
+            });
+            futures::future::join_all(voters).await;
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -398,25 +432,25 @@ fn local_address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
     listener.local_addr().map_err(|error| StartError::Invalid(error.to_string()))
 }
 
-pub(crate) fn peer_channels(topology: &Topology, dial: Option<Dial>) -> Result<Arc<PeerChannels>, StartError> {
-    let dial = dial.unwrap_or_else(|| Arc::new(|_| None));
-    let channels = PeerChannels::new(topology, |node| dial(node));
+/// `dial` goes before what the configuration says.
+pub(crate) fn peer_channels(
+    topology: &Topology,
+    dial: Option<Dial>,
+    configured: &BTreeMap<NodeId, String>,
+) -> Result<Arc<PeerChannels>, StartError> {
+    let configured = configured.clone();
+    let dial: Dial = match dial {
+        Some(dial) => Arc::new(move |node| dial(node).or_else(|| configured.get(&node).cloned())),
+        None => Arc::new(move |node| configured.get(&node).cloned()),
+    };
     let invalid = |node| StartError::Invalid(format!("the address of node {node} cannot be dialled"));
-    Ok(Arc::new(channels.map_err(invalid)?))
+    Ok(Arc::new(PeerChannels::new(topology, dial).map_err(invalid)?))
 }
 
-pub(crate) fn static_directory(
-    topology: &Topology,
-    tokens: &[TokenConfig],
-) -> Result<Arc<StaticDirectory>, StartError> {
-    let invalid = |error: &dyn std::fmt::Display| StartError::Invalid(error.to_string());
+/// What the tokens of a configuration open.
+pub(crate) fn configured_access(tokens: &[TokenConfig]) -> Result<Access, StartError> {
     let grants = tokens.iter().map(|token| (token.secret.sha256(), Grant::new(token.databases.clone(), token.write)));
-    let access = Access::from_digests(grants).map_err(|error| invalid(&error))?;
-    let databases = topology.databases.values();
-    let databases = databases.map(|database| NamedDatabase { id: database.id, name: database.name.clone() });
-    let catalogue = StaticCatalogue::new(databases, topology.default_database, access);
-    let catalogue = catalogue.map_err(|error| invalid(&error))?;
-    Ok(Arc::new(StaticDirectory::new(topology.clone(), catalogue)))
+    Access::from_digests(grants).map_err(|error| StartError::Invalid(error.to_string()))
 }
 
 pub(crate) fn gateway_options(settings: &GatewaySettings, region: &str) -> Options {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian_consensus::{Proposal, ProposalFailure, RaftGroup};
+use meridian_failover::RpoMode;
 use meridian_proto::encode_batch;
 use meridian_storage::{Expired, ShardState, StorageError};
 use meridian_txn::{Evaluation, Overlaid, Overlay, evaluate};
@@ -12,10 +13,10 @@ use meridian_types::{
     Batch, CommittedTransaction, DatabaseId, Effect, NodeId, Position, Refusal, RequestId, Transaction, Versionstamp,
     WriteOutcome,
 };
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clock::wall_ms;
-use crate::directory::Directory;
+use crate::directory::{DIRECTORY_GROUP, Directory};
 use crate::shard::{ReadGate, or_fatal};
 
 /// Requests that wait for the proposer at most; beyond, they are refused.
@@ -30,6 +31,8 @@ const TICK: Duration = Duration::from_millis(100);
 /// How often what has expired is deleted; reads leave it out from the moment it expires.
 const SWEEP: Duration = Duration::from_millis(500);
 const SWEEP_ROWS: usize = 1000;
+/// Between two batches, when replication lags by as much as may be lost.
+const MAX_SLOWING: Duration = Duration::from_millis(100);
 /// Batches in flight at most. More would be smaller, and cost more in all.
 const BATCHES_IN_FLIGHT: usize = 4;
 
@@ -64,24 +67,53 @@ struct Queued {
 #[derive(Clone)]
 pub(crate) struct Proposer {
     queue: mpsc::Sender<Queued>,
+    sealed: watch::Sender<bool>,
+    drained: watch::Receiver<Option<u64>>,
 }
 
 /// What the proposer works with.
 pub(crate) struct ProposerParts {
     pub(crate) group: RaftGroup,
     pub(crate) state: Arc<ShardState>,
-    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) directory: Arc<Directory>,
     pub(crate) gate: Arc<ReadGate>,
-    /// Says why writes are refused at present, if they are.
-    pub(crate) refusal: Arc<dyn Fn() -> Option<String> + Send + Sync>,
+    pub(crate) limits: Arc<dyn Limits>,
+}
+
+/// What holds writes up at present.
+pub(crate) trait Limits: Send + Sync {
+    /// Why all writes are refused, if they are.
+    fn refusal(&self) -> Option<String>;
+
+    /// How far the best replica region is behind, in milliseconds; `None` where there is no other region.
+    fn replication_lag_ms(&self) -> Option<u64>;
 }
 
 impl Proposer {
     /// Starts the proposer's task. It ends when the last handle is dropped.
     pub(crate) fn start(parts: ProposerParts) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE_REQUESTS);
-        tokio::spawn(Task { parts, requests, next_sweep: Instant::now() }.run());
-        Self { queue }
+        let (sealed, drained) = (watch::Sender::new(false), watch::Sender::new(None));
+        let proposer = Self { queue, sealed: sealed.clone(), drained: drained.subscribe() };
+        let seal = sealed.subscribe();
+        tokio::spawn(Task { parts, requests, seal, drained, next_sweep: Instant::now() }.run());
+        proposer
+    }
+
+    /// From now on every write is refused.
+    pub(crate) fn seal(&self) {
+        self.sealed.send_replace(true);
+    }
+
+    /// Waits until this node leads, is sealed, and has nothing in flight any more; the term in which that is
+    /// so. Everything that was ever in its log is applied then.
+    pub(crate) async fn drained(&self) -> u64 {
+        let mut drained = self.drained.clone();
+        match drained.wait_for(Option::is_some).await.map(|term| *term) {
+            Ok(Some(term)) => term,
+            // The task is gone: it will never be so.
+            _ => std::future::pending().await,
+        }
     }
 
     /// May be dropped at any await: a request that was taken is carried out all the same.
@@ -102,6 +134,8 @@ impl Proposer {
 struct Task {
     parts: ProposerParts,
     requests: mpsc::Receiver<Queued>,
+    seal: watch::Receiver<bool>,
+    drained: watch::Sender<Option<u64>>,
     /// Kept over sessions: a refused sweep is not tried again at once.
     next_sweep: Instant,
 }
@@ -154,18 +188,29 @@ impl Task {
         let mut session = Session {
             parts: &self.parts,
             term,
-            last: applied.position,
+            // A new epoch goes on behind the base.
+            last: Position::new(group.id().epoch, applied.position.sequence),
+            not_before: Instant::now(),
             time_ms: applied.time_ms,
             overlay: Overlay::new(),
             in_flight: VecDeque::new(),
             by_request: HashMap::new(),
         };
-        let mut backlog = VecDeque::new();
+        let mut backlog: VecDeque<Queued> = VecDeque::new();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // After a batch was refused: take no more, let those in flight end, and begin anew.
         let mut refused = false;
+        let mut seal = self.seal.clone();
         loop {
+            let sealed = *seal.borrow_and_update();
+            if sealed {
+                backlog.drain(..).for_each(|queued| respond(queued.reply, sealed_reply()));
+                if session.in_flight.is_empty() {
+                    self.drained.send_replace(Some(term));
+                }
+            }
+            let (slowed, not_before) = (session.is_slowed(), session.not_before);
             tokio::select! {
                 biased;
                 () = &mut lost => return Some(session.leave(backlog)),
@@ -181,9 +226,11 @@ impl Task {
                     }
                 }
                 _ = ticks.tick() => give_up(&mut backlog),
+                () = tokio::time::sleep_until(not_before.into()), if slowed && !backlog.is_empty() => {}
+                changed = seal.changed() => changed.ok()?,
             }
-            while !refused && session.in_flight.len() < BATCHES_IN_FLIGHT {
-                let proposed = if self.next_sweep <= Instant::now() {
+            while !sealed && !refused && !session.is_slowed() && session.in_flight.len() < BATCHES_IN_FLIGHT {
+                let proposed = if self.next_sweep <= Instant::now() && session.refusal().is_none() {
                     self.next_sweep = Instant::now() + SWEEP;
                     session.sweep().await
                 } else {
@@ -247,6 +294,10 @@ fn give_up(backlog: &mut VecDeque<Queued>) {
     }
 }
 
+fn sealed_reply() -> WriteReply {
+    WriteReply::NotCommitted("the shard's primary region is changing".to_owned())
+}
+
 fn weight(request: &WriteRequest) -> usize {
     use meridian_types::MutationKind::{Delete, Max, Min, Set, SetSuffixVersionstampedKey, Sum};
     let mutations = request.transaction.mutations.iter();
@@ -278,6 +329,8 @@ struct Session<'a> {
     term: u64,
     /// The newest position given out.
     last: Position,
+    /// The next batch waits so long: replication lags.
+    not_before: Instant,
     /// Of the newest batch: the leader's time never goes back.
     time_ms: u64,
     /// What the batches in flight write, over the applied state.
@@ -329,7 +382,8 @@ impl Session<'_> {
 
     /// Evaluates the requests in order, and proposes what commits as one batch.
     async fn propose(&mut self, round: Vec<Queued>) -> Result<(), ProposalFailure> {
-        let refusal = (self.parts.refusal)();
+        let refusal = self.refusal();
+        let lag_ms = self.parts.limits.replication_lag_ms();
         self.time_ms = self.time_ms.max(wall_ms());
         let position = self.last.next();
         let mut batch = Batch { position, time_ms: self.time_ms, transactions: Vec::with_capacity(round.len()) };
@@ -340,8 +394,8 @@ impl Session<'_> {
                     Settled::Before(outcome) => respond(reply, self.done(outcome)),
                     Settled::InFlight(position, outcome) => self.attach(position, Waiter { reply, outcome }),
                 }
-            } else if let Some(reason) = &refusal {
-                respond(reply, WriteReply::NotCommitted(reason.clone()));
+            } else if let Some(reason) = refusal.clone().or_else(|| self.lags(lag_ms, request.database)) {
+                respond(reply, WriteReply::NotCommitted(reason));
             } else {
                 let outcome = or_fatal(self.evaluate(request, &mut batch));
                 waiters.push(Waiter { reply, outcome });
@@ -352,6 +406,41 @@ impl Session<'_> {
         } else {
             self.send(batch, waiters).await
         }
+    }
+
+    /// Why nothing can be written now.
+    fn refusal(&self) -> Option<String> {
+        let group = self.parts.group.id();
+        if !self.parts.directory.holds_lease(group.shard, group.epoch) {
+            return Some(format!("the leader of shard {} holds no lease of the directory at present", group.shard));
+        }
+        self.parts.limits.refusal()
+    }
+
+    fn is_slowed(&self) -> bool {
+        Instant::now() < self.not_before
+    }
+
+    /// Keeps the recovery point of the database: why its write is refused while replication lags too far.
+    /// Before it comes to that, batches are slowed, the more the nearer the bound is.
+    fn lags(&mut self, lag_ms: Option<u64>, database: DatabaseId) -> Option<String> {
+        let lag_ms = lag_ms?;
+        let rpo = self.parts.directory.rpo(database);
+        if rpo.mode != RpoMode::Enforce || lag_ms <= rpo.soft_ms || self.parts.group.id().shard == DIRECTORY_GROUP.shard
+        {
+            return None;
+        }
+        if lag_ms > rpo.max_ms {
+            metrics::counter!("meridian_proposer_rpo_refusals_total").increment(1);
+            return Some(format!(
+                "replication to the other regions is {lag_ms} ms behind, more than the {} ms that may be lost",
+                rpo.max_ms
+            ));
+        }
+        let part = (lag_ms - rpo.soft_ms) as f64 / (rpo.max_ms - rpo.soft_ms).max(1) as f64;
+        self.not_before = self.not_before.max(Instant::now() + MAX_SLOWING.mul_f64(part));
+        metrics::counter!("meridian_proposer_rpo_slowed_total").increment(1);
+        None
     }
 
     /// What is known of a request that came before, in whatever way it ended.

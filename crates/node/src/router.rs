@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,18 +9,21 @@ use meridian_gateway::{Database, Read, ReadOutput, Unavailable, Write, WriteFail
 use meridian_proto::shard::{self as wire, read_response, shard_client::ShardClient, write_response};
 use meridian_proto::{entry, read_range_to_wire, transaction_to_wire};
 use meridian_storage::ReadView;
-use meridian_types::{Consistency, Epoch, NodeId, ShardId, Versionstamp, WriteOutcome, limits};
+use meridian_types::{Consistency, Epoch, NodeId, Position, ShardId, Versionstamp, WriteOutcome, limits};
 use parking_lot::Mutex;
 use tonic::{Code, Status};
 
 use crate::directory::Directory;
+use crate::history::History;
 use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
 use crate::proposer::{WriteReply, WriteRequest};
 use crate::shard::{LocalShard, ReadReply};
-use crate::shard_service::LocalShards;
+use crate::shard_table::ShardTable;
 
 /// One try at one node, beyond the network's own delay.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1500);
+/// One try of an eventual read: another node has the data too.
+const EVENTUAL_ATTEMPT_TIMEOUT: Duration = Duration::from_millis(400);
 /// A node that did not answer is tried after the others for so long.
 const AVOID: Duration = Duration::from_secs(3);
 /// Between two rounds through all voters: longer, the longer it takes already.
@@ -33,18 +35,20 @@ const UNKNOWN_DEADLINE: Duration = Duration::from_millis(limits::REQUEST_ID_RETE
 /// Routes the operations of one gateway.
 pub(crate) struct Router {
     /// Empty beside an application, where no node runs.
-    local: LocalShards,
+    local: Arc<ShardTable>,
     local_node: Option<NodeId>,
     region: String,
-    directory: Arc<dyn Directory>,
+    directory: Arc<Directory>,
     peers: Arc<PeerChannels>,
     /// For an operation that certainly did not happen.
     deadline: Duration,
     leaders: Mutex<HashMap<ShardId, NodeId>>,
     /// When nodes did not answer.
     silent: Mutex<HashMap<NodeId, Instant>>,
-    /// The newest sequence that this gateway has shown, by shard: what it shows next is no older.
-    shown: HashMap<ShardId, AtomicU64>,
+    /// What this gateway has shown of each shard: what it shows next is no older.
+    shown: Mutex<HashMap<ShardId, Position>>,
+    /// How long nodes took to answer, smoothed: the nearest is asked first.
+    round_trips: Mutex<HashMap<NodeId, Duration>>,
 }
 
 /// Why one try gave nothing.
@@ -59,14 +63,13 @@ enum Failed {
 
 impl Router {
     pub(crate) fn new(
-        local: LocalShards,
+        local: Arc<ShardTable>,
         local_node: Option<NodeId>,
         region: String,
-        directory: Arc<dyn Directory>,
+        directory: Arc<Directory>,
         peers: Arc<PeerChannels>,
         deadline: Duration,
     ) -> Self {
-        let shown = directory.topology().shards.keys().map(|shard| (*shard, AtomicU64::new(0))).collect();
         Self {
             local,
             local_node,
@@ -76,7 +79,8 @@ impl Router {
             deadline,
             leaders: Mutex::default(),
             silent: Mutex::default(),
-            shown,
+            shown: Mutex::default(),
+            round_trips: Mutex::default(),
         }
     }
 
@@ -100,6 +104,37 @@ impl Router {
 
     fn is_silent(&self, node: NodeId) -> bool {
         self.silent.lock().get(&node).is_some_and(|since| since.elapsed() < AVOID)
+    }
+
+    /// The sequence that an eventual read must not be older than. What a failover took back is not held
+    /// against those who never had it.
+    fn min_sequence(&self, shard: ShardId) -> u64 {
+        let Some(shown) = self.shown.lock().get(&shard).copied() else { return 0 };
+        let history = self.directory.shard(shard).map(|shard| History::new(shard.bases));
+        match history.and_then(|history| history.leaves(shown)) {
+            Some((_, base)) => base.sequence,
+            None => shown.sequence,
+        }
+    }
+
+    fn has_shown(&self, shard: ShardId, epoch: Epoch, sequence: u64) {
+        let mut shown = self.shown.lock();
+        let newest = shown.entry(shard).or_insert(Position::ZERO);
+        *newest = (*newest).max(Position::new(epoch, sequence));
+    }
+
+    /// Waits before another round, or until the cluster has changed.
+    async fn pause(&self, started: Instant) {
+        let mut known = self.directory.watch();
+        known.mark_unchanged();
+        // The directory lives as long as this process.
+        drop(tokio::time::timeout(pause(started), known.changed()).await);
+    }
+
+    fn took(&self, node: NodeId, elapsed: Duration) {
+        let mut round_trips = self.round_trips.lock();
+        let smoothed = round_trips.entry(node).or_insert(elapsed);
+        *smoothed = (*smoothed * 7 + elapsed) / 8;
     }
 
     /// Keeps in mind whether the node answered at all.
@@ -166,7 +201,7 @@ impl Router {
             write: Some(transaction_to_wire(&write.transaction)),
             retry,
         };
-        let response = attempt(self.client(node)?.write(request)).await?;
+        let response = attempt(ATTEMPT_TIMEOUT, self.client(node)?.write(request)).await?;
         use write_response::Result as Wire;
         match response.result {
             Some(Wire::Committed(stamp)) => match Versionstamp::from_slice(&stamp) {
@@ -184,11 +219,11 @@ impl Router {
 
     async fn try_read(&self, node: NodeId, shard: (ShardId, Epoch), read: &Read) -> Result<ReadView, Failed> {
         let strong = read.consistency == Consistency::Strong;
-        let min_sequence = self.shown.get(&shard.0).map_or(0, |shown| shown.load(Ordering::Relaxed));
+        let min_sequence = self.min_sequence(shard.0);
         if Some(node) == self.local_node
             && let Some(local) = self.local.get(&shard.0)
         {
-            let reply = match local {
+            let reply = match &local {
                 LocalShard::Voter(voter) if strong => voter.read_strong(read.database, &read.ranges).await,
                 LocalShard::Replica(_) if strong => ReadReply::NotLeader(None),
                 local => local.read_eventual(read.database, &read.ranges, min_sequence).await,
@@ -206,7 +241,10 @@ impl Router {
             ranges: read.ranges.iter().map(read_range_to_wire).collect(),
             min_sequence,
         };
-        let response = attempt(self.client(node)?.read(request)).await?;
+        let timeout = if strong { ATTEMPT_TIMEOUT } else { EVENTUAL_ATTEMPT_TIMEOUT };
+        let asked = Instant::now();
+        let response = attempt(timeout, self.client(node)?.read(request)).await?;
+        self.took(node, asked.elapsed());
         match response.result {
             Some(read_response::Result::Output(output)) => {
                 let malformed = |error: meridian_proto::InvalidTransaction| Failed::Unknown(error.to_string());
@@ -237,8 +275,11 @@ impl Router {
         }
         let topology = self.directory.topology();
         let mut nodes: Vec<_> = topology.nodes.values().collect();
+        let round_trips = self.round_trips.lock().clone();
         nodes.sort_by_key(|node| {
-            (Some(node.id) != self.local_node, self.is_silent(node.id), node.region != self.region, node.id)
+            let far = round_trips.get(&node.id).copied().unwrap_or_default();
+            let elsewhere = node.region != self.region;
+            (Some(node.id) != self.local_node, self.is_silent(node.id), elsewhere, far, node.id)
         });
         nodes.iter().map(|node| node.id).collect()
     }
@@ -247,17 +288,16 @@ impl Router {
 impl Database for Router {
     async fn read(&self, read: Read) -> Result<ReadOutput, Unavailable> {
         let started = Instant::now();
-        let shard = self.shard(read.database)?;
         loop {
+            // Anew each time: it may have moved on.
+            let shard = self.shard(read.database)?;
             for node in self.readers(shard.0, read.consistency) {
                 let tried = self.try_read(node, shard, &read).await;
                 self.answered(node, &tried);
                 let (leader, reason) = match tried {
                     Ok(view) => {
-                        if read.consistency == Consistency::Eventual
-                            && let Some(shown) = self.shown.get(&shard.0)
-                        {
-                            shown.fetch_max(view.sequence, Ordering::Relaxed);
+                        if read.consistency == Consistency::Eventual {
+                            self.has_shown(shard.0, shard.1, view.sequence);
                         }
                         return Ok(ReadOutput { ranges: view.ranges });
                     }
@@ -269,7 +309,7 @@ impl Database for Router {
                     return Err(unavailable(format!("shard {} cannot be read now: {reason}", shard.0)));
                 }
             }
-            tokio::time::sleep(pause(started)).await;
+            self.pause(started).await;
         }
     }
 
@@ -277,9 +317,10 @@ impl Database for Router {
     /// and is unknown may have committed, and whoever leads next can tell.
     async fn write(&self, write: Write) -> Result<WriteOutcome, WriteFailure> {
         let started = Instant::now();
-        let shard = self.shard(write.database)?;
         let mut unknown = None;
         loop {
+            // Anew each time: a new epoch knows the request ids of those before.
+            let shard = self.shard(write.database)?;
             for node in self.voters(shard.0) {
                 let tried = self.try_write(node, shard, &write, unknown.is_some()).await;
                 self.answered(node, &tried);
@@ -311,7 +352,7 @@ impl Database for Router {
                     break;
                 }
             }
-            tokio::time::sleep(pause(started)).await;
+            self.pause(started).await;
         }
     }
 }
@@ -333,15 +374,18 @@ fn shard_epoch((shard, epoch): (ShardId, Epoch)) -> wire::ShardEpoch {
 }
 
 /// One call. What failed before a connection was there did nothing; any other failure may have.
-async fn attempt<T>(call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Failed> {
-    match tokio::time::timeout(ATTEMPT_TIMEOUT, call).await {
+async fn attempt<T>(
+    timeout: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, Failed> {
+    match tokio::time::timeout(timeout, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) if is_refusal(&status) => {
             Err(Failed::NotDone { leader: None, reason: status.message().to_owned() })
         }
         Ok(Err(status)) if never_connected(&status) => Err(Failed::Unreachable(status.message().to_owned())),
         Ok(Err(status)) => Err(Failed::Unknown(status.message().to_owned())),
-        Err(_) => Err(Failed::Unknown(format!("no answer within {} ms", ATTEMPT_TIMEOUT.as_millis()))),
+        Err(_) => Err(Failed::Unknown(format!("no answer within {} ms", timeout.as_millis()))),
     }
 }
 

@@ -4,21 +4,27 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use meridian_consensus::{NotLeading, RaftGroup};
+use bytes::Bytes;
+use meridian_consensus::{NotLeading, RaftGroup, ReadLogFailure};
 use meridian_proto::shard::{self as wire, read_position_response, shard_client::ShardClient};
-use meridian_storage::{ReadView, ShardState, StorageError, fatal};
-use meridian_types::{DatabaseId, NodeId, ReadRange};
+use meridian_storage::{Applied, GroupLog, ReadView, ShardState, StorageError, fatal};
+use meridian_types::{DatabaseId, Epoch, NodeId, ReadRange};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::wall_ms;
 use crate::directory::Directory;
+use crate::history::History;
 use crate::peers::PeerChannels;
-use crate::proposer::{Proposer, WriteReply, WriteRequest};
+use crate::proposer::{Limits, Proposer, WriteReply, WriteRequest};
 use crate::replica::Replica;
 use crate::round::Rounds;
 
 /// How long a voter may take to learn a read position, and then to apply up to it.
 const READ_POSITION_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a leader that is sealed waits for what it has in flight.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(700);
 
 const ALONE_AFTER: Duration = Duration::from_secs(5);
 
@@ -67,25 +73,46 @@ pub(crate) enum ReadReply {
     Unavailable(String),
 }
 
-/// A shard that this node votes in.
+/// A shard that this node votes in, in one epoch.
 pub(crate) struct Voter {
     pub(crate) group: RaftGroup,
     pub(crate) state: Arc<ShardState>,
-    directory: Arc<dyn Directory>,
+    pub(crate) history: History,
+    /// What this node took as a replica of the epochs before, up to the base, as far as it was kept.
+    pub(crate) shipped: GroupLog,
+    directory: Arc<Directory>,
     gate: Arc<ReadGate>,
     proposer: Proposer,
     recovered: Arc<AtomicBool>,
     started: Instant,
     positions: Rounds<Result<ReadPosition, ReadReply>>,
+    pub(crate) stop: CancellationToken,
+}
+
+/// What a voter works with.
+pub(crate) struct VoterParts {
+    pub(crate) group: RaftGroup,
+    pub(crate) history: History,
+    pub(crate) shipped: GroupLog,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) peers: Arc<PeerChannels>,
+    pub(crate) limits: Arc<dyn Limits>,
+    /// Its state is that of the base: there is nothing to catch up with.
+    pub(crate) founder: bool,
+}
+
+/// How a voter stands when it was sealed.
+pub(crate) struct Sealed {
+    pub(crate) applied: Applied,
+    /// The Raft term that it will not leave.
+    pub(crate) term: u64,
+    /// It led in that term, and everything it ever proposed is decided and applied.
+    pub(crate) drained_leader: bool,
 }
 
 impl Voter {
-    pub(crate) fn start(
-        group: RaftGroup,
-        directory: Arc<dyn Directory>,
-        peers: Arc<PeerChannels>,
-        refusal: Arc<dyn Fn() -> Option<String> + Send + Sync>,
-    ) -> Self {
+    pub(crate) fn start(parts: VoterParts) -> Self {
+        let VoterParts { group, history, shipped, directory, peers, limits, founder } = parts;
         let gate = Arc::new(ReadGate::start(group.clone()));
         let state = group.state();
         let proposer = Proposer::start(crate::proposer::ProposerParts {
@@ -93,17 +120,56 @@ impl Voter {
             state: Arc::clone(&state),
             directory: Arc::clone(&directory),
             gate: Arc::clone(&gate),
-            refusal,
+            limits,
         });
         let asking = group.clone();
         let positions = Rounds::start(move || ask_leader(asking.clone(), Arc::clone(&peers)));
-        let recovered = Arc::new(AtomicBool::new(false));
-        let (recovering, done) = (group.clone(), Arc::clone(&recovered));
+        let recovered = Arc::new(AtomicBool::new(founder));
+        let stop = CancellationToken::new();
+        let (recovering, done, stopped) = (group.clone(), Arc::clone(&recovered), stop.clone());
         tokio::spawn(async move {
-            while !recovering.recovered(Duration::from_secs(60)).await {}
-            done.store(true, Ordering::Relaxed);
+            let recovery = async { while !recovering.recovered(Duration::from_secs(60)).await {} };
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = recovery => done.store(true, Ordering::Relaxed),
+            }
         });
-        Self { group, state, directory, gate, proposer, recovered, started: Instant::now(), positions }
+        let started = Instant::now();
+        Self { group, state, history, shipped, directory, gate, proposer, recovered, started, positions, stop }
+    }
+
+    /// The term in which this node leads, at some time after this call.
+    pub(crate) async fn confirm(&self) -> Result<u64, NotLeading> {
+        self.gate.confirm(&self.group).await
+    }
+
+    /// Serves nothing strong any more, and gives no vote. `planned`: a follower goes on appending, so that
+    /// the leader can finish what it has in flight; else the group stops here, and what is applied is final.
+    pub(crate) async fn seal(&self, planned: bool) -> Sealed {
+        self.proposer.seal();
+        self.group.seal();
+        let drained = match self.group.leadership() {
+            Ok(_) => tokio::time::timeout(DRAIN_TIMEOUT, self.proposer.drained()).await.ok(),
+            Err(_) => None,
+        };
+        let term = self.group.term().await;
+        if !planned {
+            // Before it stops: nobody is to take this for a failure.
+            self.stop.cancel();
+            self.group.shutdown().await;
+        }
+        Sealed { applied: self.state.applied(), term, drained_leader: drained == Some(term) }
+    }
+
+    /// Takes no part any more. What was not flushed is flushed: the log is not read again.
+    pub(crate) async fn retire(&self) {
+        self.proposer.seal();
+        self.group.seal();
+        self.stop.cancel();
+        self.group.shutdown().await;
+        let state = Arc::clone(&self.state);
+        let flushed = tokio::task::spawn_blocking(move || or_fatal(state.flush()));
+        drop(flushed.await);
     }
 
     /// Whether what was committed when this node started is applied here. Without a leader to tell, a state
@@ -208,6 +274,47 @@ pub(crate) struct ReadPosition {
     pub(crate) time_ms: u64,
 }
 
+impl Voter {
+    /// The newest sequence that is in no log of this node any more.
+    fn purged(&self) -> Result<u64, StorageError> {
+        let base = self.history.base().sequence;
+        let first = self.group.first_sequence()?;
+        let purged = first.map_or_else(|| self.state.position().sequence, |first| first - 1);
+        if purged > base {
+            return Ok(purged);
+        }
+        let reaches_base = self.shipped.last()?.is_some_and(|(last, _)| last == base);
+        let first = self.shipped.first()?.filter(|_| reaches_base);
+        Ok(first.map_or(purged, |(first, _)| first - 1))
+    }
+
+    /// As [`LocalShard::batches_after`]: from before the base as a replica took it, else from Raft's log.
+    fn batches_after(&self, after: u64, max_bytes: usize) -> Result<Option<Vec<(u64, Bytes)>>, StorageError> {
+        let base = self.history.base().sequence;
+        if after < base {
+            let batches = self.shipped.read(after + 1..base + 1, max_bytes)?;
+            let contiguous = batches.iter().zip(after + 1..).all(|((found, _), expected)| *found == expected);
+            return Ok((contiguous && !batches.is_empty()).then_some(batches));
+        }
+        match self.group.committed_batches(after + 1, max_bytes) {
+            Ok(batches) => Ok(Some(batches)),
+            Err(ReadLogFailure::Purged) => Ok(None),
+            Err(ReadLogFailure::Storage(error)) => Err(error),
+        }
+    }
+
+    /// Purges what this node took before the epoch began, up to `sequence` at most.
+    pub(crate) fn purge_shipped_through(&self, sequence: u64) -> Result<(), StorageError> {
+        let through = sequence.min(self.history.base().sequence);
+        match self.shipped.first()? {
+            Some((first, _)) if first <= through => {
+                self.shipped.purge_through(through, Some((crate::replica::PURGED, &through.to_be_bytes())))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// A shard on this node.
 #[derive(Clone)]
 pub(crate) enum LocalShard {
@@ -216,6 +323,41 @@ pub(crate) enum LocalShard {
 }
 
 impl LocalShard {
+    /// The epoch that it takes part in, or follows.
+    pub(crate) fn epoch(&self) -> Epoch {
+        match self {
+            Self::Voter(voter) => voter.group.id().epoch,
+            Self::Replica(replica) => replica.history().epoch(),
+        }
+    }
+
+    pub(crate) fn history(&self) -> History {
+        match self {
+            Self::Voter(voter) => voter.history.clone(),
+            Self::Replica(replica) => replica.history(),
+        }
+    }
+
+    /// The newest sequence that is no longer in the log.
+    pub(crate) fn purged(&self) -> Result<u64, StorageError> {
+        match self {
+            Self::Voter(voter) => voter.purged(),
+            Self::Replica(replica) => Ok(replica.purged()),
+        }
+    }
+
+    /// Committed batches behind `after`. `None`: they are no longer in the log.
+    pub(crate) fn batches_after(
+        &self,
+        after: u64,
+        max_bytes: usize,
+    ) -> Result<Option<Vec<(u64, Bytes)>>, StorageError> {
+        match self {
+            Self::Voter(voter) => voter.batches_after(after, max_bytes),
+            Self::Replica(replica) => replica.batches_after(after, max_bytes),
+        }
+    }
+
     pub(crate) fn state(&self) -> &Arc<ShardState> {
         match self {
             Self::Voter(voter) => &voter.state,

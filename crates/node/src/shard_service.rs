@@ -1,24 +1,19 @@
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use meridian_proto::shard::{self as wire, read_position_response, read_response, shard_server, write_response};
 use meridian_proto::{entry_to_wire, kv_connect, read_range, transaction};
 use meridian_storage::ReadView;
-use meridian_types::{DatabaseId, Epoch, NodeId, ReadRange, RequestId, ShardId, WriteOutcome};
+use meridian_types::{DatabaseId, NodeId, ReadRange, RequestId, ShardId, WriteOutcome};
 use tonic::{Request, Response, Status};
 
-use crate::directory::Directory;
 use crate::peers::MAX_MESSAGE_BYTES;
 use crate::proposer::{WriteReply, WriteRequest};
 use crate::shard::{LocalShard, ReadReply, Voter};
-
-/// The shards of this node, by id.
-pub(crate) type LocalShards = Arc<HashMap<ShardId, LocalShard>>;
+use crate::shard_table::ShardTable;
 
 /// Serves what gateways on other nodes ask of the shards here.
 pub(crate) struct ShardService {
-    pub(crate) shards: LocalShards,
-    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) shards: Arc<ShardTable>,
 }
 
 impl ShardService {
@@ -28,19 +23,25 @@ impl ShardService {
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
-    /// The shard, if it is here and in the epoch that the caller means.
-    fn shard(&self, group: Option<wire::ShardEpoch>) -> Result<LocalShard, Status> {
+    /// The shard, if it is here and in the epoch that the caller means. `or_later`: for an eventual read,
+    /// which is as good from what came after.
+    fn shard(&self, group: Option<wire::ShardEpoch>, or_later: bool) -> Result<LocalShard, Status> {
         let group = group.ok_or_else(|| invalid("group"))?;
-        let (id, epoch) = (ShardId(group.shard), u16::try_from(group.epoch).map(Epoch));
-        let shard = self.shards.get(&id).ok_or_else(|| Status::not_found(format!("shard {id} is not on this node")))?;
-        if epoch.ok() != self.directory.epoch(id) {
-            return Err(Status::failed_precondition(format!("shard {id} is not in epoch {}", group.epoch)));
+        let id = ShardId(group.shard);
+        let shard = self.shards.get(&id);
+        let shard = shard.ok_or_else(|| Status::not_found(format!("shard {id} is not on this node at present")))?;
+        let here = u32::from(shard.epoch().0);
+        if here != group.epoch && !(or_later && here > group.epoch) {
+            return Err(Status::failed_precondition(format!(
+                "shard {id} is in epoch {here} here, not {}",
+                group.epoch
+            )));
         }
-        Ok(shard.clone())
+        Ok(shard)
     }
 
     fn voter(&self, group: Option<wire::ShardEpoch>) -> Result<Option<Arc<Voter>>, Status> {
-        match self.shard(group)? {
+        match self.shard(group, false)? {
             LocalShard::Voter(voter) => Ok(Some(voter)),
             LocalShard::Replica(_) => Ok(None),
         }
@@ -102,7 +103,7 @@ impl shard_server::Shard for ShardService {
 
     async fn read(&self, request: Request<wire::ReadRequest>) -> Result<Response<wire::ReadResponse>, Status> {
         let request = request.into_inner();
-        let shard = self.shard(request.group)?;
+        let shard = self.shard(request.group, !request.strong)?;
         let (database, ranges) = (database(&request.database)?, ranges(request.ranges)?);
         let reply = match (&shard, request.strong) {
             (LocalShard::Voter(voter), true) => voter.read_strong(database, &ranges).await,

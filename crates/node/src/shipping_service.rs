@@ -5,10 +5,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::Stream;
-use meridian_consensus::ReadLogFailure;
 use meridian_proto::shipping::{self as wire, shipment, shipping_server, subscribe_request};
 use meridian_shipping::{BatchSize, Heartbeat, Sender, SenderAction, SenderConfig, SenderEvent, Status as NodeStatus};
-use meridian_storage::{GroupId, StorageError, fatal};
+use meridian_storage::{GroupId, fatal};
 use meridian_types::{Epoch, NodeId, Position, ShardId};
 use parking_lot::Mutex;
 use prost::Message;
@@ -17,11 +16,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::clock::wall_ms;
-use crate::directory::Directory;
-use crate::followers::Followers;
+use crate::history::History;
 use crate::peers::MAX_MESSAGE_BYTES;
 use crate::shard::LocalShard;
-use crate::shard_service::LocalShards;
+use crate::shard_table::ShardTable;
 use crate::shipping_wire::{heartbeat_to_wire, position, position_to_wire, status};
 use crate::state_exchange::StateExchange;
 
@@ -35,9 +33,7 @@ pub(crate) type Subscribers = HashMap<(ShardId, NodeId), mpsc::Sender<()>>;
 #[derive(Clone)]
 pub(crate) struct ShippingService {
     pub(crate) node_id: NodeId,
-    pub(crate) shards: LocalShards,
-    pub(crate) followers: Arc<HashMap<ShardId, Arc<Followers>>>,
-    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) shards: Arc<ShardTable>,
     pub(crate) exchange: Arc<StateExchange>,
     /// The newest subscription of each subscriber: an older one ends when a newer comes.
     pub(crate) subscriptions: Arc<Mutex<Subscribers>>,
@@ -53,8 +49,7 @@ impl ShippingService {
     fn shard(&self, shard: u32) -> Result<(ShardId, Epoch, LocalShard), Status> {
         let id = ShardId(shard);
         let local = self.shards.get(&id).ok_or_else(|| Status::not_found(format!("shard {id} is not on this node")))?;
-        let epoch = self.directory.epoch(id).ok_or_else(|| Status::not_found(format!("no shard {id}")))?;
-        Ok((id, epoch, local.clone()))
+        Ok((id, local.epoch(), local))
     }
 }
 
@@ -81,6 +76,7 @@ impl shipping_server::Shipping for ShippingService {
         let subscription = Subscription {
             node_id: self.node_id,
             group: GroupId { shard: id, epoch },
+            history: shard.history(),
             shard,
             started: Instant::now(),
             sender: Sender::new(SenderConfig::default(), Duration::ZERO, epoch, from),
@@ -112,7 +108,7 @@ impl shipping_server::Shipping for ShippingService {
         for wire in request.into_inner().statuses {
             let may_lead = wire.may_lead;
             let Some((shard, status)) = status(wire) else { continue };
-            if let Some(followers) = self.followers.get(&shard) {
+            if let Some(followers) = self.shards.followers(&shard) {
                 followers.heard(status, may_lead);
             }
             if let Some(LocalShard::Replica(replica)) = self.shards.get(&shard) {
@@ -135,13 +131,13 @@ impl LocalShard {
     }
 
     /// What this node says of itself.
-    pub(crate) fn own_status(&self, node: NodeId, epoch: Epoch) -> NodeStatus {
+    pub(crate) fn own_status(&self, node: NodeId) -> NodeStatus {
         match self {
             // A voter without a leader is second choice as a source, not a wrong one.
             Self::Voter(voter) => {
                 let knows_leader = voter.group.status().leader.is_some();
                 let age = if knows_leader { Duration::ZERO } else { Duration::from_secs(3600) };
-                NodeStatus::of_primary_member(node, epoch, voter.state.position(), age)
+                NodeStatus::of_primary_member(node, self.epoch(), voter.state.position(), age)
             }
             Self::Replica(replica) => replica.status().status,
         }
@@ -156,34 +152,13 @@ impl LocalShard {
             }
         }
     }
-
-    /// The newest sequence that is no longer in the log.
-    fn purged(&self) -> Result<u64, StorageError> {
-        match self {
-            Self::Voter(voter) => {
-                Ok(voter.group.first_sequence()?.map_or_else(|| voter.state.position().sequence, |first| first - 1))
-            }
-            Self::Replica(replica) => Ok(replica.purged()),
-        }
-    }
-
-    /// Committed batches behind `after`. `None`: they are no longer in the log.
-    fn batches_after(&self, after: u64, max_bytes: usize) -> Result<Option<Vec<(u64, Bytes)>>, StorageError> {
-        match self {
-            Self::Voter(voter) => match voter.group.committed_batches(after + 1, max_bytes) {
-                Ok(batches) => Ok(Some(batches)),
-                Err(ReadLogFailure::Purged) => Ok(None),
-                Err(ReadLogFailure::Storage(error)) => Err(error),
-            },
-            Self::Replica(replica) => replica.batches_after(after, max_bytes),
-        }
-    }
 }
 
 /// The source's end of one subscription.
 struct Subscription {
     node_id: NodeId,
     group: GroupId,
+    history: History,
     shard: LocalShard,
     started: Instant,
     sender: Sender,
@@ -231,7 +206,7 @@ impl Subscription {
     }
 
     fn at(&self, sequence: u64) -> Position {
-        Position::new(self.group.epoch, sequence)
+        self.history.at(sequence)
     }
 
     fn tail(&self) -> SenderEvent {
@@ -244,7 +219,9 @@ impl Subscription {
         }
     }
 
+    /// The stream belongs to one epoch: it ends when the node has gone on to another.
     async fn step(&mut self, event: SenderEvent) -> Result<(), Ended> {
+        let event = if self.shard.epoch() == self.group.epoch { event } else { SenderEvent::EpochChanged };
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             let mut sends = Vec::new();
@@ -257,7 +234,7 @@ impl Subscription {
                     SenderAction::Read { after, max_bytes } => events.push(self.read(after, max_bytes)),
                     SenderAction::Heartbeat => {
                         let (committed, time_ms) = self.shard.committed();
-                        let status = self.shard.own_status(self.node_id, self.group.epoch);
+                        let status = self.shard.own_status(self.node_id);
                         let heartbeat = Heartbeat { status, committed, time_ms };
                         let wire = heartbeat_to_wire(self.group.shard, &heartbeat);
                         self.ship(shipment::Message::Heartbeat(wire)).await?;
@@ -283,7 +260,6 @@ impl Subscription {
             Err(error) => fatal(&error),
             Ok(None) => SenderEvent::ReadMissing,
             Ok(Some(batches)) => {
-                // One epoch a group: what lies before the first is the sequence before it.
                 let previous = batches.first().map_or(after, |(sequence, _)| self.at(sequence - 1));
                 self.read = batches.into_iter().map(|(sequence, bytes)| (self.at(sequence), bytes)).collect();
                 let size = |(position, bytes): &(Position, Bytes)| BatchSize {

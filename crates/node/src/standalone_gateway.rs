@@ -6,8 +6,9 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{GatewayConfig, ListenPurpose};
-use crate::directory::Directory;
-use crate::node::{Dial, StartError, gateway_options, listen, peer_channels, static_directory};
+use crate::directory::{Directory, Follower, first_cluster};
+use crate::node::{StartError, configured_access, gateway_options, listen, peer_channels};
+use crate::peers::{Dial, PeerChannels};
 use crate::router::Router;
 
 /// A running gateway without data of its own, to be put beside an application.
@@ -23,17 +24,25 @@ impl StandaloneGateway {
     pub async fn start(config: GatewayConfig, dial: Option<Dial>) -> Result<Self, StartError> {
         let kv = listen(&config.listen.kv, ListenPurpose::KvConnect).await?;
         let kv_address = kv.local_addr().map_err(|error| StartError::Invalid(error.to_string()))?;
-        let directory = static_directory(&config.topology, &config.tokens)?;
-        let peers = peer_channels(&config.topology, dial)?;
+        let directory = Arc::new(Directory::new(first_cluster(&config.topology), configured_access(&config.tokens)?));
+        let peers = peer_channels(&config.topology, dial, &config.dial)?;
         let router = Arc::new(Router::new(
             Arc::default(),
             None,
             config.region.clone(),
-            Arc::clone(&directory) as Arc<dyn Directory>,
-            peers,
+            Arc::clone(&directory),
+            Arc::clone(&peers),
             Duration::from_millis(config.gateway.request_deadline_ms),
         ));
         let stop = CancellationToken::new();
+        let follower = Follower {
+            directory: Arc::clone(&directory),
+            peers: Arc::clone(&peers),
+            region: config.region.clone(),
+            node: None,
+        };
+        tokio::spawn(follower.run(stop.clone()));
+        tokio::spawn(dial_cluster(Arc::clone(&directory), peers, stop.clone()));
         let stopped = stop.clone();
         let options = gateway_options(&config.gateway, &config.region);
         let task = tokio::spawn(meridian_gateway::serve(kv, router, directory, options, async move {
@@ -51,5 +60,19 @@ impl StandaloneGateway {
         self.stop.cancel();
         // A task that failed has said so.
         drop(self.task.await);
+    }
+}
+
+/// Dials the nodes that there are.
+async fn dial_cluster(directory: Arc<Directory>, peers: Arc<PeerChannels>, stop: CancellationToken) {
+    let mut known = directory.watch();
+    loop {
+        for node in peers.update(&known.borrow_and_update().topology) {
+            tracing::error!(node, "a node's address cannot be dialled");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = known.changed() => if changed.is_err() { return },
+        }
     }
 }

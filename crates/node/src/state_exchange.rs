@@ -8,7 +8,7 @@ use bytes::Bytes;
 use meridian_consensus::{StateTransfer, Transfer};
 use meridian_proto::shipping::{self as wire, shipping_client::ShippingClient};
 use meridian_storage::{GroupId, ShardState, StagedState, StateRows, StateSnapshot, StorageError};
-use meridian_types::{NodeId, ShardId};
+use meridian_types::NodeId;
 use parking_lot::Mutex;
 use prost::Message;
 use tokio::sync::mpsc;
@@ -16,6 +16,7 @@ use tonic::Status;
 use uuid::Uuid;
 
 use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
+use crate::shard_table::ShardTable;
 
 /// Rows of one chunk, before compression.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -30,7 +31,7 @@ const RESUMES: usize = 10;
 
 /// Keeps the snapshots that others fetch from here, and fetches from them.
 pub(crate) struct StateExchange {
-    states: HashMap<ShardId, Arc<ShardState>>,
+    shards: Arc<ShardTable>,
     offers: Mutex<HashMap<String, Offer>>,
     peers: Arc<PeerChannels>,
 }
@@ -42,8 +43,8 @@ struct Offer {
 }
 
 impl StateExchange {
-    pub(crate) fn new(states: HashMap<ShardId, Arc<ShardState>>, peers: Arc<PeerChannels>) -> Self {
-        Self { states, offers: Mutex::default(), peers }
+    pub(crate) fn new(shards: Arc<ShardTable>, peers: Arc<PeerChannels>) -> Self {
+        Self { shards, offers: Mutex::default(), peers }
     }
 
     fn keep(&self, group: GroupId, snapshot: Arc<StateSnapshot>) -> String {
@@ -71,7 +72,7 @@ impl StateExchange {
         request: wire::FetchStateRequest,
     ) -> Result<mpsc::Receiver<Result<wire::StateChunk, Status>>, Status> {
         let id = if request.snapshot_id.is_empty() {
-            let state = self.states.get(&group.shard);
+            let state = self.shards.state(&group.shard);
             let state = state.ok_or_else(|| Status::not_found(format!("shard {} is not here", group.shard)))?;
             self.keep(group, Arc::new(state.snapshot()))
         } else {
@@ -204,7 +205,7 @@ mod tests {
 
     #[test]
     fn a_damaged_chunk_is_refused() {
-        let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
+        let state = ShardState::open(Arc::new(MemoryEngine::default()), meridian_types::ShardId(1)).unwrap();
         let rows = StateRows { rows: vec![(Bytes::from_static(b"k"), Bytes::from_static(b"v"))], last: true };
         let chunk = encode_chunk("id", &state.snapshot(), rows.clone()).unwrap();
         assert_eq!(decode_chunk(&chunk).unwrap(), rows);

@@ -37,6 +37,9 @@ mod meridian {
     pub(crate) mod admin {
         generated!(v1, "meridian.admin.v1");
     }
+    pub(crate) mod directory {
+        generated!(v1, "meridian.directory.v1");
+    }
 }
 mod com {
     pub(crate) mod deno {
@@ -51,6 +54,7 @@ mod transaction;
 pub use batch::{InvalidBatch, batch_header, decode_batch, decode_request, encode_batch, encode_request};
 pub use com::deno::kv::datapath as kv_connect;
 pub use meridian::admin::v1 as admin;
+pub use meridian::directory::v1 as directory;
 pub use meridian::log::v1 as log;
 pub use meridian::raft::v1 as raft;
 pub use meridian::shard::v1 as shard;

@@ -11,10 +11,28 @@ pub use event::{FailureReason, ReceiverAction, ReceiverConfig, ReceiverEvent, Re
 
 #[derive(Debug, Clone, Copy)]
 enum State {
-    Disconnected { retry_at: Duration },
-    Subscribing { stream: StreamId, source: NodeId, since: Duration },
-    Following { stream: StreamId, source: NodeId, heard_at: Duration },
-    FetchingSnapshot { source: NodeId },
+    Disconnected {
+        retry_at: Duration,
+    },
+    Subscribing {
+        stream: StreamId,
+        source: NodeId,
+        since: Duration,
+    },
+    Following {
+        stream: StreamId,
+        source: NodeId,
+        heard_at: Duration,
+    },
+    FetchingSnapshot {
+        source: NodeId,
+    },
+    /// It was to be given up, and has not been yet.
+    CancellingSnapshot,
+    /// Log and state are being replaced: this is not interrupted.
+    InstallingSnapshot {
+        source: NodeId,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +76,6 @@ pub struct Receiver {
     needs_snapshot: bool,
     /// Orphans not yet saved: what lies beyond this base.
     orphans_beyond: Option<Position>,
-    cancelling: bool,
     seal: Seal,
     /// The newest epoch that was sealed; what `seal` speaks of.
     sealed_epoch: Epoch,
@@ -85,7 +102,6 @@ impl Receiver {
             attempts: 0,
             needs_snapshot: false,
             orphans_beyond: None,
-            cancelling: false,
             seal: Seal::Open,
             sealed_epoch: Epoch(0),
             heard: None,
@@ -130,7 +146,9 @@ impl Receiver {
             State::Disconnected { .. } => ReceiverPhase::Disconnected,
             State::Subscribing { .. } => ReceiverPhase::Subscribing,
             State::Following { .. } => ReceiverPhase::Following,
-            State::FetchingSnapshot { .. } => ReceiverPhase::FetchingSnapshot,
+            State::FetchingSnapshot { .. } | State::CancellingSnapshot | State::InstallingSnapshot { .. } => {
+                ReceiverPhase::FetchingSnapshot
+            }
         }
     }
 
@@ -138,7 +156,9 @@ impl Receiver {
     pub fn status(&self, now: Duration, node: NodeId) -> Status {
         let age = |heard: Heard| now.saturating_sub(heard.at).saturating_add(heard.primary_age);
         let primary_age = self.heard.map_or(Duration::MAX, age);
-        let fetching_snapshot = self.needs_snapshot || matches!(self.state, State::FetchingSnapshot { .. });
+        let fetches =
+            !matches!(self.state, State::Disconnected { .. } | State::Subscribing { .. } | State::Following { .. });
+        let fetching_snapshot = self.needs_snapshot || fetches;
         let follows = self.seal == Seal::Open && !fetching_snapshot && primary_age <= self.config.stale_after;
         let hops = match self.heard {
             Some(Heard { hops: Some(hops), .. }) if follows => Some(hops.saturating_add(1)),
@@ -160,11 +180,13 @@ impl Receiver {
             ReceiverEvent::Stream(..) => {}
             ReceiverEvent::Persisted { position } => self.on_persisted(now, position, &mut actions),
             ReceiverEvent::SnapshotInstalled { position } => self.on_snapshot(now, position, &mut actions),
-            ReceiverEvent::SnapshotFailed => {
+            ReceiverEvent::Drained { position } => self.on_drained(position),
+            ReceiverEvent::SnapshotFetched => {
                 if let State::FetchingSnapshot { source } = self.state {
-                    self.fetch_ended(now, jitter, source, &mut actions);
+                    self.state = State::InstallingSnapshot { source };
                 }
             }
+            ReceiverEvent::SnapshotFailed => self.on_snapshot_failed(now, jitter, &mut actions),
             ReceiverEvent::Tick => self.check_timeouts(now, jitter, &mut actions),
         }
         self.advance(now, &mut actions);
@@ -194,7 +216,7 @@ impl Receiver {
                 self.state = State::Disconnected { retry_at: retry_at.min(soon) };
             }
             State::Subscribing { .. } | State::Following { .. } => self.disconnect(now, actions),
-            State::FetchingSnapshot { .. } => {}
+            State::FetchingSnapshot { .. } | State::CancellingSnapshot | State::InstallingSnapshot { .. } => {}
         }
     }
 
@@ -215,7 +237,7 @@ impl Receiver {
         if epoch < self.epoch {
             return;
         }
-        self.sealed_epoch = epoch;
+        self.sealed_epoch = epoch.max(self.sealed_epoch);
         // Asked again, it answers again.
         self.seal = Seal::Draining;
         self.disconnect(now, actions);
@@ -344,7 +366,7 @@ impl Receiver {
     fn on_snapshot(&mut self, now: Duration, position: Position, actions: &mut Vec<ReceiverAction>) {
         assert!(self.unpersisted.is_empty(), "a snapshot replaced a log that was being written");
         (self.durable, self.received) = (position, position);
-        (self.needs_snapshot, self.cancelling) = (false, false);
+        self.needs_snapshot = false;
         self.state = State::Disconnected { retry_at: now };
         self.check_history();
         if position.epoch > self.epoch {
@@ -352,14 +374,23 @@ impl Receiver {
         }
     }
 
-    fn fetch_ended(&mut self, now: Duration, jitter: f64, source: NodeId, actions: &mut Vec<ReceiverAction>) {
-        if self.cancelling {
-            self.cancelling = false;
-            self.state = State::Disconnected { retry_at: now };
-        } else {
-            actions.push(ReceiverAction::SourceFailed { source, reason: FailureReason::Snapshot });
-            self.state = State::Disconnected { retry_at: now + self.next_backoff(jitter) };
+    fn on_snapshot_failed(&mut self, now: Duration, jitter: f64, actions: &mut Vec<ReceiverAction>) {
+        match self.state {
+            State::FetchingSnapshot { source } | State::InstallingSnapshot { source } => {
+                actions.push(ReceiverAction::SourceFailed { source, reason: FailureReason::Snapshot });
+                self.state = State::Disconnected { retry_at: now + self.next_backoff(jitter) };
+            }
+            State::CancellingSnapshot => self.state = State::Disconnected { retry_at: now },
+            State::Disconnected { .. } | State::Subscribing { .. } | State::Following { .. } => {}
         }
+    }
+
+    fn on_drained(&mut self, position: Position) {
+        assert!(self.seal == Seal::Reported, "{position} was drained into a log that is not sealed");
+        if position > self.durable {
+            (self.durable, self.received) = (position, position);
+        }
+        self.seal = Seal::Draining;
     }
 
     /// Does our log hold what the epoch's history does not?
@@ -427,11 +458,10 @@ impl Receiver {
     fn disconnect(&mut self, retry_at: Duration, actions: &mut Vec<ReceiverAction>) {
         match self.state {
             State::FetchingSnapshot { .. } => {
-                if !self.cancelling {
-                    self.cancelling = true;
-                    actions.push(ReceiverAction::CancelSnapshot);
-                }
+                self.state = State::CancellingSnapshot;
+                actions.push(ReceiverAction::CancelSnapshot);
             }
+            State::CancellingSnapshot | State::InstallingSnapshot { .. } => {}
             State::Disconnected { .. } => self.state = State::Disconnected { retry_at },
             State::Subscribing { stream, .. } | State::Following { stream, .. } => {
                 self.state = State::Disconnected { retry_at };

@@ -119,6 +119,16 @@ impl GroupLog {
         self.delete(0..number.saturating_add(1), mark)
     }
 
+    /// Deletes all records, and these marks, in one write.
+    pub fn erase(&self, marks: &[u8]) -> Result<(), StorageError> {
+        let mut batch = WriteBatch::default();
+        batch.delete_range(&self.family, self.key(0), self.key(u64::MAX));
+        for name in marks {
+            batch.delete(&self.family, self.mark_key(*name));
+        }
+        self.engine.write(batch, Durability::Logged)
+    }
+
     /// A small value beside the records, such as a vote.
     pub fn put_mark(&self, name: u8, payload: &[u8]) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
@@ -224,6 +234,33 @@ mod tests {
         assert_eq!(one.mark(b'p').unwrap().unwrap(), b"mark".as_slice());
         assert_eq!(two.last().unwrap(), Some((7, Bytes::from_static(b"z"))));
         assert_eq!(shipped.first().unwrap(), None);
+    }
+
+    #[test]
+    fn erasing_a_log_leaves_other_logs_and_marks_alone() {
+        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+        let open = |epoch, kind| {
+            let group = GroupId { shard: ShardId(1), epoch: Epoch(epoch) };
+            GroupLog::open(Arc::clone(&engine), group, kind).unwrap()
+        };
+        let logs = [0, 1, 2].map(|epoch| open(epoch, RecordKind::Entry));
+        let shipped = [0, 1].map(|epoch| open(epoch, RecordKind::Shipped));
+        for log in logs.iter().chain(&shipped) {
+            log.append([(1, b"a".as_slice()), (u64::MAX - 1, b"b")]).unwrap();
+        }
+        for log in &logs {
+            log.put_mark(b'v', b"vote").unwrap();
+            log.put_mark(b'p', b"purged").unwrap();
+        }
+        let [zero, one, two] = &logs;
+        one.erase(b"p").unwrap();
+        assert_eq!((one.first().unwrap(), one.mark(b'p').unwrap()), (None, None));
+        assert!(one.mark(b'v').unwrap().is_some());
+        for log in [zero, two] {
+            assert_eq!(log.read(0..u64::MAX, usize::MAX).unwrap().len(), 2);
+            assert!(log.mark(b'v').unwrap().is_some() && log.mark(b'p').unwrap().is_some());
+        }
+        assert!(shipped.iter().all(|log| log.read(0..u64::MAX, usize::MAX).unwrap().len() == 2));
     }
 
     #[test]

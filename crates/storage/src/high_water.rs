@@ -90,6 +90,18 @@ impl HighWater {
         self.persist()
     }
 
+    /// Before a group's log is deleted for good.
+    pub fn forget(&self, group: GroupId) -> Result<(), StorageError> {
+        {
+            let mut marks = self.marks.lock();
+            if marks.last_index.remove(&group).is_none() {
+                return Ok(());
+            }
+            marks.dirty = true;
+        }
+        self.persist()
+    }
+
     /// Writes the marks to the file, synced, if they changed. Whoever raises a mark meanwhile does not wait.
     pub fn persist(&self) -> Result<(), StorageError> {
         let _writing = self.writing.lock();
@@ -146,6 +158,11 @@ mod tests {
         assert!(refusal.contains("ends at index 9 but had been durable up to 10"), "{refusal}");
         marks.lower(group, 4).unwrap();
         HighWater::open(path.clone()).unwrap().check(group, 4).unwrap();
+        let next = GroupId { shard: ShardId(1), epoch: Epoch(2) };
+        marks.raise(next, 7);
+        marks.forget(group).unwrap();
+        let reopened = HighWater::open(path.clone()).unwrap();
+        assert_eq!((reopened.mark(group), reopened.mark(next)), (0, 7));
         fs::write(&path, "nonsense\n").unwrap();
         assert!(HighWater::open(path).unwrap_err().to_string().contains("nonsense"));
     }

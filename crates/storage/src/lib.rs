@@ -2,8 +2,8 @@
 //!
 //! What always holds here:
 //! - A log record is readable once appended, and durable once [`Syncer`] has called back.
-//! - State is written in one atomic write with the position it reflects, and sequences are contiguous:
-//!   a gap stops the process.
+//! - State is written in one atomic write with the position it reflects, and sequences are contiguous,
+//!   also from one epoch to the next: a gap stops the process.
 //! - State is not in the write-ahead log; what was not flushed is applied again from the log, so a log is
 //!   purged only up to what [`ShardState::flush`] returned.
 //! - An I/O error on the log, or bytes that fail their checksum, stop the process. Nothing is retried.
@@ -28,6 +28,6 @@ pub use group_log::{GroupId, GroupLog, RecordKind};
 pub use high_water::HighWater;
 pub use memory::MemoryEngine;
 pub use rocks::{RocksEngine, RocksOptions};
-pub use shard_state::{Applied, Expired, RaftApplied, ReadView, ShardState, StateAt};
+pub use shard_state::{Applied, Expired, RaftApplied, ReadView, Replace, ShardState, StateAt};
 pub use snapshot::{StagedState, StateRows, StateSnapshot};
 pub use syncer::Syncer;

@@ -12,7 +12,7 @@
 //! | | `m` ‖ `applied` | `meridian.log.v1.Applied` |
 //! | | `m` ‖ `r` ‖ request id | `meridian.log.v1.RequestRow` |
 //!
-//! A group is shard (4 bytes) ‖ epoch (2). A record is crc32c (4 bytes, little-endian) ‖ payload.
+//! A group is shard (4 bytes) ‖ epoch (2); no Raft group has epoch 0. A record is crc32c (4 bytes, little-endian) ‖ payload.
 
 use bytes::{Buf, Bytes};
 use meridian_proto::decode_request;

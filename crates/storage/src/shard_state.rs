@@ -23,19 +23,29 @@ pub struct Applied {
     pub time_ms: u64,
     /// Encoded batches since the shard was made, in bytes.
     pub total_bytes: u64,
+    /// Transactions since the shard was made.
+    pub total_transactions: u64,
     pub raft: RaftApplied,
 }
 
 /// Raft's part of [`Applied`]: empty on a follower in a replica region.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RaftApplied {
+    /// Of the Raft group that the rest belongs to. To the group of another epoch it means nothing.
+    pub epoch: Option<Epoch>,
     pub log_id: Option<log::LogId>,
     pub membership: Option<log::StoredMembership>,
 }
 
 impl Applied {
     fn nothing() -> Self {
-        Self { position: Position::ZERO, time_ms: 0, total_bytes: 0, raft: RaftApplied::default() }
+        Self {
+            position: Position::ZERO,
+            time_ms: 0,
+            total_bytes: 0,
+            total_transactions: 0,
+            raft: RaftApplied::default(),
+        }
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
@@ -46,6 +56,8 @@ impl Applied {
             log_id: self.raft.log_id,
             membership: self.raft.membership.clone(),
             total_bytes: self.total_bytes,
+            raft_epoch: self.raft.epoch.map_or(0, |epoch| epoch.0.into()),
+            total_transactions: self.total_transactions,
         }
         .encode_to_vec()
     }
@@ -53,30 +65,47 @@ impl Applied {
     pub(crate) fn decode(bytes: Bytes) -> Result<Self, StorageError> {
         let corrupt = |detail: &dyn ToString| StorageError::corruption("an applied position", detail.to_string());
         let wire = log::Applied::decode(bytes).map_err(|error| corrupt(&error))?;
-        let epoch = u16::try_from(wire.epoch).map_err(|error| corrupt(&error))?;
+        let epoch = |number| u16::try_from(number).map(Epoch).map_err(|error| corrupt(&error));
+        let position = Position::new(epoch(wire.epoch)?, wire.sequence);
+        let raft_epoch = match wire.raft_epoch {
+            // Written before epochs changed, when a group had the epoch of its batches.
+            0 => wire.log_id.map(|_| position.epoch),
+            number => Some(epoch(number)?),
+        };
         Ok(Self {
-            position: Position::new(Epoch(epoch), wire.sequence),
+            position,
             time_ms: wire.time_ms,
             total_bytes: wire.total_bytes,
-            raft: RaftApplied { log_id: wire.log_id, membership: wire.membership },
+            total_transactions: wire.total_transactions,
+            raft: RaftApplied { epoch: raft_epoch, log_id: wire.log_id, membership: wire.membership },
         })
     }
 
-    /// Adds `batch`, whose encoding has `len` bytes.
+    /// Adds `batch`, whose encoding has `len` bytes. It may be the first of a later epoch.
     ///
     /// # Panics
     /// When the batch is not the next: going on would lose or reorder commits, so the process stops.
     pub fn advance(&mut self, batch: &Batch, len: usize) {
         assert!(
-            batch.position == self.position.next(),
-            "batch {} cannot follow {}: sequences are contiguous",
+            batch.position.sequence == self.position.sequence + 1 && batch.position.epoch >= self.position.epoch,
+            "batch {} cannot follow {}: sequences are contiguous, epochs do not go back",
             batch.position,
             self.position
         );
         self.position = batch.position;
         self.time_ms = self.time_ms.max(batch.time_ms);
         self.total_bytes += len as u64;
+        self.total_transactions += batch.transactions.len() as u64;
     }
+}
+
+/// What a snapshot may take the place of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replace {
+    /// A state that is not newer.
+    Older,
+    /// Any state: the one in use has left the shard's history, beyond the base of a later epoch.
+    Any,
 }
 
 /// The state of one shard on one node: what all batches up to [`Applied::position`] have written.
@@ -120,15 +149,7 @@ impl ShardState {
     /// When the engine fails or the applied position is corrupt.
     pub fn open(engine: Arc<dyn Engine>, shard: ShardId) -> Result<Self, StorageError> {
         engine.create_family(META_FAMILY)?;
-        let named = engine.get(META_FAMILY, &schema::current_family_key(shard))?;
-        let generation = match named {
-            None => 0,
-            Some(name) => std::str::from_utf8(&name)
-                .ok()
-                .and_then(schema::parse_state_family)
-                .map(|(_, generation)| generation)
-                .ok_or_else(|| StorageError::corruption("the name of a state family", format!("{name:?}")))?,
-        };
+        let generation = current_generation(&*engine, shard)?;
         for family in engine.families() {
             if schema::parse_state_family(&family).is_some_and(|(of, other)| of == shard && other != generation) {
                 engine.drop_family(&family)?;
@@ -136,10 +157,7 @@ impl ShardState {
         }
         let family: Arc<str> = schema::state_family(shard, generation).into();
         engine.create_family(&family)?;
-        let applied = match engine.get(&family, APPLIED_KEY)? {
-            None => Applied::nothing(),
-            Some(bytes) => Applied::decode(bytes)?,
-        };
+        let applied = applied_in(&*engine, &family)?;
         Ok(Self {
             engine,
             shard,
@@ -147,6 +165,16 @@ impl ShardState {
             next_generation: AtomicU64::new(generation + 1),
             observer: OnceLock::new(),
         })
+    }
+
+    /// What the state in use reflects, without opening it: it may be open already.
+    pub fn read_applied(engine: &dyn Engine, shard: ShardId) -> Result<Applied, StorageError> {
+        engine.create_family(META_FAMILY)?;
+        match applied_in(engine, &schema::state_family(shard, current_generation(engine, shard)?)) {
+            // Never opened.
+            Err(StorageError::NoFamily(_)) => Ok(Applied::nothing()),
+            applied => applied,
+        }
     }
 
     pub fn shard(&self) -> ShardId {
@@ -296,8 +324,8 @@ impl ShardState {
     /// means nothing here. Blocks while the new state is flushed; readers are kept out only for its naming.
     ///
     /// # Errors
-    /// [`StorageError::Refused`] if the staged one is incomplete, or older than the one in use.
-    pub fn install(&self, staged: StagedState, raft: RaftApplied) -> Result<Applied, StorageError> {
+    /// [`StorageError::Refused`] if the staged one is incomplete, or may not replace the one in use.
+    pub fn install(&self, staged: StagedState, raft: RaftApplied, replace: Replace) -> Result<Applied, StorageError> {
         let applied = Applied { raft, ..staged.applied()? };
         let mut writes = WriteBatch::default();
         writes.put(staged.family()?, APPLIED_KEY.to_vec(), applied.encode());
@@ -305,7 +333,7 @@ impl ShardState {
         self.engine.flush(staged.family()?)?;
         let old = {
             let mut current = self.current.write();
-            if applied.position < current.applied.position {
+            if replace == Replace::Older && applied.position < current.applied.position {
                 return Err(StorageError::Refused(format!(
                     "a snapshot at {} is older than the state at {}",
                     applied.position, current.applied.position
@@ -321,6 +349,17 @@ impl ShardState {
         self.engine.drop_family(&old.family)?;
         Ok(applied)
     }
+}
+
+fn current_generation(engine: &dyn Engine, shard: ShardId) -> Result<u64, StorageError> {
+    let Some(name) = engine.get(META_FAMILY, &schema::current_family_key(shard))? else { return Ok(0) };
+    let parsed = std::str::from_utf8(&name).ok().and_then(schema::parse_state_family);
+    let malformed = || StorageError::corruption("the name of a state family", format!("{name:?}"));
+    parsed.map(|(_, generation)| generation).ok_or_else(malformed)
+}
+
+fn applied_in(engine: &dyn Engine, family: &str) -> Result<Applied, StorageError> {
+    engine.get(family, APPLIED_KEY)?.map_or_else(|| Ok(Applied::nothing()), Applied::decode)
 }
 
 fn write_effect(

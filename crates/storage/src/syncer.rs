@@ -39,10 +39,14 @@ impl Syncer {
     }
 
     /// Calls back, on the sync thread, when every write that returned before this call is durable. A sync
-    /// that fails stops the process: what the disk holds then is unknown.
+    /// that fails stops the process: what the disk holds then is unknown. After [`Syncer::stop`] callbacks are
+    /// dropped.
     pub fn sync_then(&self, callback: impl FnOnce() + Send + 'static) {
-        self.shared.queue.lock().waiting.push(Box::new(callback));
-        self.shared.wake.notify_one();
+        let mut queue = self.shared.queue.lock();
+        if !queue.closed {
+            queue.waiting.push(Box::new(callback));
+            self.shared.wake.notify_one();
+        }
     }
 
     /// Syncs what waits, then ends the thread.

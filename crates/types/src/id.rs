@@ -1,6 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// A node of the cluster: one `meridian serve` process, or one of the six inside `meridian dev`.
@@ -13,7 +14,8 @@ pub type NodeId = u64;
 pub struct InvalidId(pub String);
 
 /// What a client opens: its own key space and transaction domain. It lives in exactly one shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct DatabaseId(pub [u8; 16]);
 
 impl DatabaseId {
@@ -26,6 +28,20 @@ impl fmt::Display for DatabaseId {
     }
 }
 
+impl From<DatabaseId> for String {
+    fn from(id: DatabaseId) -> Self {
+        id.to_string()
+    }
+}
+
+impl TryFrom<String> for DatabaseId {
+    type Error = InvalidId;
+
+    fn try_from(text: String) -> Result<Self, InvalidId> {
+        text.parse()
+    }
+}
+
 impl FromStr for DatabaseId {
     type Err = InvalidId;
 
@@ -35,7 +51,7 @@ impl FromStr for DatabaseId {
 }
 
 /// A Raft group in its primary region plus its followers in replica regions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct ShardId(pub u32);
 
 impl fmt::Display for ShardId {

@@ -1,8 +1,10 @@
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// How many times a shard's primary region has been decided. Grows by one at every failover or
 /// switchover; the first is 1.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Epoch(pub u16);
 
 impl Epoch {
@@ -17,7 +19,7 @@ impl fmt::Display for Epoch {
 
 /// Where a shard's committed log stands: the epoch, and the sequence of a batch in it.
 /// Sequences are contiguous; 0 means that nothing was committed yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Position {
     pub epoch: Epoch,
     pub sequence: u64,

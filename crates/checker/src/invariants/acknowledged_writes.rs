@@ -1,7 +1,7 @@
 //! What was acknowledged is there in the end: a final read shows the state after all commits.
 //!
 //! Source: `design.md` 2: a commit is durable in at least two data centers before it is acknowledged, and
-//! no loss of one loses any (RPO 0).
+//! no loss of one loses any (RPO 0). What a failover says it lost is not there, and does not come back.
 
 use std::collections::HashSet;
 use std::iter;
@@ -16,6 +16,8 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     for (index, Record { invoked_ns, .. }, read) in evidence.history.reads().filter(|(_, _, read)| read.is_final) {
         // A transaction of unknown result may commit even now; one that was acknowledged may not be missing.
         let Bound { point, .. } = evidence.commits.acknowledged_before(*invoked_ns);
+        // All failovers are over.
+        let point = point.max(evidence.commits.settled());
         for (key, entry) in read.entries() {
             let expected = entry.map_or(Expected::Version(None), Expected::Entry);
             if evidence.timeline.next(&Condition { key, expected }, point).is_some() {

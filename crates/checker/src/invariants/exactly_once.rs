@@ -10,8 +10,9 @@ use std::iter;
 use meridian_types::Versionstamp;
 
 use crate::checker::Evidence;
-use crate::history::{Entry, Txn, TxnOutcome, Value, Write};
+use crate::history::{Entry, Record, Txn, TxnOutcome, Value, Write};
 use crate::report::{Findings, Invariant};
+use crate::stretch::Asker;
 
 pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     for repeat in &evidence.sightings.repeats {
@@ -34,6 +35,13 @@ fn versions(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     }
     for (record, _, txn) in evidence.history.txns() {
         let TxnOutcome::Committed { versionstamp } = txn.outcome else { continue };
+        for (sighting, seen) in evidence.sightings.lost_of_txn(record) {
+            if seen != versionstamp && !evidence.windows.may_repeat(seen, versionstamp) {
+                findings.add(Invariant::ExactlyOnce, [record, sighting.read], || {
+                    format!("acknowledged as {versionstamp}, and seen as {seen}, which no failover between them lost")
+                });
+            }
+        }
         if let Some(sighting) = evidence.sightings.of_txn(record)
             && let Some(seen) = sighting.versionstamp
             && seen != versionstamp
@@ -48,10 +56,15 @@ fn versions(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
 /// Each counter that was read is the sum of the amounts committed up to its versionstamp.
 fn counters(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     let mut reported: HashSet<(&str, Versionstamp, u64)> = HashSet::new();
-    for (record, _, read) in evidence.history.reads() {
+    for (record, Record { completed_ns, .. }, read) in evidence.history.reads() {
         for (key, entry) in read.entries() {
             let Some(Entry { value: Value::Counter(seen), versionstamp }) = entry else { continue };
-            let expected = match evidence.timeline.entry_as_of(key, *versionstamp).map(|entry| entry.value) {
+            let point = evidence.commits.as_of(*versionstamp);
+            let lost = evidence.windows.losing(*versionstamp).is_some();
+            if lost && evidence.commits.is_clouded(point, key, Asker::Read, *completed_ns) {
+                continue;
+            }
+            let expected = match evidence.timeline.entry(key, point).map(|entry| entry.value) {
                 Some(Value::Counter(expected)) => expected,
                 // Absent, as far as the commits tell.
                 _ => 0,

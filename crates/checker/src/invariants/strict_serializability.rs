@@ -2,6 +2,9 @@
 //! versionstamps and in keeping with real time: every commit's checks held just before it, and every
 //! strong read and every failed check tells the state at one point within its own interval.
 //!
+//! A failover that loses a tail is in that order too, behind what it loses: what saw the tail lies before it,
+//! and so may not begin after the new epoch has answered anything.
+//!
 //! Source: `design.md` 2 and 4 (a failed check is answered only once what it was evaluated against has
 //! committed, and tells *all* failed checks) and 5. That one pass decides it: see `placement`.
 
@@ -13,6 +16,7 @@ use crate::checker::Evidence;
 use crate::history::{Record, Txn, TxnOutcome};
 use crate::placement::{Freshness, Observation, place};
 use crate::report::{Findings, Invariant};
+use crate::stretch::Asker;
 use crate::timeline::{Condition, Expected, Fault};
 
 pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
@@ -40,7 +44,13 @@ pub(super) fn reads<'h>(evidence: &Evidence<'h>, consistency: Consistency) -> Ve
                 None => Expected::Version(None),
             };
             let conditions = read.entries().map(|(key, entry)| Condition { key, expected: expected(entry) }).collect();
-            Some(Observation { record, invoked_ns: *invoked_ns, completed_ns: (*completed_ns)?, conditions })
+            Some(Observation {
+                record,
+                invoked_ns: *invoked_ns,
+                completed_ns: (*completed_ns)?,
+                asker: Asker::Read,
+                conditions,
+            })
         })
         .collect()
 }
@@ -60,7 +70,8 @@ fn failed_checks<'h>(evidence: &Evidence<'h>, findings: &mut Findings<'_>) -> Ve
             continue;
         }
         let conditions = conditions(txn, named, completed_ns, &undecided);
-        observations.push(Observation { record, invoked_ns: *invoked_ns, completed_ns, conditions });
+        let asker = Asker::FailedCheck;
+        observations.push(Observation { record, invoked_ns: *invoked_ns, completed_ns, asker, conditions });
     }
     observations
 }

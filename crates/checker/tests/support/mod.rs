@@ -3,7 +3,9 @@
 
 use std::collections::BTreeMap;
 
-use meridian_checker::{Check, Entry, History, Operation, Read, ReadOutcome, Record, Txn, TxnOutcome, Value, Write};
+use meridian_checker::{
+    Allowance, Check, Entry, History, LostWindow, Operation, Read, ReadOutcome, Record, Txn, TxnOutcome, Value, Write,
+};
 use meridian_types::{Consistency, Epoch, Position, Versionstamp};
 
 pub(crate) fn stamp(sequence: u64) -> Versionstamp {
@@ -31,8 +33,12 @@ pub(crate) struct Step {
 }
 
 pub(crate) struct Simulation {
-    /// The state after each commit.
+    epoch: Epoch,
+    /// The state after each commit that was not lost.
     states: Vec<State>,
+    /// The record of each commit.
+    commits: Vec<usize>,
+    allowance: Allowance,
     now: u64,
     next_id: u64,
     records: Vec<Record>,
@@ -48,8 +54,19 @@ const LISTS: u8 = 3;
 
 impl Simulation {
     pub(crate) fn run(steps: impl IntoIterator<Item = Step>) -> History {
+        Self::run_with_failovers(steps, &[]).0
+    }
+
+    /// `failovers`: before which step, and how many commits are lost.
+    pub(crate) fn run_with_failovers(
+        steps: impl IntoIterator<Item = Step>,
+        failovers: &[(usize, usize)],
+    ) -> (History, Allowance) {
         let mut simulation = Self {
+            epoch: Epoch(1),
             states: vec![State::new()],
+            commits: vec![usize::MAX],
+            allowance: Allowance::default(),
             now: 10_000,
             next_id: 1,
             records: Vec::new(),
@@ -57,10 +74,59 @@ impl Simulation {
             pending: Vec::new(),
             markers: Vec::new(),
         };
-        for step in steps {
+        for (index, step) in steps.into_iter().enumerate() {
+            for (_, lost) in failovers.iter().filter(|(at, _)| *at == index) {
+                simulation.fail_over(*lost, step);
+            }
             simulation.step(step);
         }
-        simulation.finish()
+        let allowance = simulation.allowance.clone();
+        (simulation.finish(), allowance)
+    }
+
+    /// The last commits are lost. Of those without an answer, some are tried again.
+    fn fail_over(&mut self, lost: usize, step: Step) {
+        self.now += TICK;
+        let base = self.states.len() - 1 - lost.min(self.states.len() - 1);
+        self.states.truncate(base + 1);
+        let lost = self.commits.split_off(base + 1);
+        self.replicas = self.replicas.map(|replica| replica.min(base));
+        self.epoch.0 += 1;
+        self.allowance.lost.push(LostWindow { epoch: self.epoch, base_sequence: u64::try_from(base).unwrap() });
+        for record in lost {
+            let Operation::Txn(txn) = self.records[record].operation.clone() else { continue };
+            if txn.outcome != TxnOutcome::Unknown || (txn.id + u64::from(step.luck)).is_multiple_of(3) {
+                continue;
+            }
+            self.now += TICK;
+            let again = self.evaluate(&txn.checks, &txn.writes, record);
+            if (txn.id + u64::from(step.luck)) % 3 == 1 {
+                self.records[record].completed_ns = Some(self.now + u64::from(step.after));
+                let Operation::Txn(txn) = &mut self.records[record].operation else { continue };
+                txn.outcome = again;
+            }
+        }
+    }
+
+    /// Applies the transaction to the state, unless its checks fail.
+    fn evaluate(&mut self, checks: &[Check], writes: &[Write], record: usize) -> TxnOutcome {
+        let failed: Vec<u32> = (0..)
+            .zip(checks)
+            .filter(|(_, check)| self.state().get(&check.key).map(|entry| entry.versionstamp) != check.versionstamp)
+            .map(|(index, _)| index)
+            .collect();
+        if !failed.is_empty() {
+            return TxnOutcome::CheckFailed { failed };
+        }
+        let position = Position::new(self.epoch, u64::try_from(self.states.len()).unwrap());
+        let versionstamp = Versionstamp::new(position, 0);
+        let mut state = self.state().clone();
+        for write in writes {
+            apply(&mut state, write, versionstamp);
+        }
+        self.states.push(state);
+        self.commits.push(record);
+        TxnOutcome::Committed { versionstamp }
     }
 
     fn step(&mut self, step: Step) {
@@ -137,25 +203,14 @@ impl Simulation {
         let marker = format!("marker{id}");
         self.markers.push(marker.clone());
         writes.push(Write::SetRegister { key: marker, value: id });
-        let failed: Vec<u32> = (0..)
-            .zip(&checks)
-            .filter(|(_, check)| self.state().get(&check.key).map(|entry| entry.versionstamp) != check.versionstamp)
-            .map(|(index, _)| index)
-            .collect();
         let outcome = match step.luck {
             // Lost before it got there; the client may know that, or not.
             200..220 => TxnOutcome::NotCommitted { reason: "503".into() },
             220..230 => TxnOutcome::Unknown,
-            _ if !failed.is_empty() => TxnOutcome::CheckFailed { failed },
-            luck => {
-                let versionstamp = stamp(u64::try_from(self.states.len()).unwrap());
-                let mut state = self.state().clone();
-                for write in &writes {
-                    apply(&mut state, write, versionstamp);
-                }
-                self.states.push(state);
-                if luck >= 230 { TxnOutcome::Unknown } else { TxnOutcome::Committed { versionstamp } }
-            }
+            luck => match self.evaluate(&checks, &writes, self.records.len()) {
+                TxnOutcome::Committed { .. } if luck >= 230 => TxnOutcome::Unknown,
+                outcome => outcome,
+            },
         };
         let answered = outcome != TxnOutcome::Unknown || step.luck.is_multiple_of(2);
         self.record(step, answered, Operation::Txn(Txn { id, checks, writes, outcome }));

@@ -1,6 +1,6 @@
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 use meridian_node::config::{GatewayConfig, NodeConfig};
 use meridian_node::{Metrics, Node, StandaloneGateway, serve_metrics};
@@ -30,10 +30,16 @@ impl Serve {
         start_metrics(config.listen.metrics.as_deref(), &stop).await?;
         let node = Node::start(config, None).await?;
         println!("node {} serves KV Connect at http://{}", node.name(), node.kv_address());
-        asked_to_stop().await;
+        let refused = tokio::select! {
+            () = asked_to_stop() => None,
+            reason = node.refused() => Some(reason),
+        };
         stop.cancel();
         node.stop().await;
-        Ok(())
+        match refused {
+            None => Ok(()),
+            Some(reason) => bail!("the cluster refuses this node: {reason}"),
+        }
     }
 }
 

@@ -1,9 +1,10 @@
 //! From a file as it is written to a configuration that can work.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use meridian_types::ShardId;
 use meridian_types::limits::REQUEST_ID_RETENTION_MS;
+use meridian_types::{NodeId, ShardId};
 
 use super::file::{DatabaseTable, GatewayFile, GatewayTable, NodeFile, NodeTable, ShardTable};
 use super::{
@@ -33,6 +34,8 @@ pub(super) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidCon
         tokens: tokens::check(file.tokens, &topology)?,
         topology,
         node,
+        join: file.join,
+        dial: dial(file.dial)?,
     })
 }
 
@@ -51,7 +54,18 @@ pub(super) fn gateway(file: GatewayFile) -> Result<GatewayConfig, InvalidConfig>
         gateway: gateway_settings(file.gateway)?,
         tokens: tokens::check(file.tokens, &topology)?,
         topology,
+        dial: dial(file.dial)?,
     })
+}
+
+/// A node may be one that the cluster has got since: only the form is checked.
+fn dial(table: BTreeMap<String, String>) -> Result<BTreeMap<NodeId, String>, InvalidConfig> {
+    let entry = |(node, address): (String, String)| {
+        let id = node.parse().map_err(|_| InvalidConfig::DialNode(node.clone()))?;
+        Address::parse_dialable(&address).map_err(|cause| InvalidConfig::DialAddress { node: id, cause })?;
+        Ok((id, address))
+    };
+    table.into_iter().map(entry).collect()
 }
 
 fn topology(

@@ -1,5 +1,5 @@
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use meridian_gateway::Databases;
@@ -62,6 +62,8 @@ pub fn dev_cluster_configs<'a>(
         tokens: vec![token.clone()],
         topology: topology.clone(),
         node: node.clone(),
+        join: false,
+        dial: BTreeMap::new(),
     };
     Ok(topology.nodes.values().map(config).collect())
 }

@@ -76,6 +76,10 @@ pub enum InvalidConfig {
     /// `number` counts from 1, in the order of the file.
     #[error("token number {number}: {cause}")]
     Token { number: usize, cause: InvalidToken },
+    #[error("`{0}` in [dial] is no node's id")]
+    DialNode(String),
+    #[error("[dial] of node {node}: {cause}")]
+    DialAddress { node: NodeId, cause: InvalidAddress },
     #[error("ports from {base} on are too few for node {node}")]
     TooFewPorts { base: u16, node: NodeId },
 }

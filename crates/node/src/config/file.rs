@@ -1,5 +1,6 @@
 //! The files as they are written, before anything is checked but the names and types of fields.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use meridian_types::NodeId;
@@ -13,6 +14,8 @@ use super::{ConfigError, RaftConfig, StorageConfig};
 pub(super) struct NodeFile {
     pub(super) node: NodeId,
     pub(super) data_dir: PathBuf,
+    #[serde(default)]
+    pub(super) join: bool,
     #[serde(default)]
     pub(super) listen: NodeListenTable,
     #[serde(default)]
@@ -32,6 +35,8 @@ pub(super) struct NodeFile {
     pub(super) databases: Vec<DatabaseTable>,
     #[serde(default)]
     pub(super) tokens: Vec<TokenTable>,
+    #[serde(default)]
+    pub(super) dial: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
@@ -51,6 +56,8 @@ pub(super) struct GatewayFile {
     pub(super) databases: Vec<DatabaseTable>,
     #[serde(default)]
     pub(super) tokens: Vec<TokenTable>,
+    #[serde(default)]
+    pub(super) dial: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize, Default)]

@@ -373,6 +373,7 @@ fn what_is_written_is_read_again() {
         gateway: config.gateway,
         topology: config.topology,
         tokens: config.tokens,
+        dial: BTreeMap::new(),
     };
     let read = GatewayConfig::parse(&gateway.to_toml(), Path::new("gateway.toml")).unwrap();
     assert_eq!(format!("{read:?}"), format!("{gateway:?}"));

@@ -1,5 +1,6 @@
 //! A configuration as the annotated file that it is read from.
 
+use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use meridian_gateway::Databases;
@@ -15,6 +16,10 @@ pub(super) fn node(config: &NodeConfig) -> String {
     out.line("# Which of [[nodes]] this is. Everything from `regions` on is the same in every node's file.");
     out.field("node", config.node.id);
     out.text("data_dir", &config.data_dir.to_string_lossy());
+    if config.join {
+        out.line("# This node joins a cluster that is there: it asks the nodes below, and founds nothing.");
+        out.field("join", true);
+    }
     out.blank();
     topology_head(&mut out, &config.topology);
 
@@ -36,6 +41,7 @@ pub(super) fn node(config: &NodeConfig) -> String {
     gateway_settings(&mut out, &config.gateway);
     topology_tables(&mut out, &config.topology);
     tokens(&mut out, &config.tokens, &config.topology);
+    dial(&mut out, &config.dial);
     out.0
 }
 
@@ -55,6 +61,7 @@ pub(super) fn gateway(config: &GatewayConfig) -> String {
     gateway_settings(&mut out, &config.gateway);
     topology_tables(&mut out, &config.topology);
     tokens(&mut out, &config.tokens, &config.topology);
+    dial(&mut out, &config.dial);
     out.0
 }
 
@@ -63,6 +70,13 @@ fn gateway_settings(out: &mut Document, gateway: &GatewaySettings) {
     out.optional_text("public_url", gateway.public_url.as_ref().map(ToString::to_string).as_ref());
     out.field("max_connections", gateway.max_connections);
     out.field("request_deadline_ms", gateway.request_deadline_ms);
+}
+
+fn dial(out: &mut Document, dial: &BTreeMap<NodeId, String>) {
+    if !dial.is_empty() {
+        out.table("[dial]", "Where to dial nodes, if not at the address that the cluster gives.");
+        dial.iter().for_each(|(node, address)| out.text(&node.to_string(), address));
+    }
 }
 
 /// What must stand before the first table.

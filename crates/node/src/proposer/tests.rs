@@ -1,15 +1,17 @@
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use meridian_consensus::{Peers, RaftGroupOptions, RaftTiming, StateTransfer, Transfer};
-use meridian_gateway::StaticCatalogue;
+use meridian_failover::Lease;
+use meridian_gateway::Access;
 use meridian_storage::{GroupId, MemoryEngine, StagedState, StateSnapshot, Syncer};
 use meridian_types::{
     Check, Epoch, Mutation, MutationKind, ReadRange, ShardId, SumBounds, Transaction, Value, ValueEncoding,
 };
 
 use super::*;
-use crate::directory::StaticDirectory;
+use crate::directory::{Directory, first_cluster};
 use crate::topology::Topology;
 
 const DATABASE: DatabaseId = crate::topology::DEV_DEFAULT_DATABASE;
@@ -39,10 +41,25 @@ impl StateTransfer for Nobody {
     }
 }
 
+/// Says what the test says of replication.
+struct Lagging(Arc<AtomicU64>);
+
+impl Limits for Lagging {
+    fn refusal(&self) -> Option<String> {
+        None
+    }
+
+    fn replication_lag_ms(&self) -> Option<u64> {
+        Some(self.0.load(Ordering::Relaxed))
+    }
+}
+
 struct Leader {
     proposer: Proposer,
     state: Arc<ShardState>,
     group: RaftGroup,
+    directory: Arc<Directory>,
+    lag_ms: Arc<AtomicU64>,
 }
 
 impl Leader {
@@ -50,6 +67,10 @@ impl Leader {
         let syncer = Arc::new(Syncer::start(engine.clone()).unwrap());
         let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
         let state = Arc::new(ShardState::open(engine, group.shard).unwrap());
+        let voters = BTreeSet::from([1]);
+        if state.applied().raft.epoch.is_none() {
+            RaftGroup::form(&state, group, &voters, Position::ZERO, None).unwrap();
+        }
         let timing = RaftTiming { heartbeat_ms: 20, election_timeout_min_ms: 60, election_timeout_max_ms: 90 };
         let group = RaftGroup::open(RaftGroupOptions {
             node_id: 1,
@@ -63,18 +84,21 @@ impl Leader {
         });
         let group = group.await.unwrap();
         let nobody: Arc<dyn Peers> = Arc::new(Nobody);
-        group.take_part(&BTreeSet::from([1]), &nobody).await.unwrap();
-        let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let directory = Arc::new(StaticDirectory::new(topology, StaticCatalogue::default()));
+        group.take_part(&voters, &nobody).await.unwrap();
+        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default()));
+        let lease = Lease { ttl: Duration::from_secs(3600), shards: vec![(ShardId(1), Epoch(1))] };
+        directory.renewed(directory.now(), &lease);
+        let lag_ms = Arc::new(AtomicU64::new(0));
         let proposer = Proposer::start(ProposerParts {
             group: group.clone(),
             state: Arc::clone(&state),
-            directory,
+            directory: Arc::clone(&directory),
             gate: Arc::new(ReadGate::start(group.clone())),
-            refusal: Arc::new(|| None),
+            limits: Arc::new(Lagging(Arc::clone(&lag_ms))),
         });
         group.leadership_changed(None).await;
-        Self { proposer, state, group }
+        Self { proposer, state, group, directory, lag_ms }
     }
 
     /// Asks again while the proposer has not yet heard that it leads.
@@ -217,4 +241,52 @@ async fn what_has_expired_is_swept_and_what_replaced_it_is_not() {
         1
     );
     assert_eq!(leader.value("kept").unwrap(), "2");
+}
+
+#[tokio::test]
+async fn writes_are_refused_while_more_would_be_lost_than_may_be() {
+    let leader = Leader::start(Arc::default()).await;
+    let before = leader.commit(set("k", "1")).await;
+    // Between the bounds it is slow, and done.
+    leader.lag_ms.store(700, Ordering::Relaxed);
+    leader.commit(set("k", "2")).await;
+    leader.lag_ms.store(1001, Ordering::Relaxed);
+    let refused = leader.write(RequestId::generate(), false, set("k", "3")).await;
+    assert!(matches!(&refused, WriteReply::NotCommitted(why) if why.contains("1001 ms behind")), "{refused:?}");
+    assert_eq!(leader.value("k").unwrap(), "2");
+    // What was done is told all the same.
+    leader.lag_ms.store(0, Ordering::Relaxed);
+    assert!(leader.commit(set("k", "3")).await > before);
+}
+
+#[tokio::test]
+async fn a_sealed_leader_finishes_and_then_does_nothing_more() {
+    let leader = Leader::start(Arc::default()).await;
+    let id = RequestId::generate();
+    let (last, ()) = tokio::join!(leader.write(id, false, add("n", 1)), async { leader.proposer.seal() });
+    let drained = leader.proposer.drained().await;
+    assert_eq!(drained, leader.group.leadership().unwrap().term);
+    let position = leader.state.position();
+    match last {
+        WriteReply::Done(_) => assert_eq!(leader.value("n").unwrap(), 1u64.to_le_bytes().as_slice()),
+        WriteReply::NotCommitted(_) => assert_eq!(leader.value("n"), None),
+        other => panic!("{other:?}"),
+    }
+    let refused = leader.write(RequestId::generate(), false, set("k", "late")).await;
+    assert!(matches!(refused, WriteReply::NotCommitted(_)), "{refused:?}");
+    assert_eq!(leader.state.position(), position);
+}
+
+#[tokio::test]
+async fn nothing_is_written_or_told_under_an_epoch_that_was_sealed() {
+    let leader = Leader::start(Arc::default()).await;
+    let id = RequestId::generate();
+    leader.write(id, false, set("k", "1")).await;
+    let position = leader.state.position();
+    leader.directory.seal(ShardId(1), Epoch(1));
+    let refused = leader.write(RequestId::generate(), false, set("k", "2")).await;
+    assert!(matches!(refused, WriteReply::NotCommitted(_)), "{refused:?}");
+    // Known, but not this node's to tell.
+    assert_eq!(leader.write(id, true, set("k", "1")).await, WriteReply::Unknown);
+    assert_eq!(leader.state.position(), position);
 }

@@ -103,6 +103,15 @@ impl Controls {
         self.backward_cut_at = None;
     }
 
+    /// Cuts just this much: a direction that was cut and stays so keeps the time since when. Returns whether
+    /// anything changed.
+    pub(super) fn set_cuts(&mut self, forward: bool, backward: bool, now: Instant) -> bool {
+        let changed = self.is_cut(Way::Forward) != forward || self.is_cut(Way::Backward) != backward;
+        self.forward_cut_at = forward.then(|| self.forward_cut_at.unwrap_or(now));
+        self.backward_cut_at = backward.then(|| self.backward_cut_at.unwrap_or(now));
+        changed
+    }
+
     pub(super) fn is_cut(&self, way: Way) -> bool {
         match way {
             Way::Forward => self.forward_cut_at.is_some(),
@@ -173,6 +182,18 @@ mod tests {
         assert!(controls.is_cut(Way::Forward) && controls.is_cut(Way::Backward));
         controls.heal();
         assert_eq!(controls.reset_at(start), None);
+    }
+
+    #[test]
+    fn one_of_two_cuts_is_healed_at_once() {
+        let start = Instant::now();
+        let mut controls = Controls::new(LinkProfile::default());
+        controls.reset_after = Some(Duration::from_secs(5));
+        assert!(controls.set_cuts(true, true, start));
+        assert!(controls.set_cuts(false, true, start + Duration::from_secs(1)));
+        assert!(!controls.set_cuts(false, true, start + Duration::from_secs(2)));
+        assert!(!controls.is_cut(Way::Forward) && controls.is_cut(Way::Backward));
+        assert_eq!(controls.reset_at(start), Some(start + Duration::from_secs(5)), "cut since the first time");
     }
 
     #[test]

@@ -76,6 +76,12 @@ impl Link {
         self.controls.send_modify(|controls| controls.cut(direction, Instant::now()));
     }
 
+    /// Cuts and heals at once, so that just these directions are cut: for who keeps account of several cuts
+    /// that lie over each other. As [`Link::cut`] and [`Link::heal`] in all else.
+    pub fn set_cuts(&self, forward: bool, backward: bool) {
+        self.controls.send_if_modified(|controls| controls.set_cuts(forward, backward, Instant::now()));
+    }
+
     /// Heals both directions. What was held arrives one delay later, in order.
     pub fn heal(&self) {
         self.controls.send_modify(Controls::heal);

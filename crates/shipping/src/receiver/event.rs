@@ -58,6 +58,15 @@ pub enum ReceiverEvent {
     Persisted {
         position: Position,
     },
+    /// A sealed node has pulled what the failover wanted it to have: everything up to `position` is durable
+    /// and applied, without gaps. Only to be given between [`ReceiverAction::Sealed`] and the next epoch; it
+    /// is answered by `Sealed` again.
+    Drained {
+        position: Position,
+    },
+    /// Fetching is over, and installing begins: from here on it is not cancelled. To be given before the
+    /// first byte is replaced.
+    SnapshotFetched,
     /// The node's log and state were replaced by a snapshot, durably.
     SnapshotInstalled {
         position: Position,
@@ -112,14 +121,14 @@ pub enum ReceiverAction {
     SaveOrphans {
         base: Position,
     },
-    /// Fetch a snapshot and install it; answer with `SnapshotInstalled` or `SnapshotFailed`. Nothing is
+    /// Fetch a snapshot (`SnapshotFetched`) and install it (`SnapshotInstalled`), or say `SnapshotFailed`. Nothing is
     /// being persisted now, and nothing will be until the answer. A source that is not in `epoch`, or that
     /// may not serve ([`Receiver::may_serve`](crate::Receiver::may_serve)), must refuse.
     FetchSnapshot {
         source: NodeId,
         epoch: Epoch,
     },
-    /// Give up fetching. Answer `SnapshotFailed`, or `SnapshotInstalled` if it is too late.
+    /// Give up fetching, and answer `SnapshotFailed`. Never said once `SnapshotFetched` was given.
     CancelSnapshot,
     /// No batch of the sealed epoch will be taken any more, and `durable` is final.
     Sealed {

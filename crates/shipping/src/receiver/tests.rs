@@ -215,6 +215,50 @@ fn a_new_epoch_cancels_a_snapshot_of_the_old_one() {
 }
 
 #[test]
+fn what_is_being_installed_is_not_cancelled() {
+    let mut receiver = following(at(1, 5));
+    step(&mut receiver, 2, ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: false }));
+    assert_eq!(step(&mut receiver, 3, ReceiverEvent::SnapshotFetched), []);
+    assert_eq!(step(&mut receiver, 4, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 9) }), []);
+    assert_eq!(step(&mut receiver, 5, ReceiverEvent::Seal { epoch: Epoch(2) }), []);
+    assert!(receiver.status(MS * 5, 10).fetching_snapshot);
+    // The seal is answered when the disk is quiet.
+    let actions = step(&mut receiver, 6, ReceiverEvent::SnapshotInstalled { position: at(1, 8) });
+    assert_eq!(actions, [ReceiverAction::Sealed { durable: at(1, 8) }]);
+}
+
+#[test]
+fn a_snapshot_that_is_given_up_for_a_new_epoch_is_no_fault_of_its_source() {
+    let mut receiver = following(at(1, 5));
+    step(&mut receiver, 2, ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: false }));
+    let actions = step(&mut receiver, 3, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 9) });
+    assert_eq!(actions, [ReceiverAction::CancelSnapshot]);
+    assert_eq!(step(&mut receiver, 4, ReceiverEvent::SnapshotFetched), []);
+    let actions = step(&mut receiver, 5, ReceiverEvent::SnapshotFailed);
+    assert_eq!(actions, [ReceiverAction::FetchSnapshot { source: 2, epoch: Epoch(2) }]);
+}
+
+#[test]
+fn a_sealed_node_that_was_drained_says_so_and_goes_on_from_there() {
+    let mut receiver = following(at(1, 5));
+    let actions = step(&mut receiver, 2, ReceiverEvent::Seal { epoch: Epoch(1) });
+    assert_eq!(actions, [ReceiverAction::CloseStream { stream: 1 }, ReceiverAction::Sealed { durable: at(1, 5) }]);
+    let actions = step(&mut receiver, 3, ReceiverEvent::Drained { position: at(1, 9) });
+    assert_eq!(actions, [ReceiverAction::Sealed { durable: at(1, 9) }]);
+    let actions = step(&mut receiver, 4, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 9) });
+    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: 2, from: at(1, 9) }]);
+}
+
+#[test]
+fn a_seal_that_comes_late_does_not_loosen_a_later_one() {
+    let mut receiver = following(at(1, 5));
+    step(&mut receiver, 2, ReceiverEvent::Seal { epoch: Epoch(2) });
+    step(&mut receiver, 3, ReceiverEvent::Seal { epoch: Epoch(1) });
+    assert_eq!(step(&mut receiver, 4, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 5) }), []);
+    assert_eq!(receiver.phase(), ReceiverPhase::Sealed);
+}
+
+#[test]
 fn a_node_is_a_relay_while_it_hears_a_primary_member() {
     let mut receiver = following(at(1, 5));
     assert_eq!(receiver.status(MS, 10).hops, None);

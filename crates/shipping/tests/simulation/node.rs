@@ -51,6 +51,8 @@ pub(crate) struct Follower {
     /// When each batch handed to the disk will be durable.
     pub(crate) writing: VecDeque<(u64, Position)>,
     pub(crate) fetching: Option<(u64, NodeId, Epoch)>,
+    /// What replaces log and state, and when.
+    pub(crate) installing: Option<(u64, Position)>,
     pub(crate) streams: BTreeMap<StreamId, NodeId>,
     /// The epoch whose seal this node has confirmed, and up to where.
     pub(crate) sealed: Option<(Epoch, Position)>,
@@ -113,6 +115,7 @@ impl Node {
             election,
             writing: VecDeque::new(),
             fetching: None,
+            installing: None,
             streams: BTreeMap::new(),
             sealed: None,
         });

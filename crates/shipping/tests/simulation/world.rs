@@ -275,24 +275,25 @@ impl World {
     }
 
     fn snapshot(&mut self, id: NodeId) {
-        let follower = self.nodes.get_mut(&id).unwrap().follower.as_mut().unwrap();
-        let Some((due, source, epoch)) = follower.fetching else { return };
-        if due > self.now {
-            return;
+        let (now, install_ms) = (self.now, self.rng.below(200));
+        let node = self.nodes.get_mut(&id).unwrap();
+        let follower = node.follower.as_mut().unwrap();
+        if let Some((_, position)) = follower.installing.take_if(|(due, _)| *due <= now) {
+            if !follower.writing.is_empty() {
+                self.violation = Some(format!("{id} installed a snapshot over a log that was being written"));
+            }
+            (node.purged, node.log) = (position, Vec::new());
+            self.snapshots += 1;
+            return self.receiver(id, ReceiverEvent::SnapshotInstalled { position });
         }
-        follower.fetching = None;
+        let Some((_, source, epoch)) = follower.fetching.take_if(|(due, ..)| *due <= now) else { return };
         let from = &self.nodes[&source];
         if !from.may_serve() || from.status(self.now).epoch != epoch || !self.reaches(id, source) {
             return self.receiver(id, ReceiverEvent::SnapshotFailed);
         }
         let position = from.last();
-        let node = self.nodes.get_mut(&id).unwrap();
-        if !node.follower.as_ref().unwrap().writing.is_empty() {
-            self.violation = Some(format!("{id} installed a snapshot over a log that was being written"));
-        }
-        (node.purged, node.log) = (position, Vec::new());
-        self.snapshots += 1;
-        self.receiver(id, ReceiverEvent::SnapshotInstalled { position });
+        self.nodes.get_mut(&id).unwrap().follower.as_mut().unwrap().installing = Some((now + install_ms, position));
+        self.receiver(id, ReceiverEvent::SnapshotFetched);
     }
 
     fn receiver(&mut self, id: NodeId, event: ReceiverEvent) {
@@ -345,9 +346,10 @@ impl World {
                 follower.fetching = Some((now + fetch_ms, source, epoch))
             }
             ReceiverAction::CancelSnapshot => {
-                if follower.fetching.take().is_some() {
-                    self.receiver(id, ReceiverEvent::SnapshotFailed);
+                if follower.fetching.take().is_none() {
+                    self.violation = Some(format!("{id} was to give up a snapshot that it does not fetch"));
                 }
+                self.receiver(id, ReceiverEvent::SnapshotFailed);
             }
             ReceiverAction::SourceFailed { source, .. } => follower.election.failed(at, source),
             ReceiverAction::SaveOrphans { base } => self.orphans += last.sequence - base.sequence,

@@ -66,6 +66,51 @@ fn a_gap_stops_the_process() {
 }
 
 #[test]
+fn sequences_go_on_from_one_epoch_to_the_next() {
+    let state = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
+    let mut next = batch(2, vec![put("a", "2", 0)]);
+    next.0.position.epoch = Epoch(3);
+    state.apply(&[batch(1, vec![put("a", "1", 0)]), next], RaftApplied::default()).unwrap();
+    assert_eq!(state.position(), Position::new(Epoch(3), 2));
+    assert_eq!((state.applied().total_transactions, state.applied().total_bytes), (2, 20));
+    assert_eq!(texts(&state, all(9, false), 0), ["2"]);
+}
+
+#[test]
+#[should_panic(expected = "batch 1.2 cannot follow 2.1")]
+fn an_epoch_that_goes_back_stops_the_process() {
+    let state = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
+    let mut first = batch(1, vec![]);
+    first.0.position.epoch = Epoch(2);
+    state.apply(&[first], RaftApplied::default()).unwrap();
+    drop(state.apply(&[batch(2, vec![])], RaftApplied::default()));
+}
+
+#[test]
+fn applied_positions_are_golden_and_older_ones_are_read() {
+    let applied = Applied {
+        position: Position::new(Epoch(2), 300),
+        time_ms: 5,
+        total_bytes: 7,
+        total_transactions: 9,
+        raft: RaftApplied {
+            epoch: Some(Epoch(3)),
+            log_id: Some(log::LogId { term: 4, index: 6 }),
+            membership: Some(log::StoredMembership::default()),
+        },
+    };
+    let golden = b"\x08\x02\x10\xac\x02\x18\x05\x22\x04\x08\x04\x10\x06\x2a\x00\x30\x07\x38\x03\x40\x09";
+    assert_eq!(applied.encode(), golden);
+    assert_eq!(Applied::decode(Bytes::from_static(golden)).unwrap(), applied);
+    // Before the last two fields were added.
+    let (older, _) = golden.split_at(golden.len() - 4);
+    let older = Applied::decode(Bytes::copy_from_slice(older)).unwrap();
+    assert_eq!((older.raft.epoch, older.total_transactions), (Some(Epoch(2)), 0));
+    let follower = Applied { raft: RaftApplied::default(), ..applied };
+    assert_eq!(Applied::decode(follower.encode().into()).unwrap(), follower);
+}
+
+#[test]
 fn after_a_crash_state_and_position_are_those_of_the_last_flush() {
     let engine = Arc::new(MemoryEngine::default());
     let state = ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, SHARD).unwrap();
@@ -115,7 +160,7 @@ fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
         let before = ShardState::open(Arc::new(twin.crash(usize::MAX)), SHARD).unwrap();
         assert_eq!(before.position().sequence, 0, "nothing was flushed");
         assert_eq!(before.engine().families().iter().filter(|name| name.starts_with("state-")).count(), 1);
-        assert_eq!(target.install(staged, RaftApplied::default()).unwrap().position.sequence, 1);
+        assert_eq!(target.install(staged, RaftApplied::default(), Replace::Older).unwrap().position.sequence, 1);
         assert_eq!(texts(&target, all(9, false), 0), ["1", "2"]);
         let after = ShardState::open(Arc::new(twin.crash(0)), SHARD).unwrap();
         assert_eq!(texts(&after, all(9, false), 0), ["1", "2"]);
@@ -123,16 +168,25 @@ fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
         let (first, mut second) = (target.stage().unwrap(), target.stage().unwrap());
         second.add(snapshot.rows(&[], usize::MAX).unwrap()).unwrap();
         drop(first);
-        target.install(second, RaftApplied::default()).unwrap();
+        target.install(second, RaftApplied::default(), Replace::Older).unwrap();
         assert_eq!(texts(&target, all(9, false), 0), ["1", "2"]);
         target.apply(&[batch(2, vec![])], RaftApplied::default()).unwrap();
         let mut older = target.stage().unwrap();
         older.add(snapshot.rows(&[], usize::MAX).unwrap()).unwrap();
-        assert!(target.install(older, RaftApplied::default()).unwrap_err().to_string().contains("is older than"));
+        let refusal = target.install(older, RaftApplied::default(), Replace::Older).unwrap_err().to_string();
+        assert!(refusal.contains("is older than"), "{refusal}");
         let incomplete = target.stage().unwrap();
-        assert!(
-            target.install(incomplete, RaftApplied::default()).unwrap_err().to_string().contains("rows are missing")
-        );
+        let refusal = target.install(incomplete, RaftApplied::default(), Replace::Any).unwrap_err().to_string();
+        assert!(refusal.contains("rows are missing"), "{refusal}");
+        // A state that left the history is replaced by an older one that is in it, also over a crash.
+        let mut older = target.stage().unwrap();
+        older.add(snapshot.rows(&[], usize::MAX).unwrap()).unwrap();
+        let raft = RaftApplied { epoch: Some(Epoch(2)), ..RaftApplied::default() };
+        let installed = target.install(older, raft.clone(), Replace::Any).unwrap();
+        assert_eq!((installed.position.sequence, &installed.raft), (1, &raft));
+        let after = ShardState::open(Arc::new(twin.crash(0)), SHARD).unwrap();
+        assert_eq!(after.applied(), installed);
+        assert_eq!(ShardState::read_applied(&**after.engine(), SHARD).unwrap(), installed);
     }
 }
 

@@ -125,7 +125,9 @@ impl KvClient {
     pub async fn set(&self, key: &[u8], value: &[u8]) -> Result<Bytes, CallError> {
         let write = pb::AtomicWrite { mutations: vec![set(key, value)], ..Default::default() };
         let output = self.write(write).await?;
-        assert_eq!(output.status, pb::AtomicWriteStatus::AwSuccess as i32, "a write without checks");
+        if output.status() != pb::AtomicWriteStatus::AwSuccess {
+            return Err(CallError::NoAnswer(format!("a write without checks was answered with {:?}", output.status())));
+        }
         Ok(output.versionstamp)
     }
 
@@ -143,12 +145,12 @@ impl KvClient {
 
     /// Any body to any path.
     pub async fn post(&self, path: &str, headers: &[(&str, String)], body: Bytes) -> Result<Reply, CallError> {
-        let uri: Uri = format!("{}{path}", self.base).parse().expect("a URL");
+        let uri: Uri = format!("{}{path}", self.base).parse().map_err(|_| CallError::NotSent)?;
         let mut request = Request::post(uri);
         for (name, value) in headers {
             request = request.header(*name, value);
         }
-        self.send(request.body(Full::new(body)).expect("a request")).await
+        self.send(request.body(Full::new(body)).map_err(|_| CallError::NotSent)?).await
     }
 
     /// Any request.

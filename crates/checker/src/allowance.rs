@@ -1,0 +1,104 @@
+use meridian_types::{Epoch, Position, Versionstamp};
+
+/// What the system was allowed to lose, and says that it lost.
+///
+/// Commits of an old epoch that had not reached the next primary region when it was promoted are gone by
+/// design: the recovery point objective bounds how many, it does not forbid it. Without an allowance
+/// ([`Allowance::default`]) nothing may be lost.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Allowance {
+    /// One for each failover that may have lost something, in any order.
+    pub lost: Vec<LostWindow>,
+}
+
+/// What one failover left behind: the commits of older epochs beyond the base of the new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LostWindow {
+    /// The epoch that began.
+    pub epoch: Epoch,
+    /// The last sequence of the older epochs that the new one continues.
+    pub base_sequence: u64,
+}
+
+impl LostWindow {
+    /// What the promotion of `epoch` from `base` left behind.
+    pub fn behind(epoch: Epoch, base: Position) -> Self {
+        Self { epoch, base_sequence: base.sequence }
+    }
+
+    /// Whether a commit with this versionstamp is in it.
+    pub fn covers(&self, versionstamp: Versionstamp) -> bool {
+        let position = versionstamp.position();
+        position.epoch < self.epoch && position.sequence > self.base_sequence
+    }
+
+    /// A versionstamp below all of the new epoch and above all of the older ones. No commit has it:
+    /// sequences begin with 1.
+    pub(crate) fn boundary(&self) -> Versionstamp {
+        Versionstamp::new(Position::new(self.epoch, 0), 0)
+    }
+}
+
+/// The windows of an allowance by epoch. What several cover was lost by the first.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LostWindows(Vec<LostWindow>);
+
+impl LostWindows {
+    pub(crate) fn of(allowance: &Allowance) -> Self {
+        let mut windows = allowance.lost.clone();
+        windows.sort_unstable();
+        // Of two for one epoch the one that loses more.
+        windows.dedup_by_key(|window| window.epoch);
+        Self(windows)
+    }
+
+    /// The place of the window by which the commit was lost. `None`: it must be there.
+    pub(crate) fn losing(&self, versionstamp: Versionstamp) -> Option<usize> {
+        self.0.iter().position(|window| window.covers(versionstamp))
+    }
+
+    pub(crate) fn get(&self, place: usize) -> Option<&LostWindow> {
+        self.0.get(place)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &LostWindow> {
+        self.0.iter()
+    }
+
+    /// Whether an effect at `again` may follow one at `lost`, which was undone in between: the request was
+    /// not answered by the old epoch, and tried again in a new one.
+    pub(crate) fn may_repeat(&self, lost: Versionstamp, again: Versionstamp) -> bool {
+        let window = self.losing(lost).and_then(|place| self.get(place));
+        window.is_some_and(|window| again.position().epoch >= window.epoch)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stamp(epoch: u16, sequence: u64) -> Versionstamp {
+        Versionstamp::new(Position::new(Epoch(epoch), sequence), 0)
+    }
+
+    #[test]
+    fn a_window_covers_what_is_beyond_the_base() {
+        let window = LostWindow::behind(Epoch(2), Position::new(Epoch(1), 10));
+        assert!(!window.covers(stamp(1, 10)));
+        assert!(window.covers(stamp(1, 11)));
+        assert!(!window.covers(stamp(2, 11)));
+    }
+
+    #[test]
+    fn the_first_window_loses_what_several_cover() {
+        let later = LostWindow { epoch: Epoch(3), base_sequence: 20 };
+        let first = LostWindow { epoch: Epoch(2), base_sequence: 10 };
+        let windows = LostWindows::of(&Allowance { lost: vec![later, first] });
+        assert_eq!(windows.losing(stamp(1, 30)), Some(0));
+        assert_eq!(windows.losing(stamp(2, 20)), None);
+        assert_eq!(windows.losing(stamp(2, 21)), Some(1));
+        assert!(windows.may_repeat(stamp(1, 30), stamp(2, 11)));
+        assert!(!windows.may_repeat(stamp(1, 30), stamp(1, 9)));
+        assert!(!windows.may_repeat(stamp(1, 9), stamp(2, 11)));
+    }
+}

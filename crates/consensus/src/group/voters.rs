@@ -1,0 +1,168 @@
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use meridian_storage::StorageError;
+use openraft::ChangeMembers;
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::RaftError;
+
+use super::{NotLeading, RaftGroup};
+use crate::membership;
+
+/// Before looking again whether a change can go on.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Why the voters were not changed. What was begun stays begun: call again, on whoever leads.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeVotersFailure {
+    #[error(transparent)]
+    NotLeading(#[from] NotLeading),
+    #[error("a group without voters cannot be")]
+    NoVoters,
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+/// What is next on the way from one membership to another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Step {
+    Done,
+    /// The last change is not committed yet, or a newcomer has not caught up.
+    Wait,
+    /// As a copy that does not vote.
+    Add(u64),
+    /// Those that are new among the voters come first.
+    Vote(BTreeSet<u64>),
+    /// Copies that an earlier call left, on its way elsewhere.
+    Remove(BTreeSet<u64>),
+}
+
+/// A membership as it is taken from Raft.
+#[derive(Debug, Clone)]
+struct Present {
+    /// More than one during a change.
+    configs: Vec<BTreeSet<u64>>,
+    members: BTreeSet<u64>,
+    committed: bool,
+}
+
+impl Present {
+    fn voters(&self) -> BTreeSet<u64> {
+        self.configs.iter().flatten().copied().collect()
+    }
+
+    fn step(&self, goal: &BTreeSet<u64>, caught_up: impl Fn(u64) -> bool) -> Step {
+        if !self.committed {
+            return Step::Wait;
+        }
+        if self.configs == [goal.clone()] {
+            let surplus: BTreeSet<u64> = self.members.difference(goal).copied().collect();
+            return if surplus.is_empty() { Step::Done } else { Step::Remove(surplus) };
+        }
+        if let Some(missing) = goal.difference(&self.members).next() {
+            return Step::Add(*missing);
+        }
+        let newcomers: BTreeSet<u64> = goal.difference(&self.voters()).copied().collect();
+        if newcomers.iter().any(|newcomer| !caught_up(*newcomer)) {
+            return Step::Wait;
+        }
+        Step::Vote(newcomers)
+    }
+}
+
+impl RaftGroup {
+    /// The present voters, as far as this member knows; during a change those before and after it.
+    pub fn voters(&self) -> BTreeSet<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().voter_ids().collect()
+    }
+
+    /// Makes the group's members exactly these voters, if this node leads. Waits until those that are new
+    /// have caught up; their nodes must have opened the group and begun to take part. May be dropped at any
+    /// await and called again, also on another leader. Nothing happens if it is so already.
+    ///
+    /// A leader that is not among them stops leading soon after.
+    pub async fn change_voters(&self, voters: &BTreeSet<u64>) -> Result<(), ChangeVotersFailure> {
+        if voters.is_empty() {
+            return Err(ChangeVotersFailure::NoVoters);
+        }
+        // What the log had when this began is what a newcomer must have; more comes all the time.
+        let behind = self.raft.metrics().borrow_watched().last_log_index;
+        loop {
+            let step = self.next_step(voters, behind);
+            if step == Step::Done {
+                return Ok(());
+            }
+            self.leadership()?;
+            let changed = match step {
+                Step::Done | Step::Wait => None,
+                Step::Add(node) => Some(self.raft.add_learner(node, (), false).await),
+                Step::Vote(newcomers) => {
+                    for newcomer in newcomers {
+                        let engine = self.state.engine();
+                        membership::introduce(engine, self.id, newcomer, voters, &self.peers).await?;
+                    }
+                    Some(self.raft.change_membership(voters.clone(), false).await)
+                }
+                Step::Remove(nodes) => {
+                    Some(self.raft.change_membership(ChangeMembers::RemoveNodes(nodes), false).await)
+                }
+            };
+            match changed {
+                // Looked at again, since what Raft publishes trails.
+                Some(Ok(_)) | None => {}
+                Some(Err(RaftError::Fatal(fatal))) => return Err(StorageError::Refused(fatal.to_string()).into()),
+                // The lease has run out for a moment, or another change is under way, or another leads.
+                Some(Err(RaftError::APIError(error))) => {
+                    tracing::info!(group = %self.id, %error, "changing the voters goes on");
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    fn next_step(&self, goal: &BTreeSet<u64>, behind: Option<u64>) -> Step {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let effective = &metrics.membership_config;
+        let membership = effective.membership();
+        let present = Present {
+            configs: membership.get_joint_config().clone(),
+            members: membership.nodes().map(|(id, ())| *id).collect(),
+            committed: effective.log_id() == metrics.committed_membership_config.log_id(),
+        };
+        let replicated = |node| metrics.replication.as_ref()?.get(&node)?.as_ref().map(|log_id| log_id.index);
+        present.step(goal, |node| node == self.node_id || replicated(node) >= behind)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn set(nodes: &[u64]) -> BTreeSet<u64> {
+        nodes.iter().copied().collect()
+    }
+
+    fn present(configs: &[&[u64]], members: &[u64]) -> Present {
+        let configs = configs.iter().map(|config| set(config)).collect();
+        Present { configs, members: set(members), committed: true }
+    }
+
+    #[test]
+    fn a_change_takes_one_step_after_another_from_wherever_it_stands() {
+        let goal = set(&[2, 3, 4]);
+        let start = present(&[&[1, 2, 3]], &[1, 2, 3]);
+        assert_eq!(start.step(&goal, |_| true), Step::Add(4));
+        assert_eq!(Present { committed: false, ..start }.step(&goal, |_| true), Step::Wait);
+        let added = present(&[&[1, 2, 3]], &[1, 2, 3, 4]);
+        assert_eq!(added.step(&goal, |node| node != 4), Step::Wait);
+        assert_eq!(added.step(&goal, |node| node == 4), Step::Vote(set(&[4])));
+        // One that was interrupted in the middle, and one that was on its way elsewhere.
+        assert_eq!(present(&[&[1, 2, 3], &[2, 3, 4]], &[1, 2, 3, 4]).step(&goal, |_| true), Step::Vote(set(&[])));
+        assert_eq!(present(&[&[1, 2, 3], &[3, 5]], &[1, 2, 3, 5]).step(&goal, |_| true), Step::Add(4));
+        assert_eq!(present(&[&[2, 3, 4]], &[2, 3, 4, 5]).step(&goal, |_| true), Step::Remove(set(&[5])));
+        assert_eq!(present(&[&[2, 3, 4]], &[2, 3, 4]).step(&goal, |_| true), Step::Done);
+    }
+}

@@ -1,0 +1,108 @@
+//! What becomes of the log of a group that is not open any more: what it holds beyond the base of a later epoch
+//! is shown, and then it is deleted.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use meridian_storage::{Engine, GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError};
+use openraft::EntryPayload;
+
+use crate::group::{Sought, seek, sequence_of};
+use crate::log_store::LogStore;
+use crate::{membership, wire};
+
+/// What is held in memory at a time, at least, in bytes.
+const READ_BYTES: usize = 2 << 20;
+
+/// Calls `visit` with each batch behind `after_sequence` that the log of a stopped group has, in order: its
+/// sequence, its stored bytes, and whether this node knows that it was committed. What is not known to be
+/// committed may have been: the leader alone knows before the others hear of it.
+///
+/// Where batches right behind `after_sequence` were purged, those visited begin later.
+pub fn log_batches_beyond(
+    engine: &Arc<dyn Engine>,
+    group: GroupId,
+    after_sequence: u64,
+    visit: &mut dyn FnMut(u64, Bytes, bool) -> Result<(), StorageError>,
+) -> Result<(), StorageError> {
+    let log = GroupLog::open(Arc::clone(engine), group, RecordKind::Entry)?;
+    let (Some((first, _)), Some((last, _))) = (log.first()?, log.last()?) else { return Ok(()) };
+    let sequence_at = |index| match log.get(index)? {
+        Some(bytes) => sequence_of(group, &decode(group, index, bytes)?),
+        None => Ok(None),
+    };
+    let mut next = match seek(first, last, after_sequence.saturating_add(1), sequence_at)? {
+        Sought::At(index) => index,
+        Sought::Purged => first,
+        Sought::Ahead => return Ok(()),
+    };
+    let committed = committed_index(engine, &log)?;
+    while next <= last {
+        let records = log.read(next..last + 1, READ_BYTES)?;
+        let Some((read, _)) = records.last() else { return Ok(()) };
+        next = read + 1;
+        for (index, bytes) in records {
+            let entry = decode(group, index, bytes)?;
+            let sequence = sequence_of(group, &entry)?.filter(|sequence| *sequence > after_sequence);
+            if let (Some(sequence), EntryPayload::Normal(batch)) = (sequence, entry.payload) {
+                visit(sequence, batch.bytes, committed.is_some_and(|committed| index <= committed))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn decode(group: GroupId, index: u64, bytes: Bytes) -> Result<crate::type_config::Entry, StorageError> {
+    wire::decode_entry(bytes).map_err(|error| StorageError::Corruption {
+        what: format!("log entry {index} of {group}"),
+        detail: error.to_string(),
+    })
+}
+
+fn committed_index(engine: &Arc<dyn Engine>, log: &GroupLog) -> Result<Option<u64>, StorageError> {
+    let raft = ShardState::read_applied(&**engine, log.group().shard)?.raft;
+    let of_this_group = raft.epoch == Some(log.group().epoch);
+    let applied = raft.log_id.filter(|_| of_this_group).map(|log_id| log_id.index);
+    Ok(applied.max(LogStore::committed_index(log)?))
+}
+
+/// Deletes, durably, what this node keeps of a stopped group of an earlier epoch: log, votes and marks. What is
+/// kept says that it never votes in that group again, since it does not know any more what it voted.
+///
+/// May be called again, also after a crash in between.
+pub fn forget_group(
+    engine: &Arc<dyn Engine>,
+    group: GroupId,
+    high_water: Option<&HighWater>,
+) -> Result<(), StorageError> {
+    membership::resign(engine, group)?;
+    erase(engine, group, high_water, false)
+}
+
+/// Deletes, durably, the log of a stopped group that goes on without this node, and keeps its votes: made a
+/// member again, it begins with the leader's snapshot and may vote again.
+///
+/// Only after the group's membership without this node was committed: those who are members have acknowledged
+/// entries that the others count on.
+pub fn leave_group(
+    engine: &Arc<dyn Engine>,
+    group: GroupId,
+    high_water: Option<&HighWater>,
+) -> Result<(), StorageError> {
+    erase(engine, group, high_water, true)
+}
+
+fn erase(
+    engine: &Arc<dyn Engine>,
+    group: GroupId,
+    high_water: Option<&HighWater>,
+    keep_vote: bool,
+) -> Result<(), StorageError> {
+    let log = GroupLog::open(Arc::clone(engine), group, RecordKind::Entry)?;
+    // The other way round, a crash in between would leave a mark that no log comes up to.
+    if let Some(marks) = high_water {
+        marks.forget(group)?;
+    }
+    LogStore::erase(&log, keep_vote)?;
+    engine.sync()
+}

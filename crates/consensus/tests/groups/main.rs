@@ -1,0 +1,12 @@
+//! Groups of members in this process: real gRPC over loopback, the engine in memory, with crashes that lose
+//! what was not durable.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
+
+mod distance;
+mod epochs;
+mod orphans;
+mod seal;
+mod support;
+mod voters;
+mod wire;

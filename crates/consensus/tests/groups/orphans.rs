@@ -1,0 +1,73 @@
+//! What a stopped group's log holds beyond a base.
+
+use std::sync::Arc;
+
+use meridian_consensus::{Formed, RaftGroup, forget_group, log_batches_beyond};
+use meridian_storage::{Engine, RaftApplied, StorageError};
+
+use crate::support::{Node, at, equal, group, set, until, write};
+use crate::wire::Wire;
+
+fn beyond(node: &Node, after: u64) -> Vec<(u64, bool)> {
+    let engine: Arc<dyn Engine> = node.engine.clone();
+    let mut found = Vec::new();
+    log_batches_beyond(&engine, group(1), after, &mut |sequence, bytes, committed| {
+        assert_eq!(meridian_proto::batch_header(&bytes).unwrap().0, at(1, sequence));
+        found.push((sequence, committed));
+        Ok(())
+    })
+    .unwrap();
+    found
+}
+
+#[tokio::test]
+async fn batches_beyond_a_base_are_read_and_then_forgotten() {
+    let wire = Arc::new(Wire::default());
+    let voters = set(1..=3);
+    let mut nodes = Vec::new();
+    for id in 1..=3 {
+        let mut node = Node::new(id, &wire).await;
+        node.form(1, &voters, at(1, 0));
+        node.open(1, &voters).await;
+        nodes.push(node);
+    }
+    write(&nodes, 5, "first").await;
+    equal(&nodes, at(1, 5)).await;
+    // Then a batch that only the leader has.
+    let first = crate::support::leader(&nodes).await.id;
+    for node in nodes.iter_mut().filter(|node| node.id != first) {
+        node.close().await;
+    }
+    let node = nodes.iter_mut().find(|node| node.id == first).unwrap();
+    drop(tokio::time::timeout(std::time::Duration::from_millis(100), node.write("alone")).await);
+    node.close().await;
+    assert_eq!(beyond(node, 3), [(4, true), (5, true), (6, false)]);
+    assert_eq!(beyond(node, 5), [(6, false)]);
+    assert_eq!(beyond(node, 6), []);
+    assert_eq!(beyond(node, 0).len(), 6);
+    // Not from the state, which another epoch may have taken over, but from what was marked.
+    node.state.apply(&[], RaftApplied::default()).unwrap();
+    assert_eq!(beyond(node, 4), [(5, true), (6, false)]);
+    let engine: Arc<dyn Engine> = node.engine.clone();
+    let enough = |_: u64, _, _| Err(StorageError::Refused("enough".to_owned()));
+    assert_eq!(log_batches_beyond(&engine, group(1), 0, &mut { enough }).unwrap_err().to_string(), "enough");
+
+    until("a mark", async || node.marks.mark(group(1)) > 0).await;
+    forget_group(&engine, group(1), Some(&node.marks)).unwrap();
+    forget_group(&engine, group(1), Some(&node.marks)).unwrap();
+    assert_eq!((beyond(node, 0), node.marks.mark(group(1))), (vec![], 0));
+    node.crash().await;
+    assert_eq!((beyond(node, 0), node.marks.mark(group(1))), (vec![], 0));
+    // It has forgotten its votes: in this group it gives none any more.
+    node.open(1, &voters).await;
+    let peers: Arc<dyn meridian_consensus::Peers> = wire.clone();
+    node.group().take_part(&voters, &peers).await.unwrap();
+    assert!(!node.group().votes());
+    node.close().await;
+    // In the next epoch it is one like the others.
+    let alone = set([first]);
+    let base = node.state.position();
+    assert_eq!(RaftGroup::form(&node.state, group(2), &alone, base, Some(&node.marks)).unwrap(), Formed::Founder);
+    node.open(2, &alone).await;
+    until("it leads", async || node.write("second").await.is_ok()).await;
+}

@@ -1,0 +1,138 @@
+//! The end of an epoch, and who leads first in the next.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use meridian_consensus::Role;
+use meridian_proto::raft::{self, raft_client::RaftClient};
+use tonic::Code;
+
+use meridian_consensus::Peers;
+
+use crate::support::{Node, SHARD, at, equal, group, leader, role, set, until, write};
+use crate::wire::Wire;
+
+async fn three(wire: &Arc<Wire>) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    let voters = set(1..=3);
+    for id in 1..=3 {
+        let mut node = Node::new(id, wire).await;
+        node.form(1, &voters, at(1, 0));
+        node.open(1, &voters).await;
+        nodes.push(node);
+    }
+    nodes
+}
+
+#[tokio::test]
+async fn a_sealed_group_goes_on_under_its_leader_and_elects_no_other() {
+    let wire = Arc::new(Wire::default());
+    let mut nodes = three(&wire).await;
+    write(&nodes, 2, "before").await;
+    let first = leader(&nodes).await.id;
+    let mut terms = Vec::new();
+    for node in &nodes {
+        node.group().seal();
+        terms.push(node.group().term().await);
+    }
+    assert!(terms.iter().all(|term| *term == terms[0]), "{terms:?}");
+    write(&nodes, 2, "under way").await;
+    equal(&nodes, at(1, 4)).await;
+    // Nobody may take over, by the leader's will or without it.
+    let index = usize::try_from(first - 1).unwrap();
+    let follower = &nodes[(index + 1) % 3];
+    assert!(nodes[index].group().transfer_leadership(follower.id).await.is_err());
+    assert!(!follower.group().votes());
+    follower.group().elect_now().await;
+    nodes[index].close().await;
+    let left: Vec<&Node> = nodes.iter().filter(|node| node.id != first).collect();
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(1500) {
+        for node in &left {
+            assert!(matches!(role(node), Role::Follower), "{:?}", role(node));
+            assert_eq!(node.group().term().await, terms[0]);
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn one_sealed_member_does_not_keep_the_others_from_electing() {
+    let wire = Arc::new(Wire::default());
+    let mut nodes = three(&wire).await;
+    write(&nodes, 1, "before").await;
+    let first = usize::try_from(leader(&nodes).await.id - 1).unwrap();
+    let sealed = (first + 1) % 3;
+    nodes[sealed].group().seal();
+    // Asked to take over, it does not; the leader leads on, or another is elected.
+    drop(nodes[first].group().transfer_leadership(nodes[sealed].id).await);
+    write(&nodes, 1, "after").await;
+    assert_ne!(leader(&nodes).await.id, nodes[sealed].id);
+    // Opened again, it is one like the others.
+    nodes[sealed].close().await;
+    let voters = set(1..=3);
+    nodes[sealed].open(1, &voters).await;
+    until("it votes again", async || nodes[sealed].group().votes()).await;
+    write(&nodes, 1, "and on").await;
+    equal(&nodes, at(1, 3)).await;
+}
+
+#[tokio::test]
+async fn the_preferred_leader_leads_at_once_and_a_leader_that_is_well_is_left_alone() {
+    let wire = Arc::new(Wire::default());
+    let mut nodes = Vec::new();
+    let voters = set(1..=3);
+    for id in 1..=3 {
+        let mut node = Node::new(id, &wire).await;
+        // No election by timeout while this runs.
+        node.timing.election_timeout_min_ms = 20_000;
+        node.timing.election_timeout_max_ms = 30_000;
+        nodes.push(node);
+    }
+    for node in &mut nodes {
+        node.form(1, &voters, at(1, 0));
+        node.open(1, &voters).await;
+    }
+    let start = Instant::now();
+    nodes[1].group().elect_now().await;
+    let took = start.elapsed();
+    assert_eq!(nodes[1].group().leadership().unwrap().term, 1);
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    write(&nodes, 1, "first").await;
+    nodes[2].group().elect_now().await;
+    write(&nodes, 1, "second").await;
+    assert_eq!(nodes[1].group().leadership().unwrap().term, 1);
+    equal(&nodes, at(1, 2)).await;
+}
+
+#[tokio::test]
+async fn a_restarted_leader_does_not_take_itself_for_one() {
+    let wire = Arc::new(Wire::default());
+    let mut nodes = three(&wire).await;
+    write(&nodes, 1, "before").await;
+    let first = usize::try_from(leader(&nodes).await.id - 1).unwrap();
+    for node in &mut nodes {
+        node.crash().await;
+    }
+    // Alone it cannot lead, whatever vote it saved.
+    let voters = set(1..=3);
+    nodes[first].open(1, &voters).await;
+    for _ in 0..50 {
+        assert!(nodes[first].group().leadership().is_err());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_group_that_is_not_here_is_not_found() {
+    let wire = Arc::new(Wire::default());
+    let mut nodes = three(&wire).await;
+    write(&nodes, 1, "before").await;
+    nodes[0].close().await;
+    let mut client = RaftClient::new(wire.channel(1).unwrap());
+    let target = raft::Group { shard: SHARD.0, epoch: group(1).epoch.0.into(), target: 1 };
+    let request = raft::AppendRequest { group: Some(target), ..Default::default() };
+    assert_eq!(client.append(request).await.unwrap_err().code(), Code::NotFound);
+    let request = raft::VoteRequest { group: Some(target), ..Default::default() };
+    assert_eq!(client.vote(request).await.unwrap_err().code(), Code::NotFound);
+}

@@ -1,0 +1,252 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use meridian_consensus::{
+    Formed, Leadership, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, Role, StateTransfer,
+};
+use meridian_proto::encode_batch;
+use meridian_storage::{Engine, GroupId, HighWater, MemoryEngine, RaftApplied, ShardState, Syncer};
+use meridian_types::{
+    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding,
+};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tonic::transport::server::TcpIncoming;
+
+use crate::wire::{Wire, far_away};
+
+pub(crate) const SHARD: ShardId = ShardId(7);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(20);
+
+pub(crate) fn group(epoch: u16) -> GroupId {
+    GroupId { shard: SHARD, epoch: Epoch(epoch) }
+}
+
+pub(crate) fn at(epoch: u16, sequence: u64) -> Position {
+    Position::new(Epoch(epoch), sequence)
+}
+
+pub(crate) fn set(nodes: impl IntoIterator<Item = u64>) -> BTreeSet<u64> {
+    nodes.into_iter().collect()
+}
+
+/// Waits until `condition` holds, and says `what` did not if it never does.
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let start = Instant::now();
+    while !condition().await {
+        assert!(start.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// One put. `text` tells histories apart that have the same positions.
+pub(crate) fn batch(position: Position, text: &str) -> Batch {
+    let key = Bytes::from(format!("key {}", position.sequence));
+    let value = Value { encoding: ValueEncoding::Bytes, data: Bytes::copy_from_slice(text.as_bytes()) };
+    let mut request_id = [0; 16];
+    request_id[..8].copy_from_slice(&position.sequence.to_be_bytes());
+    Batch {
+        position,
+        time_ms: position.sequence,
+        transactions: vec![CommittedTransaction {
+            request_id: RequestId(request_id),
+            database: DatabaseId([1; 16]),
+            effects: vec![Effect::Put { key, value, expire_at_ms: 0 }],
+            refusal: None,
+        }],
+    }
+}
+
+/// A node: what outlives its processes is its engine and the file of high-water marks.
+pub(crate) struct Node {
+    pub(crate) id: u64,
+    pub(crate) engine: Arc<MemoryEngine>,
+    pub(crate) state: Arc<ShardState>,
+    pub(crate) marks: Arc<HighWater>,
+    pub(crate) service: RaftService,
+    pub(crate) timing: RaftTiming,
+    syncer: Arc<Syncer>,
+    wire: Arc<Wire>,
+    folder: Arc<tempfile::TempDir>,
+    server: JoinHandle<()>,
+    distance: Duration,
+    group: Option<RaftGroup>,
+    taking_part: Option<JoinHandle<()>>,
+}
+
+impl Node {
+    pub(crate) async fn new(id: u64, wire: &Arc<Wire>) -> Self {
+        Self::far(id, wire, Duration::ZERO).await
+    }
+
+    /// A node that answers a round trip of twice `distance` later.
+    pub(crate) async fn far(id: u64, wire: &Arc<Wire>, distance: Duration) -> Self {
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        Self::start(id, wire, distance, Arc::new(MemoryEngine::default()), folder).await
+    }
+
+    async fn start(
+        id: u64,
+        wire: &Arc<Wire>,
+        distance: Duration,
+        engine: Arc<MemoryEngine>,
+        folder: Arc<tempfile::TempDir>,
+    ) -> Self {
+        let dynamic: Arc<dyn Engine> = engine.clone();
+        let state = Arc::new(ShardState::open(Arc::clone(&dynamic), SHARD).unwrap());
+        let syncer = Arc::new(Syncer::start(Arc::clone(&dynamic)).unwrap());
+        let marks = Arc::new(HighWater::open(folder.path().join("high-water")).unwrap());
+        let service = RaftService::new(id, Arc::clone(wire) as Arc<dyn StateTransfer>, dynamic);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let mut address = listener.local_addr().unwrap();
+        if !distance.is_zero() {
+            address = far_away(address, distance).await;
+        }
+        wire.listens(id, address);
+        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let router = tonic::transport::Server::builder().add_service(service.clone().into_server());
+        let server = tokio::spawn(async move { router.serve_with_incoming(incoming).await.unwrap() });
+        let timing = RaftTiming { heartbeat_ms: 30, election_timeout_min_ms: 150, election_timeout_max_ms: 300 };
+        let wire = Arc::clone(wire);
+        let (group, taking_part) = (None, None);
+        Self { id, engine, state, marks, service, timing, syncer, wire, folder, server, distance, group, taking_part }
+    }
+
+    /// As a replica does, with batches of epoch 1 up to `sequence`, of the history `text`.
+    pub(crate) fn replicate(&self, sequence: u64, text: &str) {
+        for next in self.state.position().sequence + 1..=sequence {
+            self.state.apply(&[(batch(at(1, next), text), 1)], RaftApplied::default()).unwrap();
+        }
+    }
+
+    pub(crate) fn form(&self, epoch: u16, voters: &BTreeSet<u64>, base: Position) -> Formed {
+        RaftGroup::form(&self.state, group(epoch), voters, base, Some(&self.marks)).unwrap()
+    }
+
+    pub(crate) fn options(&self, epoch: u16) -> RaftGroupOptions {
+        RaftGroupOptions {
+            node_id: self.id,
+            group: group(epoch),
+            state: Arc::clone(&self.state),
+            syncer: Arc::clone(&self.syncer),
+            high_water: Some(Arc::clone(&self.marks)),
+            peers: Arc::clone(&self.wire) as Arc<dyn Peers>,
+            transfer: Arc::clone(&self.wire) as Arc<dyn StateTransfer>,
+            timing: self.timing,
+        }
+    }
+
+    /// Opens the group, serves it, and takes part.
+    pub(crate) async fn open(&mut self, epoch: u16, voters: &BTreeSet<u64>) {
+        let opened = RaftGroup::open(self.options(epoch)).await.unwrap();
+        self.service.register(opened.clone());
+        self.group = Some(opened.clone());
+        let (voters, peers) = (voters.clone(), Arc::clone(&self.wire) as Arc<dyn Peers>);
+        let taking_part = tokio::spawn(async move { opened.take_part(&voters, &peers).await.unwrap() });
+        self.taking_part = Some(taking_part);
+    }
+
+    pub(crate) fn group(&self) -> &RaftGroup {
+        self.group.as_ref().expect("it was opened")
+    }
+
+    pub(crate) async fn close(&mut self) -> RaftGroup {
+        let closed = self.group.take().expect("it was opened");
+        self.service.unregister(closed.id());
+        if let Some(taking_part) = self.taking_part.take() {
+            taking_part.abort();
+        }
+        closed.shutdown().await;
+        closed
+    }
+
+    /// Ends the process as a power loss does, and starts the next one on what was durable.
+    pub(crate) async fn crash(&mut self) {
+        self.restart_on(Arc::new(self.engine.crash(0))).await;
+    }
+
+    /// The folder is lost, and the next process starts with an empty one.
+    pub(crate) async fn wipe(&mut self) {
+        let lost = std::mem::replace(&mut self.folder, Arc::new(tempfile::tempdir().unwrap()));
+        self.restart_on(Arc::new(MemoryEngine::default())).await;
+        drop(lost);
+    }
+
+    async fn restart_on(&mut self, engine: Arc<MemoryEngine>) {
+        self.marks.persist().unwrap();
+        if self.group.is_some() {
+            self.close().await;
+        }
+        self.server.abort();
+        let next = Self::start(self.id, &self.wire, self.distance, engine, Arc::clone(&self.folder)).await;
+        *self = Self { timing: self.timing, ..next };
+    }
+
+    /// All rows but the one that says where Raft stands here.
+    pub(crate) fn rows(&self) -> Vec<(Bytes, Bytes)> {
+        let rows = self.state.snapshot().rows(&[], usize::MAX).unwrap().rows;
+        rows.into_iter().filter(|(key, _)| key != "mapplied").collect()
+    }
+
+    /// Writes one batch, if this node leads.
+    pub(crate) async fn write(&self, text: &str) -> Result<u64, String> {
+        let Leadership { term, .. } = self.group().leadership().map_err(|error| error.to_string())?;
+        let epoch = self.group().id().epoch;
+        let next = Position::new(epoch, self.state.position().sequence + 1);
+        let bytes = encode_batch(&batch(next, text));
+        let proposed = self.group().propose(bytes, next.sequence, term).await;
+        proposed.map_err(|error| error.to_string())?.applied().await.map_err(|error| error.to_string())?;
+        Ok(next.sequence)
+    }
+}
+
+/// Waits for a leader that has applied something of its term.
+pub(crate) async fn leader(nodes: &[Node]) -> &Node {
+    let mut found = None;
+    until("a leader", async || {
+        found = nodes.iter().position(|node| {
+            node.group.as_ref().is_some_and(|group| {
+                let term = group.leadership().ok().map(|leadership| leadership.term);
+                term == Some(group.applied().borrow().1)
+            })
+        });
+        found.is_some()
+    })
+    .await;
+    &nodes[found.unwrap()]
+}
+
+/// Writes `count` batches on whoever leads.
+pub(crate) async fn write(nodes: &[Node], count: u64, text: &str) -> u64 {
+    let mut last = 0;
+    for _ in 0..count {
+        until("a write", async || match leader(nodes).await.write(text).await {
+            Ok(sequence) => {
+                last = sequence;
+                true
+            }
+            Err(_) => false,
+        })
+        .await;
+    }
+    last
+}
+
+/// Waits until all have applied the batch at `position`, and are equal.
+pub(crate) async fn equal(nodes: &[Node], position: Position) {
+    until("all have applied the same", async || {
+        nodes
+            .iter()
+            .all(|node| node.state.position() == position && node.group().applied().borrow().0 == position.sequence)
+    })
+    .await;
+    for node in nodes {
+        assert_eq!(node.rows(), nodes[0].rows(), "node {} differs", node.id);
+    }
+}
+
+pub(crate) fn role(node: &Node) -> Role {
+    node.group().status().role
+}

@@ -1,0 +1,149 @@
+//! Changes of a group's voters.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use meridian_consensus::{ChangeVotersFailure, Formed, RaftGroup, Role, leave_group};
+use meridian_storage::Engine;
+
+use crate::support::{Node, at, equal, group, leader, role, set, until, write};
+use crate::wire::Wire;
+
+/// Nodes 1 to 3 vote; 4 and 5 only have the group open.
+async fn five(wire: &Arc<Wire>) -> Vec<Node> {
+    let mut nodes = Vec::new();
+    let voters = set(1..=3);
+    for id in 1..=5 {
+        let mut node = Node::new(id, wire).await;
+        if id <= 3 {
+            assert_eq!(node.form(1, &voters, at(1, 0)), Formed::Founder);
+        }
+        node.open(1, &voters).await;
+        nodes.push(node);
+    }
+    write(&nodes, 3, "before").await;
+    nodes
+}
+
+async fn change(nodes: &[Node], voters: &std::collections::BTreeSet<u64>) {
+    until("the voters are changed", async || leader(nodes).await.group().change_voters(voters).await.is_ok()).await;
+}
+
+#[tokio::test]
+async fn voters_are_added_replaced_and_removed_and_the_leader_may_be_one() {
+    let wire = Arc::new(Wire::default());
+    let mut nodes = five(&wire).await;
+    assert!(matches!(role(&nodes[3]), Role::Learner));
+    assert_eq!(nodes[3].group().voters(), set([]));
+    let all = set(1..=5);
+    change(&nodes, &all).await;
+    change(&nodes, &all).await;
+    write(&nodes, 2, "five").await;
+    equal(&nodes, at(1, 5)).await;
+    assert!(nodes.iter().all(|node| node.group().voters() == all));
+    // Without the leader, and one more.
+    let first = leader(&nodes).await;
+    let other = if first.id == 1 { 2 } else { 1 };
+    let goal: std::collections::BTreeSet<u64> =
+        all.iter().copied().filter(|id| ![first.id, other].contains(id)).collect();
+    let removed = [first.id, other];
+    first.group().change_voters(&goal).await.unwrap();
+    until("another leads", async || goal.contains(&leader(&nodes).await.id)).await;
+    let mut left = Vec::new();
+    let mut out = Vec::new();
+    for node in nodes.drain(..) {
+        if removed.contains(&node.id) { out.push(node) } else { left.push(node) }
+    }
+    write(&left, 2, "three").await;
+    equal(&left, at(1, 7)).await;
+    // Those that are out go on for a while, and disturb nobody.
+    let term = left[0].group().term().await;
+    for node in &out {
+        until("it does not lead", async || node.group().leadership().is_err()).await;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(left[0].group().term().await, term);
+    let follower = left.iter().find(|node| node.group().leadership().is_err()).unwrap();
+    let refused = follower.group().change_voters(&all).await.unwrap_err();
+    assert!(matches!(refused, ChangeVotersFailure::NotLeading(_)), "{refused}");
+    follower.group().change_voters(&goal).await.unwrap();
+    let none = follower.group().change_voters(&set([])).await.unwrap_err();
+    assert!(matches!(none, ChangeVotersFailure::NoVoters), "{none}");
+    // One that left, and whose state went other ways since, comes back and votes.
+    let mut back = out.remove(0);
+    back.close().await;
+    let engine: Arc<dyn Engine> = back.engine.clone();
+    leave_group(&engine, group(1), Some(&back.marks)).unwrap();
+    back.state.apply(&[], Default::default()).unwrap();
+    back.open(1, &goal).await;
+    left.push(back);
+    let four = set(left.iter().map(|node| node.id));
+    change(&left, &four).await;
+    write(&left, 1, "four").await;
+    equal(&left, at(1, 8)).await;
+    assert!(left[3].group().votes());
+}
+
+#[tokio::test]
+async fn a_change_that_was_dropped_half_way_is_finished_or_turned_round() {
+    let wire = Arc::new(Wire::default());
+    let mut nodes = five(&wire).await;
+    let stopped = nodes.remove(4);
+    // Node 5 does not answer: it was never opened.
+    let mut absent = stopped;
+    absent.close().await;
+    let goal = set([1, 2, 5]);
+    for _ in 0..3 {
+        let leading = leader(&nodes).await;
+        let change = leading.group().change_voters(&goal);
+        assert!(tokio::time::timeout(Duration::from_millis(300), change).await.is_err());
+    }
+    assert_eq!(leader(&nodes).await.group().voters(), set([1, 2, 3]));
+    // Another way: what was begun is cleaned up.
+    let goal = set([2, 3, 4]);
+    change(&nodes, &goal).await;
+    let nodes: Vec<Node> = nodes.into_iter().filter(|node| node.id != 1).collect();
+    write(&nodes, 1, "after").await;
+    equal(&nodes, at(1, 4)).await;
+}
+
+#[tokio::test]
+async fn a_newcomer_remembers_those_who_voted_before_it() {
+    let wire = Arc::new(Wire::default());
+    let mut nodes = five(&wire).await;
+    drop(nodes.pop());
+    change(&nodes, &set(1..=4)).await;
+    write(&nodes, 1, "four").await;
+    equal(&nodes, at(1, 4)).await;
+    // Two of the first lose their folders at once. Only the newcomer and one more know them.
+    let keep = leader(&nodes).await.id;
+    let lost: Vec<usize> = (0..3).filter(|index| nodes[*index].id != keep).take(2).collect();
+    for index in &lost {
+        nodes[*index].wipe().await;
+    }
+    // The third is away: they ask the newcomer alone.
+    for index in &lost {
+        let ask = set([nodes[*index].id, 4]);
+        nodes[*index].open(1, &ask).await;
+    }
+    write(&nodes, 1, "after").await;
+    equal(&nodes, at(1, 5)).await;
+    for index in &lost {
+        assert!(!nodes[*index].group().votes(), "node {} votes", nodes[*index].id);
+    }
+}
+
+#[tokio::test]
+async fn a_removed_leader_trusts_no_lease() {
+    let wire = Arc::new(Wire::default());
+    let nodes = five(&wire).await;
+    let first = leader(&nodes).await;
+    until("a lease", async || first.group().leadership().is_ok_and(|leads| leads.lease_until.is_some())).await;
+    let goal: std::collections::BTreeSet<u64> = (1..=4).filter(|id| *id != first.id).collect();
+    first.group().change_voters(&goal).await.unwrap();
+    if let Ok(leads) = first.group().leadership() {
+        assert_eq!(leads.lease_until, None);
+    }
+    let rest: Vec<&RaftGroup> = nodes.iter().filter(|node| goal.contains(&node.id)).map(Node::group).collect();
+    until("another leads", async || rest.iter().any(|group| group.leadership().is_ok())).await;
+}

@@ -1,0 +1,106 @@
+//! Connections between the members: where each listens, and how far away it is.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use meridian_consensus::{Peers, StateTransfer, Transfer};
+use meridian_storage::{GroupId, ShardState, StagedState, StateSnapshot, StorageError};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tonic::transport::{Channel, Endpoint};
+
+/// Where the members listen, and the snapshots that they offer each other.
+#[derive(Default)]
+pub(crate) struct Wire {
+    channels: Mutex<HashMap<u64, Channel>>,
+    offers: Mutex<Vec<Arc<StateSnapshot>>>,
+    fetched: Mutex<HashMap<String, usize>>,
+}
+
+impl Wire {
+    /// From now on `node` is called at `address`.
+    pub(crate) fn listens(&self, node: u64, address: SocketAddr) {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap().tcp_nodelay(true);
+        self.channels.lock().unwrap().insert(node, endpoint.connect_lazy());
+    }
+
+    /// How many snapshots were fetched in `group`.
+    pub(crate) fn fetched(&self, group: GroupId) -> usize {
+        self.fetched.lock().unwrap().get(&group.to_string()).copied().unwrap_or(0)
+    }
+}
+
+impl Peers for Wire {
+    fn channel(&self, node: u64) -> Option<Channel> {
+        self.channels.lock().unwrap().get(&node).cloned()
+    }
+}
+
+impl StateTransfer for Wire {
+    fn offer(&self, _: GroupId, snapshot: Arc<StateSnapshot>) -> String {
+        let mut offers = self.offers.lock().unwrap();
+        offers.push(snapshot);
+        (offers.len() - 1).to_string()
+    }
+
+    fn fetch(
+        self: Arc<Self>,
+        group: GroupId,
+        _: u64,
+        snapshot_id: String,
+        state: Arc<ShardState>,
+    ) -> Transfer<Result<StagedState, StorageError>> {
+        Box::pin(async move {
+            let snapshot = Arc::clone(&self.offers.lock().unwrap()[snapshot_id.parse::<usize>().unwrap()]);
+            let mut staged = state.stage()?;
+            staged.add(snapshot.rows(&[], usize::MAX)?)?;
+            *self.fetched.lock().unwrap().entry(group.to_string()).or_default() += 1;
+            Ok(staged)
+        })
+    }
+}
+
+/// Listens, and passes on to `target` what comes, `delay` later in each direction.
+pub(crate) async fn far_away(target: SocketAddr, delay: Duration) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                near.set_nodelay(true).unwrap();
+                // The handshake takes a round trip, too.
+                tokio::time::sleep(delay * 2).await;
+                let Ok(far) = TcpStream::connect(target).await else { return };
+                far.set_nodelay(true).unwrap();
+                let (near, far) = (near.into_split(), far.into_split());
+                tokio::join!(carry(near.0, far.1, delay), carry(far.0, near.1, delay));
+            });
+        }
+    });
+    address
+}
+
+async fn carry(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, delay: Duration) {
+    let (sender, mut due) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
+    let read = async move {
+        let mut buffer = vec![0; 64 << 10];
+        while let Ok(len @ 1..) = from.read(&mut buffer).await {
+            sender.send((Instant::now() + delay, buffer[..len].to_vec())).unwrap();
+        }
+    };
+    let write = async move {
+        while let Some((at, bytes)) = due.recv().await {
+            tokio::time::sleep_until(at).await;
+            if to.write_all(&bytes).await.is_err() {
+                return;
+            }
+        }
+        drop(to.shutdown().await);
+    };
+    // The other direction ends by itself.
+    tokio::join!(read, write);
+}

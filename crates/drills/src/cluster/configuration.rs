@@ -1,0 +1,141 @@
+//! From a topology to folders with a configuration each, written by the program itself.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use meridian_types::NodeId;
+use tempfile::TempDir;
+
+use super::ports::{NODES, PortBlock, REGIONS};
+use super::{Cluster, ClusterError, ClusterOptions, Node, READ_ONLY_TOKEN, TOKEN};
+use crate::network::{Machine, Network, Site};
+use crate::operator::Operator;
+
+/// What of a node's file is not in a gateway's.
+const OF_THE_NODE: [&str; 6] = ["node", "data_dir", "listen", "raft", "storage", "dial"];
+
+impl Cluster {
+    pub(super) async fn configure(options: &ClusterOptions) -> Result<Self, ClusterError> {
+        let topology = &options.topology;
+        if topology.len() > REGIONS || topology.iter().sum::<usize>() > NODES {
+            let reason = format!("at most {REGIONS} regions, and {NODES} nodes in all");
+            return Err(ClusterError::Topology(reason));
+        }
+        let folder = TempDir::with_prefix("meridian-cluster-");
+        let folder = folder.map_err(|source| ClusterError::io("a temporary folder", source))?;
+        let ports = PortBlock::take().ok_or(ClusterError::NoPorts)?;
+        write_configurations(options, folder.path(), &ports)?;
+
+        let mut nodes = BTreeMap::new();
+        let mut ids = 1..;
+        for (region, count) in topology.iter().enumerate() {
+            for (data_center, id) in ('a'..='z').take(*count).zip(ids.by_ref()) {
+                nodes.insert(id, read_node(folder.path(), format!("region-{}-{data_center}", region + 1), region)?);
+            }
+        }
+        let network = match &options.wan {
+            None => None,
+            Some(plan) => {
+                let sites = nodes.iter().map(|(id, node)| Ok((*id, site(node)?)));
+                let sites: BTreeMap<NodeId, Site> = sites.collect::<Result<_, ClusterError>>()?;
+                let network = Network::start(&sites, 0..topology.len(), plan).await;
+                Some(network.map_err(|source| ClusterError::io("an emulated link", source))?)
+            }
+        };
+        for (id, node) in &nodes {
+            let dial = network.as_ref().map(|network| dial_table(network, Machine::Node(*id)));
+            append(&node.config, &(read_only_token() + &dial.unwrap_or_default()))?;
+        }
+        let addresses = nodes.iter().map(|(id, node)| (*id, node.rpc.clone())).collect();
+        Ok(Self {
+            program: options.program.clone(),
+            topology: topology.clone(),
+            operator: Operator::new(&addresses)?,
+            nodes,
+            gateways: BTreeMap::new(),
+            network,
+            ports,
+            folder,
+        })
+    }
+
+    /// As `deploy/gateway.toml`: the topology and tokens of a node's file, and where the gateway is.
+    pub(super) fn configure_gateway(&self, region: usize, port: u16) -> Result<Node, ClusterError> {
+        let node = self.nodes.values().next().ok_or(ClusterError::NoPorts)?;
+        let mut table = read_table(&node.config)?;
+        for of_the_node in OF_THE_NODE {
+            table.remove(of_the_node);
+        }
+        table.insert("region".to_owned(), format!("region-{}", region + 1).into());
+        let kv = format!("127.0.0.1:{port}");
+        table.insert("listen".to_owned(), toml::Table::from_iter([("kv".to_owned(), kv.clone().into())]).into());
+        let machine = Machine::Gateway(region);
+        let dial = self.network.as_ref().map(|network| dial_table(network, machine)).unwrap_or_default();
+        let name = format!("gateway-{}", region + 1);
+        let config = self.folder().join(format!("{name}.toml"));
+        let written = fs::write(&config, format!("{table}{dial}"));
+        written.map_err(|source| ClusterError::io("a gateway's configuration", source))?;
+        let log = self.folder().join(format!("{name}.log"));
+        Ok(Node { name, region, kv, rpc: String::new(), command: "gateway", config, log, process: None })
+    }
+}
+
+fn write_configurations(options: &ClusterOptions, folder: &Path, ports: &PortBlock) -> Result<(), ClusterError> {
+    let counts: Vec<String> = options.topology.iter().map(ToString::to_string).collect();
+    let mut command = Command::new(&options.program);
+    command.args(["cluster-config", "--access-token", TOKEN, "--topology", &counts.join(",")]);
+    command.args(["--port", &ports.kv().to_string(), "--rpc-port", &ports.rpc().to_string()]);
+    command.arg("--dir").arg(folder);
+    if let Some(retention) = options.log_retention_mb {
+        command.args(["--log-retention-mb", &retention.to_string()]);
+    }
+    let output = command.output().map_err(|source| ClusterError::io("meridian cluster-config runs", source))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(ClusterError::Topology(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+fn read_node(folder: &Path, name: String, region: usize) -> Result<Node, ClusterError> {
+    let config = folder.join(&name).join("node.toml");
+    let table = read_table(&config)?;
+    let listen = |what: &str| {
+        let address = table.get("listen").and_then(|listen| listen.get(what)).and_then(toml::Value::as_str);
+        address.map(str::to_owned).ok_or_else(|| ClusterError::Configuration(format!("`listen.{what}` of {name}")))
+    };
+    let (kv, rpc) = (listen("kv")?, listen("rpc")?);
+    let log = folder.join(format!("{name}.log"));
+    Ok(Node { name, region, kv, rpc, command: "serve", config, log, process: None })
+}
+
+fn read_table(config: &Path) -> Result<toml::Table, ClusterError> {
+    let text = fs::read_to_string(config).map_err(|source| ClusterError::io("the configuration of a node", source))?;
+    text.parse().map_err(|error: toml::de::Error| ClusterError::Configuration(error.message().to_owned()))
+}
+
+fn append(config: &Path, addition: &str) -> Result<(), ClusterError> {
+    let written = fs::read_to_string(config).and_then(|text| fs::write(config, text + addition));
+    written.map_err(|source| ClusterError::io("a node's configuration", source))
+}
+
+fn site(node: &Node) -> Result<Site, ClusterError> {
+    let address = node.rpc.parse().map_err(|_| ClusterError::Configuration(format!("`{}` is no address", node.rpc)))?;
+    Ok(Site { region: node.region, address })
+}
+
+/// Whom to dial where.
+fn dial_table(network: &Network, machine: Machine) -> String {
+    let mut table = "\n[dial]\n".to_owned();
+    for (node, address) in network.dial(machine) {
+        // Writing to a string does not fail.
+        drop(writeln!(table, "{node} = \"{address}\""));
+    }
+    table
+}
+
+fn read_only_token() -> String {
+    format!("\n[[tokens]]\nsecret = \"{READ_ONLY_TOKEN}\"\ndatabases = [\"*\"]\naccess = \"read\"\n")
+}

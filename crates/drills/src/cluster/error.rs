@@ -1,0 +1,44 @@
+use std::io;
+use std::path::PathBuf;
+
+use crate::network::Machine;
+use crate::operator::OperatorError;
+use crate::poll::Timeout;
+
+/// Why a cluster cannot be had, or is not as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    #[error("{what}: {source}")]
+    Io { what: String, source: io::Error },
+    #[error("{} is not UTF-8", .0.display())]
+    NotUtf8(PathBuf),
+    #[error("the topology is refused: {0}")]
+    Topology(String),
+    #[error("the configuration of a node is not as expected: {0}")]
+    Configuration(String),
+    #[error("no free ports on 127.0.0.1")]
+    NoPorts,
+    #[error("there is no {0}")]
+    NoSuchMachine(Machine),
+    #[error("{0} runs already")]
+    RunsAlready(String),
+    #[error("{0} is down")]
+    IsDown(String),
+    /// With its log.
+    #[error("{0}")]
+    Ended(String),
+    #[error("the cluster is not ready: {source}\nThe logs and data of the cluster are in {}", folder.display())]
+    NotReady { source: Box<ClusterError>, folder: PathBuf },
+    #[error("the cluster has no emulated network")]
+    NoNetwork,
+    #[error(transparent)]
+    Timeout(#[from] Timeout),
+    #[error(transparent)]
+    Operator(#[from] OperatorError),
+}
+
+impl ClusterError {
+    pub(super) fn io(what: &str, source: io::Error) -> Self {
+        Self::Io { what: what.to_owned(), source }
+    }
+}

@@ -1,0 +1,52 @@
+use std::net::{Ipv4Addr, TcpListener};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Below the range that systems give to outgoing connections.
+const FIRST: u16 = 12_000;
+const BLOCKS: u16 = 400;
+const PORTS: u16 = 45;
+
+/// Stateless gateways that a block has ports for.
+pub(crate) const GATEWAYS: u16 = 4;
+/// Nodes that a block has ports for.
+pub(crate) const NODES: usize = 10;
+/// Regions that a block has ports for.
+pub(crate) const REGIONS: usize = 3;
+
+/// Ports on loopback that no other cluster uses.
+///
+/// The last port of the block is held open for as long as this lives: that is what clusters of other programs
+/// see, also while the nodes of this one are down.
+#[derive(Debug)]
+pub(crate) struct PortBlock {
+    base: u16,
+    _guard: TcpListener,
+}
+
+impl PortBlock {
+    /// `None`: hardly any port is free.
+    pub(crate) fn take() -> Option<Self> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
+        let start = u16::try_from((now / 1000 + std::process::id() * 31) % u32::from(BLOCKS)).unwrap_or(0);
+        (0..BLOCKS).map(|step| FIRST + (start + step) % BLOCKS * PORTS).find_map(|base| {
+            let guard = TcpListener::bind((Ipv4Addr::LOCALHOST, base + PORTS - 1)).ok()?;
+            let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();
+            (base..base + PORTS - 1).all(free).then_some(Self { base, _guard: guard })
+        })
+    }
+
+    /// Up to three regions' gateways: 30 ports.
+    pub(crate) fn kv(&self) -> u16 {
+        self.base
+    }
+
+    /// Ten ports.
+    pub(crate) fn rpc(&self) -> u16 {
+        self.base + 30
+    }
+
+    /// Four ports for stateless gateways.
+    pub(crate) fn gateway(&self, number: u16) -> Option<u16> {
+        (number < GATEWAYS).then_some(self.base + 40 + number)
+    }
+}

@@ -1,0 +1,289 @@
+//! The recovery point as clients measure it: what was acknowledged and is not there; and whether the cluster
+//! says the same of itself.
+
+use std::collections::HashMap;
+
+use meridian_checker::{Allowance, History, LostWindow, Operation, ReadOutcome, Txn, TxnOutcome, Write};
+use meridian_failover::FailoverReport;
+use meridian_types::Versionstamp;
+use serde::Serialize;
+
+use crate::workload::MARKER;
+
+/// The clock of the workload and that of the old leader tell one thing with so much between them.
+const TOLERANCE_MS: f64 = 100.0;
+
+/// A write that was acknowledged and is lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LostWrite {
+    pub acknowledged_ns: u64,
+    pub versionstamp: Versionstamp,
+}
+
+/// What of the acknowledged writes is not there in the end.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Loss {
+    /// By when they were acknowledged.
+    pub writes: Vec<LostWrite>,
+    pub acknowledged: usize,
+    /// Acknowledged writes of which the final reads do not tell.
+    pub untold: usize,
+}
+
+/// How much was lost, for reports.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct LossSummary {
+    pub transactions: usize,
+    /// From the first lost acknowledgement to the fault, or to the last one that was lost after it.
+    pub window_ms: f64,
+}
+
+/// One failover as the cluster reports it, beside what clients measured.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Claim {
+    pub report: FailoverReport,
+    /// Acknowledged writes beyond the base that are lost.
+    pub acknowledged_lost: usize,
+    /// From the first to the last of their acknowledgements.
+    pub acknowledged_span_ms: f64,
+    /// Writes that nobody acknowledged in the old epoch and that may be lost with it: in flight at the time.
+    pub unacknowledged: usize,
+    pub verdict: Verdict,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    True,
+    /// What it says is not wrong, but it says itself that more may be missing.
+    Incomplete,
+    False(String),
+}
+
+impl Loss {
+    /// Looks for the marker of every acknowledged write in the final reads.
+    pub fn of(history: &History) -> Self {
+        let mut present: HashMap<&str, bool> = HashMap::new();
+        for record in &history.records {
+            if let Operation::Read(read) = &record.operation
+                && let (true, ReadOutcome::Entries(entries)) = (read.is_final, &read.outcome)
+            {
+                present.extend(read.keys.iter().map(String::as_str).zip(entries.iter().map(Option::is_some)));
+            }
+        }
+        let mut loss = Self::default();
+        for record in &history.records {
+            let Operation::Txn(txn) = &record.operation else { continue };
+            let (TxnOutcome::Committed { versionstamp }, Some(acknowledged_ns)) = (&txn.outcome, record.completed_ns)
+            else {
+                continue;
+            };
+            loss.acknowledged += 1;
+            match marker(txn).and_then(|marker| present.get(marker)) {
+                Some(true) => {}
+                Some(false) => loss.writes.push(LostWrite { acknowledged_ns, versionstamp: *versionstamp }),
+                None => loss.untold += 1,
+            }
+        }
+        loss.writes.sort_by_key(|write| write.acknowledged_ns);
+        loss
+    }
+
+    /// `fault_ns`: when it began.
+    pub fn summary(&self, fault_ns: u64) -> LossSummary {
+        let (Some(first), Some(last)) = (self.writes.first(), self.writes.last()) else {
+            return LossSummary::default();
+        };
+        let until = last.acknowledged_ns.max(fault_ns);
+        LossSummary { transactions: self.writes.len(), window_ms: span_ms(first.acknowledged_ns, until) }
+    }
+}
+
+fn marker(txn: &Txn) -> Option<&str> {
+    txn.writes.iter().map(Write::key).find(|key| key.starts_with(MARKER)).map(String::as_str)
+}
+
+fn span_ms(from_ns: u64, to_ns: u64) -> f64 {
+    to_ns.saturating_sub(from_ns) as f64 / 1e6
+}
+
+/// What the checker is told that failovers may have lost. A planned change, and one that is sure to have lost
+/// nothing, may have lost nothing.
+pub fn allowance(reports: &[FailoverReport]) -> Allowance {
+    let may_lose = |report: &&FailoverReport| !report.planned && !(report.loss.exact && report.loss.transactions == 0);
+    let window = |report: &FailoverReport| LostWindow::behind(report.epoch, report.base);
+    Allowance { lost: reports.iter().filter(may_lose).map(window).collect() }
+}
+
+impl Claim {
+    /// `fault_ns`: when the fault began.
+    pub fn judge(report: &FailoverReport, loss: &Loss, history: &History, fault_ns: u64) -> Self {
+        let window = LostWindow::behind(report.epoch, report.base);
+        let lost: Vec<_> = loss.writes.iter().filter(|write| window.covers(write.versionstamp)).collect();
+        let acknowledged_span_ms = match (lost.first(), lost.last()) {
+            (Some(first), Some(last)) => span_ms(first.acknowledged_ns, last.acknowledged_ns),
+            _ => 0.0,
+        };
+        let mut claim = Self {
+            report: report.clone(),
+            acknowledged_lost: lost.len(),
+            acknowledged_span_ms,
+            unacknowledged: unacknowledged(history, report, fault_ns),
+            verdict: Verdict::True,
+        };
+        claim.verdict = claim.verdict();
+        claim
+    }
+
+    fn verdict(&self) -> Verdict {
+        let loss = &self.report.loss;
+        let least = u64::try_from(self.acknowledged_lost).unwrap_or(u64::MAX);
+        let most = least.saturating_add(u64::try_from(self.unacknowledged).unwrap_or(u64::MAX));
+        let reported = loss.transactions;
+        if self.report.planned && least > 0 {
+            return Verdict::False(format!("{least} acknowledged writes are lost by a planned change"));
+        }
+        if reported > most {
+            return Verdict::False(format!("it says {reported} transactions, and there were at most {most} to lose"));
+        }
+        let span_ms = self.acknowledged_span_ms;
+        let too_few = reported < least;
+        let too_short = (loss.window_ms as f64) + TOLERANCE_MS < span_ms;
+        match (too_few || too_short, loss.exact) {
+            (false, true) => Verdict::True,
+            (_, false) => Verdict::Incomplete,
+            (true, true) if too_few => {
+                Verdict::False(format!("it says {reported} transactions, and {least} acknowledged ones are lost"))
+            }
+            (true, true) => {
+                Verdict::False(format!("it says {} ms, and acknowledgements of {span_ms:.0} ms are lost", loss.window_ms))
+            }
+        }
+    }
+}
+
+/// Writes that were in flight when the old epoch ended and that it did not acknowledge.
+fn unacknowledged(history: &History, report: &FailoverReport, fault_ns: u64) -> usize {
+    let epoch = |txn: &Txn| match txn.outcome {
+        TxnOutcome::Committed { versionstamp } => Some(versionstamp.position().epoch),
+        TxnOutcome::CheckFailed { .. } | TxnOutcome::NotCommitted { .. } | TxnOutcome::Unknown => None,
+    };
+    let txns = || {
+        history.records.iter().filter_map(|record| match &record.operation {
+            Operation::Txn(txn) => Some((record, txn)),
+            Operation::Read(_) => None,
+        })
+    };
+    let begun = txns().filter(|(_, txn)| epoch(txn) >= Some(report.epoch)).filter_map(|(record, _)| record.completed_ns);
+    let begun_ns = begun.min().unwrap_or(u64::MAX);
+    txns()
+        .filter(|(record, txn)| {
+            record.invoked_ns <= begun_ns
+                && record.completed_ns.is_none_or(|completed_ns| completed_ns >= fault_ns)
+                && epoch(txn).is_none_or(|epoch| epoch >= report.epoch)
+        })
+        .count()
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_checker::{Entry, Read, Record, Value};
+    use meridian_failover::Loss as ReportedLoss;
+    use meridian_types::{Epoch, Position};
+
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    fn stamp(epoch: u16, sequence: u64) -> Versionstamp {
+        Versionstamp::new(Position::new(Epoch(epoch), sequence), 0)
+    }
+
+    fn write(times_ms: (u64, u64), id: u64, outcome: TxnOutcome) -> Record {
+        let marker = Write::SetRegister { key: format!("{MARKER}{id}"), value: id };
+        let txn = Txn { outcome, ..Txn::new(id, vec![], vec![marker]) };
+        let (invoked_ns, completed_ns) = (times_ms.0 * MS, Some(times_ms.1 * MS));
+        Record { client: id, invoked_ns, completed_ns, operation: Operation::Txn(txn) }
+    }
+
+    fn committed(epoch: u16, sequence: u64) -> TxnOutcome {
+        TxnOutcome::Committed { versionstamp: stamp(epoch, sequence) }
+    }
+
+    /// Writes 1 to 3 were acknowledged at 100, 200 and 1200 ms, 4 never, 5 by epoch 2; there are 1 and 5.
+    fn history() -> History {
+        let there = |id: u64| {
+            matches!(id, 1 | 5).then(|| Entry { value: Value::Register(id), versionstamp: stamp(1, id) })
+        };
+        let keys = (1..=5).map(|id| format!("{MARKER}{id}")).collect();
+        let outcome = ReadOutcome::Entries((1..=5).map(there).collect());
+        let read = Operation::Read(Read { outcome, ..Read::last("g", keys) });
+        let records = vec![
+            write((90, 100), 1, committed(1, 10)),
+            write((190, 200), 2, committed(1, 11)),
+            write((1190, 1200), 3, committed(1, 12)),
+            write((1195, 5000), 4, TxnOutcome::Unknown),
+            write((1300, 6000), 5, committed(2, 11)),
+            Record { client: 0, invoked_ns: 9000 * MS, completed_ns: Some(9001 * MS), operation: read },
+        ];
+        History { records }
+    }
+
+    fn report(transactions: u64, window_ms: u64, exact: bool) -> FailoverReport {
+        FailoverReport {
+            epoch: Epoch(2),
+            from_region: "a".into(),
+            to_region: "b".into(),
+            planned: false,
+            cause: "lost".into(),
+            base: Position::new(Epoch(1), 10),
+            base_transactions: 10,
+            base_time_ms: 0,
+            sealed_at_ms: 0,
+            promoted_at_ms: 0,
+            loss: ReportedLoss { transactions, window_ms, exact, ..ReportedLoss::default() },
+        }
+    }
+
+    #[test]
+    fn acknowledged_writes_that_are_not_there_are_lost() {
+        let loss = Loss::of(&history());
+        assert_eq!((loss.acknowledged, loss.untold), (4, 0));
+        assert_eq!(loss.writes.iter().map(|write| write.acknowledged_ns / MS).collect::<Vec<_>>(), [200, 1200]);
+        assert_eq!(loss.summary(1000 * MS), LossSummary { transactions: 2, window_ms: 1000.0 });
+        assert_eq!(loss.summary(1700 * MS), LossSummary { transactions: 2, window_ms: 1500.0 });
+        assert_eq!(Loss::default().summary(0), LossSummary { transactions: 0, window_ms: 0.0 });
+    }
+
+    #[test]
+    fn what_no_final_read_tells_is_counted() {
+        let mut history = history();
+        history.records.pop();
+        let loss = Loss::of(&history);
+        assert_eq!((loss.writes.len(), loss.untold), (0, 4));
+    }
+
+    #[test]
+    fn claims_are_judged() {
+        let (history, loss) = (history(), Loss::of(&history()));
+        let verdict = |report: &FailoverReport| Claim::judge(report, &loss, &history, 1000 * MS).verdict;
+        // Two acknowledged ones are lost, the unanswered one and the one of the new epoch may be.
+        assert_eq!(verdict(&report(2, 1000, true)), Verdict::True);
+        assert_eq!(verdict(&report(4, 1000, true)), Verdict::True);
+        assert!(matches!(verdict(&report(5, 1000, true)), Verdict::False(_)));
+        assert!(matches!(verdict(&report(1, 1000, true)), Verdict::False(_)));
+        assert!(matches!(verdict(&report(2, 10, true)), Verdict::False(_)));
+        assert_eq!(verdict(&report(0, 0, false)), Verdict::Incomplete);
+        assert!(matches!(verdict(&FailoverReport { planned: true, ..report(0, 0, true) }), Verdict::False(_)));
+        assert_eq!(Claim::judge(&report(2, 1000, true), &loss, &history, 1000 * MS).unacknowledged, 2);
+    }
+
+    #[test]
+    fn who_says_that_nothing_is_lost_may_lose_nothing() {
+        assert_eq!(allowance(&[report(0, 0, true)]), Allowance::default());
+        assert_eq!(allowance(&[FailoverReport { planned: true, ..report(0, 0, false) }]), Allowance::default());
+        let window = LostWindow { epoch: Epoch(2), base_sequence: 10 };
+        assert_eq!(allowance(&[report(0, 0, false)]).lost, [window]);
+        assert_eq!(allowance(&[report(3, 0, true)]).lost, [window]);
+    }
+}

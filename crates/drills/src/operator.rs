@@ -1,0 +1,170 @@
+//! What an operator asks the nodes of a cluster, and orders. Operators dial nodes directly: no fault of the
+//! network between the nodes blinds them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures::future::join_all;
+use meridian_failover::{Change, Cluster};
+use meridian_proto::admin::{
+    ShardStatus, StatusRequest, StatusResponse, TransferLeadershipRequest, admin_client::AdminClient,
+};
+use meridian_proto::directory::{
+    ExecuteRequest, InspectRequest, InspectResponse, directory_client::DirectoryClient, execute_response,
+};
+use meridian_types::NodeId;
+use tonic::transport::{Channel, Endpoint};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+const TIMEOUT: Duration = Duration::from_secs(6);
+/// Tries of an order: each may be told of another leader.
+const TRIES: usize = 20;
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// Why an order was not carried out, or a question not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum OperatorError {
+    #[error("`{0}` is no address")]
+    Address(String),
+    #[error("there is no node {0}")]
+    NoSuchNode(NodeId),
+    #[error("no node answers for the directory: {0}")]
+    NoDirectory(String),
+    /// For people; nothing was changed.
+    #[error("refused: {0}")]
+    Refused(String),
+    #[error(transparent)]
+    Json(#[from] serde_json::Error),
+}
+
+/// What the directory says.
+#[derive(Debug, Clone)]
+pub struct Inspection {
+    /// `None`: not known.
+    pub leader: Option<NodeId>,
+    pub cluster: Cluster,
+}
+
+/// Channels to all nodes.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    channels: BTreeMap<NodeId, Channel>,
+}
+
+impl Operator {
+    /// `addresses`: where each node listens for gRPC. Within a tokio runtime only.
+    ///
+    /// # Errors
+    /// [`OperatorError::Address`].
+    pub fn new(addresses: &BTreeMap<NodeId, String>) -> Result<Self, OperatorError> {
+        let channel = |(id, address): (&NodeId, &String)| {
+            let endpoint = Endpoint::from_shared(format!("http://{address}"));
+            let endpoint = endpoint.map_err(|_| OperatorError::Address(address.clone()))?;
+            Ok((*id, endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(TIMEOUT).connect_lazy()))
+        };
+        Ok(Self { channels: addresses.iter().map(channel).collect::<Result<_, OperatorError>>()? })
+    }
+
+    /// What a node says of itself.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub async fn status(&self, node: NodeId) -> Result<StatusResponse, tonic::Status> {
+        Ok(self.admin(node)?.status(StatusRequest {}).await?.into_inner())
+    }
+
+    /// What those nodes say that answer within `patience`.
+    pub async fn statuses(&self, patience: Duration) -> BTreeMap<NodeId, StatusResponse> {
+        let asked = self.channels.keys().map(|node| async move {
+            let status = tokio::time::timeout(patience, self.status(*node)).await.ok()?.ok()?;
+            Some((*node, status))
+        });
+        join_all(asked).await.into_iter().flatten().collect()
+    }
+
+    /// What a node says of one shard.
+    ///
+    /// # Errors
+    /// When it does not answer, or has not the shard.
+    pub async fn shard_status(&self, node: NodeId, shard: u32) -> Result<ShardStatus, tonic::Status> {
+        let status = self.status(node).await?;
+        let found = status.shards.into_iter().find(|status| status.shard == shard);
+        found.ok_or_else(|| tonic::Status::not_found("the shard"))
+    }
+
+    /// # Errors
+    /// When the node does not lead, or the other did not take over.
+    pub async fn transfer_leadership(&self, shard: u32, from: NodeId, to: NodeId) -> Result<(), tonic::Status> {
+        self.admin(from)?.transfer_leadership(TransferLeadershipRequest { shard, to }).await?;
+        Ok(())
+    }
+
+    /// The newest version of the cluster that a node within reach of `patience` knows.
+    ///
+    /// # Errors
+    /// [`OperatorError::NoDirectory`], also where there is none.
+    pub async fn inspect(&self, patience: Duration) -> Result<Inspection, OperatorError> {
+        let asked = self.channels.values().map(|channel| async {
+            let mut client = DirectoryClient::new(channel.clone());
+            match tokio::time::timeout(patience, client.inspect(InspectRequest { changes: 0 })).await {
+                Ok(Ok(answer)) => inspection(&answer.into_inner()),
+                Ok(Err(status)) => Err(OperatorError::NoDirectory(status.message().to_owned())),
+                Err(_) => Err(OperatorError::NoDirectory("no answer".to_owned())),
+            }
+        });
+        let mut newest: Result<Inspection, _> = Err(OperatorError::NoDirectory("there are no nodes".to_owned()));
+        for answer in join_all(asked).await {
+            let rank = |inspection: &Inspection| (inspection.cluster.version, inspection.leader.is_some());
+            newest = match (newest, answer) {
+                (Ok(a), Ok(b)) if rank(&b) > rank(&a) => Ok(b),
+                (Ok(a), _) => Ok(a),
+                (Err(_), answer) => answer,
+            };
+        }
+        newest
+    }
+
+    /// Orders a change, from whichever node leads the directory.
+    ///
+    /// # Errors
+    /// [`OperatorError::Refused`] with the reason, or [`OperatorError::NoDirectory`].
+    pub async fn execute(&self, change: &Change, actor: &str) -> Result<Cluster, OperatorError> {
+        let change_json = serde_json::to_vec(change)?;
+        let mut seen = "there are no nodes".to_owned();
+        let mut leader = None;
+        let mut nodes = self.channels.keys().copied().cycle();
+        for _ in 0..TRIES {
+            let Some(node) = leader.take().or_else(|| nodes.next()) else { break };
+            let channel = self.channels.get(&node).ok_or(OperatorError::NoSuchNode(node))?;
+            let request = ExecuteRequest { change_json: change_json.clone().into(), actor: actor.to_owned() };
+            let answer = DirectoryClient::new(channel.clone()).execute(request).await;
+            match answer.map(|answer| answer.into_inner().result) {
+                Ok(Some(execute_response::Result::Done(state))) => return Ok(serde_json::from_slice(&state.json)?),
+                Ok(Some(execute_response::Result::Refused(reason))) => return Err(OperatorError::Refused(reason)),
+                Ok(Some(execute_response::Result::NotLeader(other))) => {
+                    seen = format!("node {node} does not lead the directory");
+                    leader = Some(other).filter(|other| *other != node && self.channels.contains_key(other));
+                }
+                Ok(None) => seen = format!("node {node} answered nothing"),
+                Err(status) => seen = format!("node {node}: {}", status.message()),
+            }
+            if leader.is_none() {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+        Err(OperatorError::NoDirectory(seen))
+    }
+
+    fn admin(&self, node: NodeId) -> Result<AdminClient<Channel>, tonic::Status> {
+        let channel = self.channels.get(&node);
+        let channel = channel.ok_or_else(|| tonic::Status::not_found(format!("there is no node {node}")))?;
+        Ok(AdminClient::new(channel.clone()))
+    }
+}
+
+fn inspection(answer: &InspectResponse) -> Result<Inspection, OperatorError> {
+    let state = answer.cluster.as_ref();
+    let state = state.ok_or_else(|| OperatorError::NoDirectory("it knows no cluster yet".to_owned()))?;
+    let leader = (answer.leader != 0).then_some(answer.leader);
+    Ok(Inspection { leader, cluster: serde_json::from_slice(&state.json)? })
+}

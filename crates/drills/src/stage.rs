@@ -1,0 +1,259 @@
+//! One run of a drill, from the start of its cluster to its judgement.
+
+mod clients;
+mod judge;
+mod steps;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use meridian_checker::History;
+use meridian_node::wan::WanPlan;
+use tokio::task::JoinSet;
+
+use crate::cluster::{Cluster, ClusterError, ClusterOptions};
+use crate::drill::Drill;
+use crate::gap::ms;
+use crate::kv_connect::DEFAULT_DATABASE;
+use crate::operator::OperatorError;
+use crate::poll::{self, Timeout};
+use crate::report::{Mark, MarkKind, RunReport};
+use crate::scene::{NobodyPlays, Scene};
+use crate::script::Condition;
+use crate::watch::Watch;
+use crate::workload::{Gateway, Pressure, Workload};
+
+use clients::Gateways;
+use judge::Evidence;
+
+/// Answers of a cluster that has just started are not what is usual.
+const WARM_UP: Duration = Duration::from_secs(2);
+/// What is usual is measured for so long.
+const BASELINE: Duration = Duration::from_secs(4);
+/// And what comes behind the last step.
+const TAIL: Duration = Duration::from_secs(3);
+/// A client waits for an answer no longer than this, and so ends by then.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(15);
+const QUIET_DEADLINE: Duration = Duration::from_secs(60);
+/// Longer than a try inside the cluster.
+const QUIET: Duration = Duration::from_millis(1500);
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Old voters need a moment to show what they had.
+const CLAIMS_DEADLINE: Duration = Duration::from_secs(20);
+
+/// How a drill is run.
+#[derive(Debug, Clone)]
+pub struct StageOptions {
+    /// The `meridian` to run.
+    pub program: PathBuf,
+    pub topology: Vec<usize>,
+    pub wan: WanPlan,
+    /// How long a fault lasts, if not as the script says.
+    pub hold: Option<Duration>,
+    /// Leave the cluster's folder where it is.
+    pub keep: bool,
+    pub seed: u64,
+}
+
+/// Why a run did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    #[error(transparent)]
+    Part(#[from] NobodyPlays),
+    #[error(transparent)]
+    Timeout(#[from] Timeout),
+    #[error(transparent)]
+    Operator(#[from] OperatorError),
+    #[error("there is no region to switch to")]
+    NoTarget,
+    #[error("{step}: {source}")]
+    Step { step: String, source: Box<StageError> },
+    /// With the place of its logs.
+    #[error("{source}\nThe logs and data of the cluster are in {}", folder.display())]
+    Kept { source: Box<StageError>, folder: PathBuf },
+}
+
+/// A cluster with its clients, in the middle of a drill.
+pub struct Stage<'a> {
+    drill: &'a Drill,
+    options: &'a StageOptions,
+    say: &'a (dyn Fn(&str) + Sync),
+    cluster: Cluster,
+    gateways: Gateways,
+    workload: Arc<Workload>,
+    scene: Scene,
+    marks: Vec<Mark>,
+    fault_at: Duration,
+}
+
+impl Stage<'_> {
+    /// Runs a drill once, and removes its cluster. `say` is told what happens.
+    ///
+    /// # Errors
+    /// When it did not come to its end: nothing can be said of the promises then, and the cluster's folder
+    /// stays.
+    pub async fn run(
+        drill: &Drill,
+        run: usize,
+        options: &StageOptions,
+        say: &(dyn Fn(&str) + Sync),
+    ) -> Result<RunReport, StageError> {
+        let began = Instant::now();
+        let mut cluster = Cluster::start(ClusterOptions {
+            program: options.program.clone(),
+            topology: options.topology.clone(),
+            log_retention_mb: None,
+            wan: Some(options.wan.clone()),
+        })
+        .await?;
+        if options.keep {
+            say(&format!("the cluster is in {}", cluster.keep_folder().display()));
+        }
+        let prepared = async {
+            let mut gateways = Gateways::default();
+            for region in 0..cluster.regions() {
+                gateways.add(&cluster, region, cluster.start_gateway(region).await?)?;
+            }
+            Ok::<_, ClusterError>((gateways, Scene::of(&cluster, DEFAULT_DATABASE).await?))
+        };
+        let (gateways, scene) = match prepared.await {
+            Ok(prepared) => prepared,
+            Err(error) => return Err(kept(&mut cluster, error.into())),
+        };
+        say(&format!(
+            "{} nodes and {} gateways are ready after {:.1} s; node {} leads",
+            cluster.node_ids().len(),
+            cluster.regions(),
+            began.elapsed().as_secs_f64(),
+            scene.leader
+        ));
+        let workload = Workload::new(DEFAULT_DATABASE);
+        let (marks, fault_at) = (Vec::new(), Duration::ZERO);
+        let mut stage = Stage { drill, options, say, cluster, gateways, workload, scene, marks, fault_at };
+        match stage.play(run).await {
+            Ok(report) => Ok(report),
+            Err(error) => Err(kept(&mut stage.cluster, error)),
+        }
+    }
+
+    async fn play(&mut self, run: usize) -> Result<RunReport, StageError> {
+        let origin = self.workload.origin();
+        let watch = Watch::start(self.cluster.operator().clone(), self.scene.shard, origin);
+        let mut clients = JoinSet::new();
+        for profile in self.gateways.profiles(self.scene.home, CLIENT_TIMEOUT, self.options.seed) {
+            clients.spawn(Arc::clone(&self.workload).run_client(profile));
+        }
+        let pressure = self.drill.script.pressure.map(|per_second| self.gateways.pressure(self.scene.home, per_second, origin));
+        tokio::time::sleep(WARM_UP + BASELINE).await;
+        // Who leads may have changed since.
+        self.scene = Scene::of(&self.cluster, DEFAULT_DATABASE).await?;
+        self.fault_at = origin.elapsed();
+        let written_before = pressure.as_ref().map(Pressure::written);
+        self.carry_out().await?;
+        tokio::time::sleep(TAIL).await;
+        let end = origin.elapsed();
+        let pressure = pressure.map(|pressure| {
+            let written = pressure.written() - written_before.unwrap_or(0);
+            (written as f64 / end.saturating_sub(self.fault_at).as_secs_f64(), pressure.probes())
+        });
+        self.workload.stop();
+        while clients.join_next().await.is_some() {}
+        let history = self.last_reads().await?;
+        let inspection = self.claims().await;
+        let evidence = Evidence {
+            warm_at: WARM_UP,
+            end,
+            history,
+            inspection,
+            converged: self.converged().await,
+            looks: watch.looks(),
+            pressure,
+        };
+        Ok(self.judge(run, evidence))
+    }
+
+    /// Heals what is left, waits until nothing commits any more, and reads everything back.
+    async fn last_reads(&mut self) -> Result<History, StageError> {
+        self.heal().await?;
+        self.cluster.ready().await?;
+        self.quiet().await?;
+        (self.say)("all is healed and quiet; reading everything back");
+        let gateway = self.gateways.stateless(self.scene.home).ok_or(StageError::NoTarget)?;
+        Ok(self.workload.finish(&gateway).await?)
+    }
+
+    /// Writes whose clients left are carried out by their gateways.
+    async fn quiet(&self) -> Result<(), Timeout> {
+        let mut last = (Vec::new(), Instant::now());
+        poll::until("nothing commits any more", QUIET_DEADLINE, async || {
+            let applied = self.applied().await;
+            if applied != last.0 {
+                last = (applied, Instant::now());
+            }
+            if last.1.elapsed() >= QUIET { Ok(()) } else { Err(format!("applied {:?}", last.0)) }
+        })
+        .await
+    }
+
+    /// What each node that answers has applied of the shard.
+    async fn applied(&self) -> Vec<u64> {
+        let statuses = self.cluster.operator().statuses(PATIENCE).await;
+        let shards = statuses.values().flat_map(|status| &status.shards);
+        shards.filter(|status| status.shard == self.scene.shard.0).map(|status| status.applied_sequence).collect()
+    }
+
+    /// Nodes that have applied what the furthest has.
+    async fn converged(&self) -> usize {
+        let applied = self.applied().await;
+        applied.iter().filter(|sequence| applied.iter().max() == Some(sequence)).count()
+    }
+
+    /// The directory as it is when old voters have shown what they had, or do not.
+    async fn claims(&self) -> Option<crate::operator::Inspection> {
+        let exact = poll::until("reports that are exact", CLAIMS_DEADLINE, async || {
+            let inspection = self.cluster.operator().inspect(PATIENCE).await.map_err(|error| error.to_string())?;
+            let reports = self.scene.reports(&inspection);
+            if reports.iter().all(|report| report.loss.exact) { Ok(inspection) } else { Err(format!("{reports:?}")) }
+        });
+        match exact.await {
+            Ok(inspection) => Some(inspection),
+            Err(_) => self.cluster.operator().inspect(PATIENCE).await.ok(),
+        }
+    }
+
+    async fn meet(&mut self, condition: Condition) -> Result<(), StageError> {
+        match condition {
+            Condition::Ready => Ok(self.cluster.ready().await?),
+            Condition::CaughtUp => {
+                let nodes = self.cluster.node_ids().len();
+                let met = poll::until("all nodes have nearly the same", QUIET_DEADLINE, async || {
+                    let applied = self.applied().await;
+                    let (least, most) = (applied.iter().min(), applied.iter().max());
+                    // Clients go on writing meanwhile.
+                    let near = least.zip(most).is_some_and(|(least, most)| most - least < 1000);
+                    if near && applied.len() == nodes { Ok(()) } else { Err(format!("applied {applied:?}")) }
+                });
+                Ok(met.await?)
+            }
+        }
+    }
+
+    fn mark(&mut self, kind: MarkKind, text: String) {
+        let at = self.workload.origin().elapsed();
+        let since = at.as_secs_f64() - self.fault_at.as_secs_f64();
+        (self.say)(&format!("{since:+8.3} s  {text}"));
+        self.marks.push(Mark { at_ms: ms(at), text, kind });
+    }
+}
+
+fn kept(cluster: &mut Cluster, error: StageError) -> StageError {
+    let ended = cluster.ended().map(ClusterError::Ended);
+    let source = Box::new(ended.map_or(error, StageError::Cluster));
+    StageError::Kept { source, folder: cluster.keep_folder() }
+}
+
+/// A gateway by which clients go.
+type Entry = (crate::network::Machine, Arc<Gateway>);

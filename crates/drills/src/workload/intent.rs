@@ -1,0 +1,75 @@
+use bytes::Bytes;
+use meridian_checker::{Check, Key, Recorder, Value, Write};
+use meridian_proto::kv_connect as pb;
+
+use crate::kv_connect::{delete, set, sum};
+
+/// What the keys of markers begin with. The marker of a transaction is a register that nothing else writes:
+/// the transaction committed just if it is there.
+pub const MARKER: &str = "marker/";
+
+/// What a client wants to be done, before it is given the numbers that are used once: a try after one without
+/// an answer must be told from it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Intent {
+    pub(super) checks: Vec<Check>,
+    pub(super) changes: Vec<Change>,
+    /// Whether it sets a marker.
+    pub(super) marked: bool,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Change {
+    /// To the list that was read.
+    Append { key: Key, elements: Vec<u64> },
+    SetRegister { key: Key },
+    Sum { key: Key, amount: u64 },
+    Delete { key: Key },
+}
+
+impl Intent {
+    pub(super) fn new(changes: Vec<Change>) -> Self {
+        // Nothing but its marker tells of a sum or a delete.
+        let marked = changes.iter().any(|change| matches!(change, Change::Sum { .. } | Change::Delete { .. }));
+        Self { checks: Vec::new(), changes, marked }
+    }
+
+    /// One try of it: as the checker knows it, and as it is sent.
+    pub(super) fn attempt(&self, recorder: &Recorder) -> (Vec<Write>, pb::AtomicWrite) {
+        let (mut writes, mut mutations) = (Vec::new(), Vec::new());
+        for change in &self.changes {
+            match change {
+                Change::Append { key, elements } => {
+                    let element = recorder.next_id();
+                    let list = elements.iter().copied().chain([element]).collect();
+                    mutations.push(set(key.as_bytes(), &Value::List(list).encode().1));
+                    writes.push(Write::Append { key: key.clone(), element });
+                }
+                Change::SetRegister { key } => push_register(recorder, key.clone(), &mut writes, &mut mutations),
+                Change::Sum { key, amount } => {
+                    mutations.push(sum(key.as_bytes(), *amount));
+                    writes.push(Write::Sum { key: key.clone(), amount: *amount });
+                }
+                Change::Delete { key } => {
+                    mutations.push(delete(key.as_bytes()));
+                    writes.push(Write::Delete { key: key.clone() });
+                }
+            }
+        }
+        if self.marked {
+            let key = format!("{MARKER}{:08}", recorder.next_id());
+            push_register(recorder, key, &mut writes, &mut mutations);
+        }
+        let checks = self.checks.iter().map(|check| pb::Check {
+            key: Bytes::copy_from_slice(check.key.as_bytes()),
+            versionstamp: check.versionstamp.map_or_else(Bytes::new, |stamp| Bytes::copy_from_slice(&stamp.0)),
+        });
+        (writes, pb::AtomicWrite { checks: checks.collect(), mutations, enqueues: Vec::new() })
+    }
+}
+
+fn push_register(recorder: &Recorder, key: Key, writes: &mut Vec<Write>, mutations: &mut Vec<pb::Mutation>) {
+    let value = recorder.next_id();
+    mutations.push(set(key.as_bytes(), &Value::Register(value).encode().1));
+    writes.push(Write::SetRegister { key, value });
+}

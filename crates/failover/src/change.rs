@@ -1,0 +1,211 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
+use serde::{Deserialize, Serialize};
+
+use crate::cluster::{Cluster, Database, FailoverMode, FailoverReport, Node, Plan, Rpo, Shard, Token};
+
+mod databases;
+mod names;
+mod nodes;
+mod shards;
+
+/// The one way from a [`Cluster`] to the next. Sent by operators and by the controller.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    // By the controller.
+    /// A node spoke for the first time.
+    RecordIncarnation {
+        node: NodeId,
+        incarnation: String,
+    },
+    /// `SwitchingOver`, `Active` or `Forming` to `Sealing`. A planned `Sealing` that cannot end becomes a failover.
+    Seal {
+        shard: ShardId,
+        epoch: Epoch,
+        to: Option<String>,
+        planned: bool,
+        since_ms: u64,
+        cause: String,
+    },
+    /// `Sealing` to `Forming` of the next epoch. The commit point.
+    Promote {
+        shard: ShardId,
+        voters: BTreeSet<NodeId>,
+        preferred_leader: Option<NodeId>,
+        report: FailoverReport,
+    },
+    /// `Forming` to `Active`: a leader of this epoch has reported.
+    Activate {
+        shard: ShardId,
+        epoch: Epoch,
+    },
+    /// A node has shown what it had beyond the base of `epoch`: `transactions` that are known to have been
+    /// committed, `at_most` with those that nobody decided.
+    ShowLoss {
+        shard: ShardId,
+        epoch: Epoch,
+        node: NodeId,
+        transactions: u64,
+        at_most: u64,
+        last_time_ms: u64,
+    },
+
+    // By operators.
+    /// `Active` to `SwitchingOver`.
+    BeginSwitchover {
+        shard: ShardId,
+        to: String,
+    },
+    /// `SwitchingOver` to `Active`; a planned `Sealing` goes back to its own region in a new epoch.
+    CancelSwitchover {
+        shard: ShardId,
+    },
+    /// An operator orders a failover of a shard that has lost its primary region, knowing what is lost. Of one
+    /// that is sealed already, it says anew where to.
+    ForceFailover {
+        shard: ShardId,
+        epoch: Epoch,
+        to: Option<String>,
+        since_ms: u64,
+        cause: String,
+    },
+    AddRegion {
+        name: String,
+    },
+    RemoveRegion {
+        name: String,
+    },
+    /// Gets the next id, and joins as a replica of every shard; `SetVoters` makes it a voter.
+    AddNode {
+        node: Node,
+    },
+    /// Refused while it votes anywhere.
+    RemoveNode {
+        node: NodeId,
+    },
+    /// `AddNode`, takes the old node's place among all voters, and `RemoveNode`, at once.
+    ReplaceNode {
+        old: NodeId,
+        new: Node,
+    },
+    /// Of an `Active` shard: its leader changes the group's membership accordingly.
+    SetVoters {
+        shard: ShardId,
+        voters: BTreeSet<NodeId>,
+    },
+    SetDirectoryVoters {
+        voters: BTreeSet<NodeId>,
+    },
+    /// `database.shard` is chosen by the change: a shard of the primary region with the fewest databases, and
+    /// a new shard if there is none or `own_shard` is said.
+    CreateDatabase {
+        id: DatabaseId,
+        database: Database,
+        own_shard: bool,
+    },
+    DeleteDatabase {
+        id: DatabaseId,
+    },
+    SetDatabase {
+        id: DatabaseId,
+        failover: Option<FailoverMode>,
+        rpo: Option<Rpo>,
+        primary_region: Option<String>,
+    },
+    CreateToken {
+        token: Token,
+    },
+    RevokeToken {
+        id: u64,
+    },
+}
+
+/// Why a change cannot be made: for the operator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Refused(pub String);
+
+/// `Ok` where a condition holds, else what the operator is told.
+fn ensure(holds: bool, otherwise: impl FnOnce() -> String) -> Result<(), Refused> {
+    if holds { Ok(()) } else { Err(Refused(otherwise())) }
+}
+
+impl Cluster {
+    /// The cluster after `change`; its version is one higher.
+    ///
+    /// # Errors
+    /// [`Refused`], saying what is in the way. A change that finds its own result (a repeated `Promote`) is
+    /// refused too: the caller looks at the cluster again.
+    pub fn after(&self, change: &Change) -> Result<Cluster, Refused> {
+        let mut next = self.clone();
+        next.make(change)?;
+        ensure(next != *self, || "that is how it is already".to_owned())?;
+        for (id, shard) in next.shards.iter().filter(|(id, shard)| self.shards.get(id) != Some(*shard)) {
+            next.check_voters(*id, shard)?;
+        }
+        next.version += 1;
+        Ok(next)
+    }
+
+    fn make(&mut self, change: &Change) -> Result<(), Refused> {
+        match change {
+            Change::RecordIncarnation { node, incarnation } => self.record_incarnation(*node, incarnation),
+            Change::Seal { shard, epoch, to, planned, since_ms, cause } => {
+                let plan = Plan { to: to.clone(), planned: *planned, since_ms: *since_ms, cause: cause.clone() };
+                self.seal(*shard, *epoch, plan)
+            }
+            Change::Promote { shard, voters, preferred_leader, report } => {
+                self.promote(*shard, voters, *preferred_leader, report)
+            }
+            Change::Activate { shard, epoch } => self.activate(*shard, *epoch),
+            Change::ShowLoss { shard, epoch, node, transactions, at_most, last_time_ms } => {
+                self.show_loss(*shard, *epoch, *node, *transactions..=*at_most, *last_time_ms)
+            }
+            Change::BeginSwitchover { shard, to } => self.begin_switchover(*shard, to),
+            Change::CancelSwitchover { shard } => self.cancel_switchover(*shard),
+            Change::ForceFailover { shard, epoch, to, since_ms, cause } => {
+                let plan = Plan { to: to.clone(), planned: false, since_ms: *since_ms, cause: cause.clone() };
+                self.force_failover(*shard, *epoch, plan)
+            }
+            Change::AddRegion { name } => self.add_region(name),
+            Change::RemoveRegion { name } => self.remove_region(name),
+            Change::AddNode { node } => self.add_node(node).map(drop),
+            Change::RemoveNode { node } => self.remove_node(*node),
+            Change::ReplaceNode { old, new } => self.replace_node(*old, new),
+            Change::SetVoters { shard, voters } => self.set_voters(*shard, voters),
+            Change::SetDirectoryVoters { voters } => self.set_directory_voters(voters),
+            Change::CreateDatabase { id, database, own_shard } => self.create_database(*id, database, *own_shard),
+            Change::DeleteDatabase { id } => self.delete_database(*id),
+            Change::SetDatabase { id, failover, rpo, primary_region } => {
+                self.set_database(*id, *failover, *rpo, primary_region.as_deref())
+            }
+            Change::CreateToken { token } => self.create_token(token),
+            Change::RevokeToken { id } => self.revoke_token(*id),
+        }
+    }
+
+    /// Voters lie in the primary region, each in a data center of its own: else a commit by a majority would
+    /// not lie in two of them.
+    fn check_voters(&self, id: ShardId, shard: &Shard) -> Result<(), Refused> {
+        let region = &shard.primary_region;
+        ensure(!shard.voters.is_empty(), || format!("shard {id} would have no voters"))?;
+        let mut taken = BTreeMap::new();
+        for voter in &shard.voters {
+            let node = self.live_node(*voter)?;
+            ensure(node.region == *region, || {
+                format!("{} is in region {}, but shard {id} has its primary in {region}", node.name, node.region)
+            })?;
+            if let Some(other) = taken.insert(&node.data_center, &node.name) {
+                let (name, place) = (&node.name, &node.data_center);
+                return Err(Refused(format!("{other} and {name} are both in data center {place}: only one may vote")));
+            }
+        }
+        ensure(shard.preferred_leader.is_none_or(|leader| shard.voters.contains(&leader)), || {
+            format!("the preferred leader of shard {id} does not vote in it")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

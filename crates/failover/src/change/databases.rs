@@ -1,0 +1,109 @@
+use meridian_types::{DatabaseId, Epoch, Position, ShardId};
+
+use crate::change::names::check_name;
+use crate::change::{Refused, ensure};
+use crate::cluster::{Cluster, Database, FailoverMode, Phase, Rpo, Shard, Token, TokenScope};
+
+const MAX_LABEL_BYTES: usize = 200;
+
+fn check_rpo(rpo: Rpo) -> Result<(), Refused> {
+    ensure(rpo.soft_ms <= rpo.max_ms, || {
+        format!("writes cannot be slowed from {} ms and refused from {} ms on", rpo.soft_ms, rpo.max_ms)
+    })
+}
+
+impl Cluster {
+    pub(super) fn create_database(
+        &mut self,
+        id: DatabaseId,
+        database: &Database,
+        own_shard: bool,
+    ) -> Result<(), Refused> {
+        check_name("database", &database.name, &['~'])?;
+        check_rpo(database.rpo)?;
+        ensure(!self.databases.contains_key(&id), || format!("database {id} exists already"))?;
+        ensure(self.databases.values().all(|other| other.name != database.name), || {
+            format!("there is a database called {} already", database.name)
+        })?;
+        self.check_region_with_nodes(&database.primary_region)?;
+        let shared = if own_shard { None } else { self.emptiest_shard(&database.primary_region) };
+        let shard = match shared {
+            Some(shard) => shard,
+            None => self.create_shard(&database.primary_region)?,
+        };
+        self.databases.insert(id, Database { shard, ..database.clone() });
+        Ok(())
+    }
+
+    fn emptiest_shard(&self, region: &str) -> Option<ShardId> {
+        let here = self.shards.iter().filter(|(_, shard)| shard.primary_region == region);
+        let databases = |id: ShardId| self.databases.values().filter(|database| database.shard == id).count();
+        here.map(|(id, _)| *id).min_by_key(|id| (databases(*id), *id))
+    }
+
+    /// Shard 0 is the directory's own, and never one of these.
+    fn create_shard(&mut self, region: &str) -> Result<ShardId, Refused> {
+        let id = self.last_shard_id.checked_add(1).ok_or_else(|| Refused("all shard ids were used".to_owned()))?;
+        let voters = self.would_be_voters(region);
+        let shard = Shard {
+            epoch: Epoch::FIRST,
+            phase: Phase::Forming,
+            primary_region: region.to_owned(),
+            preferred_leader: self.spread_leader(&voters),
+            voters,
+            bases: vec![(Epoch::FIRST, Position::ZERO)],
+            reports: Vec::new(),
+        };
+        self.last_shard_id = id;
+        self.shards.insert(ShardId(id), shard);
+        Ok(ShardId(id))
+    }
+
+    pub(super) fn delete_database(&mut self, id: DatabaseId) -> Result<(), Refused> {
+        ensure(self.databases.remove(&id).is_some(), || format!("there is no database {id}"))?;
+        self.default_database = self.default_database.filter(|default| *default != id);
+        Ok(())
+    }
+
+    pub(super) fn set_database(
+        &mut self,
+        id: DatabaseId,
+        failover: Option<FailoverMode>,
+        rpo: Option<Rpo>,
+        primary_region: Option<&str>,
+    ) -> Result<(), Refused> {
+        if let Some(region) = primary_region {
+            self.check_region_with_nodes(region)?;
+        }
+        let database = self.databases.get_mut(&id).ok_or_else(|| Refused(format!("there is no database {id}")))?;
+        database.failover = failover.unwrap_or(database.failover);
+        database.rpo = rpo.unwrap_or(database.rpo);
+        check_rpo(database.rpo)?;
+        if let Some(region) = primary_region {
+            region.clone_into(&mut database.primary_region);
+        }
+        Ok(())
+    }
+
+    pub(super) fn create_token(&mut self, token: &Token) -> Result<(), Refused> {
+        ensure(token.label.len() <= MAX_LABEL_BYTES, || format!("a label has at most {MAX_LABEL_BYTES} bytes"))?;
+        let is_hash = token.sha256.len() == 64 && token.sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
+        ensure(is_hash, || "a token is kept as its SHA-256, 64 hex digits".to_owned())?;
+        ensure(self.tokens.values().all(|other| other.sha256 != token.sha256), || {
+            "this token exists already".to_owned()
+        })?;
+        if let TokenScope::Databases(databases) = &token.scope {
+            ensure(!databases.is_empty(), || "a token for no database is of no use".to_owned())?;
+            let unknown = databases.iter().find(|id| !self.databases.contains_key(id));
+            ensure(unknown.is_none(), || unknown.map(|id| format!("there is no database {id}")).unwrap_or_default())?;
+        }
+        let id = self.last_token_id.checked_add(1).ok_or_else(|| Refused("all token ids were used".to_owned()))?;
+        self.last_token_id = id;
+        self.tokens.insert(id, token.clone());
+        Ok(())
+    }
+
+    pub(super) fn revoke_token(&mut self, id: u64) -> Result<(), Refused> {
+        ensure(self.tokens.remove(&id).is_some(), || format!("there is no token {id}"))
+    }
+}

@@ -1,0 +1,222 @@
+use meridian_types::Position;
+
+use super::*;
+use crate::cluster::{Loss, Phase, Token, TokenScope};
+use crate::testing::{DATABASE, SHARD, at, cluster, database, node, report};
+
+mod golden;
+mod shards;
+
+fn refused(cluster: &Cluster, change: &Change) -> String {
+    cluster.after(change).expect_err("it was to be refused").0
+}
+
+fn done(cluster: &Cluster, change: &Change) -> Cluster {
+    let next = cluster.after(change).unwrap_or_else(|refused| panic!("{change:?}: {refused}"));
+    assert_eq!(next.version, cluster.version + 1);
+    next
+}
+
+fn ids(ids: &[NodeId]) -> BTreeSet<NodeId> {
+    ids.iter().copied().collect()
+}
+
+#[test]
+fn a_node_gets_the_next_id_which_is_never_used_again() {
+    let mut new = node(8, "b", "b3");
+    (new.incarnation, new.removed) = (Some("ff".to_owned()), true);
+    let next = done(&cluster(), &Change::AddNode { node: new });
+    assert_eq!(next.last_node_id, 8);
+    assert_eq!(next.nodes[&8], node(8, "b", "b3"));
+    let next = done(&next, &Change::RemoveNode { node: 8 });
+    assert!(next.nodes[&8].removed);
+    assert_eq!(refused(&next, &Change::RemoveNode { node: 8 }), "node 8 (n8) was removed");
+    // Name and addresses are free again, the id is not.
+    let next = done(&next, &Change::AddNode { node: node(8, "b", "b3") });
+    assert_eq!(next.last_node_id, 9);
+    assert!(next.nodes[&8].removed && !next.nodes[&9].removed);
+}
+
+#[test]
+fn a_node_that_is_known_or_makes_no_sense_is_refused() {
+    let cluster = cluster();
+    let refused = |change: &dyn Fn(&mut Node)| {
+        let mut new = node(8, "b", "b3");
+        change(&mut new);
+        refused(&cluster, &Change::AddNode { node: new })
+    };
+    assert_eq!(refused(&|node| node.name = "n3".into()), "node 3 is called n3 already");
+    assert_eq!(refused(&|node| node.region = "d".into()), "there is no region d");
+    let taken = "10.0.0.3:7100 is the address of node 3 (n3) already";
+    assert_eq!(refused(&|node| node.rpc_address = "10.0.0.3:7100".into()), taken);
+    assert_eq!(refused(&|node| node.kv_address = Some("10.0.0.3:7100".into())), taken);
+    assert_eq!(refused(&|node| node.name = String::new()), "the name of a node may not be empty");
+    let message = "`a/b` cannot name a data center: letters, digits and any of -_. can";
+    assert_eq!(refused(&|node| node.data_center = "a/b".into()), message);
+    let message = "`10.0.0.8` is not a node's rpc address: host:port is wanted";
+    assert_eq!(refused(&|node| node.rpc_address = "10.0.0.8".into()), message);
+    let message = "n8 cannot have 10.0.0.8:7100 for both of its addresses";
+    assert_eq!(refused(&|node| node.kv_address = Some(node.rpc_address.clone())), message);
+}
+
+#[test]
+fn a_node_that_votes_is_not_removed() {
+    let cluster = cluster();
+    let message = "n2 votes in shard 1: set other voters, or replace the node";
+    assert_eq!(refused(&cluster, &Change::RemoveNode { node: 2 }), message);
+    let message = "n4 votes in the directory: set other directory voters, or replace the node";
+    assert_eq!(refused(&cluster, &Change::RemoveNode { node: 4 }), message);
+    assert_eq!(refused(&cluster, &Change::RemoveNode { node: 99 }), "there is no node 99");
+}
+
+#[test]
+fn a_replacement_takes_all_places_of_the_old_node() {
+    let mut new = node(1, "a", "a1");
+    new.rpc_address = "10.0.0.99:7100".to_owned();
+    let next = done(&cluster(), &Change::ReplaceNode { old: 1, new: new.clone() });
+    assert!(next.nodes[&1].removed);
+    assert_eq!(next.nodes[&8], new);
+    let shard = &next.shards[&SHARD];
+    assert_eq!((shard.voters.clone(), shard.preferred_leader), (ids(&[2, 3, 8]), Some(8)));
+    assert_eq!(next.directory_voters, ids(&[4, 6, 8]));
+}
+
+#[test]
+fn a_replacement_elsewhere_or_in_the_data_center_of_another_voter_is_refused() {
+    let cluster = cluster();
+    let replace = |region, data_center| Change::ReplaceNode { old: 1, new: node(8, region, data_center) };
+    let message = "n1 is in region a: its replacement has to be there, too";
+    assert_eq!(refused(&cluster, &replace("b", "b3")), message);
+    let message = "n2 and n8 are both in data center a2: only one may vote";
+    assert_eq!(refused(&cluster, &replace("a", "a2")), message);
+    let sealing = done(&cluster, &Change::BeginSwitchover { shard: SHARD, to: "b".into() });
+    let message = "n1 votes in shard 1, which is not active: wait until it is";
+    assert_eq!(refused(&sealing, &replace("a", "a1")), message);
+}
+
+#[test]
+fn the_first_incarnation_is_recorded_for_good() {
+    let record = |incarnation: &str| Change::RecordIncarnation { node: 3, incarnation: incarnation.to_owned() };
+    let next = done(&cluster(), &record("aa"));
+    assert_eq!(next.nodes[&3].incarnation.as_deref(), Some("aa"));
+    assert_eq!(refused(&next, &record("aa")), "that is how it is already");
+    assert!(refused(&next, &record("bb")).starts_with("node 3 (n3) first spoke from another data folder (aa)"));
+}
+
+#[test]
+fn regions_come_and_go_while_nothing_is_in_them() {
+    let cluster = cluster();
+    let add = |name: &str| Change::AddRegion { name: name.to_owned() };
+    let remove = |name: &str| Change::RemoveRegion { name: name.to_owned() };
+    assert_eq!(refused(&cluster, &add("a")), "region a exists already");
+    assert_eq!(
+        refused(&cluster, &add("eu west")),
+        "`eu west` cannot name a region: letters, digits and any of -_. can"
+    );
+    let mut next = done(&cluster, &add("d"));
+    assert_eq!(next.regions, ["a", "b", "c", "d"]);
+    assert_eq!(done(&next, &remove("d")).regions, ["a", "b", "c"]);
+    assert_eq!(refused(&next, &remove("c")), "n6 is in region c: remove its nodes first");
+    next.databases.get_mut(&DATABASE).unwrap().primary_region = "d".to_owned();
+    let message = "database main belongs to region d: set another primary region first";
+    assert_eq!(refused(&next, &remove("d")), message);
+    next.nodes.retain(|_, node| node.region != "a");
+    assert_eq!(refused(&next, &remove("a")), "shard 1 has its primary in region a");
+}
+
+#[test]
+fn voters_of_the_directory_lie_in_distinct_data_centers() {
+    let next = done(&cluster(), &Change::AddNode { node: node(8, "a", "a1") });
+    let set = |voters: &[NodeId]| Change::SetDirectoryVoters { voters: ids(voters) };
+    assert_eq!(done(&next, &set(&[2, 5, 7])).directory_voters, ids(&[2, 5, 7]));
+    assert_eq!(refused(&next, &set(&[1, 8])), "n1 and n8 are both in data center a1: only one may vote");
+    assert_eq!(refused(&next, &set(&[])), "the directory would have no voters");
+    assert_eq!(refused(&next, &set(&[1, 12])), "there is no node 12");
+}
+
+#[test]
+fn a_database_shares_the_emptiest_shard_of_its_region() {
+    let create = |n: u8, region: &str, own_shard| Change::CreateDatabase {
+        id: DatabaseId([n; 16]),
+        database: database(&format!("db~{n}"), region),
+        own_shard,
+    };
+    let next = done(&cluster(), &create(2, "a", true));
+    assert_eq!(next.databases[&DatabaseId([2; 16])].shard, ShardId(2));
+    let next = done(&next, &create(3, "a", false));
+    assert_eq!(next.databases[&DatabaseId([3; 16])].shard, SHARD);
+    let next = done(&next, &create(4, "a", false));
+    assert_eq!(next.databases[&DatabaseId([4; 16])].shard, ShardId(2));
+    let next = done(&next, &create(5, "b", false));
+    let shard = &next.shards[&ShardId(3)];
+    assert_eq!((shard.voters.clone(), &shard.phase, shard.epoch), (ids(&[4, 5]), &Phase::Forming, Epoch::FIRST));
+    assert_eq!((shard.preferred_leader, &shard.bases), (Some(4), &vec![(Epoch::FIRST, Position::ZERO)]));
+    assert_eq!(refused(&next, &create(5, "b", false)), format!("database {} exists already", DatabaseId([5; 16])));
+    assert_eq!(refused(&next, &create(6, "d", false)), "there is no region d");
+    let next = done(&next, &Change::AddRegion { name: "d".into() });
+    assert_eq!(refused(&next, &create(6, "d", false)), "region d has no nodes");
+}
+
+#[test]
+fn a_new_shard_has_an_odd_number_of_voters_and_those_that_vote_least() {
+    let mut next = cluster();
+    for (id, data_center) in [(8, "a4"), (9, "a1")] {
+        next = done(&next, &Change::AddNode { node: node(id, "a", data_center) });
+    }
+    let change = Change::CreateDatabase { id: DatabaseId([2; 16]), database: database("two", "a"), own_shard: true };
+    next = done(&next, &change);
+    // Nodes 8 and 9 vote nowhere yet; of the other data centers the first.
+    assert_eq!(next.shards[&ShardId(2)].voters, ids(&[2, 8, 9]));
+    assert_eq!(next.shards[&ShardId(2)].preferred_leader, Some(2));
+    for id in 10..=13 {
+        next = done(&next, &Change::AddNode { node: node(id, "a", &format!("a{id}")) });
+    }
+    assert_eq!(next.would_be_voters("a").len(), 5);
+}
+
+#[test]
+fn a_database_is_changed_and_deleted_and_its_shard_stays() {
+    let cluster = cluster();
+    let set = |failover, rpo, primary_region: Option<&str>| Change::SetDatabase {
+        id: DATABASE,
+        failover,
+        rpo,
+        primary_region: primary_region.map(str::to_owned),
+    };
+    let next = done(&cluster, &set(Some(FailoverMode::Manual), None, Some("b")));
+    let changed = &next.databases[&DATABASE];
+    assert_eq!((changed.failover, changed.primary_region.as_str()), (FailoverMode::Manual, "b"));
+    assert!(!next.fails_over_by_itself(SHARD) && next.fails_over_by_itself(ShardId(9)));
+    assert_eq!(refused(&cluster, &set(None, None, None)), "that is how it is already");
+    let rpo = Rpo { soft_ms: 2, max_ms: 1, ..Rpo::default() };
+    assert_eq!(
+        refused(&cluster, &set(None, Some(rpo), None)),
+        "writes cannot be slowed from 2 ms and refused from 1 ms on"
+    );
+    let next = done(&next, &Change::DeleteDatabase { id: DATABASE });
+    assert_eq!((next.default_database, next.databases.len(), next.shards.len()), (None, 0, 1));
+    assert_eq!(refused(&next, &Change::DeleteDatabase { id: DATABASE }), format!("there is no database {DATABASE}"));
+}
+
+#[test]
+fn tokens_are_numbered_and_revoked() {
+    let token = |scope| Token {
+        label: "ci".to_owned(),
+        sha256: "ab".repeat(32),
+        scope,
+        write: true,
+        expires_at_ms: None,
+        created_at_ms: 1,
+    };
+    let create = |token| Change::CreateToken { token };
+    let next = done(&cluster(), &create(token(TokenScope::All)));
+    assert_eq!((next.last_token_id, &next.tokens[&1]), (1, &token(TokenScope::All)));
+    assert_eq!(refused(&next, &create(token(TokenScope::All))), "this token exists already");
+    let next = done(&next, &Change::RevokeToken { id: 1 });
+    assert_eq!(refused(&next, &Change::RevokeToken { id: 1 }), "there is no token 1");
+    let unknown = DatabaseId([9; 16]);
+    let scope = TokenScope::Databases(BTreeSet::from([unknown]));
+    assert_eq!(refused(&next, &create(token(scope))), format!("there is no database {unknown}"));
+    let short = Token { sha256: "ab".to_owned(), ..token(TokenScope::All) };
+    assert_eq!(refused(&next, &create(short)), "a token is kept as its SHA-256, 64 hex digits");
+}

@@ -1,0 +1,97 @@
+use super::*;
+
+/// What is stored: to be changed on purpose only, by adding fields with a default.
+const GOLDEN: &str = include_str!("golden.json");
+
+fn full() -> Cluster {
+    let mut next = cluster();
+    next.nodes.retain(|id, _| [1, 2, 3, 4, 5].contains(id));
+    next = done(&next, &Change::RecordIncarnation { node: 1, incarnation: "00ff".into() });
+    let (shard, epoch) = (SHARD, Epoch(1));
+    let cause = "no leader".to_owned();
+    next = done(&next, &Change::Seal { shard, epoch, to: None, planned: false, since_ms: 1, cause });
+    let (voters, report) = (ids(&[4, 5]), report(2, at(1, 50), "b"));
+    next = done(&next, &Change::Promote { shard, voters, preferred_leader: Some(4), report });
+    let epoch = Epoch(2);
+    next = done(&next, &Change::ShowLoss { shard, epoch, node: 1, transactions: 3, at_most: 4, last_time_ms: 5_100 });
+    for (n, to) in [(2, "b"), (3, "a")] {
+        let database = Database { failover: FailoverMode::Manual, ..database(&format!("db{n}"), "a") };
+        next = done(&next, &Change::CreateDatabase { id: DatabaseId([n; 16]), database, own_shard: true });
+        let shard = ShardId(n.into());
+        next = done(&next, &Change::Activate { shard, epoch: Epoch::FIRST });
+        if to == "b" {
+            next = done(&next, &Change::BeginSwitchover { shard, to: to.to_owned() });
+        }
+    }
+    let scope = TokenScope::Databases(BTreeSet::from([DATABASE]));
+    let (label, sha256) = ("ci".to_owned(), "ab".repeat(32));
+    let token = Token { label, sha256, scope, write: false, expires_at_ms: Some(9), created_at_ms: 8 };
+    next = done(&next, &Change::CreateToken { token });
+    done(
+        &next,
+        &Change::ForceFailover {
+            shard: ShardId(3),
+            epoch: Epoch(1),
+            to: Some("b".into()),
+            since_ms: 2,
+            cause: "x".into(),
+        },
+    )
+}
+
+#[test]
+fn stored_json_is_golden() {
+    let text = serde_json::to_string_pretty(&full()).unwrap();
+    assert_eq!(text.trim(), GOLDEN.trim(), "it was:\n{text}");
+    assert_eq!(serde_json::from_str::<Cluster>(GOLDEN).unwrap(), full());
+}
+
+#[test]
+fn fields_that_were_added_may_be_absent() {
+    let mut json: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
+    let report = &mut json["shards"]["1"]["reports"][0];
+    report.as_object_mut().unwrap().remove("old_voters");
+    report["loss"].as_object_mut().unwrap().retain(|key, _| key != "shown_by" && key != "at_most");
+    json["nodes"]["2"].as_object_mut().unwrap().retain(|key, _| key != "incarnation" && key != "removed");
+    json["databases"][DATABASE.to_string()].as_object_mut().unwrap().retain(|key, _| key != "failover" && key != "rpo");
+    let read: Cluster = serde_json::from_value(json).unwrap();
+    assert!(read.shards[&SHARD].reports[0].old_voters.is_empty());
+}
+
+#[test]
+fn every_change_survives_being_written_and_read() {
+    let (shard, epoch, cause) = (SHARD, Epoch(1), "why".to_owned());
+    let to = Some("b".to_owned());
+    let token = full().tokens[&1].clone();
+    let changes = [
+        Change::RecordIncarnation { node: 1, incarnation: "ff".into() },
+        Change::Seal { shard, epoch, to: to.clone(), planned: true, since_ms: 1, cause: cause.clone() },
+        Change::Promote { shard, voters: ids(&[4]), preferred_leader: None, report: report(2, at(1, 5), "b") },
+        Change::Activate { shard, epoch },
+        Change::ShowLoss { shard, epoch, node: 1, transactions: 2, at_most: 2, last_time_ms: 3 },
+        Change::BeginSwitchover { shard, to: "b".into() },
+        Change::CancelSwitchover { shard },
+        Change::ForceFailover { shard, epoch, to, since_ms: 1, cause },
+        Change::AddRegion { name: "d".into() },
+        Change::RemoveRegion { name: "d".into() },
+        Change::AddNode { node: node(8, "a", "a4") },
+        Change::RemoveNode { node: 8 },
+        Change::ReplaceNode { old: 1, new: node(8, "a", "a1") },
+        Change::SetVoters { shard, voters: ids(&[1, 2]) },
+        Change::SetDirectoryVoters { voters: ids(&[1, 2]) },
+        Change::CreateDatabase { id: DATABASE, database: database("x", "a"), own_shard: true },
+        Change::DeleteDatabase { id: DATABASE },
+        Change::SetDatabase {
+            id: DATABASE,
+            failover: Some(FailoverMode::Manual),
+            rpo: Some(Rpo::default()),
+            primary_region: None,
+        },
+        Change::CreateToken { token },
+        Change::RevokeToken { id: 1 },
+    ];
+    for change in changes {
+        let text = serde_json::to_string(&change).unwrap();
+        assert_eq!(serde_json::from_str::<Change>(&text).unwrap(), change, "{text}");
+    }
+}

@@ -1,0 +1,328 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use meridian_types::{Epoch, NodeId, Position, ShardId};
+
+use crate::change::Change;
+use crate::cluster::{Cluster, Phase};
+use crate::controller::contacts::Contacts;
+use crate::controller::grants::Grants;
+use crate::controller::view::{Verdict, View};
+use crate::controller::watch::Watch;
+use crate::lease::Lease;
+
+mod contacts;
+mod failover;
+mod grants;
+mod switchover;
+mod view;
+mod watch;
+
+#[derive(Debug, Clone)]
+pub struct ControllerConfig {
+    pub lease_ttl: Duration,
+    /// Added to the TTL by the grantor: clocks that run at different speeds, over one TTL.
+    pub drift_margin: Duration,
+    /// A primary region without a quorum for so long has failed.
+    pub failover_after: Duration,
+    /// A node that renewed within this time is reachable.
+    pub reachable_within: Duration,
+    /// How long sealing waits for reachable nodes that do not answer.
+    pub seal_timeout: Duration,
+    /// Between two tries of the same call.
+    pub retry_every: Duration,
+    /// A switchover waits until a majority of the target's data centers lags by no more.
+    pub max_switchover_lag: Duration,
+}
+
+impl Default for ControllerConfig {
+    fn default() -> Self {
+        Self {
+            lease_ttl: Duration::from_secs(3),
+            drift_margin: Duration::from_millis(150),
+            failover_after: Duration::from_secs(4),
+            reachable_within: Duration::from_millis(1500),
+            seal_timeout: Duration::from_secs(2),
+            retry_every: Duration::from_millis(250),
+            max_switchover_lag: Duration::from_secs(1),
+        }
+    }
+}
+
+/// What a node says of one shard with each renewal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShardReport {
+    pub shard: ShardId,
+    /// The epoch in which the node takes part or follows.
+    pub epoch: Epoch,
+    /// Durable and committed here.
+    pub position: Position,
+    /// Transactions up to there, and the leader's time of the last batch.
+    pub transactions: u64,
+    pub time_ms: u64,
+    /// It leads the group of `epoch`, and a quorum has answered within its election timeout.
+    pub leads: bool,
+    /// On a leader: the group's members differ from the directory's voters.
+    pub changing_voters: bool,
+    /// Behind the newest commit heard of, in milliseconds; 0 on a leader.
+    pub lag_ms: u64,
+}
+
+/// A node's answer to `Seal`: it serves the epoch no more, and takes no more of it. What it promises here it
+/// has written down, durably: a restart does not undo it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SealAnswer {
+    pub shard: ShardId,
+    pub epoch: Epoch,
+    /// To which kind of [`Action::Seal`] this is the answer.
+    pub planned: bool,
+    /// Durable and committed here; final, unless a `Drain` raises it, or it is `planned` and a leader drains.
+    pub position: Position,
+    pub transactions: u64,
+    pub time_ms: u64,
+    /// The Raft term that a voter is in, which it will not leave; `None` on a replica.
+    pub term: Option<u64>,
+    /// It led in that term, and everything it ever proposed is decided and in `position`. Only said where the
+    /// group's members are those that the cluster names in this `Sealing`, and no change of them is under way:
+    /// the majority that is counted is a majority of these.
+    pub drained_leader: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// At least every 100 ms.
+    Tick,
+    /// The node was granted a lease, see [`Controller::renew`], and said this.
+    Reported {
+        node: NodeId,
+        reports: Vec<ShardReport>,
+    },
+    Sealed {
+        node: NodeId,
+        answer: SealAnswer,
+    },
+    /// The node has everything up to `position`, durably.
+    Drained {
+        node: NodeId,
+        shard: ShardId,
+        epoch: Epoch,
+        position: Position,
+    },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(clippy::large_enum_variant, reason = "few are made, and they are taken apart at once")]
+pub enum Action {
+    /// To be committed if the cluster is still at this version; else dropped. The next step sees it done, or
+    /// comes to the same conclusion again. At most one a step.
+    Commit { change: Change },
+    /// To be sent once; the answer comes as `Sealed`, or never. `planned`: a voter that follows goes on
+    /// appending, so that the leader can drain; else it stops at once.
+    Seal { node: NodeId, shard: ShardId, epoch: Epoch, planned: bool },
+    /// To be sent once: pull what is missing up to `through` from `source`. Answered by `Drained`, or never.
+    /// A node that was not asked to seal (a switchover's target) seals first. One that is asked again while it
+    /// pulls goes on; one that has it all answers at once.
+    Drain { node: NodeId, shard: ShardId, epoch: Epoch, source: NodeId, through: Position },
+}
+
+/// How far a failover or switchover is, for operators.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Progress {
+    pub shard: ShardId,
+    pub text: String,
+}
+
+/// A change is on its way for a while, and only one can be made at each version.
+#[derive(Debug, Clone, Copy)]
+struct Proposed {
+    version: u64,
+    at: Duration,
+    shard: ShardId,
+}
+
+/// Judges, on the directory leader, for one term of its leadership.
+///
+/// Nothing that it remembers is needed to be safe: a new one counts every lease as granted when it began,
+/// asks again for every seal, and goes on from what the cluster says. One that did not run for a while
+/// (a stopped process, a machine that slept) forgets what it heard, since its ears were closed; only what it
+/// granted stays.
+#[derive(Debug)]
+pub struct Controller {
+    config: ControllerConfig,
+    grants: Grants,
+    contacts: Contacts,
+    watches: BTreeMap<ShardId, Watch>,
+    stepped_at: Duration,
+    proposed: Option<Proposed>,
+}
+
+impl Controller {
+    /// `now`: not before this node was elected.
+    pub fn new(config: ControllerConfig, now: Duration) -> Self {
+        Self {
+            grants: Grants::new(config.lease_ttl.saturating_add(config.drift_margin), now),
+            contacts: Contacts::new(config.reachable_within),
+            config,
+            watches: BTreeMap::new(),
+            stepped_at: now,
+            proposed: None,
+        }
+    }
+
+    /// Grants a node its lease on what `cluster` says. The caller has confirmed its leadership of the
+    /// directory after the request came, and `cluster` is what is committed. Remembered as granted at `now`.
+    pub fn renew(&mut self, now: Duration, cluster: &Cluster, node: NodeId) -> Lease {
+        let takes_part = cluster.nodes.get(&node).is_some_and(|node| !node.removed);
+        let serving = cluster.shards.iter().filter(|(_, shard)| {
+            takes_part && shard.voters.contains(&node) && !matches!(shard.phase, Phase::Sealing(_))
+        });
+        let shards: Vec<_> = serving.map(|(id, shard)| (*id, shard.epoch)).collect();
+        self.grants.grant(now, node, &shards);
+        Lease { ttl: self.config.lease_ttl, shards }
+    }
+
+    pub fn step(&mut self, now: Duration, cluster: &Cluster, now_ms: u64, event: Event) -> Vec<Action> {
+        if now.saturating_sub(self.stepped_at) > self.config.reachable_within {
+            self.watches.clear();
+        }
+        self.stepped_at = now;
+        self.follow(now, cluster);
+        self.take(now, cluster, event);
+        let mut actions = Vec::new();
+        let mut wanted = Vec::new();
+        for (id, shard) in &cluster.shards {
+            let Some(watch) = self.watches.get_mut(id) else { continue };
+            let view = View {
+                now,
+                now_ms,
+                config: &self.config,
+                cluster,
+                contacts: &self.contacts,
+                grants: &self.grants,
+                id: *id,
+                shard,
+            };
+            match judge(&view, watch, &mut actions) {
+                Verdict::Wait(text) => watch.text = text,
+                Verdict::Commit(change) => match cluster.after(&change) {
+                    Ok(_) => {
+                        "a decision is being written down".clone_into(&mut watch.text);
+                        wanted.push((*id, change));
+                    }
+                    Err(refused) => watch.text = format!("cannot go on: {refused}"),
+                },
+            }
+        }
+        if let Some(change) = self.propose(now, cluster.version, wanted) {
+            actions.push(Action::Commit { change });
+        }
+        actions
+    }
+
+    /// What each shard waits for that is not simply active.
+    pub fn progress(&self, now: Duration, cluster: &Cluster) -> Vec<Progress> {
+        let text = |id: &ShardId| match self.watches.get(id) {
+            Some(watch) if now.saturating_sub(self.stepped_at) <= self.config.reachable_within => watch.text.clone(),
+            _ => "not judged yet".to_owned(),
+        };
+        let all = cluster.shards.keys().map(|id| Progress { shard: *id, text: text(id) });
+        all.filter(|progress| !progress.text.is_empty()).collect()
+    }
+
+    fn follow(&mut self, now: Duration, cluster: &Cluster) {
+        self.grants.forget(now);
+        self.watches.retain(|id, _| cluster.shards.contains_key(id));
+        for (id, shard) in &cluster.shards {
+            let watch = self.watches.entry(*id).or_insert_with(|| Watch::new(now, shard));
+            if watch.epoch != shard.epoch {
+                *watch = Watch::new(now, shard);
+            }
+            watch.follow(now, shard);
+        }
+    }
+
+    fn take(&mut self, now: Duration, cluster: &Cluster, event: Event) {
+        match event {
+            Event::Tick => {}
+            Event::Reported { node, reports } => {
+                for report in &reports {
+                    self.take_report(now, cluster, node, report);
+                }
+                self.contacts.heard(now, node, reports);
+            }
+            Event::Sealed { node, answer } => {
+                let watch = self.watches.get_mut(&answer.shard).filter(|watch| watch.epoch == answer.epoch);
+                let Some(watch) = watch else { return };
+                let is_known = cluster.shards.get(&answer.shard).is_some_and(|shard| shard.in_history(answer.position));
+                if is_known {
+                    watch.heard_of(answer.transactions, answer.time_ms);
+                }
+                if let Some(sealing) = &mut watch.sealing {
+                    sealing.answered(now, node, answer);
+                }
+            }
+            Event::Drained { node, shard, epoch, position } => {
+                let watch = self.watches.get_mut(&shard).filter(|watch| watch.epoch == epoch);
+                if let Some(sealing) = watch.and_then(|watch| watch.sealing.as_mut()) {
+                    sealing.drained(now, node, position);
+                }
+            }
+        }
+    }
+
+    fn take_report(&mut self, now: Duration, cluster: &Cluster, node: NodeId, report: &ShardReport) {
+        let Some(shard) = cluster.shards.get(&report.shard) else { return };
+        let Some(watch) = self.watches.get_mut(&report.shard) else { return };
+        if report.epoch != shard.epoch || !shard.in_history(report.position) {
+            return;
+        }
+        watch.heard_of(report.transactions, report.time_ms);
+        if report.leads && shard.voters.contains(&node) {
+            watch.led_at = now;
+            let granted_at = self.grants.granted_at(node, report.shard, report.epoch);
+            if granted_at.is_some_and(|at| now.saturating_sub(at) <= self.config.reachable_within) {
+                watch.healthy_at = now;
+            }
+        }
+    }
+
+    /// The one change of this step. The shards take turns, so that none that cannot get on keeps others back.
+    fn propose(&mut self, now: Duration, version: u64, wanted: Vec<(ShardId, Change)>) -> Option<Change> {
+        let last = self.proposed.filter(|last| last.version == version);
+        if last.is_some_and(|last| now.saturating_sub(last.at) < self.config.retry_every) {
+            return None;
+        }
+        let had_its_turn = |shard: ShardId| last.is_some_and(|last| shard <= last.shard);
+        let next = wanted.into_iter().min_by_key(|(shard, _)| (had_its_turn(*shard), *shard));
+        let (shard, change) = next?;
+        self.proposed = Some(Proposed { version, at: now, shard });
+        Some(change)
+    }
+}
+
+fn judge(view: &View<'_>, watch: &mut Watch, actions: &mut Vec<Action>) -> Verdict {
+    let (shard, epoch) = (view.id, view.shard.epoch);
+    match &view.shard.phase {
+        Phase::Forming if view.leaders().next().is_some() => Verdict::Commit(Change::Activate { shard, epoch }),
+        Phase::Forming => match failover::judge(view, watch) {
+            Verdict::Wait(text) if text.is_empty() => Verdict::Wait("waits for its first leader".to_owned()),
+            verdict => verdict,
+        },
+        Phase::Active => failover::judge(view, watch),
+        Phase::SwitchingOver { to } => switchover::prepare(view, watch, to),
+        Phase::Sealing(plan) => {
+            // It is given back below: what is judged by is not what is changed.
+            let Some(mut sealing) = watch.sealing.take() else { return Verdict::Wait(String::new()) };
+            let verdict = if plan.planned {
+                switchover::advance(view, watch, &mut sealing, actions)
+            } else {
+                failover::advance(view, watch, &mut sealing, actions)
+            };
+            watch.sealing = Some(sealing);
+            verdict
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,40 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use meridian_types::{Epoch, NodeId, ShardId};
+
+use crate::controller::ShardReport;
+
+#[derive(Debug)]
+struct Contact {
+    at: Duration,
+    reports: BTreeMap<ShardId, ShardReport>,
+}
+
+/// When each node last renewed, and what it said.
+#[derive(Debug)]
+pub(super) struct Contacts {
+    reachable_within: Duration,
+    nodes: BTreeMap<NodeId, Contact>,
+}
+
+impl Contacts {
+    pub(super) fn new(reachable_within: Duration) -> Self {
+        Self { reachable_within, nodes: BTreeMap::new() }
+    }
+
+    pub(super) fn heard(&mut self, now: Duration, node: NodeId, reports: Vec<ShardReport>) {
+        let reports = reports.into_iter().map(|report| (report.shard, report)).collect();
+        self.nodes.insert(node, Contact { at: now, reports });
+    }
+
+    pub(super) fn is_reachable(&self, now: Duration, node: NodeId) -> bool {
+        self.nodes.get(&node).is_some_and(|contact| now.saturating_sub(contact.at) <= self.reachable_within)
+    }
+
+    /// What the node said of the shard, if it was lately and of this epoch.
+    pub(super) fn report(&self, now: Duration, node: NodeId, shard: ShardId, epoch: Epoch) -> Option<&ShardReport> {
+        let report = self.nodes.get(&node)?.reports.get(&shard)?;
+        (self.is_reachable(now, node) && report.epoch == epoch).then_some(report)
+    }
+}

@@ -1,0 +1,178 @@
+//! `Sealing` after a failure: whoever answers decides what is kept, and the most advanced region goes on.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+
+use meridian_types::{NodeId, Position};
+
+use crate::controller::view::{Verdict, View, seconds};
+use crate::controller::watch::{Sealing, Watch};
+use crate::controller::{Action, SealAnswer};
+use crate::voters::majority;
+
+/// Decides anew at every step from the answers so far; what was decided before binds nobody until `Promote`.
+pub(super) fn advance(view: &View<'_>, watch: &Watch, sealing: &mut Sealing, actions: &mut Vec<Action>) -> Verdict {
+    ask_everybody(view, sealing, actions);
+    if let Some(text) = not_ready(view, sealing) {
+        return Verdict::Wait(text);
+    }
+    give_up_the_lost(view, sealing);
+    let Some(base) = base(view, sealing) else {
+        return Verdict::Wait("sealing: no node of any region has answered".to_owned());
+    };
+    let Some(region) = target(view, sealing) else {
+        return Verdict::Wait(
+            "sealed: no region has two data centers, and a majority of its own, that have answered; a failover to \
+             a named region can be forced"
+                .to_owned(),
+        );
+    };
+    let forced = sealing.plan.to.is_some();
+    let voters = voters(view, sealing, &region, forced);
+    let (at_base, behind): (BTreeSet<_>, BTreeSet<_>) = voters
+        .iter()
+        .copied()
+        .filter(|voter| is_usable(view, sealing, *voter))
+        .partition(|voter| sealing.answers.get(voter).is_some_and(|answer| answer.position == base.position));
+    if !voters.is_empty() && at_base.len() >= majority(voters.len()) && (forced || at_base.len() >= 2) {
+        return view.promote(watch, sealing, &region, voters, &at_base, &base);
+    }
+    for voter in &behind {
+        drain(view, sealing, *voter, base.position, actions);
+    }
+    Verdict::Wait(format!(
+        "sealed at {}: {} of the {} voters of {region} have it{}",
+        base.position,
+        at_base.len(),
+        voters.len(),
+        if behind.is_empty() { String::new() } else { format!("; {} pulling it", view.names(behind)) },
+    ))
+}
+
+/// In every region: each node holds every shard, and may hold what no other has.
+fn ask_everybody(view: &View<'_>, sealing: &mut Sealing, actions: &mut Vec<Action>) {
+    let (shard, epoch) = (view.id, view.shard.epoch);
+    for (&node, _) in view.cluster.nodes.iter().filter(|(_, node)| !node.removed) {
+        if !sealing.answers.contains_key(&node) && sealing.seal_is_due(view.now, node, view.config.retry_every) {
+            actions.push(Action::Seal { node, shard, epoch, planned: false });
+        }
+    }
+}
+
+fn not_ready(view: &View<'_>, sealing: &Sealing) -> Option<String> {
+    let holders = view.lease_holders(sealing);
+    if !holders.is_empty() {
+        return Some(format!("sealing: waits until leases run out or are given up by {}", view.names(holders)));
+    }
+    if view.since(sealing.since) >= view.config.seal_timeout {
+        return None;
+    }
+    let silent = view.cluster.nodes.keys().copied();
+    let silent: Vec<_> =
+        silent.filter(|node| !sealing.answers.contains_key(node) && view.is_reachable(*node)).collect();
+    (!silent.is_empty()).then(|| format!("sealing: waits for the answers of {}", view.names(silent)))
+}
+
+/// Its position is in the history that is kept. One that missed a failover may hold what that one lost.
+fn in_history(view: &View<'_>, answer: &SealAnswer) -> bool {
+    view.shard.in_history(answer.position)
+}
+
+/// Where nobody comes nearer to the base, its holders are gone, and it goes on without them; or the region that
+/// was chosen cannot take it, and another may.
+fn give_up_the_lost(view: &View<'_>, sealing: &mut Sealing) {
+    sealing.lost.retain(|node| !view.is_reachable(*node));
+    if view.since(sealing.progress_at.max(sealing.since)) < view.config.seal_timeout * 2 {
+        return;
+    }
+    let gone = sealing.answers.keys().filter(|node| !view.is_reachable(**node));
+    let gone: Vec<_> = gone.copied().filter(|node| !sealing.lost.contains(node)).collect();
+    if !gone.is_empty() {
+        sealing.lost.extend(gone);
+    } else if let Some(region) = sealing.target.take() {
+        sealing.passed_over.insert(region);
+        sealing.progress_at = view.now;
+    }
+}
+
+/// What is kept: the most that anybody has.
+fn base(view: &View<'_>, sealing: &Sealing) -> Option<SealAnswer> {
+    let answers =
+        sealing.answers.iter().filter(|(node, answer)| !sealing.lost.contains(node) && in_history(view, answer));
+    answers.map(|(_, answer)| answer).max_by_key(|answer| (answer.position, answer.transactions)).cloned()
+}
+
+/// Reachable, sealed, and only in need of what others have.
+fn is_usable(view: &View<'_>, sealing: &Sealing, node: NodeId) -> bool {
+    view.is_reachable(node) && sealing.answers.get(&node).is_some_and(|answer| in_history(view, answer))
+}
+
+fn target(view: &View<'_>, sealing: &mut Sealing) -> Option<String> {
+    if let Some(to) = &sealing.plan.to {
+        return Some(to.clone());
+    }
+    let regions = view.cluster.regions.iter().enumerate();
+    let eligible: Vec<_> =
+        regions.filter(|(_, region)| view.can_take_over(region, |node| is_usable(view, sealing, node))).collect();
+    if let Some(kept) = sealing.target.as_ref().filter(|kept| eligible.iter().any(|(_, region)| region == kept)) {
+        return Some(kept.clone());
+    }
+    let most = |region: &str| -> Option<Position> {
+        let usable = view.cluster.nodes_of(region).filter(|(node, _)| is_usable(view, sealing, *node));
+        usable.filter_map(|(node, _)| sealing.answers.get(&node).map(|answer| answer.position)).max()
+    };
+    // The region that has failed comes last: what survived there is pulled from it.
+    let preference = |(order, region): &(usize, &String)| {
+        let is_home = **region == view.shard.primary_region;
+        (sealing.passed_over.contains(*region), is_home, Reverse(most(region)), *order)
+    };
+    sealing.target = eligible.into_iter().min_by_key(preference).map(|(_, region)| region.clone());
+    sealing.target.clone()
+}
+
+fn voters(view: &View<'_>, sealing: &Sealing, region: &str, forced: bool) -> BTreeSet<NodeId> {
+    let usable = |node: NodeId| is_usable(view, sealing, node);
+    let rank = |node: NodeId| {
+        let position = sealing.answers.get(&node).filter(|_| usable(node)).map(|answer| answer.position);
+        (!usable(node), Reverse(position))
+    };
+    let mut voters = view.cluster.best_voters(region, rank);
+    let there = voters.iter().filter(|voter| usable(**voter)).count();
+    if forced && there < majority(voters.len()) {
+        // An operator's word: it goes on with less than the region should have.
+        voters.retain(|voter| usable(*voter));
+    }
+    voters
+}
+
+fn drain(view: &View<'_>, sealing: &mut Sealing, node: NodeId, through: Position, actions: &mut Vec<Action>) {
+    let has_it = |answer: &SealAnswer| answer.position == through;
+    let holders = sealing.answers.iter().filter(|(node, answer)| has_it(answer) && !sealing.lost.contains(node));
+    let Some(source) = view.nearest(node, holders.map(|(node, _)| *node)) else { return };
+    if sealing.drain_is_due(view.now, node, through, view.config.retry_every) {
+        actions.push(Action::Drain { node, shard: view.id, epoch: view.shard.epoch, source, through });
+    }
+}
+
+/// Whether a shard that has no leader fails over by itself now, or why not.
+pub(super) fn judge(view: &View<'_>, watch: &Watch) -> Verdict {
+    let (region, without) = (&view.shard.primary_region, view.since(watch.healthy_at));
+    if without < view.config.reachable_within {
+        return Verdict::Wait(String::new());
+    }
+    let silence = format!("no leader in {region} was heard for {}", seconds(without));
+    if !view.cluster.fails_over_by_itself(view.id) {
+        return Verdict::Wait(format!(
+            "{silence}; a failover has to be ordered, since a database of the shard says so"
+        ));
+    }
+    let may_go_home = view.shard.phase == crate::Phase::Forming;
+    let others = view.cluster.regions.iter().filter(|other| may_go_home || *other != region);
+    if !others.into_iter().any(|other| view.can_take_over(other, |node| view.is_reachable(node))) {
+        return Verdict::Wait(format!("{silence}; no other region has two data centers in reach"));
+    }
+    if without < view.config.failover_after {
+        return Verdict::Wait(format!("{silence}; it fails over after {}", seconds(view.config.failover_after)));
+    }
+    view.fail_over(silence)
+}

@@ -1,0 +1,16 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use meridian_types::{DatabaseId, Epoch, NodeId, Position};
+
+use super::*;
+use crate::cluster::{FailoverMode, Plan, Shard};
+use crate::lease::LeaseHolder;
+use crate::testing::{SHARD, at, cluster, database, node};
+
+mod failovers;
+mod grants;
+mod story;
+mod switchovers;
+
+pub(super) const MS: Duration = Duration::from_millis(1);

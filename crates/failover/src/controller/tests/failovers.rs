@@ -1,0 +1,274 @@
+use super::story::Story;
+use super::*;
+
+/// The last failover or switchover: where to, the base, and what it says was lost.
+fn outcome(story: &Story) -> (String, Position, u64) {
+    let report = story.shard().reports.last().unwrap();
+    (report.to_region.clone(), report.base, report.loss.transactions)
+}
+
+#[test]
+fn a_region_that_lost_its_quorum_is_replaced_by_the_most_advanced_one() {
+    let mut story = Story::new();
+    story.actor(1).position = at(1, 130);
+    story.run(500);
+    story.actor(6).position = at(1, 120);
+    story.down(&[1, 2, 3]);
+    let took = story.run_until_active(2);
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    assert_eq!(outcome(&story), ("c".to_owned(), at(1, 120), 20));
+    let report = &story.shard().reports[0];
+    assert_eq!((report.loss.window_ms, report.loss.exact, report.planned), (100, false, false));
+    assert_eq!((report.base_transactions, report.old_voters.clone()), (240, BTreeSet::from([1, 2, 3])));
+    assert!(report.sealed_at_ms < report.promoted_at_ms);
+    assert_eq!(story.shard().voters, BTreeSet::from([6, 7]));
+    assert_eq!(story.actors[&7].position, at(1, 120));
+}
+
+#[test]
+fn a_leader_that_comes_and_goes_is_given_its_time() {
+    let mut story = Story::new();
+    for leader in [2, 3, 1, 2] {
+        story.actors.values_mut().for_each(|actor| actor.leads = false);
+        story.run(3000);
+        story.actor(leader).leads = true;
+        story.run(1000);
+    }
+    assert_eq!(story.changes, []);
+    assert_eq!(story.text(), "");
+}
+
+#[test]
+fn a_survivor_of_the_old_primary_gives_what_only_it_has() {
+    let mut story = Story::new();
+    story.actor(3).position = at(1, 150);
+    story.down(&[1, 2]);
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("b".to_owned(), at(1, 150), 0));
+    let sources: BTreeSet<_> = story
+        .actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Drain { source, .. } => Some(*source),
+            _ => None,
+        })
+        .collect();
+    assert!(sources.contains(&3));
+}
+
+#[test]
+fn of_equals_the_first_named_region_is_chosen() {
+    let mut story = Story::new();
+    story.down(&[1, 2, 3]);
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("b".to_owned(), at(1, 100), 0));
+}
+
+#[test]
+fn a_region_with_one_data_center_is_never_chosen_by_itself() {
+    let mut story = Story::new();
+    story.actor(4).position = at(1, 900);
+    story.down(&[1, 2, 3, 5, 7]);
+    story.run(20_000);
+    assert_eq!(story.changes, []);
+    assert!(story.text().ends_with("no other region has two data centers in reach"), "{}", story.text());
+    story.up(&[7]);
+    story.run_until_active(2);
+    // What b has is taken along.
+    assert_eq!(outcome(&story), ("c".to_owned(), at(1, 900), 0));
+}
+
+#[test]
+fn an_operator_may_name_a_region_with_one_data_center() {
+    let mut story = Story::new();
+    story.down(&[1, 2, 3, 5, 6, 7]);
+    story.run(10_000);
+    assert_eq!(story.changes, []);
+    let to = Some("b".to_owned());
+    let cause = "by hand".to_owned();
+    story.order(Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to, since_ms: 1, cause });
+    story.run_until_active(2);
+    assert_eq!((outcome(&story).0, story.shard().voters.clone()), ("b".to_owned(), BTreeSet::from([4])));
+}
+
+#[test]
+fn a_database_in_manual_mode_keeps_its_shard_where_it_is() {
+    let mut story = Story::new();
+    let manual = crate::cluster::Database { failover: FailoverMode::Manual, ..database("slow", "a") };
+    story.cluster.databases.insert(DatabaseId([2; 16]), manual);
+    story.down(&[1, 2, 3]);
+    story.run(20_000);
+    assert_eq!(story.changes, []);
+    assert!(story.text().contains("a failover has to be ordered"), "{}", story.text());
+    let cause = "by hand".to_owned();
+    story.order(Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to: None, since_ms: 1, cause });
+    story.run_until_active(2);
+    assert_eq!(outcome(&story).0, "b");
+}
+
+#[test]
+fn it_waits_for_the_lease_of_a_primary_that_cannot_be_reached() {
+    let mut story = Story::new();
+    let cause = "by hand".to_owned();
+    story.run(50);
+    let granted = story.now;
+    // The primary is well, and cut off from the directory at the moment of the order.
+    story.actors.values_mut().filter(|actor| actor.leads).for_each(|actor| actor.up = false);
+    story.order(Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to: None, since_ms: 1, cause });
+    story.run(1000);
+    assert_eq!(story.text(), "sealing: waits until leases run out or are given up by n1");
+    story.run_until_active(2);
+    assert!(story.now - granted >= Duration::from_millis(2600), "{:?}", story.now - granted);
+}
+
+#[test]
+fn a_new_directory_leader_does_not_know_what_was_granted_and_waits() {
+    let mut story = Story::new();
+    story.down(&[1, 2, 3]);
+    let cause = "by hand".to_owned();
+    story.run(3000);
+    story.new_controller();
+    story.order(Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to: None, since_ms: 1, cause });
+    let took = story.run_until_active(2);
+    assert!(took > Duration::from_millis(3150) && took < Duration::from_secs(5), "{took:?}");
+}
+
+#[test]
+fn the_directory_leader_may_die_at_each_step() {
+    let mut deaths = 0;
+    for steps in 0..160 {
+        let mut story = Story::new();
+        story.actor(6).position = at(1, 120);
+        story.down(&[1, 2, 3]);
+        for _ in 0..steps {
+            story.step();
+        }
+        deaths += usize::from(story.shard().phase != Phase::Active);
+        story.new_controller();
+        story.run_until_active(2);
+        assert_eq!(outcome(&story).1, at(1, 120), "after {steps} steps");
+        story.run(10_000);
+        assert_eq!((story.shard().epoch, &story.shard().phase), (Epoch(2), &Phase::Active));
+    }
+    assert!(deaths > 2);
+}
+
+#[test]
+fn a_directory_leader_that_slept_judges_nobody_by_its_own_silence() {
+    let mut story = Story::new();
+    story.now += Duration::from_secs(60);
+    story.step();
+    story.run(450);
+    assert_eq!(story.changes, []);
+    story.run(10_000);
+    assert_eq!(story.changes, []);
+}
+
+#[test]
+fn the_only_holder_of_the_base_may_vanish_and_what_others_have_is_kept() {
+    let mut story = Story::new();
+    story.actor(3).position = at(1, 150);
+    story.actor(4).position = at(1, 110);
+    story.down(&[1, 2]);
+    while story.shard().phase == Phase::Active {
+        story.step();
+    }
+    // It answers, and is gone before anybody could pull.
+    story.step();
+    story.down(&[3]);
+    story.run_until_active(2);
+    let (region, base, lost) = outcome(&story);
+    assert_eq!((region.as_str(), base), ("b", at(1, 110)));
+    assert_eq!(lost, 80, "what it said is known to be lost");
+}
+
+#[test]
+fn who_holds_what_an_earlier_failover_lost_has_no_say() {
+    let mut story = Story::new();
+    story.down(&[1, 2, 3, 4, 5]);
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("c".to_owned(), at(1, 100), 0));
+    // Nodes of b come back with what was not in the base, and have not learnt better yet.
+    story.actor(4).position = at(1, 130);
+    story.up(&[4, 5]);
+    story.down(&[6, 7]);
+    story.up(&[1, 2, 3]);
+    story.run_until_active(3);
+    assert_eq!((outcome(&story).0.as_str(), outcome(&story).1), ("a", at(1, 100)));
+}
+
+#[test]
+fn a_region_that_cannot_form_its_group_is_left_again() {
+    let mut story = Story::new();
+    story.down(&[1, 2, 3]);
+    while story.shard().phase != Phase::Forming {
+        story.step();
+    }
+    story.down(&[4, 5]);
+    story.run_until_active(3);
+    assert_eq!(outcome(&story), ("c".to_owned(), at(1, 100), 0));
+}
+
+#[test]
+fn two_failovers_in_a_row_keep_the_line_of_bases() {
+    let mut story = Story::new();
+    story.down(&[1, 2, 3]);
+    story.run_until_active(2);
+    for id in [4, 5] {
+        story.actor(id).position = at(2, 140);
+    }
+    story.run(1000);
+    story.up(&[1, 2, 3]);
+    for id in [6, 7] {
+        story.actor(id).position = at(2, 130);
+    }
+    story.down(&[4, 5]);
+    story.run_until_active(3);
+    assert_eq!(outcome(&story), ("c".to_owned(), at(2, 130), 20));
+    let bases = [(Epoch(1), Position::ZERO), (Epoch(2), at(1, 100)), (Epoch(3), at(2, 130))];
+    assert_eq!(story.shard().bases, bases);
+}
+
+#[test]
+fn shards_take_turns_and_none_keeps_the_others_back() {
+    let mut story = Story::new();
+    let second = Shard { voters: BTreeSet::from([1, 2, 3]), ..story.shard().clone() };
+    story.cluster.shards.insert(meridian_types::ShardId(2), second);
+    story.cluster.last_shard_id = 2;
+    story.down(&[1, 2, 3]);
+    story.run(6000);
+    let sealed: Vec<_> = story
+        .changes
+        .iter()
+        .filter_map(|change| match change {
+            Change::Seal { shard, .. } => Some(shard.0),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(sealed, [1, 2]);
+    // What was proposed for one version is not proposed again at once.
+    let mut commits = 0;
+    let frozen = story.cluster.clone();
+    let mut controller = Controller::new(ControllerConfig::default(), story.now);
+    let report = ShardReport {
+        shard: SHARD,
+        epoch: frozen.shards[&SHARD].epoch,
+        position: at(1, 100),
+        transactions: 1,
+        time_ms: 1,
+        leads: true,
+        changing_voters: false,
+        lag_ms: 0,
+    };
+    assert_eq!(frozen.shards[&SHARD].phase, Phase::Active);
+    let mut frozen = frozen;
+    frozen.shards.get_mut(&SHARD).unwrap().phase = Phase::Forming;
+    for step in 0..20 {
+        let now = story.now + MS * 50 * step;
+        let leader = frozen.shards[&SHARD].preferred_leader.unwrap();
+        let event = Event::Reported { node: leader, reports: vec![report.clone()] };
+        let actions = controller.step(now, &frozen, 0, event);
+        commits += actions.iter().filter(|action| matches!(action, Action::Commit { .. })).count();
+    }
+    assert_eq!(commits, 4);
+}

@@ -1,0 +1,101 @@
+use super::*;
+
+fn controller() -> Controller {
+    Controller::new(ControllerConfig::default(), Duration::from_secs(100))
+}
+
+#[test]
+fn voters_are_granted_the_epoch_in_every_phase_but_sealing() {
+    let mut cluster = cluster();
+    let mut controller = controller();
+    let mut granted = |cluster: &Cluster, node| controller.renew(Duration::from_secs(101), cluster, node).shards;
+    let phases = [Phase::Forming, Phase::Active, Phase::SwitchingOver { to: "b".to_owned() }];
+    for phase in phases {
+        cluster.shards.get_mut(&SHARD).unwrap().phase = phase;
+        assert_eq!(granted(&cluster, 2), [(SHARD, Epoch(1))]);
+        assert_eq!(granted(&cluster, 4), []);
+    }
+    cluster.nodes.get_mut(&2).unwrap().removed = true;
+    assert_eq!(granted(&cluster, 2), []);
+    let plan = Plan { to: None, planned: true, since_ms: 1, cause: String::new() };
+    cluster.shards.get_mut(&SHARD).unwrap().phase = Phase::Sealing(plan);
+    assert_eq!(granted(&cluster, 1), []);
+}
+
+#[test]
+fn a_lease_is_out_for_its_ttl_and_the_drift_whatever_is_granted_after_it() {
+    let mut grants = Grants::new(MS * 3150, Duration::ZERO);
+    let holders =
+        |grants: &Grants, ms: u32| -> Vec<NodeId> { grants.may_hold(MS * ms, SHARD, Epoch(1), 1..=3).collect() };
+    assert_eq!(holders(&grants, 3149), [1, 2, 3], "what a predecessor granted is not known");
+    assert!(holders(&grants, 3150).is_empty());
+    grants.grant(MS * 5000, 2, &[(SHARD, Epoch(1))]);
+    // A later lease without the shard does not take back the earlier one.
+    grants.grant(MS * 6000, 2, &[]);
+    assert_eq!(holders(&grants, 8149), [2]);
+    grants.forget(MS * 8149);
+    assert_eq!(holders(&grants, 8149), [2]);
+    assert!(holders(&grants, 8150).is_empty());
+}
+
+#[test]
+fn a_leader_without_a_lease_is_no_leader() {
+    let mut controller = controller();
+    let cluster = cluster();
+    let report = ShardReport {
+        shard: SHARD,
+        epoch: Epoch(1),
+        position: at(1, 100),
+        transactions: 200,
+        time_ms: 1,
+        leads: true,
+        changing_voters: false,
+        lag_ms: 0,
+    };
+    let follower = ShardReport { leads: false, ..report.clone() };
+    for step in 0..200 {
+        let now = Duration::from_secs(100) + MS * 100 * step;
+        for id in 1..=7 {
+            let report = if id == 1 { report.clone() } else { follower.clone() };
+            let event = Event::Reported { node: id, reports: vec![report] };
+            let actions = controller.step(now, &cluster, 0, event);
+            if actions.iter().any(|action| matches!(action, Action::Commit { change: Change::Seal { .. } })) {
+                assert!(step >= 40);
+                return;
+            }
+        }
+    }
+    panic!("it was taken for healthy");
+}
+
+#[test]
+fn a_removed_voter_keeps_its_lease_until_that_runs_out() {
+    let mut controller = controller();
+    let mut cluster = cluster();
+    let later = Duration::from_secs(200);
+    controller.step(later, &cluster, 0, Event::Tick);
+    controller.renew(later, &cluster, 1);
+    cluster = cluster.after(&Change::ReplaceNode { old: 1, new: node(8, "a", "a1") }).unwrap();
+    let cause = "by hand".to_owned();
+    let force = Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to: None, since_ms: 1, cause };
+    cluster = cluster.after(&force).unwrap();
+    let promoted_at = (0..100).map(|step| later + MS * 100 * step).find(|&now| {
+        let answer = |node: NodeId| SealAnswer {
+            shard: SHARD,
+            epoch: Epoch(1),
+            planned: false,
+            position: at(1, 5),
+            transactions: 5,
+            time_ms: 5,
+            term: (node <= 3).then_some(1),
+            drained_leader: false,
+        };
+        let mut actions = Vec::new();
+        for node in 2..=8 {
+            actions.extend(controller.step(now, &cluster, 0, Event::Reported { node, reports: vec![] }));
+            actions.extend(controller.step(now, &cluster, 0, Event::Sealed { node, answer: answer(node) }));
+        }
+        actions.iter().any(|action| matches!(action, Action::Commit { .. }))
+    });
+    assert_eq!(promoted_at, Some(later + MS * 3200));
+}

@@ -1,0 +1,211 @@
+use super::*;
+
+/// A node that behaves: it renews, seals, drains and forms as told, if it is up and reachable.
+pub(super) struct Actor {
+    pub(super) up: bool,
+    pub(super) position: Position,
+    pub(super) leads: bool,
+    pub(super) changing_voters: bool,
+    pub(super) lag_ms: u64,
+    pub(super) term: u64,
+    /// Whether a leader that is sealed as planned gets an answer from its followers.
+    pub(super) drains: bool,
+    pub(super) lease: LeaseHolder,
+    pub(super) sealed: Option<Epoch>,
+}
+
+/// The directory leader's controller and seven nodes, step by step of 50 ms. Calls take one step.
+pub(super) struct Story {
+    pub(super) now: Duration,
+    pub(super) cluster: Cluster,
+    pub(super) controller: Controller,
+    pub(super) actors: BTreeMap<NodeId, Actor>,
+    pub(super) changes: Vec<Change>,
+    pub(super) actions: Vec<Action>,
+    mail: Vec<Event>,
+}
+
+impl Story {
+    /// Node 1 leads, all have 1.100, and have said so for two seconds.
+    pub(super) fn new() -> Self {
+        let actor = |id: NodeId| Actor {
+            up: true,
+            position: at(1, 100),
+            leads: id == 1,
+            changing_voters: false,
+            lag_ms: 0,
+            term: 7,
+            drains: true,
+            lease: LeaseHolder::default(),
+            sealed: None,
+        };
+        let mut story = Self {
+            now: Duration::from_secs(100),
+            cluster: cluster(),
+            controller: Controller::new(ControllerConfig::default(), Duration::from_secs(100)),
+            actors: (1..=7).map(|id| (id, actor(id))).collect(),
+            changes: Vec::new(),
+            actions: Vec::new(),
+            mail: Vec::new(),
+        };
+        story.run(5000);
+        assert_eq!(story.changes, []);
+        story
+    }
+
+    pub(super) fn shard(&self) -> &Shard {
+        &self.cluster.shards[&SHARD]
+    }
+
+    pub(super) fn actor(&mut self, id: NodeId) -> &mut Actor {
+        self.actors.get_mut(&id).unwrap()
+    }
+
+    pub(super) fn down(&mut self, ids: &[NodeId]) {
+        for id in ids {
+            let actor = self.actor(*id);
+            (actor.up, actor.leads) = (false, false);
+        }
+    }
+
+    pub(super) fn up(&mut self, ids: &[NodeId]) {
+        ids.iter().for_each(|id| self.actor(*id).up = true);
+    }
+
+    pub(super) fn order(&mut self, change: Change) {
+        self.cluster = self.cluster.after(&change).unwrap();
+    }
+
+    /// Another node leads the directory.
+    pub(super) fn new_controller(&mut self) {
+        self.controller = Controller::new(ControllerConfig::default(), self.now);
+        self.mail.clear();
+    }
+
+    pub(super) fn text(&self) -> String {
+        let progress = self.controller.progress(self.now, &self.cluster);
+        progress.into_iter().next().map(|progress| progress.text).unwrap_or_default()
+    }
+
+    pub(super) fn run(&mut self, ms: u32) {
+        let end = self.now + MS * ms;
+        while self.now < end {
+            self.step();
+        }
+    }
+
+    /// Runs until the shard is active in an epoch, and says how long that took.
+    pub(super) fn run_until_active(&mut self, epoch: u16) -> Duration {
+        let began = self.now;
+        while self.shard().epoch != Epoch(epoch) || self.shard().phase != Phase::Active {
+            self.step();
+            assert!(self.now < began + Duration::from_secs(60), "{:?}: {}", self.shard(), self.text());
+        }
+        self.now - began
+    }
+
+    pub(super) fn step(&mut self) {
+        self.now += MS * 50;
+        let mut actions = Vec::new();
+        let mail = std::mem::take(&mut self.mail);
+        for event in mail.into_iter().chain([Event::Tick]) {
+            actions.extend(self.controller.step(self.now, &self.cluster, self.now_ms(), event));
+        }
+        if self.now.as_millis().is_multiple_of(500) {
+            for id in self.actors.keys().copied().collect::<Vec<_>>() {
+                actions.extend(self.renew(id));
+            }
+        }
+        actions.into_iter().for_each(|action| self.act(action));
+        self.form();
+    }
+
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.now.as_millis()).unwrap()
+    }
+
+    fn renew(&mut self, id: NodeId) -> Vec<Action> {
+        if !self.actors[&id].up {
+            return Vec::new();
+        }
+        let lease = self.controller.renew(self.now, &self.cluster, id);
+        let sent_at = self.now - MS * 20;
+        let actor = self.actors.get_mut(&id).unwrap();
+        actor.lease.renewed(sent_at, &lease);
+        let report = ShardReport {
+            shard: SHARD,
+            epoch: self.cluster.shards[&SHARD].epoch,
+            position: actor.position,
+            transactions: actor.position.sequence * 2,
+            time_ms: actor.position.sequence * 10,
+            leads: actor.leads,
+            changing_voters: actor.changing_voters,
+            lag_ms: actor.lag_ms,
+        };
+        let event = Event::Reported { node: id, reports: vec![report] };
+        self.controller.step(self.now, &self.cluster, self.now_ms(), event)
+    }
+
+    fn act(&mut self, action: Action) {
+        self.actions.push(action.clone());
+        match action {
+            Action::Commit { change } => {
+                self.cluster = self.cluster.after(&change).unwrap();
+                if let Change::Promote { .. } = &change {
+                    self.check_leases();
+                }
+                self.changes.push(change);
+            }
+            Action::Seal { node, shard, epoch, planned } => {
+                let actor = self.actors.get_mut(&node).unwrap();
+                if !actor.up {
+                    return;
+                }
+                actor.lease.seal(shard, epoch);
+                actor.sealed = Some(epoch);
+                let is_voter = self.cluster.shards[&SHARD].voters.contains(&node);
+                let answer = SealAnswer {
+                    shard,
+                    epoch,
+                    planned,
+                    position: actor.position,
+                    transactions: actor.position.sequence * 2,
+                    time_ms: actor.position.sequence * 10,
+                    term: is_voter.then_some(actor.term),
+                    drained_leader: planned && actor.leads && actor.drains,
+                };
+                self.mail.push(Event::Sealed { node, answer });
+            }
+            Action::Drain { node, shard, epoch, source, through } => {
+                assert!(self.actors[&source].position >= through, "{source} does not have {through}");
+                if self.actors[&source].up && self.actors[&node].up {
+                    self.actor(node).position = through;
+                    self.mail.push(Event::Drained { node, shard, epoch, position: through });
+                }
+            }
+        }
+    }
+
+    /// Nobody may still serve the old epoch when the next one is decided.
+    fn check_leases(&self) {
+        let old = Epoch(self.shard().epoch.0 - 1);
+        for (id, actor) in &self.actors {
+            assert!(!actor.lease.holds(self.now, SHARD, old), "{id} holds a lease on {old}");
+        }
+    }
+
+    /// The voters of a new epoch elect a leader as soon as two that are up have its base.
+    fn form(&mut self) {
+        let shard = self.cluster.shards[&SHARD].clone();
+        if shard.phase != Phase::Forming {
+            return;
+        }
+        self.actors.values_mut().for_each(|actor| actor.leads = false);
+        let able = |id: &&NodeId| self.actors[id].up && self.actors[id].position == shard.base();
+        let able: Vec<_> = shard.voters.iter().filter(able).copied().collect();
+        if able.len() > shard.voters.len() / 2 {
+            let leader = shard.preferred_leader.filter(|leader| able.contains(leader)).unwrap_or(able[0]);
+            self.actor(leader).leads = true;
+        }
+    }
+}

@@ -1,0 +1,192 @@
+use super::story::Story;
+use super::*;
+
+const CANCEL: Change = Change::CancelSwitchover { shard: SHARD };
+
+fn begun(to: &str) -> Story {
+    let mut story = Story::new();
+    story.order(Change::BeginSwitchover { shard: SHARD, to: to.to_owned() });
+    story
+}
+
+/// Until the shard is sealed.
+fn sealed(to: &str) -> Story {
+    let mut story = begun(to);
+    while !matches!(story.shard().phase, Phase::Sealing(_)) {
+        story.step();
+    }
+    story
+}
+
+fn outcome(story: &Story) -> (&str, Position, bool) {
+    let report = story.shard().reports.last().unwrap();
+    assert_eq!((report.loss.transactions, report.loss.exact), (0, report.planned));
+    (&report.to_region, report.base, report.planned)
+}
+
+fn seals(story: &Story) -> Vec<NodeId> {
+    let nodes = story.actions.iter().filter_map(|action| match action {
+        Action::Seal { node, planned: true, .. } => Some(*node),
+        _ => None,
+    });
+    nodes.collect()
+}
+
+#[test]
+fn a_switchover_loses_nothing_and_takes_less_than_a_second() {
+    let mut story = sealed("b");
+    let sealed_at = story.now;
+    story.actor(1).position = at(1, 130);
+    story.actor(4).position = at(1, 120);
+    story.run_until_active(2);
+    assert!(story.now - sealed_at < Duration::from_millis(1000), "{:?}", story.now - sealed_at);
+    assert_eq!(outcome(&story), ("b", at(1, 130), true));
+    assert_eq!(seals(&story)[0], 1, "the leader first");
+    assert_eq!(seals(&story).iter().collect::<BTreeSet<_>>(), BTreeSet::from([&1, &2, &3]));
+}
+
+#[test]
+fn it_waits_until_the_target_is_near_and_may_be_cancelled() {
+    let mut story = Story::new();
+    for id in [4, 5] {
+        story.actor(id).lag_ms = 60_000;
+    }
+    story.run(500);
+    story.order(Change::BeginSwitchover { shard: SHARD, to: "b".to_owned() });
+    story.run(30_000);
+    assert_eq!(story.shard().phase, Phase::SwitchingOver { to: "b".to_owned() });
+    assert_eq!(story.text(), "switchover to b: 0 of its data centers lag by at most 1.0 s, 2 are wanted");
+    story.actor(1).changing_voters = true;
+    story.run(1000);
+    assert_eq!(story.text(), "switchover to b: waits until the voters have changed");
+    story.order(CANCEL);
+    story.run(1000);
+    assert_eq!((&story.shard().phase, story.shard().epoch), (&Phase::Active, Epoch(1)));
+}
+
+#[test]
+fn a_primary_that_fails_during_the_preparation_fails_over() {
+    let mut story = Story::new();
+    story.actor(5).lag_ms = 60_000;
+    story.run(500);
+    story.order(Change::BeginSwitchover { shard: SHARD, to: "b".to_owned() });
+    story.run(1000);
+    story.actor(7).position = at(1, 110);
+    story.down(&[1, 2, 3]);
+    story.run_until_active(2);
+    let report = story.shard().reports.last().unwrap();
+    assert_eq!((report.planned, report.to_region.as_str(), report.base), (false, "c", at(1, 110)));
+}
+
+#[test]
+fn a_leader_that_is_lost_while_it_drains_is_replaced_by_the_other_voters_and_nothing_is_lost() {
+    let mut story = begun("b");
+    story.actor(1).drains = false;
+    while !matches!(story.shard().phase, Phase::Sealing(_)) {
+        story.step();
+    }
+    story.run(300);
+    assert_eq!(seals(&story).iter().collect::<BTreeSet<_>>(), BTreeSet::from([&1]), "the others may still vote");
+    story.down(&[1]);
+    let successor = story.actor(2);
+    (successor.leads, successor.term, successor.position) = (true, 8, at(1, 131));
+    story.actor(3).term = 8;
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("b", at(1, 131), true));
+}
+
+#[test]
+fn a_drained_leader_counts_only_if_no_later_term_can_have_committed() {
+    let mut story = sealed("b");
+    // The others have elected 2 meanwhile, which has committed more.
+    let successor = story.actor(2);
+    (successor.leads, successor.term, successor.position) = (true, 9, at(1, 140));
+    story.actor(3).term = 9;
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("b", at(1, 140), true));
+}
+
+#[test]
+fn a_cancelled_switchover_goes_home_with_the_same_voters() {
+    let mut story = sealed("b");
+    story.order(CANCEL);
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("a", at(1, 100), true));
+    assert_eq!(story.shard().voters, BTreeSet::from([1, 2, 3]));
+}
+
+#[test]
+fn a_target_that_fails_after_the_seal_sends_the_shard_home() {
+    let mut story = sealed("b");
+    story.down(&[4, 5]);
+    story.run_until_active(2);
+    assert!(story.changes.contains(&CANCEL));
+    assert_eq!(outcome(&story), ("a", at(1, 100), true));
+}
+
+#[test]
+fn a_primary_that_fails_after_the_seal_and_before_it_drained_fails_over() {
+    let mut story = begun("b");
+    story.actor(1).drains = false;
+    while !matches!(story.shard().phase, Phase::Sealing(_)) {
+        story.step();
+    }
+    story.actor(6).position = at(1, 105);
+    story.down(&[1, 2, 3]);
+    story.run_until_active(2);
+    let report = story.shard().reports.last().unwrap();
+    assert_eq!((report.planned, report.to_region.as_str(), report.base), (false, "c", at(1, 105)));
+}
+
+#[test]
+fn in_manual_mode_it_waits_for_an_operator_instead() {
+    let mut story = begun("b");
+    let manual = crate::cluster::Database { failover: FailoverMode::Manual, ..database("slow", "a") };
+    story.cluster.databases.insert(DatabaseId([2; 16]), manual);
+    story.actor(1).drains = false;
+    while !matches!(story.shard().phase, Phase::Sealing(_)) {
+        story.step();
+    }
+    story.down(&[1, 2, 3]);
+    story.run(30_000);
+    assert!(matches!(story.shard().phase, Phase::Sealing(Plan { planned: true, .. })));
+    assert!(story.text().contains("a failover has to be ordered"), "{}", story.text());
+}
+
+#[test]
+fn the_directory_leader_may_die_at_each_step_of_a_switchover() {
+    for steps in 0..40 {
+        let mut story = begun("c");
+        story.actor(1).position = at(1, 130);
+        for _ in 0..steps {
+            story.step();
+        }
+        story.new_controller();
+        story.run_until_active(2);
+        assert_eq!(outcome(&story), ("c", at(1, 130), true), "after {steps} steps");
+    }
+}
+
+#[test]
+fn an_answer_to_a_planned_seal_is_no_answer_to_a_failover() {
+    let mut story = sealed("b");
+    let cause = "by hand".to_owned();
+    story.order(Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to: None, since_ms: 1, cause });
+    let answer = SealAnswer {
+        shard: SHARD,
+        epoch: Epoch(1),
+        planned: true,
+        position: at(1, 100),
+        transactions: 200,
+        time_ms: 1000,
+        term: Some(7),
+        drained_leader: false,
+    };
+    let actions = story.controller.step(story.now, &story.cluster, 1, Event::Sealed { node: 2, answer });
+    assert!(actions.contains(&Action::Seal { node: 2, shard: SHARD, epoch: Epoch(1), planned: false }));
+    story.run(200);
+    let asked = |action: &&Action| matches!(action, Action::Seal { node: 2, planned: false, .. });
+    assert_eq!(story.actions.iter().filter(asked).count(), 0, "it was asked above, and again later");
+    story.run(500);
+    assert!(story.actions.iter().any(|action| asked(&action)));
+}

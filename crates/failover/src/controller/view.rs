@@ -1,0 +1,151 @@
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use meridian_types::{Epoch, NodeId, Position, ShardId};
+
+use crate::change::Change;
+use crate::cluster::{Cluster, FailoverReport, Loss, Shard};
+use crate::controller::contacts::Contacts;
+use crate::controller::grants::Grants;
+use crate::controller::watch::{Sealing, Watch};
+use crate::controller::{ControllerConfig, SealAnswer, ShardReport};
+use crate::voters::majority;
+
+/// What one shard is to do next.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one is made for each shard and step, and taken apart at once")]
+pub(super) enum Verdict {
+    /// Nothing. For operators: what is waited for; empty when all is well.
+    Wait(String),
+    Commit(Change),
+}
+
+/// All that a shard is judged by.
+#[derive(Clone, Copy)]
+pub(super) struct View<'a> {
+    pub(super) now: Duration,
+    pub(super) now_ms: u64,
+    pub(super) config: &'a ControllerConfig,
+    pub(super) cluster: &'a Cluster,
+    pub(super) contacts: &'a Contacts,
+    pub(super) grants: &'a Grants,
+    pub(super) id: ShardId,
+    pub(super) shard: &'a Shard,
+}
+
+impl<'a> View<'a> {
+    pub(super) fn since(&self, time: Duration) -> Duration {
+        self.now.saturating_sub(time)
+    }
+
+    pub(super) fn is_reachable(&self, node: NodeId) -> bool {
+        self.contacts.is_reachable(self.now, node)
+    }
+
+    /// What the node said lately of this epoch.
+    pub(super) fn report(&self, node: NodeId) -> Option<&'a ShardReport> {
+        self.contacts.report(self.now, node, self.id, self.shard.epoch)
+    }
+
+    /// Voters that said lately that they lead in this epoch. More than one while an old leader is not told.
+    pub(super) fn leaders(&self) -> impl Iterator<Item = (NodeId, &'a ShardReport)> {
+        let reports = self.shard.voters.iter().filter_map(|&voter| self.report(voter).map(|report| (voter, report)));
+        reports.filter(|(_, report)| report.leads)
+    }
+
+    /// Data centers of `region` with a node that satisfies `wanted`.
+    pub(super) fn data_centers(&self, region: &'a str, wanted: impl Fn(NodeId) -> bool) -> usize {
+        let nodes = self.cluster.nodes_of(region).filter(|(id, _)| wanted(*id));
+        nodes.map(|(_, node)| &node.data_center).collect::<BTreeSet<_>>().len()
+    }
+
+    /// Whether `region` can be made the primary without an operator's word: a commit there has to lie in two
+    /// data centers, and those that are there have to be a majority of those that will vote.
+    pub(super) fn can_take_over(&self, region: &'a str, usable: impl Fn(NodeId) -> bool) -> bool {
+        let data_centers = self.data_centers(region, usable);
+        data_centers >= 2 && data_centers >= majority(self.cluster.voters_in(region))
+    }
+
+    /// Those that may hold a lease on this epoch and have not sealed it.
+    pub(super) fn lease_holders(&self, sealing: &Sealing) -> Vec<NodeId> {
+        let all = self.cluster.nodes.keys().copied().filter(|node| !sealing.answers.contains_key(node));
+        self.grants.may_hold(self.now, self.id, self.shard.epoch, all).collect()
+    }
+
+    pub(super) fn names(&self, nodes: impl IntoIterator<Item = NodeId>) -> String {
+        let names: Vec<_> = nodes.into_iter().map(|node| self.cluster.name_of(node)).collect();
+        names.join(", ")
+    }
+
+    /// From whom `node` is to pull what it lacks: somebody reachable, and near it.
+    pub(super) fn nearest(&self, node: NodeId, holders: impl Iterator<Item = NodeId>) -> Option<NodeId> {
+        let region = |id: NodeId| self.cluster.nodes.get(&id).map(|node| &node.region);
+        holders
+            .filter(|holder| *holder != node)
+            .min_by_key(|holder| (!self.is_reachable(*holder), region(*holder) != region(node), *holder))
+    }
+
+    /// Converts what stands in `Sealing` and cannot end, or `Active` and has failed, into a failover.
+    pub(super) fn fail_over(&self, cause: String) -> Verdict {
+        Verdict::Commit(Change::Seal {
+            shard: self.id,
+            epoch: self.shard.epoch,
+            to: None,
+            planned: false,
+            since_ms: self.now_ms,
+            cause,
+        })
+    }
+
+    /// The end of the epoch: `region` goes on from `base`.
+    pub(super) fn promote(
+        &self,
+        watch: &Watch,
+        sealing: &Sealing,
+        region: &str,
+        voters: BTreeSet<NodeId>,
+        at_base: &BTreeSet<NodeId>,
+        base: &SealAnswer,
+    ) -> Verdict {
+        // A number of 16 bits is enough for a failover every ten minutes over a year; then it stops here.
+        let Some(epoch) = self.shard.epoch.0.checked_add(1).map(Epoch) else {
+            return Verdict::Wait("all epochs of this shard were used".to_owned());
+        };
+        let plan = &sealing.plan;
+        let (most, latest) = watch.furthest;
+        let loss = if plan.planned {
+            Loss { exact: true, ..Loss::default() }
+        } else {
+            let transactions = most.saturating_sub(base.transactions);
+            let window_ms = if transactions == 0 { 0 } else { latest.saturating_sub(base.time_ms) };
+            Loss { transactions, window_ms, at_most: transactions, ..Loss::default() }
+        };
+        let report = FailoverReport {
+            epoch,
+            from_region: self.shard.primary_region.clone(),
+            to_region: region.to_owned(),
+            planned: plan.planned,
+            cause: plan.cause.clone(),
+            base: base.position,
+            base_transactions: base.transactions,
+            base_time_ms: base.time_ms,
+            sealed_at_ms: plan.since_ms,
+            promoted_at_ms: self.now_ms,
+            loss,
+            old_voters: self.shard.voters.clone(),
+        };
+        let preferred_leader = self.cluster.spread_leader(at_base);
+        Verdict::Commit(Change::Promote { shard: self.id, voters, preferred_leader, report })
+    }
+}
+
+/// `4.0 s`.
+pub(super) fn seconds(duration: Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}
+
+/// Up to where the node has everything, by what it answered and what was drained to it.
+pub(super) fn position_of(sealing: &Sealing, node: NodeId) -> Option<Position> {
+    let answered = sealing.answers.get(&node).map(|answer| answer.position);
+    answered.max(sealing.drained.get(&node).copied())
+}

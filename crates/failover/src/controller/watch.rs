@@ -1,0 +1,160 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use meridian_types::{Epoch, NodeId, Position};
+
+use crate::cluster::{Phase, Plan, Shard};
+use crate::controller::SealAnswer;
+
+/// What a controller knows of one shard in one epoch. All of it may be lost at any time.
+#[derive(Debug)]
+pub(super) struct Watch {
+    pub(super) epoch: Epoch,
+    /// When a voter that was granted its lease last said that it leads; at first, when this began.
+    pub(super) healthy_at: Duration,
+    /// The same, lease or none.
+    pub(super) led_at: Duration,
+    /// The most that was said to be committed in this epoch: transactions, and the leader's time.
+    pub(super) furthest: (u64, u64),
+    pub(super) sealing: Option<Sealing>,
+    /// What it waits for, for operators; empty when all is well.
+    pub(super) text: String,
+}
+
+impl Watch {
+    pub(super) fn new(now: Duration, shard: &Shard) -> Self {
+        let at_base = shard.reports.last().filter(|report| report.epoch == shard.epoch);
+        Self {
+            epoch: shard.epoch,
+            healthy_at: now,
+            led_at: now,
+            furthest: at_base.map_or((0, 0), |report| (report.base_transactions, report.base_time_ms)),
+            sealing: None,
+            text: String::new(),
+        }
+    }
+
+    pub(super) fn heard_of(&mut self, transactions: u64, time_ms: u64) {
+        let (most, latest) = &mut self.furthest;
+        *most = transactions.max(*most);
+        *latest = time_ms.max(*latest);
+    }
+
+    /// Brings `sealing` in line with the shard's phase.
+    pub(super) fn follow(&mut self, now: Duration, shard: &Shard) {
+        let Phase::Sealing(plan) = &shard.phase else {
+            self.sealing = None;
+            return;
+        };
+        match &mut self.sealing {
+            // Answers tell where nodes stand and stay, wherever the shard goes.
+            Some(sealing) if sealing.plan.planned == plan.planned => {
+                if sealing.plan != *plan {
+                    (sealing.since, sealing.progress_at) = (now, now);
+                    sealing.target = None;
+                    sealing.plan = plan.clone();
+                }
+            }
+            // What a voter says while its leader drains is not the end of it.
+            _ => self.sealing = Some(Sealing::new(now, plan.clone())),
+        }
+    }
+}
+
+/// What has come of sealing so far.
+#[derive(Debug)]
+pub(super) struct Sealing {
+    pub(super) plan: Plan,
+    pub(super) since: Duration,
+    pub(super) progress_at: Duration,
+    pub(super) answers: BTreeMap<NodeId, SealAnswer>,
+    /// Up to where nodes have been drained.
+    pub(super) drained: BTreeMap<NodeId, Position>,
+    /// Nodes that answered and were lost before anybody had what only they have.
+    pub(super) lost: BTreeSet<NodeId>,
+    /// The region that was chosen; kept while it will do.
+    pub(super) target: Option<String>,
+    /// Regions that were chosen and came no nearer to the base: they have to pull what nobody has any more.
+    pub(super) passed_over: BTreeSet<String>,
+    seal_asked: BTreeMap<NodeId, Duration>,
+    drain_asked: BTreeMap<(NodeId, Position), Duration>,
+}
+
+impl Sealing {
+    fn new(now: Duration, plan: Plan) -> Self {
+        Self {
+            plan,
+            since: now,
+            progress_at: now,
+            answers: BTreeMap::new(),
+            drained: BTreeMap::new(),
+            lost: BTreeSet::new(),
+            target: None,
+            passed_over: BTreeSet::new(),
+            seal_asked: BTreeMap::new(),
+            drain_asked: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn answered(&mut self, now: Duration, node: NodeId, answer: SealAnswer) {
+        if answer.planned != self.plan.planned {
+            return;
+        }
+        let Some(known) = self.answers.get_mut(&node) else {
+            self.progress_at = now;
+            self.answers.insert(node, answer);
+            return;
+        };
+        if answer.position > known.position {
+            self.progress_at = now;
+            (known.position, known.transactions, known.time_ms) =
+                (answer.position, answer.transactions, answer.time_ms);
+        }
+        if answer.drained_leader && !known.drained_leader {
+            self.progress_at = now;
+            (known.term, known.drained_leader) = (answer.term, true);
+        }
+    }
+
+    pub(super) fn drained(&mut self, now: Duration, node: NodeId, position: Position) {
+        let known = self.drained.entry(node).or_insert(position);
+        *known = position.max(*known);
+        self.progress_at = now;
+        let same = self.answers.values().find(|answer| answer.position == position);
+        let of_base = same.map(|answer| (answer.transactions, answer.time_ms));
+        if let Some((answer, (transactions, time_ms))) = self.answers.get_mut(&node).zip(of_base)
+            && position > answer.position
+        {
+            (answer.position, answer.transactions, answer.time_ms) = (position, transactions, time_ms);
+        }
+    }
+
+    /// Whether the node is to be asked to seal now; then it has been.
+    pub(super) fn seal_is_due(&mut self, now: Duration, node: NodeId, retry_every: Duration) -> bool {
+        is_due(&mut self.seal_asked, now, node, retry_every)
+    }
+
+    pub(super) fn drain_is_due(
+        &mut self,
+        now: Duration,
+        node: NodeId,
+        through: Position,
+        retry_every: Duration,
+    ) -> bool {
+        is_due(&mut self.drain_asked, now, (node, through), retry_every)
+    }
+}
+
+fn is_due<K: Ord>(asked: &mut BTreeMap<K, Duration>, now: Duration, key: K, retry_every: Duration) -> bool {
+    match asked.entry(key) {
+        std::collections::btree_map::Entry::Occupied(last) if now.saturating_sub(*last.get()) < retry_every => false,
+        std::collections::btree_map::Entry::Occupied(mut last) => {
+            last.insert(now);
+            true
+        }
+        std::collections::btree_map::Entry::Vacant(none) => {
+            none.insert(now);
+            true
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! The cluster as a whole: how it is, and how it came to be so.
+
+pub(crate) mod change_text;
+mod overview;
+pub(crate) mod warnings;
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+use meridian_failover::Change;
+use meridian_proto::directory::ChangeRecord;
+use serde::Serialize;
+
+use super::operator::{Directory, Reach, Table, amounts, no_leader, print, print_json, selection};
+pub(crate) use overview::{NodeOverview, Overview, ShardOverview};
+
+#[derive(Args)]
+pub(crate) struct ClusterCommand {
+    #[command(flatten)]
+    reach: Reach,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Who leads the directory, where each shard is, who is away, and what is wrong.
+    Status,
+    /// The record of changes, the latest last: who ordered what, and what the directory did by itself.
+    Changes {
+        /// How many.
+        #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        number: u32,
+    },
+    /// Says which nodes vote in the directory: an odd number, each in a region of its own where there are three.
+    SetDirectoryVoters {
+        /// Ids or names.
+        #[arg(long, required = true, value_delimiter = ',', value_name = "NODES")]
+        voters: Vec<String>,
+    },
+}
+
+impl ClusterCommand {
+    pub(crate) async fn run(self) -> Result<()> {
+        let mut directory = Directory::new(&self.reach)?;
+        match self.command {
+            Command::Status => status(&mut directory, self.reach.json).await,
+            Command::Changes { number } => changes(&mut directory, number, self.reach.json).await,
+            Command::SetDirectoryVoters { voters } => {
+                let view = directory.inspect_leader(0).await?;
+                let voters = selection::nodes(&view.cluster, &voters)?;
+                let cluster = directory.execute(&Change::SetDirectoryVoters { voters }).await?;
+                if self.reach.json {
+                    return print_json(&cluster.directory_voters);
+                }
+                let names = selection::node_names(&cluster, &cluster.directory_voters);
+                print(&format!("the directory's voters are {names}; its leader takes them in one after another\n"))
+            }
+        }
+    }
+}
+
+async fn status(directory: &mut Directory, json: bool) -> Result<()> {
+    let view = directory.inspect(0).await?;
+    let overview = Overview::of(&view, amounts::now_ms());
+    if json {
+        print_json(&overview)?;
+    } else {
+        print(&overview.to_string())?;
+    }
+    if view.leader_address.is_none() {
+        bail!("the directory's leader does not answer ({}): what is shown may be old", no_leader(&view));
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Line<'a> {
+    version: u64,
+    time_ms: u64,
+    actor: &'a str,
+    change: serde_json::Value,
+}
+
+async fn changes(directory: &mut Directory, number: u32, json: bool) -> Result<()> {
+    let view = directory.inspect(number).await?;
+    if json {
+        let line = |record: &ChangeRecord| -> Result<serde_json::Value> {
+            let change = serde_json::from_slice(&record.change_json)?;
+            let line = Line { version: record.version, time_ms: record.time_ms, actor: &record.actor, change };
+            Ok(serde_json::to_value(line)?)
+        };
+        return print_json(&view.changes.iter().map(line).collect::<Result<Vec<_>>>()?);
+    }
+    let mut table = Table::new(&[">VERSION", "TIME", "BY", "CHANGE"]);
+    for record in &view.changes {
+        let text = change_text::describe(&record.change_json, &view.cluster);
+        table.row([record.version.to_string(), amounts::time(record.time_ms), record.actor.clone(), text]);
+    }
+    let mut out = table.to_string();
+    if view.changes.is_empty() && view.leader_address.is_none() {
+        writeln!(out, "(no voter of the directory answers, and only they keep the record)")?;
+    }
+    print(&out)
+}
+
+/// `region-2 20 ms, region-3 90 ms`.
+fn lags_text(lags: &BTreeMap<String, u64>) -> String {
+    let lags: Vec<String> = lags.iter().map(|(region, lag)| format!("{region} {}", amounts::duration(*lag))).collect();
+    if lags.is_empty() { "-".to_owned() } else { lags.join(", ") }
+}

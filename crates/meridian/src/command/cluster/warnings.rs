@@ -1,0 +1,271 @@
+//! What an operator should know: the worst first.
+
+use std::collections::BTreeSet;
+
+use meridian_failover::{Cluster, Phase, RpoMode, Shard};
+use meridian_types::{NodeId, ShardId};
+
+use super::change_text;
+use crate::command::operator::{View, amounts, is_fresh, no_leader, selection};
+
+pub(super) fn of(view: &View, now_ms: u64) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if view.leader_address.is_none() {
+        warnings.push(format!(
+            "the directory's leader does not answer ({}): nothing can be changed and no shard fails over; nodes serve \
+             on within their leases",
+            no_leader(view)
+        ));
+    }
+    if view.cluster.version == 0 {
+        warnings.push("the directory has not begun: this is what a node's configuration says".to_owned());
+    }
+    for (id, shard) in &view.cluster.shards {
+        shard_warnings(view, *id, shard, now_ms, &mut warnings);
+    }
+    directory_warnings(view, &mut warnings);
+    node_warnings(view, &mut warnings);
+    for (id, shard) in &view.cluster.shards {
+        standing_warnings(&view.cluster, *id, shard, &mut warnings);
+    }
+    warnings
+}
+
+/// What keeps a shard from serving, or from being safe, now.
+fn shard_warnings(view: &View, id: ShardId, shard: &Shard, now_ms: u64, warnings: &mut Vec<String>) {
+    match &shard.phase {
+        Phase::Sealing(plan) => {
+            let age = amounts::duration(now_ms.saturating_sub(plan.since_ms));
+            warnings.push(format!("shard {id} is sealed for {age} and takes no writes: {}", plan.cause));
+        }
+        Phase::Forming => warnings.push(format!("shard {id} is being opened and takes no writes yet")),
+        Phase::Active | Phase::SwitchingOver { .. } => {}
+    }
+    if view.leader_address.is_none() {
+        return;
+    }
+    let up = reachable(view, &shard.voters);
+    if up * 2 <= shard.voters.len() {
+        let manual = match view.cluster.fails_over_by_itself(id) {
+            true => String::new(),
+            false => format!(
+                ". A database of it is set to manual: `meridian failover {id}` shows what a failover would lose"
+            ),
+        };
+        let voters = shard.voters.len();
+        warnings.push(format!("shard {id} has no quorum: {up} of its {voters} voters are reachable{manual}"));
+    } else if view.leader_of(id, shard).is_none() && matches!(shard.phase, Phase::Active | Phase::SwitchingOver { .. })
+    {
+        warnings.push(format!("shard {id} has no leader"));
+    }
+    if view.fresh_reports(id).any(|(_, report)| report.leads && report.changing_voters) {
+        warnings.push(format!("shard {id} is changing its voters"));
+    }
+    rpo_warnings(view, id, shard, warnings);
+}
+
+fn rpo_warnings(view: &View, id: ShardId, shard: &Shard, warnings: &mut Vec<String>) {
+    let bounded = view.cluster.databases.values().filter(|database| database.shard == id);
+    let bounded: Vec<_> = bounded.filter(|database| database.rpo.mode != RpoMode::Off).collect();
+    let has_replicas = view.cluster.nodes.values().any(|node| !node.removed && node.region != shard.primary_region);
+    if bounded.is_empty() || !has_replicas || shard.phase != Phase::Active {
+        return;
+    }
+    let Some(lag) = view.lags(id, shard).into_values().min() else {
+        warnings.push(format!("shard {id} is followed by no other region: a failover would lose without bound"));
+        return;
+    };
+    for database in bounded {
+        let rpo = database.rpo;
+        let effect = match (lag > rpo.max_ms, lag > rpo.soft_ms, rpo.mode) {
+            (true, _, RpoMode::Enforce) => "its writes are refused",
+            (false, true, RpoMode::Enforce) => "its writes are slowed",
+            (true, ..) => "writes go on, since its mode is warn",
+            _ => continue,
+        };
+        let (name, lag) = (&database.name, amounts::duration(lag));
+        let bound = amounts::duration(if effect.contains("slowed") { rpo.soft_ms } else { rpo.max_ms });
+        warnings
+            .push(format!("RPO of database {name} exceeded: the best region is {lag} behind, bound {bound}; {effect}"));
+    }
+}
+
+fn directory_warnings(view: &View, warnings: &mut Vec<String>) {
+    let cluster = &view.cluster;
+    let voters = &cluster.directory_voters;
+    let names = selection::node_names(cluster, voters);
+    if view.leader_address.is_some() {
+        let up = reachable(view, voters);
+        if up < voters.len() {
+            warnings.push(format!("{up} of the {} voters of the directory are reachable ({names})", voters.len()));
+        }
+    }
+    if is_weak(voters.len()) {
+        warnings.push(format!("the directory has {} ({names}): {WEAK}", amounts::count(voters.len() as u64, "voter")));
+    }
+    let with_nodes = cluster.regions.iter().filter(|region| cluster.nodes_of(region).next().is_some()).count();
+    let used: BTreeSet<&str> = voters.iter().filter_map(|id| Some(cluster.nodes.get(id)?.region.as_str())).collect();
+    if with_nodes >= 3 && used.len() < 3 {
+        warnings.push(format!("the directory's voters ({names}) lie in fewer than three regions"));
+    }
+}
+
+fn node_warnings(view: &View, warnings: &mut Vec<String>) {
+    if view.leader_address.is_none() {
+        return;
+    }
+    for (id, node) in view.cluster.nodes.iter().filter(|(_, node)| !node.removed) {
+        match view.contacts.get(id).map(|contact| contact.age_ms) {
+            Some(age) if is_fresh(age) => {}
+            Some(age) => warnings.push(format!("{} was last heard of {} ago", node.name, amounts::duration(age))),
+            None if node.incarnation.is_none() => warnings.push(format!("{} has never spoken yet", node.name)),
+            None => warnings.push(format!("{} was not heard of since the directory has this leader", node.name)),
+        }
+    }
+}
+
+/// What is not as it should be for long.
+fn standing_warnings(cluster: &Cluster, id: ShardId, shard: &Shard, warnings: &mut Vec<String>) {
+    if is_weak(shard.voters.len()) {
+        warnings.push(format!("shard {id} has {}: {WEAK}", amounts::count(shard.voters.len() as u64, "voter")));
+    }
+    let databases = cluster.databases.values().filter(|database| database.shard == id);
+    let strangers = databases.filter(|database| database.primary_region != shard.primary_region);
+    for database in strangers.take(if shard.phase == Phase::Active { usize::MAX } else { 0 }) {
+        warnings.push(format!(
+            "shard {id} is in {}, and its database {} wants {}: `meridian failback {id}` moves it",
+            shard.primary_region, database.name, database.primary_region
+        ));
+    }
+    let elsewhere = |region: &&String| **region != shard.primary_region && data_centers(cluster, region) >= 2;
+    let others = cluster.regions.iter().any(|region| *region != shard.primary_region);
+    if others && cluster.fails_over_by_itself(id) && !cluster.regions.iter().any(|region| elsewhere(&region)) {
+        warnings.push(format!("shard {id} cannot fail over by itself: no other region has two data centers"));
+    }
+    if let Some(report) = shard.reports.last().filter(|report| !report.loss.exact) {
+        warnings.push(format!(
+            "the failover of shard {id} to epoch {}: {}, until a majority of the old voters is back",
+            report.epoch,
+            change_text::loss(report.loss.transactions, report.loss.window_ms, false),
+        ));
+    }
+}
+
+const WEAK: &str = "an odd number from three on survives more losses";
+
+/// As the configuration sees it: fewer than three voters, or an even number.
+pub(crate) fn is_weak(voters: usize) -> bool {
+    voters < 3 || voters.is_multiple_of(2)
+}
+
+fn reachable(view: &View, nodes: &BTreeSet<NodeId>) -> usize {
+    let is_up = |node: &&NodeId| view.contacts.get(node).is_some_and(|contact| is_fresh(contact.age_ms));
+    nodes.iter().filter(is_up).count()
+}
+
+fn data_centers(cluster: &Cluster, region: &str) -> usize {
+    cluster.nodes_of(region).map(|(_, node)| &node.data_center).collect::<BTreeSet<_>>().len()
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_failover::{FailoverMode, FailoverReport, Loss, Plan};
+    use meridian_types::{Epoch, Position};
+
+    use super::*;
+    use crate::command::operator::samples::{view, view_without};
+
+    fn has(view: &View, text: &str) {
+        let warnings = of(view, 10_000);
+        assert!(warnings.iter().any(|warning| warning.contains(text)), "`{text}` in {warnings:#?}");
+    }
+
+    #[test]
+    fn a_healthy_cluster_has_none() {
+        assert_eq!(of(&view(), 0), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_directory_without_a_leader_comes_first() {
+        let mut view = view();
+        view.leader_address = None;
+        view.contacts.clear();
+        let warnings = of(&view, 0);
+        assert_eq!(warnings.len(), 1, "{warnings:#?}");
+        assert!(warnings[0].contains("it is region-1-a, which does not answer at 127.0.0.1:4612"), "{warnings:#?}");
+    }
+
+    #[test]
+    fn a_lost_region_is_told_by_what_it_means() {
+        let mut view = view_without("region-1", 4500);
+        has(&view, "shard 1 has no quorum: 0 of its 3 voters are reachable");
+        has(&view, "region-1-b was last heard of 4.5 s ago");
+        has(&view, "2 of the 3 voters of the directory are reachable");
+        for database in view.cluster.databases.values_mut() {
+            database.failover = FailoverMode::Manual;
+        }
+        has(&view, "`meridian failover 1` shows what a failover would lose");
+        let plan = Plan { to: None, planned: false, since_ms: 4000, cause: "region-1 has no quorum".to_owned() };
+        view.cluster.shards.get_mut(&ShardId(1)).unwrap().phase = Phase::Sealing(plan);
+        has(&view, "shard 1 is sealed for 6.0 s and takes no writes: region-1 has no quorum");
+    }
+
+    #[test]
+    fn lag_beyond_a_bound_says_what_becomes_of_writes() {
+        let lagging = |lag| {
+            let mut view = view();
+            for contact in view.contacts.values_mut() {
+                contact.reports.get_mut(&ShardId(1)).unwrap().lag_ms = lag;
+            }
+            view
+        };
+        has(
+            &lagging(700),
+            "RPO of database default exceeded: the best region is 700 ms behind, bound 500 ms; its writes are slowed",
+        );
+        has(&lagging(2500), "2.5 s behind, bound 1.0 s; its writes are refused");
+        let mut warned = lagging(2500);
+        for database in warned.cluster.databases.values_mut() {
+            database.rpo.mode = RpoMode::Warn;
+        }
+        has(&warned, "writes go on, since its mode is warn");
+        for database in warned.cluster.databases.values_mut() {
+            database.rpo.mode = RpoMode::Off;
+        }
+        assert_eq!(of(&warned, 0), Vec::<String>::new());
+        let mut alone = view_without("region-2", 9000);
+        alone.contacts.remove(&6);
+        has(&alone, "shard 1 is followed by no other region");
+        has(&alone, "region-3-a was not heard of since the directory has this leader");
+    }
+
+    #[test]
+    fn what_is_weak_or_in_the_wrong_place_is_told() {
+        let mut view = view();
+        view.cluster.directory_voters = [1, 4].into();
+        has(&view, "the directory has 2 voters (region-1-a, region-2-a)");
+        has(&view, "lie in fewer than three regions");
+        view.cluster.nodes.get_mut(&5).unwrap().removed = true;
+        has(&view, "shard 1 cannot fail over by itself: no other region has two data centers");
+        let shard = view.cluster.shards.get_mut(&ShardId(2)).unwrap();
+        shard.voters.remove(&3);
+        shard.primary_region = "region-2".to_owned();
+        shard.reports.push(FailoverReport {
+            epoch: Epoch(2),
+            from_region: "region-1".to_owned(),
+            to_region: "region-2".to_owned(),
+            planned: false,
+            cause: String::new(),
+            base: Position::ZERO,
+            base_transactions: 0,
+            base_time_ms: 0,
+            sealed_at_ms: 0,
+            promoted_at_ms: 0,
+            loss: Loss { transactions: 4, window_ms: 80, ..Loss::default() },
+            old_voters: BTreeSet::new(),
+        });
+        has(&view, "shard 2 has 2 voters");
+        has(&view, "its database second wants region-1: `meridian failback 2`");
+        has(&view, "the failover of shard 2 to epoch 2: at least 4 transactions (80 ms) lost, until a majority");
+    }
+}

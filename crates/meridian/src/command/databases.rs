@@ -1,0 +1,298 @@
+//! Databases: what clients open.
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand, ValueEnum};
+use meridian_failover::{Change, Cluster, Database, FailoverMode, Rpo, RpoMode, TokenScope};
+use meridian_types::{DatabaseId, ShardId};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::cluster::change_text;
+use super::operator::{Directory, Reach, Table, View, amounts, print, print_json, selection};
+
+#[derive(Args)]
+pub(crate) struct Databases {
+    #[command(flatten)]
+    reach: Reach,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// All databases, with their settings.
+    List,
+    /// Makes a database; clients open /db/NAME or /databases/ID/connect.
+    Create {
+        /// Of letters, digits, `-`, `_`, `.` and `~`.
+        name: String,
+        /// Where it commits: the region nearest to its writers.
+        #[arg(long, value_name = "REGION")]
+        primary_region: String,
+        /// In a shard that no other database is in: it fails over and switches over by itself.
+        #[arg(long)]
+        own_shard: bool,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Changes settings of a database; what is not named stays.
+    Set {
+        /// Name or id.
+        #[arg(value_name = "DATABASE")]
+        database: String,
+        /// Where it belongs. `meridian failback` moves it there.
+        #[arg(long, value_name = "REGION")]
+        primary_region: Option<String>,
+        #[command(flatten)]
+        settings: Settings,
+    },
+    /// Deletes a database with all its data, in all regions.
+    Delete {
+        /// Name or id.
+        #[arg(value_name = "DATABASE")]
+        database: String,
+        /// Without it, the command only says what would be lost.
+        #[arg(long)]
+        yes_delete_all_data: bool,
+    },
+}
+
+#[derive(Args)]
+struct Settings {
+    /// What happens when no replica region keeps up [default of a new database: enforce].
+    #[arg(long, value_enum)]
+    rpo: Option<RpoWord>,
+    /// Replication lag in milliseconds from which writes are slowed [default of a new database: 500].
+    #[arg(long, value_name = "MS")]
+    rpo_soft_ms: Option<u64>,
+    /// Replication lag in milliseconds from which writes are refused [default of a new database: 1000].
+    #[arg(long, value_name = "MS")]
+    rpo_max_ms: Option<u64>,
+    /// Whether its shard fails over by itself; `manual` for one database holds for all in its shard [default of a
+    /// new database: auto].
+    #[arg(long, value_enum)]
+    failover: Option<FailoverWord>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum RpoWord {
+    /// Lag has no consequence.
+    Off,
+    /// Lag is said in logs and metrics.
+    Warn,
+    /// Lag slows writes down, then has them refused.
+    Enforce,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum FailoverWord {
+    /// When its primary region is lost.
+    Auto,
+    /// Only when `meridian failover` says so.
+    Manual,
+}
+
+impl Settings {
+    /// The bound on lag after these settings, if they say anything about it.
+    fn rpo(&self, before: Rpo) -> Option<Rpo> {
+        if self.rpo.is_none() && self.rpo_soft_ms.is_none() && self.rpo_max_ms.is_none() {
+            return None;
+        }
+        let mode = match self.rpo {
+            None => before.mode,
+            Some(RpoWord::Off) => RpoMode::Off,
+            Some(RpoWord::Warn) => RpoMode::Warn,
+            Some(RpoWord::Enforce) => RpoMode::Enforce,
+        };
+        let soft_ms = self.rpo_soft_ms.unwrap_or(before.soft_ms);
+        Some(Rpo { mode, soft_ms, max_ms: self.rpo_max_ms.unwrap_or(before.max_ms) })
+    }
+
+    fn failover(&self) -> Option<FailoverMode> {
+        self.failover.map(|word| match word {
+            FailoverWord::Auto => FailoverMode::Auto,
+            FailoverWord::Manual => FailoverMode::Manual,
+        })
+    }
+}
+
+#[derive(Serialize)]
+struct Listed<'a> {
+    id: DatabaseId,
+    is_default: bool,
+    /// Where its shard's primary is now.
+    present_region: Option<&'a str>,
+    #[serde(flatten)]
+    database: &'a Database,
+}
+
+impl<'a> Listed<'a> {
+    fn of(cluster: &'a Cluster, id: DatabaseId, database: &'a Database) -> Self {
+        Self {
+            id,
+            is_default: cluster.default_database == Some(id),
+            present_region: cluster.shards.get(&database.shard).map(|shard| shard.primary_region.as_str()),
+            database,
+        }
+    }
+}
+
+impl Databases {
+    pub(crate) async fn run(self) -> Result<()> {
+        let mut directory = Directory::new(&self.reach)?;
+        let json = self.reach.json;
+        match self.command {
+            Command::List => {
+                let view = directory.inspect(0).await?;
+                let databases = view.cluster.databases.iter();
+                let listed: Vec<Listed<'_>> =
+                    databases.map(|(id, database)| Listed::of(&view.cluster, *id, database)).collect();
+                if json { print_json(&listed) } else { print(&table(&listed).to_string()) }
+            }
+            Command::Create { name, primary_region, own_shard, settings } => {
+                let id = DatabaseId(Uuid::new_v4().into_bytes());
+                let database = Database {
+                    name,
+                    // The change chooses.
+                    shard: ShardId(0),
+                    primary_region,
+                    failover: settings.failover().unwrap_or_default(),
+                    rpo: settings.rpo(Rpo::default()).unwrap_or_default(),
+                };
+                let cluster = directory.execute(&Change::CreateDatabase { id, database, own_shard }).await?;
+                show(&cluster, id, "created", json)
+            }
+            Command::Set { database, primary_region, settings } => {
+                let view = directory.inspect_leader(0).await?;
+                let id = selection::database(&view.cluster, &database)?;
+                let before = view.cluster.databases.get(&id).map(|database| database.rpo).unwrap_or_default();
+                let (failover, rpo) = (settings.failover(), settings.rpo(before));
+                if failover.is_none() && rpo.is_none() && primary_region.is_none() {
+                    bail!("nothing to set: name --primary-region, --failover, --rpo, --rpo-soft-ms or --rpo-max-ms");
+                }
+                let cluster = directory.execute(&Change::SetDatabase { id, failover, rpo, primary_region }).await?;
+                show(&cluster, id, "set", json)
+            }
+            Command::Delete { database, yes_delete_all_data } => {
+                let view = directory.inspect_leader(0).await?;
+                let id = selection::database(&view.cluster, &database)?;
+                if !yes_delete_all_data {
+                    bail!("{}", would_be_lost(&view, id));
+                }
+                directory.execute(&Change::DeleteDatabase { id }).await?;
+                if json { print_json(&id) } else { print(&format!("database {database} ({id}) was deleted\n")) }
+            }
+        }
+    }
+}
+
+fn show(cluster: &Cluster, id: DatabaseId, what: &str, json: bool) -> Result<()> {
+    let Some(database) = cluster.databases.get(&id) else { bail!("database {id} is gone again") };
+    if json {
+        return print_json(&Listed::of(cluster, id, database));
+    }
+    let present = cluster.shards.get(&database.shard).map_or("", |shard| shard.primary_region.as_str());
+    let (name, shard) = (&database.name, database.shard);
+    let mut text = format!("database {name} was {what}: {id}, shard {shard} in {present}, opened as /db/{name}\n");
+    if database.primary_region != present {
+        text.push_str(&format!(
+            "it belongs in {}: `meridian failback {name}` moves its shard there\n",
+            database.primary_region
+        ));
+    }
+    print(&text)
+}
+
+fn table(databases: &[Listed<'_>]) -> Table {
+    let mut table = Table::new(&["NAME", "ID", ">SHARD", "PRIMARY", "FAILOVER", "RPO"]);
+    for Listed { id, is_default, present_region, database } in databases {
+        let primary = match present_region {
+            Some(present) if *present != database.primary_region => {
+                format!("{} (now in {present})", database.primary_region)
+            }
+            _ => database.primary_region.clone(),
+        };
+        table.row([
+            if *is_default { format!("{} (default)", database.name) } else { database.name.clone() },
+            id.to_string(),
+            database.shard.to_string(),
+            primary,
+            change_text::failover(database.failover).to_owned(),
+            change_text::rpo(&database.rpo),
+        ]);
+    }
+    table
+}
+
+fn would_be_lost(view: &View, id: DatabaseId) -> String {
+    let cluster = &view.cluster;
+    let Some(database) = cluster.databases.get(&id) else { return format!("there is no database {id}") };
+    let mut text = format!(
+        "deleting {} ({id}) loses all of its keys, in all regions, and cannot be undone; its clients get errors",
+        database.name
+    );
+    let neighbours: Vec<&str> =
+        selection::databases_in(cluster, database.shard).into_iter().filter(|name| *name != database.name).collect();
+    let reports = view.fresh_reports(database.shard);
+    if let Some(transactions) = reports.map(|(_, report)| report.transactions).max() {
+        let made = amounts::count(transactions, "transaction");
+        text.push_str(&format!(". Shard {} has taken {made} since it was made", database.shard));
+        if !neighbours.is_empty() {
+            text.push_str(&format!(", with those of {}", neighbours.join(", ")));
+        }
+    }
+    let scoped = cluster.tokens.iter().filter(|(_, token)| match &token.scope {
+        TokenScope::All => false,
+        TokenScope::Databases(ids) => ids.contains(&id),
+    });
+    let scoped: Vec<String> = scoped.map(|(token, known)| format!("{token} ({})", known.label)).collect();
+    if !scoped.is_empty() {
+        text.push_str(&format!(". Tokens that are for it: {}", scoped.join(", ")));
+    }
+    if cluster.default_database == Some(id) {
+        text.push_str(". It is the default database, which clients open at `/`");
+    }
+    text.push_str(". Say --yes-delete-all-data to do it");
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::operator::samples::view;
+
+    fn settings(rpo: Option<RpoWord>, soft: Option<u64>, max: Option<u64>) -> Settings {
+        Settings { rpo, rpo_soft_ms: soft, rpo_max_ms: max, failover: None }
+    }
+
+    #[test]
+    fn settings_that_are_not_named_stay() {
+        let before = Rpo { mode: RpoMode::Warn, soft_ms: 100, max_ms: 200 };
+        assert_eq!(settings(None, None, None).rpo(before), None);
+        assert_eq!(settings(None, None, Some(900)).rpo(before), Some(Rpo { max_ms: 900, ..before }));
+        let enforced = Rpo { mode: RpoMode::Enforce, soft_ms: 50, max_ms: 200 };
+        assert_eq!(settings(Some(RpoWord::Enforce), Some(50), None).rpo(before), Some(enforced));
+    }
+
+    #[test]
+    fn deletion_says_what_would_be_lost() {
+        let text = would_be_lost(&view(), "00000000-0000-4000-8000-000000000001".parse().unwrap());
+        assert!(text.starts_with("deleting default (00000000-0000-4000-8000-000000000001) loses all of its keys"));
+        for part in ["Shard 1 has taken 1000 transactions", "the default database", "--yes-delete-all-data"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
+
+    #[test]
+    fn databases_are_listed_with_where_they_are() {
+        let mut view = view();
+        view.cluster.shards.get_mut(&ShardId(2)).unwrap().primary_region = "region-2".to_owned();
+        let databases = view.cluster.databases.iter();
+        let listed: Vec<_> = databases.map(|(id, database)| Listed::of(&view.cluster, *id, database)).collect();
+        let text = table(&listed).to_string();
+        assert!(text.contains("default (default)") && text.contains("region-1 (now in region-2)"), "{text}");
+        let json = serde_json::to_value(&listed).unwrap();
+        assert_eq!(json[1]["name"], "second");
+        assert_eq!(json[1]["present_region"], "region-2");
+    }
+}

@@ -1,0 +1,86 @@
+//! A failover that an operator orders: it may lose what was committed and not shipped.
+
+mod prospect;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use meridian_failover::Change;
+
+use super::operator::{Directory, Reach, actor, amounts, print, print_json, selection};
+use super::switchover::{Goal, wait};
+use prospect::Prospect;
+
+/// Moves the primary of a shard whose region is lost to another one, losing what was not shipped.
+///
+/// Without --allow-data-loss it only says what would be lost, as far as that is known, and ends with exit code 1.
+/// While the region serves, `meridian switchover` does it without loss.
+#[derive(Args)]
+pub(crate) struct Failover {
+    /// A shard's number, or a database's name or id: all databases of the shard move with it.
+    #[arg(value_name = "SHARD|DATABASE")]
+    target: String,
+    /// Where to, if not to whichever region has most.
+    #[arg(long, value_name = "REGION")]
+    to: Option<String>,
+    /// Do it.
+    #[arg(long)]
+    allow_data_loss: bool,
+    /// Show the progress, and end when the shard is served in its new region.
+    #[arg(long)]
+    wait: bool,
+    #[command(flatten)]
+    reach: Reach,
+}
+
+impl Failover {
+    pub(crate) async fn run(self) -> Result<()> {
+        let json = self.reach.json;
+        let mut directory = Directory::new(&self.reach)?;
+        let view = directory.inspect_leader(0).await?;
+        let (id, shard) = selection::shard_of(&view.cluster, &self.target)?;
+        if let Some(to) = &self.to {
+            selection::region(&view.cluster, to)?;
+        }
+        let prospect = Prospect::of(&view, id, shard, self.to.as_deref());
+        if !self.allow_data_loss {
+            if json {
+                print_json(&prospect)?
+            } else {
+                print(&prospect.to_string())?
+            }
+            bail!("nothing was done: say --allow-data-loss to fail shard {id} over");
+        }
+        if !json {
+            print(&prospect.to_string())?;
+        }
+        let goal = Goal {
+            shard: id,
+            epoch: shard.epoch,
+            from: shard.primary_region.clone(),
+            to: self.to.clone(),
+            planned: false,
+            version: view.cluster.version + 1,
+        };
+        let change = Change::ForceFailover {
+            shard: id,
+            epoch: shard.epoch,
+            to: self.to,
+            since_ms: amounts::now_ms(),
+            cause: format!("ordered by {}", actor()),
+        };
+        directory.execute(&change).await?;
+        if self.wait {
+            return match wait(&mut directory, &[goal], json).await? {
+                true => Ok(()),
+                false => bail!("the shard did not get where it was to go"),
+            };
+        }
+        if json {
+            return print_json(&prospect);
+        }
+        print(&format!(
+            "shard {id} fails over; `meridian cluster status` shows how far it is, `meridian shards reports {id}` what \
+             was lost\n"
+        ))
+    }
+}

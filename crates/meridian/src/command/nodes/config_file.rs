@@ -1,0 +1,158 @@
+//! The configuration of a new node, made from that of one that is there.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use meridian_failover::Cluster;
+use meridian_node::config::NodeConfig;
+use meridian_node::topology::{DatabaseInfo, NodeInfo, ShardSpec, Topology, TopologySpec};
+use meridian_types::NodeId;
+
+pub(super) struct NewFile<'a> {
+    /// The configuration of a node that is there.
+    pub(super) template: &'a Path,
+    /// With the new node.
+    pub(super) cluster: &'a Cluster,
+    pub(super) id: NodeId,
+    pub(super) data_dir: &'a Path,
+}
+
+impl NewFile<'_> {
+    /// Its tokens, sizes and times are the template's, all else is what the cluster is now. A port that the
+    /// cluster does not know is the template's, too.
+    pub(super) fn text(&self) -> Result<String> {
+        let mut config = NodeConfig::load(self.template)?;
+        let topology = Topology::new(spec(self.cluster)).context("the cluster as it is makes no configuration")?;
+        let Some(node) = topology.nodes.get(&self.id).cloned() else { bail!("there is no node {}", self.id) };
+        let own_host = host(&node.rpc_address).to_owned();
+        let same_machine = own_host == host(&config.node.rpc_address);
+        config.listen.kv = match &node.kv_address {
+            Some(address) => address.clone(),
+            None => format!("{own_host}:{}", port(&config.listen.kv)),
+        };
+        config.listen.rpc.clone_from(&node.rpc_address);
+        // Beside the template's node, its port is taken.
+        config.listen.metrics =
+            config.listen.metrics.filter(|_| !same_machine).map(|address| format!("{own_host}:{}", port(&address)));
+        config.join = true;
+        config.dial.clear();
+        self.data_dir.clone_into(&mut config.data_dir);
+        config.topology = topology;
+        config.node = node;
+        let text = config.to_toml();
+        NodeConfig::parse(&text, Path::new("the new node's configuration"))?;
+        Ok(text)
+    }
+}
+
+fn spec(cluster: &Cluster) -> TopologySpec {
+    let node = |(id, node): (&NodeId, &meridian_failover::Node)| NodeInfo {
+        id: *id,
+        name: node.name.clone(),
+        region: node.region.clone(),
+        data_center: node.data_center.clone(),
+        rpc_address: node.rpc_address.clone(),
+        kv_address: node.kv_address.clone(),
+    };
+    let shards = cluster.shards.iter().map(|(id, shard)| ShardSpec {
+        id: *id,
+        primary_region: shard.primary_region.clone(),
+        voters: Some(shard.voters.iter().copied().collect()),
+        preferred_leader: shard.preferred_leader,
+        allow_weak_quorum: true,
+    });
+    let databases = cluster.databases.iter().map(|(id, database)| DatabaseInfo {
+        id: *id,
+        name: database.name.clone(),
+        shard: database.shard,
+    });
+    let default = cluster.default_database.and_then(|id| cluster.databases.get(&id));
+    TopologySpec {
+        regions: cluster.regions.clone(),
+        nodes: cluster.nodes.iter().filter(|(_, node)| !node.removed).map(node).collect(),
+        shards: shards.collect(),
+        databases: databases.collect(),
+        default_database: default.map(|database| database.name.clone()),
+    }
+}
+
+/// Writes a file that is not there yet, readable by its owner only: it holds access tokens.
+pub(super) fn write(path: &Path, text: &str) -> Result<()> {
+    let unusable = || format!("cannot write {}", path.display());
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).with_context(unusable)?;
+    }
+    let file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes())).with_context(unusable)
+}
+
+fn host(address: &str) -> &str {
+    address.rsplit_once(':').map_or(address, |(host, _)| host)
+}
+
+fn port(address: &str) -> &str {
+    address.rsplit_once(':').map_or("0", |(_, port)| port)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use meridian_failover::{Change, Node};
+    use meridian_node::config::dev_cluster;
+
+    use super::*;
+    use crate::command::operator::samples;
+
+    fn new_node() -> Node {
+        Node {
+            name: "region-2-c".to_owned(),
+            region: "region-2".to_owned(),
+            data_center: "c".to_owned(),
+            rpc_address: "10.0.0.9:4601".to_owned(),
+            kv_address: None,
+            incarnation: None,
+            removed: false,
+        }
+    }
+
+    #[test]
+    fn a_new_node_joins_the_cluster_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = dev_cluster(&[3, 2, 1], folder.path(), 4612, 4512, "a token of the cluster").unwrap();
+        let template = folder.path().join("node.toml");
+        std::fs::write(&template, &files[0].1).unwrap();
+        let cluster = samples::cluster().after(&Change::ReplaceNode { old: 5, new: new_node() }).unwrap();
+        let data_dir = Path::new("data");
+        let text = NewFile { template: &template, cluster: &cluster, id: 7, data_dir }.text().unwrap();
+
+        let path = folder.path().join("new/node.toml");
+        write(&path, &text).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        assert!(write(&path, &text).is_err(), "it is there already");
+        let config = NodeConfig::load(&path).unwrap();
+        assert!(config.join);
+        assert_eq!((config.node.id, config.node.name.as_str()), (7, "region-2-c"));
+        assert_eq!(config.data_dir, folder.path().join("new/data"));
+        assert_eq!((config.listen.rpc.as_str(), config.listen.kv.as_str()), ("10.0.0.9:4601", "10.0.0.9:4512"));
+        assert_eq!(config.topology.nodes.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4, 6, 7]);
+        assert_eq!(config.tokens.len(), 1);
+    }
+
+    #[test]
+    fn what_would_not_start_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = dev_cluster(&[3, 2, 1], folder.path(), 4612, 4512, "a token of the cluster").unwrap();
+        let template = folder.path().join("node.toml");
+        std::fs::write(&template, &files[0].1).unwrap();
+        let mut node = new_node();
+        node.rpc_address = "0.0.0.0:4601".to_owned();
+        let cluster = samples::cluster().after(&Change::AddNode { node }).unwrap();
+        let data_dir = Path::new("data");
+        let error = NewFile { template: &template, cluster: &cluster, id: 7, data_dir }.text().unwrap_err();
+        assert!(format!("{error:#}").contains("0.0.0.0:4601"), "{error:#}");
+    }
+}

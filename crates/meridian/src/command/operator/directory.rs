@@ -1,0 +1,312 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, bail};
+use futures::stream::{FuturesUnordered, StreamExt};
+use meridian_failover::{Change, Cluster};
+use meridian_proto::directory::{self as wire, directory_client::DirectoryClient, execute_response};
+use meridian_types::NodeId;
+use tokio::time::Instant;
+use tonic::Code;
+use tonic::transport::{Channel, Endpoint};
+
+use super::{Reach, View};
+
+const CONNECT: Duration = Duration::from_secs(2);
+/// One question. A directory that has just lost its leader takes a while to have another.
+const ASK: Duration = Duration::from_secs(4);
+/// One change: it is committed in several regions.
+const EXECUTE: Duration = Duration::from_secs(15);
+/// For how long a leader is looked for.
+const PATIENCE: Duration = Duration::from_secs(15);
+const PAUSE: Duration = Duration::from_millis(200);
+/// The cluster and many changes.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// Of the record of changes, how many are searched for one whose fate is not known.
+const SEARCHED_CHANGES: u32 = 200;
+
+/// The directory, as an operator reaches it: any node leads to its leader.
+pub(crate) struct Directory {
+    seeds: Vec<String>,
+    /// The newest cluster that was told.
+    known: Option<Cluster>,
+    /// Where the leader answered last.
+    leader_address: Option<String>,
+}
+
+/// What became of one try to make a change.
+enum Tried {
+    Done(Cluster),
+    Refused(String),
+    /// Certainly not done: nothing was sent, or the node does not lead.
+    Not {
+        leader: Option<NodeId>,
+        why: String,
+    },
+    /// Perhaps done.
+    Unknown(String),
+}
+
+impl Directory {
+    /// # Errors
+    /// When the configuration that names whom to ask cannot be read.
+    pub(crate) fn new(reach: &Reach) -> Result<Self> {
+        Ok(Self { seeds: reach.seeds()?, known: None, leader_address: None })
+    }
+
+    /// What the directory's leader says, or who else answers while there is none.
+    ///
+    /// # Errors
+    /// When nobody answers.
+    pub(crate) async fn inspect(&mut self, changes: u32) -> Result<View> {
+        if let Some(address) = self.leader_address.take()
+            && let Ok(response) = ask(&address, changes).await
+        {
+            let view = self.read(&address, response)?;
+            if view.leader_address.is_some() {
+                return Ok(view);
+            }
+        }
+        let mut search = Search::new(changes);
+        let known = self.known.iter().flat_map(|cluster| addresses(cluster, cluster.nodes.keys()));
+        search.ask(self.seeds.iter().cloned().chain(known));
+        let mut best: Option<View> = None;
+        while let Some((address, answer)) = search.asked.next().await {
+            let view = match answer.map_err(|status| anyhow!("{}", status.message())) {
+                Ok(response) => self.read(&address, response),
+                Err(error) => Err(error),
+            };
+            match view {
+                Ok(view) if view.leader_address.is_some() => return Ok(view),
+                Ok(view) => {
+                    // Only voters of the directory know its leader.
+                    let next: Vec<String> =
+                        addresses(&view.cluster, view.leader.iter().chain(&view.cluster.directory_voters)).collect();
+                    search.ask(next);
+                    if best.as_ref().is_none_or(|best| best.cluster.version < view.cluster.version) {
+                        best = Some(view);
+                    }
+                }
+                Err(error) => {
+                    search.failures.insert(address, format!("{error:#}"));
+                }
+            }
+        }
+        best.ok_or_else(|| {
+            let failures = search.failures.iter().map(|(address, error)| format!("\n  {address}: {error}"));
+            anyhow!("no node of the cluster answers{}", failures.collect::<String>())
+        })
+    }
+
+    /// What the leader says, as soon as there is one.
+    ///
+    /// # Errors
+    /// When there is none for some time.
+    pub(crate) async fn inspect_leader(&mut self, changes: u32) -> Result<View> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let why = match self.inspect(changes).await {
+                Ok(view) if view.leader_address.is_some() => return Ok(view),
+                Ok(view) => no_leader(&view),
+                Err(error) => format!("{error:#}"),
+            };
+            if Instant::now() > deadline {
+                bail!("the directory's leader was not found: {why}");
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Makes a change and returns the cluster after it.
+    ///
+    /// # Errors
+    /// When it is refused, when there is no leader for some time, and when it is not known whether it was made.
+    pub(crate) async fn execute(&mut self, change: &Change) -> Result<Cluster> {
+        let request = wire::ExecuteRequest { change_json: serde_json::to_vec(change)?.into(), actor: actor() };
+        let deadline = Instant::now() + PATIENCE;
+        let mut address = self.leader_address.clone();
+        loop {
+            let to = match address.take() {
+                Some(address) => address,
+                None => self.inspect_leader(0).await?.leader_address.unwrap_or_default(),
+            };
+            let before = self.known.as_ref().map_or(0, |cluster| cluster.version);
+            match execute(&to, request.clone()).await {
+                Tried::Done(cluster) => {
+                    self.known = Some(cluster.clone());
+                    return Ok(cluster);
+                }
+                Tried::Refused(why) => bail!("refused: {why}"),
+                Tried::Not { leader, why } => {
+                    if Instant::now() > deadline {
+                        bail!("the change was not made: {why}");
+                    }
+                    self.leader_address = None;
+                    let known = self.known.as_ref();
+                    address = leader.and_then(|leader| addresses(known?, [&leader]).next()).filter(|next| *next != to);
+                    if address.is_none() {
+                        tokio::time::sleep(PAUSE).await;
+                    }
+                }
+                Tried::Unknown(why) => {
+                    eprintln!("meridian: {why}; looking whether the change was made");
+                    self.leader_address = None;
+                    return self.look_for(change, &request.actor, before).await;
+                }
+            }
+        }
+    }
+
+    /// Whether a change is in the record, behind a version.
+    async fn look_for(&mut self, change: &Change, actor: &str, behind: u64) -> Result<Cluster> {
+        let is_it = |record: &wire::ChangeRecord| {
+            let recorded = || serde_json::from_slice::<Change>(&record.change_json);
+            record.version > behind && record.actor == actor && recorded().is_ok_and(|recorded| recorded == *change)
+        };
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            if let Ok(view) = self.inspect_leader(SEARCHED_CHANGES).await
+                && view.changes.iter().any(is_it)
+            {
+                return Ok(view.cluster);
+            }
+            tokio::time::sleep(PAUSE * 5).await;
+        }
+        bail!(
+            "it is not known whether the change was made: it is not in the record, and may still come. \
+             `meridian cluster changes` shows the record; do not repeat the command before you looked"
+        )
+    }
+
+    /// A view, and what is to be remembered of it.
+    fn read(&mut self, address: &str, response: wire::InspectResponse) -> Result<View> {
+        // Only the leader hears of nodes. It may be reached by another address than its own.
+        let is_leader = !response.contacts.is_empty();
+        let mut view = View::read(response, is_leader.then(|| address.to_owned()))?;
+        let leader = view.leader.and_then(|leader| view.cluster.nodes.get(&leader));
+        if leader.is_some_and(|leader| leader.rpc_address == address) {
+            view.leader_address = Some(address.to_owned());
+        }
+        if view.leader_address.is_some() {
+            self.leader_address.clone_from(&view.leader_address);
+        }
+        if self.known.as_ref().is_none_or(|known| known.version <= view.cluster.version) {
+            self.known = Some(view.cluster.clone());
+        }
+        Ok(view)
+    }
+}
+
+/// Why a view is not the leader's own.
+pub(crate) fn no_leader(view: &View) -> String {
+    match view.leader.and_then(|leader| view.cluster.nodes.get(&leader)) {
+        Some(leader) => format!("it is {}, which does not answer at {}", leader.name, leader.rpc_address),
+        None => "its voters know of none".to_owned(),
+    }
+}
+
+type Answer = (String, Result<wire::InspectResponse, tonic::Status>);
+
+/// Questions to several nodes at a time, each asked once.
+struct Search {
+    changes: u32,
+    seen: BTreeSet<String>,
+    asked: FuturesUnordered<futures::future::BoxFuture<'static, Answer>>,
+    failures: BTreeMap<String, String>,
+}
+
+impl Search {
+    fn new(changes: u32) -> Self {
+        Self { changes, seen: BTreeSet::new(), asked: FuturesUnordered::new(), failures: BTreeMap::new() }
+    }
+
+    fn ask(&mut self, addresses: impl IntoIterator<Item = String>) {
+        for address in addresses {
+            if self.seen.insert(address.clone()) {
+                let changes = self.changes;
+                self.asked.push(Box::pin(async move {
+                    let answer = ask(&address, changes).await;
+                    (address, answer)
+                }));
+            }
+        }
+    }
+}
+
+/// Of nodes that were not removed.
+fn addresses<'a>(cluster: &'a Cluster, nodes: impl IntoIterator<Item = &'a NodeId>) -> impl Iterator<Item = String> {
+    let nodes = nodes.into_iter().filter_map(|node| cluster.nodes.get(node)).filter(|node| !node.removed);
+    nodes.map(|node| node.rpc_address.clone())
+}
+
+/// To a node; nothing but the connection has been made then.
+pub(crate) async fn connect(address: &str) -> Result<Channel, tonic::Status> {
+    let unavailable = |error: &dyn std::error::Error| {
+        let mut text = error.to_string();
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        tonic::Status::unavailable(text)
+    };
+    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| unavailable(&error))?;
+    let connected = tokio::time::timeout(CONNECT, endpoint.connect_timeout(CONNECT).connect()).await;
+    connected.map_err(|error| unavailable(&error))?.map_err(|error| unavailable(&error))
+}
+
+async fn ask(address: &str, changes: u32) -> Result<wire::InspectResponse, tonic::Status> {
+    let asked = async {
+        let mut client = client(connect(address).await?);
+        Ok(client.inspect(wire::InspectRequest { changes }).await?.into_inner())
+    };
+    let late = |_| Err(tonic::Status::deadline_exceeded("no answer"));
+    tokio::time::timeout(ASK, asked).await.unwrap_or_else(late)
+}
+
+async fn execute(address: &str, request: wire::ExecuteRequest) -> Tried {
+    let not = |leader, why: String| Tried::Not { leader, why: format!("{address}: {why}") };
+    let channel = match connect(address).await {
+        Ok(channel) => channel,
+        Err(status) => return not(None, status.message().to_owned()),
+    };
+    let answer = match tokio::time::timeout(EXECUTE, client(channel).execute(request)).await {
+        Err(_) => return Tried::Unknown(format!("{address} did not answer in time")),
+        Ok(answer) => answer.map(|answer| answer.into_inner().result),
+    };
+    match answer {
+        Ok(Some(execute_response::Result::Done(state))) => match serde_json::from_slice(&state.json) {
+            Ok(cluster) => Tried::Done(cluster),
+            Err(error) => Tried::Unknown(format!("{address} answered what this version cannot read ({error})")),
+        },
+        Ok(Some(execute_response::Result::Refused(why))) => Tried::Refused(why),
+        Ok(Some(execute_response::Result::NotLeader(0))) => not(None, "the directory has no leader".to_owned()),
+        Ok(Some(execute_response::Result::NotLeader(leader))) => not(Some(leader), format!("node {leader} leads")),
+        Ok(None) => Tried::Unknown(format!("{address} answered nothing that this version knows")),
+        Err(status) => match status.code() {
+            // It does not vote in the directory.
+            Code::FailedPrecondition => not(None, status.message().to_owned()),
+            Code::InvalidArgument | Code::PermissionDenied | Code::Unimplemented => {
+                Tried::Refused(status.message().to_owned())
+            }
+            _ => Tried::Unknown(format!("{address}: {}", status.message())),
+        },
+    }
+}
+
+fn client(channel: Channel) -> DirectoryClient<Channel> {
+    DirectoryClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+/// Who orders a change, for the record: `user@host`.
+pub(crate) fn actor() -> String {
+    let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
+    let user = variable("SUDO_USER").or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));
+    let kernel = || std::fs::read_to_string("/proc/sys/kernel/hostname").ok();
+    let host = variable("HOSTNAME").or_else(kernel).map(|host| host.trim().to_owned());
+    let unknown = || "unknown".to_owned();
+    format!("{}@{}", user.unwrap_or_else(unknown), host.unwrap_or_else(unknown))
+}
+
+#[cfg(test)]
+mod tests;

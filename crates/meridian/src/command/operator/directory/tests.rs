@@ -1,0 +1,171 @@
+//! Against a directory of three nodes in this process that keeps a real [`Cluster`].
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::Stream;
+use meridian_proto::directory::directory_server;
+use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tonic::{Request, Response, Status};
+
+use super::*;
+use crate::command::operator::samples;
+
+/// How the nodes behave.
+struct State {
+    cluster: Cluster,
+    changes: Vec<wire::ChangeRecord>,
+    leader: NodeId,
+    /// The next change is made, and then the call fails as if the leader had been lost.
+    lose_answer: bool,
+    asked: Vec<NodeId>,
+}
+
+struct Fake {
+    node: NodeId,
+    state: Arc<Mutex<State>>,
+}
+
+#[tonic::async_trait]
+impl directory_server::Directory for Fake {
+    type FollowStream = Pin<Box<dyn Stream<Item = Result<wire::ClusterState, Status>> + Send>>;
+
+    async fn renew(&self, _: Request<wire::RenewRequest>) -> Result<Response<wire::RenewResponse>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn follow(&self, _: Request<wire::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
+        Err(Status::unimplemented(""))
+    }
+
+    async fn execute(&self, request: Request<wire::ExecuteRequest>) -> Result<Response<wire::ExecuteResponse>, Status> {
+        let mut state = self.state.lock();
+        state.asked.push(self.node);
+        if !state.cluster.directory_voters.contains(&self.node) {
+            return Err(Status::failed_precondition("this node does not vote in the directory"));
+        }
+        if state.leader != self.node {
+            let result = Some(execute_response::Result::NotLeader(state.leader));
+            return Ok(Response::new(wire::ExecuteResponse { result }));
+        }
+        let request = request.into_inner();
+        let change = serde_json::from_slice(&request.change_json).unwrap();
+        let result = match state.cluster.after(&change) {
+            Ok(after) => {
+                let version = after.version;
+                state.cluster = after;
+                let wire::ExecuteRequest { change_json, actor } = request;
+                state.changes.push(wire::ChangeRecord { version, time_ms: 1, actor, change_json });
+                if std::mem::take(&mut state.lose_answer) {
+                    return Err(Status::unknown("the directory's leader was lost"));
+                }
+                execute_response::Result::Done(wire::ClusterState { json: json(&state.cluster) })
+            }
+            Err(refused) => execute_response::Result::Refused(refused.to_string()),
+        };
+        Ok(Response::new(wire::ExecuteResponse { result: Some(result) }))
+    }
+
+    async fn inspect(&self, _: Request<wire::InspectRequest>) -> Result<Response<wire::InspectResponse>, Status> {
+        let state = self.state.lock();
+        let mut response = wire::InspectResponse {
+            cluster: Some(wire::ClusterState { json: json(&state.cluster) }),
+            ..Default::default()
+        };
+        if state.cluster.directory_voters.contains(&self.node) {
+            response.leader = state.leader;
+            response.changes = state.changes.iter().rev().cloned().collect();
+        }
+        if state.leader == self.node {
+            response.contacts = vec![wire::NodeContact { node_id: 1, age_ms: 5, reports: Vec::new() }];
+        }
+        Ok(Response::new(response))
+    }
+}
+
+fn json(cluster: &Cluster) -> bytes::Bytes {
+    serde_json::to_vec(cluster).unwrap().into()
+}
+
+/// Nodes 1 and 4, which vote in the directory, and 2, which does not; node 4 leads.
+async fn serve() -> (Arc<Mutex<State>>, Vec<String>) {
+    let mut cluster = samples::cluster();
+    let mut listeners = Vec::new();
+    for node in [1, 2, 4] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        cluster.nodes.get_mut(&node).unwrap().rpc_address = listener.local_addr().unwrap().to_string();
+        listeners.push((node, listener));
+    }
+    // Nobody listens there.
+    for node in [3, 5, 6] {
+        cluster.nodes.get_mut(&node).unwrap().rpc_address = format!("127.0.0.1:{node}");
+    }
+    let addresses = listeners.iter().map(|(_, listener)| listener.local_addr().unwrap().to_string()).collect();
+    let state = State { cluster, changes: Vec::new(), leader: 4, lose_answer: false, asked: Vec::new() };
+    let state = Arc::new(Mutex::new(state));
+    for (node, listener) in listeners {
+        let service = directory_server::DirectoryServer::new(Fake { node, state: Arc::clone(&state) });
+        let incoming = futures::stream::unfold(listener, |listener| async {
+            let connection = listener.accept().await.map(|(connection, _)| connection);
+            Some((connection, listener))
+        });
+        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+    }
+    (state, addresses)
+}
+
+fn directory(seeds: &[&String]) -> Directory {
+    Directory { seeds: seeds.iter().map(|seed| (*seed).clone()).collect(), known: None, leader_address: None }
+}
+
+fn add_region(name: &str) -> Change {
+    Change::AddRegion { name: name.to_owned() }
+}
+
+#[tokio::test]
+async fn any_node_leads_to_the_leader() {
+    let (_, addresses) = serve().await;
+    for seed in &addresses {
+        let view = directory(&[seed]).inspect(10).await.unwrap();
+        assert_eq!((view.leader, view.leader_address.as_deref()), (Some(4), Some(addresses[2].as_str())));
+    }
+}
+
+#[tokio::test]
+async fn without_a_leader_the_newest_cluster_is_shown_and_without_anybody_the_reasons() {
+    let (state, addresses) = serve().await;
+    state.lock().leader = 0;
+    let view = directory(&[&addresses[1]]).inspect(0).await.unwrap();
+    assert_eq!((view.leader, view.leader_address), (None, None));
+    assert_eq!(view.cluster.version, 7);
+    let error = directory(&[&"127.0.0.1:1".to_owned()]).inspect(0).await.unwrap_err().to_string();
+    assert!(error.contains("no node of the cluster answers") && error.contains("127.0.0.1:1: "), "{error}");
+}
+
+#[tokio::test]
+async fn changes_go_to_the_leader_and_follow_it() {
+    let (state, addresses) = serve().await;
+    let mut directory = directory(&[&addresses[1]]);
+    let cluster = directory.execute(&add_region("region-4")).await.unwrap();
+    assert!(cluster.regions.contains(&"region-4".to_owned()));
+    assert_eq!(state.lock().asked, [4]);
+    assert_eq!(state.lock().changes[0].actor, actor());
+
+    state.lock().leader = 1;
+    directory.execute(&add_region("region-5")).await.unwrap();
+    assert_eq!(state.lock().asked, [4, 4, 1]);
+
+    let error = directory.execute(&add_region("region-5")).await.unwrap_err().to_string();
+    assert!(error.starts_with("refused: ") && error.contains("region-5"), "{error}");
+    assert_eq!(state.lock().changes.len(), 2);
+}
+
+#[tokio::test]
+async fn a_change_whose_answer_was_lost_is_found_in_the_record_and_not_repeated() {
+    let (state, addresses) = serve().await;
+    state.lock().lose_answer = true;
+    let cluster = directory(&[&addresses[0]]).execute(&add_region("region-4")).await.unwrap();
+    assert!(cluster.regions.contains(&"region-4".to_owned()));
+    assert_eq!(state.lock().changes.len(), 1);
+}

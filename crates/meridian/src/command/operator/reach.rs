@@ -1,0 +1,95 @@
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use serde::Deserialize;
+
+/// Whom a command asks, and how it answers.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct Reach {
+    /// A node's or a gateway's configuration. Any of its [[nodes]] tells what the cluster is now.
+    #[arg(long, global = true, value_name = "FILE", default_value = "meridian-data/region-1-a/node.toml")]
+    pub(crate) config: PathBuf,
+    /// Ask this node, by its gRPC address, instead of those of --config. May be repeated.
+    #[arg(long = "node", global = true, value_name = "HOST:PORT", value_parser = parse_address)]
+    pub(crate) nodes: Vec<String>,
+    /// Answer in JSON, for programs.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+}
+
+/// Of a configuration, what a command needs. The rest is judged by who runs with it.
+#[derive(Deserialize)]
+struct Configuration {
+    #[serde(default)]
+    nodes: Vec<ConfiguredNode>,
+}
+
+#[derive(Deserialize)]
+struct ConfiguredNode {
+    rpc_address: String,
+}
+
+impl Reach {
+    /// Addresses of nodes to begin with; at least one.
+    pub(crate) fn seeds(&self) -> Result<Vec<String>> {
+        if !self.nodes.is_empty() {
+            return Ok(self.nodes.clone());
+        }
+        let path = self.config.display();
+        let text = std::fs::read_to_string(&self.config).with_context(|| {
+            format!("cannot read {path} (--config names a node's configuration, --node a node to ask)")
+        })?;
+        // The reader's own words would quote the line, which may hold a secret.
+        let Ok(configuration) = toml::from_str::<Configuration>(&text) else {
+            bail!("{path} is not the configuration of a node or a gateway: [[nodes]] with rpc_address are wanted");
+        };
+        let seeds: Vec<String> = configuration.nodes.into_iter().map(|node| node.rpc_address).collect();
+        if seeds.is_empty() {
+            bail!("{path} has no [[nodes]] to ask");
+        }
+        Ok(seeds)
+    }
+}
+
+fn parse_address(text: &str) -> Result<String, String> {
+    let named = text.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    match named {
+        Some(_) => Ok(text.to_owned()),
+        None => Err("host:port is wanted, the gRPC address of a node".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn reach(config: PathBuf, nodes: &[&str]) -> Reach {
+        Reach { config, nodes: nodes.iter().map(|node| (*node).to_owned()).collect(), json: false }
+    }
+
+    #[test]
+    fn seeds_are_those_named_or_else_those_of_the_configuration() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("node.toml");
+        assert_eq!(reach(path.clone(), &["a:1", "b:2"]).seeds().unwrap(), ["a:1", "b:2"]);
+        let error = reach(path.clone(), &[]).seeds().unwrap_err().to_string();
+        assert!(error.contains("node.toml") && error.contains("--node"), "{error}");
+        std::fs::write(&path, "node = 1\n[[nodes]]\nid = 1\nrpc_address = \"a:1\"\n[[tokens]]\nsecret = \"s\"\n")
+            .unwrap();
+        assert_eq!(reach(path.clone(), &[]).seeds().unwrap(), ["a:1"]);
+        std::fs::write(&path, "node = 1\n").unwrap();
+        assert!(reach(path.clone(), &[]).seeds().unwrap_err().to_string().contains("no [[nodes]]"));
+        std::fs::write(&path, "[[nodes]]\nsecret = \"hush\n").unwrap();
+        let error = format!("{:#}", reach(path, &[]).seeds().unwrap_err());
+        assert!(!error.contains("hush"), "{error}");
+    }
+
+    #[test]
+    fn addresses_have_a_host_and_a_port() {
+        assert_eq!(parse_address("[::1]:4601").unwrap(), "[::1]:4601");
+        for text in ["4601", ":4601", "host", "host:", "host:99999"] {
+            assert!(parse_address(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! A cluster as the tests of commands see it: six nodes in three regions (3, 2 and 1 data centers), two shards
+//! with their primary in the first, and two databases.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use meridian_failover::{Cluster, Database, FailoverMode, Node, Phase, Rpo, Shard};
+use meridian_types::{Epoch, NodeId, Position, ShardId};
+
+use super::{Contact, Report, View};
+
+pub(crate) const LEADER_TIME_MS: u64 = 1_787_227_200_000;
+
+pub(crate) fn cluster() -> Cluster {
+    let place = [("1", "a"), ("1", "b"), ("1", "c"), ("2", "a"), ("2", "b"), ("3", "a")];
+    let node = |(id, (region, data_center)): (NodeId, &(&str, &str))| {
+        let node = Node {
+            name: format!("region-{region}-{data_center}"),
+            region: format!("region-{region}"),
+            data_center: (*data_center).to_owned(),
+            rpc_address: format!("127.0.0.1:{}", 4611 + id),
+            kv_address: Some(format!("127.0.0.1:{}", 4511 + id)),
+            incarnation: Some(format!("{id:032x}")),
+            removed: false,
+        };
+        (id, node)
+    };
+    let shard = |leader| Shard {
+        epoch: Epoch(1),
+        phase: Phase::Active,
+        primary_region: "region-1".to_owned(),
+        voters: BTreeSet::from([1, 2, 3]),
+        preferred_leader: Some(leader),
+        bases: vec![(Epoch(1), Position::ZERO)],
+        reports: Vec::new(),
+    };
+    let database = |name: &str, shard| Database {
+        name: name.to_owned(),
+        shard: ShardId(shard),
+        primary_region: "region-1".to_owned(),
+        failover: FailoverMode::Auto,
+        rpo: Rpo::default(),
+    };
+    Cluster {
+        version: 7,
+        regions: ["region-1", "region-2", "region-3"].map(str::to_owned).to_vec(),
+        nodes: (1..).zip(&place).map(node).collect(),
+        last_node_id: 6,
+        directory_voters: BTreeSet::from([1, 4, 6]),
+        shards: BTreeMap::from([(ShardId(1), shard(1)), (ShardId(2), shard(2))]),
+        last_shard_id: 2,
+        databases: BTreeMap::from([
+            ("00000000-0000-4000-8000-000000000001".parse().unwrap(), database("default", 1)),
+            ("00000000-0000-4000-8000-000000000002".parse().unwrap(), database("second", 2)),
+        ]),
+        default_database: "00000000-0000-4000-8000-000000000001".parse().ok(),
+        tokens: BTreeMap::new(),
+        last_token_id: 0,
+    }
+}
+
+/// What the directory's leader says while all is well: the voters are at sequence 100, the replicas at 98.
+pub(crate) fn view() -> View {
+    let report = |node: NodeId, shard: u32| Report {
+        epoch: Epoch(1),
+        position: Position::new(Epoch(1), if node <= 3 { 100 } else { 98 }),
+        transactions: if node <= 3 { 1000 } else { 980 },
+        time_ms: LEADER_TIME_MS - if node <= 3 { 0 } else { 50 },
+        leads: node == u64::from(shard),
+        changing_voters: false,
+        lag_ms: [0, 0, 0, 30, 20, 90][usize::try_from(node - 1).unwrap()],
+    };
+    let reports = |node| [1, 2].into_iter().map(|shard| (ShardId(shard), report(node, shard))).collect();
+    View {
+        cluster: cluster(),
+        leader: Some(1),
+        term: 3,
+        leader_address: Some("127.0.0.1:4612".to_owned()),
+        changes: Vec::new(),
+        progress: BTreeMap::new(),
+        contacts: (1..=6).map(|node| (node, Contact { age_ms: 200, reports: reports(node) })).collect(),
+    }
+}
+
+/// The same after the nodes of a region were not heard of for so long.
+pub(crate) fn view_without(region: &str, age_ms: u64) -> View {
+    let mut view = view();
+    for (node, contact) in &mut view.contacts {
+        if view.cluster.nodes[node].region == region {
+            contact.age_ms = age_ms;
+        }
+    }
+    view
+}

@@ -1,0 +1,308 @@
+//! What nodes of a lost primary held beyond the base of the next epoch: kept by each of them in files.
+
+mod batch;
+mod key;
+
+use std::fs::OpenOptions;
+use std::io::{BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow, bail};
+use clap::{Args, Subcommand};
+use futures::stream::{FuturesOrdered, StreamExt};
+use meridian_failover::{Cluster, Node};
+use meridian_proto::admin::{self, admin_client::AdminClient};
+use meridian_types::NodeId;
+use serde::Serialize;
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+use super::operator::{Directory, Reach, Table, amounts, connect, print, print_json, selection};
+use batch::Orphaned;
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+/// A batch is at most a few MiB.
+const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+#[derive(Args)]
+pub(crate) struct Orphans {
+    #[command(flatten)]
+    reach: Reach,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The files on all nodes. Each node of the old region keeps its own, so the same batch may be in several.
+    List,
+    /// The batches of one file: when, which keys, and whether they were committed. Without values.
+    Show {
+        #[command(flatten)]
+        file: File,
+    },
+    /// Writes a file's transactions with everything in them, one JSON text a line.
+    ///
+    /// Nothing is written back by Meridian: what of it should be written again, and where it would overwrite newer
+    /// values, only the application knows.
+    Export {
+        #[command(flatten)]
+        file: File,
+        /// Where to; it must not be there yet.
+        #[arg(long, value_name = "FILE.jsonl")]
+        output: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct File {
+    /// As `meridian orphans list` names it: NODE/FILE, or FILE alone if only one node has it.
+    #[arg(value_name = "FILE")]
+    name: String,
+    /// The node that has it, by id or name.
+    #[arg(long, value_name = "NODE")]
+    on: Option<String>,
+}
+
+/// One file on one node.
+#[derive(Serialize)]
+struct Listed {
+    node_id: NodeId,
+    node: String,
+    name: String,
+    shard: u32,
+    epoch: u32,
+    base_sequence: u64,
+    batches: u64,
+    transactions: u64,
+    first_time_ms: u64,
+    last_time_ms: u64,
+    bytes: u64,
+    /// Damaged: `meridian orphans show` says how.
+    unreadable: bool,
+}
+
+impl Listed {
+    fn of(node_id: NodeId, node: &Node, file: admin::OrphanFile) -> Self {
+        Self {
+            node_id,
+            node: node.name.clone(),
+            name: file.name,
+            shard: file.shard,
+            epoch: file.epoch,
+            base_sequence: file.base_sequence,
+            batches: file.batches,
+            transactions: file.transactions,
+            first_time_ms: file.first_time_ms,
+            last_time_ms: file.last_time_ms,
+            bytes: file.bytes,
+            // A file without batches is never made.
+            unreadable: file.batches == 0,
+        }
+    }
+}
+
+impl Orphans {
+    pub(crate) async fn run(self) -> Result<()> {
+        let mut directory = Directory::new(&self.reach)?;
+        let cluster = directory.inspect(0).await?.cluster;
+        let json = self.reach.json;
+        match self.command {
+            Command::List => {
+                let files = list(&cluster).await?;
+                if json { print_json(&files) } else { print(&table(&files)) }
+            }
+            Command::Show { file } => show(&cluster, &file, json).await,
+            Command::Export { file, output } => export(&cluster, &file, &output, json).await,
+        }
+    }
+}
+
+async fn admin(address: &str) -> Result<AdminClient<Channel>, tonic::Status> {
+    Ok(AdminClient::new(connect(address).await?).max_decoding_message_size(MAX_MESSAGE_BYTES))
+}
+
+/// Of every node that was not removed. One that does not answer is told on the standard error.
+async fn list(cluster: &Cluster) -> Result<Vec<Listed>> {
+    let live = cluster.nodes.iter().filter(|(_, node)| !node.removed);
+    let mut asked: FuturesOrdered<_> = live
+        .map(|(id, node)| async move {
+            let asked = async {
+                let mut client = admin(&node.rpc_address).await?;
+                Ok::<_, tonic::Status>(client.list_orphans(admin::ListOrphansRequest {}).await?.into_inner())
+            };
+            let late = |_| Err(tonic::Status::deadline_exceeded("no answer"));
+            (*id, node, tokio::time::timeout(TIMEOUT, asked).await.unwrap_or_else(late))
+        })
+        .collect();
+    let mut files = Vec::new();
+    let mut answered = false;
+    while let Some((id, node, answer)) = asked.next().await {
+        match answer {
+            Ok(list) => {
+                answered = true;
+                files.extend(list.files.into_iter().map(|file| Listed::of(id, node, file)));
+            }
+            Err(status) => eprintln!("meridian: {} does not tell its files: {}", node.name, status.message()),
+        }
+    }
+    if answered { Ok(files) } else { bail!("no node of the cluster answers") }
+}
+
+fn table(files: &[Listed]) -> String {
+    if files.is_empty() {
+        return "no node that answered keeps orphans\n".to_owned();
+    }
+    let mut table = Table::new(&["FILE", ">BATCHES", ">TRANSACTIONS", "FROM", "TO", ">SIZE"]);
+    for file in files {
+        let name = format!("{}/{}", file.node, file.name);
+        if file.unreadable {
+            table.row([
+                name,
+                "-".to_owned(),
+                "-".to_owned(),
+                "cannot be read".to_owned(),
+                String::new(),
+                String::new(),
+            ]);
+            continue;
+        }
+        table.row([
+            name,
+            file.batches.to_string(),
+            file.transactions.to_string(),
+            amounts::time(file.first_time_ms),
+            amounts::time(file.last_time_ms),
+            amounts::size(file.bytes),
+        ]);
+    }
+    table.to_string()
+}
+
+/// A file being read from its node.
+struct Reading<'a> {
+    node: &'a Node,
+    name: String,
+    batches: Streaming<admin::OrphanBatch>,
+}
+
+impl Reading<'_> {
+    async fn next(&mut self) -> Result<Option<Orphaned>> {
+        let batch = match tokio::time::timeout(TIMEOUT, self.batches.message()).await {
+            Ok(batch) => batch.map_err(|status| anyhow!("{}/{}: {}", self.node.name, self.name, status.message()))?,
+            Err(_) => bail!("{} does not answer any more", self.node.name),
+        };
+        batch.map(Orphaned::read).transpose()
+    }
+}
+
+async fn open<'a>(cluster: &'a Cluster, file: &File) -> Result<Reading<'a>> {
+    let (on, name) = match (&file.on, file.name.rsplit_once('/')) {
+        (Some(on), None) => (Some(on.as_str()), file.name.as_str()),
+        (None, Some((on, name))) => (Some(on), name),
+        (Some(_), Some(_)) => bail!("name the node once: by --on, or before the file's name"),
+        (None, None) => (None, file.name.as_str()),
+    };
+    let holder = match on {
+        Some(on) => selection::node(cluster, on)?.0,
+        None => holder(&list(cluster).await?, name)?,
+    };
+    let node = cluster.nodes.get(&holder).context("the node is gone")?;
+    let opened = async {
+        let mut client = admin(&node.rpc_address).await?;
+        client.read_orphans(admin::ReadOrphansRequest { name: name.to_owned() }).await
+    };
+    let opened = tokio::time::timeout(TIMEOUT, opened).await.map_err(|_| anyhow!("{} does not answer", node.name))?;
+    let batches = opened.map_err(|status| anyhow!("{}: {}", node.name, status.message()))?.into_inner();
+    Ok(Reading { node, name: name.to_owned(), batches })
+}
+
+/// The one node that has a file of the name.
+fn holder(files: &[Listed], name: &str) -> Result<NodeId> {
+    let holders: Vec<&Listed> = files.iter().filter(|file| file.name == name).collect();
+    match holders.as_slice() {
+        [] => bail!("no node that answered has a file {name}; `meridian orphans list` shows all"),
+        [one] => Ok(one.node_id),
+        several => {
+            let names: Vec<String> = several.iter().map(|file| format!("{}/{name}", file.node)).collect();
+            bail!("several nodes have a file of that name: say which, {}", names.join(", "))
+        }
+    }
+}
+
+async fn show(cluster: &Cluster, file: &File, json: bool) -> Result<()> {
+    let mut reading = open(cluster, file).await?;
+    while let Some(orphaned) = reading.next().await? {
+        if json {
+            orphaned.lines(cluster)?.into_iter().try_for_each(|line| print(&(line + "\n")))?;
+        } else {
+            print(&orphaned.text(cluster))?;
+        }
+    }
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct Exported<'a> {
+    output: &'a Path,
+    batches: u64,
+    transactions: u64,
+}
+
+/// Under the name that was given only when all is there.
+async fn export(cluster: &Cluster, file: &File, output: &Path, json: bool) -> Result<()> {
+    let unusable = || format!("cannot write {}", output.display());
+    if output.exists() {
+        bail!("{} is there already", output.display());
+    }
+    let mut reading = open(cluster, file).await?;
+    let mut partial = output.as_os_str().to_owned();
+    partial.push(".partial");
+    // It holds the application's data.
+    let opened = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&partial);
+    let mut out = BufWriter::new(opened.with_context(unusable)?);
+    let mut exported = Exported { output, batches: 0, transactions: 0 };
+    while let Some(orphaned) = reading.next().await? {
+        for line in orphaned.lines(cluster)? {
+            writeln!(out, "{line}").with_context(unusable)?;
+            exported.transactions += 1;
+        }
+        exported.batches += 1;
+    }
+    let done = out.into_inner().map_err(|error| error.into_error()).and_then(|file| file.sync_all());
+    done.and_then(|()| std::fs::rename(&partial, output)).with_context(unusable)?;
+    if json {
+        return print_json(&exported);
+    }
+    let transactions = amounts::count(exported.transactions, "transaction");
+    print(&format!("{}: {transactions}, in {} batches\n", output.display(), exported.batches))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::operator::samples::cluster;
+
+    fn listed(node: NodeId, name: &str, batches: u64) -> Listed {
+        let file = admin::OrphanFile { name: name.to_owned(), batches, bytes: 2048, ..Default::default() };
+        Listed::of(node, &cluster().nodes[&node], file)
+    }
+
+    #[test]
+    fn a_file_is_found_by_its_name_if_one_node_has_it() {
+        let files = [listed(1, "a", 1), listed(2, "a", 1), listed(2, "b", 1)];
+        assert_eq!(holder(&files, "b").unwrap(), 2);
+        assert!(holder(&files, "a").unwrap_err().to_string().contains("region-1-a/a, region-1-b/a"));
+        assert!(holder(&files, "c").is_err());
+    }
+
+    #[test]
+    fn damaged_files_are_listed_as_such() {
+        let text = table(&[listed(1, "a", 3), listed(2, "b", 0)]);
+        assert!(text.contains("region-1-a/a        3") && text.contains("2.0 KiB"), "{text}");
+        assert!(text.contains("region-1-b/b        -             -  cannot be read"), "{text}");
+        assert_eq!(table(&[]), "no node that answered keeps orphans\n");
+    }
+}

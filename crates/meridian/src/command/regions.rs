@@ -1,0 +1,67 @@
+//! Regions come before their nodes, and go after them.
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+use meridian_failover::Change;
+use serde::Serialize;
+
+use super::cluster::Overview;
+use super::operator::{Directory, Reach, Table, amounts, print, print_json};
+
+#[derive(Args)]
+pub(crate) struct Regions {
+    #[command(flatten)]
+    reach: Reach,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// All regions.
+    List,
+    /// Names a new region, in which `meridian nodes add` can add nodes.
+    Add {
+        /// Of letters, digits, `-`, `_` and `.`.
+        name: String,
+    },
+    /// Forgets a region.
+    ///
+    /// Refused while it has nodes, a shard's primary, or a database that belongs there: so nothing is lost by it.
+    Remove { name: String },
+}
+
+#[derive(Serialize)]
+struct Named<'a> {
+    regions: &'a [String],
+}
+
+impl Regions {
+    pub(crate) async fn run(self) -> Result<()> {
+        let mut directory = Directory::new(&self.reach)?;
+        let change = match self.command {
+            Command::List => return list(&mut directory, self.reach.json).await,
+            Command::Add { name } => Change::AddRegion { name },
+            Command::Remove { name } => Change::RemoveRegion { name },
+        };
+        let cluster = directory.execute(&change).await?;
+        if self.reach.json {
+            return print_json(&Named { regions: &cluster.regions });
+        }
+        print(&format!("the regions are {}\n", cluster.regions.join(", ")))
+    }
+}
+
+async fn list(directory: &mut Directory, json: bool) -> Result<()> {
+    let overview = Overview::of(&directory.inspect(0).await?, amounts::now_ms());
+    if json {
+        return print_json(&overview.regions);
+    }
+    let mut table = Table::new(&["REGION", ">NODES", ">DATA CENTERS", "PRIMARY OF"]);
+    for region in &overview.regions {
+        let primary = overview.shards.iter().filter(|shard| shard.primary_region == region.name);
+        let primary: Vec<String> = primary.map(|shard| format!("shard {}", shard.shard)).collect();
+        table.row([region.name.clone(), region.nodes.to_string(), region.data_centers.to_string(), primary.join(", ")]);
+    }
+    print(&table.to_string())
+}

@@ -1,0 +1,139 @@
+//! Shards: where they are, who votes in them, and what each of their failovers cost.
+
+use std::collections::BTreeSet;
+
+use anyhow::{Result, bail};
+use clap::{Args, Subcommand};
+use meridian_failover::{Change, Cluster, FailoverReport};
+use meridian_types::{NodeId, ShardId};
+use serde::Serialize;
+
+use super::cluster::{ShardOverview, change_text, warnings};
+use super::operator::{Directory, Reach, Table, amounts, print, print_json, selection};
+
+#[derive(Args)]
+pub(crate) struct Shards {
+    #[command(flatten)]
+    reach: Reach,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Where each shard is, who leads it, and how far the other regions are behind.
+    List,
+    /// Says which nodes vote in a shard; its leader takes them in and leaves others out, while it serves.
+    ///
+    /// All in the primary region, each in a data center of its own. Refused unless the shard is active.
+    SetVoters {
+        /// The shard's number.
+        shard: String,
+        /// Ids or names.
+        #[arg(long, required = true, value_delimiter = ',', value_name = "NODES")]
+        voters: Vec<String>,
+        /// Fewer than three voters, or an even number of them, is meant.
+        #[arg(long)]
+        allow_weak_quorum: bool,
+    },
+    /// Every failover and switchover of a shard, with what it lost and how long it took.
+    Reports {
+        /// The shard's number, or a database in it; all shards if none is named.
+        #[arg(value_name = "SHARD|DATABASE")]
+        shard: Option<String>,
+    },
+}
+
+#[derive(Serialize)]
+struct Reports<'a> {
+    shard: ShardId,
+    reports: &'a [FailoverReport],
+}
+
+impl Shards {
+    pub(crate) async fn run(self) -> Result<()> {
+        let mut directory = Directory::new(&self.reach)?;
+        match self.command {
+            Command::List => {
+                let view = directory.inspect(0).await?;
+                let shards = view.cluster.shards.iter();
+                let shards: Vec<ShardOverview> =
+                    shards.map(|(id, shard)| ShardOverview::of(&view, *id, shard)).collect();
+                if self.reach.json { print_json(&shards) } else { print(&ShardOverview::table(&shards).to_string()) }
+            }
+            Command::SetVoters { shard, voters, allow_weak_quorum } => {
+                let view = directory.inspect_leader(0).await?;
+                let (shard, _) = selection::shard(&view.cluster, &shard)?;
+                let voters = selection::nodes(&view.cluster, &voters)?;
+                check_quorum(&voters, allow_weak_quorum)?;
+                let cluster = directory.execute(&Change::SetVoters { shard, voters: voters.clone() }).await?;
+                if self.reach.json {
+                    return print_json(&voters);
+                }
+                let names = selection::node_names(&cluster, &voters);
+                print(&format!(
+                    "the voters of shard {shard} are to be {names}. Its leader sees to it; `meridian cluster status` \
+                     says so while it does\n"
+                ))
+            }
+            Command::Reports { shard } => {
+                let view = directory.inspect(0).await?;
+                let only = shard.map(|shard| selection::shard_of(&view.cluster, &shard)).transpose()?;
+                reports(&view.cluster, only.map(|(id, _)| id), self.reach.json)
+            }
+        }
+    }
+}
+
+fn check_quorum(voters: &BTreeSet<NodeId>, allow_weak_quorum: bool) -> Result<()> {
+    let count = voters.len();
+    if allow_weak_quorum || !warnings::is_weak(count) {
+        return Ok(());
+    }
+    bail!(
+        "{}: with one, a commit has one copy in its region; with two, the loss of either stops writes; an even number \
+         survives no more losses than one fewer. Say --allow-weak-quorum if it is meant",
+        amounts::count(count as u64, "voter")
+    )
+}
+
+fn reports(cluster: &Cluster, only: Option<ShardId>, json: bool) -> Result<()> {
+    let shards = cluster.shards.iter().filter(|(id, _)| only.is_none_or(|only| only == **id));
+    if json {
+        let reports = shards.map(|(id, shard)| Reports { shard: *id, reports: &shard.reports });
+        return print_json(&reports.collect::<Vec<_>>());
+    }
+    let mut table = Table::new(&[">SHARD", ">EPOCH", "SINCE", "FROM", "TO", "KIND", ">SEALED FOR", "LOST", "CAUSE"]);
+    for (id, shard) in shards {
+        for report in &shard.reports {
+            let kind = if report.planned { "switchover" } else { "failover" };
+            table.row([
+                id.to_string(),
+                report.epoch.to_string(),
+                amounts::time(report.promoted_at_ms),
+                report.from_region.clone(),
+                report.to_region.clone(),
+                kind.to_owned(),
+                amounts::duration(report.promoted_at_ms.saturating_sub(report.sealed_at_ms)),
+                change_text::loss(report.loss.transactions, report.loss.window_ms, report.loss.exact),
+                report.cause.clone(),
+            ]);
+        }
+    }
+    print(&table.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_weak_quorum_needs_a_word() {
+        check_quorum(&[1, 2, 3].into(), false).unwrap();
+        for voters in [vec![1], vec![1, 2], vec![1, 2, 3, 4]] {
+            let voters = voters.into_iter().collect();
+            assert!(check_quorum(&voters, false).unwrap_err().to_string().contains("--allow-weak-quorum"));
+            check_quorum(&voters, true).unwrap();
+        }
+    }
+}

@@ -1,0 +1,252 @@
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use meridian_failover::{Cluster, Loss};
+use meridian_types::ShardId;
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::goal::{Goal, Stage};
+use crate::command::asked_to_stop;
+use crate::command::cluster::change_text;
+use crate::command::operator::{Directory, View, amounts, print, print_json};
+
+const POLL: Duration = Duration::from_millis(100);
+/// Without an answer for so long, waiting ends. What was begun goes on.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What became of a goal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Outcome {
+    pub(crate) shard: ShardId,
+    pub(crate) from: String,
+    /// Where the shard is now.
+    pub(crate) region: String,
+    pub(crate) epoch: u16,
+    /// It is where it was to go.
+    pub(crate) reached: bool,
+    /// From the seal to the next epoch, by the directory leader's clock. Strong operations waited.
+    pub(crate) sealed_ms: Option<u64>,
+    /// From the next epoch to its opening, as seen from here: strong operations waited for that, too.
+    pub(crate) opened_after_ms: Option<u64>,
+    /// From the command on.
+    pub(crate) took_ms: u64,
+    pub(crate) loss: Option<Loss>,
+}
+
+impl Outcome {
+    /// Of a goal at its end.
+    fn of(goal: &Goal, cluster: &Cluster, opened_after_ms: Option<u64>, took_ms: u64) -> Self {
+        let report = goal.report(cluster);
+        let shard = cluster.shards.get(&goal.shard);
+        // Where the epoch led that came of it, though another may have come since.
+        let region = report.map(|report| &report.to_region).or(shard.map(|shard| &shard.primary_region));
+        let region = region.cloned().unwrap_or_default();
+        Self {
+            shard: goal.shard,
+            from: goal.from.clone(),
+            reached: match &goal.to {
+                Some(to) => region == *to,
+                None => report.is_some(),
+            },
+            region,
+            epoch: report.map_or(goal.epoch.0, |report| report.epoch.0),
+            sealed_ms: report.map(|report| report.promoted_at_ms.saturating_sub(report.sealed_at_ms)),
+            opened_after_ms,
+            took_ms,
+            loss: report.map(|report| report.loss.clone()),
+        }
+    }
+
+    /// For people.
+    pub(crate) fn text(&self) -> String {
+        let Self { shard, from, region, epoch, .. } = self;
+        let Some(loss) = &self.loss else {
+            return format!("shard {shard} is served in {region} as before: it was not moved");
+        };
+        let place = match (self.reached, region == from) {
+            (true, _) => format!("shard {shard} is served in {region} now, in epoch {epoch}"),
+            (false, true) => format!("shard {shard} is back in {region}, in epoch {epoch}: it was not moved"),
+            (false, false) => format!("shard {shard} is served in {region} instead, in epoch {epoch}"),
+        };
+        let loss = change_text::loss(loss.transactions, loss.window_ms, loss.exact);
+        let sealed = amounts::duration(self.sealed_ms.unwrap_or(0));
+        let opened = match self.opened_after_ms {
+            Some(ms) => format!(" and open {} later", amounts::duration(ms)),
+            None => String::new(),
+        };
+        format!("{place}: {loss}; sealed for {sealed}{opened}, {} in all", amounts::duration(self.took_ms))
+    }
+}
+
+/// One goal, as far as it was seen.
+#[derive(Default)]
+struct Seen {
+    told: String,
+    opening_since: Option<Instant>,
+    outcome: Option<Outcome>,
+}
+
+/// Tells on the standard error how the goals get on, until each is at its end, and then what became of them.
+/// Whether all were reached. An interruption ends the waiting only, and says what can still be done.
+pub(crate) async fn wait(directory: &mut Directory, goals: &[Goal], json: bool) -> Result<bool> {
+    let begun = Instant::now();
+    let mut seen: BTreeMap<ShardId, Seen> = goals.iter().map(|goal| (goal.shard, Seen::default())).collect();
+    let stop = asked_to_stop();
+    tokio::pin!(stop);
+    let mut answered = Instant::now();
+    while seen.values().any(|seen| seen.outcome.is_none()) {
+        let asked = tokio::select! {
+            asked = directory.inspect(0) => asked,
+            () = &mut stop => return interrupted(directory, goals).await,
+        };
+        match asked {
+            // What another node knows may be older than what was begun.
+            Ok(view) if view.leader_address.is_some() => {
+                answered = Instant::now();
+                for goal in goals {
+                    if let Some(seen) = seen.get_mut(&goal.shard) {
+                        look(goal, &view, seen, begun);
+                    }
+                }
+            }
+            _ if answered.elapsed() > PATIENCE => {
+                bail!("the directory does not answer any more; what was begun goes on by itself")
+            }
+            _ => {}
+        }
+        tokio::select! {
+            () = tokio::time::sleep(POLL) => {}
+            () = &mut stop => return interrupted(directory, goals).await,
+        }
+    }
+    let outcomes: Vec<Outcome> = seen.into_values().filter_map(|seen| seen.outcome).collect();
+    if json {
+        print_json(&outcomes)?;
+    } else {
+        print(&outcomes.iter().map(|outcome| outcome.text() + "\n").collect::<String>())?;
+    }
+    Ok(outcomes.iter().all(|outcome| outcome.reached))
+}
+
+fn look(goal: &Goal, view: &View, seen: &mut Seen, begun: Instant) {
+    if seen.outcome.is_some() || view.cluster.version < goal.version {
+        return;
+    }
+    let text = goal.describe(view);
+    if text != seen.told {
+        eprintln!("{:>8}  {text}", amounts::duration(millis(begun)));
+        seen.told = text;
+    }
+    match goal.stage(&view.cluster) {
+        Stage::Opening => {
+            seen.opening_since.get_or_insert_with(Instant::now);
+        }
+        Stage::Open | Stage::Cancelled | Stage::Gone => {
+            let opened_after = seen.opening_since.map(millis);
+            seen.outcome = Some(Outcome::of(goal, &view.cluster, opened_after, millis(begun)));
+        }
+        Stage::Preparing | Stage::Sealed | Stage::GoingBack | Stage::FailingOver => {}
+    }
+}
+
+async fn interrupted(directory: &mut Directory, goals: &[Goal]) -> Result<bool> {
+    let view = directory.inspect_leader(0).await?;
+    for goal in goals {
+        eprintln!("{}", goal.after_interruption(&view.cluster));
+    }
+    bail!("interrupted while waiting")
+}
+
+fn millis(since: Instant) -> u64 {
+    u64::try_from(since.elapsed().as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_failover::{FailoverReport, Phase};
+    use meridian_types::{Epoch, Position};
+
+    use super::*;
+    use crate::command::operator::samples::view;
+
+    fn after(to: &str, loss: Loss) -> View {
+        let mut view = view();
+        let shard = view.cluster.shards.get_mut(&ShardId(1)).unwrap();
+        shard.epoch = Epoch(2);
+        shard.phase = Phase::Active;
+        to.clone_into(&mut shard.primary_region);
+        shard.reports.push(FailoverReport {
+            epoch: Epoch(2),
+            from_region: "region-1".to_owned(),
+            to_region: to.to_owned(),
+            planned: true,
+            cause: String::new(),
+            base: Position::ZERO,
+            base_transactions: 0,
+            base_time_ms: 0,
+            sealed_at_ms: 1000,
+            promoted_at_ms: 1312,
+            loss,
+            old_voters: [1, 2, 3].into(),
+        });
+        view
+    }
+
+    fn none() -> Loss {
+        Loss { exact: true, ..Loss::default() }
+    }
+
+    #[test]
+    fn outcomes_say_where_a_shard_is_what_it_cost_and_how_long_it_took() {
+        let goal = Goal::switchover(&view().cluster, ShardId(1), "region-2").unwrap();
+        let of = |view: &View| Outcome::of(&goal, &view.cluster, Some(100), 2100);
+        let reached = of(&after("region-2", none()));
+        assert!(reached.reached);
+        assert_eq!(
+            reached.text(),
+            "shard 1 is served in region-2 now, in epoch 2: nothing lost; sealed for 312 ms and open 100 ms later, 2.1 s in all"
+        );
+        let back = of(&after("region-1", none()));
+        assert!(!back.reached && back.text().contains("back in region-1, in epoch 2: it was not moved"));
+        let lost = Loss { transactions: 3, window_ms: 40, ..Loss::default() };
+        let elsewhere = of(&after("region-3", lost));
+        assert!(!elsewhere.reached);
+        assert!(
+            elsewhere.text().contains("served in region-3 instead, in epoch 2: at least 3 transactions (40 ms) lost")
+        );
+        let cancelled = of(&view());
+        assert!(!cancelled.reached && cancelled.text().contains("as before"));
+    }
+
+    #[test]
+    fn a_failover_is_reached_wherever_it_leads() {
+        let goal = Goal { to: None, planned: false, ..Goal::switchover(&view().cluster, ShardId(1), "").unwrap() };
+        assert!(Outcome::of(&goal, &after("region-3", none()).cluster, None, 1).reached);
+        assert!(!Outcome::of(&goal, &view().cluster, None, 1).reached);
+    }
+
+    #[test]
+    fn an_older_cluster_says_nothing() {
+        let old = view();
+        let goal = Goal::switchover(&old.cluster, ShardId(1), "region-2").unwrap();
+        let goal = Goal { version: old.cluster.version + 1, ..goal };
+        let mut seen = Seen::default();
+        look(&goal, &old, &mut seen, Instant::now());
+        assert!(seen.outcome.is_none());
+    }
+
+    #[test]
+    fn a_goal_is_looked_at_until_its_end() {
+        let goal = Goal::switchover(&view().cluster, ShardId(1), "region-2").unwrap();
+        let begun = Instant::now();
+        let mut seen = Seen::default();
+        let mut opening = after("region-2", none());
+        opening.cluster.shards.get_mut(&ShardId(1)).unwrap().phase = Phase::Forming;
+        look(&goal, &opening, &mut seen, begun);
+        assert!(seen.opening_since.is_some() && seen.outcome.is_none());
+        look(&goal, &after("region-2", none()), &mut seen, begun);
+        assert!(seen.outcome.unwrap().opened_after_ms.is_some());
+    }
+}

@@ -1,0 +1,175 @@
+//! A process's side of the directory: following the cluster, and renewing the node's lease.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use meridian_failover::{Cluster, Lease};
+use meridian_proto::directory::{self as wire, directory_client::DirectoryClient, renew_response};
+use meridian_types::{Epoch, NodeId, ShardId};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::Directory;
+use super::service::FOLLOW_HEARTBEAT;
+use crate::peers::PeerChannels;
+
+/// A source that says nothing for so long is given up.
+const FOLLOW_TIMEOUT: Duration = FOLLOW_HEARTBEAT.saturating_mul(4);
+const PAUSE: Duration = Duration::from_millis(200);
+const RENEW: Duration = Duration::from_millis(500);
+/// One try. Longer than two rounds over the longest WAN link: the leader may have to ask its quorum.
+const RENEW_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// Follows the cluster from a voter of the directory, the nearest that answers.
+pub(crate) struct Follower {
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) peers: Arc<PeerChannels>,
+    pub(crate) region: String,
+    /// This node, which need not be asked.
+    pub(crate) node: Option<NodeId>,
+}
+
+impl Follower {
+    /// Until `stop`.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        loop {
+            // Any node knows the cluster; voters know it first.
+            let mut sources = self.directory.voters_near(&self.region);
+            let others = self.directory.topology();
+            sources.extend(others.nodes.keys().copied());
+            for source in sources.into_iter().filter(|source| Some(*source) != self.node) {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = self.follow(source) => {}
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(PAUSE) => {}
+            }
+        }
+    }
+
+    async fn follow(&self, source: NodeId) {
+        let Some(channel) = self.peers.requests(source) else { return };
+        let mut client = DirectoryClient::new(channel).max_decoding_message_size(crate::peers::MAX_MESSAGE_BYTES);
+        let request = wire::FollowRequest { known_version: self.directory.known().cluster.version };
+        let Ok(Ok(stream)) = tokio::time::timeout(FOLLOW_TIMEOUT, client.follow(request)).await else { return };
+        let mut stream = stream.into_inner();
+        while let Ok(Ok(Some(state))) = tokio::time::timeout(FOLLOW_TIMEOUT, stream.message()).await {
+            if !state.json.is_empty() {
+                learn(&self.directory, &state);
+            }
+        }
+        tracing::debug!(source, "the directory's stream ended");
+    }
+}
+
+fn learn(directory: &Directory, state: &wire::ClusterState) {
+    match serde_json::from_slice::<Cluster>(&state.json) {
+        Ok(cluster) => directory.learn(cluster),
+        Err(error) => tracing::warn!(%error, "the directory says what this version cannot read"),
+    }
+}
+
+/// What the node says with each renewal.
+pub(crate) type Report = Arc<dyn Fn() -> (Vec<wire::ShardReport>, Vec<wire::Orphans>) + Send + Sync>;
+
+/// Keeps the node's lease.
+pub(crate) struct LeaseRenewal {
+    pub(crate) node: NodeId,
+    pub(crate) region: String,
+    pub(crate) incarnation: Bytes,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) peers: Arc<PeerChannels>,
+    pub(crate) report: Report,
+    /// Why the directory wants nothing of this node, once it has said so.
+    pub(crate) refused: watch::Sender<Option<String>>,
+    pub(crate) leader: Mutex<Option<NodeId>>,
+}
+
+impl LeaseRenewal {
+    /// Until `stop`. Tries do not wait for each other: an answer that never comes delays none.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let this = Arc::new(self);
+        let mut ticks = tokio::time::interval(RENEW);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut tries = 0usize;
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => {}
+                () = this.directory.renew_now.notified() => {}
+            }
+            tries = tries.wrapping_add(1);
+            let renewal = Arc::clone(&this);
+            tokio::spawn(async move { drop(tokio::time::timeout(RENEW_TIMEOUT, renewal.renew(tries)).await) });
+        }
+    }
+
+    /// Asks the leader, and whom it is pointed to.
+    async fn renew(&self, tries: usize) {
+        let voters = self.directory.voters_near(&self.region);
+        let Some(any) = voters.get(tries % voters.len().max(1)).copied() else { return };
+        let known = *self.leader.lock();
+        let mut node = known.unwrap_or(any);
+        for _ in 0..3 {
+            match self.ask(node).await {
+                Asked::Done => {
+                    *self.leader.lock() = Some(node);
+                    return;
+                }
+                Asked::Elsewhere(leader) if leader != 0 && leader != node => node = leader,
+                Asked::Elsewhere(_) | Asked::Nothing => break,
+            }
+        }
+        let mut leader = self.leader.lock();
+        if *leader == known {
+            *leader = None;
+        }
+    }
+
+    async fn ask(&self, node: NodeId) -> Asked {
+        let Some(channel) = self.peers.requests(node) else { return Asked::Nothing };
+        let (reports, orphans) = (self.report)();
+        let request = wire::RenewRequest {
+            node_id: self.node,
+            incarnation: self.incarnation.clone(),
+            reports,
+            orphans,
+            known_version: self.directory.known().cluster.version,
+        };
+        let sent_at = self.directory.now();
+        let mut client = DirectoryClient::new(channel).max_decoding_message_size(crate::peers::MAX_MESSAGE_BYTES);
+        // One that is cut off does not say so: half of the time is for another.
+        let asked = tokio::time::timeout(RENEW_TIMEOUT / 2, client.renew(request)).await;
+        match asked.ok().and_then(Result::ok).and_then(|response| response.into_inner().result) {
+            Some(renew_response::Result::Lease(lease)) => {
+                if let Some(cluster) = &lease.cluster {
+                    learn(&self.directory, cluster);
+                }
+                let shards = lease
+                    .shards
+                    .iter()
+                    .filter_map(|leased| Some((ShardId(leased.shard), Epoch(u16::try_from(leased.epoch).ok()?))));
+                let lease = Lease { ttl: Duration::from_millis(lease.ttl_ms), shards: shards.collect() };
+                self.directory.renewed(sent_at, &lease);
+                Asked::Done
+            }
+            Some(renew_response::Result::NotLeader(leader)) => Asked::Elsewhere(leader),
+            Some(renew_response::Result::Refused(reason)) => {
+                self.refused.send_replace(Some(reason));
+                Asked::Done
+            }
+            None => Asked::Nothing,
+        }
+    }
+}
+
+enum Asked {
+    Done,
+    Elsewhere(NodeId),
+    Nothing,
+}

@@ -1,0 +1,599 @@
+//! The directory's leader: commits changes, grants leases, and carries out what the controller decides.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use meridian_failover::{
+    Action, Change, Cluster, Controller, ControllerConfig, Event, Progress, SealAnswer, ShardReport,
+};
+use meridian_proto::directory::{self as wire, failover_client::FailoverClient, renew_response};
+use meridian_types::{
+    Check, Epoch, Mutation, MutationKind, NodeId, ReadRange, RequestId, ShardId, Transaction, Value, ValueEncoding,
+    Versionstamp, WriteOutcome,
+};
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::{DIRECTORY_DATABASE, Directory};
+use crate::clock::wall_ms;
+use crate::peers::PeerChannels;
+use crate::proposer::{WriteReply, WriteRequest};
+use crate::shard::{Voter, or_fatal};
+use crate::shipping_wire::{position, position_to_wire};
+
+const TICK: Duration = Duration::from_millis(50);
+/// What the leader asks of a node: `Controller` asks again.
+const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+const QUEUE: usize = 1024;
+const CLUSTER_KEY: &[u8] = b"cluster";
+const CHANGE_PREFIX: &[u8] = b"change";
+
+/// What became of a change.
+pub(crate) type Executed = Result<Cluster, ExecuteFailure>;
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum ExecuteFailure {
+    Refused(String),
+    /// Nothing was done here.
+    NotLeader,
+    /// It may have been made, or be made yet.
+    Unknown,
+}
+
+/// One line of the record of changes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Recorded {
+    pub(crate) version: u64,
+    /// Wall clock of the directory's leader, milliseconds since the Unix epoch.
+    pub(crate) time_ms: u64,
+    pub(crate) actor: String,
+    pub(crate) change: Change,
+}
+
+/// What only the leader can tell.
+#[derive(Default)]
+pub(crate) struct Inspection {
+    pub(crate) progress: Vec<Progress>,
+    pub(crate) contacts: Vec<wire::NodeContact>,
+}
+
+enum Request {
+    /// `term`: leadership was confirmed in it after the request came.
+    Renew {
+        term: u64,
+        request: wire::RenewRequest,
+        reply: oneshot::Sender<renew_response::Result>,
+    },
+    Execute {
+        change: Box<Change>,
+        actor: String,
+        reply: oneshot::Sender<Executed>,
+    },
+    Inspect {
+        reply: oneshot::Sender<Inspection>,
+    },
+}
+
+/// This node's part in the directory group.
+pub(crate) struct DirectoryVoter {
+    pub(crate) voter: Arc<Voter>,
+    requests: mpsc::Sender<Request>,
+}
+
+/// What it works with.
+pub(crate) struct LeaderParts {
+    pub(crate) voter: Arc<Voter>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) peers: Arc<PeerChannels>,
+    /// What the first leader commits.
+    pub(crate) first: Cluster,
+    pub(crate) config: ControllerConfig,
+}
+
+impl DirectoryVoter {
+    /// Ends with `stop`.
+    pub(crate) fn start(parts: LeaderParts, stop: &CancellationToken) -> Arc<Self> {
+        let (requests, inbox) = mpsc::channel(QUEUE);
+        let voter = Arc::clone(&parts.voter);
+        tokio::spawn(publish(Arc::clone(&voter), Arc::clone(&parts.directory), stop.clone()));
+        let task = Task { parts: Arc::new(parts), inbox };
+        let stopped = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stopped.cancelled() => {}
+                () = task.run() => {}
+            }
+        });
+        Arc::new(Self { voter, requests })
+    }
+
+    /// Grants a lease, if this node leads the directory at some time after this call.
+    pub(crate) async fn renew(&self, request: wire::RenewRequest) -> renew_response::Result {
+        let not_leader = |leader: Option<NodeId>| renew_response::Result::NotLeader(leader.unwrap_or(0));
+        let term = match self.voter.confirm().await {
+            Ok(term) => term,
+            Err(not_leading) => return not_leader(not_leading.leader),
+        };
+        let (reply, answer) = oneshot::channel();
+        if self.requests.send(Request::Renew { term, request, reply }).await.is_err() {
+            return not_leader(None);
+        }
+        answer.await.unwrap_or_else(|_| not_leader(None))
+    }
+
+    pub(crate) async fn execute(&self, change: Change, actor: String) -> Executed {
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Execute { change: Box::new(change), actor, reply };
+        if self.voter.group.leadership().is_err() || self.requests.send(request).await.is_err() {
+            return Err(ExecuteFailure::NotLeader);
+        }
+        answer.await.unwrap_or(Err(ExecuteFailure::Unknown))
+    }
+
+    /// `None` where this node does not lead.
+    pub(crate) async fn inspect(&self) -> Option<Inspection> {
+        self.voter.group.leadership().ok()?;
+        let (reply, answer) = oneshot::channel();
+        self.requests.send(Request::Inspect { reply }).await.ok()?;
+        answer.await.ok()
+    }
+
+    /// The latest changes, newest first, as far as they are applied here.
+    pub(crate) fn changes(&self, limit: u32) -> Vec<Recorded> {
+        let end = [CHANGE_PREFIX, &[0xff; 9]].concat();
+        let range = ReadRange { start: CHANGE_PREFIX.into(), end: end.into(), limit, reverse: true };
+        let view = or_fatal(self.voter.state.read(DIRECTORY_DATABASE, &[range], 0));
+        let entries = view.ranges.into_iter().flatten();
+        entries.filter_map(|entry| serde_json::from_slice(&entry.value.data).ok()).collect()
+    }
+}
+
+/// Tells this process of every cluster that is applied here.
+async fn publish(voter: Arc<Voter>, directory: Arc<Directory>, stop: CancellationToken) {
+    let mut applied = voter.group.applied();
+    loop {
+        if let Some((cluster, _)) = read_cluster(&voter) {
+            directory.learn(cluster);
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = applied.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+fn read_cluster(voter: &Voter) -> Option<(Cluster, Versionstamp)> {
+    let end = [CLUSTER_KEY, &[0]].concat();
+    let range = ReadRange { start: CLUSTER_KEY.into(), end: end.into(), limit: 1, reverse: false };
+    let view = or_fatal(voter.state.read(DIRECTORY_DATABASE, &[range], 0));
+    let entry = view.ranges.into_iter().flatten().next()?;
+    let corrupt = |error: serde_json::Error| meridian_storage::StorageError::Corruption {
+        what: "the directory's state".to_owned(),
+        detail: error.to_string(),
+    };
+    Some((or_fatal(serde_json::from_slice(&entry.value.data).map_err(corrupt)), entry.versionstamp))
+}
+
+/// The leader's task on one voter.
+struct Task {
+    parts: Arc<LeaderParts>,
+    inbox: mpsc::Receiver<Request>,
+}
+
+impl Task {
+    async fn run(mut self) {
+        let group = self.parts.voter.group.clone();
+        loop {
+            match group.leadership() {
+                Ok(leadership) => {
+                    if self.lead(leadership.term).await.is_none() {
+                        return;
+                    }
+                }
+                Err(not_leading) => tokio::select! {
+                    () = group.leadership_changed(None) => {}
+                    request = self.inbox.recv() => match request {
+                        Some(request) => decline(request, not_leading.leader),
+                        None => return,
+                    },
+                },
+            }
+        }
+    }
+
+    /// Leads in one term, until leadership is lost or the state is not what this leader takes it for. `None`:
+    /// nobody can ask any more.
+    async fn lead(&mut self, term: u64) -> Option<()> {
+        let group = self.parts.voter.group.clone();
+        let lost = group.leadership_changed(Some(term));
+        tokio::pin!(lost);
+        let mut applied = group.applied();
+        while applied.borrow_and_update().1 < term {
+            tokio::select! {
+                () = &mut lost => return Some(()),
+                changed = applied.changed() => changed.ok()?,
+                request = self.inbox.recv() => decline(request?, None),
+            }
+        }
+        let (internal, mut events) = mpsc::unbounded_channel();
+        let now = self.parts.directory.now();
+        let mut session = Session {
+            parts: Arc::clone(&self.parts),
+            term,
+            controller: Controller::new(self.parts.config.clone(), now),
+            base: read_cluster(&self.parts.voter),
+            pending: VecDeque::new(),
+            in_flight: None,
+            contacts: Vec::new(),
+            internal,
+        };
+        tracing::info!(
+            term,
+            version = session.base.as_ref().map_or(0, |(cluster, _)| cluster.version),
+            "this node leads the directory"
+        );
+        session.commit();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut members = tokio::time::interval(Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                biased;
+                () = &mut lost => break,
+                Some(event) = events.recv() => match event {
+                    Internal::Committed(reply) => {
+                        if session.committed(reply).is_err() {
+                            break;
+                        }
+                        session.step(Event::Tick);
+                    }
+                    Internal::Answer(event) => session.step(event),
+                },
+                request = self.inbox.recv() => session.serve(request?),
+                _ = ticks.tick() => session.step(Event::Tick),
+                _ = members.tick() => session.settle_members(),
+            }
+            session.commit();
+        }
+        session.leave();
+        Some(())
+    }
+}
+
+fn decline(request: Request, leader: Option<NodeId>) {
+    match request {
+        Request::Renew { reply, .. } => drop(reply.send(renew_response::Result::NotLeader(leader.unwrap_or(0)))),
+        Request::Execute { reply, .. } => drop(reply.send(Err(ExecuteFailure::NotLeader))),
+        // Its sender is told by the closed channel.
+        Request::Inspect { .. } => {}
+    }
+}
+
+enum Internal {
+    Committed(WriteReply),
+    Answer(Event),
+}
+
+struct Pending {
+    change: Change,
+    actor: String,
+    reply: Option<oneshot::Sender<Executed>>,
+}
+
+struct InFlight {
+    next: Cluster,
+    replies: Vec<oneshot::Sender<Executed>>,
+}
+
+/// The state is not what this leader takes it for.
+struct Astray;
+
+/// One term of leadership.
+struct Session {
+    parts: Arc<LeaderParts>,
+    term: u64,
+    controller: Controller,
+    /// What is committed, and the versionstamp to commit the next against; `None` before the first.
+    base: Option<(Cluster, Versionstamp)>,
+    pending: VecDeque<Pending>,
+    /// One commit at a time: each is made from what the one before left.
+    in_flight: Option<InFlight>,
+    contacts: Vec<(NodeId, Duration, Vec<wire::ShardReport>)>,
+    internal: mpsc::UnboundedSender<Internal>,
+}
+
+impl Session {
+    fn now(&self) -> Duration {
+        self.parts.directory.now()
+    }
+
+    fn serve(&mut self, request: Request) {
+        match request {
+            Request::Renew { term, request, reply } if term == self.term => {
+                // Who is gone asks again.
+                drop(reply.send(self.renew(request)));
+            }
+            Request::Execute { change, actor, reply } => {
+                self.pending.push_back(Pending { change: *change, actor, reply: Some(reply) });
+            }
+            Request::Inspect { reply } => {
+                let progress = match &self.base {
+                    Some((cluster, _)) => self.controller.progress(self.now(), cluster),
+                    None => Vec::new(),
+                };
+                let age = |at: Duration| u64::try_from(self.now().saturating_sub(at).as_millis()).unwrap_or(u64::MAX);
+                let contacts = self.contacts.iter().map(|(node, at, reports)| wire::NodeContact {
+                    node_id: *node,
+                    age_ms: age(*at),
+                    reports: reports.clone(),
+                });
+                drop(reply.send(Inspection { progress, contacts: contacts.collect() }));
+            }
+            other => decline(other, None),
+        }
+    }
+
+    fn renew(&mut self, request: wire::RenewRequest) -> renew_response::Result {
+        use renew_response::Result as Wire;
+        let now = self.now();
+        let Some((cluster, _)) = &self.base else { return Wire::NotLeader(0) };
+        let id = request.node_id;
+        let incarnation: String = request.incarnation.iter().map(|byte| format!("{byte:02x}")).collect();
+        match cluster.nodes.get(&id) {
+            None => {
+                return Wire::Refused(format!("node {id} is not in the cluster: add it with `meridian nodes add`"));
+            }
+            Some(node) if node.removed => {
+                return Wire::Refused(format!(
+                    "node {id} was removed from the cluster. An id is never used again: `meridian nodes add` gives a \
+                     new one"
+                ));
+            }
+            Some(node) if node.incarnation.as_ref().is_some_and(|known| *known != incarnation) => {
+                return Wire::Refused(format!(
+                    "node {id} has another data folder than the one that the cluster knows: it was wiped, or the id is \
+                     used twice. A node that lost its data gets a new id: `meridian node replace {id}`"
+                ));
+            }
+            Some(node) if node.incarnation.is_none() => {
+                self.change(Change::RecordIncarnation { node: id, incarnation });
+            }
+            Some(_) => {}
+        }
+        let Some((cluster, _)) = &self.base else { return Wire::NotLeader(0) };
+        let lease = self.controller.renew(now, cluster, id);
+        let newer = (request.known_version < cluster.version).then(|| cluster_to_wire(cluster));
+        self.contacts.retain(|(node, ..)| *node != id);
+        self.contacts.push((id, now, request.reports.clone()));
+        let shown: Vec<Change> = request.orphans.iter().filter_map(|orphans| shown(cluster, id, orphans)).collect();
+        for change in shown {
+            self.change(change);
+        }
+        let reports = request.reports.into_iter().filter_map(report).collect();
+        self.step(Event::Reported { node: id, reports });
+        Wire::Lease(wire::Lease {
+            ttl_ms: u64::try_from(lease.ttl.as_millis()).unwrap_or(0),
+            shards: lease
+                .shards
+                .iter()
+                .map(|(shard, epoch)| wire::LeasedShard { shard: shard.0, epoch: epoch.0.into() })
+                .collect(),
+            cluster: newer,
+        })
+    }
+
+    fn step(&mut self, event: Event) {
+        let Some((cluster, _)) = &self.base else { return };
+        let actions = self.controller.step(self.parts.directory.now(), cluster, wall_ms(), event);
+        for action in actions {
+            match action {
+                Action::Commit { change } => self.change(change),
+                Action::Seal { node, shard, epoch, planned } => self.seal(node, shard, epoch, planned),
+                Action::Drain { node, shard, epoch, source, through } => {
+                    let request = wire::DrainRequest {
+                        shard: shard.0,
+                        epoch: epoch.0.into(),
+                        source,
+                        through: Some(position_to_wire(through)),
+                    };
+                    self.call(node, move |mut client| async move {
+                        let answer = client.drain(request).await?.into_inner();
+                        let position = answer.position.and_then(position);
+                        Ok(position.map(|position| Event::Drained { node, shard, epoch, position }))
+                    });
+                }
+            }
+        }
+    }
+
+    fn seal(&self, node: NodeId, shard: ShardId, epoch: Epoch, planned: bool) {
+        let request = wire::SealRequest { shard: shard.0, epoch: epoch.0.into(), planned };
+        self.call(node, move |mut client| async move {
+            let answer = client.seal(request).await?.into_inner();
+            let Some(position) = answer.position.and_then(position) else { return Ok(None) };
+            let answer = SealAnswer {
+                shard,
+                epoch,
+                position,
+                planned,
+                transactions: answer.transactions,
+                time_ms: answer.time_ms,
+                term: answer.term,
+                drained_leader: answer.drained_leader,
+            };
+            Ok(Some(Event::Sealed { node, answer }))
+        });
+    }
+
+    /// Asks a node; no answer is no event.
+    fn call<F>(&self, node: NodeId, ask: impl FnOnce(FailoverClient<tonic::transport::Channel>) -> F + Send + 'static)
+    where
+        F: Future<Output = Result<Option<Event>, tonic::Status>> + Send,
+    {
+        let Some(channel) = self.parts.peers.requests(node) else { return };
+        let internal = self.internal.clone();
+        tokio::spawn(async move {
+            match tokio::time::timeout(CALL_TIMEOUT, ask(FailoverClient::new(channel))).await {
+                // The leader's term is over when nobody takes it.
+                Ok(Ok(Some(event))) => drop(internal.send(Internal::Answer(event))),
+                Ok(Ok(None)) => {}
+                Ok(Err(status)) => {
+                    tracing::info!(node, message = status.message(), "a node refused the directory's call")
+                }
+                Err(_) => tracing::debug!(node, "a node does not answer the directory"),
+            }
+        });
+    }
+
+    /// To be committed next, if it is not waiting or being committed already.
+    fn change(&mut self, change: Change) {
+        let known = self.pending.iter().any(|pending| pending.change == change);
+        if !known {
+            self.pending.push_back(Pending { change, actor: "directory".to_owned(), reply: None });
+        }
+    }
+
+    /// Commits what waits, together, unless a commit is in flight.
+    fn commit(&mut self) {
+        if self.in_flight.is_some() {
+            return;
+        }
+        let stamp = self.base.as_ref().map(|(_, stamp)| *stamp);
+        let mut replies = Vec::new();
+        let mut recorded = Vec::new();
+        let mut next = match &self.base {
+            Some((cluster, _)) => cluster.clone(),
+            None => Cluster { version: 1, ..self.parts.first.clone() },
+        };
+        for Pending { change, actor, reply } in self.pending.drain(..) {
+            match next.after(&change) {
+                Ok(after) => {
+                    next = after;
+                    tracing::info!(version = next.version, actor, ?change, "the cluster changes");
+                    recorded.push(Recorded { version: next.version, time_ms: wall_ms(), actor, change });
+                    replies.extend(reply);
+                }
+                Err(refused) => match reply {
+                    Some(reply) => drop(reply.send(Err(ExecuteFailure::Refused(refused.to_string())))),
+                    None => tracing::debug!(?change, %refused, "a change came too late"),
+                },
+            }
+        }
+        if recorded.is_empty() && self.base.is_some() {
+            return;
+        }
+        let request = WriteRequest {
+            database: DIRECTORY_DATABASE,
+            request_id: RequestId::generate(),
+            transaction: transaction(stamp, &next, &recorded),
+            retry: false,
+        };
+        let (voter, internal) = (Arc::clone(&self.parts.voter), self.internal.clone());
+        tokio::spawn(async move {
+            let reply = voter.write(request).await;
+            drop(internal.send(Internal::Committed(reply)));
+        });
+        self.in_flight = Some(InFlight { next, replies });
+    }
+
+    fn committed(&mut self, reply: WriteReply) -> Result<(), Astray> {
+        let Some(InFlight { next, replies }) = self.in_flight.take() else { return Ok(()) };
+        if let WriteReply::Done(WriteOutcome::Committed(stamp)) = reply {
+            self.parts.directory.learn(next.clone());
+            for reply in replies {
+                drop(reply.send(Ok(next.clone())));
+            }
+            self.base = Some((next, stamp));
+            return Ok(());
+        }
+        let failure = match &reply {
+            WriteReply::NotLeader(_) | WriteReply::NotCommitted(_) => ExecuteFailure::NotLeader,
+            _ => ExecuteFailure::Unknown,
+        };
+        tracing::info!(?reply, "a change of the cluster did not commit here");
+        replies.into_iter().for_each(|reply| drop(reply.send(Err(failure.clone()))));
+        match reply {
+            // Nothing has changed; what the controller wanted it wants again.
+            WriteReply::NotCommitted(_) => Ok(()),
+            _ => Err(Astray),
+        }
+    }
+
+    /// Brings the directory group's own members to what the cluster says.
+    fn settle_members(&self) {
+        let Some((cluster, _)) = &self.base else { return };
+        let (group, wanted) = (self.parts.voter.group.clone(), cluster.directory_voters.clone());
+        if group.voters() == wanted {
+            return;
+        }
+        tokio::spawn(async move {
+            if let Err(error) = group.change_voters(&wanted).await {
+                tracing::info!(%error, "the directory's members are not yet what they are to be");
+            }
+        });
+    }
+
+    fn leave(self) {
+        let unknown = self.in_flight.into_iter().flat_map(|in_flight| in_flight.replies);
+        unknown.for_each(|reply| drop(reply.send(Err(ExecuteFailure::Unknown))));
+        let pending = self.pending.into_iter().filter_map(|pending| pending.reply);
+        pending.for_each(|reply| drop(reply.send(Err(ExecuteFailure::NotLeader))));
+    }
+}
+
+/// One write: the next cluster, if the present one is still there, and the record of what changed.
+fn transaction(present: Option<Versionstamp>, next: &Cluster, recorded: &[Recorded]) -> Transaction {
+    let set = |key: Bytes, json: Result<Vec<u8>, serde_json::Error>| {
+        // Plain data: it always can be written.
+        let data = json.unwrap_or_default();
+        let value = Value { encoding: ValueEncoding::Bytes, data: data.into() };
+        Mutation { key, kind: MutationKind::Set(value), expire_at_ms: 0 }
+    };
+    let record = |recorded: &Recorded| {
+        let key = [CHANGE_PREFIX, &recorded.version.to_be_bytes()].concat();
+        set(key.into(), serde_json::to_vec(recorded))
+    };
+    let cluster = set(CLUSTER_KEY.into(), serde_json::to_vec(next));
+    Transaction {
+        checks: vec![Check { key: CLUSTER_KEY.into(), versionstamp: present }],
+        mutations: std::iter::once(cluster).chain(recorded.iter().map(record)).collect(),
+    }
+}
+
+pub(crate) fn cluster_to_wire(cluster: &Cluster) -> wire::ClusterState {
+    wire::ClusterState { json: serde_json::to_vec(cluster).unwrap_or_default().into() }
+}
+
+fn report(wire: wire::ShardReport) -> Option<ShardReport> {
+    Some(ShardReport {
+        shard: ShardId(wire.shard),
+        epoch: Epoch(u16::try_from(wire.epoch).ok()?),
+        position: wire.position.and_then(position)?,
+        transactions: wire.transactions,
+        time_ms: wire.time_ms,
+        leads: wire.leads,
+        changing_voters: wire.changing_voters,
+        lag_ms: wire.lag_ms,
+    })
+}
+
+/// What a node shows of a lost tail, if it is news.
+fn shown(cluster: &Cluster, node: NodeId, orphans: &wire::Orphans) -> Option<Change> {
+    let shard = ShardId(orphans.shard);
+    let epoch = Epoch(u16::try_from(orphans.epoch).ok()?);
+    let report = cluster.shards.get(&shard)?.reports.iter().find(|report| report.epoch == epoch)?;
+    if report.loss.shown_by.contains(&node) {
+        return None;
+    }
+    Some(Change::ShowLoss {
+        shard,
+        epoch,
+        node,
+        transactions: orphans.transactions,
+        at_most: orphans.at_most,
+        last_time_ms: orphans.last_time_ms,
+    })
+}

@@ -1,0 +1,128 @@
+//! This node's part in the directory group, as the cluster gives it.
+
+use std::sync::Arc;
+
+use meridian_consensus::{Peers, RaftGroup, RaftGroupOptions, RaftTiming};
+use meridian_failover::{Cluster, ControllerConfig};
+use meridian_storage::{ShardState, StorageError};
+use meridian_types::Position;
+use parking_lot::RwLock;
+use tokio_util::sync::CancellationToken;
+
+use super::bootstrap::DIRECTORY_GROUP;
+use super::leader::{DirectoryVoter, LeaderParts};
+use crate::followers::Followers;
+use crate::history::History;
+use crate::keeper::{KeeperParts, run_member};
+use crate::proposer::Limits;
+use crate::replica::shipped_log;
+use crate::shard::{Voter, VoterParts, or_fatal};
+
+/// The directory's voters are regions apart.
+const TIMING: RaftTiming =
+    RaftTiming { heartbeat_ms: 200, election_timeout_min_ms: 1000, election_timeout_max_ms: 2000 };
+
+pub(crate) struct DirectoryPart {
+    pub(crate) keepers: Arc<KeeperParts>,
+    /// What the first leader commits.
+    pub(crate) first: Cluster,
+    /// This node has never heard of a cluster, and is not to join one: it makes the group with the others.
+    pub(crate) founds: bool,
+    pub(crate) voter: Arc<RwLock<Option<Arc<DirectoryVoter>>>>,
+}
+
+impl DirectoryPart {
+    /// Begins to vote, if the cluster says so and this node does not yet.
+    pub(crate) async fn take(&self) -> Result<(), StorageError> {
+        let parts = &self.keepers;
+        let voters = parts.directory.known().cluster.directory_voters.clone();
+        if !voters.contains(&parts.node_id) || self.voter.read().is_some() {
+            return Ok(());
+        }
+        let state = Arc::new(ShardState::open(Arc::clone(&parts.engine), DIRECTORY_GROUP.shard)?);
+        // Its snapshots are fetched like those of other shards.
+        parts.shards.add(Arc::clone(&state), Followers::watch(&state));
+        let new = state.applied().raft.epoch.is_none();
+        if new && self.founds {
+            RaftGroup::form(&state, DIRECTORY_GROUP, &voters, Position::ZERO, Some(&parts.high_water))?;
+        }
+        let group = RaftGroup::open(RaftGroupOptions {
+            node_id: parts.node_id,
+            group: DIRECTORY_GROUP,
+            state,
+            syncer: Arc::clone(&parts.syncer),
+            high_water: Some(Arc::clone(&parts.high_water)),
+            peers: Arc::clone(&parts.peers) as Arc<dyn Peers>,
+            transfer: Arc::clone(&parts.transfer),
+            timing: TIMING,
+        })
+        .await?;
+        parts.raft.register(group.clone());
+        let voter = Arc::new(Voter::start(VoterParts {
+            group,
+            history: History::first(),
+            shipped: shipped_log(&parts.engine, DIRECTORY_GROUP.shard)?,
+            directory: Arc::clone(&parts.directory),
+            peers: Arc::clone(&parts.peers),
+            limits: Arc::new(NoLimits),
+            founder: new && self.founds,
+        }));
+        let stands_first = new && self.founds && voters.first() == Some(&parts.node_id);
+        run_member(&voter, voters, Arc::clone(&parts.peers) as Arc<dyn Peers>, stands_first);
+        let leader = LeaderParts {
+            voter: Arc::clone(&voter),
+            directory: Arc::clone(&parts.directory),
+            peers: Arc::clone(&parts.peers),
+            first: self.first.clone(),
+            config: ControllerConfig::default(),
+        };
+        let stop: CancellationToken = voter.stop.clone();
+        *self.voter.write() = Some(DirectoryVoter::start(leader, &stop));
+        Ok(())
+    }
+
+    /// Stops voting, if the cluster says so. Not by a cluster that nobody has committed.
+    async fn leave(&self) {
+        let known = self.keepers.directory.known();
+        if known.cluster.version == 0 || known.cluster.directory_voters.contains(&self.keepers.node_id) {
+            return;
+        }
+        let voter = self.voter.read().clone();
+        // The leader takes it out of the group first.
+        let Some(voter) = voter.filter(|voter| !voter.voter.group.voters().contains(&self.keepers.node_id)) else {
+            return;
+        };
+        *self.voter.write() = None;
+        voter.voter.retire().await;
+        self.keepers.raft.unregister(DIRECTORY_GROUP);
+    }
+
+    /// Until the node stops.
+    pub(crate) async fn keep(self) {
+        let mut known = self.keepers.directory.watch();
+        // Leaving waits for the group, whose changes are not announced here.
+        let mut ticks = tokio::time::interval(std::time::Duration::from_secs(1));
+        loop {
+            tokio::select! {
+                () = self.keepers.stop.cancelled() => return,
+                _ = ticks.tick() => {}
+                changed = known.changed() => if changed.is_err() { return },
+            }
+            or_fatal(self.take().await);
+            self.leave().await;
+        }
+    }
+}
+
+/// Changes of the cluster are few, and what they are held up for is told by others.
+struct NoLimits;
+
+impl Limits for NoLimits {
+    fn refusal(&self) -> Option<String> {
+        None
+    }
+
+    fn replication_lag_ms(&self) -> Option<u64> {
+        None
+    }
+}

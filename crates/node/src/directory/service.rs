@@ -1,0 +1,135 @@
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use meridian_failover::Change;
+use meridian_proto::directory::{self as wire, directory_server, execute_response};
+use parking_lot::RwLock;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::Directory;
+use super::leader::{DirectoryVoter, ExecuteFailure, cluster_to_wire};
+
+/// Without news, an empty message so often says that the stream is alive.
+pub(super) const FOLLOW_HEARTBEAT: Duration = Duration::from_millis(500);
+/// Changes told at once at most.
+const MAX_CHANGES: u32 = 1000;
+
+/// Serves nodes, gateways and operators what concerns the directory.
+#[derive(Clone)]
+pub(crate) struct DirectoryService {
+    pub(crate) directory: Arc<Directory>,
+    /// While this node votes in the directory.
+    pub(crate) voter: Arc<RwLock<Option<Arc<DirectoryVoter>>>>,
+}
+
+impl DirectoryService {
+    fn voter(&self) -> Result<Arc<DirectoryVoter>, Status> {
+        let voter = self.voter.read().clone();
+        voter.ok_or_else(|| Status::failed_precondition("this node does not vote in the directory"))
+    }
+}
+
+#[tonic::async_trait]
+impl directory_server::Directory for DirectoryService {
+    type FollowStream = Pin<Box<dyn Stream<Item = Result<wire::ClusterState, Status>> + Send>>;
+
+    async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::RenewResponse>, Status> {
+        let result = self.voter()?.renew(request.into_inner()).await;
+        Ok(Response::new(wire::RenewResponse { result: Some(result) }))
+    }
+
+    async fn follow(&self, request: Request<wire::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
+        let mut sent = request.into_inner().known_version;
+        let mut known = self.directory.watch();
+        let (states, stream) = mpsc::channel(4);
+        tokio::spawn(async move {
+            loop {
+                let news = {
+                    let known = known.borrow_and_update();
+                    let cluster = &known.cluster;
+                    // Version 0 is this node's configuration, which nobody has committed.
+                    (cluster.version > sent).then(|| (cluster.version, cluster_to_wire(cluster)))
+                };
+                let state = match news {
+                    Some((version, state)) => {
+                        sent = version;
+                        state
+                    }
+                    None => wire::ClusterState::default(),
+                };
+                if states.send(Ok(state)).await.is_err() {
+                    return;
+                }
+                if let Ok(Err(_)) = tokio::time::timeout(FOLLOW_HEARTBEAT, known.changed()).await {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn execute(&self, request: Request<wire::ExecuteRequest>) -> Result<Response<wire::ExecuteResponse>, Status> {
+        let request = request.into_inner();
+        let change: Change = serde_json::from_slice(&request.change_json)
+            .map_err(|error| Status::invalid_argument(format!("field `change_json`: {error}")))?;
+        if !is_for_operators(&change) {
+            return Err(Status::permission_denied("this change is the directory's own"));
+        }
+        let voter = self.voter()?;
+        let result = match voter.execute(change, request.actor).await {
+            Ok(cluster) => execute_response::Result::Done(cluster_to_wire(&cluster)),
+            Err(ExecuteFailure::Refused(reason)) => execute_response::Result::Refused(reason),
+            Err(ExecuteFailure::NotLeader) => {
+                let leader = voter.voter.group.leadership().err().and_then(|not_leading| not_leading.leader);
+                execute_response::Result::NotLeader(leader.unwrap_or(0))
+            }
+            Err(ExecuteFailure::Unknown) => {
+                return Err(Status::unknown("the directory's leader was lost: the change may have been made or not"));
+            }
+        };
+        Ok(Response::new(wire::ExecuteResponse { result: Some(result) }))
+    }
+
+    async fn inspect(&self, request: Request<wire::InspectRequest>) -> Result<Response<wire::InspectResponse>, Status> {
+        let limit = request.into_inner().changes.min(MAX_CHANGES);
+        let cluster = Some(cluster_to_wire(&self.directory.known().cluster));
+        let Ok(voter) = self.voter() else {
+            return Ok(Response::new(wire::InspectResponse { cluster, ..Default::default() }));
+        };
+        let inspection = voter.inspect().await.unwrap_or_default();
+        let status = voter.voter.group.status();
+        let changes = voter.changes(limit).into_iter().map(|recorded| wire::ChangeRecord {
+            version: recorded.version,
+            time_ms: recorded.time_ms,
+            actor: recorded.actor,
+            change_json: serde_json::to_vec(&recorded.change).unwrap_or_default().into(),
+        });
+        let progress = inspection.progress.into_iter();
+        Ok(Response::new(wire::InspectResponse {
+            leader: status.leader.unwrap_or(0),
+            term: status.term,
+            cluster,
+            changes: changes.collect(),
+            progress: progress
+                .map(|progress| wire::ShardProgress { shard: progress.shard.0, text: progress.text })
+                .collect(),
+            contacts: inspection.contacts,
+        }))
+    }
+}
+
+/// What the directory's leader decides by itself is nobody else's to order.
+fn is_for_operators(change: &Change) -> bool {
+    !matches!(
+        change,
+        Change::RecordIncarnation { .. }
+            | Change::Seal { .. }
+            | Change::Promote { .. }
+            | Change::Activate { .. }
+            | Change::ShowLoss { .. }
+    )
+}

@@ -1,0 +1,134 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use meridian_proto::directory::{self as wire, failover_server};
+use meridian_proto::shipping::{Batches, StoredBatches};
+use meridian_types::{Epoch, Position, ShardId};
+use prost::Message;
+use tonic::{Request, Response, Status};
+
+use crate::directory::Directory;
+use crate::peers::MAX_MESSAGE_BYTES;
+use crate::shard::{LocalShard, or_fatal, wait_applied};
+use crate::shard_table::ShardTable;
+use crate::shipping_wire::{position, position_to_wire};
+
+const ZSTD_LEVEL: i32 = 1;
+/// Of one answer to `ReadLog`, about.
+const READ_BYTES: usize = 2 << 20;
+/// How long a drain may take on this side.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(2500);
+
+/// Carries out what the directory's leader decides about an epoch's end.
+#[derive(Clone)]
+pub(crate) struct FailoverService {
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) shards: Arc<ShardTable>,
+}
+
+impl FailoverService {
+    pub(crate) fn into_server(self) -> failover_server::FailoverServer<Self> {
+        failover_server::FailoverServer::new(self)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
+    fn shard(&self, shard: u32) -> Result<(ShardId, LocalShard), Status> {
+        let id = ShardId(shard);
+        let local = self.shards.get(&id);
+        Ok((id, local.ok_or_else(|| Status::not_found(format!("shard {id} is not on this node at present")))?))
+    }
+
+    /// The shard, if it is in the epoch that is meant.
+    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
+    fn shard_in(&self, shard: u32, epoch: u32) -> Result<(ShardId, Epoch, LocalShard), Status> {
+        let (id, local) = self.shard(shard)?;
+        let here = local.epoch();
+        if u32::from(here.0) < epoch {
+            // It will hear of it.
+            self.directory.renew_now();
+        }
+        if u32::from(here.0) != epoch {
+            return Err(Status::failed_precondition(format!("shard {id} is in epoch {here} here, not in {epoch}")));
+        }
+        Ok((id, here, local))
+    }
+}
+
+fn required(wire: Option<meridian_proto::shipping::Position>, field: &str) -> Result<Position, Status> {
+    wire.and_then(position).ok_or_else(|| Status::invalid_argument(format!("field `{field}`")))
+}
+
+#[tonic::async_trait]
+impl failover_server::Failover for FailoverService {
+    async fn seal(&self, request: Request<wire::SealRequest>) -> Result<Response<wire::SealResponse>, Status> {
+        let request = request.into_inner();
+        let (id, epoch, local) = self.shard_in(request.shard, request.epoch)?;
+        // Before anything else: what is checked from now on fails.
+        self.directory.seal(id, epoch);
+        tracing::info!(shard = %id, %epoch, planned = request.planned, "sealed");
+        let (applied, term, drained_leader) = match local {
+            LocalShard::Voter(voter) => {
+                let sealed = voter.seal(request.planned).await;
+                (sealed.applied, Some(sealed.term), sealed.drained_leader)
+            }
+            LocalShard::Replica(replica) => {
+                let gone = || Status::unavailable("the replica has stopped");
+                replica.seal(epoch).await.ok_or_else(gone)?;
+                (replica.state().applied(), None, false)
+            }
+        };
+        Ok(Response::new(wire::SealResponse {
+            position: Some(position_to_wire(applied.position)),
+            transactions: applied.total_transactions,
+            time_ms: applied.time_ms,
+            term,
+            drained_leader,
+        }))
+    }
+
+    async fn drain(&self, request: Request<wire::DrainRequest>) -> Result<Response<wire::DrainResponse>, Status> {
+        let request = request.into_inner();
+        let (_, _, local) = self.shard_in(request.shard, request.epoch)?;
+        let through = required(request.through, "through")?;
+        let drained = match &local {
+            LocalShard::Replica(replica) => {
+                let drained = tokio::time::timeout(DRAIN_TIMEOUT, replica.drain(request.source, through)).await;
+                drained.unwrap_or_else(|_| Err(format!("not at {through} in time")))
+            }
+            // A voter that goes on in its own region comes there by Raft.
+            LocalShard::Voter(voter) => {
+                let reached = wait_applied(voter.group.applied(), through.sequence, DRAIN_TIMEOUT).await;
+                reached.then(|| voter.state.position()).ok_or_else(|| format!("not at {through} in time"))
+            }
+        };
+        let position = drained.map_err(Status::unavailable)?;
+        Ok(Response::new(wire::DrainResponse { position: Some(position_to_wire(position)) }))
+    }
+
+    async fn read_log(
+        &self,
+        request: Request<wire::ReadLogRequest>,
+    ) -> Result<Response<wire::ReadLogResponse>, Status> {
+        let request = request.into_inner();
+        let (id, local) = self.shard(request.shard)?;
+        let (after, through) = (required(request.after, "after")?, required(request.through, "through")?);
+        let (history, here) = (local.history(), local.state().position());
+        if history.leaves(here).is_some() || history.at(after.sequence) != after {
+            return Err(Status::failed_precondition(format!("{after} is not in this node's history of shard {id}")));
+        }
+        if after.sequence >= here.sequence {
+            return Err(Status::failed_precondition(format!("this node has shard {id} up to {here} only")));
+        }
+        let read = tokio::task::spawn_blocking(move || local.batches_after(after.sequence, READ_BYTES));
+        let read = read.await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let Some(batches) = or_fatal(read) else { return Ok(Response::new(wire::ReadLogResponse { batches: None })) };
+        let wanted = batches.into_iter().take_while(|(sequence, _)| *sequence <= through.sequence);
+        let stored = StoredBatches { batches: wanted.map(|(_, bytes)| bytes).collect() };
+        let zstd = zstd::bulk::compress(&stored.encode_to_vec(), ZSTD_LEVEL);
+        let zstd = zstd.map_err(|error| Status::internal(error.to_string()))?.into();
+        let batches = Some(Batches { previous: Some(position_to_wire(after)), zstd });
+        Ok(Response::new(wire::ReadLogResponse { batches }))
+    }
+}

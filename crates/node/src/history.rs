@@ -1,0 +1,94 @@
+use meridian_types::{Epoch, Position};
+
+/// Where each epoch of a shard left the history of the one before: what every position is judged by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct History {
+    /// Oldest first; never empty.
+    bases: Vec<(Epoch, Position)>,
+}
+
+impl History {
+    /// `bases` as the directory has them.
+    pub(crate) fn new(mut bases: Vec<(Epoch, Position)>) -> Self {
+        if bases.is_empty() {
+            bases.push((Epoch::FIRST, Position::ZERO));
+        }
+        Self { bases }
+    }
+
+    /// The history of a shard that knows one epoch.
+    pub(crate) fn first() -> Self {
+        Self::new(Vec::new())
+    }
+
+    pub(crate) fn bases(&self) -> &[(Epoch, Position)] {
+        &self.bases
+    }
+
+    /// The newest epoch.
+    pub(crate) fn epoch(&self) -> Epoch {
+        self.bases.last().map_or(Epoch::FIRST, |(epoch, _)| *epoch)
+    }
+
+    /// What the newest epoch began behind.
+    pub(crate) fn base(&self) -> Position {
+        self.bases.last().map_or(Position::ZERO, |(_, base)| *base)
+    }
+
+    pub(crate) fn base_of(&self, epoch: Epoch) -> Option<Position> {
+        self.bases.iter().find(|(known, _)| *known == epoch).map(|(_, base)| *base)
+    }
+
+    /// The position of a sequence in the history that holds now.
+    pub(crate) fn at(&self, sequence: u64) -> Position {
+        let of = self.bases.iter().rev().find(|(_, base)| base.sequence < sequence);
+        let epoch = of.or(self.bases.first()).map_or(Epoch::FIRST, |(epoch, _)| *epoch);
+        Position::new(epoch, sequence)
+    }
+
+    /// The first epoch whose history does not hold what lies at `position`, and where that history left.
+    pub(crate) fn leaves(&self, position: Position) -> Option<(Epoch, Position)> {
+        let beyond = |(epoch, base): &&(Epoch, Position)| *epoch > position.epoch && position.sequence > base.sequence;
+        self.bases.iter().find(beyond).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn position(epoch: u16, sequence: u64) -> Position {
+        Position::new(Epoch(epoch), sequence)
+    }
+
+    /// The third epoch began behind less than the second had.
+    fn history() -> History {
+        History::new(vec![
+            (Epoch(1), position(1, 0)),
+            (Epoch(2), position(1, 100)),
+            (Epoch(3), position(1, 90)),
+            (Epoch(4), position(3, 120)),
+        ])
+    }
+
+    #[test]
+    fn every_sequence_has_one_position() {
+        let history = history();
+        let expected = [(0, 1), (1, 1), (90, 1), (91, 3), (100, 3), (120, 3), (121, 4), (1000, 4)];
+        for (sequence, epoch) in expected {
+            assert_eq!(history.at(sequence), position(epoch, sequence));
+        }
+        assert_eq!((history.epoch(), history.base()), (Epoch(4), position(3, 120)));
+    }
+
+    #[test]
+    fn what_lies_beyond_a_base_is_off_the_history() {
+        let history = history();
+        assert_eq!(history.leaves(position(1, 90)), None);
+        assert_eq!(history.leaves(position(1, 95)), Some((Epoch(3), position(1, 90))));
+        assert_eq!(history.leaves(position(1, 101)), Some((Epoch(2), position(1, 100))));
+        assert_eq!(history.leaves(position(2, 110)), Some((Epoch(3), position(1, 90))));
+        assert_eq!(history.leaves(position(3, 120)), None);
+        assert_eq!(history.leaves(position(3, 121)), Some((Epoch(4), position(3, 120))));
+    }
+}

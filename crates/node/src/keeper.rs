@@ -1,0 +1,306 @@
+//! Keeps this node in the part that the directory gives it in each shard: voter of an epoch, or replica.
+
+use std::collections::{HashMap, HashSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meridian_consensus::{Formed, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, StateTransfer};
+use meridian_failover::{Phase, Shard};
+use meridian_storage::{Engine, GroupId, GroupLog, HighWater, ShardState, StorageError, Syncer};
+use meridian_types::{Epoch, NodeId, ShardId};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::directory::{Directory, save_cluster};
+use crate::drain::{self, Target};
+use crate::followers::Followers;
+use crate::history::History;
+use crate::lost_tail;
+use crate::maintenance::DiskGuard;
+use crate::peers::PeerChannels;
+use crate::proposer::Limits;
+use crate::replica::{self, Replica, ReplicaParts};
+use crate::shard::{LocalShard, Voter, VoterParts, or_fatal};
+use crate::shard_table::ShardTable;
+
+/// Rounds in which a founder that lags asks everybody for what it lacks; then it joins by a snapshot.
+const PULL_ROUNDS: usize = 3;
+const PULL_PAUSE: Duration = Duration::from_millis(300);
+
+/// What the keepers of all shards share.
+pub(crate) struct KeeperParts {
+    pub(crate) node_id: NodeId,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) syncer: Arc<Syncer>,
+    pub(crate) high_water: Arc<HighWater>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) peers: Arc<PeerChannels>,
+    pub(crate) transfer: Arc<dyn StateTransfer>,
+    pub(crate) raft: RaftService,
+    pub(crate) shards: Arc<ShardTable>,
+    pub(crate) disk: Arc<DiskGuard>,
+    pub(crate) timing: RaftTiming,
+    /// The epoch of each shard up to which the logs of groups before were looked through.
+    pub(crate) settled: Mutex<HashMap<ShardId, Epoch>>,
+    pub(crate) stop: CancellationToken,
+}
+
+/// Follows the cluster: dials its nodes, remembers it, and keeps every shard that appears in it.
+pub(crate) async fn keep_all(parts: Arc<KeeperParts>) {
+    let mut known = parts.directory.watch();
+    let mut kept = HashSet::new();
+    loop {
+        let present = Arc::clone(&known.borrow_and_update());
+        for node in parts.peers.update(&present.topology) {
+            tracing::error!(node, "a node's address cannot be dialled");
+        }
+        // Version 0 is this node's configuration: nothing is founded on it.
+        if present.cluster.version > 0 {
+            or_fatal(save_cluster(&parts.engine, &present.cluster));
+            for shard in present.cluster.shards.keys() {
+                if kept.insert(*shard) {
+                    let keeper = or_fatal(Keeper::open(Arc::clone(&parts), *shard));
+                    tokio::spawn(keeper.run());
+                }
+            }
+        }
+        for shard in &kept {
+            if let Some(followers) = parts.shards.followers(shard) {
+                let nodes = present.topology.nodes.keys().copied();
+                followers.set_nodes(nodes.filter(|node| *node != parts.node_id));
+            }
+        }
+        tokio::select! {
+            () = parts.stop.cancelled() => return,
+            changed = known.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+/// One shard's.
+struct Keeper {
+    parts: Arc<KeeperParts>,
+    shard: ShardId,
+    state: Arc<ShardState>,
+    /// What this node takes as a replica.
+    log: GroupLog,
+}
+
+impl Keeper {
+    fn open(parts: Arc<KeeperParts>, shard: ShardId) -> Result<Self, StorageError> {
+        let state = Arc::new(ShardState::open(Arc::clone(&parts.engine), shard)?);
+        let log = replica::shipped_log(&parts.engine, shard)?;
+        replica::catch_up(&state, &log)?;
+        parts.shards.add(Arc::clone(&state), Followers::watch(&state));
+        Ok(Self { parts, shard, state, log })
+    }
+
+    async fn run(self) {
+        let mut known = self.parts.directory.watch();
+        loop {
+            let present = Arc::clone(&known.borrow_and_update());
+            if let Some(shard) = present.cluster.shards.get(&self.shard) {
+                self.settle(shard).await;
+            }
+            tokio::select! {
+                () = self.parts.stop.cancelled() => return,
+                changed = known.changed() => if changed.is_err() { return },
+            }
+        }
+    }
+
+    /// Takes the part that the directory gives, if it is another than the present one.
+    async fn settle(&self, shard: &Shard) {
+        let history = History::new(shard.bases.clone());
+        let votes = shard.voters.contains(&self.parts.node_id);
+        match self.parts.shards.get(&self.shard) {
+            Some(LocalShard::Voter(voter)) if votes && voter.group.id().epoch == history.epoch() => return,
+            Some(LocalShard::Replica(replica)) if !votes => {
+                if replica.history() != history {
+                    replica.follow(history.clone());
+                    self.settled(&history);
+                }
+                return;
+            }
+            Some(LocalShard::Voter(voter)) => {
+                tracing::info!(group = %voter.group.id(), "this node's part in the group ends");
+                self.parts.shards.set(self.shard, None);
+                voter.retire().await;
+                self.parts.raft.unregister(voter.group.id());
+            }
+            Some(LocalShard::Replica(replica)) => {
+                self.parts.shards.set(self.shard, None);
+                replica.stop().await;
+            }
+            None => {}
+        }
+        let (parts, id, past) = (Arc::clone(&self.parts), self.shard, history.clone());
+        let looked_through = tokio::task::spawn_blocking(move || {
+            lost_tail::settle_old_groups(&parts.engine, &parts.high_water, &parts.data_dir, id, &past)
+        });
+        match looked_through.await {
+            Ok(result) => or_fatal(result),
+            // The node is stopping.
+            Err(_) => return,
+        }
+        self.settled(&history);
+        let local = if votes { self.vote(shard, history).await } else { self.follow(history) };
+        self.parts.shards.set(self.shard, Some(or_fatal(local)));
+        // The directory waits for word of the new epoch.
+        self.parts.directory.renew_now();
+    }
+
+    fn settled(&self, history: &History) {
+        self.parts.settled.lock().insert(self.shard, history.epoch());
+    }
+
+    /// As a replica.
+    fn follow(&self, history: History) -> Result<LocalShard, StorageError> {
+        let sequence = self.state.position().sequence;
+        let last = self.log.last()?.map(|(last, _)| last);
+        if last.is_some_and(|last| last != sequence) {
+            // Left from before this node voted: what lies between is in no log here.
+            self.log.purge_through(u64::MAX - 1, Some((replica::PURGED, &sequence.to_be_bytes())))?;
+        } else if last.is_none() {
+            self.log.purge_through(sequence, Some((replica::PURGED, &sequence.to_be_bytes())))?;
+        }
+        let replica = Replica::start(ReplicaParts {
+            node_id: self.parts.node_id,
+            history,
+            state: Arc::clone(&self.state),
+            log: self.log.clone(),
+            syncer: Arc::clone(&self.parts.syncer),
+            directory: Arc::clone(&self.parts.directory),
+            peers: Arc::clone(&self.parts.peers),
+            transfer: Arc::clone(&self.parts.transfer),
+            data_dir: self.parts.data_dir.clone(),
+        })?;
+        Ok(LocalShard::Replica(Arc::new(replica)))
+    }
+
+    /// As a voter: a founder of the epoch's group if it stands at the base while the group is being formed,
+    /// and else a member that the leader seeds.
+    async fn vote(&self, shard: &Shard, history: History) -> Result<LocalShard, StorageError> {
+        let group = GroupId { shard: self.shard, epoch: history.epoch() };
+        let mut founder = false;
+        if let Some((epoch, base)) = history.leaves(self.state.position()) {
+            let kept = lost_tail::save_shipped(&self.parts.data_dir, self.shard, epoch, base, &self.log)?;
+            tracing::warn!(%group, %base, kept, "this node is beyond the base: it is seeded afresh");
+            self.log.purge_through(u64::MAX - 1, Some((replica::PURGED, &base.sequence.to_be_bytes())))?;
+        } else if self.state.applied().raft.epoch != Some(group.epoch) && shard.phase == Phase::Forming {
+            self.reach_base(shard, &history).await;
+            let high_water = Some(&*self.parts.high_water);
+            let formed = RaftGroup::form(&self.state, group, &shard.voters, history.base(), high_water)?;
+            founder = formed == Formed::Founder;
+        }
+        let raft = RaftGroup::open(RaftGroupOptions {
+            node_id: self.parts.node_id,
+            group,
+            state: Arc::clone(&self.state),
+            syncer: Arc::clone(&self.parts.syncer),
+            high_water: Some(Arc::clone(&self.parts.high_water)),
+            peers: Arc::clone(&self.parts.peers) as Arc<dyn Peers>,
+            transfer: Arc::clone(&self.parts.transfer),
+            timing: self.parts.timing,
+        })
+        .await?;
+        self.parts.raft.register(raft.clone());
+        let voter = Arc::new(Voter::start(VoterParts {
+            group: raft,
+            history,
+            shipped: self.log.clone(),
+            directory: Arc::clone(&self.parts.directory),
+            peers: Arc::clone(&self.parts.peers),
+            limits: Arc::new(ShardLimits {
+                shard: self.shard,
+                directory: Arc::clone(&self.parts.directory),
+                shards: Arc::clone(&self.parts.shards),
+                disk: Arc::clone(&self.parts.disk),
+            }),
+            founder,
+        }));
+        tracing::info!(%group, founder, "this node votes");
+        let first_leader = shard.preferred_leader.or(shard.voters.first().copied()) == Some(self.parts.node_id);
+        let (voters, peers) = (shard.voters.clone(), Arc::clone(&self.parts.peers) as Arc<dyn Peers>);
+        run_member(&voter, voters, peers, founder && first_leader);
+        Ok(LocalShard::Voter(voter))
+    }
+
+    /// Pulls what is missing up to the base from whoever has it. Without success the leader's snapshot comes.
+    async fn reach_base(&self, shard: &Shard, history: &History) {
+        let base = history.base();
+        let target = Target { state: &self.state, log: &self.log, syncer: &self.parts.syncer };
+        for round in 0..PULL_ROUNDS {
+            let topology = self.parts.directory.topology();
+            let mut sources: Vec<_> = topology.nodes.values().filter(|node| node.id != self.parts.node_id).collect();
+            sources.sort_by_key(|node| (node.region != shard.primary_region, node.id));
+            for source in sources {
+                if self.state.position().sequence >= base.sequence {
+                    return;
+                }
+                if let Err(reason) = drain::pull(&target, &self.parts.peers, source.id, base).await {
+                    tracing::debug!(shard = %self.shard, round, reason, "no tail from there");
+                }
+            }
+            tokio::select! {
+                () = self.parts.stop.cancelled() => return,
+                () = tokio::time::sleep(PULL_PAUSE) => {}
+            }
+        }
+    }
+}
+
+/// The tasks of a group's member, until the voter's `stop`: it takes part, and a group that stops by itself
+/// stops the process.
+pub(crate) fn run_member(
+    voter: &Arc<Voter>,
+    voters: std::collections::BTreeSet<NodeId>,
+    peers: Arc<dyn Peers>,
+    stands_first: bool,
+) {
+    let (group, stop) = (voter.group.clone(), voter.stop.clone());
+    tokio::spawn(async move {
+        let part = async {
+            if let Err(error) = group.take_part(&voters, &peers).await {
+                // It cannot tell whether it may vote: storage has failed.
+                meridian_storage::fatal(&error);
+            }
+            if stands_first {
+                // Nobody waits for an election timeout when a group is new.
+                group.elect_now().await;
+            }
+            let reason = group.stopped().await;
+            if !stop.is_cancelled() {
+                let stopped = format!("raft of {} stopped: {reason}", group.id());
+                meridian_storage::fatal(&StorageError::Refused(stopped));
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = part => {}
+        }
+    });
+}
+
+/// What holds the writes of one shard up.
+struct ShardLimits {
+    shard: ShardId,
+    directory: Arc<Directory>,
+    shards: Arc<ShardTable>,
+    disk: Arc<DiskGuard>,
+}
+
+impl Limits for ShardLimits {
+    fn refusal(&self) -> Option<String> {
+        self.disk.refusal()
+    }
+
+    fn replication_lag_ms(&self) -> Option<u64> {
+        let topology = self.directory.topology();
+        let primary = &topology.shards.get(&self.shard)?.primary_region;
+        let elsewhere = |node: NodeId| topology.nodes.get(&node).is_some_and(|node| node.region != *primary);
+        self.shards.followers(&self.shard)?.least_lag_ms(elsewhere)
+    }
+}

@@ -1,0 +1,244 @@
+use meridian_types::{
+    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding,
+};
+use tonic::Code;
+
+use super::*;
+
+const SHARD: ShardId = ShardId(3);
+const EPOCH: Epoch = Epoch(2);
+const BASE: Position = Position { epoch: Epoch::FIRST, sequence: 10 };
+const NAME: &str = "shard-3-epoch-2-base-10-1.orphans";
+
+/// A batch of so many transactions, made at `1000 + sequence` milliseconds.
+fn batch(sequence: u64, transactions: u8) -> Vec<u8> {
+    let transaction = |id| CommittedTransaction {
+        request_id: RequestId([id; 16]),
+        database: DatabaseId([9; 16]),
+        effects: vec![Effect::Put {
+            key: "k".into(),
+            value: Value { encoding: ValueEncoding::Bytes, data: "v".into() },
+            expire_at_ms: 0,
+        }],
+        refusal: None,
+    };
+    let position = Position::new(Epoch::FIRST, sequence);
+    let transactions = (0..transactions).map(transaction).collect();
+    meridian_proto::encode_batch(&Batch { position, time_ms: 1000 + sequence, transactions }).to_vec()
+}
+
+fn writer(data_dir: &Path) -> OrphanWriter {
+    OrphanWriter::create(data_dir, SHARD, EPOCH, BASE).unwrap()
+}
+
+fn save(data_dir: &Path, batches: &[Vec<u8>]) -> OrphanSummary {
+    let mut writer = writer(data_dir);
+    for (index, batch) in batches.iter().enumerate() {
+        writer.push(batch, index == 0).unwrap();
+    }
+    writer.finish().unwrap()
+}
+
+fn listed(data_dir: &Path) -> Vec<String> {
+    list(data_dir).unwrap().iter().map(|stored| stored.name.to_string()).collect()
+}
+
+/// In the folder, whatever it is.
+fn files(data_dir: &Path) -> Vec<String> {
+    let entries = fs::read_dir(data_dir.join("orphans")).unwrap();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
+
+#[test]
+fn what_is_saved_is_listed_and_read() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(list(folder.path()).unwrap().is_empty());
+    let batches = [batch(11, 2), batch(12, 1)];
+    let summary = save(folder.path(), &batches);
+    let bytes = (batches[0].len() + batches[1].len()) as u64;
+    let expected = OrphanSummary {
+        batches: 2,
+        transactions: 3,
+        committed_transactions: 2,
+        first_time_ms: 1011,
+        last_time_ms: 1012,
+        bytes,
+    };
+    assert_eq!(summary, expected);
+
+    let stored = list(folder.path()).unwrap();
+    assert_eq!(stored.len(), 1);
+    assert_eq!(stored[0].name.to_string(), NAME);
+    assert_eq!(
+        *stored[0].content.as_ref().unwrap(),
+        (OrphanHeader { shard: SHARD, epoch: EPOCH, base: BASE }, expected)
+    );
+    let read: Vec<_> = read(folder.path(), NAME).unwrap().map(Result::unwrap).collect();
+    let stored = |batch: &Vec<u8>, committed| wire::OrphanBatch { batch: batch.clone().into(), committed };
+    assert_eq!(read, [stored(&batches[0], true), stored(&batches[1], false)]);
+
+    let list = list_orphans(folder.path()).unwrap();
+    let file = wire::OrphanFile {
+        name: NAME.to_owned(),
+        shard: 3,
+        epoch: 2,
+        base_sequence: 10,
+        batches: 2,
+        transactions: 3,
+        first_time_ms: 1011,
+        last_time_ms: 1012,
+        bytes,
+    };
+    assert_eq!(list.files, [file]);
+    assert_eq!(read_orphans(folder.path(), NAME).unwrap().count(), 2);
+}
+
+#[test]
+fn the_bytes_of_a_file_are_golden() {
+    let folder = tempfile::tempdir().unwrap();
+    let stored = batch(11, 0);
+    assert_eq!(stored, b"\x08\x01\x10\x0b\x18\xf3\x07");
+    let mut writer = writer(folder.path());
+    writer.push(&stored, true).unwrap();
+    writer.finish().unwrap();
+
+    let record = |payload: &[u8]| {
+        let length = u32::try_from(payload.len()).unwrap().to_le_bytes();
+        [&length, crc32c::crc32c(payload).to_le_bytes().as_slice(), payload].concat()
+    };
+    let number = |number: u64| number.to_le_bytes();
+    let golden = [
+        b"meridian orphans 1\n".to_vec(),
+        record(b"\x01\x03\0\0\0\x02\0\x01\0\x0a\0\0\0\0\0\0\0"),
+        record(b"\x02\x0a\x07\x08\x01\x10\x0b\x18\xf3\x07\x10\x01"),
+        record(
+            &[b"\x03".as_slice(), &number(1), &number(0), &number(0), &number(1011), &number(1011), &number(7)]
+                .concat(),
+        ),
+    ];
+    let written = fs::read(folder.path().join("orphans").join(NAME)).unwrap();
+    assert_eq!(written, golden.concat());
+    assert_eq!(written[MAGIC.len()..][..RECORD_HEAD], *b"\x11\0\0\0\x14\x32\x07\xef", "length and crc32c");
+}
+
+#[test]
+fn damage_is_found_wherever_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    save(folder.path(), &[batch(11, 1), batch(12, 1)]);
+    let path = folder.path().join("orphans").join(NAME);
+    let whole = fs::read(&path).unwrap();
+    let check = |what: &str, bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        let error = match read(folder.path(), NAME) {
+            Err(error) => error,
+            Ok(reader) => reader.last().unwrap().expect_err(what),
+        };
+        assert!(matches!(error, StorageError::Corruption { .. }), "{what}: {error}");
+        assert!(error.to_string().contains(NAME), "{what}: {error}");
+    };
+    for index in 0..whole.len() {
+        let mut damaged = whole.clone();
+        damaged[index] ^= 1;
+        check(&format!("byte {index}"), &damaged);
+        check(&format!("cut at {index}"), &whole[..index]);
+    }
+    check("more behind the end", &[whole.as_slice(), b"x"].concat());
+    // A record that is missing as a whole.
+    let first = MAGIC.len() + RECORD_HEAD + 17;
+    let length = RECORD_HEAD + usize::try_from(u32::from_le_bytes(whole[first..][..4].try_into().unwrap())).unwrap();
+    check("a batch is missing", &[&whole[..first], &whole[first + length..]].concat());
+
+    // Listed all the same, without counts.
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    assert!(list(folder.path()).unwrap()[0].content.is_err());
+    let files = list_orphans(folder.path()).unwrap().files;
+    assert_eq!((files[0].name.as_str(), files[0].shard, files[0].batches), (NAME, 3, 0));
+    fs::write(&path, b"").unwrap();
+    assert_eq!(read_orphans(folder.path(), NAME).err().unwrap().code(), Code::DataLoss);
+}
+
+#[test]
+fn the_same_is_kept_once_and_something_else_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = save(folder.path(), &[batch(11, 1)]);
+    assert_eq!(save(folder.path(), &[batch(11, 1)]), first);
+    assert_eq!(listed(folder.path()), [NAME]);
+    save(folder.path(), &[batch(11, 1), batch(12, 1)]);
+    let second = "shard-3-epoch-2-base-10-2.orphans";
+    assert_eq!(listed(folder.path()), [NAME, second]);
+    assert_eq!(read(folder.path(), NAME).unwrap().count(), 1);
+    assert_eq!(read(folder.path(), second).unwrap().count(), 2);
+    save(folder.path(), &[batch(11, 1)]);
+    save(folder.path(), &[batch(11, 1), batch(12, 1)]);
+    assert_eq!(files(folder.path()).len(), 2);
+}
+
+#[test]
+fn nothing_pushed_leaves_no_file() {
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(save(folder.path(), &[]), OrphanSummary::default());
+    let mut abandoned = writer(folder.path());
+    abandoned.push(&batch(11, 1), true).unwrap();
+    drop(abandoned);
+    assert!(files(folder.path()).is_empty());
+}
+
+#[test]
+fn what_a_crash_cut_short_is_ignored_and_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::create_dir(folder.path().join("orphans")).unwrap();
+    let partial = folder.path().join("orphans/shard-3-epoch-2-base-10.partial");
+    fs::write(&partial, [b"meridian orphans 1\n".as_slice(), &[7; 10_000]].concat()).unwrap();
+    assert!(list(folder.path()).unwrap().is_empty());
+    save(folder.path(), &[batch(11, 1)]);
+    assert_eq!(files(folder.path()), [NAME]);
+    assert_eq!(read(folder.path(), NAME).unwrap().map(Result::unwrap).count(), 1);
+}
+
+#[test]
+fn two_writers_do_not_meet() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = writer(folder.path());
+    let refused = OrphanWriter::create(folder.path(), SHARD, EPOCH, BASE).unwrap_err();
+    assert!(matches!(refused, StorageError::Refused(_)), "{refused}");
+    let other = OrphanWriter::create(folder.path(), ShardId(4), EPOCH, BASE).unwrap();
+    drop((first, other));
+    writer(folder.path());
+}
+
+#[test]
+fn only_names_of_such_files_are_opened() {
+    let folder = tempfile::tempdir().unwrap();
+    save(folder.path(), &[batch(11, 1)]);
+    let tricks = [
+        "",
+        "..",
+        "../node.toml",
+        "orphans/shard-3-epoch-2-base-10-1.orphans",
+        "/etc/passwd",
+        "shard-3-epoch-2-base-10-1.orphans/",
+        "shard-3-epoch-2-base-10-1.orphans\0",
+        "shard-03-epoch-2-base-10-1.orphans",
+        "shard-+3-epoch-2-base-10-1.orphans",
+        "shard-3-epoch-2-base-10.partial",
+        "shard-3-epoch-99999-base-10-1.orphans",
+        "shard-3-epoch-2-base-../x-1.orphans",
+    ];
+    for name in tricks {
+        assert_eq!(read_orphans(folder.path(), name).err().unwrap().code(), Code::InvalidArgument, "{name:?}");
+    }
+    let away = read_orphans(folder.path(), "shard-3-epoch-2-base-10-2.orphans").err().unwrap();
+    assert_eq!(away.code(), Code::NotFound, "{away}");
+    // Under a name that is not its own.
+    let orphans = folder.path().join("orphans");
+    fs::rename(orphans.join(NAME), orphans.join("shard-4-epoch-2-base-10-1.orphans")).unwrap();
+    let moved = read(folder.path(), "shard-4-epoch-2-base-10-1.orphans").unwrap_err();
+    assert!(moved.to_string().contains("under another name"), "{moved}");
+}
+
+#[test]
+fn what_is_no_batch_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let error = writer(folder.path()).push(b"\xff", true).unwrap_err();
+    assert!(matches!(error, StorageError::Corruption { .. }), "{error}");
+}

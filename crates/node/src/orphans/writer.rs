@@ -1,0 +1,164 @@
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Write};
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use meridian_proto::admin as wire;
+use meridian_storage::StorageError;
+use meridian_types::{Epoch, Position, ShardId};
+use parking_lot::Mutex;
+use prost::Message;
+
+use super::{
+    BATCH, END, HEADER, MAGIC, OrphanHeader, OrphanName, OrphanSummary, corruption, file_error, folder, names,
+};
+
+/// Writes one file. Dropped before [`OrphanWriter::finish`], it leaves nothing.
+#[derive(Debug)]
+pub(crate) struct OrphanWriter {
+    header: OrphanHeader,
+    summary: OrphanSummary,
+    folder: PathBuf,
+    /// Under its temporary name.
+    file: BufWriter<File>,
+    partial: Partial,
+}
+
+impl OrphanWriter {
+    /// Begins a file for batches that are not in the history of `epoch`, which left theirs at `base`. Unless
+    /// [`OrphanWriter::finish`] is called, no file comes of it.
+    ///
+    /// # Errors
+    /// [`StorageError::File`], and [`StorageError::Refused`] while another writer in this process is at the same.
+    pub(crate) fn create(data_dir: &Path, shard: ShardId, epoch: Epoch, base: Position) -> Result<Self, StorageError> {
+        let header = OrphanHeader { shard, epoch, base };
+        let folder = folder(data_dir);
+        fs::create_dir_all(&folder).map_err(|source| file_error(&folder, source))?;
+        sync_folder(data_dir)?;
+        let partial =
+            Partial::claim(folder.join(format!("shard-{shard}-epoch-{epoch}-base-{}.partial", base.sequence)))?;
+        let file = File::create(&partial.0).map_err(|source| file_error(&partial.0, source))?;
+        let mut writer =
+            Self { header, summary: OrphanSummary::default(), folder, file: BufWriter::new(file), partial };
+        writer.write(MAGIC)?;
+        writer.record(HEADER, &header.encode())?;
+        Ok(writer)
+    }
+
+    /// Adds a stored `meridian.log.v1.Batch`, behind the ones before. `committed`: known to have been.
+    ///
+    /// # Errors
+    /// [`StorageError::File`], or [`StorageError::Corruption`] when `batch` is not one. The writer is of no
+    /// use then.
+    pub(crate) fn push(&mut self, batch: &[u8], committed: bool) -> Result<(), StorageError> {
+        let batch = Bytes::copy_from_slice(batch);
+        let decoded = meridian_proto::decode_batch(batch.clone());
+        let decoded = decoded.map_err(|error| corruption(&self.partial.0, error))?;
+        self.summary.add(decoded.transactions.len() as u64, decoded.time_ms, batch.len(), committed);
+        self.record(BATCH, &wire::OrphanBatch { batch, committed }.encode_to_vec())
+    }
+
+    /// Makes the file durable under a name that no other has, and says what is in it. If nothing was added
+    /// there is no file; if a file with the same content is there already, no second one.
+    ///
+    /// # Errors
+    /// [`StorageError::File`]. The orphans are not kept then.
+    pub(crate) fn finish(mut self) -> Result<OrphanSummary, StorageError> {
+        let summary = self.summary;
+        if summary.batches == 0 {
+            return Ok(summary);
+        }
+        self.record(END, &summary.encode())?;
+        let partial = &self.partial.0;
+        self.file.flush().map_err(|source| file_error(partial, source))?;
+        self.file.get_ref().sync_all().map_err(|source| file_error(partial, source))?;
+        let mut number = Some(1);
+        for name in names(&self.folder)?.into_iter().filter(|name| name.is_of(&self.header)) {
+            if same_content(&self.folder.join(name.to_string()), partial)? {
+                // Its name may not be durable yet: a crash came before.
+                sync_folder(&self.folder)?;
+                return Ok(summary);
+            }
+            number = name.number.checked_add(1);
+        }
+        let number = number.ok_or_else(|| corruption(&self.folder, "the numbers of files are used up"))?;
+        let name = OrphanName::new(&self.header, number).to_string();
+        let path = self.folder.join(&name);
+        fs::rename(partial, &path).map_err(|source| file_error(&path, source))?;
+        sync_folder(&self.folder)?;
+        tracing::warn!(
+            file = name,
+            batches = summary.batches,
+            transactions = summary.transactions,
+            committed_transactions = summary.committed_transactions,
+            "batches that are not in the history of the shard were kept in a file of orphans"
+        );
+        Ok(summary)
+    }
+
+    fn record(&mut self, kind: u8, body: &[u8]) -> Result<(), StorageError> {
+        let payload = [&[kind], body].concat();
+        let too_long = |_| corruption(&self.partial.0, "a record is longer than 4 GiB");
+        let length = u32::try_from(payload.len()).map_err(too_long)?;
+        self.write(&length.to_le_bytes())?;
+        self.write(&crc32c::crc32c(&payload).to_le_bytes())?;
+        self.write(&payload)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), StorageError> {
+        self.file.write_all(bytes).map_err(|source| file_error(&self.partial.0, source))
+    }
+}
+
+/// A temporary name, held by one writer of this process. No other process opens the data folder. The file
+/// goes with it, unless it was renamed.
+#[derive(Debug)]
+struct Partial(PathBuf);
+
+/// Temporary names that are held.
+static CLAIMED: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
+
+impl Partial {
+    fn claim(path: PathBuf) -> Result<Self, StorageError> {
+        if CLAIMED.lock().insert(path.clone()) {
+            return Ok(Self(path));
+        }
+        Err(StorageError::Refused(format!("{} is being written already", path.display())))
+    }
+}
+
+impl Drop for Partial {
+    fn drop(&mut self) {
+        match fs::remove_file(&self.0) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                tracing::warn!(path = %self.0.display(), %error, "a temporary file is left behind");
+            }
+            _ => {}
+        }
+        CLAIMED.lock().remove(&self.0);
+    }
+}
+
+fn same_content(one: &Path, other: &Path) -> Result<bool, StorageError> {
+    let open = |path: &Path| File::open(path).map(BufReader::new).map_err(|source| file_error(path, source));
+    let (mut one_file, mut other_file) = (open(one)?, open(other)?);
+    loop {
+        let one_read = one_file.fill_buf().map_err(|source| file_error(one, source))?;
+        let other_read = other_file.fill_buf().map_err(|source| file_error(other, source))?;
+        let length = one_read.len().min(other_read.len());
+        if length == 0 {
+            return Ok(one_read.len() == other_read.len());
+        }
+        if one_read.get(..length) != other_read.get(..length) {
+            return Ok(false);
+        }
+        one_file.consume(length);
+        other_file.consume(length);
+    }
+}
+
+fn sync_folder(folder: &Path) -> Result<(), StorageError> {
+    let sync = File::open(folder).and_then(|folder| folder.sync_all());
+    sync.map_err(|source| file_error(folder, source))
+}

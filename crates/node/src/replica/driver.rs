@@ -1,0 +1,524 @@
+//! The task of one replica.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use meridian_proto::shipping::{self as wire, shipment, shipping_client::ShippingClient, subscribe_request};
+use meridian_shipping::{
+    Heartbeat, Receiver, ReceiverAction, ReceiverConfig, ReceiverEvent, ReceiverPhase, RelayConfig, RelayElection,
+    Status, StreamEvent, StreamId,
+};
+use meridian_storage::{Applied, GroupId, GroupLog, RaftApplied, Replace, ShardState, StagedState, StorageError};
+use meridian_types::{NodeId, Position};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::{Command, PURGED, ReplicaParts, ReplicaStatus, decode};
+use crate::drain::{self, Target};
+use crate::history::History;
+use crate::lost_tail;
+use crate::peers::MAX_MESSAGE_BYTES;
+use crate::shard::or_fatal;
+use crate::shipping_wire::{heartbeat_from_wire, position_to_wire};
+
+const TICK: Duration = Duration::from_millis(100);
+/// Batches that wait for the driver, from one stream.
+const STREAM_EVENTS: usize = 256;
+/// A replica this near to the newest commit it was told of serves eventual reads.
+const CAUGHT_UP_BATCHES: u64 = 1000;
+
+/// What comes over a stream, with the bytes where it is a batch.
+struct Incoming {
+    stream: StreamId,
+    event: StreamEvent,
+    bytes: Bytes,
+}
+
+enum Internal {
+    Persisted(Position),
+    Fetched(Result<StagedState, StorageError>),
+    Installed(Result<Applied, StorageError>),
+}
+
+struct OpenStream {
+    id: StreamId,
+    source: NodeId,
+    reports: mpsc::Sender<wire::SubscribeRequest>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+/// The task of one replica: carries out what the pure machines decide.
+pub(super) struct Driver {
+    parts: ReplicaParts,
+    log: GroupLog,
+    start: Instant,
+    history: History,
+    receiver: Receiver,
+    election: RelayElection,
+    /// Of the cluster that the election knows the nodes of.
+    members_version: Option<u64>,
+    status: Arc<Mutex<ReplicaStatus>>,
+    applied: watch::Sender<(u64, u64)>,
+    purged: Arc<watch::Sender<u64>>,
+    streams: mpsc::Sender<Incoming>,
+    /// Its other end, and that of `internal`, until the task takes them.
+    incoming: Option<mpsc::Receiver<Incoming>>,
+    internal: mpsc::UnboundedSender<Internal>,
+    internal_events: Option<mpsc::UnboundedReceiver<Internal>>,
+    stream: Option<OpenStream>,
+    /// Appended to the log, and to be applied once they are durable.
+    unapplied: VecDeque<(Position, Bytes)>,
+    /// To be appended to the log next, together.
+    unsynced: Vec<(Position, Bytes)>,
+    /// The fetch of a snapshot, while there is one.
+    staged: Option<tokio::task::JoinHandle<()>>,
+    /// A snapshot is being put in place.
+    installing: bool,
+    caught_up: bool,
+    /// Who waits for the seal.
+    sealing: Vec<oneshot::Sender<Position>>,
+    /// Who waits until the log has come so far by itself.
+    draining: Vec<(Position, oneshot::Sender<Result<Position, String>>)>,
+}
+
+impl Driver {
+    /// From where the state stands: through every epoch since, each of which it may have left.
+    pub(super) fn new(
+        parts: ReplicaParts,
+        applied: watch::Sender<(u64, u64)>,
+        purged: Arc<watch::Sender<u64>>,
+    ) -> Self {
+        let (durable, history) = (parts.state.position(), parts.history.clone());
+        let base = history.base_of(durable.epoch).unwrap_or(Position::new(durable.epoch, 0));
+        let receiver = Receiver::new(ReceiverConfig::default(), Duration::ZERO, durable, durable.epoch, base);
+        let status = Arc::new(Mutex::new(ReplicaStatus {
+            status: receiver.status(Duration::ZERO, parts.node_id),
+            may_serve: false,
+            is_relay: false,
+            source: None,
+            committed: None,
+            history: history.clone(),
+            caught_up: false,
+        }));
+        let (streams, incoming) = mpsc::channel(STREAM_EVENTS);
+        let (internal, internal_events) = mpsc::unbounded_channel();
+        let mut driver = Self {
+            log: parts.log.clone(),
+            start: Instant::now(),
+            history: history.clone(),
+            receiver,
+            election: RelayElection::new(RelayConfig::default(), parts.node_id, Duration::ZERO),
+            parts,
+            members_version: None,
+            status,
+            applied,
+            purged,
+            streams,
+            incoming: Some(incoming),
+            internal,
+            internal_events: Some(internal_events),
+            stream: None,
+            unapplied: VecDeque::new(),
+            unsynced: Vec::new(),
+            staged: None,
+            installing: false,
+            caught_up: false,
+            sealing: Vec::new(),
+            draining: Vec::new(),
+        };
+        driver.follow(&history);
+        driver.publish();
+        driver
+    }
+
+    pub(super) fn status(&self) -> Arc<Mutex<ReplicaStatus>> {
+        Arc::clone(&self.status)
+    }
+
+    pub(super) async fn run(
+        mut self,
+        mut statuses: mpsc::Receiver<Status>,
+        mut orders: mpsc::UnboundedReceiver<Command>,
+    ) {
+        let (Some(mut incoming), Some(mut internal)) = (self.incoming.take(), self.internal_events.take()) else {
+            return;
+        };
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let wants_more = self.receiver.wants_more();
+            tokio::select! {
+                order = orders.recv() => match order {
+                    Some(Command::Stop { reply }) => return self.stop(reply, internal).await,
+                    Some(order) => self.obey(order).await,
+                    // The node is gone.
+                    None => return,
+                },
+                _ = ticks.tick() => {
+                    self.set_members();
+                    self.step(ReceiverEvent::Tick, Bytes::new());
+                    self.choose_source();
+                }
+                Some(event) = internal.recv() => self.internal(event),
+                status = statuses.recv() => match status {
+                    Some(status) => {
+                        self.election.heard(self.now(), status);
+                        self.choose_source();
+                    }
+                    // The node is gone.
+                    None => return,
+                },
+                Some(event) = incoming.recv(), if wants_more => {
+                    self.incoming(event);
+                    while self.receiver.wants_more() && let Ok(event) = incoming.try_recv() {
+                        self.incoming(event);
+                    }
+                }
+            }
+            self.append();
+            self.publish();
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.start.elapsed()
+    }
+
+    fn group(&self) -> GroupId {
+        GroupId { shard: self.parts.state.shard(), epoch: self.receiver.epoch() }
+    }
+
+    async fn obey(&mut self, order: Command) {
+        match order {
+            Command::History(history) => {
+                self.history = history.clone();
+                self.follow(&history);
+            }
+            Command::Seal { epoch, reply } => {
+                self.sealing.push(reply);
+                self.step(ReceiverEvent::Seal { epoch }, Bytes::new());
+            }
+            Command::Drain { through, reply, .. } if self.receiver.phase() != ReceiverPhase::Sealed => {
+                self.draining.push((through, reply));
+            }
+            Command::Drain { source, through, reply } => {
+                let (state, syncer) = (Arc::clone(&self.parts.state), Arc::clone(&self.parts.syncer));
+                let target = Target { state: &state, log: &self.log, syncer: &syncer };
+                let peers = Arc::clone(&self.parts.peers);
+                // Nothing else goes on in a sealed replica.
+                let pulled = drain::pull(&target, &peers, source, through).await;
+                let position = state.position();
+                self.applied.send_replace((position.sequence, 0));
+                self.step(ReceiverEvent::Drained { position }, Bytes::new());
+                drop(reply.send(pulled.map(|()| position)));
+            }
+            Command::Stop { .. } => {}
+        }
+    }
+
+    /// Goes through every epoch that the receiver has not heard of, in order.
+    fn follow(&mut self, history: &History) {
+        for (epoch, base) in history.bases() {
+            self.step(ReceiverEvent::Epoch { epoch: *epoch, base: *base }, Bytes::new());
+        }
+        self.members_version = None;
+        self.set_members();
+    }
+
+    fn set_members(&mut self) {
+        let known = self.parts.directory.known();
+        if self.members_version == Some(known.cluster.version) {
+            return;
+        }
+        self.members_version = Some(known.cluster.version);
+        let topology = &known.topology;
+        let voters = topology.shards.get(&self.parts.state.shard()).map(|shard| &shard.voters);
+        let primary: Vec<NodeId> = voters.into_iter().flatten().copied().collect();
+        let own_region = topology.nodes.get(&self.parts.node_id).map(|node| node.region.as_str()).unwrap_or_default();
+        let mates: Vec<NodeId> = topology.nodes_in(own_region).map(|node| node.id).collect();
+        self.election.set_members(self.now(), &primary, None, &mates);
+    }
+
+    /// Lets what is being persisted become durable and applied, and ends.
+    async fn stop(mut self, reply: oneshot::Sender<()>, mut internal: mpsc::UnboundedReceiver<Internal>) {
+        if let Some(open) = self.stream.take() {
+            open.task.abort();
+        }
+        if let Some(fetch) = self.staged.take() {
+            fetch.abort();
+        }
+        self.append();
+        while (!self.unapplied.is_empty() || self.installing)
+            && let Some(event) = internal.recv().await
+        {
+            match event {
+                Internal::Persisted(position) => self.apply_through(position),
+                Internal::Installed(_) => self.installing = false,
+                Internal::Fetched(_) => {}
+            }
+        }
+        reply.send(()).unwrap_or_default();
+    }
+
+    fn incoming(&mut self, incoming: Incoming) {
+        if let StreamEvent::Heartbeat(heartbeat) = &incoming.event {
+            self.election.heard(self.now(), heartbeat.status);
+        }
+        self.step(ReceiverEvent::Stream(incoming.stream, incoming.event), incoming.bytes);
+    }
+
+    fn internal(&mut self, event: Internal) {
+        match event {
+            Internal::Persisted(position) => {
+                self.apply_through(position);
+                self.step(ReceiverEvent::Persisted { position }, Bytes::new());
+            }
+            Internal::Fetched(fetched) => {
+                self.staged = None;
+                match fetched {
+                    Ok(staged) => self.install(staged),
+                    Err(error) => self.snapshot_failed(&error),
+                }
+            }
+            Internal::Installed(Ok(applied)) => {
+                self.installing = false;
+                let position = applied.position;
+                tracing::info!(group = %self.group(), %position, "installed a state snapshot");
+                self.unapplied.clear();
+                self.purged.send_replace(position.sequence);
+                self.applied.send_replace((position.sequence, 0));
+                self.step(ReceiverEvent::SnapshotInstalled { position }, Bytes::new());
+            }
+            Internal::Installed(Err(error)) => {
+                self.installing = false;
+                self.snapshot_failed(&error);
+            }
+        }
+    }
+
+    fn snapshot_failed(&mut self, error: &StorageError) {
+        tracing::warn!(group = %self.group(), %error, "a state snapshot could not be installed");
+        self.step(ReceiverEvent::SnapshotFailed, Bytes::new());
+    }
+
+    /// Installs what was fetched, off the runtime. Nothing is being persisted meanwhile.
+    fn install(&mut self, staged: StagedState) {
+        self.installing = true;
+        self.step(ReceiverEvent::SnapshotFetched, Bytes::new());
+        let diverged = self.history.leaves(self.parts.state.position()).is_some();
+        let (state, log, internal) = (Arc::clone(&self.parts.state), self.log.clone(), self.internal.clone());
+        tokio::task::spawn_blocking(move || {
+            // The driver is gone only when the node stops.
+            drop(internal.send(Internal::Installed(install(&state, &log, staged, diverged))));
+        });
+    }
+
+    /// Applies what is durable now.
+    fn apply_through(&mut self, position: Position) {
+        let mut batches = Vec::new();
+        while self.unapplied.front().is_some_and(|(next, _)| *next <= position) {
+            let Some((_, bytes)) = self.unapplied.pop_front() else { break };
+            batches.push(or_fatal(decode(bytes)));
+        }
+        if !batches.is_empty() {
+            or_fatal(self.parts.state.apply(&batches, RaftApplied::default()));
+            self.applied.send_replace((self.parts.state.position().sequence, 0));
+        }
+    }
+
+    fn choose_source(&mut self) {
+        let now = self.now();
+        let own = self.receiver.status(now, self.parts.node_id);
+        let source = self.election.choose(now, &own);
+        self.step(ReceiverEvent::Source(source), Bytes::new());
+    }
+
+    fn step(&mut self, event: ReceiverEvent, bytes: Bytes) {
+        let actions = self.receiver.step(self.now(), rand::random(), event);
+        for action in actions {
+            self.carry_out(action, &bytes);
+        }
+    }
+
+    fn carry_out(&mut self, action: ReceiverAction, bytes: &Bytes) {
+        match action {
+            ReceiverAction::Connect { stream, source, from } => self.connect(stream, source, from),
+            ReceiverAction::CloseStream { stream } => {
+                if self.stream.as_ref().is_some_and(|open| open.id == stream)
+                    && let Some(open) = self.stream.take()
+                {
+                    open.task.abort();
+                }
+            }
+            ReceiverAction::Persist { position } => self.unsynced.push((position, bytes.clone())),
+            ReceiverAction::ReportDurable { stream, position } => {
+                if let Some(open) = self.stream.as_ref().filter(|open| open.id == stream) {
+                    let message = subscribe_request::Message::Durable(position_to_wire(position));
+                    // When full, a later report says more.
+                    open.reports.try_send(wire::SubscribeRequest { message: Some(message) }).ok();
+                }
+            }
+            ReceiverAction::SourceFailed { source, reason } => {
+                tracing::info!(group = %self.group(), source, ?reason, "a log source failed");
+                metrics::counter!("meridian_shipping_source_failures_total").increment(1);
+                self.election.failed(self.now(), source);
+            }
+            ReceiverAction::FetchSnapshot { source, .. } => {
+                tracing::info!(group = %self.group(), source, "fetching a state snapshot");
+                metrics::counter!("meridian_snapshot_fetches_total").increment(1);
+                let (transfer, state) = (Arc::clone(&self.parts.transfer), Arc::clone(&self.parts.state));
+                let (group, internal) = (self.group(), self.internal.clone());
+                self.staged = Some(tokio::spawn(async move {
+                    let staged = transfer.fetch(group, source, String::new(), state).await;
+                    // The driver is gone only when the node stops.
+                    drop(internal.send(Internal::Fetched(staged)));
+                }));
+            }
+            ReceiverAction::CancelSnapshot => {
+                if let Some(fetch) = self.staged.take() {
+                    fetch.abort();
+                    let cancelled = StorageError::Refused("cancelled".to_owned());
+                    drop(self.internal.send(Internal::Fetched(Err(cancelled))));
+                }
+            }
+            ReceiverAction::SaveOrphans { base } => self.save_orphans(base),
+            ReceiverAction::Sealed { durable } => {
+                // Who is gone asks again.
+                for reply in self.sealing.drain(..) {
+                    reply.send(durable).unwrap_or(());
+                }
+            }
+            ReceiverAction::EpochAhead { epoch } => {
+                tracing::info!(group = %self.group(), %epoch, "a source is in a later epoch");
+                self.parts.directory.renew_now();
+            }
+        }
+    }
+
+    /// Keeps what the shard's history does not hold, before a snapshot takes its place.
+    fn save_orphans(&self, base: Position) {
+        let epoch = self.history.leaves(self.parts.state.position()).map_or(self.history.epoch(), |(epoch, _)| epoch);
+        let shard = self.parts.state.shard();
+        let saved = lost_tail::save_shipped(&self.parts.data_dir, shard, epoch, base, &self.log);
+        tracing::warn!(%shard, %epoch, %base, batches = or_fatal(saved), "kept batches that the shard's history lost");
+    }
+
+    fn connect(&mut self, stream: StreamId, source: NodeId, from: Position) {
+        if let Some(old) = self.stream.take() {
+            old.task.abort();
+        }
+        let start = wire::Start {
+            shard: self.group().shard.0,
+            epoch: self.group().epoch.0.into(),
+            node_id: self.parts.node_id,
+            durable: Some(position_to_wire(from)),
+        };
+        let (reports, requests) = mpsc::channel(64);
+        let message = Some(subscribe_request::Message::Start(start));
+        reports.try_send(wire::SubscribeRequest { message }).ok();
+        let channel = self.parts.peers.shipping(source);
+        let events = self.streams.clone();
+        let task = tokio::spawn(async move {
+            if let Some(channel) = channel
+                && let Err(status) = read_stream(channel, requests, stream, &events).await
+            {
+                tracing::debug!(source, %status, "a log stream ended");
+            }
+            let closed = Incoming { stream, event: StreamEvent::Closed, bytes: Bytes::new() };
+            drop(events.send(closed).await);
+        });
+        self.stream = Some(OpenStream { id: stream, source, reports, task });
+    }
+
+    /// Appends what this round brought, and reports it when it is durable.
+    fn append(&mut self) {
+        let Some((last, _)) = self.unsynced.last() else { return };
+        let last = *last;
+        let records = self.unsynced.iter().map(|(position, bytes)| (position.sequence, bytes.as_ref()));
+        or_fatal(self.log.append(records));
+        self.unapplied.extend(self.unsynced.drain(..));
+        let internal = self.internal.clone();
+        self.parts.syncer.sync_then(move || drop(internal.send(Internal::Persisted(last))));
+    }
+
+    fn publish(&mut self) {
+        let applied = self.parts.state.position();
+        let near = |committed: Position| committed.sequence <= applied.sequence + CAUGHT_UP_BATCHES;
+        let diverged = self.history.leaves(applied).is_some();
+        let near = self.receiver.committed().is_some_and(|(committed, _)| near(committed));
+        self.caught_up = !diverged && (self.caught_up || near);
+        let reached = |(through, _): &mut (Position, _)| *through <= applied;
+        for (_, reply) in self.draining.extract_if(.., reached) {
+            drop(reply.send(Ok(applied)));
+        }
+        *self.status.lock() = ReplicaStatus {
+            status: self.receiver.status(self.now(), self.parts.node_id),
+            may_serve: self.receiver.may_serve(),
+            is_relay: self.election.is_relay(),
+            source: self.stream.as_ref().map(|open| open.source),
+            committed: self.receiver.committed(),
+            history: self.history.clone(),
+            caught_up: self.caught_up,
+        };
+    }
+}
+
+/// Turns one subscription into events, until it ends.
+async fn read_stream(
+    channel: tonic::transport::Channel,
+    requests: mpsc::Receiver<wire::SubscribeRequest>,
+    stream: StreamId,
+    events: &mpsc::Sender<Incoming>,
+) -> Result<(), tonic::Status> {
+    let mut client = ShippingClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let mut shipments = client.subscribe(ReceiverStream::new(requests)).await?.into_inner();
+    let malformed = |what: &str| tonic::Status::invalid_argument(format!("malformed shipment: {what}"));
+    while let Some(shipment) = shipments.message().await? {
+        let mut found = Vec::new();
+        match shipment.message.ok_or_else(|| malformed("empty"))? {
+            shipment::Message::OpenedEpoch(epoch) => {
+                let epoch = u16::try_from(epoch).map_err(|_| malformed("epoch"))?;
+                found.push((StreamEvent::Connected { epoch: meridian_types::Epoch(epoch) }, Bytes::new()));
+            }
+            shipment::Message::Heartbeat(heartbeat) => {
+                let heartbeat: Heartbeat = heartbeat_from_wire(heartbeat).ok_or_else(|| malformed("heartbeat"))?;
+                found.push((StreamEvent::Heartbeat(heartbeat), Bytes::new()));
+            }
+            shipment::Message::SnapshotNeeded(needed) => {
+                found.push((StreamEvent::SnapshotNeeded { diverged: needed.diverged }, Bytes::new()));
+            }
+            shipment::Message::Batches(batches) => {
+                metrics::counter!("meridian_shipping_received_wire_bytes_total").increment(batches.zstd.len() as u64);
+                let (mut previous, batches) = drain::unpack(&batches).map_err(|error| malformed(&error))?;
+                for (position, bytes) in batches {
+                    let len = bytes.len() as u64;
+                    found.push((StreamEvent::Batch { position, previous, bytes: len }, bytes));
+                    previous = position;
+                }
+            }
+        }
+        for (event, bytes) in found {
+            if events.send(Incoming { stream, event, bytes }).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Replaces state and log. The state in use is flushed first, since the log that it may be made from again is
+/// emptied next, and marked as purged up to the new position; the installation makes both durable, in this
+/// order, with the new state's name. A crash in between finds the old state and no log. A state that left the
+/// shard's history may be replaced by an older one.
+fn install(state: &ShardState, log: &GroupLog, staged: StagedState, diverged: bool) -> Result<Applied, StorageError> {
+    let (new, old) = (staged.position()?, or_fatal(state.flush()).position);
+    if new < old && !diverged {
+        return Err(StorageError::Refused(format!("a snapshot at {new} is older than the state at {old}")));
+    }
+    or_fatal(log.purge_through(u64::MAX - 1, Some((PURGED, &new.sequence.to_be_bytes()))));
+    let replace = if diverged { Replace::Any } else { Replace::Older };
+    Ok(or_fatal(state.install(staged, RaftApplied::default(), replace)))
+}

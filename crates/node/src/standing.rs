@@ -1,0 +1,76 @@
+//! What a node says of itself to the directory with each renewal of its lease.
+
+use meridian_proto::directory as wire;
+use std::time::Instant;
+
+use crate::clock::wall_ms;
+use crate::keeper::KeeperParts;
+use crate::orphans;
+use crate::shard::LocalShard;
+use crate::shipping_wire::position_to_wire;
+
+/// Where the shards stand here, and what this node holds that was lost.
+pub(crate) fn report(parts: &KeeperParts) -> (Vec<wire::ShardReport>, Vec<wire::Orphans>) {
+    (parts.shards.all().into_iter().map(|(id, local)| shard(parts, id.0, &local)).collect(), lost(parts))
+}
+
+fn shard(parts: &KeeperParts, id: u32, local: &LocalShard) -> wire::ShardReport {
+    let applied = local.state().applied();
+    let (leads, changing_voters, lag_ms) = match local {
+        LocalShard::Voter(voter) => {
+            let leadership = voter.group.leadership();
+            let applied_term = voter.group.applied().borrow().1;
+            let leads = leadership.is_ok_and(|leadership| {
+                // An entry of the term is applied, and a quorum has answered of late.
+                leadership.term == applied_term && leadership.lease_until.is_some_and(|until| Instant::now() < until)
+            });
+            let wanted = parts.directory.shard(voter.group.id().shard).map(|shard| shard.voters);
+            (leads, leads && wanted.is_some_and(|wanted| wanted != voter.group.voters()), 0)
+        }
+        LocalShard::Replica(replica) => {
+            let lag_ms = match replica.status().committed {
+                Some((committed, _)) if committed.sequence <= applied.position.sequence => 0,
+                Some(_) => wall_ms().saturating_sub(applied.time_ms),
+                None => u64::MAX,
+            };
+            (false, false, lag_ms)
+        }
+    };
+    wire::ShardReport {
+        shard: id,
+        epoch: local.epoch().0.into(),
+        position: Some(position_to_wire(applied.position)),
+        transactions: applied.total_transactions,
+        time_ms: applied.time_ms,
+        leads,
+        changing_voters,
+        lag_ms,
+    }
+}
+
+/// What the directory's reports of failovers wait for: how much this node, which voted before, has beyond
+/// their bases.
+fn lost(parts: &KeeperParts) -> Vec<wire::Orphans> {
+    let known = parts.directory.known();
+    let mut shown = Vec::new();
+    for (id, shard) in &known.cluster.shards {
+        let settled = parts.settled.lock().get(id).copied();
+        for report in &shard.reports {
+            let waits = report.old_voters.contains(&parts.node_id) && !report.loss.shown_by.contains(&parts.node_id);
+            // Its logs must have been looked through.
+            if report.planned || !waits || settled.is_none_or(|settled| settled < report.epoch) {
+                continue;
+            }
+            let files = orphans::list(&parts.data_dir).unwrap_or_default();
+            let mut sum = wire::Orphans { shard: id.0, epoch: report.epoch.0.into(), ..Default::default() };
+            for file in files.iter().filter(|file| file.name.shard == *id && file.name.epoch == report.epoch) {
+                let Ok((_, summary)) = &file.content else { continue };
+                sum.transactions = sum.transactions.max(summary.committed_transactions);
+                sum.at_most = sum.at_most.max(summary.transactions);
+                sum.last_time_ms = sum.last_time_ms.max(summary.last_time_ms);
+            }
+            shown.push(sum);
+        }
+    }
+    shown
+}

@@ -1,0 +1,194 @@
+use bytes::Bytes;
+use meridian_proto::{directory, shipping};
+
+use crate::fields::{Fields, L, assert_golden, field_bytes, field_message, field_varint};
+use crate::shipping::position;
+
+fn shard_report(n: u32) -> (directory::ShardReport, Fields) {
+    let (position, position_fields) = position(n);
+    let message = directory::ShardReport {
+        shard: n,
+        epoch: n + 1,
+        position: Some(position),
+        transactions: L + 4,
+        time_ms: L + 5,
+        leads: true,
+        changing_voters: true,
+        lag_ms: L + 8,
+    };
+    let fields = vec![
+        field_varint(1, n.into()),
+        field_varint(2, (n + 1).into()),
+        field_message(3, &position_fields),
+        field_varint(4, L + 4),
+        field_varint(5, L + 5),
+        field_varint(6, 1),
+        field_varint(7, 1),
+        field_varint(8, L + 8),
+    ];
+    (message, fields)
+}
+
+fn cluster_state() -> (directory::ClusterState, Fields) {
+    (directory::ClusterState { json: Bytes::from("{}") }, vec![field_bytes(1, b"{}")])
+}
+
+#[test]
+fn renewals_of_leases_are_golden() {
+    let (one, one_fields) = shard_report(10);
+    let (two, two_fields) = shard_report(20);
+    let orphans = directory::Orphans { shard: 1, epoch: 2, transactions: L + 3, at_most: L + 5, last_time_ms: L + 4 };
+    let mut orphans_fields = vec![field_varint(1, 1), field_varint(2, 2)];
+    orphans_fields.extend((3..=5).map(|n| field_varint(n, L + n)));
+    let request = directory::RenewRequest {
+        node_id: L + 1,
+        incarnation: Bytes::from("the incarnation!"),
+        reports: vec![one, two],
+        orphans: vec![orphans, orphans],
+        known_version: L + 5,
+    };
+    let golden = [
+        field_varint(1, L + 1),
+        field_bytes(2, b"the incarnation!"),
+        field_message(3, &one_fields),
+        field_message(3, &two_fields),
+        field_message(4, &orphans_fields),
+        field_message(4, &orphans_fields),
+        field_varint(5, L + 5),
+    ];
+    assert_golden(&request, &golden);
+
+    let (cluster, cluster_fields) = cluster_state();
+    let leased = |n| directory::LeasedShard { shard: n, epoch: n + 1 };
+    let lease = directory::Lease { ttl_ms: L + 1, shards: vec![leased(7), leased(8)], cluster: Some(cluster) };
+    let lease_fields = [
+        field_varint(1, L + 1),
+        field_message(2, &[field_varint(1, 7), field_varint(2, 8)]),
+        field_message(2, &[field_varint(1, 8), field_varint(2, 9)]),
+        field_message(3, &cluster_fields),
+    ];
+    let results = [
+        (directory::renew_response::Result::Lease(lease), field_message(1, &lease_fields)),
+        (directory::renew_response::Result::NotLeader(L + 2), field_varint(2, L + 2)),
+        // Not known: the arm is there.
+        (directory::renew_response::Result::NotLeader(0), field_varint(2, 0)),
+        (directory::renew_response::Result::Refused("why".to_owned()), field_bytes(3, b"why")),
+    ];
+    for (result, golden) in results {
+        assert_golden(&directory::RenewResponse { result: Some(result) }, &[golden]);
+    }
+}
+
+#[test]
+fn following_the_cluster_is_golden() {
+    assert_golden(&directory::FollowRequest { known_version: L + 1 }, &[field_varint(1, L + 1)]);
+    let (state, golden) = cluster_state();
+    assert_golden(&state, &golden);
+}
+
+#[test]
+fn changes_of_the_cluster_are_golden() {
+    let request = directory::ExecuteRequest { change_json: Bytes::from("{}"), actor: "actor".to_owned() };
+    assert_golden(&request, &[field_bytes(1, b"{}"), field_bytes(2, b"actor")]);
+
+    let (state, state_fields) = cluster_state();
+    let results = [
+        (directory::execute_response::Result::Done(state), field_message(1, &state_fields)),
+        (directory::execute_response::Result::Refused("why".to_owned()), field_bytes(2, b"why")),
+        (directory::execute_response::Result::NotLeader(L + 3), field_varint(3, L + 3)),
+        (directory::execute_response::Result::NotLeader(0), field_varint(3, 0)),
+    ];
+    for (result, golden) in results {
+        assert_golden(&directory::ExecuteResponse { result: Some(result) }, &[golden]);
+    }
+}
+
+#[test]
+fn what_operators_see_is_golden() {
+    assert_golden(&directory::InspectRequest { changes: 300 }, &[field_varint(1, 300)]);
+
+    let (cluster, cluster_fields) = cluster_state();
+    let change = directory::ChangeRecord {
+        version: L + 1,
+        time_ms: L + 2,
+        actor: "actor".to_owned(),
+        change_json: Bytes::from("{}"),
+    };
+    let change_fields =
+        [field_varint(1, L + 1), field_varint(2, L + 2), field_bytes(3, b"actor"), field_bytes(4, b"{}")];
+    let progress = directory::ShardProgress { shard: 1, text: "text".to_owned() };
+    let progress_fields = [field_varint(1, 1), field_bytes(2, b"text")];
+    let (report, report_fields) = shard_report(30);
+    let contact = directory::NodeContact { node_id: L + 1, age_ms: L + 2, reports: vec![report, report] };
+    let contact_fields = [
+        field_varint(1, L + 1),
+        field_varint(2, L + 2),
+        field_message(3, &report_fields),
+        field_message(3, &report_fields),
+    ];
+    let response = directory::InspectResponse {
+        leader: L + 1,
+        term: L + 2,
+        cluster: Some(cluster),
+        changes: vec![change.clone(), change],
+        progress: vec![progress.clone(), progress],
+        contacts: vec![contact.clone(), contact],
+    };
+    let golden = [
+        field_varint(1, L + 1),
+        field_varint(2, L + 2),
+        field_message(3, &cluster_fields),
+        field_message(4, &change_fields),
+        field_message(4, &change_fields),
+        field_message(5, &progress_fields),
+        field_message(5, &progress_fields),
+        field_message(6, &contact_fields),
+        field_message(6, &contact_fields),
+    ];
+    assert_golden(&response, &golden);
+}
+
+#[test]
+fn sealing_is_golden() {
+    let request = directory::SealRequest { shard: 1, epoch: 2, planned: true };
+    assert_golden(&request, &[field_varint(1, 1), field_varint(2, 2), field_varint(3, 1)]);
+
+    let (position, position_fields) = position(1);
+    let sealed = |term| directory::SealResponse {
+        position: Some(position),
+        transactions: L + 2,
+        time_ms: L + 3,
+        term,
+        drained_leader: true,
+    };
+    let golden = |term: Vec<u8>| {
+        [field_message(1, &position_fields), field_varint(2, L + 2), field_varint(3, L + 3), term, field_varint(5, 1)]
+    };
+    // A voter in term 0 is not the same as a replica, which has none.
+    assert_golden(&sealed(Some(L + 4)), &golden(field_varint(4, L + 4)));
+    assert_golden(&sealed(Some(0)), &golden(field_varint(4, 0)));
+    assert_golden(&sealed(None), &golden(Vec::new()));
+}
+
+#[test]
+fn draining_is_golden() {
+    let (through, through_fields) = position(4);
+    let request = directory::DrainRequest { shard: 1, epoch: 2, source: L + 3, through: Some(through) };
+    let golden = [field_varint(1, 1), field_varint(2, 2), field_varint(3, L + 3), field_message(4, &through_fields)];
+    assert_golden(&request, &golden);
+    assert_golden(&directory::DrainResponse { position: Some(through) }, &[field_message(1, &through_fields)]);
+}
+
+#[test]
+fn reading_a_log_is_golden() {
+    let (after, after_fields) = position(2);
+    let (through, through_fields) = position(3);
+    let request = directory::ReadLogRequest { shard: 1, after: Some(after), through: Some(through) };
+    let golden = [field_varint(1, 1), field_message(2, &after_fields), field_message(3, &through_fields)];
+    assert_golden(&request, &golden);
+
+    let batches = shipping::Batches { previous: Some(after), zstd: Bytes::from("zstd") };
+    let batches_fields = [field_message(1, &after_fields), field_bytes(2, b"zstd")];
+    assert_golden(&directory::ReadLogResponse { batches: Some(batches) }, &[field_message(1, &batches_fields)]);
+    assert_golden(&directory::ReadLogResponse { batches: None }, &[]);
+}

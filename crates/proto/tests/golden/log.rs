@@ -1,0 +1,110 @@
+use bytes::Bytes;
+use meridian_proto::log;
+use prost::Message;
+
+use crate::fields::{Fields, L, assert_golden, field_bytes, field_message, field_packed, field_varint};
+
+pub(crate) fn log_id(n: u64) -> (log::LogId, Fields) {
+    let message = log::LogId { term: L + n, index: L + n + 1 };
+    (message, vec![field_varint(1, L + n), field_varint(2, L + n + 1)])
+}
+
+pub(crate) fn vote(n: u64) -> (log::Vote, Fields) {
+    let message = log::Vote { term: L + n, node_id: L + n + 1, committed: true };
+    (message, vec![field_varint(1, L + n), field_varint(2, L + n + 1), field_varint(3, 1)])
+}
+
+pub(crate) fn membership() -> (log::Membership, Fields) {
+    let message = log::Membership {
+        configs: vec![log::VoterSet { node_ids: vec![1, L + 2] }, log::VoterSet { node_ids: vec![L + 2, 3] }],
+        members: vec![1, L + 2, 3, 300],
+    };
+    let fields = vec![
+        field_message(1, &[field_packed(1, &[1, L + 2])]),
+        field_message(1, &[field_packed(1, &[L + 2, 3])]),
+        field_packed(2, &[1, L + 2, 3, 300]),
+    ];
+    (message, fields)
+}
+
+pub(crate) fn stored_membership() -> (log::StoredMembership, Fields) {
+    let (log_id, log_id_fields) = log_id(70);
+    let (membership, membership_fields) = membership();
+    let message = log::StoredMembership { log_id: Some(log_id), membership: Some(membership) };
+    (message, vec![field_message(1, &log_id_fields), field_message(2, &membership_fields)])
+}
+
+#[test]
+fn votes_and_memberships_are_golden() {
+    let (message, golden) = log_id(1);
+    assert_golden(&message, &golden);
+    let (message, golden) = vote(1);
+    assert_golden(&message, &golden);
+    let (message, golden) = membership();
+    assert_golden(&message, &golden);
+    let (message, golden) = stored_membership();
+    assert_golden(&message, &golden);
+}
+
+#[test]
+fn the_applied_position_is_golden() {
+    let (log_id, log_id_fields) = log_id(4);
+    let (membership, membership_fields) = stored_membership();
+    let applied = log::Applied {
+        epoch: 1,
+        sequence: L + 2,
+        time_ms: L + 3,
+        log_id: Some(log_id),
+        membership: Some(membership),
+        total_bytes: L + 6,
+        raft_epoch: 7,
+        total_transactions: L + 8,
+    };
+    let golden = [
+        field_varint(1, 1),
+        field_varint(2, L + 2),
+        field_varint(3, L + 3),
+        field_message(4, &log_id_fields),
+        field_message(5, &membership_fields),
+        field_varint(6, L + 6),
+        field_varint(7, 7),
+        field_varint(8, L + 8),
+    ];
+    assert_golden(&applied, &golden);
+}
+
+#[test]
+fn a_batch_is_golden_and_its_header_can_be_read_alone() {
+    let effect = log::Effect { key: Bytes::from("key"), encoding: 2, data: Bytes::from("data"), expire_at_ms: L };
+    let effect_fields = [field_bytes(1, b"key"), field_varint(2, 2), field_bytes(3, b"data"), field_varint(4, L)];
+    let failed = log::refusal::Reason::CheckFailed(log::FailedChecks { indexes: vec![0, 300] });
+    let rejected = log::refusal::Reason::Rejected("why".to_owned());
+    let refusals = [
+        (log::Refusal { reason: Some(failed) }, field_message(1, &[field_packed(1, &[0, 300])])),
+        (log::Refusal { reason: Some(rejected) }, field_bytes(2, b"why")),
+    ];
+    for (refusal, refusal_field) in refusals {
+        assert_golden(&refusal, std::slice::from_ref(&refusal_field));
+        let transaction = log::Transaction {
+            request_id: Bytes::from("the request's id"),
+            database: Bytes::from("the database's!!"),
+            effects: vec![effect.clone(), effect.clone()],
+            refusal: Some(refusal),
+        };
+        let transaction_fields = [
+            field_bytes(1, b"the request's id"),
+            field_bytes(2, b"the database's!!"),
+            field_message(3, &effect_fields),
+            field_message(3, &effect_fields),
+            field_message(4, &[refusal_field]),
+        ];
+        let batch = log::Batch { epoch: 1, sequence: L + 2, time_ms: L + 3, transactions: vec![transaction] };
+        let header_fields = vec![field_varint(1, 1), field_varint(2, L + 2), field_varint(3, L + 3)];
+        let batch_fields = [header_fields.clone(), vec![field_message(4, &transaction_fields)]].concat();
+        assert_golden(&batch, &batch_fields);
+
+        let header = log::BatchHeader { epoch: 1, sequence: L + 2, time_ms: L + 3 };
+        assert_golden(&header, &header_fields);
+        assert_eq!(log::BatchHeader::decode(batch_fields.concat().as_slice()).unwrap(), header);
+    }
+}

@@ -1,0 +1,101 @@
+use bytes::Bytes;
+use meridian_proto::shard;
+
+use crate::fields::{Fields, L, assert_golden, field_bytes, field_message, field_packed, field_varint};
+use crate::kv_connect::{atomic_write, read_range, read_range_output};
+
+fn shard_epoch() -> (shard::ShardEpoch, Fields) {
+    (shard::ShardEpoch { shard: 21, epoch: 22 }, vec![field_varint(1, 21), field_varint(2, 22)])
+}
+
+fn not_leader() -> (shard::NotLeader, Fields) {
+    (shard::NotLeader { leader: L + 1 }, vec![field_varint(1, L + 1)])
+}
+
+#[test]
+fn writes_to_a_shard_are_golden() {
+    let (group, group_fields) = shard_epoch();
+    let (write, write_fields) = atomic_write();
+    let request = shard::WriteRequest {
+        group: Some(group),
+        database: Bytes::from("the database's!!"),
+        request_id: Bytes::from("the request's id"),
+        write: Some(write),
+        retry: true,
+    };
+    let golden = [
+        field_message(1, &group_fields),
+        field_bytes(2, b"the database's!!"),
+        field_bytes(3, b"the request's id"),
+        field_message(4, &write_fields),
+        field_varint(5, 1),
+    ];
+    assert_golden(&request, &golden);
+
+    let failed = shard::FailedChecks { indexes: vec![0, 300] };
+    let (not_leader, not_leader_fields) = not_leader();
+    let results = [
+        (shard::write_response::Result::Committed(Bytes::from("versionsta")), field_bytes(1, b"versionsta")),
+        (shard::write_response::Result::CheckFailed(failed), field_message(2, &[field_packed(1, &[0, 300])])),
+        (shard::write_response::Result::Rejected("rejected".to_owned()), field_bytes(3, b"rejected")),
+        (shard::write_response::Result::NotLeader(not_leader), field_message(4, &not_leader_fields)),
+        (shard::write_response::Result::NotCommitted("not committed".to_owned()), field_bytes(5, b"not committed")),
+        (shard::write_response::Result::Unknown("unknown".to_owned()), field_bytes(6, b"unknown")),
+    ];
+    for (result, golden) in results {
+        assert_golden(&shard::WriteResponse { result: Some(result) }, &[golden]);
+    }
+}
+
+#[test]
+fn reads_from_a_shard_are_golden() {
+    let (group, group_fields) = shard_epoch();
+    let (range, range_fields) = read_range();
+    let request = shard::ReadRequest {
+        group: Some(group),
+        database: Bytes::from("the database's!!"),
+        strong: true,
+        ranges: vec![range.clone(), range],
+        min_sequence: L + 5,
+    };
+    let golden = [
+        field_message(1, &group_fields),
+        field_bytes(2, b"the database's!!"),
+        field_varint(3, 1),
+        field_message(4, &range_fields),
+        field_message(4, &range_fields),
+        field_varint(5, L + 5),
+    ];
+    assert_golden(&request, &golden);
+
+    let (range_output, range_output_fields) = read_range_output();
+    let output = shard::ReadOutput { ranges: vec![range_output], sequence: L + 2 };
+    let output_fields = [field_message(1, &range_output_fields), field_varint(2, L + 2)];
+    let (not_leader, not_leader_fields) = not_leader();
+    let results = [
+        (shard::read_response::Result::Output(output), field_message(1, &output_fields)),
+        (shard::read_response::Result::NotLeader(not_leader), field_message(2, &not_leader_fields)),
+        (shard::read_response::Result::Unavailable("unavailable".to_owned()), field_bytes(3, b"unavailable")),
+    ];
+    for (result, golden) in results {
+        assert_golden(&shard::ReadResponse { result: Some(result) }, &[golden]);
+    }
+}
+
+#[test]
+fn read_positions_are_golden() {
+    let (group, group_fields) = shard_epoch();
+    assert_golden(&shard::ReadPositionRequest { group: Some(group) }, &[field_message(1, &group_fields)]);
+
+    let position = shard::ReadPosition { sequence: L + 1, time_ms: L + 2 };
+    let position_fields = [field_varint(1, L + 1), field_varint(2, L + 2)];
+    let (not_leader, not_leader_fields) = not_leader();
+    let results = [
+        (shard::read_position_response::Result::Position(position), field_message(1, &position_fields)),
+        (shard::read_position_response::Result::NotLeader(not_leader), field_message(2, &not_leader_fields)),
+        (shard::read_position_response::Result::Unavailable("unavailable".to_owned()), field_bytes(3, b"unavailable")),
+    ];
+    for (result, golden) in results {
+        assert_golden(&shard::ReadPositionResponse { result: Some(result) }, &[golden]);
+    }
+}

@@ -1,0 +1,15 @@
+/// Bugs to plant, to see that the invariants catch them. They are in the simulation's part of a node, or in
+/// what it tells the real parts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Bug {
+    /// An answer leaves without asking whether the lease is still held.
+    SkipTheFence,
+    /// A node answers a seal, and goes on as if it had not.
+    ForgetTheSeal,
+    /// A lease is counted from when the grant came, not from when it was asked for.
+    CountLeaseFromReceipt,
+    /// The grantor takes every lease for run out.
+    SkipTheWait,
+    /// A seal is not written down: a restart undoes it.
+    LoseTheSealInACrash,
+}

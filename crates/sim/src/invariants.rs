@@ -1,0 +1,137 @@
+//! What has to hold, each in a file of its own. They see everything, and real time; nodes see neither.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use meridian_failover::Cluster;
+use meridian_types::{Epoch, NodeId, Position};
+
+use crate::message::{Batch, History, Operation};
+
+mod committed_and_shipped_is_never_lost;
+pub(crate) mod heals;
+mod loss_reported;
+mod no_ack_under_stale_lease;
+mod one_primary_per_epoch;
+mod promoted_prefix;
+mod versionstamps_monotonic;
+
+/// Something a client was told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Answered {
+    pub(crate) node: NodeId,
+    pub(crate) epoch: Epoch,
+    pub(crate) operation: Operation,
+    pub(crate) position: Position,
+    /// The newest position that any client had been told when this operation began.
+    pub(crate) floor: Position,
+}
+
+/// How often the things happened that the simulation is for.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Counts {
+    pub acked: u64,
+    pub reads: u64,
+    pub failovers: u64,
+    pub switchovers: u64,
+    pub went_home: u64,
+    pub lost: u64,
+    pub snapshots: u64,
+    pub orphans: u64,
+    pub drains: u64,
+    pub exact_reports: u64,
+}
+
+/// The truth, as far as the invariants need it.
+#[derive(Debug, Default)]
+pub(crate) struct Observer {
+    pub(crate) violation: Option<String>,
+    pub(crate) counts: Counts,
+    /// Each version of the cluster, as it was first committed.
+    clusters: BTreeMap<u64, Arc<Cluster>>,
+    newest: Option<Arc<Cluster>>,
+    /// What was committed in each epoch, from the first sequence on.
+    truth: BTreeMap<Epoch, History>,
+    /// The newest position told to any client, and the newest of each epoch.
+    newest_answered: Option<Position>,
+    answered_in: BTreeMap<Epoch, Position>,
+    acked: BTreeMap<Epoch, BTreeSet<Position>>,
+    requests: BTreeMap<Epoch, BTreeSet<u64>>,
+}
+
+impl Observer {
+    pub(crate) fn new(genesis: &Arc<Cluster>) -> Self {
+        let mut observer = Self::default();
+        observer.truth.insert(Epoch::FIRST, History::new());
+        observer.clusters.insert(genesis.version, Arc::clone(genesis));
+        observer.newest = Some(Arc::clone(genesis));
+        observer
+    }
+
+    pub(crate) fn violated(&mut self, invariant: &str, what: String) {
+        self.violation.get_or_insert_with(|| format!("{invariant}: {what}"));
+    }
+
+    /// What a client's next operation must not be behind.
+    pub(crate) fn floor(&self) -> Position {
+        self.newest_answered.unwrap_or(Position::ZERO)
+    }
+
+    pub(crate) fn cluster(&self) -> Option<&Arc<Cluster>> {
+        self.newest.as_ref()
+    }
+
+    pub(crate) fn truth(&self, epoch: Epoch) -> &[Batch] {
+        self.truth.get(&epoch).map_or(&[], Vec::as_slice)
+    }
+
+    /// Some voter of the directory has learnt that this is committed.
+    pub(crate) fn cluster_committed(&mut self, cluster: &Arc<Cluster>) {
+        if self.clusters.contains_key(&cluster.version) {
+            return one_primary_per_epoch::same_cluster(self, cluster);
+        }
+        one_primary_per_epoch::next_cluster(self, cluster);
+        promoted_prefix::next_cluster(self, cluster);
+        committed_and_shipped_is_never_lost::next_cluster(self, cluster);
+        loss_reported::next_cluster(self, cluster);
+        self.clusters.insert(cluster.version, Arc::clone(cluster));
+        self.newest = Some(Arc::clone(cluster));
+    }
+
+    /// A leader proposes to end an epoch, having been told by these reachable nodes what they have.
+    pub(crate) fn promote_proposed(&mut self, epoch: Epoch, base: Position, answers: &[(NodeId, Position)]) {
+        committed_and_shipped_is_never_lost::promote_proposed(self, epoch, base, answers);
+    }
+
+    /// A voter of `epoch` has learnt that this is committed.
+    pub(crate) fn committed(&mut self, epoch: Epoch, node: NodeId, batch: Batch) {
+        promoted_prefix::committed(self, epoch, node, batch);
+    }
+
+    /// A node has this in its history while it is in `epoch`, other than by voting.
+    pub(crate) fn taken(&mut self, epoch: Epoch, node: NodeId, batch: Batch) {
+        promoted_prefix::taken(self, epoch, node, batch);
+    }
+
+    pub(crate) fn answered(&mut self, answered: Answered) {
+        one_primary_per_epoch::answered(self, answered);
+        no_ack_under_stale_lease::answered(self, answered);
+        committed_and_shipped_is_never_lost::answered(self, answered);
+        versionstamps_monotonic::answered(self, answered);
+        match answered.operation {
+            Operation::Write { .. } => self.counts.acked += 1,
+            Operation::Read => self.counts.reads += 1,
+        }
+        self.newest_answered = self.newest_answered.max(Some(answered.position));
+        let newest = self.answered_in.entry(answered.epoch).or_insert(answered.position);
+        *newest = answered.position.max(*newest);
+        if let Operation::Write { .. } = answered.operation {
+            self.acked.entry(answered.epoch).or_default().insert(answered.position);
+        }
+    }
+
+    /// When the run is over.
+    pub(crate) fn finish(&mut self) {
+        loss_reported::finish(self);
+    }
+}

@@ -1,0 +1,109 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use meridian_failover::{Change, Cluster, Lease, SealAnswer, ShardReport};
+use meridian_shipping::{Heartbeat, Status, StreamId};
+use meridian_types::{Epoch, NodeId, Position};
+
+use crate::raft::{Entry, RaftMessage, Sync};
+
+/// One write, as it is in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Batch {
+    pub(crate) position: Position,
+    pub(crate) request: u64,
+    pub(crate) time_ms: u64,
+}
+
+/// A subscriber, its incarnation and its stream: what a connection is.
+pub(crate) type Link = (NodeId, u64, StreamId);
+
+/// A node's committed history: sequence `n` at index `n - 1`.
+pub(crate) type History = Vec<Batch>;
+
+/// Where history ends.
+pub(crate) fn end_of(history: &[Batch]) -> Position {
+    history.last().map_or(Position::ZERO, |batch| batch.position)
+}
+
+/// Sequences count from one.
+pub(crate) fn sequence(len: usize) -> u64 {
+    len as u64
+}
+
+pub(crate) fn len_at(sequence: u64) -> usize {
+    usize::try_from(sequence).unwrap_or(usize::MAX)
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Shipped {
+    Connected(Epoch),
+    Batch { batch: Batch, previous: Position },
+    Heartbeat(Heartbeat),
+    SnapshotNeeded { diverged: bool },
+    Closed,
+}
+
+/// What a node had beyond the base of an epoch.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Shown {
+    pub(crate) committed: u64,
+    pub(crate) at_most: u64,
+    pub(crate) last_time_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Write { request: u64 },
+    Read,
+}
+
+/// A call to the directory's leader carries the term of the caller's leadership, and so does its answer.
+#[derive(Debug, Clone)]
+pub(crate) enum Message {
+    // Within the group of a shard.
+    Shard { epoch: Epoch, raft: RaftMessage<Batch> },
+    NeedSeed { epoch: Epoch },
+    Seed { epoch: Epoch, history: Arc<History>, log: Vec<Entry<Batch>> },
+    // Within the directory.
+    Directory(RaftMessage<Arc<Cluster>>),
+    // Of nodes to the directory, and back.
+    Renew { incarnation: u64, sent_at: Duration, report: Option<ShardReport>, shown: Vec<(Epoch, Shown)> },
+    Lease { incarnation: u64, sent_at: Duration, lease: Lease, cluster: Arc<Cluster> },
+    NotLeader { leader: Option<NodeId> },
+    Cluster(Arc<Cluster>),
+    Order(Change),
+    // Of the directory's leader to nodes, and back.
+    Seal { term: u64, epoch: Epoch, planned: bool },
+    Sealed { term: u64, answer: SealAnswer },
+    Drain { term: u64, epoch: Epoch, source: NodeId, through: Position },
+    Drained { term: u64, epoch: Epoch, position: Position },
+    ReadLog { after: Position, through: Position },
+    LogRead { after: Position, batches: Vec<Batch> },
+    // Shipping.
+    Subscribe { link: Link, from: Position },
+    Unsubscribe { link: Link },
+    Ack { link: Link, durable: Position },
+    ToReceiver { link: Link, event: Shipped },
+    Status(Status),
+    FetchSnapshot { incarnation: u64, fetch: u64, epoch: Epoch },
+    Snapshot { incarnation: u64, fetch: u64, history: Option<Arc<History>> },
+    // Of clients, and back.
+    Request { call: u64, operation: Operation, floor: Position },
+    Answer { call: u64, position: Position },
+    NotHere { call: u64, leader: Option<NodeId> },
+}
+
+/// What a process asked its machine for.
+#[derive(Debug, Clone)]
+pub(crate) enum Wakeup {
+    Tick,
+    /// Entries of the shard's group, or of the directory's, are durable.
+    ShardSynced(Epoch, Sync),
+    DirectorySynced(Sync),
+    /// The next batch handed out by the receiver is durable.
+    Persisted,
+    /// What was pulled by a drain is durable.
+    Pulled { batches: Vec<Batch> },
+    Installed { fetch: u64 },
+}

@@ -1,0 +1,74 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use meridian_failover::{Cluster, Database, FailoverMode, Node, Phase, Rpo, Shard};
+use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
+
+use crate::rng::Rng;
+
+/// The one shard.
+pub(crate) const SHARD: ShardId = ShardId(1);
+
+pub(crate) const REGIONS: [&str; 3] = ["a", "b", "c"];
+
+/// Three regions of two or three data centers, mostly 3, 2 and 2, with a node in each; the directory votes
+/// with the first node of each region.
+pub(crate) fn genesis(rng: &mut Rng) -> Arc<Cluster> {
+    let sizes: Vec<u64> = if rng.chance(600) { vec![3, 2, 2] } else { (0..3).map(|_| rng.between(2, 5)).collect() };
+    let mut nodes = BTreeMap::new();
+    let mut directory_voters = BTreeSet::new();
+    for ((region, size), number) in REGIONS.iter().zip(&sizes).zip(1..) {
+        for data_center in 1..=*size {
+            let id: NodeId = number * 10 + data_center;
+            let node = Node {
+                name: format!("n{id}"),
+                region: (*region).to_owned(),
+                data_center: format!("{region}{data_center}"),
+                rpc_address: format!("10.0.{number}.{data_center}:7100"),
+                kv_address: None,
+                incarnation: None,
+                removed: false,
+            };
+            nodes.insert(id, node);
+            if data_center == 1 {
+                directory_voters.insert(id);
+            }
+        }
+    }
+    let database = Database {
+        name: "main".to_owned(),
+        shard: SHARD,
+        primary_region: "a".to_owned(),
+        failover: if rng.chance(60) { FailoverMode::Manual } else { FailoverMode::Auto },
+        rpo: Rpo::default(),
+    };
+    let mut cluster = Cluster {
+        version: 1,
+        regions: REGIONS.map(str::to_owned).to_vec(),
+        last_node_id: nodes.keys().last().copied().unwrap_or(0),
+        nodes,
+        directory_voters,
+        shards: BTreeMap::new(),
+        last_shard_id: 1,
+        databases: BTreeMap::from([(DatabaseId([1; 16]), database)]),
+        default_database: None,
+        tokens: BTreeMap::new(),
+        last_token_id: 0,
+    };
+    let voters = cluster.would_be_voters("a");
+    let shard = Shard {
+        epoch: Epoch::FIRST,
+        phase: Phase::Forming,
+        primary_region: "a".to_owned(),
+        preferred_leader: voters.first().copied(),
+        voters,
+        bases: vec![(Epoch::FIRST, Position::ZERO)],
+        reports: Vec::new(),
+    };
+    cluster.shards.insert(SHARD, shard);
+    Arc::new(cluster)
+}
+
+pub(crate) fn region_of(cluster: &Cluster, node: NodeId) -> &str {
+    cluster.nodes.get(&node).map_or("", |node| node.region.as_str())
+}
