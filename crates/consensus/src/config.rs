@@ -35,8 +35,8 @@ impl RaftTiming {
 pub(crate) fn openraft_config(timing: RaftTiming, name: String) -> Result<Config, ConfigError> {
     let config = Config {
         cluster_name: name,
-        // Nearly the interval of heartbeats no more, see `group::heartbeat`: openraft gives up a heartbeat
-        // that takes longer than this, and checks for elections thirteen times in 64 of it.
+        // How long a heartbeat may take to be answered, and five times as long as between two looks at the
+        // election timer. Heartbeats themselves are sent by `group::heartbeat`.
         heartbeat_interval: timing.heartbeat_ms.max(timing.election_timeout_min_ms / 2),
         enable_heartbeat: false,
         election_timeout_min: timing.election_timeout_min_ms,
@@ -45,7 +45,7 @@ pub(crate) fn openraft_config(timing: RaftTiming, name: String) -> Result<Config
         enable_elect: false,
         // A member that was wiped comes back with a shorter log. It does not vote, so nothing that was
         // committed is lost with what it acknowledged; but it must be sent everything again.
-        allow_log_reversion: None,
+        allow_log_reversion: Some(true),
         // A deposed or restarted node must not disturb a leader that is well.
         enable_pre_vote: Some(true),
         // State is flushed late, so a leader that restarts may be behind its own commits.

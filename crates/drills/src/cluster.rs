@@ -136,9 +136,14 @@ impl Cluster {
 
     /// Waits until this node answers a strong read of both databases.
     pub async fn node_ready(&mut self, id: NodeId) -> Result<(), ClusterError> {
+        self.machine_ready(Machine::Node(id)).await
+    }
+
+    /// Waits until this machine's gateway answers a strong read of both databases.
+    pub async fn machine_ready(&mut self, machine: Machine) -> Result<(), ClusterError> {
         for database in [DEFAULT_DATABASE, SECOND_DATABASE] {
-            let client = self.client(id, database)?.with_timeout(ANSWER_TIMEOUT);
-            let what = format!("node {id} answers a strong read");
+            let client = KvClient::new(self.url(machine)?, database).with_timeout(ANSWER_TIMEOUT);
+            let what = format!("{machine} answers a strong read");
             let ended = poll::until(&what, READY_DEADLINE, async || match client.get(b"ready?").await {
                 Ok(_) => Ok(None),
                 Err(error) => match self.ended() {
@@ -353,10 +358,8 @@ impl Cluster {
         let mut gateway = self.configure_gateway(region, port)?;
         gateway.start(&self.program)?;
         self.gateways.insert(region, gateway);
-        let url = self.url(machine)?;
-        let client = KvClient::new(url.clone(), DEFAULT_DATABASE);
-        poll::until("the gateway answers", READY_DEADLINE, async || client.get(b"ready?").await).await?;
-        Ok(url)
+        self.machine_ready(machine).await?;
+        self.url(machine)
     }
 
     /// Where the nodes' folders and logs are.

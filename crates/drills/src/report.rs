@@ -114,8 +114,12 @@ pub struct RunReport {
     pub pressure_per_second: Option<f64>,
     pub replication: Vec<Replication>,
     pub looks: Vec<Look>,
+    /// Answers for the charts: some of them, the slowest among them.
     #[serde(skip)]
     pub dots: Vec<Dot>,
+    /// When each answer came.
+    #[serde(skip)]
+    pub answers: Vec<(Kind, f64)>,
 }
 
 impl RunReport {

@@ -16,13 +16,14 @@ use crate::cluster::{Cluster, ClusterError, ClusterOptions};
 use crate::drill::Drill;
 use crate::gap::ms;
 use crate::kv_connect::DEFAULT_DATABASE;
-use crate::operator::OperatorError;
+use crate::network::Machine;
+use crate::operator::{Inspection, OperatorError};
 use crate::poll::{self, Timeout};
 use crate::report::{Mark, MarkKind, RunReport};
 use crate::scene::{NobodyPlays, Scene};
 use crate::script::Condition;
 use crate::watch::Watch;
-use crate::workload::{Gateway, Pressure, Workload};
+use crate::workload::{Pressure, Workload};
 
 use clients::Gateways;
 use judge::Evidence;
@@ -86,7 +87,10 @@ pub struct Stage<'a> {
     workload: Arc<Workload>,
     scene: Scene,
     marks: Vec<Mark>,
+    /// From when on it is measured.
     fault_at: Duration,
+    /// Machines that were started, and that clients do not use yet.
+    returning: Vec<Machine>,
 }
 
 impl Stage<'_> {
@@ -131,8 +135,18 @@ impl Stage<'_> {
             scene.leader
         ));
         let workload = Workload::new(DEFAULT_DATABASE);
-        let (marks, fault_at) = (Vec::new(), Duration::ZERO);
-        let mut stage = Stage { drill, options, say, cluster, gateways, workload, scene, marks, fault_at };
+        let mut stage = Stage {
+            drill,
+            options,
+            say,
+            cluster,
+            gateways,
+            workload,
+            scene,
+            marks: Vec::new(),
+            fault_at: Duration::ZERO,
+            returning: Vec::new(),
+        };
         match stage.play(run).await {
             Ok(report) => Ok(report),
             Err(error) => Err(kept(&mut stage.cluster, error)),
@@ -177,12 +191,12 @@ impl Stage<'_> {
 
     /// Heals what is left, waits until nothing commits any more, and reads everything back.
     async fn last_reads(&mut self) -> Result<History, StageError> {
-        self.heal().await?;
-        self.cluster.ready().await?;
+        self.heal()?;
+        self.meet(Condition::Ready).await?;
         self.quiet().await?;
         (self.say)("all is healed and quiet; reading everything back");
-        let gateway = self.gateways.stateless(self.scene.home).ok_or(StageError::NoTarget)?;
-        Ok(self.workload.finish(&gateway).await?)
+        let gateway = self.gateways.of(Machine::Gateway(self.scene.home)).ok_or(StageError::NoTarget)?;
+        Ok(self.workload.finish(gateway).await?)
     }
 
     /// Writes whose clients left are carried out by their gateways.
@@ -212,7 +226,7 @@ impl Stage<'_> {
     }
 
     /// The directory as it is when old voters have shown what they had, or do not.
-    async fn claims(&self) -> Option<crate::operator::Inspection> {
+    async fn claims(&self) -> Option<Inspection> {
         let exact = poll::until("reports that are exact", CLAIMS_DEADLINE, async || {
             let inspection = self.cluster.operator().inspect(PATIENCE).await.map_err(|error| error.to_string())?;
             let reports = self.scene.reports(&inspection);
@@ -226,7 +240,10 @@ impl Stage<'_> {
 
     async fn meet(&mut self, condition: Condition) -> Result<(), StageError> {
         match condition {
-            Condition::Ready => Ok(self.cluster.ready().await?),
+            Condition::Ready => {
+                self.cluster.ready().await?;
+                self.readmit().await
+            }
             Condition::CaughtUp => {
                 let nodes = self.cluster.node_ids().len();
                 let met = poll::until("all nodes have nearly the same", QUIET_DEADLINE, async || {
@@ -254,6 +271,3 @@ fn kept(cluster: &mut Cluster, error: StageError) -> StageError {
     let source = Box::new(ended.map_or(error, StageError::Cluster));
     StageError::Kept { source, folder: cluster.keep_folder() }
 }
-
-/// A gateway by which clients go.
-type Entry = (crate::network::Machine, Arc<Gateway>);

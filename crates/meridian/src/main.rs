@@ -109,3 +109,52 @@ fn main() -> ExitCode {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn what_the_operators_manual_says_is_understood() {
+        let manual = include_str!("../../../docs/operations.md");
+        let mut commands = 0;
+        for line in manual.lines().filter_map(|line| line.strip_prefix("$ meridian ")) {
+            let words = line.split_whitespace().take_while(|word| *word != "#");
+            if let Err(error) = Cli::try_parse_from(std::iter::once("meridian").chain(words)) {
+                panic!("meridian {line}: {error}");
+            }
+            commands += 1;
+        }
+        assert!(commands > 20, "only {commands} commands found");
+    }
+
+    #[test]
+    fn what_contradicts_itself_is_refused() {
+        let lines = [
+            "switchover 1",
+            "switchover --to region-2",
+            "switchover 1 --all --to region-2",
+            "switchover 1 --cancel --to region-2",
+            "switchover --all --cancel",
+            "failback",
+            "failover --allow-data-loss",
+            "nodes add --name x",
+            "shards set-voters 1",
+            "tokens create x --expires-in soon",
+            "cluster status --node nowhere",
+            "cluster changes -n 0",
+            "orphans export x",
+        ];
+        for line in lines {
+            let words = std::iter::once("meridian").chain(line.split_whitespace());
+            assert!(Cli::try_parse_from(words).is_err(), "{line}");
+        }
+    }
+}

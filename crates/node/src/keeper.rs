@@ -3,9 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use meridian_consensus::{Formed, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, StateTransfer};
+use meridian_consensus::{
+    Formed, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, StateTransfer, leave_group,
+};
 use meridian_failover::{Phase, Shard};
 use meridian_storage::{Engine, GroupId, GroupLog, HighWater, ShardState, StorageError, Syncer};
 use meridian_types::{Epoch, NodeId, ShardId};
@@ -27,6 +29,11 @@ use crate::shard_table::ShardTable;
 /// Rounds in which a founder that lags asks everybody for what it lacks; then it joins by a snapshot.
 const PULL_ROUNDS: usize = 3;
 const PULL_PAUSE: Duration = Duration::from_millis(300);
+
+const LEAVING: Duration = Duration::from_millis(500);
+/// A group whose leader has been silent for so long has taken this node out, when the directory says that it
+/// is to.
+const TAKEN_OUT: Duration = Duration::from_secs(10);
 
 /// What the keepers of all shards share.
 pub(crate) struct KeeperParts {
@@ -86,6 +93,8 @@ struct Keeper {
     state: Arc<ShardState>,
     /// What this node takes as a replica.
     log: GroupLog,
+    /// While it is to leave a group: since when no leader is heard.
+    silent_since: Mutex<Option<Instant>>,
 }
 
 impl Keeper {
@@ -94,11 +103,13 @@ impl Keeper {
         let log = replica::shipped_log(&parts.engine, shard)?;
         replica::catch_up(&state, &log)?;
         parts.shards.add(Arc::clone(&state), Followers::watch(&state));
-        Ok(Self { parts, shard, state, log })
+        Ok(Self { parts, shard, state, log, silent_since: Mutex::default() })
     }
 
     async fn run(self) {
         let mut known = self.parts.directory.watch();
+        // Leaving a group waits for its leader, of whom the directory does not speak.
+        let mut ticks = tokio::time::interval(LEAVING);
         loop {
             let present = Arc::clone(&known.borrow_and_update());
             if let Some(shard) = present.cluster.shards.get(&self.shard) {
@@ -106,9 +117,23 @@ impl Keeper {
             }
             tokio::select! {
                 () = self.parts.stop.cancelled() => return,
+                _ = ticks.tick() => {}
                 changed = known.changed() => if changed.is_err() { return },
             }
         }
+    }
+
+    /// Whether the group of the present epoch goes on without this node: its leader has taken it out, or has
+    /// not spoken to it for so long that it must have.
+    fn is_out(&self, voter: &Voter) -> bool {
+        let id = self.parts.node_id;
+        let forgotten = voter.group.status().leader.is_none();
+        let mut silent = self.silent_since.lock();
+        let since = if forgotten { *silent.get_or_insert_with(Instant::now) } else { Instant::now() };
+        if !forgotten {
+            *silent = None;
+        }
+        !voter.group.voters().contains(&id) || since.elapsed() >= TAKEN_OUT
     }
 
     /// Takes the part that the directory gives, if it is another than the present one.
@@ -125,10 +150,18 @@ impl Keeper {
                 return;
             }
             Some(LocalShard::Voter(voter)) => {
-                tracing::info!(group = %voter.group.id(), "this node's part in the group ends");
+                let group = voter.group.id();
+                let goes_on = group.epoch == history.epoch();
+                if goes_on && !self.is_out(&voter) {
+                    return;
+                }
+                tracing::info!(%group, "this node's part in the group ends");
                 self.parts.shards.set(self.shard, None);
                 voter.retire().await;
-                self.parts.raft.unregister(voter.group.id());
+                self.parts.raft.unregister(group);
+                if goes_on {
+                    or_fatal(leave_group(&self.parts.engine, group, Some(&self.parts.high_water)));
+                }
             }
             Some(LocalShard::Replica(replica)) => {
                 self.parts.shards.set(self.shard, None);
@@ -146,10 +179,24 @@ impl Keeper {
             Err(_) => return,
         }
         self.settled(&history);
-        let local = if votes { self.vote(shard, history).await } else { self.follow(history) };
-        self.parts.shards.set(self.shard, Some(or_fatal(local)));
+        let epoch = history.epoch();
+        let local = or_fatal(if votes { self.vote(shard, history).await } else { self.follow(history) });
+        if let Phase::Sealing(plan) = &shard.phase {
+            self.seal_again(&local, epoch, plan.planned).await;
+        }
+        self.parts.shards.set(self.shard, Some(local));
         // The directory waits for word of the new epoch.
         self.parts.directory.renew_now();
+    }
+
+    /// What this node promised before it restarted, or will be asked to. For a switchover replicas go on.
+    async fn seal_again(&self, local: &LocalShard, epoch: Epoch, planned: bool) {
+        self.parts.directory.seal(self.shard, epoch);
+        match local {
+            LocalShard::Voter(voter) => drop(voter.seal(planned).await),
+            LocalShard::Replica(replica) if !planned => drop(replica.seal(epoch).await),
+            LocalShard::Replica(_) => {}
+        }
     }
 
     fn settled(&self, history: &History) {

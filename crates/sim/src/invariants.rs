@@ -77,6 +77,11 @@ impl Observer {
         self.newest_answered.unwrap_or(Position::ZERO)
     }
 
+    /// What the directory begins with.
+    pub(crate) fn genesis(&self) -> Option<Arc<Cluster>> {
+        self.clusters.values().next().cloned()
+    }
+
     pub(crate) fn cluster(&self) -> Option<&Arc<Cluster>> {
         self.newest.as_ref()
     }

@@ -202,7 +202,7 @@ impl Client {
             };
             let token = workload.recorder.invoke_read(self.profile.number, read);
             let ranges = keys.iter().map(|key| point(key.as_bytes())).collect();
-            let answer = until_gone(&gateway, client.read(consistency, ranges)).await;
+            let answer = until_lost(&gateway, client.read(consistency, ranges)).await;
             match answer.and_then(|output| points(output).map_err(CallError::NoAnswer)) {
                 Ok(found) => {
                     workload.recorder.complete_read(token, ReadOutcome::Entries(found.clone()));
@@ -233,7 +233,7 @@ impl Client {
             let (writes, write) = intent.attempt(recorder);
             let txn = Txn::new(recorder.next_id(), intent.checks.clone(), writes);
             let token = recorder.invoke_txn(self.profile.number, txn);
-            let result = until_gone(&gateway, client.write(write)).await;
+            let result = until_lost(&gateway, client.write(write)).await;
             let (outcome, odd) = outcome(&result);
             if let Some(odd) = odd {
                 workload.odd(odd);
@@ -276,7 +276,7 @@ impl Client {
     }
 
     async fn after_failure(&mut self, gateway: &Gateway, error: &CallError) -> Next {
-        let cut_off = !gateway.is_up();
+        let cut_off = gateway.is_lost();
         self.moved |= cut_off;
         self.workload.failed(self.profile.region, cut_off, error);
         match self.profile.manner {
@@ -294,12 +294,12 @@ impl Client {
     }
 }
 
-/// The answer, unless the gateway goes first.
-async fn until_gone<T>(gateway: &Gateway, answer: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
+/// The answer, unless the gateway is lost first.
+async fn until_lost<T>(gateway: &Gateway, answer: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
     tokio::select! {
         biased;
         answer = answer => answer,
-        () = gateway.gone() => Err(CallError::NoAnswer("the gateway is gone".to_owned())),
+        () = gateway.lost() => Err(CallError::NoAnswer("the gateway is lost".to_owned())),
     }
 }
 

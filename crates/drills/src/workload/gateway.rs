@@ -9,13 +9,23 @@ pub struct Gateway {
     pub url: String,
     name: String,
     incarnation: AtomicU64,
-    /// Whether clients may use it, as whatever stands before gateways in a data center knows.
-    up: watch::Sender<bool>,
+    state: watch::Sender<State>,
+}
+
+/// As whatever stands before the gateways of a data center knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Up,
+    /// No new requests go there; those in flight are finished.
+    Draining,
+    /// It is lost, and what was in flight there has no answer.
+    Lost,
 }
 
 impl Gateway {
     pub fn new(name: impl Into<String>, url: String) -> Arc<Self> {
-        Arc::new(Self { url, name: name.into(), incarnation: AtomicU64::new(1), up: watch::Sender::new(true) })
+        let state = watch::Sender::new(State::Up);
+        Arc::new(Self { url, name: name.into(), incarnation: AtomicU64::new(1), state })
     }
 
     /// Call this while the gateway is down.
@@ -23,18 +33,26 @@ impl Gateway {
         self.incarnation.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// It is gone, and those who wait for its answers will have none: with its data center go their
-    /// connections to it.
-    pub fn take_down(&self) {
-        self.up.send_replace(false);
+    /// It is going to be stopped.
+    pub fn drain(&self) {
+        self.state.send_replace(State::Draining);
+    }
+
+    /// It is gone with its data center.
+    pub fn lose(&self) {
+        self.state.send_replace(State::Lost);
     }
 
     pub fn put_up(&self) {
-        self.up.send_replace(true);
+        self.state.send_replace(State::Up);
     }
 
     pub fn is_up(&self) -> bool {
-        *self.up.borrow()
+        *self.state.borrow() == State::Up
+    }
+
+    pub fn is_lost(&self) -> bool {
+        *self.state.borrow() == State::Lost
     }
 
     /// Tells one incarnation from another.
@@ -42,9 +60,9 @@ impl Gateway {
         format!("{}#{}", self.name, self.incarnation.load(Ordering::Relaxed))
     }
 
-    /// Resolves when it is taken down.
-    pub(super) async fn gone(&self) {
+    /// Resolves when it is lost.
+    pub(super) async fn lost(&self) {
         // The sender lives as long as this.
-        drop(self.up.subscribe().wait_for(|up| !up).await);
+        drop(self.state.subscribe().wait_for(|state| *state == State::Lost).await);
     }
 }

@@ -2,7 +2,7 @@
 
 pub(crate) mod change_text;
 mod overview;
-pub(crate) mod warnings;
+mod warnings;
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -39,6 +39,9 @@ enum Command {
         /// Ids or names.
         #[arg(long, required = true, value_delimiter = ',', value_name = "NODES")]
         voters: Vec<String>,
+        /// Fewer than three voters, or an even number of them, is meant.
+        #[arg(long)]
+        allow_weak_quorum: bool,
     },
 }
 
@@ -48,9 +51,10 @@ impl ClusterCommand {
         match self.command {
             Command::Status => status(&mut directory, self.reach.json).await,
             Command::Changes { number } => changes(&mut directory, number, self.reach.json).await,
-            Command::SetDirectoryVoters { voters } => {
+            Command::SetDirectoryVoters { voters, allow_weak_quorum } => {
                 let view = directory.inspect_leader(0).await?;
                 let voters = selection::nodes(&view.cluster, &voters)?;
+                selection::check_quorum(&voters, allow_weak_quorum)?;
                 let cluster = directory.execute(&Change::SetDirectoryVoters { voters }).await?;
                 if self.reach.json {
                     return print_json(&cluster.directory_voters);

@@ -4,9 +4,9 @@ mod config_file;
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
-use meridian_failover::{Change, Cluster, Node};
+use meridian_failover::{Change, Cluster, Node, Refused};
 use meridian_types::NodeId;
 use serde::Serialize;
 
@@ -160,7 +160,7 @@ async fn list(directory: &mut Directory, all: bool, json: bool) -> Result<()> {
 /// Adds or replaces, and writes the configuration of the node that is new.
 async fn join(directory: &mut Directory, before: &View, change: &Change, place: &Place, reach: &Reach) -> Result<()> {
     // Whatever is wrong with it should be said before the node has its id.
-    let expected = before.cluster.after(change)?;
+    let expected = before.cluster.after(change).map_err(refused)?;
     let wants_file = place.config_out.is_some();
     let file = |cluster: &Cluster| {
         NewFile { template: &reach.config, cluster, id: new_id(cluster, place)?, data_dir: &place.data_dir }.text()
@@ -190,6 +190,11 @@ async fn join(directory: &mut Directory, before: &View, change: &Change, place: 
     print(&format!("node {id} is {name}; {next}"))
 }
 
+/// As the directory would say it.
+fn refused(why: Refused) -> anyhow::Error {
+    anyhow!("refused: {why}")
+}
+
 /// The only one that lives at its address. Another may have been added at the same time.
 fn new_id(cluster: &Cluster, place: &Place) -> Result<NodeId> {
     let mut live = cluster.nodes.iter().filter(|(_, node)| !node.removed);
@@ -202,7 +207,7 @@ async fn remove(directory: &mut Directory, text: &str, yes: bool, json: bool) ->
     let (id, node) = selection::node(&view.cluster, text)?;
     let change = Change::RemoveNode { node: id };
     // What the directory would refuse, it refuses here.
-    view.cluster.after(&change)?;
+    view.cluster.after(&change).map_err(refused)?;
     if !yes {
         let data_center: Vec<&str> = view
             .cluster

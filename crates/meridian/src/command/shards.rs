@@ -1,14 +1,12 @@
 //! Shards: where they are, who votes in them, and what each of their failovers cost.
 
-use std::collections::BTreeSet;
-
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, Subcommand};
 use meridian_failover::{Change, Cluster, FailoverReport};
-use meridian_types::{NodeId, ShardId};
+use meridian_types::ShardId;
 use serde::Serialize;
 
-use super::cluster::{ShardOverview, change_text, warnings};
+use super::cluster::{ShardOverview, change_text};
 use super::operator::{Directory, Reach, Table, amounts, print, print_json, selection};
 
 #[derive(Args)]
@@ -65,7 +63,7 @@ impl Shards {
                 let view = directory.inspect_leader(0).await?;
                 let (shard, _) = selection::shard(&view.cluster, &shard)?;
                 let voters = selection::nodes(&view.cluster, &voters)?;
-                check_quorum(&voters, allow_weak_quorum)?;
+                selection::check_quorum(&voters, allow_weak_quorum)?;
                 let cluster = directory.execute(&Change::SetVoters { shard, voters: voters.clone() }).await?;
                 if self.reach.json {
                     return print_json(&voters);
@@ -83,18 +81,6 @@ impl Shards {
             }
         }
     }
-}
-
-fn check_quorum(voters: &BTreeSet<NodeId>, allow_weak_quorum: bool) -> Result<()> {
-    let count = voters.len();
-    if allow_weak_quorum || !warnings::is_weak(count) {
-        return Ok(());
-    }
-    bail!(
-        "{}: with one, a commit has one copy in its region; with two, the loss of either stops writes; an even number \
-         survives no more losses than one fewer. Say --allow-weak-quorum if it is meant",
-        amounts::count(count as u64, "voter")
-    )
 }
 
 fn reports(cluster: &Cluster, only: Option<ShardId>, json: bool) -> Result<()> {
@@ -115,25 +101,10 @@ fn reports(cluster: &Cluster, only: Option<ShardId>, json: bool) -> Result<()> {
                 report.to_region.clone(),
                 kind.to_owned(),
                 amounts::duration(report.promoted_at_ms.saturating_sub(report.sealed_at_ms)),
-                change_text::loss(report.loss.transactions, report.loss.window_ms, report.loss.exact),
+                change_text::loss(report),
                 report.cause.clone(),
             ]);
         }
     }
     print(&table.to_string())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_weak_quorum_needs_a_word() {
-        check_quorum(&[1, 2, 3].into(), false).unwrap();
-        for voters in [vec![1], vec![1, 2], vec![1, 2, 3, 4]] {
-            let voters = voters.into_iter().collect();
-            assert!(check_quorum(&voters, false).unwrap_err().to_string().contains("--allow-weak-quorum"));
-            check_quorum(&voters, true).unwrap();
-        }
-    }
 }

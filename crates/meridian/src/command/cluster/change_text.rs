@@ -1,4 +1,4 @@
-use meridian_failover::{Change, Cluster, FailoverMode, Rpo, RpoMode, TokenScope};
+use meridian_failover::{Change, Cluster, FailoverMode, FailoverReport, Loss, Rpo, RpoMode, TokenScope};
 use meridian_types::DatabaseId;
 
 use crate::command::operator::{amounts, selection};
@@ -30,13 +30,17 @@ fn words(change: &Change, cluster: &Cluster) -> String {
         }
         Change::Promote { shard, report, .. } => {
             let (epoch, from, target) = (report.epoch, &report.from_region, &report.to_region);
-            let loss = loss(report.loss.transactions, report.loss.window_ms, report.loss.exact);
+            let loss = loss(report);
             format!("shard {shard}: epoch {epoch} begins in {target}, {from} was before, {loss}")
         }
         Change::Activate { shard, epoch } => format!("shard {shard}: epoch {epoch} is open"),
-        Change::ShowLoss { shard, epoch, node: id, transactions, .. } => {
+        Change::ShowLoss { shard, epoch, node: id, transactions, at_most, .. } => {
             let shown = amounts::count(*transactions, "transaction");
-            format!("shard {shard}: {} showed {shown} that epoch {epoch} left behind", node(id))
+            let undecided = match at_most.saturating_sub(*transactions) {
+                0 => String::new(),
+                more => format!(" and {more} that nobody decided"),
+            };
+            format!("shard {shard}: {} showed {shown}{undecided} that epoch {epoch} left behind", node(id))
         }
         Change::BeginSwitchover { shard, to } => format!("shard {shard}: switchover to {to}"),
         Change::CancelSwitchover { shard } => format!("shard {shard}: switchover cancelled"),
@@ -86,16 +90,22 @@ fn words(change: &Change, cluster: &Cluster) -> String {
 }
 
 /// `at least 3 transactions (120 ms) lost`.
-pub(crate) fn loss(transactions: u64, window_ms: u64, exact: bool) -> String {
-    match (transactions, exact) {
-        (0, true) => "nothing lost".to_owned(),
-        (0, false) => "no loss known yet".to_owned(),
-        (_, exact) => {
-            let bound = if exact { "" } else { "at least " };
-            let window = amounts::duration(window_ms);
-            format!("{bound}{} ({window}) lost", amounts::count(transactions, "transaction"))
-        }
+pub(crate) fn loss(report: &FailoverReport) -> String {
+    let Loss { transactions, window_ms, exact, at_most, .. } = &report.loss;
+    let window = amounts::duration(*window_ms);
+    match (*transactions, exact, is_bounded(report)) {
+        (0, true, _) => "nothing lost".to_owned(),
+        (0, false, false) => "no loss known yet".to_owned(),
+        (lost, true, _) => format!("{} ({window}) lost", amounts::count(lost, "transaction")),
+        (lost, false, false) => format!("at least {} ({window}) lost", amounts::count(lost, "transaction")),
+        (lost, false, true) => format!("{lost} to {} ({window}) lost", amounts::count(*at_most, "transaction")),
     }
+}
+
+/// Whether a majority of the old voters has shown what it had: more than that was not lost.
+pub(super) fn is_bounded(report: &FailoverReport) -> bool {
+    let shown = report.old_voters.intersection(&report.loss.shown_by).count();
+    report.loss.exact || shown * 2 > report.old_voters.len()
 }
 
 pub(crate) fn failover(mode: FailoverMode) -> &'static str {
@@ -120,7 +130,7 @@ mod tests {
     use meridian_types::{Epoch, ShardId};
 
     use super::*;
-    use crate::command::operator::samples::cluster;
+    use crate::command::operator::samples::{cluster, report};
 
     fn text(change: &Change) -> String {
         describe(&serde_json::to_vec(change).unwrap(), &cluster())
@@ -160,9 +170,15 @@ mod tests {
 
     #[test]
     fn losses_say_how_sure_they_are() {
-        assert_eq!(loss(0, 0, true), "nothing lost");
-        assert_eq!(loss(0, 0, false), "no loss known yet");
-        assert_eq!(loss(1, 120, false), "at least 1 transaction (120 ms) lost");
-        assert_eq!(loss(3, 1200, true), "3 transactions (1.2 s) lost");
+        let text = |transactions, at_most, window_ms, exact, shown_by: &[u64]| {
+            let shown_by = shown_by.iter().copied().collect();
+            loss(&report(Loss { transactions, window_ms, exact, shown_by, at_most }))
+        };
+        assert_eq!(text(0, 0, 0, true, &[]), "nothing lost");
+        assert_eq!(text(0, 0, 0, false, &[]), "no loss known yet");
+        assert_eq!(text(1, 1, 120, false, &[4]), "at least 1 transaction (120 ms) lost");
+        assert_eq!(text(3, 3, 1200, true, &[1, 2]), "3 transactions (1.2 s) lost");
+        assert_eq!(text(3, 5, 1200, false, &[1]), "at least 3 transactions (1.2 s) lost");
+        assert_eq!(text(3, 5, 1200, false, &[1, 2]), "3 to 5 transactions (1.2 s) lost");
     }
 }

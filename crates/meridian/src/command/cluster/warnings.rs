@@ -100,7 +100,7 @@ fn directory_warnings(view: &View, warnings: &mut Vec<String>) {
             warnings.push(format!("{up} of the {} voters of the directory are reachable ({names})", voters.len()));
         }
     }
-    if is_weak(voters.len()) {
+    if selection::is_weak(voters.len()) {
         warnings.push(format!("the directory has {} ({names}): {WEAK}", amounts::count(voters.len() as u64, "voter")));
     }
     let with_nodes = cluster.regions.iter().filter(|region| cluster.nodes_of(region).next().is_some()).count();
@@ -126,7 +126,7 @@ fn node_warnings(view: &View, warnings: &mut Vec<String>) {
 
 /// What is not as it should be for long.
 fn standing_warnings(cluster: &Cluster, id: ShardId, shard: &Shard, warnings: &mut Vec<String>) {
-    if is_weak(shard.voters.len()) {
+    if selection::is_weak(shard.voters.len()) {
         warnings.push(format!("shard {id} has {}: {WEAK}", amounts::count(shard.voters.len() as u64, "voter")));
     }
     let databases = cluster.databases.values().filter(|database| database.shard == id);
@@ -142,21 +142,16 @@ fn standing_warnings(cluster: &Cluster, id: ShardId, shard: &Shard, warnings: &m
     if others && cluster.fails_over_by_itself(id) && !cluster.regions.iter().any(|region| elsewhere(&region)) {
         warnings.push(format!("shard {id} cannot fail over by itself: no other region has two data centers"));
     }
-    if let Some(report) = shard.reports.last().filter(|report| !report.loss.exact) {
+    if let Some(report) = shard.reports.last().filter(|report| !change_text::is_bounded(report)) {
         warnings.push(format!(
             "the failover of shard {id} to epoch {}: {}, until a majority of the old voters is back",
             report.epoch,
-            change_text::loss(report.loss.transactions, report.loss.window_ms, false),
+            change_text::loss(report),
         ));
     }
 }
 
 const WEAK: &str = "an odd number from three on survives more losses";
-
-/// As the configuration sees it: fewer than three voters, or an even number.
-pub(crate) fn is_weak(voters: usize) -> bool {
-    voters < 3 || voters.is_multiple_of(2)
-}
 
 fn reachable(view: &View, nodes: &BTreeSet<NodeId>) -> usize {
     let is_up = |node: &&NodeId| view.contacts.get(node).is_some_and(|contact| is_fresh(contact.age_ms));
@@ -169,11 +164,10 @@ fn data_centers(cluster: &Cluster, region: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use meridian_failover::{FailoverMode, FailoverReport, Loss, Plan};
-    use meridian_types::{Epoch, Position};
+    use meridian_failover::{FailoverMode, Loss, Plan};
 
     use super::*;
-    use crate::command::operator::samples::{view, view_without};
+    use crate::command::operator::samples::{report, view, view_without};
 
     fn has(view: &View, text: &str) {
         let warnings = of(view, 10_000);
@@ -250,20 +244,7 @@ mod tests {
         let shard = view.cluster.shards.get_mut(&ShardId(2)).unwrap();
         shard.voters.remove(&3);
         shard.primary_region = "region-2".to_owned();
-        shard.reports.push(FailoverReport {
-            epoch: Epoch(2),
-            from_region: "region-1".to_owned(),
-            to_region: "region-2".to_owned(),
-            planned: false,
-            cause: String::new(),
-            base: Position::ZERO,
-            base_transactions: 0,
-            base_time_ms: 0,
-            sealed_at_ms: 0,
-            promoted_at_ms: 0,
-            loss: Loss { transactions: 4, window_ms: 80, ..Loss::default() },
-            old_voters: BTreeSet::new(),
-        });
+        shard.reports.push(report(Loss { transactions: 4, window_ms: 80, ..Loss::default() }));
         has(&view, "shard 2 has 2 voters");
         has(&view, "its database second wants region-1: `meridian failback 2`");
         has(&view, "the failover of shard 2 to epoch 2: at least 4 transactions (80 ms) lost, until a majority");

@@ -1,3 +1,4 @@
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -5,7 +6,6 @@ use meridian_failover::{Phase, Shard};
 use meridian_types::{NodeId, ShardId};
 use serde::Serialize;
 
-use crate::command::cluster::change_text;
 use crate::command::operator::{View, amounts, is_fresh, selection};
 
 /// What a failover would lose, as far as the directory's leader can know before anything is sealed.
@@ -15,7 +15,8 @@ pub(crate) struct Prospect {
     pub(crate) databases: Vec<String>,
     pub(crate) epoch: u16,
     pub(crate) from: String,
-    /// Where it would go: as said, or where most is.
+    /// Where it would go: as said, or, of the regions in which a commit would lie in two data centers, where
+    /// most is. `None`: it would wait for such a region.
     pub(crate) to: Option<String>,
     /// Who has the newest commit that was ever told.
     pub(crate) newest: Option<Holder>,
@@ -28,7 +29,7 @@ pub(crate) struct Prospect {
     /// Voters of the epoch that answer, and all.
     pub(crate) voters_up: usize,
     pub(crate) voters: usize,
-    /// Of each other region, how many data centers answer.
+    /// Of each region, how many data centers answer.
     pub(crate) data_centers_up: BTreeMap<String, usize>,
     pub(crate) served: bool,
 }
@@ -58,8 +59,6 @@ impl Prospect {
         let newest = reports.iter().max_by_key(|(.., report)| report.position);
         let survivors = || reports.iter().filter(|(_, _, age, _)| is_fresh(*age));
         let survivor = survivors().max_by_key(|(.., report)| report.position);
-        let elsewhere = survivors().filter(|(_, node, ..)| node.region != shard.primary_region);
-        let best = elsewhere.max_by_key(|(.., report)| report.position).map(|(_, node, ..)| node.region.clone());
         let holder = |(node, known, age_ms, report): &(NodeId, &meridian_failover::Node, u64, &_)| {
             let report: &crate::command::operator::Report = report;
             Holder {
@@ -78,29 +77,34 @@ impl Prospect {
             (transactions, newest.time_ms.saturating_sub(survivor.time_ms))
         });
         let is_up = |node: &NodeId| view.contacts.get(node).is_some_and(|contact| is_fresh(contact.age_ms));
-        let data_centers_up = |region: &String| {
+        let data_centers_up = |region: &str| {
             let up = cluster.nodes_of(region).filter(|(node, _)| is_up(node));
-            (region.clone(), up.map(|(_, node)| &node.data_center).collect::<BTreeSet<_>>().len())
+            up.map(|(_, node)| &node.data_center).collect::<BTreeSet<_>>().len()
         };
+        // As the failover controller chooses.
+        let may_take_over = |region: &&String| {
+            let up = data_centers_up(region);
+            up >= 2 && up * 2 > cluster.would_be_voters(region).len()
+        };
+        let most = |region: &str| {
+            survivors().filter(|(_, node, ..)| node.region == region).map(|(.., report)| report.position).max()
+        };
+        let preference = |region: &&String| (**region == shard.primary_region, Reverse(most(region)));
+        let best = cluster.regions.iter().filter(may_take_over).min_by_key(preference);
         let databases = selection::databases_in(cluster, id);
         Self {
             shard: id,
             databases: databases.into_iter().map(str::to_owned).collect(),
             epoch: shard.epoch.0,
             from: shard.primary_region.clone(),
-            to: to.map(str::to_owned).or(best),
+            to: to.map(str::to_owned).or(best.cloned()),
             newest: newest.map(holder),
             survivor: survivor.map(holder),
             transactions: lost.map(|(transactions, _)| transactions),
             window_ms: lost.map(|(_, window_ms)| window_ms),
             voters_up: shard.voters.iter().filter(|voter| is_up(voter)).count(),
             voters: shard.voters.len(),
-            data_centers_up: cluster
-                .regions
-                .iter()
-                .filter(|region| **region != shard.primary_region)
-                .map(data_centers_up)
-                .collect(),
+            data_centers_up: cluster.regions.iter().map(|region| (region.clone(), data_centers_up(region))).collect(),
             served: view.leader_of(id, shard).is_some() && !matches!(shard.phase, Phase::Sealing(_)),
         }
     }
@@ -127,27 +131,28 @@ impl fmt::Display for Prospect {
         };
         holder(f, "has the newest commit:", &self.newest)?;
         holder(f, "has most of who answers:", &self.survivor)?;
-        match (&self.to, self.to.as_ref().and_then(|to| self.data_centers_up.get(to))) {
-            (Some(to), Some(up)) => {
-                let note = if *up < 2 { ": a commit there would have a single copy in its region" } else { "" };
-                writeln!(
-                    f,
-                    "it would go to {to}, of which {} answer{note}",
-                    amounts::count(*up as u64, "data center")
-                )?;
+        match &self.to {
+            Some(to) => {
+                let up = self.data_centers_up.get(to).copied().unwrap_or(0);
+                let note = if up < 2 { ": a commit there would have a single copy in its region" } else { "" };
+                writeln!(f, "it would go to {to} ({} reachable){note}", amounts::count(up as u64, "data center"))?;
             }
-            (Some(to), None) => writeln!(f, "it would open again in {to}")?,
-            (None, _) => writeln!(f, "no other region answers: there is nowhere to go")?,
+            None => writeln!(
+                f,
+                "it would wait, sealed: no region has enough data centers that answer, two at least. --to names one all \
+                 the same"
+            )?,
         }
         match (self.transactions, self.window_ms) {
             (Some(0), _) => writeln!(f, "nothing is known to be lost by it")?,
             (Some(transactions), window_ms) => {
-                let loss = change_text::loss(transactions, window_ms.unwrap_or(0), false);
-                writeln!(f, "{} by it", loss.replace("lost", "would be lost"))?;
+                let window = amounts::duration(window_ms.unwrap_or(0));
+                writeln!(f, "at least {} ({window}) would be lost by it", amounts::count(transactions, "transaction"))?;
             }
             _ => writeln!(
                 f,
-                "what would be lost is not known: no voter was heard of since the directory has its present leader"
+                "what would be lost is not known: no voter of this epoch has told its position to the directory's present \
+                 leader"
             )?,
         }
         writeln!(
@@ -205,7 +210,7 @@ mod tests {
         let lost = prospect(&view, None);
         assert_eq!((lost.transactions, lost.voters_up), (Some(0), 1));
         assert_eq!(lost.survivor.unwrap().node, 3);
-        assert_eq!(prospect(&view, None).to.as_deref().map(|to| to != "region-1"), Some(true));
+        assert_eq!(prospect(&view, None).to.as_deref(), Some("region-2"));
     }
 
     #[test]
@@ -223,7 +228,7 @@ mod tests {
         assert_eq!(lost.transactions, None);
         assert!(lost.to_string().contains("what would be lost is not known"));
         view.contacts.clear();
-        assert!(prospect(&view, None).to_string().contains("there is nowhere to go"));
+        assert!(prospect(&view, None).to_string().contains("it would wait, sealed"));
     }
 
     #[test]

@@ -122,7 +122,7 @@ mod tests {
     #[test]
     fn a_new_node_joins_the_cluster_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
-        let files = dev_cluster(&[3, 2, 1], folder.path(), 4612, 4512, "a token of the cluster").unwrap();
+        let files = dev_cluster(&[3, 2, 1], folder.path(), 4612, 4512, "a-token-of-the-cluster").unwrap();
         let template = folder.path().join("node.toml");
         std::fs::write(&template, &files[0].1).unwrap();
         let cluster = samples::cluster().after(&Change::ReplaceNode { old: 5, new: new_node() }).unwrap();
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn what_would_not_start_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let files = dev_cluster(&[3, 2, 1], folder.path(), 4612, 4512, "a token of the cluster").unwrap();
+        let files = dev_cluster(&[3, 2, 1], folder.path(), 4612, 4512, "a-token-of-the-cluster").unwrap();
         let template = folder.path().join("node.toml");
         std::fs::write(&template, &files[0].1).unwrap();
         let mut node = new_node();

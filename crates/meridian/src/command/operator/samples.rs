@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meridian_failover::{Cluster, Database, FailoverMode, Node, Phase, Rpo, Shard};
+use meridian_failover::{Cluster, Database, FailoverMode, FailoverReport, Loss, Node, Phase, Rpo, Shard};
 use meridian_types::{Epoch, NodeId, Position, ShardId};
 
 use super::{Contact, Report, View};
@@ -90,4 +90,22 @@ pub(crate) fn view_without(region: &str, age_ms: u64) -> View {
         }
     }
     view
+}
+
+/// Of a failover from the first region to the second, out of an epoch in which nodes 1 to 3 voted.
+pub(crate) fn report(loss: Loss) -> FailoverReport {
+    FailoverReport {
+        epoch: Epoch(2),
+        from_region: "region-1".to_owned(),
+        to_region: "region-2".to_owned(),
+        planned: false,
+        cause: String::new(),
+        base: Position::ZERO,
+        base_transactions: 0,
+        base_time_ms: 0,
+        sealed_at_ms: 1000,
+        promoted_at_ms: 1312,
+        loss,
+        old_voters: BTreeSet::from([1, 2, 3]),
+    }
 }

@@ -6,6 +6,8 @@ use anyhow::{Result, anyhow, bail};
 use meridian_failover::{Cluster, Node, Shard};
 use meridian_types::{DatabaseId, NodeId, ShardId};
 
+use super::amounts::count;
+
 /// By id or name. One that was removed is found by its id only.
 pub(crate) fn node<'a>(cluster: &'a Cluster, text: &str) -> Result<(NodeId, &'a Node)> {
     let by_id = text.parse().ok().and_then(|id: NodeId| cluster.nodes.get(&id).map(|node| (id, node)));
@@ -107,6 +109,23 @@ pub(crate) fn node_names<'a>(cluster: &Cluster, ids: impl IntoIterator<Item = &'
     names.join(", ")
 }
 
+/// Fewer than three voters, or an even number, as the configuration sees it.
+pub(crate) fn is_weak(voters: usize) -> bool {
+    voters < 3 || voters.is_multiple_of(2)
+}
+
+/// Refuses weak quorums that are not said to be meant.
+pub(crate) fn check_quorum(voters: &BTreeSet<NodeId>, allow_weak_quorum: bool) -> Result<()> {
+    if allow_weak_quorum || !is_weak(voters.len()) {
+        return Ok(());
+    }
+    bail!(
+        "{}: with one there is a single copy; with two, the loss of either stops all; an even number survives no more \
+         losses than one fewer. Say --allow-weak-quorum if it is meant",
+        count(voters.len() as u64, "voter")
+    )
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -127,6 +146,16 @@ mod tests {
         assert!(shard_of(&cluster, "x").is_err());
         assert!(region(&cluster, "region-9").unwrap_err().to_string().contains("region-1, region-2"));
         assert_eq!(databases_in(&cluster, ShardId(2)), ["second"]);
+    }
+
+    #[test]
+    fn a_weak_quorum_needs_a_word() {
+        check_quorum(&[1, 2, 3].into(), false).unwrap();
+        for voters in [vec![1], vec![1, 2], vec![1, 2, 3, 4]] {
+            let voters = voters.into_iter().collect();
+            assert!(check_quorum(&voters, false).unwrap_err().to_string().contains("--allow-weak-quorum"));
+            check_quorum(&voters, true).unwrap();
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use meridian_failover::{Cluster, Loss};
+use meridian_failover::{Cluster, FailoverReport};
 use meridian_types::ShardId;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -32,7 +32,8 @@ pub(crate) struct Outcome {
     pub(crate) opened_after_ms: Option<u64>,
     /// From the command on.
     pub(crate) took_ms: u64,
-    pub(crate) loss: Option<Loss>,
+    /// How the epoch before ended, with what was lost. `None`: it goes on.
+    pub(crate) report: Option<FailoverReport>,
 }
 
 impl Outcome {
@@ -55,14 +56,14 @@ impl Outcome {
             sealed_ms: report.map(|report| report.promoted_at_ms.saturating_sub(report.sealed_at_ms)),
             opened_after_ms,
             took_ms,
-            loss: report.map(|report| report.loss.clone()),
+            report: report.cloned(),
         }
     }
 
     /// For people.
     pub(crate) fn text(&self) -> String {
         let Self { shard, from, region, epoch, .. } = self;
-        let Some(loss) = &self.loss else {
+        let Some(report) = &self.report else {
             return format!("shard {shard} is served in {region} as before: it was not moved");
         };
         let place = match (self.reached, region == from) {
@@ -70,7 +71,7 @@ impl Outcome {
             (false, true) => format!("shard {shard} is back in {region}, in epoch {epoch}: it was not moved"),
             (false, false) => format!("shard {shard} is served in {region} instead, in epoch {epoch}"),
         };
-        let loss = change_text::loss(loss.transactions, loss.window_ms, loss.exact);
+        let loss = change_text::loss(report);
         let sealed = amounts::duration(self.sealed_ms.unwrap_or(0));
         let opened = match self.opened_after_ms {
             Some(ms) => format!(" and open {} later", amounts::duration(ms)),
@@ -165,11 +166,11 @@ fn millis(since: Instant) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use meridian_failover::{FailoverReport, Phase};
-    use meridian_types::{Epoch, Position};
+    use meridian_failover::{Loss, Phase};
+    use meridian_types::Epoch;
 
     use super::*;
-    use crate::command::operator::samples::view;
+    use crate::command::operator::samples::{report, view};
 
     fn after(to: &str, loss: Loss) -> View {
         let mut view = view();
@@ -177,20 +178,7 @@ mod tests {
         shard.epoch = Epoch(2);
         shard.phase = Phase::Active;
         to.clone_into(&mut shard.primary_region);
-        shard.reports.push(FailoverReport {
-            epoch: Epoch(2),
-            from_region: "region-1".to_owned(),
-            to_region: to.to_owned(),
-            planned: true,
-            cause: String::new(),
-            base: Position::ZERO,
-            base_transactions: 0,
-            base_time_ms: 0,
-            sealed_at_ms: 1000,
-            promoted_at_ms: 1312,
-            loss,
-            old_voters: [1, 2, 3].into(),
-        });
+        shard.reports.push(FailoverReport { to_region: to.to_owned(), planned: true, ..report(loss) });
         view
     }
 

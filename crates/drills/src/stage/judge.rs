@@ -1,0 +1,174 @@
+//! From what was recorded to a report.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use meridian_checker::{History, Invariant, check_with};
+use meridian_failover::FailoverReport;
+
+use super::Stage;
+use crate::gap::{Latencies, Measure, Window, ms};
+use crate::loss::{Claim, Loss, allowance};
+use crate::operator::Inspection;
+use crate::report::{Dot, Judgement, Mark, MarkKind, Replication, RunReport};
+use crate::script::ClientsLost;
+use crate::watch::Look;
+use crate::workload::{Kind, Outcome, Probe, Sample};
+
+/// Answers that a chart shows; of more, the slowest and some of the rest.
+const MAX_DOTS: usize = 6_000;
+
+/// What a run left behind.
+pub(super) struct Evidence {
+    pub(super) warm_at: Duration,
+    pub(super) end: Duration,
+    pub(super) history: History,
+    /// `None`: there is no directory.
+    pub(super) inspection: Option<Inspection>,
+    pub(super) converged: usize,
+    pub(super) looks: Vec<Look>,
+    /// Writes per second, and probes.
+    pub(super) pressure: Option<(f64, Vec<Probe>)>,
+}
+
+impl Stage<'_> {
+    pub(super) fn judge(&self, run: usize, evidence: Evidence) -> RunReport {
+        let window = Window { from: self.fault_at, to: evidence.end };
+        let samples = self.workload.samples();
+        let regions = self.cluster.regions();
+        let measures = Kind::ALL.into_iter().flat_map(|kind| (0..regions).map(move |region| (kind, region)));
+        let measures = measures.map(|(kind, region)| Measure::of(&samples, kind, region, evidence.warm_at, window));
+        let reports = evidence.inspection.as_ref().map(|known| self.scene.reports(known)).unwrap_or_default();
+        let fault_ns = u64::try_from(self.first_fault_at().as_nanos()).unwrap_or(u64::MAX);
+        let loss = Loss::of(&evidence.history);
+        let claims = reports.iter().map(|report| Claim::judge(report, &loss, &evidence.history, fault_ns)).collect();
+        let attempts = self.workload.attempts();
+        let mut failed_requests = BTreeMap::new();
+        for (_, region, _) in attempts.failed.iter().filter(|(at, ..)| *at >= window.from && *at <= window.to) {
+            *failed_requests.entry(*region).or_default() += 1;
+        }
+        let round_trip = |region| ms(self.options.wan.round_trip(self.scene.home, region));
+        let replication_of = |(_, probes): &(f64, Vec<Probe>)| replication(probes, window, round_trip);
+        RunReport {
+            drill: self.drill.name.clone(),
+            title: self.drill.script.title.clone(),
+            about: self.drill.script.about.clone(),
+            run,
+            seed: self.options.seed,
+            topology: self.options.topology.clone(),
+            wan: self.options.wan.to_string(),
+            round_trips_ms: (0..regions).map(round_trip).collect(),
+            home: self.scene.home,
+            warm_ms: ms(evidence.warm_at),
+            fault_ms: ms(window.from),
+            end_ms: ms(window.to),
+            marks: self.all_marks(&evidence.looks),
+            measures: measures.collect(),
+            lost_regions: match self.drill.script.clients_lost {
+                ClientsLost::None => Vec::new(),
+                ClientsLost::Primary => vec![self.scene.home],
+            },
+            failed_requests,
+            failed_by_answer: attempts.by_answer().into_iter().map(|(what, n)| (what.to_owned(), n)).collect(),
+            cut_off_requests: attempts.cut_off,
+            oddities: self.workload.oddities(),
+            acknowledged: loss.acknowledged,
+            untold: loss.untold,
+            loss: loss.summary(fault_ns),
+            claims,
+            judgement: judgement(&evidence.history, &reports),
+            converged: evidence.converged,
+            nodes: self.cluster.node_ids().len(),
+            pressure_per_second: evidence.pressure.as_ref().map(|(per_second, _)| *per_second),
+            replication: evidence.pressure.as_ref().map(replication_of).unwrap_or_default(),
+            looks: evidence.looks,
+            dots: dots(&samples, evidence.warm_at),
+            answers: answers(&samples),
+        }
+    }
+
+    /// The first fault, also where only a later one is measured.
+    fn first_fault_at(&self) -> Duration {
+        let first = self.marks.iter().find(|mark| mark.kind == MarkKind::Fault);
+        let at = first.map(|mark| Duration::from_secs_f64(mark.at_ms / 1000.0));
+        at.unwrap_or(self.fault_at)
+    }
+
+    /// The marks of the script, and when another node was seen to lead.
+    fn all_marks(&self, looks: &[Look]) -> Vec<Mark> {
+        let mut marks = self.marks.clone();
+        let mut leader = None;
+        for look in looks {
+            let newest = look.leaders.iter().max_by_key(|(_, epoch)| **epoch).map(|(node, epoch)| (*node, *epoch));
+            if let Some((node, epoch)) = newest
+                && leader != newest
+            {
+                if leader.is_some() {
+                    let text = format!("node {node} leads epoch {epoch}");
+                    marks.push(Mark { at_ms: look.at_ms, text, kind: MarkKind::Phase });
+                }
+                leader = newest;
+            }
+        }
+        marks.sort_by(|a, b| a.at_ms.total_cmp(&b.at_ms));
+        marks
+    }
+}
+
+fn judgement(history: &History, reports: &[FailoverReport]) -> Judgement {
+    let report = check_with(history, &allowance(reports));
+    let violated = Invariant::ALL.into_iter().filter(|invariant| report.count(*invariant) > 0);
+    Judgement {
+        clean: report.is_clean(),
+        violations: violated.map(|invariant| (invariant.name().to_owned(), report.count(invariant))).collect(),
+        lost_as_admitted: report.lost.len(),
+        operations: report.statistics.operations,
+        committed: report.statistics.committed,
+        unknown: report.statistics.unknown,
+        text: report.to_string(),
+    }
+}
+
+fn replication(probes: &[Probe], window: Window, round_trip_ms: impl Fn(usize) -> f64) -> Vec<Replication> {
+    let mut by_region: BTreeMap<usize, Vec<Duration>> = BTreeMap::new();
+    for probe in probes.iter().filter(|probe| probe.at >= window.from && probe.at <= window.to) {
+        by_region.entry(probe.region).or_default().push(probe.delay);
+    }
+    let of = |(region, delays)| {
+        let latencies = Latencies::of(delays);
+        let one_way_ms = round_trip_ms(region) / 2.0;
+        Replication {
+            region,
+            probes: latencies.count,
+            p50_ms: latencies.p50_ms,
+            p99_ms: latencies.p99_ms,
+            one_way_ms,
+            p99_beyond_ms: latencies.p99_ms - one_way_ms,
+        }
+    };
+    by_region.into_iter().map(of).collect()
+}
+
+fn answers(samples: &[Sample]) -> Vec<(Kind, f64)> {
+    let answered = samples.iter().filter(|sample| sample.outcome == Outcome::Answered);
+    answered.map(|sample| (sample.kind, ms(sample.ended))).collect()
+}
+
+fn dots(samples: &[Sample], warm_at: Duration) -> Vec<Dot> {
+    let is_shown = |sample: &&Sample| sample.outcome == Outcome::Answered && sample.started >= warm_at;
+    let mut shown: Vec<&Sample> = samples.iter().filter(is_shown).collect();
+    if shown.len() > MAX_DOTS {
+        shown.sort_by_key(|sample| std::cmp::Reverse(sample.latency()));
+        let (slowest, rest) = shown.split_at(MAX_DOTS / 3);
+        let every = rest.len().div_ceil(MAX_DOTS - slowest.len()).max(1);
+        shown = slowest.iter().chain(rest.iter().step_by(every)).copied().collect();
+    }
+    shown.sort_by_key(|sample| sample.ended);
+    let dot = |sample: &&Sample| Dot {
+        kind: sample.kind,
+        region: sample.region,
+        at_ms: ms(sample.ended),
+        latency_ms: ms(sample.latency()),
+    };
+    shown.iter().map(dot).collect()
+}

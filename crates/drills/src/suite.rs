@@ -1,0 +1,55 @@
+//! All drills that the promises need, one after the other.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+
+use crate::drill::Drill;
+use crate::promise::{DRILLS, Row, Runs, rows};
+use crate::stage::{Stage, StageOptions};
+
+/// The drill that is run several times.
+const REPEATED: &str = "dc-loss";
+
+/// What came out of a suite.
+#[derive(Debug, Clone, Serialize)]
+pub struct SuiteReport {
+    pub rows: Vec<Row>,
+    pub runs: Runs,
+    /// Drills that did not come to their end, and why.
+    pub failed: BTreeMap<String, String>,
+}
+
+impl SuiteReport {
+    /// What of it is not as promised, whatever the reason: empty in a good suite.
+    pub fn complaints(&self) -> Vec<String> {
+        let missed = self.rows.iter().filter(|row| row.is_missed());
+        let mut complaints: Vec<String> = missed.map(|row| format!("{}: {}", row.promise, row.measured)).collect();
+        complaints.extend(self.failed.iter().map(|(drill, why)| format!("{drill} did not come to its end: {why}")));
+        for run in self.runs.values().flatten() {
+            let faults = run.faults().into_iter();
+            complaints.extend(faults.map(|fault| format!("{} (run {}): {fault}", run.drill, run.run)));
+        }
+        complaints
+    }
+}
+
+/// Runs the suite; the loss of one data center `runs` times. Stops no earlier because a drill failed.
+pub async fn run_suite(options: &StageOptions, runs: usize, say: &(dyn Fn(&str) + Sync)) -> SuiteReport {
+    let (mut done, mut failed) = (Runs::new(), BTreeMap::new());
+    for drill in DRILLS.iter().filter_map(|name| Drill::named(name)) {
+        let times = if drill.name == REPEATED { runs } else { 1 };
+        for run in 1..=times {
+            say(&format!("{} ({run} of {times})", drill.name));
+            let seed = options.seed.wrapping_add(u64::try_from(run).unwrap_or(0));
+            match Stage::run(&drill, run, &StageOptions { seed, ..options.clone() }, say).await {
+                Ok(report) => done.entry(drill.name.clone()).or_default().push(report),
+                Err(error) => {
+                    say(&format!("{} did not come to its end: {error}", drill.name));
+                    failed.insert(drill.name.clone(), error.to_string());
+                }
+            }
+        }
+    }
+    SuiteReport { rows: rows(&done), runs: done, failed }
+}

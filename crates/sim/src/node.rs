@@ -1,0 +1,269 @@
+//! One process and its disk: the parts that are simulated here drive the real receivers, senders, elections of
+//! relays, lease holders and controllers.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meridian_failover::{Cluster, LeaseHolder, Shard};
+use meridian_shipping::Sender;
+use meridian_types::{Epoch, NodeId, Position};
+
+use crate::bugs::Bug;
+use crate::clock::{Clock, Instant, MS};
+use crate::invariants::Observer;
+use crate::message::{Batch, History, Link, Message, Shown, Wakeup, end_of};
+use crate::node::directory::Member;
+use crate::node::part::Part;
+use crate::node::renewal::Renewal;
+use crate::raft::RaftDisk;
+use crate::rng::Rng;
+use crate::topology::SHARD;
+
+mod directory;
+mod part;
+mod renewal;
+mod replica;
+mod sealing;
+mod source;
+mod voter;
+
+/// Between two ticks of a process.
+pub(crate) const TICK: Instant = 50 * MS;
+
+/// What a node does to the world.
+#[derive(Debug)]
+pub(crate) enum Effect {
+    Send { to: NodeId, message: Message },
+    /// Comes back to this process, if it lives.
+    Wake { after: Instant, wakeup: Wakeup },
+}
+
+/// What surrounds a node while it takes a step.
+pub(crate) struct Context<'a> {
+    pub(crate) now: Instant,
+    pub(crate) rng: &'a mut Rng,
+    pub(crate) observer: &'a mut Observer,
+    pub(crate) effects: &'a mut Vec<Effect>,
+    pub(crate) bug: Option<Bug>,
+    pub(crate) verbose: bool,
+}
+
+impl Context<'_> {
+    pub(crate) fn send(&mut self, to: NodeId, message: Message) {
+        self.effects.push(Effect::Send { to, message });
+    }
+
+    pub(crate) fn wake(&mut self, after: Instant, wakeup: Wakeup) {
+        self.effects.push(Effect::Wake { after, wakeup });
+    }
+
+    /// How long the disk takes now: mostly a little.
+    pub(crate) fn disk_delay(&mut self) -> Instant {
+        if self.rng.chance(20) { self.rng.between(20, 300) * MS } else { self.rng.between(1, 8) * MS }
+    }
+
+    pub(crate) fn say(&self, text: impl FnOnce() -> String) {
+        if self.verbose {
+            println!("{:>9.3} {}", self.now as f64 / 1e6, text());
+        }
+    }
+}
+
+/// What survives a crash. What is not durable is in the process.
+#[derive(Debug)]
+pub(crate) struct Disk {
+    pub(crate) cluster: Arc<Cluster>,
+    /// Committed, applied and durable.
+    pub(crate) history: History,
+    /// So many batches are no longer in the log that others are served from.
+    pub(crate) purged: usize,
+    /// Of the epoch in which this node votes.
+    pub(crate) group: Option<(Epoch, RaftDisk<Batch>)>,
+    /// It holds what its epoch's history does not, and is to be given another.
+    pub(crate) needs_seed: bool,
+    pub(crate) sealed: Option<Sealed>,
+    /// The epoch up to whose base the history was looked through, and what was found beyond each.
+    pub(crate) settled: Epoch,
+    pub(crate) shown: BTreeMap<Epoch, Shown>,
+    pub(crate) directory: RaftDisk<Arc<Cluster>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sealed {
+    pub(crate) epoch: Epoch,
+    pub(crate) planned: bool,
+}
+
+pub(crate) struct Node {
+    pub(crate) id: NodeId,
+    pub(crate) incarnation: u64,
+    pub(crate) up: bool,
+    pub(crate) disk: Disk,
+    clock: Clock,
+    part: Part,
+    directory: Option<Member>,
+    lease: LeaseHolder,
+    renewal: Renewal,
+    senders: BTreeMap<Link, Sender>,
+    /// Where each request is in the history.
+    requests: BTreeMap<u64, Position>,
+    next_status: Duration,
+}
+
+impl Node {
+    pub(crate) fn new(id: NodeId, genesis: &Arc<Cluster>, rng: &mut Rng) -> Self {
+        let disk = Disk {
+            cluster: Arc::clone(genesis),
+            history: History::new(),
+            purged: 0,
+            group: None,
+            needs_seed: false,
+            sealed: None,
+            settled: Epoch::FIRST,
+            shown: BTreeMap::new(),
+            directory: RaftDisk::default(),
+        };
+        Self {
+            id,
+            incarnation: 0,
+            up: false,
+            disk,
+            clock: Clock::at_boot(0, rng),
+            part: Part::Idle,
+            directory: None,
+            lease: LeaseHolder::default(),
+            renewal: Renewal::default(),
+            senders: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            next_status: Duration::ZERO,
+        }
+    }
+
+    pub(crate) fn start(&mut self, context: &mut Context<'_>) {
+        self.up = true;
+        self.incarnation += 1;
+        self.clock = Clock::at_boot(context.now, context.rng);
+        self.lease = LeaseHolder::default();
+        self.renewal = Renewal::default();
+        self.next_status = Duration::ZERO;
+        self.requests = self.disk.history.iter().map(|batch| (batch.request, batch.position)).collect();
+        self.start_directory(context);
+        self.settle(context);
+        context.wake(context.rng.below(TICK), Wakeup::Tick);
+    }
+
+    /// What is not durable is gone.
+    pub(crate) fn crash(&mut self, bug: Option<Bug>) {
+        self.up = false;
+        if bug == Some(Bug::LoseTheSealInACrash) {
+            self.disk.sealed = None;
+        }
+        self.part.lose(&mut self.disk);
+        if let Some(member) = self.directory.take() {
+            self.disk.directory = member.into_disk();
+        }
+        self.senders.clear();
+    }
+
+    fn at(&self, context: &Context<'_>) -> Duration {
+        self.clock.read(context.now)
+    }
+
+    fn shard(&self) -> Option<&Shard> {
+        self.disk.cluster.shards.get(&SHARD)
+    }
+
+    /// Where the committed history of this node ends.
+    pub(crate) fn end(&self) -> Position {
+        end_of(&self.disk.history)
+    }
+
+    fn push(&mut self, batch: Batch) {
+        assert_eq!(self.end().sequence + 1, batch.position.sequence, "a gap in the history of node {}", self.id);
+        self.requests.insert(batch.request, batch.position);
+        self.disk.history.push(batch);
+    }
+
+    fn replace_history(&mut self, history: History) {
+        self.requests = history.iter().map(|batch| (batch.request, batch.position)).collect();
+        self.disk.purged = history.len();
+        self.disk.history = history;
+        self.disk.needs_seed = false;
+    }
+
+    /// The cluster has changed, as this node hears.
+    pub(crate) fn adopt(&mut self, context: &mut Context<'_>, cluster: Arc<Cluster>) {
+        if cluster.version > self.disk.cluster.version {
+            self.disk.cluster = cluster;
+            self.settle(context);
+        }
+    }
+
+    pub(crate) fn wakeup(&mut self, context: &mut Context<'_>, wakeup: Wakeup) {
+        match wakeup {
+            Wakeup::Tick => {
+                self.tick(context);
+                context.wake(TICK, Wakeup::Tick);
+            }
+            Wakeup::ShardSynced(epoch, sync) => self.shard_synced(context, epoch, sync),
+            Wakeup::DirectorySynced(sync) => self.directory_synced(context, sync),
+            Wakeup::Persisted => self.persisted(context),
+            Wakeup::Pulled { batches } => self.pulled(context, batches),
+            Wakeup::Installed { fetch } => self.installed(context, fetch),
+        }
+    }
+
+    fn tick(&mut self, context: &mut Context<'_>) {
+        self.tick_directory(context);
+        self.tick_voter(context);
+        self.tick_replica(context);
+        self.tick_drain(context);
+        self.tick_senders(context);
+        self.tick_renewal(context);
+    }
+
+    pub(crate) fn receive(&mut self, context: &mut Context<'_>, from: NodeId, message: Message) {
+        match message {
+            Message::Shard { epoch, raft } => self.shard_message(context, from, epoch, raft),
+            Message::NeedSeed { epoch } => self.give_seed(context, from, epoch),
+            Message::Seed { epoch, history, log } => self.take_seed(context, epoch, &history, log),
+            Message::Directory(raft) => self.directory_message(context, from, raft),
+            Message::Renew { incarnation, sent_at, report, shown } => {
+                self.asked_to_renew(context, directory::Asked { from, incarnation, sent_at, report, shown });
+            }
+            Message::Lease { incarnation, sent_at, lease, cluster } => {
+                if incarnation == self.incarnation {
+                    self.renewed(context, sent_at, &lease);
+                    self.adopt(context, cluster);
+                }
+            }
+            Message::NotLeader { leader } => self.renewal.not_leader(from, leader),
+            Message::Cluster(cluster) => self.adopt(context, cluster),
+            Message::Order(change) => self.ordered(context, change),
+            Message::Seal { term, epoch, planned } => self.seal(context, from, term, epoch, planned),
+            Message::Sealed { term, answer } => self.sealed(context, from, term, answer),
+            Message::Drain { term, epoch, source, through } => {
+                self.drain(context, sealing::Drain::new(from, term, epoch, source, through));
+            }
+            Message::Drained { term, epoch, position } => self.drained(context, from, term, epoch, position),
+            Message::ReadLog { after, through } => self.read_log(context, from, after, through),
+            Message::LogRead { after, batches } => self.log_read(context, after, batches),
+            Message::Subscribe { link, from: position } => self.subscribed(context, link, position),
+            Message::Unsubscribe { link } => drop(self.senders.remove(&link)),
+            Message::Ack { link, durable } => self.acked(context, link, durable),
+            Message::ToReceiver { link, event } => self.shipped(context, link, event),
+            Message::Status(status) => self.heard(context, status),
+            Message::FetchSnapshot { incarnation, fetch, epoch } => {
+                self.give_snapshot(context, from, incarnation, fetch, epoch);
+            }
+            Message::Snapshot { incarnation, fetch, history } => {
+                if incarnation == self.incarnation {
+                    self.fetched(context, fetch, history);
+                }
+            }
+            Message::Request { call, operation, floor } => self.request(context, from, call, operation, floor),
+            Message::Answer { .. } | Message::NotHere { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,277 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use meridian_types::{Epoch, NodeId, Position};
+
+use super::part::Part;
+use super::sealing::{Drain, SealAsk};
+use super::{Context, Node};
+use crate::bugs::Bug;
+use crate::clock::wall_ms;
+use crate::invariants::Answered;
+use crate::message::{Batch, History, Message, Operation};
+use crate::raft::{Entry, Outbox, Raft, RaftDisk, RaftMessage, RaftTiming, Sync};
+use crate::rng::Rng;
+use crate::topology::SHARD;
+
+const TIMING: RaftTiming =
+    RaftTiming { heartbeat: Duration::from_millis(100), election: Duration::from_millis(400) };
+
+/// A client that waits.
+#[derive(Debug, Clone, Copy)]
+struct Caller {
+    client: NodeId,
+    call: u64,
+    floor: Position,
+}
+
+/// A member of the group of one epoch.
+pub(super) struct Voter {
+    pub(super) epoch: Epoch,
+    base: Position,
+    pub(super) raft: Raft<Batch>,
+    applied: usize,
+    /// It has the base, or was given what follows it. Else it takes no part.
+    pub(super) seeded: bool,
+    /// Sealed: a planned seal lets it finish what it began.
+    pub(super) admits: bool,
+    pub(super) halted: bool,
+    pending: BTreeMap<u64, Caller>,
+    reads: Vec<(u64, Caller)>,
+    /// Planned seals that wait until it has drained.
+    pub(super) asks: Vec<SealAsk>,
+    pub(super) drain: Option<Drain>,
+}
+
+impl Voter {
+    pub(super) fn new(
+        id: NodeId,
+        epoch: Epoch,
+        base: Position,
+        voters: BTreeSet<NodeId>,
+        disk: RaftDisk<Batch>,
+        at: Duration,
+        rng: &mut Rng,
+    ) -> Self {
+        Self {
+            epoch,
+            base,
+            raft: Raft::new(id, voters, TIMING, disk, 0, at, rng),
+            applied: 0,
+            seeded: false,
+            admits: true,
+            halted: false,
+            pending: BTreeMap::new(),
+            reads: Vec::new(),
+            asks: Vec::new(),
+            drain: None,
+        }
+    }
+
+    pub(super) fn seal(&mut self, planned: bool) {
+        self.admits = false;
+        self.raft.frozen = true;
+        self.halted |= !planned;
+    }
+
+    fn takes_part(&self) -> bool {
+        self.seeded && !self.halted
+    }
+
+    pub(super) fn leads(&self, at: Duration) -> bool {
+        self.takes_part() && self.raft.leads(at)
+    }
+
+    /// Where the next batch goes.
+    fn next_position(&self) -> Position {
+        let last = self.raft.disk.log.iter().rev().find_map(|entry| entry.command);
+        Position::new(self.epoch, last.map_or(self.base, |batch| batch.position).sequence + 1)
+    }
+}
+
+impl Node {
+    fn voter(&mut self) -> Option<&mut Voter> {
+        match &mut self.part {
+            Part::Voter(voter) => Some(voter),
+            Part::Idle | Part::Replica(_) => None,
+        }
+    }
+
+    /// Lets the group take one step, and does what follows from it.
+    fn raft(
+        &mut self,
+        context: &mut Context<'_>,
+        step: impl FnOnce(&mut Raft<Batch>, Duration, &mut Rng, &mut Outbox<Batch>),
+    ) {
+        let at = self.at(context);
+        let mut out = Outbox::new();
+        let Some(voter) = self.voter().filter(|voter| voter.takes_part()) else { return };
+        step(&mut voter.raft, at, context.rng, &mut out);
+        let epoch = voter.epoch;
+        if let Some(sync) = voter.raft.take_sync() {
+            let delay = context.disk_delay();
+            context.wake(delay, super::Wakeup::ShardSynced(epoch, sync));
+        }
+        for (to, raft) in out {
+            context.send(to, Message::Shard { epoch, raft });
+        }
+        self.apply(context);
+        self.serve_reads(context);
+        self.answer_drained(context);
+    }
+
+    pub(super) fn tick_voter(&mut self, context: &mut Context<'_>) {
+        self.raft(context, |raft, at, rng, out| raft.tick(at, rng, out));
+    }
+
+    pub(super) fn shard_synced(&mut self, context: &mut Context<'_>, epoch: Epoch, sync: Sync) {
+        if self.voter().is_some_and(|voter| voter.epoch == epoch) {
+            self.raft(context, |raft, at, _, out| raft.on_synced(at, sync, out));
+        }
+    }
+
+    pub(super) fn shard_message(
+        &mut self,
+        context: &mut Context<'_>,
+        from: NodeId,
+        epoch: Epoch,
+        message: RaftMessage<Batch>,
+    ) {
+        let Some(voter) = self.voter().filter(|voter| voter.epoch == epoch) else { return };
+        if voter.takes_part() {
+            self.raft(context, |raft, at, rng, out| raft.receive(at, rng, from, message, out));
+        } else if !voter.halted && matches!(message, RaftMessage::Append { .. }) {
+            context.send(from, Message::NeedSeed { epoch });
+        }
+    }
+
+    /// The state of this node, and the part of the group's log that it is made of.
+    pub(super) fn give_seed(&mut self, context: &mut Context<'_>, to: NodeId, epoch: Epoch) {
+        let history = Arc::new(self.disk.history.clone());
+        let Some(voter) = self.voter().filter(|voter| voter.epoch == epoch && voter.takes_part()) else { return };
+        let log = voter.raft.disk.log.iter().take(voter.applied).cloned().collect();
+        context.send(to, Message::Seed { epoch, history, log });
+    }
+
+    pub(super) fn take_seed(
+        &mut self,
+        context: &mut Context<'_>,
+        epoch: Epoch,
+        history: &History,
+        log: Vec<Entry<Batch>>,
+    ) {
+        let Some(voter) = self.voter().filter(|voter| voter.epoch == epoch) else { return };
+        if voter.seeded || voter.halted {
+            return;
+        }
+        voter.applied = log.len();
+        voter.raft.seed(log);
+        voter.seeded = true;
+        context.say(|| format!("n{} is seeded in {epoch}", self.id));
+        self.replace_history(history.clone());
+    }
+
+    fn apply(&mut self, context: &mut Context<'_>) {
+        loop {
+            let Some(voter) = self.voter() else { return };
+            if voter.applied >= voter.raft.applicable() {
+                break;
+            }
+            let (epoch, index) = (voter.epoch, voter.applied);
+            voter.applied += 1;
+            let Some(batch) = voter.raft.disk.log.get(index).and_then(|entry| entry.command) else { continue };
+            let caller = voter.pending.remove(&batch.request);
+            context.observer.committed(epoch, self.id, batch);
+            // After a restart, what was applied before is applied again.
+            if batch.position.sequence > self.end().sequence {
+                self.push(batch);
+            }
+            if let Some(caller) = caller {
+                self.answer(context, caller, Operation::Write { request: batch.request }, batch.position);
+            }
+        }
+        if let Some(voter) = self.voter().filter(|voter| !voter.raft.is_leader()) {
+            voter.pending.clear();
+            voter.reads.clear();
+        }
+    }
+
+    fn holds_lease(&self, context: &Context<'_>, epoch: Epoch) -> bool {
+        context.bug == Some(Bug::SkipTheFence) || self.lease.holds(self.at(context), SHARD, epoch)
+    }
+
+    /// The fence: asked right before an answer leaves.
+    fn answer(&mut self, context: &mut Context<'_>, caller: Caller, operation: Operation, position: Position) {
+        let Some(epoch) = self.part.epoch() else { return };
+        if !self.holds_lease(context, epoch) {
+            return;
+        }
+        let Caller { client, call, floor } = caller;
+        context.observer.answered(Answered { node: self.id, epoch, operation, position, floor });
+        context.send(client, Message::Answer { call, position });
+    }
+
+    pub(super) fn request(
+        &mut self,
+        context: &mut Context<'_>,
+        client: NodeId,
+        call: u64,
+        operation: Operation,
+        floor: Position,
+    ) {
+        let known_leader = self.shard().and_then(|shard| shard.preferred_leader);
+        let epoch = self.part.epoch();
+        let has_lease = epoch.is_some_and(|epoch| self.holds_lease(context, epoch));
+        let caller = Caller { client, call, floor };
+        let Some(voter) = self.voter() else {
+            return context.send(client, Message::NotHere { call, leader: known_leader });
+        };
+        let is_ready = voter.takes_part()
+            && voter.admits
+            && voter.raft.is_settled_leader()
+            && voter.applied == voter.raft.applicable();
+        if !is_ready || !has_lease {
+            let leader = voter.raft.leader.filter(|leader| *leader != self.id);
+            return context.send(client, Message::NotHere { call, leader });
+        }
+        match operation {
+            Operation::Read => {
+                let mut round = 0;
+                self.raft(context, |raft, at, _, out| round = raft.begin_round(at, out));
+                if let Some(voter) = self.voter() {
+                    voter.reads.push((round, caller));
+                }
+                self.serve_reads(context);
+            }
+            Operation::Write { request } => {
+                if let Some(position) = self.requests.get(&request).copied() {
+                    return self.answer(context, caller, operation, position);
+                }
+                let Some(voter) = self.voter() else { return };
+                let unapplied = voter.raft.disk.log.iter().skip(voter.applied);
+                let in_flight = unapplied.filter_map(|entry| entry.command).any(|batch| batch.request == request);
+                voter.pending.insert(request, caller);
+                if !in_flight {
+                    let time_ms = wall_ms(context.now);
+                    let batch = Batch { position: voter.next_position(), request, time_ms };
+                    self.raft(context, |raft, at, _, out| raft.propose(at, batch, out));
+                }
+            }
+        }
+    }
+
+    fn serve_reads(&mut self, context: &mut Context<'_>) {
+        let position = self.end();
+        let Some(voter) = self.voter().filter(|voter| !voter.reads.is_empty() && voter.takes_part()) else { return };
+        // What was committed when the round began is applied.
+        if voter.applied < voter.raft.applicable() {
+            return;
+        }
+        let confirmed = voter.raft.confirmed();
+        let served: Vec<_> = voter.reads.extract_if(.., |(round, _)| *round <= confirmed).collect();
+        for (_, caller) in served {
+            self.answer(context, caller, Operation::Read, position);
+        }
+    }
+}
