@@ -9,74 +9,18 @@
     reason = "a test fails by panicking"
 )]
 
-use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use meridian_proto::kv_connect as pb;
 use meridian_tests::kv_connect::{CallError, DEFAULT_DATABASE, SECOND_DATABASE, mutation, range};
-use meridian_tests::{Cluster, ClusterOptions, KvClient, clients, poll};
+use meridian_tests::{Cluster, ClusterOptions, KvClient, Writer, poll};
 use meridian_types::{Consistency, NodeId};
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
-use tokio::process::{Child, ChildStdin, ChildStdout};
 
 /// Far beyond every timeout inside the cluster.
 const PAUSE: Duration = Duration::from_secs(4);
 const DEADLINE: Duration = Duration::from_secs(60);
-
-/// A Deno program that writes until it is told to stop, then checks that every acknowledged write is there.
-struct Writer {
-    child: Child,
-    stdin: ChildStdin,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Writer {
-    async fn start(urls: &[String]) -> Self {
-        let mut command = clients::deno();
-        command.arg(clients::program("writer.ts")).args(urls);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn().unwrap();
-        let (stdin, stdout) = (child.stdin.take().unwrap(), child.stdout.take().unwrap());
-        let mut writer = Self { child, stdin, lines: BufReader::new(stdout).lines() };
-        writer.more_written(20).await;
-        writer
-    }
-
-    /// Waits until `more` writes are acknowledged that were sent after this call.
-    async fn more_written(&mut self, more: u64) {
-        // What was in flight at the time does not count.
-        let first = self.count().await + 4;
-        poll::until("the writer gets on", DEADLINE, async || match self.count().await {
-            count if count >= first + more => Ok(()),
-            count => Err(count),
-        })
-        .await;
-    }
-
-    async fn count(&mut self) -> u64 {
-        self.ask("count").await.parse().unwrap()
-    }
-
-    async fn ask(&mut self, question: &str) -> String {
-        let asked = async {
-            // One that has failed has closed its input, and says why below.
-            drop(self.stdin.write_all(format!("{question}\n").as_bytes()).await);
-            self.lines.next_line().await.unwrap()
-        };
-        let answer = tokio::time::timeout(DEADLINE, asked).await.expect("an answer of the writer");
-        answer.expect("the writer has ended: see what it wrote to stderr")
-    }
-
-    /// The number of acknowledged writes, all of which are there; and the longest that one took, in ms.
-    async fn finish(mut self) -> (u64, f64) {
-        let answer = self.ask("finish").await;
-        assert!(self.child.wait().await.unwrap().success(), "{answer}");
-        let (count, slowest) = answer.split_once(' ').unwrap();
-        (count.parse().unwrap(), slowest.parse().unwrap())
-    }
-}
 
 #[tokio::test]
 async fn deno_goes_on_while_each_process_is_killed_in_turn() {
@@ -291,40 +235,5 @@ async fn a_leader_of_both_shards_deposed_under_load_follows() {
             assert_eq!(writer.await.unwrap().unknown, 0, "requests are held, not failed");
         }
     }
-    cluster.assert_all_run();
-}
-
-/// With its folder it has forgotten what it acknowledged and whom it voted for: were it to vote, a commit that
-/// only it and the leader have could be undone.
-#[tokio::test]
-async fn a_wiped_voter_comes_back_as_a_copy_that_does_not_vote() {
-    let mut cluster = Cluster::start(ClusterOptions::default()).await;
-    let client = cluster.client(4, DEFAULT_DATABASE);
-    for number in 0..50 {
-        client.set(format!("before/{number}").as_bytes(), b"v").await.unwrap();
-    }
-    let leader = cluster.leader(1).await;
-    let victim = if leader == 3 { 2 } else { 3 };
-    cluster.kill(victim);
-    cluster.wipe(victim);
-    cluster.restart(victim);
-    client.set(b"after", b"v").await.unwrap();
-    poll::until("the wiped voter is a copy of all", DEADLINE, async || {
-        let leads = cluster.shard_status(leader, 1).await.map_err(|status| status.to_string())?;
-        let copy = cluster.shard_status(victim, 1).await.map_err(|status| status.to_string())?;
-        let whole = copy.role == "voteless" && copy.applied_sequence == leads.applied_sequence;
-        if whole { Ok(()) } else { Err(format!("{} at {}", copy.role, copy.applied_sequence)) }
-    })
-    .await;
-    // It still is one after another start, with a log this time.
-    cluster.kill(victim);
-    cluster.restart(victim);
-    cluster.node_ready(victim).await;
-    assert_eq!(cluster.shard_status(victim, 1).await.unwrap().role, "voteless");
-    // Asked to lead, it refuses, and the others go on.
-    drop(cluster.transfer_leadership(1, leader, victim).await);
-    client.set(b"and on", b"v").await.unwrap();
-    assert_ne!(cluster.leader(1).await, victim);
-    assert!(client.get(b"before/49").await.unwrap().is_some());
     cluster.assert_all_run();
 }

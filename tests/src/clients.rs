@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::process::Command;
 
-use crate::cluster::TOKEN;
+use crate::TOKEN;
 
 /// A program that hangs ends its test, with what it has said so far.
 const DEADLINE: Duration = Duration::from_secs(90);

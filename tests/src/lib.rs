@@ -1,10 +1,9 @@
 //! What the end-to-end tests are made of: a cluster of real processes, and clients for it.
 //!
-//! - [`Cluster`] runs one `meridian serve` process for each node on ports and in a folder of its own, and
-//!   kills, pauses, restarts and wipes them. `ports` keeps clusters that run side by side apart.
-//! - [`kv_connect`] is a KV Connect client that hides nothing: no retry, every answer as it came.
+//! - [`Cluster`] runs one `meridian serve` process for each node, and kills, pauses, restarts and wipes them.
+//!   It is that of `meridian-drills`, as are [`kv_connect`], a KV Connect client that hides nothing, and what
+//!   [`workload`] is made of; here a failure of any of them is a failure of the test.
 //! - [`clients`] runs the real clients' programs, which lie in the folder `clients` beside `src`.
-//! - [`workload`] makes client histories for `meridian-checker`.
 //! - [`poll`] waits on conditions, with a deadline. Nothing here sleeps for any other purpose.
 //!
 //! What always holds here: nothing knows the inside of a node. A cluster is seen through its binary, its
@@ -14,11 +13,10 @@
 
 pub mod clients;
 pub mod cluster;
-pub mod kv_connect;
 pub mod poll;
-mod ports;
-mod process;
 pub mod workload;
+mod writer;
 
-pub use cluster::{Cluster, ClusterOptions, READ_ONLY_TOKEN, TOKEN};
-pub use kv_connect::KvClient;
+pub use cluster::{Cluster, ClusterOptions};
+pub use meridian_drills::{KvClient, READ_ONLY_TOKEN, TOKEN, kv_connect};
+pub use writer::Writer;

@@ -229,11 +229,19 @@ impl RaftGroup {
     ///
     /// `voters` are those of the group, or those to be: a node that is about to become a voter asks them too.
     /// Serve the group's calls before this is called. May be dropped at any await and called again.
-    pub async fn take_part(&self, voters: &BTreeSet<u64>, peers: &Arc<dyn Peers>) -> Result<(), StorageError> {
+    ///
+    /// `vouched`: somebody who would know has said that this node's folder is its first. Then a new member
+    /// does not wait for voters that are away.
+    pub async fn take_part(
+        &self,
+        voters: &BTreeSet<u64>,
+        peers: &Arc<dyn Peers>,
+        vouched: bool,
+    ) -> Result<(), StorageError> {
         let engine = self.state.engine();
         let standing = match membership::standing(engine, self.id)? {
             // Also with a log: a wiped member may have got one from the leader since.
-            Standing::New => membership::join(engine, self.id, self.node_id, voters, peers).await?,
+            Standing::New => membership::join(engine, self.id, self.node_id, voters, peers, vouched).await?,
             known => known,
         };
         if standing == Standing::Voteless {

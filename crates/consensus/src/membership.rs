@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use meridian_proto::raft::{self, raft_client::RaftClient};
@@ -13,6 +13,8 @@ use uuid::Uuid;
 use crate::Peers;
 
 const PAUSE: Duration = Duration::from_millis(50);
+/// How long a member that is vouched for waits for voters that do not answer.
+const VOUCHED_PATIENCE: Duration = Duration::from_millis(300);
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What this node's folder says of its part in a group.
@@ -77,13 +79,16 @@ pub(crate) fn resign(engine: &Arc<dyn Engine>, group: GroupId) -> Result<(), Sto
 /// Asks every other voter to remember this incarnation, until all have answered; the first refusal decides.
 ///
 /// All of them, since any one may be all that is left to tell a later incarnation that it is not the first.
+/// Where somebody else vouches that this is the first, it does not wait for those that are away.
 pub(crate) async fn join(
     engine: &Arc<dyn Engine>,
     group: GroupId,
     node: u64,
     voters: &BTreeSet<u64>,
     peers: &Arc<dyn Peers>,
+    vouched: bool,
 ) -> Result<Standing, StorageError> {
+    let started = Instant::now();
     let incarnation = match remembered(engine, group, node)? {
         Some(known) => known,
         None => {
@@ -106,7 +111,7 @@ pub(crate) async fn join(
                 None => {}
             }
         }
-        if asking.is_empty() {
+        if asking.is_empty() || (vouched && started.elapsed() >= VOUCHED_PATIENCE) {
             break;
         }
         rounds += 1;

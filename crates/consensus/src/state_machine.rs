@@ -243,3 +243,71 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
         Ok(snapshot)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use meridian_proto::encode_batch;
+    use meridian_storage::MemoryEngine;
+    use meridian_types::{Batch, Epoch, Position, ShardId};
+
+    use super::*;
+    use crate::type_config::{EncodedBatch, Entry};
+
+    fn batch(epoch: u16, sequence: u64) -> Bytes {
+        let position = Position::new(Epoch(epoch), sequence);
+        encode_batch(&Batch { position, time_ms: 0, transactions: Vec::new() })
+    }
+
+    async fn apply(machine: &mut StateMachine, index: u64, batch: Bytes) -> Result<(), String> {
+        let payload = EntryPayload::Normal(EncodedBatch::stored(batch));
+        let entry = Entry { log_id: LogId::new(1.into(), index), payload };
+        let entries = futures::stream::iter([Ok((entry, None))]);
+        machine.apply(entries).await.map_err(|error| error.to_string())
+    }
+
+    fn machine(epoch: u16, raft: RaftApplied) -> StateMachine {
+        let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
+        let shipped = Batch { position: Position::new(Epoch(1), 1), time_ms: 0, transactions: Vec::new() };
+        state.apply(&[(shipped, 1)], raft).unwrap();
+        StateMachine::new(Arc::new(state), GroupId { shard: ShardId(1), epoch: Epoch(epoch) })
+    }
+
+    fn raft(epoch: u16) -> RaftApplied {
+        let log_id = meridian_proto::log::LogId { term: 1, index: 7 };
+        RaftApplied { epoch: Some(Epoch(epoch)), log_id: Some(log_id), membership: None }
+    }
+
+    #[tokio::test]
+    async fn what_raft_said_in_another_epoch_does_not_count() {
+        let mut own = machine(2, raft(2));
+        assert_eq!(own.applied_state().await.unwrap().0, Some(LogId::new(1.into(), 7)));
+        assert_eq!(
+            (own.last_applied(), *own.applied().borrow()),
+            (Some(LastApplied { index: 7, sequence: 1 }), (1, 1))
+        );
+        assert!(own.get_current_snapshot().await.unwrap().is_some());
+        for raft in [raft(1), raft(3), RaftApplied::default()] {
+            let mut foreign = machine(2, raft);
+            assert_eq!(foreign.applied_state().await.unwrap(), (None, StoredMembership::default()));
+            assert_eq!((foreign.last_applied(), *foreign.applied().borrow()), (None, (0, 0)));
+            assert!(foreign.get_current_snapshot().await.unwrap().is_none());
+            let error = apply(&mut foreign, 0, batch(2, 2)).await.unwrap_err();
+            assert!(error.contains("the state is not of this group"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn only_batches_of_the_group_are_applied_and_none_once_it_was_shut_down() {
+        let mut machine = machine(2, raft(2));
+        let error = apply(&mut machine, 8, batch(1, 2)).await.unwrap_err();
+        assert!(error.contains("batch 1.2 is of another epoch"), "{error}");
+        apply(&mut machine, 8, batch(2, 2)).await.unwrap();
+        machine.close();
+        apply(&mut machine, 9, batch(2, 3)).await.unwrap();
+        assert_eq!(machine.state.position(), Position::new(Epoch(2), 2));
+        let snapshot = machine.get_current_snapshot().await.unwrap().unwrap();
+        let error = machine.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap_err();
+        assert!(error.to_string().contains("was shut down"), "{error}");
+    }
+}

@@ -20,7 +20,7 @@ use crate::network::{Machine, Network};
 use crate::operator::Operator;
 use crate::poll;
 
-pub use error::ClusterError;
+pub use error::{ClusterError, with_causes};
 use ports::PortBlock;
 use process::Process;
 
@@ -224,8 +224,8 @@ impl Cluster {
 
     pub fn start_all(&mut self) -> Result<(), ClusterError> {
         let program = &self.program;
-        let down = self.nodes.values_mut().chain(self.gateways.values_mut()).filter(|node| node.process.is_none());
-        down.map(|node| node.start(program)).collect()
+        let mut down = self.nodes.values_mut().chain(self.gateways.values_mut()).filter(|node| node.process.is_none());
+        down.try_for_each(|node| node.start(program))
     }
 
     /// SIGKILL.

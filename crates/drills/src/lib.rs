@@ -40,7 +40,7 @@ pub mod suite;
 mod watch;
 pub mod workload;
 
-pub use cluster::{Cluster, ClusterError, ClusterOptions, READ_ONLY_TOKEN, TOKEN};
+pub use cluster::{Cluster, ClusterError, ClusterOptions, READ_ONLY_TOKEN, TOKEN, with_causes};
 pub use kv_connect::KvClient;
 pub use network::{Machine, Network};
 pub use operator::{Operator, OperatorError};

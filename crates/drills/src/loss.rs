@@ -110,9 +110,9 @@ fn span_ms(from_ns: u64, to_ns: u64) -> f64 {
 /// What the checker is told that failovers may have lost. A planned change, and one that is sure to have lost
 /// nothing, may have lost nothing.
 pub fn allowance(reports: &[FailoverReport]) -> Allowance {
-    let may_lose = |report: &&FailoverReport| !report.planned && !(report.loss.exact && report.loss.transactions == 0);
+    let lost_nothing = |report: &FailoverReport| report.loss.exact && report.loss.transactions == 0;
     let window = |report: &FailoverReport| LostWindow::behind(report.epoch, report.base);
-    Allowance { lost: reports.iter().filter(may_lose).map(window).collect() }
+    Allowance { lost: reports.iter().filter(|report| !report.planned && !lost_nothing(report)).map(window).collect() }
 }
 
 impl Claim {
@@ -139,26 +139,36 @@ impl Claim {
         let loss = &self.report.loss;
         let least = u64::try_from(self.acknowledged_lost).unwrap_or(u64::MAX);
         let most = least.saturating_add(u64::try_from(self.unacknowledged).unwrap_or(u64::MAX));
-        let reported = loss.transactions;
-        if self.report.planned && least > 0 {
-            return Verdict::False(format!("{least} acknowledged writes are lost by a planned change"));
-        }
-        if reported > most {
-            return Verdict::False(format!("it says {reported} transactions, and there were at most {most} to lose"));
-        }
         let span_ms = self.acknowledged_span_ms;
-        let too_few = reported < least;
-        let too_short = (loss.window_ms as f64) + TOLERANCE_MS < span_ms;
-        match (too_few || too_short, loss.exact) {
-            (false, true) => Verdict::True,
-            (_, false) => Verdict::Incomplete,
-            (true, true) if too_few => {
-                Verdict::False(format!("it says {reported} transactions, and {least} acknowledged ones are lost"))
-            }
-            (true, true) => {
-                Verdict::False(format!("it says {} ms, and acknowledgements of {span_ms:.0} ms are lost", loss.window_ms))
-            }
+        let (at_least, at_most) = (loss.transactions, reported_at_most(&self.report));
+        let wrong = if self.report.planned && least > 0 {
+            Some(format!("{least} acknowledged writes are lost by a planned change"))
+        } else if at_least > most {
+            Some(format!("it says {at_least} transactions, and there were at most {most} to lose"))
+        } else if at_most.is_some_and(|at_most| at_most < least) {
+            Some(format!("it says {} transactions, and {least} acknowledged ones are lost", at_most.unwrap_or(0)))
+        } else if loss.exact && (loss.window_ms as f64) + TOLERANCE_MS < span_ms {
+            Some(format!("it says {} ms, and acknowledgements of {span_ms:.0} ms are lost", loss.window_ms))
+        } else {
+            None
+        };
+        match (wrong, at_most) {
+            (Some(wrong), _) => Verdict::False(wrong),
+            (None, Some(_)) => Verdict::True,
+            (None, None) => Verdict::Incomplete,
         }
+    }
+}
+
+/// The most that a report says may be lost. `None`: it does not say yet, since too few of the old voters have
+/// shown what they had.
+pub fn reported_at_most(report: &FailoverReport) -> Option<u64> {
+    let FailoverReport { loss, old_voters, .. } = report;
+    let shown = loss.shown_by.intersection(old_voters).count();
+    if loss.exact {
+        Some(loss.transactions)
+    } else {
+        (shown * 2 > old_voters.len()).then_some(loss.at_most.max(loss.transactions))
     }
 }
 
@@ -174,7 +184,8 @@ fn unacknowledged(history: &History, report: &FailoverReport, fault_ns: u64) -> 
             Operation::Read(_) => None,
         })
     };
-    let begun = txns().filter(|(_, txn)| epoch(txn) >= Some(report.epoch)).filter_map(|(record, _)| record.completed_ns);
+    let begun =
+        txns().filter(|(_, txn)| epoch(txn) >= Some(report.epoch)).filter_map(|(record, _)| record.completed_ns);
     let begun_ns = begun.min().unwrap_or(u64::MAX);
     txns()
         .filter(|(record, txn)| {
@@ -188,7 +199,6 @@ fn unacknowledged(history: &History, report: &FailoverReport, fault_ns: u64) -> 
 #[cfg(test)]
 mod tests {
     use meridian_checker::{Entry, Read, Record, Value};
-    use meridian_failover::Loss as ReportedLoss;
     use meridian_types::{Epoch, Position};
 
     use super::*;
@@ -212,9 +222,8 @@ mod tests {
 
     /// Writes 1 to 3 were acknowledged at 100, 200 and 1200 ms, 4 never, 5 by epoch 2; there are 1 and 5.
     fn history() -> History {
-        let there = |id: u64| {
-            matches!(id, 1 | 5).then(|| Entry { value: Value::Register(id), versionstamp: stamp(1, id) })
-        };
+        let there =
+            |id: u64| matches!(id, 1 | 5).then(|| Entry { value: Value::Register(id), versionstamp: stamp(1, id) });
         let keys = (1..=5).map(|id| format!("{MARKER}{id}")).collect();
         let outcome = ReadOutcome::Entries((1..=5).map(there).collect());
         let read = Operation::Read(Read { outcome, ..Read::last("g", keys) });
@@ -230,19 +239,22 @@ mod tests {
     }
 
     fn report(transactions: u64, window_ms: u64, exact: bool) -> FailoverReport {
-        FailoverReport {
-            epoch: Epoch(2),
-            from_region: "a".into(),
-            to_region: "b".into(),
-            planned: false,
-            cause: "lost".into(),
-            base: Position::new(Epoch(1), 10),
-            base_transactions: 10,
-            base_time_ms: 0,
-            sealed_at_ms: 0,
-            promoted_at_ms: 0,
-            loss: ReportedLoss { transactions, window_ms, exact, ..ReportedLoss::default() },
-        }
+        // As the directory sends it: what it does not name has a default.
+        let report = serde_json::json!({
+            "epoch": 2, "from_region": "a", "to_region": "b", "planned": false, "cause": "lost",
+            "base": { "epoch": 1, "sequence": 10 }, "base_transactions": 10, "base_time_ms": 0,
+            "sealed_at_ms": 0, "promoted_at_ms": 0, "old_voters": [1, 2, 3],
+            "loss": { "transactions": transactions, "window_ms": window_ms, "exact": exact },
+        });
+        serde_json::from_value(report).unwrap()
+    }
+
+    /// Two of three old voters have shown at most so many.
+    fn bounded(transactions: u64, at_most: u64) -> FailoverReport {
+        let mut report = report(transactions, 1000, false);
+        report.loss.shown_by = [1, 3].into();
+        report.loss.at_most = at_most;
+        report
     }
 
     #[test]
@@ -274,6 +286,8 @@ mod tests {
         assert!(matches!(verdict(&report(1, 1000, true)), Verdict::False(_)));
         assert!(matches!(verdict(&report(2, 10, true)), Verdict::False(_)));
         assert_eq!(verdict(&report(0, 0, false)), Verdict::Incomplete);
+        assert_eq!(verdict(&bounded(1, 2)), Verdict::True);
+        assert!(matches!(verdict(&bounded(0, 1)), Verdict::False(_)));
         assert!(matches!(verdict(&FailoverReport { planned: true, ..report(0, 0, true) }), Verdict::False(_)));
         assert_eq!(Claim::judge(&report(2, 1000, true), &loss, &history, 1000 * MS).unacknowledged, 2);
     }

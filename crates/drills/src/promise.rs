@@ -59,6 +59,9 @@ pub const DRILLS: [&str; 9] = [
     "switchover",
 ];
 
+/// Whether the stated promise and the aim are kept, `None` where that was not measured, and by what.
+type Kept = (Option<bool>, Option<bool>, String);
+
 /// What makes a row of runs.
 struct Promise {
     promise: &'static str,
@@ -66,8 +69,7 @@ struct Promise {
     stated: &'static str,
     aim: &'static str,
     drills: &'static [&'static str],
-    /// Whether the stated promise and the aim are kept, and by what. `None`: not measured.
-    judge: fn(&[&RunReport]) -> (Option<bool>, Option<bool>, String),
+    judge: fn(&[&RunReport]) -> Kept,
 }
 
 const PROMISES: [Promise; 10] = [
@@ -132,10 +134,9 @@ const PROMISES: [Promise; 10] = [
         drills: &["dc-loss"],
         judge: |runs| {
             let (rto, failed, (lost, _)) = (worst_rto(runs), failed(runs), lost(runs));
-            let text = format!(
-                "RPO {lost}, RTO {rto:.0} ms at p99 of {} runs, {failed} requests failed",
-                runs.len()
-            );
+            let times =
+                if runs.len() == 1 { "in one run".to_owned() } else { format!("at p99 of {} runs", runs.len()) };
+            let text = format!("RPO {lost}, RTO {rto:.0} ms {times}, {failed} requests failed");
             (Some(lost == 0 && rto < 5_000.0), Some(lost == 0 && rto < 1_000.0 && failed == 0), text)
         },
     },

@@ -70,8 +70,16 @@ pub enum Action {
     /// Stops, starts and waits for each in turn.
     Roll(Vec<Part>),
     /// `from`: both directions; `to`: what the first send.
-    Cut { parts: Vec<Part>, others: Vec<Part>, one_way: bool },
-    Throttle { parts: Vec<Part>, others: Vec<Part>, bytes_per_second: u64 },
+    Cut {
+        parts: Vec<Part>,
+        others: Vec<Part>,
+        one_way: bool,
+    },
+    Throttle {
+        parts: Vec<Part>,
+        others: Vec<Part>,
+        bytes_per_second: u64,
+    },
     /// Starts what is down, resumes what is paused, heals all links.
     Heal,
     Switch(Target),
@@ -188,11 +196,8 @@ impl Script {
                 }
             }
             "pressure" => {
-                let number = |_| Fault::Value {
-                    header: "pressure",
-                    value: value.to_owned(),
-                    expected: "writes per second",
-                };
+                let number =
+                    |_| Fault::Value { header: "pressure", value: value.to_owned(), expected: "writes per second" };
                 self.pressure = Some(value.parse().map_err(number)?);
             }
             other => return Err(Fault::Header(other.to_owned())),

@@ -16,13 +16,14 @@ use crate::cluster::{Cluster, ClusterError, ClusterOptions};
 use crate::drill::Drill;
 use crate::gap::ms;
 use crate::kv_connect::DEFAULT_DATABASE;
+use crate::loss::reported_at_most;
 use crate::network::Machine;
 use crate::operator::{Inspection, OperatorError};
 use crate::poll::{self, Timeout};
 use crate::report::{Mark, MarkKind, RunReport};
 use crate::scene::{NobodyPlays, Scene};
 use crate::script::Condition;
-use crate::watch::Watch;
+use crate::watch::{Watch, leading_since_ms};
 use crate::workload::{Pressure, Workload};
 
 use clients::Gateways;
@@ -32,6 +33,8 @@ use judge::Evidence;
 const WARM_UP: Duration = Duration::from_secs(2);
 /// What is usual is measured for so long.
 const BASELINE: Duration = Duration::from_secs(4);
+/// A cluster that has just started may hand its leadership to whom it prefers.
+const SETTLE_DEADLINE: Duration = Duration::from_secs(40);
 /// And what comes behind the last step.
 const TAIL: Duration = Duration::from_secs(3);
 /// A client waits for an answer no longer than this, and so ends by then.
@@ -70,10 +73,10 @@ pub enum StageError {
     Operator(#[from] OperatorError),
     #[error("there is no region to switch to")]
     NoTarget,
-    #[error("{step}: {source}")]
+    #[error("{step}")]
     Step { step: String, source: Box<StageError> },
     /// With the place of its logs.
-    #[error("{source}\nThe logs and data of the cluster are in {}", folder.display())]
+    #[error("the drill did not come to its end; the logs and data of its cluster are in {}", folder.display())]
     Kept { source: Box<StageError>, folder: PathBuf },
 }
 
@@ -119,7 +122,8 @@ impl Stage<'_> {
         let prepared = async {
             let mut gateways = Gateways::default();
             for region in 0..cluster.regions() {
-                gateways.add(&cluster, region, cluster.start_gateway(region).await?)?;
+                let stateless = cluster.start_gateway(region).await?;
+                gateways.add(&cluster, region, stateless)?;
             }
             Ok::<_, ClusterError>((gateways, Scene::of(&cluster, DEFAULT_DATABASE).await?))
         };
@@ -160,8 +164,9 @@ impl Stage<'_> {
         for profile in self.gateways.profiles(self.scene.home, CLIENT_TIMEOUT, self.options.seed) {
             clients.spawn(Arc::clone(&self.workload).run_client(profile));
         }
-        let pressure = self.drill.script.pressure.map(|per_second| self.gateways.pressure(self.scene.home, per_second, origin));
-        tokio::time::sleep(WARM_UP + BASELINE).await;
+        let pressure =
+            self.drill.script.pressure.map(|per_second| self.gateways.pressure(self.scene.home, per_second, origin));
+        let warm_at = self.settle(&watch).await?;
         // Who leads may have changed since.
         self.scene = Scene::of(&self.cluster, DEFAULT_DATABASE).await?;
         self.fault_at = origin.elapsed();
@@ -178,7 +183,7 @@ impl Stage<'_> {
         let history = self.last_reads().await?;
         let inspection = self.claims().await;
         let evidence = Evidence {
-            warm_at: WARM_UP,
+            warm_at,
             end,
             history,
             inspection,
@@ -187,6 +192,28 @@ impl Stage<'_> {
             pressure,
         };
         Ok(self.judge(run, evidence))
+    }
+
+    /// Waits until what is usual was measured under one leader, for a while only under the preferred one; gives
+    /// from when on.
+    async fn settle(&self, watch: &Watch) -> Result<Duration, Timeout> {
+        tokio::time::sleep(WARM_UP + BASELINE).await;
+        let inspection = self.cluster.operator().inspect(PATIENCE).await.ok();
+        let shard = inspection.as_ref().and_then(|known| known.cluster.shards.get(&self.scene.shard));
+        let preferred = shard.and_then(|shard| shard.preferred_leader);
+        let begun = Instant::now();
+        poll::until("one leader for a while", SETTLE_DEADLINE, async || {
+            let (leader, since_ms) = leading_since_ms(&watch.looks()).ok_or("nobody leads".to_owned())?;
+            let since = Duration::from_secs_f64(since_ms / 1000.0);
+            let settled = self.workload.origin().elapsed().saturating_sub(since) >= BASELINE;
+            let late = begun.elapsed() > SETTLE_DEADLINE / 2;
+            if settled && (late || preferred.is_none_or(|preferred| preferred == leader)) {
+                Ok(since.max(WARM_UP))
+            } else {
+                Err(format!("node {leader} leads since {since_ms:.0} ms, and {preferred:?} should"))
+            }
+        })
+        .await
     }
 
     /// Heals what is left, waits until nothing commits any more, and reads everything back.
@@ -227,12 +254,13 @@ impl Stage<'_> {
 
     /// The directory as it is when old voters have shown what they had, or do not.
     async fn claims(&self) -> Option<Inspection> {
-        let exact = poll::until("reports that are exact", CLAIMS_DEADLINE, async || {
+        let told = poll::until("reports that are complete", CLAIMS_DEADLINE, async || {
             let inspection = self.cluster.operator().inspect(PATIENCE).await.map_err(|error| error.to_string())?;
             let reports = self.scene.reports(&inspection);
-            if reports.iter().all(|report| report.loss.exact) { Ok(inspection) } else { Err(format!("{reports:?}")) }
+            let complete = reports.iter().all(|report| reported_at_most(report).is_some());
+            if complete { Ok(inspection) } else { Err(format!("{reports:?}")) }
         });
-        match exact.await {
+        match told.await {
             Ok(inspection) => Some(inspection),
             Err(_) => self.cluster.operator().inspect(PATIENCE).await.ok(),
         }

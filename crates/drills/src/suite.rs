@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use crate::cluster::with_causes;
 use crate::drill::Drill;
 use crate::promise::{DRILLS, Row, Runs, rows};
 use crate::stage::{Stage, StageOptions};
@@ -25,7 +26,7 @@ impl SuiteReport {
     pub fn complaints(&self) -> Vec<String> {
         let missed = self.rows.iter().filter(|row| row.is_missed());
         let mut complaints: Vec<String> = missed.map(|row| format!("{}: {}", row.promise, row.measured)).collect();
-        complaints.extend(self.failed.iter().map(|(drill, why)| format!("{drill} did not come to its end: {why}")));
+        complaints.extend(self.failed.iter().map(|(drill, why)| format!("{drill}: {why}")));
         for run in self.runs.values().flatten() {
             let faults = run.faults().into_iter();
             complaints.extend(faults.map(|fault| format!("{} (run {}): {fault}", run.drill, run.run)));
@@ -45,8 +46,9 @@ pub async fn run_suite(options: &StageOptions, runs: usize, say: &(dyn Fn(&str) 
             match Stage::run(&drill, run, &StageOptions { seed, ..options.clone() }, say).await {
                 Ok(report) => done.entry(drill.name.clone()).or_default().push(report),
                 Err(error) => {
-                    say(&format!("{} did not come to its end: {error}", drill.name));
-                    failed.insert(drill.name.clone(), error.to_string());
+                    let error = with_causes(&error);
+                    say(&format!("{}: {error}", drill.name));
+                    failed.insert(drill.name.clone(), error);
                 }
             }
         }

@@ -121,7 +121,8 @@ pub enum Action {
     Seal { node: NodeId, shard: ShardId, epoch: Epoch, planned: bool },
     /// To be sent once: pull what is missing up to `through` from `source`. Answered by `Drained`, or never.
     /// A node that was not asked to seal (a switchover's target) seals first. One that is asked again while it
-    /// pulls goes on; one that has it all answers at once.
+    /// pulls goes on; one that has it all answers at once. One that has not come there within two seconds gives
+    /// up, and one that is asked to seal anew gives up before it answers: its answer is final.
     Drain { node: NodeId, shard: ShardId, epoch: Epoch, source: NodeId, through: Position },
 }
 
@@ -154,6 +155,9 @@ pub struct Controller {
     watches: BTreeMap<ShardId, Watch>,
     stepped_at: Duration,
     proposed: Option<Proposed>,
+    /// Promotions that were proposed, each with the phase that it ends. They may still be made: nobody is to be
+    /// drained beyond their bases any more, or it would stand outside the history of the new epoch.
+    promoting: BTreeMap<ShardId, (Phase, Change)>,
 }
 
 impl Controller {
@@ -166,6 +170,7 @@ impl Controller {
             watches: BTreeMap::new(),
             stepped_at: now,
             proposed: None,
+            promoting: BTreeMap::new(),
         }
     }
 
@@ -202,7 +207,11 @@ impl Controller {
                 id: *id,
                 shard,
             };
-            match judge(&view, watch, &mut actions) {
+            let verdict = match self.promoting.get(id) {
+                Some((_, change)) => Verdict::Commit(change.clone()),
+                None => judge(&view, watch, &mut actions),
+            };
+            match verdict {
                 Verdict::Wait(text) => watch.text = text,
                 Verdict::Commit(change) => match cluster.after(&change) {
                     Ok(_) => {
@@ -213,7 +222,10 @@ impl Controller {
                 },
             }
         }
-        if let Some(change) = self.propose(now, cluster.version, wanted) {
+        if let Some((id, change)) = self.propose(now, cluster.version, wanted) {
+            if let (Change::Promote { .. }, Some(shard)) = (&change, cluster.shards.get(&id)) {
+                self.promoting.insert(id, (shard.phase.clone(), change.clone()));
+            }
             actions.push(Action::Commit { change });
         }
         actions
@@ -232,6 +244,10 @@ impl Controller {
     fn follow(&mut self, now: Duration, cluster: &Cluster) {
         self.grants.forget(now);
         self.watches.retain(|id, _| cluster.shards.contains_key(id));
+        self.promoting.retain(|id, (phase, change)| {
+            let is_sealing = cluster.shards.get(id).is_some_and(|shard| shard.phase == *phase);
+            is_sealing && cluster.after(change).is_ok()
+        });
         for (id, shard) in &cluster.shards {
             let watch = self.watches.entry(*id).or_insert_with(|| Watch::new(now, shard));
             if watch.epoch != shard.epoch {
@@ -287,7 +303,7 @@ impl Controller {
     }
 
     /// The one change of this step. The shards take turns, so that none that cannot get on keeps others back.
-    fn propose(&mut self, now: Duration, version: u64, wanted: Vec<(ShardId, Change)>) -> Option<Change> {
+    fn propose(&mut self, now: Duration, version: u64, wanted: Vec<(ShardId, Change)>) -> Option<(ShardId, Change)> {
         let last = self.proposed.filter(|last| last.version == version);
         if last.is_some_and(|last| now.saturating_sub(last.at) < self.config.retry_every) {
             return None;
@@ -296,7 +312,7 @@ impl Controller {
         let next = wanted.into_iter().min_by_key(|(shard, _)| (had_its_turn(*shard), *shard));
         let (shard, change) = next?;
         self.proposed = Some(Proposed { version, at: now, shard });
-        Some(change)
+        Some((shard, change))
     }
 }
 

@@ -4,6 +4,7 @@ pub(crate) mod cluster;
 pub(crate) mod cluster_config;
 pub(crate) mod databases;
 pub(crate) mod dev;
+pub(crate) mod drill;
 pub(crate) mod failover;
 pub(crate) mod latency;
 pub(crate) mod nodes;

@@ -50,6 +50,8 @@ enum Command {
     Status(command::status::Status),
     /// Measures reads and writes from the gateway of each region, and how soon a write shows there.
     Latency(command::latency::Latency),
+    /// Breaks clusters of its own under load, and measures what clients see of it.
+    Drill(command::drill::Drill),
     /// Hands the leadership of a shard to another voter.
     TransferLeadership(command::status::TransferLeadership),
     /// Writes the configuration of a development cluster of separate processes, one file a node.
@@ -97,6 +99,7 @@ fn main() -> ExitCode {
             Command::Orphans(orphans) => orphans.run().await,
             Command::Status(status) => status.run().await,
             Command::Latency(latency) => latency.run().await,
+            Command::Drill(drill) => drill.run().await,
             Command::TransferLeadership(transfer) => transfer.run().await,
             Command::ClusterConfig(config) => config.run(),
         }

@@ -53,7 +53,8 @@ const MAY_USE: &[(&str, Allowed)] = &[
 const OWNED: &[(&str, &str)] = &[("openraft", "meridian-consensus"), ("rocksdb", "meridian-storage")];
 
 /// Crates that are state machines: time, disk and network are arguments there.
-const PURE: &[&str] = &["meridian-types", "meridian-txn", "meridian-shipping", "meridian-failover", "meridian-checker", "meridian-sim"];
+const PURE: &[&str] =
+    &["meridian-types", "meridian-txn", "meridian-shipping", "meridian-failover", "meridian-checker", "meridian-sim"];
 
 /// What a pure crate has no business with.
 const IMPURE: &[&str] = &["tokio", "tonic", "rocksdb"];

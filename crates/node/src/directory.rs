@@ -68,6 +68,8 @@ pub(crate) struct Directory {
     /// Tokens of the configuration, beside the directory's.
     configured: Access,
     started: Instant,
+    /// Whether the directory has granted this process a lease, whatever it was on: it knows the node's folder.
+    vouched: watch::Sender<bool>,
     /// Wakes the renewal: the node has news for the directory, or wants to have some.
     renew_now: Notify,
 }
@@ -79,6 +81,7 @@ impl Directory {
             lease: Mutex::default(),
             configured,
             started: Instant::now(),
+            vouched: watch::Sender::new(false),
             renew_now: Notify::new(),
         }
     }
@@ -145,6 +148,11 @@ impl Directory {
 
     pub(crate) fn renewed(&self, sent_at: Duration, lease: &Lease) {
         self.lease.lock().renewed(sent_at, lease);
+        self.vouched.send_if_modified(|vouched| !std::mem::replace(vouched, true));
+    }
+
+    pub(crate) fn vouching(&self) -> watch::Receiver<bool> {
+        self.vouched.subscribe()
     }
 
     /// From now on this node serves nothing of this epoch.

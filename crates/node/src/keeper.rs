@@ -12,6 +12,7 @@ use meridian_failover::{Phase, Shard};
 use meridian_storage::{Engine, GroupId, GroupLog, HighWater, ShardState, StorageError, Syncer};
 use meridian_types::{Epoch, NodeId, ShardId};
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::directory::{Directory, save_cluster};
@@ -238,9 +239,12 @@ impl Keeper {
             self.log.purge_through(u64::MAX - 1, Some((replica::PURGED, &base.sequence.to_be_bytes())))?;
         } else if self.state.applied().raft.epoch != Some(group.epoch) && shard.phase == Phase::Forming {
             self.reach_base(shard, &history).await;
-            let high_water = Some(&*self.parts.high_water);
-            let formed = RaftGroup::form(&self.state, group, &shard.voters, history.base(), high_water)?;
-            founder = formed == Formed::Founder;
+            let (state, voters, base) = (Arc::clone(&self.state), shard.voters.clone(), history.base());
+            let high_water = Arc::clone(&self.parts.high_water);
+            let form = move || RaftGroup::form(&state, group, &voters, base, Some(&high_water));
+            let formed = tokio::task::spawn_blocking(form).await;
+            // One that did not finish is the node stopping.
+            founder = formed.unwrap_or(Ok(Formed::Already))? == Formed::Founder;
         }
         let raft = RaftGroup::open(RaftGroupOptions {
             node_id: self.parts.node_id,
@@ -271,7 +275,8 @@ impl Keeper {
         tracing::info!(%group, founder, "this node votes");
         let first_leader = shard.preferred_leader.or(shard.voters.first().copied()) == Some(self.parts.node_id);
         let (voters, peers) = (shard.voters.clone(), Arc::clone(&self.parts.peers) as Arc<dyn Peers>);
-        run_member(&voter, voters, peers, founder && first_leader);
+        let vouching = Some(self.parts.directory.vouching());
+        run_member(&voter, voters, peers, founder && first_leader, vouching);
         Ok(LocalShard::Voter(voter))
     }
 
@@ -300,17 +305,26 @@ impl Keeper {
 }
 
 /// The tasks of a group's member, until the voter's `stop`: it takes part, and a group that stops by itself
-/// stops the process.
+/// stops the process. With `vouching` it takes part as soon as the directory has vouched for this node's
+/// folder: one that was wiped has forgotten its votes, and must not give any.
 pub(crate) fn run_member(
     voter: &Arc<Voter>,
     voters: std::collections::BTreeSet<NodeId>,
     peers: Arc<dyn Peers>,
     stands_first: bool,
+    vouching: Option<watch::Receiver<bool>>,
 ) {
     let (group, stop) = (voter.group.clone(), voter.stop.clone());
     tokio::spawn(async move {
         let part = async {
-            if let Err(error) = group.take_part(&voters, &peers).await {
+            let vouched = vouching.is_some();
+            if let Some(mut vouching) = vouching
+                && vouching.wait_for(|vouched| *vouched).await.is_err()
+            {
+                // The node is stopping.
+                return;
+            }
+            if let Err(error) = group.take_part(&voters, &peers, vouched).await {
                 // It cannot tell whether it may vote: storage has failed.
                 meridian_storage::fatal(&error);
             }

@@ -175,7 +175,9 @@ impl Voter {
     /// Whether what was committed when this node started is applied here. Without a leader to tell, a state
     /// that is there is served all the same after a while.
     pub(crate) fn has_caught_up(&self) -> bool {
-        let alone = || self.group.status().leader.is_none() && serves_alone(self.started, &self.state);
+        // A state that is not this group's yet may be off the shard's history.
+        let seeded = || self.state.applied().raft.epoch == Some(self.group.id().epoch);
+        let alone = || self.group.status().leader.is_none() && seeded() && serves_alone(self.started, &self.state);
         self.recovered.load(Ordering::Relaxed) || alone()
     }
 

@@ -18,6 +18,7 @@ enum State {
         stream: StreamId,
         source: NodeId,
         since: Duration,
+        from: Position,
     },
     Following {
         stream: StreamId,
@@ -253,9 +254,14 @@ impl Receiver {
     ) {
         match (self.state, event) {
             (_, StreamEvent::Closed) => self.fail(now, jitter, FailureReason::Closed, actions),
-            (State::Subscribing { source, .. }, StreamEvent::Connected { epoch }) => {
+            (State::Subscribing { source, from, .. }, StreamEvent::Connected { epoch }) => {
                 if self.is_our_epoch(now, jitter, epoch, actions) {
                     self.state = State::Following { stream, source, heard_at: now };
+                    if self.durable > from {
+                        // Persisted while nobody could be told. The source is about to send it again, and it
+                        // will be skipped: without a word its window might stay full.
+                        actions.push(ReceiverAction::ReportDurable { stream, position: self.durable });
+                    }
                 }
             }
             (_, StreamEvent::SnapshotNeeded { .. }) => {
@@ -429,9 +435,9 @@ impl Receiver {
         }
         if !self.needs_snapshot {
             self.streams += 1;
-            let (stream, source) = (self.streams, source.node);
-            self.state = State::Subscribing { stream, source, since: now };
-            actions.push(ReceiverAction::Connect { stream, source, from: self.durable });
+            let (stream, source, from) = (self.streams, source.node, self.durable);
+            self.state = State::Subscribing { stream, source, since: now, from };
+            actions.push(ReceiverAction::Connect { stream, source, from });
         } else if self.unpersisted.is_empty() {
             if let Some(base) = self.orphans_beyond.take() {
                 actions.push(ReceiverAction::SaveOrphans { base });

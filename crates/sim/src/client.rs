@@ -16,9 +16,8 @@ struct Pending {
     operation: Operation,
     floor: Position,
     began: Instant,
-    /// The attempt under way.
-    call: u64,
-    sent_at: Instant,
+    first_call: u64,
+    retry_at: Instant,
 }
 
 /// A gateway with one request at a time: it tries again with the same id, wherever somebody may know.
@@ -27,29 +26,22 @@ pub(crate) struct Client {
     pub(crate) id: NodeId,
     pub(crate) region: String,
     pending: Option<Pending>,
-    calls: u64,
+    /// The newest attempt.
+    call: u64,
+    /// Who is said to lead.
     leader: Option<NodeId>,
     turn: usize,
     next_at: Instant,
-    /// Writes that were acknowledged, and when the last one was.
+    /// When a write was last acknowledged.
     pub(crate) acked_at: Instant,
 }
 
 impl Client {
     pub(crate) fn new(id: NodeId, region: &str) -> Self {
-        Self {
-            id,
-            region: region.to_owned(),
-            pending: None,
-            calls: 0,
-            leader: None,
-            turn: 0,
-            next_at: 0,
-            acked_at: 0,
-        }
+        Self { id, region: region.to_owned(), pending: None, call: 0, leader: None, turn: 0, next_at: 0, acked_at: 0 }
     }
 
-    /// What it sends now, if anything. `request` gives a new id.
+    /// What it sends now, if anything. `request` is the last id that was given out.
     pub(crate) fn step(
         &mut self,
         now: Instant,
@@ -57,67 +49,45 @@ impl Client {
         nodes: &[NodeId],
         floor: Position,
         request: &mut u64,
-        admits: bool,
     ) -> Option<(NodeId, Message)> {
-        if self.pending.as_ref().is_some_and(|pending| now > pending.began + DEADLINE) {
-            self.pending = None;
-        }
-        match &mut self.pending {
-            None => {
-                if now < self.next_at || !admits {
-                    return None;
-                }
-                let operation = if rng.chance(700) {
-                    *request += 1;
-                    Operation::Write { request: *request }
-                } else {
-                    Operation::Read
-                };
-                self.calls += 1;
-                self.pending = Some(Pending { operation, floor, began: now, call: self.calls, sent_at: now });
+        self.pending.take_if(|pending| now > pending.began + DEADLINE);
+        if self.pending.is_none() {
+            if now < self.next_at {
+                return None;
             }
-            Some(pending) => {
-                if now < pending.sent_at + ATTEMPT_TIMEOUT {
-                    return None;
-                }
-                self.leader = None;
-                self.calls += 1;
-                (pending.call, pending.sent_at) = (self.calls, now);
-            }
+            let operation = if rng.chance(700) {
+                *request += 1;
+                Operation::Write { request: *request }
+            } else {
+                Operation::Read
+            };
+            let (began, first_call) = (now, self.call + 1);
+            self.pending = Some(Pending { operation, floor, began, first_call, retry_at: now });
         }
-        let pending = self.pending.as_ref()?;
-        if self.leader.is_none() {
-            self.turn += 1;
-        }
-        let to = self.leader.or_else(|| nodes.get(self.turn % nodes.len().max(1)).copied())?;
-        let Pending { call, operation, floor, .. } = *pending;
-        Some((to, Message::Request { call, operation, floor }))
+        let pending = self.pending.as_mut().filter(|pending| now >= pending.retry_at)?;
+        pending.retry_at = now + ATTEMPT_TIMEOUT;
+        self.call += 1;
+        self.turn += 1;
+        let to = self.leader.take().or_else(|| nodes.get(self.turn % nodes.len().max(1)).copied())?;
+        let Pending { operation, floor, .. } = *pending;
+        Some((to, Message::Request { call: self.call, operation, floor }))
     }
 
     pub(crate) fn receive(&mut self, now: Instant, rng: &mut Rng, from: NodeId, message: &Message) {
         let Some(pending) = &mut self.pending else { return };
         match message {
-            Message::Answer { call, .. } => {
-                // An answer to an earlier attempt is an answer.
-                if *call > self.calls || now < pending.began {
-                    return;
+            // An answer to an earlier attempt is an answer.
+            Message::Answer { call, .. } if *call >= pending.first_call => {
+                if let Operation::Write { .. } = pending.operation {
+                    self.acked_at = now;
                 }
-                if *call == pending.call || *call + 1 == pending.call {
-                    if let Operation::Write { .. } = pending.operation {
-                        self.acked_at = now;
-                    }
-                    self.leader = Some(from);
-                    self.pending = None;
-                    self.next_at = now + rng.between(10, 120) * MS;
-                }
+                self.leader = Some(from);
+                self.next_at = now + rng.between(10, 120) * MS;
+                self.pending = None;
             }
-            Message::NotHere { call, leader } if *call == pending.call => {
+            Message::NotHere { call, leader } if *call == self.call => {
                 self.leader = *leader;
-                // Not at once: nobody leads for a while.
-                pending.sent_at = (now + 40 * MS).saturating_sub(ATTEMPT_TIMEOUT);
-                if let Some(leader) = leader {
-                    self.turn = usize::try_from(*leader).unwrap_or(0);
-                }
+                pending.retry_at = now + if leader.is_some() { 5 * MS } else { 30 * MS };
             }
             _ => {}
         }

@@ -42,6 +42,21 @@ pub struct Counts {
     pub exact_reports: u64,
 }
 
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.acked += other.acked;
+        self.reads += other.reads;
+        self.failovers += other.failovers;
+        self.switchovers += other.switchovers;
+        self.went_home += other.went_home;
+        self.lost += other.lost;
+        self.snapshots += other.snapshots;
+        self.orphans += other.orphans;
+        self.drains += other.drains;
+        self.exact_reports += other.exact_reports;
+    }
+}
+
 /// The truth, as far as the invariants need it.
 #[derive(Debug, Default)]
 pub(crate) struct Observer {

@@ -83,14 +83,14 @@ pub(crate) enum Message {
     // Shipping.
     Subscribe { link: Link, from: Position },
     Unsubscribe { link: Link },
-    Ack { link: Link, durable: Position },
-    ToReceiver { link: Link, event: Shipped },
+    Ack { source: NodeId, link: Link, durable: Position },
+    ToReceiver { source: NodeId, link: Link, event: Shipped },
     Status(Status),
     FetchSnapshot { incarnation: u64, fetch: u64, epoch: Epoch },
     Snapshot { incarnation: u64, fetch: u64, history: Option<Arc<History>> },
     // Of clients, and back.
     Request { call: u64, operation: Operation, floor: Position },
-    Answer { call: u64, position: Position },
+    Answer { call: u64 },
     NotHere { call: u64, leader: Option<NodeId> },
 }
 
@@ -104,6 +104,10 @@ pub(crate) enum Wakeup {
     /// The next batch handed out by the receiver is durable.
     Persisted,
     /// What was pulled by a drain is durable.
-    Pulled { batches: Vec<Batch> },
-    Installed { fetch: u64 },
+    Pulled {
+        batches: Vec<Batch>,
+    },
+    Installed {
+        fetch: u64,
+    },
 }

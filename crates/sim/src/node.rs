@@ -33,10 +33,17 @@ pub(crate) const TICK: Instant = 50 * MS;
 
 /// What a node does to the world.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "nearly all of them are messages")]
 pub(crate) enum Effect {
-    Send { to: NodeId, message: Message },
+    Send {
+        to: NodeId,
+        message: Message,
+    },
     /// Comes back to this process, if it lives.
-    Wake { after: Instant, wakeup: Wakeup },
+    Wake {
+        after: Instant,
+        wakeup: Wakeup,
+    },
 }
 
 /// What surrounds a node while it takes a step.
@@ -150,7 +157,8 @@ impl Node {
         self.requests = self.disk.history.iter().map(|batch| (batch.request, batch.position)).collect();
         self.start_directory(context);
         self.settle(context);
-        context.wake(context.rng.below(TICK), Wakeup::Tick);
+        let first = context.rng.below(TICK);
+        context.wake(first, Wakeup::Tick);
     }
 
     /// What is not durable is gone.
@@ -251,8 +259,8 @@ impl Node {
             Message::LogRead { after, batches } => self.log_read(context, after, batches),
             Message::Subscribe { link, from: position } => self.subscribed(context, link, position),
             Message::Unsubscribe { link } => drop(self.senders.remove(&link)),
-            Message::Ack { link, durable } => self.acked(context, link, durable),
-            Message::ToReceiver { link, event } => self.shipped(context, link, event),
+            Message::Ack { link, durable, .. } => self.acked(context, link, durable),
+            Message::ToReceiver { link, event, .. } => self.shipped(context, link, event),
             Message::Status(status) => self.heard(context, status),
             Message::FetchSnapshot { incarnation, fetch, epoch } => {
                 self.give_snapshot(context, from, incarnation, fetch, epoch);

@@ -32,11 +32,29 @@ impl<C> Default for RaftDisk<C> {
 
 #[derive(Debug, Clone)]
 pub(crate) enum RaftMessage<C> {
-    Vote { term: u64, last_term: u64, len: usize },
-    Voted { term: u64, granted: bool },
-    Append { term: u64, previous: usize, previous_term: u64, entries: Vec<Entry<C>>, commit: usize, round: u64 },
+    Vote {
+        term: u64,
+        last_term: u64,
+        len: usize,
+    },
+    Voted {
+        term: u64,
+        granted: bool,
+    },
+    Append {
+        term: u64,
+        previous: usize,
+        previous_term: u64,
+        entries: Vec<Entry<C>>,
+        commit: usize,
+        round: u64,
+    },
     /// `matched` entries are durable here and those of the leader; `Err`: what it may try from.
-    Appended { term: u64, matched: Result<usize, usize>, round: u64 },
+    Appended {
+        term: u64,
+        matched: Result<usize, usize>,
+        round: u64,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,9 +163,8 @@ impl<C: Clone> Raft<C> {
 
     /// And a majority has answered within an election timeout.
     pub(crate) fn leads(&self, now: Duration) -> bool {
-        let fresh = |progress: &Progress| {
-            progress.heard_at.is_some_and(|at| now.saturating_sub(at) <= self.timing.election)
-        };
+        let fresh =
+            |progress: &Progress| progress.heard_at.is_some_and(|at| now.saturating_sub(at) <= self.timing.election);
         let others = self.progress.values().filter(|progress| fresh(progress)).count();
         self.is_settled_leader() && others + 1 >= self.majority()
     }
@@ -157,9 +174,9 @@ impl<C: Clone> Raft<C> {
         self.commit.min(self.disk.synced)
     }
 
-    /// Everything in the leader's log is committed.
+    /// Everything in the leader's log is committed, and can be applied.
     pub(crate) fn is_drained(&self) -> bool {
-        self.is_settled_leader() && self.commit == self.disk.log.len()
+        self.is_settled_leader() && self.applicable() == self.disk.log.len()
     }
 
     pub(crate) fn propose(&mut self, now: Duration, command: C, out: &mut Outbox<C>) {

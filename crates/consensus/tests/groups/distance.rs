@@ -9,12 +9,13 @@ use crate::support::{Node, at, equal, leader, set, until, write};
 use crate::wire::Wire;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_round_trip_of_190_ms_is_not_too_long() {
+async fn a_round_trip_may_take_longer_than_heartbeats_are_apart() {
     let wire = Arc::new(Wire::default());
     let voters = set(1..=3);
     let mut nodes = Vec::new();
     for id in 1..=3 {
-        let mut node = Node::far(id, &wire, Duration::from_millis(95)).await;
+        // 190 ms for the way around half the world, and 20 for what lies at its ends.
+        let mut node = Node::far(id, &wire, Duration::from_millis(105)).await;
         node.timing = RaftTiming { heartbeat_ms: 200, election_timeout_min_ms: 1000, election_timeout_max_ms: 2000 };
         node.form(1, &voters, at(1, 0));
         nodes.push(node);
@@ -39,7 +40,7 @@ async fn a_round_trip_of_190_ms_is_not_too_long() {
     for _ in 0..5 {
         let start = Instant::now();
         first.group().read_index().await.unwrap();
-        assert!(start.elapsed() < Duration::from_millis(700), "{:?}", start.elapsed());
+        assert!(start.elapsed() < Duration::from_millis(800), "{:?}", start.elapsed());
     }
     write(&nodes, 3, "far").await;
     equal(&nodes, at(1, 3)).await;

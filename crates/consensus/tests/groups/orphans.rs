@@ -61,7 +61,7 @@ async fn batches_beyond_a_base_are_read_and_then_forgotten() {
     // It has forgotten its votes: in this group it gives none any more.
     node.open(1, &voters).await;
     let peers: Arc<dyn meridian_consensus::Peers> = wire.clone();
-    node.group().take_part(&voters, &peers).await.unwrap();
+    node.group().take_part(&voters, &peers, false).await.unwrap();
     assert!(!node.group().votes());
     node.close().await;
     // In the next epoch it is one like the others.

@@ -3,11 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use meridian_consensus::Role;
+use meridian_consensus::{Peers, Role};
 use meridian_proto::raft::{self, raft_client::RaftClient};
 use tonic::Code;
-
-use meridian_consensus::Peers;
 
 use crate::support::{Node, SHARD, at, equal, group, leader, role, set, until, write};
 use crate::wire::Wire;
@@ -77,22 +75,51 @@ async fn one_sealed_member_does_not_keep_the_others_from_electing() {
     equal(&nodes, at(1, 3)).await;
 }
 
-#[tokio::test]
-async fn the_preferred_leader_leads_at_once_and_a_leader_that_is_well_is_left_alone() {
-    let wire = Arc::new(Wire::default());
+/// Three that elect nobody by themselves while a test runs.
+async fn three_that_wait(wire: &Arc<Wire>) -> Vec<Node> {
     let mut nodes = Vec::new();
     let voters = set(1..=3);
     for id in 1..=3 {
-        let mut node = Node::new(id, &wire).await;
-        // No election by timeout while this runs.
+        let mut node = Node::new(id, wire).await;
         node.timing.election_timeout_min_ms = 20_000;
         node.timing.election_timeout_max_ms = 30_000;
-        nodes.push(node);
-    }
-    for node in &mut nodes {
         node.form(1, &voters, at(1, 0));
         node.open(1, &voters).await;
+        nodes.push(node);
     }
+    nodes
+}
+
+/// Why the node refuses to be asked for its vote; `None` if it does not.
+async fn refused_vote(wire: &Arc<Wire>, node: u64) -> Option<String> {
+    let target = raft::Group { shard: SHARD.0, epoch: group(1).epoch.0.into(), target: node };
+    let request = raft::VoteRequest { group: Some(target), vote: Some(Default::default()), ..Default::default() };
+    let answer = RaftClient::new(wire.channel(node).unwrap()).pre_vote(request).await;
+    answer.err().map(|status| status.message().to_owned())
+}
+
+#[tokio::test]
+async fn who_followed_a_leader_keeps_quiet_after_a_restart_and_who_is_new_does_not() {
+    let wire = Arc::new(Wire::default());
+    let mut nodes = three_that_wait(&wire).await;
+    until("the new ones may vote", async || refused_vote(&wire, 2).await.is_none()).await;
+    nodes[0].group().elect_now().await;
+    write(&nodes, 1, "first").await;
+    equal(&nodes, at(1, 1)).await;
+    // The lease that it granted is forgotten, and may hold.
+    nodes[1].crash().await;
+    let voters = set(1..=3);
+    nodes[1].open(1, &voters).await;
+    until("its restart is why", async || {
+        refused_vote(&wire, 2).await.is_some_and(|why| why.contains("has just started"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn the_preferred_leader_leads_at_once_and_a_leader_that_is_well_is_left_alone() {
+    let wire = Arc::new(Wire::default());
+    let nodes = three_that_wait(&wire).await;
     let start = Instant::now();
     nodes[1].group().elect_now().await;
     let took = start.elapsed();

@@ -1,7 +1,6 @@
 //! From a topology to folders with a configuration each, written by the program itself.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -128,12 +127,8 @@ fn site(node: &Node) -> Result<Site, ClusterError> {
 
 /// Whom to dial where.
 fn dial_table(network: &Network, machine: Machine) -> String {
-    let mut table = "\n[dial]\n".to_owned();
-    for (node, address) in network.dial(machine) {
-        // Writing to a string does not fail.
-        drop(writeln!(table, "{node} = \"{address}\""));
-    }
-    table
+    let lines = network.dial(machine).into_iter().map(|(node, address)| format!("{node} = \"{address}\"\n"));
+    "\n[dial]\n".to_owned() + &lines.collect::<String>()
 }
 
 fn read_only_token() -> String {

@@ -8,7 +8,7 @@ use crate::poll::Timeout;
 /// Why a cluster cannot be had, or is not as it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    #[error("{what}: {source}")]
+    #[error("{what}")]
     Io { what: String, source: io::Error },
     #[error("{} is not UTF-8", .0.display())]
     NotUtf8(PathBuf),
@@ -27,7 +27,7 @@ pub enum ClusterError {
     /// With its log.
     #[error("{0}")]
     Ended(String),
-    #[error("the cluster is not ready: {source}\nThe logs and data of the cluster are in {}", folder.display())]
+    #[error("the cluster is not ready; its logs and data are in {}", folder.display())]
     NotReady { source: Box<ClusterError>, folder: PathBuf },
     #[error("the cluster has no emulated network")]
     NoNetwork,
@@ -35,6 +35,18 @@ pub enum ClusterError {
     Timeout(#[from] Timeout),
     #[error(transparent)]
     Operator(#[from] OperatorError),
+}
+
+/// An error with its causes.
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        text.push_str(": ");
+        text.push_str(&next.to_string());
+        cause = next.source();
+    }
+    text
 }
 
 impl ClusterError {

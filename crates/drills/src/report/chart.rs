@@ -1,6 +1,6 @@
 //! Charts on the time line of a fault, as SVG.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
 use super::html::Escaped;
 use super::{MarkKind, RunReport};
@@ -15,7 +15,11 @@ const BOTTOM: f64 = 22.0;
 const BIN_MS: f64 = 250.0;
 /// Below, a latency is drawn as this: a logarithm has no zero.
 const LEAST_LATENCY_MS: f64 = 0.05;
-const MAX_BINS: usize = 10_000;
+/// A line is not drawn over a longer time without a point.
+const HOLE_MS: f64 = 1000.0;
+const MAX_BINS: u32 = 10_000;
+/// Of ten, in ms: no latency of a drill is longer.
+const MAX_POWER: i32 = 6;
 
 /// How a value becomes a height.
 #[derive(Debug, Clone, Copy)]
@@ -27,18 +31,19 @@ enum Scale {
 }
 
 /// One chart in the making.
-struct Chart<'a> {
-    out: &'a mut String,
+struct Chart<'a, 'b> {
+    out: &'a mut fmt::Formatter<'b>,
     report: &'a RunReport,
     height: f64,
     scale: Scale,
 }
 
 /// The answers of one kind: when they came, and how long they took.
-pub(super) fn latency(out: &mut String, report: &RunReport, kind: Kind) -> fmt::Result {
+pub(super) fn latency(out: &mut fmt::Formatter<'_>, report: &RunReport, kind: Kind) -> fmt::Result {
     let dots = || report.dots.iter().filter(|dot| dot.kind == kind);
     let most = dots().map(|dot| dot.latency_ms).fold(1.0, f64::max);
-    let scale = Scale::Log(-2, most.log10().ceil().clamp(1.0, 6.0) as i32);
+    let power = (1..MAX_POWER).find(|power| 10_f64.powi(*power) >= most);
+    let scale = Scale::Log(-2, power.unwrap_or(MAX_POWER));
     let mut chart = Chart { out, report, height: 200.0, scale };
     chart.begin(&format!("latency of {kind}, ms"))?;
     for region in 0..report.topology.len() {
@@ -47,37 +52,33 @@ pub(super) fn latency(out: &mut String, report: &RunReport, kind: Kind) -> fmt::
             let (x, y) = (chart.x(dot.at_ms), chart.y(dot.latency_ms.max(LEAST_LATENCY_MS)));
             write!(chart.out, "M{x:.1} {y:.1}h0")?;
         }
-        chart.out.push_str("\"/>\n");
+        writeln!(chart.out, "\"/>")?;
     }
     chart.end()
 }
 
 /// Answers per second of each kind.
-pub(super) fn throughput(out: &mut String, report: &RunReport, answers: &[(Kind, f64)]) -> fmt::Result {
-    let bins = (((report.end_ms - report.warm_ms) / BIN_MS).ceil().max(1.0) as usize).min(MAX_BINS);
-    let bin = |at_ms: f64| ((at_ms - report.warm_ms) / BIN_MS).floor().max(0.0) as usize;
-    let mut series = Vec::new();
-    for kind in Kind::ALL {
-        let mut counts = vec![0.0; bins];
-        for (_, at_ms) in answers.iter().filter(|(of, at_ms)| *of == kind && *at_ms >= report.warm_ms) {
-            if let Some(count) = counts.get_mut(bin(*at_ms)) {
-                *count += 1000.0 / BIN_MS;
-            }
-        }
-        series.push(counts);
-    }
-    let most = series.iter().flatten().copied().fold(1.0, f64::max);
+pub(super) fn throughput(out: &mut fmt::Formatter<'_>, report: &RunReport, answers: &[(Kind, f64)]) -> fmt::Result {
+    let bins =
+        || (0..MAX_BINS).map(|bin| report.warm_ms + f64::from(bin) * BIN_MS).take_while(|at| *at < report.end_ms);
+    let series = Kind::ALL.map(|kind| {
+        let mut ends: Vec<f64> = answers.iter().filter(|(of, _)| *of == kind).map(|(_, at_ms)| *at_ms).collect();
+        ends.sort_by(f64::total_cmp);
+        let before = |at_ms: f64| ends.partition_point(|end| *end < at_ms);
+        let per_second = |from: f64| (before(from + BIN_MS) - before(from)) as f64 * 1000.0 / BIN_MS;
+        bins().map(|from| (from + BIN_MS / 2.0, per_second(from))).collect::<Vec<_>>()
+    });
+    let most = series.iter().flatten().map(|(_, per_second)| *per_second).fold(1.0, f64::max);
     let mut chart = Chart { out, report, height: 140.0, scale: Scale::Linear(round_up(most)) };
     chart.begin("answers per second")?;
-    for (number, counts) in series.iter().enumerate() {
-        let middles = (0_u32..).map(|bin| report.warm_ms + (f64::from(bin) + 0.5) * BIN_MS);
-        chart.line(number, middles.zip(counts.iter().copied()))?;
+    for (number, points) in series.into_iter().enumerate() {
+        chart.line(number, points.into_iter())?;
     }
     chart.end()
 }
 
 /// How far behind each subscriber of the leader was.
-pub(super) fn lag(out: &mut String, report: &RunReport) -> fmt::Result {
+pub(super) fn lag(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
     let most = report.looks.iter().flat_map(|look| look.lag_ms.values()).copied().max().unwrap_or(0);
     let scale = Scale::Linear(round_up((most as f64).max(10.0)));
     let mut chart = Chart { out, report, height: 140.0, scale };
@@ -114,7 +115,7 @@ fn round_up(value: f64) -> f64 {
     [1.0, 2.0, 5.0].into_iter().map(|step| step * power).find(|step| *step >= value).unwrap_or(10.0 * power)
 }
 
-impl Chart<'_> {
+impl Chart<'_, '_> {
     fn x(&self, at_ms: f64) -> f64 {
         let (from, to) = (self.report.warm_ms, self.report.end_ms.max(self.report.warm_ms + 1.0));
         LEFT + (at_ms.clamp(from, to) - from) / (to - from) * (WIDTH - LEFT - RIGHT)
@@ -175,17 +176,17 @@ impl Chart<'_> {
             return Ok(());
         }
         write!(self.out, "<path class=\"line c{colour}\" d=\"")?;
-        for (number, (at_ms, value)) in points.into_iter().enumerate() {
+        let mut last_ms = f64::NEG_INFINITY;
+        for (at_ms, value) in points {
             let (x, y) = (self.x(at_ms), self.y(value));
-            write!(self.out, "{}{x:.1} {y:.1}", if number == 0 { 'M' } else { 'L' })?;
+            write!(self.out, "{}{x:.1} {y:.1}", if at_ms - last_ms > HOLE_MS { 'M' } else { 'L' })?;
+            last_ms = at_ms;
         }
-        self.out.push_str("\"/>\n");
-        Ok(())
+        writeln!(self.out, "\"/>")
     }
 
     fn end(&mut self) -> fmt::Result {
-        self.out.push_str("</svg>\n");
-        Ok(())
+        writeln!(self.out, "</svg>")
     }
 }
 

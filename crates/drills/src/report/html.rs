@@ -51,13 +51,22 @@ impl fmt::Display for Escaped<'_> {
 
 /// A page of runs, with the promises that they were held against, if any.
 pub fn html_page(title: &str, rows: &[Row], runs: &[RunReport]) -> String {
-    let mut out = String::new();
-    // Writing to a string does not fail.
-    drop(write_page(&mut out, title, rows, runs));
-    out
+    Page { title, rows, runs }.to_string()
 }
 
-fn write_page(out: &mut String, title: &str, rows: &[Row], runs: &[RunReport]) -> fmt::Result {
+struct Page<'a> {
+    title: &'a str,
+    rows: &'a [Row],
+    runs: &'a [RunReport],
+}
+
+impl fmt::Display for Page<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_page(f, self.title, self.rows, self.runs)
+    }
+}
+
+fn write_page(out: &mut fmt::Formatter<'_>, title: &str, rows: &[Row], runs: &[RunReport]) -> fmt::Result {
     let title = Escaped(title);
     writeln!(out, "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">")?;
     writeln!(out, "<meta name=\"viewport\" content=\"width=device-width\">\n<title>{title}</title>")?;
@@ -78,7 +87,7 @@ fn write_page(out: &mut String, title: &str, rows: &[Row], runs: &[RunReport]) -
     writeln!(out, "</body>\n</html>")
 }
 
-fn write_rows(out: &mut String, rows: &[Row]) -> fmt::Result {
+fn write_rows(out: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
     writeln!(out, "<table>\n<tr><th>promise</th><th>stated</th><th>aim</th><th>measured</th></tr>")?;
     for row in rows {
         write!(out, "<tr><td>{}</td>", Escaped(row.promise))?;
@@ -96,7 +105,7 @@ fn write_rows(out: &mut String, rows: &[Row]) -> fmt::Result {
     writeln!(out, "</table>")
 }
 
-fn write_drill(out: &mut String, runs: &[&RunReport]) -> fmt::Result {
+fn write_drill(out: &mut fmt::Formatter<'_>, runs: &[&RunReport]) -> fmt::Result {
     let Some(first) = runs.first() else { return Ok(()) };
     writeln!(out, "<section>\n<h2>{}: {}</h2>", Escaped(&first.drill), Escaped(&first.title))?;
     writeln!(out, "<p>{}</p>", Escaped(&first.about))?;
@@ -113,7 +122,7 @@ fn write_drill(out: &mut String, runs: &[&RunReport]) -> fmt::Result {
     writeln!(out, "</section>")
 }
 
-fn write_run(out: &mut String, run: &RunReport) -> fmt::Result {
+fn write_run(out: &mut fmt::Formatter<'_>, run: &RunReport) -> fmt::Result {
     writeln!(out, "<h3>run {}</h3>", run.run)?;
     writeln!(out, "<table>\n<tr><th>seconds from the fault</th><th>what happened</th></tr>")?;
     for mark in &run.marks {

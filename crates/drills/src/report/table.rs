@@ -1,10 +1,10 @@
 //! Reports as text.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
 use super::{RunReport, from_fault_s};
 use crate::gap::Measure;
-use crate::loss::{Claim, Verdict};
+use crate::loss::{Claim, Verdict, reported_at_most};
 use crate::promise::{Row, Standing};
 use crate::workload::Kind;
 
@@ -13,13 +13,18 @@ const ANSWERS_SHOWN: usize = 5;
 
 /// One run.
 pub fn run_text(report: &RunReport) -> String {
-    let mut out = String::new();
-    // Writing to a string does not fail.
-    drop(write_run(&mut out, report));
-    out
+    RunText(report).to_string()
 }
 
-fn write_run(out: &mut String, report: &RunReport) -> fmt::Result {
+struct RunText<'a>(&'a RunReport);
+
+impl fmt::Display for RunText<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_run(f, self.0)
+    }
+}
+
+fn write_run(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
     let counts: Vec<String> = report.topology.iter().map(ToString::to_string).collect();
     writeln!(out, "{}: {}", report.drill, report.title)?;
     writeln!(
@@ -92,7 +97,7 @@ fn write_run(out: &mut String, report: &RunReport) -> fmt::Result {
     Ok(())
 }
 
-fn write_measure(out: &mut String, report: &RunReport, measure: &Measure) -> fmt::Result {
+fn write_measure(out: &mut fmt::Formatter<'_>, report: &RunReport, measure: &Measure) -> fmt::Result {
     let lost = report.lost_regions.contains(&measure.region);
     writeln!(
         out,
@@ -108,11 +113,11 @@ fn write_measure(out: &mut String, report: &RunReport, measure: &Measure) -> fmt
         measure.gap.ms,
         measure.moved,
         measure.failed,
-        if lost { "  (lost with its clients)" } else { "" }
+        if lost { "  (not judged)" } else { "" }
     )
 }
 
-fn write_claim(out: &mut String, claim: &Claim) -> fmt::Result {
+fn write_claim(out: &mut fmt::Formatter<'_>, claim: &Claim) -> fmt::Result {
     let report = &claim.report;
     let verdict = match &claim.verdict {
         Verdict::True => "true".to_owned(),
@@ -122,16 +127,17 @@ fn write_claim(out: &mut String, claim: &Claim) -> fmt::Result {
     let kind = if report.planned { "switchover" } else { "failover" };
     writeln!(
         out,
-        "  the cluster reports: epoch {}, {kind} from {} to {} ({}), base {}, {} transactions and {} ms lost{}: {verdict}",
-        report.epoch,
-        report.from_region,
-        report.to_region,
-        report.cause,
-        report.base,
-        report.loss.transactions,
-        report.loss.window_ms,
-        if report.loss.exact { "" } else { " or more" }
+        "  the cluster reports: epoch {}, {kind} from {} to {} ({})",
+        report.epoch, report.from_region, report.to_region, report.cause
     )?;
+    let (least, most) = (report.loss.transactions, reported_at_most(report));
+    let transactions = match most {
+        Some(most) if most == least => least.to_string(),
+        Some(most) => format!("{least} to {most}"),
+        None => format!("{least} or more"),
+    };
+    let window_ms = report.loss.window_ms;
+    writeln!(out, "    lost beyond {}: {transactions} transactions, {window_ms} ms: {verdict}", report.base)?;
     writeln!(
         out,
         "    clients: {} acknowledged writes beyond the base, within {:.0} ms; {} more were in flight",
@@ -139,7 +145,7 @@ fn write_claim(out: &mut String, claim: &Claim) -> fmt::Result {
     )
 }
 
-fn write_requests(out: &mut String, report: &RunReport) -> fmt::Result {
+fn write_requests(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
     let failed: u64 = report.failed_requests.values().sum();
     write!(out, "  requests failed: {failed}")?;
     if failed > report.failed_judged() {
@@ -152,7 +158,7 @@ fn write_requests(out: &mut String, report: &RunReport) -> fmt::Result {
     Ok(())
 }
 
-fn write_lag(out: &mut String, report: &RunReport) -> fmt::Result {
+fn write_lag(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
     let most = |from_ms: f64, to_ms: f64| {
         let within = report.looks.iter().filter(|look| look.at_ms >= from_ms && look.at_ms < to_ms);
         within.flat_map(|look| look.lag_ms.values()).copied().max().unwrap_or(0)
@@ -169,9 +175,8 @@ pub fn runs_text(reports: &[RunReport]) -> String {
     );
     let gap = |report: &RunReport, kind| report.rto(kind).map_or(0.0, |gap| gap.ms);
     for report in reports {
-        let line = writeln!(
-            out,
-            "{:>4} {:>12.0} {:>12.0} {:>12.0} {:>10} {:>10.0} {:>8}  {}",
+        let line = format!(
+            "{:>4} {:>12.0} {:>12.0} {:>12.0} {:>10} {:>10.0} {:>8}  {}\n",
             report.run,
             gap(report, Kind::Write),
             gap(report, Kind::StrongRead),
@@ -181,18 +186,17 @@ pub fn runs_text(reports: &[RunReport]) -> String {
             report.failed_judged(),
             if report.faults().is_empty() { "yes" } else { "NO" }
         );
-        drop(line);
+        out.push_str(&line);
     }
     let worst = |kind| reports.iter().map(|report| gap(report, kind)).fold(0.0, f64::max);
-    let line = writeln!(
-        out,
-        "{:>4} {:>12.0} {:>12.0} {:>12.0}   the longest without an answer",
+    let line = format!(
+        "{:>4} {:>12.0} {:>12.0} {:>12.0}   the longest without an answer\n",
         "all",
         worst(Kind::Write),
         worst(Kind::StrongRead),
         worst(Kind::EventualRead)
     );
-    drop(line);
+    out.push_str(&line);
     out
 }
 
@@ -206,9 +210,8 @@ pub fn suite_text(rows: &[Row]) -> String {
     };
     let mut out = String::new();
     for row in rows {
-        let line = writeln!(
-            out,
-            "{}\n  stated:   {:<12} {}\n  aim:      {:<12} {}\n  measured: {}\n  by:       {}\n",
+        let line = format!(
+            "{}\n  stated:   {:<12} {}\n  aim:      {:<12} {}\n  measured: {}\n  by:       {}\n\n",
             row.promise,
             word(&row.stated.standing),
             row.stated.text,
@@ -217,7 +220,7 @@ pub fn suite_text(rows: &[Row]) -> String {
             row.measured,
             row.drills.join(", ")
         );
-        drop(line);
+        out.push_str(&line);
     }
     out
 }

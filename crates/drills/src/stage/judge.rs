@@ -99,7 +99,7 @@ impl Stage<'_> {
         let mut marks = self.marks.clone();
         let mut leader = None;
         for look in looks {
-            let newest = look.leaders.iter().max_by_key(|(_, epoch)| **epoch).map(|(node, epoch)| (*node, *epoch));
+            let newest = look.leader();
             if let Some((node, epoch)) = newest
                 && leader != newest
             {

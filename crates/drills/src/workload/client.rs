@@ -161,7 +161,8 @@ impl Client {
     async fn sum(&mut self) {
         let count = self.rng.random_range(1..=2);
         let counters = (0..COUNTERS).choose_multiple(&mut self.rng, count);
-        let mut add = |counter| Change::Sum { key: format!("counter/{counter}"), amount: self.rng.random_range(1..1000) };
+        let mut add =
+            |counter| Change::Sum { key: format!("counter/{counter}"), amount: self.rng.random_range(1..1000) };
         let changes = counters.into_iter().map(&mut add).collect();
         self.commit(Intent::new(changes)).await;
     }
@@ -261,9 +262,9 @@ impl Client {
     async fn connection(&mut self) -> Option<(Arc<Gateway>, KvClient)> {
         let count = self.connections.len();
         let up = |client: &Self| {
-            (0..count).map(|step| (client.at + step) % count).find(|at| {
-                client.connections.get(*at).is_some_and(|(gateway, _)| gateway.is_up())
-            })
+            (0..count)
+                .map(|step| (client.at + step) % count)
+                .find(|at| client.connections.get(*at).is_some_and(|(gateway, _)| gateway.is_up()))
         };
         if let Some(at) = up(self) {
             self.at = at;
@@ -322,5 +323,47 @@ fn outcome(result: &Result<pb::AtomicWriteOutput, CallError>) -> (TxnOutcome, Op
         }
         Err(CallError::NotSent) => (TxnOutcome::NotCommitted { reason: "no connection".to_owned() }, None),
         Err(CallError::NoAnswer(_)) => (TxnOutcome::Unknown, None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hyper::StatusCode;
+
+    use super::*;
+
+    fn refused(status: u16) -> Result<pb::AtomicWriteOutput, CallError> {
+        Err(CallError::Refused { status: StatusCode::from_u16(status).unwrap(), text: "why".to_owned() })
+    }
+
+    fn answered(status: pb::AtomicWriteStatus, versionstamp: &[u8]) -> Result<pb::AtomicWriteOutput, CallError> {
+        let versionstamp = bytes::Bytes::copy_from_slice(versionstamp);
+        Ok(pb::AtomicWriteOutput { status: status.into(), versionstamp, ..Default::default() })
+    }
+
+    #[test]
+    fn answers_say_what_became_of_a_write() {
+        use pb::AtomicWriteStatus::{AwCheckFailure, AwSuccess, AwWriteDisabled};
+        let is_odd = |result| outcome(&result).1.is_some();
+        assert!(matches!(outcome(&answered(AwSuccess, &[0; 10])).0, TxnOutcome::Committed { .. }));
+        assert!(matches!(outcome(&answered(AwCheckFailure, &[])).0, TxnOutcome::CheckFailed { .. }));
+        assert!(matches!(outcome(&refused(503)).0, TxnOutcome::NotCommitted { .. }));
+        assert!(matches!(outcome(&Err(CallError::NotSent)).0, TxnOutcome::NotCommitted { .. }));
+        assert_eq!(outcome(&Err(CallError::NoAnswer(String::new()))).0, TxnOutcome::Unknown);
+        assert!(!is_odd(refused(503)) && is_odd(refused(500)) && is_odd(refused(400)));
+        // No failover makes a gateway say such things.
+        assert!(is_odd(answered(AwSuccess, &[0; 9])) && is_odd(answered(AwWriteDisabled, &[])));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_lost_gateway_has_no_answer() {
+        let gateway = Gateway::new("g", "http://127.0.0.1:1".to_owned());
+        let never = until_lost(&gateway, std::future::pending::<Result<(), CallError>>());
+        gateway.lose();
+        assert!(matches!(never.await, Err(CallError::NoAnswer(_))));
+        gateway.put_up();
+        gateway.drain();
+        assert!(!gateway.is_up() && !gateway.is_lost());
+        assert!(until_lost(&gateway, async { Ok(()) }).await.is_ok());
     }
 }

@@ -21,10 +21,20 @@ pub(super) struct Intent {
 #[derive(Debug, Clone)]
 pub(super) enum Change {
     /// To the list that was read.
-    Append { key: Key, elements: Vec<u64> },
-    SetRegister { key: Key },
-    Sum { key: Key, amount: u64 },
-    Delete { key: Key },
+    Append {
+        key: Key,
+        elements: Vec<u64>,
+    },
+    SetRegister {
+        key: Key,
+    },
+    Sum {
+        key: Key,
+        amount: u64,
+    },
+    Delete {
+        key: Key,
+    },
 }
 
 impl Intent {
@@ -72,4 +82,35 @@ fn push_register(recorder: &Recorder, key: Key, writes: &mut Vec<Write>, mutatio
     let value = recorder.next_id();
     mutations.push(set(key.as_bytes(), &Value::Register(value).encode().1));
     writes.push(Write::SetRegister { key, value });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_try_is_another_transaction() {
+        let recorder = Recorder::new();
+        let intent = Intent::new(vec![
+            Change::Append { key: "l".into(), elements: vec![70, 80] },
+            Change::SetRegister { key: "r".into() },
+        ]);
+        assert!(!intent.marked);
+        let (first, sent) = intent.attempt(&recorder);
+        let (second, _) = intent.attempt(&recorder);
+        assert_eq!(first.iter().zip(&second).filter(|(a, b)| a == b).count(), 0, "{first:?} {second:?}");
+        let Some(Write::Append { element, .. }) = first.first() else { panic!("{first:?}") };
+        let value = sent.mutations[0].value.clone().unwrap();
+        assert_eq!(value.data, Value::List(vec![70, 80, *element]).encode().1);
+    }
+
+    #[test]
+    fn sums_and_deletes_are_marked() {
+        let recorder = Recorder::new();
+        for change in [Change::Sum { key: "c".into(), amount: 1 }, Change::Delete { key: "r".into() }] {
+            let (writes, sent) = Intent::new(vec![change]).attempt(&recorder);
+            assert!(writes[1].key().starts_with(MARKER));
+            assert_eq!(sent.mutations.len(), 2);
+        }
+    }
 }

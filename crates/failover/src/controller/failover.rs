@@ -33,7 +33,7 @@ pub(super) fn advance(view: &View<'_>, watch: &Watch, sealing: &mut Sealing, act
         .iter()
         .copied()
         .filter(|voter| is_usable(view, sealing, *voter))
-        .partition(|voter| sealing.answers.get(voter).is_some_and(|answer| answer.position == base.position));
+        .partition(|voter| is_at(view, sealing, *voter, base.position));
     if !voters.is_empty() && at_base.len() >= majority(voters.len()) && (forced || at_base.len() >= 2) {
         return view.promote(watch, sealing, &region, voters, &at_base, &base);
     }
@@ -105,6 +105,13 @@ fn base(view: &View<'_>, sealing: &Sealing) -> Option<SealAnswer> {
 /// Reachable, sealed, and only in need of what others have.
 fn is_usable(view: &View<'_>, sealing: &Sealing, node: NodeId) -> bool {
     view.is_reachable(node) && sealing.answers.get(&node).is_some_and(|answer| in_history(view, answer))
+}
+
+/// It has everything up to the base, and nothing beyond, now and later.
+fn is_at(view: &View<'_>, sealing: &Sealing, node: NodeId, base: Position) -> bool {
+    let drain_lasts = view.config.seal_timeout * 2;
+    sealing.answers.get(&node).is_some_and(|answer| answer.position == base)
+        && !sealing.may_pass(view.now, node, base, drain_lasts)
 }
 
 fn target(view: &View<'_>, sealing: &mut Sealing) -> Option<String> {

@@ -27,6 +27,11 @@ impl Grants {
         }
     }
 
+    /// Whether anybody may still hold what a predecessor granted.
+    pub(super) fn are_unknown(&self, now: Duration) -> bool {
+        now < self.unknown_until
+    }
+
     pub(super) fn granted_at(&self, node: NodeId, shard: ShardId, epoch: Epoch) -> Option<Duration> {
         self.granted_at.get(&(shard, epoch, node)).copied()
     }
@@ -40,7 +45,7 @@ impl Grants {
         nodes: impl Iterator<Item = NodeId> + 'a,
     ) -> impl Iterator<Item = NodeId> + 'a {
         let is_out = move |node| self.granted_at(node, shard, epoch).is_some_and(|at| now < at + self.out_for);
-        nodes.filter(move |node| now < self.unknown_until || is_out(*node))
+        nodes.filter(move |node| self.are_unknown(now) || is_out(*node))
     }
 
     /// Forgets what has run out.

@@ -25,6 +25,10 @@ pub(super) fn prepare(view: &View<'_>, watch: &Watch, to: &str) -> Verdict {
     if without >= view.config.reachable_within || view.leaders().next().is_none() {
         return Verdict::Wait(format!("switchover to {to}: waits for a leader in {}", view.shard.primary_region));
     }
+    if view.grants.are_unknown(view.now) {
+        // Sealed now, it would have to wait for leases that nobody remembers.
+        return Verdict::Wait(format!("switchover to {to}: waits until leases from before this leader have run out"));
+    }
     if view.leaders().any(|(_, report)| report.changing_voters) {
         return Verdict::Wait(format!("switchover to {to}: waits until the voters have changed"));
     }

@@ -134,6 +134,12 @@ impl Sealing {
         is_due(&mut self.seal_asked, now, node, retry_every)
     }
 
+    /// Whether the node may be pulling what lies beyond `base`, as it was asked to when somebody had more.
+    pub(super) fn may_pass(&self, now: Duration, node: NodeId, base: Position, drain_lasts: Duration) -> bool {
+        let mut asked = self.drain_asked.iter().filter(|((to, through), _)| *to == node && *through > base);
+        asked.any(|(_, asked_at)| now.saturating_sub(*asked_at) < drain_lasts)
+    }
+
     pub(super) fn drain_is_due(
         &mut self,
         now: Duration,

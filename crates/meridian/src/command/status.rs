@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use meridian_node::config::NodeConfig;
-use meridian_node::topology::Topology;
+use meridian_failover::{Cluster, Node};
 use meridian_proto::admin::{
     ShardStatus, StatusRequest, StatusResponse, TransferLeadershipRequest, admin_client::AdminClient,
 };
 use tonic::transport::{Channel, Endpoint};
+
+use super::operator::{Directory, Reach};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -19,6 +20,9 @@ pub(crate) struct Status {
     /// A node's configuration: it knows the others.
     #[arg(long, default_value = "meridian-data/region-1-a/node.toml")]
     config: PathBuf,
+    /// Ask this node, by its gRPC address, instead of those of --config. May be repeated.
+    #[arg(long = "node", value_name = "HOST:PORT")]
+    nodes: Vec<String>,
 }
 
 #[derive(Args)]
@@ -26,6 +30,9 @@ pub(crate) struct TransferLeadership {
     /// A node's configuration: it knows the others.
     #[arg(long, default_value = "meridian-data/region-1-a/node.toml")]
     config: PathBuf,
+    /// Ask this node, by its gRPC address, instead of those of --config. May be repeated.
+    #[arg(long = "node", value_name = "HOST:PORT")]
+    nodes: Vec<String>,
     #[arg(long)]
     shard: u32,
     /// The node that is to lead.
@@ -33,8 +40,14 @@ pub(crate) struct TransferLeadership {
     to: u64,
 }
 
-fn topology(config: &std::path::Path) -> Result<Topology> {
-    Ok(NodeConfig::load(config)?.topology)
+/// What the cluster is now, as any of its nodes says.
+async fn cluster(config: PathBuf, nodes: Vec<String>) -> Result<Cluster> {
+    let reach = Reach { config, nodes, json: false };
+    Ok(Directory::new(&reach)?.inspect(0).await?.cluster)
+}
+
+fn present(cluster: &Cluster) -> impl Iterator<Item = &Node> {
+    cluster.nodes.values().filter(|node| !node.removed)
 }
 
 async fn connect(address: &str) -> Result<AdminClient<Channel>> {
@@ -49,7 +62,7 @@ async fn ask(address: &str) -> Result<StatusResponse> {
 
 impl Status {
     pub(crate) async fn run(self) -> Result<()> {
-        let topology = topology(&self.config)?;
+        let cluster = cluster(self.config, self.nodes).await?;
         let mut out = String::new();
         let mut away = 0;
         let mut leaders: Vec<(String, ShardStatus)> = Vec::new();
@@ -58,7 +71,7 @@ impl Status {
             "{:<14} {:<10} {:>5}  {:<10} {:>12} {:>12} {:>8}",
             "NODE", "REGION", "SHARD", "ROLE", "APPLIED", "LOG FROM", "LEADER"
         )?;
-        for node in topology.nodes.values() {
+        for node in present(&cluster) {
             match ask(&node.rpc_address).await {
                 Ok(status) => {
                     for shard in status.shards {
@@ -72,7 +85,7 @@ impl Status {
                             shard.role,
                             shard.applied_sequence,
                             shard.first_sequence,
-                            name(&topology, source),
+                            name(&cluster, source),
                         )?;
                         if shard.role == "leader" {
                             leaders.push((status.node_name.clone(), shard));
@@ -98,7 +111,7 @@ impl Status {
                     "{:>5} {:<14} {:<14} {:>10} {:>12} {:>10.3}  {}",
                     shard.shard,
                     leader,
-                    name(&topology, follower.node_id),
+                    name(&cluster, follower.node_id),
                     follower.lag_batches,
                     follower.lag_bytes,
                     follower.lag_ms as f64 / 1000.0,
@@ -106,7 +119,7 @@ impl Status {
                 )?;
             }
         }
-        for shard in topology.shards.keys() {
+        for shard in cluster.shards.keys() {
             if !leaders.iter().any(|(_, led)| led.shard == shard.0) {
                 writeln!(out, "shard {shard} has no leader")?;
             }
@@ -116,7 +129,7 @@ impl Status {
             Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error.into()),
             _ => {}
         }
-        if away == topology.nodes.len() {
+        if away == present(&cluster).count() {
             bail!("no node answers");
         }
         Ok(())
@@ -125,8 +138,8 @@ impl Status {
 
 impl TransferLeadership {
     pub(crate) async fn run(self) -> Result<()> {
-        let topology = topology(&self.config)?;
-        for node in topology.nodes.values() {
+        let cluster = cluster(self.config, self.nodes).await?;
+        for node in present(&cluster) {
             let Ok(status) = ask(&node.rpc_address).await else { continue };
             if status.shards.iter().any(|shard| shard.shard == self.shard && shard.role == "leader") {
                 let request = TransferLeadershipRequest { shard: self.shard, to: self.to };
@@ -135,7 +148,7 @@ impl TransferLeadership {
                     .transfer_leadership(request)
                     .await
                     .map_err(|status| anyhow::anyhow!("{}", status.message()))?;
-                println!("shard {} is led by {} now", self.shard, name(&topology, self.to));
+                println!("shard {} is led by {} now", self.shard, name(&cluster, self.to));
                 return Ok(());
             }
         }
@@ -143,8 +156,8 @@ impl TransferLeadership {
     }
 }
 
-fn name(topology: &Topology, node: u64) -> String {
-    match topology.nodes.get(&node) {
+fn name(cluster: &Cluster, node: u64) -> String {
+    match cluster.nodes.get(&node) {
         Some(node) => node.name.clone(),
         None => "-".to_owned(),
     }

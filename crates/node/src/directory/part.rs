@@ -20,7 +20,7 @@ use crate::shard::{Voter, VoterParts, or_fatal};
 
 /// The directory's voters are regions apart.
 const TIMING: RaftTiming =
-    RaftTiming { heartbeat_ms: 200, election_timeout_min_ms: 1000, election_timeout_max_ms: 2000 };
+    RaftTiming { heartbeat_ms: 150, election_timeout_min_ms: 600, election_timeout_max_ms: 1200 };
 
 pub(crate) struct DirectoryPart {
     pub(crate) keepers: Arc<KeeperParts>,
@@ -68,7 +68,8 @@ impl DirectoryPart {
             founder: new && self.founds,
         }));
         let stands_first = new && self.founds && voters.first() == Some(&parts.node_id);
-        run_member(&voter, voters, Arc::clone(&parts.peers) as Arc<dyn Peers>, stands_first);
+        // Nobody is there yet to vouch for anybody.
+        run_member(&voter, voters, Arc::clone(&parts.peers) as Arc<dyn Peers>, stands_first, None);
         let leader = LeaderParts {
             voter: Arc::clone(&voter),
             directory: Arc::clone(&parts.directory),

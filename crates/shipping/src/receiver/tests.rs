@@ -76,6 +76,19 @@ fn a_duplicate_is_skipped_and_a_gap_starts_over_from_the_durable_position() {
 }
 
 #[test]
+fn what_became_durable_between_two_streams_is_reported_on_the_second() {
+    let mut receiver = following(at(1, 5));
+    step(&mut receiver, 2, ReceiverEvent::Stream(1, batch(1, 6)));
+    step(&mut receiver, 3, ReceiverEvent::Stream(1, StreamEvent::Closed));
+    let actions = step(&mut receiver, 100, ReceiverEvent::Tick);
+    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: 2, from: at(1, 5) }]);
+    assert_eq!(step(&mut receiver, 101, ReceiverEvent::Persisted { position: at(1, 6) }), []);
+    let actions = step(&mut receiver, 102, ReceiverEvent::Stream(2, connected(1)));
+    assert_eq!(actions, [ReceiverAction::ReportDurable { stream: 2, position: at(1, 6) }]);
+    assert_eq!(step(&mut receiver, 103, ReceiverEvent::Stream(2, batch(1, 6))), []);
+}
+
+#[test]
 fn what_arrives_late_on_an_old_stream_is_ignored() {
     let mut receiver = following(at(1, 5));
     step(&mut receiver, 3, ReceiverEvent::Stream(1, StreamEvent::Closed));

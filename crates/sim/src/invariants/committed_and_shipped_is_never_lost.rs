@@ -11,12 +11,7 @@ use crate::topology::SHARD;
 
 const NAME: &str = "committed_and_shipped_is_never_lost";
 
-pub(super) fn promote_proposed(
-    observer: &mut Observer,
-    epoch: Epoch,
-    base: Position,
-    answers: &[(NodeId, Position)],
-) {
+pub(super) fn promote_proposed(observer: &mut Observer, epoch: Epoch, base: Position, answers: &[(NodeId, Position)]) {
     let Some(shard) = observer.newest.as_ref().and_then(|cluster| cluster.shards.get(&SHARD)) else { return };
     let lost = answers.iter().find(|(_, position)| shard.in_history(*position) && *position > base).copied();
     if let Some((node, position)) = lost

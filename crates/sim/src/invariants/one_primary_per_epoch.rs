@@ -11,7 +11,8 @@ use crate::topology::SHARD;
 const NAME: &str = "one_primary_per_epoch";
 
 pub(super) fn same_cluster(observer: &mut Observer, cluster: &Arc<Cluster>) {
-    let same = observer.clusters.get(&cluster.version).is_some_and(|known| Arc::ptr_eq(known, cluster) || known == cluster);
+    let same =
+        observer.clusters.get(&cluster.version).is_some_and(|known| Arc::ptr_eq(known, cluster) || known == cluster);
     if !same {
         observer.violated(NAME, format!("version {} of the cluster was committed twice", cluster.version));
     }
@@ -42,7 +43,10 @@ pub(super) fn answered(observer: &mut Observer, answered: Answered) {
         observer.violated(NAME, format!("{node} served epoch {epoch} and does not vote in it"));
     }
     let committed = position == Position::ZERO
-        || observer.truth(epoch).get(crate::message::len_at(position.sequence - 1)).is_some_and(|batch| batch.position == position);
+        || observer
+            .truth(epoch)
+            .get(crate::message::len_at(position.sequence - 1))
+            .is_some_and(|batch| batch.position == position);
     if !committed {
         observer.violated(NAME, format!("{node} answered with {position}, which epoch {epoch} did not commit"));
     }

@@ -15,8 +15,7 @@ use crate::raft::{Outbox, Raft, RaftDisk, RaftMessage, RaftTiming, Sync};
 use crate::rng::Rng;
 use crate::topology::SHARD;
 
-const TIMING: RaftTiming =
-    RaftTiming { heartbeat: Duration::from_millis(150), election: Duration::from_millis(900) };
+const TIMING: RaftTiming = RaftTiming { heartbeat: Duration::from_millis(150), election: Duration::from_millis(900) };
 
 /// A node's wish for a lease.
 #[derive(Debug)]
@@ -37,6 +36,8 @@ struct Leading {
     /// For the invariants: who answered with what, and who was heard when.
     answers: BTreeMap<NodeId, (Epoch, Position)>,
     heard: BTreeMap<NodeId, Duration>,
+    /// The version at which a promotion was last proposed. It is proposed again as it is, whatever comes.
+    promoted_at: Option<u64>,
 }
 
 pub(super) struct Member {
@@ -118,7 +119,8 @@ impl Node {
             }
         }
         let leads = member.raft.is_settled_leader() && member.applied == member.raft.applicable();
-        if member.leading.as_ref().is_some_and(|leading| leading.term != member.raft.term()) || !member.raft.is_leader() {
+        if member.leading.as_ref().is_some_and(|leading| leading.term != member.raft.term()) || !member.raft.is_leader()
+        {
             member.leading = None;
         }
         if leads && member.leading.is_none() {
@@ -129,6 +131,7 @@ impl Node {
                 asked: Vec::new(),
                 answers: BTreeMap::new(),
                 heard: BTreeMap::new(),
+                promoted_at: None,
             });
         }
         let committed = Arc::clone(&member.committed);
@@ -238,11 +241,13 @@ impl Node {
 
     fn commit(&mut self, context: &mut Context<'_>, change: &Change) {
         let at = self.at(context);
-        if let (Change::Promote { report, .. }, Some(member)) = (change, &self.directory)
-            && let Some(leading) = &member.leading
+        if let (Change::Promote { report, .. }, Some(member)) = (change, &mut self.directory)
+            && let Some(leading) = &mut member.leading
+            && leading.promoted_at.replace(member.committed.version) != Some(member.committed.version)
         {
             let within = ControllerConfig::default().reachable_within;
-            let is_heard = |node: &NodeId| leading.heard.get(node).is_some_and(|heard| at.saturating_sub(*heard) <= within);
+            let is_heard =
+                |node: &NodeId| leading.heard.get(node).is_some_and(|heard| at.saturating_sub(*heard) <= within);
             let old = Epoch(report.epoch.0 - 1);
             let answers = leading.answers.iter().filter(|(node, (epoch, _))| is_heard(node) && *epoch == old);
             let answers: Vec<_> = answers.map(|(node, (_, position))| (*node, *position)).collect();

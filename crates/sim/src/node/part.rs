@@ -78,8 +78,10 @@ impl Node {
     /// Notes what this node has beyond the base of each epoch that it hears of.
     fn look_through(&mut self, context: &Context<'_>, bases: &[(Epoch, Position)]) {
         self.part.lose_if_voter(&mut self.disk);
-        let mut end = self.end().sequence;
-        for (epoch, base) in bases.iter().filter(|(epoch, _)| *epoch > self.disk.settled) {
+        // What was shown already, and is still here, was never of a later epoch.
+        let mut end = if self.disk.needs_seed { 0 } else { self.end().sequence };
+        let settled = self.disk.settled;
+        for (epoch, base) in bases.iter().filter(|(epoch, _)| *epoch > settled) {
             // What is beyond one base was not of the next epoch either.
             let in_log = self.disk.group.take().map_or(0, |(_, group)| end_of_log(&group));
             let shown = Shown {

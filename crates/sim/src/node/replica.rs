@@ -29,8 +29,8 @@ struct Fetch {
 pub(super) struct Replica {
     pub(super) receiver: Receiver,
     pub(super) election: RelayElection,
-    /// Handed to the disk, in order.
-    writing: VecDeque<Batch>,
+    /// Handed to the disk, in order, each in the epoch in which it came.
+    writing: VecDeque<(Epoch, Batch)>,
     written_at: Instant,
     streams: BTreeMap<StreamId, NodeId>,
     fetch: Option<Fetch>,
@@ -82,9 +82,11 @@ impl Node {
     pub(super) fn tick_replica(&mut self, context: &mut Context<'_>) {
         let at = self.at(context);
         self.receiver(context, ReceiverEvent::Tick, None);
-        if self.replica().and_then(|replica| replica.fetch.as_ref()).is_some_and(|fetch| {
-            fetch.fetched.is_none() && at.saturating_sub(fetch.since) >= FETCH_TIMEOUT
-        }) {
+        if self
+            .replica()
+            .and_then(|replica| replica.fetch.as_ref())
+            .is_some_and(|fetch| fetch.fetched.is_none() && at.saturating_sub(fetch.since) >= FETCH_TIMEOUT)
+        {
             if let Some(replica) = self.replica() {
                 replica.fetch = None;
             }
@@ -128,8 +130,7 @@ impl Node {
     /// The next batch is durable.
     pub(super) fn persisted(&mut self, context: &mut Context<'_>) {
         let Some(replica) = self.replica() else { return };
-        let (epoch, batch) = (replica.receiver.epoch(), replica.writing.pop_front());
-        let Some(batch) = batch else { return };
+        let Some((epoch, batch)) = replica.writing.pop_front() else { return };
         context.observer.taken(epoch, self.id, batch);
         self.push(batch);
         self.receiver(context, ReceiverEvent::Persisted { position: batch.position }, None);
@@ -180,7 +181,7 @@ impl Node {
                 let Some(batch) = batch.filter(|batch| batch.position == position) else {
                     return context.observer.violated("persists_what_came", format!("n{id} persists {position}"));
                 };
-                replica.writing.push_back(batch);
+                replica.writing.push_back((replica.receiver.epoch(), batch));
                 // The disk keeps the order.
                 let due = (context.now + context.disk_delay()).max(replica.written_at);
                 replica.written_at = due;
@@ -191,8 +192,9 @@ impl Node {
                     let what = format!("n{id} reports {position}, but has {end}");
                     context.observer.violated("reports_what_is_durable", what);
                 }
-                if let Some(source) = replica.streams.get(&stream) {
-                    context.send(*source, Message::Ack { link: (id, incarnation, stream), durable: position });
+                if let Some(source) = replica.streams.get(&stream).copied() {
+                    let link = (id, incarnation, stream);
+                    context.send(source, Message::Ack { source, link, durable: position });
                 }
             }
             ReceiverAction::SaveOrphans { base } => {

@@ -43,14 +43,7 @@ impl Drain {
 }
 
 impl Node {
-    pub(super) fn seal(
-        &mut self,
-        context: &mut Context<'_>,
-        from: NodeId,
-        term: u64,
-        epoch: Epoch,
-        planned: bool,
-    ) {
+    pub(super) fn seal(&mut self, context: &mut Context<'_>, from: NodeId, term: u64, epoch: Epoch, planned: bool) {
         if self.part.epoch() != Some(epoch) {
             // It hears of the epoch, or of the next, soon.
             return self.renew_now();
@@ -190,15 +183,10 @@ impl Node {
         }
     }
 
-    pub(super) fn read_log(
-        &mut self,
-        context: &mut Context<'_>,
-        to: NodeId,
-        after: Position,
-        through: Position,
-    ) {
+    pub(super) fn read_log(&mut self, context: &mut Context<'_>, to: NodeId, after: Position, through: Position) {
         let skip = len_at(after.sequence);
-        let has_it = skip >= self.disk.purged && crate::message::end_of(self.disk.history.get(..skip).unwrap_or(&[])) == after;
+        let has_it =
+            skip >= self.disk.purged && crate::message::end_of(self.disk.history.get(..skip).unwrap_or(&[])) == after;
         let batches = self.disk.history.iter().skip(skip).take(READ_BATCHES).copied();
         let batches: Vec<_> = batches.take_while(|batch| batch.position.sequence <= through.sequence).collect();
         if has_it && !batches.is_empty() {

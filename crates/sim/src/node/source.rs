@@ -18,9 +18,7 @@ impl Node {
     fn status(&self, at: Duration) -> Option<Status> {
         match &self.part {
             Part::Idle => None,
-            Part::Voter(voter) => {
-                Some(Status::of_primary_member(self.id, voter.epoch, self.end(), Duration::ZERO))
-            }
+            Part::Voter(voter) => Some(Status::of_primary_member(self.id, voter.epoch, self.end(), Duration::ZERO)),
             Part::Replica(replica) => Some(replica.receiver.status(at, self.id)),
         }
     }
@@ -68,11 +66,11 @@ impl Node {
         }
         self.senders.retain(|other, _| other.0 != link.0);
         let Some(epoch) = self.part.epoch().filter(|_| self.may_serve()) else {
-            return context.send(link.0, Message::ToReceiver { link, event: Shipped::Closed });
+            return context.send(link.0, Message::ToReceiver { source: self.id, link, event: Shipped::Closed });
         };
         let config = SenderConfig { window_bytes: 30 * BATCH_BYTES, ..SenderConfig::default() };
         self.senders.insert(link, Sender::new(config, self.at(context), epoch, from));
-        context.send(link.0, Message::ToReceiver { link, event: Shipped::Connected(epoch) });
+        context.send(link.0, Message::ToReceiver { source: self.id, link, event: Shipped::Connected(epoch) });
         let tail = self.tail();
         self.sender(context, link, tail);
     }
@@ -114,7 +112,7 @@ impl Node {
                         Shipped::Closed
                     }
                 };
-                context.send(link.0, Message::ToReceiver { link, event: shipped });
+                context.send(link.0, Message::ToReceiver { source: self.id, link, event: shipped });
             }
         }
     }

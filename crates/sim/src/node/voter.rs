@@ -15,8 +15,7 @@ use crate::raft::{Entry, Outbox, Raft, RaftDisk, RaftMessage, RaftTiming, Sync};
 use crate::rng::Rng;
 use crate::topology::SHARD;
 
-const TIMING: RaftTiming =
-    RaftTiming { heartbeat: Duration::from_millis(100), election: Duration::from_millis(400) };
+const TIMING: RaftTiming = RaftTiming { heartbeat: Duration::from_millis(100), election: Duration::from_millis(400) };
 
 /// A client that waits.
 #[derive(Debug, Clone, Copy)]
@@ -209,7 +208,7 @@ impl Node {
         }
         let Caller { client, call, floor } = caller;
         context.observer.answered(Answered { node: self.id, epoch, operation, position, floor });
-        context.send(client, Message::Answer { call, position });
+        context.send(client, Message::Answer { call });
     }
 
     pub(super) fn request(

@@ -183,6 +183,36 @@ fn the_only_holder_of_the_base_may_vanish_and_what_others_have_is_kept() {
 }
 
 #[test]
+fn while_a_promotion_is_on_its_way_nobody_is_drained_beyond_its_base() {
+    let mut story = Story::new();
+    story.down(&[1, 2, 3, 6]);
+    while story.shard().phase == Phase::Active {
+        story.step();
+    }
+    story.holds_back = true;
+    story.run(1000);
+    // One with more comes back when it is too late.
+    story.actor(6).position = at(1, 140);
+    story.up(&[6]);
+    story.run(1000);
+    let proposed: BTreeSet<_> = story
+        .actions
+        .iter()
+        .filter_map(|action| match action {
+            Action::Commit { change: Change::Promote { report, .. } } => Some(report.base),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(proposed, BTreeSet::from([at(1, 100)]));
+    assert!(!story.actions.iter().any(|action| matches!(action, Action::Drain { .. })));
+    // Some other change comes first.
+    story.order(Change::AddRegion { name: "d".to_owned() });
+    story.holds_back = false;
+    story.run_until_active(2);
+    assert_eq!(outcome(&story).1, at(1, 100));
+}
+
+#[test]
 fn who_holds_what_an_earlier_failover_lost_has_no_say() {
     let mut story = Story::new();
     story.down(&[1, 2, 3, 4, 5]);

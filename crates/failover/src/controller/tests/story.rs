@@ -22,6 +22,8 @@ pub(super) struct Story {
     pub(super) actors: BTreeMap<NodeId, Actor>,
     pub(super) changes: Vec<Change>,
     pub(super) actions: Vec<Action>,
+    /// Changes are on their way, and do not arrive yet.
+    pub(super) holds_back: bool,
     mail: Vec<Event>,
 }
 
@@ -46,6 +48,7 @@ impl Story {
             actors: (1..=7).map(|id| (id, actor(id))).collect(),
             changes: Vec::new(),
             actions: Vec::new(),
+            holds_back: false,
             mail: Vec::new(),
         };
         story.run(5000);
@@ -149,6 +152,7 @@ impl Story {
     fn act(&mut self, action: Action) {
         self.actions.push(action.clone());
         match action {
+            Action::Commit { .. } if self.holds_back => {}
             Action::Commit { change } => {
                 self.cluster = self.cluster.after(&change).unwrap();
                 if let Change::Promote { .. } = &change {

@@ -83,9 +83,6 @@ fn words(change: &Change, cluster: &Cluster) -> String {
             format!("token {:?} created for {scope}, {}", token.label, if token.write { "read-write" } else { "read" })
         }
         Change::RevokeToken { id } => format!("token {id} revoked"),
-        // What a later version knows: as it was recorded.
-        #[allow(unreachable_patterns, reason = "changes are added while this stays")]
-        other => serde_json::to_string(other).unwrap_or_default(),
     }
 }
 
@@ -98,6 +95,7 @@ pub(crate) fn loss(report: &FailoverReport) -> String {
         (0, false, false) => "no loss known yet".to_owned(),
         (lost, true, _) => format!("{} ({window}) lost", amounts::count(lost, "transaction")),
         (lost, false, false) => format!("at least {} ({window}) lost", amounts::count(lost, "transaction")),
+        (0, false, true) => format!("at most {} lost", amounts::count(*at_most, "transaction")),
         (lost, false, true) => format!("{lost} to {} ({window}) lost", amounts::count(*at_most, "transaction")),
     }
 }
@@ -179,6 +177,7 @@ mod tests {
         assert_eq!(text(1, 1, 120, false, &[4]), "at least 1 transaction (120 ms) lost");
         assert_eq!(text(3, 3, 1200, true, &[1, 2]), "3 transactions (1.2 s) lost");
         assert_eq!(text(3, 5, 1200, false, &[1]), "at least 3 transactions (1.2 s) lost");
+        assert_eq!(text(0, 3, 0, false, &[1, 2]), "at most 3 transactions lost");
         assert_eq!(text(3, 5, 1200, false, &[1, 2]), "3 to 5 transactions (1.2 s) lost");
     }
 }

@@ -56,7 +56,7 @@ impl Prospect {
             Some((*node, known, contact.age_ms, report))
         });
         let reports: Vec<_> = reports.collect();
-        let newest = reports.iter().max_by_key(|(.., report)| report.position);
+        let newest = reports.iter().max_by_key(|(.., report)| (report.position, report.leads));
         let survivors = || reports.iter().filter(|(_, _, age, _)| is_fresh(*age));
         let survivor = survivors().max_by_key(|(.., report)| report.position);
         let holder = |(node, known, age_ms, report): &(NodeId, &meridian_failover::Node, u64, &_)| {
@@ -188,7 +188,8 @@ mod tests {
         let lost = prospect(&view, None);
         assert_eq!((lost.transactions, lost.window_ms), (Some(20), Some(50)));
         assert_eq!((lost.voters_up, lost.voters, lost.served), (0, 3, false));
-        assert_eq!(lost.newest.as_ref().unwrap().position, "1.100");
+        let newest = lost.newest.as_ref().unwrap();
+        assert_eq!((newest.node, newest.position.as_str()), (1, "1.100"), "the leader, among equals");
         assert_eq!(lost.survivor.as_ref().unwrap().position, "1.98");
         let text = lost.to_string();
         for part in [

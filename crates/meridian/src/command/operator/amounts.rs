@@ -20,6 +20,9 @@ pub(crate) fn time(ms: u64) -> String {
 
 /// `12 ms`, `1.2 s`, `2 min 5 s`, `3 h 4 min`, `2 d 3 h`.
 pub(crate) fn duration(ms: u64) -> String {
+    if ms == u64::MAX {
+        return "unknown".to_owned();
+    }
     const SECOND: u64 = 1000;
     const MINUTE: u64 = 60 * SECOND;
     const HOUR: u64 = 60 * MINUTE;

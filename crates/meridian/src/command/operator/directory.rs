@@ -241,11 +241,12 @@ fn addresses<'a>(cluster: &'a Cluster, nodes: impl IntoIterator<Item = &'a NodeI
 
 /// To a node; nothing but the connection has been made then.
 pub(crate) async fn connect(address: &str) -> Result<Channel, tonic::Status> {
+    // The innermost cause says it all: `Connection refused`.
     let unavailable = |error: &dyn std::error::Error| {
         let mut text = error.to_string();
         let mut source = error.source();
         while let Some(cause) = source {
-            text = format!("{text}: {cause}");
+            text = cause.to_string();
             source = cause.source();
         }
         tonic::Status::unavailable(text)

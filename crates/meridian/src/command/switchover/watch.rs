@@ -12,7 +12,7 @@ use crate::command::asked_to_stop;
 use crate::command::cluster::change_text;
 use crate::command::operator::{Directory, View, amounts, print, print_json};
 
-const POLL: Duration = Duration::from_millis(100);
+const POLL: Duration = Duration::from_millis(50);
 /// Without an answer for so long, waiting ends. What was begun goes on.
 const PATIENCE: Duration = Duration::from_secs(60);
 

@@ -1,0 +1,54 @@
+//! When faults are over and all nodes are up, the shard becomes active within a bound, writes succeed, and all
+//! nodes come to hold one and the same history, which is what was committed.
+
+use meridian_failover::Phase;
+
+use crate::clock::{Instant, SECOND};
+use crate::world::World;
+
+const NAME: &str = "heals";
+
+/// A failover, the next one if it comes to nothing, and the backoff of those that follow.
+const BOUND: Instant = 40 * SECOND;
+/// After that a shard that waits for an operator's word gets it.
+const PATIENCE: Instant = 20 * SECOND;
+const SETTLED: Instant = 12 * SECOND;
+
+/// Heals the world and watches it recover.
+///
+/// # Errors
+/// What was violated.
+pub(crate) fn check(world: &mut World) -> Result<(), String> {
+    world.heal();
+    let began = world.now;
+    while !is_active(world) || !world.all_acked_since(began) {
+        let next = world.now + SECOND / 2;
+        world.run_until(next)?;
+        if world.now == began + PATIENCE && !is_active(world) {
+            world.force_failover();
+        }
+        if world.now > began + BOUND {
+            return Err(format!("{NAME}: after {} s: {:?}", BOUND / SECOND, world.shard()));
+        }
+    }
+    world.hush();
+    let settled = world.now + SETTLED;
+    world.run_until(settled)?;
+    world.observer.finish();
+    if let Some(violation) = world.observer.violation.take() {
+        return Err(violation);
+    }
+    let Some(shard) = world.shard() else { return Err(format!("{NAME}: there is no shard")) };
+    let truth = world.observer.truth(shard.epoch).to_vec();
+    for node in world.nodes() {
+        if node.disk.history != truth {
+            let (has, wanted) = (node.end(), crate::message::end_of(&truth));
+            return Err(format!("{NAME}: n{} has {has}, and {wanted} was committed", node.id));
+        }
+    }
+    Ok(())
+}
+
+fn is_active(world: &World) -> bool {
+    world.shard().is_some_and(|shard| shard.phase == Phase::Active)
+}

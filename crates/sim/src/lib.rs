@@ -1,0 +1,31 @@
+//! The whole failover protocol, simulated from a seed.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `world` | nodes, clients, the network and real time; `world::chaos` breaks things |
+//! | `node` | one process and its disk, around the **real** `Receiver`, `Sender`, `RelayElection`, `LeaseHolder`, `Controller` and `Cluster` |
+//! | `raft` | a small Raft, for the shard's groups and for the directory |
+//! | `invariants` | what has to hold, each in a file of its own |
+//! | [`Bug`] | what can be planted, to see that the invariants catch it |
+//!
+//! A run is a function of its seed: [`run`] with the same seed does the same, step by step.
+//!
+//! Absent on purpose: tokio, threads, wall clocks. Changes of membership, keys and values, disks that lose what
+//! they said was durable, and clocks that stand still while a machine sleeps are not simulated.
+
+mod bugs;
+mod client;
+mod clock;
+mod invariants;
+mod message;
+mod network;
+mod node;
+mod raft;
+mod rng;
+mod story;
+mod topology;
+mod world;
+
+pub use bugs::Bug;
+pub use invariants::Counts;
+pub use story::run;

@@ -1,0 +1,64 @@
+//! Clients that do all there is to do, and move on to the next gateway when one does not serve.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use meridian_checker::History;
+use meridian_drills::workload::{Manner, Profile, Role};
+use meridian_types::DatabaseId;
+
+pub use meridian_drills::workload::Gateway;
+
+/// Shorter than most pauses of a node: what its gateway holds meanwhile stays unknown to the client.
+const TIMEOUT: Duration = Duration::from_secs(2);
+const MAX_THINK: Duration = Duration::from_millis(8);
+
+/// The history of one database in the making.
+pub struct Workload {
+    inner: Arc<meridian_drills::workload::Workload>,
+    gateways: Vec<Arc<Gateway>>,
+}
+
+impl Workload {
+    pub fn new(database: DatabaseId, gateways: Vec<Arc<Gateway>>) -> Arc<Self> {
+        Arc::new(Self { inner: meridian_drills::workload::Workload::new(database), gateways })
+    }
+
+    /// Runs a client until [`Workload::stop`]. It begins with the gateway of its number.
+    pub async fn run_client(self: Arc<Self>, number: u64, seed: u64) {
+        let mut gateways = self.gateways.clone();
+        let first = usize::try_from(number).unwrap() % gateways.len();
+        gateways.rotate_left(first);
+        let profile = Profile {
+            number,
+            region: 0,
+            role: Role::Mixed,
+            manner: Manner::Impatient,
+            gateways,
+            timeout: TIMEOUT,
+            max_think: MAX_THINK,
+            mark_all: false,
+            seed,
+        };
+        Arc::clone(&self.inner).run_client(profile).await;
+    }
+
+    pub fn stop(&self) {
+        self.inner.stop();
+    }
+
+    pub fn operations(&self) -> usize {
+        self.inner.operations()
+    }
+
+    /// Reads everything that was ever written, through `gateway`, and gives the history. Call this when the
+    /// clients have ended and what they left behind has too.
+    ///
+    /// # Panics
+    /// When the gateway does not serve, or a client was given an answer that no server should give.
+    pub async fn finish(&self, gateway: &Gateway) -> History {
+        let oddities = self.inner.oddities();
+        assert!(oddities.is_empty(), "{oddities:#?}");
+        self.inner.finish(gateway).await.unwrap()
+    }
+}
