@@ -291,7 +291,7 @@ async fn databases_and_tokens_come_and_go_while_the_cluster_serves() {
     let create = ["databases", "create", "orders", "--primary-region", "region-2", "--json"];
     let created: serde_json::Value = serde_json::from_str(&cluster.order(1, &create).await).unwrap();
     let id: DatabaseId = created["id"].as_str().unwrap().parse().unwrap();
-    let number = created["shard"].as_u64().unwrap() as u32;
+    let number = u32::try_from(created["shard"].as_u64().unwrap()).unwrap();
     assert_ne!(number, 1);
     open_in(&cluster, number, "region-2", 1).await;
     let orders = cluster.client(6, id);

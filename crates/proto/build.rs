@@ -2,7 +2,15 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = "../../proto";
-    let files = ["kv_connect.proto", "log.proto", "raft.proto", "shard.proto", "shipping.proto", "admin.proto", "directory.proto"];
+    let files = [
+        "kv_connect.proto",
+        "log.proto",
+        "raft.proto",
+        "shard.proto",
+        "shipping.proto",
+        "admin.proto",
+        "directory.proto",
+    ];
     println!("cargo:rerun-if-changed={root}");
     let descriptors = protox::compile(files, [root])?;
     tonic_prost_build::configure().bytes(".").compile_fds(descriptors)?;

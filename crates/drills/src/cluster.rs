@@ -34,6 +34,9 @@ const READY_DEADLINE: Duration = Duration::from_secs(60);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
 /// For a graceful stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
+/// Of the log of a process that ended by itself. A panic with its stack is not longer.
+const LOG_LINES: usize = 60;
+const LOG_LINE_CHARS: usize = 300;
 /// Another program may take a port between the look and the start.
 const STARTS: usize = 4;
 
@@ -97,11 +100,17 @@ impl Node {
         self.process.take().ok_or_else(|| ClusterError::IsDown(self.name.clone()))
     }
 
-    /// How it ended by itself, with its log.
+    /// How it ended by itself, with the end of its log.
     fn ended(&mut self) -> Option<String> {
         let status = self.process.as_mut()?.exited().ok()??;
         let log = fs::read_to_string(&self.log).unwrap_or_default();
-        Some(format!("{} ended with {status}:\n{log}", self.name))
+        let lines: Vec<&str> = log.lines().collect();
+        let mut text = format!("{} ended with {status}:", self.name);
+        for line in lines.iter().skip(lines.len().saturating_sub(LOG_LINES)) {
+            text.push('\n');
+            text.extend(line.chars().take(LOG_LINE_CHARS));
+        }
+        Some(text)
     }
 }
 

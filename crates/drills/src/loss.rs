@@ -34,7 +34,7 @@ pub struct Loss {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct LossSummary {
     pub transactions: usize,
-    /// From the first lost acknowledgement to the fault, or to the last one that was lost after it.
+    /// From the first lost acknowledgement to the next fault, or to the last one that was lost after it.
     pub window_ms: f64,
 }
 
@@ -89,12 +89,13 @@ impl Loss {
         loss
     }
 
-    /// `fault_ns`: when it began.
-    pub fn summary(&self, fault_ns: u64) -> LossSummary {
+    /// `faults_ns`: when each fault began, ascending.
+    pub fn summary(&self, faults_ns: &[u64]) -> LossSummary {
         let (Some(first), Some(last)) = (self.writes.first(), self.writes.last()) else {
             return LossSummary::default();
         };
-        let until = last.acknowledged_ns.max(fault_ns);
+        let fault_ns = faults_ns.iter().find(|fault_ns| **fault_ns >= first.acknowledged_ns);
+        let until = last.acknowledged_ns.max(fault_ns.copied().unwrap_or(0));
         LossSummary { transactions: self.writes.len(), window_ms: span_ms(first.acknowledged_ns, until) }
     }
 }
@@ -172,7 +173,8 @@ pub fn reported_at_most(report: &FailoverReport) -> Option<u64> {
     }
 }
 
-/// Writes that were in flight when the old epoch ended and that it did not acknowledge.
+/// Writes that may have been in flight when the old epoch ended, after its last acknowledged one was invoked
+/// and before the first answer of the new epoch, and that the old one did not acknowledge.
 fn unacknowledged(history: &History, report: &FailoverReport, fault_ns: u64) -> usize {
     let epoch = |txn: &Txn| match txn.outcome {
         TxnOutcome::Committed { versionstamp } => Some(versionstamp.position().epoch),
@@ -187,10 +189,14 @@ fn unacknowledged(history: &History, report: &FailoverReport, fault_ns: u64) -> 
     let begun =
         txns().filter(|(_, txn)| epoch(txn) >= Some(report.epoch)).filter_map(|(record, _)| record.completed_ns);
     let begun_ns = begun.min().unwrap_or(u64::MAX);
+    let old = txns().filter(|(_, txn)| epoch(txn).is_some_and(|epoch| epoch < report.epoch));
+    let ended_ns = old.map(|(record, _)| record.invoked_ns).max().unwrap_or(0);
     txns()
         .filter(|(record, txn)| {
+            // Whose client left without an answer may take effect later.
+            let since_ns = if txn.outcome == TxnOutcome::Unknown { fault_ns } else { ended_ns };
             record.invoked_ns <= begun_ns
-                && record.completed_ns.is_none_or(|completed_ns| completed_ns >= fault_ns)
+                && record.completed_ns.is_none_or(|completed_ns| completed_ns >= since_ns)
                 && epoch(txn).is_none_or(|epoch| epoch >= report.epoch)
         })
         .count()
@@ -262,9 +268,16 @@ mod tests {
         let loss = Loss::of(&history());
         assert_eq!((loss.acknowledged, loss.untold), (4, 0));
         assert_eq!(loss.writes.iter().map(|write| write.acknowledged_ns / MS).collect::<Vec<_>>(), [200, 1200]);
-        assert_eq!(loss.summary(1000 * MS), LossSummary { transactions: 2, window_ms: 1000.0 });
-        assert_eq!(loss.summary(1700 * MS), LossSummary { transactions: 2, window_ms: 1500.0 });
-        assert_eq!(Loss::default().summary(0), LossSummary { transactions: 0, window_ms: 0.0 });
+        let window_ms = |faults_ms: &[u64]| {
+            let summary = loss.summary(&faults_ms.iter().map(|at_ms| at_ms * MS).collect::<Vec<_>>());
+            assert_eq!(summary.transactions, 2);
+            summary.window_ms
+        };
+        assert_eq!(window_ms(&[1000]), 1000.0, "the last was acknowledged after the fault");
+        assert_eq!(window_ms(&[1700]), 1500.0);
+        assert_eq!(window_ms(&[100, 1700, 9000]), 1500.0, "an earlier fault did not lose them");
+        assert_eq!(window_ms(&[]), 1000.0);
+        assert_eq!(Loss::default().summary(&[0]), LossSummary::default());
     }
 
     #[test]

@@ -218,6 +218,9 @@ impl Stage<'_> {
 
     /// Heals what is left, waits until nothing commits any more, and reads everything back.
     async fn last_reads(&mut self) -> Result<History, StageError> {
+        if let Some(ended) = self.cluster.ended() {
+            return Err(ClusterError::Ended(ended).into());
+        }
         self.heal()?;
         self.meet(Condition::Ready).await?;
         self.quiet().await?;

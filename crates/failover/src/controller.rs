@@ -68,8 +68,9 @@ pub struct ShardReport {
     pub lag_ms: u64,
 }
 
-/// A node's answer to `Seal`: it serves the epoch no more, and takes no more of it. What it promises here it
-/// has written down, durably: a restart does not undo it.
+/// A node's answer to `Seal`: it serves the epoch no more, and takes no more of it. No restart undoes what is
+/// promised here: it was written down, or else a voter that restarts takes no part in its group before it was
+/// granted a lease on that epoch anew, which nobody is while the shard is sealed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealAnswer {
     pub shard: ShardId,

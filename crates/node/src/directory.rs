@@ -68,8 +68,8 @@ pub(crate) struct Directory {
     /// Tokens of the configuration, beside the directory's.
     configured: Access,
     started: Instant,
-    /// Whether the directory has granted this process a lease, whatever it was on: it knows the node's folder.
-    vouched: watch::Sender<bool>,
+    /// Changes with every grant.
+    granted: watch::Sender<u64>,
     /// Wakes the renewal: the node has news for the directory, or wants to have some.
     renew_now: Notify,
 }
@@ -81,7 +81,7 @@ impl Directory {
             lease: Mutex::default(),
             configured,
             started: Instant::now(),
-            vouched: watch::Sender::new(false),
+            granted: watch::Sender::new(0),
             renew_now: Notify::new(),
         }
     }
@@ -148,11 +148,17 @@ impl Directory {
 
     pub(crate) fn renewed(&self, sent_at: Duration, lease: &Lease) {
         self.lease.lock().renewed(sent_at, lease);
-        self.vouched.send_if_modified(|vouched| !std::mem::replace(vouched, true));
+        self.granted.send_modify(|grants| *grants = grants.wrapping_add(1));
     }
 
-    pub(crate) fn vouching(&self) -> watch::Receiver<bool> {
-        self.vouched.subscribe()
+    /// Waits until the directory has granted this process a lease on this very epoch: it knows the node's
+    /// folder, and had not sealed the epoch when it was asked.
+    pub(crate) async fn granted(&self, shard: ShardId, epoch: Epoch) {
+        let mut granted = self.granted.subscribe();
+        while !self.lease.lock().holds(self.now(), shard, epoch) {
+            // The directory lives as long as this process.
+            drop(granted.changed().await);
+        }
     }
 
     /// From now on this node serves nothing of this epoch.

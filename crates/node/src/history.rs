@@ -35,10 +35,6 @@ impl History {
         self.bases.last().map_or(Position::ZERO, |(_, base)| *base)
     }
 
-    pub(crate) fn base_of(&self, epoch: Epoch) -> Option<Position> {
-        self.bases.iter().find(|(known, _)| *known == epoch).map(|(_, base)| *base)
-    }
-
     /// The position of a sequence in the history that holds now.
     pub(crate) fn at(&self, sequence: u64) -> Position {
         let of = self.bases.iter().rev().find(|(_, base)| base.sequence < sequence);

@@ -12,7 +12,6 @@ use meridian_failover::{Phase, Shard};
 use meridian_storage::{Engine, GroupId, GroupLog, HighWater, ShardState, StorageError, Syncer};
 use meridian_types::{Epoch, NodeId, ShardId};
 use parking_lot::Mutex;
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::directory::{Directory, save_cluster};
@@ -275,8 +274,10 @@ impl Keeper {
         tracing::info!(%group, founder, "this node votes");
         let first_leader = shard.preferred_leader.or(shard.voters.first().copied()) == Some(self.parts.node_id);
         let (voters, peers) = (shard.voters.clone(), Arc::clone(&self.parts.peers) as Arc<dyn Peers>);
-        let vouching = Some(self.parts.directory.vouching());
-        run_member(&voter, voters, peers, founder && first_leader, vouching);
+        let stands_first = founder && first_leader;
+        // One that has just founded the group has neither been wiped nor promised anything in it.
+        let grantor = (!founder).then(|| Arc::clone(&self.parts.directory));
+        run_member(&voter, voters, peers, Vouched::By(grantor), stands_first);
         Ok(LocalShard::Voter(voter))
     }
 
@@ -304,26 +305,32 @@ impl Keeper {
     }
 }
 
+/// Who says that a member may take part.
+pub(crate) enum Vouched {
+    /// The other members alone: the directory's own group.
+    ByOthers,
+    /// The directory, which knows the folders of nodes; with its name, a lease on the epoch is waited for. A
+    /// voter that restarts has forgotten whether it was sealed, and one that was wiped what it voted: neither
+    /// gets a lease.
+    By(Option<Arc<Directory>>),
+}
+
 /// The tasks of a group's member, until the voter's `stop`: it takes part, and a group that stops by itself
-/// stops the process. With `vouching` it takes part as soon as the directory has vouched for this node's
-/// folder: one that was wiped has forgotten its votes, and must not give any.
+/// stops the process.
 pub(crate) fn run_member(
     voter: &Arc<Voter>,
     voters: std::collections::BTreeSet<NodeId>,
     peers: Arc<dyn Peers>,
+    vouched: Vouched,
     stands_first: bool,
-    vouching: Option<watch::Receiver<bool>>,
 ) {
     let (group, stop) = (voter.group.clone(), voter.stop.clone());
     tokio::spawn(async move {
         let part = async {
-            let vouched = vouching.is_some();
-            if let Some(mut vouching) = vouching
-                && vouching.wait_for(|vouched| *vouched).await.is_err()
-            {
-                // The node is stopping.
-                return;
+            if let Vouched::By(Some(directory)) = &vouched {
+                directory.granted(group.id().shard, group.id().epoch).await;
             }
+            let vouched = matches!(vouched, Vouched::By(_));
             if let Err(error) = group.take_part(&voters, &peers, vouched).await {
                 // It cannot tell whether it may vote: storage has failed.
                 meridian_storage::fatal(&error);

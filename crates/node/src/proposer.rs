@@ -24,8 +24,7 @@ const QUEUE_REQUESTS: usize = 8192;
 /// One batch at most.
 const BATCH_REQUESTS: usize = 2048;
 const BATCH_BYTES: usize = 4 << 20;
-/// A request that is not evaluated within this time is refused, definitely. Shorter than a try of a gateway,
-/// so that the gateway hears of it.
+/// A request that is not evaluated within this time is refused, definitely: no quorum answers.
 const QUEUE_TIMEOUT: Duration = Duration::from_millis(700);
 const TICK: Duration = Duration::from_millis(100);
 /// How often what has expired is deleted; reads leave it out from the moment it expires.

@@ -20,10 +20,12 @@ use crate::proposer::{WriteReply, WriteRequest};
 use crate::shard::{LocalShard, ReadReply};
 use crate::shard_table::ShardTable;
 
-/// One try at one node, beyond the network's own delay.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(1500);
-/// One try of an eventual read: another node has the data too.
-const EVENTUAL_ATTEMPT_TIMEOUT: Duration = Duration::from_millis(400);
+/// One try at one node, beyond two round trips to it. A node that lost its power says nothing: the others
+/// have a new leader after 600 to 800 ms, and one that is only slow answers the next try, which has the same
+/// id.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(400);
+/// To a node that has not answered yet.
+const UNKNOWN_ROUND_TRIP: Duration = Duration::from_millis(250);
 /// A node that did not answer is tried after the others for so long.
 const AVOID: Duration = Duration::from_secs(3);
 /// Between two rounds through all voters: longer, the longer it takes already.
@@ -131,6 +133,10 @@ impl Router {
         drop(tokio::time::timeout(pause(started), known.changed()).await);
     }
 
+    fn patience(&self, node: NodeId) -> Duration {
+        ATTEMPT_TIMEOUT + 2 * self.round_trips.lock().get(&node).copied().unwrap_or(UNKNOWN_ROUND_TRIP)
+    }
+
     fn took(&self, node: NodeId, elapsed: Duration) {
         let mut round_trips = self.round_trips.lock();
         let smoothed = round_trips.entry(node).or_insert(elapsed);
@@ -201,7 +207,9 @@ impl Router {
             write: Some(transaction_to_wire(&write.transaction)),
             retry,
         };
-        let response = attempt(ATTEMPT_TIMEOUT, self.client(node)?.write(request)).await?;
+        let asked = Instant::now();
+        let response = attempt(self.patience(node), self.client(node)?.write(request)).await?;
+        self.took(node, asked.elapsed());
         use write_response::Result as Wire;
         match response.result {
             Some(Wire::Committed(stamp)) => match Versionstamp::from_slice(&stamp) {
@@ -241,9 +249,8 @@ impl Router {
             ranges: read.ranges.iter().map(read_range_to_wire).collect(),
             min_sequence,
         };
-        let timeout = if strong { ATTEMPT_TIMEOUT } else { EVENTUAL_ATTEMPT_TIMEOUT };
         let asked = Instant::now();
-        let response = attempt(timeout, self.client(node)?.read(request)).await?;
+        let response = attempt(self.patience(node), self.client(node)?.read(request)).await?;
         self.took(node, asked.elapsed());
         match response.result {
             Some(read_response::Result::Output(output)) => {

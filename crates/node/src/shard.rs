@@ -158,7 +158,10 @@ impl Voter {
             self.stop.cancel();
             self.group.shutdown().await;
         }
-        Sealed { applied: self.state.applied(), term, drained_leader: drained == Some(term) }
+        // A quorum is one of the directory's voters only when they are the group's.
+        let wanted = self.directory.shard(self.group.id().shard).map(|shard| shard.voters);
+        let drained_leader = drained == Some(term) && wanted.is_some_and(|wanted| wanted == self.group.voters());
+        Sealed { applied: self.state.applied(), term, drained_leader }
     }
 
     /// Takes no part any more. What was not flushed is flushed: the log is not read again.

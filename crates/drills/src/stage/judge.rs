@@ -39,7 +39,8 @@ impl Stage<'_> {
         let measures = Kind::ALL.into_iter().flat_map(|kind| (0..regions).map(move |region| (kind, region)));
         let measures = measures.map(|(kind, region)| Measure::of(&samples, kind, region, evidence.warm_at, window));
         let reports = evidence.inspection.as_ref().map(|known| self.scene.reports(known)).unwrap_or_default();
-        let fault_ns = u64::try_from(self.first_fault_at().as_nanos()).unwrap_or(u64::MAX);
+        let faults_ns = self.faults_ns();
+        let fault_ns = faults_ns.first().copied().unwrap_or(0);
         let loss = Loss::of(&evidence.history);
         let claims = reports.iter().map(|report| Claim::judge(report, &loss, &evidence.history, fault_ns)).collect();
         let attempts = self.workload.attempts();
@@ -74,7 +75,7 @@ impl Stage<'_> {
             oddities: self.workload.oddities(),
             acknowledged: loss.acknowledged,
             untold: loss.untold,
-            loss: loss.summary(fault_ns),
+            loss: loss.summary(&faults_ns),
             claims,
             judgement: judgement(&evidence.history, &reports),
             converged: evidence.converged,
@@ -87,11 +88,11 @@ impl Stage<'_> {
         }
     }
 
-    /// The first fault, also where only a later one is measured.
-    fn first_fault_at(&self) -> Duration {
-        let first = self.marks.iter().find(|mark| mark.kind == MarkKind::Fault);
-        let at = first.map(|mark| Duration::from_secs_f64(mark.at_ms / 1000.0));
-        at.unwrap_or(self.fault_at)
+    /// When each fault began, also where only a later one is measured.
+    fn faults_ns(&self) -> Vec<u64> {
+        let faults = self.marks.iter().filter(|mark| mark.kind == MarkKind::Fault);
+        let at = faults.map(|mark| Duration::from_secs_f64(mark.at_ms / 1000.0));
+        at.map(|at| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)).collect()
     }
 
     /// The marks of the script, and when another node was seen to lead.

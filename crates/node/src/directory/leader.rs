@@ -280,6 +280,9 @@ enum Internal {
 struct Pending {
     change: Change,
     actor: String,
+    /// The version that the controller decided upon: made of another, the change is dropped, and the
+    /// controller looks again.
+    decided_at: Option<u64>,
     reply: Option<oneshot::Sender<Executed>>,
 }
 
@@ -317,7 +320,7 @@ impl Session {
                 drop(reply.send(self.renew(request)));
             }
             Request::Execute { change, actor, reply } => {
-                self.pending.push_back(Pending { change: *change, actor, reply: Some(reply) });
+                self.pending.push_back(Pending { change: *change, actor, decided_at: None, reply: Some(reply) });
             }
             Request::Inspect { reply } => {
                 let progress = match &self.base {
@@ -359,7 +362,7 @@ impl Session {
                 ));
             }
             Some(node) if node.incarnation.is_none() => {
-                self.change(Change::RecordIncarnation { node: id, incarnation });
+                self.change(Change::RecordIncarnation { node: id, incarnation }, None);
             }
             Some(_) => {}
         }
@@ -370,7 +373,7 @@ impl Session {
         self.contacts.push((id, now, request.reports.clone()));
         let shown: Vec<Change> = request.orphans.iter().filter_map(|orphans| shown(cluster, id, orphans)).collect();
         for change in shown {
-            self.change(change);
+            self.change(change, None);
         }
         let reports = request.reports.into_iter().filter_map(report).collect();
         self.step(Event::Reported { node: id, reports });
@@ -387,10 +390,11 @@ impl Session {
 
     fn step(&mut self, event: Event) {
         let Some((cluster, _)) = &self.base else { return };
+        let version = cluster.version;
         let actions = self.controller.step(self.parts.directory.now(), cluster, wall_ms(), event);
         for action in actions {
             match action {
-                Action::Commit { change } => self.change(change),
+                Action::Commit { change } => self.change(change, Some(version)),
                 Action::Seal { node, shard, epoch, planned } => self.seal(node, shard, epoch, planned),
                 Action::Drain { node, shard, epoch, source, through } => {
                     let request = wire::DrainRequest {
@@ -449,10 +453,16 @@ impl Session {
     }
 
     /// To be committed next, if it is not waiting or being committed already.
-    fn change(&mut self, change: Change) {
+    fn change(&mut self, change: Change, decided_at: Option<u64>) {
         let known = self.pending.iter().any(|pending| pending.change == change);
-        if !known {
-            self.pending.push_back(Pending { change, actor: "directory".to_owned(), reply: None });
+        if known {
+            return;
+        }
+        let pending = Pending { change, actor: "directory".to_owned(), decided_at, reply: None };
+        match decided_at {
+            // Before all others, which would change what it was decided upon.
+            Some(_) => self.pending.push_front(pending),
+            None => self.pending.push_back(pending),
         }
     }
 
@@ -468,7 +478,10 @@ impl Session {
             Some((cluster, _)) => cluster.clone(),
             None => Cluster { version: 1, ..self.parts.first.clone() },
         };
-        for Pending { change, actor, reply } in self.pending.drain(..) {
+        for Pending { change, actor, decided_at, reply } in self.pending.drain(..) {
+            if decided_at.is_some_and(|version| version != next.version) {
+                continue;
+            }
             match next.after(&change) {
                 Ok(after) => {
                     next = after;

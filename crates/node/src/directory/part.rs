@@ -13,7 +13,7 @@ use super::bootstrap::DIRECTORY_GROUP;
 use super::leader::{DirectoryVoter, LeaderParts};
 use crate::followers::Followers;
 use crate::history::History;
-use crate::keeper::{KeeperParts, run_member};
+use crate::keeper::{KeeperParts, Vouched, run_member};
 use crate::proposer::Limits;
 use crate::replica::shipped_log;
 use crate::shard::{Voter, VoterParts, or_fatal};
@@ -68,8 +68,8 @@ impl DirectoryPart {
             founder: new && self.founds,
         }));
         let stands_first = new && self.founds && voters.first() == Some(&parts.node_id);
-        // Nobody is there yet to vouch for anybody.
-        run_member(&voter, voters, Arc::clone(&parts.peers) as Arc<dyn Peers>, stands_first, None);
+        let peers = Arc::clone(&parts.peers) as Arc<dyn Peers>;
+        run_member(&voter, voters, peers, Vouched::ByOthers, stands_first);
         let leader = LeaderParts {
             voter: Arc::clone(&voter),
             directory: Arc::clone(&parts.directory),

@@ -11,7 +11,7 @@ use meridian_shipping::{
     Status, StreamEvent, StreamId,
 };
 use meridian_storage::{Applied, GroupId, GroupLog, RaftApplied, Replace, ShardState, StagedState, StorageError};
-use meridian_types::{NodeId, Position};
+use meridian_types::{Epoch, NodeId, Position};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
@@ -25,6 +25,8 @@ use crate::shard::or_fatal;
 use crate::shipping_wire::{heartbeat_from_wire, position_to_wire};
 
 const TICK: Duration = Duration::from_millis(100);
+/// The directory asks again, and nothing else goes on meanwhile.
+const DRAIN: Duration = Duration::from_secs(2);
 /// Batches that wait for the driver, from one stream.
 const STREAM_EVENTS: usize = 256;
 /// A replica this near to the newest commit it was told of serves eventual reads.
@@ -39,7 +41,9 @@ struct Incoming {
 
 enum Internal {
     Persisted(Position),
-    Fetched(Result<StagedState, StorageError>),
+    /// By the fetch of this number.
+    Fetched(u64, Result<StagedState, StorageError>),
+    Cancelled,
     Installed(Result<Applied, StorageError>),
 }
 
@@ -73,8 +77,11 @@ pub(super) struct Driver {
     unapplied: VecDeque<(Position, Bytes)>,
     /// To be appended to the log next, together.
     unsynced: Vec<(Position, Bytes)>,
-    /// The fetch of a snapshot, while there is one.
-    staged: Option<tokio::task::JoinHandle<()>>,
+    /// What is durable and was not yet said.
+    unreported: Option<(StreamId, Position)>,
+    /// The fetch of a snapshot, while there is one, and its number.
+    staged: Option<(u64, tokio::task::JoinHandle<()>)>,
+    fetches: u64,
     /// A snapshot is being put in place.
     installing: bool,
     caught_up: bool,
@@ -92,8 +99,8 @@ impl Driver {
         purged: Arc<watch::Sender<u64>>,
     ) -> Self {
         let (durable, history) = (parts.state.position(), parts.history.clone());
-        let base = history.base_of(durable.epoch).unwrap_or(Position::new(durable.epoch, 0));
-        let receiver = Receiver::new(ReceiverConfig::default(), Duration::ZERO, durable, durable.epoch, base);
+        let (config, first) = (ReceiverConfig::default(), (Epoch::FIRST, Position::ZERO));
+        let receiver = Receiver::new(config, Duration::ZERO, durable, first.0, first.1);
         let status = Arc::new(Mutex::new(ReplicaStatus {
             status: receiver.status(Duration::ZERO, parts.node_id),
             may_serve: false,
@@ -123,7 +130,9 @@ impl Driver {
             stream: None,
             unapplied: VecDeque::new(),
             unsynced: Vec::new(),
+            unreported: None,
             staged: None,
+            fetches: 0,
             installing: false,
             caught_up: false,
             sealing: Vec::new(),
@@ -160,6 +169,7 @@ impl Driver {
                 _ = ticks.tick() => {
                     self.set_members();
                     self.step(ReceiverEvent::Tick, Bytes::new());
+                    self.report_again();
                     self.choose_source();
                 }
                 Some(event) = internal.recv() => self.internal(event),
@@ -209,7 +219,8 @@ impl Driver {
                 let target = Target { state: &state, log: &self.log, syncer: &syncer };
                 let peers = Arc::clone(&self.parts.peers);
                 // Nothing else goes on in a sealed replica.
-                let pulled = drain::pull(&target, &peers, source, through).await;
+                let pulled = tokio::time::timeout(DRAIN, drain::pull(&target, &peers, source, through)).await;
+                let pulled = pulled.unwrap_or_else(|_| Err(format!("not at {through} in time")));
                 let position = state.position();
                 self.applied.send_replace((position.sequence, 0));
                 self.step(ReceiverEvent::Drained { position }, Bytes::new());
@@ -247,7 +258,7 @@ impl Driver {
         if let Some(open) = self.stream.take() {
             open.task.abort();
         }
-        if let Some(fetch) = self.staged.take() {
+        if let Some((_, fetch)) = self.staged.take() {
             fetch.abort();
         }
         self.append();
@@ -257,7 +268,7 @@ impl Driver {
             match event {
                 Internal::Persisted(position) => self.apply_through(position),
                 Internal::Installed(_) => self.installing = false,
-                Internal::Fetched(_) => {}
+                Internal::Fetched(..) | Internal::Cancelled => {}
             }
         }
         reply.send(()).unwrap_or_default();
@@ -276,13 +287,16 @@ impl Driver {
                 self.apply_through(position);
                 self.step(ReceiverEvent::Persisted { position }, Bytes::new());
             }
-            Internal::Fetched(fetched) => {
+            // One that was cancelled may have come to its end all the same.
+            Internal::Fetched(number, fetched) if self.staged.as_ref().is_some_and(|(of, _)| *of == number) => {
                 self.staged = None;
                 match fetched {
                     Ok(staged) => self.install(staged),
                     Err(error) => self.snapshot_failed(&error),
                 }
             }
+            Internal::Fetched(..) => {}
+            Internal::Cancelled => self.step(ReceiverEvent::SnapshotFailed, Bytes::new()),
             Internal::Installed(Ok(applied)) => {
                 self.installing = false;
                 let position = applied.position;
@@ -355,11 +369,8 @@ impl Driver {
             }
             ReceiverAction::Persist { position } => self.unsynced.push((position, bytes.clone())),
             ReceiverAction::ReportDurable { stream, position } => {
-                if let Some(open) = self.stream.as_ref().filter(|open| open.id == stream) {
-                    let message = subscribe_request::Message::Durable(position_to_wire(position));
-                    // When full, a later report says more.
-                    open.reports.try_send(wire::SubscribeRequest { message: Some(message) }).ok();
-                }
+                self.unreported = Some((stream, position));
+                self.report_again();
             }
             ReceiverAction::SourceFailed { source, reason } => {
                 tracing::info!(group = %self.group(), source, ?reason, "a log source failed");
@@ -371,17 +382,19 @@ impl Driver {
                 metrics::counter!("meridian_snapshot_fetches_total").increment(1);
                 let (transfer, state) = (Arc::clone(&self.parts.transfer), Arc::clone(&self.parts.state));
                 let (group, internal) = (self.group(), self.internal.clone());
-                self.staged = Some(tokio::spawn(async move {
+                self.fetches += 1;
+                let number = self.fetches;
+                let fetch = tokio::spawn(async move {
                     let staged = transfer.fetch(group, source, String::new(), state).await;
                     // The driver is gone only when the node stops.
-                    drop(internal.send(Internal::Fetched(staged)));
-                }));
+                    drop(internal.send(Internal::Fetched(number, staged)));
+                });
+                self.staged = Some((number, fetch));
             }
             ReceiverAction::CancelSnapshot => {
-                if let Some(fetch) = self.staged.take() {
+                if let Some((_, fetch)) = self.staged.take() {
                     fetch.abort();
-                    let cancelled = StorageError::Refused("cancelled".to_owned());
-                    drop(self.internal.send(Internal::Fetched(Err(cancelled))));
+                    drop(self.internal.send(Internal::Cancelled));
                 }
             }
             ReceiverAction::SaveOrphans { base } => self.save_orphans(base),
@@ -404,6 +417,18 @@ impl Driver {
         let shard = self.parts.state.shard();
         let saved = lost_tail::save_shipped(&self.parts.data_dir, shard, epoch, base, &self.log);
         tracing::warn!(%shard, %epoch, %base, batches = or_fatal(saved), "kept batches that the shard's history lost");
+    }
+
+    /// Says what is durable, unless it is said already. What finds no room is said with the next tick: a
+    /// source that never hears of the last batch would wait for it.
+    fn report_again(&mut self) {
+        let Some((stream, position)) = self.unreported else { return };
+        let open = self.stream.as_ref().filter(|open| open.id == stream);
+        let message = subscribe_request::Message::Durable(position_to_wire(position));
+        let request = wire::SubscribeRequest { message: Some(message) };
+        if open.is_none_or(|open| open.reports.try_send(request).is_ok()) {
+            self.unreported = None;
+        }
     }
 
     fn connect(&mut self, stream: StreamId, source: NodeId, from: Position) {
