@@ -12,7 +12,7 @@ mod service;
 mod store;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use meridian_failover::{Cluster, Lease, LeaseHolder, Rpo, Shard, TokenScope};
 use meridian_gateway::{Access, Catalogue, Databases, Grant};
@@ -20,7 +20,7 @@ use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::clock::wall_ms;
+use crate::clock::{boot_time, wall_ms};
 use crate::topology::Topology;
 
 pub(crate) use bootstrap::{DIRECTORY_DATABASE, DIRECTORY_GROUP, first_cluster};
@@ -67,7 +67,6 @@ pub(crate) struct Directory {
     lease: Mutex<LeaseHolder>,
     /// Tokens of the configuration, beside the directory's.
     configured: Access,
-    started: Instant,
     /// Changes with every grant.
     granted: watch::Sender<u64>,
     /// Wakes the renewal: the node has news for the directory, or wants to have some.
@@ -80,7 +79,6 @@ impl Directory {
             known: watch::Sender::new(Arc::new(Known::new(cluster))),
             lease: Mutex::default(),
             configured,
-            started: Instant::now(),
             granted: watch::Sender::new(0),
             renew_now: Notify::new(),
         }
@@ -141,14 +139,19 @@ impl Directory {
         self.lease.lock().remaining(self.now(), shard)
     }
 
-    /// Time since this process began, as leases are counted.
+    /// As leases are counted: monotonic, and going on while the machine is suspended, where there is such a
+    /// clock.
     pub(crate) fn now(&self) -> Duration {
-        self.started.elapsed()
+        boot_time()
     }
 
     pub(crate) fn renewed(&self, sent_at: Duration, lease: &Lease) {
         self.lease.lock().renewed(sent_at, lease);
         self.granted.send_modify(|grants| *grants = grants.wrapping_add(1));
+    }
+
+    pub(crate) fn was_granted(&self) -> bool {
+        *self.granted.borrow() > 0
     }
 
     /// Waits until the directory has granted this process a lease on this very epoch: it knows the node's

@@ -11,6 +11,7 @@ use meridian_types::{NodeId, Position};
 use prost::Message;
 use tokio::sync::oneshot;
 
+use crate::history::History;
 use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
 use crate::shard::or_fatal;
 use crate::shipping_wire::{position, position_to_wire};
@@ -24,6 +25,8 @@ pub(crate) struct Target<'a> {
     pub(crate) state: &'a ShardState,
     pub(crate) log: &'a GroupLog,
     pub(crate) syncer: &'a Syncer,
+    /// What holds now: a source that lags behind the directory may have what was lost.
+    pub(crate) history: &'a History,
 }
 
 /// The batches of one message, in order, each with its position. `previous` is what lies before the first.
@@ -65,19 +68,26 @@ pub(crate) async fn pull(
         let answer = answer.map_err(|status| format!("node {source}: {}", status.message()))?.into_inner();
         let batches = answer.batches.ok_or_else(|| format!("node {source} no longer has what follows {after}"))?;
         let (previous, batches) = unpack(&batches)?;
-        check(after, previous, &batches, through).map_err(|what| format!("node {source} sent {what}"))?;
+        check(target.history, after, previous, &batches, through)
+            .map_err(|what| format!("node {source} sent {what}"))?;
         append(target, batches).await;
     }
 }
 
 /// Whether the batches are what follows `after`, up to `through`.
-fn check(after: Position, previous: Position, batches: &[(Position, Bytes)], through: Position) -> Result<(), String> {
+fn check(
+    history: &History,
+    after: Position,
+    previous: Position,
+    batches: &[(Position, Bytes)],
+    through: Position,
+) -> Result<(), String> {
     if previous != after || batches.is_empty() {
         return Err(format!("{} batches behind {previous}, not what follows {after}", batches.len()));
     }
     let mut last = after;
     for (position, _) in batches {
-        if position.sequence != last.sequence + 1 || position.epoch < last.epoch || *position > through {
+        if position.sequence != last.sequence + 1 || history.at(position.sequence) != *position || *position > through {
             return Err(format!("{position} behind {last}, up to {through}"));
         }
         last = *position;
@@ -110,12 +120,16 @@ mod tests {
     fn only_what_follows_is_taken() {
         let at = |epoch, sequence| Position::new(Epoch(epoch), sequence);
         let (after, through) = (at(1, 5), at(2, 8));
-        check(after, after, &batches(&[(1, 6), (2, 7), (2, 8)]), through).unwrap();
-        check(after, after, &[], through).unwrap_err();
-        check(after, at(2, 5), &batches(&[(2, 6)]), through).unwrap_err();
-        check(after, after, &batches(&[(1, 7)]), through).unwrap_err();
-        check(after, after, &batches(&[(1, 6), (1, 6)]), through).unwrap_err();
-        check(after, after, &batches(&[(2, 6), (1, 7)]), through).unwrap_err();
-        check(after, after, &batches(&[(2, 6), (2, 7), (2, 8), (2, 9)]), through).unwrap_err();
+        let history = History::new(vec![(Epoch(1), at(1, 0)), (Epoch(2), at(1, 6))]);
+        let check = |previous, positions: &[(u16, u64)]| check(&history, after, previous, &batches(positions), through);
+        check(after, &[(1, 6), (2, 7), (2, 8)]).unwrap();
+        check(after, &[]).unwrap_err();
+        check(at(2, 5), &[(1, 6)]).unwrap_err();
+        check(after, &[(2, 7)]).unwrap_err();
+        check(after, &[(1, 6), (1, 6)]).unwrap_err();
+        // Of the old epoch, beyond where the new one left it.
+        check(after, &[(1, 6), (1, 7)]).unwrap_err();
+        check(after, &[(2, 6)]).unwrap_err();
+        check(after, &[(1, 6), (2, 7), (2, 8), (2, 9)]).unwrap_err();
     }
 }

@@ -62,6 +62,14 @@ impl Followers {
         followers
     }
 
+    /// The state was replaced, or goes on in another epoch: what was recorded of its commits may be of batches
+    /// that were lost, whose sequences come again.
+    pub(crate) fn restart(&self, state: &ShardState) {
+        let applied = state.applied();
+        let time_ms = if applied.time_ms == 0 { wall_ms() } else { applied.time_ms };
+        self.inner.lock().history = CommitHistory::starting_at(applied.position.sequence, time_ms, HISTORY_SAMPLES);
+    }
+
     /// All who follow the shard now, heard of or not.
     pub(crate) fn set_nodes(&self, nodes: impl IntoIterator<Item = NodeId>) {
         let mut inner = self.inner.lock();

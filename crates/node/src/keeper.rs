@@ -6,10 +6,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian_consensus::{
-    Formed, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, StateTransfer, leave_group,
+    Formed, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, StateTransfer, forget_group, leave_group,
 };
 use meridian_failover::{Phase, Shard};
-use meridian_storage::{Engine, GroupId, GroupLog, HighWater, ShardState, StorageError, Syncer};
+use meridian_storage::{Engine, GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError, Syncer};
 use meridian_types::{Epoch, NodeId, ShardId};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -139,7 +139,10 @@ impl Keeper {
     /// Takes the part that the directory gives, if it is another than the present one.
     async fn settle(&self, shard: &Shard) {
         let history = History::new(shard.bases.clone());
-        let votes = shard.voters.contains(&self.parts.node_id);
+        // One that was taken out while it was down goes through the group once more, and leaves it in order.
+        let left_behind =
+            self.parts.shards.get(&self.shard).is_none() && self.state.applied().raft.epoch == Some(history.epoch());
+        let votes = shard.voters.contains(&self.parts.node_id) || left_behind;
         match self.parts.shards.get(&self.shard) {
             Some(LocalShard::Voter(voter)) if votes && voter.group.id().epoch == history.epoch() => return,
             Some(LocalShard::Replica(replica)) if !votes => {
@@ -159,8 +162,12 @@ impl Keeper {
                 self.parts.shards.set(self.shard, None);
                 voter.retire().await;
                 self.parts.raft.unregister(group);
-                if goes_on {
-                    or_fatal(leave_group(&self.parts.engine, group, Some(&self.parts.high_water)));
+                let high_water = Some(&*self.parts.high_water);
+                if goes_on && !voter.group.voters().contains(&self.parts.node_id) {
+                    or_fatal(leave_group(&self.parts.engine, group, high_water));
+                } else if goes_on {
+                    // Its acknowledgements may still count: made a voter of this epoch again, it gives no vote.
+                    or_fatal(forget_group(&self.parts.engine, group, high_water));
                 }
             }
             Some(LocalShard::Replica(replica)) => {
@@ -169,9 +176,9 @@ impl Keeper {
             }
             None => {}
         }
-        let (parts, id, past) = (Arc::clone(&self.parts), self.shard, history.clone());
+        let (parts, state, past) = (Arc::clone(&self.parts), Arc::clone(&self.state), history.clone());
         let looked_through = tokio::task::spawn_blocking(move || {
-            lost_tail::settle_old_groups(&parts.engine, &parts.high_water, &parts.data_dir, id, &past)
+            lost_tail::settle_old_groups(&state, &parts.high_water, &parts.data_dir, &past)
         });
         match looked_through.await {
             Ok(result) => or_fatal(result),
@@ -205,6 +212,10 @@ impl Keeper {
 
     /// As a replica.
     fn follow(&self, history: History) -> Result<LocalShard, StorageError> {
+        if let Some((epoch, base)) = history.leaves(self.state.position()) {
+            lost_tail::save_shipped(&self.parts.data_dir, self.shard, epoch, base, &self.log)?;
+        }
+        self.restart_followers();
         let sequence = self.state.position().sequence;
         let last = self.log.last()?.map(|(last, _)| last);
         if last.is_some_and(|last| last != sequence) {
@@ -245,6 +256,10 @@ impl Keeper {
             // One that did not finish is the node stopping.
             founder = formed.unwrap_or(Ok(Formed::Already))? == Formed::Founder;
         }
+        if !founder {
+            self.prepare_to_be_seeded(group, &history)?;
+        }
+        self.restart_followers();
         let raft = RaftGroup::open(RaftGroupOptions {
             node_id: self.parts.node_id,
             group,
@@ -281,10 +296,32 @@ impl Keeper {
         Ok(LocalShard::Voter(voter))
     }
 
+    fn restart_followers(&self) {
+        if let Some(followers) = self.parts.shards.followers(&self.shard) {
+            followers.restart(&self.state);
+        }
+    }
+
+    /// Before the group is opened by one that did not found it now.
+    fn prepare_to_be_seeded(&self, group: GroupId, history: &History) -> Result<(), StorageError> {
+        if self.log.last()?.is_some_and(|(last, _)| last > history.base().sequence) {
+            // Taken as a replica of this very epoch: it is not applied on top of what the leader sends.
+            let sequence = self.state.flush()?.position.sequence;
+            self.log.purge_through(u64::MAX - 1, Some((replica::PURGED, &sequence.to_be_bytes())))?;
+        }
+        let log = GroupLog::open(Arc::clone(&self.parts.engine), group, RecordKind::Entry)?;
+        let has_log = log.first()?.is_some() || log.mark(b'p')?.is_some();
+        if has_log && self.state.applied().raft.epoch != Some(group.epoch) {
+            // The state went on without the group: what its log says is not applied on top.
+            forget_group(&self.parts.engine, group, Some(&self.parts.high_water))?;
+        }
+        Ok(())
+    }
+
     /// Pulls what is missing up to the base from whoever has it. Without success the leader's snapshot comes.
     async fn reach_base(&self, shard: &Shard, history: &History) {
         let base = history.base();
-        let target = Target { state: &self.state, log: &self.log, syncer: &self.parts.syncer };
+        let target = Target { state: &self.state, log: &self.log, syncer: &self.parts.syncer, history };
         for round in 0..PULL_ROUNDS {
             let topology = self.parts.directory.topology();
             let mut sources: Vec<_> = topology.nodes.values().filter(|node| node.id != self.parts.node_id).collect();

@@ -1,6 +1,6 @@
 //! What a node does by the way: statuses, flushing and purging, forgetting request ids, gauges.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -74,7 +74,7 @@ pub(crate) struct Maintenance {
     pub(crate) exchange: Arc<StateExchange>,
     pub(crate) disk: Arc<DiskGuard>,
     pub(crate) log_retention_bytes: u64,
-    pub(crate) changing: Mutex<HashMap<ShardId, JoinHandle<()>>>,
+    pub(crate) changing: Mutex<HashMap<ShardId, (BTreeSet<NodeId>, JoinHandle<()>)>>,
     pub(crate) applied: Mutex<HashMap<ShardId, VecDeque<(Instant, Position)>>>,
 }
 
@@ -253,15 +253,19 @@ impl Maintenance {
             }
             tracing::info!(shard = %id, voters = ?wanted.voters, "changing the group's voters");
             let mut changing = self.changing.lock();
-            if changing.get(&id).is_some_and(|change| !change.is_finished()) {
-                continue;
+            if let Some((goal, change)) = changing.get(&id) {
+                if *goal == wanted.voters && !change.is_finished() {
+                    continue;
+                }
+                change.abort();
             }
+            let goal = wanted.voters.clone();
             let change = tokio::spawn(async move {
                 if let Err(error) = voter.group.change_voters(&wanted.voters).await {
                     tracing::warn!(shard = %id, %error, "the group's voters are not yet what they are to be");
                 }
             });
-            changing.insert(id, change);
+            changing.insert(id, (goal, change));
         }
     }
 

@@ -221,15 +221,21 @@ pub(crate) fn catch_up(state: &ShardState, log: &GroupLog) -> Result<(), Storage
     loop {
         let next = state.position().sequence + 1;
         let records = log.read(next..u64::MAX, 8 << 20)?;
-        let Some((first, _)) = records.first() else { return Ok(()) };
-        if *first != next {
-            return Err(StorageError::Corruption {
-                what: format!("the shipped log of {}", log.group()),
-                detail: format!("it goes on at {first}, the state ends at {}", next - 1),
-            });
-        }
-        let batches = records.into_iter().map(|(_, bytes)| decode(bytes)).collect::<Result<Vec<_>, _>>()?;
+        let follow = records.iter().zip(next..).take_while(|((found, _), expected)| found == expected).count();
+        let hole = follow < records.len();
+        let batches = records.into_iter().take(follow).map(|(_, bytes)| decode(bytes));
+        let batches = batches.collect::<Result<Vec<_>, _>>()?;
+        let done = batches.is_empty();
         state.apply(&batches, RaftApplied::default())?;
+        if hole {
+            // What a power loss left behind a hole was never durable, and nobody was told that it is.
+            let last = state.position().sequence;
+            tracing::warn!(log = %log.group(), last, "the log has a hole: what lies behind it is fetched again");
+            return log.truncate_after(last);
+        }
+        if done {
+            return Ok(());
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use meridian_consensus::{NotLeading, RaftGroup, ReadLogFailure};
+use meridian_failover::Phase;
 use meridian_proto::shard::{self as wire, read_position_response, shard_client::ShardClient};
 use meridian_storage::{Applied, GroupLog, ReadView, ShardState, StorageError, fatal};
 use meridian_types::{DatabaseId, Epoch, NodeId, ReadRange};
@@ -158,9 +159,16 @@ impl Voter {
             self.stop.cancel();
             self.group.shutdown().await;
         }
-        // A quorum is one of the directory's voters only when they are the group's.
-        let wanted = self.directory.shard(self.group.id().shard).map(|shard| shard.voters);
-        let drained_leader = drained == Some(term) && wanted.is_some_and(|wanted| wanted == self.group.voters());
+        // Voters do not change in `Sealing`: who knows of that knows them. And a majority of the directory's
+        // voters is one of the group only when they are its members.
+        let settled = self
+            .directory
+            .shard(self.group.id().shard)
+            .is_some_and(|shard| matches!(shard.phase, Phase::Sealing(_)) && shard.voters == self.group.voters());
+        if !settled {
+            self.directory.renew_now();
+        }
+        let drained_leader = drained == Some(term) && settled;
         Sealed { applied: self.state.applied(), term, drained_leader }
     }
 

@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::clock::wall_ms;
+use crate::directory::DIRECTORY_GROUP;
 use crate::history::History;
 use crate::peers::MAX_MESSAGE_BYTES;
 use crate::shard::LocalShard;
@@ -92,6 +93,10 @@ impl shipping_server::Shipping for ShippingService {
         request: Request<wire::FetchStateRequest>,
     ) -> Result<Response<Self::FetchStateStream>, Status> {
         let request = request.into_inner();
+        if request.shard == DIRECTORY_GROUP.shard.0 {
+            // It has no replicas: only Raft sends for it, to its own members.
+            return Ok(Response::new(Box::pin(ReceiverStream::new(self.exchange.serve(DIRECTORY_GROUP, request)?))));
+        }
         let (id, epoch, shard) = self.shard(request.shard)?;
         if request.epoch != u32::from(epoch.0) {
             return Err(Status::failed_precondition(format!("shard {id} is in epoch {epoch}")));
@@ -107,7 +112,12 @@ impl shipping_server::Shipping for ShippingService {
     ) -> Result<Response<wire::AnnounceResponse>, Status> {
         for wire in request.into_inner().statuses {
             let may_lead = wire.may_lead;
-            let Some((shard, status)) = status(wire) else { continue };
+            let Some((shard, mut status)) = status(wire) else { continue };
+            // Beyond a base it has what the shard's history has not: that counts for nothing.
+            let history = self.shards.get(&shard).map(|local| local.history());
+            if let Some((_, base)) = history.and_then(|history| history.leaves(status.durable)) {
+                status.durable = base;
+            }
             if let Some(followers) = self.shards.followers(&shard) {
                 followers.heard(status, may_lead);
             }
@@ -210,7 +220,8 @@ impl Subscription {
     }
 
     fn tail(&self) -> SenderEvent {
-        let available = self.shard.state().position().sequence;
+        // This part's own view: the state may go on in another.
+        let available = self.shard.applied().borrow().0;
         match self.shard.purged() {
             Ok(purged) => {
                 SenderEvent::LogTail { purged: self.at(purged.min(available)), available: self.at(available) }
@@ -231,7 +242,7 @@ impl Subscription {
                 }
                 match action {
                     SenderAction::Send { position, previous } => sends.push((position, previous)),
-                    SenderAction::Read { after, max_bytes } => events.push(self.read(after, max_bytes)),
+                    SenderAction::Read { after, max_bytes } => events.push(self.read(after, max_bytes)?),
                     SenderAction::Heartbeat => {
                         let (committed, time_ms) = self.shard.committed();
                         let status = self.shard.own_status(self.node_id);
@@ -254,11 +265,13 @@ impl Subscription {
         Ok(())
     }
 
-    fn read(&mut self, after: Position, max_bytes: u64) -> SenderEvent {
+    /// What the log has behind `after`. Nothing, though there was to be something, is a log that has ended.
+    fn read(&mut self, after: Position, max_bytes: u64) -> Result<SenderEvent, Ended> {
         let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
         match self.shard.batches_after(after.sequence, max_bytes) {
             Err(error) => fatal(&error),
-            Ok(None) => SenderEvent::ReadMissing,
+            Ok(None) => Ok(SenderEvent::ReadMissing),
+            Ok(Some(batches)) if batches.is_empty() => Err(Ended),
             Ok(Some(batches)) => {
                 let previous = batches.first().map_or(after, |(sequence, _)| self.at(sequence - 1));
                 self.read = batches.into_iter().map(|(sequence, bytes)| (self.at(sequence), bytes)).collect();
@@ -266,7 +279,7 @@ impl Subscription {
                     position: *position,
                     bytes: bytes.len() as u64,
                 };
-                SenderEvent::Read { previous, batches: self.read.iter().map(size).collect() }
+                Ok(SenderEvent::Read { previous, batches: self.read.iter().map(size).collect() })
             }
         }
     }

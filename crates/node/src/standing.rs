@@ -66,7 +66,7 @@ fn lost(parts: &KeeperParts) -> Vec<wire::Orphans> {
             for file in files.iter().filter(|file| file.name.shard == *id && file.name.epoch == report.epoch) {
                 let Ok((_, summary)) = &file.content else { continue };
                 sum.transactions = sum.transactions.max(summary.committed_transactions);
-                sum.at_most = sum.at_most.max(summary.transactions);
+                sum.at_most += summary.transactions;
                 sum.last_time_ms = sum.last_time_ms.max(summary.last_time_ms);
             }
             shown.push(sum);

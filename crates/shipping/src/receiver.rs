@@ -126,6 +126,11 @@ impl Receiver {
         !self.needs_snapshot && self.seal == Seal::Open
     }
 
+    /// Nothing is taken any more, and what was is durable.
+    pub fn is_sealed(&self) -> bool {
+        self.seal == Seal::Reported
+    }
+
     pub fn unpersisted_bytes(&self) -> u64 {
         self.unpersisted_bytes
     }

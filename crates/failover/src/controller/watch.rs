@@ -105,6 +105,8 @@ impl Sealing {
             self.answers.insert(node, answer);
             return;
         };
+        // It may have restarted, and followed another since.
+        known.term = known.term.max(answer.term);
         if answer.position > known.position {
             self.progress_at = now;
             (known.position, known.transactions, known.time_ms) =
@@ -112,7 +114,7 @@ impl Sealing {
         }
         if answer.drained_leader && !known.drained_leader {
             self.progress_at = now;
-            (known.term, known.drained_leader) = (answer.term, true);
+            known.drained_leader = true;
         }
     }
 

@@ -158,7 +158,17 @@ impl LeaseRenewal {
                 self.directory.renewed(sent_at, &lease);
                 Asked::Done
             }
-            Some(renew_response::Result::NotLeader(leader)) => Asked::Elsewhere(leader),
+            Some(renew_response::Result::NotLeader(leader)) => {
+                if leader == 0 && !self.directory.was_granted() {
+                    // It is being written down who this node is.
+                    let directory = Arc::clone(&self.directory);
+                    tokio::spawn(async move {
+                        tokio::time::sleep(PAUSE / 4).await;
+                        directory.renew_now();
+                    });
+                }
+                Asked::Elsewhere(leader)
+            }
             Some(renew_response::Result::Refused(reason)) => {
                 self.refused.send_replace(Some(reason));
                 Asked::Done

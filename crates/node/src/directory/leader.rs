@@ -1,6 +1,6 @@
 //! The directory's leader: commits changes, grants leases, and carries out what the controller decides.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ use meridian_types::{
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::{DIRECTORY_DATABASE, Directory};
@@ -228,6 +229,7 @@ impl Task {
             pending: VecDeque::new(),
             in_flight: None,
             contacts: Vec::new(),
+            changing: None,
             internal,
         };
         tracing::info!(
@@ -305,6 +307,8 @@ struct Session {
     /// One commit at a time: each is made from what the one before left.
     in_flight: Option<InFlight>,
     contacts: Vec<(NodeId, Duration, Vec<wire::ShardReport>)>,
+    /// The members that the group is being brought to.
+    changing: Option<(BTreeSet<NodeId>, JoinHandle<()>)>,
     internal: mpsc::UnboundedSender<Internal>,
 }
 
@@ -362,7 +366,9 @@ impl Session {
                 ));
             }
             Some(node) if node.incarnation.is_none() => {
+                // Nobody is vouched for before it is written down whom the cluster knows by this id.
                 self.change(Change::RecordIncarnation { node: id, incarnation }, None);
+                return Wire::NotLeader(0);
             }
             Some(_) => {}
         }
@@ -536,20 +542,31 @@ impl Session {
     }
 
     /// Brings the directory group's own members to what the cluster says.
-    fn settle_members(&self) {
+    fn settle_members(&mut self) {
         let Some((cluster, _)) = &self.base else { return };
         let (group, wanted) = (self.parts.voter.group.clone(), cluster.directory_voters.clone());
         if group.voters() == wanted {
             return;
         }
-        tokio::spawn(async move {
+        if let Some((goal, change)) = &self.changing {
+            if *goal == wanted && !change.is_finished() {
+                return;
+            }
+            change.abort();
+        }
+        let goal = wanted.clone();
+        let change = tokio::spawn(async move {
             if let Err(error) = group.change_voters(&wanted).await {
                 tracing::info!(%error, "the directory's members are not yet what they are to be");
             }
         });
+        self.changing = Some((goal, change));
     }
 
     fn leave(self) {
+        if let Some((_, change)) = &self.changing {
+            change.abort();
+        }
         let unknown = self.in_flight.into_iter().flat_map(|in_flight| in_flight.replies);
         unknown.for_each(|reply| drop(reply.send(Err(ExecuteFailure::Unknown))));
         let pending = self.pending.into_iter().filter_map(|pending| pending.reply);

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use meridian_proto::shipping::{self as wire, shipment, shipping_client::ShippingClient, subscribe_request};
 use meridian_shipping::{
-    Heartbeat, Receiver, ReceiverAction, ReceiverConfig, ReceiverEvent, ReceiverPhase, RelayConfig, RelayElection,
-    Status, StreamEvent, StreamId,
+    Heartbeat, Receiver, ReceiverAction, ReceiverConfig, ReceiverEvent, RelayConfig, RelayElection, Status,
+    StreamEvent, StreamId,
 };
 use meridian_storage::{Applied, GroupId, GroupLog, RaftApplied, Replace, ShardState, StagedState, StorageError};
 use meridian_types::{Epoch, NodeId, Position};
@@ -211,12 +211,15 @@ impl Driver {
                 self.sealing.push(reply);
                 self.step(ReceiverEvent::Seal { epoch }, Bytes::new());
             }
-            Command::Drain { through, reply, .. } if self.receiver.phase() != ReceiverPhase::Sealed => {
+            // Who asked has asked again since.
+            Command::Drain { reply, .. } if reply.is_closed() => {}
+            Command::Drain { through, reply, .. } if !self.receiver.is_sealed() => {
                 self.draining.push((through, reply));
             }
             Command::Drain { source, through, reply } => {
                 let (state, syncer) = (Arc::clone(&self.parts.state), Arc::clone(&self.parts.syncer));
-                let target = Target { state: &state, log: &self.log, syncer: &syncer };
+                let history = self.history.clone();
+                let target = Target { state: &state, log: &self.log, syncer: &syncer, history: &history };
                 let peers = Arc::clone(&self.parts.peers);
                 // Nothing else goes on in a sealed replica.
                 let pulled = tokio::time::timeout(DRAIN, drain::pull(&target, &peers, source, through)).await;
@@ -475,6 +478,7 @@ impl Driver {
         let diverged = self.history.leaves(applied).is_some();
         let near = self.receiver.committed().is_some_and(|(committed, _)| near(committed));
         self.caught_up = !diverged && (self.caught_up || near);
+        self.draining.retain(|(_, reply)| !reply.is_closed());
         let reached = |(through, _): &mut (Position, _)| *through <= applied;
         for (_, reply) in self.draining.extract_if(.., reached) {
             drop(reply.send(Ok(applied)));
