@@ -207,7 +207,15 @@ async fn a_leader_of_both_shards_deposed_under_load_follows() {
         for shard in [1, 2] {
             let leader = cluster.leader(shard).await;
             if leader != victim {
-                cluster.transfer_leadership(shard, leader, victim).await.unwrap();
+                // Refused until its lease is long enough and its log is near.
+                poll::until("the victim leads", DEADLINE, async || {
+                    let leader = cluster.leader(shard).await;
+                    match leader == victim {
+                        true => Ok(()),
+                        false => cluster.transfer_leadership(shard, leader, victim).await,
+                    }
+                })
+                .await;
             }
         }
         let stop = Arc::new(AtomicBool::new(false));

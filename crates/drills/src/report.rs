@@ -6,6 +6,7 @@ mod table;
 
 use std::collections::BTreeMap;
 
+use meridian_types::NodeId;
 use serde::Serialize;
 
 use crate::gap::{Gap, Measure};
@@ -86,6 +87,9 @@ pub struct RunReport {
     pub round_trips_ms: Vec<f64>,
     /// The primary region when the drill began, counted from 0.
     pub home: usize,
+    /// Who led the shard and the directory when the drill began. `None`: not known.
+    pub leader: NodeId,
+    pub directory_leader: Option<NodeId>,
     pub warm_ms: f64,
     /// When the fault began, and until when it is measured.
     pub fault_ms: f64,

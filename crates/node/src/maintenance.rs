@@ -74,7 +74,7 @@ pub(crate) struct Maintenance {
     pub(crate) exchange: Arc<StateExchange>,
     pub(crate) disk: Arc<DiskGuard>,
     pub(crate) log_retention_bytes: u64,
-    pub(crate) changing: Mutex<HashMap<ShardId, (BTreeSet<NodeId>, JoinHandle<()>)>>,
+    pub(crate) changing: Mutex<HashMap<ShardId, VoterChange>>,
     pub(crate) applied: Mutex<HashMap<ShardId, VecDeque<(Instant, Position)>>>,
 }
 
@@ -289,5 +289,8 @@ impl Maintenance {
         }
     }
 }
+
+/// The voters that a group is being brought to, and the task that does it.
+type VoterChange = (BTreeSet<NodeId>, JoinHandle<()>);
 
 type Work = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;

@@ -83,5 +83,5 @@ fn a_lease_that_is_counted_from_its_receipt_is_caught() {
 
 #[test]
 fn a_seal_that_a_restart_undoes_is_caught() {
-    assert!(is_caught(Bug::LoseTheSealInACrash, 320..350, "committed_and_shipped_is_never_lost"));
+    assert!(is_caught(Bug::LoseTheSealInACrash, 1440..1460, "committed_and_shipped_is_never_lost"));
 }

@@ -35,6 +35,8 @@ fn write_run(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
         report.run,
         report.seed
     )?;
+    let directory = report.directory_leader.map_or("nobody".to_owned(), |node| format!("node {node}"));
+    writeln!(out, "  node {} leads, {directory} leads the directory", report.leader)?;
     writeln!(out)?;
     for mark in &report.marks {
         writeln!(out, "  {:+9.3} s  {}", from_fault_s(report, mark.at_ms), mark.text)?;

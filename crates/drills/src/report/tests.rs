@@ -29,6 +29,8 @@ pub(crate) fn sound_run(drill: &str) -> RunReport {
         wan: "90,190,dc=2".to_owned(),
         round_trips_ms: vec![2.0, 90.0, 190.0],
         home: 0,
+        leader: 1,
+        directory_leader: Some(4),
         warm_ms: 2000.0,
         fault_ms: 6000.0,
         end_ms: 17_000.0,
@@ -87,6 +89,7 @@ pub(crate) fn claim(verdict: Verdict) -> Claim {
 #[test]
 fn a_sound_run_says_what_clients_saw() {
     let text = run_text(&sound_run("dc-loss"));
+    assert!(text.contains("node 1 leads, node 4 leads the directory"), "{text}");
     assert!(text.contains("   +0.000 s  power off node 1"), "{text}");
     assert!(text.contains("RTO of writes: 612 ms without an answer, from +0.004 s on"), "{text}");
     assert!(text.contains("RPO: 0 of 2000 acknowledged writes lost, 0 ms"), "{text}");

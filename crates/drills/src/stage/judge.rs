@@ -60,6 +60,8 @@ impl Stage<'_> {
             wan: self.options.wan.to_string(),
             round_trips_ms: (0..regions).map(round_trip).collect(),
             home: self.scene.home,
+            leader: self.scene.leader,
+            directory_leader: self.scene.directory_leader,
             warm_ms: ms(evidence.warm_at),
             fault_ms: ms(window.from),
             end_ms: ms(window.to),
