@@ -7,7 +7,7 @@ use serde::Deserialize;
 /// Whom a command asks, and how it answers.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Reach {
-    /// A node's or a gateway's configuration. Any of its [[nodes]] tells what the cluster is now.
+    /// A node's or a gateway's configuration. Any of its `[[nodes]]` tells what the cluster is now.
     #[arg(long, global = true, value_name = "FILE", default_value = "meridian-data/region-1-a/node.toml")]
     pub(crate) config: PathBuf,
     /// Ask this node, by its gRPC address, instead of those of --config. May be repeated.
