@@ -16,6 +16,10 @@ const HISTORY_SAMPLES: usize = 4096;
 /// A follower not heard of for so long counts as away.
 const AWAY_AFTER: Duration = Duration::from_secs(3);
 
+/// The leadership is handed to nobody who was silent for longer: one that has just lost its power cannot say
+/// so.
+const HEIR_HEARD: Duration = Duration::from_millis(500);
+
 /// The followers of one shard, as one of its nodes sees them.
 pub(crate) struct Followers {
     inner: Mutex<Inner>,
@@ -104,7 +108,7 @@ impl Followers {
                 durable: follower.durable,
                 lag: inner.history.lag(follower.durable, now_ms),
                 connected,
-                may_lead: connected && follower.may_lead,
+                may_lead: follower.may_lead && follower.heard.is_some_and(|heard| heard.elapsed() < HEIR_HEARD),
             }
         };
         inner.positions.iter().map(lag).collect()

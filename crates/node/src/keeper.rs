@@ -160,8 +160,9 @@ impl Keeper {
                 }
                 tracing::info!(%group, "this node's part in the group ends");
                 self.parts.shards.set(self.shard, None);
-                voter.retire().await;
+                // First, so that no call of another member meets it while it stops.
                 self.parts.raft.unregister(group);
+                voter.retire().await;
                 let high_water = Some(&*self.parts.high_water);
                 if goes_on && !voter.group.voters().contains(&self.parts.node_id) {
                     or_fatal(leave_group(&self.parts.engine, group, high_water));

@@ -24,8 +24,11 @@ use crate::shard_table::ShardTable;
 /// have a new leader after 600 to 800 ms, and one that is only slow answers the next try, which has the same
 /// id.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(400);
+/// The same for eventual reads, which others can serve as well: two silent nodes of a region cost less than a
+/// second.
+const EVENTUAL_ATTEMPT_TIMEOUT: Duration = Duration::from_millis(200);
 /// To a node that has not answered yet.
-const UNKNOWN_ROUND_TRIP: Duration = Duration::from_millis(250);
+const UNKNOWN_ROUND_TRIP: Duration = Duration::from_millis(100);
 /// A node that did not answer is tried after the others for so long.
 const AVOID: Duration = Duration::from_secs(3);
 /// Between two rounds through all voters: longer, the longer it takes already.
@@ -133,8 +136,8 @@ impl Router {
         drop(tokio::time::timeout(pause(started), known.changed()).await);
     }
 
-    fn patience(&self, node: NodeId) -> Duration {
-        ATTEMPT_TIMEOUT + 2 * self.round_trips.lock().get(&node).copied().unwrap_or(UNKNOWN_ROUND_TRIP)
+    fn patience(&self, node: NodeId, base: Duration) -> Duration {
+        base + 2 * self.round_trips.lock().get(&node).copied().unwrap_or(UNKNOWN_ROUND_TRIP)
     }
 
     fn took(&self, node: NodeId, elapsed: Duration) {
@@ -208,7 +211,7 @@ impl Router {
             retry,
         };
         let asked = Instant::now();
-        let response = attempt(self.patience(node), self.client(node)?.write(request)).await?;
+        let response = attempt(self.patience(node, ATTEMPT_TIMEOUT), self.client(node)?.write(request)).await?;
         self.took(node, asked.elapsed());
         use write_response::Result as Wire;
         match response.result {
@@ -249,8 +252,9 @@ impl Router {
             ranges: read.ranges.iter().map(read_range_to_wire).collect(),
             min_sequence,
         };
+        let base = if strong { ATTEMPT_TIMEOUT } else { EVENTUAL_ATTEMPT_TIMEOUT };
         let asked = Instant::now();
-        let response = attempt(self.patience(node), self.client(node)?.read(request)).await?;
+        let response = attempt(self.patience(node, base), self.client(node)?.read(request)).await?;
         self.took(node, asked.elapsed());
         match response.result {
             Some(read_response::Result::Output(output)) => {
