@@ -56,10 +56,12 @@ async fn level(cluster: &Cluster, id: u32, nodes: &[NodeId]) {
 /// So the Deno program, which counts its acknowledged writes, may see each of them.
 async fn lose_region_once_all_is_shipped(cluster: &mut Cluster) {
     for id in [1, 2] {
-        let leader = cluster.leader(id).await;
-        if leader != 1 {
-            cluster.transfer_leadership(id, leader, 1).await.unwrap();
-        }
+        // Refused until its lease is long enough and its log is near.
+        poll::until("node 1 leads", DEADLINE, async || match cluster.leader(id).await {
+            1 => Ok(()),
+            leader => cluster.transfer_leadership(id, leader, 1).await,
+        })
+        .await;
     }
     cluster.kill(2);
     cluster.kill(3);
