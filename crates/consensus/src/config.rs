@@ -3,7 +3,8 @@ use std::time::Duration;
 use openraft::{Config, ConfigError, SnapshotPolicy};
 
 /// Raft's clocks, in milliseconds. The defaults suit DCs 1 to 2 ms apart: a lost leader is replaced within
-/// about a second. Members must be able to answer each other within half of the shortest election timeout.
+/// 400 to 600 ms: the lease runs out first, then an election timeout. Members must be able to answer each other
+/// within two thirds of the shortest election timeout.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RaftTiming {
     pub heartbeat_ms: u64,
@@ -14,7 +15,7 @@ pub struct RaftTiming {
 
 impl Default for RaftTiming {
     fn default() -> Self {
-        Self { heartbeat_ms: 50, election_timeout_min_ms: 200, election_timeout_max_ms: 400 }
+        Self { heartbeat_ms: 50, election_timeout_min_ms: 100, election_timeout_max_ms: 300 }
     }
 }
 
@@ -26,6 +27,11 @@ impl RaftTiming {
         Duration::from_millis(self.election_timeout_max_ms)
     }
 
+    /// How long a heartbeat, or a question for a vote, may take to be answered: less than an election timeout.
+    pub(crate) fn heartbeat_answer_ms(self) -> u64 {
+        self.heartbeat_ms.max(self.election_timeout_min_ms * 2 / 3)
+    }
+
     /// For an answer that includes an fsync, or a round of answers by a quorum.
     pub(crate) fn answer_timeout(self) -> Duration {
         self.election_timeout_max().max(Self::ANSWER)
@@ -35,9 +41,9 @@ impl RaftTiming {
 pub(crate) fn openraft_config(timing: RaftTiming, name: String) -> Result<Config, ConfigError> {
     let config = Config {
         cluster_name: name,
-        // How long a heartbeat may take to be answered, and five times as long as between two looks at the
-        // election timer. Heartbeats themselves are sent by `group::heartbeat`.
-        heartbeat_interval: timing.heartbeat_ms.max(timing.election_timeout_min_ms / 2),
+        // Only how long one may take to be answered, and five times as long as between two looks at the
+        // election timer. Heartbeats themselves are sent by `group::timers`.
+        heartbeat_interval: timing.heartbeat_answer_ms(),
         enable_heartbeat: false,
         election_timeout_min: timing.election_timeout_min_ms,
         election_timeout_max: timing.election_timeout_max_ms,

@@ -23,14 +23,15 @@ use crate::votes::{NoVote, VoteGate, Votes};
 use crate::{Peers, RaftTiming, StateTransfer};
 
 mod formation;
-mod heartbeat;
 mod log_reader;
+mod timers;
 mod voters;
 
 pub use formation::Formed;
-use heartbeat::Heartbeat;
 pub use log_reader::ReadLogFailure;
 pub(crate) use log_reader::{Sought, seek, sequence_of};
+pub(crate) use timers::Contact;
+use timers::Timers;
 pub use voters::ChangeVotersFailure;
 
 /// Between two candidacies of a member that is to lead.
@@ -73,7 +74,8 @@ pub struct RaftGroup {
     votes: Arc<Votes>,
     /// Until then a lease that this member granted before it started may hold.
     quiet_until: Instant,
-    _heartbeat: Arc<Heartbeat>,
+    contact: Contact,
+    _timers: Arc<Timers>,
 }
 
 /// That this node leads in a term, as far as it knows.
@@ -194,7 +196,8 @@ impl RaftGroup {
         let applied = machine.applied();
         let raft = Raft::new(options.node_id, Arc::new(config), network, log.clone(), machine.clone());
         let raft = raft.await.map_err(|error| refused(&error))?;
-        let heartbeat = Heartbeat::start(raft.clone(), Duration::from_millis(options.timing.heartbeat_ms));
+        let contact = Contact::default();
+        let timers = Timers::start(raft.clone(), options.node_id, contact.clone(), Arc::clone(&votes), options.timing);
         Ok(Self {
             id,
             node_id: options.node_id,
@@ -210,7 +213,8 @@ impl RaftGroup {
             read_timeout: options.timing.answer_timeout(),
             votes,
             quiet_until: Instant::now() + quiet,
-            _heartbeat: Arc::new(heartbeat),
+            contact,
+            _timers: Arc::new(timers),
             handed_over_in: Arc::default(),
             first_batch: Arc::default(),
         })
@@ -315,6 +319,11 @@ impl RaftGroup {
         Arc::clone(&self.state)
     }
 
+    /// A leader, or a candidate that this member votes for, was heard just now.
+    pub(crate) fn contact(&self) -> &Contact {
+        &self.contact
+    }
+
     pub(crate) fn raft(&self) -> &MeridianRaft {
         &self.raft
     }
@@ -356,6 +365,20 @@ impl RaftGroup {
             }
             if metrics.changed().await.is_err() {
                 // Raft has stopped; nothing changes any more.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Waits until this node leads, or knows a leader other than `late`.
+    pub async fn another_leader(&self, late: Option<u64>) {
+        let mut metrics = self.raft.metrics();
+        loop {
+            match self.leadership() {
+                Err(NotLeading { leader }) if leader.is_none() || leader == late => {}
+                _ => return,
+            }
+            if metrics.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }

@@ -32,5 +32,5 @@ pub use group::{
     RaftGroupOptions, ReadLogFailure, Role,
 };
 pub use network::{Peers, StateTransfer, Transfer};
-pub use orphans::{forget_group, leave_group, log_batches_beyond};
+pub use orphans::{forget_group, is_in_use, leave_group, log_batches_beyond};
 pub use service::RaftService;

@@ -66,6 +66,11 @@ fn committed_index(engine: &Arc<dyn Engine>, log: &GroupLog) -> Result<Option<u6
     Ok(applied.max(LogStore::committed_index(log)?))
 }
 
+/// Whether this node has voted in the group, or has a log of it, that was not forgotten.
+pub fn is_in_use(engine: &Arc<dyn Engine>, group: GroupId) -> Result<bool, StorageError> {
+    LogStore::is_in_use(&GroupLog::open(Arc::clone(engine), group, RecordKind::Entry)?)
+}
+
 /// Deletes, durably, what this node keeps of a stopped group of an earlier epoch: log, votes and marks. What is
 /// kept says that it never votes in that group again, since it does not know any more what it voted.
 ///

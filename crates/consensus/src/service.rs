@@ -6,7 +6,7 @@ use futures::{Stream, StreamExt};
 use meridian_proto::raft::{self, raft_server};
 use meridian_storage::{Engine, GroupId};
 use meridian_types::{Epoch, ShardId};
-use openraft::raft::{TransferLeaderRequest, VoteRequest};
+use openraft::raft::{AppendEntriesResponse, StreamAppendError, TransferLeaderRequest, VoteRequest};
 use parking_lot::{Mutex, RwLock};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -68,8 +68,14 @@ impl RaftService {
             wire::append_request(request.ok().filter(|request| request.group == expected)?).ok()
         });
         let input = input.take_while(|request| std::future::ready(request.is_some())).filter_map(std::future::ready);
-        let results = group.raft().stream_append(input).map(|result| match result {
-            Ok(result) => Ok(wire::stream_result_to_wire(result)),
+        let contact = group.contact().clone();
+        let results = group.raft().stream_append(input).map(move |result| match result {
+            Ok(result) => {
+                if !matches!(result, Err(StreamAppendError::HigherVote(_))) {
+                    contact.renew();
+                }
+                Ok(wire::stream_result_to_wire(result))
+            }
             Err(fatal) => Err(stopped(fatal)),
         });
         Ok(Box::pin(results))
@@ -134,6 +140,9 @@ impl raft_server::Raft for RaftService {
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(previous);
         let response = group.raft().append_entries(request).await.map_err(stopped)?;
+        if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+            group.contact().renew();
+        }
         Ok(Response::new(wire::append_response_to_wire(response, previous, last)))
     }
 
@@ -142,6 +151,9 @@ impl raft_server::Raft for RaftService {
         let leadership_transfer = request.leadership_transfer;
         let response = group.raft().vote(request).await.map_err(stopped)?;
         may_vote(&group, leadership_transfer)?;
+        if response.vote_granted {
+            group.contact().renew();
+        }
         Ok(Response::new(wire::vote_response_to_wire(&response)))
     }
 

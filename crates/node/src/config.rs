@@ -80,7 +80,8 @@ pub struct GatewayListen {
     pub metrics: Option<String>,
 }
 
-/// The times of elections: `heartbeat_ms * 3 <= election_timeout_min_ms < election_timeout_max_ms`.
+/// The times of elections: `heartbeat_ms < election_timeout_min_ms < election_timeout_max_ms`, and `heartbeat_ms * 6
+/// <= election_timeout_max_ms`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RaftConfig {
@@ -91,7 +92,7 @@ pub struct RaftConfig {
 
 impl Default for RaftConfig {
     fn default() -> Self {
-        Self { heartbeat_ms: 50, election_timeout_min_ms: 200, election_timeout_max_ms: 400 }
+        Self { heartbeat_ms: 50, election_timeout_min_ms: 100, election_timeout_max_ms: 300 }
     }
 }
 

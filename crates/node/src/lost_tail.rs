@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use meridian_consensus::{forget_group, log_batches_beyond};
+use meridian_consensus::{forget_group, is_in_use, log_batches_beyond};
 use meridian_storage::{GroupId, GroupLog, HighWater, RaftApplied, ShardState, StorageError};
 use meridian_types::{Epoch, Position, ShardId};
 
@@ -49,6 +49,10 @@ pub(crate) fn settle_old_groups(
         let later = history.bases().iter().skip(at + 1).min_by_key(|(epoch, base)| (base.sequence, *epoch));
         let Some((epoch, base)) = later else { break };
         let group = GroupId { shard, epoch: *old };
+        if !is_in_use(engine, group)? {
+            // Nothing here, or forgotten before: most epochs, at every start and every change of epoch.
+            continue;
+        }
         apply_committed(state, group, *base)?;
         let mut writer = OrphanWriter::create(data_dir, shard, *epoch, *base)?;
         log_batches_beyond(engine, group, base.sequence, &mut |_, bytes: Bytes, committed| {

@@ -134,11 +134,11 @@ fn raft(raft: RaftConfig) -> Result<RaftConfig, InvalidConfig> {
     let RaftConfig { heartbeat_ms, election_timeout_min_ms: min_ms, election_timeout_max_ms: max_ms } = raft;
     within("raft.heartbeat_ms", heartbeat_ms, 5, 10_000)?;
     within("raft.election_timeout_max_ms", max_ms, 1, 60_000)?;
-    if min_ms >= max_ms {
-        return Err(InvalidConfig::ElectionTimeouts { min_ms, max_ms });
+    if heartbeat_ms >= min_ms || min_ms >= max_ms {
+        return Err(InvalidConfig::ElectionTimes { heartbeat_ms, min_ms, max_ms });
     }
-    if heartbeat_ms * 3 > min_ms {
-        return Err(InvalidConfig::HeartbeatTooSlow { heartbeat_ms, min_ms });
+    if heartbeat_ms * 6 > max_ms {
+        return Err(InvalidConfig::HeartbeatTooSlow { heartbeat_ms, max_ms });
     }
     Ok(raft)
 }

@@ -63,12 +63,15 @@ pub enum InvalidConfig {
     #[error("{field} is {value}: it must lie between {min} and {max}")]
     OutOfRange { field: &'static str, value: u64, min: u64, max: u64 },
     #[error(
-        "three times raft.heartbeat_ms ({heartbeat_ms}) is more than raft.election_timeout_min_ms ({min_ms}): \
-         two lost heartbeats would start an election"
+        "six times raft.heartbeat_ms ({heartbeat_ms}) is more than raft.election_timeout_max_ms ({max_ms}): \
+         two lost heartbeats would cost the leader its lease, which is half of that"
     )]
-    HeartbeatTooSlow { heartbeat_ms: u64, min_ms: u64 },
-    #[error("raft.election_timeout_min_ms ({min_ms}) must be less than raft.election_timeout_max_ms ({max_ms})")]
-    ElectionTimeouts { min_ms: u64, max_ms: u64 },
+    HeartbeatTooSlow { heartbeat_ms: u64, max_ms: u64 },
+    #[error(
+        "raft.heartbeat_ms ({heartbeat_ms}), raft.election_timeout_min_ms ({min_ms}) and \
+         raft.election_timeout_max_ms ({max_ms}) must each be less than the next"
+    )]
+    ElectionTimes { heartbeat_ms: u64, min_ms: u64, max_ms: u64 },
     #[error("gateway.public_url: {0}")]
     PublicUrl(InvalidPublicUrl),
     #[error("there are no access tokens: at least one [[tokens]] is needed")]

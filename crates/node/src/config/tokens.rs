@@ -38,7 +38,7 @@ impl TokenSecret {
         Ok(Self::Plain(secret))
     }
 
-    fn digest(hex: &str) -> Result<Self, InvalidToken> {
+    pub(crate) fn digest(hex: &str) -> Result<Self, InvalidToken> {
         let digits: Option<Vec<u8>> =
             hex.chars().map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();
         let bytes: Vec<u8> = digits

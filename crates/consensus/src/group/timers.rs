@@ -1,0 +1,93 @@
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver;
+use parking_lot::Mutex;
+use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
+
+use super::MeridianRaft;
+use crate::RaftTiming;
+use crate::votes::Votes;
+
+/// When this member last led, followed a leader, or gave another its vote.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Contact(Arc<Mutex<Option<Instant>>>);
+
+impl Contact {
+    /// To be called when Raft has taken the message: the lease that it granted ends no later then than counted
+    /// from here.
+    pub(crate) fn renew(&self) {
+        *self.0.lock() = Some(Instant::now());
+    }
+
+    fn is_lost_for(&self, lease: Duration) -> bool {
+        self.0.lock().is_some_and(|last| last.elapsed() >= lease)
+    }
+}
+
+/// What goes by the clock beside openraft's own election timer.
+///
+/// A leader sends heartbeats. openraft would, but it gives a follower only the time between two of them to
+/// answer, and between regions the answer takes longer than heartbeats should be apart.
+///
+/// One follower, the first of the voters beside the leader, stands for election as soon as the leader's lease
+/// has run out: with nobody else in line there is no vote to be split, and no reason to wait for a random time.
+/// Where it cannot win, openraft's timers bring up another.
+pub(super) struct Timers(JoinHandle<()>);
+
+impl Timers {
+    pub(super) fn start(
+        raft: MeridianRaft,
+        node_id: u64,
+        contact: Contact,
+        votes: Arc<Votes>,
+        timing: RaftTiming,
+    ) -> Self {
+        // The others' leases end a little later or sooner.
+        let lease = timing.election_timeout_max() * 9 / 8;
+        let again = Duration::from_millis(timing.heartbeat_answer_ms());
+        Self(tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(Duration::from_millis(timing.heartbeat_ms));
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut stood: Option<Instant> = None;
+            loop {
+                ticks.tick().await;
+                let (state, first) = {
+                    let metrics = raft.metrics();
+                    let metrics = metrics.borrow_watched();
+                    let first =
+                        metrics.membership_config.voter_ids().find(|voter| Some(*voter) != metrics.current_leader);
+                    (metrics.state, first)
+                };
+                let stopped = match state {
+                    ServerState::Leader => {
+                        contact.renew();
+                        raft.trigger().heartbeat().await.is_err()
+                    }
+                    ServerState::Follower
+                        if first == Some(node_id)
+                            && contact.is_lost_for(lease)
+                            && stood.is_none_or(|at| at.elapsed() >= again)
+                            && votes.check(false).is_ok() =>
+                    {
+                        stood = Some(Instant::now());
+                        raft.trigger().elect(true).await.is_err()
+                    }
+                    state => state == ServerState::Shutdown,
+                };
+                if stopped {
+                    return;
+                }
+            }
+        }))
+    }
+}
+
+impl Drop for Timers {
+    /// Else the task would keep a group alive that nobody else has.
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
