@@ -41,7 +41,7 @@ mod telemetry;
 mod validation;
 
 pub use access::{Access, AccessToken, Databases, Grant, InvalidAccess};
-pub use catalogue::{Catalogue, InvalidCatalogue, NamedDatabase, StaticCatalogue};
+pub use catalogue::Catalogue;
 pub use database::{Database, Read, ReadOutput, Unavailable, Write, WriteFailure};
 pub use gateway::{Gateway, Unanswered};
 pub use options::{InvalidPublicUrl, Options, PublicUrl};

@@ -11,8 +11,8 @@ use hyper::client::conn::{http1, http2};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use meridian_gateway::{
-    Access, AccessToken, Database, Databases, NamedDatabase, Options, Read, ReadOutput, StaticCatalogue, Unavailable,
-    Write, WriteFailure, serve,
+    Access, AccessToken, Catalogue, Database, Databases, Grant, Options, Read, ReadOutput, Unavailable, Write,
+    WriteFailure, serve,
 };
 use meridian_proto::kv_connect as pb;
 use meridian_types::{
@@ -142,21 +142,46 @@ pub(crate) struct Server {
     pub(crate) serving: JoinHandle<()>,
 }
 
+/// `main`, which is the default, and `other`.
+struct TwoDatabases {
+    access: Access,
+}
+
+impl Catalogue for TwoDatabases {
+    fn default_database(&self) -> Option<DatabaseId> {
+        Some(MAIN)
+    }
+
+    fn by_name(&self, name: &str) -> Option<DatabaseId> {
+        match name {
+            "main" => Some(MAIN),
+            "other" => Some(OTHER),
+            _ => None,
+        }
+    }
+
+    fn contains(&self, database: DatabaseId) -> bool {
+        [MAIN, OTHER].contains(&database)
+    }
+
+    fn authorize(&self, bearer: &str) -> Option<Grant> {
+        self.access.authorize(bearer, 0)
+    }
+}
+
 impl Server {
     pub(crate) async fn start() -> Self {
         Self::with(Options::default()).await
     }
 
     pub(crate) async fn with(options: Options) -> Self {
-        let named = |id, name: &str| NamedDatabase { id, name: name.to_owned() };
         let token = |secret: &str, databases, write| AccessToken { secret: secret.to_owned(), databases, write };
         let access = Access::new([
             token(WRITER, Databases::All, true),
             token(READER, Databases::All, false),
             token(OTHERS, Databases::Only(vec![OTHER]), true),
         ]);
-        let databases = [named(MAIN, "main"), named(OTHER, "other")];
-        let catalogue = StaticCatalogue::new(databases, Some(MAIN), access.unwrap()).unwrap();
+        let catalogue = TwoDatabases { access: access.unwrap() };
         let memory = Arc::new(Memory::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
