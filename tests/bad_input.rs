@@ -291,6 +291,7 @@ async fn malformed_calls(cluster: &Cluster, id: NodeId) {
         request_id: Bytes::from_static(&[7; 16]),
         write: Some(pb::AtomicWrite { mutations: vec![set(b"by rpc", b"v")], ..Default::default() }),
         retry: false,
+        late_leader: 0,
     };
     let good = group(1, 1);
     let bad = [

@@ -221,6 +221,25 @@ async fn switching_over_back_and_forth_loses_nothing_and_fails_no_request() {
     cluster.assert_all_run();
 }
 
+/// Has a new node take the place of `gone`, with a configuration like the one in `template`; its process, and a
+/// client of it.
+async fn replace(cluster: &Cluster, gone: NodeId, template: &str, name: &str) -> (tokio::process::Child, KvClient) {
+    let listeners = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let [rpc, kv] = listeners.each_ref().map(|listener| listener.local_addr().unwrap().to_string());
+    drop(listeners);
+    let config = cluster.folder().join(name).join("node.toml");
+    std::fs::create_dir_all(config.parent().unwrap()).unwrap();
+    let template = cluster.folder().join(template).join("node.toml");
+    let gone = gone.to_string();
+    let arguments = ["node", "replace", &gone, "--yes", "--name", name, "--rpc-address", &rpc, "--kv-address", &kv];
+    let files = ["--config", template.to_str().unwrap(), "--config-out", config.to_str().unwrap()];
+    println!("{}", cluster.order(1, &[&arguments[..], &files[..]].concat()).await);
+    let mut serve = tokio::process::Command::new(binary());
+    serve.args(["serve", "--config", config.to_str().unwrap()]).stdout(Stdio::null()).kill_on_drop(true);
+    let client = KvClient::new(format!("http://{kv}"), DEFAULT_DATABASE).with_timeout(Duration::from_secs(2));
+    (serve.spawn().unwrap(), client)
+}
+
 #[tokio::test]
 async fn a_wiped_node_is_refused_and_a_new_one_takes_its_place() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
@@ -241,27 +260,7 @@ async fn a_wiped_node_is_refused_and_a_new_one_takes_its_place() {
     .await;
     poll::until("its process has ended", DEADLINE, async || cluster.ended().map(drop).ok_or(())).await;
 
-    let ports: Vec<u16> = (0..2)
-        .map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap())
-        .collect::<Vec<_>>()
-        .iter()
-        .map(|listener| listener.local_addr().unwrap().port())
-        .collect();
-    let (rpc, kv) = (format!("127.0.0.1:{}", ports[0]), format!("127.0.0.1:{}", ports[1]));
-    let config = cluster.folder().join("new/node.toml");
-    std::fs::create_dir_all(config.parent().unwrap()).unwrap();
-    let template = cluster.folder().join("region-1-a/node.toml");
-    let arguments =
-        ["node", "replace", "3", "--yes", "--name", "region-1-new", "--rpc-address", &rpc, "--kv-address", &kv];
-    let files = ["--config", template.to_str().unwrap(), "--config-out", config.to_str().unwrap()];
-    println!("{}", cluster.order(1, &[&arguments[..], &files[..]].concat()).await);
-    let new = tokio::process::Command::new(binary())
-        .args(["serve", "--config", config.to_str().unwrap()])
-        .stdout(Stdio::null())
-        .kill_on_drop(true)
-        .spawn();
-    let mut new = new.unwrap();
-    let through_new = KvClient::new(format!("http://{kv}"), DEFAULT_DATABASE).with_timeout(Duration::from_secs(2));
+    let (mut new, through_new) = replace(&cluster, 3, "region-1-a", "region-1-new").await;
     poll::until("the new node serves", DEADLINE, async || {
         match through_new.get_with(Consistency::Eventual, b"before/49").await {
             Ok(Some(_)) => Ok(()),
@@ -288,6 +287,41 @@ async fn a_wiped_node_is_refused_and_a_new_one_takes_its_place() {
     let patient = cluster.client(4, DEFAULT_DATABASE).with_timeout(Duration::from_secs(30));
     patient.set(b"with the new one's vote", b"v").await.unwrap();
     assert!(through_new.get(b"before/0").await.unwrap().is_some());
+    assert!(new.try_wait().unwrap().is_none());
+}
+
+#[tokio::test]
+async fn a_voter_of_the_directory_that_is_gone_for_good_is_replaced() {
+    let mut cluster = Cluster::start(ClusterOptions::default()).await;
+    let before = cluster.directory().await.directory_voters;
+    // One in each region.
+    let gone = *before.iter().find(|voter| cluster.region(1).contains(voter)).unwrap();
+    let survivors: Vec<NodeId> = before.iter().copied().filter(|voter| *voter != gone).collect();
+    cluster.kill(gone);
+    cluster.wipe(gone);
+    let (mut new, _) = replace(&cluster, gone, "region-2-a", "region-2-new").await;
+    let settled = poll::until("the new node is a member of the directory's group", DEADLINE, async || {
+        let (_, status) = cluster.meridian(1, &["cluster", "status", "--json"]).await;
+        let status: serde_json::Value = serde_json::from_str(&status).map_err(|_| status)?;
+        let directory = &status["directory"];
+        let votes = directory["voters"].as_array().is_some_and(|voters| voters.iter().any(|voter| *voter == 7));
+        let settled = votes && directory["leader_answers"] == true && directory["progress"].is_null();
+        if settled { Ok(directory.clone()) } else { Err(directory.to_string()) }
+    })
+    .await;
+    println!("{settled}");
+    // Without the new one's vote there is no majority any more.
+    cluster.kill(survivors[0]);
+    poll::until("the directory takes changes", DEADLINE, async || {
+        let create = ["databases", "create", "later", "--primary-region", "region-1"];
+        match cluster.meridian(survivors[1], &create).await {
+            (true, _) => Ok(()),
+            // One that nobody heard the answer of.
+            (false, printed) if printed.contains("already") => Ok(()),
+            (false, printed) => Err(printed),
+        }
+    })
+    .await;
     assert!(new.try_wait().unwrap().is_none());
 }
 

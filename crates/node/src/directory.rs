@@ -8,8 +8,10 @@ mod bootstrap;
 mod client;
 mod leader;
 mod part;
+mod record;
 mod service;
 mod store;
+mod wire;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +23,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use crate::clock::{boot_time, wall_ms};
+use crate::config::TokenSecret;
 use crate::topology::Topology;
 
 pub(crate) use bootstrap::{DIRECTORY_DATABASE, DIRECTORY_GROUP, first_cluster};
@@ -45,7 +48,7 @@ impl Known {
                 TokenScope::All => Databases::All,
                 TokenScope::Databases(ids) => Databases::Only(ids.iter().copied().collect()),
             };
-            let digest = digest_of_hex(&token.sha256)?;
+            let digest = TokenSecret::digest(&token.sha256).ok()?.sha256();
             let expired = token.expires_at_ms;
             Some((*id, digest, Grant::new(scope, token.write), expired))
         });
@@ -53,12 +56,6 @@ impl Known {
         let access = Access::from_expiring(grants.map(|(_, digest, grant, expires)| (digest, grant, expires)));
         Self { cluster, topology, access }
     }
-}
-
-fn digest_of_hex(hex: &str) -> Option<[u8; 32]> {
-    let bytes: Option<Vec<u8>> =
-        (0..hex.len() / 2).map(|at| u8::from_str_radix(hex.get(2 * at..2 * at + 2)?, 16).ok()).collect();
-    bytes?.try_into().ok()
 }
 
 /// The cluster as this process knows it, and its lease on it.

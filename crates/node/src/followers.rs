@@ -48,13 +48,18 @@ pub(crate) struct FollowerLag {
     pub(crate) may_lead: bool,
 }
 
+/// Of the commits behind what is applied now.
+fn history_from(state: &ShardState) -> CommitHistory {
+    let applied = state.applied();
+    // A shard without a batch has no time yet: count from now, not from 1970.
+    let time_ms = if applied.time_ms == 0 { wall_ms() } else { applied.time_ms };
+    CommitHistory::starting_at(applied.position.sequence, time_ms, HISTORY_SAMPLES)
+}
+
 impl Followers {
     /// Watches what is applied to `state`.
     pub(crate) fn watch(state: &ShardState) -> Arc<Self> {
-        let applied = state.applied();
-        // A shard without a batch has no time yet: count from now, not from 1970.
-        let time_ms = if applied.time_ms == 0 { wall_ms() } else { applied.time_ms };
-        let history = CommitHistory::starting_at(applied.position.sequence, time_ms, HISTORY_SAMPLES);
+        let history = history_from(state);
         let followers = Arc::new(Self { inner: Mutex::new(Inner { history, positions: BTreeMap::new() }) });
         let observer = Arc::clone(&followers);
         state.observe(move |batches| {
@@ -69,9 +74,7 @@ impl Followers {
     /// The state was replaced, or goes on in another epoch: what was recorded of its commits may be of batches
     /// that were lost, whose sequences come again.
     pub(crate) fn restart(&self, state: &ShardState) {
-        let applied = state.applied();
-        let time_ms = if applied.time_ms == 0 { wall_ms() } else { applied.time_ms };
-        self.inner.lock().history = CommitHistory::starting_at(applied.position.sequence, time_ms, HISTORY_SAMPLES);
+        self.inner.lock().history = history_from(state);
     }
 
     /// All who follow the shard now, heard of or not.
@@ -112,6 +115,12 @@ impl Followers {
             }
         };
         inner.positions.iter().map(lag).collect()
+    }
+
+    /// Who is to lead next: of those who may, the one that has most.
+    pub(crate) fn heir(&self) -> Option<NodeId> {
+        let heirs = self.lags().into_iter().filter(|follower| follower.may_lead);
+        heirs.max_by_key(|heir| heir.durable).map(|heir| heir.node)
     }
 
     /// How far the log may be purged while it keeps at most `max_bytes` for those who lag.

@@ -27,6 +27,7 @@ mod directory;
 mod drain;
 mod failover_service;
 mod followers;
+mod hedge;
 mod history;
 mod keeper;
 mod lost_tail;

@@ -231,11 +231,9 @@ impl Maintenance {
             if voter.group.leadership().is_err() || self.keeps_lease(*id, voter) {
                 continue;
             }
-            let lags = self.shards.followers(id).map(|followers| followers.lags()).unwrap_or_default();
-            let heirs = lags.iter().filter(|follower| follower.may_lead);
-            let Some(heir) = heirs.max_by_key(|heir| heir.durable) else { continue };
-            tracing::warn!(shard = %id, to = heir.node, "this leader loses its lease: handing over");
-            if let Err(error) = voter.group.transfer_leadership(heir.node).await {
+            let Some(heir) = self.shards.followers(id).and_then(|followers| followers.heir()) else { continue };
+            tracing::warn!(shard = %id, to = heir, "this leader loses its lease: handing over");
+            if let Err(error) = voter.group.transfer_leadership(heir).await {
                 tracing::warn!(shard = %id, %error, "leadership could not be handed over");
             }
         }

@@ -314,9 +314,7 @@ impl Node {
         }
         for (id, shard) in self.shards.all() {
             let LocalShard::Voter(voter) = shard else { continue };
-            let lags = self.shards.followers(&id).map(|followers| followers.lags()).unwrap_or_default();
-            let heirs = lags.iter().filter(|follower| follower.may_lead);
-            hand_over_to(&voter, heirs.max_by_key(|heir| heir.durable).map(|heir| heir.node)).await;
+            hand_over_to(&voter, self.shards.followers(&id).and_then(|followers| followers.heir())).await;
         }
     }
 }

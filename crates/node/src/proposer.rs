@@ -176,11 +176,18 @@ impl Task {
         let lost = group.leadership_changed(Some(term));
         tokio::pin!(lost);
         let mut applied = group.applied();
+        let mut backlog: VecDeque<Queued> = VecDeque::new();
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while applied.borrow_and_update().1 < term {
             tokio::select! {
-                () = &mut lost => return Some(TermEnd::Drained),
+                () = &mut lost => {
+                    decline(backlog);
+                    return Some(TermEnd::Drained);
+                }
                 changed = applied.changed() => changed.ok()?,
-                queued = self.requests.recv() => respond(queued?.reply, WriteReply::NotLeader(None)),
+                queued = self.requests.recv(), if backlog.len() < QUEUE_REQUESTS => backlog.push_back(queued?),
+                _ = ticks.tick() => give_up(&mut backlog),
             }
         }
         let applied = self.parts.state.applied();
@@ -195,9 +202,6 @@ impl Task {
             in_flight: VecDeque::new(),
             by_request: HashMap::new(),
         };
-        let mut backlog: VecDeque<Queued> = VecDeque::new();
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         // After a batch was refused: take no more, let those in flight end, and begin anew.
         let mut refused = false;
         let mut seal = self.seal.clone();
@@ -250,7 +254,7 @@ impl Task {
                 }
             }
             if refused {
-                backlog.drain(..).for_each(|queued| respond(queued.reply, WriteReply::NotLeader(None)));
+                decline(std::mem::take(&mut backlog));
                 if session.in_flight.is_empty() {
                     return Some(TermEnd::Drained);
                 }
@@ -291,6 +295,11 @@ fn give_up(backlog: &mut VecDeque<Queued>) {
         let reason = "the shard's leader gets no answer from a quorum".to_owned();
         respond(queued.reply, WriteReply::NotCommitted(reason));
     }
+}
+
+/// Another leads, or will: these were not looked at.
+fn decline(backlog: VecDeque<Queued>) {
+    backlog.into_iter().for_each(|queued| respond(queued.reply, WriteReply::NotLeader(None)));
 }
 
 fn sealed_reply() -> WriteReply {
@@ -375,7 +384,7 @@ impl Session<'_> {
         for waiter in self.in_flight.drain(..).flat_map(|batch| batch.waiters) {
             respond(waiter.reply, WriteReply::Unknown);
         }
-        backlog.into_iter().for_each(|queued| respond(queued.reply, WriteReply::NotLeader(None)));
+        decline(backlog);
         end
     }
 

@@ -14,19 +14,18 @@ use parking_lot::Mutex;
 use tonic::{Code, Status};
 
 use crate::directory::Directory;
+use crate::hedge::{self, Failed, Hedging, Round, Try};
 use crate::history::History;
 use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
 use crate::proposer::{WriteReply, WriteRequest};
 use crate::shard::{LocalShard, ReadReply};
 use crate::shard_table::ShardTable;
 
-/// One try at one node, beyond two round trips to it. A node that lost its power says nothing: the others
-/// have a new leader after 600 to 800 ms, and one that is only slow answers the next try, which has the same
-/// id.
+/// How long one try may take, beyond two round trips. A node that lost its power says nothing; one that is only
+/// slow answers the next try, which has the same id.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(400);
-/// The same for eventual reads, which others can serve as well: two silent nodes of a region cost less than a
-/// second.
-const EVENTUAL_ATTEMPT_TIMEOUT: Duration = Duration::from_millis(200);
+/// Beyond one and a half round trips, others are asked as well.
+const HEDGE_AFTER: Duration = Duration::from_millis(100);
 /// To a node that has not answered yet.
 const UNKNOWN_ROUND_TRIP: Duration = Duration::from_millis(100);
 /// A node that did not answer is tried after the others for so long.
@@ -54,16 +53,6 @@ pub(crate) struct Router {
     shown: Mutex<HashMap<ShardId, Position>>,
     /// How long nodes took to answer, smoothed: the nearest is asked first.
     round_trips: Mutex<HashMap<NodeId, Duration>>,
-}
-
-/// Why one try gave nothing.
-enum Failed {
-    /// Nothing was done there.
-    NotDone { leader: Option<NodeId>, reason: String },
-    /// No connection: nothing was done there.
-    Unreachable(String),
-    /// Something may have been done.
-    Unknown(String),
 }
 
 impl Router {
@@ -136,8 +125,21 @@ impl Router {
         drop(tokio::time::timeout(pause(started), known.changed()).await);
     }
 
-    fn patience(&self, node: NodeId, base: Duration) -> Duration {
-        base + 2 * self.round_trips.lock().get(&node).copied().unwrap_or(UNKNOWN_ROUND_TRIP)
+    /// How long the node usually takes to answer.
+    fn round_trip(&self, node: NodeId) -> Duration {
+        if Some(node) == self.local_node {
+            return Duration::ZERO;
+        }
+        self.round_trips.lock().get(&node).copied().unwrap_or(UNKNOWN_ROUND_TRIP)
+    }
+
+    fn attempt_timeout(&self, node: NodeId) -> Duration {
+        ATTEMPT_TIMEOUT + 2 * self.round_trip(node)
+    }
+
+    /// All of a strong operation, which only one node can serve; one by one for what any can.
+    fn hedging(&self, all_at_once: bool) -> Hedging<impl Fn(NodeId) -> Duration> {
+        Hedging { delay: |node| HEDGE_AFTER + self.round_trip(node).mul_f32(1.5), all_at_once }
     }
 
     fn took(&self, node: NodeId, elapsed: Duration) {
@@ -146,44 +148,45 @@ impl Router {
         *smoothed = (*smoothed * 7 + elapsed) / 8;
     }
 
-    /// Keeps in mind whether the node answered at all.
-    fn answered<T>(&self, node: NodeId, result: &Result<T, Failed>) {
-        let silent = matches!(result, Err(Failed::Unreachable(_) | Failed::Unknown(_)));
-        let mut nodes = self.silent.lock();
-        if silent {
-            nodes.insert(node, Instant::now());
-        } else if !nodes.is_empty() {
-            nodes.remove(&node);
+    /// Keeps in mind whether the node answered at all, and who leads.
+    fn heard<T>(&self, shard: ShardId, node: NodeId, result: &Result<T, Failed>) {
+        match result {
+            Err(Failed::Unreachable(_) | Failed::Unknown(_)) => drop(self.silent.lock().insert(node, Instant::now())),
+            _ => drop(self.silent.lock().remove(&node)),
         }
+        let Err(failed) = result else { return };
+        let mut leaders = self.leaders.lock();
+        match failed {
+            Failed::NotLeader(Some(hint)) if *hint != node => drop(leaders.insert(shard, *hint)),
+            _ if leaders.get(&shard) == Some(&node) => drop(leaders.remove(&shard)),
+            _ => {}
+        }
+    }
+
+    /// They were asked, and others were faster.
+    fn were_late(&self, nodes: Vec<NodeId>) {
+        self.silent.lock().extend(nodes.into_iter().map(|node| (node, Instant::now())));
     }
 
     fn found_leader(&self, shard: ShardId, leader: NodeId) {
         self.leaders.lock().insert(shard, leader);
     }
 
-    fn lost_leader(&self, shard: ShardId, not: NodeId, hint: Option<NodeId>) {
-        let mut leaders = self.leaders.lock();
-        match hint.filter(|hint| *hint != not) {
-            Some(hint) => drop(leaders.insert(shard, hint)),
-            None if leaders.get(&shard) == Some(&not) => drop(leaders.remove(&shard)),
-            None => {}
-        }
-    }
-
     fn client(&self, node: NodeId) -> Result<ShardClient<tonic::transport::Channel>, Failed> {
         let channel = self.peers.requests(node);
-        let none = || Failed::NotDone { leader: None, reason: format!("node {node} is not known") };
+        let none = || Failed::NotDone(format!("node {node} is not known"));
         let client = ShardClient::new(channel.ok_or_else(none)?);
         Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES))
     }
 
     async fn try_write(
         &self,
-        node: NodeId,
+        Try { node, late, .. }: Try,
         shard: (ShardId, Epoch),
         write: &Write,
         retry: bool,
     ) -> Result<WriteOutcome, Failed> {
+        let timeout = self.attempt_timeout(node);
         if Some(node) == self.local_node
             && let Some(LocalShard::Voter(voter)) = self.local.get(&shard.0)
         {
@@ -193,13 +196,13 @@ impl Router {
                 transaction: write.transaction.clone(),
                 retry,
             };
-            let Ok(reply) = tokio::time::timeout(ATTEMPT_TIMEOUT, voter.write(request)).await else {
+            let Ok(reply) = tokio::time::timeout(timeout, voter.write(request, late)).await else {
                 return Err(Failed::Unknown("this node does not answer itself".to_owned()));
             };
             return match reply {
                 WriteReply::Done(outcome) => Ok(outcome),
-                WriteReply::NotLeader(leader) => Err(not_leader(leader)),
-                WriteReply::NotCommitted(reason) => Err(Failed::NotDone { leader: None, reason }),
+                WriteReply::NotLeader(leader) => Err(Failed::NotLeader(leader)),
+                WriteReply::NotCommitted(reason) => Err(Failed::NotDone(reason)),
                 WriteReply::Unknown => Err(Failed::Unknown("leadership was lost".to_owned())),
             };
         }
@@ -209,9 +212,10 @@ impl Router {
             request_id: Bytes::copy_from_slice(&write.request_id.0),
             write: Some(transaction_to_wire(&write.transaction)),
             retry,
+            late_leader: late.unwrap_or(0),
         };
         let asked = Instant::now();
-        let response = attempt(self.patience(node, ATTEMPT_TIMEOUT), self.client(node)?.write(request)).await?;
+        let response = attempt(timeout, self.client(node)?.write(request)).await?;
         self.took(node, asked.elapsed());
         use write_response::Result as Wire;
         match response.result {
@@ -221,14 +225,14 @@ impl Router {
             },
             Some(Wire::CheckFailed(failed)) => Ok(WriteOutcome::CheckFailed(failed.indexes)),
             Some(Wire::Rejected(text)) => Ok(WriteOutcome::Rejected(text)),
-            Some(Wire::NotLeader(hint)) => Err(not_leader(Some(hint.leader).filter(|leader| *leader != 0))),
-            Some(Wire::NotCommitted(reason)) => Err(Failed::NotDone { leader: None, reason }),
+            Some(Wire::NotLeader(hint)) => Err(not_leader(&hint)),
+            Some(Wire::NotCommitted(reason)) => Err(Failed::NotDone(reason)),
             Some(Wire::Unknown(reason)) => Err(Failed::Unknown(reason)),
             None => Err(Failed::Unknown("an empty answer".to_owned())),
         }
     }
 
-    async fn try_read(&self, node: NodeId, shard: (ShardId, Epoch), read: &Read) -> Result<ReadView, Failed> {
+    async fn try_read(&self, node: NodeId, shard: (ShardId, Epoch), read: &Read) -> Result<(ReadView, Epoch), Failed> {
         let strong = read.consistency == Consistency::Strong;
         let min_sequence = self.min_sequence(shard.0);
         if Some(node) == self.local_node
@@ -240,9 +244,9 @@ impl Router {
                 local => local.read_eventual(read.database, &read.ranges, min_sequence).await,
             };
             return match reply {
-                ReadReply::Done(view) => Ok(view),
-                ReadReply::NotLeader(leader) => Err(not_leader(leader)),
-                ReadReply::Unavailable(reason) => Err(Failed::NotDone { leader: None, reason }),
+                ReadReply::Done(view) => Ok((view, local.epoch())),
+                ReadReply::NotLeader(leader) => Err(Failed::NotLeader(leader)),
+                ReadReply::Unavailable(reason) => Err(Failed::NotDone(reason)),
             };
         }
         let request = wire::ReadRequest {
@@ -252,9 +256,8 @@ impl Router {
             ranges: read.ranges.iter().map(read_range_to_wire).collect(),
             min_sequence,
         };
-        let base = if strong { ATTEMPT_TIMEOUT } else { EVENTUAL_ATTEMPT_TIMEOUT };
         let asked = Instant::now();
-        let response = attempt(self.patience(node, base), self.client(node)?.read(request)).await?;
+        let response = attempt(self.attempt_timeout(node), self.client(node)?.read(request)).await?;
         self.took(node, asked.elapsed());
         match response.result {
             Some(read_response::Result::Output(output)) => {
@@ -263,12 +266,11 @@ impl Router {
                     range.values.into_iter().map(entry).collect::<Result<Vec<_>, _>>().map_err(malformed)
                 };
                 let ranges = output.ranges.into_iter().map(range).collect::<Result<_, _>>()?;
-                Ok(ReadView { ranges, sequence: output.sequence })
+                let epoch = u16::try_from(output.epoch).map_err(|_| Failed::Unknown("a malformed epoch".to_owned()))?;
+                Ok((ReadView { ranges, sequence: output.sequence }, Epoch(epoch)))
             }
-            Some(read_response::Result::NotLeader(hint)) => {
-                Err(not_leader(Some(hint.leader).filter(|leader| *leader != 0)))
-            }
-            Some(read_response::Result::Unavailable(reason)) => Err(Failed::NotDone { leader: None, reason }),
+            Some(read_response::Result::NotLeader(hint)) => Err(not_leader(&hint)),
+            Some(read_response::Result::Unavailable(reason)) => Err(Failed::NotDone(reason)),
             None => Err(Failed::Unknown("an empty answer".to_owned())),
         }
     }
@@ -299,28 +301,34 @@ impl Router {
 impl Database for Router {
     async fn read(&self, read: Read) -> Result<ReadOutput, Unavailable> {
         let started = Instant::now();
+        let strong = read.consistency == Consistency::Strong;
         loop {
             // Anew each time: it may have moved on.
             let shard = self.shard(read.database)?;
-            for node in self.readers(shard.0, read.consistency) {
-                let tried = self.try_read(node, shard, &read).await;
-                self.answered(node, &tried);
-                let (leader, reason) = match tried {
-                    Ok(view) => {
-                        if read.consistency == Consistency::Eventual {
-                            self.has_shown(shard.0, shard.1, view.sequence);
-                        }
-                        return Ok(ReadOutput { ranges: view.ranges });
+            let round = hedge::round(
+                self.readers(shard.0, read.consistency),
+                self.hedging(strong),
+                |attempt| self.try_read(attempt.node, shard, &read),
+                |_, _| true,
+                |node, tried| self.heard(shard.0, node, tried),
+            );
+            match round.await {
+                Round::Answer { node, answer: (view, epoch), late } => {
+                    if strong && !late.is_empty() && Some(node) != self.local_node {
+                        // It leads, or knows who does.
+                        self.found_leader(shard.0, node);
                     }
-                    Err(Failed::NotDone { leader, reason }) => (leader, reason),
-                    Err(Failed::Unreachable(reason) | Failed::Unknown(reason)) => (None, reason),
-                };
-                self.lost_leader(shard.0, node, leader);
-                if started.elapsed() >= self.deadline {
+                    self.were_late(late);
+                    if !strong {
+                        self.has_shown(shard.0, epoch, view.sequence);
+                    }
+                    return Ok(ReadOutput { ranges: view.ranges });
+                }
+                Round::Nothing { reason, .. } if started.elapsed() >= self.deadline => {
                     return Err(unavailable(format!("shard {} cannot be read now: {reason}", shard.0)));
                 }
+                Round::Nothing { .. } => self.pause(started).await,
             }
-            self.pause(started).await;
         }
     }
 
@@ -332,38 +340,36 @@ impl Database for Router {
         loop {
             // Anew each time: a new epoch knows the request ids of those before.
             let shard = self.shard(write.database)?;
-            for node in self.voters(shard.0) {
-                let tried = self.try_write(node, shard, &write, unknown.is_some()).await;
-                self.answered(node, &tried);
-                let (leader, reason) = match tried {
-                    Ok(outcome) => {
-                        self.found_leader(shard.0, node);
-                        return Ok(outcome);
-                    }
-                    Err(Failed::NotDone { leader, reason }) => (leader, reason),
-                    Err(Failed::Unreachable(reason)) => (None, reason),
-                    Err(Failed::Unknown(reason)) => {
-                        unknown = Some(reason.clone());
-                        (None, reason)
-                    }
-                };
-                self.lost_leader(shard.0, node, leader);
-                match &unknown {
-                    None if started.elapsed() >= self.deadline => {
-                        let reason = format!("shard {} cannot be written now: {reason}", shard.0);
-                        return Err(WriteFailure::NotCommitted(unavailable(reason)));
-                    }
-                    Some(why) if started.elapsed() >= UNKNOWN_DEADLINE => {
-                        return Err(WriteFailure::Unknown(why.clone()));
-                    }
-                    _ => {}
+            let retried = unknown.is_some();
+            let round = hedge::round(
+                self.voters(shard.0),
+                self.hedging(true),
+                |attempt| {
+                    let retry = retried || attempt.overlaps;
+                    let tried = self.try_write(attempt, shard, &write, retry);
+                    async move { Ok((tried.await?, retry)) }
+                },
+                // What did not commit is binding once it is logged: else a try that overtook it may commit yet.
+                |(outcome, logged), overtaken| *logged || !overtaken || matches!(outcome, WriteOutcome::Committed(_)),
+                |node, tried| self.heard(shard.0, node, tried),
+            );
+            match round.await {
+                Round::Answer { node, answer: (outcome, _), late } => {
+                    self.were_late(late);
+                    self.found_leader(shard.0, node);
+                    return Ok(outcome);
                 }
-                if leader.is_some_and(|leader| !self.is_silent(leader)) {
-                    // Somebody knows who leads: ask that one next.
-                    break;
+                Round::Nothing { reason, unknown: true } => unknown = Some(reason),
+                Round::Nothing { reason, .. } if unknown.is_none() && started.elapsed() >= self.deadline => {
+                    let reason = format!("shard {} cannot be written now: {reason}", shard.0);
+                    return Err(WriteFailure::NotCommitted(unavailable(reason)));
                 }
+                Round::Nothing { .. } => {}
             }
-            self.pause(started).await;
+            match unknown.take_if(|_| started.elapsed() >= UNKNOWN_DEADLINE) {
+                Some(why) => return Err(WriteFailure::Unknown(why)),
+                None => self.pause(started).await,
+            }
         }
     }
 }
@@ -376,8 +382,8 @@ fn unavailable(reason: String) -> Unavailable {
     Unavailable { reason }
 }
 
-fn not_leader(leader: Option<NodeId>) -> Failed {
-    Failed::NotDone { leader, reason: "it has no leader at present".to_owned() }
+fn not_leader(hint: &wire::NotLeader) -> Failed {
+    Failed::NotLeader(Some(hint.leader).filter(|leader| *leader != 0))
 }
 
 fn shard_epoch((shard, epoch): (ShardId, Epoch)) -> wire::ShardEpoch {
@@ -391,9 +397,7 @@ async fn attempt<T>(
 ) -> Result<T, Failed> {
     match tokio::time::timeout(timeout, call).await {
         Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) if is_refusal(&status) => {
-            Err(Failed::NotDone { leader: None, reason: status.message().to_owned() })
-        }
+        Ok(Err(status)) if is_refusal(&status) => Err(Failed::NotDone(status.message().to_owned())),
         Ok(Err(status)) if never_connected(&status) => Err(Failed::Unreachable(status.message().to_owned())),
         Ok(Err(status)) => Err(Failed::Unknown(status.message().to_owned())),
         Err(_) => Err(Failed::Unknown(format!("no answer within {} ms", timeout.as_millis()))),

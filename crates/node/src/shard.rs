@@ -21,6 +21,9 @@ use crate::proposer::{Limits, Proposer, WriteReply, WriteRequest};
 use crate::replica::Replica;
 use crate::round::Rounds;
 
+/// How long a write waits for a leader at a voter that knows none.
+const LEADER_TIMEOUT: Duration = Duration::from_millis(350);
+
 /// How long a voter may take to learn a read position, and then to apply up to it.
 const READ_POSITION_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -123,8 +126,12 @@ impl Voter {
             gate: Arc::clone(&gate),
             limits,
         });
-        let asking = group.clone();
-        let positions = Rounds::start(move || ask_leader(asking.clone(), Arc::clone(&peers)));
+        let asking = Asking { group: group.clone(), gate: Arc::clone(&gate), peers };
+        let asking = Arc::new(asking);
+        let positions = Rounds::start(move || {
+            let asking = Arc::clone(&asking);
+            async move { asking.position().await }
+        });
         let recovered = Arc::new(AtomicBool::new(founder));
         let stop = CancellationToken::new();
         let (recovering, done, stopped) = (group.clone(), Arc::clone(&recovered), stop.clone());
@@ -192,16 +199,16 @@ impl Voter {
         self.recovered.load(Ordering::Relaxed) || alone()
     }
 
-    pub(crate) async fn write(&self, request: WriteRequest) -> WriteReply {
+    /// `late`: a leader that does not answer whoever asks. While no other is known it is waited for: the answer
+    /// that there is none would take as long to be asked again as to come.
+    pub(crate) async fn write(&self, request: WriteRequest, late: Option<NodeId>) -> WriteReply {
+        drop(tokio::time::timeout(LEADER_TIMEOUT, self.group.another_leader(late)).await);
         self.proposer.write(request).await
     }
 
     /// The sequence that a strong read needs which begins now. Only a leader knows.
     pub(crate) async fn read_position(&self) -> Result<ReadPosition, ReadReply> {
-        match self.gate.confirm(&self.group).await {
-            Ok(_) => Ok(ReadPosition { sequence: self.state.position().sequence, time_ms: wall_ms() }),
-            Err(not_leading) => Err(ReadReply::NotLeader(not_leading.leader)),
-        }
+        read_position(&self.group, &self.gate).await
     }
 
     /// A strong read: here if this node leads, or after asking the leader how far to wait.
@@ -229,33 +236,61 @@ impl Voter {
     }
 }
 
-async fn ask_leader(group: RaftGroup, peers: Arc<PeerChannels>) -> Result<ReadPosition, ReadReply> {
-    let leader = match group.leadership() {
-        // It became the leader meanwhile: let the caller come again.
-        Ok(_) => return Err(ReadReply::NotLeader(None)),
-        Err(not_leading) => not_leading.leader,
-    };
-    let channel = leader.and_then(|leader| peers.requests(leader));
-    let Some(channel) = channel else { return Err(ReadReply::NotLeader(None)) };
-    let id = group.id();
-    let request =
-        wire::ReadPositionRequest { group: Some(wire::ShardEpoch { shard: id.shard.0, epoch: id.epoch.0.into() }) };
-    let mut client = ShardClient::new(channel);
-    let answer = tokio::time::timeout(READ_POSITION_TIMEOUT, client.read_position(request)).await;
-    let unavailable = |reason: String| Err(ReadReply::Unavailable(format!("the leader did not answer: {reason}")));
-    match answer {
-        Err(elapsed) => unavailable(elapsed.to_string()),
-        Ok(Err(status)) => unavailable(status.message().to_owned()),
-        Ok(Ok(response)) => match response.into_inner().result {
+async fn read_position(group: &RaftGroup, gate: &ReadGate) -> Result<ReadPosition, ReadReply> {
+    match gate.confirm(group).await {
+        Ok(_) => Ok(ReadPosition { sequence: group.state().position().sequence, time_ms: wall_ms() }),
+        Err(not_leading) => Err(ReadReply::NotLeader(not_leading.leader)),
+    }
+}
+
+/// Asks the leader for a read position, on behalf of all reads that wait for one.
+struct Asking {
+    group: RaftGroup,
+    gate: Arc<ReadGate>,
+    peers: Arc<PeerChannels>,
+}
+
+impl Asking {
+    /// Goes on with the next leader where one is lost meanwhile.
+    async fn position(&self) -> Result<ReadPosition, ReadReply> {
+        let mut failed = ReadReply::NotLeader(None);
+        let asked = async {
+            loop {
+                let Err(not_leading) = self.group.leadership() else {
+                    return read_position(&self.group, &self.gate).await;
+                };
+                if let Some(leader) = not_leading.leader {
+                    tokio::select! {
+                        answer = self.ask(leader) => match answer {
+                            Ok(position) => return Ok(position),
+                            Err(reply) => failed = reply,
+                        },
+                        () = self.group.another_leader(Some(leader)) => continue,
+                    }
+                }
+                self.group.another_leader(not_leading.leader).await;
+            }
+        };
+        let asked = tokio::time::timeout(READ_POSITION_TIMEOUT, asked).await;
+        asked.unwrap_or(Err(failed))
+    }
+
+    async fn ask(&self, leader: NodeId) -> Result<ReadPosition, ReadReply> {
+        let Some(channel) = self.peers.requests(leader) else { return Err(ReadReply::NotLeader(None)) };
+        let id = self.group.id();
+        let group = Some(wire::ShardEpoch { shard: id.shard.0, epoch: id.epoch.0.into() });
+        let answer = ShardClient::new(channel).read_position(wire::ReadPositionRequest { group }).await;
+        let unavailable = |reason: &str| ReadReply::Unavailable(format!("the leader did not answer: {reason}"));
+        match answer.map_err(|status| unavailable(status.message()))?.into_inner().result {
             Some(read_position_response::Result::Position(position)) => {
                 Ok(ReadPosition { sequence: position.sequence, time_ms: position.time_ms })
             }
             Some(read_position_response::Result::NotLeader(hint)) => {
                 Err(ReadReply::NotLeader(Some(hint.leader).filter(|leader| *leader != 0)))
             }
-            Some(read_position_response::Result::Unavailable(reason)) => unavailable(reason),
-            None => unavailable("an empty answer".to_owned()),
-        },
+            Some(read_position_response::Result::Unavailable(reason)) => Err(unavailable(&reason)),
+            None => Err(unavailable("an empty answer")),
+        }
     }
 }
 

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use meridian_proto::shard::{self as wire, read_position_response, read_response, shard_server, write_response};
 use meridian_proto::{entry_to_wire, kv_connect, read_range, transaction};
 use meridian_storage::ReadView;
-use meridian_types::{DatabaseId, NodeId, ReadRange, RequestId, ShardId, WriteOutcome};
+use meridian_types::{DatabaseId, Epoch, NodeId, ReadRange, RequestId, ShardId, WriteOutcome};
 use tonic::{Request, Response, Status};
 
 use crate::peers::MAX_MESSAGE_BYTES;
@@ -77,10 +77,14 @@ pub(crate) fn write_reply_to_wire(reply: WriteReply) -> wire::WriteResponse {
     wire::WriteResponse { result: Some(result) }
 }
 
-fn view_to_wire(view: ReadView) -> wire::ReadOutput {
+fn view_to_wire(view: ReadView, epoch: Epoch) -> wire::ReadOutput {
     let range =
         |entries: Vec<_>| kv_connect::ReadRangeOutput { values: entries.into_iter().map(entry_to_wire).collect() };
-    wire::ReadOutput { ranges: view.ranges.into_iter().map(range).collect(), sequence: view.sequence }
+    wire::ReadOutput {
+        ranges: view.ranges.into_iter().map(range).collect(),
+        sequence: view.sequence,
+        epoch: epoch.0.into(),
+    }
 }
 
 #[tonic::async_trait]
@@ -90,6 +94,7 @@ impl shard_server::Shard for ShardService {
         let Some(voter) = self.voter(request.group)? else {
             return Ok(Response::new(write_reply_to_wire(WriteReply::NotLeader(None))));
         };
+        let late = Some(request.late_leader).filter(|node| *node != 0);
         let request_id = request.request_id.as_ref().try_into().map_err(|_| invalid("request_id"))?;
         let write = request.write.ok_or_else(|| invalid("write"))?;
         let request = WriteRequest {
@@ -98,7 +103,7 @@ impl shard_server::Shard for ShardService {
             transaction: transaction(write).map_err(|error| invalid(error.0))?,
             retry: request.retry,
         };
-        Ok(Response::new(write_reply_to_wire(voter.write(request).await)))
+        Ok(Response::new(write_reply_to_wire(voter.write(request, late).await)))
     }
 
     async fn read(&self, request: Request<wire::ReadRequest>) -> Result<Response<wire::ReadResponse>, Status> {
@@ -111,7 +116,7 @@ impl shard_server::Shard for ShardService {
             (shard, false) => shard.read_eventual(database, &ranges, request.min_sequence).await,
         };
         let result = match reply {
-            ReadReply::Done(view) => read_response::Result::Output(view_to_wire(view)),
+            ReadReply::Done(view) => read_response::Result::Output(view_to_wire(view, shard.epoch())),
             ReadReply::NotLeader(leader) => read_response::Result::NotLeader(not_leader(leader)),
             ReadReply::Unavailable(reason) => read_response::Result::Unavailable(reason),
         };

@@ -4,33 +4,26 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use meridian_failover::{
-    Action, Change, Cluster, Controller, ControllerConfig, Event, Progress, SealAnswer, ShardReport,
-};
+use meridian_failover::{Action, Change, Cluster, Controller, ControllerConfig, Event, Progress};
 use meridian_proto::directory::{self as wire, failover_client::FailoverClient, renew_response};
-use meridian_types::{
-    Check, Epoch, Mutation, MutationKind, NodeId, ReadRange, RequestId, ShardId, Transaction, Value, ValueEncoding,
-    Versionstamp, WriteOutcome,
-};
-use serde::{Deserialize, Serialize};
+use meridian_types::{Epoch, NodeId, RequestId, ShardId, Versionstamp, WriteOutcome};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::{DIRECTORY_DATABASE, Directory};
+use super::record::{self, Recorded};
+use super::wire::{self as from_wire, cluster_to_wire, lease_to_wire};
+use super::{DIRECTORY_DATABASE, DIRECTORY_GROUP, Directory};
 use crate::clock::wall_ms;
 use crate::peers::PeerChannels;
 use crate::proposer::{WriteReply, WriteRequest};
-use crate::shard::{Voter, or_fatal};
+use crate::shard::Voter;
 use crate::shipping_wire::{position, position_to_wire};
 
 const TICK: Duration = Duration::from_millis(50);
 /// What the leader asks of a node: `Controller` asks again.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 const QUEUE: usize = 1024;
-const CLUSTER_KEY: &[u8] = b"cluster";
-const CHANGE_PREFIX: &[u8] = b"change";
 
 /// What became of a change.
 pub(crate) type Executed = Result<Cluster, ExecuteFailure>;
@@ -42,16 +35,6 @@ pub(crate) enum ExecuteFailure {
     NotLeader,
     /// It may have been made, or be made yet.
     Unknown,
-}
-
-/// One line of the record of changes.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct Recorded {
-    pub(crate) version: u64,
-    /// Wall clock of the directory's leader, milliseconds since the Unix epoch.
-    pub(crate) time_ms: u64,
-    pub(crate) actor: String,
-    pub(crate) change: Change,
 }
 
 /// What only the leader can tell.
@@ -144,11 +127,7 @@ impl DirectoryVoter {
 
     /// The latest changes, newest first, as far as they are applied here.
     pub(crate) fn changes(&self, limit: u32) -> Vec<Recorded> {
-        let end = [CHANGE_PREFIX, &[0xff; 9]].concat();
-        let range = ReadRange { start: CHANGE_PREFIX.into(), end: end.into(), limit, reverse: true };
-        let view = or_fatal(self.voter.state.read(DIRECTORY_DATABASE, &[range], 0));
-        let entries = view.ranges.into_iter().flatten();
-        entries.filter_map(|entry| serde_json::from_slice(&entry.value.data).ok()).collect()
+        record::read_changes(&self.voter.state, limit)
     }
 }
 
@@ -156,7 +135,7 @@ impl DirectoryVoter {
 async fn publish(voter: Arc<Voter>, directory: Arc<Directory>, stop: CancellationToken) {
     let mut applied = voter.group.applied();
     loop {
-        if let Some((cluster, _)) = read_cluster(&voter) {
+        if let Some((cluster, _)) = record::read_cluster(&voter.state) {
             directory.learn(cluster);
         }
         tokio::select! {
@@ -164,18 +143,6 @@ async fn publish(voter: Arc<Voter>, directory: Arc<Directory>, stop: Cancellatio
             changed = applied.changed() => if changed.is_err() { return },
         }
     }
-}
-
-fn read_cluster(voter: &Voter) -> Option<(Cluster, Versionstamp)> {
-    let end = [CLUSTER_KEY, &[0]].concat();
-    let range = ReadRange { start: CLUSTER_KEY.into(), end: end.into(), limit: 1, reverse: false };
-    let view = or_fatal(voter.state.read(DIRECTORY_DATABASE, &[range], 0));
-    let entry = view.ranges.into_iter().flatten().next()?;
-    let corrupt = |error: serde_json::Error| meridian_storage::StorageError::Corruption {
-        what: "the directory's state".to_owned(),
-        detail: error.to_string(),
-    };
-    Some((or_fatal(serde_json::from_slice(&entry.value.data).map_err(corrupt)), entry.versionstamp))
 }
 
 /// The leader's task on one voter.
@@ -225,7 +192,7 @@ impl Task {
             parts: Arc::clone(&self.parts),
             term,
             controller: Controller::new(self.parts.config.clone(), now),
-            base: read_cluster(&self.parts.voter),
+            base: record::read_cluster(&self.parts.voter.state),
             pending: VecDeque::new(),
             in_flight: None,
             contacts: Vec::new(),
@@ -327,10 +294,15 @@ impl Session {
                 self.pending.push_back(Pending { change: *change, actor, decided_at: None, reply: Some(reply) });
             }
             Request::Inspect { reply } => {
-                let progress = match &self.base {
+                let mut progress = match &self.base {
                     Some((cluster, _)) => self.controller.progress(self.now(), cluster),
                     None => Vec::new(),
                 };
+                if let Some(goal) = self.members_wanted() {
+                    let (shard, members) = (DIRECTORY_GROUP.shard, self.parts.voter.group.voters());
+                    let text = format!("its members are nodes {members:?}, and are to be {goal:?}");
+                    progress.push(Progress { shard, text });
+                }
                 let age = |at: Duration| u64::try_from(self.now().saturating_sub(at).as_millis()).unwrap_or(u64::MAX);
                 let contacts = self.contacts.iter().map(|(node, at, reports)| wire::NodeContact {
                     node_id: *node,
@@ -377,21 +349,14 @@ impl Session {
         let newer = (request.known_version < cluster.version).then(|| cluster_to_wire(cluster));
         self.contacts.retain(|(node, ..)| *node != id);
         self.contacts.push((id, now, request.reports.clone()));
-        let shown: Vec<Change> = request.orphans.iter().filter_map(|orphans| shown(cluster, id, orphans)).collect();
+        let shown: Vec<Change> =
+            request.orphans.iter().filter_map(|orphans| from_wire::shown(cluster, id, orphans)).collect();
         for change in shown {
             self.change(change, None);
         }
-        let reports = request.reports.into_iter().filter_map(report).collect();
+        let reports = request.reports.into_iter().filter_map(from_wire::report).collect();
         self.step(Event::Reported { node: id, reports });
-        Wire::Lease(wire::Lease {
-            ttl_ms: u64::try_from(lease.ttl.as_millis()).unwrap_or(0),
-            shards: lease
-                .shards
-                .iter()
-                .map(|(shard, epoch)| wire::LeasedShard { shard: shard.0, epoch: epoch.0.into() })
-                .collect(),
-            cluster: newer,
-        })
+        Wire::Lease(wire::Lease { cluster: newer, ..lease_to_wire(&lease) })
     }
 
     fn step(&mut self, event: Event) {
@@ -423,18 +388,8 @@ impl Session {
         let request = wire::SealRequest { shard: shard.0, epoch: epoch.0.into(), planned };
         self.call(node, move |mut client| async move {
             let answer = client.seal(request).await?.into_inner();
-            let Some(position) = answer.position.and_then(position) else { return Ok(None) };
-            let answer = SealAnswer {
-                shard,
-                epoch,
-                position,
-                planned,
-                transactions: answer.transactions,
-                time_ms: answer.time_ms,
-                term: answer.term,
-                drained_leader: answer.drained_leader,
-            };
-            Ok(Some(Event::Sealed { node, answer }))
+            let answer = from_wire::seal_answer(shard, epoch, planned, &answer);
+            Ok(answer.map(|answer| Event::Sealed { node, answer }))
         });
     }
 
@@ -507,12 +462,12 @@ impl Session {
         let request = WriteRequest {
             database: DIRECTORY_DATABASE,
             request_id: RequestId::generate(),
-            transaction: transaction(stamp, &next, &recorded),
+            transaction: record::transaction(stamp, &next, &recorded),
             retry: false,
         };
         let (voter, internal) = (Arc::clone(&self.parts.voter), self.internal.clone());
         tokio::spawn(async move {
-            let reply = voter.write(request).await;
+            let reply = voter.write(request, None).await;
             drop(internal.send(Internal::Committed(reply)));
         });
         self.in_flight = Some(InFlight { next, replies });
@@ -541,13 +496,16 @@ impl Session {
         }
     }
 
+    /// The members that the directory group is to have, if it has others.
+    fn members_wanted(&self) -> Option<BTreeSet<NodeId>> {
+        let (cluster, _) = self.base.as_ref()?;
+        (self.parts.voter.group.voters() != cluster.directory_voters).then(|| cluster.directory_voters.clone())
+    }
+
     /// Brings the directory group's own members to what the cluster says.
     fn settle_members(&mut self) {
-        let Some((cluster, _)) = &self.base else { return };
-        let (group, wanted) = (self.parts.voter.group.clone(), cluster.directory_voters.clone());
-        if group.voters() == wanted {
-            return;
-        }
+        let Some(wanted) = self.members_wanted() else { return };
+        let group = self.parts.voter.group.clone();
         if let Some((goal, change)) = &self.changing {
             if *goal == wanted && !change.is_finished() {
                 return;
@@ -572,58 +530,4 @@ impl Session {
         let pending = self.pending.into_iter().filter_map(|pending| pending.reply);
         pending.for_each(|reply| drop(reply.send(Err(ExecuteFailure::NotLeader))));
     }
-}
-
-/// One write: the next cluster, if the present one is still there, and the record of what changed.
-fn transaction(present: Option<Versionstamp>, next: &Cluster, recorded: &[Recorded]) -> Transaction {
-    let set = |key: Bytes, json: Result<Vec<u8>, serde_json::Error>| {
-        // Plain data: it always can be written.
-        let data = json.unwrap_or_default();
-        let value = Value { encoding: ValueEncoding::Bytes, data: data.into() };
-        Mutation { key, kind: MutationKind::Set(value), expire_at_ms: 0 }
-    };
-    let record = |recorded: &Recorded| {
-        let key = [CHANGE_PREFIX, &recorded.version.to_be_bytes()].concat();
-        set(key.into(), serde_json::to_vec(recorded))
-    };
-    let cluster = set(CLUSTER_KEY.into(), serde_json::to_vec(next));
-    Transaction {
-        checks: vec![Check { key: CLUSTER_KEY.into(), versionstamp: present }],
-        mutations: std::iter::once(cluster).chain(recorded.iter().map(record)).collect(),
-    }
-}
-
-pub(crate) fn cluster_to_wire(cluster: &Cluster) -> wire::ClusterState {
-    wire::ClusterState { json: serde_json::to_vec(cluster).unwrap_or_default().into() }
-}
-
-fn report(wire: wire::ShardReport) -> Option<ShardReport> {
-    Some(ShardReport {
-        shard: ShardId(wire.shard),
-        epoch: Epoch(u16::try_from(wire.epoch).ok()?),
-        position: wire.position.and_then(position)?,
-        transactions: wire.transactions,
-        time_ms: wire.time_ms,
-        leads: wire.leads,
-        changing_voters: wire.changing_voters,
-        lag_ms: wire.lag_ms,
-    })
-}
-
-/// What a node shows of a lost tail, if it is news.
-fn shown(cluster: &Cluster, node: NodeId, orphans: &wire::Orphans) -> Option<Change> {
-    let shard = ShardId(orphans.shard);
-    let epoch = Epoch(u16::try_from(orphans.epoch).ok()?);
-    let report = cluster.shards.get(&shard)?.reports.iter().find(|report| report.epoch == epoch)?;
-    if report.loss.shown_by.contains(&node) {
-        return None;
-    }
-    Some(Change::ShowLoss {
-        shard,
-        epoch,
-        node,
-        transactions: orphans.transactions,
-        at_most: orphans.at_most,
-        last_time_ms: orphans.last_time_ms,
-    })
 }

@@ -19,8 +19,7 @@ use crate::replica::shipped_log;
 use crate::shard::{Voter, VoterParts, or_fatal};
 
 /// The directory's voters are regions apart.
-const TIMING: RaftTiming =
-    RaftTiming { heartbeat_ms: 150, election_timeout_min_ms: 600, election_timeout_max_ms: 1200 };
+const TIMING: RaftTiming = RaftTiming { heartbeat_ms: 150, election_timeout_min_ms: 600, election_timeout_max_ms: 900 };
 
 pub(crate) struct DirectoryPart {
     pub(crate) keepers: Arc<KeeperParts>,
@@ -94,8 +93,9 @@ impl DirectoryPart {
             return;
         };
         *self.voter.write() = None;
-        voter.voter.retire().await;
+        // First, so that no call of another member meets it while it stops.
         self.keepers.raft.unregister(DIRECTORY_GROUP);
+        voter.voter.retire().await;
     }
 
     /// Until the node stops.

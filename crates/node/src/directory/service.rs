@@ -11,7 +11,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::Directory;
-use super::leader::{DirectoryVoter, ExecuteFailure, cluster_to_wire};
+use super::leader::{DirectoryVoter, ExecuteFailure};
+use super::wire::cluster_to_wire;
 
 /// Without news, an empty message so often says that the stream is alive.
 pub(super) const FOLLOW_HEARTBEAT: Duration = Duration::from_millis(500);

@@ -22,6 +22,7 @@ fn writes_to_a_shard_are_golden() {
         request_id: Bytes::from("the request's id"),
         write: Some(write),
         retry: true,
+        late_leader: L + 1,
     };
     let golden = [
         field_message(1, &group_fields),
@@ -29,6 +30,7 @@ fn writes_to_a_shard_are_golden() {
         field_bytes(3, b"the request's id"),
         field_message(4, &write_fields),
         field_varint(5, 1),
+        field_varint(6, L + 1),
     ];
     assert_golden(&request, &golden);
 
@@ -69,8 +71,8 @@ fn reads_from_a_shard_are_golden() {
     assert_golden(&request, &golden);
 
     let (range_output, range_output_fields) = read_range_output();
-    let output = shard::ReadOutput { ranges: vec![range_output], sequence: L + 2 };
-    let output_fields = [field_message(1, &range_output_fields), field_varint(2, L + 2)];
+    let output = shard::ReadOutput { ranges: vec![range_output], sequence: L + 2, epoch: 9 };
+    let output_fields = [field_message(1, &range_output_fields), field_varint(2, L + 2), field_varint(3, 9)];
     let (not_leader, not_leader_fields) = not_leader();
     let results = [
         (shard::read_response::Result::Output(output), field_message(1, &output_fields)),

@@ -8,6 +8,9 @@ use serde::Serialize;
 use super::{lags_text, warnings};
 use crate::command::operator::{Table, View, amounts, is_fresh, selection};
 
+/// The shard under which the directory speaks of itself.
+const DIRECTORY: ShardId = ShardId(0);
+
 /// How the cluster is: what `meridian cluster status` says, in text and in JSON.
 #[derive(Debug, Serialize)]
 pub(crate) struct Overview {
@@ -30,6 +33,8 @@ pub(crate) struct DirectoryOverview {
     pub(crate) leader_answers: bool,
     pub(crate) term: u64,
     pub(crate) voters: BTreeSet<NodeId>,
+    /// While its group has other members than these voters.
+    pub(crate) progress: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -96,6 +101,7 @@ impl Overview {
                 leader_answers: view.leader_address.is_some(),
                 term: view.term,
                 voters: cluster.directory_voters.clone(),
+                progress: view.progress.get(&DIRECTORY).cloned(),
             },
             version: cluster.version,
             regions: cluster.regions.iter().map(region).collect(),
@@ -236,6 +242,9 @@ impl fmt::Display for Overview {
         writeln!(f, "holds      {}, {}", amounts::count(databases, "database"), amounts::count(tokens, "token"))?;
         writeln!(f)?;
         write!(f, "{}", ShardOverview::table(&self.shards))?;
+        if let Some(progress) = &directory.progress {
+            writeln!(f, "directory: {progress}")?;
+        }
         for shard in &self.shards {
             if let Some(progress) = &shard.progress {
                 writeln!(f, "shard {}: {progress}", shard.shard)?;

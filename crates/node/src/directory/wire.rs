@@ -1,0 +1,71 @@
+//! What nodes and the directory's leader say to each other, from the wire and to it.
+
+use meridian_failover::{Change, Cluster, Lease, SealAnswer, ShardReport};
+use meridian_proto::directory as wire;
+use meridian_types::{Epoch, NodeId, ShardId};
+
+use crate::shipping_wire::position;
+
+pub(super) fn cluster_to_wire(cluster: &Cluster) -> wire::ClusterState {
+    wire::ClusterState { json: serde_json::to_vec(cluster).unwrap_or_default().into() }
+}
+
+/// Without the cluster.
+pub(super) fn lease_to_wire(lease: &Lease) -> wire::Lease {
+    let leased = |(shard, epoch): &(ShardId, Epoch)| wire::LeasedShard { shard: shard.0, epoch: epoch.0.into() };
+    wire::Lease {
+        ttl_ms: u64::try_from(lease.ttl.as_millis()).unwrap_or(0),
+        shards: lease.shards.iter().map(leased).collect(),
+        cluster: None,
+    }
+}
+
+pub(super) fn report(wire: wire::ShardReport) -> Option<ShardReport> {
+    Some(ShardReport {
+        shard: ShardId(wire.shard),
+        epoch: Epoch(u16::try_from(wire.epoch).ok()?),
+        position: wire.position.and_then(position)?,
+        transactions: wire.transactions,
+        time_ms: wire.time_ms,
+        leads: wire.leads,
+        changing_voters: wire.changing_voters,
+        lag_ms: wire.lag_ms,
+    })
+}
+
+/// `None`: malformed.
+pub(super) fn seal_answer(
+    shard: ShardId,
+    epoch: Epoch,
+    planned: bool,
+    wire: &wire::SealResponse,
+) -> Option<SealAnswer> {
+    Some(SealAnswer {
+        shard,
+        epoch,
+        planned,
+        position: wire.position.and_then(position)?,
+        transactions: wire.transactions,
+        time_ms: wire.time_ms,
+        term: wire.term,
+        drained_leader: wire.drained_leader,
+    })
+}
+
+/// What a node shows of a lost tail, if it is news.
+pub(super) fn shown(cluster: &Cluster, node: NodeId, orphans: &wire::Orphans) -> Option<Change> {
+    let shard = ShardId(orphans.shard);
+    let epoch = Epoch(u16::try_from(orphans.epoch).ok()?);
+    let report = cluster.shards.get(&shard)?.reports.iter().find(|report| report.epoch == epoch)?;
+    if report.loss.shown_by.contains(&node) {
+        return None;
+    }
+    Some(Change::ShowLoss {
+        shard,
+        epoch,
+        node,
+        transactions: orphans.transactions,
+        at_most: orphans.at_most,
+        last_time_ms: orphans.last_time_ms,
+    })
+}

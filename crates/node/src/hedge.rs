@@ -1,0 +1,137 @@
+//! One question put to several nodes: the next is asked when the one before fails, or takes too long.
+//!
+//! Known as hedged requests (Dean and Barroso, "The Tail at Scale", 2013). An answer that is late is still
+//! welcome when it comes.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::future::Future;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use meridian_types::NodeId;
+use tokio::time::Instant;
+
+/// Why one try gave nothing.
+#[derive(Debug)]
+pub(crate) enum Failed {
+    /// It does not lead; who does, if it knows. Nothing was done there, or will be.
+    NotLeader(Option<NodeId>),
+    /// Nothing was done there, or will be, for this reason.
+    NotDone(String),
+    /// No connection: nothing was done there.
+    Unreachable(String),
+    /// Something may have been done, or may be yet.
+    Unknown(String),
+}
+
+/// One try.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Try {
+    pub(crate) node: NodeId,
+    /// Of the round, one that may do something yet.
+    pub(crate) overlaps: bool,
+    /// The node that was asked first and has not answered.
+    pub(crate) late: Option<NodeId>,
+}
+
+/// What came of one round.
+#[derive(Debug)]
+pub(crate) enum Round<T> {
+    /// Of this node. Those who were asked long before it have not answered yet.
+    Answer { node: NodeId, answer: T, late: Vec<NodeId> },
+    /// Why nobody had an answer, and whether a try may have done something.
+    Nothing { reason: String, unknown: bool },
+}
+
+/// How a round goes on while an answer is waited for.
+pub(crate) struct Hedging<Delay> {
+    /// After so long without an answer of a node the next one is asked.
+    pub(crate) delay: Delay,
+    /// Who is late may be the leader that was lost: any of the others may know, so all are asked together.
+    pub(crate) all_at_once: bool,
+}
+
+struct Pending {
+    node: NodeId,
+    asked: Instant,
+    /// Another was asked since.
+    overtaken: bool,
+}
+
+/// Asks the nodes in this order, each once, and once more whoever is named as the leader. `told` hears of
+/// every try that ended. `accepts` says whether an answer counts, given whether another node was asked after
+/// the one that gave it.
+pub(crate) async fn round<T, F>(
+    nodes: Vec<NodeId>,
+    hedging: Hedging<impl Fn(NodeId) -> Duration>,
+    ask: impl Fn(Try) -> F,
+    accepts: impl Fn(&T, bool) -> bool,
+    told: impl Fn(NodeId, &Result<T, Failed>),
+) -> Round<T>
+where
+    F: Future<Output = Result<T, Failed>>,
+{
+    let mut next = VecDeque::from(nodes);
+    let (mut in_flight, mut pending) = (FuturesUnordered::new(), Vec::<Pending>::new());
+    let mut hinted = BTreeSet::new();
+    let (mut unknown, mut why) = (false, None);
+    let mut start = 1;
+    let mut hedge_at = Instant::now();
+    loop {
+        for _ in 0..start {
+            let Some(node) = next.pop_front() else { break };
+            let overlaps = unknown || !pending.is_empty();
+            let attempt = ask(Try { node, overlaps, late: pending.first().map(|first| first.node) });
+            pending.iter_mut().for_each(|earlier| earlier.overtaken = true);
+            pending.push(Pending { node, asked: Instant::now(), overtaken: false });
+            hedge_at = Instant::now() + (hedging.delay)(node);
+            in_flight.push(async move { (node, attempt.await) });
+        }
+        start = 0;
+        tokio::select! {
+            Some((node, result)) = in_flight.next() => {
+                told(node, &result);
+                let at = pending.iter().position(|pending| pending.node == node);
+                let overtaken = at.is_some_and(|at| pending.remove(at).overtaken);
+                let failed = match result {
+                    Ok(answer) if accepts(&answer, overtaken) => {
+                        let is_late = |pending: &&Pending| pending.asked.elapsed() >= (hedging.delay)(pending.node);
+                        let late = pending.iter().filter(is_late).map(|pending| pending.node).collect();
+                        return Round::Answer { node, answer, late };
+                    }
+                    Ok(_) => Failed::Unknown("the answer came when another node had been asked".to_owned()),
+                    Err(failed) => failed,
+                };
+                unknown |= matches!(failed, Failed::Unknown(_));
+                let leader = match failed {
+                    Failed::NotLeader(leader) => leader,
+                    Failed::NotDone(reason) | Failed::Unreachable(reason) | Failed::Unknown(reason) => {
+                        why = Some(reason);
+                        None
+                    }
+                };
+                match leader.filter(|leader| pending.iter().all(|pending| pending.node != *leader)) {
+                    Some(leader) if hinted.insert(leader) => {
+                        next.retain(|node| *node != leader);
+                        next.push_front(leader);
+                        start = 1;
+                    }
+                    _ if pending.is_empty() => start = 1,
+                    _ => {}
+                }
+            }
+            () = tokio::time::sleep_until(hedge_at), if !next.is_empty() => {
+                start = if hedging.all_at_once { next.len() } else { 1 };
+            }
+            else => {}
+        }
+        if pending.is_empty() && next.is_empty() {
+            let reason = why.unwrap_or_else(|| "it has no leader at present".to_owned());
+            return Round::Nothing { reason, unknown };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,116 @@
+use std::future::pending;
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::*;
+
+const NEVER: Duration = Duration::from_secs(3600);
+
+/// Others are asked at once, or never, while one is waited for: so no test depends on how fast it runs.
+fn hedging(patience: Duration) -> Hedging<impl Fn(NodeId) -> Duration> {
+    Hedging { delay: move |_| patience, all_at_once: true }
+}
+
+/// One round, and all tries that it made.
+async fn run<F: Future<Output = Result<&'static str, Failed>>>(
+    nodes: &[NodeId],
+    patience: Duration,
+    ask: impl Fn(Try) -> F,
+    accepts: impl Fn(&&'static str, bool) -> bool,
+) -> (Round<&'static str>, Vec<Try>) {
+    let tries = Mutex::new(Vec::new());
+    let asking = |attempt: Try| {
+        tries.lock().push(attempt);
+        ask(attempt)
+    };
+    let round = round(nodes.to_vec(), hedging(patience), asking, accepts, |_, _| ()).await;
+    (round, tries.into_inner())
+}
+
+fn asked(tries: &[Try]) -> Vec<NodeId> {
+    tries.iter().map(|attempt| attempt.node).collect()
+}
+
+#[tokio::test]
+async fn while_the_first_is_silent_all_others_are_asked_and_told_of_it() {
+    let ask = |attempt: Try| async move {
+        match attempt.node {
+            3 => Ok("three"),
+            _ => pending().await,
+        }
+    };
+    let (round, tries) = run(&[1, 2, 3], Duration::ZERO, ask, |_, _| true).await;
+    let Round::Answer { node: 3, answer: "three", late } = round else { panic!("{round:?}") };
+    assert_eq!(late, [1, 2]);
+    let expected = [
+        Try { node: 1, overlaps: false, late: None },
+        Try { node: 2, overlaps: true, late: Some(1) },
+        Try { node: 3, overlaps: true, late: Some(1) },
+    ];
+    assert_eq!(tries, expected);
+}
+
+#[tokio::test]
+async fn the_leader_that_is_named_is_asked_next_and_nobody_twice_for_ever() {
+    let ask = |attempt: Try| async move {
+        match attempt.node {
+            3 => Ok("three"),
+            _ => Err(Failed::NotLeader(Some(3))),
+        }
+    };
+    let (round, tries) = run(&[1, 2, 3], NEVER, ask, |_, _| true).await;
+    assert!(matches!(round, Round::Answer { node: 3, .. }), "{round:?}");
+    assert_eq!(asked(&tries), [1, 3]);
+    // Nothing was done at the first: nothing overlaps.
+    assert!(tries.iter().all(|attempt| !attempt.overlaps));
+
+    let each_other = |attempt: Try| async move { Err(Failed::NotLeader(Some(3 - attempt.node))) };
+    let (round, tries) = run(&[1, 2], NEVER, each_other, |_, _| true).await;
+    assert!(matches!(round, Round::Nothing { unknown: false, .. }), "{round:?}");
+    assert_eq!(asked(&tries), [1, 2, 1]);
+}
+
+#[tokio::test]
+async fn an_answer_that_does_not_bind_is_left_out_once_another_was_asked() {
+    let (first_goes_on, second_goes_on) = (Notify::new(), Notify::new());
+    let ask = |attempt: Try| {
+        let (first_goes_on, second_goes_on) = (&first_goes_on, &second_goes_on);
+        async move {
+            if attempt.node == 1 {
+                first_goes_on.notified().await;
+                second_goes_on.notify_one();
+                return Ok("the check failed");
+            }
+            first_goes_on.notify_one();
+            second_goes_on.notified().await;
+            Ok("committed")
+        }
+    };
+    let binds = |answer: &&str, overtaken: bool| !overtaken || *answer == "committed";
+    let (round, _) = run(&[1, 2], Duration::ZERO, ask, binds).await;
+    assert!(matches!(round, Round::Answer { node: 2, answer: "committed", .. }), "{round:?}");
+}
+
+#[tokio::test]
+async fn a_failure_asks_the_next_at_once_and_the_reason_stays_known() {
+    let ask = |attempt: Try| async move {
+        match attempt.node {
+            1 => Err(Failed::Unknown("the connection broke".to_owned())),
+            2 => Err(Failed::NotDone("the disk is full".to_owned())),
+            _ => Err(Failed::NotLeader(None)),
+        }
+    };
+    let (round, tries) = run(&[1, 2, 3], NEVER, ask, |_, _| true).await;
+    let Round::Nothing { reason, unknown: true } = round else { panic!("{round:?}") };
+    assert_eq!(reason, "the disk is full");
+    let overlaps: Vec<bool> = tries.iter().map(|attempt| attempt.overlaps).collect();
+    assert_eq!(overlaps, [false, true, true]);
+}
+
+#[tokio::test]
+async fn without_nodes_there_is_no_answer() {
+    let ask = |_: Try| async { Ok("never") };
+    let (round, _) = run(&[], NEVER, ask, |_, _| true).await;
+    assert!(matches!(round, Round::Nothing { unknown: false, .. }), "{round:?}");
+}
