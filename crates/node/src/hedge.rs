@@ -31,7 +31,7 @@ pub(crate) struct Try {
     pub(crate) node: NodeId,
     /// Of the round, one that may do something yet.
     pub(crate) overlaps: bool,
-    /// The node that was asked first and has not answered.
+    /// The node that was asked first, and does not answer or leads no more.
     pub(crate) late: Option<NodeId>,
 }
 
@@ -75,6 +75,7 @@ where
     let mut next = VecDeque::from(nodes);
     let (mut in_flight, mut pending) = (FuturesUnordered::new(), Vec::<Pending>::new());
     let mut hinted = BTreeSet::new();
+    let mut lost = None;
     let (mut unknown, mut why) = (false, None);
     let mut start = 1;
     let mut hedge_at = Instant::now();
@@ -82,7 +83,7 @@ where
         for _ in 0..start {
             let Some(node) = next.pop_front() else { break };
             let overlaps = unknown || !pending.is_empty();
-            let attempt = ask(Try { node, overlaps, late: pending.first().map(|first| first.node) });
+            let attempt = ask(Try { node, overlaps, late: pending.first().map(|first| first.node).or(lost) });
             pending.iter_mut().for_each(|earlier| earlier.overtaken = true);
             pending.push(Pending { node, asked: Instant::now(), overtaken: false });
             hedge_at = Instant::now() + (hedging.delay)(node);
@@ -104,6 +105,9 @@ where
                     Err(failed) => failed,
                 };
                 unknown |= matches!(failed, Failed::Unknown(_));
+                if !matches!(failed, Failed::NotLeader(Some(_)) | Failed::NotDone(_)) {
+                    lost = lost.or(Some(node));
+                }
                 let leader = match failed {
                     Failed::NotLeader(leader) => leader,
                     Failed::NotDone(reason) | Failed::Unreachable(reason) | Failed::Unknown(reason) => {

@@ -26,8 +26,11 @@ const PERSIST_MARKS: Duration = Duration::from_secs(1);
 const PURGE: Duration = Duration::from_secs(10);
 const GAUGES: Duration = Duration::from_secs(1);
 const LEASE_CHECK: Duration = Duration::from_millis(250);
-/// A leader whose lease ends sooner hands over, and none is handed to such a voter.
-const LEASE_LOW: Duration = Duration::from_millis(1500);
+/// A leader whose lease ends sooner hands over.
+const LEASE_LOW: Duration = Duration::from_millis(1200);
+/// Nobody is handed the leadership whose lease ends sooner. Beyond the other by more than leases of the same time
+/// are apart, so that nothing is handed over when the directory is silent to all.
+const LEASE_GOOD: Duration = Duration::from_millis(1900);
 const MEMBERS: Duration = Duration::from_secs(1);
 const PREFERRED_LEADER: Duration = Duration::from_secs(10);
 /// Batches that are not worth a purge.
@@ -112,7 +115,7 @@ impl Maintenance {
         let statuses = self.shards.all().into_iter().map(|(id, shard)| {
             let status = status_to_wire(id, &shard.own_status(self.node_id));
             let may_lead = match &shard {
-                LocalShard::Voter(voter) => voter.group.votes() && self.keeps_lease(id, voter),
+                LocalShard::Voter(voter) => voter.group.votes() && self.keeps_lease(id, voter, LEASE_GOOD),
                 LocalShard::Replica(_) => false,
             };
             Status { may_lead, ..status }
@@ -218,17 +221,17 @@ impl Maintenance {
         lags.iter().any(|follower| follower.node == node && follower.may_lead && near(follower.durable))
     }
 
-    /// Whether this node's lease on the voter's epoch has some time to go.
-    fn keeps_lease(&self, shard: ShardId, voter: &Voter) -> bool {
+    /// Whether this node's lease on the voter's epoch has so much time to go.
+    fn keeps_lease(&self, shard: ShardId, voter: &Voter, at_least: Duration) -> bool {
         let epoch = voter.group.id().epoch;
-        self.directory.lease_remaining(shard).is_some_and(|(leased, left)| leased == epoch && left >= LEASE_LOW)
+        self.directory.lease_remaining(shard).is_some_and(|(leased, left)| leased == epoch && left >= at_least)
     }
 
     /// A leader that the directory does not hear may not answer anybody soon: another voter may.
     async fn hand_over_without_lease(self: Arc<Self>) {
         for (id, shard) in &self.shards.all() {
             let LocalShard::Voter(voter) = shard else { continue };
-            if voter.group.leadership().is_err() || self.keeps_lease(*id, voter) {
+            if voter.group.leadership().is_err() || self.keeps_lease(*id, voter, LEASE_LOW) {
                 continue;
             }
             let Some(heir) = self.shards.followers(id).and_then(|followers| followers.heir()) else { continue };

@@ -32,9 +32,9 @@ impl Contact {
 /// A leader sends heartbeats. openraft would, but it gives a follower only the time between two of them to
 /// answer, and between regions the answer takes longer than heartbeats should be apart.
 ///
-/// One follower, the first of the voters beside the leader, stands for election as soon as the leader's lease
-/// has run out: with nobody else in line there is no vote to be split, and no reason to wait for a random time.
-/// Where it cannot win, openraft's timers bring up another.
+/// The first of the voters beside the leader stands for election as soon as the leader's lease has run out, the
+/// next one a round trip later, and so on: in a line there is no vote to be split, and no reason to wait for a
+/// random time. Where nobody wins so, openraft's own timers bring somebody up.
 pub(super) struct Timers(JoinHandle<()>);
 
 impl Timers {
@@ -54,12 +54,12 @@ impl Timers {
             let mut stood: Option<Instant> = None;
             loop {
                 ticks.tick().await;
-                let (state, first) = {
+                let (state, rank) = {
                     let metrics = raft.metrics();
                     let metrics = metrics.borrow_watched();
-                    let first =
-                        metrics.membership_config.voter_ids().find(|voter| Some(*voter) != metrics.current_leader);
-                    (metrics.state, first)
+                    let mut line =
+                        metrics.membership_config.voter_ids().filter(|voter| Some(*voter) != metrics.current_leader);
+                    (metrics.state, line.position(|voter| voter == node_id))
                 };
                 let stopped = match state {
                     ServerState::Leader => {
@@ -67,8 +67,7 @@ impl Timers {
                         raft.trigger().heartbeat().await.is_err()
                     }
                     ServerState::Follower
-                        if first == Some(node_id)
-                            && contact.is_lost_for(lease)
+                        if rank.is_some_and(|rank| contact.is_lost_for(lease + again * rank as u32))
                             && stood.is_none_or(|at| at.elapsed() >= again)
                             && votes.check(false).is_ok() =>
                     {

@@ -82,7 +82,7 @@ fn defaults_fill_what_is_left_out() {
     assert_eq!(config.listen, listen);
     assert_eq!(
         config.raft,
-        RaftConfig { heartbeat_ms: 50, election_timeout_min_ms: 100, election_timeout_max_ms: 300 }
+        RaftConfig { heartbeat_ms: 50, election_timeout_min_ms: 200, election_timeout_max_ms: 300 }
     );
     assert_eq!(config.storage, StorageConfig { block_cache_mb: 128, write_buffer_mb: 64, log_retention_mb: 1024 });
     assert_eq!(

@@ -1,9 +1,11 @@
 //! A process's side of the directory: following the cluster, and renewing the node's lease.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use meridian_failover::{Cluster, Lease};
 use meridian_proto::directory::{self as wire, directory_client::DirectoryClient, renew_response};
 use meridian_types::{Epoch, NodeId, ShardId};
@@ -19,6 +21,10 @@ use crate::peers::PeerChannels;
 const FOLLOW_TIMEOUT: Duration = FOLLOW_HEARTBEAT.saturating_mul(4);
 const PAUSE: Duration = Duration::from_millis(200);
 const RENEW: Duration = Duration::from_millis(500);
+/// Instead, while no leader is known.
+const SEARCH: Duration = Duration::from_millis(250);
+/// A leader that has granted nothing for so long is looked for elsewhere.
+const LEADER_SILENT: Duration = Duration::from_secs(1);
 /// One try. Longer than two rounds over the longest WAN link: the leader may have to ask its quorum.
 const RENEW_TIMEOUT: Duration = Duration::from_millis(1500);
 
@@ -87,48 +93,61 @@ pub(crate) struct LeaseRenewal {
     pub(crate) report: Report,
     /// Why the directory wants nothing of this node, once it has said so.
     pub(crate) refused: watch::Sender<Option<String>>,
-    pub(crate) leader: Mutex<Option<NodeId>>,
+    /// Who granted the newest lease, and when.
+    pub(crate) leader: Mutex<Option<(NodeId, Instant)>>,
 }
 
 impl LeaseRenewal {
     /// Until `stop`. Tries do not wait for each other: an answer that never comes delays none.
     pub(crate) async fn run(self, stop: CancellationToken) {
         let this = Arc::new(self);
-        let mut ticks = tokio::time::interval(RENEW);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut tries = 0usize;
         loop {
+            let renewal = Arc::clone(&this);
+            tokio::spawn(async move { drop(tokio::time::timeout(RENEW_TIMEOUT, renewal.renew()).await) });
+            let pause = if this.present_leader().is_some() { RENEW } else { SEARCH };
             tokio::select! {
                 () = stop.cancelled() => return,
-                _ = ticks.tick() => {}
+                () = tokio::time::sleep(pause) => {}
                 () = this.directory.renew_now.notified() => {}
             }
-            tries = tries.wrapping_add(1);
-            let renewal = Arc::clone(&this);
-            tokio::spawn(async move { drop(tokio::time::timeout(RENEW_TIMEOUT, renewal.renew(tries)).await) });
         }
     }
 
-    /// Asks the leader, and whom it is pointed to.
-    async fn renew(&self, tries: usize) {
-        let voters = self.directory.voters_near(&self.region);
-        let Some(any) = voters.get(tries % voters.len().max(1)).copied() else { return };
-        let known = *self.leader.lock();
-        let mut node = known.unwrap_or(any);
+    /// Who has granted a lease of late.
+    fn present_leader(&self) -> Option<NodeId> {
+        self.leader.lock().filter(|(_, granted)| granted.elapsed() < LEADER_SILENT).map(|(leader, _)| leader)
+    }
+
+    /// Asks the leader; while none is known, all who may know it, so that one that was lost with its data center
+    /// costs no lease.
+    async fn renew(&self) {
+        let asked = match self.present_leader() {
+            Some(leader) => vec![leader],
+            None => self.directory.voters_near(&self.region),
+        };
+        let mut asks: FuturesUnordered<_> = asked.into_iter().map(|node| self.renew_with(node)).collect();
+        while let Some(granted) = asks.next().await {
+            if granted {
+                return;
+            }
+        }
+    }
+
+    /// Asks a node, and whom it points to; whether one of them granted a lease.
+    async fn renew_with(&self, first: NodeId) -> bool {
+        let mut node = first;
         for _ in 0..3 {
             match self.ask(node).await {
                 Asked::Done => {
-                    *self.leader.lock() = Some(node);
-                    return;
+                    *self.leader.lock() = Some((node, Instant::now()));
+                    return true;
                 }
                 Asked::Elsewhere(leader) if leader != 0 && leader != node => node = leader,
                 Asked::Elsewhere(_) | Asked::Nothing => break,
             }
         }
-        let mut leader = self.leader.lock();
-        if *leader == known {
-            *leader = None;
-        }
+        self.leader.lock().take_if(|(leader, _)| *leader == first);
+        false
     }
 
     async fn ask(&self, node: NodeId) -> Asked {

@@ -106,6 +106,8 @@ async fn a_failure_asks_the_next_at_once_and_the_reason_stays_known() {
     assert_eq!(reason, "the disk is full");
     let overlaps: Vec<bool> = tries.iter().map(|attempt| attempt.overlaps).collect();
     assert_eq!(overlaps, [false, true, true]);
+    let late: Vec<Option<NodeId>> = tries.iter().map(|attempt| attempt.late).collect();
+    assert_eq!(late, [None, Some(1), Some(1)]);
 }
 
 #[tokio::test]
