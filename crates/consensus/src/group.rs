@@ -9,7 +9,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::errors::ClientWriteError;
 use openraft::impls::OneshotResponder;
 use openraft::raft::ClientWriteResult;
-use openraft::{Instant as _, Raft, ReadPolicy, ServerState};
+use openraft::{Raft, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
@@ -24,6 +24,7 @@ use crate::{Peers, RaftTiming, StateTransfer};
 
 mod formation;
 mod log_reader;
+mod reads;
 mod timers;
 mod voters;
 
@@ -75,6 +76,9 @@ pub struct RaftGroup {
     /// Until then a lease that this member granted before it started may hold.
     quiet_until: Instant,
     contact: Contact,
+    /// The highest index that this node, leading, has told another member to be committed.
+    told: Arc<AtomicU64>,
+    heartbeat: Duration,
     _timers: Arc<Timers>,
 }
 
@@ -185,6 +189,7 @@ impl RaftGroup {
         // Before it first granted a vote, or followed a leader, it saved that.
         let quiet = if log.has_vote()? { election_timeout } else { Duration::ZERO };
         let votes = Arc::new(Votes::default());
+        let told = Arc::new(AtomicU64::new(0));
         let network = NetworkFactory {
             node_id: options.node_id,
             group: id,
@@ -192,6 +197,7 @@ impl RaftGroup {
             transfer: options.transfer,
             votes: Arc::clone(&votes),
             append_timeout: options.timing.answer_timeout(),
+            told: Arc::clone(&told),
         };
         let applied = machine.applied();
         let raft = Raft::new(options.node_id, Arc::new(config), network, log.clone(), machine.clone());
@@ -214,6 +220,8 @@ impl RaftGroup {
             votes,
             quiet_until: Instant::now() + quiet,
             contact,
+            told,
+            heartbeat: Duration::from_millis(options.timing.heartbeat_ms),
             _timers: Arc::new(timers),
             handed_over_in: Arc::default(),
             first_batch: Arc::default(),
@@ -333,57 +341,6 @@ impl RaftGroup {
         self.applied.clone()
     }
 
-    /// Whether this node leads, from what it knows without asking anybody.
-    pub fn leadership(&self) -> Result<Leadership, NotLeading> {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let vote = &metrics.vote;
-        let leads = metrics.state == ServerState::Leader
-            // A leader that was restarted or removed leads no more, whatever the vote says that it saved.
-            && vote.committed
-            && vote.leader_id.voted_for == self.node_id;
-        if !leads {
-            return Err(NotLeading { leader: metrics.current_leader.filter(|leader| *leader != self.node_id) });
-        }
-        let term = vote.leader_id.term;
-        let until = |acked| Instant::now().checked_sub(TokioInstant::now() - acked).map(|at| at + self.lease);
-        let acked = metrics.last_quorum_acked.map(|acked| acked.into_inner());
-        let handed_over = self.handed_over_in.load(Ordering::SeqCst) == term;
-        // openraft itself hands over what a leader led that was removed.
-        let voters = metrics.membership_config.membership().get_joint_config();
-        let stays = voters.iter().any(|voters| voters.contains(&self.node_id));
-        Ok(Leadership { term, lease_until: acked.and_then(until).filter(|_| stays && !handed_over) })
-    }
-
-    /// Waits until [`RaftGroup::leadership`] may answer otherwise.
-    pub async fn leadership_changed(&self, known: Option<u64>) {
-        // The very channel that `leadership` reads: another may wake before that one is written.
-        let mut metrics = self.raft.metrics();
-        loop {
-            if self.leadership().ok().map(|leadership| leadership.term) != known {
-                return;
-            }
-            if metrics.changed().await.is_err() {
-                // Raft has stopped; nothing changes any more.
-                std::future::pending::<()>().await;
-            }
-        }
-    }
-
-    /// Waits until this node leads, or knows a leader other than `late`.
-    pub async fn another_leader(&self, late: Option<u64>) {
-        let mut metrics = self.raft.metrics();
-        loop {
-            match self.leadership() {
-                Err(NotLeading { leader }) if leader.is_none() || leader == late => {}
-                _ => return,
-            }
-            if metrics.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
-    }
-
     /// Appends the batch of this sequence if this node still leads in `term`; else it is not appended.
     /// Returns when it is in this node's log. It must be called for one batch at a time.
     ///
@@ -409,20 +366,6 @@ impl RaftGroup {
             },
             _ = appended.wait_for(|newest| *newest >= (term, sequence)) => {
                 Ok(Proposal { state: ProposalState::InFlight(receiver) })
-            }
-        }
-    }
-
-    /// Asks a quorum whether this node still leads. On success everything is applied here that was
-    /// acknowledged before the call.
-    pub async fn read_index(&self) -> Result<(), NotLeading> {
-        let asked = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
-        // A leader that is cut off would wait for ever.
-        match tokio::time::timeout(self.read_timeout, asked).await {
-            Err(_) => Err(NotLeading { leader: None }),
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => {
-                Err(NotLeading { leader: error.forward_to_leader().and_then(|forward| forward.leader_id) })
             }
         }
     }

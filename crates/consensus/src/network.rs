@@ -64,6 +64,20 @@ pub(crate) struct NetworkFactory {
     /// For a follower's answer to one append of a stream, with its fsync. openraft's own time to live is too
     /// short for a disk that is busy; nobody but this follower waits meanwhile.
     pub(crate) append_timeout: Duration,
+    /// The highest index that anybody was told to be committed; raised before it is sent.
+    pub(crate) told: Arc<AtomicU64>,
+}
+
+impl NetworkFactory {
+    fn append_request(&self, target: u64, request: &AppendEntriesRequest<TypeConfig>) -> raft::AppendRequest {
+        let committed = request.leader_commit.as_ref().map_or(0, |log_id| log_id.index);
+        self.told.fetch_max(committed, Ordering::SeqCst);
+        wire::append_request_to_wire(self.group(target), request)
+    }
+
+    fn group(&self, target: u64) -> raft::Group {
+        raft::Group { shard: self.group.shard.0, epoch: self.group.epoch.0.into(), target }
+    }
 }
 
 impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
@@ -101,8 +115,7 @@ impl Network {
     }
 
     fn group(&self) -> raft::Group {
-        let group = self.factory.group;
-        raft::Group { shard: group.shard.0, epoch: group.epoch.0.into(), target: self.target }
+        self.factory.group(self.target)
     }
 
     fn timeout(&self, action: RPCTypes, after: Duration) -> Timeout<TypeConfig> {
@@ -169,7 +182,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
         rpc: AppendEntriesRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
-        let request = wire::append_request_to_wire(self.group(), &rpc);
+        let request = self.factory.append_request(self.target, &rpc);
         let mut client = self.client()?;
         let response = self.within(RPCTypes::AppendEntries, &option, client.append(request)).await?;
         wire::append_response(response).map_err(|error| malformed(&error))
@@ -189,13 +202,13 @@ impl RaftNetworkV2<TypeConfig> for Network {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
-            let group = self.group();
+            let (factory, target) = (self.factory.clone(), self.target);
             let within = self.factory.append_timeout;
             let due = Arc::new(AtomicU64::new(0));
             let sent = Arc::clone(&due);
             let requests = input.map(move |request| {
                 sent.fetch_add(1, Ordering::Relaxed);
-                wire::append_request_to_wire(group, &request)
+                factory.append_request(target, &request)
             });
             let mut client = self.client()?;
             let call = client.stream_append(requests);

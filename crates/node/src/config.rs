@@ -92,7 +92,7 @@ pub struct RaftConfig {
 
 impl Default for RaftConfig {
     fn default() -> Self {
-        Self { heartbeat_ms: 50, election_timeout_min_ms: 200, election_timeout_max_ms: 300 }
+        Self { heartbeat_ms: 50, election_timeout_min_ms: 300, election_timeout_max_ms: 450 }
     }
 }
 

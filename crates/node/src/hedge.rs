@@ -31,7 +31,7 @@ pub(crate) struct Try {
     pub(crate) node: NodeId,
     /// Of the round, one that may do something yet.
     pub(crate) overlaps: bool,
-    /// The node that was asked first, and does not answer or leads no more.
+    /// A node that was asked before, in this round or the one before, and does not answer or leads no more.
     pub(crate) late: Option<NodeId>,
 }
 
@@ -40,8 +40,8 @@ pub(crate) struct Try {
 pub(crate) enum Round<T> {
     /// Of this node. Those who were asked long before it have not answered yet.
     Answer { node: NodeId, answer: T, late: Vec<NodeId> },
-    /// Why nobody had an answer, and whether a try may have done something.
-    Nothing { reason: String, unknown: bool },
+    /// Why nobody had an answer, whether a try may have done something, and who did not answer.
+    Nothing { reason: String, unknown: bool, lost: Option<NodeId> },
 }
 
 /// How a round goes on while an answer is waited for.
@@ -59,11 +59,12 @@ struct Pending {
     overtaken: bool,
 }
 
-/// Asks the nodes in this order, each once, and once more whoever is named as the leader. `told` hears of
-/// every try that ended. `accepts` says whether an answer counts, given whether another node was asked after
+/// Asks the nodes in this order, each once, and once more whoever is named as the leader. `lost` did not answer
+/// in the round before. `told` hears of every try that ended. `accepts` says whether an answer counts, given whether another node was asked after
 /// the one that gave it.
 pub(crate) async fn round<T, F>(
     nodes: Vec<NodeId>,
+    mut lost: Option<NodeId>,
     hedging: Hedging<impl Fn(NodeId) -> Duration>,
     ask: impl Fn(Try) -> F,
     accepts: impl Fn(&T, bool) -> bool,
@@ -75,7 +76,6 @@ where
     let mut next = VecDeque::from(nodes);
     let (mut in_flight, mut pending) = (FuturesUnordered::new(), Vec::<Pending>::new());
     let mut hinted = BTreeSet::new();
-    let mut lost = None;
     let (mut unknown, mut why) = (false, None);
     let mut start = 1;
     let mut hedge_at = Instant::now();
@@ -83,7 +83,7 @@ where
         for _ in 0..start {
             let Some(node) = next.pop_front() else { break };
             let overlaps = unknown || !pending.is_empty();
-            let attempt = ask(Try { node, overlaps, late: pending.first().map(|first| first.node).or(lost) });
+            let attempt = ask(Try { node, overlaps, late: lost.or_else(|| pending.first().map(|first| first.node)) });
             pending.iter_mut().for_each(|earlier| earlier.overtaken = true);
             pending.push(Pending { node, asked: Instant::now(), overtaken: false });
             hedge_at = Instant::now() + (hedging.delay)(node);
@@ -132,7 +132,7 @@ where
         }
         if pending.is_empty() && next.is_empty() {
             let reason = why.unwrap_or_else(|| "it has no leader at present".to_owned());
-            return Round::Nothing { reason, unknown };
+            return Round::Nothing { reason, unknown, lost };
         }
     }
 }

@@ -87,8 +87,10 @@ impl Maintenance {
         let this = Arc::new(self);
         let every = |period: Duration, work: fn(Arc<Self>) -> Work| {
             let (this, stop) = (Arc::clone(&this), stop.clone());
+            // Nodes that were started together, and may share a disk, do not flush and purge together.
+            let phase = period * u32::try_from(this.node_id % 8).unwrap_or(0) / 8;
             tokio::spawn(async move {
-                let mut ticks = tokio::time::interval(period);
+                let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + phase, period);
                 ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
                 loop {
                     tokio::select! {

@@ -23,7 +23,7 @@ use crate::shard_table::ShardTable;
 
 /// How long one try may take, beyond two round trips. A node that lost its power says nothing; one that is only
 /// slow answers the next try, which has the same id.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(400);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(800);
 /// Beyond one and a half round trips, others are asked as well.
 const HEDGE_AFTER: Duration = Duration::from_millis(100);
 /// To a node that has not answered yet.
@@ -302,11 +302,13 @@ impl Database for Router {
     async fn read(&self, read: Read) -> Result<ReadOutput, Unavailable> {
         let started = Instant::now();
         let strong = read.consistency == Consistency::Strong;
+        let mut lost = None;
         loop {
             // Anew each time: it may have moved on.
             let shard = self.shard(read.database)?;
             let round = hedge::round(
                 self.readers(shard.0, read.consistency),
+                lost,
                 self.hedging(strong),
                 |attempt| self.try_read(attempt.node, shard, &read),
                 |_, _| true,
@@ -327,7 +329,10 @@ impl Database for Router {
                 Round::Nothing { reason, .. } if started.elapsed() >= self.deadline => {
                     return Err(unavailable(format!("shard {} cannot be read now: {reason}", shard.0)));
                 }
-                Round::Nothing { .. } => self.pause(started).await,
+                Round::Nothing { lost: late, .. } => {
+                    lost = late;
+                    self.pause(started).await;
+                }
             }
         }
     }
@@ -336,13 +341,14 @@ impl Database for Router {
     /// and is unknown may have committed, and whoever leads next can tell.
     async fn write(&self, write: Write) -> Result<WriteOutcome, WriteFailure> {
         let started = Instant::now();
-        let mut unknown = None;
+        let (mut unknown, mut lost) = (None, None);
         loop {
             // Anew each time: a new epoch knows the request ids of those before.
             let shard = self.shard(write.database)?;
             let retried = unknown.is_some();
             let round = hedge::round(
                 self.voters(shard.0),
+                lost,
                 self.hedging(true),
                 |attempt| {
                     let retry = retried || attempt.overlaps;
@@ -359,12 +365,12 @@ impl Database for Router {
                     self.found_leader(shard.0, node);
                     return Ok(outcome);
                 }
-                Round::Nothing { reason, unknown: true } => unknown = Some(reason),
+                Round::Nothing { reason, unknown: true, lost: late } => (unknown, lost) = (Some(reason), late),
                 Round::Nothing { reason, .. } if unknown.is_none() && started.elapsed() >= self.deadline => {
                     let reason = format!("shard {} cannot be written now: {reason}", shard.0);
                     return Err(WriteFailure::NotCommitted(unavailable(reason)));
                 }
-                Round::Nothing { .. } => {}
+                Round::Nothing { lost: late, .. } => lost = late,
             }
             match unknown.take_if(|_| started.elapsed() >= UNKNOWN_DEADLINE) {
                 Some(why) => return Err(WriteFailure::Unknown(why)),

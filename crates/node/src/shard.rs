@@ -21,8 +21,8 @@ use crate::proposer::{Limits, Proposer, WriteReply, WriteRequest};
 use crate::replica::Replica;
 use crate::round::Rounds;
 
-/// How long a write waits for a leader at a voter that knows none.
-const LEADER_TIMEOUT: Duration = Duration::from_millis(350);
+/// How long a write waits for a leader at a voter that knows none: longer than an election takes.
+const LEADER_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// How long a voter may take to learn a read position, and then to apply up to it.
 const READ_POSITION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -48,17 +48,20 @@ impl ReadGate {
         }
     }
 
-    /// On success the state applied here holds every write that was acknowledged before this call.
+    /// On success the state applied here holds every write that was acknowledged before this call, and all that
+    /// another voter has shown.
     ///
     /// A lease read also needs an entry of this term applied: before, the state may lack what an earlier
-    /// leader acknowledged. The lease is looked at after the call began, so even a node that is stopped
+    /// leader acknowledged; and all that the other voters were told to be committed, since they may apply it
+    /// sooner than the leader. The lease is looked at after the call began, so even a node that is stopped
     /// right after and wakes much later returns what was the newest state at some time during the call.
     /// The term in which that was so.
     pub(crate) async fn confirm(&self, group: &RaftGroup) -> Result<u64, NotLeading> {
         let leadership = group.leadership()?;
         let applied_term = group.applied().borrow().1;
         if applied_term == leadership.term && leadership.lease_until.is_some_and(|until| Instant::now() < until) {
-            return Ok(leadership.term);
+            let applied = group.has_applied_what_it_told().await;
+            return if applied { Ok(leadership.term) } else { Err(NotLeading { leader: None }) };
         }
         self.rounds.join().await.unwrap_or(Err(NotLeading { leader: None }))?;
         match group.leadership()? {
@@ -199,10 +202,11 @@ impl Voter {
         self.recovered.load(Ordering::Relaxed) || alone()
     }
 
-    /// `late`: a leader that does not answer whoever asks. While no other is known it is waited for: the answer
-    /// that there is none would take as long to be asked again as to come.
+    /// `late`: a leader that does not answer whoever asks. While no other is known, and nothing of it is heard
+    /// here either, it is waited for: the answer that there is none would take as long to be asked again as to
+    /// come.
     pub(crate) async fn write(&self, request: WriteRequest, late: Option<NodeId>) -> WriteReply {
-        drop(tokio::time::timeout(LEADER_TIMEOUT, self.group.another_leader(late)).await);
+        drop(tokio::time::timeout(LEADER_TIMEOUT, self.group.leader_in_touch(late)).await);
         self.proposer.write(request).await
     }
 
@@ -268,7 +272,7 @@ impl Asking {
                         () = self.group.another_leader(Some(leader)) => continue,
                     }
                 }
-                self.group.another_leader(not_leading.leader).await;
+                self.group.leader_in_touch(not_leading.leader).await;
             }
         };
         let asked = tokio::time::timeout(READ_POSITION_TIMEOUT, asked).await;

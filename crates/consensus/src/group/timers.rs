@@ -22,6 +22,10 @@ impl Contact {
         *self.0.lock() = Some(Instant::now());
     }
 
+    pub(super) fn is_since(&self, time: Instant) -> bool {
+        self.0.lock().is_some_and(|last| last >= time)
+    }
+
     fn is_lost_for(&self, lease: Duration) -> bool {
         self.0.lock().is_some_and(|last| last.elapsed() >= lease)
     }
@@ -47,7 +51,8 @@ impl Timers {
     ) -> Self {
         // The others' leases end a little later or sooner.
         let lease = timing.election_timeout_max() * 9 / 8;
-        let again = Duration::from_millis(timing.heartbeat_answer_ms());
+        let step = Duration::from_millis(timing.heartbeat_answer_ms());
+        let again = Duration::from_millis(2 * timing.heartbeat_ms);
         Self(tokio::spawn(async move {
             let mut ticks = tokio::time::interval(Duration::from_millis(timing.heartbeat_ms));
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -57,9 +62,10 @@ impl Timers {
                 let (state, rank) = {
                     let metrics = raft.metrics();
                     let metrics = metrics.borrow_watched();
-                    let mut line =
+                    let line =
                         metrics.membership_config.voter_ids().filter(|voter| Some(*voter) != metrics.current_leader);
-                    (metrics.state, line.position(|voter| voter == node_id))
+                    let rank = (0u32..).zip(line).find_map(|(rank, voter)| (voter == node_id).then_some(rank));
+                    (metrics.state, rank)
                 };
                 let stopped = match state {
                     ServerState::Leader => {
@@ -67,7 +73,7 @@ impl Timers {
                         raft.trigger().heartbeat().await.is_err()
                     }
                     ServerState::Follower
-                        if rank.is_some_and(|rank| contact.is_lost_for(lease + again * rank as u32))
+                        if rank.is_some_and(|rank| contact.is_lost_for(lease + step * rank))
                             && stood.is_none_or(|at| at.elapsed() >= again)
                             && votes.check(false).is_ok() =>
                     {

@@ -6,6 +6,7 @@
 mod distance;
 mod epochs;
 mod orphans;
+mod reads;
 mod seal;
 mod support;
 mod voters;

@@ -10,7 +10,7 @@ use tonic::Code;
 use crate::support::{Node, SHARD, at, equal, group, leader, role, set, until, write};
 use crate::wire::Wire;
 
-async fn three(wire: &Arc<Wire>) -> Vec<Node> {
+pub(crate) async fn three(wire: &Arc<Wire>) -> Vec<Node> {
     let mut nodes = Vec::new();
     let voters = set(1..=3);
     for id in 1..=3 {

@@ -82,7 +82,7 @@ fn defaults_fill_what_is_left_out() {
     assert_eq!(config.listen, listen);
     assert_eq!(
         config.raft,
-        RaftConfig { heartbeat_ms: 50, election_timeout_min_ms: 200, election_timeout_max_ms: 300 }
+        RaftConfig { heartbeat_ms: 50, election_timeout_min_ms: 300, election_timeout_max_ms: 450 }
     );
     assert_eq!(config.storage, StorageConfig { block_cache_mb: 128, write_buffer_mb: 64, log_retention_mb: 1024 });
     assert_eq!(
@@ -240,13 +240,13 @@ fn times_and_sizes_are_checked() {
         "raft.election_timeout_max_ms is 60001: it must lie between 1 and 60000"
     );
     assert_eq!(
-        raft("election_timeout_min_ms = 300"),
-        "raft.heartbeat_ms (50), raft.election_timeout_min_ms (300) and raft.election_timeout_max_ms (300) must each \
+        raft("election_timeout_min_ms = 450"),
+        "raft.heartbeat_ms (50), raft.election_timeout_min_ms (450) and raft.election_timeout_max_ms (450) must each \
          be less than the next"
     );
     assert_eq!(
-        raft("heartbeat_ms = 51"),
-        "six times raft.heartbeat_ms (51) is more than raft.election_timeout_max_ms (300): two lost heartbeats would \
+        raft("heartbeat_ms = 76"),
+        "six times raft.heartbeat_ms (76) is more than raft.election_timeout_max_ms (450): two lost heartbeats would \
          cost the leader its lease, which is half of that"
     );
     for field in ["block_cache_mb", "write_buffer_mb", "log_retention_mb"] {

@@ -24,7 +24,7 @@ async fn run<F: Future<Output = Result<&'static str, Failed>>>(
         tries.lock().push(attempt);
         ask(attempt)
     };
-    let round = round(nodes.to_vec(), hedging(patience), asking, accepts, |_, _| ()).await;
+    let round = round(nodes.to_vec(), None, hedging(patience), asking, accepts, |_, _| ()).await;
     (round, tries.into_inner())
 }
 
@@ -101,13 +101,22 @@ async fn a_failure_asks_the_next_at_once_and_the_reason_stays_known() {
             _ => Err(Failed::NotLeader(None)),
         }
     };
-    let (round, tries) = run(&[1, 2, 3], NEVER, ask, |_, _| true).await;
-    let Round::Nothing { reason, unknown: true } = round else { panic!("{round:?}") };
+    let (outcome, tries) = run(&[1, 2, 3], NEVER, ask, |_, _| true).await;
+    let Round::Nothing { reason, unknown: true, lost } = outcome else { panic!("{outcome:?}") };
     assert_eq!(reason, "the disk is full");
     let overlaps: Vec<bool> = tries.iter().map(|attempt| attempt.overlaps).collect();
     assert_eq!(overlaps, [false, true, true]);
     let late: Vec<Option<NodeId>> = tries.iter().map(|attempt| attempt.late).collect();
     assert_eq!(late, [None, Some(1), Some(1)]);
+
+    // Who was lost in one round is not waited for in the next.
+    let late = Mutex::new(Vec::new());
+    let ask = |attempt: Try| {
+        late.lock().push(attempt.late);
+        async { Ok("done") }
+    };
+    round(vec![2, 3, 1], lost, hedging(NEVER), ask, |_, _| true, |_, _| ()).await;
+    assert_eq!(late.into_inner(), [Some(1)]);
 }
 
 #[tokio::test]

@@ -1,0 +1,99 @@
+//! Who leads, and what a read at the leader needs.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use openraft::async_runtime::WatchReceiver;
+use openraft::{Instant as _, ReadPolicy, ServerState};
+
+use super::{Leadership, NotLeading, RaftGroup, TokioInstant};
+
+impl RaftGroup {
+    /// Whether this node leads, from what it knows without asking anybody.
+    pub fn leadership(&self) -> Result<Leadership, NotLeading> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let vote = &metrics.vote;
+        let leads = metrics.state == ServerState::Leader
+            // A leader that was restarted or removed leads no more, whatever the vote says that it saved.
+            && vote.committed
+            && vote.leader_id.voted_for == self.node_id;
+        if !leads {
+            return Err(NotLeading { leader: metrics.current_leader.filter(|leader| *leader != self.node_id) });
+        }
+        let term = vote.leader_id.term;
+        let until = |acked| Instant::now().checked_sub(TokioInstant::now() - acked).map(|at| at + self.lease);
+        let acked = metrics.last_quorum_acked.map(|acked| acked.into_inner());
+        let handed_over = self.handed_over_in.load(Ordering::SeqCst) == term;
+        // openraft itself hands over what a leader led that was removed.
+        let voters = metrics.membership_config.membership().get_joint_config();
+        let stays = voters.iter().any(|voters| voters.contains(&self.node_id));
+        Ok(Leadership { term, lease_until: acked.and_then(until).filter(|_| stays && !handed_over) })
+    }
+
+    /// Waits until [`RaftGroup::leadership`] may answer otherwise.
+    pub async fn leadership_changed(&self, known: Option<u64>) {
+        // The very channel that `leadership` reads: another may wake before that one is written.
+        let mut metrics = self.raft.metrics();
+        loop {
+            if self.leadership().ok().map(|leadership| leadership.term) != known {
+                return;
+            }
+            if metrics.changed().await.is_err() {
+                // Raft has stopped; nothing changes any more.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Waits until this node leads, or knows a leader other than `than`.
+    pub async fn another_leader(&self, than: Option<u64>) {
+        self.leader_that(|leader| leader != than).await;
+    }
+
+    /// Waits until this node leads, or knows a leader that has been heard since this call, or is not `late`, of
+    /// whom nothing is heard elsewhere.
+    pub async fn leader_in_touch(&self, late: Option<u64>) {
+        let asked = Instant::now();
+        self.leader_that(|leader| leader != late || self.contact.is_since(asked)).await;
+    }
+
+    async fn leader_that(&self, wanted: impl Fn(Option<u64>) -> bool) {
+        let mut metrics = self.raft.metrics();
+        loop {
+            match self.leadership() {
+                Err(NotLeading { leader }) if leader.is_none() || !wanted(leader) => {}
+                _ => return,
+            }
+            // A heartbeat is no change.
+            if let Ok(Err(_)) = tokio::time::timeout(self.heartbeat, metrics.changed()).await {
+                // Raft has stopped; nothing changes any more.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Waits until everything is applied here that this node, leading, has told others to be committed: they
+    /// apply it as soon as they hear of it, which may be before this node does, and show it. False if the group
+    /// was shut down meanwhile.
+    pub async fn has_applied_what_it_told(&self) -> bool {
+        let told = self.told.load(Ordering::SeqCst);
+        let is_applied = || self.machine.last_applied().map_or(0, |applied| applied.index) >= told;
+        let mut applied = self.applied();
+        applied.wait_for(|_| is_applied()).await.is_ok()
+    }
+
+    /// Asks a quorum whether this node still leads. On success everything is applied here that was
+    /// acknowledged before the call.
+    pub async fn read_index(&self) -> Result<(), NotLeading> {
+        let asked = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        // A leader that is cut off would wait for ever.
+        match tokio::time::timeout(self.read_timeout, asked).await {
+            Err(_) => Err(NotLeading { leader: None }),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => {
+                Err(NotLeading { leader: error.forward_to_leader().and_then(|forward| forward.leader_id) })
+            }
+        }
+    }
+}
