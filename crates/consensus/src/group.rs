@@ -238,6 +238,8 @@ impl RaftGroup {
     /// - A new one first makes every other voter remember it.
     /// - A member whose folder was wiped never votes again: it has forgotten its votes, and acknowledged
     ///   entries that its quorum counted on. It goes on as a copy.
+    /// - One that left the group and is back has acknowledged entries that it has deleted since: it waits until
+    ///   its log is as long as it was.
     ///
     /// `voters` are those of the group, or those to be: a node that is about to become a voter asks them too.
     /// Serve the group's calls before this is called. May be dropped at any await and called again.
@@ -261,9 +263,25 @@ impl RaftGroup {
             self.votes.settle(VoteGate::Never);
             return Ok(());
         }
+        self.reach_what_it_left().await?;
         self.votes.settle(VoteGate::OpensAt(self.quiet_until));
         tokio::time::sleep_until(self.quiet_until.into()).await;
         self.votes.if_open(|| self.raft.runtime_config().elect(true));
+        Ok(())
+    }
+
+    /// Has every one of `voters` remember this member. To be called when it takes part; may be dropped at any
+    /// await.
+    pub async fn announce(&self, voters: &BTreeSet<u64>, peers: &Arc<dyn Peers>) -> Result<(), StorageError> {
+        membership::announce(self.state.engine(), self.id, self.node_id, voters, peers).await
+    }
+
+    async fn reach_what_it_left(&self) -> Result<(), StorageError> {
+        let log = GroupLog::open(Arc::clone(self.state.engine()), self.id, RecordKind::Entry)?;
+        let left = LogStore::left(&log)?;
+        while LogStore::last_log_id(&log)? < left {
+            tokio::time::sleep(CANDIDACY_PAUSE).await;
+        }
         Ok(())
     }
 

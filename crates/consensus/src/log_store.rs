@@ -4,8 +4,9 @@ use std::io;
 use std::ops::{Bound, RangeBounds};
 use std::sync::Arc;
 
+use bytes::Bytes;
 use meridian_proto::log;
-use meridian_storage::{GroupLog, HighWater, StorageError, Syncer};
+use meridian_storage::{GroupId, GroupLog, HighWater, StorageError, Syncer};
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{EntryPayload, LogState, OptionalSend, RaftLogReader};
 use parking_lot::{Mutex, RwLock};
@@ -18,6 +19,8 @@ use crate::wire;
 const VOTE: u8 = b'v';
 const COMMITTED: u8 = b'c';
 const PURGED: u8 = b'p';
+/// How far the log went that was deleted when this node left the group.
+const LEFT: u8 = b'l';
 
 /// Entries kept in memory behind the engine, so that replication and apply need not read what was just
 /// written, in bytes of batches.
@@ -131,7 +134,7 @@ impl LogStore {
         };
         let refused = |error: io::Error| StorageError::Refused(error.to_string());
         store.cut_at_hole().map_err(refused)?;
-        let last = store.last_log_id().map_err(refused)?.map(|last| last.index);
+        let last = Self::last_log_id(&store.shared.log)?.map(|last| last.index);
         let purged = store.purged()?.map(|purged| purged.index);
         *store.shared.bounds.write() = (purged.map_or(0, |index| index + 1), last.map_or(0, |index| index + 1));
         if let Some(marks) = &store.shared.high_water {
@@ -181,13 +184,6 @@ impl LogStore {
         self.shared.appended.subscribe()
     }
 
-    fn last_log_id(&self) -> io::Result<Option<LogId>> {
-        match self.shared.log.last()? {
-            Some((_, bytes)) => Ok(Some(wire::decode_entry(bytes)?.log_id)),
-            None => Ok(self.purged()?),
-        }
-    }
-
     /// The first index still in the log and the one behind the last.
     pub(crate) fn bounds(&self) -> (u64, u64) {
         *self.shared.bounds.read()
@@ -214,17 +210,26 @@ impl LogStore {
 
 /// What lies in the log of a group that is not open.
 impl LogStore {
-    /// The index of the last entry, purged or not.
-    pub(crate) fn last_index(log: &GroupLog) -> Result<Option<u64>, StorageError> {
+    /// The last entry, purged or not.
+    pub(crate) fn last_log_id(log: &GroupLog) -> Result<Option<LogId>, StorageError> {
         match log.last()? {
-            Some((index, _)) => Ok(Some(index)),
-            None => Ok(log_id_mark(log, PURGED)?.map(|purged| purged.index)),
+            Some((index, bytes)) => Ok(Some(Self::decode(log.group(), index, bytes)?.log_id)),
+            None => log_id_mark(log, PURGED),
         }
+    }
+
+    /// # Errors
+    /// [`StorageError::Corruption`], which names the entry.
+    pub(crate) fn decode(group: GroupId, index: u64, bytes: Bytes) -> Result<Entry, StorageError> {
+        wire::decode_entry(bytes).map_err(|error| StorageError::Corruption {
+            what: format!("log entry {index} of {group}"),
+            detail: error.to_string(),
+        })
     }
 
     /// Whether this node has voted in the group, or has a log of it.
     pub(crate) fn is_in_use(log: &GroupLog) -> Result<bool, StorageError> {
-        Ok(log.mark(VOTE)?.is_some() || Self::last_index(log)?.is_some())
+        Ok(log.mark(VOTE)?.is_some() || Self::last_log_id(log)?.is_some())
     }
 
     /// Makes an empty log begin behind an entry that the state has. Durable after the next sync.
@@ -238,10 +243,23 @@ impl LogStore {
         Ok(marks.into_iter().flatten().map(|log_id| log_id.index).max())
     }
 
-    /// Deletes all entries and marks, or all but the vote. Durable after the next sync.
-    pub(crate) fn erase(log: &GroupLog, keep_vote: bool) -> Result<(), StorageError> {
-        let marks = [COMMITTED, PURGED, VOTE];
-        log.erase(if keep_vote { &[COMMITTED, PURGED] } else { &marks })
+    /// Deletes all entries and marks. Durable after the next sync.
+    pub(crate) fn erase(log: &GroupLog) -> Result<(), StorageError> {
+        log.erase(&[COMMITTED, PURGED, VOTE, LEFT])
+    }
+
+    /// Deletes all entries, and keeps the vote and how far the log, or the state, went. Durable after the next
+    /// sync.
+    pub(crate) fn leave(log: &GroupLog, applied: Option<LogId>) -> Result<(), StorageError> {
+        if let Some(left) = Self::last_log_id(log)?.max(applied).max(Self::left(log)?) {
+            log.put_mark(LEFT, &wire::log_id_to_wire(&left).encode_to_vec())?;
+        }
+        log.erase(&[COMMITTED, PURGED])
+    }
+
+    /// How far this node's log went when it left the group; `None`: it never did.
+    pub(crate) fn left(log: &GroupLog) -> Result<Option<LogId>, StorageError> {
+        log_id_mark(log, LEFT)
     }
 }
 
@@ -292,7 +310,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
         let last_purged_log_id = self.purged()?;
-        Ok(LogState { last_purged_log_id, last_log_id: self.last_log_id()? })
+        Ok(LogState { last_purged_log_id, last_log_id: Self::last_log_id(&self.shared.log)? })
     }
 
     async fn get_log_reader(&mut self) -> Self {

@@ -15,6 +15,7 @@ use crate::Peers;
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long a member that is vouched for waits for voters that do not answer.
 const VOUCHED_PATIENCE: Duration = Duration::from_millis(300);
+const ANNOUNCE_PAUSE: Duration = Duration::from_millis(500);
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What this node's folder says of its part in a group.
@@ -122,6 +123,28 @@ pub(crate) async fn join(
     }
     put_durably(engine, key(b"standing", group, 0), Standing::MEMBER)?;
     Ok(Standing::Member)
+}
+
+/// Tells every other voter of this member's incarnation, until each has answered: it may have become a member
+/// while they were away, and they lead when it is to vote again.
+pub(crate) async fn announce(
+    engine: &Arc<dyn Engine>,
+    group: GroupId,
+    node: u64,
+    voters: &BTreeSet<u64>,
+    peers: &Arc<dyn Peers>,
+) -> Result<(), StorageError> {
+    if standing(engine, group)? != Standing::Member {
+        return Ok(());
+    }
+    let Some(incarnation) = remembered(engine, group, node)? else { return Ok(()) };
+    let told = voters.iter().filter(|voter| **voter != node).map(|voter| async {
+        while ask(group, node, *voter, incarnation.clone(), peers).await.1.is_none() {
+            tokio::time::sleep(ANNOUNCE_PAUSE).await;
+        }
+    });
+    futures::future::join_all(told).await;
+    Ok(())
 }
 
 /// Before `newcomer` becomes a voter: waits until this node, the leader, remembers it (what it forgets from

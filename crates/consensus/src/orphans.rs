@@ -9,6 +9,7 @@ use openraft::EntryPayload;
 
 use crate::group::{Sought, seek, sequence_of};
 use crate::log_store::LogStore;
+use crate::type_config::LogId;
 use crate::{membership, wire};
 
 /// What is held in memory at a time, at least, in bytes.
@@ -28,7 +29,7 @@ pub fn log_batches_beyond(
     let log = GroupLog::open(Arc::clone(engine), group, RecordKind::Entry)?;
     let (Some((first, _)), Some((last, _))) = (log.first()?, log.last()?) else { return Ok(()) };
     let sequence_at = |index| match log.get(index)? {
-        Some(bytes) => sequence_of(group, &decode(group, index, bytes)?),
+        Some(bytes) => sequence_of(group, &LogStore::decode(group, index, bytes)?),
         None => Ok(None),
     };
     let mut next = match seek(first, last, after_sequence.saturating_add(1), sequence_at)? {
@@ -42,7 +43,7 @@ pub fn log_batches_beyond(
         let Some((read, _)) = records.last() else { return Ok(()) };
         next = read + 1;
         for (index, bytes) in records {
-            let entry = decode(group, index, bytes)?;
+            let entry = LogStore::decode(group, index, bytes)?;
             let sequence = sequence_of(group, &entry)?.filter(|sequence| *sequence > after_sequence);
             if let (Some(sequence), EntryPayload::Normal(batch)) = (sequence, entry.payload) {
                 visit(sequence, batch.bytes, committed.is_some_and(|committed| index <= committed))?;
@@ -52,18 +53,15 @@ pub fn log_batches_beyond(
     Ok(())
 }
 
-fn decode(group: GroupId, index: u64, bytes: Bytes) -> Result<crate::type_config::Entry, StorageError> {
-    wire::decode_entry(bytes).map_err(|error| StorageError::Corruption {
-        what: format!("log entry {index} of {group}"),
-        detail: error.to_string(),
-    })
+fn committed_index(engine: &Arc<dyn Engine>, log: &GroupLog) -> Result<Option<u64>, StorageError> {
+    let applied = applied(engine, log.group())?.map(|log_id| log_id.index);
+    Ok(applied.max(LogStore::committed_index(log)?))
 }
 
-fn committed_index(engine: &Arc<dyn Engine>, log: &GroupLog) -> Result<Option<u64>, StorageError> {
-    let raft = ShardState::read_applied(&**engine, log.group().shard)?.raft;
-    let of_this_group = raft.epoch == Some(log.group().epoch);
-    let applied = raft.log_id.filter(|_| of_this_group).map(|log_id| log_id.index);
-    Ok(applied.max(LogStore::committed_index(log)?))
+/// The last entry of the group that this node's state has.
+fn applied(engine: &Arc<dyn Engine>, group: GroupId) -> Result<Option<LogId>, StorageError> {
+    let raft = ShardState::read_applied(&**engine, group.shard)?.raft;
+    Ok(raft.log_id.filter(|_| raft.epoch == Some(group.epoch)).map(wire::log_id))
 }
 
 /// Whether this node has voted in the group, or has a log of it, that was not forgotten.
@@ -81,33 +79,34 @@ pub fn forget_group(
     high_water: Option<&HighWater>,
 ) -> Result<(), StorageError> {
     membership::resign(engine, group)?;
-    erase(engine, group, high_water, false)
+    erase(engine, group, high_water, LogStore::erase)
 }
 
-/// Deletes, durably, the log of a stopped group that goes on without this node, and keeps its votes: made a
-/// member again, it begins with the leader's snapshot and may vote again.
+/// Deletes, durably, the log of a stopped group that goes on without this node, and keeps its votes and how far
+/// its log went: made a member again, it begins with the leader's snapshot, and votes once it holds as much.
+/// Before, its acknowledgements still count with members that know it for a voter, and nothing here backs them.
 ///
-/// Only after the group's membership without this node was committed: those who are members have acknowledged
-/// entries that the others count on.
+/// May be called again, also after a crash in between.
 pub fn leave_group(
     engine: &Arc<dyn Engine>,
     group: GroupId,
     high_water: Option<&HighWater>,
 ) -> Result<(), StorageError> {
-    erase(engine, group, high_water, true)
+    let applied = applied(engine, group)?;
+    erase(engine, group, high_water, |log| LogStore::leave(log, applied))
 }
 
 fn erase(
     engine: &Arc<dyn Engine>,
     group: GroupId,
     high_water: Option<&HighWater>,
-    keep_vote: bool,
+    erase: impl FnOnce(&GroupLog) -> Result<(), StorageError>,
 ) -> Result<(), StorageError> {
     let log = GroupLog::open(Arc::clone(engine), group, RecordKind::Entry)?;
     // The other way round, a crash in between would leave a mark that no log comes up to.
     if let Some(marks) = high_water {
         marks.forget(group)?;
     }
-    LogStore::erase(&log, keep_vote)?;
+    erase(&log)?;
     engine.sync()
 }

@@ -164,13 +164,8 @@ impl Claim {
 /// The most that a report says may be lost. `None`: it does not say yet, since too few of the old voters have
 /// shown what they had.
 pub fn reported_at_most(report: &FailoverReport) -> Option<u64> {
-    let FailoverReport { loss, old_voters, .. } = report;
-    let shown = loss.shown_by.intersection(old_voters).count();
-    if loss.exact {
-        Some(loss.transactions)
-    } else {
-        (shown * 2 > old_voters.len()).then_some(loss.at_most.max(loss.transactions))
-    }
+    let loss = &report.loss;
+    report.is_bounded().then_some(if loss.exact { loss.transactions } else { loss.at_most.max(loss.transactions) })
 }
 
 /// Writes that may have been in flight when the old epoch ended, after its last acknowledged one was invoked

@@ -40,6 +40,12 @@ pub enum Change {
         shard: ShardId,
         epoch: Epoch,
     },
+    /// A leader has said that its group's voters are those that the cluster names since `version`.
+    SettleVoters {
+        shard: ShardId,
+        epoch: Epoch,
+        version: u64,
+    },
     /// A node has shown what it had beyond the base of `epoch`: `transactions` that are known to have been
     /// committed, `at_most` with those that nobody decided.
     ShowLoss {
@@ -159,6 +165,7 @@ impl Cluster {
                 self.promote(*shard, voters, *preferred_leader, report)
             }
             Change::Activate { shard, epoch } => self.activate(*shard, *epoch),
+            Change::SettleVoters { shard, epoch, version } => self.settle_voters(*shard, *epoch, *version),
             Change::ShowLoss { shard, epoch, node, transactions, at_most, last_time_ms } => {
                 self.show_loss(*shard, *epoch, *node, *transactions..=*at_most, *last_time_ms)
             }

@@ -3,6 +3,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
 use serde::{Deserialize, Serialize};
 
+use crate::voters::majority;
+
 /// What the directory holds. Stored and sent as JSON: it is small, changes seldom, and people read it.
 /// Fields are only ever added, with a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +51,9 @@ pub struct Shard {
     /// Of the present epoch; all in the primary region, each in a data center of its own.
     pub voters: BTreeSet<NodeId>,
     pub preferred_leader: Option<NodeId>,
+    /// The group may still have other voters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changing: Option<VoterChange>,
     /// Where each epoch left the history of the one before, oldest first; the last is the present one.
     pub bases: Vec<(Epoch, Position)>,
     /// Every failover and switchover, oldest first; the latest 100.
@@ -56,7 +61,26 @@ pub struct Shard {
     pub reports: Vec<FailoverReport>,
 }
 
+/// A change of voters that the group is not known to have ended: until then any of these sets may decide.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VoterChange {
+    /// The voters before, and those on the way to whom they were changed again.
+    pub former: Vec<BTreeSet<NodeId>>,
+    /// Of the cluster that first named the present voters.
+    pub version: u64,
+}
+
 impl Shard {
+    /// Whether it is a voter, or may still be one.
+    pub fn may_vote(&self, node: NodeId) -> bool {
+        self.voters.contains(&node) || self.former_voters().iter().any(|voters| voters.contains(&node))
+    }
+
+    /// Sets of voters, besides the present one, that may still decide.
+    pub fn former_voters(&self) -> &[BTreeSet<NodeId>] {
+        self.changing.as_ref().map_or(&[], |change| &change.former)
+    }
+
     /// Where the present epoch left the history of the one before.
     pub fn base(&self) -> Position {
         self.bases.last().map_or(Position::ZERO, |(_, base)| *base)
@@ -195,6 +219,27 @@ pub struct FailoverReport {
     /// Who voted in the epoch that ended: a majority of them knows all that was committed in it.
     #[serde(default)]
     pub old_voters: BTreeSet<NodeId>,
+    /// The epoch ended during a change of voters: what was committed is known to a majority of `old_voters`, or
+    /// of one of these.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub former_voters: Vec<BTreeSet<NodeId>>,
+}
+
+impl FailoverReport {
+    /// Whether what this node had beyond the base is of weight.
+    pub fn is_judged_by(&self, node: NodeId) -> bool {
+        self.voter_sets().any(|voters| voters.contains(&node))
+    }
+
+    /// Whether so many have shown what they had beyond the base that more than their most was not lost.
+    pub fn is_bounded(&self) -> bool {
+        let mut sets = self.voter_sets();
+        self.loss.exact || sets.all(|voters| voters.intersection(&self.loss.shown_by).count() >= majority(voters.len()))
+    }
+
+    fn voter_sets(&self) -> impl Iterator<Item = &BTreeSet<NodeId>> {
+        [&self.old_voters].into_iter().chain(&self.former_voters)
+    }
 }
 
 /// What was committed in the old epoch beyond the base, as far as is known.
@@ -204,14 +249,14 @@ pub struct Loss {
     pub transactions: u64,
     /// From the base's batch to the last batch known to be lost, by the old leader's clock.
     pub window_ms: u64,
-    /// It was `transactions`, no more and no less: a switchover, or a majority of the old voters has shown its
-    /// log, and nothing in there is undecided.
+    /// It was `transactions`, no more and no less: a switchover, or a majority of each set of old voters has
+    /// shown its log, and nothing in there is undecided.
     pub exact: bool,
     /// Nodes that have come back and shown what they had beyond the base.
     #[serde(default)]
     pub shown_by: BTreeSet<NodeId>,
-    /// The most that any of these holds, undecided batches included. Once they are a majority of the old voters,
-    /// no more than this was lost.
+    /// The most that any of these holds, undecided batches included. No more was lost, once the report
+    /// [is bounded](FailoverReport::is_bounded).
     #[serde(default)]
     pub at_most: u64,
 }

@@ -62,8 +62,9 @@ pub struct ShardReport {
     pub time_ms: u64,
     /// It leads the group of `epoch`, and a quorum has answered within its election timeout.
     pub leads: bool,
-    /// On a leader: the group's members differ from the directory's voters.
-    pub changing_voters: bool,
+    /// On a leader: the version of the cluster that it knows, if the group's voters are those that it names there,
+    /// and nobody else may decide; else 0.
+    pub settled_at: u64,
     /// Behind the newest commit heard of, in milliseconds; 0 on a leader.
     pub lag_ms: u64,
 }
@@ -179,9 +180,10 @@ impl Controller {
     /// directory after the request came, and `cluster` is what is committed. Remembered as granted at `now`.
     pub fn renew(&mut self, now: Duration, cluster: &Cluster, node: NodeId) -> Lease {
         let takes_part = cluster.nodes.get(&node).is_some_and(|node| !node.removed);
-        let serving = cluster.shards.iter().filter(|(_, shard)| {
-            takes_part && shard.voters.contains(&node) && !matches!(shard.phase, Phase::Sealing(_))
-        });
+        let serving = cluster
+            .shards
+            .iter()
+            .filter(|(_, shard)| takes_part && shard.may_vote(node) && !matches!(shard.phase, Phase::Sealing(_)));
         let shards: Vec<_> = serving.map(|(id, shard)| (*id, shard.epoch)).collect();
         self.grants.grant(now, node, &shards);
         Lease { ttl: self.config.lease_ttl, shards }
@@ -294,7 +296,7 @@ impl Controller {
             return;
         }
         watch.heard_of(report.transactions, report.time_ms);
-        if report.leads && shard.voters.contains(&node) {
+        if report.leads && shard.may_vote(node) {
             watch.led_at = now;
             let granted_at = self.grants.granted_at(node, report.shard, report.epoch);
             if granted_at.is_some_and(|at| now.saturating_sub(at) <= self.config.reachable_within) {
@@ -320,6 +322,9 @@ impl Controller {
 fn judge(view: &View<'_>, watch: &mut Watch, actions: &mut Vec<Action>) -> Verdict {
     let (shard, epoch) = (view.id, view.shard.epoch);
     match &view.shard.phase {
+        Phase::Active | Phase::SwitchingOver { .. } if let Some(version) = view.settled() => {
+            Verdict::Commit(Change::SettleVoters { shard, epoch, version })
+        }
         Phase::Forming if view.leaders().next().is_some() => Verdict::Commit(Change::Activate { shard, epoch }),
         Phase::Forming => match failover::judge(view, watch) {
             Verdict::Wait(text) if text.is_empty() => Verdict::Wait("waits for its first leader".to_owned()),

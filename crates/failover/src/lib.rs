@@ -28,6 +28,7 @@ mod voters;
 pub use change::{Change, Refused};
 pub use cluster::{
     Cluster, Database, FailoverMode, FailoverReport, Loss, Node, Phase, Plan, Rpo, RpoMode, Shard, Token, TokenScope,
+    VoterChange,
 };
 pub use controller::{Action, Controller, ControllerConfig, Event, Progress, SealAnswer, ShardReport};
 pub use lease::{Lease, LeaseHolder};

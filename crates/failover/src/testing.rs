@@ -45,6 +45,7 @@ pub(crate) fn cluster() -> Cluster {
         primary_region: "a".to_owned(),
         voters: BTreeSet::from([1, 2, 3]),
         preferred_leader: Some(1),
+        changing: None,
         bases: vec![(Epoch::FIRST, Position::ZERO)],
         reports: Vec::new(),
     };
@@ -77,5 +78,6 @@ pub(crate) fn report(epoch: u16, base: Position, to: &str) -> FailoverReport {
         promoted_at_ms: 7_000,
         loss: Loss::default(),
         old_voters: BTreeSet::new(),
+        former_voters: Vec::new(),
     }
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian_consensus::{
-    Formed, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, StateTransfer, forget_group, leave_group,
+    Formed, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, StateTransfer, leave_group,
 };
 use meridian_failover::{Phase, Shard};
 use meridian_storage::{Engine, GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError, Syncer};
@@ -164,11 +164,8 @@ impl Keeper {
                 self.parts.raft.unregister(group);
                 voter.retire().await;
                 let high_water = Some(&*self.parts.high_water);
-                if goes_on && !voter.group.voters().contains(&self.parts.node_id) {
+                if goes_on {
                     or_fatal(leave_group(&self.parts.engine, group, high_water));
-                } else if goes_on {
-                    // Its acknowledgements may still count: made a voter of this epoch again, it gives no vote.
-                    or_fatal(forget_group(&self.parts.engine, group, high_water));
                 }
             }
             Some(LocalShard::Replica(replica)) => {
@@ -314,7 +311,7 @@ impl Keeper {
         let has_log = log.first()?.is_some() || log.mark(b'p')?.is_some();
         if has_log && self.state.applied().raft.epoch != Some(group.epoch) {
             // The state went on without the group: what its log says is not applied on top.
-            forget_group(&self.parts.engine, group, Some(&self.parts.high_water))?;
+            leave_group(&self.parts.engine, group, Some(&self.parts.high_water))?;
         }
         Ok(())
     }
@@ -377,7 +374,16 @@ pub(crate) fn run_member(
                 // Nobody waits for an election timeout when a group is new.
                 group.elect_now().await;
             }
-            let reason = group.stopped().await;
+            let announced = async {
+                if let Err(error) = group.announce(&voters, &peers).await {
+                    meridian_storage::fatal(&error);
+                }
+                std::future::pending::<()>().await;
+            };
+            let reason = tokio::select! {
+                reason = group.stopped() => reason,
+                () = announced => return,
+            };
             if !stop.is_cancelled() {
                 let stopped = format!("raft of {} stopped: {reason}", group.id());
                 meridian_storage::fatal(&StorageError::Refused(stopped));

@@ -1,7 +1,9 @@
 //! What a node says of itself to the directory with each renewal of its lease.
 
-use meridian_proto::directory as wire;
 use std::time::Instant;
+
+use meridian_consensus::RaftGroup;
+use meridian_proto::directory as wire;
 
 use crate::clock::wall_ms;
 use crate::keeper::KeeperParts;
@@ -16,7 +18,7 @@ pub(crate) fn report(parts: &KeeperParts) -> (Vec<wire::ShardReport>, Vec<wire::
 
 fn shard(parts: &KeeperParts, id: u32, local: &LocalShard) -> wire::ShardReport {
     let applied = local.state().applied();
-    let (leads, changing_voters, lag_ms) = match local {
+    let (leads, settled_at, lag_ms) = match local {
         LocalShard::Voter(voter) => {
             let leadership = voter.group.leadership();
             let applied_term = voter.group.applied().borrow().1;
@@ -24,8 +26,7 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard) -> wire::ShardReport 
                 // An entry of the term is applied, and a quorum has answered of late.
                 leadership.term == applied_term && leadership.lease_until.is_some_and(|until| Instant::now() < until)
             });
-            let wanted = parts.directory.shard(voter.group.id().shard).map(|shard| shard.voters);
-            (leads, leads && wanted.is_some_and(|wanted| wanted != voter.group.voters()), 0)
+            (leads, if leads { settled_at(parts, &voter.group) } else { 0 }, 0)
         }
         LocalShard::Replica(replica) => {
             let lag_ms = match replica.status().committed {
@@ -33,7 +34,7 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard) -> wire::ShardReport 
                 Some(_) => wall_ms().saturating_sub(applied.time_ms),
                 None => u64::MAX,
             };
-            (false, false, lag_ms)
+            (false, 0, lag_ms)
         }
     };
     wire::ShardReport {
@@ -43,8 +44,18 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard) -> wire::ShardReport 
         transactions: applied.total_transactions,
         time_ms: applied.time_ms,
         leads,
-        changing_voters,
+        settled_at,
         lag_ms,
+    }
+}
+
+/// The version of the cluster that is known here, if it names just those voters who decide in the group; else 0.
+fn settled_at(parts: &KeeperParts, group: &RaftGroup) -> u64 {
+    let known = parts.directory.known();
+    let wanted = known.cluster.shards.get(&group.id().shard).filter(|shard| shard.epoch == group.id().epoch);
+    match (wanted, group.settled_voters()) {
+        (Some(wanted), Some(voters)) if wanted.voters == voters => known.cluster.version,
+        _ => 0,
     }
 }
 
@@ -56,7 +67,7 @@ fn lost(parts: &KeeperParts) -> Vec<wire::Orphans> {
     for (id, shard) in &known.cluster.shards {
         let settled = parts.settled.lock().get(id).copied();
         for report in &shard.reports {
-            let waits = report.old_voters.contains(&parts.node_id) && !report.loss.shown_by.contains(&parts.node_id);
+            let waits = report.is_judged_by(parts.node_id) && !report.loss.shown_by.contains(&parts.node_id);
             // Its logs must have been looked through.
             if report.planned || !waits || settled.is_none_or(|settled| settled < report.epoch) {
                 continue;

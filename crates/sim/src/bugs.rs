@@ -12,4 +12,6 @@ pub enum Bug {
     SkipTheWait,
     /// A seal is not written down: a restart undoes it.
     LoseTheSealInACrash,
+    /// The directory takes new voters for those who decide while the group still changes.
+    ForgetTheFormerVoters,
 }

@@ -40,6 +40,7 @@ pub struct Counts {
     pub orphans: u64,
     pub drains: u64,
     pub exact_reports: u64,
+    pub voter_changes: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -54,6 +55,7 @@ impl std::ops::AddAssign for Counts {
         self.orphans += other.orphans;
         self.drains += other.drains;
         self.exact_reports += other.exact_reports;
+        self.voter_changes += other.voter_changes;
     }
 }
 

@@ -2,15 +2,16 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `world` | nodes, clients, the network and real time; `world::chaos` breaks things |
+//! | `world` | nodes, clients, the network and real time; `world::chaos` breaks things, `world::operator` changes voters |
 //! | `node` | one process and its disk, around the **real** `Receiver`, `Sender`, `RelayElection`, `LeaseHolder`, `Controller` and `Cluster` |
-//! | `raft` | a small Raft, for the shard's groups and for the directory |
+//! | `raft` | a small Raft with joint consensus, for the shard's groups and for the directory |
 //! | `invariants` | what has to hold, each in a file of its own |
 //! | [`Bug`] | what can be planted, to see that the invariants catch it |
 //!
 //! A run is a function of its seed: [`run`] with the same seed does the same, step by step.
 //!
-//! Absent on purpose: tokio, threads, wall clocks. Changes of membership, keys and values, disks that lose what
+//! Absent on purpose: tokio, threads, wall clocks. Changes of the
+//! directory's own voters, replaced nodes, keys and values, disks that lose what
 //! they said was durable, and clocks that stand still while a machine sleeps are not simulated.
 
 mod bugs;

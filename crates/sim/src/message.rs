@@ -5,7 +5,7 @@ use meridian_failover::{Change, Cluster, Lease, SealAnswer, ShardReport};
 use meridian_shipping::{Heartbeat, Status, StreamId};
 use meridian_types::{Epoch, NodeId, Position};
 
-use crate::raft::{Entry, RaftMessage, Sync};
+use crate::raft::{Entry, Members, RaftMessage, Sync};
 
 /// One write, as it is in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,7 +64,7 @@ pub(crate) enum Message {
     // Within the group of a shard.
     Shard { epoch: Epoch, raft: RaftMessage<Batch> },
     NeedSeed { epoch: Epoch },
-    Seed { epoch: Epoch, history: Arc<History>, log: Vec<Entry<Batch>> },
+    Seed { epoch: Epoch, history: Arc<History>, founders: Members, log: Vec<Entry<Batch>> },
     // Within the directory.
     Directory(RaftMessage<Arc<Cluster>>),
     // Of nodes to the directory, and back.

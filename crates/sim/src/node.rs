@@ -21,6 +21,7 @@ use crate::rng::Rng;
 use crate::topology::SHARD;
 
 mod directory;
+mod members;
 mod part;
 mod renewal;
 mod replica;
@@ -235,7 +236,9 @@ impl Node {
         match message {
             Message::Shard { epoch, raft } => self.shard_message(context, from, epoch, raft),
             Message::NeedSeed { epoch } => self.give_seed(context, from, epoch),
-            Message::Seed { epoch, history, log } => self.take_seed(context, epoch, &history, log),
+            Message::Seed { epoch, history, founders, log } => {
+                self.take_seed(context, epoch, &history, founders, log);
+            }
             Message::Directory(raft) => self.directory_message(context, from, raft),
             Message::Renew { incarnation, sent_at, report, shown } => {
                 self.asked_to_renew(context, directory::Asked { from, incarnation, sent_at, report, shown });

@@ -1,18 +1,26 @@
-//! Raft, as much as is needed: elections, replication, commits, and rounds that confirm leadership. Members do
-//! not change. Terms and votes are durable at once; entries when [`Raft::on_synced`] says so.
+//! Raft, as much as is needed: elections, replication, commits, rounds that confirm leadership, and changes of
+//! members by joint consensus. Terms and votes are durable at once; entries when [`Raft::on_synced`] says so.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_types::NodeId;
 
 use crate::rng::Rng;
 
+pub(crate) use self::members::Members;
+
+mod change;
+mod members;
+
 #[derive(Debug, Clone)]
 pub(crate) struct Entry<C> {
     pub(crate) term: u64,
-    /// `None` begins a term.
+    /// `None`, without members, begins a term.
     pub(crate) command: Option<C>,
+    /// They count from where they are in the log, committed or not.
+    pub(crate) members: Option<Arc<Members>>,
 }
 
 /// What survives a crash, up to `synced` entries.
@@ -22,11 +30,26 @@ pub(crate) struct RaftDisk<C> {
     pub(crate) voted_for: Option<NodeId>,
     pub(crate) log: Vec<Entry<C>>,
     pub(crate) synced: usize,
+    /// Before the first change; nobody where the group is not known yet.
+    pub(crate) founders: Members,
+    /// The directory has granted this node a lease on the group's epoch: it may be made a voter.
+    pub(crate) vouched: bool,
+    /// The term and the length of the log that was deleted when it left the group. The others may count on what
+    /// was in it: back again, it votes only once it holds as much.
+    pub(crate) left: (u64, usize),
 }
 
 impl<C> Default for RaftDisk<C> {
     fn default() -> Self {
-        Self { term: 0, voted_for: None, log: Vec::new(), synced: 0 }
+        Self {
+            term: 0,
+            voted_for: None,
+            log: Vec::new(),
+            synced: 0,
+            founders: Members::default(),
+            vouched: false,
+            left: (0, 0),
+        }
     }
 }
 
@@ -54,6 +77,7 @@ pub(crate) enum RaftMessage<C> {
         term: u64,
         matched: Result<usize, usize>,
         round: u64,
+        vouched: bool,
     },
 }
 
@@ -70,6 +94,7 @@ struct Progress {
     matched: usize,
     round: u64,
     heard_at: Option<Duration>,
+    vouched: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -90,7 +115,11 @@ pub(crate) type Outbox<C> = Vec<(NodeId, RaftMessage<C>)>;
 #[derive(Debug)]
 pub(crate) struct Raft<C> {
     me: NodeId,
-    voters: BTreeSet<NodeId>,
+    /// The newest in the log, and how long the log is with them.
+    members: Arc<Members>,
+    members_at: usize,
+    /// The voters to be, and what a newcomer among them has to hold.
+    change: Option<(BTreeSet<NodeId>, usize)>,
     timing: RaftTiming,
     pub(crate) disk: RaftDisk<C>,
     role: Role,
@@ -112,23 +141,17 @@ pub(crate) struct Raft<C> {
 const MAX_ENTRIES: usize = 64;
 
 impl<C: Clone> Raft<C> {
-    pub(crate) fn new(
-        me: NodeId,
-        voters: BTreeSet<NodeId>,
-        timing: RaftTiming,
-        disk: RaftDisk<C>,
-        commit: usize,
-        now: Duration,
-        rng: &mut Rng,
-    ) -> Self {
+    pub(crate) fn new(me: NodeId, timing: RaftTiming, disk: RaftDisk<C>, now: Duration, rng: &mut Rng) -> Self {
         let mut raft = Self {
             me,
-            voters,
+            members: Arc::default(),
+            members_at: 0,
+            change: None,
             timing,
             disk,
             role: Role::Follower,
             leader: None,
-            commit,
+            commit: 0,
             verified: 0,
             votes: BTreeSet::new(),
             progress: BTreeMap::new(),
@@ -139,6 +162,7 @@ impl<C: Clone> Raft<C> {
             truncations: 0,
             frozen: false,
         };
+        raft.read_members();
         raft.put_off_election(now, rng);
         raft
     }
@@ -165,8 +189,8 @@ impl<C: Clone> Raft<C> {
     pub(crate) fn leads(&self, now: Duration) -> bool {
         let fresh =
             |progress: &Progress| progress.heard_at.is_some_and(|at| now.saturating_sub(at) <= self.timing.election);
-        let others = self.progress.values().filter(|progress| fresh(progress)).count();
-        self.is_settled_leader() && others + 1 >= self.majority()
+        let answers = |voter| voter == self.me || self.progress.get(&voter).is_some_and(fresh);
+        self.is_settled_leader() && self.members.is_quorum(answers)
     }
 
     /// Committed and durable here.
@@ -181,7 +205,7 @@ impl<C: Clone> Raft<C> {
 
     pub(crate) fn propose(&mut self, now: Duration, command: C, out: &mut Outbox<C>) {
         assert!(self.is_settled_leader() && !self.frozen, "only a leader proposes");
-        self.disk.log.push(Entry { term: self.disk.term, command: Some(command) });
+        self.disk.log.push(Entry { term: self.disk.term, command: Some(command), members: None });
         self.replicate(now, out);
     }
 
@@ -197,10 +221,8 @@ impl<C: Clone> Raft<C> {
         if !self.is_settled_leader() {
             return 0;
         }
-        let mut rounds: Vec<_> = self.progress.values().map(|progress| progress.round).collect();
-        rounds.push(self.round);
-        rounds.sort_unstable_by(|a, b| b.cmp(a));
-        rounds.get(self.majority() - 1).copied().unwrap_or(0)
+        let answered = |voter| self.progress.get(&voter).map_or(0, |progress| progress.round);
+        self.members.reached(|voter| if voter == self.me { self.round } else { answered(voter) })
     }
 
     pub(crate) fn tick(&mut self, now: Duration, rng: &mut Rng, out: &mut Outbox<C>) {
@@ -209,7 +231,7 @@ impl<C: Clone> Raft<C> {
                 self.round += 1;
                 self.replicate(now, out);
             }
-        } else if now >= self.elect_at && !self.frozen {
+        } else if now >= self.elect_at && self.may_stand() {
             self.stand(now, rng, out);
         }
     }
@@ -234,7 +256,8 @@ impl<C: Clone> Raft<C> {
             self.advance_commit(now, out);
         } else if let Some(leader) = self.leader {
             let matched = Ok(self.disk.synced.min(self.verified));
-            out.push((leader, RaftMessage::Appended { term: self.disk.term, matched, round: 0 }));
+            let (term, vouched) = (self.disk.term, self.disk.vouched);
+            out.push((leader, RaftMessage::Appended { term, matched, round: 0, vouched }));
         }
     }
 
@@ -250,6 +273,10 @@ impl<C: Clone> Raft<C> {
         | RaftMessage::Voted { term, .. }
         | RaftMessage::Append { term, .. }
         | RaftMessage::Appended { term, .. }) = message;
+        let is_vote = matches!(message, RaftMessage::Vote { .. });
+        if is_vote && !self.members.is_voter(from) && self.knows_a_leader(now) {
+            return;
+        }
         if term > self.disk.term {
             if self.frozen {
                 return;
@@ -258,9 +285,10 @@ impl<C: Clone> Raft<C> {
         }
         match message {
             RaftMessage::Vote { last_term, len, .. } => {
-                let last = (self.term_at(self.disk.log.len()), self.disk.log.len());
+                let last = self.last();
                 let granted = term == self.disk.term
                     && !self.frozen
+                    && last >= self.disk.left
                     && self.disk.voted_for.is_none_or(|voted| voted == from)
                     && (last_term, len) >= last;
                 if granted {
@@ -277,18 +305,22 @@ impl<C: Clone> Raft<C> {
             }
             RaftMessage::Append { previous, previous_term, entries, commit, round, .. } => {
                 if term < self.disk.term {
-                    let refused = RaftMessage::Appended { term: self.disk.term, matched: Err(0), round: 0 };
-                    return out.push((from, refused));
+                    let (term, vouched) = (self.disk.term, self.disk.vouched);
+                    return out.push((from, RaftMessage::Appended { term, matched: Err(0), round: 0, vouched }));
                 }
                 assert!(!self.is_leader(), "two leaders of term {term}");
                 self.role = Role::Follower;
                 self.leader = Some(from);
                 self.put_off_election(now, rng);
                 let matched = self.take(previous, previous_term, entries, commit);
-                out.push((from, RaftMessage::Appended { term, matched, round }));
+                let vouched = self.disk.vouched;
+                out.push((from, RaftMessage::Appended { term, matched, round, vouched }));
             }
-            RaftMessage::Appended { matched, round, .. } => {
+            RaftMessage::Appended { matched, round, vouched, .. } => {
                 if term == self.disk.term && self.is_leader() {
+                    if let Some(progress) = self.progress.get_mut(&from) {
+                        progress.vouched |= vouched;
+                    }
                     self.on_appended(now, from, matched, round, out);
                 }
             }
@@ -296,14 +328,18 @@ impl<C: Clone> Raft<C> {
     }
 
     /// A follower that is far behind was given all this; it is durable.
-    pub(crate) fn seed(&mut self, log: Vec<Entry<C>>) {
+    pub(crate) fn seed(&mut self, founders: Members, log: Vec<Entry<C>>) {
         self.truncations += 1;
         self.commit = log.len();
+        self.disk.founders = founders;
         (self.verified, self.disk.synced, self.disk.log) = (log.len(), log.len(), log);
+        self.read_members();
     }
 
-    fn majority(&self) -> usize {
-        self.voters.len() / 2 + 1
+    /// The term and the number of the last entry.
+    pub(crate) fn last(&self) -> (u64, usize) {
+        let len = self.disk.log.len();
+        (self.term_at(len), len)
     }
 
     fn term_at(&self, len: usize) -> u64 {
@@ -325,29 +361,27 @@ impl<C: Clone> Raft<C> {
         self.disk.voted_for = Some(self.me);
         self.votes = BTreeSet::from([self.me]);
         self.put_off_election(now, rng);
-        let len = self.disk.log.len();
-        for voter in self.voters.iter().filter(|voter| **voter != self.me) {
-            out.push((*voter, RaftMessage::Vote { term: self.disk.term, last_term: self.term_at(len), len }));
+        let (last_term, len) = self.last();
+        for voter in self.members.voters().into_iter().filter(|voter| *voter != self.me) {
+            out.push((voter, RaftMessage::Vote { term: self.disk.term, last_term, len }));
         }
         self.count_votes(now, out);
     }
 
     fn count_votes(&mut self, now: Duration, out: &mut Outbox<C>) {
-        if self.votes.len() < self.majority() {
+        if !self.members.is_quorum(|voter| self.votes.contains(&voter)) {
             return;
         }
-        let next = self.disk.log.len();
         (self.role, self.leader) = (Role::Leader, Some(self.me));
-        let others = self.voters.iter().filter(|voter| **voter != self.me);
-        self.progress = others.map(|voter| (*voter, Progress { next, ..Progress::default() })).collect();
-        self.disk.log.push(Entry { term: self.disk.term, command: None });
+        (self.progress, self.change) = (BTreeMap::new(), None);
+        self.follow_members();
+        self.disk.log.push(Entry { term: self.disk.term, command: None, members: None });
         self.replicate(now, out);
     }
 
     fn replicate(&mut self, now: Duration, out: &mut Outbox<C>) {
         self.heartbeat_at = now + self.timing.heartbeat;
-        for voter in self.voters.iter().filter(|voter| **voter != self.me) {
-            let Some(progress) = self.progress.get_mut(voter) else { continue };
+        for (member, progress) in &mut self.progress {
             let previous = progress.next.min(self.disk.log.len());
             let entries: Vec<_> = self.disk.log.iter().skip(previous).take(MAX_ENTRIES).cloned().collect();
             // As if it arrived; a refusal, or silence and a later heartbeat, brings it back.
@@ -355,7 +389,7 @@ impl<C: Clone> Raft<C> {
             let previous_term =
                 previous.checked_sub(1).and_then(|index| self.disk.log.get(index)).map_or(0, |entry| entry.term);
             let (term, commit, round) = (self.disk.term, self.commit, self.round);
-            out.push((*voter, RaftMessage::Append { term, previous, previous_term, entries, commit, round }));
+            out.push((*member, RaftMessage::Append { term, previous, previous_term, entries, commit, round }));
         }
         self.advance_commit(now, out);
     }
@@ -371,16 +405,21 @@ impl<C: Clone> Raft<C> {
             return Err(previous.saturating_sub(1).min(self.disk.log.len()));
         }
         let end = previous + entries.len();
+        let mut changes = entries.iter().any(|entry| entry.members.is_some());
         for (index, entry) in (previous..).zip(entries) {
             if self.disk.log.get(index).is_some_and(|held| held.term != entry.term) {
                 assert!(index >= self.commit, "a committed entry was overwritten");
                 self.disk.log.truncate(index);
                 self.disk.synced = self.disk.synced.min(index);
                 self.truncations += 1;
+                changes = true;
             }
             if index == self.disk.log.len() {
                 self.disk.log.push(entry);
             }
+        }
+        if changes {
+            self.read_members();
         }
         self.verified = self.verified.max(end);
         self.commit = self.commit.max(commit.min(self.verified));
@@ -406,7 +445,11 @@ impl<C: Clone> Raft<C> {
                     progress.next = progress.matched;
                 }
             }
-            Err(hint) => progress.next = hint.max(progress.matched),
+            // One that was deleted and made anew holds less than it said once.
+            Err(hint) => {
+                progress.matched = progress.matched.min(hint);
+                progress.next = hint;
+            }
         }
         self.advance_commit(now, out);
     }
@@ -415,14 +458,13 @@ impl<C: Clone> Raft<C> {
         if !self.is_leader() {
             return;
         }
-        let mut matched: Vec<_> = self.progress.values().map(|progress| progress.matched).collect();
-        matched.push(self.disk.synced);
-        matched.sort_unstable_by(|a, b| b.cmp(a));
-        let commit = matched.get(self.majority() - 1).copied().unwrap_or(0);
+        let matched = |voter| self.progress.get(&voter).map_or(0, |progress| progress.matched);
+        let commit = self.members.reached(|voter| if voter == self.me { self.disk.synced } else { matched(voter) });
         if commit > self.commit && self.term_at(commit) == self.disk.term {
             self.commit = commit;
             // The others learn of it at once, or with the next heartbeat.
             self.replicate(now, out);
+            self.end_leadership();
         }
     }
 }

@@ -11,26 +11,28 @@ pub(crate) const SHARD: ShardId = ShardId(1);
 
 pub(crate) const REGIONS: [&str; 3] = ["a", "b", "c"];
 
-/// Three regions of two or three data centers, mostly 3, 2 and 2, with a node in each; the directory votes
-/// with the first node of each region.
-pub(crate) fn genesis(rng: &mut Rng) -> Arc<Cluster> {
+/// Three regions of two to four data centers, mostly 3, 2 and 2, with a node in each, and spares for an operator
+/// who changes voters; the directory votes with the first node of each region.
+pub(crate) fn genesis(rng: &mut Rng, operator: Option<&mut Rng>) -> Arc<Cluster> {
     let sizes: Vec<u64> = if rng.chance(600) { vec![3, 2, 2] } else { (0..3).map(|_| rng.between(2, 5)).collect() };
     let mut nodes = BTreeMap::new();
     let mut directory_voters = BTreeSet::new();
-    for ((region, size), number) in REGIONS.iter().zip(&sizes).zip(1..) {
-        for data_center in 1..=*size {
-            let id: NodeId = number * 10 + data_center;
+    let spares = spares(operator);
+    for (((region, size), number), (more, twins)) in REGIONS.iter().zip(&sizes).zip(1..).zip(spares) {
+        let data_centers = (1..=size + more).chain(1..=twins);
+        for (data_center, index) in data_centers.zip(1..) {
+            let id: NodeId = number * 10 + index;
             let node = Node {
                 name: format!("n{id}"),
                 region: (*region).to_owned(),
                 data_center: format!("{region}{data_center}"),
-                rpc_address: format!("10.0.{number}.{data_center}:7100"),
+                rpc_address: format!("10.0.{number}.{index}:7100"),
                 kv_address: None,
                 incarnation: None,
                 removed: false,
             };
             nodes.insert(id, node);
-            if data_center == 1 {
+            if index == 1 {
                 directory_voters.insert(id);
             }
         }
@@ -61,12 +63,19 @@ pub(crate) fn genesis(rng: &mut Rng) -> Arc<Cluster> {
         phase: Phase::Forming,
         primary_region: "a".to_owned(),
         preferred_leader: voters.first().copied(),
+        changing: None,
         voters,
         bases: vec![(Epoch::FIRST, Position::ZERO)],
         reports: Vec::new(),
     };
     cluster.shards.insert(SHARD, shard);
     Arc::new(cluster)
+}
+
+/// In each region, where an operator changes voters: so many data centers more, and so many with a second node.
+fn spares(operator: Option<&mut Rng>) -> [(u64, u64); 3] {
+    let Some(rng) = operator else { return [(0, 0); 3] };
+    REGIONS.map(|_| (rng.below(2), rng.below(3)))
 }
 
 pub(crate) fn region_of(cluster: &Cluster, node: NodeId) -> &str {

@@ -15,6 +15,7 @@ use crate::rng::Rng;
 use crate::topology::{REGIONS, SHARD, genesis};
 
 mod chaos;
+mod operator;
 
 const CLIENT_TICK: Instant = 10 * MS;
 /// Until both ends of a connection take it for broken.
@@ -37,6 +38,8 @@ pub(crate) struct World {
     pub(crate) now: Instant,
     pub(crate) observer: Observer,
     rng: Rng,
+    /// Of the operator who changes voters; `None`: nobody does.
+    operator: Option<Rng>,
     nodes: BTreeMap<NodeId, Node>,
     ids: Vec<NodeId>,
     clients: Vec<Client>,
@@ -57,7 +60,8 @@ pub(crate) struct World {
 impl World {
     pub(crate) fn new(seed: u64, bug: Option<Bug>, verbose: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let genesis = genesis(&mut rng);
+        let mut operator = operator::of_seed(seed);
+        let genesis = genesis(&mut rng, operator.as_mut());
         let nodes: BTreeMap<_, _> = genesis.nodes.keys().map(|id| (*id, Node::new(*id, &genesis, &mut rng))).collect();
         let clients = REGIONS.iter().zip(FIRST_CLIENT..).map(|(region, id)| Client::new(id, region)).collect();
         let mut world = Self {
@@ -76,6 +80,7 @@ impl World {
             bug,
             verbose,
             effects: Vec::new(),
+            operator,
             rng,
         };
         for id in world.ids.clone() {
@@ -160,7 +165,12 @@ impl World {
             }
             Event::Client(index) => self.step_client(index),
             Event::Chaos => self.chaos(),
-            Event::Crash(id) => self.crash(id),
+            Event::Crash(id) => {
+                // What was to come when faults are over comes no more.
+                if self.faults.is_some() {
+                    self.crash(id);
+                }
+            }
             Event::Start(id) => self.start(id),
             Event::Resume(id) => self.resume(id),
         }

@@ -54,7 +54,7 @@ impl RaftGroup {
         }
         let log = GroupLog::open(Arc::clone(state.engine()), group, RecordKind::Entry)?;
         if let Some(marks) = high_water {
-            marks.check(group, LogStore::last_index(&log)?.unwrap_or(0))?;
+            marks.check(group, LogStore::last_log_id(&log)?.map_or(0, |last| last.index))?;
         }
         if LogStore::is_in_use(&log)? {
             return Ok(Formed::Already);

@@ -2,11 +2,11 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use meridian_storage::StorageError;
-use openraft::ChangeMembers;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::RaftError;
+use openraft::{ChangeMembers, RaftMetrics};
 
-use super::{NotLeading, RaftGroup};
+use super::{NotLeading, RaftGroup, TypeConfig};
 use crate::membership;
 
 /// Before looking again whether a change can go on.
@@ -47,6 +47,16 @@ struct Present {
 }
 
 impl Present {
+    fn of(metrics: &RaftMetrics<TypeConfig>) -> Self {
+        let effective = &metrics.membership_config;
+        let membership = effective.membership();
+        Self {
+            configs: membership.get_joint_config().clone(),
+            members: membership.nodes().map(|(id, ())| *id).collect(),
+            committed: effective.log_id() == metrics.committed_membership_config.log_id(),
+        }
+    }
+
     fn voters(&self) -> BTreeSet<u64> {
         self.configs.iter().flatten().copied().collect()
     }
@@ -76,6 +86,15 @@ impl RaftGroup {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         metrics.membership_config.membership().voter_ids().collect()
+    }
+
+    /// The voters that decide, and will under any later leader; `None` during a change.
+    pub fn settled_voters(&self) -> Option<BTreeSet<u64>> {
+        let present = Present::of(&self.raft.metrics().borrow_watched());
+        if !present.committed {
+            return None;
+        }
+        <[_; 1]>::try_from(present.configs).ok().map(|[voters]| voters)
     }
 
     /// Makes the group's members exactly these voters, if this node leads. Waits until those that are new
@@ -125,13 +144,7 @@ impl RaftGroup {
     fn next_step(&self, goal: &BTreeSet<u64>, behind: Option<u64>) -> Step {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let effective = &metrics.membership_config;
-        let membership = effective.membership();
-        let present = Present {
-            configs: membership.get_joint_config().clone(),
-            members: membership.nodes().map(|(id, ())| *id).collect(),
-            committed: effective.log_id() == metrics.committed_membership_config.log_id(),
-        };
+        let present = Present::of(&metrics);
         let replicated = |node| metrics.replication.as_ref()?.get(&node)?.as_ref().map(|log_id| log_id.index);
         present.step(goal, |node| node == self.node_id || replicated(node) >= behind)
     }

@@ -144,7 +144,10 @@ impl Node {
         self.service.register(opened.clone());
         self.group = Some(opened.clone());
         let (voters, peers) = (voters.clone(), Arc::clone(&self.wire) as Arc<dyn Peers>);
-        let taking_part = tokio::spawn(async move { opened.take_part(&voters, &peers, false).await.unwrap() });
+        let taking_part = tokio::spawn(async move {
+            opened.take_part(&voters, &peers, false).await.unwrap();
+            opened.announce(&voters, &peers).await.unwrap();
+        });
         self.taking_part = Some(taking_part);
     }
 

@@ -81,7 +81,50 @@ async fn voters_are_added_replaced_and_removed_and_the_leader_may_be_one() {
     change(&left, &four).await;
     write(&left, 1, "four").await;
     equal(&left, at(1, 8)).await;
-    assert!(left[3].group().votes());
+    until("it votes", async || left[3].group().votes()).await;
+}
+
+#[tokio::test]
+async fn one_that_left_votes_again_only_when_it_holds_what_it_held() {
+    let wire = Arc::new(Wire::default());
+    let mut nodes = five(&wire).await;
+    let mut late = nodes.remove(2);
+    late.close().await;
+    // Node 2 is replaced by node 4. Node 3 does not hear of it.
+    let mut back = nodes.remove(1);
+    nodes.truncate(2);
+    until("node 2 is replaced", async || {
+        let leading = if nodes[0].group().leadership().is_ok() { &nodes[0] } else { &back };
+        leading.group().change_voters(&set([1, 3, 4])).await.is_ok() && leader(&nodes).await.id != 2
+    })
+    .await;
+    write(&nodes, 2, "without it").await;
+    back.close().await;
+    let engine: Arc<dyn Engine> = back.engine.clone();
+    for _ in 0..2 {
+        leave_group(&engine, group(1), Some(&back.marks)).unwrap();
+    }
+    back.state.apply(&[], Default::default()).unwrap();
+    for node in &mut nodes {
+        node.close().await;
+    }
+    // Two of the three voters that node 3 knows. The one has less than was committed, and the other deleted it.
+    late.open(1, &set([2, 3])).await;
+    back.open(1, &set([2, 3])).await;
+    until("node 3 may stand", async || late.group().votes()).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(late.group().leadership().is_err() && back.group().leadership().is_err());
+    assert!(!back.group().votes());
+    back.close().await;
+    back.open(1, &set(1..=4)).await;
+    for node in &mut nodes {
+        node.open(1, &set([1, 3, 4])).await;
+    }
+    nodes.extend([back, late]);
+    change(&nodes, &set(1..=4)).await;
+    write(&nodes, 1, "together").await;
+    equal(&nodes, at(1, 6)).await;
+    until("it votes", async || nodes[2].group().votes()).await;
 }
 
 #[tokio::test]

@@ -50,6 +50,7 @@ impl Cluster {
             phase: Phase::Forming,
             primary_region: region.to_owned(),
             preferred_leader: self.spread_leader(&voters),
+            changing: None,
             voters,
             bases: vec![(Epoch::FIRST, Position::ZERO)],
             reports: Vec::new(),

@@ -101,6 +101,9 @@ impl Cluster {
         if let Some((shard, _)) = self.shards.iter().find(|(_, shard)| shard.voters.contains(&id)) {
             return Err(Refused(format!("{name} votes in shard {shard}: set other voters, or replace the node")));
         }
+        if let Some((shard, _)) = self.shards.iter().find(|(_, shard)| shard.may_vote(id)) {
+            return Err(Refused(format!("{name} still votes in shard {shard}: wait until its voters have changed")));
+        }
         ensure(!self.directory_voters.contains(&id), || {
             format!("{name} votes in the directory: set other directory voters, or replace the node")
         })?;
@@ -122,10 +125,13 @@ impl Cluster {
         // Before the new one is added, so that it may take over the name and the addresses.
         self.mark_removed(old);
         let id = self.add_node(new)?;
+        let version = self.version + 1;
         for shard in self.shards.values_mut() {
-            if shard.voters.remove(&old) {
-                shard.voters.insert(id);
+            let mut voters = shard.voters.clone();
+            if voters.remove(&old) {
+                voters.insert(id);
             }
+            shard.change_voters(voters, version);
             shard.preferred_leader = shard.preferred_leader.map(|leader| if leader == old { id } else { leader });
         }
         if self.directory_voters.remove(&old) {

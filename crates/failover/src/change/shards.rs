@@ -4,8 +4,7 @@ use std::ops::RangeInclusive;
 use meridian_types::{Epoch, NodeId, ShardId};
 
 use crate::change::{Refused, ensure};
-use crate::cluster::{Cluster, FailoverReport, Phase, Plan, Shard};
-use crate::voters::majority;
+use crate::cluster::{Cluster, FailoverReport, Phase, Plan, Shard, VoterChange};
 
 /// Reports that are kept of each shard.
 const MAX_REPORTS: usize = 100;
@@ -92,12 +91,13 @@ impl Cluster {
             format!("{}, not in {}", describe(id, shard), report.from_region)
         })?;
         let old_voters = std::mem::replace(&mut shard.voters, voters.clone());
+        let former_voters = shard.changing.take().map(|change| change.former).unwrap_or_default();
         shard.epoch = report.epoch;
         shard.phase = Phase::Forming;
         shard.primary_region.clone_from(&report.to_region);
         shard.preferred_leader = preferred_leader;
         shard.bases.push((report.epoch, report.base));
-        shard.reports.push(FailoverReport { old_voters, ..report.clone() });
+        shard.reports.push(FailoverReport { old_voters, former_voters, ..report.clone() });
         let surplus = shard.reports.len().saturating_sub(MAX_REPORTS);
         shard.reports.drain(..surplus);
         Ok(())
@@ -124,13 +124,10 @@ impl Cluster {
         let report = shard.reports.iter_mut().find(|report| report.epoch == epoch);
         let report = report.ok_or_else(|| Refused(format!("shard {id} keeps no report of epoch {epoch}")))?;
         ensure(!report.loss.exact, || format!("what epoch {epoch} of shard {id} lost is known exactly"))?;
-        let loss = &mut report.loss;
-        let is_majority = |shown: &BTreeSet<NodeId>| {
-            !report.old_voters.is_empty()
-                && report.old_voters.intersection(shown).count() >= majority(report.old_voters.len())
-        };
         // What is longer than the longest log of a majority was never committed.
-        if !is_majority(&loss.shown_by) {
+        let was_bounded = report.is_bounded();
+        let loss = &mut report.loss;
+        if !was_bounded {
             loss.at_most = loss.at_most.max(*transactions.end());
         }
         if *transactions.start() > 0 {
@@ -139,7 +136,8 @@ impl Cluster {
         loss.transactions = loss.transactions.max(*transactions.start());
         loss.at_most = loss.at_most.max(loss.transactions);
         loss.shown_by.insert(node);
-        loss.exact = is_majority(&loss.shown_by) && loss.at_most == loss.transactions;
+        let is_settled = loss.at_most == loss.transactions;
+        report.loss.exact = is_settled && report.is_bounded();
         Ok(())
     }
 
@@ -178,11 +176,36 @@ impl Cluster {
     }
 
     pub(super) fn set_voters(&mut self, id: ShardId, voters: &BTreeSet<NodeId>) -> Result<(), Refused> {
+        let version = self.version + 1;
         let leader = self.spread_leader(voters);
         let shard = self.shard_mut(id)?;
         ensure(shard.phase == Phase::Active, || format!("{}: its voters cannot change now", describe(id, shard)))?;
-        shard.voters.clone_from(voters);
+        shard.change_voters(voters.clone(), version);
         shard.preferred_leader = shard.preferred_leader.filter(|leader| voters.contains(leader)).or(leader);
         Ok(())
+    }
+
+    pub(super) fn settle_voters(&mut self, id: ShardId, epoch: Epoch, version: u64) -> Result<(), Refused> {
+        let shard = self.shard_at(id, epoch)?;
+        let is_it = shard.changing.as_ref().is_some_and(|change| change.version == version);
+        ensure(is_it, || format!("{}: no change of its voters is of version {version}", describe(id, shard)))?;
+        shard.changing = None;
+        Ok(())
+    }
+}
+
+impl Shard {
+    /// `version`: of the cluster with this change.
+    pub(super) fn change_voters(&mut self, voters: BTreeSet<NodeId>, version: u64) {
+        if voters == self.voters {
+            return;
+        }
+        let before = std::mem::replace(&mut self.voters, voters);
+        let mut former = self.changing.take().map(|change| change.former).unwrap_or_default();
+        if !former.contains(&before) {
+            former.push(before);
+        }
+        former.retain(|voters| *voters != self.voters);
+        self.changing = Some(VoterChange { former, version });
     }
 }

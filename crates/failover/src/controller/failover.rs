@@ -155,7 +155,8 @@ fn voters(view: &View<'_>, sealing: &Sealing, region: &str, forced: bool) -> BTr
 fn drain(view: &View<'_>, sealing: &mut Sealing, node: NodeId, through: Position, actions: &mut Vec<Action>) {
     let has_it = |answer: &SealAnswer| answer.position == through;
     let holders = sealing.answers.iter().filter(|(node, answer)| has_it(answer) && !sealing.lost.contains(node));
-    let Some(source) = view.nearest(node, holders.map(|(node, _)| *node)) else { return };
+    let sources = view.by_nearness(node, holders.map(|(node, _)| *node));
+    let Some(source) = view.in_turn(sealing, &sources) else { return };
     if sealing.drain_is_due(view.now, node, through, view.config.retry_every) {
         actions.push(Action::Drain { node, shard: view.id, epoch: view.shard.epoch, source, through });
     }

@@ -29,7 +29,7 @@ pub(super) fn prepare(view: &View<'_>, watch: &Watch, to: &str) -> Verdict {
         // Sealed now, it would have to wait for leases that nobody remembers.
         return Verdict::Wait(format!("switchover to {to}: waits until leases from before this leader have run out"));
     }
-    if view.leaders().any(|(_, report)| report.changing_voters) {
+    if view.shard.changing.is_some() {
         return Verdict::Wait(format!("switchover to {to}: waits until the voters have changed"));
     }
     let max_lag = view.config.max_switchover_lag;
@@ -141,8 +141,9 @@ fn drain(
     let through = base.position;
     let all: BTreeSet<_> = sealing.answers.keys().chain(sealing.drained.keys()).copied().collect();
     let holders = all.into_iter().filter(|holder| position_of(sealing, *holder) == Some(through));
-    let source = if view.is_reachable(leader) && leader != node { Some(leader) } else { view.nearest(node, holders) };
-    let Some(source) = source else { return };
+    let mut sources = view.by_nearness(node, holders);
+    sources.sort_by_key(|source| *source != leader || !view.is_reachable(leader));
+    let Some(source) = view.in_turn(sealing, &sources) else { return };
     if sealing.drain_is_due(view.now, node, through, view.config.retry_every) {
         actions.push(Action::Drain { node, shard: view.id, epoch: view.shard.epoch, source, through });
     }

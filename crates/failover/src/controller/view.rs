@@ -49,8 +49,15 @@ impl<'a> View<'a> {
 
     /// Voters that said lately that they lead in this epoch. More than one while an old leader is not told.
     pub(super) fn leaders(&self) -> impl Iterator<Item = (NodeId, &'a ShardReport)> {
-        let reports = self.shard.voters.iter().filter_map(|&voter| self.report(voter).map(|report| (voter, report)));
+        let voters = self.cluster.nodes.keys().copied().filter(|node| self.shard.may_vote(*node));
+        let reports = voters.filter_map(|voter| self.report(voter).map(|report| (voter, report)));
         reports.filter(|(_, report)| report.leads)
+    }
+
+    /// The change of voters that a leader says is done, by its version.
+    pub(super) fn settled(&self) -> Option<u64> {
+        let version = self.shard.changing.as_ref()?.version;
+        self.leaders().any(|(_, report)| report.settled_at >= version).then_some(version)
     }
 
     /// Data centers of `region` with a node that satisfies `wanted`.
@@ -77,12 +84,21 @@ impl<'a> View<'a> {
         names.join(", ")
     }
 
-    /// From whom `node` is to pull what it lacks: somebody reachable, and near it.
-    pub(super) fn nearest(&self, node: NodeId, holders: impl Iterator<Item = NodeId>) -> Option<NodeId> {
+    /// From whom `node` is to pull what it lacks, in the order in which they are tried: first who is reachable,
+    /// and near it.
+    pub(super) fn by_nearness(&self, node: NodeId, holders: impl Iterator<Item = NodeId>) -> Vec<NodeId> {
         let region = |id: NodeId| self.cluster.nodes.get(&id).map(|node| &node.region);
+        let mut holders: Vec<_> = holders.filter(|holder| *holder != node).collect();
+        holders.sort_by_key(|holder| (!self.is_reachable(*holder), region(*holder) != region(node), *holder));
         holders
-            .filter(|holder| *holder != node)
-            .min_by_key(|holder| (!self.is_reachable(*holder), region(*holder) != region(node), *holder))
+    }
+
+    /// Of the sources the one whose turn it is: one that was seeded lately has the position and not the tail, and
+    /// nothing comes of it.
+    pub(super) fn in_turn(&self, sealing: &Sealing, sources: &[NodeId]) -> Option<NodeId> {
+        let without_progress = self.since(sealing.progress_at.max(sealing.since));
+        let turn = without_progress.as_nanos() / (self.config.seal_timeout / 2).as_nanos().max(1);
+        sources.get(usize::try_from(turn).unwrap_or(0) % sources.len().max(1)).copied()
     }
 
     /// Converts what stands in `Sealing` and cannot end, or `Active` and has failed, into a failover.
@@ -132,7 +148,9 @@ impl<'a> View<'a> {
             sealed_at_ms: plan.since_ms,
             promoted_at_ms: self.now_ms,
             loss,
-            old_voters: self.shard.voters.clone(),
+            // The change fills these in.
+            old_voters: BTreeSet::new(),
+            former_voters: Vec::new(),
         };
         let preferred_leader = self.cluster.spread_leader(at_base);
         Verdict::Commit(Change::Promote { shard: self.id, voters, preferred_leader, report })

@@ -63,6 +63,7 @@ pub(crate) fn first_cluster(topology: &Topology) -> Cluster {
         primary_region: shard.primary_region.clone(),
         voters: shard.voters.clone(),
         preferred_leader: shard.preferred_leader,
+        changing: None,
         bases: vec![(shard.epoch, Position::new(shard.epoch, 0))],
         reports: Vec::new(),
     };

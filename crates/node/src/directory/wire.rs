@@ -28,7 +28,7 @@ pub(super) fn report(wire: wire::ShardReport) -> Option<ShardReport> {
         transactions: wire.transactions,
         time_ms: wire.time_ms,
         leads: wire.leads,
-        changing_voters: wire.changing_voters,
+        settled_at: wire.settled_at,
         lag_ms: wire.lag_ms,
     })
 }

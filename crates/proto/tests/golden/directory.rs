@@ -13,7 +13,7 @@ fn shard_report(n: u32) -> (directory::ShardReport, Fields) {
         transactions: L + 4,
         time_ms: L + 5,
         leads: true,
-        changing_voters: true,
+        settled_at: L + 9,
         lag_ms: L + 8,
     };
     let fields = vec![
@@ -23,8 +23,8 @@ fn shard_report(n: u32) -> (directory::ShardReport, Fields) {
         field_varint(4, L + 4),
         field_varint(5, L + 5),
         field_varint(6, 1),
-        field_varint(7, 1),
         field_varint(8, L + 8),
+        field_varint(9, L + 9),
     ];
     (message, fields)
 }

@@ -1,5 +1,6 @@
 //! When faults are over and all nodes are up, the shard becomes active within a bound, writes succeed, and all
-//! nodes come to hold one and the same history, which is what was committed.
+//! nodes come to hold one and the same history, which is what was committed. The shard's group has then the
+//! voters that the directory names.
 
 use meridian_failover::Phase;
 
@@ -10,7 +11,7 @@ const NAME: &str = "heals";
 
 /// A failover, the next one if it comes to nothing, and the backoff of those that follow.
 const BOUND: Instant = 40 * SECOND;
-/// After that a shard that waits for an operator's word gets it.
+/// After that a shard that waits for an operator's word gets it, also one in manual mode that stands still.
 const PATIENCE: Instant = 20 * SECOND;
 const SETTLED: Instant = 12 * SECOND;
 
@@ -24,7 +25,7 @@ pub(crate) fn check(world: &mut World) -> Result<(), String> {
     while !is_active(world) || !world.all_acked_since(began) {
         let next = world.now + SECOND / 2;
         world.run_until(next)?;
-        if world.now == began + PATIENCE && !is_active(world) {
+        if world.now == began + PATIENCE {
             world.force_failover();
         }
         if world.now > began + BOUND {
@@ -40,6 +41,9 @@ pub(crate) fn check(world: &mut World) -> Result<(), String> {
     }
     let Some(shard) = world.shard() else { return Err(format!("{NAME}: there is no shard")) };
     let truth = world.observer.truth(shard.epoch).to_vec();
+    if !world.nodes().any(|node| node.leads_just(&shard.voters)) {
+        return Err(format!("{NAME}: nobody leads a group of just {:?}", shard.voters));
+    }
     for node in world.nodes() {
         if node.disk.history != truth {
             let (has, wanted) = (node.end(), crate::message::end_of(&truth));

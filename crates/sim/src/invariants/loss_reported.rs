@@ -1,5 +1,4 @@
-//! A failover's report never says more than was lost, says no less once a majority of the old voters has shown
-//! its logs, and is right where it says that it is exact.
+//! A failover's report never says more than was lost, says no less once it is bounded, and is right where it says that it is exact.
 
 use std::sync::Arc;
 
@@ -36,8 +35,6 @@ fn lost(observer: &Observer, report: &FailoverReport) -> u64 {
 
 fn check(observer: &mut Observer, report: &FailoverReport, is_over: bool) {
     let (lost, said, epoch) = (lost(observer, report), &report.loss, report.epoch);
-    let shown = report.old_voters.intersection(&said.shown_by).count();
-    let is_majority = !report.old_voters.is_empty() && shown > report.old_voters.len() / 2;
     // An epoch that was lost before it began has another history than its number says.
     let kept = report.base_transactions;
     if kept != report.base.sequence {
@@ -46,7 +43,7 @@ fn check(observer: &mut Observer, report: &FailoverReport, is_over: bool) {
     if !report.planned && said.transactions > lost {
         observer.violated(NAME, format!("epoch {epoch} is said to have lost {}, but it is {lost}", said.transactions));
     }
-    if is_majority && said.at_most < lost {
+    if report.is_bounded() && said.at_most < lost {
         observer.violated(NAME, format!("epoch {epoch} has lost {lost}, and is said to at most {}", said.at_most));
     }
     if said.exact && is_over && said.transactions != lost {

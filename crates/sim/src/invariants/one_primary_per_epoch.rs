@@ -1,8 +1,9 @@
-//! An epoch has one region, one set of voters and one base, for ever, and only its voters serve it.
+//! An epoch has one region and one base, for ever; its voters change only while it is active, by an operator's
+//! word; and only those that are its voters, or were, serve it.
 
 use std::sync::Arc;
 
-use meridian_failover::Cluster;
+use meridian_failover::{Cluster, Phase};
 use meridian_types::Position;
 
 use super::{Answered, Observer};
@@ -29,17 +30,18 @@ pub(super) fn next_cluster(observer: &mut Observer, cluster: &Arc<Cluster>) {
     if step > 1 || !kept {
         observer.violated(NAME, format!("epoch {} follows {}: {:?}", new.epoch, old.epoch, new.bases));
     }
-    if step == 0 && (new.voters != old.voters || new.primary_region != old.primary_region) {
+    observer.counts.voter_changes += u64::from(step == 0 && new.voters != old.voters);
+    let is_active = old.phase == Phase::Active && new.phase == Phase::Active;
+    let same_voters = new.voters == old.voters || is_active;
+    if step == 0 && (!same_voters || new.primary_region != old.primary_region) {
         observer.violated(NAME, format!("epoch {} changed its primary", new.epoch));
     }
 }
 
 pub(super) fn answered(observer: &mut Observer, answered: Answered) {
     let Answered { node, epoch, position, .. } = answered;
-    // The version that began the epoch.
-    let began = observer.clusters.values().filter_map(|cluster| cluster.shards.get(&SHARD));
-    let voters = began.filter(|shard| shard.epoch == epoch).map(|shard| &shard.voters).next();
-    if voters.is_none_or(|voters| !voters.contains(&node)) {
+    let versions = observer.clusters.values().filter_map(|cluster| cluster.shards.get(&SHARD));
+    if !versions.into_iter().any(|shard| shard.epoch == epoch && shard.voters.contains(&node)) {
         observer.violated(NAME, format!("{node} served epoch {epoch} and does not vote in it"));
     }
     let committed = position == Position::ZERO

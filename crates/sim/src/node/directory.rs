@@ -11,7 +11,7 @@ use super::{Context, Node};
 use crate::bugs::Bug;
 use crate::clock::wall_ms;
 use crate::message::{Message, Shown, Wakeup};
-use crate::raft::{Outbox, Raft, RaftDisk, RaftMessage, RaftTiming, Sync};
+use crate::raft::{Members, Outbox, Raft, RaftDisk, RaftMessage, RaftTiming, Sync};
 use crate::rng::Rng;
 use crate::topology::SHARD;
 
@@ -69,9 +69,9 @@ impl Node {
     pub(super) fn start_directory(&mut self, context: &mut Context<'_>) {
         let genesis = context.observer.genesis();
         let Some(genesis) = genesis.filter(|cluster| cluster.directory_voters.contains(&self.id)) else { return };
-        let disk = std::mem::take(&mut self.disk.directory);
-        let voters = genesis.directory_voters.clone();
-        let raft = Raft::new(self.id, voters, TIMING, disk, 0, self.at(context), context.rng);
+        let mut disk = std::mem::take(&mut self.disk.directory);
+        disk.founders = Members::of(genesis.directory_voters.clone());
+        let raft = Raft::new(self.id, TIMING, disk, self.at(context), context.rng);
         self.directory = Some(Member { raft, committed: genesis, applied: 0, leading: None });
     }
 
@@ -200,7 +200,10 @@ impl Node {
         let Some(shard) = member.committed.shards.get(&SHARD) else { return };
         let waits = |epoch: &Epoch| {
             let mut reports = shard.reports.iter();
-            reports.any(|report| report.epoch == *epoch && !report.loss.exact && !report.loss.shown_by.contains(&node))
+            reports.any(|report| {
+                let waits = report.is_judged_by(node) && !report.loss.shown_by.contains(&node);
+                report.epoch == *epoch && !report.loss.exact && waits
+            })
         };
         let Some((epoch, shown)) = shown.iter().find(|(epoch, _)| waits(epoch)).copied() else { return };
         let change = Change::ShowLoss {
@@ -266,7 +269,10 @@ impl Node {
             return;
         }
         match member.committed.after(change) {
-            Ok(next) => {
+            Ok(mut next) => {
+                if context.bug == Some(Bug::ForgetTheFormerVoters) {
+                    next.shards.values_mut().for_each(|shard| shard.changing = None);
+                }
                 let next = Arc::new(next);
                 self.directory_raft(context, |raft, at, _, out| raft.propose(at, next, out));
             }

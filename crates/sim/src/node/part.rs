@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use meridian_failover::{Phase, Shard};
 use meridian_shipping::ReceiverEvent;
 use meridian_types::{Epoch, Position};
 
@@ -7,7 +8,7 @@ use super::replica::Replica;
 use super::voter::Voter;
 use super::{Context, Disk, Node, Sealed};
 use crate::message::{Batch, Shown, end_of, len_at};
-use crate::raft::RaftDisk;
+use crate::raft::{Members, RaftDisk};
 use crate::topology::{SHARD, region_of};
 
 /// What a node is in the shard.
@@ -41,15 +42,16 @@ impl Node {
     pub(super) fn settle(&mut self, context: &mut Context<'_>) {
         let cluster = Arc::clone(&self.disk.cluster);
         let Some(shard) = cluster.shards.get(&SHARD) else { return };
-        let votes = shard.voters.contains(&self.id);
+        let votes = shard.voters.contains(&self.id) || self.is_left_behind(shard.epoch);
         let same = match &self.part {
             Part::Idle => false,
-            Part::Voter(voter) => votes && voter.epoch == shard.epoch,
+            Part::Voter(voter) => voter.epoch == shard.epoch && (votes || !self.is_out(context)),
             Part::Replica(replica) => !votes && replica.receiver.epoch() == shard.epoch,
         };
         if same {
             return self.set_members(context);
         }
+        self.leave_group(context, shard.epoch);
         self.look_through(context, &shard.bases);
         if self.disk.sealed.is_some_and(|sealed| sealed.epoch < shard.epoch) {
             self.disk.sealed = None;
@@ -58,13 +60,13 @@ impl Node {
         let was_replica = matches!(self.part, Part::Replica(_));
         if votes {
             self.part = Part::Idle;
-            self.vote(context, shard.epoch, shard.base());
+            self.vote(context, shard);
         } else if was_replica {
             self.end_drain();
             self.learn_epochs(context, &shard.bases);
         } else {
             // What its group had was looked through.
-            (self.part, self.disk.group) = (Part::Idle, None);
+            self.disk.group = self.disk.group.take().filter(|(epoch, _)| *epoch == shard.epoch);
             self.part = Part::Replica(Box::new(Replica::new(self.id, self.at(context), self.end())));
             self.learn_epochs(context, &shard.bases);
         }
@@ -105,21 +107,24 @@ impl Node {
         }
     }
 
-    /// Becomes a voter: a founder of its group where it stands at the base, else one that its leader seeds.
-    fn vote(&mut self, context: &mut Context<'_>, epoch: Epoch, base: Position) {
-        let at = self.at(context);
+    /// Becomes a voter: a founder of its group if it stands at the base while the group is being formed, else
+    /// one that its leader seeds.
+    fn vote(&mut self, context: &mut Context<'_>, shard: &Shard) {
+        let (at, epoch, base) = (self.at(context), shard.epoch, shard.base());
         let kept = self.disk.group.take().filter(|(of, _)| *of == epoch).map(|(_, group)| group);
-        let seeded = !self.disk.needs_seed && self.disk.history.len() >= len_at(base.sequence);
-        let voters = self.disk.cluster.shards.get(&SHARD).map(|shard| shard.voters.clone()).unwrap_or_default();
+        let is_new = kept.is_none();
+        let mut disk = kept.unwrap_or_default();
+        let stands = !self.disk.needs_seed && self.disk.history.len() >= len_at(base.sequence);
+        if is_new && stands && shard.phase == Phase::Forming {
+            (disk.founders, disk.vouched) = (Members::of(shard.voters.clone()), true);
+        }
+        let seeded = stands && disk.founders != Members::default();
         context.say(|| {
             format!("n{} votes in {epoch} from {base}, at {}, seeded {seeded}", self.id, end_of(&self.disk.history))
         });
-        let is_new = kept.is_none();
-        let disk = kept.unwrap_or_default();
-        let mut voter = Voter::new(self.id, epoch, base, voters, disk, at, context.rng);
+        let mut voter = Voter::new(self.id, epoch, base, disk, at, context.rng);
         voter.seeded = seeded;
-        let preferred = self.shard().and_then(|shard| shard.preferred_leader) == Some(self.id);
-        if is_new && preferred {
+        if is_new && shard.preferred_leader == Some(self.id) {
             voter.raft.hurry(at);
         }
         self.part = Part::Voter(Box::new(voter));

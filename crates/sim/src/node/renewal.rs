@@ -87,7 +87,7 @@ impl Node {
             transactions: self.end().sequence,
             time_ms: self.disk.history.last().map_or(0, |batch| batch.time_ms),
             leads,
-            changing_voters: false,
+            settled_at: if leads && self.has_wanted_voters() { self.disk.cluster.version } else { 0 },
             lag_ms,
         })
     }

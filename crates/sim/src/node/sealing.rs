@@ -1,6 +1,6 @@
 //! What the directory's leader asks of a node at the end of an epoch: to seal, and to drain.
 
-use meridian_failover::SealAnswer;
+use meridian_failover::{Phase, SealAnswer};
 use meridian_shipping::{ReceiverEvent, ReceiverPhase};
 use meridian_types::{Epoch, NodeId, Position};
 use std::time::Duration;
@@ -92,8 +92,9 @@ impl Node {
     fn seal_answer(&self, ask: SealAsk, position: Position) -> SealAnswer {
         let (term, drained_leader) = match &self.part {
             Part::Voter(voter) => {
-                let drained = ask.planned && voter.seeded && !voter.halted && voter.raft.is_drained();
-                (Some(voter.raft.term()), drained)
+                let drained = ask.planned && voter.takes_part() && voter.raft.is_drained();
+                let is_sealing = self.shard().is_some_and(|shard| matches!(shard.phase, Phase::Sealing(_)));
+                (Some(voter.raft.term()), drained && is_sealing && self.has_wanted_voters())
             }
             Part::Idle | Part::Replica(_) => (None, false),
         };

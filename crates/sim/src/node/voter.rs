@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::bugs::Bug;
 use crate::clock::wall_ms;
 use crate::invariants::Answered;
 use crate::message::{Batch, History, Message, Operation};
-use crate::raft::{Entry, Outbox, Raft, RaftDisk, RaftMessage, RaftTiming, Sync};
+use crate::raft::{Entry, Members, Outbox, Raft, RaftDisk, RaftMessage, RaftTiming, Sync};
 use crate::rng::Rng;
 use crate::topology::SHARD;
 
@@ -36,6 +36,8 @@ pub(super) struct Voter {
     /// Sealed: a planned seal lets it finish what it began.
     pub(super) admits: bool,
     pub(super) halted: bool,
+    /// While it is to leave the group: since when no leader is heard.
+    pub(super) silent_since: Option<Duration>,
     pending: BTreeMap<u64, Caller>,
     reads: Vec<(u64, Caller)>,
     /// Planned seals that wait until it has drained.
@@ -48,7 +50,6 @@ impl Voter {
         id: NodeId,
         epoch: Epoch,
         base: Position,
-        voters: BTreeSet<NodeId>,
         disk: RaftDisk<Batch>,
         at: Duration,
         rng: &mut Rng,
@@ -56,11 +57,12 @@ impl Voter {
         Self {
             epoch,
             base,
-            raft: Raft::new(id, voters, TIMING, disk, 0, at, rng),
+            raft: Raft::new(id, TIMING, disk, at, rng),
             applied: 0,
             seeded: false,
             admits: true,
             halted: false,
+            silent_since: None,
             pending: BTreeMap::new(),
             reads: Vec::new(),
             asks: Vec::new(),
@@ -74,7 +76,7 @@ impl Voter {
         self.halted |= !planned;
     }
 
-    fn takes_part(&self) -> bool {
+    pub(super) fn takes_part(&self) -> bool {
         self.seeded && !self.halted
     }
 
@@ -90,7 +92,7 @@ impl Voter {
 }
 
 impl Node {
-    fn voter(&mut self) -> Option<&mut Voter> {
+    pub(super) fn voter(&mut self) -> Option<&mut Voter> {
         match &mut self.part {
             Part::Voter(voter) => Some(voter),
             Part::Idle | Part::Replica(_) => None,
@@ -98,7 +100,7 @@ impl Node {
     }
 
     /// Lets the group take one step, and does what follows from it.
-    fn raft(
+    pub(super) fn raft(
         &mut self,
         context: &mut Context<'_>,
         step: impl FnOnce(&mut Raft<Batch>, Duration, &mut Rng, &mut Outbox<Batch>),
@@ -122,6 +124,7 @@ impl Node {
 
     pub(super) fn tick_voter(&mut self, context: &mut Context<'_>) {
         self.raft(context, |raft, at, rng, out| raft.tick(at, rng, out));
+        self.tick_members(context);
     }
 
     pub(super) fn shard_synced(&mut self, context: &mut Context<'_>, epoch: Epoch, sync: Sync) {
@@ -150,7 +153,8 @@ impl Node {
         let history = Arc::new(self.disk.history.clone());
         let Some(voter) = self.voter().filter(|voter| voter.epoch == epoch && voter.takes_part()) else { return };
         let log = voter.raft.disk.log.iter().take(voter.applied).cloned().collect();
-        context.send(to, Message::Seed { epoch, history, log });
+        let founders = voter.raft.disk.founders.clone();
+        context.send(to, Message::Seed { epoch, history, founders, log });
     }
 
     pub(super) fn take_seed(
@@ -158,6 +162,7 @@ impl Node {
         context: &mut Context<'_>,
         epoch: Epoch,
         history: &History,
+        founders: Members,
         log: Vec<Entry<Batch>>,
     ) {
         let Some(voter) = self.voter().filter(|voter| voter.epoch == epoch) else { return };
@@ -165,7 +170,7 @@ impl Node {
             return;
         }
         voter.applied = log.len();
-        voter.raft.seed(log);
+        voter.raft.seed(founders, log);
         voter.seeded = true;
         context.say(|| format!("n{} is seeded in {epoch}", self.id));
         self.replace_history(history.clone());

@@ -44,6 +44,7 @@ impl World {
     pub(super) fn chaos(&mut self) {
         let Some(average) = self.faults else { return };
         self.one_fault();
+        self.operate();
         let next = self.rng.between(average / 4, average * 2);
         self.schedule(next, Event::Chaos);
     }
@@ -83,7 +84,7 @@ impl World {
         }
     }
 
-    fn nodes_in(&self, region: &str) -> Vec<NodeId> {
+    pub(super) fn nodes_in(&self, region: &str) -> Vec<NodeId> {
         let cluster = self.cluster();
         cluster.map(|cluster| cluster.nodes_of(region).map(|(id, _)| id).collect()).unwrap_or_default()
     }
@@ -102,7 +103,7 @@ impl World {
     }
 
     /// Mostly short, at times longer than it takes to fail over.
-    fn some_time(&mut self) -> Instant {
+    pub(super) fn some_time(&mut self) -> Instant {
         if self.rng.chance(500) { self.rng.between(200, 3000) * MS } else { self.rng.between(3, 15) * SECOND }
     }
 
@@ -189,7 +190,7 @@ impl World {
     }
 
     /// To every voter of the directory: its leader takes it.
-    fn order(&mut self, change: Change) {
+    pub(super) fn order(&mut self, change: Change) {
         for id in self.directory() {
             self.send(FIRST_CLIENT, id, Message::Order(change.clone()));
         }

@@ -8,6 +8,7 @@ fn full() -> Cluster {
     next.nodes.retain(|id, _| [1, 2, 3, 4, 5].contains(id));
     next = done(&next, &Change::RecordIncarnation { node: 1, incarnation: "00ff".into() });
     let (shard, epoch) = (SHARD, Epoch(1));
+    next = done(&next, &Change::SetVoters { shard, voters: ids(&[1, 2]) });
     let cause = "no leader".to_owned();
     next = done(&next, &Change::Seal { shard, epoch, to: None, planned: false, since_ms: 1, cause });
     let (voters, report) = (ids(&[4, 5]), report(2, at(1, 50), "b"));
@@ -19,9 +20,13 @@ fn full() -> Cluster {
         next = done(&next, &Change::CreateDatabase { id: DatabaseId([n; 16]), database, own_shard: true });
         let shard = ShardId(n.into());
         next = done(&next, &Change::Activate { shard, epoch: Epoch::FIRST });
-        if to == "b" {
-            next = done(&next, &Change::BeginSwitchover { shard, to: to.to_owned() });
-        }
+        next = done(
+            &next,
+            &match to {
+                "b" => Change::BeginSwitchover { shard, to: to.to_owned() },
+                _ => Change::SetVoters { shard, voters: ids(&[1, 3]) },
+            },
+        );
     }
     let scope = TokenScope::Databases(BTreeSet::from([DATABASE]));
     let (label, sha256) = ("ci".to_owned(), "ab".repeat(32));
@@ -50,10 +55,11 @@ fn stored_json_is_golden() {
 fn fields_that_were_added_may_be_absent() {
     let mut json: serde_json::Value = serde_json::from_str(GOLDEN).unwrap();
     let report = &mut json["shards"]["1"]["reports"][0];
-    report.as_object_mut().unwrap().remove("old_voters");
+    report.as_object_mut().unwrap().retain(|key, _| key != "old_voters" && key != "former_voters");
     report["loss"].as_object_mut().unwrap().retain(|key, _| key != "shown_by" && key != "at_most");
     json["nodes"]["2"].as_object_mut().unwrap().retain(|key, _| key != "incarnation" && key != "removed");
     json["databases"][DATABASE.to_string()].as_object_mut().unwrap().retain(|key, _| key != "failover" && key != "rpo");
+    json["shards"]["3"].as_object_mut().unwrap().remove("changing").unwrap();
     let read: Cluster = serde_json::from_value(json).unwrap();
     assert!(read.shards[&SHARD].reports[0].old_voters.is_empty());
 }
@@ -78,6 +84,7 @@ fn every_change_survives_being_written_and_read() {
         Change::RemoveNode { node: 8 },
         Change::ReplaceNode { old: 1, new: node(8, "a", "a1") },
         Change::SetVoters { shard, voters: ids(&[1, 2]) },
+        Change::SettleVoters { shard, epoch, version: 3 },
         Change::SetDirectoryVoters { voters: ids(&[1, 2]) },
         Change::CreateDatabase { id: DATABASE, database: database("x", "a"), own_shard: true },
         Change::DeleteDatabase { id: DATABASE },

@@ -237,3 +237,47 @@ fn voters_change_only_while_active_and_within_the_primary_region() {
     let message = "shard 1 is being switched over from a to b: its voters cannot change now";
     assert_eq!(refused(&switching, &set(&[2, 3, 8])), message);
 }
+
+#[test]
+fn until_the_group_has_its_new_voters_any_of_both_sets_may_decide() {
+    let next = done(&cluster(), &Change::AddNode { node: node(8, "a", "a4") });
+    let set = |voters: &[NodeId]| Change::SetVoters { shard: SHARD, voters: ids(voters) };
+    let former = |cluster: &Cluster| cluster.shards[&SHARD].former_voters().to_vec();
+    let once = done(&next, &set(&[2, 3, 8]));
+    assert_eq!(former(&once), [ids(&[1, 2, 3])]);
+    let removed = Change::RemoveNode { node: 1 };
+    assert_eq!(refused(&once, &removed), "n1 still votes in shard 1: wait until its voters have changed");
+    let twice = done(&once, &set(&[2, 3]));
+    assert_eq!(former(&twice), [ids(&[1, 2, 3]), ids(&[2, 3, 8])]);
+    let back = done(&twice, &set(&[1, 2, 3]));
+    assert_eq!(former(&back), [ids(&[2, 3, 8]), ids(&[2, 3])]);
+
+    let settle = |epoch, version| Change::SettleVoters { shard: SHARD, epoch: Epoch(epoch), version };
+    // What a leader said before the voters were changed again.
+    let message = format!("shard 1 is active in a (epoch 1): no change of its voters is of version {}", once.version);
+    assert_eq!(refused(&twice, &settle(1, once.version)), message);
+    let settled = done(&twice, &settle(1, twice.version));
+    assert_eq!((former(&settled), &settled.shards[&SHARD].voters), (vec![], &ids(&[2, 3])));
+    assert!(settled.after(&Change::RemoveNode { node: 8 }).is_ok());
+
+    let replaced = Change::ReplaceNode { old: 3, new: node(9, "a", "a3") };
+    assert_eq!(former(&done(&settled, &replaced)), [ids(&[2, 3])]);
+}
+
+#[test]
+fn a_loss_during_a_change_of_voters_is_bounded_by_a_majority_of_each_set() {
+    let mut next = done(&cluster(), &Change::AddNode { node: node(8, "a", "a4") });
+    next = done(&next, &Change::SetVoters { shard: SHARD, voters: ids(&[3, 8]) });
+    next = done(&next, &seal(1, None, false));
+    next = done(&next, &promote(2, at(1, 50), "b", &[4, 5]));
+    let report = |cluster: &Cluster| cluster.shards[&SHARD].reports[0].clone();
+    assert_eq!((report(&next).old_voters, report(&next).former_voters), (ids(&[3, 8]), vec![ids(&[1, 2, 3])]));
+    assert_eq!(next.shards[&SHARD].changing, None);
+    for (node, transactions) in [(3, 0), (8, 0), (2, 7)] {
+        assert!(!report(&next).is_bounded() && !report(&next).loss.exact, "before {node}");
+        let (shard, epoch, at_most, last_time_ms) = (SHARD, Epoch(2), transactions, 5_900);
+        next = done(&next, &Change::ShowLoss { shard, epoch, node, transactions, at_most, last_time_ms });
+    }
+    assert!(report(&next).is_bounded());
+    assert_eq!((report(&next).loss.transactions, report(&next).loss.exact), (7, true));
+}

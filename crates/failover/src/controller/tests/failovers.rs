@@ -57,6 +57,20 @@ fn a_survivor_of_the_old_primary_gives_what_only_it_has() {
 }
 
 #[test]
+fn a_survivor_that_has_no_tail_to_give_is_passed_over_for_another() {
+    let mut story = Story::new();
+    (story.actor(2).position, story.actor(3).position) = (at(1, 150), at(1, 150));
+    story.actor(2).has_tail = false;
+    story.down(&[1]);
+    for id in [2, 3] {
+        story.actor(id).leads = false;
+    }
+    let took = story.run_until_active(2);
+    assert_eq!(outcome(&story), ("b".to_owned(), at(1, 150), 0));
+    assert!(took < Duration::from_secs(10), "{took:?}");
+}
+
+#[test]
 fn of_equals_the_first_named_region_is_chosen() {
     let mut story = Story::new();
     story.down(&[1, 2, 3]);
@@ -287,7 +301,7 @@ fn shards_take_turns_and_none_keeps_the_others_back() {
         transactions: 1,
         time_ms: 1,
         leads: true,
-        changing_voters: false,
+        settled_at: 0,
         lag_ms: 0,
     };
     assert_eq!(frozen.shards[&SHARD].phase, Phase::Active);

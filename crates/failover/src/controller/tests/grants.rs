@@ -49,7 +49,7 @@ fn a_leader_without_a_lease_is_no_leader() {
         transactions: 200,
         time_ms: 1,
         leads: true,
-        changing_voters: false,
+        settled_at: 0,
         lag_ms: 0,
     };
     let follower = ShardReport { leads: false, ..report.clone() };

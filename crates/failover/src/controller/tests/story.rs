@@ -5,11 +5,14 @@ pub(super) struct Actor {
     pub(super) up: bool,
     pub(super) position: Position,
     pub(super) leads: bool,
-    pub(super) changing_voters: bool,
+    /// The group's voters are those that the cluster names.
+    pub(super) is_settled: bool,
     pub(super) lag_ms: u64,
     pub(super) term: u64,
     /// Whether a leader that is sealed as planned gets an answer from its followers.
     pub(super) drains: bool,
+    /// It was not seeded just now: others may pull from it.
+    pub(super) has_tail: bool,
     pub(super) lease: LeaseHolder,
     pub(super) sealed: Option<Epoch>,
 }
@@ -34,10 +37,11 @@ impl Story {
             up: true,
             position: at(1, 100),
             leads: id == 1,
-            changing_voters: false,
+            is_settled: true,
             lag_ms: 0,
             term: 7,
             drains: true,
+            has_tail: true,
             lease: LeaseHolder::default(),
             sealed: None,
         };
@@ -142,7 +146,7 @@ impl Story {
             transactions: actor.position.sequence * 2,
             time_ms: actor.position.sequence * 10,
             leads: actor.leads,
-            changing_voters: actor.changing_voters,
+            settled_at: if actor.leads && actor.is_settled { self.cluster.version } else { 0 },
             lag_ms: actor.lag_ms,
         };
         let event = Event::Reported { node: id, reports: vec![report] };
@@ -182,7 +186,7 @@ impl Story {
             }
             Action::Drain { node, shard, epoch, source, through } => {
                 assert!(self.actors[&source].position >= through, "{source} does not have {through}");
-                if self.actors[&source].up && self.actors[&node].up {
+                if self.actors[&source].up && self.actors[&source].has_tail && self.actors[&node].up {
                     self.actor(node).position = through;
                     self.mail.push(Event::Drained { node, shard, epoch, position: through });
                 }

@@ -56,12 +56,29 @@ fn it_waits_until_the_target_is_near_and_may_be_cancelled() {
     story.run(30_000);
     assert_eq!(story.shard().phase, Phase::SwitchingOver { to: "b".to_owned() });
     assert_eq!(story.text(), "switchover to b: 0 of its data centers lag by at most 1.0 s, 2 are wanted");
-    story.actor(1).changing_voters = true;
-    story.run(1000);
-    assert_eq!(story.text(), "switchover to b: waits until the voters have changed");
     story.order(CANCEL);
     story.run(1000);
     assert_eq!((&story.shard().phase, story.shard().epoch), (&Phase::Active, Epoch(1)));
+}
+
+#[test]
+fn it_waits_until_the_group_has_the_voters_that_the_cluster_names() {
+    let mut story = Story::new();
+    story.actor(1).is_settled = false;
+    story.order(Change::SetVoters { shard: SHARD, voters: BTreeSet::from([2, 3]) });
+    story.order(Change::BeginSwitchover { shard: SHARD, to: "b".to_owned() });
+    // Node 1, which is to go, leads meanwhile: it has its lease, and is heard.
+    story.run(10_000);
+    assert_eq!(story.shard().phase, Phase::SwitchingOver { to: "b".to_owned() });
+    assert_eq!(story.text(), "switchover to b: waits until the voters have changed");
+    let lease = |story: &mut Story| story.controller.renew(story.now, &story.cluster, 1).shards;
+    assert_eq!(lease(&mut story), [(SHARD, Epoch(1))]);
+    story.actor(1).leads = false;
+    (story.actor(2).leads, story.actor(2).is_settled) = (true, true);
+    story.run_until_active(2);
+    assert!(matches!(story.changes.first(), Some(Change::SettleVoters { version: 2, .. })), "{:?}", story.changes);
+    assert_eq!(lease(&mut story), []);
+    assert_eq!(outcome(&story), ("b", at(1, 100), true));
 }
 
 #[test]

@@ -34,6 +34,7 @@ fn words(change: &Change, cluster: &Cluster) -> String {
             format!("shard {shard}: epoch {epoch} begins in {target}, {from} was before, {loss}")
         }
         Change::Activate { shard, epoch } => format!("shard {shard}: epoch {epoch} is open"),
+        Change::SettleVoters { shard, .. } => format!("shard {shard}: its group has the voters named"),
         Change::ShowLoss { shard, epoch, node: id, transactions, at_most, .. } => {
             let shown = amounts::count(*transactions, "transaction");
             let undecided = match at_most.saturating_sub(*transactions) {
@@ -90,7 +91,7 @@ fn words(change: &Change, cluster: &Cluster) -> String {
 pub(crate) fn loss(report: &FailoverReport) -> String {
     let Loss { transactions, window_ms, exact, at_most, .. } = &report.loss;
     let window = amounts::duration(*window_ms);
-    match (*transactions, exact, is_bounded(report)) {
+    match (*transactions, exact, report.is_bounded()) {
         (0, true, _) => "nothing lost".to_owned(),
         (0, false, false) => "no loss known yet".to_owned(),
         (lost, true, _) => format!("{} ({window}) lost", amounts::count(lost, "transaction")),
@@ -98,12 +99,6 @@ pub(crate) fn loss(report: &FailoverReport) -> String {
         (0, false, true) => format!("at most {} lost", amounts::count(*at_most, "transaction")),
         (lost, false, true) => format!("{lost} to {} ({window}) lost", amounts::count(*at_most, "transaction")),
     }
-}
-
-/// Whether a majority of the old voters has shown what it had: more than that was not lost.
-pub(super) fn is_bounded(report: &FailoverReport) -> bool {
-    let shown = report.old_voters.intersection(&report.loss.shown_by).count();
-    report.loss.exact || shown * 2 > report.old_voters.len()
 }
 
 pub(crate) fn failover(mode: FailoverMode) -> &'static str {

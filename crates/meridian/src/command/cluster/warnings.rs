@@ -58,7 +58,7 @@ fn shard_warnings(view: &View, id: ShardId, shard: &Shard, now_ms: u64, warnings
     {
         warnings.push(format!("shard {id} has no leader"));
     }
-    if view.fresh_reports(id).any(|(_, report)| report.leads && report.changing_voters) {
+    if shard.changing.is_some() {
         warnings.push(format!("shard {id} is changing its voters"));
     }
     rpo_warnings(view, id, shard, warnings);
@@ -142,7 +142,7 @@ fn standing_warnings(cluster: &Cluster, id: ShardId, shard: &Shard, warnings: &m
     if others && cluster.fails_over_by_itself(id) && !cluster.regions.iter().any(|region| elsewhere(&region)) {
         warnings.push(format!("shard {id} cannot fail over by itself: no other region has two data centers"));
     }
-    if let Some(report) = shard.reports.last().filter(|report| !change_text::is_bounded(report)) {
+    if let Some(report) = shard.reports.last().filter(|report| !report.is_bounded()) {
         warnings.push(format!(
             "the failover of shard {id} to epoch {}: {}, until a majority of the old voters is back",
             report.epoch,

@@ -30,6 +30,7 @@ pub(crate) fn cluster() -> Cluster {
         primary_region: "region-1".to_owned(),
         voters: BTreeSet::from([1, 2, 3]),
         preferred_leader: Some(leader),
+        changing: None,
         bases: vec![(Epoch(1), Position::ZERO)],
         reports: Vec::new(),
     };
@@ -66,7 +67,6 @@ pub(crate) fn view() -> View {
         transactions: if node <= 3 { 1000 } else { 980 },
         time_ms: LEADER_TIME_MS - if node <= 3 { 0 } else { 50 },
         leads: node == u64::from(shard),
-        changing_voters: false,
         lag_ms: [0, 0, 0, 30, 20, 90][usize::try_from(node - 1).unwrap()],
     };
     let reports = |node| [1, 2].into_iter().map(|shard| (ShardId(shard), report(node, shard))).collect();
@@ -107,5 +107,6 @@ pub(crate) fn report(loss: Loss) -> FailoverReport {
         promoted_at_ms: 1312,
         loss,
         old_voters: BTreeSet::from([1, 2, 3]),
+        former_voters: Vec::new(),
     }
 }

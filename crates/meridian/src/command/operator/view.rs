@@ -37,7 +37,6 @@ pub(crate) struct Report {
     pub(crate) transactions: u64,
     pub(crate) time_ms: u64,
     pub(crate) leads: bool,
-    pub(crate) changing_voters: bool,
     pub(crate) lag_ms: u64,
 }
 
@@ -103,7 +102,6 @@ fn report(wire: wire::ShardReport) -> Option<(ShardId, Report)> {
         transactions: wire.transactions,
         time_ms: wire.time_ms,
         leads: wire.leads,
-        changing_voters: wire.changing_voters,
         lag_ms: wire.lag_ms,
     };
     Some((ShardId(wire.shard), report))
