@@ -65,15 +65,18 @@ install_debian_packages() {
     fail "apt-get could not install: $*"
 }
 
-# Whether bindgen will find a libclang. The folders are those where clang-sys looks on Linux and macOS.
+# Whether bindgen will find a libclang. The folders are those where clang-sys looks on Linux and macOS; like it,
+# this takes no libclang-cpp, which Debian has in a package of its own, for one.
 have_libclang() {
   [[ -n ${LIBCLANG_PATH:-} ]] && return 0
-  compgen -G '/usr/lib/llvm*/lib/libclang*.so*' >/dev/null ||
-    compgen -G '/usr/lib*/libclang*.so*' >/dev/null ||
-    compgen -G '/usr/lib/*-linux-gnu/libclang*.so*' >/dev/null ||
-    compgen -G '/usr/local/llvm*/lib*/libclang*' >/dev/null ||
-    compgen -G '/opt/homebrew/opt/llvm*/lib/libclang.dylib' >/dev/null ||
-    compgen -G '/Library/Developer/CommandLineTools/usr/lib/libclang.dylib' >/dev/null
+  local folder library
+  for folder in /usr/lib/llvm*/lib /usr/lib /usr/lib64 /usr/lib/*-linux-gnu /usr/local/llvm*/lib* \
+    /opt/homebrew/opt/llvm*/lib /Library/Developer/CommandLineTools/usr/lib; do
+    for library in "$folder"/libclang.so* "$folder"/libclang-*.so* "$folder"/libclang.dylib; do
+      [[ -e $library && $library != */libclang-cpp.* ]] && return 0
+    done
+  done
+  return 1
 }
 
 # A C and C++ compiler, make and libclang, for RocksDB.
