@@ -5,7 +5,6 @@ use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
-use tokio::time::MissedTickBehavior;
 
 use super::MeridianRaft;
 use crate::RaftTiming;
@@ -26,8 +25,9 @@ impl Contact {
         self.0.lock().is_some_and(|last| last >= time)
     }
 
-    fn is_lost_for(&self, lease: Duration) -> bool {
-        self.0.lock().is_some_and(|last| last.elapsed() >= lease)
+    /// `None`: never.
+    fn last(&self) -> Option<Instant> {
+        *self.0.lock()
     }
 }
 
@@ -50,15 +50,14 @@ impl Timers {
         timing: RaftTiming,
     ) -> Self {
         // The others' leases end a little later or sooner.
-        let lease = timing.election_timeout_max() * 9 / 8;
+        let lease = timing.election_timeout_max() + Duration::from_millis(timing.heartbeat_ms / 2);
         let step = Duration::from_millis(timing.heartbeat_answer_ms());
-        let again = Duration::from_millis(2 * timing.heartbeat_ms);
+        let heartbeat = Duration::from_millis(timing.heartbeat_ms);
+        // Later than the answers of most: a new try gives up the one before.
+        let again = 2 * heartbeat;
         Self(tokio::spawn(async move {
-            let mut ticks = tokio::time::interval(Duration::from_millis(timing.heartbeat_ms));
-            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             let mut stood: Option<Instant> = None;
             loop {
-                ticks.tick().await;
                 let (state, rank) = {
                     let metrics = raft.metrics();
                     let metrics = metrics.borrow_watched();
@@ -67,17 +66,20 @@ impl Timers {
                     let rank = (0u32..).zip(line).find_map(|(rank, voter)| (voter == node_id).then_some(rank));
                     (metrics.state, rank)
                 };
+                let now = Instant::now();
+                let stands_at = match (state, rank, contact.last()) {
+                    (ServerState::Follower, Some(rank), Some(last)) => {
+                        Some((last + lease + step * rank).max(stood.map_or(last, |stood| stood + again)))
+                    }
+                    _ => None,
+                };
                 let stopped = match state {
                     ServerState::Leader => {
                         contact.renew();
                         raft.trigger().heartbeat().await.is_err()
                     }
-                    ServerState::Follower
-                        if rank.is_some_and(|rank| contact.is_lost_for(lease + step * rank))
-                            && stood.is_none_or(|at| at.elapsed() >= again)
-                            && votes.check(false).is_ok() =>
-                    {
-                        stood = Some(Instant::now());
+                    _ if stands_at.is_some_and(|at| at <= now) && votes.check(false).is_ok() => {
+                        stood = Some(now);
                         raft.trigger().elect(true).await.is_err()
                     }
                     state => state == ServerState::Shutdown,
@@ -85,6 +87,8 @@ impl Timers {
                 if stopped {
                     return;
                 }
+                let next = stands_at.filter(|at| *at > now).unwrap_or(now + heartbeat).min(now + heartbeat);
+                tokio::time::sleep_until(next.into()).await;
             }
         }))
     }
