@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::config::openraft_config;
+use crate::lease_trust::LeaseTrust;
 use crate::log_store::LogStore;
 use crate::membership::{self, Standing};
 use crate::network::NetworkFactory;
@@ -34,6 +35,7 @@ pub(crate) use log_reader::{Sought, seek, sequence_of};
 pub(crate) use timers::Contact;
 use timers::Timers;
 pub use voters::ChangeVotersFailure;
+use voters::Changes;
 
 /// Between two candidacies of a member that is to lead.
 const CANDIDACY_PAUSE: Duration = Duration::from_millis(50);
@@ -66,6 +68,7 @@ pub struct RaftGroup {
     peers: Arc<dyn Peers>,
     applied: watch::Receiver<(u64, u64)>,
     lease: Duration,
+    lease_trust: Arc<LeaseTrust>,
     /// How long a quorum may take to say that this node still leads.
     read_timeout: Duration,
     /// The term in which this node asked another to take over: the vote that follows ignores its lease.
@@ -76,6 +79,7 @@ pub struct RaftGroup {
     /// Until then a lease that this member granted before it started may hold.
     quiet_until: Instant,
     contact: Contact,
+    changes: Arc<Changes>,
     /// The highest index that this node, leading, has told another member to be committed.
     told: Arc<AtomicU64>,
     heartbeat: Duration,
@@ -190,6 +194,9 @@ impl RaftGroup {
         let quiet = if log.has_vote()? { election_timeout } else { Duration::ZERO };
         let votes = Arc::new(Votes::default());
         let told = Arc::new(AtomicU64::new(0));
+        // Half of what followers grant; what may be wrong with it, and clocks that drift, take less than the rest.
+        let lease = election_timeout / 2;
+        let lease_trust = Arc::new(LeaseTrust::new(election_timeout, lease));
         let network = NetworkFactory {
             node_id: options.node_id,
             group: id,
@@ -198,6 +205,7 @@ impl RaftGroup {
             votes: Arc::clone(&votes),
             append_timeout: options.timing.answer_timeout(),
             told: Arc::clone(&told),
+            lease_trust: Arc::clone(&lease_trust),
         };
         let applied = machine.applied();
         let raft = Raft::new(options.node_id, Arc::new(config), network, log.clone(), machine.clone());
@@ -213,13 +221,13 @@ impl RaftGroup {
             machine,
             peers: options.peers,
             applied,
-            // Half of what followers grant: openraft may credit the leader with the sending time of a later
-            // request than the one that was answered, ahead by a follower's fsync; and clocks drift.
-            lease: election_timeout / 2,
+            lease,
+            lease_trust,
             read_timeout: options.timing.answer_timeout(),
             votes,
             quiet_until: Instant::now() + quiet,
             contact,
+            changes: Arc::default(),
             told,
             heartbeat: Duration::from_millis(options.timing.heartbeat_ms),
             _timers: Arc::new(timers),
@@ -460,8 +468,17 @@ impl RaftGroup {
 
     /// Stops taking part. On return nothing of this member writes the log or the state any more: another
     /// group may take the state over, or this one may be opened again. Its log can still be read here. State
-    /// that was not flushed is applied again when it is opened.
+    /// that was not flushed is applied again when it is opened. May be dropped at any await: it goes on.
     pub async fn shutdown(&self) {
+        let group = self.clone();
+        // A task of its own: whoever seals a voter may be a call that is cancelled, and openraft panics where
+        // the first who waits for its end goes away (`RaftCore should have already quit`).
+        let stopped = tokio::spawn(async move { group.stop().await });
+        // Not finished: the runtime is ending.
+        drop(stopped.await);
+    }
+
+    async fn stop(&self) {
         if let Err(error) = self.raft.shutdown().await {
             tracing::warn!(%error, group = %self.id, "raft did not stop cleanly");
         }

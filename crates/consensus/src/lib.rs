@@ -12,8 +12,10 @@
 //!
 //! What is absent on purpose: evaluation, request ids, routing, and anything about replica regions.
 
+mod clock;
 mod config;
 mod group;
+mod lease_trust;
 mod log_store;
 mod membership;
 mod network;
@@ -26,6 +28,7 @@ mod type_config;
 mod votes;
 mod wire;
 
+pub use clock::boot_time;
 pub use config::RaftTiming;
 pub use group::{
     ChangeVotersFailure, Formed, GroupStatus, Leadership, NotLeading, Proposal, ProposalFailure, RaftGroup,

@@ -1,8 +1,9 @@
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use meridian_proto::raft::{self, raft_client::RaftClient};
@@ -15,8 +16,10 @@ use openraft::raft::{
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, OptionalSend};
+use parking_lot::Mutex;
 use tonic::transport::Channel;
 
+use crate::lease_trust::LeaseTrust;
 use crate::state_machine::SnapshotData;
 use crate::type_config::{Snapshot, TypeConfig, Vote};
 use crate::votes::Votes;
@@ -66,6 +69,7 @@ pub(crate) struct NetworkFactory {
     pub(crate) append_timeout: Duration,
     /// The highest index that anybody was told to be committed; raised before it is sent.
     pub(crate) told: Arc<AtomicU64>,
+    pub(crate) lease_trust: Arc<LeaseTrust>,
 }
 
 impl NetworkFactory {
@@ -204,10 +208,12 @@ impl RaftNetworkV2<TypeConfig> for Network {
         Box::pin(async move {
             let (factory, target) = (self.factory.clone(), self.target);
             let within = self.factory.append_timeout;
-            let due = Arc::new(AtomicU64::new(0));
+            let lease_trust = Arc::clone(&self.factory.lease_trust);
+            // When each request was sent that is not answered yet; answers come in the same order.
+            let due = Arc::new(Mutex::new(VecDeque::<Instant>::new()));
             let sent = Arc::clone(&due);
             let requests = input.map(move |request| {
-                sent.fetch_add(1, Ordering::Relaxed);
+                sent.lock().push_back(Instant::now());
                 factory.append_request(target, &request)
             });
             let mut client = self.client()?;
@@ -223,14 +229,16 @@ impl RaftNetworkV2<TypeConfig> for Network {
             };
             let timeout = self.timeout(RPCTypes::AppendEntries, within);
             let results = futures::stream::unfold(Some(responses), move |responses| {
-                let (due, timeout) = (Arc::clone(&due), timeout.clone());
+                let (due, lease_trust, timeout) = (Arc::clone(&due), Arc::clone(&lease_trust), timeout.clone());
                 async move {
                     let mut responses = responses?;
                     loop {
                         return match tokio::time::timeout(within, responses.next()).await {
                             Ok(None) => None,
                             Ok(Some(Ok(response))) => {
-                                due.fetch_sub(1, Ordering::Relaxed);
+                                if let Some(sent) = due.lock().pop_front() {
+                                    lease_trust.answered(sent.elapsed());
+                                }
                                 match wire::stream_result(response) {
                                     Ok(result @ Ok(_)) => Some((Ok(result), Some(responses))),
                                     Ok(rejected) => Some((Ok(rejected), None)),
@@ -238,7 +246,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
                                 }
                             }
                             Ok(Some(Err(status))) => Some((Err(failed(&status)), None)),
-                            Err(_) if due.load(Ordering::Relaxed) == 0 => continue,
+                            Err(_) if due.lock().is_empty() => continue,
                             Err(_) => Some((Err(timeout.into()), None)),
                         };
                     }

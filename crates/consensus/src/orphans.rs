@@ -19,7 +19,8 @@ const READ_BYTES: usize = 2 << 20;
 /// sequence, its stored bytes, and whether this node knows that it was committed. What is not known to be
 /// committed may have been: the leader alone knows before the others hear of it.
 ///
-/// Where batches right behind `after_sequence` were purged, those visited begin later.
+/// Where batches right behind `after_sequence` were purged, those visited begin later, or there are none: the
+/// caller, who knows what the state has, says so.
 pub fn log_batches_beyond(
     engine: &Arc<dyn Engine>,
     group: GroupId,

@@ -28,7 +28,8 @@ impl RaftGroup {
         // openraft itself hands over what a leader led that was removed.
         let voters = metrics.membership_config.membership().get_joint_config();
         let stays = voters.iter().any(|voters| voters.contains(&self.node_id));
-        Ok(Leadership { term, lease_until: acked.and_then(until).filter(|_| stays && !handed_over) })
+        let trusted = stays && !handed_over && self.lease_trust.holds();
+        Ok(Leadership { term, lease_until: acked.and_then(until).filter(|_| trusted) })
     }
 
     /// Waits until [`RaftGroup::leadership`] may answer otherwise.
@@ -74,13 +75,14 @@ impl RaftGroup {
     }
 
     /// Waits until everything is applied here that this node, leading, has told others to be committed: they
-    /// apply it as soon as they hear of it, which may be before this node does, and show it. False if the group
-    /// was shut down meanwhile.
+    /// apply it as soon as they hear of it, which may be before this node does, and show it. False if that takes
+    /// too long, as it does when the group is shut down.
     pub async fn has_applied_what_it_told(&self) -> bool {
         let told = self.told.load(Ordering::SeqCst);
         let is_applied = || self.machine.last_applied().map_or(0, |applied| applied.index) >= told;
         let mut applied = self.applied();
-        applied.wait_for(|_| is_applied()).await.is_ok()
+        let reached = tokio::time::timeout(self.read_timeout, applied.wait_for(|_| is_applied())).await;
+        matches!(reached, Ok(Ok(_)))
     }
 
     /// Asks a quorum whether this node still leads. On success everything is applied here that was

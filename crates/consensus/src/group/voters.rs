@@ -1,10 +1,11 @@
 use std::collections::BTreeSet;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use meridian_storage::StorageError;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::RaftError;
 use openraft::{ChangeMembers, RaftMetrics};
+use parking_lot::Mutex;
 
 use super::{NotLeading, RaftGroup, TypeConfig};
 use crate::membership;
@@ -80,6 +81,42 @@ impl Present {
     }
 }
 
+/// Calls of [`RaftGroup::change_voters`] on this member.
+#[derive(Debug, Default)]
+pub(super) struct Changes(Mutex<(usize, Option<Instant>)>);
+
+impl Changes {
+    /// What one that was given up has asked of Raft may not be seen in what Raft publishes yet.
+    const AFTERMATH: Duration = Duration::from_secs(1);
+
+    fn may_go_on(&self) -> bool {
+        let (under_way, given_up_at) = *self.0.lock();
+        under_way > 0 || given_up_at.is_some_and(|at| at.elapsed() < Self::AFTERMATH)
+    }
+}
+
+struct UnderWay<'a> {
+    changes: &'a Changes,
+    is_done: bool,
+}
+
+impl<'a> UnderWay<'a> {
+    fn begin(changes: &'a Changes) -> Self {
+        changes.0.lock().0 += 1;
+        Self { changes, is_done: false }
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let (under_way, given_up_at) = &mut *self.changes.0.lock();
+        *under_way -= 1;
+        if !self.is_done {
+            *given_up_at = Some(Instant::now());
+        }
+    }
+}
+
 impl RaftGroup {
     /// The present voters, as far as this member knows; during a change those before and after it.
     pub fn voters(&self) -> BTreeSet<u64> {
@@ -88,8 +125,12 @@ impl RaftGroup {
         metrics.membership_config.membership().voter_ids().collect()
     }
 
-    /// The voters that decide, and will under any later leader; `None` during a change.
+    /// The voters that decide, and will under any later leader; `None` during a change, and while one may begin
+    /// that this member was asked for.
     pub fn settled_voters(&self) -> Option<BTreeSet<u64>> {
+        if self.changes.may_go_on() {
+            return None;
+        }
         let present = Present::of(&self.raft.metrics().borrow_watched());
         if !present.committed {
             return None;
@@ -106,11 +147,13 @@ impl RaftGroup {
         if voters.is_empty() {
             return Err(ChangeVotersFailure::NoVoters);
         }
+        let mut under_way = UnderWay::begin(&self.changes);
         // What the log had when this began is what a newcomer must have; more comes all the time.
         let behind = self.raft.metrics().borrow_watched().last_log_index;
         loop {
             let step = self.next_step(voters, behind);
             if step == Step::Done {
+                under_way.is_done = true;
                 return Ok(());
             }
             self.leadership()?;

@@ -54,6 +54,22 @@ async fn a_sealed_group_goes_on_under_its_leader_and_elects_no_other() {
     }
 }
 
+/// Who seals a voter may be a call that is cancelled.
+#[tokio::test]
+async fn a_shutdown_that_nobody_waits_for_any_more_comes_to_its_end() {
+    let wire = Arc::new(Wire::default());
+    let nodes = three(&wire).await;
+    let leading = leader(&nodes).await;
+    let mut given_up = Box::pin(leading.group().shutdown());
+    assert!(futures::poll!(given_up.as_mut()).is_pending());
+    drop(given_up);
+    // Others call the group while it ends, and after.
+    assert!(leading.write("late").await.is_err());
+    leading.group().shutdown().await;
+    assert_eq!(role(leading), Role::Stopped);
+    assert!(leading.group().read_index().await.is_err());
+}
+
 #[tokio::test]
 async fn one_sealed_member_does_not_keep_the_others_from_electing() {
     let wire = Arc::new(Wire::default());
