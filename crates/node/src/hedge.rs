@@ -60,8 +60,11 @@ struct Pending {
 }
 
 /// Asks the nodes in this order, each once, and once more whoever is named as the leader. `lost` did not answer
-/// in the round before. `told` hears of every try that ended. `accepts` says whether an answer counts, given whether another node was asked after
-/// the one that gave it.
+/// in the round before. `told` hears of every try that ended. `accepts` says whether an answer counts, given
+/// whether another node was asked after the one that gave it.
+///
+/// Those who are late are not waited for when all others have answered, and none that has says that one of them
+/// leads: what they may have done is unknown then.
 pub(crate) async fn round<T, F>(
     nodes: Vec<NodeId>,
     mut lost: Option<NodeId>,
@@ -73,10 +76,13 @@ pub(crate) async fn round<T, F>(
 where
     F: Future<Output = Result<T, Failed>>,
 {
+    let wave = |next: &VecDeque<NodeId>| if hedging.all_at_once { next.len() } else { 1 };
     let mut next = VecDeque::from(nodes);
     let (mut in_flight, mut pending) = (FuturesUnordered::new(), Vec::<Pending>::new());
-    let mut hinted = BTreeSet::new();
+    let (mut hinted, mut refused, mut named) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let (mut unknown, mut why) = (false, None);
+    // One that answered says that none of those who are waited for leads.
+    let mut leads_elsewhere = false;
     let mut start = 1;
     let mut hedge_at = Instant::now();
     loop {
@@ -90,6 +96,9 @@ where
             in_flight.push(async move { (node, attempt.await) });
         }
         start = 0;
+        let late_at = |pending: &Pending| pending.asked + (hedging.delay)(pending.node);
+        let in_vain = leads_elsewhere && next.is_empty() && pending.iter().all(|one| !named.contains(&one.node));
+        let give_up_at = pending.iter().map(late_at).max().filter(|_| in_vain);
         tokio::select! {
             Some((node, result)) = in_flight.next() => {
                 told(node, &result);
@@ -97,9 +106,8 @@ where
                 let overtaken = at.is_some_and(|at| pending.remove(at).overtaken);
                 let failed = match result {
                     Ok(answer) if accepts(&answer, overtaken) => {
-                        let is_late = |pending: &&Pending| pending.asked.elapsed() >= (hedging.delay)(pending.node);
-                        let late = pending.iter().filter(is_late).map(|pending| pending.node).collect();
-                        return Round::Answer { node, answer, late };
+                        let late = pending.iter().filter(|pending| late_at(pending) <= Instant::now());
+                        return Round::Answer { node, answer, late: late.map(|pending| pending.node).collect() };
                     }
                     Ok(_) => Failed::Unknown("the answer came when another node had been asked".to_owned()),
                     Err(failed) => failed,
@@ -108,25 +116,34 @@ where
                 if !matches!(failed, Failed::NotLeader(Some(_)) | Failed::NotDone(_)) {
                     lost = lost.or(Some(node));
                 }
-                let leader = match failed {
-                    Failed::NotLeader(leader) => leader,
-                    Failed::NotDone(reason) | Failed::Unreachable(reason) | Failed::Unknown(reason) => {
-                        why = Some(reason);
-                        None
-                    }
-                };
-                match leader.filter(|leader| pending.iter().all(|pending| pending.node != *leader)) {
-                    Some(leader) if hinted.insert(leader) => {
+                let is_pending = |node: NodeId| pending.iter().any(|pending| pending.node == node);
+                match failed {
+                    Failed::NotLeader(Some(leader)) if is_pending(leader) => drop(named.insert(leader)),
+                    Failed::NotLeader(Some(leader)) if !refused.contains(&leader) && hinted.insert(leader) => {
+                        leads_elsewhere = true;
                         next.retain(|node| *node != leader);
                         next.push_front(leader);
                         start = 1;
                     }
-                    _ if pending.is_empty() => start = 1,
-                    _ => {}
+                    Failed::NotLeader(_) => leads_elsewhere = true,
+                    Failed::NotDone(reason) => {
+                        refused.insert(node);
+                        leads_elsewhere = true;
+                        why = Some(reason);
+                    }
+                    Failed::Unreachable(reason) | Failed::Unknown(reason) => why = Some(reason),
+                }
+                if start == 0 && pending.is_empty() {
+                    start = wave(&next);
                 }
             }
-            () = tokio::time::sleep_until(hedge_at), if !next.is_empty() => {
-                start = if hedging.all_at_once { next.len() } else { 1 };
+            () = tokio::time::sleep_until(hedge_at), if !next.is_empty() => start = wave(&next),
+            () = tokio::time::sleep_until(give_up_at.unwrap_or(hedge_at)), if give_up_at.is_some() => {
+                for Pending { node, .. } in pending.drain(..) {
+                    told(node, &Err(Failed::Unknown("no answer in time".to_owned())));
+                    lost = lost.or(Some(node));
+                }
+                unknown = true;
             }
             else => {}
         }

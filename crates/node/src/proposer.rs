@@ -32,6 +32,8 @@ const SWEEP: Duration = Duration::from_millis(500);
 const SWEEP_ROWS: usize = 1000;
 /// Between two batches, when replication lags by as much as may be lost.
 const MAX_SLOWING: Duration = Duration::from_millis(100);
+/// Before a leader proposes again what Raft has refused.
+const REFUSED_PAUSE: Duration = Duration::from_millis(10);
 /// Batches in flight at most. More would be smaller, and cost more in all.
 const BATCHES_IN_FLIGHT: usize = 4;
 
@@ -95,7 +97,9 @@ impl Proposer {
         let (sealed, drained) = (watch::Sender::new(false), watch::Sender::new(None));
         let proposer = Self { queue, sealed: sealed.clone(), drained: drained.subscribe() };
         let seal = sealed.subscribe();
-        tokio::spawn(Task { parts, requests, seal, drained, next_sweep: Instant::now() }.run());
+        let (next_sweep, not_before) = (Instant::now(), Instant::now());
+        let task = Task { parts, requests, backlog: VecDeque::new(), seal, drained, next_sweep, not_before };
+        tokio::spawn(task.run());
         proposer
     }
 
@@ -133,10 +137,14 @@ impl Proposer {
 struct Task {
     parts: ProposerParts,
     requests: mpsc::Receiver<Queued>,
+    /// Taken from there, and not looked at yet.
+    backlog: VecDeque<Queued>,
     seal: watch::Receiver<bool>,
     drained: watch::Sender<Option<u64>>,
     /// Kept over sessions: a refused sweep is not tried again at once.
     next_sweep: Instant,
+    /// The next batch waits so long: the one before was refused.
+    not_before: Instant,
 }
 
 impl Task {
@@ -153,11 +161,13 @@ impl Task {
                 observed => {
                     // Wait for a change of what was just seen: anything else could be true at once, for ever.
                     let term = observed.as_ref().ok().map(|leadership| leadership.term);
-                    let leader = observed.err().and_then(|not_leading| not_leading.leader);
+                    decline(&mut self.backlog, observed.err().and_then(|not_leading| not_leading.leader));
                     tokio::select! {
+                        biased;
                         () = self.parts.group.leadership_changed(term) => {}
+                        // Looked at when it is known anew who leads: that may have changed while nobody asked.
                         queued = self.requests.recv() => match queued {
-                            Some(queued) => respond(queued.reply, WriteReply::NotLeader(leader)),
+                            Some(queued) => self.backlog.push_back(queued),
                             None => return,
                         },
                     }
@@ -176,18 +186,14 @@ impl Task {
         let lost = group.leadership_changed(Some(term));
         tokio::pin!(lost);
         let mut applied = group.applied();
-        let mut backlog: VecDeque<Queued> = VecDeque::new();
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while applied.borrow_and_update().1 < term {
             tokio::select! {
-                () = &mut lost => {
-                    decline(backlog);
-                    return Some(TermEnd::Drained);
-                }
+                () = &mut lost => return Some(TermEnd::Drained),
                 changed = applied.changed() => changed.ok()?,
-                queued = self.requests.recv(), if backlog.len() < QUEUE_REQUESTS => backlog.push_back(queued?),
-                _ = ticks.tick() => give_up(&mut backlog),
+                queued = self.requests.recv(), if self.backlog.len() < QUEUE_REQUESTS => self.backlog.push_back(queued?),
+                _ = ticks.tick() => give_up(&mut self.backlog),
             }
         }
         let applied = self.parts.state.applied();
@@ -196,19 +202,21 @@ impl Task {
             term,
             // A new epoch goes on behind the base.
             last: Position::new(group.id().epoch, applied.position.sequence),
-            not_before: Instant::now(),
+            not_before: self.not_before,
             time_ms: applied.time_ms,
             overlay: Overlay::new(),
             in_flight: VecDeque::new(),
             by_request: HashMap::new(),
+            declined: Vec::new(),
         };
-        // After a batch was refused: take no more, let those in flight end, and begin anew.
+        // After a batch was refused: evaluate no more, let those in flight end, and begin anew. What was refused, as
+        // it is while a quorum has not answered for a moment, is tried again then.
         let mut refused = false;
         let mut seal = self.seal.clone();
         loop {
             let sealed = *seal.borrow_and_update();
             if sealed {
-                backlog.drain(..).for_each(|queued| respond(queued.reply, sealed_reply()));
+                self.backlog.drain(..).for_each(|queued| respond(queued.reply, sealed_reply()));
                 if session.in_flight.is_empty() {
                     self.drained.send_replace(Some(term));
                 }
@@ -216,20 +224,20 @@ impl Task {
             let (slowed, not_before) = (session.is_slowed(), session.not_before);
             tokio::select! {
                 biased;
-                () = &mut lost => return Some(session.leave(backlog)),
+                () = &mut lost => return Some(session.leave()),
                 result = session.oldest(), if !session.in_flight.is_empty() => {
                     if session.completed(result).is_err() {
-                        return Some(session.leave(backlog));
+                        return Some(session.leave());
                     }
                 }
-                queued = self.requests.recv(), if backlog.len() < QUEUE_REQUESTS => {
-                    backlog.push_back(queued?);
-                    while backlog.len() < QUEUE_REQUESTS && let Ok(next) = self.requests.try_recv() {
-                        backlog.push_back(next);
+                queued = self.requests.recv(), if self.backlog.len() < QUEUE_REQUESTS => {
+                    self.backlog.push_back(queued?);
+                    while self.backlog.len() < QUEUE_REQUESTS && let Ok(next) = self.requests.try_recv() {
+                        self.backlog.push_back(next);
                     }
                 }
-                _ = ticks.tick() => give_up(&mut backlog),
-                () = tokio::time::sleep_until(not_before.into()), if slowed && !backlog.is_empty() => {}
+                _ = ticks.tick() => give_up(&mut self.backlog),
+                () = tokio::time::sleep_until(not_before.into()), if slowed && !self.backlog.is_empty() => {}
                 changed = seal.changed() => changed.ok()?,
             }
             while !sealed && !refused && !session.is_slowed() && session.in_flight.len() < BATCHES_IN_FLIGHT {
@@ -237,7 +245,7 @@ impl Task {
                     self.next_sweep = Instant::now() + SWEEP;
                     session.sweep().await
                 } else {
-                    let round = next_round(&mut backlog);
+                    let round = next_round(&mut self.backlog);
                     if round.is_empty() {
                         break;
                     }
@@ -245,19 +253,20 @@ impl Task {
                 };
                 match proposed {
                     Ok(()) => {}
-                    Err(ProposalFailure::NotAppended) => refused = true,
+                    Err(ProposalFailure::NotAppended) => {
+                        refused = true;
+                        session.declined.drain(..).rev().for_each(|queued| self.backlog.push_front(queued));
+                        self.not_before = Instant::now() + REFUSED_PAUSE;
+                    }
                     // To lead in this term again could give its number out twice.
                     Err(ProposalFailure::Unknown) => {
-                        session.leave(backlog);
+                        session.leave();
                         return Some(TermEnd::Left);
                     }
                 }
             }
-            if refused {
-                decline(std::mem::take(&mut backlog));
-                if session.in_flight.is_empty() {
-                    return Some(TermEnd::Drained);
-                }
+            if refused && session.in_flight.is_empty() {
+                return Some(TermEnd::Drained);
             }
         }
     }
@@ -297,9 +306,9 @@ fn give_up(backlog: &mut VecDeque<Queued>) {
     }
 }
 
-/// Another leads, or will: these were not looked at.
-fn decline(backlog: VecDeque<Queued>) {
-    backlog.into_iter().for_each(|queued| respond(queued.reply, WriteReply::NotLeader(None)));
+/// Another leads, or will: nothing was done of these.
+fn decline(backlog: &mut VecDeque<Queued>, leader: Option<NodeId>) {
+    backlog.drain(..).for_each(|queued| respond(queued.reply, WriteReply::NotLeader(leader)));
 }
 
 fn sealed_reply() -> WriteReply {
@@ -324,6 +333,12 @@ struct Waiter {
     outcome: WriteOutcome,
 }
 
+impl From<(Queued, WriteOutcome)> for Waiter {
+    fn from((queued, outcome): (Queued, WriteOutcome)) -> Self {
+        Self { reply: queued.reply, outcome }
+    }
+}
+
 struct InFlight {
     position: Position,
     proposal: Proposal,
@@ -346,6 +361,8 @@ struct Session<'a> {
     /// Oldest first. They commit in this order.
     in_flight: VecDeque<InFlight>,
     by_request: HashMap<RequestId, (Position, WriteOutcome)>,
+    /// Of a batch that was refused: nothing was done. In order.
+    declined: Vec<Queued>,
 }
 
 /// Leadership was lost with a batch in flight.
@@ -378,13 +395,11 @@ impl Session<'_> {
     }
 
     /// Leadership is lost: what is in flight may commit or not. Whoever asks again with the same id learns.
-    /// What waits was not looked at.
-    fn leave(&mut self, backlog: VecDeque<Queued>) -> TermEnd {
+    fn leave(&mut self) -> TermEnd {
         let end = if self.in_flight.is_empty() { TermEnd::Drained } else { TermEnd::Left };
         for waiter in self.in_flight.drain(..).flat_map(|batch| batch.waiters) {
             respond(waiter.reply, WriteReply::Unknown);
         }
-        decline(backlog);
         end
     }
 
@@ -395,24 +410,27 @@ impl Session<'_> {
         self.time_ms = self.time_ms.max(wall_ms());
         let position = self.last.next();
         let mut batch = Batch { position, time_ms: self.time_ms, transactions: Vec::with_capacity(round.len()) };
-        let mut waiters = Vec::with_capacity(round.len());
-        for Queued { request, reply, .. } in round {
+        let mut evaluated = Vec::with_capacity(round.len());
+        for queued in round {
+            let request = &queued.request;
             if let Some(settled) = or_fatal(self.settled(request.request_id)) {
                 match settled {
-                    Settled::Before(outcome) => respond(reply, self.done(outcome)),
-                    Settled::InFlight(position, outcome) => self.attach(position, Waiter { reply, outcome }),
+                    Settled::Before(outcome) => respond(queued.reply, self.done(outcome)),
+                    Settled::InFlight(position, outcome) => {
+                        self.attach(position, Waiter { reply: queued.reply, outcome });
+                    }
                 }
             } else if let Some(reason) = refusal.clone().or_else(|| self.lags(lag_ms, request.database)) {
-                respond(reply, WriteReply::NotCommitted(reason));
+                respond(queued.reply, WriteReply::NotCommitted(reason));
             } else {
                 let outcome = or_fatal(self.evaluate(request, &mut batch));
-                waiters.push(Waiter { reply, outcome });
+                evaluated.push((queued, outcome));
             }
         }
         if batch.transactions.is_empty() {
-            self.answer_without_batch(waiters).await
+            self.answer_without_batch(evaluated).await
         } else {
-            self.send(batch, waiters).await
+            self.send(batch, evaluated).await
         }
     }
 
@@ -468,7 +486,7 @@ impl Session<'_> {
         }
     }
 
-    fn evaluate(&mut self, request: WriteRequest, batch: &mut Batch) -> Result<WriteOutcome, StorageError> {
+    fn evaluate(&mut self, request: &WriteRequest, batch: &mut Batch) -> Result<WriteOutcome, StorageError> {
         let order = u16::try_from(batch.transactions.len()).unwrap_or(u16::MAX);
         let versionstamp = Versionstamp::new(batch.position, order);
         let view =
@@ -524,43 +542,47 @@ impl Session<'_> {
         }
     }
 
-    async fn send(&mut self, batch: Batch, waiters: Vec<Waiter>) -> Result<(), ProposalFailure> {
+    async fn send(&mut self, batch: Batch, evaluated: Vec<(Queued, WriteOutcome)>) -> Result<(), ProposalFailure> {
         let requests = batch.transactions.iter().map(|transaction| transaction.request_id).collect();
         metrics::histogram!("meridian_proposer_batch_transactions").record(batch.transactions.len() as f64);
         let position = batch.position;
         match self.parts.group.propose(encode_batch(&batch), position.sequence, self.term).await {
             Ok(proposal) => {
                 self.last = position;
+                let waiters = evaluated.into_iter().map(Waiter::from).collect();
                 self.in_flight.push_back(InFlight { position, proposal, waiters, requests });
                 Ok(())
             }
-            Err(failure) => {
-                let reply = match failure {
-                    ProposalFailure::NotAppended => WriteReply::NotLeader(None),
-                    ProposalFailure::Unknown => WriteReply::Unknown,
-                };
-                waiters.into_iter().for_each(|waiter| respond(waiter.reply, reply.clone()));
-                Err(failure)
+            Err(ProposalFailure::NotAppended) => {
+                self.declined.extend(evaluated.into_iter().map(|(queued, _)| queued));
+                Err(ProposalFailure::NotAppended)
+            }
+            Err(ProposalFailure::Unknown) => {
+                evaluated.into_iter().for_each(|(queued, _)| respond(queued.reply, WriteReply::Unknown));
+                Err(ProposalFailure::Unknown)
             }
         }
     }
 
     /// Failed checks and rejections were evaluated against the batches in flight, so they are answered when
     /// the last of those has committed; with none in flight, once this node is known to lead still.
-    async fn answer_without_batch(&mut self, waiters: Vec<Waiter>) -> Result<(), ProposalFailure> {
-        if waiters.is_empty() {
+    async fn answer_without_batch(&mut self, evaluated: Vec<(Queued, WriteOutcome)>) -> Result<(), ProposalFailure> {
+        if evaluated.is_empty() {
             return Ok(());
         }
         if let Some(newest) = self.in_flight.back_mut() {
-            newest.waiters.extend(waiters);
+            newest.waiters.extend(evaluated.into_iter().map(Waiter::from));
             return Ok(());
         }
         // In this very term: in a later one the state may have changed between evaluation and now.
-        let leads = self.parts.gate.confirm(&self.parts.group).await == Ok(self.term);
-        for Waiter { reply, outcome } in waiters {
-            respond(reply, if leads { self.done(outcome) } else { WriteReply::NotLeader(None) });
+        if self.parts.gate.confirm(&self.parts.group).await != Ok(self.term) {
+            self.declined.extend(evaluated.into_iter().map(|(queued, _)| queued));
+            return Err(ProposalFailure::NotAppended);
         }
-        if leads { Ok(()) } else { Err(ProposalFailure::NotAppended) }
+        for (queued, outcome) in evaluated {
+            respond(queued.reply, self.done(outcome));
+        }
+        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@ use meridian_types::{Consistency, Epoch, NodeId, Position, ShardId, Versionstamp
 use parking_lot::Mutex;
 use tonic::{Code, Status};
 
+use crate::clock::boot_time;
 use crate::directory::Directory;
 use crate::hedge::{self, Failed, Hedging, Round, Try};
 use crate::history::History;
@@ -24,7 +25,7 @@ use crate::shard_table::ShardTable;
 /// How long one try may take, beyond two round trips. A node that lost its power says nothing; one that is only
 /// slow answers the next try, which has the same id.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(800);
-/// Beyond one and a half round trips, others are asked as well.
+/// Beyond the usual time to answer, others are asked as well.
 const HEDGE_AFTER: Duration = Duration::from_millis(100);
 /// To a node that has not answered yet.
 const UNKNOWN_ROUND_TRIP: Duration = Duration::from_millis(100);
@@ -35,6 +36,14 @@ const MIN_PAUSE: Duration = Duration::from_millis(15);
 const MAX_PAUSE: Duration = Duration::from_millis(250);
 /// A write whose outcome is unknown is asked for until request ids may be forgotten, with some to spare.
 const UNKNOWN_DEADLINE: Duration = Duration::from_millis(limits::REQUEST_ID_RETENTION_MS * 4 / 5);
+
+/// What a read has shown.
+struct Shown {
+    view: ReadView,
+    epoch: Epoch,
+    /// Who leads the shard, as far as the node knows that was read from.
+    leader: Option<NodeId>,
+}
 
 /// Routes the operations of one gateway.
 pub(crate) struct Router {
@@ -118,11 +127,11 @@ impl Router {
     }
 
     /// Waits before another round, or until the cluster has changed.
-    async fn pause(&self, started: Instant) {
+    async fn pause(&self, elapsed: Duration) {
         let mut known = self.directory.watch();
         known.mark_unchanged();
         // The directory lives as long as this process.
-        drop(tokio::time::timeout(pause(started), known.changed()).await);
+        drop(tokio::time::timeout(pause(elapsed), known.changed()).await);
     }
 
     /// How long the node usually takes to answer.
@@ -139,7 +148,7 @@ impl Router {
 
     /// All of a strong operation, which only one node can serve; one by one for what any can.
     fn hedging(&self, all_at_once: bool) -> Hedging<impl Fn(NodeId) -> Duration> {
-        Hedging { delay: |node| HEDGE_AFTER + self.round_trip(node).mul_f32(1.5), all_at_once }
+        Hedging { delay: |node| HEDGE_AFTER + self.round_trip(node), all_at_once }
     }
 
     fn took(&self, node: NodeId, elapsed: Duration) {
@@ -232,19 +241,23 @@ impl Router {
         }
     }
 
-    async fn try_read(&self, node: NodeId, shard: (ShardId, Epoch), read: &Read) -> Result<(ReadView, Epoch), Failed> {
+    async fn try_read(&self, node: NodeId, shard: (ShardId, Epoch), read: &Read) -> Result<Shown, Failed> {
         let strong = read.consistency == Consistency::Strong;
         let min_sequence = self.min_sequence(shard.0);
         if Some(node) == self.local_node
             && let Some(local) = self.local.get(&shard.0)
         {
             let reply = match &local {
-                LocalShard::Voter(voter) if strong => voter.read_strong(read.database, &read.ranges).await,
+                LocalShard::Voter(voter) if strong => {
+                    let read = voter.read_strong(read.database, &read.ranges);
+                    let read = tokio::time::timeout(self.attempt_timeout(node), read).await;
+                    read.unwrap_or_else(|_| ReadReply::Unavailable("this node does not answer itself".to_owned()))
+                }
                 LocalShard::Replica(_) if strong => ReadReply::NotLeader(None),
                 local => local.read_eventual(read.database, &read.ranges, min_sequence).await,
             };
             return match reply {
-                ReadReply::Done(view) => Ok((view, local.epoch())),
+                ReadReply::Done(view) => Ok(Shown { view, epoch: local.epoch(), leader: local.leader() }),
                 ReadReply::NotLeader(leader) => Err(Failed::NotLeader(leader)),
                 ReadReply::Unavailable(reason) => Err(Failed::NotDone(reason)),
             };
@@ -267,7 +280,8 @@ impl Router {
                 };
                 let ranges = output.ranges.into_iter().map(range).collect::<Result<_, _>>()?;
                 let epoch = u16::try_from(output.epoch).map_err(|_| Failed::Unknown("a malformed epoch".to_owned()))?;
-                Ok((ReadView { ranges, sequence: output.sequence }, Epoch(epoch)))
+                let view = ReadView { ranges, sequence: output.sequence };
+                Ok(Shown { view, epoch: Epoch(epoch), leader: Some(output.leader).filter(|leader| *leader != 0) })
             }
             Some(read_response::Result::NotLeader(hint)) => Err(not_leader(&hint)),
             Some(read_response::Result::Unavailable(reason)) => Err(Failed::NotDone(reason)),
@@ -315,14 +329,12 @@ impl Database for Router {
                 |node, tried| self.heard(shard.0, node, tried),
             );
             match round.await {
-                Round::Answer { node, answer: (view, epoch), late } => {
-                    if strong && !late.is_empty() && Some(node) != self.local_node {
-                        // It leads, or knows who does.
-                        self.found_leader(shard.0, node);
-                    }
+                Round::Answer { answer: Shown { view, epoch, leader }, late, .. } => {
                     self.were_late(late);
                     if !strong {
                         self.has_shown(shard.0, epoch, view.sequence);
+                    } else if let Some(leader) = leader {
+                        self.found_leader(shard.0, leader);
                     }
                     return Ok(ReadOutput { ranges: view.ranges });
                 }
@@ -331,7 +343,7 @@ impl Database for Router {
                 }
                 Round::Nothing { lost: late, .. } => {
                     lost = late;
-                    self.pause(started).await;
+                    self.pause(started.elapsed()).await;
                 }
             }
         }
@@ -339,8 +351,11 @@ impl Database for Router {
 
     /// Tries the leader, and goes on with the same request id until the outcome is known: what was tried
     /// and is unknown may have committed, and whoever leads next can tell.
+    ///
+    /// No later than ids may be forgotten, however long this process stood still: nothing is sent again then.
     async fn write(&self, write: Write) -> Result<WriteOutcome, WriteFailure> {
-        let started = Instant::now();
+        let started = boot_time();
+        let elapsed = || boot_time().saturating_sub(started);
         let (mut unknown, mut lost) = (None, None);
         loop {
             // Anew each time: a new epoch knows the request ids of those before.
@@ -352,8 +367,14 @@ impl Database for Router {
                 self.hedging(true),
                 |attempt| {
                     let retry = retried || attempt.overlaps;
+                    let too_late = retry && elapsed() >= UNKNOWN_DEADLINE;
                     let tried = self.try_write(attempt, shard, &write, retry);
-                    async move { Ok((tried.await?, retry)) }
+                    async move {
+                        if too_late {
+                            return Err(Failed::Unknown("its outcome may be forgotten by now".to_owned()));
+                        }
+                        Ok((tried.await?, retry))
+                    }
                 },
                 // What did not commit is binding once it is logged: else a try that overtook it may commit yet.
                 |(outcome, logged), overtaken| *logged || !overtaken || matches!(outcome, WriteOutcome::Committed(_)),
@@ -366,22 +387,22 @@ impl Database for Router {
                     return Ok(outcome);
                 }
                 Round::Nothing { reason, unknown: true, lost: late } => (unknown, lost) = (Some(reason), late),
-                Round::Nothing { reason, .. } if unknown.is_none() && started.elapsed() >= self.deadline => {
+                Round::Nothing { reason, .. } if unknown.is_none() && elapsed() >= self.deadline => {
                     let reason = format!("shard {} cannot be written now: {reason}", shard.0);
                     return Err(WriteFailure::NotCommitted(unavailable(reason)));
                 }
                 Round::Nothing { lost: late, .. } => lost = late,
             }
-            match unknown.take_if(|_| started.elapsed() >= UNKNOWN_DEADLINE) {
+            match unknown.take_if(|_| elapsed() >= UNKNOWN_DEADLINE) {
                 Some(why) => return Err(WriteFailure::Unknown(why)),
-                None => self.pause(started).await,
+                None => self.pause(elapsed()).await,
             }
         }
     }
 }
 
-fn pause(started: Instant) -> Duration {
-    (started.elapsed() / 20).clamp(MIN_PAUSE, MAX_PAUSE)
+fn pause(elapsed: Duration) -> Duration {
+    (elapsed / 20).clamp(MIN_PAUSE, MAX_PAUSE)
 }
 
 fn unavailable(reason: String) -> Unavailable {

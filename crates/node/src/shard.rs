@@ -171,10 +171,9 @@ impl Voter {
         }
         // Voters do not change in `Sealing`: who knows of that knows them. And a majority of the directory's
         // voters is one of the group only when they are its members.
-        let settled = self
-            .directory
-            .shard(self.group.id().shard)
-            .is_some_and(|shard| matches!(shard.phase, Phase::Sealing(_)) && shard.voters == self.group.voters());
+        let settled = self.directory.shard(self.group.id().shard).is_some_and(|shard| {
+            matches!(shard.phase, Phase::Sealing(_)) && self.group.settled_voters().as_ref() == Some(&shard.voters)
+        });
         if !settled {
             self.directory.renew_now();
         }
@@ -206,8 +205,12 @@ impl Voter {
     /// here either, it is waited for: the answer that there is none would take as long to be asked again as to
     /// come.
     pub(crate) async fn write(&self, request: WriteRequest, late: Option<NodeId>) -> WriteReply {
-        drop(tokio::time::timeout(LEADER_TIMEOUT, self.group.leader_in_touch(late)).await);
-        self.proposer.write(request).await
+        let in_touch = tokio::time::timeout(LEADER_TIMEOUT, self.group.leader_in_touch(late)).await.is_ok();
+        match self.proposer.write(request).await {
+            // It was not heard here either: whoever asks need not wait for it.
+            WriteReply::NotLeader(leader) if !in_touch && leader == late => WriteReply::NotLeader(None),
+            reply => reply,
+        }
     }
 
     /// The sequence that a strong read needs which begins now. Only a leader knows.
@@ -380,6 +383,14 @@ impl LocalShard {
         match self {
             Self::Voter(voter) => voter.group.id().epoch,
             Self::Replica(replica) => replica.history().epoch(),
+        }
+    }
+
+    /// Who leads it, as far as this node knows.
+    pub(crate) fn leader(&self) -> Option<NodeId> {
+        match self {
+            Self::Voter(voter) => voter.group.status().leader,
+            Self::Replica(_) => None,
         }
     }
 

@@ -77,13 +77,14 @@ pub(crate) fn write_reply_to_wire(reply: WriteReply) -> wire::WriteResponse {
     wire::WriteResponse { result: Some(result) }
 }
 
-fn view_to_wire(view: ReadView, epoch: Epoch) -> wire::ReadOutput {
+fn view_to_wire(view: ReadView, epoch: Epoch, leader: Option<NodeId>) -> wire::ReadOutput {
     let range =
         |entries: Vec<_>| kv_connect::ReadRangeOutput { values: entries.into_iter().map(entry_to_wire).collect() };
     wire::ReadOutput {
         ranges: view.ranges.into_iter().map(range).collect(),
         sequence: view.sequence,
         epoch: epoch.0.into(),
+        leader: leader.unwrap_or(0),
     }
 }
 
@@ -116,7 +117,7 @@ impl shard_server::Shard for ShardService {
             (shard, false) => shard.read_eventual(database, &ranges, request.min_sequence).await,
         };
         let result = match reply {
-            ReadReply::Done(view) => read_response::Result::Output(view_to_wire(view, shard.epoch())),
+            ReadReply::Done(view) => read_response::Result::Output(view_to_wire(view, shard.epoch(), shard.leader())),
             ReadReply::NotLeader(leader) => read_response::Result::NotLeader(not_leader(leader)),
             ReadReply::Unavailable(reason) => read_response::Result::Unavailable(reason),
         };

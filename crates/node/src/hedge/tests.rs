@@ -120,6 +120,72 @@ async fn a_failure_asks_the_next_at_once_and_the_reason_stays_known() {
 }
 
 #[tokio::test]
+async fn one_that_is_silent_is_not_waited_for_when_the_others_know_of_another_leader_or_of_none() {
+    let knows_none = |attempt: Try| async move {
+        match attempt.node {
+            1 => pending().await,
+            2 => Err(Failed::NotLeader(None)),
+            _ => Err(Failed::NotDone("no quorum answers".to_owned())),
+        }
+    };
+    let (round, tries) = run(&[1, 2, 3], Duration::ZERO, knows_none, |_, _| true).await;
+    let Round::Nothing { reason, unknown: true, lost: Some(1 | 2) } = round else { panic!("{round:?}") };
+    assert_eq!((reason.as_str(), asked(&tries)), ("no quorum answers", vec![1, 2, 3]));
+
+    // One that refused is not asked again because it is named.
+    let refuses = |attempt: Try| async move {
+        match attempt.node {
+            1 => Err(Failed::NotDone("replication lags".to_owned())),
+            _ => Err(Failed::NotLeader(Some(1))),
+        }
+    };
+    let (round, tries) = run(&[1, 2, 3], NEVER, refuses, |_, _| true).await;
+    assert!(matches!(round, Round::Nothing { unknown: false, .. }), "{round:?}");
+    assert_eq!(asked(&tries), [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn one_that_is_late_is_waited_for_while_another_says_that_it_leads() {
+    let named = Notify::new();
+    let ask = |attempt: Try| {
+        let named = &named;
+        async move {
+            match attempt.node {
+                1 => {
+                    named.notified().await;
+                    // Long after it was late.
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    Ok("one")
+                }
+                2 => Err(Failed::NotLeader(None)),
+                _ => {
+                    named.notify_one();
+                    Err(Failed::NotLeader(Some(1)))
+                }
+            }
+        }
+    };
+    // Also where one of them knows of no leader: the one that does is asked first.
+    let (round, _) = run(&[1, 3, 2], Duration::ZERO, ask, |_, _| true).await;
+    assert!(matches!(round, Round::Answer { node: 1, answer: "one", .. }), "{round:?}");
+}
+
+#[tokio::test]
+async fn one_that_is_silent_is_waited_for_when_nobody_else_answers() {
+    let ask = |attempt: Try| async move {
+        match attempt.node {
+            1 => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Ok("one")
+            }
+            _ => Err(Failed::Unreachable("no connection".to_owned())),
+        }
+    };
+    let (round, _) = run(&[1, 2, 3], Duration::ZERO, ask, |_, _| true).await;
+    assert!(matches!(round, Round::Answer { node: 1, answer: "one", .. }), "{round:?}");
+}
+
+#[tokio::test]
 async fn without_nodes_there_is_no_answer() {
     let ask = |_: Try| async { Ok("never") };
     let (round, _) = run(&[], NEVER, ask, |_, _| true).await;

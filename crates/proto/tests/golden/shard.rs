@@ -71,8 +71,9 @@ fn reads_from_a_shard_are_golden() {
     assert_golden(&request, &golden);
 
     let (range_output, range_output_fields) = read_range_output();
-    let output = shard::ReadOutput { ranges: vec![range_output], sequence: L + 2, epoch: 9 };
-    let output_fields = [field_message(1, &range_output_fields), field_varint(2, L + 2), field_varint(3, 9)];
+    let output = shard::ReadOutput { ranges: vec![range_output], sequence: L + 2, epoch: 9, leader: L + 3 };
+    let output_fields =
+        [field_message(1, &range_output_fields), field_varint(2, L + 2), field_varint(3, 9), field_varint(4, L + 3)];
     let (not_leader, not_leader_fields) = not_leader();
     let results = [
         (shard::read_response::Result::Output(output), field_message(1, &output_fields)),
