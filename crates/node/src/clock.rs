@@ -1,4 +1,7 @@
+use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+pub(crate) use meridian_consensus::boot_time;
 
 /// The wall clock, in milliseconds since the Unix epoch; 0 if it stands before that. It may jump: nothing
 /// that must hold depends on it.
@@ -7,16 +10,11 @@ pub(crate) fn wall_ms() -> u64 {
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Time since the machine was started, that for which it was suspended included.
-#[cfg(target_os = "linux")]
-pub(crate) fn boot_time() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::new(u64::try_from(now.tv_sec).unwrap_or(0), u32::try_from(now.tv_nsec).unwrap_or(0))
-}
-
-/// Time since this process first asked. Other systems have no clock that counts a suspension.
-#[cfg(not(target_os = "linux"))]
-pub(crate) fn boot_time() -> Duration {
-    static START: std::sync::OnceLock<std::time::Instant> = std::sync::OnceLock::new();
-    START.get_or_init(std::time::Instant::now).elapsed()
+/// The wall clock as it stood when this process first asked, and counted on from there without jumps, in
+/// milliseconds since the Unix epoch.
+pub(crate) fn steady_ms() -> u64 {
+    static START: OnceLock<(u64, Duration)> = OnceLock::new();
+    let (wall_ms, boot_time_then) = START.get_or_init(|| (wall_ms(), boot_time()));
+    let elapsed = boot_time().saturating_sub(*boot_time_then);
+    wall_ms.saturating_add(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
 }

@@ -9,7 +9,7 @@ use meridian_storage::ShardState;
 use meridian_types::NodeId;
 use parking_lot::Mutex;
 
-use crate::clock::wall_ms;
+use crate::clock::{steady_ms, wall_ms};
 
 /// Samples of the commit history; beyond, older ones are kept more coarsely.
 const HISTORY_SAMPLES: usize = 4096;
@@ -35,6 +35,7 @@ struct Follower {
     durable: u64,
     heard: Option<Instant>,
     may_lead: bool,
+    disk_full: bool,
 }
 
 /// One follower's lag.
@@ -52,8 +53,14 @@ pub(crate) struct FollowerLag {
 fn history_from(state: &ShardState) -> CommitHistory {
     let applied = state.applied();
     // A shard without a batch has no time yet: count from now, not from 1970.
-    let time_ms = if applied.time_ms == 0 { wall_ms() } else { applied.time_ms };
-    CommitHistory::starting_at(applied.position.sequence, time_ms, HISTORY_SAMPLES)
+    let made_at = if applied.time_ms == 0 { steady_ms() } else { made_at(applied.time_ms) };
+    CommitHistory::starting_at(applied.position.sequence, made_at, HISTORY_SAMPLES)
+}
+
+/// When a batch was made that its leader's wall clock says was at `time_ms`. What is applied ages on a clock that
+/// does not jump: one that is set back would make all lag vanish for as long.
+fn made_at(time_ms: u64) -> u64 {
+    steady_ms().saturating_sub(wall_ms().saturating_sub(time_ms))
 }
 
 impl Followers {
@@ -65,7 +72,7 @@ impl Followers {
         state.observe(move |batches| {
             let mut inner = observer.inner.lock();
             for (batch, len) in batches {
-                inner.history.record(batch.position.sequence, *len as u64, batch.time_ms);
+                inner.history.record(batch.position.sequence, *len as u64, made_at(batch.time_ms));
             }
         });
         followers
@@ -87,22 +94,28 @@ impl Followers {
 
     /// How far the best of `nodes` is behind, in milliseconds; `None` if there are none.
     pub(crate) fn least_lag_ms(&self, mut counts: impl FnMut(NodeId) -> bool) -> Option<u64> {
-        let now_ms = wall_ms();
+        let now_ms = steady_ms();
         let inner = self.inner.lock();
         let of = inner.positions.iter().filter(|(node, _)| counts(**node));
         of.map(|(_, follower)| inner.history.lag(follower.durable, now_ms).millis).min()
     }
 
-    pub(crate) fn heard(&self, status: Status, may_lead: bool) {
+    pub(crate) fn heard(&self, status: Status, may_lead: bool, disk_full: bool) {
         if let Some(follower) = self.inner.lock().positions.get_mut(&status.node) {
             // A node that was wiped says less than before: believe it.
-            *follower = Follower { durable: status.durable.sequence, heard: Some(Instant::now()), may_lead };
+            let heard = Some(Instant::now());
+            *follower = Follower { durable: status.durable.sequence, heard, may_lead, disk_full };
         }
+    }
+
+    /// Whether the node has said that its disk has no room. One that is away has not changed its mind.
+    pub(crate) fn has_full_disk(&self, node: NodeId) -> bool {
+        self.inner.lock().positions.get(&node).is_some_and(|follower| follower.disk_full)
     }
 
     /// Every follower's lag behind what is committed here.
     pub(crate) fn lags(&self) -> Vec<FollowerLag> {
-        let now_ms = wall_ms();
+        let now_ms = steady_ms();
         let inner = self.inner.lock();
         let lag = |(node, follower): (&NodeId, &Follower)| {
             let connected = follower.heard.is_some_and(|heard| heard.elapsed() < AWAY_AFTER);
@@ -136,5 +149,38 @@ impl Followers {
 
     pub(crate) fn forget_through(&self, sequence: u64) {
         self.inner.lock().history.forget_through(sequence);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_storage::{MemoryEngine, RaftApplied};
+    use meridian_types::{Batch, Epoch, Position, ShardId};
+
+    use super::*;
+
+    fn status(node: NodeId, sequence: u64) -> Status {
+        Status::of_primary_member(node, Epoch(1), Position::new(Epoch(1), sequence), Duration::ZERO)
+    }
+
+    #[test]
+    fn a_wall_clock_that_was_set_back_hides_no_lag() {
+        let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
+        let followers = Followers::watch(&state);
+        followers.set_nodes([4]);
+        followers.heard(status(4, 0), false, false);
+        // The leader's clock was an hour ahead when it made this.
+        let batch =
+            Batch { position: Position::new(Epoch(1), 1), time_ms: wall_ms() + 3_600_000, transactions: Vec::new() };
+        state.apply(&[(batch, 1)], RaftApplied::default()).unwrap();
+        let applied = Instant::now();
+        while followers.least_lag_ms(|_| true) < Some(20) {
+            assert!(applied.elapsed() < Duration::from_secs(10), "no lag is seen");
+            std::thread::yield_now();
+        }
+        assert!(applied.elapsed() >= Duration::from_millis(15));
+        followers.heard(status(4, 1), false, true);
+        assert_eq!(followers.least_lag_ms(|_| true), Some(0));
+        assert!(followers.has_full_disk(4) && !followers.has_full_disk(5));
     }
 }

@@ -41,8 +41,9 @@ const KEEP_BATCHES: u64 = 1000;
 const FORGET_AFTER: Duration = Duration::from_millis(meridian_types::limits::REQUEST_ID_RETENTION_MS * 2);
 /// A preferred leader that lags by more is not handed the leadership.
 const HANDOVER_LAG_BATCHES: u64 = 100;
-/// Less free disk than this, and writes are refused while reads go on.
-const MIN_FREE_BYTES: u64 = 256 << 20;
+/// Less free disk than this on the leader, or on so many voters that the others are no majority, and writes are
+/// refused while reads go on.
+pub(crate) const MIN_FREE_BYTES: u64 = 256 << 20;
 
 /// Whether the disk has room for writes.
 #[derive(Default)]
@@ -51,11 +52,8 @@ pub(crate) struct DiskGuard {
 }
 
 impl DiskGuard {
-    /// For the proposer: why writes are refused, if they are.
-    pub(crate) fn refusal(&self) -> Option<String> {
-        self.full
-            .load(Ordering::Relaxed)
-            .then(|| format!("the disk of the shard's leader has less than {} MiB free", MIN_FREE_BYTES >> 20))
+    pub(crate) fn is_full(&self) -> bool {
+        self.full.load(Ordering::Relaxed)
     }
 
     fn check(&self, folder: &std::path::Path) {
@@ -78,6 +76,8 @@ pub(crate) struct Maintenance {
     pub(crate) disk: Arc<DiskGuard>,
     pub(crate) log_retention_bytes: u64,
     pub(crate) changing: Mutex<HashMap<ShardId, VoterChange>>,
+    /// The term in which this node was last seen to lead, and since when, on the directory's clock.
+    pub(crate) leading: Mutex<HashMap<ShardId, (u64, Duration)>>,
     pub(crate) applied: Mutex<HashMap<ShardId, VecDeque<(Instant, Position)>>>,
 }
 
@@ -122,7 +122,7 @@ impl Maintenance {
             };
             Status { may_lead, ..status }
         });
-        let request = AnnounceRequest { statuses: statuses.collect() };
+        let request = AnnounceRequest { statuses: statuses.collect(), disk_full: self.disk.is_full() };
         let topology = self.directory.topology();
         for node in topology.nodes.keys().filter(|node| **node != self.node_id) {
             let Some(channel) = self.peers.shipping(*node) else { continue };
@@ -248,20 +248,22 @@ impl Maintenance {
     fn settle_members(&self) {
         for (id, shard) in self.shards.all() {
             let LocalShard::Voter(voter) = shard else { continue };
+            // Asked before the directory's word is looked at, which is at least as new then.
+            let is_sure = self.leads_since(id, &voter).is_some_and(|since| self.directory.knows_all_until(since));
             let Some(wanted) = self.directory.shard(id).filter(|shard| shard.epoch == voter.group.id().epoch) else {
                 continue;
             };
-            if voter.group.leadership().is_err() || voter.group.voters() == wanted.voters {
+            let mut changing = self.changing.lock();
+            // First of all: one that goes on would lead the group to where it is no longer to be.
+            if let Some((_, change)) = changing.get(&id).filter(|(goal, _)| *goal != wanted.voters) {
+                change.abort();
+                changing.remove(&id);
+            }
+            let is_under_way = changing.get(&id).is_some_and(|(_, change)| !change.is_finished());
+            if !is_sure || is_under_way || voter.group.settled_voters().as_ref() == Some(&wanted.voters) {
                 continue;
             }
             tracing::info!(shard = %id, voters = ?wanted.voters, "changing the group's voters");
-            let mut changing = self.changing.lock();
-            if let Some((goal, change)) = changing.get(&id) {
-                if *goal == wanted.voters && !change.is_finished() {
-                    continue;
-                }
-                change.abort();
-            }
             let goal = wanted.voters.clone();
             let change = tokio::spawn(async move {
                 if let Err(error) = voter.group.change_voters(&wanted.voters).await {
@@ -270,6 +272,17 @@ impl Maintenance {
             });
             changing.insert(id, (goal, change));
         }
+    }
+
+    /// Since when, on the directory's clock, this node leads, if it does. What it knew of the cluster before may have
+    /// been taken back since, and settled by the leader before it.
+    fn leads_since(&self, shard: ShardId, voter: &Voter) -> Option<Duration> {
+        let term = voter.group.leadership().ok()?.term;
+        let (now, mut leading) = (self.directory.now(), self.leading.lock());
+        let known = leading.get(&shard).filter(|(in_term, _)| *in_term == term);
+        let since = known.map_or(now, |(_, since)| *since);
+        leading.insert(shard, (term, since));
+        Some(since)
     }
 
     /// Lets go of request ids by how long ago, on this node's monotonic clock, they were applied here: no

@@ -208,6 +208,7 @@ impl Node {
             disk,
             log_retention_bytes: config.storage.log_retention_mb << 20,
             changing: Mutex::default(),
+            leading: Mutex::default(),
             applied: Mutex::default(),
         };
         tasks.extend(maintenance.start(&stop));

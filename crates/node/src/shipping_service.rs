@@ -74,6 +74,8 @@ impl shipping_server::Shipping for ShippingService {
         let (replaced, newer) = mpsc::channel(1);
         self.subscriptions.lock().insert((id, start.node_id), replaced);
         let (shipments, stream) = mpsc::channel(4);
+        let compressor =
+            zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(|error| Status::internal(error.to_string()))?;
         let subscription = Subscription {
             node_id: self.node_id,
             group: GroupId { shard: id, epoch },
@@ -83,6 +85,7 @@ impl shipping_server::Shipping for ShippingService {
             sender: Sender::new(SenderConfig::default(), Duration::ZERO, epoch, from),
             read: Vec::new(),
             shipments,
+            compressor,
         };
         tokio::spawn(subscription.run(requests, newer));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
@@ -110,7 +113,8 @@ impl shipping_server::Shipping for ShippingService {
         &self,
         request: Request<wire::AnnounceRequest>,
     ) -> Result<Response<wire::AnnounceResponse>, Status> {
-        for wire in request.into_inner().statuses {
+        let wire::AnnounceRequest { statuses, disk_full } = request.into_inner();
+        for wire in statuses {
             let may_lead = wire.may_lead;
             let Some((shard, mut status)) = status(wire) else { continue };
             // Beyond a base it has what the shard's history has not: that counts for nothing.
@@ -119,7 +123,7 @@ impl shipping_server::Shipping for ShippingService {
                 status.durable = base;
             }
             if let Some(followers) = self.shards.followers(&shard) {
-                followers.heard(status, may_lead);
+                followers.heard(status, may_lead, disk_full);
             }
             if let Some(LocalShard::Replica(replica)) = self.shards.get(&shard) {
                 replica.heard(status);
@@ -175,6 +179,7 @@ struct Subscription {
     /// Of the last read, until they are sent.
     read: Vec<(Position, Bytes)>,
     shipments: mpsc::Sender<Result<wire::Shipment, Status>>,
+    compressor: zstd::bulk::Compressor<'static>,
 }
 
 /// The stream is to end.
@@ -194,8 +199,12 @@ impl Subscription {
             if self.step(event).await.is_err() {
                 return;
             }
+            let reads_at = self.sender.reads_at().map(|at| self.started + at);
             event = tokio::select! {
                 _ = ticks.tick() => SenderEvent::Tick,
+                () = tokio::time::sleep_until(reads_at.unwrap_or(self.started).into()), if reads_at.is_some() => {
+                    SenderEvent::Tick
+                }
                 changed = applied.changed() => match changed {
                     Ok(()) => self.tail(),
                     Err(_) => return,
@@ -297,7 +306,7 @@ impl Subscription {
             .map(|(_, bytes)| bytes.clone())
             .collect();
         let stored = wire::StoredBatches { batches }.encode_to_vec();
-        let Ok(zstd) = zstd::bulk::compress(&stored, ZSTD_LEVEL) else { return Err(Ended) };
+        let Ok(zstd) = self.compressor.compress(&stored) else { return Err(Ended) };
         metrics::counter!("meridian_shipping_sent_wire_bytes_total").increment(zstd.len() as u64);
         let batches = wire::Batches { previous: Some(position_to_wire(previous)), zstd: zstd.into() };
         self.ship(shipment::Message::Batches(batches)).await

@@ -6,6 +6,14 @@ use meridian_proto::shipping as wire;
 use meridian_shipping::{Heartbeat, Status};
 use meridian_types::{Epoch, Position, ShardId};
 
+/// Decompresses a zstd frame, which must not become more than `max_bytes`. Takes memory for what the frame says
+/// that it holds: not for the most that it could, each time.
+pub(crate) fn decompress(frame: &[u8], max_bytes: usize) -> Result<Vec<u8>, String> {
+    let said = zstd::zstd_safe::get_frame_content_size(frame).ok().flatten();
+    let said = said.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(max_bytes);
+    zstd::bulk::decompress(frame, said.min(max_bytes)).map_err(|error| error.to_string())
+}
+
 pub(crate) fn position_to_wire(position: Position) -> wire::Position {
     wire::Position { epoch: position.epoch.0.into(), sequence: position.sequence }
 }
@@ -54,4 +62,18 @@ pub(crate) fn heartbeat_to_wire(shard: ShardId, heartbeat: &Heartbeat) -> wire::
 pub(crate) fn heartbeat_from_wire(wire: wire::Heartbeat) -> Option<Heartbeat> {
     let (_, status) = status(wire.status?)?;
     Some(Heartbeat { status, committed: position(wire.committed?)?, time_ms: wire.time_ms })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_takes_what_it_holds_and_no_more_than_it_may() {
+        let frame = zstd::bulk::compress(&[7; 1000], 1).unwrap();
+        let bytes = decompress(&frame, 64 << 20).unwrap();
+        assert_eq!((bytes.len(), bytes.capacity()), (1000, 1000));
+        assert!(decompress(&frame, 999).is_err());
+        assert!(decompress(b"no frame", 1000).is_err());
+    }
 }

@@ -23,8 +23,8 @@ pub struct RelayConfig {
 impl Default for RelayConfig {
     fn default() -> Self {
         Self {
-            relay_timeout: Duration::from_millis(1500),
-            takeover_delay: Duration::from_secs(1),
+            relay_timeout: Duration::from_millis(800),
+            takeover_delay: Duration::from_millis(800),
             avoid_for: Duration::from_secs(5),
             stale_after: Duration::from_secs(3),
             max_behind_batches: 1000,
@@ -64,8 +64,8 @@ struct Peer {
 pub struct RelayElection {
     config: RelayConfig,
     me: NodeId,
+    /// Those to be preferred first.
     primary: Vec<NodeId>,
-    leader: Option<NodeId>,
     mates: Vec<NodeId>,
     peers: BTreeMap<NodeId, Peer>,
     current: Option<Source>,
@@ -83,7 +83,6 @@ impl RelayElection {
             config,
             me,
             primary: Vec::new(),
-            leader: None,
             mates: Vec::new(),
             peers: BTreeMap::new(),
             current: None,
@@ -92,14 +91,16 @@ impl RelayElection {
         }
     }
 
-    /// The directory says who votes for the shard in its primary region, who leads, and which nodes of this
-    /// region follow it. This node may be among the mates or not.
-    pub fn set_members(&mut self, now: Duration, primary: &[NodeId], leader: Option<NodeId>, mates: &[NodeId]) {
-        self.leader = leader;
-        let mut primary: Vec<_> = primary.iter().copied().filter(|&node| node != self.me).collect();
+    /// The directory says who votes for the shard in its primary region, and which nodes of this region follow
+    /// it. This node may be among the mates or not.
+    ///
+    /// Of `primary` those that come first are preferred. The relays of different regions are to be given
+    /// different ones: so no member serves all, and the loss of one does not hold all regions up. And the leader
+    /// last: it has enough to do.
+    pub fn set_members(&mut self, now: Duration, primary: &[NodeId], mates: &[NodeId]) {
+        let primary: Vec<_> = primary.iter().copied().filter(|&node| node != self.me).collect();
         let mut mates: Vec<_> =
             mates.iter().copied().filter(|node| *node != self.me && !primary.contains(node)).collect();
-        primary.sort_unstable();
         mates.sort_unstable();
         if (&primary, &mates) == (&self.primary, &self.mates) {
             return;
@@ -184,10 +185,7 @@ impl RelayElection {
     }
 
     fn best_primary(&self, now: Duration, own: &Status) -> Option<Source> {
-        let count = self.primary.len().max(1) as u64;
-        // Relays of different regions begin at different members, so that one follower need not serve all.
-        let first = self.me % count;
-        let preference = |&(index, node): &(u64, NodeId)| {
+        let preference = |&(index, node): &(usize, NodeId)| {
             let failed = if self.is_avoided(now, node, 1) {
                 self.peers.get(&node).and_then(|peer| peer.failed_at)
             } else {
@@ -197,9 +195,9 @@ impl RelayElection {
                 .fresh(now, node)
                 .is_some_and(|status| status.primary_age <= self.config.stale_after && status.epoch >= own.epoch);
             let is_current = self.current == Some(Source { node, direct: true });
-            (failed, !in_touch, !is_current, self.leader == Some(node), (index + count - first) % count)
+            (failed, !in_touch, !is_current, index)
         };
-        let best = (0..count).zip(self.primary.iter().copied()).min_by_key(preference);
+        let best = self.primary.iter().copied().enumerate().min_by_key(preference);
         best.map(|(_, node)| Source { node, direct: true })
     }
 

@@ -8,6 +8,9 @@ pub struct SenderConfig {
     /// Bytes sent and not yet acknowledged as durable; may be exceeded by one batch.
     pub window_bytes: u64,
     pub max_read_bytes: u64,
+    /// Between two reads of the log. Batches that come sooner one after the other travel together, and are
+    /// fsynced together where they arrive; one that comes alone goes at once.
+    pub pace: Duration,
     pub heartbeat_interval: Duration,
     /// A full window without an acknowledgement for this long closes the stream.
     pub stall_timeout: Duration,
@@ -18,6 +21,7 @@ impl Default for SenderConfig {
         Self {
             window_bytes: 8 << 20,
             max_read_bytes: 1 << 20,
+            pace: Duration::from_millis(10),
             heartbeat_interval: Duration::from_millis(250),
             stall_timeout: Duration::from_secs(30),
         }
@@ -91,6 +95,7 @@ pub struct Sender {
     in_flight: VecDeque<BatchSize>,
     in_flight_bytes: u64,
     reading: bool,
+    next_read: Duration,
     next_heartbeat: Duration,
     last_ack: Duration,
     done: bool,
@@ -109,6 +114,7 @@ impl Sender {
             in_flight: VecDeque::new(),
             in_flight_bytes: 0,
             reading: false,
+            next_read: now,
             next_heartbeat: now,
             last_ack: now,
             done: false,
@@ -125,6 +131,16 @@ impl Sender {
 
     pub fn in_flight_bytes(&self) -> u64 {
         self.in_flight_bytes
+    }
+
+    /// When it would read on: to be given a tick then.
+    pub fn reads_at(&self) -> Option<Duration> {
+        self.wants_more().then_some(self.next_read)
+    }
+
+    fn wants_more(&self) -> bool {
+        let more = self.tail.is_some_and(|(_, available)| self.sent.sequence < available.sequence);
+        more && !self.done && !self.reading && self.in_flight_bytes < self.config.window_bytes
     }
 
     pub fn step(&mut self, now: Duration, event: SenderEvent) -> Vec<SenderAction> {
@@ -201,9 +217,10 @@ impl Sender {
             if self.sent.sequence < purged.sequence {
                 return self.end(SenderAction::SnapshotNeeded { diverged: false }, actions);
             }
-            let room = self.config.window_bytes.saturating_sub(self.in_flight_bytes);
-            if !self.reading && room > 0 && self.sent.sequence < available.sequence {
+            if self.wants_more() && now >= self.next_read {
                 self.reading = true;
+                self.next_read = now + self.config.pace;
+                let room = self.config.window_bytes.saturating_sub(self.in_flight_bytes);
                 let max_bytes = room.min(self.config.max_read_bytes);
                 actions.push(SenderAction::Read { after: self.sent, max_bytes });
             }

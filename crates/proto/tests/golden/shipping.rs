@@ -78,8 +78,8 @@ fn announcements_are_golden() {
     let (far, far_fields) = status(35);
     // A voter says 0, which is not the same as no contact.
     let (voter, voter_fields) = status(0);
-    let request = shipping::AnnounceRequest { statuses: vec![far, voter] };
-    assert_golden(&request, &[field_message(1, &far_fields), field_message(1, &voter_fields)]);
+    let request = shipping::AnnounceRequest { statuses: vec![far, voter], disk_full: true };
+    assert_golden(&request, &[field_message(1, &far_fields), field_message(1, &voter_fields), field_varint(2, 1)]);
     assert_golden(&shipping::AnnounceResponse {}, &[]);
 }
 

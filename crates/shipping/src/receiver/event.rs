@@ -13,7 +13,8 @@ pub struct ReceiverConfig {
     pub max_unpersisted_bytes: u64,
     pub max_unpersisted_batches: usize,
     pub connect_timeout: Duration,
-    /// No batch and no heartbeat for this long: the source is given up.
+    /// No batch and no heartbeat for this long: the source is given up. More than two heartbeats, and well below
+    /// the bound on what may be lost: where all regions follow one member, its loss holds up writes so long.
     pub idle_timeout: Duration,
     /// Without word from the primary region for this long, the node no longer says that it follows it.
     /// Longer than `idle_timeout`, so that a relay may change its source and stay the relay.
@@ -28,7 +29,7 @@ impl Default for ReceiverConfig {
             max_unpersisted_bytes: 16 << 20,
             max_unpersisted_batches: 16_384,
             connect_timeout: Duration::from_secs(2),
-            idle_timeout: Duration::from_millis(1500),
+            idle_timeout: Duration::from_millis(600),
             stale_after: Duration::from_secs(3),
             backoff_min: Duration::from_millis(100),
             backoff_max: Duration::from_secs(5),

@@ -11,7 +11,7 @@ fn size(epoch: u16, sequence: u64, bytes: u64) -> BatchSize {
 }
 
 fn small_window() -> SenderConfig {
-    SenderConfig { window_bytes: 1000, max_read_bytes: 600, ..SenderConfig::default() }
+    SenderConfig { window_bytes: 1000, max_read_bytes: 600, pace: Duration::ZERO, ..SenderConfig::default() }
 }
 
 fn tail(purged: Position, available: Position) -> SenderEvent {
@@ -42,6 +42,21 @@ fn it_reads_and_sends_until_the_window_is_full_and_goes_on_when_acknowledged() {
     let actions = sender.step(MS, SenderEvent::Acked { durable: at(1, 2) });
     assert_eq!(actions, [SenderAction::Read { after: at(1, 3), max_bytes: 500 }]);
     assert_eq!(sender.acked(), at(1, 2));
+}
+
+#[test]
+fn what_comes_soon_after_travels_together() {
+    let mut sender = Sender::new(SenderConfig::default(), Duration::ZERO, Epoch(1), at(1, 0));
+    let reads = |actions: &[SenderAction]| actions.iter().any(|action| matches!(action, SenderAction::Read { .. }));
+    assert!(reads(&sender.step(MS, tail(at(1, 0), at(1, 1)))), "one alone goes at once");
+    assert_eq!(sender.reads_at(), None);
+    sender.step(MS, SenderEvent::Read { previous: at(1, 0), batches: vec![size(1, 1, 100)] });
+    for sequence in 2..9 {
+        assert!(!reads(&sender.step(MS * 2, tail(at(1, 0), at(1, sequence)))));
+    }
+    assert_eq!(sender.reads_at(), Some(MS * 11));
+    assert!(!reads(&sender.step(MS * 10, SenderEvent::Tick)));
+    assert!(reads(&sender.step(MS * 11, SenderEvent::Tick)));
 }
 
 #[test]

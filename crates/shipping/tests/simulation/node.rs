@@ -107,7 +107,9 @@ impl Node {
         let at = Duration::from_millis(now);
         let mut election = RelayElection::new(RelayConfig::default(), self.id, at);
         let mates: Vec<_> = (1..=3).map(|n| self.region() * 10 + n).collect();
-        election.set_members(at, &PRIMARY, Some(LEADER), &mates);
+        let mut primary = PRIMARY;
+        primary.sort_by_key(|member| *member == LEADER);
+        election.set_members(at, &primary, &mates);
         let config = ReceiverConfig { max_unpersisted_bytes: 20 * BATCH_BYTES, ..ReceiverConfig::default() };
         let receiver = Receiver::new(config, at, self.last(), self.epoch, self.base);
         self.follower = Some(Follower {
