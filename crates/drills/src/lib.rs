@@ -11,6 +11,7 @@
 //! | `drill` | the scripts that come with the program, by name |
 //! | `stage` | [`Stage`]: one run, from the start of the cluster to its judgement |
 //! | `watch` | what nodes say of themselves, all the time: leaders, epochs, lag |
+//! | `ping` | what the emulated network takes by itself |
 //! | `gap`, `loss` | the two objectives as clients measure them: time and transactions |
 //! | `report` | what came out: as a table, as JSON, as one HTML page |
 //! | `promise`, `suite` | the promises of the product, and the drills that measure them |
@@ -30,6 +31,7 @@ pub mod kv_connect;
 pub mod loss;
 pub mod network;
 pub mod operator;
+mod ping;
 pub mod poll;
 pub mod promise;
 pub mod report;

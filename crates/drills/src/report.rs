@@ -83,7 +83,7 @@ pub struct RunReport {
     pub seed: u64,
     pub topology: Vec<usize>,
     pub wan: String,
-    /// From the primary region's first place to each region, in ms.
+    /// From the primary region to each region, in ms, as pings through such links took at the same time (median).
     pub round_trips_ms: Vec<f64>,
     /// The primary region when the drill began, counted from 0.
     pub home: usize,

@@ -29,6 +29,8 @@ pub struct Script {
     pub clients_lost: ClientsLost,
     /// Writes per second beside the recorded clients.
     pub pressure: Option<u32>,
+    /// How long clients think at most between two operations, if not as usual.
+    pub think: Option<Duration>,
     pub steps: Vec<Step>,
 }
 
@@ -117,7 +119,7 @@ pub struct InvalidScript {
 pub enum Fault {
     #[error("`{0}` is no duration: `10s`, `500ms` or `hold`")]
     Duration(String),
-    #[error("`{0}` is no header: title, about, hold, clients-lost, pressure")]
+    #[error("`{0}` is no header: title, about, hold, clients-lost, pressure, think")]
     Header(String),
     #[error("a header behind the first step")]
     LateHeader,
@@ -153,6 +155,7 @@ impl FromStr for Script {
             hold: Duration::from_secs(8),
             clients_lost: ClientsLost::None,
             pressure: None,
+            think: None,
             steps: Vec::new(),
         };
         let mut lines = 0;
@@ -185,6 +188,7 @@ impl Script {
                 self.about.push_str(&format!("{space}{value}"));
             }
             "hold" => self.hold = duration(value)?,
+            "think" => self.think = Some(duration(value)?),
             "clients-lost" => {
                 self.clients_lost = match value {
                     "none" => ClientsLost::None,

@@ -19,6 +19,7 @@ use crate::kv_connect::DEFAULT_DATABASE;
 use crate::loss::reported_at_most;
 use crate::network::Machine;
 use crate::operator::{Inspection, OperatorError};
+use crate::ping::Pings;
 use crate::poll::{self, Timeout};
 use crate::report::{Mark, MarkKind, RunReport};
 use crate::scene::{NobodyPlays, Scene};
@@ -71,6 +72,8 @@ pub enum StageError {
     Timeout(#[from] Timeout),
     #[error(transparent)]
     Operator(#[from] OperatorError),
+    #[error("the network cannot be measured")]
+    Ping(#[source] std::io::Error),
     #[error("there is no region to switch to")]
     NoTarget,
     #[error("{step}")]
@@ -160,12 +163,15 @@ impl Stage<'_> {
     async fn play(&mut self, run: usize) -> Result<RunReport, StageError> {
         let origin = self.workload.origin();
         let watch = Watch::start(self.cluster.operator().clone(), self.scene.shard, origin);
+        let far = |region| (region, self.options.wan.profile(self.scene.home, region).unwrap_or_default());
+        let pings = Pings::start((0..self.cluster.regions()).map(far)).await.map_err(StageError::Ping)?;
         let mut clients = JoinSet::new();
-        for profile in self.gateways.profiles(self.scene.home, CLIENT_TIMEOUT, self.options.seed) {
+        let think = self.drill.script.think;
+        for profile in self.gateways.profiles(self.scene.home, CLIENT_TIMEOUT, think, self.options.seed) {
             clients.spawn(Arc::clone(&self.workload).run_client(profile));
         }
-        let pressure =
-            self.drill.script.pressure.map(|per_second| self.gateways.pressure(self.scene.home, per_second, origin));
+        let press = |per_second| self.gateways.pressure(self.scene.home, self.scene.leader, per_second, origin);
+        let pressure = self.drill.script.pressure.map(press);
         let warm_at = self.settle(&watch).await?;
         // Who leads may have changed since.
         self.scene = Scene::of(&self.cluster, DEFAULT_DATABASE).await?;
@@ -189,6 +195,7 @@ impl Stage<'_> {
             inspection,
             converged: self.converged().await,
             looks: watch.looks(),
+            round_trips: (0..self.cluster.regions()).map(|region| pings.median(region)).collect(),
             pressure,
         };
         Ok(self.judge(run, evidence))

@@ -54,6 +54,13 @@ fn what_is_shown_can_be_read() {
 }
 
 #[test]
+fn a_script_says_how_busy_its_clients_are() {
+    let script: Script = format!("{HEAD}think: 100ms\npressure: 5000\n+0s heal").parse().unwrap();
+    assert_eq!((script.think, script.pressure), (Some(Duration::from_millis(100)), Some(5000)));
+    assert_eq!(fault("think: long\n+0s heal"), Fault::Duration("long".to_owned()));
+}
+
+#[test]
 fn errors_name_the_line_and_what_is_wrong() {
     assert_eq!(fault("+1 heal"), Fault::Duration("1".to_owned()));
     assert_eq!(fault("+s heal"), Fault::Duration("s".to_owned()));

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use meridian_types::NodeId;
+
 use crate::cluster::{Cluster, ClusterError};
 use crate::kv_connect::DEFAULT_DATABASE;
 use crate::network::Machine;
@@ -10,8 +12,9 @@ use crate::workload::{Gateway, Manner, Pressure, Profile, Role};
 
 /// The clients of the primary region.
 const NEAR: [(Role, u64); 3] = [(Role::Writer, 4), (Role::StrongReader, 2), (Role::EventualReader, 2)];
-/// The clients of each other region.
-const FAR: [(Role, u64); 3] = [(Role::Writer, 3), (Role::StrongReader, 3), (Role::EventualReader, 2)];
+/// The clients of each other region. Writers enough that one is answered well within a round trip of another: else
+/// their own pauses would pass for an outage.
+const FAR: [(Role, u64); 3] = [(Role::Writer, 6), (Role::StrongReader, 3), (Role::EventualReader, 2)];
 const WRITER_THINKS: Duration = Duration::from_millis(8);
 const READER_THINKS: Duration = Duration::from_millis(20);
 
@@ -42,7 +45,7 @@ impl Gateways {
     }
 
     /// All clients. Those of a region spread over its gateways.
-    pub(super) fn profiles(&self, home: usize, timeout: Duration, seed: u64) -> Vec<Profile> {
+    pub(super) fn profiles(&self, home: usize, timeout: Duration, think: Option<Duration>, seed: u64) -> Vec<Profile> {
         let mut profiles = Vec::new();
         for (region, entries) in self.regions.iter().enumerate() {
             let mut at = 0;
@@ -58,7 +61,7 @@ impl Gateways {
                         manner: Manner::Patient,
                         gateways,
                         timeout,
-                        max_think: if role == Role::Writer { WRITER_THINKS } else { READER_THINKS },
+                        max_think: think.unwrap_or(if role == Role::Writer { WRITER_THINKS } else { READER_THINKS }),
                         mark_all: true,
                         seed,
                     });
@@ -68,13 +71,13 @@ impl Gateways {
         profiles
     }
 
-    /// Writes by the nodes of the primary region, probed by a node of each other.
-    pub(super) fn pressure(&self, home: usize, per_second: u32, origin: Instant) -> Pressure {
+    /// Writes by the node that leads, as of programs beside it, probed by a node of each other region.
+    pub(super) fn pressure(&self, home: usize, leader: NodeId, per_second: u32, origin: Instant) -> Pressure {
         let of_nodes = |entries: &[Entry]| {
             let nodes = entries.iter().filter(|(machine, _)| matches!(machine, Machine::Node(_)));
             nodes.map(|(_, gateway)| Arc::clone(gateway)).collect::<Vec<_>>()
         };
-        let near = self.regions.get(home).map(|entries| of_nodes(entries)).unwrap_or_default();
+        let near: Vec<_> = self.of(Machine::Node(leader)).cloned().into_iter().collect();
         let others = self.regions.iter().enumerate().filter(|(region, _)| *region != home);
         let far = others.filter_map(|(region, entries)| Some((region, of_nodes(entries).into_iter().next()?)));
         Pressure::start(DEFAULT_DATABASE, &near, &far.collect::<Vec<_>>(), per_second, origin)

@@ -27,6 +27,8 @@ pub(super) struct Evidence {
     pub(super) inspection: Option<Inspection>,
     pub(super) converged: usize,
     pub(super) looks: Vec<Look>,
+    /// To each region, as pinged while clients were at work.
+    pub(super) round_trips: Vec<Option<Duration>>,
     /// Writes per second, and probes.
     pub(super) pressure: Option<(f64, Vec<Probe>)>,
 }
@@ -48,6 +50,7 @@ impl Stage<'_> {
         for (_, region, _) in attempts.failed.iter().filter(|(at, ..)| *at >= window.from && *at <= window.to) {
             *failed_requests.entry(*region).or_default() += 1;
         }
+        let pings = evidence.round_trips.iter().copied();
         let round_trip = |region| ms(self.options.wan.round_trip(self.scene.home, region));
         let replication_of = |(_, probes): &(f64, Vec<Probe>)| replication(probes, window, round_trip);
         RunReport {
@@ -58,7 +61,7 @@ impl Stage<'_> {
             seed: self.options.seed,
             topology: self.options.topology.clone(),
             wan: self.options.wan.to_string(),
-            round_trips_ms: (0..regions).map(round_trip).collect(),
+            round_trips_ms: (0..).zip(pings).map(|(to, ping)| ping.map_or_else(|| round_trip(to), ms)).collect(),
             home: self.scene.home,
             leader: self.scene.leader,
             directory_leader: self.scene.directory_leader,

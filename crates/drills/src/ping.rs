@@ -1,0 +1,103 @@
+//! What the emulated network takes by itself: a `ping` between regions, through links like those of the cluster.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use meridian_node::wan::{Link, LinkProfile};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+use crate::gap::quantile;
+
+const EVERY: Duration = Duration::from_millis(50);
+/// As `ping` sends by default.
+const BYTES: usize = 56;
+
+type RoundTrips = Arc<Mutex<BTreeMap<usize, Vec<Duration>>>>;
+
+/// Pings that go on until this is dropped. Nothing cuts them, whatever is cut in the cluster.
+pub(crate) struct Pings {
+    round_trips: RoundTrips,
+    _links: Vec<Link>,
+    _tasks: JoinSet<()>,
+}
+
+impl Pings {
+    /// One way each to the regions of these numbers, so far away.
+    ///
+    /// # Errors
+    /// When a port cannot be had.
+    pub(crate) async fn start(regions: impl IntoIterator<Item = (usize, LinkProfile)>) -> io::Result<Self> {
+        let round_trips = RoundTrips::default();
+        let (mut links, mut tasks) = (Vec::new(), JoinSet::new());
+        let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
+        for (region, profile) in regions {
+            let listener = TcpListener::bind(any_port).await?;
+            let link = Link::start(any_port, listener.local_addr()?, profile, 0).await?;
+            let (there, round_trips) = (link.address(), Arc::clone(&round_trips));
+            links.push(link);
+            tasks.spawn(async move {
+                let answers = async {
+                    let (mut stream, _) = listener.accept().await?;
+                    stream.set_nodelay(true)?;
+                    let (mut read, mut write) = stream.split();
+                    tokio::io::copy(&mut read, &mut write).await
+                };
+                // A ping that fails is one that is not measured.
+                tokio::select! {
+                    _ = answers => {}
+                    _ = ping(there, region, &round_trips) => {}
+                }
+            });
+        }
+        Ok(Self { round_trips, _links: links, _tasks: tasks })
+    }
+
+    /// The median round trip to a region; `None` if nothing came back.
+    pub(crate) fn median(&self, region: usize) -> Option<Duration> {
+        let round_trips = self.round_trips.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut measured = round_trips.get(&region)?.clone();
+        measured.sort_unstable();
+        Some(quantile(&measured, 50))
+    }
+}
+
+async fn ping(there: SocketAddr, region: usize, round_trips: &RoundTrips) -> io::Result<()> {
+    let mut stream = TcpStream::connect(there).await?;
+    stream.set_nodelay(true)?;
+    let mut payload = [0; BYTES];
+    loop {
+        let sent = Instant::now();
+        stream.write_all(&payload).await?;
+        stream.read_exact(&mut payload).await?;
+        let took = sent.elapsed();
+        round_trips.lock().unwrap_or_else(PoisonError::into_inner).entry(region).or_default().push(took);
+        tokio::time::sleep(EVERY).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_ping_takes_the_round_trip_of_its_link_and_little_more() {
+        let profile = |ms| LinkProfile::of_round_trip(Duration::from_millis(ms));
+        let pings = Pings::start([(0, LinkProfile::default()), (2, profile(30))]).await.unwrap();
+        let measured = async || {
+            loop {
+                if let (Some(near), Some(far)) = (pings.median(0), pings.median(2)) {
+                    return (near, far);
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let (near, far) = measured().await;
+        assert!(far >= Duration::from_millis(30) && near < far, "{near:?} {far:?}");
+        assert_eq!(pings.median(1), None);
+    }
+}
