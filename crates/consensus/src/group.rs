@@ -93,6 +93,8 @@ pub struct Leadership {
     /// Until then no other node can lead, whatever happens; `None` before a first quorum has answered.
     /// It is counted on the monotonic clock, from when the heartbeats were sent that the quorum answered.
     pub lease_until: Option<Instant>,
+    /// As `lease_until`, also where that is not to be trusted: that a quorum has answered of late.
+    pub answered_until: Option<Instant>,
 }
 
 /// This node does not lead; `leader` does, if known.

@@ -9,6 +9,7 @@ use crate::controller::contacts::Contacts;
 use crate::controller::grants::Grants;
 use crate::controller::view::{Verdict, View};
 use crate::controller::watch::Watch;
+use crate::furthest::Furthest;
 use crate::lease::Lease;
 
 mod contacts;
@@ -67,6 +68,10 @@ pub struct ShardReport {
     pub settled_at: u64,
     /// Behind the newest commit heard of, in milliseconds; 0 on a leader.
     pub lag_ms: u64,
+    /// What the node was told with its leases of how far the shard came in `epoch`, see [`Controller::furthest`]:
+    /// transactions and time; zeros if nothing.
+    pub heard_transactions: u64,
+    pub heard_time_ms: u64,
 }
 
 /// A node's answer to `Seal`: it serves the epoch no more, and takes no more of it. No restart undoes what is
@@ -124,7 +129,8 @@ pub enum Action {
     /// To be sent once: pull what is missing up to `through` from `source`. Answered by `Drained`, or never.
     /// A node that was not asked to seal (a switchover's target) seals first. One that is asked again while it
     /// pulls goes on; one that has it all answers at once. One that has not come there within two seconds gives
-    /// up, and one that is asked to seal anew gives up before it answers: its answer is final.
+    /// up, and one that is asked to seal anew gives up before it answers: its answer is final. A source whose log
+    /// begins too late gives its whole state, for which it may have to be asked several times.
     Drain { node: NodeId, shard: ShardId, epoch: Epoch, source: NodeId, through: Position },
 }
 
@@ -187,6 +193,19 @@ impl Controller {
         let shards: Vec<_> = serving.map(|(id, shard)| (*id, shard.epoch)).collect();
         self.grants.grant(now, node, &shards);
         Lease { ttl: self.config.lease_ttl, shards }
+    }
+
+    /// How far each shard of `cluster` is known to have come in its epoch: goes with every lease, to come back with
+    /// [`ShardReport`]s to whoever leads the directory then.
+    pub fn furthest(&self, cluster: &Cluster) -> Vec<Furthest> {
+        let present = self.watches.iter().filter(|(id, watch)| {
+            watch.furthest != (0, 0) && cluster.shards.get(id).is_some_and(|shard| shard.epoch == watch.epoch)
+        });
+        let furthest = present.map(|(id, watch)| {
+            let (transactions, time_ms) = watch.furthest;
+            Furthest { shard: *id, epoch: watch.epoch, transactions, time_ms }
+        });
+        furthest.collect()
     }
 
     pub fn step(&mut self, now: Duration, cluster: &Cluster, now_ms: u64, event: Event) -> Vec<Action> {
@@ -292,7 +311,12 @@ impl Controller {
     fn take_report(&mut self, now: Duration, cluster: &Cluster, node: NodeId, report: &ShardReport) {
         let Some(shard) = cluster.shards.get(&report.shard) else { return };
         let Some(watch) = self.watches.get_mut(&report.shard) else { return };
-        if report.epoch != shard.epoch || !shard.in_history(report.position) {
+        if report.epoch != shard.epoch {
+            return;
+        }
+        // What it was told does not depend on what it holds.
+        watch.heard_of(report.heard_transactions, report.heard_time_ms);
+        if !shard.in_history(report.position) {
             return;
         }
         watch.heard_of(report.transactions, report.time_ms);

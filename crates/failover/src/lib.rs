@@ -6,6 +6,7 @@
 //! | [`Change`] | proposed by the directory leader | the one way from a `Cluster` to the next |
 //! | [`Controller`] | on the directory leader | leases; when to seal, drain, promote |
 //! | [`LeaseHolder`] | on every node | whether strong operations may be served now |
+//! | [`Hearsay`] | on every node | how far each shard came, for the next directory leader |
 //!
 //! What always holds:
 //! - An epoch begins with one `Change::Promote`, which names its region, voters and base for ever.
@@ -20,6 +21,7 @@
 mod change;
 mod cluster;
 mod controller;
+mod furthest;
 mod lease;
 #[cfg(test)]
 mod testing;
@@ -31,4 +33,5 @@ pub use cluster::{
     VoterChange,
 };
 pub use controller::{Action, Controller, ControllerConfig, Event, Progress, SealAnswer, ShardReport};
+pub use furthest::{Furthest, Hearsay};
 pub use lease::{Lease, LeaseHolder};

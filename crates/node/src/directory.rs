@@ -16,7 +16,7 @@ mod wire;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_failover::{Cluster, Lease, LeaseHolder, Rpo, Shard, TokenScope};
+use meridian_failover::{Cluster, Furthest, Hearsay, Lease, LeaseHolder, Rpo, Shard, TokenScope};
 use meridian_gateway::{Access, Catalogue, Databases, Grant};
 use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
 use parking_lot::Mutex;
@@ -62,6 +62,10 @@ impl Known {
 pub(crate) struct Directory {
     known: watch::Sender<Arc<Known>>,
     lease: Mutex<LeaseHolder>,
+    /// When the newest question was asked that its leader has answered with a lease.
+    asked_at: Mutex<Option<Duration>>,
+    /// How far the shards came, as its leaders said.
+    hearsay: Mutex<Hearsay>,
     /// Tokens of the configuration, beside the directory's.
     configured: Access,
     /// Changes with every grant.
@@ -75,6 +79,8 @@ impl Directory {
         Self {
             known: watch::Sender::new(Arc::new(Known::new(cluster))),
             lease: Mutex::default(),
+            asked_at: Mutex::default(),
+            hearsay: Mutex::default(),
             configured,
             granted: watch::Sender::new(0),
             renew_now: Notify::new(),
@@ -144,7 +150,27 @@ impl Directory {
 
     pub(crate) fn renewed(&self, sent_at: Duration, lease: &Lease) {
         self.lease.lock().renewed(sent_at, lease);
+        let mut asked_at = self.asked_at.lock();
+        *asked_at = (*asked_at).max(Some(sent_at));
+        drop(asked_at);
         self.granted.send_modify(|grants| *grants = grants.wrapping_add(1));
+    }
+
+    /// The directory's leader says how far shards have come.
+    pub(crate) fn heard(&self, furthest: impl IntoIterator<Item = Furthest>) {
+        let mut hearsay = self.hearsay.lock();
+        furthest.into_iter().for_each(|furthest| hearsay.heard(furthest));
+    }
+
+    /// What was said so of this epoch: transactions, and the time of the last.
+    pub(crate) fn furthest(&self, shard: ShardId, epoch: Epoch) -> (u64, u64) {
+        self.hearsay.lock().of(shard, epoch)
+    }
+
+    /// Whether this process knows every change of the cluster that was committed before `time`: the directory's
+    /// leader has answered a question that was asked later.
+    pub(crate) fn knows_all_until(&self, time: Duration) -> bool {
+        self.asked_at.lock().is_some_and(|asked| asked >= time)
     }
 
     pub(crate) fn was_granted(&self) -> bool {

@@ -1,28 +1,34 @@
-//! Pulling a known stretch of a shard's log from a node that has it: the tail, when an epoch ends.
+//! Pulling a known stretch of a shard's log from a node that has it: the tail, when an epoch ends. Where the log
+//! begins too late, the node's whole state.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use meridian_proto::batch_header;
-use meridian_proto::directory::{ReadLogRequest, failover_client::FailoverClient};
+use meridian_proto::directory::{ReadLogRequest, ReadStateRequest, failover_client::FailoverClient};
 use meridian_proto::shipping::{Batches, StoredBatches};
-use meridian_storage::{GroupLog, RaftApplied, ShardState, Syncer};
+use meridian_storage::{Applied, GroupLog, RaftApplied, Replace, ShardState, StagedState, StorageError, Syncer};
 use meridian_types::{NodeId, Position};
 use prost::Message;
 use tokio::sync::oneshot;
 
 use crate::history::History;
 use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
+use crate::replica::PURGED;
 use crate::shard::or_fatal;
-use crate::shipping_wire::{position, position_to_wire};
+use crate::shipping_wire::{decompress, position, position_to_wire};
+use crate::state_exchange::decode_chunk;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Between two chunks of a state.
+const CHUNK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Decompressed batches of one message at most.
 const MAX_SHIPMENT_BYTES: usize = 64 << 20;
 
 /// What a drain writes to. Nobody else writes there meanwhile.
 pub(crate) struct Target<'a> {
-    pub(crate) state: &'a ShardState,
+    pub(crate) state: &'a Arc<ShardState>,
     pub(crate) log: &'a GroupLog,
     pub(crate) syncer: &'a Syncer,
     /// What holds now: a source that lags behind the directory may have what was lost.
@@ -32,7 +38,7 @@ pub(crate) struct Target<'a> {
 /// The batches of one message, in order, each with its position. `previous` is what lies before the first.
 pub(crate) fn unpack(batches: &Batches) -> Result<(Position, Vec<(Position, Bytes)>), String> {
     let previous = batches.previous.and_then(position).ok_or("field `previous` is missing")?;
-    let stored = zstd::bulk::decompress(&batches.zstd, MAX_SHIPMENT_BYTES).map_err(|error| error.to_string())?;
+    let stored = decompress(&batches.zstd, MAX_SHIPMENT_BYTES)?;
     let stored = StoredBatches::decode(Bytes::from(stored)).map_err(|error| error.to_string())?;
     let with_position = |bytes: Bytes| match batch_header(&bytes) {
         Ok((position, _)) => Ok((position, bytes)),
@@ -41,7 +47,7 @@ pub(crate) fn unpack(batches: &Batches) -> Result<(Position, Vec<(Position, Byte
     Ok((previous, stored.batches.into_iter().map(with_position).collect::<Result<_, _>>()?))
 }
 
-/// Pulls, appends, syncs and applies until the target stands at `through`.
+/// Brings the target to `through`: by the source's log, or by its state.
 ///
 /// # Errors
 /// When the source does not answer, or has something else than what follows; what was pulled until then stays.
@@ -51,12 +57,30 @@ pub(crate) async fn pull(
     source: NodeId,
     through: Position,
 ) -> Result<(), String> {
+    while !pull_log(target, peers, source, through).await? {
+        let staged = fetch(target.state, target.history, peers, source, through).await?;
+        put_in_place(target, staged, through).await?;
+    }
+    Ok(())
+}
+
+/// Pulls, appends, syncs and applies until the target stands at `through`. False: the source's log no longer has
+/// what follows.
+///
+/// # Errors
+/// As [`pull`].
+pub(crate) async fn pull_log(
+    target: &Target<'_>,
+    peers: &PeerChannels,
+    source: NodeId,
+    through: Position,
+) -> Result<bool, String> {
     let channel = peers.requests(source).ok_or_else(|| format!("node {source} is not known"))?;
     let mut client = FailoverClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     loop {
         let after = target.state.position();
         if after.sequence >= through.sequence {
-            return Ok(());
+            return Ok(true);
         }
         let request = ReadLogRequest {
             shard: target.state.shard().0,
@@ -66,12 +90,99 @@ pub(crate) async fn pull(
         let answer = tokio::time::timeout(CALL_TIMEOUT, client.read_log(request)).await;
         let answer = answer.map_err(|_| format!("node {source} does not answer"))?;
         let answer = answer.map_err(|status| format!("node {source}: {}", status.message()))?.into_inner();
-        let batches = answer.batches.ok_or_else(|| format!("node {source} no longer has what follows {after}"))?;
+        let Some(batches) = answer.batches else { return Ok(false) };
         let (previous, batches) = unpack(&batches)?;
         check(target.history, after, previous, &batches, through)
             .map_err(|what| format!("node {source} sent {what}"))?;
         append(target, batches).await;
     }
+}
+
+/// Fetches the source's whole state, which is then to be [put in place](put_in_place). May be dropped at any await,
+/// and begun again: until then nothing has changed.
+///
+/// # Errors
+/// When the source does not answer, or stands where the target may not come to.
+pub(crate) async fn fetch(
+    state: &ShardState,
+    history: &History,
+    peers: &PeerChannels,
+    source: NodeId,
+    through: Position,
+) -> Result<StagedState, String> {
+    let failed = |what: String| format!("node {source}'s state: {what}");
+    let channel = peers.requests(source).ok_or_else(|| format!("node {source} is not known"))?;
+    tracing::info!(shard = %state.shard(), source, %through, "its log begins too late: fetching the whole state");
+    metrics::counter!("meridian_snapshot_fetches_total").increment(1);
+    let mut client = FailoverClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let request = ReadStateRequest { shard: state.shard().0 };
+    let chunks = tokio::time::timeout(CALL_TIMEOUT, client.read_state(request)).await;
+    let chunks = chunks.map_err(|_| format!("node {source} does not answer"))?;
+    let mut chunks = chunks.map_err(|status| failed(status.message().to_owned()))?.into_inner();
+    let mut staged = state.stage().map_err(|error| failed(error.to_string()))?;
+    loop {
+        let chunk = tokio::time::timeout(CHUNK_TIMEOUT, chunks.message()).await;
+        let chunk = chunk.map_err(|_| failed("no more of it comes".to_owned()))?;
+        let chunk = chunk.map_err(|status| failed(status.message().to_owned()))?;
+        let chunk = chunk.ok_or_else(|| failed("the stream ended early".to_owned()))?;
+        let at = chunk.applied.and_then(position).ok_or_else(|| failed("it has no position".to_owned()))?;
+        check_state(history, state.position(), at, through).map_err(failed)?;
+        let rows = decode_chunk(&chunk).map_err(failed)?;
+        let (last, bytes) = (rows.last, rows.rows.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>());
+        metrics::counter!("meridian_snapshot_received_bytes_total").increment(bytes as u64);
+        staged.add(rows).map_err(|error| failed(error.to_string()))?;
+        if last {
+            return Ok(staged);
+        }
+    }
+}
+
+/// Whether a state at `at` brings one at `here` nearer to `through`, and not past it: beyond would be outside of the
+/// history of an epoch that begins there.
+fn check_state(history: &History, here: Position, at: Position, through: Position) -> Result<(), String> {
+    if at.sequence <= here.sequence || history.at(at.sequence) != at || at > through {
+        return Err(format!("it stands at {at}, between {here} and {through} it may be"));
+    }
+    Ok(())
+}
+
+/// Takes a state that was fetched in place of the target's, and empties its log. Goes on to its end, even if it is
+/// dropped: whoever waits for the target to stand still waits for this.
+///
+/// # Errors
+/// When the target has come further meanwhile, or is not to come so far any more.
+pub(crate) async fn put_in_place(
+    target: &Target<'_>,
+    staged: StagedState,
+    through: Position,
+) -> Result<Applied, String> {
+    let at = staged.position().map_err(|error| error.to_string())?;
+    check_state(target.history, target.state.position(), at, through)?;
+    let (state, log) = (Arc::clone(target.state), target.log.clone());
+    let installed = tokio::task::spawn_blocking(move || install(&state, &log, staged, false)).await;
+    // One that did not finish is the node stopping.
+    let applied = installed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    tracing::info!(shard = %target.state.shard(), position = %applied.position, "took another node's state");
+    Ok(applied)
+}
+
+/// Replaces state and log. The state in use is flushed first, since the log that it may be made from again is
+/// emptied next, and marked as purged up to the new position; the installation makes both durable, in this
+/// order, with the new state's name. A crash in between finds the old state and no log. A state that left the
+/// shard's history may be replaced by an older one.
+pub(crate) fn install(
+    state: &ShardState,
+    log: &GroupLog,
+    staged: StagedState,
+    diverged: bool,
+) -> Result<Applied, StorageError> {
+    let (new, old) = (staged.position()?, or_fatal(state.flush()).position);
+    if new < old && !diverged {
+        return Err(StorageError::Refused(format!("a snapshot at {new} is older than the state at {old}")));
+    }
+    or_fatal(log.purge_through(u64::MAX - 1, Some((PURGED, &new.sequence.to_be_bytes()))));
+    let replace = if diverged { Replace::Any } else { Replace::Older };
+    Ok(or_fatal(state.install(staged, RaftApplied::default(), replace)))
 }
 
 /// Whether the batches are what follows `after`, up to `through`.
@@ -107,29 +218,4 @@ async fn append(target: &Target<'_>, batches: Vec<(Position, Bytes)>) {
 }
 
 #[cfg(test)]
-mod tests {
-    use meridian_types::Epoch;
-
-    use super::*;
-
-    fn batches(positions: &[(u16, u64)]) -> Vec<(Position, Bytes)> {
-        positions.iter().map(|(epoch, sequence)| (Position::new(Epoch(*epoch), *sequence), Bytes::new())).collect()
-    }
-
-    #[test]
-    fn only_what_follows_is_taken() {
-        let at = |epoch, sequence| Position::new(Epoch(epoch), sequence);
-        let (after, through) = (at(1, 5), at(2, 8));
-        let history = History::new(vec![(Epoch(1), at(1, 0)), (Epoch(2), at(1, 6))]);
-        let check = |previous, positions: &[(u16, u64)]| check(&history, after, previous, &batches(positions), through);
-        check(after, &[(1, 6), (2, 7), (2, 8)]).unwrap();
-        check(after, &[]).unwrap_err();
-        check(at(2, 5), &[(1, 6)]).unwrap_err();
-        check(after, &[(2, 7)]).unwrap_err();
-        check(after, &[(1, 6), (1, 6)]).unwrap_err();
-        // Of the old epoch, beyond where the new one left it.
-        check(after, &[(1, 6), (1, 7)]).unwrap_err();
-        check(after, &[(2, 6)]).unwrap_err();
-        check(after, &[(1, 6), (2, 7), (2, 8), (2, 9)]).unwrap_err();
-    }
-}
+mod tests;

@@ -1,10 +1,13 @@
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::Stream;
 use meridian_proto::directory::{self as wire, failover_server};
-use meridian_proto::shipping::{Batches, StoredBatches};
+use meridian_proto::shipping::{Batches, StateChunk, StoredBatches};
 use meridian_types::{Epoch, Position, ShardId};
 use prost::Message;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::directory::Directory;
@@ -12,6 +15,7 @@ use crate::peers::MAX_MESSAGE_BYTES;
 use crate::shard::{LocalShard, or_fatal, wait_applied};
 use crate::shard_table::ShardTable;
 use crate::shipping_wire::{position, position_to_wire};
+use crate::state_exchange;
 
 const ZSTD_LEVEL: i32 = 1;
 /// Of one answer to `ReadLog`, about.
@@ -62,6 +66,8 @@ fn required(wire: Option<meridian_proto::shipping::Position>, field: &str) -> Re
 
 #[tonic::async_trait]
 impl failover_server::Failover for FailoverService {
+    type ReadStateStream = Pin<Box<dyn Stream<Item = Result<StateChunk, Status>> + Send>>;
+
     async fn seal(&self, request: Request<wire::SealRequest>) -> Result<Response<wire::SealResponse>, Status> {
         let request = request.into_inner();
         let (id, epoch, local) = self.shard_in(request.shard, request.epoch)?;
@@ -97,6 +103,9 @@ impl failover_server::Failover for FailoverService {
                 let drained = tokio::time::timeout(DRAIN_TIMEOUT, replica.drain(request.source, through)).await;
                 drained.unwrap_or_else(|_| Err(format!("not at {through} in time")))
             }
+            LocalShard::Voter(voter) if voter.stop.is_cancelled() => {
+                Err("the group of this voter has stopped: it pulls when the next epoch has begun".to_owned())
+            }
             // A voter that goes on in its own region comes there by Raft.
             LocalShard::Voter(voter) => {
                 let reached = wait_applied(voter.group.applied(), through.sequence, DRAIN_TIMEOUT).await;
@@ -130,5 +139,16 @@ impl failover_server::Failover for FailoverService {
         let zstd = zstd.map_err(|error| Status::internal(error.to_string()))?.into();
         let batches = Some(Batches { previous: Some(position_to_wire(after)), zstd });
         Ok(Response::new(wire::ReadLogResponse { batches }))
+    }
+    async fn read_state(
+        &self,
+        request: Request<wire::ReadStateRequest>,
+    ) -> Result<Response<Self::ReadStateStream>, Status> {
+        let (id, local) = self.shard(request.into_inner().shard)?;
+        let here = local.state().position();
+        if local.history().leaves(here).is_some() {
+            return Err(Status::failed_precondition(format!("{here} is not in this node's history of shard {id}")));
+        }
+        Ok(Response::new(Box::pin(ReceiverStream::new(state_exchange::read(local.state())))))
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use meridian_consensus::{
     Formed, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, StateTransfer, leave_group,
@@ -19,7 +19,7 @@ use crate::drain::{self, Target};
 use crate::followers::Followers;
 use crate::history::History;
 use crate::lost_tail;
-use crate::maintenance::DiskGuard;
+use crate::maintenance::{DiskGuard, MIN_FREE_BYTES};
 use crate::peers::PeerChannels;
 use crate::proposer::Limits;
 use crate::replica::{self, Replica, ReplicaParts};
@@ -31,9 +31,6 @@ const PULL_ROUNDS: usize = 3;
 const PULL_PAUSE: Duration = Duration::from_millis(300);
 
 const LEAVING: Duration = Duration::from_millis(500);
-/// A group whose leader has been silent for so long has taken this node out, when the directory says that it
-/// is to.
-const TAKEN_OUT: Duration = Duration::from_secs(10);
 
 /// What the keepers of all shards share.
 pub(crate) struct KeeperParts {
@@ -93,8 +90,6 @@ struct Keeper {
     state: Arc<ShardState>,
     /// What this node takes as a replica.
     log: GroupLog,
-    /// While it is to leave a group: since when no leader is heard.
-    silent_since: Mutex<Option<Instant>>,
 }
 
 impl Keeper {
@@ -103,7 +98,7 @@ impl Keeper {
         let log = replica::shipped_log(&parts.engine, shard)?;
         replica::catch_up(&state, &log)?;
         parts.shards.add(Arc::clone(&state), Followers::watch(&state));
-        Ok(Self { parts, shard, state, log, silent_since: Mutex::default() })
+        Ok(Self { parts, shard, state, log })
     }
 
     async fn run(self) {
@@ -123,17 +118,11 @@ impl Keeper {
         }
     }
 
-    /// Whether the group of the present epoch goes on without this node: its leader has taken it out, or has
-    /// not spoken to it for so long that it must have.
-    fn is_out(&self, voter: &Voter) -> bool {
-        let id = self.parts.node_id;
-        let forgotten = voter.group.status().leader.is_none();
-        let mut silent = self.silent_since.lock();
-        let since = if forgotten { *silent.get_or_insert_with(Instant::now) } else { Instant::now() };
-        if !forgotten {
-            *silent = None;
-        }
-        !voter.group.voters().contains(&id) || since.elapsed() >= TAKEN_OUT
+    /// Whether the group of the present epoch goes on without this node, which is not to vote in it: its own log
+    /// says so, or the directory has heard of a leader that the change is through. Until then it decides.
+    fn is_out(&self, shard: &Shard, voter: &Voter) -> bool {
+        let is_through = shard.changing.is_none() && !matches!(shard.phase, Phase::Sealing(_));
+        is_through || !voter.group.voters().contains(&self.parts.node_id)
     }
 
     /// Takes the part that the directory gives, if it is another than the present one.
@@ -155,7 +144,7 @@ impl Keeper {
             Some(LocalShard::Voter(voter)) => {
                 let group = voter.group.id();
                 let goes_on = group.epoch == history.epoch();
-                if goes_on && !self.is_out(&voter) {
+                if goes_on && !self.is_out(shard, &voter) {
                     return;
                 }
                 tracing::info!(%group, "this node's part in the group ends");
@@ -210,8 +199,8 @@ impl Keeper {
 
     /// As a replica.
     fn follow(&self, history: History) -> Result<LocalShard, StorageError> {
-        if let Some((epoch, base)) = history.leaves(self.state.position()) {
-            lost_tail::save_shipped(&self.parts.data_dir, self.shard, epoch, base, &self.log)?;
+        if history.leaves(self.state.position()).is_some() {
+            lost_tail::save_shipped(&self.parts.data_dir, &self.state, &history, &self.log)?;
         }
         self.restart_followers();
         let sequence = self.state.position().sequence;
@@ -241,8 +230,8 @@ impl Keeper {
     async fn vote(&self, shard: &Shard, history: History) -> Result<LocalShard, StorageError> {
         let group = GroupId { shard: self.shard, epoch: history.epoch() };
         let mut founder = false;
-        if let Some((epoch, base)) = history.leaves(self.state.position()) {
-            let kept = lost_tail::save_shipped(&self.parts.data_dir, self.shard, epoch, base, &self.log)?;
+        if let Some((_, base)) = history.leaves(self.state.position()) {
+            let kept = lost_tail::save_shipped(&self.parts.data_dir, &self.state, &history, &self.log)?;
             tracing::warn!(%group, %base, kept, "this node is beyond the base: it is seeded afresh");
             self.log.purge_through(u64::MAX - 1, Some((replica::PURGED, &base.sequence.to_be_bytes())))?;
         } else if self.state.applied().raft.epoch != Some(group.epoch) && shard.phase == Phase::Forming {
@@ -277,6 +266,7 @@ impl Keeper {
             directory: Arc::clone(&self.parts.directory),
             peers: Arc::clone(&self.parts.peers),
             limits: Arc::new(ShardLimits {
+                node_id: self.parts.node_id,
                 shard: self.shard,
                 directory: Arc::clone(&self.parts.directory),
                 shards: Arc::clone(&self.parts.shards),
@@ -398,6 +388,7 @@ pub(crate) fn run_member(
 
 /// What holds the writes of one shard up.
 struct ShardLimits {
+    node_id: NodeId,
     shard: ShardId,
     directory: Arc<Directory>,
     shards: Arc<ShardTable>,
@@ -406,7 +397,16 @@ struct ShardLimits {
 
 impl Limits for ShardLimits {
     fn refusal(&self) -> Option<String> {
-        self.disk.refusal()
+        let room = format!("less than {} MiB free", MIN_FREE_BYTES >> 20);
+        if self.disk.is_full() {
+            return Some(format!("the disk of the shard's leader has {room}"));
+        }
+        let topology = self.directory.topology();
+        let (voters, followers) = (&topology.shards.get(&self.shard)?.voters, self.shards.followers(&self.shard)?);
+        let full = voters.iter().filter(|voter| **voter != self.node_id && followers.has_full_disk(**voter)).count();
+        // What they cannot append stops them: as many as a majority can do without, and no more.
+        let refuses = full > 0 && voters.len() - full < voters.len() / 2 + 1;
+        refuses.then(|| format!("the disks of {full} of the shard's voters have {room}"))
     }
 
     fn replication_lag_ms(&self) -> Option<u64> {

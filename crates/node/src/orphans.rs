@@ -18,13 +18,15 @@ mod reader;
 mod writer;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
+use meridian_failover::FailoverReport;
 use meridian_proto::admin as wire;
+use meridian_proto::directory;
 use meridian_storage::StorageError;
 use meridian_types::{Epoch, Position, ShardId};
 use tonic::Status;
@@ -61,6 +63,12 @@ pub(crate) struct OrphanSummary {
     pub(crate) last_time_ms: u64,
     /// Of the encoded batches.
     pub(crate) bytes: u64,
+    /// The first and the last batch that this node had beyond the base, and its log did not any more; 0: none.
+    pub(crate) missing_from: u64,
+    pub(crate) missing_through: u64,
+    /// Transactions of the shard since it was made, up to the last that `epoch` cut off and that is known to have
+    /// been committed. It counts also what is missing. 0: not known.
+    pub(crate) committed_total: u64,
 }
 
 /// A file as [`list`] finds it.
@@ -136,6 +144,48 @@ pub(crate) fn read(data_dir: &Path, name: &str) -> Result<OrphanReader, StorageE
     OrphanReader::open(folder(data_dir).join(name.to_string()), name)
 }
 
+/// Whether a file of this header has what another of `lacking` does not, and reaches as far.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub(crate) fn is_kept(data_dir: &Path, header: &OrphanHeader, lacking: &OrphanSummary) -> Result<bool, StorageError> {
+    let has_it = |stored: &StoredOrphans| match &stored.content {
+        Ok((_, summary)) => {
+            // Files of the first version do not say how far they reach.
+            let reaches = summary.committed_total == 0 || summary.committed_total >= lacking.committed_total;
+            reaches && summary.missing_through < lacking.missing_through
+        }
+        Err(_) => false,
+    };
+    Ok(list(data_dir)?.iter().any(|stored| stored.name.is_of(header) && has_it(stored)))
+}
+
+/// How much this node held beyond the base of `report`. `None` while that cannot be counted: with less than it was,
+/// a report would become exact that says too little.
+pub(crate) fn shown(data_dir: &Path, shard: ShardId, report: &FailoverReport) -> Option<directory::Orphans> {
+    let files = list(data_dir).ok()?;
+    let mut shown = directory::Orphans { shard: shard.0, epoch: report.epoch.0.into(), ..Default::default() };
+    // Files of which it is not known what came before may hold what no other does.
+    let mut uncounted = 0;
+    for file in files.iter().filter(|file| file.name.shard == shard && file.name.epoch == report.epoch) {
+        let (_, summary) = file.content.as_ref().ok()?;
+        let undecided = summary.transactions.saturating_sub(summary.committed_transactions);
+        let mut committed = summary.committed_transactions;
+        if summary.committed_total > 0 {
+            committed = committed.max(summary.committed_total.saturating_sub(report.base_transactions));
+            shown.at_most = shown.at_most.max(committed + undecided);
+        } else if summary.missing_through > 0 {
+            return None;
+        } else {
+            uncounted += summary.transactions;
+        }
+        shown.transactions = shown.transactions.max(committed);
+        shown.last_time_ms = shown.last_time_ms.max(summary.last_time_ms);
+    }
+    shown.at_most += uncounted;
+    Some(shown)
+}
+
 /// [`list`] for operators. A file that cannot be read is in it without counts; [`read_orphans`] says why.
 pub(crate) fn list_orphans(data_dir: &Path) -> Result<wire::ListOrphansResponse, Status> {
     let file = |stored: StoredOrphans| {
@@ -153,6 +203,8 @@ pub(crate) fn list_orphans(data_dir: &Path) -> Result<wire::ListOrphansResponse,
             first_time_ms: summary.first_time_ms,
             last_time_ms: summary.last_time_ms,
             bytes: summary.bytes,
+            missing_from: summary.missing_from,
+            missing_through: summary.missing_through,
         }
     };
     let files = list(data_dir).map_err(|error| status(&error))?;
@@ -226,25 +278,43 @@ impl OrphanHeader {
 }
 
 impl OrphanSummary {
-    const LEN: usize = 48;
+    /// As it is written, and as it was before it said what is missing.
+    const LENGTHS: [usize; 2] = [72, 48];
 
     fn encode(&self) -> Vec<u8> {
-        let Self { batches, transactions, committed_transactions, first_time_ms, last_time_ms, bytes } = self;
-        let fields = [batches, transactions, committed_transactions, first_time_ms, last_time_ms, bytes];
-        fields.iter().flat_map(|field| field.to_le_bytes()).collect()
+        let Self { batches, transactions, committed_transactions, first_time_ms, last_time_ms, bytes, .. } = self;
+        let Self { missing_from, missing_through, committed_total, .. } = self;
+        let counted = [batches, transactions, committed_transactions, first_time_ms, last_time_ms, bytes];
+        let fields = counted.into_iter().chain([missing_from, missing_through, committed_total]);
+        fields.flat_map(|field| field.to_le_bytes()).collect()
     }
 
     fn decode(encoded: &[u8]) -> Option<Self> {
-        let (fields, rest) = encoded.as_chunks::<8>();
-        if !rest.is_empty() {
+        if !Self::LENGTHS.contains(&encoded.len()) {
             return None;
         }
-        let fields: Vec<u64> = fields.iter().map(|field| u64::from_le_bytes(*field)).collect();
-        let &[batches, transactions, committed_transactions, first_time_ms, last_time_ms, bytes] = fields.as_slice()
-        else {
-            return None;
-        };
-        Some(Self { batches, transactions, committed_transactions, first_time_ms, last_time_ms, bytes })
+        let mut fields = encoded.as_chunks::<8>().0.iter().map(|field| u64::from_le_bytes(*field));
+        let mut next = || fields.next().unwrap_or(0);
+        Some(Self {
+            batches: next(),
+            transactions: next(),
+            committed_transactions: next(),
+            first_time_ms: next(),
+            last_time_ms: next(),
+            bytes: next(),
+            missing_from: next(),
+            missing_through: next(),
+            committed_total: next(),
+        })
+    }
+
+    /// Whether it is of a file with the batches that `read` counts.
+    fn is_of(&self, read: &Self) -> bool {
+        // Without batches, the times are those of what is missing.
+        let times = if read.batches == 0 { self } else { read };
+        let Self { missing_from, missing_through, committed_total, .. } = *self;
+        let Self { first_time_ms, last_time_ms, .. } = *times;
+        *self == Self { first_time_ms, last_time_ms, missing_from, missing_through, committed_total, ..*read }
     }
 
     /// With one more batch behind.

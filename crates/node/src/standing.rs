@@ -24,7 +24,7 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard) -> wire::ShardReport 
             let applied_term = voter.group.applied().borrow().1;
             let leads = leadership.is_ok_and(|leadership| {
                 // An entry of the term is applied, and a quorum has answered of late.
-                leadership.term == applied_term && leadership.lease_until.is_some_and(|until| Instant::now() < until)
+                leadership.term == applied_term && leadership.answered_until.is_some_and(|until| Instant::now() < until)
             });
             (leads, if leads { settled_at(parts, &voter.group) } else { 0 }, 0)
         }
@@ -37,6 +37,7 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard) -> wire::ShardReport 
             (false, 0, lag_ms)
         }
     };
+    let (heard_transactions, heard_time_ms) = parts.directory.furthest(local.state().shard(), local.epoch());
     wire::ShardReport {
         shard: id,
         epoch: local.epoch().0.into(),
@@ -46,6 +47,8 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard) -> wire::ShardReport 
         leads,
         settled_at,
         lag_ms,
+        heard_transactions,
+        heard_time_ms,
     }
 }
 
@@ -72,15 +75,8 @@ fn lost(parts: &KeeperParts) -> Vec<wire::Orphans> {
             if report.planned || !waits || settled.is_none_or(|settled| settled < report.epoch) {
                 continue;
             }
-            let files = orphans::list(&parts.data_dir).unwrap_or_default();
-            let mut sum = wire::Orphans { shard: id.0, epoch: report.epoch.0.into(), ..Default::default() };
-            for file in files.iter().filter(|file| file.name.shard == *id && file.name.epoch == report.epoch) {
-                let Ok((_, summary)) = &file.content else { continue };
-                sum.transactions = sum.transactions.max(summary.committed_transactions);
-                sum.at_most += summary.transactions;
-                sum.last_time_ms = sum.last_time_ms.max(summary.last_time_ms);
-            }
-            shown.push(sum);
+            // Not while it cannot be counted: the report stays at "at least".
+            shown.extend(orphans::shown(&parts.data_dir, *id, report));
         }
     }
     shown

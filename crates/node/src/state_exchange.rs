@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
 use crate::shard_table::ShardTable;
+use crate::shipping_wire::decompress;
 
 /// Rows of one chunk, before compression.
 const CHUNK_BYTES: usize = 1 << 20;
@@ -80,25 +81,9 @@ impl StateExchange {
         };
         let gone = || Status::not_found(format!("snapshot `{id}` is not kept here any more"));
         let snapshot = self.find(&id, group).ok_or_else(gone)?;
-        let (chunks, stream) = mpsc::channel(2);
-        let exchange = Arc::clone(self);
-        let mut after = request.after_key.to_vec();
-        tokio::task::spawn_blocking(move || {
-            loop {
-                let chunk = snapshot.rows(&after, CHUNK_BYTES).map_err(|error| Status::internal(error.to_string()));
-                let chunk = chunk.and_then(|rows| {
-                    after = rows.rows.last().map(|(key, _)| key.to_vec()).unwrap_or_default();
-                    encode_chunk(&id, &snapshot, rows).map_err(|error| Status::internal(error.to_string()))
-                });
-                let end = chunk.as_ref().map_or(true, |chunk| chunk.last);
-                exchange.find(&id, group);
-                // The fetcher went away: it may come back for the rest while the snapshot is kept.
-                if chunks.blocking_send(chunk).is_err() || end {
-                    return;
-                }
-            }
-        });
-        Ok(stream)
+        let (exchange, kept) = (Arc::clone(self), id.clone());
+        // A fetcher that goes away may come back for the rest while the snapshot is kept.
+        Ok(chunks(snapshot, id, request.after_key.to_vec(), move || drop(exchange.find(&kept, group))))
     }
 
     async fn fetch_from(
@@ -173,6 +158,36 @@ impl StateTransfer for StateExchange {
     }
 }
 
+/// The whole state as it is now, for one reader, who begins anew if the stream breaks.
+pub(crate) fn read(state: &ShardState) -> mpsc::Receiver<Result<wire::StateChunk, Status>> {
+    chunks(Arc::new(state.snapshot()), String::new(), Vec::new(), || {})
+}
+
+/// What lies behind the key `after`. `read` is called with each chunk.
+fn chunks(
+    snapshot: Arc<StateSnapshot>,
+    id: String,
+    mut after: Vec<u8>,
+    read: impl Fn() + Send + 'static,
+) -> mpsc::Receiver<Result<wire::StateChunk, Status>> {
+    let (chunks, stream) = mpsc::channel(2);
+    tokio::task::spawn_blocking(move || {
+        loop {
+            let chunk = snapshot.rows(&after, CHUNK_BYTES).map_err(|error| Status::internal(error.to_string()));
+            let chunk = chunk.and_then(|rows| {
+                after = rows.rows.last().map(|(key, _)| key.to_vec()).unwrap_or_default();
+                encode_chunk(&id, &snapshot, rows).map_err(|error| Status::internal(error.to_string()))
+            });
+            let end = chunk.as_ref().map_or(true, |chunk| chunk.last);
+            read();
+            if chunks.blocking_send(chunk).is_err() || end {
+                return;
+            }
+        }
+    });
+    stream
+}
+
 fn encode_chunk(id: &str, snapshot: &StateSnapshot, rows: StateRows) -> std::io::Result<wire::StateChunk> {
     let last = rows.last;
     let rows = rows.rows.into_iter().map(|(key, value)| wire::StateRow { key, value }).collect();
@@ -187,11 +202,11 @@ fn encode_chunk(id: &str, snapshot: &StateSnapshot, rows: StateRows) -> std::io:
     })
 }
 
-fn decode_chunk(chunk: &wire::StateChunk) -> Result<StateRows, String> {
+pub(crate) fn decode_chunk(chunk: &wire::StateChunk) -> Result<StateRows, String> {
     if crc32c::crc32c(&chunk.zstd) != chunk.crc32c {
         return Err("a chunk's checksum does not match".to_owned());
     }
-    let bytes = zstd::bulk::decompress(&chunk.zstd, MAX_CHUNK_BYTES).map_err(|error| error.to_string())?;
+    let bytes = decompress(&chunk.zstd, MAX_CHUNK_BYTES)?;
     let rows = wire::StateRows::decode(Bytes::from(bytes)).map_err(|error| error.to_string())?;
     let rows = rows.rows.into_iter().map(|row| (row.key, row.value)).collect();
     Ok(StateRows { rows, last: chunk.last })

@@ -37,6 +37,8 @@ pub struct Counts {
     pub went_home: u64,
     pub lost: u64,
     pub snapshots: u64,
+    /// Taken in place of a tail that was in no log any more.
+    pub whole_states: u64,
     pub orphans: u64,
     pub drains: u64,
     pub exact_reports: u64,
@@ -52,6 +54,7 @@ impl std::ops::AddAssign for Counts {
         self.went_home += other.went_home;
         self.lost += other.lost;
         self.snapshots += other.snapshots;
+        self.whole_states += other.whole_states;
         self.orphans += other.orphans;
         self.drains += other.drains;
         self.exact_reports += other.exact_reports;

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_failover::{Change, Cluster, Lease, SealAnswer, ShardReport};
+use meridian_failover::{Change, Cluster, Furthest, Lease, SealAnswer, ShardReport};
 use meridian_shipping::{Heartbeat, Status, StreamId};
 use meridian_types::{Epoch, NodeId, Position};
 
@@ -44,6 +44,16 @@ pub(crate) enum Shipped {
     Closed,
 }
 
+/// What a node has of another's history behind a position.
+#[derive(Debug, Clone)]
+pub(crate) enum Tail {
+    Batches(Vec<Batch>),
+    /// It is no longer in its log.
+    Gone,
+    /// It has nothing of it, or another history.
+    Nothing,
+}
+
 /// What a node had beyond the base of an epoch.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Shown {
@@ -69,7 +79,7 @@ pub(crate) enum Message {
     Directory(RaftMessage<Arc<Cluster>>),
     // Of nodes to the directory, and back.
     Renew { incarnation: u64, sent_at: Duration, report: Option<ShardReport>, shown: Vec<(Epoch, Shown)> },
-    Lease { incarnation: u64, sent_at: Duration, lease: Lease, cluster: Arc<Cluster> },
+    Lease { incarnation: u64, sent_at: Duration, lease: Lease, cluster: Arc<Cluster>, furthest: Vec<Furthest> },
     NotLeader { leader: Option<NodeId> },
     Cluster(Arc<Cluster>),
     Order(Change),
@@ -79,7 +89,9 @@ pub(crate) enum Message {
     Drain { term: u64, epoch: Epoch, source: NodeId, through: Position },
     Drained { term: u64, epoch: Epoch, position: Position },
     ReadLog { after: Position, through: Position },
-    LogRead { after: Position, batches: Vec<Batch> },
+    LogRead { after: Position, tail: Tail },
+    ReadState { incarnation: u64, fetch: u64 },
+    StateRead { incarnation: u64, fetch: u64, history: Option<Arc<History>> },
     // Shipping.
     Subscribe { link: Link, from: Position },
     Unsubscribe { link: Link },
@@ -103,9 +115,14 @@ pub(crate) enum Wakeup {
     DirectorySynced(Sync),
     /// The next batch handed out by the receiver is durable.
     Persisted,
-    /// What was pulled by a drain is durable.
+    /// What was pulled is durable.
     Pulled {
         batches: Vec<Batch>,
+    },
+    /// A whole state has come, in place of a tail.
+    StatePulled {
+        fetch: u64,
+        history: Arc<History>,
     },
     Installed {
         fetch: u64,

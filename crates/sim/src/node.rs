@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_failover::{Cluster, LeaseHolder, Shard};
+use meridian_failover::{Cluster, Hearsay, LeaseHolder, Shard};
 use meridian_shipping::Sender;
 use meridian_types::{Epoch, NodeId, Position};
 
@@ -23,6 +23,7 @@ use crate::topology::SHARD;
 mod directory;
 mod members;
 mod part;
+mod pull;
 mod renewal;
 mod replica;
 mod sealing;
@@ -112,6 +113,9 @@ pub(crate) struct Node {
     part: Part,
     directory: Option<Member>,
     lease: LeaseHolder,
+    hearsay: Hearsay,
+    /// Numbers the whole states that are fetched in place of a tail.
+    fetches: u64,
     renewal: Renewal,
     senders: BTreeMap<Link, Sender>,
     /// Where each request is in the history.
@@ -141,6 +145,8 @@ impl Node {
             part: Part::Idle,
             directory: None,
             lease: LeaseHolder::default(),
+            hearsay: Hearsay::default(),
+            fetches: 0,
             renewal: Renewal::default(),
             senders: BTreeMap::new(),
             requests: BTreeMap::new(),
@@ -153,6 +159,7 @@ impl Node {
         self.incarnation += 1;
         self.clock = Clock::at_boot(context.now, context.rng);
         self.lease = LeaseHolder::default();
+        self.hearsay = Hearsay::default();
         self.renewal = Renewal::default();
         self.next_status = Duration::ZERO;
         self.requests = self.disk.history.iter().map(|batch| (batch.request, batch.position)).collect();
@@ -219,6 +226,7 @@ impl Node {
             Wakeup::DirectorySynced(sync) => self.directory_synced(context, sync),
             Wakeup::Persisted => self.persisted(context),
             Wakeup::Pulled { batches } => self.pulled(context, batches),
+            Wakeup::StatePulled { fetch, history } => self.state_pulled(context, fetch, &history),
             Wakeup::Installed { fetch } => self.installed(context, fetch),
         }
     }
@@ -227,7 +235,7 @@ impl Node {
         self.tick_directory(context);
         self.tick_voter(context);
         self.tick_replica(context);
-        self.tick_drain(context);
+        self.go_on_pulling(context);
         self.tick_senders(context);
         self.tick_renewal(context);
     }
@@ -243,8 +251,9 @@ impl Node {
             Message::Renew { incarnation, sent_at, report, shown } => {
                 self.asked_to_renew(context, directory::Asked { from, incarnation, sent_at, report, shown });
             }
-            Message::Lease { incarnation, sent_at, lease, cluster } => {
+            Message::Lease { incarnation, sent_at, lease, cluster, furthest } => {
                 if incarnation == self.incarnation {
+                    furthest.into_iter().for_each(|furthest| self.hearsay.heard(furthest));
                     self.renewed(context, sent_at, &lease);
                     self.adopt(context, cluster);
                 }
@@ -259,7 +268,13 @@ impl Node {
             }
             Message::Drained { term, epoch, position } => self.drained(context, from, term, epoch, position),
             Message::ReadLog { after, through } => self.read_log(context, from, after, through),
-            Message::LogRead { after, batches } => self.log_read(context, after, batches),
+            Message::LogRead { after, tail } => self.log_read(context, from, after, tail),
+            Message::ReadState { incarnation, fetch } => self.read_state(context, from, incarnation, fetch),
+            Message::StateRead { incarnation, fetch, history } => {
+                if incarnation == self.incarnation {
+                    self.state_read(context, fetch, history);
+                }
+            }
             Message::Subscribe { link, from: position } => self.subscribed(context, link, position),
             Message::Unsubscribe { link } => drop(self.senders.remove(&link)),
             Message::Ack { link, durable, .. } => self.acked(context, link, durable),

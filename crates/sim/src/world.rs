@@ -276,3 +276,6 @@ impl World {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

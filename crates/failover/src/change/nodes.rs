@@ -4,7 +4,7 @@ use meridian_types::NodeId;
 
 use crate::change::names::{check_address, check_name};
 use crate::change::{Refused, ensure};
-use crate::cluster::{Cluster, Node, Phase};
+use crate::cluster::{Cluster, Node, Phase, Shard};
 
 impl Cluster {
     pub(super) fn live_node(&self, id: NodeId) -> Result<&Node, Refused> {
@@ -101,9 +101,7 @@ impl Cluster {
         if let Some((shard, _)) = self.shards.iter().find(|(_, shard)| shard.voters.contains(&id)) {
             return Err(Refused(format!("{name} votes in shard {shard}: set other voters, or replace the node")));
         }
-        if let Some((shard, _)) = self.shards.iter().find(|(_, shard)| shard.may_vote(id)) {
-            return Err(Refused(format!("{name} still votes in shard {shard}: wait until its voters have changed")));
-        }
+        self.check_decides_no_more(id)?;
         ensure(!self.directory_voters.contains(&id), || {
             format!("{name} votes in the directory: set other directory voters, or replace the node")
         })?;
@@ -111,11 +109,22 @@ impl Cluster {
         Ok(())
     }
 
+    /// One that is a voter no more may still be one in its group, where nobody takes its place.
+    fn check_decides_no_more(&self, id: NodeId) -> Result<(), Refused> {
+        let former = |shard: &Shard| !shard.voters.contains(&id) && shard.may_vote(id);
+        let found = self.shards.iter().find(|(_, shard)| former(shard));
+        ensure(found.is_none(), || {
+            let shard = found.map(|(shard, _)| shard.to_string()).unwrap_or_default();
+            format!("{} still votes in shard {shard}: wait until its voters have changed", self.name_of(id))
+        })
+    }
+
     pub(super) fn replace_node(&mut self, old: NodeId, new: &Node) -> Result<(), Refused> {
         let known = self.live_node(old)?.clone();
         ensure(known.region == new.region, || {
             format!("{} is in region {}: its replacement has to be there, too", known.name, known.region)
         })?;
+        self.check_decides_no_more(old)?;
         for (id, shard) in self.shards.iter().filter(|(_, shard)| shard.voters.contains(&old)) {
             // The end of an epoch is judged by who voted in it.
             ensure(shard.phase == Phase::Active, || {

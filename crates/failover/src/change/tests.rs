@@ -70,6 +70,21 @@ fn a_node_that_votes_is_not_removed() {
 }
 
 #[test]
+fn a_former_voter_is_neither_removed_nor_replaced_before_the_voters_have_changed() {
+    let next = done(&cluster(), &Change::AddNode { node: node(8, "a", "a1") });
+    let next = done(&next, &Change::SetDirectoryVoters { voters: ids(&[2, 4, 6]) });
+    let next = done(&next, &Change::SetVoters { shard: SHARD, voters: ids(&[2, 3, 8]) });
+    let new = Node { name: "new".into(), rpc_address: "10.0.0.9:7100".into(), kv_address: None, ..node(9, "a", "a1") };
+    let replace = Change::ReplaceNode { old: 1, new };
+    let message = "n1 still votes in shard 1: wait until its voters have changed";
+    assert_eq!(refused(&next, &Change::RemoveNode { node: 1 }), message);
+    assert_eq!(refused(&next, &replace), message);
+    let version = next.version;
+    let next = done(&next, &Change::SettleVoters { shard: SHARD, epoch: Epoch::FIRST, version });
+    assert!(done(&next, &replace).nodes[&1].removed);
+}
+
+#[test]
 fn a_replacement_takes_all_places_of_the_old_node() {
     let mut new = node(1, "a", "a1");
     new.rpc_address = "10.0.0.99:7100".to_owned();

@@ -34,19 +34,32 @@ pub(super) fn advance(view: &View<'_>, watch: &Watch, sealing: &mut Sealing, act
         .copied()
         .filter(|voter| is_usable(view, sealing, *voter))
         .partition(|voter| is_at(view, sealing, *voter, base.position));
-    if !voters.is_empty() && at_base.len() >= majority(voters.len()) && (forced || at_base.len() >= 2) {
-        return view.promote(watch, sealing, &region, voters, &at_base, &base);
+    let (waiting, mut behind): (BTreeSet<_>, BTreeSet<_>) =
+        behind.into_iter().partition(|voter| pulls_once_promoted(sealing, *voter, base.position));
+    // Until they have pulled, it has to lie in two data centers elsewhere.
+    let is_kept = holding_data_centers(view, sealing, base.position) >= if forced { 1 } else { 2 };
+    let count = at_base.len() + if is_kept { waiting.len() } else { 0 };
+    if !voters.is_empty() && count >= majority(voters.len()) && (forced || count >= 2) {
+        let first = if at_base.is_empty() { &waiting } else { &at_base };
+        return view.promote(watch, sealing, &region, voters, first, &base);
     }
-    for voter in &behind {
-        drain(view, sealing, *voter, base.position, actions);
+    if !waiting.is_empty() && !is_kept {
+        let others = view.cluster.nodes.keys().copied().filter(|node| is_usable(view, sealing, *node));
+        let votes = |node: &NodeId| sealing.answers.get(node).is_some_and(|answer| answer.term.is_some());
+        behind.extend(others.filter(|node| !votes(node) && !is_at(view, sealing, *node, base.position)));
     }
-    Verdict::Wait(format!(
-        "sealed at {}: {} of the {} voters of {region} have it{}",
-        base.position,
-        at_base.len(),
-        voters.len(),
-        if behind.is_empty() { String::new() } else { format!("; {} pulling it", view.names(behind)) },
-    ))
+    for node in &behind {
+        drain(view, sealing, *node, base.position, actions);
+    }
+    let (have, all) = (at_base.len(), voters.len());
+    let mut text = format!("sealed at {}: {have} of the {all} voters of {region} have it", base.position);
+    if !waiting.is_empty() {
+        text += &format!("; {} can pull it once two data centers hold it", view.names(waiting));
+    }
+    if !behind.is_empty() {
+        text += &format!("; {} pulling it", view.names(behind));
+    }
+    Verdict::Wait(text)
 }
 
 /// In every region: each node holds every shard, and may hold what no other has.
@@ -112,6 +125,20 @@ fn is_at(view: &View<'_>, sealing: &Sealing, node: NodeId, base: Position) -> bo
     let drain_lasts = view.config.seal_timeout * 2;
     sealing.answers.get(&node).is_some_and(|answer| answer.position == base)
         && !sealing.may_pass(view.now, node, base, drain_lasts)
+}
+
+/// A voter of the epoch that ends has stopped with its group, and its state is the group's until another epoch
+/// begins: only then does it pull what it lacks, before it founds the group of that one. Should it fail to, no
+/// leader comes, the shard is sealed anew, and those that hold the base still do.
+fn pulls_once_promoted(sealing: &Sealing, node: NodeId, base: Position) -> bool {
+    sealing.answers.get(&node).is_some_and(|answer| answer.term.is_some() && answer.position < base)
+}
+
+/// In how many data centers somebody in reach has everything up to the base.
+fn holding_data_centers(view: &View<'_>, sealing: &Sealing, base: Position) -> usize {
+    let holders = sealing.answers.iter().filter(|(node, answer)| answer.position == base && view.is_reachable(**node));
+    let places = holders.filter_map(|(node, _)| view.cluster.nodes.get(node));
+    places.map(|node| (&node.region, &node.data_center)).collect::<BTreeSet<_>>().len()
 }
 
 fn target(view: &View<'_>, sealing: &mut Sealing) -> Option<String> {

@@ -33,8 +33,11 @@ pub(super) fn prepare(view: &View<'_>, watch: &Watch, to: &str) -> Verdict {
         return Verdict::Wait(format!("switchover to {to}: waits until the voters have changed"));
     }
     let max_lag = view.config.max_switchover_lag;
-    let is_near =
-        |node: NodeId| view.report(node).is_some_and(|report| Duration::from_millis(report.lag_ms) <= max_lag);
+    // One that has left the history is not behind it, and nothing can be drained to it.
+    let is_near = |node: NodeId| {
+        let report = view.report(node).filter(|report| view.shard.in_history(report.position));
+        report.is_some_and(|report| Duration::from_millis(report.lag_ms) <= max_lag)
+    };
     let (near, wanted) = (view.data_centers(to, is_near), majority(view.cluster.voters_in(to)));
     if near < wanted {
         return Verdict::Wait(format!(

@@ -5,6 +5,7 @@ use meridian_types::{DatabaseId, Epoch, NodeId, Position};
 
 use super::*;
 use crate::cluster::{FailoverMode, Plan, Shard};
+use crate::furthest::Hearsay;
 use crate::lease::LeaseHolder;
 use crate::testing::{SHARD, at, cluster, database, node};
 

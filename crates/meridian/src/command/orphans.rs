@@ -80,6 +80,9 @@ struct Listed {
     first_time_ms: u64,
     last_time_ms: u64,
     bytes: u64,
+    /// The first and the last batch that the node had and its log did not any more; 0: none.
+    missing_from: u64,
+    missing_through: u64,
     /// Damaged: `meridian orphans show` says how.
     unreadable: bool,
 }
@@ -98,10 +101,17 @@ impl Listed {
             first_time_ms: file.first_time_ms,
             last_time_ms: file.last_time_ms,
             bytes: file.bytes,
-            // A file without batches is never made.
-            unreadable: file.batches == 0,
+            missing_from: file.missing_from,
+            missing_through: file.missing_through,
+            // A file without batches is made only to say what is missing.
+            unreadable: file.batches == 0 && file.missing_through == 0,
         }
     }
+}
+
+/// The batches that are in no file of the node, if there are such.
+fn missing(from: u64, through: u64) -> Option<String> {
+    (through > 0).then(|| if from == through { from.to_string() } else { format!("{from} to {through}") })
 }
 
 impl Orphans {
@@ -155,7 +165,7 @@ fn table(files: &[Listed]) -> String {
     if files.is_empty() {
         return "no node that answered keeps orphans\n".to_owned();
     }
-    let mut table = Table::new(&["FILE", ">BATCHES", ">TRANSACTIONS", "FROM", "TO", ">SIZE"]);
+    let mut table = Table::new(&["FILE", ">BATCHES", ">TRANSACTIONS", "FROM", "TO", ">SIZE", "MISSING"]);
     for file in files {
         let name = format!("{}/{}", file.node, file.name);
         if file.unreadable {
@@ -169,13 +179,16 @@ fn table(files: &[Listed]) -> String {
             ]);
             continue;
         }
+        // Not known of batches that are all missing.
+        let time = |ms| if ms == 0 { "-".to_owned() } else { amounts::time(ms) };
         table.row([
             name,
             file.batches.to_string(),
             file.transactions.to_string(),
-            amounts::time(file.first_time_ms),
-            amounts::time(file.last_time_ms),
+            time(file.first_time_ms),
+            time(file.last_time_ms),
             amounts::size(file.bytes),
+            missing(file.missing_from, file.missing_through).unwrap_or_else(|| "-".to_owned()),
         ]);
     }
     table.to_string()
@@ -212,10 +225,17 @@ async fn open<'a>(cluster: &'a Cluster, file: &File) -> Result<Reading<'a>> {
     let node = cluster.nodes.get(&holder).context("the node is gone")?;
     let opened = async {
         let mut client = admin(&node.rpc_address).await?;
-        client.read_orphans(admin::ReadOrphansRequest { name: name.to_owned() }).await
+        let listed = client.list_orphans(admin::ListOrphansRequest {}).await?.into_inner();
+        let batches = client.read_orphans(admin::ReadOrphansRequest { name: name.to_owned() }).await?.into_inner();
+        Ok::<_, tonic::Status>((listed.files, batches))
     };
     let opened = tokio::time::timeout(TIMEOUT, opened).await.map_err(|_| anyhow!("{} does not answer", node.name))?;
-    let batches = opened.map_err(|status| anyhow!("{}: {}", node.name, status.message()))?.into_inner();
+    let (files, batches) = opened.map_err(|status| anyhow!("{}: {}", node.name, status.message()))?;
+    let entry = files.iter().find(|file| file.name == name);
+    if let Some(missing) = entry.and_then(|file| missing(file.missing_from, file.missing_through)) {
+        // Beside the batches, of which each line may be read by a program.
+        eprintln!("meridian: {}/{name} lacks {missing}: the node's log had been purged of them", node.name);
+    }
     Ok(Reading { node, name: name.to_owned(), batches })
 }
 
@@ -304,5 +324,20 @@ mod tests {
         assert!(text.contains("region-1-a/a        3") && text.contains("2.0 KiB"), "{text}");
         assert!(text.contains("region-1-b/b        -             -  cannot be read"), "{text}");
         assert_eq!(table(&[]), "no node that answered keeps orphans\n");
+    }
+
+    #[test]
+    fn what_is_missing_is_listed() {
+        let lacking = |batches, missing_from, missing_through| Listed {
+            unreadable: false,
+            missing_from,
+            missing_through,
+            ..listed(1, "a", batches)
+        };
+        let text = table(&[lacking(3, 101, 105), lacking(0, 101, 101), lacking(3, 0, 0)]);
+        let ends: Vec<_> = text.lines().map(|line| line.split("  ").last().unwrap().trim()).collect();
+        assert_eq!(ends, ["MISSING", "101 to 105", "101", "-"]);
+        let file = admin::OrphanFile { missing_from: 101, missing_through: 101, ..Default::default() };
+        assert!(!Listed::of(1, &cluster().nodes[&1], file).unreadable);
     }
 }

@@ -169,11 +169,13 @@ impl LeaseRenewal {
                 if let Some(cluster) = &lease.cluster {
                     learn(&self.directory, cluster);
                 }
+                let furthest: Vec<_> = lease.furthest.iter().filter_map(super::wire::furthest).collect();
                 let shards = lease
                     .shards
                     .iter()
                     .filter_map(|leased| Some((ShardId(leased.shard), Epoch(u16::try_from(leased.epoch).ok()?))));
                 let lease = Lease { ttl: Duration::from_millis(lease.ttl_ms), shards: shards.collect() };
+                self.directory.heard(furthest);
                 self.directory.renewed(sent_at, &lease);
                 Asked::Done
             }

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::record::{self, Recorded};
-use super::wire::{self as from_wire, cluster_to_wire, lease_to_wire};
+use super::wire::{self as from_wire, cluster_to_wire, furthest_to_wire, lease_to_wire};
 use super::{DIRECTORY_DATABASE, DIRECTORY_GROUP, Directory};
 use crate::clock::wall_ms;
 use crate::peers::PeerChannels;
@@ -161,10 +161,12 @@ impl Task {
                         return;
                     }
                 }
-                Err(not_leading) => tokio::select! {
+                Err(_) => tokio::select! {
+                    biased;
                     () = group.leadership_changed(None) => {}
                     request = self.inbox.recv() => match request {
-                        Some(request) => decline(request, not_leading.leader),
+                        // Who leads may have changed while nobody asked.
+                        Some(request) => decline(request, group.leadership().err().and_then(|other| other.leader)),
                         None => return,
                     },
                 },
@@ -356,7 +358,11 @@ impl Session {
         }
         let reports = request.reports.into_iter().filter_map(from_wire::report).collect();
         self.step(Event::Reported { node: id, reports });
-        Wire::Lease(wire::Lease { cluster: newer, ..lease_to_wire(&lease) })
+        let furthest = match &self.base {
+            Some((cluster, _)) => self.controller.furthest(cluster).iter().map(furthest_to_wire).collect(),
+            None => Vec::new(),
+        };
+        Wire::Lease(wire::Lease { cluster: newer, furthest, ..lease_to_wire(&lease) })
     }
 
     fn step(&mut self, event: Event) {
@@ -499,7 +505,8 @@ impl Session {
     /// The members that the directory group is to have, if it has others.
     fn members_wanted(&self) -> Option<BTreeSet<NodeId>> {
         let (cluster, _) = self.base.as_ref()?;
-        (self.parts.voter.group.voters() != cluster.directory_voters).then(|| cluster.directory_voters.clone())
+        let settled = self.parts.voter.group.settled_voters();
+        (settled.as_ref() != Some(&cluster.directory_voters)).then(|| cluster.directory_voters.clone())
     }
 
     /// Brings the directory group's own members to what the cluster says.

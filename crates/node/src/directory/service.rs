@@ -131,6 +131,22 @@ fn is_for_operators(change: &Change) -> bool {
             | Change::Seal { .. }
             | Change::Promote { .. }
             | Change::Activate { .. }
+            | Change::SettleVoters { .. }
             | Change::ShowLoss { .. }
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_types::{Epoch, ShardId};
+
+    use super::*;
+
+    #[test]
+    fn what_leaders_and_nodes_say_is_no_operators_to_order() {
+        let (shard, epoch) = (ShardId(1), Epoch(1));
+        assert!(!is_for_operators(&Change::SettleVoters { shard, epoch, version: 2 }));
+        assert!(!is_for_operators(&Change::Activate { shard, epoch }));
+        assert!(is_for_operators(&Change::SetVoters { shard, voters: [1].into() }));
+    }
 }

@@ -1,6 +1,6 @@
 //! What nodes and the directory's leader say to each other, from the wire and to it.
 
-use meridian_failover::{Change, Cluster, Lease, SealAnswer, ShardReport};
+use meridian_failover::{Change, Cluster, Furthest, Lease, SealAnswer, ShardReport};
 use meridian_proto::directory as wire;
 use meridian_types::{Epoch, NodeId, ShardId};
 
@@ -10,14 +10,26 @@ pub(super) fn cluster_to_wire(cluster: &Cluster) -> wire::ClusterState {
     wire::ClusterState { json: serde_json::to_vec(cluster).unwrap_or_default().into() }
 }
 
-/// Without the cluster.
+/// Without the cluster, and how far shards came.
 pub(super) fn lease_to_wire(lease: &Lease) -> wire::Lease {
     let leased = |(shard, epoch): &(ShardId, Epoch)| wire::LeasedShard { shard: shard.0, epoch: epoch.0.into() };
     wire::Lease {
         ttl_ms: u64::try_from(lease.ttl.as_millis()).unwrap_or(0),
         shards: lease.shards.iter().map(leased).collect(),
         cluster: None,
+        furthest: Vec::new(),
     }
+}
+
+pub(super) fn furthest_to_wire(furthest: &Furthest) -> wire::Furthest {
+    let Furthest { shard, epoch, transactions, time_ms } = *furthest;
+    wire::Furthest { shard: shard.0, epoch: epoch.0.into(), transactions, time_ms }
+}
+
+/// `None`: malformed.
+pub(super) fn furthest(wire: &wire::Furthest) -> Option<Furthest> {
+    let wire::Furthest { shard, epoch, transactions, time_ms } = *wire;
+    Some(Furthest { shard: ShardId(shard), epoch: Epoch(u16::try_from(epoch).ok()?), transactions, time_ms })
 }
 
 pub(super) fn report(wire: wire::ShardReport) -> Option<ShardReport> {
@@ -30,6 +42,8 @@ pub(super) fn report(wire: wire::ShardReport) -> Option<ShardReport> {
         leads: wire.leads,
         settled_at: wire.settled_at,
         lag_ms: wire.lag_ms,
+        heard_transactions: wire.heard_transactions,
+        heard_time_ms: wire.heard_time_ms,
     })
 }
 

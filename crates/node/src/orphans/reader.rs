@@ -51,19 +51,26 @@ impl OrphanReader {
 
     /// The header and, from the end of the file, the summary. Does not look at the batches.
     pub(super) fn summarize(mut self) -> Result<(OrphanHeader, OrphanSummary), StorageError> {
-        const END_LEN: u64 = (RECORD_HEAD + 1 + OrphanSummary::LEN) as u64;
-        if let Some(skipped) = self.left.checked_sub(END_LEN) {
-            let behind = i64::try_from(END_LEN).map_or(0, |length| -length);
+        let left = self.left;
+        for length in OrphanSummary::LENGTHS {
+            self.left = left.min((RECORD_HEAD + 1 + length) as u64);
+            let behind = i64::try_from(self.left).map_or(0, |length| -length);
             self.file.seek(SeekFrom::End(behind)).map_err(|source| file_error(&self.path, source))?;
-            self.left -= skipped;
+            match self.record() {
+                Ok(payload) => {
+                    if let Some((&END, body)) = payload.split_first()
+                        && body.len() == length
+                        && let Some(summary) = OrphanSummary::decode(body)
+                    {
+                        return Ok((self.header, summary));
+                    }
+                }
+                // Not where a record begins.
+                Err(StorageError::Corruption { .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
-        match self.record()?.split_first() {
-            Some((&END, body)) => match OrphanSummary::decode(body) {
-                Some(summary) => Ok((self.header, summary)),
-                None => Err(corruption(&self.path, "its last record is malformed")),
-            },
-            _ => Err(corruption(&self.path, "it does not end with its last record")),
-        }
+        Err(corruption(&self.path, "it does not end with its last record"))
     }
 
     fn step(&mut self) -> Result<Option<wire::OrphanBatch>, StorageError> {
@@ -77,7 +84,11 @@ impl OrphanReader {
                 self.read.add(transactions, batch.time_ms, stored.batch.len(), stored.committed);
                 Ok(Some(stored))
             }
-            Some((&END, body)) if OrphanSummary::decode(body) == Some(self.read) && self.left == 0 => Ok(None),
+            Some((&END, body))
+                if self.left == 0 && OrphanSummary::decode(body).is_some_and(|end| end.is_of(&self.read)) =>
+            {
+                Ok(None)
+            }
             Some((&END, _)) => Err(corruption(&self.path, "it does not hold what its last record says")),
             _ => Err(corruption(&self.path, "a record is of no known kind")),
         }

@@ -5,13 +5,17 @@ use tonic::Code;
 
 use super::*;
 
-const SHARD: ShardId = ShardId(3);
+pub(crate) const SHARD: ShardId = ShardId(3);
 const EPOCH: Epoch = Epoch(2);
 const BASE: Position = Position { epoch: Epoch::FIRST, sequence: 10 };
 const NAME: &str = "shard-3-epoch-2-base-10-1.orphans";
 
 /// A batch of so many transactions, made at `1000 + sequence` milliseconds.
 fn batch(sequence: u64, transactions: u8) -> Vec<u8> {
+    batch_at(Position::new(Epoch::FIRST, sequence), transactions)
+}
+
+pub(crate) fn batch_at(position: Position, transactions: u8) -> Vec<u8> {
     let transaction = |id| CommittedTransaction {
         request_id: RequestId([id; 16]),
         database: DatabaseId([9; 16]),
@@ -22,9 +26,27 @@ fn batch(sequence: u64, transactions: u8) -> Vec<u8> {
         }],
         refusal: None,
     };
-    let position = Position::new(Epoch::FIRST, sequence);
     let transactions = (0..transactions).map(transaction).collect();
-    meridian_proto::encode_batch(&Batch { position, time_ms: 1000 + sequence, transactions }).to_vec()
+    meridian_proto::encode_batch(&Batch { position, time_ms: 1000 + position.sequence, transactions }).to_vec()
+}
+
+/// Of a failover to an epoch that began behind `base`, of epoch 1.
+pub(crate) fn report(epoch: Epoch, base: u64, base_transactions: u64) -> FailoverReport {
+    FailoverReport {
+        epoch,
+        from_region: String::new(),
+        to_region: String::new(),
+        planned: false,
+        cause: String::new(),
+        base: Position::new(Epoch::FIRST, base),
+        base_transactions,
+        base_time_ms: 0,
+        sealed_at_ms: 0,
+        promoted_at_ms: 0,
+        loss: Default::default(),
+        old_voters: Default::default(),
+        former_voters: Vec::new(),
+    }
 }
 
 fn writer(data_dir: &Path) -> OrphanWriter {
@@ -63,6 +85,7 @@ fn what_is_saved_is_listed_and_read() {
         first_time_ms: 1011,
         last_time_ms: 1012,
         bytes,
+        ..OrphanSummary::default()
     };
     assert_eq!(summary, expected);
 
@@ -88,6 +111,8 @@ fn what_is_saved_is_listed_and_read() {
         first_time_ms: 1011,
         last_time_ms: 1012,
         bytes,
+        missing_from: 0,
+        missing_through: 0,
     };
     assert_eq!(list.files, [file]);
     assert_eq!(read_orphans(folder.path(), NAME).unwrap().count(), 2);
@@ -100,6 +125,8 @@ fn the_bytes_of_a_file_are_golden() {
     assert_eq!(stored, b"\x08\x01\x10\x0b\x18\xf3\x07");
     let mut writer = writer(folder.path());
     writer.push(&stored, true).unwrap();
+    writer.set_committed_total(12);
+    writer.set_missing(5, 10, 1010).unwrap();
     writer.finish().unwrap();
 
     let record = |payload: &[u8]| {
@@ -111,14 +138,75 @@ fn the_bytes_of_a_file_are_golden() {
         b"meridian orphans 1\n".to_vec(),
         record(b"\x01\x03\0\0\0\x02\0\x01\0\x0a\0\0\0\0\0\0\0"),
         record(b"\x02\x0a\x07\x08\x01\x10\x0b\x18\xf3\x07\x10\x01"),
-        record(
-            &[b"\x03".as_slice(), &number(1), &number(0), &number(0), &number(1011), &number(1011), &number(7)]
-                .concat(),
-        ),
     ];
-    let written = fs::read(folder.path().join("orphans").join(NAME)).unwrap();
-    assert_eq!(written, golden.concat());
+    let counted = [b"\x03".as_slice(), &number(1), &number(0), &number(0), &number(1011), &number(1011), &number(7)];
+    let counted = counted.concat();
+    let end = [counted.as_slice(), &number(5), &number(10), &number(12)].concat();
+    let path = folder.path().join("orphans").join(NAME);
+    let written = fs::read(&path).unwrap();
+    assert_eq!(written, [golden.concat(), record(&end)].concat());
     assert_eq!(written[MAGIC.len()..][..RECORD_HEAD], *b"\x11\0\0\0\x14\x32\x07\xef", "length and crc32c");
+
+    // Of the first version, which did not say what is missing.
+    let summary = || list(folder.path()).unwrap()[0].content.as_ref().unwrap().1;
+    let whole = summary();
+    assert_eq!((whole.missing_from, whole.missing_through, whole.committed_total), (5, 10, 12));
+    fs::write(&path, [golden.concat(), record(&counted)].concat()).unwrap();
+    assert_eq!(summary(), OrphanSummary { missing_from: 0, missing_through: 0, committed_total: 0, ..whole });
+    assert_eq!(read(folder.path(), NAME).unwrap().map(Result::unwrap).count(), 1);
+}
+
+#[test]
+fn a_file_may_say_only_what_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    let save = |through| {
+        let mut writer = writer(folder.path());
+        writer.set_committed_total(through);
+        writer.set_missing(11, through, 1000 + through).unwrap();
+        writer.finish().unwrap()
+    };
+    for _ in 0..2 {
+        assert_eq!((save(13).batches, listed(folder.path())), (0, vec![NAME.to_owned()]));
+    }
+    assert_eq!(read(folder.path(), NAME).unwrap().map(Result::unwrap).count(), 0);
+    let file = &list_orphans(folder.path()).unwrap().files[0];
+    assert_eq!((file.batches, file.missing_from, file.missing_through, file.last_time_ms), (0, 11, 13, 1013));
+    // What one lacks and another has is not said to be missing.
+    let mut other = writer(folder.path());
+    other.push(&batch(11, 1), true).unwrap();
+    other.set_committed_total(14);
+    other.finish().unwrap();
+    assert_eq!((save(12).missing_through, listed(folder.path()).len()), (0, 2));
+    assert_eq!((save(15).missing_through, listed(folder.path()).len()), (15, 3));
+}
+
+#[test]
+fn what_a_node_shows_is_never_less_than_it_held() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = report(EPOCH, 10, 100);
+    let shown = || shown(folder.path(), SHARD, &report).map(|shown| (shown.transactions, shown.at_most));
+    assert_eq!(shown(), Some((0, 0)));
+    // As the first version counted: one of two is decided.
+    save(folder.path(), &[batch(11, 2), batch(12, 1)]);
+    assert_eq!(shown(), Some((2, 3)));
+    fs::remove_file(folder.path().join("orphans").join(NAME)).unwrap();
+
+    // With what is missing, and what nobody decided.
+    let mut writer = writer(folder.path());
+    writer.push(&batch(13, 2), true).unwrap();
+    writer.push(&batch(14, 1), false).unwrap();
+    writer.set_committed_total(107);
+    writer.set_missing(11, 12, 0).unwrap();
+    writer.finish().unwrap();
+    assert_eq!(shown(), Some((7, 8)));
+    let other = super::shown(folder.path(), SHARD, &self::report(Epoch(3), 10, 100)).unwrap();
+    assert_eq!((other.transactions, other.at_most), (0, 0));
+
+    // Damage is not taken for nothing.
+    let path = folder.path().join("orphans").join(NAME);
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    assert_eq!(shown(), None);
 }
 
 #[test]

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use prost::Message;
 
 use super::{
-    BATCH, END, HEADER, MAGIC, OrphanHeader, OrphanName, OrphanSummary, corruption, file_error, folder, names,
+    BATCH, END, HEADER, MAGIC, OrphanHeader, OrphanName, OrphanSummary, corruption, file_error, folder, is_kept, names,
 };
 
 /// Writes one file. Dropped before [`OrphanWriter::finish`], it leaves nothing.
@@ -46,27 +46,57 @@ impl OrphanWriter {
         Ok(writer)
     }
 
-    /// Adds a stored `meridian.log.v1.Batch`, behind the ones before. `committed`: known to have been.
+    pub(crate) fn header(&self) -> OrphanHeader {
+        self.header
+    }
+
+    /// Adds a stored `meridian.log.v1.Batch`, behind the ones before. `committed`: known to have been. How many
+    /// transactions it has.
     ///
     /// # Errors
     /// [`StorageError::File`], or [`StorageError::Corruption`] when `batch` is not one. The writer is of no
     /// use then.
-    pub(crate) fn push(&mut self, batch: &[u8], committed: bool) -> Result<(), StorageError> {
+    pub(crate) fn push(&mut self, batch: &[u8], committed: bool) -> Result<u64, StorageError> {
         let batch = Bytes::copy_from_slice(batch);
         let decoded = meridian_proto::decode_batch(batch.clone());
         let decoded = decoded.map_err(|error| corruption(&self.partial.0, error))?;
-        self.summary.add(decoded.transactions.len() as u64, decoded.time_ms, batch.len(), committed);
-        self.record(BATCH, &wire::OrphanBatch { batch, committed }.encode_to_vec())
+        let transactions = decoded.transactions.len() as u64;
+        self.summary.add(transactions, decoded.time_ms, batch.len(), committed);
+        self.record(BATCH, &wire::OrphanBatch { batch, committed }.encode_to_vec())?;
+        Ok(transactions)
     }
 
-    /// Makes the file durable under a name that no other has, and says what is in it. If nothing was added
-    /// there is no file; if a file with the same content is there already, no second one.
+    /// Says up to where it reaches: see [`OrphanSummary::committed_total`].
+    pub(crate) fn set_committed_total(&mut self, transactions: u64) {
+        self.summary.committed_total = transactions;
+    }
+
+    /// Says what this node had beyond the base, and its log did not any more: batches from one through another,
+    /// the last of them made at `time_ms`, if that is known. Not when another file has them.
+    ///
+    /// # Errors
+    /// When the other files cannot be read.
+    pub(crate) fn set_missing(&mut self, from: u64, through: u64, time_ms: u64) -> Result<(), StorageError> {
+        let lacking = OrphanSummary { missing_from: from, missing_through: through, ..self.summary };
+        let Some(data_dir) = self.folder.parent() else { return Ok(()) };
+        if is_kept(data_dir, &self.header, &lacking)? {
+            return Ok(());
+        }
+        self.summary = lacking;
+        if self.summary.batches == 0 {
+            (self.summary.first_time_ms, self.summary.last_time_ms) = (time_ms, time_ms);
+        }
+        Ok(())
+    }
+
+    /// Makes the file durable under a name that no other has, and says what is in it. If nothing was added,
+    /// nor is missing, there is no file; if a file with the same content is there already, no second one.
     ///
     /// # Errors
     /// [`StorageError::File`]. The orphans are not kept then.
     pub(crate) fn finish(mut self) -> Result<OrphanSummary, StorageError> {
         let summary = self.summary;
-        if summary.batches == 0 {
+        if summary.batches == 0 && summary.missing_through == 0 {
             return Ok(summary);
         }
         self.record(END, &summary.encode())?;
@@ -94,6 +124,14 @@ impl OrphanWriter {
             committed_transactions = summary.committed_transactions,
             "batches that are not in the history of the shard were kept in a file of orphans"
         );
+        if summary.missing_through > 0 {
+            tracing::warn!(
+                file = name,
+                from = summary.missing_from,
+                through = summary.missing_through,
+                "batches that are not in the history of the shard are lost here: the log was purged of them"
+            );
+        }
         Ok(summary)
     }
 

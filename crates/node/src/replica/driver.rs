@@ -10,13 +10,13 @@ use meridian_shipping::{
     Heartbeat, Receiver, ReceiverAction, ReceiverConfig, ReceiverEvent, RelayConfig, RelayElection, Status,
     StreamEvent, StreamId,
 };
-use meridian_storage::{Applied, GroupId, GroupLog, RaftApplied, Replace, ShardState, StagedState, StorageError};
+use meridian_storage::{Applied, GroupId, GroupLog, RaftApplied, StagedState, StorageError};
 use meridian_types::{Epoch, NodeId, Position};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Command, PURGED, ReplicaParts, ReplicaStatus, decode};
+use super::{Command, ReplicaParts, ReplicaStatus, decode};
 use crate::drain::{self, Target};
 use crate::history::History;
 use crate::lost_tail;
@@ -82,6 +82,8 @@ pub(super) struct Driver {
     /// The fetch of a snapshot, while there is one, and its number.
     staged: Option<(u64, tokio::task::JoinHandle<()>)>,
     fetches: u64,
+    /// The whole state that a drain has begun to fetch.
+    whole: Option<tokio::task::JoinHandle<Result<StagedState, String>>>,
     /// A snapshot is being put in place.
     installing: bool,
     caught_up: bool,
@@ -133,6 +135,7 @@ impl Driver {
             unreported: None,
             staged: None,
             fetches: 0,
+            whole: None,
             installing: false,
             caught_up: false,
             sealing: Vec::new(),
@@ -205,6 +208,8 @@ impl Driver {
         match order {
             Command::History(history) => {
                 self.history = history.clone();
+                // The epoch that it was fetched for has ended.
+                self.give_up_whole();
                 self.follow(&history);
             }
             Command::Seal { epoch, reply } => {
@@ -217,19 +222,48 @@ impl Driver {
                 self.draining.push((through, reply));
             }
             Command::Drain { source, through, reply } => {
-                let (state, syncer) = (Arc::clone(&self.parts.state), Arc::clone(&self.parts.syncer));
-                let history = self.history.clone();
-                let target = Target { state: &state, log: &self.log, syncer: &syncer, history: &history };
-                let peers = Arc::clone(&self.parts.peers);
                 // Nothing else goes on in a sealed replica.
-                let pulled = tokio::time::timeout(DRAIN, drain::pull(&target, &peers, source, through)).await;
-                let pulled = pulled.unwrap_or_else(|_| Err(format!("not at {through} in time")));
-                let position = state.position();
+                let pulled = self.pull(source, through).await;
+                let position = self.parts.state.position();
                 self.applied.send_replace((position.sequence, 0));
                 self.step(ReceiverEvent::Drained { position }, Bytes::new());
                 drop(reply.send(pulled.map(|()| position)));
             }
             Command::Stop { .. } => {}
+        }
+    }
+
+    /// A source's whole state may take longer than a drain lasts. It goes on coming, and a later drain puts it in
+    /// place, if it is still wanted: nothing changes here while nobody waits for it.
+    async fn pull(&mut self, source: NodeId, through: Position) -> Result<(), String> {
+        let deadline = tokio::time::Instant::now() + DRAIN;
+        let late = |_| format!("not at {through} in time");
+        let (state, syncer) = (Arc::clone(&self.parts.state), Arc::clone(&self.parts.syncer));
+        let (peers, history, log) = (Arc::clone(&self.parts.peers), self.history.clone(), self.log.clone());
+        let target = Target { state: &state, log: &log, syncer: &syncer, history: &history };
+        loop {
+            let pulled = tokio::time::timeout_at(deadline, drain::pull_log(&target, &peers, source, through)).await;
+            if pulled.map_err(late)?? {
+                return Ok(());
+            }
+            let fetch = self.whole.get_or_insert_with(|| {
+                let (state, history, peers) = (Arc::clone(&state), history.clone(), Arc::clone(&peers));
+                tokio::spawn(async move { drain::fetch(&state, &history, &peers, source, through).await })
+            });
+            let fetched = tokio::time::timeout_at(deadline, fetch).await.map_err(late)?;
+            self.whole = None;
+            let staged = fetched.map_err(|error| error.to_string())??;
+            // Not cut off by the deadline: whoever asks this replica anything is answered after it.
+            let Applied { position, .. } = drain::put_in_place(&target, staged, through).await?;
+            self.unapplied.clear();
+            self.purged.send_replace(position.sequence);
+            self.step(ReceiverEvent::SnapshotInstalled { position }, Bytes::new());
+        }
+    }
+
+    fn give_up_whole(&mut self) {
+        if let Some(fetch) = self.whole.take() {
+            fetch.abort();
         }
     }
 
@@ -249,11 +283,17 @@ impl Driver {
         }
         self.members_version = Some(known.cluster.version);
         let topology = &known.topology;
-        let voters = topology.shards.get(&self.parts.state.shard()).map(|shard| &shard.voters);
-        let primary: Vec<NodeId> = voters.into_iter().flatten().copied().collect();
+        let Some(shard) = topology.shards.get(&self.parts.state.shard()) else { return };
         let own_region = topology.nodes.get(&self.parts.node_id).map(|node| node.region.as_str()).unwrap_or_default();
+        let regions = known.cluster.regions.iter().filter(|region| **region != shard.primary_region);
+        let place = regions.take_while(|region| *region != own_region).count();
+        let (leader, mut primary): (Vec<NodeId>, Vec<NodeId>) =
+            shard.voters.iter().partition(|voter| Some(**voter) == shard.preferred_leader);
+        let first = place.checked_rem(primary.len()).unwrap_or(0);
+        primary.rotate_left(first);
+        primary.extend(leader);
         let mates: Vec<NodeId> = topology.nodes_in(own_region).map(|node| node.id).collect();
-        self.election.set_members(self.now(), &primary, None, &mates);
+        self.election.set_members(self.now(), &primary, &mates);
     }
 
     /// Lets what is being persisted become durable and applied, and ends.
@@ -264,6 +304,7 @@ impl Driver {
         if let Some((_, fetch)) = self.staged.take() {
             fetch.abort();
         }
+        self.give_up_whole();
         self.append();
         while (!self.unapplied.is_empty() || self.installing)
             && let Some(event) = internal.recv().await
@@ -329,7 +370,7 @@ impl Driver {
         let (state, log, internal) = (Arc::clone(&self.parts.state), self.log.clone(), self.internal.clone());
         tokio::task::spawn_blocking(move || {
             // The driver is gone only when the node stops.
-            drop(internal.send(Internal::Installed(install(&state, &log, staged, diverged))));
+            drop(internal.send(Internal::Installed(drain::install(&state, &log, staged, diverged))));
         });
     }
 
@@ -416,9 +457,9 @@ impl Driver {
 
     /// Keeps what the shard's history does not hold, before a snapshot takes its place.
     fn save_orphans(&self, base: Position) {
-        let epoch = self.history.leaves(self.parts.state.position()).map_or(self.history.epoch(), |(epoch, _)| epoch);
-        let shard = self.parts.state.shard();
-        let saved = lost_tail::save_shipped(&self.parts.data_dir, shard, epoch, base, &self.log);
+        let (state, epoch) = (&self.parts.state, self.history.epoch());
+        let shard = state.shard();
+        let saved = lost_tail::save_shipped(&self.parts.data_dir, state, &self.history, &self.log);
         tracing::warn!(%shard, %epoch, %base, batches = or_fatal(saved), "kept batches that the shard's history lost");
     }
 
@@ -536,18 +577,4 @@ async fn read_stream(
         }
     }
     Ok(())
-}
-
-/// Replaces state and log. The state in use is flushed first, since the log that it may be made from again is
-/// emptied next, and marked as purged up to the new position; the installation makes both durable, in this
-/// order, with the new state's name. A crash in between finds the old state and no log. A state that left the
-/// shard's history may be replaced by an older one.
-fn install(state: &ShardState, log: &GroupLog, staged: StagedState, diverged: bool) -> Result<Applied, StorageError> {
-    let (new, old) = (staged.position()?, or_fatal(state.flush()).position);
-    if new < old && !diverged {
-        return Err(StorageError::Refused(format!("a snapshot at {new} is older than the state at {old}")));
-    }
-    or_fatal(log.purge_through(u64::MAX - 1, Some((PURGED, &new.sequence.to_be_bytes()))));
-    let replace = if diverged { Replace::Any } else { Replace::Older };
-    Ok(or_fatal(state.install(staged, RaftApplied::default(), replace)))
 }

@@ -78,9 +78,11 @@ fn orphans_are_golden() {
         first_time_ms: L + 7,
         last_time_ms: L + 8,
         bytes: L + 9,
+        missing_from: L + 10,
+        missing_through: L + 11,
     };
     let mut file_fields = vec![field_bytes(1, b"name"), field_varint(2, 2), field_varint(3, 3)];
-    file_fields.extend((4..=9).map(|n| field_varint(n, L + n)));
+    file_fields.extend((4..=11).map(|n| field_varint(n, L + n)));
     let response = admin::ListOrphansResponse { files: vec![file.clone(), file] };
     assert_golden(&response, &[field_message(1, &file_fields), field_message(1, &file_fields)]);
 

@@ -15,6 +15,8 @@ fn shard_report(n: u32) -> (directory::ShardReport, Fields) {
         leads: true,
         settled_at: L + 9,
         lag_ms: L + 8,
+        heard_transactions: L + 10,
+        heard_time_ms: L + 11,
     };
     let fields = vec![
         field_varint(1, n.into()),
@@ -25,6 +27,8 @@ fn shard_report(n: u32) -> (directory::ShardReport, Fields) {
         field_varint(6, 1),
         field_varint(8, L + 8),
         field_varint(9, L + 9),
+        field_varint(10, L + 10),
+        field_varint(11, L + 11),
     ];
     (message, fields)
 }
@@ -60,12 +64,21 @@ fn renewals_of_leases_are_golden() {
 
     let (cluster, cluster_fields) = cluster_state();
     let leased = |n| directory::LeasedShard { shard: n, epoch: n + 1 };
-    let lease = directory::Lease { ttl_ms: L + 1, shards: vec![leased(7), leased(8)], cluster: Some(cluster) };
+    let furthest = directory::Furthest { shard: 1, epoch: 2, transactions: L + 3, time_ms: L + 4 };
+    let furthest_fields = [field_varint(1, 1), field_varint(2, 2), field_varint(3, L + 3), field_varint(4, L + 4)];
+    let lease = directory::Lease {
+        ttl_ms: L + 1,
+        shards: vec![leased(7), leased(8)],
+        cluster: Some(cluster),
+        furthest: vec![furthest, furthest],
+    };
     let lease_fields = [
         field_varint(1, L + 1),
         field_message(2, &[field_varint(1, 7), field_varint(2, 8)]),
         field_message(2, &[field_varint(1, 8), field_varint(2, 9)]),
         field_message(3, &cluster_fields),
+        field_message(4, &furthest_fields),
+        field_message(4, &furthest_fields),
     ];
     let results = [
         (directory::renew_response::Result::Lease(lease), field_message(1, &lease_fields)),
@@ -191,4 +204,5 @@ fn reading_a_log_is_golden() {
     let batches_fields = [field_message(1, &after_fields), field_bytes(2, b"zstd")];
     assert_golden(&directory::ReadLogResponse { batches: Some(batches) }, &[field_message(1, &batches_fields)]);
     assert_golden(&directory::ReadLogResponse { batches: None }, &[]);
+    assert_golden(&directory::ReadStateRequest { shard: 1 }, &[field_varint(1, 1)]);
 }

@@ -186,12 +186,13 @@ impl Node {
                 lease.ttl = ControllerConfig::default().lease_ttl;
             }
             leading.heard.insert(asked.from, at);
-            let (incarnation, sent_at) = (asked.incarnation, asked.sent_at);
-            let message = Message::Lease { incarnation, sent_at, lease, cluster: Arc::clone(&committed) };
-            context.send(asked.from, message);
             self.take_shown(context, asked.from, &asked.shown);
             let reports = asked.report.into_iter().collect();
             self.controller(context, Event::Reported { node: asked.from, reports });
+            let leading = self.directory.as_ref().and_then(|member| member.leading.as_ref());
+            let furthest = leading.map(|leading| leading.controller.furthest(&committed)).unwrap_or_default();
+            let (incarnation, sent_at, cluster) = (asked.incarnation, asked.sent_at, Arc::clone(&committed));
+            context.send(asked.from, Message::Lease { incarnation, sent_at, lease, cluster, furthest });
         }
     }
 

@@ -1,18 +1,14 @@
 //! How the group's members come to be those that the directory names, and how a node leaves the group.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
+use meridian_failover::Phase;
 use meridian_types::{Epoch, NodeId};
 
 use super::part::Part;
 use super::{Context, Node};
 use crate::raft::{Members, RaftDisk};
 use crate::topology::SHARD;
-
-/// A group whose leader has been silent for so long has taken this node out, when the directory says that it
-/// is to.
-const TAKEN_OUT: Duration = Duration::from_secs(10);
 
 impl Node {
     /// A leader goes on with a change of voters; one that is no voter any more leaves.
@@ -23,8 +19,6 @@ impl Node {
         let has_lease = self.lease.holds(at, SHARD, epoch);
         let Some(voter) = self.voter().filter(|voter| voter.epoch == epoch) else { return };
         voter.raft.disk.vouched |= has_lease;
-        let is_heard = voter.raft.leader.is_some();
-        voter.silent_since = if is_heard { None } else { voter.silent_since.or(Some(at)) };
         if !wanted.contains(&self.id) {
             self.settle(context);
         }
@@ -43,12 +37,12 @@ impl Node {
         voter.raft.is_settled_leader() && voter.raft.is_settled_on(voters)
     }
 
-    /// Whether the group of the present epoch goes on without this node: its leader has taken it out, or has
-    /// not spoken to it for so long that it must have.
-    pub(super) fn is_out(&self, context: &Context<'_>) -> bool {
-        let Part::Voter(voter) = &self.part else { return false };
-        let silent = voter.silent_since.is_some_and(|since| self.at(context).saturating_sub(since) >= TAKEN_OUT);
-        silent || !voter.raft.members().is_voter(self.id)
+    /// Whether the group of the present epoch goes on without this node, which is not to vote in it: its own log
+    /// says so, or the directory has heard of a leader that the change is through.
+    pub(super) fn is_out(&self) -> bool {
+        let (Part::Voter(voter), Some(shard)) = (&self.part, self.shard()) else { return false };
+        let is_through = shard.changing.is_none() && !matches!(shard.phase, Phase::Sealing(_));
+        is_through || !voter.raft.members().is_voter(self.id)
     }
 
     /// One that was taken out while it was down goes through the group once more.

@@ -45,7 +45,7 @@ impl Node {
         let votes = shard.voters.contains(&self.id) || self.is_left_behind(shard.epoch);
         let same = match &self.part {
             Part::Idle => false,
-            Part::Voter(voter) => voter.epoch == shard.epoch && (votes || !self.is_out(context)),
+            Part::Voter(voter) => voter.epoch == shard.epoch && (votes || !self.is_out()),
             Part::Replica(replica) => !votes && replica.receiver.epoch() == shard.epoch,
         };
         if same {
@@ -109,13 +109,15 @@ impl Node {
 
     /// Becomes a voter: a founder of its group if it stands at the base while the group is being formed, else
     /// one that its leader seeds.
-    fn vote(&mut self, context: &mut Context<'_>, shard: &Shard) {
+    pub(super) fn vote(&mut self, context: &mut Context<'_>, shard: &Shard) {
         let (at, epoch, base) = (self.at(context), shard.epoch, shard.base());
         let kept = self.disk.group.take().filter(|(of, _)| *of == epoch).map(|(_, group)| group);
-        let is_new = kept.is_none();
+        // One that has not founded it yet, and was lost meanwhile, tries again.
+        let is_founded = kept.as_ref().is_some_and(|group| group.founders != Members::default());
+        let founds = !is_founded && !self.disk.needs_seed && shard.phase == Phase::Forming;
         let mut disk = kept.unwrap_or_default();
         let stands = !self.disk.needs_seed && self.disk.history.len() >= len_at(base.sequence);
-        if is_new && stands && shard.phase == Phase::Forming {
+        if founds && stands {
             (disk.founders, disk.vouched) = (Members::of(shard.voters.clone()), true);
         }
         let seeded = stands && disk.founders != Members::default();
@@ -124,10 +126,13 @@ impl Node {
         });
         let mut voter = Voter::new(self.id, epoch, base, disk, at, context.rng);
         voter.seeded = seeded;
-        if is_new && shard.preferred_leader == Some(self.id) {
+        if founds && stands && shard.preferred_leader == Some(self.id) {
             voter.raft.hurry(at);
         }
         self.part = Part::Voter(Box::new(voter));
+        if founds && !stands {
+            self.reach_base(base);
+        }
     }
 
     fn seal_again(&mut self, context: &mut Context<'_>, sealed: Sealed) {
@@ -146,7 +151,7 @@ impl Node {
         let primary: Vec<_> = shard.voters.iter().copied().collect();
         let region = region_of(cluster, id);
         let mates: Vec<_> = cluster.nodes_of(region).map(|(id, _)| id).collect();
-        replica.election.set_members(at, &primary, None, &mates);
+        replica.election.set_members(at, &primary, &mates);
     }
 }
 

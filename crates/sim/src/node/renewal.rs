@@ -80,15 +80,19 @@ impl Node {
                 (false, lag_ms)
             }
         };
+        let epoch = self.part.epoch()?;
+        let (heard_transactions, heard_time_ms) = self.hearsay.of(SHARD, epoch);
         Some(ShardReport {
             shard: SHARD,
-            epoch: self.part.epoch()?,
+            epoch,
             position: self.end(),
             transactions: self.end().sequence,
             time_ms: self.disk.history.last().map_or(0, |batch| batch.time_ms),
             leads,
             settled_at: if leads && self.has_wanted_voters() { self.disk.cluster.version } else { 0 },
             lag_ms,
+            heard_transactions,
+            heard_time_ms,
         })
     }
 }

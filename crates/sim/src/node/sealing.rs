@@ -3,16 +3,13 @@
 use meridian_failover::{Phase, SealAnswer};
 use meridian_shipping::{ReceiverEvent, ReceiverPhase};
 use meridian_types::{Epoch, NodeId, Position};
-use std::time::Duration;
 
 use super::part::Part;
+use super::pull::Pull;
 use super::{Context, Node, Sealed};
 use crate::bugs::Bug;
-use crate::message::{Batch, Message, Wakeup, len_at};
+use crate::message::{Message, len_at};
 use crate::topology::SHARD;
-
-const READ_BATCHES: usize = 32;
-const PULL_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// Who asked, in which term of its leadership.
 #[derive(Debug, Clone, Copy)]
@@ -27,18 +24,13 @@ pub(super) struct SealAsk {
 pub(super) struct Drain {
     from: NodeId,
     term: u64,
-    epoch: Epoch,
-    source: NodeId,
-    through: Position,
-    /// When the source was last asked.
-    asked_at: Option<Duration>,
-    /// What came is on its way to the disk.
-    writes: bool,
+    pub(super) epoch: Epoch,
+    pub(super) pull: Pull,
 }
 
 impl Drain {
     pub(super) fn new(from: NodeId, term: u64, epoch: Epoch, source: NodeId, through: Position) -> Self {
-        Self { from, term, epoch, source, through, asked_at: None, writes: false }
+        Self { from, term, epoch, pull: Pull::new(source, through) }
     }
 }
 
@@ -115,7 +107,7 @@ impl Node {
             let answer = self.seal_answer(ask, durable);
             context.send(ask.from, Message::Sealed { term: ask.term, answer });
         }
-        self.go_on_draining(context);
+        self.go_on_pulling(context);
     }
 
     pub(super) fn drain(&mut self, context: &mut Context<'_>, drain: Drain) {
@@ -124,12 +116,11 @@ impl Node {
         }
         match &mut self.part {
             Part::Idle => return,
-            Part::Voter(voter) => voter.drain = Some(Drain { asked_at: None, ..drain }),
+            // Its group is what brings it there, until it has stopped.
+            Part::Voter(voter) => voter.drain = Some(drain).filter(|_| !voter.halted),
             Part::Replica(replica) => {
-                // What is on its way to the disk is not asked for again.
-                let writes = replica.drain.is_some_and(|old| old.writes);
-                let asked_at = replica.drain.filter(|old| old.source == drain.source).and_then(|old| old.asked_at);
-                replica.drain = Some(Drain { writes, asked_at, ..drain });
+                let pull = replica.drain.map_or(drain.pull, |old| old.pull.redirected(drain.pull));
+                replica.drain = Some(Drain { pull, ..drain });
                 if replica.receiver.phase() != ReceiverPhase::Sealed {
                     // A switchover's target was not asked to seal.
                     self.disk.sealed = Some(Sealed { epoch: drain.epoch, planned: true });
@@ -137,7 +128,7 @@ impl Node {
                 }
             }
         }
-        self.go_on_draining(context);
+        self.go_on_pulling(context);
     }
 
     pub(super) fn end_drain(&mut self) {
@@ -146,79 +137,17 @@ impl Node {
         }
     }
 
-    pub(super) fn tick_drain(&mut self, context: &mut Context<'_>) {
-        self.go_on_draining(context);
-    }
-
-    fn draining(&mut self) -> Option<&mut Drain> {
-        match &mut self.part {
-            Part::Idle => None,
-            Part::Voter(voter) => voter.drain.as_mut(),
-            Part::Replica(replica) if replica.is_quiet() => replica.drain.as_mut(),
-            Part::Replica(_) => None,
-        }
-    }
-
-    fn go_on_draining(&mut self, context: &mut Context<'_>) {
-        let (at, end) = (self.at(context), self.end());
-        // A voter that goes on appending comes there by itself.
-        let pulls = !matches!(&self.part, Part::Voter(voter) if !voter.halted);
-        let Some(drain) = self.draining() else { return };
-        if end.sequence >= drain.through.sequence {
-            let Drain { from, term, epoch, .. } = *drain;
-            self.forget_drain();
-            return context.send(from, Message::Drained { term, epoch, position: end });
-        }
-        let waits = drain.writes || drain.asked_at.is_some_and(|asked| at.saturating_sub(asked) < PULL_TIMEOUT);
-        if pulls && !waits {
-            drain.asked_at = Some(at);
-            context.send(drain.source, Message::ReadLog { after: end, through: drain.through });
-        }
-    }
-
-    fn forget_drain(&mut self) {
-        match &mut self.part {
-            Part::Idle => {}
-            Part::Voter(voter) => voter.drain = None,
-            Part::Replica(replica) => replica.drain = None,
-        }
-    }
-
-    pub(super) fn read_log(&mut self, context: &mut Context<'_>, to: NodeId, after: Position, through: Position) {
-        let skip = len_at(after.sequence);
-        let has_it =
-            skip >= self.disk.purged && crate::message::end_of(self.disk.history.get(..skip).unwrap_or(&[])) == after;
-        let batches = self.disk.history.iter().skip(skip).take(READ_BATCHES).copied();
-        let batches: Vec<_> = batches.take_while(|batch| batch.position.sequence <= through.sequence).collect();
-        if has_it && !batches.is_empty() {
-            context.send(to, Message::LogRead { after, batches });
-        }
-    }
-
-    pub(super) fn log_read(&mut self, context: &mut Context<'_>, after: Position, batches: Vec<Batch>) {
+    /// Says so once it has come where it was to be drained to.
+    pub(super) fn answer_drain(&mut self, context: &mut Context<'_>) {
         let end = self.end();
-        let Some(drain) = self.draining().filter(|drain| after == end && !drain.writes) else { return };
-        drain.writes = true;
-        let delay = context.disk_delay();
-        context.wake(delay, Wakeup::Pulled { batches });
-    }
-
-    pub(super) fn pulled(&mut self, context: &mut Context<'_>, batches: Vec<Batch>) {
-        let next = self.end().sequence + 1;
-        let Some(drain) = self.draining().filter(|drain| drain.writes) else { return };
-        (drain.writes, drain.asked_at) = (false, None);
-        let epoch = drain.epoch;
-        if batches.first().is_some_and(|batch| batch.position.sequence == next) {
-            for batch in batches {
-                context.observer.taken(epoch, self.id, batch);
-                self.push(batch);
-            }
-            context.observer.counts.drains += 1;
-            let position = self.end();
-            if let Part::Replica(_) = &self.part {
-                self.receiver(context, ReceiverEvent::Drained { position }, None);
-            }
+        let drain = match &mut self.part {
+            Part::Idle => return,
+            Part::Voter(voter) => &mut voter.drain,
+            Part::Replica(replica) if replica.is_quiet() => &mut replica.drain,
+            Part::Replica(_) => return,
+        };
+        if let Some(Drain { from, term, epoch, .. }) = drain.take_if(|drain| drain.pull.is_done(end)) {
+            context.send(from, Message::Drained { term, epoch, position: end });
         }
-        self.go_on_draining(context);
     }
 }

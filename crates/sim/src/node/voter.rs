@@ -5,6 +5,7 @@ use std::time::Duration;
 use meridian_types::{Epoch, NodeId, Position};
 
 use super::part::Part;
+use super::pull::Reach;
 use super::sealing::{Drain, SealAsk};
 use super::{Context, Node};
 use crate::bugs::Bug;
@@ -36,13 +37,13 @@ pub(super) struct Voter {
     /// Sealed: a planned seal lets it finish what it began.
     pub(super) admits: bool,
     pub(super) halted: bool,
-    /// While it is to leave the group: since when no leader is heard.
-    pub(super) silent_since: Option<Duration>,
     pending: BTreeMap<u64, Caller>,
     reads: Vec<(u64, Caller)>,
     /// Planned seals that wait until it has drained.
     pub(super) asks: Vec<SealAsk>,
     pub(super) drain: Option<Drain>,
+    /// Before it founds the group.
+    pub(super) reach: Option<Reach>,
 }
 
 impl Voter {
@@ -62,11 +63,11 @@ impl Voter {
             seeded: false,
             admits: true,
             halted: false,
-            silent_since: None,
             pending: BTreeMap::new(),
             reads: Vec::new(),
             asks: Vec::new(),
             drain: None,
+            reach: None,
         }
     }
 
@@ -74,6 +75,8 @@ impl Voter {
         self.admits = false;
         self.raft.frozen = true;
         self.halted |= !planned;
+        // What is answered is final.
+        (self.drain, self.reach) = (self.drain.take().filter(|_| planned), None);
     }
 
     pub(super) fn takes_part(&self) -> bool {
@@ -169,6 +172,7 @@ impl Node {
         if voter.seeded || voter.halted {
             return;
         }
+        voter.reach = None;
         voter.applied = log.len();
         voter.raft.seed(founders, log);
         voter.seeded = true;

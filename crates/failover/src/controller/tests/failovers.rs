@@ -253,6 +253,67 @@ fn a_region_that_cannot_form_its_group_is_left_again() {
     assert_eq!(outcome(&story), ("c".to_owned(), at(1, 100), 0));
 }
 
+/// The primary's region is all that can be chosen: its leader is lost, its other voters lack what b and c have, each
+/// of which has lost one of its two data centers.
+fn only_home_is_left(holders: &[NodeId]) -> Story {
+    let mut story = Story::new();
+    story.down(&[1, 2, 3]);
+    for id in holders {
+        story.actor(*id).position = at(1, 130);
+    }
+    while story.shard().phase == Phase::Active {
+        story.step();
+    }
+    story.down(&[5, 7]);
+    story.up(&[2, 3]);
+    story
+}
+
+#[test]
+fn voters_of_the_region_that_failed_pull_what_they_lack_once_it_is_chosen_again() {
+    let mut story = only_home_is_left(&[4, 6]);
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("a".to_owned(), at(1, 130), 0));
+    let drained = |action: &Action| matches!(action, Action::Drain { node: 1..=3, .. });
+    assert!(!story.actions.iter().any(drained), "their state is their old group's until then");
+}
+
+#[test]
+fn before_it_is_chosen_again_the_base_lies_in_two_data_centers() {
+    let mut story = only_home_is_left(&[4]);
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("a".to_owned(), at(1, 130), 0));
+    assert_eq!(story.actors[&6].position, at(1, 130), "it pulled from the only one");
+    // Where that cannot be, only an operator goes on.
+    let mut story = only_home_is_left(&[4]);
+    story.down(&[6]);
+    story.run(20_000);
+    assert!(matches!(story.shard().phase, Phase::Sealing(_)));
+    assert!(story.text().contains("n2, n3 can pull it once two data centers hold it"), "{}", story.text());
+    let (to, cause) = (Some("a".to_owned()), "by hand".to_owned());
+    story.order(Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to, since_ms: 1, cause });
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("a".to_owned(), at(1, 130), 0));
+}
+
+#[test]
+fn those_that_are_left_tell_a_new_directory_leader_how_much_is_lost() {
+    let mut story = Story::new();
+    story.actor(1).position = at(1, 130);
+    story.run(1000);
+    // The directory's leader is lost with the region; nobody is left who had what the shard's leader had.
+    story.down(&[1, 2, 3]);
+    story.new_controller();
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("b".to_owned(), at(1, 100), 60));
+    assert_eq!(story.shard().reports[0].loss.window_ms, 300);
+    // Of the epoch before nothing counts in the next.
+    story.down(&[4, 5]);
+    story.new_controller();
+    story.run_until_active(3);
+    assert_eq!(outcome(&story), ("c".to_owned(), at(1, 100), 0));
+}
+
 #[test]
 fn two_failovers_in_a_row_keep_the_line_of_bases() {
     let mut story = Story::new();
@@ -303,6 +364,8 @@ fn shards_take_turns_and_none_keeps_the_others_back() {
         leads: true,
         settled_at: 0,
         lag_ms: 0,
+        heard_transactions: 0,
+        heard_time_ms: 0,
     };
     assert_eq!(frozen.shards[&SHARD].phase, Phase::Active);
     let mut frozen = frozen;

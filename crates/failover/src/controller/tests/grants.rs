@@ -51,6 +51,8 @@ fn a_leader_without_a_lease_is_no_leader() {
         leads: true,
         settled_at: 0,
         lag_ms: 0,
+        heard_transactions: 0,
+        heard_time_ms: 0,
     };
     let follower = ShardReport { leads: false, ..report.clone() };
     for step in 0..200 {

@@ -14,6 +14,7 @@ pub(super) struct Actor {
     /// It was not seeded just now: others may pull from it.
     pub(super) has_tail: bool,
     pub(super) lease: LeaseHolder,
+    pub(super) hearsay: Hearsay,
     pub(super) sealed: Option<Epoch>,
 }
 
@@ -43,6 +44,7 @@ impl Story {
             drains: true,
             has_tail: true,
             lease: LeaseHolder::default(),
+            hearsay: Hearsay::default(),
             sealed: None,
         };
         let mut story = Self {
@@ -139,6 +141,8 @@ impl Story {
         let sent_at = self.now - MS * 20;
         let actor = self.actors.get_mut(&id).unwrap();
         actor.lease.renewed(sent_at, &lease);
+        self.controller.furthest(&self.cluster).into_iter().for_each(|furthest| actor.hearsay.heard(furthest));
+        let (heard_transactions, heard_time_ms) = actor.hearsay.of(SHARD, self.cluster.shards[&SHARD].epoch);
         let report = ShardReport {
             shard: SHARD,
             epoch: self.cluster.shards[&SHARD].epoch,
@@ -148,6 +152,8 @@ impl Story {
             leads: actor.leads,
             settled_at: if actor.leads && actor.is_settled { self.cluster.version } else { 0 },
             lag_ms: actor.lag_ms,
+            heard_transactions,
+            heard_time_ms,
         };
         let event = Event::Reported { node: id, reports: vec![report] };
         self.controller.step(self.now, &self.cluster, self.now_ms(), event)
@@ -186,6 +192,12 @@ impl Story {
             }
             Action::Drain { node, shard, epoch, source, through } => {
                 assert!(self.actors[&source].position >= through, "{source} does not have {through}");
+                let present = self.shard();
+                let is_failover = matches!(&present.phase, Phase::Sealing(plan) if !plan.planned);
+                if is_failover && present.voters.contains(&node) {
+                    // It has stopped with its group.
+                    return;
+                }
                 if self.actors[&source].up && self.actors[&source].has_tail && self.actors[&node].up {
                     self.actor(node).position = through;
                     self.mail.push(Event::Drained { node, shard, epoch, position: through });
@@ -202,13 +214,19 @@ impl Story {
         }
     }
 
-    /// The voters of a new epoch elect a leader as soon as two that are up have its base.
+    /// The voters of a new epoch pull what they lack, and elect a leader as soon as two that are up have its base.
     fn form(&mut self) {
         let shard = self.cluster.shards[&SHARD].clone();
         if shard.phase != Phase::Forming {
             return;
         }
         self.actors.values_mut().for_each(|actor| actor.leads = false);
+        let base = shard.base();
+        if self.actors.values().any(|actor| actor.up && actor.has_tail && actor.position == base) {
+            let lack = |actor: &Actor| actor.up && shard.in_history(actor.position) && actor.position < base;
+            let voters = self.actors.iter_mut().filter(|(id, actor)| shard.voters.contains(id) && lack(actor));
+            voters.for_each(|(_, actor)| actor.position = base);
+        }
         let able = |id: &&NodeId| self.actors[id].up && self.actors[id].position == shard.base();
         let able: Vec<_> = shard.voters.iter().filter(able).copied().collect();
         if able.len() > shard.voters.len() / 2 {

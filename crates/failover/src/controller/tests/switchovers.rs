@@ -62,6 +62,22 @@ fn it_waits_until_the_target_is_near_and_may_be_cancelled() {
 }
 
 #[test]
+fn a_replica_that_has_left_the_history_is_not_near() {
+    let mut story = Story::new();
+    story.down(&[1, 2, 3]);
+    story.run_until_active(2);
+    // As it was before it missed that failover, and it does not lag by what it knows.
+    story.actor(6).position = at(1, 120);
+    story.run(500);
+    story.order(Change::BeginSwitchover { shard: SHARD, to: "c".to_owned() });
+    story.run(10_000);
+    assert_eq!(story.shard().phase, Phase::SwitchingOver { to: "c".to_owned() });
+    assert_eq!(story.text(), "switchover to c: 1 of its data centers lag by at most 1.0 s, 2 are wanted");
+    story.actor(6).position = at(1, 100);
+    story.run_until_active(3);
+}
+
+#[test]
 fn it_waits_until_the_group_has_the_voters_that_the_cluster_names() {
     let mut story = Story::new();
     story.actor(1).is_settled = false;
