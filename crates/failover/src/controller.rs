@@ -130,7 +130,8 @@ pub enum Action {
     /// A node that was not asked to seal (a switchover's target) seals first. One that is asked again while it
     /// pulls goes on; one that has it all answers at once. One that has not come there within two seconds gives
     /// up, and one that is asked to seal anew gives up before it answers: its answer is final. A source whose log
-    /// begins too late gives its whole state, for which it may have to be asked several times.
+    /// begins too late gives its whole state, for which it may have to be asked several times; what has begun to be put
+    /// in place comes to its end first.
     Drain { node: NodeId, shard: ShardId, epoch: Epoch, source: NodeId, through: Position },
 }
 

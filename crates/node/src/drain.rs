@@ -47,7 +47,8 @@ pub(crate) fn unpack(batches: &Batches) -> Result<(Position, Vec<(Position, Byte
     Ok((previous, stored.batches.into_iter().map(with_position).collect::<Result<_, _>>()?))
 }
 
-/// Brings the target to `through`: by the source's log, or by its state.
+/// Brings the target to `through`: by the source's log, or by its state, which is given up once `unwanted` is
+/// through.
 ///
 /// # Errors
 /// When the source does not answer, or has something else than what follows; what was pulled until then stays.
@@ -56,9 +57,14 @@ pub(crate) async fn pull(
     peers: &PeerChannels,
     source: NodeId,
     through: Position,
+    unwanted: impl Future<Output = ()>,
 ) -> Result<(), String> {
+    tokio::pin!(unwanted);
     while !pull_log(target, peers, source, through).await? {
-        let staged = fetch(target.state, target.history, peers, source, through).await?;
+        let staged = tokio::select! {
+            staged = fetch(target.state, target.history, peers, source, through) => staged?,
+            () = &mut unwanted => return Err("it is not wanted any more".to_owned()),
+        };
         put_in_place(target, staged, through).await?;
     }
     Ok(())

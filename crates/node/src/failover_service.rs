@@ -140,6 +140,7 @@ impl failover_server::Failover for FailoverService {
         let batches = Some(Batches { previous: Some(position_to_wire(after)), zstd });
         Ok(Response::new(wire::ReadLogResponse { batches }))
     }
+
     async fn read_state(
         &self,
         request: Request<wire::ReadStateRequest>,

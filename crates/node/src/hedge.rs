@@ -121,6 +121,7 @@ where
                     Failed::NotLeader(Some(leader)) if is_pending(leader) => drop(named.insert(leader)),
                     Failed::NotLeader(Some(leader)) if !refused.contains(&leader) && hinted.insert(leader) => {
                         leads_elsewhere = true;
+                        named.insert(leader);
                         next.retain(|node| *node != leader);
                         next.push_front(leader);
                         start = 1;
@@ -128,7 +129,6 @@ where
                     Failed::NotLeader(_) => leads_elsewhere = true,
                     Failed::NotDone(reason) => {
                         refused.insert(node);
-                        leads_elsewhere = true;
                         why = Some(reason);
                     }
                     Failed::Unreachable(reason) | Failed::Unknown(reason) => why = Some(reason),

@@ -203,14 +203,7 @@ impl Keeper {
             lost_tail::save_shipped(&self.parts.data_dir, &self.state, &history, &self.log)?;
         }
         self.restart_followers();
-        let sequence = self.state.position().sequence;
-        let last = self.log.last()?.map(|(last, _)| last);
-        if last.is_some_and(|last| last != sequence) {
-            // Left from before this node voted: what lies between is in no log here.
-            self.log.purge_through(u64::MAX - 1, Some((replica::PURGED, &sequence.to_be_bytes())))?;
-        } else if last.is_none() {
-            self.log.purge_through(sequence, Some((replica::PURGED, &sequence.to_be_bytes())))?;
-        }
+        self.join_shipped_log()?;
         let replica = Replica::start(ReplicaParts {
             node_id: self.parts.node_id,
             history,
@@ -225,6 +218,19 @@ impl Keeper {
         Ok(LocalShard::Replica(Arc::new(replica)))
     }
 
+    /// Has what a replica takes begin right behind the state.
+    fn join_shipped_log(&self) -> Result<(), StorageError> {
+        let sequence = self.state.position().sequence;
+        let last = self.log.last()?.map(|(last, _)| last);
+        if last.is_some_and(|last| last != sequence) {
+            // Left from before this node voted: what lies between is in no log here.
+            self.log.purge_through(u64::MAX - 1, Some((replica::PURGED, &sequence.to_be_bytes())))?;
+        } else if last.is_none() {
+            self.log.purge_through(sequence, Some((replica::PURGED, &sequence.to_be_bytes())))?;
+        }
+        Ok(())
+    }
+
     /// As a voter: a founder of the epoch's group if it stands at the base while the group is being formed,
     /// and else a member that the leader seeds.
     async fn vote(&self, shard: &Shard, history: History) -> Result<LocalShard, StorageError> {
@@ -235,6 +241,7 @@ impl Keeper {
             tracing::warn!(%group, %base, kept, "this node is beyond the base: it is seeded afresh");
             self.log.purge_through(u64::MAX - 1, Some((replica::PURGED, &base.sequence.to_be_bytes())))?;
         } else if self.state.applied().raft.epoch != Some(group.epoch) && shard.phase == Phase::Forming {
+            self.join_shipped_log()?;
             self.reach_base(shard, &history).await;
             let (state, voters, base) = (Arc::clone(&self.state), shard.voters.clone(), history.base());
             let high_water = Arc::clone(&self.parts.high_water);
@@ -306,6 +313,20 @@ impl Keeper {
         Ok(())
     }
 
+    /// Waits until the shard no longer forms the group of this epoch. Others have founded it then, and their leader
+    /// has a snapshot for who comes later.
+    async fn forming_ends(&self, epoch: Epoch) {
+        let mut known = self.parts.directory.watch();
+        let ended = known.wait_for(|known| {
+            let shard = known.cluster.shards.get(&self.shard);
+            shard.is_none_or(|shard| shard.epoch != epoch || shard.phase != Phase::Forming)
+        });
+        tokio::select! {
+            () = self.parts.stop.cancelled() => {}
+            _ = ended => {}
+        }
+    }
+
     /// Pulls what is missing up to the base from whoever has it. Without success the leader's snapshot comes.
     async fn reach_base(&self, shard: &Shard, history: &History) {
         let base = history.base();
@@ -318,7 +339,8 @@ impl Keeper {
                 if self.state.position().sequence >= base.sequence {
                     return;
                 }
-                if let Err(reason) = drain::pull(&target, &self.parts.peers, source.id, base).await {
+                let pull = drain::pull(&target, &self.parts.peers, source.id, base, self.forming_ends(history.epoch()));
+                if let Err(reason) = pull.await {
                     tracing::debug!(shard = %self.shard, round, reason, "no tail from there");
                 }
             }

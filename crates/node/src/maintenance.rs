@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use meridian_proto::shipping::{AnnounceRequest, Status, shipping_client::ShippingClient};
 use meridian_storage::{HighWater, StorageError, fatal};
-use meridian_types::{NodeId, Position, ShardId};
+use meridian_types::{Epoch, NodeId, Position, ShardId};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -76,8 +76,8 @@ pub(crate) struct Maintenance {
     pub(crate) disk: Arc<DiskGuard>,
     pub(crate) log_retention_bytes: u64,
     pub(crate) changing: Mutex<HashMap<ShardId, VoterChange>>,
-    /// The term in which this node was last seen to lead, and since when, on the directory's clock.
-    pub(crate) leading: Mutex<HashMap<ShardId, (u64, Duration)>>,
+    /// The epoch and term in which this node was last seen to lead, and since when, on the directory's clock.
+    pub(crate) leading: Mutex<HashMap<ShardId, (Epoch, u64, Duration)>>,
     pub(crate) applied: Mutex<HashMap<ShardId, VecDeque<(Instant, Position)>>>,
 }
 
@@ -263,7 +263,9 @@ impl Maintenance {
             if !is_sure || is_under_way || voter.group.settled_voters().as_ref() == Some(&wanted.voters) {
                 continue;
             }
-            tracing::info!(shard = %id, voters = ?wanted.voters, "changing the group's voters");
+            if voter.group.voters() != wanted.voters {
+                tracing::info!(shard = %id, voters = ?wanted.voters, "changing the group's voters");
+            }
             let goal = wanted.voters.clone();
             let change = tokio::spawn(async move {
                 if let Err(error) = voter.group.change_voters(&wanted.voters).await {
@@ -277,11 +279,12 @@ impl Maintenance {
     /// Since when, on the directory's clock, this node leads, if it does. What it knew of the cluster before may have
     /// been taken back since, and settled by the leader before it.
     fn leads_since(&self, shard: ShardId, voter: &Voter) -> Option<Duration> {
-        let term = voter.group.leadership().ok()?.term;
+        let (epoch, term) = (voter.group.id().epoch, voter.group.leadership().ok()?.term);
         let (now, mut leading) = (self.directory.now(), self.leading.lock());
-        let known = leading.get(&shard).filter(|(in_term, _)| *in_term == term);
-        let since = known.map_or(now, |(_, since)| *since);
-        leading.insert(shard, (term, since));
+        // The group of each epoch counts its terms anew.
+        let known = leading.get(&shard).filter(|(in_epoch, in_term, _)| (*in_epoch, *in_term) == (epoch, term));
+        let since = known.map_or(now, |(.., since)| *since);
+        leading.insert(shard, (epoch, term, since));
         Some(since)
     }
 

@@ -419,12 +419,18 @@ impl Receiver {
                 self.fail(now, jitter, FailureReason::ConnectTimeout, actions);
             }
             State::Following { heard_at, .. }
-                if self.wants_more() && now.saturating_sub(heard_at) >= self.config.idle_timeout =>
+                if self.wants_more() && now.saturating_sub(heard_at) >= self.idle_timeout() =>
             {
                 self.fail(now, jitter, FailureReason::Idle, actions);
             }
             _ => {}
         }
+    }
+
+    /// Longer after each failure without progress: a big batch may take its time on a narrow link, and would be sent
+    /// again for ever.
+    fn idle_timeout(&self) -> Duration {
+        self.config.idle_timeout.saturating_mul(1 << self.attempts.min(8)).min(self.config.stale_after)
     }
 
     /// Does what is due: nothing while a stream is open, a snapshot is fetched or the backoff runs.

@@ -120,7 +120,7 @@ impl<'a> View<'a> {
         sealing: &Sealing,
         region: &str,
         voters: BTreeSet<NodeId>,
-        at_base: &BTreeSet<NodeId>,
+        first_leaders: &BTreeSet<NodeId>,
         base: &SealAnswer,
     ) -> Verdict {
         // A number of 16 bits is enough for a failover every ten minutes over a year; then it stops here.
@@ -152,7 +152,7 @@ impl<'a> View<'a> {
             old_voters: BTreeSet::new(),
             former_voters: Vec::new(),
         };
-        let preferred_leader = self.cluster.spread_leader(at_base);
+        let preferred_leader = self.cluster.spread_leader(first_leaders);
         Verdict::Commit(Change::Promote { shard: self.id, voters, preferred_leader, report })
     }
 }

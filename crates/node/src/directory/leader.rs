@@ -302,7 +302,10 @@ impl Session {
                 };
                 if let Some(goal) = self.members_wanted() {
                     let (shard, members) = (DIRECTORY_GROUP.shard, self.parts.voter.group.voters());
-                    let text = format!("its members are nodes {members:?}, and are to be {goal:?}");
+                    let text = match members == goal {
+                        true => format!("its members are becoming just nodes {goal:?}"),
+                        false => format!("its members are nodes {members:?}, and are to be {goal:?}"),
+                    };
                     progress.push(Progress { shard, text });
                 }
                 let age = |at: Duration| u64::try_from(self.now().saturating_sub(at).as_millis()).unwrap_or(u64::MAX);

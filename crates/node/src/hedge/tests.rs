@@ -171,6 +171,22 @@ async fn one_that_is_late_is_waited_for_while_another_says_that_it_leads() {
 }
 
 #[tokio::test]
+async fn one_that_was_asked_because_it_was_named_is_waited_for() {
+    let ask = |attempt: Try| async move {
+        match attempt.node {
+            1 => Err(Failed::NotLeader(Some(2))),
+            2 => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Ok("two")
+            }
+            _ => Err(Failed::Unreachable("no connection".to_owned())),
+        }
+    };
+    let (round, _) = run(&[1, 3, 2], Duration::ZERO, ask, |_, _| true).await;
+    assert!(matches!(round, Round::Answer { node: 2, answer: "two", .. }), "{round:?}");
+}
+
+#[tokio::test]
 async fn one_that_is_silent_is_waited_for_when_nobody_else_answers() {
     let ask = |attempt: Try| async move {
         match attempt.node {

@@ -78,7 +78,7 @@ impl OrphanWriter {
     /// When the other files cannot be read.
     pub(crate) fn set_missing(&mut self, from: u64, through: u64, time_ms: u64) -> Result<(), StorageError> {
         let lacking = OrphanSummary { missing_from: from, missing_through: through, ..self.summary };
-        let Some(data_dir) = self.folder.parent() else { return Ok(()) };
+        let data_dir = self.folder.parent().ok_or_else(|| corruption(&self.folder, "lies in no data folder"))?;
         if is_kept(data_dir, &self.header, &lacking)? {
             return Ok(());
         }

@@ -244,6 +244,7 @@ impl Driver {
         loop {
             let pulled = tokio::time::timeout_at(deadline, drain::pull_log(&target, &peers, source, through)).await;
             if pulled.map_err(late)?? {
+                self.give_up_whole();
                 return Ok(());
             }
             let fetch = self.whole.get_or_insert_with(|| {
