@@ -131,11 +131,15 @@ async fn who_is_left_behind_by_the_log_takes_a_snapshot() {
         .unwrap();
     // More batches than are kept in any case, and more bytes than are retained.
     let mut written = 0;
-    poll::until("the log of the leader is purged", DEADLINE, async || {
+    poll::until("the logs of the voters are purged", DEADLINE, async || {
         write_many(&cluster, &others, &format!("meanwhile-{written}"), 1000, &[7; 2000]).await;
         written += 1;
-        let status = cluster.shard_status(cluster.leader(1).await, 1).await.unwrap();
-        if status.first_sequence > durable + 1 { Ok(()) } else { Err(status.first_sequence) }
+        // Of every voter: whichever it is whose log the one that is left behind asks for first.
+        let mut first = u64::MAX;
+        for id in cluster.region(0).into_iter().filter(|id| *id != voter) {
+            first = first.min(cluster.shard_status(id, 1).await.unwrap().first_sequence);
+        }
+        if first > durable + 1 { Ok(()) } else { Err(first) }
     })
     .await;
     cluster.restart(voter);
@@ -254,8 +258,12 @@ async fn a_stateless_gateway_serves_beside_an_application() {
         let client = KvClient::new(url, DEFAULT_DATABASE);
         let leader = cluster.leader(1).await;
         let nearest = cluster.region(region)[0];
-        cluster.kill(leader);
-        if nearest != leader && region > 0 {
+        // Node 1 and the first node of each other region vote in the directory: without two of them leases run out, and
+        // a voter that has just started is granted none.
+        if region == 0 || leader != 1 {
+            cluster.kill(leader);
+        }
+        if region > 0 {
             cluster.kill(nearest);
         }
         for number in 0..20 {
