@@ -11,17 +11,19 @@ use serde_json::Value;
 /// What each crate of the workspace may use of the others.
 const MAY_USE: &[(&str, Allowed)] = &[
     ("meridian-types", Allowed::Only(&[])),
+    ("meridian-memory", Allowed::Only(&[])),
     ("meridian-proto", Allowed::Only(&["meridian-types"])),
     ("meridian-txn", Allowed::Only(&["meridian-types"])),
     ("meridian-shipping", Allowed::Only(&["meridian-types"])),
     ("meridian-failover", Allowed::Only(&["meridian-types"])),
     ("meridian-storage", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-txn"])),
     ("meridian-consensus", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-storage"])),
-    ("meridian-gateway", Allowed::Only(&["meridian-types", "meridian-proto"])),
+    ("meridian-gateway", Allowed::Only(&["meridian-types", "meridian-memory", "meridian-proto"])),
     (
         "meridian-node",
         Allowed::Only(&[
             "meridian-types",
+            "meridian-memory",
             "meridian-proto",
             "meridian-txn",
             "meridian-shipping",

@@ -1,0 +1,76 @@
+/// A process with less cannot hold the largest answer that is legal beside everything else.
+pub const MIN_BYTES: usize = 256 << 20;
+
+/// The largest answer to one read, in both of the forms in which it is held for a moment: 1,000 entries of a
+/// 2 KiB key and a 64 KiB value, read and encoded.
+const LARGEST_READ: usize = 136 << 20;
+
+/// The memory of one node or gateway, divided by purpose; in bytes. What is not in here is headroom: code,
+/// connections, indexes, and what an allocator does not give back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shares {
+    /// Blocks of RocksDB, with indexes and filters.
+    pub block_cache: usize,
+    /// All memtables of all shards together.
+    pub memtables: usize,
+    /// Entries of all groups' logs that are kept to be sent and applied.
+    pub log_cache: usize,
+    /// Bodies of requests that are being read or carried out, at the gateway.
+    pub bodies: usize,
+    /// Writes that wait for a shard's leader, or are in one of its batches.
+    pub writes: usize,
+    /// What reads have found, until their answers have left.
+    pub reads: usize,
+}
+
+impl Shares {
+    /// Of a node that takes `max_bytes` in all; fewer than [`MIN_BYTES`] are taken for that many.
+    pub fn of_node(max_bytes: usize) -> Self {
+        let max_bytes = max_bytes.max(MIN_BYTES);
+        let given = max_bytes - max_bytes / 5;
+        let reads = (given / 5).max(LARGEST_READ);
+        let percent = |percent: usize| (given - reads) / 100 * percent;
+        Self {
+            block_cache: percent(40),
+            memtables: percent(30),
+            log_cache: percent(8),
+            bodies: percent(10),
+            writes: percent(12),
+            reads,
+        }
+    }
+
+    /// Of a gateway without data of its own.
+    pub fn of_gateway(max_bytes: usize) -> Self {
+        let max_bytes = max_bytes.max(MIN_BYTES);
+        let given = max_bytes - max_bytes / 4;
+        let reads = (given / 2).max(LARGEST_READ);
+        Self { block_cache: 0, memtables: 0, log_cache: 0, bodies: given - reads, writes: 0, reads }
+    }
+
+    pub fn total(&self) -> usize {
+        self.block_cache + self.memtables + self.log_cache + self.bodies + self.writes + self.reads
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_fit_what_there_is_and_admit_the_largest_request() {
+        for max_bytes in [0, MIN_BYTES, 300 << 20, 1 << 30, 8 << 30, 1 << 40] {
+            for shares in [Shares::of_node(max_bytes), Shares::of_gateway(max_bytes)] {
+                let max_bytes = max_bytes.max(MIN_BYTES);
+                assert!(shares.total() <= max_bytes - max_bytes / 5, "{shares:?} of {max_bytes}");
+                assert!(shares.reads >= LARGEST_READ && shares.bodies >= 4 << 20, "{shares:?} of {max_bytes}");
+            }
+            let shares = Shares::of_node(max_bytes);
+            // A few of the largest writes, and memtables that are worth a flush.
+            assert!(
+                shares.writes >= 8 << 20 && shares.memtables >= 16 << 20 && shares.log_cache >= 4 << 20,
+                "{shares:?}"
+            );
+        }
+    }
+}
