@@ -56,6 +56,10 @@ impl Grant {
         self.databases.as_ref().is_none_or(|ids| ids.binary_search(&database).is_ok())
     }
 
+    pub fn allows_all(&self) -> bool {
+        self.databases.is_none()
+    }
+
     pub fn may_write(&self) -> bool {
         self.write
     }

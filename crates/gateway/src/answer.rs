@@ -3,7 +3,6 @@
 use std::fmt;
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::Full;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use meridian_proto::kv_connect as pb;
@@ -13,7 +12,8 @@ use prost::Message;
 use crate::database::ReadOutput;
 use crate::refusal::Refusal;
 
-pub(crate) type Answer = Response<Full<Bytes>>;
+/// Whole answers: a connection turns the bytes into a body.
+pub(crate) type Answer = Response<Bytes>;
 
 pub(crate) fn json(body: Vec<u8>) -> Answer {
     answer(StatusCode::OK, "application/json", body.into())
@@ -80,7 +80,7 @@ fn protobuf(message: &impl Message) -> Answer {
 }
 
 fn answer(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
-    let mut response = Response::new(Full::new(body));
+    let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
@@ -88,7 +88,6 @@ fn answer(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer
 
 #[cfg(test)]
 mod tests {
-    use http_body_util::BodyExt;
     use meridian_types::{Entry, Value, ValueEncoding};
 
     use super::*;
@@ -96,8 +95,7 @@ mod tests {
     fn body(answer: Answer) -> Vec<u8> {
         assert_eq!(answer.status(), StatusCode::OK);
         assert_eq!(answer.headers()[CONTENT_TYPE], "application/x-protobuf");
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        runtime.block_on(answer.into_body().collect()).unwrap().to_bytes().to_vec()
+        answer.into_body().to_vec()
     }
 
     fn entry(key: &'static [u8], encoding: ValueEncoding, data: &'static [u8], stamp: u8) -> Entry {

@@ -5,7 +5,8 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt;
 use hyper::body::Body;
 
-use crate::refusal::Refusal;
+use crate::refusal::{Overload, Refusal};
+use crate::shares::Share;
 
 /// How much of a body over the limit is read and thrown away, so that its sender is still listening when
 /// the refusal comes.
@@ -13,18 +14,24 @@ const MAX_DISCARDED_BYTES: u64 = 8 * 1024 * 1024;
 /// What a declared length may make this process reserve before the bytes are there.
 const MAX_RESERVED_BYTES: usize = 64 * 1024;
 
-/// The whole body of a request. Small ones, which come in one piece, are not copied.
-pub(crate) async fn collect<B>(body: B, max_bytes: usize, timeout: Duration) -> Result<Bytes, Refusal>
+/// The whole body of a request, and the share of bytes that was taken for it as it came. Small ones, which come in
+/// one piece, are not copied.
+pub(crate) async fn collect<B>(
+    body: B,
+    mut share: Share,
+    max_bytes: usize,
+    timeout: Duration,
+) -> Result<(Bytes, Share), Refusal>
 where
     B: Body<Data = Bytes>,
 {
-    match tokio::time::timeout(timeout, read(body, max_bytes)).await {
-        Ok(result) => result,
+    match tokio::time::timeout(timeout, read(body, &mut share, max_bytes)).await {
+        Ok(result) => result.map(|bytes| (bytes, share)),
         Err(_) => Err(Refusal::BodyTimeout { timeout }),
     }
 }
 
-async fn read<B>(body: B, max_bytes: usize) -> Result<Bytes, Refusal>
+async fn read<B>(body: B, share: &mut Share, max_bytes: usize) -> Result<Bytes, Refusal>
 where
     B: Body<Data = Bytes>,
 {
@@ -45,6 +52,8 @@ where
                 break;
             }
             (first, joined) = (Bytes::new(), BytesMut::new());
+        } else if !share.grow(data.len() as u64) {
+            return Err(Refusal::Overloaded(Overload::Bodies));
         } else if first.is_empty() && joined.is_empty() {
             first = data;
         } else {

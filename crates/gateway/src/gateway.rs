@@ -1,3 +1,4 @@
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -9,17 +10,17 @@ use hyper::{Method, Request};
 use meridian_proto::kv_connect as pb;
 use meridian_types::{Consistency, DatabaseId, RequestId, WriteOutcome};
 use prost::Message;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::warn;
 
 use crate::answer::{self, Answer};
 use crate::database::{Database, Read, Unavailable, Write, WriteFailure};
-use crate::metadata::{self, Exchange};
+use crate::metadata::{self, Base, Exchange};
 use crate::options::{Options, PublicUrl};
-use crate::refusal::Refusal;
+use crate::refusal::{Overload, Refusal};
 use crate::route::{Route, Target};
+use crate::shares::{Holder, Share, Shares};
 use crate::telemetry::Telemetry;
-use crate::{Catalogue, body, head, validation};
+use crate::{Catalogue, Grant, body, head, validation};
 
 /// A write whose outcome nobody can tell. There is no answer to give: whoever serves the connection drops
 /// it (HTTP/1.1) or resets the stream (HTTP/2).
@@ -33,9 +34,15 @@ pub struct Gateway<D, C> {
     catalogue: Arc<C>,
     options: Options,
     telemetry: Telemetry,
-    /// One permit for each request in progress. A write keeps its own until the database is done with it,
-    /// also when its client has left.
-    slots: Arc<Semaphore>,
+    /// Requests in progress. A write keeps its share until the database is done with it, also when its client has
+    /// left.
+    requests: Shares,
+    /// Bytes of their bodies.
+    bodies: Shares,
+    /// Bytes of answers that clients have not taken yet.
+    answers: Shares,
+    /// Tokens are told apart by a hash that nobody outside can foresee.
+    holders: RandomState,
 }
 
 /// Why a request has no result.
@@ -58,8 +65,20 @@ impl From<Unavailable> for Refusal {
 
 impl<D: Database, C: Catalogue> Gateway<D, C> {
     pub fn new(database: Arc<D>, catalogue: Arc<C>, options: Options) -> Self {
-        let slots = Arc::new(Semaphore::new(options.max_concurrent_requests as usize));
-        Self { database, catalogue, options, telemetry: Telemetry::new(), slots }
+        Self {
+            database,
+            catalogue,
+            telemetry: Telemetry::new(),
+            requests: Shares::new(options.max_concurrent_requests.into()),
+            bodies: Shares::new(options.max_bodies_bytes),
+            answers: Shares::new(options.max_answers_bytes),
+            holders: RandomState::new(),
+            options,
+        }
+    }
+
+    pub(crate) fn telemetry(&self) -> &Telemetry {
+        &self.telemetry
     }
 
     pub fn options(&self) -> &Options {
@@ -89,10 +108,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     /// Returns when no request is in progress, including writes whose clients have left. Nothing is
     /// accepted after it: requests get 503.
     pub async fn drained(&self) {
-        // An error means that the semaphore is closed, which it never is.
-        if let Ok(all) = self.slots.acquire_many(self.options.max_concurrent_requests).await {
-            all.forget();
-        }
+        self.requests.close().await;
     }
 
     async fn route<B>(&self, route: Option<Route<'_>>, parts: &Parts, body: B) -> Result<Answer, Failure>
@@ -100,11 +116,10 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         B: Body<Data = Bytes>,
     {
         let route = route.ok_or(Refusal::UnknownPath)?;
-        let slot = Arc::clone(&self.slots).try_acquire_owned().map_err(|_| Refusal::Overloaded)?;
         match route {
             Route::Metadata(target) => self.metadata(target, parts, body).await,
             Route::SnapshotRead(consistency) => self.read(consistency, parts, body).await,
-            Route::AtomicWrite => self.write(slot, parts, body).await,
+            Route::AtomicWrite => self.write(parts, body).await,
         }
     }
 
@@ -112,27 +127,31 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     where
         B: Body<Data = Bytes>,
     {
-        let token = head::bearer(&parts.headers)?;
-        let grant = self.catalogue.authorize(token).ok_or(Refusal::UnknownToken)?;
+        let (token, grant) = self.bearer(parts)?;
+        let _request = self.begin(token)?;
         let database = match target {
-            Target::Default => self.catalogue.default_database().ok_or(Refusal::NoDefaultDatabase)?,
-            Target::Id(id) => id,
-            Target::Name(name) => self.catalogue.by_name(name).ok_or(Refusal::NoSuchDatabase)?,
+            Target::Default => Ok(self.catalogue.default_database().ok_or(Refusal::NoDefaultDatabase)?),
+            Target::Id(id) => Ok(id),
+            Target::Name(name) => self.catalogue.by_name(name).ok_or(Refusal::NoSuchDatabase),
         };
-        if !grant.allows(database) {
-            return Err(Refusal::UnknownToken.into());
-        }
-        if !self.catalogue.contains(database) {
-            return Err(Refusal::NoSuchDatabase.into());
-        }
+        // A token for some databases does not learn which others there are.
+        let database = match database {
+            Ok(database) if !grant.allows(database) => Err(Refusal::UnknownToken),
+            Err(_) if !grant.allows_all() => Err(Refusal::UnknownToken),
+            Ok(database) if !self.catalogue.contains(database) => Err(Refusal::NoSuchDatabase),
+            other => other,
+        }?;
         let consistency = head::consistency(&parts.uri)?;
-        let body = self.body(body).await?;
-        let base_url = match &self.options.public_url {
-            Some(url) => Some(PublicUrl::as_str(url).to_owned()),
-            None => head::base_url(&parts.uri, &parts.headers),
-        };
+        let (body, _share) = self.body(token, body).await?;
+        let public_url = self.options.public_url.as_ref().map(PublicUrl::as_str);
+        let own_url = head::base_url(&parts.uri, &parts.headers);
         let expires_at = metadata::expiry(Utc::now(), self.options.token_lifetime);
-        let exchange = Exchange { database, token, consistency, base_url: base_url.as_deref(), expires_at };
+        let path = parts.uri.path();
+        let base = match public_url {
+            Some(url) => Base::Public(url),
+            None => Base::Asked { path, url: own_url.as_deref() },
+        };
+        let exchange = Exchange { database, token, consistency, base, expires_at };
         Ok(answer::json(metadata::exchange(&body, &exchange)?))
     }
 
@@ -140,29 +159,37 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     where
         B: Body<Data = Bytes>,
     {
-        let database = self.authorize(parts, false)?;
-        let message = pb::SnapshotRead::decode(self.body(body).await?).map_err(Refusal::from)?;
+        let (token, database) = self.authorize(parts, false)?;
+        let _request = self.begin(token)?;
+        let (body, _share) = self.body(token, body).await?;
+        let message = pb::SnapshotRead::decode(body).map_err(Refusal::from)?;
         let ranges = validation::read(message).map_err(Refusal::from)?;
         let output = self.database.read(Read { database, consistency, ranges }).await.map_err(Refusal::from)?;
-        Ok(answer::read(output, consistency))
+        let answer = answer::read(output, consistency);
+        let share = self.answers.take(self.holder(token), answer.body().len() as u64);
+        let share = share.ok_or_else(|| self.overloaded(Overload::Answers))?;
+        // Given back when the last byte has left, or the connection is gone.
+        Ok(answer.map(|bytes| Bytes::from_owner(Held { bytes, _share: share })))
     }
 
     /// The write runs in a task of its own: a client that leaves, or resets its stream, drops this future,
     /// and dropping a write halfway would leave its outcome to chance and the retry with the same request
     /// id inside the cluster undone.
-    async fn write<B>(&self, slot: OwnedSemaphorePermit, parts: &Parts, body: B) -> Result<Answer, Failure>
+    async fn write<B>(&self, parts: &Parts, body: B) -> Result<Answer, Failure>
     where
         B: Body<Data = Bytes>,
     {
-        let database = self.authorize(parts, true)?;
-        let message = pb::AtomicWrite::decode(self.body(body).await?).map_err(Refusal::from)?;
+        let (token, database) = self.authorize(parts, true)?;
+        let request = self.begin(token)?;
+        let (body, share) = self.body(token, body).await?;
+        let message = pb::AtomicWrite::decode(body).map_err(Refusal::from)?;
         let transaction = validation::write(message).map_err(Refusal::from)?;
         let request_id = RequestId::generate();
         let write = Write { database, request_id, transaction };
         let service = Arc::clone(&self.database);
         let running = tokio::spawn(async move {
             let outcome = service.write(write).await;
-            drop(slot);
+            drop((request, share));
             outcome
         });
         match running.await {
@@ -182,10 +209,18 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         }
     }
 
-    /// The database of a request of the data path, if its token may use it so.
-    fn authorize(&self, parts: &Parts, write: bool) -> Result<DatabaseId, Refusal> {
-        let token = head::bearer(&parts.headers)?;
-        let grant = self.catalogue.authorize(token).ok_or(Refusal::UnknownToken)?;
+    /// The token of a request, and what it opens.
+    fn bearer<'a>(&self, parts: &'a Parts) -> Result<(&'a str, Grant), Refusal> {
+        let token = head::bearer(&parts.headers).inspect_err(|_| self.telemetry.unauthorized());
+        let token = token?;
+        let grant = self.catalogue.authorize(token);
+        let grant = grant.ok_or(Refusal::UnknownToken).inspect_err(|_| self.telemetry.unauthorized())?;
+        Ok((token, grant))
+    }
+
+    /// The token and the database of a request of the data path, if the one may use the other so.
+    fn authorize<'a>(&self, parts: &'a Parts, write: bool) -> Result<(&'a str, DatabaseId), Refusal> {
+        let (token, grant) = self.bearer(parts)?;
         let database = head::database_id(&parts.headers)?;
         // Before `contains`: a token for some databases says nothing about others.
         if !grant.allows(database) {
@@ -197,13 +232,45 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         if write && !grant.may_write() {
             return Err(Refusal::ReadOnlyToken);
         }
-        Ok(database)
+        Ok((token, database))
     }
 
-    async fn body<B>(&self, body: B) -> Result<Bytes, Refusal>
+    fn holder(&self, token: &str) -> Holder {
+        Holder(self.holders.hash_one(token))
+    }
+
+    /// Counts a request among those in progress.
+    fn begin(&self, token: &str) -> Result<Share, Refusal> {
+        self.requests.take(self.holder(token), 1).ok_or_else(|| self.overloaded(Overload::Requests))
+    }
+
+    async fn body<B>(&self, token: &str, body: B) -> Result<(Bytes, Share), Refusal>
     where
         B: Body<Data = Bytes>,
     {
-        body::collect(body, self.options.max_body_bytes, self.options.body_timeout).await
+        let share = self.bodies.take(self.holder(token), 0).ok_or_else(|| self.overloaded(Overload::Bodies))?;
+        let collected = body::collect(body, share, self.options.max_body_bytes, self.options.body_timeout).await;
+        collected.inspect_err(|refusal| {
+            if let Refusal::Overloaded(what) = refusal {
+                self.telemetry.overloaded(*what);
+            }
+        })
+    }
+
+    fn overloaded(&self, what: Overload) -> Refusal {
+        self.telemetry.overloaded(what);
+        Refusal::Overloaded(what)
+    }
+}
+
+/// Bytes with the share that was taken for them.
+struct Held {
+    bytes: Bytes,
+    _share: Share,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }

@@ -43,14 +43,20 @@ pub(crate) fn consistency(uri: &Uri) -> Result<Consistency, Refusal> {
 
 /// Where the client believes this gateway to be, as `scheme://authority`. `None` if it does not say.
 ///
-/// Both come from the client or the proxy before it, and only that client gets to see the result. A proxy
-/// that ends TLS says so with `x-forwarded-proto`; without it, a client would be sent to plain `http`.
+/// Both come from the client or the proxies before it, and only that client gets to see the result. A proxy
+/// that ends TLS says so with `x-forwarded-proto` or `forwarded`, the client's own side first; without it, a client
+/// would be sent to plain `http`.
 pub(crate) fn base_url(uri: &Uri, headers: &HeaderMap) -> Option<String> {
     let authority = match uri.authority() {
         Some(authority) => authority.clone(),
         None => Authority::try_from(headers.get(HOST)?.as_bytes()).ok()?,
     };
-    let secure = headers.get("x-forwarded-proto").is_some_and(|proto| proto.as_bytes().eq_ignore_ascii_case(b"https"));
+    let first = |name| headers.get(name).and_then(|value| value.to_str().ok()).and_then(|text| text.split(',').next());
+    let forwarded = first("forwarded").into_iter().flat_map(|element| element.split(';'));
+    let forwarded = forwarded.filter_map(|pair| pair.split_once('='));
+    let forwarded = forwarded.filter(|(name, _)| name.trim().eq_ignore_ascii_case("proto"));
+    let schemes = first("x-forwarded-proto").into_iter().chain(forwarded.map(|(_, scheme)| scheme.trim_matches('"')));
+    let secure = schemes.map(str::trim).any(|scheme| scheme.eq_ignore_ascii_case("https"));
     let scheme = if secure { "https" } else { "http" };
     (!authority.host().is_empty() && !authority.as_str().contains('@')).then(|| format!("{scheme}://{authority}"))
 }

@@ -2,7 +2,7 @@
 //!
 //! | module | what it holds |
 //! |---|---|
-//! | `server` | sockets: accepting, limits of connections, idle connections, draining |
+//! | `server` | sockets: accepting, which connections stay when there are too many, idle connections, draining |
 //! | `gateway` | one request from its head to its answer |
 //! | `route` | the paths, all of them |
 //! | `head`, `body` | what is read of a request before it is understood |
@@ -10,6 +10,7 @@
 //! | `validation` | protobuf to `meridian-types`, with every limit |
 //! | `answer`, `refusal` | results and errors to HTTP, all of them |
 //! | `access`, `catalogue` | who may do what, and which databases there are |
+//! | `shares` | requests and bytes in progress, and that no token takes them all |
 //! | `telemetry` | metrics |
 //!
 //! What always holds here:
@@ -37,6 +38,7 @@ mod options;
 mod refusal;
 mod route;
 mod server;
+mod shares;
 mod telemetry;
 mod validation;
 

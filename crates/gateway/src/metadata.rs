@@ -20,9 +20,34 @@ pub(crate) struct Exchange<'a> {
     /// What the connect URL asks for. `Eventual`: the eventual path is offered as the strong endpoint
     /// too, because native clients use the first strong one for everything.
     pub(crate) consistency: Consistency,
-    /// Without a slash at its end. `None`: not known, so that endpoints are relative.
-    pub(crate) base_url: Option<&'a str>,
+    pub(crate) base: Base<'a>,
     pub(crate) expires_at: DateTime<Utc>,
+}
+
+/// What the URLs of endpoints begin with. Without a slash at its end.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Base<'a> {
+    /// As configured.
+    Public(&'a str),
+    /// The request went to `path`. From version 2 on, endpoints are relative to it, so that a client comes back the
+    /// way it came: by the same proxies, with the same scheme. Version 1 knows no relative URLs, and gets `url`, what
+    /// the client takes this gateway for, if it said so.
+    Asked { path: &'a str, url: Option<&'a str> },
+}
+
+impl Base<'_> {
+    /// The URL of the endpoint at `path`, which begins with a slash.
+    fn endpoint(&self, version: u8, path: &str) -> Result<String, Refusal> {
+        match self {
+            Self::Public(url) => Ok(format!("{url}{path}")),
+            Self::Asked { url, .. } if version == 1 => Ok(format!("{}{path}", url.ok_or(Refusal::UnknownHost)?)),
+            Self::Asked { path: asked, .. } => {
+                let up = asked.matches('/').count().saturating_sub(1);
+                let here = if up == 0 { "." } else { "" };
+                Ok(format!("{here}{}{path}", vec![".."; up].join("/")))
+            }
+        }
+    }
 }
 
 // Fields beyond the schema are ignored, as the reference server does: a later client may send more.
@@ -58,13 +83,8 @@ pub(crate) fn expiry(now: DateTime<Utc>, lifetime: std::time::Duration) -> DateT
 /// The JSON for a request with `body`, in the highest version that both sides speak.
 pub(crate) fn exchange(body: &[u8], exchange: &Exchange<'_>) -> Result<Vec<u8>, Refusal> {
     let version = version(body)?;
-    if version == 1 && exchange.base_url.is_none() {
-        return Err(Refusal::UnknownHost); // version 1 knows no relative URLs
-    }
-    let endpoint = |path: &str, consistency| EndpointInfo {
-        url: format!("{}{path}", exchange.base_url.unwrap_or_default()),
-        consistency,
-    };
+    let endpoint =
+        |path: &str, consistency| exchange.base.endpoint(version, path).map(|url| EndpointInfo { url, consistency });
     let strong_path = match exchange.consistency {
         Consistency::Strong => STRONG_PATH,
         Consistency::Eventual => EVENTUAL_PATH,
@@ -72,7 +92,7 @@ pub(crate) fn exchange(body: &[u8], exchange: &Exchange<'_>) -> Result<Vec<u8>, 
     let metadata = DatabaseMetadata {
         version,
         database_id: exchange.database.to_string(),
-        endpoints: [endpoint(strong_path, "strong"), endpoint(EVENTUAL_PATH, "eventual")],
+        endpoints: [endpoint(strong_path, "strong")?, endpoint(EVENTUAL_PATH, "eventual")?],
         token: exchange.token,
         expires_at: exchange.expires_at.to_rfc3339_opts(SecondsFormat::Secs, true),
     };
@@ -103,7 +123,7 @@ mod tests {
             database: ID.to_uppercase().parse().unwrap(),
             token: "t\"0ken",
             consistency: Consistency::Strong,
-            base_url: Some("http://kv:4512"),
+            base: Base::Public("http://kv:4512"),
             expires_at: expiry(DateTime::from_timestamp(1_700_000_000, 123_456_789).unwrap(), Duration::ZERO),
         }
     }
@@ -140,11 +160,19 @@ mod tests {
     }
 
     #[test]
-    fn without_a_base_endpoints_are_relative_or_version_1_is_refused() {
-        let asked = Exchange { base_url: None, ..ask() };
-        let json = exchange(br#"{"supportedVersions":[2]}"#, &asked).unwrap();
-        assert_eq!(String::from_utf8(json).unwrap(), golden(2, "/kv/strong", "/kv/eventual"));
-        assert!(matches!(exchange(b"", &asked), Err(Refusal::UnknownHost)));
+    fn without_a_public_url_endpoints_are_relative_to_what_was_asked() {
+        for (path, base) in [("/", "."), ("/db/main", ".."), ("/databases/x/connect", "../..")] {
+            let asked = Exchange { base: Base::Asked { path, url: None }, ..ask() };
+            for version in [2, 3] {
+                let body = format!(r#"{{"supportedVersions":[{version}]}}"#);
+                let json = String::from_utf8(exchange(body.as_bytes(), &asked).unwrap()).unwrap();
+                assert_eq!(json, golden(version, &format!("{base}/kv/strong"), &format!("{base}/kv/eventual")));
+            }
+            assert!(matches!(exchange(b"", &asked), Err(Refusal::UnknownHost)));
+            let asked = Exchange { base: Base::Asked { path, url: Some("https://kv") }, ..ask() };
+            let json = String::from_utf8(exchange(b"", &asked).unwrap()).unwrap();
+            assert_eq!(json, golden(1, "https://kv/kv/strong", "https://kv/kv/eventual"));
+        }
     }
 
     #[test]

@@ -15,13 +15,19 @@ pub struct Options {
     pub token_lifetime: Duration,
     /// Of a request's body, before it is understood. Fits any message within the protocol's limits.
     pub max_body_bytes: usize,
-    /// Open at a time. More wait in the listener's backlog.
+    /// Open at a time. Beyond, connections without a valid token make room for others, then idle ones of whichever
+    /// address has most; where none can be spared, newcomers wait.
     pub max_connections: usize,
-    /// In progress at a time, on all connections. More are refused with 503.
+    /// In progress at a time, on all connections. More are refused with 503. No token can have them all.
     pub max_concurrent_requests: u32,
+    /// Bytes of bodies of all requests in progress. More are refused with 503. No token can have them all.
+    pub max_bodies_bytes: u64,
+    /// Bytes of answers that clients have not taken yet. More are refused with 503. No token can have them all.
+    pub max_answers_bytes: u64,
     /// In progress at a time on one HTTP/2 connection. More wait at the client.
     pub max_streams_per_connection: u32,
-    /// From accepting a connection to its first complete request head.
+    /// From accepting a connection to its first complete request head, and between requests as long as none had a
+    /// valid token.
     pub first_request_timeout: Duration,
     /// Between requests. Also bounds how long the head of a request and the reading of an answer may take.
     pub idle_timeout: Duration,
@@ -45,6 +51,8 @@ impl Default for Options {
             max_body_bytes: 1024 * 1024,
             max_connections: 8192,
             max_concurrent_requests: 8192,
+            max_bodies_bytes: 256 << 20,
+            max_answers_bytes: 512 << 20,
             max_streams_per_connection: 1024,
             first_request_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),

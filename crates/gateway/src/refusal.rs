@@ -1,3 +1,4 @@
+use std::fmt;
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -55,11 +56,40 @@ pub(crate) enum Refusal {
     /// Before anything was done: the client may send it again.
     #[error("The request body did not come within {} s.", timeout.as_secs())]
     BodyTimeout { timeout: Duration },
-    #[error("Too many requests are in progress on this server.")]
-    Overloaded,
+    #[error("Too many {0} are in progress on this server.")]
+    Overloaded(Overload),
     /// The text is the database's.
     #[error("{0}")]
     Unavailable(String),
+}
+
+/// What a gateway has too much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Overload {
+    Requests,
+    Bodies,
+    Answers,
+}
+
+impl Overload {
+    /// Its name in metrics.
+    pub(crate) fn label(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Bodies => "body_bytes",
+            Self::Answers => "answer_bytes",
+        }
+    }
+}
+
+impl fmt::Display for Overload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Requests => "requests",
+            Self::Bodies => "bytes of requests",
+            Self::Answers => "bytes of answers",
+        })
+    }
 }
 
 impl Refusal {
@@ -79,7 +109,7 @@ impl Refusal {
             | Self::Protobuf(_)
             | Self::Invalid(_)
             | Self::Rejected(_) => StatusCode::BAD_REQUEST,
-            Self::BodyTimeout { .. } | Self::Overloaded | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BodyTimeout { .. } | Self::Overloaded(_) | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }

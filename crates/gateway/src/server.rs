@@ -1,10 +1,15 @@
 mod activity;
+mod admission;
+mod strangers;
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http_body_util::Full;
+use hyper::StatusCode;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -12,9 +17,12 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::activity::{Activity, Busy};
+use self::admission::{Admission, Origin, Ticket};
+use self::strangers::Strangers;
 use crate::{Catalogue, Database, Gateway, Options};
 
 /// How long to leave the listener alone when it cannot accept, as when file descriptors run out.
@@ -25,8 +33,12 @@ const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
 const HTTP2_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
-/// For an idle connection to say goodbye.
+/// Of one connection over HTTP/1.1, for the head of a request and for what of its body is not taken yet. hyper's own
+/// bound is 400 KiB, which somebody without a token could have from each connection.
+const HTTP1_BUFFER_BYTES: usize = 32 * 1024;
+/// For an idle connection to say goodbye, and for one that makes room for another.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
+const EVICTION_GRACE: Duration = Duration::from_millis(50);
 
 /// Serves KV Connect on `listener` until `shutdown` is ready: HTTP/1.1 and HTTP/2 with prior knowledge,
 /// told apart by the first bytes of each connection. Then lets requests in progress end, writes whose
@@ -46,18 +58,41 @@ pub async fn serve<D, C>(
     let gateway = Arc::new(Gateway::new(database, catalogue, options));
     let options = gateway.options();
     let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
-    info!(address, region = options.region, "gateway serves");
-    let http = Arc::new(http(options));
+    info!(address, region = options.region, max_connections = options.max_connections, "gateway serves");
     let (stop, stopping) = watch::channel(());
+    let shared =
+        Arc::new(Shared { http: http(options), gateway: Arc::clone(&gateway), strangers: Strangers::default() });
+    let admission = Mutex::new(Admission::default());
+    let admission = || admission.lock().unwrap_or_else(PoisonError::into_inner);
     let mut connections = JoinSet::new();
+    let ended = |ended: Result<Ticket, tokio::task::JoinError>| match ended {
+        Ok(ticket) => admission().left(ticket),
+        Err(error) => warn!(%error, "a connection's task ended early"),
+    };
     let mut shutdown = pin!(shutdown);
+    // A connection that finds no room waits here until another one has ended.
+    let mut newcomer: Option<(TcpStream, SocketAddr)> = None;
     loop {
+        if let Some((stream, peer)) = newcomer.take_if(|_| connections.len() < options.max_connections) {
+            let origin = Origin::of(peer.ip());
+            let (activity, evicted) = (Arc::new(Activity::new(Instant::now())), CancellationToken::new());
+            let ticket = admission().admit(origin, Arc::clone(&activity), evicted.clone());
+            let connection = Connection { shared: Arc::clone(&shared), origin, activity, evicted };
+            let stopping = stopping.clone();
+            connections.spawn(async move {
+                connection.serve(stream, stopping).await;
+                ticket
+            });
+        }
         tokio::select! {
             () = &mut shutdown => break,
-            Some(ended) = connections.join_next() => report(ended),
-            accepted = listener.accept(), if connections.len() < options.max_connections => match accepted {
-                Ok((stream, _)) => {
-                    connections.spawn(connection(stream, Arc::clone(&gateway), Arc::clone(&http), stopping.clone()));
+            Some(result) = connections.join_next() => ended(result),
+            accepted = listener.accept(), if newcomer.is_none() => match accepted {
+                Ok((stream, peer)) => {
+                    if connections.len() >= options.max_connections && admission().evict_for(Origin::of(peer.ip())) {
+                        shared.gateway.telemetry().evicted();
+                    }
+                    newcomer = Some((stream, peer));
                 }
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
@@ -66,13 +101,14 @@ pub async fn serve<D, C>(
             },
         }
     }
+    drop(newcomer);
     drop(listener);
     drop(stop); // every connection hears of it
     info!(address, connections = connections.len(), "gateway drains");
     let deadline = Instant::now() + options.drain_timeout;
     let drained = timeout_at(deadline, async {
-        while let Some(ended) = connections.join_next().await {
-            report(ended);
+        while let Some(result) = connections.join_next().await {
+            ended(result);
         }
         gateway.drained().await;
     });
@@ -82,17 +118,11 @@ pub async fn serve<D, C>(
     connections.shutdown().await;
 }
 
-fn report(ended: Result<(), tokio::task::JoinError>) {
-    if let Err(error) = ended {
-        warn!(%error, "a connection's task ended early");
-    }
-}
-
 fn http(options: &Options) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // Idle connections and slow heads are this module's business for both versions: hyper's own timeout
     // for HTTP/1.1 makes and drops a timer for every request.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HTTP1_BUFFER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -105,54 +135,70 @@ fn http(options: &Options) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// Serves one connection to its end: the client's, an error, idleness, or the server's.
-async fn connection<D, C>(
-    stream: TcpStream,
+/// What all connections of a gateway have in common.
+struct Shared<D, C> {
+    http: auto::Builder<TokioExecutor>,
     gateway: Arc<Gateway<D, C>>,
-    http: Arc<auto::Builder<TokioExecutor>>,
-    mut stopping: watch::Receiver<()>,
-) where
-    D: Database,
-    C: Catalogue,
-{
-    // Without it every request of a native client costs some 40 ms more.
-    if let Err(error) = stream.set_nodelay(true) {
-        debug!(%error, "connection ended before it was served");
-        return;
-    }
-    let options = gateway.options();
-    let activity = Arc::new(Activity::new(Instant::now()));
-    let service = service_fn(|request| {
-        let gateway = Arc::clone(&gateway);
-        let busy = Busy::new(&activity);
-        async move {
-            let answer = gateway.handle(request).await;
-            drop(busy);
-            answer
+    strangers: Strangers,
+}
+
+struct Connection<D, C> {
+    shared: Arc<Shared<D, C>>,
+    origin: Origin,
+    activity: Arc<Activity>,
+    evicted: CancellationToken,
+}
+
+impl<D: Database, C: Catalogue> Connection<D, C> {
+    /// Serves the connection to its end: the client's, an error, idleness, eviction, or the server's.
+    async fn serve(&self, stream: TcpStream, mut stopping: watch::Receiver<()>) {
+        // Without it every request of a native client costs some 40 ms more.
+        if let Err(error) = stream.set_nodelay(true) {
+            debug!(%error, "connection ended before it was served");
+            return;
         }
-    });
-    let mut served = pin!(http.serve_connection(TokioIo::new(stream), service));
-    let mut watchdog = pin!(activity.idle(options.first_request_timeout, options.idle_timeout));
-    let ended = tokio::select! {
-        biased;
-        ended = served.as_mut() => Some(ended),
-        () = &mut watchdog => None,
-        _ = stopping.changed() => {
-            // Requests in progress are answered first; the server's drain timeout bounds it.
-            served.as_mut().graceful_shutdown();
-            Some(served.as_mut().await)
-        }
-    };
-    let ended = match ended {
-        Some(ended) => ended,
-        None => {
-            served.as_mut().graceful_shutdown();
-            match timeout(CLOSE_GRACE, served.as_mut()).await {
-                Ok(ended) => ended,
-                Err(_) => return debug!("idle connection was cut"),
+        let options = self.shared.gateway.options();
+        let service = service_fn(|request| {
+            let (shared, activity, origin) = (Arc::clone(&self.shared), Arc::clone(&self.activity), self.origin);
+            let busy = Busy::new(&activity);
+            async move {
+                let answer = shared.gateway.handle(request).await;
+                let status = answer.as_ref().ok().map(hyper::Response::status);
+                // Nothing but these two is said to a request without a valid token.
+                if !matches!(status, Some(StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND)) {
+                    activity.authorized();
+                }
+                drop(busy);
+                if status == Some(StatusCode::UNAUTHORIZED) {
+                    shared.strangers.pause(origin).await;
+                }
+                answer.map(|answer| {
+                    answer.map(|body| Full::new(activity.sending(body, shared.gateway.options().idle_timeout)))
+                })
             }
+        });
+        let mut served = pin!(self.shared.http.serve_connection(TokioIo::new(stream), service));
+        let mut watchdog = pin!(self.activity.idle(options.first_request_timeout, options.idle_timeout));
+        let grace = tokio::select! {
+            biased;
+            ended = served.as_mut() => return report(ended),
+            () = &mut watchdog => CLOSE_GRACE,
+            () = self.evicted.cancelled() => EVICTION_GRACE,
+            _ = stopping.changed() => {
+                // Requests in progress are answered first; the server's drain timeout bounds it.
+                served.as_mut().graceful_shutdown();
+                return report(served.as_mut().await);
+            }
+        };
+        served.as_mut().graceful_shutdown();
+        match timeout(grace, served.as_mut()).await {
+            Ok(ended) => report(ended),
+            Err(_) => debug!("idle connection was cut"),
         }
-    };
+    }
+}
+
+fn report(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
     if let Err(error) = ended {
         debug!(error, "connection ended with an error");
     }

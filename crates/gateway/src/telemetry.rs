@@ -3,9 +3,13 @@ use std::time::Instant;
 use hyper::StatusCode;
 use metrics::{Counter, Histogram, Unit, counter, describe_counter, describe_histogram, histogram};
 
+use crate::refusal::Overload;
 use crate::route::Route;
 
 const REQUESTS: &str = "meridian_gateway_requests_total";
+const UNAUTHORIZED: &str = "meridian_gateway_authentication_failures_total";
+const OVERLOADED: &str = "meridian_gateway_overloads_total";
+const EVICTED: &str = "meridian_gateway_evicted_connections_total";
 const SECONDS: &str = "meridian_gateway_request_duration_seconds";
 
 /// The metrics of a gateway. Their handles are made once: counting a request costs two atomic additions
@@ -15,6 +19,11 @@ pub(crate) struct Telemetry {
     snapshot_read: Operation,
     atomic_write: Operation,
     unknown: Operation,
+    unauthorized: Counter,
+    too_many_requests: Counter,
+    too_many_bodies: Counter,
+    too_many_answers: Counter,
+    evicted: Counter,
 }
 
 struct Operation {
@@ -30,12 +39,38 @@ impl Telemetry {
     pub(crate) fn new() -> Self {
         describe_counter!(REQUESTS, "Requests by operation and class of status.");
         describe_histogram!(SECONDS, Unit::Seconds, "From a request's head to its answer.");
+        describe_counter!(UNAUTHORIZED, "Requests without a token, or with one that is not known.");
+        describe_counter!(OVERLOADED, "Requests refused with 503, by what there was too much of.");
+        describe_counter!(EVICTED, "Connections closed to make room for others.");
+        let overloaded = |what: Overload| counter!(OVERLOADED, "of" => what.label());
         Self {
             metadata: Operation::new("metadata"),
             snapshot_read: Operation::new("snapshot_read"),
             atomic_write: Operation::new("atomic_write"),
             unknown: Operation::new("unknown"),
+            unauthorized: counter!(UNAUTHORIZED),
+            too_many_requests: overloaded(Overload::Requests),
+            too_many_bodies: overloaded(Overload::Bodies),
+            too_many_answers: overloaded(Overload::Answers),
+            evicted: counter!(EVICTED),
         }
+    }
+
+    pub(crate) fn unauthorized(&self) {
+        self.unauthorized.increment(1);
+    }
+
+    pub(crate) fn overloaded(&self, what: Overload) {
+        match what {
+            Overload::Requests => &self.too_many_requests,
+            Overload::Bodies => &self.too_many_bodies,
+            Overload::Answers => &self.too_many_answers,
+        }
+        .increment(1);
+    }
+
+    pub(crate) fn evicted(&self) {
+        self.evicted.increment(1);
     }
 
     /// Counts a request that began at `start`. `status` is `None` for one that was dropped unanswered.

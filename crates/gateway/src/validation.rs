@@ -121,7 +121,19 @@ fn value(index: usize, message: Option<pb::KvValue>) -> Result<Value, Invalid> {
     if encoding == ValueEncoding::Le64 && data.len() != size_of::<u64>() {
         return Err(Invalid::U64Length { index, length: data.len() });
     }
+    let data = if encoding == ValueEncoding::V8 { readable_by_all(data) } else { data };
     Ok(Value { encoding, data })
+}
+
+/// A V8 value as every client can read it. Deno writes format 16 from 2.8 on, and Node and Python read up to 15. The
+/// two differ in the lengths of arrays of 4 GB and more only, which no value here can have; where nothing else
+/// differs, the format is a byte of the header.
+fn readable_by_all(data: Bytes) -> Bytes {
+    const HEADER: [u8; 2] = [0xff, 16];
+    match data.strip_prefix(&HEADER) {
+        Some(rest) => [&[0xff, 15], rest].concat().into(),
+        None => data,
+    }
 }
 
 fn at_most(number: usize, limit: usize, what: &'static str, unit: &'static str) -> Result<(), Invalid> {

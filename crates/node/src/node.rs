@@ -18,7 +18,6 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::server::TcpIncoming;
 
 use crate::admin_service::AdminService;
 use crate::config::{ConfigError, GatewaySettings, ListenPurpose, NodeConfig, TokenConfig};
@@ -27,8 +26,10 @@ use crate::directory::{
     incarnation, load_cluster,
 };
 use crate::failover_service::FailoverService;
+use crate::incoming::{Room, incoming};
 use crate::keeper::{KeeperParts, keep_all};
 use crate::maintenance::{DiskGuard, Maintenance};
+use crate::open_files;
 use crate::peers::{Dial, MAX_MESSAGE_BYTES, PeerChannels};
 use crate::router::Router;
 use crate::shard::{LocalShard, Voter};
@@ -58,6 +59,9 @@ pub enum StartError {
     Invalid(String),
 }
 
+/// gRPC connections. Another node opens a handful; in `meridian dev` all come from one address.
+const ROOM: Room = Room { in_all: 1024, of_one_address: 512 };
+
 /// A running node.
 pub struct Node {
     node_id: NodeId,
@@ -83,6 +87,7 @@ impl Node {
     /// [`StartError`], naming the port, folder or shard that cannot be used.
     pub async fn start(config: NodeConfig, dial: Option<Dial>) -> Result<Self, StartError> {
         let started = Instant::now();
+        let files = open_files::raise();
         let node_id = config.node.id;
         let rpc = listen(&config.listen.rpc, ListenPurpose::Rpc).await?;
         let kv = listen(&config.listen.kv, ListenPurpose::KvConnect).await?;
@@ -185,7 +190,7 @@ impl Node {
             Duration::from_millis(config.gateway.request_deadline_ms),
         ));
         let kv_address = local_address(&kv)?;
-        let options = gateway_options(&config.gateway, &config.node.region);
+        let options = gateway_options(&config.gateway, &config.node.region, files);
         let gateway_stop = stop.clone();
         tasks.push(tokio::spawn(meridian_gateway::serve(
             kv,
@@ -347,14 +352,15 @@ impl Services {
             .initial_stream_window_size(8 << 20)
             .initial_connection_window_size(16 << 20)
             .max_concurrent_streams(8192)
+            // Callers give up calls as a matter of course: a hedge that lost, a client that left.
+            .http2_max_pending_accept_reset_streams(Some(8192))
             .add_service(self.raft.into_server())
             .add_service(self.shard.into_server())
             .add_service(self.shipping.into_server())
             .add_service(AdminServer::new(self.admin))
             .add_service(DirectoryServer::new(self.directory).max_decoding_message_size(MAX_MESSAGE_BYTES))
             .add_service(self.failover.into_server());
-        // tonic sets this only on connections that it accepts from an address; without it each answer waits 40 ms.
-        let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = incoming(listener, ROOM);
         // Connections end with the process: streams of the log never end by themselves.
         tokio::select! {
             served = server.serve_with_incoming(incoming) => if let Err(error) = served {
@@ -452,11 +458,11 @@ pub(crate) fn configured_access(tokens: &[TokenConfig]) -> Result<Access, StartE
     Access::from_digests(grants).map_err(|error| StartError::Invalid(error.to_string()))
 }
 
-pub(crate) fn gateway_options(settings: &GatewaySettings, region: &str) -> Options {
+pub(crate) fn gateway_options(settings: &GatewaySettings, region: &str, files: u64) -> Options {
     Options {
         public_url: settings.public_url.clone(),
         region: region.to_owned(),
-        max_connections: settings.max_connections,
+        max_connections: open_files::connections(settings.max_connections, files),
         ..Options::default()
     }
 }

@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{GatewayConfig, ListenPurpose};
 use crate::directory::{Directory, Follower, first_cluster};
 use crate::node::{StartError, configured_access, gateway_options, listen, peer_channels};
+use crate::open_files;
 use crate::peers::{Dial, PeerChannels};
 use crate::router::Router;
 
@@ -44,7 +45,7 @@ impl StandaloneGateway {
         tokio::spawn(follower.run(stop.clone()));
         tokio::spawn(dial_cluster(Arc::clone(&directory), peers, stop.clone()));
         let stopped = stop.clone();
-        let options = gateway_options(&config.gateway, &config.region);
+        let options = gateway_options(&config.gateway, &config.region, open_files::raise());
         let task = tokio::spawn(meridian_gateway::serve(kv, router, directory, options, async move {
             stopped.cancelled().await;
         }));

@@ -1,14 +1,25 @@
 use std::convert::Infallible;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+
+/// Between two times that samples are put into their buckets.
+const UPKEEP: Duration = Duration::from_secs(5);
+/// Of scrapers, open at a time.
+const MAX_CONNECTIONS: usize = 32;
+/// Beyond, a scraper connects anew.
+const CONNECTION_LIFE: Duration = Duration::from_secs(300);
+const HEAD_BYTES: usize = 16 * 1024;
 
 /// The metrics of this process.
 #[derive(Clone)]
@@ -23,10 +34,24 @@ impl Metrics {
         let builder = PrometheusBuilder::new().set_buckets(&buckets).ok()?;
         Some(Self { handle: builder.install_recorder().ok()? })
     }
+
+    /// Moves what histograms were told into their buckets, again and again. Without it every sample is kept until
+    /// somebody asks for the metrics, which may be never.
+    async fn keep_up(self) {
+        loop {
+            tokio::time::sleep(UPKEEP).await;
+            self.handle.run_upkeep();
+        }
+    }
 }
 
 /// Serves the metrics as Prometheus text at `/metrics`, until `stop`.
 pub async fn serve_metrics(listener: TcpListener, metrics: Metrics, stop: CancellationToken) {
+    tokio::spawn({
+        let (metrics, stop) = (metrics.clone(), stop.clone());
+        async move { stop.run_until_cancelled(metrics.keep_up()).await }
+    });
+    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let (stream, _): (_, SocketAddr) = tokio::select! {
             () = stop.cancelled() => return,
@@ -39,8 +64,11 @@ pub async fn serve_metrics(listener: TcpListener, metrics: Metrics, stop: Cancel
                 }
             },
         };
+        // Who finds no room is hung up on, and a scraper comes again.
+        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
         let (metrics, stop) = (metrics.clone(), stop.clone());
         tokio::spawn(async move {
+            let _permit = permit;
             let service = service_fn(move |request: Request<Incoming>| {
                 let answer = if request.method() == Method::GET && request.uri().path() == "/metrics" {
                     Response::new(Full::new(Bytes::from(metrics.handle.render())))
@@ -51,9 +79,12 @@ pub async fn serve_metrics(listener: TcpListener, metrics: Metrics, stop: Cancel
                 };
                 async move { Ok::<_, Infallible>(answer) }
             });
-            let server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+            let mut server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
+            server.http1().timer(TokioTimer::new()).max_buf_size(HEAD_BYTES);
+            server.http2().timer(TokioTimer::new()).max_header_list_size(HEAD_BYTES as u32);
             tokio::select! {
                 () = stop.cancelled() => {}
+                () = tokio::time::sleep(CONNECTION_LIFE) => {}
                 // A client that breaks off is no news.
                 _ = server.serve_connection(TokioIo::new(stream), service) => {}
             }

@@ -186,3 +186,21 @@ fn enqueues_are_refused() {
     assert_eq!(refused, Invalid::Enqueue);
     assert!(refused.to_string().contains("not served yet"));
 }
+
+#[test]
+fn a_v8_value_is_stored_in_the_format_that_every_client_reads() {
+    let stored = |data: &'static [u8], encoding| {
+        let value = Some(pb::KvValue { data: Bytes::from_static(data), encoding });
+        let set =
+            pb::Mutation { key: bytes(1), value, mutation_type: pb::MutationType::MSet.into(), ..Default::default() };
+        let MutationKind::Set(value) = one(set).unwrap() else { panic!("it is a set") };
+        value.data
+    };
+    assert_eq!(stored(b"\xff\x10o\"\x01ai\x02{\x01", 1), &b"\xff\x0fo\"\x01ai\x02{\x01"[..]);
+    assert_eq!(stored(b"\xff\x0f0", 1), &b"\xff\x0f0"[..]);
+    assert_eq!(stored(b"\xff\x110", 1), &b"\xff\x110"[..]);
+    assert_eq!(stored(b"", 1), &b""[..]);
+    assert_eq!(stored(b"\xff", 1), &b"\xff"[..]);
+    // Bytes of the program's own are nobody's format.
+    assert_eq!(stored(b"\xff\x10", 3), &b"\xff\x10"[..]);
+}

@@ -4,5 +4,6 @@
 
 mod connections;
 mod data_path;
+mod fairness;
 mod metadata;
 mod support;

@@ -56,7 +56,9 @@ async fn every_version_over_both_protocols() {
             assert_schema(&metadata, version);
             assert_eq!(metadata["databaseId"], MAIN_TEXT);
             assert_eq!(metadata["token"], WRITER);
-            assert_eq!(metadata["endpoints"], endpoints("http://kv.test:4512", "/kv/strong"));
+            // Only version 1 knows no relative URLs.
+            let base = if version == 1 { "http://kv.test:4512" } else { "." };
+            assert_eq!(metadata["endpoints"], endpoints(base, "/kv/strong"));
         }
     }
 }
@@ -66,22 +68,22 @@ async fn every_connect_url() {
     let server = Server::start().await;
     let mut client = server.http1().await;
     let by_id = format!("/databases/{}/connect", OTHER_TEXT.to_uppercase());
-    for (path, token, id) in [
-        ("/", READER, MAIN_TEXT),
-        ("/db/main", WRITER, MAIN_TEXT),
-        ("/db/other", WRITER, OTHER_TEXT),
-        ("/db/other", OTHERS, OTHER_TEXT),
-        (&by_id, OTHERS, OTHER_TEXT),
+    for (path, token, id, base) in [
+        ("/", READER, MAIN_TEXT, "."),
+        ("/db/main", WRITER, MAIN_TEXT, ".."),
+        ("/db/other", WRITER, OTHER_TEXT, ".."),
+        ("/db/other", OTHERS, OTHER_TEXT, ".."),
+        (&by_id, OTHERS, OTHER_TEXT, "../.."),
     ] {
         let headers = [("authorization", &*bearer(token))];
         let strong = client.post(path, &headers, ALL_VERSIONS).await.unwrap().json();
         assert_eq!(strong["databaseId"], id, "{path}");
-        assert_eq!(strong["endpoints"], endpoints("http://kv.test:4512", "/kv/strong"));
+        assert_eq!(strong["endpoints"], endpoints(base, "/kv/strong"));
         let path = format!("{path}?consistency=eventual");
         let eventual = client.post(&path, &headers, ALL_VERSIONS).await.unwrap().json();
         assert_schema(&eventual, 3);
         assert_eq!(eventual["databaseId"], id, "{path}");
-        assert_eq!(eventual["endpoints"], endpoints("http://kv.test:4512", "/kv/eventual"));
+        assert_eq!(eventual["endpoints"], endpoints(base, "/kv/eventual"));
     }
 }
 
@@ -89,9 +91,23 @@ async fn every_connect_url() {
 async fn the_base_of_endpoints() {
     let server = Server::start().await;
     let mut client = server.http1().await;
-    let headers = [("authorization", &*bearer(WRITER)), ("x-forwarded-proto", "https")];
-    let metadata = client.post("/", &headers, ALL_VERSIONS).await.unwrap().json();
-    assert_eq!(metadata["endpoints"], endpoints("https://kv.test:4512", "/kv/strong"));
+    // Relative ones lead back through whatever proxies there are, whatever these say.
+    for forwarded in [("x-forwarded-proto", "https"), ("x-forwarded-proto", "https,http"), ("x-forwarded-host", "x")] {
+        let headers = [("authorization", &*bearer(WRITER)), forwarded];
+        let metadata = client.post("/", &headers, ALL_VERSIONS).await.unwrap().json();
+        assert_eq!(metadata["endpoints"], endpoints(".", "/kv/strong"));
+    }
+    for (name, value) in [
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-proto", "https,http"),
+        ("x-forwarded-proto", "https, http"),
+        ("forwarded", "for=192.0.2.1;proto=https;host=kv.test, for=10.0.0.1"),
+    ] {
+        let headers = [("authorization", &*bearer(WRITER)), (name, value)];
+        let metadata = client.post("/", &headers, "").await.unwrap().json();
+        assert_eq!(metadata["endpoints"], endpoints("https://kv.test:4512", "/kv/strong"), "{name}: {value}");
+    }
+    let headers = [("authorization", &*bearer(WRITER))];
 
     let public_url = Some("https://kv.example.com/meridian/".parse().unwrap());
     let server = Server::with(Options { public_url, ..Options::default() }).await;
@@ -122,6 +138,8 @@ async fn refusals() {
         ("/", Some(&writer), r#"{"supportedVersions":[]}"#, 400, versions),
         ("/?consistency=weak", Some(&writer), ALL_VERSIONS, 400, "consistency"),
         ("/db/none", Some(&writer), ALL_VERSIONS, 404, "no such database"),
+        // A token for one database does not learn of others, not even that they are not there.
+        ("/db/none", Some(&bearer(OTHERS)), ALL_VERSIONS, 401, "Invalid access token."),
         ("/databases/00000000-0000-0000-0000-000000000000/connect", Some(&writer), ALL_VERSIONS, 404, "no such"),
         ("/databases/zero/connect", Some(&writer), ALL_VERSIONS, 404, "Nothing is served here."),
         ("/other", Some(&writer), ALL_VERSIONS, 404, "Nothing is served here."),

@@ -27,6 +27,7 @@ pub(crate) const MAIN: DatabaseId = DatabaseId([0xab; 16]);
 pub(crate) const OTHER: DatabaseId = DatabaseId([0xcd; 16]);
 pub(crate) const MAIN_TEXT: &str = "abababab-abab-abab-abab-abababababab";
 pub(crate) const WRITER: &str = "token-that-may-write";
+pub(crate) const SECOND_WRITER: &str = "another-token-that-may-write";
 pub(crate) const READER: &str = "token-that-may-read";
 pub(crate) const OTHERS: &str = "token-for-the-other-database";
 
@@ -178,6 +179,7 @@ impl Server {
         let token = |secret: &str, databases, write| AccessToken { secret: secret.to_owned(), databases, write };
         let access = Access::new([
             token(WRITER, Databases::All, true),
+            token(SECOND_WRITER, Databases::All, true),
             token(READER, Databases::All, false),
             token(OTHERS, Databases::Only(vec![OTHER]), true),
         ]);

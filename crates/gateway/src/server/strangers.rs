@@ -1,0 +1,88 @@
+//! Requests without a valid token: counted by where they come from, and slowed.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+use tracing::warn;
+
+use super::admission::Origin;
+
+/// So many in a [`WINDOW`] are answered at once, as a program with an old token sends them.
+const FREE: u32 = 10;
+const WINDOW: Duration = Duration::from_secs(60);
+const PAUSE: Duration = Duration::from_millis(500);
+/// Beyond, the oldest window is forgotten.
+const MAX_ORIGINS: usize = 4096;
+
+#[derive(Default)]
+pub(super) struct Strangers {
+    failures: Mutex<HashMap<Origin, Window>>,
+}
+
+struct Window {
+    began: Instant,
+    failures: u32,
+}
+
+impl Strangers {
+    /// Counts a request of `origin` that had no valid token. Returns when it may be answered.
+    pub(super) async fn pause(&self, origin: Origin) {
+        let failures = self.failed(origin, Instant::now());
+        if failures == FREE + 1 {
+            warn!(%origin, failures, "many requests without a valid access token: they are answered slowly");
+        }
+        if let Some(pause) = pause_after(failures) {
+            sleep(pause).await;
+        }
+    }
+
+    /// How many there were in this window.
+    fn failed(&self, origin: Origin, now: Instant) -> u32 {
+        let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
+        if failures.len() >= MAX_ORIGINS && !failures.contains_key(&origin) {
+            let oldest = failures.iter().min_by_key(|(_, window)| window.began).map(|(origin, _)| *origin);
+            oldest.and_then(|oldest| failures.remove(&oldest));
+        }
+        let window = failures.entry(origin).or_insert(Window { began: now, failures: 0 });
+        if now.duration_since(window.began) >= WINDOW {
+            *window = Window { began: now, failures: 0 };
+        }
+        window.failures = window.failures.saturating_add(1);
+        window.failures
+    }
+}
+
+fn pause_after(failures: u32) -> Option<Duration> {
+    (failures > FREE).then_some(PAUSE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failures_are_counted_by_origin_and_forgotten_after_a_minute() {
+        let (strangers, now) = (Strangers::default(), Instant::now());
+        let [one, other] = [1, 2].map(|last| Origin::of([10, 0, 0, last].into()));
+        assert_eq!((strangers.failed(one, now), strangers.failed(one, now), strangers.failed(other, now)), (1, 2, 1));
+        assert_eq!(strangers.failed(one, now + WINDOW), 1);
+    }
+
+    #[test]
+    fn there_is_an_end_to_how_many_origins_are_remembered() {
+        let (strangers, now) = (Strangers::default(), Instant::now());
+        for n in 0..u16::MAX {
+            let [high, low] = n.to_be_bytes();
+            strangers.failed(Origin::of([10, 0, high, low].into()), now + Duration::from_millis(n.into()));
+        }
+        assert_eq!(strangers.failures.lock().unwrap().len(), MAX_ORIGINS);
+    }
+
+    #[test]
+    fn those_who_go_on_are_answered_slowly() {
+        assert_eq!(pause_after(FREE), None);
+        assert_eq!(pause_after(FREE + 1), Some(PAUSE));
+    }
+}

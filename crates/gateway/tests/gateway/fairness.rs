@@ -1,0 +1,170 @@
+//! What one client can take from the others: connections, requests, bytes.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::Request;
+use hyper::body::Frame;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use meridian_gateway::Options;
+use prost::Message;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::support::{MAIN_TEXT, READER, Server, WRITER, all, set, until};
+
+fn read(token: &str) -> hyper::http::request::Builder {
+    Request::post("http://kv.test:4512/kv/strong/snapshot_read")
+        .header("authorization", format!("Bearer {token}"))
+        .header("x-denokv-version", "3")
+        .header("x-denokv-database-id", MAIN_TEXT)
+}
+
+#[tokio::test]
+async fn idle_connections_of_strangers_make_room() {
+    let server = Server::with(Options { max_connections: 8, ..Options::default() }).await;
+    let mut strangers = Vec::new();
+    for _ in 0..8 {
+        strangers.push(server.connect().await);
+    }
+    // Each finds room, and once it has shown its token keeps it.
+    let mut clients = Vec::new();
+    for http2 in [false, true, false, true] {
+        let mut client = if http2 { server.http2().await } else { server.http1().await };
+        assert_eq!(client.read(&all()).await.unwrap().status, 200);
+        clients.push(client);
+    }
+    for _ in 0..16 {
+        strangers.push(server.connect().await);
+    }
+    let mut client = server.http1().await;
+    assert_eq!(client.read(&all()).await.unwrap().status, 200);
+    for client in &mut clients {
+        assert_eq!(client.read(&all()).await.unwrap().status, 200);
+    }
+    let mut closed = 0;
+    for stranger in &mut strangers {
+        let ended = tokio::time::timeout(Duration::from_millis(10), stranger.read_u8()).await;
+        closed += usize::from(matches!(ended, Ok(Err(_))));
+    }
+    assert!(closed >= 16, "{closed} of {} were closed", strangers.len());
+}
+
+#[tokio::test]
+async fn requests_whose_bodies_never_come_leave_room_for_another_token() {
+    let options = Options { max_concurrent_requests: 64, max_streams_per_connection: 64, ..Options::default() };
+    let server = Server::with(options).await;
+    let (mut sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(server.connect().await)).await.unwrap();
+    tokio::spawn(async { drop(connection.await) });
+    let mut open = Vec::new();
+    for _ in 0..64 {
+        let never = StreamBody::new(futures_pending());
+        sender.ready().await.unwrap();
+        open.push(tokio::spawn(sender.send_request(read(READER).body(never.boxed()).unwrap())));
+    }
+    // Those beyond its part are refused, and the others wait for their bodies.
+    until(|| open.iter().filter(|request| request.is_finished()).count() == 16).await;
+    let mut owner = server.http1().await;
+    for _ in 0..10 {
+        assert_eq!(owner.read(&all()).await.unwrap().status, 200);
+        assert_eq!(owner.write(&set("k", "v")).await.unwrap().status, 200);
+    }
+}
+
+/// A body that never comes.
+fn futures_pending() -> impl futures::Stream<Item = Result<Frame<Bytes>, std::convert::Infallible>> + Send + Sync {
+    futures::stream::pending()
+}
+
+#[tokio::test]
+async fn answers_that_nobody_reads_leave_room_for_another_token() {
+    let server = Server::with(Options { max_answers_bytes: 8 << 20, ..Options::default() }).await;
+    let mut owner = server.http1().await;
+    for n in 0..16 {
+        let key: &'static str = Box::leak(format!("k{n}").into_boxed_str());
+        assert_eq!(owner.write(&set(key, vec![7; 65_000])).await.unwrap().status, 200);
+    }
+    // A client that reads no byte of what it asks for: the window of each stream stays shut.
+    let mut builder = http2::Builder::new(TokioExecutor::new());
+    builder.initial_stream_window_size(0);
+    let (mut sender, connection) = builder.handshake(TokioIo::new(server.connect().await)).await.unwrap();
+    tokio::spawn(async { drop(connection.await) });
+    let (mut held, mut refused) = (Vec::new(), 0);
+    for _ in 0..16 {
+        sender.ready().await.unwrap();
+        let request = read(READER).body(Full::new(Bytes::from(all().encode_to_vec()))).unwrap();
+        let answer = sender.send_request(request).await.unwrap();
+        refused += usize::from(answer.status() == 503);
+        held.push(answer);
+    }
+    assert!((8..16).contains(&refused), "{refused} of 16 answers of a megabyte were refused");
+    assert_eq!(owner.read(&all()).await.unwrap().status, 200);
+    // What is given up is given back.
+    drop(held);
+    drop(sender);
+    until(|| true).await;
+    let mut reader = server.http1().await;
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    while reader.data("/kv/strong/snapshot_read", READER, &all()).await.unwrap().status != 200 {
+        assert!(tokio::time::Instant::now() < deadline, "the bytes were never given back");
+    }
+}
+
+#[tokio::test]
+async fn bodies_in_progress_leave_room_for_another_token() {
+    let server = Server::with(Options { max_bodies_bytes: 1 << 20, ..Options::default() }).await;
+    let body = vec![0; 200_000];
+    let mut open = Vec::new();
+    for _ in 0..8 {
+        let mut stream = server.connect().await;
+        let head = format!(
+            "POST /kv/strong/atomic_write HTTP/1.1\r\nhost: kv.test\r\nauthorization: Bearer {READER_WRITES}\r\n\
+             x-denokv-version: 3\r\nx-denokv-database-id: {MAIN_TEXT}\r\ncontent-length: 300000\r\n\r\n"
+        );
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // The server may have refused it meanwhile.
+        drop(stream.write_all(&body).await);
+        open.push(stream);
+    }
+    let mut refused = 0;
+    for stream in &mut open {
+        refused += usize::from(is_refused(stream).await);
+    }
+    assert!((3..8).contains(&refused), "{refused} of 8 bodies were refused");
+    let mut owner = server.http1().await;
+    assert_eq!(owner.data("/kv/strong/atomic_write", WRITER, &set("k", vec![0; 60_000])).await.unwrap().status, 200);
+}
+
+/// Any token will do that may write, and is not the owner's.
+const READER_WRITES: &str = crate::support::SECOND_WRITER;
+
+async fn is_refused(stream: &mut TcpStream) -> bool {
+    let mut status = [0; 12];
+    match tokio::time::timeout(Duration::from_millis(500), stream.read_exact(&mut status)).await {
+        Ok(Ok(_)) => &status == b"HTTP/1.1 503",
+        Ok(Err(_)) => true,
+        Err(_) => false,
+    }
+}
+
+#[tokio::test]
+async fn a_head_without_end_is_not_kept() {
+    let server = Server::start().await;
+    let mut stream = server.connect().await;
+    stream.write_all(b"POST / HTTP/1.1\r\nhost: kv.test\r\nx-filler: ").await.unwrap();
+    let mut sent = 0usize;
+    let filler = [b'x'; 4096];
+    // The server hangs up long before what hyper would keep by itself.
+    while sent < 300 << 10 && stream.write_all(&filler).await.is_ok() {
+        sent += filler.len();
+        let mut byte = [0];
+        if let Ok(read) = tokio::time::timeout(Duration::from_millis(1), stream.read(&mut byte)).await {
+            drop(read);
+            return;
+        }
+    }
+    panic!("{sent} bytes of a head were taken");
+}

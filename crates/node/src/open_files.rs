@@ -1,0 +1,60 @@
+//! How many files and sockets this process may open, and what of them clients may have.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// For RocksDB (512 tables), its logs, orphan files, and connections to and from other nodes.
+const RESERVED: u64 = 2048;
+
+/// Raises the soft limit to the hard one, as RocksDB and every gateway want it. Returns how many files this process
+/// may open; `u64::MAX`: as many as it likes.
+///
+/// Shells and service managers start programs with a soft limit of 1,024, for the sake of `select`. A database that
+/// meets it cannot open its next table, and stops.
+pub(crate) fn raise() -> u64 {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, ..limit };
+    let current = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(_) => limit.current,
+    };
+    current.unwrap_or(u64::MAX)
+}
+
+/// How many connections of clients this process can serve, at most `configured`, with `files` open.
+pub(crate) fn connections(configured: usize, files: u64) -> usize {
+    // With few files, half of them: a node that cannot open a table serves nobody.
+    let free = files.saturating_sub(RESERVED).max(files / 4);
+    let allowed = configured.min(usize::try_from(free).unwrap_or(usize::MAX)).max(1);
+    if allowed < configured {
+        tracing::warn!(
+            configured,
+            allowed,
+            files,
+            "this process may not open enough files for so many connections: raise its limit (ulimit -n, LimitNOFILE)"
+        );
+    }
+    allowed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_leave_files_for_the_database() {
+        assert_eq!(connections(8192, u64::MAX), 8192);
+        assert_eq!(connections(8192, 1 << 20), 8192);
+        assert_eq!(connections(8192, 4096), 2048);
+        assert_eq!(connections(8192, 1024), 256);
+        assert_eq!(connections(10, 1024), 10);
+        assert_eq!(connections(10, 0), 1);
+    }
+
+    #[test]
+    fn the_soft_limit_is_raised_to_the_hard_one() {
+        let files = raise();
+        let limit = getrlimit(Resource::Nofile);
+        assert_eq!(limit.current, limit.maximum);
+        assert_eq!(files, limit.maximum.unwrap_or(u64::MAX));
+    }
+}
