@@ -1,6 +1,6 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -23,13 +23,16 @@ use crate::type_config::{EncodedBatch, TypeConfig};
 use crate::votes::{NoVote, VoteGate, Votes};
 use crate::{Peers, RaftTiming, StateTransfer};
 
+mod confirmation;
 mod formation;
+mod handover;
 mod log_reader;
 mod reads;
 mod timers;
 mod voters;
 
 pub use formation::Formed;
+use handover::Handovers;
 pub use log_reader::ReadLogFailure;
 pub(crate) use log_reader::{Sought, seek, sequence_of};
 pub(crate) use timers::Contact;
@@ -71,8 +74,7 @@ pub struct RaftGroup {
     lease_trust: Arc<LeaseTrust>,
     /// How long a quorum may take to say that this node still leads.
     read_timeout: Duration,
-    /// The term in which this node asked another to take over: the vote that follows ignores its lease.
-    handed_over_in: Arc<AtomicU64>,
+    handovers: Arc<Handovers>,
     /// The first index of the log when it was last asked for, and the first sequence from there on.
     first_batch: Arc<Mutex<Option<(u64, u64)>>>,
     votes: Arc<Votes>,
@@ -233,7 +235,7 @@ impl RaftGroup {
             told,
             heartbeat: Duration::from_millis(options.timing.heartbeat_ms),
             _timers: Arc::new(timers),
-            handed_over_in: Arc::default(),
+            handovers: Arc::default(),
             first_batch: Arc::default(),
         })
     }
@@ -396,22 +398,6 @@ impl RaftGroup {
                 Ok(Proposal { state: ProposalState::InFlight(receiver) })
             }
         }
-    }
-
-    /// Asks `to` to take over the leadership. Returns at once; watch [`RaftGroup::leadership_changed`]. For
-    /// the rest of the term this node trusts its lease no more: the other may lead at any time.
-    ///
-    /// # Errors
-    /// When this member is sealed, or Raft has stopped.
-    pub async fn transfer_leadership(&self, to: u64) -> Result<(), StorageError> {
-        if let Err(sealed @ NoVote::Sealed) = self.may_vote(true) {
-            return Err(StorageError::Refused(sealed.to_string()));
-        }
-        if let Ok(leadership) = self.leadership() {
-            self.handed_over_in.store(leadership.term, Ordering::SeqCst);
-        }
-        let transferred = self.raft.trigger().transfer_leader(to).await;
-        transferred.map_err(|error| StorageError::Refused(error.to_string()))
     }
 
     /// Flushes the state, and purges the log up to the batch at `sequence`, or as far as was flushed.

@@ -19,7 +19,7 @@ use openraft::{AnyError, OptionalSend};
 use parking_lot::Mutex;
 use tonic::transport::Channel;
 
-use crate::lease_trust::LeaseTrust;
+use crate::lease_trust::{LeaseTrust, Telling};
 use crate::state_machine::SnapshotData;
 use crate::type_config::{Snapshot, TypeConfig, Vote};
 use crate::votes::Votes;
@@ -28,8 +28,8 @@ use crate::wire::{self, InvalidMessage};
 /// Bytes of one message between members at most: a batch is far below.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// Before a stream that could not be opened is tried again.
-const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
+/// Before a call that failed, or a stream that could not be opened, is tried again.
+pub(crate) const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Channels to the other nodes. They connect when first used and again when broken.
 pub trait Peers: Send + Sync + 'static {
@@ -228,26 +228,27 @@ impl RaftNetworkV2<TypeConfig> for Network {
                 Err(_) => return Err(self.timeout(RPCTypes::AppendEntries, within).into()),
             };
             let timeout = self.timeout(RPCTypes::AppendEntries, within);
-            let results = futures::stream::unfold(Some(responses), move |responses| {
+            let results = futures::stream::unfold((Some(responses), None), move |(responses, told)| {
                 let (due, lease_trust, timeout) = (Arc::clone(&due), Arc::clone(&lease_trust), timeout.clone());
                 async move {
+                    // openraft asks for the next one when it has noted the one before.
+                    drop::<Option<Telling>>(told);
                     let mut responses = responses?;
                     loop {
                         return match tokio::time::timeout(within, responses.next()).await {
                             Ok(None) => None,
                             Ok(Some(Ok(response))) => {
-                                if let Some(sent) = due.lock().pop_front() {
-                                    lease_trust.answered(sent.elapsed());
-                                }
+                                let sent = due.lock().pop_front();
+                                let telling = sent.map(|sent| lease_trust.answered(sent));
                                 match wire::stream_result(response) {
-                                    Ok(result @ Ok(_)) => Some((Ok(result), Some(responses))),
-                                    Ok(rejected) => Some((Ok(rejected), None)),
-                                    Err(error) => Some((Err(malformed(&error)), None)),
+                                    Ok(result @ Ok(_)) => Some((Ok(result), (Some(responses), telling))),
+                                    Ok(rejected) => Some((Ok(rejected), (None, telling))),
+                                    Err(error) => Some((Err(malformed(&error)), (None, telling))),
                                 }
                             }
-                            Ok(Some(Err(status))) => Some((Err(failed(&status)), None)),
+                            Ok(Some(Err(status))) => Some((Err(failed(&status)), (None, None))),
                             Err(_) if due.lock().is_empty() => continue,
-                            Err(_) => Some((Err(timeout.into()), None)),
+                            Err(_) => Some((Err(timeout.into()), (None, None))),
                         };
                     }
                 }

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use openraft::async_runtime::WatchReceiver;
-use openraft::{Instant as _, ReadPolicy, ServerState};
+use openraft::{Instant as _, ServerState};
 
 use super::{Leadership, NotLeading, RaftGroup, TokioInstant};
 
@@ -24,11 +24,11 @@ impl RaftGroup {
         let term = vote.leader_id.term;
         let until = |acked| Instant::now().checked_sub(TokioInstant::now() - acked).map(|at| at + self.lease);
         let acked = metrics.last_quorum_acked.map(|acked| acked.into_inner());
-        let handed_over = self.handed_over_in.load(Ordering::SeqCst) == term;
         // openraft itself hands over what a leader led that was removed.
         let voters = metrics.membership_config.membership().get_joint_config();
         let stays = voters.iter().any(|voters| voters.contains(&self.node_id));
-        let trusted = stays && !handed_over && self.lease_trust.holds();
+        // After what a quorum has answered was looked at.
+        let trusted = stays && self.handovers.leave_lease_in(term) && self.lease_trust.holds();
         let answered_until = acked.and_then(until);
         Ok(Leadership { term, lease_until: answered_until.filter(|_| trusted), answered_until })
     }
@@ -79,24 +79,15 @@ impl RaftGroup {
     /// apply it as soon as they hear of it, which may be before this node does, and show it. False if that takes
     /// too long, as it does when the group is shut down.
     pub async fn has_applied_what_it_told(&self) -> bool {
-        let told = self.told.load(Ordering::SeqCst);
-        let is_applied = || self.machine.last_applied().map_or(0, |applied| applied.index) >= told;
-        let mut applied = self.applied();
-        let reached = tokio::time::timeout(self.read_timeout, applied.wait_for(|_| is_applied())).await;
-        matches!(reached, Ok(Ok(_)))
+        self.has_applied(self.told.load(Ordering::SeqCst), 0).await
     }
 
-    /// Asks a quorum whether this node still leads. On success everything is applied here that was
-    /// acknowledged before the call.
-    pub async fn read_index(&self) -> Result<(), NotLeading> {
-        let asked = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
-        // A leader that is cut off would wait for ever.
-        match tokio::time::timeout(self.read_timeout, asked).await {
-            Err(_) => Err(NotLeading { leader: None }),
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(error)) => {
-                Err(NotLeading { leader: error.forward_to_leader().and_then(|forward| forward.leader_id) })
-            }
-        }
+    /// Waits until the entry at `index`, and one of `term` or a later one, are applied here; false if that takes
+    /// too long.
+    pub(super) async fn has_applied(&self, index: u64, term: u64) -> bool {
+        let is_applied = || self.machine.last_applied().map_or(0, |applied| applied.index) >= index;
+        let mut applied = self.applied();
+        let reached = applied.wait_for(|(_, applied_term)| *applied_term >= term && is_applied());
+        matches!(tokio::time::timeout(self.read_timeout, reached).await, Ok(Ok(_)))
     }
 }

@@ -5,6 +5,7 @@
 
 mod distance;
 mod epochs;
+mod leases;
 mod orphans;
 mod reads;
 mod seal;

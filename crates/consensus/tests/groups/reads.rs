@@ -1,8 +1,16 @@
+//! What a read at a leader may show.
+
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
+
+use meridian_consensus::{NotLeading, RaftTiming, log_batches_beyond};
+use meridian_proto::encode_batch;
+use meridian_storage::Engine;
 
 use crate::seal::three;
-use crate::support::{at, leader, until, write};
-use crate::wire::Wire;
+use crate::support::{Node, at, batch, equal, leader, set, until, write};
+use crate::wire::{Link, Wire, linked};
 
 /// The others apply what they are told is committed, and show it; the leader may come to that later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -29,4 +37,134 @@ async fn a_leader_reads_nothing_older_than_what_it_has_let_others_apply() {
     };
     let (written, applied) = tokio::join!(leading.write("slow"), shown);
     assert_eq!((written, applied), (Ok(last + 1), true));
+}
+
+/// What goes from the one to the other.
+pub(crate) type Links = HashMap<(u64, u64), Arc<Link>>;
+
+/// Three whose connections can be held up.
+pub(crate) async fn three_linked(timing: RaftTiming) -> (Vec<Node>, Links) {
+    let (mut nodes, mut links) = (Vec::new(), Links::new());
+    for id in 1..=3 {
+        // Each reaches the others its own way.
+        let mut node = Node::new(id, &Arc::new(Wire::default())).await;
+        node.timing = timing;
+        nodes.push(node);
+    }
+    for node in &nodes {
+        for other in nodes.iter().filter(|other| other.id != node.id) {
+            let link = Arc::new(Link::default());
+            node.wire.listens(other.id, linked(other.address, Arc::clone(&link)).await);
+            links.insert((node.id, other.id), link);
+        }
+    }
+    let voters = set(1..=3);
+    for node in &mut nodes {
+        node.form(1, &voters, at(1, 0));
+        node.open(1, &voters).await;
+    }
+    (nodes, links)
+}
+
+/// Whether the batch is in the node's log, committed or not.
+fn has_logged(node: &Node, sequence: u64) -> bool {
+    let engine: Arc<dyn Engine> = node.engine.clone();
+    let mut found = false;
+    let mut visit = |logged, _: bytes::Bytes, _| {
+        found |= logged == sequence;
+        Ok(())
+    };
+    log_batches_beyond(&engine, node.group().id(), sequence - 1, &mut visit).unwrap();
+    found
+}
+
+/// A leader stands still, with its followers' answers in its sockets. Another is elected, and acknowledges a
+/// write. Then the first goes on: it is asked for a read, and finds those answers, one after the other. What the
+/// read says, and whether it shows less than what was acknowledged before it began; `None` where it found no
+/// answers, or led no more.
+async fn read_after_standing_still() -> Option<(Result<(), NotLeading>, bool)> {
+    let timing = RaftTiming { heartbeat_ms: 30, election_timeout_min_ms: 150, election_timeout_max_ms: 300 };
+    let (nodes, links) = three_linked(timing).await;
+    let last = write(&nodes, 5, "before").await;
+    equal(&nodes, at(1, last)).await;
+    let old = leader(&nodes).await;
+    let term = old.group().leadership().ok()?.term;
+    let others: Vec<&Node> = nodes.iter().filter(|node| node.id != old.id).collect();
+    let link = |from: &Node, to: &Node| &links[&(from.id, to.id)];
+    // What the others answer from now on waits in the sockets of the leader.
+    others.iter().for_each(|other| link(old, other).hold_answers());
+    let in_flight = encode_batch(&batch(at(1, last + 1), "in flight"));
+    let _proposal = old.group().propose(in_flight, last + 1, term).await.ok()?;
+    until("the others have logged it", async || others.iter().all(|other| has_logged(other, last + 1))).await;
+    // It stands still: nothing leaves it, nothing reaches it.
+    for other in &others {
+        link(old, other).hold_requests();
+        link(other, old).hold_requests();
+        link(other, old).hold_answers();
+    }
+    let mut newer = None;
+    until("another leads", async || {
+        let leads = |node: &&&Node| {
+            let leadership = node.group().leadership();
+            leadership.is_ok_and(|leads| leads.term > term && node.group().applied().borrow().1 == leads.term)
+        };
+        newer = others.iter().find(leads);
+        newer.is_some()
+    })
+    .await;
+    let acknowledged = newer?.write("new").await.ok()?;
+    assert_eq!(acknowledged, last + 2);
+    // It goes on. A read comes first.
+    let group = old.group().clone();
+    let mut reading = tokio::spawn(async move { group.read_index().await });
+    tokio::time::sleep(Duration::from_millis(3)).await;
+    link(old, others[0]).release_answers();
+    let found = async {
+        while old.state.position().sequence <= last {
+            tokio::task::yield_now().await
+        }
+    };
+    let found = tokio::time::timeout(Duration::from_millis(300), found).await;
+    tokio::time::sleep(Duration::from_millis(3)).await;
+    link(old, others[1]).release_answers();
+    let read = (&mut reading).await.unwrap();
+    found.ok()?;
+    Some((read, old.state.position().sequence < acknowledged))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_read_is_not_confirmed_by_answers_to_what_was_sent_before_it() {
+    let mut told = 0;
+    for _ in 0..20 {
+        if let Some((read, is_older)) = read_after_standing_still().await {
+            assert!(read.is_err() || !is_older, "the read does not see what was acknowledged before it began");
+            told += 1;
+        }
+        if told == 2 {
+            return;
+        }
+    }
+    panic!("the machine is too busy to tell anything");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_read_waits_for_a_majority_that_was_asked_for_it() {
+    let timing = RaftTiming { heartbeat_ms: 50, election_timeout_min_ms: 20_000, election_timeout_max_ms: 30_000 };
+    let (nodes, links) = three_linked(timing).await;
+    nodes[0].group().elect_now().await;
+    write(&nodes, 1, "before").await;
+    let leading = leader(&nodes).await;
+    leading.group().read_index().await.unwrap();
+    let followers: Vec<&Node> = nodes.iter().filter(|node| node.id != leading.id).collect();
+    for follower in &followers {
+        links[&(leading.id, follower.id)].hold_answers();
+    }
+    let group = leading.group().clone();
+    let mut reading = tokio::spawn(async move { group.read_index().await });
+    let early = tokio::time::timeout(Duration::from_millis(100), &mut reading).await;
+    assert!(early.is_err(), "nobody has answered: {early:?}");
+    links[&(leading.id, followers[1].id)].release_answers();
+    reading.await.unwrap().unwrap();
+    // A follower does not ask: it does not lead.
+    followers[0].group().read_index().await.unwrap_err();
 }

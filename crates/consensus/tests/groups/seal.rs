@@ -92,7 +92,7 @@ async fn one_sealed_member_does_not_keep_the_others_from_electing() {
 }
 
 /// Three that elect nobody by themselves while a test runs.
-async fn three_that_wait(wire: &Arc<Wire>) -> Vec<Node> {
+pub(crate) async fn three_that_wait(wire: &Arc<Wire>) -> Vec<Node> {
     let mut nodes = Vec::new();
     let voters = set(1..=3);
     for id in 1..=3 {

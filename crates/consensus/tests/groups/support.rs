@@ -1,4 +1,5 @@
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -67,8 +68,9 @@ pub(crate) struct Node {
     pub(crate) marks: Arc<HighWater>,
     pub(crate) service: RaftService,
     pub(crate) timing: RaftTiming,
+    pub(crate) wire: Arc<Wire>,
+    pub(crate) address: SocketAddr,
     syncer: Arc<Syncer>,
-    wire: Arc<Wire>,
     folder: Arc<tempfile::TempDir>,
     server: JoinHandle<()>,
     distance: Duration,
@@ -111,7 +113,22 @@ impl Node {
         let timing = RaftTiming { heartbeat_ms: 30, election_timeout_min_ms: 150, election_timeout_max_ms: 300 };
         let wire = Arc::clone(wire);
         let (group, taking_part) = (None, None);
-        Self { id, engine, state, marks, service, timing, syncer, wire, folder, server, distance, group, taking_part }
+        Self {
+            id,
+            engine,
+            state,
+            marks,
+            service,
+            timing,
+            wire,
+            address,
+            syncer,
+            folder,
+            server,
+            distance,
+            group,
+            taking_part,
+        }
     }
 
     /// As a replica does, with batches of epoch 1 up to `sequence`, of the history `text`.

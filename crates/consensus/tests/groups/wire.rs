@@ -1,7 +1,8 @@
-//! Connections between the members: where each listens, and how far away it is.
+//! Connections between the members: where each listens, how far away it is, and what is held up on the way.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -61,6 +62,58 @@ impl StateTransfer for Wire {
             *self.fetched.lock().unwrap().entry(group.to_string()).or_default() += 1;
             Ok(staged)
         })
+    }
+}
+
+/// What one member sends to another, and what it is answered: either can be held up on the way, for a while.
+#[derive(Debug, Default)]
+pub(crate) struct Link {
+    requests_held: AtomicBool,
+    answers_held: AtomicBool,
+}
+
+impl Link {
+    pub(crate) fn hold_requests(&self) {
+        self.requests_held.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn hold_answers(&self) {
+        self.answers_held.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn release_answers(&self) {
+        self.answers_held.store(false, Ordering::SeqCst);
+    }
+}
+
+/// Listens, and passes on to `target` what comes.
+pub(crate) async fn linked(target: SocketAddr, link: Arc<Link>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((near, _)) = listener.accept().await {
+            let link = Arc::clone(&link);
+            tokio::spawn(async move {
+                near.set_nodelay(true).unwrap();
+                let Ok(far) = TcpStream::connect(target).await else { return };
+                far.set_nodelay(true).unwrap();
+                let (near, far) = (near.into_split(), far.into_split());
+                tokio::join!(pass(near.0, far.1, &link.requests_held), pass(far.0, near.1, &link.answers_held));
+            });
+        }
+    });
+    address
+}
+
+async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, held: &AtomicBool) {
+    let mut buffer = vec![0; 64 << 10];
+    while let Ok(len @ 1..) = from.read(&mut buffer).await {
+        while held.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_micros(200)).await;
+        }
+        if to.write_all(&buffer[..len]).await.is_err() {
+            return;
+        }
     }
 }
 

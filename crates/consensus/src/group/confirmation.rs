@@ -1,0 +1,138 @@
+//! Whether this node still leads, by a majority's answers to a question of its own.
+//!
+//! openraft's ReadIndex takes other answers for it, also such to what was sent before a read began
+//! ([ADR 9](../../../../docs/adr/0009-what-openraft-confirms.md)). Here a voter is asked after the read began, by
+//! a call of its own, and nothing but the answer to that very call counts: whatever clocks do, and whatever waits
+//! in whose sockets.
+
+use std::collections::BTreeSet;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use meridian_proto::raft::{self, raft_client::RaftClient};
+use openraft::ServerState;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+
+use super::{NotLeading, RaftGroup};
+use crate::network::RECONNECT_PAUSE;
+use crate::type_config::{TypeConfig, Vote};
+use crate::wire;
+
+/// What a leader was when a read began: what a majority is to confirm, and what the read is to see.
+struct Claim {
+    vote: Vote,
+    /// One set, or two while they are being changed: a majority of each is needed.
+    voters: Vec<BTreeSet<u64>>,
+    committed: u64,
+}
+
+impl Claim {
+    fn term(&self) -> u64 {
+        self.vote.leader_id.term
+    }
+
+    fn is_confirmed_by(&self, confirmed: &BTreeSet<u64>) -> bool {
+        self.voters.iter().all(|voters| voters.intersection(confirmed).count() * 2 > voters.len())
+    }
+}
+
+impl RaftGroup {
+    /// Asks a quorum whether this node still leads. On success everything is applied here that was
+    /// acknowledged before the call, and all that another member was told to be committed.
+    pub async fn read_index(&self) -> Result<(), NotLeading> {
+        let confirmed = async {
+            let claim = self.claim().await?;
+            tokio::select! {
+                confirmed = self.is_confirmed(&claim) => confirmed,
+                () = self.leadership_changed(Some(claim.term())) => false,
+            }
+            .then_some(())
+            .ok_or_else(|| self.leadership().err().unwrap_or(NotLeading { leader: None }))
+        };
+        // A leader that is cut off would wait for ever.
+        let confirmed = tokio::time::timeout(self.read_timeout, confirmed).await;
+        confirmed.unwrap_or(Err(NotLeading { leader: None }))
+    }
+
+    /// Raft itself is asked, since what it publishes trails: the vote is this node's own word that it has not
+    /// given it to another yet.
+    async fn claim(&self) -> Result<Claim, NotLeading> {
+        let node_id = self.node_id;
+        let claim = self.raft.with_raft_state(move |state| {
+            let vote = *state.vote_ref();
+            let leads =
+                state.server_state == ServerState::Leader && vote.committed && vote.leader_id.voted_for == node_id;
+            let membership = state.membership_state.effective().membership();
+            let committed = state.cluster_committed().max(state.local_committed());
+            let committed = committed.map_or(0, |log_id| log_id.index);
+            leads.then(|| Claim { vote, voters: membership.get_joint_config().clone(), committed })
+        });
+        match claim.await {
+            Ok(Some(claim)) => Ok(claim),
+            Ok(None) => Err(self.leadership().err().unwrap_or(NotLeading { leader: None })),
+            Err(_) => Err(NotLeading { leader: None }),
+        }
+    }
+
+    async fn is_confirmed(&self, claim: &Claim) -> bool {
+        let mut confirmed = BTreeSet::from([self.node_id]);
+        let others: BTreeSet<u64> = claim.voters.iter().flatten().copied().filter(|id| *id != self.node_id).collect();
+        let mut answers: FuturesUnordered<_> =
+            others.into_iter().map(|voter| self.follows(voter, claim.vote)).collect();
+        while !claim.is_confirmed_by(&confirmed) {
+            match answers.next().await {
+                Some(Some(voter)) => drop(confirmed.insert(voter)),
+                Some(None) => {}
+                None => return false,
+            }
+        }
+        // Before an entry of this term is applied, the state may lack what an earlier leader acknowledged.
+        self.has_applied(claim.committed, claim.term()).await
+    }
+
+    /// The voter, if it follows this leader now; `None` if it has seen a later one, or a candidate. It is asked
+    /// until it answers.
+    async fn follows(&self, voter: u64, vote: Vote) -> Option<u64> {
+        loop {
+            match self.append_nothing(voter, vote).await {
+                Some(AppendEntriesResponse::HigherVote(_)) => return None,
+                // Also where logs do not match: that is about the log, not about who leads.
+                Some(_) => return Some(voter),
+                None => tokio::time::sleep(RECONNECT_PAUSE).await,
+            }
+        }
+    }
+
+    /// A heartbeat that leaves the voter's log and what it knows of commits as they are.
+    async fn append_nothing(&self, voter: u64, vote: Vote) -> Option<AppendEntriesResponse<TypeConfig>> {
+        let nothing = AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None };
+        let target = raft::Group { shard: self.id.shard.0, epoch: self.id.epoch.0.into(), target: voter };
+        let mut client = RaftClient::new(self.peers.channel(voter)?);
+        let response = client.append(wire::append_request_to_wire(target, &nothing)).await.ok()?;
+        wire::append_response(response.into_inner()).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_majority_of_the_voters_before_and_after_a_change_confirms() {
+        let claim = |voters: &[&[u64]]| Claim {
+            vote: Vote::new_committed(3, 1),
+            voters: voters.iter().map(|voters| voters.iter().copied().collect()).collect(),
+            committed: 0,
+        };
+        let is_confirmed = |voters, by: &[u64]| claim(voters).is_confirmed_by(&by.iter().copied().collect());
+        assert!(is_confirmed(&[&[1]], &[1]));
+        assert!(is_confirmed(&[&[1, 2, 3]], &[1, 3]));
+        assert!(!is_confirmed(&[&[1, 2, 3]], &[1]));
+        assert!(!is_confirmed(&[&[1, 2, 3, 4]], &[1, 2]));
+        // The leader is none of them.
+        assert!(!is_confirmed(&[&[2, 3, 4]], &[1, 2]));
+        assert!(is_confirmed(&[&[2, 3, 4]], &[1, 2, 4]));
+        assert!(!is_confirmed(&[&[1, 2, 3], &[3, 4, 5]], &[1, 2, 3]));
+        assert!(is_confirmed(&[&[1, 2, 3], &[3, 4, 5]], &[1, 3, 5]));
+    }
+}

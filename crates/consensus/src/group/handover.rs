@@ -1,0 +1,118 @@
+//! Handing leadership over, and what that does to the lease: the vote that follows ignores leases.
+
+use std::future::Future;
+
+use meridian_storage::StorageError;
+use parking_lot::Mutex;
+
+use super::RaftGroup;
+use crate::votes::NoVote;
+
+/// The terms in which this node, leading, may have asked another to take over.
+#[derive(Debug, Default)]
+pub(super) struct Handovers(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// How many times Raft is being asked. It may come to lead, or to lead in another term, until it hears that.
+    being_asked: usize,
+    newest_term: u64,
+}
+
+impl Handovers {
+    /// Whether a lease of a leader in `term` is one that no vote ignores.
+    pub(super) fn leave_lease_in(&self, term: u64) -> bool {
+        let state = self.0.lock();
+        state.being_asked == 0 && state.newest_term < term
+    }
+
+    /// `ask` has Raft ask the other; `term` is the one that Raft is in after that. Not to be dropped before it
+    /// is over: no lease would be trusted any more.
+    async fn during<E>(
+        &self,
+        ask: impl Future<Output = Result<(), E>>,
+        term: impl Future<Output = Result<u64, E>>,
+    ) -> Result<(), E> {
+        self.0.lock().being_asked += 1;
+        let asked = ask.await;
+        // An error says that Raft has stopped: no lease is needed any more.
+        let term = term.await?;
+        let mut state = self.0.lock();
+        state.newest_term = state.newest_term.max(term);
+        state.being_asked -= 1;
+        asked
+    }
+}
+
+impl RaftGroup {
+    /// Asks `to` to take over the leadership. Returns at once; watch [`RaftGroup::leadership_changed`]. For
+    /// the rest of the term this node trusts its lease no more: the other may lead at any time. Nothing happens
+    /// where this node does not lead. May be dropped at any await: it goes on.
+    ///
+    /// # Errors
+    /// When this member is sealed, or Raft has stopped.
+    pub async fn transfer_leadership(&self, to: u64) -> Result<(), StorageError> {
+        if let Err(sealed @ NoVote::Sealed) = self.may_vote(true) {
+            return Err(StorageError::Refused(sealed.to_string()));
+        }
+        let group = self.clone();
+        let asked = tokio::spawn(async move {
+            let trigger = group.raft.trigger();
+            // What this node publishes of itself trails: Raft is asked, behind what it was asked before.
+            let term = group.raft.with_raft_state(|state| state.vote_ref().leader_id.term);
+            group.handovers.during(trigger.transfer_leader(to), term).await
+        });
+        let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
+        asked.await.map_err(|error| refused(&error))?.map_err(|error| refused(&error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::convert::Infallible;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn no_lease_of_the_term_that_was_handed_over_is_trusted_whichever_that_was() {
+        let handovers = Handovers::default();
+        let term = Cell::new(6);
+        let trusts = |term| handovers.leave_lease_in(term);
+        assert!(trusts(6));
+        let ask = async {
+            assert!(!trusts(6));
+            // It comes to lead right before it is asked, and nobody knows yet.
+            term.set(7);
+            assert!(!trusts(7));
+            Ok::<(), Infallible>(())
+        };
+        let then = async {
+            assert!(!trusts(7) && !trusts(8));
+            Ok(term.get())
+        };
+        handovers.during(ask, then).await.unwrap();
+        assert!(!trusts(7));
+        assert!(trusts(8));
+    }
+
+    #[tokio::test]
+    async fn of_several_handovers_none_ends_the_mistrust_of_another() {
+        let handovers = Handovers::default();
+        let inner = async {
+            handovers.during(async { Ok::<(), Infallible>(()) }, async { Ok(7) }).await.unwrap();
+            assert!(!handovers.leave_lease_in(8));
+            Ok::<(), Infallible>(())
+        };
+        handovers.during(inner, async { Ok(6) }).await.unwrap();
+        assert!(!handovers.leave_lease_in(7));
+        assert!(handovers.leave_lease_in(8));
+    }
+
+    #[tokio::test]
+    async fn one_that_raft_does_not_hear_leaves_no_lease() {
+        let handovers = Handovers::default();
+        handovers.during(async { Err("stopped") }, async { Err("stopped") }).await.unwrap_err();
+        assert!(!handovers.leave_lease_in(u64::MAX));
+    }
+}
