@@ -56,6 +56,10 @@ pub enum Change {
         at_most: u64,
         last_time_ms: u64,
     },
+    /// Every node has dropped the database's data.
+    EndDeletion {
+        id: DatabaseId,
+    },
 
     // By operators.
     /// `Active` to `SwitchingOver`.
@@ -110,6 +114,7 @@ pub enum Change {
         database: Database,
         own_shard: bool,
     },
+    /// The database is gone for clients; it stays among those that are being deleted until `EndDeletion`.
     DeleteDatabase {
         id: DatabaseId,
     },
@@ -184,6 +189,7 @@ impl Cluster {
             Change::SetDirectoryVoters { voters } => self.set_directory_voters(voters),
             Change::CreateDatabase { id, database, own_shard } => self.create_database(*id, database, *own_shard),
             Change::DeleteDatabase { id } => self.delete_database(*id),
+            Change::EndDeletion { id } => self.end_deletion(*id),
             Change::SetDatabase { id, failover, rpo, primary_region } => {
                 self.set_database(*id, *failover, *rpo, primary_region.as_deref())
             }

@@ -21,6 +21,9 @@ pub struct Cluster {
     pub shards: BTreeMap<ShardId, Shard>,
     pub last_shard_id: u32,
     pub databases: BTreeMap<DatabaseId, Database>,
+    /// Databases that are gone for everybody who asks, until their data is gone from every node.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub deleting: BTreeMap<DatabaseId, Deletion>,
     /// What clients open at `/`.
     pub default_database: Option<DatabaseId>,
     pub tokens: BTreeMap<u64, Token>,
@@ -103,6 +106,13 @@ impl Cluster {
         databases.all(|database| database.failover == FailoverMode::Auto)
     }
 
+    /// The nodes that are not known to have dropped a database, of those that were not removed. One that is away
+    /// counts: while it lacks the drop, a failover to what it has would take the drop back.
+    pub fn lacking_drop(&self, has_dropped: impl Fn(NodeId) -> bool) -> BTreeSet<NodeId> {
+        let present = self.nodes.iter().filter(|(_, node)| !node.removed);
+        present.map(|(id, _)| *id).filter(|id| !has_dropped(*id)).collect()
+    }
+
     /// The name of a node, for people.
     pub(crate) fn name_of(&self, node: NodeId) -> String {
         self.nodes.get(&node).map_or_else(|| format!("node {node}"), |known| known.name.clone())
@@ -144,6 +154,15 @@ pub struct Database {
     pub failover: FailoverMode,
     #[serde(default)]
     pub rpo: Rpo,
+}
+
+/// A database that is being deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deletion {
+    /// What it was called; another may be called so by now.
+    pub name: String,
+    /// Whose leader logs that its data goes.
+    pub shard: ShardId,
 }
 
 /// Whether a shard whose primary region is lost fails over by itself: only if all of its databases say so.

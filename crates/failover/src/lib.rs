@@ -29,8 +29,8 @@ mod voters;
 
 pub use change::{Change, Refused};
 pub use cluster::{
-    Cluster, Database, FailoverMode, FailoverReport, Loss, Node, Phase, Plan, Rpo, RpoMode, Shard, Token, TokenScope,
-    VoterChange,
+    Cluster, Database, Deletion, FailoverMode, FailoverReport, Loss, Node, Phase, Plan, Rpo, RpoMode, Shard, Token,
+    TokenScope, VoterChange,
 };
 pub use controller::{Action, Controller, ControllerConfig, Event, Progress, SealAnswer, ShardReport};
 pub use furthest::{Furthest, Hearsay};

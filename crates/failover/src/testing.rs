@@ -61,6 +61,7 @@ pub(crate) fn cluster() -> Cluster {
         default_database: Some(DATABASE),
         tokens: BTreeMap::new(),
         last_token_id: 0,
+        deleting: BTreeMap::new(),
     }
 }
 

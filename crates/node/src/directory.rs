@@ -131,6 +131,21 @@ impl Directory {
         self.known.borrow().cluster.databases.get(&database).map(|database| database.rpo).unwrap_or_default()
     }
 
+    /// Whether the database is in the shard, as far as this process knows.
+    pub(crate) fn holds(&self, shard: ShardId, database: DatabaseId) -> bool {
+        if shard == DIRECTORY_GROUP.shard {
+            return database == DIRECTORY_DATABASE;
+        }
+        self.known.borrow().cluster.databases.get(&database).is_some_and(|known| known.shard == shard)
+    }
+
+    /// The databases of the shard that are being deleted.
+    pub(crate) fn deleting(&self, shard: ShardId) -> Vec<DatabaseId> {
+        let known = self.known.borrow();
+        let deleting = known.cluster.deleting.iter().filter(|(_, deletion)| deletion.shard == shard);
+        deleting.map(|(id, _)| *id).collect()
+    }
+
     /// Whether this node may serve strong operations of the shard in this epoch right now.
     pub(crate) fn holds_lease(&self, shard: ShardId, epoch: Epoch) -> bool {
         // The directory is what leases come from: its own leader asks a majority instead.

@@ -1,6 +1,7 @@
 //! What a node does by the way: statuses, flushing and purging, forgetting request ids, gauges.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,10 @@ const ANNOUNCE: Duration = Duration::from_millis(150);
 const PERSIST_MARKS: Duration = Duration::from_secs(1);
 const PURGE: Duration = Duration::from_secs(10);
 const GAUGES: Duration = Duration::from_secs(1);
+/// How often the node looks for dropped databases whose room the disk has not got back.
+const RECLAIM: Duration = Duration::from_secs(5);
+/// How fast it is given back at most: what else the disk does comes first.
+const RECLAIM_BYTES_PER_SECOND: u64 = 32 << 20;
 const LEASE_CHECK: Duration = Duration::from_millis(250);
 /// A leader whose lease ends sooner hands over.
 const LEASE_LOW: Duration = Duration::from_millis(1200);
@@ -73,6 +78,7 @@ pub(crate) struct Maintenance {
     pub(crate) peers: Arc<PeerChannels>,
     pub(crate) high_water: Arc<HighWater>,
     pub(crate) exchange: Arc<StateExchange>,
+    pub(crate) stop: CancellationToken,
     pub(crate) disk: Arc<DiskGuard>,
     pub(crate) log_retention_bytes: u64,
     pub(crate) changing: Mutex<HashMap<ShardId, VoterChange>>,
@@ -104,6 +110,7 @@ impl Maintenance {
             every(ANNOUNCE, |this| Box::pin(async move { this.announce() })),
             every(PERSIST_MARKS, |this| Box::pin(this.persist_marks())),
             every(PURGE, |this| Box::pin(this.purge())),
+            every(RECLAIM, |this| Box::pin(this.reclaim())),
             every(GAUGES, |this| Box::pin(async move { this.gauges() })),
             every(PREFERRED_LEADER, |this| Box::pin(this.hand_over())),
             every(LEASE_CHECK, |this| Box::pin(this.hand_over_without_lease())),
@@ -179,6 +186,31 @@ impl Maintenance {
                 Err(error) => fatal(&error),
             }
         }
+    }
+
+    /// Gives the disk back what dropped databases took, one shard after the other, on a thread that may block.
+    async fn reclaim(self: Arc<Self>) {
+        let reclaimed = tokio::task::spawn_blocking(move || {
+            for state in self.shards.states() {
+                match state.reclaim_dropped(&mut |bytes| self.pace(bytes)) {
+                    Ok(true) => tracing::info!(shard = %state.shard(), "the disk has back what dropped databases took"),
+                    // The node stops, or a snapshot takes the state's place: looked for anew.
+                    Ok(false) | Err(StorageError::Refused(_) | StorageError::NoFamily(_)) => {}
+                    Err(error) => fatal(&error),
+                }
+            }
+        });
+        // It panics never, and a cancelled one is the node stopping.
+        drop(reclaimed.await);
+    }
+
+    /// Blocks for as long as so many bytes may take; at once, with a break, when the node stops.
+    fn pace(&self, bytes: u64) -> ControlFlow<()> {
+        let until = Instant::now() + Duration::from_secs_f64(bytes as f64 / RECLAIM_BYTES_PER_SECOND as f64);
+        while Instant::now() < until && !self.stop.is_cancelled() {
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        if self.stop.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     }
 
     fn gauges(&self) {

@@ -210,6 +210,7 @@ impl Node {
             peers,
             high_water,
             exchange,
+            stop: stop.clone(),
             disk,
             log_retention_bytes: config.storage.log_retention_mb << 20,
             changing: Mutex::default(),

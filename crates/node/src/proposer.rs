@@ -19,6 +19,10 @@ use crate::clock::wall_ms;
 use crate::directory::{DIRECTORY_GROUP, Directory};
 use crate::shard::{ReadGate, or_fatal};
 
+mod dropped;
+
+use dropped::Dropped;
+
 /// Requests that wait for the proposer at most; beyond, they are refused.
 const QUEUE_REQUESTS: usize = 8192;
 /// One batch at most.
@@ -208,6 +212,7 @@ impl Task {
             in_flight: VecDeque::new(),
             by_request: HashMap::new(),
             declined: Vec::new(),
+            dropped: Dropped::new(or_fatal(self.parts.state.dropped_databases())),
         };
         // After a batch was refused: evaluate no more, let those in flight end, and begin anew. What was refused, as
         // it is while a quorum has not answered for a moment, is tried again then.
@@ -241,7 +246,10 @@ impl Task {
                 changed = seal.changed() => changed.ok()?,
             }
             while !sealed && !refused && !session.is_slowed() && session.in_flight.len() < BATCHES_IN_FLIGHT {
-                let proposed = if self.next_sweep <= Instant::now() && session.refusal().is_none() {
+                let to_drop = session.to_drop();
+                let proposed = if !to_drop.is_empty() {
+                    session.drop_databases(to_drop).await
+                } else if self.next_sweep <= Instant::now() && session.refusal().is_none() {
                     self.next_sweep = Instant::now() + SWEEP;
                     session.sweep().await
                 } else {
@@ -363,6 +371,7 @@ struct Session<'a> {
     by_request: HashMap<RequestId, (Position, WriteOutcome)>,
     /// Of a batch that was refused: nothing was done. In order.
     declined: Vec<Queued>,
+    dropped: Dropped,
 }
 
 /// Leadership was lost with a batch in flight.
@@ -385,6 +394,7 @@ impl Session<'_> {
         }
         let Some(batch) = self.in_flight.pop_front() else { return Ok(()) };
         self.overlay.release(batch.position);
+        self.dropped.completed(batch.position);
         for request in &batch.requests {
             self.by_request.remove(request);
         }
@@ -420,6 +430,8 @@ impl Session<'_> {
                         self.attach(position, Waiter { reply: queued.reply, outcome });
                     }
                 }
+            } else if let Some(reply) = self.refuses(request.database) {
+                respond(queued.reply, reply);
             } else if let Some(reason) = refusal.clone().or_else(|| self.lags(lag_ms, request.database)) {
                 respond(queued.reply, WriteReply::NotCommitted(reason));
             } else {

@@ -8,7 +8,7 @@ use meridian_proto::directory as wire;
 use crate::clock::wall_ms;
 use crate::keeper::KeeperParts;
 use crate::orphans;
-use crate::shard::LocalShard;
+use crate::shard::{LocalShard, or_fatal};
 use crate::shipping_wire::position_to_wire;
 
 /// Where the shards stand here, and what this node holds that was lost.
@@ -37,6 +37,10 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard) -> wire::ShardReport 
             (false, 0, lag_ms)
         }
     };
+    // Behind the position: what is there by now was there then, or is told next time.
+    let deleting = parts.directory.deleting(local.state().shard());
+    let dropped = deleting.into_iter().filter(|database| or_fatal(local.state().is_dropped(*database)));
+    let dropped = dropped.map(|database| database.0.to_vec().into()).collect();
     let (heard_transactions, heard_time_ms) = parts.directory.furthest(local.state().shard(), local.epoch());
     wire::ShardReport {
         shard: id,
@@ -49,6 +53,7 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard) -> wire::ShardReport 
         lag_ms,
         heard_transactions,
         heard_time_ms,
+        dropped,
     }
 }
 

@@ -116,16 +116,21 @@ fn effect_to_wire(effect: &Effect) -> log::Effect {
             encoding: value.encoding.number().into(),
             data: value.data.clone(),
             expire_at_ms: *expire_at_ms,
+            drop_database: false,
         },
         Effect::Delete { key } => log::Effect { key: key.clone(), ..Default::default() },
         Effect::Unindex { key, expire_at_ms } => {
             log::Effect { key: key.clone(), expire_at_ms: *expire_at_ms, ..Default::default() }
         }
+        Effect::DropDatabase => log::Effect { drop_database: true, ..Default::default() },
     }
 }
 
 fn effect(wire: log::Effect) -> Result<Effect, InvalidBatch> {
-    let log::Effect { key, encoding, data, expire_at_ms } = wire;
+    let log::Effect { key, encoding, data, expire_at_ms, drop_database } = wire;
+    if drop_database {
+        return Ok(Effect::DropDatabase);
+    }
     if encoding == 0 {
         return Ok(if expire_at_ms == 0 { Effect::Delete { key } } else { Effect::Unindex { key, expire_at_ms } });
     }
@@ -165,6 +170,15 @@ mod tests {
         golden.extend(b"\x1a\x03\x0a\x01d");
         assert_eq!(encode_batch(&sample()), golden);
         assert_eq!(decode_batch(golden.into()).unwrap(), sample());
+    }
+
+    #[test]
+    fn a_dropped_database_is_golden() {
+        let mut batch = sample();
+        batch.transactions[0].effects = vec![Effect::DropDatabase];
+        let golden = encode_batch(&batch);
+        assert!(golden.ends_with(b"\x1a\x02\x28\x01"), "{golden:?}");
+        assert_eq!(decode_batch(golden).unwrap(), batch);
     }
 
     #[test]

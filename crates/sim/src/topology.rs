@@ -56,6 +56,7 @@ pub(crate) fn genesis(rng: &mut Rng, operator: Option<&mut Rng>) -> Arc<Cluster>
         default_database: None,
         tokens: BTreeMap::new(),
         last_token_id: 0,
+        deleting: BTreeMap::new(),
     };
     let voters = cluster.would_be_voters("a");
     let shard = Shard {

@@ -1,10 +1,9 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 
-use crate::StorageError;
+use crate::{Forgotten, StorageError};
 
 /// When a write survives a crash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,9 +95,25 @@ pub trait Engine: Send + Sync + 'static {
 
     fn snapshot(&self) -> Arc<dyn EngineSnapshot>;
 
-    /// The sequence up to which the request ids of a state family may be forgotten. The engine drops them
-    /// when it next compacts; whether it does is not visible to the rules of exactly-once.
-    fn request_horizon(&self, family: &str) -> Arc<AtomicU64>;
+    /// How many snapshots are open. What was deleted after one was taken stays on the disk until it is gone.
+    fn open_snapshots(&self) -> u64;
+
+    /// What may be dropped of a state family: the engine does so when it next compacts.
+    fn forgotten(&self, family: &str) -> Arc<Forgotten>;
+
+    /// Compacts the keys from `start` (inclusive) to `end` (exclusive), a slice at a time; what was deleted there
+    /// leaves the disk. `paced` is called after each slice, with about how many bytes were read for it, and ends
+    /// the work by a break. For a thread that may block for long.
+    ///
+    /// # Errors
+    /// [`StorageError::Refused`] if `paced` ended it.
+    fn compact_range(
+        &self,
+        family: &str,
+        start: &[u8],
+        end: &[u8],
+        paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), StorageError>;
 }
 
 /// One consistent view of all families.

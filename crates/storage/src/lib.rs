@@ -12,6 +12,7 @@
 
 mod engine;
 mod error;
+mod forgotten;
 mod group_log;
 mod high_water;
 mod memory;
@@ -24,6 +25,7 @@ mod syncer;
 
 pub use engine::{Durability, Engine, EngineSnapshot, Scan, Visit, WriteBatch};
 pub use error::{StorageError, fatal};
+pub use forgotten::Forgotten;
 pub use group_log::{GroupId, GroupLog, RecordKind};
 pub use high_water::HighWater;
 pub use memory::MemoryEngine;

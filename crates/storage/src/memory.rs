@@ -1,13 +1,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 
 use crate::engine::{Operation, Visit};
-use crate::{Durability, Engine, EngineSnapshot, Scan, StorageError, WriteBatch};
+use crate::{Durability, Engine, EngineSnapshot, Forgotten, Scan, StorageError, WriteBatch};
 
 type Family = BTreeMap<Vec<u8>, Bytes>;
 /// Family, key and value, or none where the key was deleted.
@@ -27,7 +26,7 @@ struct Inner {
     durable: Families,
     /// Logged writes since the last sync, oldest first.
     unsynced: Vec<Vec<Written>>,
-    horizons: HashMap<String, Arc<AtomicU64>>,
+    forgotten: HashMap<String, Arc<Forgotten>>,
 }
 
 impl MemoryEngine {
@@ -160,8 +159,35 @@ impl Engine for MemoryEngine {
         Arc::new(MemorySnapshot { families: self.inner.lock().live.clone() })
     }
 
-    fn request_horizon(&self, family: &str) -> Arc<AtomicU64> {
-        Arc::clone(self.inner.lock().horizons.entry(family.to_owned()).or_default())
+    fn open_snapshots(&self) -> u64 {
+        // They keep what they show, and nothing of the engine's.
+        0
+    }
+
+    fn forgotten(&self, family: &str) -> Arc<Forgotten> {
+        Arc::clone(self.inner.lock().forgotten.entry(family.to_owned()).or_default())
+    }
+
+    fn compact_range(
+        &self,
+        family: &str,
+        start: &[u8],
+        end: &[u8],
+        _paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), StorageError> {
+        // As RocksDB does, which writes its memtables out before.
+        self.flush(family)?;
+        let filter = self.forgotten(family).filter();
+        let mut inner = self.inner.lock();
+        let Inner { live, durable, .. } = &mut *inner;
+        for families in [live, durable] {
+            let Some(rows) = families.get_mut(family) else { continue };
+            Arc::make_mut(rows).retain(|key, value| {
+                let is_inside = start <= key.as_slice() && key.as_slice() < end;
+                !(is_inside && filter.drops(key, value))
+            });
+        }
+        Ok(())
     }
 }
 

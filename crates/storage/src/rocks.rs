@@ -3,21 +3,24 @@ use std::ffi::CStr;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rocksdb::compaction_filter::{CompactionFilter, Decision};
 use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory};
 use rocksdb::{
-    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, DB, DBCompressionType, DBRecoveryMode,
-    Options, ReadOptions, SnapshotWithThreadMode, WriteOptions,
+    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, CompactOptions, DB, DBCompressionType,
+    DBRecoveryMode, Options, ReadOptions, SnapshotWithThreadMode, WriteOptions,
 };
 use self_cell::self_cell;
 
 use crate::engine::{Operation, Visit};
+use crate::forgotten::Filter;
 use crate::schema::{self, LOG_FAMILY, META_FAMILY};
-use crate::{Durability, Engine, EngineSnapshot, Scan, StorageError, WriteBatch};
+use crate::{Durability, Engine, EngineSnapshot, Forgotten, Scan, StorageError, WriteBatch};
+
+/// Of a range that is compacted on demand, at a time: other compactions, and whoever paces it, come in between.
+const COMPACTION_SLICE_BYTES: u64 = 64 << 20;
 
 /// How much memory one node's RocksDB may take, in bytes.
 #[derive(Debug, Clone)]
@@ -39,7 +42,7 @@ pub struct RocksEngine {
     cache: Cache,
     options: RocksOptions,
     names: Mutex<BTreeSet<String>>,
-    horizons: Mutex<HashMap<String, Arc<AtomicU64>>>,
+    forgotten: Mutex<HashMap<String, Arc<Forgotten>>>,
 }
 
 impl RocksEngine {
@@ -61,23 +64,44 @@ impl RocksEngine {
         database.set_max_open_files(512);
         database.set_paranoid_checks(true);
         let cache = Cache::new_lru_cache(options.block_cache_bytes);
-        let horizons = Mutex::default();
+        let forgotten = Mutex::default();
         let present = if path.join("CURRENT").exists() { DB::list_cf(&database, path)? } else { Vec::new() };
         let fixed = ["default", LOG_FAMILY, META_FAMILY].map(str::to_owned);
         let missing = fixed.into_iter().filter(|name| !present.contains(name)).collect::<Vec<_>>();
         let descriptors = present.iter().chain(&missing).map(|name| {
-            let family = family_options(name, &options, &cache, horizon(&horizons, name));
+            let family = family_options(name, &options, &cache, forgotten_in(&forgotten, name));
             ColumnFamilyDescriptor::new(name, family)
         });
         let db = DB::open_cf_descriptors(&database, path, descriptors)?;
         let names = Mutex::new(present.into_iter().chain(missing).collect());
-        Ok(Self { db: Arc::new(db), cache, options, names, horizons })
+        Ok(Self { db: Arc::new(db), cache, options, names, forgotten })
     }
 
     /// Compacts a whole family now.
     pub fn compact(&self, family: &str) -> Result<(), StorageError> {
         self.db.compact_range_cf(&self.family(family)?, None::<&[u8]>, None::<&[u8]>);
         Ok(())
+    }
+
+    /// Where a range is cut, by the files that overlap it, and how many bytes of files begin before each cut.
+    fn slices(&self, family: &str, start: &[u8], end: &[u8]) -> Result<Vec<(Vec<u8>, u64)>, StorageError> {
+        let mut files: Vec<(Vec<u8>, u64)> = Vec::new();
+        for file in self.db.live_files()? {
+            let (Some(first), Some(last)) = (file.start_key, file.end_key) else { continue };
+            if file.column_family_name == family && first.as_slice() < end && last.as_slice() >= start {
+                files.push((first, file.size as u64));
+            }
+        }
+        files.sort();
+        let (mut slices, mut bytes) = (Vec::new(), 0);
+        for (first, size) in files {
+            if bytes >= COMPACTION_SLICE_BYTES && first.as_slice() > start {
+                slices.push((first, std::mem::take(&mut bytes)));
+            }
+            bytes += size;
+        }
+        slices.push((end.to_vec(), bytes));
+        Ok(slices)
     }
 
     fn family(&self, name: &str) -> Result<Arc<BoundColumnFamily<'_>>, StorageError> {
@@ -89,11 +113,11 @@ fn family<'a>(db: &'a DB, name: &str) -> Result<Arc<BoundColumnFamily<'a>>, Stor
     db.cf_handle(name).ok_or_else(|| StorageError::NoFamily(name.to_owned()))
 }
 
-fn horizon(horizons: &Mutex<HashMap<String, Arc<AtomicU64>>>, family: &str) -> Arc<AtomicU64> {
-    Arc::clone(horizons.lock().entry(family.to_owned()).or_default())
+fn forgotten_in(forgotten: &Mutex<HashMap<String, Arc<Forgotten>>>, family: &str) -> Arc<Forgotten> {
+    Arc::clone(forgotten.lock().entry(family.to_owned()).or_default())
 }
 
-fn family_options(name: &str, options: &RocksOptions, cache: &Cache, horizon: Arc<AtomicU64>) -> Options {
+fn family_options(name: &str, options: &RocksOptions, cache: &Cache, forgotten: Arc<Forgotten>) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_format_version(5);
@@ -109,7 +133,7 @@ fn family_options(name: &str, options: &RocksOptions, cache: &Cache, horizon: Ar
         family.set_bottommost_compression_type(DBCompressionType::Zstd);
         family.set_level_compaction_dynamic_level_bytes(true);
         // A factory, since RocksDB shares its ownership: a plain filter would die with these options.
-        family.set_compaction_filter_factory(ForgetRequests { horizon });
+        family.set_compaction_filter_factory(Forget { forgotten });
     } else {
         // Log entries are deleted soon after they were written: compressing them is lost work.
         family.set_compression_type(DBCompressionType::None);
@@ -118,34 +142,30 @@ fn family_options(name: &str, options: &RocksOptions, cache: &Cache, horizon: Ar
     family
 }
 
-/// Drops the rows of requests behind the horizon while RocksDB compacts.
-#[derive(Clone)]
-struct ForgetRequests {
-    horizon: Arc<AtomicU64>,
+/// Drops what is forgotten while RocksDB compacts.
+struct Forget {
+    forgotten: Arc<Forgotten>,
 }
 
-impl CompactionFilterFactory for ForgetRequests {
-    type Filter = Self;
+impl CompactionFilterFactory for Forget {
+    type Filter = Filter;
 
-    fn create(&mut self, _: CompactionFilterContext) -> Self {
-        self.clone()
+    fn create(&mut self, _: CompactionFilterContext) -> Filter {
+        self.forgotten.filter()
     }
 
     fn name(&self) -> &CStr {
-        c"forget-requests"
+        c"forget"
     }
 }
 
-impl CompactionFilter for ForgetRequests {
+impl CompactionFilter for Filter {
     fn filter(&mut self, _level: u32, key: &[u8], value: &[u8]) -> Decision {
-        match schema::is_forgettable_request(key, value, self.horizon.load(Ordering::Relaxed)) {
-            true => Decision::Remove,
-            false => Decision::Keep,
-        }
+        if self.drops(key, value) { Decision::Remove } else { Decision::Keep }
     }
 
     fn name(&self) -> &CStr {
-        c"forget-requests"
+        c"forget"
     }
 }
 
@@ -154,7 +174,7 @@ impl Engine for RocksEngine {
         if self.db.cf_handle(family).is_some() {
             return Ok(());
         }
-        let options = family_options(family, &self.options, &self.cache, self.request_horizon(family));
+        let options = family_options(family, &self.options, &self.cache, self.forgotten(family));
         self.db.create_cf(family, &options)?;
         self.names.lock().insert(family.to_owned());
         Ok(())
@@ -208,8 +228,35 @@ impl Engine for RocksEngine {
         Arc::new(RocksSnapshot::new(Arc::clone(&self.db), |db| db.snapshot()))
     }
 
-    fn request_horizon(&self, family: &str) -> Arc<AtomicU64> {
-        horizon(&self.horizons, family)
+    fn open_snapshots(&self) -> u64 {
+        // A property that cannot be read would be a bug of RocksDB's; the space is then given back later.
+        self.db.property_int_value("rocksdb.num-snapshots").ok().flatten().unwrap_or(u64::MAX)
+    }
+
+    fn forgotten(&self, family: &str) -> Arc<Forgotten> {
+        forgotten_in(&self.forgotten, family)
+    }
+
+    fn compact_range(
+        &self,
+        family: &str,
+        start: &[u8],
+        end: &[u8],
+        paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), StorageError> {
+        self.flush(family)?;
+        let mut options = CompactOptions::default();
+        // Others go on meanwhile.
+        options.set_exclusive_manual_compaction(false);
+        let mut from = start.to_vec();
+        for (until, bytes) in self.slices(family, start, end)? {
+            self.db.compact_range_cf_opt(&self.family(family)?, Some(&from), Some(&until), &options);
+            if paced(bytes).is_break() {
+                return Err(StorageError::Refused("the compaction was ended".to_owned()));
+            }
+            from = until;
+        }
+        Ok(())
     }
 }
 

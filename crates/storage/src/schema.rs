@@ -7,10 +7,12 @@
 //! | `log` | group ‖ `s` ‖ sequence | shipped batch, as a record |
 //! | `log` | group ‖ `v`, `c`, `p` | vote, committed and purged log id, as records |
 //! | `meta` | `state` ‖ shard | name of the state family in use |
+//! | `meta` | `reclaimed` ‖ shard ‖ database | name of the state family that was compacted after the database was dropped |
 //! | `state-<shard>-<generation>` | `d` ‖ database ‖ user key | versionstamp ‖ encoding ‖ expiry ‖ data |
 //! | | `x` ‖ expiry ‖ database ‖ user key | versionstamp (a stale one is ignored and swept) |
 //! | | `m` ‖ `applied` | `meridian.log.v1.Applied` |
 //! | | `m` ‖ `r` ‖ request id | `meridian.log.v1.RequestRow` |
+//! | | `m` ‖ `d` ‖ database | versionstamp of the transaction that dropped the database |
 //!
 //! A group is shard (4 bytes) ‖ epoch (2); no Raft group has epoch 0. A record is crc32c (4 bytes, little-endian) ‖ payload.
 
@@ -26,6 +28,7 @@ const STATE_PREFIX: &str = "state-";
 
 pub const APPLIED_KEY: &[u8] = b"mapplied";
 const REQUEST_PREFIX: &[u8] = b"mr";
+const DROPPED_PREFIX: &[u8] = b"md";
 
 /// A shard's state lives in one generation at a time; installing a snapshot makes the next.
 pub fn state_family(shard: ShardId, generation: u64) -> String {
@@ -67,6 +70,51 @@ pub fn parse_expiry_key(key: &[u8]) -> Option<(u64, DatabaseId, Bytes)> {
     let expire_at_ms = rest.try_get_u64().ok()?;
     let (database, key) = rest.split_first_chunk::<16>()?;
     Some((expire_at_ms, DatabaseId(*database), Bytes::copy_from_slice(key)))
+}
+
+/// All data keys of a database: from the first (inclusive) to the second (exclusive).
+pub fn data_range(database: DatabaseId) -> (Vec<u8>, Vec<u8>) {
+    let start = data_key(database, &[]);
+    let mut end = start.clone();
+    // The prefix `d` is no 0xff: there is always a byte to raise.
+    while let Some(last) = end.pop() {
+        if last < 0xff {
+            end.push(last + 1);
+            break;
+        }
+    }
+    (start, end)
+}
+
+/// The database of an expiry key; `None` if it is not one.
+pub fn expiry_database(key: &[u8]) -> Option<DatabaseId> {
+    let (_, rest) = key.strip_prefix(b"x")?.split_at_checked(size_of::<u64>())?;
+    rest.first_chunk().copied().map(DatabaseId)
+}
+
+/// All expiry keys, as [`data_range`].
+pub fn expiry_range() -> (Vec<u8>, Vec<u8>) {
+    (b"x".to_vec(), b"y".to_vec())
+}
+
+/// Where it is remembered, for good, that a database was dropped.
+pub fn dropped_key(database: DatabaseId) -> Vec<u8> {
+    [DROPPED_PREFIX, &database.0].concat()
+}
+
+/// All such keys, as [`data_range`].
+pub fn dropped_range() -> (Vec<u8>, Vec<u8>) {
+    (DROPPED_PREFIX.to_vec(), b"me".to_vec())
+}
+
+/// The database of a key of [`dropped_key`].
+pub fn parse_dropped_key(key: &[u8]) -> Option<DatabaseId> {
+    key.strip_prefix(DROPPED_PREFIX)?.try_into().ok().map(DatabaseId)
+}
+
+/// Where `meta` remembers that the disk has got back what a dropped database took.
+pub fn reclaimed_key(shard: ShardId, database: DatabaseId) -> Vec<u8> {
+    [b"reclaimed".as_slice(), &shard.0.to_be_bytes(), &database.0].concat()
 }
 
 pub fn request_key(id: RequestId) -> Vec<u8> {
@@ -143,6 +191,13 @@ mod tests {
         assert_eq!(expiry, [b"x\0\0\0\0\0\0\x01\x02".as_slice(), &dd, b"key"].concat());
         assert_eq!(parse_expiry_key(&expiry), Some((258, DATABASE, Bytes::from_static(b"key"))));
         assert!(expiry < expiry_bound(258) && expiry >= expiry_bound(257));
+        assert_eq!(expiry_database(&expiry), Some(DATABASE));
+        assert_eq!(data_range(DATABASE).0, [b"d".as_slice(), &dd].concat());
+        assert_eq!(data_range(DATABASE).1, [b"d".as_slice(), &dd[..15], &[0xde]].concat());
+        assert_eq!(data_range(DatabaseId([0xff; 16])).1, b"e");
+        assert_eq!(dropped_key(DATABASE), [b"md".as_slice(), &dd].concat());
+        assert_eq!(parse_dropped_key(&dropped_key(DATABASE)), Some(DATABASE));
+        assert_eq!(reclaimed_key(ShardId(258), DATABASE), [b"reclaimed\0\0\x01\x02".as_slice(), &dd].concat());
         assert_eq!(request_key(RequestId([7; 16])), [b"mr".as_slice(), &[7; 16]].concat());
         assert_eq!(state_family(ShardId(3), 4), "state-3-4");
         assert_eq!(parse_state_family("state-3-4"), Some((ShardId(3), 4)));

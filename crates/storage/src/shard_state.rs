@@ -15,6 +15,8 @@ use prost::Message;
 use crate::schema::{self, APPLIED_KEY, META_FAMILY, StoredValue};
 use crate::{Durability, Engine, Scan, StagedState, StateSnapshot, StorageError, WriteBatch};
 
+mod dropped;
+
 /// What a shard's state on one node reflects.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Applied {
@@ -158,6 +160,7 @@ impl ShardState {
         let family: Arc<str> = schema::state_family(shard, generation).into();
         engine.create_family(&family)?;
         let applied = applied_in(&*engine, &family)?;
+        dropped::forget(&*engine, &family)?;
         Ok(Self {
             engine,
             shard,
@@ -202,7 +205,7 @@ impl ShardState {
         let mut current = self.current.write();
         let mut applied = current.applied.clone();
         applied.raft = raft;
-        let mut writes = WriteBatch::default();
+        let (mut writes, mut dropped) = (WriteBatch::default(), Vec::new());
         for (batch, len) in batches {
             applied.advance(batch, *len);
             for (versionstamp, transaction) in batch.iter() {
@@ -212,12 +215,18 @@ impl ShardState {
                     encode_request(versionstamp, transaction.refusal.as_ref()),
                 );
                 for effect in &transaction.effects {
+                    if *effect == Effect::DropDatabase {
+                        dropped.push(transaction.database);
+                    }
                     write_effect(&mut writes, &current.family, transaction.database, versionstamp, effect);
                 }
             }
         }
         writes.put(&current.family, APPLIED_KEY.to_vec(), applied.encode());
         self.engine.write(writes, Durability::Unlogged)?;
+        if !dropped.is_empty() {
+            self.engine.forgotten(&current.family).databases(dropped);
+        }
         current.applied = applied;
         drop(current);
         if let Some(observer) = self.observer.get() {
@@ -265,7 +274,7 @@ impl ShardState {
     /// The engine may forget the ids of requests that committed at or before `sequence`.
     pub fn forget_requests_through(&self, sequence: u64) {
         let current = self.current.read();
-        self.engine.request_horizon(&current.family).fetch_max(sequence, Ordering::Relaxed);
+        self.engine.forgotten(&current.family).requests_through(sequence);
     }
 
     /// All ranges from one state. What has expired at `now_ms` (or at the time of the last batch, if that is
@@ -340,6 +349,7 @@ impl ShardState {
                 )));
             }
             let family = staged.take()?;
+            dropped::forget(&*self.engine, &family)?;
             let mut name = WriteBatch::default();
             name.put(&META_FAMILY.into(), schema::current_family_key(self.shard), family.as_bytes().to_vec());
             self.engine.write(name, Durability::Logged)?;
@@ -381,6 +391,11 @@ fn write_effect(
         Effect::Delete { key } => writes.delete(family, schema::data_key(database, key)),
         Effect::Unindex { key, expire_at_ms } => {
             writes.delete(family, schema::expiry_key(*expire_at_ms, database, key));
+        }
+        Effect::DropDatabase => {
+            let (start, end) = schema::data_range(database);
+            writes.delete_range(family, start, end);
+            writes.put(family, schema::dropped_key(database), versionstamp.0.to_vec());
         }
     }
 }

@@ -107,8 +107,8 @@ impl<V: View> Mutations<'_, V> {
         match self.written.get(key) {
             Some(Effect::Put { value, .. }) => Ok(Some(value.clone())),
             Some(Effect::Delete { .. }) => Ok(None),
-            // Evaluation writes no `Unindex`; it would say nothing of the value.
-            Some(Effect::Unindex { .. }) | None => {
+            // Evaluation writes neither `Unindex`, which says nothing of the value, nor `DropDatabase`.
+            Some(Effect::Unindex { .. } | Effect::DropDatabase) | None => {
                 Ok(self.view.get(self.database, key).map_err(Stop::View)?.map(|stored| stored.value))
             }
         }

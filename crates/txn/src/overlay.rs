@@ -82,7 +82,8 @@ impl Overlay {
                     InFlight::Put { versionstamp, value: value.clone(), expire_at_ms: *expire_at_ms }
                 }
                 Effect::Delete { .. } => InFlight::Delete { versionstamp },
-                Effect::Unindex { .. } => continue,
+                // Of a dropped database nothing is evaluated any more.
+                Effect::Unindex { .. } | Effect::DropDatabase => continue,
             };
             newest.insert(effect.key().clone(), in_flight);
             self.pushed.push_back(Pushed { versionstamp, database, key: effect.key().clone() });

@@ -55,7 +55,7 @@ impl Applied {
                     Effect::Delete { .. } => {
                         self.rows.remove(&at);
                     }
-                    Effect::Unindex { .. } => {}
+                    Effect::Unindex { .. } | Effect::DropDatabase => {}
                 }
             }
         }

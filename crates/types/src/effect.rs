@@ -19,12 +19,18 @@ pub enum Effect {
         key: Bytes,
         expire_at_ms: u64,
     },
+    /// Deletes everything that the transaction's database holds, for good: nothing of that database is behind it
+    /// in the log.
+    DropDatabase,
 }
 
 impl Effect {
+    /// Empty where the effect is on all keys.
     pub fn key(&self) -> &Bytes {
+        static ALL: Bytes = Bytes::new();
         match self {
             Self::Put { key, .. } | Self::Delete { key } | Self::Unindex { key, .. } => key,
+            Self::DropDatabase => &ALL,
         }
     }
 }

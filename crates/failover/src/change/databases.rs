@@ -2,9 +2,11 @@ use meridian_types::{DatabaseId, Epoch, Position, ShardId};
 
 use crate::change::names::check_name;
 use crate::change::{Refused, ensure};
-use crate::cluster::{Cluster, Database, FailoverMode, Phase, Rpo, Shard, Token, TokenScope};
+use crate::cluster::{Cluster, Database, Deletion, FailoverMode, Phase, Rpo, Shard, Token, TokenScope};
 
 const MAX_LABEL_BYTES: usize = 200;
+/// Databases that are being deleted at once at most: each waits for the node that is longest away.
+const MAX_DELETIONS: usize = 1000;
 
 fn check_rpo(rpo: Rpo) -> Result<(), Refused> {
     ensure(rpo.soft_ms <= rpo.max_ms, || {
@@ -22,6 +24,7 @@ impl Cluster {
         check_name("database", &database.name, &['~'])?;
         check_rpo(database.rpo)?;
         ensure(!self.databases.contains_key(&id), || format!("database {id} exists already"))?;
+        ensure(!self.deleting.contains_key(&id), || format!("database {id} is being deleted"))?;
         ensure(self.databases.values().all(|other| other.name != database.name), || {
             format!("there is a database called {} already", database.name)
         })?;
@@ -61,9 +64,19 @@ impl Cluster {
     }
 
     pub(super) fn delete_database(&mut self, id: DatabaseId) -> Result<(), Refused> {
-        ensure(self.databases.remove(&id).is_some(), || format!("there is no database {id}"))?;
+        ensure(self.deleting.len() < MAX_DELETIONS, || {
+            format!(
+                "{MAX_DELETIONS} databases are being deleted already: `meridian databases list` says what they wait for"
+            )
+        })?;
+        let database = self.databases.remove(&id).ok_or_else(|| Refused(format!("there is no database {id}")))?;
         self.default_database = self.default_database.filter(|default| *default != id);
+        self.deleting.insert(id, Deletion { name: database.name, shard: database.shard });
         Ok(())
+    }
+
+    pub(super) fn end_deletion(&mut self, id: DatabaseId) -> Result<(), Refused> {
+        ensure(self.deleting.remove(&id).is_some(), || format!("database {id} is not being deleted"))
     }
 
     pub(super) fn set_database(

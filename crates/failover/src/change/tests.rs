@@ -1,7 +1,7 @@
 use meridian_types::Position;
 
 use super::*;
-use crate::cluster::{Loss, Phase, Token, TokenScope};
+use crate::cluster::{Deletion, Loss, Phase, Token, TokenScope};
 use crate::testing::{DATABASE, SHARD, at, cluster, database, node, report};
 
 mod golden;
@@ -211,6 +211,22 @@ fn a_database_is_changed_and_deleted_and_its_shard_stays() {
     let next = done(&next, &Change::DeleteDatabase { id: DATABASE });
     assert_eq!((next.default_database, next.databases.len(), next.shards.len()), (None, 0, 1));
     assert_eq!(refused(&next, &Change::DeleteDatabase { id: DATABASE }), format!("there is no database {DATABASE}"));
+}
+
+#[test]
+fn a_deletion_is_remembered_until_it_has_ended_and_its_name_is_free_at_once() {
+    let next = done(&cluster(), &Change::DeleteDatabase { id: DATABASE });
+    assert_eq!(next.deleting[&DATABASE], Deletion { name: "main".to_owned(), shard: SHARD });
+    let again = |id| Change::CreateDatabase { id, database: database("main", "a"), own_shard: false };
+    assert_eq!(refused(&next, &again(DATABASE)), format!("database {DATABASE} is being deleted"));
+    let next = done(&next, &again(DatabaseId([7; 16])));
+    assert_eq!((next.databases.len(), next.deleting.len()), (1, 1));
+    let next = done(&next, &Change::RemoveNode { node: 7 });
+    assert_eq!(next.lacking_drop(|node| node != 5), ids(&[5]), "a node that was removed is not waited for");
+    let next = done(&next, &Change::EndDeletion { id: DATABASE });
+    assert!(next.deleting.is_empty());
+    let message = format!("database {DATABASE} is not being deleted");
+    assert_eq!(refused(&next, &Change::EndDeletion { id: DATABASE }), message);
 }
 
 #[test]

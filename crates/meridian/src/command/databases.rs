@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use meridian_failover::{Change, Cluster, Database, FailoverMode, Rpo, RpoMode, TokenScope};
+use meridian_failover::{Change, Cluster, Database, Deletion, FailoverMode, Rpo, RpoMode, TokenScope};
 use meridian_types::{DatabaseId, ShardId};
 use serde::Serialize;
 use uuid::Uuid;
@@ -20,7 +20,7 @@ pub(crate) struct Databases {
 
 #[derive(Subcommand)]
 enum Command {
-    /// All databases, with their settings.
+    /// All databases, with their settings, and those that are being deleted.
     List,
     /// Makes a database; clients open /db/NAME or /databases/ID/connect.
     Create {
@@ -47,6 +47,11 @@ enum Command {
         settings: Settings,
     },
     /// Deletes a database with all its data, in all regions.
+    ///
+    /// Clients cannot use it any more when the command returns. Its data goes from every node that is up within
+    /// seconds, and the room on the disk is given back soon after; `list` shows the database as `being deleted` until
+    /// no node has any of it, and which nodes it waits for: one that is away drops it when it is back. The name can be
+    /// used again at once. Orphan files, which keep what failovers lost, are not touched: see `meridian orphans`.
     Delete {
         /// Name or id.
         #[arg(value_name = "DATABASE")]
@@ -137,6 +142,39 @@ impl<'a> Listed<'a> {
     }
 }
 
+/// A database whose data is not known to be gone from every node.
+#[derive(Serialize)]
+struct Deleting<'a> {
+    id: DatabaseId,
+    deleting: bool,
+    #[serde(flatten)]
+    deletion: &'a Deletion,
+    /// Names of the nodes that are not known to have dropped it; `None` where whoever answered cannot tell.
+    waits_for: Option<Vec<String>>,
+}
+
+fn deleting(view: &View) -> Vec<Deleting<'_>> {
+    let cluster = &view.cluster;
+    let of = |(id, deletion): (&DatabaseId, _)| {
+        let has = |node| view.contacts.get(&node).is_some_and(|contact| contact.dropped.contains(id));
+        let names = || cluster.lacking_drop(has).iter().map(|node| selection::node_name(cluster, *node)).collect();
+        Deleting { id: *id, deleting: true, deletion, waits_for: view.leader_address.is_some().then(names) }
+    };
+    cluster.deleting.iter().map(of).collect()
+}
+
+fn deletions_text(deleting: &[Deleting<'_>]) -> String {
+    let line = |Deleting { id, deletion, waits_for, .. }: &Deleting<'_>| {
+        let waits_for = match waits_for.as_deref() {
+            None => String::new(),
+            Some([]) => ", ends soon".to_owned(),
+            Some(nodes) => format!(", waits for {}", nodes.join(", ")),
+        };
+        format!("being deleted: {} ({id}), of shard {}{waits_for}\n", deletion.name, deletion.shard)
+    };
+    deleting.iter().map(line).collect()
+}
+
 impl Databases {
     pub(crate) async fn run(self) -> Result<()> {
         let mut directory = Directory::new(&self.reach)?;
@@ -147,7 +185,13 @@ impl Databases {
                 let databases = view.cluster.databases.iter();
                 let listed: Vec<Listed<'_>> =
                     databases.map(|(id, database)| Listed::of(&view.cluster, *id, database)).collect();
-                if json { print_json(&listed) } else { print(&table(&listed).to_string()) }
+                let deleting = deleting(&view);
+                if !json {
+                    return print(&format!("{}{}", table(&listed), deletions_text(&deleting)));
+                }
+                let (listed, deleting) = (serde_json::to_value(&listed)?, serde_json::to_value(&deleting)?);
+                let all = [listed, deleting].into_iter().filter_map(|list| list.as_array().cloned());
+                print_json(&all.flatten().collect::<Vec<_>>())
             }
             Command::Create { name, primary_region, own_shard, settings } => {
                 let id = DatabaseId(Uuid::new_v4().into_bytes());
@@ -180,7 +224,13 @@ impl Databases {
                     bail!("{}", would_be_lost(&view, id));
                 }
                 directory.execute(&Change::DeleteDatabase { id }).await?;
-                if json { print_json(&id) } else { print(&format!("database {database} ({id}) was deleted\n")) }
+                if json {
+                    return print_json(&id);
+                }
+                print(&format!(
+                    "database {database} ({id}) was deleted: no client can use it any more. `meridian databases list` \
+                     shows it until its data is gone from every node\n"
+                ))
             }
         }
     }
@@ -281,6 +331,25 @@ mod tests {
         for part in ["Shard 1 has taken 1000 transactions", "the default database", "--yes-delete-all-data"] {
             assert!(text.contains(part), "{part}: {text}");
         }
+    }
+
+    #[test]
+    fn a_deletion_is_listed_with_the_nodes_that_it_waits_for() {
+        let mut view = view();
+        let id = "00000000-0000-4000-8000-000000000001".parse().unwrap();
+        view.cluster = view.cluster.after(&Change::DeleteDatabase { id }).unwrap();
+        for contact in view.contacts.values_mut() {
+            contact.dropped.insert(id);
+        }
+        let silent = *view.contacts.keys().next().unwrap();
+        view.contacts.get_mut(&silent).unwrap().dropped.clear();
+        let waiting = deleting(&view);
+        let lacking = waiting[0].waits_for.clone().unwrap();
+        assert!(lacking.contains(&selection::node_name(&view.cluster, silent)), "{lacking:?}");
+        let text = deletions_text(&waiting);
+        assert!(text.starts_with(&format!("being deleted: default ({id}), of shard 1, waits for ")), "{text}");
+        let json = serde_json::to_value(&waiting).unwrap();
+        assert_eq!((&json[0]["name"], &json[0]["deleting"]), (&"default".into(), &true.into()));
     }
 
     #[test]

@@ -90,6 +90,7 @@ pub(crate) fn first_cluster(topology: &Topology) -> Cluster {
         default_database: topology.default_database,
         tokens: BTreeMap::new(),
         last_token_id: 0,
+        deleting: BTreeMap::new(),
     }
 }
 

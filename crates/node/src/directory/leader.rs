@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use meridian_failover::{Action, Change, Cluster, Controller, ControllerConfig, Event, Progress};
 use meridian_proto::directory::{self as wire, failover_client::FailoverClient, renew_response};
-use meridian_types::{Epoch, NodeId, RequestId, ShardId, Versionstamp, WriteOutcome};
+use meridian_types::{DatabaseId, Epoch, NodeId, RequestId, ShardId, Versionstamp, WriteOutcome};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -225,7 +225,10 @@ impl Task {
                 },
                 request = self.inbox.recv() => session.serve(request?),
                 _ = ticks.tick() => session.step(Event::Tick),
-                _ = members.tick() => session.settle_members(),
+                _ = members.tick() => {
+                    session.settle_members();
+                    session.end_deletions();
+                }
             }
             session.commit();
         }
@@ -531,6 +534,17 @@ impl Session {
         self.changing = Some((goal, change));
     }
 
+    /// Forgets the databases whose data no node has any more. Each has dropped it in the shard's present epoch: so
+    /// has whatever a failover may go on from.
+    fn end_deletions(&mut self) {
+        let Some((cluster, _)) = &self.base else { return };
+        let version = cluster.version;
+        let ended: Vec<Change> = ended_deletions(cluster, &self.contacts);
+        for change in ended {
+            self.change(change, Some(version));
+        }
+    }
+
     fn leave(self) {
         if let Some((_, change)) = &self.changing {
             change.abort();
@@ -539,5 +553,55 @@ impl Session {
         unknown.for_each(|reply| drop(reply.send(Err(ExecuteFailure::Unknown))));
         let pending = self.pending.into_iter().filter_map(|pending| pending.reply);
         pending.for_each(|reply| drop(reply.send(Err(ExecuteFailure::NotLeader))));
+    }
+}
+
+type Contacts = [(NodeId, Duration, Vec<wire::ShardReport>)];
+
+fn ended_deletions(cluster: &Cluster, contacts: &Contacts) -> Vec<Change> {
+    let has_dropped = |node: NodeId, id: &DatabaseId, shard: ShardId| {
+        let Some(epoch) = cluster.shards.get(&shard).map(|shard| u32::from(shard.epoch.0)) else { return true };
+        let reports = contacts.iter().filter(|(contact, ..)| *contact == node).flat_map(|(.., reports)| reports);
+        let mut reports = reports.filter(|report| report.shard == shard.0 && report.epoch == epoch);
+        reports.any(|report| report.dropped.iter().any(|dropped| dropped.as_ref() == id.0))
+    };
+    let ended = cluster
+        .deleting
+        .iter()
+        .filter(|(id, deletion)| cluster.lacking_drop(|node| has_dropped(node, id, deletion.shard)).is_empty());
+    ended.map(|(id, _)| Change::EndDeletion { id: *id }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_types::Epoch;
+
+    use super::*;
+    use crate::topology::{DEV_DEFAULT_DATABASE, Topology};
+
+    #[test]
+    fn a_deletion_ends_when_every_node_has_dropped_the_data_in_the_present_epoch() {
+        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let id = DEV_DEFAULT_DATABASE;
+        let mut cluster = super::super::first_cluster(&topology).after(&Change::DeleteDatabase { id }).unwrap();
+        let shard = cluster.deleting[&id].shard;
+        let report = |epoch: u32, dropped: &[DatabaseId]| wire::ShardReport {
+            shard: shard.0,
+            epoch,
+            dropped: dropped.iter().map(|id| id.0.to_vec().into()).collect(),
+            ..Default::default()
+        };
+        let contact = |node: NodeId, report| (node, Duration::ZERO, vec![report]);
+        let mut contacts: Vec<_> = (1..=7).map(|node| contact(node, report(1, &[id]))).collect();
+        let ended = vec![Change::EndDeletion { id }];
+        assert_eq!(ended_deletions(&cluster, &contacts), ended);
+        contacts[6] = contact(7, report(1, &[]));
+        assert_eq!(ended_deletions(&cluster, &contacts), [], "it has not dropped it");
+        contacts.truncate(6);
+        assert_eq!(ended_deletions(&cluster, &contacts), [], "it is away");
+        cluster = cluster.after(&Change::RemoveNode { node: 7 }).unwrap();
+        assert_eq!(ended_deletions(&cluster, &contacts), ended, "it is gone for good");
+        cluster.shards.get_mut(&shard).unwrap().epoch = Epoch(2);
+        assert_eq!(ended_deletions(&cluster, &contacts), [], "what was dropped in an epoch before may be lost");
     }
 }

@@ -133,6 +133,7 @@ fn is_for_operators(change: &Change) -> bool {
             | Change::Activate { .. }
             | Change::SettleVoters { .. }
             | Change::ShowLoss { .. }
+            | Change::EndDeletion { .. }
     )
 }
 
@@ -147,6 +148,7 @@ mod tests {
         let (shard, epoch) = (ShardId(1), Epoch(1));
         assert!(!is_for_operators(&Change::SettleVoters { shard, epoch, version: 2 }));
         assert!(!is_for_operators(&Change::Activate { shard, epoch }));
+        assert!(!is_for_operators(&Change::EndDeletion { id: meridian_types::DatabaseId([1; 16]) }));
         assert!(is_for_operators(&Change::SetVoters { shard, voters: [1].into() }));
     }
 }

@@ -14,6 +14,8 @@ use super::*;
 use crate::directory::{Directory, first_cluster};
 use crate::topology::Topology;
 
+mod dropped;
+
 const DATABASE: DatabaseId = crate::topology::DEV_DEFAULT_DATABASE;
 
 /// A group of one has nobody to call.
@@ -103,9 +105,19 @@ impl Leader {
 
     /// Asks again while the proposer has not yet heard that it leads.
     async fn write(&self, request_id: RequestId, retry: bool, transaction: Transaction) -> WriteReply {
+        self.write_to(DATABASE, request_id, retry, transaction).await
+    }
+
+    async fn write_to(
+        &self,
+        database: DatabaseId,
+        request_id: RequestId,
+        retry: bool,
+        transaction: Transaction,
+    ) -> WriteReply {
         loop {
             let transaction = transaction.clone();
-            let request = WriteRequest { database: DATABASE, request_id, transaction, retry };
+            let request = WriteRequest { database, request_id, transaction, retry };
             match self.proposer.write(request).await {
                 WriteReply::NotLeader(_) => tokio::task::yield_now().await,
                 reply => return reply,

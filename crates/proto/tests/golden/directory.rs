@@ -17,6 +17,7 @@ fn shard_report(n: u32) -> (directory::ShardReport, Fields) {
         lag_ms: L + 8,
         heard_transactions: L + 10,
         heard_time_ms: L + 11,
+        dropped: vec![Bytes::from_static(&[12; 16])],
     };
     let fields = vec![
         field_varint(1, n.into()),
@@ -29,6 +30,7 @@ fn shard_report(n: u32) -> (directory::ShardReport, Fields) {
         field_varint(9, L + 9),
         field_varint(10, L + 10),
         field_varint(11, L + 11),
+        field_bytes(12, &[12; 16]),
     ];
     (message, fields)
 }
@@ -132,7 +134,7 @@ fn what_operators_see_is_golden() {
     let progress = directory::ShardProgress { shard: 1, text: "text".to_owned() };
     let progress_fields = [field_varint(1, 1), field_bytes(2, b"text")];
     let (report, report_fields) = shard_report(30);
-    let contact = directory::NodeContact { node_id: L + 1, age_ms: L + 2, reports: vec![report, report] };
+    let contact = directory::NodeContact { node_id: L + 1, age_ms: L + 2, reports: vec![report.clone(), report] };
     let contact_fields = [
         field_varint(1, L + 1),
         field_varint(2, L + 2),

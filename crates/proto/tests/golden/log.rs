@@ -75,7 +75,13 @@ fn the_applied_position_is_golden() {
 
 #[test]
 fn a_batch_is_golden_and_its_header_can_be_read_alone() {
-    let effect = log::Effect { key: Bytes::from("key"), encoding: 2, data: Bytes::from("data"), expire_at_ms: L };
+    let effect = log::Effect {
+        key: Bytes::from("key"),
+        encoding: 2,
+        data: Bytes::from("data"),
+        expire_at_ms: L,
+        ..Default::default()
+    };
     let effect_fields = [field_bytes(1, b"key"), field_varint(2, 2), field_bytes(3, b"data"), field_varint(4, L)];
     let failed = log::refusal::Reason::CheckFailed(log::FailedChecks { indexes: vec![0, 300] });
     let rejected = log::refusal::Reason::Rejected("why".to_owned());

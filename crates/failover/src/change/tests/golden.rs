@@ -88,6 +88,7 @@ fn every_change_survives_being_written_and_read() {
         Change::SetDirectoryVoters { voters: ids(&[1, 2]) },
         Change::CreateDatabase { id: DATABASE, database: database("x", "a"), own_shard: true },
         Change::DeleteDatabase { id: DATABASE },
+        Change::EndDeletion { id: DATABASE },
         Change::SetDatabase {
             id: DATABASE,
             failover: Some(FailoverMode::Manual),

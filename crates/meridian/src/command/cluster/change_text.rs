@@ -67,6 +67,7 @@ fn words(change: &Change, cluster: &Cluster) -> String {
             format!("database {} ({id}) created, primary region {}{own}", database.name, database.primary_region)
         }
         Change::DeleteDatabase { id } => format!("{} deleted", database(id)),
+        Change::EndDeletion { id } => format!("{} is gone from every node", database(id)),
         Change::SetDatabase { id, failover: mode, rpo: bound, primary_region } => {
             let settings = [
                 mode.map(|mode| format!("failover {}", failover(mode))),

@@ -56,6 +56,7 @@ pub(crate) fn cluster() -> Cluster {
         default_database: "00000000-0000-4000-8000-000000000001".parse().ok(),
         tokens: BTreeMap::new(),
         last_token_id: 0,
+        deleting: BTreeMap::new(),
     }
 }
 
@@ -77,7 +78,9 @@ pub(crate) fn view() -> View {
         leader_address: Some("127.0.0.1:4612".to_owned()),
         changes: Vec::new(),
         progress: BTreeMap::new(),
-        contacts: (1..=6).map(|node| (node, Contact { age_ms: 200, reports: reports(node) })).collect(),
+        contacts: (1..=6)
+            .map(|node| (node, Contact { age_ms: 200, reports: reports(node), ..Contact::default() }))
+            .collect(),
     }
 }
 

@@ -1,10 +1,10 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use meridian_failover::{Cluster, ControllerConfig, Shard};
 use meridian_proto::directory as wire;
-use meridian_types::{Epoch, NodeId, Position, ShardId};
+use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
 
 /// What the directory said when it was asked.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub(crate) struct View {
 pub(crate) struct Contact {
     pub(crate) age_ms: u64,
     pub(crate) reports: BTreeMap<ShardId, Report>,
+    /// Of the databases that are being deleted, those whose data the node has dropped.
+    pub(crate) dropped: BTreeSet<DatabaseId>,
 }
 
 /// What a node said of one shard.
@@ -53,8 +55,10 @@ impl View {
         let mut changes = response.changes;
         changes.sort_by_key(|change| change.version);
         let contact = |contact: wire::NodeContact| {
+            let dropped = contact.reports.iter().flat_map(|report| &report.dropped);
+            let dropped = dropped.filter_map(|id| id.as_ref().try_into().ok().map(DatabaseId)).collect();
             let reports = contact.reports.into_iter().filter_map(report).collect();
-            (contact.node_id, Contact { age_ms: contact.age_ms, reports })
+            (contact.node_id, Contact { age_ms: contact.age_ms, reports, dropped })
         };
         Ok(Self {
             cluster,

@@ -100,7 +100,9 @@ impl ExportedEffect {
             Effect::Put { value, expire_at_ms, .. } => ("put", Some(value), Some(*expire_at_ms)),
             Effect::Delete { .. } => ("delete", None, None),
             Effect::Unindex { expire_at_ms, .. } => ("unindex", None, Some(*expire_at_ms)),
+            Effect::DropDatabase => ("drop-database", None, None),
         };
+
         Self {
             op,
             key_hex: key::hex(effect.key()),
@@ -125,6 +127,7 @@ fn effect_text(effect: &Effect) -> String {
         }
         Effect::Delete { .. } => format!("delete  {key}"),
         Effect::Unindex { expire_at_ms, .. } => format!("unindex {key}  of {}", amounts::time(*expire_at_ms)),
+        Effect::DropDatabase => "drop    the whole database".to_owned(),
     }
 }
 

@@ -1,0 +1,80 @@
+//! Databases that are gone: dropped in the log, and written no more.
+
+use std::collections::HashSet;
+
+use meridian_consensus::ProposalFailure;
+use meridian_types::{Batch, CommittedTransaction, DatabaseId, Effect, Position, RequestId, WriteOutcome};
+
+use super::{Session, WriteReply};
+use crate::clock::wall_ms;
+
+/// Databases dropped in one batch at most.
+const AT_ONCE: usize = 64;
+
+/// What one term's leader knows of databases that were dropped. All that an earlier term logged is applied when the
+/// term begins, so nothing of these is ever logged behind the drop, however old the directory is that a leader knows.
+pub(super) struct Dropped {
+    applied: HashSet<DatabaseId>,
+    in_flight: Vec<(Position, DatabaseId)>,
+}
+
+impl Dropped {
+    pub(super) fn new(applied: Vec<DatabaseId>) -> Self {
+        Self { applied: applied.into_iter().collect(), in_flight: Vec::new() }
+    }
+
+    /// The batch at this position is applied.
+    pub(super) fn completed(&mut self, position: Position) {
+        for (_, database) in self.in_flight.extract_if(.., |(at, _)| *at <= position) {
+            self.applied.insert(database);
+        }
+    }
+
+    fn is_logged(&self, database: DatabaseId) -> bool {
+        self.applied.contains(&database) || self.in_flight.iter().any(|(_, dropped)| *dropped == database)
+    }
+}
+
+impl Session<'_> {
+    /// What a request for a database is told that is not, or no longer, in this shard. To be asked only for requests
+    /// of which nothing is known: what committed before the drop is answered so.
+    ///
+    /// Once the drop is committed no leader lets an earlier try of the request take effect: the refusal binds. Before,
+    /// and where the directory that is known here may be too old to know the database, whoever asks may ask again.
+    pub(super) fn refuses(&self, database: DatabaseId) -> Option<WriteReply> {
+        let shard = self.parts.group.id().shard;
+        if self.dropped.applied.contains(&database) {
+            return Some(self.done(WriteOutcome::Rejected("the database was deleted".to_owned())));
+        }
+        let is_here = self.parts.directory.holds(shard, database) && !self.dropped.is_logged(database);
+        (!is_here).then(|| WriteReply::NotCommitted(format!("the leader of shard {shard} knows of no such database")))
+    }
+
+    /// Databases that are to be dropped next: the directory says so, and the log does not yet.
+    pub(super) fn to_drop(&self) -> Vec<DatabaseId> {
+        let group = self.parts.group.id();
+        let deleting = self.parts.directory.deleting(group.shard);
+        if deleting.is_empty() || !self.parts.directory.holds_lease(group.shard, group.epoch) {
+            return Vec::new();
+        }
+        deleting.into_iter().filter(|database| !self.dropped.is_logged(*database)).take(AT_ONCE).collect()
+    }
+
+    /// Logs that these databases are gone. Also on a disk without room, and while replication lags: it is what gives
+    /// room back.
+    pub(super) async fn drop_databases(&mut self, databases: Vec<DatabaseId>) -> Result<(), ProposalFailure> {
+        self.time_ms = self.time_ms.max(wall_ms());
+        let position = self.last.next();
+        let transaction = |database: &DatabaseId| CommittedTransaction {
+            request_id: RequestId::generate(),
+            database: *database,
+            effects: vec![Effect::DropDatabase],
+            refusal: None,
+        };
+        let transactions = databases.iter().map(transaction).collect();
+        tracing::info!(group = %self.parts.group.id(), %position, ?databases, "dropping databases");
+        self.send(Batch { position, time_ms: self.time_ms, transactions }, Vec::new()).await?;
+        self.dropped.in_flight.extend(databases.into_iter().map(|database| (position, database)));
+        Ok(())
+    }
+}
