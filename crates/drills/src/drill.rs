@@ -10,10 +10,11 @@ pub struct Drill {
 }
 
 /// In the order in which they are listed.
-const SCRIPTS: [(&str, &str); 15] = [
+const SCRIPTS: [(&str, &str); 16] = [
     ("dc-loss", include_str!("../scripts/dc-loss.drill")),
     ("two-dc-loss", include_str!("../scripts/two-dc-loss.drill")),
     ("region-loss", include_str!("../scripts/region-loss.drill")),
+    ("many-shards", include_str!("../scripts/many-shards.drill")),
     ("replica-loss", include_str!("../scripts/replica-loss.drill")),
     ("relay-loss", include_str!("../scripts/relay-loss.drill")),
     ("partition", include_str!("../scripts/partition.drill")),

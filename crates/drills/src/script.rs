@@ -85,6 +85,8 @@ pub enum Action {
     /// Starts what is down, resumes what is paused, heals all links.
     Heal,
     Switch(Target),
+    /// Databases are made at home, each in a shard of its own, until there are so many shards.
+    Shards(u32),
     Await(Condition),
     /// What follows is measured, and not what was before.
     Measure,
@@ -105,6 +107,8 @@ pub enum Condition {
     Ready,
     /// All nodes have applied the same.
     CaughtUp,
+    /// Every shard is active in another region than the one that was the primary, in less than 10 seconds.
+    Moved,
 }
 
 /// What is wrong with a script, and where.
@@ -251,7 +255,12 @@ fn action(verb: &str, rest: &str) -> Result<Action, Fault> {
         "await" => match rest {
             "ready" => Ok(Action::Await(Condition::Ready)),
             "caught-up" => Ok(Action::Await(Condition::CaughtUp)),
-            _ => Err(Fault::Usage { verb: "await", usage: "await ready, or await caught-up" }),
+            "moved" => Ok(Action::Await(Condition::Moved)),
+            _ => Err(Fault::Usage { verb: "await", usage: "await ready, await caught-up, or await moved" }),
+        },
+        "shards" => match rest.parse() {
+            Ok(count) => Ok(Action::Shards(count)),
+            Err(_) => Err(Fault::Usage { verb: "shards", usage: "shards NUMBER" }),
         },
         other => Err(Fault::Verb(other.to_owned())),
     }
@@ -315,6 +324,8 @@ impl fmt::Display for Action {
             Self::Switch(Target::Home) => f.write_str("switch to home"),
             Self::Await(Condition::Ready) => f.write_str("await ready"),
             Self::Await(Condition::CaughtUp) => f.write_str("await caught-up"),
+            Self::Await(Condition::Moved) => f.write_str("await moved"),
+            Self::Shards(count) => write!(f, "shards {count}"),
             Self::Measure => f.write_str("measure"),
         }
     }

@@ -282,6 +282,7 @@ impl Stage<'_> {
                 self.cluster.ready().await?;
                 self.readmit().await
             }
+            Condition::Moved => self.moved().await,
             Condition::CaughtUp => {
                 let nodes = self.cluster.node_ids().len();
                 let met = poll::until("all nodes have nearly the same", QUIET_DEADLINE, async || {

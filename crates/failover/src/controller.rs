@@ -21,17 +21,29 @@ mod watch;
 
 #[derive(Debug, Clone)]
 pub struct ControllerConfig {
+    /// The node that the controller runs on. It renews like any other: while not even that is heard, the silence
+    /// of others says nothing.
+    pub own_node: Option<NodeId>,
     pub lease_ttl: Duration,
     /// Added to the TTL by the grantor: clocks that run at different speeds, over one TTL.
     pub drift_margin: Duration,
-    /// A primary region without a quorum for so long has failed.
+    /// A primary region without a leader for so long, of whose voters a majority was silent as long, has failed.
     pub failover_after: Duration,
+    /// A region whose voters answer is starved rather than lost. It is given so long to elect a leader; and where its
+    /// shard has to move all the same, so long to give what only it has.
+    pub starved_after: Duration,
+    /// The same for voters that found the group of a new epoch, in which hardly anything can be lost yet.
+    pub forming_after: Duration,
+    /// A controller between two of whose steps more time lies was starved itself.
+    pub max_step_gap: Duration,
     /// A node that renewed within this time is reachable.
     pub reachable_within: Duration,
     /// How long sealing waits for reachable nodes that do not answer.
     pub seal_timeout: Duration,
     /// Between two tries of the same call.
     pub retry_every: Duration,
+    /// Between two lists of changes, so that the shards of a region share theirs.
+    pub commit_every: Duration,
     /// A switchover waits until a majority of the target's data centers lags by no more.
     pub max_switchover_lag: Duration,
 }
@@ -39,12 +51,17 @@ pub struct ControllerConfig {
 impl Default for ControllerConfig {
     fn default() -> Self {
         Self {
+            own_node: None,
             lease_ttl: Duration::from_secs(3),
             drift_margin: Duration::from_millis(150),
             failover_after: Duration::from_secs(4),
+            starved_after: Duration::from_secs(30),
+            forming_after: Duration::from_secs(10),
+            max_step_gap: Duration::from_millis(500),
             reachable_within: Duration::from_millis(1500),
             seal_timeout: Duration::from_secs(2),
             retry_every: Duration::from_millis(250),
+            commit_every: Duration::from_millis(50),
             max_switchover_lag: Duration::from_secs(1),
         }
     }
@@ -120,9 +137,9 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant, reason = "few are made, and they are taken apart at once")]
 pub enum Action {
-    /// To be committed if the cluster is still at this version; else dropped. The next step sees it done, or
-    /// comes to the same conclusion again. At most one a step.
-    Commit { change: Change },
+    /// To be committed together, in this order, if the cluster is still at this version; else dropped. The next
+    /// step sees it done, or comes to the same conclusions again. At most one a step, for all shards.
+    Commit { changes: Vec<Change> },
     /// To be sent once; the answer comes as `Sealed`, or never. `planned`: a voter that follows goes on
     /// appending, so that the leader can drain; else it stops at once.
     Seal { node: NodeId, shard: ShardId, epoch: Epoch, planned: bool },
@@ -142,12 +159,14 @@ pub struct Progress {
     pub text: String,
 }
 
-/// A change is on its way for a while, and only one can be made at each version.
+/// What one step has committed at most, about: an entry of the directory's log stays small.
+const MAX_CHANGES_BYTES: usize = 1 << 20;
+
+/// Changes are on their way for a while, and only one list of them can be made at each version.
 #[derive(Debug, Clone, Copy)]
 struct Proposed {
     version: u64,
     at: Duration,
-    shard: ShardId,
 }
 
 /// Judges, on the directory leader, for one term of its leadership.
@@ -155,7 +174,8 @@ struct Proposed {
 /// Nothing that it remembers is needed to be safe: a new one counts every lease as granted when it began,
 /// asks again for every seal, and goes on from what the cluster says. One that did not run for a while
 /// (a stopped process, a machine that slept) forgets what it heard, since its ears were closed; only what it
-/// granted stays.
+/// granted stays. One that was starved, so that its steps came late or not even its own node was heard, takes
+/// nobody's silence for a loss until it has listened undisturbed for as long as silence has to last.
 #[derive(Debug)]
 pub struct Controller {
     config: ControllerConfig,
@@ -163,10 +183,14 @@ pub struct Controller {
     contacts: Contacts,
     watches: BTreeMap<ShardId, Watch>,
     stepped_at: Duration,
+    /// When it was last starved itself, or began.
+    disturbed_at: Duration,
     proposed: Option<Proposed>,
     /// Promotions that were proposed, each with the phase that it ends. They may still be made: nobody is to be
     /// drained beyond their bases any more, or it would stand outside the history of the new epoch.
     promoting: BTreeMap<ShardId, (Phase, Change)>,
+    /// The version that they were last compared with.
+    followed: u64,
 }
 
 impl Controller {
@@ -178,8 +202,10 @@ impl Controller {
             config,
             watches: BTreeMap::new(),
             stepped_at: now,
+            disturbed_at: now,
             proposed: None,
             promoting: BTreeMap::new(),
+            followed: 0,
         }
     }
 
@@ -210,47 +236,63 @@ impl Controller {
     }
 
     pub fn step(&mut self, now: Duration, cluster: &Cluster, now_ms: u64, event: Event) -> Vec<Action> {
-        if now.saturating_sub(self.stepped_at) > self.config.reachable_within {
-            self.watches.clear();
-        }
-        self.stepped_at = now;
+        self.notice_gaps(now);
         self.follow(now, cluster);
         self.take(now, cluster, event);
         let mut actions = Vec::new();
-        let mut wanted = Vec::new();
-        for (id, shard) in &cluster.shards {
+        let may_propose = self.may_propose(now, cluster.version);
+        let (mut next, mut changes, mut bytes) = (None, Vec::new(), 0);
+        for id in cluster.shards.keys() {
             let Some(watch) = self.watches.get_mut(id) else { continue };
+            // With what is decided for those before: the shards of a region spread over the nodes of the next.
+            let so_far: &Cluster = next.as_ref().unwrap_or(cluster);
+            let Some(shard) = so_far.shards.get(id) else { continue };
             let view = View {
                 now,
                 now_ms,
                 config: &self.config,
-                cluster,
+                cluster: so_far,
                 contacts: &self.contacts,
                 grants: &self.grants,
+                disturbed_at: self.disturbed_at,
                 id: *id,
                 shard,
             };
-            let verdict = match self.promoting.get(id) {
-                Some((_, change)) => Verdict::Commit(change.clone()),
-                None => judge(&view, watch, &mut actions),
-            };
-            match verdict {
-                Verdict::Wait(text) => watch.text = text,
-                Verdict::Commit(change) => match cluster.after(&change) {
-                    Ok(_) => {
-                        "a decision is being written down".clone_into(&mut watch.text);
-                        wanted.push((*id, change));
+            let change = match self.promoting.get(id) {
+                Some((_, change)) => change.clone(),
+                None => match judge(&view, watch, &mut actions) {
+                    Verdict::Wait(text) => {
+                        watch.text = text;
+                        continue;
                     }
-                    Err(refused) => watch.text = format!("cannot go on: {refused}"),
+                    Verdict::Commit(change) => change,
                 },
+            };
+            bytes += change.size();
+            if !may_propose || (bytes > MAX_CHANGES_BYTES && !changes.is_empty()) {
+                "waits until what was decided before is written down".clone_into(&mut watch.text);
+                continue;
+            }
+            match next.get_or_insert_with(|| cluster.clone()).apply(&change) {
+                Ok(()) => {
+                    "a decision is being written down".clone_into(&mut watch.text);
+                    changes.push(change);
+                }
+                Err(refused) => watch.text = format!("cannot go on: {refused}"),
             }
         }
-        if let Some((id, change)) = self.propose(now, cluster.version, wanted) {
-            if let (Change::Promote { .. }, Some(shard)) = (&change, cluster.shards.get(&id)) {
-                self.promoting.insert(id, (shard.phase.clone(), change.clone()));
-            }
-            actions.push(Action::Commit { change });
+        if changes.is_empty() {
+            return actions;
         }
+        self.proposed = Some(Proposed { version: cluster.version, at: now });
+        for change in &changes {
+            if let Change::Promote { shard: id, .. } = change
+                && let Some(shard) = cluster.shards.get(id)
+            {
+                self.promoting.insert(*id, (shard.phase.clone(), change.clone()));
+            }
+        }
+        actions.push(Action::Commit { changes });
         actions
     }
 
@@ -267,10 +309,13 @@ impl Controller {
     fn follow(&mut self, now: Duration, cluster: &Cluster) {
         self.grants.forget(now);
         self.watches.retain(|id, _| cluster.shards.contains_key(id));
-        self.promoting.retain(|id, (phase, change)| {
-            let is_sealing = cluster.shards.get(id).is_some_and(|shard| shard.phase == *phase);
-            is_sealing && cluster.after(change).is_ok()
-        });
+        if self.followed != cluster.version {
+            self.followed = cluster.version;
+            self.promoting.retain(|id, (phase, change)| {
+                let is_sealing = cluster.shards.get(id).is_some_and(|shard| shard.phase == *phase);
+                is_sealing && cluster.after(change).is_ok()
+            });
+        }
         for (id, shard) in &cluster.shards {
             let watch = self.watches.entry(*id).or_insert_with(|| Watch::new(now, shard));
             if watch.epoch != shard.epoch {
@@ -323,6 +368,7 @@ impl Controller {
         watch.heard_of(report.transactions, report.time_ms);
         if report.leads && shard.may_vote(node) {
             watch.led_at = now;
+            watch.may_have_led = true;
             let granted_at = self.grants.granted_at(node, report.shard, report.epoch);
             if granted_at.is_some_and(|at| now.saturating_sub(at) <= self.config.reachable_within) {
                 watch.healthy_at = now;
@@ -330,17 +376,25 @@ impl Controller {
         }
     }
 
-    /// The one change of this step. The shards take turns, so that none that cannot get on keeps others back.
-    fn propose(&mut self, now: Duration, version: u64, wanted: Vec<(ShardId, Change)>) -> Option<(ShardId, Change)> {
-        let last = self.proposed.filter(|last| last.version == version);
-        if last.is_some_and(|last| now.saturating_sub(last.at) < self.config.retry_every) {
-            return None;
+    /// What was proposed for this very version may be on its way. Else, what follows closely travels together: the
+    /// answers of many shards come one by one.
+    fn may_propose(&self, now: Duration, version: u64) -> bool {
+        self.proposed.is_none_or(|last| {
+            let pause = if last.version == version { self.config.retry_every } else { self.config.commit_every };
+            now.saturating_sub(last.at) >= pause
+        })
+    }
+
+    fn notice_gaps(&mut self, now: Duration) {
+        let gap = now.saturating_sub(self.stepped_at);
+        self.stepped_at = now;
+        let is_deaf = self.config.own_node.is_some_and(|own| !self.contacts.is_reachable(now, own));
+        if gap > self.config.max_step_gap || is_deaf {
+            self.disturbed_at = now;
         }
-        let had_its_turn = |shard: ShardId| last.is_some_and(|last| shard <= last.shard);
-        let next = wanted.into_iter().min_by_key(|(shard, _)| (had_its_turn(*shard), *shard));
-        let (shard, change) = next?;
-        self.proposed = Some(Proposed { version, at: now, shard });
-        Some((shard, change))
+        if gap > self.config.max_step_gap.saturating_mul(3) {
+            self.watches.clear();
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use crate::topology::NodeInfo;
 const HANDOVER: Duration = Duration::from_secs(5);
 
 /// Answers operators.
+#[derive(Clone)]
 pub(crate) struct AdminService {
     pub(crate) node: NodeInfo,
     pub(crate) shards: Arc<ShardTable>,

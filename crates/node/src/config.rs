@@ -44,6 +44,9 @@ pub struct NodeConfig {
     pub tokens: Vec<TokenConfig>,
     /// The node joins a cluster that is there: it founds nothing on this file.
     pub join: bool,
+    /// In the cluster that this file founds no database fails over without an operator's word, until that is set
+    /// otherwise.
+    pub manual_failover: bool,
     /// Where to dial other nodes, if not at the address that the cluster gives: `host:port`.
     pub dial: BTreeMap<NodeId, String>,
 }

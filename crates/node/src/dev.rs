@@ -27,6 +27,8 @@ pub struct DevOptions<'a> {
     pub port: u16,
     pub access_token: &'a str,
     pub wan: Option<WanPlan>,
+    /// A new cluster's databases fail over by themselves.
+    pub automatic_failover: bool,
     /// Where the gateways listen, if not on loopback.
     pub listen_host: Option<&'a str>,
 }
@@ -50,6 +52,8 @@ impl DevCluster {
             dev_cluster_configs(options.layout, options.data_dir, rpc_port, options.port, options.access_token);
         let mut configs = configs.map_err(invalid)?;
         for config in &mut configs {
+            // A busy machine is no reason to move a primary.
+            config.manual_failover = !options.automatic_failover;
             write_config(config)?;
             if let Some(host) = options.listen_host
                 && let Some((_, port)) = config.listen.kv.rsplit_once(':')

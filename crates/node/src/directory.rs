@@ -5,7 +5,9 @@
 //! [`Directory::holds_lease`].
 
 mod bootstrap;
+mod calls;
 mod client;
+mod deletions;
 mod leader;
 mod part;
 mod record;
@@ -26,7 +28,7 @@ use crate::clock::{boot_time, wall_ms};
 use crate::config::TokenSecret;
 use crate::topology::Topology;
 
-pub(crate) use bootstrap::{DIRECTORY_DATABASE, DIRECTORY_GROUP, first_cluster};
+pub(crate) use bootstrap::{DIRECTORY_DATABASE, DIRECTORY_GROUP, first_cluster, founded_cluster};
 pub(crate) use client::{Follower, LeaseRenewal};
 pub(crate) use leader::DirectoryVoter;
 pub(crate) use part::DirectoryPart;

@@ -11,7 +11,7 @@ use meridian_proto::shipping::{Batches, StoredBatches};
 use meridian_storage::{Applied, GroupLog, RaftApplied, Replace, ShardState, StagedState, StorageError, Syncer};
 use meridian_types::{NodeId, Position};
 use prost::Message;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 use crate::history::History;
 use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
@@ -21,6 +21,9 @@ use crate::shipping_wire::{decompress, position, position_to_wire};
 use crate::state_exchange::decode_chunk;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Stretches of log that this process has in hand at once, each of about two MiB: a region's end concerns all of its
+/// shards at once.
+static PULLS: Semaphore = Semaphore::const_new(16);
 /// Between two chunks of a state.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(5);
 /// Decompressed batches of one message at most.
@@ -93,6 +96,7 @@ pub(crate) async fn pull_log(
             after: Some(position_to_wire(after)),
             through: Some(position_to_wire(through)),
         };
+        let _turn = PULLS.acquire().await.map_err(|closed| closed.to_string())?;
         let answer = tokio::time::timeout(CALL_TIMEOUT, client.read_log(request)).await;
         let answer = answer.map_err(|_| format!("node {source} does not answer"))?;
         let answer = answer.map_err(|status| format!("node {source}: {}", status.message()))?.into_inner();

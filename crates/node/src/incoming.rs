@@ -89,6 +89,36 @@ pub(crate) struct Connection {
     _admitted: Admitted,
 }
 
+impl Connection {
+    pub(crate) fn stream(&self) -> &TcpStream {
+        &self.stream
+    }
+
+    /// Takes it from the runtime that accepted it.
+    ///
+    /// # Errors
+    /// When the system does not let go of it.
+    pub(crate) fn detach(self) -> std::io::Result<Detached> {
+        Ok(Detached { stream: self.stream.into_std()?, admitted: self._admitted })
+    }
+}
+
+/// A connection that was admitted, and belongs to no runtime.
+pub(crate) struct Detached {
+    stream: std::net::TcpStream,
+    admitted: Admitted,
+}
+
+impl Detached {
+    /// Gives it to the present runtime.
+    ///
+    /// # Errors
+    /// When that cannot watch it.
+    pub(crate) fn attach(self) -> std::io::Result<Connection> {
+        Ok(Connection { stream: TcpStream::from_std(self.stream)?, _admitted: self.admitted })
+    }
+}
+
 impl Connected for Connection {
     type ConnectInfo = TcpConnectInfo;
 

@@ -3,6 +3,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | `config`, `topology` | what the operator says, and what is refused of it |
+//! | `control` | threads and connections for what decides who may serve |
 //! | `directory` | what the cluster is at present, behind one small trait |
 //! | `node`, `standalone_gateway`, `dev` | starting and stopping: one node, one gateway, a whole cluster |
 //! | `shard` | one shard here: as a voter or as a replica; strong and eventual reads |
@@ -22,6 +23,7 @@
 mod admin_service;
 mod clock;
 pub mod config;
+mod control;
 pub mod dev;
 mod directory;
 mod drain;

@@ -15,15 +15,17 @@ use meridian_storage::{
 use meridian_types::{Consistency, DatabaseId, NodeId, ReadRange, ShardId};
 use parking_lot::{Mutex, RwLock};
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin_service::AdminService;
 use crate::config::{ConfigError, GatewaySettings, ListenPurpose, NodeConfig, TokenConfig};
+use crate::control::{Connections, ControlRuntime, adopt, divide};
 use crate::directory::{
-    DIRECTORY_GROUP, Directory, DirectoryPart, DirectoryService, DirectoryVoter, Follower, LeaseRenewal, first_cluster,
-    incarnation, load_cluster,
+    DIRECTORY_GROUP, Directory, DirectoryPart, DirectoryService, DirectoryVoter, Follower, LeaseRenewal,
+    founded_cluster, incarnation, load_cluster,
 };
 use crate::failover_service::FailoverService;
 use crate::incoming::{Room, incoming};
@@ -77,7 +79,8 @@ pub struct Node {
     syncer: Arc<Syncer>,
     router: Arc<Router>,
     tasks: Vec<JoinHandle<()>>,
-    rpc: JoinHandle<()>,
+    rpc: Vec<JoinHandle<()>>,
+    control: ControlRuntime,
 }
 
 impl Node {
@@ -93,12 +96,14 @@ impl Node {
         let kv = listen(&config.listen.kv, ListenPurpose::KvConnect).await?;
         let engine = open_engine(&config).await?;
         let folder = |error: StorageError| data_folder(&config, &error);
-        let first = first_cluster(&config.topology);
+        let first = founded_cluster(&config);
         let remembered = load_cluster(&engine).map_err(folder)?;
         let incarnation = incarnation(&engine).map_err(folder)?;
         let founds = remembered.is_none() && !config.join;
         let cluster = remembered.unwrap_or_else(|| first.clone());
-        let peers = peer_channels(&Topology::of(&cluster), dial, &config.dial)?;
+        let control =
+            ControlRuntime::start().map_err(|error| StartError::Invalid(format!("cannot start threads: {error}")))?;
+        let peers = peer_channels(&Topology::of(&cluster), dial, &config.dial, Some(control.handle().clone()))?;
         let directory = Arc::new(Directory::new(cluster, configured_access(&config.tokens)?));
         let syncer = Arc::new(Syncer::start(Arc::clone(&engine)).map_err(folder)?);
         let high_water = Arc::new(HighWater::open(config.data_dir.join("high-water")).map_err(folder)?);
@@ -151,11 +156,13 @@ impl Node {
             directory: DirectoryService { directory: Arc::clone(&directory), voter: Arc::clone(&directory_voter) },
             failover: FailoverService { directory: Arc::clone(&directory), shards: Arc::clone(&shards) },
         };
-        let rpc_server = tokio::spawn(services.serve(rpc, stop_rpc.clone()));
+        let rpc_server = services.start(rpc, control.handle(), &stop_rpc)?;
 
         let part = DirectoryPart { keepers: Arc::clone(&keepers), first, founds, voter: Arc::clone(&directory_voter) };
-        part.take().await.map_err(|cause| StartError::Shard { shard: DIRECTORY_GROUP.shard, cause })?;
-        tasks.push(tokio::spawn(part.keep()));
+        let taken = control.handle().spawn(async move { part.take().await.map(|()| part) });
+        let taken = taken.await.map_err(|stopped| StartError::Invalid(stopped.to_string()))?;
+        let part = taken.map_err(|cause| StartError::Shard { shard: DIRECTORY_GROUP.shard, cause })?;
+        tasks.push(control.handle().spawn(part.keep()));
         tasks.push(tokio::spawn(keep_all(Arc::clone(&keepers))));
         let follower = Follower {
             directory: Arc::clone(&directory),
@@ -176,7 +183,7 @@ impl Node {
             refused,
             leader: Mutex::default(),
         };
-        tasks.push(tokio::spawn(renewal.run(stop.clone())));
+        tasks.push(control.handle().spawn(renewal.run(stop.clone())));
 
         // Before the gateway opens, so that its eventual reads are not older than before a restart. Strong
         // ones wait by themselves.
@@ -234,6 +241,7 @@ impl Node {
             router,
             tasks,
             rpc: rpc_server,
+            control,
         })
     }
 
@@ -296,7 +304,10 @@ impl Node {
             directory.voter.retire().await;
         }
         self.stop_rpc.cancel();
-        drop(self.rpc.await);
+        for server in self.rpc {
+            drop(server.await);
+        }
+        self.control.stop().await;
         let states = self.shards.states();
         let flushed = tokio::task::spawn_blocking(move || {
             self.syncer.stop();
@@ -336,6 +347,7 @@ async fn hand_over_to(voter: &Voter, heir: Option<NodeId>) {
 }
 
 /// The gRPC faces of a node.
+#[derive(Clone)]
 struct Services {
     raft: RaftService,
     shard: ShardService,
@@ -346,7 +358,26 @@ struct Services {
 }
 
 impl Services {
-    async fn serve(self, listener: TcpListener, stop: CancellationToken) {
+    /// Serves connections of control on their own runtime, and all others on this one.
+    fn start(
+        self,
+        listener: TcpListener,
+        control: &Handle,
+        stop: &CancellationToken,
+    ) -> Result<Vec<JoinHandle<()>>, StartError> {
+        let unusable = |error: std::io::Error| StartError::Invalid(format!("the gRPC listener: {error}"));
+        let listener = listener.into_std().map_err(unusable)?;
+        let (of_control, others) = {
+            let _there = control.enter();
+            divide(incoming(TcpListener::from_std(listener).map_err(unusable)?, ROOM))
+        };
+        Ok(vec![
+            control.spawn(self.clone().serve(of_control, stop.clone())),
+            tokio::spawn(self.serve(adopt(others), stop.clone())),
+        ])
+    }
+
+    async fn serve(self, connections: Connections, stop: CancellationToken) {
         let server = tonic::transport::Server::builder()
             .http2_keepalive_interval(Some(Duration::from_secs(2)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
@@ -361,10 +392,9 @@ impl Services {
             .add_service(AdminServer::new(self.admin))
             .add_service(DirectoryServer::new(self.directory).max_decoding_message_size(MAX_MESSAGE_BYTES))
             .add_service(self.failover.into_server());
-        let incoming = incoming(listener, ROOM);
         // Connections end with the process: streams of the log never end by themselves.
         tokio::select! {
-            served = server.serve_with_incoming(incoming) => if let Err(error) = served {
+            served = server.serve_with_incoming(connections) => if let Err(error) = served {
                 tracing::error!(%error, "the gRPC server failed");
             },
             () = stop.cancelled() => {}
@@ -443,6 +473,7 @@ pub(crate) fn peer_channels(
     topology: &Topology,
     dial: Option<Dial>,
     configured: &BTreeMap<NodeId, String>,
+    control: Option<Handle>,
 ) -> Result<Arc<PeerChannels>, StartError> {
     let configured = configured.clone();
     let dial: Dial = match dial {
@@ -450,7 +481,7 @@ pub(crate) fn peer_channels(
         None => Arc::new(move |node| configured.get(&node).cloned()),
     };
     let invalid = |node| StartError::Invalid(format!("the address of node {node} cannot be dialled"));
-    Ok(Arc::new(PeerChannels::new(topology, dial).map_err(invalid)?))
+    Ok(Arc::new(PeerChannels::with_control(topology, dial, control).map_err(invalid)?))
 }
 
 /// What the tokens of a configuration open.

@@ -5,8 +5,10 @@ use std::time::Duration;
 use meridian_consensus::Peers;
 use meridian_types::NodeId;
 use parking_lot::RwLock;
+use tokio::runtime::Handle;
 use tonic::transport::{Channel, Endpoint};
 
+use crate::control::ControlConnector;
 use crate::topology::Topology;
 
 /// Bytes of one message between nodes at most.
@@ -15,9 +17,12 @@ pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Where to dial a node, if not at the address that the topology gives: for emulated links.
 pub type Dial = Arc<dyn Fn(NodeId) -> Option<String> + Send + Sync>;
 
-/// One HTTP/2 connection to each other node for each use, so that bulk does not hold up heartbeats.
+/// One HTTP/2 connection to each other node for each use, so that bulk does not hold up heartbeats, and nothing holds
+/// up what decides who may serve.
 pub(crate) struct PeerChannels {
     dial: Dial,
+    /// Where connections of control live; else with all others.
+    control: Option<Handle>,
     channels: RwLock<HashMap<NodeId, NodeChannels>>,
 }
 
@@ -26,11 +31,12 @@ struct NodeChannels {
     raft: Channel,
     requests: Channel,
     shipping: Channel,
+    control: Channel,
 }
 
 impl NodeChannels {
     /// Channels connect when first used, and again when broken. `None`: nothing can be dialled there.
-    fn new(address: String) -> Option<Self> {
+    fn new(address: String, control: Option<&Handle>) -> Option<Self> {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
         let endpoint = endpoint
             .connect_timeout(Duration::from_secs(2))
@@ -41,15 +47,27 @@ impl NodeChannels {
             .initial_stream_window_size(8 << 20)
             .initial_connection_window_size(16 << 20);
         let connect = || endpoint.connect_lazy();
-        Some(Self { address, raft: connect(), requests: connect(), shipping: connect() })
+        let control = {
+            let _there = control.map(Handle::enter);
+            endpoint.connect_with_connector_lazy(ControlConnector)
+        };
+        Some(Self { address, raft: connect(), requests: connect(), shipping: connect(), control })
     }
 }
 
 impl PeerChannels {
+    /// With all connections on the present runtime.
+    #[cfg(test)]
+    pub(crate) fn new(topology: &Topology, dial: Dial) -> Result<Self, NodeId> {
+        Self::with_control(topology, dial, None)
+    }
+
+    /// With the connections of control on a runtime of their own, if one is given.
+    ///
     /// # Errors
     /// The node whose address is none.
-    pub(crate) fn new(topology: &Topology, dial: Dial) -> Result<Self, NodeId> {
-        let peers = Self { dial, channels: RwLock::default() };
+    pub(crate) fn with_control(topology: &Topology, dial: Dial, control: Option<Handle>) -> Result<Self, NodeId> {
+        let peers = Self { dial, control, channels: RwLock::default() };
         match peers.update(topology).first() {
             Some(node) => Err(*node),
             None => Ok(peers),
@@ -66,7 +84,7 @@ impl PeerChannels {
             if channels.get(&node.id).is_some_and(|known| known.address == address) {
                 continue;
             }
-            match NodeChannels::new(address) {
+            match NodeChannels::new(address, self.control.as_ref()) {
                 Some(new) => drop(channels.insert(node.id, new)),
                 None => failed.push(node.id),
             }
@@ -79,9 +97,23 @@ impl PeerChannels {
         self.channels.read().get(&node).map(|channels| channels.requests.clone())
     }
 
+    /// For what decides who may serve: leases, seals, and the directory's own group.
+    pub(crate) fn control(&self, node: NodeId) -> Option<Channel> {
+        self.channels.read().get(&node).map(|channels| channels.control.clone())
+    }
+
     /// For the log, snapshots and statuses.
     pub(crate) fn shipping(&self, node: NodeId) -> Option<Channel> {
         self.channels.read().get(&node).map(|channels| channels.shipping.clone())
+    }
+}
+
+/// The way between members of the directory's group.
+pub(crate) struct ControlPeers(pub(crate) Arc<PeerChannels>);
+
+impl Peers for ControlPeers {
+    fn channel(&self, node: u64) -> Option<Channel> {
+        self.0.control(node)
     }
 }
 

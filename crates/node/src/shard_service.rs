@@ -12,6 +12,7 @@ use crate::shard::{LocalShard, ReadReply, Voter};
 use crate::shard_table::ShardTable;
 
 /// Serves what gateways on other nodes ask of the shards here.
+#[derive(Clone)]
 pub(crate) struct ShardService {
     pub(crate) shards: Arc<ShardTable>,
 }

@@ -26,7 +26,7 @@ impl StandaloneGateway {
         let kv = listen(&config.listen.kv, ListenPurpose::KvConnect).await?;
         let kv_address = kv.local_addr().map_err(|error| StartError::Invalid(error.to_string()))?;
         let directory = Arc::new(Directory::new(first_cluster(&config.topology), configured_access(&config.tokens)?));
-        let peers = peer_channels(&config.topology, dial, &config.dial)?;
+        let peers = peer_channels(&config.topology, dial, &config.dial, None)?;
         let router = Arc::new(Router::new(
             Arc::default(),
             None,

@@ -14,4 +14,8 @@ pub enum Bug {
     LoseTheSealInACrash,
     /// The directory takes new voters for those who decide while the group still changes.
     ForgetTheFormerVoters,
+    /// The controller judges by the silence of others right after it stood still itself.
+    JudgeWhileStarved,
+    /// The controller takes a region without a leader for lost, though its nodes answer.
+    TakeStarvationForLoss,
 }

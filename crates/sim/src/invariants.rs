@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use meridian_failover::Cluster;
+use meridian_failover::{Change, Cluster, Shard};
 use meridian_types::{Epoch, NodeId, Position};
 
+use crate::clock::Instant;
 use crate::message::{Batch, History, Operation};
 
 mod committed_and_shipped_is_never_lost;
@@ -14,6 +15,7 @@ mod loss_reported;
 mod no_ack_under_stale_lease;
 mod one_primary_per_epoch;
 mod promoted_prefix;
+mod starvation_is_not_loss;
 mod versionstamps_monotonic;
 
 /// Something a client was told.
@@ -77,6 +79,7 @@ pub(crate) struct Observer {
     answered_in: BTreeMap<Epoch, Position>,
     acked: BTreeMap<Epoch, BTreeSet<Position>>,
     requests: BTreeMap<Epoch, BTreeSet<u64>>,
+    pub(crate) arrivals: starvation_is_not_loss::Arrivals,
 }
 
 impl Observer {
@@ -126,6 +129,11 @@ impl Observer {
     /// A leader proposes to end an epoch, having been told by these reachable nodes what they have.
     pub(crate) fn promote_proposed(&mut self, epoch: Epoch, base: Position, answers: &[(NodeId, Position)]) {
         committed_and_shipped_is_never_lost::promote_proposed(self, epoch, base, answers);
+    }
+
+    /// The directory's leader, a node that leads since then, decides this of the shard.
+    pub(crate) fn decided(&mut self, now: Instant, leader: (NodeId, Instant), shard: &Shard, change: &Change) {
+        starvation_is_not_loss::decided(self, now, leader, shard, change);
     }
 
     /// A voter of `epoch` has learnt that this is committed.

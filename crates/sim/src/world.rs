@@ -16,6 +16,7 @@ use crate::topology::{REGIONS, SHARD, genesis};
 
 mod chaos;
 mod operator;
+mod starvation;
 
 const CLIENT_TICK: Instant = 10 * MS;
 /// Until both ends of a connection take it for broken.
@@ -24,13 +25,26 @@ const BROKEN_AFTER: Instant = 800 * MS;
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant, reason = "nearly all of them are messages")]
 enum Event {
-    Deliver { from: NodeId, to: NodeId, message: Message },
-    Wake { node: NodeId, incarnation: u64, wakeup: Wakeup },
+    Deliver {
+        from: NodeId,
+        to: NodeId,
+        message: Message,
+    },
+    Wake {
+        node: NodeId,
+        incarnation: u64,
+        wakeup: Wakeup,
+    },
     Client(usize),
     Chaos,
     Crash(NodeId),
     Start(NodeId),
     Resume(NodeId),
+    /// A starved process gets its turn, or has had it.
+    Slice {
+        node: NodeId,
+        runs: bool,
+    },
 }
 
 /// Nodes, clients and what is between them, in real time.
@@ -40,6 +54,8 @@ pub(crate) struct World {
     rng: Rng,
     /// Of the operator who changes voters; `None`: nobody does.
     operator: Option<Rng>,
+    /// `None`: nobody is starved in this run.
+    starved: Option<starvation::Starved>,
     nodes: BTreeMap<NodeId, Node>,
     ids: Vec<NodeId>,
     clients: Vec<Client>,
@@ -81,6 +97,7 @@ impl World {
             verbose,
             effects: Vec::new(),
             operator,
+            starved: starvation::of_seed(seed).map(starvation::Starved::new),
             rng,
         };
         for id in world.ids.clone() {
@@ -138,6 +155,10 @@ impl World {
     }
 
     fn handle(&mut self, event: Event) {
+        if let Event::Deliver { from, to, message: Message::Renew { report, .. } } = &event {
+            let leads = report.as_ref().filter(|report| report.leads).map(|report| report.epoch);
+            self.observer.arrivals.renewal(self.now, *to, *from, leads);
+        }
         let node = match &event {
             Event::Deliver { to, .. } => Some(*to),
             Event::Wake { node, .. } => Some(*node),
@@ -173,6 +194,7 @@ impl World {
             }
             Event::Start(id) => self.start(id),
             Event::Resume(id) => self.resume(id),
+            Event::Slice { node, runs } => self.slice(node, runs),
         }
     }
 

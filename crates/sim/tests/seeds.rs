@@ -96,3 +96,13 @@ fn a_seal_that_a_restart_undoes_is_caught() {
 fn a_directory_that_forgets_the_former_voters_is_caught() {
     assert!(is_caught(Bug::ForgetTheFormerVoters, 180..1000, "loss_reported"));
 }
+
+#[test]
+fn a_controller_that_judges_right_after_it_stood_still_is_caught() {
+    assert!(is_caught(Bug::JudgeWhileStarved, 60..100, "starvation_is_not_loss"));
+}
+
+#[test]
+fn a_controller_that_takes_a_starved_region_for_a_lost_one_is_caught() {
+    assert!(is_caught(Bug::TakeStarvationForLoss, 0..60, "starvation_is_not_loss"));
+}

@@ -3,7 +3,9 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use meridian_failover::{Change, Phase};
+use meridian_failover::{Change, Database, FailoverMode, Phase, Rpo, Shard};
+use meridian_types::DatabaseId;
+use uuid::Uuid;
 
 use super::{PATIENCE, Stage, StageError};
 use crate::network::Machine;
@@ -14,6 +16,9 @@ use crate::scene::Part;
 use crate::script::{Action, Delay, Target};
 
 const SWITCH_DEADLINE: Duration = Duration::from_secs(60);
+const SHARDS_DEADLINE: Duration = Duration::from_secs(60);
+/// The aim for the loss of a region.
+const MOVE_DEADLINE: Duration = Duration::from_secs(10);
 /// Who orders what a drill orders, in the directory's record.
 const ACTOR: &str = "drill";
 
@@ -66,6 +71,7 @@ impl Stage<'_> {
                 self.heal()
             }
             Action::Switch(target) => self.switch(*target).await,
+            Action::Shards(count) => self.make_shards(*count).await,
             Action::Await(condition) => {
                 self.meet(*condition).await?;
                 self.mark(MarkKind::Phase, action.to_string());
@@ -190,6 +196,53 @@ impl Stage<'_> {
             network.cut(&others, &machines);
         }
         Ok(())
+    }
+
+    async fn make_shards(&mut self, count: u32) -> Result<(), StageError> {
+        let home = format!("region-{}", self.scene.home + 1);
+        let mut cluster = self.cluster.operator().inspect(PATIENCE).await?.cluster;
+        for number in 1..=count {
+            if cluster.shards.len() >= usize::try_from(count).unwrap_or(usize::MAX) {
+                break;
+            }
+            let database = Database {
+                name: format!("more-{number}"),
+                // The change chooses it.
+                shard: self.scene.shard,
+                primary_region: home.clone(),
+                failover: FailoverMode::Auto,
+                rpo: Rpo::default(),
+            };
+            let id = DatabaseId(Uuid::new_v4().into_bytes());
+            let change = Change::CreateDatabase { id, database, own_shard: true };
+            cluster = self.cluster.operator().execute(&change, ACTOR).await?;
+        }
+        self.until_shards("the new shards are active", SHARDS_DEADLINE, |shard| shard.phase == Phase::Active).await?;
+        self.mark(MarkKind::Phase, format!("{count} shards are active"));
+        Ok(())
+    }
+
+    pub(super) async fn moved(&self) -> Result<(), StageError> {
+        let home = format!("region-{}", self.scene.home + 1);
+        let is_there = |shard: &Shard| shard.phase == Phase::Active && shard.primary_region != home;
+        self.until_shards("every shard is active in another region", MOVE_DEADLINE, is_there).await
+    }
+
+    async fn until_shards(
+        &self,
+        what: &'static str,
+        deadline: Duration,
+        wanted: impl Fn(&Shard) -> bool,
+    ) -> Result<(), StageError> {
+        let done = poll::until(what, deadline, async || {
+            let inspection = self.cluster.operator().inspect(PATIENCE).await.map_err(|error| error.to_string())?;
+            let shards = &inspection.cluster.shards;
+            match shards.values().filter(|shard| !wanted(shard)).count() {
+                0 => Ok(()),
+                left => Err(format!("{left} of {} are not", shards.len())),
+            }
+        });
+        Ok(done.await?)
     }
 
     /// Orders a switchover, and waits until it is done.

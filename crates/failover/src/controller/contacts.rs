@@ -29,7 +29,11 @@ impl Contacts {
     }
 
     pub(super) fn is_reachable(&self, now: Duration, node: NodeId) -> bool {
-        self.nodes.get(&node).is_some_and(|contact| now.saturating_sub(contact.at) <= self.reachable_within)
+        self.was_heard(now, node, self.reachable_within)
+    }
+
+    pub(super) fn was_heard(&self, now: Duration, node: NodeId, within: Duration) -> bool {
+        self.nodes.get(&node).is_some_and(|contact| now.saturating_sub(contact.at) <= within)
     }
 
     /// What the node said of the shard, if it was lately and of this epoch.

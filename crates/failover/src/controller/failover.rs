@@ -20,6 +20,9 @@ pub(super) fn advance(view: &View<'_>, watch: &Watch, sealing: &mut Sealing, act
     let Some(base) = base(view, sealing) else {
         return Verdict::Wait("sealing: no node of any region has answered".to_owned());
     };
+    if let Some(text) = would_lose(view, watch, sealing, &base) {
+        return Verdict::Wait(text);
+    }
     let Some(region) = target(view, sealing) else {
         return Verdict::Wait(
             "sealed: no region has two data centers, and a majority of its own, that have answered; a failover to \
@@ -86,6 +89,31 @@ fn not_ready(view: &View<'_>, sealing: &Sealing) -> Option<String> {
     (!silent.is_empty()).then(|| format!("sealing: waits for the answers of {}", view.names(silent)))
 }
 
+/// Nothing is given up that voters have who are alive, and a quorum: each of them is waited for, and so is whoever
+/// holds what the directory has heard of. Not for ever: one that renews and never seals would hold up everything.
+fn would_lose(view: &View<'_>, watch: &Watch, sealing: &Sealing, base: &SealAnswer) -> Option<String> {
+    if sealing.plan.to.is_some() || !watch.may_have_led || view.since(sealing.since) >= view.config.starved_after {
+        return None;
+    }
+    let live = view.live_quorum()?;
+    let silent: Vec<_> = live.into_iter().filter(|voter| !sealing.answers.contains_key(voter)).collect();
+    let bound = seconds(view.config.starved_after);
+    if !silent.is_empty() {
+        let names = view.names(silent);
+        return Some(format!(
+            "sealing: {names} answer the directory and have not sealed; waits for that up to {bound}"
+        ));
+    }
+    let (heard_of, _) = watch.furthest;
+    (base.transactions < heard_of).then(|| {
+        let lost = heard_of - base.transactions;
+        format!(
+            "sealed: {lost} transactions are missing that a voter of {} has; waits for them up to {bound}",
+            view.shard.primary_region
+        )
+    })
+}
+
 /// Its position is in the history that is kept. One that missed a failover may hold what that one lost.
 fn in_history(view: &View<'_>, answer: &SealAnswer) -> bool {
     view.shard.in_history(answer.position)
@@ -94,11 +122,11 @@ fn in_history(view: &View<'_>, answer: &SealAnswer) -> bool {
 /// Where nobody comes nearer to the base, its holders are gone, and it goes on without them; or the region that
 /// was chosen cannot take it, and another may.
 fn give_up_the_lost(view: &View<'_>, sealing: &mut Sealing) {
-    sealing.lost.retain(|node| !view.is_reachable(*node));
+    sealing.lost.retain(|node| !view.is_alive(*node));
     if view.since(sealing.progress_at.max(sealing.since)) < view.config.seal_timeout * 2 {
         return;
     }
-    let gone = sealing.answers.keys().filter(|node| !view.is_reachable(**node));
+    let gone = sealing.answers.keys().filter(|node| !view.is_alive(**node));
     let gone: Vec<_> = gone.copied().filter(|node| !sealing.lost.contains(node)).collect();
     if !gone.is_empty() {
         sealing.lost.extend(gone);
@@ -208,6 +236,24 @@ pub(super) fn judge(view: &View<'_>, watch: &Watch) -> Verdict {
     }
     if without < view.config.failover_after {
         return Verdict::Wait(format!("{silence}; it fails over after {}", seconds(view.config.failover_after)));
+    }
+    let bound = if may_go_home { view.config.forming_after } else { view.config.starved_after };
+    if without < bound {
+        if view.since(view.disturbed_at) < view.config.failover_after {
+            return Verdict::Wait(format!(
+                "{silence}, but the directory's leader was starved itself; it judges when it has listened undisturbed \
+                 for {}, or after {}",
+                seconds(view.config.failover_after),
+                seconds(bound)
+            ));
+        }
+        if let Some(live) = view.live_quorum() {
+            return Verdict::Wait(format!(
+                "{silence}, but {} answer: starved rather than lost, they have {} to elect one",
+                view.names(live),
+                seconds(bound)
+            ));
+        }
     }
     view.fail_over(silence)
 }

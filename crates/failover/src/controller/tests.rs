@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use meridian_types::{DatabaseId, Epoch, NodeId, Position};
+use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
 
 use super::*;
 use crate::cluster::{FailoverMode, Plan, Shard};
@@ -11,6 +11,7 @@ use crate::testing::{SHARD, at, cluster, database, node};
 
 mod failovers;
 mod grants;
+mod starvation;
 mod story;
 mod switchovers;
 

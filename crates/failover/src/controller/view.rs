@@ -29,6 +29,8 @@ pub(super) struct View<'a> {
     pub(super) cluster: &'a Cluster,
     pub(super) contacts: &'a Contacts,
     pub(super) grants: &'a Grants,
+    /// When the controller itself was last starved.
+    pub(super) disturbed_at: Duration,
     pub(super) id: ShardId,
     pub(super) shard: &'a Shard,
 }
@@ -40,6 +42,22 @@ impl<'a> View<'a> {
 
     pub(super) fn is_reachable(&self, node: NodeId) -> bool {
         self.contacts.is_reachable(self.now, node)
+    }
+
+    /// It said something, be it late, within the time after which silence is taken for a loss.
+    pub(super) fn is_alive(&self, node: NodeId) -> bool {
+        self.contacts.was_heard(self.now, node, self.config.failover_after)
+    }
+
+    /// Voters that are alive, where they are enough to decide in the group: then the region is not lost, whatever
+    /// else is wrong with it, and they may elect a leader yet.
+    pub(super) fn live_quorum(&self) -> Option<BTreeSet<NodeId>> {
+        let sets = std::iter::once(&self.shard.voters).chain(self.shard.former_voters());
+        let mut live = sets.filter_map(|voters| {
+            let live: BTreeSet<_> = voters.iter().copied().filter(|voter| self.is_alive(*voter)).collect();
+            (live.len() >= majority(voters.len())).then_some(live)
+        });
+        live.next()
     }
 
     /// What the node said lately of this epoch.

@@ -14,6 +14,8 @@ pub(super) struct Watch {
     pub(super) healthy_at: Duration,
     /// The same, lease or none.
     pub(super) led_at: Duration,
+    /// Whether the epoch may ever have had a leader: one that has not holds nothing that others lack.
+    pub(super) may_have_led: bool,
     /// The most that was said to be committed in this epoch: transactions, and the leader's time.
     pub(super) furthest: (u64, u64),
     pub(super) sealing: Option<Sealing>,
@@ -28,6 +30,7 @@ impl Watch {
             epoch: shard.epoch,
             healthy_at: now,
             led_at: now,
+            may_have_led: shard.phase != Phase::Forming,
             furthest: at_base.map_or((0, 0), |report| (report.base_transactions, report.base_time_ms)),
             sealing: None,
             text: String::new(),
@@ -42,6 +45,7 @@ impl Watch {
 
     /// Brings `sealing` in line with the shard's phase.
     pub(super) fn follow(&mut self, now: Duration, shard: &Shard) {
+        self.may_have_led |= matches!(shard.phase, Phase::Active | Phase::SwitchingOver { .. });
         let Phase::Sealing(plan) = &shard.phase else {
             self.sealing = None;
             return;

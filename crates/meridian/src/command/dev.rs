@@ -34,6 +34,10 @@ pub(crate) struct Dev {
     /// third and so on, as in `90,190,jitter=5,dc=2`. Without a value: 90,190.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "")]
     wan: Option<WanPlan>,
+    /// Let databases fail over by themselves, as in production: to try it. Without it the primary stays in the first
+    /// region, however busy this machine is. Counts when the data folder is new; later: `meridian databases set`.
+    #[arg(long)]
+    automatic_failover: bool,
     /// Where the gateways listen. Anything but loopback offers the databases to others, without TLS.
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
@@ -58,6 +62,7 @@ impl Dev {
             port: self.port,
             access_token: &token,
             wan: self.wan.clone(),
+            automatic_failover: self.automatic_failover,
             listen_host: Some(self.host.as_str()),
         };
         let stop = asked_to_stop();
@@ -80,6 +85,9 @@ impl Dev {
         );
         if let Some(plan) = &self.wan {
             println!("Between the regions lies an emulated WAN: {plan}.");
+        }
+        if !self.automatic_failover {
+            println!("A new cluster's databases do not fail over by themselves: see --automatic-failover.");
         }
         println!();
         for (region, address) in cluster.gateways() {

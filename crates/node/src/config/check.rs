@@ -35,6 +35,7 @@ pub(super) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidCon
         topology,
         node,
         join: file.join,
+        manual_failover: file.manual_failover,
         dial: dial(file.dial)?,
     })
 }

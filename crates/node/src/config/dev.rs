@@ -63,6 +63,7 @@ pub fn dev_cluster_configs<'a>(
         topology: topology.clone(),
         node: node.clone(),
         join: false,
+        manual_failover: false,
         dial: BTreeMap::new(),
     };
     Ok(topology.nodes.values().map(config).collect())

@@ -17,6 +17,8 @@ pub(super) struct NodeFile {
     #[serde(default)]
     pub(super) join: bool,
     #[serde(default)]
+    pub(super) manual_failover: bool,
+    #[serde(default)]
     pub(super) listen: NodeListenTable,
     #[serde(default)]
     pub(super) raft: RaftConfig,

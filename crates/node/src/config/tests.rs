@@ -108,6 +108,26 @@ fn fields_replace_defaults() {
 }
 
 #[test]
+fn a_cluster_may_be_founded_with_databases_that_do_not_fail_over() {
+    use meridian_failover::FailoverMode;
+
+    use crate::directory::founded_cluster;
+
+    let configs = super::dev_cluster_configs(&[3, 2, 1][..], Path::new("/tmp/cluster"), 1000, 2000, "0123456789abcdef");
+    for mut config in configs.unwrap() {
+        let modes = |config: &NodeConfig| -> Vec<_> {
+            founded_cluster(config).databases.values().map(|database| database.failover).collect()
+        };
+        assert_eq!(modes(&config), [FailoverMode::Auto; 2]);
+        config.manual_failover = true;
+        assert_eq!(modes(&config), [FailoverMode::Manual; 2]);
+        // As the file says that `meridian dev` writes.
+        let again = NodeConfig::parse(&config.to_toml(), Path::new("/tmp/node.toml")).unwrap();
+        assert!(again.manual_failover);
+    }
+}
+
+#[test]
 fn the_samples_load() {
     let node = NodeConfig::load(&Path::new(DEPLOY).join("node.toml")).unwrap();
     assert_eq!(node.topology.nodes.len(), 6);

@@ -20,6 +20,10 @@ pub(super) fn node(config: &NodeConfig) -> String {
         out.line("# This node joins a cluster that is there: it asks the nodes below, and founds nothing.");
         out.field("join", true);
     }
+    if config.manual_failover {
+        out.line("# No database fails over by itself: `meridian databases set NAME --failover auto` changes that.");
+        out.field("manual_failover", true);
+    }
     out.blank();
     topology_head(&mut out, &config.topology);
 

@@ -6,6 +6,7 @@ use meridian_failover::{Cluster, Database, FailoverMode, Node, Phase, Rpo, RpoMo
 use meridian_storage::GroupId;
 use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
 
+use crate::config::NodeConfig;
 use crate::topology::{DatabaseInfo, NodeInfo, ShardInfo, Topology};
 
 /// The directory's Raft group: shard 0, which no configuration can name.
@@ -92,6 +93,15 @@ pub(crate) fn first_cluster(topology: &Topology) -> Cluster {
         last_token_id: 0,
         deleting: BTreeMap::new(),
     }
+}
+
+/// The same, as a node's file has it.
+pub(crate) fn founded_cluster(config: &NodeConfig) -> Cluster {
+    let mut first = first_cluster(&config.topology);
+    if config.manual_failover {
+        first.databases.values_mut().for_each(|database| database.failover = FailoverMode::Manual);
+    }
+    first
 }
 
 impl Topology {

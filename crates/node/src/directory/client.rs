@@ -151,7 +151,7 @@ impl LeaseRenewal {
     }
 
     async fn ask(&self, node: NodeId) -> Asked {
-        let Some(channel) = self.peers.requests(node) else { return Asked::Nothing };
+        let Some(channel) = self.peers.control(node) else { return Asked::Nothing };
         let (reports, orphans) = (self.report)();
         let request = wire::RenewRequest {
             node_id: self.node,

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use meridian_failover::{Action, Change, Cluster, Controller, ControllerConfig, Event, Progress};
 use meridian_proto::directory::{self as wire, failover_client::FailoverClient, renew_response};
-use meridian_types::{DatabaseId, Epoch, NodeId, RequestId, ShardId, Versionstamp, WriteOutcome};
+use meridian_types::{Epoch, NodeId, Position, RequestId, ShardId, Versionstamp, WriteOutcome};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use super::calls::{Calls, Question};
+use super::deletions::ended_deletions;
 use super::record::{self, Recorded};
 use super::wire::{self as from_wire, cluster_to_wire, furthest_to_wire, lease_to_wire};
 use super::{DIRECTORY_DATABASE, DIRECTORY_GROUP, Directory};
@@ -21,8 +23,6 @@ use crate::shard::Voter;
 use crate::shipping_wire::{position, position_to_wire};
 
 const TICK: Duration = Duration::from_millis(50);
-/// What the leader asks of a node: `Controller` asks again.
-const CALL_TIMEOUT: Duration = Duration::from_secs(3);
 const QUEUE: usize = 1024;
 
 /// What became of a change.
@@ -199,6 +199,7 @@ impl Task {
             in_flight: None,
             contacts: Vec::new(),
             changing: None,
+            calls: Calls::default(),
             internal,
         };
         tracing::info!(
@@ -252,10 +253,11 @@ enum Internal {
 }
 
 struct Pending {
-    change: Change,
+    /// Made one after the other.
+    changes: Vec<Change>,
     actor: String,
-    /// The version that the controller decided upon: made of another, the change is dropped, and the
-    /// controller looks again.
+    /// The version that the controller decided upon: made of another, all of it is dropped, and the controller
+    /// looks again.
     decided_at: Option<u64>,
     reply: Option<oneshot::Sender<Executed>>,
 }
@@ -281,6 +283,7 @@ struct Session {
     contacts: Vec<(NodeId, Duration, Vec<wire::ShardReport>)>,
     /// The members that the group is being brought to.
     changing: Option<(BTreeSet<NodeId>, JoinHandle<()>)>,
+    calls: Calls,
     internal: mpsc::UnboundedSender<Internal>,
 }
 
@@ -296,7 +299,7 @@ impl Session {
                 drop(reply.send(self.renew(request)));
             }
             Request::Execute { change, actor, reply } => {
-                self.pending.push_back(Pending { change: *change, actor, decided_at: None, reply: Some(reply) });
+                self.pending.push_back(Pending { changes: vec![*change], actor, decided_at: None, reply: Some(reply) });
             }
             Request::Inspect { reply } => {
                 let mut progress = match &self.base {
@@ -347,7 +350,7 @@ impl Session {
             }
             Some(node) if node.incarnation.is_none() => {
                 // Nobody is vouched for before it is written down whom the cluster knows by this id.
-                self.change(Change::RecordIncarnation { node: id, incarnation }, None);
+                self.change(Change::RecordIncarnation { node: id, incarnation });
                 return Wire::NotLeader(0);
             }
             Some(_) => {}
@@ -360,7 +363,7 @@ impl Session {
         let shown: Vec<Change> =
             request.orphans.iter().filter_map(|orphans| from_wire::shown(cluster, id, orphans)).collect();
         for change in shown {
-            self.change(change, None);
+            self.change(change);
         }
         let reports = request.reports.into_iter().filter_map(from_wire::report).collect();
         self.step(Event::Reported { node: id, reports });
@@ -377,66 +380,67 @@ impl Session {
         let actions = self.controller.step(self.parts.directory.now(), cluster, wall_ms(), event);
         for action in actions {
             match action {
-                Action::Commit { change } => self.change(change, Some(version)),
+                Action::Commit { changes } => self.decided(changes, version),
                 Action::Seal { node, shard, epoch, planned } => self.seal(node, shard, epoch, planned),
                 Action::Drain { node, shard, epoch, source, through } => {
-                    let request = wire::DrainRequest {
-                        shard: shard.0,
-                        epoch: epoch.0.into(),
-                        source,
-                        through: Some(position_to_wire(through)),
-                    };
-                    self.call(node, move |mut client| async move {
-                        let answer = client.drain(request).await?.into_inner();
-                        let position = answer.position.and_then(position);
-                        Ok(position.map(|position| Event::Drained { node, shard, epoch, position }))
-                    });
+                    self.drain(node, shard, epoch, source, through);
                 }
             }
         }
     }
 
-    fn seal(&self, node: NodeId, shard: ShardId, epoch: Epoch, planned: bool) {
+    fn seal(&mut self, node: NodeId, shard: ShardId, epoch: Epoch, planned: bool) {
+        let Some(channel) = self.parts.peers.control(node) else { return };
         let request = wire::SealRequest { shard: shard.0, epoch: epoch.0.into(), planned };
-        self.call(node, move |mut client| async move {
-            let answer = client.seal(request).await?.into_inner();
+        self.ask(node, Question::Seal { shard, planned }, async move {
+            let answer = FailoverClient::new(channel).seal(request).await?.into_inner();
             let answer = from_wire::seal_answer(shard, epoch, planned, &answer);
             Ok(answer.map(|answer| Event::Sealed { node, answer }))
         });
     }
 
-    /// Asks a node; no answer is no event.
-    fn call<F>(&self, node: NodeId, ask: impl FnOnce(FailoverClient<tonic::transport::Channel>) -> F + Send + 'static)
-    where
-        F: Future<Output = Result<Option<Event>, tonic::Status>> + Send,
-    {
+    fn drain(&mut self, node: NodeId, shard: ShardId, epoch: Epoch, source: NodeId, through: Position) {
+        // What is pulled there is no work for those who keep leases.
         let Some(channel) = self.parts.peers.requests(node) else { return };
-        let internal = self.internal.clone();
-        tokio::spawn(async move {
-            match tokio::time::timeout(CALL_TIMEOUT, ask(FailoverClient::new(channel))).await {
-                // The leader's term is over when nobody takes it.
-                Ok(Ok(Some(event))) => drop(internal.send(Internal::Answer(event))),
-                Ok(Ok(None)) => {}
-                Ok(Err(status)) => {
-                    tracing::info!(node, message = status.message(), "a node refused the directory's call")
-                }
-                Err(_) => tracing::debug!(node, "a node does not answer the directory"),
-            }
+        let request = wire::DrainRequest {
+            shard: shard.0,
+            epoch: epoch.0.into(),
+            source,
+            through: Some(position_to_wire(through)),
+        };
+        self.ask(node, Question::Drain { shard, source, through }, async move {
+            let answer = FailoverClient::new(channel).drain(request).await?.into_inner();
+            let position = answer.position.and_then(position);
+            Ok(position.map(|position| Event::Drained { node, shard, epoch, position }))
         });
     }
 
-    /// To be committed next, if it is not waiting or being committed already.
-    fn change(&mut self, change: Change, decided_at: Option<u64>) {
-        let known = self.pending.iter().any(|pending| pending.change == change);
-        if known {
-            return;
+    fn ask(
+        &mut self,
+        node: NodeId,
+        question: Question,
+        ask: impl Future<Output = Result<Option<Event>, tonic::Status>> + Send + 'static,
+    ) {
+        let internal = self.internal.clone();
+        // The leader's term is over when nobody takes it.
+        self.calls.ask(node, question, ask, move |event| drop(internal.send(Internal::Answer(event))));
+    }
+
+    /// To be committed next, if it is not waiting already.
+    fn change(&mut self, change: Change) {
+        let is_known = self.pending.iter().any(|pending| pending.changes.contains(&change));
+        if !is_known {
+            let (changes, actor) = (vec![change], "directory".to_owned());
+            self.pending.push_back(Pending { changes, actor, decided_at: None, reply: None });
         }
-        let pending = Pending { change, actor: "directory".to_owned(), decided_at, reply: None };
-        match decided_at {
-            // Before all others, which would change what it was decided upon.
-            Some(_) => self.pending.push_front(pending),
-            None => self.pending.push_back(pending),
-        }
+    }
+
+    /// What the controller has decided, in place of what it decided before. It goes before all else, which would
+    /// change what it was decided upon.
+    fn decided(&mut self, changes: Vec<Change>, version: u64) {
+        self.pending.retain(|pending| pending.decided_at.is_none());
+        let (decided_at, actor) = (Some(version), "directory".to_owned());
+        self.pending.push_front(Pending { changes, actor, decided_at, reply: None });
     }
 
     /// Commits what waits, together, unless a commit is in flight.
@@ -451,21 +455,31 @@ impl Session {
             Some((cluster, _)) => cluster.clone(),
             None => Cluster { version: 1, ..self.parts.first.clone() },
         };
-        for Pending { change, actor, decided_at, reply } in self.pending.drain(..) {
+        for Pending { changes, actor, decided_at, reply } in self.pending.drain(..) {
             if decided_at.is_some_and(|version| version != next.version) {
                 continue;
             }
-            match next.after(&change) {
-                Ok(after) => {
-                    next = after;
-                    tracing::info!(version = next.version, actor, ?change, "the cluster changes");
-                    recorded.push(Recorded { version: next.version, time_ms: wall_ms(), actor, change });
-                    replies.extend(reply);
+            let mut refusal = None;
+            for change in changes {
+                match next.apply(&change) {
+                    Ok(()) => {
+                        tracing::info!(version = next.version, actor, ?change, "the cluster changes");
+                        recorded.push(Recorded {
+                            version: next.version,
+                            time_ms: wall_ms(),
+                            actor: actor.clone(),
+                            change,
+                        });
+                    }
+                    Err(refused) => {
+                        tracing::debug!(?change, %refused, "a change came too late");
+                        refusal = Some(refused.to_string());
+                    }
                 }
-                Err(refused) => match reply {
-                    Some(reply) => drop(reply.send(Err(ExecuteFailure::Refused(refused.to_string())))),
-                    None => tracing::debug!(?change, %refused, "a change came too late"),
-                },
+            }
+            match (reply, refusal) {
+                (Some(reply), Some(refusal)) => drop(reply.send(Err(ExecuteFailure::Refused(refusal)))),
+                (reply, _) => replies.extend(reply),
             }
         }
         if recorded.is_empty() && self.base.is_some() {
@@ -539,9 +553,10 @@ impl Session {
     fn end_deletions(&mut self) {
         let Some((cluster, _)) = &self.base else { return };
         let version = cluster.version;
-        let ended: Vec<Change> = ended_deletions(cluster, &self.contacts);
-        for change in ended {
-            self.change(change, Some(version));
+        let ended = ended_deletions(cluster, &self.contacts);
+        if !ended.is_empty() {
+            let (decided_at, actor) = (Some(version), "directory".to_owned());
+            self.pending.push_back(Pending { changes: ended, actor, decided_at, reply: None });
         }
     }
 
@@ -553,55 +568,5 @@ impl Session {
         unknown.for_each(|reply| drop(reply.send(Err(ExecuteFailure::Unknown))));
         let pending = self.pending.into_iter().filter_map(|pending| pending.reply);
         pending.for_each(|reply| drop(reply.send(Err(ExecuteFailure::NotLeader))));
-    }
-}
-
-type Contacts = [(NodeId, Duration, Vec<wire::ShardReport>)];
-
-fn ended_deletions(cluster: &Cluster, contacts: &Contacts) -> Vec<Change> {
-    let has_dropped = |node: NodeId, id: &DatabaseId, shard: ShardId| {
-        let Some(epoch) = cluster.shards.get(&shard).map(|shard| u32::from(shard.epoch.0)) else { return true };
-        let reports = contacts.iter().filter(|(contact, ..)| *contact == node).flat_map(|(.., reports)| reports);
-        let mut reports = reports.filter(|report| report.shard == shard.0 && report.epoch == epoch);
-        reports.any(|report| report.dropped.iter().any(|dropped| dropped.as_ref() == id.0))
-    };
-    let ended = cluster
-        .deleting
-        .iter()
-        .filter(|(id, deletion)| cluster.lacking_drop(|node| has_dropped(node, id, deletion.shard)).is_empty());
-    ended.map(|(id, _)| Change::EndDeletion { id: *id }).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use meridian_types::Epoch;
-
-    use super::*;
-    use crate::topology::{DEV_DEFAULT_DATABASE, Topology};
-
-    #[test]
-    fn a_deletion_ends_when_every_node_has_dropped_the_data_in_the_present_epoch() {
-        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let id = DEV_DEFAULT_DATABASE;
-        let mut cluster = super::super::first_cluster(&topology).after(&Change::DeleteDatabase { id }).unwrap();
-        let shard = cluster.deleting[&id].shard;
-        let report = |epoch: u32, dropped: &[DatabaseId]| wire::ShardReport {
-            shard: shard.0,
-            epoch,
-            dropped: dropped.iter().map(|id| id.0.to_vec().into()).collect(),
-            ..Default::default()
-        };
-        let contact = |node: NodeId, report| (node, Duration::ZERO, vec![report]);
-        let mut contacts: Vec<_> = (1..=7).map(|node| contact(node, report(1, &[id]))).collect();
-        let ended = vec![Change::EndDeletion { id }];
-        assert_eq!(ended_deletions(&cluster, &contacts), ended);
-        contacts[6] = contact(7, report(1, &[]));
-        assert_eq!(ended_deletions(&cluster, &contacts), [], "it has not dropped it");
-        contacts.truncate(6);
-        assert_eq!(ended_deletions(&cluster, &contacts), [], "it is away");
-        cluster = cluster.after(&Change::RemoveNode { node: 7 }).unwrap();
-        assert_eq!(ended_deletions(&cluster, &contacts), ended, "it is gone for good");
-        cluster.shards.get_mut(&shard).unwrap().epoch = Epoch(2);
-        assert_eq!(ended_deletions(&cluster, &contacts), [], "what was dropped in an epoch before may be lost");
     }
 }

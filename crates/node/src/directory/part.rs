@@ -14,6 +14,7 @@ use super::leader::{DirectoryVoter, LeaderParts};
 use crate::followers::Followers;
 use crate::history::History;
 use crate::keeper::{KeeperParts, Vouched, run_member};
+use crate::peers::ControlPeers;
 use crate::proposer::Limits;
 use crate::replica::shipped_log;
 use crate::shard::{Voter, VoterParts, or_fatal};
@@ -51,7 +52,7 @@ impl DirectoryPart {
             state,
             syncer: Arc::clone(&parts.syncer),
             high_water: Some(Arc::clone(&parts.high_water)),
-            peers: Arc::clone(&parts.peers) as Arc<dyn Peers>,
+            peers: Arc::new(ControlPeers(Arc::clone(&parts.peers))) as Arc<dyn Peers>,
             transfer: Arc::clone(&parts.transfer),
             timing: TIMING,
         })
@@ -67,14 +68,14 @@ impl DirectoryPart {
             founder: new && self.founds,
         }));
         let stands_first = new && self.founds && voters.first() == Some(&parts.node_id);
-        let peers = Arc::clone(&parts.peers) as Arc<dyn Peers>;
+        let peers = Arc::new(ControlPeers(Arc::clone(&parts.peers))) as Arc<dyn Peers>;
         run_member(&voter, voters, peers, Vouched::ByOthers, stands_first);
         let leader = LeaderParts {
             voter: Arc::clone(&voter),
             directory: Arc::clone(&parts.directory),
             peers: Arc::clone(&parts.peers),
             first: self.first.clone(),
-            config: ControllerConfig::default(),
+            config: ControllerConfig { own_node: Some(parts.node_id), ..ControllerConfig::default() },
         };
         let stop: CancellationToken = voter.stop.clone();
         *self.voter.write() = Some(DirectoryVoter::start(leader, &stop));

@@ -9,7 +9,7 @@ use meridian_types::{Epoch, NodeId, Position};
 
 use super::{Context, Node};
 use crate::bugs::Bug;
-use crate::clock::wall_ms;
+use crate::clock::{Instant, wall_ms};
 use crate::message::{Message, Shown, Wakeup};
 use crate::raft::{Members, Outbox, Raft, RaftDisk, RaftMessage, RaftTiming, Sync};
 use crate::rng::Rng;
@@ -30,6 +30,8 @@ pub(super) struct Asked {
 /// While it leads.
 struct Leading {
     term: u64,
+    /// In real time, for the invariants.
+    began: Instant,
     controller: Controller,
     /// Wishes that came before the round was begun in which leadership is confirmed.
     asked: Vec<(u64, Asked)>,
@@ -55,11 +57,17 @@ impl Member {
     }
 }
 
-fn config(bug: Option<Bug>) -> ControllerConfig {
-    let config = ControllerConfig::default();
+fn config(id: NodeId, bug: Option<Bug>) -> ControllerConfig {
+    let config = ControllerConfig { own_node: Some(id), ..ControllerConfig::default() };
     match bug {
+        Some(Bug::JudgeWhileStarved) => ControllerConfig { own_node: None, max_step_gap: Duration::MAX, ..config },
+        Some(Bug::TakeStarvationForLoss) => ControllerConfig { starved_after: Duration::ZERO, ..config },
         Some(Bug::SkipTheWait) => {
-            ControllerConfig { lease_ttl: Duration::ZERO, drift_margin: Duration::ZERO, ..config }
+            // Not nothing: a leader's own report comes at the moment of its grant, and is to count. Judged so soon, it
+            // matters.
+            let failover_after = config.reachable_within;
+            let (lease_ttl, drift_margin) = (Duration::from_millis(1), Duration::ZERO);
+            ControllerConfig { lease_ttl, drift_margin, failover_after, ..config }
         }
         _ => config,
     }
@@ -127,7 +135,8 @@ impl Node {
             context.say(|| format!("n{} leads the directory in term {}", self.id, member.raft.term()));
             member.leading = Some(Leading {
                 term: member.raft.term(),
-                controller: Controller::new(config(context.bug), at),
+                began: context.now,
+                controller: Controller::new(config(self.id, context.bug), at),
                 asked: Vec::new(),
                 answers: BTreeMap::new(),
                 heard: BTreeMap::new(),
@@ -215,7 +224,7 @@ impl Node {
             at_most: shown.at_most,
             last_time_ms: shown.last_time_ms,
         };
-        self.propose(context, &change);
+        self.propose(context, &[change]);
     }
 
     fn controller(&mut self, context: &mut Context<'_>, event: Event) {
@@ -227,7 +236,7 @@ impl Node {
         let term = leading.term;
         for action in actions {
             match action {
-                Action::Commit { change } => self.commit(context, &change),
+                Action::Commit { changes } => self.commit(context, &changes),
                 Action::Seal { node, epoch, planned, .. } => {
                     self.tell(context, node, Message::Seal { term, epoch, planned });
                 }
@@ -243,9 +252,16 @@ impl Node {
         context.send(node, message);
     }
 
-    fn commit(&mut self, context: &mut Context<'_>, change: &Change) {
+    fn commit(&mut self, context: &mut Context<'_>, changes: &[Change]) {
         let at = self.at(context);
-        if let (Change::Promote { report, .. }, Some(member)) = (change, &mut self.directory)
+        if let Some(member) = &self.directory
+            && let (Some(leading), Some(shard)) = (&member.leading, member.committed.shards.get(&SHARD))
+        {
+            let leader = (self.id, leading.began);
+            changes.iter().for_each(|change| context.observer.decided(context.now, leader, shard, change));
+        }
+        // There is one shard.
+        if let ([Change::Promote { report, .. }], Some(member)) = (changes, &mut self.directory)
             && let Some(leading) = &mut member.leading
             && leading.promoted_at.replace(member.committed.version) != Some(member.committed.version)
         {
@@ -259,18 +275,19 @@ impl Node {
                 context.observer.promote_proposed(old, report.base, &answers);
             }
         }
-        self.propose(context, change);
+        self.propose(context, changes);
     }
 
-    /// One change at a time; whoever wanted another comes again.
-    fn propose(&mut self, context: &mut Context<'_>, change: &Change) {
+    /// One list of changes at a time; whoever wanted another comes again.
+    fn propose(&mut self, context: &mut Context<'_>, changes: &[Change]) {
         let Some(member) = &self.directory else { return };
         let waits = member.applied < member.raft.disk.log.len();
         if member.leading.is_none() || waits {
             return;
         }
-        match member.committed.after(change) {
-            Ok(mut next) => {
+        let mut next = Cluster::clone(&member.committed);
+        match changes.iter().try_for_each(|change| next.apply(change)) {
+            Ok(()) => {
                 if context.bug == Some(Bug::ForgetTheFormerVoters) {
                     next.shards.values_mut().for_each(|shard| shard.changing = None);
                 }
@@ -283,7 +300,7 @@ impl Node {
 
     pub(super) fn ordered(&mut self, context: &mut Context<'_>, change: Change) {
         context.say(|| format!("n{} is ordered: {change:?}", self.id));
-        self.propose(context, &change);
+        self.propose(context, &[change]);
     }
 
     pub(super) fn sealed(&mut self, context: &mut Context<'_>, from: NodeId, term: u64, answer: SealAnswer) {

@@ -45,6 +45,7 @@ impl World {
         let Some(average) = self.faults else { return };
         self.one_fault();
         self.operate();
+        self.starve();
         let next = self.rng.between(average / 4, average * 2);
         self.schedule(next, Event::Chaos);
     }
@@ -98,7 +99,7 @@ impl World {
         self.ids.iter().copied().chain(self.clients.iter().map(|client| client.id)).collect()
     }
 
-    fn directory(&self) -> BTreeSet<NodeId> {
+    pub(super) fn directory(&self) -> BTreeSet<NodeId> {
         self.cluster().map(|cluster| cluster.directory_voters.clone()).unwrap_or_default()
     }
 

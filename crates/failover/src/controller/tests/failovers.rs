@@ -65,6 +65,9 @@ fn a_survivor_that_has_no_tail_to_give_is_passed_over_for_another() {
     for id in [2, 3] {
         story.actor(id).leads = false;
     }
+    // They answer: by itself it would give them time.
+    let cause = "by hand".to_owned();
+    story.order(Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to: None, since_ms: 1, cause });
     let took = story.run_until_active(2);
     assert_eq!(outcome(&story), ("b".to_owned(), at(1, 150), 0));
     assert!(took < Duration::from_secs(10), "{took:?}");
@@ -213,7 +216,12 @@ fn while_a_promotion_is_on_its_way_nobody_is_drained_beyond_its_base() {
         .actions
         .iter()
         .filter_map(|action| match action {
-            Action::Commit { change: Change::Promote { report, .. } } => Some(report.base),
+            Action::Commit { changes } => Some(changes),
+            _ => None,
+        })
+        .flatten()
+        .filter_map(|change| match change {
+            Change::Promote { report, .. } => Some(report.base),
             _ => None,
         })
         .collect();
@@ -335,23 +343,60 @@ fn two_failovers_in_a_row_keep_the_line_of_bases() {
 }
 
 #[test]
-fn shards_take_turns_and_none_keeps_the_others_back() {
+fn the_shards_of_a_lost_region_fail_over_together() {
     let mut story = Story::new();
-    let second = Shard { voters: BTreeSet::from([1, 2, 3]), ..story.shard().clone() };
-    story.cluster.shards.insert(meridian_types::ShardId(2), second);
-    story.cluster.last_shard_id = 2;
+    story.add_shards(49);
+    story.run(2000);
+    assert_eq!(story.commits, 0);
     story.down(&[1, 2, 3]);
-    story.run(6000);
-    let sealed: Vec<_> = story
-        .changes
-        .iter()
-        .filter_map(|change| match change {
-            Change::Seal { shard, .. } => Some(shard.0),
-            _ => None,
-        })
-        .collect();
-    assert_eq!(sealed, [1, 2]);
-    // What was proposed for one version is not proposed again at once.
+    let took = story.run_until_active(2);
+    assert!(took < Duration::from_secs(6), "{took:?}");
+    assert_eq!(story.changes.len(), 150);
+    // Answers and leaders come one by one: not all fit into the first list of each step.
+    assert!(story.commits <= 8, "{} commits", story.commits);
+    // Each was decided knowing those before it: what one node led is shared by those of the next region.
+    let leads = |node: NodeId| {
+        let shards = story.cluster.shards.values();
+        shards.filter(|shard| shard.preferred_leader == Some(node)).count()
+    };
+    assert_eq!([leads(4), leads(5)], [25, 25]);
+    assert!(story.cluster.shards.values().all(|shard| shard.reports.len() == 1 && shard.base() == at(1, 100)));
+}
+
+#[test]
+fn what_does_not_fit_into_one_entry_follows_in_the_next() {
+    let mut story = Story::new();
+    story.add_shards(2000);
+    story.run(2000);
+    story.down(&[1, 2, 3]);
+    while story.cluster.shards.values().any(|shard| shard.phase == Phase::Active) {
+        let before = (story.commits, story.changes.len());
+        story.step();
+        let bytes: usize = story.changes[before.1..].iter().map(Change::size).sum();
+        assert!(story.commits <= before.0 + 1 && bytes <= MAX_CHANGES_BYTES, "{bytes}");
+    }
+    assert!((2..=4).contains(&story.commits), "{}", story.commits);
+}
+
+#[test]
+fn a_shard_that_cannot_get_on_keeps_no_other_back() {
+    let mut story = Story::new();
+    story.add_shards(1);
+    // All epochs of the first were used.
+    let shard = story.cluster.shards.get_mut(&SHARD).unwrap();
+    shard.epoch = Epoch(u16::MAX);
+    shard.bases.push((Epoch(u16::MAX), at(1, 100)));
+    story.run(2000);
+    story.down(&[1, 2, 3]);
+    story.run(8000);
+    assert_eq!(story.text(), "all epochs of this shard were used");
+    assert_eq!(story.cluster.shards[&ShardId(2)].phase, Phase::Active);
+    assert_eq!(story.cluster.shards[&ShardId(2)].epoch, Epoch(2));
+}
+
+#[test]
+fn what_was_proposed_for_one_version_is_not_proposed_again_at_once() {
+    let story = Story::new();
     let mut commits = 0;
     let frozen = story.cluster.clone();
     let mut controller = Controller::new(ControllerConfig::default(), story.now);

@@ -11,6 +11,8 @@ pub(super) struct Actor {
     pub(super) term: u64,
     /// Whether a leader that is sealed as planned gets an answer from its followers.
     pub(super) drains: bool,
+    /// Whether it answers a seal.
+    pub(super) seals: bool,
     /// It was not seeded just now: others may pull from it.
     pub(super) has_tail: bool,
     pub(super) lease: LeaseHolder,
@@ -25,7 +27,15 @@ pub(super) struct Story {
     pub(super) controller: Controller,
     pub(super) actors: BTreeMap<NodeId, Actor>,
     pub(super) changes: Vec<Change>,
+    /// Lists of changes that were committed, each as one.
+    pub(super) commits: usize,
+    /// Who leads the shards besides [`SHARD`], whose leader is an actor's to say.
+    pub(super) leaders: BTreeMap<ShardId, NodeId>,
+    /// Milliseconds between two renewals of a node.
+    pub(super) renews_every: u32,
     pub(super) actions: Vec<Action>,
+    /// Whether groups of new epochs elect their first leader.
+    pub(super) forms: bool,
     /// Changes are on their way, and do not arrive yet.
     pub(super) holds_back: bool,
     mail: Vec<Event>,
@@ -42,6 +52,7 @@ impl Story {
             lag_ms: 0,
             term: 7,
             drains: true,
+            seals: true,
             has_tail: true,
             lease: LeaseHolder::default(),
             hearsay: Hearsay::default(),
@@ -53,13 +64,28 @@ impl Story {
             controller: Controller::new(ControllerConfig::default(), Duration::from_secs(100)),
             actors: (1..=7).map(|id| (id, actor(id))).collect(),
             changes: Vec::new(),
+            commits: 0,
+            leaders: BTreeMap::new(),
+            renews_every: 500,
             actions: Vec::new(),
+            forms: true,
             holds_back: false,
             mail: Vec::new(),
         };
         story.run(5000);
         assert_eq!(story.changes, []);
         story
+    }
+
+    /// So many shards more, all like [`SHARD`], each with a database of its own; the voters share leading them.
+    pub(super) fn add_shards(&mut self, count: u32) {
+        for number in 2..count + 2 {
+            let (shard, leader) = (ShardId(number), NodeId::from(number % 3 + 1));
+            let like = Shard { preferred_leader: Some(leader), ..self.shard().clone() };
+            self.cluster.shards.insert(shard, like);
+            self.leaders.insert(shard, leader);
+            self.cluster.last_shard_id = number;
+        }
     }
 
     pub(super) fn shard(&self) -> &Shard {
@@ -106,9 +132,10 @@ impl Story {
     /// Runs until the shard is active in an epoch, and says how long that took.
     pub(super) fn run_until_active(&mut self, epoch: u16) -> Duration {
         let began = self.now;
-        while self.shard().epoch != Epoch(epoch) || self.shard().phase != Phase::Active {
+        let is_active = |shard: &Shard| shard.epoch == Epoch(epoch) && shard.phase == Phase::Active;
+        while !self.cluster.shards.values().all(is_active) {
             self.step();
-            assert!(self.now < began + Duration::from_secs(60), "{:?}: {}", self.shard(), self.text());
+            assert!(self.now < began + Duration::from_secs(90), "{:?}: {}", self.shard(), self.text());
         }
         self.now - began
     }
@@ -120,7 +147,7 @@ impl Story {
         for event in mail.into_iter().chain([Event::Tick]) {
             actions.extend(self.controller.step(self.now, &self.cluster, self.now_ms(), event));
         }
-        if self.now.as_millis().is_multiple_of(500) {
+        if self.now.as_millis().is_multiple_of(self.renews_every.into()) {
             for id in self.actors.keys().copied().collect::<Vec<_>>() {
                 actions.extend(self.renew(id));
             }
@@ -142,20 +169,24 @@ impl Story {
         let actor = self.actors.get_mut(&id).unwrap();
         actor.lease.renewed(sent_at, &lease);
         self.controller.furthest(&self.cluster).into_iter().for_each(|furthest| actor.hearsay.heard(furthest));
-        let (heard_transactions, heard_time_ms) = actor.hearsay.of(SHARD, self.cluster.shards[&SHARD].epoch);
-        let report = ShardReport {
-            shard: SHARD,
-            epoch: self.cluster.shards[&SHARD].epoch,
-            position: actor.position,
-            transactions: actor.position.sequence * 2,
-            time_ms: actor.position.sequence * 10,
-            leads: actor.leads,
-            settled_at: if actor.leads && actor.is_settled { self.cluster.version } else { 0 },
-            lag_ms: actor.lag_ms,
-            heard_transactions,
-            heard_time_ms,
-        };
-        let event = Event::Reported { node: id, reports: vec![report] };
+        let (now_at, version) = (actor.position, self.cluster.version);
+        let reports = self.cluster.shards.iter().map(|(shard, of)| {
+            let (heard_transactions, heard_time_ms) = actor.hearsay.of(*shard, of.epoch);
+            let leads = if *shard == SHARD { actor.leads } else { self.leaders.get(shard) == Some(&id) };
+            ShardReport {
+                shard: *shard,
+                epoch: of.epoch,
+                position: now_at,
+                transactions: now_at.sequence * 2,
+                time_ms: now_at.sequence * 10,
+                leads,
+                settled_at: if leads && actor.is_settled { version } else { 0 },
+                lag_ms: actor.lag_ms,
+                heard_transactions,
+                heard_time_ms,
+            }
+        });
+        let event = Event::Reported { node: id, reports: reports.collect() };
         self.controller.step(self.now, &self.cluster, self.now_ms(), event)
     }
 
@@ -163,21 +194,25 @@ impl Story {
         self.actions.push(action.clone());
         match action {
             Action::Commit { .. } if self.holds_back => {}
-            Action::Commit { change } => {
-                self.cluster = self.cluster.after(&change).unwrap();
-                if let Change::Promote { .. } = &change {
-                    self.check_leases();
+            Action::Commit { changes } => {
+                self.commits += 1;
+                for change in &changes {
+                    self.cluster.apply(change).unwrap();
+                    if let Change::Promote { shard, .. } = change {
+                        self.check_leases(*shard);
+                        self.leaders.remove(shard);
+                    }
                 }
-                self.changes.push(change);
+                self.changes.extend(changes);
             }
             Action::Seal { node, shard, epoch, planned } => {
                 let actor = self.actors.get_mut(&node).unwrap();
-                if !actor.up {
+                if !actor.up || !actor.seals {
                     return;
                 }
                 actor.lease.seal(shard, epoch);
                 actor.sealed = Some(epoch);
-                let is_voter = self.cluster.shards[&SHARD].voters.contains(&node);
+                let is_voter = self.cluster.shards[&shard].voters.contains(&node);
                 let answer = SealAnswer {
                     shard,
                     epoch,
@@ -192,7 +227,7 @@ impl Story {
             }
             Action::Drain { node, shard, epoch, source, through } => {
                 assert!(self.actors[&source].position >= through, "{source} does not have {through}");
-                let present = self.shard();
+                let present = &self.cluster.shards[&shard];
                 let is_failover = matches!(&present.phase, Phase::Sealing(plan) if !plan.planned);
                 if is_failover && present.voters.contains(&node) {
                     // It has stopped with its group.
@@ -207,20 +242,25 @@ impl Story {
     }
 
     /// Nobody may still serve the old epoch when the next one is decided.
-    fn check_leases(&self) {
-        let old = Epoch(self.shard().epoch.0 - 1);
+    fn check_leases(&self, shard: ShardId) {
+        let old = Epoch(self.cluster.shards[&shard].epoch.0 - 1);
         for (id, actor) in &self.actors {
-            assert!(!actor.lease.holds(self.now, SHARD, old), "{id} holds a lease on {old}");
+            assert!(!actor.lease.holds(self.now, shard, old), "{id} holds a lease on {old} of {shard}");
         }
     }
 
     /// The voters of a new epoch pull what they lack, and elect a leader as soon as two that are up have its base.
     fn form(&mut self) {
-        let shard = self.cluster.shards[&SHARD].clone();
-        if shard.phase != Phase::Forming {
-            return;
+        let forming: Vec<_> =
+            self.cluster.shards.iter().filter(|(_, shard)| shard.phase == Phase::Forming).map(|(id, _)| *id).collect();
+        forming.into_iter().for_each(|id| self.form_group(id));
+    }
+
+    fn form_group(&mut self, id: ShardId) {
+        let shard = self.cluster.shards[&id].clone();
+        if id == SHARD {
+            self.actors.values_mut().for_each(|actor| actor.leads = false);
         }
-        self.actors.values_mut().for_each(|actor| actor.leads = false);
         let base = shard.base();
         if self.actors.values().any(|actor| actor.up && actor.has_tail && actor.position == base) {
             let lack = |actor: &Actor| actor.up && shard.in_history(actor.position) && actor.position < base;
@@ -229,9 +269,13 @@ impl Story {
         }
         let able = |id: &&NodeId| self.actors[id].up && self.actors[id].position == shard.base();
         let able: Vec<_> = shard.voters.iter().filter(able).copied().collect();
-        if able.len() > shard.voters.len() / 2 {
+        if self.forms && able.len() > shard.voters.len() / 2 {
             let leader = shard.preferred_leader.filter(|leader| able.contains(leader)).unwrap_or(able[0]);
-            self.actor(leader).leads = true;
+            if id == SHARD {
+                self.actor(leader).leads = true;
+            } else {
+                self.leaders.insert(id, leader);
+            }
         }
     }
 }
