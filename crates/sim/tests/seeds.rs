@@ -91,10 +91,11 @@ fn a_seal_that_a_restart_undoes_is_caught() {
     assert!(is_caught(Bug::LoseTheSealInACrash, 150..500, "committed_and_shipped_is_never_lost"));
 }
 
-/// One to three in a thousand.
+/// Rare: among these seeds is one that is known to show it. A group that is still changing is taken for one that has
+/// changed, and never does.
 #[test]
 fn a_directory_that_forgets_the_former_voters_is_caught() {
-    assert!(is_caught(Bug::ForgetTheFormerVoters, 180..1000, "loss_reported"));
+    assert!(is_caught(Bug::ForgetTheFormerVoters, 1440..1470, "nobody leads a group of just"));
 }
 
 #[test]
