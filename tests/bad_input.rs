@@ -364,7 +364,11 @@ async fn malformed_calls(cluster: &Cluster, id: NodeId) {
     }
     let status = shipping::Status { shard: 9, node_id: 99, epoch: u32::MAX, ..Default::default() };
     // Refused or ignored.
-    drop(shipping.announce(shipping::AnnounceRequest { statuses: vec![status], disk_full: false }).await);
+    drop(
+        shipping
+            .announce(shipping::AnnounceRequest { statuses: vec![status], disk_full: false, ..Default::default() })
+            .await,
+    );
 }
 
 #[tokio::test]

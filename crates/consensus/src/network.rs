@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use meridian_proto::raft::{self, raft_client::RaftClient};
-use meridian_storage::{GroupId, ShardState, StagedState, StateSnapshot, StorageError};
+use meridian_proto::verify_checksum;
+use meridian_storage::{GroupId, ShardState, StagedState, StateSnapshot, StorageError, fatal};
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
@@ -15,7 +16,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::{AnyError, OptionalSend};
+use openraft::{AnyError, EntryPayload, OptionalSend};
 use parking_lot::Mutex;
 use tonic::transport::Channel;
 
@@ -76,12 +77,29 @@ impl NetworkFactory {
     fn append_request(&self, target: u64, request: &AppendEntriesRequest<TypeConfig>) -> raft::AppendRequest {
         let committed = request.leader_commit.as_ref().map_or(0, |log_id| log_id.index);
         self.told.fetch_max(committed, Ordering::SeqCst);
+        if let Err(error) = verify_entries(self.group, request) {
+            fatal(&error);
+        }
         wire::append_request_to_wire(self.group(target), request)
     }
 
     fn group(&self, target: u64) -> raft::Group {
         raft::Group { shard: self.group.shard.0, epoch: self.group.epoch.0.into(), target }
     }
+}
+
+/// What this leader's memory or disk has changed would be refused by all for as long as it leads, and nothing would be
+/// committed.
+fn verify_entries(group: GroupId, request: &AppendEntriesRequest<TypeConfig>) -> Result<(), StorageError> {
+    for entry in &request.entries {
+        if let EntryPayload::Normal(batch) = &entry.payload {
+            verify_checksum(&batch.bytes).map_err(|error| StorageError::Corruption {
+                what: format!("log entry {} of {group}", entry.log_id.index),
+                detail: error.to_string(),
+            })?;
+        }
+    }
+    Ok(())
 }
 
 impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
@@ -319,5 +337,35 @@ impl RaftNetworkV2<TypeConfig> for Network {
                 Err(TransferLeaderError::LogNotFlushed { expected, actual })
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_proto::encode_batch;
+    use meridian_types::{Batch, Epoch, Position, ShardId};
+    use openraft::vote::RaftLeaderId;
+
+    use super::*;
+    use crate::type_config::{EncodedBatch, Entry, LogId};
+
+    #[test]
+    fn a_leader_notices_what_its_memory_has_changed() {
+        let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
+        let position = Position::new(Epoch(1), 1);
+        let bytes = encode_batch(&Batch { position, time_ms: 0, transactions: Vec::new() });
+        let verify = |bytes: bytes::Bytes| {
+            let payload = EntryPayload::Normal(EncodedBatch::stored(bytes));
+            let entries = vec![Entry { log_id: LogId::new(1.into(), 7), payload }];
+            let leader_id = openraft::impls::leader_id_std::LeaderId::new(1, 1);
+            let vote = Vote { leader_id, committed: true };
+            let request = AppendEntriesRequest { vote, prev_log_id: None, entries, leader_commit: None };
+            verify_entries(group, &request).map_err(|error| error.to_string())
+        };
+        verify(bytes.clone()).unwrap();
+        let mut damaged = bytes.to_vec();
+        damaged[1] ^= 1;
+        let error = verify(damaged.into()).unwrap_err();
+        assert!(error.contains("corruption in log entry 7 of shard 1 epoch 1"), "{error}");
     }
 }

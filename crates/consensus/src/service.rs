@@ -4,9 +4,13 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt};
 use meridian_proto::raft::{self, raft_server};
+use meridian_proto::{InvalidBatch, decode_batch};
 use meridian_storage::{Engine, GroupId};
 use meridian_types::{Epoch, ShardId};
-use openraft::raft::{AppendEntriesResponse, StreamAppendError, TransferLeaderRequest, VoteRequest};
+use openraft::EntryPayload;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, TransferLeaderRequest, VoteRequest,
+};
 use parking_lot::{Mutex, RwLock};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -64,8 +68,16 @@ impl RaftService {
         let group = self.group(first.group)?;
         let expected = first.group;
         let input = futures::stream::once(async { Ok(first) }).chain(requests);
+        // What ends the stream, for the leader to be told once all before it is answered.
+        let refusal = Arc::new(Mutex::new(None));
+        let (member, refused) = (group.clone(), Arc::clone(&refusal));
         let input = input.map(move |request: Result<raft::AppendRequest, Status>| {
-            wire::append_request(request.ok().filter(|request| request.group == expected)?).ok()
+            let of_another = || Status::invalid_argument("a request for another group than the first of its stream");
+            let checked = request.and_then(|request| match request.group == expected {
+                true => append_request(&member, request),
+                false => Err(of_another()),
+            });
+            checked.map_err(|status| *refused.lock() = Some(status)).ok()
         });
         let input = input.take_while(|request| std::future::ready(request.is_some())).filter_map(std::future::ready);
         let contact = group.contact().clone();
@@ -78,7 +90,9 @@ impl RaftService {
             }
             Err(fatal) => Err(stopped(fatal)),
         });
-        Ok(Box::pin(results))
+        let refusal = futures::stream::once(async move { refusal.lock().take() });
+        let refusal = refusal.filter_map(|status: Option<Status>| std::future::ready(status.map(Err)));
+        Ok(Box::pin(results.chain(refusal)))
     }
 
     fn group(&self, wire: Option<raft::Group>) -> Result<RaftGroup, Status> {
@@ -102,6 +116,25 @@ impl RaftService {
 /// Asked before Raft is asked for a vote, and again before its answer leaves: see [`crate::votes::Votes`].
 fn may_vote(group: &RaftGroup, leadership_transfer: bool) -> Result<(), Status> {
     group.may_vote(leadership_transfer).map_err(|no_vote| Status::failed_precondition(no_vote.to_string()))
+}
+
+/// What another member sent to be appended, if all of it can be: each batch must be what its leader made, of this
+/// group, and in a format that is known here. Once it was appended, one that is not would stop this process, now and
+/// at every start.
+#[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
+fn append_request(group: &RaftGroup, wire: raft::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
+    let request = wire::append_request(wire).map_err(invalid)?;
+    for entry in &request.entries {
+        if let EntryPayload::Normal(batch) = &entry.payload {
+            let epoch = decode_batch(batch.bytes.clone()).map(|batch| batch.position.epoch);
+            let of_another = Err(InvalidBatch::Field("epoch"));
+            if let Err(error) = epoch.and_then(|epoch| if epoch == group.id().epoch { Ok(()) } else { of_another }) {
+                group.state().refusals().record(group.id().shard, &error);
+                return Err(Status::data_loss(format!("log entry {}: {error}", entry.log_id.index)));
+            }
+        }
+    }
+    Ok(request)
 }
 
 type AppendResults = Pin<Box<dyn Stream<Item = Result<raft::AppendResponse, Status>> + Send>>;
@@ -136,7 +169,7 @@ impl raft_server::Raft for RaftService {
     async fn append(&self, request: Request<raft::AppendRequest>) -> Result<Response<raft::AppendResponse>, Status> {
         let request = request.into_inner();
         let group = self.group(request.group)?;
-        let request = wire::append_request(request).map_err(invalid)?;
+        let request = append_request(&group, request)?;
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(previous);
         let response = group.raft().append_entries(request).await.map_err(stopped)?;

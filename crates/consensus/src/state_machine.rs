@@ -2,7 +2,7 @@ use std::io;
 use std::sync::Arc;
 
 use futures::{FutureExt, Stream, StreamExt};
-use meridian_proto::decode_batch;
+use meridian_proto::decode_stored;
 use meridian_storage::{GroupId, RaftApplied, Replace, ShardState, StagedState, StateSnapshot, StorageError};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
@@ -111,12 +111,13 @@ impl StateMachine {
             match &entry.payload {
                 EntryPayload::Blank => {}
                 EntryPayload::Normal(encoded) => {
-                    let len = encoded.bytes.len();
-                    let batch = decode_batch(encoded.bytes.clone()).map_err(|error| self.corruption(index, error))?;
-                    if batch.position.epoch != self.group.epoch {
-                        return Err(self.corruption(index, format!("batch {} is of another epoch", batch.position)));
+                    let decoded =
+                        decode_stored(encoded.bytes.clone()).map_err(|error| self.corruption(index, error))?;
+                    let position = decoded.batch.position;
+                    if position.epoch != self.group.epoch {
+                        return Err(self.corruption(index, format!("batch {position} is of another epoch")));
                     }
-                    batches.push((batch, len));
+                    batches.push(decoded);
                 }
                 EntryPayload::Membership(membership) => {
                     let stored = StoredMembership::new(Some(entry.log_id), membership.clone());
@@ -269,7 +270,7 @@ mod tests {
     fn machine(epoch: u16, raft: RaftApplied) -> StateMachine {
         let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
         let shipped = Batch { position: Position::new(Epoch(1), 1), time_ms: 0, transactions: Vec::new() };
-        state.apply(&[(shipped, 1)], raft).unwrap();
+        state.apply(&[shipped.into()], raft).unwrap();
         StateMachine::new(Arc::new(state), GroupId { shard: ShardId(1), epoch: Epoch(epoch) })
     }
 

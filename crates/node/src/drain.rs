@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use meridian_proto::batch_header;
 use meridian_proto::directory::{ReadLogRequest, ReadStateRequest, failover_client::FailoverClient};
 use meridian_proto::shipping::{Batches, StoredBatches};
+use meridian_proto::{DecodedBatch, InvalidBatch, decode_stored};
 use meridian_storage::{Applied, GroupLog, RaftApplied, Replace, ShardState, StagedState, StorageError, Syncer};
 use meridian_types::{NodeId, Position};
 use prost::Message;
@@ -38,16 +38,31 @@ pub(crate) struct Target<'a> {
     pub(crate) history: &'a History,
 }
 
-/// The batches of one message, in order, each with its position. `previous` is what lies before the first.
-pub(crate) fn unpack(batches: &Batches) -> Result<(Position, Vec<(Position, Bytes)>), String> {
+/// A batch that another node sent: what its leader made, and can be read here. Only then it may be stored.
+#[derive(Debug, Clone)]
+pub(crate) struct Shipped {
+    pub(crate) decoded: DecodedBatch,
+    pub(crate) bytes: Bytes,
+}
+
+impl Shipped {
+    pub(crate) fn position(&self) -> Position {
+        self.decoded.batch.position
+    }
+}
+
+/// The batches of one message of the state's shard, in order, and what lies before the first.
+///
+/// # Errors
+/// When one of them is not to be stored, none is.
+pub(crate) fn unpack(state: &ShardState, batches: &Batches) -> Result<(Position, Vec<Shipped>), String> {
     let previous = batches.previous.and_then(position).ok_or("field `previous` is missing")?;
     let stored = decompress(&batches.zstd, MAX_SHIPMENT_BYTES)?;
     let stored = StoredBatches::decode(Bytes::from(stored)).map_err(|error| error.to_string())?;
-    let with_position = |bytes: Bytes| match batch_header(&bytes) {
-        Ok((position, _)) => Ok((position, bytes)),
-        Err(error) => Err(error.to_string()),
-    };
-    Ok((previous, stored.batches.into_iter().map(with_position).collect::<Result<_, _>>()?))
+    let shipped = |bytes: Bytes| Ok(Shipped { decoded: decode_stored(bytes.clone())?, bytes });
+    let batches = stored.batches.into_iter().map(shipped).collect::<Result<_, InvalidBatch>>();
+    let batches = batches.inspect_err(|error| state.refusals().record(state.shard(), error));
+    Ok((previous, batches.map_err(|error| error.to_string())?))
 }
 
 /// Brings the target to `through`: by the source's log, or by its state, which is given up once `unwanted` is
@@ -101,8 +116,9 @@ pub(crate) async fn pull_log(
         let answer = answer.map_err(|_| format!("node {source} does not answer"))?;
         let answer = answer.map_err(|status| format!("node {source}: {}", status.message()))?.into_inner();
         let Some(batches) = answer.batches else { return Ok(false) };
-        let (previous, batches) = unpack(&batches)?;
-        check(target.history, after, previous, &batches, through)
+        let (previous, batches) = unpack(target.state, &batches)?;
+        let positions: Vec<_> = batches.iter().map(Shipped::position).collect();
+        check(target.history, after, previous, &positions, through)
             .map_err(|what| format!("node {source} sent {what}"))?;
         append(target, batches).await;
     }
@@ -200,14 +216,14 @@ fn check(
     history: &History,
     after: Position,
     previous: Position,
-    batches: &[(Position, Bytes)],
+    batches: &[Position],
     through: Position,
 ) -> Result<(), String> {
     if previous != after || batches.is_empty() {
         return Err(format!("{} batches behind {previous}, not what follows {after}", batches.len()));
     }
     let mut last = after;
-    for (position, _) in batches {
+    for position in batches {
         if position.sequence != last.sequence + 1 || history.at(position.sequence) != *position || *position > through {
             return Err(format!("{position} behind {last}, up to {through}"));
         }
@@ -216,14 +232,13 @@ fn check(
     Ok(())
 }
 
-async fn append(target: &Target<'_>, batches: Vec<(Position, Bytes)>) {
-    or_fatal(target.log.append(batches.iter().map(|(position, bytes)| (position.sequence, bytes.as_ref()))));
+async fn append(target: &Target<'_>, batches: Vec<Shipped>) {
+    or_fatal(target.log.append(batches.iter().map(|next| (next.position().sequence, next.bytes.as_ref()))));
     let (synced, durable) = oneshot::channel();
     target.syncer.sync_then(move || synced.send(()).unwrap_or_default());
     // The syncer ends with the process.
     drop(durable.await);
-    let decoded = batches.into_iter().map(|(_, bytes)| crate::replica::decode(bytes));
-    let decoded: Vec<_> = or_fatal(decoded.collect());
+    let decoded: Vec<_> = batches.into_iter().map(|next| next.decoded).collect();
     or_fatal(target.state.apply(&decoded, RaftApplied::default()));
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use meridian_proto::DecodedBatch;
 use meridian_shipping::{CommitHistory, Lag, ReplicaPosition, Retention, Status, retain};
 use meridian_storage::ShardState;
 use meridian_types::NodeId;
@@ -71,7 +72,7 @@ impl Followers {
         let observer = Arc::clone(&followers);
         state.observe(move |batches| {
             let mut inner = observer.inner.lock();
-            for (batch, len) in batches {
+            for DecodedBatch { batch, len, .. } in batches {
                 inner.history.record(batch.position.sequence, *len as u64, made_at(batch.time_ms));
             }
         });
@@ -172,7 +173,7 @@ mod tests {
         // The leader's clock was an hour ahead when it made this.
         let batch =
             Batch { position: Position::new(Epoch(1), 1), time_ms: wall_ms() + 3_600_000, transactions: Vec::new() };
-        state.apply(&[(batch, 1)], RaftApplied::default()).unwrap();
+        state.apply(&[batch.into()], RaftApplied::default()).unwrap();
         let applied = Instant::now();
         while followers.least_lag_ms(|_| true) < Some(20) {
             assert!(applied.elapsed() < Duration::from_secs(10), "no lag is seen");

@@ -22,6 +22,7 @@
 
 mod admin_service;
 mod clock;
+mod comparison;
 pub mod config;
 mod control;
 pub mod dev;

@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::comparison::checkpoint;
 use crate::directory::Directory;
 use crate::peers::PeerChannels;
 use crate::shard::{LocalShard, Voter, or_fatal};
@@ -129,7 +130,10 @@ impl Maintenance {
             };
             Status { may_lead, ..status }
         });
-        let request = AnnounceRequest { statuses: statuses.collect(), disk_full: self.disk.is_full() };
+        let statuses = statuses.collect();
+        let checkpoints = self.shards.all().into_iter().map(|(_, shard)| checkpoint(self.node_id, shard.state()));
+        let checkpoints = checkpoints.collect();
+        let request = AnnounceRequest { statuses, disk_full: self.disk.is_full(), checkpoints };
         let topology = self.directory.topology();
         for node in topology.nodes.keys().filter(|node| **node != self.node_id) {
             let Some(channel) = self.peers.shipping(*node) else { continue };

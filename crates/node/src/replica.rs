@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use meridian_consensus::StateTransfer;
-use meridian_proto::decode_batch;
+use meridian_proto::{DecodedBatch, decode_stored};
 use meridian_shipping::Status;
 use meridian_storage::{Engine, GroupId, GroupLog, RaftApplied, RecordKind, ShardState, StorageError, Syncer};
 use meridian_types::{Epoch, NodeId, Position, ShardId};
@@ -242,11 +242,13 @@ pub(crate) fn catch_up(state: &ShardState, log: &GroupLog) -> Result<(), Storage
     }
 }
 
-pub(crate) fn decode(bytes: Bytes) -> Result<(meridian_types::Batch, usize), StorageError> {
-    let len = bytes.len();
+pub(crate) fn decode(bytes: Bytes) -> Result<DecodedBatch, StorageError> {
     let corrupt = |error: meridian_proto::InvalidBatch| StorageError::Corruption {
         what: "a shipped batch".to_owned(),
         detail: error.to_string(),
     };
-    Ok((decode_batch(bytes).map_err(corrupt)?, len))
+    decode_stored(bytes).map_err(corrupt)
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use meridian_consensus::{NotLeading, RaftGroup, ReadLogFailure};
 use meridian_failover::Phase;
 use meridian_proto::shard::{self as wire, read_position_response, shard_client::ShardClient};
+use meridian_proto::verify_checksum;
 use meridian_storage::{Applied, GroupLog, ReadView, ShardState, StorageError, fatal};
 use meridian_types::{DatabaseId, Epoch, NodeId, ReadRange};
 use tokio::sync::watch;
@@ -415,10 +416,18 @@ impl LocalShard {
         after: u64,
         max_bytes: usize,
     ) -> Result<Option<Vec<(u64, Bytes)>>, StorageError> {
-        match self {
+        let batches = match self {
             Self::Voter(voter) => voter.batches_after(after, max_bytes),
             Self::Replica(replica) => replica.batches_after(after, max_bytes),
+        }?;
+        // Whoever asks would refuse what memory or disk has changed here, and ask again for ever.
+        for (sequence, bytes) in batches.iter().flatten() {
+            verify_checksum(bytes).map_err(|error| StorageError::Corruption {
+                what: format!("batch {sequence} in a log of shard {}", self.state().shard()),
+                detail: error.to_string(),
+            })?;
         }
+        Ok(batches)
     }
 
     pub(crate) fn state(&self) -> &Arc<ShardState> {

@@ -5,6 +5,7 @@ use meridian_storage::ShardState;
 use meridian_types::ShardId;
 use parking_lot::RwLock;
 
+use crate::comparison::Comparison;
 use crate::followers::Followers;
 use crate::shard::LocalShard;
 
@@ -18,13 +19,14 @@ pub(crate) struct ShardTable {
 struct Entry {
     state: Arc<ShardState>,
     followers: Arc<Followers>,
+    comparison: Arc<Comparison>,
     /// `None` while the node changes its part in the shard.
     local: Option<LocalShard>,
 }
 
 impl ShardTable {
     pub(crate) fn add(&self, state: Arc<ShardState>, followers: Arc<Followers>) {
-        self.shards.write().insert(state.shard(), Entry { state, followers, local: None });
+        self.shards.write().insert(state.shard(), Entry { state, followers, comparison: Arc::default(), local: None });
     }
 
     /// What the node is in the shard from now on.
@@ -40,6 +42,10 @@ impl ShardTable {
 
     pub(crate) fn followers(&self, shard: &ShardId) -> Option<Arc<Followers>> {
         self.shards.read().get(shard).map(|entry| Arc::clone(&entry.followers))
+    }
+
+    pub(crate) fn comparison(&self, shard: &ShardId) -> Option<Arc<Comparison>> {
+        self.shards.read().get(shard).map(|entry| Arc::clone(&entry.comparison))
     }
 
     pub(crate) fn state(&self, shard: &ShardId) -> Option<Arc<ShardState>> {

@@ -113,7 +113,7 @@ impl shipping_server::Shipping for ShippingService {
         &self,
         request: Request<wire::AnnounceRequest>,
     ) -> Result<Response<wire::AnnounceResponse>, Status> {
-        let wire::AnnounceRequest { statuses, disk_full } = request.into_inner();
+        let wire::AnnounceRequest { statuses, disk_full, checkpoints } = request.into_inner();
         for wire in statuses {
             let may_lead = wire.may_lead;
             let Some((shard, mut status)) = status(wire) else { continue };
@@ -127,6 +127,12 @@ impl shipping_server::Shipping for ShippingService {
             }
             if let Some(LocalShard::Replica(replica)) = self.shards.get(&shard) {
                 replica.heard(status);
+            }
+        }
+        for checkpoint in checkpoints {
+            let shard = ShardId(checkpoint.shard);
+            if let (Some(comparison), Some(state)) = (self.shards.comparison(&shard), self.shards.state(&shard)) {
+                comparison.heard(self.node_id, &state, &checkpoint);
             }
         }
         Ok(Response::new(wire::AnnounceResponse {}))

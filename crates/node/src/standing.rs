@@ -42,6 +42,8 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard) -> wire::ShardReport 
     let dropped = deleting.into_iter().filter(|database| or_fatal(local.state().is_dropped(*database)));
     let dropped = dropped.map(|database| database.0.to_vec().into()).collect();
     let (heard_transactions, heard_time_ms) = parts.directory.furthest(local.state().shard(), local.epoch());
+    let differing = parts.shards.comparison(&local.state().shard()).map(|comparison| comparison.differing());
+    let differing = differing.unwrap_or_default().into_iter();
     wire::ShardReport {
         shard: id,
         epoch: local.epoch().0.into(),
@@ -54,6 +56,10 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard) -> wire::ShardReport 
         heard_transactions,
         heard_time_ms,
         dropped,
+        divergences: differing
+            .map(|(node_id, position)| wire::Divergence { node_id, position: Some(position_to_wire(position)) })
+            .collect(),
+        refuses: local.state().refusals().recent().unwrap_or_default(),
     }
 }
 

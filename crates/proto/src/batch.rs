@@ -10,13 +10,40 @@ use crate::log;
 /// Bytes that are not an encoded batch. On disk this is corruption, on the wire a broken peer.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidBatch {
+    #[error("the checksum that its leader made does not match: the bytes were damaged since")]
+    Checksum,
+    #[error("it is of format {0}, and this version reads none beyond {FORMAT}: upgrade this node")]
+    Format(u32),
     #[error("not a batch: {0}")]
     Protobuf(#[from] prost::DecodeError),
     #[error("batch field `{0}` is out of its range")]
     Field(&'static str),
 }
 
-/// The stored bytes of a batch (`meridian.log.v1.Batch`).
+/// The format that [`encode_batch`] writes.
+const FORMAT: u32 = 1;
+/// The key of field 15, `crc32c`, of wire type 5: four bytes in little-endian order follow, the last of a batch.
+const CHECKSUM_KEY: u8 = 15 << 3 | 5;
+
+/// A batch, and what its stored bytes say of themselves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DecodedBatch {
+    pub batch: Batch,
+    /// Of the stored bytes.
+    pub len: usize,
+    /// The checksum that its leader made, which they match.
+    pub checksum: u32,
+}
+
+impl From<Batch> for DecodedBatch {
+    /// As if it had been encoded, stored and read.
+    fn from(batch: Batch) -> Self {
+        let bytes = encode_batch(&batch);
+        Self { batch, len: bytes.len(), checksum: split_checksum(&bytes).map_or(0, |(_, checksum)| checksum) }
+    }
+}
+
+/// The stored bytes of a batch (`meridian.log.v1.Batch`), with their checksum.
 pub fn encode_batch(batch: &Batch) -> Bytes {
     let transactions = batch.transactions.iter().map(transaction_to_wire).collect();
     let wire = log::Batch {
@@ -24,16 +51,58 @@ pub fn encode_batch(batch: &Batch) -> Bytes {
         sequence: batch.position.sequence,
         time_ms: batch.time_ms,
         transactions,
+        format: FORMAT,
+        crc32c: 0,
     };
-    wire.encode_to_vec().into()
+    let mut bytes = Vec::with_capacity(wire.encoded_len() + 5);
+    // A vector grows as it must: there is always room.
+    wire.encode_raw(&mut bytes);
+    let checksum = crc32c::crc32c(&bytes);
+    bytes.push(CHECKSUM_KEY);
+    bytes.extend_from_slice(&checksum.to_le_bytes());
+    bytes.into()
+}
+
+/// What the checksum covers, and the checksum.
+fn split_checksum(bytes: &[u8]) -> Option<(&[u8], u32)> {
+    let (rest, checksum) = bytes.split_last_chunk::<4>()?;
+    let (key, covered) = rest.split_last()?;
+    (*key == CHECKSUM_KEY).then_some((covered, u32::from_le_bytes(*checksum)))
+}
+
+/// Whether stored bytes are those that their leader made. Returns their checksum.
+///
+/// # Errors
+/// [`InvalidBatch::Checksum`].
+pub fn verify_checksum(bytes: &[u8]) -> Result<u32, InvalidBatch> {
+    match split_checksum(bytes) {
+        Some((covered, checksum)) if crc32c::crc32c(covered) == checksum => Ok(checksum),
+        _ => Err(InvalidBatch::Checksum),
+    }
 }
 
 /// The batch of stored bytes; keys and values share the memory of `bytes`.
 ///
 /// # Errors
-/// [`InvalidBatch`], naming the field.
+/// As [`decode_stored`].
 pub fn decode_batch(bytes: Bytes) -> Result<Batch, InvalidBatch> {
+    decode_stored(bytes).map(|decoded| decoded.batch)
+}
+
+/// The batch of stored bytes, once they are known to be those that the leader made.
+///
+/// # Errors
+/// [`InvalidBatch`]: damaged, or of a later format, or made wrongly.
+pub fn decode_stored(bytes: Bytes) -> Result<DecodedBatch, InvalidBatch> {
+    let (checksum, len) = (verify_checksum(&bytes)?, bytes.len());
     let wire = log::Batch::decode(bytes)?;
+    if wire.format != FORMAT {
+        return Err(InvalidBatch::Format(wire.format));
+    }
+    Ok(DecodedBatch { batch: batch(wire)?, len, checksum })
+}
+
+fn batch(wire: log::Batch) -> Result<Batch, InvalidBatch> {
     let epoch = u16::try_from(wire.epoch).map_err(|_| InvalidBatch::Field("epoch"))?;
     if wire.transactions.len() > Batch::MAX_TRANSACTIONS {
         return Err(InvalidBatch::Field("transactions"));
@@ -168,6 +237,8 @@ mod tests {
         golden.extend(b"\x12\x10\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02\x02");
         golden.extend(b"\x1a\x11\x0a\x01k\x10\x02\x1a\x08\x07\x00\x00\x00\x00\x00\x00\x00\x20\x05");
         golden.extend(b"\x1a\x03\x0a\x01d");
+        golden.extend(b"\x70\x01");
+        golden.extend(b"\x7d\x8a\xcd\x26\x7e");
         assert_eq!(encode_batch(&sample()), golden);
         assert_eq!(decode_batch(golden.into()).unwrap(), sample());
     }
@@ -203,10 +274,44 @@ mod tests {
         assert_eq!(batch_header(&encoded).unwrap(), (Position::new(Epoch(2), 300), 1));
     }
 
+    /// As a leader of whatever version would send it.
+    fn with_checksum(wire: &log::Batch) -> Bytes {
+        let mut bytes = wire.encode_to_vec();
+        let checksum = crc32c::crc32c(&bytes).to_le_bytes();
+        bytes.push(CHECKSUM_KEY);
+        bytes.extend(checksum);
+        bytes.into()
+    }
+
     #[test]
     fn fields_out_of_range_are_named() {
-        let wire = log::Batch { epoch: 70_000, ..Default::default() };
-        let error = decode_batch(wire.encode_to_vec().into()).unwrap_err();
+        let wire = log::Batch { epoch: 70_000, format: FORMAT, ..Default::default() };
+        let error = decode_batch(with_checksum(&wire)).unwrap_err();
         assert_eq!(error.to_string(), "batch field `epoch` is out of its range");
+    }
+
+    #[test]
+    fn no_bit_of_a_batch_changes_unseen() {
+        let bytes = encode_batch(&sample());
+        let whole = decode_stored(bytes.clone()).unwrap();
+        assert_eq!((whole.len, whole.checksum), (bytes.len(), verify_checksum(&bytes).unwrap()));
+        assert_eq!(whole, sample().into());
+        for bit in 0..bytes.len() * 8 {
+            let mut damaged = bytes.to_vec();
+            damaged[bit / 8] ^= 1 << (bit % 8);
+            assert!(matches!(decode_batch(damaged.into()), Err(InvalidBatch::Checksum)), "bit {bit}");
+        }
+        for len in 0..bytes.len() {
+            assert!(matches!(decode_batch(bytes.slice(..len)), Err(InvalidBatch::Checksum)), "{len} bytes");
+        }
+    }
+
+    #[test]
+    fn a_batch_of_another_format_is_not_guessed_at() {
+        for format in [0, FORMAT + 1, u32::MAX] {
+            let wire = log::Batch { epoch: 1, sequence: 1, format, ..Default::default() };
+            let error = decode_batch(with_checksum(&wire)).unwrap_err();
+            assert!(matches!(error, InvalidBatch::Format(found) if found == format), "{error}");
+        }
     }
 }

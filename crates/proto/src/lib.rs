@@ -1,7 +1,9 @@
 //! The wire and disk types, generated from `/proto`, and their conversions to `meridian-types`.
 //!
 //! What always holds here: a conversion checks everything that the target type promises, and its
-//! error names the field. What is absent on purpose: limits and evaluation.
+//! error names the field. A batch carries a checksum that its leader made, and nothing decodes one whose bytes are
+//! others; every message between processes carries one that is verified where it arrives ([`codec`]). What is
+//! absent on purpose: limits and evaluation.
 
 macro_rules! generated {
     ($(#[$doc:meta])* $name:ident, $package:literal) => {
@@ -49,9 +51,13 @@ mod com {
     }
 }
 mod batch;
+mod codec;
 mod transaction;
 
-pub use batch::{InvalidBatch, batch_header, decode_batch, decode_request, encode_batch, encode_request};
+pub use batch::{
+    DecodedBatch, InvalidBatch, batch_header, decode_batch, decode_request, decode_stored, encode_batch,
+    encode_request, verify_checksum,
+};
 pub use com::deno::kv::datapath as kv_connect;
 pub use meridian::admin::v1 as admin;
 pub use meridian::directory::v1 as directory;

@@ -10,6 +10,7 @@
 //!
 //! What is absent on purpose: Raft (see `meridian-consensus`), evaluation (`meridian-txn`), networks.
 
+mod digest;
 mod engine;
 mod error;
 mod forgotten;
@@ -17,18 +18,21 @@ mod group_log;
 mod high_water;
 mod memory;
 mod record;
+mod refusals;
 mod rocks;
 pub mod schema;
 mod shard_state;
 mod snapshot;
 mod syncer;
 
+pub use digest::Digest;
 pub use engine::{Durability, Engine, EngineSnapshot, Scan, Visit, WriteBatch};
 pub use error::{StorageError, fatal};
 pub use forgotten::Forgotten;
 pub use group_log::{GroupId, GroupLog, RecordKind};
 pub use high_water::HighWater;
 pub use memory::MemoryEngine;
+pub use refusals::Refusals;
 pub use rocks::{RocksEngine, RocksOptions};
 pub use shard_state::{Applied, Expired, RaftApplied, ReadView, Replace, ShardState, StateAt};
 pub use snapshot::{StagedState, StateRows, StateSnapshot};

@@ -3,17 +3,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use meridian_proto::{decode_request, encode_request, log};
+use meridian_proto::{DecodedBatch, decode_request, encode_request, log};
 use meridian_txn::{Stored, View};
 use meridian_types::{
-    Batch, DatabaseId, Effect, Entry, Epoch, Position, ReadRange, Refusal, RequestId, ShardId, Versionstamp,
-    WriteOutcome,
+    DatabaseId, Effect, Entry, Epoch, Position, ReadRange, Refusal, RequestId, ShardId, Versionstamp, WriteOutcome,
 };
 use parking_lot::RwLock;
 use prost::Message;
 
+use crate::digest::RecentDigests;
 use crate::schema::{self, APPLIED_KEY, META_FAMILY, StoredValue};
-use crate::{Durability, Engine, Scan, StagedState, StateSnapshot, StorageError, WriteBatch};
+use crate::{Digest, Durability, Engine, Refusals, Scan, StagedState, StateSnapshot, StorageError, WriteBatch};
 
 mod dropped;
 
@@ -27,6 +27,8 @@ pub struct Applied {
     pub total_bytes: u64,
     /// Transactions since the shard was made.
     pub total_transactions: u64,
+    /// Of all batches up to the position: the same on every node that applied the same.
+    pub digest: Digest,
     pub raft: RaftApplied,
 }
 
@@ -46,6 +48,7 @@ impl Applied {
             time_ms: 0,
             total_bytes: 0,
             total_transactions: 0,
+            digest: Digest::default(),
             raft: RaftApplied::default(),
         }
     }
@@ -60,6 +63,7 @@ impl Applied {
             total_bytes: self.total_bytes,
             raft_epoch: self.raft.epoch.map_or(0, |epoch| epoch.0.into()),
             total_transactions: self.total_transactions,
+            digest: self.digest.0,
         }
         .encode_to_vec()
     }
@@ -79,15 +83,16 @@ impl Applied {
             time_ms: wire.time_ms,
             total_bytes: wire.total_bytes,
             total_transactions: wire.total_transactions,
+            digest: Digest(wire.digest),
             raft: RaftApplied { epoch: raft_epoch, log_id: wire.log_id, membership: wire.membership },
         })
     }
 
-    /// Adds `batch`, whose encoding has `len` bytes. It may be the first of a later epoch.
+    /// Adds the next batch. It may be the first of a later epoch.
     ///
     /// # Panics
     /// When the batch is not the next: going on would lose or reorder commits, so the process stops.
-    pub fn advance(&mut self, batch: &Batch, len: usize) {
+    pub fn advance(&mut self, DecodedBatch { batch, len, checksum }: &DecodedBatch) {
         assert!(
             batch.position.sequence == self.position.sequence + 1 && batch.position.epoch >= self.position.epoch,
             "batch {} cannot follow {}: sequences are contiguous, epochs do not go back",
@@ -95,8 +100,9 @@ impl Applied {
             self.position
         );
         self.position = batch.position;
+        self.digest = self.digest.with(batch.position, *checksum);
         self.time_ms = self.time_ms.max(batch.time_ms);
-        self.total_bytes += len as u64;
+        self.total_bytes += *len as u64;
         self.total_transactions += batch.transactions.len() as u64;
     }
 }
@@ -118,13 +124,22 @@ pub struct ShardState {
     /// Of the next staged state: no two share a family.
     next_generation: AtomicU64,
     observer: OnceLock<Observer>,
+    refusals: Refusals,
 }
 
-type Observer = Box<dyn Fn(&[(Batch, usize)]) + Send + Sync>;
+type Observer = Box<dyn Fn(&[DecodedBatch]) + Send + Sync>;
 
 struct Current {
     family: Arc<str>,
     applied: Applied,
+    digests: RecentDigests,
+}
+
+impl Current {
+    fn new(family: Arc<str>, applied: Applied) -> Self {
+        let digests = RecentDigests::starting_at(applied.position, applied.digest);
+        Self { family, applied, digests }
+    }
 }
 
 /// Entries of each range, and the sequence that the state had applied, at least.
@@ -164,9 +179,10 @@ impl ShardState {
         Ok(Self {
             engine,
             shard,
-            current: RwLock::new(Current { family, applied }),
+            current: RwLock::new(Current::new(family, applied)),
             next_generation: AtomicU64::new(generation + 1),
             observer: OnceLock::new(),
+            refusals: Refusals::default(),
         })
     }
 
@@ -196,19 +212,37 @@ impl ShardState {
         self.current.read().applied.position
     }
 
-    /// Applies batches (each with the length of its encoding), and takes over Raft's position, in one write.
+    /// Where the state stands, and what all batches up to there come to.
+    pub fn checkpoint(&self) -> (Position, Digest) {
+        let current = self.current.read();
+        (current.applied.position, current.applied.digest)
+    }
+
+    /// What all batches up to `position` come to, if it was applied not long ago.
+    pub fn digest_at(&self, position: Position) -> Option<Digest> {
+        self.current.read().digests.at(position)
+    }
+
+    /// What others sent of this shard, and this node did not store.
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
+    /// Applies batches, and takes over Raft's position, in one write.
     /// Readable on return; durable after [`ShardState::flush`].
     ///
     /// # Panics
     /// When sequences are not contiguous, see [`Applied::advance`].
-    pub fn apply(&self, batches: &[(Batch, usize)], raft: RaftApplied) -> Result<(), StorageError> {
+    pub fn apply(&self, batches: &[DecodedBatch], raft: RaftApplied) -> Result<(), StorageError> {
         let mut current = self.current.write();
         let mut applied = current.applied.clone();
         applied.raft = raft;
         let (mut writes, mut dropped) = (WriteBatch::default(), Vec::new());
-        for (batch, len) in batches {
-            applied.advance(batch, *len);
-            for (versionstamp, transaction) in batch.iter() {
+        let mut digests = Vec::with_capacity(batches.len());
+        for decoded in batches {
+            applied.advance(decoded);
+            digests.push((applied.position, applied.digest));
+            for (versionstamp, transaction) in decoded.batch.iter() {
                 writes.put(
                     &current.family,
                     schema::request_key(transaction.request_id),
@@ -228,6 +262,9 @@ impl ShardState {
             self.engine.forgotten(&current.family).databases(dropped);
         }
         current.applied = applied;
+        for (position, digest) in digests {
+            current.digests.push(position, digest);
+        }
         drop(current);
         if let Some(observer) = self.observer.get() {
             observer(batches);
@@ -264,9 +301,9 @@ impl ShardState {
         }))
     }
 
-    /// Calls `observer` with the batches of every [`ShardState::apply`] from now on, and the length of their
-    /// encodings. One observer; a second is not taken.
-    pub fn observe(&self, observer: impl Fn(&[(Batch, usize)]) + Send + Sync + 'static) {
+    /// Calls `observer` with the batches of every [`ShardState::apply`] from now on. One observer; a second is
+    /// not taken.
+    pub fn observe(&self, observer: impl Fn(&[DecodedBatch]) + Send + Sync + 'static) {
         // A second observer would be a bug of this process's start-up, and harmless.
         drop(self.observer.set(Box::new(observer)));
     }
@@ -354,7 +391,7 @@ impl ShardState {
             name.put(&META_FAMILY.into(), schema::current_family_key(self.shard), family.as_bytes().to_vec());
             self.engine.write(name, Durability::Logged)?;
             self.engine.sync()?;
-            std::mem::replace(&mut *current, Current { family, applied: applied.clone() })
+            std::mem::replace(&mut *current, Current::new(family, applied.clone()))
         };
         self.engine.drop_family(&old.family)?;
         Ok(applied)

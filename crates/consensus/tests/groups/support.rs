@@ -69,6 +69,7 @@ pub(crate) struct Node {
     pub(crate) service: RaftService,
     pub(crate) timing: RaftTiming,
     pub(crate) wire: Arc<Wire>,
+    /// Where it is called.
     pub(crate) address: SocketAddr,
     syncer: Arc<Syncer>,
     folder: Arc<tempfile::TempDir>,
@@ -134,7 +135,7 @@ impl Node {
     /// As a replica does, with batches of epoch 1 up to `sequence`, of the history `text`.
     pub(crate) fn replicate(&self, sequence: u64, text: &str) {
         for next in self.state.position().sequence + 1..=sequence {
-            self.state.apply(&[(batch(at(1, next), text), 1)], RaftApplied::default()).unwrap();
+            self.state.apply(&[batch(at(1, next), text).into()], RaftApplied::default()).unwrap();
         }
     }
 

@@ -27,8 +27,8 @@ fn at(epoch: u16, sequence: u64) -> Position {
     Position::new(Epoch(epoch), sequence)
 }
 
-fn batches(positions: &[(u16, u64)]) -> Vec<(Position, Bytes)> {
-    positions.iter().map(|(epoch, sequence)| (at(*epoch, *sequence), Bytes::new())).collect()
+fn batches(positions: &[(u16, u64)]) -> Vec<Position> {
+    positions.iter().map(|(epoch, sequence)| at(*epoch, *sequence)).collect()
 }
 
 #[test]

@@ -122,7 +122,7 @@ fn what_is_saved_is_listed_and_read() {
 fn the_bytes_of_a_file_are_golden() {
     let folder = tempfile::tempdir().unwrap();
     let stored = batch(11, 0);
-    assert_eq!(stored, b"\x08\x01\x10\x0b\x18\xf3\x07");
+    assert_eq!(stored, b"\x08\x01\x10\x0b\x18\xf3\x07\x70\x01\x7d\x88\x2d\xa9\x54");
     let mut writer = writer(folder.path());
     writer.push(&stored, true).unwrap();
     writer.set_committed_total(12);
@@ -137,9 +137,9 @@ fn the_bytes_of_a_file_are_golden() {
     let golden = [
         b"meridian orphans 1\n".to_vec(),
         record(b"\x01\x03\0\0\0\x02\0\x01\0\x0a\0\0\0\0\0\0\0"),
-        record(b"\x02\x0a\x07\x08\x01\x10\x0b\x18\xf3\x07\x10\x01"),
+        record(&[b"\x02\x0a\x0e".as_slice(), &stored, b"\x10\x01"].concat()),
     ];
-    let counted = [b"\x03".as_slice(), &number(1), &number(0), &number(0), &number(1011), &number(1011), &number(7)];
+    let counted = [b"\x03".as_slice(), &number(1), &number(0), &number(0), &number(1011), &number(1011), &number(14)];
     let counted = counted.concat();
     let end = [counted.as_slice(), &number(5), &number(10), &number(12)].concat();
     let path = folder.path().join("orphans").join(NAME);

@@ -4,20 +4,20 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
+use meridian_proto::DecodedBatch;
 use meridian_proto::shipping::{self as wire, shipment, shipping_client::ShippingClient, subscribe_request};
 use meridian_shipping::{
     Heartbeat, Receiver, ReceiverAction, ReceiverConfig, ReceiverEvent, RelayConfig, RelayElection, Status,
     StreamEvent, StreamId,
 };
-use meridian_storage::{Applied, GroupId, GroupLog, RaftApplied, StagedState, StorageError};
+use meridian_storage::{Applied, GroupId, GroupLog, RaftApplied, ShardState, StagedState, StorageError};
 use meridian_types::{Epoch, NodeId, Position};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
-use super::{Command, ReplicaParts, ReplicaStatus, decode};
-use crate::drain::{self, Target};
+use super::{Command, ReplicaParts, ReplicaStatus};
+use crate::drain::{self, Shipped, Target};
 use crate::history::History;
 use crate::lost_tail;
 use crate::peers::MAX_MESSAGE_BYTES;
@@ -32,11 +32,11 @@ const STREAM_EVENTS: usize = 256;
 /// A replica this near to the newest commit it was told of serves eventual reads.
 const CAUGHT_UP_BATCHES: u64 = 1000;
 
-/// What comes over a stream, with the bytes where it is a batch.
+/// What comes over a stream, with the batch where it is one.
 struct Incoming {
     stream: StreamId,
     event: StreamEvent,
-    bytes: Bytes,
+    shipped: Option<Shipped>,
 }
 
 enum Internal {
@@ -74,9 +74,9 @@ pub(super) struct Driver {
     internal_events: Option<mpsc::UnboundedReceiver<Internal>>,
     stream: Option<OpenStream>,
     /// Appended to the log, and to be applied once they are durable.
-    unapplied: VecDeque<(Position, Bytes)>,
+    unapplied: VecDeque<DecodedBatch>,
     /// To be appended to the log next, together.
-    unsynced: Vec<(Position, Bytes)>,
+    unsynced: Vec<Shipped>,
     /// What is durable and was not yet said.
     unreported: Option<(StreamId, Position)>,
     /// The fetch of a snapshot, while there is one, and its number.
@@ -171,7 +171,7 @@ impl Driver {
                 },
                 _ = ticks.tick() => {
                     self.set_members();
-                    self.step(ReceiverEvent::Tick, Bytes::new());
+                    self.step(ReceiverEvent::Tick, None);
                     self.report_again();
                     self.choose_source();
                 }
@@ -214,7 +214,7 @@ impl Driver {
             }
             Command::Seal { epoch, reply } => {
                 self.sealing.push(reply);
-                self.step(ReceiverEvent::Seal { epoch }, Bytes::new());
+                self.step(ReceiverEvent::Seal { epoch }, None);
             }
             // Who asked has asked again since.
             Command::Drain { reply, .. } if reply.is_closed() => {}
@@ -226,7 +226,7 @@ impl Driver {
                 let pulled = self.pull(source, through).await;
                 let position = self.parts.state.position();
                 self.applied.send_replace((position.sequence, 0));
-                self.step(ReceiverEvent::Drained { position }, Bytes::new());
+                self.step(ReceiverEvent::Drained { position }, None);
                 drop(reply.send(pulled.map(|()| position)));
             }
             Command::Stop { .. } => {}
@@ -258,7 +258,7 @@ impl Driver {
             let Applied { position, .. } = drain::put_in_place(&target, staged, through).await?;
             self.unapplied.clear();
             self.purged.send_replace(position.sequence);
-            self.step(ReceiverEvent::SnapshotInstalled { position }, Bytes::new());
+            self.step(ReceiverEvent::SnapshotInstalled { position }, None);
         }
     }
 
@@ -271,7 +271,7 @@ impl Driver {
     /// Goes through every epoch that the receiver has not heard of, in order.
     fn follow(&mut self, history: &History) {
         for (epoch, base) in history.bases() {
-            self.step(ReceiverEvent::Epoch { epoch: *epoch, base: *base }, Bytes::new());
+            self.step(ReceiverEvent::Epoch { epoch: *epoch, base: *base }, None);
         }
         self.members_version = None;
         self.set_members();
@@ -323,14 +323,14 @@ impl Driver {
         if let StreamEvent::Heartbeat(heartbeat) = &incoming.event {
             self.election.heard(self.now(), heartbeat.status);
         }
-        self.step(ReceiverEvent::Stream(incoming.stream, incoming.event), incoming.bytes);
+        self.step(ReceiverEvent::Stream(incoming.stream, incoming.event), incoming.shipped);
     }
 
     fn internal(&mut self, event: Internal) {
         match event {
             Internal::Persisted(position) => {
                 self.apply_through(position);
-                self.step(ReceiverEvent::Persisted { position }, Bytes::new());
+                self.step(ReceiverEvent::Persisted { position }, None);
             }
             // One that was cancelled may have come to its end all the same.
             Internal::Fetched(number, fetched) if self.staged.as_ref().is_some_and(|(of, _)| *of == number) => {
@@ -341,7 +341,7 @@ impl Driver {
                 }
             }
             Internal::Fetched(..) => {}
-            Internal::Cancelled => self.step(ReceiverEvent::SnapshotFailed, Bytes::new()),
+            Internal::Cancelled => self.step(ReceiverEvent::SnapshotFailed, None),
             Internal::Installed(Ok(applied)) => {
                 self.installing = false;
                 let position = applied.position;
@@ -349,7 +349,7 @@ impl Driver {
                 self.unapplied.clear();
                 self.purged.send_replace(position.sequence);
                 self.applied.send_replace((position.sequence, 0));
-                self.step(ReceiverEvent::SnapshotInstalled { position }, Bytes::new());
+                self.step(ReceiverEvent::SnapshotInstalled { position }, None);
             }
             Internal::Installed(Err(error)) => {
                 self.installing = false;
@@ -360,13 +360,13 @@ impl Driver {
 
     fn snapshot_failed(&mut self, error: &StorageError) {
         tracing::warn!(group = %self.group(), %error, "a state snapshot could not be installed");
-        self.step(ReceiverEvent::SnapshotFailed, Bytes::new());
+        self.step(ReceiverEvent::SnapshotFailed, None);
     }
 
     /// Installs what was fetched, off the runtime. Nothing is being persisted meanwhile.
     fn install(&mut self, staged: StagedState) {
         self.installing = true;
-        self.step(ReceiverEvent::SnapshotFetched, Bytes::new());
+        self.step(ReceiverEvent::SnapshotFetched, None);
         let diverged = self.history.leaves(self.parts.state.position()).is_some();
         let (state, log, internal) = (Arc::clone(&self.parts.state), self.log.clone(), self.internal.clone());
         tokio::task::spawn_blocking(move || {
@@ -378,9 +378,8 @@ impl Driver {
     /// Applies what is durable now.
     fn apply_through(&mut self, position: Position) {
         let mut batches = Vec::new();
-        while self.unapplied.front().is_some_and(|(next, _)| *next <= position) {
-            let Some((_, bytes)) = self.unapplied.pop_front() else { break };
-            batches.push(or_fatal(decode(bytes)));
+        while self.unapplied.front().is_some_and(|next| next.batch.position <= position) {
+            batches.extend(self.unapplied.pop_front());
         }
         if !batches.is_empty() {
             or_fatal(self.parts.state.apply(&batches, RaftApplied::default()));
@@ -392,17 +391,18 @@ impl Driver {
         let now = self.now();
         let own = self.receiver.status(now, self.parts.node_id);
         let source = self.election.choose(now, &own);
-        self.step(ReceiverEvent::Source(source), Bytes::new());
+        self.step(ReceiverEvent::Source(source), None);
     }
 
-    fn step(&mut self, event: ReceiverEvent, bytes: Bytes) {
+    /// `shipped`: the batch, where the event is one.
+    fn step(&mut self, event: ReceiverEvent, mut shipped: Option<Shipped>) {
         let actions = self.receiver.step(self.now(), rand::random(), event);
         for action in actions {
-            self.carry_out(action, &bytes);
+            self.carry_out(action, &mut shipped);
         }
     }
 
-    fn carry_out(&mut self, action: ReceiverAction, bytes: &Bytes) {
+    fn carry_out(&mut self, action: ReceiverAction, shipped: &mut Option<Shipped>) {
         match action {
             ReceiverAction::Connect { stream, source, from } => self.connect(stream, source, from),
             ReceiverAction::CloseStream { stream } => {
@@ -412,7 +412,7 @@ impl Driver {
                     open.task.abort();
                 }
             }
-            ReceiverAction::Persist { position } => self.unsynced.push((position, bytes.clone())),
+            ReceiverAction::Persist { .. } => self.unsynced.extend(shipped.take()),
             ReceiverAction::ReportDurable { stream, position } => {
                 self.unreported = Some((stream, position));
                 self.report_again();
@@ -490,14 +490,14 @@ impl Driver {
         let message = Some(subscribe_request::Message::Start(start));
         reports.try_send(wire::SubscribeRequest { message }).ok();
         let channel = self.parts.peers.shipping(source);
-        let events = self.streams.clone();
+        let (events, state) = (self.streams.clone(), Arc::clone(&self.parts.state));
         let task = tokio::spawn(async move {
             if let Some(channel) = channel
-                && let Err(status) = read_stream(channel, requests, stream, &events).await
+                && let Err(status) = read_stream(channel, requests, &state, stream, &events).await
             {
                 tracing::debug!(source, %status, "a log stream ended");
             }
-            let closed = Incoming { stream, event: StreamEvent::Closed, bytes: Bytes::new() };
+            let closed = Incoming { stream, event: StreamEvent::Closed, shipped: None };
             drop(events.send(closed).await);
         });
         self.stream = Some(OpenStream { id: stream, source, reports, task });
@@ -505,11 +505,10 @@ impl Driver {
 
     /// Appends what this round brought, and reports it when it is durable.
     fn append(&mut self) {
-        let Some((last, _)) = self.unsynced.last() else { return };
-        let last = *last;
-        let records = self.unsynced.iter().map(|(position, bytes)| (position.sequence, bytes.as_ref()));
+        let Some(last) = self.unsynced.last().map(Shipped::position) else { return };
+        let records = self.unsynced.iter().map(|next| (next.position().sequence, next.bytes.as_ref()));
         or_fatal(self.log.append(records));
-        self.unapplied.extend(self.unsynced.drain(..));
+        self.unapplied.extend(self.unsynced.drain(..).map(|next| next.decoded));
         let internal = self.internal.clone();
         self.parts.syncer.sync_then(move || drop(internal.send(Internal::Persisted(last))));
     }
@@ -541,6 +540,7 @@ impl Driver {
 async fn read_stream(
     channel: tonic::transport::Channel,
     requests: mpsc::Receiver<wire::SubscribeRequest>,
+    state: &ShardState,
     stream: StreamId,
     events: &mpsc::Sender<Incoming>,
 ) -> Result<(), tonic::Status> {
@@ -552,27 +552,27 @@ async fn read_stream(
         match shipment.message.ok_or_else(|| malformed("empty"))? {
             shipment::Message::OpenedEpoch(epoch) => {
                 let epoch = u16::try_from(epoch).map_err(|_| malformed("epoch"))?;
-                found.push((StreamEvent::Connected { epoch: meridian_types::Epoch(epoch) }, Bytes::new()));
+                found.push((StreamEvent::Connected { epoch: meridian_types::Epoch(epoch) }, None));
             }
             shipment::Message::Heartbeat(heartbeat) => {
                 let heartbeat: Heartbeat = heartbeat_from_wire(heartbeat).ok_or_else(|| malformed("heartbeat"))?;
-                found.push((StreamEvent::Heartbeat(heartbeat), Bytes::new()));
+                found.push((StreamEvent::Heartbeat(heartbeat), None));
             }
             shipment::Message::SnapshotNeeded(needed) => {
-                found.push((StreamEvent::SnapshotNeeded { diverged: needed.diverged }, Bytes::new()));
+                found.push((StreamEvent::SnapshotNeeded { diverged: needed.diverged }, None));
             }
             shipment::Message::Batches(batches) => {
                 metrics::counter!("meridian_shipping_received_wire_bytes_total").increment(batches.zstd.len() as u64);
-                let (mut previous, batches) = drain::unpack(&batches).map_err(|error| malformed(&error))?;
-                for (position, bytes) in batches {
-                    let len = bytes.len() as u64;
-                    found.push((StreamEvent::Batch { position, previous, bytes: len }, bytes));
+                let (mut previous, batches) = drain::unpack(state, &batches).map_err(|error| malformed(&error))?;
+                for shipped in batches {
+                    let (position, bytes) = (shipped.position(), shipped.bytes.len() as u64);
+                    found.push((StreamEvent::Batch { position, previous, bytes }, Some(shipped)));
                     previous = position;
                 }
             }
         }
-        for (event, bytes) in found {
-            if events.send(Incoming { stream, event, bytes }).await.is_err() {
+        for (event, shipped) in found {
+            if events.send(Incoming { stream, event, shipped }).await.is_err() {
                 return Ok(());
             }
         }

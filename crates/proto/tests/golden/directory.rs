@@ -18,6 +18,8 @@ fn shard_report(n: u32) -> (directory::ShardReport, Fields) {
         heard_transactions: L + 10,
         heard_time_ms: L + 11,
         dropped: vec![Bytes::from_static(&[12; 16])],
+        divergences: vec![directory::Divergence { node_id: L + 1, position: Some(position.clone()) }],
+        refuses: "damaged".to_owned(),
     };
     let fields = vec![
         field_varint(1, n.into()),
@@ -31,6 +33,8 @@ fn shard_report(n: u32) -> (directory::ShardReport, Fields) {
         field_varint(10, L + 10),
         field_varint(11, L + 11),
         field_bytes(12, &[12; 16]),
+        field_message(14, &[field_varint(1, L + 1), field_message(2, &position_fields)]),
+        field_bytes(15, b"damaged"),
     ];
     (message, fields)
 }

@@ -37,6 +37,16 @@ pub(crate) fn field_signed(field: u64, value: i64) -> Vec<u8> {
     field_varint(field, u64::from_le_bytes(value.to_le_bytes()))
 }
 
+/// fixed32: wire type 5.
+pub(crate) fn field_fixed32(field: u64, value: u32) -> Vec<u8> {
+    [tag(field, 5), value.to_le_bytes().to_vec()].concat()
+}
+
+/// fixed64: wire type 1.
+pub(crate) fn field_fixed64(field: u64, value: u64) -> Vec<u8> {
+    [tag(field, 1), value.to_le_bytes().to_vec()].concat()
+}
+
 /// bytes, string: wire type 2. A repeated field has one of these for each element.
 pub(crate) fn field_bytes(field: u64, value: &[u8]) -> Vec<u8> {
     [tag(field, 2), varint(value.len() as u64), value.to_vec()].concat()

@@ -2,7 +2,9 @@ use bytes::Bytes;
 use meridian_proto::log;
 use prost::Message;
 
-use crate::fields::{Fields, L, assert_golden, field_bytes, field_message, field_packed, field_varint};
+use crate::fields::{
+    Fields, L, assert_golden, field_bytes, field_fixed32, field_fixed64, field_message, field_packed, field_varint,
+};
 
 pub(crate) fn log_id(n: u64) -> (log::LogId, Fields) {
     let message = log::LogId { term: L + n, index: L + n + 1 };
@@ -59,6 +61,7 @@ fn the_applied_position_is_golden() {
         total_bytes: L + 6,
         raft_epoch: 7,
         total_transactions: L + 8,
+        digest: L + 15,
     };
     let golden = [
         field_varint(1, 1),
@@ -69,6 +72,7 @@ fn the_applied_position_is_golden() {
         field_varint(6, L + 6),
         field_varint(7, 7),
         field_varint(8, L + 8),
+        field_fixed64(15, L + 15),
     ];
     assert_golden(&applied, &golden);
 }
@@ -104,9 +108,17 @@ fn a_batch_is_golden_and_its_header_can_be_read_alone() {
             field_message(3, &effect_fields),
             field_message(4, &[refusal_field]),
         ];
-        let batch = log::Batch { epoch: 1, sequence: L + 2, time_ms: L + 3, transactions: vec![transaction] };
+        let batch = log::Batch {
+            epoch: 1,
+            sequence: L + 2,
+            time_ms: L + 3,
+            transactions: vec![transaction],
+            format: 14,
+            crc32c: 15,
+        };
         let header_fields = vec![field_varint(1, 1), field_varint(2, L + 2), field_varint(3, L + 3)];
-        let batch_fields = [header_fields.clone(), vec![field_message(4, &transaction_fields)]].concat();
+        let fields = vec![field_message(4, &transaction_fields), field_varint(14, 14), field_fixed32(15, 15)];
+        let batch_fields = [header_fields.clone(), fields].concat();
         assert_golden(&batch, &batch_fields);
 
         let header = log::BatchHeader { epoch: 1, sequence: L + 2, time_ms: L + 3 };

@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use meridian_proto::shipping;
 
-use crate::fields::{Fields, L, assert_golden, field_bytes, field_message, field_varint};
+use crate::fields::{Fields, L, assert_golden, field_bytes, field_fixed64, field_message, field_varint};
 
 pub(crate) fn position(n: u32) -> (shipping::Position, Fields) {
     let message = shipping::Position { epoch: n, sequence: L + u64::from(n) };
@@ -78,8 +78,14 @@ fn announcements_are_golden() {
     let (far, far_fields) = status(35);
     // A voter says 0, which is not the same as no contact.
     let (voter, voter_fields) = status(0);
-    let request = shipping::AnnounceRequest { statuses: vec![far, voter], disk_full: true };
-    assert_golden(&request, &[field_message(1, &far_fields), field_message(1, &voter_fields), field_varint(2, 1)]);
+    let (position, position_fields) = position(3);
+    let checkpoint = shipping::Checkpoint { shard: 1, node_id: L + 2, applied: Some(position), digest: L + 4 };
+    let checkpoint_fields =
+        [field_varint(1, 1), field_varint(2, L + 2), field_message(3, &position_fields), field_fixed64(4, L + 4)];
+    let checkpoints = vec![checkpoint];
+    let request = shipping::AnnounceRequest { statuses: vec![far, voter], disk_full: true, checkpoints };
+    let statuses = [field_message(1, &far_fields), field_message(1, &voter_fields), field_varint(2, 1)];
+    assert_golden(&request, &[statuses.as_slice(), &[field_message(15, &checkpoint_fields)]].concat());
     assert_golden(&shipping::AnnounceResponse {}, &[]);
 }
 

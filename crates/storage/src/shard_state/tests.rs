@@ -1,4 +1,4 @@
-use meridian_types::{CommittedTransaction, Value, ValueEncoding};
+use meridian_types::{Batch, CommittedTransaction, Value, ValueEncoding};
 
 use super::*;
 use crate::{MemoryEngine, RocksEngine, RocksOptions};
@@ -14,10 +14,11 @@ fn put(key: &str, text: &str, expire_at_ms: u64) -> Effect {
     Effect::Put { key: Bytes::copy_from_slice(key.as_bytes()), value: value(text), expire_at_ms }
 }
 
-fn batch(sequence: u64, effects: Vec<Effect>) -> (Batch, usize) {
+fn batch(sequence: u64, effects: Vec<Effect>) -> DecodedBatch {
     let request_id = RequestId([u8::try_from(sequence).unwrap(); 16]);
     let transactions = vec![CommittedTransaction { request_id, database: DATABASE, effects, refusal: None }];
-    (Batch { position: Position::new(Epoch(1), sequence), time_ms: sequence, transactions }, 10)
+    let batch = Batch { position: Position::new(Epoch(1), sequence), time_ms: sequence, transactions };
+    DecodedBatch { batch, len: 10, checksum: 7 }
 }
 
 fn all(limit: u32, reverse: bool) -> ReadRange {
@@ -69,7 +70,7 @@ fn a_gap_stops_the_process() {
 fn sequences_go_on_from_one_epoch_to_the_next() {
     let state = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
     let mut next = batch(2, vec![put("a", "2", 0)]);
-    next.0.position.epoch = Epoch(3);
+    next.batch.position.epoch = Epoch(3);
     state.apply(&[batch(1, vec![put("a", "1", 0)]), next], RaftApplied::default()).unwrap();
     assert_eq!(state.position(), Position::new(Epoch(3), 2));
     assert_eq!((state.applied().total_transactions, state.applied().total_bytes), (2, 20));
@@ -77,11 +78,34 @@ fn sequences_go_on_from_one_epoch_to_the_next() {
 }
 
 #[test]
+fn histories_that_differ_in_a_bit_have_other_digests_from_there_on() {
+    let engine = Arc::new(MemoryEngine::default());
+    let state = ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, SHARD).unwrap();
+    let other = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
+    for sequence in 1..=9 {
+        state.apply(&[batch(sequence, vec![])], RaftApplied::default()).unwrap();
+        let checksum = if sequence == 5 { 6 } else { 7 };
+        other.apply(&[DecodedBatch { checksum, ..batch(sequence, vec![]) }], RaftApplied::default()).unwrap();
+    }
+    for sequence in 1..=9 {
+        let at = Position::new(Epoch(1), sequence);
+        assert_eq!(state.digest_at(at) == other.digest_at(at), sequence < 5, "at {at}");
+        assert!(state.digest_at(at).is_some());
+    }
+    // The digest is written with the position, and no other is known after a start.
+    let (at, digest) = (state.position(), state.applied().digest);
+    state.flush().unwrap();
+    let state = ShardState::open(Arc::new(engine.crash(0)), SHARD).unwrap();
+    assert_eq!((state.applied().digest, state.digest_at(at)), (digest, Some(digest)));
+    assert_eq!(state.digest_at(Position::new(Epoch(1), 8)), None);
+}
+
+#[test]
 #[should_panic(expected = "batch 1.2 cannot follow 2.1")]
 fn an_epoch_that_goes_back_stops_the_process() {
     let state = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
     let mut first = batch(1, vec![]);
-    first.0.position.epoch = Epoch(2);
+    first.batch.position.epoch = Epoch(2);
     state.apply(&[first], RaftApplied::default()).unwrap();
     drop(state.apply(&[batch(2, vec![])], RaftApplied::default()));
 }
@@ -93,17 +117,18 @@ fn applied_positions_are_golden_and_older_ones_are_read() {
         time_ms: 5,
         total_bytes: 7,
         total_transactions: 9,
+        digest: Digest(0x0807_0605_0403_0201),
         raft: RaftApplied {
             epoch: Some(Epoch(3)),
             log_id: Some(log::LogId { term: 4, index: 6 }),
             membership: Some(log::StoredMembership::default()),
         },
     };
-    let golden = b"\x08\x02\x10\xac\x02\x18\x05\x22\x04\x08\x04\x10\x06\x2a\x00\x30\x07\x38\x03\x40\x09";
+    let golden = b"\x08\x02\x10\xac\x02\x18\x05\x22\x04\x08\x04\x10\x06\x2a\x00\x30\x07\x38\x03\x40\x09\x79\x01\x02\x03\x04\x05\x06\x07\x08";
     assert_eq!(applied.encode(), golden);
     assert_eq!(Applied::decode(Bytes::from_static(golden)).unwrap(), applied);
-    // Before the last two fields were added.
-    let (older, _) = golden.split_at(golden.len() - 4);
+    // Before the last three fields were added.
+    let (older, _) = golden.split_at(golden.len() - 13);
     let older = Applied::decode(Bytes::copy_from_slice(older)).unwrap();
     assert_eq!((older.raft.epoch, older.total_transactions), (Some(Epoch(2)), 0));
     let follower = Applied { raft: RaftApplied::default(), ..applied };
@@ -164,6 +189,9 @@ fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
         assert_eq!(texts(&target, all(9, false), 0), ["1", "2"]);
         let after = ShardState::open(Arc::new(twin.crash(0)), SHARD).unwrap();
         assert_eq!(texts(&after, all(9, false), 0), ["1", "2"]);
+        // What the snapshot's history came to goes on here, and is compared from here on.
+        assert_eq!(target.applied().digest, snapshot.applied().digest);
+        assert_eq!(target.digest_at(target.position()), Some(snapshot.applied().digest));
         // Two at a time do not meet: dropping one leaves the other, and what is in use, alone.
         let (first, mut second) = (target.stage().unwrap(), target.stage().unwrap());
         second.add(snapshot.rows(&[], usize::MAX).unwrap()).unwrap();
@@ -171,6 +199,7 @@ fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
         target.install(second, RaftApplied::default(), Replace::Older).unwrap();
         assert_eq!(texts(&target, all(9, false), 0), ["1", "2"]);
         target.apply(&[batch(2, vec![])], RaftApplied::default()).unwrap();
+        assert_eq!(target.applied().digest, source.applied().digest, "the batches of both have the same checksums");
         let mut older = target.stage().unwrap();
         older.add(snapshot.rows(&[], usize::MAX).unwrap()).unwrap();
         let refusal = target.install(older, RaftApplied::default(), Replace::Older).unwrap_err().to_string();

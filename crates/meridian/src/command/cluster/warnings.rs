@@ -1,6 +1,6 @@
 //! What an operator should know: the worst first.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use meridian_failover::{Cluster, Phase, RpoMode, Shard};
 use meridian_types::{NodeId, ShardId};
@@ -20,15 +20,46 @@ pub(super) fn of(view: &View, now_ms: u64) -> Vec<String> {
     if view.cluster.version == 0 {
         warnings.push("the directory has not begun: this is what a node's configuration says".to_owned());
     }
+    divergence_warnings(view, &mut warnings);
     for (id, shard) in &view.cluster.shards {
         shard_warnings(view, *id, shard, now_ms, &mut warnings);
     }
     directory_warnings(view, &mut warnings);
+    refusal_warnings(view, &mut warnings);
     node_warnings(view, &mut warnings);
     for (id, shard) in &view.cluster.shards {
         standing_warnings(&view.cluster, *id, shard, &mut warnings);
     }
     warnings
+}
+
+/// Nodes that should hold the same and do not. Both may say so.
+fn divergence_warnings(view: &View, warnings: &mut Vec<String>) {
+    let mut found = BTreeMap::new();
+    for (node, contact) in &view.contacts {
+        for (shard, other, position) in &contact.differs {
+            let pair = (*shard, *node.min(other), *node.max(other));
+            let first = found.entry(pair).or_insert(*position);
+            *first = position.min(first).to_owned();
+        }
+    }
+    for ((shard, one, other), position) in found {
+        let [one, other] = [one, other].map(|node| selection::node_name(&view.cluster, node));
+        warnings.push(format!(
+            "shard {shard}: {one} and {other} applied different batches, up to {position} at the latest. Whichever differs \
+             from others too serves what was never committed: stop it, and give it an empty data folder"
+        ));
+    }
+}
+
+/// Nodes that fall behind because what others send is damaged on the way, or of a later version.
+fn refusal_warnings(view: &View, warnings: &mut Vec<String>) {
+    for (node, contact) in view.contacts.iter().filter(|(_, contact)| is_fresh(contact.age_ms)) {
+        for (shard, why) in &contact.refuses {
+            let node = selection::node_name(&view.cluster, *node);
+            warnings.push(format!("shard {shard}: {node} does not store what it is sent: {why}"));
+        }
+    }
 }
 
 /// What keeps a shard from serving, or from being safe, now.
@@ -231,6 +262,26 @@ mod tests {
         alone.contacts.remove(&6);
         has(&alone, "shard 1 is followed by no other region");
         has(&alone, "region-3-a was not heard of since the directory has this leader");
+    }
+
+    #[test]
+    fn nodes_that_hold_something_else_are_named_once_with_the_shard_and_the_position() {
+        let mut view = view();
+        let at = |sequence| meridian_types::Position::new(meridian_types::Epoch(1), sequence);
+        view.contacts.get_mut(&1).unwrap().differs.push((ShardId(1), 5, at(42)));
+        view.contacts.get_mut(&5).unwrap().differs.push((ShardId(1), 1, at(40)));
+        let warnings = of(&view, 0);
+        assert_eq!(warnings.len(), 1, "{warnings:#?}");
+        has(&view, "shard 1: region-1-a and region-2-b applied different batches, up to 1.40 at the latest");
+    }
+
+    #[test]
+    fn a_node_that_refuses_what_it_is_sent_is_named_with_the_reason() {
+        let mut view = view();
+        view.contacts.get_mut(&5).unwrap().refuses.insert(ShardId(1), "it is of format 2".to_owned());
+        has(&view, "shard 1: region-2-b does not store what it is sent: it is of format 2");
+        view.contacts.get_mut(&5).unwrap().age_ms = 60_000;
+        assert!(!of(&view, 0).iter().any(|warning| warning.contains("does not store")));
     }
 
     #[test]

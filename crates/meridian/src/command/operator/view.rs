@@ -29,6 +29,10 @@ pub(crate) struct Contact {
     pub(crate) reports: BTreeMap<ShardId, Report>,
     /// Of the databases that are being deleted, those whose data the node has dropped.
     pub(crate) dropped: BTreeSet<DatabaseId>,
+    /// Nodes that applied something else than this one, and at which position that was first seen.
+    pub(crate) differs: Vec<(ShardId, NodeId, Position)>,
+    /// Why it does not store what others send it.
+    pub(crate) refuses: BTreeMap<ShardId, String>,
 }
 
 /// What a node said of one shard.
@@ -57,8 +61,11 @@ impl View {
         let contact = |contact: wire::NodeContact| {
             let dropped = contact.reports.iter().flat_map(|report| &report.dropped);
             let dropped = dropped.filter_map(|id| id.as_ref().try_into().ok().map(DatabaseId)).collect();
+            let differs = contact.reports.iter().flat_map(divergences).collect();
+            let refuses = contact.reports.iter().filter(|report| !report.refuses.is_empty());
+            let refuses = refuses.map(|report| (ShardId(report.shard), report.refuses.clone())).collect();
             let reports = contact.reports.into_iter().filter_map(report).collect();
-            (contact.node_id, Contact { age_ms: contact.age_ms, reports, dropped })
+            (contact.node_id, Contact { age_ms: contact.age_ms, reports, dropped, differs, refuses })
         };
         Ok(Self {
             cluster,
@@ -99,16 +106,24 @@ impl View {
 
 /// `None` for what no node of this version says.
 fn report(wire: wire::ShardReport) -> Option<(ShardId, Report)> {
-    let position = wire.position?;
     let report = Report {
         epoch: Epoch(u16::try_from(wire.epoch).ok()?),
-        position: Position::new(Epoch(u16::try_from(position.epoch).ok()?), position.sequence),
+        position: position(wire.position?)?,
         transactions: wire.transactions,
         time_ms: wire.time_ms,
         leads: wire.leads,
         lag_ms: wire.lag_ms,
     };
     Some((ShardId(wire.shard), report))
+}
+
+fn divergences(report: &wire::ShardReport) -> impl Iterator<Item = (ShardId, NodeId, Position)> {
+    let shard = ShardId(report.shard);
+    report.divergences.iter().filter_map(move |other| Some((shard, other.node_id, position(other.position?)?)))
+}
+
+fn position(wire: meridian_proto::shipping::Position) -> Option<Position> {
+    Some(Position::new(Epoch(u16::try_from(wire.epoch).ok()?), wire.sequence))
 }
 
 #[cfg(test)]

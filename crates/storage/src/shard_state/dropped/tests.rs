@@ -1,4 +1,5 @@
 use bytes::Bytes;
+use meridian_proto::DecodedBatch;
 use meridian_types::{
     Batch, CommittedTransaction, Effect, Epoch, Position, ReadRange, RequestId, ShardId, Value, ValueEncoding,
 };
@@ -11,13 +12,13 @@ const GONE: DatabaseId = DatabaseId([0xff; 16]);
 const KEPT: DatabaseId = DatabaseId([0xfe; 16]);
 const ROWS: u32 = 2000;
 
-fn batch(sequence: u64, transactions: Vec<(DatabaseId, Vec<Effect>)>) -> (Batch, usize) {
+fn batch(sequence: u64, transactions: Vec<(DatabaseId, Vec<Effect>)>) -> DecodedBatch {
     let transaction = |(database, effects)| {
         let request_id = RequestId::generate();
         CommittedTransaction { request_id, database, effects, refusal: None }
     };
     let transactions = transactions.into_iter().map(transaction).collect();
-    (Batch { position: Position::new(Epoch(1), sequence), time_ms: sequence, transactions }, 10)
+    Batch { position: Position::new(Epoch(1), sequence), time_ms: sequence, transactions }.into()
 }
 
 /// Rows that do not compress, each of which is to expire.

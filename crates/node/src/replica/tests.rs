@@ -1,0 +1,178 @@
+//! A replica and a source that it cannot trust.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::Stream;
+use meridian_consensus::Transfer;
+use meridian_gateway::Access;
+use meridian_proto::log;
+use meridian_proto::shipping::{self as wire, shipment, shipping_server};
+use meridian_storage::{MemoryEngine, StagedState, StateSnapshot};
+use meridian_types::Batch;
+use prost::Message;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::{Request, Response, Streaming};
+
+use super::*;
+use crate::directory::first_cluster;
+use crate::topology::Topology;
+
+const SHARD: ShardId = ShardId(1);
+const DEADLINE: Duration = Duration::from_secs(30);
+
+fn at(sequence: u64) -> Position {
+    Position::new(Epoch(1), sequence)
+}
+
+/// The stored bytes of the batch at a sequence.
+fn stored(sequence: u64) -> Bytes {
+    meridian_proto::encode_batch(&Batch { position: at(sequence), time_ms: sequence, transactions: Vec::new() })
+}
+
+struct Nobody;
+
+impl StateTransfer for Nobody {
+    fn offer(&self, _: GroupId, _: Arc<StateSnapshot>) -> String {
+        String::new()
+    }
+
+    fn fetch(
+        self: Arc<Self>,
+        _: GroupId,
+        _: u64,
+        _: String,
+        _: Arc<ShardState>,
+    ) -> Transfer<Result<StagedState, StorageError>> {
+        Box::pin(async { Err(StorageError::Refused("nobody".to_owned())) })
+    }
+}
+
+/// Ships to each subscriber the next of these, whoever asks and from where, and then nothing.
+#[derive(Clone, Default)]
+struct Source {
+    shipments: Arc<Mutex<VecDeque<Vec<Bytes>>>>,
+    /// What each subscriber said that it has.
+    asked: Arc<Mutex<Vec<wire::Position>>>,
+}
+
+#[tonic::async_trait]
+impl shipping_server::Shipping for Source {
+    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<wire::Shipment, tonic::Status>> + Send>>;
+    type FetchStateStream = ReceiverStream<Result<wire::StateChunk, tonic::Status>>;
+
+    async fn subscribe(
+        &self,
+        request: Request<Streaming<wire::SubscribeRequest>>,
+    ) -> Result<Response<Self::SubscribeStream>, tonic::Status> {
+        let mut requests = request.into_inner();
+        let Some(wire::subscribe_request::Message::Start(start)) = requests.message().await?.unwrap().message else {
+            return Err(tonic::Status::invalid_argument("no start"));
+        };
+        self.asked.lock().push(start.durable.unwrap());
+        let (sender, stream) = mpsc::channel(4);
+        let batches = self.shipments.lock().pop_front();
+        tokio::spawn(async move {
+            let ship = async |message| sender.send(Ok(wire::Shipment { message: Some(message) })).await.is_ok();
+            ship(shipment::Message::OpenedEpoch(1)).await;
+            if let Some(batches) = batches {
+                let stored = wire::StoredBatches { batches }.encode_to_vec();
+                let zstd = zstd::bulk::compress(&stored, 1).unwrap().into();
+                ship(shipment::Message::Batches(wire::Batches { previous: start.durable, zstd })).await;
+            }
+            while let Ok(Some(_)) = requests.message().await {}
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn fetch_state(
+        &self,
+        _: Request<wire::FetchStateRequest>,
+    ) -> Result<Response<Self::FetchStateStream>, tonic::Status> {
+        Err(tonic::Status::unavailable("no state"))
+    }
+
+    async fn announce(
+        &self,
+        _: Request<wire::AnnounceRequest>,
+    ) -> Result<Response<wire::AnnounceResponse>, tonic::Status> {
+        Ok(Response::new(wire::AnnounceResponse {}))
+    }
+}
+
+struct Node {
+    engine: Arc<MemoryEngine>,
+    state: Arc<ShardState>,
+    log: GroupLog,
+    replica: Replica,
+    _folder: tempfile::TempDir,
+}
+
+impl Node {
+    /// A replica of another region than the primary one, of a source that all others are dialled at.
+    async fn following(source: &Source) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = shipping_server::ShippingServer::new(source.clone());
+        let server = tonic::transport::Server::builder().add_service(server);
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        let engine = Arc::new(MemoryEngine::default());
+        let dynamic = Arc::clone(&engine) as Arc<dyn Engine>;
+        let state = Arc::new(ShardState::open(Arc::clone(&dynamic), SHARD).unwrap());
+        let log = shipped_log(&dynamic, SHARD).unwrap();
+        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let peers = PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let replica = Replica::start(ReplicaParts {
+            node_id: 4,
+            history: History::first(),
+            state: Arc::clone(&state),
+            log: log.clone(),
+            syncer: Arc::new(Syncer::start(dynamic).unwrap()),
+            directory: Arc::new(Directory::new(first_cluster(&topology), Access::default())),
+            peers: Arc::new(peers),
+            transfer: Arc::new(Nobody),
+            data_dir: folder.path().to_owned(),
+        });
+        Self { engine, state, log, replica: replica.unwrap(), _folder: folder }
+    }
+
+    async fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
+        let start = Instant::now();
+        while !condition() {
+            assert!(start.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+            for voter in 1..=3 {
+                self.replica.heard(Status::of_primary_member(voter, Epoch(1), at(9), Duration::ZERO));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_damaged_or_cannot_be_read_is_in_no_log_and_the_replica_asks_again() {
+    let mut damaged = stored(2).to_vec();
+    damaged[5] ^= 1;
+    let newer = log::Batch { epoch: 1, sequence: 1, format: 2, ..Default::default() };
+    let mut unreadable = newer.encode_to_vec();
+    let checksum = crc32c::crc32c(&unreadable).to_le_bytes();
+    unreadable.push(15 << 3 | 5);
+    unreadable.extend(checksum);
+    let source = Source::default();
+    *source.shipments.lock() = VecDeque::from([vec![stored(1), damaged.into()], vec![unreadable.into()]]);
+    let node = Node::following(&source).await;
+    node.until("it asks a third time", || source.asked.lock().len() >= 3).await;
+    assert!(source.asked.lock().iter().all(|from| from.sequence == 0), "{:?}", source.asked.lock());
+    assert_eq!((node.state.position(), node.log.last().unwrap()), (Position::ZERO, None));
+    let why = node.state.refusals().recent().unwrap();
+    assert!(why.contains("it is of format 2"), "{why}");
+    // The process lives, and a start finds nothing that it cannot read.
+    let next: Arc<dyn Engine> = Arc::new(node.engine.crash(usize::MAX));
+    catch_up(&ShardState::open(Arc::clone(&next), SHARD).unwrap(), &shipped_log(&next, SHARD).unwrap()).unwrap();
+    source.shipments.lock().extend([vec![stored(1), stored(2)]]);
+    // It has a stream that is silent by now.
+    node.until("it catches up", || node.state.position() == at(2)).await;
+    assert_eq!(node.log.last().unwrap(), Some((2, stored(2))));
+}
