@@ -180,8 +180,13 @@ impl RaftGroup {
         let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
         let id = options.group;
         let config = openraft_config(options.timing, id.to_string()).map_err(|error| refused(&error))?;
-        let log = GroupLog::open(Arc::clone(options.state.engine()), id, RecordKind::Entry)?;
-        let log = LogStore::open(log, options.syncer, options.high_water)?;
+        let (engine, syncer, high_water) = (Arc::clone(options.state.engine()), options.syncer, options.high_water);
+        // It reads all of the log that is not known to be whole.
+        let opened = tokio::task::spawn_blocking(move || {
+            LogStore::open(GroupLog::open(engine, id, RecordKind::Entry)?, syncer, high_water)
+        })
+        .await;
+        let log = opened.map_err(|error| refused(&error))??;
         let machine = StateMachine::new(Arc::clone(&options.state), id);
         let reached = machine.last_applied().map(|applied| applied.index);
         if let Some(purged) = log.purged()?

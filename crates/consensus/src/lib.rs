@@ -12,6 +12,7 @@
 //!
 //! What is absent on purpose: evaluation, request ids, routing, and anything about replica regions.
 
+mod blocking;
 mod clock;
 mod config;
 mod group;

@@ -13,6 +13,7 @@ use parking_lot::{Mutex, RwLock};
 use prost::Message;
 use tokio::sync::{oneshot, watch};
 
+use crate::blocking::off_the_runtime;
 use crate::type_config::{Entry, LogId, TypeConfig, Vote};
 use crate::wire;
 
@@ -46,6 +47,27 @@ struct Shared {
     /// How often the log was cut back. openraft may cut it while an earlier append waits for its fsync; that
     /// append must not raise the high-water mark any more.
     truncations: Mutex<u64>,
+}
+
+impl Shared {
+    fn truncate_after(&self, last_log_id: Option<LogId>) -> Result<(), StorageError> {
+        if let Some(marks) = &self.high_water {
+            let mut truncations = self.truncations.lock();
+            *truncations += 1;
+            marks.lower(self.log.group(), last_log_id.as_ref().map_or(0, |last| last.index))?;
+        }
+        self.bounds.write().1 = last_log_id.as_ref().map_or(0, |last| last.index + 1);
+        match last_log_id {
+            Some(last) => {
+                self.tail.write().truncate_after(last.index);
+                self.log.truncate_after(last.index)
+            }
+            None => {
+                *self.tail.write() = Tail::default();
+                self.log.clear()
+            }
+        }
+    }
 }
 
 /// The newest entries, contiguous.
@@ -374,24 +396,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 
+    /// Off the runtime: the mark is fsynced before the log is cut. openraft waits for it before it goes on.
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
-        if let Some(marks) = &self.shared.high_water {
-            let mut truncations = self.shared.truncations.lock();
-            *truncations += 1;
-            marks.lower(self.shared.log.group(), last_log_id.as_ref().map_or(0, |last| last.index))?;
-        }
-        self.shared.bounds.write().1 = last_log_id.as_ref().map_or(0, |last| last.index + 1);
-        match last_log_id {
-            Some(last) => {
-                self.shared.tail.write().truncate_after(last.index);
-                self.shared.log.truncate_after(last.index)?;
-            }
-            None => {
-                *self.shared.tail.write() = Tail::default();
-                self.shared.log.clear()?;
-            }
-        }
-        Ok(())
+        let shared = Arc::clone(&self.shared);
+        Ok(off_the_runtime(move || shared.truncate_after(last_log_id)).await??)
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {

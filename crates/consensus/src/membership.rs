@@ -11,6 +11,7 @@ use meridian_storage::{Durability, Engine, GroupId, StorageError, WriteBatch};
 use uuid::Uuid;
 
 use crate::Peers;
+use crate::blocking::off_the_runtime;
 
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long a member that is vouched for waits for voters that do not answer.
@@ -42,6 +43,12 @@ fn put_durably(engine: &Arc<dyn Engine>, key: Vec<u8>, value: &[u8]) -> Result<(
     writes.put(&META_FAMILY.into(), key, value.to_vec());
     engine.write(writes, Durability::Logged)?;
     engine.sync()
+}
+
+async fn put_off_the_runtime(engine: &Arc<dyn Engine>, key: Vec<u8>, value: &[u8]) -> Result<(), StorageError> {
+    let (engine, value) = (Arc::clone(engine), value.to_vec());
+    let put = off_the_runtime(move || put_durably(&engine, key, &value)).await;
+    put.map_err(|error| StorageError::Refused(error.to_string()))?
 }
 
 pub(crate) fn standing(engine: &Arc<dyn Engine>, group: GroupId) -> Result<Standing, StorageError> {
@@ -94,7 +101,7 @@ pub(crate) async fn join(
         Some(known) => known,
         None => {
             let new = Uuid::new_v4().into_bytes().to_vec();
-            put_durably(engine, key(b"incarnation", group, node), &new)?;
+            put_off_the_runtime(engine, key(b"incarnation", group, node), &new).await?;
             new.into()
         }
     };
@@ -106,7 +113,7 @@ pub(crate) async fn join(
             match accepted {
                 Some(true) => drop(asking.remove(&voter)),
                 Some(false) => {
-                    put_durably(engine, key(b"standing", group, 0), Standing::VOTELESS)?;
+                    put_off_the_runtime(engine, key(b"standing", group, 0), Standing::VOTELESS).await?;
                     return Ok(Standing::Voteless);
                 }
                 None => {}
@@ -121,7 +128,7 @@ pub(crate) async fn join(
         }
         tokio::time::sleep(PAUSE).await;
     }
-    put_durably(engine, key(b"standing", group, 0), Standing::MEMBER)?;
+    put_off_the_runtime(engine, key(b"standing", group, 0), Standing::MEMBER).await?;
     Ok(Standing::Member)
 }
 

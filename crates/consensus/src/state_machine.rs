@@ -9,6 +9,7 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use crate::blocking::off_the_runtime;
 use crate::type_config::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::wire;
 
@@ -145,6 +146,23 @@ impl StateMachine {
         Ok(())
     }
 
+    fn staged(&self, snapshot: SnapshotData) -> Result<StagedState, StorageError> {
+        let source = match snapshot {
+            SnapshotData::Staged(staged) => return Ok(staged),
+            SnapshotData::Local(source) => source,
+        };
+        let (mut staged, mut after) = (self.state.stage()?, Vec::new());
+        loop {
+            let rows = source.rows(&after, COPY_BYTES)?;
+            after = rows.rows.last().map(|(key, _)| key.to_vec()).unwrap_or_default();
+            let last = rows.last;
+            staged.add(rows)?;
+            if last {
+                return Ok(staged);
+            }
+        }
+    }
+
     fn meta(&self, raft: &RaftApplied) -> io::Result<SnapshotMeta> {
         Ok(SnapshotMeta {
             last_log_id: raft.log_id.map(wire::log_id),
@@ -179,12 +197,15 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             {
                 items.push(next?);
             }
-            if !self.apply_entries(&items)? {
+            let machine = self.clone();
+            // Off the runtime: where a disk does not keep up, writes wait for it. It ends before the next begins.
+            let (applied, done) = off_the_runtime(move || (machine.apply_entries(&items), items)).await?;
+            if !applied? {
                 // Whoever waits is told that the outcome is not known.
                 continue;
             }
             self.announce();
-            for (_, responder) in items {
+            for (_, responder) in done {
                 if let Some(responder) = responder {
                     responder.send(());
                 }
@@ -198,30 +219,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
-        let staged = match snapshot {
-            SnapshotData::Staged(staged) => staged,
-            SnapshotData::Local(source) => {
-                let mut staged = self.state.stage()?;
-                let mut after = Vec::new();
-                loop {
-                    let rows = source.rows(&after, COPY_BYTES)?;
-                    after = rows.rows.last().map(|(key, _)| key.to_vec()).unwrap_or_default();
-                    let last = rows.last;
-                    staged.add(rows)?;
-                    if last {
-                        break staged;
-                    }
-                }
-            }
-        };
         let raft = RaftApplied {
             epoch: Some(self.group.epoch),
             log_id: meta.last_log_id.as_ref().map(wire::log_id_to_wire),
             membership: Some(wire::stored_membership_to_wire(&meta.last_membership)),
         };
         let machine = self.clone();
-        let installed = tokio::task::spawn_blocking(move || machine.install(staged, raft));
-        Ok(installed.await.map_err(io::Error::other)??)
+        Ok(off_the_runtime(move || machine.install(machine.staged(snapshot)?, raft)).await??)
     }
 
     /// The state itself is the snapshot, and always the newest one. One that is not of this group is none.

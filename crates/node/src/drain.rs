@@ -8,10 +8,12 @@ use bytes::Bytes;
 use meridian_proto::directory::{ReadLogRequest, ReadStateRequest, failover_client::FailoverClient};
 use meridian_proto::shipping::{Batches, StoredBatches};
 use meridian_proto::{DecodedBatch, InvalidBatch, decode_stored};
-use meridian_storage::{Applied, GroupLog, RaftApplied, Replace, ShardState, StagedState, StorageError, Syncer};
+use meridian_storage::{
+    Applied, GroupLog, RaftApplied, Replace, ShardState, StagedState, StateRows, StorageError, Syncer,
+};
 use meridian_types::{NodeId, Position};
 use prost::Message;
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::Semaphore;
 
 use crate::history::History;
 use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
@@ -33,7 +35,7 @@ const MAX_SHIPMENT_BYTES: usize = 64 << 20;
 pub(crate) struct Target<'a> {
     pub(crate) state: &'a Arc<ShardState>,
     pub(crate) log: &'a GroupLog,
-    pub(crate) syncer: &'a Syncer,
+    pub(crate) syncer: &'a Arc<Syncer>,
     /// What holds now: a source that lags behind the directory may have what was lost.
     pub(crate) history: &'a History,
 }
@@ -78,7 +80,7 @@ pub(crate) async fn pull(
     unwanted: impl Future<Output = ()>,
 ) -> Result<(), String> {
     tokio::pin!(unwanted);
-    while !pull_log(target, peers, source, through).await? {
+    while !pull_log(target, peers, source, through, std::future::pending()).await? {
         let staged = tokio::select! {
             staged = fetch(target.state, target.history, peers, source, through) => staged?,
             () = &mut unwanted => return Err("it is not wanted any more".to_owned()),
@@ -89,7 +91,7 @@ pub(crate) async fn pull(
 }
 
 /// Pulls, appends, syncs and applies until the target stands at `through`. False: the source's log no longer has
-/// what follows.
+/// what follows. Nothing more is asked for once `late` is through; what was begun to be written is finished.
 ///
 /// # Errors
 /// As [`pull`].
@@ -98,7 +100,9 @@ pub(crate) async fn pull_log(
     peers: &PeerChannels,
     source: NodeId,
     through: Position,
+    late: impl Future<Output = ()>,
 ) -> Result<bool, String> {
+    tokio::pin!(late);
     let channel = peers.requests(source).ok_or_else(|| format!("node {source} is not known"))?;
     let mut client = FailoverClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     loop {
@@ -111,8 +115,14 @@ pub(crate) async fn pull_log(
             after: Some(position_to_wire(after)),
             through: Some(position_to_wire(through)),
         };
-        let _turn = PULLS.acquire().await.map_err(|closed| closed.to_string())?;
-        let answer = tokio::time::timeout(CALL_TIMEOUT, client.read_log(request)).await;
+        let asked = async {
+            let turn = PULLS.acquire().await.map_err(|closed| closed.to_string())?;
+            Ok::<_, String>((tokio::time::timeout(CALL_TIMEOUT, client.read_log(request)).await, turn))
+        };
+        let (answer, _turn) = tokio::select! {
+            asked = asked => asked?,
+            () = &mut late => return Err(format!("not at {through} in time")),
+        };
         let answer = answer.map_err(|_| format!("node {source} does not answer"))?;
         let answer = answer.map_err(|status| format!("node {source}: {}", status.message()))?.into_inner();
         let Some(batches) = answer.batches else { return Ok(false) };
@@ -120,7 +130,7 @@ pub(crate) async fn pull_log(
         let positions: Vec<_> = batches.iter().map(Shipped::position).collect();
         check(target.history, after, previous, &positions, through)
             .map_err(|what| format!("node {source} sent {what}"))?;
-        append(target, batches).await;
+        append(target, batches).await?;
     }
 }
 
@@ -130,7 +140,7 @@ pub(crate) async fn pull_log(
 /// # Errors
 /// When the source does not answer, or stands where the target may not come to.
 pub(crate) async fn fetch(
-    state: &ShardState,
+    state: &Arc<ShardState>,
     history: &History,
     peers: &PeerChannels,
     source: NodeId,
@@ -145,7 +155,7 @@ pub(crate) async fn fetch(
     let chunks = tokio::time::timeout(CALL_TIMEOUT, client.read_state(request)).await;
     let chunks = chunks.map_err(|_| format!("node {source} does not answer"))?;
     let mut chunks = chunks.map_err(|status| failed(status.message().to_owned()))?.into_inner();
-    let mut staged = state.stage().map_err(|error| failed(error.to_string()))?;
+    let mut staged = stage(state).await.map_err(|error| failed(error.to_string()))?;
     loop {
         let chunk = tokio::time::timeout(CHUNK_TIMEOUT, chunks.message()).await;
         let chunk = chunk.map_err(|_| failed("no more of it comes".to_owned()))?;
@@ -156,11 +166,24 @@ pub(crate) async fn fetch(
         let rows = decode_chunk(&chunk).map_err(failed)?;
         let (last, bytes) = (rows.last, rows.rows.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>());
         metrics::counter!("meridian_snapshot_received_bytes_total").increment(bytes as u64);
-        staged.add(rows).map_err(|error| failed(error.to_string()))?;
+        staged = add(staged, rows).await.map_err(|error| failed(error.to_string()))?;
         if last {
             return Ok(staged);
         }
     }
+}
+
+/// An empty state to be filled, made off the runtime.
+pub(crate) async fn stage(state: &Arc<ShardState>) -> Result<StagedState, StorageError> {
+    let state = Arc::clone(state);
+    let staged = tokio::task::spawn_blocking(move || state.stage()).await;
+    staged.map_err(|error| StorageError::Refused(error.to_string()))?
+}
+
+/// Writes rows off the runtime. Dropped before it is through, it drops the staged state.
+pub(crate) async fn add(mut staged: StagedState, rows: StateRows) -> Result<StagedState, StorageError> {
+    let added = tokio::task::spawn_blocking(move || staged.add(rows).map(|()| staged)).await;
+    added.map_err(|error| StorageError::Refused(error.to_string()))?
 }
 
 /// Whether a state at `at` brings one at `here` nearer to `through`, and not past it: beyond would be outside of the
@@ -232,14 +255,22 @@ fn check(
     Ok(())
 }
 
-async fn append(target: &Target<'_>, batches: Vec<Shipped>) {
-    or_fatal(target.log.append(batches.iter().map(|next| (next.position().sequence, next.bytes.as_ref()))));
-    let (synced, durable) = oneshot::channel();
-    target.syncer.sync_then(move || synced.send(()).unwrap_or_default());
-    // The syncer ends with the process.
-    drop(durable.await);
-    let decoded: Vec<_> = batches.into_iter().map(|next| next.decoded).collect();
-    or_fatal(target.state.apply(&decoded, RaftApplied::default()));
+/// Off the runtime. To be waited for: it goes on to its end also if it is dropped.
+async fn append(target: &Target<'_>, batches: Vec<Shipped>) -> Result<(), String> {
+    let (state, log, syncer) = (Arc::clone(target.state), target.log.clone(), Arc::clone(target.syncer));
+    let appended = tokio::task::spawn_blocking(move || {
+        or_fatal(log.append(batches.iter().map(|next| (next.position().sequence, next.bytes.as_ref()))));
+        let (synced, durable) = std::sync::mpsc::channel();
+        syncer.sync_then(move || synced.send(()).unwrap_or_default());
+        if durable.recv().is_err() {
+            // The syncer was stopped: so is the node.
+            return;
+        }
+        let decoded: Vec<_> = batches.into_iter().map(|next| next.decoded).collect();
+        or_fatal(state.apply(&decoded, RaftApplied::default()));
+    });
+    // One that did not finish is the node stopping.
+    appended.await.map_err(|error| error.to_string())
 }
 
 #[cfg(test)]

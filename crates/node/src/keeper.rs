@@ -62,10 +62,14 @@ pub(crate) async fn keep_all(parts: Arc<KeeperParts>) {
         }
         // Version 0 is this node's configuration: nothing is founded on it.
         if present.cluster.version > 0 {
-            or_fatal(save_cluster(&parts.engine, &present.cluster));
+            let (engine, saved) = (Arc::clone(&parts.engine), Arc::clone(&present));
+            if blocking(move || save_cluster(&engine, &saved.cluster)).await.is_none() {
+                return;
+            }
             for shard in present.cluster.shards.keys() {
                 if kept.insert(*shard) {
-                    let keeper = or_fatal(Keeper::open(Arc::clone(&parts), *shard));
+                    let (parts, shard) = (Arc::clone(&parts), *shard);
+                    let Some(keeper) = blocking(move || Keeper::open(parts, shard)).await else { return };
                     tokio::spawn(keeper.run());
                 }
             }
@@ -83,7 +87,14 @@ pub(crate) async fn keep_all(parts: Arc<KeeperParts>) {
     }
 }
 
+/// Storage off the runtime, where a disk that stalls would hold up every shard. What fails stops the process; `None` is
+/// the node stopping.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StorageError> + Send + 'static) -> Option<T> {
+    tokio::task::spawn_blocking(work).await.ok().map(or_fatal)
+}
+
 /// One shard's.
+#[derive(Clone)]
 struct Keeper {
     parts: Arc<KeeperParts>,
     shard: ShardId,
@@ -152,9 +163,12 @@ impl Keeper {
                 // First, so that no call of another member meets it while it stops.
                 self.parts.raft.unregister(group);
                 voter.retire().await;
-                let high_water = Some(&*self.parts.high_water);
                 if goes_on {
-                    or_fatal(leave_group(&self.parts.engine, group, high_water));
+                    let parts = Arc::clone(&self.parts);
+                    let left = move || leave_group(&parts.engine, group, Some(&parts.high_water));
+                    if blocking(left).await.is_none() {
+                        return;
+                    }
                 }
             }
             Some(LocalShard::Replica(replica)) => {
@@ -164,17 +178,14 @@ impl Keeper {
             None => {}
         }
         let (parts, state, past) = (Arc::clone(&self.parts), Arc::clone(&self.state), history.clone());
-        let looked_through = tokio::task::spawn_blocking(move || {
-            lost_tail::settle_old_groups(&state, &parts.high_water, &parts.data_dir, &past)
-        });
-        match looked_through.await {
-            Ok(result) => or_fatal(result),
-            // The node is stopping.
-            Err(_) => return,
+        let look_through = move || lost_tail::settle_old_groups(&state, &parts.high_water, &parts.data_dir, &past);
+        if blocking(look_through).await.is_none() {
+            return;
         }
         self.settled(&history);
         let epoch = history.epoch();
-        let local = or_fatal(if votes { self.vote(shard, history).await } else { self.follow(history) });
+        let local = if votes { or_fatal(self.vote(shard, history).await) } else { self.follow(history).await };
+        let Some(local) = local else { return };
         if let Phase::Sealing(plan) = &shard.phase {
             self.seal_again(&local, epoch, plan.planned).await;
         }
@@ -197,14 +208,18 @@ impl Keeper {
         self.parts.settled.lock().insert(self.shard, history.epoch());
     }
 
-    /// As a replica.
-    fn follow(&self, history: History) -> Result<LocalShard, StorageError> {
-        if history.leaves(self.state.position()).is_some() {
-            lost_tail::save_shipped(&self.parts.data_dir, &self.state, &history, &self.log)?;
-        }
-        self.restart_followers();
-        self.join_shipped_log()?;
-        let replica = Replica::start(ReplicaParts {
+    /// As a replica. `None`: the node is stopping.
+    async fn follow(&self, history: History) -> Option<LocalShard> {
+        let (keeper, past) = (self.clone(), history.clone());
+        blocking(move || {
+            if past.leaves(keeper.state.position()).is_some() {
+                lost_tail::save_shipped(&keeper.parts.data_dir, &keeper.state, &past, &keeper.log)?;
+            }
+            keeper.restart_followers();
+            keeper.join_shipped_log()
+        })
+        .await?;
+        let replica = or_fatal(Replica::start(ReplicaParts {
             node_id: self.parts.node_id,
             history,
             state: Arc::clone(&self.state),
@@ -214,8 +229,8 @@ impl Keeper {
             peers: Arc::clone(&self.parts.peers),
             transfer: Arc::clone(&self.parts.transfer),
             data_dir: self.parts.data_dir.clone(),
-        })?;
-        Ok(LocalShard::Replica(Arc::new(replica)))
+        }));
+        Some(LocalShard::Replica(Arc::new(replica)))
     }
 
     /// Has what a replica takes begin right behind the state.
@@ -232,16 +247,25 @@ impl Keeper {
     }
 
     /// As a voter: a founder of the epoch's group if it stands at the base while the group is being formed,
-    /// and else a member that the leader seeds.
-    async fn vote(&self, shard: &Shard, history: History) -> Result<LocalShard, StorageError> {
+    /// and else a member that the leader seeds. `None`: the node is stopping.
+    async fn vote(&self, shard: &Shard, history: History) -> Result<Option<LocalShard>, StorageError> {
         let group = GroupId { shard: self.shard, epoch: history.epoch() };
         let mut founder = false;
         if let Some((_, base)) = history.leaves(self.state.position()) {
-            let kept = lost_tail::save_shipped(&self.parts.data_dir, &self.state, &history, &self.log)?;
+            let (keeper, past) = (self.clone(), history.clone());
+            let kept = blocking(move || {
+                let kept = lost_tail::save_shipped(&keeper.parts.data_dir, &keeper.state, &past, &keeper.log)?;
+                let mark = base.sequence.to_be_bytes();
+                keeper.log.purge_through(u64::MAX - 1, Some((replica::PURGED, &mark)))?;
+                Ok(kept)
+            });
+            let Some(kept) = kept.await else { return Ok(None) };
             tracing::warn!(%group, %base, kept, "this node is beyond the base: it is seeded afresh");
-            self.log.purge_through(u64::MAX - 1, Some((replica::PURGED, &base.sequence.to_be_bytes())))?;
         } else if self.state.applied().raft.epoch != Some(group.epoch) && shard.phase == Phase::Forming {
-            self.join_shipped_log()?;
+            let keeper = self.clone();
+            if blocking(move || keeper.join_shipped_log()).await.is_none() {
+                return Ok(None);
+            }
             self.reach_base(shard, &history).await;
             let (state, voters, base) = (Arc::clone(&self.state), shard.voters.clone(), history.base());
             let high_water = Arc::clone(&self.parts.high_water);
@@ -251,7 +275,10 @@ impl Keeper {
             founder = formed.unwrap_or(Ok(Formed::Already))? == Formed::Founder;
         }
         if !founder {
-            self.prepare_to_be_seeded(group, &history)?;
+            let (keeper, past) = (self.clone(), history.clone());
+            if blocking(move || keeper.prepare_to_be_seeded(group, &past)).await.is_none() {
+                return Ok(None);
+            }
         }
         self.restart_followers();
         let raft = RaftGroup::open(RaftGroupOptions {
@@ -288,7 +315,7 @@ impl Keeper {
         // One that has just founded the group has neither been wiped nor promised anything in it.
         let grantor = (!founder).then(|| Arc::clone(&self.parts.directory));
         run_member(&voter, voters, peers, Vouched::By(grantor), stands_first);
-        Ok(LocalShard::Voter(voter))
+        Ok(Some(LocalShard::Voter(voter)))
     }
 
     fn restart_followers(&self) {

@@ -1,5 +1,6 @@
 //! A shard on a node outside its primary region: follows the committed log, durably, and serves it on.
 
+mod disk;
 mod driver;
 
 use std::path::PathBuf;
@@ -105,7 +106,7 @@ impl Replica {
         let (heard, statuses) = mpsc::channel(256);
         let (commands, orders) = mpsc::unbounded_channel();
         let state = Arc::clone(&parts.state);
-        let (receiver, driver) = (applied.subscribe(), Driver::new(parts, applied, Arc::clone(&purged)));
+        let (receiver, driver) = (applied.subscribe(), Driver::new(parts, applied, Arc::clone(&purged))?);
         let status = driver.status();
         tokio::spawn(driver.run(statuses, orders));
         Ok(Self { state, log, applied: receiver, status, heard, commands, purged, started: Instant::now() })

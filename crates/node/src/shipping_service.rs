@@ -257,7 +257,7 @@ impl Subscription {
                 }
                 match action {
                     SenderAction::Send { position, previous } => sends.push((position, previous)),
-                    SenderAction::Read { after, max_bytes } => events.push(self.read(after, max_bytes)?),
+                    SenderAction::Read { after, max_bytes } => events.push(self.read(after, max_bytes).await?),
                     SenderAction::Heartbeat => {
                         let (committed, time_ms) = self.shard.committed();
                         let status = self.shard.own_status(self.node_id);
@@ -281,9 +281,12 @@ impl Subscription {
     }
 
     /// What the log has behind `after`. Nothing, though there was to be something, is a log that has ended.
-    fn read(&mut self, after: Position, max_bytes: u64) -> Result<SenderEvent, Ended> {
+    async fn read(&mut self, after: Position, max_bytes: u64) -> Result<SenderEvent, Ended> {
         let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
-        match self.shard.batches_after(after.sequence, max_bytes) {
+        let shard = self.shard.clone();
+        let read = tokio::task::spawn_blocking(move || shard.batches_after(after.sequence, max_bytes));
+        // One that did not finish is the node stopping.
+        match read.await.map_err(|_| Ended)? {
             Err(error) => fatal(&error),
             Ok(None) => Ok(SenderEvent::ReadMissing),
             Ok(Some(batches)) if batches.is_empty() => Err(Ended),

@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tonic::Status;
 use uuid::Uuid;
 
+use crate::drain;
 use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
 use crate::shard_table::ShardTable;
 use crate::shipping_wire::decompress;
@@ -96,7 +97,7 @@ impl StateExchange {
         let refused = |what: String| StorageError::Refused(format!("fetching state from node {source}: {what}"));
         let channel = self.peers.shipping(source).ok_or_else(|| refused("it is not known".to_owned()))?;
         let mut client = ShippingClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
-        let mut staged = state.stage()?;
+        let mut staged = drain::stage(&state).await?;
         let mut after = Bytes::new();
         let mut failure = String::new();
         for _ in 0..RESUMES {
@@ -132,7 +133,7 @@ impl StateExchange {
                 let last = rows.last;
                 let bytes = rows.rows.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
                 metrics::counter!("meridian_snapshot_received_bytes_total").increment(bytes as u64);
-                staged.add(rows)?;
+                staged = drain::add(staged, rows).await?;
                 if last {
                     return Ok(staged);
                 }

@@ -24,6 +24,7 @@ pub mod schema;
 mod shard_state;
 mod snapshot;
 mod syncer;
+mod watched;
 
 pub use digest::Digest;
 pub use engine::{Durability, Engine, EngineSnapshot, Scan, Visit, WriteBatch};
@@ -37,3 +38,4 @@ pub use rocks::{RocksEngine, RocksOptions};
 pub use shard_state::{Applied, Expired, RaftApplied, ReadView, Replace, ShardState, StateAt};
 pub use snapshot::{StagedState, StateRows, StateSnapshot};
 pub use syncer::Syncer;
+pub use watched::WatchedEngine;

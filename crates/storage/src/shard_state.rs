@@ -8,7 +8,7 @@ use meridian_txn::{Stored, View};
 use meridian_types::{
     DatabaseId, Effect, Entry, Epoch, Position, ReadRange, Refusal, RequestId, ShardId, Versionstamp, WriteOutcome,
 };
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use prost::Message;
 
 use crate::digest::RecentDigests;
@@ -121,6 +121,9 @@ pub struct ShardState {
     engine: Arc<dyn Engine>,
     shard: ShardId,
     current: RwLock<Current>,
+    /// Held while the state changes: what is applied and what takes its place keep out of each other's way, and
+    /// readers wait for neither's disk.
+    changing: Mutex<()>,
     /// Of the next staged state: no two share a family.
     next_generation: AtomicU64,
     observer: OnceLock<Observer>,
@@ -180,6 +183,7 @@ impl ShardState {
             engine,
             shard,
             current: RwLock::new(Current::new(family, applied)),
+            changing: Mutex::default(),
             next_generation: AtomicU64::new(generation + 1),
             observer: OnceLock::new(),
             refusals: Refusals::default(),
@@ -234,6 +238,7 @@ impl ShardState {
     /// # Panics
     /// When sequences are not contiguous, see [`Applied::advance`].
     pub fn apply(&self, batches: &[DecodedBatch], raft: RaftApplied) -> Result<(), StorageError> {
+        let _changing = self.changing.lock();
         let mut current = self.current.write();
         let mut applied = current.applied.clone();
         applied.raft = raft;
@@ -372,27 +377,27 @@ impl ShardState {
     /// # Errors
     /// [`StorageError::Refused`] if the staged one is incomplete, or may not replace the one in use.
     pub fn install(&self, staged: StagedState, raft: RaftApplied, replace: Replace) -> Result<Applied, StorageError> {
+        let _changing = self.changing.lock();
         let applied = Applied { raft, ..staged.applied()? };
         let mut writes = WriteBatch::default();
         writes.put(staged.family()?, APPLIED_KEY.to_vec(), applied.encode());
         self.engine.write(writes, Durability::Unlogged)?;
         self.engine.flush(staged.family()?)?;
-        let old = {
-            let mut current = self.current.write();
-            if replace == Replace::Older && applied.position < current.applied.position {
-                return Err(StorageError::Refused(format!(
-                    "a snapshot at {} is older than the state at {}",
-                    applied.position, current.applied.position
-                )));
-            }
-            let family = staged.take()?;
-            dropped::forget(&*self.engine, &family)?;
-            let mut name = WriteBatch::default();
-            name.put(&META_FAMILY.into(), schema::current_family_key(self.shard), family.as_bytes().to_vec());
-            self.engine.write(name, Durability::Logged)?;
-            self.engine.sync()?;
-            std::mem::replace(&mut *current, Current::new(family, applied.clone()))
-        };
+        let here = self.position();
+        if replace == Replace::Older && applied.position < here {
+            return Err(StorageError::Refused(format!(
+                "a snapshot at {} is older than the state at {here}",
+                applied.position
+            )));
+        }
+        let family = staged.take()?;
+        dropped::forget(&*self.engine, &family)?;
+        let mut name = WriteBatch::default();
+        name.put(&META_FAMILY.into(), schema::current_family_key(self.shard), family.as_bytes().to_vec());
+        self.engine.write(name, Durability::Logged)?;
+        // Until it is durable the old state is read: a crash may bring that back.
+        self.engine.sync()?;
+        let old = std::mem::replace(&mut *self.current.write(), Current::new(family, applied.clone()));
         self.engine.drop_family(&old.family)?;
         Ok(applied)
     }

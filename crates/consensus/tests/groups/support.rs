@@ -8,7 +8,7 @@ use meridian_consensus::{
     Formed, Leadership, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, Role, StateTransfer,
 };
 use meridian_proto::encode_batch;
-use meridian_storage::{Engine, GroupId, HighWater, MemoryEngine, RaftApplied, ShardState, Syncer};
+use meridian_storage::{Engine, GroupId, HighWater, MemoryEngine, RaftApplied, ShardState, Syncer, WatchedEngine};
 use meridian_types::{
     Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding,
 };
@@ -64,6 +64,8 @@ pub(crate) fn batch(position: Position, text: &str) -> Batch {
 pub(crate) struct Node {
     pub(crate) id: u64,
     pub(crate) engine: Arc<MemoryEngine>,
+    /// The same, as the node uses it.
+    pub(crate) watched: Arc<WatchedEngine>,
     pub(crate) state: Arc<ShardState>,
     pub(crate) marks: Arc<HighWater>,
     pub(crate) service: RaftService,
@@ -97,7 +99,8 @@ impl Node {
         engine: Arc<MemoryEngine>,
         folder: Arc<tempfile::TempDir>,
     ) -> Self {
-        let dynamic: Arc<dyn Engine> = engine.clone();
+        let watched = Arc::new(WatchedEngine::new(engine.clone()));
+        let dynamic: Arc<dyn Engine> = watched.clone();
         let state = Arc::new(ShardState::open(Arc::clone(&dynamic), SHARD).unwrap());
         let syncer = Arc::new(Syncer::start(Arc::clone(&dynamic)).unwrap());
         let marks = Arc::new(HighWater::open(folder.path().join("high-water")).unwrap());
@@ -117,6 +120,7 @@ impl Node {
         Self {
             id,
             engine,
+            watched,
             state,
             marks,
             service,

@@ -57,8 +57,12 @@ impl StateTransfer for Wire {
     ) -> Transfer<Result<StagedState, StorageError>> {
         Box::pin(async move {
             let snapshot = Arc::clone(&self.offers.lock().unwrap()[snapshot_id.parse::<usize>().unwrap()]);
-            let mut staged = state.stage()?;
-            staged.add(snapshot.rows(&[], usize::MAX)?)?;
+            let staged = tokio::task::spawn_blocking(move || {
+                let mut staged = state.stage()?;
+                staged.add(snapshot.rows(&[], usize::MAX)?)?;
+                Ok::<_, StorageError>(staged)
+            });
+            let staged = staged.await.unwrap()?;
             *self.fetched.lock().unwrap().entry(group.to_string()).or_default() += 1;
             Ok(staged)
         })

@@ -39,13 +39,20 @@ impl DirectoryPart {
         if !voters.contains(&parts.node_id) || self.voter.read().is_some() {
             return Ok(());
         }
-        let state = Arc::new(ShardState::open(Arc::clone(&parts.engine), DIRECTORY_GROUP.shard)?);
+        let (engine, high_water) = (Arc::clone(&parts.engine), Arc::clone(&parts.high_water));
+        let (founds, founders) = (self.founds, voters.clone());
+        // Off the runtime: it waits for the disk.
+        let opened = tokio::task::spawn_blocking(move || {
+            let state = Arc::new(ShardState::open(engine, DIRECTORY_GROUP.shard)?);
+            let new = state.applied().raft.epoch.is_none();
+            if new && founds {
+                RaftGroup::form(&state, DIRECTORY_GROUP, &founders, Position::ZERO, Some(&high_water))?;
+            }
+            Ok::<_, StorageError>((state, new))
+        });
+        let (state, new) = opened.await.map_err(|error| StorageError::Refused(error.to_string()))??;
         // Its snapshots are fetched like those of other shards.
         parts.shards.add(Arc::clone(&state), Followers::watch(&state));
-        let new = state.applied().raft.epoch.is_none();
-        if new && self.founds {
-            RaftGroup::form(&state, DIRECTORY_GROUP, &voters, Position::ZERO, Some(&parts.high_water))?;
-        }
         let group = RaftGroup::open(RaftGroupOptions {
             node_id: parts.node_id,
             group: DIRECTORY_GROUP,

@@ -1,27 +1,24 @@
 //! The task of one replica.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use meridian_proto::DecodedBatch;
 use meridian_proto::shipping::{self as wire, shipment, shipping_client::ShippingClient, subscribe_request};
 use meridian_shipping::{
     Heartbeat, Receiver, ReceiverAction, ReceiverConfig, ReceiverEvent, RelayConfig, RelayElection, Status,
     StreamEvent, StreamId,
 };
-use meridian_storage::{Applied, GroupId, GroupLog, RaftApplied, ShardState, StagedState, StorageError};
+use meridian_storage::{Applied, GroupId, GroupLog, ShardState, StagedState, StorageError};
 use meridian_types::{Epoch, NodeId, Position};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
+use super::disk::{Disk, DiskParts, Written};
 use super::{Command, ReplicaParts, ReplicaStatus};
 use crate::drain::{self, Shipped, Target};
 use crate::history::History;
-use crate::lost_tail;
 use crate::peers::MAX_MESSAGE_BYTES;
-use crate::shard::or_fatal;
 use crate::shipping_wire::{heartbeat_from_wire, position_to_wire};
 
 const TICK: Duration = Duration::from_millis(100);
@@ -40,11 +37,9 @@ struct Incoming {
 }
 
 enum Internal {
-    Persisted(Position),
     /// By the fetch of this number.
     Fetched(u64, Result<StagedState, StorageError>),
     Cancelled,
-    Installed(Result<Applied, StorageError>),
 }
 
 struct OpenStream {
@@ -58,6 +53,7 @@ struct OpenStream {
 pub(super) struct Driver {
     parts: ReplicaParts,
     log: GroupLog,
+    disk: Disk,
     start: Instant,
     history: History,
     receiver: Receiver,
@@ -68,13 +64,12 @@ pub(super) struct Driver {
     applied: watch::Sender<(u64, u64)>,
     purged: Arc<watch::Sender<u64>>,
     streams: mpsc::Sender<Incoming>,
-    /// Its other end, and that of `internal`, until the task takes them.
+    /// The other ends, until the task takes them.
     incoming: Option<mpsc::Receiver<Incoming>>,
+    written: Option<mpsc::UnboundedReceiver<Written>>,
     internal: mpsc::UnboundedSender<Internal>,
     internal_events: Option<mpsc::UnboundedReceiver<Internal>>,
     stream: Option<OpenStream>,
-    /// Appended to the log, and to be applied once they are durable.
-    unapplied: VecDeque<DecodedBatch>,
     /// To be appended to the log next, together.
     unsynced: Vec<Shipped>,
     /// What is durable and was not yet said.
@@ -84,8 +79,6 @@ pub(super) struct Driver {
     fetches: u64,
     /// The whole state that a drain has begun to fetch.
     whole: Option<tokio::task::JoinHandle<Result<StagedState, String>>>,
-    /// A snapshot is being put in place.
-    installing: bool,
     caught_up: bool,
     /// Who waits for the seal.
     sealing: Vec<oneshot::Sender<Position>>,
@@ -95,11 +88,14 @@ pub(super) struct Driver {
 
 impl Driver {
     /// From where the state stands: through every epoch since, each of which it may have left.
+    ///
+    /// # Errors
+    /// When no thread can be started.
     pub(super) fn new(
         parts: ReplicaParts,
         applied: watch::Sender<(u64, u64)>,
         purged: Arc<watch::Sender<u64>>,
-    ) -> Self {
+    ) -> Result<Self, StorageError> {
         let (durable, history) = (parts.state.position(), parts.history.clone());
         let (config, first) = (ReceiverConfig::default(), (Epoch::FIRST, Position::ZERO));
         let receiver = Receiver::new(config, Duration::ZERO, durable, first.0, first.1);
@@ -114,8 +110,18 @@ impl Driver {
         }));
         let (streams, incoming) = mpsc::channel(STREAM_EVENTS);
         let (internal, internal_events) = mpsc::unbounded_channel();
+        let (written, writes) = mpsc::unbounded_channel();
+        let disk = Disk::start(DiskParts {
+            state: Arc::clone(&parts.state),
+            log: parts.log.clone(),
+            syncer: Arc::clone(&parts.syncer),
+            data_dir: parts.data_dir.clone(),
+            applied: applied.clone(),
+            written,
+        })?;
         let mut driver = Self {
             log: parts.log.clone(),
+            disk,
             start: Instant::now(),
             history: history.clone(),
             receiver,
@@ -127,23 +133,22 @@ impl Driver {
             purged,
             streams,
             incoming: Some(incoming),
+            written: Some(writes),
             internal,
             internal_events: Some(internal_events),
             stream: None,
-            unapplied: VecDeque::new(),
             unsynced: Vec::new(),
             unreported: None,
             staged: None,
             fetches: 0,
             whole: None,
-            installing: false,
             caught_up: false,
             sealing: Vec::new(),
             draining: Vec::new(),
         };
         driver.follow(&history);
         driver.publish();
-        driver
+        Ok(driver)
     }
 
     pub(super) fn status(&self) -> Arc<Mutex<ReplicaStatus>> {
@@ -155,16 +160,15 @@ impl Driver {
         mut statuses: mpsc::Receiver<Status>,
         mut orders: mpsc::UnboundedReceiver<Command>,
     ) {
-        let (Some(mut incoming), Some(mut internal)) = (self.incoming.take(), self.internal_events.take()) else {
-            return;
-        };
+        let ends = (self.incoming.take(), self.internal_events.take(), self.written.take());
+        let (Some(mut incoming), Some(mut internal), Some(mut written)) = ends else { return };
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             let wants_more = self.receiver.wants_more();
             tokio::select! {
                 order = orders.recv() => match order {
-                    Some(Command::Stop { reply }) => return self.stop(reply, internal).await,
+                    Some(Command::Stop { reply }) => return self.stop(reply).await,
                     Some(order) => self.obey(order).await,
                     // The node is gone.
                     None => return,
@@ -176,6 +180,7 @@ impl Driver {
                     self.choose_source();
                 }
                 Some(event) = internal.recv() => self.internal(event),
+                Some(event) = written.recv() => self.written(event),
                 status = statuses.recv() => match status {
                     Some(status) => {
                         self.election.heard(self.now(), status);
@@ -222,7 +227,8 @@ impl Driver {
                 self.draining.push((through, reply));
             }
             Command::Drain { source, through, reply } => {
-                // Nothing else goes on in a sealed replica.
+                // Nothing else goes on in a sealed replica, once what was begun before is through.
+                self.disk.idle().await;
                 let pulled = self.pull(source, through).await;
                 let position = self.parts.state.position();
                 self.applied.send_replace((position.sequence, 0));
@@ -242,8 +248,8 @@ impl Driver {
         let (peers, history, log) = (Arc::clone(&self.parts.peers), self.history.clone(), self.log.clone());
         let target = Target { state: &state, log: &log, syncer: &syncer, history: &history };
         loop {
-            let pulled = tokio::time::timeout_at(deadline, drain::pull_log(&target, &peers, source, through)).await;
-            if pulled.map_err(late)?? {
+            let over = tokio::time::sleep_until(deadline);
+            if drain::pull_log(&target, &peers, source, through, over).await? {
                 self.give_up_whole();
                 return Ok(());
             }
@@ -256,7 +262,6 @@ impl Driver {
             let staged = fetched.map_err(|error| error.to_string())??;
             // Not cut off by the deadline: whoever asks this replica anything is answered after it.
             let Applied { position, .. } = drain::put_in_place(&target, staged, through).await?;
-            self.unapplied.clear();
             self.purged.send_replace(position.sequence);
             self.step(ReceiverEvent::SnapshotInstalled { position }, None);
         }
@@ -298,7 +303,7 @@ impl Driver {
     }
 
     /// Lets what is being persisted become durable and applied, and ends.
-    async fn stop(mut self, reply: oneshot::Sender<()>, mut internal: mpsc::UnboundedReceiver<Internal>) {
+    async fn stop(mut self, reply: oneshot::Sender<()>) {
         if let Some(open) = self.stream.take() {
             open.task.abort();
         }
@@ -307,15 +312,7 @@ impl Driver {
         }
         self.give_up_whole();
         self.append();
-        while (!self.unapplied.is_empty() || self.installing)
-            && let Some(event) = internal.recv().await
-        {
-            match event {
-                Internal::Persisted(position) => self.apply_through(position),
-                Internal::Installed(_) => self.installing = false,
-                Internal::Fetched(..) | Internal::Cancelled => {}
-            }
-        }
+        self.disk.close().await;
         reply.send(()).unwrap_or_default();
     }
 
@@ -328,10 +325,6 @@ impl Driver {
 
     fn internal(&mut self, event: Internal) {
         match event {
-            Internal::Persisted(position) => {
-                self.apply_through(position);
-                self.step(ReceiverEvent::Persisted { position }, None);
-            }
             // One that was cancelled may have come to its end all the same.
             Internal::Fetched(number, fetched) if self.staged.as_ref().is_some_and(|(of, _)| *of == number) => {
                 self.staged = None;
@@ -342,19 +335,20 @@ impl Driver {
             }
             Internal::Fetched(..) => {}
             Internal::Cancelled => self.step(ReceiverEvent::SnapshotFailed, None),
-            Internal::Installed(Ok(applied)) => {
-                self.installing = false;
+        }
+    }
+
+    fn written(&mut self, event: Written) {
+        match event {
+            Written::Durable(position) => self.step(ReceiverEvent::Persisted { position }, None),
+            Written::Installed(Ok(applied)) => {
                 let position = applied.position;
                 tracing::info!(group = %self.group(), %position, "installed a state snapshot");
-                self.unapplied.clear();
                 self.purged.send_replace(position.sequence);
                 self.applied.send_replace((position.sequence, 0));
                 self.step(ReceiverEvent::SnapshotInstalled { position }, None);
             }
-            Internal::Installed(Err(error)) => {
-                self.installing = false;
-                self.snapshot_failed(&error);
-            }
+            Written::Installed(Err(error)) => self.snapshot_failed(&error),
         }
     }
 
@@ -363,28 +357,11 @@ impl Driver {
         self.step(ReceiverEvent::SnapshotFailed, None);
     }
 
-    /// Installs what was fetched, off the runtime. Nothing is being persisted meanwhile.
+    /// Installs what was fetched. Nothing is being persisted meanwhile.
     fn install(&mut self, staged: StagedState) {
-        self.installing = true;
         self.step(ReceiverEvent::SnapshotFetched, None);
         let diverged = self.history.leaves(self.parts.state.position()).is_some();
-        let (state, log, internal) = (Arc::clone(&self.parts.state), self.log.clone(), self.internal.clone());
-        tokio::task::spawn_blocking(move || {
-            // The driver is gone only when the node stops.
-            drop(internal.send(Internal::Installed(drain::install(&state, &log, staged, diverged))));
-        });
-    }
-
-    /// Applies what is durable now.
-    fn apply_through(&mut self, position: Position) {
-        let mut batches = Vec::new();
-        while self.unapplied.front().is_some_and(|next| next.batch.position <= position) {
-            batches.extend(self.unapplied.pop_front());
-        }
-        if !batches.is_empty() {
-            or_fatal(self.parts.state.apply(&batches, RaftApplied::default()));
-            self.applied.send_replace((self.parts.state.position().sequence, 0));
-        }
+        self.disk.install(staged, diverged);
     }
 
     fn choose_source(&mut self) {
@@ -442,7 +419,8 @@ impl Driver {
                     drop(self.internal.send(Internal::Cancelled));
                 }
             }
-            ReceiverAction::SaveOrphans { base } => self.save_orphans(base),
+            // Before a snapshot takes its place: the disk's thread keeps the order.
+            ReceiverAction::SaveOrphans { base } => self.disk.save_orphans(self.history.clone(), base),
             ReceiverAction::Sealed { durable } => {
                 // Who is gone asks again.
                 for reply in self.sealing.drain(..) {
@@ -454,14 +432,6 @@ impl Driver {
                 self.parts.directory.renew_now();
             }
         }
-    }
-
-    /// Keeps what the shard's history does not hold, before a snapshot takes its place.
-    fn save_orphans(&self, base: Position) {
-        let (state, epoch) = (&self.parts.state, self.history.epoch());
-        let shard = state.shard();
-        let saved = lost_tail::save_shipped(&self.parts.data_dir, state, &self.history, &self.log);
-        tracing::warn!(%shard, %epoch, %base, batches = or_fatal(saved), "kept batches that the shard's history lost");
     }
 
     /// Says what is durable, unless it is said already. What finds no room is said with the next tick: a
@@ -505,12 +475,9 @@ impl Driver {
 
     /// Appends what this round brought, and reports it when it is durable.
     fn append(&mut self) {
-        let Some(last) = self.unsynced.last().map(Shipped::position) else { return };
-        let records = self.unsynced.iter().map(|next| (next.position().sequence, next.bytes.as_ref()));
-        or_fatal(self.log.append(records));
-        self.unapplied.extend(self.unsynced.drain(..).map(|next| next.decoded));
-        let internal = self.internal.clone();
-        self.parts.syncer.sync_then(move || drop(internal.send(Internal::Persisted(last))));
+        if !self.unsynced.is_empty() {
+            self.disk.append(std::mem::take(&mut self.unsynced));
+        }
     }
 
     fn publish(&mut self) {

@@ -9,7 +9,7 @@ use meridian_consensus::Transfer;
 use meridian_gateway::Access;
 use meridian_proto::log;
 use meridian_proto::shipping::{self as wire, shipment, shipping_server};
-use meridian_storage::{MemoryEngine, StagedState, StateSnapshot};
+use meridian_storage::{MemoryEngine, StagedState, StateSnapshot, WatchedEngine};
 use meridian_types::Batch;
 use prost::Message;
 use tokio::net::TcpListener;
@@ -47,6 +47,28 @@ impl StateTransfer for Nobody {
         _: Arc<ShardState>,
     ) -> Transfer<Result<StagedState, StorageError>> {
         Box::pin(async { Err(StorageError::Refused("nobody".to_owned())) })
+    }
+}
+
+/// Has a state to fetch.
+struct Somebody(Arc<ShardState>);
+
+impl StateTransfer for Somebody {
+    fn offer(&self, _: GroupId, _: Arc<StateSnapshot>) -> String {
+        String::new()
+    }
+
+    fn fetch(
+        self: Arc<Self>,
+        _: GroupId,
+        _: u64,
+        _: String,
+        state: Arc<ShardState>,
+    ) -> Transfer<Result<StagedState, StorageError>> {
+        Box::pin(async move {
+            let rows = self.0.snapshot().rows(&[], usize::MAX)?;
+            crate::drain::add(crate::drain::stage(&state).await?, rows).await
+        })
     }
 }
 
@@ -104,22 +126,24 @@ impl shipping_server::Shipping for Source {
 
 struct Node {
     engine: Arc<MemoryEngine>,
+    watched: Arc<WatchedEngine>,
     state: Arc<ShardState>,
     log: GroupLog,
     replica: Replica,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Node {
     /// A replica of another region than the primary one, of a source that all others are dialled at.
-    async fn following(source: &Source) -> Self {
+    async fn following(source: &Source, transfer: Arc<dyn StateTransfer>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let server = shipping_server::ShippingServer::new(source.clone());
         let server = tonic::transport::Server::builder().add_service(server);
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         let engine = Arc::new(MemoryEngine::default());
-        let dynamic = Arc::clone(&engine) as Arc<dyn Engine>;
+        let watched = Arc::new(WatchedEngine::new(Arc::clone(&engine) as Arc<dyn Engine>));
+        let dynamic = Arc::clone(&watched) as Arc<dyn Engine>;
         let state = Arc::new(ShardState::open(Arc::clone(&dynamic), SHARD).unwrap());
         let log = shipped_log(&dynamic, SHARD).unwrap();
         let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
@@ -133,10 +157,10 @@ impl Node {
             syncer: Arc::new(Syncer::start(dynamic).unwrap()),
             directory: Arc::new(Directory::new(first_cluster(&topology), Access::default())),
             peers: Arc::new(peers),
-            transfer: Arc::new(Nobody),
+            transfer,
             data_dir: folder.path().to_owned(),
         });
-        Self { engine, state, log, replica: replica.unwrap(), _folder: folder }
+        Self { engine, watched, state, log, replica: replica.unwrap(), folder }
     }
 
     async fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
@@ -162,7 +186,7 @@ async fn what_is_damaged_or_cannot_be_read_is_in_no_log_and_the_replica_asks_aga
     unreadable.extend(checksum);
     let source = Source::default();
     *source.shipments.lock() = VecDeque::from([vec![stored(1), damaged.into()], vec![unreadable.into()]]);
-    let node = Node::following(&source).await;
+    let node = Node::following(&source, Arc::new(Nobody)).await;
     node.until("it asks a third time", || source.asked.lock().len() >= 3).await;
     assert!(source.asked.lock().iter().all(|from| from.sequence == 0), "{:?}", source.asked.lock());
     assert_eq!((node.state.position(), node.log.last().unwrap()), (Position::ZERO, None));
@@ -175,4 +199,27 @@ async fn what_is_damaged_or_cannot_be_read_is_in_no_log_and_the_replica_asks_aga
     // It has a stream that is silent by now.
     node.until("it catches up", || node.state.position() == at(2)).await;
     assert_eq!(node.log.last().unwrap(), Some((2, stored(2))));
+}
+
+/// On one thread, which drives everything: what waits for a disk there holds up everything.
+#[tokio::test]
+async fn a_replica_waits_for_no_disk_on_the_runtime() {
+    let source = Source::default();
+    source.shipments.lock().extend([(1..=3).map(stored).collect()]);
+    // The second epoch began behind the first batch: what the replica has beyond is kept, and a state takes its place.
+    let there: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+    let there = Arc::new(ShardState::open(there, SHARD).unwrap());
+    let second = Batch { position: Position::new(Epoch(2), 2), time_ms: 2, transactions: Vec::new() };
+    let batches = [decode(stored(1)).unwrap(), second.into()];
+    there.apply(&batches, RaftApplied::default()).unwrap();
+    let node = Node::following(&source, Arc::new(Somebody(Arc::clone(&there)))).await;
+    node.watched.watch_this_thread(true);
+    node.until("it follows", || node.state.position() == at(3)).await;
+    node.replica.follow(History::new(vec![(Epoch(1), at(0)), (Epoch(2), at(1))]));
+    node.until("it was seeded", || node.state.position() == there.position()).await;
+    node.replica.stop().await;
+    assert_eq!(node.watched.found(), Vec::<&str>::new());
+    let kept = crate::orphans::list_orphans(node.folder.path()).unwrap().files;
+    let batches: Vec<_> = kept.iter().map(|file| (file.epoch, file.base_sequence, file.batches)).collect();
+    assert_eq!(batches, [(2, 1, 2)], "kept before the state took its place");
 }

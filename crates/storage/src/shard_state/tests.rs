@@ -257,3 +257,92 @@ fn rocks_forgets_requests_only_behind_the_horizon() {
     assert_eq!((known(1), known(2), known(3)), (false, false, true));
     assert_eq!(texts(&state, all(9, false), 0), ["v"]);
 }
+
+/// An engine whose next sync waits until it is let go.
+struct Stalled {
+    inner: MemoryEngine,
+    syncing: std::sync::mpsc::Sender<()>,
+    goes_on: parking_lot::Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl Engine for Stalled {
+    fn create_family(&self, family: &str) -> Result<(), StorageError> {
+        self.inner.create_family(family)
+    }
+
+    fn drop_family(&self, family: &str) -> Result<(), StorageError> {
+        self.inner.drop_family(family)
+    }
+
+    fn families(&self) -> Vec<String> {
+        self.inner.families()
+    }
+
+    fn get(&self, family: &str, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        self.inner.get(family, key)
+    }
+
+    fn scan(&self, family: &str, scan: Scan<'_>, visit: crate::Visit<'_>) -> Result<(), StorageError> {
+        self.inner.scan(family, scan, visit)
+    }
+
+    fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError> {
+        self.inner.write(batch, durability)
+    }
+
+    fn sync(&self) -> Result<(), StorageError> {
+        self.syncing.send(()).unwrap();
+        self.goes_on.lock().recv().unwrap();
+        self.inner.sync()
+    }
+
+    fn flush(&self, family: &str) -> Result<(), StorageError> {
+        self.inner.flush(family)
+    }
+
+    fn snapshot(&self) -> Arc<dyn crate::EngineSnapshot> {
+        self.inner.snapshot()
+    }
+
+    fn open_snapshots(&self) -> u64 {
+        self.inner.open_snapshots()
+    }
+
+    fn forgotten(&self, family: &str) -> Arc<crate::Forgotten> {
+        self.inner.forgotten(family)
+    }
+
+    fn compact_range(
+        &self,
+        family: &str,
+        start: &[u8],
+        end: &[u8],
+        paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), StorageError> {
+        self.inner.compact_range(family, start, end, paced)
+    }
+}
+
+#[test]
+fn readers_do_not_wait_for_the_disk_of_an_installation_and_see_the_old_state_until_then() {
+    let source = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
+    source.apply(&[batch(1, vec![put("a", "new", 0)]), batch(2, vec![])], RaftApplied::default()).unwrap();
+    let ((syncing, syncs), (go_on, goes_on)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    let engine = Stalled { inner: MemoryEngine::default(), syncing, goes_on: goes_on.into() };
+    let state = Arc::new(ShardState::open(Arc::new(engine), SHARD).unwrap());
+    state.apply(&[batch(1, vec![put("a", "old", 0)])], RaftApplied::default()).unwrap();
+    let mut staged = state.stage().unwrap();
+    staged.add(source.snapshot().rows(&[], usize::MAX).unwrap()).unwrap();
+    let installing = Arc::clone(&state);
+    let installed =
+        std::thread::spawn(move || installing.install(staged, RaftApplied::default(), Replace::Older).unwrap());
+    syncs.recv().unwrap();
+    let (reading, (read, reads)) = (Arc::clone(&state), std::sync::mpsc::channel());
+    std::thread::spawn(move || read.send((texts(&reading, all(9, false), 0), reading.position().sequence)).unwrap());
+    // A reader that waits would wait for this test.
+    let seen = reads.recv_timeout(std::time::Duration::from_secs(20));
+    go_on.send(()).unwrap();
+    assert_eq!(seen.expect("the reader waits for the disk"), (vec!["old".to_owned()], 1));
+    installed.join().unwrap();
+    assert_eq!(texts(&state, all(9, false), 0), ["new"]);
+}
