@@ -292,6 +292,9 @@ async fn malformed_calls(cluster: &Cluster, id: NodeId) {
         write: Some(pb::AtomicWrite { mutations: vec![set(b"by rpc", b"v")], ..Default::default() }),
         retry: false,
         late_leader: 0,
+        pass_on: false,
+        valid_until: None,
+        turn: None,
     };
     let good = group(1, 1);
     let bad = [

@@ -1,3 +1,4 @@
+use std::future::Future;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -17,4 +18,25 @@ pub(crate) fn steady_ms() -> u64 {
     let (wall_ms, boot_time_then) = START.get_or_init(|| (wall_ms(), boot_time()));
     let elapsed = boot_time().saturating_sub(*boot_time_then);
     wall_ms.saturating_add(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+}
+
+/// Time as an argument, for what decides by it: a test has its own.
+pub(crate) trait Clock: Send + Sync + 'static {
+    /// Since some moment in the past. Monotonic.
+    fn now(&self) -> Duration;
+
+    fn sleep_until(&self, at: Duration) -> impl Future<Output = ()> + Send;
+}
+
+/// Goes on while the machine is suspended, where there is such a clock; who sleeps may wake later by that.
+pub(crate) struct BootClock;
+
+impl Clock for BootClock {
+    fn now(&self) -> Duration {
+        boot_time()
+    }
+
+    fn sleep_until(&self, at: Duration) -> impl Future<Output = ()> + Send {
+        tokio::time::sleep(at.saturating_sub(boot_time()))
+    }
 }

@@ -10,7 +10,10 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use meridian_types::NodeId;
-use tokio::time::Instant;
+use tokio::sync::watch;
+
+use crate::clock::Clock;
+use crate::router::Revival;
 
 /// Why one try gave nothing.
 #[derive(Debug)]
@@ -45,22 +48,27 @@ pub(crate) enum Round<T> {
 }
 
 /// How a round goes on while an answer is waited for.
-pub(crate) struct Hedging<Delay> {
+pub(crate) struct Hedging<'a, C, Delay, Pays> {
+    pub(crate) clock: &'a C,
     /// After so long without an answer of a node the next one is asked.
     pub(crate) delay: Delay,
-    /// Who is late may be the leader that was lost: any of the others may know, so all are asked together.
-    pub(crate) all_at_once: bool,
+    /// Asked at a time, at most.
+    pub(crate) at_a_time: usize,
+    /// Whether another try may be made, beyond the first and those at a node that is named as the leader.
+    pub(crate) pays: Pays,
+    /// Who is found to lead meanwhile. What was found before this was subscribed to is not told.
+    pub(crate) found: watch::Receiver<Revival>,
 }
 
 struct Pending {
     node: NodeId,
-    asked: Instant,
+    asked: Duration,
     /// Another was asked since.
     overtaken: bool,
 }
 
-/// Asks the nodes in this order, each once, and once more whoever is named as the leader. `lost` did not answer
-/// in the round before. `told` hears of every try that ended. `accepts` says whether an answer counts, given
+/// Asks the nodes in this order, each once, and once more whoever is named or found as the leader. `lost` did not
+/// answer in the round before. `told` hears of every try that ended. `accepts` says whether an answer counts, given
 /// whether another node was asked after the one that gave it.
 ///
 /// Those who are late are not waited for when all others have answered, and none that has says that one of them
@@ -68,35 +76,35 @@ struct Pending {
 pub(crate) async fn round<T, F>(
     nodes: Vec<NodeId>,
     mut lost: Option<NodeId>,
-    hedging: Hedging<impl Fn(NodeId) -> Duration>,
-    ask: impl Fn(Try) -> F,
+    hedging: Hedging<'_, impl Clock, impl Fn(NodeId) -> Duration, impl Fn() -> bool>,
+    mut ask: impl FnMut(Try) -> F,
     accepts: impl Fn(&T, bool) -> bool,
     told: impl Fn(NodeId, &Result<T, Failed>),
 ) -> Round<T>
 where
     F: Future<Output = Result<T, Failed>>,
 {
-    let wave = |next: &VecDeque<NodeId>| if hedging.all_at_once { next.len() } else { 1 };
+    let Hedging { clock, delay, at_a_time, pays, mut found } = hedging;
     let mut next = VecDeque::from(nodes);
     let (mut in_flight, mut pending) = (FuturesUnordered::new(), Vec::<Pending>::new());
     let (mut hinted, mut refused, mut named) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     let (mut unknown, mut why) = (false, None);
     // One that answered says that none of those who are waited for leads.
     let mut leads_elsewhere = false;
-    let mut start = 1;
-    let mut hedge_at = Instant::now();
+    let mut start = true;
+    let mut hedge_at = clock.now();
     loop {
-        for _ in 0..start {
-            let Some(node) = next.pop_front() else { break };
+        if std::mem::take(&mut start)
+            && let Some(node) = next.pop_front()
+        {
             let overlaps = unknown || !pending.is_empty();
             let attempt = ask(Try { node, overlaps, late: lost.or_else(|| pending.first().map(|first| first.node)) });
             pending.iter_mut().for_each(|earlier| earlier.overtaken = true);
-            pending.push(Pending { node, asked: Instant::now(), overtaken: false });
-            hedge_at = Instant::now() + (hedging.delay)(node);
+            pending.push(Pending { node, asked: clock.now(), overtaken: false });
+            hedge_at = clock.now() + delay(node);
             in_flight.push(async move { (node, attempt.await) });
         }
-        start = 0;
-        let late_at = |pending: &Pending| pending.asked + (hedging.delay)(pending.node);
+        let late_at = |pending: &Pending| pending.asked + delay(pending.node);
         let in_vain = leads_elsewhere && next.is_empty() && pending.iter().all(|one| !named.contains(&one.node));
         let give_up_at = pending.iter().map(late_at).max().filter(|_| in_vain);
         tokio::select! {
@@ -106,7 +114,7 @@ where
                 let overtaken = at.is_some_and(|at| pending.remove(at).overtaken);
                 let failed = match result {
                     Ok(answer) if accepts(&answer, overtaken) => {
-                        let late = pending.iter().filter(|pending| late_at(pending) <= Instant::now());
+                        let late = pending.iter().filter(|pending| late_at(pending) <= clock.now());
                         return Round::Answer { node, answer, late: late.map(|pending| pending.node).collect() };
                     }
                     Ok(_) => Failed::Unknown("the answer came when another node had been asked".to_owned()),
@@ -124,7 +132,7 @@ where
                         named.insert(leader);
                         next.retain(|node| *node != leader);
                         next.push_front(leader);
-                        start = 1;
+                        start = true;
                     }
                     Failed::NotLeader(_) => leads_elsewhere = true,
                     Failed::NotDone(reason) => {
@@ -133,12 +141,33 @@ where
                     }
                     Failed::Unreachable(reason) | Failed::Unknown(reason) => why = Some(reason),
                 }
-                if start == 0 && pending.is_empty() {
-                    start = wave(&next);
+                if !start && pending.is_empty() && !next.is_empty() {
+                    match pays() {
+                        true => start = true,
+                        false => next.clear(),
+                    }
+                } else if pending.iter().all(|one| late_at(one) <= clock.now()) {
+                    // Whoever was asked because of them knows nothing: the next is asked at once.
+                    hedge_at = clock.now();
                 }
             }
-            () = tokio::time::sleep_until(hedge_at), if !next.is_empty() => start = wave(&next),
-            () = tokio::time::sleep_until(give_up_at.unwrap_or(hedge_at)), if give_up_at.is_some() => {
+            Ok(()) = found.changed() => {
+                let leader = found.borrow_and_update().leader;
+                if let Some(leader) = leader.filter(|leader| !pending.iter().any(|one| one.node == *leader))
+                    && hinted.insert(leader)
+                {
+                    leads_elsewhere = true;
+                    named.insert(leader);
+                    next.retain(|node| *node != leader);
+                    next.push_front(leader);
+                    start = true;
+                }
+            }
+            () = clock.sleep_until(hedge_at), if !next.is_empty() && pending.len() < at_a_time => match pays() {
+                true => start = true,
+                false => hedge_at = clock.now() + pending.last().map_or(Duration::ZERO, |last| delay(last.node)),
+            },
+            () = clock.sleep_until(give_up_at.unwrap_or(hedge_at)), if give_up_at.is_some() => {
                 for Pending { node, .. } in pending.drain(..) {
                     told(node, &Err(Failed::Unknown("no answer in time".to_owned())));
                     lost = lost.or(Some(node));

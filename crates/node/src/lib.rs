@@ -11,7 +11,8 @@
 //! | `replica` | the follower of a shard in a replica region |
 //! | `shipping_service`, `followers` | the source's side: subscriptions, lag, retention |
 //! | `state_exchange` | whole states between nodes |
-//! | `router` | from a gateway to the shard's leader, with retries |
+//! | `router`, `hedge` | from a gateway to the shard's leader, with retries, and what they may cost |
+//! | `read_answer`, `write_calls` | how the answer to a read, and a write, travel between nodes |
 //! | `shard_service`, `admin_service` | gRPC faces |
 //! | `maintenance` | flushing, purging, forgetting, gauges |
 //! | `wan` | emulated links |
@@ -41,6 +42,7 @@ mod open_files;
 mod orphans;
 mod peers;
 mod proposer;
+mod read_answer;
 mod replica;
 mod round;
 mod router;
@@ -55,6 +57,7 @@ mod state_exchange;
 mod telemetry;
 pub mod topology;
 pub mod wan;
+mod write_calls;
 
 pub use node::{Node, StartError};
 pub use peers::Dial;

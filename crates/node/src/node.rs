@@ -21,6 +21,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin_service::AdminService;
+use crate::clock::BootClock;
 use crate::config::{ConfigError, GatewaySettings, ListenPurpose, NodeConfig, TokenConfig};
 use crate::control::{Connections, ControlRuntime, adopt, divide};
 use crate::directory::{
@@ -33,7 +34,7 @@ use crate::keeper::{KeeperParts, keep_all};
 use crate::maintenance::{DiskGuard, Maintenance};
 use crate::open_files;
 use crate::peers::{Dial, MAX_MESSAGE_BYTES, PeerChannels};
-use crate::router::Router;
+use crate::router::{ClusterNodes, Router};
 use crate::shard::{LocalShard, Voter};
 use crate::shard_service::ShardService;
 use crate::shard_table::ShardTable;
@@ -41,6 +42,7 @@ use crate::shipping_service::ShippingService;
 use crate::standing;
 use crate::state_exchange::StateExchange;
 use crate::topology::Topology;
+use crate::write_calls::WriteCalls;
 
 /// How long a gateway stays closed while the node applies again what it had not flushed.
 const RECOVERY: Duration = Duration::from_secs(3);
@@ -137,9 +139,10 @@ impl Node {
 
         let rpc_address = local_address(&rpc)?;
         let directory_voter = Arc::new(RwLock::new(None));
+        let writes = Arc::new(WriteCalls::new(Arc::clone(&peers)));
         let services = Services {
             raft,
-            shard: ShardService { shards: Arc::clone(&shards) },
+            shard: ShardService { shards: Arc::clone(&shards), writes: Arc::clone(&writes), turns: Arc::default() },
             shipping: ShippingService {
                 node_id,
                 shards: Arc::clone(&shards),
@@ -188,12 +191,14 @@ impl Node {
         // Before the gateway opens, so that its eventual reads are not older than before a restart. Strong
         // ones wait by themselves.
         drop(tokio::time::timeout(RECOVERY, recovered(&directory, &shards)).await);
+        let nodes =
+            ClusterNodes { local: Arc::clone(&shards), local_node: Some(node_id), peers: Arc::clone(&peers), writes };
         let router = Arc::new(Router::new(
-            Arc::clone(&shards),
+            nodes,
+            BootClock,
             Some(node_id),
             config.node.region.clone(),
             Arc::clone(&directory),
-            Arc::clone(&peers),
             Duration::from_millis(config.gateway.request_deadline_ms),
         ));
         let kv_address = local_address(&kv)?;

@@ -1,112 +1,145 @@
 //! From a gateway to the shard: who leads, what to retry, and until when.
 
-use std::collections::HashMap;
+mod budget;
+mod cluster_nodes;
+mod leaders;
+mod nodes;
+mod reach;
+
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use bytes::Bytes;
 use meridian_gateway::{Database, Read, ReadOutput, Unavailable, Write, WriteFailure};
-use meridian_proto::shard::{self as wire, read_response, shard_client::ShardClient, write_response};
-use meridian_proto::{entry, read_range_to_wire, transaction_to_wire};
-use meridian_storage::ReadView;
-use meridian_types::{Consistency, Epoch, NodeId, Position, ShardId, Versionstamp, WriteOutcome, limits};
+use meridian_types::{Consistency, DatabaseId, Epoch, NodeId, Position, ShardId, Transaction, WriteOutcome, limits};
 use parking_lot::Mutex;
-use tonic::{Code, Status};
+use tokio::sync::{Notify, watch};
 
-use crate::clock::boot_time;
+use crate::clock::{BootClock, Clock};
 use crate::directory::Directory;
-use crate::hedge::{self, Failed, Hedging, Round, Try};
+use crate::hedge::{self, Failed, Hedging, Round};
 use crate::history::History;
-use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
-use crate::proposer::{WriteReply, WriteRequest};
-use crate::shard::{LocalShard, ReadReply};
-use crate::shard_table::ShardTable;
 
-/// How long one try may take, beyond two round trips. A node that lost its power says nothing; one that is only
-/// slow answers the next try, which has the same id.
+use budget::{Budget, pause};
+use leaders::Leaders;
+use nodes::{Nodes, WriteTry};
+use reach::Reach;
+
+pub(crate) use cluster_nodes::{ClusterNodes, failed, some_node, written_from_wire};
+pub(crate) use leaders::Revival;
+pub(crate) use nodes::{Answering, Written};
+
+/// How long one try may take to its first sign of life, beyond two round trips. A node that lost its power says
+/// nothing; one that is only slow answers the next try, which has the same id.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(800);
-/// Beyond the usual time to answer, others are asked as well.
+/// Beyond the usual time to answer, another is asked as well.
 const HEDGE_AFTER: Duration = Duration::from_millis(100);
-/// To a node that has not answered yet.
-const UNKNOWN_ROUND_TRIP: Duration = Duration::from_millis(100);
-/// A node that did not answer is tried after the others for so long.
-const AVOID: Duration = Duration::from_secs(3);
-/// Between two rounds through all voters: longer, the longer it takes already.
-const MIN_PAUSE: Duration = Duration::from_millis(15);
-const MAX_PAUSE: Duration = Duration::from_millis(250);
+/// Nodes that carry out one read at a time. Any voter that has a leader can serve it, so one more is enough.
+const READS_AT_A_TIME: usize = 2;
+/// Voters that have one write at a time: those that do not lead only wait for a leader.
+const WRITES_AT_A_TIME: usize = 3;
+/// Those who waited for a shard come back within this time, not all at once.
+const REVIVAL_SPREAD: Duration = Duration::from_millis(10);
 /// A write whose outcome is unknown is asked for until request ids may be forgotten, with some to spare.
 const UNKNOWN_DEADLINE: Duration = Duration::from_millis(limits::REQUEST_ID_RETENTION_MS * 4 / 5);
 
-/// What a read has shown.
-struct Shown {
-    view: ReadView,
-    epoch: Epoch,
-    /// Who leads the shard, as far as the node knows that was read from.
-    leader: Option<NodeId>,
-}
-
 /// Routes the operations of one gateway.
-pub(crate) struct Router {
-    /// Empty beside an application, where no node runs.
-    local: Arc<ShardTable>,
+pub(crate) struct Router<N = ClusterNodes, C = BootClock> {
+    nodes: N,
+    clock: C,
+    /// `None` beside an application, where no node runs.
     local_node: Option<NodeId>,
     region: String,
     directory: Arc<Directory>,
-    peers: Arc<PeerChannels>,
     /// For an operation that certainly did not happen.
     deadline: Duration,
-    leaders: Mutex<HashMap<ShardId, NodeId>>,
-    /// When nodes did not answer.
-    silent: Mutex<HashMap<NodeId, Instant>>,
+    leaders: Leaders,
+    reach: Reach,
     /// What this gateway has shown of each shard: what it shows next is no older.
     shown: Mutex<HashMap<ShardId, Position>>,
-    /// How long nodes took to answer, smoothed: the nearest is asked first.
-    round_trips: Mutex<HashMap<NodeId, Duration>>,
 }
 
-impl Router {
+/// One operation on its way.
+struct Pursuit {
+    database: DatabaseId,
+    /// Of each try.
+    bytes: usize,
+    /// Rounds that failed.
+    rounds: u32,
+    /// Who did not answer in the round before.
+    lost: Option<NodeId>,
+}
+
+impl Pursuit {
+    fn new(database: DatabaseId, bytes: usize) -> Self {
+        Self { database, bytes, rounds: 0, lost: None }
+    }
+}
+
+impl<N: Nodes, C: Clock> Router<N, C> {
     pub(crate) fn new(
-        local: Arc<ShardTable>,
+        nodes: N,
+        clock: C,
         local_node: Option<NodeId>,
         region: String,
         directory: Arc<Directory>,
-        peers: Arc<PeerChannels>,
         deadline: Duration,
     ) -> Self {
         Self {
-            local,
+            nodes,
+            clock,
             local_node,
             region,
             directory,
-            peers,
             deadline,
-            leaders: Mutex::default(),
-            silent: Mutex::default(),
+            leaders: Leaders::default(),
+            reach: Reach::new(local_node),
             shown: Mutex::default(),
-            round_trips: Mutex::default(),
         }
     }
 
-    fn shard(&self, database: meridian_types::DatabaseId) -> Result<(ShardId, Epoch), Unavailable> {
+    fn shard(&self, database: DatabaseId) -> Result<(ShardId, Epoch), Unavailable> {
         let shard = self.directory.topology().shard_of(database).map(|shard| shard.id);
         let found = shard.and_then(|shard| Some((shard, self.directory.epoch(shard)?)));
         found.ok_or_else(|| unavailable(format!("no shard holds the database {database}")))
     }
 
-    /// The voters to try, the supposed leader first, then those nearest.
+    /// The voters to try, the supposed leader first, then those nearest; those last that do not answer.
     fn voters(&self, shard: ShardId) -> Vec<NodeId> {
         let topology = self.directory.topology();
         let Some(info) = topology.shards.get(&shard) else { return Vec::new() };
-        let hint = self.leaders.lock().get(&shard).copied().or(info.preferred_leader);
+        let now = self.clock.now();
+        let local_knows = self.nodes.local_voter(shard).and_then(|local| local.leader);
+        let hint = local_knows.or_else(|| self.leaders.hint(shard)).or(info.preferred_leader);
         let mut voters: Vec<NodeId> = info.voters.iter().copied().collect();
+        let avoided: BTreeSet<NodeId> = voters.iter().copied().filter(|voter| self.reach.avoid(now, *voter)).collect();
         voters.sort_by_key(|voter| {
-            (self.is_silent(*voter), Some(*voter) != hint, Some(*voter) != self.local_node, *voter)
+            (avoided.contains(voter), Some(*voter) != hint, Some(*voter) != self.local_node, *voter)
         });
         voters
     }
 
-    fn is_silent(&self, node: NodeId) -> bool {
-        self.silent.lock().get(&node).is_some_and(|since| since.elapsed() < AVOID)
+    /// Nodes to read from, in order. Strong: a voter here answers by itself; else the leader. Eventual: this
+    /// node, then those of this region, then any.
+    fn readers(&self, shard: ShardId, consistency: Consistency) -> Vec<NodeId> {
+        let now = self.clock.now();
+        if consistency == Consistency::Strong {
+            let mut voters = self.voters(shard);
+            if self.nodes.local_voter(shard).is_some() {
+                voters.sort_by_key(|voter| Some(*voter) != self.local_node || self.reach.is_silent(now, *voter));
+            }
+            return voters;
+        }
+        let topology = self.directory.topology();
+        let mut nodes: Vec<_> = topology.nodes.values().collect();
+        let avoided: BTreeSet<NodeId> =
+            nodes.iter().map(|node| node.id).filter(|id| self.reach.avoid(now, *id)).collect();
+        nodes.sort_by_cached_key(|node| {
+            let far = self.reach.measured(node.id).unwrap_or_default();
+            let elsewhere = node.region != self.region;
+            (Some(node.id) != self.local_node, avoided.contains(&node.id), elsewhere, far, node.id)
+        });
+        nodes.iter().map(|node| node.id).collect()
     }
 
     /// The sequence that an eventual read must not be older than. What a failover took back is not held
@@ -126,225 +159,191 @@ impl Router {
         *newest = (*newest).max(Position::new(epoch, sequence));
     }
 
-    /// Waits before another round, or until the cluster has changed.
-    async fn pause(&self, elapsed: Duration) {
+    /// Waits before another round: longer each time, and until it is paid for; or until the shard is served again,
+    /// or has moved. False: `left` ran out.
+    async fn pause(
+        &self,
+        pursuit: &mut Pursuit,
+        shard: (ShardId, Epoch),
+        budget: &Budget,
+        mut found: watch::Receiver<Revival>,
+        left: Duration,
+    ) -> bool {
         let mut known = self.directory.watch();
-        known.mark_unchanged();
-        // The directory lives as long as this process.
-        drop(tokio::time::timeout(pause(elapsed), known.changed()).await);
-    }
-
-    /// How long the node usually takes to answer.
-    fn round_trip(&self, node: NodeId) -> Duration {
-        if Some(node) == self.local_node {
-            return Duration::ZERO;
+        let until = self.clock.now() + left;
+        loop {
+            let pause = self.clock.now() + pause(pursuit.rounds);
+            pursuit.rounds += 1;
+            tokio::select! {
+                () = self.clock.sleep_until(pause.min(until)) => {
+                    if pause >= until {
+                        return false;
+                    }
+                    if budget.pays(self.clock.now(), pursuit.bytes) {
+                        return true;
+                    }
+                }
+                Ok(()) = found.changed() => {
+                    let spread = rand::random_range(Duration::ZERO..REVIVAL_SPREAD);
+                    self.clock.sleep_until(self.clock.now() + spread).await;
+                    return true;
+                }
+                Ok(()) = known.changed() => {
+                    if self.shard(pursuit.database).ok() != Some(shard) {
+                        return true;
+                    }
+                }
+            }
         }
-        self.round_trips.lock().get(&node).copied().unwrap_or(UNKNOWN_ROUND_TRIP)
     }
 
-    fn attempt_timeout(&self, node: NodeId) -> Duration {
-        ATTEMPT_TIMEOUT + 2 * self.round_trip(node)
+    /// One after the other, each when those before are late.
+    fn hedging(
+        &self,
+        at_a_time: usize,
+        budget: &Budget,
+        bytes: usize,
+        found: &watch::Receiver<Revival>,
+    ) -> Hedging<'_, C, impl Fn(NodeId) -> Duration, impl Fn() -> bool> {
+        let delay = |node| HEDGE_AFTER + self.reach.round_trip(node);
+        let pays = move || budget.pays(self.clock.now(), bytes);
+        Hedging { clock: &self.clock, delay, at_a_time, pays, found: found.clone() }
     }
 
-    /// All of a strong operation, which only one node can serve; one by one for what any can.
-    fn hedging(&self, all_at_once: bool) -> Hedging<impl Fn(NodeId) -> Duration> {
-        Hedging { delay: |node| HEDGE_AFTER + self.round_trip(node), all_at_once }
-    }
-
-    fn took(&self, node: NodeId, elapsed: Duration) {
-        let mut round_trips = self.round_trips.lock();
-        let smoothed = round_trips.entry(node).or_insert(elapsed);
-        *smoothed = (*smoothed * 7 + elapsed) / 8;
+    /// One try, to the first byte of its answer. A node that is at work on it is waited for until `latest`.
+    async fn within<T>(
+        &self,
+        node: NodeId,
+        latest: Duration,
+        working: &Notify,
+        call: impl Future<Output = Result<T, Failed>>,
+    ) -> Result<T, Failed> {
+        let asked = self.clock.now();
+        let timeout = ATTEMPT_TIMEOUT + 2 * self.reach.round_trip(node);
+        let mut until = asked + timeout;
+        tokio::pin!(call);
+        let result = loop {
+            tokio::select! {
+                biased;
+                result = &mut call => break result,
+                () = working.notified() => {
+                    let now = self.clock.now();
+                    self.reach.heard(now, node);
+                    until = until.max((now + timeout).min(latest));
+                }
+                () = self.clock.sleep_until(until) => {
+                    let waited = self.clock.now().saturating_sub(asked);
+                    break Err(Failed::Unknown(format!("no answer within {} ms", waited.as_millis())));
+                }
+            }
+        };
+        if Some(node) != self.local_node && !matches!(result, Err(Failed::Unreachable(_))) {
+            self.reach.took(node, self.clock.now().saturating_sub(asked));
+        }
+        result
     }
 
     /// Keeps in mind whether the node answered at all, and who leads.
     fn heard<T>(&self, shard: ShardId, node: NodeId, result: &Result<T, Failed>) {
+        let now = self.clock.now();
         match result {
-            Err(Failed::Unreachable(_) | Failed::Unknown(_)) => drop(self.silent.lock().insert(node, Instant::now())),
-            _ => drop(self.silent.lock().remove(&node)),
+            Err(Failed::Unreachable(_)) => self.reach.is_cut_off(now, node),
+            Err(Failed::Unknown(_)) => self.reach.was_silent(now, node),
+            _ => self.reach.heard(now, node),
         }
-        let Err(failed) = result else { return };
-        let mut leaders = self.leaders.lock();
-        match failed {
-            Failed::NotLeader(Some(hint)) if *hint != node => drop(leaders.insert(shard, *hint)),
-            _ if leaders.get(&shard) == Some(&node) => drop(leaders.remove(&shard)),
-            _ => {}
+        match result {
+            Err(Failed::NotLeader(Some(hint))) if *hint != node => self.leaders.named(shard, *hint),
+            Err(_) => self.leaders.failed(shard, node),
+            Ok(_) => {}
         }
     }
 
-    /// They were asked, and others were faster.
-    fn were_late(&self, nodes: Vec<NodeId>) {
-        self.silent.lock().extend(nodes.into_iter().map(|node| (node, Instant::now())));
-    }
-
-    fn found_leader(&self, shard: ShardId, leader: NodeId) {
-        self.leaders.lock().insert(shard, leader);
-    }
-
-    fn client(&self, node: NodeId) -> Result<ShardClient<tonic::transport::Channel>, Failed> {
-        let channel = self.peers.requests(node);
-        let none = || Failed::NotDone(format!("node {node} is not known"));
-        let client = ShardClient::new(channel.ok_or_else(none)?);
-        Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES))
+    /// One round had an answer. Those who are `late` were asked, and others were faster.
+    fn answered(&self, pursuit: &Pursuit, budget: &Budget, late: &[NodeId]) {
+        let now = self.clock.now();
+        late.iter().for_each(|node| self.reach.was_silent(now, *node));
+        if pursuit.rounds > 0 {
+            budget.answered(now);
+        }
     }
 
     async fn try_write(
         &self,
-        Try { node, late, .. }: Try,
         shard: (ShardId, Epoch),
-        write: &Write,
-        retry: bool,
-    ) -> Result<WriteOutcome, Failed> {
-        let timeout = self.attempt_timeout(node);
-        if Some(node) == self.local_node
-            && let Some(LocalShard::Voter(voter)) = self.local.get(&shard.0)
-        {
-            let request = WriteRequest {
-                database: write.database,
-                request_id: write.request_id,
-                transaction: write.transaction.clone(),
-                retry,
-            };
-            let Ok(reply) = tokio::time::timeout(timeout, voter.write(request, late)).await else {
-                return Err(Failed::Unknown("this node does not answer itself".to_owned()));
-            };
-            return match reply {
-                WriteReply::Done(outcome) => Ok(outcome),
-                WriteReply::NotLeader(leader) => Err(Failed::NotLeader(leader)),
-                WriteReply::NotCommitted(reason) => Err(Failed::NotDone(reason)),
-                WriteReply::Unknown => Err(Failed::Unknown("leadership was lost".to_owned())),
-            };
+        write: &Arc<Write>,
+        attempt: WriteTry,
+    ) -> Result<Written, Failed> {
+        if attempt.retry && self.clock.now() >= attempt.expires_at {
+            return Err(Failed::Unknown("its outcome may be forgotten by now".to_owned()));
         }
-        let request = wire::WriteRequest {
-            group: Some(shard_epoch(shard)),
-            database: Bytes::copy_from_slice(&write.database.0),
-            request_id: Bytes::copy_from_slice(&write.request_id.0),
-            write: Some(transaction_to_wire(&write.transaction)),
-            retry,
-            late_leader: late.unwrap_or(0),
-        };
-        let asked = Instant::now();
-        let response = attempt(timeout, self.client(node)?.write(request)).await?;
-        self.took(node, asked.elapsed());
-        use write_response::Result as Wire;
-        match response.result {
-            Some(Wire::Committed(stamp)) => match Versionstamp::from_slice(&stamp) {
-                Some(stamp) => Ok(WriteOutcome::Committed(stamp)),
-                None => Err(Failed::Unknown("a malformed versionstamp".to_owned())),
-            },
-            Some(Wire::CheckFailed(failed)) => Ok(WriteOutcome::CheckFailed(failed.indexes)),
-            Some(Wire::Rejected(text)) => Ok(WriteOutcome::Rejected(text)),
-            Some(Wire::NotLeader(hint)) => Err(not_leader(&hint)),
-            Some(Wire::NotCommitted(reason)) => Err(Failed::NotDone(reason)),
-            Some(Wire::Unknown(reason)) => Err(Failed::Unknown(reason)),
-            None => Err(Failed::Unknown("an empty answer".to_owned())),
-        }
+        let call = self.nodes.write(shard, write, attempt);
+        self.within(attempt.node, Duration::ZERO, &Notify::new(), call).await
     }
 
-    async fn try_read(&self, node: NodeId, shard: (ShardId, Epoch), read: &Read) -> Result<Shown, Failed> {
-        let strong = read.consistency == Consistency::Strong;
-        let min_sequence = self.min_sequence(shard.0);
-        if Some(node) == self.local_node
-            && let Some(local) = self.local.get(&shard.0)
-        {
-            let reply = match &local {
-                LocalShard::Voter(voter) if strong => {
-                    let read = voter.read_strong(read.database, &read.ranges);
-                    let read = tokio::time::timeout(self.attempt_timeout(node), read).await;
-                    read.unwrap_or_else(|_| ReadReply::Unavailable("this node does not answer itself".to_owned()))
-                }
-                LocalShard::Replica(_) if strong => ReadReply::NotLeader(None),
-                local => local.read_eventual(read.database, &read.ranges, min_sequence).await,
-            };
-            return match reply {
-                ReadReply::Done(view) => Ok(Shown { view, epoch: local.epoch(), leader: local.leader() }),
-                ReadReply::NotLeader(leader) => Err(Failed::NotLeader(leader)),
-                ReadReply::Unavailable(reason) => Err(Failed::NotDone(reason)),
-            };
-        }
-        let request = wire::ReadRequest {
-            group: Some(shard_epoch(shard)),
-            database: Bytes::copy_from_slice(&read.database.0),
-            strong,
-            ranges: read.ranges.iter().map(read_range_to_wire).collect(),
-            min_sequence,
+    /// Whether a voter is to pass a write on: the leader does not answer this gateway, which says nothing of others.
+    fn passes_on(&self, shard: ShardId, attempt: &hedge::Try) -> bool {
+        let cut_off = || {
+            self.leaders
+                .hint(shard)
+                .is_some_and(|hint| hint != attempt.node && self.reach.is_silent(self.clock.now(), hint))
         };
-        let asked = Instant::now();
-        let response = attempt(self.attempt_timeout(node), self.client(node)?.read(request)).await?;
-        self.took(node, asked.elapsed());
-        match response.result {
-            Some(read_response::Result::Output(output)) => {
-                let malformed = |error: meridian_proto::InvalidTransaction| Failed::Unknown(error.to_string());
-                let range = |range: meridian_proto::kv_connect::ReadRangeOutput| {
-                    range.values.into_iter().map(entry).collect::<Result<Vec<_>, _>>().map_err(malformed)
-                };
-                let ranges = output.ranges.into_iter().map(range).collect::<Result<_, _>>()?;
-                let epoch = u16::try_from(output.epoch).map_err(|_| Failed::Unknown("a malformed epoch".to_owned()))?;
-                let view = ReadView { ranges, sequence: output.sequence };
-                Ok(Shown { view, epoch: Epoch(epoch), leader: Some(output.leader).filter(|leader| *leader != 0) })
-            }
-            Some(read_response::Result::NotLeader(hint)) => Err(not_leader(&hint)),
-            Some(read_response::Result::Unavailable(reason)) => Err(Failed::NotDone(reason)),
-            None => Err(Failed::Unknown("an empty answer".to_owned())),
-        }
-    }
-
-    /// Nodes to read from, in order. Strong: a voter here answers by itself; else the leader. Eventual: this
-    /// node, then those of this region, then any.
-    fn readers(&self, shard: ShardId, consistency: Consistency) -> Vec<NodeId> {
-        let local_voter = matches!(self.local.get(&shard), Some(LocalShard::Voter(_)));
-        if consistency == Consistency::Strong {
-            let mut voters = self.voters(shard);
-            if local_voter {
-                voters.sort_by_key(|voter| Some(*voter) != self.local_node);
-            }
-            return voters;
-        }
-        let topology = self.directory.topology();
-        let mut nodes: Vec<_> = topology.nodes.values().collect();
-        let round_trips = self.round_trips.lock().clone();
-        nodes.sort_by_key(|node| {
-            let far = round_trips.get(&node.id).copied().unwrap_or_default();
-            let elsewhere = node.region != self.region;
-            (Some(node.id) != self.local_node, self.is_silent(node.id), elsewhere, far, node.id)
-        });
-        nodes.iter().map(|node| node.id).collect()
+        attempt.late.is_some() || cut_off()
     }
 }
 
-impl Database for Router {
+impl<N: Nodes, C: Clock> Database for Router<N, C> {
     async fn read(&self, read: Read) -> Result<ReadOutput, Unavailable> {
-        let started = Instant::now();
+        let started = self.clock.now();
+        let read = Arc::new(read);
         let strong = read.consistency == Consistency::Strong;
-        let mut lost = None;
+        let mut pursuit = Pursuit::new(read.database, 0);
         loop {
             // Anew each time: it may have moved on.
             let shard = self.shard(read.database)?;
+            let (budget, found) = self.leaders.of(shard.0);
+            if pursuit.rounds == 0 {
+                budget.first_try(self.clock.now());
+            }
+            let min_sequence = self.min_sequence(shard.0);
             let round = hedge::round(
                 self.readers(shard.0, read.consistency),
-                lost,
-                self.hedging(strong),
-                |attempt| self.try_read(attempt.node, shard, &read),
+                pursuit.lost,
+                self.hedging(READS_AT_A_TIME, &budget, pursuit.bytes, &found),
+                |attempt| {
+                    let working = Arc::new(Notify::new());
+                    let call = self.nodes.read(attempt.node, shard, &read, min_sequence, Arc::clone(&working));
+                    let latest = started + self.deadline;
+                    async move { self.within(attempt.node, latest, &working, call).await }
+                },
                 |_, _| true,
                 |node, tried| self.heard(shard.0, node, tried),
             );
-            match round.await {
-                Round::Answer { answer: Shown { view, epoch, leader }, late, .. } => {
-                    self.were_late(late);
-                    if !strong {
-                        self.has_shown(shard.0, epoch, view.sequence);
-                    } else if let Some(leader) = leader {
-                        self.found_leader(shard.0, leader);
+            let reason = match round.await {
+                Round::Answer { node, answer: Answering { sequence, epoch, leader, ranges }, late } => {
+                    self.answered(&pursuit, &budget, &late);
+                    match leader {
+                        Some(leader) if strong => self.leaders.answered(self.clock.now(), shard.0, node, leader),
+                        _ => {}
                     }
-                    return Ok(ReadOutput { ranges: view.ranges });
+                    pursuit.lost = None;
+                    match ranges.await {
+                        Ok(ranges) => {
+                            if !strong {
+                                self.has_shown(shard.0, epoch, sequence);
+                            }
+                            return Ok(ReadOutput { ranges });
+                        }
+                        Err(reason) => reason,
+                    }
                 }
-                Round::Nothing { reason, .. } if started.elapsed() >= self.deadline => {
-                    return Err(unavailable(format!("shard {} cannot be read now: {reason}", shard.0)));
+                Round::Nothing { reason, lost, .. } => {
+                    pursuit.lost = lost;
+                    reason
                 }
-                Round::Nothing { lost: late, .. } => {
-                    lost = late;
-                    self.pause(started.elapsed()).await;
-                }
+            };
+            let left = (started + self.deadline).saturating_sub(self.clock.now());
+            if left.is_zero() || !self.pause(&mut pursuit, shard, &budget, found, left).await {
+                return Err(unavailable(format!("shard {} cannot be read now: {reason}", shard.0)));
             }
         }
     }
@@ -352,100 +351,87 @@ impl Database for Router {
     /// Tries the leader, and goes on with the same request id until the outcome is known: what was tried
     /// and is unknown may have committed, and whoever leads next can tell.
     ///
-    /// No later than ids may be forgotten, however long this process stood still: nothing is sent again then.
+    /// No later than ids may be forgotten, however long this process stood still: nothing is sent again then, and
+    /// what was sent and arrives later is refused.
     async fn write(&self, write: Write) -> Result<WriteOutcome, WriteFailure> {
-        let started = boot_time();
-        let elapsed = || boot_time().saturating_sub(started);
-        let (mut unknown, mut lost) = (None, None);
+        let started = self.clock.now();
+        let expires_at = started + UNKNOWN_DEADLINE;
+        let mut pursuit = Pursuit::new(write.database, bytes_of(&write.transaction));
+        let write = Arc::new(write);
+        // Why an earlier try may have committed.
+        let mut unknown: Option<String> = None;
         loop {
             // Anew each time: a new epoch knows the request ids of those before.
-            let shard = self.shard(write.database)?;
+            let shard = self.shard(write.database).map_err(|gone| failure(unknown.take(), gone.reason))?;
+            let (budget, found) = self.leaders.of(shard.0);
+            if pursuit.rounds == 0 {
+                budget.first_try(self.clock.now());
+            }
             let retried = unknown.is_some();
             let round = hedge::round(
                 self.voters(shard.0),
-                lost,
-                self.hedging(true),
+                pursuit.lost,
+                self.hedging(WRITES_AT_A_TIME, &budget, pursuit.bytes, &found),
                 |attempt| {
                     let retry = retried || attempt.overlaps;
-                    let too_late = retry && elapsed() >= UNKNOWN_DEADLINE;
-                    let tried = self.try_write(attempt, shard, &write, retry);
-                    async move {
-                        if too_late {
-                            return Err(Failed::Unknown("its outcome may be forgotten by now".to_owned()));
-                        }
-                        Ok((tried.await?, retry))
-                    }
+                    let pass_on = self.passes_on(shard.0, &attempt);
+                    let attempt = WriteTry { node: attempt.node, retry, late: attempt.late, pass_on, expires_at };
+                    let tried = self.try_write(shard, &write, attempt);
+                    async move { Ok((tried.await?, retry)) }
                 },
                 // What did not commit is binding once it is logged: else a try that overtook it may commit yet.
-                |(outcome, logged), overtaken| *logged || !overtaken || matches!(outcome, WriteOutcome::Committed(_)),
+                |(written, logged), overtaken| {
+                    *logged || !overtaken || matches!(written.outcome, WriteOutcome::Committed(_))
+                },
                 |node, tried| self.heard(shard.0, node, tried),
             );
-            match round.await {
-                Round::Answer { node, answer: (outcome, _), late } => {
-                    self.were_late(late);
-                    self.found_leader(shard.0, node);
-                    return Ok(outcome);
+            let reason = match round.await {
+                Round::Answer { node, answer: (written, _), late } => {
+                    self.answered(&pursuit, &budget, &late);
+                    self.leaders.answered(self.clock.now(), shard.0, node, written.leader.unwrap_or(node));
+                    return Ok(written.outcome);
                 }
-                Round::Nothing { reason, unknown: true, lost: late } => (unknown, lost) = (Some(reason), late),
-                Round::Nothing { reason, .. } if unknown.is_none() && elapsed() >= self.deadline => {
-                    let reason = format!("shard {} cannot be written now: {reason}", shard.0);
-                    return Err(WriteFailure::NotCommitted(unavailable(reason)));
+                Round::Nothing { reason, unknown: maybe, lost } => {
+                    pursuit.lost = lost;
+                    if maybe {
+                        unknown = Some(reason.clone());
+                    }
+                    reason
                 }
-                Round::Nothing { lost: late, .. } => lost = late,
-            }
-            match unknown.take_if(|_| elapsed() >= UNKNOWN_DEADLINE) {
-                Some(why) => return Err(WriteFailure::Unknown(why)),
-                None => self.pause(elapsed()).await,
+            };
+            let limit = if unknown.is_some() { UNKNOWN_DEADLINE } else { self.deadline };
+            let left = (started + limit).saturating_sub(self.clock.now());
+            if left.is_zero() || !self.pause(&mut pursuit, shard, &budget, found, left).await {
+                return Err(failure(unknown, format!("shard {} cannot be written now: {reason}", shard.0)));
             }
         }
     }
 }
 
-fn pause(elapsed: Duration) -> Duration {
-    (elapsed / 20).clamp(MIN_PAUSE, MAX_PAUSE)
+/// About what a try of it sends.
+fn bytes_of(transaction: &Transaction) -> usize {
+    use meridian_types::MutationKind::{Delete, Max, Min, Set, SetSuffixVersionstampedKey, Sum};
+    let checks = transaction.checks.iter().map(|check| check.key.len());
+    let mutations = transaction.mutations.iter().map(|mutation| match &mutation.kind {
+        Set(value) | Min(value) | Max(value) | SetSuffixVersionstampedKey(value) | Sum { operand: value, .. } => {
+            mutation.key.len() + value.data.len()
+        }
+        Delete => mutation.key.len(),
+    });
+    checks.chain(mutations).sum()
+}
+
+/// Why a write has no outcome. That it did not commit is said only where no try of it may have.
+fn failure(unknown: Option<String>, reason: String) -> WriteFailure {
+    match unknown {
+        Some(why) => WriteFailure::Unknown(why),
+        None => WriteFailure::NotCommitted(unavailable(reason)),
+    }
 }
 
 fn unavailable(reason: String) -> Unavailable {
     Unavailable { reason }
 }
 
-fn not_leader(hint: &wire::NotLeader) -> Failed {
-    Failed::NotLeader(Some(hint.leader).filter(|leader| *leader != 0))
-}
-
-fn shard_epoch((shard, epoch): (ShardId, Epoch)) -> wire::ShardEpoch {
-    wire::ShardEpoch { shard: shard.0, epoch: epoch.0.into() }
-}
-
-/// One call. What failed before a connection was there did nothing; any other failure may have.
-async fn attempt<T>(
-    timeout: Duration,
-    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
-) -> Result<T, Failed> {
-    match tokio::time::timeout(timeout, call).await {
-        Ok(Ok(response)) => Ok(response.into_inner()),
-        Ok(Err(status)) if is_refusal(&status) => Err(Failed::NotDone(status.message().to_owned())),
-        Ok(Err(status)) if never_connected(&status) => Err(Failed::Unreachable(status.message().to_owned())),
-        Ok(Err(status)) => Err(Failed::Unknown(status.message().to_owned())),
-        Err(_) => Err(Failed::Unknown(format!("no answer within {} ms", timeout.as_millis()))),
-    }
-}
-
-/// Whether the node refused the call before it looked at it: no such shard there, another epoch, a malformed
-/// field.
-fn is_refusal(status: &Status) -> bool {
-    matches!(status.code(), Code::NotFound | Code::FailedPrecondition | Code::InvalidArgument)
-}
-
-/// Whether the call never got a connection.
-fn never_connected(status: &Status) -> bool {
-    use std::error::Error;
-    let mut source = status.source();
-    while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
-}
+#[cfg(test)]
+mod tests;

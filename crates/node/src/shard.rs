@@ -14,7 +14,7 @@ use meridian_types::{DatabaseId, Epoch, NodeId, ReadRange};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::wall_ms;
+use crate::clock::{boot_time, wall_ms};
 use crate::directory::Directory;
 use crate::history::History;
 use crate::peers::PeerChannels;
@@ -205,8 +205,14 @@ impl Voter {
     /// `late`: a leader that does not answer whoever asks. While no other is known, and nothing of it is heard
     /// here either, it is waited for: the answer that there is none would take as long to be asked again as to
     /// come.
-    pub(crate) async fn write(&self, request: WriteRequest, late: Option<NodeId>) -> WriteReply {
+    ///
+    /// `valid_until`, on [`boot_time`]'s clock: later it is refused, since the outcome of an earlier try may be
+    /// forgotten. With nothing to wait for the proposer has the write when this was first polled.
+    pub(crate) async fn write(&self, request: WriteRequest, late: Option<NodeId>, valid_until: Duration) -> WriteReply {
         let in_touch = tokio::time::timeout(LEADER_TIMEOUT, self.group.leader_in_touch(late)).await.is_ok();
+        if boot_time() >= valid_until {
+            return WriteReply::NotCommitted("the request is so old that its outcome may be forgotten".to_owned());
+        }
         match self.proposer.write(request).await {
             // It was not heard here either: whoever asks need not wait for it.
             WriteReply::NotLeader(leader) if !in_touch && leader == late => WriteReply::NotLeader(None),

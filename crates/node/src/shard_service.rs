@@ -1,27 +1,36 @@
 use std::sync::Arc;
+use std::time::Duration;
 
-use meridian_proto::shard::{self as wire, read_position_response, read_response, shard_server, write_response};
-use meridian_proto::{entry_to_wire, kv_connect, read_range, transaction};
-use meridian_storage::ReadView;
-use meridian_types::{DatabaseId, Epoch, NodeId, ReadRange, RequestId, ShardId, WriteOutcome};
+use futures::stream::BoxStream;
+use meridian_proto::shard::{self as wire, read_position_response, shard_server, write_response};
+use meridian_proto::{kv_connect, read_range, transaction};
+use meridian_types::{DatabaseId, NodeId, ReadRange, RequestId, ShardId, WriteOutcome};
 use tonic::{Request, Response, Status};
 
-use crate::peers::MAX_MESSAGE_BYTES;
+use crate::hedge::Failed;
 use crate::proposer::{WriteReply, WriteRequest};
+use crate::read_answer;
+use crate::router::written_from_wire;
 use crate::shard::{LocalShard, ReadReply, Voter};
 use crate::shard_table::ShardTable;
+use crate::write_calls::{self, Turns, WriteCalls};
+
+/// Of what a gateway sends: a write of the largest size, with checks and keys.
+const MAX_REQUEST_BYTES: usize = 4 << 20;
+/// For the leader to answer a write that was passed on to it. Whoever asked may give up sooner.
+const PASSED_ON_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves what gateways on other nodes ask of the shards here.
 #[derive(Clone)]
 pub(crate) struct ShardService {
     pub(crate) shards: Arc<ShardTable>,
+    pub(crate) writes: Arc<WriteCalls>,
+    pub(crate) turns: Arc<Turns>,
 }
 
 impl ShardService {
     pub(crate) fn into_server(self) -> shard_server::ShardServer<Self> {
-        shard_server::ShardServer::new(self)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+        shard_server::ShardServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES)
     }
 
     /// The shard, if it is here and in the epoch that the caller means. `or_later`: for an eventual read,
@@ -75,27 +84,52 @@ pub(crate) fn write_reply_to_wire(reply: WriteReply) -> wire::WriteResponse {
         WriteReply::NotCommitted(reason) => Wire::NotCommitted(reason),
         WriteReply::Unknown => Wire::Unknown("leadership was lost".to_owned()),
     };
-    wire::WriteResponse { result: Some(result) }
+    response(result)
 }
 
-fn view_to_wire(view: ReadView, epoch: Epoch, leader: Option<NodeId>) -> wire::ReadOutput {
-    let range =
-        |entries: Vec<_>| kv_connect::ReadRangeOutput { values: entries.into_iter().map(entry_to_wire).collect() };
-    wire::ReadOutput {
-        ranges: view.ranges.into_iter().map(range).collect(),
-        sequence: view.sequence,
-        epoch: epoch.0.into(),
-        leader: leader.unwrap_or(0),
+fn response(result: write_response::Result) -> wire::WriteResponse {
+    wire::WriteResponse { result: Some(result), leader: 0, clock: Some(write_calls::clock()) }
+}
+
+/// Gives a write to the leader on behalf of a gateway that cannot reach it. One hop: who takes it for the leader
+/// wrongly is told so, and the gateway asks again.
+async fn pass_on(
+    writes: &WriteCalls,
+    leader: NodeId,
+    request: wire::WriteRequest,
+    valid_until: Duration,
+) -> wire::WriteResponse {
+    let passed_on = tokio::time::timeout(PASSED_ON_TIMEOUT, writes.call(leader, request, valid_until)).await;
+    let passed_on = passed_on.unwrap_or_else(|_| Err(Failed::Unknown("no answer".to_owned())));
+    let not_reached = |reason| format!("the leader, node {leader}, was not reached by the voter that was: {reason}");
+    match passed_on {
+        Ok(answer) if written_from_wire(answer.clone()).is_ok() => {
+            wire::WriteResponse { leader, clock: Some(write_calls::clock()), ..answer }
+        }
+        Ok(answer) => wire::WriteResponse { clock: Some(write_calls::clock()), ..answer },
+        Err(Failed::NotDone(reason) | Failed::Unreachable(reason)) => {
+            response(write_response::Result::NotCommitted(not_reached(reason)))
+        }
+        Err(Failed::Unknown(reason)) => response(write_response::Result::Unknown(not_reached(reason))),
+        Err(Failed::NotLeader(hint)) => write_reply_to_wire(WriteReply::NotLeader(hint)),
     }
 }
 
 #[tonic::async_trait]
 impl shard_server::Shard for ShardService {
+    type ReadStream = BoxStream<'static, Result<wire::ReadPart, Status>>;
+
     async fn write(&self, request: Request<wire::WriteRequest>) -> Result<Response<wire::WriteResponse>, Status> {
-        let request = request.into_inner();
+        let mut request = request.into_inner();
+        let turn = request.turn.take();
         let Some(voter) = self.voter(request.group)? else {
             return Ok(Response::new(write_reply_to_wire(WriteReply::NotLeader(None))));
         };
+        let Some(valid_until) = write_calls::valid_until(request.valid_until.take()) else {
+            return Ok(Response::new(response(write_response::Result::ClockUnknown(wire::ClockUnknown {}))));
+        };
+        let on_behalf =
+            request.pass_on.then(|| wire::WriteRequest { pass_on: false, late_leader: 0, ..request.clone() });
         let late = Some(request.late_leader).filter(|node| *node != 0);
         let request_id = request.request_id.as_ref().try_into().map_err(|_| invalid("request_id"))?;
         let write = request.write.ok_or_else(|| invalid("write"))?;
@@ -105,24 +139,39 @@ impl shard_server::Shard for ShardService {
             transaction: transaction(write).map_err(|error| invalid(error.0))?,
             retry: request.retry,
         };
-        Ok(Response::new(write_reply_to_wire(voter.write(request, late).await)))
+        let place = match turn {
+            Some(turn) => Some(self.turns.wait(turn).await),
+            None => None,
+        };
+        let mut writing = std::pin::pin!(voter.write(request, late, valid_until));
+        // Then the proposer has it, and the next one may come.
+        let first = futures::poll!(writing.as_mut());
+        drop(place);
+        let reply = match first {
+            std::task::Poll::Ready(reply) => reply,
+            std::task::Poll::Pending => writing.await,
+        };
+        Ok(Response::new(match (reply, on_behalf) {
+            (WriteReply::NotLeader(Some(leader)), Some(request)) => {
+                pass_on(&self.writes, leader, request, valid_until).await
+            }
+            (reply, _) => write_reply_to_wire(reply),
+        }))
     }
 
-    async fn read(&self, request: Request<wire::ReadRequest>) -> Result<Response<wire::ReadResponse>, Status> {
-        let request = request.into_inner();
-        let shard = self.shard(request.group, !request.strong)?;
-        let (database, ranges) = (database(&request.database)?, ranges(request.ranges)?);
-        let reply = match (&shard, request.strong) {
-            (LocalShard::Voter(voter), true) => voter.read_strong(database, &ranges).await,
-            (LocalShard::Replica(_), true) => ReadReply::NotLeader(None),
-            (shard, false) => shard.read_eventual(database, &ranges, request.min_sequence).await,
+    async fn read(&self, request: Request<wire::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        let wire::ReadRequest { group, database: id, strong, ranges: wanted, min_sequence } = request.into_inner();
+        let shard = self.shard(group, !strong)?;
+        let (database, ranges) = (database(&id)?, ranges(wanted)?);
+        let reply = async move {
+            let reply = match (&shard, strong) {
+                (LocalShard::Voter(voter), true) => voter.read_strong(database, &ranges).await,
+                (LocalShard::Replica(_), true) => ReadReply::NotLeader(None),
+                (shard, false) => shard.read_eventual(database, &ranges, min_sequence).await,
+            };
+            (reply, shard.epoch(), shard.leader())
         };
-        let result = match reply {
-            ReadReply::Done(view) => read_response::Result::Output(view_to_wire(view, shard.epoch(), shard.leader())),
-            ReadReply::NotLeader(leader) => read_response::Result::NotLeader(not_leader(leader)),
-            ReadReply::Unavailable(reason) => read_response::Result::Unavailable(reason),
-        };
-        Ok(Response::new(wire::ReadResponse { result: Some(result) }))
+        Ok(Response::new(read_answer::parts(reply)))
     }
 
     async fn read_position(

@@ -5,12 +5,14 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::BootClock;
 use crate::config::{GatewayConfig, ListenPurpose};
 use crate::directory::{Directory, Follower, first_cluster};
 use crate::node::{StartError, configured_access, gateway_options, listen, peer_channels};
 use crate::open_files;
 use crate::peers::{Dial, PeerChannels};
-use crate::router::Router;
+use crate::router::{ClusterNodes, Router};
+use crate::write_calls::WriteCalls;
 
 /// A running gateway without data of its own, to be put beside an application.
 pub struct StandaloneGateway {
@@ -27,12 +29,18 @@ impl StandaloneGateway {
         let kv_address = kv.local_addr().map_err(|error| StartError::Invalid(error.to_string()))?;
         let directory = Arc::new(Directory::new(first_cluster(&config.topology), configured_access(&config.tokens)?));
         let peers = peer_channels(&config.topology, dial, &config.dial, None)?;
+        let nodes = ClusterNodes {
+            local: Arc::default(),
+            local_node: None,
+            peers: Arc::clone(&peers),
+            writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
+        };
         let router = Arc::new(Router::new(
-            Arc::default(),
+            nodes,
+            BootClock,
             None,
             config.region.clone(),
             Arc::clone(&directory),
-            Arc::clone(&peers),
             Duration::from_millis(config.gateway.request_deadline_ms),
         ));
         let stop = CancellationToken::new();

@@ -4,12 +4,14 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use super::*;
+use crate::clock::BootClock;
 
 const NEVER: Duration = Duration::from_secs(3600);
 
 /// Others are asked at once, or never, while one is waited for: so no test depends on how fast it runs.
-fn hedging(patience: Duration) -> Hedging<impl Fn(NodeId) -> Duration> {
-    Hedging { delay: move |_| patience, all_at_once: true }
+fn hedging(patience: Duration) -> Hedging<'static, BootClock, impl Fn(NodeId) -> Duration, impl Fn() -> bool> {
+    let found = watch::Sender::default().subscribe();
+    Hedging { clock: &BootClock, delay: move |_| patience, at_a_time: 3, pays: || true, found }
 }
 
 /// One round, and all tries that it made.

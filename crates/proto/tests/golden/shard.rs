@@ -12,6 +12,10 @@ fn not_leader() -> (shard::NotLeader, Fields) {
     (shard::NotLeader { leader: L + 1 }, vec![field_varint(1, L + 1)])
 }
 
+fn process_time() -> (shard::ProcessTime, Fields) {
+    (shard::ProcessTime { process: 7, millis: L + 8 }, vec![field_varint(1, 7), field_varint(2, L + 8)])
+}
+
 #[test]
 fn writes_to_a_shard_are_golden() {
     let (group, group_fields) = shard_epoch();
@@ -23,6 +27,9 @@ fn writes_to_a_shard_are_golden() {
         write: Some(write),
         retry: true,
         late_leader: L + 1,
+        pass_on: true,
+        valid_until: Some(process_time().0),
+        turn: Some(shard::Turn { sender: 8, number: L + 9 }),
     };
     let golden = [
         field_message(1, &group_fields),
@@ -31,6 +38,9 @@ fn writes_to_a_shard_are_golden() {
         field_message(4, &write_fields),
         field_varint(5, 1),
         field_varint(6, L + 1),
+        field_varint(7, 1),
+        field_message(8, &process_time().1),
+        field_message(9, &[field_varint(1, 8), field_varint(2, L + 9)]),
     ];
     assert_golden(&request, &golden);
 
@@ -43,10 +53,14 @@ fn writes_to_a_shard_are_golden() {
         (shard::write_response::Result::NotLeader(not_leader), field_message(4, &not_leader_fields)),
         (shard::write_response::Result::NotCommitted("not committed".to_owned()), field_bytes(5, b"not committed")),
         (shard::write_response::Result::Unknown("unknown".to_owned()), field_bytes(6, b"unknown")),
+        (shard::write_response::Result::ClockUnknown(shard::ClockUnknown {}), field_message(9, &[])),
     ];
     for (result, golden) in results {
-        assert_golden(&shard::WriteResponse { result: Some(result) }, &[golden]);
+        assert_golden(&shard::WriteResponse { result: Some(result), leader: 0, clock: None }, &[golden]);
     }
+    let (clock, clock_fields) = process_time();
+    let passed_on = shard::WriteResponse { result: None, leader: L + 2, clock: Some(clock) };
+    assert_golden(&passed_on, &[field_varint(7, L + 2), field_message(8, &clock_fields)]);
 }
 
 #[test]
@@ -70,18 +84,26 @@ fn reads_from_a_shard_are_golden() {
     ];
     assert_golden(&request, &golden);
 
-    let (range_output, range_output_fields) = read_range_output();
-    let output = shard::ReadOutput { ranges: vec![range_output], sequence: L + 2, epoch: 9, leader: L + 3 };
-    let output_fields =
-        [field_message(1, &range_output_fields), field_varint(2, L + 2), field_varint(3, 9), field_varint(4, L + 3)];
     let (not_leader, not_leader_fields) = not_leader();
-    let results = [
-        (shard::read_response::Result::Output(output), field_message(1, &output_fields)),
-        (shard::read_response::Result::NotLeader(not_leader), field_message(2, &not_leader_fields)),
-        (shard::read_response::Result::Unavailable("unavailable".to_owned()), field_bytes(3, b"unavailable")),
+    let head = shard::ReadHead { ranges: 2, entries: 300, sequence: L + 2, epoch: 9, leader: L + 3 };
+    let head_fields =
+        [field_varint(1, 2), field_varint(2, 300), field_varint(3, L + 2), field_varint(4, 9), field_varint(5, L + 3)];
+    let (values, values_fields) = read_range_output();
+    let entries = shard::ReadEntries { range: 1, values: values.values };
+    // The field of the values has another number there.
+    let entries_fields: Fields = std::iter::once(field_varint(1, 1))
+        .chain(values_fields.into_iter().map(|field| [&[0x12], &field[1..]].concat()))
+        .collect();
+    use shard::read_part::Part;
+    let parts = [
+        (Part::Working(shard::Working {}), field_message(1, &[])),
+        (Part::Head(head), field_message(2, &head_fields)),
+        (Part::Entries(entries), field_message(3, &entries_fields)),
+        (Part::NotLeader(not_leader), field_message(4, &not_leader_fields)),
+        (Part::Unavailable("unavailable".to_owned()), field_bytes(5, b"unavailable")),
     ];
-    for (result, golden) in results {
-        assert_golden(&shard::ReadResponse { result: Some(result) }, &[golden]);
+    for (part, golden) in parts {
+        assert_golden(&shard::ReadPart { part: Some(part) }, &[golden]);
     }
 }
 

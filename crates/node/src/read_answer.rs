@@ -1,0 +1,143 @@
+//! How the answer to a read travels: in parts, each bounded, as fast as the receiver takes them.
+//!
+//! The largest legal answer has 1,000 entries of 64 KiB under keys of 2 KiB, 68 MB, which no single message between
+//! nodes holds. Time is counted to the first byte, and then from one part to the next.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::stream::{self, BoxStream, StreamExt};
+use meridian_proto::shard::{self as wire, read_part::Part};
+use meridian_proto::{entry, entry_to_wire};
+use meridian_storage::ReadView;
+use meridian_types::{Entry, Epoch, NodeId};
+use tokio::sync::Notify;
+use tonic::{Status, Streaming};
+
+use crate::hedge::Failed;
+use crate::router::{Answering, failed, some_node};
+use crate::shard::ReadReply;
+
+/// Of the entries of one part, about. Small beside what a slow link carries in the time that it is waited for.
+const PART_BYTES: usize = 256 << 10;
+/// A part may have one entry more than that.
+pub(crate) const MAX_PART_BYTES: usize = 1 << 20;
+/// Of all entries of an answer: 1,000 of the largest, with some to spare.
+const MAX_ANSWER_BYTES: usize = 80 << 20;
+/// Until the next part comes.
+const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the node says that it is at work, while it has no answer.
+const WORKING_EVERY: Duration = Duration::from_millis(250);
+
+/// The parts of the answer that `reply` gives. To drop the stream ends the work on it.
+pub(crate) fn parts(
+    reply: impl Future<Output = (ReadReply, Epoch, Option<NodeId>)> + Send + 'static,
+) -> BoxStream<'static, Result<wire::ReadPart, Status>> {
+    let reply: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(reply);
+    let working = stream::unfold(Some(reply), |reply| async {
+        let mut reply = reply?;
+        match tokio::time::timeout(WORKING_EVERY, &mut reply).await {
+            Err(_) => Some((stream::iter(vec![Part::Working(wire::Working {})]).left_stream(), Some(reply))),
+            Ok((reply, epoch, leader)) => Some((stream::iter(answer(reply, epoch, leader)).right_stream(), None)),
+        }
+    });
+    working.flatten().map(|part| Ok(wire::ReadPart { part: Some(part) })).boxed()
+}
+
+fn answer(reply: ReadReply, epoch: Epoch, leader: Option<NodeId>) -> Box<dyn Iterator<Item = Part> + Send> {
+    match reply {
+        ReadReply::Done(view) => Box::new(view_parts(view, epoch, leader)),
+        ReadReply::NotLeader(leader) => {
+            Box::new(std::iter::once(Part::NotLeader(wire::NotLeader { leader: leader.unwrap_or(0) })))
+        }
+        ReadReply::Unavailable(reason) => Box::new(std::iter::once(Part::Unavailable(reason))),
+    }
+}
+
+/// Encoded as they are taken: an answer that is on its way exists once.
+fn view_parts(view: ReadView, epoch: Epoch, leader: Option<NodeId>) -> impl Iterator<Item = Part> + Send {
+    let entries: usize = view.ranges.iter().map(Vec::len).sum();
+    let head = wire::ReadHead {
+        ranges: u32::try_from(view.ranges.len()).unwrap_or(u32::MAX),
+        entries: u32::try_from(entries).unwrap_or(u32::MAX),
+        sequence: view.sequence,
+        epoch: epoch.0.into(),
+        leader: leader.unwrap_or(0),
+    };
+    let ranges = view.ranges.into_iter().zip(0..).flat_map(|(entries, range)| {
+        let mut entries = entries.into_iter();
+        std::iter::from_fn(move || {
+            let (mut values, mut bytes) = (Vec::new(), 0);
+            while bytes < PART_BYTES
+                && let Some(entry) = entries.next()
+            {
+                bytes += weight(&entry);
+                values.push(entry_to_wire(entry));
+            }
+            (!values.is_empty()).then_some(Part::Entries(wire::ReadEntries { range, values }))
+        })
+    });
+    std::iter::once(Part::Head(head)).chain(ranges)
+}
+
+/// What it costs to hold, in bytes.
+fn weight(entry: &Entry) -> usize {
+    entry.key.len() + entry.value.data.len() + 64
+}
+
+/// Reads up to the head of the answer; the rest comes with [`Answering::ranges`].
+pub(crate) async fn begun(mut parts: Streaming<wire::ReadPart>, working: &Notify) -> Result<Answering, Failed> {
+    loop {
+        let part = parts.message().await.map_err(failed)?;
+        match part.and_then(|part| part.part) {
+            Some(Part::Working(_)) => working.notify_one(),
+            Some(Part::Head(head)) => {
+                let epoch = u16::try_from(head.epoch).map_err(|_| Failed::Unknown("a malformed epoch".to_owned()))?;
+                return Ok(Answering {
+                    sequence: head.sequence,
+                    epoch: Epoch(epoch),
+                    leader: some_node(head.leader),
+                    ranges: Box::pin(rest(parts, head)),
+                });
+            }
+            Some(Part::NotLeader(hint)) => return Err(Failed::NotLeader(some_node(hint.leader))),
+            Some(Part::Unavailable(reason)) => return Err(Failed::NotDone(reason)),
+            Some(Part::Entries(_)) | None => return Err(Failed::Unknown("a malformed answer".to_owned())),
+        }
+    }
+}
+
+async fn rest(mut parts: Streaming<wire::ReadPart>, head: wire::ReadHead) -> Result<Vec<Vec<Entry>>, String> {
+    let ranges = usize::try_from(head.ranges).unwrap_or(usize::MAX);
+    if ranges > meridian_types::limits::MAX_READ_RANGES {
+        return Err("a malformed answer: too many ranges".to_owned());
+    }
+    let mut answer: Vec<Vec<Entry>> = vec![Vec::new(); ranges];
+    let (mut missing, mut bytes) = (head.entries, 0);
+    while missing > 0 {
+        let part = tokio::time::timeout(PROGRESS_TIMEOUT, parts.message()).await;
+        let part = part.map_err(|_| format!("the answer stopped for {} s", PROGRESS_TIMEOUT.as_secs()))?;
+        let part = part.map_err(|status| format!("the answer broke off: {}", status.message()))?;
+        let Some(wire::ReadPart { part: Some(Part::Entries(entries)) }) = part else {
+            return Err(format!("the answer ended with {missing} entries missing"));
+        };
+        let malformed = || "a malformed answer".to_owned();
+        let range =
+            usize::try_from(entries.range).ok().and_then(|range| answer.get_mut(range)).ok_or_else(malformed)?;
+        let count = u32::try_from(entries.values.len()).map_err(|_| malformed())?;
+        missing = missing.checked_sub(count).filter(|_| count > 0).ok_or_else(malformed)?;
+        for value in entries.values {
+            let entry = entry(value).map_err(|error| error.to_string())?;
+            bytes += weight(&entry);
+            range.push(entry);
+        }
+        if bytes > MAX_ANSWER_BYTES {
+            return Err(format!("the answer is larger than {MAX_ANSWER_BYTES} bytes"));
+        }
+    }
+    Ok(answer)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+//! Who leads the shards, as far as one gateway knows.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meridian_types::{NodeId, ShardId};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use super::budget::Budget;
+
+/// A shard of which no answer was had for so long, while tries failed, was out of service.
+const OUTAGE: Duration = Duration::from_millis(300);
+/// Between two times that all who wait are told, at least.
+const BETWEEN_REVIVALS: Duration = Duration::from_millis(50);
+
+/// What those who wait for a shard are told: it is served, by this leader. Once for each leader that is found, or
+/// each end of an outage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Revival {
+    pub(crate) count: u64,
+    pub(crate) leader: Option<NodeId>,
+}
+
+#[derive(Default)]
+struct Served {
+    hint: Option<NodeId>,
+    /// The node that answered last as the leader, and when anybody did.
+    by: Option<NodeId>,
+    at: Duration,
+    failed: bool,
+    revived_at: Option<Duration>,
+    revivals: watch::Sender<Revival>,
+    budget: Arc<Budget>,
+}
+
+/// Hints, which may be wrong: whoever is asked says so.
+#[derive(Default)]
+pub(super) struct Leaders {
+    shards: Mutex<HashMap<ShardId, Served>>,
+}
+
+impl Leaders {
+    pub(super) fn hint(&self, shard: ShardId) -> Option<NodeId> {
+        self.shards.lock().get(&shard)?.hint
+    }
+
+    /// What the shard may be asked, and news of it.
+    pub(super) fn of(&self, shard: ShardId) -> (Arc<Budget>, watch::Receiver<Revival>) {
+        let mut shards = self.shards.lock();
+        let served = shards.entry(shard).or_default();
+        (Arc::clone(&served.budget), served.revivals.subscribe())
+    }
+
+    /// Another node names this one.
+    pub(super) fn named(&self, shard: ShardId, leader: NodeId) {
+        self.shards.lock().entry(shard).or_default().hint = Some(leader);
+    }
+
+    /// A try at this node failed.
+    pub(super) fn failed(&self, shard: ShardId, node: NodeId) {
+        let mut shards = self.shards.lock();
+        let served = shards.entry(shard).or_default();
+        served.failed = true;
+        if served.hint == Some(node) {
+            served.hint = None;
+        }
+    }
+
+    /// `node` answered, as it can only while the shard has a leader; this one, as far as it knows.
+    pub(super) fn answered(&self, now: Duration, shard: ShardId, node: NodeId, leader: NodeId) {
+        let mut shards = self.shards.lock();
+        let served = shards.entry(shard).or_default();
+        let outage = served.failed && now.saturating_sub(served.at) >= OUTAGE;
+        // What others say of the leader may be old, and change with each that is asked.
+        let is_new = node == leader && served.by.is_some_and(|before| before != leader);
+        served.hint = Some(leader);
+        served.at = now;
+        served.failed = false;
+        if node == leader {
+            served.by = Some(leader);
+        }
+        let lately = served.revived_at.is_some_and(|at| now.saturating_sub(at) < BETWEEN_REVIVALS);
+        if (outage || is_new) && !lately {
+            served.revived_at = Some(now);
+            served.revivals.send_modify(|revival| {
+                *revival = Revival { count: revival.count.wrapping_add(1), leader: Some(leader) };
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHARD: ShardId = ShardId(1);
+
+    #[test]
+    fn who_waits_is_told_of_a_new_leader_and_of_the_end_of_an_outage_and_of_no_single_answer() {
+        let leaders = Leaders::default();
+        let (_, mut news) = leaders.of(SHARD);
+        let mut told = || std::mem::replace(&mut news, leaders.of(SHARD).1).has_changed().unwrap();
+        let mut now = Duration::from_secs(1);
+        leaders.answered(now, SHARD, 1, 1);
+        assert!(!told());
+        // Some fail and some do not, as under too much load.
+        for _ in 0..1000 {
+            now += Duration::from_millis(5);
+            leaders.failed(SHARD, 1);
+            leaders.answered(now, SHARD, 1, 1);
+        }
+        assert!(!told());
+        // What a voter says that does not lead is a hint.
+        leaders.answered(now, SHARD, 3, 2);
+        assert_eq!(leaders.hint(SHARD), Some(2));
+        assert!(!told());
+        leaders.answered(now, SHARD, 2, 2);
+        assert!(told(), "another leads");
+        leaders.failed(SHARD, 2);
+        assert_eq!(leaders.hint(SHARD), None);
+        leaders.answered(now + OUTAGE, SHARD, 2, 2);
+        assert!(told(), "the same leads again");
+    }
+}

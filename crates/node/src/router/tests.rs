@@ -1,0 +1,268 @@
+//! What the router asks of whom, when, and how often.
+
+mod world;
+
+use std::sync::atomic::Ordering;
+
+use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
+use meridian_types::{ReadRange, RequestId};
+
+use super::*;
+use crate::topology::DEV_DEFAULT_DATABASE;
+use world::{DEADLINE, Link, World, run};
+
+fn write() -> Write {
+    Write { database: DEV_DEFAULT_DATABASE, request_id: RequestId::generate(), transaction: Transaction::default() }
+}
+
+fn read() -> Read {
+    let ranges = vec![ReadRange { start: "a".into(), end: "b".into(), limit: 1, reverse: false }];
+    Read { database: DEV_DEFAULT_DATABASE, consistency: Consistency::Strong, ranges }
+}
+
+impl World {
+    async fn commits(&self) -> bool {
+        matches!(self.router.write(write()).await, Ok(WriteOutcome::Committed(_)))
+    }
+
+    /// So many writes at once commit, all of them.
+    async fn all_commit(&self, count: usize) -> bool {
+        let writes: FuturesUnordered<_> = (0..count).map(|_| self.spawn(self.clone().owned_commit())).collect();
+        writes.all(|committed| async move { committed }).await
+    }
+
+    async fn owned_commit(self) -> bool {
+        self.commits().await
+    }
+
+    fn writing(&self) -> futures::future::RemoteHandle<Result<WriteOutcome, WriteFailure>> {
+        let router = Arc::clone(&self.router);
+        self.spawn(async move { router.write(write()).await })
+    }
+
+    async fn first_call(&self) {
+        while self.voters.calls() == 0 {
+            self.time.sleep(Duration::from_micros(100)).await;
+        }
+    }
+}
+
+const AT_ONCE: Duration = Duration::ZERO;
+
+#[test]
+fn a_lost_leader_is_replaced_within_a_second_whatever_waits_for_it() {
+    for spent in [false, true] {
+        run(AT_ONCE, |world| async move {
+            let World { voters, router, time, .. } = &world;
+            assert!(world.commits().await);
+            if spent {
+                let (budget, _) = router.leaders.of(ShardId(1));
+                while budget.pays(time.now(), 0) {}
+            }
+            voters.link(1, Link::Silent);
+            voters.leader.send_replace(0);
+            let lost = time.now();
+            let waiting = world.spawn({
+                let world = world.clone();
+                async move { world.all_commit(1000).await }
+            });
+            time.sleep(Duration::from_millis(450)).await;
+            voters.leader.send_replace(3);
+            assert!(waiting.await, "spent: {spent}");
+            let took = time.now() - lost;
+            assert!(took < Duration::from_secs(1), "spent: {spent}: {took:?}");
+            // Each at the lost one and at its successor, and what the budget pays for.
+            assert!(voters.calls() <= 2 * 1000 + 250, "spent: {spent}: {}", voters.calls());
+        });
+    }
+}
+
+#[test]
+fn a_lost_quorum_is_not_flooded_by_those_who_wait_and_serves_them_all_when_it_is_back() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, time, .. } = &world;
+        assert!(world.commits().await);
+        // What was sent may have committed: nobody may give up.
+        (1..=3).for_each(|node| voters.link(node, Link::Silent));
+        let waiting = world.spawn({
+            let world = world.clone();
+            async move { world.all_commit(1000).await }
+        });
+        time.sleep(Duration::from_secs(5)).await;
+        let before = voters.calls();
+        time.sleep(Duration::from_secs(60)).await;
+        let calls = voters.calls() - before;
+        assert!(calls <= 60 * 25, "{calls} calls in a minute");
+        (1..=3).for_each(|node| voters.link(node, Link::Up));
+        let back = time.now();
+        assert!(waiting.await);
+        let took = time.now() - back;
+        assert!(took < Duration::from_secs(5), "{took:?}");
+        assert_eq!(voters.in_flight(), 0);
+    });
+}
+
+#[test]
+fn twice_the_load_leaves_nothing_behind_when_it_is_over() {
+    const SECONDS: usize = 30;
+    run(Duration::from_millis(10), |world| async move {
+        let World { voters, time, .. } = &world;
+        let mut begun = Vec::new();
+        for _ in 0..SECONDS * 200 {
+            begun.push(world.writing());
+            time.sleep(Duration::from_millis(5)).await;
+        }
+        let committed = voters.committed.load(Ordering::SeqCst) as usize;
+        assert!(committed >= SECONDS * 95, "overload costs throughput: {committed}");
+        assert!(voters.calls() <= begun.len() * 3 / 2, "{} calls for {} writes", voters.calls(), begun.len());
+        // Then half of what it can do: all of it is served at once, and what waited is done with soon.
+        time.sleep(Duration::from_secs(2)).await;
+        let mut slowest = Duration::ZERO;
+        for _ in 0..100 {
+            let at = time.now();
+            assert!(world.commits().await);
+            slowest = slowest.max(time.now() - at);
+        }
+        assert!(slowest < Duration::from_secs(1), "{slowest:?}");
+        time.sleep(Duration::from_secs(6)).await;
+        assert!(begun.into_iter().all(|write| write.now_or_never().is_some()), "some wait still");
+        assert_eq!(voters.in_flight(), 0);
+    });
+}
+
+#[test]
+fn a_gateway_that_cannot_reach_the_leader_writes_through_another_voter() {
+    for cut in [Link::Silent, Link::Refused] {
+        run(AT_ONCE, |world| async move {
+            let World { voters, time, .. } = &world;
+            voters.link(1, cut);
+            assert!(world.commits().await);
+            // Then those that follow go there at once.
+            for _ in 0..100 {
+                let at = time.now();
+                assert!(world.commits().await);
+                assert!(time.now() - at < HEDGE_AFTER, "{cut:?}: {:?}", time.now() - at);
+            }
+            assert!(voters.calls() <= 104, "{cut:?}: {:?}", voters.asked());
+            // One request at a time finds out that the leader can be reached again.
+            voters.link(1, Link::Up);
+            time.sleep(Duration::from_secs(4)).await;
+            voters.calls.lock().clear();
+            for _ in 0..10 {
+                assert!(world.commits().await);
+            }
+            assert_eq!(voters.asked(), [1; 10]);
+            assert!(voters.calls.lock().iter().all(|(_, attempt)| !attempt.unwrap().pass_on));
+        });
+    }
+}
+
+#[test]
+fn nothing_is_said_not_to_have_committed_that_may_have() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, .. } = &world;
+        // Its first try may have committed; then its database goes.
+        voters.scripted.lock().extend((0..3).map(|_| Failed::Unknown("the connection broke".to_owned())));
+        let writing = world.writing();
+        world.first_call().await;
+        let mut cluster = router.directory.known().cluster.clone();
+        cluster.databases.remove(&DEV_DEFAULT_DATABASE);
+        cluster.version += 1;
+        router.directory.learn(cluster);
+        let failed = writing.await.unwrap_err();
+        assert!(matches!(failed, WriteFailure::Unknown(_)), "{failed:?}");
+        // What was never tried certainly did not.
+        let failed = router.write(write()).await.unwrap_err();
+        assert!(matches!(failed, WriteFailure::NotCommitted(_)), "{failed:?}");
+    });
+}
+
+#[test]
+fn an_unknown_outcome_is_asked_for_until_ids_may_be_forgotten_and_refusals_do_not_settle_it() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        // It may have committed; later tries are refused for certain.
+        let refused = |_| Failed::NotDone("the disk is full".to_owned());
+        voters.scripted.lock().extend((0..100_000).map(refused));
+        voters.scripted.lock().push(Failed::Unknown("the connection broke".to_owned()));
+        let began = time.now();
+        let failed = router.write(write()).await.unwrap_err();
+        assert!(matches!(failed, WriteFailure::Unknown(_)), "{failed:?}");
+        let took = time.now() - began;
+        assert!(took >= UNKNOWN_DEADLINE && took < UNKNOWN_DEADLINE + Duration::from_secs(5), "{took:?}");
+        // Without the first one, it is over at the deadline for what did not commit.
+        let (began, before) = (time.now(), voters.calls());
+        let failed = router.write(write()).await.unwrap_err();
+        assert!(matches!(failed, WriteFailure::NotCommitted(_)), "{failed:?}");
+        assert!(time.now() - began < DEADLINE + Duration::from_secs(5));
+        assert!(voters.calls() - before < 200);
+    });
+}
+
+#[test]
+fn nothing_is_sent_again_after_the_machine_was_suspended_for_too_long() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, time, .. } = &world;
+        voters.scripted.lock().push(Failed::Unknown("the connection broke".to_owned()));
+        let writing = world.writing();
+        world.first_call().await;
+        time.jump(UNKNOWN_DEADLINE);
+        let failed = writing.await.unwrap_err();
+        assert!(matches!(failed, WriteFailure::Unknown(_)), "{failed:?}");
+        assert_eq!(voters.calls(), 1);
+        // Whoever gets a try can tell until when it may be carried out.
+        assert!(voters.calls.lock()[0].1.unwrap().expires_at <= time.now());
+    });
+}
+
+#[test]
+fn a_read_is_carried_out_by_two_at_most_and_by_none_when_nobody_waits() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        (1..=3).for_each(|node| voters.link(node, Link::Silent));
+        let failed = router.read(read()).await.unwrap_err();
+        assert!(failed.reason.contains("no answer within"), "{failed:?}");
+        assert_eq!((voters.most_in_flight.load(Ordering::SeqCst), voters.in_flight()), (2, 0));
+        let reading = world.spawn({
+            let router = Arc::clone(router);
+            async move { drop(router.read(read()).await) }
+        });
+        while voters.in_flight() == 0 {
+            time.sleep(Duration::from_millis(1)).await;
+        }
+        drop(reading);
+        time.sleep(Duration::from_millis(1)).await;
+        assert_eq!(voters.in_flight(), 0);
+    });
+}
+
+#[test]
+fn an_answer_that_is_on_its_way_is_waited_for_beyond_the_deadline_and_asked_for_once() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        let slow = time.clone();
+        let slow = async move {
+            slow.sleep(3 * DEADLINE).await;
+            Ok(vec![Vec::new()])
+        };
+        *voters.transfer.lock() = Some(slow.boxed());
+        assert_eq!(router.read(read()).await.unwrap().ranges.len(), 1);
+        assert_eq!(voters.asked(), [1]);
+        // One that breaks off is asked for again.
+        *voters.transfer.lock() = Some(async { Err("the answer stopped".to_owned()) }.boxed());
+        assert_eq!(router.read(read()).await.unwrap().ranges.len(), 1);
+        assert_eq!(voters.asked(), [1, 1, 1]);
+        assert!(!router.reach.is_silent(time.now(), 1));
+    });
+}
+
+#[test]
+fn a_node_that_is_long_at_work_is_not_taken_for_silent() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        voters.working.store(true, Ordering::SeqCst);
+        router.read(read()).await.unwrap();
+        assert_eq!(voters.asked(), [1, 2], "one more is asked, and no third");
+        assert!((1..=2).all(|node| !router.reach.is_silent(time.now(), node)));
+    });
+}

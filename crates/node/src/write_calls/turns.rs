@@ -1,0 +1,56 @@
+//! The order of writes that come by calls of their own, which overtake one another on their way through threads.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use meridian_proto::shard::Turn;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+/// For the one before to come. What was sent in order over one connection comes together; a longer wait would hold up
+/// what comes after something that was given up.
+const WAIT: Duration = Duration::from_millis(5);
+/// Beyond so many senders, all are forgotten: who is in the middle of something is out of order once.
+const MAX_SENDERS: usize = 4096;
+
+/// Who was let by, of each sender.
+#[derive(Default)]
+pub(crate) struct Turns {
+    senders: Mutex<HashMap<u64, watch::Sender<u64>>>,
+}
+
+impl Turns {
+    /// Waits until all before it were let by, or have not come for a while. To drop what it returns lets the next one by.
+    pub(crate) async fn wait(&self, turn: Turn) -> Place {
+        let (passed, mut before) = {
+            let mut senders = self.senders.lock();
+            if senders.len() >= MAX_SENDERS && !senders.contains_key(&turn.sender) {
+                senders.clear();
+            }
+            let passed = senders.entry(turn.sender).or_insert_with(|| watch::Sender::new(0)).clone();
+            let before = passed.subscribe();
+            (passed, before)
+        };
+        let place = Place { passed, number: turn.number };
+        let turn_has_come = before.wait_for(|passed| passed.saturating_add(1) >= turn.number);
+        // If it does not, it goes on all the same.
+        drop(tokio::time::timeout(WAIT, turn_has_come).await);
+        place
+    }
+}
+
+/// A place in the order, held until it is dropped.
+pub(crate) struct Place {
+    passed: watch::Sender<u64>,
+    number: u64,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.passed.send_if_modified(|passed| {
+            let later = self.number > *passed;
+            *passed = (*passed).max(self.number);
+            later
+        });
+    }
+}
