@@ -1,5 +1,6 @@
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Instant;
 
 use bytes::Bytes;
@@ -16,6 +17,7 @@ use crate::answer::{self, Answer};
 use crate::database::{Database, Read, Unavailable, Write, WriteFailure};
 use crate::metadata::{self, Base, Exchange};
 use crate::options::{Options, PublicUrl};
+use crate::order::{self, Place};
 use crate::refusal::{Overload, Refusal};
 use crate::route::{Route, Target};
 use crate::shares::{Holder, Share, Shares};
@@ -181,18 +183,32 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     {
         let (token, database) = self.authorize(parts, true)?;
         let request = self.begin(token)?;
-        let (body, share) = self.body(token, body).await?;
+        let place = parts.extensions.get::<Arc<Place>>();
+        let body = self.body(token, body);
+        let (body, share) = match place {
+            Some(place) => place.complete(body).await,
+            None => body.await,
+        }?;
         let message = pb::AtomicWrite::decode(body).map_err(Refusal::from)?;
         let transaction = validation::write(message).map_err(Refusal::from)?;
         let request_id = RequestId::generate();
         let write = Write { database, request_id, transaction };
         let service = Arc::clone(&self.database);
-        let running = tokio::spawn(async move {
+        let mut running = Box::pin(async move {
             let outcome = service.write(write).await;
             drop((request, share));
             outcome
         });
-        match running.await {
+        // Up to where it first waits, in its turn among the writes of its connection.
+        let begun = order::begin(&mut running).await;
+        if let Some(place) = place {
+            place.leave();
+        }
+        let outcome = match begun {
+            Poll::Ready(outcome) => Ok(outcome),
+            Poll::Pending => tokio::spawn(running).await,
+        };
+        match outcome {
             Ok(Ok(WriteOutcome::Committed(versionstamp))) => Ok(answer::committed(versionstamp)),
             Ok(Ok(WriteOutcome::CheckFailed(failed))) => Ok(answer::check_failed(failed)),
             Ok(Ok(WriteOutcome::Rejected(text))) => Err(Refusal::Rejected(text).into()),

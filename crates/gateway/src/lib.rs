@@ -35,6 +35,7 @@ mod gateway;
 mod head;
 mod metadata;
 mod options;
+mod order;
 mod refusal;
 mod route;
 mod server;

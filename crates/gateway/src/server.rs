@@ -23,6 +23,8 @@ use tracing::{debug, info, warn};
 use self::activity::{Activity, Busy};
 use self::admission::{Admission, Origin, Ticket};
 use self::strangers::Strangers;
+use crate::order::Arrivals;
+use crate::route::Route;
 use crate::{Catalogue, Database, Gateway, Options};
 
 /// How long to leave the listener alone when it cannot accept, as when file descriptors run out.
@@ -158,7 +160,12 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
             return;
         }
         let options = self.shared.gateway.options();
-        let service = service_fn(|request| {
+        let arrivals = Arc::new(Arrivals::default());
+        let service = service_fn(|mut request| {
+            // Here, where requests come in the order of their heads; then each has a task of its own.
+            if Route::of(request.uri().path()) == Some(Route::AtomicWrite) {
+                request.extensions_mut().insert(Arc::new(arrivals.enter()));
+            }
             let (shared, activity, origin) = (Arc::clone(&self.shared), Arc::clone(&self.activity), self.origin);
             let busy = Busy::new(&activity);
             async move {

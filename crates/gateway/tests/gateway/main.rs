@@ -6,4 +6,5 @@ mod connections;
 mod data_path;
 mod fairness;
 mod metadata;
+mod order;
 mod support;
