@@ -161,7 +161,7 @@ impl Gateway {
             self.refuses_mutations(vec![unknown(kind)], "mutation kind").await;
         }
         self.refuses_mutations(vec![pb::Mutation { value: None, ..set(b"k", b"v") }], "mutation kind").await;
-        self.refuses_mutations(vec![pb::Mutation { expire_at_ms: -1, ..set(b"k", b"v") }], "expire").await;
+        self.refuses_mutations(vec![pb::Mutation { expire_at_ms: -2, ..set(b"k", b"v") }], "expire").await;
         let encoded = |encoding: i32, data: &'static [u8]| pb::Mutation {
             value: Some(pb::KvValue { data: Bytes::from_static(data), encoding }),
             ..set(b"k", b"v")
@@ -367,11 +367,7 @@ async fn malformed_calls(cluster: &Cluster, id: NodeId) {
     }
     let status = shipping::Status { shard: 9, node_id: 99, epoch: u32::MAX, ..Default::default() };
     // Refused or ignored.
-    drop(
-        shipping
-            .announce(shipping::AnnounceRequest { statuses: vec![status], disk_full: false, ..Default::default() })
-            .await,
-    );
+    drop(shipping.announce(shipping::AnnounceRequest { statuses: vec![status], ..Default::default() }).await);
 }
 
 #[tokio::test]

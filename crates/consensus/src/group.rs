@@ -43,6 +43,9 @@ use voters::Changes;
 /// Between two candidacies of a member that is to lead.
 const CANDIDACY_PAUSE: Duration = Duration::from_millis(50);
 
+/// An encoded batch at most. With what is sent beside it, it fits a message several times over.
+pub const MAX_BATCH_BYTES: usize = 16 << 20;
+
 type TokioInstant = openraft::alias::InstantOf<TypeConfig>;
 type MeridianRaft = Raft<TypeConfig, StateMachine>;
 
@@ -115,6 +118,9 @@ pub enum ProposalFailure {
     /// Leadership was lost after it was appended: the next leader may have it or not.
     #[error("leadership was lost while the batch was in flight")]
     Unknown,
+    /// Never appended: it could be sent to nobody, and nothing behind it either.
+    #[error("a batch of {bytes} bytes is larger than the {MAX_BATCH_BYTES} bytes that the log takes")]
+    TooLarge { bytes: usize },
 }
 
 /// A batch in flight. Dropping it changes nothing: the batch is in the log.
@@ -382,7 +388,12 @@ impl RaftGroup {
     /// openraft may refuse one write and take the next in the same term (while its lease has run out for a
     /// moment, or during a leadership transfer that fails). Would the next batch be sent before this one is
     /// in the log, sequences could have a gap.
+    ///
+    /// A batch of more than [`MAX_BATCH_BYTES`] is not appended.
     pub async fn propose(&self, batch: Bytes, sequence: u64, term: u64) -> Result<Proposal, ProposalFailure> {
+        if batch.len() > MAX_BATCH_BYTES {
+            return Err(ProposalFailure::TooLarge { bytes: batch.len() });
+        }
         let (responder, mut receiver) = OneshotResponder::<TypeConfig, ClientWriteResult<TypeConfig>>::new_pair();
         let batch = EncodedBatch { bytes: batch, proposed_sequence: sequence };
         let mut appended = self.log.appended();

@@ -32,8 +32,8 @@ mod wire;
 pub use clock::boot_time;
 pub use config::RaftTiming;
 pub use group::{
-    ChangeVotersFailure, Formed, GroupStatus, Leadership, NotLeading, Proposal, ProposalFailure, RaftGroup,
-    RaftGroupOptions, ReadLogFailure, Role,
+    ChangeVotersFailure, Formed, GroupStatus, Leadership, MAX_BATCH_BYTES, NotLeading, Proposal, ProposalFailure,
+    RaftGroup, RaftGroupOptions, ReadLogFailure, Role,
 };
 pub use network::{Peers, StateTransfer, Transfer};
 pub use orphans::{forget_group, is_in_use, leave_group, log_batches_beyond};

@@ -26,7 +26,8 @@ const LEFT: u8 = b'l';
 /// Entries kept in memory behind the engine, so that replication and apply need not read what was just
 /// written, in bytes of batches.
 const TAIL_BYTES: usize = 32 << 20;
-/// What one read returns at most, in bytes; openraft's own bound counts entries.
+/// What one read returns at most, in bytes, or one entry; openraft's own bound counts entries. So an entry that
+/// is larger travels alone, and only its own size decides whether a message holds it.
 const READ_BYTES: usize = 2 << 20;
 
 /// One Raft group's log. Appends are readable at once and acknowledged when fsynced.
@@ -108,7 +109,7 @@ impl Tail {
         }
     }
 
-    /// Entries of `start..end` up to `max_bytes`, if all of them from `start` on are here.
+    /// Entries of `start..end` up to `max_bytes`, at least one, if all of them from `start` on are here.
     fn read(&self, start: u64, end: u64, max_bytes: usize) -> Option<Vec<Entry>> {
         let first = self.first_index().filter(|first| *first <= start)?;
         let skip = usize::try_from(start - first).ok()?;
@@ -117,10 +118,10 @@ impl Tail {
         let mut entries = Vec::new();
         for entry in self.entries.iter().skip(skip).take(count) {
             bytes += weight(entry);
-            entries.push(entry.clone());
-            if bytes > max_bytes {
+            if bytes > max_bytes && !entries.is_empty() {
                 break;
             }
+            entries.push(entry.clone());
         }
         Some(entries)
     }
@@ -211,8 +212,7 @@ impl LogStore {
         *self.shared.bounds.read()
     }
 
-    /// Entries from `start` (inclusive) to `end` (exclusive), up to about `max_bytes`, at least one if there
-    /// is one.
+    /// Entries from `start` (inclusive) to `end` (exclusive), up to `max_bytes`, at least one if there is one.
     pub(crate) fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
         if let Some(entries) = self.shared.tail.read().read(start, end, max_bytes) {
             return Ok(entries);

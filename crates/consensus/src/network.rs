@@ -18,6 +18,7 @@ use openraft::raft::{
 };
 use openraft::{AnyError, EntryPayload, OptionalSend};
 use parking_lot::Mutex;
+use prost::Message;
 use tonic::transport::Channel;
 
 use crate::lease_trust::{LeaseTrust, Telling};
@@ -26,8 +27,9 @@ use crate::type_config::{Snapshot, TypeConfig, Vote};
 use crate::votes::Votes;
 use crate::wire::{self, InvalidMessage};
 
-/// Bytes of one message between members at most: a batch is far below.
-pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
+/// Bytes of one message between members at most. Batches are far below ([`crate::MAX_BATCH_BYTES`]); what an
+/// earlier version has put into a log must go through all the same, or nothing behind it ever commits.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 256 << 20;
 
 /// Before a call that failed, or a stream that could not be opened, is tried again.
 pub(crate) const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
@@ -114,6 +116,12 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
 pub(crate) struct Network {
     factory: NetworkFactory,
     target: u64,
+}
+
+/// What so many bytes may take to a member that is well and busy.
+fn transfer_time(bytes: usize) -> Duration {
+    const BYTES_PER_SECOND: u64 = 4 << 20;
+    Duration::from_millis(bytes as u64 * 1000 / BYTES_PER_SECOND)
 }
 
 fn unreachable(error: &(impl std::error::Error + 'static)) -> Unreachable<TypeConfig> {
@@ -227,12 +235,16 @@ impl RaftNetworkV2<TypeConfig> for Network {
             let (factory, target) = (self.factory.clone(), self.target);
             let within = self.factory.append_timeout;
             let lease_trust = Arc::clone(&self.factory.lease_trust);
-            // When each request was sent that is not answered yet; answers come in the same order.
-            let due = Arc::new(Mutex::new(VecDeque::<Instant>::new()));
+            // When each request was sent that is not answered yet, and until when its answer is waited for: it has
+            // the time that its bytes may take, behind those before it. Answers come in the same order.
+            let due = Arc::new(Mutex::new(VecDeque::<(Instant, Instant)>::new()));
             let sent = Arc::clone(&due);
             let requests = input.map(move |request| {
-                sent.lock().push_back(Instant::now());
-                factory.append_request(target, &request)
+                let request = factory.append_request(target, &request);
+                let (now, mut due) = (Instant::now(), sent.lock());
+                let behind = due.back().map_or(now, |(_, until)| *until);
+                due.push_back((now, behind.max(now + within) + transfer_time(request.encoded_len())));
+                request
             });
             let mut client = self.client()?;
             let call = client.stream_append(requests);
@@ -253,11 +265,13 @@ impl RaftNetworkV2<TypeConfig> for Network {
                     drop::<Option<Telling>>(told);
                     let mut responses = responses?;
                     loop {
-                        return match tokio::time::timeout(within, responses.next()).await {
+                        let until = due.lock().front().map(|(_, until)| *until);
+                        let wait = until.map_or(within, |until| until.saturating_duration_since(Instant::now()));
+                        return match tokio::time::timeout(wait, responses.next()).await {
                             Ok(None) => None,
                             Ok(Some(Ok(response))) => {
                                 let sent = due.lock().pop_front();
-                                let telling = sent.map(|sent| lease_trust.answered(sent));
+                                let telling = sent.map(|(sent, _)| lease_trust.answered(sent));
                                 match wire::stream_result(response) {
                                     Ok(result @ Ok(_)) => Some((Ok(result), (Some(responses), telling))),
                                     Ok(rejected) => Some((Ok(rejected), (None, telling))),
@@ -265,7 +279,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
                                 }
                             }
                             Ok(Some(Err(status))) => Some((Err(failed(&status)), (None, None))),
-                            Err(_) if due.lock().is_empty() => continue,
+                            Err(_) if due.lock().front().is_none_or(|(_, until)| Instant::now() < *until) => continue,
                             Err(_) => Some((Err(timeout.into()), (None, None))),
                         };
                     }

@@ -19,7 +19,7 @@ pub(crate) enum Invalid {
     MutationKind { index: usize, number: i32 },
     #[error("Invalid mutation kind: mutation {index} is one with a value, and has none.")]
     MissingValue { index: usize },
-    #[error("Invalid mutation expire at: mutation {index} expires at {expire_at_ms} ms, which is below 0.")]
+    #[error("Invalid mutation expire at: mutation {index} expires at {expire_at_ms} ms, which is below -1.")]
     ExpireAt { index: usize, expire_at_ms: i64 },
     #[error("Invalid value: mutation {index} has the unknown value encoding {number}.")]
     Encoding { index: usize, number: i32 },
@@ -97,6 +97,10 @@ fn mutation(index: usize, message: pb::Mutation, size: &mut Size) -> Result<Muta
         size.add(data, limits::MAX_VALUE_BYTES, "The size of a value")?;
     }
     let number = message.mutation_type;
+    if number == pb::MutationType::MSetSuffixVersionstampedKey as i32 {
+        let what = "The size of a key to write, with the 22 bytes of its versionstamp,";
+        at_most(message.key.len() + limits::VERSIONSTAMP_SUFFIX_BYTES, limits::MAX_WRITE_KEY_BYTES, what, " bytes")?;
+    }
     let value = || value(index, message.value);
     let kind = match pb::MutationType::try_from(number) {
         Ok(pb::MutationType::MSet) => MutationKind::Set(value()?),
@@ -110,8 +114,11 @@ fn mutation(index: usize, message: pb::Mutation, size: &mut Size) -> Result<Muta
         Ok(pb::MutationType::MSetSuffixVersionstampedKey) => MutationKind::SetSuffixVersionstampedKey(value()?),
         Ok(pb::MutationType::MUnspecified) | Err(_) => return Err(Invalid::MutationKind { index, number }),
     };
-    let expire_at_ms = u64::try_from(message.expire_at_ms)
-        .map_err(|_| Invalid::ExpireAt { index, expire_at_ms: message.expire_at_ms })?;
+    let expire_at_ms = match message.expire_at_ms {
+        // Never, as the reference takes both.
+        -1 => 0,
+        other => u64::try_from(other).map_err(|_| Invalid::ExpireAt { index, expire_at_ms: other })?,
+    };
     Ok(Mutation { key: message.key, kind, expire_at_ms })
 }
 

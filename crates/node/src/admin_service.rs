@@ -10,6 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::clock::wall_ms;
+use crate::clocks::Clocks;
 use crate::directory::Directory;
 use crate::orphans;
 use crate::replica::Replica;
@@ -28,6 +29,7 @@ pub(crate) struct AdminService {
     pub(crate) directory: Arc<Directory>,
     pub(crate) data_dir: PathBuf,
     pub(crate) started: Instant,
+    pub(crate) clocks: Clocks,
 }
 
 impl AdminService {
@@ -111,6 +113,7 @@ impl admin_server::Admin for AdminService {
             shards,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            warnings: self.clocks.warning().into_iter().collect(),
         }))
     }
 

@@ -1,6 +1,6 @@
 //! What a voter knows of those who follow its shard: positions, lag, and what the log must keep for them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,6 +14,8 @@ use crate::clock::{steady_ms, wall_ms};
 
 /// Samples of the commit history; beyond, older ones are kept more coarsely.
 const HISTORY_SAMPLES: usize = 4096;
+/// Batches in flight are fewer.
+const PROPOSED_SAMPLES: usize = 64;
 /// A follower not heard of for so long counts as away.
 const AWAY_AFTER: Duration = Duration::from_secs(3);
 
@@ -28,6 +30,8 @@ pub(crate) struct Followers {
 
 struct Inner {
     history: CommitHistory,
+    /// What this node has proposed and not applied yet, and when.
+    proposed: VecDeque<(u64, u64)>,
     positions: BTreeMap<NodeId, Follower>,
 }
 
@@ -58,22 +62,40 @@ fn history_from(state: &ShardState) -> CommitHistory {
     CommitHistory::starting_at(applied.position.sequence, made_at, HISTORY_SAMPLES)
 }
 
-/// When a batch was made that its leader's wall clock says was at `time_ms`. What is applied ages on a clock that
-/// does not jump: one that is set back would make all lag vanish for as long.
+/// About when a batch was made whose shard's time is `time_ms`: that follows the nodes' clocks. What is applied ages on
+/// a clock that does not jump: one that is set back would make all lag vanish for as long.
 fn made_at(time_ms: u64) -> u64 {
     steady_ms().saturating_sub(wall_ms().saturating_sub(time_ms))
+}
+
+impl Inner {
+    fn proposed_at(&mut self, sequence: u64) -> Option<u64> {
+        while let Some((oldest, at)) = self.proposed.front().copied()
+            && oldest <= sequence
+        {
+            self.proposed.pop_front();
+            if oldest == sequence {
+                return Some(at);
+            }
+        }
+        None
+    }
 }
 
 impl Followers {
     /// Watches what is applied to `state`.
     pub(crate) fn watch(state: &ShardState) -> Arc<Self> {
         let history = history_from(state);
-        let followers = Arc::new(Self { inner: Mutex::new(Inner { history, positions: BTreeMap::new() }) });
+        let followers = Arc::new(Self {
+            inner: Mutex::new(Inner { history, proposed: VecDeque::new(), positions: BTreeMap::new() }),
+        });
         let observer = Arc::clone(&followers);
         state.observe(move |batches| {
             let mut inner = observer.inner.lock();
             for DecodedBatch { batch, len, .. } in batches {
-                inner.history.record(batch.position.sequence, *len as u64, made_at(batch.time_ms));
+                let sequence = batch.position.sequence;
+                let at = inner.proposed_at(sequence).unwrap_or_else(|| made_at(batch.time_ms));
+                inner.history.record(sequence, *len as u64, at);
             }
         });
         followers
@@ -82,7 +104,20 @@ impl Followers {
     /// The state was replaced, or goes on in another epoch: what was recorded of its commits may be of batches
     /// that were lost, whose sequences come again.
     pub(crate) fn restart(&self, state: &ShardState) {
-        self.inner.lock().history = history_from(state);
+        let mut inner = self.inner.lock();
+        inner.history = history_from(state);
+        inner.proposed.clear();
+    }
+
+    /// This node proposes a batch now. A shard's time may trail the clocks, so that it does not tell how old that is.
+    pub(crate) fn proposed(&self, sequence: u64) {
+        let mut inner = self.inner.lock();
+        while inner.proposed.back().is_some_and(|(newest, _)| *newest >= sequence)
+            || inner.proposed.len() >= PROPOSED_SAMPLES
+        {
+            inner.proposed.pop_back();
+        }
+        inner.proposed.push_back((sequence, steady_ms()));
     }
 
     /// All who follow the shard now, heard of or not.

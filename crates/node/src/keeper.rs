@@ -9,11 +9,13 @@ use meridian_consensus::{
     Formed, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, StateTransfer, leave_group,
 };
 use meridian_failover::{Phase, Shard};
+use meridian_memory::ByteBudget;
 use meridian_storage::{Engine, GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError, Syncer};
 use meridian_types::{Epoch, NodeId, ShardId};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
+use crate::clocks::Clocks;
 use crate::directory::{Directory, save_cluster};
 use crate::drain::{self, Target};
 use crate::followers::Followers;
@@ -45,6 +47,9 @@ pub(crate) struct KeeperParts {
     pub(crate) raft: RaftService,
     pub(crate) shards: Arc<ShardTable>,
     pub(crate) disk: Arc<DiskGuard>,
+    /// For writes that wait at this node.
+    pub(crate) writes: ByteBudget,
+    pub(crate) clocks: Clocks,
     pub(crate) timing: RaftTiming,
     /// The epoch of each shard up to which the logs of groups before were looked through.
     pub(crate) settled: Mutex<HashMap<ShardId, Epoch>>,
@@ -306,6 +311,8 @@ impl Keeper {
                 shards: Arc::clone(&self.parts.shards),
                 disk: Arc::clone(&self.parts.disk),
             }),
+            writes: self.parts.writes.clone(),
+            time: Arc::new(self.parts.clocks.clone()),
             founder,
         }));
         tracing::info!(%group, founder, "this node votes");
@@ -456,6 +463,12 @@ impl Limits for ShardLimits {
         // What they cannot append stops them: as many as a majority can do without, and no more.
         let refuses = full > 0 && voters.len() - full < voters.len() / 2 + 1;
         refuses.then(|| format!("the disks of {full} of the shard's voters have {room}"))
+    }
+
+    fn proposed(&self, sequence: u64) {
+        if let Some(followers) = self.shards.followers(&self.shard) {
+            followers.proposed(sequence);
+        }
     }
 
     fn replication_lag_ms(&self) -> Option<u64> {

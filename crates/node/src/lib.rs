@@ -23,6 +23,7 @@
 
 mod admin_service;
 mod clock;
+mod clocks;
 mod comparison;
 pub mod config;
 mod control;

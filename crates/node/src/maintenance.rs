@@ -14,6 +14,8 @@ use parking_lot::Mutex;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock::wall_ms;
+use crate::clocks::Clocks;
 use crate::comparison::checkpoint;
 use crate::directory::Directory;
 use crate::peers::PeerChannels;
@@ -81,6 +83,7 @@ pub(crate) struct Maintenance {
     pub(crate) exchange: Arc<StateExchange>,
     pub(crate) stop: CancellationToken,
     pub(crate) disk: Arc<DiskGuard>,
+    pub(crate) clocks: Clocks,
     pub(crate) log_retention_bytes: u64,
     pub(crate) changing: Mutex<HashMap<ShardId, VoterChange>>,
     /// The epoch and term in which this node was last seen to lead, and since when, on the directory's clock.
@@ -132,10 +135,17 @@ impl Maintenance {
         });
         let statuses = statuses.collect();
         let checkpoints = self.shards.all().into_iter().map(|(_, shard)| checkpoint(self.node_id, shard.state()));
-        let checkpoints = checkpoints.collect();
-        let request = AnnounceRequest { statuses, disk_full: self.disk.is_full(), checkpoints };
+        let request = AnnounceRequest {
+            statuses,
+            disk_full: self.disk.is_full(),
+            checkpoints: checkpoints.collect(),
+            node_id: self.node_id,
+            clock_ms: wall_ms(),
+        };
         let topology = self.directory.topology();
-        for node in topology.nodes.keys().filter(|node| **node != self.node_id) {
+        let others = || topology.nodes.keys().filter(|node| **node != self.node_id);
+        self.clocks.set_others(others().copied());
+        for node in others() {
             let Some(channel) = self.peers.shipping(*node) else { continue };
             let request = request.clone();
             tokio::spawn(async move {
@@ -218,6 +228,7 @@ impl Maintenance {
     }
 
     fn gauges(&self) {
+        self.clocks.report();
         for (id, shard) in &self.shards.all() {
             let labels = |node: NodeId| [("shard", id.to_string()), ("node", node.to_string())];
             let applied = shard.state().position().sequence;

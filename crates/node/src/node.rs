@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use meridian_consensus::{RaftService, RaftTiming, StateTransfer};
 use meridian_gateway::{Access, Database, Grant, Options, Read};
+use meridian_memory::{ByteBudget, Shares, default_max_bytes};
 use meridian_proto::admin::admin_server::AdminServer;
 use meridian_proto::directory::directory_server::DirectoryServer;
 use meridian_storage::{
@@ -22,6 +23,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::admin_service::AdminService;
 use crate::clock::BootClock;
+use crate::clocks::Clocks;
 use crate::config::{ConfigError, GatewaySettings, ListenPurpose, NodeConfig, TokenConfig};
 use crate::control::{Connections, ControlRuntime, adopt, divide};
 use crate::directory::{
@@ -115,6 +117,7 @@ impl Node {
         let raft = RaftService::new(node_id, Arc::clone(&transfer), Arc::clone(&engine));
         let disk = Arc::new(DiskGuard::default());
         let (stop, stop_rpc) = (CancellationToken::new(), CancellationToken::new());
+        let clocks = Clocks::default();
         let keepers = Arc::new(KeeperParts {
             node_id,
             data_dir: config.data_dir.clone(),
@@ -127,6 +130,8 @@ impl Node {
             raft: raft.clone(),
             shards: Arc::clone(&shards),
             disk: Arc::clone(&disk),
+            clocks: clocks.clone(),
+            writes: ByteBudget::new("writes that wait", Shares::of_node(default_max_bytes()).writes),
             timing: RaftTiming {
                 heartbeat_ms: config.raft.heartbeat_ms,
                 election_timeout_min_ms: config.raft.election_timeout_min_ms,
@@ -144,6 +149,7 @@ impl Node {
             raft,
             shard: ShardService { shards: Arc::clone(&shards), writes: Arc::clone(&writes), turns: Arc::default() },
             shipping: ShippingService {
+                clocks: clocks.clone(),
                 node_id,
                 shards: Arc::clone(&shards),
                 exchange: Arc::clone(&exchange),
@@ -155,6 +161,7 @@ impl Node {
                 directory: Arc::clone(&directory),
                 data_dir: config.data_dir.clone(),
                 started,
+                clocks: clocks.clone(),
             },
             directory: DirectoryService { directory: Arc::clone(&directory), voter: Arc::clone(&directory_voter) },
             failover: FailoverService { directory: Arc::clone(&directory), shards: Arc::clone(&shards) },
@@ -224,6 +231,7 @@ impl Node {
             exchange,
             stop: stop.clone(),
             disk,
+            clocks,
             log_retention_bytes: config.storage.log_retention_mb << 20,
             changing: Mutex::default(),
             leading: Mutex::default(),

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use meridian_consensus::{NotLeading, RaftGroup, ReadLogFailure};
 use meridian_failover::Phase;
+use meridian_memory::ByteBudget;
 use meridian_proto::shard::{self as wire, read_position_response, shard_client::ShardClient};
 use meridian_proto::verify_checksum;
 use meridian_storage::{Applied, GroupLog, ReadView, ShardState, StorageError, fatal};
@@ -14,7 +15,8 @@ use meridian_types::{DatabaseId, Epoch, NodeId, ReadRange};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock::{boot_time, wall_ms};
+use crate::clock::boot_time;
+use crate::clocks::TimeSource;
 use crate::directory::Directory;
 use crate::history::History;
 use crate::peers::PeerChannels;
@@ -105,6 +107,8 @@ pub(crate) struct VoterParts {
     pub(crate) directory: Arc<Directory>,
     pub(crate) peers: Arc<PeerChannels>,
     pub(crate) limits: Arc<dyn Limits>,
+    pub(crate) writes: ByteBudget,
+    pub(crate) time: Arc<dyn TimeSource>,
     /// Its state is that of the base: there is nothing to catch up with.
     pub(crate) founder: bool,
 }
@@ -120,7 +124,7 @@ pub(crate) struct Sealed {
 
 impl Voter {
     pub(crate) fn start(parts: VoterParts) -> Self {
-        let VoterParts { group, history, shipped, directory, peers, limits, founder } = parts;
+        let VoterParts { group, history, shipped, directory, peers, limits, writes, time, founder } = parts;
         let gate = Arc::new(ReadGate::start(group.clone()));
         let state = group.state();
         let proposer = Proposer::start(crate::proposer::ProposerParts {
@@ -129,6 +133,8 @@ impl Voter {
             directory: Arc::clone(&directory),
             gate: Arc::clone(&gate),
             limits,
+            writes,
+            time,
         });
         let asking = Asking { group: group.clone(), gate: Arc::clone(&gate), peers };
         let asking = Arc::new(asking);
@@ -241,7 +247,7 @@ impl Voter {
         if !wait_applied(self.group.applied(), position.sequence, READ_POSITION_TIMEOUT).await {
             return ReadReply::Unavailable("this node lags behind the leader".to_owned());
         }
-        let view = read(&self.state, database, ranges, position.time_ms);
+        let view = read(&self.state, database, ranges);
         let id = self.group.id();
         if !self.directory.holds_lease(id.shard, id.epoch) {
             return ReadReply::NotLeader(None);
@@ -252,7 +258,7 @@ impl Voter {
 
 async fn read_position(group: &RaftGroup, gate: &ReadGate) -> Result<ReadPosition, ReadReply> {
     match gate.confirm(group).await {
-        Ok(_) => Ok(ReadPosition { sequence: group.state().position().sequence, time_ms: wall_ms() }),
+        Ok(_) => Ok(ReadPosition { sequence: group.state().position().sequence }),
         Err(not_leading) => Err(ReadReply::NotLeader(not_leading.leader)),
     }
 }
@@ -297,7 +303,7 @@ impl Asking {
         let unavailable = |reason: &str| ReadReply::Unavailable(format!("the leader did not answer: {reason}"));
         match answer.map_err(|status| unavailable(status.message()))?.into_inner().result {
             Some(read_position_response::Result::Position(position)) => {
-                Ok(ReadPosition { sequence: position.sequence, time_ms: position.time_ms })
+                Ok(ReadPosition { sequence: position.sequence })
             }
             Some(read_position_response::Result::NotLeader(hint)) => {
                 Err(ReadReply::NotLeader(Some(hint.leader).filter(|leader| *leader != 0)))
@@ -323,17 +329,16 @@ pub(crate) async fn wait_applied(mut applied: watch::Receiver<(u64, u64)>, seque
     matches!(tokio::time::timeout(within, reached).await, Ok(Ok(_)))
 }
 
-/// Reads the state as it is. Storage that cannot be read stops the process.
-fn read(state: &ShardState, database: DatabaseId, ranges: &[ReadRange], now_ms: u64) -> ReadView {
-    or_fatal(state.read(database, ranges, now_ms))
+/// Reads the state as it is, at its own time: what has expired is a matter of the position, and of no clock. Storage
+/// that cannot be read stops the process.
+fn read(state: &ShardState, database: DatabaseId, ranges: &[ReadRange]) -> ReadView {
+    or_fatal(state.read(database, ranges, 0))
 }
 
-/// What a strong read needs to have applied, and the leader's wall clock: what has expired by it is gone,
-/// whichever voter reads.
+/// What a strong read needs to have applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ReadPosition {
     pub(crate) sequence: u64,
-    pub(crate) time_ms: u64,
 }
 
 impl Voter {
@@ -467,7 +472,7 @@ impl LocalShard {
         if !wait_applied(self.applied(), min_sequence, READ_POSITION_TIMEOUT).await {
             return ReadReply::Unavailable("this node lags behind what this gateway has shown before".to_owned());
         }
-        ReadReply::Done(read(self.state(), database, ranges, wall_ms()))
+        ReadReply::Done(read(self.state(), database, ranges))
     }
 }
 

@@ -183,10 +183,9 @@ impl shard_server::Shard for ShardService {
             None => Err(ReadReply::NotLeader(None)),
         };
         let result = match position {
-            Ok(position) => read_position_response::Result::Position(wire::ReadPosition {
-                sequence: position.sequence,
-                time_ms: position.time_ms,
-            }),
+            Ok(position) => {
+                read_position_response::Result::Position(wire::ReadPosition { sequence: position.sequence })
+            }
             Err(ReadReply::Unavailable(reason)) => read_position_response::Result::Unavailable(reason),
             Err(ReadReply::NotLeader(leader)) => read_position_response::Result::NotLeader(not_leader(leader)),
             Err(ReadReply::Done(_)) => read_position_response::Result::Unavailable("no position".to_owned()),

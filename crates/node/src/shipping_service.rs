@@ -16,6 +16,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::clock::wall_ms;
+use crate::clocks::Clocks;
 use crate::directory::DIRECTORY_GROUP;
 use crate::history::History;
 use crate::peers::MAX_MESSAGE_BYTES;
@@ -36,6 +37,7 @@ pub(crate) struct ShippingService {
     pub(crate) node_id: NodeId,
     pub(crate) shards: Arc<ShardTable>,
     pub(crate) exchange: Arc<StateExchange>,
+    pub(crate) clocks: Clocks,
     /// The newest subscription of each subscriber: an older one ends when a newer comes.
     pub(crate) subscriptions: Arc<Mutex<Subscribers>>,
 }
@@ -113,7 +115,10 @@ impl shipping_server::Shipping for ShippingService {
         &self,
         request: Request<wire::AnnounceRequest>,
     ) -> Result<Response<wire::AnnounceResponse>, Status> {
-        let wire::AnnounceRequest { statuses, disk_full, checkpoints } = request.into_inner();
+        let wire::AnnounceRequest { statuses, disk_full, checkpoints, node_id, clock_ms } = request.into_inner();
+        if clock_ms > 0 {
+            self.clocks.heard(node_id, clock_ms);
+        }
         for wire in statuses {
             let may_lead = wire.may_lead;
             let Some((shard, mut status)) = status(wire) else { continue };

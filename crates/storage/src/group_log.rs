@@ -74,8 +74,7 @@ impl GroupLog {
         self.engine.write(batch, Durability::Logged)
     }
 
-    /// Records from `range`, ascending, until their payloads together exceed `max_bytes`; at least one if
-    /// there is one.
+    /// Records from `range`, ascending, of at most `max_bytes` together; at least one if there is one.
     ///
     /// # Errors
     /// Corruption, naming the record.
@@ -85,8 +84,11 @@ impl GroupLog {
         let (start, end) = (self.key(range.start), self.key(range.end));
         self.scan(&start, &end, false, |number, record| {
             bytes += record.len();
+            if bytes > max_bytes && !records.is_empty() {
+                return ControlFlow::Break(());
+            }
             records.push((number, record));
-            if bytes > max_bytes { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            ControlFlow::Continue(())
         })?;
         records.into_iter().map(|(number, record)| Ok((number, self.payload(number, record)?))).collect()
     }
@@ -269,6 +271,7 @@ mod tests {
         let log = log(&engine, 1, RecordKind::Shipped);
         log.append([(1, [0; 100].as_slice()), (2, &[0; 100])]).unwrap();
         assert_eq!(log.read(1..9, 0).unwrap().len(), 1);
-        assert_eq!(log.read(1..9, 150).unwrap().len(), 2);
+        assert_eq!(log.read(1..9, 150).unwrap().len(), 1);
+        assert_eq!(log.read(1..9, 250).unwrap().len(), 2);
     }
 }

@@ -1,4 +1,5 @@
 use bytes::Bytes;
+use meridian_types::limits::MAX_COMPUTED_BYTES;
 use meridian_types::{DatabaseId, Effect, Mutation, MutationKind, Transaction, Value, Versionstamp};
 
 use crate::arithmetic::{U64Operation, sum};
@@ -22,8 +23,11 @@ pub enum Evaluation {
 /// sees the ones before it.
 ///
 /// `versionstamp` is the one that the transaction will have if it commits; only
-/// [`MutationKind::SetSuffixVersionstampedKey`] looks at it. Such a key may come out longer than the
-/// limit of a key, for which the gateway allows beforehand.
+/// [`MutationKind::SetSuffixVersionstampedKey`] looks at it. The gateway sees to it beforehand that such a key
+/// is not longer than a key may be.
+///
+/// What arithmetic reads and writes is bounded by [`MAX_COMPUTED_BYTES`], counted as it is carried out, so that also
+/// what a later mutation replaces is counted: that bounds the work, and with the size of the request the effects.
 ///
 /// A value that the transaction itself has set is seen by its later mutations even if it expires at once,
 /// since evaluation knows no time.
@@ -46,10 +50,10 @@ pub fn evaluate<V: View>(
         return Ok(Evaluation::CheckFailed(failed_checks));
     }
 
-    let mut mutations =
-        Mutations { view, database, versionstamp, written: WriteSet::with_capacity(transaction.mutations.len()) };
-    for mutation in &transaction.mutations {
-        match mutations.apply(mutation) {
+    let written = WriteSet::with_capacity(transaction.mutations.len());
+    let mut mutations = Mutations { view, database, versionstamp, written, computed_bytes: 0 };
+    for (index, mutation) in (1..).zip(&transaction.mutations) {
+        match mutations.apply(mutation).and_then(|()| mutations.within_bounds(index)) {
             Ok(()) => {}
             Err(Stop::Rejected(rejection)) => return Ok(Evaluation::Rejected(rejection.to_string())),
             Err(Stop::View(error)) => return Err(error),
@@ -76,6 +80,8 @@ struct Mutations<'a, V> {
     database: DatabaseId,
     versionstamp: Versionstamp,
     written: WriteSet,
+    /// Of the values that arithmetic has read and written so far.
+    computed_bytes: usize,
 }
 
 impl<V: View> Mutations<'_, V> {
@@ -87,9 +93,9 @@ impl<V: View> Mutations<'_, V> {
                 put(suffixed(key, self.versionstamp), value.clone(), mutation.expire_at_ms)
             }
             MutationKind::Delete => Effect::Delete { key: key.clone() },
-            // The results of arithmetic never expire, whatever the stored value or the mutation says.
             MutationKind::Sum { operand, bounds } => {
-                put(key.clone(), sum(self.stored(key)?.as_ref(), operand, bounds)?, 0)
+                let stored = self.stored(key)?;
+                self.computed(key, sum(stored.as_ref(), operand, bounds)?)
             }
             MutationKind::Min(operand) => self.compute(key, U64Operation::Min, operand)?,
             MutationKind::Max(operand) => self.compute(key, U64Operation::Max, operand)?,
@@ -98,20 +104,36 @@ impl<V: View> Mutations<'_, V> {
         Ok(())
     }
 
-    fn compute(&self, key: &Bytes, operation: U64Operation, operand: &Value) -> Result<Effect, Stop<V::Error>> {
-        Ok(put(key.clone(), operation.apply(self.stored(key)?.as_ref(), operand)?, 0))
+    fn within_bounds(&self, mutations: usize) -> Result<(), Stop<V::Error>> {
+        if self.computed_bytes > MAX_COMPUTED_BYTES {
+            return Err(Rejection::TooMuch { mutations, bytes: self.computed_bytes }.into());
+        }
+        Ok(())
+    }
+
+    fn compute(&mut self, key: &Bytes, operation: U64Operation, operand: &Value) -> Result<Effect, Stop<V::Error>> {
+        let stored = self.stored(key)?;
+        Ok(self.computed(key, operation.apply(stored.as_ref(), operand)?))
+    }
+
+    /// The results of arithmetic never expire, whatever the stored value or the mutation says.
+    fn computed(&mut self, key: &Bytes, value: Value) -> Effect {
+        self.computed_bytes += value.data.len();
+        put(key.clone(), value, 0)
     }
 
     /// The value of a key as the earlier mutations left it.
-    fn stored(&self, key: &[u8]) -> Result<Option<Value>, Stop<V::Error>> {
-        match self.written.get(key) {
-            Some(Effect::Put { value, .. }) => Ok(Some(value.clone())),
-            Some(Effect::Delete { .. }) => Ok(None),
+    fn stored(&mut self, key: &[u8]) -> Result<Option<Value>, Stop<V::Error>> {
+        let stored = match self.written.get(key) {
+            Some(Effect::Put { value, .. }) => Some(value.clone()),
+            Some(Effect::Delete { .. }) => None,
             // Evaluation writes neither `Unindex`, which says nothing of the value, nor `DropDatabase`.
             Some(Effect::Unindex { .. } | Effect::DropDatabase) | None => {
-                Ok(self.view.get(self.database, key).map_err(Stop::View)?.map(|stored| stored.value))
+                self.view.get(self.database, key).map_err(Stop::View)?.map(|stored| stored.value)
             }
-        }
+        };
+        self.computed_bytes += stored.as_ref().map_or(0, |value| value.data.len());
+        Ok(stored)
     }
 }
 

@@ -1,5 +1,7 @@
+use meridian_types::limits::MAX_COMPUTED_BYTES;
+
 /// Why a mutation cannot be carried out. The texts are those of denokv_sqlite 0.14: clients show them,
-/// and programs match on them, so they stay as they are.
+/// and programs match on them, so they stay as they are. The last one is Meridian's own.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Rejection {
     #[error("Failed to perform '{0}' mutation on a non-U64 operand")]
@@ -26,4 +28,9 @@ pub(crate) enum Rejection {
     TypesDiffer { stored: &'static str, operand: &'static str },
     #[error("The result of a Sum operation would exceed its range limit")]
     OutOfRange,
+    #[error(
+        "The sums, minima and maxima of one atomic write may read and write {MAX_COMPUTED_BYTES} bytes of values, \
+         and those among the first {mutations} mutations of this one come to {bytes} bytes."
+    )]
+    TooMuch { mutations: usize, bytes: usize },
 }

@@ -2,6 +2,9 @@ use bytes::Bytes;
 
 use crate::{DatabaseId, Position, RequestId, Value, Versionstamp, WriteOutcome};
 
+/// Tags, lengths, expiries, ids: what the encoding adds to the bytes of an effect, or of a transaction, at most.
+const ENCODING_BYTES: usize = 64;
+
 /// What a transaction does to one key, with its final value. Applied blindly by every replica.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
@@ -33,6 +36,15 @@ impl Effect {
             Self::DropDatabase => &ALL,
         }
     }
+
+    /// Bytes that it takes in an encoded batch, at most.
+    pub fn size(&self) -> usize {
+        let data = match self {
+            Self::Put { value, .. } => value.data.len(),
+            Self::Delete { .. } | Self::Unindex { .. } | Self::DropDatabase => 0,
+        };
+        ENCODING_BYTES + self.key().len() + data
+    }
 }
 
 /// A transaction that was evaluated and takes effect when its batch commits. One that did nothing is in a
@@ -57,6 +69,16 @@ pub enum Refusal {
 }
 
 impl CommittedTransaction {
+    /// Bytes that it takes in an encoded batch, at most.
+    pub fn size(&self) -> usize {
+        let refusal = match &self.refusal {
+            None => 0,
+            Some(Refusal::CheckFailed(indexes)) => indexes.len() * 5,
+            Some(Refusal::Rejected(text)) => text.len(),
+        };
+        ENCODING_BYTES + self.effects.iter().map(Effect::size).sum::<usize>() + refusal
+    }
+
     /// What its client is told.
     pub fn outcome(&self, versionstamp: Versionstamp) -> WriteOutcome {
         match &self.refusal {
@@ -72,8 +94,8 @@ impl CommittedTransaction {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
     pub position: Position,
-    /// The leader's wall clock when it made the batch, in milliseconds since the Unix epoch. It never
-    /// goes back from one batch to the next.
+    /// The shard's time, as its leader logs it, in milliseconds since the Unix epoch. It never goes back from one
+    /// batch to the next. What expires at or before it is gone in every state that has applied the batch.
     pub time_ms: u64,
     pub transactions: Vec<CommittedTransaction>,
 }

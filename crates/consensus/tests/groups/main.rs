@@ -7,6 +7,7 @@ mod damage;
 mod disk;
 mod distance;
 mod epochs;
+mod large;
 mod leases;
 mod orphans;
 mod reads;

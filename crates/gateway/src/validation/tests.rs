@@ -96,6 +96,17 @@ fn sizes_of_a_write_hold_at_and_one_over() {
 }
 
 #[test]
+fn a_key_with_a_versionstamp_behind_it_is_as_long_as_it_is_stored() {
+    let suffixed = |key| pb::Mutation { mutation_type: 9, ..set(key, 1) };
+    assert!(one(suffixed(2048 - 22)).is_ok());
+    for key in 2048 - 21..=2048 {
+        let refused = one(suffixed(key)).unwrap_err();
+        assert!(refused.to_string().contains("versionstamp"), "{refused}");
+        assert_eq!(limit_of::<()>(Err(refused)), 2048);
+    }
+}
+
+#[test]
 fn the_total_of_a_write_holds_at_and_one_over() {
     // 12 values and their keys make 786,480 bytes; checks and bounds count as well.
     let mut mutations = vec![set(4, 65536); 12];
@@ -167,12 +178,13 @@ fn values_have_a_known_encoding() {
 }
 
 #[test]
-fn expiry_is_not_below_0() {
+fn expiry_is_a_time_or_never() {
     let of = |expire_at_ms| write_of(vec![], vec![pb::Mutation { expire_at_ms, ..set(1, 1) }]);
     for expire_at_ms in [0, 1, i64::MAX] {
         assert_eq!(of(expire_at_ms).unwrap().mutations[0].expire_at_ms, expire_at_ms as u64);
     }
-    for expire_at_ms in [-1, i64::MIN] {
+    assert_eq!(of(-1).unwrap().mutations[0].expire_at_ms, 0);
+    for expire_at_ms in [-2, i64::MIN] {
         let refused = of(expire_at_ms).unwrap_err();
         assert_eq!(refused, Invalid::ExpireAt { index: 0, expire_at_ms });
         assert!(refused.to_string().contains("expire"));

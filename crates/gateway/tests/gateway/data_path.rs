@@ -196,7 +196,7 @@ async fn messages_against_the_rules() {
         (vec![], vec![pb::Mutation { mutation_type: 0, ..set(0) }], "Invalid mutation kind"),
         (vec![], vec![pb::Mutation { mutation_type: 7, ..set(0) }], "Invalid mutation kind"),
         (vec![], vec![pb::Mutation { value: None, ..set(0) }], "Invalid mutation kind"),
-        (vec![], vec![pb::Mutation { expire_at_ms: -1, ..set(0) }], "Invalid mutation expire at"),
+        (vec![], vec![pb::Mutation { expire_at_ms: -2, ..set(0) }], "Invalid mutation expire at"),
         (vec![], vec![pb::Mutation { value: value(4, 1), ..set(0) }], "unknown value encoding 4"),
         (vec![], vec![pb::Mutation { value: value(2, 7), ..set(0) }], "u64 of 7 bytes"),
     ] {

@@ -66,6 +66,7 @@ impl Status {
         let mut out = String::new();
         let mut away = 0;
         let mut leaders: Vec<(String, ShardStatus)> = Vec::new();
+        let mut warnings = Vec::new();
         writeln!(
             out,
             "{:<14} {:<10} {:>5}  {:<10} {:>12} {:>12} {:>8}",
@@ -74,6 +75,7 @@ impl Status {
         for node in present(&cluster) {
             match ask(&node.rpc_address).await {
                 Ok(status) => {
+                    warnings.extend(status.warnings.iter().map(|text| format!("{}: {text}", status.node_name)));
                     for shard in status.shards {
                         let source = if shard.source > 0 { shard.source } else { shard.leader };
                         writeln!(
@@ -123,6 +125,9 @@ impl Status {
             if !leaders.iter().any(|(_, led)| led.shard == shard.0) {
                 writeln!(out, "shard {shard} has no leader")?;
             }
+        }
+        for warning in warnings {
+            writeln!(out, "warning: {warning}")?;
         }
         // Whoever reads only the first lines closes the pipe: that is no failure.
         match std::io::stdout().write_all(out.as_bytes()) {

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use meridian_consensus::{Peers, RaftGroup, RaftGroupOptions, RaftTiming};
 use meridian_failover::{Cluster, ControllerConfig};
+use meridian_memory::ByteBudget;
 use meridian_storage::{ShardState, StorageError};
 use meridian_types::Position;
 use parking_lot::RwLock;
@@ -21,6 +22,9 @@ use crate::shard::{Voter, VoterParts, or_fatal};
 
 /// The directory's voters are regions apart.
 const TIMING: RaftTiming = RaftTiming { heartbeat_ms: 150, election_timeout_min_ms: 600, election_timeout_max_ms: 900 };
+
+/// Changes of the directory that wait at this node: clients' writes do not take their room.
+const CHANGES_BYTES: usize = 64 << 20;
 
 pub(crate) struct DirectoryPart {
     pub(crate) keepers: Arc<KeeperParts>,
@@ -72,6 +76,8 @@ impl DirectoryPart {
             directory: Arc::clone(&parts.directory),
             peers: Arc::clone(&parts.peers),
             limits: Arc::new(NoLimits),
+            writes: ByteBudget::new("changes of the directory", CHANGES_BYTES),
+            time: Arc::new(parts.clocks.clone()),
             founder: new && self.founds,
         }));
         let stands_first = new && self.founds && voters.first() == Some(&parts.node_id);

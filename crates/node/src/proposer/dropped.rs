@@ -3,10 +3,10 @@
 use std::collections::HashSet;
 
 use meridian_consensus::ProposalFailure;
-use meridian_types::{Batch, CommittedTransaction, DatabaseId, Effect, Position, RequestId, WriteOutcome};
+use meridian_types::{CommittedTransaction, DatabaseId, Effect, Position, RequestId, WriteOutcome};
 
-use super::{Session, WriteReply};
-use crate::clock::wall_ms;
+use super::WriteReply;
+use super::session::Session;
 
 /// Databases dropped in one batch at most.
 const AT_ONCE: usize = 64;
@@ -63,17 +63,17 @@ impl Session<'_> {
     /// Logs that these databases are gone. Also on a disk without room, and while replication lags: it is what gives
     /// room back.
     pub(super) async fn drop_databases(&mut self, databases: Vec<DatabaseId>) -> Result<(), ProposalFailure> {
-        self.time_ms = self.time_ms.max(wall_ms());
-        let position = self.last.next();
+        let mut batch = self.next_batch();
+        let position = batch.position;
         let transaction = |database: &DatabaseId| CommittedTransaction {
             request_id: RequestId::generate(),
             database: *database,
             effects: vec![Effect::DropDatabase],
             refusal: None,
         };
-        let transactions = databases.iter().map(transaction).collect();
+        batch.transactions = databases.iter().map(transaction).collect();
         tracing::info!(group = %self.parts.group.id(), %position, ?databases, "dropping databases");
-        self.send(Batch { position, time_ms: self.time_ms, transactions }, Vec::new()).await?;
+        self.send(batch, Vec::new()).await?;
         self.dropped.in_flight.extend(databases.into_iter().map(|database| (position, database)));
         Ok(())
     }

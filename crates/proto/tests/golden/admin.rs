@@ -44,6 +44,7 @@ fn admin_statuses_are_golden() {
         shards: vec![shard.clone(), shard],
         version: "version".to_owned(),
         uptime_ms: L + 7,
+        warnings: vec!["warning".to_owned()],
     };
     let golden = [
         field_varint(1, L + 1),
@@ -54,6 +55,7 @@ fn admin_statuses_are_golden() {
         field_message(5, &shard_fields),
         field_bytes(6, b"version"),
         field_varint(7, L + 7),
+        field_bytes(9, b"warning"),
     ];
     assert_golden(&response, &golden);
 }

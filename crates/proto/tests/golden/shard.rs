@@ -112,8 +112,8 @@ fn read_positions_are_golden() {
     let (group, group_fields) = shard_epoch();
     assert_golden(&shard::ReadPositionRequest { group: Some(group) }, &[field_message(1, &group_fields)]);
 
-    let position = shard::ReadPosition { sequence: L + 1, time_ms: L + 2 };
-    let position_fields = [field_varint(1, L + 1), field_varint(2, L + 2)];
+    let position = shard::ReadPosition { sequence: L + 1 };
+    let position_fields = [field_varint(1, L + 1)];
     let (not_leader, not_leader_fields) = not_leader();
     let results = [
         (shard::read_position_response::Result::Position(position), field_message(1, &position_fields)),

@@ -83,9 +83,17 @@ fn announcements_are_golden() {
     let checkpoint_fields =
         [field_varint(1, 1), field_varint(2, L + 2), field_message(3, &position_fields), field_fixed64(4, L + 4)];
     let checkpoints = vec![checkpoint];
-    let request = shipping::AnnounceRequest { statuses: vec![far, voter], disk_full: true, checkpoints };
-    let statuses = [field_message(1, &far_fields), field_message(1, &voter_fields), field_varint(2, 1)];
-    assert_golden(&request, &[statuses.as_slice(), &[field_message(15, &checkpoint_fields)]].concat());
+    let request = shipping::AnnounceRequest {
+        statuses: vec![far, voter],
+        disk_full: true,
+        node_id: L + 5,
+        clock_ms: L + 6,
+        checkpoints,
+    };
+    let statuses = [field_message(1, &far_fields), field_message(1, &voter_fields)];
+    let scalars = [field_varint(2, 1), field_varint(5, L + 5), field_varint(6, L + 6)];
+    let checkpoints = [field_message(15, &checkpoint_fields)];
+    assert_golden(&request, &[statuses.as_slice(), &scalars, &checkpoints].concat());
     assert_golden(&shipping::AnnounceResponse {}, &[]);
 }
 

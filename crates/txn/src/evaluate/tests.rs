@@ -4,6 +4,7 @@ use bytes::Bytes;
 use meridian_types::{
     Check, DatabaseId, Effect, Epoch, Mutation, MutationKind, Position, SumBounds, Transaction, Value, ValueEncoding,
     Versionstamp,
+    limits::{MAX_TRANSACTION_BYTES, MAX_VALUE_BYTES, MAX_WRITE_KEY_BYTES},
 };
 
 use super::{Evaluation, evaluate};
@@ -201,4 +202,65 @@ fn errors_of_the_view_are_passed_on() {
         evaluated(vec![], vec![mutation("broken", MutationKind::Set(text("v")))]),
         commit(vec![put("broken", text("v"))])
     );
+}
+
+/// A bigint that fills a value of the greatest size: `ff 0f 'Z'`, its length, its digits.
+fn greatest_bigint() -> Value {
+    let digits = MAX_VALUE_BYTES - 6;
+    let length = [0x80 | ((digits << 1) & 0x7f) as u8, 0x80 | ((digits >> 6) & 0x7f) as u8, (digits >> 13) as u8];
+    let data = [&[0xff, 0x0f, b'Z'][..], &length, &vec![0x11; digits]].concat();
+    assert_eq!(data.len(), MAX_VALUE_BYTES);
+    Value { encoding: ValueEncoding::V8, data: data.into() }
+}
+
+/// Every key holds it.
+struct Everywhere(Value);
+
+impl View for Everywhere {
+    type Error = std::convert::Infallible;
+
+    fn get(&self, _: DatabaseId, _: &[u8]) -> Result<Option<Stored>, Self::Error> {
+        Ok(Some(Stored { versionstamp: stamp(1), value: self.0.clone() }))
+    }
+}
+
+fn sums(count: usize, key: impl Fn(usize) -> String, bounds: &SumBounds) -> Transaction {
+    let one = Value { encoding: ValueEncoding::V8, data: Bytes::from_static(b"\xff\x0fZ\x02\x01") };
+    let kind = MutationKind::Sum { operand: one, bounds: bounds.clone() };
+    let mutations = (0..count).map(|n| Mutation { key: key(n).into(), kind: kind.clone(), expire_at_ms: 0 });
+    Transaction { checks: Vec::new(), mutations: mutations.collect() }
+}
+
+#[test]
+fn a_small_request_does_not_come_to_a_large_one() {
+    let view = Everywhere(greatest_bigint());
+    let zero = Bytes::from_static(b"\xff\x0fZ\x02\x00");
+    let clamped = SumBounds { min: Bytes::new(), max: zero, clamp: true };
+    // Many large results; one that is written over and over; large values that are read and come to nothing.
+    let requests = [
+        sums(1000, |n| format!("k{n:04}"), &SumBounds::default()),
+        sums(1000, |_| "k".to_owned(), &SumBounds::default()),
+        sums(1000, |n| format!("k{n:04}"), &clamped),
+    ];
+    for request in requests {
+        let result = evaluate(&view, DATABASE, stamp(9), &request).unwrap();
+        let Evaluation::Rejected(text) = result else { panic!("not refused") };
+        assert!(text.contains("4194304 bytes of values") && text.contains("of this one come to 4"), "{text}");
+    }
+    // Some are what bigints are for.
+    let some = evaluate(&view, DATABASE, stamp(9), &sums(30, |n| format!("k{n:04}"), &SumBounds::default())).unwrap();
+    assert!(matches!(some, Evaluation::Commit(effects) if effects.len() == 30));
+}
+
+#[test]
+fn the_largest_request_that_carries_its_values_itself_is_taken() {
+    let value = Value { encoding: ValueEncoding::Bytes, data: vec![7; MAX_VALUE_BYTES].into() };
+    let key = |n: usize| Bytes::from(vec![n as u8; MAX_WRITE_KEY_BYTES]);
+    let set = |n, value: &Value| Mutation { key: key(n), kind: MutationKind::Set(value.clone()), expire_at_ms: 0 };
+    let largest = MAX_TRANSACTION_BYTES / (MAX_VALUE_BYTES + MAX_WRITE_KEY_BYTES);
+    let mut mutations: Vec<Mutation> = (0..largest).map(|n| set(n, &value)).collect();
+    // And counters with the longest of keys.
+    mutations.extend((0..7).map(|n| Mutation { key: key(100 + n), kind: sum(1), expire_at_ms: 0 }));
+    let result = evaluate(&state(), DATABASE, stamp(9), &Transaction { checks: Vec::new(), mutations }).unwrap();
+    assert!(matches!(result, Evaluation::Commit(_)), "{result:?}");
 }

@@ -1,0 +1,108 @@
+//! What is bounded in bytes, and in work.
+
+use meridian_types::limits::{self, MAX_VALUE_BYTES};
+
+use super::*;
+
+/// A bigint whose value is as large as values may be.
+fn large_bigint() -> Value {
+    let digits = MAX_VALUE_BYTES - 6;
+    let length = [0x80 | ((digits << 1) & 0x7f) as u8, 0x80 | ((digits >> 6) & 0x7f) as u8, (digits >> 13) as u8];
+    let data = [&[0xff, 0x0f, b'Z'][..], &length, &vec![0x11; digits]].concat();
+    Value { encoding: ValueEncoding::V8, data: data.into() }
+}
+
+fn sums(keys: std::ops::Range<u32>) -> Transaction {
+    let operand = Value { encoding: ValueEncoding::V8, data: Bytes::from_static(b"\xff\x0fZ\x02\x01") };
+    let kind = MutationKind::Sum { operand, bounds: SumBounds::default() };
+    let mutations = keys.map(|n| Mutation { key: format!("n{n:04}").into(), kind: kind.clone(), expire_at_ms: 0 });
+    Transaction { checks: Vec::new(), mutations: mutations.collect() }
+}
+
+/// Batches in the log from `sequence` on: the sizes of their encodings.
+fn sizes(leader: &Leader, sequence: u64) -> Vec<usize> {
+    let mut sizes = Vec::new();
+    let mut next = sequence;
+    while let Ok(batches) = leader.group.committed_batches(next, 0)
+        && !batches.is_empty()
+    {
+        next += batches.len() as u64;
+        sizes.extend(batches.iter().map(|(_, bytes)| bytes.len()));
+    }
+    sizes
+}
+
+#[tokio::test]
+async fn small_requests_do_not_make_large_batches() {
+    let leader = Leader::start(Arc::default()).await;
+    for first in (0..1000).step_by(10) {
+        let set =
+            |n| Mutation { key: format!("n{n:04}").into(), kind: MutationKind::Set(large_bigint()), expire_at_ms: 0 };
+        leader.commit(Transaction { checks: Vec::new(), mutations: (first..first + 10).map(set).collect() }).await;
+    }
+    let before = leader.state.position().sequence;
+    // Ten kilobytes that would be 65 megabytes: refused, saying why.
+    let refused = leader.write(RequestId::generate(), false, sums(0..1000)).await;
+    let WriteReply::Done(WriteOutcome::Rejected(text)) = refused else { panic!("{refused:?}") };
+    assert!(text.contains(&limits::MAX_COMPUTED_BYTES.to_string()), "{text}");
+    // Some hundred bytes that are two megabytes each, all at once: in order, in batches of some megabytes each.
+    let writes = (0..40).map(|n| leader.write(RequestId::generate(), false, sums(n..n + 30)));
+    let mut stamps = Vec::new();
+    for reply in futures::future::join_all(writes).await {
+        let WriteReply::Done(WriteOutcome::Committed(stamp)) = reply else { panic!("{reply:?}") };
+        stamps.push(stamp);
+    }
+    assert!(stamps.is_sorted(), "what a batch had no room for has kept its place");
+    let sizes = sizes(&leader, before + 1);
+    assert!(sizes.len() >= 40 * 30 * MAX_VALUE_BYTES / (room::BATCH_BYTES + limits::MAX_COMPUTED_BYTES), "{sizes:?}");
+    let largest = sizes.iter().max().unwrap();
+    assert!(*largest < room::BATCH_BYTES + limits::MAX_COMPUTED_BYTES && *largest > 1 << 20, "{sizes:?}");
+}
+
+#[tokio::test]
+async fn checks_count_as_work_and_others_get_their_turn_meanwhile() {
+    let leader = Leader::start(Arc::default()).await;
+    // A small one keeps the transactions from being answered without a batch.
+    let check = |n: usize| Check { key: vec![n as u8; 2048].into(), versionstamp: None };
+    let many = Transaction { checks: (0..100).map(check).collect(), ..set("k", "v") };
+    let before = leader.state.position().sequence;
+    // 300 at a time would be 30,000 look-ups; 16,384 of them are one batch.
+    let small = ByteBudget::new("nothing", 1 << 30);
+    let proposer = Proposer { budget: small, ..leader.proposer.clone() };
+    let write = || {
+        let (proposer, transaction) = (proposer.clone(), many.clone());
+        let request = WriteRequest { database: DATABASE, request_id: RequestId::generate(), transaction, retry: false };
+        async move { proposer.write(request).await }
+    };
+    leader.commit(set("first", "v")).await;
+    let replies = futures::future::join_all((0..300).map(|_| write())).await;
+    let committed = replies.iter().filter(|reply| matches!(reply, WriteReply::Done(WriteOutcome::Committed(_))));
+    assert_eq!(committed.count(), 300);
+    let batches = leader.group.committed_batches(before + 2, usize::MAX).unwrap();
+    let counts = batches.iter().map(|(_, bytes)| meridian_proto::decode_batch(bytes.clone()).unwrap());
+    let largest = counts.map(|batch| batch.transactions.len()).max().unwrap();
+    assert!(largest <= 164, "{largest} transactions in one batch");
+}
+
+#[tokio::test]
+async fn what_waits_is_bounded_in_bytes_and_given_back() {
+    let leader = Leader::start(Arc::default()).await;
+    leader.commit(set("k", "v")).await;
+    let large = || {
+        let value = Value { encoding: ValueEncoding::Bytes, data: vec![7; MAX_VALUE_BYTES].into() };
+        let set =
+            |n: u32| Mutation { key: format!("{n}").into(), kind: MutationKind::Set(value.clone()), expire_at_ms: 0 };
+        Transaction { checks: Vec::new(), mutations: (0..12).map(set).collect() }
+    };
+    let replies =
+        futures::future::join_all((0..100).map(|_| leader.write(RequestId::generate(), false, large()))).await;
+    let refused = replies.iter().filter_map(|reply| match reply {
+        WriteReply::NotCommitted(why) => Some(why),
+        _ => None,
+    });
+    // All are asked for before any is evaluated: ten fit.
+    assert_eq!(refused.clone().count(), 90);
+    assert!(refused.clone().all(|why| why.contains("short of memory for writes that wait")), "{:?}", refused.last());
+    assert_eq!(leader.writes.used_bytes(), 0);
+    leader.commit(large()).await;
+}

@@ -1,0 +1,171 @@
+//! Time as it is logged, and what it makes expire.
+
+use std::collections::BTreeMap;
+
+use meridian_storage::{RaftApplied, ReadView};
+
+use super::*;
+
+const HOUR_MS: u64 = 3_600_000;
+const DAY_MS: i64 = 24 * 3_600_000;
+
+#[tokio::test]
+async fn what_has_expired_is_swept_and_what_replaced_it_is_not() {
+    let leader = Leader::start(Arc::default()).await;
+    leader.commit(expiring("gone", 50)).await;
+    leader.commit(expiring("kept", 50)).await;
+    leader.commit(set("kept", "2")).await;
+    leader.swept().await;
+    assert_eq!(
+        leader
+            .state
+            .read(DATABASE, &[ReadRange { start: Bytes::new(), end: "z".into(), limit: 9, reverse: false }], 0)
+            .unwrap()
+            .ranges[0]
+            .len(),
+        1
+    );
+    assert_eq!(leader.value("kept").unwrap(), "2");
+}
+
+#[tokio::test]
+async fn a_clock_that_was_ahead_or_behind_for_a_while_expires_nothing_early() {
+    let leader = Leader::start(Arc::default()).await;
+    leader.commit(set("first", "v")).await;
+    leader.commit(expiring("k", HOUR_MS)).await;
+    let mut times = vec![leader.state.applied().time_ms];
+    for ahead_ms in [DAY_MS, 0, 36500 * DAY_MS, 0, -DAY_MS, 0, -DAY_MS, DAY_MS] {
+        leader.set_clocks_ahead(ahead_ms);
+        for _ in 0..3 {
+            leader.commit(set("other", "v")).await;
+            times.push(leader.state.applied().time_ms);
+        }
+        assert_eq!(leader.value("k").unwrap(), "expiring");
+    }
+    assert!(times.is_sorted(), "{times:?}");
+    assert!(times.last().unwrap() < &(wall_ms() + HOUR_MS / 60), "{times:?}");
+    // Once an hour has passed it is gone.
+    leader.set_clocks_ahead(0);
+    leader.skip(HOUR_MS);
+    leader.swept().await;
+    assert_eq!(leader.value("k"), None);
+}
+
+#[tokio::test]
+async fn a_next_leader_with_another_clock_goes_on_from_the_logged_time() {
+    let engine = Arc::new(MemoryEngine::default());
+    let leader = Leader::start(Arc::clone(&engine)).await;
+    leader.commit(expiring("k", HOUR_MS)).await;
+    let before = leader.state.applied().time_ms;
+    leader.group.shutdown().await;
+    for ahead_ms in [DAY_MS, -DAY_MS] {
+        let leader = Leader::start(Arc::new(engine.crash(0))).await;
+        leader.set_clocks_ahead(ahead_ms);
+        for _ in 0..3 {
+            leader.commit(set("other", "v")).await;
+        }
+        let logged = leader.state.applied().time_ms;
+        assert!((before..before + HOUR_MS / 60).contains(&logged), "{before} {logged}");
+        assert_eq!(leader.value("k").unwrap(), "expiring");
+        leader.group.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn what_a_check_finds_expired_is_so_for_every_read() {
+    let leader = Leader::start(Arc::default()).await;
+    leader.commit(set("first", "v")).await;
+    for _ in 0..5 {
+        let in_ms = leader.time.skipped_ms.load(Ordering::Relaxed) + HOUR_MS;
+        let stamp = leader.commit(expiring("k", in_ms)).await;
+        leader.skip(2 * HOUR_MS);
+        // Refused without a trace in the log, and from then on it is gone for readers too.
+        let unchanged =
+            Transaction { checks: vec![Check { key: "k".into(), versionstamp: Some(stamp) }], ..set("x", "x") };
+        while leader.write(RequestId::generate(), false, unchanged.clone()).await
+            != WriteReply::Done(WriteOutcome::CheckFailed(vec![0]))
+        {}
+        assert_eq!(leader.value("k"), None);
+    }
+}
+
+#[tokio::test]
+async fn an_idle_shard_logs_the_time_when_something_expires_and_only_then() {
+    let leader = Leader::start(Arc::default()).await;
+    let put = leader.commit(expiring("k", HOUR_MS)).await.position();
+    leader.skip(HOUR_MS / 2);
+    leader.commit(set("other", "v")).await;
+    assert_eq!(leader.state.position(), put.next());
+    leader.skip(HOUR_MS / 2);
+    // Nobody writes, and it goes.
+    leader.swept().await;
+    assert_eq!((leader.value("k"), leader.state.position()), (None, put.next().next()));
+}
+
+#[tokio::test]
+async fn what_expires_is_swept_as_it_comes() {
+    let leader = Leader::start(Arc::default()).await;
+    let started = Instant::now();
+    // 60,000 puts, of which a half replaces the other, so that its rows of expiries are stale.
+    for round in 0..60u32 {
+        let put = |n: u32| Mutation {
+            key: format!("k{}", (round % 30) * 1000 + n).into(),
+            kind: MutationKind::Set(Value { encoding: ValueEncoding::Bytes, data: Bytes::from_static(b"v") }),
+            expire_at_ms: wall_ms() + 5 + u64::from(n % 7),
+        };
+        leader.commit(Transaction { checks: Vec::new(), mutations: (0..1000).map(put).collect() }).await;
+    }
+    leader.swept().await;
+    // A thousand in half a second would take half a minute.
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    let all = ReadRange { start: Bytes::new(), end: "z".into(), limit: 1000, reverse: false };
+    assert_eq!(leader.state.read(DATABASE, &[all], 0).unwrap().ranges[0], []);
+}
+
+/// Whoever has applied the same shows the same, whenever he is asked and whatever his clock says.
+#[tokio::test]
+async fn states_at_the_same_position_show_the_same() {
+    let leader = Leader::start(Arc::default()).await;
+    let all = [ReadRange { start: Bytes::new(), end: "z".into(), limit: 1000, reverse: false }];
+    let mut shown: BTreeMap<u64, ReadView> = BTreeMap::new();
+    let keys = ["a", "b", "c", "d", "e", "f"];
+    let mut seed = 7u64;
+    let mut random = |below: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % below
+    };
+    for _ in 0..300 {
+        let mut transaction = Transaction::default();
+        let in_ms = random(8);
+        for _ in 0..=random(3) {
+            let key = keys[usize::try_from(random(6)).unwrap()];
+            transaction.mutations.extend(match random(5) {
+                0 => set(key, "for good").mutations,
+                1 => mutation(key, MutationKind::Delete).mutations,
+                _ => expiring(key, in_ms).mutations,
+            });
+        }
+        leader.commit(transaction).await;
+        leader.set_clocks_ahead(i64::try_from(random(20)).unwrap() - 10);
+        for _ in 0..3 {
+            let view = leader.state.read(DATABASE, &all, 0).unwrap();
+            if let Some(before) = shown.insert(view.sequence, view.clone()) {
+                assert_eq!(before, view, "it changed without a batch");
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+    let replica = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
+    let mut next = 1;
+    while next <= leader.state.position().sequence {
+        for (sequence, bytes) in leader.group.committed_batches(next, 1 << 20).unwrap() {
+            let batch = meridian_proto::decode_batch(bytes).unwrap();
+            replica.apply(&[batch.into()], RaftApplied::default()).unwrap();
+            if let Some(expected) = shown.get(&sequence) {
+                assert_eq!(replica.read(DATABASE, &all, 0).unwrap(), *expected, "at {sequence}");
+            }
+            next = sequence + 1;
+        }
+    }
+    assert!(shown.len() > 100);
+}
