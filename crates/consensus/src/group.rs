@@ -4,11 +4,12 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use meridian_proto::log;
 use meridian_storage::{GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError, Syncer};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::ClientWriteError;
 use openraft::impls::OneshotResponder;
-use openraft::raft::ClientWriteResult;
+use openraft::raft::{ClientWriteResult, VoteRequest};
 use openraft::{Raft, ServerState};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 use crate::config::openraft_config;
 use crate::lease_trust::LeaseTrust;
 use crate::log_store::LogStore;
+use crate::member_marks::{MemberMarks, RolledBack};
 use crate::membership::{self, Standing};
 use crate::network::NetworkFactory;
 use crate::state_machine::StateMachine;
@@ -75,6 +77,7 @@ pub struct RaftGroup {
     applied: watch::Receiver<(u64, u64)>,
     lease: Duration,
     lease_trust: Arc<LeaseTrust>,
+    members: Arc<MemberMarks>,
     /// How long a quorum may take to say that this node still leads.
     read_timeout: Duration,
     handovers: Arc<Handovers>,
@@ -181,11 +184,12 @@ impl RaftGroup {
     /// state it has is replaced by the leader's, even if it went further in an earlier epoch.
     ///
     /// # Errors
-    /// When the log is shorter than it was, or storage fails.
+    /// When storage fails.
     pub async fn open(options: RaftGroupOptions) -> Result<Self, StorageError> {
         let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
         let id = options.group;
         let config = openraft_config(options.timing, id.to_string()).map_err(|error| refused(&error))?;
+        let members = Arc::new(MemberMarks::new(id, options.node_id, options.high_water.clone()));
         let (engine, syncer, high_water) = (Arc::clone(options.state.engine()), options.syncer, options.high_water);
         // It reads all of the log that is not known to be whole.
         let opened = tokio::task::spawn_blocking(move || {
@@ -204,6 +208,11 @@ impl RaftGroup {
                 purged.index
             )));
         }
+        let applied_term = machine.own(options.state.applied().raft).log_id.map_or(0, |applied| applied.term);
+        if log.has_lost_votes(applied_term)? {
+            tracing::error!(group = %id, "the votes that this member gave are gone from its disk: it votes no more");
+            membership::resign(options.state.engine(), id)?;
+        }
         let election_timeout = options.timing.election_timeout_max();
         // Before it first granted a vote, or followed a leader, it saved that.
         let quiet = if log.has_vote()? { election_timeout } else { Duration::ZERO };
@@ -221,6 +230,7 @@ impl RaftGroup {
             append_timeout: options.timing.answer_timeout(),
             told: Arc::clone(&told),
             lease_trust: Arc::clone(&lease_trust),
+            members: Arc::clone(&members),
         };
         let applied = machine.applied();
         let raft = Raft::new(options.node_id, Arc::new(config), network, log.clone(), machine.clone());
@@ -238,6 +248,7 @@ impl RaftGroup {
             applied,
             lease,
             lease_trust,
+            members,
             read_timeout: options.timing.answer_timeout(),
             votes,
             quiet_until: Instant::now() + quiet,
@@ -262,7 +273,7 @@ impl RaftGroup {
     /// - A member whose folder was wiped never votes again: it has forgotten its votes, and acknowledged
     ///   entries that its quorum counted on. It goes on as a copy.
     /// - One that left the group and is back has acknowledged entries that it has deleted since: it waits until
-    ///   its log is as long as it was.
+    ///   its log is as long as it was. So does one whose disk lost the end of its log.
     ///
     /// `voters` are those of the group, or those to be: a node that is about to become a voter asks them too.
     /// Serve the group's calls before this is called. May be dropped at any await and called again.
@@ -303,6 +314,7 @@ impl RaftGroup {
         let log = GroupLog::open(Arc::clone(self.state.engine()), self.id, RecordKind::Entry)?;
         let left = LogStore::left(&log)?;
         while LogStore::last_log_id(&log)? < left {
+            self.votes.settle(VoteGate::Behind);
             tokio::time::sleep(CANDIDACY_PAUSE).await;
         }
         Ok(())
@@ -315,7 +327,7 @@ impl RaftGroup {
         loop {
             match self.may_vote(false) {
                 Err(NoVote::Wiped | NoVote::Sealed) => return,
-                Err(NoVote::Undecided | NoVote::JustStarted) => {}
+                Err(NoVote::Undecided | NoVote::JustStarted | NoVote::Behind) => {}
                 // Not while it is a candidate: that would be a second candidacy, in the next term.
                 Ok(()) if self.status().role == Role::Candidate => {}
                 Ok(()) => {
@@ -356,6 +368,23 @@ impl RaftGroup {
     /// Whether a vote of this member may be counted now.
     pub(crate) fn may_vote(&self, leadership_transfer: bool) -> Result<(), NoVote> {
         self.votes.check(leadership_transfer)
+    }
+
+    pub(crate) fn members(&self) -> &Arc<MemberMarks> {
+        &self.members
+    }
+
+    /// Whether the candidate's log, and this member's, hold what they are known to have held.
+    pub(crate) fn check_members(
+        &self,
+        candidate: &VoteRequest<TypeConfig>,
+        remembered: Option<log::LogId>,
+    ) -> Result<(), StorageError> {
+        let refused = |rolled_back: RolledBack| StorageError::Refused(rolled_back.to_string());
+        let from = candidate.vote.leader_id.voted_for;
+        self.members.check(from, candidate.last_log_id.as_ref(), None).map_err(refused)?;
+        let last = self.log.last()?;
+        self.members.check(self.node_id, last.as_ref(), remembered).map_err(refused)
     }
 
     /// Waits until what was committed before this process started is applied again, at most `within`; false

@@ -5,6 +5,7 @@
 //! - An append is acknowledged when its bytes are fsynced, off the core loop.
 //! - A batch is proposed for one term only: in another it is not appended.
 //! - A member that was wiped, or has just started, does not vote: it has forgotten what it granted.
+//! - One that holds less than the others remember, or than its own mark says, does not vote until it is sent it.
 //! - A group begins at a base that its founders' states have; whoever does not have it gets a snapshot.
 //! - What the state says of Raft counts in the group that it names only; a state that left the shard's
 //!   history is neither announced nor applied to.
@@ -18,6 +19,7 @@ mod config;
 mod group;
 mod lease_trust;
 mod log_store;
+mod member_marks;
 mod membership;
 mod network;
 mod orphans;

@@ -17,10 +17,12 @@ use crate::blocking::off_the_runtime;
 use crate::type_config::{Entry, LogId, TypeConfig, Vote};
 use crate::wire;
 
+mod opening;
+
 const VOTE: u8 = b'v';
 const COMMITTED: u8 = b'c';
 const PURGED: u8 = b'p';
-/// How far the log went that was deleted when this node left the group.
+/// How far the log went that was deleted when this node left the group, or whose end was lost.
 const LEFT: u8 = b'l';
 
 /// Entries kept in memory behind the engine, so that replication and apply need not read what was just
@@ -136,65 +138,42 @@ fn weight(entry: &Entry) -> usize {
 }
 
 impl LogStore {
-    /// # Errors
-    /// When the log ends before its high-water mark: the node must not vote with it.
+    /// Opens the log that this node's disk holds, after [`opening::repair`].
     pub(crate) fn open(
         log: GroupLog,
         syncer: Arc<Syncer>,
         high_water: Option<Arc<HighWater>>,
     ) -> Result<Self, StorageError> {
-        let appended = watch::Sender::new((0, 0));
-        let store = Self {
-            shared: Arc::new(Shared {
-                log,
-                syncer,
-                high_water,
-                tail: RwLock::default(),
-                appended,
-                bounds: RwLock::default(),
-                truncations: Mutex::default(),
-            }),
+        opening::repair(&log, high_water.as_deref())?;
+        let last = Self::last_log_id(&log)?.map(|last| last.index);
+        let purged = log_id_mark(&log, PURGED)?.map(|purged| purged.index);
+        let bounds = (purged.map_or(0, |index| index + 1), last.map_or(0, |index| index + 1));
+        let shared = Shared {
+            log,
+            syncer,
+            high_water,
+            tail: RwLock::default(),
+            appended: watch::Sender::new((0, 0)),
+            bounds: RwLock::new(bounds),
+            truncations: Mutex::default(),
         };
-        let refused = |error: io::Error| StorageError::Refused(error.to_string());
-        store.cut_at_hole().map_err(refused)?;
-        let last = Self::last_log_id(&store.shared.log)?.map(|last| last.index);
-        let purged = store.purged()?.map(|purged| purged.index);
-        *store.shared.bounds.write() = (purged.map_or(0, |index| index + 1), last.map_or(0, |index| index + 1));
-        if let Some(marks) = &store.shared.high_water {
-            marks.check(store.shared.log.group(), last.unwrap_or(0))?;
-        }
-        Ok(store)
-    }
-
-    /// Cuts the log before the first index that is missing. After a power loss RocksDB may have a later
-    /// entry and not the one before it, where the two were in different files of its log; neither was
-    /// synced then, so neither was acknowledged, and what follows a hole must not be taken for a log.
-    fn cut_at_hole(&self) -> io::Result<()> {
-        let log = &self.shared.log;
-        let mark = self.shared.high_water.as_ref().map_or(0, |marks| marks.mark(log.group()));
-        let first = self.purged()?.map_or(0, |purged| purged.index + 1);
-        let mut next = first.max(mark);
-        loop {
-            let records = log.read(next..u64::MAX, READ_BYTES)?;
-            if records.is_empty() {
-                return Ok(());
-            }
-            for (index, _) in records {
-                if index != next {
-                    tracing::warn!(group = %log.group(), missing = next, found = index, "cutting the log at a hole");
-                    return match next.checked_sub(1) {
-                        Some(last) => Ok(log.truncate_after(last)?),
-                        None => Ok(log.clear()?),
-                    };
-                }
-                next += 1;
-            }
-        }
+        Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Whether this member has granted a vote, or followed a leader.
     pub(crate) fn has_vote(&self) -> Result<bool, StorageError> {
         Ok(self.shared.log.mark(VOTE)?.is_some())
+    }
+
+    /// Whether a vote is missing that was saved, and fsynced, before the first entry of its term came. `applied`: the
+    /// term of the last entry that the state has.
+    pub(crate) fn has_lost_votes(&self, applied: u64) -> Result<bool, StorageError> {
+        let last = self.last()?.map_or(0, |last| last.leader_id.term);
+        Ok(vote_mark(&self.shared.log)?.map_or(0, |vote| vote.leader_id.term) < last.max(applied))
+    }
+
+    pub(crate) fn last(&self) -> Result<Option<LogId>, StorageError> {
+        Self::last_log_id(&self.shared.log)
     }
 
     /// The entry that the log begins behind.
@@ -279,10 +258,19 @@ impl LogStore {
         log.erase(&[COMMITTED, PURGED])
     }
 
-    /// How far this node's log went when it left the group; `None`: it never did.
+    /// How far this node's log went when it left the group, or lost an end that was durable; `None`: it never did.
     pub(crate) fn left(log: &GroupLog) -> Result<Option<LogId>, StorageError> {
         log_id_mark(log, LEFT)
     }
+}
+
+fn vote_mark(log: &GroupLog) -> Result<Option<Vote>, StorageError> {
+    let Some(bytes) = log.mark(VOTE)? else { return Ok(None) };
+    let corrupt = |error: prost::DecodeError| StorageError::Corruption {
+        what: format!("the vote of {}", log.group()),
+        detail: error.to_string(),
+    };
+    Ok(Some(wire::vote(log::Vote::decode(bytes).map_err(corrupt)?)))
 }
 
 fn log_id_mark(log: &GroupLog, name: u8) -> Result<Option<LogId>, StorageError> {
@@ -318,8 +306,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
-        let Some(bytes) = self.shared.log.mark(VOTE)? else { return Ok(None) };
-        Ok(Some(wire::vote(log::Vote::decode(bytes)?)))
+        Ok(vote_mark(&self.shared.log)?)
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
@@ -350,8 +337,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(self.shared.log.put_mark(COMMITTED, &wire::log_id_to_wire(&committed).encode_to_vec())?)
     }
 
+    /// At most the end of the log. The mark is not synced with the entries that it speaks of, so after a power loss
+    /// it may be there without them, and openraft does not start with what it cannot apply again.
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
-        Ok(log_id_mark(&self.shared.log, COMMITTED)?)
+        let (log, last) = (&self.shared.log, Self::last_log_id(&self.shared.log)?);
+        Ok(log_id_mark(log, COMMITTED)?.map_or(None, |committed| last.min(Some(committed))))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
@@ -399,7 +389,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     /// Off the runtime: the mark is fsynced before the log is cut. openraft waits for it before it goes on.
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let shared = Arc::clone(&self.shared);
-        Ok(off_the_runtime(move || shared.truncate_after(last_log_id)).await??)
+        off_the_runtime(move || shared.truncate_after(last_log_id)).await??;
+        // Before anything takes the place of what was cut. Else a power loss could undo the cut and keep part of
+        // what was appended after it: a log without a hole that no leader ever had.
+        self.sync().await
     }
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
@@ -416,3 +409,6 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -206,8 +206,10 @@ mod tests {
         assert_eq!(standing(&dynamic, group).unwrap(), Standing::New);
         assert!(record(&dynamic, group, 2, b"first").unwrap());
         assert!(!record(&dynamic, group, 2, b"second").unwrap());
-        let after: Arc<dyn Engine> = Arc::new(engine.crash(0));
-        assert!(record(&after, group, 2, b"first").unwrap());
-        assert!(!record(&after, group, 2, b"second").unwrap());
+        for seed in 0..20 {
+            let after: Arc<dyn Engine> = Arc::new(engine.crash(seed));
+            assert!(record(&after, group, 2, b"first").unwrap());
+            assert!(!record(&after, group, 2, b"second").unwrap());
+        }
     }
 }

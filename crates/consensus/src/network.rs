@@ -13,8 +13,8 @@ use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult, TransferLeaderRequest,
-    TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, EntryPayload, OptionalSend};
 use parking_lot::Mutex;
@@ -22,6 +22,7 @@ use prost::Message;
 use tonic::transport::Channel;
 
 use crate::lease_trust::{LeaseTrust, Telling};
+use crate::member_marks::MemberMarks;
 use crate::state_machine::SnapshotData;
 use crate::type_config::{Snapshot, TypeConfig, Vote};
 use crate::votes::Votes;
@@ -73,6 +74,7 @@ pub(crate) struct NetworkFactory {
     /// The highest index that anybody was told to be committed; raised before it is sent.
     pub(crate) told: Arc<AtomicU64>,
     pub(crate) lease_trust: Arc<LeaseTrust>,
+    pub(crate) members: Arc<MemberMarks>,
 }
 
 impl NetworkFactory {
@@ -82,7 +84,13 @@ impl NetworkFactory {
         if let Err(error) = verify_entries(self.group, request) {
             fatal(&error);
         }
-        wire::append_request_to_wire(self.group(target), request)
+        let members = self.members.told(request.vote.leader_id.term, request.leader_commit.as_ref());
+        raft::AppendRequest { members, ..wire::append_request_to_wire(self.group(target), request) }
+    }
+
+    fn vote_request(&self, target: u64, request: &VoteRequest<TypeConfig>) -> raft::VoteRequest {
+        let remembered = self.members.remembered(target);
+        raft::VoteRequest { remembered, ..wire::vote_request_to_wire(self.group(target), request) }
     }
 
     fn group(&self, target: u64) -> raft::Group {
@@ -235,6 +243,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
             let (factory, target) = (self.factory.clone(), self.target);
             let within = self.factory.append_timeout;
             let lease_trust = Arc::clone(&self.factory.lease_trust);
+            let members = Arc::clone(&self.factory.members);
             // When each request was sent that is not answered yet, and until when its answer is waited for: it has
             // the time that its bytes may take, behind those before it. Answers come in the same order.
             let due = Arc::new(Mutex::new(VecDeque::<(Instant, Instant)>::new()));
@@ -260,6 +269,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
             let timeout = self.timeout(RPCTypes::AppendEntries, within);
             let results = futures::stream::unfold((Some(responses), None), move |(responses, told)| {
                 let (due, lease_trust, timeout) = (Arc::clone(&due), Arc::clone(&lease_trust), timeout.clone());
+                let members = Arc::clone(&members);
                 async move {
                     // openraft asks for the next one when it has noted the one before.
                     drop::<Option<Telling>>(told);
@@ -272,7 +282,13 @@ impl RaftNetworkV2<TypeConfig> for Network {
                             Ok(Some(Ok(response))) => {
                                 let sent = due.lock().pop_front();
                                 let telling = sent.map(|(sent, _)| lease_trust.answered(sent));
-                                match wire::stream_result(response) {
+                                let result = wire::stream_result(response);
+                                match &result {
+                                    Ok(Ok(Some(matched))) => members.acknowledged(target, matched),
+                                    Ok(Err(StreamAppendError::Conflict(at))) => members.conflicts(target, at),
+                                    _ => {}
+                                }
+                                match result {
                                     Ok(result @ Ok(_)) => Some((Ok(result), (Some(responses), telling))),
                                     Ok(rejected) => Some((Ok(rejected), (None, telling))),
                                     Err(error) => Some((Err(malformed(&error)), (None, telling))),
@@ -295,7 +311,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let mut client = self.client()?;
-        let call = client.vote(wire::vote_request_to_wire(self.group(), &rpc));
+        let call = client.vote(self.factory.vote_request(self.target, &rpc));
         self.vote_response(rpc.leadership_transfer, &option, call).await
     }
 
@@ -305,7 +321,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
         option: RPCOption,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let mut client = self.client()?;
-        let call = client.pre_vote(wire::vote_request_to_wire(self.group(), &rpc));
+        let call = client.pre_vote(self.factory.vote_request(self.target, &rpc));
         self.vote_response(rpc.leadership_transfer, &option, call).await
     }
 

@@ -55,9 +55,13 @@ impl RaftService {
 
     /// The group that is asked for its vote, if it may give one now.
     fn vote_request(&self, wire: raft::VoteRequest) -> Result<(RaftGroup, VoteRequest<TypeConfig>), Status> {
-        let group = self.group(wire.group)?;
+        let (group, remembered) = (self.group(wire.group)?, wire.remembered);
         let request = wire::vote_request(wire).map_err(invalid)?;
         may_vote(&group, request.leadership_transfer)?;
+        if let Err(rolled_back) = group.check_members(&request, remembered) {
+            tracing::warn!(group = %group.id(), %rolled_back, "no vote is given");
+            return Err(Status::failed_precondition(rolled_back.to_string()));
+        }
         Ok((group, request))
     }
 
@@ -74,7 +78,10 @@ impl RaftService {
         let input = input.map(move |request: Result<raft::AppendRequest, Status>| {
             let of_another = || Status::invalid_argument("a request for another group than the first of its stream");
             let checked = request.and_then(|request| match request.group == expected {
-                true => append_request(&member, request),
+                true => {
+                    member.members().learn(&request.members);
+                    append_request(&member, request)
+                }
                 false => Err(of_another()),
             });
             checked.map_err(|status| *refused.lock() = Some(status)).ok()
@@ -169,6 +176,7 @@ impl raft_server::Raft for RaftService {
     async fn append(&self, request: Request<raft::AppendRequest>) -> Result<Response<raft::AppendResponse>, Status> {
         let request = request.into_inner();
         let group = self.group(request.group)?;
+        group.members().learn(&request.members);
         let request = append_request(&group, request)?;
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(previous);

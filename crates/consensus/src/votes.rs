@@ -13,6 +13,8 @@ pub(crate) enum NoVote {
     JustStarted,
     #[error("this member's folder was wiped: it does not vote")]
     Wiped,
+    #[error("this member's log is shorter than it was: it votes again when its leader has sent it as much")]
+    Behind,
     #[error("this member is sealed: the epoch ends")]
     Sealed,
 }
@@ -26,6 +28,8 @@ pub(crate) enum VoteGate {
     OpensAt(Instant),
     /// Another incarnation has voted.
     Never,
+    /// Until its log is as long as it was.
+    Behind,
     /// The epoch ends: no leader may come after the present one. For the rest of this process, or until the
     /// group is opened again.
     Sealed,
@@ -37,6 +41,7 @@ impl VoteGate {
         match self {
             Self::Undecided => Err(NoVote::Undecided),
             Self::Never => Err(NoVote::Wiped),
+            Self::Behind => Err(NoVote::Behind),
             Self::Sealed => Err(NoVote::Sealed),
             Self::OpensAt(at) if Instant::now() < at && !leadership_transfer => Err(NoVote::JustStarted),
             Self::OpensAt(_) => Ok(()),

@@ -115,6 +115,7 @@ pub(crate) fn append_request_to_wire(
         previous: request.prev_log_id.as_ref().map(log_id_to_wire),
         entries: request.entries.iter().map(entry_to_wire).collect(),
         leader_commit: request.leader_commit.as_ref().map(log_id_to_wire),
+        members: Vec::new(),
     }
 }
 
@@ -184,6 +185,7 @@ pub(crate) fn vote_request_to_wire(group: raft::Group, request: &VoteRequest<Typ
         vote: Some(vote_to_wire(&request.vote)),
         last_log_id: request.last_log_id.as_ref().map(log_id_to_wire),
         leadership_transfer: request.leadership_transfer,
+        remembered: None,
     }
 }
 

@@ -92,8 +92,7 @@ pub struct ShardReport {
 }
 
 /// A node's answer to `Seal`: it serves the epoch no more, and takes no more of it. No restart undoes what is
-/// promised here: it was written down, or else a voter that restarts takes no part in its group before it was
-/// granted a lease on that epoch anew, which nobody is while the shard is sealed.
+/// promised here: it was written down, durably, before this was said, so that positions need not be asked for again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealAnswer {
     pub shard: ShardId,

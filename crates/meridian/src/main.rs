@@ -119,6 +119,33 @@ mod tests {
 
     use super::*;
 
+    /// Set for the process that is to die.
+    const CHILD: &str = "MERIDIAN_TEST_GAP";
+
+    #[test]
+    fn a_gap_aborts_the_process_whichever_thread_finds_it() {
+        use meridian_types::{Batch, Epoch, Position};
+        if std::env::var_os(CHILD).is_some() {
+            abort_on_panic();
+            let batch = Batch { position: Position::new(Epoch(1), 2), time_ms: 0, transactions: Vec::new() };
+            let engine = std::sync::Arc::new(meridian_storage::MemoryEngine::default());
+            let state = meridian_storage::ShardState::open(engine, meridian_types::ShardId(1)).unwrap();
+            let applying = std::thread::spawn(move || state.apply(&[batch.into()], Default::default()));
+            println!("it goes on: {:?}", applying.join().is_ok());
+            return;
+        }
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["tests::a_gap_aborts_the_process_whichever_thread_finds_it", "--exact", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let (out, error) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+        let signal = std::os::unix::process::ExitStatusExt::signal(&child.status);
+        assert_eq!(signal, Some(6), "it was not aborted: {:?}\n{out}\n{error}", child.status);
+        assert!(error.contains("batch 1.2 cannot follow 0.0"), "{error}");
+        assert!(!out.contains("it goes on"), "{out}");
+    }
+
     #[test]
     fn the_command_line_is_sound() {
         Cli::command().debug_assert();

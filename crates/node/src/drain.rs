@@ -225,6 +225,7 @@ pub(crate) fn install(
     staged: StagedState,
     diverged: bool,
 ) -> Result<Applied, StorageError> {
+    let _one_state = state.hold_in_place();
     let (new, old) = (staged.position()?, or_fatal(state.flush()).position);
     if new < old && !diverged {
         return Err(StorageError::Refused(format!("a snapshot at {new} is older than the state at {old}")));

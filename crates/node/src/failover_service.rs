@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::Stream;
 use meridian_proto::directory::{self as wire, failover_server};
 use meridian_proto::shipping::{Batches, StateChunk, StoredBatches};
+use meridian_storage::Engine;
 use meridian_types::{Epoch, Position, ShardId};
 use prost::Message;
 use tokio_stream::wrappers::ReceiverStream;
@@ -12,6 +13,7 @@ use tonic::{Request, Response, Status};
 
 use crate::directory::Directory;
 use crate::peers::MAX_MESSAGE_BYTES;
+use crate::seals::Seal;
 use crate::shard::{LocalShard, or_fatal, wait_applied};
 use crate::shard_table::ShardTable;
 use crate::shipping_wire::{position, position_to_wire};
@@ -28,6 +30,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(2500);
 pub(crate) struct FailoverService {
     pub(crate) directory: Arc<Directory>,
     pub(crate) shards: Arc<ShardTable>,
+    pub(crate) engine: Arc<dyn Engine>,
 }
 
 impl FailoverService {
@@ -73,6 +76,9 @@ impl failover_server::Failover for FailoverService {
         let (id, epoch, local) = self.shard_in(request.shard, request.epoch)?;
         // Before anything else: what is checked from now on fails.
         self.directory.seal(id, epoch);
+        let (seal, engine) = (Seal { epoch, planned: request.planned }, Arc::clone(&self.engine));
+        let written = tokio::task::spawn_blocking(move || or_fatal(seal.write_down(&engine, id))).await;
+        written.map_err(|_| Status::unavailable("the node is stopping"))?;
         tracing::info!(shard = %id, %epoch, planned = request.planned, "sealed");
         let (applied, term, drained_leader) = match local {
             LocalShard::Voter(voter) => {

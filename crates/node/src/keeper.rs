@@ -25,6 +25,7 @@ use crate::maintenance::{DiskGuard, MIN_FREE_BYTES};
 use crate::peers::PeerChannels;
 use crate::proposer::Limits;
 use crate::replica::{self, Replica, ReplicaParts};
+use crate::seals::Seal;
 use crate::shard::{LocalShard, Voter, VoterParts, or_fatal};
 use crate::shard_table::ShardTable;
 
@@ -111,6 +112,10 @@ struct Keeper {
 impl Keeper {
     fn open(parts: Arc<KeeperParts>, shard: ShardId) -> Result<Self, StorageError> {
         let state = Arc::new(ShardState::open(Arc::clone(&parts.engine), shard)?);
+        // Before anything is granted, or served.
+        if let Some(seal) = Seal::newest(&parts.engine, shard)? {
+            parts.directory.seal(shard, seal.epoch);
+        }
         let log = replica::shipped_log(&parts.engine, shard)?;
         replica::catch_up(&state, &log)?;
         parts.shards.add(Arc::clone(&state), Followers::watch(&state));
@@ -189,9 +194,13 @@ impl Keeper {
         }
         self.settled(&history);
         let epoch = history.epoch();
-        let local = if votes { or_fatal(self.vote(shard, history).await) } else { self.follow(history).await };
+        let seal = or_fatal(Seal::of(&self.parts.engine, self.shard, epoch));
+        let local =
+            if votes { or_fatal(self.vote(shard, history, seal).await) } else { self.follow(history, seal).await };
         let Some(local) = local else { return };
-        if let Phase::Sealing(plan) = &shard.phase {
+        if let Some(seal) = seal {
+            self.seal_again(&local, epoch, seal.planned).await;
+        } else if let Phase::Sealing(plan) = &shard.phase {
             self.seal_again(&local, epoch, plan.planned).await;
         }
         self.parts.shards.set(self.shard, Some(local));
@@ -199,7 +208,8 @@ impl Keeper {
         self.parts.directory.renew_now();
     }
 
-    /// What this node promised before it restarted, or will be asked to. For a switchover replicas go on.
+    /// What this node promised before it restarted, or will be asked to. For a switchover replicas go on; one that
+    /// was sealed has begun so.
     async fn seal_again(&self, local: &LocalShard, epoch: Epoch, planned: bool) {
         self.parts.directory.seal(self.shard, epoch);
         match local {
@@ -214,7 +224,7 @@ impl Keeper {
     }
 
     /// As a replica. `None`: the node is stopping.
-    async fn follow(&self, history: History) -> Option<LocalShard> {
+    async fn follow(&self, history: History, seal: Option<Seal>) -> Option<LocalShard> {
         let (keeper, past) = (self.clone(), history.clone());
         blocking(move || {
             if past.leaves(keeper.state.position()).is_some() {
@@ -227,6 +237,7 @@ impl Keeper {
         let replica = or_fatal(Replica::start(ReplicaParts {
             node_id: self.parts.node_id,
             history,
+            sealed: seal.map(|seal| seal.epoch),
             state: Arc::clone(&self.state),
             log: self.log.clone(),
             syncer: Arc::clone(&self.parts.syncer),
@@ -253,7 +264,12 @@ impl Keeper {
 
     /// As a voter: a founder of the epoch's group if it stands at the base while the group is being formed,
     /// and else a member that the leader seeds. `None`: the node is stopping.
-    async fn vote(&self, shard: &Shard, history: History) -> Result<Option<LocalShard>, StorageError> {
+    async fn vote(
+        &self,
+        shard: &Shard,
+        history: History,
+        seal: Option<Seal>,
+    ) -> Result<Option<LocalShard>, StorageError> {
         let group = GroupId { shard: self.shard, epoch: history.epoch() };
         let mut founder = false;
         if let Some((_, base)) = history.leaves(self.state.position()) {
@@ -297,7 +313,11 @@ impl Keeper {
             timing: self.parts.timing,
         })
         .await?;
-        self.parts.raft.register(raft.clone());
+        // What it said when it was sealed is final: it acknowledges nothing any more, whoever leads and has not heard
+        // of the seal.
+        if seal.is_none_or(|seal| seal.planned) {
+            self.parts.raft.register(raft.clone());
+        }
         let voter = Arc::new(Voter::start(VoterParts {
             group: raft,
             history,
@@ -478,3 +498,6 @@ impl Limits for ShardLimits {
         self.shards.followers(&self.shard)?.least_lag_ms(elsewhere)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -14,6 +14,7 @@
 //! | `router`, `hedge` | from a gateway to the shard's leader, with retries, and what they may cost |
 //! | `read_answer`, `write_calls` | how the answer to a read, and a write, travel between nodes |
 //! | `shard_service`, `admin_service` | gRPC faces |
+//! | `seals` | what was promised about the end of epochs, over restarts |
 //! | `maintenance` | flushing, purging, forgetting, gauges |
 //! | `wan` | emulated links |
 //!
@@ -47,6 +48,7 @@ mod read_answer;
 mod replica;
 mod round;
 mod router;
+mod seals;
 mod shard;
 mod shard_service;
 mod shard_table;

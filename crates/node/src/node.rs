@@ -164,7 +164,11 @@ impl Node {
                 clocks: clocks.clone(),
             },
             directory: DirectoryService { directory: Arc::clone(&directory), voter: Arc::clone(&directory_voter) },
-            failover: FailoverService { directory: Arc::clone(&directory), shards: Arc::clone(&shards) },
+            failover: FailoverService {
+                directory: Arc::clone(&directory),
+                shards: Arc::clone(&shards),
+                engine: Arc::clone(&engine),
+            },
         };
         let rpc_server = services.start(rpc, control.handle(), &stop_rpc)?;
 

@@ -76,6 +76,8 @@ pub(crate) struct Replica {
 pub(crate) struct ReplicaParts {
     pub(crate) node_id: NodeId,
     pub(crate) history: History,
+    /// It was sealed in this epoch before it restarted: it takes nothing of it.
+    pub(crate) sealed: Option<Epoch>,
     pub(crate) state: Arc<ShardState>,
     /// See [`shipped_log`].
     pub(crate) log: GroupLog,
@@ -200,11 +202,9 @@ impl Replica {
         Ok(contiguous.then_some(batches))
     }
 
-    /// Flushes the state, and purges the log up to `sequence`.
+    /// Flushes the state, and purges the log up to `sequence`, or as far as was flushed.
     pub(crate) fn purge_through(&self, sequence: u64) -> Result<(), StorageError> {
-        let flushed = self.state.flush()?.position.sequence;
-        let through = sequence.min(flushed);
-        self.log.purge_through(through, Some((PURGED, &through.to_be_bytes())))?;
+        let through = purge(&self.state, &self.log, sequence)?;
         self.purged.send_if_modified(|purged| {
             let raised = *purged < through;
             *purged = through.max(*purged);
@@ -212,6 +212,16 @@ impl Replica {
         });
         Ok(())
     }
+}
+
+/// The part of [`Replica::purge_through`] that is on the disk; up to where the log was purged.
+fn purge(state: &ShardState, log: &GroupLog, sequence: u64) -> Result<u64, StorageError> {
+    // Another state that is put in place meanwhile may begin before what was flushed of this one, and the log
+    // behind it is not flushed.
+    let _one_state = state.hold_in_place();
+    let through = sequence.min(state.flush()?.position.sequence);
+    log.purge_through(through, Some((PURGED, &through.to_be_bytes())))?;
+    Ok(through)
 }
 
 /// Applies what the log holds behind the state. Before anything is judged by the state's position.
@@ -253,3 +263,6 @@ pub(crate) fn decode(bytes: Bytes) -> Result<DecodedBatch, StorageError> {
 
 #[cfg(test)]
 mod tests;
+
+#[cfg(test)]
+mod purge_tests;

@@ -144,6 +144,11 @@ impl GroupLog {
         record.map(|record| record::decode(record, what)).transpose()
     }
 
+    /// Makes every write so far durable. Blocks for an fsync: elsewhere [`crate::Syncer`] does it.
+    pub fn sync(&self) -> Result<(), StorageError> {
+        self.engine.sync()
+    }
+
     fn delete(&self, range: Range<u64>, mark: Option<(u8, &[u8])>) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
         if let Some((name, payload)) = mark {

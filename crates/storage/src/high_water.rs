@@ -9,8 +9,11 @@ use parking_lot::Mutex;
 use crate::{GroupId, StorageError};
 
 /// How far each Raft log had certainly been durable, kept in a file of its own beside the database. A log
-/// that is shorter at the next start lost acknowledged entries (a restored backup, a disk that lied): its
+/// that is shorter at the next start lost acknowledged entries (a restored database, a disk that lied): its
 /// node must not vote, or a commit could be undone.
+///
+/// A folder that was rolled back as a whole takes this file back with the log. So it also says how far the logs of
+/// other members were known to be: those tell the member when it stands for election, or is asked for its vote.
 ///
 /// The marks trail the logs, by up to the time between two [`HighWater::persist`]; they never run ahead.
 #[derive(Debug)]
@@ -21,10 +24,45 @@ pub struct HighWater {
     writing: Mutex<()>,
 }
 
+/// How far a member's log was known to go, in what is committed: such entries are in every later log of the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct MemberMark {
+    pub term: u64,
+    pub index: u64,
+}
+
 #[derive(Debug, Default)]
 struct Marks {
     last_index: BTreeMap<GroupId, u64>,
+    /// Of other members, by node.
+    members: BTreeMap<(GroupId, u64), MemberMark>,
     dirty: bool,
+}
+
+impl Marks {
+    fn parse(&mut self, line: &str) -> Option<()> {
+        let words = line.split(' ').map(|word| word.parse().ok()).collect::<Option<Vec<u64>>>()?;
+        let group = |shard: u64, epoch: u64| {
+            let (shard, epoch) = (shard.try_into().ok()?, epoch.try_into().ok()?);
+            Some(GroupId { shard: ShardId(shard), epoch: Epoch(epoch) })
+        };
+        match *words.as_slice() {
+            [shard, epoch, index] => drop(self.last_index.insert(group(shard, epoch)?, index)),
+            [shard, epoch, node, term, index] => {
+                self.members.insert((group(shard, epoch)?, node), MemberMark { term, index });
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn text(&self) -> String {
+        let own = self.last_index.iter().map(|(group, index)| format!("{} {} {index}\n", group.shard, group.epoch));
+        let others = self.members.iter().map(|((group, node), mark)| {
+            format!("{} {} {node} {} {}\n", group.shard, group.epoch, mark.term, mark.index)
+        });
+        own.chain(others).collect()
+    }
 }
 
 impl HighWater {
@@ -36,35 +74,17 @@ impl HighWater {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(source) => return Err(file_error(&path, source)),
         };
-        let parse = |line: &str| {
-            let mut words = line.split(' ');
-            let (shard, epoch, index) = (words.next()?, words.next()?, words.next()?);
-            let group = GroupId { shard: ShardId(shard.parse().ok()?), epoch: Epoch(epoch.parse().ok()?) };
-            Some((group, index.parse().ok()?))
-        };
-        let malformed = |line| StorageError::corruption(path.display().to_string(), format!("line `{line}`"));
-        let last_index = text.lines().map(|line| parse(line).ok_or_else(|| malformed(line)));
-        let last_index = last_index.collect::<Result<_, _>>()?;
-        Ok(Self { path, marks: Mutex::new(Marks { last_index, dirty: false }), writing: Mutex::default() })
+        let mut marks = Marks::default();
+        for line in text.lines() {
+            let malformed = || StorageError::corruption(path.display().to_string(), format!("line `{line}`"));
+            marks.parse(line).ok_or_else(malformed)?;
+        }
+        Ok(Self { path, marks: Mutex::new(marks), writing: Mutex::default() })
     }
 
     /// Up to here the group's log had certainly been durable; 0 if nothing is known.
     pub fn mark(&self, group: GroupId) -> u64 {
         self.marks.lock().last_index.get(&group).copied().unwrap_or(0)
-    }
-
-    /// # Errors
-    /// [`StorageError::Refused`] when the group's log ends before its mark.
-    pub fn check(&self, group: GroupId, last_index: u64) -> Result<(), StorageError> {
-        let mark = self.mark(group);
-        if last_index >= mark {
-            return Ok(());
-        }
-        Err(StorageError::Refused(format!(
-            "the log of {group} ends at index {last_index} but had been durable up to {mark}: acknowledged \
-             entries are gone, so this node must not vote with it. Restore the folder, or wipe it whole: the \
-             node then comes back as a copy that does not vote"
-        )))
     }
 
     /// The group's log is durable up to `index`. Only in memory until [`HighWater::persist`].
@@ -75,6 +95,21 @@ impl HighWater {
             *mark = index;
             marks.dirty = true;
         }
+    }
+
+    /// Another member's log holds this, durably. Only in memory until [`HighWater::persist`].
+    pub fn remember(&self, group: GroupId, node: u64, mark: MemberMark) {
+        let mut marks = self.marks.lock();
+        let known = marks.members.get(&(group, node)).copied();
+        if known < Some(mark) {
+            marks.members.insert((group, node), mark);
+            marks.dirty = true;
+        }
+    }
+
+    /// What [`HighWater::remember`] was told last of a member.
+    pub fn remembered(&self, group: GroupId, node: u64) -> Option<MemberMark> {
+        self.marks.lock().members.get(&(group, node)).copied()
     }
 
     /// Before a log is cut back to `index`, as Raft does with entries that were never committed.
@@ -94,7 +129,9 @@ impl HighWater {
     pub fn forget(&self, group: GroupId) -> Result<(), StorageError> {
         {
             let mut marks = self.marks.lock();
-            if marks.last_index.remove(&group).is_none() {
+            let (own, known) = (marks.last_index.remove(&group), marks.members.len());
+            marks.members.retain(|(of, _), _| *of != group);
+            if own.is_none() && marks.members.len() == known {
                 return Ok(());
             }
             marks.dirty = true;
@@ -105,15 +142,13 @@ impl HighWater {
     /// Writes the marks to the file, synced, if they changed. Whoever raises a mark meanwhile does not wait.
     pub fn persist(&self) -> Result<(), StorageError> {
         let _writing = self.writing.lock();
-        let mut text = String::new();
+        let text;
         {
             let mut marks = self.marks.lock();
             if !std::mem::take(&mut marks.dirty) {
                 return Ok(());
             }
-            for (group, index) in &marks.last_index {
-                text.push_str(&format!("{} {} {index}\n", group.shard, group.epoch));
-            }
+            text = marks.text();
         }
         replace_file(&self.path, text.as_bytes())
     }
@@ -143,27 +178,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_log_shorter_than_its_mark_is_refused_also_after_a_restart() {
+    fn marks_are_those_of_before_also_after_a_restart() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("high-water");
         let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
+        let next = GroupId { shard: ShardId(1), epoch: Epoch(2) };
         let marks = HighWater::open(path.clone()).unwrap();
-        marks.check(group, 0).unwrap();
+        assert_eq!(marks.mark(group), 0);
         marks.raise(group, 10);
         marks.raise(group, 9);
-        marks.persist().unwrap();
-        let marks = HighWater::open(path.clone()).unwrap();
-        marks.check(group, 10).unwrap();
-        let refusal = marks.check(group, 9).unwrap_err().to_string();
-        assert!(refusal.contains("ends at index 9 but had been durable up to 10"), "{refusal}");
-        marks.lower(group, 4).unwrap();
-        HighWater::open(path.clone()).unwrap().check(group, 4).unwrap();
-        let next = GroupId { shard: ShardId(1), epoch: Epoch(2) };
         marks.raise(next, 7);
+        let (early, late) = (MemberMark { term: 2, index: 90 }, MemberMark { term: 3, index: 12 });
+        marks.remember(group, 4, late);
+        marks.remember(group, 4, early);
+        marks.remember(next, 5, early);
+        marks.persist().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1 1 10\n1 2 7\n1 1 4 3 12\n1 2 5 2 90\n");
+        let marks = HighWater::open(path.clone()).unwrap();
+        assert_eq!((marks.mark(group), marks.remembered(group, 4)), (10, Some(late)));
+        assert_eq!((marks.remembered(group, 5), marks.remembered(next, 4)), (None, None));
+        marks.lower(group, 4).unwrap();
+        assert_eq!(HighWater::open(path.clone()).unwrap().mark(group), 4);
         marks.forget(group).unwrap();
         let reopened = HighWater::open(path.clone()).unwrap();
         assert_eq!((reopened.mark(group), reopened.mark(next)), (0, 7));
-        fs::write(&path, "nonsense\n").unwrap();
-        assert!(HighWater::open(path).unwrap_err().to_string().contains("nonsense"));
+        assert_eq!((reopened.remembered(group, 4), reopened.remembered(next, 5)), (None, Some(early)));
+        for nonsense in ["nonsense\n", "1 1\n", "1 99999999 3\n", "1 1 2 3 4 5\n"] {
+            fs::write(&path, nonsense).unwrap();
+            let refusal = HighWater::open(path.clone()).unwrap_err().to_string();
+            assert!(refusal.contains(nonsense.trim()), "{refusal}");
+        }
     }
 }

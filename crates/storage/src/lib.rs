@@ -31,7 +31,7 @@ pub use engine::{Durability, Engine, EngineSnapshot, Scan, Visit, WriteBatch};
 pub use error::{StorageError, fatal};
 pub use forgotten::Forgotten;
 pub use group_log::{GroupId, GroupLog, RecordKind};
-pub use high_water::HighWater;
+pub use high_water::{HighWater, MemberMark};
 pub use memory::MemoryEngine;
 pub use refusals::Refusals;
 pub use rocks::{RocksEngine, RocksOptions};

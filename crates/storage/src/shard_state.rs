@@ -8,7 +8,7 @@ use meridian_txn::{Stored, View};
 use meridian_types::{
     DatabaseId, Effect, Entry, Epoch, Position, ReadRange, Refusal, RequestId, ShardId, Versionstamp, WriteOutcome,
 };
-use parking_lot::{Mutex, RwLock};
+use parking_lot::{Mutex, MutexGuard, RwLock};
 use prost::Message;
 
 use crate::digest::RecentDigests;
@@ -126,6 +126,7 @@ pub struct ShardState {
     changing: Mutex<()>,
     /// Of the next staged state: no two share a family.
     next_generation: AtomicU64,
+    in_place: Mutex<()>,
     observer: OnceLock<Observer>,
     refusals: Refusals,
 }
@@ -185,6 +186,7 @@ impl ShardState {
             current: RwLock::new(Current::new(family, applied)),
             changing: Mutex::default(),
             next_generation: AtomicU64::new(generation + 1),
+            in_place: Mutex::default(),
             observer: OnceLock::new(),
             refusals: Refusals::default(),
         })
@@ -275,6 +277,12 @@ impl ShardState {
             observer(batches);
         }
         Ok(())
+    }
+
+    /// To be held by whoever cuts the log that this state is made from by what it has flushed of it, and by whoever
+    /// puts another state in place together with its log. They block, on disks.
+    pub fn hold_in_place(&self) -> MutexGuard<'_, ()> {
+        self.in_place.lock()
     }
 
     /// Makes the state durable and returns what it reflected before: a log may be purged up to there.

@@ -86,3 +86,38 @@ fn run(engine: &dyn Engine, shared: &Shared) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+    use crate::MemoryEngine;
+
+    /// Set for the process that is to die.
+    const CHILD: &str = "MERIDIAN_TEST_SYNC_FAILS";
+
+    #[test]
+    fn a_failed_fsync_stops_the_process() {
+        if std::env::var_os(CHILD).is_some() {
+            let engine = Arc::new(MemoryEngine::default());
+            engine.break_syncs();
+            let syncer = Syncer::start(engine).unwrap();
+            let (done, acknowledged) = mpsc::channel();
+            syncer.sync_then(move || done.send(()).unwrap());
+            println!("acknowledged: {:?}", acknowledged.recv());
+            return;
+        }
+        let name = "syncer::tests::a_failed_fsync_stops_the_process";
+        let child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([name, "--exact", "--nocapture"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let (out, error) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+        let signal = std::os::unix::process::ExitStatusExt::signal(&child.status);
+        assert_eq!(signal, Some(6), "it was not aborted: {:?}\n{out}\n{error}", child.status);
+        assert!(error.contains("meridian: fatal: storage engine: IO error: fsync"), "{error}");
+        assert!(!out.contains("acknowledged:"), "{out}");
+    }
+}

@@ -40,7 +40,7 @@ impl RaftGroup {
     /// The state must be in the shard's history up to its position. That is not known here.
     ///
     /// # Errors
-    /// When this node took part before and its log is gone, and when storage fails.
+    /// When this node took part before and nothing but its state says so, and when storage fails.
     pub fn form(
         state: &Arc<ShardState>,
         group: GroupId,
@@ -53,10 +53,9 @@ impl RaftGroup {
             return refused(format!("{group} cannot be formed by {voters:?} from shard {}", state.shard()));
         }
         let log = GroupLog::open(Arc::clone(state.engine()), group, RecordKind::Entry)?;
-        if let Some(marks) = high_water {
-            marks.check(group, LogStore::last_log_id(&log)?.map_or(0, |last| last.index))?;
-        }
-        if LogStore::is_in_use(&log)? {
+        // One whose log is gone took part as well: it is told how far its log went when it is opened.
+        let was_longer = high_water.is_some_and(|marks| marks.mark(group) > 0);
+        if was_longer || LogStore::is_in_use(&log)? {
             return Ok(Formed::Already);
         }
         let applied = state.applied();

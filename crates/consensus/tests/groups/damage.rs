@@ -90,6 +90,7 @@ async fn append(nodes: &[Node], to: &Node, bytes: Bytes) -> Result<raft::AppendR
         previous: Some(previous),
         entries: vec![entry],
         leader_commit: Some(previous),
+        members: Vec::new(),
     };
     let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", to.address)).unwrap();
     let mut client = RaftClient::new(endpoint.connect_lazy());

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use meridian_consensus::{Formed, RaftGroup, ReadLogFailure};
-use meridian_storage::Engine;
 
 use crate::support::{Node, at, equal, group, leader, set, until, write};
 use crate::wire::Wire;
@@ -243,11 +242,14 @@ async fn a_log_that_is_gone_is_not_formed_again() {
     let mut writes = meridian_storage::WriteBatch::default();
     writes.delete_range(&meridian_storage::schema::LOG_FAMILY.into(), vec![0], vec![0xff; 16]);
     node.engine.write(writes, meridian_storage::Durability::Logged).unwrap();
-    let form = |marks| RaftGroup::form(&node.state, group(2), &voters, at(1, 5), marks).unwrap_err().to_string();
-    let refusal = form(Some(&*node.marks));
-    assert!(refusal.contains("had been durable up to 3"), "{refusal}");
-    let refusal = form(None);
+    let form = |marks| RaftGroup::form(&node.state, group(2), &voters, at(1, 5), marks);
+    assert_eq!(form(Some(&*node.marks)).unwrap(), Formed::Already);
+    let refusal = form(None).unwrap_err().to_string();
     assert!(refusal.contains("is gone, and the state has applied entries of it"), "{refusal}");
+    // Its votes are gone as well: it starts, and is a copy.
+    node.open(2, &voters).await;
+    node.group().elect_now().await;
+    assert!(!node.group().votes() && node.group().leadership().is_err());
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@
 mod damage;
 mod disk;
 mod distance;
+mod durability;
 mod epochs;
 mod large;
 mod leases;

@@ -1,14 +1,16 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use meridian_consensus::{
     Formed, Leadership, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, Role, StateTransfer,
 };
 use meridian_proto::encode_batch;
-use meridian_storage::{Engine, GroupId, HighWater, MemoryEngine, RaftApplied, ShardState, Syncer, WatchedEngine};
+use meridian_storage::{
+    Engine, GroupId, HighWater, MemoryEngine, RaftApplied, RocksEngine, RocksOptions, ShardState, Syncer, WatchedEngine,
+};
 use meridian_types::{
     Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding,
 };
@@ -60,10 +62,55 @@ pub(crate) fn batch(position: Position, text: &str) -> Batch {
     }
 }
 
+/// Draws what a disk keeps; `MERIDIAN_CRASH_SEED` draws it again.
+pub(crate) fn crash_seed() -> u64 {
+    let given = std::env::var("MERIDIAN_CRASH_SEED").ok().and_then(|seed| seed.parse().ok());
+    given.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into())
+}
+
+/// What a node's disk holds, put aside: its database and the file of high-water marks.
+pub(crate) struct Image {
+    disk: Disk,
+    marks: Option<Vec<u8>>,
+}
+
+/// Where a node's database lies.
+#[derive(Clone)]
+enum Disk {
+    Memory(Arc<MemoryEngine>),
+    /// RocksDB, in this folder.
+    Folder(Arc<tempfile::TempDir>),
+}
+
+impl Disk {
+    fn open(&self) -> Arc<dyn Engine> {
+        match self {
+            Self::Memory(engine) => engine.clone(),
+            Self::Folder(folder) => Arc::new(RocksEngine::open(folder.path(), RocksOptions::default()).unwrap()),
+        }
+    }
+
+    /// As it is right now, with a process that has it open or without.
+    fn copy(&self) -> Self {
+        match self {
+            Self::Memory(engine) => Self::Memory(Arc::new(engine.crash_to_what_is_durable())),
+            Self::Folder(folder) => {
+                let copy = tempfile::tempdir().unwrap();
+                for entry in std::fs::read_dir(folder.path()).unwrap() {
+                    let entry = entry.unwrap();
+                    std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+                }
+                Self::Folder(Arc::new(copy))
+            }
+        }
+    }
+}
+
 /// A node: what outlives its processes is its engine and the file of high-water marks.
 pub(crate) struct Node {
     pub(crate) id: u64,
-    pub(crate) engine: Arc<MemoryEngine>,
+    disk: Disk,
+    pub(crate) engine: Arc<dyn Engine>,
     /// The same, as the node uses it.
     pub(crate) watched: Arc<WatchedEngine>,
     pub(crate) state: Arc<ShardState>,
@@ -89,22 +136,22 @@ impl Node {
     /// A node that answers a round trip of twice `distance` later.
     pub(crate) async fn far(id: u64, wire: &Arc<Wire>, distance: Duration) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
-        Self::start(id, wire, distance, Arc::new(MemoryEngine::default()), folder).await
+        Self::start(id, wire, distance, Disk::Memory(Arc::default()), folder).await
     }
 
-    async fn start(
-        id: u64,
-        wire: &Arc<Wire>,
-        distance: Duration,
-        engine: Arc<MemoryEngine>,
-        folder: Arc<tempfile::TempDir>,
-    ) -> Self {
-        let watched = Arc::new(WatchedEngine::new(engine.clone()));
-        let dynamic: Arc<dyn Engine> = watched.clone();
-        let state = Arc::new(ShardState::open(Arc::clone(&dynamic), SHARD).unwrap());
-        let syncer = Arc::new(Syncer::start(Arc::clone(&dynamic)).unwrap());
+    /// A node on RocksDB.
+    pub(crate) async fn on_disk(id: u64, wire: &Arc<Wire>) -> Self {
+        let disk = Disk::Folder(Arc::new(tempfile::tempdir().unwrap()));
+        Self::start(id, wire, Duration::ZERO, disk, Arc::new(tempfile::tempdir().unwrap())).await
+    }
+
+    async fn start(id: u64, wire: &Arc<Wire>, distance: Duration, disk: Disk, folder: Arc<tempfile::TempDir>) -> Self {
+        let watched = Arc::new(WatchedEngine::new(disk.open()));
+        let engine: Arc<dyn Engine> = watched.clone();
+        let state = Arc::new(ShardState::open(Arc::clone(&engine), SHARD).unwrap());
+        let syncer = Arc::new(Syncer::start(Arc::clone(&engine)).unwrap());
         let marks = Arc::new(HighWater::open(folder.path().join("high-water")).unwrap());
-        let service = RaftService::new(id, Arc::clone(wire) as Arc<dyn StateTransfer>, dynamic);
+        let service = RaftService::new(id, Arc::clone(wire) as Arc<dyn StateTransfer>, Arc::clone(&engine));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut address = listener.local_addr().unwrap();
         if !distance.is_zero() {
@@ -119,6 +166,7 @@ impl Node {
         let (group, taking_part) = (None, None);
         Self {
             id,
+            disk,
             engine,
             watched,
             state,
@@ -187,25 +235,74 @@ impl Node {
         closed
     }
 
-    /// Ends the process as a power loss does, and starts the next one on what was durable.
+    /// The engine in memory.
+    pub(crate) fn memory(&self) -> &Arc<MemoryEngine> {
+        match &self.disk {
+            Disk::Memory(engine) => engine,
+            Disk::Folder(_) => panic!("node {} is on RocksDB", self.id),
+        }
+    }
+
+    /// Ends the process as a power loss does, and starts the next one on what the disk kept.
     pub(crate) async fn crash(&mut self) {
-        self.restart_on(Arc::new(self.engine.crash(0))).await;
+        let seed = crash_seed();
+        eprintln!("node {} loses power: MERIDIAN_CRASH_SEED={seed}", self.id);
+        self.crash_with(seed).await;
+    }
+
+    pub(crate) async fn crash_with(&mut self, seed: u64) {
+        // From here on nothing that it writes is acknowledged.
+        self.syncer.stop();
+        if seed % 2 == 0 {
+            self.marks.persist().unwrap();
+        }
+        let disk = Disk::Memory(Arc::new(self.memory().crash(seed)));
+        self.restart_on(disk).await;
+    }
+
+    /// As [`Node::crash_with`], while the disk stalls: what it was given since is lost, or not.
+    pub(crate) async fn crash_while_its_disk_stalls(&mut self, seed: u64) {
+        let disk = Disk::Memory(Arc::new(self.memory().crash(seed)));
+        let group = self.group().clone();
+        self.service.unregister(group.id());
+        let ending = tokio::spawn(async move { group.shutdown().await });
+        // Then nothing is acknowledged any more when the disk goes on.
+        until("the process ends", async || role(self) == Role::Stopped).await;
+        self.memory().release_syncs();
+        ending.await.unwrap();
+        self.restart_on(disk).await;
     }
 
     /// The folder is lost, and the next process starts with an empty one.
     pub(crate) async fn wipe(&mut self) {
         let lost = std::mem::replace(&mut self.folder, Arc::new(tempfile::tempdir().unwrap()));
-        self.restart_on(Arc::new(MemoryEngine::default())).await;
+        self.restart_on(Disk::Memory(Arc::default())).await;
         drop(lost);
     }
 
-    async fn restart_on(&mut self, engine: Arc<MemoryEngine>) {
-        self.marks.persist().unwrap();
+    /// What a copy of the folder, or a snapshot of the machine, would hold.
+    pub(crate) fn image(&self) -> Image {
+        let marks = self.folder.path().join("high-water");
+        Image { disk: self.disk.copy(), marks: std::fs::read(marks).ok() }
+    }
+
+    /// The process ends, and the next one starts on what was put aside before.
+    pub(crate) async fn roll_back(&mut self, image: Image) {
+        let folder = tempfile::tempdir().unwrap();
+        if let Some(marks) = image.marks {
+            std::fs::write(folder.path().join("high-water"), marks).unwrap();
+        }
+        let lost = std::mem::replace(&mut self.folder, Arc::new(folder));
+        self.restart_on(image.disk).await;
+        drop(lost);
+    }
+
+    async fn restart_on(&mut self, disk: Disk) {
         if self.group.is_some() {
             self.close().await;
         }
         self.server.abort();
-        let next = Self::start(self.id, &self.wire, self.distance, engine, Arc::clone(&self.folder)).await;
+        let next = Self::start(self.id, &self.wire, self.distance, disk, Arc::clone(&self.folder)).await;
         *self = Self { timing: self.timing, ..next };
     }
 

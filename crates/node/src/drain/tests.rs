@@ -146,6 +146,7 @@ impl Node {
         let replica = Replica::start(ReplicaParts {
             node_id,
             history: History::first(),
+            sealed: None,
             state: Arc::clone(&state),
             log: log.clone(),
             syncer: Arc::new(Syncer::start(engine).unwrap()),
@@ -165,7 +166,8 @@ async fn source_without_a_log(late_by: Duration) -> (Node, String) {
     let shards = Arc::new(ShardTable::default());
     shards.add(Arc::clone(&node.state), Followers::watch(&node.state));
     shards.set(SHARD, Some(LocalShard::Replica(Arc::clone(&node.replica))));
-    let service = FailoverService { directory: Arc::clone(&node.directory), shards };
+    let service =
+        FailoverService { directory: Arc::clone(&node.directory), shards, engine: Arc::clone(node.state.engine()) };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let server = tonic::transport::Server::builder()

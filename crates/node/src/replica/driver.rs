@@ -147,6 +147,9 @@ impl Driver {
             draining: Vec::new(),
         };
         driver.follow(&history);
+        if let Some(epoch) = driver.parts.sealed {
+            driver.step(ReceiverEvent::Seal { epoch }, None);
+        }
         driver.publish();
         Ok(driver)
     }

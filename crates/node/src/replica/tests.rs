@@ -152,6 +152,7 @@ impl Node {
         let replica = Replica::start(ReplicaParts {
             node_id: 4,
             history: History::first(),
+            sealed: None,
             state: Arc::clone(&state),
             log: log.clone(),
             syncer: Arc::new(Syncer::start(dynamic).unwrap()),
@@ -193,8 +194,10 @@ async fn what_is_damaged_or_cannot_be_read_is_in_no_log_and_the_replica_asks_aga
     let why = node.state.refusals().recent().unwrap();
     assert!(why.contains("it is of format 2"), "{why}");
     // The process lives, and a start finds nothing that it cannot read.
-    let next: Arc<dyn Engine> = Arc::new(node.engine.crash(usize::MAX));
-    catch_up(&ShardState::open(Arc::clone(&next), SHARD).unwrap(), &shipped_log(&next, SHARD).unwrap()).unwrap();
+    for seed in 0..20 {
+        let next: Arc<dyn Engine> = Arc::new(node.engine.crash(seed));
+        catch_up(&ShardState::open(Arc::clone(&next), SHARD).unwrap(), &shipped_log(&next, SHARD).unwrap()).unwrap();
+    }
     source.shipments.lock().extend([vec![stored(1), stored(2)]]);
     // It has a stream that is silent by now.
     node.until("it catches up", || node.state.position() == at(2)).await;

@@ -37,17 +37,20 @@ fn appends_are_golden() {
     let (previous, previous_fields) = log_id(30);
     let (entries, entry_fields): (Vec<_>, Vec<_>) = entries().into_iter().unzip();
     let (leader_commit, leader_commit_fields) = log_id(50);
+    let (held, held_fields) = log_id(55);
     let request = raft::AppendRequest {
         group: Some(group),
         vote: Some(vote),
         previous: Some(previous),
         entries,
         leader_commit: Some(leader_commit),
+        members: vec![raft::MemberMark { node_id: L + 6, log_id: Some(held) }],
     };
     let mut golden =
         vec![field_message(1, &group_fields), field_message(2, &vote_fields), field_message(3, &previous_fields)];
     golden.extend(entry_fields.iter().map(|fields| field_message(4, fields)));
     golden.push(field_message(5, &leader_commit_fields));
+    golden.push(field_message(6, &[field_varint(1, L + 6), field_message(2, &held_fields)]));
     assert_golden(&request, &golden);
 
     let (matched, matched_fields) = matched();
@@ -69,17 +72,20 @@ fn votes_of_a_group_are_golden() {
     let (group, group_fields) = group();
     let (vote, vote_fields) = vote(20);
     let (last_log_id, last_log_id_fields) = log_id(30);
+    let (remembered, remembered_fields) = log_id(40);
     let request = raft::VoteRequest {
         group: Some(group),
         vote: Some(vote),
         last_log_id: Some(last_log_id),
         leadership_transfer: true,
+        remembered: Some(remembered),
     };
     let golden = [
         field_message(1, &group_fields),
         field_message(2, &vote_fields),
         field_message(3, &last_log_id_fields),
         field_varint(4, 1),
+        field_message(5, &remembered_fields),
     ];
     assert_golden(&request, &golden);
 

@@ -141,7 +141,7 @@ fn a_drop_that_a_crash_takes_back_is_applied_again_from_the_log() {
     let engine = Arc::new(MemoryEngine::default());
     let state = ShardState::open(engine.clone(), SHARD).unwrap();
     filled_and_dropped(&state);
-    let after = ShardState::open(Arc::new(engine.crash(0)), SHARD).unwrap();
+    let after = ShardState::open(Arc::new(engine.crash_to_what_is_durable()), SHARD).unwrap();
     assert_eq!((after.position().sequence, visible(&after, GONE)), (1, ROWS as usize));
     after.apply(&[batch(2, vec![(GONE, vec![Effect::DropDatabase])])], RaftApplied::default()).unwrap();
     assert_eq!(visible(&after, GONE), 0);

@@ -1,0 +1,187 @@
+//! How far each member's log was, as the others remember it.
+//!
+//! A member whose data folder was rolled back as a whole (a virtual machine's snapshot, a restored backup) finds
+//! nothing missing in it: log, vote and high-water mark went back together. Its quorum counted on what it
+//! acknowledged since, so the others tell it. With every append the leader says what each member holds of what is
+//! committed; all keep that beside their own high-water marks, and whoever asks for a vote, or is asked for one,
+//! compares. The log of one that is behind grows again as its leader sends what it lacks, and then it votes.
+//!
+//! No append waits for this. What a member acknowledged in the last heartbeat before it stopped may not have been
+//! told to others, and one that loses power forgets up to a second of what it was told.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use meridian_proto::raft;
+use meridian_storage::{GroupId, HighWater, MemberMark};
+use parking_lot::Mutex;
+
+use crate::type_config::LogId;
+use crate::wire;
+
+/// Members that one message speaks of at most.
+const MEMBERS: usize = 64;
+
+/// A member's log ends before what it is known to have held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the log of node {node} ends at term {} index {}, and it had acknowledged term {} index {}, which is committed: its \
+     data folder was rolled back, or its disk lost data. It gives and gets no vote until a leader has sent it as much \
+     again",
+    .ends.term, .ends.index, .held.term, .held.index
+)]
+pub(crate) struct RolledBack {
+    pub(crate) node: u64,
+    pub(crate) ends: MemberMark,
+    pub(crate) held: MemberMark,
+}
+
+/// What one member knows of the logs of all.
+pub(crate) struct MemberMarks {
+    group: GroupId,
+    node_id: u64,
+    high_water: Option<Arc<HighWater>>,
+    leading: Mutex<Leading>,
+}
+
+/// What a leader has heard in its term.
+#[derive(Default)]
+struct Leading {
+    term: u64,
+    acknowledged: BTreeMap<u64, MemberMark>,
+    /// What members had held that were found to be behind it, so that it is said once.
+    rolled_back: BTreeMap<u64, MemberMark>,
+}
+
+fn mark(log_id: &LogId) -> MemberMark {
+    MemberMark { term: log_id.leader_id.term, index: log_id.index }
+}
+
+impl MemberMarks {
+    pub(crate) fn new(group: GroupId, node_id: u64, high_water: Option<Arc<HighWater>>) -> Self {
+        Self { group, node_id, high_water, leading: Mutex::default() }
+    }
+
+    /// A follower has this, durably, in the log that it has of this leader.
+    pub(crate) fn acknowledged(&self, node: u64, log_id: &LogId) {
+        let mut leading = self.leading.lock();
+        let acknowledged = mark(log_id);
+        // What was appended in an earlier term may have been cut since.
+        if acknowledged.term == leading.term {
+            leading.acknowledged.insert(node, acknowledged);
+        }
+    }
+
+    /// What a leader says in `term`, in which this is committed: how much of that each member holds.
+    pub(crate) fn told(&self, term: u64, committed: Option<&LogId>) -> Vec<raft::MemberMark> {
+        let (Some(marks), Some(committed)) = (&self.high_water, committed.map(mark)) else { return Vec::new() };
+        let mut leading = self.leading.lock();
+        if leading.term != term {
+            *leading = Leading { term, ..Leading::default() };
+        }
+        // Its own appends are fsynced while the followers' are.
+        if marks.mark(self.group) >= committed.index {
+            leading.acknowledged.insert(self.node_id, committed);
+        }
+        let held = leading.acknowledged.iter().map(|(node, acknowledged)| {
+            let held = if acknowledged.index < committed.index { *acknowledged } else { committed };
+            marks.remember(self.group, *node, held);
+            let log_id = meridian_proto::log::LogId { term: held.term, index: held.index };
+            raft::MemberMark { node_id: *node, log_id: Some(log_id) }
+        });
+        held.take(MEMBERS).collect()
+    }
+
+    /// A leader says so. One that was deposed is as good: what was committed stays so.
+    pub(crate) fn learn(&self, told: &[raft::MemberMark]) {
+        let Some(marks) = &self.high_water else { return };
+        for member in told.iter().take(MEMBERS) {
+            let Some(log_id) = &member.log_id else { continue };
+            marks.remember(self.group, member.node_id, MemberMark { term: log_id.term, index: log_id.index });
+        }
+    }
+
+    /// For a member that is asked for its vote: what this one knows that it held.
+    pub(crate) fn remembered(&self, node: u64) -> Option<meridian_proto::log::LogId> {
+        let held = self.high_water.as_ref()?.remembered(self.group, node)?;
+        Some(meridian_proto::log::LogId { term: held.term, index: held.index })
+    }
+
+    /// Whether a member whose log ends at `last` holds what this one remembers, and what another says.
+    pub(crate) fn check(
+        &self,
+        node: u64,
+        last: Option<&LogId>,
+        said: Option<meridian_proto::log::LogId>,
+    ) -> Result<(), RolledBack> {
+        let known = self.high_water.as_ref().and_then(|marks| marks.remembered(self.group, node));
+        let said = said.map(|log_id| mark(&wire::log_id(log_id)));
+        let ends = last.map_or(MemberMark { term: 0, index: 0 }, mark);
+        match known.max(said) {
+            Some(held) if ends < held => Err(RolledBack { node, ends, held }),
+            _ => Ok(()),
+        }
+    }
+
+    /// A follower does not have the entry at `conflict`, which is in this leader's log.
+    pub(crate) fn conflicts(&self, node: u64, conflict: &LogId) {
+        let Some(held) = self.high_water.as_ref().and_then(|marks| marks.remembered(self.group, node)) else { return };
+        if conflict.index <= held.index && self.leading.lock().rolled_back.insert(node, held) != Some(held) {
+            tracing::error!(
+                group = %self.group, node, held_term = held.term, held_index = held.index, missing = conflict.index,
+                "a member has lost entries that it had acknowledged: its data folder was rolled back, or its disk lost \
+                 data. It is sent them again, and does not vote before it has them"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_types::{Epoch, ShardId};
+
+    use super::*;
+
+    const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
+
+    fn id(term: u64, index: u64) -> LogId {
+        LogId::new(term.into(), index)
+    }
+
+    #[test]
+    fn members_remember_of_each_other_what_is_committed() {
+        let folder = tempfile::tempdir().unwrap();
+        let marks = |name: &str| Arc::new(HighWater::open(folder.path().join(name)).unwrap());
+        let (first, second) = (marks("1"), marks("2"));
+        let leader = MemberMarks::new(GROUP, 1, Some(Arc::clone(&first)));
+        let follower = MemberMarks::new(GROUP, 2, Some(Arc::clone(&second)));
+        assert_eq!(leader.told(3, None), []);
+        leader.told(3, Some(&id(2, 5)));
+        // What it sent before this term may have been cut; 2 has more than is committed, 3 less, 1 has not synced.
+        leader.acknowledged(2, &id(2, 9));
+        leader.acknowledged(2, &id(3, 12));
+        leader.acknowledged(3, &id(3, 8));
+        first.raise(GROUP, 9);
+        let told = leader.told(3, Some(&id(3, 10)));
+        let nodes: Vec<_> = told.iter().map(|mark| (mark.node_id, mark.log_id.unwrap().index)).collect();
+        assert_eq!(nodes, [(2, 10), (3, 8)]);
+        first.raise(GROUP, 10);
+        assert_eq!(leader.told(3, Some(&id(3, 10))).len(), 3);
+        follower.learn(&told);
+        second.persist().unwrap();
+        let restarted = MemberMarks::new(GROUP, 2, Some(marks("2")));
+        for member in [&leader, &follower, &restarted] {
+            assert_eq!(member.check(2, Some(&id(3, 10)), None), Ok(()));
+            assert_eq!(member.check(2, Some(&id(4, 6)), None), Ok(()));
+            assert!(member.check(2, Some(&id(3, 9)), None).unwrap_err().to_string().contains("index 9, and it had"));
+            assert!(member.check(2, Some(&id(2, 30)), None).is_err() && member.check(2, None, None).is_err());
+            assert_eq!(member.check(4, None, None), Ok(()));
+        }
+        // What the other says counts as well.
+        let newcomer = MemberMarks::new(GROUP, 4, Some(marks("4")));
+        assert_eq!(newcomer.check(2, Some(&id(3, 9)), None), Ok(()));
+        assert!(newcomer.check(2, Some(&id(3, 9)), leader.remembered(2)).is_err());
+        // In the next term it begins anew.
+        assert_eq!(leader.told(4, Some(&id(3, 9))).len(), 1);
+    }
+}

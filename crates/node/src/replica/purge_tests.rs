@@ -1,0 +1,195 @@
+//! What a replica's log is purged of, and when.
+
+use std::ops::ControlFlow;
+use std::sync::mpsc;
+use std::time::Duration;
+
+use meridian_proto::encode_batch;
+use meridian_storage::{Durability, EngineSnapshot, Forgotten, MemoryEngine, Scan, Visit, WriteBatch};
+use meridian_types::Batch;
+
+use super::*;
+use crate::drain;
+
+const SHARD: ShardId = ShardId(1);
+
+type Hook = Box<dyn FnOnce() + Send>;
+
+/// The in-memory engine; something happens right after its next flush.
+#[derive(Default)]
+struct Hooked {
+    memory: MemoryEngine,
+    after_flush: Mutex<Option<Hook>>,
+}
+
+impl Engine for Hooked {
+    fn create_family(&self, family: &str) -> Result<(), StorageError> {
+        self.memory.create_family(family)
+    }
+
+    fn drop_family(&self, family: &str) -> Result<(), StorageError> {
+        self.memory.drop_family(family)
+    }
+
+    fn families(&self) -> Vec<String> {
+        self.memory.families()
+    }
+
+    fn get(&self, family: &str, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        self.memory.get(family, key)
+    }
+
+    fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError> {
+        self.memory.scan(family, scan, visit)
+    }
+
+    fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError> {
+        self.memory.write(batch, durability)
+    }
+
+    fn sync(&self) -> Result<(), StorageError> {
+        self.memory.sync()
+    }
+
+    fn flush(&self, family: &str) -> Result<(), StorageError> {
+        let flushed = self.memory.flush(family);
+        let hook = self.after_flush.lock().take();
+        hook.into_iter().for_each(|hook| hook());
+        flushed
+    }
+
+    fn snapshot(&self) -> Arc<dyn EngineSnapshot> {
+        self.memory.snapshot()
+    }
+
+    fn open_snapshots(&self) -> u64 {
+        self.memory.open_snapshots()
+    }
+
+    fn forgotten(&self, family: &str) -> Arc<Forgotten> {
+        self.memory.forgotten(family)
+    }
+
+    fn compact_range(
+        &self,
+        family: &str,
+        start: &[u8],
+        end: &[u8],
+        paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), StorageError> {
+        self.memory.compact_range(family, start, end, paced)
+    }
+}
+
+/// What a replica has on its disk.
+#[derive(Clone)]
+struct Copy {
+    engine: Arc<Hooked>,
+    state: Arc<ShardState>,
+    log: GroupLog,
+}
+
+impl Copy {
+    fn new() -> Self {
+        let engine = Arc::new(Hooked::default());
+        let dynamic: Arc<dyn Engine> = engine.clone();
+        let state = Arc::new(ShardState::open(Arc::clone(&dynamic), SHARD).unwrap());
+        Self { engine, state, log: shipped_log(&dynamic, SHARD).unwrap() }
+    }
+
+    /// As the driver does: durable, applied, and then reported.
+    fn take(&self, epoch: u16, sequences: std::ops::RangeInclusive<u64>) {
+        for sequence in sequences {
+            let position = Position::new(Epoch(epoch), sequence);
+            let bytes = encode_batch(&Batch { position, time_ms: 0, transactions: Vec::new() });
+            self.log.append([(sequence, bytes.as_ref())]).unwrap();
+            self.engine.sync().unwrap();
+            self.state.apply(&[decode(bytes).unwrap()], RaftApplied::default()).unwrap();
+        }
+    }
+
+    /// Where it stands after a power loss.
+    fn after_crash(&self, seed: u64) -> Position {
+        let engine: Arc<dyn Engine> = Arc::new(self.engine.memory.crash(seed));
+        let state = ShardState::open(Arc::clone(&engine), SHARD).unwrap();
+        catch_up(&state, &shipped_log(&engine, SHARD).unwrap()).unwrap();
+        state.position()
+    }
+
+    fn holds_over_crashes(&self) {
+        for seed in 0..100 {
+            assert_eq!(self.after_crash(seed), self.state.position(), "it had reported more: seed {seed}");
+        }
+    }
+}
+
+#[test]
+fn a_replicas_log_is_purged_up_to_what_is_flushed_at_most() {
+    let copy = Copy::new();
+    copy.take(1, 1..=10);
+    copy.holds_over_crashes();
+    // As far behind what is applied as it is in production.
+    assert_eq!(purge(&copy.state, &copy.log, 8).unwrap(), 8);
+    assert_eq!(copy.log.first().unwrap().unwrap().0, 9);
+    copy.holds_over_crashes();
+    // More comes while the state is flushed, and everybody has it already.
+    let more = copy.clone();
+    *copy.engine.after_flush.lock() = Some(Box::new(move || more.take(1, 11..=13)));
+    assert_eq!(purge(&copy.state, &copy.log, 13).unwrap(), 10);
+    copy.holds_over_crashes();
+}
+
+#[test]
+fn a_log_is_not_purged_by_what_was_flushed_of_another_state() {
+    let copy = Copy::new();
+    copy.take(1, 1..=10);
+    // This state left the history at 5, and the one that takes its place stands there.
+    let source = Copy::new();
+    source.take(1, 1..=5);
+    let (installed, done) = mpsc::channel();
+    let target = copy.clone();
+    let install: Hook = Box::new(move || {
+        let installing = std::thread::spawn(move || {
+            let mut staged = target.state.stage().unwrap();
+            staged.add(source.state.snapshot().rows(&[], usize::MAX).unwrap()).unwrap();
+            drain::install(&target.state, &target.log, staged, true).unwrap();
+            target.take(2, 6..=9);
+            installed.send(()).unwrap();
+        });
+        drop(installing);
+    });
+    let (begun, waited) = (Mutex::new(Some(install)), mpsc::channel::<()>());
+    let (_keep, never) = waited;
+    *copy.engine.after_flush.lock() = Some(Box::new(move || {
+        begun.lock().take().into_iter().for_each(|install| install());
+        // Long enough for all of it to happen, if it may.
+        never.recv_timeout(Duration::from_millis(300)).unwrap_err();
+    }));
+    purge(&copy.state, &copy.log, 8).unwrap();
+    done.recv_timeout(Duration::from_secs(20)).unwrap();
+    assert_eq!(copy.state.position(), Position::new(Epoch(2), 9));
+    copy.holds_over_crashes();
+}
+
+/// What a power loss left behind a hole was never reported.
+#[test]
+fn a_hole_in_what_was_shipped_is_cut_off() {
+    let copy = Copy::new();
+    copy.take(1, 1..=3);
+    for sequence in [4, 5, 6, 7] {
+        let position = Position::new(Epoch(1), sequence);
+        let bytes = encode_batch(&Batch { position, time_ms: 0, transactions: Vec::new() });
+        copy.log.append([(sequence, bytes.as_ref())]).unwrap();
+    }
+    let mut reached = std::collections::BTreeSet::new();
+    for seed in 0..200 {
+        let engine: Arc<dyn Engine> = Arc::new(copy.engine.memory.crash(seed));
+        let (state, log) =
+            (ShardState::open(Arc::clone(&engine), SHARD).unwrap(), shipped_log(&engine, SHARD).unwrap());
+        catch_up(&state, &log).unwrap();
+        let sequence = state.position().sequence;
+        assert!(sequence >= 3 && log.last().unwrap().is_none_or(|(last, _)| last == sequence), "seed {seed}");
+        reached.insert(sequence);
+    }
+    assert_eq!(Vec::from_iter(reached), [3, 4, 5, 6, 7]);
+}
