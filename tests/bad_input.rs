@@ -13,6 +13,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
+use meridian_proto::directory::InspectRequest;
+use meridian_proto::directory::directory_client::DirectoryClient;
 use meridian_proto::kv_connect as pb;
 use meridian_proto::kv_connect::{MutationType, ValueEncoding};
 use meridian_proto::{raft, shard, shipping};
@@ -278,9 +280,38 @@ fn endpoint(cluster: &Cluster, id: NodeId) -> Endpoint {
     Endpoint::from_shared(format!("http://{}", cluster.rpc_address(id))).unwrap()
 }
 
+/// As a node of the cluster calls another.
+async fn peer_endpoint(cluster: &Cluster, id: NodeId) -> Endpoint {
+    let mut directory = DirectoryClient::new(endpoint(cluster, id).connect().await.unwrap());
+    let inspected = directory.inspect(InspectRequest::default()).await.unwrap().into_inner();
+    let known: serde_json::Value = serde_json::from_slice(&inspected.cluster.unwrap().json).unwrap();
+    let name = known["id"].as_str().expect("the cluster has an id").to_owned();
+    endpoint(cluster, id).origin(format!("http://{name}.meridian").parse().unwrap())
+}
+
+/// A node serves no other cluster, and nobody who does not name its own.
+async fn calls_of_another_cluster(cluster: &Cluster, id: NodeId) {
+    let other = "http://00112233445566778899aabbccddeeff.meridian".parse().unwrap();
+    for endpoint in [endpoint(cluster, id), endpoint(cluster, id).origin(other)] {
+        let channel = endpoint.connect().await.unwrap();
+        let group = Some(raft::Group { shard: 1, epoch: 1, target: id });
+        let vote = meridian_proto::log::Vote { term: 1_000_000, node_id: 1, committed: true };
+        let append = raft::AppendRequest { group, vote: Some(vote), ..Default::default() };
+        let refused = raft::raft_client::RaftClient::new(channel.clone()).append(append).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
+        assert!(refused.message().contains("this node is of cluster"), "{refused}");
+        let fetch = shipping::FetchStateRequest { shard: 1, epoch: 1, ..Default::default() };
+        let mut shipping = shipping::shipping_client::ShippingClient::new(channel.clone());
+        assert_eq!(shipping.fetch_state(fetch).await.unwrap_err().code(), tonic::Code::FailedPrecondition);
+        let renewal = meridian_proto::directory::RenewRequest { node_id: id, ..Default::default() };
+        let renewed = DirectoryClient::new(channel).renew(renewal).await;
+        assert_eq!(renewed.unwrap_err().code(), tonic::Code::FailedPrecondition);
+    }
+}
+
 /// Groups, epochs, targets and fields that are wrong are refused; nothing is done.
 async fn malformed_calls(cluster: &Cluster, id: NodeId) {
-    let channel = endpoint(cluster, id).connect().await.unwrap();
+    let channel = peer_endpoint(cluster, id).await.connect().await.unwrap();
     let mut shards = shard::shard_client::ShardClient::new(channel.clone())
         .max_encoding_message_size(256 << 20)
         .max_decoding_message_size(256 << 20);
@@ -390,6 +421,7 @@ async fn malformed_rpc_takes_no_node_down() {
             converse(name, &address, bytes).await;
         }
         malformed_calls(&cluster, id).await;
+        calls_of_another_cluster(&cluster, id).await;
     }
     let client = cluster.client(6, DEFAULT_DATABASE);
     assert_eq!(client.get(b"by rpc").await.unwrap(), None);

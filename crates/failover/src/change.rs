@@ -14,6 +14,10 @@ mod shards;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Change {
     // By the controller.
+    /// The cluster gets the id that tells it from others.
+    NameCluster {
+        id: String,
+    },
     /// A node spoke for the first time.
     RecordIncarnation {
         node: NodeId,
@@ -221,6 +225,7 @@ impl Cluster {
 
     fn make(&mut self, change: &Change) -> Result<(), Refused> {
         match change {
+            Change::NameCluster { id } => self.name_cluster(id),
             Change::RecordIncarnation { node, incarnation } => self.record_incarnation(*node, incarnation),
             Change::Seal { shard, epoch, to, planned, since_ms, cause } => {
                 let plan = Plan { to: to.clone(), planned: *planned, since_ms: *since_ms, cause: cause.clone() };

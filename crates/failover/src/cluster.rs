@@ -11,6 +11,10 @@ use crate::voters::majority;
 pub struct Cluster {
     /// Grows by one with every change.
     pub version: u64,
+    /// Tells this cluster from any other: random, chosen by the directory's first leader and never changed. `None`
+    /// until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// In the order in which they were named. The first is where shards go that name none.
     pub regions: Vec<String>,
     pub nodes: BTreeMap<NodeId, Node>,

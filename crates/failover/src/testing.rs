@@ -51,6 +51,7 @@ pub(crate) fn cluster() -> Cluster {
     };
     Cluster {
         version: 1,
+        id: None,
         regions: ["a", "b", "c"].map(str::to_owned).to_vec(),
         nodes: nodes.collect(),
         last_node_id: 7,

@@ -60,6 +60,18 @@ impl Known {
     }
 }
 
+/// What was said is about a cluster that this process is not of.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("this process is of cluster {}, what was said is of cluster {}", shown(.own), shown(.other))]
+pub(crate) struct ForeignCluster {
+    pub(crate) own: Option<String>,
+    pub(crate) other: Option<String>,
+}
+
+fn shown(id: &Option<String>) -> &str {
+    id.as_deref().unwrap_or("(not named yet)")
+}
+
 /// The cluster as this process knows it, and its lease on it.
 pub(crate) struct Directory {
     known: watch::Sender<Arc<Known>>,
@@ -70,6 +82,9 @@ pub(crate) struct Directory {
     hearsay: Mutex<Hearsay>,
     /// Tokens of the configuration, beside the directory's.
     configured: Access,
+    /// The id and the name of this node, if its configuration says whom it founds a cluster with: it is no part of a
+    /// cluster that does not have it. Whoever joins takes the cluster that it is sent to.
+    founder: Option<(NodeId, String)>,
     /// Changes with every grant.
     granted: watch::Sender<u64>,
     /// Wakes the renewal: the node has news for the directory, or wants to have some.
@@ -77,13 +92,14 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    pub(crate) fn new(cluster: Cluster, configured: Access) -> Self {
+    pub(crate) fn new(cluster: Cluster, configured: Access, founder: Option<(NodeId, String)>) -> Self {
         Self {
             known: watch::Sender::new(Arc::new(Known::new(cluster))),
             lease: Mutex::default(),
             asked_at: Mutex::default(),
             hearsay: Mutex::default(),
             configured,
+            founder,
             granted: watch::Sender::new(0),
             renew_now: Notify::new(),
         }
@@ -98,18 +114,44 @@ impl Directory {
     }
 
     /// Takes over what somebody says of the cluster, if it is news.
-    pub(crate) fn learn(&self, cluster: Cluster) {
-        if cluster.version <= self.known.borrow().cluster.version {
-            return;
+    ///
+    /// # Errors
+    /// [`ForeignCluster`]: it is said of another cluster. Nothing changes.
+    pub(crate) fn learn(&self, cluster: Cluster) -> Result<(), ForeignCluster> {
+        let present = self.known();
+        self.is_own(&present.cluster, &cluster)?;
+        if cluster.version <= present.cluster.version {
+            return Ok(());
         }
         let known = Arc::new(Known::new(cluster));
         self.known.send_if_modified(|present| {
-            let newer = known.cluster.version > present.cluster.version;
+            let newer = known.cluster.version > present.cluster.version
+                && self.is_own(&present.cluster, &known.cluster).is_ok();
             if newer {
                 *present = known;
             }
             newer
         });
+        Ok(())
+    }
+
+    fn is_own(&self, present: &Cluster, said: &Cluster) -> Result<(), ForeignCluster> {
+        let foreign = || ForeignCluster { own: present.id.clone(), other: said.id.clone() };
+        match (&present.id, &said.id) {
+            (Some(own), Some(other)) if own == other => Ok(()),
+            // From before it was named: no news, whoever says it.
+            (Some(_), None) if said.version <= present.version => Ok(()),
+            (Some(_), _) => Err(foreign()),
+            (None, None) => Ok(()),
+            // One that was founded without this process having been there.
+            (None, Some(_)) => match &self.founder {
+                None => Ok(()),
+                Some((id, name)) => {
+                    let known = said.nodes.get(id).is_some_and(|node| node.name == *name);
+                    if known { Ok(()) } else { Err(foreign()) }
+                }
+            },
+        }
     }
 
     pub(crate) fn topology(&self) -> Arc<Topology> {
@@ -239,5 +281,43 @@ impl Catalogue for Directory {
     fn authorize(&self, bearer: &str) -> Option<Grant> {
         let now_ms = wall_ms();
         self.configured.authorize(bearer, now_ms).or_else(|| self.known.borrow().access.authorize(bearer, now_ms))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::topology::Topology;
+
+    fn cluster(version: u64, id: Option<&str>) -> Cluster {
+        let topology = Topology::dev(&[1][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        Cluster { version, id: id.map(str::to_owned), ..first_cluster(&topology) }
+    }
+
+    fn directory(known: Cluster, founder: Option<(NodeId, String)>) -> Directory {
+        Directory::new(known, Access::default(), founder)
+    }
+
+    #[test]
+    fn what_another_cluster_says_is_not_taken_over_however_new_it_is() {
+        let directory = directory(cluster(3, Some("a")), None);
+        directory.learn(cluster(9, Some("b"))).unwrap_err();
+        directory.learn(cluster(9, None)).unwrap_err();
+        assert_eq!(directory.known().cluster.version, 3);
+        directory.learn(cluster(4, Some("a"))).unwrap();
+        assert_eq!(directory.known().cluster.version, 4);
+        // What a node of its own says that has not heard the name yet is old, and nothing more.
+        directory.learn(cluster(1, None)).unwrap();
+        assert_eq!(directory.known().cluster.version, 4);
+    }
+
+    #[test]
+    fn a_founder_takes_over_no_cluster_that_does_not_have_it() {
+        let founder = |id, name: &str| directory(cluster(0, None), Some((id, name.to_owned())));
+        founder(1, "region-1-a").learn(cluster(9, Some("b"))).unwrap();
+        founder(1, "another-name").learn(cluster(9, Some("b"))).unwrap_err();
+        founder(7, "region-1-a").learn(cluster(9, Some("b"))).unwrap_err();
+        // Whoever joins is told where by an operator.
+        directory(cluster(0, None), None).learn(cluster(9, Some("b"))).unwrap();
     }
 }

@@ -35,6 +35,7 @@ mod failover_service;
 mod followers;
 mod hedge;
 mod history;
+mod identity;
 mod incoming;
 mod keeper;
 mod lost_tail;

@@ -31,6 +31,7 @@ use crate::directory::{
     founded_cluster, incarnation, load_cluster,
 };
 use crate::failover_service::FailoverService;
+use crate::identity::ClusterGate;
 use crate::incoming::{Room, incoming};
 use crate::keeper::{KeeperParts, keep_all};
 use crate::maintenance::{DiskGuard, Maintenance};
@@ -108,7 +109,8 @@ impl Node {
         let control =
             ControlRuntime::start().map_err(|error| StartError::Invalid(format!("cannot start threads: {error}")))?;
         let peers = peer_channels(&Topology::of(&cluster), dial, &config.dial, Some(control.handle().clone()))?;
-        let directory = Arc::new(Directory::new(cluster, configured_access(&config.tokens)?));
+        let founder = (!config.join).then(|| (node_id, config.node.name.clone()));
+        let directory = Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, founder));
         let syncer = Arc::new(Syncer::start(Arc::clone(&engine)).map_err(folder)?);
         let high_water = Arc::new(HighWater::open(config.data_dir.join("high-water")).map_err(folder)?);
         let shards = Arc::new(ShardTable::default());
@@ -146,6 +148,7 @@ impl Node {
         let directory_voter = Arc::new(RwLock::new(None));
         let writes = Arc::new(WriteCalls::new(Arc::clone(&peers)));
         let services = Services {
+            gate: ClusterGate { directory: Arc::clone(&directory) },
             raft,
             shard: ShardService { shards: Arc::clone(&shards), writes: Arc::clone(&writes), turns: Arc::default() },
             shipping: ShippingService {
@@ -366,6 +369,7 @@ async fn hand_over_to(voter: &Voter, heir: Option<NodeId>) {
 /// The gRPC faces of a node.
 #[derive(Clone)]
 struct Services {
+    gate: ClusterGate,
     raft: RaftService,
     shard: ShardService,
     shipping: ShippingService,
@@ -403,6 +407,7 @@ impl Services {
             .max_concurrent_streams(8192)
             // Callers give up calls as a matter of course: a hedge that lost, a client that left.
             .http2_max_pending_accept_reset_streams(Some(8192))
+            .layer(self.gate)
             .add_service(self.raft.into_server())
             .add_service(self.shard.into_server())
             .add_service(self.shipping.into_server())

@@ -9,6 +9,7 @@ use tokio::runtime::Handle;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::control::ControlConnector;
+use crate::identity;
 use crate::topology::Topology;
 
 /// Bytes of one message between nodes at most.
@@ -28,6 +29,7 @@ pub(crate) struct PeerChannels {
 
 struct NodeChannels {
     address: String,
+    cluster: Option<String>,
     raft: Channel,
     requests: Channel,
     shipping: Channel,
@@ -36,8 +38,12 @@ struct NodeChannels {
 
 impl NodeChannels {
     /// Channels connect when first used, and again when broken. `None`: nothing can be dialled there.
-    fn new(address: String, control: Option<&Handle>) -> Option<Self> {
+    fn new(address: String, cluster: Option<String>, control: Option<&Handle>) -> Option<Self> {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
+        let endpoint = match &cluster {
+            Some(id) => endpoint.origin(identity::origin(id)?),
+            None => endpoint,
+        };
         let endpoint = endpoint
             .connect_timeout(Duration::from_secs(2))
             .tcp_nodelay(true)
@@ -51,7 +57,7 @@ impl NodeChannels {
             let _there = control.map(Handle::enter);
             endpoint.connect_with_connector_lazy(ControlConnector)
         };
-        Some(Self { address, raft: connect(), requests: connect(), shipping: connect(), control })
+        Some(Self { address, cluster, raft: connect(), requests: connect(), shipping: connect(), control })
     }
 }
 
@@ -74,17 +80,18 @@ impl PeerChannels {
         }
     }
 
-    /// Dials the nodes of this topology from now on, and no others. Those whose address is none.
+    /// Dials the nodes of this topology from now on, and no others, naming its cluster. Those whose address is none.
     pub(crate) fn update(&self, topology: &Topology) -> Vec<NodeId> {
         let mut channels = self.channels.write();
         channels.retain(|node, _| topology.nodes.contains_key(node));
         let mut failed = Vec::new();
         for node in topology.nodes.values() {
             let address = (self.dial)(node.id).unwrap_or_else(|| node.rpc_address.clone());
-            if channels.get(&node.id).is_some_and(|known| known.address == address) {
+            let known = channels.get(&node.id);
+            if known.is_some_and(|known| known.address == address && known.cluster == topology.cluster) {
                 continue;
             }
-            match NodeChannels::new(address, self.control.as_ref()) {
+            match NodeChannels::new(address, topology.cluster.clone(), self.control.as_ref()) {
                 Some(new) => drop(channels.insert(node.id, new)),
                 None => failed.push(node.id),
             }

@@ -27,7 +27,8 @@ impl StandaloneGateway {
     pub async fn start(config: GatewayConfig, dial: Option<Dial>) -> Result<Self, StartError> {
         let kv = listen(&config.listen.kv, ListenPurpose::KvConnect).await?;
         let kv_address = kv.local_addr().map_err(|error| StartError::Invalid(error.to_string()))?;
-        let directory = Arc::new(Directory::new(first_cluster(&config.topology), configured_access(&config.tokens)?));
+        let cluster = first_cluster(&config.topology);
+        let directory = Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, None));
         let peers = peer_channels(&config.topology, dial, &config.dial, None)?;
         let nodes = ClusterNodes {
             local: Arc::default(),

@@ -21,6 +21,8 @@ pub use invalid::{AddressField, InvalidTopology};
 /// The cluster. The voters of every shard lie in distinct data centers of its primary region.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topology {
+    /// The id of the cluster, once that is known.
+    pub cluster: Option<String>,
     /// In the order of the configuration. A region may have gateways only, and no nodes.
     pub regions: Vec<String>,
     pub nodes: BTreeMap<NodeId, NodeInfo>,

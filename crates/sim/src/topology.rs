@@ -46,6 +46,7 @@ pub(crate) fn genesis(rng: &mut Rng, operator: Option<&mut Rng>) -> Arc<Cluster>
     };
     let mut cluster = Cluster {
         version: 1,
+        id: None,
         regions: REGIONS.map(str::to_owned).to_vec(),
         last_node_id: nodes.keys().last().copied().unwrap_or(0),
         nodes,

@@ -23,6 +23,14 @@ impl Cluster {
         ensure(self.nodes_of(name).next().is_some(), || format!("region {name} has no nodes"))
     }
 
+    pub(super) fn name_cluster(&mut self, id: &str) -> Result<(), Refused> {
+        let sound = (16..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        ensure(sound, || format!("`{id}` is not the id of a cluster: 16 to 64 hexadecimal digits"))?;
+        ensure(self.id.is_none(), || "the cluster has an id already, and keeps it".to_owned())?;
+        self.id = Some(id.to_owned());
+        Ok(())
+    }
+
     pub(super) fn record_incarnation(&mut self, id: NodeId, incarnation: &str) -> Result<(), Refused> {
         let known = self.live_node(id)?;
         ensure(!incarnation.is_empty(), || "an incarnation may not be empty".to_owned())?;

@@ -110,6 +110,17 @@ fn a_replacement_elsewhere_or_in_the_data_center_of_another_voter_is_refused() {
 }
 
 #[test]
+fn a_cluster_keeps_the_id_that_it_got_first() {
+    let name = |id: &str| Change::NameCluster { id: id.to_owned() };
+    let next = done(&cluster(), &name("00ff00ff00ff00ff"));
+    assert_eq!(next.id.as_deref(), Some("00ff00ff00ff00ff"));
+    assert_eq!(refused(&next, &name("11ff00ff00ff00ff")), "the cluster has an id already, and keeps it");
+    for unfit in ["", "00ff", "00ff00ff00ff00fg", "00ff00ff00ff00f."] {
+        assert!(refused(&cluster(), &name(unfit)).contains("is not the id of a cluster"), "{unfit}");
+    }
+}
+
+#[test]
 fn the_first_incarnation_is_recorded_for_good() {
     let record = |incarnation: &str| Change::RecordIncarnation { node: 3, incarnation: incarnation.to_owned() };
     let next = done(&cluster(), &record("aa"));

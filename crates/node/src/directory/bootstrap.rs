@@ -81,6 +81,7 @@ pub(crate) fn first_cluster(topology: &Topology) -> Cluster {
     };
     Cluster {
         version: 0,
+        id: None,
         regions: topology.regions.clone(),
         nodes: topology.nodes.values().map(|info| (info.id, node(info))).collect(),
         last_node_id: topology.nodes.keys().copied().max().unwrap_or(0),
@@ -133,6 +134,7 @@ impl Topology {
             .iter()
             .map(|(id, database)| (*id, DatabaseInfo { id: *id, name: database.name.clone(), shard: database.shard }));
         Self {
+            cluster: cluster.id.clone(),
             regions: cluster.regions.clone(),
             nodes: nodes.collect(),
             shards: shards.collect(),

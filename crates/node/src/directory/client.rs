@@ -65,18 +65,29 @@ impl Follower {
         let Ok(Ok(stream)) = tokio::time::timeout(FOLLOW_TIMEOUT, client.follow(request)).await else { return };
         let mut stream = stream.into_inner();
         while let Ok(Ok(Some(state))) = tokio::time::timeout(FOLLOW_TIMEOUT, stream.message()).await {
-            if !state.json.is_empty() {
-                learn(&self.directory, &state);
+            if !state.json.is_empty() && !learn(&self.directory, &state, source) {
+                return;
             }
         }
         tracing::debug!(source, "the directory's stream ended");
     }
 }
 
-fn learn(directory: &Directory, state: &wire::ClusterState) {
+/// Whether `source` is a node of this process's cluster, as far as what it says of the cluster tells.
+fn learn(directory: &Directory, state: &wire::ClusterState, source: NodeId) -> bool {
     match serde_json::from_slice::<Cluster>(&state.json) {
-        Ok(cluster) => directory.learn(cluster),
-        Err(error) => tracing::warn!(%error, "the directory says what this version cannot read"),
+        Ok(cluster) => match directory.learn(cluster) {
+            Ok(()) => true,
+            Err(foreign) => {
+                metrics::counter!("meridian_foreign_answers_total").increment(1);
+                tracing::warn!(source, %foreign, "the address of a node leads to another cluster; it is not listened to");
+                false
+            }
+        },
+        Err(error) => {
+            tracing::warn!(%error, "the directory says what this version cannot read");
+            true
+        }
     }
 }
 
@@ -166,8 +177,8 @@ impl LeaseRenewal {
         let asked = tokio::time::timeout(RENEW_TIMEOUT / 2, client.renew(request)).await;
         match asked.ok().and_then(Result::ok).and_then(|response| response.into_inner().result) {
             Some(renew_response::Result::Lease(lease)) => {
-                if let Some(cluster) = &lease.cluster {
-                    learn(&self.directory, cluster);
+                if lease.cluster.as_ref().is_some_and(|cluster| !learn(&self.directory, cluster, node)) {
+                    return Asked::Nothing;
                 }
                 let furthest: Vec<_> = lease.furthest.iter().filter_map(super::wire::furthest).collect();
                 let shards = lease

@@ -10,6 +10,7 @@ use meridian_types::{Epoch, NodeId, Position, RequestId, ShardId, Versionstamp, 
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
 
 use super::calls::{Calls, Question};
 use super::deletions::ended_deletions;
@@ -131,12 +132,19 @@ impl DirectoryVoter {
     }
 }
 
+/// Of this node's own directory group, which every call of another cluster is kept from.
+fn learn_own(directory: &Directory, cluster: Cluster) {
+    if let Err(foreign) = directory.learn(cluster) {
+        tracing::error!(%foreign, "this node's directory group is not of its cluster");
+    }
+}
+
 /// Tells this process of every cluster that is applied here.
 async fn publish(voter: Arc<Voter>, directory: Arc<Directory>, stop: CancellationToken) {
     let mut applied = voter.group.applied();
     loop {
         if let Some((cluster, _)) = record::read_cluster(&voter.state) {
-            directory.learn(cluster);
+            learn_own(&directory, cluster);
         }
         tokio::select! {
             () = stop.cancelled() => return,
@@ -330,6 +338,11 @@ impl Session {
         use renew_response::Result as Wire;
         let now = self.now();
         let Some((cluster, _)) = &self.base else { return Wire::NotLeader(0) };
+        if cluster.id.is_none() {
+            // Nobody gets a lease of a cluster that cannot be told from others.
+            self.change(Change::NameCluster { id: Uuid::new_v4().simple().to_string() });
+            return Wire::NotLeader(0);
+        }
         let id = request.node_id;
         let incarnation: String = request.incarnation.iter().map(|byte| format!("{byte:02x}")).collect();
         match cluster.nodes.get(&id) {
@@ -502,7 +515,7 @@ impl Session {
     fn committed(&mut self, reply: WriteReply) -> Result<(), Astray> {
         let Some(InFlight { next, replies }) = self.in_flight.take() else { return Ok(()) };
         if let WriteReply::Done(WriteOutcome::Committed(stamp)) = reply {
-            self.parts.directory.learn(next.clone());
+            learn_own(&self.parts.directory, next.clone());
             for reply in replies {
                 drop(reply.send(Ok(next.clone())));
             }

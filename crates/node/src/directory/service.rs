@@ -127,7 +127,8 @@ impl directory_server::Directory for DirectoryService {
 fn is_for_operators(change: &Change) -> bool {
     !matches!(
         change,
-        Change::RecordIncarnation { .. }
+        Change::NameCluster { .. }
+            | Change::RecordIncarnation { .. }
             | Change::Seal { .. }
             | Change::Promote { .. }
             | Change::Activate { .. }

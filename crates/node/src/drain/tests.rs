@@ -141,7 +141,7 @@ impl Node {
         }
         let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let peers = PeerChannels::new(&topology, Arc::new(move |_| Some(source.clone())));
-        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default()));
+        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
         let folder = tempfile::tempdir().unwrap();
         let replica = Replica::start(ReplicaParts {
             node_id,

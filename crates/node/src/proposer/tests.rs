@@ -113,7 +113,7 @@ impl Leader {
         let nobody: Arc<dyn Peers> = Arc::new(Nobody);
         group.take_part(&voters, &nobody, false).await.unwrap();
         let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default()));
+        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
         let lease = Lease { ttl: Duration::from_secs(3600), shards: vec![(ShardId(1), Epoch(1))] };
         directory.renewed(directory.now(), &lease);
         let lag_ms = Arc::new(AtomicU64::new(0));

@@ -97,7 +97,7 @@ async fn stage(entries: usize, key_bytes: usize, hangs: bool, profile: LinkProfi
     let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
     let dialled = link.address().to_string();
     let peers = Arc::new(PeerChannels::new(&topology, Arc::new(move |_| Some(dialled.clone()))).unwrap());
-    let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default()));
+    let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
     let nodes = ClusterNodes {
         local: Arc::default(),
         local_node: None,

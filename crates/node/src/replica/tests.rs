@@ -156,7 +156,7 @@ impl Node {
             state: Arc::clone(&state),
             log: log.clone(),
             syncer: Arc::new(Syncer::start(dynamic).unwrap()),
-            directory: Arc::new(Directory::new(first_cluster(&topology), Access::default())),
+            directory: Arc::new(Directory::new(first_cluster(&topology), Access::default(), None)),
             peers: Arc::new(peers),
             transfer,
             data_dir: folder.path().to_owned(),

@@ -168,7 +168,7 @@ fn nothing_is_said_not_to_have_committed_that_may_have() {
         let mut cluster = router.directory.known().cluster.clone();
         cluster.databases.remove(&DEV_DEFAULT_DATABASE);
         cluster.version += 1;
-        router.directory.learn(cluster);
+        router.directory.learn(cluster).unwrap();
         let failed = writing.await.unwrap_err();
         assert!(matches!(failed, WriteFailure::Unknown(_)), "{failed:?}");
         // What was never tried certainly did not.

@@ -23,7 +23,7 @@ impl Topology {
                 None => return Err(InvalidTopology::UnknownDefault(name)),
             },
         };
-        Ok(Self { regions, nodes, shards, databases, default_database })
+        Ok(Self { cluster: None, regions, nodes, shards, databases, default_database })
     }
 }
 

@@ -70,6 +70,7 @@ fn every_change_survives_being_written_and_read() {
     let to = Some("b".to_owned());
     let token = full().tokens[&1].clone();
     let changes = [
+        Change::NameCluster { id: "00ff00ff00ff00ff".into() },
         Change::RecordIncarnation { node: 1, incarnation: "ff".into() },
         Change::Seal { shard, epoch, to: to.clone(), planned: true, since_ms: 1, cause: cause.clone() },
         Change::Promote { shard, voters: ids(&[4]), preferred_leader: None, report: report(2, at(1, 5), "b") },

@@ -21,6 +21,7 @@ fn words(change: &Change, cluster: &Cluster) -> String {
     };
     let to = |to: &Option<String>| to.as_ref().map_or_else(|| "wherever most is".to_owned(), |to| format!("to {to}"));
     match change {
+        Change::NameCluster { id } => format!("the cluster got its id {id}"),
         Change::RecordIncarnation { node: id, .. } => format!("{} spoke for the first time", node(id)),
         Change::Seal { shard, epoch, to: target, planned: true, .. } => {
             format!("shard {shard}: epoch {epoch} sealed for its switchover {}", to(target))

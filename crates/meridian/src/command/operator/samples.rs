@@ -43,6 +43,7 @@ pub(crate) fn cluster() -> Cluster {
     };
     Cluster {
         version: 7,
+        id: None,
         regions: ["region-1", "region-2", "region-3"].map(str::to_owned).to_vec(),
         nodes: (1..).zip(&place).map(node).collect(),
         last_node_id: 6,

@@ -3,7 +3,7 @@ use meridian_failover::Change;
 use super::*;
 
 fn learn(leader: &Leader, change: &Change) {
-    leader.directory.learn(leader.directory.known().cluster.after(change).unwrap());
+    leader.directory.learn(leader.directory.known().cluster.after(change).unwrap()).unwrap();
 }
 
 async fn until_dropped(leader: &Leader) {

@@ -297,7 +297,7 @@ pub(super) fn run<F: Future<Output = ()> + 'static>(service_time: Duration, body
     time.jump(Duration::from_secs(1000));
     let voters = Voters::new(time.clone(), service_time);
     let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default()));
+    let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
     let router = Router::new(Arc::clone(&voters), time.clone(), None, "region-1".to_owned(), directory, DEADLINE);
     let world = World { time: time.clone(), voters, router: Arc::new(router), spawner: pool.spawner() };
     let ended = Rc::new(RefCell::new(false));
