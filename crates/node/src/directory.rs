@@ -190,10 +190,12 @@ impl Directory {
         deleting.map(|(id, _)| *id).collect()
     }
 
-    /// Whether this node may serve strong operations of the shard in this epoch right now.
+    /// Whether this node may serve strong operations of the shard in this epoch right now. Not where a later
+    /// epoch is known, whatever is left of the lease: its time may have stood still, with the whole machine's.
     pub(crate) fn holds_lease(&self, shard: ShardId, epoch: Epoch) -> bool {
+        let is_over = || self.epoch(shard).is_some_and(|known| known > epoch);
         // The directory is what leases come from: its own leader asks a majority instead.
-        shard == DIRECTORY_GROUP.shard || self.lease.lock().holds(self.now(), shard, epoch)
+        shard == DIRECTORY_GROUP.shard || (self.lease.lock().holds(self.now(), shard, epoch) && !is_over())
     }
 
     /// For how long that is so yet.
@@ -319,5 +321,20 @@ mod tests {
         founder(7, "region-1-a").learn(cluster(9, Some("b"))).unwrap_err();
         // Whoever joins is told where by an operator.
         directory(cluster(0, None), None).learn(cluster(9, Some("b"))).unwrap();
+    }
+
+    #[test]
+    fn a_lease_that_is_left_of_an_epoch_that_is_over_is_not_held() {
+        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let mut cluster = first_cluster(&topology);
+        let directory = Directory::new(cluster.clone(), Access::default(), None);
+        let (shard, epoch) = (ShardId(1), Epoch(1));
+        directory.renewed(directory.now(), &Lease { ttl: Duration::from_secs(3600), shards: vec![(shard, epoch)] });
+        assert!(directory.holds_lease(shard, epoch));
+        assert!(!directory.holds_lease(shard, Epoch(2)));
+        cluster.version += 1;
+        cluster.shards.get_mut(&shard).unwrap().epoch = Epoch(2);
+        directory.learn(cluster).unwrap();
+        assert!(!directory.holds_lease(shard, epoch));
     }
 }
