@@ -28,6 +28,9 @@ const CLIENTS_PER_DATABASE: u64 = 6;
 const DEFAULT_SECONDS: u64 = 25;
 /// Longer than elections, leases and single tries inside the cluster.
 const PAUSE_MS: std::ops::Range<u64> = 1_500..3_500;
+/// Long enough for an election, and not for anything else to be given up: what a node's sockets hold when it goes
+/// on is taken for what it is, or for something else.
+const STALL_MS: std::ops::Range<u64> = 300..1_600;
 const DOWN_MS: std::ops::Range<u64> = 0..1_500;
 const CALM_MS: std::ops::Range<u64> = 200..1_000;
 const DEADLINE: Duration = Duration::from_secs(60);
@@ -40,9 +43,12 @@ enum Fault {
     Stop,
     /// SIGSTOP, and SIGCONT later than every timeout.
     Pause,
+    /// SIGSTOP, and SIGCONT soon after another may have been elected.
+    Stall,
 }
 
-const FAULTS: [Fault; 5] = [Fault::Kill, Fault::Kill, Fault::Stop, Fault::Pause, Fault::Pause];
+const FAULTS: [Fault; 7] =
+    [Fault::Kill, Fault::Kill, Fault::Stop, Fault::Pause, Fault::Pause, Fault::Stall, Fault::Stall];
 
 struct Nemesis {
     cluster: Cluster,
@@ -71,11 +77,16 @@ impl Nemesis {
             match fault {
                 Fault::Kill => self.cluster.kill(*node),
                 Fault::Stop => assert!(self.cluster.stop(*node).success(), "node {node} stops cleanly"),
-                Fault::Pause => self.cluster.pause(*node),
+                Fault::Pause | Fault::Stall => self.cluster.pause(*node),
             }
         }
-        let paused = victims.iter().any(|(_, fault)| matches!(fault, Fault::Pause));
-        self.wait(if paused { PAUSE_MS } else { DOWN_MS }).await;
+        let any = |wanted: fn(&Fault) -> bool| victims.iter().any(|(_, fault)| wanted(fault));
+        let down = match () {
+            () if any(|fault| matches!(fault, Fault::Pause)) => PAUSE_MS,
+            () if any(|fault| matches!(fault, Fault::Stall)) => STALL_MS,
+            () => DOWN_MS,
+        };
+        self.wait(down).await;
         for (node, _) in victims {
             if self.cluster.is_up(node) {
                 self.cluster.resume(node);
@@ -155,6 +166,15 @@ async fn histories_under_faults_are_strictly_serializable() {
     for (workload, first) in workloads.iter().zip([1, 1 + CLIENTS_PER_DATABASE]) {
         for number in first..first + CLIENTS_PER_DATABASE {
             clients.push(tokio::spawn(Arc::clone(workload).run_client(number, seed)));
+        }
+    }
+    // At each voter of the primary region one stays that reads strongly: also at the one that was just paused.
+    let mut number = 2 * CLIENTS_PER_DATABASE;
+    for workload in &workloads {
+        for voter in cluster.region(0) {
+            number += 1;
+            let gateway = Arc::clone(&gateways[&voter]);
+            clients.push(tokio::spawn(Arc::clone(workload).run_reader(number, gateway, seed)));
         }
     }
 

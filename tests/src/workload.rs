@@ -29,10 +29,20 @@ impl Workload {
         let mut gateways = self.gateways.clone();
         let first = usize::try_from(number).unwrap() % gateways.len();
         gateways.rotate_left(first);
+        self.run(number, Role::Mixed, gateways, seed).await;
+    }
+
+    /// Runs a client that reads strongly, through this gateway only, until [`Workload::stop`]: whatever happens
+    /// to the gateway's node, it is the first to ask there afterwards.
+    pub async fn run_reader(self: Arc<Self>, number: u64, gateway: Arc<Gateway>, seed: u64) {
+        self.run(number, Role::StrongReader, vec![gateway], seed).await;
+    }
+
+    async fn run(&self, number: u64, role: Role, gateways: Vec<Arc<Gateway>>, seed: u64) {
         let profile = Profile {
             number,
             region: 0,
-            role: Role::Mixed,
+            role,
             manner: Manner::Impatient,
             gateways,
             timeout: TIMEOUT,
