@@ -28,7 +28,7 @@ impl Process {
         let engine: Arc<dyn Engine> = engine;
         let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
-        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default()));
+        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
         let shards = Arc::new(ShardTable::default());
         let transfer: Arc<dyn StateTransfer> = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
         let parts = Arc::new(KeeperParts {
