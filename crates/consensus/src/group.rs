@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::config::openraft_config;
 use crate::lease_trust::LeaseTrust;
+use crate::log_cache::LogCache;
 use crate::log_store::LogStore;
 use crate::member_marks::{MemberMarks, RolledBack};
 use crate::membership::{self, Standing};
@@ -62,6 +63,8 @@ pub struct RaftGroupOptions {
     pub peers: Arc<dyn Peers>,
     pub transfer: Arc<dyn StateTransfer>,
     pub timing: RaftTiming,
+    /// Shared by all groups of the node.
+    pub log_cache: LogCache,
 }
 
 /// A member of one Raft group. Cheap to clone.
@@ -191,9 +194,10 @@ impl RaftGroup {
         let config = openraft_config(options.timing, id.to_string()).map_err(|error| refused(&error))?;
         let members = Arc::new(MemberMarks::new(id, options.node_id, options.high_water.clone()));
         let (engine, syncer, high_water) = (Arc::clone(options.state.engine()), options.syncer, options.high_water);
+        let log_cache = options.log_cache;
         // It reads all of the log that is not known to be whole.
         let opened = tokio::task::spawn_blocking(move || {
-            LogStore::open(GroupLog::open(engine, id, RecordKind::Entry)?, syncer, high_water)
+            LogStore::open(GroupLog::open(engine, id, RecordKind::Entry)?, syncer, high_water, &log_cache)
         })
         .await;
         let log = opened.map_err(|error| refused(&error))??;

@@ -18,6 +18,7 @@ mod clock;
 mod config;
 mod group;
 mod lease_trust;
+mod log_cache;
 mod log_store;
 mod member_marks;
 mod membership;
@@ -37,6 +38,7 @@ pub use group::{
     ChangeVotersFailure, Formed, GroupStatus, Leadership, MAX_BATCH_BYTES, NotLeading, Proposal, ProposalFailure,
     RaftGroup, RaftGroupOptions, ReadLogFailure, Role,
 };
+pub use log_cache::LogCache;
 pub use network::{Peers, StateTransfer, Transfer};
 pub use orphans::{forget_group, is_in_use, leave_group, log_batches_beyond};
 pub use service::RaftService;

@@ -1,4 +1,3 @@
-use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
@@ -14,6 +13,7 @@ use prost::Message;
 use tokio::sync::{oneshot, watch};
 
 use crate::blocking::off_the_runtime;
+use crate::log_cache::{LogCache, Tail};
 use crate::type_config::{Entry, LogId, TypeConfig, Vote};
 use crate::wire;
 
@@ -25,9 +25,6 @@ const PURGED: u8 = b'p';
 /// How far the log went that was deleted when this node left the group, or whose end was lost.
 const LEFT: u8 = b'l';
 
-/// Entries kept in memory behind the engine, so that replication and apply need not read what was just
-/// written, in bytes of batches.
-const TAIL_BYTES: usize = 32 << 20;
 /// What one read returns at most, in bytes, or one entry; openraft's own bound counts entries. So an entry that
 /// is larger travels alone, and only its own size decides whether a message holds it.
 const READ_BYTES: usize = 2 << 20;
@@ -42,7 +39,7 @@ struct Shared {
     log: GroupLog,
     syncer: Arc<Syncer>,
     high_water: Option<Arc<HighWater>>,
-    tail: RwLock<Tail>,
+    tail: Arc<Tail>,
     /// Term and sequence of the newest batch that this node proposed itself.
     appended: watch::Sender<(u64, u64)>,
     /// The first index still in the log and the one behind the last.
@@ -62,79 +59,15 @@ impl Shared {
         self.bounds.write().1 = last_log_id.as_ref().map_or(0, |last| last.index + 1);
         match last_log_id {
             Some(last) => {
-                self.tail.write().truncate_after(last.index);
+                self.tail.truncate_after(last.index);
                 self.log.truncate_after(last.index)
             }
             None => {
-                *self.tail.write() = Tail::default();
+                self.tail.clear();
                 self.log.clear()
             }
         }
     }
-}
-
-/// The newest entries, contiguous.
-#[derive(Default)]
-struct Tail {
-    entries: VecDeque<Entry>,
-    bytes: usize,
-}
-
-impl Tail {
-    fn first_index(&self) -> Option<u64> {
-        self.entries.front().map(|entry| entry.log_id.index)
-    }
-
-    fn push(&mut self, entry: Entry) {
-        if self.entries.back().is_some_and(|last| last.log_id.index + 1 != entry.log_id.index) {
-            self.entries.clear();
-            self.bytes = 0;
-        }
-        self.bytes += weight(&entry);
-        self.entries.push_back(entry);
-        while self.bytes > TAIL_BYTES && self.entries.len() > 1 {
-            self.pop_front();
-        }
-    }
-
-    fn pop_front(&mut self) {
-        if let Some(entry) = self.entries.pop_front() {
-            self.bytes -= weight(&entry);
-        }
-    }
-
-    fn truncate_after(&mut self, index: u64) {
-        while self.entries.back().is_some_and(|last| last.log_id.index > index) {
-            if let Some(entry) = self.entries.pop_back() {
-                self.bytes -= weight(&entry);
-            }
-        }
-    }
-
-    /// Entries of `start..end` up to `max_bytes`, at least one, if all of them from `start` on are here.
-    fn read(&self, start: u64, end: u64, max_bytes: usize) -> Option<Vec<Entry>> {
-        let first = self.first_index().filter(|first| *first <= start)?;
-        let skip = usize::try_from(start - first).ok()?;
-        let count = usize::try_from(end.saturating_sub(start)).ok()?;
-        let mut bytes = 0;
-        let mut entries = Vec::new();
-        for entry in self.entries.iter().skip(skip).take(count) {
-            bytes += weight(entry);
-            if bytes > max_bytes && !entries.is_empty() {
-                break;
-            }
-            entries.push(entry.clone());
-        }
-        Some(entries)
-    }
-}
-
-fn weight(entry: &Entry) -> usize {
-    let payload = match &entry.payload {
-        EntryPayload::Normal(batch) => batch.bytes.len(),
-        _ => 0,
-    };
-    64 + payload
 }
 
 impl LogStore {
@@ -143,6 +76,7 @@ impl LogStore {
         log: GroupLog,
         syncer: Arc<Syncer>,
         high_water: Option<Arc<HighWater>>,
+        cache: &LogCache,
     ) -> Result<Self, StorageError> {
         opening::repair(&log, high_water.as_deref())?;
         let last = Self::last_log_id(&log)?.map(|last| last.index);
@@ -152,7 +86,7 @@ impl LogStore {
             log,
             syncer,
             high_water,
-            tail: RwLock::default(),
+            tail: cache.tail(),
             appended: watch::Sender::new((0, 0)),
             bounds: RwLock::new(bounds),
             truncations: Mutex::default(),
@@ -193,7 +127,7 @@ impl LogStore {
 
     /// Entries from `start` (inclusive) to `end` (exclusive), up to `max_bytes`, at least one if there is one.
     pub(crate) fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
-        if let Some(entries) = self.shared.tail.read().read(start, end, max_bytes) {
+        if let Some(entries) = self.shared.tail.read(start, end, max_bytes) {
             return Ok(entries);
         }
         let records = self.shared.log.read(start..end, max_bytes)?;
@@ -360,12 +294,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }
             _ => None,
         });
-        {
-            let mut tail = self.shared.tail.write();
-            for entry in entries {
-                tail.push(entry);
-            }
-        }
+        self.shared.tail.push(entries);
         if let Some(last) = last {
             self.shared.bounds.write().1 = last + 1;
         }
@@ -402,10 +331,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             let mut bounds = self.shared.bounds.write();
             *bounds = (log_id.index + 1, bounds.1.max(log_id.index + 1));
         }
-        let mut tail = self.shared.tail.write();
-        while tail.first_index().is_some_and(|first| first <= log_id.index) {
-            tail.pop_front();
-        }
+        self.shared.tail.purge_through(log_id.index);
         Ok(())
     }
 }

@@ -9,6 +9,7 @@ use meridian_types::{Epoch, ShardId};
 use openraft::StorageError;
 use openraft::testing::log::{StoreBuilder, Suite};
 
+use crate::log_cache::LogCache;
 use crate::log_store::LogStore;
 use crate::state_machine::StateMachine;
 use crate::type_config::TypeConfig;
@@ -25,7 +26,7 @@ impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Bui
         let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
         let log = GroupLog::open(Arc::clone(&engine), group, RecordKind::Entry).unwrap();
         let marks = HighWater::open(folder.path().join("high-water")).unwrap();
-        let log = LogStore::open(log, syncer, Some(Arc::new(marks))).unwrap();
+        let log = LogStore::open(log, syncer, Some(Arc::new(marks)), &LogCache::new(1 << 20)).unwrap();
         let state = ShardState::open(engine, group.shard).unwrap();
         Ok((folder, log, StateMachine::new(Arc::new(state), group)))
     }

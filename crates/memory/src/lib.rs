@@ -10,7 +10,7 @@
 //! - No more bytes are held of a budget than it has.
 //! - Who waits is served in the order of asking, large or small, and for a bounded time.
 //! - Budgets do not wait for each other in a circle: requests take of [`Shares::bodies`] first, then of
-//!   [`Shares::writes`] or [`Shares::reads`], and whoever waits for bytes of a budget holds none of it.
+//!   [`Shares::writes`] or [`Shares::reads`], then of [`Shares::answers`], and whoever waits for bytes of a budget holds none of it.
 //!
 //! How it is used: a node makes each budget once, from [`Shares`], and gives clones to whoever needs bytes.
 //! `budget.try_take(bytes)` where a refusal at once is right, `budget.take(bytes, within).await` where a short

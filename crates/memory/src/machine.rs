@@ -6,7 +6,7 @@ use crate::MIN_BYTES;
 const MAX_DEFAULT_BYTES: usize = 8 << 30;
 
 /// What a process may take that was told nothing: half of the machine's memory, or of what its control group
-/// allows, between [`MIN_BYTES`] and 8 GiB.
+/// allows, between [`MIN_BYTES`] (320 MiB) and 8 GiB.
 pub fn default_max_bytes() -> usize {
     let read = |path: &Path| std::fs::read_to_string(path).ok();
     default_of(available_bytes(&read))

@@ -1,9 +1,10 @@
 /// A process with less cannot hold the largest answer that is legal beside everything else.
-pub const MIN_BYTES: usize = 256 << 20;
+pub const MIN_BYTES: usize = 320 << 20;
 
-/// The largest answer to one read, in both of the forms in which it is held for a moment: 1,000 entries of a
-/// 2 KiB key and a 64 KiB value, read and encoded.
-const LARGEST_READ: usize = 136 << 20;
+/// The largest answer to one read: 1,000 entries of a 2 KiB key and a 64 KiB value.
+const LARGEST_READ: usize = 68 << 20;
+/// A gateway lets no token have the last quarter.
+const LARGEST_ANSWER: usize = LARGEST_READ / 3 * 4;
 
 /// The memory of one node or gateway, divided by purpose; in bytes. What is not in here is headroom: code,
 /// connections, indexes, and what an allocator does not give back.
@@ -19,8 +20,10 @@ pub struct Shares {
     pub bodies: usize,
     /// Writes that wait for a shard's leader, or are in one of its batches.
     pub writes: usize,
-    /// What reads have found, until their answers have left.
+    /// What reads have found, until it is encoded.
     pub reads: usize,
+    /// Answers of its gateway, until clients have taken them.
+    pub answers: usize,
 }
 
 impl Shares {
@@ -28,8 +31,8 @@ impl Shares {
     pub fn of_node(max_bytes: usize) -> Self {
         let max_bytes = max_bytes.max(MIN_BYTES);
         let given = max_bytes - max_bytes / 5;
-        let reads = (given / 5).max(LARGEST_READ);
-        let percent = |percent: usize| (given - reads) / 100 * percent;
+        let (reads, answers) = ((given / 8).max(LARGEST_READ), (given / 8).max(LARGEST_ANSWER));
+        let percent = |percent: usize| (given - reads - answers) / 100 * percent;
         Self {
             block_cache: percent(40),
             memtables: percent(30),
@@ -37,19 +40,21 @@ impl Shares {
             bodies: percent(10),
             writes: percent(12),
             reads,
+            answers,
         }
     }
 
     /// Of a gateway without data of its own.
     pub fn of_gateway(max_bytes: usize) -> Self {
         let max_bytes = max_bytes.max(MIN_BYTES);
-        let given = max_bytes - max_bytes / 4;
-        let reads = (given / 2).max(LARGEST_READ);
-        Self { block_cache: 0, memtables: 0, log_cache: 0, bodies: given - reads, writes: 0, reads }
+        let third = (max_bytes - max_bytes / 4) / 3;
+        let (reads, answers) = (third.max(LARGEST_READ), third.max(LARGEST_ANSWER));
+        let bodies = max_bytes - max_bytes / 4 - reads - answers;
+        Self { block_cache: 0, memtables: 0, log_cache: 0, bodies, writes: 0, reads, answers }
     }
 
     pub fn total(&self) -> usize {
-        self.block_cache + self.memtables + self.log_cache + self.bodies + self.writes + self.reads
+        self.block_cache + self.memtables + self.log_cache + self.bodies + self.writes + self.reads + self.answers
     }
 }
 
@@ -64,6 +69,7 @@ mod tests {
                 let max_bytes = max_bytes.max(MIN_BYTES);
                 assert!(shares.total() <= max_bytes - max_bytes / 5, "{shares:?} of {max_bytes}");
                 assert!(shares.reads >= LARGEST_READ && shares.bodies >= 4 << 20, "{shares:?} of {max_bytes}");
+                assert!(shares.answers / 4 * 3 >= LARGEST_READ - 4, "{shares:?} of {max_bytes}");
             }
             let shares = Shares::of_node(max_bytes);
             // A few of the largest writes, and memtables that are worth a flush.

@@ -18,7 +18,7 @@ const MAY_USE: &[(&str, Allowed)] = &[
     ("meridian-failover", Allowed::Only(&["meridian-types"])),
     ("meridian-storage", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-txn"])),
     ("meridian-consensus", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-storage"])),
-    ("meridian-gateway", Allowed::Only(&["meridian-types", "meridian-memory", "meridian-proto"])),
+    ("meridian-gateway", Allowed::Only(&["meridian-types", "meridian-proto"])),
     (
         "meridian-node",
         Allowed::Only(&[

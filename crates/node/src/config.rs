@@ -35,6 +35,8 @@ pub struct NodeConfig {
     /// This node, as the topology has it.
     pub node: NodeInfo,
     pub data_dir: PathBuf,
+    /// What the process may take in memory. `None`: as much as [`meridian_memory::default_max_bytes`] says.
+    pub max_memory_mb: Option<u64>,
     pub listen: NodeListen,
     pub raft: RaftConfig,
     pub storage: StorageConfig,
@@ -56,6 +58,8 @@ pub struct NodeConfig {
 pub struct GatewayConfig {
     /// Where this gateway is; its eventual reads go to nodes of this region.
     pub region: String,
+    /// As in [`NodeConfig`].
+    pub max_memory_mb: Option<u64>,
     pub listen: GatewayListen,
     pub gateway: GatewaySettings,
     pub topology: Topology,
@@ -99,21 +103,17 @@ impl Default for RaftConfig {
     }
 }
 
-/// Sizes in MiB, each between 1 and 1048576.
+/// Sizes in MiB, each between 1 and 1048576. What is taken in memory follows from `max_memory_mb`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct StorageConfig {
-    /// Blocks of RocksDB kept in memory, for all shards together.
-    pub block_cache_mb: u64,
-    /// Of each memtable.
-    pub write_buffer_mb: u64,
     /// How much of each shard's log is kept for slow replicas; past it they take a snapshot.
     pub log_retention_mb: u64,
 }
 
 impl Default for StorageConfig {
     fn default() -> Self {
-        Self { block_cache_mb: 128, write_buffer_mb: 64, log_retention_mb: 1024 }
+        Self { log_retention_mb: 1024 }
     }
 }
 

@@ -29,6 +29,8 @@ pub struct DevOptions<'a> {
     pub wan: Option<WanPlan>,
     /// A new cluster's databases fail over by themselves.
     pub automatic_failover: bool,
+    /// What all nodes together may take in memory. `None`: as one process that was told nothing.
+    pub max_memory_mb: Option<u64>,
     /// Where the gateways listen, if not on loopback.
     pub listen_host: Option<&'a str>,
 }
@@ -51,9 +53,14 @@ impl DevCluster {
         let configs =
             dev_cluster_configs(options.layout, options.data_dir, rpc_port, options.port, options.access_token);
         let mut configs = configs.map_err(invalid)?;
+        let max_memory_mb = options.max_memory_mb.unwrap_or((meridian_memory::default_max_bytes() >> 20) as u64);
+        let nodes = configs.len() as u64;
         for config in &mut configs {
             // A busy machine is no reason to move a primary.
             config.manual_failover = !options.automatic_failover;
+            // They are one process; each needs as much as any node does, however many there are.
+            let each = max_memory_mb / nodes;
+            config.max_memory_mb = Some(each.max((meridian_memory::MIN_BYTES >> 20) as u64));
             write_config(config)?;
             if let Some(host) = options.listen_host
                 && let Some((_, port)) = config.listen.kv.rsplit_once(':')

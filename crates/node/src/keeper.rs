@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_consensus::{
-    Formed, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, StateTransfer, leave_group,
+    Formed, LogCache, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, StateTransfer, leave_group,
 };
 use meridian_failover::{Phase, Shard};
 use meridian_memory::ByteBudget;
@@ -24,6 +24,7 @@ use crate::lost_tail;
 use crate::maintenance::{DiskGuard, MIN_FREE_BYTES};
 use crate::peers::PeerChannels;
 use crate::proposer::Limits;
+use crate::reads::Reads;
 use crate::replica::{self, Replica, ReplicaParts};
 use crate::seals::Seal;
 use crate::shard::{LocalShard, Voter, VoterParts, or_fatal};
@@ -51,6 +52,8 @@ pub(crate) struct KeeperParts {
     /// For writes that wait at this node.
     pub(crate) writes: ByteBudget,
     pub(crate) clocks: Clocks,
+    pub(crate) reads: Reads,
+    pub(crate) log_cache: LogCache,
     pub(crate) timing: RaftTiming,
     /// The epoch of each shard up to which the logs of groups before were looked through.
     pub(crate) settled: Mutex<HashMap<ShardId, Epoch>>,
@@ -245,6 +248,7 @@ impl Keeper {
             peers: Arc::clone(&self.parts.peers),
             transfer: Arc::clone(&self.parts.transfer),
             data_dir: self.parts.data_dir.clone(),
+            reads: self.parts.reads.clone(),
         }));
         Some(LocalShard::Replica(Arc::new(replica)))
     }
@@ -311,6 +315,7 @@ impl Keeper {
             peers: Arc::clone(&self.parts.peers) as Arc<dyn Peers>,
             transfer: Arc::clone(&self.parts.transfer),
             timing: self.parts.timing,
+            log_cache: self.parts.log_cache.clone(),
         })
         .await?;
         // What it said when it was sealed is final: it acknowledges nothing any more, whoever leads and has not heard
@@ -333,6 +338,7 @@ impl Keeper {
             }),
             writes: self.parts.writes.clone(),
             time: Arc::new(self.parts.clocks.clone()),
+            reads: self.parts.reads.clone(),
             founder,
         }));
         tracing::info!(%group, founder, "this node votes");

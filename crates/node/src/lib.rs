@@ -7,6 +7,7 @@
 //! | `directory` | what the cluster is at present, behind one small trait |
 //! | `node`, `standalone_gateway`, `dev` | starting and stopping: one node, one gateway, a whole cluster |
 //! | `shard` | one shard here: as a voter or as a replica; strong and eventual reads |
+//! | `reads` | carries reads out, a few at a time, within the bytes they may hold |
 //! | `proposer` | the write path of a leader: group commit |
 //! | `replica` | the follower of a shard in a replica region |
 //! | `shipping_service`, `followers` | the source's side: subscriptions, lag, retention |
@@ -46,6 +47,7 @@ mod orphans;
 mod peers;
 mod proposer;
 mod read_answer;
+mod reads;
 mod replica;
 mod round;
 mod router;

@@ -200,7 +200,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use meridian_consensus::{Peers, RaftGroup, RaftGroupOptions, RaftTiming, StateTransfer, Transfer};
+    use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming, StateTransfer, Transfer};
     use meridian_proto::directory::Orphans;
     use meridian_storage::{Engine, MemoryEngine, StagedState, StateSnapshot, Syncer};
     use tempfile::TempDir;
@@ -286,6 +286,7 @@ mod tests {
                 peers: Arc::clone(&nobody),
                 transfer: Arc::new(Nobody),
                 timing: RaftTiming { heartbeat_ms: 20, election_timeout_min_ms: 60, election_timeout_max_ms: 90 },
+                log_cache: LogCache::default(),
             });
             let opened = opened.await.unwrap();
             opened.take_part(&voters, &nobody, false).await.unwrap();

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use meridian_consensus::{RaftService, RaftTiming, StateTransfer};
+use meridian_consensus::{LogCache, RaftService, RaftTiming, StateTransfer};
 use meridian_gateway::{Access, Database, Grant, Options, Read};
 use meridian_memory::{ByteBudget, Shares, default_max_bytes};
 use meridian_proto::admin::admin_server::AdminServer;
@@ -37,6 +37,7 @@ use crate::keeper::{KeeperParts, keep_all};
 use crate::maintenance::{DiskGuard, Maintenance};
 use crate::open_files;
 use crate::peers::{Dial, MAX_MESSAGE_BYTES, PeerChannels};
+use crate::reads::Reads;
 use crate::router::{ClusterNodes, Router};
 use crate::shard::{LocalShard, Voter};
 use crate::shard_service::ShardService;
@@ -99,7 +100,9 @@ impl Node {
         let node_id = config.node.id;
         let rpc = listen(&config.listen.rpc, ListenPurpose::Rpc).await?;
         let kv = listen(&config.listen.kv, ListenPurpose::KvConnect).await?;
-        let engine = open_engine(&config).await?;
+        let shares = Shares::of_node(max_memory_bytes(config.max_memory_mb));
+        tracing::info!(?shares, "memory is divided, in bytes");
+        let engine = open_engine(&config, &shares).await?;
         let folder = |error: StorageError| data_folder(&config, &error);
         let first = founded_cluster(&config);
         let remembered = load_cluster(&engine).map_err(folder)?;
@@ -133,7 +136,9 @@ impl Node {
             shards: Arc::clone(&shards),
             disk: Arc::clone(&disk),
             clocks: clocks.clone(),
-            writes: ByteBudget::new("writes that wait", Shares::of_node(default_max_bytes()).writes),
+            writes: ByteBudget::new("writes that wait", shares.writes),
+            log_cache: LogCache::new(shares.log_cache),
+            reads: Reads::new(ByteBudget::new("reads", shares.reads)),
             timing: RaftTiming {
                 heartbeat_ms: config.raft.heartbeat_ms,
                 election_timeout_min_ms: config.raft.election_timeout_min_ms,
@@ -216,7 +221,7 @@ impl Node {
             Duration::from_millis(config.gateway.request_deadline_ms),
         ));
         let kv_address = local_address(&kv)?;
-        let options = gateway_options(&config.gateway, &config.node.region, files);
+        let options = gateway_options(&config.gateway, &config.node.region, files, &shares);
         let gateway_stop = stop.clone();
         tasks.push(tokio::spawn(meridian_gateway::serve(
             kv,
@@ -441,12 +446,15 @@ async fn recovered(directory: &Directory, shards: &ShardTable) {
     }
 }
 
-async fn open_engine(config: &NodeConfig) -> Result<Arc<dyn Engine>, StartError> {
+/// What a process may take that was told so much, or nothing.
+pub(crate) fn max_memory_bytes(max_memory_mb: Option<u64>) -> usize {
+    let told = max_memory_mb.map(|mb| usize::try_from(mb << 20).unwrap_or(usize::MAX));
+    told.unwrap_or_else(default_max_bytes)
+}
+
+async fn open_engine(config: &NodeConfig, shares: &Shares) -> Result<Arc<dyn Engine>, StartError> {
     let path = config.data_dir.join("db");
-    let options = RocksOptions {
-        block_cache_bytes: usize::try_from(config.storage.block_cache_mb << 20).unwrap_or(usize::MAX),
-        write_buffer_bytes: usize::try_from(config.storage.write_buffer_mb << 20).unwrap_or(usize::MAX),
-    };
+    let options = RocksOptions { block_cache_bytes: shares.block_cache, memtable_bytes: shares.memtables };
     let node_id = config.node.id;
     let opened = tokio::task::spawn_blocking(move || open_owned(&path, options, node_id)).await;
     match opened {
@@ -512,11 +520,13 @@ pub(crate) fn configured_access(tokens: &[TokenConfig]) -> Result<Access, StartE
     Access::from_digests(grants).map_err(|error| StartError::Invalid(error.to_string()))
 }
 
-pub(crate) fn gateway_options(settings: &GatewaySettings, region: &str, files: u64) -> Options {
+pub(crate) fn gateway_options(settings: &GatewaySettings, region: &str, files: u64, shares: &Shares) -> Options {
     Options {
         public_url: settings.public_url.clone(),
         region: region.to_owned(),
         max_connections: open_files::connections(settings.max_connections, files),
+        max_bodies_bytes: shares.bodies as u64,
+        max_answers_bytes: shares.answers as u64,
         ..Options::default()
     }
 }

@@ -19,6 +19,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use crate::directory::Directory;
 use crate::history::History;
 use crate::peers::PeerChannels;
+use crate::reads::Reads;
 use crate::shard::serves_alone;
 use driver::Driver;
 
@@ -63,6 +64,7 @@ enum Command {
 pub(crate) struct Replica {
     state: Arc<ShardState>,
     log: GroupLog,
+    reads: Reads,
     applied: watch::Receiver<(u64, u64)>,
     status: Arc<Mutex<ReplicaStatus>>,
     heard: mpsc::Sender<Status>,
@@ -86,6 +88,7 @@ pub(crate) struct ReplicaParts {
     pub(crate) peers: Arc<PeerChannels>,
     pub(crate) transfer: Arc<dyn StateTransfer>,
     pub(crate) data_dir: PathBuf,
+    pub(crate) reads: Reads,
 }
 
 /// What a node takes as a replica of a shard lies in one log, of no epoch: sequences go on across epochs.
@@ -99,7 +102,7 @@ impl Replica {
     /// # Errors
     /// When storage fails.
     pub(crate) fn start(parts: ReplicaParts) -> Result<Self, StorageError> {
-        let log = parts.log.clone();
+        let (log, reads) = (parts.log.clone(), parts.reads.clone());
         let durable = parts.state.position();
         // An installation that a crash cut off may have left a mark ahead of the state.
         let purged = log.mark(PURGED)?.and_then(|bytes| bytes.as_ref().try_into().ok().map(u64::from_be_bytes));
@@ -111,7 +114,7 @@ impl Replica {
         let (receiver, driver) = (applied.subscribe(), Driver::new(parts, applied, Arc::clone(&purged))?);
         let status = driver.status();
         tokio::spawn(driver.run(statuses, orders));
-        Ok(Self { state, log, applied: receiver, status, heard, commands, purged, started: Instant::now() })
+        Ok(Self { state, log, reads, applied: receiver, status, heard, commands, purged, started: Instant::now() })
     }
 
     /// The shard has gone on to another epoch.
@@ -147,6 +150,10 @@ impl Replica {
 
     pub(crate) fn history(&self) -> History {
         self.status.lock().history.clone()
+    }
+
+    pub(crate) fn reads(&self) -> &Reads {
+        &self.reads
     }
 
     pub(crate) fn state(&self) -> &Arc<ShardState> {

@@ -21,6 +21,7 @@ use crate::directory::Directory;
 use crate::history::History;
 use crate::peers::PeerChannels;
 use crate::proposer::{Limits, Proposer, WriteReply, WriteRequest};
+use crate::reads::{ReadRefused, Reads};
 use crate::replica::Replica;
 use crate::round::Rounds;
 
@@ -83,6 +84,12 @@ pub(crate) enum ReadReply {
     Unavailable(String),
 }
 
+impl From<ReadRefused> for ReadReply {
+    fn from(refused: ReadRefused) -> Self {
+        Self::Unavailable(refused.0)
+    }
+}
+
 /// A shard that this node votes in, in one epoch.
 pub(crate) struct Voter {
     pub(crate) group: RaftGroup,
@@ -93,6 +100,7 @@ pub(crate) struct Voter {
     directory: Arc<Directory>,
     gate: Arc<ReadGate>,
     proposer: Proposer,
+    reads: Reads,
     recovered: Arc<AtomicBool>,
     started: Instant,
     positions: Rounds<Result<ReadPosition, ReadReply>>,
@@ -109,6 +117,7 @@ pub(crate) struct VoterParts {
     pub(crate) limits: Arc<dyn Limits>,
     pub(crate) writes: ByteBudget,
     pub(crate) time: Arc<dyn TimeSource>,
+    pub(crate) reads: Reads,
     /// Its state is that of the base: there is nothing to catch up with.
     pub(crate) founder: bool,
 }
@@ -124,7 +133,7 @@ pub(crate) struct Sealed {
 
 impl Voter {
     pub(crate) fn start(parts: VoterParts) -> Self {
-        let VoterParts { group, history, shipped, directory, peers, limits, writes, time, founder } = parts;
+        let VoterParts { group, history, shipped, directory, peers, limits, writes, time, reads, founder } = parts;
         let gate = Arc::new(ReadGate::start(group.clone()));
         let state = group.state();
         let proposer = Proposer::start(crate::proposer::ProposerParts {
@@ -153,7 +162,7 @@ impl Voter {
             }
         });
         let started = Instant::now();
-        Self { group, state, history, shipped, directory, gate, proposer, recovered, started, positions, stop }
+        Self { group, state, history, shipped, directory, gate, proposer, reads, recovered, started, positions, stop }
     }
 
     /// The term in which this node leads, at some time after this call.
@@ -247,7 +256,10 @@ impl Voter {
         if !wait_applied(self.group.applied(), position.sequence, READ_POSITION_TIMEOUT).await {
             return ReadReply::Unavailable("this node lags behind the leader".to_owned());
         }
-        let view = read(&self.state, database, ranges);
+        let view = match self.reads.read(&self.state, database, ranges).await {
+            Ok(view) => view,
+            Err(refused) => return refused.into(),
+        };
         let id = self.group.id();
         if !self.directory.holds_lease(id.shard, id.epoch) {
             return ReadReply::NotLeader(None);
@@ -327,12 +339,6 @@ pub(crate) async fn wait_applied(mut applied: watch::Receiver<(u64, u64)>, seque
     }
     let reached = applied.wait_for(|(newest, _)| *newest >= sequence);
     matches!(tokio::time::timeout(within, reached).await, Ok(Ok(_)))
-}
-
-/// Reads the state as it is, at its own time: what has expired is a matter of the position, and of no clock. Storage
-/// that cannot be read stops the process.
-fn read(state: &ShardState, database: DatabaseId, ranges: &[ReadRange]) -> ReadView {
-    or_fatal(state.read(database, ranges, 0))
 }
 
 /// What a strong read needs to have applied.
@@ -472,7 +478,14 @@ impl LocalShard {
         if !wait_applied(self.applied(), min_sequence, READ_POSITION_TIMEOUT).await {
             return ReadReply::Unavailable("this node lags behind what this gateway has shown before".to_owned());
         }
-        ReadReply::Done(read(self.state(), database, ranges))
+        let reads = match self {
+            Self::Voter(voter) => &voter.reads,
+            Self::Replica(replica) => replica.reads(),
+        };
+        match reads.read(self.state(), database, ranges).await {
+            Ok(view) => ReadReply::Done(view),
+            Err(refused) => refused.into(),
+        }
     }
 }
 

@@ -2,13 +2,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use meridian_memory::Shares;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::BootClock;
 use crate::config::{GatewayConfig, ListenPurpose};
 use crate::directory::{Directory, Follower, first_cluster};
-use crate::node::{StartError, configured_access, gateway_options, listen, peer_channels};
+use crate::node::{StartError, configured_access, gateway_options, listen, max_memory_bytes, peer_channels};
 use crate::open_files;
 use crate::peers::{Dial, PeerChannels};
 use crate::router::{ClusterNodes, Router};
@@ -26,6 +27,8 @@ impl StandaloneGateway {
     /// [`StartError`], naming the port that cannot be used.
     pub async fn start(config: GatewayConfig, dial: Option<Dial>) -> Result<Self, StartError> {
         let kv = listen(&config.listen.kv, ListenPurpose::KvConnect).await?;
+        let shares = Shares::of_gateway(max_memory_bytes(config.max_memory_mb));
+        tracing::info!(?shares, "memory is divided, in bytes");
         let kv_address = kv.local_addr().map_err(|error| StartError::Invalid(error.to_string()))?;
         let cluster = first_cluster(&config.topology);
         let directory = Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, None));
@@ -54,7 +57,7 @@ impl StandaloneGateway {
         tokio::spawn(follower.run(stop.clone()));
         tokio::spawn(dial_cluster(Arc::clone(&directory), peers, stop.clone()));
         let stopped = stop.clone();
-        let options = gateway_options(&config.gateway, &config.region, open_files::raise());
+        let options = gateway_options(&config.gateway, &config.region, open_files::raise(), &shares);
         let task = tokio::spawn(meridian_gateway::serve(kv, router, directory, options, async move {
             stopped.cancelled().await;
         }));

@@ -66,6 +66,28 @@ pub struct Scan<'a> {
     pub reverse: bool,
 }
 
+/// How a scan ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scanned {
+    /// At the end of its range, or when its visitor had enough.
+    All,
+    /// Behind the last row that was visited: what follows takes more effort than it may make.
+    Skipped,
+}
+
+/// What a scan may do to find the next row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Effort {
+    /// How many deleted or replaced rows it skips, about. 0: as many as there are.
+    pub max_skipped: u64,
+    /// It does not wait for a disk.
+    pub cached_only: bool,
+}
+
+impl Effort {
+    pub const WHATEVER_IT_TAKES: Self = Self { max_skipped: 0, cached_only: false };
+}
+
 /// What a scan calls for each key and value, until it breaks.
 pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
 
@@ -81,6 +103,11 @@ pub trait Engine: Send + Sync + 'static {
     fn families(&self) -> Vec<String>;
 
     fn get(&self, family: &str, key: &[u8]) -> Result<Option<Bytes>, StorageError>;
+
+    /// As [`Engine::get`], without waiting for a disk: `None` where that would be needed, as it never is in memory.
+    fn get_cached(&self, family: &str, key: &[u8]) -> Result<Option<Option<Bytes>>, StorageError> {
+        self.get(family, key).map(Some)
+    }
 
     fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError>;
 
@@ -120,5 +147,21 @@ pub trait Engine: Send + Sync + 'static {
 pub trait EngineSnapshot: Send + Sync {
     fn get(&self, family: &str, key: &[u8]) -> Result<Option<Bytes>, StorageError>;
 
-    fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError>;
+    /// As [`Engine::get_cached`].
+    fn get_cached(&self, family: &str, key: &[u8]) -> Result<Option<Option<Bytes>>, StorageError> {
+        self.get(family, key).map(Some)
+    }
+
+    fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError> {
+        self.scan_some(family, scan, Effort::WHATEVER_IT_TAKES, visit).map(drop)
+    }
+
+    /// Ends before a row that takes more effort.
+    fn scan_some(
+        &self,
+        family: &str,
+        scan: Scan<'_>,
+        effort: Effort,
+        visit: Visit<'_>,
+    ) -> Result<Scanned, StorageError>;
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::{Operation, Visit};
-use crate::{Durability, Engine, EngineSnapshot, Forgotten, Scan, StorageError, WriteBatch};
+use crate::{Durability, Effort, Engine, EngineSnapshot, Forgotten, Scan, Scanned, StorageError, WriteBatch};
 
 type Family = BTreeMap<Vec<u8>, Bytes>;
 /// Family, key and value, or none where the key was deleted.
@@ -182,6 +182,10 @@ impl Engine for MemoryEngine {
         get(&self.inner.lock().live, family, key)
     }
 
+    fn get_cached(&self, family: &str, key: &[u8]) -> Result<Option<Option<Bytes>>, StorageError> {
+        self.get(family, key).map(Some)
+    }
+
     fn scan(&self, family: &str, range: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError> {
         let families = self.inner.lock().live.clone();
         scan(&families, family, range, visit)
@@ -300,8 +304,19 @@ impl EngineSnapshot for MemorySnapshot {
         get(&self.families, family, key)
     }
 
-    fn scan(&self, family: &str, range: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError> {
-        scan(&self.families, family, range, visit)
+    fn get_cached(&self, family: &str, key: &[u8]) -> Result<Option<Option<Bytes>>, StorageError> {
+        self.get(family, key).map(Some)
+    }
+
+    fn scan_some(
+        &self,
+        family: &str,
+        range: Scan<'_>,
+        _effort: Effort,
+        visit: Visit<'_>,
+    ) -> Result<Scanned, StorageError> {
+        scan(&self.families, family, range, visit)?;
+        Ok(Scanned::All)
     }
 }
 

@@ -3,6 +3,7 @@ use std::ffi::CStr;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -10,14 +11,15 @@ use rocksdb::compaction_filter::{CompactionFilter, Decision};
 use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory};
 use rocksdb::{
     BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, CompactOptions, DB, DBCompressionType,
-    DBRecoveryMode, Options, ReadOptions, SnapshotWithThreadMode, WriteOptions,
+    DBPinnableSlice, DBRecoveryMode, ErrorKind, FlushOptions, Options, ReadOptions, ReadTier, SnapshotWithThreadMode,
+    WriteBufferManager, WriteOptions,
 };
 use self_cell::self_cell;
 
 use crate::engine::{Operation, Visit};
 use crate::forgotten::Filter;
 use crate::schema::{self, LOG_FAMILY, META_FAMILY};
-use crate::{Durability, Engine, EngineSnapshot, Forgotten, Scan, StorageError, WriteBatch};
+use crate::{Durability, Effort, Engine, EngineSnapshot, Forgotten, Scan, Scanned, StorageError, WriteBatch};
 
 /// Of a range that is compacted on demand, at a time: other compactions, and whoever paces it, come in between.
 const COMPACTION_SLICE_BYTES: u64 = 64 << 20;
@@ -25,22 +27,40 @@ const COMPACTION_SLICE_BYTES: u64 = 64 << 20;
 /// How much memory one node's RocksDB may take, in bytes.
 #[derive(Debug, Clone)]
 pub struct RocksOptions {
+    /// Blocks, and the indexes and filters of open files.
     pub block_cache_bytes: usize,
-    /// Of each column family; a few of these can be alive at a time.
-    pub write_buffer_bytes: usize,
+    /// The memtables of all families together. Shortly before, the oldest is flushed.
+    pub memtable_bytes: usize,
 }
 
 impl Default for RocksOptions {
     fn default() -> Self {
-        Self { block_cache_bytes: 128 << 20, write_buffer_bytes: 64 << 20 }
+        Self { block_cache_bytes: 128 << 20, memtable_bytes: 128 << 20 }
     }
 }
+
+impl RocksOptions {
+    /// The size at which a family's memtable is flushed on its own account. Smaller than all that there is, so
+    /// that one busy family leaves the others theirs, and its flush some time.
+    fn write_buffer_bytes(&self) -> usize {
+        (self.memtable_bytes / 6).clamp(1 << 20, 64 << 20)
+    }
+}
+
+const ARENA_BLOCK_BYTES: usize = 32 << 10;
+
+/// A file is compacted that has so many deletions among so many rows, or this share of them in all.
+const DELETIONS_WINDOW: usize = 16 << 10;
+const DELETIONS_IN_WINDOW: usize = 8 << 10;
+const DELETIONS_RATIO: f64 = 0.5;
 
 /// The engine that nodes run on: one RocksDB a node.
 pub struct RocksEngine {
     db: Arc<DB>,
     cache: Cache,
     options: RocksOptions,
+    cached_only: ReadOptions,
+    tidy: Arc<Tidy>,
     names: Mutex<BTreeSet<String>>,
     forgotten: Mutex<HashMap<String, Arc<Forgotten>>>,
 }
@@ -55,18 +75,33 @@ impl RocksEngine {
     }
 
     fn open_with(path: &Path, options: RocksOptions, database: &Options) -> Result<Self, StorageError> {
+        let mut database = database.clone();
+        // Counts also memtables that are being flushed. From seven eighths of the bound on writes wait for a flush:
+        // a disk that cannot keep up holds up writers, as it does those who wait for an fsync, instead of taking all
+        // memory. What is left is for the writes that are under way then.
+        let memtables = WriteBufferManager::new_write_buffer_manager(options.memtable_bytes / 8 * 7, true);
+        database.set_write_buffer_manager(&memtables);
         let cache = Cache::new_lru_cache(options.block_cache_bytes);
         let forgotten = Mutex::default();
-        let present = if path.join("CURRENT").exists() { DB::list_cf(database, path)? } else { Vec::new() };
+        let present = if path.join("CURRENT").exists() { DB::list_cf(&database, path)? } else { Vec::new() };
         let fixed = ["default", LOG_FAMILY, META_FAMILY].map(str::to_owned);
         let missing = fixed.into_iter().filter(|name| !present.contains(name)).collect::<Vec<_>>();
         let descriptors = present.iter().chain(&missing).map(|name| {
             let family = family_options(name, &options, &cache, forgotten_in(&forgotten, name));
             ColumnFamilyDescriptor::new(name, family)
         });
-        let db = DB::open_cf_descriptors(database, path, descriptors)?;
+        let db = DB::open_cf_descriptors(&database, path, descriptors)?;
         let names = Mutex::new(present.into_iter().chain(missing).collect());
-        Ok(Self { db: Arc::new(db), cache, options, names, forgotten })
+        let mut cached_only = ReadOptions::default();
+        cached_only.set_read_tier(ReadTier::BlockCache);
+        Ok(Self { db: Arc::new(db), cache, options, cached_only, tidy: Arc::default(), names, forgotten })
+    }
+
+    /// What all memtables take at present, those that are being flushed included.
+    pub fn memtable_bytes(&self) -> u64 {
+        let property = rocksdb::properties::CUR_SIZE_ALL_MEM_TABLES;
+        let of = |name: &String| Some(self.db.property_int_value_cf(&self.family(name).ok()?, property).ok()??);
+        self.names.lock().iter().filter_map(of).sum()
     }
 
     /// Compacts a whole family now.
@@ -132,14 +167,23 @@ fn family_options(name: &str, options: &RocksOptions, cache: &Cache, forgotten: 
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_format_version(5);
+    // Within the cache's bound: beside it they would grow with the data.
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     let mut family = Options::default();
-    family.set_write_buffer_size(options.write_buffer_bytes);
+    family.set_write_buffer_size(options.write_buffer_bytes());
     family.set_max_write_buffer_number(3);
+    // What a memtable takes at once: a shard that does nothing costs no more.
+    family.set_arena_block_size(ARENA_BLOCK_BYTES);
     if schema::parse_state_family(name).is_some() {
         table.set_bloom_filter(10.0, false);
         // Most look-ups of request ids and of new keys find nothing: ask the filter, not the memtable.
         family.set_memtable_whole_key_filtering(true);
-        family.set_memtable_prefix_bloom_ratio(0.05);
+        // Taken at once, also by a shard that does nothing. Ten bits for each row of 125 bytes.
+        family.set_memtable_prefix_bloom_ratio(0.01);
+        // The head of a queue is a stretch of deletions, which each read there skips: a file of such is compacted
+        // soon. See also `Tidy`.
+        family.add_compact_on_deletion_collector_factory(DELETIONS_WINDOW, DELETIONS_IN_WINDOW, DELETIONS_RATIO);
         family.set_compression_type(DBCompressionType::Lz4);
         family.set_bottommost_compression_type(DBCompressionType::Zstd);
         family.set_level_compaction_dynamic_level_bytes(true);
@@ -207,8 +251,12 @@ impl Engine for RocksEngine {
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
+    fn get_cached(&self, family: &str, key: &[u8]) -> Result<Option<Option<Bytes>>, StorageError> {
+        cached(self.db.get_pinned_cf_opt(&self.family(family)?, key, &self.cached_only))
+    }
+
     fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError> {
-        scan_with(&self.db, ReadOptions::default(), family, scan, visit)
+        scan_with(&self.db, ReadOptions::default(), family, scan, visit).map(drop)
     }
 
     fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError> {
@@ -236,7 +284,8 @@ impl Engine for RocksEngine {
     }
 
     fn snapshot(&self) -> Arc<dyn EngineSnapshot> {
-        Arc::new(RocksSnapshot::new(Arc::clone(&self.db), |db| db.snapshot()))
+        let taken = TakenSnapshot::new(Arc::clone(&self.db), |db| db.snapshot());
+        Arc::new(RocksSnapshot { taken, tidy: Arc::clone(&self.tidy) })
     }
 
     fn open_snapshots(&self) -> u64 {
@@ -274,24 +323,85 @@ impl Engine for RocksEngine {
 type BorrowedSnapshot<'a> = SnapshotWithThreadMode<'a, DB>;
 
 self_cell!(
-    struct RocksSnapshot {
+    struct TakenSnapshot {
         owner: Arc<DB>,
         #[covariant]
         dependent: BorrowedSnapshot,
     }
 );
 
+struct RocksSnapshot {
+    taken: TakenSnapshot,
+    tidy: Arc<Tidy>,
+}
+
 impl EngineSnapshot for RocksSnapshot {
     fn get(&self, family_name: &str, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        let handle = family(self.borrow_owner(), family_name)?;
-        let value = self.borrow_dependent().get_pinned_cf(&handle, key)?;
+        let handle = family(self.taken.borrow_owner(), family_name)?;
+        let value = self.taken.borrow_dependent().get_pinned_cf(&handle, key)?;
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
-    fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError> {
-        let mut options = ReadOptions::default();
-        options.set_snapshot(self.borrow_dependent());
-        scan_with(self.borrow_owner(), options, family, scan, visit)
+    fn get_cached(&self, family_name: &str, key: &[u8]) -> Result<Option<Option<Bytes>>, StorageError> {
+        let (db, mut options) = (self.taken.borrow_owner(), ReadOptions::default());
+        options.set_snapshot(self.taken.borrow_dependent());
+        options.set_read_tier(ReadTier::BlockCache);
+        cached(db.get_pinned_cf_opt(&family(db, family_name)?, key, &options))
+    }
+
+    fn scan_some(
+        &self,
+        family: &str,
+        scan: Scan<'_>,
+        effort: Effort,
+        visit: Visit<'_>,
+    ) -> Result<Scanned, StorageError> {
+        let (db, mut options) = (self.taken.borrow_owner(), ReadOptions::default());
+        options.set_snapshot(self.taken.borrow_dependent());
+        options.set_max_skippable_internal_keys(effort.max_skipped);
+        if effort.cached_only {
+            options.set_read_tier(ReadTier::BlockCache);
+        }
+        let scanned = scan_with(db, options, family, scan, visit)?;
+        if scanned == Scanned::Skipped && !effort.cached_only {
+            self.tidy.flush(db, family)?;
+        }
+        Ok(scanned)
+    }
+}
+
+/// Flushes memtables that scans skip much of: only a file of deletions is compacted, and a memtable with few
+/// writes would stay as it is for hours.
+#[derive(Default)]
+struct Tidy {
+    flushed: Mutex<HashMap<String, Instant>>,
+}
+
+impl Tidy {
+    /// Begins a flush of the family, and does not wait for it; not again before the files of the last one can have
+    /// been compacted.
+    fn flush(&self, db: &DB, family_name: &str) -> Result<(), StorageError> {
+        const PAUSE: Duration = Duration::from_secs(5);
+        let now = Instant::now();
+        let mut flushed = self.flushed.lock();
+        if flushed.get(family_name).is_some_and(|last| now.duration_since(*last) < PAUSE) {
+            return Ok(());
+        }
+        flushed.retain(|_, last| now.duration_since(*last) < PAUSE);
+        flushed.insert(family_name.to_owned(), now);
+        drop(flushed);
+        let mut options = FlushOptions::default();
+        options.set_wait(false);
+        Ok(db.flush_cf_opt(&family(db, family_name)?, &options)?)
+    }
+}
+
+/// What a look-up came to that does not wait for a disk.
+fn cached(found: Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>) -> Result<Option<Option<Bytes>>, StorageError> {
+    match found {
+        Ok(value) => Ok(Some(value.map(|value| Bytes::copy_from_slice(&value)))),
+        Err(error) if error.kind() == ErrorKind::Incomplete => Ok(None),
+        Err(error) => Err(error.into()),
     }
 }
 
@@ -301,9 +411,9 @@ fn scan_with(
     family_name: &str,
     scan: Scan<'_>,
     visit: Visit<'_>,
-) -> Result<(), StorageError> {
+) -> Result<Scanned, StorageError> {
     if scan.start >= scan.end {
-        return Ok(());
+        return Ok(Scanned::All);
     }
     options.set_iterate_lower_bound(scan.start);
     options.set_iterate_upper_bound(scan.end);
@@ -316,7 +426,7 @@ fn scan_with(
     }
     while let Some((key, value)) = iterator.item() {
         if let ControlFlow::Break(()) = visit(key, value) {
-            return Ok(());
+            return Ok(Scanned::All);
         }
         if scan.reverse {
             iterator.prev();
@@ -325,7 +435,11 @@ fn scan_with(
         }
     }
     // An iterator that is no longer valid is at its end, or has failed.
-    Ok(iterator.status()?)
+    match iterator.status() {
+        Ok(()) => Ok(Scanned::All),
+        Err(error) if error.kind() == ErrorKind::Incomplete => Ok(Scanned::Skipped),
+        Err(error) => Err(error.into()),
+    }
 }
 
 #[cfg(test)]

@@ -158,6 +158,11 @@ impl StoredValue {
         Ok(Self { versionstamp, expire_at_ms, value: Value { encoding, data: bytes.slice(Self::HEADER_LEN..) } })
     }
 
+    /// The data, without what [`StoredValue::header`] returns.
+    pub fn data(bytes: &[u8]) -> &[u8] {
+        bytes.get(Self::HEADER_LEN..).unwrap_or_default()
+    }
+
     /// Versionstamp, encoding and expiry, without the data.
     pub fn header(mut bytes: &[u8]) -> Result<(Versionstamp, ValueEncoding, u64), StorageError> {
         let corrupt = || StorageError::corruption("a stored value", "its header is malformed");

@@ -13,7 +13,10 @@ use prost::Message;
 
 use crate::digest::RecentDigests;
 use crate::schema::{self, APPLIED_KEY, META_FAMILY, StoredValue};
-use crate::{Digest, Durability, Engine, Refusals, Scan, StagedState, StateSnapshot, StorageError, WriteBatch};
+use crate::state_read::{ReadView, StateRead, Turn, first_key, is_point};
+use crate::{
+    Digest, Durability, Engine, EngineSnapshot, Refusals, Scan, StagedState, StateSnapshot, StorageError, WriteBatch,
+};
 
 mod dropped;
 
@@ -120,6 +123,7 @@ pub enum Replace {
 pub struct ShardState {
     engine: Arc<dyn Engine>,
     shard: ShardId,
+    /// Changed in a moment, when the engine has what it says.
     current: RwLock<Current>,
     /// Held while the state changes: what is applied and what takes its place keep out of each other's way, and
     /// readers wait for neither's disk.
@@ -144,13 +148,6 @@ impl Current {
         let digests = RecentDigests::starting_at(applied.position, applied.digest);
         Self { family, applied, digests }
     }
-}
-
-/// Entries of each range, and the sequence that the state had applied, at least.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ReadView {
-    pub ranges: Vec<Vec<Entry>>,
-    pub sequence: u64,
 }
 
 /// A value that was to expire at a time.
@@ -240,9 +237,11 @@ impl ShardState {
     /// # Panics
     /// When sequences are not contiguous, see [`Applied::advance`].
     pub fn apply(&self, batches: &[DecodedBatch], raft: RaftApplied) -> Result<(), StorageError> {
-        let _changing = self.changing.lock();
-        let mut current = self.current.write();
-        let mut applied = current.applied.clone();
+        let changing = self.changing.lock();
+        let (family, mut applied) = {
+            let current = self.current.read();
+            (Arc::clone(&current.family), current.applied.clone())
+        };
         applied.raft = raft;
         let (mut writes, mut dropped) = (WriteBatch::default(), Vec::new());
         let mut digests = Vec::with_capacity(batches.len());
@@ -251,7 +250,7 @@ impl ShardState {
             digests.push((applied.position, applied.digest));
             for (versionstamp, transaction) in decoded.batch.iter() {
                 writes.put(
-                    &current.family,
+                    &family,
                     schema::request_key(transaction.request_id),
                     encode_request(versionstamp, transaction.refusal.as_ref()),
                 );
@@ -259,20 +258,22 @@ impl ShardState {
                     if *effect == Effect::DropDatabase {
                         dropped.push(transaction.database);
                     }
-                    write_effect(&mut writes, &current.family, transaction.database, versionstamp, effect);
+                    write_effect(&mut writes, &family, transaction.database, versionstamp, effect);
                 }
             }
         }
-        writes.put(&current.family, APPLIED_KEY.to_vec(), applied.encode());
+        writes.put(&family, APPLIED_KEY.to_vec(), applied.encode());
         self.engine.write(writes, Durability::Unlogged)?;
         if !dropped.is_empty() {
-            self.engine.forgotten(&current.family).databases(dropped);
+            self.engine.forgotten(&family).databases(dropped);
         }
+        let mut current = self.current.write();
         current.applied = applied;
         for (position, digest) in digests {
             current.digests.push(position, digest);
         }
         drop(current);
+        drop(changing);
         if let Some(observer) = self.observer.get() {
             observer(batches);
         }
@@ -327,38 +328,140 @@ impl ShardState {
         self.engine.forgotten(&current.family).requests_through(sequence);
     }
 
-    /// All ranges from one state. What has expired at `now_ms` (or at the time of the last batch, if that is
-    /// later) is left out.
+    /// Begins a read of all ranges from one state. What has expired at `now_ms` (or at the time of the state's last
+    /// batch, if that is later) is left out. It holds nobody up, and is held up by nobody who writes.
+    pub fn begin_read(
+        &self,
+        database: DatabaseId,
+        ranges: Vec<ReadRange>,
+        now_ms: u64,
+    ) -> Result<StateRead, StorageError> {
+        let (snapshot, family, applied) = self.at_one_moment()?;
+        Self::read_of(snapshot, family, applied, database, ranges, now_ms)
+    }
+
+    fn read_of(
+        snapshot: Arc<dyn EngineSnapshot>,
+        family: Arc<str>,
+        applied: Option<Bytes>,
+        database: DatabaseId,
+        ranges: Vec<ReadRange>,
+        now_ms: u64,
+    ) -> Result<StateRead, StorageError> {
+        let applied = applied.map_or_else(|| Ok(Applied::nothing()), Applied::decode)?;
+        let now_ms = now_ms.max(applied.time_ms);
+        Ok(StateRead::new((snapshot, family), applied.position.sequence, database, ranges, now_ms))
+    }
+
+    /// The same in one go, whatever it takes: for states that are known to be small.
     pub fn read(&self, database: DatabaseId, ranges: &[ReadRange], now_ms: u64) -> Result<ReadView, StorageError> {
-        let current = self.current.read();
-        let sequence = current.applied.position.sequence;
-        let now_ms = now_ms.max(current.applied.time_ms);
-        let read = |range| match point(range) {
-            Some(key) => {
-                let value = self.engine.get(&current.family, &schema::data_key(database, key))?;
-                let entry = value.map(|value| live_entry(key.clone(), value, now_ms)).transpose()?.flatten();
-                Ok(entry.into_iter().collect())
+        loop {
+            let mut read = self.begin_read(database, ranges.to_vec(), now_ms)?;
+            let done = loop {
+                match read.turn(usize::MAX) {
+                    Ok(Turn::Done) => break true,
+                    Ok(Turn::More | Turn::Full) => {}
+                    Err(StorageError::NoFamily(_)) => break false,
+                    Err(error) => return Err(error),
+                }
+            };
+            if done {
+                return Ok(read.into_view(()));
             }
-            None => scan_range(&|scan, visit| self.engine.scan(&current.family, scan, visit), database, range, now_ms),
+        }
+    }
+
+    /// A read that takes some microseconds, since it is small and needs no disk. `None` says nothing about the state.
+    pub fn read_cached(
+        &self,
+        database: DatabaseId,
+        ranges: &[ReadRange],
+        now_ms: u64,
+    ) -> Result<Option<ReadView>, StorageError> {
+        if let [range] = ranges
+            && let Some(key) = first_key(range)
+            && let Some(view) = self.read_key(database, range, key, now_ms)?
+        {
+            return Ok(Some(view));
+        }
+        let family = Arc::clone(&self.current.read().family);
+        let snapshot = self.engine.snapshot();
+        let read = snapshot.get_cached(&family, APPLIED_KEY).and_then(|applied| match applied {
+            None => Ok(None),
+            Some(applied) => Self::read_of(snapshot, family, applied, database, ranges.to_vec(), now_ms)?.at_once(),
+        });
+        match read {
+            Err(StorageError::NoFamily(_)) => Ok(None),
+            read => read,
+        }
+    }
+
+    /// Answers a range by its first key, without a snapshot, if that key is enough and can be had without a disk.
+    fn read_key(
+        &self,
+        database: DatabaseId,
+        range: &ReadRange,
+        key: &Bytes,
+        now_ms: u64,
+    ) -> Result<Option<ReadView>, StorageError> {
+        let (family, position, time_ms) = {
+            let current = self.current.read();
+            (Arc::clone(&current.family), current.applied.position, current.applied.time_ms)
         };
-        // One range is consistent by itself; the lock keeps the applier out, so that several are too.
-        let ranges = ranges.iter().map(read).collect::<Result<_, StorageError>>()?;
-        Ok(ReadView { ranges, sequence })
+        let value = match self.engine.get_cached(&family, &schema::data_key(database, key)) {
+            Ok(Some(value)) => value,
+            Ok(None) | Err(StorageError::NoFamily(_)) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let view = |entries| Ok(Some(ReadView { ranges: vec![entries], sequence: position.sequence }));
+        // The applier may have written since, and the engine shows that before `current` does. What is not there is
+        // so at the later moment, and what was written by `position` is the newest of that one; anything else is
+        // of a moment whose time is not known here.
+        let entry = match value {
+            None => None,
+            Some(value) => {
+                let StoredValue { versionstamp, expire_at_ms, value } = StoredValue::decode(value)?;
+                if versionstamp.position().sequence > position.sequence {
+                    return Ok(None);
+                }
+                let is_live = !schema::is_expired(expire_at_ms, now_ms.max(time_ms));
+                is_live.then(|| Entry { key: key.clone(), value, versionstamp })
+            }
+        };
+        match entry {
+            Some(entry) => view(vec![entry]),
+            None if is_point(range) => view(Vec::new()),
+            None => Ok(None),
+        }
+    }
+
+    /// A snapshot, the state's family, and the row of what exactly the snapshot reflects: both change in one write.
+    fn at_one_moment(&self) -> Result<(Arc<dyn EngineSnapshot>, Arc<str>, Option<Bytes>), StorageError> {
+        loop {
+            let family = Arc::clone(&self.current.read().family);
+            let snapshot = self.engine.snapshot();
+            match snapshot.get(&family, APPLIED_KEY) {
+                Ok(applied) => return Ok((snapshot, family, applied)),
+                // Replaced meanwhile.
+                Err(StorageError::NoFamily(_)) if !Arc::ptr_eq(&self.current.read().family, &family) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// What expires at or before `now_ms`, oldest first, at most `limit`.
     pub fn expired(&self, now_ms: u64, limit: usize) -> Result<Vec<Expired>, StorageError> {
-        let current = self.current.read();
+        let (snapshot, family, _) = self.at_one_moment()?;
         let mut rows = Vec::new();
         let (start, end) = (b"x".as_slice(), schema::expiry_bound(now_ms));
-        self.engine.scan(&current.family, Scan { start, end: &end, reverse: false }, &mut |key, value| {
+        snapshot.scan(&family, Scan { start, end: &end, reverse: false }, &mut |key, value| {
             rows.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
             if rows.len() >= limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         let resolve = |(key, value): (Bytes, Bytes)| {
             let corrupt = || StorageError::corruption("an expiry row", format!("{key:?}"));
             let (expire_at_ms, database, user_key) = schema::parse_expiry_key(&key).ok_or_else(corrupt)?;
-            let stored = self.engine.get(&current.family, &schema::data_key(database, &user_key))?;
+            let stored = snapshot.get(&family, &schema::data_key(database, &user_key))?;
             let stamp = stored.map(|bytes| StoredValue::header(&bytes).map(|(stamp, _, _)| stamp)).transpose()?;
             let is_current = stamp.is_some_and(|stamp| stamp.0 == value.as_ref());
             Ok(Expired { expire_at_ms, database, key: user_key, is_current })
@@ -368,6 +471,7 @@ impl ShardState {
 
     /// The whole state at one moment, to be sent to another node.
     pub fn snapshot(&self) -> StateSnapshot {
+        let _changing = self.changing.lock();
         let current = self.current.read();
         StateSnapshot::new(self.engine.snapshot(), Arc::clone(&current.family), current.applied.clone())
     }
@@ -380,7 +484,7 @@ impl ShardState {
 
     /// Replaces the state by a staged one, atomically and durably: after a crash it is the old or the new.
     /// `raft` is the position in this node's own Raft group, if it is in one: that of the snapshot's sender
-    /// means nothing here. Blocks while the new state is flushed; readers are kept out only for its naming.
+    /// means nothing here. Blocks while the new state is flushed and named; readers see the old one until then.
     ///
     /// # Errors
     /// [`StorageError::Refused`] if the staged one is incomplete, or may not replace the one in use.
@@ -447,51 +551,6 @@ fn write_effect(
             writes.delete_range(family, start, end);
             writes.put(family, schema::dropped_key(database), versionstamp.0.to_vec());
         }
-    }
-}
-
-/// The one key of a range that holds no other: from the key to the key followed by a zero byte.
-fn point(range: &ReadRange) -> Option<&Bytes> {
-    let is_point = range.limit > 0 && range.end.strip_prefix(range.start.as_ref()) == Some(&[0]);
-    is_point.then_some(&range.start)
-}
-
-fn live_entry(key: Bytes, value: Bytes, now_ms: u64) -> Result<Option<Entry>, StorageError> {
-    let stored = StoredValue::decode(value)?;
-    if schema::is_expired(stored.expire_at_ms, now_ms) {
-        return Ok(None);
-    }
-    Ok(Some(Entry { key, value: stored.value, versionstamp: stored.versionstamp }))
-}
-
-type Scanner<'a> = &'a dyn Fn(Scan<'_>, &mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>) -> Result<(), StorageError>;
-
-fn scan_range(
-    scanner: Scanner<'_>,
-    database: DatabaseId,
-    range: &ReadRange,
-    now_ms: u64,
-) -> Result<Vec<Entry>, StorageError> {
-    let (start, end) = (schema::data_key(database, &range.start), schema::data_key(database, &range.end));
-    let mut entries = Vec::new();
-    let mut failure = None;
-    if range.limit == 0 {
-        return Ok(entries);
-    }
-    scanner(Scan { start: &start, end: &end, reverse: range.reverse }, &mut |key, value| {
-        let key = Bytes::copy_from_slice(schema::user_key(key));
-        match live_entry(key, Bytes::copy_from_slice(value), now_ms) {
-            Ok(entry) => entries.extend(entry),
-            Err(error) => failure = Some(error),
-        }
-        if failure.is_some() || entries.len() >= range.limit as usize {
-            return ControlFlow::Break(());
-        }
-        ControlFlow::Continue(())
-    })?;
-    match failure {
-        None => Ok(entries),
-        Some(error) => Err(error),
     }
 }
 

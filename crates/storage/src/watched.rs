@@ -69,6 +69,10 @@ impl Engine for WatchedEngine {
         self.inner.get(family, key)
     }
 
+    fn get_cached(&self, family: &str, key: &[u8]) -> Result<Option<Option<Bytes>>, StorageError> {
+        self.inner.get_cached(family, key)
+    }
+
     fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError> {
         self.note("scan", false);
         self.inner.scan(family, scan, visit)

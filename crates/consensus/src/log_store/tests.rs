@@ -38,7 +38,7 @@ impl Disk {
     /// As a process that starts.
     fn open(&self) -> LogStore {
         let syncer = Syncer::start(Arc::clone(&self.engine) as Arc<dyn Engine>).unwrap();
-        LogStore::open(self.log(), Arc::new(syncer), Some(self.marks())).unwrap()
+        LogStore::open(self.log(), Arc::new(syncer), Some(self.marks()), &crate::LogCache::default()).unwrap()
     }
 }
 

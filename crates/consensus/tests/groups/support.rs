@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use meridian_consensus::{
-    Formed, Leadership, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, Role, StateTransfer,
+    Formed, Leadership, LogCache, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, Role, StateTransfer,
 };
 use meridian_proto::encode_batch;
 use meridian_storage::{
@@ -205,6 +205,7 @@ impl Node {
             peers: Arc::clone(&self.wire) as Arc<dyn Peers>,
             transfer: Arc::clone(&self.wire) as Arc<dyn StateTransfer>,
             timing: self.timing,
+            log_cache: LogCache::default(),
         }
     }
 

@@ -41,6 +41,10 @@ pub(crate) struct Dev {
     /// Where the gateways listen. Anything but loopback offers the databases to others, without TLS.
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
+    /// What all nodes together may take in memory, in MiB; at least 320 for each. Half of the machine's, or of
+    /// what its control group allows, if not given.
+    #[arg(long)]
+    max_memory_mb: Option<u64>,
     /// An even or too small primary region is meant.
     #[arg(long)]
     allow_weak_quorum: bool,
@@ -63,6 +67,7 @@ impl Dev {
             access_token: &token,
             wan: self.wan.clone(),
             automatic_failover: self.automatic_failover,
+            max_memory_mb: self.max_memory_mb,
             listen_host: Some(self.host.as_str()),
         };
         let stop = asked_to_stop();

@@ -14,6 +14,9 @@ pub(crate) struct Serve {
     /// The node's configuration; see docs/configuration.md.
     #[arg(long)]
     config: PathBuf,
+    /// What this process may take in memory, in MiB, instead of what the configuration says.
+    #[arg(long, env = "MERIDIAN_MAX_MEMORY_MB", value_parser = clap::value_parser!(u64).range(320..=1_048_576))]
+    max_memory_mb: Option<u64>,
 }
 
 #[derive(Args)]
@@ -21,11 +24,15 @@ pub(crate) struct Gateway {
     /// The gateway's configuration; see docs/configuration.md.
     #[arg(long)]
     config: PathBuf,
+    /// What this process may take in memory, in MiB, instead of what the configuration says.
+    #[arg(long, env = "MERIDIAN_MAX_MEMORY_MB", value_parser = clap::value_parser!(u64).range(320..=1_048_576))]
+    max_memory_mb: Option<u64>,
 }
 
 impl Serve {
     pub(crate) async fn run(self) -> Result<()> {
-        let config = NodeConfig::load(&self.config)?;
+        let mut config = NodeConfig::load(&self.config)?;
+        config.max_memory_mb = self.max_memory_mb.or(config.max_memory_mb);
         let stop = CancellationToken::new();
         start_metrics(config.listen.metrics.as_deref(), &stop).await?;
         let node = Node::start(config, None).await?;
@@ -45,7 +52,8 @@ impl Serve {
 
 impl Gateway {
     pub(crate) async fn run(self) -> Result<()> {
-        let config = GatewayConfig::load(&self.config)?;
+        let mut config = GatewayConfig::load(&self.config)?;
+        config.max_memory_mb = self.max_memory_mb.or(config.max_memory_mb);
         let stop = CancellationToken::new();
         start_metrics(config.listen.metrics.as_deref(), &stop).await?;
         let gateway = StandaloneGateway::start(config, None).await?;

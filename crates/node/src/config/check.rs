@@ -27,6 +27,7 @@ pub(super) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidCon
     Ok(NodeConfig {
         // Joining an absolute folder gives that folder.
         data_dir: path.parent().unwrap_or(Path::new("")).join(file.data_dir),
+        max_memory_mb: max_memory(file.max_memory_mb)?,
         listen,
         raft: raft(file.raft)?,
         storage: storage(file.storage)?,
@@ -51,6 +52,7 @@ pub(super) fn gateway(file: GatewayFile) -> Result<GatewayConfig, InvalidConfig>
     distinct(&[("listen.kv", Some(&listen.kv)), ("listen.metrics", listen.metrics.as_ref())])?;
     Ok(GatewayConfig {
         region: file.region,
+        max_memory_mb: max_memory(file.max_memory_mb)?,
         listen,
         gateway: gateway_settings(file.gateway)?,
         tokens: tokens::check(file.tokens, &topology)?,
@@ -144,11 +146,15 @@ fn raft(raft: RaftConfig) -> Result<RaftConfig, InvalidConfig> {
     Ok(raft)
 }
 
+/// Up to 1 TiB, so that bytes fit any counter.
+const MAX_MB: u64 = 1024 * 1024;
+
+fn max_memory(mb: Option<u64>) -> Result<Option<u64>, InvalidConfig> {
+    mb.map_or(Ok(()), |mb| within("max_memory_mb", mb, (meridian_memory::MIN_BYTES >> 20) as u64, MAX_MB))?;
+    Ok(mb)
+}
+
 fn storage(storage: StorageConfig) -> Result<StorageConfig, InvalidConfig> {
-    // Up to 1 TiB, so that bytes fit any counter.
-    const MAX_MB: u64 = 1024 * 1024;
-    within("storage.block_cache_mb", storage.block_cache_mb, 1, MAX_MB)?;
-    within("storage.write_buffer_mb", storage.write_buffer_mb, 1, MAX_MB)?;
     within("storage.log_retention_mb", storage.log_retention_mb, 1, MAX_MB)?;
     Ok(storage)
 }

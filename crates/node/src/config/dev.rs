@@ -51,6 +51,7 @@ pub fn dev_cluster_configs<'a>(
     let token = TokenConfig { secret, databases: Databases::All, write: true };
     let config = |node: &NodeInfo| NodeConfig {
         data_dir: base_dir.join(&node.name),
+        max_memory_mb: None,
         listen: NodeListen {
             rpc: node.rpc_address.clone(),
             kv: node.kv_address.clone().unwrap_or_default(),

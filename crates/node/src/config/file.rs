@@ -14,6 +14,7 @@ use super::{ConfigError, RaftConfig, StorageConfig};
 pub(super) struct NodeFile {
     pub(super) node: NodeId,
     pub(super) data_dir: PathBuf,
+    pub(super) max_memory_mb: Option<u64>,
     #[serde(default)]
     pub(super) join: bool,
     #[serde(default)]
@@ -45,6 +46,7 @@ pub(super) struct NodeFile {
 #[serde(deny_unknown_fields)]
 pub(super) struct GatewayFile {
     pub(super) region: String,
+    pub(super) max_memory_mb: Option<u64>,
     pub(super) listen: GatewayListenTable,
     #[serde(default)]
     pub(super) gateway: GatewayTable,

@@ -84,7 +84,7 @@ fn defaults_fill_what_is_left_out() {
         config.raft,
         RaftConfig { heartbeat_ms: 50, election_timeout_min_ms: 300, election_timeout_max_ms: 450 }
     );
-    assert_eq!(config.storage, StorageConfig { block_cache_mb: 128, write_buffer_mb: 64, log_retention_mb: 1024 });
+    assert_eq!(config.storage, StorageConfig { log_retention_mb: 1024 });
     assert_eq!(
         config.gateway,
         GatewaySettings { public_url: None, max_connections: 8192, request_deadline_ms: 10_000 }
@@ -269,7 +269,7 @@ fn times_and_sizes_are_checked() {
         "six times raft.heartbeat_ms (76) is more than raft.election_timeout_max_ms (450): two lost heartbeats would \
          cost the leader its lease, which is half of that"
     );
-    for field in ["block_cache_mb", "write_buffer_mb", "log_retention_mb"] {
+    for field in ["log_retention_mb"] {
         for value in [0, 1_048_577] {
             assert_eq!(
                 refused("[storage]", &format!("[storage]\n{field} = {value}")),
@@ -277,6 +277,10 @@ fn times_and_sizes_are_checked() {
             );
         }
     }
+    assert_eq!(
+        refused("[listen]", "max_memory_mb = 319\n[listen]"),
+        "max_memory_mb is 319: it must lie between 320 and 1048576"
+    );
     let gateway = |field: &str| refused("[gateway]", &format!("[gateway]\n{field}"));
     assert_eq!(gateway("max_connections = 0"), "gateway.max_connections is 0: it must lie between 1 and 1000000");
     assert_eq!(
@@ -377,6 +381,7 @@ fn what_is_written_is_read_again() {
     config.listen.metrics = Some("127.0.0.1:9000".to_owned());
     config.raft.heartbeat_ms = 20;
     config.storage.log_retention_mb = 1;
+    config.max_memory_mb = Some(400);
     config.gateway.public_url = Some("https://kv.example.com".parse().unwrap());
     config.topology.shards.values_mut().for_each(|shard| {
         shard.voters.pop_last();
@@ -389,6 +394,7 @@ fn what_is_written_is_read_again() {
 
     let gateway = GatewayConfig {
         region: "west".to_owned(),
+        max_memory_mb: config.max_memory_mb,
         listen: GatewayListen { kv: "127.0.0.1:0".to_owned(), metrics: None },
         gateway: config.gateway,
         topology: config.topology,

@@ -16,6 +16,7 @@ pub(super) fn node(config: &NodeConfig) -> String {
     out.line("# Which of [[nodes]] this is. Everything from `regions` on is the same in every node's file.");
     out.field("node", config.node.id);
     out.text("data_dir", &config.data_dir.to_string_lossy());
+    max_memory(&mut out, config.max_memory_mb);
     if config.join {
         out.line("# This node joins a cluster that is there: it asks the nodes below, and founds nothing.");
         out.field("join", true);
@@ -37,9 +38,7 @@ pub(super) fn node(config: &NodeConfig) -> String {
     out.field("election_timeout_min_ms", config.raft.election_timeout_min_ms);
     out.field("election_timeout_max_ms", config.raft.election_timeout_max_ms);
 
-    out.table("[storage]", "Sizes in MiB. The log is kept for slow replicas up to log_retention_mb.");
-    out.field("block_cache_mb", config.storage.block_cache_mb);
-    out.field("write_buffer_mb", config.storage.write_buffer_mb);
+    out.table("[storage]", "In MiB: how much of each shard's log is kept for slow replicas.");
     out.field("log_retention_mb", config.storage.log_retention_mb);
 
     gateway_settings(&mut out, &config.gateway);
@@ -55,6 +54,7 @@ pub(super) fn gateway(config: &GatewayConfig) -> String {
     out.blank();
     out.line("# Where this gateway is. Everything from `regions` on is the same as in the nodes' files.");
     out.text("region", &config.region);
+    max_memory(&mut out, config.max_memory_mb);
     out.blank();
     topology_head(&mut out, &config.topology);
 
@@ -67,6 +67,13 @@ pub(super) fn gateway(config: &GatewayConfig) -> String {
     tokens(&mut out, &config.tokens, &config.topology);
     dial(&mut out, &config.dial);
     out.0
+}
+
+fn max_memory(out: &mut Document, mb: Option<u64>) {
+    if let Some(mb) = mb {
+        out.line("# In MiB: what this process may take in memory.");
+        out.field("max_memory_mb", mb);
+    }
 }
 
 fn gateway_settings(out: &mut Document, gateway: &GatewaySettings) {

@@ -66,6 +66,7 @@ impl DirectoryPart {
             peers: Arc::new(ControlPeers(Arc::clone(&parts.peers))) as Arc<dyn Peers>,
             transfer: Arc::clone(&parts.transfer),
             timing: TIMING,
+            log_cache: parts.log_cache.clone(),
         })
         .await?;
         parts.raft.register(group.clone());
@@ -78,6 +79,7 @@ impl DirectoryPart {
             limits: Arc::new(NoLimits),
             writes: ByteBudget::new("changes of the directory", CHANGES_BYTES),
             time: Arc::new(parts.clocks.clone()),
+            reads: parts.reads.clone(),
             founder: new && self.founds,
         }));
         let stands_first = new && self.founds && voters.first() == Some(&parts.node_id);

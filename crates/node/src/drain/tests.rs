@@ -3,6 +3,7 @@ use std::pin::Pin;
 use futures::{Stream, StreamExt};
 use meridian_consensus::{StateTransfer, Transfer};
 use meridian_gateway::Access;
+use meridian_memory::ByteBudget;
 use meridian_proto::directory::{self as wire, failover_server};
 use meridian_proto::shipping::StateChunk;
 use meridian_storage::{Engine, GroupId, MemoryEngine, StateSnapshot};
@@ -16,6 +17,7 @@ use super::*;
 use crate::directory::{Directory, first_cluster};
 use crate::failover_service::FailoverService;
 use crate::followers::Followers;
+use crate::reads::Reads;
 use crate::replica::{Replica, ReplicaParts, shipped_log};
 use crate::shard::LocalShard;
 use crate::shard_table::ShardTable;
@@ -154,6 +156,7 @@ impl Node {
             peers: Arc::new(peers.unwrap()),
             transfer: Arc::new(Nobody),
             data_dir: folder.path().to_owned(),
+            reads: Reads::new(ByteBudget::new("tests", 1 << 20)),
         });
         Self { state, log, replica: Arc::new(replica.unwrap()), directory, _folder: folder }
     }

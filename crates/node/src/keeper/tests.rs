@@ -45,6 +45,8 @@ impl Process {
             disk: Arc::default(),
             clocks: Clocks::default(),
             writes: ByteBudget::new("writes that wait", 1 << 20),
+            reads: Reads::new(ByteBudget::new("reads", 1 << 20)),
+            log_cache: LogCache::default(),
             timing: RaftTiming::default(),
             settled: Mutex::default(),
             stop: CancellationToken::new(),

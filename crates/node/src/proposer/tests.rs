@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use meridian_consensus::{Peers, RaftGroupOptions, RaftTiming, StateTransfer, Transfer};
+use meridian_consensus::{LogCache, Peers, RaftGroupOptions, RaftTiming, StateTransfer, Transfer};
 use meridian_failover::Lease;
 use meridian_gateway::Access;
 use meridian_storage::{GroupId, MemoryEngine, StagedState, StateSnapshot, StorageError, Syncer};
@@ -108,6 +108,7 @@ impl Leader {
             peers: Arc::new(Nobody),
             transfer: Arc::new(Nobody),
             timing,
+            log_cache: LogCache::default(),
         });
         let group = group.await.unwrap();
         let nobody: Arc<dyn Peers> = Arc::new(Nobody);

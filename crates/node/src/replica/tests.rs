@@ -150,6 +150,7 @@ impl Node {
         let peers = PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let replica = Replica::start(ReplicaParts {
+            reads: Reads::new(meridian_memory::ByteBudget::new("tests", 1 << 20)),
             node_id: 4,
             history: History::first(),
             sealed: None,

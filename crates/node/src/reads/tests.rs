@@ -1,0 +1,219 @@
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex};
+
+use bytes::Bytes;
+use meridian_storage::{
+    Durability, Effort, Engine, EngineSnapshot, Forgotten, MemoryEngine, RaftApplied, Scan, Scanned, Visit, WriteBatch,
+};
+use meridian_types::{Batch, CommittedTransaction, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding};
+use tokio::task::JoinSet;
+
+use super::*;
+
+const DATABASE: DatabaseId = DatabaseId([3; 16]);
+
+fn reads(bytes: usize) -> Reads {
+    Reads::new(ByteBudget::new("reads", bytes))
+}
+
+fn state_with(engine: Arc<dyn Engine>, entries: usize, data: &Bytes) -> Arc<ShardState> {
+    let state = ShardState::open(engine, ShardId(1)).unwrap();
+    let put = |number: usize| Effect::Put {
+        key: format!("{number:05}").into(),
+        value: Value { encoding: ValueEncoding::Bytes, data: data.clone() },
+        expire_at_ms: 0,
+    };
+    let effects = (0..entries).map(put).collect();
+    let transaction =
+        CommittedTransaction { request_id: RequestId([1; 16]), database: DATABASE, effects, refusal: None };
+    let batch = Batch { position: Position::new(Epoch(1), 1), time_ms: 1, transactions: vec![transaction] };
+    state.apply(&[batch.into()], RaftApplied::default()).unwrap();
+    Arc::new(state)
+}
+
+fn list(limit: u32) -> Vec<ReadRange> {
+    vec![ReadRange { start: Bytes::new(), end: "z".into(), limit, reverse: false }]
+}
+
+/// Scans stop here: each skips what it may, until it is told to end.
+#[derive(Default)]
+struct Endless {
+    inner: MemoryEngine,
+    scans: Arc<AtomicUsize>,
+    /// A scan that has begun waits while this is so.
+    held: Arc<(Mutex<bool>, Condvar)>,
+    ends: bool,
+}
+
+struct EndlessSnapshot {
+    inner: Arc<dyn EngineSnapshot>,
+    scans: Arc<AtomicUsize>,
+    held: Arc<(Mutex<bool>, Condvar)>,
+    ends: bool,
+}
+
+impl EngineSnapshot for EndlessSnapshot {
+    fn get(&self, family: &str, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        self.inner.get(family, key)
+    }
+
+    fn get_cached(&self, family: &str, key: &[u8]) -> Result<Option<Option<Bytes>>, StorageError> {
+        self.inner.get_cached(family, key)
+    }
+
+    fn scan_some(&self, _: &str, _: Scan<'_>, effort: Effort, _: Visit<'_>) -> Result<Scanned, StorageError> {
+        if effort.cached_only {
+            return Ok(Scanned::Skipped);
+        }
+        self.scans.fetch_add(1, Ordering::SeqCst);
+        drop(self.held.1.wait_while(self.held.0.lock().unwrap(), |held| *held).unwrap());
+        Ok(if self.ends { Scanned::All } else { Scanned::Skipped })
+    }
+}
+
+impl Engine for Endless {
+    fn snapshot(&self) -> Arc<dyn EngineSnapshot> {
+        Arc::new(EndlessSnapshot {
+            inner: self.inner.snapshot(),
+            scans: Arc::clone(&self.scans),
+            held: Arc::clone(&self.held),
+            ends: self.ends,
+        })
+    }
+
+    fn create_family(&self, family: &str) -> Result<(), StorageError> {
+        self.inner.create_family(family)
+    }
+
+    fn drop_family(&self, family: &str) -> Result<(), StorageError> {
+        self.inner.drop_family(family)
+    }
+
+    fn families(&self) -> Vec<String> {
+        self.inner.families()
+    }
+
+    fn get(&self, family: &str, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        self.inner.get(family, key)
+    }
+
+    fn get_cached(&self, family: &str, key: &[u8]) -> Result<Option<Option<Bytes>>, StorageError> {
+        self.inner.get_cached(family, key)
+    }
+
+    fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError> {
+        self.inner.scan(family, scan, visit)
+    }
+
+    fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError> {
+        self.inner.write(batch, durability)
+    }
+
+    fn sync(&self) -> Result<(), StorageError> {
+        self.inner.sync()
+    }
+
+    fn flush(&self, family: &str) -> Result<(), StorageError> {
+        self.inner.flush(family)
+    }
+
+    fn open_snapshots(&self) -> u64 {
+        self.inner.open_snapshots()
+    }
+
+    fn forgotten(&self, family: &str) -> Arc<Forgotten> {
+        self.inner.forgotten(family)
+    }
+
+    fn compact_range(
+        &self,
+        family: &str,
+        start: &[u8],
+        end: &[u8],
+        paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), StorageError> {
+        self.inner.compact_range(family, start, end, paced)
+    }
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let reached = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), reached).await.expect(what);
+}
+
+/// The runtime has one thread: were it the one that scans, nobody would let the scan go.
+#[tokio::test]
+async fn a_scan_holds_up_no_thread_of_the_runtime() {
+    let engine = Arc::new(Endless { ends: true, ..Endless::default() });
+    let (held, scans) = (Arc::clone(&engine.held), Arc::clone(&engine.scans));
+    *held.0.lock().unwrap() = true;
+    let state = state_with(engine, 1, &"x".into());
+    let reads = reads(1 << 20);
+    let reading = tokio::spawn(async move { reads.read(&state, DATABASE, &list(9)).await });
+    until("the scan begins", || scans.load(Ordering::SeqCst) > 0).await;
+    *held.0.lock().unwrap() = false;
+    held.1.notify_all();
+    assert_eq!(reading.await.unwrap().unwrap().ranges, [[]]);
+}
+
+#[tokio::test]
+async fn a_read_ends_with_whoever_asked_and_long_ones_let_short_ones_pass() {
+    let engine = Arc::new(Endless::default());
+    let scans = Arc::clone(&engine.scans);
+    let (state, reads) = (state_with(engine, 1, &"x".into()), reads(64 << 20));
+    let mut endless = JoinSet::new();
+    for _ in 0..100 {
+        let (state, reads) = (Arc::clone(&state), reads.clone());
+        endless.spawn(async move { reads.read(&state, DATABASE, &list(9)).await });
+    }
+    until("they scan", || scans.load(Ordering::SeqCst) > 200).await;
+    let other = state_with(Arc::new(MemoryEngine::default()), 65, &"x".into());
+    // More than is read at once.
+    let short = tokio::time::timeout(Duration::from_secs(20), reads.read(&other, DATABASE, &list(90))).await;
+    assert_eq!(short.expect("a short read gets its turn").unwrap().ranges[0].len(), 65);
+    endless.shutdown().await;
+    // Those that are in their turn end it; then there are none.
+    until("all turns are over", || reads.turns.available_permits() >= 4 && reads.bytes.used_bytes() == 0).await;
+    let before = scans.load(Ordering::SeqCst);
+    let done = reads.read(&other, DATABASE, &list(9)).await.unwrap();
+    assert_eq!((done.ranges[0].len(), scans.load(Ordering::SeqCst)), (9, before));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn lists_of_the_largest_values_stay_within_the_budget() {
+    let data = Bytes::from(vec![7; limits::MAX_VALUE_BYTES]);
+    let state = state_with(Arc::new(MemoryEngine::default()), limits::MAX_READ_ENTRIES, &data);
+    let reads = reads(meridian_memory::Shares::of_node(0).reads);
+    let (total, held) = (reads.bytes.total_bytes(), Arc::new(AtomicUsize::new(0)));
+    let mut readers = JoinSet::new();
+    for _ in 0..200 {
+        let (state, reads, held) = (Arc::clone(&state), reads.clone(), Arc::clone(&held));
+        readers.spawn(async move {
+            match reads.read(&state, DATABASE, &list(1000)).await {
+                Ok(view) => {
+                    let bytes: usize = view.ranges.iter().flatten().map(|entry| entry.value.data.len()).sum();
+                    assert_eq!(bytes, limits::MAX_READ_ENTRIES * limits::MAX_VALUE_BYTES);
+                    let all = held.fetch_add(bytes, Ordering::SeqCst) + bytes;
+                    assert!(all <= total, "{all} bytes were found and not sent, of at most {total}");
+                    assert!(reads.bytes.used_bytes() >= all, "what is held is counted");
+                    tokio::task::yield_now().await;
+                    held.fetch_sub(bytes, Ordering::SeqCst);
+                    drop(view);
+                    true
+                }
+                Err(refused) => {
+                    assert!(refused.0.contains("short of memory for reads"), "{refused}");
+                    false
+                }
+            }
+        });
+    }
+    let done = readers.join_all().await.into_iter().filter(|done| *done).count();
+    assert!(done >= 1, "nobody was answered");
+    assert_eq!(reads.bytes.used_bytes(), 0, "all is given back");
+}

@@ -1,0 +1,379 @@
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use meridian_proto::DecodedBatch;
+use meridian_types::{Batch, CommittedTransaction, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding};
+use proptest::prelude::*;
+
+use super::*;
+use crate::engine::Visit;
+use crate::{
+    Durability, Engine, Forgotten, MemoryEngine, RaftApplied, RocksEngine, RocksOptions, ShardState, WriteBatch,
+};
+
+const DATABASE: DatabaseId = DatabaseId([3; 16]);
+const SHARD: ShardId = ShardId(1);
+
+fn batch(sequence: u64, effects: Vec<Effect>) -> DecodedBatch {
+    let request_id = RequestId([0; 16]);
+    let transactions = vec![CommittedTransaction { request_id, database: DATABASE, effects, refusal: None }];
+    let batch = Batch { position: Position::new(Epoch(1), sequence), time_ms: 10 * sequence, transactions };
+    DecodedBatch { batch, len: 10, checksum: 7 }
+}
+
+fn apply(state: &ShardState, effects: Vec<Effect>) {
+    let next = state.position().sequence + 1;
+    state.apply(&[batch(next, effects)], RaftApplied::default()).unwrap();
+}
+
+fn put(key: impl Into<Bytes>, data: impl Into<Bytes>, expire_at_ms: u64) -> Effect {
+    let value = Value { encoding: ValueEncoding::Bytes, data: data.into() };
+    Effect::Put { key: key.into(), value, expire_at_ms }
+}
+
+fn range(start: impl Into<Bytes>, end: impl Into<Bytes>, limit: u32, reverse: bool) -> ReadRange {
+    ReadRange { start: start.into(), end: end.into(), limit, reverse }
+}
+
+/// The entries as keys and data, and how many turns it took.
+fn in_turns(state: &ShardState, ranges: Vec<ReadRange>, now_ms: u64) -> (Vec<Vec<(Bytes, Bytes)>>, usize) {
+    let mut read = state.begin_read(DATABASE, ranges, now_ms).unwrap();
+    let mut turns = 1;
+    while read.turn(usize::MAX).unwrap() != Turn::Done {
+        turns += 1;
+    }
+    let entries = |entries: Vec<Entry>| entries.into_iter().map(|entry| (entry.key, entry.value.data)).collect();
+    (read.into_view(()).ranges.into_iter().map(entries).collect(), turns)
+}
+
+fn rocks(memtable_bytes: usize) -> (Arc<RocksEngine>, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let options = RocksOptions { block_cache_bytes: 8 << 20, memtable_bytes };
+    (Arc::new(RocksEngine::open(folder.path(), options).unwrap()), folder)
+}
+
+fn key() -> impl Strategy<Value = Vec<u8>> {
+    prop::collection::vec(prop::sample::select(vec![0x00, 0x01, 0x02, b'a', 0xfe, 0xff]), 0..5)
+}
+
+proptest! {
+    /// A point holds no other key, whatever bytes keys are made of; any other end leaves room for one.
+    #[test]
+    fn a_point_holds_its_key_only(start in key(), other in key(), end in key()) {
+        let asked = range(start.clone(), [&start[..], &[0]].concat(), 1, false);
+        prop_assert!(is_point(&asked));
+        let holds = |range: &ReadRange, key: &[u8]| range.start.as_ref() <= key && key < range.end.as_ref();
+        prop_assert_eq!(holds(&asked, &other), other == start);
+        let wider = range(start.clone(), end.clone(), 1, false);
+        if !is_point(&wider) && start < end {
+            prop_assert!(holds(&wider, &[&start[..], &[0]].concat()), "{:?}", wider);
+        }
+    }
+
+    /// However a read is cut into turns, and whichever way it takes, it finds what a plain map holds.
+    #[test]
+    fn reads_find_what_is_there(
+        steps in prop::collection::vec((key(), 0..3_u8), 0..60),
+        ranges in prop::collection::vec((key(), key(), 0..4_u32, any::<bool>()), 1..4),
+    ) {
+        let state = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
+        let mut model = BTreeMap::new();
+        for (number, (key, step)) in steps.into_iter().enumerate() {
+            let data = Bytes::from(number.to_string());
+            match step {
+                0 => {
+                    model.remove(&key);
+                    apply(&state, vec![Effect::Delete { key: key.into() }]);
+                }
+                // Gone when it is read.
+                1 => {
+                    model.remove(&key);
+                    apply(&state, vec![put(key, data, 5000)]);
+                }
+                _ => {
+                    model.insert(key.clone(), data.clone());
+                    apply(&state, vec![put(key, data, 0)]);
+                }
+            }
+        }
+        let ranges: Vec<_> = ranges.into_iter().map(|(start, end, limit, reverse)| range(start, end, limit, reverse)).collect();
+        let expected: Vec<Vec<(Bytes, Bytes)>> = ranges.iter().map(|range| {
+            let inside = model.iter().filter(|(key, _)| key[..] >= range.start[..] && key[..] < range.end[..]);
+            let mut inside: Vec<_> = inside.map(|(key, data)| (Bytes::from(key.clone()), data.clone())).collect();
+            if range.reverse {
+                inside.reverse();
+            }
+            inside.truncate(range.limit as usize);
+            inside
+        }).collect();
+        prop_assert_eq!(&in_turns(&state, ranges.clone(), 5000).0, &expected);
+        for (range, expected) in ranges.into_iter().zip(expected) {
+            if let Some(view) = state.read_cached(DATABASE, &[range], 5000).unwrap() {
+                let found: Vec<_> = view.ranges[0].iter().map(|entry| (entry.key.clone(), entry.value.data.clone())).collect();
+                prop_assert_eq!(found, expected);
+            }
+        }
+    }
+}
+
+/// `@deno/kv` asks for `["a"]` by a range in which `["a", "b"]` lies: where the first is absent, the protocol's answer
+/// is the second.
+#[test]
+fn a_key_that_is_there_answers_what_ends_in_ff_and_an_absent_one_does_not() {
+    let (a, ab) = (&b"\x02a\0"[..], &b"\x02a\0\x02b\0"[..]);
+    let asked = range(a, [a, &[0xff]].concat(), 1, false);
+    let state = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
+    apply(&state, vec![put(ab, "child", 0)]);
+    let view = state.read_cached(DATABASE, std::slice::from_ref(&asked), 0).unwrap().unwrap();
+    assert_eq!(view.ranges[0][0].key, ab);
+    assert_eq!(in_turns(&state, vec![asked.clone()], 0).0, [[(ab.into(), "child".into())]]);
+    apply(&state, vec![put(a, "itself", 0)]);
+    let view = state.read_cached(DATABASE, std::slice::from_ref(&asked), 0).unwrap().unwrap();
+    assert_eq!(view.ranges[0][0].key, a);
+    assert_eq!(in_turns(&state, vec![asked], 0).0, [[(a.into(), "itself".into())]]);
+}
+
+#[test]
+fn long_ranges_are_read_in_turns_both_ways() {
+    let (engine, _folder) = rocks(32 << 20);
+    let state = ShardState::open(engine, SHARD).unwrap();
+    let name = |number: usize| Bytes::from(format!("{number:05}"));
+    // Every third one has expired.
+    let count = 3 * TURN_ROWS;
+    apply(&state, (0..count).map(|n| put(name(n), name(n), if n % 3 == 0 { 1 } else { 0 })).collect());
+    for reverse in [false, true] {
+        let limit = 2 * TURN_ROWS;
+        let (found, turns) = in_turns(&state, vec![range("", "9", limit as u32, reverse)], 50);
+        let mut expected: Vec<_> = (0..count).filter(|n| n % 3 != 0).map(|n| (name(n), name(n))).collect();
+        if reverse {
+            expected.reverse();
+        }
+        assert_eq!(found, [expected]);
+        assert!((3..=4).contains(&turns), "{turns} turns");
+    }
+    let mut read = state.begin_read(DATABASE, vec![range("", "9", 1000, false)], 50).unwrap();
+    assert_eq!(read.turn(2000).unwrap(), Turn::Full);
+    assert!(read.bytes() < 2000 + 10 + ENTRY_BYTES, "no more is read than may be held: {}", read.bytes());
+}
+
+/// What a read has to skip of a queue's deleted head is bounded in each turn, and soon gone.
+#[test]
+fn deleted_rows_are_skipped_in_bounded_turns_and_compacted() {
+    let (engine, _folder) = rocks(64 << 20);
+    let state = ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, SHARD).unwrap();
+    const ROWS: usize = 40_000;
+    let name = |number: usize| Bytes::from(format!("q{number:06}"));
+    apply(&state, (0..ROWS).map(|n| put(name(n), "x", 0)).collect());
+    state.flush().unwrap();
+    engine.compact(&schema::state_family(SHARD, 0)).unwrap();
+    apply(&state, (0..ROWS).map(|n| Effect::Delete { key: name(n) }).collect());
+    apply(&state, vec![put("z", "behind", 0)]);
+    let asked = || vec![range("q", "zz", 1, false)];
+    let mut read = state.begin_read(DATABASE, asked(), 0).unwrap();
+    let mut turns = 1;
+    while read.turn(usize::MAX).unwrap() == Turn::More {
+        turns += 1;
+        assert!(turns < 10, "each turn skips twice as many as the one before");
+    }
+    assert!(turns >= 3, "{ROWS} deleted rows were skipped in {turns} turns");
+    assert_eq!(read.into_view(()).ranges[0][0].value.data, "behind");
+    // Before a second flush of the memtable adds a file, which could be what has them compacted.
+    let deadline = Instant::now() + Duration::from_secs(12);
+    while in_turns(&state, asked(), 0).1 > 1 {
+        assert!(Instant::now() < deadline, "deleted rows stay where every read skips them");
+        // What was written last is not compacted away by itself.
+        apply(&state, vec![put("a", "other", 0)]);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn what_lies_beside_a_view_lives_as_long_as_its_entries() {
+    let state = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
+    apply(&state, vec![put("a", "1", 0), put("b", "2", 0)]);
+    let beside = Arc::new(());
+    let view = |limit| {
+        let mut read = state.begin_read(DATABASE, vec![range("", "z", limit, false)], 0).unwrap();
+        assert_eq!(read.turn(usize::MAX).unwrap(), Turn::Done);
+        read.into_view(Arc::clone(&beside))
+    };
+    let mut kept = view(2);
+    let data = kept.ranges[0].pop().unwrap().value.data;
+    drop(kept);
+    assert_eq!((data.as_ref(), Arc::strong_count(&beside)), (&b"2"[..], 2));
+    drop(data);
+    assert_eq!(Arc::strong_count(&beside), 1);
+    drop(view(0));
+    assert_eq!(Arc::strong_count(&beside), 1, "nothing found holds nothing");
+}
+
+#[test]
+fn all_memtables_together_stay_within_their_bound() {
+    const BOUND: usize = 16 << 20;
+    let (engine, _folder) = rocks(BOUND);
+    let shards: Vec<_> = (1..=100)
+        .map(|shard| ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, ShardId(shard)).unwrap())
+        .collect();
+    let idle = engine.memtable_bytes();
+    assert!(idle < 100 * (64 << 10), "a shard without data takes {} bytes", idle / 100);
+    let data = Bytes::from(vec![7; 32 << 10]);
+    let mut most = 0;
+    for round in 0..12 {
+        for state in &shards {
+            apply(state, vec![put(format!("{round}"), data.clone(), 0)]);
+            most = most.max(engine.memtable_bytes());
+        }
+    }
+    assert!(most > BOUND as u64 / 2, "the test fills memtables: {most}");
+    assert!(most <= BOUND as u64, "{most} bytes of memtables, of at most {BOUND}");
+}
+
+/// An engine whose next write stops, before or after it takes effect, until it is let go.
+#[derive(Default)]
+struct Stalling {
+    inner: MemoryEngine,
+    stalls: AtomicBool,
+    after: AtomicBool,
+    stalled: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Stalling {
+    fn set(&self, stalled: bool) {
+        *self.stalled.lock().unwrap() = stalled;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self, stalled: bool) {
+        drop(self.changed.wait_while(self.stalled.lock().unwrap(), |now| *now != stalled).unwrap());
+    }
+}
+
+impl Engine for Stalling {
+    fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError> {
+        let stall = || {
+            if self.stalls.swap(false, Ordering::SeqCst) {
+                self.set(true);
+                self.wait(false);
+            }
+        };
+        if self.after.load(Ordering::SeqCst) {
+            self.inner.write(batch, durability)?;
+            stall();
+            return Ok(());
+        }
+        stall();
+        self.inner.write(batch, durability)
+    }
+
+    fn create_family(&self, family: &str) -> Result<(), StorageError> {
+        self.inner.create_family(family)
+    }
+
+    fn drop_family(&self, family: &str) -> Result<(), StorageError> {
+        self.inner.drop_family(family)
+    }
+
+    fn families(&self) -> Vec<String> {
+        self.inner.families()
+    }
+
+    fn get(&self, family: &str, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        self.inner.get(family, key)
+    }
+
+    fn get_cached(&self, family: &str, key: &[u8]) -> Result<Option<Option<Bytes>>, StorageError> {
+        self.inner.get_cached(family, key)
+    }
+
+    fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError> {
+        self.inner.scan(family, scan, visit)
+    }
+
+    fn sync(&self) -> Result<(), StorageError> {
+        self.inner.sync()
+    }
+
+    fn flush(&self, family: &str) -> Result<(), StorageError> {
+        self.inner.flush(family)
+    }
+
+    fn snapshot(&self) -> Arc<dyn EngineSnapshot> {
+        self.inner.snapshot()
+    }
+
+    fn open_snapshots(&self) -> u64 {
+        self.inner.open_snapshots()
+    }
+
+    fn forgotten(&self, family: &str) -> Arc<Forgotten> {
+        self.inner.forgotten(family)
+    }
+
+    fn compact_range(
+        &self,
+        family: &str,
+        start: &[u8],
+        end: &[u8],
+        paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<(), StorageError> {
+        self.inner.compact_range(family, start, end, paced)
+    }
+}
+
+/// Runs `body` while an apply of `effects` stands still in the engine.
+fn while_applying(after: bool, effects: Vec<Effect>, body: impl FnOnce(&ShardState)) {
+    let engine = Arc::new(Stalling::default());
+    let state = ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, SHARD).unwrap();
+    apply(&state, vec![put("a", "1", 15), put("b", "1", 0)]);
+    engine.after.store(after, Ordering::SeqCst);
+    engine.stalls.store(true, Ordering::SeqCst);
+    std::thread::scope(|scope| {
+        scope.spawn(|| apply(&state, effects));
+        engine.wait(true);
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(&state)));
+        // Whatever came of it: the other thread ends.
+        engine.set(false);
+        if let Err(panic) = done {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+#[test]
+fn no_read_waits_for_the_applier() {
+    while_applying(false, vec![put("a", "2", 0)], |state| {
+        // Each of these would wait for ever.
+        let one = range("a", "a\0", 1, false);
+        let view = state.read_cached(DATABASE, std::slice::from_ref(&one), 0).unwrap().unwrap();
+        assert_eq!((view.sequence, view.ranges[0].len()), (1, 1));
+        let (found, _) = in_turns(state, vec![one, range("", "z", 9, false)], 0);
+        assert_eq!(found[1], [("a".into(), "1".into()), ("b".into(), "1".into())]);
+        assert_eq!(state.expired(20, 9).unwrap().len(), 1);
+        assert_eq!(state.position().sequence, 1);
+    });
+}
+
+/// Between the engine's write and the word of it: what is read is of one moment, with that moment's time.
+#[test]
+fn what_is_read_while_a_batch_takes_effect_is_of_one_moment() {
+    let effects = vec![put("b", "2", 18), Effect::Delete { key: "c".into() }];
+    while_applying(true, effects, |state| {
+        assert_eq!(state.position().sequence, 1);
+        // The batch came at 20: what expires at 15 and 18 is gone with it.
+        let mut read = state.begin_read(DATABASE, vec![range("", "z", 9, false)], 0).unwrap();
+        assert_eq!(read.turn(usize::MAX).unwrap(), Turn::Done);
+        let view = read.into_view(());
+        assert_eq!((view.sequence, view.ranges[0].len()), (2, 0), "{view:?}");
+        // Of `a` the state before is known; what `b` is now is of a moment whose time is not.
+        let cached = |key: &'static str| {
+            state.read_cached(DATABASE, &[range(key, [key.as_bytes(), &[0]].concat(), 1, false)], 0).unwrap()
+        };
+        assert_eq!(cached("a").map(|view| (view.sequence, view.ranges[0].len())), Some((1, 1)));
+        // It is read with its time, from a snapshot: gone.
+        assert_eq!(cached("b").map(|view| (view.sequence, view.ranges[0].len())), Some((2, 0)));
+        assert_eq!(cached("c").map(|view| view.ranges[0].len()), Some(0));
+    });
+}
