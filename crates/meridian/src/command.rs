@@ -17,17 +17,53 @@ pub(crate) mod status;
 pub(crate) mod switchover;
 pub(crate) mod tokens;
 
-/// Resolves at the first Ctrl-C or SIGTERM.
-pub(crate) async fn asked_to_stop() {
+/// What a process does when its terminal is closed, or somebody sends it SIGHUP to have it read its configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hangup {
+    /// It serves on: there is nothing to reload.
+    Ignore,
+    /// As Ctrl-C.
+    Stop,
+}
+
+/// Resolves at the first Ctrl-C or SIGTERM. From then on a second one ends the process at once, which loses nothing:
+/// what was acknowledged is on the disk.
+pub(crate) async fn asked_to_stop(hangup: Hangup) {
     use tokio::signal::unix::{SignalKind, signal};
-    let Ok(mut terminate) = signal(SignalKind::terminate()) else {
+    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()));
+    let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangups)) = signals else {
         // Without handlers the signals end the process, which is safe too.
         return std::future::pending().await;
     };
-    tokio::select! {
-        _ = tokio::signal::ctrl_c() => {}
-        _ = terminate.recv() => {}
+    loop {
+        tokio::select! {
+            _ = interrupt.recv() => break,
+            _ = terminate.recv() => break,
+            _ = hangups.recv() => match hangup {
+                Hangup::Stop => break,
+                Hangup::Ignore => tracing::info!("SIGHUP: there is nothing to reload, serving on"),
+            },
+        }
     }
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tracing::warn!("asked to stop again: ending at once, requests in progress are not answered");
+        crate::log_writer::finish();
+        std::process::exit(STOPPED_AT_ONCE);
+    });
+}
+
+/// As a shell says of a process that SIGINT ended.
+const STOPPED_AT_ONCE: i32 = 130;
+
+/// Says something on standard output while serving: whether anybody reads it is no matter.
+pub(crate) fn say(text: &str) {
+    use std::io::Write;
+    let mut out = std::io::stdout().lock();
+    drop(writeln!(out, "{text}").and_then(|()| out.flush()));
 }
 
 /// The counts of data centers, a region each: `3,2,1`.

@@ -1,12 +1,15 @@
 //! The command line of Meridian.
 
 mod command;
+mod log_writer;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
+
+use self::log_writer::LogWriter;
 
 /// Meridian: a self-hosted, geo-replicated key-value store for Deno KV clients.
 #[derive(Parser)]
@@ -63,18 +66,44 @@ enum Command {
 fn abort_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
+        let message = panic.payload_as_str().unwrap_or_default();
+        if message.starts_with("failed printing to") {
+            // A command whose output goes nowhere (a closed pipe, a full disk) has nothing more to do, and no
+            // invariant is broken. What serves prints nothing in this way.
+            std::process::exit(OUTPUT_FAILED);
+        }
+        log_writer::finish();
         report(panic);
         std::process::abort();
     }));
 }
 
+/// As `EX_IOERR` of sysexits.h.
+const OUTPUT_FAILED: i32 = 74;
+
 fn main() -> ExitCode {
     abort_on_panic();
+    // Data, tokens and what was exported are for this user alone, whatever makes the file.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let cli = Cli::parse();
     let filter =
         EnvFilter::try_from_env("MERIDIAN_LOG").unwrap_or_else(|_| EnvFilter::new("warn,meridian=info,openraft=error"));
     let ansi = std::io::stderr().is_terminal();
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr).init();
+    let log = match LogWriter::start(std::io::stderr()) {
+        Ok(log) => log,
+        Err(error) => {
+            eprintln!("meridian: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    log_writer::install(&log);
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(ansi)
+        .with_writer(log)
+        // What cannot be logged is no reason to print, which fails too.
+        .log_internal_errors(false)
+        .init();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -104,6 +133,7 @@ fn main() -> ExitCode {
             Command::ClusterConfig(config) => config.run(),
         }
     });
+    log_writer::finish();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

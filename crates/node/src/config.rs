@@ -171,5 +171,16 @@ impl GatewayConfig {
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
-    std::fs::read_to_string(path).map_err(|cause| ConfigError::Read { path: path.to_owned(), cause })
+    use std::os::unix::fs::PermissionsExt;
+    let failed = |cause| ConfigError::Read { path: path.to_owned(), cause };
+    let text = std::fs::read_to_string(path).map_err(failed)?;
+    let mode = std::fs::metadata(path).map_err(failed)?.permissions().mode();
+    if mode & 0o077 != 0 {
+        tracing::warn!(
+            path = %path.display(),
+            mode = format!("{:o}", mode & 0o777),
+            "this file may hold access tokens, and others can read it: chmod 600"
+        );
+    }
+    Ok(text)
 }

@@ -1,10 +1,7 @@
 //! A whole cluster in one process: real nodes, each with its own RocksDB, over real gRPC on loopback.
 
 use std::collections::HashMap;
-use std::fs::OpenOptions;
-use std::io::Write;
 use std::net::SocketAddr;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,6 +10,7 @@ use meridian_types::NodeId;
 use crate::config::{ConfigError, dev_cluster_configs};
 use crate::node::{Node, StartError};
 use crate::peers::Dial;
+use crate::private_file;
 use crate::topology::DevLayout;
 use crate::wan::{Link, WanPlan};
 
@@ -128,10 +126,7 @@ fn write_config(config: &crate::config::NodeConfig) -> Result<(), StartError> {
     let write = || {
         std::fs::create_dir_all(&config.data_dir)?;
         // It holds the access token.
-        let mut options = OpenOptions::new();
-        options.create(true).write(true).truncate(true).mode(0o600);
-        let mut file = options.open(config.data_dir.join("node.toml"))?;
-        file.write_all(config.to_toml().as_bytes())
+        private_file::write(&config.data_dir.join("node.toml"), config.to_toml().as_bytes())
     };
     let failed = |error: std::io::Error| StartError::DataFolder {
         path: config.data_dir.display().to_string(),

@@ -45,6 +45,7 @@ mod node;
 mod open_files;
 mod orphans;
 mod peers;
+pub mod private_file;
 mod proposer;
 mod read_answer;
 mod reads;

@@ -1,11 +1,9 @@
-use std::fs::OpenOptions;
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
 use meridian_node::config::dev_cluster_configs;
+use meridian_node::private_file;
 use meridian_node::topology::DevLayout;
 
 use super::{Counts, parse_counts};
@@ -54,9 +52,8 @@ impl ClusterConfig {
             std::fs::create_dir_all(&config.data_dir)?;
             let path = config.data_dir.join("node.toml");
             // It holds the access token.
-            let file = OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&path);
-            let mut file = file.with_context(|| format!("cannot write {}", path.display()))?;
-            file.write_all(config.to_toml().as_bytes())?;
+            let written = private_file::write(&path, config.to_toml().as_bytes());
+            written.with_context(|| format!("cannot write {}", path.display()))?;
             println!("{}\t{}\t{}", config.node.name, config.listen.kv, path.display());
         }
         Ok(())

@@ -11,7 +11,7 @@ use meridian_node::topology::DevLayout;
 use meridian_node::wan::WanPlan;
 use uuid::Uuid;
 
-use super::{Counts, asked_to_stop, parse_counts};
+use super::{Counts, Hangup, asked_to_stop, parse_counts, say};
 
 #[derive(Args)]
 pub(crate) struct Dev {
@@ -70,7 +70,7 @@ impl Dev {
             max_memory_mb: self.max_memory_mb,
             listen_host: Some(self.host.as_str()),
         };
-        let stop = asked_to_stop();
+        let stop = asked_to_stop(Hangup::Stop);
         tokio::pin!(stop);
         let cluster = tokio::select! {
             cluster = DevCluster::start(options) => cluster?,
@@ -83,36 +83,36 @@ impl Dev {
                 return Ok(());
             }
         }
-        println!(
+        say(&format!(
             "Meridian is ready after {:.1} s. Data is in {}.",
             started.elapsed().as_secs_f64(),
             data_dir.display()
-        );
+        ));
         if let Some(plan) = &self.wan {
-            println!("Between the regions lies an emulated WAN: {plan}.");
+            say(&format!("Between the regions lies an emulated WAN: {plan}."));
         }
         if !self.automatic_failover {
-            println!("A new cluster's databases do not fail over by themselves: see --automatic-failover.");
+            say("A new cluster's databases do not fail over by themselves: see --automatic-failover.");
         }
-        println!();
+        say("");
         for (region, address) in cluster.gateways() {
-            println!("  {region:<10} http://{address}");
+            say(&format!("  {region:<10} http://{address}"));
         }
-        println!();
-        println!("  access token: {token}");
-        println!();
+        say("");
+        say(&format!("  access token: {token}"));
+        say("");
         if let Some((_, address)) = cluster.gateways().first() {
-            println!("Paste this to try it with Deno:");
-            println!();
-            println!(
+            say("Paste this to try it with Deno:");
+            say("");
+            say(&format!(
                 "  DENO_KV_ACCESS_TOKEN={token} deno eval --unstable-kv 'const kv = await Deno.openKv(\"http://{address}\"); \
                  await kv.set([\"hello\"], \"world\"); console.log(await kv.get([\"hello\"])); kv.close();'"
-            );
-            println!();
-            println!("Eventual reads, served in the region: add ?consistency=eventual to a URL. Ctrl-C stops.");
+            ));
+            say("");
+            say("Eventual reads, served in the region: add ?consistency=eventual to a URL. Ctrl-C stops.");
         }
         stop.await;
-        println!("Stopping.");
+        say("Stopping.");
         cluster.stop().await;
         match temporary {
             Some(folder) => remove(folder.keep()).await,

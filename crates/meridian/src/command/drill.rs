@@ -12,7 +12,7 @@ use meridian_drills::suite::{SuiteReport, run_suite};
 use meridian_node::wan::WanPlan;
 use serde::Serialize;
 
-use super::{Counts, asked_to_stop, parse_counts};
+use super::{Counts, Hangup, asked_to_stop, parse_counts};
 
 /// What a script's file ends with.
 const SCRIPT_ENDING: &str = "drill";
@@ -95,7 +95,7 @@ impl Drill {
         // Dropped, it ends all of its processes.
         tokio::select! {
             done = work => done,
-            () = asked_to_stop() => bail!("stopped"),
+            () = asked_to_stop(Hangup::Stop) => bail!("stopped"),
         }
     }
 }

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::measurement::Measurement;
 use self::site::{Cluster, RegionUrl};
-use super::asked_to_stop;
+use super::{Hangup, asked_to_stop};
 
 #[derive(Args)]
 pub(crate) struct Latency {
@@ -67,7 +67,7 @@ impl Latency {
         let stop = CancellationToken::new();
         let stopping = stop.clone();
         tokio::spawn(async move {
-            asked_to_stop().await;
+            asked_to_stop(Hangup::Stop).await;
             stopping.cancel();
         });
         let measurement =

@@ -3,9 +3,7 @@
 mod batch;
 mod key;
 
-use std::fs::OpenOptions;
 use std::io::{BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +14,7 @@ use meridian_failover::{Cluster, Node};
 use meridian_proto::admin::{self, admin_client::AdminClient};
 use meridian_types::NodeId;
 use serde::Serialize;
+use tempfile::NamedTempFile;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
@@ -278,11 +277,9 @@ async fn export(cluster: &Cluster, file: &File, output: &Path, json: bool) -> Re
         bail!("{} is there already", output.display());
     }
     let mut reading = open(cluster, file).await?;
-    let mut partial = output.as_os_str().to_owned();
-    partial.push(".partial");
-    // It holds the application's data.
-    let opened = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&partial);
-    let mut out = BufWriter::new(opened.with_context(unusable)?);
+    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    // It holds the application's data: for its owner only, under a name that nobody foresees.
+    let mut out = BufWriter::new(NamedTempFile::new_in(folder).with_context(unusable)?);
     let mut exported = Exported { output, batches: 0, transactions: 0 };
     while let Some(orphaned) = reading.next().await? {
         for line in orphaned.lines(cluster)? {
@@ -291,8 +288,10 @@ async fn export(cluster: &Cluster, file: &File, output: &Path, json: bool) -> Re
         }
         exported.batches += 1;
     }
-    let done = out.into_inner().map_err(|error| error.into_error()).and_then(|file| file.sync_all());
-    done.and_then(|()| std::fs::rename(&partial, output)).with_context(unusable)?;
+    let file = out.into_inner().map_err(|error| error.into_error()).with_context(unusable)?;
+    file.as_file().sync_all().with_context(unusable)?;
+    // Not over a file that has come meanwhile.
+    file.persist_noclobber(output).map_err(|error| error.error).with_context(unusable)?;
     if json {
         return print_json(&exported);
     }

@@ -7,7 +7,7 @@ use meridian_node::{Metrics, Node, StandaloneGateway, serve_metrics};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::asked_to_stop;
+use super::{Hangup, asked_to_stop, say};
 
 #[derive(Args)]
 pub(crate) struct Serve {
@@ -36,9 +36,9 @@ impl Serve {
         let stop = CancellationToken::new();
         start_metrics(config.listen.metrics.as_deref(), &stop).await?;
         let node = Node::start(config, None).await?;
-        println!("node {} serves KV Connect at http://{}", node.name(), node.kv_address());
+        say(&format!("node {} serves KV Connect at http://{}", node.name(), node.kv_address()));
         let refused = tokio::select! {
-            () = asked_to_stop() => None,
+            () = asked_to_stop(Hangup::Ignore) => None,
             reason = node.refused() => Some(reason),
         };
         stop.cancel();
@@ -57,8 +57,8 @@ impl Gateway {
         let stop = CancellationToken::new();
         start_metrics(config.listen.metrics.as_deref(), &stop).await?;
         let gateway = StandaloneGateway::start(config, None).await?;
-        println!("gateway serves KV Connect at http://{}", gateway.kv_address());
-        asked_to_stop().await;
+        say(&format!("gateway serves KV Connect at http://{}", gateway.kv_address()));
+        asked_to_stop(Hangup::Ignore).await;
         stop.cancel();
         gateway.stop().await;
         Ok(())

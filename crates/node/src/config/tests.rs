@@ -127,12 +127,27 @@ fn a_cluster_may_be_founded_with_databases_that_do_not_fail_over() {
     }
 }
 
+/// A sample, with a secret of the operator's own.
+fn sample(name: &str) -> String {
+    let text = std::fs::read_to_string(Path::new(DEPLOY).join(name)).unwrap();
+    assert!(text.contains(TokenSecret::PLACEHOLDER), "{name}");
+    text.replace(TokenSecret::PLACEHOLDER, "a-secret-of-ones-own")
+}
+
+#[test]
+fn the_secret_of_the_samples_is_refused() {
+    let node = NodeConfig::load(&Path::new(DEPLOY).join("node.toml")).unwrap_err().to_string();
+    assert!(node.contains("still the one of the sample"), "{node}");
+    let gateway = GatewayConfig::load(&Path::new(DEPLOY).join("gateway.toml")).unwrap_err().to_string();
+    assert!(gateway.contains("still the one of the sample"), "{gateway}");
+}
+
 #[test]
 fn the_samples_load() {
-    let node = NodeConfig::load(&Path::new(DEPLOY).join("node.toml")).unwrap();
+    let node = NodeConfig::parse(&sample("node.toml"), Path::new("node.toml")).unwrap();
     assert_eq!(node.topology.nodes.len(), 6);
     assert_eq!(node.raft, RaftConfig::default());
-    let gateway = GatewayConfig::load(&Path::new(DEPLOY).join("gateway.toml")).unwrap();
+    let gateway = GatewayConfig::parse(&sample("gateway.toml"), Path::new("gateway.toml")).unwrap();
     assert_eq!(gateway.region, "ashburn");
     assert_eq!(gateway.topology, node.topology);
     assert_eq!(gateway.tokens, node.tokens);
@@ -140,7 +155,7 @@ fn the_samples_load() {
 
 #[test]
 fn commented_fields_of_the_samples_are_the_defaults() {
-    let sample = std::fs::read_to_string(Path::new(DEPLOY).join("node.toml")).unwrap();
+    let sample = sample("node.toml");
     let uncommented: String = sample
         .lines()
         .map(|line| line.strip_prefix("# ").filter(|line| line.contains(" = ") && !line.contains('*')).unwrap_or(line))

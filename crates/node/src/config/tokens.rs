@@ -16,6 +16,8 @@ pub enum TokenSecret {
 }
 
 impl TokenSecret {
+    /// What the sample files have in the place of a secret: everybody knows it.
+    pub const PLACEHOLDER: &str = "replace-this-before-you-serve";
     /// Shorter secrets are refused.
     pub const MIN_CHARACTERS: usize = 16;
 
@@ -31,6 +33,9 @@ impl TokenSecret {
         let characters = secret.chars().count();
         if characters < Self::MIN_CHARACTERS {
             return Err(InvalidToken::ShortSecret { characters });
+        }
+        if secret == Self::PLACEHOLDER {
+            return Err(InvalidToken::Placeholder);
         }
         if !secret.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(InvalidToken::SecretCharacters);
@@ -79,6 +84,8 @@ pub enum InvalidToken {
     TwoSecrets,
     #[error("its `secret` has {characters} characters, fewer than {}", TokenSecret::MIN_CHARACTERS)]
     ShortSecret { characters: usize },
+    #[error("its `secret` is still the one of the sample, which everybody knows: make one with `openssl rand -hex 32`")]
+    Placeholder,
     #[error("its `secret` is not made of visible ASCII characters")]
     SecretCharacters,
     #[error("its `secret_sha256` is not 64 hexadecimal digits")]

@@ -81,7 +81,7 @@ impl directory_server::Directory for DirectoryService {
             return Err(Status::permission_denied("this change is the directory's own"));
         }
         let voter = self.voter()?;
-        let result = match voter.execute(change, request.actor).await {
+        let result = match voter.execute(change, actor(&request.actor)).await {
             Ok(cluster) => execute_response::Result::Done(cluster_to_wire(&cluster)),
             Err(ExecuteFailure::Refused(reason)) => execute_response::Result::Refused(reason),
             Err(ExecuteFailure::NotLeader) => {
@@ -124,6 +124,13 @@ impl directory_server::Directory for DirectoryService {
 }
 
 /// What the directory's leader decides by itself is nobody else's to order.
+/// Who orders a change, as the caller says: bounded, and without what a terminal would obey.
+fn actor(said: &str) -> String {
+    const MAX_CHARACTERS: usize = 128;
+    let shown = |character: char| if character.is_control() { '\u{fffd}' } else { character };
+    said.chars().take(MAX_CHARACTERS).map(shown).collect()
+}
+
 fn is_for_operators(change: &Change) -> bool {
     !matches!(
         change,

@@ -200,8 +200,9 @@ mod tests {
     #[test]
     fn the_token_is_plain_and_writes() {
         let sample = include_str!("../../../../../deploy/node.toml");
+        let sample = sample.replace("replace-this-before-you-serve", "a-secret-of-ones-own");
         let path = Path::new("deploy/node.toml");
-        let mut tokens = NodeConfig::parse(sample, path).unwrap().tokens;
+        let mut tokens = NodeConfig::parse(&sample, path).unwrap().tokens;
         tokens.truncate(1);
         let mut token = tokens.remove(0);
         token.write = true;

@@ -8,9 +8,9 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::goal::{Goal, Stage};
-use crate::command::asked_to_stop;
 use crate::command::cluster::change_text;
 use crate::command::operator::{Directory, View, amounts, print, print_json};
+use crate::command::{Hangup, asked_to_stop};
 
 const POLL: Duration = Duration::from_millis(50);
 /// Without an answer for so long, waiting ends. What was begun goes on.
@@ -94,7 +94,7 @@ struct Seen {
 pub(crate) async fn wait(directory: &mut Directory, goals: &[Goal], json: bool) -> Result<bool> {
     let begun = Instant::now();
     let mut seen: BTreeMap<ShardId, Seen> = goals.iter().map(|goal| (goal.shard, Seen::default())).collect();
-    let stop = asked_to_stop();
+    let stop = asked_to_stop(Hangup::Stop);
     tokio::pin!(stop);
     let mut answered = Instant::now();
     while seen.values().any(|seen| seen.outcome.is_none()) {
