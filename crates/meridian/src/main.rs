@@ -172,7 +172,7 @@ mod tests {
         let (out, error) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
         let signal = std::os::unix::process::ExitStatusExt::signal(&child.status);
         assert_eq!(signal, Some(6), "it was not aborted: {:?}\n{out}\n{error}", child.status);
-        assert!(error.contains("batch 1.2 cannot follow 0.0"), "{error}");
+        assert!(error.contains("batch 1.2 cannot follow 1.0"), "{error}");
         assert!(!out.contains("it goes on"), "{out}");
     }
 

@@ -292,7 +292,7 @@ mod tests {
     use crate::topology::Topology;
 
     fn cluster(version: u64, id: Option<&str>) -> Cluster {
-        let topology = Topology::dev(&[1][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let topology = Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         Cluster { version, id: id.map(str::to_owned), ..first_cluster(&topology) }
     }
 
