@@ -63,6 +63,7 @@ pub(crate) fn openraft_config(timing: RaftTiming, name: String) -> Result<Config
         replication_lag_threshold: u64::MAX,
         // Counts entries, not bytes: the log reader cuts by bytes.
         max_payload_entries: 64,
+        // Said in errors only: what bounds a copy is that somebody reads from it, see `StateTransfer::abandoned`.
         install_snapshot_timeout: 10 * 60 * 1000,
         backoff: "20ms 50ms 100ms ...300ms".to_owned(),
         ..Config::default()

@@ -467,6 +467,7 @@ impl RaftGroup {
             "state flushed",
         );
         built.await.map_err(|error| refused(&error))?;
+        self.machine.purged(index);
         self.raft.trigger().purge_log(index).await.map_err(|error| refused(&error))
     }
 

@@ -46,11 +46,17 @@ pub type Transfer<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Moves whole states between nodes.
 pub trait StateTransfer: Send + Sync + 'static {
-    /// Keeps the snapshot ready to be fetched, and returns the id to fetch it by. It may be forgotten when
-    /// nobody has fetched from it for a while.
+    /// Keeps the snapshot ready to be fetched, and returns the id to fetch it by; the same for the same snapshot. It
+    /// may be forgotten when nobody has fetched from it for a while.
     fn offer(&self, group: GroupId, snapshot: Arc<StateSnapshot>) -> String;
 
-    /// Fetches what `source` offers under the id into a staged state of `state`.
+    /// Ends when nobody has fetched from what is offered under the id for so long that nobody will.
+    fn abandoned(self: Arc<Self>, _snapshot_id: String) -> Transfer<()> {
+        Box::pin(std::future::pending())
+    }
+
+    /// Fetches what `source` offers under the id into a staged state of `state`. Dropped, and called again with the
+    /// same id soon after, it goes on where it stopped.
     fn fetch(
         self: Arc<Self>,
         group: GroupId,
@@ -194,19 +200,29 @@ impl Network {
         &self,
         vote: Vote,
         snapshot: Snapshot<SnapshotData>,
+        limit: Duration,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let SnapshotData::Local(data) = snapshot.snapshot else {
             return Err(unreachable(&AnyError::error("only a state of one's own can be sent")).into());
         };
+        let mut client = self.client()?;
+        let snapshot_id = self.factory.transfer.offer(self.factory.group, data);
         let request = raft::InstallSnapshotRequest {
             group: Some(self.group()),
             vote: Some(wire::vote_to_wire(&vote)),
             last_log_id: snapshot.meta.last_log_id.as_ref().map(wire::log_id_to_wire),
             last_membership: Some(wire::stored_membership_to_wire(&snapshot.meta.last_membership)),
-            snapshot_id: self.factory.transfer.offer(self.factory.group, data),
+            snapshot_id: snapshot_id.clone(),
             source: self.factory.node_id,
         };
-        let response = self.client()?.install_snapshot(request).await.map_err(|status| unreachable(&status))?;
+        // However long it takes: a state grows with what is written, and the link does not. One that broke off is
+        // offered the same snapshot again, see `StateMachine::get_current_snapshot`.
+        let response = tokio::select! {
+            response = client.install_snapshot(request) => response.map_err(|status| unreachable(&status))?,
+            () = Arc::clone(&self.factory.transfer).abandoned(snapshot_id) => {
+                return Err(self.timeout(RPCTypes::InstallSnapshot, limit).into());
+            }
+        };
         let vote = response.into_inner().vote.map(wire::vote).unwrap_or(vote);
         Ok(SnapshotResponse::new(vote))
     }
@@ -334,10 +350,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         tokio::select! {
             closed = cancel => Err(closed.into()),
-            response = tokio::time::timeout(option.soft_ttl(), self.offer(vote, snapshot)) => match response {
-                Ok(response) => response,
-                Err(_) => Err(self.timeout(RPCTypes::InstallSnapshot, option.soft_ttl()).into()),
-            },
+            response = self.offer(vote, snapshot, option.soft_ttl()) => response,
         }
     }
 

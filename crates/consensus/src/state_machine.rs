@@ -1,5 +1,6 @@
 use std::io;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use futures::{FutureExt, Stream, StreamExt};
 use meridian_proto::decode_stored;
@@ -36,6 +37,10 @@ struct Shared {
     last: Mutex<Option<LastApplied>>,
     /// Held while the state is changed; false once the group has been shut down.
     running: Mutex<bool>,
+    /// The last snapshot that was made for a member, for as long as somebody keeps it.
+    offered: Mutex<Weak<StateSnapshot>>,
+    /// The index up to which the log was purged at least.
+    purged: AtomicU64,
 }
 
 /// Where this group's log and the state stand together.
@@ -53,7 +58,13 @@ pub(crate) enum SnapshotData {
 
 impl StateMachine {
     pub(crate) fn new(state: Arc<ShardState>, group: GroupId) -> Self {
-        let shared = Shared { applied: watch::Sender::new((0, 0)), last: Mutex::default(), running: Mutex::new(true) };
+        let shared = Shared {
+            applied: watch::Sender::new((0, 0)),
+            last: Mutex::default(),
+            running: Mutex::new(true),
+            offered: Mutex::default(),
+            purged: AtomicU64::new(0),
+        };
         let machine = Self { state, group, shared: Arc::new(shared) };
         machine.announce();
         machine
@@ -171,9 +182,24 @@ impl StateMachine {
     }
 
     fn snapshot(&self) -> io::Result<Snapshot<SnapshotData>> {
-        let snapshot = self.state.snapshot();
+        self.snapshot_of(Arc::new(self.state.snapshot()))
+    }
+
+    fn snapshot_of(&self, snapshot: Arc<StateSnapshot>) -> io::Result<Snapshot<SnapshotData>> {
         let meta = self.meta(&self.own(snapshot.applied().raft.clone()))?;
-        Ok(Snapshot { meta, snapshot: SnapshotData::Local(Arc::new(snapshot)) })
+        Ok(Snapshot { meta, snapshot: SnapshotData::Local(snapshot) })
+    }
+
+    /// The log begins behind this index, or is about to.
+    pub(crate) fn purged(&self, index: u64) {
+        self.shared.purged.fetch_max(index, Ordering::SeqCst);
+    }
+
+    /// The snapshot that a member is copying or was until a moment ago, if the log goes on from there.
+    fn offered(&self) -> Option<Arc<StateSnapshot>> {
+        let snapshot = self.shared.offered.lock().upgrade()?;
+        let index = self.own(snapshot.applied().raft.clone()).log_id?.index;
+        (index >= self.shared.purged.load(Ordering::SeqCst)).then_some(snapshot)
     }
 }
 
@@ -228,12 +254,18 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(off_the_runtime(move || machine.install(machine.staged(snapshot)?, raft)).await??)
     }
 
-    /// The state itself is the snapshot, and always the newest one. One that is not of this group is none.
+    /// The state itself is the snapshot. One that is not of this group is none. While a member copies one, it is the
+    /// same: a copy that broke off can then go on, however long it takes.
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<SnapshotData>>, io::Error> {
-        match self.own(self.state.applied().raft).log_id {
-            None => Ok(None),
-            Some(_) => Ok(Some(self.snapshot()?)),
+        if self.own(self.state.applied().raft).log_id.is_none() {
+            return Ok(None);
         }
+        if let Some(offered) = self.offered() {
+            return Ok(Some(self.snapshot_of(offered)?));
+        }
+        let snapshot = Arc::new(self.state.snapshot());
+        *self.shared.offered.lock() = Arc::downgrade(&snapshot);
+        Ok(Some(self.snapshot_of(snapshot)?))
     }
 }
 
@@ -300,6 +332,25 @@ mod tests {
             let error = apply(&mut foreign, 0, batch(2, 2)).await.unwrap_err();
             assert!(error.contains("the state is not of this group"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_member_that_copies_is_given_the_same_snapshot_until_the_log_begins_behind_it() {
+        let position = |snapshot: &Snapshot<SnapshotData>| snapshot.meta.last_log_id.map(|log_id| log_id.index);
+        let mut machine = machine(2, raft(2));
+        let first = machine.get_current_snapshot().await.unwrap().unwrap();
+        assert_eq!(position(&first), Some(7));
+        apply(&mut machine, 8, batch(2, 2)).await.unwrap();
+        let again = machine.get_current_snapshot().await.unwrap().unwrap();
+        assert_eq!(position(&again), Some(7), "a copy that broke off goes on");
+        drop(again);
+        machine.purged(8);
+        let later = machine.get_current_snapshot().await.unwrap().unwrap();
+        assert_eq!(position(&later), Some(8), "nothing could be sent behind the first");
+        drop((first, later));
+        apply(&mut machine, 9, batch(2, 3)).await.unwrap();
+        let newest = machine.get_current_snapshot().await.unwrap().unwrap();
+        assert_eq!(position(&newest), Some(9), "nobody copies");
     }
 
     #[tokio::test]

@@ -63,7 +63,7 @@ pub struct Shard {
     pub changing: Option<VoterChange>,
     /// Where each epoch left the history of the one before, oldest first; the last is the present one.
     pub bases: Vec<(Epoch, Position)>,
-    /// Every failover and switchover, oldest first; the latest 100.
+    /// Every failover and switchover, oldest first; the latest 16.
     #[serde(default)]
     pub reports: Vec<FailoverReport>,
 }

@@ -31,6 +31,8 @@ use crate::topology::Topology;
 pub(crate) use bootstrap::{DIRECTORY_DATABASE, DIRECTORY_GROUP, first_cluster, founded_cluster};
 pub(crate) use client::{Follower, LeaseRenewal};
 pub(crate) use leader::DirectoryVoter;
+#[cfg(test)]
+pub(crate) use leader::{ExecuteFailure, LeaderParts};
 pub(crate) use part::DirectoryPart;
 pub(crate) use service::DirectoryService;
 pub(crate) use store::{incarnation, load_cluster, save_cluster};

@@ -11,6 +11,7 @@ use meridian_types::NodeId;
 use parking_lot::Mutex;
 
 use crate::clock::{steady_ms, wall_ms};
+use crate::maintenance::KEEP_BATCHES;
 
 /// Samples of the commit history; beyond, older ones are kept more coarsely.
 const HISTORY_SAMPLES: usize = 4096;
@@ -18,6 +19,9 @@ const HISTORY_SAMPLES: usize = 4096;
 const PROPOSED_SAMPLES: usize = 64;
 /// A follower not heard of for so long counts as away.
 const AWAY_AFTER: Duration = Duration::from_secs(3);
+
+/// The log is kept for a follower that copies a state as long as it gets on in so short a time.
+const COPY_STALLED: Duration = Duration::from_secs(120);
 
 /// The leadership is handed to nobody who was silent for longer: one that has just lost its power cannot say
 /// so.
@@ -32,6 +36,8 @@ struct Inner {
     history: CommitHistory,
     /// What this node has proposed and not applied yet, and when.
     proposed: VecDeque<(u64, u64)>,
+    /// What is applied here.
+    newest: u64,
     positions: BTreeMap<NodeId, Follower>,
 }
 
@@ -41,6 +47,16 @@ struct Follower {
     heard: Option<Instant>,
     may_lead: bool,
     disk_full: bool,
+    copying: Option<Copying>,
+}
+
+/// A follower copies a whole state, or catches up with what was written meanwhile.
+#[derive(Debug, Clone, Copy)]
+struct Copying {
+    /// It needs the log behind this sequence, or behind a later one.
+    after: u64,
+    /// When it was last known to get on.
+    at: Instant,
 }
 
 /// One follower's lag.
@@ -85,16 +101,16 @@ impl Inner {
 impl Followers {
     /// Watches what is applied to `state`.
     pub(crate) fn watch(state: &ShardState) -> Arc<Self> {
-        let history = history_from(state);
-        let followers = Arc::new(Self {
-            inner: Mutex::new(Inner { history, proposed: VecDeque::new(), positions: BTreeMap::new() }),
-        });
+        let (history, newest) = (history_from(state), state.position().sequence);
+        let inner = Inner { history, proposed: VecDeque::new(), newest, positions: BTreeMap::new() };
+        let followers = Arc::new(Self { inner: Mutex::new(inner) });
         let observer = Arc::clone(&followers);
         state.observe(move |batches| {
             let mut inner = observer.inner.lock();
             for DecodedBatch { batch, len, .. } in batches {
                 let sequence = batch.position.sequence;
                 let at = inner.proposed_at(sequence).unwrap_or_else(|| made_at(batch.time_ms));
+                inner.newest = sequence;
                 inner.history.record(sequence, *len as u64, at);
             }
         });
@@ -105,7 +121,7 @@ impl Followers {
     /// that were lost, whose sequences come again.
     pub(crate) fn restart(&self, state: &ShardState) {
         let mut inner = self.inner.lock();
-        inner.history = history_from(state);
+        (inner.history, inner.newest) = (history_from(state), state.position().sequence);
         inner.proposed.clear();
     }
 
@@ -137,11 +153,33 @@ impl Followers {
     }
 
     pub(crate) fn heard(&self, status: Status, may_lead: bool, disk_full: bool) {
-        if let Some(follower) = self.inner.lock().positions.get_mut(&status.node) {
+        let mut inner = self.inner.lock();
+        let newest = inner.newest;
+        if let Some(follower) = inner.positions.get_mut(&status.node) {
             // A node that was wiped says less than before: believe it.
-            let heard = Some(Instant::now());
-            *follower = Follower { durable: status.durable.sequence, heard, may_lead, disk_full };
+            let (durable, now) = (status.durable.sequence, Instant::now());
+            let copying = follower.copying.filter(|copying| now.duration_since(copying.at) < COPY_STALLED);
+            let copying = match copying {
+                // What it copies is not older than what this node begins to keep now.
+                None if status.fetching_snapshot => {
+                    Some(Copying { after: newest.saturating_sub(KEEP_BATCHES), at: now })
+                }
+                Some(copying) if status.fetching_snapshot => Some(Copying { at: now, ..copying }),
+                // The copy is in place: what was written meanwhile is still to come.
+                Some(_) if durable + KEEP_BATCHES >= newest => None,
+                Some(copying) if durable > copying.after => Some(Copying { after: durable, at: now }),
+                other => other,
+            };
+            *follower = Follower { durable, heard: Some(now), may_lead, disk_full, copying };
         }
+    }
+
+    /// The sequence behind which the log is needed by those who copy a state, or catch up behind a copy, whatever the
+    /// bound on the log's bytes says: without it they would begin anew, for ever.
+    pub(crate) fn needs_log_after(&self) -> Option<u64> {
+        let inner = self.inner.lock();
+        let copying = inner.positions.values().filter_map(|follower| follower.copying);
+        copying.filter(|copying| copying.at.elapsed() < COPY_STALLED).map(|copying| copying.after).min()
     }
 
     /// Whether the node has said that its disk has no room. One that is away has not changed its mind.
@@ -197,6 +235,37 @@ mod tests {
 
     fn status(node: NodeId, sequence: u64) -> Status {
         Status::of_primary_member(node, Epoch(1), Position::new(Epoch(1), sequence), Duration::ZERO)
+    }
+
+    #[test]
+    fn the_log_is_kept_from_where_a_copy_began_until_the_newcomer_has_caught_up() {
+        let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
+        let followers = Followers::watch(&state);
+        followers.set_nodes([4]);
+        let mut written = 0;
+        let mut write = |batches: u64| {
+            for _ in 0..batches {
+                written += 1;
+                let position = Position::new(Epoch(1), written);
+                let batch = Batch { position, time_ms: 1, transactions: Vec::new() };
+                state.apply(&[batch.into()], RaftApplied::default()).unwrap();
+            }
+        };
+        let copies = |sequence| Status { fetching_snapshot: true, ..status(4, sequence) };
+        write(1500);
+        followers.heard(status(4, 0), false, false);
+        assert_eq!(followers.needs_log_after(), None, "whoever is only slow is kept for by bytes");
+        followers.heard(copies(0), false, false);
+        write(5000);
+        followers.heard(copies(0), false, false);
+        assert_eq!(followers.needs_log_after(), Some(500));
+        followers.heard(status(4, 1500), false, false);
+        write(1000);
+        assert_eq!(followers.needs_log_after(), Some(1500), "in place; the rest is to come");
+        followers.heard(status(4, 4000), false, false);
+        assert_eq!(followers.needs_log_after(), Some(4000));
+        followers.heard(status(4, 7000), false, false);
+        assert_eq!(followers.needs_log_after(), None);
     }
 
     #[test]

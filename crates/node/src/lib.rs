@@ -16,7 +16,7 @@
 //! | `read_answer`, `write_calls` | how the answer to a read, and a write, travel between nodes |
 //! | `shard_service`, `admin_service` | gRPC faces |
 //! | `seals` | what was promised about the end of epochs, over restarts |
-//! | `maintenance` | flushing, purging, forgetting, gauges |
+//! | `maintenance`, `counters` | flushing, purging, forgetting, gauges; what is measured from the start |
 //! | `wan` | emulated links |
 //!
 //! What always holds here: an answer to a write says what is true and durable, or nothing; a strong read
@@ -29,6 +29,7 @@ mod clocks;
 mod comparison;
 pub mod config;
 mod control;
+mod counters;
 pub mod dev;
 mod directory;
 mod drain;

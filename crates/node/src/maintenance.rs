@@ -1,6 +1,6 @@
 //! What a node does by the way: statuses, flushing and purging, forgetting request ids, gauges.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 use meridian_proto::shipping::{AnnounceRequest, Status, shipping_client::ShippingClient};
 use meridian_storage::{HighWater, StorageError, fatal};
 use meridian_types::{Epoch, NodeId, Position, ShardId};
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::wall_ms;
 use crate::clocks::Clocks;
 use crate::comparison::checkpoint;
-use crate::directory::Directory;
+use crate::counters::LagGauges;
+use crate::directory::{DIRECTORY_GROUP, Directory, DirectoryVoter};
+use crate::followers::Followers;
 use crate::peers::PeerChannels;
 use crate::shard::{LocalShard, Voter, or_fatal};
 use crate::shard_table::ShardTable;
@@ -44,7 +46,11 @@ const PREFERRED_LEADER: Duration = Duration::from_secs(10);
 /// Batches that are not worth a purge.
 const PURGE_AT_LEAST: u64 = 1000;
 /// Kept in any case: what a member or replica lacks that was away for a moment.
-const KEEP_BATCHES: u64 = 1000;
+pub(crate) const KEEP_BATCHES: u64 = 1000;
+/// Logs are kept for copies that take long only while so much disk is free: beyond, a copy may have to begin anew.
+const COPY_FREE_BYTES: u64 = 4 * MIN_FREE_BYTES;
+/// The same for the directory's own group, each of whose batches holds the whole cluster.
+const DIRECTORY_KEEP_BATCHES: u64 = 100;
 /// Twice as long as request ids must be remembered.
 const FORGET_AFTER: Duration = Duration::from_millis(meridian_types::limits::REQUEST_ID_RETENTION_MS * 2);
 /// A preferred leader that lags by more is not handed the leadership.
@@ -81,6 +87,7 @@ pub(crate) struct Maintenance {
     pub(crate) peers: Arc<PeerChannels>,
     pub(crate) high_water: Arc<HighWater>,
     pub(crate) exchange: Arc<StateExchange>,
+    pub(crate) directory_voter: Arc<RwLock<Option<Arc<DirectoryVoter>>>>,
     pub(crate) stop: CancellationToken,
     pub(crate) disk: Arc<DiskGuard>,
     pub(crate) clocks: Clocks,
@@ -89,6 +96,7 @@ pub(crate) struct Maintenance {
     /// The epoch and term in which this node was last seen to lead, and since when, on the directory's clock.
     pub(crate) leading: Mutex<HashMap<ShardId, (Epoch, u64, Duration)>>,
     pub(crate) applied: Mutex<HashMap<ShardId, VecDeque<(Instant, Position)>>>,
+    pub(crate) lags: Mutex<LagGauges>,
 }
 
 impl Maintenance {
@@ -131,7 +139,9 @@ impl Maintenance {
                 LocalShard::Voter(voter) => voter.group.votes() && self.keeps_lease(id, voter, LEASE_GOOD),
                 LocalShard::Replica(_) => false,
             };
-            Status { may_lead, ..status }
+            // Also a voter that its leader seeds: everybody keeps the log for it meanwhile.
+            let fetching_snapshot = status.fetching_snapshot || self.exchange.is_fetching(id);
+            Status { may_lead, fetching_snapshot, ..status }
         });
         let statuses = statuses.collect();
         let checkpoints = self.shards.all().into_iter().map(|(_, shard)| checkpoint(self.node_id, shard.state()));
@@ -166,19 +176,43 @@ impl Maintenance {
         drop(persisted.await);
     }
 
+    /// Everything here whose log and request ids grow: also the directory's own group, which nobody is to find among
+    /// the shards.
+    fn kept(&self) -> Vec<(ShardId, LocalShard)> {
+        let directory = self.directory_voter.read().as_ref().map(|directory| Arc::clone(&directory.voter));
+        let directory = directory.map(|voter| (DIRECTORY_GROUP.shard, LocalShard::Voter(voter)));
+        self.shards.all().into_iter().chain(directory).collect()
+    }
+
+    /// The sequence up to which the log is not needed by whoever copies this shard's state, from here or elsewhere.
+    fn needed_by_copies(&self, shard: ShardId, followers: &Followers) -> u64 {
+        let needed = [self.exchange.needs_log_after(shard), followers.needs_log_after()];
+        let Some(after) = needed.into_iter().flatten().min() else { return u64::MAX };
+        let free = rustix::fs::statvfs(&self.data_dir);
+        let has_room = free.is_ok_and(|space| space.f_bavail.saturating_mul(space.f_frsize) >= COPY_FREE_BYTES);
+        if !has_room {
+            tracing::warn!(%shard, "too little disk is free to keep the log for a copy: it may have to begin anew");
+        }
+        if has_room { after } else { u64::MAX }
+    }
+
     async fn purge(self: Arc<Self>) {
-        for (id, shard) in &self.shards.all() {
+        for (id, shard) in &self.kept() {
             let Some(followers) = self.shards.followers(id) else { continue };
             let applied = shard.state().position().sequence;
-            let retention = followers.retention(applied.saturating_sub(KEEP_BATCHES), self.log_retention_bytes);
+            let (keep, at_least) = match *id == DIRECTORY_GROUP.shard {
+                true => (DIRECTORY_KEEP_BATCHES, DIRECTORY_KEEP_BATCHES),
+                false => (KEEP_BATCHES, PURGE_AT_LEAST),
+            };
+            let retention = followers.retention(applied.saturating_sub(keep), self.log_retention_bytes);
+            let through = retention.purge_through.min(self.needed_by_copies(*id, &followers));
             let first = or_fatal(shard.purged()) + 1;
-            if retention.purge_through < first + PURGE_AT_LEAST {
+            if through < first + at_least {
                 continue;
             }
             if !retention.dropped.is_empty() {
                 tracing::warn!(shard = %id, nodes = ?retention.dropped, "too far behind for the log: they need a snapshot");
             }
-            let through = retention.purge_through;
             let purged = match shard {
                 LocalShard::Voter(voter) => match voter.purge_shipped_through(through) {
                     Ok(()) => voter.group.purge_through(through).await,
@@ -229,21 +263,19 @@ impl Maintenance {
 
     fn gauges(&self) {
         self.clocks.report();
+        let mut lags = BTreeMap::new();
         for (id, shard) in &self.shards.all() {
-            let labels = |node: NodeId| [("shard", id.to_string()), ("node", node.to_string())];
+            let labels = [("shard", id.to_string()), ("node", self.node_id.to_string())];
             let applied = shard.state().position().sequence;
-            metrics::gauge!("meridian_shard_applied_sequence", &labels(self.node_id)).set(applied as f64);
+            metrics::gauge!("meridian_shard_applied_sequence", &labels).set(applied as f64);
             let LocalShard::Voter(voter) = shard else { continue };
             if voter.group.leadership().is_err() {
                 continue;
             }
-            for follower in self.shards.followers(id).map(|followers| followers.lags()).unwrap_or_default() {
-                let labels = labels(follower.node);
-                metrics::gauge!("meridian_replication_lag_batches", &labels).set(follower.lag.batches as f64);
-                metrics::gauge!("meridian_replication_lag_bytes", &labels).set(follower.lag.bytes as f64);
-                metrics::gauge!("meridian_replication_lag_seconds", &labels).set(follower.lag.millis as f64 / 1000.0);
-            }
+            let followers = self.shards.followers(id).map(|followers| followers.lags()).unwrap_or_default();
+            lags.extend(followers.into_iter().map(|follower| ((*id, follower.node), follower.lag)));
         }
+        self.lags.lock().show(lags);
     }
 
     /// Spreads leaders as the topology prefers, once the preferred voter is well.
@@ -339,7 +371,7 @@ impl Maintenance {
     /// jump of a wall clock forgets one too soon.
     fn forget_requests(&self) {
         let mut applied = self.applied.lock();
-        for (id, shard) in self.shards.all() {
+        for (id, shard) in self.kept() {
             let samples = applied.entry(id).or_default();
             samples.push_back((Instant::now(), shard.state().position()));
             while let Some((at, position)) = samples.front().copied()
@@ -360,3 +392,6 @@ impl Maintenance {
 type VoterChange = (BTreeSet<NodeId>, JoinHandle<()>);
 
 type Work = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
+
+#[cfg(test)]
+mod tests;

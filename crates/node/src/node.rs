@@ -241,6 +241,7 @@ impl Node {
             peers,
             high_water,
             exchange,
+            directory_voter: Arc::clone(&directory_voter),
             stop: stop.clone(),
             disk,
             clocks,
@@ -248,7 +249,9 @@ impl Node {
             changing: Mutex::default(),
             leading: Mutex::default(),
             applied: Mutex::default(),
+            lags: Mutex::default(),
         };
+        crate::counters::register();
         tasks.extend(maintenance.start(&stop));
         tracing::info!(node = %config.node.name, %kv_address, %rpc_address, "the node serves");
         Ok(Self {

@@ -7,7 +7,9 @@ use crate::change::{Refused, ensure};
 use crate::cluster::{Cluster, FailoverReport, Phase, Plan, Shard, VoterChange};
 
 /// Reports that are kept of each shard.
-const MAX_REPORTS: usize = 100;
+///
+/// The whole cluster is written with each change: with what is kept here the size of every commit grows.
+const MAX_REPORTS: usize = 16;
 
 /// What a shard is doing, for people.
 fn describe(id: ShardId, shard: &Shard) -> String {

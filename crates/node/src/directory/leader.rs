@@ -477,12 +477,7 @@ impl Session {
                 match next.apply(&change) {
                     Ok(()) => {
                         tracing::info!(version = next.version, actor, ?change, "the cluster changes");
-                        recorded.push(Recorded {
-                            version: next.version,
-                            time_ms: wall_ms(),
-                            actor: actor.clone(),
-                            change,
-                        });
+                        recorded.push(Recorded::new(next.version, wall_ms(), actor.clone(), change));
                     }
                     Err(refused) => {
                         tracing::debug!(?change, %refused, "a change came too late");

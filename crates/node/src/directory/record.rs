@@ -11,6 +11,10 @@ use crate::shard::or_fatal;
 
 const CLUSTER_KEY: &[u8] = b"cluster";
 const CHANGE_PREFIX: &[u8] = b"change";
+/// The latest changes that are recorded; the oldest goes with each that comes.
+const MAX_RECORDS: u64 = 1000;
+/// Of the name that a change is recorded under.
+const MAX_ACTOR_BYTES: usize = 200;
 
 /// One line of the record of changes.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -20,6 +24,13 @@ pub(crate) struct Recorded {
     pub(crate) time_ms: u64,
     pub(crate) actor: String,
     pub(crate) change: Change,
+}
+
+impl Recorded {
+    pub(super) fn new(version: u64, time_ms: u64, mut actor: String, change: Change) -> Self {
+        actor.truncate(actor.floor_char_boundary(MAX_ACTOR_BYTES));
+        Self { version, time_ms, actor, change }
+    }
 }
 
 /// The cluster, and what to check that it still is the newest; `None` before the first.
@@ -52,13 +63,20 @@ pub(super) fn transaction(present: Option<Versionstamp>, next: &Cluster, recorde
         let value = Value { encoding: ValueEncoding::Bytes, data: data.into() };
         Mutation { key, kind: MutationKind::Set(value), expire_at_ms: 0 }
     };
-    let record = |recorded: &Recorded| {
-        let key = [CHANGE_PREFIX, &recorded.version.to_be_bytes()].concat();
-        set(key.into(), serde_json::to_vec(recorded))
+    let record = |recorded: &Recorded| set(record_key(recorded.version), serde_json::to_vec(recorded));
+    // Versions have no gaps.
+    let forget = |recorded: &Recorded| {
+        let key = record_key(recorded.version.checked_sub(MAX_RECORDS)?);
+        Some(Mutation { key, kind: MutationKind::Delete, expire_at_ms: 0 })
     };
     let cluster = set(CLUSTER_KEY.into(), serde_json::to_vec(next));
+    let records = recorded.iter().map(record).chain(recorded.iter().filter_map(forget));
     Transaction {
         checks: vec![Check { key: CLUSTER_KEY.into(), versionstamp: present }],
-        mutations: std::iter::once(cluster).chain(recorded.iter().map(record)).collect(),
+        mutations: std::iter::once(cluster).chain(records).collect(),
     }
+}
+
+fn record_key(version: u64) -> Bytes {
+    [CHANGE_PREFIX, &version.to_be_bytes()].concat().into()
 }

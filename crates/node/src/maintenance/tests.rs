@@ -1,0 +1,163 @@
+use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming, StateTransfer};
+use meridian_failover::{Change, ControllerConfig, Token, TokenScope};
+use meridian_gateway::Access;
+use meridian_memory::ByteBudget;
+use meridian_storage::{Engine, MemoryEngine, ShardState, Syncer};
+
+use super::*;
+use crate::directory::{ExecuteFailure, LeaderParts, first_cluster};
+
+use crate::history::History;
+use crate::proposer::Limits;
+use crate::reads::Reads;
+use crate::replica::shipped_log;
+use crate::shard::VoterParts;
+use crate::topology::Topology;
+
+struct NoLimits;
+
+impl Limits for NoLimits {
+    fn refusal(&self) -> Option<String> {
+        None
+    }
+
+    fn replication_lag_ms(&self) -> Option<u64> {
+        None
+    }
+}
+
+/// A directory of one voter, and what looks after it.
+async fn directory(engine: &Arc<MemoryEngine>, folder: &std::path::Path) -> (Arc<Maintenance>, Arc<DirectoryVoter>) {
+    let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let first = first_cluster(&topology);
+    let directory = Arc::new(Directory::new(first.clone(), Access::default(), None));
+    let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
+    let shards = Arc::new(ShardTable::default());
+    let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
+    let dynamic: Arc<dyn Engine> = engine.clone();
+    let state = Arc::new(ShardState::open(Arc::clone(&dynamic), DIRECTORY_GROUP.shard).unwrap());
+    shards.add(Arc::clone(&state), Followers::watch(&state));
+    let voters = BTreeSet::from([1]);
+    RaftGroup::form(&state, DIRECTORY_GROUP, &voters, Position::ZERO, None).unwrap();
+    let group = RaftGroup::open(RaftGroupOptions {
+        node_id: 1,
+        group: DIRECTORY_GROUP,
+        state,
+        syncer: Arc::new(Syncer::start(Arc::clone(&dynamic)).unwrap()),
+        high_water: None,
+        peers: Arc::clone(&peers) as Arc<dyn Peers>,
+        transfer: exchange.clone(),
+        log_cache: LogCache::default(),
+        timing: RaftTiming { heartbeat_ms: 20, election_timeout_min_ms: 60, election_timeout_max_ms: 90 },
+    });
+    let group = group.await.unwrap();
+    group.take_part(&voters, &(Arc::clone(&peers) as Arc<dyn Peers>), false).await.unwrap();
+    let voter = Arc::new(Voter::start(VoterParts {
+        group,
+        history: History::first(),
+        shipped: shipped_log(&dynamic, DIRECTORY_GROUP.shard).unwrap(),
+        directory: Arc::clone(&directory),
+        peers: Arc::clone(&peers),
+        limits: Arc::new(NoLimits),
+        writes: ByteBudget::new("changes of the directory", 8 << 20),
+        time: Arc::new(Clocks::default()),
+        reads: Reads::new(ByteBudget::new("reads", 8 << 20)),
+        founder: true,
+    }));
+    let (parts_peers, stop) = (Arc::clone(&peers), CancellationToken::new());
+    let parts = LeaderParts {
+        voter,
+        directory: Arc::clone(&directory),
+        peers: parts_peers,
+        first,
+        config: ControllerConfig::default(),
+    };
+    let leader = DirectoryVoter::start(parts, &stop);
+    let maintenance = Maintenance {
+        node_id: 1,
+        data_dir: folder.to_owned(),
+        shards,
+        directory,
+        peers,
+        high_water: Arc::new(HighWater::open(folder.join("high-water")).unwrap()),
+        exchange,
+        directory_voter: Arc::new(RwLock::new(Some(Arc::clone(&leader)))),
+        stop,
+        disk: Arc::default(),
+        clocks: Clocks::default(),
+        log_retention_bytes: 1 << 30,
+        changing: Mutex::default(),
+        leading: Mutex::default(),
+        applied: Mutex::default(),
+        lags: Mutex::default(),
+    };
+    (Arc::new(maintenance), leader)
+}
+
+async fn execute(leader: &DirectoryVoter, change: &Change) {
+    // While it is not known yet that it leads.
+    while leader.execute(change.clone(), "a test".to_owned()).await == Err(ExecuteFailure::NotLeader) {
+        tokio::task::yield_now().await;
+    }
+}
+
+async fn until<E: std::fmt::Debug>(what: &str, mut check: impl AsyncFnMut() -> Result<(), E>) {
+    let started = Instant::now();
+    while let Err(last) = check().await {
+        assert!(started.elapsed() < Duration::from_secs(20), "not within 20 s: {what}; it was {last:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_record_of_changes_keeps_the_latest_thousand() {
+    let (folder, engine) = (tempfile::tempdir().unwrap(), Arc::new(MemoryEngine::default()));
+    let (_maintenance, leader) = directory(&engine, folder.path()).await;
+    for id in 1..=1000u64 {
+        let token = Token {
+            label: "ci".to_owned(),
+            sha256: format!("{id:064x}"),
+            scope: TokenScope::All,
+            write: true,
+            expires_at_ms: None,
+            created_at_ms: 1,
+        };
+        execute(&leader, &Change::CreateToken { token }).await;
+        execute(&leader, &Change::RevokeToken { id }).await;
+    }
+    let changes = leader.changes(5000);
+    assert_eq!(changes.len(), 1000, "the record keeps the latest thousand");
+    assert_eq!(changes[0].version, changes[999].version + 999);
+}
+
+#[tokio::test]
+async fn the_log_is_not_purged_behind_a_snapshot_that_is_being_copied() {
+    let (folder, engine) = (tempfile::tempdir().unwrap(), Arc::new(MemoryEngine::default()));
+    let (maintenance, leader) = directory(&engine, folder.path()).await;
+    let purge = async || {
+        Arc::clone(&maintenance).purge().await;
+        leader.voter.group.first_sequence().unwrap().unwrap()
+    };
+    let regions = async |from: u64, to: u64| {
+        for number in from..to {
+            execute(&leader, &Change::AddRegion { name: format!("r{number}") }).await;
+            execute(&leader, &Change::RemoveRegion { name: format!("r{number}") }).await;
+        }
+    };
+    regions(0, 50).await;
+    let snapshot = Arc::new(leader.voter.state.snapshot());
+    let copied = snapshot.applied().position.sequence;
+    let id = maintenance.exchange.offer(DIRECTORY_GROUP, snapshot);
+    regions(50, 300).await;
+    purge().await;
+    // Raft has come to it by now.
+    regions(300, 320).await;
+    assert!(purge().await <= copied + 1, "whoever copies it could not go on");
+    assert!(!id.is_empty());
+    maintenance.exchange.forget_offers();
+    until("nobody copies it any more", async || {
+        let first = purge().await;
+        if first > copied + 1 { Ok(()) } else { Err(first) }
+    })
+    .await;
+}
