@@ -275,7 +275,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     /// it may be there without them, and openraft does not start with what it cannot apply again.
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
         let (log, last) = (&self.shared.log, Self::last_log_id(&self.shared.log)?);
-        Ok(log_id_mark(log, COMMITTED)?.map_or(None, |committed| last.min(Some(committed))))
+        Ok(log_id_mark(log, COMMITTED)?.and_then(|committed| last.min(Some(committed))))
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>

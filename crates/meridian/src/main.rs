@@ -66,7 +66,8 @@ enum Command {
 fn abort_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        let message = panic.payload_as_str().unwrap_or_default();
+        // `println!` formats what it says, so that it is a `String`.
+        let message = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
         if message.starts_with("failed printing to") {
             // A command whose output goes nowhere (a closed pipe, a full disk) has nothing more to do, and no
             // invariant is broken. What serves prints nothing in this way.

@@ -19,7 +19,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 const MAX_CONNECTIONS: usize = 32;
 /// Beyond, a scraper connects anew.
 const CONNECTION_LIFE: Duration = Duration::from_secs(300);
-const HEAD_BYTES: usize = 16 * 1024;
+const HEAD_BYTES: u32 = 16 * 1024;
 
 /// The metrics of this process.
 #[derive(Clone)]
@@ -80,8 +80,8 @@ pub async fn serve_metrics(listener: TcpListener, metrics: Metrics, stop: Cancel
                 async move { Ok::<_, Infallible>(answer) }
             });
             let mut server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-            server.http1().timer(TokioTimer::new()).max_buf_size(HEAD_BYTES);
-            server.http2().timer(TokioTimer::new()).max_header_list_size(HEAD_BYTES as u32);
+            server.http1().timer(TokioTimer::new()).max_buf_size(HEAD_BYTES as usize);
+            server.http2().timer(TokioTimer::new()).max_header_list_size(HEAD_BYTES);
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(CONNECTION_LIFE) => {}

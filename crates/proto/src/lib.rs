@@ -2,7 +2,7 @@
 //!
 //! What always holds here: a conversion checks everything that the target type promises, and its
 //! error names the field. A batch carries a checksum that its leader made, and nothing decodes one whose bytes are
-//! others; every message between processes carries one that is verified where it arrives ([`codec`]). What is
+//! others; every message between processes carries one that is verified where it arrives (`codec.rs`). What is
 //! absent on purpose: limits and evaluation.
 
 macro_rules! generated {

@@ -100,7 +100,7 @@ impl RocksEngine {
     /// What all memtables take at present, those that are being flushed included.
     pub fn memtable_bytes(&self) -> u64 {
         let property = rocksdb::properties::CUR_SIZE_ALL_MEM_TABLES;
-        let of = |name: &String| Some(self.db.property_int_value_cf(&self.family(name).ok()?, property).ok()??);
+        let of = |name: &String| self.db.property_int_value_cf(&self.family(name).ok()?, property).ok()?;
         self.names.lock().iter().filter_map(of).sum()
     }
 

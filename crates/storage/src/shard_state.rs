@@ -20,6 +20,9 @@ use crate::{
 
 mod dropped;
 
+/// A snapshot, the state's family, and the row of what exactly the snapshot reflects.
+type Moment = (Arc<dyn EngineSnapshot>, Arc<str>, Option<Bytes>);
+
 /// What a shard's state on one node reflects.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Applied {
@@ -435,8 +438,8 @@ impl ShardState {
         }
     }
 
-    /// A snapshot, the state's family, and the row of what exactly the snapshot reflects: both change in one write.
-    fn at_one_moment(&self) -> Result<(Arc<dyn EngineSnapshot>, Arc<str>, Option<Bytes>), StorageError> {
+    /// The present state, of one moment: its rows and what was applied change in one write.
+    fn at_one_moment(&self) -> Result<Moment, StorageError> {
         loop {
             let family = Arc::clone(&self.current.read().family);
             let snapshot = self.engine.snapshot();

@@ -254,7 +254,7 @@ impl Node {
     pub(crate) async fn crash_with(&mut self, seed: u64) {
         // From here on nothing that it writes is acknowledged.
         self.syncer.stop();
-        if seed % 2 == 0 {
+        if seed.is_multiple_of(2) {
             self.marks.persist().unwrap();
         }
         let disk = Disk::Memory(Arc::new(self.memory().crash(seed)));

@@ -18,7 +18,7 @@ fn shard_report(n: u32) -> (directory::ShardReport, Fields) {
         heard_transactions: L + 10,
         heard_time_ms: L + 11,
         dropped: vec![Bytes::from_static(&[12; 16])],
-        divergences: vec![directory::Divergence { node_id: L + 1, position: Some(position.clone()) }],
+        divergences: vec![directory::Divergence { node_id: L + 1, position: Some(position) }],
         refuses: "damaged".to_owned(),
     };
     let fields = vec![

@@ -145,7 +145,7 @@ fn long_ranges_are_read_in_turns_both_ways() {
     apply(&state, (0..count).map(|n| put(name(n), name(n), if n % 3 == 0 { 1 } else { 0 })).collect());
     for reverse in [false, true] {
         let limit = 2 * TURN_ROWS;
-        let (found, turns) = in_turns(&state, vec![range("", "9", limit as u32, reverse)], 50);
+        let (found, turns) = in_turns(&state, vec![range("", "9", u32::try_from(limit).unwrap(), reverse)], 50);
         let mut expected: Vec<_> = (0..count).filter(|n| n % 3 != 0).map(|n| (name(n), name(n))).collect();
         if reverse {
             expected.reverse();

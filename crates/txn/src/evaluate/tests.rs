@@ -207,7 +207,8 @@ fn errors_of_the_view_are_passed_on() {
 /// A bigint that fills a value of the greatest size: `ff 0f 'Z'`, its length, its digits.
 fn greatest_bigint() -> Value {
     let digits = MAX_VALUE_BYTES - 6;
-    let length = [0x80 | ((digits << 1) & 0x7f) as u8, 0x80 | ((digits >> 6) & 0x7f) as u8, (digits >> 13) as u8];
+    let length = [0x80 | ((digits << 1) & 0x7f), 0x80 | ((digits >> 6) & 0x7f), digits >> 13];
+    let length = length.map(|byte| u8::try_from(byte).unwrap());
     let data = [&[0xff, 0x0f, b'Z'][..], &length, &vec![0x11; digits]].concat();
     assert_eq!(data.len(), MAX_VALUE_BYTES);
     Value { encoding: ValueEncoding::V8, data: data.into() }
@@ -255,7 +256,7 @@ fn a_small_request_does_not_come_to_a_large_one() {
 #[test]
 fn the_largest_request_that_carries_its_values_itself_is_taken() {
     let value = Value { encoding: ValueEncoding::Bytes, data: vec![7; MAX_VALUE_BYTES].into() };
-    let key = |n: usize| Bytes::from(vec![n as u8; MAX_WRITE_KEY_BYTES]);
+    let key = |n: usize| Bytes::from(vec![u8::try_from(n).unwrap(); MAX_WRITE_KEY_BYTES]);
     let set = |n, value: &Value| Mutation { key: key(n), kind: MutationKind::Set(value.clone()), expire_at_ms: 0 };
     let largest = MAX_TRANSACTION_BYTES / (MAX_VALUE_BYTES + MAX_WRITE_KEY_BYTES);
     let mut mutations: Vec<Mutation> = (0..largest).map(|n| set(n, &value)).collect();

@@ -7,7 +7,8 @@ use super::*;
 /// A bigint whose value is as large as values may be.
 fn large_bigint() -> Value {
     let digits = MAX_VALUE_BYTES - 6;
-    let length = [0x80 | ((digits << 1) & 0x7f) as u8, 0x80 | ((digits >> 6) & 0x7f) as u8, (digits >> 13) as u8];
+    let length = [0x80 | ((digits << 1) & 0x7f), 0x80 | ((digits >> 6) & 0x7f), digits >> 13];
+    let length = length.map(|byte| u8::try_from(byte).unwrap());
     let data = [&[0xff, 0x0f, b'Z'][..], &length, &vec![0x11; digits]].concat();
     Value { encoding: ValueEncoding::V8, data: data.into() }
 }
@@ -63,7 +64,7 @@ async fn small_requests_do_not_make_large_batches() {
 async fn checks_count_as_work_and_others_get_their_turn_meanwhile() {
     let leader = Leader::start(Arc::default()).await;
     // A small one keeps the transactions from being answered without a batch.
-    let check = |n: usize| Check { key: vec![n as u8; 2048].into(), versionstamp: None };
+    let check = |n: u8| Check { key: vec![n; 2048].into(), versionstamp: None };
     let many = Transaction { checks: (0..100).map(check).collect(), ..set("k", "v") };
     let before = leader.state.position().sequence;
     // 300 at a time would be 30,000 look-ups; 16,384 of them are one batch.
@@ -100,9 +101,10 @@ async fn what_waits_is_bounded_in_bytes_and_given_back() {
         WriteReply::NotCommitted(why) => Some(why),
         _ => None,
     });
+    let refused: Vec<_> = refused.collect();
     // All are asked for before any is evaluated: ten fit.
-    assert_eq!(refused.clone().count(), 90);
-    assert!(refused.clone().all(|why| why.contains("short of memory for writes that wait")), "{:?}", refused.last());
+    assert_eq!(refused.len(), 90);
+    assert!(refused.iter().all(|why| why.contains("short of memory for writes that wait")), "{:?}", refused.last());
     assert_eq!(leader.writes.used_bytes(), 0);
     leader.commit(large()).await;
 }

@@ -107,6 +107,9 @@ pub(super) enum Link {
     Refused,
 }
 
+/// The ranges of an answer that arrives in its own time.
+type Transfer = BoxFuture<'static, Result<Vec<Vec<Entry>>, String>>;
+
 /// Nodes 1 to 3 vote.
 pub(super) struct Voters {
     time: Time,
@@ -124,7 +127,7 @@ pub(super) struct Voters {
     pub(super) scripted: Mutex<Vec<Failed>>,
     /// Whether a read is at work for three seconds.
     pub(super) working: AtomicBool,
-    pub(super) transfer: Mutex<Option<BoxFuture<'static, Result<Vec<Vec<Entry>>, String>>>>,
+    pub(super) transfer: Mutex<Option<Transfer>>,
 }
 
 struct InFlight(Arc<AtomicUsize>);
