@@ -28,7 +28,8 @@ pub(crate) struct Recorded {
 
 impl Recorded {
     pub(super) fn new(version: u64, time_ms: u64, mut actor: String, change: Change) -> Self {
-        actor.truncate(actor.floor_char_boundary(MAX_ACTOR_BYTES));
+        let whole = (0..=MAX_ACTOR_BYTES).rev().find(|&end| actor.is_char_boundary(end));
+        actor.truncate(whole.unwrap_or(0));
         Self { version, time_ms, actor, change }
     }
 }
@@ -79,4 +80,16 @@ pub(super) fn transaction(present: Option<Versionstamp>, next: &Cluster, recorde
 
 fn record_key(version: u64) -> Bytes {
     [CHANGE_PREFIX, &version.to_be_bytes()].concat().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_name_is_cut_between_characters() {
+        let recorded = |actor: String| Recorded::new(1, 2, actor, Change::NameCluster { id: "c".to_owned() }).actor;
+        assert_eq!(recorded("who".to_owned()), "who");
+        assert_eq!(recorded(format!("x{}", "é".repeat(100))), format!("x{}", "é".repeat(99)));
+    }
 }
