@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 use crate::clock::wall_ms;
 use crate::clocks::Clocks;
 use crate::directory::Directory;
+use crate::disk::DiskGuard;
 use crate::orphans;
 use crate::replica::Replica;
 use crate::shard::{LocalShard, Voter};
@@ -30,6 +31,7 @@ pub(crate) struct AdminService {
     pub(crate) data_dir: PathBuf,
     pub(crate) started: Instant,
     pub(crate) clocks: Clocks,
+    pub(crate) disk: Arc<DiskGuard>,
 }
 
 impl AdminService {
@@ -113,7 +115,7 @@ impl admin_server::Admin for AdminService {
             shards,
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
-            warnings: self.clocks.warning().into_iter().collect(),
+            warnings: self.clocks.warning().into_iter().chain(self.disk.warning()).collect(),
         }))
     }
 

@@ -17,11 +17,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clocks::Clocks;
 use crate::directory::{Directory, save_cluster};
+use crate::disk::{DiskGuard, MIN_FREE_BYTES, Room};
 use crate::drain::{self, Target};
 use crate::followers::Followers;
 use crate::history::History;
 use crate::lost_tail;
-use crate::maintenance::{DiskGuard, MIN_FREE_BYTES};
 use crate::peers::PeerChannels;
 use crate::proposer::Limits;
 use crate::reads::Reads;
@@ -478,10 +478,14 @@ struct ShardLimits {
 }
 
 impl Limits for ShardLimits {
-    fn refusal(&self) -> Option<String> {
+    fn refusal(&self, only_deletes: bool) -> Option<String> {
         let room = format!("less than {} MiB free", MIN_FREE_BYTES >> 20);
-        if self.disk.is_full() {
-            return Some(format!("the disk of the shard's leader has {room}"));
+        match self.disk.room() {
+            Room::Low if only_deletes => return None,
+            Room::Enough => {}
+            Room::Low | Room::Exhausted => {
+                return Some(format!("the disk of the shard's leader has {room}"));
+            }
         }
         let topology = self.directory.topology();
         let (voters, followers) = (&topology.shards.get(&self.shard)?.voters, self.shards.followers(&self.shard)?);

@@ -32,6 +32,7 @@ mod control;
 mod counters;
 pub mod dev;
 mod directory;
+mod disk;
 mod drain;
 mod failover_service;
 mod followers;

@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use meridian_proto::shipping::{AnnounceRequest, Status, shipping_client::ShippingClient};
@@ -19,6 +18,7 @@ use crate::clocks::Clocks;
 use crate::comparison::checkpoint;
 use crate::counters::LagGauges;
 use crate::directory::{DIRECTORY_GROUP, Directory, DirectoryVoter};
+use crate::disk::{DiskGuard, MIN_FREE_BYTES};
 use crate::followers::Followers;
 use crate::peers::PeerChannels;
 use crate::shard::{LocalShard, Voter, or_fatal};
@@ -29,6 +29,8 @@ use crate::state_exchange::StateExchange;
 /// Replication lag is known no better than this: the bound on what may be lost is counted with it.
 const ANNOUNCE: Duration = Duration::from_millis(150);
 const PERSIST_MARKS: Duration = Duration::from_secs(1);
+/// What a fast disk writes in this time is well below what is kept free.
+const DISK: Duration = Duration::from_millis(100);
 const PURGE: Duration = Duration::from_secs(10);
 const GAUGES: Duration = Duration::from_secs(1);
 /// How often the node looks for dropped databases whose room the disk has not got back.
@@ -55,29 +57,6 @@ const DIRECTORY_KEEP_BATCHES: u64 = 100;
 const FORGET_AFTER: Duration = Duration::from_millis(meridian_types::limits::REQUEST_ID_RETENTION_MS * 2);
 /// A preferred leader that lags by more is not handed the leadership.
 const HANDOVER_LAG_BATCHES: u64 = 100;
-/// Less free disk than this on the leader, or on so many voters that the others are no majority, and writes are
-/// refused while reads go on.
-pub(crate) const MIN_FREE_BYTES: u64 = 256 << 20;
-
-/// Whether the disk has room for writes.
-#[derive(Default)]
-pub(crate) struct DiskGuard {
-    full: AtomicBool,
-}
-
-impl DiskGuard {
-    pub(crate) fn is_full(&self) -> bool {
-        self.full.load(Ordering::Relaxed)
-    }
-
-    fn check(&self, folder: &std::path::Path) {
-        let Ok(space) = rustix::fs::statvfs(folder) else { return };
-        let full = space.f_bavail.saturating_mul(space.f_frsize) < MIN_FREE_BYTES;
-        if self.full.swap(full, Ordering::Relaxed) != full {
-            tracing::warn!(full, "free disk space crossed its bound");
-        }
-    }
-}
 
 pub(crate) struct Maintenance {
     pub(crate) node_id: NodeId,
@@ -121,6 +100,7 @@ impl Maintenance {
         vec![
             every(ANNOUNCE, |this| Box::pin(async move { this.announce() })),
             every(PERSIST_MARKS, |this| Box::pin(this.persist_marks())),
+            every(DISK, |this| Box::pin(this.look_at_the_disk())),
             every(PURGE, |this| Box::pin(this.purge())),
             every(RECLAIM, |this| Box::pin(this.reclaim())),
             every(GAUGES, |this| Box::pin(async move { this.gauges() })),
@@ -169,7 +149,6 @@ impl Maintenance {
     async fn persist_marks(self: Arc<Self>) {
         let persisted = tokio::task::spawn_blocking(move || {
             or_fatal(self.high_water.persist());
-            self.disk.check(&self.data_dir);
             self.exchange.prune();
         });
         // It panics never, and a cancelled one is the node stopping.
@@ -194,6 +173,11 @@ impl Maintenance {
             tracing::warn!(%shard, "too little disk is free to keep the log for a copy: it may have to begin anew");
         }
         if has_room { after } else { u64::MAX }
+    }
+
+    async fn look_at_the_disk(self: Arc<Self>) {
+        // As with the marks.
+        drop(tokio::task::spawn_blocking(move || self.disk.check(&self.data_dir)).await);
     }
 
     async fn purge(self: Arc<Self>) {

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,11 +31,12 @@ use crate::directory::{
     DIRECTORY_GROUP, Directory, DirectoryPart, DirectoryService, DirectoryVoter, Follower, LeaseRenewal,
     founded_cluster, incarnation, load_cluster,
 };
+use crate::disk::{self, DiskGuard};
 use crate::failover_service::FailoverService;
 use crate::identity::ClusterGate;
 use crate::incoming::{Room, incoming};
 use crate::keeper::{KeeperParts, keep_all};
-use crate::maintenance::{DiskGuard, Maintenance};
+use crate::maintenance::Maintenance;
 use crate::open_files;
 use crate::peers::{Dial, MAX_MESSAGE_BYTES, PeerChannels};
 use crate::reads::Reads;
@@ -170,6 +172,7 @@ impl Node {
                 data_dir: config.data_dir.clone(),
                 started,
                 clocks: clocks.clone(),
+                disk: Arc::clone(&disk),
             },
             directory: DirectoryService { directory: Arc::clone(&directory), voter: Arc::clone(&directory_voter) },
             failover: FailoverService {
@@ -471,6 +474,11 @@ async fn open_engine(config: &NodeConfig, shares: &Shares) -> Result<Arc<dyn Eng
 fn open_owned(path: &Path, options: RocksOptions, node_id: NodeId) -> Result<Arc<dyn Engine>, StorageError> {
     let file = |source| StorageError::File { path: path.display().to_string(), source };
     std::fs::create_dir_all(path).map_err(file)?;
+    if let Some(folder) = path.parent() {
+        // Nobody else reads what clients stored, also in a folder of before.
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)).map_err(file)?;
+        disk::make_room(folder);
+    }
     let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(path, options)?);
     match engine.get(schema::META_FAMILY, NODE_KEY)? {
         None => {

@@ -78,8 +78,8 @@ pub(crate) struct ProposerParts {
 
 /// What holds writes up at present.
 pub(crate) trait Limits: Send + Sync {
-    /// Why all writes are refused, if they are.
-    fn refusal(&self) -> Option<String>;
+    /// Why writes are refused, if they are: all, or all but those that only delete.
+    fn refusal(&self, only_deletes: bool) -> Option<String>;
 
     /// How far the best replica region is behind, in milliseconds; `None` where there is no other region.
     fn replication_lag_ms(&self) -> Option<u64>;

@@ -135,7 +135,7 @@ impl DirectoryPart {
 struct NoLimits;
 
 impl Limits for NoLimits {
-    fn refusal(&self) -> Option<String> {
+    fn refusal(&self, _: bool) -> Option<String> {
         None
     }
 

@@ -17,7 +17,7 @@ use crate::topology::Topology;
 struct NoLimits;
 
 impl Limits for NoLimits {
-    fn refusal(&self) -> Option<String> {
+    fn refusal(&self, _: bool) -> Option<String> {
         None
     }
 

@@ -9,7 +9,8 @@ use meridian_proto::encode_batch;
 use meridian_storage::{Expired, StorageError};
 use meridian_txn::{Evaluation, Overlaid, Overlay, evaluate};
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, Effect, Position, Refusal, RequestId, Versionstamp, WriteOutcome,
+    Batch, CommittedTransaction, DatabaseId, Effect, MutationKind, Position, Refusal, RequestId, Transaction,
+    Versionstamp, WriteOutcome,
 };
 use tokio::sync::oneshot;
 
@@ -159,7 +160,7 @@ impl<'a> Session<'a> {
     /// Evaluates requests in order, as many as one batch has room for, and proposes what commits as one batch.
     /// The others stay where they are.
     pub(super) async fn propose(&mut self, backlog: &mut Backlog) -> Result<(), ProposalFailure> {
-        let refusal = self.refusal();
+        let (refusal, of_deletions) = (self.refusal(false), self.refusal(true));
         let lag_ms = self.parts.limits.replication_lag_ms();
         let mut batch = self.next_batch();
         let mut evaluated = Vec::new();
@@ -177,7 +178,10 @@ impl<'a> Session<'a> {
                 }
             } else if let Some(reply) = self.refuses(request.database) {
                 respond(queued.reply, reply);
-            } else if let Some(reason) = refusal.clone().or_else(|| self.lags(lag_ms, request.database)) {
+            } else if let Some(reason) = if only_deletes(&request.transaction) { &of_deletions } else { &refusal }
+                .clone()
+                .or_else(|| self.lags(lag_ms, request.database))
+            {
                 respond(queued.reply, WriteReply::NotCommitted(reason));
             } else {
                 let outcome = or_fatal(self.evaluate(request, &mut batch, &mut room));
@@ -195,13 +199,13 @@ impl<'a> Session<'a> {
         }
     }
 
-    /// Why nothing can be written now.
-    pub(super) fn refusal(&self) -> Option<String> {
+    /// Why nothing can be written now, or nothing but deletions.
+    pub(super) fn refusal(&self, only_deletes: bool) -> Option<String> {
         let group = self.parts.group.id();
         if !self.parts.directory.holds_lease(group.shard, group.epoch) {
             return Some(format!("the leader of shard {} holds no lease of the directory at present", group.shard));
         }
-        self.parts.limits.refusal()
+        self.parts.limits.refusal(only_deletes)
     }
 
     pub(super) fn is_slowed(&self) -> bool {
@@ -286,7 +290,7 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn may_sweep(&self) -> bool {
-        self.sweep.is_none() && self.refusal().is_none()
+        self.sweep.is_none() && self.refusal(true).is_none()
     }
 
     /// Logs the time, if something expires by it that is there, and deletes that, as effects like any others, so
@@ -402,4 +406,10 @@ enum Settled {
     Before(WriteOutcome),
     /// To be answered when the batch at this position has committed.
     InFlight(Position, WriteOutcome),
+}
+
+/// Whether it can only make room.
+fn only_deletes(transaction: &Transaction) -> bool {
+    let mut mutations = transaction.mutations.iter();
+    !transaction.mutations.is_empty() && mutations.all(|mutation| matches!(mutation.kind, MutationKind::Delete))
 }

@@ -1,5 +1,5 @@
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use meridian_consensus::{LogCache, Peers, RaftGroupOptions, RaftTiming, StateTransfer, Transfer};
@@ -46,16 +46,19 @@ impl StateTransfer for Nobody {
     }
 }
 
-/// Says what the test says of replication.
-struct Lagging(Arc<AtomicU64>);
+/// Says what the test says of replication, and of the disk.
+struct Pressed {
+    lag_ms: Arc<AtomicU64>,
+    disk_is_low: Arc<AtomicBool>,
+}
 
-impl Limits for Lagging {
-    fn refusal(&self) -> Option<String> {
-        None
+impl Limits for Pressed {
+    fn refusal(&self, only_deletes: bool) -> Option<String> {
+        (self.disk_is_low.load(Ordering::Relaxed) && !only_deletes).then(|| "the disk is full".to_owned())
     }
 
     fn replication_lag_ms(&self) -> Option<u64> {
-        Some(self.0.load(Ordering::Relaxed))
+        Some(self.lag_ms.load(Ordering::Relaxed))
     }
 }
 
@@ -65,6 +68,7 @@ struct Leader {
     group: RaftGroup,
     directory: Arc<Directory>,
     lag_ms: Arc<AtomicU64>,
+    disk_is_low: Arc<AtomicBool>,
     writes: ByteBudget,
     time: Arc<TestTime>,
 }
@@ -118,6 +122,7 @@ impl Leader {
         let lease = Lease { ttl: Duration::from_secs(3600), shards: vec![(ShardId(1), Epoch(1))] };
         directory.renewed(directory.now(), &lease);
         let lag_ms = Arc::new(AtomicU64::new(0));
+        let disk_is_low = Arc::new(AtomicBool::new(false));
         let writes = ByteBudget::new("writes that wait", 8 << 20);
         let time = Arc::new(TestTime::default());
         let proposer = Proposer::start(ProposerParts {
@@ -125,12 +130,12 @@ impl Leader {
             state: Arc::clone(&state),
             directory: Arc::clone(&directory),
             gate: Arc::new(ReadGate::start(group.clone())),
-            limits: Arc::new(Lagging(Arc::clone(&lag_ms))),
+            limits: Arc::new(Pressed { lag_ms: Arc::clone(&lag_ms), disk_is_low: Arc::clone(&disk_is_low) }),
             writes: writes.clone(),
             time: Arc::clone(&time) as Arc<dyn TimeSource>,
         });
         group.leadership_changed(None).await;
-        Self { proposer, state, group, directory, lag_ms, writes, time }
+        Self { proposer, state, group, directory, lag_ms, disk_is_low, writes, time }
     }
 
     /// Asks again while the proposer has not yet heard that it leads.
@@ -300,6 +305,22 @@ async fn writes_are_refused_while_more_would_be_lost_than_may_be() {
     // What was done is told all the same.
     leader.lag_ms.store(0, Ordering::Relaxed);
     assert!(leader.commit(set("k", "3")).await > before);
+}
+
+#[tokio::test]
+async fn what_only_deletes_is_taken_while_the_disk_is_full() {
+    let leader = Leader::start(Arc::default()).await;
+    leader.commit(set("k", "1")).await;
+    leader.disk_is_low.store(true, Ordering::Relaxed);
+    let refused = leader.write(RequestId::generate(), false, set("k", "2")).await;
+    assert!(matches!(&refused, WriteReply::NotCommitted(why) if why.contains("disk is full")), "{refused:?}");
+    let delete = Mutation { key: Bytes::from_static(b"k"), kind: MutationKind::Delete, expire_at_ms: 0 };
+    let mut both = set("other", "1");
+    both.mutations.push(delete.clone());
+    let refused = leader.write(RequestId::generate(), false, both).await;
+    assert!(matches!(&refused, WriteReply::NotCommitted(_)), "{refused:?}");
+    leader.commit(Transaction { checks: vec![], mutations: vec![delete] }).await;
+    assert_eq!(leader.value("k"), None);
 }
 
 #[tokio::test]

@@ -1,0 +1,149 @@
+//! What room the disk of the data folder has, and what is done when it has little.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use rustix::fs::{FallocateFlags, fallocate, statvfs};
+
+/// Less free disk than this on the leader, or on so many voters that the others are no majority, and writes are
+/// refused while reads, and writes that only delete, go on.
+pub(crate) const MIN_FREE_BYTES: u64 = 256 << 20;
+/// Less than this, and nothing is written any more.
+const EXHAUSTED_BYTES: u64 = 96 << 20;
+/// A file that holds nothing. It is given up when the disk is so full that the database, which writes when it is
+/// opened, could not start.
+const BALLAST: &str = "ballast";
+const BALLAST_BYTES: u64 = 64 << 20;
+/// The ballast is made, and made again, when so much is free: far from where it would itself be the reason to refuse
+/// writes.
+const BALLAST_AT_FREE_BYTES: u64 = 4 * MIN_FREE_BYTES;
+
+/// What may be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Room {
+    /// Everything.
+    Enough,
+    /// What only deletes: it makes room.
+    Low,
+    /// Nothing.
+    Exhausted,
+}
+
+impl Room {
+    fn with(free_bytes: u64) -> Self {
+        match free_bytes {
+            ..EXHAUSTED_BYTES => Self::Exhausted,
+            ..MIN_FREE_BYTES => Self::Low,
+            _ => Self::Enough,
+        }
+    }
+}
+
+/// What room the disk had when it was last looked at.
+pub(crate) struct DiskGuard(AtomicU8);
+
+impl Default for DiskGuard {
+    fn default() -> Self {
+        Self(AtomicU8::new(Room::Enough as u8))
+    }
+}
+
+impl DiskGuard {
+    pub(crate) fn room(&self) -> Room {
+        match self.0.load(Ordering::Relaxed) {
+            0 => Room::Enough,
+            1 => Room::Low,
+            _ => Room::Exhausted,
+        }
+    }
+
+    /// Whether anything but deletions is refused.
+    pub(crate) fn is_full(&self) -> bool {
+        self.room() != Room::Enough
+    }
+
+    /// What an operator is to know of it.
+    pub(crate) fn warning(&self) -> Option<String> {
+        let refused = match self.room() {
+            Room::Enough => return None,
+            Room::Low => "writes that only delete are taken, all others refused",
+            Room::Exhausted => "no write is taken",
+        };
+        Some(format!("the disk of the data folder has less than {} MiB free: {refused}", MIN_FREE_BYTES >> 20))
+    }
+
+    /// Looks at the disk, and keeps the ballast. It may wait for the disk.
+    pub(crate) fn check(&self, folder: &Path) {
+        let Ok(space) = statvfs(folder) else { return };
+        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        metrics::gauge!("meridian_disk_free_bytes").set(free as f64);
+        let room = Room::with(free);
+        metrics::gauge!("meridian_disk_full").set(f64::from(room != Room::Enough));
+        if self.0.swap(room as u8, Ordering::Relaxed) != room as u8 {
+            tracing::warn!(?room, free_mib = free >> 20, "free disk space crossed its bound");
+        }
+        if free >= BALLAST_AT_FREE_BYTES
+            && !folder.join(BALLAST).exists()
+            && let Err(error) = make_ballast(folder)
+        {
+            tracing::debug!(%error, "there is no ballast");
+        }
+    }
+}
+
+fn make_ballast(folder: &Path) -> io::Result<()> {
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(folder.join(BALLAST))?;
+    Ok(fallocate(&file, FallocateFlags::empty(), 0, BALLAST_BYTES)?)
+}
+
+/// Gives up the ballast of a folder whose disk is full, so that the database in it can be opened. Returns whether it
+/// did.
+pub(crate) fn make_room(folder: &Path) -> bool {
+    let Ok(space) = statvfs(folder) else { return false };
+    let free = space.f_bavail.saturating_mul(space.f_frsize);
+    free < EXHAUSTED_BYTES && give_up_ballast(folder, free)
+}
+
+fn give_up_ballast(folder: &Path, free: u64) -> bool {
+    let given_up = std::fs::remove_file(folder.join(BALLAST)).is_ok();
+    if given_up {
+        tracing::warn!(free_mib = free >> 20, "the disk is full: its ballast was given up to start. Make room now");
+    }
+    given_up
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deletions_are_taken_for_longer_than_all_else() {
+        assert_eq!(Room::with(MIN_FREE_BYTES), Room::Enough);
+        assert_eq!(Room::with(MIN_FREE_BYTES - 1), Room::Low);
+        assert_eq!(Room::with(EXHAUSTED_BYTES), Room::Low);
+        assert_eq!(Room::with(EXHAUSTED_BYTES - 1), Room::Exhausted);
+        let guard = DiskGuard::default();
+        assert_eq!((guard.room(), guard.warning()), (Room::Enough, None));
+        for room in [Room::Low, Room::Exhausted] {
+            guard.0.store(room as u8, Ordering::Relaxed);
+            assert_eq!(guard.room(), room);
+            assert!(guard.is_full() && guard.warning().is_some());
+        }
+    }
+
+    #[test]
+    fn the_ballast_takes_room_and_gives_it_back() {
+        let folder = tempfile::tempdir().unwrap();
+        if make_ballast(folder.path()).is_err() {
+            // A file system that cannot set room aside has no ballast.
+            return;
+        }
+        assert_eq!(std::fs::metadata(folder.path().join(BALLAST)).unwrap().len(), BALLAST_BYTES);
+        assert!(give_up_ballast(folder.path(), 0));
+        assert!(!folder.path().join(BALLAST).exists());
+        assert!(!give_up_ballast(folder.path(), 0));
+    }
+}
