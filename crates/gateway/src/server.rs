@@ -1,9 +1,9 @@
 mod activity;
 mod admission;
 mod strangers;
+mod waiting;
 
 use std::future::Future;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,13 +16,14 @@ use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
 use self::activity::{Activity, Busy};
 use self::admission::{Admission, Origin, Ticket};
 use self::strangers::Strangers;
+use self::waiting::Waiting;
 use crate::order::Arrivals;
 use crate::route::Route;
 use crate::{Catalogue, Database, Gateway, Options};
@@ -72,11 +73,12 @@ pub async fn serve<D, C>(
         Err(error) => warn!(%error, "a connection's task ended early"),
     };
     let mut shutdown = pin!(shutdown);
-    // A connection that finds no room waits here until another one has ended.
-    let mut newcomer: Option<(TcpStream, SocketAddr)> = None;
+    let mut waiting = Waiting::new(options.first_request_timeout);
+    let mut looks = interval(EVICTION_GRACE);
     loop {
-        if let Some((stream, peer)) = newcomer.take_if(|_| connections.len() < options.max_connections) {
-            let origin = Origin::of(peer.ip());
+        while connections.len() < options.max_connections
+            && let Some((origin, stream)) = waiting.next()
+        {
             let (activity, evicted) = (Arc::new(Activity::new(Instant::now())), CancellationToken::new());
             let ticket = admission().admit(origin, Arc::clone(&activity), evicted.clone());
             let connection = Connection { shared: Arc::clone(&shared), origin, activity, evicted };
@@ -89,21 +91,29 @@ pub async fn serve<D, C>(
         tokio::select! {
             () = &mut shutdown => break,
             Some(result) = connections.join_next() => ended(result),
-            accepted = listener.accept(), if newcomer.is_none() => match accepted {
+            accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
-                    if connections.len() >= options.max_connections && admission().evict_for(Origin::of(peer.ip())) {
+                    let origin = Origin::of(peer.ip());
+                    waiting.add(origin, stream, Instant::now());
+                    if connections.len() >= options.max_connections && admission().evict_for(origin) {
                         shared.gateway.telemetry().evicted();
                     }
-                    newcomer = Some((stream, peer));
                 }
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
                     sleep(ACCEPT_PAUSE).await;
                 }
             },
+            // What could not be spared when they came may be by now.
+            _ = looks.tick(), if !waiting.is_empty() => {
+                let origins = waiting.origins(Instant::now());
+                if origins.into_iter().any(|origin| admission().evict_for(origin)) {
+                    shared.gateway.telemetry().evicted();
+                }
+            }
         }
     }
-    drop(newcomer);
+    drop(waiting);
     drop(listener);
     drop(stop); // every connection hears of it
     info!(address, connections = connections.len(), "gateway drains");

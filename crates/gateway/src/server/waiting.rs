@@ -1,0 +1,86 @@
+//! Connections that were accepted and find no room yet.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::admission::Origin;
+
+/// In all, and of one origin, so that none keeps the others from waiting too. Beyond, a connection is closed.
+const MAX_WAITING: usize = 256;
+const MAX_OF_ONE_ORIGIN: usize = 8;
+
+/// Those that wait, oldest first.
+pub(super) struct Waiting<S> {
+    patience: Duration,
+    waiting: VecDeque<(Instant, Origin, S)>,
+}
+
+impl<S> Waiting<S> {
+    /// Each waits so long at most.
+    pub(super) fn new(patience: Duration) -> Self {
+        Self { patience, waiting: VecDeque::new() }
+    }
+
+    /// Drops the newcomer where too many wait already.
+    pub(super) fn add(&mut self, origin: Origin, newcomer: S, now: Instant) {
+        let of_this = self.waiting.iter().filter(|(_, other, _)| *other == origin).count();
+        if self.waiting.len() < MAX_WAITING && of_this < MAX_OF_ONE_ORIGIN {
+            self.waiting.push_back((now, origin, newcomer));
+        }
+    }
+
+    /// The one that has waited longest.
+    pub(super) fn next(&mut self) -> Option<(Origin, S)> {
+        self.waiting.pop_front().map(|(_, origin, newcomer)| (origin, newcomer))
+    }
+
+    /// Drops what has waited for too long. Whence the others are, oldest first and each once.
+    pub(super) fn origins(&mut self, now: Instant) -> Vec<Origin> {
+        let patience = self.patience;
+        self.waiting.retain(|(since, ..)| now.duration_since(*since) < patience);
+        let mut origins = Vec::new();
+        for (_, origin, _) in &self.waiting {
+            if !origins.contains(origin) {
+                origins.push(*origin);
+            }
+        }
+        origins
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.waiting.is_empty()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin(number: u16) -> Origin {
+        let [high, low] = number.to_be_bytes();
+        Origin::of([10, 0, high, low].into())
+    }
+
+    #[test]
+    fn one_origin_leaves_others_a_place_to_wait() {
+        let (mut waiting, now) = (Waiting::new(Duration::from_secs(10)), Instant::now());
+        (0..100).for_each(|number| waiting.add(origin(1), number, now));
+        waiting.add(origin(2), 100, now);
+        assert_eq!(waiting.origins(now), [origin(1), origin(2)]);
+        let taken: Vec<_> = std::iter::from_fn(|| waiting.next()).map(|(_, number)| number).collect();
+        assert_eq!(taken, [0, 1, 2, 3, 4, 5, 6, 7, 100]);
+        (0..1000).for_each(|number| waiting.add(origin(number), number, now));
+        assert_eq!(waiting.origins(now).len(), MAX_WAITING);
+    }
+
+    #[test]
+    fn nobody_waits_for_ever() {
+        let (mut waiting, now) = (Waiting::new(Duration::from_secs(10)), Instant::now());
+        waiting.add(origin(1), (), now);
+        waiting.add(origin(2), (), now + Duration::from_secs(1));
+        assert_eq!(waiting.origins(now + Duration::from_secs(10)), [origin(2)]);
+        assert!(waiting.origins(now + Duration::from_secs(11)).is_empty() && waiting.is_empty());
+    }
+}
