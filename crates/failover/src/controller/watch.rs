@@ -14,8 +14,11 @@ pub(super) struct Watch {
     pub(super) healthy_at: Duration,
     /// The same, lease or none.
     pub(super) led_at: Duration,
-    /// Whether the epoch may ever have had a leader: one that has not holds nothing that others lack.
+    /// Whether the epoch may ever have had a leader: one that has not holds nothing that others lack. Leases are granted
+    /// while it forms, and a leader may acknowledge writes before it says that it leads.
     pub(super) may_have_led: bool,
+    /// Transactions that the epoch began with.
+    began_with: u64,
     /// The most that was said to be committed in this epoch: transactions, and the leader's time.
     pub(super) furthest: (u64, u64),
     pub(super) sealing: Option<Sealing>,
@@ -26,12 +29,14 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn new(now: Duration, shard: &Shard) -> Self {
         let at_base = shard.reports.last().filter(|report| report.epoch == shard.epoch);
+        let furthest = at_base.map_or((0, 0), |report| (report.base_transactions, report.base_time_ms));
         Self {
             epoch: shard.epoch,
             healthy_at: now,
             led_at: now,
             may_have_led: shard.phase != Phase::Forming,
-            furthest: at_base.map_or((0, 0), |report| (report.base_transactions, report.base_time_ms)),
+            began_with: furthest.0,
+            furthest,
             sealing: None,
             text: String::new(),
         }
@@ -41,6 +46,7 @@ impl Watch {
         let (most, latest) = &mut self.furthest;
         *most = transactions.max(*most);
         *latest = time_ms.max(*latest);
+        self.may_have_led |= transactions > self.began_with;
     }
 
     /// Brings `sealing` in line with the shard's phase.

@@ -162,3 +162,24 @@ fn voters_of_a_group_that_was_never_founded_have_nothing_to_be_waited_for() {
     story.run(3000);
     assert_eq!((story.shard().epoch, story.shard().primary_region.as_str()), (Epoch(3), "c"));
 }
+
+#[test]
+fn what_a_leader_acknowledged_while_its_group_was_forming_is_waited_for() {
+    let mut story = Story::new();
+    story.down(&[1, 2, 3]);
+    story.forms = false;
+    while story.shard().phase != Phase::Forming {
+        story.step();
+    }
+    // Leases are granted by then. One led and acknowledged, and was lost from leadership before it said so.
+    (story.actor(4).position, story.actor(5).position) = (at(2, 110), at(2, 110));
+    (story.actor(4).seals, story.actor(5).seals) = (false, false);
+    story.run(16_000);
+    assert!(matches!(story.shard().phase, Phase::Sealing(_)), "{:?}", story.shard());
+    assert!(story.text().contains("n4, n5 answer the directory and have not sealed"), "{}", story.text());
+    (story.actor(4).seals, story.actor(5).seals) = (true, true);
+    story.forms = true;
+    story.run_until_active(3);
+    let report = story.shard().reports.last().unwrap();
+    assert_eq!((report.base, report.loss.transactions), (at(2, 110), 0));
+}
