@@ -36,8 +36,8 @@ impl Room {
     fn with(free_bytes: u64) -> Self {
         match free_bytes {
             ..EXHAUSTED_BYTES => Self::Exhausted,
-            ..MIN_FREE_BYTES => Self::Low,
-            _ => Self::Enough,
+            EXHAUSTED_BYTES..MIN_FREE_BYTES => Self::Low,
+            MIN_FREE_BYTES.. => Self::Enough,
         }
     }
 }
