@@ -16,7 +16,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use crate::clock::{BootClock, Clock};
-use crate::directory::Directory;
+use crate::directory::{Directory, Known};
 use crate::hedge::{self, Failed, Hedging, Round};
 use crate::history::History;
 
@@ -73,6 +73,12 @@ struct Pursuit {
 impl Pursuit {
     fn new(database: DatabaseId, bytes: usize) -> Self {
         Self { database, bytes, rounds: 0, lost: None }
+    }
+
+    fn next_pause(&mut self) -> Duration {
+        let pause = pause(self.rounds);
+        self.rounds += 1;
+        pause
     }
 }
 
@@ -160,28 +166,28 @@ impl<N: Nodes, C: Clock> Router<N, C> {
     }
 
     /// Waits before another round: longer each time, and until it is paid for; or until the shard is served again,
-    /// or has moved. False: `left` ran out.
+    /// or has moved since the round began. News of the rest of the cluster puts nothing off. False: `left` ran out.
     async fn pause(
         &self,
         pursuit: &mut Pursuit,
         shard: (ShardId, Epoch),
         budget: &Budget,
         mut found: watch::Receiver<Revival>,
+        mut known: watch::Receiver<Arc<Known>>,
         left: Duration,
     ) -> bool {
-        let mut known = self.directory.watch();
         let until = self.clock.now() + left;
+        let mut next = self.clock.now() + pursuit.next_pause();
         loop {
-            let pause = self.clock.now() + pause(pursuit.rounds);
-            pursuit.rounds += 1;
             tokio::select! {
-                () = self.clock.sleep_until(pause.min(until)) => {
-                    if pause >= until {
+                () = self.clock.sleep_until(next.min(until)) => {
+                    if next >= until {
                         return false;
                     }
                     if budget.pays(self.clock.now(), pursuit.bytes) {
                         return true;
                     }
+                    next = self.clock.now() + pursuit.next_pause();
                 }
                 Ok(()) = found.changed() => {
                     let spread = rand::random_range(Duration::ZERO..REVIVAL_SPREAD);
@@ -190,6 +196,8 @@ impl<N: Nodes, C: Clock> Router<N, C> {
                 }
                 Ok(()) = known.changed() => {
                     if self.shard(pursuit.database).ok() != Some(shard) {
+                        // How often others failed says nothing of those who have it now.
+                        pursuit.rounds = 1;
                         return true;
                     }
                 }
@@ -299,6 +307,7 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
         let mut pursuit = Pursuit::new(read.database, 0);
         loop {
             // Anew each time: it may have moved on.
+            let known = self.directory.watch();
             let shard = self.shard(read.database)?;
             let (budget, found) = self.leaders.of(shard.0);
             if pursuit.rounds == 0 {
@@ -342,7 +351,7 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
                 }
             };
             let left = (started + self.deadline).saturating_sub(self.clock.now());
-            if left.is_zero() || !self.pause(&mut pursuit, shard, &budget, found, left).await {
+            if left.is_zero() || !self.pause(&mut pursuit, shard, &budget, found, known, left).await {
                 return Err(unavailable(format!("shard {} cannot be read now: {reason}", shard.0)));
             }
         }
@@ -362,6 +371,7 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
         let mut unknown: Option<String> = None;
         loop {
             // Anew each time: a new epoch knows the request ids of those before.
+            let known = self.directory.watch();
             let shard = self.shard(write.database).map_err(|gone| failure(unknown.take(), gone.reason))?;
             let (budget, found) = self.leaders.of(shard.0);
             if pursuit.rounds == 0 {
@@ -401,7 +411,7 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
             };
             let limit = if unknown.is_some() { UNKNOWN_DEADLINE } else { self.deadline };
             let left = (started + limit).saturating_sub(self.clock.now());
-            if left.is_zero() || !self.pause(&mut pursuit, shard, &budget, found, left).await {
+            if left.is_zero() || !self.pause(&mut pursuit, shard, &budget, found, known, left).await {
                 return Err(failure(unknown, format!("shard {} cannot be written now: {reason}", shard.0)));
             }
         }

@@ -266,3 +266,58 @@ fn a_node_that_is_long_at_work_is_not_taken_for_silent() {
         assert!((1..=2).all(|node| !router.reach.is_silent(time.now(), node)));
     });
 }
+
+impl World {
+    /// Another version of the cluster is known, in which `change` was made.
+    fn learns(&self, change: impl FnOnce(&mut meridian_failover::Cluster)) {
+        let mut cluster = self.router.directory.known().cluster.clone();
+        change(&mut cluster);
+        cluster.version += 1;
+        self.router.directory.learn(cluster).unwrap();
+    }
+}
+
+#[test]
+fn news_of_the_rest_of_the_cluster_puts_off_no_retry() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, time, .. } = &world;
+        voters.scripted.lock().extend((0..3).map(|_| Failed::NotDone("no quorum answers".to_owned())));
+        let began = time.now();
+        let mut writing = world.writing();
+        // More often than the shortest pause is over.
+        while (&mut writing).now_or_never().is_none() {
+            time.sleep(Duration::from_millis(2)).await;
+            world.learns(|_| {});
+            assert!(time.now() - began < Duration::from_secs(1), "nothing is tried again");
+        }
+    });
+}
+
+#[test]
+fn a_shard_that_moved_during_a_round_is_tried_again_at_once() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, time, .. } = &world;
+        let refused = |_| Failed::NotDone("the disk is full".to_owned());
+        voters.scripted.lock().extend((0..100_000).map(refused));
+        let mut writing = world.writing();
+        // Pauses are long by now.
+        time.sleep(Duration::from_secs(6)).await;
+        let before = voters.calls();
+        while voters.calls() == before {
+            time.sleep(Duration::from_micros(100)).await;
+        }
+        world.learns(|cluster| {
+            let shard = cluster.shards.get_mut(&ShardId(1)).unwrap();
+            shard.epoch = Epoch(shard.epoch.0 + 1);
+        });
+        // What is under way fails, all the same.
+        time.sleep(Duration::from_millis(1)).await;
+        let moved = time.now();
+        time.sleep(2 * world::ROUND_TRIP).await;
+        voters.scripted.lock().clear();
+        while (&mut writing).now_or_never().is_none() {
+            time.sleep(Duration::from_millis(1)).await;
+            assert!(time.now() - moved < Duration::from_millis(100), "it waits as long as for those who had it before");
+        }
+    });
+}
