@@ -325,7 +325,9 @@ mod tests {
         /// What it shows for the report of an epoch that began behind `base`: committed, and at most.
         fn shown(&self, epoch: u16, base: u64) -> Option<(u64, u64)> {
             let report = report(Epoch(epoch), base, 2 * base);
-            let shown: Orphans = orphans::shown(self.folder.path(), SHARD, &report)?;
+            let mut known = orphans::KnownOrphans::default();
+            known.refresh(self.folder.path()).unwrap();
+            let shown: Orphans = known.shown(SHARD, &report)?;
             Some((shown.transactions, shown.at_most))
         }
     }

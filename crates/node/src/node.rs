@@ -45,7 +45,7 @@ use crate::shard::{LocalShard, Voter};
 use crate::shard_service::ShardService;
 use crate::shard_table::ShardTable;
 use crate::shipping_service::ShippingService;
-use crate::standing;
+use crate::standing::Standing;
 use crate::state_exchange::StateExchange;
 use crate::topology::Topology;
 use crate::write_calls::WriteCalls;
@@ -196,6 +196,8 @@ impl Node {
             node: Some(node_id),
         };
         tasks.push(tokio::spawn(follower.run(stop.clone())));
+        let standing = Arc::new(Standing::new(keepers));
+        tasks.push(tokio::spawn(Arc::clone(&standing).keep_reading(stop.clone())));
         let refused = watch::Sender::new(None);
         let refusals = refused.subscribe();
         let renewal = LeaseRenewal {
@@ -204,7 +206,7 @@ impl Node {
             incarnation,
             directory: Arc::clone(&directory),
             peers: Arc::clone(&peers),
-            report: Arc::new(move || standing::report(&keepers)),
+            report: Arc::new(move || standing.report()),
             refused,
             leader: Mutex::default(),
         };

@@ -20,6 +20,7 @@ mod writer;
 #[cfg(test)]
 pub(crate) mod tests;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -160,30 +161,60 @@ pub(crate) fn is_kept(data_dir: &Path, header: &OrphanHeader, lacking: &OrphanSu
     Ok(list(data_dir)?.iter().any(|stored| stored.name.is_of(header) && has_it(stored)))
 }
 
-/// How much this node held beyond the base of `report`. `None` while that cannot be counted: with less than it was,
-/// a report would become exact that says too little.
-pub(crate) fn shown(data_dir: &Path, shard: ShardId, report: &FailoverReport) -> Option<directory::Orphans> {
-    let files = list(data_dir).ok()?;
-    let mut shown = directory::Orphans { shard: shard.0, epoch: report.epoch.0.into(), ..Default::default() };
-    // Files of which it is not known what came before may hold what no other does.
-    let mut uncounted = 0;
-    for file in files.iter().filter(|file| file.name.shard == shard && file.name.epoch == report.epoch) {
-        let (_, summary) = file.content.as_ref().ok()?;
-        let undecided = summary.transactions.saturating_sub(summary.committed_transactions);
-        let mut committed = summary.committed_transactions;
-        if summary.committed_total > 0 {
-            committed = committed.max(summary.committed_total.saturating_sub(report.base_transactions));
-            shown.at_most = shown.at_most.max(committed + undecided);
-        } else if summary.missing_through > 0 {
-            return None;
-        } else {
-            uncounted += summary.transactions;
+/// What the files of a node hold. Each is read once: none is ever written again.
+#[derive(Default)]
+pub(crate) struct KnownOrphans {
+    files: BTreeMap<OrphanName, Result<OrphanSummary, StorageError>>,
+}
+
+impl KnownOrphans {
+    /// Looks for new files.
+    ///
+    /// # Errors
+    /// When the folder cannot be read; nothing has changed. What is wrong with one file is logged.
+    pub(crate) fn refresh(&mut self, data_dir: &Path) -> Result<(), StorageError> {
+        let folder = folder(data_dir);
+        let names = names(&folder)?;
+        // A damaged file stays that; a disk that does not answer may the next time.
+        let stays = |content: &Result<_, _>| matches!(content, Ok(_) | Err(StorageError::Corruption { .. }));
+        self.files.retain(|name, content| stays(content) && names.binary_search(name).is_ok());
+        for name in names {
+            self.files.entry(name).or_insert_with(|| {
+                let opened = OrphanReader::open(folder.join(name.to_string()), name);
+                let content = opened.and_then(OrphanReader::summarize).map(|(_, summary)| summary);
+                content.inspect_err(|error| {
+                    tracing::error!(%error, "a file of orphans cannot be read: what its failover lost stays a bound");
+                })
+            });
         }
-        shown.transactions = shown.transactions.max(committed);
-        shown.last_time_ms = shown.last_time_ms.max(summary.last_time_ms);
+        Ok(())
     }
-    shown.at_most += uncounted;
-    Some(shown)
+
+    /// How much this node held beyond the base of `report`. `None` while that cannot be counted: with less than it
+    /// was, a report would become exact that says too little.
+    pub(crate) fn shown(&self, shard: ShardId, report: &FailoverReport) -> Option<directory::Orphans> {
+        let mut shown = directory::Orphans { shard: shard.0, epoch: report.epoch.0.into(), ..Default::default() };
+        // Files of which it is not known what came before may hold what no other does.
+        let mut uncounted = 0;
+        let name = |base_sequence, number| OrphanName { shard, epoch: report.epoch, base_sequence, number };
+        for (_, content) in self.files.range(name(0, 0)..=name(u64::MAX, u32::MAX)) {
+            let summary = content.as_ref().ok()?;
+            let undecided = summary.transactions.saturating_sub(summary.committed_transactions);
+            let mut committed = summary.committed_transactions;
+            if summary.committed_total > 0 {
+                committed = committed.max(summary.committed_total.saturating_sub(report.base_transactions));
+                shown.at_most = shown.at_most.max(committed + undecided);
+            } else if summary.missing_through > 0 {
+                return None;
+            } else {
+                uncounted += summary.transactions;
+            }
+            shown.transactions = shown.transactions.max(committed);
+            shown.last_time_ms = shown.last_time_ms.max(summary.last_time_ms);
+        }
+        shown.at_most += uncounted;
+        Some(shown)
+    }
 }
 
 /// [`list`] for operators. A file that cannot be read is in it without counts; [`read_orphans`] says why.

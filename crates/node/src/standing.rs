@@ -1,22 +1,85 @@
 //! What a node says of itself to the directory with each renewal of its lease.
 
-use std::time::Instant;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use meridian_consensus::RaftGroup;
 use meridian_proto::directory as wire;
+use meridian_types::{DatabaseId, Epoch, ShardId};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use crate::clock::wall_ms;
 use crate::keeper::KeeperParts;
-use crate::orphans;
+use crate::orphans::KnownOrphans;
 use crate::shard::{LocalShard, or_fatal};
 use crate::shipping_wire::position_to_wire;
 
-/// Where the shards stand here, and what this node holds that was lost.
-pub(crate) fn report(parts: &KeeperParts) -> (Vec<wire::ShardReport>, Vec<wire::Orphans>) {
-    (parts.shards.all().into_iter().map(|(id, local)| shard(parts, id.0, &local)).collect(), lost(parts))
+/// Between two times that the disk is asked.
+const READ_EVERY: Duration = Duration::from_secs(1);
+
+/// What a node says of itself. Leases depend on it, so that it waits for no disk: what only the disk tells is read
+/// aside, now and then.
+pub(crate) struct Standing {
+    parts: Arc<KeeperParts>,
+    read: Mutex<Read>,
+    orphans: Mutex<KnownOrphans>,
 }
 
-fn shard(parts: &KeeperParts, id: u32, local: &LocalShard) -> wire::ShardReport {
+/// What the disk told last.
+#[derive(Default)]
+struct Read {
+    /// Databases that are being deleted, and are dropped here in this epoch. That stays so.
+    dropped: BTreeMap<(ShardId, Epoch), Vec<DatabaseId>>,
+    lost: Vec<wire::Orphans>,
+}
+
+impl Standing {
+    pub(crate) fn new(parts: Arc<KeeperParts>) -> Self {
+        Self { parts, read: Mutex::default(), orphans: Mutex::default() }
+    }
+
+    /// Where the shards stand here, and what this node holds that was lost.
+    pub(crate) fn report(&self) -> (Vec<wire::ShardReport>, Vec<wire::Orphans>) {
+        let read = self.read.lock();
+        let shards = self.parts.shards.all().into_iter();
+        (shards.map(|(id, local)| shard(&self.parts, id.0, &local, &read)).collect(), read.lost.clone())
+    }
+
+    /// Until `stop`.
+    pub(crate) async fn keep_reading(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            let standing = Arc::clone(&self);
+            if let Err(error) = tokio::task::spawn_blocking(move || standing.read()).await {
+                tracing::error!(%error, "what this node holds of deleted and lost data could not be read");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(READ_EVERY) => {}
+            }
+        }
+    }
+
+    /// Asks the disk.
+    fn read(&self) {
+        let parts = &self.parts;
+        let mut dropped = BTreeMap::new();
+        for (id, local) in parts.shards.all() {
+            // Of the state as it is in this epoch, or a later one.
+            let epoch = local.epoch();
+            let deleting = parts.directory.deleting(id).into_iter();
+            let here: Vec<_> = deleting.filter(|database| or_fatal(local.state().is_dropped(*database))).collect();
+            if !here.is_empty() {
+                dropped.insert((id, epoch), here);
+            }
+        }
+        let lost = lost(parts, &mut self.orphans.lock());
+        *self.read.lock() = Read { dropped, lost };
+    }
+}
+
+fn shard(parts: &KeeperParts, id: u32, local: &LocalShard, read: &Read) -> wire::ShardReport {
     let applied = local.state().applied();
     let (leads, settled_at, lag_ms) = match local {
         LocalShard::Voter(voter) => {
@@ -37,9 +100,7 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard) -> wire::ShardReport 
             (false, 0, lag_ms)
         }
     };
-    // Behind the position: what is there by now was there then, or is told next time.
-    let deleting = parts.directory.deleting(local.state().shard());
-    let dropped = deleting.into_iter().filter(|database| or_fatal(local.state().is_dropped(*database)));
+    let dropped = read.dropped.get(&(local.state().shard(), local.epoch())).into_iter().flatten();
     let dropped = dropped.map(|database| database.0.to_vec().into()).collect();
     let (heard_transactions, heard_time_ms) = parts.directory.furthest(local.state().shard(), local.epoch());
     let differing = parts.shards.comparison(&local.state().shard()).map(|comparison| comparison.differing());
@@ -75,20 +136,26 @@ fn settled_at(parts: &KeeperParts, group: &RaftGroup) -> u64 {
 
 /// What the directory's reports of failovers wait for: how much this node, which voted before, has beyond
 /// their bases.
-fn lost(parts: &KeeperParts) -> Vec<wire::Orphans> {
+fn lost(parts: &KeeperParts, orphans: &mut KnownOrphans) -> Vec<wire::Orphans> {
     let known = parts.directory.known();
-    let mut shown = Vec::new();
+    let mut waiting = Vec::new();
     for (id, shard) in &known.cluster.shards {
         let settled = parts.settled.lock().get(id).copied();
         for report in &shard.reports {
             let waits = report.is_judged_by(parts.node_id) && !report.loss.shown_by.contains(&parts.node_id);
-            // Its logs must have been looked through.
-            if report.planned || !waits || settled.is_none_or(|settled| settled < report.epoch) {
-                continue;
+            // Its logs must have been looked through, before the files are.
+            if waits && !report.planned && settled.is_some_and(|settled| settled >= report.epoch) {
+                waiting.push((*id, report));
             }
-            // Not while it cannot be counted: the report stays at "at least".
-            shown.extend(orphans::shown(&parts.data_dir, *id, report));
         }
     }
-    shown
+    if waiting.is_empty() {
+        return Vec::new();
+    }
+    if let Err(error) = orphans.refresh(&parts.data_dir) {
+        tracing::warn!(%error, "the folder of orphans cannot be read: what failovers lost stays a bound");
+        return Vec::new();
+    }
+    // Not while it cannot be counted: the report stays at "at least".
+    waiting.into_iter().filter_map(|(id, report)| orphans.shown(id, report)).collect()
 }

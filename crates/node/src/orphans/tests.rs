@@ -184,7 +184,12 @@ fn a_file_may_say_only_what_is_missing() {
 fn what_a_node_shows_is_never_less_than_it_held() {
     let folder = tempfile::tempdir().unwrap();
     let report = report(EPOCH, 10, 100);
-    let shown = || shown(folder.path(), SHARD, &report).map(|shown| (shown.transactions, shown.at_most));
+    let anew = |report: &FailoverReport| {
+        let mut known = KnownOrphans::default();
+        known.refresh(folder.path()).unwrap();
+        known.shown(SHARD, report).map(|shown| (shown.transactions, shown.at_most))
+    };
+    let shown = || anew(&report);
     assert_eq!(shown(), Some((0, 0)));
     // As the first version counted: one of two is decided.
     save(folder.path(), &[batch(11, 2), batch(12, 1)]);
@@ -199,13 +204,36 @@ fn what_a_node_shows_is_never_less_than_it_held() {
     writer.set_missing(11, 12, 0).unwrap();
     writer.finish().unwrap();
     assert_eq!(shown(), Some((7, 8)));
-    let other = super::shown(folder.path(), SHARD, &self::report(Epoch(3), 10, 100)).unwrap();
-    assert_eq!((other.transactions, other.at_most), (0, 0));
+    assert_eq!(anew(&self::report(Epoch(3), 10, 100)), Some((0, 0)));
 
     // Damage is not taken for nothing.
     let path = folder.path().join("orphans").join(NAME);
     let whole = fs::read(&path).unwrap();
     fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    assert_eq!(shown(), None);
+}
+
+#[test]
+fn each_file_is_read_once_whether_or_not_it_is_damaged() {
+    let folder = tempfile::tempdir().unwrap();
+    let report = report(EPOCH, 10, 100);
+    let mut known = KnownOrphans::default();
+    let mut shown = || {
+        known.refresh(folder.path()).unwrap();
+        known.shown(SHARD, &report).map(|shown| (shown.transactions, shown.at_most))
+    };
+    save(folder.path(), &[batch(11, 2), batch(12, 1)]);
+    assert_eq!(shown(), Some((2, 3)));
+    // Nobody writes to it again: what is in it now shows whether it is looked at.
+    let path = folder.path().join("orphans").join(NAME);
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, b"damage").unwrap();
+    assert_eq!(shown(), Some((2, 3)));
+    fs::remove_file(&path).unwrap();
+    assert_eq!(shown(), Some((0, 0)));
+    fs::write(&path, b"damage").unwrap();
+    assert_eq!(shown(), None);
+    fs::write(&path, &whole).unwrap();
     assert_eq!(shown(), None);
 }
 
