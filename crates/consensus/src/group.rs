@@ -214,7 +214,7 @@ impl RaftGroup {
         }
         let applied_term = machine.own(options.state.applied().raft).log_id.map_or(0, |applied| applied.term);
         if log.has_lost_votes(applied_term)? {
-            tracing::error!(group = %id, "the votes that this member gave are gone from its disk: it votes no more");
+            tracing::error!(group = %id, "the votes that this member gave are gone from its disk: it votes no more, replace it");
             membership::resign(options.state.engine(), id)?;
         }
         let election_timeout = options.timing.election_timeout_max();

@@ -52,8 +52,9 @@ struct Shared {
 impl Shared {
     fn truncate_after(&self, last_log_id: Option<LogId>) -> Result<(), StorageError> {
         if let Some(marks) = &self.high_water {
-            let mut truncations = self.truncations.lock();
-            *truncations += 1;
+            // Not held for the disk: the only thread that syncs logs waits for it. What was appended before raises the
+            // mark before this, or not at all.
+            *self.truncations.lock() += 1;
             marks.lower(self.log.group(), last_log_id.as_ref().map_or(0, |last| last.index))?;
         }
         self.bounds.write().1 = last_log_id.as_ref().map_or(0, |last| last.index + 1);
@@ -79,6 +80,7 @@ impl LogStore {
         cache: &LogCache,
     ) -> Result<Self, StorageError> {
         opening::repair(&log, high_water.as_deref())?;
+        opening::remember_vote(&log, high_water.as_deref())?;
         let last = Self::last_log_id(&log)?.map(|last| last.index);
         let purged = log_id_mark(&log, PURGED)?.map(|purged| purged.index);
         let bounds = (purged.map_or(0, |index| index + 1), last.map_or(0, |index| index + 1));
@@ -99,11 +101,13 @@ impl LogStore {
         Ok(self.shared.log.mark(VOTE)?.is_some())
     }
 
-    /// Whether a vote is missing that was saved, and fsynced, before the first entry of its term came. `applied`: the
-    /// term of the last entry that the state has.
+    /// Whether a vote is missing that was saved, and fsynced: before the first entry of its term came, or, as the
+    /// mark beside the database says, without one. `applied`: the term of the last entry that the state has.
     pub(crate) fn has_lost_votes(&self, applied: u64) -> Result<bool, StorageError> {
         let last = self.last()?.map_or(0, |last| last.leader_id.term);
-        Ok(vote_mark(&self.shared.log)?.map_or(0, |vote| vote.leader_id.term) < last.max(applied))
+        let marks = self.shared.high_water.as_ref();
+        let saved = marks.map_or(0, |marks| marks.voted(self.shared.log.group()));
+        Ok(vote_mark(&self.shared.log)?.map_or(0, |vote| vote.leader_id.term) < last.max(applied).max(saved))
     }
 
     pub(crate) fn last(&self) -> Result<Option<LogId>, StorageError> {
@@ -262,7 +266,11 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         self.shared.log.put_mark(VOTE, &wire::vote_to_wire(vote).encode_to_vec())?;
-        self.sync().await
+        self.sync().await?;
+        // Behind the vote, so that a crash in between looks like no loss, and before anybody is told of it.
+        let (shared, term) = (Arc::clone(&self.shared), vote.leader_id.term);
+        let Some(marks) = shared.high_water.clone() else { return Ok(()) };
+        Ok(off_the_runtime(move || marks.vote(shared.log.group(), term)).await??)
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {

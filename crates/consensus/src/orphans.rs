@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use meridian_proto::log;
 use meridian_storage::{Engine, GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError};
 use openraft::EntryPayload;
 
@@ -16,8 +17,8 @@ use crate::{membership, wire};
 const READ_BYTES: usize = 2 << 20;
 
 /// Calls `visit` with each batch behind `after_sequence` that the log of a stopped group has, in order: its
-/// sequence, its stored bytes, and whether this node knows that it was committed. What is not known to be
-/// committed may have been: the leader alone knows before the others hear of it.
+/// sequence, the id of its entry, its stored bytes, and whether this node knows that it was committed. What is not
+/// known to be committed may have been: the leader alone knows before the others hear of it.
 ///
 /// Where batches right behind `after_sequence` were purged, those visited begin later, or there are none: the
 /// caller, who knows what the state has, says so.
@@ -25,7 +26,7 @@ pub fn log_batches_beyond(
     engine: &Arc<dyn Engine>,
     group: GroupId,
     after_sequence: u64,
-    visit: &mut dyn FnMut(u64, Bytes, bool) -> Result<(), StorageError>,
+    visit: &mut dyn FnMut(u64, log::LogId, Bytes, bool) -> Result<(), StorageError>,
 ) -> Result<(), StorageError> {
     let log = GroupLog::open(Arc::clone(engine), group, RecordKind::Entry)?;
     let (Some((first, _)), Some((last, _))) = (log.first()?, log.last()?) else { return Ok(()) };
@@ -47,7 +48,8 @@ pub fn log_batches_beyond(
             let entry = LogStore::decode(group, index, bytes)?;
             let sequence = sequence_of(group, &entry)?.filter(|sequence| *sequence > after_sequence);
             if let (Some(sequence), EntryPayload::Normal(batch)) = (sequence, entry.payload) {
-                visit(sequence, batch.bytes, committed.is_some_and(|committed| index <= committed))?;
+                let log_id = wire::log_id_to_wire(&entry.log_id);
+                visit(sequence, log_id, batch.bytes, committed.is_some_and(|committed| index <= committed))?;
             }
         }
     }
@@ -80,7 +82,9 @@ pub fn forget_group(
     high_water: Option<&HighWater>,
 ) -> Result<(), StorageError> {
     membership::resign(engine, group)?;
-    erase(engine, group, high_water, LogStore::erase)
+    // The other way round, a crash in between would leave a mark that no log comes up to.
+    high_water.map_or(Ok(()), |marks| marks.forget(group))?;
+    erase(engine, group, LogStore::erase)
 }
 
 /// Deletes, durably, the log of a stopped group that goes on without this node, and keeps its votes and how far
@@ -94,20 +98,15 @@ pub fn leave_group(
     high_water: Option<&HighWater>,
 ) -> Result<(), StorageError> {
     let applied = applied(engine, group)?;
-    erase(engine, group, high_water, |log| LogStore::leave(log, applied))
+    high_water.map_or(Ok(()), |marks| marks.leave(group))?;
+    erase(engine, group, |log| LogStore::leave(log, applied))
 }
 
 fn erase(
     engine: &Arc<dyn Engine>,
     group: GroupId,
-    high_water: Option<&HighWater>,
     erase: impl FnOnce(&GroupLog) -> Result<(), StorageError>,
 ) -> Result<(), StorageError> {
-    let log = GroupLog::open(Arc::clone(engine), group, RecordKind::Entry)?;
-    // The other way round, a crash in between would leave a mark that no log comes up to.
-    if let Some(marks) = high_water {
-        marks.forget(group)?;
-    }
-    erase(&log)?;
+    erase(&GroupLog::open(Arc::clone(engine), group, RecordKind::Entry)?)?;
     engine.sync()
 }

@@ -64,7 +64,7 @@ pub(crate) fn settle_old_groups(
         if let (Some((first, _)), Some((last, _))) = (shipped.first()?, shipped.last()?) {
             tail.elsewhere = first..last + 1;
         }
-        log_batches_beyond(engine, group, lowest.sequence, &mut |_, bytes: Bytes, committed| {
+        log_batches_beyond(engine, group, lowest.sequence, &mut |_, _, bytes: Bytes, committed| {
             tail.push(&bytes, committed)
         })?;
         let batches = tail.finish()?;
@@ -77,16 +77,17 @@ pub(crate) fn settle_old_groups(
 }
 
 /// What the group had committed and the history holds is in its log, and was not flushed when the process
-/// ended: without it this node may lack what nobody else has.
+/// ended: without it this node may lack what nobody else has. It stays the group's state: after a crash that kept part
+/// of it, the rest is applied by the next call.
 fn apply_committed(state: &ShardState, group: GroupId, base: Position) -> Result<(), StorageError> {
     let applied = state.applied();
     if applied.raft.epoch != Some(group.epoch) || applied.position.sequence >= base.sequence {
         return Ok(());
     }
     let after = applied.position.sequence;
-    log_batches_beyond(state.engine(), group, after, &mut |sequence, bytes: Bytes, committed| {
+    log_batches_beyond(state.engine(), group, after, &mut |sequence, log_id, bytes: Bytes, committed| {
         if committed && sequence <= base.sequence && sequence == state.position().sequence + 1 {
-            state.apply(&[decode(bytes)?], RaftApplied::default())?;
+            state.apply(&[decode(bytes)?], RaftApplied { log_id: Some(log_id), ..applied.raft.clone() })?;
         }
         Ok(())
     })?;
@@ -253,7 +254,11 @@ mod tests {
 
     impl Node {
         fn new() -> Self {
-            let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
+            Self::on(Arc::new(MemoryEngine::default()))
+        }
+
+        fn on(engine: Arc<MemoryEngine>) -> Self {
+            let engine: Arc<dyn Engine> = engine;
             let state = Arc::new(ShardState::open(Arc::clone(&engine), SHARD).unwrap());
             let log = shipped_log(&engine, SHARD).unwrap();
             Self { engine, state, log, folder: tempfile::tempdir().unwrap() }
@@ -379,6 +384,29 @@ mod tests {
         node.settle(&deeper());
         assert_eq!(node.kept(), [file(3, 8, [9])]);
         assert_eq!((node.shown(2, 10), node.shown(3, 8)), (Some((0, 0)), Some((2, 2))));
+    }
+
+    /// What was committed was not flushed when the process ended. The next one applies it, and ends as well; the one
+    /// behind that finds any part of it.
+    #[tokio::test]
+    async fn what_was_committed_is_applied_also_if_a_crash_kept_part_of_it() {
+        let (base, written) = (at(1, 8), Arc::new(MemoryEngine::default()));
+        Node::on(Arc::clone(&written)).vote(1, 8).await;
+        let mut found = BTreeSet::new();
+        for seed in 0..30 {
+            let engine = Arc::new(written.crash_to_what_is_durable());
+            let node = Node::on(Arc::clone(&engine));
+            let left = Arc::new(std::sync::Mutex::new(None));
+            let (last, disk) = (Arc::clone(&left), Arc::clone(&engine));
+            node.state.observe(move |_| *last.lock().unwrap() = Some(disk.crash(seed)));
+            apply_committed(&node.state, GroupId { shard: SHARD, epoch: Epoch(1) }, base).unwrap();
+            assert_eq!(node.state.position(), base);
+            let node = Node::on(Arc::new(left.lock().unwrap().take().unwrap()));
+            found.insert(node.state.position().sequence);
+            node.settle(&history(&[(2, base)]));
+            assert_eq!(node.state.position(), base, "after seed {seed}");
+        }
+        assert!(found.len() > 3, "{found:?}");
     }
 
     #[tokio::test]

@@ -10,12 +10,14 @@ use crate::{GroupId, StorageError};
 
 /// How far each Raft log had certainly been durable, kept in a file of its own beside the database. A log
 /// that is shorter at the next start lost acknowledged entries (a restored database, a disk that lied): its
-/// node must not vote, or a commit could be undone.
+/// node must not vote, or a commit could be undone. The same of the newest term that it has voted in: where that is
+/// gone from the database, nobody knows whom it voted for.
 ///
 /// A folder that was rolled back as a whole takes this file back with the log. So it also says how far the logs of
 /// other members were known to be: those tell the member when it stands for election, or is asked for its vote.
 ///
-/// The marks trail the logs, by up to the time between two [`HighWater::persist`]; they never run ahead.
+/// The marks trail the logs, by up to the time between two [`HighWater::persist`]; they never run ahead. Those of votes
+/// do not trail.
 #[derive(Debug)]
 pub struct HighWater {
     path: PathBuf,
@@ -31,9 +33,17 @@ pub struct MemberMark {
     pub index: u64,
 }
 
+/// What was durable of this node's part in a group.
+#[derive(Debug, Clone, Copy, Default)]
+struct Own {
+    last_index: u64,
+    /// The term of the newest vote.
+    voted: u64,
+}
+
 #[derive(Debug, Default)]
 struct Marks {
-    last_index: BTreeMap<GroupId, u64>,
+    own: BTreeMap<GroupId, Own>,
     /// Of other members, by node.
     members: BTreeMap<(GroupId, u64), MemberMark>,
     dirty: bool,
@@ -47,7 +57,9 @@ impl Marks {
             Some(GroupId { shard: ShardId(shard), epoch: Epoch(epoch) })
         };
         match *words.as_slice() {
-            [shard, epoch, index] => drop(self.last_index.insert(group(shard, epoch)?, index)),
+            [shard, epoch, last_index, voted] => {
+                self.own.insert(group(shard, epoch)?, Own { last_index, voted });
+            }
             [shard, epoch, node, term, index] => {
                 self.members.insert((group(shard, epoch)?, node), MemberMark { term, index });
             }
@@ -57,7 +69,10 @@ impl Marks {
     }
 
     fn text(&self) -> String {
-        let own = self.last_index.iter().map(|(group, index)| format!("{} {} {index}\n", group.shard, group.epoch));
+        let own = self
+            .own
+            .iter()
+            .map(|(group, own)| format!("{} {} {} {}\n", group.shard, group.epoch, own.last_index, own.voted));
         let others = self.members.iter().map(|((group, node), mark)| {
             format!("{} {} {node} {} {}\n", group.shard, group.epoch, mark.term, mark.index)
         });
@@ -84,15 +99,34 @@ impl HighWater {
 
     /// Up to here the group's log had certainly been durable; 0 if nothing is known.
     pub fn mark(&self, group: GroupId) -> u64 {
-        self.marks.lock().last_index.get(&group).copied().unwrap_or(0)
+        self.marks.lock().own.get(&group).map_or(0, |own| own.last_index)
+    }
+
+    /// The newest term in which this node has certainly saved a vote; 0 if nothing is known.
+    pub fn voted(&self, group: GroupId) -> u64 {
+        self.marks.lock().own.get(&group).map_or(0, |own| own.voted)
+    }
+
+    /// A vote of `term` is durable. So is this, on return.
+    pub fn vote(&self, group: GroupId, term: u64) -> Result<(), StorageError> {
+        {
+            let mut marks = self.marks.lock();
+            let own = marks.own.entry(group).or_default();
+            if own.voted < term {
+                own.voted = term;
+                marks.dirty = true;
+            }
+        }
+        // Also where it was known before: whoever said so may not have come to write it.
+        self.persist()
     }
 
     /// The group's log is durable up to `index`. Only in memory until [`HighWater::persist`].
     pub fn raise(&self, group: GroupId, index: u64) {
         let mut marks = self.marks.lock();
-        let mark = marks.last_index.entry(group).or_default();
-        if *mark < index {
-            *mark = index;
+        let own = marks.own.entry(group).or_default();
+        if own.last_index < index {
+            own.last_index = index;
             marks.dirty = true;
         }
     }
@@ -116,8 +150,8 @@ impl HighWater {
     pub fn lower(&self, group: GroupId, index: u64) -> Result<(), StorageError> {
         {
             let mut marks = self.marks.lock();
-            match marks.last_index.get_mut(&group) {
-                Some(mark) if *mark > index => *mark = index,
+            match marks.own.get_mut(&group) {
+                Some(own) if own.last_index > index => own.last_index = index,
                 _ => return Ok(()),
             }
             marks.dirty = true;
@@ -125,15 +159,23 @@ impl HighWater {
         self.persist()
     }
 
-    /// Before a group's log is deleted for good.
+    /// Before a group's log is deleted for good, and its votes.
     pub fn forget(&self, group: GroupId) -> Result<(), StorageError> {
+        self.remove(group, |_| None)
+    }
+
+    /// Before a group's log is deleted, and its votes are kept.
+    pub fn leave(&self, group: GroupId) -> Result<(), StorageError> {
+        self.remove(group, |own| Some(Own { last_index: 0, ..own }))
+    }
+
+    fn remove(&self, group: GroupId, kept: impl FnOnce(Own) -> Option<Own>) -> Result<(), StorageError> {
         {
             let mut marks = self.marks.lock();
-            let (own, known) = (marks.last_index.remove(&group), marks.members.len());
-            marks.members.retain(|(of, _), _| *of != group);
-            if own.is_none() && marks.members.len() == known {
-                return Ok(());
+            if let Some(kept) = marks.own.remove(&group).and_then(kept) {
+                marks.own.insert(group, kept);
             }
+            marks.members.retain(|(of, _), _| *of != group);
             marks.dirty = true;
         }
         self.persist()
@@ -150,7 +192,8 @@ impl HighWater {
             }
             text = marks.text();
         }
-        replace_file(&self.path, text.as_bytes())
+        // Whoever comes next is not told that it is written.
+        replace_file(&self.path, text.as_bytes()).inspect_err(|_| self.marks.lock().dirty = true)
     }
 }
 
@@ -188,22 +231,28 @@ mod tests {
         marks.raise(group, 10);
         marks.raise(group, 9);
         marks.raise(next, 7);
+        marks.vote(group, 3).unwrap();
+        marks.vote(group, 2).unwrap();
+        assert_eq!(HighWater::open(path.clone()).unwrap().voted(group), 3);
         let (early, late) = (MemberMark { term: 2, index: 90 }, MemberMark { term: 3, index: 12 });
         marks.remember(group, 4, late);
         marks.remember(group, 4, early);
         marks.remember(next, 5, early);
         marks.persist().unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "1 1 10\n1 2 7\n1 1 4 3 12\n1 2 5 2 90\n");
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1 1 10 3\n1 2 7 0\n1 1 4 3 12\n1 2 5 2 90\n");
         let marks = HighWater::open(path.clone()).unwrap();
         assert_eq!((marks.mark(group), marks.remembered(group, 4)), (10, Some(late)));
         assert_eq!((marks.remembered(group, 5), marks.remembered(next, 4)), (None, None));
         marks.lower(group, 4).unwrap();
         assert_eq!(HighWater::open(path.clone()).unwrap().mark(group), 4);
+        marks.leave(group).unwrap();
+        let reopened = HighWater::open(path.clone()).unwrap();
+        assert_eq!((reopened.mark(group), reopened.voted(group)), (0, 3));
         marks.forget(group).unwrap();
         let reopened = HighWater::open(path.clone()).unwrap();
-        assert_eq!((reopened.mark(group), reopened.mark(next)), (0, 7));
+        assert_eq!((reopened.mark(group), reopened.voted(group), reopened.mark(next)), (0, 0, 7));
         assert_eq!((reopened.remembered(group, 4), reopened.remembered(next, 5)), (None, Some(early)));
-        for nonsense in ["nonsense\n", "1 1\n", "1 99999999 3\n", "1 1 2 3 4 5\n"] {
+        for nonsense in ["nonsense\n", "1 1 2\n", "1 99999999 3 1\n", "1 1 2 3 4 5\n"] {
             fs::write(&path, nonsense).unwrap();
             let refusal = HighWater::open(path.clone()).unwrap_err().to_string();
             assert!(refusal.contains(nonsense.trim()), "{refusal}");

@@ -65,9 +65,15 @@ impl RaftGroup {
             let membership = state.membership_state.effective().membership();
             let committed = state.cluster_committed().max(state.local_committed());
             let committed = committed.map_or(0, |log_id| log_id.index);
-            leads.then(|| Claim { vote, voters: membership.get_joint_config().clone(), committed })
+            let voters = membership.get_joint_config().clone();
+            // openraft itself hands over what a leader led that was removed.
+            let stays = voters.iter().any(|voters| voters.contains(&node_id));
+            (leads && stays).then_some(Claim { vote, voters, committed })
         });
         match claim.await {
+            // openraft never takes a handover back within its term. Where it fails, another stands for election once
+            // this node is not heard any more: a question would keep that from ever coming about.
+            Ok(Some(claim)) if !self.handovers.leave_lease_in(claim.term()) => Err(NotLeading { leader: None }),
             Ok(Some(claim)) => Ok(claim),
             Ok(None) => Err(self.leadership().err().unwrap_or(NotLeading { leader: None })),
             Err(_) => Err(NotLeading { leader: None }),

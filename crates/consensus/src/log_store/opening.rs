@@ -23,7 +23,8 @@ pub(super) fn repair(log: &GroupLog, high_water: Option<&HighWater>) -> Result<(
         "the log ends before what had been durable: the disk lost acknowledged entries. This member does not vote \
          until its leader has sent it as much again"
     );
-    // No entry is of a later term than the vote, which is saved first.
+    // No entry is of a later term than the vote, which is saved first. Whether the vote is still the last one is
+    // looked at apart (`LogStore::has_lost_votes`).
     let vote = vote_mark(log)?.map_or(0, |vote| vote.leader_id.term);
     let term = vote.max(last.map_or(0, |last| last.leader_id.term));
     let lost = LogId::new(term.into(), mark);
@@ -33,6 +34,15 @@ pub(super) fn repair(log: &GroupLog, high_water: Option<&HighWater>) -> Result<(
     // Durably, before the mark that says it in another way goes.
     log.sync()?;
     marks.lower(log.group(), end)
+}
+
+/// A vote may have become durable right before the process ended, and not the mark that says so. From here on it
+/// counts.
+pub(super) fn remember_vote(log: &GroupLog, high_water: Option<&HighWater>) -> Result<(), StorageError> {
+    let vote = vote_mark(log)?.map_or(0, |vote| vote.leader_id.term);
+    let Some(marks) = high_water.filter(|marks| marks.voted(log.group()) < vote) else { return Ok(()) };
+    log.sync()?;
+    marks.vote(log.group(), vote)
 }
 
 /// Cuts the log before the first entry that does not continue the one before. After a power loss RocksDB may have a

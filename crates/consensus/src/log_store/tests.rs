@@ -173,3 +173,52 @@ async fn a_vote_is_saved_when_it_is_fsynced_and_not_before() {
     let after = Disk::after_crash(disk.engine.crash_to_what_is_durable());
     assert_eq!(after.open().read_vote().await.unwrap(), Some(vote));
 }
+
+#[tokio::test]
+async fn a_vote_that_is_gone_is_missed_also_if_no_entry_came_of_it() {
+    let disk = Disk::new();
+    let vote = |term| log::Vote { term, node_id: 2, committed: false };
+    let put = |term| {
+        disk.log().put_mark(VOTE, &vote(term).encode_to_vec()).unwrap();
+        disk.engine.sync().unwrap();
+    };
+    let mut store = disk.open();
+    store.save_vote(&wire::vote(vote(3))).await.unwrap();
+    append(&mut store, &[(3, 1)]).await;
+    store.save_vote(&wire::vote(vote(4))).await.unwrap();
+    assert!(!disk.open().has_lost_votes(0).unwrap());
+    put(3);
+    for _ in 0..2 {
+        assert!(disk.open().has_lost_votes(0).unwrap(), "whom it voted for in term 4 is gone");
+    }
+    // The process ended when the vote was durable, and the mark was not written yet.
+    put(5);
+    assert!(!disk.open().has_lost_votes(0).unwrap());
+    put(4);
+    assert!(disk.open().has_lost_votes(0).unwrap(), "the one that started since may have told somebody of it");
+}
+
+#[tokio::test]
+async fn a_disk_that_is_slow_with_the_marks_holds_up_no_append() {
+    let disk = Disk::new();
+    let mut store = disk.open();
+    append(&mut store, &[(1, 1), (1, 2)]).await;
+    // The file of marks is not written before somebody reads this.
+    let pipe = disk.folder.path().join("high-water.new");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    disk.engine.hold_syncs();
+    let (done, acknowledged) = TypeConfig::oneshot();
+    store.append([entry((1, 3))], IOFlushed::signal(done)).await.unwrap();
+    let marks = store.shared.high_water.clone().unwrap();
+    let cut = tokio::spawn(async move { store.truncate_after(Some(id(1, 1))).await });
+    while marks.mark(GROUP) > 1 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    disk.engine.release_syncs();
+    let acknowledged = tokio::time::timeout(Duration::from_secs(5), acknowledged).await;
+    // It cannot be synced, so the cut fails; what counts is that it ends.
+    std::fs::read(&pipe).unwrap();
+    drop(cut.await.unwrap());
+    assert!(acknowledged.is_ok(), "the thread that syncs all logs waited for the marks");
+    assert_eq!(marks.mark(GROUP), 1, "raised by what was cut off");
+}

@@ -95,6 +95,26 @@ async fn a_log_that_lost_an_end_that_was_durable_does_not_vote_until_it_has_as_m
     level(&left).await;
 }
 
+/// The disk went back behind a vote of which no entry came: nobody sends that again.
+#[tokio::test]
+async fn a_member_that_lost_a_vote_goes_on_as_a_copy_that_does_not_vote() {
+    let wire = Arc::new(Wire::default());
+    let mut nodes = three(&wire).await;
+    let last = write(&nodes, 3, "before").await;
+    equal(&nodes, at(1, last)).await;
+    let victim = follower(&nodes);
+    let term = nodes[victim].group().term().await;
+    nodes[victim].close().await;
+    assert_eq!(nodes[victim].marks.voted(group(1)), term);
+    nodes[victim].marks.vote(group(1), term + 1).unwrap();
+    nodes[victim].open(1, &set(1..=3)).await;
+    let id = nodes[victim].id;
+    until("it says why", async || refused_vote(&wire, id, None).await.contains("does not vote")).await;
+    let last = write(&nodes, 1, "after").await;
+    equal(&nodes, at(1, last)).await;
+    assert!(!nodes[victim].group().votes());
+}
+
 fn split(mut nodes: Vec<Node>, index: usize) -> (Vec<Node>, Node) {
     let one = nodes.remove(index);
     (nodes, one)

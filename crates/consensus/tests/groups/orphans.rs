@@ -11,7 +11,7 @@ use crate::wire::Wire;
 fn beyond(node: &Node, after: u64) -> Vec<(u64, bool)> {
     let engine: Arc<dyn Engine> = node.engine.clone();
     let mut found = Vec::new();
-    log_batches_beyond(&engine, group(1), after, &mut |sequence, bytes, committed| {
+    log_batches_beyond(&engine, group(1), after, &mut |sequence, _, bytes, committed| {
         assert_eq!(meridian_proto::batch_header(&bytes).unwrap().0, at(1, sequence));
         found.push((sequence, committed));
         Ok(())
@@ -49,7 +49,7 @@ async fn batches_beyond_a_base_are_read_and_then_forgotten() {
     node.state.apply(&[], RaftApplied::default()).unwrap();
     assert_eq!(beyond(node, 4), [(5, true), (6, false)]);
     let engine: Arc<dyn Engine> = node.engine.clone();
-    let enough = |_: u64, _, _| Err(StorageError::Refused("enough".to_owned()));
+    let enough = |_: u64, _, _, _| Err(StorageError::Refused("enough".to_owned()));
     assert_eq!(log_batches_beyond(&engine, group(1), 0, &mut { enough }).unwrap_err().to_string(), "enough");
 
     until("a mark", async || node.marks.mark(group(1)) > 0).await;

@@ -70,7 +70,7 @@ pub(crate) async fn three_linked(timing: RaftTiming) -> (Vec<Node>, Links) {
 fn has_logged(node: &Node, sequence: u64) -> bool {
     let engine: Arc<dyn Engine> = node.engine.clone();
     let mut found = false;
-    let mut visit = |logged, _: bytes::Bytes, _| {
+    let mut visit = |logged, _, _: bytes::Bytes, _| {
         found |= logged == sequence;
         Ok(())
     };
@@ -167,4 +167,45 @@ async fn a_read_waits_for_a_majority_that_was_asked_for_it() {
     reading.await.unwrap().unwrap();
     // A follower does not ask: it does not lead.
     followers[0].group().read_index().await.unwrap_err();
+}
+
+/// openraft never takes a handover back: another has to stand for election, once the leader is silent.
+#[tokio::test]
+async fn reads_keep_no_failed_handover_from_healing() {
+    let wire = Arc::new(Wire::default());
+    let nodes = three(&wire).await;
+    write(&nodes, 1, "before").await;
+    // Nobody is there who could take over.
+    leader(&nodes).await.group().transfer_leadership(9).await.unwrap();
+    let groups: Vec<_> = nodes.iter().map(|node| node.group().clone()).collect();
+    let reading = tokio::spawn(async move {
+        loop {
+            for group in &groups {
+                let _confirmed = group.read_index().await;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    write(&nodes, 1, "after").await;
+    until("a read", async || leader(&nodes).await.group().read_index().await.is_ok()).await;
+    reading.abort();
+}
+
+/// openraft hands over what it led, which may fail as any other handover.
+#[tokio::test]
+async fn a_leader_that_was_removed_confirms_no_read() {
+    let wire = Arc::new(Wire::default());
+    let nodes = three(&wire).await;
+    write(&nodes, 1, "before").await;
+    let leading = leader(&nodes).await;
+    // None of the others takes over.
+    nodes.iter().filter(|node| node.id != leading.id).for_each(|node| node.group().seal());
+    let left = set((1..=3).filter(|id| *id != leading.id));
+    let group = leading.group().clone();
+    let voters = left.clone();
+    let changing = tokio::spawn(async move { group.change_voters(&voters).await });
+    until("it is removed", async || leading.group().voters() == left).await;
+    assert!(leading.group().read_index().await.is_err());
+    assert!(leading.group().leadership().is_ok(), "it leads on: nobody else can");
+    changing.abort();
 }
