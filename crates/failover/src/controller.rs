@@ -40,6 +40,9 @@ pub struct ControllerConfig {
     pub reachable_within: Duration,
     /// How long sealing waits for reachable nodes that do not answer.
     pub seal_timeout: Duration,
+    /// A node that was asked to pull may go on to do so for as long, from the decision: the wait for a turn to be
+    /// asked, the call, and the pulling.
+    pub drain_lasts: Duration,
     /// Between two tries of the same call.
     pub retry_every: Duration,
     /// Between two lists of changes, so that the shards of a region share theirs.
@@ -60,6 +63,7 @@ impl Default for ControllerConfig {
             max_step_gap: Duration::from_millis(500),
             reachable_within: Duration::from_millis(1500),
             seal_timeout: Duration::from_secs(2),
+            drain_lasts: Duration::from_secs(6),
             retry_every: Duration::from_millis(250),
             commit_every: Duration::from_millis(50),
             max_switchover_lag: Duration::from_secs(1),

@@ -1,7 +1,7 @@
 //! A shard on a node outside its primary region: follows the committed log, durably, and serves it on.
 
 mod disk;
-mod driver;
+pub(crate) mod driver;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -150,9 +150,8 @@ fn is_usable(view: &View<'_>, sealing: &Sealing, node: NodeId) -> bool {
 
 /// It has everything up to the base, and nothing beyond, now and later.
 fn is_at(view: &View<'_>, sealing: &Sealing, node: NodeId, base: Position) -> bool {
-    let drain_lasts = view.config.seal_timeout * 2;
     sealing.answers.get(&node).is_some_and(|answer| answer.position == base)
-        && !sealing.may_pass(view.now, node, base, drain_lasts)
+        && !sealing.may_pass(view.now, node, base, view.config.drain_lasts)
 }
 
 /// A voter of the epoch that ends has stopped with its group, and its state is the group's until another epoch

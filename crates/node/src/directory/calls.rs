@@ -8,10 +8,13 @@ use meridian_failover::Event;
 use meridian_types::{NodeId, Position, ShardId};
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
+/// What has not had its turn by then is dropped: it was decided upon what is old by now, and the controller asks again.
+const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 /// The controller asks again.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
-/// Calls to one node that are under way. A region's end concerns all of its shards at once.
+/// Calls of a kind to one node that are under way. A region's end concerns all of its shards at once.
 const CALLS_TO_A_NODE: usize = 64;
 
 /// What is asked: not twice at a time, whatever the controller repeats.
@@ -21,11 +24,13 @@ pub(super) enum Question {
     Drain { shard: ShardId, source: NodeId, through: Position },
 }
 
-/// The calls of one term of leadership.
+/// The calls of one term of leadership, and no longer: to drop them ends them.
 #[derive(Default)]
 pub(super) struct Calls {
     open: Arc<Mutex<BTreeSet<(NodeId, Question)>>>,
-    nodes: BTreeMap<NodeId, Arc<Semaphore>>,
+    /// Seals by themselves: what pulls for seconds keeps none of them back.
+    turns: BTreeMap<(NodeId, bool), Arc<Semaphore>>,
+    tasks: JoinSet<()>,
 }
 
 impl Calls {
@@ -43,9 +48,14 @@ impl Calls {
             return;
         }
         let open = Arc::clone(&self.open);
-        let turns = Arc::clone(self.nodes.entry(node).or_insert_with(|| Arc::new(Semaphore::new(CALLS_TO_A_NODE))));
-        tokio::spawn(async move {
-            let turn = turns.acquire().await;
+        let kind = (node, matches!(question, Question::Seal { .. }));
+        let turns = Arc::clone(self.turns.entry(kind).or_insert_with(|| Arc::new(Semaphore::new(CALLS_TO_A_NODE))));
+        while self.tasks.try_join_next().is_some() {}
+        self.tasks.spawn(async move {
+            let Ok(turn) = tokio::time::timeout(TURN_TIMEOUT, turns.acquire()).await else {
+                open.lock().remove(&(node, question));
+                return;
+            };
             let answer = tokio::time::timeout(CALL_TIMEOUT, ask).await;
             drop(turn);
             open.lock().remove(&(node, question));
@@ -92,5 +102,54 @@ mod tests {
         }
         assert_eq!((count, most.load(Ordering::SeqCst)), (500, CALLS_TO_A_NODE));
         assert!(calls.open.lock().is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_call_that_has_no_turn_is_dropped_and_drains_keep_no_seal_back() {
+        let mut calls = Calls::default();
+        let (answers, mut answered) = tokio::sync::mpsc::unbounded_channel();
+        let asked = Arc::new(AtomicUsize::new(0));
+        for number in 0..=CALLS_TO_A_NODE {
+            let asked = Arc::clone(&asked);
+            let ask = async move {
+                asked.fetch_add(1, Ordering::SeqCst);
+                std::future::pending().await
+            };
+            let shard = ShardId(u32::try_from(number).unwrap());
+            calls.ask(7, Question::Drain { shard, source: 8, through: Position::ZERO }, ask, |_| {});
+        }
+        let question = Question::Seal { shard: ShardId(1), planned: false };
+        calls.ask(7, question, async { Ok(Some(Event::Tick)) }, move |event| answers.send(event).unwrap());
+        assert!(answered.recv().await.is_some());
+        assert_eq!(calls.open.lock().len(), CALLS_TO_A_NODE + 1, "no drain has ended");
+        let shard = ShardId(u32::try_from(CALLS_TO_A_NODE).unwrap());
+        let last = (7, Question::Drain { shard, source: 8, through: Position::ZERO });
+        while calls.open.lock().contains(&last) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), CALLS_TO_A_NODE, "it was asked when it had waited for too long");
+    }
+
+    #[tokio::test]
+    async fn calls_end_with_the_term() {
+        let mut calls = Calls::default();
+        let held = Arc::new(());
+        let holds = Arc::clone(&held);
+        let ask = async move {
+            let _holds = holds;
+            std::future::pending().await
+        };
+        calls.ask(7, Question::Seal { shard: ShardId(1), planned: false }, ask, |_| {});
+        tokio::task::yield_now().await;
+        drop(calls);
+        while Arc::strong_count(&held) > 1 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[test]
+    fn the_controller_counts_a_drain_as_under_way_for_as_long_as_it_may_be() {
+        let lasts = TURN_TIMEOUT + CALL_TIMEOUT + crate::replica::driver::DRAIN;
+        assert!(lasts <= meridian_failover::ControllerConfig::default().drain_lasts, "{lasts:?}");
     }
 }

@@ -23,7 +23,7 @@ use crate::shipping_wire::{heartbeat_from_wire, position_to_wire};
 
 const TICK: Duration = Duration::from_millis(100);
 /// The directory asks again, and nothing else goes on meanwhile.
-const DRAIN: Duration = Duration::from_secs(2);
+pub(crate) const DRAIN: Duration = Duration::from_secs(2);
 /// Batches that wait for the driver, from one stream.
 const STREAM_EVENTS: usize = 256;
 /// A replica this near to the newest commit it was told of serves eventual reads.

@@ -193,6 +193,17 @@ fn the_only_holder_of_the_base_may_vanish_and_what_others_have_is_kept() {
     // It answers, and is gone before anybody could pull.
     story.step();
     story.down(&[3]);
+    let (mut seen, mut asked_at) = (0, story.now);
+    while story.shard().epoch == Epoch(1) {
+        story.step();
+        let asked = |action: &Action| matches!(action, Action::Drain { through, .. } if *through == at(1, 150));
+        if story.actions[seen..].iter().any(asked) {
+            asked_at = story.now;
+        }
+        seen = story.actions.len();
+    }
+    let waited = story.now - asked_at;
+    assert!(waited >= ControllerConfig::default().drain_lasts, "one may be pulling still after {waited:?}");
     story.run_until_active(2);
     let (region, base, lost) = outcome(&story);
     assert_eq!((region.as_str(), base), ("b", at(1, 110)));
