@@ -182,7 +182,7 @@ impl StateMachine {
     }
 
     fn snapshot(&self) -> io::Result<Snapshot<SnapshotData>> {
-        self.snapshot_of(Arc::new(self.state.snapshot()))
+        self.snapshot_of(Arc::new(self.state.snapshot()?))
     }
 
     fn snapshot_of(&self, snapshot: Arc<StateSnapshot>) -> io::Result<Snapshot<SnapshotData>> {
@@ -263,7 +263,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if let Some(offered) = self.offered() {
             return Ok(Some(self.snapshot_of(offered)?));
         }
-        let snapshot = Arc::new(self.state.snapshot());
+        let snapshot = Arc::new(self.state.snapshot()?);
         *self.shared.offered.lock() = Arc::downgrade(&snapshot);
         Ok(Some(self.snapshot_of(snapshot)?))
     }

@@ -270,7 +270,8 @@ impl Voter {
 
 async fn read_position(group: &RaftGroup, gate: &ReadGate) -> Result<ReadPosition, ReadReply> {
     match gate.confirm(group).await {
-        Ok(_) => Ok(ReadPosition { sequence: group.state().position().sequence }),
+        // Also what another read may have seen here while it took effect.
+        Ok(_) => Ok(ReadPosition { sequence: group.state().shown() }),
         Err(not_leading) => Err(ReadReply::NotLeader(not_leading.leader)),
     }
 }

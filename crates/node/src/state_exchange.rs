@@ -17,6 +17,7 @@ use uuid::Uuid;
 
 use crate::drain;
 use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
+use crate::shard::or_fatal;
 use crate::shard_table::ShardTable;
 use crate::shipping_wire::decompress;
 
@@ -176,7 +177,7 @@ impl StateExchange {
         let id = if request.snapshot_id.is_empty() {
             let state = self.shards.state(&group.shard);
             let state = state.ok_or_else(|| Status::not_found(format!("shard {} is not here", group.shard)))?;
-            let kept = self.keep(group, Arc::new(state.snapshot()));
+            let kept = self.keep(group, Arc::new(or_fatal(state.snapshot())));
             kept.ok_or_else(|| Status::resource_exhausted("as many snapshots as may be are being read from here"))?
         } else {
             request.snapshot_id
@@ -301,7 +302,7 @@ impl StateTransfer for StateExchange {
 
 /// The whole state as it is now, for one reader, who begins anew if the stream breaks.
 pub(crate) fn read(state: &ShardState) -> mpsc::Receiver<Result<wire::StateChunk, Status>> {
-    chunks(Arc::new(state.snapshot()), String::new(), Vec::new(), || {})
+    chunks(Arc::new(or_fatal(state.snapshot())), String::new(), Vec::new(), || {})
 }
 
 /// What lies behind the key `after`. `read` is called with each chunk.

@@ -143,13 +143,15 @@ type Observer = Box<dyn Fn(&[DecodedBatch]) + Send + Sync>;
 struct Current {
     family: Arc<str>,
     applied: Applied,
+    /// The newest sequence that the engine may show: it is raised before the engine has it, and `applied` after.
+    writing: u64,
     digests: RecentDigests,
 }
 
 impl Current {
     fn new(family: Arc<str>, applied: Applied) -> Self {
         let digests = RecentDigests::starting_at(applied.position, applied.digest);
-        Self { family, applied, digests }
+        Self { family, writing: applied.position.sequence, applied, digests }
     }
 }
 
@@ -218,6 +220,12 @@ impl ShardState {
         self.current.read().applied.position
     }
 
+    /// The newest sequence that a read may have shown by now. While a batch takes effect that is one which
+    /// [`ShardState::position`] does not say yet: whoever is to see no less than others have seen waits for it.
+    pub fn shown(&self) -> u64 {
+        self.current.read().writing
+    }
+
     /// Where the state stands, and what all batches up to there come to.
     pub fn checkpoint(&self) -> (Position, Digest) {
         let current = self.current.read();
@@ -266,6 +274,7 @@ impl ShardState {
             }
         }
         writes.put(&family, APPLIED_KEY.to_vec(), applied.encode());
+        self.current.write().writing = applied.position.sequence;
         self.engine.write(writes, Durability::Unlogged)?;
         if !dropped.is_empty() {
             self.engine.forgotten(&family).databases(dropped);
@@ -417,10 +426,11 @@ impl ShardState {
             Err(error) => return Err(error),
         };
         let view = |entries| Ok(Some(ReadView { ranges: vec![entries], sequence: position.sequence }));
-        // The applier may have written since, and the engine shows that before `current` does. What is not there is
-        // so at the later moment, and what was written by `position` is the newest of that one; anything else is
-        // of a moment whose time is not known here.
+        // The applier may have written since, and the engine shows that before `current` does. What was written by
+        // `position` is the newest of that one; anything else is of a moment whose time is not known here. So is
+        // what is not there, unless nothing was being written: a later batch may have deleted it.
         let entry = match value {
+            None if self.shown() != position.sequence => return Ok(None),
             None => None,
             Some(value) => {
                 let StoredValue { versionstamp, expire_at_ms, value } = StoredValue::decode(value)?;
@@ -472,11 +482,11 @@ impl ShardState {
         rows.into_iter().map(resolve).collect()
     }
 
-    /// The whole state at one moment, to be sent to another node.
-    pub fn snapshot(&self) -> StateSnapshot {
-        let _changing = self.changing.lock();
-        let current = self.current.read();
-        StateSnapshot::new(self.engine.snapshot(), Arc::clone(&current.family), current.applied.clone())
+    /// The whole state at one moment, to be sent to another node. It waits for nobody who changes the state.
+    pub fn snapshot(&self) -> Result<StateSnapshot, StorageError> {
+        let (snapshot, family, applied) = self.at_one_moment()?;
+        let applied = applied.map_or_else(|| Ok(Applied::nothing()), Applied::decode)?;
+        Ok(StateSnapshot::new(snapshot, family, applied))
     }
 
     /// An empty state beside the one in use, to be filled with the rows of a snapshot.

@@ -309,7 +309,7 @@ impl Node {
 
     /// All rows but the one that says where Raft stands here.
     pub(crate) fn rows(&self) -> Vec<(Bytes, Bytes)> {
-        let rows = self.state.snapshot().rows(&[], usize::MAX).unwrap().rows;
+        let rows = self.state.snapshot().unwrap().rows(&[], usize::MAX).unwrap().rows;
         rows.into_iter().filter(|(key, _)| key != "mapplied").collect()
     }
 

@@ -145,7 +145,7 @@ async fn the_log_is_not_purged_behind_a_snapshot_that_is_being_copied() {
         }
     };
     regions(0, 50).await;
-    let snapshot = Arc::new(leader.voter.state.snapshot());
+    let snapshot = Arc::new(leader.voter.state.snapshot().unwrap());
     let copied = snapshot.applied().position.sequence;
     let id = maintenance.exchange.offer(DIRECTORY_GROUP, snapshot);
     regions(50, 300).await;

@@ -151,7 +151,7 @@ fn a_log_is_not_purged_by_what_was_flushed_of_another_state() {
     let install: Hook = Box::new(move || {
         let installing = std::thread::spawn(move || {
             let mut staged = target.state.stage().unwrap();
-            staged.add(source.state.snapshot().rows(&[], usize::MAX).unwrap()).unwrap();
+            staged.add(source.state.snapshot().unwrap().rows(&[], usize::MAX).unwrap()).unwrap();
             drain::install(&target.state, &target.log, staged, true).unwrap();
             target.take(2, 6..=9);
             installed.send(()).unwrap();

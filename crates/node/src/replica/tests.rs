@@ -66,7 +66,7 @@ impl StateTransfer for Somebody {
         state: Arc<ShardState>,
     ) -> Transfer<Result<StagedState, StorageError>> {
         Box::pin(async move {
-            let rows = self.0.snapshot().rows(&[], usize::MAX)?;
+            let rows = self.0.snapshot()?.rows(&[], usize::MAX)?;
             crate::drain::add(crate::drain::stage(&state).await?, rows).await
         })
     }

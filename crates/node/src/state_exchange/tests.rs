@@ -121,7 +121,7 @@ async fn a_copy_goes_on_where_it_broke_off_however_often() {
 #[tokio::test]
 async fn a_copy_that_was_given_up_goes_on_with_the_same_snapshot() {
     let nodes = nodes().await;
-    let id = nodes.offering.offer(GROUP, Arc::new(nodes.source.snapshot()));
+    let id = nodes.offering.offer(GROUP, Arc::new(nodes.source.snapshot().unwrap()));
     // The leader's call is lost with its connection, again and again.
     let mut calls = 0;
     let staged = loop {
@@ -150,7 +150,7 @@ async fn a_copy_that_is_given_up_while_rows_are_written_keeps_them() {
     let turn = Arc::clone(&lock).lock_owned().await;
     let exchange = Arc::clone(&nodes.fetching);
     let fetch = Fetch { exchange, group: GROUP, begun: Some(begun), _one_at_a_time: turn };
-    let rows = nodes.source.snapshot().rows(&[], CHUNK_BYTES).unwrap();
+    let rows = nodes.source.snapshot().unwrap().rows(&[], CHUNK_BYTES).unwrap();
     let last = rows.rows.last().unwrap().0.clone();
     {
         let mut adding = Box::pin(fetch.add(rows, "one".to_owned()));
@@ -165,12 +165,12 @@ async fn a_copy_that_is_given_up_while_rows_are_written_keeps_them() {
 async fn the_log_is_kept_behind_a_snapshot_that_is_offered_and_offers_are_bounded() {
     let nodes = nodes().await;
     assert_eq!(nodes.offering.needs_log_after(GROUP.shard), None);
-    let snapshot = Arc::new(nodes.source.snapshot());
+    let snapshot = Arc::new(nodes.source.snapshot().unwrap());
     let id = nodes.offering.offer(GROUP, Arc::clone(&snapshot));
     assert_eq!(nodes.offering.offer(GROUP, snapshot), id, "offered twice, it is one");
     nodes.source.apply(&[batch(2, vec![put(1)])], RaftApplied::default()).unwrap();
     for _ in 1..MAX_OFFERS {
-        nodes.offering.offer(GROUP, Arc::new(nodes.source.snapshot()));
+        nodes.offering.offer(GROUP, Arc::new(nodes.source.snapshot().unwrap()));
     }
     assert_eq!(nodes.offering.needs_log_after(GROUP.shard), Some(1));
     assert_eq!(nodes.offering.needs_log_after(ShardId(2)), None);
@@ -183,7 +183,7 @@ async fn the_log_is_kept_behind_a_snapshot_that_is_offered_and_offers_are_bounde
 #[tokio::test]
 async fn what_is_offered_to_a_node_that_is_away_does_not_hold_the_log_for_ever() {
     let nodes = nodes().await;
-    let snapshot = Arc::new(nodes.source.snapshot());
+    let snapshot = Arc::new(nodes.source.snapshot().unwrap());
     let id = nodes.offering.offer(GROUP, Arc::clone(&snapshot));
     assert_eq!(nodes.offering.needs_log_after(GROUP.shard), Some(1), "it may begin to read any moment");
     for offer in nodes.offering.offers.lock().values_mut() {
@@ -201,7 +201,7 @@ fn a_state_of_one_large_row_can_be_sent() {
     let value = Bytes::from("{\"version\":1234567,\"name\":\"a cluster\"}".repeat(1_000_000));
     assert!(value.len() > 32 << 20);
     let rows = StateRows { rows: vec![(Bytes::from_static(b"k"), value)], last: true };
-    let chunk = encode_chunk("id", &state.snapshot(), rows.clone()).unwrap();
+    let chunk = encode_chunk("id", &state.snapshot().unwrap(), rows.clone()).unwrap();
     assert!(chunk.zstd.len() < MAX_MESSAGE_BYTES);
     assert_eq!(decode_chunk(&chunk).unwrap(), rows);
 }
@@ -210,7 +210,7 @@ fn a_state_of_one_large_row_can_be_sent() {
 fn a_damaged_chunk_is_refused() {
     let state = ShardState::open(Arc::new(MemoryEngine::default()), meridian_types::ShardId(1)).unwrap();
     let rows = StateRows { rows: vec![(Bytes::from_static(b"k"), Bytes::from_static(b"v"))], last: true };
-    let chunk = encode_chunk("id", &state.snapshot(), rows.clone()).unwrap();
+    let chunk = encode_chunk("id", &state.snapshot().unwrap(), rows.clone()).unwrap();
     assert_eq!(decode_chunk(&chunk).unwrap(), rows);
     let mut damaged = chunk.zstd.to_vec();
     damaged[3] ^= 1;

@@ -175,7 +175,7 @@ fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
     for (engine, _folder) in engines() {
         let source = ShardState::open(engine, SHARD).unwrap();
         source.apply(&[batch(1, vec![put("a", "1", 0), put("b", "2", 0)])], RaftApplied::default()).unwrap();
-        let snapshot = source.snapshot();
+        let snapshot = source.snapshot().unwrap();
         source.apply(&[batch(2, vec![put("a", "changed", 0)])], RaftApplied::default()).unwrap();
         let twin = Arc::new(MemoryEngine::default());
         let target = ShardState::open(Arc::clone(&twin) as Arc<dyn Engine>, SHARD).unwrap();
@@ -348,17 +348,20 @@ fn readers_do_not_wait_for_the_disk_of_an_installation_and_see_the_old_state_unt
     let state = Arc::new(ShardState::open(Arc::new(engine), SHARD).unwrap());
     state.apply(&[batch(1, vec![put("a", "old", 0)])], RaftApplied::default()).unwrap();
     let mut staged = state.stage().unwrap();
-    staged.add(source.snapshot().rows(&[], usize::MAX).unwrap()).unwrap();
+    staged.add(source.snapshot().unwrap().rows(&[], usize::MAX).unwrap()).unwrap();
     let installing = Arc::clone(&state);
     let installed =
         std::thread::spawn(move || installing.install(staged, RaftApplied::default(), Replace::Older).unwrap());
     syncs.recv().unwrap();
     let (reading, (read, reads)) = (Arc::clone(&state), std::sync::mpsc::channel());
-    std::thread::spawn(move || read.send((texts(&reading, all(9, false), 0), reading.position().sequence)).unwrap());
+    std::thread::spawn(move || {
+        let copied = reading.snapshot().unwrap().applied().position.sequence;
+        read.send((texts(&reading, all(9, false), 0), reading.position().sequence, copied)).unwrap();
+    });
     // A reader that waits would wait for this test.
     let seen = reads.recv_timeout(std::time::Duration::from_secs(20));
     go_on.send(()).unwrap();
-    assert_eq!(seen.expect("the reader waits for the disk"), (vec!["old".to_owned()], 1));
+    assert_eq!(seen.expect("the reader waits for the disk"), (vec!["old".to_owned()], 1, 1));
     installed.join().unwrap();
     assert_eq!(texts(&state, all(9, false), 0), ["new"]);
 }

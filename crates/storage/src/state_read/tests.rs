@@ -352,6 +352,7 @@ fn no_read_waits_for_the_applier() {
         let (found, _) = in_turns(state, vec![one, range("", "z", 9, false)], 0);
         assert_eq!(found[1], [("a".into(), "1".into()), ("b".into(), "1".into())]);
         assert_eq!(state.expired(20, 9).unwrap().len(), 1);
+        assert_eq!(state.snapshot().unwrap().applied().position.sequence, 1);
         assert_eq!(state.position().sequence, 1);
     });
 }
@@ -367,6 +368,9 @@ fn what_is_read_while_a_batch_takes_effect_is_of_one_moment() {
         assert_eq!(read.turn(usize::MAX).unwrap(), Turn::Done);
         let view = read.into_view(());
         assert_eq!((view.sequence, view.ranges[0].len()), (2, 0), "{view:?}");
+        assert_eq!(state.snapshot().unwrap().applied().position.sequence, 2);
+        // Whoever reads after this, anywhere, is to see no less.
+        assert_eq!(state.shown(), 2);
         // Of `a` the state before is known; what `b` is now is of a moment whose time is not.
         let cached = |key: &'static str| {
             state.read_cached(DATABASE, &[range(key, [key.as_bytes(), &[0]].concat(), 1, false)], 0).unwrap()
@@ -375,5 +379,18 @@ fn what_is_read_while_a_batch_takes_effect_is_of_one_moment() {
         // It is read with its time, from a snapshot: gone.
         assert_eq!(cached("b").map(|view| (view.sequence, view.ranges[0].len())), Some((2, 0)));
         assert_eq!(cached("c").map(|view| view.ranges[0].len()), Some(0));
+    });
+}
+
+/// Else the next read, at a node that stands where the view says, shows the key again.
+#[test]
+fn what_a_batch_has_deleted_is_not_said_to_be_absent_before_it() {
+    while_applying(true, vec![Effect::Delete { key: "b".into() }], |state| {
+        let view = state.read_cached(DATABASE, &[range("b", "b\0", 1, false)], 0).unwrap().unwrap();
+        assert_eq!((view.sequence, view.ranges[0].len()), (2, 0));
+    });
+    while_applying(false, vec![Effect::Delete { key: "b".into() }], |state| {
+        let view = state.read_cached(DATABASE, &[range("b", "b\0", 1, false)], 0).unwrap().unwrap();
+        assert_eq!((view.sequence, view.ranges[0].len()), (1, 1));
     });
 }

@@ -96,7 +96,7 @@ fn the_disk_gets_back_what_a_dropped_database_took_once_no_snapshot_shows_it() {
     state.apply(&[batch(1, vec![fill(GONE), fill(KEPT)])], RaftApplied::default()).unwrap();
     state.flush().unwrap();
     let full = folder_bytes(folder.path());
-    let snapshot = state.snapshot();
+    let snapshot = state.snapshot().unwrap();
     state.apply(&[batch(2, vec![(GONE, vec![Effect::DropDatabase])])], RaftApplied::default()).unwrap();
     assert!(!state.reclaim_dropped(&mut go_on).unwrap(), "a snapshot still needs the rows");
     drop(snapshot);
@@ -127,7 +127,7 @@ fn a_snapshot_brings_the_drop_to_a_node_that_was_away() {
             away.apply(&[batch(1, vec![fill(GONE), fill(KEPT)])], RaftApplied::default()).unwrap();
         }
         let mut staged = away.stage().unwrap();
-        staged.add(source.snapshot().rows(&[], usize::MAX).unwrap()).unwrap();
+        staged.add(source.snapshot().unwrap().rows(&[], usize::MAX).unwrap()).unwrap();
         away.install(staged, RaftApplied::default(), Replace::Older).unwrap();
         assert!(away.is_dropped(GONE).unwrap());
         assert_eq!((visible(&away, GONE), visible(&away, KEPT)), (0, ROWS as usize));
