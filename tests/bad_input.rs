@@ -341,8 +341,10 @@ async fn malformed_calls(cluster: &Cluster, id: NodeId) {
     for request in bad {
         let shown = format!("{request:?}");
         match shards.write(request).await.map(|response| response.into_inner().result) {
-            // A replica looks no further than that it does not lead.
-            Err(_) | Ok(Some(shard::write_response::Result::NotLeader(_))) => {}
+            // A replica looks no further than that it does not lead, a voter than that the call knows no clock of its.
+            Err(_)
+            | Ok(Some(shard::write_response::Result::NotLeader(_) | shard::write_response::Result::ClockUnknown(_))) => {
+            }
             other => panic!("node {id}: {shown}: {other:?}"),
         }
     }

@@ -13,6 +13,12 @@ const SETTLING: Duration = Duration::from_secs(10);
 /// And when there is no clock but this node's: longer than a machine takes to set it after it has started.
 const SETTLING_ALONE: Duration = Duration::from_secs(5 * 60);
 
+/// A shard whose time lies before this has never logged what a clock said: nothing in it can have expired, and clocks
+/// are believed at once. (2020-01-01, in seconds since the Unix epoch.)
+const EARLIEST: Duration = Duration::from_secs(1_577_836_800);
+/// By a new shard, when there is no clock but this node's: others have not been heard yet.
+const FOUNDING_ALONE: Duration = Duration::from_secs(1);
+
 /// The time that a leader logs. What expires by it is gone, everywhere and for good, so that no clock may move it
 /// much by being wrong for a while: see `docs/adr/0015-time-and-expiry.md`.
 ///
@@ -75,7 +81,12 @@ impl LoggedTime {
     }
 
     fn is_settled(&mut self, clock: Duration, reading: Reading, now: Duration) -> bool {
-        let settling = if reading.others > 0 { SETTLING } else { SETTLING_ALONE };
+        let settling = match (self.time < EARLIEST, reading.others) {
+            (true, 0) => FOUNDING_ALONE,
+            (true, _) => Duration::ZERO,
+            (false, 0) => SETTLING_ALONE,
+            (false, _) => SETTLING,
+        };
         match &self.ahead {
             Some(Ahead { since, clock: then }) => {
                 let passed = now.saturating_sub(*since);
@@ -131,6 +142,18 @@ mod tests {
         fn right_ms(&self) -> u64 {
             START_MS + self.passed_ms
         }
+    }
+
+    #[test]
+    fn a_new_shard_takes_what_the_clocks_say() {
+        let mut leader = Leader::new(0, 2);
+        leader.run(200, 0);
+        assert_eq!(leader.once(0), leader.right_ms());
+        let mut alone = Leader::new(0, 0);
+        alone.run(900, 0);
+        assert!(alone.once(0) < START_MS);
+        alone.run(400, 0);
+        assert_eq!(alone.once(0), alone.right_ms());
     }
 
     #[test]
