@@ -230,6 +230,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         let timeout = ATTEMPT_TIMEOUT + 2 * self.reach.round_trip(node);
         let mut until = asked + timeout;
         tokio::pin!(call);
+        let mut is_dead = false;
         let result = loop {
             tokio::select! {
                 biased;
@@ -241,11 +242,14 @@ impl<N: Nodes, C: Clock> Router<N, C> {
                 }
                 () = self.clock.sleep_until(until) => {
                     let waited = self.clock.now().saturating_sub(asked);
+                    // A node that is slow is given more time. One that is gone is not, or each of those who ask it
+                    // would have the next wait longer, and miss that the shard has moved.
+                    is_dead = !self.reach.was_heard_since(asked, node);
                     break Err(Failed::Unknown(format!("no answer within {} ms", waited.as_millis())));
                 }
             }
         };
-        if Some(node) != self.local_node && !matches!(result, Err(Failed::Unreachable(_))) {
+        if Some(node) != self.local_node && !is_dead && !matches!(result, Err(Failed::Unreachable(_))) {
             self.reach.took(node, self.clock.now().saturating_sub(asked));
         }
         result

@@ -54,6 +54,10 @@ impl Reach {
         known.silent_since = None;
     }
 
+    pub(super) fn was_heard_since(&self, since: Duration, node: NodeId) -> bool {
+        self.nodes.lock().get(&node).is_some_and(|known| known.heard.is_some_and(|heard| heard > since))
+    }
+
     /// It took so long to the first byte of an answer; or longer, where it was given up then.
     pub(super) fn took(&self, node: NodeId, elapsed: Duration) {
         let mut nodes = self.nodes.lock();
@@ -113,6 +117,14 @@ mod tests {
         assert!(!reach.avoid(now, 1) && !reach.avoid(now, 1));
         reach.is_cut_off(now, 1);
         assert!(reach.avoid(now, 1));
+    }
+
+    #[test]
+    fn a_node_is_heard_since_before_it_was_heard() {
+        let (reach, at) = (Reach::new(None), Duration::from_secs);
+        assert!(!reach.was_heard_since(at(0), 1));
+        reach.heard(at(5), 1);
+        assert!(reach.was_heard_since(at(4), 1) && !reach.was_heard_since(at(5), 1));
     }
 
     #[test]

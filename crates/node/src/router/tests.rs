@@ -50,6 +50,21 @@ impl World {
 const AT_ONCE: Duration = Duration::ZERO;
 
 #[test]
+fn a_node_that_is_gone_is_waited_for_no_longer_each_time() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, .. } = &world;
+        assert!(world.commits().await);
+        let round_trips = || (1..=3).map(|node| router.reach.round_trip(node)).collect::<Vec<_>>();
+        let before = round_trips();
+        (1..=3).for_each(|node| voters.link(node, Link::Silent));
+        for _ in 0..3 {
+            assert!(router.read(read()).await.is_err());
+        }
+        assert_eq!(round_trips(), before);
+    });
+}
+
+#[test]
 fn a_lost_leader_is_replaced_within_a_second_whatever_waits_for_it() {
     for spent in [false, true] {
         run(AT_ONCE, |world| async move {
