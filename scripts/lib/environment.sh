@@ -118,6 +118,16 @@ need_to_build() {
   need_compilers
 }
 
+# Builds every program. All at once, since cargo compiles the crates of others anew for another choice of packages:
+# what one script built, the next does not build again.
+build_programs() {
+  need_to_build
+  if [[ ! -x $(release_dir)/meridian ]]; then
+    say "building; the first build takes some minutes, RocksDB being most of it"
+  fi
+  cargo build --manifest-path "$MERIDIAN_ROOT/Cargo.toml" --release --workspace --bins "${CARGO_FLAGS[@]}"
+}
+
 need_node() {
   if ! have node || ! have npm; then
     install_debian_packages "tests run the Node client" nodejs npm
