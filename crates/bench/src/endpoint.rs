@@ -30,18 +30,9 @@ impl Endpoint {
 
     /// An endpoint of a metadata answer that came from this URL: absolute or relative.
     pub fn resolve(&self, reference: &str) -> Result<Self, BenchError> {
-        if reference.contains("://") {
-            return Self::parse(reference);
-        }
-        if let Some(rest) = reference.strip_prefix("//") {
-            return Self::parse(&format!("http://{rest}"));
-        }
-        if reference.starts_with('/') {
-            return Self::parse(&format!("http://{}{reference}", self.authority));
-        }
-        let path = self.path_and_query.split('?').next().unwrap_or("/");
-        let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
-        Self::parse(&format!("http://{}{folder}/{reference}", self.authority))
+        let error = |source: url::ParseError| BenchError::Url { url: reference.to_owned(), reason: source.to_string() };
+        let joined = url::Url::parse(&self.to_string()).and_then(|base| base.join(reference)).map_err(error)?;
+        Self::parse(joined.as_str())
     }
 
     /// The URL of a method below this endpoint.
@@ -87,6 +78,8 @@ mod tests {
             ("//other:1/v2", "http://other:1/v2"),
             ("/v2/eventual", "http://127.0.0.1:4512/v2/eventual"),
             ("v2", "http://127.0.0.1:4512/db/v2"),
+            ("./v2", "http://127.0.0.1:4512/db/v2"),
+            ("../v2/eventual", "http://127.0.0.1:4512/v2/eventual"),
         ] {
             assert_eq!(base.resolve(reference).unwrap().to_string(), expected);
         }
