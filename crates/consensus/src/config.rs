@@ -50,8 +50,11 @@ pub(crate) fn openraft_config(timing: RaftTiming, name: String) -> Result<Config
         election_timeout_max: timing.election_timeout_max_ms,
         // Not before it is safe: see `RaftGroup::take_part`.
         enable_elect: false,
-        // A member that was wiped comes back with a shorter log. It does not vote, so nothing that was
-        // committed is lost with what it acknowledged; but it must be sent everything again.
+        // A member that was wiped, or lost an end of its log, comes back with a shorter one, and must be sent
+        // everything again. What was committed with what it acknowledged before is not lost: it does not vote, or not
+        // before its log is as long as it was, so later leaders are elected by others that hold it. What it
+        // acknowledges from now on counts, which is right only since it acknowledges nothing to a leader of an
+        // earlier term than the votes that it may have forgotten: see `RaftGroup::may_follow`.
         allow_log_reversion: Some(true),
         // A deposed or restarted node must not disturb a leader that is well.
         enable_pre_vote: Some(true),

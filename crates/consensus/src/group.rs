@@ -213,14 +213,19 @@ impl RaftGroup {
             )));
         }
         let applied_term = machine.own(options.state.applied().raft).log_id.map_or(0, |applied| applied.term);
-        if log.has_lost_votes(applied_term)? {
+        let mut standing = membership::standing(options.state.engine(), id)?;
+        if standing != Standing::Voteless && log.has_lost_votes(applied_term)? {
             tracing::error!(group = %id, "the votes that this member gave are gone from its disk: it votes no more, replace it");
             membership::resign(options.state.engine(), id)?;
+            standing = Standing::Voteless;
         }
         let election_timeout = options.timing.election_timeout_max();
         // Before it first granted a vote, or followed a leader, it saved that.
         let quiet = if log.has_vote()? { election_timeout } else { Duration::ZERO };
         let votes = Arc::new(Votes::default());
+        if standing == Standing::Member {
+            votes.follow_from(0);
+        }
         let told = Arc::new(AtomicU64::new(0));
         // Half of what followers grant; what may be wrong with it, and clocks that drift, take less than the rest.
         let lease = election_timeout / 2;
@@ -275,7 +280,8 @@ impl RaftGroup {
     ///   it stopped, and has forgotten it.
     /// - A new one first makes every other voter remember it.
     /// - A member whose folder was wiped never votes again: it has forgotten its votes, and acknowledged
-    ///   entries that its quorum counted on. It goes on as a copy.
+    ///   entries that its quorum counted on. It goes on as a copy, once it knows that it voted in no later term than
+    ///   that of its leader.
     /// - One that left the group and is back has acknowledged entries that it has deleted since: it waits until
     ///   its log is as long as it was. So does one whose disk lost the end of its log.
     ///
@@ -293,7 +299,9 @@ impl RaftGroup {
         let engine = self.state.engine();
         let standing = match membership::standing(engine, self.id)? {
             // Also with a log: a wiped member may have got one from the leader since.
-            Standing::New => membership::join(engine, self.id, self.node_id, voters, peers, vouched).await?,
+            Standing::New => {
+                membership::join(engine, self.id, self.node_id, voters, peers, vouched, &self.votes).await?
+            }
             known => known,
         };
         if standing == Standing::Voteless {
@@ -308,10 +316,15 @@ impl RaftGroup {
         Ok(())
     }
 
-    /// Has every one of `voters` remember this member. To be called when it takes part; may be dropped at any
-    /// await.
+    /// Has every one of `voters` remember this member; or, if it has no vote, asks them from which term on it may
+    /// follow a leader. To be called when it takes part; may be dropped at any await.
     pub async fn announce(&self, voters: &BTreeSet<u64>, peers: &Arc<dyn Peers>) -> Result<(), StorageError> {
-        membership::announce(self.state.engine(), self.id, self.node_id, voters, peers).await
+        let (engine, id, node_id) = (self.state.engine(), self.id, self.node_id);
+        if membership::standing(engine, id)? == Standing::Voteless {
+            self.votes.follow_from(membership::follows_from(engine, id, node_id, voters, peers).await?);
+            return Ok(());
+        }
+        membership::announce(engine, id, node_id, voters, peers).await
     }
 
     async fn reach_what_it_left(&self) -> Result<(), StorageError> {
@@ -330,7 +343,7 @@ impl RaftGroup {
     pub async fn elect_now(&self) {
         loop {
             match self.may_vote(false) {
-                Err(NoVote::Wiped | NoVote::Sealed) => return,
+                Err(NoVote::Wiped | NoVote::Sealed | NoVote::MayHaveForgotten(_)) => return,
                 Err(NoVote::Undecided | NoVote::JustStarted | NoVote::Behind) => {}
                 // Not while it is a candidate: that would be a second candidacy, in the next term.
                 Ok(()) if self.status().role == Role::Candidate => {}
@@ -372,6 +385,27 @@ impl RaftGroup {
     /// Whether a vote of this member may be counted now.
     pub(crate) fn may_vote(&self, leadership_transfer: bool) -> Result<(), NoVote> {
         self.votes.check(leadership_transfer)
+    }
+
+    /// Whether what the leader of `term` sends may be taken and acknowledged here.
+    ///
+    /// A leader counts an acknowledgement for a commit, and for its lease, as the word of a member that has voted in
+    /// no later term. One that was wiped after it voted for another would let both lead, and commit. What it
+    /// acknowledged before, and lost, does no harm: it gives no vote, or none before its log is as long as it was, so
+    /// every later leader is elected by others that hold what was committed. A log that is merely shorter
+    /// ([`VoteGate::Behind`]) comes with all its votes, and has to be filled again: what it acknowledges, it holds.
+    pub(crate) fn may_follow(&self, term: u64) -> Result<(), NoVote> {
+        self.votes.may_follow(term)
+    }
+
+    /// Whether this member may tell a leader that it knows of no later one. Its word is only good with all its
+    /// votes: not while it does not know whether it has them, nor while its log is behind what it held, as it says
+    /// itself or others remember: with a folder that was set back, votes are gone as well.
+    pub(crate) fn may_confirm(&self) -> Result<(), StorageError> {
+        let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
+        self.votes.may_confirm().map_err(|no_vote| refused(&no_vote))?;
+        let last = self.log.last()?;
+        self.members.check(self.node_id, last.as_ref(), None).map_err(|rolled_back| refused(&rolled_back))
     }
 
     pub(crate) fn members(&self) -> &Arc<MemberMarks> {

@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use crate::Peers;
 use crate::blocking::off_the_runtime;
+use crate::votes::Votes;
 
 const PAUSE: Duration = Duration::from_millis(50);
 /// How long a member that is vouched for waits for voters that do not answer.
@@ -81,13 +82,62 @@ fn remembered(engine: &Arc<dyn Engine>, group: GroupId, node: u64) -> Result<Opt
 /// Before the votes and the log of a stopped group are deleted: this node must not vote in it again.
 pub(crate) fn resign(engine: &Arc<dyn Engine>, group: GroupId) -> Result<(), StorageError> {
     engine.create_family(META_FAMILY)?;
-    put_durably(engine, key(b"standing", group, 0), Standing::VOTELESS)
+    let mut writes = WriteBatch::default();
+    writes.put(&META_FAMILY.into(), key(b"standing", group, 0), Standing::VOTELESS.to_vec());
+    writes.delete(&META_FAMILY.into(), key(b"follows-from", group, 0));
+    engine.write(writes, Durability::Logged)?;
+    engine.sync()
+}
+
+/// For a member without a vote: the term from which on it may follow leaders, since it has forgotten no vote of a
+/// later one. Whom it voted for has saved that term before it asked, so every other voter is asked for its own, until
+/// all have answered; then it is remembered.
+pub(crate) async fn follows_from(
+    engine: &Arc<dyn Engine>,
+    group: GroupId,
+    node: u64,
+    voters: &BTreeSet<u64>,
+    peers: &Arc<dyn Peers>,
+) -> Result<u64, StorageError> {
+    let key = key(b"follows-from", group, 0);
+    if let Some(known) = engine.get(META_FAMILY, &key)? {
+        let corrupt = |_| StorageError::Corruption {
+            what: format!("the term that a member of {group} follows from"),
+            detail: format!("{} bytes", known.len()),
+        };
+        return Ok(u64::from_be_bytes(known.as_ref().try_into().map_err(corrupt)?));
+    }
+    let incarnation = remembered(engine, group, node)?.unwrap_or_default();
+    let mut asking: BTreeSet<u64> = voters.iter().copied().filter(|voter| *voter != node).collect();
+    let (mut newest, mut rounds) = (0, 0u32);
+    while !asking.is_empty() {
+        let asked = asking.iter().map(|voter| ask(group, node, *voter, incarnation.clone(), peers));
+        for (voter, answer) in futures::future::join_all(asked).await {
+            if let Some(term) = answer.and_then(|answer| answer.term) {
+                newest = newest.max(term);
+                asking.remove(&voter);
+            }
+        }
+        rounds += 1;
+        if rounds.is_multiple_of(100) {
+            tracing::warn!(
+                %group, ?asking,
+                "a member that has forgotten its votes takes nothing before it knows the terms of all other voters"
+            );
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    put_off_the_runtime(engine, key, &newest.to_be_bytes()).await?;
+    Ok(newest)
 }
 
 /// Asks every other voter to remember this incarnation, until all have answered; the first refusal decides.
 ///
 /// All of them, since any one may be all that is left to tell a later incarnation that it is not the first.
 /// Where somebody else vouches that this is the first, it does not wait for those that are away.
+///
+/// It follows leaders once it knows that it is the first: when a majority, with itself, has answered, or those are
+/// waited for no longer. Before it voted, every voter remembered it; one that does not has been wiped itself.
 pub(crate) async fn join(
     engine: &Arc<dyn Engine>,
     group: GroupId,
@@ -95,6 +145,7 @@ pub(crate) async fn join(
     voters: &BTreeSet<u64>,
     peers: &Arc<dyn Peers>,
     vouched: bool,
+    votes: &Votes,
 ) -> Result<Standing, StorageError> {
     let started = Instant::now();
     let incarnation = match remembered(engine, group, node)? {
@@ -109,17 +160,22 @@ pub(crate) async fn join(
     let mut rounds = 0u32;
     loop {
         let asked = asking.iter().map(|voter| ask(group, node, *voter, incarnation.clone(), peers));
-        for (voter, accepted) in futures::future::join_all(asked).await {
-            match accepted {
-                Some(true) => drop(asking.remove(&voter)),
-                Some(false) => {
+        for (voter, answer) in futures::future::join_all(asked).await {
+            match answer {
+                Some(answer) if answer.accepted => drop(asking.remove(&voter)),
+                Some(_) => {
+                    votes.follow_nobody();
                     put_off_the_runtime(engine, key(b"standing", group, 0), Standing::VOTELESS).await?;
                     return Ok(Standing::Voteless);
                 }
                 None => {}
             }
         }
-        if asking.is_empty() || (vouched && started.elapsed() >= VOUCHED_PATIENCE) {
+        let is_enough = asking.is_empty() || (vouched && started.elapsed() >= VOUCHED_PATIENCE);
+        if is_enough || (voters.len() - asking.len()) * 2 > voters.len() {
+            votes.follow_from(0);
+        }
+        if is_enough {
             break;
         }
         rounds += 1;
@@ -181,14 +237,20 @@ pub(crate) async fn introduce(
     Ok(())
 }
 
-/// Whether the voter remembers this incarnation of the node; `None`: no answer.
-async fn ask(group: GroupId, node: u64, voter: u64, incarnation: Bytes, peers: &Arc<dyn Peers>) -> (u64, Option<bool>) {
+/// Asks the voter whether it remembers this incarnation of the node; `None`: no answer.
+async fn ask(
+    group: GroupId,
+    node: u64,
+    voter: u64,
+    incarnation: Bytes,
+    peers: &Arc<dyn Peers>,
+) -> (u64, Option<raft::JoinResponse>) {
     let target = raft::Group { shard: group.shard.0, epoch: group.epoch.0.into(), target: voter };
     let request = raft::JoinRequest { group: Some(target), node_id: node, incarnation };
     let Some(channel) = peers.channel(voter) else { return (voter, None) };
     let mut client = RaftClient::new(channel);
     let answer = tokio::time::timeout(CALL_TIMEOUT, client.join(request)).await;
-    (voter, answer.ok().and_then(Result::ok).map(|answer| answer.into_inner().accepted))
+    (voter, answer.ok().and_then(Result::ok).map(tonic::Response::into_inner))
 }
 
 #[cfg(test)]

@@ -125,12 +125,23 @@ fn may_vote(group: &RaftGroup, leadership_transfer: bool) -> Result<(), Status> 
     group.may_vote(leadership_transfer).map_err(|no_vote| Status::failed_precondition(no_vote.to_string()))
 }
 
+/// Asked before anything is taken from a leader: its append, its snapshot, or its question.
+fn may_follow(group: &RaftGroup, term: u64) -> Result<(), Status> {
+    group.may_follow(term).map_err(|no_vote| Status::failed_precondition(no_vote.to_string()))
+}
+
+/// Whether the leader only asks whether it still leads, see [`crate::group`]'s `confirmation`.
+fn is_question(request: &raft::AppendRequest) -> bool {
+    request.entries.is_empty() && request.previous.is_none() && request.leader_commit.is_none()
+}
+
 /// What another member sent to be appended, if all of it can be: each batch must be what its leader made, of this
 /// group, and in a format that is known here. Once it was appended, one that is not would stop this process, now and
 /// at every start.
 #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
 fn append_request(group: &RaftGroup, wire: raft::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
     let request = wire::append_request(wire).map_err(invalid)?;
+    may_follow(group, request.vote.leader_id.term)?;
     for entry in &request.entries {
         if let EntryPayload::Normal(batch) = &entry.payload {
             let epoch = decode_batch(batch.bytes.clone()).map(|batch| batch.position.epoch);
@@ -177,6 +188,9 @@ impl raft_server::Raft for RaftService {
         let request = request.into_inner();
         let group = self.group(request.group)?;
         group.members().learn(&request.members);
+        if is_question(&request) {
+            group.may_confirm().map_err(|error| Status::failed_precondition(error.to_string()))?;
+        }
         let request = append_request(&group, request)?;
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(previous);
@@ -240,7 +254,13 @@ impl raft_server::Raft for RaftService {
             membership::record(&engine, id, request.node_id, &request.incarnation)
         };
         let known = tokio::task::spawn_blocking(joined).await.map_err(stopped)?.map_err(stopped)?;
-        Ok(Response::new(raft::JoinResponse { accepted: known }))
+        // Asked behind what was recorded, by one that must hear of every vote that it may have been asked for.
+        let group = self.groups.read().get(&id).cloned();
+        let term = match group {
+            Some(group) => group.raft().with_raft_state(|state| state.vote_ref().leader_id.term).await.ok(),
+            None => None,
+        };
+        Ok(Response::new(raft::JoinResponse { accepted: known, term }))
     }
 
     async fn install_snapshot(
@@ -250,6 +270,7 @@ impl raft_server::Raft for RaftService {
         let request = request.into_inner();
         let group = self.group(request.group)?;
         let vote = request.vote.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("vote")))?;
+        may_follow(&group, vote.leader_id.term)?;
         let meta = SnapshotMeta {
             last_log_id: request.last_log_id.map(wire::log_id),
             last_membership: wire::stored_membership(request.last_membership).map_err(invalid)?,

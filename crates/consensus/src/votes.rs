@@ -1,4 +1,5 @@
-//! Whether this member's votes count: those that it grants, and its own when it stands for election.
+//! Whether this member's votes count, those that it grants and its own when it stands for election, and which leaders
+//! it may answer.
 
 use std::time::Instant;
 
@@ -17,6 +18,10 @@ pub(crate) enum NoVote {
     Behind,
     #[error("this member is sealed: the epoch ends")]
     Sealed,
+    #[error(
+        "this member may have forgotten a vote that it gave in a later term than {0}: it answers no leader of that"
+    )]
+    MayHaveForgotten(u64),
 }
 
 /// Where a member stands on its way to voting.
@@ -30,9 +35,6 @@ pub(crate) enum VoteGate {
     Never,
     /// Until its log is as long as it was.
     Behind,
-    /// The epoch ends: no leader may come after the present one. For the rest of this process, or until the
-    /// group is opened again.
-    Sealed,
 }
 
 impl VoteGate {
@@ -42,7 +44,6 @@ impl VoteGate {
             Self::Undecided => Err(NoVote::Undecided),
             Self::Never => Err(NoVote::Wiped),
             Self::Behind => Err(NoVote::Behind),
-            Self::Sealed => Err(NoVote::Sealed),
             Self::OpensAt(at) if Instant::now() < at && !leadership_transfer => Err(NoVote::JustStarted),
             Self::OpensAt(_) => Ok(()),
         }
@@ -53,39 +54,77 @@ impl VoteGate {
 /// asked for a vote, and again before Raft's answer is used: none counts that came about meanwhile.
 #[derive(Debug)]
 pub(crate) struct Votes {
-    gate: RwLock<VoteGate>,
+    state: RwLock<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    gate: VoteGate,
+    /// The epoch ends: no leader may come after the present one. For the rest of this process, or until the
+    /// group is opened again.
+    is_sealed: bool,
+    /// The first term whose leader this member may answer; `None`: not known yet. A leader takes each answer for the
+    /// word that this member has voted in no later term, which one that forgot its votes cannot give.
+    follows_from: Option<u64>,
 }
 
 impl Default for Votes {
     fn default() -> Self {
-        Self { gate: RwLock::new(VoteGate::Undecided) }
+        Self { state: RwLock::new(State { gate: VoteGate::Undecided, is_sealed: false, follows_from: None }) }
+    }
+}
+
+impl State {
+    fn check(&self, leadership_transfer: bool) -> Result<(), NoVote> {
+        if self.is_sealed { Err(NoVote::Sealed) } else { self.gate.check(leadership_transfer) }
     }
 }
 
 impl Votes {
     pub(crate) fn check(&self, leadership_transfer: bool) -> Result<(), NoVote> {
-        self.gate.read().check(leadership_transfer)
+        self.state.read().check(leadership_transfer)
+    }
+
+    /// Whether this member may say that it knows of no later leader. One that is sealed, or has just started, has
+    /// its votes.
+    pub(crate) fn may_confirm(&self) -> Result<(), NoVote> {
+        self.state.read().gate.check(true)
+    }
+
+    /// Whether what the leader of `term` sends may be taken and acknowledged.
+    pub(crate) fn may_follow(&self, term: u64) -> Result<(), NoVote> {
+        match self.state.read().follows_from {
+            Some(from) if from <= term => Ok(()),
+            _ => Err(NoVote::MayHaveForgotten(term)),
+        }
+    }
+
+    /// This member has forgotten no vote of a later term than this.
+    pub(crate) fn follow_from(&self, term: u64) {
+        self.state.write().follows_from = Some(term);
+    }
+
+    /// This member has forgotten votes, and does not know yet of which terms.
+    pub(crate) fn follow_nobody(&self) {
+        self.state.write().follows_from = None;
     }
 
     /// A member that is sealed stays sealed.
     pub(crate) fn settle(&self, gate: VoteGate) {
-        let mut present = self.gate.write();
-        if *present != VoteGate::Sealed {
-            *present = gate;
-        }
+        self.state.write().gate = gate;
     }
 
     /// Runs `stand` if the member may stand for election; sealing does not come between.
     pub(crate) fn if_open(&self, stand: impl FnOnce()) {
-        let gate = self.gate.read();
-        if gate.check(false).is_ok() {
+        let state = self.state.read();
+        if state.check(false).is_ok() {
             stand();
         }
     }
 
     pub(crate) fn seal(&self, step_back: impl FnOnce()) {
-        let mut gate = self.gate.write();
-        *gate = VoteGate::Sealed;
+        let mut state = self.state.write();
+        state.is_sealed = true;
         step_back();
     }
 }
@@ -116,5 +155,21 @@ mod tests {
         votes.settle(VoteGate::OpensAt(Instant::now()));
         votes.if_open(|| stands = true);
         assert_eq!((votes.check(true), stands), (Err(NoVote::Sealed), false));
+    }
+
+    #[test]
+    fn who_may_have_forgotten_a_vote_answers_no_leader_before_it_and_sealing_changes_nothing_about_that() {
+        let votes = Votes::default();
+        let forgotten = |term| Err(NoVote::MayHaveForgotten(term));
+        assert_eq!((votes.may_follow(7), votes.may_confirm()), (forgotten(7), Err(NoVote::Undecided)));
+        votes.settle(VoteGate::Never);
+        votes.follow_from(6);
+        votes.seal(|| ());
+        assert_eq!((votes.may_follow(5), votes.may_follow(6)), (forgotten(5), Ok(())));
+        assert_eq!(votes.may_confirm(), Err(NoVote::Wiped));
+        votes.settle(VoteGate::Behind);
+        assert_eq!(votes.may_confirm(), Err(NoVote::Behind));
+        votes.settle(VoteGate::OpensAt(Instant::now() + Duration::from_secs(3600)));
+        assert_eq!((votes.may_confirm(), votes.check(true)), (Ok(()), Err(NoVote::Sealed)));
     }
 }

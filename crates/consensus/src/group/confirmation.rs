@@ -109,12 +109,17 @@ impl RaftGroup {
         }
     }
 
-    /// A heartbeat that leaves the voter's log and what it knows of commits as they are.
+    /// A heartbeat that leaves the voter's log and what it knows of commits as they are. It says what is remembered of
+    /// the voter: one whose log is behind that has been set back, and its votes with it.
     async fn append_nothing(&self, voter: u64, vote: Vote) -> Option<AppendEntriesResponse<TypeConfig>> {
         let nothing = AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None };
         let target = raft::Group { shard: self.id.shard.0, epoch: self.id.epoch.0.into(), target: voter };
         let mut client = RaftClient::new(self.peers.channel(voter)?);
-        let response = client.append(wire::append_request_to_wire(target, &nothing)).await.ok()?;
+        let remembered = self.members.remembered(voter);
+        let members = remembered.map(|log_id| raft::MemberMark { node_id: voter, log_id: Some(log_id) });
+        let question = wire::append_request_to_wire(target, &nothing);
+        let question = raft::AppendRequest { members: members.into_iter().collect(), ..question };
+        let response = client.append(question).await.ok()?;
         wire::append_response(response.into_inner()).ok()
     }
 }

@@ -8,6 +8,7 @@ mod disk;
 mod distance;
 mod durability;
 mod epochs;
+mod forgotten;
 mod large;
 mod leases;
 mod orphans;

@@ -44,10 +44,10 @@ pub(crate) type Links = HashMap<(u64, u64), Arc<Link>>;
 
 /// Three whose connections can be held up.
 pub(crate) async fn three_linked(timing: RaftTiming) -> (Vec<Node>, Links) {
-    let (mut nodes, mut links) = (Vec::new(), Links::new());
+    let (mut nodes, mut links, wire) = (Vec::new(), Links::new(), Wire::default());
     for id in 1..=3 {
         // Each reaches the others its own way.
-        let mut node = Node::new(id, &Arc::new(Wire::default())).await;
+        let mut node = Node::new(id, &Arc::new(Wire::beside(&wire))).await;
         node.timing = timing;
         nodes.push(node);
     }

@@ -122,14 +122,16 @@ async fn who_followed_a_leader_keeps_quiet_after_a_restart_and_who_is_new_does_n
     nodes[0].group().elect_now().await;
     write(&nodes, 1, "first").await;
     equal(&nodes, at(1, 1)).await;
-    // The lease that it granted is forgotten, and may hold.
-    nodes[1].crash().await;
-    let voters = set(1..=3);
-    nodes[1].open(1, &voters).await;
-    until("its restart is why", async || {
-        refused_vote(&wire, 2).await.is_some_and(|why| why.contains("has just started"))
-    })
-    .await;
+    // The lease that it granted is forgotten, and may hold; whatever others say of its folder.
+    for is_vouched_for in [false, true] {
+        nodes[1].is_vouched_for = is_vouched_for;
+        nodes[1].crash().await;
+        nodes[1].open(1, &set(1..=3)).await;
+        until("its restart is why", async || {
+            refused_vote(&wire, 2).await.is_some_and(|why| why.contains("has just started"))
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

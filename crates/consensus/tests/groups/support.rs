@@ -117,6 +117,8 @@ pub(crate) struct Node {
     pub(crate) marks: Arc<HighWater>,
     pub(crate) service: RaftService,
     pub(crate) timing: RaftTiming,
+    /// Somebody says that its folder is its first.
+    pub(crate) is_vouched_for: bool,
     pub(crate) wire: Arc<Wire>,
     /// Where it is called.
     pub(crate) address: SocketAddr,
@@ -173,6 +175,7 @@ impl Node {
             marks,
             service,
             timing,
+            is_vouched_for: false,
             wire,
             address,
             syncer,
@@ -215,8 +218,9 @@ impl Node {
         self.service.register(opened.clone());
         self.group = Some(opened.clone());
         let (voters, peers) = (voters.clone(), Arc::clone(&self.wire) as Arc<dyn Peers>);
+        let vouched = self.is_vouched_for;
         let taking_part = tokio::spawn(async move {
-            opened.take_part(&voters, &peers, false).await.unwrap();
+            opened.take_part(&voters, &peers, vouched).await.unwrap();
             opened.announce(&voters, &peers).await.unwrap();
         });
         self.taking_part = Some(taking_part);
@@ -304,7 +308,7 @@ impl Node {
         }
         self.server.abort();
         let next = Self::start(self.id, &self.wire, self.distance, disk, Arc::clone(&self.folder)).await;
-        *self = Self { timing: self.timing, ..next };
+        *self = Self { timing: self.timing, is_vouched_for: self.is_vouched_for, ..next };
     }
 
     /// All rows but the one that says where Raft stands here.

@@ -18,15 +18,26 @@ use tonic::transport::{Channel, Endpoint};
 #[derive(Default)]
 pub(crate) struct Wire {
     channels: Mutex<HashMap<u64, Channel>>,
-    offers: Mutex<Vec<Arc<StateSnapshot>>>,
+    offers: Arc<Mutex<Vec<Arc<StateSnapshot>>>>,
     fetched: Mutex<HashMap<String, usize>>,
+    fetches_held: AtomicBool,
 }
 
 impl Wire {
+    /// Other connections, over which the same snapshots are fetched.
+    pub(crate) fn beside(other: &Self) -> Self {
+        Self { offers: Arc::clone(&other.offers), ..Self::default() }
+    }
+
     /// From now on `node` is called at `address`.
     pub(crate) fn listens(&self, node: u64, address: SocketAddr) {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap().tcp_nodelay(true);
         self.channels.lock().unwrap().insert(node, endpoint.connect_lazy());
+    }
+
+    /// Until they are released, no snapshot arrives.
+    pub(crate) fn hold_fetches(&self, held: bool) {
+        self.fetches_held.store(held, Ordering::SeqCst);
     }
 
     /// How many snapshots were fetched in `group`.
@@ -56,6 +67,9 @@ impl StateTransfer for Wire {
         state: Arc<ShardState>,
     ) -> Transfer<Result<StagedState, StorageError>> {
         Box::pin(async move {
+            while self.fetches_held.load(Ordering::SeqCst) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
             let snapshot = Arc::clone(&self.offers.lock().unwrap()[snapshot_id.parse::<usize>().unwrap()]);
             let staged = tokio::task::spawn_blocking(move || {
                 let mut staged = state.stage()?;

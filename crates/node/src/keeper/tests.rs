@@ -64,18 +64,32 @@ impl Process {
         self.failover.seal(Request::new(request)).await.unwrap().into_inner()
     }
 
-    /// Whether a leader that has not heard of a seal is answered.
+    /// Whether a leader that has not heard of a seal is answered, once the member knows that it is not a wiped one.
     async fn answers_appends(&self) -> bool {
         let target = raft::Group { shard: SHARD.0, epoch: 1, target: self.parts.node_id };
         let vote = meridian_proto::log::Vote { term: 9, node_id: 2, committed: true };
-        let request = raft::AppendRequest { group: Some(target), vote: Some(vote), ..Default::default() };
-        match self.parts.raft.append(Request::new(request)).await {
-            Ok(_) => true,
-            Err(status) => {
-                assert!(matches!(status.code(), Code::NotFound | Code::Unavailable), "{status}");
-                false
+        let leader_commit = Some(meridian_proto::log::LogId::default());
+        let request =
+            raft::AppendRequest { group: Some(target), vote: Some(vote), leader_commit, ..Default::default() };
+        let started = std::time::Instant::now();
+        loop {
+            match self.parts.raft.append(Request::new(request.clone())).await {
+                Ok(_) => return true,
+                Err(status) if status.message().contains("may have forgotten") => {
+                    assert!(started.elapsed() < Duration::from_secs(20), "{status}");
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Err(status) => {
+                    assert!(matches!(status.code(), Code::NotFound | Code::Unavailable), "{status}");
+                    return false;
+                }
             }
         }
+    }
+
+    fn voter(&self) -> Arc<Voter> {
+        let LocalShard::Voter(voter) = self.local() else { panic!("not a voter") };
+        voter
     }
 
     fn local(&self) -> LocalShard {
@@ -94,6 +108,76 @@ impl Process {
             Err(_) => false,
         }
     }
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let started = std::time::Instant::now();
+    while !holds() {
+        assert!(started.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// What the directory does not know may be a wiped folder, or of a node whose promises are over.
+#[tokio::test]
+async fn a_voter_of_a_shard_that_has_started_votes_when_the_directory_has_granted_it_a_lease() {
+    let engine = Arc::new(MemoryEngine::default());
+    let founding = Process::start(1, Arc::clone(&engine)).await;
+    until("a founder votes", || founding.voter().group.votes()).await;
+    let again = Process::start(1, Arc::new(engine.crash(1))).await;
+    let started = std::time::Instant::now();
+    // Longer than one that is vouched for waits for others.
+    while started.elapsed() < Duration::from_millis(700) {
+        assert!(!again.voter().group.votes(), "it votes, and nobody knows its folder");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let lease = meridian_failover::Lease { ttl: Duration::from_secs(3600), shards: vec![(SHARD, Epoch(1))] };
+    again.parts.directory.renewed(again.parts.directory.now(), &lease);
+    until("it votes", || again.voter().group.votes()).await;
+}
+
+/// What nodes say of themselves becomes the number that writes are refused by: that of the best node elsewhere.
+#[tokio::test]
+async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_they_have() {
+    let process = Process::start(1, Arc::default()).await;
+    let parts = &process.parts;
+    let limits = ShardLimits {
+        node_id: 1,
+        shard: SHARD,
+        directory: Arc::clone(&parts.directory),
+        shards: Arc::clone(&parts.shards),
+        disk: Arc::default(),
+    };
+    let shipping = crate::shipping_service::ShippingService {
+        node_id: 1,
+        shards: Arc::clone(&parts.shards),
+        exchange: Arc::new(StateExchange::new(Arc::clone(&parts.shards), Arc::clone(&parts.peers))),
+        clocks: Clocks::default(),
+        subscriptions: Arc::default(),
+    };
+    let says = async |node: NodeId, position: Position| {
+        let status = meridian_shipping::Status::of_primary_member(node, Epoch(1), position, Duration::ZERO);
+        let statuses = vec![crate::shipping_wire::status_to_wire(SHARD, &status)];
+        let request = meridian_proto::shipping::AnnounceRequest { statuses, node_id: node, ..Default::default() };
+        meridian_proto::shipping::shipping_server::Shipping::announce(&shipping, Request::new(request)).await.unwrap();
+    };
+    let at = |sequence| Position::new(Epoch(1), sequence);
+    parts.shards.followers(&SHARD).unwrap().set_nodes(2..=7);
+    for node in 2..=7 {
+        says(node, Position::ZERO).await;
+    }
+    assert_eq!(limits.replication_lag_ms(), Some(0));
+    let batch = meridian_types::Batch { position: at(1), time_ms: 1, transactions: Vec::new() };
+    process.local().state().apply(&[batch.into()], meridian_storage::RaftApplied::default()).unwrap();
+    // Voters of the primary region are lost with it.
+    says(2, at(1)).await;
+    says(3, at(1)).await;
+    until("it lags", || limits.replication_lag_ms() > Some(20)).await;
+    says(7, at(1)).await;
+    assert_eq!(limits.replication_lag_ms(), Some(0));
+    let batch = meridian_types::Batch { position: at(2), time_ms: 2, transactions: Vec::new() };
+    process.local().state().apply(&[batch.into()], meridian_storage::RaftApplied::default()).unwrap();
+    until("it lags again", || limits.replication_lag_ms() > Some(20)).await;
 }
 
 #[tokio::test]
@@ -122,6 +206,8 @@ async fn a_seal_of_a_voter_holds_over_a_restart() {
 async fn a_planned_seal_of_a_voter_holds_over_a_restart() {
     let engine = Arc::new(MemoryEngine::default());
     let before = Process::start(1, Arc::clone(&engine)).await;
+    assert!(before.answers_appends().await);
+    until("it is known as a member", || before.voter().group.votes()).await;
     before.seal(true).await;
     let after = Process::start(1, Arc::new(engine.crash(1))).await;
     // The leader may finish what it began, and nobody else leads.

@@ -158,5 +158,8 @@ fn joining_a_group_is_golden() {
         raft::JoinRequest { group: Some(group), node_id: L + 2, incarnation: Bytes::from("the incarnation!") };
     let golden = [field_message(1, &group_fields), field_varint(2, L + 2), field_bytes(3, b"the incarnation!")];
     assert_golden(&request, &golden);
-    assert_golden(&raft::JoinResponse { accepted: true }, &[field_varint(1, 1)]);
+    let response = raft::JoinResponse { accepted: true, term: Some(L + 3) };
+    assert_golden(&response, &[field_varint(1, 1), field_varint(2, L + 3)]);
+    // Known, and not "none".
+    assert_golden(&raft::JoinResponse { accepted: false, term: Some(0) }, &[field_varint(2, 0)]);
 }
