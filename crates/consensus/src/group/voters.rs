@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use meridian_storage::StorageError;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::RaftError;
+use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, RaftMetrics};
 use parking_lot::Mutex;
 
@@ -12,6 +12,9 @@ use crate::membership;
 
 /// Before looking again whether a change can go on.
 const PAUSE: Duration = Duration::from_millis(20);
+
+/// Why Raft did not take a step.
+type StepError = RaftError<TypeConfig, ClientWriteError<TypeConfig>>;
 
 /// Why the voters were not changed. What was begun stays begun: call again, on whoever leads.
 #[derive(Debug, thiserror::Error)]
@@ -156,20 +159,12 @@ impl RaftGroup {
                 under_way.is_done = true;
                 return Ok(());
             }
-            self.leadership()?;
-            let changed = match step {
-                Step::Done | Step::Wait => None,
-                Step::Add(node) => Some(self.raft.add_learner(node, (), false).await),
-                Step::Vote(newcomers) => {
-                    for newcomer in newcomers {
-                        let engine = self.state.engine();
-                        membership::introduce(engine, self.id, newcomer, voters, &self.peers).await?;
-                    }
-                    Some(self.raft.change_membership(voters.clone(), false).await)
-                }
-                Step::Remove(nodes) => {
-                    Some(self.raft.change_membership(ChangeMembers::RemoveNodes(nodes), false).await)
-                }
+            let term = self.leadership()?.term;
+            let changed = tokio::select! {
+                changed = self.carry_out(step, voters) => changed?,
+                // openraft answers once the change is applied here or cut off. A leader that was deposed and is no
+                // member any more is sent neither; nor does a newcomer answer for ever that is gone.
+                () = self.leadership_changed(Some(term)) => continue,
             };
             match changed {
                 // Looked at again, since what Raft publishes trails.
@@ -182,6 +177,27 @@ impl RaftGroup {
             }
             tokio::time::sleep(PAUSE).await;
         }
+    }
+
+    /// What Raft said to it, if it was asked.
+    async fn carry_out(
+        &self,
+        step: Step,
+        voters: &BTreeSet<u64>,
+    ) -> Result<Option<Result<(), StepError>>, StorageError> {
+        let taken = match step {
+            Step::Done | Step::Wait => return Ok(None),
+            Step::Add(node) => self.raft.add_learner(node, (), false).await,
+            Step::Vote(newcomers) => {
+                for newcomer in newcomers {
+                    let engine = self.state.engine();
+                    membership::introduce(engine, self.id, newcomer, voters, &self.peers).await?;
+                }
+                self.raft.change_membership(voters.clone(), false).await
+            }
+            Step::Remove(nodes) => self.raft.change_membership(ChangeMembers::RemoveNodes(nodes), false).await,
+        };
+        Ok(Some(taken.map(drop)))
     }
 
     fn next_step(&self, goal: &BTreeSet<u64>, behind: Option<u64>) -> Step {
