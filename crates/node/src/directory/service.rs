@@ -14,8 +14,11 @@ use super::Directory;
 use super::leader::{DirectoryVoter, ExecuteFailure};
 use super::wire::cluster_to_wire;
 
-/// Without news, an empty message so often says that the stream is alive.
+/// Without news, an empty message so often says that the stream is alive, and no news missed.
 pub(super) const FOLLOW_HEARTBEAT: Duration = Duration::from_millis(500);
+/// A node that the directory's leader has answered no question of so late may have missed something, and says nothing:
+/// whoever follows it looks elsewhere. Longer than an election of the directory takes.
+const IN_TOUCH: Duration = Duration::from_secs(2);
 /// One change at most: each is recorded, and sent to all who follow.
 const MAX_CHANGE_BYTES: usize = 32 << 10;
 /// Changes told at once at most.
@@ -47,7 +50,8 @@ impl directory_server::Directory for DirectoryService {
 
     async fn follow(&self, request: Request<wire::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
         let mut sent = request.into_inner().known_version;
-        let mut known = self.directory.watch();
+        let directory = Arc::clone(&self.directory);
+        let mut known = directory.watch();
         let (states, stream) = mpsc::channel(4);
         tokio::spawn(async move {
             loop {
@@ -57,18 +61,26 @@ impl directory_server::Directory for DirectoryService {
                     // Version 0 is this node's configuration, which nobody has committed.
                     (cluster.version > sent).then(|| (cluster.version, cluster_to_wire(cluster)))
                 };
+                let is_in_touch = || directory.knows_all_until(directory.now().saturating_sub(IN_TOUCH));
                 let state = match news {
                     Some((version, state)) => {
                         sent = version;
-                        state
+                        Some(state)
                     }
-                    None => wire::ClusterState::default(),
+                    None => is_in_touch().then(wire::ClusterState::default),
                 };
-                if states.send(Ok(state)).await.is_err() {
+                if let Some(state) = state
+                    && states.send(Ok(state)).await.is_err()
+                {
                     return;
                 }
-                if let Ok(Err(_)) = tokio::time::timeout(FOLLOW_HEARTBEAT, known.changed()).await {
-                    return;
+                tokio::select! {
+                    () = states.closed() => return,
+                    changed = tokio::time::timeout(FOLLOW_HEARTBEAT, known.changed()) => {
+                        if let Ok(Err(_)) = changed {
+                            return;
+                        }
+                    }
                 }
             }
         });
@@ -154,9 +166,67 @@ fn is_for_operators(change: &Change) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use meridian_failover::Lease;
+    use meridian_gateway::Access;
     use meridian_types::{Epoch, ShardId};
+    use tokio::net::TcpListener;
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tokio_util::sync::CancellationToken;
 
     use super::*;
+    use crate::directory::{Follower, first_cluster};
+    use crate::peers::PeerChannels;
+    use crate::topology::Topology;
+
+    /// A gateway without a node follows the nearest voter, which is cut off from the directory's leader, and not from
+    /// the gateway.
+    #[tokio::test]
+    async fn who_follows_a_node_that_has_lost_the_directory_goes_to_another() {
+        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let cluster = first_cluster(&topology);
+        let news = || meridian_failover::Cluster { version: 7, ..cluster.clone() };
+        let directory = || Arc::new(Directory::new(cluster.clone(), Access::default(), None));
+        let lease = Lease { ttl: Duration::from_secs(3), shards: Vec::new() };
+        let (cut_off, well) = (directory(), directory());
+        cut_off.renewed(cut_off.now(), &lease);
+        let serve = async |directory: &Arc<Directory>| {
+            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = listener.local_addr().unwrap().to_string();
+            let service = DirectoryService { directory: Arc::clone(directory), voter: Arc::default() };
+            let server =
+                tonic::transport::Server::builder().add_service(directory_server::DirectoryServer::new(service));
+            tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+            address
+        };
+        let addresses = (serve(&cut_off).await, serve(&well).await);
+        let gateway = directory();
+        let nearest = gateway.voters_near("region-1")[0];
+        let dial = move |node| Some(if node == nearest { addresses.0.clone() } else { addresses.1.clone() });
+        let peers = Arc::new(PeerChannels::new(&topology, Arc::new(dial)).unwrap());
+        let stop = CancellationToken::new();
+        let region = "region-1".to_owned();
+        let follower = Follower { directory: Arc::clone(&gateway), peers, region, node: None };
+        let following = tokio::spawn(follower.run(stop.clone()));
+        let started = Instant::now();
+        let until = async |what: &str, mut holds: Box<dyn FnMut() -> bool>| {
+            while !holds() {
+                assert!(started.elapsed() < Duration::from_secs(30), "{what}");
+                well.renewed(well.now(), &lease);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let streams = cut_off.known.clone();
+        until("it follows the nearest", Box::new(move || streams.receiver_count() == 1)).await;
+        well.learn(news()).unwrap();
+        let known = Arc::clone(&gateway);
+        until("it never hears the news", Box::new(move || known.known().cluster.version == 7)).await;
+        let streams = cut_off.known.clone();
+        until("the stream is left open", Box::new(move || streams.receiver_count() == 0)).await;
+        stop.cancel();
+        following.await.unwrap();
+    }
 
     #[test]
     fn what_leaders_and_nodes_say_is_no_operators_to_order() {
