@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian_proto::shipping::{AnnounceRequest, Status, shipping_client::ShippingClient};
-use meridian_storage::{HighWater, StorageError, fatal};
-use meridian_types::{Epoch, NodeId, Position, ShardId};
+use meridian_storage::{HighWater, RequestsSoFar, StorageError, fatal};
+use meridian_types::{Epoch, NodeId, ShardId};
 use parking_lot::{Mutex, RwLock};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -74,7 +74,7 @@ pub(crate) struct Maintenance {
     pub(crate) changing: Mutex<HashMap<ShardId, VoterChange>>,
     /// The epoch and term in which this node was last seen to lead, and since when, on the directory's clock.
     pub(crate) leading: Mutex<HashMap<ShardId, (Epoch, u64, Duration)>>,
-    pub(crate) applied: Mutex<HashMap<ShardId, VecDeque<(Instant, Position)>>>,
+    pub(crate) applied: Mutex<HashMap<ShardId, VecDeque<(Instant, RequestsSoFar)>>>,
     pub(crate) lags: Mutex<LagGauges>,
 }
 
@@ -107,7 +107,7 @@ impl Maintenance {
             every(PREFERRED_LEADER, |this| Box::pin(this.hand_over())),
             every(LEASE_CHECK, |this| Box::pin(this.hand_over_without_lease())),
             every(MEMBERS, |this| Box::pin(async move { this.settle_members() })),
-            every(FORGET_AFTER / 20, |this| Box::pin(async move { this.forget_requests() })),
+            every(FORGET_AFTER / 20, |this| Box::pin(async move { this.forget_requests(Instant::now()) })),
         ]
     }
 
@@ -353,20 +353,16 @@ impl Maintenance {
 
     /// Lets go of request ids by how long ago, on this node's monotonic clock, they were applied here: no
     /// jump of a wall clock forgets one too soon.
-    fn forget_requests(&self) {
+    fn forget_requests(&self, now: Instant) {
         let mut applied = self.applied.lock();
         for (id, shard) in self.kept() {
             let samples = applied.entry(id).or_default();
-            samples.push_back((Instant::now(), shard.state().position()));
-            while let Some((at, position)) = samples.front().copied()
-                && at.elapsed() >= FORGET_AFTER
+            samples.push_back((now, shard.state().requests_so_far()));
+            while samples.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) >= FORGET_AFTER)
+                && let Some((_, requests)) = samples.pop_front()
             {
-                samples.pop_front();
-                // What a failover took back has made room for newer requests of the same sequences.
-                let left = shard.history().leaves(position);
-                let sequence = left.map_or(position.sequence, |(_, base)| base.sequence);
-                tracing::debug!(shard = %id, sequence, "request ids may be forgotten");
-                shard.state().forget_requests_through(sequence);
+                tracing::debug!(shard = %id, ?requests, "request ids may be forgotten");
+                shard.state().forget_requests(&requests);
             }
         }
     }

@@ -11,7 +11,7 @@ use futures::stream::{self, BoxStream, StreamExt};
 use meridian_proto::shard::{self as wire, read_part::Part};
 use meridian_proto::{entry, entry_to_wire};
 use meridian_storage::ReadView;
-use meridian_types::{Entry, Epoch, NodeId};
+use meridian_types::{Entry, Epoch, NodeId, Position};
 use tokio::sync::Notify;
 use tonic::{Status, Streaming};
 
@@ -32,22 +32,22 @@ const WORKING_EVERY: Duration = Duration::from_millis(250);
 
 /// The parts of the answer that `reply` gives. To drop the stream ends the work on it.
 pub(crate) fn parts(
-    reply: impl Future<Output = (ReadReply, Epoch, Option<NodeId>)> + Send + 'static,
+    reply: impl Future<Output = (ReadReply, Option<NodeId>)> + Send + 'static,
 ) -> BoxStream<'static, Result<wire::ReadPart, Status>> {
     let reply: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(reply);
     let working = stream::unfold(Some(reply), |reply| async {
         let mut reply = reply?;
         match tokio::time::timeout(WORKING_EVERY, &mut reply).await {
             Err(_) => Some((stream::iter(vec![Part::Working(wire::Working {})]).left_stream(), Some(reply))),
-            Ok((reply, epoch, leader)) => Some((stream::iter(answer(reply, epoch, leader)).right_stream(), None)),
+            Ok((reply, leader)) => Some((stream::iter(answer(reply, leader)).right_stream(), None)),
         }
     });
     working.flatten().map(|part| Ok(wire::ReadPart { part: Some(part) })).boxed()
 }
 
-fn answer(reply: ReadReply, epoch: Epoch, leader: Option<NodeId>) -> Box<dyn Iterator<Item = Part> + Send> {
+fn answer(reply: ReadReply, leader: Option<NodeId>) -> Box<dyn Iterator<Item = Part> + Send> {
     match reply {
-        ReadReply::Done(view) => Box::new(view_parts(view, epoch, leader)),
+        ReadReply::Done(view) => Box::new(view_parts(view, leader)),
         ReadReply::NotLeader(leader) => {
             Box::new(std::iter::once(Part::NotLeader(wire::NotLeader { leader: leader.unwrap_or(0) })))
         }
@@ -56,13 +56,13 @@ fn answer(reply: ReadReply, epoch: Epoch, leader: Option<NodeId>) -> Box<dyn Ite
 }
 
 /// Encoded as they are taken: an answer that is on its way exists once.
-fn view_parts(view: ReadView, epoch: Epoch, leader: Option<NodeId>) -> impl Iterator<Item = Part> + Send {
+fn view_parts(view: ReadView, leader: Option<NodeId>) -> impl Iterator<Item = Part> + Send {
     let entries: usize = view.ranges.iter().map(Vec::len).sum();
     let head = wire::ReadHead {
         ranges: u32::try_from(view.ranges.len()).unwrap_or(u32::MAX),
         entries: u32::try_from(entries).unwrap_or(u32::MAX),
-        sequence: view.sequence,
-        epoch: epoch.0.into(),
+        sequence: view.position.sequence,
+        epoch: view.position.epoch.0.into(),
         leader: leader.unwrap_or(0),
     };
     let ranges = view.ranges.into_iter().zip(0..).flat_map(|(entries, range)| {
@@ -95,8 +95,7 @@ pub(crate) async fn begun(mut parts: Streaming<wire::ReadPart>, working: &Notify
             Some(Part::Head(head)) => {
                 let epoch = u16::try_from(head.epoch).map_err(|_| Failed::Unknown("a malformed epoch".to_owned()))?;
                 return Ok(Answering {
-                    sequence: head.sequence,
-                    epoch: Epoch(epoch),
+                    position: Position::new(Epoch(epoch), head.sequence),
                     leader: some_node(head.leader),
                     ranges: Box::pin(rest(parts, head)),
                 });

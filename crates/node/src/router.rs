@@ -22,12 +22,12 @@ use crate::history::History;
 
 use budget::{Budget, pause};
 use leaders::Leaders;
-use nodes::{Nodes, WriteTry};
+use nodes::WriteTry;
 use reach::Reach;
 
 pub(crate) use cluster_nodes::{ClusterNodes, failed, some_node, written_from_wire};
 pub(crate) use leaders::Revival;
-pub(crate) use nodes::{Answering, Written};
+pub(crate) use nodes::{Answering, Nodes, Written};
 
 /// How long one try may take to its first sign of life, beyond two round trips. A node that lost its power says
 /// nothing; one that is only slow answers the next try, which has the same id.
@@ -159,10 +159,10 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         }
     }
 
-    fn has_shown(&self, shard: ShardId, epoch: Epoch, sequence: u64) {
+    fn has_shown(&self, shard: ShardId, position: Position) {
         let mut shown = self.shown.lock();
         let newest = shown.entry(shard).or_insert(Position::ZERO);
-        *newest = (*newest).max(Position::new(epoch, sequence));
+        *newest = (*newest).max(position);
     }
 
     /// Waits before another round: longer each time, and until it is paid for; or until the shard is served again,
@@ -332,7 +332,7 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
                 |node, tried| self.heard(shard.0, node, tried),
             );
             let reason = match round.await {
-                Round::Answer { node, answer: Answering { sequence, epoch, leader, ranges }, late } => {
+                Round::Answer { node, answer: Answering { position, leader, ranges }, late } => {
                     self.answered(&pursuit, &budget, &late);
                     match leader {
                         Some(leader) if strong => self.leaders.answered(self.clock.now(), shard.0, node, leader),
@@ -342,7 +342,7 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
                     match ranges.await {
                         Ok(ranges) => {
                             if !strong {
-                                self.has_shown(shard.0, epoch, sequence);
+                                self.has_shown(shard.0, position);
                             }
                             return Ok(ReadOutput { ranges });
                         }

@@ -484,6 +484,10 @@ impl LocalShard {
             Self::Replica(replica) => replica.reads(),
         };
         match reads.read(self.state(), database, ranges).await {
+            // The state, and the shard's history, may be others than when the wait was over.
+            Ok(view) if view.position.sequence < min_sequence || self.history().leaves(view.position).is_some() => {
+                ReadReply::Unavailable("this node's state is not of the shard's present epoch yet".to_owned())
+            }
             Ok(view) => ReadReply::Done(view),
             Err(refused) => refused.into(),
         }
@@ -497,3 +501,6 @@ pub(crate) fn or_fatal<T>(result: Result<T, StorageError>) -> T {
         Err(error) => fatal(&error),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -169,7 +169,7 @@ impl shard_server::Shard for ShardService {
                 (LocalShard::Replica(_), true) => ReadReply::NotLeader(None),
                 (shard, false) => shard.read_eventual(database, &ranges, min_sequence).await,
             };
-            (reply, shard.epoch(), shard.leader())
+            (reply, shard.leader())
         };
         Ok(Response::new(read_answer::parts(reply)))
     }

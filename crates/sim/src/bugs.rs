@@ -8,7 +8,9 @@ pub enum Bug {
     ForgetTheSeal,
     /// A lease is counted from when the grant came, not from when it was asked for.
     CountLeaseFromReceipt,
-    /// The grantor takes every lease for run out.
+    /// The grantor takes every lease for run out. It also judges a loss as early as it may: with its usual patience all
+    /// leases of a lost region have run out by then anyway, and the wait would not be missed. `no_ack_under_stale_lease`
+    /// sees what comes of it. `starvation_is_not_loss` is not asked, since it would see the haste, and not the wait.
     SkipTheWait,
     /// A seal is not written down: a restart undoes it.
     LoseTheSealInACrash,

@@ -36,7 +36,7 @@ pub use high_water::{HighWater, MemberMark};
 pub use memory::MemoryEngine;
 pub use refusals::Refusals;
 pub use rocks::{RocksEngine, RocksOptions};
-pub use shard_state::{Applied, Expired, RaftApplied, Replace, ShardState, StateAt};
+pub use shard_state::{Applied, Expired, RaftApplied, Replace, RequestsSoFar, ShardState, StateAt};
 pub use snapshot::{StagedState, StateRows, StateSnapshot};
 pub use state_read::{ReadView, StateRead, Turn};
 pub use syncer::Syncer;

@@ -138,6 +138,13 @@ pub struct ShardState {
     refusals: Refusals,
 }
 
+/// The requests that a state had at a moment, see [`ShardState::requests_so_far`].
+#[derive(Debug, Clone)]
+pub struct RequestsSoFar {
+    family: Arc<str>,
+    sequence: u64,
+}
+
 type Observer = Box<dyn Fn(&[DecodedBatch]) + Send + Sync>;
 
 struct Current {
@@ -334,10 +341,19 @@ impl ShardState {
         drop(self.observer.set(Box::new(observer)));
     }
 
-    /// The engine may forget the ids of requests that committed at or before `sequence`.
-    pub fn forget_requests_through(&self, sequence: u64) {
+    /// The requests that are in the state at present, to be forgotten at another time.
+    pub fn requests_so_far(&self) -> RequestsSoFar {
         let current = self.current.read();
-        self.engine.forgotten(&current.family).requests_through(sequence);
+        RequestsSoFar { family: Arc::clone(&current.family), sequence: current.applied.position.sequence }
+    }
+
+    /// The engine may forget the ids of these requests. Not where another state has taken the place of the one that
+    /// had them: its sequences may be those of newer requests.
+    pub fn forget_requests(&self, so_far: &RequestsSoFar) {
+        let current = self.current.read();
+        if Arc::ptr_eq(&current.family, &so_far.family) {
+            self.engine.forgotten(&current.family).requests_through(so_far.sequence);
+        }
     }
 
     /// Begins a read of all ranges from one state. What has expired at `now_ms` (or at the time of the state's last
@@ -362,7 +378,7 @@ impl ShardState {
     ) -> Result<StateRead, StorageError> {
         let applied = applied.map_or_else(|| Ok(Applied::nothing()), Applied::decode)?;
         let now_ms = now_ms.max(applied.time_ms);
-        Ok(StateRead::new((snapshot, family), applied.position.sequence, database, ranges, now_ms))
+        Ok(StateRead::new((snapshot, family), applied.position, database, ranges, now_ms))
     }
 
     /// The same in one go, whatever it takes: for states that are known to be small.
@@ -425,7 +441,7 @@ impl ShardState {
             Ok(None) | Err(StorageError::NoFamily(_)) => return Ok(None),
             Err(error) => return Err(error),
         };
-        let view = |entries| Ok(Some(ReadView { ranges: vec![entries], sequence: position.sequence }));
+        let view = |entries| Ok(Some(ReadView { ranges: vec![entries], position }));
         // The applier may have written since, and the engine shows that before `current` does. What was written by
         // `position` is the newest of that one; anything else is of a moment whose time is not known here. So is
         // what is not there, unless nothing was being written: a later batch may have deleted it.

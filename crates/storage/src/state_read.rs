@@ -4,7 +4,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use meridian_types::{DatabaseId, Entry, ReadRange, Value, ValueEncoding, Versionstamp};
+use meridian_types::{DatabaseId, Entry, Position, ReadRange, Value, ValueEncoding, Versionstamp};
 
 use crate::schema::{self, StoredValue};
 use crate::{Effort, EngineSnapshot, Scan, Scanned, StorageError};
@@ -23,11 +23,12 @@ const SKIPS_AT_ONCE: u64 = 64;
 /// What an entry takes beside its key and value.
 const ENTRY_BYTES: usize = size_of::<Found>() + size_of::<Entry>();
 
-/// Entries of each range, and the sequence that the state had applied, at least.
+/// Entries of each range, and the position that the state had reached, at least, when they were read: the shard may
+/// be in a later epoch by the time that somebody looks at them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReadView {
     pub ranges: Vec<Vec<Entry>>,
-    pub sequence: u64,
+    pub position: Position,
 }
 
 /// How a turn of a [`StateRead`] ended.
@@ -50,7 +51,7 @@ pub struct StateRead {
     ranges: Vec<ReadRange>,
     /// What has expired by then is left out.
     now_ms: u64,
-    sequence: u64,
+    position: Position,
     progress: Progress,
 }
 
@@ -112,13 +113,13 @@ impl Looked {
 impl StateRead {
     pub(crate) fn new(
         (snapshot, family): (Arc<dyn EngineSnapshot>, Arc<str>),
-        sequence: u64,
+        position: Position,
         database: DatabaseId,
         ranges: Vec<ReadRange>,
         now_ms: u64,
     ) -> Self {
         let progress = Progress { max_skipped: FIRST_SKIPS, ..Progress::default() };
-        Self { snapshot, family, database, ranges, now_ms, sequence, progress }
+        Self { snapshot, family, database, ranges, now_ms, position, progress }
     }
 
     /// Reads on, for a bounded time, while what was found takes no more than `max_bytes`.
@@ -220,7 +221,7 @@ impl StateRead {
             Some(Entry { key: chunk.slice(found.key), value, versionstamp: found.versionstamp })
         };
         let entries = |range: Vec<Found>| range.into_iter().filter_map(entry).collect();
-        ReadView { ranges: self.progress.ranges.into_iter().map(entries).collect(), sequence: self.sequence }
+        ReadView { ranges: self.progress.ranges.into_iter().map(entries).collect(), position: self.position }
     }
 }
 

@@ -1,5 +1,5 @@
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::thread::ThreadId;
 
 use bytes::Bytes;
@@ -12,6 +12,8 @@ use crate::{Durability, Engine, EngineSnapshot, Forgotten, Scan, StorageError, V
 pub struct WatchedEngine {
     inner: Arc<dyn Engine>,
     watched: Mutex<Option<Watched>>,
+    after_writes: OnceLock<Box<dyn Fn(Durability) + Send + Sync>>,
+    after_snapshots: OnceLock<Box<dyn Fn() + Send + Sync>>,
 }
 
 struct Watched {
@@ -23,7 +25,17 @@ struct Watched {
 
 impl WatchedEngine {
     pub fn new(inner: Arc<dyn Engine>) -> Self {
-        Self { inner, watched: Mutex::default() }
+        Self { inner, watched: Mutex::default(), after_writes: OnceLock::new(), after_snapshots: OnceLock::new() }
+    }
+
+    /// Called between a write, which others see then, and the return to whoever writes.
+    pub fn after_writes(&self, hook: impl Fn(Durability) + Send + Sync + 'static) {
+        drop(self.after_writes.set(Box::new(hook)));
+    }
+
+    /// Called when a snapshot was taken, and nothing read from it yet.
+    pub fn after_snapshots(&self, hook: impl Fn() + Send + Sync + 'static) {
+        drop(self.after_snapshots.set(Box::new(hook)));
     }
 
     /// From now on the thread that calls this must not wait for the disk; with `all` it must not write, nor scan, either.
@@ -80,7 +92,11 @@ impl Engine for WatchedEngine {
 
     fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError> {
         self.note("write", false);
-        self.inner.write(batch, durability)
+        self.inner.write(batch, durability)?;
+        if let Some(hook) = self.after_writes.get() {
+            hook(durability);
+        }
+        Ok(())
     }
 
     fn sync(&self) -> Result<(), StorageError> {
@@ -94,7 +110,11 @@ impl Engine for WatchedEngine {
     }
 
     fn snapshot(&self) -> Arc<dyn EngineSnapshot> {
-        self.inner.snapshot()
+        let snapshot = self.inner.snapshot();
+        if let Some(hook) = self.after_snapshots.get() {
+            hook();
+        }
+        snapshot
     }
 
     fn open_snapshots(&self) -> u64 {

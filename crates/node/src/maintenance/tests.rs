@@ -3,6 +3,7 @@ use meridian_failover::{Change, ControllerConfig, Token, TokenScope};
 use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
 use meridian_storage::{Engine, MemoryEngine, ShardState, Syncer};
+use meridian_types::Position;
 
 use super::*;
 use crate::directory::{ExecuteFailure, LeaderParts, first_cluster};
@@ -92,6 +93,33 @@ async fn directory(engine: &Arc<MemoryEngine>, folder: &std::path::Path) -> (Arc
         lags: Mutex::default(),
     };
     (Arc::new(maintenance), leader)
+}
+
+#[tokio::test]
+async fn ids_are_forgotten_ten_minutes_after_they_were_applied_here_and_not_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let engine = Arc::new(MemoryEngine::default());
+    let (maintenance, leader) = directory(&engine, folder.path()).await;
+    let state = Arc::clone(&leader.voter.state);
+    let ids = || {
+        let family = meridian_storage::schema::state_family(DIRECTORY_GROUP.shard, 0);
+        engine.compact_range(&family, &[], &[0xff; 20], &mut |_| std::ops::ControlFlow::Continue(())).unwrap();
+        let rows = state.snapshot().unwrap().rows(&[], usize::MAX).unwrap().rows;
+        rows.iter().filter(|(key, _)| key.starts_with(b"mr")).count()
+    };
+    until("the first change", async || if ids() > 0 { Ok(()) } else { Err(ids()) }).await;
+    let (start, early) = (Instant::now(), ids());
+    maintenance.forget_requests(start);
+    let minutes = |minutes: u64| start + Duration::from_secs(minutes * 60);
+    execute(&leader, &Change::AddRegion { name: "region-9".to_owned() }).await;
+    maintenance.forget_requests(minutes(5));
+    let all = ids();
+    maintenance.forget_requests(minutes(10) - Duration::from_millis(1));
+    assert_eq!(ids(), all, "too early");
+    maintenance.forget_requests(minutes(10));
+    assert_eq!(ids(), all - early);
+    maintenance.forget_requests(minutes(15));
+    assert_eq!(ids(), 0);
 }
 
 async fn execute(leader: &DirectoryVoter, change: &Change) {

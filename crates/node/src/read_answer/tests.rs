@@ -57,14 +57,15 @@ impl Shard for Answers {
             value: value.clone(),
             versionstamp: Versionstamp([1; 10]),
         };
-        let view = ReadView { ranges: vec![(0..self.entries).map(entry).collect()], sequence: 5 };
+        let view =
+            ReadView { ranges: vec![(0..self.entries).map(entry).collect()], position: Position::new(Epoch(1), 5) };
         let hangs = self.hangs;
         let reply = async move {
             let _at_work = at_work;
             if hangs {
                 std::future::pending::<()>().await;
             }
-            (ReadReply::Done(view), Epoch(1), Some(1))
+            (ReadReply::Done(view), Some(1))
         };
         Ok(Response::new(parts(reply)))
     }
@@ -161,9 +162,9 @@ fn parts_are_bounded_and_hold_everything_in_order() {
     };
     let large: Vec<_> = (0..10).map(|number| entry(number, 64 << 10)).collect();
     let small: Vec<_> = (0..5000).map(|number| entry(number, 20)).collect();
-    let view = ReadView { ranges: vec![large, Vec::new(), small], sequence: 9 };
+    let view = ReadView { ranges: vec![large, Vec::new(), small], position: Position::new(Epoch(2), 9) };
     let mut counts = [0; 3];
-    for part in view_parts(view, Epoch(2), None) {
+    for part in view_parts(view, None) {
         let bytes = prost::Message::encoded_len(&wire::ReadPart { part: Some(part.clone()) });
         assert!(bytes < PART_BYTES + (68 << 10), "{bytes}");
         if let Part::Entries(entries) = part {

@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::time::Duration;
 
-use futures::Stream;
+use futures::{Stream, StreamExt};
 use meridian_consensus::Transfer;
-use meridian_gateway::Access;
+use meridian_gateway::{Access, Read};
 use meridian_proto::log;
+use meridian_proto::shard::{self as wire_shard, read_part::Part, shard_server::Shard};
 use meridian_proto::shipping::{self as wire, shipment, shipping_server};
 use meridian_storage::{MemoryEngine, StagedState, StateSnapshot, WatchedEngine};
-use meridian_types::Batch;
+use meridian_types::{Batch, Consistency, ReadRange};
 use prost::Message;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -18,7 +19,14 @@ use tonic::{Request, Response, Streaming};
 
 use super::*;
 use crate::directory::first_cluster;
+use crate::followers::Followers;
+use crate::hedge::Failed;
+use crate::router::{ClusterNodes, Nodes};
+use crate::shard::LocalShard;
+use crate::shard_service::ShardService;
+use crate::shard_table::ShardTable;
 use crate::topology::Topology;
+use crate::write_calls::WriteCalls;
 
 const SHARD: ShardId = ShardId(1);
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -226,4 +234,65 @@ async fn a_replica_waits_for_no_disk_on_the_runtime() {
     let kept = crate::orphans::list_orphans(node.folder.path()).unwrap().files;
     let batches: Vec<_> = kept.iter().map(|file| (file.epoch, file.base_sequence, file.batches)).collect();
     assert_eq!(batches, [(2, 1, 2)], "kept before the state took its place");
+}
+
+/// Each read spans the beginning of the next epoch: its state was taken in the one before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by_now() {
+    let source = Source::default();
+    source.shipments.lock().extend([(1..=5).map(stored).collect()]);
+    let node = Node::following(&source, Arc::new(Nobody)).await;
+    node.until("it has caught up", || node.state.position() == at(5) && node.replica.has_caught_up()).await;
+    let Node { watched, state, replica, folder: _folder, .. } = node;
+    let replica = Arc::new(replica);
+    let shards = Arc::new(ShardTable::default());
+    shards.add(Arc::clone(&state), Followers::watch(&state));
+    shards.set(SHARD, Some(LocalShard::Replica(Arc::clone(&replica))));
+    let next = Arc::new(Mutex::new(None::<History>));
+    let (comes, follower) = (Arc::clone(&next), Arc::clone(&replica));
+    watched.after_snapshots(move || {
+        let Some(history) = comes.lock().take() else { return };
+        follower.follow(history.clone());
+        let started = Instant::now();
+        while follower.history() != history {
+            assert!(started.elapsed() < DEADLINE, "the replica does not follow");
+            std::thread::yield_now();
+        }
+    });
+    let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
+    let writes = Arc::new(WriteCalls::new(Arc::clone(&peers)));
+    let nodes = ClusterNodes { local: Arc::clone(&shards), local_node: Some(4), peers, writes: Arc::clone(&writes) };
+    let service = ShardService { shards, writes, turns: Arc::default() };
+    let database = crate::topology::DEV_DEFAULT_DATABASE;
+    let range = ReadRange { start: Bytes::new(), end: "z".into(), limit: 1, reverse: false };
+    let ranges = vec![range.clone(), range];
+    let read = Arc::new(Read { database, consistency: Consistency::Eventual, ranges: ranges.clone() });
+    // As a gateway in this process reads, and as one elsewhere does.
+    let here = async |epoch| nodes.read(4, (SHARD, Epoch(epoch)), &read, 0, Arc::default()).await;
+    let from_elsewhere = async |epoch| {
+        let group = Some(wire_shard::ShardEpoch { shard: SHARD.0, epoch });
+        let ranges = ranges.iter().map(meridian_proto::read_range_to_wire).collect();
+        let database = Bytes::copy_from_slice(&database.0);
+        let request = wire_shard::ReadRequest { group, database, strong: false, ranges, min_sequence: 0 };
+        let parts = service.read(Request::new(request)).await.unwrap().into_inner();
+        parts.map(|part| part.unwrap().part.unwrap()).collect::<Vec<_>>().await
+    };
+    let begins = |epochs: &[(u16, u64)]| {
+        let base = |(epoch, base): &(u16, u64)| (Epoch(*epoch), at(*base));
+        *next.lock() = Some(History::new(epochs.iter().map(base).collect()));
+    };
+    begins(&[(1, 0), (2, 5)]);
+    assert_eq!(here(1).await.ok().map(|answer| answer.position), Some(at(5)));
+    begins(&[(1, 0), (2, 5), (3, 5)]);
+    let parts = from_elsewhere(2).await;
+    let Some(Part::Head(head)) = parts.first() else { panic!("no answer: {parts:?}") };
+    assert_eq!((head.epoch, head.sequence), (1, 5));
+    // What it read has left the history meanwhile.
+    begins(&[(1, 0), (2, 5), (3, 5), (4, 3)]);
+    let refused = here(3).await.err();
+    assert!(matches!(&refused, Some(Failed::NotDone(why)) if why.contains("present epoch")), "{refused:?}");
+    let parts = from_elsewhere(4).await;
+    assert!(matches!(&parts[..], [Part::Unavailable(_)]), "{parts:?}");
+    replica.stop().await;
 }

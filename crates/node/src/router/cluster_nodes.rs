@@ -127,8 +127,7 @@ async fn read_here(local: LocalShard, read: Arc<Read>, min_sequence: u64) -> Res
     };
     match reply {
         ReadReply::Done(view) => Ok(Answering {
-            sequence: view.sequence,
-            epoch: local.epoch(),
+            position: view.position,
             leader: local.leader(),
             ranges: Box::pin(ready(Ok(view.ranges))) as BoxFuture<'static, _>,
         }),

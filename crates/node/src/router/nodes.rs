@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use meridian_gateway::{Read, Write};
-use meridian_types::{Entry, Epoch, NodeId, ShardId, WriteOutcome};
+use meridian_types::{Entry, Epoch, NodeId, Position, ShardId, WriteOutcome};
 use tokio::sync::Notify;
 
 use crate::hedge::Failed;
@@ -36,8 +36,7 @@ pub(crate) struct Written {
 /// A node has begun to answer a read.
 pub(crate) struct Answering {
     /// What the state read from had applied, at least.
-    pub(crate) sequence: u64,
-    pub(crate) epoch: Epoch,
+    pub(crate) position: Position,
     /// Who leads the shard, as far as the node knows that was read from.
     pub(crate) leader: Option<NodeId>,
     /// The entries of each range, or why their transfer broke off. To drop it stops the transfer.

@@ -263,15 +263,49 @@ fn rocks_forgets_requests_only_behind_the_horizon() {
     let folder = tempfile::tempdir().unwrap();
     let engine = Arc::new(RocksEngine::open(folder.path(), RocksOptions::default()).unwrap());
     let state = ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, SHARD).unwrap();
+    let mut two = state.requests_so_far();
     for sequence in 1..=3 {
         state.apply(&[batch(sequence, vec![put("k", "v", 0)])], RaftApplied::default()).unwrap();
         state.flush().unwrap();
+        if sequence == 2 {
+            two = state.requests_so_far();
+        }
     }
-    state.forget_requests_through(2);
+    state.forget_requests(&two);
     engine.compact(&schema::state_family(SHARD, 0)).unwrap();
     let known = |byte| state.request(RequestId([byte; 16])).unwrap().is_some();
     assert_eq!((known(1), known(2), known(3)), (false, false, true));
     assert_eq!(texts(&state, all(9, false), 0), ["v"]);
+}
+
+/// A failover took back what the old state had, and made room for newer requests of the same sequences.
+#[test]
+fn what_a_state_had_is_not_forgotten_in_the_one_that_took_its_place() {
+    for (engine, _folder) in engines() {
+        let state = ShardState::open(engine, SHARD).unwrap();
+        for sequence in 1..=3 {
+            state.apply(&[batch(sequence, vec![put("k", "v", 0)])], RaftApplied::default()).unwrap();
+        }
+        let long_ago = state.requests_so_far();
+        let source = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
+        source.apply(&[batch(1, vec![put("k", "v", 0)])], RaftApplied::default()).unwrap();
+        let mut staged = state.stage().unwrap();
+        staged.add(source.snapshot().unwrap().rows(&[], usize::MAX).unwrap()).unwrap();
+        state.install(staged, RaftApplied::default(), Replace::Any).unwrap();
+        state.apply(&[batch(2, vec![put("k", "new", 0)])], RaftApplied::default()).unwrap();
+        state.forget_requests(&long_ago);
+        let compact = || {
+            let family = schema::state_family(SHARD, 1);
+            let mut go_on = |_| std::ops::ControlFlow::Continue(());
+            state.engine().compact_range(&family, &[], &[0xff; 20], &mut go_on).unwrap();
+        };
+        compact();
+        let known = |byte| state.request(RequestId([byte; 16])).unwrap().is_some();
+        assert_eq!((known(1), known(2)), (true, true));
+        state.forget_requests(&state.requests_so_far());
+        compact();
+        assert_eq!((known(1), known(2)), (false, false), "the test tells nothing");
+    }
 }
 
 /// An engine whose next sync waits until it is let go.

@@ -348,7 +348,7 @@ fn no_read_waits_for_the_applier() {
         // Each of these would wait for ever.
         let one = range("a", "a\0", 1, false);
         let view = state.read_cached(DATABASE, std::slice::from_ref(&one), 0).unwrap().unwrap();
-        assert_eq!((view.sequence, view.ranges[0].len()), (1, 1));
+        assert_eq!((view.position.sequence, view.ranges[0].len()), (1, 1));
         let (found, _) = in_turns(state, vec![one, range("", "z", 9, false)], 0);
         assert_eq!(found[1], [("a".into(), "1".into()), ("b".into(), "1".into())]);
         assert_eq!(state.expired(20, 9).unwrap().len(), 1);
@@ -367,7 +367,7 @@ fn what_is_read_while_a_batch_takes_effect_is_of_one_moment() {
         let mut read = state.begin_read(DATABASE, vec![range("", "z", 9, false)], 0).unwrap();
         assert_eq!(read.turn(usize::MAX).unwrap(), Turn::Done);
         let view = read.into_view(());
-        assert_eq!((view.sequence, view.ranges[0].len()), (2, 0), "{view:?}");
+        assert_eq!((view.position.sequence, view.ranges[0].len()), (2, 0), "{view:?}");
         assert_eq!(state.snapshot().unwrap().applied().position.sequence, 2);
         // Whoever reads after this, anywhere, is to see no less.
         assert_eq!(state.shown(), 2);
@@ -375,9 +375,9 @@ fn what_is_read_while_a_batch_takes_effect_is_of_one_moment() {
         let cached = |key: &'static str| {
             state.read_cached(DATABASE, &[range(key, [key.as_bytes(), &[0]].concat(), 1, false)], 0).unwrap()
         };
-        assert_eq!(cached("a").map(|view| (view.sequence, view.ranges[0].len())), Some((1, 1)));
+        assert_eq!(cached("a").map(|view| (view.position.sequence, view.ranges[0].len())), Some((1, 1)));
         // It is read with its time, from a snapshot: gone.
-        assert_eq!(cached("b").map(|view| (view.sequence, view.ranges[0].len())), Some((2, 0)));
+        assert_eq!(cached("b").map(|view| (view.position.sequence, view.ranges[0].len())), Some((2, 0)));
         assert_eq!(cached("c").map(|view| view.ranges[0].len()), Some(0));
     });
 }
@@ -387,10 +387,10 @@ fn what_is_read_while_a_batch_takes_effect_is_of_one_moment() {
 fn what_a_batch_has_deleted_is_not_said_to_be_absent_before_it() {
     while_applying(true, vec![Effect::Delete { key: "b".into() }], |state| {
         let view = state.read_cached(DATABASE, &[range("b", "b\0", 1, false)], 0).unwrap().unwrap();
-        assert_eq!((view.sequence, view.ranges[0].len()), (2, 0));
+        assert_eq!((view.position.sequence, view.ranges[0].len()), (2, 0));
     });
     while_applying(false, vec![Effect::Delete { key: "b".into() }], |state| {
         let view = state.read_cached(DATABASE, &[range("b", "b\0", 1, false)], 0).unwrap().unwrap();
-        assert_eq!((view.sequence, view.ranges[0].len()), (1, 1));
+        assert_eq!((view.position.sequence, view.ranges[0].len()), (1, 1));
     });
 }

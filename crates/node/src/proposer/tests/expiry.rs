@@ -149,7 +149,7 @@ async fn states_at_the_same_position_show_the_same() {
         leader.set_clocks_ahead(i64::try_from(random(20)).unwrap() - 10);
         for _ in 0..3 {
             let view = leader.state.read(DATABASE, &all, 0).unwrap();
-            if let Some(before) = shown.insert(view.sequence, view.clone()) {
+            if let Some(before) = shown.insert(view.position.sequence, view.clone()) {
                 assert_eq!(before, view, "it changed without a batch");
             }
             tokio::task::yield_now().await;

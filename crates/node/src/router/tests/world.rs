@@ -13,7 +13,7 @@ use futures::executor::LocalPool;
 use futures::future::{BoxFuture, RemoteHandle};
 use futures::task::LocalSpawnExt;
 use meridian_gateway::Access;
-use meridian_types::{Entry, Versionstamp};
+use meridian_types::{Entry, Position, Versionstamp};
 
 use super::super::nodes::LocalVoter;
 use super::super::*;
@@ -272,7 +272,7 @@ impl Nodes for Arc<Voters> {
             }
             let transfer = voters.transfer.lock().take();
             let ranges = transfer.unwrap_or_else(|| async { Ok(vec![Vec::new()]) }.boxed());
-            Ok(Answering { sequence: 1, epoch: Epoch(1), leader: Some(*voters.leader.borrow()), ranges })
+            Ok(Answering { position: Position::new(Epoch(1), 1), leader: Some(*voters.leader.borrow()), ranges })
         }
     }
 }
