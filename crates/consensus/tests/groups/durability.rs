@@ -236,6 +236,46 @@ async fn a_commit_waits_for_the_disks_of_a_majority() {
     slow[1].release_syncs();
 }
 
+/// The leader's disk counts as one, and only once it has the entry.
+#[tokio::test]
+async fn a_commit_waits_for_the_leaders_disk_where_it_is_one_of_the_majority() {
+    let wire = Arc::new(Wire::default());
+    let nodes = three(&wire).await;
+    let last = write(&nodes, 2, "before").await;
+    equal(&nodes, at(1, last)).await;
+    let leading = leader(&nodes).await;
+    let others: Vec<_> = nodes.iter().filter(|node| node.id != leading.id).collect();
+    let (slow, fast) = (others[0], others[1]);
+    let key = entry_key(last + 2);
+    let has = |node: &Node, engine: &dyn Engine| {
+        assert!(node.state.position() == at(1, last), "node {} was told that it is committed", node.id);
+        engine.get(LOG_FAMILY, &key).unwrap().is_some()
+    };
+    for node in [leading, slow] {
+        node.memory().hold_syncs();
+    }
+    let mut writing = Box::pin(leading.write("held"));
+    until("one disk has it, and two logs that are not on theirs", async || {
+        assert!(futures::poll!(writing.as_mut()).is_pending(), "acknowledged before a majority has it");
+        has(fast, &fast.memory().crash_to_what_is_durable())
+            && [leading, slow].iter().all(|node| has(node, &**node.memory()))
+    })
+    .await;
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_millis(200) {
+        assert!(futures::poll!(writing.as_mut()).is_pending(), "acknowledged before a majority has it");
+        assert!(nodes.iter().all(|node| has(node, &**node.memory())));
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    leading.memory().release_syncs();
+    writing.await.unwrap();
+    for (node, durable) in [(leading, true), (fast, true), (slow, false)] {
+        let kept = node.memory().crash_to_what_is_durable().get(LOG_FAMILY, &key).unwrap();
+        assert_eq!(kept.is_some(), durable, "node {}", node.id);
+    }
+    slow.memory().release_syncs();
+}
+
 /// Every crash finds other things on the disk: whatever it is, the member starts, and all come level.
 #[tokio::test]
 async fn whatever_a_power_loss_left_a_member_starts_and_comes_level() {

@@ -148,7 +148,7 @@ impl Node {
     }
 
     async fn start(id: u64, wire: &Arc<Wire>, distance: Duration, disk: Disk, folder: Arc<tempfile::TempDir>) -> Self {
-        let watched = Arc::new(WatchedEngine::new(disk.open()));
+        let watched = Arc::new(WatchedEngine::watching(disk.open()));
         let engine: Arc<dyn Engine> = watched.clone();
         let state = Arc::new(ShardState::open(Arc::clone(&engine), SHARD).unwrap());
         let syncer = Arc::new(Syncer::start(Arc::clone(&engine)).unwrap());

@@ -2,8 +2,9 @@ use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTimin
 use meridian_failover::{Change, ControllerConfig, Token, TokenScope};
 use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
-use meridian_storage::{Engine, MemoryEngine, ShardState, Syncer};
-use meridian_types::Position;
+use meridian_proto::encode_batch;
+use meridian_storage::{Engine, MemoryEngine, RaftApplied, ShardState, Syncer};
+use meridian_types::{Batch, Position};
 
 use super::*;
 use crate::directory::{ExecuteFailure, LeaderParts, first_cluster};
@@ -11,7 +12,7 @@ use crate::directory::{ExecuteFailure, LeaderParts, first_cluster};
 use crate::history::History;
 use crate::proposer::Limits;
 use crate::reads::Reads;
-use crate::replica::shipped_log;
+use crate::replica::{self, Replica, ReplicaParts, shipped_log};
 use crate::shard::VoterParts;
 use crate::topology::Topology;
 
@@ -27,14 +28,37 @@ impl Limits for NoLimits {
     }
 }
 
-/// A directory of one voter, and what looks after it.
-async fn directory(engine: &Arc<MemoryEngine>, folder: &std::path::Path) -> (Arc<Maintenance>, Arc<DirectoryVoter>) {
+/// What looks after a node that has no shards yet.
+fn maintenance(folder: &std::path::Path) -> Maintenance {
     let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    let first = first_cluster(&topology);
-    let directory = Arc::new(Directory::new(first.clone(), Access::default(), None));
+    let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
     let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
     let shards = Arc::new(ShardTable::default());
     let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
+    Maintenance {
+        node_id: 1,
+        data_dir: folder.to_owned(),
+        shards,
+        directory,
+        peers,
+        high_water: Arc::new(HighWater::open(folder.join("high-water")).unwrap()),
+        exchange,
+        directory_voter: Arc::default(),
+        stop: CancellationToken::new(),
+        disk: Arc::default(),
+        clocks: Clocks::default(),
+        log_retention_bytes: 1 << 30,
+        changing: Mutex::default(),
+        leading: Mutex::default(),
+        applied: Mutex::default(),
+        lags: Mutex::default(),
+    }
+}
+
+/// A directory of one voter, and what looks after it.
+async fn directory(engine: &Arc<MemoryEngine>, folder: &std::path::Path) -> (Arc<Maintenance>, Arc<DirectoryVoter>) {
+    let maintenance = maintenance(folder);
+    let (shards, peers) = (&maintenance.shards, &maintenance.peers);
     let dynamic: Arc<dyn Engine> = engine.clone();
     let state = Arc::new(ShardState::open(Arc::clone(&dynamic), DIRECTORY_GROUP.shard).unwrap());
     shards.add(Arc::clone(&state), Followers::watch(&state));
@@ -46,52 +70,34 @@ async fn directory(engine: &Arc<MemoryEngine>, folder: &std::path::Path) -> (Arc
         state,
         syncer: Arc::new(Syncer::start(Arc::clone(&dynamic)).unwrap()),
         high_water: None,
-        peers: Arc::clone(&peers) as Arc<dyn Peers>,
-        transfer: exchange.clone(),
+        peers: Arc::clone(peers) as Arc<dyn Peers>,
+        transfer: maintenance.exchange.clone(),
         log_cache: LogCache::default(),
         timing: RaftTiming { heartbeat_ms: 20, election_timeout_min_ms: 60, election_timeout_max_ms: 90 },
     });
     let group = group.await.unwrap();
-    group.take_part(&voters, &(Arc::clone(&peers) as Arc<dyn Peers>), false).await.unwrap();
+    group.take_part(&voters, &(Arc::clone(peers) as Arc<dyn Peers>), false).await.unwrap();
     let voter = Arc::new(Voter::start(VoterParts {
         group,
         history: History::first(),
         shipped: shipped_log(&dynamic, DIRECTORY_GROUP.shard).unwrap(),
-        directory: Arc::clone(&directory),
-        peers: Arc::clone(&peers),
+        directory: Arc::clone(&maintenance.directory),
+        peers: Arc::clone(peers),
         limits: Arc::new(NoLimits),
         writes: ByteBudget::new("changes of the directory", 8 << 20),
         time: Arc::new(Clocks::default()),
         reads: Reads::new(ByteBudget::new("reads", 8 << 20)),
         founder: true,
     }));
-    let (parts_peers, stop) = (Arc::clone(&peers), CancellationToken::new());
     let parts = LeaderParts {
         voter,
-        directory: Arc::clone(&directory),
-        peers: parts_peers,
-        first,
+        directory: Arc::clone(&maintenance.directory),
+        peers: Arc::clone(peers),
+        first: maintenance.directory.known().cluster.clone(),
         config: ControllerConfig::default(),
     };
-    let leader = DirectoryVoter::start(parts, &stop);
-    let maintenance = Maintenance {
-        node_id: 1,
-        data_dir: folder.to_owned(),
-        shards,
-        directory,
-        peers,
-        high_water: Arc::new(HighWater::open(folder.join("high-water")).unwrap()),
-        exchange,
-        directory_voter: Arc::new(RwLock::new(Some(Arc::clone(&leader)))),
-        stop,
-        disk: Arc::default(),
-        clocks: Clocks::default(),
-        log_retention_bytes: 1 << 30,
-        changing: Mutex::default(),
-        leading: Mutex::default(),
-        applied: Mutex::default(),
-        lags: Mutex::default(),
-    };
+    let leader = DirectoryVoter::start(parts, &maintenance.stop);
+    *maintenance.directory_voter.write() = Some(Arc::clone(&leader));
     (Arc::new(maintenance), leader)
 }
 
@@ -126,6 +132,13 @@ async fn execute(leader: &DirectoryVoter, change: &Change) {
     // While it is not known yet that it leads.
     while leader.execute(change.clone(), "a test".to_owned()).await == Err(ExecuteFailure::NotLeader) {
         tokio::task::yield_now().await;
+    }
+}
+
+async fn add_and_remove_regions(leader: &DirectoryVoter, numbers: std::ops::Range<u64>) {
+    for number in numbers {
+        execute(leader, &Change::AddRegion { name: format!("r{number}") }).await;
+        execute(leader, &Change::RemoveRegion { name: format!("r{number}") }).await;
     }
 }
 
@@ -166,12 +179,7 @@ async fn the_log_is_not_purged_behind_a_snapshot_that_is_being_copied() {
         Arc::clone(&maintenance).purge().await;
         leader.voter.group.first_sequence().unwrap().unwrap()
     };
-    let regions = async |from: u64, to: u64| {
-        for number in from..to {
-            execute(&leader, &Change::AddRegion { name: format!("r{number}") }).await;
-            execute(&leader, &Change::RemoveRegion { name: format!("r{number}") }).await;
-        }
-    };
+    let regions = async |from: u64, to: u64| add_and_remove_regions(&leader, from..to).await;
     regions(0, 50).await;
     let snapshot = Arc::new(leader.voter.state.snapshot().unwrap());
     let copied = snapshot.applied().position.sequence;
@@ -188,4 +196,74 @@ async fn the_log_is_not_purged_behind_a_snapshot_that_is_being_copied() {
         if first > copied + 1 { Ok(()) } else { Err(first) }
     })
     .await;
+}
+
+/// Whatever the disk got to by itself, the log goes on from what it has of the state.
+#[tokio::test]
+async fn no_crash_after_a_groups_purge_loses_what_was_acknowledged() {
+    let (folder, engine) = (tempfile::tempdir().unwrap(), Arc::new(MemoryEngine::default()));
+    let (maintenance, leader) = directory(&engine, folder.path()).await;
+    add_and_remove_regions(&leader, 0..150).await;
+    until("the log is purged", async || {
+        Arc::clone(&maintenance).purge().await;
+        let first = leader.voter.group.first_sequence().unwrap().unwrap();
+        if first > DIRECTORY_KEEP_BATCHES { Ok(()) } else { Err(first) }
+    })
+    .await;
+    // More comes, and is not flushed.
+    add_and_remove_regions(&leader, 150..160).await;
+    let acknowledged = leader.voter.state.position();
+    for seed in 0..40 {
+        let (folder, after) = (tempfile::tempdir().unwrap(), Arc::new(engine.crash(seed)));
+        let (maintenance, leader) = directory(&after, folder.path()).await;
+        until("what was acknowledged is there", async || {
+            let position = leader.voter.state.position();
+            if position >= acknowledged { Ok(()) } else { Err((seed, position, acknowledged)) }
+        })
+        .await;
+        maintenance.stop.cancel();
+        leader.voter.group.shutdown().await;
+    }
+}
+
+#[tokio::test]
+async fn no_crash_after_a_replicas_purge_loses_what_was_acknowledged() {
+    let (folder, engine) = (tempfile::tempdir().unwrap(), Arc::new(MemoryEngine::default()));
+    let (dynamic, shard): (Arc<dyn Engine>, _) = (engine.clone(), ShardId(1));
+    let state = Arc::new(ShardState::open(Arc::clone(&dynamic), shard).unwrap());
+    let log = shipped_log(&dynamic, shard).unwrap();
+    let followers = Followers::watch(&state);
+    let batches = KEEP_BATCHES + PURGE_AT_LEAST + 100;
+    // As its thread does: durable, applied, and then reported.
+    for sequence in 1..=batches {
+        let batch = Batch { position: Position::new(Epoch(1), sequence), time_ms: 1, transactions: Vec::new() };
+        let stored = encode_batch(&batch);
+        log.append([(sequence, stored.as_ref())]).unwrap();
+        state.apply(&[replica::decode(stored).unwrap()], RaftApplied::default()).unwrap();
+    }
+    engine.sync().unwrap();
+    let maintenance = maintenance(folder.path());
+    let replica = Replica::start(ReplicaParts {
+        node_id: 4,
+        history: History::first(),
+        sealed: None,
+        state: Arc::clone(&state),
+        log: log.clone(),
+        syncer: Arc::new(Syncer::start(Arc::clone(&dynamic)).unwrap()),
+        directory: Arc::clone(&maintenance.directory),
+        peers: Arc::clone(&maintenance.peers),
+        transfer: maintenance.exchange.clone(),
+        data_dir: folder.path().to_owned(),
+        reads: Reads::new(ByteBudget::new("reads", 8 << 20)),
+    });
+    maintenance.shards.add(Arc::clone(&state), followers);
+    maintenance.shards.set(shard, Some(LocalShard::Replica(Arc::new(replica.unwrap()))));
+    Arc::new(maintenance).purge().await;
+    assert_eq!(log.first().unwrap().unwrap().0, batches - KEEP_BATCHES + 1, "the log is purged");
+    for seed in 0..100 {
+        let after: Arc<dyn Engine> = Arc::new(engine.crash(seed));
+        let state = ShardState::open(Arc::clone(&after), shard).unwrap();
+        replica::catch_up(&state, &shipped_log(&after, shard).unwrap()).unwrap();
+        assert_eq!(state.position().sequence, batches, "seed {seed}");
+    }
 }

@@ -1,10 +1,9 @@
-use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex};
 
 use bytes::Bytes;
 use meridian_storage::{
-    Durability, Effort, Engine, EngineSnapshot, Forgotten, MemoryEngine, RaftApplied, Scan, Scanned, Visit, WriteBatch,
+    Effort, Engine, EngineSnapshot, HookedEngine, Hooks, MemoryEngine, RaftApplied, Scan, Scanned, Visit,
 };
 use meridian_types::{Batch, CommittedTransaction, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding};
 use tokio::task::JoinSet;
@@ -39,11 +38,23 @@ fn list(limit: u32) -> Vec<ReadRange> {
 /// Scans stop here: each skips what it may, until it is told to end.
 #[derive(Default)]
 struct Endless {
-    inner: MemoryEngine,
     scans: Arc<AtomicUsize>,
     /// A scan that has begun waits while this is so.
     held: Arc<(Mutex<bool>, Condvar)>,
     ends: bool,
+}
+
+impl Endless {
+    fn engine(self) -> Arc<HookedEngine<Self>> {
+        Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), self))
+    }
+}
+
+impl Hooks for Endless {
+    fn snapshot(&self, inner: Arc<dyn EngineSnapshot>) -> Arc<dyn EngineSnapshot> {
+        let (scans, held) = (Arc::clone(&self.scans), Arc::clone(&self.held));
+        Arc::new(EndlessSnapshot { inner, scans, held, ends: self.ends })
+    }
 }
 
 struct EndlessSnapshot {
@@ -72,71 +83,6 @@ impl EngineSnapshot for EndlessSnapshot {
     }
 }
 
-impl Engine for Endless {
-    fn snapshot(&self) -> Arc<dyn EngineSnapshot> {
-        Arc::new(EndlessSnapshot {
-            inner: self.inner.snapshot(),
-            scans: Arc::clone(&self.scans),
-            held: Arc::clone(&self.held),
-            ends: self.ends,
-        })
-    }
-
-    fn create_family(&self, family: &str) -> Result<(), StorageError> {
-        self.inner.create_family(family)
-    }
-
-    fn drop_family(&self, family: &str) -> Result<(), StorageError> {
-        self.inner.drop_family(family)
-    }
-
-    fn families(&self) -> Vec<String> {
-        self.inner.families()
-    }
-
-    fn get(&self, family: &str, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        self.inner.get(family, key)
-    }
-
-    fn get_cached(&self, family: &str, key: &[u8]) -> Result<Option<Option<Bytes>>, StorageError> {
-        self.inner.get_cached(family, key)
-    }
-
-    fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError> {
-        self.inner.scan(family, scan, visit)
-    }
-
-    fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError> {
-        self.inner.write(batch, durability)
-    }
-
-    fn sync(&self) -> Result<(), StorageError> {
-        self.inner.sync()
-    }
-
-    fn flush(&self, family: &str) -> Result<(), StorageError> {
-        self.inner.flush(family)
-    }
-
-    fn open_snapshots(&self) -> u64 {
-        self.inner.open_snapshots()
-    }
-
-    fn forgotten(&self, family: &str) -> Arc<Forgotten> {
-        self.inner.forgotten(family)
-    }
-
-    fn compact_range(
-        &self,
-        family: &str,
-        start: &[u8],
-        end: &[u8],
-        paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
-    ) -> Result<(), StorageError> {
-        self.inner.compact_range(family, start, end, paced)
-    }
-}
-
 async fn until(what: &str, condition: impl Fn() -> bool) {
     let reached = async {
         while !condition() {
@@ -149,7 +95,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 /// The runtime has one thread: were it the one that scans, nobody would let the scan go.
 #[tokio::test]
 async fn a_scan_holds_up_no_thread_of_the_runtime() {
-    let engine = Arc::new(Endless { ends: true, ..Endless::default() });
+    let engine = Endless { ends: true, ..Endless::default() }.engine();
     let (held, scans) = (Arc::clone(&engine.held), Arc::clone(&engine.scans));
     *held.0.lock().unwrap() = true;
     let state = state_with(engine, 1, &"x".into());
@@ -163,7 +109,7 @@ async fn a_scan_holds_up_no_thread_of_the_runtime() {
 
 #[tokio::test]
 async fn a_read_ends_with_whoever_asked_and_long_ones_let_short_ones_pass() {
-    let engine = Arc::new(Endless::default());
+    let engine = Endless::default().engine();
     let scans = Arc::clone(&engine.scans);
     let (state, reads) = (state_with(engine, 1, &"x".into()), reads(64 << 20));
     let mut endless = JoinSet::new();

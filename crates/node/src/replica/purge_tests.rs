@@ -1,11 +1,10 @@
 //! What a replica's log is purged of, and when.
 
-use std::ops::ControlFlow;
 use std::sync::mpsc;
 use std::time::Duration;
 
 use meridian_proto::encode_batch;
-use meridian_storage::{Durability, EngineSnapshot, Forgotten, MemoryEngine, Scan, Visit, WriteBatch};
+use meridian_storage::{Call, HookedEngine, Hooks, MemoryEngine, RaftApplied};
 use meridian_types::Batch;
 
 use super::*;
@@ -15,86 +14,35 @@ const SHARD: ShardId = ShardId(1);
 
 type Hook = Box<dyn FnOnce() + Send>;
 
-/// The in-memory engine; something happens right after its next flush.
+/// Something happens right after the next flush.
 #[derive(Default)]
-struct Hooked {
-    memory: MemoryEngine,
-    after_flush: Mutex<Option<Hook>>,
-}
+struct AfterFlush(Mutex<Option<Hook>>);
 
-impl Engine for Hooked {
-    fn create_family(&self, family: &str) -> Result<(), StorageError> {
-        self.memory.create_family(family)
-    }
-
-    fn drop_family(&self, family: &str) -> Result<(), StorageError> {
-        self.memory.drop_family(family)
-    }
-
-    fn families(&self) -> Vec<String> {
-        self.memory.families()
-    }
-
-    fn get(&self, family: &str, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        self.memory.get(family, key)
-    }
-
-    fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError> {
-        self.memory.scan(family, scan, visit)
-    }
-
-    fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError> {
-        self.memory.write(batch, durability)
-    }
-
-    fn sync(&self) -> Result<(), StorageError> {
-        self.memory.sync()
-    }
-
-    fn flush(&self, family: &str) -> Result<(), StorageError> {
-        let flushed = self.memory.flush(family);
-        let hook = self.after_flush.lock().take();
-        hook.into_iter().for_each(|hook| hook());
-        flushed
-    }
-
-    fn snapshot(&self) -> Arc<dyn EngineSnapshot> {
-        self.memory.snapshot()
-    }
-
-    fn open_snapshots(&self) -> u64 {
-        self.memory.open_snapshots()
-    }
-
-    fn forgotten(&self, family: &str) -> Arc<Forgotten> {
-        self.memory.forgotten(family)
-    }
-
-    fn compact_range(
-        &self,
-        family: &str,
-        start: &[u8],
-        end: &[u8],
-        paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
-    ) -> Result<(), StorageError> {
-        self.memory.compact_range(family, start, end, paced)
+impl Hooks for AfterFlush {
+    fn after(&self, call: Call<'_>) {
+        if matches!(call, Call::Flush(_)) {
+            let hook = self.0.lock().take();
+            hook.into_iter().for_each(|hook| hook());
+        }
     }
 }
 
 /// What a replica has on its disk.
 #[derive(Clone)]
 struct Copy {
-    engine: Arc<Hooked>,
+    memory: Arc<MemoryEngine>,
+    engine: Arc<HookedEngine<AfterFlush>>,
     state: Arc<ShardState>,
     log: GroupLog,
 }
 
 impl Copy {
     fn new() -> Self {
-        let engine = Arc::new(Hooked::default());
+        let memory = Arc::new(MemoryEngine::default());
+        let engine = Arc::new(HookedEngine::new(memory.clone(), AfterFlush::default()));
         let dynamic: Arc<dyn Engine> = engine.clone();
         let state = Arc::new(ShardState::open(Arc::clone(&dynamic), SHARD).unwrap());
-        Self { engine, state, log: shipped_log(&dynamic, SHARD).unwrap() }
+        Self { memory, engine, state, log: shipped_log(&dynamic, SHARD).unwrap() }
     }
 
     /// As the driver does: durable, applied, and then reported.
@@ -110,7 +58,7 @@ impl Copy {
 
     /// Where it stands after a power loss.
     fn after_crash(&self, seed: u64) -> Position {
-        let engine: Arc<dyn Engine> = Arc::new(self.engine.memory.crash(seed));
+        let engine: Arc<dyn Engine> = Arc::new(self.memory.crash(seed));
         let state = ShardState::open(Arc::clone(&engine), SHARD).unwrap();
         catch_up(&state, &shipped_log(&engine, SHARD).unwrap()).unwrap();
         state.position()
@@ -134,7 +82,7 @@ fn a_replicas_log_is_purged_up_to_what_is_flushed_at_most() {
     copy.holds_over_crashes();
     // More comes while the state is flushed, and everybody has it already.
     let more = copy.clone();
-    *copy.engine.after_flush.lock() = Some(Box::new(move || more.take(1, 11..=13)));
+    *copy.engine.0.lock() = Some(Box::new(move || more.take(1, 11..=13)));
     assert_eq!(purge(&copy.state, &copy.log, 13).unwrap(), 10);
     copy.holds_over_crashes();
 }
@@ -160,7 +108,7 @@ fn a_log_is_not_purged_by_what_was_flushed_of_another_state() {
     });
     let (begun, waited) = (Mutex::new(Some(install)), mpsc::channel::<()>());
     let (_keep, never) = waited;
-    *copy.engine.after_flush.lock() = Some(Box::new(move || {
+    *copy.engine.0.lock() = Some(Box::new(move || {
         begun.lock().take().into_iter().for_each(|install| install());
         // Long enough for all of it to happen, if it may.
         never.recv_timeout(Duration::from_millis(300)).unwrap_err();
@@ -183,7 +131,7 @@ fn a_hole_in_what_was_shipped_is_cut_off() {
     }
     let mut reached = std::collections::BTreeSet::new();
     for seed in 0..200 {
-        let engine: Arc<dyn Engine> = Arc::new(copy.engine.memory.crash(seed));
+        let engine: Arc<dyn Engine> = Arc::new(copy.memory.crash(seed));
         let (state, log) =
             (ShardState::open(Arc::clone(&engine), SHARD).unwrap(), shipped_log(&engine, SHARD).unwrap());
         catch_up(&state, &log).unwrap();

@@ -10,7 +10,7 @@ use meridian_gateway::{Access, Read};
 use meridian_proto::log;
 use meridian_proto::shard::{self as wire_shard, read_part::Part, shard_server::Shard};
 use meridian_proto::shipping::{self as wire, shipment, shipping_server};
-use meridian_storage::{MemoryEngine, StagedState, StateSnapshot, WatchedEngine};
+use meridian_storage::{MemoryEngine, RaftApplied, StagedState, StateSnapshot, WatchedEngine};
 use meridian_types::{Batch, Consistency, ReadRange};
 use prost::Message;
 use tokio::net::TcpListener;
@@ -86,6 +86,8 @@ struct Source {
     shipments: Arc<Mutex<VecDeque<Vec<Bytes>>>>,
     /// What each subscriber said that it has.
     asked: Arc<Mutex<Vec<wire::Position>>>,
+    /// What they said to be durable since.
+    acknowledged: Arc<Mutex<Vec<wire::Position>>>,
 }
 
 #[tonic::async_trait]
@@ -104,6 +106,7 @@ impl shipping_server::Shipping for Source {
         self.asked.lock().push(start.durable.unwrap());
         let (sender, stream) = mpsc::channel(4);
         let batches = self.shipments.lock().pop_front();
+        let acknowledged = Arc::clone(&self.acknowledged);
         tokio::spawn(async move {
             let ship = async |message| sender.send(Ok(wire::Shipment { message: Some(message) })).await.is_ok();
             ship(shipment::Message::OpenedEpoch(1)).await;
@@ -112,7 +115,11 @@ impl shipping_server::Shipping for Source {
                 let zstd = zstd::bulk::compress(&stored, 1).unwrap().into();
                 ship(shipment::Message::Batches(wire::Batches { previous: start.durable, zstd })).await;
             }
-            while let Ok(Some(_)) = requests.message().await {}
+            while let Ok(Some(request)) = requests.message().await {
+                if let Some(wire::subscribe_request::Message::Durable(position)) = request.message {
+                    acknowledged.lock().push(position);
+                }
+            }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
@@ -150,7 +157,7 @@ impl Node {
         let server = tonic::transport::Server::builder().add_service(server);
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         let engine = Arc::new(MemoryEngine::default());
-        let watched = Arc::new(WatchedEngine::new(Arc::clone(&engine) as Arc<dyn Engine>));
+        let watched = Arc::new(WatchedEngine::watching(Arc::clone(&engine) as Arc<dyn Engine>));
         let dynamic = Arc::clone(&watched) as Arc<dyn Engine>;
         let state = Arc::new(ShardState::open(Arc::clone(&dynamic), SHARD).unwrap());
         let log = shipped_log(&dynamic, SHARD).unwrap();
@@ -295,4 +302,27 @@ async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by
     let parts = from_elsewhere(4).await;
     assert!(matches!(&parts[..], [Part::Unavailable(_)]), "{parts:?}");
     replica.stop().await;
+}
+
+/// The bound on what may be lost is counted by what replicas report.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_reports_and_serves_what_its_disk_has_and_nothing_else() {
+    let source = Source::default();
+    source.shipments.lock().extend([(1..=3).map(stored).collect()]);
+    let node = Node::following(&source, Arc::new(Nobody)).await;
+    node.engine.hold_syncs();
+    node.until("it is in its log", || node.log.last().unwrap().is_some_and(|(last, _)| last == 3)).await;
+    // Whatever it would report by now; heartbeats come in between.
+    for _ in 0..10 {
+        node.until("time passes", || true).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let reported = source.acknowledged.lock().iter().map(|position| position.sequence).max();
+        assert_eq!((reported.unwrap_or(0), node.replica.status().status.durable), (0, Position::ZERO));
+        let shown = (*node.replica.applied().borrow(), node.replica.batches_after(0, 9).unwrap());
+        assert_eq!(shown, ((0, 0), Some(Vec::new())), "served before it is durable");
+    }
+    node.engine.release_syncs();
+    node.until("it reports", || source.acknowledged.lock().iter().any(|position| position.sequence == 3)).await;
+    let after: Arc<dyn Engine> = Arc::new(node.engine.crash_to_what_is_durable());
+    assert_eq!(shipped_log(&after, SHARD).unwrap().last().unwrap(), Some((3, stored(3))));
 }

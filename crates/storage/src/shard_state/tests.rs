@@ -1,7 +1,7 @@
 use meridian_types::{Batch, CommittedTransaction, Value, ValueEncoding};
 
 use super::*;
-use crate::{MemoryEngine, RocksEngine, RocksOptions};
+use crate::{Call, HookedEngine, Hooks, MemoryEngine, RocksEngine, RocksOptions};
 
 const DATABASE: DatabaseId = DatabaseId([3; 16]);
 const SHARD: ShardId = ShardId(1);
@@ -308,68 +308,19 @@ fn what_a_state_had_is_not_forgotten_in_the_one_that_took_its_place() {
     }
 }
 
-/// An engine whose next sync waits until it is let go.
+/// The next sync waits until it is let go.
 struct Stalled {
-    inner: MemoryEngine,
     syncing: std::sync::mpsc::Sender<()>,
     goes_on: parking_lot::Mutex<std::sync::mpsc::Receiver<()>>,
 }
 
-impl Engine for Stalled {
-    fn create_family(&self, family: &str) -> Result<(), StorageError> {
-        self.inner.create_family(family)
-    }
-
-    fn drop_family(&self, family: &str) -> Result<(), StorageError> {
-        self.inner.drop_family(family)
-    }
-
-    fn families(&self) -> Vec<String> {
-        self.inner.families()
-    }
-
-    fn get(&self, family: &str, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        self.inner.get(family, key)
-    }
-
-    fn scan(&self, family: &str, scan: Scan<'_>, visit: crate::Visit<'_>) -> Result<(), StorageError> {
-        self.inner.scan(family, scan, visit)
-    }
-
-    fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError> {
-        self.inner.write(batch, durability)
-    }
-
-    fn sync(&self) -> Result<(), StorageError> {
-        self.syncing.send(()).unwrap();
-        self.goes_on.lock().recv().unwrap();
-        self.inner.sync()
-    }
-
-    fn flush(&self, family: &str) -> Result<(), StorageError> {
-        self.inner.flush(family)
-    }
-
-    fn snapshot(&self) -> Arc<dyn crate::EngineSnapshot> {
-        self.inner.snapshot()
-    }
-
-    fn open_snapshots(&self) -> u64 {
-        self.inner.open_snapshots()
-    }
-
-    fn forgotten(&self, family: &str) -> Arc<crate::Forgotten> {
-        self.inner.forgotten(family)
-    }
-
-    fn compact_range(
-        &self,
-        family: &str,
-        start: &[u8],
-        end: &[u8],
-        paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
-    ) -> Result<(), StorageError> {
-        self.inner.compact_range(family, start, end, paced)
+impl Hooks for Stalled {
+    fn before(&self, _: &dyn Engine, call: Call<'_>) -> Result<(), StorageError> {
+        if call == Call::Sync {
+            self.syncing.send(()).unwrap();
+            self.goes_on.lock().recv().unwrap();
+        }
+        Ok(())
     }
 }
 
@@ -378,7 +329,8 @@ fn readers_do_not_wait_for_the_disk_of_an_installation_and_see_the_old_state_unt
     let source = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
     source.apply(&[batch(1, vec![put("a", "new", 0)]), batch(2, vec![])], RaftApplied::default()).unwrap();
     let ((syncing, syncs), (go_on, goes_on)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
-    let engine = Stalled { inner: MemoryEngine::default(), syncing, goes_on: goes_on.into() };
+    let stalled = Stalled { syncing, goes_on: goes_on.into() };
+    let engine = HookedEngine::new(Arc::new(MemoryEngine::default()), stalled);
     let state = Arc::new(ShardState::open(Arc::new(engine), SHARD).unwrap());
     state.apply(&[batch(1, vec![put("a", "old", 0)])], RaftApplied::default()).unwrap();
     let mut staged = state.stage().unwrap();

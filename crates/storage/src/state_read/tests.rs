@@ -8,9 +8,9 @@ use meridian_types::{Batch, CommittedTransaction, Effect, Epoch, Position, Reque
 use proptest::prelude::*;
 
 use super::*;
-use crate::engine::Visit;
 use crate::{
-    Durability, Engine, Forgotten, MemoryEngine, RaftApplied, RocksEngine, RocksOptions, ShardState, WriteBatch,
+    Call, Engine, GroupId, GroupLog, HookedEngine, Hooks, MemoryEngine, RaftApplied, RecordKind, RocksEngine,
+    RocksOptions, ShardState,
 };
 
 const DATABASE: DatabaseId = DatabaseId([3; 16]);
@@ -218,22 +218,30 @@ fn all_memtables_together_stay_within_their_bound() {
         .collect();
     let idle = engine.memtable_bytes();
     assert!(idle < 100 * (64 << 10), "a shard without data takes {} bytes", idle / 100);
+    let logs: Vec<_> = (1..=100)
+        .map(|shard| {
+            let group = GroupId { shard: ShardId(shard), epoch: Epoch(1) };
+            GroupLog::open(Arc::clone(&engine) as Arc<dyn Engine>, group, RecordKind::Entry).unwrap()
+        })
+        .collect();
     let data = Bytes::from(vec![7; 32 << 10]);
     let mut most = 0;
     for round in 0..12 {
-        for state in &shards {
+        for (state, log) in shards.iter().zip(&logs) {
+            log.append([(round, data.as_ref())]).unwrap();
+            most = most.max(engine.memtable_bytes());
             apply(state, vec![put(format!("{round}"), data.clone(), 0)]);
             most = most.max(engine.memtable_bytes());
         }
+        engine.sync().unwrap();
     }
     assert!(most > BOUND as u64 / 2, "the test fills memtables: {most}");
     assert!(most <= BOUND as u64, "{most} bytes of memtables, of at most {BOUND}");
 }
 
-/// An engine whose next write stops, before or after it takes effect, until it is let go.
+/// The next write stops, before or after it takes effect, until it is let go.
 #[derive(Default)]
 struct Stalling {
-    inner: MemoryEngine,
     stalls: AtomicBool,
     after: AtomicBool,
     stalled: Mutex<bool>,
@@ -246,86 +254,36 @@ impl Stalling {
         self.changed.notify_all();
     }
 
+    fn stall(&self) {
+        if self.stalls.swap(false, Ordering::SeqCst) {
+            self.set(true);
+            self.wait(false);
+        }
+    }
+
     fn wait(&self, stalled: bool) {
         drop(self.changed.wait_while(self.stalled.lock().unwrap(), |now| *now != stalled).unwrap());
     }
 }
 
-impl Engine for Stalling {
-    fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError> {
-        let stall = || {
-            if self.stalls.swap(false, Ordering::SeqCst) {
-                self.set(true);
-                self.wait(false);
-            }
-        };
-        if self.after.load(Ordering::SeqCst) {
-            self.inner.write(batch, durability)?;
-            stall();
-            return Ok(());
+impl Hooks for Stalling {
+    fn before(&self, _: &dyn Engine, call: Call<'_>) -> Result<(), StorageError> {
+        if matches!(call, Call::Write(_)) && !self.after.load(Ordering::SeqCst) {
+            self.stall();
         }
-        stall();
-        self.inner.write(batch, durability)
+        Ok(())
     }
 
-    fn create_family(&self, family: &str) -> Result<(), StorageError> {
-        self.inner.create_family(family)
-    }
-
-    fn drop_family(&self, family: &str) -> Result<(), StorageError> {
-        self.inner.drop_family(family)
-    }
-
-    fn families(&self) -> Vec<String> {
-        self.inner.families()
-    }
-
-    fn get(&self, family: &str, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        self.inner.get(family, key)
-    }
-
-    fn get_cached(&self, family: &str, key: &[u8]) -> Result<Option<Option<Bytes>>, StorageError> {
-        self.inner.get_cached(family, key)
-    }
-
-    fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError> {
-        self.inner.scan(family, scan, visit)
-    }
-
-    fn sync(&self) -> Result<(), StorageError> {
-        self.inner.sync()
-    }
-
-    fn flush(&self, family: &str) -> Result<(), StorageError> {
-        self.inner.flush(family)
-    }
-
-    fn snapshot(&self) -> Arc<dyn EngineSnapshot> {
-        self.inner.snapshot()
-    }
-
-    fn open_snapshots(&self) -> u64 {
-        self.inner.open_snapshots()
-    }
-
-    fn forgotten(&self, family: &str) -> Arc<Forgotten> {
-        self.inner.forgotten(family)
-    }
-
-    fn compact_range(
-        &self,
-        family: &str,
-        start: &[u8],
-        end: &[u8],
-        paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
-    ) -> Result<(), StorageError> {
-        self.inner.compact_range(family, start, end, paced)
+    fn after(&self, call: Call<'_>) {
+        if matches!(call, Call::Write(_)) && self.after.load(Ordering::SeqCst) {
+            self.stall();
+        }
     }
 }
 
 /// Runs `body` while an apply of `effects` stands still in the engine.
 fn while_applying(after: bool, effects: Vec<Effect>, body: impl FnOnce(&ShardState)) {
-    let engine = Arc::new(Stalling::default());
+    let engine = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Stalling::default()));
     let state = ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, SHARD).unwrap();
     apply(&state, vec![put("a", "1", 15), put("b", "1", 0)]);
     engine.after.store(after, Ordering::SeqCst);
