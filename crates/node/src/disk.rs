@@ -77,8 +77,7 @@ impl DiskGuard {
 
     /// Looks at the disk, and keeps the ballast. It may wait for the disk.
     pub(crate) fn check(&self, folder: &Path) {
-        let Ok(space) = statvfs(folder) else { return };
-        let free = space.f_bavail.saturating_mul(space.f_frsize);
+        let Some(free) = free_bytes(folder) else { return };
         metrics::gauge!("meridian_disk_free_bytes").set(free as f64);
         let room = Room::with(free);
         metrics::gauge!("meridian_disk_full").set(f64::from(room != Room::Enough));
@@ -94,6 +93,12 @@ impl DiskGuard {
     }
 }
 
+/// What this process may still write there; `None`: nobody knows.
+pub(crate) fn free_bytes(folder: &Path) -> Option<u64> {
+    let space = statvfs(folder).ok()?;
+    Some(space.f_bavail.saturating_mul(space.f_frsize))
+}
+
 fn make_ballast(folder: &Path) -> io::Result<()> {
     let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(folder.join(BALLAST))?;
     Ok(fallocate(&file, FallocateFlags::empty(), 0, BALLAST_BYTES)?)
@@ -102,9 +107,7 @@ fn make_ballast(folder: &Path) -> io::Result<()> {
 /// Gives up the ballast of a folder whose disk is full, so that the database in it can be opened. Returns whether it
 /// did.
 pub(crate) fn make_room(folder: &Path) -> bool {
-    let Ok(space) = statvfs(folder) else { return false };
-    let free = space.f_bavail.saturating_mul(space.f_frsize);
-    free < EXHAUSTED_BYTES && give_up_ballast(folder, free)
+    free_bytes(folder).is_some_and(|free| free < EXHAUSTED_BYTES && give_up_ballast(folder, free))
 }
 
 fn give_up_ballast(folder: &Path, free: u64) -> bool {

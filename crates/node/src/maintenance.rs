@@ -18,7 +18,7 @@ use crate::clocks::Clocks;
 use crate::comparison::checkpoint;
 use crate::counters::LagGauges;
 use crate::directory::{DIRECTORY_GROUP, Directory, DirectoryVoter};
-use crate::disk::{DiskGuard, MIN_FREE_BYTES};
+use crate::disk::{DiskGuard, MIN_FREE_BYTES, free_bytes};
 use crate::followers::Followers;
 use crate::peers::PeerChannels;
 use crate::shard::{LocalShard, Voter, or_fatal};
@@ -167,8 +167,7 @@ impl Maintenance {
     fn needed_by_copies(&self, shard: ShardId, followers: &Followers) -> u64 {
         let needed = [self.exchange.needs_log_after(shard), followers.needs_log_after()];
         let Some(after) = needed.into_iter().flatten().min() else { return u64::MAX };
-        let free = rustix::fs::statvfs(&self.data_dir);
-        let has_room = free.is_ok_and(|space| space.f_bavail.saturating_mul(space.f_frsize) >= COPY_FREE_BYTES);
+        let has_room = free_bytes(&self.data_dir).is_some_and(|free| free >= COPY_FREE_BYTES);
         if !has_room {
             tracing::warn!(%shard, "too little disk is free to keep the log for a copy: it may have to begin anew");
         }
