@@ -14,7 +14,7 @@ use crate::blocking::off_the_runtime;
 use crate::type_config::{LogId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use crate::wire;
 
-/// Entries applied in one write at most.
+/// Entries applied in one write at most; see also [`ShardState::APPLY_BYTES`].
 const APPLY_ENTRIES: usize = 64;
 const COPY_BYTES: usize = 1 << 20;
 
@@ -203,6 +203,13 @@ impl StateMachine {
     }
 }
 
+fn encoded_bytes((entry, _): &EntryResponder<TypeConfig>) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(encoded) => encoded.bytes.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    }
+}
+
 impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotData = SnapshotData;
     type SnapshotBuilder = Self;
@@ -218,10 +225,13 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         while let Some(first) = entries.next().await {
             let mut items = vec![first?];
+            let mut bytes = items.first().map_or(0, encoded_bytes);
             while items.len() < APPLY_ENTRIES
+                && bytes < ShardState::APPLY_BYTES
                 && let Some(Some(next)) = entries.next().now_or_never()
             {
                 items.push(next?);
+                bytes += items.last().map_or(0, encoded_bytes);
             }
             let machine = self.clone();
             // Off the runtime: where a disk does not keep up, writes wait for it. It ends before the next begins.
@@ -285,8 +295,10 @@ impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
 mod tests {
     use bytes::Bytes;
     use meridian_proto::encode_batch;
-    use meridian_storage::MemoryEngine;
-    use meridian_types::{Batch, Epoch, Position, ShardId};
+    use meridian_storage::{Call, HookedEngine, Hooks, MemoryEngine};
+    use meridian_types::{
+        Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding,
+    };
 
     use super::*;
     use crate::type_config::{EncodedBatch, Entry};
@@ -331,6 +343,37 @@ mod tests {
             assert!(foreign.get_current_snapshot().await.unwrap().is_none());
             let error = apply(&mut foreign, 0, batch(2, 2)).await.unwrap_err();
             assert!(error.contains("the state is not of this group"), "{error}");
+        }
+    }
+
+    /// Counts writes.
+    #[derive(Default)]
+    struct Writes(std::sync::atomic::AtomicUsize);
+
+    impl Hooks for Writes {
+        fn after(&self, call: Call<'_>) {
+            self.0.fetch_add(usize::from(matches!(call, Call::Write(_))), Ordering::SeqCst);
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_applied_in_one_write_is_bounded_in_bytes() {
+        for (bytes, writes) in [(ShardState::APPLY_BYTES / 2, 4), (100, 1)] {
+            let engine = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Writes::default()));
+            let state = ShardState::open(engine.clone(), ShardId(1)).unwrap();
+            let mut machine = StateMachine::new(Arc::new(state), GroupId { shard: ShardId(1), epoch: Epoch(1) });
+            let entries = (1..=8).map(|sequence| {
+                let (data, encoding) = (Bytes::from(vec![7; bytes]), ValueEncoding::Bytes);
+                let put = Effect::Put { key: "a".into(), value: Value { encoding, data }, expire_at_ms: 0 };
+                let (request_id, database) = (RequestId([1; 16]), DatabaseId([1; 16]));
+                let transaction = CommittedTransaction { request_id, database, effects: vec![put], refusal: None };
+                let position = Position::new(Epoch(1), sequence);
+                let batch = encode_batch(&Batch { position, time_ms: 0, transactions: vec![transaction] });
+                let payload = EntryPayload::Normal(EncodedBatch::stored(batch));
+                Ok((Entry { log_id: LogId::new(1.into(), sequence), payload }, None))
+            });
+            machine.apply(futures::stream::iter(entries)).await.unwrap();
+            assert_eq!((machine.state.position().sequence, engine.0.load(Ordering::SeqCst)), (8, writes));
         }
     }
 

@@ -6,7 +6,7 @@ use meridian_shipping::Lag;
 use meridian_types::{NodeId, ShardId};
 
 /// Every counter of a node, with what it counts. Those that have labels begin with one series that has none.
-const COUNTERS: [(&str, &str); 15] = [
+const COUNTERS: [(&str, &str); 17] = [
     ("meridian_damaged_messages_total", "Messages of other nodes whose checksum did not match."),
     ("meridian_foreign_answers_total", "Answers of nodes of another cluster, not believed."),
     ("meridian_foreign_calls_total", "Calls that were meant for another cluster, refused."),
@@ -22,6 +22,8 @@ const COUNTERS: [(&str, &str); 15] = [
     ("meridian_shipping_source_failures_total", "Sources of the log that failed."),
     ("meridian_snapshot_fetches_total", "Fetches of a whole state that were begun."),
     ("meridian_snapshot_received_bytes_total", "Bytes of whole states received, decompressed."),
+    ("meridian_storage_awaited_flushes_total", "Flushes that writes waited for: memtables are at their bound."),
+    ("meridian_storage_slowed_writes_total", "Writes of state that were slowed: compactions do not keep up."),
 ];
 
 /// Has every counter begin at 0: its first increment is then seen by `rate()`, and its absence means something.

@@ -267,8 +267,7 @@ async fn append(target: &Target<'_>, batches: Vec<Shipped>) -> Result<(), String
             // The syncer was stopped: so is the node.
             return;
         }
-        let decoded: Vec<_> = batches.into_iter().map(|next| next.decoded).collect();
-        or_fatal(state.apply(&decoded, RaftApplied::default()));
+        or_fatal(state.apply_shipped(batches.into_iter().map(|next| next.decoded)));
     });
     // One that did not finish is the node stopping.
     appended.await.map_err(|error| error.to_string())

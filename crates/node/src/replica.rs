@@ -11,7 +11,7 @@ use bytes::Bytes;
 use meridian_consensus::StateTransfer;
 use meridian_proto::{DecodedBatch, decode_stored};
 use meridian_shipping::Status;
-use meridian_storage::{Engine, GroupId, GroupLog, RaftApplied, RecordKind, ShardState, StorageError, Syncer};
+use meridian_storage::{Engine, GroupId, GroupLog, RecordKind, ShardState, StorageError, Syncer};
 use meridian_types::{Epoch, NodeId, Position, ShardId};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -244,10 +244,7 @@ pub(crate) fn catch_up(state: &ShardState, log: &GroupLog) -> Result<(), Storage
         let batches = records.into_iter().take(follow).map(|(_, bytes)| decode(bytes));
         let batches = batches.collect::<Result<Vec<_>, _>>()?;
         let done = batches.is_empty();
-        // Not for nothing: it would take from a voter's state where it stands in its group.
-        if !done {
-            state.apply(&batches, RaftApplied::default())?;
-        }
+        state.apply_shipped(batches)?;
         if hole {
             // What a power loss left behind a hole was never durable, and nobody was told that it is.
             let last = state.position().sequence;

@@ -39,6 +39,14 @@ pub(crate) enum Operation {
     },
 }
 
+impl Operation {
+    pub(crate) fn family(&self) -> &Arc<str> {
+        match self {
+            Self::Put { family, .. } | Self::Delete { family, .. } | Self::DeleteRange { family, .. } => family,
+        }
+    }
+}
+
 impl WriteBatch {
     pub fn put(&mut self, family: &Arc<str>, key: Vec<u8>, value: impl Into<Bytes>) {
         self.operations.push(Operation::Put { family: Arc::clone(family), key, value: value.into() });
@@ -111,10 +119,12 @@ pub trait Engine: Send + Sync + 'static {
 
     fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError>;
 
-    /// Atomic, and readable on return.
+    /// Atomic, and readable on return. An unlogged write waits where there is no room in memory for it, which may be
+    /// for as long as a flush takes: it is for threads that may block. A logged one waits for no disk.
     fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError>;
 
-    /// Makes every logged write durable that returned before this call.
+    /// Makes every logged write durable that returned before this call. Where the log's own memory is beyond its
+    /// bound, it waits for a flush, too.
     fn sync(&self) -> Result<(), StorageError>;
 
     /// Makes every unlogged write of the family durable that returned before this call.

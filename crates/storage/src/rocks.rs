@@ -9,10 +9,14 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use rocksdb::compaction_filter::{CompactionFilter, Decision};
 use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory};
+use rocksdb::properties::{
+    CUR_SIZE_ALL_MEM_TABLES, NUM_ENTRIES_ACTIVE_MEM_TABLE, NUM_ENTRIES_IMM_MEM_TABLES, NUM_IMMUTABLE_MEM_TABLE,
+    PropName,
+};
 use rocksdb::{
     BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, CompactOptions, DB, DBCompressionType,
     DBPinnableSlice, DBRecoveryMode, ErrorKind, FlushOptions, Options, ReadOptions, ReadTier, SnapshotWithThreadMode,
-    WriteBufferManager, WriteOptions,
+    WriteOptions,
 };
 use self_cell::self_cell;
 
@@ -20,6 +24,10 @@ use crate::engine::{Operation, Visit};
 use crate::forgotten::Filter;
 use crate::schema::{self, LOG_FAMILY, META_FAMILY};
 use crate::{Durability, Effort, Engine, EngineSnapshot, Forgotten, Scan, Scanned, StorageError, WriteBatch};
+
+use self::memtables::Memtables;
+
+mod memtables;
 
 /// Of a range that is compacted on demand, at a time: other compactions, and whoever paces it, come in between.
 const COMPACTION_SLICE_BYTES: u64 = 64 << 20;
@@ -29,7 +37,7 @@ const COMPACTION_SLICE_BYTES: u64 = 64 << 20;
 pub struct RocksOptions {
     /// Blocks, and the indexes and filters of open files.
     pub block_cache_bytes: usize,
-    /// The memtables of all families together. Shortly before, the oldest is flushed.
+    /// The memtables of all families together. Shortly before, the oldest is flushed, and then writes of state wait.
     pub memtable_bytes: usize,
 }
 
@@ -49,6 +57,14 @@ impl RocksOptions {
 
 const ARENA_BLOCK_BYTES: usize = 32 << 10;
 
+/// Never reached: RocksDB's own slow-downs, which hold up all families for one.
+const NEVER: i32 = i32::MAX;
+/// A state of which so many files wait to be compacted takes writes slowly.
+const MANY_FILES: u64 = 36;
+/// How long one such write waits at most, and how long between two looks.
+const SLOW_WRITE: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(20);
+
 /// A file is compacted that has so many deletions among so many rows, or this share of them in all.
 const DELETIONS_WINDOW: usize = 16 << 10;
 const DELETIONS_IN_WINDOW: usize = 8 << 10;
@@ -59,6 +75,7 @@ pub struct RocksEngine {
     db: Arc<DB>,
     cache: Cache,
     options: RocksOptions,
+    memtables: Memtables,
     cached_only: ReadOptions,
     tidy: Arc<Tidy>,
     names: Mutex<BTreeSet<String>>,
@@ -76,11 +93,8 @@ impl RocksEngine {
 
     fn open_with(path: &Path, options: RocksOptions, database: &Options) -> Result<Self, StorageError> {
         let mut database = database.clone();
-        // Counts also memtables that are being flushed. From seven eighths of the bound on writes wait for a flush:
-        // a disk that cannot keep up holds up writers, as it does those who wait for an fsync, instead of taking all
-        // memory. What is left is for the writes that are under way then.
-        let memtables = WriteBufferManager::new_write_buffer_manager(options.memtable_bytes / 8 * 7, true);
-        database.set_write_buffer_manager(&memtables);
+        let memtables = Memtables::new(options.memtable_bytes);
+        database.set_write_buffer_manager(memtables.manager());
         let cache = Cache::new_lru_cache(options.block_cache_bytes);
         let forgotten = Mutex::default();
         let present = if path.join("CURRENT").exists() { DB::list_cf(&database, path)? } else { Vec::new() };
@@ -94,14 +108,56 @@ impl RocksEngine {
         let names = Mutex::new(present.into_iter().chain(missing).collect());
         let mut cached_only = ReadOptions::default();
         cached_only.set_read_tier(ReadTier::BlockCache);
-        Ok(Self { db: Arc::new(db), cache, options, cached_only, tidy: Arc::default(), names, forgotten })
+        Ok(Self { db: Arc::new(db), cache, options, memtables, cached_only, tidy: Arc::default(), names, forgotten })
     }
 
     /// What all memtables take at present, those that are being flushed included.
     pub fn memtable_bytes(&self) -> u64 {
-        let property = rocksdb::properties::CUR_SIZE_ALL_MEM_TABLES;
-        let of = |name: &String| self.db.property_int_value_cf(&self.family(name).ok()?, property).ok()?;
-        self.names.lock().iter().filter_map(of).sum()
+        let names = self.names.lock().clone();
+        names.iter().map(|name| self.property(name, CUR_SIZE_ALL_MEM_TABLES)).sum()
+    }
+
+    /// A number that RocksDB says of a family; 0 once that is dropped.
+    fn property(&self, family: &str, property: &PropName) -> u64 {
+        let value = self.family(family).map(|family| self.db.property_int_value_cf(&family, property));
+        value.ok().and_then(Result::ok).flatten().unwrap_or(0)
+    }
+
+    /// Writes out the memtables of one family, and waits for it; false if there is nothing to write. One that is being
+    /// flushed already comes first, then the one that takes most.
+    fn flush_fullest(&self) -> Result<bool, StorageError> {
+        let names = self.names.lock().clone();
+        let filled = names.into_iter().filter(|name| {
+            let entries = [NUM_ENTRIES_ACTIVE_MEM_TABLE, NUM_ENTRIES_IMM_MEM_TABLES];
+            entries.iter().any(|property| self.property(name, property) > 0)
+        });
+        let fullest = filled.max_by_key(|name| {
+            (self.property(name, NUM_IMMUTABLE_MEM_TABLE) > 0, self.property(name, CUR_SIZE_ALL_MEM_TABLES))
+        });
+        let Some(fullest) = fullest else { return Ok(false) };
+        match self.flush(&fullest) {
+            // Dropped meanwhile, with what it took.
+            Ok(()) | Err(StorageError::NoFamily(_)) => Ok(true),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Slows down whoever writes to a state whose compactions do not keep up: each look-up reads more files. Bounded,
+    /// so that a state whose compactions stand still goes on.
+    fn wait_for_compactions(&self, family: &str) {
+        let started = Instant::now();
+        let files = || {
+            let count =
+                self.family(family).map(|family| self.db.property_value_cf(&family, "rocksdb.num-files-at-level0"));
+            count.ok().and_then(Result::ok).flatten().and_then(|count| count.parse::<u64>().ok()).unwrap_or(0)
+        };
+        if files() < MANY_FILES {
+            return;
+        }
+        metrics::counter!("meridian_storage_slowed_writes_total").increment(1);
+        while files() >= MANY_FILES && started.elapsed() < SLOW_WRITE {
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Compacts a whole family now.
@@ -146,7 +202,8 @@ fn database_options() -> Options {
     // never synced; should the disk lose what was, `HighWater` and the other voters notice.
     database.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     database.set_max_total_wal_size(256 << 20);
-    database.set_max_background_jobs(2);
+    // A flush and a compaction, and one more where files pile up: those of the log do not wait for a state's then.
+    database.set_max_background_jobs(3);
     // Written back bit by bit: else the fsync of a whole new table holds up that of the log.
     database.set_bytes_per_sync(1 << 20);
     database.set_keep_log_file_num(4);
@@ -172,7 +229,13 @@ fn family_options(name: &str, options: &RocksOptions, cache: &Cache, forgotten: 
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     let mut family = Options::default();
     family.set_write_buffer_size(options.write_buffer_bytes());
-    family.set_max_write_buffer_number(3);
+    // RocksDB holds up the writes of all families where one of them has too many memtables, files or bytes to compact:
+    // the log's, too. `Memtables` and `wait_for_compactions` hold up state instead.
+    family.set_max_write_buffer_number(NEVER);
+    family.set_level_zero_slowdown_writes_trigger(NEVER);
+    family.set_level_zero_stop_writes_trigger(NEVER);
+    family.set_soft_pending_compaction_bytes_limit(0);
+    family.set_hard_pending_compaction_bytes_limit(0);
     // What a memtable takes at once: a shard that does nothing costs no more.
     family.set_arena_block_size(ARENA_BLOCK_BYTES);
     if schema::parse_state_family(name).is_some() {
@@ -271,16 +334,32 @@ impl Engine for RocksEngine {
             }
         }
         let mut options = WriteOptions::default();
-        options.disable_wal(durability == Durability::Unlogged);
-        Ok(self.db.write_opt(writes, &options)?)
+        let admitted = match durability {
+            Durability::Logged => None,
+            Durability::Unlogged => {
+                options.disable_wal(true);
+                if let Some(operation) = batch.operations.first() {
+                    self.wait_for_compactions(operation.family());
+                }
+                Some(self.memtables.admit(writes.len(), writes.size_in_bytes(), || self.flush_fullest())?)
+            }
+        };
+        self.db.write_opt(writes, &options)?;
+        drop(admitted);
+        Ok(())
     }
 
     fn sync(&self) -> Result<(), StorageError> {
-        Ok(self.db.flush_wal(true)?)
+        self.db.flush_wal(true)?;
+        self.memtables.wait_below_bound(|| self.flush_fullest())
     }
 
     fn flush(&self, family: &str) -> Result<(), StorageError> {
-        Ok(self.db.flush_cf(&self.family(family)?)?)
+        match self.db.flush_cf(&self.family(family)?) {
+            // Dropped meanwhile.
+            Err(_) if self.db.cf_handle(family).is_none() => Err(StorageError::NoFamily(family.to_owned())),
+            flushed => Ok(flushed?),
+        }
     }
 
     fn snapshot(&self) -> Arc<dyn EngineSnapshot> {

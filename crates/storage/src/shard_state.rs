@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod dropped;
+mod shipped;
 
 /// A snapshot, the state's family, and the row of what exactly the snapshot reflects.
 type Moment = (Arc<dyn EngineSnapshot>, Arc<str>, Option<Bytes>);

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc as std_mpsc};
 
 use meridian_proto::DecodedBatch;
-use meridian_storage::{Applied, GroupLog, RaftApplied, ShardState, StagedState, StorageError, Syncer};
+use meridian_storage::{Applied, GroupLog, ShardState, StagedState, StorageError, Syncer};
 use meridian_types::Position;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -153,7 +153,7 @@ impl Thread {
             batches.extend(self.unapplied.pop_front());
         }
         if !batches.is_empty() {
-            or_fatal(self.parts.state.apply(&batches, RaftApplied::default()));
+            or_fatal(self.parts.state.apply_shipped(batches));
             self.parts.applied.send_replace((self.parts.state.position().sequence, 0));
         }
     }

@@ -52,7 +52,7 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 impl Alone {
     /// It leads, and holds a lease of the directory's.
     async fn start() -> Self {
-        let engine = Arc::new(WatchedEngine::new(Arc::new(MemoryEngine::default())));
+        let engine = Arc::new(WatchedEngine::watching(Arc::new(MemoryEngine::default())));
         let dynamic: Arc<dyn Engine> = engine.clone();
         let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));

@@ -5,6 +5,8 @@ use rocksdb::statistics::Ticker;
 
 use super::*;
 
+mod stalls;
+
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {

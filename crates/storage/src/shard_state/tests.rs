@@ -351,3 +351,25 @@ fn readers_do_not_wait_for_the_disk_of_an_installation_and_see_the_old_state_unt
     installed.join().unwrap();
     assert_eq!(texts(&state, all(9, false), 0), ["new"]);
 }
+
+/// Counts writes.
+#[derive(Default)]
+struct Writes(AtomicU64);
+
+impl Hooks for Writes {
+    fn after(&self, call: Call<'_>) {
+        self.0.fetch_add(u64::from(matches!(call, Call::Write(_))), Ordering::SeqCst);
+    }
+}
+
+#[test]
+fn what_was_shipped_is_applied_in_writes_that_are_bounded_in_bytes() {
+    let engine = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Writes::default()));
+    let state = ShardState::open(engine.clone(), SHARD).unwrap();
+    let large = (1..=5).map(|sequence| DecodedBatch { len: ShardState::APPLY_BYTES / 2, ..batch(sequence, vec![]) });
+    state.apply_shipped(large).unwrap();
+    assert_eq!((state.position().sequence, engine.0.load(Ordering::SeqCst)), (5, 3));
+    state.apply_shipped([]).unwrap();
+    state.apply_shipped((6..=9).map(|sequence| batch(sequence, vec![]))).unwrap();
+    assert_eq!((state.position().sequence, engine.0.load(Ordering::SeqCst)), (9, 4));
+}
