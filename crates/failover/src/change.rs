@@ -137,6 +137,20 @@ pub enum Change {
 }
 
 impl Change {
+    /// For logs and people: without the hash of a token, of which a short secret could be guessed, and without that by
+    /// which the directory knows a node.
+    #[must_use]
+    pub fn without_secrets(&self) -> Self {
+        let mut change = self.clone();
+        match &mut change {
+            Change::CreateToken { token } => token.sha256.clear(),
+            Change::RecordIncarnation { incarnation, .. } => incarnation.clear(),
+            Change::AddNode { node } | Change::ReplaceNode { new: node, .. } => node.incarnation = None,
+            _ => {}
+        }
+        change
+    }
+
     /// The shard that is all that this change touches.
     fn only_shard(&self) -> Option<ShardId> {
         match self {

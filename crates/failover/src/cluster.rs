@@ -104,6 +104,25 @@ impl Shard {
 }
 
 impl Cluster {
+    /// For nodes and gateways: whether a node has spoken, and not by what the directory knows it, which is all that a
+    /// node has to show. The hashes of tokens stay, since every gateway checks tokens.
+    #[must_use]
+    pub fn without_incarnations(&self) -> Self {
+        let mut cluster = self.clone();
+        cluster.nodes.values_mut().filter_map(|node| node.incarnation.as_mut()).for_each(String::clear);
+        cluster
+    }
+
+    /// For people: also without the hashes of tokens, of which a short secret could be guessed. That of `known`, which
+    /// the caller has sent itself, stays.
+    #[must_use]
+    pub fn without_secrets(&self, known: Option<&str>) -> Self {
+        let mut cluster = self.without_incarnations();
+        let hashes = cluster.tokens.values_mut().map(|token| &mut token.sha256);
+        hashes.filter(|hash| Some(hash.as_str()) != known).for_each(String::clear);
+        cluster
+    }
+
     /// Whether the shard may fail over without an operator's word.
     pub fn fails_over_by_itself(&self, shard: ShardId) -> bool {
         let mut databases = self.databases.values().filter(|database| database.shard == shard);

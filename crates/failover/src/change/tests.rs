@@ -262,3 +262,35 @@ fn tokens_are_numbered_and_revoked() {
     let short = Token { sha256: "ab".to_owned(), ..token(TokenScope::All) };
     assert_eq!(refused(&next, &create(short)), "a token is kept as its SHA-256, 64 hex digits");
 }
+
+#[test]
+fn what_people_are_shown_has_no_hash_of_a_token_and_nothing_that_a_node_has_to_show() {
+    let hash = "ab".repeat(32);
+    let token = |sha256: &str| Token {
+        label: "ci".to_owned(),
+        sha256: sha256.to_owned(),
+        scope: TokenScope::All,
+        write: true,
+        expires_at_ms: None,
+        created_at_ms: 1,
+    };
+    let speak = Change::RecordIncarnation { node: 1, incarnation: "5eed".to_owned() };
+    let create = Change::CreateToken { token: token(&hash) };
+    let next = done(&done(&done(&cluster(), &speak), &create), &Change::CreateToken { token: token(&"cd".repeat(32)) });
+    let shown = |cluster: &Cluster| format!("{cluster:?}{}", serde_json::to_string(cluster).unwrap());
+
+    // A gateway checks tokens, and no node speaks for another.
+    let followed = next.without_incarnations();
+    assert!(shown(&followed).contains(&hash) && !shown(&followed).contains("5eed"));
+    assert_eq!(followed.nodes[&1].incarnation.as_deref(), Some(""), "that it has spoken is no secret");
+    assert_eq!(followed.nodes[&2].incarnation, None);
+    let inspected = shown(&next.without_secrets(None));
+    assert!(!inspected.contains(&hash) && !inspected.contains("5eed"));
+    // Whoever makes a token finds it among the others.
+    let made = next.without_secrets(Some(&hash));
+    assert!(shown(&made).contains(&hash) && !shown(&made).contains(&"cd".repeat(32)));
+    for change in [&speak, &create] {
+        let shown = format!("{:?}", change.without_secrets());
+        assert!(!shown.contains(&hash) && !shown.contains("5eed"), "{shown}");
+    }
+}

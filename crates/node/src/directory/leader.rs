@@ -476,11 +476,13 @@ impl Session {
             for change in changes {
                 match next.apply(&change) {
                     Ok(()) => {
-                        tracing::info!(version = next.version, actor, ?change, "the cluster changes");
+                        let shown = change.without_secrets();
+                        tracing::info!(version = next.version, actor, change = ?shown, "the cluster changes");
                         recorded.push(Recorded::new(next.version, wall_ms(), actor.clone(), change));
                     }
                     Err(refused) => {
-                        tracing::debug!(?change, %refused, "a change came too late");
+                        let shown = change.without_secrets();
+                        tracing::debug!(change = ?shown, %refused, "a change came too late");
                         refusal = Some(refused.to_string());
                     }
                 }

@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::Directory;
 use super::leader::{DirectoryVoter, ExecuteFailure};
-use super::wire::cluster_to_wire;
+use super::wire::{cluster_to_show, cluster_to_wire};
 
 /// Without news, an empty message so often says that the stream is alive, and no news missed.
 pub(super) const FOLLOW_HEARTBEAT: Duration = Duration::from_millis(500);
@@ -100,8 +100,12 @@ impl directory_server::Directory for DirectoryService {
             return Err(Status::permission_denied("this change is the directory's own"));
         }
         let voter = self.voter()?;
+        let token = match &change {
+            Change::CreateToken { token } => Some(token.sha256.clone()),
+            _ => None,
+        };
         let result = match voter.execute(change, actor(&request.actor)).await {
-            Ok(cluster) => execute_response::Result::Done(cluster_to_wire(&cluster)),
+            Ok(cluster) => execute_response::Result::Done(cluster_to_show(&cluster, token.as_deref())),
             Err(ExecuteFailure::Refused(reason)) => execute_response::Result::Refused(reason),
             Err(ExecuteFailure::NotLeader) => {
                 let leader = voter.voter.group.leadership().err().and_then(|not_leading| not_leading.leader);
@@ -116,7 +120,7 @@ impl directory_server::Directory for DirectoryService {
 
     async fn inspect(&self, request: Request<wire::InspectRequest>) -> Result<Response<wire::InspectResponse>, Status> {
         let limit = request.into_inner().changes.min(MAX_CHANGES);
-        let cluster = Some(cluster_to_wire(&self.directory.known().cluster));
+        let cluster = Some(cluster_to_show(&self.directory.known().cluster, None));
         let Ok(voter) = self.voter() else {
             return Ok(Response::new(wire::InspectResponse { cluster, ..Default::default() }));
         };
@@ -126,7 +130,7 @@ impl directory_server::Directory for DirectoryService {
             version: recorded.version,
             time_ms: recorded.time_ms,
             actor: recorded.actor,
-            change_json: serde_json::to_vec(&recorded.change).unwrap_or_default().into(),
+            change_json: serde_json::to_vec(&recorded.change.without_secrets()).unwrap_or_default().into(),
         });
         let progress = inspection.progress.into_iter();
         Ok(Response::new(wire::InspectResponse {

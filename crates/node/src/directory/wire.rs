@@ -6,7 +6,18 @@ use meridian_types::{Epoch, NodeId, ShardId};
 
 use crate::shipping_wire::position;
 
+/// As it is told to nodes and gateways. Those who ask for it are not known to be either, until calls are authenticated:
+/// they get no more than these need.
 pub(super) fn cluster_to_wire(cluster: &Cluster) -> wire::ClusterState {
+    to_json(&cluster.without_incarnations())
+}
+
+/// As it is told to operators; `known`: the hash of a token that the caller has sent itself.
+pub(super) fn cluster_to_show(cluster: &Cluster, known: Option<&str>) -> wire::ClusterState {
+    to_json(&cluster.without_secrets(known))
+}
+
+fn to_json(cluster: &Cluster) -> wire::ClusterState {
     wire::ClusterState { json: serde_json::to_vec(cluster).unwrap_or_default().into() }
 }
 
