@@ -14,6 +14,7 @@
 //! What is absent on purpose: evaluation, request ids, routing, and anything about replica regions.
 
 mod blocking;
+mod claims;
 mod clock;
 mod config;
 mod group;

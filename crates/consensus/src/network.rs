@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use prost::Message;
 use tonic::transport::Channel;
 
+use crate::claims;
 use crate::lease_trust::{LeaseTrust, Telling};
 use crate::member_marks::MemberMarks;
 use crate::state_machine::SnapshotData;
@@ -150,6 +151,11 @@ fn malformed(error: &InvalidMessage) -> RPCError<TypeConfig> {
     RPCError::Unreachable(Unreachable::new(error))
 }
 
+/// Raft takes over every higher term that it is told of.
+fn believe(vote: &Vote, known: u64) -> Result<(), Unreachable<TypeConfig>> {
+    claims::check_term(vote.leader_id.term, known).map_err(|implausible| unreachable(&implausible))
+}
+
 impl Network {
     fn client(&self) -> Result<RaftClient<Channel>, Unreachable<TypeConfig>> {
         let channel = self.factory.peers.channel(self.target);
@@ -186,14 +192,16 @@ impl Network {
 
     async fn vote_response(
         &self,
-        leadership_transfer: bool,
+        (term, leadership_transfer): (u64, bool),
         option: &RPCOption,
         call: impl Future<Output = Result<tonic::Response<raft::VoteResponse>, tonic::Status>>,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         self.may_stand(leadership_transfer)?;
         let response = self.within(RPCTypes::Vote, option, call).await?;
         self.may_stand(leadership_transfer)?;
-        wire::vote_response(response).map_err(|error| malformed(&error))
+        let response = wire::vote_response(response).map_err(|error| malformed(&error))?;
+        believe(&response.vote, term)?;
+        Ok(response)
     }
 
     async fn offer(
@@ -223,8 +231,9 @@ impl Network {
                 return Err(self.timeout(RPCTypes::InstallSnapshot, limit).into());
             }
         };
-        let vote = response.into_inner().vote.map(wire::vote).unwrap_or(vote);
-        Ok(SnapshotResponse::new(vote))
+        let answered = response.into_inner().vote.map(wire::vote).unwrap_or(vote);
+        believe(&answered, vote.leader_id.term)?;
+        Ok(SnapshotResponse::new(answered))
     }
 }
 
@@ -239,7 +248,11 @@ impl RaftNetworkV2<TypeConfig> for Network {
         let request = self.factory.append_request(self.target, &rpc);
         let mut client = self.client()?;
         let response = self.within(RPCTypes::AppendEntries, &option, client.append(request)).await?;
-        wire::append_response(response).map_err(|error| malformed(&error))
+        let response = wire::append_response(response).map_err(|error| malformed(&error))?;
+        if let AppendEntriesResponse::HigherVote(higher) = &response {
+            believe(higher, rpc.vote.leader_id.term)?;
+        }
+        Ok(response)
     }
 
     /// Pipelined over one gRPC stream, whose transport keeps the order. A response that is due and does not
@@ -264,7 +277,10 @@ impl RaftNetworkV2<TypeConfig> for Network {
             // the time that its bytes may take, behind those before it. Answers come in the same order.
             let due = Arc::new(Mutex::new(VecDeque::<(Instant, Instant)>::new()));
             let sent = Arc::clone(&due);
+            let term = Arc::new(AtomicU64::new(0));
+            let term_sent = Arc::clone(&term);
             let requests = input.map(move |request| {
+                term_sent.store(request.vote.leader_id.term, Ordering::Relaxed);
                 let request = factory.append_request(target, &request);
                 let (now, mut due) = (Instant::now(), sent.lock());
                 let behind = due.back().map_or(now, |(_, until)| *until);
@@ -285,7 +301,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
             let timeout = self.timeout(RPCTypes::AppendEntries, within);
             let results = futures::stream::unfold((Some(responses), None), move |(responses, told)| {
                 let (due, lease_trust, timeout) = (Arc::clone(&due), Arc::clone(&lease_trust), timeout.clone());
-                let members = Arc::clone(&members);
+                let (members, term) = (Arc::clone(&members), Arc::clone(&term));
                 async move {
                     // openraft asks for the next one when it has noted the one before.
                     drop::<Option<Telling>>(told);
@@ -298,7 +314,13 @@ impl RaftNetworkV2<TypeConfig> for Network {
                             Ok(Some(Ok(response))) => {
                                 let sent = due.lock().pop_front();
                                 let telling = sent.map(|(sent, _)| lease_trust.answered(sent));
-                                let result = wire::stream_result(response);
+                                let result = wire::stream_result(response).and_then(|result| match &result {
+                                    Err(StreamAppendError::HigherVote(higher)) => {
+                                        claims::check_term(higher.leader_id.term, term.load(Ordering::Relaxed))?;
+                                        Ok(result)
+                                    }
+                                    _ => Ok(result),
+                                });
                                 match &result {
                                     Ok(Ok(Some(matched))) => members.acknowledged(target, matched),
                                     Ok(Err(StreamAppendError::Conflict(at))) => members.conflicts(target, at),
@@ -328,7 +350,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let mut client = self.client()?;
         let call = client.vote(self.factory.vote_request(self.target, &rpc));
-        self.vote_response(rpc.leadership_transfer, &option, call).await
+        self.vote_response((rpc.vote.leader_id.term, rpc.leadership_transfer), &option, call).await
     }
 
     async fn pre_vote(
@@ -338,7 +360,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
         let mut client = self.client()?;
         let call = client.pre_vote(self.factory.vote_request(self.target, &rpc));
-        self.vote_response(rpc.leadership_transfer, &option, call).await
+        self.vote_response((rpc.vote.leader_id.term, rpc.leadership_transfer), &option, call).await
     }
 
     async fn full_snapshot(

@@ -16,9 +16,9 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::network::{MAX_MESSAGE_BYTES, StateTransfer};
 use crate::state_machine::SnapshotData;
-use crate::type_config::{Snapshot, SnapshotMeta, TypeConfig};
+use crate::type_config::{Snapshot, SnapshotMeta, TypeConfig, Vote};
 use crate::wire::{self, InvalidMessage};
-use crate::{RaftGroup, membership};
+use crate::{RaftGroup, claims, membership};
 
 /// Serves the Raft calls of all groups of a node.
 #[derive(Clone)]
@@ -58,6 +58,7 @@ impl RaftService {
         let (group, remembered) = (self.group(wire.group)?, wire.remembered);
         let request = wire::vote_request(wire).map_err(invalid)?;
         may_vote(&group, request.leadership_transfer)?;
+        may_be_of_term(&group, &request.vote)?;
         if let Err(rolled_back) = group.check_members(&request, remembered) {
             tracing::warn!(group = %group.id(), %rolled_back, "no vote is given");
             return Err(Status::failed_precondition(rolled_back.to_string()));
@@ -78,10 +79,7 @@ impl RaftService {
         let input = input.map(move |request: Result<raft::AppendRequest, Status>| {
             let of_another = || Status::invalid_argument("a request for another group than the first of its stream");
             let checked = request.and_then(|request| match request.group == expected {
-                true => {
-                    member.members().learn(&request.members);
-                    append_request(&member, request)
-                }
+                true => append_request(&member, request),
                 false => Err(of_another()),
             });
             checked.map_err(|status| *refused.lock() = Some(status)).ok()
@@ -135,23 +133,46 @@ fn is_question(request: &raft::AppendRequest) -> bool {
     request.entries.is_empty() && request.previous.is_none() && request.leader_commit.is_none()
 }
 
+/// Asked before Raft is told of a vote: it takes over every higher term.
+fn may_be_of_term(group: &RaftGroup, vote: &Vote) -> Result<(), Status> {
+    claims::check_term(vote.leader_id.term, group.status().term).map_err(|implausible| {
+        tracing::warn!(group = %group.id(), node = vote.leader_id.voted_for, %implausible, "another member is not believed");
+        Status::invalid_argument(implausible.to_string())
+    })
+}
+
 /// What another member sent to be appended, if all of it can be: each batch must be what its leader made, of this
 /// group, and in a format that is known here. Once it was appended, one that is not would stop this process, now and
 /// at every start.
 #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
-fn append_request(group: &RaftGroup, wire: raft::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
+fn append_request(
+    group: &RaftGroup,
+    mut wire: raft::AppendRequest,
+) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
+    let members = std::mem::take(&mut wire.members);
     let request = wire::append_request(wire).map_err(invalid)?;
+    may_be_of_term(group, &request.vote)?;
     may_follow(group, request.vote.leader_id.term)?;
+    let mut sequences = Vec::with_capacity(request.entries.len());
     for entry in &request.entries {
-        if let EntryPayload::Normal(batch) = &entry.payload {
-            let epoch = decode_batch(batch.bytes.clone()).map(|batch| batch.position.epoch);
-            let of_another = Err(InvalidBatch::Field("epoch"));
-            if let Err(error) = epoch.and_then(|epoch| if epoch == group.id().epoch { Ok(()) } else { of_another }) {
+        let EntryPayload::Normal(batch) = &entry.payload else {
+            sequences.push(None);
+            continue;
+        };
+        let position = decode_batch(batch.bytes.clone()).map(|batch| batch.position);
+        let of_another = Err(InvalidBatch::Field("epoch"));
+        let position = position.and_then(|at| if at.epoch == group.id().epoch { Ok(at) } else { of_another });
+        match position {
+            Ok(position) => sequences.push(Some(position.sequence)),
+            Err(error) => {
                 group.state().refusals().record(group.id().shard, &error);
                 return Err(Status::data_loss(format!("log entry {}: {error}", entry.log_id.index)));
             }
         }
     }
+    claims::check_entries(&request, &sequences)
+        .map_err(|implausible| Status::invalid_argument(implausible.to_string()))?;
+    group.members().learn(&members);
     Ok(request)
 }
 
@@ -187,7 +208,6 @@ impl raft_server::Raft for RaftService {
     async fn append(&self, request: Request<raft::AppendRequest>) -> Result<Response<raft::AppendResponse>, Status> {
         let request = request.into_inner();
         let group = self.group(request.group)?;
-        group.members().learn(&request.members);
         if is_question(&request) {
             group.may_confirm().map_err(|error| Status::failed_precondition(error.to_string()))?;
         }
@@ -227,6 +247,7 @@ impl raft_server::Raft for RaftService {
         let group = self.group(request.group)?;
         let from =
             request.from_leader.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("from_leader")))?;
+        may_be_of_term(&group, &from)?;
         may_vote(&group, true)?;
         // openraft tells all voters, and only the one that is meant may stand for election.
         let to = request.to;
@@ -270,6 +291,7 @@ impl raft_server::Raft for RaftService {
         let request = request.into_inner();
         let group = self.group(request.group)?;
         let vote = request.vote.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("vote")))?;
+        may_be_of_term(&group, &vote)?;
         may_follow(&group, vote.leader_id.term)?;
         let meta = SnapshotMeta {
             last_log_id: request.last_log_id.map(wire::log_id),

@@ -10,6 +10,7 @@ use openraft::vote::RaftLeaderId;
 use openraft::{EntryPayload, Membership};
 use prost::Message;
 
+use crate::claims::Implausible;
 use crate::type_config::{EncodedBatch, Entry, LogId, StoredMembership, TypeConfig, Vote};
 
 /// Bytes or a message that are not what they should be.
@@ -21,6 +22,8 @@ pub(crate) enum InvalidMessage {
     Protobuf(#[from] prost::DecodeError),
     #[error("membership: {0}")]
     Membership(#[from] MembershipError<u64>),
+    #[error(transparent)]
+    Implausible(#[from] Implausible),
 }
 
 impl From<InvalidMessage> for std::io::Error {
