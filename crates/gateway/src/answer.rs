@@ -24,7 +24,7 @@ pub(crate) fn refused(refusal: &(impl fmt::Display + ?Sized), status: StatusCode
 }
 
 /// The answer to a read. `status` is for version 3, `read_is_strongly_consistent` for 2 and 3.
-pub(crate) fn read(output: ReadOutput, consistency: Consistency) -> Answer {
+pub(crate) fn read(output: ReadOutput, consistency: Consistency) -> pb::SnapshotReadOutput {
     let count = output.ranges.iter().map(Vec::len).sum::<usize>();
     // One allocation for all versionstamps, of which the entries hold slices.
     let mut stamps = BytesMut::with_capacity(count * Versionstamp::LEN);
@@ -45,12 +45,12 @@ pub(crate) fn read(output: ReadOutput, consistency: Consistency) -> Answer {
             .collect();
         ranges.push(pb::ReadRangeOutput { values });
     }
-    protobuf(&pb::SnapshotReadOutput {
+    pb::SnapshotReadOutput {
         ranges,
         read_disabled: false,
         read_is_strongly_consistent: consistency == Consistency::Strong,
         status: pb::SnapshotReadStatus::SrSuccess.into(),
-    })
+    }
 }
 
 pub(crate) fn committed(versionstamp: Versionstamp) -> Answer {
@@ -75,7 +75,7 @@ impl From<Refusal> for Answer {
     }
 }
 
-fn protobuf(message: &impl Message) -> Answer {
+pub(crate) fn protobuf(message: &impl Message) -> Answer {
     answer(StatusCode::OK, "application/x-protobuf", message.encode_to_vec().into())
 }
 
@@ -125,8 +125,8 @@ mod tests {
         golden.extend([0x0a, 0x00]); // the empty second range
         let strong = [&golden[..], b"\x20\x01\x40\x01"].concat();
         let eventual = [&golden[..], b"\x40\x01"].concat();
-        assert_eq!(body(read(output.clone(), Consistency::Strong)), strong);
-        assert_eq!(body(read(output, Consistency::Eventual)), eventual);
+        assert_eq!(body(protobuf(&read(output.clone(), Consistency::Strong))), strong);
+        assert_eq!(body(protobuf(&read(output, Consistency::Eventual))), eventual);
     }
 
     #[test]

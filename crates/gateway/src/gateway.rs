@@ -16,7 +16,7 @@ use tracing::warn;
 use crate::answer::{self, Answer};
 use crate::database::{Database, Read, Unavailable, Write, WriteFailure};
 use crate::metadata::{self, Base, Exchange};
-use crate::options::{Options, PublicUrl};
+use crate::options::Options;
 use crate::order::{self, Place};
 use crate::refusal::{Overload, Refusal};
 use crate::route::{Route, Target};
@@ -145,13 +145,15 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         }?;
         let consistency = head::consistency(&parts.uri)?;
         let (body, _share) = self.body(token, body).await?;
-        let public_url = self.options.public_url.as_ref().map(PublicUrl::as_str);
-        let own_url = head::base_url(&parts.uri, &parts.headers);
+        let own_url;
         let expires_at = metadata::expiry(Utc::now(), self.options.token_lifetime);
         let path = parts.uri.path();
-        let base = match public_url {
-            Some(url) => Base::Public(url),
-            None => Base::Asked { path, url: own_url.as_deref() },
+        let base = match &self.options.public_url {
+            Some(url) => Base::Public(url.as_str()),
+            None => {
+                own_url = head::base_url(&parts.uri, &parts.headers);
+                Base::Asked { path, url: own_url.as_deref() }
+            }
         };
         let exchange = Exchange { database, token, consistency, base, expires_at };
         Ok(answer::json(metadata::exchange(&body, &exchange)?))
@@ -167,9 +169,12 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let message = pb::SnapshotRead::decode(body).map_err(Refusal::from)?;
         let ranges = validation::read(message).map_err(Refusal::from)?;
         let output = self.database.read(Read { database, consistency, ranges }).await.map_err(Refusal::from)?;
-        let answer = answer::read(output, consistency);
-        let share = self.answers.take(self.holder(token), answer.body().len() as u64);
+        let output = answer::read(output, consistency);
+        // Before it is encoded: what is refused takes no memory at all.
+        let share = self.answers.take(self.holder(token), output.encoded_len() as u64);
         let share = share.ok_or_else(|| self.overloaded(Overload::Answers))?;
+        let answer = answer::protobuf(&output);
+        drop(output);
         // Given back when the last byte has left, or the connection is gone.
         Ok(answer.map(|bytes| Bytes::from_owner(Held { bytes, _share: share })))
     }

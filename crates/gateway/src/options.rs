@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use hyper::Uri;
 
+/// Of one connection over HTTP/1.1, for the head of a request and for what of its body is not taken yet. hyper's own
+/// bound is 400 KiB, which somebody without a token could have from each connection.
+pub(crate) const HTTP1_BUFFER_BYTES: usize = 32 * 1024;
+
 /// How a gateway serves. The limits hold for one gateway, not for the cluster.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -40,6 +44,9 @@ pub struct Options {
 impl Options {
     /// Clients refetch metadata for every request when it has less than five minutes left.
     pub const MIN_TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
+    /// What a connection may take in memory, before any token was seen: its buffers, a head that is not complete yet,
+    /// and its task.
+    pub const CONNECTION_BYTES: usize = HTTP1_BUFFER_BYTES + 16 * 1024;
 }
 
 impl Default for Options {

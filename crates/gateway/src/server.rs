@@ -24,6 +24,7 @@ use self::activity::{Activity, Busy};
 use self::admission::{Admission, Origin, Ticket};
 use self::strangers::Strangers;
 use self::waiting::Waiting;
+use crate::options::HTTP1_BUFFER_BYTES;
 use crate::order::Arrivals;
 use crate::route::Route;
 use crate::{Catalogue, Database, Gateway, Options};
@@ -36,9 +37,6 @@ const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
 const HTTP2_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
-/// Of one connection over HTTP/1.1, for the head of a request and for what of its body is not taken yet. hyper's own
-/// bound is 400 KiB, which somebody without a token could have from each connection.
-const HTTP1_BUFFER_BYTES: usize = 32 * 1024;
 /// For an idle connection to say goodbye, and for one that makes room for another.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 const EVICTION_GRACE: Duration = Duration::from_millis(50);

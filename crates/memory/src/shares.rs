@@ -53,6 +53,11 @@ impl Shares {
         Self { block_cache: 0, memtables: 0, log_cache: 0, bodies, writes: 0, reads, answers }
     }
 
+    /// What no purpose has: at least a quarter of all others together.
+    pub fn headroom(&self) -> usize {
+        self.total() / 4
+    }
+
     pub fn total(&self) -> usize {
         self.block_cache + self.memtables + self.log_cache + self.bodies + self.writes + self.reads + self.answers
     }

@@ -17,7 +17,7 @@ use crate::seals::Seal;
 use crate::shard::{LocalShard, or_fatal, wait_applied};
 use crate::shard_table::ShardTable;
 use crate::shipping_wire::{position, position_to_wire};
-use crate::state_exchange;
+use crate::state_exchange::StateExchange;
 
 const ZSTD_LEVEL: i32 = 1;
 /// Of one answer to `ReadLog`, about.
@@ -31,6 +31,7 @@ pub(crate) struct FailoverService {
     pub(crate) directory: Arc<Directory>,
     pub(crate) shards: Arc<ShardTable>,
     pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) exchange: Arc<StateExchange>,
 }
 
 impl FailoverService {
@@ -156,6 +157,6 @@ impl failover_server::Failover for FailoverService {
         if local.history().leaves(here).is_some() {
             return Err(Status::failed_precondition(format!("{here} is not in this node's history of shard {id}")));
         }
-        Ok(Response::new(Box::pin(ReceiverStream::new(state_exchange::read(local.state())))))
+        Ok(Response::new(Box::pin(ReceiverStream::new(self.exchange.read(local.state())?))))
     }
 }

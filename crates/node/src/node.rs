@@ -179,6 +179,7 @@ impl Node {
                 directory: Arc::clone(&directory),
                 shards: Arc::clone(&shards),
                 engine: Arc::clone(&engine),
+                exchange: Arc::clone(&exchange),
             },
         };
         let rpc_server = services.start(rpc, control.handle(), &stop_rpc)?;
@@ -537,7 +538,7 @@ pub(crate) fn gateway_options(settings: &GatewaySettings, region: &str, files: u
     Options {
         public_url: settings.public_url.clone(),
         region: region.to_owned(),
-        max_connections: open_files::connections(settings.max_connections, files),
+        max_connections: open_files::connections(open_files::within_memory(settings.max_connections, shares), files),
         max_bodies_bytes: shares.bodies as u64,
         max_answers_bytes: shares.answers as u64,
         ..Options::default()

@@ -1,5 +1,7 @@
 //! How many files and sockets this process may open, and what of them clients may have.
 
+use meridian_gateway::Options;
+use meridian_memory::Shares;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// For RocksDB (512 tables), its logs, orphan files, and connections to and from other nodes.
@@ -36,9 +38,30 @@ pub(crate) fn connections(configured: usize, files: u64) -> usize {
     allowed
 }
 
+/// How many connections there is memory for, at most `configured`: half of what no other purpose has, at as much as
+/// somebody without a token can have each of them hold.
+pub(crate) fn within_memory(configured: usize, shares: &Shares) -> usize {
+    let room = (shares.headroom() / 2 / Options::CONNECTION_BYTES).max(1);
+    if room < configured {
+        tracing::warn!(
+            configured,
+            allowed = room,
+            "this process has no memory for so many connections: raise max_memory_mb, or lower max_connections"
+        );
+    }
+    configured.min(room)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn connections_are_no_more_than_there_is_memory_for() {
+        let of = |mb: usize| within_memory(8192, &Shares::of_node(mb << 20));
+        assert_eq!((of(320), of(1024), of(4096)), (682, 2184, 8192));
+        assert_eq!(within_memory(5, &Shares::of_node(0)), 5);
+    }
 
     #[test]
     fn clients_leave_files_for_the_database() {

@@ -11,7 +11,7 @@ use meridian_storage::{GroupId, ShardState, StagedState, StateRows, StateSnapsho
 use meridian_types::{NodeId, ShardId};
 use parking_lot::Mutex;
 use prost::Message;
-use tokio::sync::{OwnedMutexGuard, mpsc};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::Status;
 use uuid::Uuid;
 
@@ -39,6 +39,10 @@ const RESUME_PAUSE: Duration = Duration::from_millis(200);
 const MAX_OFFERS: usize = 8;
 /// One that was not read for so long gives way to another.
 const GIVES_WAY_AFTER: Duration = Duration::from_secs(30);
+/// Streams of chunks that are sent at once at most: each has a thread of its own.
+const MAX_STREAMS: usize = 32;
+/// A receiver that takes no chunk for so long is gone, or as good as gone: it may ask for the rest again.
+const STALLED: Duration = Duration::from_secs(60);
 
 /// Keeps the snapshots that others fetch from here, and fetches from them.
 pub(crate) struct StateExchange {
@@ -48,6 +52,7 @@ pub(crate) struct StateExchange {
     begun: Mutex<HashMap<GroupId, Begun>>,
     /// Held by whoever fetches for a group.
     fetching: Mutex<HashMap<GroupId, Arc<tokio::sync::Mutex<()>>>>,
+    streams: Arc<Semaphore>,
     peers: Arc<PeerChannels>,
 }
 
@@ -110,7 +115,8 @@ struct Offer {
 
 impl StateExchange {
     pub(crate) fn new(shards: Arc<ShardTable>, peers: Arc<PeerChannels>) -> Self {
-        Self { shards, offers: Mutex::default(), begun: Mutex::default(), fetching: Mutex::default(), peers }
+        let (offers, begun, fetching) = Default::default();
+        Self { shards, offers, begun, fetching, streams: Arc::new(Semaphore::new(MAX_STREAMS)), peers }
     }
 
     /// `None`: as many as may be are being read. What is offered again is not read by that: to a node that is away the
@@ -174,6 +180,7 @@ impl StateExchange {
         group: GroupId,
         request: wire::FetchStateRequest,
     ) -> Result<mpsc::Receiver<Result<wire::StateChunk, Status>>, Status> {
+        let stream = self.stream()?;
         let id = if request.snapshot_id.is_empty() {
             let state = self.shards.state(&group.shard);
             let state = state.ok_or_else(|| Status::not_found(format!("shard {} is not here", group.shard)))?;
@@ -186,7 +193,19 @@ impl StateExchange {
         let snapshot = self.find(&id, group).ok_or_else(gone)?;
         let (exchange, kept) = (Arc::clone(self), id.clone());
         // A fetcher that goes away may come back for the rest while the snapshot is kept.
-        Ok(chunks(snapshot, id, request.after_key.to_vec(), move || drop(exchange.find(&kept, group))))
+        Ok(chunks(snapshot, id, request.after_key.to_vec(), stream, move || drop(exchange.find(&kept, group))))
+    }
+
+    /// The whole state as it is now, for one reader, who begins anew if the stream breaks.
+    pub(crate) fn read(&self, state: &ShardState) -> Result<mpsc::Receiver<Result<wire::StateChunk, Status>>, Status> {
+        let stream = self.stream()?;
+        Ok(chunks(Arc::new(or_fatal(state.snapshot())), String::new(), Vec::new(), stream, || {}))
+    }
+
+    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
+    fn stream(&self) -> Result<OwnedSemaphorePermit, Status> {
+        let many = |_| Status::resource_exhausted("as many states as may be are being read from here");
+        Arc::clone(&self.streams).try_acquire_owned().map_err(many)
     }
 
     /// Goes on with what was begun of the same snapshot, or, where none is named, of any of the source.
@@ -300,20 +319,26 @@ impl StateTransfer for StateExchange {
     }
 }
 
-/// The whole state as it is now, for one reader, who begins anew if the stream breaks.
-pub(crate) fn read(state: &ShardState) -> mpsc::Receiver<Result<wire::StateChunk, Status>> {
-    chunks(Arc::new(or_fatal(state.snapshot())), String::new(), Vec::new(), || {})
-}
-
 /// What lies behind the key `after`. `read` is called with each chunk.
 fn chunks(
     snapshot: Arc<StateSnapshot>,
     id: String,
     mut after: Vec<u8>,
+    of_all: OwnedSemaphorePermit,
     read: impl Fn() + Send + 'static,
 ) -> mpsc::Receiver<Result<wire::StateChunk, Status>> {
-    let (chunks, stream) = mpsc::channel(2);
+    let (chunks, mut made) = mpsc::channel(1);
+    let (sent, stream) = mpsc::channel(1);
+    tokio::spawn(async move {
+        // The thread ends when this lets go of what it makes.
+        while let Some(chunk) = made.recv().await {
+            if !matches!(tokio::time::timeout(STALLED, sent.send(chunk)).await, Ok(Ok(()))) {
+                return;
+            }
+        }
+    });
     tokio::task::spawn_blocking(move || {
+        let _of_all = of_all;
         loop {
             let chunk = snapshot.rows(&after, CHUNK_BYTES).map_err(|error| Status::internal(error.to_string()));
             let chunk = chunk.and_then(|rows| {

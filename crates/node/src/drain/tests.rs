@@ -21,6 +21,7 @@ use crate::reads::Reads;
 use crate::replica::{Replica, ReplicaParts, shipped_log};
 use crate::shard::LocalShard;
 use crate::shard_table::ShardTable;
+use crate::state_exchange::StateExchange;
 use crate::topology::Topology;
 
 const SHARD: ShardId = ShardId(1);
@@ -169,8 +170,14 @@ async fn source_without_a_log(late_by: Duration) -> (Node, String) {
     let shards = Arc::new(ShardTable::default());
     shards.add(Arc::clone(&node.state), Followers::watch(&node.state));
     shards.set(SHARD, Some(LocalShard::Replica(Arc::clone(&node.replica))));
-    let service =
-        FailoverService { directory: Arc::clone(&node.directory), shards, engine: Arc::clone(node.state.engine()) };
+    let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
+    let service = FailoverService {
+        directory: Arc::clone(&node.directory),
+        exchange: Arc::new(StateExchange::new(Arc::clone(&shards), peers)),
+        shards,
+        engine: Arc::clone(node.state.engine()),
+    };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let server = tonic::transport::Server::builder()

@@ -30,7 +30,8 @@ impl Process {
         let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
         let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
         let shards = Arc::new(ShardTable::default());
-        let transfer: Arc<dyn StateTransfer> = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
+        let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
+        let transfer: Arc<dyn StateTransfer> = Arc::clone(&exchange) as _;
         let parts = Arc::new(KeeperParts {
             node_id,
             data_dir: folder.path().to_owned(),
@@ -52,7 +53,7 @@ impl Process {
             stop: CancellationToken::new(),
         });
         let keeper = Keeper::open(Arc::clone(&parts), SHARD).unwrap();
-        let failover = FailoverService { directory, shards, engine };
+        let failover = FailoverService { directory, shards, engine, exchange };
         let process = Self { parts, keeper, failover, _folder: folder };
         let shard = process.parts.directory.shard(SHARD).unwrap();
         process.keeper.settle(&shard).await;

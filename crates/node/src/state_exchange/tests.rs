@@ -181,6 +181,22 @@ async fn the_log_is_kept_behind_a_snapshot_that_is_offered_and_offers_are_bounde
 }
 
 #[tokio::test]
+async fn states_that_nobody_reads_on_take_no_more_than_so_many_threads() {
+    let nodes = nodes().await;
+    let id = nodes.offering.offer(GROUP, Arc::new(nodes.source.snapshot().unwrap()));
+    let request = || wire::FetchStateRequest { shard: 1, epoch: 1, snapshot_id: id.clone(), ..Default::default() };
+    let mut streams: Vec<_> = (0..MAX_STREAMS - 1).map(|_| nodes.offering.serve(GROUP, request()).unwrap()).collect();
+    streams.push(nodes.offering.read(&nodes.source).unwrap());
+    assert_eq!(nodes.offering.serve(GROUP, request()).unwrap_err().code(), tonic::Code::ResourceExhausted);
+    assert_eq!(nodes.offering.read(&nodes.source).unwrap_err().code(), tonic::Code::ResourceExhausted);
+    // Somebody leaves.
+    drop(streams.pop());
+    while nodes.offering.serve(GROUP, request()).is_err() {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+#[tokio::test]
 async fn what_is_offered_to_a_node_that_is_away_does_not_hold_the_log_for_ever() {
     let nodes = nodes().await;
     let snapshot = Arc::new(nodes.source.snapshot().unwrap());
