@@ -1,5 +1,6 @@
 //! One module a command, or a group of them. Those that speak to the directory share [`operator`].
 
+mod access_token;
 pub(crate) mod cluster;
 pub(crate) mod cluster_config;
 pub(crate) mod databases;

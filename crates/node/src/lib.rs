@@ -46,6 +46,7 @@ mod maintenance;
 mod node;
 mod open_files;
 mod orphans;
+mod outgoing_ports;
 mod peers;
 pub mod private_file;
 mod proposer;

@@ -38,6 +38,7 @@ use crate::incoming::{Room, incoming};
 use crate::keeper::{KeeperParts, keep_all};
 use crate::maintenance::Maintenance;
 use crate::open_files;
+use crate::outgoing_ports;
 use crate::peers::{Dial, MAX_MESSAGE_BYTES, PeerChannels};
 use crate::reads::Reads;
 use crate::router::{ClusterNodes, Router};
@@ -505,7 +506,10 @@ fn data_folder(config: &NodeConfig, error: &StorageError) -> StartError {
 
 pub(crate) async fn listen(address: &str, purpose: ListenPurpose) -> Result<TcpListener, StartError> {
     let bound = TcpListener::bind(address).await;
-    bound.map_err(|cause| ConfigError::Listen { address: address.to_owned(), purpose, cause }.into())
+    bound.map_err(|cause| {
+        let cause = outgoing_ports::explain(cause, address);
+        ConfigError::Listen { address: address.to_owned(), purpose, cause }.into()
+    })
 }
 
 fn local_address(listener: &TcpListener) -> Result<SocketAddr, StartError> {

@@ -6,6 +6,7 @@ use meridian_node::config::dev_cluster_configs;
 use meridian_node::private_file;
 use meridian_node::topology::DevLayout;
 
+use super::access_token::AccessToken;
 use super::{Counts, parse_counts};
 
 #[derive(Args)]
@@ -25,9 +26,9 @@ pub(crate) struct ClusterConfig {
     /// Metrics ports: this one and up. Not served if not given.
     #[arg(long)]
     metrics_port: Option<u16>,
-    /// Opens every database; at least 16 characters.
-    #[arg(long, env = "DENO_KV_ACCESS_TOKEN", hide_env_values = true)]
-    access_token: String,
+    // Opens every database.
+    #[command(flatten)]
+    access_token: AccessToken,
     /// Log kept for slow replicas, in MiB a shard.
     #[arg(long)]
     log_retention_mb: Option<u64>,
@@ -39,7 +40,8 @@ pub(crate) struct ClusterConfig {
 impl ClusterConfig {
     pub(crate) fn run(self) -> Result<()> {
         let layout = DevLayout { counts: &self.topology.0, allow_weak_quorum: self.allow_weak_quorum };
-        let configs = dev_cluster_configs(layout, &self.dir, self.rpc_port, self.port, &self.access_token)?;
+        let token = self.access_token.read()?.context("give --access-token-file, or set DENO_KV_ACCESS_TOKEN")?;
+        let configs = dev_cluster_configs(layout, &self.dir, self.rpc_port, self.port, &token)?;
         for (config, number) in configs.into_iter().zip(0..) {
             let mut config = config;
             if let Some(base) = self.metrics_port {

@@ -11,6 +11,7 @@ use meridian_node::topology::DevLayout;
 use meridian_node::wan::WanPlan;
 use uuid::Uuid;
 
+use super::access_token::AccessToken;
 use super::{Counts, Hangup, asked_to_stop, parse_counts, say};
 
 #[derive(Args)]
@@ -27,9 +28,9 @@ pub(crate) struct Dev {
     /// The first region's gateway listens here, the next at 10 more, and so on.
     #[arg(long, default_value_t = 4512)]
     port: u16,
-    /// What clients must show; at least 16 characters. One is made, and kept with the data, if not given.
-    #[arg(long, env = "DENO_KV_ACCESS_TOKEN", hide_env_values = true)]
-    access_token: Option<String>,
+    // One is made, and kept with the data, if not given.
+    #[command(flatten)]
+    access_token: AccessToken,
     /// Put an emulated WAN between the regions: round trips in ms from the first region to the second, the
     /// third and so on, as in `90,190,jitter=5,dc=2`. Without a value: 90,190.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "")]
@@ -56,7 +57,7 @@ impl Dev {
         let temporary = if self.ephemeral { Some(tempfile::tempdir()?) } else { None };
         let data_dir = temporary.as_ref().map_or(self.data_dir.as_path(), tempfile::TempDir::path);
         std::fs::create_dir_all(data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
-        let token = match self.access_token {
+        let token = match self.access_token.read()? {
             Some(token) => token,
             None => kept_token(data_dir)?,
         };

@@ -27,6 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use self::measurement::Measurement;
 use self::site::{Cluster, RegionUrl};
+use super::access_token::AccessToken;
 use super::{Hangup, asked_to_stop};
 
 #[derive(Args)]
@@ -38,9 +39,9 @@ pub(crate) struct Latency {
     /// first one.
     #[arg(long = "url", value_name = "REGION=URL")]
     urls: Vec<RegionUrl>,
-    /// What the gateways want to be shown. By default the configuration's, where it stands in plain text.
-    #[arg(long, env = "DENO_KV_ACCESS_TOKEN", hide_env_values = true)]
-    access_token: Option<String>,
+    // By default the configuration's, where it stands in plain text.
+    #[command(flatten)]
+    access_token: AccessToken,
     /// By name. By default the one that clients open at `/`.
     #[arg(long, value_name = "NAME")]
     database: Option<String>,
@@ -58,10 +59,11 @@ pub(crate) struct Latency {
 impl Latency {
     pub(crate) async fn run(self) -> Result<()> {
         let database = self.database.as_deref();
+        let token = self.access_token.read()?;
         let cluster = if self.urls.is_empty() {
-            Cluster::of_config(&self.config, database, self.access_token)?
+            Cluster::of_config(&self.config, database, token)?
         } else {
-            let token = self.access_token.context("give --access-token, or set DENO_KV_ACCESS_TOKEN")?;
+            let token = token.context("give --access-token-file, or set DENO_KV_ACCESS_TOKEN")?;
             Cluster::of_urls(self.urls, database, token)?
         };
         let stop = CancellationToken::new();
@@ -111,7 +113,7 @@ mod tests {
     fn urls_take_the_place_of_a_configuration() {
         let latency = parse(&["--url", "a=http://h:1", "--url=b=http://h:2/db/x", "--access-token=t"]).unwrap();
         assert_eq!(latency.urls.len(), 2);
-        assert_eq!(latency.access_token.as_deref(), Some("t"));
+        assert_eq!(latency.access_token.read().unwrap().as_deref(), Some("t"));
         assert!(parse(&["--url=a=http://h:1", "--config=node.toml"]).is_err());
     }
 

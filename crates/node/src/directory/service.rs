@@ -172,10 +172,12 @@ fn is_for_operators(change: &Change) -> bool {
 mod tests {
     use std::time::Instant;
 
-    use meridian_failover::Lease;
+    use meridian_failover::{Lease, Token, TokenScope};
     use meridian_gateway::Access;
+    use meridian_proto::directory::directory_server::Directory as _;
     use meridian_types::{Epoch, ShardId};
     use tokio::net::TcpListener;
+    use tokio_stream::StreamExt;
     use tokio_stream::wrappers::TcpListenerStream;
     use tokio_util::sync::CancellationToken;
 
@@ -230,6 +232,28 @@ mod tests {
         until("the stream is left open", Box::new(move || streams.receiver_count() == 0)).await;
         stop.cancel();
         following.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn operators_and_followers_are_told_no_more_than_they_need() {
+        let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let mut cluster = first_cluster(&topology);
+        cluster.version = 1;
+        cluster.nodes.get_mut(&1).unwrap().incarnation = Some("5eed".to_owned());
+        let hash = "ab".repeat(32);
+        let (label, scope) = ("ci".to_owned(), TokenScope::All);
+        let token = Token { label, sha256: hash.clone(), scope, write: true, expires_at_ms: None, created_at_ms: 1 };
+        cluster.tokens.insert(1, token);
+        let directory = Arc::new(Directory::new(cluster, Access::default(), None));
+        directory.renewed(directory.now(), &Lease { ttl: Duration::from_secs(60), shards: Vec::new() });
+        let service = DirectoryService { directory, voter: Arc::default() };
+        let text = |state: wire::ClusterState| String::from_utf8(state.json.to_vec()).unwrap();
+        let inspected = service.inspect(Request::new(wire::InspectRequest { changes: 9 })).await.unwrap().into_inner();
+        let inspected = text(inspected.cluster.unwrap());
+        assert!(inspected.contains("\"ci\"") && !inspected.contains(&hash) && !inspected.contains("5eed"));
+        let follow = service.follow(Request::new(wire::FollowRequest { known_version: 0 })).await.unwrap();
+        let followed = text(follow.into_inner().next().await.unwrap().unwrap());
+        assert!(followed.contains(&hash) && !followed.contains("5eed"));
     }
 
     #[test]

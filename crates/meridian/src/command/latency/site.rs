@@ -61,7 +61,7 @@ impl Cluster {
             Some(token) => token,
             None => plain_token(&config.tokens).with_context(|| {
                 let path = path.display();
-                format!("{path} has no token in plain text that may write; give --access-token")
+                format!("{path} has no token in plain text that may write; give --access-token-file")
             })?,
         };
         let cluster = Self::of_topology(&config.topology, database, access_token);
