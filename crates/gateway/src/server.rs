@@ -16,16 +16,18 @@ use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use self::activity::{Activity, Busy};
+use self::activity::{Activity, CLOSE_GRACE};
 use self::admission::{Admission, Origin, Ticket};
 use self::strangers::Strangers;
 use self::waiting::Waiting;
+use crate::answer::Answer;
 use crate::options::HTTP1_BUFFER_BYTES;
 use crate::order::Arrivals;
+use crate::refusal::Refusal;
 use crate::route::Route;
 use crate::{Catalogue, Database, Gateway, Options};
 
@@ -37,9 +39,10 @@ const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
 const HTTP2_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
-/// For an idle connection to say goodbye, and for one that makes room for another.
-const CLOSE_GRACE: Duration = Duration::from_secs(1);
+/// For a connection that makes room for another to say goodbye; then another is looked for.
 const EVICTION_GRACE: Duration = Duration::from_millis(50);
+/// To look for one goes through all connections: whoever floods the listener makes it no more than a tenth of the time.
+const LOOKS_TAKE_ONE_IN: u32 = 10;
 
 /// Serves KV Connect on `listener` until `shutdown` is ready: HTTP/1.1 and HTTP/2 with prior knowledge,
 /// told apart by the first bytes of each connection. Then lets requests in progress end, writes whose
@@ -72,7 +75,7 @@ pub async fn serve<D, C>(
     };
     let mut shutdown = pin!(shutdown);
     let mut waiting = Waiting::new(options.first_request_timeout);
-    let mut looks = interval(EVICTION_GRACE);
+    let (mut look_at, mut no_look_before) = (Instant::now(), Instant::now());
     loop {
         while connections.len() < options.max_connections
             && let Some((origin, stream)) = waiting.next()
@@ -91,23 +94,19 @@ pub async fn serve<D, C>(
             Some(result) = connections.join_next() => ended(result),
             accepted = listener.accept() => match accepted {
                 Ok((stream, peer)) => {
-                    let origin = Origin::of(peer.ip());
-                    waiting.add(origin, stream, Instant::now());
-                    if connections.len() >= options.max_connections && admission().evict_for(origin) {
-                        shared.gateway.telemetry().evicted();
-                    }
+                    waiting.add(Origin::of(peer.ip()), stream, Instant::now());
+                    look_at = look_at.min(no_look_before);
                 }
                 Err(error) => {
                     warn!(%error, "cannot accept a connection");
                     sleep(ACCEPT_PAUSE).await;
                 }
             },
-            // What could not be spared when they came may be by now.
-            _ = looks.tick(), if !waiting.is_empty() => {
-                let origins = waiting.origins(Instant::now());
-                if origins.into_iter().any(|origin| admission().evict_for(origin)) {
-                    shared.gateway.telemetry().evicted();
-                }
+            () = sleep_until(look_at), if !waiting.is_empty() => {
+                let began = Instant::now();
+                let evicted = admission().make_room(&waiting.newcomers(began));
+                shared.gateway.telemetry().evicted(evicted);
+                (look_at, no_look_before) = (began + EVICTION_GRACE, began + began.elapsed() * LOOKS_TAKE_ONE_IN);
             }
         }
     }
@@ -175,8 +174,9 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
                 request.extensions_mut().insert(Arc::new(arrivals.enter()));
             }
             let (shared, activity, origin) = (Arc::clone(&self.shared), Arc::clone(&self.activity), self.origin);
-            let busy = Busy::new(&activity);
+            let busy = activity.begin(Instant::now());
             async move {
+                let Some(busy) = busy else { return Ok(refused_late().map(Full::new)) };
                 let answer = shared.gateway.handle(request).await;
                 let status = answer.as_ref().ok().map(hyper::Response::status);
                 // Nothing but these two is said to a request without a valid token.
@@ -205,12 +205,19 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
                 return report(served.as_mut().await);
             }
         };
+        self.activity.closes(Instant::now());
         served.as_mut().graceful_shutdown();
-        match timeout(grace, served.as_mut()).await {
-            Ok(ended) => report(ended),
-            Err(_) => debug!("idle connection was cut"),
+        tokio::select! {
+            biased;
+            ended = served.as_mut() => report(ended),
+            () = self.activity.may_be_cut(grace) => debug!("idle connection was cut"),
         }
     }
+}
+
+/// To a request that came long after its client was told that the connection closes.
+fn refused_late() -> Answer {
+    Refusal::Unavailable("This connection closes. Send the request over another.".to_owned()).into()
 }
 
 fn report(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {

@@ -69,8 +69,8 @@ impl Telemetry {
         .increment(1);
     }
 
-    pub(crate) fn evicted(&self) {
-        self.evicted.increment(1);
+    pub(crate) fn evicted(&self, connections: u64) {
+        self.evicted.increment(connections);
     }
 
     /// Counts a request that began at `start`. `status` is `None` for one that was dropped unanswered.

@@ -11,6 +11,9 @@ const LARGE_ANSWER_BYTES: usize = 64 * 1024;
 /// The slowest client for whom a large answer is kept, beside the idle timeout.
 const SLOWEST_BYTES_PER_SECOND: usize = 256 * 1024;
 
+/// For requests that came when their connection was asked to close, and for what is answered to them.
+pub(super) const CLOSE_GRACE: Duration = Duration::from_secs(1);
+
 /// What a connection is doing, kept with a few relaxed atomics a request, and one timer a connection.
 pub(super) struct Activity {
     opened: Instant,
@@ -18,6 +21,8 @@ pub(super) struct Activity {
     busy: AtomicUsize,
     /// Milliseconds from `opened` to when a request last began or ended; 0: there was none.
     last_ms: AtomicU64,
+    /// Milliseconds from `opened` to when the connection was asked to close; 0: it was not.
+    closing_ms: AtomicU64,
     authorized: AtomicBool,
     unsent: Mutex<Unsent>,
 }
@@ -31,8 +36,56 @@ struct Unsent {
 
 impl Activity {
     pub(super) fn new(opened: Instant) -> Self {
-        let (busy, last_ms) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Self { opened, busy, last_ms, authorized: AtomicBool::new(false), unsent: Mutex::default() }
+        let [last_ms, closing_ms] = [0; 2].map(AtomicU64::new);
+        let (busy, authorized) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Self { opened, busy, last_ms, closing_ms, authorized, unsent: Mutex::default() }
+    }
+
+    /// A request begins. `None`: its client was told long ago that the connection closes, and may not keep it open by
+    /// what it goes on to send.
+    pub(super) fn begin(self: &Arc<Self>, now: Instant) -> Option<Busy> {
+        match self.moment(&self.closing_ms) {
+            Some(closing) if now > closing + CLOSE_GRACE => None,
+            _ => Some(Busy::new(self)),
+        }
+    }
+
+    /// When a request last began or ended.
+    pub(super) fn last_used(&self) -> Option<Instant> {
+        self.moment(&self.last_ms)
+    }
+
+    /// The client is told now that the connection closes.
+    pub(super) fn closes(&self, now: Instant) {
+        self.closing_ms.store(self.millis(now), Ordering::Relaxed);
+    }
+
+    /// Ready when a connection that closes may be cut: `grace` is over since its client was told, and nothing is
+    /// lost that was on the way then. A write that is cut goes on, and a client that sends it again has it applied
+    /// twice.
+    pub(super) async fn may_be_cut(&self, grace: Duration) {
+        loop {
+            let now = Instant::now();
+            let cut_at = self.cut_at(now, grace);
+            if cut_at <= now {
+                return;
+            }
+            sleep_until(cut_at).await;
+        }
+    }
+
+    fn cut_at(&self, now: Instant, grace: Duration) -> Instant {
+        let closing = self.moment(&self.closing_ms).unwrap_or(now);
+        let unsent = self.unsent().until.values().min().copied();
+        let cut_at = match (unsent, self.last_used()) {
+            // One who takes no answers is not waited for, whatever else is in progress.
+            (Some(until), _) => until.min(now + grace),
+            (None, _) if self.busy.load(Ordering::Relaxed) > 0 => now + grace,
+            // What was answered is on its way.
+            (None, Some(last)) if last >= closing && self.is_authorized() => last + CLOSE_GRACE,
+            (None, _) => closing,
+        };
+        cut_at.max(closing + grace)
     }
 
     /// A request on this connection carried a valid token.
@@ -65,10 +118,10 @@ impl Activity {
     /// When this connection will have been idle for too long, if nothing happens on it until then.
     fn idle_at(&self, now: Instant, first_request: Duration, idle: Duration) -> Instant {
         let unsent = self.unsent().until.values().min().copied();
-        let since_last = |patience| match self.last_ms.load(Ordering::Relaxed) {
-            0 => self.opened + first_request,
-            _ if self.busy.load(Ordering::Relaxed) > 0 => now + patience,
-            last_ms => self.opened + Duration::from_millis(last_ms) + patience,
+        let since_last = |patience| match self.last_used() {
+            None => self.opened + first_request,
+            Some(_) if self.busy.load(Ordering::Relaxed) > 0 => now + patience,
+            Some(last) => last + patience,
         };
         match unsent {
             // What was answered later may take its time; looked at again when the first should be gone.
@@ -100,8 +153,17 @@ impl Activity {
     }
 
     fn touch(&self, now: Instant) {
-        let elapsed_ms = u64::try_from(now.saturating_duration_since(self.opened).as_millis()).unwrap_or(u64::MAX);
-        self.last_ms.store(elapsed_ms.max(1), Ordering::Relaxed);
+        self.last_ms.store(self.millis(now), Ordering::Relaxed);
+    }
+
+    fn millis(&self, now: Instant) -> u64 {
+        let elapsed = now.saturating_duration_since(self.opened);
+        u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX).max(1)
+    }
+
+    fn moment(&self, millis: &AtomicU64) -> Option<Instant> {
+        let millis = Some(millis.load(Ordering::Relaxed)).filter(|millis| *millis > 0)?;
+        Some(self.opened + Duration::from_millis(millis))
     }
 }
 
@@ -187,6 +249,49 @@ mod tests {
         let last = now + Duration::from_secs(5);
         activity.touch(last);
         assert_eq!(activity.idle_at(last, FIRST, IDLE), last + FIRST);
+    }
+
+    #[test]
+    fn a_connection_that_closes_is_cut_when_nothing_is_lost_by_it() {
+        let opened = Instant::now();
+        let activity = Arc::new(Activity::new(opened));
+        let grace = Duration::from_millis(50);
+        let at = |millis| opened + Duration::from_millis(millis);
+        activity.closes(at(1000));
+        assert_eq!(activity.cut_at(at(1000), grace), at(1050));
+        // A request that was on the way is finished, and its answer gets through, if somebody with a token sent it.
+        let busy = activity.begin(at(1040)).unwrap();
+        activity.authorized();
+        assert!(activity.cut_at(at(5000), grace) > at(5000));
+        activity.busy.fetch_sub(1, Ordering::Relaxed);
+        std::mem::forget(busy);
+        activity.touch(at(5000));
+        assert_eq!(activity.cut_at(at(5000), grace), at(5000) + CLOSE_GRACE);
+        // What is sent after so long keeps nothing open.
+        assert!(activity.begin(at(1000) + CLOSE_GRACE).is_some());
+        assert!(activity.begin(at(1001) + CLOSE_GRACE).is_none());
+    }
+
+    #[test]
+    fn a_stranger_who_goes_on_keeps_no_connection_that_closes() {
+        let opened = Instant::now();
+        let activity = Arc::new(Activity::new(opened));
+        activity.closes(opened + Duration::from_secs(1));
+        activity.touch(opened + Duration::from_millis(1049));
+        let cut_at = activity.cut_at(opened + Duration::from_millis(1049), Duration::from_millis(50));
+        assert_eq!(cut_at, opened + Duration::from_millis(1050));
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_closes_is_not_kept_for_an_answer_that_nobody_takes() {
+        let activity = Arc::new(Activity::new(Instant::now() - Duration::from_secs(1)));
+        let _answer = activity.sending(Bytes::from(vec![7; 1 << 20]), Duration::ZERO);
+        let _others = Busy::new(&activity);
+        let now = Instant::now();
+        activity.closes(now);
+        assert!(activity.cut_at(now, CLOSE_GRACE) > now);
+        let later = now + Duration::from_secs(60);
+        assert!(activity.cut_at(later, CLOSE_GRACE) <= later);
     }
 
     #[tokio::test]

@@ -1,6 +1,7 @@
 //! Which connections stay when there are too many.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -30,13 +31,14 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// The open connections of a gateway by origin, oldest first.
+/// The open connections of a gateway.
 #[derive(Default)]
 pub(super) struct Admission {
     next: u64,
+    /// By origin, oldest first, without those that were evicted.
     origins: HashMap<Origin, BTreeMap<u64, Open>>,
-    /// The same, by how many each has.
-    counts: BTreeSet<(usize, Origin)>,
+    /// Those that were evicted and have not ended yet.
+    leaving: HashMap<u64, Arc<Activity>>,
 }
 
 struct Open {
@@ -56,54 +58,111 @@ impl Admission {
     pub(super) fn admit(&mut self, origin: Origin, activity: Arc<Activity>, evict: CancellationToken) -> Ticket {
         let id = self.next;
         self.next += 1;
-        self.change(origin, |connections| drop(connections.insert(id, Open { activity, evict })));
+        self.origins.entry(origin).or_default().insert(id, Open { activity, evict });
         Ticket { origin, id }
     }
 
     pub(super) fn left(&mut self, ticket: Ticket) {
-        self.change(ticket.origin, |connections| drop(connections.remove(&ticket.id)));
+        self.leaving.remove(&ticket.id);
+        drop(self.remove(ticket.origin, ticket.id));
     }
 
-    /// Asks one connection to make room for a newcomer of `origin`; false if none can be spared.
+    /// Asks as many connections to close as these newcomers need that wait, oldest first, with one origin for each;
+    /// fewer if they cannot be spared, or were asked before and are about to end. How many were asked.
     ///
-    /// First goes the oldest connection that never showed a valid token and has no request in progress, of the
-    /// origin that has most connections. Where every connection showed one, an idle connection goes of an origin
-    /// that has more of them than the newcomer's.
-    pub(super) fn evict_for(&mut self, origin: Origin) -> bool {
-        let own = self.origins.get(&origin).map_or(0, BTreeMap::len);
-        let by_count = || self.counts.iter().rev();
-        let strangers = by_count().find_map(|(_, origin)| self.spare(*origin, |activity| !activity.is_authorized()));
-        let spared = strangers
-            .or_else(|| by_count().filter(|(count, _)| *count > own).find_map(|(_, o)| self.spare(*o, |_| true)));
-        let Some(ticket) = spared else { return false };
-        if let Some(open) = self.origins.get(&ticket.origin).and_then(|connections| connections.get(&ticket.id)) {
-            open.evict.cancel();
+    /// First go connections that never showed a valid token and have no request in progress, of the origin that has
+    /// most such connections, oldest first. Where every connection showed one, an idle connection goes of the origin
+    /// that has most connections and more than the newcomer's, the least recently used first.
+    pub(super) fn make_room(&mut self, newcomers: &[Origin]) -> u64 {
+        // One that began a request when it was asked to close makes no room soon.
+        let leaving = self.leaving.values().filter(|activity| !activity.is_busy()).count();
+        let Some((served, unserved)) = newcomers.split_at_checked(leaving) else { return 0 };
+        let mut evicted = self.evict_strangers(unserved.len());
+        if evicted < unserved.len() {
+            evicted += self.evict_idle(served, unserved.split_at(evicted));
         }
-        // It counts no more: the next one to be evicted is another.
-        self.left(ticket);
-        true
+        evicted as u64
     }
 
-    fn spare(&self, origin: Origin, which: impl Fn(&Activity) -> bool) -> Option<Ticket> {
-        let mut connections = self.origins.get(&origin)?.iter();
-        let (id, _) = connections.find(|(_, open)| !open.activity.is_busy() && which(&open.activity))?;
-        Some(Ticket { origin, id: *id })
-    }
-
-    fn change(&mut self, origin: Origin, change: impl FnOnce(&mut BTreeMap<u64, Open>)) {
-        let connections = self.origins.entry(origin).or_default();
-        let before = connections.len();
-        change(connections);
-        let after = connections.len();
-        if after == 0 {
-            self.origins.remove(&origin);
+    fn evict_strangers(&mut self, wanted: usize) -> usize {
+        if wanted == 0 {
+            return 0;
         }
-        if before != after {
-            self.counts.remove(&(before, origin));
-            if after > 0 {
-                self.counts.insert((after, origin));
+        let mut most = BinaryHeap::new();
+        for (origin, connections) in &self.origins {
+            let strangers = connections.iter().rev().filter(|(_, open)| !open.activity.is_authorized());
+            let strangers = strangers.filter(|(_, open)| !open.activity.is_busy()).map(|(id, _)| *id);
+            // The oldest last.
+            let strangers: Vec<u64> = strangers.collect();
+            if let Some(oldest) = strangers.last() {
+                most.push((strangers.len(), Reverse(*oldest), *origin, strangers));
             }
         }
+        let mut evicted = 0;
+        while evicted < wanted
+            && let Some((_, Reverse(oldest), origin, mut strangers)) = most.pop()
+        {
+            self.evict(origin, oldest);
+            evicted += 1;
+            strangers.pop();
+            if let Some(next) = strangers.last() {
+                most.push((strangers.len(), Reverse(*next), origin, strangers));
+            }
+        }
+        evicted
+    }
+
+    /// For the `newcomers`: those for whom there is room already, and those for whom there is none.
+    fn evict_idle(&mut self, served: &[Origin], (also_served, unserved): (&[Origin], &[Origin])) -> usize {
+        let mut counts: HashMap<Origin, usize> =
+            self.origins.iter().map(|(origin, connections)| (*origin, connections.len())).collect();
+        for origin in served.iter().chain(also_served) {
+            *counts.entry(*origin).or_default() += 1;
+        }
+        let mut most = BinaryHeap::new();
+        for (origin, connections) in &self.origins {
+            let idle = connections.iter().filter(|(_, open)| !open.activity.is_busy());
+            let mut idle: Vec<_> = idle.map(|(id, open)| (open.activity.last_used(), *id)).collect();
+            // The least recently used last.
+            idle.sort_unstable_by_key(|used| Reverse(*used));
+            if !idle.is_empty() {
+                most.push((counts.get(origin).copied().unwrap_or_default(), *origin, idle));
+            }
+        }
+        let mut evicted = 0;
+        for newcomer in unserved {
+            let own = counts.get(newcomer).copied().unwrap_or_default();
+            if most.peek().is_none_or(|(count, ..)| *count <= own) {
+                continue;
+            }
+            let Some((count, origin, mut idle)) = most.pop() else { break };
+            if let Some((_, id)) = idle.pop() {
+                self.evict(origin, id);
+                evicted += 1;
+            }
+            *counts.entry(*newcomer).or_default() += 1;
+            counts.insert(origin, count - 1);
+            if !idle.is_empty() {
+                most.push((count - 1, origin, idle));
+            }
+        }
+        evicted
+    }
+
+    fn evict(&mut self, origin: Origin, id: u64) {
+        if let Some(open) = self.remove(origin, id) {
+            open.evict.cancel();
+            self.leaving.insert(id, open.activity);
+        }
+    }
+
+    fn remove(&mut self, origin: Origin, id: u64) -> Option<Open> {
+        let connections = self.origins.get_mut(&origin)?;
+        let removed = connections.remove(&id);
+        if connections.is_empty() {
+            self.origins.remove(&origin);
+        }
+        removed
     }
 }
 
@@ -123,19 +182,40 @@ mod tests {
         (admission.admit(origin, Arc::clone(&activity), evict.clone()), activity, evict)
     }
 
+    fn evicted(connections: &[(Ticket, Arc<Activity>, CancellationToken)]) -> Vec<bool> {
+        connections.iter().map(|(_, _, evict)| evict.is_cancelled()).collect()
+    }
+
     #[test]
     fn the_origin_with_most_connections_makes_room() {
         let mut admission = Admission::default();
         let (_, _, quiet) = admit(&mut admission, origin(1));
         let crowd: Vec<_> = (0..3).map(|_| admit(&mut admission, origin(2))).collect();
-        assert!(admission.evict_for(origin(3)));
-        let evicted = |connections: &[(Ticket, Arc<Activity>, CancellationToken)]| {
-            connections.iter().map(|(_, _, evict)| evict.is_cancelled()).collect::<Vec<_>>()
-        };
+        assert_eq!(admission.make_room(&[origin(3)]), 1);
         assert_eq!(evicted(&crowd), [true, false, false]);
-        assert!(admission.evict_for(origin(2)));
+        admission.left(crowd[0].0);
+        assert_eq!(admission.make_room(&[origin(2)]), 1);
         assert_eq!(evicted(&crowd), [true, true, false]);
         assert!(!quiet.is_cancelled());
+    }
+
+    #[test]
+    fn no_more_are_evicted_than_wait() {
+        let mut admission = Admission::default();
+        let crowd: Vec<_> = (0..8).map(|_| admit(&mut admission, origin(1))).collect();
+        assert_eq!(admission.make_room(&[origin(2)]), 1);
+        assert_eq!(admission.make_room(&[origin(2)]), 0, "one is about to end");
+        assert_eq!(admission.make_room(&[origin(2), origin(3), origin(3)]), 2);
+        // One that was sent a request just then will not end soon, and another goes.
+        let busy = Busy::new(&crowd[0].1);
+        assert_eq!(admission.make_room(&[origin(2), origin(3), origin(3)]), 1);
+        drop(busy);
+        crowd.iter().take(4).for_each(|(ticket, ..)| admission.left(*ticket));
+        assert_eq!(evicted(&crowd), [true, true, true, true, false, false, false, false]);
+        assert!(admission.leaving.is_empty());
+        crowd.iter().skip(4).for_each(|(_, activity, _)| activity.authorized());
+        // Of those who showed a token, no origin is left with fewer than the newcomers'.
+        assert_eq!(admission.make_room(&[origin(2); 8]), 2);
     }
 
     #[test]
@@ -143,14 +223,30 @@ mod tests {
         let mut admission = Admission::default();
         let known: Vec<_> = (0..3).map(|_| admit(&mut admission, origin(1))).collect();
         known.iter().for_each(|(_, activity, _)| activity.authorized());
-        let (_, _, stranger) = admit(&mut admission, origin(2));
-        assert!(admission.evict_for(origin(3)));
-        assert!(stranger.is_cancelled());
-        assert!(known.iter().all(|(_, _, evict)| !evict.is_cancelled()));
-        // Then idle ones of an origin that has more than the newcomer's, and never of the newcomer's own.
-        assert!(!admission.evict_for(origin(1)));
-        assert!(admission.evict_for(origin(3)));
-        assert!(known[0].2.is_cancelled());
+        let stranger = admit(&mut admission, origin(2));
+        assert_eq!(admission.make_room(&[origin(3)]), 1);
+        assert!(stranger.2.is_cancelled());
+        admission.left(stranger.0);
+        assert_eq!(evicted(&known), [false, false, false]);
+        // Then idle ones of an origin that has more than the newcomer's, and never of the newcomer's own. The one that
+        // was used longest ago goes, however old the others are.
+        assert_eq!(admission.make_room(&[origin(1)]), 0);
+        [0, 2].into_iter().for_each(|at: usize| drop(Busy::new(&known[at].1)));
+        assert_eq!(admission.make_room(&[origin(3)]), 1);
+        assert_eq!(evicted(&known), [false, true, false]);
+    }
+
+    #[test]
+    fn a_flood_from_many_addresses_goes_before_the_newest_of_the_largest_client() {
+        let mut admission = Admission::default();
+        let known: Vec<_> = (0..100).map(|_| admit(&mut admission, origin(0))).collect();
+        known.iter().for_each(|(_, activity, _)| activity.authorized());
+        let flood: Vec<_> = (1..200).map(|last| admit(&mut admission, origin(last))).collect();
+        let fresh = admit(&mut admission, origin(0));
+        let newcomers: Vec<_> = (0..199).map(|_| origin(250)).collect();
+        assert_eq!(admission.make_room(&newcomers), 199);
+        assert!(evicted(&flood).into_iter().all(|evicted| evicted));
+        assert!(!fresh.2.is_cancelled());
     }
 
     #[test]
@@ -158,12 +254,12 @@ mod tests {
         let mut admission = Admission::default();
         let (ticket, activity, evict) = admit(&mut admission, origin(1));
         let busy = Busy::new(&activity);
-        assert!(!admission.evict_for(origin(2)));
+        assert_eq!(admission.make_room(&[origin(2)]), 0);
         drop(busy);
-        assert!(admission.evict_for(origin(2)));
+        assert_eq!(admission.make_room(&[origin(2)]), 1);
         assert!(evict.is_cancelled());
         admission.left(ticket);
-        assert!(admission.origins.is_empty() && admission.counts.is_empty());
+        assert!(admission.origins.is_empty() && admission.leaving.is_empty());
     }
 
     #[test]

@@ -36,17 +36,11 @@ impl<S> Waiting<S> {
         self.waiting.pop_front().map(|(_, origin, newcomer)| (origin, newcomer))
     }
 
-    /// Drops what has waited for too long. Whence the others are, oldest first and each once.
-    pub(super) fn origins(&mut self, now: Instant) -> Vec<Origin> {
+    /// Drops what has waited for too long. Whence the others are, oldest first.
+    pub(super) fn newcomers(&mut self, now: Instant) -> Vec<Origin> {
         let patience = self.patience;
         self.waiting.retain(|(since, ..)| now.duration_since(*since) < patience);
-        let mut origins = Vec::new();
-        for (_, origin, _) in &self.waiting {
-            if !origins.contains(origin) {
-                origins.push(*origin);
-            }
-        }
-        origins
+        self.waiting.iter().map(|(_, origin, _)| *origin).collect()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -68,11 +62,11 @@ mod tests {
         let (mut waiting, now) = (Waiting::new(Duration::from_secs(10)), Instant::now());
         (0..100).for_each(|number| waiting.add(origin(1), number, now));
         waiting.add(origin(2), 100, now);
-        assert_eq!(waiting.origins(now), [origin(1), origin(2)]);
+        assert_eq!(waiting.newcomers(now), [[origin(1); MAX_OF_ONE_ORIGIN].as_slice(), &[origin(2)]].concat());
         let taken: Vec<_> = std::iter::from_fn(|| waiting.next()).map(|(_, number)| number).collect();
         assert_eq!(taken, [0, 1, 2, 3, 4, 5, 6, 7, 100]);
         (0..1000).for_each(|number| waiting.add(origin(number), number, now));
-        assert_eq!(waiting.origins(now).len(), MAX_WAITING);
+        assert_eq!(waiting.newcomers(now).len(), MAX_WAITING);
     }
 
     #[test]
@@ -80,7 +74,7 @@ mod tests {
         let (mut waiting, now) = (Waiting::new(Duration::from_secs(10)), Instant::now());
         waiting.add(origin(1), (), now);
         waiting.add(origin(2), (), now + Duration::from_secs(1));
-        assert_eq!(waiting.origins(now + Duration::from_secs(10)), [origin(2)]);
-        assert!(waiting.origins(now + Duration::from_secs(11)).is_empty() && waiting.is_empty());
+        assert_eq!(waiting.newcomers(now + Duration::from_secs(10)), [origin(2)]);
+        assert!(waiting.newcomers(now + Duration::from_secs(11)).is_empty() && waiting.is_empty());
     }
 }

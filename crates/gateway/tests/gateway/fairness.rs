@@ -1,5 +1,6 @@
 //! What one client can take from the others: connections, requests, bytes.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,8 +13,9 @@ use meridian_gateway::Options;
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 
-use crate::support::{MAIN_TEXT, READER, Server, WRITER, all, set, until};
+use crate::support::{MAIN_TEXT, Plan, READER, Server, WRITER, all, set, until};
 
 fn read(token: &str) -> hyper::http::request::Builder {
     Request::post("http://kv.test:4512/kv/strong/snapshot_read")
@@ -50,6 +52,72 @@ async fn idle_connections_of_strangers_make_room() {
         closed += usize::from(matches!(ended, Ok(Err(_))));
     }
     assert!(closed >= 16, "{closed} of {} were closed", strangers.len());
+}
+
+#[tokio::test]
+async fn one_newcomer_costs_one_connection_however_long_nobody_waited() {
+    let server = Server::with(Options { max_connections: 20, ..Options::default() }).await;
+    let mut clients = Vec::new();
+    for _ in 0..20 {
+        let (mut client, gate) = server.gated().await;
+        assert_eq!(client.read(&all()).await.unwrap().status, 200);
+        clients.push((client, gate));
+    }
+    // The first is used again: the next one is the least recently used.
+    tokio::time::sleep(Duration::from_millis(2)).await;
+    assert_eq!(clients[0].0.read(&all()).await.unwrap().status, 200);
+    // Evicted connections end as late as they may.
+    clients.iter().for_each(|(_, gate)| gate.set_open(false));
+    // Nobody waits meanwhile, and nothing may come of that.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let mut newcomer = Server::http1_over(server.connect_from(2).await).await;
+    assert_eq!(newcomer.read(&all()).await.unwrap().status, 200);
+    let mut closed = Vec::new();
+    for (number, (client, gate)) in clients.iter_mut().enumerate() {
+        gate.set_open(true);
+        if client.read(&all()).await.is_err() {
+            closed.push(number);
+        }
+    }
+    assert_eq!(closed, [1]);
+}
+
+#[tokio::test]
+async fn a_write_that_came_when_its_connection_was_evicted_is_answered() {
+    for _ in 0..20 {
+        let server = Server::with(Options { max_connections: 2, ..Options::default() }).await;
+        let (mut client, gate) = server.gated().await;
+        assert_eq!(client.read(&all()).await.unwrap().status, 200);
+        let mut other = server.http2().await;
+        assert_eq!(other.read(&all()).await.unwrap().status, 200);
+        server.memory.plan(Plan::Hold);
+        gate.set_open(false);
+        let mut newcomer = Server::http1_over(server.connect_from(2).await).await;
+        let newcomer = tokio::spawn(async move { newcomer.read(&all()).await.unwrap().status });
+        until(|| gate.holds()).await;
+        // It does not know yet that the connection closes.
+        let write = tokio::spawn(async move { client.write(&set("a", "1")).await });
+        let has_begun = || server.memory.writes_begun.load(Ordering::SeqCst) == 1;
+        until(|| has_begun() || write.is_finished()).await;
+        if !has_begun() {
+            // Too late: the connection had ended.
+            continue;
+        }
+        // Room is made by another.
+        let soon = Duration::from_secs(10);
+        assert_eq!(timeout(soon, newcomer).await.unwrap().unwrap(), 200);
+        // Far longer than a connection gets that makes room.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        until(|| {
+            server.memory.release.notify_waiters();
+            server.memory.committed() == 1
+        })
+        .await;
+        gate.set_open(true);
+        assert_eq!(timeout(soon, write).await.unwrap().unwrap().unwrap().status, 200);
+        return;
+    }
+    panic!("no write came in time");
 }
 
 #[tokio::test]

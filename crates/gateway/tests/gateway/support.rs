@@ -19,8 +19,9 @@ use meridian_types::{
     Consistency, DatabaseId, Entry, Epoch, MutationKind, Position, RequestId, Value, Versionstamp, WriteOutcome,
 };
 use prost::Message;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, oneshot};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 
 pub(crate) const MAIN: DatabaseId = DatabaseId([0xab; 16]);
@@ -199,8 +200,26 @@ impl Server {
         stream
     }
 
+    /// From another address of this machine.
+    pub(crate) async fn connect_from(&self, last: u8) -> TcpStream {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind(SocketAddr::from(([127, 0, 0, last], 0))).unwrap();
+        socket.connect(self.address).await.unwrap()
+    }
+
+    /// Over HTTP/2; what the server says can be held back from the client.
+    pub(crate) async fn gated(&self) -> (Client, Gate) {
+        let (gate, stream) = Gate::before(self.connect().await);
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        (Client { sender: Sender::Http2(sender), driver: tokio::spawn(async { drop(connection.await) }) }, gate)
+    }
+
     pub(crate) async fn http1(&self) -> Client {
-        let (sender, connection) = http1::handshake(TokioIo::new(self.connect().await)).await.unwrap();
+        Self::http1_over(self.connect().await).await
+    }
+
+    pub(crate) async fn http1_over(stream: TcpStream) -> Client {
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
         Client { sender: Sender::Http1(sender), driver: tokio::spawn(async { drop(connection.await) }) }
     }
 
@@ -208,6 +227,46 @@ impl Server {
         let io = TokioIo::new(self.connect().await);
         let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
         Client { sender: Sender::Http2(sender), driver: tokio::spawn(async { drop(connection.await) }) }
+    }
+}
+
+/// Lets through what a server says, or holds it back.
+pub(crate) struct Gate {
+    open: watch::Sender<bool>,
+    held_bytes: Arc<AtomicU64>,
+}
+
+impl Gate {
+    fn before(server: TcpStream) -> (Self, DuplexStream) {
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let (mut from_server, mut to_server) = server.into_split();
+        let (mut from_client, mut to_client) = tokio::io::split(far);
+        let (open, mut is_open) = watch::channel(true);
+        let held_bytes = Arc::new(AtomicU64::new(0));
+        let held = Arc::clone(&held_bytes);
+        tokio::spawn(async move { drop(tokio::io::copy(&mut from_client, &mut to_server).await) });
+        tokio::spawn(async move {
+            let mut buffer = vec![0; 1 << 16];
+            while let Ok(read @ 1..) = from_server.read(&mut buffer).await {
+                if !*is_open.borrow() {
+                    held.fetch_add(read as u64, Ordering::SeqCst);
+                }
+                if is_open.wait_for(|open| *open).await.is_err() || to_client.write_all(&buffer[..read]).await.is_err()
+                {
+                    return;
+                }
+            }
+        });
+        (Self { open, held_bytes }, near)
+    }
+
+    pub(crate) fn set_open(&self, open: bool) {
+        self.open.send_replace(open);
+    }
+
+    /// Whether the server has said something that is held back.
+    pub(crate) fn holds(&self) -> bool {
+        self.held_bytes.load(Ordering::SeqCst) > 0
     }
 }
 
