@@ -89,6 +89,12 @@ pub async fn serve<D, C>(
                 ticket
             });
         }
+        let now = Instant::now();
+        if look_at <= now && !waiting.is_empty() {
+            let evicted = admission().make_room(&waiting.newcomers(now));
+            shared.gateway.telemetry().evicted(evicted);
+            (look_at, no_look_before) = (now + EVICTION_GRACE, now + now.elapsed() * LOOKS_TAKE_ONE_IN);
+        }
         tokio::select! {
             () = &mut shutdown => break,
             Some(result) = connections.join_next() => ended(result),
@@ -102,12 +108,7 @@ pub async fn serve<D, C>(
                     sleep(ACCEPT_PAUSE).await;
                 }
             },
-            () = sleep_until(look_at), if !waiting.is_empty() => {
-                let began = Instant::now();
-                let evicted = admission().make_room(&waiting.newcomers(began));
-                shared.gateway.telemetry().evicted(evicted);
-                (look_at, no_look_before) = (began + EVICTION_GRACE, began + began.elapsed() * LOOKS_TAKE_ONE_IN);
-            }
+            () = sleep_until(look_at), if !waiting.is_empty() => {}
         }
     }
     drop(waiting);
