@@ -25,13 +25,23 @@ pub(crate) async fn collect<B>(
 where
     B: Body<Data = Bytes>,
 {
-    match tokio::time::timeout(timeout, read(body, &mut share, max_bytes)).await {
-        Ok(result) => result.map(|bytes| (bytes, share)),
-        Err(_) => Err(Refusal::BodyTimeout { timeout }),
-    }
+    let bytes = within(timeout, read(body, |bytes| share.grow(bytes), max_bytes)).await?;
+    Ok((bytes, share))
 }
 
-async fn read<B>(body: B, share: &mut Share, max_bytes: usize) -> Result<Bytes, Refusal>
+/// The whole body of a request that is so small that nobody counts its bytes.
+pub(crate) async fn collect_small<B>(body: B, max_bytes: usize, timeout: Duration) -> Result<Bytes, Refusal>
+where
+    B: Body<Data = Bytes>,
+{
+    within(timeout, read(body, |_| true, max_bytes)).await
+}
+
+async fn within(timeout: Duration, read: impl Future<Output = Result<Bytes, Refusal>>) -> Result<Bytes, Refusal> {
+    tokio::time::timeout(timeout, read).await.unwrap_or(Err(Refusal::BodyTimeout { timeout }))
+}
+
+async fn read<B>(body: B, mut take: impl FnMut(u64) -> bool, max_bytes: usize) -> Result<Bytes, Refusal>
 where
     B: Body<Data = Bytes>,
 {
@@ -52,7 +62,7 @@ where
                 break;
             }
             (first, joined) = (Bytes::new(), BytesMut::new());
-        } else if !share.grow(data.len() as u64) {
+        } else if !take(data.len() as u64) {
             return Err(Refusal::Overloaded(Overload::Bodies));
         } else if first.is_empty() && joined.is_empty() {
             first = data;

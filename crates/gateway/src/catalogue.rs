@@ -1,4 +1,4 @@
-use meridian_types::DatabaseId;
+use meridian_types::{DatabaseId, ShardId};
 
 use crate::Grant;
 
@@ -11,7 +11,9 @@ pub trait Catalogue: Send + Sync + 'static {
     /// What a client opens at `/db/<name>`. Names are compared as they stand in the path, undecoded.
     fn by_name(&self, name: &str) -> Option<DatabaseId>;
 
-    fn contains(&self, database: DatabaseId) -> bool;
+    /// The shard that a database lives in. Those of one shard are served, or not, together. `None`: there is no such
+    /// database.
+    fn shard(&self, database: DatabaseId) -> Option<ShardId>;
 
     /// `None`: the token is not known (any more).
     fn authorize(&self, bearer: &str) -> Option<Grant>;

@@ -9,7 +9,7 @@ use hyper::body::Body;
 use hyper::http::request::Parts;
 use hyper::{Method, Request};
 use meridian_proto::kv_connect as pb;
-use meridian_types::{Consistency, DatabaseId, RequestId, WriteOutcome};
+use meridian_types::{Consistency, DatabaseId, RequestId, ShardId, WriteOutcome};
 use prost::Message;
 use tracing::warn;
 
@@ -30,6 +30,10 @@ use crate::{Catalogue, Grant, body, head, validation};
 #[error("the outcome of a write is unknown, so that it has no answer")]
 pub struct Unanswered;
 
+/// Metadata requests in progress at a time, and the bytes of each: an object with a list of versions.
+const MAX_EXCHANGES: u64 = 512;
+const MAX_EXCHANGE_BYTES: usize = 4096;
+
 /// KV Connect over a [`Database`]: requests to answers, without sockets. See [`serve`](crate::serve).
 pub struct Gateway<D, C> {
     database: Arc<D>,
@@ -39,7 +43,10 @@ pub struct Gateway<D, C> {
     /// Requests in progress. A write keeps its share until the database is done with it, also when its client has
     /// left.
     requests: Shares,
-    /// Bytes of their bodies.
+    /// Metadata requests in progress, which no operation keeps from being served: without an answer no client opens
+    /// its database, also where others are well.
+    exchanges: Shares,
+    /// Bytes of the bodies of operations.
     bodies: Shares,
     /// Bytes of answers that clients have not taken yet.
     answers: Shares,
@@ -72,6 +79,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             catalogue,
             telemetry: Telemetry::new(),
             requests: Shares::new(options.max_concurrent_requests.into()),
+            exchanges: Shares::new(MAX_EXCHANGES),
             bodies: Shares::new(options.max_bodies_bytes),
             answers: Shares::new(options.max_answers_bytes),
             holders: RandomState::new(),
@@ -110,6 +118,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     /// Returns when no request is in progress, including writes whose clients have left. Nothing is
     /// accepted after it: requests get 503.
     pub async fn drained(&self) {
+        self.exchanges.close().await;
         self.requests.close().await;
     }
 
@@ -130,7 +139,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         B: Body<Data = Bytes>,
     {
         let (token, grant) = self.bearer(parts)?;
-        let _request = self.begin(token)?;
+        let exchange = self.exchanges.take(self.holder(token, None), 1);
+        let _exchange = exchange.ok_or_else(|| self.overloaded(Overload::Metadata))?;
         let database = match target {
             Target::Default => Ok(self.catalogue.default_database().ok_or(Refusal::NoDefaultDatabase)?),
             Target::Id(id) => Ok(id),
@@ -140,11 +150,12 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let database = match database {
             Ok(database) if !grant.allows(database) => Err(Refusal::UnknownToken),
             Err(_) if !grant.allows_all() => Err(Refusal::UnknownToken),
-            Ok(database) if !self.catalogue.contains(database) => Err(Refusal::NoSuchDatabase),
+            Ok(database) if self.catalogue.shard(database).is_none() => Err(Refusal::NoSuchDatabase),
             other => other,
         }?;
         let consistency = head::consistency(&parts.uri)?;
-        let (body, _share) = self.body(token, body).await?;
+        let max_bytes = self.options.max_body_bytes.min(MAX_EXCHANGE_BYTES);
+        let body = body::collect_small(body, max_bytes, self.options.body_timeout).await?;
         let own_url;
         let expires_at = metadata::expiry(Utc::now(), self.options.token_lifetime);
         let path = parts.uri.path();
@@ -163,15 +174,16 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     where
         B: Body<Data = Bytes>,
     {
-        let (token, database) = self.authorize(parts, false)?;
-        let _request = self.begin(token)?;
-        let (body, _share) = self.body(token, body).await?;
+        let (token, database, shard) = self.authorize(parts, false)?;
+        let holder = self.holder(token, Some(shard));
+        let _request = self.begin(holder)?;
+        let (body, _share) = self.body(holder, body).await?;
         let message = pb::SnapshotRead::decode(body).map_err(Refusal::from)?;
         let ranges = validation::read(message).map_err(Refusal::from)?;
         let output = self.database.read(Read { database, consistency, ranges }).await.map_err(Refusal::from)?;
         let output = answer::read(output, consistency);
         // Before it is encoded: what is refused takes no memory at all.
-        let share = self.answers.take(self.holder(token), output.encoded_len() as u64);
+        let share = self.answers.take(self.holder(token, None), output.encoded_len() as u64);
         let share = share.ok_or_else(|| self.overloaded(Overload::Answers))?;
         let answer = answer::protobuf(&output);
         drop(output);
@@ -186,10 +198,11 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     where
         B: Body<Data = Bytes>,
     {
-        let (token, database) = self.authorize(parts, true)?;
-        let request = self.begin(token)?;
+        let (token, database, shard) = self.authorize(parts, true)?;
+        let holder = self.holder(token, Some(shard));
+        let request = self.begin(holder)?;
         let place = parts.extensions.get::<Arc<Place>>();
-        let body = self.body(token, body);
+        let body = self.body(holder, body);
         let (body, share) = match place {
             Some(place) => place.complete(body).await,
             None => body.await,
@@ -239,37 +252,35 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         Ok((token, grant))
     }
 
-    /// The token and the database of a request of the data path, if the one may use the other so.
-    fn authorize<'a>(&self, parts: &'a Parts, write: bool) -> Result<(&'a str, DatabaseId), Refusal> {
+    /// The token and the database of a request of the data path, if the one may use the other so, and its shard.
+    fn authorize<'a>(&self, parts: &'a Parts, write: bool) -> Result<(&'a str, DatabaseId, ShardId), Refusal> {
         let (token, grant) = self.bearer(parts)?;
         let database = head::database_id(&parts.headers)?;
-        // Before `contains`: a token for some databases says nothing about others.
+        // Before it is looked for: a token for some databases says nothing about others.
         if !grant.allows(database) {
             return Err(Refusal::UnknownToken);
         }
-        if !self.catalogue.contains(database) {
-            return Err(Refusal::DatabaseId);
-        }
+        let shard = self.catalogue.shard(database).ok_or(Refusal::DatabaseId)?;
         if write && !grant.may_write() {
             return Err(Refusal::ReadOnlyToken);
         }
-        Ok((token, database))
+        Ok((token, database, shard))
     }
 
-    fn holder(&self, token: &str) -> Holder {
-        Holder(self.holders.hash_one(token))
+    fn holder(&self, token: &str, shard: Option<ShardId>) -> Holder {
+        Holder { token: self.holders.hash_one(token), shard }
     }
 
     /// Counts a request among those in progress.
-    fn begin(&self, token: &str) -> Result<Share, Refusal> {
-        self.requests.take(self.holder(token), 1).ok_or_else(|| self.overloaded(Overload::Requests))
+    fn begin(&self, holder: Holder) -> Result<Share, Refusal> {
+        self.requests.take(holder, 1).ok_or_else(|| self.overloaded(Overload::Requests))
     }
 
-    async fn body<B>(&self, token: &str, body: B) -> Result<(Bytes, Share), Refusal>
+    async fn body<B>(&self, holder: Holder, body: B) -> Result<(Bytes, Share), Refusal>
     where
         B: Body<Data = Bytes>,
     {
-        let share = self.bodies.take(self.holder(token), 0).ok_or_else(|| self.overloaded(Overload::Bodies))?;
+        let share = self.bodies.take(holder, 0).ok_or_else(|| self.overloaded(Overload::Bodies))?;
         let collected = body::collect(body, share, self.options.max_body_bytes, self.options.body_timeout).await;
         collected.inspect_err(|refusal| {
             if let Refusal::Overloaded(what) = refusal {

@@ -67,6 +67,7 @@ pub(crate) enum Refusal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Overload {
     Requests,
+    Metadata,
     Bodies,
     Answers,
 }
@@ -76,6 +77,7 @@ impl Overload {
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Requests => "requests",
+            Self::Metadata => "metadata_requests",
             Self::Bodies => "body_bytes",
             Self::Answers => "answer_bytes",
         }
@@ -86,6 +88,7 @@ impl fmt::Display for Overload {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Requests => "requests",
+            Self::Metadata => "metadata requests",
             Self::Bodies => "bytes of requests",
             Self::Answers => "bytes of answers",
         })

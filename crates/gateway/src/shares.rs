@@ -1,19 +1,27 @@
-//! An amount that is shared among tokens, so that none of them takes it all.
+//! An amount that is shared among tokens, so that none of them takes it all, nor one shard what its token has.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use meridian_types::ShardId;
 use tokio::sync::Notify;
 
-/// Who holds a share: one access token, by a hash of it.
+/// Who holds a share: one access token, by a hash of it, and what it is held for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Holder(pub(crate) u64);
+pub(crate) struct Holder {
+    pub(crate) token: u64,
+    /// Operations of one shard wait together when that is not served. `None`: for no shard in particular.
+    pub(crate) shard: Option<ShardId>,
+}
 
 /// An amount of something (requests, bytes) that holders take shares of and give back. Nobody waits for a share:
 /// what cannot be had now is refused.
 ///
-/// While more than a quarter is free, every holder takes what it likes. From then on a holder may have half of what
-/// the others leave, and no more: however many there are, a newcomer finds something left.
+/// While more than a quarter is free, every token takes what it likes. From then on a token may have half of what
+/// the others leave, and no more: however many there are, a newcomer finds something left. What a token may have is
+/// divided among its shards in the same way: those that are served go on while one is not.
 #[derive(Clone)]
 pub(crate) struct Shares(Arc<Inner>);
 
@@ -27,7 +35,13 @@ struct Inner {
 struct State {
     closed: bool,
     used: u64,
-    held: HashMap<Holder, u64>,
+    by_token: HashMap<u64, u64>,
+    by_holder: HashMap<Holder, u64>,
+}
+
+/// Whether somebody may hold so much of `total`, with `used` held by all together.
+fn fits(total: u64, used: u64, held: u64) -> bool {
+    used <= total - total / 4 || held <= total.saturating_sub(used.saturating_sub(held)) / 2
 }
 
 impl Shares {
@@ -73,15 +87,20 @@ impl Share {
     pub(crate) fn grow(&mut self, amount: u64) -> bool {
         let total = self.inner.total;
         let mut state = self.inner.state();
-        let held = state.held.get(&self.holder).copied().unwrap_or_default().saturating_add(amount);
+        let Holder { token, .. } = self.holder;
+        let of_token = state.by_token.get(&token).copied().unwrap_or_default().saturating_add(amount);
+        let of_holder = state.by_holder.get(&self.holder).copied().unwrap_or_default().saturating_add(amount);
         let used = state.used.saturating_add(amount);
-        let left_by_others = total.saturating_sub(used.saturating_sub(held));
-        let has_room = used <= total - total / 4 || held <= left_by_others / 2;
+        let of_others = used.saturating_sub(of_token);
+        let may_have = (total - total / 4).saturating_sub(of_others).max(total.saturating_sub(of_others) / 2);
+        let has_room =
+            fits(total, used, of_token) && (self.holder.shard.is_none() || fits(may_have, of_token, of_holder));
         if state.closed || !has_room {
             return false;
         }
         state.used = used;
-        state.held.insert(self.holder, held);
+        state.by_token.insert(token, of_token);
+        state.by_holder.insert(self.holder, of_holder);
         self.amount += amount;
         true
     }
@@ -91,14 +110,20 @@ impl Drop for Share {
     fn drop(&mut self) {
         let mut state = self.inner.state();
         state.used = state.used.saturating_sub(self.amount);
-        if let Some(held) = state.held.get_mut(&self.holder) {
-            *held = held.saturating_sub(self.amount);
-            if *held == 0 {
-                state.held.remove(&self.holder);
-            }
-        }
+        let State { by_token, by_holder, .. } = &mut *state;
+        give_back(by_token, self.holder.token, self.amount);
+        give_back(by_holder, self.holder, self.amount);
         if state.used == 0 {
             self.inner.returned.notify_waiters();
+        }
+    }
+}
+
+fn give_back<K: Eq + Hash>(held: &mut HashMap<K, u64>, holder: K, amount: u64) {
+    if let Entry::Occupied(mut held) = held.entry(holder) {
+        *held.get_mut() = held.get().saturating_sub(amount);
+        if *held.get() == 0 {
+            held.remove();
         }
     }
 }
@@ -107,31 +132,55 @@ impl Drop for Share {
 mod tests {
     use super::*;
 
-    const GREEDY: Holder = Holder(1);
-    const QUIET: Holder = Holder(2);
+    const GREEDY: Holder = holder(1, 1);
+    const QUIET: Holder = holder(2, 1);
+
+    const fn holder(token: u64, shard: u32) -> Holder {
+        Holder { token, shard: Some(ShardId(shard)) }
+    }
+
+    /// Of each of so many shards in turn, until no more can be had.
+    fn all_of(shares: &Shares, token: u64, shards: u32) -> Vec<Share> {
+        let each = |shard| std::iter::from_fn(move || shares.take(holder(token, shard), 1)).take(10_000);
+        (1..=shards).flat_map(each).collect()
+    }
 
     #[test]
     fn one_holder_cannot_take_what_another_needs() {
         let shares = Shares::new(100);
-        let greedy: Vec<_> = std::iter::from_fn(|| shares.take(GREEDY, 1)).take(1000).collect();
-        assert_eq!(greedy.len(), 75);
-        let quiet: Vec<_> = std::iter::from_fn(|| shares.take(QUIET, 1)).take(1000).collect();
-        assert_eq!(quiet.len(), 12);
+        // However many shards it asks for.
+        let greedy = all_of(&shares, 1, 64);
+        assert!(greedy.len() <= 75, "{}", greedy.len());
+        let quiet = all_of(&shares, 2, 1);
+        assert!(quiet.len() >= 10, "{}", quiet.len());
         // The greedy one gets nothing before it is back below.
         drop(quiet);
         assert!(shares.take(GREEDY, 1).is_none());
         drop(greedy);
-        assert!(shares.take(GREEDY, 75).is_some());
+        assert!(shares.take(GREEDY, 56).is_some());
+    }
+
+    #[test]
+    fn a_shard_that_is_not_served_leaves_its_token_something_for_another() {
+        let shares = Shares::new(8192);
+        let stuck = all_of(&shares, 1, 1);
+        assert_eq!(stuck.len(), 6144 / 4 * 3);
+        assert_eq!(all_of(&shares, 1, 2).len(), 768, "of the second shard");
+        // Also while others have most of it.
+        let _others: Vec<_> = (2..8).flat_map(|token| all_of(&shares, token, 1)).collect();
+        drop(stuck);
+        let stuck = all_of(&shares, 1, 1);
+        assert!(!stuck.is_empty() && shares.take(holder(1, 2), 1).is_some(), "{}", stuck.len());
     }
 
     #[test]
     fn many_holders_leave_something_for_the_next() {
         let shares = Shares::new(1000);
         let mut taken = Vec::new();
-        for holder in 0..8 {
-            taken.extend(std::iter::from_fn(|| shares.take(Holder(holder), 1)).take(1000));
+        for token in 0..8 {
+            taken.extend(all_of(&shares, token, 1));
         }
-        assert!(shares.take(Holder(100), 1).is_some(), "{} of 1000 are taken", taken.len());
+        assert!(shares.take(holder(100, 1), 1).is_some(), "{} of 1000 are taken", taken.len());
     }
 
     #[test]
@@ -139,11 +188,11 @@ mod tests {
         let shares = Shares::new(100);
         assert!(shares.take(GREEDY, 101).is_none());
         assert!(shares.take(GREEDY, u64::MAX).is_none());
-        let mut share = shares.take(GREEDY, 70).unwrap();
-        assert!(!share.grow(6));
-        assert!(share.grow(5));
+        let mut share = shares.take(GREEDY, 50).unwrap();
+        assert!(!share.grow(8));
+        assert!(share.grow(7));
         drop(share);
-        assert!(shares.0.state().held.is_empty());
+        assert!(shares.0.state().by_token.is_empty() && shares.0.state().by_holder.is_empty());
         assert_eq!(shares.0.state().used, 0);
     }
 

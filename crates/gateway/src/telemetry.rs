@@ -21,6 +21,7 @@ pub(crate) struct Telemetry {
     unknown: Operation,
     unauthorized: Counter,
     too_many_requests: Counter,
+    too_many_metadata: Counter,
     too_many_bodies: Counter,
     too_many_answers: Counter,
     evicted: Counter,
@@ -50,6 +51,7 @@ impl Telemetry {
             unknown: Operation::new("unknown"),
             unauthorized: counter!(UNAUTHORIZED),
             too_many_requests: overloaded(Overload::Requests),
+            too_many_metadata: overloaded(Overload::Metadata),
             too_many_bodies: overloaded(Overload::Bodies),
             too_many_answers: overloaded(Overload::Answers),
             evicted: counter!(EVICTED),
@@ -63,6 +65,7 @@ impl Telemetry {
     pub(crate) fn overloaded(&self, what: Overload) {
         match what {
             Overload::Requests => &self.too_many_requests,
+            Overload::Metadata => &self.too_many_metadata,
             Overload::Bodies => &self.too_many_bodies,
             Overload::Answers => &self.too_many_answers,
         }

@@ -278,8 +278,8 @@ impl Catalogue for Directory {
         known.cluster.databases.iter().find(|(_, database)| database.name == name).map(|(id, _)| *id)
     }
 
-    fn contains(&self, database: DatabaseId) -> bool {
-        self.known.borrow().cluster.databases.contains_key(&database)
+    fn shard(&self, database: DatabaseId) -> Option<ShardId> {
+        self.known.borrow().cluster.databases.get(&database).map(|database| database.shard)
     }
 
     fn authorize(&self, bearer: &str) -> Option<Grant> {

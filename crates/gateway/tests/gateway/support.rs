@@ -16,7 +16,8 @@ use meridian_gateway::{
 };
 use meridian_proto::kv_connect as pb;
 use meridian_types::{
-    Consistency, DatabaseId, Entry, Epoch, MutationKind, Position, RequestId, Value, Versionstamp, WriteOutcome,
+    Consistency, DatabaseId, Entry, Epoch, MutationKind, Position, RequestId, ShardId, Value, Versionstamp,
+    WriteOutcome,
 };
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -162,8 +163,8 @@ impl Catalogue for TwoDatabases {
         }
     }
 
-    fn contains(&self, database: DatabaseId) -> bool {
-        [MAIN, OTHER].contains(&database)
+    fn shard(&self, database: DatabaseId) -> Option<ShardId> {
+        [(MAIN, ShardId(1)), (OTHER, ShardId(2))].into_iter().find_map(|(id, shard)| (id == database).then_some(shard))
     }
 
     fn authorize(&self, bearer: &str) -> Option<Grant> {
