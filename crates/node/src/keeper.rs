@@ -446,24 +446,19 @@ pub(crate) fn run_member(
                 // Nobody waits for an election timeout when a group is new.
                 group.elect_now().await;
             }
-            let announced = async {
-                if let Err(error) = group.announce(&voters, &peers).await {
-                    meridian_storage::fatal(&error);
-                }
-                std::future::pending::<()>().await;
-            };
-            let reason = tokio::select! {
-                reason = group.stopped() => reason,
-                () = announced => return,
-            };
-            if !stop.is_cancelled() {
-                let stopped = format!("raft of {} stopped: {reason}", group.id());
-                meridian_storage::fatal(&StorageError::Refused(stopped));
+            if let Err(error) = group.announce(&voters, &peers).await {
+                meridian_storage::fatal(&error);
             }
+            std::future::pending::<()>().await;
         };
         tokio::select! {
             () = stop.cancelled() => {}
             () = part => {}
+            // Also while it waits to take part: it follows then already.
+            reason = group.stopped() => if !stop.is_cancelled() {
+                let stopped = format!("raft of {} stopped: {reason}", group.id());
+                meridian_storage::fatal(&StorageError::Refused(stopped));
+            }
         }
     });
 }

@@ -1,7 +1,7 @@
 use meridian_gateway::Access;
 use meridian_proto::directory::{SealRequest, SealResponse, failover_server::Failover};
 use meridian_proto::raft::{self, raft_server::Raft};
-use meridian_storage::MemoryEngine;
+use meridian_storage::{Call, Durability, HookedEngine, Hooks, MemoryEngine};
 use meridian_types::Position;
 use tonic::{Code, Request};
 
@@ -23,7 +23,7 @@ struct Process {
 
 impl Process {
     /// Nodes 1 to 3 vote in the shard, the others are replicas. The cluster is as it was before anything was sealed.
-    async fn start(node_id: NodeId, engine: Arc<MemoryEngine>) -> Self {
+    async fn start(node_id: NodeId, engine: Arc<impl Engine>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let engine: Arc<dyn Engine> = engine;
         let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
@@ -140,7 +140,7 @@ async fn a_voter_of_a_shard_that_has_started_votes_when_the_directory_has_grante
 /// What nodes say of themselves becomes the number that writes are refused by: that of the best node elsewhere.
 #[tokio::test]
 async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_they_have() {
-    let process = Process::start(1, Arc::default()).await;
+    let process = Process::start(1, Arc::<MemoryEngine>::default()).await;
     let parts = &process.parts;
     let limits = ShardLimits {
         node_id: 1,
@@ -233,7 +233,21 @@ async fn a_seal_of_a_replica_holds_over_a_restart() {
 }
 
 /// Set for the process that is to die.
-const CHILD: &str = "MERIDIAN_TEST_CORRUPT_LOG";
+const CHILD: &str = "MERIDIAN_TEST_FAILING_DISK";
+
+/// What a child process says before it is aborted; `test` is this test's name.
+fn last_words_of_child(test: &str, how: &str) -> String {
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([&format!("keeper::tests::{test}"), "--exact", "--nocapture"])
+        .env(CHILD, how)
+        .output()
+        .unwrap();
+    let (out, error) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    let signal = std::os::unix::process::ExitStatusExt::signal(&child.status);
+    assert_eq!(signal, Some(6), "{how}: it was not aborted: {:?}\n{out}\n{error}", child.status);
+    assert!(!out.contains("it goes on"), "{how}: {out}");
+    error.into_owned()
+}
 
 #[tokio::test]
 async fn corrupt_bytes_in_the_log_stop_the_process() {
@@ -250,14 +264,43 @@ async fn corrupt_bytes_in_the_log_stop_the_process() {
         println!("it goes on");
         return;
     }
-    let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["keeper::tests::corrupt_bytes_in_the_log_stop_the_process", "--exact", "--nocapture"])
-        .env(CHILD, "1")
-        .output()
-        .unwrap();
-    let (out, error) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
-    let signal = std::os::unix::process::ExitStatusExt::signal(&child.status);
-    assert_eq!(signal, Some(6), "it was not aborted: {:?}\n{out}\n{error}", child.status);
+    let error = last_words_of_child("corrupt_bytes_in_the_log_stop_the_process", "corrupt");
     assert!(error.contains("meridian: fatal: corruption in Entry record 1 of shard 1 epoch 1"), "{error}");
-    assert!(!out.contains("it goes on"), "{out}");
+}
+
+/// Calls of one kind fail, from a moment on.
+#[derive(Default)]
+struct Failing(Mutex<Option<Call<'static>>>);
+
+impl Hooks for Failing {
+    fn before(&self, _: &dyn Engine, call: Call<'_>) -> Result<(), StorageError> {
+        match self.0.lock().is_some_and(|failing| failing == call) {
+            true => Err(StorageError::Engine(format!("IO error: {call:?}"))),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A member that has restarted and waits for the directory's word: it follows already.
+#[tokio::test]
+async fn a_disk_that_fails_under_a_member_stops_the_process() {
+    if let Ok(how) = std::env::var(CHILD) {
+        let memory = Arc::new(MemoryEngine::default());
+        let founding = Process::start(1, Arc::clone(&memory)).await;
+        until("a founder votes", || founding.voter().group.votes()).await;
+        let engine = Arc::new(HookedEngine::new(Arc::new(memory.crash(1)), Failing::default()));
+        let process = Process::start(1, Arc::clone(&engine)).await;
+        let call = if how == "sync" { Call::Sync } else { Call::Write(Durability::Logged) };
+        *engine.0.lock() = Some(call);
+        // A leader of a later term.
+        let asking = tokio::spawn(async move { process.answers_appends().await });
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        println!("it goes on; did it answer? {}", asking.is_finished());
+        return;
+    }
+    let test = "a_disk_that_fails_under_a_member_stops_the_process";
+    let error = last_words_of_child(test, "sync");
+    assert!(error.contains("meridian: fatal: storage engine: IO error: Sync"), "{error}");
+    let error = last_words_of_child(test, "write");
+    assert!(error.contains("meridian: fatal: raft of shard 1 epoch 1 stopped: "), "{error}");
 }
