@@ -15,6 +15,10 @@ use crate::refusal::Refusal;
 /// Whole answers: a connection turns the bytes into a body.
 pub(crate) type Answer = Response<Bytes>;
 
+/// Marks an answer to one whose token is not known to be valid.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ToStranger;
+
 pub(crate) fn json(body: Vec<u8>) -> Answer {
     answer(StatusCode::OK, "application/json", body.into())
 }
@@ -71,7 +75,11 @@ pub(crate) fn check_failed(failed_checks: Vec<u32>) -> Answer {
 
 impl From<Refusal> for Answer {
     fn from(refusal: Refusal) -> Self {
-        refused(&refusal, refusal.status())
+        let mut answer = refused(&refusal, refusal.status());
+        if refusal.is_to_a_stranger() {
+            answer.extensions_mut().insert(ToStranger);
+        }
+        answer
     }
 }
 

@@ -11,6 +11,8 @@ use crate::shares::Share;
 /// How much of a body over the limit is read and thrown away, so that its sender is still listening when
 /// the refusal comes.
 const MAX_DISCARDED_BYTES: u64 = 8 * 1024 * 1024;
+/// How long the rest of a body is read and thrown away that belongs to a refused request.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a declared length may make this process reserve before the bytes are there.
 const MAX_RESERVED_BYTES: usize = 64 * 1024;
 
@@ -35,6 +37,25 @@ where
     B: Body<Data = Bytes>,
 {
     within(timeout, read(body, |_| true, max_bytes)).await
+}
+
+/// Reads and throws away what is left of the body of a request that was refused, as long as that is little and comes
+/// soon. Over HTTP/1.1 its sender listens only then: the connection of one whose bytes are left unread is reset, and
+/// that is an error of the network to it, which it does not try again as it does a 503.
+pub(crate) async fn discard<B>(body: B, max_bytes: usize)
+where
+    B: Body<Data = Bytes>,
+{
+    let discarded = tokio::time::timeout(DISCARD_TIMEOUT, async {
+        let (mut body, mut left) = (pin!(body), max_bytes as u64);
+        while let Some(Ok(frame)) = body.frame().await
+            && let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, |data| data.len() as u64))
+        {
+            left = rest;
+        }
+    });
+    // Whoever goes on sending hears no answer.
+    drop(discarded.await);
 }
 
 async fn within(timeout: Duration, read: impl Future<Output = Result<Bytes, Refusal>>) -> Result<Bytes, Refusal> {

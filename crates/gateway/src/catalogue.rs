@@ -17,4 +17,8 @@ pub trait Catalogue: Send + Sync + 'static {
 
     /// `None`: the token is not known (any more).
     fn authorize(&self, bearer: &str) -> Option<Grant>;
+
+    /// Whether this process has heard from the cluster since it started. Until then, what is not known here may be
+    /// there: a database or a token that was made while this process was away.
+    fn is_current(&self) -> bool;
 }

@@ -1,4 +1,5 @@
 use std::hash::{BuildHasher, RandomState};
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Instant;
@@ -6,8 +7,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use chrono::Utc;
 use hyper::body::Body;
+use hyper::header::EXPECT;
 use hyper::http::request::Parts;
-use hyper::{Method, Request};
+use hyper::{Method, Request, Version};
 use meridian_proto::kv_connect as pb;
 use meridian_types::{Consistency, DatabaseId, RequestId, ShardId, WriteOutcome};
 use prost::Message;
@@ -106,9 +108,18 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let start = Instant::now();
         let (parts, body) = request.into_parts();
         let route = (parts.method == Method::POST).then(|| Route::of(parts.uri.path())).flatten();
-        let answer = match self.route(route, &parts, body).await {
+        let mut body = pin!(body);
+        let answer = match self.route(route, &parts, body.as_mut()).await {
             Ok(answer) => Ok(answer),
-            Err(Failure::Refused(refusal)) => Ok(refusal.into()),
+            Err(Failure::Refused(refusal)) => {
+                let refusal = refusal.unless_current(self.catalogue.is_current());
+                // Over HTTP/2 the stream ends alone. Who waits to be told to send the body has sent nothing yet.
+                let sends = parts.version < Version::HTTP_2 && !parts.headers.contains_key(EXPECT);
+                if sends && refusal.hears_out() {
+                    body::discard(body, self.options.max_body_bytes).await;
+                }
+                Ok(refusal.into())
+            }
             Err(Failure::Unanswered) => Err(Unanswered),
         };
         self.telemetry.record(route, answer.as_ref().ok().map(|answer| answer.status()), start);
@@ -260,7 +271,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         if !grant.allows(database) {
             return Err(Refusal::UnknownToken);
         }
-        let shard = self.catalogue.shard(database).ok_or(Refusal::DatabaseId)?;
+        let shard = self.catalogue.shard(database).ok_or(Refusal::UnknownDatabase)?;
         if write && !grant.may_write() {
             return Err(Refusal::ReadOnlyToken);
         }

@@ -41,6 +41,8 @@ pub(crate) enum Refusal {
     ProtocolVersion,
     #[error("Invalid database id.")]
     DatabaseId,
+    #[error("Invalid database id.")]
+    UnknownDatabase,
     #[error("The request body exceeds the limit of {max_bytes} bytes.")]
     BodyTooLarge { max_bytes: usize },
     #[error("The request body cannot be read.")]
@@ -61,6 +63,9 @@ pub(crate) enum Refusal {
     /// The text is the database's.
     #[error("{0}")]
     Unavailable(String),
+    /// Nobody can say yet whether the token or the database exists.
+    #[error("This server has not heard from its cluster yet.")]
+    NotCurrent,
 }
 
 /// What a gateway has too much of.
@@ -96,6 +101,29 @@ impl fmt::Display for Overload {
 }
 
 impl Refusal {
+    /// Whether it goes to one whose token is not known to be valid.
+    pub(crate) fn is_to_a_stranger(&self) -> bool {
+        matches!(self.status(), StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND) || matches!(self, Self::NotCurrent)
+    }
+
+    /// Whether the rest of the request's body is worth reading: what is refused for its body was read, or is given up.
+    /// A stranger's is not.
+    pub(crate) fn hears_out(&self) -> bool {
+        !self.is_to_a_stranger() && !matches!(self, Self::BodyTimeout { .. } | Self::BodyTooLarge { .. })
+    }
+
+    /// What it is while nobody can say what there is: unknown tokens and databases may be there.
+    pub(crate) fn unless_current(self, is_current: bool) -> Self {
+        match self {
+            Self::UnknownToken | Self::NoDefaultDatabase | Self::NoSuchDatabase | Self::UnknownDatabase
+                if !is_current =>
+            {
+                Self::NotCurrent
+            }
+            other => other,
+        }
+    }
+
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::MalformedAuthorization | Self::UnknownToken => StatusCode::UNAUTHORIZED,
@@ -107,12 +135,15 @@ impl Refusal {
             | Self::UnknownHost
             | Self::ProtocolVersion
             | Self::DatabaseId
+            | Self::UnknownDatabase
             | Self::BodyTooLarge { .. }
             | Self::BodyUnreadable
             | Self::Protobuf(_)
             | Self::Invalid(_)
             | Self::Rejected(_) => StatusCode::BAD_REQUEST,
-            Self::BodyTimeout { .. } | Self::Overloaded(_) | Self::Unavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::BodyTimeout { .. } | Self::Overloaded(_) | Self::Unavailable(_) | Self::NotCurrent => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 }

@@ -24,7 +24,7 @@ use self::activity::{Activity, CLOSE_GRACE};
 use self::admission::{Admission, Origin, Ticket};
 use self::strangers::Strangers;
 use self::waiting::Waiting;
-use crate::answer::Answer;
+use crate::answer::{Answer, ToStranger};
 use crate::options::HTTP1_BUFFER_BYTES;
 use crate::order::Arrivals;
 use crate::refusal::Refusal;
@@ -179,13 +179,13 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
             async move {
                 let Some(busy) = busy else { return Ok(refused_late().map(Full::new)) };
                 let answer = shared.gateway.handle(request).await;
-                let status = answer.as_ref().ok().map(hyper::Response::status);
-                // Nothing but these two is said to a request without a valid token.
-                if !matches!(status, Some(StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND)) {
+                let is_stranger = answer.as_ref().is_ok_and(|answer| answer.extensions().get::<ToStranger>().is_some());
+                if !is_stranger {
                     activity.authorized();
                 }
                 drop(busy);
-                if status == Some(StatusCode::UNAUTHORIZED) {
+                // Who asks for what is nowhere guesses nothing.
+                if is_stranger && answer.as_ref().is_ok_and(|answer| answer.status() != StatusCode::NOT_FOUND) {
                     shared.strangers.pause(origin).await;
                 }
                 answer.map(|answer| {

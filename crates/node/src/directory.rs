@@ -16,6 +16,7 @@ mod store;
 mod wire;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use meridian_failover::{Cluster, Furthest, Hearsay, Lease, LeaseHolder, Rpo, Shard, TokenScope};
@@ -36,6 +37,9 @@ pub(crate) use leader::{ExecuteFailure, LeaderParts};
 pub(crate) use part::DirectoryPart;
 pub(crate) use service::DirectoryService;
 pub(crate) use store::{incarnation, load_cluster, save_cluster};
+
+/// Between two looks whether this process has heard from the cluster, at its start.
+const CURRENT_PAUSE: Duration = Duration::from_millis(20);
 
 /// One version of the cluster, and what is made of it.
 pub(crate) struct Known {
@@ -87,6 +91,8 @@ pub(crate) struct Directory {
     /// The id and the name of this node, if its configuration says whom it founds a cluster with: it is no part of a
     /// cluster that does not have it. Whoever joins takes the cluster that it is sent to.
     founder: Option<(NodeId, String)>,
+    /// Whether another node, or the directory's leader, said since this process started that there is nothing newer.
+    has_heard: AtomicBool,
     /// Changes with every grant.
     granted: watch::Sender<u64>,
     /// Wakes the renewal: the node has news for the directory, or wants to have some.
@@ -102,6 +108,7 @@ impl Directory {
             hearsay: Mutex::default(),
             configured,
             founder,
+            has_heard: AtomicBool::new(false),
             granted: watch::Sender::new(0),
             renew_now: Notify::new(),
         }
@@ -211,10 +218,23 @@ impl Directory {
         boot_time()
     }
 
+    /// Somebody who was told which version is known here has said what is newer, if anything is.
+    pub(crate) fn is_up_to_date(&self) {
+        self.has_heard.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until this process has heard from the cluster.
+    pub(crate) async fn current(&self) {
+        while !self.is_current() {
+            tokio::time::sleep(CURRENT_PAUSE).await;
+        }
+    }
+
     pub(crate) fn renewed(&self, sent_at: Duration, lease: &Lease) {
         self.lease.lock().renewed(sent_at, lease);
         let mut asked_at = self.asked_at.lock();
         *asked_at = (*asked_at).max(Some(sent_at));
+        self.is_up_to_date();
         drop(asked_at);
         self.granted.send_modify(|grants| *grants = grants.wrapping_add(1));
     }
@@ -282,6 +302,11 @@ impl Catalogue for Directory {
         self.known.borrow().cluster.databases.get(&database).map(|database| database.shard)
     }
 
+    fn is_current(&self) -> bool {
+        // The version of a configuration is zero: whoever knows no more than that has heard nothing either.
+        self.has_heard.load(Ordering::Relaxed) && self.known.borrow().cluster.version > 0
+    }
+
     fn authorize(&self, bearer: &str) -> Option<Grant> {
         let now_ms = wall_ms();
         self.configured.authorize(bearer, now_ms).or_else(|| self.known.borrow().access.authorize(bearer, now_ms))
@@ -313,6 +338,21 @@ mod tests {
         // What a node of its own says that has not heard the name yet is old, and nothing more.
         directory.learn(cluster(1, None)).unwrap();
         assert_eq!(directory.known().cluster.version, 4);
+    }
+
+    #[test]
+    fn nothing_is_said_not_to_exist_before_the_cluster_was_heard() {
+        for remembered in [0, 3] {
+            let directory = directory(cluster(remembered, None), None);
+            assert!(!directory.is_current(), "it may have changed while this process was away");
+            directory.is_up_to_date();
+            assert_eq!(directory.is_current(), remembered > 0, "a configuration is no cluster");
+            directory.learn(cluster(4, Some("a"))).unwrap();
+            assert!(directory.is_current());
+        }
+        let directory = directory(cluster(3, Some("a")), None);
+        directory.renewed(directory.now(), &Lease { ttl: Duration::from_secs(1), shards: Vec::new() });
+        assert!(directory.is_current());
     }
 
     #[test]

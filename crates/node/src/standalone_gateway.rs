@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use meridian_memory::Shares;
 use tokio::task::JoinHandle;
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::BootClock;
@@ -14,6 +15,9 @@ use crate::open_files;
 use crate::peers::{Dial, PeerChannels};
 use crate::router::{ClusterNodes, Router};
 use crate::write_calls::WriteCalls;
+
+/// How long a gateway stays closed while it has not heard from its cluster.
+const HEARING: Duration = Duration::from_secs(3);
 
 /// A running gateway without data of its own, to be put beside an application.
 pub struct StandaloneGateway {
@@ -58,9 +62,12 @@ impl StandaloneGateway {
         tokio::spawn(dial_cluster(Arc::clone(&directory), peers, stop.clone()));
         let stopped = stop.clone();
         let options = gateway_options(&config.gateway, &config.region, open_files::raise(), &shares);
-        let task = tokio::spawn(meridian_gateway::serve(kv, router, directory, options, async move {
-            stopped.cancelled().await;
-        }));
+        let task = tokio::spawn(async move {
+            // Clients wait rather than hear that their token or their database is not there. Whoever hears from nobody
+            // serves what its configuration has.
+            drop(timeout(HEARING, stopped.run_until_cancelled(directory.current())).await);
+            meridian_gateway::serve(kv, router, directory, options, async move { stopped.cancelled().await }).await;
+        });
         Ok(Self { kv_address, stop, task })
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use crate::support::{MAIN_TEXT, Plan, Server, WRITER, all, set, until};
+use crate::support::{MAIN_TEXT, Plan, READER, Server, WRITER, all, set, until};
 use meridian_gateway::Options;
 use meridian_proto::kv_connect as pb;
 use prost::Message;
@@ -208,6 +208,46 @@ async fn too_many_requests_are_refused_with_503() {
     server.memory.release.notify_one();
     assert_eq!(write.await.unwrap(), 200);
     assert_eq!(other.read(&all()).await.unwrap().status, 200);
+}
+
+/// What an HTTP/1.1 client hears that sends all of its body before it listens.
+async fn answer_to(server: &Server, path: &str, token: &str, length: usize) -> std::io::Result<String> {
+    let mut stream = server.connect().await;
+    let head = head(path, &format!("content-length: {length}\r\nconnection: close\r\n")).replace(WRITER, token);
+    stream.write_all(head.as_bytes()).await?;
+    for part in vec![0; length].chunks(32 << 10) {
+        stream.write_all(part).await?;
+        // Its bytes lie on the server's side when the refusal is made.
+        tokio::task::yield_now().await;
+    }
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await?;
+    Ok(answer)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_is_heard_by_whoever_sends_a_large_body() {
+    let server = Arc::new(Server::with(Options { max_concurrent_requests: 1, ..Options::default() }).await);
+    let write = "/kv/strong/atomic_write";
+    for _ in 0..10 {
+        let answer = answer_to(&server, write, READER, 500_000).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 403 "), "{answer}");
+    }
+    server.memory.plan(Plan::Hold);
+    let mut client = server.http2().await;
+    let held = tokio::spawn(async move { client.write(&set("a", "1")).await.unwrap().status });
+    until(|| server.memory.writes_begun.load(Ordering::SeqCst) == 1).await;
+    for _ in 0..10 {
+        let answer = answer_to(&server, write, WRITER, 500_000).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    }
+    // Nobody waits for one that does not come.
+    let mut stream = server.connect().await;
+    stream.write_all(head(write, "content-length: 500000\r\n").as_bytes()).await.unwrap();
+    let answer = String::from_utf8_lossy(&read_to_end(&mut stream).await).into_owned();
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+    server.memory.release.notify_one();
+    assert_eq!(held.await.unwrap(), 200);
 }
 
 #[tokio::test]

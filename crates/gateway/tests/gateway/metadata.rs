@@ -1,8 +1,9 @@
 //! The metadata exchange, as clients see it.
 
-use crate::support::{MAIN_TEXT, OTHERS, READER, Server, WRITER};
+use crate::support::{MAIN_TEXT, OTHERS, READER, Server, WRITER, all};
 use chrono::{DateTime, Utc};
 use meridian_gateway::Options;
+use prost::Message;
 use serde_json::{Value, json};
 
 const OTHER_TEXT: &str = "cdcdcdcd-cdcd-cdcd-cdcd-cdcdcdcdcdcd";
@@ -38,6 +39,38 @@ fn endpoints(base: &str, strong: &str) -> Value {
         {"url": format!("{base}{strong}"), "consistency": "strong"},
         {"url": format!("{base}/kv/eventual"), "consistency": "eventual"},
     ])
+}
+
+#[tokio::test]
+async fn nothing_is_said_not_to_exist_before_the_cluster_was_heard() {
+    let server = Server::knowing(Options::default(), false).await;
+    let mut client = server.http2().await;
+    let exchange = r#"{"supportedVersions":[1,2,3]}"#;
+    for (path, token, status) in [
+        ("/db/main", WRITER, 200),
+        ("/db/other", OTHERS, 200),
+        ("/", "a-token-made-by-the-command-line", 503),
+        ("/db/made-later", WRITER, 503),
+        ("/databases/00112233-4455-6677-8899-aabbccddeeff/connect", WRITER, 503),
+        ("/db/made-later", OTHERS, 503),
+        ("/nowhere", WRITER, 404),
+    ] {
+        let authorization = format!("Bearer {token}");
+        let reply = client.post(path, &[("authorization", authorization.as_str())], exchange).await.unwrap();
+        assert_eq!(reply.status, status, "{path} {}", reply.text());
+    }
+    let authorization = format!("Bearer {WRITER}");
+    let mut headers = vec![
+        ("authorization", authorization.as_str()),
+        ("x-denokv-version", "3"),
+        ("x-denokv-database-id", "00112233-4455-6677-8899-aabbccddeeff"),
+    ];
+    let body = all().encode_to_vec();
+    let path = "/kv/strong/snapshot_read";
+    client.post(path, &headers, body.clone()).await.unwrap().refuses(503, "has not heard from its cluster");
+    headers[2].1 = "no id";
+    client.post(path, &headers, body).await.unwrap().refuses(400, "Invalid database id.");
+    client.post("/", &[], exchange).await.unwrap().refuses(401, "Malformed");
 }
 
 #[tokio::test]

@@ -148,6 +148,7 @@ pub(crate) struct Server {
 /// `main`, which is the default, and `other`.
 struct TwoDatabases {
     access: Access,
+    current: bool,
 }
 
 impl Catalogue for TwoDatabases {
@@ -167,6 +168,10 @@ impl Catalogue for TwoDatabases {
         [(MAIN, ShardId(1)), (OTHER, ShardId(2))].into_iter().find_map(|(id, shard)| (id == database).then_some(shard))
     }
 
+    fn is_current(&self) -> bool {
+        self.current
+    }
+
     fn authorize(&self, bearer: &str) -> Option<Grant> {
         self.access.authorize(bearer, 0)
     }
@@ -178,6 +183,11 @@ impl Server {
     }
 
     pub(crate) async fn with(options: Options) -> Self {
+        Self::knowing(options, true).await
+    }
+
+    /// With a catalogue that is current, or with one that may not have heard of everything yet.
+    pub(crate) async fn knowing(options: Options, current: bool) -> Self {
         let token = |secret: &str, databases, write| AccessToken { secret: secret.to_owned(), databases, write };
         let access = Access::new([
             token(WRITER, Databases::All, true),
@@ -185,7 +195,7 @@ impl Server {
             token(READER, Databases::All, false),
             token(OTHERS, Databases::Only(vec![OTHER]), true),
         ]);
-        let catalogue = TwoDatabases { access: access.unwrap() };
+        let catalogue = TwoDatabases { access: access.unwrap(), current };
         let memory = Arc::new(Memory::new());
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();

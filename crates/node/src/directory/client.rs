@@ -68,6 +68,7 @@ impl Follower {
             if !state.json.is_empty() && !learn(&self.directory, &state, source) {
                 return;
             }
+            self.directory.is_up_to_date();
         }
         tracing::debug!(source, "the directory's stream ended");
     }
