@@ -10,7 +10,6 @@ use hyper::body::Body;
 use hyper::header::EXPECT;
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Version};
-use meridian_proto::kv_connect as pb;
 use meridian_types::{Consistency, DatabaseId, RequestId, ShardId, WriteOutcome};
 use prost::Message;
 use tracing::warn;
@@ -188,8 +187,9 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let (token, database, shard) = self.authorize(parts, false)?;
         let holder = self.holder(token, Some(shard));
         let _request = self.begin(holder)?;
-        let (body, _share) = self.body(holder, body).await?;
-        let message = pb::SnapshotRead::decode(body).map_err(Refusal::from)?;
+        let max_bytes = self.options.max_body_bytes.min(validation::MAX_READ_BYTES);
+        let (body, _share) = self.body(holder, body, max_bytes).await?;
+        let message = validation::decode_read(body)?;
         let ranges = validation::read(message).map_err(Refusal::from)?;
         let output = self.database.read(Read { database, consistency, ranges }).await.map_err(Refusal::from)?;
         let output = answer::read(output, consistency);
@@ -213,12 +213,12 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let holder = self.holder(token, Some(shard));
         let request = self.begin(holder)?;
         let place = parts.extensions.get::<Arc<Place>>();
-        let body = self.body(holder, body);
+        let body = self.body(holder, body, self.options.max_body_bytes);
         let (body, share) = match place {
             Some(place) => place.complete(body).await,
             None => body.await,
         }?;
-        let message = pb::AtomicWrite::decode(body).map_err(Refusal::from)?;
+        let message = validation::decode_write(body)?;
         let transaction = validation::write(message).map_err(Refusal::from)?;
         let request_id = RequestId::generate();
         let write = Write { database, request_id, transaction };
@@ -287,12 +287,12 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         self.requests.take(holder, 1).ok_or_else(|| self.overloaded(Overload::Requests))
     }
 
-    async fn body<B>(&self, holder: Holder, body: B) -> Result<(Bytes, Share), Refusal>
+    async fn body<B>(&self, holder: Holder, body: B, max_bytes: usize) -> Result<(Bytes, Share), Refusal>
     where
         B: Body<Data = Bytes>,
     {
         let share = self.bodies.take(holder, 0).ok_or_else(|| self.overloaded(Overload::Bodies))?;
-        let collected = body::collect(body, share, self.options.max_body_bytes, self.options.body_timeout).await;
+        let collected = body::collect(body, share, max_bytes, self.options.body_timeout).await;
         collected.inspect_err(|refusal| {
             if let Refusal::Overloaded(what) = refusal {
                 self.telemetry.overloaded(*what);

@@ -1,10 +1,18 @@
 //! Messages of the data path to `meridian-types`. Every limit on them is checked here, and nowhere else.
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use meridian_proto::kv_connect as pb;
 use meridian_types::{
     Check, Mutation, MutationKind, ReadRange, SumBounds, Transaction, Value, ValueEncoding, Versionstamp, limits,
 };
+use prost::Message;
+use prost::encoding::{DecodeContext, decode_key, skip_field};
+
+use crate::refusal::Refusal;
+
+const RANGES: &str = "The number of ranges of one read";
+const CHECKS: &str = "The number of checks of one atomic write";
+const MUTATIONS: &str = "The number of mutations and enqueues of one atomic write";
 
 /// What is wrong with a message. The text is for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -29,9 +37,55 @@ pub(crate) enum Invalid {
     Enqueue,
 }
 
+/// The largest message of a read within the limits: ten ranges of two keys.
+pub(crate) const MAX_READ_BYTES: usize = 64 * 1024;
+
+/// Decodes a read, unless it has more ranges than one may have.
+pub(crate) fn decode_read(body: Bytes) -> Result<pb::SnapshotRead, Refusal> {
+    let mut ranges = 0;
+    fields(body.clone(), |field| match field {
+        1 => one_more(&mut ranges, limits::MAX_READ_RANGES, RANGES),
+        _ => Ok(()),
+    })?;
+    Ok(pb::SnapshotRead::decode(body)?)
+}
+
+/// Decodes an atomic write, unless it has more checks or mutations than one may have, or what is not served.
+pub(crate) fn decode_write(body: Bytes) -> Result<pb::AtomicWrite, Refusal> {
+    let (mut checks, mut mutations, mut enqueues) = (0, 0, false);
+    fields(body.clone(), |field| match field {
+        1 => one_more(&mut checks, limits::MAX_CHECKS, CHECKS),
+        2 | 3 => {
+            enqueues |= field == 3;
+            one_more(&mut mutations, limits::MAX_MUTATIONS, MUTATIONS)
+        }
+        _ => Ok(()),
+    })?;
+    if enqueues {
+        return Err(Invalid::Enqueue.into());
+    }
+    Ok(pb::AtomicWrite::decode(body)?)
+}
+
+/// Tells the numbers of a message's own fields, without decoding them: an element of two bytes takes a hundred times
+/// as many once it is decoded.
+fn fields(mut body: Bytes, mut field: impl FnMut(u32) -> Result<(), Invalid>) -> Result<(), Refusal> {
+    while body.has_remaining() {
+        let (number, wire_type) = decode_key(&mut body)?;
+        field(number)?;
+        skip_field(wire_type, number, &mut body, DecodeContext::default())?;
+    }
+    Ok(())
+}
+
+fn one_more(count: &mut usize, limit: usize, what: &'static str) -> Result<(), Invalid> {
+    *count += 1;
+    at_most(*count, limit, what, "")
+}
+
 /// The ranges of a read. Their limits together are at most [`limits::MAX_READ_ENTRIES`], whatever is stored.
 pub(crate) fn read(message: pb::SnapshotRead) -> Result<Vec<ReadRange>, Invalid> {
-    at_most(message.ranges.len(), limits::MAX_READ_RANGES, "The number of ranges of one read", "")?;
+    at_most(message.ranges.len(), limits::MAX_READ_RANGES, RANGES, "")?;
     let mut entries = 0usize;
     let mut ranges = Vec::with_capacity(message.ranges.len());
     for (index, range) in message.ranges.into_iter().enumerate() {
@@ -51,13 +105,8 @@ pub(crate) fn read(message: pb::SnapshotRead) -> Result<Vec<ReadRange>, Invalid>
 
 /// The transaction of an atomic write.
 pub(crate) fn write(message: pb::AtomicWrite) -> Result<Transaction, Invalid> {
-    at_most(message.checks.len(), limits::MAX_CHECKS, "The number of checks of one atomic write", "")?;
-    at_most(
-        message.mutations.len().saturating_add(message.enqueues.len()),
-        limits::MAX_MUTATIONS,
-        "The number of mutations and enqueues of one atomic write",
-        "",
-    )?;
+    at_most(message.checks.len(), limits::MAX_CHECKS, CHECKS, "")?;
+    at_most(message.mutations.len().saturating_add(message.enqueues.len()), limits::MAX_MUTATIONS, MUTATIONS, "")?;
     if !message.enqueues.is_empty() {
         return Err(Invalid::Enqueue);
     }

@@ -216,3 +216,31 @@ fn a_v8_value_is_stored_in_the_format_that_every_client_reads() {
     // Bytes of the program's own are nobody's format.
     assert_eq!(stored(b"\xff\x10", 3), &b"\xff\x10"[..]);
 }
+
+/// Malformed at its end, which whoever decodes all of it finds.
+fn repeated(field: &[u8], times: usize) -> Bytes {
+    let mut body = field.repeat(times);
+    body.push(0xff);
+    body.into()
+}
+
+#[test]
+fn what_is_too_much_is_refused_before_it_is_decoded() {
+    let limit = |refused: Refusal, part: &str| assert!(refused.to_string().contains(part), "{refused}");
+    let half = 512 * 1024;
+    limit(decode_read(repeated(b"\x0a\x00", half)).unwrap_err(), "The number of ranges");
+    limit(decode_write(repeated(b"\x0a\x00", half)).unwrap_err(), "The number of checks");
+    limit(decode_write(repeated(b"\x12\x00", half)).unwrap_err(), "The number of mutations");
+    limit(decode_write(repeated(b"\x1a\x00", half)).unwrap_err(), "The number of mutations");
+    limit(decode_write(repeated(b"\x12\x00", 1000)).unwrap_err(), "Request protobuf is invalid");
+    // A queued message that holds half a million keys of its own is not looked into.
+    let enqueue = pb::Enqueue { keys_if_undelivered: vec![Bytes::new(); 1 << 18], ..Default::default() };
+    let message = pb::AtomicWrite { enqueues: vec![enqueue], ..Default::default() };
+    limit(decode_write(message.encode_to_vec().into()).unwrap_err(), "Queues are not served");
+    let within = decode_write(Bytes::from(b"\x12\x00".repeat(1000))).unwrap();
+    assert_eq!(within.mutations.len(), 1000);
+    let key = Bytes::from(vec![7; limits::MAX_READ_KEY_BYTES]);
+    let range = pb::ReadRange { start: key.clone(), end: key, limit: 100, reverse: true };
+    let largest = pb::SnapshotRead { ranges: vec![range; limits::MAX_READ_RANGES] }.encode_to_vec();
+    assert!(largest.len() <= MAX_READ_BYTES && decode_read(largest.into()).is_ok());
+}
