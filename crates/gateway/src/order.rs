@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Wake, Waker};
 
 use tokio::sync::oneshot;
 
@@ -26,10 +26,21 @@ struct State {
 
 #[derive(Default)]
 struct Open {
-    /// Of the task that reads its body, once that began.
-    waker: Option<Waker>,
+    body: Body,
     /// Later ones that are complete. To drop one lets it by.
     waiting: Vec<oneshot::Sender<()>>,
+}
+
+/// What is known of a body.
+#[derive(Default, Clone, Copy, PartialEq, Eq)]
+enum Body {
+    /// Something of it has come that its task has not looked at: it may be complete.
+    #[default]
+    Unseen,
+    /// Its task looks at it, or has found it complete.
+    Seen,
+    /// All that has come was looked at, and something is missing.
+    Missing,
 }
 
 impl Arrivals {
@@ -42,8 +53,41 @@ impl Arrivals {
         Place { arrivals: Arc::clone(self), number }
     }
 
+    fn see(&self, number: u64, body: Body) {
+        if let Some(open) = self.state().open.get_mut(&number) {
+            open.body = body;
+        }
+    }
+
+    /// A body that was looked at is not complete. Unless something has come meanwhile, it was not when those asked who
+    /// wait for it.
+    fn misses(&self, number: u64) -> Vec<oneshot::Sender<()>> {
+        match self.state().open.get_mut(&number) {
+            Some(open) if open.body == Body::Seen => {
+                open.body = Body::Missing;
+                std::mem::take(&mut open.waiting)
+            }
+            _ => Vec::new(),
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Wakes the task that reads a body, and notes before that something of it has come. Whoever receives it calls this
+/// before it goes on to what came later.
+struct Arrival {
+    arrivals: Arc<Arrivals>,
+    number: u64,
+    task: Waker,
+}
+
+impl Wake for Arrival {
+    fn wake(self: Arc<Self>) {
+        self.arrivals.see(self.number, Body::Unseen);
+        self.task.wake_by_ref();
     }
 }
 
@@ -56,35 +100,29 @@ pub(crate) struct Place {
 impl Place {
     /// Reads the `body`, and then waits until those that were complete before it have left their places.
     ///
-    /// Whether an earlier one was complete can only its own task tell: it is asked to look again at what has come,
-    /// and lets this one by if something is missing.
+    /// Whether an earlier one was complete can only its own task tell, where something has come at which that has not
+    /// looked yet: it lets this one by if something is missing. Others are not asked, however many are open.
     pub(crate) async fn complete<T>(&self, body: impl Future<Output = T>) -> T {
         let mut body = pin!(body);
         let complete = poll_fn(|context| {
-            let asked_before = match self.arrivals.state().open.get_mut(&self.number) {
-                Some(open) => {
-                    open.waker = Some(context.waker().clone());
-                    std::mem::take(&mut open.waiting)
-                }
-                None => Vec::new(),
-            };
-            let polled = body.as_mut().poll(context);
-            if polled.is_ready()
-                && let Some(open) = self.arrivals.state().open.get_mut(&self.number)
-            {
-                open.waiting.extend(asked_before);
+            self.arrivals.see(self.number, Body::Seen);
+            let arrival =
+                Arrival { arrivals: Arc::clone(&self.arrivals), number: self.number, task: context.waker().clone() };
+            let polled = body.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::new(arrival))));
+            if polled.is_pending() {
+                drop(self.arrivals.misses(self.number));
             }
             polled
         })
         .await;
-        let (mut before, mut wakers) = (Vec::new(), Vec::new());
+        let mut before = Vec::new();
         for (_, earlier) in self.arrivals.state().open.range_mut(..self.number) {
-            let (goes, gone) = oneshot::channel();
-            earlier.waiting.push(goes);
-            before.push(gone);
-            wakers.extend(earlier.waker.clone());
+            if earlier.body != Body::Missing {
+                let (goes, gone) = oneshot::channel();
+                earlier.waiting.push(goes);
+                before.push(gone);
+            }
         }
-        wakers.into_iter().for_each(Waker::wake);
         for gone in before {
             // An error says that it was dropped, as it always is.
             drop(gone.await);
@@ -111,6 +149,9 @@ pub(crate) async fn begin<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> 
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use tokio::sync::mpsc;
     use tokio::task::JoinHandle;
 
@@ -153,6 +194,37 @@ mod tests {
                 numbers.push(number);
             }
             assert_eq!(numbers, (0..20).collect::<Vec<_>>());
+        }
+    }
+
+    #[tokio::test]
+    async fn bodies_of_which_nothing_comes_are_not_looked_at_for_each_that_is_complete() {
+        let arrivals = Arc::new(Arrivals::default());
+        let looks = Arc::new(AtomicUsize::new(0));
+        let slow: Vec<_> = (0..100)
+            .map(|_| {
+                let (place, looks) = (arrivals.enter(), Arc::clone(&looks));
+                let (complete, mut body) = oneshot::channel::<()>();
+                let task = tokio::spawn(async move {
+                    let body = poll_fn(|context| {
+                        looks.fetch_add(1, Ordering::Relaxed);
+                        Pin::new(&mut body).poll(context)
+                    });
+                    drop(place.complete(body).await);
+                });
+                (complete, task)
+            })
+            .collect();
+        let (handed, mut order) = mpsc::unbounded_channel();
+        for number in 0..100 {
+            let (complete, _task) = write(&arrivals, number, &handed);
+            complete.send(()).unwrap();
+            assert_eq!(order.recv().await, Some(number));
+        }
+        assert_eq!(looks.load(Ordering::Relaxed), slow.len(), "each was looked at once, when it came");
+        for (complete, task) in slow {
+            complete.send(()).unwrap();
+            task.await.unwrap();
         }
     }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 use tracing::warn;
 
@@ -13,12 +14,21 @@ use super::admission::Origin;
 const FREE: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
+/// Answers that are held back at a time. Beyond, they are given at once: each takes memory while it is held, and to
+/// guess a token takes more requests than anybody can send.
+const MAX_PAUSED: usize = 512;
 /// Beyond, the oldest window is forgotten.
 const MAX_ORIGINS: usize = 4096;
 
-#[derive(Default)]
 pub(super) struct Strangers {
     failures: Mutex<HashMap<Origin, Window>>,
+    pauses: Semaphore,
+}
+
+impl Default for Strangers {
+    fn default() -> Self {
+        Self { failures: Mutex::default(), pauses: Semaphore::new(MAX_PAUSED) }
+    }
 }
 
 struct Window {
@@ -33,7 +43,9 @@ impl Strangers {
         if failures == FREE + 1 {
             warn!(%origin, failures, "many requests without a valid access token: they are answered slowly");
         }
-        if let Some(pause) = pause_after(failures) {
+        if let Some(pause) = pause_after(failures)
+            && let Ok(_paused) = self.pauses.try_acquire()
+        {
             sleep(pause).await;
         }
     }
@@ -60,6 +72,8 @@ fn pause_after(failures: u32) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+
     use super::*;
 
     #[test]
@@ -78,6 +92,19 @@ mod tests {
             strangers.failed(Origin::of([10, 0, high, low].into()), now + Duration::from_millis(n.into()));
         }
         assert_eq!(strangers.failures.lock().unwrap().len(), MAX_ORIGINS);
+    }
+
+    #[tokio::test]
+    async fn no_more_answers_are_held_back_than_there_is_room_for() {
+        let (strangers, origin) = (Strangers::default(), Origin::of([10, 0, 0, 1].into()));
+        (0..FREE).for_each(|_| assert!(strangers.failed(origin, Instant::now()) <= FREE));
+        let paused: Vec<_> = (0..=MAX_PAUSED)
+            .map(|_| Box::pin(strangers.pause(origin)))
+            .filter_map(|mut pause| pause.as_mut().now_or_never().is_none().then_some(pause))
+            .collect();
+        assert_eq!(paused.len(), MAX_PAUSED);
+        drop(paused);
+        assert!(strangers.pause(origin).now_or_never().is_none());
     }
 
     #[test]
