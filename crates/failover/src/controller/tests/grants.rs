@@ -4,6 +4,22 @@ fn controller() -> Controller {
     Controller::new(ControllerConfig::default(), Duration::from_secs(100))
 }
 
+/// What a leader says.
+fn leads() -> ShardReport {
+    ShardReport {
+        shard: SHARD,
+        epoch: Epoch(1),
+        position: at(1, 100),
+        transactions: 200,
+        time_ms: 1,
+        leads: true,
+        settled_at: 0,
+        lag_ms: 0,
+        heard_transactions: 0,
+        heard_time_ms: 0,
+    }
+}
+
 #[test]
 fn voters_are_granted_the_epoch_in_every_phase_but_sealing() {
     let mut cluster = cluster();
@@ -42,18 +58,7 @@ fn a_lease_is_out_for_its_ttl_and_the_drift_whatever_is_granted_after_it() {
 fn a_leader_without_a_lease_is_no_leader() {
     let mut controller = controller();
     let cluster = cluster();
-    let report = ShardReport {
-        shard: SHARD,
-        epoch: Epoch(1),
-        position: at(1, 100),
-        transactions: 200,
-        time_ms: 1,
-        leads: true,
-        settled_at: 0,
-        lag_ms: 0,
-        heard_transactions: 0,
-        heard_time_ms: 0,
-    };
+    let report = leads();
     let follower = ShardReport { leads: false, ..report.clone() };
     for step in 0..400 {
         let now = Duration::from_secs(100) + MS * 100 * step;
@@ -103,4 +108,27 @@ fn a_removed_voter_keeps_its_lease_until_that_runs_out() {
         actions.iter().any(|action| matches!(action, Action::Commit { .. }))
     });
     assert_eq!(promoted_at, Some(later + MS * 3200));
+}
+
+#[test]
+fn what_goes_with_leases_is_of_the_present_epoch_and_nothing_is_said_of_what_is_not_known() {
+    let (mut cluster, mut controller) = (cluster(), controller());
+    let now = Duration::from_secs(101);
+    controller.step(now, &cluster, 1, Event::Tick);
+    assert_eq!(controller.furthest(&cluster), []);
+    controller.step(now, &cluster, 1, Event::Reported { node: 1, reports: vec![leads()] });
+    let known = Furthest { shard: SHARD, epoch: Epoch(1), transactions: 200, time_ms: 1 };
+    assert_eq!(controller.furthest(&cluster), [known]);
+    cluster.shards.get_mut(&SHARD).unwrap().epoch = Epoch(2);
+    assert_eq!(controller.furthest(&cluster), []);
+}
+
+#[test]
+fn a_controller_that_has_not_looked_for_a_while_says_so() {
+    let (cluster, mut controller) = (cluster(), controller());
+    let (now, late) = (Duration::from_secs(101), ControllerConfig::default().reachable_within + MS);
+    controller.step(now, &cluster, 1, Event::Tick);
+    let said = |later| controller.progress(now + later, &cluster).into_iter().map(|progress| progress.text);
+    assert!(said(Duration::ZERO).all(|text| text != "not judged yet"));
+    assert_eq!(said(late).collect::<Vec<_>>(), ["not judged yet"]);
 }
