@@ -246,6 +246,28 @@ fn while_a_promotion_is_on_its_way_nobody_is_drained_beyond_its_base() {
 }
 
 #[test]
+fn a_promotion_that_is_not_possible_any_more_is_decided_anew() {
+    let mut story = Story::new();
+    story.down(&[1, 2, 3]);
+    while story.shard().phase == Phase::Active {
+        story.step();
+    }
+    story.holds_back = true;
+    story.run(5000);
+    let promotes = |action: &Action| match action {
+        Action::Commit { changes } => changes.iter().any(|change| matches!(change, Change::Promote { .. })),
+        _ => false,
+    };
+    assert!(story.actions.iter().any(promotes));
+    // An operator takes a node away that was to vote.
+    story.down(&[5]);
+    story.order(Change::RemoveNode { node: 5 });
+    story.holds_back = false;
+    story.run_until_active(2);
+    assert_eq!(outcome(&story).0, "c");
+}
+
+#[test]
 fn who_holds_what_an_earlier_failover_lost_has_no_say() {
     let mut story = Story::new();
     story.down(&[1, 2, 3, 4, 5]);
