@@ -24,6 +24,23 @@ fn a_region_whose_voters_answer_is_given_time_to_elect_a_leader() {
     assert_eq!((story.changes.len(), story.text().as_str()), (0, ""));
 }
 
+/// Until the group has its new voters, those before may decide in it just as well.
+#[test]
+fn voters_before_a_change_that_is_not_through_answer_for_the_region_too() {
+    let mut story = Story::new();
+    story.cluster.version += 1;
+    let version = story.cluster.version;
+    let shard = story.cluster.shards.values_mut().next().unwrap();
+    let former = std::mem::replace(&mut shard.voters, [1].into());
+    shard.changing = Some(crate::cluster::VoterChange { former: vec![former], version });
+    story.actors.values_mut().for_each(|actor| actor.is_settled = false);
+    story.down(&[1]);
+    leaderless(&mut story);
+    story.run(20_000);
+    assert_eq!(story.changes, []);
+    assert!(story.text().contains("but n2, n3 answer: starved rather than lost"), "{}", story.text());
+}
+
 #[test]
 fn renewals_that_come_late_are_answers() {
     let mut story = Story::new();
