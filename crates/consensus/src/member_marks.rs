@@ -159,6 +159,7 @@ mod tests {
         leader.told(3, Some(&id(2, 5)));
         // What it sent before this term may have been cut; 2 has more than is committed, 3 less, 1 has not synced.
         leader.acknowledged(2, &id(2, 9));
+        assert_eq!(leader.told(3, Some(&id(2, 6))), []);
         leader.acknowledged(2, &id(3, 12));
         leader.acknowledged(3, &id(3, 8));
         first.raise(GROUP, 9);

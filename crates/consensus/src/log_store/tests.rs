@@ -86,7 +86,9 @@ async fn what_does_not_continue_the_log_is_cut_off_and_what_was_committed_there_
             let committed = wire::log_id_to_wire(&id(3, 7)).encode_to_vec();
             disk.log().put_mark(COMMITTED, &committed).unwrap();
             disk.marks().raise(GROUP, mark);
+            disk.engine.sync().unwrap();
             let mut store = disk.open();
+            assert_eq!(disk.engine.unsynced_writes(), 0, "the cut is durable before anything takes its place");
             let kept = stored.iter().take(usize::try_from(kept).unwrap()).copied().collect::<Vec<_>>();
             assert_eq!(ids(&store), kept, "{stored:?} behind mark {mark}");
             let (term, index) = *kept.last().unwrap();
@@ -106,7 +108,7 @@ async fn a_log_shorter_than_its_mark_is_marked_before_it_is_used_also_if_that_cr
     disk.engine.sync().unwrap();
     let marks = disk.marks();
     marks.raise(GROUP, 9);
-    marks.persist().unwrap();
+    marks.vote(GROUP, 4).unwrap();
     drop(disk.open());
     // The first open has written down that the log was longer, and its mark is that of the log again.
     assert_eq!(disk.marks().mark(GROUP), 3);
@@ -140,6 +142,18 @@ async fn a_cut_is_durable_before_anything_takes_its_place() {
         lengths.insert(kept.len());
     }
     assert_eq!(Vec::from_iter(lengths), [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn what_a_leader_had_cut_off_is_not_taken_for_lost() {
+    let disk = Disk::new();
+    let mut store = disk.open();
+    append(&mut store, &[(1, 1), (1, 2), (1, 3)]).await;
+    store.shared.high_water.as_ref().unwrap().persist().unwrap();
+    assert_eq!(disk.marks().mark(GROUP), 3);
+    store.truncate_after(Some(id(1, 1))).await.unwrap();
+    assert_eq!(disk.marks().mark(GROUP), 1);
+    assert_eq!((ids(&disk.open()), LogStore::left(&disk.log()).unwrap()), (vec![(1, 1)], None));
 }
 
 #[tokio::test]
@@ -186,6 +200,7 @@ async fn a_vote_that_is_gone_is_missed_also_if_no_entry_came_of_it() {
     store.save_vote(&wire::vote(vote(3))).await.unwrap();
     append(&mut store, &[(3, 1)]).await;
     store.save_vote(&wire::vote(vote(4))).await.unwrap();
+    assert_eq!(disk.marks().voted(GROUP), 4, "before anybody is told of it");
     assert!(!disk.open().has_lost_votes(0).unwrap());
     put(3);
     for _ in 0..2 {
@@ -196,6 +211,10 @@ async fn a_vote_that_is_gone_is_missed_also_if_no_entry_came_of_it() {
     assert!(!disk.open().has_lost_votes(0).unwrap());
     put(4);
     assert!(disk.open().has_lost_votes(0).unwrap(), "the one that started since may have told somebody of it");
+    // It is durable before the mark says so: else a power loss would look like one that was given and lost.
+    disk.log().put_mark(VOTE, &vote(6).encode_to_vec()).unwrap();
+    drop(disk.open());
+    assert_eq!((disk.marks().voted(GROUP), disk.engine.unsynced_writes()), (6, 0));
 }
 
 #[tokio::test]
@@ -211,9 +230,12 @@ async fn a_disk_that_is_slow_with_the_marks_holds_up_no_append() {
     store.append([entry((1, 3))], IOFlushed::signal(done)).await.unwrap();
     let marks = store.shared.high_water.clone().unwrap();
     let cut = tokio::spawn(async move { store.truncate_after(Some(id(1, 1))).await });
-    while marks.mark(GROUP) > 1 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+    let lowered = async {
+        while marks.mark(GROUP) > 1 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), lowered).await.expect("the mark goes back with the log");
     disk.engine.release_syncs();
     let acknowledged = tokio::time::timeout(Duration::from_secs(5), acknowledged).await;
     // It cannot be synced, so the cut fails; what counts is that it ends.

@@ -7,7 +7,7 @@ use meridian_consensus::{Peers, Role};
 use meridian_proto::log::LogId;
 use meridian_proto::raft::{self, raft_client::RaftClient};
 use meridian_storage::schema::LOG_FAMILY;
-use meridian_storage::{Durability, Engine, WriteBatch};
+use meridian_storage::{Durability, Engine, MemberMark, WriteBatch};
 
 use crate::seal::three;
 use crate::support::{Node, SHARD, at, crash_seed, equal, group, leader, role, set, until, write};
@@ -187,6 +187,37 @@ async fn a_folder_that_was_rolled_back(mut nodes: Vec<Node>, wire: Arc<Wire>) {
     let last = write(&nodes, 1, "A and B").await;
     equal(&nodes, at(1, last)).await;
     assert_eq!(leader(&nodes).await.group().voters(), voters);
+}
+
+/// The one that is asked knows more of the candidate than its own log shows: it was told, and lost the entries, or they
+/// are still on their way.
+#[tokio::test]
+async fn a_candidate_gets_no_vote_whose_log_ends_before_what_the_other_knows_that_it_held() {
+    let wire = Arc::new(Wire::default());
+    let nodes = crate::seal::three_that_wait(&wire).await;
+    nodes[0].group().elect_now().await;
+    let last = write(&nodes, 3, "before").await;
+    equal(&nodes, at(1, last)).await;
+    let log_id = nodes[1].state.applied().raft.log_id.unwrap();
+    let ask = async |ends: u64| {
+        let group = raft::Group { shard: SHARD.0, epoch: group(1).epoch.0.into(), target: 2 };
+        let vote = meridian_proto::log::Vote { term: log_id.term + 1, node_id: 3, committed: false };
+        let last_log_id = Some(LogId { index: ends, ..log_id });
+        let request = raft::VoteRequest {
+            group: Some(group),
+            vote: Some(vote),
+            last_log_id,
+            leadership_transfer: true,
+            remembered: None,
+        };
+        RaftClient::new(wire.channel(2).unwrap()).pre_vote(request).await
+    };
+    assert!(ask(log_id.index).await.is_ok());
+    let held = MemberMark { term: log_id.term, index: log_id.index + 2 };
+    nodes[1].marks.remember(group(1), 3, held);
+    let refused = ask(log_id.index + 1).await.unwrap_err();
+    assert!(refused.message().contains("its data folder was rolled back"), "{refused}");
+    assert!(ask(held.index).await.is_ok());
 }
 
 #[tokio::test]

@@ -148,3 +148,18 @@ fn a_drop_that_a_crash_takes_back_is_applied_again_from_the_log() {
     after.flush().unwrap();
     assert_eq!(after.dropped_databases().unwrap(), [GONE]);
 }
+
+#[test]
+fn what_was_dropped_before_a_process_ended_is_reclaimed_by_the_next() {
+    let engine = Arc::new(MemoryEngine::default());
+    let state = ShardState::open(engine.clone(), SHARD).unwrap();
+    filled_and_dropped(&state);
+    state.flush().unwrap();
+    let engine: Arc<dyn Engine> = Arc::new(engine.crash_to_what_is_durable());
+    let after = ShardState::open(Arc::clone(&engine), SHARD).unwrap();
+    assert!(after.reclaim_dropped(&mut go_on).unwrap());
+    let family = schema::state_family(SHARD, 0);
+    // Its rows of expiries among them, which no range deletes.
+    assert_eq!(rows(&*engine, &family, GONE), (0, 0));
+    assert_eq!(rows(&*engine, &family, KEPT), (ROWS as usize, ROWS as usize));
+}
