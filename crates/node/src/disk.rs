@@ -22,9 +22,10 @@ const BALLAST_BYTES: u64 = 64 << 20;
 const BALLAST_AT_FREE_BYTES: u64 = 4 * MIN_FREE_BYTES;
 
 /// What may be written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Room {
     /// Everything.
+    #[default]
     Enough,
     /// What only deletes: it makes room.
     Low,
@@ -33,6 +34,15 @@ pub(crate) enum Room {
 }
 
 impl Room {
+    /// As a node announces it: whether it refuses what does not only delete, and whether also that.
+    pub(crate) fn announced(is_full: bool, is_exhausted: bool) -> Self {
+        match (is_full, is_exhausted) {
+            (_, true) => Self::Exhausted,
+            (true, false) => Self::Low,
+            (false, false) => Self::Enough,
+        }
+    }
+
     fn with(free_bytes: u64) -> Self {
         match free_bytes {
             ..EXHAUSTED_BYTES => Self::Exhausted,
@@ -60,11 +70,6 @@ impl DiskGuard {
         }
     }
 
-    /// Whether anything but deletions is refused.
-    pub(crate) fn is_full(&self) -> bool {
-        self.room() != Room::Enough
-    }
-
     /// What an operator is to know of it.
     pub(crate) fn warning(&self) -> Option<String> {
         let refused = match self.room() {
@@ -84,12 +89,16 @@ impl DiskGuard {
         if self.0.swap(room as u8, Ordering::Relaxed) != room as u8 {
             tracing::warn!(?room, free_mib = free >> 20, "free disk space crossed its bound");
         }
-        if free >= BALLAST_AT_FREE_BYTES
-            && !folder.join(BALLAST).exists()
-            && let Err(error) = make_ballast(folder)
-        {
-            tracing::debug!(%error, "there is no ballast");
-        }
+        keep_ballast(folder, free);
+    }
+}
+
+fn keep_ballast(folder: &Path, free: u64) {
+    if free >= BALLAST_AT_FREE_BYTES
+        && !folder.join(BALLAST).exists()
+        && let Err(error) = make_ballast(folder)
+    {
+        tracing::debug!(%error, "there is no ballast");
     }
 }
 
@@ -107,11 +116,11 @@ fn make_ballast(folder: &Path) -> io::Result<()> {
 /// Gives up the ballast of a folder whose disk is full, so that the database in it can be opened. Returns whether it
 /// did.
 pub(crate) fn make_room(folder: &Path) -> bool {
-    free_bytes(folder).is_some_and(|free| free < EXHAUSTED_BYTES && give_up_ballast(folder, free))
+    free_bytes(folder).is_some_and(|free| make_room_with(folder, free))
 }
 
-fn give_up_ballast(folder: &Path, free: u64) -> bool {
-    let given_up = std::fs::remove_file(folder.join(BALLAST)).is_ok();
+fn make_room_with(folder: &Path, free: u64) -> bool {
+    let given_up = Room::with(free) == Room::Exhausted && std::fs::remove_file(folder.join(BALLAST)).is_ok();
     if given_up {
         tracing::warn!(free_mib = free >> 20, "the disk is full: its ballast was given up to start. Make room now");
     }
@@ -133,20 +142,27 @@ mod tests {
         for room in [Room::Low, Room::Exhausted] {
             guard.0.store(room as u8, Ordering::Relaxed);
             assert_eq!(guard.room(), room);
-            assert!(guard.is_full() && guard.warning().is_some());
+            assert!(guard.warning().is_some());
+            assert_eq!(Room::announced(room != Room::Enough, room == Room::Exhausted), room);
         }
     }
 
     #[test]
     fn the_ballast_takes_room_and_gives_it_back() {
         let folder = tempfile::tempdir().unwrap();
-        if make_ballast(folder.path()).is_err() {
+        let ballast = || std::fs::metadata(folder.path().join(BALLAST)).map(|file| file.len()).ok();
+        keep_ballast(folder.path(), BALLAST_AT_FREE_BYTES - 1);
+        assert_eq!(ballast(), None, "it is not what fills a disk");
+        keep_ballast(folder.path(), BALLAST_AT_FREE_BYTES);
+        if ballast() == Some(0) || ballast().is_none() {
             // A file system that cannot set room aside has no ballast.
             return;
         }
-        assert_eq!(std::fs::metadata(folder.path().join(BALLAST)).unwrap().len(), BALLAST_BYTES);
-        assert!(give_up_ballast(folder.path(), 0));
-        assert!(!folder.path().join(BALLAST).exists());
-        assert!(!give_up_ballast(folder.path(), 0));
+        assert_eq!(ballast(), Some(BALLAST_BYTES));
+        assert!(!make_room_with(folder.path(), EXHAUSTED_BYTES), "the database can be opened");
+        assert_eq!(ballast(), Some(BALLAST_BYTES));
+        assert!(make_room_with(folder.path(), EXHAUSTED_BYTES - 1));
+        assert_eq!(ballast(), None);
+        assert!(!make_room_with(folder.path(), 0));
     }
 }

@@ -11,6 +11,7 @@ use meridian_types::NodeId;
 use parking_lot::Mutex;
 
 use crate::clock::{steady_ms, wall_ms};
+use crate::disk::Room;
 use crate::maintenance::KEEP_BATCHES;
 
 /// Samples of the commit history; beyond, older ones are kept more coarsely.
@@ -46,7 +47,7 @@ struct Follower {
     durable: u64,
     heard: Option<Instant>,
     may_lead: bool,
-    disk_full: bool,
+    room: Room,
     copying: Option<Copying>,
 }
 
@@ -152,7 +153,7 @@ impl Followers {
         of.map(|(_, follower)| inner.history.lag(follower.durable, now_ms).millis).min()
     }
 
-    pub(crate) fn heard(&self, status: Status, may_lead: bool, disk_full: bool) {
+    pub(crate) fn heard(&self, status: Status, may_lead: bool, room: Room) {
         let mut inner = self.inner.lock();
         let newest = inner.newest;
         if let Some(follower) = inner.positions.get_mut(&status.node) {
@@ -170,7 +171,7 @@ impl Followers {
                 Some(copying) if durable > copying.after => Some(Copying { after: durable, at: now }),
                 other => other,
             };
-            *follower = Follower { durable, heard: Some(now), may_lead, disk_full, copying };
+            *follower = Follower { durable, heard: Some(now), may_lead, room, copying };
         }
     }
 
@@ -182,9 +183,9 @@ impl Followers {
         copying.filter(|copying| copying.at.elapsed() < COPY_STALLED).map(|copying| copying.after).min()
     }
 
-    /// Whether the node has said that its disk has no room. One that is away has not changed its mind.
-    pub(crate) fn has_full_disk(&self, node: NodeId) -> bool {
-        self.inner.lock().positions.get(&node).is_some_and(|follower| follower.disk_full)
+    /// What room the node has said that its disk has. One that is away has not changed its mind.
+    pub(crate) fn room(&self, node: NodeId) -> Room {
+        self.inner.lock().positions.get(&node).map(|follower| follower.room).unwrap_or_default()
     }
 
     /// Every follower's lag behind what is committed here.
@@ -253,18 +254,18 @@ mod tests {
         };
         let copies = |sequence| Status { fetching_snapshot: true, ..status(4, sequence) };
         write(1500);
-        followers.heard(status(4, 0), false, false);
+        followers.heard(status(4, 0), false, Room::Enough);
         assert_eq!(followers.needs_log_after(), None, "whoever is only slow is kept for by bytes");
-        followers.heard(copies(0), false, false);
+        followers.heard(copies(0), false, Room::Enough);
         write(5000);
-        followers.heard(copies(0), false, false);
+        followers.heard(copies(0), false, Room::Enough);
         assert_eq!(followers.needs_log_after(), Some(500));
-        followers.heard(status(4, 1500), false, false);
+        followers.heard(status(4, 1500), false, Room::Enough);
         write(1000);
         assert_eq!(followers.needs_log_after(), Some(1500), "in place; the rest is to come");
-        followers.heard(status(4, 4000), false, false);
+        followers.heard(status(4, 4000), false, Room::Enough);
         assert_eq!(followers.needs_log_after(), Some(4000));
-        followers.heard(status(4, 7000), false, false);
+        followers.heard(status(4, 7000), false, Room::Enough);
         assert_eq!(followers.needs_log_after(), None);
     }
 
@@ -273,7 +274,7 @@ mod tests {
         let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
         let followers = Followers::watch(&state);
         followers.set_nodes([4]);
-        followers.heard(status(4, 0), false, false);
+        followers.heard(status(4, 0), false, Room::Enough);
         // The leader's clock was an hour ahead when it made this.
         let batch =
             Batch { position: Position::new(Epoch(1), 1), time_ms: wall_ms() + 3_600_000, transactions: Vec::new() };
@@ -284,8 +285,8 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(applied.elapsed() >= Duration::from_millis(15));
-        followers.heard(status(4, 1), false, true);
+        followers.heard(status(4, 1), false, Room::Low);
         assert_eq!(followers.least_lag_ms(|_| true), Some(0));
-        assert!(followers.has_full_disk(4) && !followers.has_full_disk(5));
+        assert_eq!((followers.room(4), followers.room(5)), (Room::Low, Room::Enough));
     }
 }

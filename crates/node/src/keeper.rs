@@ -17,17 +17,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clocks::Clocks;
 use crate::directory::{Directory, save_cluster};
-use crate::disk::{DiskGuard, MIN_FREE_BYTES, Room};
+use crate::disk::DiskGuard;
 use crate::drain::{self, Target};
 use crate::followers::Followers;
 use crate::history::History;
 use crate::lost_tail;
 use crate::peers::PeerChannels;
-use crate::proposer::Limits;
 use crate::reads::Reads;
 use crate::replica::{self, Replica, ReplicaParts};
 use crate::seals::Seal;
 use crate::shard::{LocalShard, Voter, VoterParts, or_fatal};
+use crate::shard_limits::ShardLimits;
 use crate::shard_table::ShardTable;
 
 /// Rounds in which a founder that lags asks everybody for what it lacks; then it joins by a snapshot.
@@ -461,47 +461,6 @@ pub(crate) fn run_member(
             }
         }
     });
-}
-
-/// What holds the writes of one shard up.
-struct ShardLimits {
-    node_id: NodeId,
-    shard: ShardId,
-    directory: Arc<Directory>,
-    shards: Arc<ShardTable>,
-    disk: Arc<DiskGuard>,
-}
-
-impl Limits for ShardLimits {
-    fn refusal(&self, only_deletes: bool) -> Option<String> {
-        let room = format!("less than {} MiB free", MIN_FREE_BYTES >> 20);
-        match self.disk.room() {
-            Room::Low if only_deletes => return None,
-            Room::Enough => {}
-            Room::Low | Room::Exhausted => {
-                return Some(format!("the disk of the shard's leader has {room}"));
-            }
-        }
-        let topology = self.directory.topology();
-        let (voters, followers) = (&topology.shards.get(&self.shard)?.voters, self.shards.followers(&self.shard)?);
-        let full = voters.iter().filter(|voter| **voter != self.node_id && followers.has_full_disk(**voter)).count();
-        // What they cannot append stops them: as many as a majority can do without, and no more.
-        let refuses = full > 0 && voters.len() - full < voters.len() / 2 + 1;
-        refuses.then(|| format!("the disks of {full} of the shard's voters have {room}"))
-    }
-
-    fn proposed(&self, sequence: u64) {
-        if let Some(followers) = self.shards.followers(&self.shard) {
-            followers.proposed(sequence);
-        }
-    }
-
-    fn replication_lag_ms(&self) -> Option<u64> {
-        let topology = self.directory.topology();
-        let primary = &topology.shards.get(&self.shard)?.primary_region;
-        let elsewhere = |node: NodeId| topology.nodes.get(&node).is_some_and(|node| node.region != *primary);
-        self.shards.followers(&self.shard)?.least_lag_ms(elsewhere)
-    }
 }
 
 #[cfg(test)]

@@ -57,6 +57,7 @@ mod round;
 mod router;
 mod seals;
 mod shard;
+mod shard_limits;
 mod shard_service;
 mod shard_table;
 mod shipping_service;

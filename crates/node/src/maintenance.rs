@@ -18,7 +18,7 @@ use crate::clocks::Clocks;
 use crate::comparison::checkpoint;
 use crate::counters::LagGauges;
 use crate::directory::{DIRECTORY_GROUP, Directory, DirectoryVoter};
-use crate::disk::{DiskGuard, MIN_FREE_BYTES, free_bytes};
+use crate::disk::{DiskGuard, MIN_FREE_BYTES, Room, free_bytes};
 use crate::followers::Followers;
 use crate::peers::PeerChannels;
 use crate::shard::{LocalShard, Voter, or_fatal};
@@ -125,9 +125,11 @@ impl Maintenance {
         });
         let statuses = statuses.collect();
         let checkpoints = self.shards.all().into_iter().map(|(_, shard)| checkpoint(self.node_id, shard.state()));
+        let room = self.disk.room();
         let request = AnnounceRequest {
             statuses,
-            disk_full: self.disk.is_full(),
+            disk_full: room != Room::Enough,
+            disk_exhausted: room == Room::Exhausted,
             checkpoints: checkpoints.collect(),
             node_id: self.node_id,
             clock_ms: wall_ms(),

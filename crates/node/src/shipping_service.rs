@@ -18,6 +18,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::clock::wall_ms;
 use crate::clocks::Clocks;
 use crate::directory::DIRECTORY_GROUP;
+use crate::disk::Room;
 use crate::history::History;
 use crate::peers::MAX_MESSAGE_BYTES;
 use crate::shard::LocalShard;
@@ -115,7 +116,9 @@ impl shipping_server::Shipping for ShippingService {
         &self,
         request: Request<wire::AnnounceRequest>,
     ) -> Result<Response<wire::AnnounceResponse>, Status> {
-        let wire::AnnounceRequest { statuses, disk_full, checkpoints, node_id, clock_ms } = request.into_inner();
+        let wire::AnnounceRequest { statuses, disk_full, disk_exhausted, checkpoints, node_id, clock_ms } =
+            request.into_inner();
+        let room = Room::announced(disk_full, disk_exhausted);
         if clock_ms > 0 {
             self.clocks.heard(node_id, clock_ms);
         }
@@ -128,7 +131,7 @@ impl shipping_server::Shipping for ShippingService {
                 status.durable = base;
             }
             if let Some(followers) = self.shards.followers(&shard) {
-                followers.heard(status, may_lead, disk_full);
+                followers.heard(status, may_lead, room);
             }
             if let Some(LocalShard::Replica(replica)) = self.shards.get(&shard) {
                 replica.heard(status);

@@ -86,12 +86,13 @@ fn announcements_are_golden() {
     let request = shipping::AnnounceRequest {
         statuses: vec![far, voter],
         disk_full: true,
+        disk_exhausted: true,
         node_id: L + 5,
         clock_ms: L + 6,
         checkpoints,
     };
     let statuses = [field_message(1, &far_fields), field_message(1, &voter_fields)];
-    let scalars = [field_varint(2, 1), field_varint(5, L + 5), field_varint(6, L + 6)];
+    let scalars = [field_varint(2, 1), field_varint(5, L + 5), field_varint(6, L + 6), field_varint(7, 1)];
     let checkpoints = [field_message(15, &checkpoint_fields)];
     assert_golden(&request, &[statuses.as_slice(), &scalars, &checkpoints].concat());
     assert_golden(&shipping::AnnounceResponse {}, &[]);
