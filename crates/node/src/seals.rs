@@ -86,6 +86,13 @@ mod tests {
             assert_eq!(Seal::of(&after, shard, Epoch(9)).unwrap(), None);
             assert_eq!(Seal::newest(&after, other).unwrap(), None);
         }
+        // A call that was cancelled before its fsync has written it, and the next one answers.
+        let mut writes = WriteBatch::default();
+        writes.put(&META_FAMILY.into(), Seal::key(other), vec![0, 7, 0]);
+        engine.write(writes, Durability::Logged).unwrap();
+        assert_eq!(seal(7, false).write_down(&engine, other).unwrap(), seal(7, false));
+        let after: Arc<dyn Engine> = Arc::new(memory.crash_to_what_is_durable());
+        assert_eq!(Seal::newest(&after, other).unwrap(), Some(seal(7, false)));
         assert_eq!(engine.get(META_FAMILY, b"seal\x01\x02\x03\x04").unwrap().unwrap(), b"\x04\x05\x01".as_slice());
     }
 }

@@ -24,6 +24,13 @@ struct Process {
 impl Process {
     /// Nodes 1 to 3 vote in the shard, the others are replicas. The cluster is as it was before anything was sealed.
     async fn start(node_id: NodeId, engine: Arc<impl Engine>) -> Self {
+        let process = Self::open(node_id, engine);
+        process.settle().await;
+        process
+    }
+
+    /// It has no part in the shard yet.
+    fn open(node_id: NodeId, engine: Arc<impl Engine>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let engine: Arc<dyn Engine> = engine;
         let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
@@ -54,10 +61,11 @@ impl Process {
         });
         let keeper = Keeper::open(Arc::clone(&parts), SHARD).unwrap();
         let failover = FailoverService { directory, shards, engine, exchange };
-        let process = Self { parts, keeper, failover, _folder: folder };
-        let shard = process.parts.directory.shard(SHARD).unwrap();
-        process.keeper.settle(&shard).await;
-        process
+        Self { parts, keeper, failover, _folder: folder }
+    }
+
+    async fn settle(&self) {
+        self.keeper.settle(&self.parts.directory.shard(SHARD).unwrap()).await;
     }
 
     async fn seal(&self, planned: bool) -> SealResponse {
@@ -67,6 +75,10 @@ impl Process {
 
     /// Whether a leader that has not heard of a seal is answered, once the member knows that it is not a wiped one.
     async fn answers_appends(&self) -> bool {
+        self.refuses_appends().await.is_none()
+    }
+
+    async fn refuses_appends(&self) -> Option<Code> {
         let target = raft::Group { shard: SHARD.0, epoch: 1, target: self.parts.node_id };
         let vote = meridian_proto::log::Vote { term: 9, node_id: 2, committed: true };
         let leader_commit = Some(meridian_proto::log::LogId::default());
@@ -74,17 +86,13 @@ impl Process {
             raft::AppendRequest { group: Some(target), vote: Some(vote), leader_commit, ..Default::default() };
         let started = std::time::Instant::now();
         loop {
-            match self.parts.raft.append(Request::new(request.clone())).await {
-                Ok(_) => return true,
-                Err(status) if status.message().contains("may have forgotten") => {
-                    assert!(started.elapsed() < Duration::from_secs(20), "{status}");
-                    tokio::time::sleep(Duration::from_millis(10)).await;
-                }
-                Err(status) => {
-                    assert!(matches!(status.code(), Code::NotFound | Code::Unavailable), "{status}");
-                    return false;
-                }
+            let refusal = self.parts.raft.append(Request::new(request.clone())).await.err()?;
+            if !refusal.message().contains("may have forgotten") {
+                assert!(matches!(refusal.code(), Code::NotFound | Code::Unavailable), "{refusal}");
+                return Some(refusal.code());
             }
+            assert!(started.elapsed() < Duration::from_secs(20), "{refusal}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
         }
     }
 
@@ -97,9 +105,26 @@ impl Process {
         self.parts.shards.get(&SHARD).unwrap()
     }
 
-    /// Whether the replica takes nothing by itself: then it pulls from whom it is told to, and this one is nobody.
+    /// Whether the member elects nobody any more; that it has no vote yet looks alike otherwise.
+    async fn is_sealed_voter(&self) -> bool {
+        let refused = self.voter().group.transfer_leadership(2).await.err();
+        refused.is_some_and(|why| why.to_string().contains("this member is sealed"))
+    }
+
+    fn holds_a_lease_that_it_is_granted(&self) -> bool {
+        let directory = &self.parts.directory;
+        let lease = meridian_failover::Lease { ttl: Duration::from_secs(3600), shards: vec![(SHARD, Epoch(1))] };
+        directory.renewed(directory.now(), &lease);
+        directory.holds_lease(SHARD, Epoch(1))
+    }
+
     async fn is_sealed_replica(&self) -> bool {
-        let LocalShard::Replica(replica) = self.local() else { panic!("not a replica") };
+        Self::takes_nothing(&self.local()).await
+    }
+
+    /// Whether a replica takes nothing by itself: then it pulls from whom it is told to, and this one is nobody.
+    async fn takes_nothing(local: &LocalShard) -> bool {
+        let LocalShard::Replica(replica) = local else { panic!("not a replica") };
         let pulled = replica.drain(99, Position::new(Epoch(1), 5));
         match tokio::time::timeout(Duration::from_millis(500), pulled).await {
             Ok(answer) => {
@@ -191,9 +216,9 @@ async fn a_seal_of_a_voter_holds_over_a_restart() {
         assert!(!before.answers_appends().await);
         // It has saved the cluster from before it was sealed, and so would be a member like others.
         let after = Process::start(1, Arc::new(engine.crash(seed))).await;
-        assert!(!after.answers_appends().await, "what it said was final");
-        let LocalShard::Voter(voter) = after.local() else { panic!("not a voter") };
-        assert!(!voter.group.votes());
+        // Nor was there a moment at which it would have been: it is not even found.
+        assert_eq!(after.refuses_appends().await, Some(Code::NotFound), "what it said was final");
+        assert!(after.is_sealed_voter().await);
         let again = after.seal(false).await;
         assert_eq!((again.position, again.term), (said.position, said.term));
         // Also if it is asked again to stop as for a switchover.
@@ -213,11 +238,51 @@ async fn a_planned_seal_of_a_voter_holds_over_a_restart() {
     let after = Process::start(1, Arc::new(engine.crash(1))).await;
     // The leader may finish what it began, and nobody else leads.
     assert!(after.answers_appends().await);
-    let LocalShard::Voter(voter) = after.local() else { panic!("not a voter") };
-    assert!(!voter.group.votes());
-    let lease = meridian_failover::Lease { ttl: Duration::from_secs(3600), shards: vec![(SHARD, Epoch(1))] };
-    after.parts.directory.renewed(after.parts.directory.now(), &lease);
-    assert!(!after.parts.directory.holds_lease(SHARD, Epoch(1)), "granted before the directory sealed the epoch");
+    assert!(after.is_sealed_voter().await);
+    assert!(!after.holds_a_lease_that_it_is_granted(), "granted before the directory sealed the epoch");
+}
+
+/// A lease that was granted before, or another that pulls or votes, may be there before this node has a part.
+#[tokio::test]
+async fn a_sealed_shard_is_never_taken_up_as_if_it_were_not() {
+    let engine = Arc::new(MemoryEngine::default());
+    let unsealed = Process::open(1, Arc::clone(&engine));
+    assert!(unsealed.holds_a_lease_that_it_is_granted());
+    Process::start(1, Arc::clone(&engine)).await.seal(false).await;
+    let opened = Process::open(1, Arc::new(engine.crash(1)));
+    assert!(!opened.holds_a_lease_that_it_is_granted());
+    let opened = Process::open(4, Arc::default());
+    let history = History::new(opened.parts.directory.shard(SHARD).unwrap().bases);
+    for sealed in [false, true] {
+        let seal = sealed.then_some(Seal { epoch: Epoch(1), planned: false });
+        let replica = opened.keeper.follow(history.clone(), seal).await.unwrap();
+        assert_eq!(Process::takes_nothing(&replica).await, sealed);
+    }
+}
+
+/// Whoever was down when the directory sealed the epoch will be asked, and has no seal of its own until then.
+#[tokio::test]
+async fn a_shard_that_the_directory_seals_is_taken_up_sealed() {
+    for (node_id, planned) in [(1, false), (1, true), (4, false), (4, true)] {
+        let process = Process::open(node_id, Arc::default());
+        let directory = &process.parts.directory;
+        let change = meridian_failover::Change::Seal {
+            shard: SHARD,
+            epoch: Epoch(1),
+            to: None,
+            planned,
+            since_ms: 1,
+            cause: "a test".to_owned(),
+        };
+        directory.learn(directory.known().cluster.after(&change).unwrap()).unwrap();
+        process.settle().await;
+        assert!(!process.holds_a_lease_that_it_is_granted());
+        match process.local() {
+            LocalShard::Voter(_) => assert!(process.is_sealed_voter().await),
+            // For a switchover it goes on taking what the leader finishes.
+            LocalShard::Replica(_) => assert_eq!(process.is_sealed_replica().await, !planned),
+        }
+    }
 }
 
 #[tokio::test]

@@ -60,6 +60,24 @@ async fn small_requests_do_not_make_large_batches() {
     assert!(*largest < room::BATCH_BYTES + limits::MAX_COMPUTED_BYTES && *largest > 1 << 20, "{sizes:?}");
 }
 
+/// Between two turns of a task that always wants one: what the runtime's thread has worked meanwhile, in microseconds.
+/// No time in which it stood still counts.
+static LONGEST_TURN: AtomicU64 = AtomicU64::new(0);
+
+async fn longest_turn_of_another() {
+    let worked_us = || {
+        let worked = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        u64::try_from(worked.tv_sec * 1_000_000 + worked.tv_nsec / 1000).unwrap()
+    };
+    let mut last = worked_us();
+    loop {
+        tokio::task::yield_now().await;
+        let now = worked_us();
+        LONGEST_TURN.fetch_max(now - last, Ordering::Relaxed);
+        last = now;
+    }
+}
+
 #[tokio::test]
 async fn checks_count_as_work_and_others_get_their_turn_meanwhile() {
     let leader = Leader::start(Arc::default()).await;
@@ -76,7 +94,12 @@ async fn checks_count_as_work_and_others_get_their_turn_meanwhile() {
         async move { proposer.write(request).await }
     };
     leader.commit(set("first", "v")).await;
+    let others = tokio::spawn(longest_turn_of_another());
     let replies = futures::future::join_all((0..300).map(|_| write())).await;
+    others.abort();
+    assert!(others.await.unwrap_err().is_cancelled());
+    let longest = LONGEST_TURN.load(Ordering::Relaxed);
+    assert!(longest < 15_000, "nobody else had a turn while this thread worked for {longest} us");
     let committed = replies.iter().filter(|reply| matches!(reply, WriteReply::Done(WriteOutcome::Committed(_))));
     assert_eq!(committed.count(), 300);
     let batches = leader.group.committed_batches(before + 2, usize::MAX).unwrap();

@@ -105,21 +105,83 @@ async fn an_idle_shard_logs_the_time_when_something_expires_and_only_then() {
 #[tokio::test]
 async fn what_expires_is_swept_as_it_comes() {
     let leader = Leader::start(Arc::default()).await;
-    let started = Instant::now();
     // 60,000 puts, of which a half replaces the other, so that its rows of expiries are stale.
     for round in 0..60u32 {
         let put = |n: u32| Mutation {
             key: format!("k{}", (round % 30) * 1000 + n).into(),
             kind: MutationKind::Set(Value { encoding: ValueEncoding::Bytes, data: Bytes::from_static(b"v") }),
-            expire_at_ms: wall_ms() + 5 + u64::from(n % 7),
+            expire_at_ms: wall_ms() + HOUR_MS / 2 + u64::from(n % 7),
         };
         leader.commit(Transaction { checks: Vec::new(), mutations: (0..1000).map(put).collect() }).await;
     }
+    leader.skip(HOUR_MS);
+    let before = leader.state.position().sequence;
     leader.swept().await;
-    // A thousand in half a second would take half a minute.
-    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+    // Nobody waits between one batch and the next.
+    let times: Vec<_> = batches(&leader, before + 1).iter().map(|batch| batch.time_ms).collect();
+    let shortest = times.windows(2).map(|pair| pair[1] - pair[0]).min().unwrap();
+    assert!(times.len() >= 30 && u128::from(shortest) < SWEEP.as_millis(), "{times:?}");
     let all = ReadRange { start: Bytes::new(), end: "z".into(), limit: 1000, reverse: false };
     assert_eq!(leader.state.read(DATABASE, &[all], 0).unwrap().ranges[0], []);
+}
+
+fn batches(leader: &Leader, first: u64) -> Vec<meridian_types::Batch> {
+    let (mut batches, mut next) = (Vec::new(), first);
+    while next <= leader.state.position().sequence {
+        let stored = leader.group.committed_batches(next, 1 << 20).unwrap();
+        next += stored.len() as u64;
+        batches.extend(stored.into_iter().map(|(_, bytes)| meridian_proto::decode_batch(bytes).unwrap()));
+    }
+    batches
+}
+
+#[tokio::test]
+async fn a_sweep_of_long_keys_is_no_larger_than_others() {
+    let leader = Leader::start(Arc::default()).await;
+    for first in (0..1000).step_by(200) {
+        let put = |n: u32| Mutation {
+            key: format!("{n:02000}").into(),
+            kind: MutationKind::Set(Value { encoding: ValueEncoding::Bytes, data: Bytes::from_static(b"v") }),
+            expire_at_ms: wall_ms() + HOUR_MS / 2,
+        };
+        leader.commit(Transaction { checks: Vec::new(), mutations: (first..first + 200).map(put).collect() }).await;
+    }
+    leader.skip(HOUR_MS);
+    let before = leader.state.position().sequence;
+    leader.swept().await;
+    let sizes: Vec<_> =
+        batches(&leader, before + 1).iter().map(|batch| meridian_proto::encode_batch(batch).len()).collect();
+    assert!(sizes.iter().all(|size| *size < (1 << 20) + (64 << 10)), "{sizes:?}");
+}
+
+/// What is being written has not expired, though what is applied has.
+#[tokio::test]
+async fn what_replaces_something_expired_while_that_is_swept_stays() {
+    let engine = Arc::new(MemoryEngine::default());
+    let leader = Leader::start(Arc::clone(&engine)).await;
+    leader.commit(expiring("k", HOUR_MS)).await;
+    engine.hold_syncs();
+    let writing = leader.write(RequestId::generate(), false, set("k", "2"));
+    tokio::pin!(writing);
+    let appended = async |count: u64| {
+        let waits = async {
+            while engine.unsynced_writes() < count {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), waits).await.expect("it is appended");
+    };
+    tokio::select! {
+        reply = &mut writing => panic!("{reply:?}"),
+        () = appended(1) => {}
+    }
+    leader.skip(HOUR_MS);
+    appended(2).await;
+    engine.release_syncs();
+    let reply = writing.await;
+    assert!(matches!(reply, WriteReply::Done(WriteOutcome::Committed(_))), "{reply:?}");
+    leader.swept().await;
+    assert_eq!(leader.value("k").unwrap(), "2");
 }
 
 /// Whoever has applied the same shows the same, whenever he is asked and whatever his clock says.
