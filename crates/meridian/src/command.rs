@@ -76,3 +76,87 @@ pub(crate) fn parse_counts(text: &str) -> Result<Counts, String> {
 /// How many data centers each region has, the primary first.
 #[derive(Debug, Clone)]
 pub(crate) struct Counts(pub(crate) Vec<usize>);
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader};
+    use std::process::{Child, ChildStdout, Command, Stdio};
+
+    use super::*;
+
+    /// Set for the process that gets the signals, to what it does at SIGHUP.
+    const CHILD: &str = "MERIDIAN_TEST_SIGNALS";
+
+    /// A process that says when it waits for a signal, and when it begins to stop, which then takes it for ever.
+    struct Signalled {
+        child: Child,
+        said: std::io::Lines<BufReader<ChildStdout>>,
+    }
+
+    impl Signalled {
+        fn start(hangup: &str) -> Self {
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["command::tests::signals_end_a_process_as_documented", "--exact", "--nocapture"])
+                .env(CHILD, hangup)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let said = BufReader::new(child.stdout.take().unwrap()).lines();
+            let mut process = Self { child, said };
+            process.says("waits");
+            process
+        }
+
+        fn says(&mut self, what: &str) {
+            let found = self.said.find(|line| line.as_ref().unwrap().ends_with(what));
+            assert!(found.is_some(), "it never said `{what}`");
+        }
+
+        fn gets(&self, signal: &str) {
+            let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();
+            assert!(sent.unwrap().success());
+        }
+
+        fn ends_with(mut self, code: i32) {
+            assert_eq!(self.child.wait().unwrap().code(), Some(code));
+        }
+    }
+
+    impl Drop for Signalled {
+        fn drop(&mut self) {
+            drop(self.child.kill());
+            drop(self.child.wait());
+        }
+    }
+
+    #[test]
+    fn signals_end_a_process_as_documented() {
+        if let Ok(hangup) = std::env::var(CHILD) {
+            let hangup = if hangup == "stop" { Hangup::Stop } else { Hangup::Ignore };
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut stops = Box::pin(asked_to_stop(hangup));
+                assert!(futures::poll!(stops.as_mut()).is_pending());
+                say("\nwaits");
+                stops.await;
+                say("\nstops");
+                std::future::pending::<()>().await;
+            });
+            return;
+        }
+        for first in ["INT", "TERM"] {
+            for second in ["INT", "TERM"] {
+                let mut process = Signalled::start("ignore");
+                process.gets("HUP");
+                process.gets(first);
+                process.says("stops");
+                process.gets(second);
+                process.ends_with(STOPPED_AT_ONCE);
+            }
+        }
+        let mut process = Signalled::start("stop");
+        process.gets("HUP");
+        process.says("stops");
+    }
+}
