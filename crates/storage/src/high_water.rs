@@ -245,6 +245,8 @@ mod tests {
         assert_eq!((marks.remembered(group, 5), marks.remembered(next, 4)), (None, None));
         marks.lower(group, 4).unwrap();
         assert_eq!(HighWater::open(path.clone()).unwrap().mark(group), 4);
+        marks.lower(group, 9).unwrap();
+        assert_eq!(marks.mark(group), 4, "what was cut is not there again");
         marks.leave(group).unwrap();
         let reopened = HighWater::open(path.clone()).unwrap();
         assert_eq!((reopened.mark(group), reopened.voted(group)), (0, 3));
@@ -257,5 +259,18 @@ mod tests {
             let refusal = HighWater::open(path.clone()).unwrap_err().to_string();
             assert!(refusal.contains(nonsense.trim()), "{refusal}");
         }
+    }
+
+    #[test]
+    fn marks_that_could_not_be_written_are_written_the_next_time() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("not there").join("high-water");
+        let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
+        let marks = HighWater::open(path.clone()).unwrap();
+        marks.raise(group, 10);
+        marks.persist().unwrap_err();
+        fs::create_dir(path.parent().unwrap()).unwrap();
+        marks.persist().unwrap();
+        assert_eq!(HighWater::open(path).unwrap().mark(group), 10);
     }
 }

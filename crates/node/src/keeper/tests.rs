@@ -1,3 +1,4 @@
+use meridian_failover::Change;
 use meridian_gateway::Access;
 use meridian_proto::directory::{SealRequest, SealResponse, failover_server::Failover};
 use meridian_proto::raft::{self, raft_server::Raft};
@@ -8,6 +9,7 @@ use tonic::{Code, Request};
 use super::*;
 use crate::directory::first_cluster;
 use crate::failover_service::FailoverService;
+use crate::proposer::Limits;
 use crate::state_exchange::StateExchange;
 use crate::topology::Topology;
 
@@ -266,15 +268,20 @@ async fn a_shard_that_the_directory_seals_is_taken_up_sealed() {
     for (node_id, planned) in [(1, false), (1, true), (4, false), (4, true)] {
         let process = Process::open(node_id, Arc::default());
         let directory = &process.parts.directory;
-        let change = meridian_failover::Change::Seal {
+        let to = Some("region-2".to_owned());
+        let seal = Change::Seal {
             shard: SHARD,
             epoch: Epoch(1),
-            to: None,
+            to: to.clone().filter(|_| planned),
             planned,
             since_ms: 1,
             cause: "a test".to_owned(),
         };
-        directory.learn(directory.known().cluster.after(&change).unwrap()).unwrap();
+        let active = Change::Activate { shard: SHARD, epoch: Epoch(1) };
+        let switchover = to.filter(|_| planned).map(|to| Change::BeginSwitchover { shard: SHARD, to });
+        for change in [Some(active), switchover, Some(seal)].into_iter().flatten() {
+            directory.learn(directory.known().cluster.after(&change).unwrap()).unwrap();
+        }
         process.settle().await;
         assert!(!process.holds_a_lease_that_it_is_granted());
         match process.local() {

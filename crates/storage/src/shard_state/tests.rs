@@ -67,6 +67,17 @@ fn a_gap_stops_the_process() {
 }
 
 #[test]
+fn the_time_of_a_state_does_not_go_back() {
+    let state = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
+    for (sequence, time_ms, then) in [(1, 5, 5), (2, 3, 5), (3, 6, 6)] {
+        let mut next = batch(sequence, vec![]);
+        next.batch.time_ms = time_ms;
+        state.apply(&[next], RaftApplied::default()).unwrap();
+        assert_eq!(state.applied().time_ms, then);
+    }
+}
+
+#[test]
 fn sequences_go_on_from_one_epoch_to_the_next() {
     let state = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
     let mut next = batch(2, vec![put("a", "2", 0)]);

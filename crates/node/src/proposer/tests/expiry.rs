@@ -163,7 +163,7 @@ async fn what_replaces_something_expired_while_that_is_swept_stays() {
     engine.hold_syncs();
     let writing = leader.write(RequestId::generate(), false, set("k", "2"));
     tokio::pin!(writing);
-    let appended = async |count: u64| {
+    let appended = async |count: usize| {
         let waits = async {
             while engine.unsynced_writes() < count {
                 tokio::time::sleep(Duration::from_millis(1)).await;
