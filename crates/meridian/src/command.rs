@@ -81,6 +81,8 @@ pub(crate) struct Counts(pub(crate) Vec<usize>);
 mod tests {
     use std::io::{BufRead, BufReader};
     use std::process::{Child, ChildStdout, Command, Stdio};
+    use std::sync::mpsc;
+    use std::time::Duration;
 
     use super::*;
 
@@ -91,6 +93,7 @@ mod tests {
     struct Signalled {
         child: Child,
         said: std::io::Lines<BufReader<ChildStdout>>,
+        _in_time: mpsc::Sender<()>,
     }
 
     impl Signalled {
@@ -103,7 +106,15 @@ mod tests {
                 .spawn()
                 .unwrap();
             let said = BufReader::new(child.stdout.take().unwrap()).lines();
-            let mut process = Self { child, said };
+            let (in_time, ended) = mpsc::channel();
+            let id = child.id();
+            std::thread::spawn(move || {
+                if ended.recv_timeout(Duration::from_secs(20)) == Err(mpsc::RecvTimeoutError::Timeout) {
+                    // Then it says no more, which fails the test.
+                    drop(Command::new("kill").args(["-KILL", &id.to_string()]).status());
+                }
+            });
+            let mut process = Self { child, said, _in_time: in_time };
             process.says("waits");
             process
         }
@@ -151,6 +162,9 @@ mod tests {
                 process.gets("HUP");
                 process.gets(first);
                 process.says("stops");
+                // Had SIGHUP stopped it, the first would have been the second.
+                std::thread::sleep(Duration::from_millis(100));
+                assert!(process.child.try_wait().unwrap().is_none(), "it ended before the second");
                 process.gets(second);
                 process.ends_with(STOPPED_AT_ONCE);
             }

@@ -154,36 +154,6 @@ async fn a_sweep_of_long_keys_is_no_larger_than_others() {
     assert!(sizes.iter().all(|size| *size < (1 << 20) + (64 << 10)), "{sizes:?}");
 }
 
-/// What is being written has not expired, though what is applied has.
-#[tokio::test]
-async fn what_replaces_something_expired_while_that_is_swept_stays() {
-    let engine = Arc::new(MemoryEngine::default());
-    let leader = Leader::start(Arc::clone(&engine)).await;
-    leader.commit(expiring("k", HOUR_MS)).await;
-    engine.hold_syncs();
-    let writing = leader.write(RequestId::generate(), false, set("k", "2"));
-    tokio::pin!(writing);
-    let appended = async |count: usize| {
-        let waits = async {
-            while engine.unsynced_writes() < count {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(20), waits).await.expect("it is appended");
-    };
-    tokio::select! {
-        reply = &mut writing => panic!("{reply:?}"),
-        () = appended(1) => {}
-    }
-    leader.skip(HOUR_MS);
-    appended(2).await;
-    engine.release_syncs();
-    let reply = writing.await;
-    assert!(matches!(reply, WriteReply::Done(WriteOutcome::Committed(_))), "{reply:?}");
-    leader.swept().await;
-    assert_eq!(leader.value("k").unwrap(), "2");
-}
-
 /// Whoever has applied the same shows the same, whenever he is asked and whatever his clock says.
 #[tokio::test]
 async fn states_at_the_same_position_show_the_same() {
