@@ -253,7 +253,7 @@ async fn a_sealed_shard_is_never_taken_up_as_if_it_were_not() {
     Process::start(1, Arc::clone(&engine)).await.seal(false).await;
     let opened = Process::open(1, Arc::new(engine.crash(1)));
     assert!(!opened.holds_a_lease_that_it_is_granted());
-    let opened = Process::open(4, Arc::default());
+    let opened = Process::open(4, Arc::new(MemoryEngine::default()));
     let history = History::new(opened.parts.directory.shard(SHARD).unwrap().bases);
     for sealed in [false, true] {
         let seal = sealed.then_some(Seal { epoch: Epoch(1), planned: false });
@@ -266,7 +266,7 @@ async fn a_sealed_shard_is_never_taken_up_as_if_it_were_not() {
 #[tokio::test]
 async fn a_shard_that_the_directory_seals_is_taken_up_sealed() {
     for (node_id, planned) in [(1, false), (1, true), (4, false), (4, true)] {
-        let process = Process::open(node_id, Arc::default());
+        let process = Process::open(node_id, Arc::new(MemoryEngine::default()));
         let directory = &process.parts.directory;
         let to = Some("region-2".to_owned());
         let seal = Change::Seal {
