@@ -20,7 +20,8 @@ use meridian_types::{Consistency, DatabaseId, Epoch, NodeId, ShardId};
 /// Far beyond every timeout inside the cluster.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Two data centers in each replica region: enough for a failover by itself.
-const THREE_REGIONS: ClusterOptions = ClusterOptions { topology: &[3, 2, 2], log_retention_mb: None };
+const THREE_REGIONS: ClusterOptions =
+    ClusterOptions { topology: &[3, 2, 2], log_retention_mb: None, max_memory_mb: None };
 
 async fn shard(cluster: &Cluster, id: u32) -> Shard {
     cluster.directory().await.shards.get(&ShardId(id)).unwrap().clone()

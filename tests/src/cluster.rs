@@ -1,7 +1,7 @@
 //! The cluster of `meridian-drills`, for tests: whatever cannot be had is a panic.
 
 use std::ops::{Deref, DerefMut};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitStatus;
 
 use meridian_drills::{ClusterError, Machine, with_causes};
@@ -16,12 +16,14 @@ pub struct ClusterOptions {
     pub topology: &'static [usize],
     /// Log kept for slow replicas; the default is the product's.
     pub log_retention_mb: Option<u64>,
+    /// What each process may take in memory; the default is the product's, which depends on the machine.
+    pub max_memory_mb: Option<u64>,
 }
 
 impl Default for ClusterOptions {
     /// Three regions with three, two and one data center.
     fn default() -> Self {
-        Self { topology: &[3, 2, 1], log_retention_mb: None }
+        Self { topology: &[3, 2, 1], log_retention_mb: None, max_memory_mb: None }
     }
 }
 
@@ -60,6 +62,7 @@ impl Cluster {
             program: binary(),
             topology: options.topology.to_vec(),
             log_retention_mb: options.log_retention_mb,
+            max_memory_mb: options.max_memory_mb,
             wan: None,
         });
         Self(done(started.await))
@@ -91,6 +94,16 @@ impl Cluster {
     /// Where this node listens for gRPC.
     pub fn rpc_address(&self, id: NodeId) -> &str {
         done(self.0.rpc_address(id))
+    }
+
+    /// Where this node serves its metrics.
+    pub fn metrics_address(&self, id: NodeId) -> &str {
+        done(self.0.metrics_address(id))
+    }
+
+    /// The process of a node that is up.
+    pub fn process_id(&self, id: NodeId) -> u32 {
+        done(self.0.process_id(id))
     }
 
     pub fn client(&self, id: NodeId, database: DatabaseId) -> KvClient {
@@ -210,8 +223,9 @@ impl Drop for Cluster {
 /// `meridian` of the same build as this test.
 pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("the path of this test");
-    // target/<profile>/deps/<test>
-    let folder = test.parent().and_then(Path::parent).expect("a test in a target folder");
+    let folder = test.parent().expect("a program in a folder");
+    // target/<profile>/deps/<test>, or target/<profile>/<program>
+    let folder = if folder.ends_with("deps") { folder.parent().expect("a target folder") } else { folder };
     let binary = folder.join("meridian");
     assert!(binary.exists(), "{} is missing: run scripts/test, or build the package `meridian`", binary.display());
     binary

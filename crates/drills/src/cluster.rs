@@ -48,6 +48,8 @@ pub struct ClusterOptions {
     pub topology: Vec<usize>,
     /// Log kept for slow replicas; the default is the product's.
     pub log_retention_mb: Option<u64>,
+    /// What each process may take in memory; the default is the product's, which depends on the machine.
+    pub max_memory_mb: Option<u64>,
     /// Emulated links between all machines. `None`: nodes dial each other directly.
     pub wan: Option<WanPlan>,
 }
@@ -74,6 +76,8 @@ struct Node {
     kv: String,
     /// Empty for a gateway.
     rpc: String,
+    /// Empty for a gateway.
+    metrics: String,
     command: &'static str,
     config: PathBuf,
     log: PathBuf,
@@ -213,6 +217,18 @@ impl Cluster {
     /// Where this node listens for gRPC.
     pub fn rpc_address(&self, id: NodeId) -> Result<&str, ClusterError> {
         Ok(&self.node(id)?.rpc)
+    }
+
+    /// Where this node serves its metrics.
+    pub fn metrics_address(&self, id: NodeId) -> Result<&str, ClusterError> {
+        Ok(&self.node(id)?.metrics)
+    }
+
+    /// The process of a node that is up.
+    pub fn process_id(&self, id: NodeId) -> Result<u32, ClusterError> {
+        let node = self.node(id)?;
+        let process = node.process.as_ref().ok_or_else(|| ClusterError::IsDown(node.name.clone()))?;
+        Ok(process.id())
     }
 
     pub fn client(&self, id: NodeId, database: DatabaseId) -> Result<KvClient, ClusterError> {

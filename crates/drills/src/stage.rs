@@ -116,6 +116,7 @@ impl Stage<'_> {
             program: options.program.clone(),
             topology: options.topology.clone(),
             log_retention_mb: None,
+            max_memory_mb: None,
             wan: Some(options.wan.clone()),
         })
         .await?;

@@ -46,7 +46,8 @@ impl Cluster {
         };
         for (id, node) in &nodes {
             let dial = network.as_ref().map(|network| dial_table(network, Machine::Node(*id)));
-            append(&node.config, &(read_only_token() + &dial.unwrap_or_default()))?;
+            let memory = options.max_memory_mb.map(|mb| format!("max_memory_mb = {mb}\n")).unwrap_or_default();
+            complete(&node.config, &memory, &(read_only_token() + &dial.unwrap_or_default()))?;
         }
         let addresses = nodes.iter().map(|(id, node)| (*id, node.rpc.clone())).collect();
         Ok(Self {
@@ -78,15 +79,17 @@ impl Cluster {
         let written = fs::write(&config, format!("{table}{dial}"));
         written.map_err(|source| ClusterError::io("a gateway's configuration", source))?;
         let log = self.folder().join(format!("{name}.log"));
-        Ok(Node { name, region, kv, rpc: String::new(), command: "gateway", config, log, process: None })
+        let (rpc, metrics) = (String::new(), String::new());
+        Ok(Node { name, region, kv, rpc, metrics, command: "gateway", config, log, process: None })
     }
 }
 
 fn write_configurations(options: &ClusterOptions, folder: &Path, ports: &PortBlock) -> Result<(), ClusterError> {
     let counts: Vec<String> = options.topology.iter().map(ToString::to_string).collect();
     let mut command = Command::new(&options.program);
-    command.args(["cluster-config", "--access-token", TOKEN, "--topology", &counts.join(",")]);
+    command.env("DENO_KV_ACCESS_TOKEN", TOKEN).args(["cluster-config", "--topology", &counts.join(",")]);
     command.args(["--port", &ports.kv().to_string(), "--rpc-port", &ports.rpc().to_string()]);
+    command.args(["--metrics-port", &ports.metrics().to_string()]);
     command.arg("--dir").arg(folder);
     if let Some(retention) = options.log_retention_mb {
         command.args(["--log-retention-mb", &retention.to_string()]);
@@ -105,9 +108,9 @@ fn read_node(folder: &Path, name: String, region: usize) -> Result<Node, Cluster
         let address = table.get("listen").and_then(|listen| listen.get(what)).and_then(toml::Value::as_str);
         address.map(str::to_owned).ok_or_else(|| ClusterError::Configuration(format!("`listen.{what}` of {name}")))
     };
-    let (kv, rpc) = (listen("kv")?, listen("rpc")?);
+    let (kv, rpc, metrics) = (listen("kv")?, listen("rpc")?, listen("metrics")?);
     let log = folder.join(format!("{name}.log"));
-    Ok(Node { name, region, kv, rpc, command: "serve", config, log, process: None })
+    Ok(Node { name, region, kv, rpc, metrics, command: "serve", config, log, process: None })
 }
 
 fn read_table(config: &Path) -> Result<toml::Table, ClusterError> {
@@ -115,8 +118,9 @@ fn read_table(config: &Path) -> Result<toml::Table, ClusterError> {
     text.parse().map_err(|error: toml::de::Error| ClusterError::Configuration(error.message().to_owned()))
 }
 
-fn append(config: &Path, addition: &str) -> Result<(), ClusterError> {
-    let written = fs::read_to_string(config).and_then(|text| fs::write(config, text + addition));
+/// `first` stands before every table of the file.
+fn complete(config: &Path, first: &str, last: &str) -> Result<(), ClusterError> {
+    let written = fs::read_to_string(config).and_then(|text| fs::write(config, format!("{first}{text}{last}")));
     written.map_err(|source| ClusterError::io("a node's configuration", source))
 }
 

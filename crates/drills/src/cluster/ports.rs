@@ -3,8 +3,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Below the range that systems give to outgoing connections.
 const FIRST: u16 = 12_000;
-const BLOCKS: u16 = 400;
-const PORTS: u16 = 45;
+const BLOCKS: u16 = 370;
+const PORTS: u16 = 55;
 
 /// Stateless gateways that a block has ports for.
 pub(crate) const GATEWAYS: u16 = 4;
@@ -43,6 +43,11 @@ impl PortBlock {
     /// Ten ports.
     pub(crate) fn rpc(&self) -> u16 {
         self.base + 30
+    }
+
+    /// Ten ports.
+    pub(crate) fn metrics(&self) -> u16 {
+        self.base + 44
     }
 
     /// Four ports for stateless gateways.

@@ -1,0 +1,220 @@
+//! Everything that somebody can do to a cluster who means harm, and what another client sees of it meanwhile.
+//!
+//! An [`Input`] is one kind of harm, a thing that once took a node down, took its memory or kept others out; an
+//! [`Attacker`] is who can do it, by what is known to them. Attackers run as processes of their own, at the lowest
+//! priority: they share the cores with the cluster, and what is looked for is what they make the cluster do, not what
+//! they take from it as any busy program would.
+//!
+//! [`Siege`] is a cluster, its [`bystander`] and what is measured.
+
+pub mod bystander;
+mod peer;
+mod reader;
+mod siege;
+mod silent;
+mod stranger;
+mod wire;
+mod writer;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+
+use crate::KvClient;
+use crate::kv_connect::DEFAULT_DATABASE;
+
+pub use siege::{Row, Siege};
+
+/// Who attacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Attacker {
+    /// Has no token.
+    Stranger,
+    /// Has a token for reading one database.
+    Reader,
+    /// Has it too, and reads no answer.
+    Silent,
+    /// Has a token for reading and writing one database.
+    Writer,
+    /// Reaches the ports that nodes have for each other.
+    Peer,
+}
+
+impl Attacker {
+    pub const ALL: &[Self] = &[Self::Stranger, Self::Reader, Self::Silent, Self::Writer, Self::Peer];
+
+    pub fn inputs(self) -> &'static [Input] {
+        match self {
+            Self::Stranger => &[
+                Input::Sockets,
+                Input::LongHeads,
+                Input::Heads,
+                Input::Guesses,
+                Input::StrangeResets,
+                Input::Noise,
+                Input::Metrics,
+            ],
+            Self::Reader => &[Input::Bodies, Input::Scans, Input::Lists, Input::Resets, Input::Probes],
+            Self::Silent => &[Input::Unread, Input::UnreadStreams, Input::Pipeline],
+            Self::Writer => &[Input::Sums, Input::Checks],
+            Self::Peer => &[Input::Foreign, Input::Terms, Input::States, Input::PeerSockets],
+        }
+    }
+}
+
+/// One kind of harm.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Input {
+    /// As many idle connections as can be had.
+    Sockets,
+    /// Requests whose heads never end, a byte now and then.
+    Heads,
+    /// As many connections as can be had, each with a head that is nearly too long.
+    LongHeads,
+    /// Tokens, databases and their names that there may be.
+    Guesses,
+    /// Requests over HTTP/2 that are given up at once, without a token.
+    StrangeResets,
+    /// What no client would send.
+    Noise,
+    /// Half requests for the metrics, and many whole ones.
+    Metrics,
+    /// Heads of requests over HTTP/2 whose bodies never come.
+    Bodies,
+    /// For a key that is absent, as `@deno/kv` reads one, before many deleted rows.
+    Scans,
+    /// The largest legal answers.
+    Lists,
+    /// Large reads that are given up at once.
+    Resets,
+    /// Other databases, writes, what is no protobuf.
+    Probes,
+    /// The largest legal answers, of which not a byte is taken.
+    Unread,
+    /// The same over HTTP/2.
+    UnreadStreams,
+    /// Small requests without an end, of which no answer is taken.
+    Pipeline,
+    /// 10 KB that make 64 MB of effects.
+    Sums,
+    /// As many look-ups as a write may make.
+    Checks,
+    /// Calls for another cluster.
+    Foreign,
+    /// A term that no group reaches.
+    Terms,
+    /// Whole states of shards, asked for and not read.
+    States,
+    /// Idle connections to the ports for nodes.
+    PeerSockets,
+}
+
+/// What an attacker knows.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Target {
+    /// Where gateways serve, `host:port`.
+    pub gateways: Vec<String>,
+    /// Where nodes listen for each other, in the order of their numbers.
+    pub nodes: Vec<(u64, String)>,
+    pub metrics: Vec<String>,
+    /// The id of the cluster.
+    pub cluster: String,
+    /// For reading the database `default`.
+    pub reader: String,
+    /// For reading and writing it.
+    pub writer: String,
+}
+
+impl Target {
+    fn clients<'a>(&'a self, token: &'a str) -> impl Iterator<Item = KvClient> + 'a {
+        self.gateways
+            .iter()
+            .map(move |gateway| KvClient::new(format!("http://{gateway}"), DEFAULT_DATABASE).with_token(token))
+    }
+}
+
+/// What the writer's database holds, for the inputs that need it.
+pub mod stored {
+    /// Under it, values of the largest size, under keys as long as can be.
+    pub const LARGE: &[u8] = b"\x02large\0";
+    /// Under it, bigints of the largest size.
+    pub const BIGINTS: &[u8] = b"\x02bigints\0";
+    /// Under it, rows that were deleted.
+    pub const DELETED: &[u8] = b"\x02deleted\0";
+
+    /// The `number`th key under a prefix.
+    pub fn key(prefix: &[u8], number: usize) -> Vec<u8> {
+        [prefix, format!("{number:08}").as_bytes()].concat()
+    }
+
+    /// The `number`th of [`LARGE`].
+    pub fn large_key(number: usize) -> Vec<u8> {
+        let mut key = key(LARGE, number);
+        key.resize(2000, b'x');
+        key
+    }
+}
+
+/// As the command line names it.
+pub fn name_of(value: impl ValueEnum) -> String {
+    value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+}
+
+/// Does all of these at once, and all of it again, for `duration`.
+pub async fn attack(with: &[Input], target: Arc<Target>, duration: Duration) {
+    let until = Instant::now() + duration;
+    let mut inputs = JoinSet::new();
+    for input in with {
+        match input {
+            Input::Sockets => inputs.spawn(stranger::sockets(Arc::clone(&target))),
+            Input::Heads => inputs.spawn(stranger::heads(Arc::clone(&target))),
+            Input::LongHeads => inputs.spawn(stranger::long_heads(Arc::clone(&target))),
+            Input::Guesses => inputs.spawn(stranger::guesses(Arc::clone(&target))),
+            Input::StrangeResets => inputs.spawn(stranger::resets(Arc::clone(&target))),
+            Input::Noise => inputs.spawn(stranger::noise(Arc::clone(&target))),
+            Input::Metrics => inputs.spawn(stranger::metrics(Arc::clone(&target))),
+            Input::Bodies => inputs.spawn(reader::bodies(Arc::clone(&target))),
+            Input::Scans => inputs.spawn(reader::scans(Arc::clone(&target))),
+            Input::Lists => inputs.spawn(reader::lists(Arc::clone(&target))),
+            Input::Resets => inputs.spawn(reader::resets(Arc::clone(&target))),
+            Input::Probes => inputs.spawn(reader::probes(Arc::clone(&target))),
+            Input::Unread => inputs.spawn(silent::unread(Arc::clone(&target))),
+            Input::UnreadStreams => inputs.spawn(silent::unread_streams(Arc::clone(&target))),
+            Input::Pipeline => inputs.spawn(silent::pipeline(Arc::clone(&target))),
+            Input::Sums => inputs.spawn(writer::sums(Arc::clone(&target))),
+            Input::Checks => inputs.spawn(writer::checks(Arc::clone(&target))),
+            Input::Foreign => inputs.spawn(peer::foreign(Arc::clone(&target))),
+            Input::Terms => inputs.spawn(peer::terms(Arc::clone(&target))),
+            Input::States => inputs.spawn(peer::states(Arc::clone(&target))),
+            Input::PeerSockets => inputs.spawn(peer::sockets(Arc::clone(&target))),
+        };
+    }
+    // They go on for ever; one that ends was turned away for good, which is not the measure here.
+    let ended = async { while inputs.join_next().await.is_some() {} };
+    drop(tokio::time::timeout_at(until.into(), ended).await);
+    tokio::time::sleep_until(until.into()).await;
+}
+
+/// Runs `times` copies of something that ends now and then, each again and again.
+async fn again<F: Future<Output = ()> + Send + 'static>(
+    times: usize,
+    what: impl Fn(usize) -> F + Send + Sync + 'static,
+) {
+    /// What is refused at once is not tried in a spin.
+    const PAUSE: Duration = Duration::from_millis(10);
+    let what = Arc::new(what);
+    let mut copies = JoinSet::new();
+    for number in 0..times {
+        let what = Arc::clone(&what);
+        copies.spawn(async move {
+            loop {
+                what(number).await;
+                tokio::time::sleep(PAUSE).await;
+            }
+        });
+    }
+    while copies.join_next().await.is_some() {}
+}

@@ -1,0 +1,95 @@
+//! Somebody who reaches the ports that nodes have for each other: a node of another cluster, or one that went mad.
+//! What it may order with the name of the cluster in its calls is the business of certificates, which do not exist yet.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use meridian_proto::directory::RenewRequest;
+use meridian_proto::directory::directory_client::DirectoryClient;
+use meridian_proto::raft::raft_client::RaftClient;
+use meridian_proto::shipping::shipping_client::ShippingClient;
+use meridian_proto::{raft, shipping};
+use tonic::transport::{Channel, Endpoint};
+
+use super::wire::{converse, hold};
+use super::{Target, again};
+
+const PATIENCE: Duration = Duration::from_secs(180);
+
+async fn channel(address: &str, cluster: &str) -> Option<Channel> {
+    let origin = format!("http://{cluster}.meridian").parse().ok()?;
+    Endpoint::from_shared(format!("http://{address}")).ok()?.origin(origin).connect().await.ok()
+}
+
+/// A vote of a candidate, and an entry of a leader, of a term that there can be none of.
+async fn mad_term(channel: Channel, target: u64) {
+    for term in [u64::MAX, 1 << 40] {
+        let group = Some(raft::Group { shard: 1, epoch: 1, target });
+        let vote = |committed| Some(meridian_proto::log::Vote { term, node_id: 1, committed });
+        let mut rafts = RaftClient::new(channel.clone());
+        let append = raft::AppendRequest { group, vote: vote(true), ..Default::default() };
+        drop(rafts.append(append).await);
+        let request = raft::VoteRequest { group, vote: vote(false), leadership_transfer: true, ..Default::default() };
+        drop(rafts.vote(request).await);
+    }
+}
+
+pub(super) async fn foreign(target: Arc<Target>) {
+    again(target.nodes.len(), move |at| {
+        let (node, address) = target.nodes[at].clone();
+        async move {
+            let Some(channel) = channel(&address, "00112233445566778899aabbccddeeff").await else { return };
+            mad_term(channel.clone(), node).await;
+            let renewal = RenewRequest { node_id: node, ..Default::default() };
+            drop(DirectoryClient::new(channel.clone()).renew(renewal).await);
+            let position = Some(shipping::Position { epoch: u32::MAX, sequence: u64::MAX });
+            let status = shipping::Status { shard: 1, node_id: 1, epoch: 1, durable: position, ..Default::default() };
+            let announce = shipping::AnnounceRequest { statuses: vec![status], ..Default::default() };
+            drop(ShippingClient::new(channel).announce(announce).await);
+        }
+    })
+    .await;
+}
+
+pub(super) async fn terms(target: Arc<Target>) {
+    again(target.nodes.len(), move |at| {
+        let (node, address) = target.nodes[at].clone();
+        let cluster = target.cluster.clone();
+        async move {
+            let Some(channel) = channel(&address, &cluster).await else { return };
+            mad_term(channel, node).await;
+        }
+    })
+    .await;
+}
+
+/// New ones and those that are there, of which nothing is read.
+pub(super) async fn states(target: Arc<Target>) {
+    again(target.nodes.len(), move |at| {
+        let (_, address) = target.nodes[at].clone();
+        let cluster = target.cluster.clone();
+        async move {
+            let Some(channel) = channel(&address, &cluster).await else { return };
+            let mut client = ShippingClient::new(channel);
+            let mut streams = Vec::new();
+            for number in 0..200 {
+                let request = shipping::FetchStateRequest { shard: 1 + number % 2, epoch: 1, ..Default::default() };
+                streams.extend(client.fetch_state(request).await);
+            }
+            tokio::time::sleep(PATIENCE).await;
+            drop(streams);
+        }
+    })
+    .await;
+}
+
+pub(super) async fn sockets(target: Arc<Target>) {
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+    let oversized = Arc::new([&preface[..], b"\xff\xff\xff\0\0\0\0\0\x01", &[0; 4096]].concat());
+    again(3000, move |at| {
+        let (_, address) = target.nodes[at % target.nodes.len()].clone();
+        let oversized = Arc::clone(&oversized);
+        async move { if at % 50 == 0 { converse(&address, &oversized).await } else { hold(&address, b"").await } }
+    })
+    .await;
+}
