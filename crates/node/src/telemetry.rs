@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
@@ -19,7 +20,7 @@ const UPKEEP: Duration = Duration::from_secs(5);
 const MAX_CONNECTIONS: usize = 32;
 /// Beyond, a scraper connects anew.
 const CONNECTION_LIFE: Duration = Duration::from_secs(300);
-const HEAD_BYTES: u32 = 16 * 1024;
+const HEAD_BYTES: usize = 16 * 1024;
 
 /// The metrics of this process.
 #[derive(Clone)]
@@ -79,9 +80,9 @@ pub async fn serve_metrics(listener: TcpListener, metrics: Metrics, stop: Cancel
                 };
                 async move { Ok::<_, Infallible>(answer) }
             });
-            let mut server = hyper_util::server::conn::auto::Builder::new(TokioExecutor::new());
-            server.http1().timer(TokioTimer::new()).max_buf_size(HEAD_BYTES as usize);
-            server.http2().timer(TokioTimer::new()).max_header_list_size(HEAD_BYTES);
+            // One answer at a time: over HTTP/2 a client may ask for hundreds, take none, and have each kept.
+            let mut server = http1::Builder::new();
+            server.timer(TokioTimer::new()).max_buf_size(HEAD_BYTES);
             tokio::select! {
                 () = stop.cancelled() => {}
                 () = tokio::time::sleep(CONNECTION_LIFE) => {}
@@ -89,5 +90,37 @@ pub async fn serve_metrics(listener: TcpListener, metrics: Metrics, stop: Cancel
                 _ = server.serve_connection(TokioIo::new(stream), service) => {}
             }
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    async fn answer(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = Vec::new();
+        // A reset ends it as well.
+        drop(stream.read_to_end(&mut answer).await);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    #[tokio::test]
+    async fn metrics_are_answered_one_at_a_time() {
+        let handle = PrometheusBuilder::new().build_recorder().handle();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let serving = tokio::spawn(serve_metrics(listener, Metrics { handle }, stop.clone()));
+        let scraped = answer(address, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        assert!(scraped.starts_with("HTTP/1.1 200 OK"), "{scraped}");
+        let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
+        let refused = answer(address, preface).await;
+        assert!(refused.is_empty() || refused.starts_with("HTTP/1.1 4"), "{refused:?}");
+        stop.cancel();
+        serving.await.unwrap();
     }
 }
