@@ -96,3 +96,42 @@ async fn dial_cluster(directory: Arc<Directory>, peers: Arc<PeerChannels>, stop:
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Instant;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::config::{GatewayListen, GatewaySettings};
+    use crate::topology::Topology;
+
+    #[tokio::test]
+    async fn a_gateway_that_hears_from_nobody_opens_late_and_says_of_no_token_that_it_is_unknown() {
+        // Nobody listens there.
+        let topology = Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let config = GatewayConfig {
+            region: "region-1".to_owned(),
+            max_memory_mb: None,
+            listen: GatewayListen { kv: "127.0.0.1:0".to_owned(), metrics: None },
+            gateway: GatewaySettings::default(),
+            topology,
+            tokens: Vec::new(),
+            dial: BTreeMap::new(),
+        };
+        let started = Instant::now();
+        let gateway = StandaloneGateway::start(config, None).await.unwrap();
+        let mut stream = TcpStream::connect(gateway.kv_address()).await.unwrap();
+        let request = "POST / HTTP/1.1\r\nhost: kv\r\nauthorization: Bearer a-token-of-the-directory\r\n\
+                       content-length: 0\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(started.elapsed() >= HEARING, "{:?}", started.elapsed());
+        gateway.stop().await;
+    }
+}
