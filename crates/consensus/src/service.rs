@@ -28,11 +28,19 @@ pub struct RaftService {
     transfer: Arc<dyn StateTransfer>,
     engine: Arc<dyn Engine>,
     joins: Arc<Mutex<()>>,
+    full: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 impl RaftService {
     pub fn new(node_id: u64, transfer: Arc<dyn StateTransfer>, engine: Arc<dyn Engine>) -> Self {
-        Self { node_id, groups: Arc::default(), transfer, engine, joins: Arc::default() }
+        Self { node_id, groups: Arc::default(), transfer, engine, joins: Arc::default(), full: Arc::new(|| false) }
+    }
+
+    /// While `full` says so, batches and states of a leader are refused: what the disk has no room for would stop the process, and
+    /// at its next start again. Heartbeats, votes, and what a new leader or a change of voters needs are taken.
+    #[must_use]
+    pub fn refusing_batches_while(self, full: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Self { full: Arc::new(full), ..self }
     }
 
     /// Calls for this group are served from now on.
@@ -75,11 +83,11 @@ impl RaftService {
         let input = futures::stream::once(async { Ok(first) }).chain(requests);
         // What ends the stream, for the leader to be told once all before it is answered.
         let refusal = Arc::new(Mutex::new(None));
-        let (member, refused) = (group.clone(), Arc::clone(&refusal));
+        let (member, refused, full) = (group.clone(), Arc::clone(&refusal), Arc::clone(&self.full));
         let input = input.map(move |request: Result<raft::AppendRequest, Status>| {
             let of_another = || Status::invalid_argument("a request for another group than the first of its stream");
             let checked = request.and_then(|request| match request.group == expected {
-                true => append_request(&member, request),
+                true => append_request(&member, request, &*full),
                 false => Err(of_another()),
             });
             checked.map_err(|status| *refused.lock() = Some(status)).ok()
@@ -148,11 +156,15 @@ fn may_be_of_term(group: &RaftGroup, vote: &Vote) -> Result<(), Status> {
 fn append_request(
     group: &RaftGroup,
     mut wire: raft::AppendRequest,
+    full: &dyn Fn() -> bool,
 ) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
     let members = std::mem::take(&mut wire.members);
     let request = wire::append_request(wire).map_err(invalid)?;
     may_be_of_term(group, &request.vote)?;
     may_follow(group, request.vote.leader_id.term)?;
+    if request.entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Normal(_))) && full() {
+        return Err(no_room());
+    }
     let mut sequences = Vec::with_capacity(request.entries.len());
     for entry in &request.entries {
         let EntryPayload::Normal(batch) = &entry.payload else {
@@ -180,6 +192,10 @@ type AppendResults = Pin<Box<dyn Stream<Item = Result<raft::AppendResponse, Stat
 
 fn invalid(error: InvalidMessage) -> Status {
     Status::invalid_argument(error.to_string())
+}
+
+fn no_room() -> Status {
+    Status::resource_exhausted("this node's disk has no room for what its leader sends")
 }
 
 fn stopped(error: impl std::fmt::Display) -> Status {
@@ -211,7 +227,7 @@ impl raft_server::Raft for RaftService {
         if is_question(&request) {
             group.may_confirm().map_err(|error| Status::failed_precondition(error.to_string()))?;
         }
-        let request = append_request(&group, request)?;
+        let request = append_request(&group, request, &*self.full)?;
         let previous = request.prev_log_id;
         let last = request.entries.last().map(|entry| entry.log_id).or(previous);
         let response = group.raft().append_entries(request).await.map_err(stopped)?;
@@ -290,6 +306,9 @@ impl raft_server::Raft for RaftService {
     ) -> Result<Response<raft::InstallSnapshotResponse>, Status> {
         let request = request.into_inner();
         let group = self.group(request.group)?;
+        if (self.full)() {
+            return Err(no_room());
+        }
         let vote = request.vote.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("vote")))?;
         may_be_of_term(&group, &vote)?;
         may_follow(&group, vote.leader_id.term)?;

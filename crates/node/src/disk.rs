@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
-/// Less free disk than this on the leader, or on so many voters that the others are no majority, and writes are
-/// refused while reads, and writes that only delete, go on.
+/// Less free disk than this beyond what memtables will take when they are flushed, on the leader or on so many voters
+/// that the others are no majority, and writes are refused while reads, and writes that only delete, go on.
 pub(crate) const MIN_FREE_BYTES: u64 = 256 << 20;
-/// Less than this, and nothing is written any more.
+/// Less than this, and nothing is written any more: a leader takes no deletion either, and what other nodes send is not
+/// appended. A write that finds no room would stop the process, and at its next start again.
 const EXHAUSTED_BYTES: u64 = 96 << 20;
 /// A file that holds nothing. It is given up when the disk is so full that the database, which writes when it is
 /// opened, could not start.
@@ -70,21 +71,33 @@ impl DiskGuard {
         }
     }
 
+    /// Whether nothing may be written.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.room() == Room::Exhausted
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set(&self, room: Room) {
+        self.0.store(room as u8, Ordering::Relaxed);
+    }
+
     /// What an operator is to know of it.
     pub(crate) fn warning(&self) -> Option<String> {
         let refused = match self.room() {
             Room::Enough => return None,
             Room::Low => "writes that only delete are taken, all others refused",
-            Room::Exhausted => "no write is taken",
+            Room::Exhausted => "no write is taken, and nothing is copied from other nodes",
         };
-        Some(format!("the disk of the data folder has less than {} MiB free: {refused}", MIN_FREE_BYTES >> 20))
+        let min = MIN_FREE_BYTES >> 20;
+        Some(format!("the disk of the data folder has less than {min} MiB free beyond what memory holds: {refused}"))
     }
 
-    /// Looks at the disk, and keeps the ballast. It may wait for the disk.
-    pub(crate) fn check(&self, folder: &Path) {
+    /// Looks at the disk, and keeps the ballast. `unflushed_bytes` are in memtables, and come to the disk whatever is
+    /// refused. It may wait for the disk.
+    pub(crate) fn check(&self, folder: &Path, unflushed_bytes: u64) {
         let Some(free) = free_bytes(folder) else { return };
         metrics::gauge!("meridian_disk_free_bytes").set(free as f64);
-        let room = Room::with(free);
+        let room = Room::with(free.saturating_sub(unflushed_bytes));
         metrics::gauge!("meridian_disk_full").set(f64::from(room != Room::Enough));
         if self.0.swap(room as u8, Ordering::Relaxed) != room as u8 {
             tracing::warn!(?room, free_mib = free >> 20, "free disk space crossed its bound");
@@ -109,8 +122,14 @@ pub(crate) fn free_bytes(folder: &Path) -> Option<u64> {
 }
 
 fn make_ballast(folder: &Path) -> io::Result<()> {
-    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(folder.join(BALLAST))?;
-    Ok(fallocate(&file, FallocateFlags::empty(), 0, BALLAST_BYTES)?)
+    let path = folder.join(BALLAST);
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
+    let made = fallocate(&file, FallocateFlags::empty(), 0, BALLAST_BYTES);
+    if made.is_err() {
+        // An empty one gives nothing back, and would not be made again.
+        std::fs::remove_file(&path)?;
+    }
+    Ok(made?)
 }
 
 /// Gives up the ballast of a folder whose disk is full, so that the database in it can be opened. Returns whether it
@@ -140,7 +159,7 @@ mod tests {
         let guard = DiskGuard::default();
         assert_eq!((guard.room(), guard.warning()), (Room::Enough, None));
         for room in [Room::Low, Room::Exhausted] {
-            guard.0.store(room as u8, Ordering::Relaxed);
+            guard.set(room);
             assert_eq!(guard.room(), room);
             assert!(guard.warning().is_some());
             assert_eq!(Room::announced(room != Room::Enough, room == Room::Exhausted), room);
@@ -164,5 +183,14 @@ mod tests {
         assert!(make_room_with(folder.path(), EXHAUSTED_BYTES - 1));
         assert_eq!(ballast(), None);
         assert!(!make_room_with(folder.path(), 0));
+    }
+
+    #[test]
+    fn what_memtables_hold_is_counted_as_written() {
+        let (folder, guard) = (tempfile::tempdir().unwrap(), DiskGuard::default());
+        guard.check(folder.path(), 0);
+        assert_eq!(guard.room(), Room::Enough, "this disk has no room for a test");
+        guard.check(folder.path(), u64::MAX);
+        assert_eq!(guard.room(), Room::Exhausted);
     }
 }

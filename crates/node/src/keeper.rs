@@ -248,6 +248,7 @@ impl Keeper {
             peers: Arc::clone(&self.parts.peers),
             transfer: Arc::clone(&self.parts.transfer),
             data_dir: self.parts.data_dir.clone(),
+            disk: Arc::clone(&self.parts.disk),
             reads: self.parts.reads.clone(),
         }));
         Some(LocalShard::Replica(Arc::new(replica)))

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian_proto::shipping::{AnnounceRequest, Status, shipping_client::ShippingClient};
-use meridian_storage::{HighWater, RequestsSoFar, StorageError, fatal};
+use meridian_storage::{Engine, HighWater, RequestsSoFar, StorageError, fatal};
 use meridian_types::{Epoch, NodeId, ShardId};
 use parking_lot::{Mutex, RwLock};
 use tokio::task::JoinHandle;
@@ -61,6 +61,7 @@ const HANDOVER_LAG_BATCHES: u64 = 100;
 pub(crate) struct Maintenance {
     pub(crate) node_id: NodeId,
     pub(crate) data_dir: PathBuf,
+    pub(crate) engine: Arc<dyn Engine>,
     pub(crate) shards: Arc<ShardTable>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) peers: Arc<PeerChannels>,
@@ -178,7 +179,7 @@ impl Maintenance {
 
     async fn look_at_the_disk(self: Arc<Self>) {
         // As with the marks.
-        drop(tokio::task::spawn_blocking(move || self.disk.check(&self.data_dir)).await);
+        drop(tokio::task::spawn_blocking(move || self.disk.check(&self.data_dir, self.engine.memtable_bytes())).await);
     }
 
     async fn purge(self: Arc<Self>) {

@@ -122,8 +122,10 @@ impl Node {
         let shards = Arc::new(ShardTable::default());
         let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
         let transfer = Arc::clone(&exchange) as Arc<dyn StateTransfer>;
-        let raft = RaftService::new(node_id, Arc::clone(&transfer), Arc::clone(&engine));
         let disk = Arc::new(DiskGuard::default());
+        let guard = Arc::clone(&disk);
+        let raft = RaftService::new(node_id, Arc::clone(&transfer), Arc::clone(&engine))
+            .refusing_batches_while(move || guard.is_exhausted());
         let (stop, stop_rpc) = (CancellationToken::new(), CancellationToken::new());
         let clocks = Clocks::default();
         let keepers = Arc::new(KeeperParts {
@@ -243,6 +245,7 @@ impl Node {
         let maintenance = Maintenance {
             node_id,
             data_dir: config.data_dir.clone(),
+            engine: Arc::clone(&engine),
             shards: Arc::clone(&shards),
             directory: Arc::clone(&directory),
             peers,

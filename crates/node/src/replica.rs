@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::directory::Directory;
+use crate::disk::DiskGuard;
 use crate::history::History;
 use crate::peers::PeerChannels;
 use crate::reads::Reads;
@@ -88,6 +89,7 @@ pub(crate) struct ReplicaParts {
     pub(crate) peers: Arc<PeerChannels>,
     pub(crate) transfer: Arc<dyn StateTransfer>,
     pub(crate) data_dir: PathBuf,
+    pub(crate) disk: Arc<DiskGuard>,
     pub(crate) reads: Reads,
 }
 

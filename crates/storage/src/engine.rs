@@ -130,6 +130,11 @@ pub trait Engine: Send + Sync + 'static {
     /// Makes every unlogged write of the family durable that returned before this call.
     fn flush(&self, family: &str) -> Result<(), StorageError>;
 
+    /// What all memtables take, those that are being flushed included: so much is still to come to the disk.
+    fn memtable_bytes(&self) -> u64 {
+        0
+    }
+
     fn snapshot(&self) -> Arc<dyn EngineSnapshot>;
 
     /// How many snapshots are open. What was deleted after one was taken stays on the disk until it is gone.

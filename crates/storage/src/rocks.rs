@@ -111,12 +111,6 @@ impl RocksEngine {
         Ok(Self { db: Arc::new(db), cache, options, memtables, cached_only, tidy: Arc::default(), names, forgotten })
     }
 
-    /// What all memtables take at present, those that are being flushed included.
-    pub fn memtable_bytes(&self) -> u64 {
-        let names = self.names.lock().clone();
-        names.iter().map(|name| self.property(name, CUR_SIZE_ALL_MEM_TABLES)).sum()
-    }
-
     /// A number that RocksDB says of a family; 0 once that is dropped.
     fn property(&self, family: &str, property: &PropName) -> u64 {
         let value = self.family(family).map(|family| self.db.property_int_value_cf(&family, property));
@@ -288,6 +282,11 @@ impl CompactionFilter for Filter {
 }
 
 impl Engine for RocksEngine {
+    fn memtable_bytes(&self) -> u64 {
+        let names = self.names.lock().clone();
+        names.iter().map(|name| self.property(name, CUR_SIZE_ALL_MEM_TABLES)).sum()
+    }
+
     fn create_family(&self, family: &str) -> Result<(), StorageError> {
         if self.db.cf_handle(family).is_some() {
             return Ok(());

@@ -1,10 +1,13 @@
-//! What waits for a disk, and where: these tests run on one thread, which drives all members and is to wait for none.
+//! Disks that are slow, and disks that are full.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
+use crate::seal::three;
 use crate::support::{Node, at, equal, leader, set, until, write};
 use crate::wire::Wire;
 
+/// On one thread, which drives all members and is to wait for no disk.
 #[tokio::test]
 async fn no_member_waits_for_its_disk_on_the_runtime() {
     let wire = Arc::new(Wire::default());
@@ -40,4 +43,25 @@ async fn no_member_waits_for_its_disk_on_the_runtime() {
         node.group().purge_through(last).await.unwrap();
         assert_eq!(node.watched.found(), Vec::<&str>::new(), "node {}", node.id);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_voter_whose_disk_is_full_appends_nothing_follows_its_leader_and_catches_up_later() {
+    let nodes = three(&Arc::new(Wire::default())).await;
+    let last = write(&nodes, 2, "before").await;
+    equal(&nodes, at(1, last)).await;
+    let leading = leader(&nodes).await;
+    let term = leading.group().leadership().unwrap().term;
+    let full = nodes.iter().find(|node| node.id != leading.id).unwrap();
+    full.full.store(true, Ordering::Relaxed);
+    let more = write(&nodes, 20, "while it is full").await;
+    // Several election timeouts: it hears its leader all the while.
+    for _ in 0..10 {
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        write(&nodes, 1, "while it is full").await;
+    }
+    assert_eq!(full.state.position(), at(1, last), "it was to append nothing");
+    assert_eq!(leader(&nodes).await.group().leadership().unwrap().term, term, "it stood for election");
+    full.full.store(false, Ordering::Relaxed);
+    equal(&nodes, at(1, more + 10)).await;
 }

@@ -1,6 +1,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -122,6 +123,8 @@ pub(crate) struct Node {
     pub(crate) wire: Arc<Wire>,
     /// Where it is called.
     pub(crate) address: SocketAddr,
+    /// Its disk has no room.
+    pub(crate) full: Arc<AtomicBool>,
     syncer: Arc<Syncer>,
     folder: Arc<tempfile::TempDir>,
     server: JoinHandle<()>,
@@ -153,7 +156,10 @@ impl Node {
         let state = Arc::new(ShardState::open(Arc::clone(&engine), SHARD).unwrap());
         let syncer = Arc::new(Syncer::start(Arc::clone(&engine)).unwrap());
         let marks = Arc::new(HighWater::open(folder.path().join("high-water")).unwrap());
-        let service = RaftService::new(id, Arc::clone(wire) as Arc<dyn StateTransfer>, Arc::clone(&engine));
+        let full = Arc::new(AtomicBool::new(false));
+        let is_full = Arc::clone(&full);
+        let service = RaftService::new(id, Arc::clone(wire) as Arc<dyn StateTransfer>, Arc::clone(&engine))
+            .refusing_batches_while(move || is_full.load(Ordering::Relaxed));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut address = listener.local_addr().unwrap();
         if !distance.is_zero() {
@@ -178,6 +184,7 @@ impl Node {
             is_vouched_for: false,
             wire,
             address,
+            full,
             syncer,
             folder,
             server,

@@ -157,6 +157,7 @@ impl Node {
             peers: Arc::new(peers.unwrap()),
             transfer: Arc::new(Nobody),
             data_dir: folder.path().to_owned(),
+            disk: Arc::default(),
             reads: Reads::new(ByteBudget::new("tests", 1 << 20)),
         });
         Self { state, log, replica: Arc::new(replica.unwrap()), directory, _folder: folder }

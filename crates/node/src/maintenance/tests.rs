@@ -38,6 +38,7 @@ fn maintenance(folder: &std::path::Path) -> Maintenance {
     Maintenance {
         node_id: 1,
         data_dir: folder.to_owned(),
+        engine: Arc::new(MemoryEngine::default()),
         shards,
         directory,
         peers,
@@ -256,6 +257,7 @@ async fn no_crash_after_a_replicas_purge_loses_what_was_acknowledged() {
         peers: Arc::clone(&maintenance.peers),
         transfer: maintenance.exchange.clone(),
         data_dir: folder.path().to_owned(),
+        disk: Arc::clone(&maintenance.disk),
         reads: Reads::new(ByteBudget::new("reads", 8 << 20)),
     });
     maintenance.shards.add(Arc::clone(&state), followers);

@@ -178,6 +178,9 @@ impl Driver {
                 },
                 _ = ticks.tick() => {
                     self.set_members();
+                    if self.parts.disk.is_exhausted() {
+                        self.cancel_fetch();
+                    }
                     self.step(ReceiverEvent::Tick, None);
                     self.report_again();
                     self.choose_source();
@@ -367,10 +370,19 @@ impl Driver {
         self.disk.install(staged, diverged);
     }
 
+    fn cancel_fetch(&mut self) {
+        if let Some((_, fetch)) = self.staged.take() {
+            fetch.abort();
+            drop(self.internal.send(Internal::Cancelled));
+        }
+    }
+
     fn choose_source(&mut self) {
         let now = self.now();
         let own = self.receiver.status(now, self.parts.node_id);
         let source = self.election.choose(now, &own);
+        // What the disk has no room for would stop the process, and at its next start again.
+        let source = source.filter(|_| !self.parts.disk.is_exhausted());
         self.step(ReceiverEvent::Source(source), None);
     }
 
@@ -416,12 +428,7 @@ impl Driver {
                 });
                 self.staged = Some((number, fetch));
             }
-            ReceiverAction::CancelSnapshot => {
-                if let Some((_, fetch)) = self.staged.take() {
-                    fetch.abort();
-                    drop(self.internal.send(Internal::Cancelled));
-                }
-            }
+            ReceiverAction::CancelSnapshot => self.cancel_fetch(),
             // Before a snapshot takes its place: the disk's thread keeps the order.
             ReceiverAction::SaveOrphans { base } => self.disk.save_orphans(self.history.clone(), base),
             ReceiverAction::Sealed { durable } => {

@@ -19,6 +19,7 @@ use tonic::{Request, Response, Streaming};
 
 use super::*;
 use crate::directory::first_cluster;
+use crate::disk::Room;
 use crate::followers::Followers;
 use crate::hedge::Failed;
 use crate::router::{ClusterNodes, Nodes};
@@ -145,12 +146,14 @@ struct Node {
     state: Arc<ShardState>,
     log: GroupLog,
     replica: Replica,
+    disk: Arc<DiskGuard>,
     folder: tempfile::TempDir,
 }
 
 impl Node {
     /// A replica of another region than the primary one, of a source that all others are dialled at.
     async fn following(source: &Source, transfer: Arc<dyn StateTransfer>) -> Self {
+        let disk = Arc::<DiskGuard>::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let server = shipping_server::ShippingServer::new(source.clone());
@@ -176,8 +179,9 @@ impl Node {
             peers: Arc::new(peers),
             transfer,
             data_dir: folder.path().to_owned(),
+            disk: Arc::clone(&disk),
         });
-        Self { engine, watched, state, log, replica: replica.unwrap(), folder }
+        Self { engine, watched, state, log, replica: replica.unwrap(), disk, folder }
     }
 
     async fn until(&self, what: &str, mut condition: impl FnMut() -> bool) {
@@ -325,4 +329,21 @@ async fn a_replica_reports_and_serves_what_its_disk_has_and_nothing_else() {
     node.until("it reports", || source.acknowledged.lock().iter().any(|position| position.sequence == 3)).await;
     let after: Arc<dyn Engine> = Arc::new(node.engine.crash_to_what_is_durable());
     assert_eq!(shipped_log(&after, SHARD).unwrap().last().unwrap(), Some((3, stored(3))));
+}
+
+#[tokio::test]
+async fn a_replica_whose_disk_is_full_takes_nothing_until_there_is_room() {
+    let source = Source::default();
+    source.shipments.lock().push_back(vec![stored(1)]);
+    let node = Node::following(&source, Arc::new(Nobody)).await;
+    node.until("it follows", || node.state.position() == at(1)).await;
+    node.disk.set(Room::Exhausted);
+    // With room it asks again once its source is silent, and takes what comes.
+    let begun = Instant::now();
+    node.until("it has left its source", || node.replica.status().source.is_none()).await;
+    source.shipments.lock().push_back(vec![stored(2)]);
+    node.until("time for several tries", || begun.elapsed() > Duration::from_secs(3)).await;
+    assert_eq!((node.state.position(), source.shipments.lock().len()), (at(1), 1));
+    node.disk.set(Room::Enough);
+    node.until("it goes on", || node.state.position() == at(2)).await;
 }
