@@ -127,7 +127,8 @@ pub enum Replace {
 pub struct ShardState {
     engine: Arc<dyn Engine>,
     shard: ShardId,
-    /// Changed in a moment, when the engine has what it says.
+    /// Changed in a moment, when the engine has what it says. Nobody holds it while the engine is asked for anything
+    /// that may need the disk.
     current: RwLock<Current>,
     /// Held while the state changes: what is applied and what takes its place keep out of each other's way, and
     /// readers wait for neither's disk.
@@ -228,6 +229,11 @@ impl ShardState {
         self.current.read().applied.position
     }
 
+    /// The leader's time of the last batch that was applied, see [`Applied::time_ms`].
+    pub fn time_ms(&self) -> u64 {
+        self.current.read().applied.time_ms
+    }
+
     /// The newest sequence that a read may have shown by now. While a batch takes effect that is one which
     /// [`ShardState::position`] does not say yet: whoever is to see no less than others have seen waits for it.
     pub fn shown(&self) -> u64 {
@@ -322,10 +328,23 @@ impl ShardState {
         }
     }
 
+    /// Reads the state in use. `current` is not held meanwhile: a read may wait for the disk, and whoever asks where the
+    /// state stands would wait for it behind an applier, leases among them.
+    fn in_family<T>(&self, read: impl Fn(&Arc<str>) -> Result<T, StorageError>) -> Result<T, StorageError> {
+        loop {
+            let family = Arc::clone(&self.current.read().family);
+            match read(&family) {
+                // Replaced meanwhile.
+                Err(StorageError::NoFamily(_)) if !Arc::ptr_eq(&self.current.read().family, &family) => {}
+                result => return result,
+            }
+        }
+    }
+
     /// What became of a write with this id, if that is remembered.
     pub fn request(&self, id: RequestId) -> Result<Option<WriteOutcome>, StorageError> {
-        let current = self.current.read();
-        let Some(row) = self.engine.get(&current.family, &schema::request_key(id))? else { return Ok(None) };
+        let row = self.in_family(|family| self.engine.get(family, &schema::request_key(id)))?;
+        let Some(row) = row else { return Ok(None) };
         let (versionstamp, refusal) =
             decode_request(&row).map_err(|error| StorageError::corruption("a request's row", error))?;
         Ok(Some(match refusal {
@@ -467,16 +486,11 @@ impl ShardState {
 
     /// The present state, of one moment: its rows and what was applied change in one write.
     fn at_one_moment(&self) -> Result<Moment, StorageError> {
-        loop {
-            let family = Arc::clone(&self.current.read().family);
+        self.in_family(|family| {
             let snapshot = self.engine.snapshot();
-            match snapshot.get(&family, APPLIED_KEY) {
-                Ok(applied) => return Ok((snapshot, family, applied)),
-                // Replaced meanwhile.
-                Err(StorageError::NoFamily(_)) if !Arc::ptr_eq(&self.current.read().family, &family) => {}
-                Err(error) => return Err(error),
-            }
-        }
+            let applied = snapshot.get(family, APPLIED_KEY)?;
+            Ok((snapshot, Arc::clone(family), applied))
+        })
     }
 
     /// What expires at or before `now_ms`, oldest first, at most `limit`.
@@ -600,9 +614,8 @@ impl View for StateAt<'_> {
     type Error = StorageError;
 
     fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Stored>, StorageError> {
-        // Under the lock: an installation drops the family that it replaces.
-        let current = self.state.current.read();
-        let bytes = self.state.engine.get(&current.family, &schema::data_key(database, key))?;
+        let key = schema::data_key(database, key);
+        let bytes = self.state.in_family(|family| self.state.engine.get(family, &key))?;
         let Some(stored) = bytes.map(StoredValue::decode).transpose()? else { return Ok(None) };
         if schema::is_expired(stored.expire_at_ms, self.now_ms) {
             return Ok(None);

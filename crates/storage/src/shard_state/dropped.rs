@@ -34,13 +34,12 @@ fn dropped_in(engine: &dyn Engine, family: &str) -> Result<Vec<DatabaseId>, Stor
 impl ShardState {
     /// Every database that was ever dropped here. An id is never used again.
     pub fn dropped_databases(&self) -> Result<Vec<DatabaseId>, StorageError> {
-        dropped_in(&*self.engine, &self.current.read().family)
+        self.in_family(|family| dropped_in(&*self.engine, family))
     }
 
     /// Whether the database was dropped: nothing of it is in the log behind that.
     pub fn is_dropped(&self, database: DatabaseId) -> Result<bool, StorageError> {
-        let current = self.current.read();
-        Ok(self.engine.get(&current.family, &schema::dropped_key(database))?.is_some())
+        Ok(self.in_family(|family| self.engine.get(family, &schema::dropped_key(database)))?.is_some())
     }
 
     /// Has the disk get back what dropped databases took, if it has not yet: true if there was something to do.

@@ -58,6 +58,54 @@ fn reads_see_what_was_applied_in_key_order_both_ways() {
     }
 }
 
+/// Reads wait for a disk that stalls, while it is closed.
+#[derive(Default)]
+struct Gate {
+    closed: std::sync::atomic::AtomicBool,
+    waiting: std::sync::atomic::AtomicBool,
+}
+
+impl Hooks for Gate {
+    fn before(&self, _: &dyn Engine, call: Call<'_>) -> Result<(), StorageError> {
+        while matches!(call, Call::Get(_) | Call::Scan(_)) && self.closed.load(Ordering::Acquire) {
+            self.waiting.store(true, Ordering::Release);
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn where_a_state_stands_is_told_while_reads_and_with_them_an_applier_would_wait_for_the_disk() {
+    type Read = fn(&ShardState);
+    let reads: [(&str, Read); 4] = [
+        ("a key", |state| drop(state.at(0).get(DATABASE, b"k").unwrap())),
+        ("a request", |state| drop(state.request(RequestId([1; 16])).unwrap())),
+        ("whether a database is dropped", |state| assert!(!state.is_dropped(DATABASE).unwrap())),
+        ("which databases are dropped", |state| assert!(state.dropped_databases().unwrap().is_empty())),
+    ];
+    for (what, read) in reads {
+        let gate = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Gate::default()));
+        let state = &Arc::new(ShardState::open(Arc::clone(&gate) as Arc<dyn Engine>, SHARD).unwrap());
+        gate.closed.store(true, Ordering::Release);
+        std::thread::scope(|scope| {
+            scope.spawn(move || read(state));
+            while !gate.waiting.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            let (told, stands) = std::sync::mpsc::channel();
+            let applier = Arc::clone(state);
+            std::thread::spawn(move || {
+                applier.apply(&[batch(1, vec![put("a", "1", 0)])], RaftApplied::default()).unwrap();
+                told.send((applier.applied().position, applier.shown()))
+            });
+            let stands = stands.recv_timeout(std::time::Duration::from_secs(10));
+            gate.closed.store(false, Ordering::Release);
+            assert_eq!(stands, Ok((Position::new(Epoch(1), 1), 1)), "while {what} is read");
+        });
+    }
+}
+
 #[test]
 #[should_panic(expected = "batch 1.3 cannot follow 1.1")]
 fn a_gap_stops_the_process() {
