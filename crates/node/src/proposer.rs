@@ -65,6 +65,7 @@ pub(crate) struct Proposer {
 }
 
 /// What the proposer works with.
+#[cfg_attr(test, derive(Clone))]
 pub(crate) struct ProposerParts {
     pub(crate) group: RaftGroup,
     pub(crate) state: Arc<ShardState>,

@@ -5,8 +5,13 @@ use crate::clocks::Reading;
 /// What the clocks may be ahead of the logged time without being asked twice: the logged time catches up with it,
 /// a little faster than time passes.
 const TOLERANCE: Duration = Duration::from_secs(1);
-/// The part of the time that passes by which the logged time may catch up.
+/// The part of the time that passes by which the logged time may catch up, from one look at the clocks to the next.
 const CATCHING_UP: u32 = 16;
+/// The longest that counts for that. Nobody looked in the rest of the time, so that clocks which happen to be wrong in
+/// this look gain nothing from how long it was.
+const LOOK: Duration = Duration::from_millis(200);
+/// Clocks that nobody looked at for so long have to settle anew.
+const UNSEEN: Duration = Duration::from_secs(1);
 /// How long clocks have to say the same before they are believed against what has passed on this node's monotonic
 /// clock, when there are other nodes whose clocks say it too.
 const SETTLING: Duration = Duration::from_secs(10);
@@ -32,6 +37,8 @@ pub(super) struct LoggedTime {
     /// When it was that, on the monotonic clock.
     at: Duration,
     ahead: Option<Ahead>,
+    /// The newest time that is in the log, and when that was known here.
+    logged: (Duration, Duration),
 }
 
 /// Clocks that are further than time has passed.
@@ -44,23 +51,39 @@ struct Ahead {
 
 impl LoggedTime {
     pub(super) fn new(logged_ms: u64, now: Duration) -> Self {
-        Self { time: Duration::from_millis(logged_ms), at: now, ahead: None }
+        let logged = Duration::from_millis(logged_ms);
+        Self { time: logged, at: now, ahead: None, logged: (logged, now) }
     }
 
-    /// The log has this time. From when it is known, time passes here.
+    /// The log has this time. From when it is known, time passes here. To be called often, whoever leads.
     pub(super) fn learn(&mut self, logged_ms: u64, now: Duration) {
         let logged = Duration::from_millis(logged_ms);
-        if logged > self.time {
-            *self = Self { time: logged, at: now, ahead: None };
+        if logged > self.logged.0 {
+            self.logged = (logged, now);
         }
+        if logged > self.time {
+            (self.time, self.at, self.ahead) = (logged, now, None);
+        }
+    }
+
+    /// This node begins to lead, and goes on from the log. What it came to when it led before and did not log is no
+    /// time of the shard: it may come from the last looks of a leader that heard nobody any more.
+    pub(super) fn begin(&mut self, logged_ms: u64, now: Duration) {
+        self.learn(logged_ms, now);
+        (self.time, self.at) = self.logged;
+        self.ahead = None;
     }
 
     /// The time to be logged now, in milliseconds since the Unix epoch. To be asked often while this node leads:
     /// clocks are believed for what they say over time.
     pub(super) fn advance(&mut self, reading: Reading, now: Duration) -> u64 {
         let passed = now.saturating_sub(self.at);
-        let allowed = self.time.saturating_add(passed).saturating_add(passed / CATCHING_UP);
+        let reached = self.time.saturating_add(passed);
+        let allowed = reached.saturating_add(passed.min(LOOK) / CATCHING_UP);
         let clock = Duration::from_millis(reading.median_ms);
+        if passed > UNSEEN {
+            self.ahead = None;
+        }
         if clock > allowed.saturating_add(TOLERANCE) {
             self.time = if self.is_settled(clock, reading, now) {
                 tracing::info!(
@@ -70,7 +93,7 @@ impl LoggedTime {
                 self.ahead = None;
                 clock
             } else {
-                allowed
+                reached
             };
         } else {
             self.ahead = None;
@@ -186,11 +209,11 @@ mod tests {
             assert!(logged_ms <= leader.right_ms(), "ahead by {}", logged_ms - leader.right_ms());
             leader.run(1000, 0);
             let logged_ms = leader.run(wrong_for_ms, day_ahead);
-            assert!(logged_ms <= leader.right_ms() + wrong_for_ms / 16);
+            assert_eq!(logged_ms, leader.right_ms());
             // One that says something else each time is believed never.
             for jump in 1..200 {
                 let logged_ms = leader.run(1000, day_ahead * jump);
-                assert!(logged_ms <= leader.right_ms() + leader.passed_ms / 16);
+                assert!(logged_ms <= leader.right_ms());
             }
             assert_eq!(leader.run(60_000, 0), leader.right_ms());
         }
@@ -212,5 +235,47 @@ mod tests {
         // And learns what others log meanwhile.
         heir.time.learn(heir.right_ms() + 500, Duration::from_millis(heir.passed_ms));
         assert_eq!(heir.once(0), heir.right_ms() + 500);
+    }
+
+    #[test]
+    fn a_leader_goes_on_from_what_is_logged_and_not_from_what_it_had_come_to_before() {
+        // Its clock is a day ahead, and it leads for long after it heard the last of the others. It logs nothing.
+        let mut leader = Leader::new(START_MS, 0);
+        let day_ahead = i64::try_from(DAY_MS).unwrap();
+        assert_eq!(leader.run(400_000, day_ahead), leader.right_ms() + DAY_MS);
+        // It follows another, and leads again.
+        leader.passed_ms += 60_000;
+        leader.time.learn(leader.right_ms(), Duration::from_millis(leader.passed_ms));
+        leader.passed_ms += HOUR_MS;
+        leader.time.begin(START_MS, Duration::from_millis(leader.passed_ms));
+        leader.others = 2;
+        assert_eq!(leader.once(0), leader.right_ms());
+        // What it logged itself is never taken back.
+        leader.time.begin(leader.right_ms() + 500, Duration::from_millis(leader.passed_ms));
+        assert_eq!(leader.once(0), leader.right_ms() + 500);
+    }
+
+    /// What is logged goes no further than what has passed, whatever the clocks said for a look or two.
+    #[test]
+    fn however_long_nobody_looked_the_time_catches_up_no_more_than_in_one_look() {
+        for ahead_ms in [HOUR_MS / 2, DAY_MS] {
+            let mut heir = Leader::new(START_MS, 2);
+            heir.passed_ms = DAY_MS;
+            let logged_ms = heir.once(i64::try_from(ahead_ms).unwrap());
+            assert_eq!(logged_ms, heir.right_ms(), "ahead by {}", logged_ms - heir.right_ms());
+        }
+        // A leader whose clock is a day ahead stands still for an hour, hears nobody in its first look, and then
+        // everybody; or stands still twice.
+        let mut leader = Leader::new(START_MS, 2);
+        for _ in 0..3 {
+            leader.run(2000, 0);
+            leader.passed_ms += HOUR_MS;
+            leader.others = 0;
+            assert_eq!(leader.once(i64::try_from(DAY_MS).unwrap()), leader.right_ms());
+            leader.passed_ms += HOUR_MS;
+            assert_eq!(leader.once(i64::try_from(DAY_MS).unwrap()), leader.right_ms());
+            leader.others = 2;
+            assert_eq!(leader.run(2000, 0), leader.right_ms());
+        }
     }
 }

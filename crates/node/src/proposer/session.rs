@@ -91,7 +91,7 @@ impl<'a> Session<'a> {
     /// To be called when everything in the log up to the start of the term is applied.
     pub(super) fn new(parts: &'a ProposerParts, time: &'a mut LoggedTime, term: u64, not_before: Instant) -> Self {
         let applied = parts.state.applied();
-        time.learn(applied.time_ms, parts.time.now());
+        time.begin(applied.time_ms, parts.time.now());
         Self {
             parts,
             time,
@@ -282,7 +282,10 @@ impl<'a> Session<'a> {
     /// To be called often, also when nothing is written: see [`LoggedTime::advance`].
     pub(super) fn look_at_clocks(&mut self) -> u64 {
         let time = &self.parts.time;
-        self.time.advance(time.reading(), time.now()).max(self.time_ms)
+        let now = time.now();
+        // Known as long as it has been, should this node come to lead again.
+        self.time.learn(self.parts.state.time_ms(), now);
+        self.time.advance(time.reading(), now).max(self.time_ms)
     }
 
     pub(super) fn next_batch(&mut self) -> Batch {

@@ -64,6 +64,7 @@ impl Limits for Pressed {
 
 struct Leader {
     proposer: Proposer,
+    parts: ProposerParts,
     state: Arc<ShardState>,
     group: RaftGroup,
     directory: Arc<Directory>,
@@ -125,7 +126,7 @@ impl Leader {
         let disk_is_low = Arc::new(AtomicBool::new(false));
         let writes = ByteBudget::new("writes that wait", 8 << 20);
         let time = Arc::new(TestTime::default());
-        let proposer = Proposer::start(ProposerParts {
+        let parts = ProposerParts {
             group: group.clone(),
             state: Arc::clone(&state),
             directory: Arc::clone(&directory),
@@ -133,9 +134,10 @@ impl Leader {
             limits: Arc::new(Pressed { lag_ms: Arc::clone(&lag_ms), disk_is_low: Arc::clone(&disk_is_low) }),
             writes: writes.clone(),
             time: Arc::clone(&time) as Arc<dyn TimeSource>,
-        });
+        };
+        let proposer = Proposer::start(parts.clone());
         group.leadership_changed(None).await;
-        Self { proposer, state, group, directory, lag_ms, disk_is_low, writes, time }
+        Self { proposer, parts, state, group, directory, lag_ms, disk_is_low, writes, time }
     }
 
     /// Asks again while the proposer has not yet heard that it leads.

@@ -72,6 +72,33 @@ async fn a_next_leader_with_another_clock_goes_on_from_the_logged_time() {
 }
 
 #[tokio::test]
+async fn a_term_goes_on_from_what_is_logged_and_has_been_for_as_long_as_it_was_known() {
+    let leader = Leader::start(Arc::default()).await;
+    leader.commit(set("first", "v")).await;
+    let right_ms = || wall_ms() + leader.time.skipped_ms.load(Ordering::Relaxed);
+    let mut time = LoggedTime::new(leader.state.time_ms(), leader.parts.time.now());
+    // Clocks are ahead for long, and nothing is logged.
+    leader.set_clocks_ahead(DAY_MS);
+    let mut term = Session::new(&leader.parts, &mut time, 1, Instant::now());
+    let mut ahead_ms = 0;
+    for _ in 0..30 {
+        leader.skip(500);
+        ahead_ms = term.look_at_clocks();
+    }
+    assert!(ahead_ms > right_ms() + HOUR_MS, "the clocks were not believed");
+    leader.set_clocks_ahead(0);
+    let mut term = Session::new(&leader.parts, &mut time, 1, Instant::now());
+    assert!(term.look_at_clocks() <= right_ms());
+    // The term logs, and then nothing for an hour.
+    leader.commit(set("second", "v")).await;
+    term.look_at_clocks();
+    leader.skip(HOUR_MS);
+    let mut term = Session::new(&leader.parts, &mut time, 1, Instant::now());
+    let behind_ms = right_ms() - term.look_at_clocks();
+    assert!(behind_ms < HOUR_MS / 2, "behind by {behind_ms} ms");
+}
+
+#[tokio::test]
 async fn what_a_check_finds_expired_is_so_for_every_read() {
     let leader = Leader::start(Arc::default()).await;
     leader.commit(set("first", "v")).await;
