@@ -184,16 +184,16 @@ impl LogStore {
 
     /// Deletes all entries and marks. Durable after the next sync.
     pub(crate) fn erase(log: &GroupLog) -> Result<(), StorageError> {
-        log.erase(&[COMMITTED, PURGED, VOTE, LEFT])
+        log.erase(&[COMMITTED, PURGED, VOTE, LEFT], None)
     }
 
     /// Deletes all entries, and keeps the vote and how far the log, or the state, went. Durable after the next
     /// sync.
     pub(crate) fn leave(log: &GroupLog, applied: Option<LogId>) -> Result<(), StorageError> {
-        if let Some(left) = Self::last_log_id(log)?.max(applied).max(Self::left(log)?) {
-            log.put_mark(LEFT, &wire::log_id_to_wire(&left).encode_to_vec())?;
-        }
-        log.erase(&[COMMITTED, PURGED])
+        let left = Self::last_log_id(log)?.max(applied).max(Self::left(log)?);
+        let left = left.map(|left| wire::log_id_to_wire(&left).encode_to_vec());
+        // In one write. A power loss that kept only that the log is empty would leave a member that votes.
+        log.erase(&[COMMITTED, PURGED], left.as_ref().map(|left| (LEFT, left.as_slice())))
     }
 
     /// How far this node's log went when it left the group, or lost an end that was durable; `None`: it never did.

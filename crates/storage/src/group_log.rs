@@ -121,12 +121,16 @@ impl GroupLog {
         self.delete(0..number.saturating_add(1), mark)
     }
 
-    /// Deletes all records, and these marks, in one write.
-    pub fn erase(&self, marks: &[u8]) -> Result<(), StorageError> {
+    /// Deletes all records, and these marks, and keeps `mark` under its name, in one write: a power loss may keep a
+    /// later write and lose the one before it.
+    pub fn erase(&self, marks: &[u8], mark: Option<(u8, &[u8])>) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
         batch.delete_range(&self.family, self.key(0), self.key(u64::MAX));
         for name in marks {
             batch.delete(&self.family, self.mark_key(*name));
+        }
+        if let Some((name, payload)) = mark {
+            batch.put(&self.family, self.mark_key(name), record::encode(payload));
         }
         self.engine.write(batch, Durability::Logged)
     }
@@ -260,8 +264,9 @@ mod tests {
             log.put_mark(b'p', b"purged").unwrap();
         }
         let [zero, one, two] = &logs;
-        one.erase(b"p").unwrap();
+        one.erase(b"p", Some((b'l', b"left"))).unwrap();
         assert_eq!((one.first().unwrap(), one.mark(b'p').unwrap()), (None, None));
+        assert_eq!(one.mark(b'l').unwrap().unwrap(), b"left".as_slice());
         assert!(one.mark(b'v').unwrap().is_some());
         for log in [zero, two] {
             assert_eq!(log.read(0..u64::MAX, usize::MAX).unwrap().len(), 2);

@@ -144,6 +144,26 @@ async fn a_cut_is_durable_before_anything_takes_its_place() {
     assert_eq!(Vec::from_iter(lengths), [1, 2, 3]);
 }
 
+#[test]
+fn a_log_that_is_gone_says_how_far_it_went_whatever_a_power_loss_keeps() {
+    let disk = Disk::new();
+    write(&disk.log(), &[(1, 1), (2, 2)]);
+    let vote = log::Vote { term: 2, node_id: 1, committed: true };
+    disk.log().put_mark(VOTE, &vote.encode_to_vec()).unwrap();
+    disk.engine.sync().unwrap();
+    // The mark beside the database is gone before, see `leave_group`, and the power goes before the fsync.
+    LogStore::leave(&disk.log(), Some(id(2, 2))).unwrap();
+    let mut kept = std::collections::BTreeSet::new();
+    for seed in 0..100 {
+        let log = Disk::after_crash(disk.engine.crash(seed)).log();
+        let (last, left) = (LogStore::last_log_id(&log).unwrap(), LogStore::left(&log).unwrap());
+        assert_eq!(last.max(left), Some(id(2, 2)), "after seed {seed}");
+        assert!(log.mark(VOTE).unwrap().is_some());
+        kept.insert(left.is_some());
+    }
+    assert_eq!(Vec::from_iter(kept), [false, true]);
+}
+
 #[tokio::test]
 async fn what_a_leader_had_cut_off_is_not_taken_for_lost() {
     let disk = Disk::new();
