@@ -251,7 +251,10 @@ pub(crate) fn catch_up(state: &ShardState, log: &GroupLog) -> Result<(), Storage
             // What a power loss left behind a hole was never durable, and nobody was told that it is.
             let last = state.position().sequence;
             tracing::warn!(log = %log.group(), last, "the log has a hole: what lies behind it is fetched again");
-            return log.truncate_after(last);
+            log.truncate_after(last)?;
+            // Before anything takes the place of what was cut. Else a power loss could undo the cut and keep what a
+            // later epoch appended: a log that goes on with what that epoch's history does not hold.
+            return log.sync();
         }
         if done {
             return Ok(());

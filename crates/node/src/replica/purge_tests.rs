@@ -1,6 +1,7 @@
 //! What a replica's log is purged of, and when.
 
-use std::sync::mpsc;
+use std::collections::BTreeSet;
+use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 
 use meridian_proto::encode_batch;
@@ -14,16 +15,20 @@ const SHARD: ShardId = ShardId(1);
 
 type Hook = Box<dyn FnOnce() + Send>;
 
-/// Something happens right after the next flush.
+/// Something happens right after the next flush, or after each call.
 #[derive(Default)]
-struct AfterFlush(Mutex<Option<Hook>>);
+struct AfterCalls {
+    flush: Mutex<Option<Hook>>,
+    each: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
 
-impl Hooks for AfterFlush {
+impl Hooks for AfterCalls {
     fn after(&self, call: Call<'_>) {
         if matches!(call, Call::Flush(_)) {
-            let hook = self.0.lock().take();
+            let hook = self.flush.lock().take();
             hook.into_iter().for_each(|hook| hook());
         }
+        self.each.get().into_iter().for_each(|hook| hook());
     }
 }
 
@@ -31,7 +36,7 @@ impl Hooks for AfterFlush {
 #[derive(Clone)]
 struct Copy {
     memory: Arc<MemoryEngine>,
-    engine: Arc<HookedEngine<AfterFlush>>,
+    engine: Arc<HookedEngine<AfterCalls>>,
     state: Arc<ShardState>,
     log: GroupLog,
 }
@@ -39,7 +44,7 @@ struct Copy {
 impl Copy {
     fn new() -> Self {
         let memory = Arc::new(MemoryEngine::default());
-        let engine = Arc::new(HookedEngine::new(memory.clone(), AfterFlush::default()));
+        let engine = Arc::new(HookedEngine::new(memory.clone(), AfterCalls::default()));
         let dynamic: Arc<dyn Engine> = engine.clone();
         let state = Arc::new(ShardState::open(Arc::clone(&dynamic), SHARD).unwrap());
         Self { memory, engine, state, log: shipped_log(&dynamic, SHARD).unwrap() }
@@ -82,8 +87,67 @@ fn a_replicas_log_is_purged_up_to_what_is_flushed_at_most() {
     copy.holds_over_crashes();
     // More comes while the state is flushed, and everybody has it already.
     let more = copy.clone();
-    *copy.engine.0.lock() = Some(Box::new(move || more.take(1, 11..=13)));
+    *copy.engine.flush.lock() = Some(Box::new(move || more.take(1, 11..=13)));
     assert_eq!(purge(&copy.state, &copy.log, 13).unwrap(), 10);
+    copy.holds_over_crashes();
+}
+
+/// Appends, as yet not durable.
+fn append(log: &GroupLog, positions: &[(u16, u64)]) {
+    for (epoch, sequence) in positions {
+        let position = Position::new(Epoch(*epoch), *sequence);
+        let bytes = encode_batch(&Batch { position, time_ms: 0, transactions: Vec::new() });
+        log.append([(*sequence, bytes.as_ref())]).unwrap();
+    }
+}
+
+fn positions(log: &GroupLog) -> Vec<(u16, u64)> {
+    let batches = log.read(0..u64::MAX, usize::MAX).unwrap();
+    let position = |bytes| decode(bytes).unwrap().batch.position;
+    batches.into_iter().map(|(_, bytes)| position(bytes)).map(|at| (at.epoch.0, at.sequence)).collect()
+}
+
+#[test]
+fn what_was_cut_behind_a_hole_does_not_come_back_behind_what_takes_its_place() {
+    let copy = Copy::new();
+    // One power loss left a hole.
+    append(&copy.log, &[(1, 1), (1, 2), (1, 4), (1, 5)]);
+    copy.engine.sync().unwrap();
+    catch_up(&copy.state, &copy.log).unwrap();
+    assert_eq!(positions(&copy.log), [(1, 1), (1, 2)]);
+    // The next epoch begins there, and another comes before anything of it is durable.
+    let next = [(1, 1), (1, 2), (2, 3), (2, 4)];
+    append(&copy.log, &next[2..]);
+    let mut lengths = BTreeSet::new();
+    for seed in 0..200 {
+        let engine: Arc<dyn Engine> = Arc::new(copy.memory.crash(seed));
+        let (state, log) =
+            (ShardState::open(Arc::clone(&engine), SHARD).unwrap(), shipped_log(&engine, SHARD).unwrap());
+        catch_up(&state, &log).unwrap();
+        let kept = positions(&log);
+        assert!(next.starts_with(&kept), "{kept:?} after seed {seed}");
+        lengths.insert(kept.len());
+    }
+    assert_eq!(Vec::from_iter(lengths), [2, 3, 4]);
+}
+
+/// The state in use has left the history at 5, and the one that takes its place goes on from there in epoch 2.
+#[test]
+fn a_state_that_is_put_in_place_does_not_meet_the_log_of_the_one_before_after_a_crash() {
+    let copy = Copy::new();
+    copy.take(1, 1..=10);
+    let source = Copy::new();
+    source.take(1, 1..=5);
+    source.take(2, 6..=8);
+    let mut staged = copy.state.stage().unwrap();
+    staged.add(source.state.snapshot().unwrap().rows(&[], usize::MAX).unwrap()).unwrap();
+    let (crashing, stands) = (copy.clone(), Arc::new(Mutex::new(BTreeSet::new())));
+    let seen = Arc::clone(&stands);
+    let crash = move || seen.lock().extend((0..50).map(|seed| crashing.after_crash(seed)));
+    assert!(copy.engine.each.set(Box::new(crash)).is_ok());
+    drain::install(&copy.state, &copy.log, staged, true).unwrap();
+    let (old, new) = (Position::new(Epoch(1), 10), Position::new(Epoch(2), 8));
+    assert_eq!(Vec::from_iter(stands.lock().iter().copied()), [old, new]);
     copy.holds_over_crashes();
 }
 
@@ -108,7 +172,7 @@ fn a_log_is_not_purged_by_what_was_flushed_of_another_state() {
     });
     let (begun, waited) = (Mutex::new(Some(install)), mpsc::channel::<()>());
     let (_keep, never) = waited;
-    *copy.engine.0.lock() = Some(Box::new(move || {
+    *copy.engine.flush.lock() = Some(Box::new(move || {
         begun.lock().take().into_iter().for_each(|install| install());
         // Long enough for all of it to happen, if it may.
         never.recv_timeout(Duration::from_millis(300)).unwrap_err();
@@ -124,12 +188,8 @@ fn a_log_is_not_purged_by_what_was_flushed_of_another_state() {
 fn a_hole_in_what_was_shipped_is_cut_off() {
     let copy = Copy::new();
     copy.take(1, 1..=3);
-    for sequence in [4, 5, 6, 7] {
-        let position = Position::new(Epoch(1), sequence);
-        let bytes = encode_batch(&Batch { position, time_ms: 0, transactions: Vec::new() });
-        copy.log.append([(sequence, bytes.as_ref())]).unwrap();
-    }
-    let mut reached = std::collections::BTreeSet::new();
+    append(&copy.log, &[(1, 4), (1, 5), (1, 6), (1, 7)]);
+    let mut reached = BTreeSet::new();
     for seed in 0..200 {
         let engine: Arc<dyn Engine> = Arc::new(copy.memory.crash(seed));
         let (state, log) =
