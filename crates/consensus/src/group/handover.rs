@@ -6,6 +6,7 @@ use meridian_storage::StorageError;
 use parking_lot::Mutex;
 
 use super::RaftGroup;
+use crate::type_config::Vote;
 use crate::votes::NoVote;
 
 /// The terms in which this node, leading, may have asked another to take over.
@@ -26,8 +27,8 @@ impl Handovers {
         state.being_asked == 0 && state.newest_term < term
     }
 
-    /// `ask` has Raft ask the other; `term` is the one that Raft is in after that. Not to be dropped before it
-    /// is over: no lease would be trusted any more.
+    /// `ask` has Raft ask the other; `term` is the newest that this node may have led until after that. Not to be
+    /// dropped before it is over: no lease would be trusted any more.
     async fn during<E>(
         &self,
         ask: impl Future<Output = Result<(), E>>,
@@ -42,6 +43,14 @@ impl Handovers {
         state.being_asked -= 1;
         asked
     }
+}
+
+/// The newest term that a node with this vote may have led. Where it stands for election, or follows another, Raft hears
+/// no wish to hand over, and should the node win that term, its lease is one like any other.
+fn newest_led(vote: &Vote, node_id: u64) -> u64 {
+    let leader = &vote.leader_id;
+    let leads = vote.committed && leader.voted_for == node_id;
+    if leads { leader.term } else { leader.term.saturating_sub(1) }
 }
 
 impl RaftGroup {
@@ -59,7 +68,8 @@ impl RaftGroup {
         let asked = tokio::spawn(async move {
             let trigger = group.raft.trigger();
             // What this node publishes of itself trails: Raft is asked, behind what it was asked before.
-            let term = group.raft.with_raft_state(|state| state.vote_ref().leader_id.term);
+            let node_id = group.node_id;
+            let term = group.raft.with_raft_state(move |state| newest_led(state.vote_ref(), node_id));
             group.handovers.during(trigger.transfer_leader(to), term).await
         });
         let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
@@ -94,6 +104,24 @@ mod tests {
         handovers.during(ask, then).await.unwrap();
         assert!(!trusts(7));
         assert!(trusts(8));
+    }
+
+    #[tokio::test]
+    async fn a_term_that_is_won_after_raft_was_asked_in_vain_has_a_lease() {
+        for (vote, trusted) in [
+            // A candidate of 7, which is published as the leader of 6, or 5; it may win.
+            (Vote::new(7, 1), [false, true, true]),
+            // It voted for another, or follows one.
+            (Vote::new(7, 2), [false, true, true]),
+            (Vote::new_committed(7, 2), [false, true, true]),
+            (Vote::new_committed(7, 1), [false, false, true]),
+            (Vote::new(0, 1), [true, true, true]),
+        ] {
+            let handovers = Handovers::default();
+            let ask = async { Ok::<(), Infallible>(()) };
+            handovers.during(ask, async { Ok(newest_led(&vote, 1)) }).await.unwrap();
+            assert_eq!([6, 7, 8].map(|term| handovers.leave_lease_in(term)), trusted, "{vote}");
+        }
     }
 
     #[tokio::test]
