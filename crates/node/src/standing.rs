@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 
 use meridian_consensus::RaftGroup;
 use meridian_proto::directory as wire;
+use meridian_storage::{ShardState, StorageError};
 use meridian_types::{DatabaseId, Epoch, ShardId};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::wall_ms;
+use crate::history::History;
 use crate::keeper::KeeperParts;
 use crate::orphans::KnownOrphans;
 use crate::shard::{LocalShard, or_fatal};
@@ -66,10 +68,10 @@ impl Standing {
         let parts = &self.parts;
         let mut dropped = BTreeMap::new();
         for (id, local) in parts.shards.all() {
-            // Of the state as it is in this epoch, or a later one.
+            // Of the state as it is in this epoch, or a later one: the epoch before the history, and that before the
+            // state.
             let epoch = local.epoch();
-            let deleting = parts.directory.deleting(id).into_iter();
-            let here: Vec<_> = deleting.filter(|database| or_fatal(local.state().is_dropped(*database))).collect();
+            let here = or_fatal(dropped_here(local.state(), &local.history(), parts.directory.deleting(id)));
             if !here.is_empty() {
                 dropped.insert((id, epoch), here);
             }
@@ -77,6 +79,20 @@ impl Standing {
         let lost = lost(parts, &mut self.orphans.lock());
         *self.read.lock() = Read { dropped, lost };
     }
+}
+
+/// Those that are dropped in what the history holds. A state that has left it may hold a drop that the history lost:
+/// the node knows the new epoch before another state is in place, and rows of the database may come with that.
+fn dropped_here(
+    state: &ShardState,
+    history: &History,
+    databases: Vec<DatabaseId>,
+) -> Result<Vec<DatabaseId>, StorageError> {
+    if history.leaves(state.position()).is_some() {
+        return Ok(Vec::new());
+    }
+    let if_dropped = |database| Ok(state.is_dropped(database)?.then_some(database));
+    databases.into_iter().filter_map(|database| if_dropped(database).transpose()).collect()
 }
 
 fn shard(parts: &KeeperParts, id: u32, local: &LocalShard, read: &Read) -> wire::ShardReport {
@@ -158,4 +174,34 @@ fn lost(parts: &KeeperParts, orphans: &mut KnownOrphans) -> Vec<wire::Orphans> {
     }
     // Not while it cannot be counted: the report stays at "at least".
     waiting.into_iter().filter_map(|(id, report)| orphans.shown(id, report)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_proto::DecodedBatch;
+    use meridian_storage::{MemoryEngine, RaftApplied};
+    use meridian_types::{Batch, CommittedTransaction, Effect, Position, RequestId};
+
+    use super::*;
+
+    #[test]
+    fn a_drop_that_the_history_lost_is_not_said() {
+        let (gone, there) = (DatabaseId([1; 16]), DatabaseId([2; 16]));
+        let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
+        for sequence in 1..=5 {
+            let effects = if sequence == 5 { vec![Effect::DropDatabase] } else { Vec::new() };
+            let request_id = RequestId::generate();
+            let transaction = CommittedTransaction { request_id, database: gone, effects, refusal: None };
+            let position = Position::new(Epoch(1), sequence);
+            let batch: DecodedBatch = Batch { position, time_ms: 0, transactions: vec![transaction] }.into();
+            state.apply(&[batch], RaftApplied::default()).unwrap();
+        }
+        let base = |sequence| (Epoch(2), Position::new(Epoch(1), sequence));
+        let history = |bases: &[_]| History::new([&[(Epoch(1), Position::ZERO)], bases].concat());
+        let here = |history| dropped_here(&state, &history, vec![there, gone]).unwrap();
+        assert_eq!(here(history(&[])), [gone]);
+        assert_eq!(here(history(&[base(5)])), [gone]);
+        // The failover went on from right before.
+        assert_eq!(here(history(&[base(4)])), []);
+    }
 }
