@@ -25,7 +25,8 @@ pub struct ControllerConfig {
     /// of others says nothing.
     pub own_node: Option<NodeId>,
     pub lease_ttl: Duration,
-    /// Added to the TTL by the grantor: clocks that run at different speeds, over one TTL.
+    /// Added to the TTL by the grantor: clocks that run at different speeds, over one TTL. Enough for one that is slow by
+    /// a tenth. With the TTL it is less than `failover_after`, so that it delays no failover.
     pub drift_margin: Duration,
     /// A primary region without a leader for so long, of whose voters a majority was silent as long, has failed.
     pub failover_after: Duration,
@@ -56,7 +57,7 @@ impl Default for ControllerConfig {
         Self {
             own_node: None,
             lease_ttl: Duration::from_secs(3),
-            drift_margin: Duration::from_millis(150),
+            drift_margin: Duration::from_millis(350),
             failover_after: Duration::from_secs(4),
             starved_after: Duration::from_secs(30),
             forming_after: Duration::from_secs(10),

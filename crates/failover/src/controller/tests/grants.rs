@@ -55,6 +55,17 @@ fn a_lease_is_out_for_its_ttl_and_the_drift_whatever_is_granted_after_it() {
 }
 
 #[test]
+fn a_lease_is_over_for_the_controller_when_it_is_on_a_clock_that_is_a_tenth_slow() {
+    let (mut controller, granted_at) = (controller(), Duration::from_secs(110));
+    let lease = controller.renew(granted_at, &cluster(), 2);
+    let lasts = lease.ttl * 10 / 9;
+    let may_hold = |ms| controller.grants.may_hold(granted_at + ms, SHARD, Epoch(1), 1..=3).collect::<Vec<_>>();
+    assert_eq!(may_hold(lasts), [2], "the node may still hold it");
+    let config = ControllerConfig::default();
+    assert!(may_hold(config.failover_after).is_empty(), "a failover waits for the margin");
+}
+
+#[test]
 fn a_leader_without_a_lease_is_no_leader() {
     let mut controller = controller();
     let cluster = cluster();
@@ -107,7 +118,7 @@ fn a_removed_voter_keeps_its_lease_until_that_runs_out() {
         }
         actions.iter().any(|action| matches!(action, Action::Commit { .. }))
     });
-    assert_eq!(promoted_at, Some(later + MS * 3200));
+    assert_eq!(promoted_at, Some(later + MS * 3400));
 }
 
 #[test]
