@@ -131,7 +131,8 @@ impl admin_server::Admin for AdminService {
         if !self.directory.topology().is_voter(id, request.to) {
             return Err(Status::invalid_argument(format!("node {} does not vote in shard {id}", request.to)));
         }
-        let lags = self.shards.followers(&id).map(|followers| followers.lags()).unwrap_or_default();
+        let followers = self.shards.followers(&id);
+        let lags = followers.as_ref().map(|followers| followers.lags()).unwrap_or_default();
         if request.to != self.node.id && !lags.iter().any(|heir| heir.node == request.to && heir.may_lead) {
             return Err(Status::failed_precondition(format!("node {} is away or does not vote", request.to)));
         }
@@ -140,6 +141,13 @@ impl admin_server::Admin for AdminService {
         };
         if request.to == self.node.id {
             return Ok(Response::new(wire::TransferLeadershipResponse {}));
+        }
+        if followers.is_some_and(|followers| !followers.may_take_over(request.to, &voter.group.voters())) {
+            return Err(Status::failed_precondition(format!(
+                "should node {} be lost meanwhile, nobody could lead: another voter of shard {id} does not vote at \
+                 present (it catches up, or was wiped and is to be replaced)",
+                request.to
+            )));
         }
         let refused = |error: meridian_storage::StorageError| Status::unavailable(error.to_string());
         voter.group.transfer_leadership(request.to).await.map_err(refused)?;

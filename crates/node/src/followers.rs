@@ -1,6 +1,6 @@
 //! What a voter knows of those who follow its shard: positions, lag, and what the log must keep for them.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -211,6 +211,18 @@ impl Followers {
         heirs.max_by_key(|heir| heir.durable).map(|heir| heir.node)
     }
 
+    /// Whether the shard goes on should `heir` be lost when it is asked to take over from this node. Raft takes no
+    /// handover back in its term: the leader writes nothing any more, and the others have to elect another. Where one
+    /// of them acknowledges entries and does not vote, as a wiped member, they could have gone on and cannot do that.
+    pub(crate) fn may_take_over(&self, heir: NodeId, voters: &BTreeSet<NodeId>) -> bool {
+        let lags = self.lags();
+        let others = || lags.iter().filter(|other| other.node != heir && voters.contains(&other.node));
+        let majority = voters.len() / 2 + 1;
+        // This node is one of them.
+        let (commit, elect) = (others().filter(|other| other.connected), others().filter(|other| other.may_lead));
+        1 + elect.count() >= majority || 1 + commit.count() < majority
+    }
+
     /// How far the log may be purged while it keeps at most `max_bytes` for those who lag.
     pub(crate) fn retention(&self, applied: u64, max_bytes: u64) -> Retention {
         let inner = self.inner.lock();
@@ -267,6 +279,29 @@ mod tests {
         assert_eq!(followers.needs_log_after(), Some(4000));
         followers.heard(status(4, 7000), false, Room::Enough);
         assert_eq!(followers.needs_log_after(), None);
+    }
+
+    #[test]
+    fn leadership_is_handed_to_nobody_whose_loss_would_leave_a_quorum_without_a_leader() {
+        let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
+        let followers = Followers::watch(&state);
+        // This is node 1, and 9 is a replica.
+        followers.set_nodes([2, 3, 4, 5, 9]);
+        let (three, five) = (BTreeSet::from([1, 2, 3]), BTreeSet::from([1, 2, 3, 4, 5]));
+        let heard = |node, may_lead| followers.heard(status(node, 0), may_lead, Room::Enough);
+        heard(2, true);
+        heard(9, false);
+        assert!(followers.may_take_over(2, &three), "without it there is no quorum anyway");
+        assert!(followers.may_take_over(2, &BTreeSet::from([1, 2])));
+        heard(3, false);
+        assert!(!followers.may_take_over(2, &three));
+        assert!(followers.may_take_over(2, &five));
+        heard(4, true);
+        assert!(!followers.may_take_over(2, &five));
+        heard(5, true);
+        assert!(followers.may_take_over(2, &five));
+        heard(3, true);
+        assert!(followers.may_take_over(2, &three));
     }
 
     #[test]

@@ -19,7 +19,7 @@ use crate::comparison::checkpoint;
 use crate::counters::LagGauges;
 use crate::directory::{DIRECTORY_GROUP, Directory, DirectoryVoter};
 use crate::disk::{DiskGuard, MIN_FREE_BYTES, Room, free_bytes};
-use crate::followers::Followers;
+use crate::followers::{FollowerLag, Followers};
 use crate::peers::PeerChannels;
 use crate::shard::{LocalShard, Voter, or_fatal};
 use crate::shard_table::ShardTable;
@@ -283,9 +283,10 @@ impl Maintenance {
 
     fn is_well(&self, shard: ShardId, node: NodeId, voter: &Voter) -> bool {
         let applied = voter.state.position().sequence;
-        let lags = self.shards.followers(&shard).map(|followers| followers.lags()).unwrap_or_default();
+        let Some(followers) = self.shards.followers(&shard) else { return false };
         let near = |durable: u64| durable + HANDOVER_LAG_BATCHES >= applied;
-        lags.iter().any(|follower| follower.node == node && follower.may_lead && near(follower.durable))
+        let is_near = |follower: &FollowerLag| follower.node == node && follower.may_lead && near(follower.durable);
+        followers.lags().iter().any(is_near) && followers.may_take_over(node, &voter.group.voters())
     }
 
     /// Whether this node's lease on the voter's epoch has so much time to go.
@@ -294,7 +295,8 @@ impl Maintenance {
         self.directory.lease_remaining(shard).is_some_and(|(leased, left)| leased == epoch && left >= at_least)
     }
 
-    /// A leader that the directory does not hear may not answer anybody soon: another voter may.
+    /// A leader that the directory does not hear may not answer anybody soon: another voter may. It has nothing to lose
+    /// if that one is lost too.
     async fn hand_over_without_lease(self: Arc<Self>) {
         for (id, shard) in &self.shards.all() {
             let LocalShard::Voter(voter) = shard else { continue };
