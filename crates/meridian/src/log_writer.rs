@@ -109,6 +109,14 @@ pub(crate) fn install(writer: &LogWriter) {
     *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer.clone());
 }
 
+/// Prints a line as log lines are, by the writer of this process.
+pub(crate) fn print(line: &str) {
+    let writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    if let Some(writer) = writer {
+        writer.take(format!("{line}\n").into_bytes());
+    }
+}
+
 /// [`LogWriter::finish`] of the writer of this process.
 pub(crate) fn finish() {
     let writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner).clone();

@@ -74,6 +74,7 @@ fn abort_on_panic() {
             // invariant is broken. What serves prints nothing in this way.
             std::process::exit(OUTPUT_FAILED);
         }
+        meridian_node::abort_soon();
         log_writer::finish();
         report(panic);
         std::process::abort();
@@ -136,14 +137,12 @@ fn main() -> ExitCode {
             Command::ClusterConfig(config) => config.run(),
         }
     });
-    log_writer::finish();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("meridian: {error:#}");
-            ExitCode::FAILURE
-        }
+    if let Err(error) = &result {
+        // As log lines go: what serves must end here, also where nobody reads why.
+        log_writer::print(&format!("meridian: {error:#}"));
     }
+    log_writer::finish();
+    if result.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 #[cfg(test)]
@@ -155,16 +154,21 @@ mod tests {
     /// Set for the process that is to die.
     const CHILD: &str = "MERIDIAN_TEST_GAP";
 
+    /// In the process that is to die.
+    fn apply_with_a_gap() {
+        use meridian_types::{Batch, Epoch, Position};
+        abort_on_panic();
+        let batch = Batch { position: Position::new(Epoch(1), 2), time_ms: 0, transactions: Vec::new() };
+        let engine = std::sync::Arc::new(meridian_storage::MemoryEngine::default());
+        let state = meridian_storage::ShardState::open(engine, meridian_types::ShardId(1)).unwrap();
+        let applying = std::thread::spawn(move || state.apply(&[batch.into()], Default::default()));
+        println!("it goes on: {:?}", applying.join().is_ok());
+    }
+
     #[test]
     fn a_gap_aborts_the_process_whichever_thread_finds_it() {
-        use meridian_types::{Batch, Epoch, Position};
         if std::env::var_os(CHILD).is_some() {
-            abort_on_panic();
-            let batch = Batch { position: Position::new(Epoch(1), 2), time_ms: 0, transactions: Vec::new() };
-            let engine = std::sync::Arc::new(meridian_storage::MemoryEngine::default());
-            let state = meridian_storage::ShardState::open(engine, meridian_types::ShardId(1)).unwrap();
-            let applying = std::thread::spawn(move || state.apply(&[batch.into()], Default::default()));
-            println!("it goes on: {:?}", applying.join().is_ok());
+            apply_with_a_gap();
             return;
         }
         let child = std::process::Command::new(std::env::current_exe().unwrap())
@@ -177,6 +181,44 @@ mod tests {
         assert_eq!(signal, Some(6), "it was not aborted: {:?}\n{out}\n{error}", child.status);
         assert!(error.contains("batch 1.2 cannot follow 1.0"), "{error}");
         assert!(!out.contains("it goes on"), "{out}");
+    }
+
+    #[test]
+    fn a_gap_aborts_the_process_also_where_nobody_reads_its_log() {
+        if std::env::var_os(CHILD).is_some() {
+            // As the thread that writes log lines, when the pipe is full.
+            let (locked, is_locked) = std::sync::mpsc::channel();
+            std::thread::spawn(move || {
+                let _writing = std::io::stderr().lock();
+                locked.send(()).unwrap();
+                loop {
+                    std::thread::park();
+                }
+            });
+            is_locked.recv().unwrap();
+            apply_with_a_gap();
+            return;
+        }
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args(["tests::a_gap_aborts_the_process_also_where_nobody_reads_its_log", "--exact", "--nocapture"])
+            .env(CHILD, "1")
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let started = std::time::Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                break status;
+            }
+            if started.elapsed() > std::time::Duration::from_secs(60) {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                panic!("it goes on");
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        };
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(6), "it was not aborted: {status}");
     }
 
     #[test]

@@ -70,6 +70,7 @@ pub mod topology;
 pub mod wan;
 mod write_calls;
 
+pub use meridian_storage::abort_soon;
 pub use node::{Node, StartError};
 pub use peers::Dial;
 pub use standalone_gateway::StandaloneGateway;

@@ -1,3 +1,6 @@
+use std::io::Write;
+use std::time::Duration;
+
 /// Why storage could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
@@ -32,10 +35,83 @@ impl From<StorageError> for std::io::Error {
     }
 }
 
+/// What is said at the end of a process may take so long: enough for a report with a backtrace.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// Stops the process at once: going on after a failed fsync or on corrupt bytes could lose or invent data.
 /// No destructor runs, so nothing more is written.
 pub fn fatal(error: &StorageError) -> ! {
+    abort_soon();
     tracing::error!(%error, "storage failed, stopping the process");
-    eprintln!("meridian: fatal: {error}");
+    // A reader that is gone is no reason to end in another way: `eprintln!` panics then.
+    drop(writeln!(std::io::stderr(), "meridian: fatal: {error}"));
     std::process::abort();
+}
+
+/// The process ends within [`LAST_WORDS`], whatever this thread waits for. To be called before a process that must stop
+/// says why: where nobody reads that, a log line that is being written keeps standard error locked, and without this
+/// all other threads would go on to serve, and to renew leases.
+pub fn abort_soon() {
+    let timer = std::thread::Builder::new().name("abort".to_owned()).spawn(|| {
+        std::thread::sleep(LAST_WORDS);
+        std::process::abort();
+    });
+    if timer.is_err() {
+        std::process::abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command, Stdio};
+    use std::time::Instant;
+
+    use super::*;
+
+    /// Set for the process that is to die.
+    const CHILD: &str = "MERIDIAN_TEST_FATAL";
+    const DEADLINE: Duration = Duration::from_secs(60);
+
+    /// The signal that ended the child, if one did within the deadline.
+    fn ended_by(mut child: Child) -> Option<i32> {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = child.try_wait().unwrap() {
+                return std::os::unix::process::ExitStatusExt::signal(&status);
+            }
+            if started.elapsed() > DEADLINE {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                return None;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[test]
+    fn what_is_fatal_aborts_the_process_whoever_reads_what_it_says() {
+        if let Some(how) = std::env::var_os(CHILD) {
+            if how == "locked" {
+                let (locked, is_locked) = std::sync::mpsc::channel();
+                std::thread::spawn(move || {
+                    let _writing = std::io::stderr().lock();
+                    locked.send(()).unwrap();
+                    loop {
+                        std::thread::park();
+                    }
+                });
+                is_locked.recv().unwrap();
+            }
+            fatal(&StorageError::Engine("IO error".to_owned()));
+        }
+        let ended = ["locked", "closed"].map(|how| {
+            let (reader, writer) = std::io::pipe().unwrap();
+            drop(reader);
+            let name = "error::tests::what_is_fatal_aborts_the_process_whoever_reads_what_it_says";
+            let mut child = Command::new(std::env::current_exe().unwrap());
+            child.args([name, "--exact", "--nocapture"]).env(CHILD, how).stdout(Stdio::null()).stderr(writer);
+            ended_by(child.spawn().unwrap())
+        });
+        assert_eq!(ended, [Some(6), Some(6)]);
+    }
 }

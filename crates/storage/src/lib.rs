@@ -30,7 +30,7 @@ mod watched;
 
 pub use digest::Digest;
 pub use engine::{Durability, Effort, Engine, EngineSnapshot, Scan, Scanned, Visit, WriteBatch};
-pub use error::{StorageError, fatal};
+pub use error::{StorageError, abort_soon, fatal};
 pub use forgotten::Forgotten;
 pub use group_log::{GroupId, GroupLog, RecordKind};
 pub use high_water::{HighWater, MemberMark};
