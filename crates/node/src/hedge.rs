@@ -48,7 +48,7 @@ pub(crate) enum Round<T> {
 }
 
 /// How a round goes on while an answer is waited for.
-pub(crate) struct Hedging<'a, C, Delay, Pays> {
+pub(crate) struct Hedging<'a, C, Delay, Pays, Late> {
     pub(crate) clock: &'a C,
     /// After so long without an answer of a node the next one is asked.
     pub(crate) delay: Delay,
@@ -56,6 +56,10 @@ pub(crate) struct Hedging<'a, C, Delay, Pays> {
     pub(crate) at_a_time: usize,
     /// Whether another try may be made, beyond the first and those at a node that is named as the leader.
     pub(crate) pays: Pays,
+    /// Once in the round the next try costs nothing, where a node refused at once: it did no work.
+    pub(crate) refusal_is_free: bool,
+    /// Why a node gave nothing that is not waited for any more.
+    pub(crate) not_answered: Late,
     /// Who is found to lead meanwhile. What was found before this was subscribed to is not told.
     pub(crate) found: watch::Receiver<Revival>,
 }
@@ -76,7 +80,7 @@ struct Pending {
 pub(crate) async fn round<T, F>(
     nodes: Vec<NodeId>,
     mut lost: Option<NodeId>,
-    hedging: Hedging<'_, impl Clock, impl Fn(NodeId) -> Duration, impl Fn() -> bool>,
+    hedging: Hedging<'_, impl Clock, impl Fn(NodeId) -> Duration, impl Fn() -> bool, impl Fn(NodeId) -> Failed>,
     mut ask: impl FnMut(Try) -> F,
     accepts: impl Fn(&T, bool) -> bool,
     told: impl Fn(NodeId, &Result<T, Failed>),
@@ -84,7 +88,7 @@ pub(crate) async fn round<T, F>(
 where
     F: Future<Output = Result<T, Failed>>,
 {
-    let Hedging { clock, delay, at_a_time, pays, mut found } = hedging;
+    let Hedging { clock, delay, at_a_time, pays, mut refusal_is_free, not_answered, mut found } = hedging;
     let mut next = VecDeque::from(nodes);
     let (mut in_flight, mut pending) = (FuturesUnordered::new(), Vec::<Pending>::new());
     let (mut hinted, mut refused, mut named) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
@@ -111,7 +115,8 @@ where
             Some((node, result)) = in_flight.next() => {
                 told(node, &result);
                 let at = pending.iter().position(|pending| pending.node == node);
-                let overtaken = at.is_some_and(|at| pending.remove(at).overtaken);
+                let ended = at.map(|at| pending.remove(at));
+                let overtaken = ended.as_ref().is_some_and(|ended| ended.overtaken);
                 let failed = match result {
                     Ok(answer) if accepts(&answer, overtaken) => {
                         let late = pending.iter().filter(|pending| late_at(pending) <= clock.now());
@@ -124,6 +129,8 @@ where
                 if !matches!(failed, Failed::NotLeader(Some(_)) | Failed::NotDone(_)) {
                     lost = lost.or(Some(node));
                 }
+                let free = ended.is_some_and(|ended| late_at(&ended) > clock.now())
+                    && matches!(failed, Failed::NotLeader(None) | Failed::NotDone(_));
                 let is_pending = |node: NodeId| pending.iter().any(|pending| pending.node == node);
                 match failed {
                     Failed::NotLeader(Some(leader)) if is_pending(leader) => drop(named.insert(leader)),
@@ -142,7 +149,7 @@ where
                     Failed::Unreachable(reason) | Failed::Unknown(reason) => why = Some(reason),
                 }
                 if !start && pending.is_empty() && !next.is_empty() {
-                    match pays() {
+                    match free && std::mem::take(&mut refusal_is_free) || pays() {
                         true => start = true,
                         false => next.clear(),
                     }
@@ -169,10 +176,11 @@ where
             },
             () = clock.sleep_until(give_up_at.unwrap_or(hedge_at)), if give_up_at.is_some() => {
                 for Pending { node, .. } in pending.drain(..) {
-                    told(node, &Err(Failed::Unknown("no answer in time".to_owned())));
+                    let failed = not_answered(node);
+                    unknown |= matches!(failed, Failed::Unknown(_));
+                    told(node, &Err(failed));
                     lost = lost.or(Some(node));
                 }
-                unknown = true;
             }
             else => {}
         }

@@ -13,7 +13,7 @@
 //! | `shipping_service`, `followers` | the source's side: subscriptions, lag, retention |
 //! | `state_exchange` | whole states between nodes |
 //! | `router`, `hedge` | from a gateway to the shard's leader, with retries, and what they may cost |
-//! | `read_answer`, `write_calls` | how the answer to a read, and a write, travel between nodes |
+//! | `read_answer`, `write_calls`, `departure` | how the answer to a read, and a write, travel between nodes |
 //! | `shard_service`, `admin_service` | gRPC faces |
 //! | `seals` | what was promised about the end of epochs, over restarts |
 //! | `maintenance`, `counters` | flushing, purging, forgetting, gauges; what is measured from the start |
@@ -30,6 +30,7 @@ mod comparison;
 pub mod config;
 mod control;
 mod counters;
+mod departure;
 pub mod dev;
 mod directory;
 mod disk;

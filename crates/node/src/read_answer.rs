@@ -30,6 +30,17 @@ const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the node says that it is at work, while it has no answer.
 const WORKING_EVERY: Duration = Duration::from_millis(250);
 
+/// Waits for `reply` here, and says meanwhile that it is worked at, as [`parts`] does for another node.
+pub(crate) async fn while_working<T>(reply: impl Future<Output = T>, working: &Notify) -> T {
+    let mut reply = std::pin::pin!(reply);
+    loop {
+        match tokio::time::timeout(WORKING_EVERY, &mut reply).await {
+            Ok(reply) => return reply,
+            Err(_) => working.notify_one(),
+        }
+    }
+}
+
 /// The parts of the answer that `reply` gives. To drop the stream ends the work on it.
 pub(crate) fn parts(
     reply: impl Future<Output = (ReadReply, Option<NodeId>)> + Send + 'static,

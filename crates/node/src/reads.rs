@@ -132,4 +132,4 @@ impl Reads {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -5,6 +5,7 @@ mod cluster_nodes;
 mod leaders;
 mod nodes;
 mod reach;
+mod refusals;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use crate::clock::{BootClock, Clock};
+use crate::departure::Departure;
 use crate::directory::{Directory, Known};
 use crate::hedge::{self, Failed, Hedging, Round};
 use crate::history::History;
@@ -24,6 +26,7 @@ use budget::{Budget, pause};
 use leaders::Leaders;
 use nodes::WriteTry;
 use reach::Reach;
+use refusals::Refusals;
 
 pub(crate) use cluster_nodes::{ClusterNodes, failed, some_node, written_from_wire};
 pub(crate) use leaders::Revival;
@@ -55,6 +58,7 @@ pub(crate) struct Router<N = ClusterNodes, C = BootClock> {
     deadline: Duration,
     leaders: Leaders,
     reach: Reach,
+    refusals: Refusals,
     /// What this gateway has shown of each shard: what it shows next is no older.
     shown: Mutex<HashMap<ShardId, Position>>,
 }
@@ -100,6 +104,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
             deadline,
             leaders: Leaders::default(),
             reach: Reach::new(local_node),
+            refusals: Refusals::default(),
             shown: Mutex::default(),
         }
     }
@@ -126,24 +131,26 @@ impl<N: Nodes, C: Clock> Router<N, C> {
     }
 
     /// Nodes to read from, in order. Strong: a voter here answers by itself; else the leader. Eventual: this
-    /// node, then those of this region, then any.
+    /// node, then those of this region, then any. Those last that do not answer, or have refused lately.
     fn readers(&self, shard: ShardId, consistency: Consistency) -> Vec<NodeId> {
         let now = self.clock.now();
         if consistency == Consistency::Strong {
             let mut voters = self.voters(shard);
-            if self.nodes.local_voter(shard).is_some() {
-                voters.sort_by_key(|voter| Some(*voter) != self.local_node || self.reach.is_silent(now, *voter));
-            }
+            let votes = self.nodes.local_voter(shard).is_some();
+            voters.sort_by_cached_key(|voter| {
+                let refuses = self.refusals.avoid(now, *voter, shard, consistency);
+                let here = votes && Some(*voter) == self.local_node && !self.reach.is_silent(now, *voter);
+                (refuses, !here)
+            });
             return voters;
         }
         let topology = self.directory.topology();
         let mut nodes: Vec<_> = topology.nodes.values().collect();
-        let avoided: BTreeSet<NodeId> =
-            nodes.iter().map(|node| node.id).filter(|id| self.reach.avoid(now, *id)).collect();
         nodes.sort_by_cached_key(|node| {
             let far = self.reach.measured(node.id).unwrap_or_default();
             let elsewhere = node.region != self.region;
-            (Some(node.id) != self.local_node, avoided.contains(&node.id), elsewhere, far, node.id)
+            let avoided = self.refusals.avoid(now, node.id, shard, consistency) || self.reach.avoid(now, node.id);
+            (avoided, Some(node.id) != self.local_node, elsewhere, far, node.id)
         });
         nodes.iter().map(|node| node.id).collect()
     }
@@ -206,24 +213,28 @@ impl<N: Nodes, C: Clock> Router<N, C> {
     }
 
     /// One after the other, each when those before are late.
-    fn hedging(
+    fn hedging<Late: Fn(NodeId) -> Failed>(
         &self,
         at_a_time: usize,
         budget: &Budget,
         bytes: usize,
         found: &watch::Receiver<Revival>,
-    ) -> Hedging<'_, C, impl Fn(NodeId) -> Duration, impl Fn() -> bool> {
+        not_answered: Late,
+    ) -> Hedging<'_, C, impl Fn(NodeId) -> Duration, impl Fn() -> bool, Late> {
         let delay = |node| HEDGE_AFTER + self.reach.round_trip(node);
         let pays = move || budget.pays(self.clock.now(), bytes);
-        Hedging { clock: &self.clock, delay, at_a_time, pays, found: found.clone() }
+        let found = found.clone();
+        Hedging { clock: &self.clock, delay, at_a_time, pays, refusal_is_free: false, not_answered, found }
     }
 
-    /// One try, to the first byte of its answer. A node that is at work on it is waited for until `latest`.
+    /// One try, to the first byte of its answer. A node that is at work on it is waited for until `latest`. What has
+    /// not left by then, for want of a connection, is kept here: it did nothing.
     async fn within<T>(
         &self,
         node: NodeId,
         latest: Duration,
         working: &Notify,
+        departure: &Departure,
         call: impl Future<Output = Result<T, Failed>>,
     ) -> Result<T, Failed> {
         let asked = self.clock.now();
@@ -245,7 +256,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
                     // A node that is slow is given more time. One that is gone is not, or each of those who ask it
                     // would have the next wait longer, and miss that the shard has moved.
                     is_dead = !self.reach.was_heard_since(asked, node);
-                    break Err(Failed::Unknown(format!("no answer within {} ms", waited.as_millis())));
+                    break Err(departure.not_answered(format!("no answer within {} ms", waited.as_millis())));
                 }
             }
         };
@@ -284,12 +295,13 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         shard: (ShardId, Epoch),
         write: &Arc<Write>,
         attempt: WriteTry,
+        departure: Arc<Departure>,
     ) -> Result<Written, Failed> {
         if attempt.retry && self.clock.now() >= attempt.expires_at {
             return Err(Failed::Unknown("its outcome may be forgotten by now".to_owned()));
         }
-        let call = self.nodes.write(shard, write, attempt);
-        self.within(attempt.node, Duration::ZERO, &Notify::new(), call).await
+        let call = self.nodes.write(shard, write, attempt, Arc::clone(&departure));
+        self.within(attempt.node, Duration::ZERO, &Notify::new(), &departure, call).await
     }
 
     /// Whether a voter is to pass a write on: the leader does not answer this gateway, which says nothing of others.
@@ -321,15 +333,24 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
             let round = hedge::round(
                 self.readers(shard.0, read.consistency),
                 pursuit.lost,
-                self.hedging(READS_AT_A_TIME, &budget, pursuit.bytes, &found),
+                Hedging {
+                    refusal_is_free: true,
+                    ..self.hedging(READS_AT_A_TIME, &budget, pursuit.bytes, &found, |_| no_answer())
+                },
                 |attempt| {
                     let working = Arc::new(Notify::new());
                     let call = self.nodes.read(attempt.node, shard, &read, min_sequence, Arc::clone(&working));
                     let latest = started + self.deadline;
-                    async move { self.within(attempt.node, latest, &working, call).await }
+                    // Whether a read has left makes no difference to anybody.
+                    let departure = Departure::default();
+                    departure.leave();
+                    async move { self.within(attempt.node, latest, &working, &departure, call).await }
                 },
                 |_, _| true,
-                |node, tried| self.heard(shard.0, node, tried),
+                |node, tried| {
+                    self.heard(shard.0, node, tried);
+                    self.refusals.told(self.clock.now(), node, shard.0, read.consistency, tried);
+                },
             );
             let reason = match round.await {
                 Round::Answer { node, answer: Answering { position, leader, ranges }, late } => {
@@ -382,15 +403,23 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
                 budget.first_try(self.clock.now());
             }
             let retried = unknown.is_some();
+            // Of the latest try at each node.
+            let departures = Mutex::new(HashMap::<NodeId, Arc<Departure>>::new());
+            let not_answered = |node| match departures.lock().get(&node) {
+                Some(departure) => departure.not_answered("no answer in time".to_owned()),
+                None => no_answer(),
+            };
             let round = hedge::round(
                 self.voters(shard.0),
                 pursuit.lost,
-                self.hedging(WRITES_AT_A_TIME, &budget, pursuit.bytes, &found),
+                self.hedging(WRITES_AT_A_TIME, &budget, pursuit.bytes, &found, not_answered),
                 |attempt| {
                     let retry = retried || attempt.overlaps;
                     let pass_on = self.passes_on(shard.0, &attempt);
                     let attempt = WriteTry { node: attempt.node, retry, late: attempt.late, pass_on, expires_at };
-                    let tried = self.try_write(shard, &write, attempt);
+                    let departure = Arc::<Departure>::default();
+                    departures.lock().insert(attempt.node, Arc::clone(&departure));
+                    let tried = self.try_write(shard, &write, attempt, departure);
                     async move { Ok((tried.await?, retry)) }
                 },
                 // What did not commit is binding once it is logged: else a try that overtook it may commit yet.
@@ -441,6 +470,10 @@ fn failure(unknown: Option<String>, reason: String) -> WriteFailure {
         Some(why) => WriteFailure::Unknown(why),
         None => WriteFailure::NotCommitted(unavailable(reason)),
     }
+}
+
+fn no_answer() -> Failed {
+    Failed::Unknown("no answer in time".to_owned())
 }
 
 fn unavailable(reason: String) -> Unavailable {

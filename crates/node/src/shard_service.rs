@@ -99,8 +99,10 @@ async fn pass_on(
     request: wire::WriteRequest,
     valid_until: Duration,
 ) -> wire::WriteResponse {
-    let passed_on = tokio::time::timeout(PASSED_ON_TIMEOUT, writes.call(leader, request, valid_until)).await;
-    let passed_on = passed_on.unwrap_or_else(|_| Err(Failed::Unknown("no answer".to_owned())));
+    let departure = Arc::default();
+    let passed_on = writes.call(leader, request, valid_until, &departure);
+    let passed_on = tokio::time::timeout(PASSED_ON_TIMEOUT, passed_on).await;
+    let passed_on = passed_on.unwrap_or_else(|_| Err(departure.not_answered("no answer".to_owned())));
     let not_reached = |reason| format!("the leader, node {leader}, was not reached by the voter that was: {reason}");
     match passed_on {
         Ok(answer) if written_from_wire(answer.clone()).is_ok() => {

@@ -16,6 +16,7 @@ use meridian_types::{NodeId, ShardId};
 use parking_lot::Mutex;
 
 use crate::clock::boot_time;
+use crate::departure::{Departing, Departure};
 use crate::hedge::Failed;
 use crate::peers::PeerChannels;
 use crate::read_answer::MAX_PART_BYTES;
@@ -92,15 +93,17 @@ impl WriteCalls {
         wire::Turn { sender: sender.sender, number: sender.last }
     }
 
-    /// `valid_until`: on this process's clock.
+    /// `valid_until`: on this process's clock. Nothing is sent once it was taken back from `departure`.
     pub(crate) async fn call(
         &self,
         node: NodeId,
         mut request: wire::WriteRequest,
         valid_until: Duration,
+        departure: &Arc<Departure>,
     ) -> Result<wire::WriteResponse, Failed> {
         let channel = self.peers.requests(node);
         let channel = channel.ok_or_else(|| Failed::NotDone(format!("node {node} is not known")))?;
+        let channel = Departing { channel, departure: Arc::clone(departure) };
         let mut client = ShardClient::new(channel).max_decoding_message_size(MAX_PART_BYTES);
         // Once more when the node had to say what its clock shows.
         for _ in 0..2 {

@@ -9,9 +9,12 @@ use crate::clock::BootClock;
 const NEVER: Duration = Duration::from_secs(3600);
 
 /// Others are asked at once, or never, while one is waited for: so no test depends on how fast it runs.
-fn hedging(patience: Duration) -> Hedging<'static, BootClock, impl Fn(NodeId) -> Duration, impl Fn() -> bool> {
+fn hedging(
+    patience: Duration,
+) -> Hedging<'static, BootClock, impl Fn(NodeId) -> Duration, impl Fn() -> bool, impl Fn(NodeId) -> Failed> {
     let found = watch::Sender::default().subscribe();
-    Hedging { clock: &BootClock, delay: move |_| patience, at_a_time: 3, pays: || true, found }
+    let (delay, not_answered) = (move |_| patience, |_| Failed::Unknown("no answer in time".to_owned()));
+    Hedging { clock: &BootClock, delay, at_a_time: 3, pays: || true, refusal_is_free: false, not_answered, found }
 }
 
 /// One round, and all tries that it made.

@@ -37,14 +37,19 @@ fn list(limit: u32) -> Vec<ReadRange> {
 
 /// Scans stop here: each skips what it may, until it is told to end.
 #[derive(Default)]
-struct Endless {
-    scans: Arc<AtomicUsize>,
+pub(crate) struct Endless {
+    pub(crate) scans: Arc<AtomicUsize>,
     /// A scan that has begun waits while this is so.
-    held: Arc<(Mutex<bool>, Condvar)>,
+    pub(crate) held: Arc<(Mutex<bool>, Condvar)>,
     ends: bool,
 }
 
 impl Endless {
+    /// One whose scans come to their end.
+    pub(crate) fn ending() -> Arc<HookedEngine<Self>> {
+        Self { ends: true, ..Self::default() }.engine()
+    }
+
     fn engine(self) -> Arc<HookedEngine<Self>> {
         Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), self))
     }
@@ -95,7 +100,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
 /// The runtime has one thread: were it the one that scans, nobody would let the scan go.
 #[tokio::test]
 async fn a_scan_holds_up_no_thread_of_the_runtime() {
-    let engine = Endless { ends: true, ..Endless::default() }.engine();
+    let engine = Endless::ending();
     let (held, scans) = (Arc::clone(&engine.held), Arc::clone(&engine.scans));
     *held.0.lock().unwrap() = true;
     let state = state_with(engine, 1, &"x".into());

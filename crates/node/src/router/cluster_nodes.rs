@@ -14,6 +14,7 @@ use tokio::sync::Notify;
 use tonic::{Code, Status};
 
 use super::nodes::{Answering, LocalVoter, Nodes, WriteTry, Written};
+use crate::departure::Departure;
 use crate::hedge::Failed;
 use crate::peers::PeerChannels;
 use crate::proposer::{WriteReply, WriteRequest};
@@ -59,6 +60,7 @@ impl Nodes for ClusterNodes {
         shard: (ShardId, Epoch),
         write: &Arc<Write>,
         attempt: WriteTry,
+        departure: Arc<Departure>,
     ) -> impl Future<Output = Result<Written, Failed>> + Send + 'static {
         let WriteTry { node, retry, late, pass_on, expires_at } = attempt;
         if let Some(LocalShard::Voter(voter)) = self.here(node, shard.0) {
@@ -68,6 +70,7 @@ impl Nodes for ClusterNodes {
                 transaction: write.transaction.clone(),
                 retry,
             };
+            departure.leave();
             return async move { written(voter.write(request, late, expires_at).await) }.boxed();
         }
         let request = wire::WriteRequest {
@@ -83,7 +86,7 @@ impl Nodes for ClusterNodes {
             turn: (!retry).then(|| self.writes.next_turn(node, shard.0)),
         };
         let writes = Arc::clone(&self.writes);
-        async move { written_from_wire(writes.call(node, request, expires_at).await?) }.boxed()
+        async move { written_from_wire(writes.call(node, request, expires_at, &departure).await?) }.boxed()
     }
 
     fn read(
@@ -96,7 +99,8 @@ impl Nodes for ClusterNodes {
     ) -> impl Future<Output = Result<Answering, Failed>> + Send + 'static {
         let strong = read.consistency == Consistency::Strong;
         if let Some(local) = self.here(node, shard.0) {
-            return read_here(local, Arc::clone(read), min_sequence).boxed();
+            let reading = read_here(local, Arc::clone(read), min_sequence);
+            return async move { read_answer::while_working(reading, &working).await }.boxed();
         }
         let request = wire::ReadRequest {
             group: Some(shard_epoch(shard)),
@@ -207,3 +211,6 @@ fn never_connected(status: &Status) -> bool {
     }
     false
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@ use meridian_gateway::{Read, Write};
 use meridian_types::{Entry, Epoch, NodeId, Position, ShardId, WriteOutcome};
 use tokio::sync::Notify;
 
+use crate::departure::Departure;
 use crate::hedge::Failed;
 
 /// What a try of a write says beside the write.
@@ -55,12 +56,13 @@ pub(crate) trait Nodes: Send + Sync + 'static {
     /// Whether the node of this process votes in the shard.
     fn local_voter(&self, shard: ShardId) -> Option<LocalVoter>;
 
-    /// To drop the future gives the try up; it may have done something, or may yet.
+    /// To drop the future gives the try up; it may have done something, or may yet, once it has left by `departure`.
     fn write(
         &self,
         shard: (ShardId, Epoch),
         write: &Arc<Write>,
         attempt: WriteTry,
+        departure: Arc<Departure>,
     ) -> impl Future<Output = Result<Written, Failed>> + Send + 'static;
 
     /// Until the first byte of the answer; `working` is notified while the node says that it is at work. To drop

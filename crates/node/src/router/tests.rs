@@ -336,3 +336,93 @@ fn a_shard_that_moved_during_a_round_is_tried_again_at_once() {
         }
     });
 }
+
+/// The router of a gateway on node 1.
+fn beside_node_1(world: &World) -> Arc<Router<Arc<world::Voters>, world::Time>> {
+    let World { voters, time, router, .. } = world;
+    let directory = Arc::clone(&router.directory);
+    Arc::new(Router::new(Arc::clone(voters), time.clone(), Some(1), "region-1".to_owned(), directory, DEADLINE))
+}
+
+#[test]
+fn a_node_that_refuses_at_once_and_is_asked_first_holds_up_no_read() {
+    for (consistency, beside) in
+        [(Consistency::Eventual, true), (Consistency::Eventual, false), (Consistency::Strong, false)]
+    {
+        run(AT_ONCE, |world| async move {
+            let World { voters, time, router, .. } = &world;
+            let router = if beside { beside_node_1(&world) } else { Arc::clone(router) };
+            voters.refusing.lock().insert(1);
+            let mut slowest = Duration::ZERO;
+            let mut reads = FuturesUnordered::new();
+            for _ in 0..30 * 200 {
+                let (router, time) = (Arc::clone(&router), time.clone());
+                reads.push(world.spawn(async move {
+                    let began = time.now();
+                    router.read(Read { consistency, ..read() }).await.unwrap();
+                    time.now() - began
+                }));
+                world.time.sleep(Duration::from_millis(5)).await;
+                while let Some(Some(took)) = reads.next().now_or_never() {
+                    slowest = slowest.max(took);
+                }
+            }
+            while let Some(took) = reads.next().await {
+                slowest = slowest.max(took);
+            }
+            assert!(slowest < Duration::from_millis(100), "{consistency:?}: {slowest:?}");
+            // One read a second finds out whether it serves by now.
+            let asked = voters.asked().iter().filter(|node| **node == 1).count();
+            assert!((25..=40).contains(&asked), "{consistency:?}: node 1 was asked {asked} times");
+            voters.refusing.lock().clear();
+            time.sleep(Duration::from_secs(1)).await;
+            voters.calls.lock().clear();
+            for _ in 0..10 {
+                router.read(Read { consistency, ..read() }).await.unwrap();
+            }
+            assert_eq!(voters.asked(), [1; 10], "{consistency:?}");
+        });
+    }
+}
+
+#[test]
+fn the_read_that_a_node_refuses_at_once_goes_on_to_the_next_whatever_is_left_to_spend() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, time, router, .. } = &world;
+        let (budget, _) = router.leaders.of(ShardId(1));
+        while budget.pays(time.now(), 0) {}
+        voters.refusing.lock().extend([1, 2]);
+        let began = time.now();
+        router.read(read()).await.unwrap();
+        assert_eq!(voters.asked()[..2], [1, 2]);
+        // The second refusal is paid for.
+        assert!(voters.asked().len() > 3 || time.now() - began > 2 * world::ROUND_TRIP, "{:?}", voters.asked());
+        voters.refusing.lock().clear();
+        voters.refusing.lock().insert(3);
+        while budget.pays(time.now(), 0) {}
+        let (began, before) = (time.now(), voters.calls());
+        router.read(read()).await.unwrap();
+        assert!(time.now() - began <= 2 * world::ROUND_TRIP && voters.calls() - before <= 2);
+    });
+}
+
+#[test]
+fn what_found_no_connection_has_not_committed() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        (1..=3).for_each(|node| voters.link(node, Link::Hangs));
+        let began = time.now();
+        let failed = router.write(write()).await.unwrap_err();
+        assert!(matches!(failed, WriteFailure::NotCommitted(_)), "{failed:?}");
+        assert!(time.now() - began < DEADLINE + Duration::from_secs(5));
+        // Nor has what is not waited for any more, since the others know better.
+        voters.scripted.lock().extend((0..100_000).map(|_| Failed::NotLeader(None)));
+        (2..=3).for_each(|node| voters.link(node, Link::Up));
+        let failed = router.write(write()).await.unwrap_err();
+        assert!(matches!(failed, WriteFailure::NotCommitted(_)), "{failed:?}");
+        // What was lost on the way may have.
+        voters.link(1, Link::Silent);
+        let failed = router.write(write()).await.unwrap_err();
+        assert!(matches!(failed, WriteFailure::Unknown(_)), "{failed:?}");
+    });
+}

@@ -1,7 +1,7 @@
 //! A clock that stands still until all who run wait for it, and voters that are not there.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -105,6 +105,8 @@ pub(super) enum Link {
     /// What is sent is lost.
     Silent,
     Refused,
+    /// No connection comes about, and none is refused.
+    Hangs,
 }
 
 /// The ranges of an answer that arrives in its own time.
@@ -114,6 +116,8 @@ type Transfer = BoxFuture<'static, Result<Vec<Vec<Entry>>, String>>;
 pub(super) struct Voters {
     time: Time,
     pub(super) links: Mutex<BTreeMap<NodeId, Link>>,
+    /// Nodes that refuse all reads, at once.
+    pub(super) refusing: Mutex<BTreeSet<NodeId>>,
     /// 0: none.
     pub(super) leader: watch::Sender<NodeId>,
     /// Of each write at the leader.
@@ -143,6 +147,7 @@ impl Voters {
         Arc::new(Self {
             time,
             links: Mutex::default(),
+            refusing: Mutex::default(),
             leader: watch::Sender::new(1),
             service_time,
             busy_until: Mutex::default(),
@@ -179,11 +184,14 @@ impl Voters {
         InFlight(Arc::clone(&self.in_flight))
     }
 
-    async fn travels(&self, node: NodeId) -> Result<(), Failed> {
+    async fn travels(&self, node: NodeId, departure: &Departure) -> Result<(), Failed> {
         let link = self.links.lock().get(&node).copied().unwrap_or_default();
+        if matches!(link, Link::Up | Link::Silent) {
+            departure.leave();
+        }
         match link {
             Link::Up => self.time.sleep(ROUND_TRIP).await,
-            Link::Silent => pending().await,
+            Link::Silent | Link::Hangs => pending().await,
             Link::Refused => return Err(Failed::Unreachable("refused".to_owned())),
         }
         Ok(())
@@ -231,12 +239,13 @@ impl Nodes for Arc<Voters> {
         _: (ShardId, Epoch),
         _: &Arc<Write>,
         attempt: WriteTry,
+        departure: Arc<Departure>,
     ) -> impl Future<Output = Result<Written, Failed>> + Send + 'static {
         let voters = Arc::clone(self);
         let in_flight = voters.begins(attempt.node, Some(attempt));
         async move {
             let _in_flight = in_flight;
-            voters.travels(attempt.node).await?;
+            voters.travels(attempt.node, &departure).await?;
             let scripted = voters.scripted.lock().pop();
             if let Some(failed) = scripted {
                 return Err(failed);
@@ -263,7 +272,10 @@ impl Nodes for Arc<Voters> {
         let in_flight = voters.begins(node, None);
         async move {
             let _in_flight = in_flight;
-            voters.travels(node).await?;
+            voters.travels(node, &Departure::default()).await?;
+            if voters.refusing.lock().contains(&node) {
+                return Err(Failed::NotDone("it has not caught up".to_owned()));
+            }
             if voters.working.load(Ordering::SeqCst) {
                 for _ in 0..12 {
                     voters.time.sleep(Duration::from_millis(250)).await;
