@@ -128,6 +128,7 @@ impl Node {
             .refusing_batches_while(move || guard.is_exhausted());
         let (stop, stop_rpc) = (CancellationToken::new(), CancellationToken::new());
         let clocks = Clocks::default();
+        let reads = ByteBudget::new("reads", shares.reads);
         let keepers = Arc::new(KeeperParts {
             node_id,
             data_dir: config.data_dir.clone(),
@@ -143,7 +144,7 @@ impl Node {
             clocks: clocks.clone(),
             writes: ByteBudget::new("writes that wait", shares.writes),
             log_cache: LogCache::new(shares.log_cache),
-            reads: Reads::new(ByteBudget::new("reads", shares.reads)),
+            reads: Reads::new(reads.clone()),
             timing: RaftTiming {
                 heartbeat_ms: config.raft.heartbeat_ms,
                 election_timeout_min_ms: config.raft.election_timeout_min_ms,
@@ -219,8 +220,13 @@ impl Node {
         // Before the gateway opens, so that its eventual reads are not older than before a restart. Strong
         // ones wait by themselves.
         drop(tokio::time::timeout(RECOVERY, recovered(&directory, &shards)).await);
-        let nodes =
-            ClusterNodes { local: Arc::clone(&shards), local_node: Some(node_id), peers: Arc::clone(&peers), writes };
+        let nodes = ClusterNodes {
+            local: Arc::clone(&shards),
+            local_node: Some(node_id),
+            peers: Arc::clone(&peers),
+            writes,
+            reads,
+        };
         let router = Arc::new(Router::new(
             nodes,
             BootClock,

@@ -4,10 +4,12 @@
 //! nodes holds. Time is counted to the first byte, and then from one part to the next.
 
 use std::future::Future;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::task::Poll;
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
+use meridian_memory::{ByteBudget, Held};
 use meridian_proto::shard::{self as wire, read_part::Part};
 use meridian_proto::{entry, entry_to_wire};
 use meridian_storage::ReadView;
@@ -16,15 +18,18 @@ use tokio::sync::Notify;
 use tonic::{Status, Streaming};
 
 use crate::hedge::Failed;
-use crate::router::{Answering, failed, some_node};
+use crate::reads::{PATIENCE, hold_with_last};
+use crate::router::{Answering, BrokenOff, failed, some_node};
 use crate::shard::ReadReply;
 
 /// Of the entries of one part, about. Small beside what a slow link carries in the time that it is waited for.
 const PART_BYTES: usize = 256 << 10;
 /// A part may have one entry more than that.
 pub(crate) const MAX_PART_BYTES: usize = 1 << 20;
-/// Of all entries of an answer: 1,000 of the largest, with some to spare.
-const MAX_ANSWER_BYTES: usize = 80 << 20;
+/// Of all entries of an answer: 1,000 of the largest. The least that a process may have for reads is as much.
+const MAX_ANSWER_BYTES: usize = 68 << 20;
+/// Of an entry, beside its key and value.
+const ENTRY_BYTES: usize = 256;
 /// Until the next part comes.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the node says that it is at work, while it has no answer.
@@ -32,7 +37,7 @@ const WORKING_EVERY: Duration = Duration::from_millis(250);
 
 /// Waits for `reply` here, and says meanwhile that it is worked at, as [`parts`] does for another node.
 pub(crate) async fn while_working<T>(reply: impl Future<Output = T>, working: &Notify) -> T {
-    let mut reply = std::pin::pin!(reply);
+    let mut reply = pin!(reply);
     loop {
         match tokio::time::timeout(WORKING_EVERY, &mut reply).await {
             Ok(reply) => return reply,
@@ -75,6 +80,7 @@ fn view_parts(view: ReadView, leader: Option<NodeId>) -> impl Iterator<Item = Pa
         sequence: view.position.sequence,
         epoch: view.position.epoch.0.into(),
         leader: leader.unwrap_or(0),
+        bytes: view.ranges.iter().flatten().map(|entry| weight(entry) as u64).sum(),
     };
     let ranges = view.ranges.into_iter().zip(0..).flat_map(|(entries, range)| {
         let mut entries = entries.into_iter();
@@ -94,11 +100,22 @@ fn view_parts(view: ReadView, leader: Option<NodeId>) -> impl Iterator<Item = Pa
 
 /// What it costs to hold, in bytes.
 fn weight(entry: &Entry) -> usize {
-    entry.key.len() + entry.value.data.len() + 64
+    entry.key.len() + entry.value.data.len() + ENTRY_BYTES
+}
+
+/// For the answer of another node to be held here.
+pub(crate) struct Room {
+    pub(crate) budget: ByteBudget,
+    /// What an earlier answer to the same read needed.
+    pub(crate) held: Option<Held>,
 }
 
 /// Reads up to the head of the answer; the rest comes with [`Answering::ranges`].
-pub(crate) async fn begun(mut parts: Streaming<wire::ReadPart>, working: &Notify) -> Result<Answering, Failed> {
+pub(crate) async fn begun(
+    mut parts: Streaming<wire::ReadPart>,
+    working: &Notify,
+    room: Room,
+) -> Result<Answering, Failed> {
     loop {
         let part = parts.message().await.map_err(failed)?;
         match part.and_then(|part| part.part) {
@@ -108,7 +125,7 @@ pub(crate) async fn begun(mut parts: Streaming<wire::ReadPart>, working: &Notify
                 return Ok(Answering {
                     position: Position::new(Epoch(epoch), head.sequence),
                     leader: some_node(head.leader),
-                    ranges: Box::pin(rest(parts, head)),
+                    ranges: Box::pin(taken(parts, head, room)),
                 });
             }
             Some(Part::NotLeader(hint)) => return Err(Failed::NotLeader(some_node(hint.leader))),
@@ -118,7 +135,50 @@ pub(crate) async fn begun(mut parts: Streaming<wire::ReadPart>, working: &Notify
     }
 }
 
-async fn rest(mut parts: Streaming<wire::ReadPart>, head: wire::ReadHead) -> Result<Vec<Vec<Entry>>, String> {
+/// Takes the rest of an answer when there is room for all of it.
+///
+/// Where there is none, the answer is not waited for: what has come of it would be in the way of all other answers of
+/// that node, for which a connection takes so many bytes at a time, and the node would hold the rest. It is asked for
+/// again once there is room.
+async fn taken(
+    parts: Streaming<wire::ReadPart>,
+    head: wire::ReadHead,
+    room: Room,
+) -> Result<Vec<Vec<Entry>>, BrokenOff> {
+    let bytes = usize::try_from(head.bytes).unwrap_or(usize::MAX);
+    if bytes > MAX_ANSWER_BYTES {
+        return Err(BrokenOff::Failed(format!("the answer is larger than {MAX_ANSWER_BYTES} bytes")));
+    }
+    let held = match room.held {
+        Some(mut held) if held.bytes() >= bytes => {
+            held.shrink_to(bytes);
+            held
+        }
+        too_little => {
+            drop(too_little);
+            let mut waiting = pin!(room.budget.take(bytes, PATIENCE));
+            match futures::poll!(&mut waiting) {
+                Poll::Ready(taken) => taken.map_err(|exhausted| BrokenOff::Failed(exhausted.to_string()))?,
+                Poll::Pending => {
+                    drop(parts);
+                    let taken = waiting.await;
+                    return Err(
+                        taken.map_or_else(|exhausted| BrokenOff::Failed(exhausted.to_string()), BrokenOff::ForRoom)
+                    );
+                }
+            }
+        }
+    };
+    let mut ranges = rest(parts, head, bytes).await.map_err(BrokenOff::Failed)?;
+    hold_with_last(&mut ranges, held);
+    Ok(ranges)
+}
+
+async fn rest(
+    mut parts: Streaming<wire::ReadPart>,
+    head: wire::ReadHead,
+    max_bytes: usize,
+) -> Result<Vec<Vec<Entry>>, String> {
     let ranges = usize::try_from(head.ranges).unwrap_or(usize::MAX);
     if ranges > meridian_types::limits::MAX_READ_RANGES {
         return Err("a malformed answer: too many ranges".to_owned());
@@ -142,8 +202,8 @@ async fn rest(mut parts: Streaming<wire::ReadPart>, head: wire::ReadHead) -> Res
             bytes += weight(&entry);
             range.push(entry);
         }
-        if bytes > MAX_ANSWER_BYTES {
-            return Err(format!("the answer is larger than {MAX_ANSWER_BYTES} bytes"));
+        if bytes > max_bytes {
+            return Err("a malformed answer: larger than it said".to_owned());
         }
     }
     Ok(answer)

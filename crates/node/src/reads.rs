@@ -4,16 +4,17 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_memory::ByteBudget;
+use bytes::Bytes;
+use meridian_memory::{ByteBudget, Held};
 use meridian_storage::{ReadView, ShardState, StateRead, StorageError, Turn};
-use meridian_types::{DatabaseId, ReadRange, limits};
+use meridian_types::{DatabaseId, Entry, ReadRange, limits};
 use tokio::sync::Semaphore;
 
 use crate::shard::or_fatal;
 
 /// How long a read waits for bytes before it is refused: others are answered in the meantime, and clients try again
 /// what is refused.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 /// A read that is not done by then is given up: whoever asked has left.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// What one entry takes at most.
@@ -128,6 +129,23 @@ impl Reads {
         });
         // Nobody works any more when the runtime ends. A panic has stopped the process.
         worked.await.map_err(|_| Interrupted::Stopping)?.map_err(Interrupted::Storage)
+    }
+}
+
+/// Gives the bytes that an answer takes back with its last entry, which is the last to be encoded.
+pub(crate) fn hold_with_last(ranges: &mut [Vec<Entry>], held: Held) {
+    struct Counted {
+        data: Bytes,
+        _held: Held,
+    }
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.data
+        }
+    }
+    if let Some(last) = ranges.iter_mut().rev().find_map(|entries| entries.last_mut()) {
+        let data = std::mem::take(&mut last.value.data);
+        last.value.data = Bytes::from_owner(Counted { data, _held: held });
     }
 }
 

@@ -30,7 +30,7 @@ use refusals::Refusals;
 
 pub(crate) use cluster_nodes::{ClusterNodes, failed, some_node, written_from_wire};
 pub(crate) use leaders::Revival;
-pub(crate) use nodes::{Answering, Nodes, Written};
+pub(crate) use nodes::{Answering, BrokenOff, Nodes, Written};
 
 /// How long one try may take to its first sign of life, beyond two round trips. A node that lost its power says
 /// nothing; one that is only slow answers the next try, which has the same id.
@@ -321,12 +321,14 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
         let read = Arc::new(read);
         let strong = read.consistency == Consistency::Strong;
         let mut pursuit = Pursuit::new(read.database, 0);
+        // For an answer that was larger than what was free.
+        let mut room = None;
         loop {
             // Anew each time: it may have moved on.
             let known = self.directory.watch();
             let shard = self.shard(read.database)?;
             let (budget, found) = self.leaders.of(shard.0);
-            if pursuit.rounds == 0 {
+            if pursuit.rounds == 0 && room.is_none() {
                 budget.first_try(self.clock.now());
             }
             let min_sequence = self.min_sequence(shard.0);
@@ -339,7 +341,8 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
                 },
                 |attempt| {
                     let working = Arc::new(Notify::new());
-                    let call = self.nodes.read(attempt.node, shard, &read, min_sequence, Arc::clone(&working));
+                    let call =
+                        self.nodes.read(attempt.node, shard, &read, min_sequence, Arc::clone(&working), room.take());
                     let latest = started + self.deadline;
                     // Whether a read has left makes no difference to anybody.
                     let departure = Departure::default();
@@ -367,7 +370,12 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
                             }
                             return Ok(ReadOutput { ranges });
                         }
-                        Err(reason) => reason,
+                        Err(BrokenOff::Failed(reason)) => reason,
+                        Err(BrokenOff::ForRoom(held)) if self.clock.now() < started + self.deadline => {
+                            room = Some(held);
+                            continue;
+                        }
+                        Err(BrokenOff::ForRoom(_)) => "this process was short of memory for reads".to_owned(),
                     }
                 }
                 Round::Nothing { reason, lost, .. } => {

@@ -2,7 +2,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_memory::Shares;
+use meridian_memory::{ByteBudget, Shares};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -42,6 +42,7 @@ impl StandaloneGateway {
             local_node: None,
             peers: Arc::clone(&peers),
             writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
+            reads: ByteBudget::new("reads", shares.reads),
         };
         let router = Arc::new(Router::new(
             nodes,

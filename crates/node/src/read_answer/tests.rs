@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use meridian_gateway::{Access, Database, Read};
+use meridian_memory::Shares;
+use meridian_proto::shard::shard_client::ShardClient;
 use meridian_proto::shard::shard_server::{Shard, ShardServer};
 use meridian_types::{Consistency, ReadRange, Value, ValueEncoding, Versionstamp};
 use tokio::net::TcpListener;
@@ -47,7 +49,7 @@ impl Shard for Answers {
         Err(Status::unimplemented("only reads"))
     }
 
-    async fn read(&self, _: Request<wire::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+    async fn read(&self, request: Request<wire::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         self.at_work.fetch_add(1, Ordering::SeqCst);
         let at_work = AtWork(Arc::clone(&self.at_work));
@@ -57,8 +59,9 @@ impl Shard for Answers {
             value: value.clone(),
             versionstamp: Versionstamp([1; 10]),
         };
-        let view =
-            ReadView { ranges: vec![(0..self.entries).map(entry).collect()], position: Position::new(Epoch(1), 5) };
+        let limit = request.into_inner().ranges[0].limit.try_into().unwrap();
+        let ranges = vec![(0..self.entries.min(limit)).map(entry).collect()];
+        let view = ReadView { ranges, position: Position::new(Epoch(1), 5) };
         let hangs = self.hangs;
         let reply = async move {
             let _at_work = at_work;
@@ -83,6 +86,8 @@ struct Stage {
     router: Router,
     reads: Arc<AtomicUsize>,
     at_work: Arc<AtomicUsize>,
+    memory: ByteBudget,
+    peers: Arc<PeerChannels>,
     _link: Link,
 }
 
@@ -99,14 +104,16 @@ async fn stage(entries: usize, key_bytes: usize, hangs: bool, profile: LinkProfi
     let dialled = link.address().to_string();
     let peers = Arc::new(PeerChannels::new(&topology, Arc::new(move |_| Some(dialled.clone()))).unwrap());
     let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
+    let memory = ByteBudget::new("reads", Shares::of_gateway(0).reads);
     let nodes = ClusterNodes {
         local: Arc::default(),
         local_node: None,
         peers: Arc::clone(&peers),
-        writes: Arc::new(WriteCalls::new(peers)),
+        writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
+        reads: memory.clone(),
     };
     let router = Router::new(nodes, BootClock, None, "region-2".to_owned(), directory, Duration::from_secs(10));
-    Stage { router, reads, at_work, _link: link }
+    Stage { router, reads, at_work, memory, peers, _link: link }
 }
 
 fn read() -> Read {
@@ -151,6 +158,64 @@ async fn a_read_that_nobody_waits_for_ends_at_the_node() {
         assert!(Instant::now() < long, "the read goes on");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_of_other_nodes_stay_within_the_budget_and_in_nobodys_way() {
+    // 25 MB each, of 84 in all.
+    let stage = stage(384, 60, false, LinkProfile::default()).await;
+    let (router, memory) = (Arc::new(stage.router), stage.memory);
+    let mut held = Vec::new();
+    for _ in 0..3 {
+        held.push(router.read(read()).await.unwrap());
+    }
+    assert!(memory.used_bytes() > 3 * 384 * (64 << 10), "what is held is not counted: {memory:?}");
+    let waiting: Vec<_> = (0..4)
+        .map(|_| {
+            tokio::spawn({
+                let router = Arc::clone(&router);
+                async move { router.read(read()).await }
+            })
+        })
+        .collect();
+    // While they wait, other answers come over the same connection.
+    let long = Instant::now() + Duration::from_secs(20);
+    while stage.reads.load(Ordering::SeqCst) < 7 {
+        assert!(Instant::now() < long, "they are not asked for");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let one = wire::ReadRequest {
+        ranges: vec![meridian_proto::read_range_to_wire(&ReadRange { limit: 1, ..read().ranges[0].clone() })],
+        ..wire::ReadRequest::default()
+    };
+    let other = async {
+        let mut client = ShardClient::new(stage.peers.requests(1).unwrap());
+        let mut parts = client.read(one).await.unwrap().into_inner();
+        let mut count = 0;
+        while parts.message().await.unwrap().is_some() {
+            count += 1;
+        }
+        count
+    };
+    assert_eq!(tokio::time::timeout(Duration::from_secs(20), other).await, Ok(2), "an answer is in the way of others");
+    for reading in waiting {
+        let refused = reading.await.unwrap().map(drop).unwrap_err();
+        assert!(refused.reason.contains("short of memory for reads"), "{refused}");
+    }
+    // Then there is room for one more, which was asked for twice.
+    let before = stage.reads.load(Ordering::SeqCst);
+    let waiting = tokio::spawn({
+        let router = Arc::clone(&router);
+        async move { router.read(read()).await }
+    });
+    while stage.reads.load(Ordering::SeqCst) == before {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    held.pop();
+    held.push(waiting.await.unwrap().unwrap());
+    assert_eq!(held.iter().map(|output| output.ranges[0].len()).sum::<usize>(), 3 * 384);
+    drop(held);
+    assert_eq!(memory.used_bytes(), 0, "all is given back");
 }
 
 #[test]

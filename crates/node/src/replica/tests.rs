@@ -273,14 +273,16 @@ async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by
     let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
     let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
     let writes = Arc::new(WriteCalls::new(Arc::clone(&peers)));
-    let nodes = ClusterNodes { local: Arc::clone(&shards), local_node: Some(4), peers, writes: Arc::clone(&writes) };
+    let reads = meridian_memory::ByteBudget::new("tests", 1 << 20);
+    let (local, local_node) = (Arc::clone(&shards), Some(4));
+    let nodes = ClusterNodes { local, local_node, peers, writes: Arc::clone(&writes), reads };
     let service = ShardService { shards, writes, turns: Arc::default() };
     let database = crate::topology::DEV_DEFAULT_DATABASE;
     let range = ReadRange { start: Bytes::new(), end: "z".into(), limit: 1, reverse: false };
     let ranges = vec![range.clone(), range];
     let read = Arc::new(Read { database, consistency: Consistency::Eventual, ranges: ranges.clone() });
     // As a gateway in this process reads, and as one elsewhere does.
-    let here = async |epoch| nodes.read(4, (SHARD, Epoch(epoch)), &read, 0, Arc::default()).await;
+    let here = async |epoch| nodes.read(4, (SHARD, Epoch(epoch)), &read, 0, Arc::default(), None).await;
     let from_elsewhere = async |epoch| {
         let group = Some(wire_shard::ShardEpoch { shard: SHARD.0, epoch });
         let ranges = ranges.iter().map(meridian_proto::read_range_to_wire).collect();

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use meridian_gateway::{Read, Write};
+use meridian_memory::{ByteBudget, Held};
 use meridian_proto::shard::{self as wire, shard_client::ShardClient, write_response};
 use meridian_proto::{read_range_to_wire, transaction_to_wire};
 use meridian_types::{Consistency, Epoch, NodeId, ShardId, Versionstamp, WriteOutcome};
@@ -18,7 +19,7 @@ use crate::departure::Departure;
 use crate::hedge::Failed;
 use crate::peers::PeerChannels;
 use crate::proposer::{WriteReply, WriteRequest};
-use crate::read_answer;
+use crate::read_answer::{self, Room};
 use crate::shard::{LocalShard, ReadReply};
 use crate::shard_table::ShardTable;
 use crate::write_calls::WriteCalls;
@@ -30,6 +31,8 @@ pub(crate) struct ClusterNodes {
     pub(crate) local_node: Option<NodeId>,
     pub(crate) peers: Arc<PeerChannels>,
     pub(crate) writes: Arc<WriteCalls>,
+    /// For answers of other nodes.
+    pub(crate) reads: ByteBudget,
 }
 
 type Client = ShardClient<tonic::transport::Channel>;
@@ -96,6 +99,7 @@ impl Nodes for ClusterNodes {
         read: &Arc<Read>,
         min_sequence: u64,
         working: Arc<Notify>,
+        room: Option<Held>,
     ) -> impl Future<Output = Result<Answering, Failed>> + Send + 'static {
         let strong = read.consistency == Consistency::Strong;
         if let Some(local) = self.here(node, shard.0) {
@@ -109,13 +113,14 @@ impl Nodes for ClusterNodes {
             ranges: read.ranges.iter().map(read_range_to_wire).collect(),
             min_sequence,
         };
+        let room = Room { budget: self.reads.clone(), held: room };
         let mut client = match self.client(node) {
             Ok(client) => client,
             Err(failed) => return ready(Err(failed)).boxed(),
         };
         async move {
             let parts = client.read(request).await.map_err(failed)?.into_inner();
-            read_answer::begun(parts, &working).await
+            read_answer::begun(parts, &working, room).await
         }
         .boxed()
     }

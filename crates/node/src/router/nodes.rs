@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use meridian_gateway::{Read, Write};
+use meridian_memory::Held;
 use meridian_types::{Entry, Epoch, NodeId, Position, ShardId, WriteOutcome};
 use tokio::sync::Notify;
 
@@ -41,7 +42,16 @@ pub(crate) struct Answering {
     /// Who leads the shard, as far as the node knows that was read from.
     pub(crate) leader: Option<NodeId>,
     /// The entries of each range, or why their transfer broke off. To drop it stops the transfer.
-    pub(crate) ranges: BoxFuture<'static, Result<Vec<Vec<Entry>>, String>>,
+    pub(crate) ranges: BoxFuture<'static, Result<Vec<Vec<Entry>>, BrokenOff>>,
+}
+
+/// Why an answer that has begun did not come to its end.
+#[derive(Debug)]
+pub(crate) enum BrokenOff {
+    /// For this reason.
+    Failed(String),
+    /// There was no room for it in this process. There is by now, as long as this is held.
+    ForRoom(Held),
 }
 
 /// What the node of this process is in a shard.
@@ -66,7 +76,7 @@ pub(crate) trait Nodes: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Written, Failed>> + Send + 'static;
 
     /// Until the first byte of the answer; `working` is notified while the node says that it is at work. To drop
-    /// the future stops the work.
+    /// the future stops the work. `room`: what [`BrokenOff::ForRoom`] gave.
     fn read(
         &self,
         node: NodeId,
@@ -74,5 +84,6 @@ pub(crate) trait Nodes: Send + Sync + 'static {
         read: &Arc<Read>,
         min_sequence: u64,
         working: Arc<Notify>,
+        room: Option<Held>,
     ) -> impl Future<Output = Result<Answering, Failed>> + Send + 'static;
 }

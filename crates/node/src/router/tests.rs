@@ -264,7 +264,7 @@ fn an_answer_that_is_on_its_way_is_waited_for_beyond_the_deadline_and_asked_for_
         assert_eq!(router.read(read()).await.unwrap().ranges.len(), 1);
         assert_eq!(voters.asked(), [1]);
         // One that breaks off is asked for again.
-        *voters.transfer.lock() = Some(async { Err("the answer stopped".to_owned()) }.boxed());
+        *voters.transfer.lock() = Some(async { Err(BrokenOff::Failed("the answer stopped".to_owned())) }.boxed());
         assert_eq!(router.read(read()).await.unwrap().ranges.len(), 1);
         assert_eq!(voters.asked(), [1, 1, 1]);
         assert!(!router.reach.is_silent(time.now(), 1));

@@ -85,9 +85,15 @@ fn reads_from_a_shard_are_golden() {
     assert_golden(&request, &golden);
 
     let (not_leader, not_leader_fields) = not_leader();
-    let head = shard::ReadHead { ranges: 2, entries: 300, sequence: L + 2, epoch: 9, leader: L + 3 };
-    let head_fields =
-        [field_varint(1, 2), field_varint(2, 300), field_varint(3, L + 2), field_varint(4, 9), field_varint(5, L + 3)];
+    let head = shard::ReadHead { ranges: 2, entries: 300, sequence: L + 2, epoch: 9, leader: L + 3, bytes: L + 6 };
+    let head_fields = [
+        field_varint(1, 2),
+        field_varint(2, 300),
+        field_varint(3, L + 2),
+        field_varint(4, 9),
+        field_varint(5, L + 3),
+        field_varint(6, L + 6),
+    ];
     let (values, values_fields) = read_range_output();
     let entries = shard::ReadEntries { range: 1, values: values.values };
     // The field of the values has another number there.

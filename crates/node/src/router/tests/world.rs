@@ -13,6 +13,7 @@ use futures::executor::LocalPool;
 use futures::future::{BoxFuture, RemoteHandle};
 use futures::task::LocalSpawnExt;
 use meridian_gateway::Access;
+use meridian_memory::Held;
 use meridian_types::{Entry, Position, Versionstamp};
 
 use super::super::nodes::LocalVoter;
@@ -110,7 +111,7 @@ pub(super) enum Link {
 }
 
 /// The ranges of an answer that arrives in its own time.
-type Transfer = BoxFuture<'static, Result<Vec<Vec<Entry>>, String>>;
+type Transfer = BoxFuture<'static, Result<Vec<Vec<Entry>>, BrokenOff>>;
 
 /// Nodes 1 to 3 vote.
 pub(super) struct Voters {
@@ -267,6 +268,7 @@ impl Nodes for Arc<Voters> {
         _: &Arc<Read>,
         _: u64,
         working: Arc<Notify>,
+        _: Option<Held>,
     ) -> impl Future<Output = Result<Answering, Failed>> + Send + 'static {
         let voters = Arc::clone(self);
         let in_flight = voters.begins(node, None);
