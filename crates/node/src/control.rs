@@ -28,6 +28,9 @@ const NICE: i32 = -10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Who has connected says something within this time.
 const FIRST_BYTES_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two looks at what has come of the first bytes.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 /// Accepted, and not yet taken by a server.
 const BACKLOG: usize = 64;
 const STOPPING: Duration = Duration::from_secs(1);
@@ -108,27 +111,43 @@ pub(crate) fn divide(
     (ReceiverStream::new(of_control), others)
 }
 
+type FirstBytes = [u8; MARK.len()];
+
+/// Whether what comes begins with the [`MARK`]; `peek` looks at what has come, and how much that is.
+async fn is_control<F>(mut peek: impl FnMut() -> F) -> io::Result<bool>
+where
+    F: Future<Output = io::Result<(FirstBytes, usize)>>,
+{
+    let mut pause = FIRST_PAUSE;
+    loop {
+        let (first, count) = peek().await?;
+        let seen = first.get(..count).unwrap_or_default();
+        if count == 0 || !MARK.starts_with(seen) {
+            return Ok(false);
+        }
+        if count == MARK.len() {
+            return Ok(true);
+        }
+        // The rest of it is on its way; what is there already would be seen again at once. One that never sends it
+        // is looked at less and less: these threads renew leases.
+        tokio::time::sleep(pause).await;
+        pause = (2 * pause).min(LONGEST_PAUSE);
+    }
+}
+
 async fn sort(
     mut connection: Connection,
     control: mpsc::Sender<io::Result<Connection>>,
     other: mpsc::Sender<Detached>,
 ) -> io::Result<()> {
-    let mut first = [0; MARK.len()];
-    let is_control = loop {
+    let peek = || async {
+        let mut first = FirstBytes::default();
         let count = connection.stream().peek(&mut first).await?;
-        let seen = first.get(..count).unwrap_or_default();
-        if count == 0 || !MARK.starts_with(seen) {
-            break false;
-        }
-        if count == MARK.len() {
-            break true;
-        }
-        // The rest of it is on its way; what is there already would be seen again at once.
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        Ok((first, count))
     };
     // A server that takes no more is stopping.
-    if is_control {
-        connection.read_exact(&mut first).await?;
+    if is_control(peek).await? {
+        connection.read_exact(&mut FirstBytes::default()).await?;
         drop(control.send(Ok(connection)).await);
     } else {
         drop(other.send(connection.detach()?).await);
@@ -179,15 +198,28 @@ impl tonic::codegen::Service<Uri> for ControlConnector {
 #[cfg(test)]
 mod tests {
     use tokio::net::TcpListener;
+    use tokio::sync::watch;
 
     use super::*;
     use crate::incoming::{Room, incoming};
 
     #[tokio::test]
+    async fn a_connection_that_stops_amid_its_mark_costs_next_to_nothing() {
+        let mut looks = 0;
+        let looking = is_control(|| {
+            looks += 1;
+            std::future::ready(Ok((*b"M\0\0\0", 1)))
+        });
+        assert!(tokio::time::timeout(Duration::from_secs(2), looking).await.is_err());
+        assert!(looks < 40, "it was looked at {looks} times");
+    }
+
+    #[tokio::test]
     async fn connections_of_control_are_told_from_others_whatever_arrives_when() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (mut control, others) = divide(incoming(listener, Room { in_all: 9, of_one_address: 9 }));
+        let room = Room { in_all: 9, of_one_address: 9, of_a_node: 0 };
+        let (mut control, others) = divide(incoming(listener, room, watch::Sender::default().subscribe()));
         let mut others = adopt(others);
         // One that says nothing holds up nobody.
         let _silent = TcpStream::connect(address).await.unwrap();

@@ -34,7 +34,7 @@ use crate::directory::{
 use crate::disk::{self, DiskGuard};
 use crate::failover_service::FailoverService;
 use crate::identity::ClusterGate;
-use crate::incoming::{Room, incoming};
+use crate::incoming::{Members, Room, incoming, look_up};
 use crate::keeper::{KeeperParts, keep_all};
 use crate::maintenance::Maintenance;
 use crate::open_files;
@@ -70,8 +70,11 @@ pub enum StartError {
     Invalid(String),
 }
 
-/// gRPC connections. Another node opens a handful; in `meridian dev` all come from one address.
-const ROOM: Room = Room { in_all: 1024, of_one_address: 512 };
+/// gRPC connections, as far as the process may open files. Another node opens a handful; in `meridian dev` all come from
+/// one address.
+const RPC_CONNECTIONS: usize = 1024;
+/// Of each other node, whoever has taken the rest: more than it opens, with gateways on its machine.
+const RPC_CONNECTIONS_OF_A_NODE: usize = 32;
 
 /// A running node.
 pub struct Node {
@@ -186,7 +189,10 @@ impl Node {
                 exchange: Arc::clone(&exchange),
             },
         };
-        let rpc_server = services.start(rpc, control.handle(), &stop_rpc)?;
+        let members = watch::Sender::default();
+        let incoming = (room(files), members.subscribe());
+        tokio::spawn(look_up(directory.watch(), members));
+        let rpc_server = services.start(rpc, incoming, control.handle(), &stop_rpc)?;
 
         let part = DirectoryPart { keepers: Arc::clone(&keepers), first, founds, voter: Arc::clone(&directory_voter) };
         let taken = control.handle().spawn(async move { part.take().await.map(|()| part) });
@@ -390,6 +396,11 @@ async fn hand_over_to(voter: &Voter, heir: Option<NodeId>) {
     }
 }
 
+fn room(files: u64) -> Room {
+    let in_all = open_files::rpc_connections(RPC_CONNECTIONS, files);
+    Room { in_all, of_one_address: in_all.div_ceil(2), of_a_node: RPC_CONNECTIONS_OF_A_NODE }
+}
+
 /// The gRPC faces of a node.
 #[derive(Clone)]
 struct Services {
@@ -407,6 +418,7 @@ impl Services {
     fn start(
         self,
         listener: TcpListener,
+        (room, members): (Room, Members),
         control: &Handle,
         stop: &CancellationToken,
     ) -> Result<Vec<JoinHandle<()>>, StartError> {
@@ -414,7 +426,7 @@ impl Services {
         let listener = listener.into_std().map_err(unusable)?;
         let (of_control, others) = {
             let _there = control.enter();
-            divide(incoming(TcpListener::from_std(listener).map_err(unusable)?, ROOM))
+            divide(incoming(TcpListener::from_std(listener).map_err(unusable)?, room, members))
         };
         Ok(vec![
             control.spawn(self.clone().serve(of_control, stop.clone())),

@@ -52,6 +52,11 @@ pub(crate) fn within_memory(configured: usize, shares: &Shares) -> usize {
     configured.min(room)
 }
 
+/// How many connections of nodes and gateways this process can serve, of `wanted`, with `files` open.
+pub(crate) fn rpc_connections(wanted: usize, files: u64) -> usize {
+    wanted.min(usize::try_from(files / 4).unwrap_or(usize::MAX)).max(1)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -71,6 +76,15 @@ mod tests {
         assert_eq!(connections(8192, 1024), 256);
         assert_eq!(connections(10, 1024), 10);
         assert_eq!(connections(10, 0), 1);
+    }
+
+    #[test]
+    fn other_nodes_and_gateways_leave_files_for_the_database() {
+        assert_eq!(rpc_connections(1024, u64::MAX), 1024);
+        assert_eq!(rpc_connections(1024, 4096), 1024);
+        // Half is for what is stored.
+        assert_eq!((rpc_connections(1024, 1024), connections(8192, 1024)), (256, 256));
+        assert_eq!(rpc_connections(1024, 0), 1);
     }
 
     #[test]
