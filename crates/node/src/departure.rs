@@ -29,6 +29,12 @@ impl Departure {
         self.turn_from_here(LEFT) != TAKEN_BACK
     }
 
+    /// It is here again: nothing came of its leaving.
+    pub(crate) fn come_back(&self) {
+        // One that was taken back stays so.
+        self.0.compare_exchange(LEFT, HERE, Ordering::SeqCst, Ordering::SeqCst).ok();
+    }
+
     /// True: nothing of the message was sent, and nothing will be.
     pub(crate) fn take_back(&self) -> bool {
         self.turn_from_here(TAKEN_BACK) != LEFT
@@ -107,6 +113,11 @@ mod tests {
         let left = Departure::default();
         assert!(left.leave() && left.leave() && !left.take_back());
         let kept = Departure::default();
+        kept.come_back();
         assert!(kept.take_back() && kept.take_back() && !kept.leave());
+        kept.come_back();
+        assert!(!kept.leave());
+        left.come_back();
+        assert!(left.take_back());
     }
 }

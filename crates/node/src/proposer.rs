@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian_consensus::{ProposalFailure, RaftGroup};
-use meridian_memory::ByteBudget;
+use meridian_memory::{ByteBudget, Held};
 use meridian_storage::ShardState;
 use meridian_types::{DatabaseId, NodeId, RequestId, Transaction, WriteOutcome};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::clocks::TimeSource;
+use crate::departure::Departure;
 use crate::directory::Directory;
 use crate::shard::ReadGate;
 
@@ -28,6 +29,9 @@ use logged_time::LoggedTime;
 use session::{Session, Swept};
 
 const TICK: Duration = Duration::from_millis(100);
+/// How long a write waits at a node, from when it came until it is evaluated; then it is refused. Less than a gateway
+/// waits for its answer: what was not done is known not to have been.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(700);
 /// How often it is looked whether something has expired: until the log says so, it is there for all. With
 /// [`TICK`], at least every 250 ms.
 const SWEEP: Duration = Duration::from_millis(100);
@@ -53,6 +57,13 @@ pub(crate) struct WriteRequest {
     /// An earlier try of it may arrive yet, here or elsewhere: whatever the outcome is, it is logged, so
     /// that the late one learns it and does nothing.
     pub(crate) retry: bool,
+}
+
+/// What a request has, and until when, while it waits.
+#[derive(Clone)]
+pub(crate) struct Admitted {
+    held: Arc<Held>,
+    pub(crate) until: Instant,
 }
 
 /// Takes writes for one shard. Cheap to clone.
@@ -120,14 +131,24 @@ impl Proposer {
         }
     }
 
+    /// Counts the bytes of a request that has come, before it waits for anything.
+    ///
+    /// # Errors
+    /// The refusal, where there is no room for it.
+    pub(crate) fn admit(&self, request: &WriteRequest) -> Result<Admitted, WriteReply> {
+        match self.budget.try_take(backlog::size(request)) {
+            Ok(held) => Ok(Admitted { held: Arc::new(held), until: Instant::now() + PATIENCE }),
+            Err(exhausted) => Err(WriteReply::NotCommitted(exhausted.to_string())),
+        }
+    }
+
     /// May be dropped at any await: a request that was taken is carried out all the same.
-    pub(crate) async fn write(&self, request: WriteRequest) -> WriteReply {
-        let (reply, answer) = oneshot::channel();
-        let held = match self.budget.try_take(backlog::size(&request)) {
-            Ok(held) => held,
-            Err(exhausted) => return WriteReply::NotCommitted(exhausted.to_string()),
-        };
-        if let Err(refused) = self.queue.try_send(Queued { request, since: Instant::now(), reply, held }) {
+    pub(crate) async fn write(&self, request: WriteRequest, admitted: Admitted) -> WriteReply {
+        let Admitted { held, until } = admitted;
+        let (reply, mut answer) = oneshot::channel();
+        let departure = Arc::<Departure>::default();
+        let queued = Queued { request, until, departure: Arc::clone(&departure), reply, held };
+        if let Err(refused) = self.queue.try_send(queued) {
             return match refused {
                 mpsc::error::TrySendError::Full(_) => {
                     WriteReply::NotCommitted(format!("more than {QUEUE_REQUESTS} writes are waiting"))
@@ -135,7 +156,12 @@ impl Proposer {
                 mpsc::error::TrySendError::Closed(_) => WriteReply::NotCommitted("the node is stopping".to_owned()),
             };
         }
-        answer.await.unwrap_or(WriteReply::Unknown)
+        match tokio::time::timeout_at(until.into(), &mut answer).await {
+            Ok(answer) => answer.unwrap_or(WriteReply::Unknown),
+            // Whatever holds the task up.
+            Err(_) if departure.take_back() => backlog::no_quorum(),
+            Err(_) => answer.await.unwrap_or(WriteReply::Unknown),
+        }
     }
 }
 

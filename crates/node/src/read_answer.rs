@@ -99,7 +99,7 @@ fn view_parts(view: ReadView, leader: Option<NodeId>) -> impl Iterator<Item = Pa
 }
 
 /// What it costs to hold, in bytes.
-fn weight(entry: &Entry) -> usize {
+pub(crate) fn weight(entry: &Entry) -> usize {
     entry.key.len() + entry.value.data.len() + ENTRY_BYTES
 }
 

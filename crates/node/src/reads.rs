@@ -5,11 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::FutureExt;
 use meridian_memory::{ByteBudget, Held};
 use meridian_storage::{ReadView, ShardState, StateRead, StorageError, Turn};
 use meridian_types::{DatabaseId, Entry, ReadRange, limits};
 use tokio::sync::Semaphore;
 
+use crate::read_answer::weight;
 use crate::shard::or_fatal;
 
 /// How long a read waits for bytes before it is refused: others are answered in the meantime, and clients try again
@@ -23,10 +25,15 @@ const MAX_ENTRY_BYTES: usize = limits::MAX_VALUE_BYTES + limits::MAX_READ_KEY_BY
 /// has, waits for the next, and begins anew, so that nobody waits who holds anything.
 const ALLOTMENTS: [usize; 3] = [256 << 10, 4 << 20, limits::MAX_READ_ENTRIES * MAX_ENTRY_BYTES];
 
+/// So much of the bytes that reads may hold, and beside them, is for those that are read at once.
+const SMALL_PART: usize = 32;
+
 /// The reads of one node. Cheap to clone; clones share threads and bytes.
 #[derive(Clone)]
 pub(crate) struct Reads {
     bytes: ByteBudget,
+    /// For what is read at once.
+    small: ByteBudget,
     /// Turns at a time.
     turns: Arc<Semaphore>,
 }
@@ -44,7 +51,8 @@ enum Interrupted {
 impl Reads {
     pub(crate) fn new(bytes: ByteBudget) -> Self {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
-        Self { bytes, turns: Arc::new(Semaphore::new((2 * cores).clamp(4, 64))) }
+        let small = ByteBudget::new("small reads", bytes.total_bytes() / SMALL_PART);
+        Self { bytes, small, turns: Arc::new(Semaphore::new((2 * cores).clamp(4, 64))) }
     }
 
     /// Reads all ranges from one state, at its own time: what has expired is a matter of the position, and of no
@@ -58,9 +66,13 @@ impl Reads {
         database: DatabaseId,
         ranges: &[ReadRange],
     ) -> Result<ReadView, ReadRefused> {
-        // Most reads are small, and their rows are in memory: a thread of their own would cost them more. What they
-        // find is encoded before anything else happens on this thread, so it is not counted.
-        if let Some(view) = or_fatal(state.read_cached(database, ranges, 0)) {
+        // Most reads are small, and their rows are in memory: a thread of their own would cost them more, and they do
+        // not wait behind large ones for bytes. What they find may wait for whoever asked as long as any other.
+        if let Some(mut view) = or_fatal(state.read_cached(database, ranges, 0))
+            && let Some(Ok(held)) =
+                self.small.take(view.ranges.iter().flatten().map(weight).sum(), PATIENCE).now_or_never()
+        {
+            hold_with_last(&mut view.ranges, held);
             return Ok(view);
         }
         let read = self.read_allotted(state, database, ranges);

@@ -21,6 +21,7 @@ use crate::departure::Departure;
 use crate::directory::{Directory, Known};
 use crate::hedge::{self, Failed, Hedging, Round};
 use crate::history::History;
+use crate::proposer::PATIENCE;
 
 use budget::{Budget, pause};
 use leaders::Leaders;
@@ -35,6 +36,8 @@ pub(crate) use nodes::{Answering, BrokenOff, Nodes, Written};
 /// How long one try may take to its first sign of life, beyond two round trips. A node that lost its power says
 /// nothing; one that is only slow answers the next try, which has the same id.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(800);
+/// A voter refuses what it cannot carry out before that: else what did not commit would pass for unknown.
+const _: () = assert!(PATIENCE.as_millis() + 100 <= ATTEMPT_TIMEOUT.as_millis());
 /// Beyond the usual time to answer, another is asked as well.
 const HEDGE_AFTER: Duration = Duration::from_millis(100);
 /// Nodes that carry out one read at a time. Any voter that has a leader can serve it, so one more is enough.

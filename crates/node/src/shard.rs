@@ -20,13 +20,13 @@ use crate::clocks::TimeSource;
 use crate::directory::Directory;
 use crate::history::History;
 use crate::peers::PeerChannels;
-use crate::proposer::{Limits, Proposer, WriteReply, WriteRequest};
+use crate::proposer::{Admitted, Limits, Proposer, WriteReply, WriteRequest};
 use crate::reads::{ReadRefused, Reads};
 use crate::replica::Replica;
 use crate::round::Rounds;
 
 /// How long a write waits for a leader at a voter that knows none: longer than an election takes.
-const LEADER_TIMEOUT: Duration = Duration::from_millis(700);
+const LEADER_TIMEOUT: Duration = Duration::from_millis(600);
 
 /// How long a voter may take to learn a read position, and then to apply up to it.
 const READ_POSITION_TIMEOUT: Duration = Duration::from_secs(1);
@@ -224,11 +224,31 @@ impl Voter {
     /// `valid_until`, on [`boot_time`]'s clock: later it is refused, since the outcome of an earlier try may be
     /// forgotten. With nothing to wait for the proposer has the write when this was first polled.
     pub(crate) async fn write(&self, request: WriteRequest, late: Option<NodeId>, valid_until: Duration) -> WriteReply {
-        let in_touch = tokio::time::timeout(LEADER_TIMEOUT, self.group.leader_in_touch(late)).await.is_ok();
+        match self.admit(&request) {
+            Ok(admitted) => self.write_admitted(request, admitted, late, valid_until).await,
+            Err(refusal) => refusal,
+        }
+    }
+
+    /// See [`Proposer::admit`].
+    pub(crate) fn admit(&self, request: &WriteRequest) -> Result<Admitted, WriteReply> {
+        self.proposer.admit(request)
+    }
+
+    /// As [`Voter::write`].
+    pub(crate) async fn write_admitted(
+        &self,
+        request: WriteRequest,
+        admitted: Admitted,
+        late: Option<NodeId>,
+        valid_until: Duration,
+    ) -> WriteReply {
+        let until = admitted.until.min(Instant::now() + LEADER_TIMEOUT);
+        let in_touch = tokio::time::timeout_at(until.into(), self.group.leader_in_touch(late)).await.is_ok();
         if boot_time() >= valid_until {
             return WriteReply::NotCommitted("the request is so old that its outcome may be forgotten".to_owned());
         }
-        match self.proposer.write(request).await {
+        match self.proposer.write(request, admitted).await {
             // It was not heard here either: whoever asks need not wait for it.
             WriteReply::NotLeader(leader) if !in_touch && leader == late => WriteReply::NotLeader(None),
             reply => reply,

@@ -141,14 +141,20 @@ impl shard_server::Shard for ShardService {
             transaction: transaction(write).map_err(|error| invalid(error.0))?,
             retry: request.retry,
         };
+        // Until it is answered, also where it waits for its turn, for a leader, or for another that it is passed on to.
+        let admitted = match voter.admit(&request) {
+            Ok(admitted) => admitted,
+            Err(refusal) => return Ok(Response::new(write_reply_to_wire(refusal))),
+        };
         let place = match turn {
             Some(turn) => Some(self.turns.wait(turn).await),
             None => None,
         };
-        let mut writing = std::pin::pin!(voter.write(request, late, valid_until));
+        let mut writing = std::pin::pin!(voter.write_admitted(request, admitted.clone(), late, valid_until));
         // Then the proposer has it, and the next one may come.
         let first = futures::poll!(writing.as_mut());
         drop(place);
+        let _counted = admitted;
         let reply = match first {
             std::task::Poll::Ready(reply) => reply,
             std::task::Poll::Pending => writing.await,

@@ -9,6 +9,7 @@ mod turns;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use meridian_proto::shard::{self as wire, shard_client::ShardClient, write_response};
@@ -67,10 +68,24 @@ impl Sample {
 }
 
 /// Numbers for the writes to one shard at one node.
-#[derive(Clone, Copy)]
 struct Sender {
     sender: u64,
     last: u64,
+    /// Bytes of first tries that are under way.
+    under_way: Arc<AtomicU64>,
+}
+
+/// A first try that is under way, until this is dropped.
+pub(crate) struct FirstTry {
+    pub(crate) turn: wire::Turn,
+    bytes: u64,
+    under_way: Arc<AtomicU64>,
+}
+
+impl Drop for FirstTry {
+    fn drop(&mut self) {
+        self.under_way.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 /// Calls other nodes with writes.
@@ -85,12 +100,18 @@ impl WriteCalls {
         Self { peers, samples: Mutex::default(), senders: Mutex::default() }
     }
 
-    /// The place of a first try among those to this node.
-    pub(crate) fn next_turn(&self, node: NodeId, shard: ShardId) -> wire::Turn {
+    /// The place of a first try of so many bytes among those to this node.
+    pub(crate) fn next_turn(&self, node: NodeId, shard: ShardId, bytes: u64) -> FirstTry {
         let mut senders = self.senders.lock();
-        let sender = senders.entry((node, shard)).or_insert_with(|| Sender { sender: rand::random(), last: 0 });
+        let sender = senders.entry((node, shard)).or_insert_with(|| Sender {
+            sender: rand::random(),
+            last: 0,
+            under_way: Arc::default(),
+        });
         sender.last += 1;
-        wire::Turn { sender: sender.sender, number: sender.last }
+        let bytes_ahead = sender.under_way.fetch_add(bytes, Ordering::Relaxed);
+        let turn = wire::Turn { sender: sender.sender, number: sender.last, bytes_ahead };
+        FirstTry { turn, bytes, under_way: Arc::clone(&sender.under_way) }
     }
 
     /// `valid_until`: on this process's clock. Nothing is sent once it was taken back from `departure`.

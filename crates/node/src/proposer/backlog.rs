@@ -1,23 +1,25 @@
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
 use meridian_memory::Held;
 use meridian_types::NodeId;
 use tokio::sync::oneshot;
 
 use super::{WriteReply, WriteRequest};
+use crate::departure::Departure;
 
 /// Requests that wait for the proposer at most; beyond, they are refused.
 pub(super) const QUEUE_REQUESTS: usize = 8192;
-/// A request that is not evaluated within this time is refused, definitely: no quorum answers.
-const QUEUE_TIMEOUT: Duration = Duration::from_millis(700);
-
 pub(super) struct Queued {
     pub(super) request: WriteRequest,
-    pub(super) since: Instant,
+    /// Not evaluated by then it is refused, definitely: no quorum answers.
+    pub(super) until: Instant,
+    /// It leaves to be evaluated. Who asked may take it back before.
+    pub(super) departure: Arc<Departure>,
     pub(super) reply: oneshot::Sender<WriteReply>,
     /// Its bytes, of the node's budget for writes, until it is answered.
-    pub(super) held: Held,
+    pub(super) held: Arc<Held>,
 }
 
 /// What the task has taken from the queue and not evaluated yet, in order.
@@ -41,14 +43,16 @@ impl Backlog {
 
     /// Puts back what was evaluated for nothing, before all others.
     pub(super) fn put_back(&mut self, declined: Vec<Queued>) {
-        declined.into_iter().rev().for_each(|queued| self.requests.push_front(queued));
+        for queued in declined.into_iter().rev() {
+            queued.departure.come_back();
+            self.requests.push_front(queued);
+        }
     }
 
-    /// The one that has waited longest. Who gave up waiting is left out: it was told that the outcome is
-    /// unknown, and nothing was done.
+    /// The one that has waited longest. Who gave up waiting is left out: nothing was done, and nothing will be.
     pub(super) fn next(&mut self) -> Option<Queued> {
         while let Some(queued) = self.requests.pop_front() {
-            if !queued.reply.is_closed() {
+            if !queued.reply.is_closed() && queued.departure.leave() {
                 return Some(queued);
             }
         }
@@ -57,11 +61,11 @@ impl Backlog {
 
     /// Refuses what has waited too long to be evaluated, as it does while no quorum answers.
     pub(super) fn give_up(&mut self) {
-        while self.requests.front().is_some_and(|queued| queued.since.elapsed() >= QUEUE_TIMEOUT)
+        let now = Instant::now();
+        while self.requests.front().is_some_and(|queued| now >= queued.until)
             && let Some(queued) = self.requests.pop_front()
         {
-            let reason = "the shard's leader gets no answer from a quorum".to_owned();
-            respond(queued.reply, WriteReply::NotCommitted(reason));
+            respond(queued.reply, no_quorum());
         }
     }
 
@@ -74,6 +78,10 @@ impl Backlog {
         let reason = || "the shard's primary region is changing".to_owned();
         self.requests.drain(..).for_each(|queued| respond(queued.reply, WriteReply::NotCommitted(reason())));
     }
+}
+
+pub(super) fn no_quorum() -> WriteReply {
+    WriteReply::NotCommitted("the shard's leader gets no answer from a quorum".to_owned())
 }
 
 pub(super) fn respond(reply: oneshot::Sender<WriteReply>, answer: WriteReply) {
@@ -96,4 +104,56 @@ pub(super) fn size(request: &WriteRequest) -> usize {
         STRUCTURE + mutation.key.len() + operand
     });
     STRUCTURE + checks.sum::<usize>() + mutations.sum::<usize>()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use meridian_memory::ByteBudget;
+    use meridian_types::{DatabaseId, RequestId, Transaction, WriteOutcome};
+    use tokio::sync::{mpsc, watch};
+
+    use super::super::{PATIENCE, Proposer};
+    use super::*;
+
+    /// Its task is busy with something else, whatever that is.
+    #[tokio::test]
+    async fn what_is_not_evaluated_in_time_is_refused_and_never_evaluated_and_what_is_has_its_answer() {
+        let (queue, mut requests) = mpsc::channel(9);
+        let budget = ByteBudget::new("writes", 1 << 20);
+        let drained = watch::Sender::new(None).subscribe();
+        let proposer = Proposer { queue, sealed: watch::Sender::new(false), drained, budget: budget.clone() };
+        let write = || {
+            let proposer = proposer.clone();
+            tokio::spawn(async move {
+                let request = WriteRequest {
+                    database: DatabaseId([1; 16]),
+                    request_id: RequestId([1; 16]),
+                    transaction: Transaction::default(),
+                    retry: false,
+                };
+                let admitted = proposer.admit(&request).unwrap();
+                proposer.write(request, admitted).await
+            })
+        };
+        let (refused, mut backlog) = (write(), Backlog::default());
+        backlog.push(requests.recv().await.unwrap());
+        let refused = tokio::time::timeout(Duration::from_secs(60), refused).await;
+        assert_eq!(refused.unwrap().unwrap(), no_quorum());
+        assert!(backlog.next().is_none());
+        let answered = write();
+        backlog.push(requests.recv().await.unwrap());
+        let taken = backlog.next().unwrap();
+        tokio::time::sleep(PATIENCE + Duration::from_millis(50)).await;
+        assert!(!answered.is_finished());
+        // What was evaluated for nothing is evaluated again, or refused.
+        backlog.put_back(vec![taken]);
+        let taken = backlog.next().unwrap();
+        let outcome = WriteReply::Done(WriteOutcome::CheckFailed(vec![1]));
+        respond(taken.reply, outcome.clone());
+        assert_eq!(answered.await.unwrap(), outcome);
+        drop(taken.held);
+        assert_eq!(budget.used_bytes(), 0);
+    }
 }

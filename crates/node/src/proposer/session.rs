@@ -37,7 +37,7 @@ const EVALUATION_TURN: Duration = Duration::from_millis(2);
 struct Waiter {
     reply: oneshot::Sender<WriteReply>,
     outcome: WriteOutcome,
-    _held: Held,
+    _held: Arc<Held>,
 }
 
 impl From<(Queued, WriteOutcome)> for Waiter {

@@ -155,7 +155,12 @@ impl Leader {
         loop {
             let transaction = transaction.clone();
             let request = WriteRequest { database, request_id, transaction, retry };
-            match self.proposer.write(request).await {
+            let admitted = match self.proposer.admit(&request) {
+                // However long it takes here.
+                Ok(admitted) => Admitted { until: Instant::now() + Duration::from_secs(60), ..admitted },
+                Err(refusal) => return refusal,
+            };
+            match self.proposer.write(request, admitted).await {
                 WriteReply::NotLeader(_) => tokio::task::yield_now().await,
                 reply => return reply,
             }

@@ -168,3 +168,25 @@ async fn lists_of_the_largest_values_stay_within_the_budget() {
     assert!(done >= 1, "nobody was answered");
     assert_eq!(reads.bytes.used_bytes(), 0, "all is given back");
 }
+
+#[tokio::test]
+async fn small_reads_are_counted_and_wait_behind_no_large_one() {
+    let state = state_with(Arc::new(MemoryEngine::default()), 9, &"x".into());
+    let reads = reads(1 << 20);
+    // A large one has all that there is, and another waits for it.
+    let all = reads.bytes.take(1 << 20, PATIENCE).await.unwrap();
+    let waiting = tokio::spawn({
+        let bytes = reads.bytes.clone();
+        async move { bytes.take(1 << 20, Duration::from_secs(60)).await }
+    });
+    let mut found = Vec::new();
+    while let Some(view) = reads.read(&state, DATABASE, &list(9)).now_or_never() {
+        found.push(view.unwrap());
+        let counted: usize = found.iter().flat_map(|view| &view.ranges).flatten().map(weight).sum();
+        assert_eq!(reads.small.used_bytes(), counted);
+    }
+    assert!((5..100).contains(&found.len()), "{} are held", found.len());
+    waiting.abort();
+    drop((found, all));
+    assert_eq!(reads.small.used_bytes(), 0);
+}

@@ -11,6 +11,7 @@ use meridian_memory::{ByteBudget, Held};
 use meridian_proto::shard::{self as wire, shard_client::ShardClient, write_response};
 use meridian_proto::{read_range_to_wire, transaction_to_wire};
 use meridian_types::{Consistency, Epoch, NodeId, ShardId, Versionstamp, WriteOutcome};
+use prost::Message;
 use tokio::sync::Notify;
 use tonic::{Code, Status};
 
@@ -76,7 +77,7 @@ impl Nodes for ClusterNodes {
             departure.leave();
             return async move { written(voter.write(request, late, expires_at).await) }.boxed();
         }
-        let request = wire::WriteRequest {
+        let mut request = wire::WriteRequest {
             group: Some(shard_epoch(shard)),
             database: Bytes::copy_from_slice(&write.database.0),
             request_id: Bytes::copy_from_slice(&write.request_id.0),
@@ -85,11 +86,17 @@ impl Nodes for ClusterNodes {
             late_leader: late.unwrap_or(0),
             pass_on,
             valid_until: None,
-            // Now, since tries are made in the order of the requests.
-            turn: (!retry).then(|| self.writes.next_turn(node, shard.0)),
+            turn: None,
         };
+        // Now, since tries are made in the order of the requests.
+        let first = (!retry).then(|| self.writes.next_turn(node, shard.0, request.encoded_len() as u64));
+        request.turn = first.as_ref().map(|first| first.turn);
         let writes = Arc::clone(&self.writes);
-        async move { written_from_wire(writes.call(node, request, expires_at, &departure).await?) }.boxed()
+        async move {
+            let _under_way = first;
+            written_from_wire(writes.call(node, request, expires_at, &departure).await?)
+        }
+        .boxed()
     }
 
     fn read(

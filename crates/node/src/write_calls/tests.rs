@@ -40,7 +40,8 @@ fn only_a_moment_of_this_process_is_understood() {
 async fn passed(numbers: &[u64]) -> Vec<u64> {
     let (turns, passed) = (Arc::new(Turns::default()), Arc::new(Mutex::new(Vec::new())));
     let tasks = numbers.iter().map(|number| {
-        let (turns, passed, turn) = (Arc::clone(&turns), Arc::clone(&passed), Turn { sender: 1, number: *number });
+        let (turns, passed, turn) =
+            (Arc::clone(&turns), Arc::clone(&passed), Turn { sender: 1, number: *number, bytes_ahead: 0 });
         async move {
             let place = turns.wait(turn).await;
             passed.lock().push(turn.number);
@@ -58,4 +59,29 @@ async fn who_overtook_waits_for_those_before_and_for_none_that_never_comes() {
     let mut after_a_gap = passed(&[1, 4, 3]).await;
     after_a_gap.sort_unstable();
     assert_eq!(after_a_gap, [1, 3, 4]);
+}
+
+#[tokio::test]
+async fn a_large_write_is_waited_for_by_a_small_one_that_overtook_it_on_the_way() {
+    let (turns, passed) = (Turns::default(), Mutex::new(Vec::new()));
+    let let_by = async |number, bytes_ahead, travels: Duration| {
+        tokio::time::sleep(travels).await;
+        let place = turns.wait(Turn { sender: 1, number, bytes_ahead }).await;
+        passed.lock().push(number);
+        drop(place);
+    };
+    // Larger than any wait: whatever runs how fast here, the first is the first to wake up.
+    tokio::join!(let_by(2, u64::MAX, Duration::ZERO), let_by(1, 0, ms(50)));
+    assert_eq!(*passed.lock(), [1, 2]);
+}
+
+#[tokio::test]
+async fn a_turn_says_what_is_under_way_before_it() {
+    let topology = crate::topology::Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let calls = WriteCalls::new(Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap()));
+    let next = |bytes| calls.next_turn(1, ShardId(1), bytes);
+    let (first, second) = (next(800_000), next(50));
+    assert_eq!((first.turn.bytes_ahead, second.turn.bytes_ahead), (0, 800_000));
+    drop(first);
+    assert_eq!((next(1).turn.bytes_ahead, calls.next_turn(2, ShardId(1), 1).turn.bytes_ahead), (50, 0));
 }

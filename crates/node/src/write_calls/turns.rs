@@ -7,9 +7,14 @@ use meridian_proto::shard::Turn;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-/// For the one before to come. What was sent in order over one connection comes together; a longer wait would hold up
+/// For the one before to come. What was sent in order over one connection comes together, but a connection carries
+/// several at a time, and a small one overtakes a large one by as much as that takes longer. A longer wait would hold up
 /// what comes after something that was given up.
 const WAIT: Duration = Duration::from_millis(5);
+/// What a slow link carries, 100 Mbit/s.
+const BYTES_PER_SECOND: f64 = 12.5e6;
+/// Whatever is said to be ahead. A part of the time that a write may wait at a leader.
+const MAX_WAIT: Duration = Duration::from_millis(300);
 /// Beyond so many senders, all are forgotten: who is in the middle of something is out of order once.
 const MAX_SENDERS: usize = 4096;
 
@@ -34,9 +39,14 @@ impl Turns {
         let place = Place { passed, number: turn.number };
         let turn_has_come = before.wait_for(|passed| passed.saturating_add(1) >= turn.number);
         // If it does not, it goes on all the same.
-        drop(tokio::time::timeout(WAIT, turn_has_come).await);
+        drop(tokio::time::timeout(wait(turn.bytes_ahead), turn_has_come).await);
         place
     }
+}
+
+fn wait(bytes_ahead: u64) -> Duration {
+    let longer = Duration::try_from_secs_f64(bytes_ahead as f64 / BYTES_PER_SECOND).unwrap_or(MAX_WAIT);
+    WAIT.saturating_add(longer).min(MAX_WAIT)
 }
 
 /// A place in the order, held until it is dropped.

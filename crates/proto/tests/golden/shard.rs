@@ -29,7 +29,7 @@ fn writes_to_a_shard_are_golden() {
         late_leader: L + 1,
         pass_on: true,
         valid_until: Some(process_time().0),
-        turn: Some(shard::Turn { sender: 8, number: L + 9 }),
+        turn: Some(shard::Turn { sender: 8, number: L + 9, bytes_ahead: L + 10 }),
     };
     let golden = [
         field_message(1, &group_fields),
@@ -40,7 +40,7 @@ fn writes_to_a_shard_are_golden() {
         field_varint(6, L + 1),
         field_varint(7, 1),
         field_message(8, &process_time().1),
-        field_message(9, &[field_varint(1, 8), field_varint(2, L + 9)]),
+        field_message(9, &[field_varint(1, 8), field_varint(2, L + 9), field_varint(3, L + 10)]),
     ];
     assert_golden(&request, &golden);
 

@@ -91,7 +91,10 @@ async fn checks_count_as_work_and_others_get_their_turn_meanwhile() {
     let write = || {
         let (proposer, transaction) = (proposer.clone(), many.clone());
         let request = WriteRequest { database: DATABASE, request_id: RequestId::generate(), transaction, retry: false };
-        async move { proposer.write(request).await }
+        // However long it takes here.
+        let until = Instant::now() + Duration::from_secs(60);
+        let admitted = Admitted { until, ..proposer.admit(&request).unwrap() };
+        async move { proposer.write(request, admitted).await }
     };
     leader.commit(set("first", "v")).await;
     let others = tokio::spawn(longest_turn_of_another());
