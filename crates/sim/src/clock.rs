@@ -8,8 +8,8 @@ pub(crate) type Instant = u64;
 pub(crate) const MS: Instant = 1000;
 pub(crate) const SECOND: Instant = 1_000_000;
 
-/// A node's monotonic clock: it starts anywhere at each boot, runs up to 4.5 % too fast or too slow (so that
-/// two differ by a tenth at most, which leases allow for), and goes on while the process is stopped.
+/// A node's monotonic clock: it starts anywhere at each boot, runs up to 1 % too fast or too slow, and goes on
+/// while the process is stopped.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
     booted: Instant,
@@ -20,7 +20,7 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn at_boot(now: Instant, rng: &mut Rng) -> Self {
-        Self { booted: now, offset: rng.below(1000) * SECOND, rate: rng.between(955, 1046) }
+        Self { booted: now, offset: rng.below(1000) * SECOND, rate: rng.between(990, 1011) }
     }
 
     pub(crate) fn read(&self, now: Instant) -> Duration {
