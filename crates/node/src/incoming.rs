@@ -44,7 +44,8 @@ impl Open {
         let mut open = self.0.lock();
         let of_this = open.get(&address).copied().unwrap_or_default();
         let is_free = of_this < room.of_one_address && open.values().sum::<usize>() < room.in_all;
-        if !is_free && !(of_this < room.of_a_node && members.borrow().contains(&address)) {
+        let is_kept_for_it = || of_this < room.of_a_node && members.borrow().contains(&address);
+        if !is_free && !is_kept_for_it() {
             return None;
         }
         open.insert(address, of_this + 1);
