@@ -400,12 +400,13 @@ impl RaftGroup {
 
     /// Whether this member may tell a leader that it knows of no later one. Its word is only good with all its
     /// votes: not while it does not know whether it has them, nor while its log is behind what it held, as it says
-    /// itself or others remember: with a folder that was set back, votes are gone as well.
-    pub(crate) fn may_confirm(&self) -> Result<(), StorageError> {
+    /// itself or others remember: with a folder that was set back, votes are gone as well. `said` is what the leader
+    /// remembers of this member: the question may be the first that it hears since it was set back.
+    pub(crate) fn may_confirm(&self, said: Option<log::LogId>) -> Result<(), StorageError> {
         let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
         self.votes.may_confirm().map_err(|no_vote| refused(&no_vote))?;
         let last = self.log.last()?;
-        self.members.check(self.node_id, last.as_ref(), None).map_err(|rolled_back| refused(&rolled_back))
+        self.members.check(self.node_id, last.as_ref(), said).map_err(|rolled_back| refused(&rolled_back))
     }
 
     pub(crate) fn members(&self) -> &Arc<MemberMarks> {

@@ -1,6 +1,7 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use meridian_proto::raft::{self, raft_server};
@@ -20,6 +21,9 @@ use crate::type_config::{Snapshot, SnapshotMeta, TypeConfig, Vote};
 use crate::wire::{self, InvalidMessage};
 use crate::{RaftGroup, claims, membership};
 
+/// How often it is looked whether there is room for the rest of a state that is being copied.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(100);
+
 /// Serves the Raft calls of all groups of a node.
 #[derive(Clone)]
 pub struct RaftService {
@@ -28,18 +32,19 @@ pub struct RaftService {
     transfer: Arc<dyn StateTransfer>,
     engine: Arc<dyn Engine>,
     joins: Arc<Mutex<()>>,
-    full: Arc<dyn Fn() -> bool + Send + Sync>,
+    full: Arc<dyn Fn(GroupId) -> bool + Send + Sync>,
 }
 
 impl RaftService {
     pub fn new(node_id: u64, transfer: Arc<dyn StateTransfer>, engine: Arc<dyn Engine>) -> Self {
-        Self { node_id, groups: Arc::default(), transfer, engine, joins: Arc::default(), full: Arc::new(|| false) }
+        Self { node_id, groups: Arc::default(), transfer, engine, joins: Arc::default(), full: Arc::new(|_| false) }
     }
 
-    /// While `full` says so, batches and states of a leader are refused: what the disk has no room for would stop the process, and
-    /// at its next start again. Heartbeats, votes, and what a new leader or a change of voters needs are taken.
+    /// While `full` says so of a group, batches and states of its leader are refused: what the disk has no room for would
+    /// stop the process, and at its next start again. Heartbeats, votes, and what a new leader or a change of voters
+    /// needs are taken.
     #[must_use]
-    pub fn refusing_batches_while(self, full: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+    pub fn refusing_batches_while(self, full: impl Fn(GroupId) -> bool + Send + Sync + 'static) -> Self {
         Self { full: Arc::new(full), ..self }
     }
 
@@ -156,13 +161,13 @@ fn may_be_of_term(group: &RaftGroup, vote: &Vote) -> Result<(), Status> {
 fn append_request(
     group: &RaftGroup,
     mut wire: raft::AppendRequest,
-    full: &dyn Fn() -> bool,
+    full: &dyn Fn(GroupId) -> bool,
 ) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
     let members = std::mem::take(&mut wire.members);
     let request = wire::append_request(wire).map_err(invalid)?;
     may_be_of_term(group, &request.vote)?;
     may_follow(group, request.vote.leader_id.term)?;
-    if request.entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Normal(_))) && full() {
+    if request.entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Normal(_))) && full(group.id()) {
         return Err(no_room());
     }
     let mut sequences = Vec::with_capacity(request.entries.len());
@@ -225,7 +230,9 @@ impl raft_server::Raft for RaftService {
         let request = request.into_inner();
         let group = self.group(request.group)?;
         if is_question(&request) {
-            group.may_confirm().map_err(|error| Status::failed_precondition(error.to_string()))?;
+            let said = request.members.iter().find(|member| member.node_id == self.node_id);
+            let said = said.and_then(|member| member.log_id);
+            group.may_confirm(said).map_err(|error| Status::failed_precondition(error.to_string()))?;
         }
         let request = append_request(&group, request, &*self.full)?;
         let previous = request.prev_log_id;
@@ -306,9 +313,6 @@ impl raft_server::Raft for RaftService {
     ) -> Result<Response<raft::InstallSnapshotResponse>, Status> {
         let request = request.into_inner();
         let group = self.group(request.group)?;
-        if (self.full)() {
-            return Err(no_room());
-        }
         let vote = request.vote.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("vote")))?;
         may_be_of_term(&group, &vote)?;
         may_follow(&group, vote.leader_id.term)?;
@@ -317,7 +321,16 @@ impl raft_server::Raft for RaftService {
             last_membership: wire::stored_membership(request.last_membership).map_err(invalid)?,
         };
         let fetched = Arc::clone(&self.transfer).fetch(group.id(), request.source, request.snapshot_id, group.state());
-        let staged = fetched.await.map_err(stopped)?;
+        let no_room_is_left = async {
+            while !(self.full)(group.id()) {
+                tokio::time::sleep(LOOK_FOR_ROOM).await;
+            }
+        };
+        let staged = tokio::select! {
+            biased;
+            () = no_room_is_left => return Err(no_room()),
+            fetched = fetched => fetched.map_err(stopped)?,
+        };
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Staged(staged) };
         let response = group.raft().install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
         Ok(Response::new(raft::InstallSnapshotResponse { vote: Some(wire::vote_to_wire(&response.vote)) }))

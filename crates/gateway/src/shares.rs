@@ -1,15 +1,14 @@
 //! An amount that is shared among tokens, so that none of them takes it all, nor one shard what its token has.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
-use std::hash::Hash;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use meridian_types::ShardId;
 use tokio::sync::Notify;
 
 /// Who holds a share: one access token, by a hash of it, and what it is held for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Holder {
     pub(crate) token: u64,
     /// Operations of one shard wait together when that is not served. `None`: for no shard in particular.
@@ -35,8 +34,8 @@ struct Inner {
 struct State {
     closed: bool,
     used: u64,
-    by_token: HashMap<u64, u64>,
-    by_holder: HashMap<Holder, u64>,
+    by_token: BTreeMap<u64, u64>,
+    by_holder: BTreeMap<Holder, u64>,
 }
 
 /// Whether somebody may hold so much of `total`, with `used` held by all together.
@@ -119,7 +118,7 @@ impl Drop for Share {
     }
 }
 
-fn give_back<K: Eq + Hash>(held: &mut HashMap<K, u64>, holder: K, amount: u64) {
+fn give_back<K: Ord>(held: &mut BTreeMap<K, u64>, holder: K, amount: u64) {
     if let Entry::Occupied(mut held) = held.entry(holder) {
         *held.get_mut() = held.get().saturating_sub(amount);
         if *held.get() == 0 {

@@ -4,16 +4,19 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 /// Less free disk than this beyond what memtables will take when they are flushed, on the leader or on so many voters
 /// that the others are no majority, and writes are refused while reads, and writes that only delete, go on.
 pub(crate) const MIN_FREE_BYTES: u64 = 256 << 20;
-/// Less than this, and nothing is written any more: a leader takes no deletion either, and what other nodes send is not
-/// appended. A write that finds no room would stop the process, and at its next start again.
+/// Less than this, and a leader takes no write any more.
 const EXHAUSTED_BYTES: u64 = 96 << 20;
+/// Less than this, and what other nodes send is not appended either: a write that finds no room would stop the process,
+/// and at its next start again. Far below the bound for leaders, so that what they took before they heard of it still
+/// commits, and so does what gives room back: a database that is dropped, and what has expired.
+const NOTHING_BYTES: u64 = 32 << 20;
 /// A file that holds nothing. It is given up when the disk is so full that the database, which writes when it is
 /// opened, could not start.
 const BALLAST: &str = "ballast";
@@ -54,31 +57,29 @@ impl Room {
 }
 
 /// What room the disk had when it was last looked at.
-pub(crate) struct DiskGuard(AtomicU8);
-
-impl Default for DiskGuard {
-    fn default() -> Self {
-        Self(AtomicU8::new(Room::Enough as u8))
-    }
+#[derive(Default)]
+pub(crate) struct DiskGuard {
+    room: AtomicU8,
+    takes_nothing: AtomicBool,
 }
 
 impl DiskGuard {
     pub(crate) fn room(&self) -> Room {
-        match self.0.load(Ordering::Relaxed) {
+        match self.room.load(Ordering::Relaxed) {
             0 => Room::Enough,
             1 => Room::Low,
             _ => Room::Exhausted,
         }
     }
 
-    /// Whether nothing may be written.
-    pub(crate) fn is_exhausted(&self) -> bool {
-        self.room() == Room::Exhausted
+    /// Whether nothing is appended any more, whoever sends it.
+    pub(crate) fn takes_nothing(&self) -> bool {
+        self.takes_nothing.load(Ordering::Relaxed)
     }
 
     #[cfg(test)]
-    pub(crate) fn set(&self, room: Room) {
-        self.0.store(room as u8, Ordering::Relaxed);
+    pub(crate) fn set_takes_nothing(&self, takes_nothing: bool) {
+        self.takes_nothing.store(takes_nothing, Ordering::Relaxed);
     }
 
     /// What an operator is to know of it.
@@ -86,7 +87,8 @@ impl DiskGuard {
         let refused = match self.room() {
             Room::Enough => return None,
             Room::Low => "writes that only delete are taken, all others refused",
-            Room::Exhausted => "no write is taken, and nothing is copied from other nodes",
+            Room::Exhausted if self.takes_nothing() => "no write is taken, and nothing of other nodes either",
+            Room::Exhausted => "no write is taken",
         };
         let min = MIN_FREE_BYTES >> 20;
         Some(format!("the disk of the data folder has less than {min} MiB free beyond what memory holds: {refused}"))
@@ -97,9 +99,13 @@ impl DiskGuard {
     pub(crate) fn check(&self, folder: &Path, unflushed_bytes: u64) {
         let Some(free) = free_bytes(folder) else { return };
         metrics::gauge!("meridian_disk_free_bytes").set(free as f64);
-        let room = Room::with(free.saturating_sub(unflushed_bytes));
+        let free_then = free.saturating_sub(unflushed_bytes);
+        let room = Room::with(free_then);
+        if self.takes_nothing.swap(free_then < NOTHING_BYTES, Ordering::Relaxed) != (free_then < NOTHING_BYTES) {
+            tracing::warn!(free_mib = free >> 20, "nothing of other nodes is taken, or is taken again");
+        }
         metrics::gauge!("meridian_disk_full").set(f64::from(room != Room::Enough));
-        if self.0.swap(room as u8, Ordering::Relaxed) != room as u8 {
+        if self.room.swap(room as u8, Ordering::Relaxed) != room as u8 {
             tracing::warn!(?room, free_mib = free >> 20, "free disk space crossed its bound");
         }
         keep_ballast(folder, free);
@@ -159,7 +165,7 @@ mod tests {
         let guard = DiskGuard::default();
         assert_eq!((guard.room(), guard.warning()), (Room::Enough, None));
         for room in [Room::Low, Room::Exhausted] {
-            guard.set(room);
+            guard.room.store(room as u8, Ordering::Relaxed);
             assert_eq!(guard.room(), room);
             assert!(guard.warning().is_some());
             assert_eq!(Room::announced(room != Room::Enough, room == Room::Exhausted), room);
@@ -189,8 +195,10 @@ mod tests {
     fn what_memtables_hold_is_counted_as_written() {
         let (folder, guard) = (tempfile::tempdir().unwrap(), DiskGuard::default());
         guard.check(folder.path(), 0);
-        assert_eq!(guard.room(), Room::Enough, "this disk has no room for a test");
+        assert_eq!((guard.room(), guard.takes_nothing()), (Room::Enough, false), "this disk has no room for a test");
         guard.check(folder.path(), u64::MAX);
-        assert_eq!(guard.room(), Room::Exhausted);
+        assert_eq!((guard.room(), guard.takes_nothing()), (Room::Exhausted, true));
+        guard.check(folder.path(), free_bytes(folder.path()).unwrap() - EXHAUSTED_BYTES / 2);
+        assert_eq!((guard.room(), guard.takes_nothing()), (Room::Exhausted, false), "what leaders took still commits");
     }
 }

@@ -58,6 +58,9 @@ const FORGET_AFTER: Duration = Duration::from_millis(meridian_types::limits::REQ
 /// A preferred leader that lags by more is not handed the leadership.
 const HANDOVER_LAG_BATCHES: u64 = 100;
 
+/// While writes are refused for want of disk, memtables are flushed from so many bytes on.
+const FLUSHED_ON_A_FULL_DISK_BYTES: u64 = 8 << 20;
+
 pub(crate) struct Maintenance {
     pub(crate) node_id: NodeId,
     pub(crate) data_dir: PathBuf,
@@ -152,7 +155,7 @@ impl Maintenance {
     async fn persist_marks(self: Arc<Self>) {
         let persisted = tokio::task::spawn_blocking(move || {
             or_fatal(self.high_water.persist());
-            self.exchange.prune();
+            self.exchange.prune(self.disk.takes_nothing());
         });
         // It panics never, and a cancelled one is the node stopping.
         drop(persisted.await);
@@ -179,7 +182,20 @@ impl Maintenance {
 
     async fn look_at_the_disk(self: Arc<Self>) {
         // As with the marks.
-        drop(tokio::task::spawn_blocking(move || self.disk.check(&self.data_dir, self.engine.memtable_bytes())).await);
+        let looked = tokio::task::spawn_blocking(move || {
+            let unflushed = self.engine.memtable_bytes();
+            self.disk.check(&self.data_dir, unflushed);
+            // Writes would have them flushed, and are refused; and the log that they are also in takes room as long.
+            if self.disk.room() != Room::Enough && unflushed > FLUSHED_ON_A_FULL_DISK_BYTES {
+                for family in self.engine.families() {
+                    match self.engine.flush(&family) {
+                        Ok(()) | Err(StorageError::NoFamily(_)) => {}
+                        Err(error) => fatal(&error),
+                    }
+                }
+            }
+        });
+        drop(looked.await);
     }
 
     async fn purge(self: Arc<Self>) {

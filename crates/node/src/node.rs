@@ -128,10 +128,10 @@ impl Node {
         let disk = Arc::new(DiskGuard::default());
         let guard = Arc::clone(&disk);
         let raft = RaftService::new(node_id, Arc::clone(&transfer), Arc::clone(&engine))
-            .refusing_batches_while(move || guard.is_exhausted());
+            .refusing_batches_while(move |group| guard.takes_nothing() && group != DIRECTORY_GROUP);
         let (stop, stop_rpc) = (CancellationToken::new(), CancellationToken::new());
         let clocks = Clocks::default();
-        let reads = ByteBudget::new("reads", shares.reads);
+        let reads = Reads::new(ByteBudget::new("reads", shares.reads));
         let keepers = Arc::new(KeeperParts {
             node_id,
             data_dir: config.data_dir.clone(),
@@ -147,7 +147,7 @@ impl Node {
             clocks: clocks.clone(),
             writes: ByteBudget::new("writes that wait", shares.writes),
             log_cache: LogCache::new(shares.log_cache),
-            reads: Reads::new(reads.clone()),
+            reads: reads.clone(),
             timing: RaftTiming {
                 heartbeat_ms: config.raft.heartbeat_ms,
                 election_timeout_min_ms: config.raft.election_timeout_min_ms,

@@ -5,11 +5,10 @@
 
 use std::future::Future;
 use std::pin::{Pin, pin};
-use std::task::Poll;
 use std::time::Duration;
 
 use futures::stream::{self, BoxStream, StreamExt};
-use meridian_memory::{ByteBudget, Held};
+use meridian_memory::Held;
 use meridian_proto::shard::{self as wire, read_part::Part};
 use meridian_proto::{entry, entry_to_wire};
 use meridian_storage::ReadView;
@@ -18,7 +17,7 @@ use tokio::sync::Notify;
 use tonic::{Status, Streaming};
 
 use crate::hedge::Failed;
-use crate::reads::{PATIENCE, hold_with_last};
+use crate::reads::{Reads, hold_with_last};
 use crate::router::{Answering, BrokenOff, failed, some_node};
 use crate::shard::ReadReply;
 
@@ -105,7 +104,7 @@ pub(crate) fn weight(entry: &Entry) -> usize {
 
 /// For the answer of another node to be held here.
 pub(crate) struct Room {
-    pub(crate) budget: ByteBudget,
+    pub(crate) reads: Reads,
     /// What an earlier answer to the same read needed.
     pub(crate) held: Option<Held>,
 }
@@ -145,7 +144,11 @@ async fn taken(
     head: wire::ReadHead,
     room: Room,
 ) -> Result<Vec<Vec<Entry>>, BrokenOff> {
-    let bytes = usize::try_from(head.bytes).unwrap_or(usize::MAX);
+    let bytes = match head.bytes {
+        // Of an earlier version, which does not say.
+        0 if head.entries > 0 => MAX_ANSWER_BYTES,
+        said => usize::try_from(said).unwrap_or(usize::MAX),
+    };
     if bytes > MAX_ANSWER_BYTES {
         return Err(BrokenOff::Failed(format!("the answer is larger than {MAX_ANSWER_BYTES} bytes")));
     }
@@ -156,17 +159,12 @@ async fn taken(
         }
         too_little => {
             drop(too_little);
-            let mut waiting = pin!(room.budget.take(bytes, PATIENCE));
-            match futures::poll!(&mut waiting) {
-                Poll::Ready(taken) => taken.map_err(|exhausted| BrokenOff::Failed(exhausted.to_string()))?,
-                Poll::Pending => {
-                    drop(parts);
-                    let taken = waiting.await;
-                    return Err(
-                        taken.map_or_else(|exhausted| BrokenOff::Failed(exhausted.to_string()), BrokenOff::ForRoom)
-                    );
-                }
-            }
+            let Some(held) = room.reads.take_now(bytes) else {
+                drop(parts);
+                let taken = room.reads.take(bytes).await;
+                return Err(taken.map_or_else(|exhausted| BrokenOff::Failed(exhausted.to_string()), BrokenOff::ForRoom));
+            };
+            held
         }
     };
     let mut ranges = rest(parts, head, bytes).await.map_err(BrokenOff::Failed)?;

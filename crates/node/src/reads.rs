@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::FutureExt;
-use meridian_memory::{ByteBudget, Held};
+use meridian_memory::{ByteBudget, Exhausted, Held};
 use meridian_storage::{ReadView, ShardState, StateRead, StorageError, Turn};
 use meridian_types::{DatabaseId, Entry, ReadRange, limits};
 use tokio::sync::Semaphore;
@@ -21,9 +21,10 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// What one entry takes at most.
 const MAX_ENTRY_BYTES: usize = limits::MAX_VALUE_BYTES + limits::MAX_READ_KEY_BYTES + 256;
+const SMALL_BYTES: usize = 256 << 10;
 /// What a read is given to hold. Most need the first only; one that needs more gives back what it
 /// has, waits for the next, and begins anew, so that nobody waits who holds anything.
-const ALLOTMENTS: [usize; 3] = [256 << 10, 4 << 20, limits::MAX_READ_ENTRIES * MAX_ENTRY_BYTES];
+const ALLOTMENTS: [usize; 3] = [SMALL_BYTES, 4 << 20, limits::MAX_READ_ENTRIES * MAX_ENTRY_BYTES];
 
 /// So much of the bytes that reads may hold, and beside them, is for those that are read at once.
 const SMALL_PART: usize = 32;
@@ -53,6 +54,18 @@ impl Reads {
         let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
         let small = ByteBudget::new("small reads", bytes.total_bytes() / SMALL_PART);
         Self { bytes, small, turns: Arc::new(Semaphore::new((2 * cores).clamp(4, 64))) }
+    }
+
+    /// For the answer of another node, at once: a small one waits behind no large one.
+    pub(crate) fn take_now(&self, bytes: usize) -> Option<Held> {
+        let small = (bytes <= SMALL_BYTES).then(|| self.small.take(bytes, PATIENCE).now_or_never());
+        let held = small.flatten().or_else(|| self.bytes.take(bytes, PATIENCE).now_or_never());
+        held.and_then(Result::ok)
+    }
+
+    /// For the answer of another node, once there is room.
+    pub(crate) async fn take(&self, bytes: usize) -> Result<Held, Exhausted> {
+        self.bytes.take(bytes, PATIENCE).await
     }
 
     /// Reads all ranges from one state, at its own time: what has expired is a matter of the position, and of no

@@ -7,7 +7,7 @@ mod nodes;
 mod reach;
 mod refusals;
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,7 +63,7 @@ pub(crate) struct Router<N = ClusterNodes, C = BootClock> {
     reach: Reach,
     refusals: Refusals,
     /// What this gateway has shown of each shard: what it shows next is no older.
-    shown: Mutex<HashMap<ShardId, Position>>,
+    shown: Mutex<BTreeMap<ShardId, Position>>,
 }
 
 /// One operation on its way.
@@ -415,7 +415,7 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
             }
             let retried = unknown.is_some();
             // Of the latest try at each node.
-            let departures = Mutex::new(HashMap::<NodeId, Arc<Departure>>::new());
+            let departures = Mutex::new(BTreeMap::<NodeId, Arc<Departure>>::new());
             let not_answered = |node| match departures.lock().get(&node) {
                 Some(departure) => departure.not_answered("no answer in time".to_owned()),
                 None => no_answer(),

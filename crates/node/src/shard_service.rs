@@ -144,7 +144,14 @@ impl shard_server::Shard for ShardService {
         // Until it is answered, also where it waits for its turn, for a leader, or for another that it is passed on to.
         let admitted = match voter.admit(&request) {
             Ok(admitted) => admitted,
-            Err(refusal) => return Ok(Response::new(write_reply_to_wire(refusal))),
+            Err(refusal) => {
+                if let Some(turn) = turn {
+                    // The next one is not to wait for it.
+                    let turns = Arc::clone(&self.turns);
+                    tokio::spawn(async move { drop(turns.wait(turn).await) });
+                }
+                return Ok(Response::new(write_reply_to_wire(refusal)));
+            }
         };
         let place = match turn {
             Some(turn) => Some(self.turns.wait(turn).await),

@@ -1,4 +1,4 @@
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use meridian_storage::ShardState;
@@ -12,7 +12,7 @@ use crate::shard::LocalShard;
 /// The shards of this node, as they are at present.
 #[derive(Default)]
 pub(crate) struct ShardTable {
-    shards: RwLock<HashMap<ShardId, Entry>>,
+    shards: RwLock<BTreeMap<ShardId, Entry>>,
 }
 
 #[derive(Clone)]

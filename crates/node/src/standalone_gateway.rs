@@ -13,6 +13,7 @@ use crate::directory::{Directory, Follower, first_cluster};
 use crate::node::{StartError, configured_access, gateway_options, listen, max_memory_bytes, peer_channels};
 use crate::open_files;
 use crate::peers::{Dial, PeerChannels};
+use crate::reads::Reads;
 use crate::router::{ClusterNodes, Router};
 use crate::write_calls::WriteCalls;
 
@@ -42,7 +43,7 @@ impl StandaloneGateway {
             local_node: None,
             peers: Arc::clone(&peers),
             writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
-            reads: ByteBudget::new("reads", shares.reads),
+            reads: Reads::new(ByteBudget::new("reads", shares.reads)),
         };
         let router = Arc::new(Router::new(
             nodes,

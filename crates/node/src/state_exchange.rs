@@ -141,10 +141,11 @@ impl StateExchange {
         Some(id)
     }
 
-    /// Lets go of what nobody fetches, here or there.
-    pub(crate) fn prune(&self) {
+    /// Lets go of what nobody fetches, here or there; on a full disk also of what may be fetched further.
+    pub(crate) fn prune(&self, is_full: bool) {
         self.offers.lock().retain(|_, offer| offer.used.elapsed() < IDLE);
-        let abandoned: Vec<_> = self.begun.lock().extract_if(|_, begun| begun.since.elapsed() >= IDLE).collect();
+        let abandoned: Vec<_> =
+            self.begun.lock().extract_if(|_, begun| is_full || begun.since.elapsed() >= IDLE).collect();
         // Staged rows are deleted with them, and the lock is held by runtime threads.
         drop(abandoned);
     }

@@ -4,11 +4,13 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use meridian_consensus::RaftTiming;
+use meridian_consensus::{Peers, RaftTiming};
+use meridian_proto::log;
+use meridian_proto::raft::{self, raft_client::RaftClient};
 
 use crate::reads::{Links, three_linked};
-use crate::seal::three;
-use crate::support::{Node, at, equal, group, leader, set, until, write};
+use crate::seal::{three, three_that_wait};
+use crate::support::{Node, SHARD, at, equal, group, leader, set, until, write};
 use crate::wire::{Link, Wire, linked};
 
 /// What the one sends to the other goes over a new connection from now on.
@@ -135,4 +137,31 @@ async fn a_member_whose_folder_was_set_back_confirms_no_read_until_it_has_caught
     wire.hold_fetches(false);
     until("a read", async || leading.group().read_index().await.is_ok()).await;
     assert!(back.state.position() >= at(1, 6));
+}
+
+/// Nothing else comes before it from a leader whose member was just set back.
+#[tokio::test]
+async fn the_first_question_that_a_member_hears_tells_it_what_it_lacks() {
+    let wire = Arc::new(Wire::default());
+    let nodes = three_that_wait(&wire).await;
+    until("it leads", async || {
+        nodes[0].group().elect_now().await;
+        nodes[0].group().leadership().is_ok()
+    })
+    .await;
+    let last = write(&nodes, 2, "before").await;
+    equal(&nodes, at(1, last)).await;
+    let term = nodes[0].group().leadership().unwrap().term;
+    let asked = async |held: u64| {
+        let question = raft::AppendRequest {
+            group: Some(raft::Group { shard: SHARD.0, epoch: group(1).epoch.0.into(), target: 3 }),
+            vote: Some(log::Vote { term, node_id: 1, committed: true }),
+            members: vec![raft::MemberMark { node_id: 3, log_id: Some(log::LogId { term, index: held }) }],
+            ..Default::default()
+        };
+        RaftClient::new(wire.channel(3).unwrap()).append(question).await.map(drop)
+    };
+    until("it confirms that leader", async || asked(last).await.is_ok()).await;
+    let refused = asked(last + 100).await.unwrap_err();
+    assert!(refused.message().contains("was rolled back"), "{refused}");
 }

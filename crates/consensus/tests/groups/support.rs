@@ -159,7 +159,7 @@ impl Node {
         let full = Arc::new(AtomicBool::new(false));
         let is_full = Arc::clone(&full);
         let service = RaftService::new(id, Arc::clone(wire) as Arc<dyn StateTransfer>, Arc::clone(&engine))
-            .refusing_batches_while(move || is_full.load(Ordering::Relaxed));
+            .refusing_batches_while(move |_| is_full.load(Ordering::Relaxed));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut address = listener.local_addr().unwrap();
         if !distance.is_zero() {

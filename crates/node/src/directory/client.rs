@@ -65,10 +65,12 @@ impl Follower {
         let Ok(Ok(stream)) = tokio::time::timeout(FOLLOW_TIMEOUT, client.follow(request)).await else { return };
         let mut stream = stream.into_inner();
         while let Ok(Ok(Some(state))) = tokio::time::timeout(FOLLOW_TIMEOUT, stream.message()).await {
-            if !state.json.is_empty() && !learn(&self.directory, &state, source) {
+            // News may be old: only who hears the directory's leader sends the rest.
+            if state.json.is_empty() {
+                self.directory.is_up_to_date();
+            } else if !learn(&self.directory, &state, source) {
                 return;
             }
-            self.directory.is_up_to_date();
         }
         tracing::debug!(source, "the directory's stream ended");
     }

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use meridian_gateway::{Access, Database, Read};
-use meridian_memory::Shares;
+use meridian_memory::{ByteBudget, Shares};
 use meridian_proto::shard::shard_client::ShardClient;
 use meridian_proto::shard::shard_server::{Shard, ShardServer};
 use meridian_types::{Consistency, ReadRange, Value, ValueEncoding, Versionstamp};
@@ -110,7 +110,7 @@ async fn stage(entries: usize, key_bytes: usize, hangs: bool, profile: LinkProfi
         local_node: None,
         peers: Arc::clone(&peers),
         writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
-        reads: memory.clone(),
+        reads: Reads::new(memory.clone()),
     };
     let router = Router::new(nodes, BootClock, None, "region-2".to_owned(), directory, Duration::from_secs(10));
     Stage { router, reads, at_work, memory, peers, _link: link }

@@ -178,7 +178,7 @@ impl Driver {
                 },
                 _ = ticks.tick() => {
                     self.set_members();
-                    if self.parts.disk.is_exhausted() {
+                    if self.parts.disk.takes_nothing() {
                         self.cancel_fetch();
                     }
                     self.step(ReceiverEvent::Tick, None);
@@ -254,6 +254,9 @@ impl Driver {
         let (peers, history, log) = (Arc::clone(&self.parts.peers), self.history.clone(), self.log.clone());
         let target = Target { state: &state, log: &log, syncer: &syncer, history: &history };
         loop {
+            if self.parts.disk.takes_nothing() {
+                return Err("this node's disk has no room for it".to_owned());
+            }
             let over = tokio::time::sleep_until(deadline);
             if drain::pull_log(&target, &peers, source, through, over).await? {
                 self.give_up_whole();
@@ -382,7 +385,7 @@ impl Driver {
         let own = self.receiver.status(now, self.parts.node_id);
         let source = self.election.choose(now, &own);
         // What the disk has no room for would stop the process, and at its next start again.
-        let source = source.filter(|_| !self.parts.disk.is_exhausted());
+        let source = source.filter(|_| !self.parts.disk.takes_nothing());
         self.step(ReceiverEvent::Source(source), None);
     }
 

@@ -19,7 +19,6 @@ use tonic::{Request, Response, Streaming};
 
 use super::*;
 use crate::directory::first_cluster;
-use crate::disk::Room;
 use crate::followers::Followers;
 use crate::hedge::Failed;
 use crate::router::{ClusterNodes, Nodes};
@@ -273,7 +272,7 @@ async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by
     let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
     let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
     let writes = Arc::new(WriteCalls::new(Arc::clone(&peers)));
-    let reads = meridian_memory::ByteBudget::new("tests", 1 << 20);
+    let reads = Reads::new(meridian_memory::ByteBudget::new("tests", 1 << 20));
     let (local, local_node) = (Arc::clone(&shards), Some(4));
     let nodes = ClusterNodes { local, local_node, peers, writes: Arc::clone(&writes), reads };
     let service = ShardService { shards, writes, turns: Arc::default() };
@@ -339,13 +338,13 @@ async fn a_replica_whose_disk_is_full_takes_nothing_until_there_is_room() {
     source.shipments.lock().push_back(vec![stored(1)]);
     let node = Node::following(&source, Arc::new(Nobody)).await;
     node.until("it follows", || node.state.position() == at(1)).await;
-    node.disk.set(Room::Exhausted);
+    node.disk.set_takes_nothing(true);
     // With room it asks again once its source is silent, and takes what comes.
     let begun = Instant::now();
     node.until("it has left its source", || node.replica.status().source.is_none()).await;
     source.shipments.lock().push_back(vec![stored(2)]);
     node.until("time for several tries", || begun.elapsed() > Duration::from_secs(3)).await;
     assert_eq!((node.state.position(), source.shipments.lock().len()), (at(1), 1));
-    node.disk.set(Room::Enough);
+    node.disk.set_takes_nothing(false);
     node.until("it goes on", || node.state.position() == at(2)).await;
 }

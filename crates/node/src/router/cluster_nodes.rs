@@ -7,7 +7,7 @@ use bytes::Bytes;
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use meridian_gateway::{Read, Write};
-use meridian_memory::{ByteBudget, Held};
+use meridian_memory::Held;
 use meridian_proto::shard::{self as wire, shard_client::ShardClient, write_response};
 use meridian_proto::{read_range_to_wire, transaction_to_wire};
 use meridian_types::{Consistency, Epoch, NodeId, ShardId, Versionstamp, WriteOutcome};
@@ -21,6 +21,7 @@ use crate::hedge::Failed;
 use crate::peers::PeerChannels;
 use crate::proposer::{WriteReply, WriteRequest};
 use crate::read_answer::{self, Room};
+use crate::reads::Reads;
 use crate::shard::{LocalShard, ReadReply};
 use crate::shard_table::ShardTable;
 use crate::write_calls::WriteCalls;
@@ -33,7 +34,7 @@ pub(crate) struct ClusterNodes {
     pub(crate) peers: Arc<PeerChannels>,
     pub(crate) writes: Arc<WriteCalls>,
     /// For answers of other nodes.
-    pub(crate) reads: ByteBudget,
+    pub(crate) reads: Reads,
 }
 
 type Client = ShardClient<tonic::transport::Channel>;
@@ -120,7 +121,7 @@ impl Nodes for ClusterNodes {
             ranges: read.ranges.iter().map(read_range_to_wire).collect(),
             min_sequence,
         };
-        let room = Room { budget: self.reads.clone(), held: room };
+        let room = Room { reads: self.reads.clone(), held: room };
         let mut client = match self.client(node) {
             Ok(client) => client,
             Err(failed) => return ready(Err(failed)).boxed(),

@@ -1,6 +1,6 @@
 //! Who leads the shards, as far as one gateway knows.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,7 +38,7 @@ struct Served {
 /// Hints, which may be wrong: whoever is asked says so.
 #[derive(Default)]
 pub(super) struct Leaders {
-    shards: Mutex<HashMap<ShardId, Served>>,
+    shards: Mutex<BTreeMap<ShardId, Served>>,
 }
 
 impl Leaders {

@@ -1,6 +1,6 @@
 //! Which nodes answer one gateway, and how fast.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use meridian_types::NodeId;
@@ -26,7 +26,7 @@ struct Known {
 /// What is known of the nodes. That of this process is asked like the others, and takes no time.
 pub(super) struct Reach {
     local: Option<NodeId>,
-    nodes: Mutex<HashMap<NodeId, Known>>,
+    nodes: Mutex<BTreeMap<NodeId, Known>>,
 }
 
 impl Reach {

@@ -1,6 +1,6 @@
 //! Which nodes have refused to read a shard lately.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use meridian_types::{Consistency, NodeId, ShardId};
@@ -16,7 +16,7 @@ const REFUSES: Duration = Duration::from_secs(1);
 /// may well serve what is eventual.
 #[derive(Default)]
 pub(super) struct Refusals {
-    at: Mutex<HashMap<(NodeId, ShardId, bool), Duration>>,
+    at: Mutex<BTreeMap<(NodeId, ShardId, bool), Duration>>,
 }
 
 fn key(node: NodeId, shard: ShardId, consistency: Consistency) -> (NodeId, ShardId, bool) {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming};
 use meridian_gateway::{Access, Database, WriteFailure};
+use meridian_memory::ByteBudget;
 use meridian_storage::{Engine, GroupId, ShardState, Syncer};
 use meridian_types::{Position, ReadRange, RequestId, Transaction};
 use tokio::net::{TcpSocket, TcpStream};
@@ -49,7 +50,7 @@ fn router(
     let peers = Arc::new(PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap());
     let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
     let writes = Arc::new(WriteCalls::new(Arc::clone(&peers)));
-    let reads = ByteBudget::new("reads", 8 << 20);
+    let reads = Reads::new(ByteBudget::new("reads", 8 << 20));
     let nodes = ClusterNodes { local, local_node, peers: Arc::clone(&peers), writes, reads };
     let router = Router::new(nodes, BootClock, local_node, "region-1".to_owned(), Arc::clone(&directory), deadline);
     (router, peers, directory)
