@@ -50,9 +50,14 @@ impl StateTransfer for Nobody {
 struct Pressed {
     lag_ms: Arc<AtomicU64>,
     disk_is_low: Arc<AtomicBool>,
+    proposed: Arc<AtomicU64>,
 }
 
 impl Limits for Pressed {
+    fn proposed(&self, sequence: u64) {
+        self.proposed.store(sequence, Ordering::Relaxed);
+    }
+
     fn refusal(&self, only_deletes: bool) -> Option<String> {
         (self.disk_is_low.load(Ordering::Relaxed) && !only_deletes).then(|| "the disk is full".to_owned())
     }
@@ -70,6 +75,8 @@ struct Leader {
     directory: Arc<Directory>,
     lag_ms: Arc<AtomicU64>,
     disk_is_low: Arc<AtomicBool>,
+    /// The newest batch that was made.
+    proposed: Arc<AtomicU64>,
     writes: ByteBudget,
     time: Arc<TestTime>,
 }
@@ -124,6 +131,7 @@ impl Leader {
         directory.renewed(directory.now(), &lease);
         let lag_ms = Arc::new(AtomicU64::new(0));
         let disk_is_low = Arc::new(AtomicBool::new(false));
+        let proposed = Arc::default();
         let writes = ByteBudget::new("writes that wait", 8 << 20);
         let time = Arc::new(TestTime::default());
         let parts = ProposerParts {
@@ -131,13 +139,17 @@ impl Leader {
             state: Arc::clone(&state),
             directory: Arc::clone(&directory),
             gate: Arc::new(ReadGate::start(group.clone())),
-            limits: Arc::new(Pressed { lag_ms: Arc::clone(&lag_ms), disk_is_low: Arc::clone(&disk_is_low) }),
+            limits: Arc::new(Pressed {
+                lag_ms: Arc::clone(&lag_ms),
+                disk_is_low: Arc::clone(&disk_is_low),
+                proposed: Arc::clone(&proposed),
+            }),
             writes: writes.clone(),
             time: Arc::clone(&time) as Arc<dyn TimeSource>,
         };
         let proposer = Proposer::start(parts.clone());
         group.leadership_changed(None).await;
-        Self { proposer, parts, state, group, directory, lag_ms, disk_is_low, writes, time }
+        Self { proposer, parts, state, group, directory, lag_ms, disk_is_low, proposed, writes, time }
     }
 
     /// Asks again while the proposer has not yet heard that it leads.

@@ -28,6 +28,30 @@ async fn what_has_expired_is_swept_and_what_replaced_it_is_not() {
     assert_eq!(leader.value("kept").unwrap(), "2");
 }
 
+/// The key's new value is in flight when the sweep finds the old one expired.
+#[tokio::test]
+async fn what_is_being_written_is_not_swept_with_what_it_replaces() {
+    let engine = Arc::new(MemoryEngine::default());
+    let leader = Arc::new(Leader::start(Arc::clone(&engine)).await);
+    let first = leader.commit(expiring("k", HOUR_MS / 2)).await.position();
+    engine.hold_syncs();
+    let writing = Arc::clone(&leader);
+    let writing = tokio::spawn(async move { writing.write(RequestId::generate(), false, set("k", "new")).await });
+    let proposed = async |sequence| {
+        while leader.proposed.load(Ordering::Relaxed) < sequence {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    proposed(first.sequence + 1).await;
+    leader.skip(HOUR_MS);
+    proposed(first.sequence + 2).await;
+    assert_eq!(leader.state.position(), first, "the new value is in flight");
+    engine.release_syncs();
+    assert!(matches!(writing.await.unwrap(), WriteReply::Done(WriteOutcome::Committed(_))));
+    leader.swept().await;
+    assert_eq!(leader.value("k").unwrap(), "new");
+}
+
 #[tokio::test]
 async fn a_clock_that_was_ahead_or_behind_for_a_while_expires_nothing_early() {
     let leader = Leader::start(Arc::default()).await;
