@@ -15,6 +15,9 @@ use tokio::sync::watch;
 use crate::clock::Clock;
 use crate::router::Revival;
 
+/// How often it is looked whether those who were asked are silent, while no more may be asked.
+const LOOK_AGAIN: Duration = Duration::from_millis(25);
+
 /// Why one try gave nothing.
 #[derive(Debug)]
 pub(crate) enum Failed {
@@ -48,12 +51,15 @@ pub(crate) enum Round<T> {
 }
 
 /// How a round goes on while an answer is waited for.
-pub(crate) struct Hedging<'a, C, Delay, Pays, Late> {
+pub(crate) struct Hedging<'a, C, Delay, Pays, Late, Silent> {
     pub(crate) clock: &'a C,
     /// After so long without an answer of a node the next one is asked.
     pub(crate) delay: Delay,
-    /// Asked at a time, at most.
+    /// Asked at a time, at most; those who are silent do not count.
     pub(crate) at_a_time: usize,
+    /// Whether nothing at all was heard of the node since that time, long enough for it to have said that it is at
+    /// work.
+    pub(crate) is_silent: Silent,
     /// Whether another try may be made, beyond the first and those at a node that is named as the leader.
     pub(crate) pays: Pays,
     /// Once in the round the next try costs nothing, where a node refused at once: it did no work.
@@ -80,7 +86,14 @@ struct Pending {
 pub(crate) async fn round<T, F>(
     nodes: Vec<NodeId>,
     mut lost: Option<NodeId>,
-    hedging: Hedging<'_, impl Clock, impl Fn(NodeId) -> Duration, impl Fn() -> bool, impl Fn(NodeId) -> Failed>,
+    hedging: Hedging<
+        '_,
+        impl Clock,
+        impl Fn(NodeId) -> Duration,
+        impl Fn() -> bool,
+        impl Fn(NodeId) -> Failed,
+        impl Fn(NodeId, Duration) -> bool,
+    >,
     mut ask: impl FnMut(Try) -> F,
     accepts: impl Fn(&T, bool) -> bool,
     told: impl Fn(NodeId, &Result<T, Failed>),
@@ -88,7 +101,7 @@ pub(crate) async fn round<T, F>(
 where
     F: Future<Output = Result<T, Failed>>,
 {
-    let Hedging { clock, delay, at_a_time, pays, mut refusal_is_free, not_answered, mut found } = hedging;
+    let Hedging { clock, delay, at_a_time, is_silent, pays, mut refusal_is_free, not_answered, mut found } = hedging;
     let mut next = VecDeque::from(nodes);
     let (mut in_flight, mut pending) = (FuturesUnordered::new(), Vec::<Pending>::new());
     let (mut hinted, mut refused, mut named) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
@@ -111,6 +124,8 @@ where
         let late_at = |pending: &Pending| pending.asked + delay(pending.node);
         let in_vain = leads_elsewhere && next.is_empty() && pending.iter().all(|one| !named.contains(&one.node));
         let give_up_at = pending.iter().map(late_at).max().filter(|_| in_vain);
+        let may_be_at_work = pending.iter().filter(|one| !is_silent(one.node, one.asked)).count();
+        let has_room = may_be_at_work < at_a_time;
         tokio::select! {
             Some((node, result)) = in_flight.next() => {
                 told(node, &result);
@@ -170,9 +185,11 @@ where
                     start = true;
                 }
             }
-            () = clock.sleep_until(hedge_at), if !next.is_empty() && pending.len() < at_a_time => match pays() {
-                true => start = true,
-                false => hedge_at = clock.now() + pending.last().map_or(Duration::ZERO, |last| delay(last.node)),
+            () = clock.sleep_until(hedge_at), if !next.is_empty() => match has_room {
+                true if pays() => start = true,
+                true => hedge_at = clock.now() + pending.last().map_or(Duration::ZERO, |last| delay(last.node)),
+                // Until one of those who were asked turns out to be silent.
+                false => hedge_at = clock.now() + LOOK_AGAIN,
             },
             () = clock.sleep_until(give_up_at.unwrap_or(hedge_at)), if give_up_at.is_some() => {
                 for Pending { node, .. } in pending.drain(..) {

@@ -32,7 +32,7 @@ const ENTRY_BYTES: usize = 256;
 /// Until the next part comes.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the node says that it is at work, while it has no answer.
-const WORKING_EVERY: Duration = Duration::from_millis(250);
+pub(crate) const WORKING_EVERY: Duration = Duration::from_millis(250);
 
 /// Waits for `reply` here, and says meanwhile that it is worked at, as [`parts`] does for another node.
 pub(crate) async fn while_working<T>(reply: impl Future<Output = T>, working: &Notify) -> T {

@@ -22,6 +22,7 @@ use crate::directory::{Directory, Known};
 use crate::hedge::{self, Failed, Hedging, Round};
 use crate::history::History;
 use crate::proposer::PATIENCE;
+use crate::read_answer::WORKING_EVERY;
 
 use budget::{Budget, pause};
 use leaders::Leaders;
@@ -40,6 +41,8 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(800);
 const _: () = assert!(PATIENCE.as_millis() + 100 <= ATTEMPT_TIMEOUT.as_millis());
 /// Beyond the usual time to answer, another is asked as well.
 const HEDGE_AFTER: Duration = Duration::from_millis(100);
+/// By when a node that is at work on a read has said so; the round trip comes on top.
+const SAYS_THAT_IT_IS_AT_WORK: Duration = WORKING_EVERY.saturating_add(Duration::from_millis(50));
 /// Nodes that carry out one read at a time. Any voter that has a leader can serve it, so one more is enough.
 const READS_AT_A_TIME: usize = 2;
 /// Voters that have one write at a time: those that do not lead only wait for a leader.
@@ -216,6 +219,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
     }
 
     /// One after the other, each when those before are late.
+    #[allow(clippy::type_complexity, reason = "each of them is a closure that has no other name")]
     fn hedging<Late: Fn(NodeId) -> Failed>(
         &self,
         at_a_time: usize,
@@ -223,11 +227,15 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         bytes: usize,
         found: &watch::Receiver<Revival>,
         not_answered: Late,
-    ) -> Hedging<'_, C, impl Fn(NodeId) -> Duration, impl Fn() -> bool, Late> {
+    ) -> Hedging<'_, C, impl Fn(NodeId) -> Duration, impl Fn() -> bool, Late, impl Fn(NodeId, Duration) -> bool> {
         let delay = |node| HEDGE_AFTER + self.reach.round_trip(node);
         let pays = move || budget.pays(self.clock.now(), bytes);
+        let is_silent = |node, since| {
+            let said_by = since + SAYS_THAT_IT_IS_AT_WORK + self.reach.round_trip(node);
+            said_by <= self.clock.now() && !self.reach.was_heard_since(since, node)
+        };
         let found = found.clone();
-        Hedging { clock: &self.clock, delay, at_a_time, pays, refusal_is_free: false, not_answered, found }
+        Hedging { clock: &self.clock, delay, at_a_time, is_silent, pays, refusal_is_free: false, not_answered, found }
     }
 
     /// One try, to the first byte of its answer. A node that is at work on it is waited for until `latest`. What has

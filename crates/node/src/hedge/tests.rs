@@ -9,12 +9,29 @@ use crate::clock::BootClock;
 const NEVER: Duration = Duration::from_secs(3600);
 
 /// Others are asked at once, or never, while one is waited for: so no test depends on how fast it runs.
+#[allow(clippy::type_complexity, reason = "each of them is a closure that has no other name")]
 fn hedging(
     patience: Duration,
-) -> Hedging<'static, BootClock, impl Fn(NodeId) -> Duration, impl Fn() -> bool, impl Fn(NodeId) -> Failed> {
+) -> Hedging<
+    'static,
+    BootClock,
+    impl Fn(NodeId) -> Duration,
+    impl Fn() -> bool,
+    impl Fn(NodeId) -> Failed,
+    impl Fn(NodeId, Duration) -> bool,
+> {
     let found = watch::Sender::default().subscribe();
     let (delay, not_answered) = (move |_| patience, |_| Failed::Unknown("no answer in time".to_owned()));
-    Hedging { clock: &BootClock, delay, at_a_time: 3, pays: || true, refusal_is_free: false, not_answered, found }
+    Hedging {
+        clock: &BootClock,
+        delay,
+        at_a_time: 3,
+        is_silent: |_, _| false,
+        pays: || true,
+        refusal_is_free: false,
+        not_answered,
+        found,
+    }
 }
 
 /// One round, and all tries that it made.

@@ -234,10 +234,13 @@ fn nothing_is_sent_again_after_the_machine_was_suspended_for_too_long() {
 fn a_read_is_carried_out_by_two_at_most_and_by_none_when_nobody_waits() {
     run(AT_ONCE, |world| async move {
         let World { voters, router, time, .. } = &world;
+        voters.working.store(true, Ordering::SeqCst);
+        assert!(router.read(read()).await.is_ok());
+        assert_eq!((voters.most_in_flight.load(Ordering::SeqCst), voters.in_flight()), (2, 0));
         (1..=3).for_each(|node| voters.link(node, Link::Silent));
         let failed = router.read(read()).await.unwrap_err();
         assert!(failed.reason.contains("no answer within"), "{failed:?}");
-        assert_eq!((voters.most_in_flight.load(Ordering::SeqCst), voters.in_flight()), (2, 0));
+        assert_eq!(voters.in_flight(), 0);
         let reading = world.spawn({
             let router = Arc::clone(router);
             async move { drop(router.read(read()).await) }
@@ -248,6 +251,19 @@ fn a_read_is_carried_out_by_two_at_most_and_by_none_when_nobody_waits() {
         drop(reading);
         time.sleep(Duration::from_millis(1)).await;
         assert_eq!(voters.in_flight(), 0);
+    });
+}
+
+#[test]
+fn nodes_that_are_silent_are_not_waited_for_before_a_third_is_asked() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        (1..=2).for_each(|node| voters.link(node, Link::Silent));
+        let asked = time.now();
+        let eventual = Read { consistency: Consistency::Eventual, ..read() };
+        assert!(router.read(eventual).await.is_ok());
+        let took = time.now() - asked;
+        assert!(took < ATTEMPT_TIMEOUT, "{took:?}");
     });
 }
 
