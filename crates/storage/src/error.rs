@@ -48,7 +48,7 @@ pub fn fatal(error: &StorageError) -> ! {
     std::process::abort();
 }
 
-/// The process ends within [`LAST_WORDS`], whatever this thread waits for. To be called before a process that must stop
+/// The process ends within two seconds, whatever this thread waits for. To be called before a process that must stop
 /// says why: where nobody reads that, a log line that is being written keeps standard error locked, and without this
 /// all other threads would go on to serve, and to renew leases.
 pub fn abort_soon() {
