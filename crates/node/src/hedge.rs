@@ -124,8 +124,9 @@ where
         let late_at = |pending: &Pending| pending.asked + delay(pending.node);
         let in_vain = leads_elsewhere && next.is_empty() && pending.iter().all(|one| !named.contains(&one.node));
         let give_up_at = pending.iter().map(late_at).max().filter(|_| in_vain);
-        let may_be_at_work = pending.iter().filter(|one| !is_silent(one.node, one.asked)).count();
-        let has_room = may_be_at_work < at_a_time;
+        // Looked at only where it matters: most rounds ask one node.
+        let has_room = pending.len() < at_a_time
+            || pending.iter().filter(|one| !is_silent(one.node, one.asked)).count() < at_a_time;
         tokio::select! {
             Some((node, result)) = in_flight.next() => {
                 told(node, &result);

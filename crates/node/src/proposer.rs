@@ -100,6 +100,19 @@ pub(crate) trait Limits: Send + Sync {
     fn proposed(&self, _sequence: u64) {}
 }
 
+/// Of the directory's own group: changes of the cluster are few, and what they are held up for is told by others.
+pub(crate) struct NoLimits;
+
+impl Limits for NoLimits {
+    fn refusal(&self, _: bool) -> Option<String> {
+        None
+    }
+
+    fn replication_lag_ms(&self) -> Option<u64> {
+        None
+    }
+}
+
 impl Proposer {
     /// Starts the proposer's task. It ends when the last handle is dropped.
     pub(crate) fn start(parts: ProposerParts) -> Self {

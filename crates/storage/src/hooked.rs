@@ -111,6 +111,10 @@ impl<H: Hooks> Engine for HookedEngine<H> {
         self.hooks.snapshot(self.inner.snapshot())
     }
 
+    fn memtable_bytes(&self) -> u64 {
+        self.inner.memtable_bytes()
+    }
+
     fn open_snapshots(&self) -> u64 {
         self.inner.open_snapshots()
     }

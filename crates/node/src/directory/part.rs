@@ -16,7 +16,7 @@ use crate::followers::Followers;
 use crate::history::History;
 use crate::keeper::{KeeperParts, Vouched, run_member};
 use crate::peers::ControlPeers;
-use crate::proposer::Limits;
+use crate::proposer::NoLimits;
 use crate::replica::shipped_log;
 use crate::shard::{Voter, VoterParts, or_fatal};
 
@@ -128,18 +128,5 @@ impl DirectoryPart {
             or_fatal(self.take().await);
             self.leave().await;
         }
-    }
-}
-
-/// Changes of the cluster are few, and what they are held up for is told by others.
-struct NoLimits;
-
-impl Limits for NoLimits {
-    fn refusal(&self, _: bool) -> Option<String> {
-        None
-    }
-
-    fn replication_lag_ms(&self) -> Option<u64> {
-        None
     }
 }

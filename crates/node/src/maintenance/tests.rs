@@ -10,23 +10,11 @@ use super::*;
 use crate::directory::{ExecuteFailure, LeaderParts, first_cluster};
 
 use crate::history::History;
-use crate::proposer::Limits;
+use crate::proposer::NoLimits;
 use crate::reads::Reads;
 use crate::replica::{self, Replica, ReplicaParts, shipped_log};
 use crate::shard::VoterParts;
 use crate::topology::Topology;
-
-struct NoLimits;
-
-impl Limits for NoLimits {
-    fn refusal(&self, _: bool) -> Option<String> {
-        None
-    }
-
-    fn replication_lag_ms(&self) -> Option<u64> {
-        None
-    }
-}
 
 /// What looks after a node that has no shards yet.
 fn maintenance(folder: &std::path::Path) -> Maintenance {

@@ -15,6 +15,7 @@ use meridian_types::{
 use super::*;
 use crate::clocks::Clocks;
 use crate::directory::first_cluster;
+use crate::proposer::NoLimits;
 use crate::replica::shipped_log;
 use crate::shard_table::ShardTable;
 use crate::state_exchange::StateExchange;
@@ -22,18 +23,6 @@ use crate::topology::{DEV_DEFAULT_DATABASE, Topology};
 
 const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
 const DEADLINE: Duration = Duration::from_secs(20);
-
-struct NoLimits;
-
-impl Limits for NoLimits {
-    fn refusal(&self, _: bool) -> Option<String> {
-        None
-    }
-
-    fn replication_lag_ms(&self) -> Option<u64> {
-        None
-    }
-}
 
 struct Alone {
     engine: Arc<WatchedEngine>,

@@ -18,7 +18,7 @@ use crate::clocks::Clocks;
 use crate::directory::{Directory, first_cluster};
 use crate::followers::Followers;
 use crate::history::History;
-use crate::proposer::Limits;
+use crate::proposer::NoLimits;
 use crate::reads::Reads;
 use crate::reads::tests::Endless;
 use crate::replica::shipped_log;
@@ -26,18 +26,6 @@ use crate::router::Router;
 use crate::shard::{Voter, VoterParts};
 use crate::state_exchange::StateExchange;
 use crate::topology::{DEV_DEFAULT_DATABASE, Topology};
-
-struct NoLimits;
-
-impl Limits for NoLimits {
-    fn refusal(&self, _: bool) -> Option<String> {
-        None
-    }
-
-    fn replication_lag_ms(&self) -> Option<u64> {
-        None
-    }
-}
 
 fn router(
     address: &str,
