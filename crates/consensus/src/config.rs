@@ -5,7 +5,7 @@ use openraft::{Config, ConfigError, SnapshotPolicy};
 /// Raft's clocks, in milliseconds. The defaults suit DCs 1 to 2 ms apart: a lost leader is replaced
 /// when its lease has run out, after half a second, or up to 0.9 s. A disk that stalls
 /// for less, as shared ones do, costs no election. Members must be able to answer each other
-/// within two thirds of the shortest election timeout.
+/// within two thirds of the shortest election timeout, and to save a vote within the longest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RaftTiming {
     pub heartbeat_ms: u64,
@@ -28,7 +28,12 @@ impl RaftTiming {
         Duration::from_millis(self.election_timeout_max_ms)
     }
 
-    /// How long a heartbeat, or a question for a vote, may take to be answered: less than an election timeout.
+    /// How long a question for a vote may take to be answered: as long as openraft waits for it at most.
+    pub(crate) fn vote_answer_ms(self) -> u64 {
+        self.election_timeout_max_ms - 1
+    }
+
+    /// How long a heartbeat may take to be answered: less than an election timeout.
     pub(crate) fn heartbeat_answer_ms(self) -> u64 {
         self.heartbeat_ms.max(self.election_timeout_min_ms * 2 / 3)
     }
@@ -42,14 +47,15 @@ impl RaftTiming {
 pub(crate) fn openraft_config(timing: RaftTiming, name: String) -> Result<Config, ConfigError> {
     let config = Config {
         cluster_name: name,
-        // Only how long one may take to be answered, and five times as long as between two looks at the
-        // election timer. Heartbeats themselves are sent by `group::timers`.
+        // Only how long one may take to be answered. Heartbeats themselves are sent by `group::timers`, which also says
+        // when this member stands for election.
         heartbeat_interval: timing.heartbeat_answer_ms(),
         enable_heartbeat: false,
-        election_timeout_min: timing.election_timeout_min_ms,
-        election_timeout_max: timing.election_timeout_max_ms,
-        // Not before it is safe: see `RaftGroup::take_part`.
         enable_elect: false,
+        // How long a vote may take to be answered: a fsync, and a round trip.
+        election_timeout_min: timing.vote_answer_ms(),
+        // The leader's lease.
+        election_timeout_max: timing.election_timeout_max_ms,
         // A member that was wiped, or lost an end of its log, comes back with a shorter one, and must be sent
         // everything again. What was committed with what it acknowledged before is not lost: it does not vote, or not
         // before its log is as long as it was, so later leaders are elected by others that hold it. What it

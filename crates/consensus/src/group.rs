@@ -312,7 +312,6 @@ impl RaftGroup {
         self.reach_what_it_left().await?;
         self.votes.settle(VoteGate::OpensAt(self.quiet_until));
         tokio::time::sleep_until(self.quiet_until.into()).await;
-        self.votes.if_open(|| self.raft.runtime_config().elect(true));
         Ok(())
     }
 
@@ -364,7 +363,7 @@ impl RaftGroup {
     /// transfer), counts none for itself, and does not stand for election. It goes on following a leader, or
     /// leading: what was begun can be finished.
     pub fn seal(&self) {
-        self.votes.seal(|| self.raft.runtime_config().elect(false));
+        self.votes.seal();
     }
 
     /// The newest term that this member has given a vote in, or has followed. Asked after

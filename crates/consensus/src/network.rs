@@ -172,16 +172,17 @@ impl Network {
         Timeout { action, id: self.factory.node_id, target: self.target, timeout: after }
     }
 
+    /// As long as openraft waits: what it calls soft is three quarters of that.
     async fn within<T>(
         &self,
         action: RPCTypes,
         option: &RPCOption,
         call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
     ) -> Result<T, RPCError<TypeConfig>> {
-        match tokio::time::timeout(option.soft_ttl(), call).await {
+        match tokio::time::timeout(option.hard_ttl(), call).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(failed(&status)),
-            Err(_) => Err(self.timeout(action, option.soft_ttl()).into()),
+            Err(_) => Err(self.timeout(action, option.hard_ttl()).into()),
         }
     }
 

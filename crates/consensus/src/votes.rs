@@ -115,17 +115,13 @@ impl Votes {
     }
 
     /// Runs `stand` if the member may stand for election; sealing does not come between.
-    pub(crate) fn if_open(&self, stand: impl FnOnce()) {
+    pub(crate) fn if_open<T>(&self, stand: impl FnOnce() -> T) -> Option<T> {
         let state = self.state.read();
-        if state.check(false).is_ok() {
-            stand();
-        }
+        state.check(false).is_ok().then(stand)
     }
 
-    pub(crate) fn seal(&self, step_back: impl FnOnce()) {
-        let mut state = self.state.write();
-        state.is_sealed = true;
-        step_back();
+    pub(crate) fn seal(&self) {
+        self.state.write().is_sealed = true;
     }
 }
 
@@ -150,11 +146,9 @@ mod tests {
     #[test]
     fn what_is_sealed_stays_sealed() {
         let votes = Votes::default();
-        let mut stands = false;
-        votes.seal(|| ());
+        votes.seal();
         votes.settle(VoteGate::OpensAt(Instant::now()));
-        votes.if_open(|| stands = true);
-        assert_eq!((votes.check(true), stands), (Err(NoVote::Sealed), false));
+        assert_eq!((votes.check(true), votes.if_open(|| ())), (Err(NoVote::Sealed), None));
     }
 
     #[test]
@@ -164,7 +158,7 @@ mod tests {
         assert_eq!((votes.may_follow(7), votes.may_confirm()), (forgotten(7), Err(NoVote::Undecided)));
         votes.settle(VoteGate::Never);
         votes.follow_from(6);
-        votes.seal(|| ());
+        votes.seal();
         assert_eq!((votes.may_follow(5), votes.may_follow(6)), (forgotten(5), Ok(())));
         assert_eq!(votes.may_confirm(), Err(NoVote::Wiped));
         votes.settle(VoteGate::Behind);

@@ -1,5 +1,7 @@
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::ThreadId;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 
@@ -16,6 +18,7 @@ pub struct Watch {
     watched: Mutex<Option<Watched>>,
     after_writes: OnceLock<Box<dyn Fn(Durability) + Send + Sync>>,
     after_snapshots: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    sync_ms: AtomicU64,
 }
 
 struct Watched {
@@ -49,6 +52,11 @@ impl Watch {
         drop(self.after_snapshots.set(Box::new(hook)));
     }
 
+    /// How long each fsync takes from now on, as on a disk that others use too.
+    pub fn syncs_take(&self, time: Duration) {
+        self.sync_ms.store(u64::try_from(time.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
     /// What the watched thread did all the same, and the end of watching.
     pub fn found(&self) -> Vec<&'static str> {
         self.watched.lock().take().map(|watched| watched.found).unwrap_or_default()
@@ -77,6 +85,9 @@ impl Hooks for Watch {
             && (waits || watched.all)
         {
             watched.found.push(what);
+        }
+        if let (Call::Sync, ms @ 1..) = (call, self.sync_ms.load(Ordering::Relaxed)) {
+            std::thread::sleep(Duration::from_millis(ms));
         }
         Ok(())
     }

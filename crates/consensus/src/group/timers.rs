@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
@@ -31,14 +32,11 @@ impl Contact {
     }
 }
 
-/// What goes by the clock beside openraft's own election timer.
+/// What goes by the clock: heartbeats, and when this member stands for election.
 ///
 /// A leader sends heartbeats. openraft would, but it gives a follower only the time between two of them to
-/// answer, and between regions the answer takes longer than heartbeats should be apart.
-///
-/// The first of the voters beside the leader stands for election as soon as the leader's lease has run out, the
-/// next one a round trip later, and so on: in a line there is no vote to be split, and no reason to wait for a
-/// random time. Where nobody wins so, openraft's own timers bring somebody up.
+/// answer, and between regions the answer takes longer than heartbeats should be apart. It would also have members
+/// stand for election, each at a random time and again after one that was too short for a slow disk, for ever.
 pub(super) struct Timers(JoinHandle<()>);
 
 impl Timers {
@@ -49,27 +47,23 @@ impl Timers {
         votes: Arc<Votes>,
         timing: RaftTiming,
     ) -> Self {
-        // The others' leases end a little later or sooner.
-        let lease = timing.election_timeout_max() + Duration::from_millis(timing.heartbeat_ms / 2);
-        let step = Duration::from_millis(timing.heartbeat_answer_ms());
         let heartbeat = Duration::from_millis(timing.heartbeat_ms);
-        // Later than the answers of most: a new try gives up the one before.
-        let again = 2 * heartbeat;
+        let mut candidacies = Candidacies::new(timing, Instant::now());
         Self(tokio::spawn(async move {
-            let mut stood: Option<Instant> = None;
             loop {
-                let (state, rank) = {
+                let (state, has_leader, rank) = {
                     let metrics = raft.metrics();
                     let metrics = metrics.borrow_watched();
-                    let line =
-                        metrics.membership_config.voter_ids().filter(|voter| Some(*voter) != metrics.current_leader);
-                    let rank = (0u32..).zip(line).find_map(|(rank, voter)| (voter == node_id).then_some(rank));
-                    (metrics.state, rank)
+                    let voters = metrics.membership_config.voter_ids();
+                    (metrics.state, metrics.current_leader.is_some(), rank(voters, metrics.current_leader, node_id))
                 };
                 let now = Instant::now();
-                let stands_at = match (state, rank, contact.last()) {
-                    (ServerState::Follower, Some(rank), Some(last)) => {
-                        Some((last + lease + step * rank).max(stood.map_or(last, |stood| stood + again)))
+                let may_stand = matches!(state, ServerState::Follower | ServerState::Candidate)
+                    && candidacies.may_stand(now, votes.check(false).is_ok());
+                let stands_at = match rank {
+                    Some(rank) if may_stand => {
+                        let heard = Heard { last: contact.last(), has_leader };
+                        candidacies.stands_at(rank, heard, state == ServerState::Candidate)
                     }
                     _ => None,
                 };
@@ -78,9 +72,12 @@ impl Timers {
                         contact.renew();
                         raft.trigger().heartbeat().await.is_err()
                     }
-                    _ if stands_at.is_some_and(|at| at <= now) && votes.check(false).is_ok() => {
-                        stood = Some(now);
-                        raft.trigger().elect(true).await.is_err()
+                    _ if stands_at.is_some_and(|at| at <= now) => {
+                        candidacies.stood(now, rand::random_range(0.0..1.0));
+                        // Before a seal, whoever asks then for the member's term hears of it; or not at all. It waits
+                        // for nothing but room in a queue, and is tried again.
+                        let stood = votes.if_open(|| raft.trigger().elect(true).now_or_never()).flatten();
+                        stood.is_some_and(|stood| stood.is_err())
                     }
                     state => state == ServerState::Shutdown,
                 };
@@ -94,9 +91,149 @@ impl Timers {
     }
 }
 
+/// Where the node stands in the line of voters, behind those of which one leads last; `None` if it does not vote.
+fn rank(voters: impl Iterator<Item = u64>, leader: Option<u64>, node_id: u64) -> Option<u32> {
+    let mut line: Vec<u64> = voters.collect();
+    line.sort_by_key(|voter| (Some(*voter) == leader, *voter));
+    (0u32..).zip(line).find_map(|(rank, voter)| (voter == node_id).then_some(rank))
+}
+
+/// What a member has heard of others.
+#[derive(Clone, Copy)]
+struct Heard {
+    /// When that was last: of a leader, or a candidate that it voted for.
+    last: Option<Instant>,
+    has_leader: bool,
+}
+
+/// When a member stands for election.
+///
+/// The first of the voters beside the leader stands as soon as the leader's lease has run out, the next one a round
+/// trip later, and so on: in a line there is no vote to be split, and no reason to wait for a random time.
+///
+/// Where nobody wins so, it asks again soon whether it would get the votes; a question in the same term makes no answer
+/// void that is late. One that stands gives its votes the time that they may take, and then a random time, longer after
+/// each try: however slow the members' disks are, one of them has the time to win.
+struct Candidacies {
+    /// By when the others' leases end, after the leader was heard here: a little later or sooner than this one's.
+    lease: Duration,
+    step: Duration,
+    answer: Duration,
+    /// Between the first two tries.
+    again: Duration,
+    /// Where no leader was ever heard, nobody stands before.
+    not_before: Instant,
+    /// Since when this member may stand.
+    open: Option<Instant>,
+    /// The latest try since a leader was heard.
+    stood: Option<Try>,
+}
+
+#[derive(Clone, Copy)]
+struct Try {
+    at: Instant,
+    /// From 1.
+    number: u32,
+    /// From 0 to 1.
+    random: f64,
+}
+
+impl Candidacies {
+    /// The random time is no longer than so many times that for answers.
+    const LONGEST: u32 = 8;
+
+    fn new(timing: RaftTiming, started: Instant) -> Self {
+        let heartbeat = Duration::from_millis(timing.heartbeat_ms);
+        Self {
+            lease: timing.election_timeout_max() + heartbeat / 2,
+            step: Duration::from_millis(timing.heartbeat_answer_ms()),
+            answer: Duration::from_millis(timing.vote_answer_ms()),
+            again: 2 * heartbeat,
+            not_before: started + Duration::from_millis(timing.election_timeout_min_ms),
+            open: None,
+            stood: None,
+        }
+    }
+
+    fn may_stand(&mut self, now: Instant, votes: bool) -> bool {
+        self.open = votes.then(|| self.open.unwrap_or(now));
+        votes
+    }
+
+    fn stands_at(&mut self, rank: u32, heard: Heard, is_candidate: bool) -> Option<Instant> {
+        if heard.has_leader && heard.last.zip(self.stood).is_some_and(|(last, stood)| last > stood.at) {
+            self.stood = None;
+        }
+        let first = match heard.last {
+            Some(last) => last + self.lease,
+            None => self.open?.max(self.not_before),
+        };
+        let in_line = first + self.step * rank;
+        Some(self.stood.map_or(in_line, |stood| in_line.max(stood.at + self.pause(stood, is_candidate))))
+    }
+
+    fn pause(&self, stood: Try, is_candidate: bool) -> Duration {
+        let doubled = 2u32.saturating_pow(stood.number - 1);
+        let longest = self.answer + (self.answer * doubled.min(Self::LONGEST)).mul_f64(stood.random);
+        if is_candidate { longest } else { longest.min(self.again.saturating_mul(doubled)) }
+    }
+
+    fn stood(&mut self, now: Instant, random: f64) {
+        let number = self.stood.map_or(1, |before| before.number.saturating_add(1));
+        self.stood = Some(Try { at: now, number, random });
+    }
+}
+
 impl Drop for Timers {
     /// Else the task would keep a group alive that nobody else has.
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: fn(u64) -> Duration = Duration::from_millis;
+
+    #[test]
+    fn who_led_stands_last_and_who_does_not_vote_never() {
+        let ranks = |leader| [1, 2, 3, 4].map(|node| rank([3, 1, 2].into_iter(), leader, node));
+        assert_eq!(ranks(None), [Some(0), Some(1), Some(2), None]);
+        assert_eq!(ranks(Some(1)), [Some(2), Some(0), Some(1), None]);
+    }
+
+    #[test]
+    fn voters_stand_in_a_line_and_later_after_each_try_until_a_leader_is_heard() {
+        let (timing, start) = (RaftTiming::default(), Instant::now());
+        let mut member = Candidacies::new(timing, start);
+        let nobody = Heard { last: None, has_leader: false };
+        assert!(!member.may_stand(start, false) && member.stands_at(0, nobody, false).is_none());
+        // Nobody was ever heard.
+        assert!(member.may_stand(start + MS(10), true));
+        assert_eq!(member.stands_at(0, nobody, false), Some(start + MS(300)));
+        assert_eq!(member.stands_at(2, nobody, false), Some(start + MS(700)));
+        // The leader was, last at this time.
+        let lost = Heard { last: Some(start + MS(1000)), has_leader: true };
+        let mut now = start + MS(1000 + 450 + 25 + 200);
+        assert_eq!(member.stands_at(1, lost, false), Some(now));
+        for (asks, stands) in [(100, 1), (200, 2), (400, 4), (800, 8), (1600, 8), (3200, 8), (449 * 9, 8)] {
+            member.stood(now, 1.0);
+            assert_eq!(member.stands_at(1, lost, false).unwrap() - now, MS(asks));
+            let candidate = Heard { has_leader: false, ..lost };
+            let again = member.stands_at(1, candidate, true).unwrap();
+            assert_eq!(again - now, MS(449 * (1 + stands)));
+            now = again;
+        }
+        member.stood(now, 0.0);
+        assert_eq!(member.stands_at(0, lost, true).unwrap() - now, MS(449), "the answers are always waited for");
+        // A candidate that it voted for is no leader.
+        let voted = Heard { last: Some(now + MS(100)), has_leader: false };
+        assert_eq!(member.stands_at(0, voted, false), Some(now + MS(100 + 475)));
+        assert!(member.stood.is_some());
+        let heard = Heard { has_leader: true, ..voted };
+        assert_eq!(member.stands_at(0, heard, false), Some(now + MS(100 + 475)));
+        assert!(member.stood.is_none());
     }
 }

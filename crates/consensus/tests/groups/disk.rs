@@ -2,6 +2,9 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use meridian_consensus::RaftTiming;
 
 use crate::seal::three;
 use crate::support::{Node, at, equal, leader, set, until, write};
@@ -45,6 +48,26 @@ async fn no_member_waits_for_its_disk_on_the_runtime() {
     }
 }
 
+/// A vote is answered once it is durable.
+#[tokio::test(flavor = "multi_thread")]
+async fn members_whose_disks_take_most_of_a_lease_to_save_a_vote_elect_a_leader() {
+    let (wire, voters) = (Arc::new(Wire::default()), set(1..=3));
+    let mut nodes = Vec::new();
+    for id in 1..=3 {
+        let mut node = Node::new(id, &wire).await;
+        node.timing = RaftTiming { heartbeat_ms: 150, election_timeout_min_ms: 600, election_timeout_max_ms: 900 };
+        node.form(1, &voters, at(1, 0));
+        node.open(1, &voters).await;
+        nodes.push(node);
+    }
+    write(&nodes, 1, "before").await;
+    let lost = leader(&nodes).await.id;
+    nodes.iter().for_each(|node| node.watched.syncs_take(Duration::from_millis(650)));
+    let mut lost = nodes.remove(usize::try_from(lost).unwrap() - 1);
+    lost.close().await;
+    write(&nodes, 1, "after").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_voter_whose_disk_is_full_appends_nothing_follows_its_leader_and_catches_up_later() {
     let nodes = three(&Arc::new(Wire::default())).await;
@@ -57,7 +80,7 @@ async fn a_voter_whose_disk_is_full_appends_nothing_follows_its_leader_and_catch
     let more = write(&nodes, 20, "while it is full").await;
     // Several election timeouts: it hears its leader all the while.
     for _ in 0..10 {
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(100)).await;
         write(&nodes, 1, "while it is full").await;
     }
     assert_eq!(full.state.position(), at(1, last), "it was to append nothing");
