@@ -51,7 +51,10 @@ impl NodeChannels {
             .http2_keep_alive_interval(Duration::from_secs(2))
             .keep_alive_timeout(Duration::from_secs(3))
             .initial_stream_window_size(8 << 20)
-            .initial_connection_window_size(16 << 20);
+            .initial_connection_window_size(16 << 20)
+            // Each answer to a call that was given up, as hedged ones are all day, counts for as long as the connection
+            // lives: a node of the cluster would be cut off for being late, with every other call to it.
+            .http2_max_local_error_reset_streams(None);
         let connect = || endpoint.connect_lazy();
         let control = {
             let _there = control.map(Handle::enter);
@@ -129,3 +132,6 @@ impl Peers for PeerChannels {
         self.channels.read().get(&node).map(|channels| channels.raft.clone())
     }
 }
+
+#[cfg(test)]
+mod tests;
