@@ -51,7 +51,7 @@ pub(crate) enum Round<T> {
 }
 
 /// How a round goes on while an answer is waited for.
-pub(crate) struct Hedging<'a, C, Delay, Pays, Late, Silent> {
+pub(crate) struct Hedging<'a, C, Delay, Pays, Late, Silent, Moved> {
     pub(crate) clock: &'a C,
     /// After so long without an answer of a node the next one is asked.
     pub(crate) delay: Delay,
@@ -68,6 +68,8 @@ pub(crate) struct Hedging<'a, C, Delay, Pays, Late, Silent> {
     pub(crate) not_answered: Late,
     /// Who is found to lead meanwhile. What was found before this was subscribed to is not told.
     pub(crate) found: watch::Receiver<Revival>,
+    /// Ends when none of the nodes is to be asked any more, since others have the shard.
+    pub(crate) moved: Moved,
 }
 
 struct Pending {
@@ -82,7 +84,7 @@ struct Pending {
 /// whether another node was asked after the one that gave it.
 ///
 /// Those who are late are not waited for when all others have answered, and none that has says that one of them
-/// leads: what they may have done is unknown then.
+/// leads, or when the shard has moved: what they may have done is unknown then.
 pub(crate) async fn round<T, F>(
     nodes: Vec<NodeId>,
     mut lost: Option<NodeId>,
@@ -93,6 +95,7 @@ pub(crate) async fn round<T, F>(
         impl Fn() -> bool,
         impl Fn(NodeId) -> Failed,
         impl Fn(NodeId, Duration) -> bool,
+        impl Future<Output = ()>,
     >,
     mut ask: impl FnMut(Try) -> F,
     accepts: impl Fn(&T, bool) -> bool,
@@ -101,7 +104,10 @@ pub(crate) async fn round<T, F>(
 where
     F: Future<Output = Result<T, Failed>>,
 {
-    let Hedging { clock, delay, at_a_time, is_silent, pays, mut refusal_is_free, not_answered, mut found } = hedging;
+    let Hedging { clock, delay, at_a_time, is_silent, pays, mut refusal_is_free, not_answered, mut found, moved } =
+        hedging;
+    tokio::pin!(moved);
+    let mut has_moved = false;
     let mut next = VecDeque::from(nodes);
     let (mut in_flight, mut pending) = (FuturesUnordered::new(), Vec::<Pending>::new());
     let (mut hinted, mut refused, mut named) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
@@ -121,13 +127,17 @@ where
             hedge_at = clock.now() + delay(node);
             in_flight.push(async move { (node, attempt.await) });
         }
+        if pending.is_empty() && next.is_empty() {
+            let reason = why.unwrap_or_else(|| "it has no leader at present".to_owned());
+            return Round::Nothing { reason, unknown, lost };
+        }
         let late_at = |pending: &Pending| pending.asked + delay(pending.node);
         let in_vain = leads_elsewhere && next.is_empty() && pending.iter().all(|one| !named.contains(&one.node));
+        let in_vain = in_vain || has_moved;
         let give_up_at = pending.iter().map(late_at).max().filter(|_| in_vain);
-        // Looked at only where it matters: most rounds ask one node.
-        let has_room = pending.len() < at_a_time
-            || pending.iter().filter(|one| !is_silent(one.node, one.asked)).count() < at_a_time;
         tokio::select! {
+            // Most answers are there when they are asked for: then nothing else is looked at, and no timer is made.
+            biased;
             Some((node, result)) = in_flight.next() => {
                 told(node, &result);
                 let at = pending.iter().position(|pending| pending.node == node);
@@ -150,7 +160,9 @@ where
                 let is_pending = |node: NodeId| pending.iter().any(|pending| pending.node == node);
                 match failed {
                     Failed::NotLeader(Some(leader)) if is_pending(leader) => drop(named.insert(leader)),
-                    Failed::NotLeader(Some(leader)) if !refused.contains(&leader) && hinted.insert(leader) => {
+                    Failed::NotLeader(Some(leader))
+                        if !has_moved && !refused.contains(&leader) && hinted.insert(leader) =>
+                    {
                         leads_elsewhere = true;
                         named.insert(leader);
                         next.retain(|node| *node != leader);
@@ -174,7 +186,7 @@ where
                     hedge_at = clock.now();
                 }
             }
-            Ok(()) = found.changed() => {
+            Ok(()) = found.changed(), if !has_moved => {
                 let leader = found.borrow_and_update().leader;
                 if let Some(leader) = leader.filter(|leader| !pending.iter().any(|one| one.node == *leader))
                     && hinted.insert(leader)
@@ -186,25 +198,31 @@ where
                     start = true;
                 }
             }
-            () = clock.sleep_until(hedge_at), if !next.is_empty() => match has_room {
-                true if pays() => start = true,
-                true => hedge_at = clock.now() + pending.last().map_or(Duration::ZERO, |last| delay(last.node)),
-                // Until one of those who were asked turns out to be silent.
-                false => hedge_at = clock.now() + LOOK_AGAIN,
-            },
+            () = &mut moved, if !has_moved => {
+                has_moved = true;
+                next.clear();
+            }
+            () = clock.sleep_until(hedge_at), if !next.is_empty() => {
+                let at_work = || pending.iter().filter(|one| !is_silent(one.node, one.asked)).count();
+                match pending.len() < at_a_time || at_work() < at_a_time {
+                    true if pays() => start = true,
+                    true => hedge_at = clock.now() + pending.last().map_or(Duration::ZERO, |last| delay(last.node)),
+                    // Until one of those who were asked turns out to be silent.
+                    false => hedge_at = clock.now() + LOOK_AGAIN,
+                }
+            }
             () = clock.sleep_until(give_up_at.unwrap_or(hedge_at)), if give_up_at.is_some() => {
                 for Pending { node, .. } in pending.drain(..) {
                     let failed = not_answered(node);
                     unknown |= matches!(failed, Failed::Unknown(_));
-                    told(node, &Err(failed));
                     lost = lost.or(Some(node));
+                    // That it has not answered yet for an epoch that is over says nothing of it.
+                    if !has_moved {
+                        told(node, &Err(failed));
+                    }
                 }
             }
             else => {}
-        }
-        if pending.is_empty() && next.is_empty() {
-            let reason = why.unwrap_or_else(|| "it has no leader at present".to_owned());
-            return Round::Nothing { reason, unknown, lost };
         }
     }
 }

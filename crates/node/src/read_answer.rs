@@ -152,7 +152,7 @@ async fn taken(
     if bytes > MAX_ANSWER_BYTES {
         return Err(BrokenOff::Failed(format!("the answer is larger than {MAX_ANSWER_BYTES} bytes")));
     }
-    let held = match room.held {
+    let mut held = match room.held {
         Some(mut held) if held.bytes() >= bytes => {
             held.shrink_to(bytes);
             held
@@ -168,6 +168,8 @@ async fn taken(
         }
     };
     let mut ranges = rest(parts, head, bytes).await.map_err(BrokenOff::Failed)?;
+    // Of one that did not say its bytes, most of what was taken for it.
+    held.shrink_to(ranges.iter().flatten().map(weight).sum());
     hold_with_last(&mut ranges, held);
     Ok(ranges)
 }

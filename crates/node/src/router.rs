@@ -186,10 +186,16 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         shard: (ShardId, Epoch),
         budget: &Budget,
         mut found: watch::Receiver<Revival>,
-        mut known: watch::Receiver<Arc<Known>>,
+        known: watch::Receiver<Arc<Known>>,
         left: Duration,
     ) -> bool {
         let until = self.clock.now() + left;
+        let moved = self.moved(pursuit.database, shard, known);
+        tokio::pin!(moved);
+        let spread = || {
+            let spread = rand::random_range(Duration::ZERO..REVIVAL_SPREAD);
+            self.clock.sleep_until(self.clock.now() + spread)
+        };
         let mut next = self.clock.now() + pursuit.next_pause();
         loop {
             tokio::select! {
@@ -203,31 +209,42 @@ impl<N: Nodes, C: Clock> Router<N, C> {
                     next = self.clock.now() + pursuit.next_pause();
                 }
                 Ok(()) = found.changed() => {
-                    let spread = rand::random_range(Duration::ZERO..REVIVAL_SPREAD);
-                    self.clock.sleep_until(self.clock.now() + spread).await;
+                    spread().await;
                     return true;
                 }
-                Ok(()) = known.changed() => {
-                    if self.shard(pursuit.database).ok() != Some(shard) {
-                        // How often others failed says nothing of those who have it now.
-                        pursuit.rounds = 1;
-                        return true;
-                    }
+                () = &mut moved => {
+                    // How often others failed, or did not answer, says nothing of those who have it now.
+                    (pursuit.rounds, pursuit.lost) = (1, None);
+                    spread().await;
+                    return true;
                 }
             }
         }
     }
 
+    /// Ends when what is `known` has changed so that the database is elsewhere than in that epoch of that shard. For one
+    /// that is gone nobody else is to be asked, and what is under way may have an answer yet.
+    async fn moved(&self, database: DatabaseId, shard: (ShardId, Epoch), mut known: watch::Receiver<Arc<Known>>) {
+        while known.changed().await.is_ok() {
+            if self.shard(database).is_ok_and(|present| present != shard) {
+                return;
+            }
+        }
+        std::future::pending().await
+    }
+
     /// One after the other, each when those before are late.
     #[allow(clippy::type_complexity, reason = "each of them is a closure that has no other name")]
-    fn hedging<Late: Fn(NodeId) -> Failed>(
+    fn hedging<Late: Fn(NodeId) -> Failed, Moved: Future<Output = ()>>(
         &self,
         at_a_time: usize,
         budget: &Budget,
         bytes: usize,
         found: &watch::Receiver<Revival>,
+        moved: Moved,
         not_answered: Late,
-    ) -> Hedging<'_, C, impl Fn(NodeId) -> Duration, impl Fn() -> bool, Late, impl Fn(NodeId, Duration) -> bool> {
+    ) -> Hedging<'_, C, impl Fn(NodeId) -> Duration, impl Fn() -> bool, Late, impl Fn(NodeId, Duration) -> bool, Moved>
+    {
         let delay = |node| HEDGE_AFTER + self.reach.round_trip(node);
         let pays = move || budget.pays(self.clock.now(), bytes);
         let is_silent = |node, since| {
@@ -235,7 +252,8 @@ impl<N: Nodes, C: Clock> Router<N, C> {
             said_by <= self.clock.now() && !self.reach.was_heard_since(since, node)
         };
         let found = found.clone();
-        Hedging { clock: &self.clock, delay, at_a_time, is_silent, pays, refusal_is_free: false, not_answered, found }
+        let refusal_is_free = false;
+        Hedging { clock: &self.clock, delay, at_a_time, is_silent, pays, refusal_is_free, not_answered, found, moved }
     }
 
     /// One try, to the first byte of its answer. A node that is at work on it is waited for until `latest`. What has
@@ -264,9 +282,10 @@ impl<N: Nodes, C: Clock> Router<N, C> {
                 }
                 () = self.clock.sleep_until(until) => {
                     let waited = self.clock.now().saturating_sub(asked);
-                    // A node that is slow is given more time. One that is gone is not, or each of those who ask it
-                    // would have the next wait longer, and miss that the shard has moved.
-                    is_dead = !self.reach.was_heard_since(asked, node);
+                    // A node that is slow is given more time. One that is gone is not, though others may have heard it
+                    // after this asked: each of those who ask it would have the next wait longer, and miss that the
+                    // shard has moved.
+                    is_dead = !self.reach.is_heard(self.clock.now(), node);
                     break Err(departure.not_answered(format!("no answer within {} ms", waited.as_millis())));
                 }
             }
@@ -343,12 +362,20 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
                 budget.first_try(self.clock.now());
             }
             let min_sequence = self.min_sequence(shard.0);
+            // What is eventual is as good from any epoch: whoever is at work on it is waited for.
+            let known_then = known.clone();
+            let moved = async {
+                match strong {
+                    true => self.moved(read.database, shard, known_then).await,
+                    false => std::future::pending().await,
+                }
+            };
             let round = hedge::round(
                 self.readers(shard.0, read.consistency),
                 pursuit.lost,
                 Hedging {
                     refusal_is_free: true,
-                    ..self.hedging(READS_AT_A_TIME, &budget, pursuit.bytes, &found, |_| no_answer())
+                    ..self.hedging(READS_AT_A_TIME, &budget, pursuit.bytes, &found, moved, |_| no_answer())
                 },
                 |attempt| {
                     let working = Arc::new(Notify::new());
@@ -428,10 +455,11 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
                 Some(departure) => departure.not_answered("no answer in time".to_owned()),
                 None => no_answer(),
             };
+            let moved = self.moved(write.database, shard, known.clone());
             let round = hedge::round(
                 self.voters(shard.0),
                 pursuit.lost,
-                self.hedging(WRITES_AT_A_TIME, &budget, pursuit.bytes, &found, not_answered),
+                self.hedging(WRITES_AT_A_TIME, &budget, pursuit.bytes, &found, moved, not_answered),
                 |attempt| {
                     let retry = retried || attempt.overlaps;
                     let pass_on = self.passes_on(shard.0, &attempt);

@@ -19,6 +19,7 @@ fn hedging(
     impl Fn() -> bool,
     impl Fn(NodeId) -> Failed,
     impl Fn(NodeId, Duration) -> bool,
+    impl Future<Output = ()>,
 > {
     let found = watch::Sender::default().subscribe();
     let (delay, not_answered) = (move |_| patience, |_| Failed::Unknown("no answer in time".to_owned()));
@@ -31,6 +32,7 @@ fn hedging(
         refusal_is_free: false,
         not_answered,
         found,
+        moved: pending(),
     }
 }
 
@@ -228,4 +230,46 @@ async fn without_nodes_there_is_no_answer() {
     let ask = |_: Try| async { Ok("never") };
     let (round, _) = run(&[], NEVER, ask, |_, _| true).await;
     assert!(matches!(round, Round::Nothing { unknown: false, .. }), "{round:?}");
+}
+
+#[tokio::test]
+async fn nobody_is_waited_for_or_asked_once_the_shard_has_moved() {
+    for patience in [Duration::ZERO, Duration::from_millis(20)] {
+        let (moved, has_moved) = (Notify::new(), Notify::new());
+        let asked = Mutex::new(Vec::new());
+        let ask = |attempt: Try| {
+            asked.lock().push(attempt.node);
+            moved.notify_one();
+            let has_moved = &has_moved;
+            async move {
+                match attempt.node {
+                    1 => {
+                        has_moved.notified().await;
+                        Err(Failed::NotLeader(Some(3)))
+                    }
+                    _ => pending::<Result<(), Failed>>().await,
+                }
+            }
+        };
+        let is_told = async {
+            moved.notified().await;
+            has_moved.notify_one();
+        };
+        let Hedging { clock, delay, at_a_time, is_silent, not_answered, found, .. } = hedging(patience);
+        let pays = || false;
+        let hedging = Hedging {
+            clock,
+            delay,
+            at_a_time,
+            is_silent,
+            pays,
+            refusal_is_free: true,
+            not_answered,
+            found,
+            moved: is_told,
+        };
+        let outcome = round(vec![1, 2, 3], None, hedging, ask, |(), _| true, |_, _| ()).await;
+        assert!(matches!(outcome, Round::Nothing { .. }), "{outcome:?}");
+        assert_eq!(asked.into_inner(), [1]);
+    }
 }

@@ -23,6 +23,12 @@ struct Known {
     silent_since: Option<Duration>,
 }
 
+impl Known {
+    fn is_heard(self, now: Duration) -> bool {
+        self.heard.is_some_and(|heard| now.saturating_sub(heard) < HEARD_LATELY)
+    }
+}
+
 /// What is known of the nodes. That of this process is asked like the others, and takes no time.
 pub(super) struct Reach {
     local: Option<NodeId>,
@@ -58,6 +64,12 @@ impl Reach {
         self.nodes.lock().get(&node).is_some_and(|known| known.heard.is_some_and(|heard| heard > since))
     }
 
+    /// Whether anything was heard of the node of late.
+    pub(super) fn is_heard(&self, now: Duration, node: NodeId) -> bool {
+        let nodes = self.nodes.lock();
+        nodes.get(&node).is_some_and(|known| known.is_heard(now))
+    }
+
     /// It took so long to the first byte of an answer; or longer, where it was given up then.
     pub(super) fn took(&self, node: NodeId, elapsed: Duration) {
         let mut nodes = self.nodes.lock();
@@ -69,7 +81,7 @@ impl Reach {
     pub(super) fn was_silent(&self, now: Duration, node: NodeId) {
         let mut nodes = self.nodes.lock();
         let known = nodes.entry(node).or_default();
-        if known.heard.is_none_or(|heard| now.saturating_sub(heard) >= HEARD_LATELY) {
+        if !known.is_heard(now) {
             known.silent_since = Some(now);
         }
     }

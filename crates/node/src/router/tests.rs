@@ -65,6 +65,95 @@ fn a_node_that_is_gone_is_waited_for_no_longer_each_time() {
 }
 
 #[test]
+fn those_who_asked_a_node_before_it_died_have_nobody_wait_longer_for_it() {
+    run(Duration::from_millis(1), |world| async move {
+        let World { voters, router, time, .. } = &world;
+        let mut writing = Vec::new();
+        for _ in 0..100 {
+            writing.push(world.writing());
+            time.sleep(Duration::from_micros(500)).await;
+        }
+        let before = router.reach.round_trip(1);
+        assert!(before < Duration::from_millis(60), "{before:?}");
+        // What it has begun is never answered, though some of its answers came after that was asked.
+        (1..=3).for_each(|node| voters.link(node, Link::Silent));
+        time.sleep(2 * ATTEMPT_TIMEOUT).await;
+        assert_eq!(router.reach.round_trip(1), before);
+        drop(writing);
+    });
+}
+
+#[test]
+fn a_request_that_waits_for_the_voters_before_asks_those_to_whom_the_shard_has_moved() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        assert!(world.commits().await);
+        // A far one is waited for longer.
+        (0..100).for_each(|_| router.reach.took(1, Duration::from_secs(1)));
+        (1..=3).for_each(|node| voters.link(node, Link::Silent));
+        let calls = voters.calls();
+        let (writing, router) = (world.writing(), Arc::clone(router));
+        let reading = world.spawn({
+            let router = Arc::clone(&router);
+            async move { router.read(read()).await }
+        });
+        while voters.calls() < calls + 2 {
+            time.sleep(Duration::from_millis(1)).await;
+        }
+        let lost = time.now();
+        let mut cluster = router.directory.known().cluster.clone();
+        let shard = cluster.shards.get_mut(&ShardId(1)).unwrap();
+        (shard.epoch, shard.voters, shard.preferred_leader) = (Epoch(2), BTreeSet::from([4, 5]), Some(4));
+        cluster.version += 1;
+        router.directory.learn(cluster).unwrap();
+        voters.leader.send_replace(4);
+        assert!(matches!(writing.await, Ok(WriteOutcome::Committed(_))));
+        assert!(reading.await.is_ok());
+        let took = time.now() - lost;
+        assert!(took < Duration::from_millis(1300), "{took:?}");
+    });
+}
+
+#[test]
+fn an_eventual_read_at_which_a_node_works_goes_on_whoever_leads_next() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        voters.working.store(true, Ordering::SeqCst);
+        let eventual = Read { consistency: Consistency::Eventual, ..read() };
+        let (asked, router) = (time.now(), Arc::clone(router));
+        let reading = world.spawn({
+            let router = Arc::clone(&router);
+            async move { router.read(eventual).await }
+        });
+        time.sleep(Duration::from_secs(1)).await;
+        let calls = voters.calls();
+        let mut cluster = router.directory.known().cluster.clone();
+        cluster.shards.get_mut(&ShardId(1)).unwrap().epoch = Epoch(2);
+        cluster.version += 1;
+        router.directory.learn(cluster).unwrap();
+        assert!(reading.await.is_ok());
+        let took = time.now() - asked;
+        assert!(took < Duration::from_millis(3100), "it began anew: {took:?}");
+        assert_eq!(voters.calls(), calls);
+    });
+}
+
+#[test]
+fn a_write_that_is_under_way_when_its_database_is_deleted_has_its_answer() {
+    run(Duration::from_millis(400), |world| async move {
+        let World { router, time, .. } = &world;
+        let writing = world.writing();
+        time.sleep(Duration::from_millis(200)).await;
+        let mut cluster = router.directory.known().cluster.clone();
+        cluster.databases.remove(&DEV_DEFAULT_DATABASE).unwrap();
+        cluster.version += 1;
+        router.directory.learn(cluster).unwrap();
+        assert!(matches!(writing.await, Ok(WriteOutcome::Committed(_))));
+        assert!(matches!(router.write(write()).await, Err(WriteFailure::NotCommitted(_))));
+    });
+}
+
+#[test]
 fn a_lost_leader_is_replaced_within_a_second_whatever_waits_for_it() {
     for spent in [false, true] {
         run(AT_ONCE, |world| async move {

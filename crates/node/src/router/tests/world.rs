@@ -198,6 +198,13 @@ impl Voters {
         Ok(())
     }
 
+    /// The way back: a node that fell silent meanwhile answers nothing any more.
+    async fn answers(&self, node: NodeId) {
+        if self.links.lock().get(&node) == Some(&Link::Silent) {
+            pending().await
+        }
+    }
+
     /// As a node's proposer does: in order, refused after a while in the queue, and whether or not anybody waits.
     async fn serves(&self) -> Result<WriteOutcome, Failed> {
         let now = self.time.now();
@@ -251,13 +258,16 @@ impl Nodes for Arc<Voters> {
             if let Some(failed) = scripted {
                 return Err(failed);
             }
-            match voters.waits_for_a_leader(attempt.late).await {
-                Some(leader) if leader == attempt.node => Ok(Written { outcome: voters.serves().await?, leader: None }),
-                Some(leader) if attempt.pass_on => {
-                    Ok(Written { outcome: voters.serves().await?, leader: Some(leader) })
+            let leader = voters.waits_for_a_leader(attempt.late).await;
+            let elsewhere = leader.filter(|leader| *leader != attempt.node);
+            let written = match leader {
+                Some(_) if elsewhere.is_none() || attempt.pass_on => {
+                    voters.serves().await.map(|outcome| Written { outcome, leader: elsewhere })
                 }
-                leader => Err(Failed::NotLeader(leader)),
-            }
+                _ => Err(Failed::NotLeader(leader)),
+            };
+            voters.answers(attempt.node).await;
+            written
         }
     }
 
