@@ -176,7 +176,8 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
             }
             let (shared, activity, origin) = (Arc::clone(&self.shared), Arc::clone(&self.activity), self.origin);
             let busy = activity.begin(Instant::now());
-            async move {
+            // On the heap: hyper, and a task for each stream of HTTP/2, move it several times, and it is large.
+            Box::pin(async move {
                 let Some(busy) = busy else { return Ok(refused_late().map(Full::new)) };
                 let answer = shared.gateway.handle(request).await;
                 let is_stranger = answer.as_ref().is_ok_and(|answer| answer.extensions().get::<ToStranger>().is_some());
@@ -191,7 +192,7 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
                 answer.map(|answer| {
                     answer.map(|body| Full::new(activity.sending(body, shared.gateway.options().idle_timeout)))
                 })
-            }
+            })
         });
         let mut served = pin!(self.shared.http.serve_connection(TokioIo::new(stream), service));
         let mut watchdog = pin!(self.activity.idle(options.first_request_timeout, options.idle_timeout));

@@ -97,6 +97,9 @@ impl Share {
         if state.closed || !has_room {
             return false;
         }
+        if amount == 0 {
+            return true;
+        }
         state.used = used;
         state.by_token.insert(token, of_token);
         state.by_holder.insert(self.holder, of_holder);
@@ -107,12 +110,15 @@ impl Share {
 
 impl Drop for Share {
     fn drop(&mut self) {
+        if self.amount == 0 {
+            return;
+        }
         let mut state = self.inner.state();
         state.used = state.used.saturating_sub(self.amount);
         let State { by_token, by_holder, .. } = &mut *state;
         give_back(by_token, self.holder.token, self.amount);
         give_back(by_holder, self.holder, self.amount);
-        if state.used == 0 {
+        if state.closed && state.used == 0 {
             self.inner.returned.notify_waiters();
         }
     }

@@ -16,7 +16,9 @@ const EXHAUSTED_BYTES: u64 = 96 << 20;
 /// Less than this, and what other nodes send is not appended either: a write that finds no room would stop the process,
 /// and at its next start again. Far below the bound for leaders, so that what they took before they heard of it still
 /// commits, and so does what gives room back: a database that is dropped, and what has expired.
-const NOTHING_BYTES: u64 = 32 << 20;
+const NOTHING_BYTES: u64 = 64 << 20;
+/// Less than this, and not even of the directory's changes, which are few and small, and without which no failover ends.
+const NOT_EVEN_OF_THE_DIRECTORY_BYTES: u64 = 8 << 20;
 /// A file that holds nothing. It is given up when the disk is so full that the database, which writes when it is
 /// opened, could not start.
 const BALLAST: &str = "ballast";
@@ -61,6 +63,7 @@ impl Room {
 pub(crate) struct DiskGuard {
     room: AtomicU8,
     takes_nothing: AtomicBool,
+    takes_no_change: AtomicBool,
 }
 
 impl DiskGuard {
@@ -72,9 +75,14 @@ impl DiskGuard {
         }
     }
 
-    /// Whether nothing is appended any more, whoever sends it.
+    /// Whether nothing of a shard is appended any more, whoever sends it.
     pub(crate) fn takes_nothing(&self) -> bool {
         self.takes_nothing.load(Ordering::Relaxed)
+    }
+
+    /// Whether no change of the directory is appended any more.
+    pub(crate) fn takes_no_change(&self) -> bool {
+        self.takes_no_change.load(Ordering::Relaxed)
     }
 
     #[cfg(test)]
@@ -104,6 +112,7 @@ impl DiskGuard {
         if self.takes_nothing.swap(free_then < NOTHING_BYTES, Ordering::Relaxed) != (free_then < NOTHING_BYTES) {
             tracing::warn!(free_mib = free >> 20, "nothing of other nodes is taken, or is taken again");
         }
+        self.takes_no_change.store(free_then < NOT_EVEN_OF_THE_DIRECTORY_BYTES, Ordering::Relaxed);
         metrics::gauge!("meridian_disk_full").set(f64::from(room != Room::Enough));
         if self.room.swap(room as u8, Ordering::Relaxed) != room as u8 {
             tracing::warn!(?room, free_mib = free >> 20, "free disk space crossed its bound");
@@ -198,7 +207,18 @@ mod tests {
         assert_eq!((guard.room(), guard.takes_nothing()), (Room::Enough, false), "this disk has no room for a test");
         guard.check(folder.path(), u64::MAX);
         assert_eq!((guard.room(), guard.takes_nothing()), (Room::Exhausted, true));
-        guard.check(folder.path(), free_bytes(folder.path()).unwrap() - EXHAUSTED_BYTES / 2);
-        assert_eq!((guard.room(), guard.takes_nothing()), (Room::Exhausted, false), "what leaders took still commits");
+        // What this disk has moves while others use it.
+        let leaving = |bytes| guard.check(folder.path(), free_bytes(folder.path()).unwrap() - bytes);
+        let (mut takes, between) = (Vec::new(), |less: u64, more| less.midpoint(more));
+        for left in [
+            between(NOTHING_BYTES, EXHAUSTED_BYTES),
+            between(NOT_EVEN_OF_THE_DIRECTORY_BYTES, NOTHING_BYTES),
+            NOT_EVEN_OF_THE_DIRECTORY_BYTES / 8,
+        ] {
+            leaving(left);
+            assert_eq!(guard.room(), Room::Exhausted);
+            takes.push((!guard.takes_nothing(), !guard.takes_no_change()));
+        }
+        assert_eq!(takes, [(true, true), (false, true), (false, false)], "what leaders took still commits");
     }
 }

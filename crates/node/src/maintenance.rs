@@ -58,8 +58,9 @@ const FORGET_AFTER: Duration = Duration::from_millis(meridian_types::limits::REQ
 /// A preferred leader that lags by more is not handed the leadership.
 const HANDOVER_LAG_BATCHES: u64 = 100;
 
-/// While writes are refused for want of disk, memtables are flushed from so many bytes on.
-const FLUSHED_ON_A_FULL_DISK_BYTES: u64 = 8 << 20;
+/// While writes are refused for want of disk, memtables are flushed from so many bytes on, so often at most.
+const FLUSHED_ON_A_LOW_DISK_BYTES: u64 = 8 << 20;
+const FLUSH_ON_A_LOW_DISK: Duration = Duration::from_secs(2);
 
 pub(crate) struct Maintenance {
     pub(crate) node_id: NodeId,
@@ -105,6 +106,7 @@ impl Maintenance {
             every(ANNOUNCE, |this| Box::pin(async move { this.announce() })),
             every(PERSIST_MARKS, |this| Box::pin(this.persist_marks())),
             every(DISK, |this| Box::pin(this.look_at_the_disk())),
+            every(FLUSH_ON_A_LOW_DISK, |this| Box::pin(this.flush_on_a_low_disk())),
             every(PURGE, |this| Box::pin(this.purge())),
             every(RECLAIM, |this| Box::pin(this.reclaim())),
             every(GAUGES, |this| Box::pin(async move { this.gauges() })),
@@ -183,19 +185,28 @@ impl Maintenance {
     async fn look_at_the_disk(self: Arc<Self>) {
         // As with the marks.
         let looked = tokio::task::spawn_blocking(move || {
-            let unflushed = self.engine.memtable_bytes();
-            self.disk.check(&self.data_dir, unflushed);
-            // Writes would have them flushed, and are refused; and the log that they are also in takes room as long.
-            if self.disk.room() != Room::Enough && unflushed > FLUSHED_ON_A_FULL_DISK_BYTES {
-                for family in self.engine.families() {
-                    match self.engine.flush(&family) {
-                        Ok(()) | Err(StorageError::NoFamily(_)) => {}
-                        Err(error) => fatal(&error),
-                    }
+            self.disk.check(&self.data_dir, self.engine.memtable_bytes());
+        });
+        drop(looked.await);
+    }
+
+    /// Writes would have memtables flushed, and are refused; and the log that is also in them takes room as long. Not
+    /// where the disk might not hold what is flushed: that would stop the process. Beside the looks at the disk, which
+    /// wait for nothing: voters go on appending meanwhile.
+    async fn flush_on_a_low_disk(self: Arc<Self>) {
+        let flushed = tokio::task::spawn_blocking(move || {
+            let is_worth_it = || self.engine.memtable_bytes() > FLUSHED_ON_A_LOW_DISK_BYTES;
+            if self.disk.room() == Room::Enough || self.disk.takes_nothing() || !is_worth_it() {
+                return;
+            }
+            for family in self.engine.families() {
+                match self.engine.flush(&family) {
+                    Ok(()) | Err(StorageError::NoFamily(_)) => {}
+                    Err(error) => fatal(&error),
                 }
             }
         });
-        drop(looked.await);
+        drop(flushed.await);
     }
 
     async fn purge(self: Arc<Self>) {

@@ -33,6 +33,11 @@ pub trait Hooks: Send + Sync + 'static {
         let _nothing = call;
     }
 
+    /// What is said of the memtables of `inner`.
+    fn memtable_bytes(&self, inner: &dyn Engine) -> u64 {
+        inner.memtable_bytes()
+    }
+
     /// What is given out in place of a snapshot.
     fn snapshot(&self, inner: Arc<dyn EngineSnapshot>) -> Arc<dyn EngineSnapshot> {
         inner
@@ -112,7 +117,7 @@ impl<H: Hooks> Engine for HookedEngine<H> {
     }
 
     fn memtable_bytes(&self) -> u64 {
-        self.inner.memtable_bytes()
+        self.hooks.memtable_bytes(&*self.inner)
     }
 
     fn open_snapshots(&self) -> u64 {

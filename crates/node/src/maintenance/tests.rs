@@ -1,3 +1,5 @@
+use std::sync::atomic::Ordering;
+
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming, StateTransfer};
 use meridian_failover::{Change, ControllerConfig, Token, TokenScope};
 use meridian_gateway::Access;
@@ -257,5 +259,72 @@ async fn no_crash_after_a_replicas_purge_loses_what_was_acknowledged() {
         let state = ShardState::open(Arc::clone(&after), shard).unwrap();
         replica::catch_up(&state, &shipped_log(&after, shard).unwrap()).unwrap();
         assert_eq!(state.position().sequence, batches, "seed {seed}");
+    }
+}
+
+/// Memtables with more in them than the disk has room for, one more at each look, whose flush takes as long as a test.
+#[derive(Default)]
+struct Flushing {
+    unflushed: std::sync::atomic::AtomicU64,
+    begun: std::sync::atomic::AtomicU64,
+    goes_on: Mutex<Option<std::sync::mpsc::Receiver<()>>>,
+}
+
+impl meridian_storage::Hooks for Flushing {
+    fn before(&self, _: &dyn Engine, call: meridian_storage::Call<'_>) -> Result<(), StorageError> {
+        if let meridian_storage::Call::Flush(_) = call {
+            self.begun.fetch_add(1, Ordering::SeqCst);
+            // Where there is one, until the other end is dropped.
+            let goes_on = self.goes_on.lock().take();
+            let _ended = goes_on.map(|goes_on| goes_on.recv());
+        }
+        Ok(())
+    }
+
+    fn memtable_bytes(&self, _: &dyn Engine) -> u64 {
+        self.unflushed.load(Ordering::SeqCst)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disk_is_looked_at_while_memtables_are_flushed_for_want_of_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let memory = Arc::new(MemoryEngine::default());
+    memory.create_family("a family").unwrap();
+    let engine = Arc::new(meridian_storage::HookedEngine::new(memory, Flushing::default()));
+    let maintenance = Maintenance { engine: engine.clone(), ..maintenance(folder.path()) };
+    let (stop, disk) = (maintenance.stop.clone(), Arc::clone(&maintenance.disk));
+    let free = crate::disk::free_bytes(folder.path()).unwrap();
+    engine.unflushed.store(free - (128 << 20), Ordering::SeqCst);
+    let (blocked, goes_on) = std::sync::mpsc::channel();
+    *engine.goes_on.lock() = Some(goes_on);
+    let tasks = maintenance.start(&stop);
+    until("a flush has begun", async || match engine.begun.load(Ordering::SeqCst) {
+        0 => Err(format!("{:?}", disk.room())),
+        _ => Ok(()),
+    })
+    .await;
+    engine.unflushed.store(u64::MAX, Ordering::SeqCst);
+    until("nothing is taken", async || if disk.takes_nothing() { Ok(()) } else { Err(disk.room()) }).await;
+    drop(blocked);
+    stop.cancel();
+    for task in tasks {
+        task.await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn memtables_are_flushed_on_a_low_disk_and_not_where_they_may_find_no_room() {
+    let folder = tempfile::tempdir().unwrap();
+    let memory = Arc::new(MemoryEngine::default());
+    memory.create_family("a family").unwrap();
+    let engine = Arc::new(meridian_storage::HookedEngine::new(memory, Flushing::default()));
+    let maintenance = Arc::new(Maintenance { engine: engine.clone(), ..maintenance(folder.path()) });
+    let free = crate::disk::free_bytes(folder.path()).unwrap();
+    for (unflushed, begun) in [(FLUSHED_ON_A_LOW_DISK_BYTES + 1, 0), (free - (128 << 20), 1), (u64::MAX, 1)] {
+        engine.unflushed.store(unflushed, Ordering::SeqCst);
+        Arc::clone(&maintenance).look_at_the_disk().await;
+        Arc::clone(&maintenance).flush_on_a_low_disk().await;
+        assert_eq!(engine.begun.load(Ordering::SeqCst), begun, "{unflushed} bytes: {:?}", maintenance.disk.room());
     }
 }
