@@ -74,8 +74,7 @@ pub(crate) fn encode(value: &Numeric) -> Bytes {
         }
         Numeric::BigInt(integer) => {
             let (sign, magnitude) = integer.to_bytes_le();
-            let mut data = Vec::with_capacity(magnitude.len() + 13);
-            data.extend_from_slice(&[TAG_VERSION, WRITTEN_VERSION, TAG_BIGINT]);
+            let mut data = vec![TAG_VERSION, WRITTEN_VERSION, TAG_BIGINT];
             let mut bitfield = (magnitude.len() << 1) | usize::from(sign == Sign::Minus);
             // A varint: seven bits at a time, the lowest first, each byte but the last with its top bit set.
             loop {

@@ -70,6 +70,8 @@ mod tests {
                 }
             }
             assert!(set.get(b"absent").is_none());
+            // A small transaction is not worth one.
+            assert_eq!(set.index.is_some(), keys > MAX_SCANNED);
             let effects = set.into_effects();
             assert_eq!(effects.len(), keys);
             for (at, effect) in effects.iter().enumerate() {

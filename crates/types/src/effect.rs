@@ -109,3 +109,77 @@ impl Batch {
         (0..=u16::MAX).zip(&self.transactions).map(|(order, txn)| (Versionstamp::new(self.position, order), txn))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Epoch, ValueEncoding};
+
+    const KEY: Bytes = Bytes::from_static(b"a key");
+
+    fn put(data: &'static [u8]) -> Effect {
+        let value = Value { encoding: ValueEncoding::Bytes, data: Bytes::from_static(data) };
+        Effect::Put { key: KEY, value, expire_at_ms: 7 }
+    }
+
+    fn transaction(effects: Vec<Effect>, refusal: Option<Refusal>) -> CommittedTransaction {
+        CommittedTransaction { request_id: RequestId([1; 16]), database: DatabaseId([2; 16]), effects, refusal }
+    }
+
+    fn refusals() -> [(Refusal, WriteOutcome); 2] {
+        let (checks, text) = (vec![0, 3, 9], "no number".to_owned());
+        [
+            (Refusal::CheckFailed(checks.clone()), WriteOutcome::CheckFailed(checks)),
+            (Refusal::Rejected(text.clone()), WriteOutcome::Rejected(text)),
+        ]
+    }
+
+    #[test]
+    fn an_effect_is_on_its_key_and_a_drop_on_none() {
+        let unindex = Effect::Unindex { key: KEY, expire_at_ms: 7 };
+        for effect in [put(b""), Effect::Delete { key: KEY }, unindex] {
+            assert_eq!(effect.key(), &KEY);
+        }
+        assert!(Effect::DropDatabase.key().is_empty());
+    }
+
+    /// Batches end by these sizes, so that none is too large to be sent.
+    #[test]
+    fn sizes_count_every_byte_that_a_transaction_carries_and_what_the_encoding_adds() {
+        assert_eq!(put(b"a value").size(), 64 + 5 + 7);
+        assert_eq!(Effect::Delete { key: KEY }.size(), 64 + 5);
+        assert_eq!(Effect::Unindex { key: KEY, expire_at_ms: 7 }.size(), 64 + 5);
+        assert_eq!(Effect::DropDatabase.size(), 64);
+        let effects = vec![put(b"a value"), put(b""), Effect::Delete { key: KEY }];
+        assert_eq!(transaction(effects, None).size(), 64 + 76 + 69 + 69);
+        // Three indexes of up to five bytes, and nine bytes of text.
+        assert_eq!(refusals().map(|(refusal, _)| transaction(vec![], Some(refusal)).size()), [64 + 15, 64 + 9]);
+    }
+
+    #[test]
+    fn a_client_is_told_what_was_logged_of_its_write() {
+        let stamp = Versionstamp::new(Position::new(Epoch(3), 4), 5);
+        assert_eq!(transaction(vec![put(b"")], None).outcome(stamp), WriteOutcome::Committed(stamp));
+        for (refusal, outcome) in refusals() {
+            assert_eq!(transaction(vec![], Some(refusal)).outcome(stamp), outcome);
+        }
+    }
+
+    #[test]
+    fn the_transactions_of_a_batch_have_its_position_and_their_order_as_versionstamps() {
+        let transactions =
+            (0..3).map(|n| CommittedTransaction { request_id: RequestId([n; 16]), ..transaction(vec![], None) });
+        let batch = Batch { position: Position::new(Epoch(3), 4), time_ms: 9, transactions: transactions.collect() };
+        let seen: Vec<_> = batch.iter().map(|(stamp, of)| (stamp.to_hex(), of.request_id)).collect();
+        let expected = [(0, "00030000000000040000"), (1, "00030000000000040001"), (2, "00030000000000040002")];
+        assert_eq!(seen, expected.map(|(n, stamp)| (stamp.to_owned(), RequestId([n; 16]))));
+    }
+
+    #[test]
+    fn as_many_transactions_as_a_batch_may_have_differ_in_their_versionstamps() {
+        let transactions = vec![transaction(vec![], None); Batch::MAX_TRANSACTIONS];
+        let batch = Batch { position: Position::new(Epoch(3), 4), time_ms: 9, transactions };
+        let stamps: std::collections::BTreeSet<_> = batch.iter().map(|(stamp, _)| stamp).collect();
+        assert_eq!(stamps.len(), Batch::MAX_TRANSACTIONS);
+    }
+}

@@ -79,3 +79,31 @@ impl fmt::Display for RequestId {
         write!(f, "{}", Uuid::from_bytes(self.0))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const TEXT: &str = "00010203-0405-0607-0809-0a0b0c0d0e0f";
+
+    /// Clients, tokens and the directory's JSON name databases so.
+    #[test]
+    fn a_database_is_named_by_its_uuid_and_found_by_that_name() {
+        let id = DatabaseId([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
+        assert_eq!((id.to_string().as_str(), String::from(id).as_str()), (TEXT, TEXT));
+        assert_eq!(TEXT.parse(), Ok(id));
+        assert_eq!(DatabaseId::try_from(TEXT.to_owned()), Ok(id));
+        let unfit = "00010203-0405".to_owned();
+        assert_eq!(DatabaseId::try_from(unfit.clone()), Err(InvalidId(unfit)));
+    }
+
+    #[test]
+    fn no_two_requests_share_an_id() {
+        let ids: BTreeSet<_> = (0..1000).map(|_| RequestId::generate()).collect();
+        assert_eq!(ids.len(), 1000);
+        let version = |id: &RequestId| Uuid::from_bytes(id.0).get_version_num();
+        assert!(ids.iter().all(|id| version(id) == 7));
+    }
+}

@@ -22,3 +22,15 @@ pub const REQUEST_ID_RETENTION_MS: u64 = 5 * 60 * 1000;
 /// other. A sum of a few bytes may read a value of [`MAX_VALUE_BYTES`] and write another, so the size of a request
 /// ([`MAX_TRANSACTION_BYTES`]) does not bound what it comes to.
 pub const MAX_COMPUTED_BYTES: usize = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Documented for clients and operators.
+    #[test]
+    fn what_is_computed_here_is_what_the_documentation_says() {
+        assert_eq!(REQUEST_ID_RETENTION_MS, 300_000, "five minutes");
+        assert_eq!(MAX_COMPUTED_BYTES, 4_194_304, "4 MiB");
+    }
+}

@@ -116,4 +116,27 @@ mod tests {
         assert!(stamp(1, 10, 0) < stamp(1, 10, 1));
         assert!(stamp(1, Versionstamp::MAX_SEQUENCE, 0) < stamp(2, 0, 0));
     }
+
+    #[test]
+    #[should_panic(expected = "needs more than 48 bits")]
+    fn no_two_commits_share_a_versionstamp_for_want_of_bits() {
+        Versionstamp::new(Position::new(Epoch(1), 1 << 48), 0);
+    }
+
+    #[test]
+    fn positions_follow_one_another_within_an_epoch_and_order_by_it_first() {
+        let position = Position::new(Epoch(2), 7);
+        assert_eq!(position.next(), Position::new(Epoch(2), 8));
+        assert!(position < position.next() && position.next() < Position::new(Epoch(3), 0));
+        assert!(Position::ZERO < Position::ZERO.next());
+    }
+
+    #[test]
+    fn a_versionstamp_is_read_from_ten_bytes_and_from_no_other_number() {
+        let stamp = Versionstamp::new(Position::new(Epoch(2), 7), 9);
+        assert_eq!(Versionstamp::from_slice(&stamp.0), Some(stamp));
+        for length in [0, 9, 11] {
+            assert_eq!(Versionstamp::from_slice(&vec![0; length]), None);
+        }
+    }
 }

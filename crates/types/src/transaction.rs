@@ -90,3 +90,17 @@ pub enum WriteOutcome {
     /// written. The text is for the client.
     Rejected(String),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_of_encodings_are_golden_and_name_no_other() {
+        let encodings = [ValueEncoding::V8, ValueEncoding::Le64, ValueEncoding::Bytes];
+        assert_eq!(encodings.map(ValueEncoding::number), [1, 2, 3]);
+        let named: Vec<_> = (-1..=4).map(ValueEncoding::from_number).collect();
+        let [v8, le64, bytes] = encodings.map(Some);
+        assert_eq!(named, [None, None, v8, le64, bytes, None]);
+    }
+}

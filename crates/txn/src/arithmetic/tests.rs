@@ -186,5 +186,8 @@ fn a_sum_stays_within_the_limit_of_a_value() {
     let largest =
         Number::BigInt(num_bigint::BigInt::from_bytes_le(num_bigint::Sign::Plus, &[0xff; 65_530])).into_value();
     assert_eq!(largest.data.len(), 65_536);
-    assert_eq!(summed(Some(largest), bigint("1"), unbounded()), rejected(OUT_OF_RANGE));
+    assert_eq!(summed(Some(largest.clone()), bigint("1"), unbounded()), rejected(OUT_OF_RANGE));
+    assert_eq!(summed(Some(largest.clone()), bigint("0"), unbounded()), Ok(largest));
+    let larger = Number::BigInt(num_bigint::BigInt::from(1) << (65_532 * 8)).into_value();
+    assert_eq!(summed(Some(larger), bigint("1"), unbounded()), rejected(OUT_OF_RANGE));
 }

@@ -248,9 +248,14 @@ fn a_small_request_does_not_come_to_a_large_one() {
         let Evaluation::Rejected(text) = result else { panic!("not refused") };
         assert!(text.contains("4194304 bytes of values") && text.contains("of this one come to 4"), "{text}");
     }
-    // Some are what bigints are for.
-    let some = evaluate(&view, DATABASE, stamp(9), &sums(30, |n| format!("k{n:04}"), &SumBounds::default())).unwrap();
-    assert!(matches!(some, Evaluation::Commit(effects) if effects.len() == 30));
+    // Some are what bigints are for: here as many as read and write 4 MiB, and one more.
+    let some = |count| {
+        let request = sums(count, |n| format!("k{n:04}"), &SumBounds::default());
+        evaluate(&view, DATABASE, stamp(9), &request).unwrap()
+    };
+    assert!(matches!(some(32), Evaluation::Commit(effects) if effects.len() == 32));
+    let Evaluation::Rejected(text) = some(33) else { panic!("not refused") };
+    assert!(text.ends_with("those among the first 33 mutations of this one come to 4325376 bytes."), "{text}");
 }
 
 #[test]
