@@ -1,3 +1,4 @@
+use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -162,9 +163,8 @@ impl Receiver {
     pub fn status(&self, now: Duration, node: NodeId) -> Status {
         let age = |heard: Heard| now.saturating_sub(heard.at).saturating_add(heard.primary_age);
         let primary_age = self.heard.map_or(Duration::MAX, age);
-        let fetches =
-            !matches!(self.state, State::Disconnected { .. } | State::Subscribing { .. } | State::Following { .. });
-        let fetching_snapshot = self.needs_snapshot || fetches;
+        // From when one is needed until it is installed.
+        let fetching_snapshot = self.needs_snapshot;
         let follows = self.seal == Seal::Open && !fetching_snapshot && primary_age <= self.config.stale_after;
         let hops = match self.heard {
             Some(Heard { hops: Some(hops), .. }) if follows => Some(hops.saturating_add(1)),
@@ -218,7 +218,7 @@ impl Receiver {
         match self.state {
             // Failing sources that alternate still wait the shortest backoff.
             State::Disconnected { retry_at } => {
-                let soon = now + self.config.backoff_min.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0);
+                let soon = now + spread(self.config.backoff_min, jitter);
                 self.state = State::Disconnected { retry_at: retry_at.min(soon) };
             }
             State::Subscribing { .. } | State::Following { .. } => self.disconnect(now, actions),
@@ -324,10 +324,10 @@ impl Receiver {
 
     /// Whether the batch is the next one (`true`) or one we have (`false`), or why it is refused.
     fn judge(&self, position: Position, previous: Position) -> Result<bool, FailureReason> {
-        let in_history = if position.epoch == self.epoch {
-            position.sequence > self.base.sequence
-        } else {
-            position.epoch < self.epoch && position.sequence <= self.base.sequence
+        let in_history = match position.epoch.cmp(&self.epoch) {
+            Ordering::Less => position.sequence <= self.base.sequence,
+            Ordering::Equal => position.sequence > self.base.sequence,
+            Ordering::Greater => false,
         };
         if !in_history {
             return Err(FailureReason::WrongEpoch);
@@ -398,9 +398,9 @@ impl Receiver {
 
     fn on_drained(&mut self, position: Position) {
         assert!(self.seal == Seal::Reported, "{position} was drained into a log that is not sealed");
-        if position > self.durable {
-            (self.durable, self.received) = (position, position);
-        }
+        // Nothing is on its way to the disk.
+        self.durable = position.max(self.durable);
+        self.received = self.durable;
         self.seal = Seal::Draining;
     }
 
@@ -487,12 +487,17 @@ impl Receiver {
         }
     }
 
-    /// Between half and all of a delay that doubles with each failure in a row.
+    /// [Spread](spread), a delay that doubles with each failure in a row.
     fn next_backoff(&mut self, jitter: f64) -> Duration {
         let doubled = self.config.backoff_min.saturating_mul(1 << self.attempts.min(16));
         self.attempts = self.attempts.saturating_add(1);
-        doubled.min(self.config.backoff_max).mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
+        spread(doubled.min(self.config.backoff_max), jitter)
     }
+}
+
+/// Between half and all of a delay.
+fn spread(delay: Duration, jitter: f64) -> Duration {
+    delay.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
 }
 
 #[cfg(test)]

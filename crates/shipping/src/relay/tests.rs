@@ -156,3 +156,146 @@ fn a_relay_whose_streams_break_thrice_is_not_believed() {
     assert_eq!(choose(&mut other, SECOND * 2, None, &[status(10, Some(1))]), None);
     assert!(choose(&mut other, SECOND * 3, None, &[status(10, Some(1))]).unwrap().direct);
 }
+
+fn direct(node: NodeId) -> Option<Source> {
+    Some(Source { node, direct: true })
+}
+
+#[test]
+fn mates_that_have_not_spoken_yet_are_given_their_time_and_no_more() {
+    let mut last = election(12);
+    let timeout = RelayConfig::default().relay_timeout;
+    assert_eq!(choose(&mut last, Duration::ZERO, None, &[]), None);
+    assert_eq!(choose(&mut last, timeout, None, &[]), None);
+    assert!(choose(&mut last, timeout + SECOND / 1000, None, &[]).unwrap().direct);
+    // Those behind it in line are not waited for.
+    assert!(choose(&mut election(10), Duration::ZERO, None, &[]).unwrap().direct);
+    // Nor is one that has spoken, and fallen silent, when other nodes come and go.
+    let mut next = election(11);
+    assert_eq!(choose(&mut next, Duration::ZERO, None, &[status(10, Some(1))]), follows(10));
+    next.set_members(SECOND, &[2, 3, 1], &[10, 11]);
+    assert!(choose(&mut next, SECOND, None, &[]).unwrap().direct);
+}
+
+#[test]
+fn what_is_known_of_nodes_outlives_a_change_of_members() {
+    let mut other = election(11);
+    assert_eq!(choose(&mut other, Duration::ZERO, None, &[status(10, Some(1))]), follows(10));
+    other.set_members(SECOND / 10, &[2, 3, 1], &[10, 11]);
+    assert_eq!(choose(&mut other, SECOND / 10, None, &[]), follows(10));
+    // One that is a member no more is not followed.
+    other.set_members(SECOND / 5, &[2, 3, 1], &[11, 12]);
+    assert_ne!(choose(&mut other, SECOND / 5, None, &[]), follows(10));
+}
+
+#[test]
+fn a_voter_that_lies_in_the_region_is_no_mate_to_be_waited_for() {
+    let mut election = RelayElection::new(RelayConfig::default(), 10, Duration::ZERO);
+    election.set_members(Duration::ZERO, &[2, 3, 1], &[1, 10]);
+    assert_eq!(choose(&mut election, Duration::ZERO, None, &[status(1, Some(0))]), direct(1));
+}
+
+#[test]
+fn a_follower_stays_with_its_relay_while_another_shows_up() {
+    let mut other = election(12);
+    assert_eq!(choose(&mut other, Duration::ZERO, None, &[status(11, Some(1))]), follows(11));
+    assert_eq!(choose(&mut other, SECOND, Some(2), &[status(10, Some(1)), status(11, Some(1))]), follows(11));
+}
+
+#[test]
+fn of_two_relays_the_one_that_is_far_behind_is_not_followed() {
+    let mut other = election(12);
+    let ahead = Status { durable: Position::new(Epoch(1), 5000), ..status(11, Some(1)) };
+    for status in [status(10, Some(1)), ahead] {
+        other.heard(SECOND, status);
+    }
+    assert_eq!(other.choose(SECOND, &Status { durable: ahead.durable, ..status(12, None) }), follows(11));
+}
+
+#[test]
+fn a_relay_steps_down_for_one_that_is_at_most_a_thousand_batches_behind() {
+    for (ahead, source) in [(1000, follows(10)), (1001, direct(2))] {
+        let mut high = election(11);
+        choose(&mut high, SECOND * 2, None, &[]);
+        high.heard(SECOND * 3, status(10, Some(1)));
+        let mut own = status(11, Some(1));
+        own.durable.sequence += ahead;
+        assert_eq!(high.choose(SECOND * 3, &own), source);
+    }
+}
+
+/// Its voter was taken from it by a change of members.
+#[test]
+fn one_that_has_just_lost_its_source_follows_the_relay_that_there_is() {
+    let mut low = election(10);
+    assert_eq!(choose(&mut low, Duration::ZERO, Some(1), &[status(11, Some(1))]), follows(11));
+}
+
+#[test]
+fn the_time_without_a_relay_is_counted_from_when_the_last_one_was_lost() {
+    let mut last = election(12);
+    assert_eq!(choose(&mut last, Duration::ZERO, None, &[]), None);
+    assert_eq!(choose(&mut last, SECOND / 2, None, &[status(10, Some(1))]), follows(10));
+    assert_eq!(choose(&mut last, SECOND * 3, Some(2), &[status(11, None)]), None);
+    let delay = RelayConfig::default().takeover_delay;
+    assert!(choose(&mut last, SECOND * 3 + delay, None, &[status(11, None)]).unwrap().direct);
+}
+
+#[test]
+fn a_source_that_failed_is_avoided_for_a_while_and_no_longer() {
+    let avoid_for = RelayConfig::default().avoid_for;
+    for (at, source) in [(avoid_for - SECOND / 1000, direct(1)), (avoid_for, direct(2))] {
+        let mut relay = election(10);
+        assert_eq!(choose(&mut relay, Duration::ZERO, None, &[]), direct(2));
+        relay.failed(Duration::ZERO, 2);
+        assert_eq!(choose(&mut relay, Duration::ZERO, None, &[]), direct(3));
+        relay.failed(SECOND, 3);
+        assert_eq!(choose(&mut relay, at, None, &[]), source);
+    }
+}
+
+#[test]
+fn a_relay_stays_with_the_source_that_works() {
+    let mut relay = election(10);
+    choose(&mut relay, Duration::ZERO, None, &[]);
+    relay.failed(Duration::ZERO, 2);
+    assert_eq!(choose(&mut relay, Duration::ZERO, None, &[]), direct(3));
+    let all = [status(1, Some(0)), status(2, Some(0)), status(3, Some(0))];
+    assert_eq!(choose(&mut relay, SECOND * 9, Some(1), &all), direct(3));
+}
+
+#[test]
+fn a_voter_that_is_silent_or_in_an_older_epoch_or_out_of_touch_is_second_choice() {
+    let stale_after = RelayConfig::default().stale_after;
+    let (well, old) = (status(3, Some(0)), Status { epoch: Epoch(0), ..status(2, Some(0)) });
+    let aged = |primary_age| Status { primary_age, ..status(2, Some(0)) };
+    let later = Status { epoch: Epoch(2), ..status(2, Some(0)) };
+    let cases = [
+        (vec![], 3),
+        (vec![old], 3),
+        (vec![aged(stale_after + SECOND / 1000)], 3),
+        (vec![aged(stale_after)], 2),
+        (vec![later], 2),
+    ];
+    for (said, node) in cases {
+        let mut relay = election(10);
+        let statuses: Vec<_> = said.into_iter().chain([well]).collect();
+        assert_eq!(choose(&mut relay, SECOND, None, &statuses), direct(node), "{statuses:?}");
+    }
+}
+
+#[test]
+fn a_relays_failures_count_together_while_they_are_not_far_apart() {
+    for (apart, is_believed) in [(4, false), (10, false), (11, true)] {
+        let mut other = election(11);
+        let mut source = None;
+        for failure in 0..3 {
+            let now = SECOND * apart * failure;
+            source = choose(&mut other, now, None, &[status(10, Some(1))]);
+            assert_eq!(source, follows(10));
+            other.failed(now, 10);
+            source = choose(&mut other, now, None, &[status(10, Some(1))]);
+        }
+        assert_eq!(source == follows(10), is_believed, "{apart} s apart: {source:?}");
+    }
+}

@@ -135,3 +135,73 @@ fn a_new_epoch_closes_and_a_stalled_subscriber_is_let_go() {
     let actions = sender.step(Duration::from_secs(31), SenderEvent::Tick);
     assert_eq!(actions, [SenderAction::Close { reason: CloseReason::Stalled }]);
 }
+
+#[test]
+fn a_window_that_is_exactly_full_is_full() {
+    let mut sender = Sender::new(small_window(), Duration::ZERO, Epoch(1), at(1, 0));
+    sender.step(Duration::ZERO, tail(at(1, 0), at(1, 9)));
+    let batches = vec![size(1, 1, 500), size(1, 2, 500)];
+    let actions = sender.step(MS, SenderEvent::Read { previous: at(1, 0), batches });
+    assert!(actions.iter().all(|action| matches!(action, SenderAction::Send { .. })), "{actions:?}");
+    assert_eq!((sender.sent(), sender.reads_at()), (at(1, 2), None));
+    // It stalls from when it was full.
+    assert_eq!(sender.step(MS * 30_000, SenderEvent::Tick), [SenderAction::Heartbeat]);
+    let actions = sender.step(MS * 30_001, SenderEvent::Tick);
+    assert_eq!(actions, [SenderAction::Close { reason: CloseReason::Stalled }]);
+    assert_eq!(sender.reads_at(), None, "nothing is read for a stream that has ended");
+}
+
+#[test]
+fn an_idle_subscriber_is_kept_and_what_it_is_sent_later_has_its_time() {
+    let mut sender = Sender::new(small_window(), Duration::ZERO, Epoch(1), at(1, 0));
+    sender.step(Duration::ZERO, tail(at(1, 0), at(1, 0)));
+    assert_eq!(sender.step(MS * 60_000, SenderEvent::Tick), [SenderAction::Heartbeat]);
+    sender.step(MS * 60_000, tail(at(1, 0), at(1, 1)));
+    sender.step(MS * 60_000, SenderEvent::Read { previous: at(1, 0), batches: vec![size(1, 1, 2000)] });
+    assert_eq!(sender.step(MS * 89_999, SenderEvent::Tick), [SenderAction::Heartbeat]);
+    // One that gets on is not let go, however slowly.
+    sender.step(MS * 89_999, tail(at(1, 0), at(1, 2)));
+    sender.step(MS * 89_999, SenderEvent::Acked { durable: at(1, 1) });
+    sender.step(MS * 89_999, SenderEvent::Read { previous: at(1, 1), batches: vec![size(1, 2, 2000)] });
+    assert_eq!(sender.step(MS * 119_998, SenderEvent::Tick), [SenderAction::Heartbeat]);
+}
+
+/// They take memory all the same.
+#[test]
+fn batches_without_bytes_fill_a_window_too() {
+    let mut sender = Sender::new(small_window(), Duration::ZERO, Epoch(1), at(1, 0));
+    sender.step(Duration::ZERO, tail(at(1, 0), at(1, 99)));
+    let batches = (1..=16).map(|sequence| size(1, sequence, 0)).collect();
+    let actions = sender.step(MS, SenderEvent::Read { previous: at(1, 0), batches });
+    assert_eq!((actions.len(), sender.in_flight_bytes()), (16, 1024));
+}
+
+#[test]
+fn a_subscriber_at_the_sequence_where_the_log_begins_or_ends_and_of_another_epoch_has_diverged() {
+    let diverged = [SenderAction::SnapshotNeeded { diverged: true }];
+    let step = |from, purged, available| {
+        Sender::new(SenderConfig::default(), Duration::ZERO, Epoch(3), from)
+            .step(Duration::ZERO, tail(purged, available))
+    };
+    assert_eq!(step(at(1, 105), at(2, 105), at(3, 200)), diverged);
+    assert_eq!(step(at(1, 200), at(2, 105), at(3, 200)), diverged);
+    assert_eq!(step(at(3, 200), at(2, 105), at(3, 200)), [SenderAction::Heartbeat]);
+    let actions = step(at(2, 105), at(2, 105), at(3, 200));
+    assert!(matches!(actions[0], SenderAction::Read { .. }), "{actions:?}");
+    // In between, only the log can tell.
+    let actions = step(at(1, 150), at(2, 105), at(3, 200));
+    assert!(matches!(actions[0], SenderAction::Read { .. }), "{actions:?}");
+}
+
+#[test]
+fn what_is_acknowledged_late_or_twice_changes_nothing() {
+    let mut sender = Sender::new(small_window(), Duration::ZERO, Epoch(1), at(1, 0));
+    sender.step(Duration::ZERO, tail(at(1, 0), at(1, 3)));
+    let batches = vec![size(1, 1, 300), size(1, 2, 300), size(1, 3, 300)];
+    sender.step(MS, SenderEvent::Read { previous: at(1, 0), batches });
+    for (durable, in_flight) in [(2, 300), (1, 300), (2, 300), (3, 0)] {
+        sender.step(MS, SenderEvent::Acked { durable: at(1, durable) });
+        assert_eq!(sender.in_flight_bytes(), in_flight);
+    }
+    assert_eq!((sender.acked(), sender.sent()), (at(1, 3), at(1, 3)));
+}
