@@ -4,6 +4,7 @@ use super::*;
 use crate::cluster::{Deletion, Loss, Phase, Token, TokenScope};
 use crate::testing::{DATABASE, SHARD, at, cluster, database, node, report};
 
+mod bounds;
 mod golden;
 mod shards;
 
