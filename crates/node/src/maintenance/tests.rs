@@ -294,14 +294,20 @@ async fn a_disk_is_looked_at_while_memtables_are_flushed_for_want_of_room() {
     let engine = Arc::new(meridian_storage::HookedEngine::new(memory, Flushing::default()));
     let maintenance = Maintenance { engine: engine.clone(), ..maintenance(folder.path()) };
     let (stop, disk) = (maintenance.stop.clone(), Arc::clone(&maintenance.disk));
-    let free = crate::disk::free_bytes(folder.path()).unwrap();
-    engine.unflushed.store(free - (128 << 20), Ordering::SeqCst);
+    // What others write meanwhile moves it.
+    let leave = |bytes| {
+        let free = crate::disk::free_bytes(folder.path()).unwrap();
+        engine.unflushed.store(free - bytes, Ordering::SeqCst);
+    };
     let (blocked, goes_on) = std::sync::mpsc::channel();
     *engine.goes_on.lock() = Some(goes_on);
     let tasks = maintenance.start(&stop);
-    until("a flush has begun", async || match engine.begun.load(Ordering::SeqCst) {
-        0 => Err(format!("{:?}", disk.room())),
-        _ => Ok(()),
+    until("a flush has begun", async || {
+        leave(128 << 20);
+        match engine.begun.load(Ordering::SeqCst) {
+            0 => Err(format!("{:?}", disk.room())),
+            _ => Ok(()),
+        }
     })
     .await;
     engine.unflushed.store(u64::MAX, Ordering::SeqCst);
@@ -320,8 +326,9 @@ async fn memtables_are_flushed_on_a_low_disk_and_not_where_they_may_find_no_room
     memory.create_family("a family").unwrap();
     let engine = Arc::new(meridian_storage::HookedEngine::new(memory, Flushing::default()));
     let maintenance = Arc::new(Maintenance { engine: engine.clone(), ..maintenance(folder.path()) });
-    let free = crate::disk::free_bytes(folder.path()).unwrap();
-    for (unflushed, begun) in [(FLUSHED_ON_A_LOW_DISK_BYTES + 1, 0), (free - (128 << 20), 1), (u64::MAX, 1)] {
+    for (left, begun) in [(u64::MAX, 0), (128 << 20, 1), (0, 1)] {
+        let free = crate::disk::free_bytes(folder.path()).unwrap();
+        let unflushed = free.saturating_sub(left).max(FLUSHED_ON_A_LOW_DISK_BYTES + 1);
         engine.unflushed.store(unflushed, Ordering::SeqCst);
         Arc::clone(&maintenance).look_at_the_disk().await;
         Arc::clone(&maintenance).flush_on_a_low_disk().await;
