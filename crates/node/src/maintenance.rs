@@ -157,6 +157,9 @@ impl Maintenance {
     async fn persist_marks(self: Arc<Self>) {
         let persisted = tokio::task::spawn_blocking(move || {
             or_fatal(self.high_water.persist());
+            // What nobody waited for, as how far the log is known to be committed: a process that is killed leaves it
+            // behind.
+            or_fatal(self.engine.write_out());
             self.exchange.prune(self.disk.takes_nothing());
         });
         // It panics never, and a cancelled one is the node stopping.

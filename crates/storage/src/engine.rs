@@ -123,6 +123,10 @@ pub trait Engine: Send + Sync + 'static {
     /// for as long as a flush takes: it is for threads that may block. A logged one waits for no disk.
     fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError>;
 
+    /// Hands logged writes to the operating system, so that they outlive this process, if not a loss of power. It does
+    /// not wait for the disk.
+    fn write_out(&self) -> Result<(), StorageError>;
+
     /// Makes every logged write durable that returned before this call. Where the log's own memory is beyond its
     /// bound, it waits for a flush, too.
     fn sync(&self) -> Result<(), StorageError>;

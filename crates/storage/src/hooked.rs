@@ -104,6 +104,10 @@ impl<H: Hooks> Engine for HookedEngine<H> {
         self.around(Call::Write(durability), |inner| inner.write(batch, durability))
     }
 
+    fn write_out(&self) -> Result<(), StorageError> {
+        self.inner.write_out()
+    }
+
     fn sync(&self) -> Result<(), StorageError> {
         self.around(Call::Sync, |inner| inner.sync())
     }

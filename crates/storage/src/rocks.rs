@@ -196,6 +196,11 @@ fn database_options() -> Options {
     // never synced; should the disk lose what was, `HighWater` and the other voters notice.
     database.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     database.set_max_total_wal_size(256 << 20);
+    // Logged writes wait in memory for the fsync that makes them durable, and are written with it: nobody relies on them
+    // before. What is not followed by one is written each second, see `Engine::write_out`.
+    database.set_manual_wal_flush(true);
+    // Threads that wait for another's write sleep: spinning takes the cores from the processes beside.
+    database.set_enable_write_thread_adaptive_yield(false);
     // A flush and a compaction, and one more where files pile up: those of the log do not wait for a state's then.
     database.set_max_background_jobs(3);
     // Written back bit by bit: else the fsync of a whole new table holds up that of the log.
@@ -346,6 +351,10 @@ impl Engine for RocksEngine {
         self.db.write_opt(writes, &options)?;
         drop(admitted);
         Ok(())
+    }
+
+    fn write_out(&self) -> Result<(), StorageError> {
+        Ok(self.db.flush_wal(false)?)
     }
 
     fn sync(&self) -> Result<(), StorageError> {
