@@ -160,7 +160,7 @@ impl Proposer {
         let Admitted { held, until } = admitted;
         let (reply, mut answer) = oneshot::channel();
         let departure = Arc::<Departure>::default();
-        let queued = Queued { request, until, departure: Arc::clone(&departure), reply, held };
+        let queued = Queued { request, since: Instant::now(), until, departure: Arc::clone(&departure), reply, held };
         if let Err(refused) = self.queue.try_send(queued) {
             return match refused {
                 mpsc::error::TrySendError::Full(_) => {
@@ -259,6 +259,7 @@ impl Task {
                 }
             }
             let (slowed, not_before) = (session.is_slowed(), session.not_before);
+            let begins_at = session.begins_at(&self.backlog).filter(|_| !sealed && !refused && session.has_room());
             tokio::select! {
                 biased;
                 () = &mut lost => return Some(session.leave()),
@@ -278,6 +279,7 @@ impl Task {
                     session.look_at_clocks();
                 }
                 () = tokio::time::sleep_until(not_before.into()), if slowed && !self.backlog.is_empty() => {}
+                () = tokio::time::sleep_until(begins_at.unwrap_or(not_before).into()), if begins_at.is_some() => {}
                 changed = seal.changed() => changed.ok()?,
             }
             while !sealed && !refused && session.has_room() {
@@ -291,7 +293,7 @@ impl Task {
                             self.next_sweep = Instant::now();
                         }
                     })
-                } else if self.backlog.is_empty() {
+                } else if session.begins_at(&self.backlog).is_none_or(|at| at > Instant::now()) {
                     break;
                 } else {
                     session.propose(&mut self.backlog).await

@@ -13,6 +13,8 @@ use crate::departure::Departure;
 pub(super) const QUEUE_REQUESTS: usize = 8192;
 pub(super) struct Queued {
     pub(super) request: WriteRequest,
+    /// When it was handed to the proposer.
+    pub(super) since: Instant,
     /// Not evaluated by then it is refused, definitely: no quorum answers.
     pub(super) until: Instant,
     /// It leaves to be evaluated. Who asked may take it back before.
@@ -31,6 +33,15 @@ pub(super) struct Backlog {
 impl Backlog {
     pub(super) fn is_empty(&self) -> bool {
         self.requests.is_empty()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// Since when the first of them waits.
+    pub(super) fn waiting_since(&self) -> Option<Instant> {
+        self.requests.front().map(|queued| queued.since)
     }
 
     pub(super) fn is_full(&self) -> bool {

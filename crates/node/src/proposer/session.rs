@@ -28,8 +28,11 @@ const SWEEP_ROWS: usize = 2000;
 const SWEEP_BYTES: usize = 1 << 20;
 /// Between two batches, when replication lags by as much as may be lost.
 const MAX_SLOWING: Duration = Duration::from_millis(100);
-/// Batches in flight at most. More would be smaller, and cost more in all.
+/// Batches in flight at most.
 const BATCHES_IN_FLIGHT: usize = 4;
+/// While others are in flight, a batch waits so long for as many requests as those have: each batch costs as much as
+/// several requests in it.
+const GATHERING: Duration = Duration::from_millis(1);
 /// Evaluation that takes longer lets other tasks of the node go first, between two transactions.
 const EVALUATION_TURN: Duration = Duration::from_millis(2);
 
@@ -117,6 +120,14 @@ impl<'a> Session<'a> {
     /// Whether another batch may be proposed now.
     pub(super) fn has_room(&self) -> bool {
         self.in_flight.len() < BATCHES_IN_FLIGHT && !self.is_slowed()
+    }
+
+    /// Whether a batch begins with what waits, or else when: at once if nothing is in flight, and else when as many
+    /// requests wait as are in flight, or one has waited for long enough.
+    pub(super) fn begins_at(&self, backlog: &Backlog) -> Option<Instant> {
+        let since = backlog.waiting_since()?;
+        let in_flight: usize = self.in_flight.iter().map(|batch| batch.requests.len()).sum();
+        Some(if backlog.len() >= in_flight { since } else { since + GATHERING })
     }
 
     /// Waits for the oldest batch in flight. May be dropped at any await and called again.
