@@ -527,14 +527,12 @@ impl RaftGroup {
 
     /// Resolves when Raft has stopped by itself: a storage error. The process should stop.
     pub async fn stopped(&self) -> String {
-        let mut metrics = self.raft.metrics();
-        loop {
-            if let Err(fatal) = &metrics.borrow_watched().running_state {
-                return fatal.to_string();
-            }
-            if metrics.changed().await.is_err() {
-                return "raft has stopped".to_owned();
-            }
+        // Closed when Raft has stopped, and seldom changed before that.
+        let mut server = self.raft.server_metrics();
+        while server.changed().await.is_ok() {}
+        match &self.raft.metrics().borrow_watched().running_state {
+            Err(fatal) => fatal.to_string(),
+            Ok(()) => "raft has stopped".to_owned(),
         }
     }
 

@@ -11,34 +11,49 @@ use super::{Leadership, NotLeading, RaftGroup, TokioInstant};
 impl RaftGroup {
     /// Whether this node leads, from what it knows without asking anybody.
     pub fn leadership(&self) -> Result<Leadership, NotLeading> {
-        let metrics = self.raft.metrics();
+        let term = self.led_term()?;
+        // openraft writes what a quorum has answered before who leads, so that it is no older here than the term.
+        let acked = self.raft.data_metrics().borrow_watched().last_quorum_acked;
+        if self.led_term()? != term {
+            // Nor is it of a later term.
+            return Err(NotLeading { leader: None });
+        }
+        let until = |acked| Instant::now().checked_sub(TokioInstant::now() - acked).map(|at| at + self.lease);
+        // After what a quorum has answered was looked at.
+        let trusted = self.stays() && self.handovers.leave_lease_in(term) && self.lease_trust.holds();
+        let answered_until = acked.map(|acked| acked.into_inner()).and_then(until);
+        Ok(Leadership { term, lease_until: answered_until.filter(|_| trusted), answered_until })
+    }
+
+    fn led_term(&self) -> Result<u64, NotLeading> {
+        let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let vote = &metrics.vote;
         let leads = metrics.state == ServerState::Leader
             // A leader that was restarted or removed leads no more, whatever the vote says that it saved.
             && vote.committed
             && vote.leader_id.voted_for == self.node_id;
-        if !leads {
-            return Err(NotLeading { leader: metrics.current_leader.filter(|leader| *leader != self.node_id) });
+        match leads {
+            true => Ok(vote.leader_id.term),
+            false => Err(NotLeading { leader: metrics.current_leader.filter(|leader| *leader != self.node_id) }),
         }
-        let term = vote.leader_id.term;
-        let until = |acked| Instant::now().checked_sub(TokioInstant::now() - acked).map(|at| at + self.lease);
-        let acked = metrics.last_quorum_acked.map(|acked| acked.into_inner());
-        // openraft itself hands over what a leader led that was removed.
-        let voters = metrics.membership_config.membership().get_joint_config();
-        let stays = voters.iter().any(|voters| voters.contains(&self.node_id));
-        // After what a quorum has answered was looked at.
-        let trusted = stays && self.handovers.leave_lease_in(term) && self.lease_trust.holds();
-        let answered_until = acked.and_then(until);
-        Ok(Leadership { term, lease_until: answered_until.filter(|_| trusted), answered_until })
     }
 
-    /// Waits until [`RaftGroup::leadership`] may answer otherwise.
+    /// Whether this node votes: openraft itself hands over what a leader led that was removed.
+    fn stays(&self) -> bool {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let voters = metrics.membership_config.membership().get_joint_config();
+        voters.iter().any(|voters| voters.contains(&self.node_id))
+    }
+
+    /// Waits until [`RaftGroup::leadership`] may answer otherwise about who leads. Not until a lease is renewed.
     pub async fn leadership_changed(&self, known: Option<u64>) {
-        // The very channel that `leadership` reads: another may wake before that one is written.
-        let mut metrics = self.raft.metrics();
+        // The very channel that the term is read from: another may wake before that one is written. And one that
+        // changes seldom: that of all metrics does with every message.
+        let mut metrics = self.raft.server_metrics();
         loop {
-            if self.leadership().ok().map(|leadership| leadership.term) != known {
+            if self.led_term().ok() != known {
                 return;
             }
             if metrics.changed().await.is_err() {
@@ -61,9 +76,9 @@ impl RaftGroup {
     }
 
     async fn leader_that(&self, wanted: impl Fn(Option<u64>) -> bool) {
-        let mut metrics = self.raft.metrics();
+        let mut metrics = self.raft.server_metrics();
         loop {
-            match self.leadership() {
+            match self.led_term() {
                 Err(NotLeading { leader }) if leader.is_none() || !wanted(leader) => {}
                 _ => return,
             }
