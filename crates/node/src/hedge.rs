@@ -202,7 +202,7 @@ where
                 has_moved = true;
                 next.clear();
             }
-            () = clock.sleep_until(hedge_at), if !next.is_empty() => {
+            () = async { clock.sleep_until(hedge_at).await }, if !next.is_empty() => {
                 let at_work = || pending.iter().filter(|one| !is_silent(one.node, one.asked)).count();
                 match pending.len() < at_a_time || at_work() < at_a_time {
                     true if pays() => start = true,
@@ -211,7 +211,7 @@ where
                     false => hedge_at = clock.now() + LOOK_AGAIN,
                 }
             }
-            () = clock.sleep_until(give_up_at.unwrap_or(hedge_at)), if give_up_at.is_some() => {
+            () = async { clock.sleep_until(give_up_at.unwrap_or(hedge_at)).await }, if give_up_at.is_some() => {
                 for Pending { node, .. } in pending.drain(..) {
                     let failed = not_answered(node);
                     unknown |= matches!(failed, Failed::Unknown(_));

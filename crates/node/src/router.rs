@@ -9,8 +9,11 @@ mod refusals;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
+use futures::FutureExt;
+use futures::future::{BoxFuture, ready};
 use meridian_gateway::{Database, Read, ReadOutput, Unavailable, Write, WriteFailure};
 use meridian_types::{Consistency, DatabaseId, Epoch, NodeId, Position, ShardId, Transaction, WriteOutcome, limits};
 use parking_lot::Mutex;
@@ -67,6 +70,18 @@ pub(crate) struct Router<N = ClusterNodes, C = BootClock> {
     refusals: Refusals,
     /// What this gateway has shown of each shard: what it shows next is no older.
     shown: Mutex<BTreeMap<ShardId, Position>>,
+}
+
+/// What came of a read at this node when it was first looked at.
+enum Here {
+    Read(ReadOutput),
+    Begun(Begun),
+}
+
+struct Begun {
+    shard: (ShardId, Epoch),
+    working: Arc<Notify>,
+    call: BoxFuture<'static, Result<Answering, Failed>>,
 }
 
 /// One operation on its way.
@@ -163,8 +178,11 @@ impl<N: Nodes, C: Clock> Router<N, C> {
 
     /// The sequence that an eventual read must not be older than. What a failover took back is not held
     /// against those who never had it.
-    fn min_sequence(&self, shard: ShardId) -> u64 {
+    fn min_sequence(&self, (shard, epoch): (ShardId, Epoch)) -> u64 {
         let Some(shown) = self.shown.lock().get(&shard).copied() else { return 0 };
+        if shown.epoch == epoch {
+            return shown.sequence;
+        }
         let history = self.directory.shard(shard).map(|shard| History::new(shard.bases));
         match history.and_then(|history| history.leaves(shown)) {
             Some((_, base)) => base.sequence,
@@ -176,6 +194,34 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         let mut shown = self.shown.lock();
         let newest = shown.entry(shard).or_insert(Position::ZERO);
         *newest = (*newest).max(position);
+    }
+
+    /// A read that this node may have at once, since what it reads is in memory, is had without a timer and without
+    /// being hedged. One that takes longer goes on among the others. `None`: others are to be asked first.
+    async fn read_here(&self, now: Duration, read: &Arc<Read>) -> Option<Here> {
+        let (node, shard) = (self.local_node?, self.shard(read.database).ok()?);
+        let strong = read.consistency == Consistency::Strong;
+        let is_first = (!strong || self.nodes.local_voter(shard.0).is_some())
+            && !self.reach.is_silent(now, node)
+            && !self.refusals.has_refused(node, shard.0, read.consistency);
+        if !is_first {
+            return None;
+        }
+        let working = Arc::new(Notify::new());
+        let mut call = self.nodes.read(node, shard, read, self.min_sequence(shard), Arc::clone(&working), None);
+        let call = match futures::poll!(&mut call) {
+            Poll::Ready(Ok(Answering { position, leader, ranges })) => {
+                let ranges = ranges.await.ok()?;
+                self.leaders.read_here(now, shard.0, node, leader.filter(|_| strong));
+                if !strong {
+                    self.has_shown(shard.0, position);
+                }
+                return Some(Here::Read(ReadOutput { ranges }));
+            }
+            Poll::Ready(Err(failed)) => ready(Err(failed)).boxed(),
+            Poll::Pending => call,
+        };
+        Some(Here::Begun(Begun { shard, working, call }))
     }
 
     /// Waits before another round: longer each time, and until it is paid for; or until the shard is served again,
@@ -280,7 +326,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
                     self.reach.heard(now, node);
                     until = until.max((now + timeout).min(latest));
                 }
-                () = self.clock.sleep_until(until) => {
+                () = async { self.clock.sleep_until(until).await } => {
                     let waited = self.clock.now().saturating_sub(asked);
                     // A node that is slow is given more time. One that is gone is not, though others may have heard it
                     // after this asked: each of those who ask it would have the next wait longer, and miss that the
@@ -350,6 +396,11 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
         let started = self.clock.now();
         let read = Arc::new(read);
         let strong = read.consistency == Consistency::Strong;
+        let mut begun = match self.read_here(started, &read).await {
+            Some(Here::Read(output)) => return Ok(output),
+            Some(Here::Begun(begun)) => Some(begun),
+            None => None,
+        };
         let mut pursuit = Pursuit::new(read.database, 0);
         // For an answer that was larger than what was free.
         let mut room = None;
@@ -361,7 +412,7 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
             if pursuit.rounds == 0 && room.is_none() {
                 budget.first_try(self.clock.now());
             }
-            let min_sequence = self.min_sequence(shard.0);
+            let min_sequence = self.min_sequence(shard);
             // What is eventual is as good from any epoch: whoever is at work on it is waited for.
             let known_then = known.clone();
             let moved = async {
@@ -378,9 +429,16 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
                     ..self.hedging(READS_AT_A_TIME, &budget, pursuit.bytes, &found, moved, |_| no_answer())
                 },
                 |attempt| {
-                    let working = Arc::new(Notify::new());
-                    let call =
-                        self.nodes.read(attempt.node, shard, &read, min_sequence, Arc::clone(&working), room.take());
+                    let here =
+                        begun.take().filter(|begun| begun.shard == shard && Some(attempt.node) == self.local_node);
+                    let (working, call) = match here {
+                        Some(Begun { working, call, .. }) => (working, call),
+                        None => {
+                            let working = Arc::new(Notify::new());
+                            let reporting = Arc::clone(&working);
+                            (working, self.nodes.read(attempt.node, shard, &read, min_sequence, reporting, room.take()))
+                        }
+                    };
                     let latest = started + self.deadline;
                     // Whether a read has left makes no difference to anybody.
                     let departure = Departure::default();

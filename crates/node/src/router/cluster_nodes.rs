@@ -108,7 +108,7 @@ impl Nodes for ClusterNodes {
         min_sequence: u64,
         working: Arc<Notify>,
         room: Option<Held>,
-    ) -> impl Future<Output = Result<Answering, Failed>> + Send + 'static {
+    ) -> BoxFuture<'static, Result<Answering, Failed>> {
         let strong = read.consistency == Consistency::Strong;
         if let Some(local) = self.here(node, shard.0) {
             let reading = read_here(local, Arc::clone(read), min_sequence);

@@ -35,6 +35,27 @@ struct Served {
     budget: Arc<Budget>,
 }
 
+impl Served {
+    fn answered(&mut self, now: Duration, node: NodeId, leader: NodeId) {
+        let outage = self.failed && now.saturating_sub(self.at) >= OUTAGE;
+        // What others say of the leader may be old, and change with each that is asked.
+        let is_new = node == leader && self.by.is_some_and(|before| before != leader);
+        self.hint = Some(leader);
+        self.at = now;
+        self.failed = false;
+        if node == leader {
+            self.by = Some(leader);
+        }
+        let lately = self.revived_at.is_some_and(|at| now.saturating_sub(at) < BETWEEN_REVIVALS);
+        if (outage || is_new) && !lately {
+            self.revived_at = Some(now);
+            self.revivals.send_modify(|revival| {
+                *revival = Revival { count: revival.count.wrapping_add(1), leader: Some(leader) };
+            });
+        }
+    }
+}
+
 /// Hints, which may be wrong: whoever is asked says so.
 #[derive(Default)]
 pub(super) struct Leaders {
@@ -68,26 +89,20 @@ impl Leaders {
         }
     }
 
-    /// `node` answered, as it can only while the shard has a leader; this one, as far as it knows.
-    pub(super) fn answered(&self, now: Duration, shard: ShardId, node: NodeId, leader: NodeId) {
+    /// A read was answered by the node of this process, as its first try; for whoever could tell, by the word of this
+    /// leader.
+    pub(super) fn read_here(&self, now: Duration, shard: ShardId, node: NodeId, leader: Option<NodeId>) {
         let mut shards = self.shards.lock();
         let served = shards.entry(shard).or_default();
-        let outage = served.failed && now.saturating_sub(served.at) >= OUTAGE;
-        // What others say of the leader may be old, and change with each that is asked.
-        let is_new = node == leader && served.by.is_some_and(|before| before != leader);
-        served.hint = Some(leader);
-        served.at = now;
-        served.failed = false;
-        if node == leader {
-            served.by = Some(leader);
+        served.budget.first_try(now);
+        if let Some(leader) = leader {
+            served.answered(now, node, leader);
         }
-        let lately = served.revived_at.is_some_and(|at| now.saturating_sub(at) < BETWEEN_REVIVALS);
-        if (outage || is_new) && !lately {
-            served.revived_at = Some(now);
-            served.revivals.send_modify(|revival| {
-                *revival = Revival { count: revival.count.wrapping_add(1), leader: Some(leader) };
-            });
-        }
+    }
+
+    /// `node` answered, as it can only while the shard has a leader; this one, as far as it knows.
+    pub(super) fn answered(&self, now: Duration, shard: ShardId, node: NodeId, leader: NodeId) {
+        self.shards.lock().entry(shard).or_default().answered(now, node, leader);
     }
 }
 

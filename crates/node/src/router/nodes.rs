@@ -85,5 +85,5 @@ pub(crate) trait Nodes: Send + Sync + 'static {
         min_sequence: u64,
         working: Arc<Notify>,
         room: Option<Held>,
-    ) -> impl Future<Output = Result<Answering, Failed>> + Send + 'static;
+    ) -> BoxFuture<'static, Result<Answering, Failed>>;
 }

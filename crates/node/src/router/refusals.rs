@@ -41,6 +41,11 @@ impl Refusals {
         }
     }
 
+    /// Whether it refused the last of such reads that it answered.
+    pub(super) fn has_refused(&self, node: NodeId, shard: ShardId, consistency: Consistency) -> bool {
+        self.at.lock().contains_key(&key(node, shard, consistency))
+    }
+
     /// Whether others are to be asked first, by somebody who asks this one if not: one read at a time finds out
     /// whether it serves by now.
     pub(super) fn avoid(&self, now: Duration, node: NodeId, shard: ShardId, consistency: Consistency) -> bool {

@@ -9,7 +9,7 @@ use meridian_types::{ReadRange, RequestId};
 
 use super::*;
 use crate::topology::DEV_DEFAULT_DATABASE;
-use world::{DEADLINE, Link, World, run};
+use world::{DEADLINE, Link, World, run, run_beside};
 
 fn write() -> Write {
     Write { database: DEV_DEFAULT_DATABASE, request_id: RequestId::generate(), transaction: Transaction::default() }
@@ -111,6 +111,61 @@ fn a_request_that_waits_for_the_voters_before_asks_those_to_whom_the_shard_has_m
         assert!(reading.await.is_ok());
         let took = time.now() - lost;
         assert!(took < Duration::from_millis(1300), "{took:?}");
+    });
+}
+
+#[test]
+fn what_this_node_reads_at_once_is_asked_of_nobody_else_and_what_takes_long_is_begun_here_once() {
+    run_beside(Some(2), AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        let asked = time.now();
+        for consistency in [Consistency::Strong, Consistency::Eventual] {
+            assert!(router.read(Read { consistency, ..read() }).await.is_ok());
+        }
+        assert_eq!((voters.asked(), time.now()), (vec![2, 2], asked));
+        assert_eq!(router.leaders.hint(ShardId(1)), Some(1), "the node knows who leads");
+        assert_eq!(router.min_sequence((ShardId(1), Epoch(1))), 1, "what was shown is remembered");
+        voters.working.store(true, Ordering::SeqCst);
+        assert!(router.read(read()).await.is_ok());
+        assert_eq!(voters.asked(), [2, 2, 2, 1], "it is hedged like any other");
+    });
+}
+
+#[test]
+fn a_read_that_this_node_refuses_goes_on_to_others_and_the_next_to_them_first() {
+    run_beside(Some(2), AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        voters.refusing.lock().insert(2);
+        for _ in 0..2 {
+            assert!(router.read(read()).await.is_ok());
+        }
+        assert_eq!(voters.asked(), [2, 1, 1]);
+        voters.refusing.lock().clear();
+        time.sleep(Duration::from_secs(1)).await;
+        for _ in 0..2 {
+            assert!(router.read(read()).await.is_ok());
+        }
+        assert_eq!(voters.asked(), [2, 1, 1, 2, 2]);
+    });
+}
+
+#[test]
+fn a_read_at_this_node_tells_those_who_wait_that_the_shard_is_served_again() {
+    run_beside(Some(2), AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        assert!(world.commits().await);
+        voters.leader.send_replace(0);
+        (1..=3).for_each(|node| voters.link(node, Link::Refused));
+        let waiting = world.writing();
+        time.sleep(Duration::from_secs(5)).await;
+        let (_, mut news) = router.leaders.of(ShardId(1));
+        (1..=3).for_each(|node| voters.link(node, Link::Up));
+        voters.leader.send_replace(2);
+        let back = time.now();
+        assert!(router.read(read()).await.is_ok());
+        assert!(news.has_changed().unwrap() && news.borrow_and_update().leader == Some(2));
+        assert!(matches!(waiting.await, Ok(WriteOutcome::Committed(_))));
+        assert!(time.now() - back < Duration::from_millis(50), "{:?}", time.now() - back);
     });
 }
 

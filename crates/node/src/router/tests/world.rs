@@ -116,6 +116,8 @@ type Transfer = BoxFuture<'static, Result<Vec<Vec<Entry>>, BrokenOff>>;
 /// Nodes 1 to 3 vote.
 pub(super) struct Voters {
     time: Time,
+    /// Of the gateway's own process.
+    local: Option<NodeId>,
     pub(super) links: Mutex<BTreeMap<NodeId, Link>>,
     /// Nodes that refuse all reads, at once.
     pub(super) refusing: Mutex<BTreeSet<NodeId>>,
@@ -144,9 +146,10 @@ impl Drop for InFlight {
 }
 
 impl Voters {
-    fn new(time: Time, service_time: Duration) -> Arc<Self> {
+    fn new(time: Time, local: Option<NodeId>, service_time: Duration) -> Arc<Self> {
         Arc::new(Self {
             time,
+            local,
             links: Mutex::default(),
             refusing: Mutex::default(),
             leader: watch::Sender::new(1),
@@ -191,6 +194,7 @@ impl Voters {
             departure.leave();
         }
         match link {
+            Link::Up if self.local == Some(node) => {}
             Link::Up => self.time.sleep(ROUND_TRIP).await,
             Link::Silent | Link::Hangs => pending().await,
             Link::Refused => return Err(Failed::Unreachable("refused".to_owned())),
@@ -239,7 +243,7 @@ impl Voters {
 
 impl Nodes for Arc<Voters> {
     fn local_voter(&self, _: ShardId) -> Option<LocalVoter> {
-        None
+        self.local.map(|_| LocalVoter { leader: Some(*self.leader.borrow()).filter(|leader| *leader != 0) })
     }
 
     fn write(
@@ -279,10 +283,10 @@ impl Nodes for Arc<Voters> {
         _: u64,
         working: Arc<Notify>,
         _: Option<Held>,
-    ) -> impl Future<Output = Result<Answering, Failed>> + Send + 'static {
+    ) -> BoxFuture<'static, Result<Answering, Failed>> {
         let voters = Arc::clone(self);
         let in_flight = voters.begins(node, None);
-        async move {
+        let answer = async move {
             let _in_flight = in_flight;
             voters.travels(node, &Departure::default()).await?;
             if voters.refusing.lock().contains(&node) {
@@ -297,7 +301,8 @@ impl Nodes for Arc<Voters> {
             let transfer = voters.transfer.lock().take();
             let ranges = transfer.unwrap_or_else(|| async { Ok(vec![Vec::new()]) }.boxed());
             Ok(Answering { position: Position::new(Epoch(1), 1), leader: Some(*voters.leader.borrow()), ranges })
-        }
+        };
+        answer.boxed()
     }
 }
 
@@ -317,15 +322,24 @@ impl World {
     }
 }
 
-/// Runs `body` to its end, and all that it has spawned meanwhile.
+/// Runs `body` to its end, and all that it has spawned meanwhile, with a gateway beside an application.
 pub(super) fn run<F: Future<Output = ()> + 'static>(service_time: Duration, body: impl FnOnce(World) -> F) {
+    run_beside(None, service_time, body);
+}
+
+/// As [`run`], with a gateway in the process of that node.
+pub(super) fn run_beside<F: Future<Output = ()> + 'static>(
+    local: Option<NodeId>,
+    service_time: Duration,
+    body: impl FnOnce(World) -> F,
+) {
     let mut pool = LocalPool::new();
     let time = Time::default();
     time.jump(Duration::from_secs(1000));
-    let voters = Voters::new(time.clone(), service_time);
+    let voters = Voters::new(time.clone(), local, service_time);
     let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
     let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
-    let router = Router::new(Arc::clone(&voters), time.clone(), None, "region-1".to_owned(), directory, DEADLINE);
+    let router = Router::new(Arc::clone(&voters), time.clone(), local, "region-1".to_owned(), directory, DEADLINE);
     let world = World { time: time.clone(), voters, router: Arc::new(router), spawner: pool.spawner() };
     let ended = Rc::new(RefCell::new(false));
     let (body, end) = (body(world), Rc::clone(&ended));
