@@ -86,7 +86,6 @@ const OUTPUT_FAILED: i32 = 74;
 
 fn main() -> ExitCode {
     abort_on_panic();
-    allocator::give_back();
     // Data, tokens and what was exported are for this user alone, whatever makes the file.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let cli = Cli::parse();

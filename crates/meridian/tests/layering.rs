@@ -49,6 +49,8 @@ const MAY_USE: &[(&str, Allowed)] = &[
         ]),
     ),
     ("meridian-tests", Allowed::Anything),
+    // In the place of a library's dependency.
+    ("base2histogram", Allowed::Only(&[])),
 ];
 
 /// Libraries that one crate keeps to itself, so that no other knows of them.
