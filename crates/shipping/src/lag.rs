@@ -170,6 +170,27 @@ mod tests {
         assert_eq!(history.lag(99_990, 1_000_000), Lag { batches: 10, bytes: 1000, millis: 90 });
     }
 
+    /// Now and then comes a large one, and now and then nothing for a while.
+    #[test]
+    fn a_long_lag_is_nearly_right_whatever_commits_are_like() {
+        let mut history = CommitHistory::starting_at(0, 0, 1024);
+        let (mut bytes, mut times, mut time_ms) = (vec![0], vec![0], 0);
+        for sequence in 1..=50_000 {
+            let size = if sequence % 1000 == 0 { 1_000_000 } else { 10 };
+            time_ms += if sequence % 1700 == 0 { 3_600_000 } else { 1 };
+            history.record(sequence, size, time_ms);
+            bytes.push(bytes[bytes.len() - 1] + size);
+            times.push(time_ms);
+        }
+        for durable in (0..49_990).step_by(7) {
+            let lag = history.lag(durable, time_ms);
+            let at = usize::try_from(durable).unwrap();
+            let (missing, age) = (bytes[50_000] - bytes[at], time_ms - times[at + 1]);
+            assert!((missing..=missing + missing / 16).contains(&lag.bytes), "{durable}: {lag:?}, {missing}");
+            assert!((age..=age + age / 16).contains(&lag.millis), "{durable}: {lag:?}, {age}");
+        }
+    }
+
     #[test]
     fn a_log_that_is_bounded_keeps_nearly_as_much_as_it_may_however_long_somebody_is_away() {
         let history = hundred_a_second(1024, 100_000);
