@@ -106,8 +106,8 @@ impl CommitHistory {
     }
 
     fn thin(&mut self) {
-        let mut times = self.capacity as u64 / 64;
-        // Mostly the first look is enough. The last drops all but the ends.
+        // As near as there is room for; the last look would drop all but the ends.
+        let mut times = self.capacity as u64;
         while self.samples.len() > self.capacity / 4 * 3 {
             self.drop_near(times);
             times /= 2;
