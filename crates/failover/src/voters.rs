@@ -68,3 +68,20 @@ impl Cluster {
         votes
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_majority_is_more_than_half_and_two_of_them_share_a_voter() {
+        for count in 1..=9 {
+            assert!(2 * majority(count) > count && 2 * (majority(count) - 1) <= count, "{count}");
+        }
+    }
+
+    #[test]
+    fn an_odd_number_votes_and_two_rather_than_one() {
+        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7, 8].map(voting), [0, 1, 2, 3, 3, 5, 5, 5, 5]);
+    }
+}

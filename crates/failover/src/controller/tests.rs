@@ -14,5 +14,6 @@ mod grants;
 mod starvation;
 mod story;
 mod switchovers;
+mod watches;
 
 pub(super) const MS: Duration = Duration::from_millis(1);

@@ -52,6 +52,8 @@ fn a_lease_is_out_for_its_ttl_and_the_drift_whatever_is_granted_after_it() {
     grants.forget(MS * 8149);
     assert_eq!(holders(&grants, 8149), [2]);
     assert!(holders(&grants, 8150).is_empty());
+    grants.forget(MS * 8150);
+    assert_eq!(grants.granted_at(2, SHARD, Epoch(1)), None, "what is over takes no memory");
 }
 
 #[test]
