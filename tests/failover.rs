@@ -101,6 +101,7 @@ async fn deno_writes_through_the_loss_of_its_primary_region_and_the_way_back() {
     }
     writer.more_written(50).await;
     // Nothing is said to be moved back that is still being moved.
+    open_in(&cluster, 1, "region-2", 2).await;
     open_in(&cluster, 2, "region-2", 2).await;
     println!("{}", cluster.order(4, &["failback", "--all", "--wait"]).await);
     open_in(&cluster, 1, "region-1", 3).await;

@@ -197,7 +197,7 @@ fn database_options() -> Options {
     database.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     database.set_max_total_wal_size(256 << 20);
     // Logged writes wait in memory for the fsync that makes them durable, and are written with it: nobody relies on them
-    // before. What is not followed by one is written each second, see `Engine::write_out`.
+    // before. What is not followed by one is written out with the next mark of what is committed, or each second.
     database.set_manual_wal_flush(true);
     // Threads that wait for another's write sleep: spinning takes the cores from the processes beside.
     database.set_enable_write_thread_adaptive_yield(false);

@@ -39,6 +39,8 @@ fn a_torn_end_of_the_log_is_cut_off_wherever_it_was_torn() {
     engine.sync().unwrap();
     let synced = fs::metadata(wal(&original)).unwrap().len();
     (4..=5).for_each(|number| write(&engine, number));
+    assert_eq!(fs::metadata(wal(&original)).unwrap().len(), synced, "what is logged waits for its fsync");
+    engine.write_out().unwrap();
     let whole = fs::read(wal(&original)).unwrap();
     let synced = usize::try_from(synced).unwrap();
     assert!(whole.len() > synced + 100, "both writes are in the file");
