@@ -20,7 +20,9 @@ struct Sample {
 impl Sample {
     /// Whether what lies between `to` and this one is at least so many times what lies between `from` and `to`.
     fn is_beyond(&self, from: &Self, to: &Self, times: u64) -> bool {
-        let is_beyond = |of: fn(&Self) -> u64| (of(to) - of(from)).saturating_mul(times) <= of(self) - of(to);
+        let is_beyond = |of: fn(&Self) -> u64| {
+            of(to).saturating_sub(of(from)).saturating_mul(times) <= of(self).saturating_sub(of(to))
+        };
         is_beyond(|sample| sample.sequence)
             && is_beyond(|sample| sample.cumulative_bytes)
             && is_beyond(|sample| sample.time_ms)

@@ -398,9 +398,9 @@ impl Receiver {
 
     fn on_drained(&mut self, position: Position) {
         assert!(self.seal == Seal::Reported, "{position} was drained into a log that is not sealed");
-        // Nothing is on its way to the disk.
-        self.durable = position.max(self.durable);
-        self.received = self.durable;
+        if position > self.durable {
+            (self.durable, self.received) = (position, position);
+        }
         self.seal = Seal::Draining;
     }
 
