@@ -153,7 +153,7 @@ impl Proposal {
 fn outcome(result: Result<ClientWriteResult<TypeConfig>, ()>) -> Result<(), ProposalFailure> {
     match result {
         Ok(Ok(_)) => Ok(()),
-        // openraft's word that it was refused before it was appended.
+        // openraft's word that it was refused before it was appended. It says otherwise of what it cut off its log.
         Ok(Err(ClientWriteError::ForwardToLeader(_))) => Err(ProposalFailure::NotAppended),
         Ok(Err(_)) | Err(()) => Err(ProposalFailure::Unknown),
     }
@@ -477,7 +477,8 @@ impl RaftGroup {
                 }
                 Err(_) => Err(ProposalFailure::Unknown),
             },
-            _ = appended.wait_for(|newest| *newest >= (term, sequence)) => {
+            // One batch at a time: no other can be the newest.
+            _ = appended.wait_for(|newest| *newest == (term, sequence)) => {
                 Ok(Proposal { state: ProposalState::InFlight(receiver) })
             }
         }

@@ -407,31 +407,4 @@ impl RaftNetworkV2<TypeConfig> for Network {
 }
 
 #[cfg(test)]
-mod tests {
-    use meridian_proto::encode_batch;
-    use meridian_types::{Batch, Epoch, Position, ShardId};
-    use openraft::vote::RaftLeaderId;
-
-    use super::*;
-    use crate::type_config::{EncodedBatch, Entry, LogId};
-
-    #[test]
-    fn a_leader_notices_what_its_memory_has_changed() {
-        let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
-        let position = Position::new(Epoch(1), 1);
-        let bytes = encode_batch(&Batch { position, time_ms: 0, transactions: Vec::new() });
-        let verify = |bytes: bytes::Bytes| {
-            let payload = EntryPayload::Normal(EncodedBatch::stored(bytes));
-            let entries = vec![Entry { log_id: LogId::new(1.into(), 7), payload }];
-            let leader_id = openraft::impls::leader_id_std::LeaderId::new(1, 1);
-            let vote = Vote { leader_id, committed: true };
-            let request = AppendEntriesRequest { vote, prev_log_id: None, entries, leader_commit: None };
-            verify_entries(group, &request).map_err(|error| error.to_string())
-        };
-        verify(bytes.clone()).unwrap();
-        let mut damaged = bytes.to_vec();
-        damaged[1] ^= 1;
-        let error = verify(damaged.into()).unwrap_err();
-        assert!(error.contains("corruption in log entry 7 of shard 1 epoch 1"), "{error}");
-    }
-}
+mod tests;

@@ -12,6 +12,7 @@ use meridian_memory::{ByteBudget, Held};
 use meridian_storage::ShardState;
 use meridian_types::{DatabaseId, NodeId, RequestId, Transaction, WriteOutcome};
 use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::Interval;
 
 use crate::clocks::TimeSource;
 use crate::departure::Departure;
@@ -120,11 +121,7 @@ impl Proposer {
         let (sealed, drained) = (watch::Sender::new(false), watch::Sender::new(None));
         let proposer =
             Self { queue, sealed: sealed.clone(), drained: drained.subscribe(), budget: parts.writes.clone() };
-        let seal = sealed.subscribe();
-        let (next_sweep, not_before) = (Instant::now(), Instant::now());
-        let time = LoggedTime::new(parts.state.applied().time_ms, parts.time.now());
-        let task = Task { parts, time, requests, backlog: Backlog::default(), seal, drained, next_sweep, not_before };
-        tokio::spawn(task.run());
+        tokio::spawn(Task::new(parts, requests, sealed.subscribe(), drained).run());
         proposer
     }
 
@@ -190,39 +187,51 @@ struct Task {
     next_sweep: Instant,
     /// The next batch waits so long: the one before was refused.
     not_before: Instant,
+    /// A term in which batches were left in flight: to lead in it again could number one twice.
+    left_term: Option<u64>,
 }
 
 impl Task {
+    fn new(
+        parts: ProposerParts,
+        requests: mpsc::Receiver<Queued>,
+        seal: watch::Receiver<bool>,
+        drained: watch::Sender<Option<u64>>,
+    ) -> Self {
+        let (next_sweep, not_before) = (Instant::now(), Instant::now());
+        let time = LoggedTime::new(parts.state.applied().time_ms, parts.time.now());
+        let (backlog, left_term) = (Backlog::default(), None);
+        Self { parts, time, requests, backlog, seal, drained, next_sweep, not_before, left_term }
+    }
+
     async fn run(mut self) {
-        // A term in which batches were left in flight: to lead in it again could number one twice.
-        let mut left_term = None;
         let mut ticks = tokio::time::interval(TICK);
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            self.time.learn(self.parts.state.applied().time_ms, self.parts.time.now());
-            match self.parts.group.leadership() {
-                Ok(leadership) if left_term != Some(leadership.term) => match self.lead(leadership.term).await {
-                    Some(TermEnd::Drained) => {}
-                    Some(TermEnd::Left) => left_term = Some(leadership.term),
-                    None => return,
-                },
-                observed => {
-                    // Wait for a change of what was just seen: anything else could be true at once, for ever.
-                    let term = observed.as_ref().ok().map(|leadership| leadership.term);
-                    self.backlog.decline(observed.err().and_then(|not_leading| not_leading.leader));
-                    tokio::select! {
-                        biased;
-                        () = self.parts.group.leadership_changed(term) => {}
-                        // Looked at when it is known anew who leads: that may have changed while nobody asked.
-                        queued = self.requests.recv() => match queued {
-                            Some(queued) => self.backlog.push(queued),
-                            None => return,
-                        },
-                        _ = ticks.tick() => {}
-                    }
+        while self.lead_or_wait(&mut ticks).await.is_some() {}
+    }
+
+    /// Leads for a term, or waits for something to change. `None`: nobody can send requests any more.
+    async fn lead_or_wait(&mut self, ticks: &mut Interval) -> Option<()> {
+        self.time.learn(self.parts.state.applied().time_ms, self.parts.time.now());
+        match self.parts.group.leadership() {
+            Ok(leadership) if self.left_term != Some(leadership.term) => match self.lead(leadership.term).await? {
+                TermEnd::Drained => {}
+                TermEnd::Left => self.left_term = Some(leadership.term),
+            },
+            observed => {
+                // Wait for a change of what was just seen: anything else could be true at once, for ever.
+                let term = observed.as_ref().ok().map(|leadership| leadership.term);
+                self.backlog.decline(observed.err().and_then(|not_leading| not_leading.leader));
+                tokio::select! {
+                    biased;
+                    () = self.parts.group.leadership_changed(term) => {}
+                    // Looked at when it is known anew who leads: that may have changed while nobody asked.
+                    queued = self.requests.recv() => self.backlog.push(queued?),
+                    _ = ticks.tick() => {}
                 }
             }
         }
+        Some(())
     }
 
     /// Leads in one term, until leadership is lost or a batch is refused. `None`: nobody can send requests

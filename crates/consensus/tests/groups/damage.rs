@@ -136,3 +136,35 @@ async fn a_batch_that_is_damaged_or_cannot_be_read_is_in_no_log_and_the_member_g
         equal(&nodes, at(1, last)).await;
     }
 }
+
+/// Set for the process that is to die.
+const CHILD: &str = "MERIDIAN_TEST_DAMAGED_LEADER";
+
+/// The others would refuse it for as long as it leads, and nothing would be committed.
+#[test]
+fn a_leader_that_is_about_to_send_what_its_memory_has_changed_stops() {
+    if std::env::var_os(CHILD).is_some() {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+        return runtime.block_on(async {
+            let nodes = crate::seal::three(&Arc::new(Wire::default())).await;
+            let last = write(&nodes, 2, "before").await;
+            let leading = leader(&nodes).await.group();
+            let term = leading.leadership().unwrap().term;
+            let mut bytes = encode_batch(&batch(at(1, last + 1), "damaged where nothing else looks")).to_vec();
+            let text = bytes.windows(7).position(|bytes| bytes == b"damaged").unwrap();
+            bytes[text] ^= 4;
+            let mut proposal = leading.propose(bytes.into(), last + 1, term).await.unwrap();
+            let applied = tokio::time::timeout(std::time::Duration::from_secs(10), proposal.applied()).await;
+            println!("it goes on: {applied:?}");
+        });
+    }
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["damage::a_leader_that_is_about_to_send_what_its_memory_has_changed_stops", "--exact", "--nocapture"])
+        .env(CHILD, "1")
+        .output()
+        .unwrap();
+    let (out, error) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    let signal = std::os::unix::process::ExitStatusExt::signal(&child.status);
+    assert_eq!(signal, Some(6), "it was not aborted: {:?}\n{out}\n{error}", child.status);
+    assert!(error.contains("corruption in log entry"), "{error}");
+}

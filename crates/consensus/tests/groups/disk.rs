@@ -88,3 +88,31 @@ async fn a_voter_whose_disk_is_full_appends_nothing_follows_its_leader_and_catch
     full.full.store(false, Ordering::Relaxed);
     equal(&nodes, at(1, more + 10)).await;
 }
+
+#[tokio::test]
+async fn a_state_that_is_being_copied_to_a_voter_stops_when_its_disk_is_full() {
+    let wire = Arc::new(Wire::default());
+    let (mut nodes, voters) = (Vec::new(), set(1..=3));
+    wire.hold_fetches(true);
+    for id in 1..=3 {
+        let mut node = Node::new(id, &wire).await;
+        if id < 3 {
+            node.replicate(4, "before");
+            node.form(1, &voters, at(1, 4));
+        }
+        node.open(1, &voters).await;
+        nodes.push(node);
+    }
+    until("the third is sent a state", async || wire.is_fetching()).await;
+    nodes[2].full.store(true, Ordering::Relaxed);
+    until("it takes no more of it", async || !wire.is_fetching()).await;
+    // Nor of what it is offered next.
+    for _ in 0..20 {
+        write(&nodes, 1, "while it is full").await;
+        assert!(!wire.is_fetching());
+    }
+    nodes[2].full.store(false, Ordering::Relaxed);
+    wire.hold_fetches(false);
+    let last = write(&nodes, 1, "with room").await;
+    equal(&nodes, at(1, last)).await;
+}

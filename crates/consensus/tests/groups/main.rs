@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
 
+mod between;
 mod claims;
+mod confirmation;
 mod damage;
 mod disk;
 mod distance;
@@ -13,6 +15,7 @@ mod forgotten;
 mod large;
 mod leases;
 mod orphans;
+mod proposals;
 mod reads;
 mod seal;
 mod support;

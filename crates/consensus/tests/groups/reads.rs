@@ -67,7 +67,7 @@ pub(crate) async fn three_linked(timing: RaftTiming) -> (Vec<Node>, Links) {
 }
 
 /// Whether the batch is in the node's log, committed or not.
-fn has_logged(node: &Node, sequence: u64) -> bool {
+pub(crate) fn has_logged(node: &Node, sequence: u64) -> bool {
     let engine: Arc<dyn Engine> = node.engine.clone();
     let mut found = false;
     let mut visit = |logged, _, _: bytes::Bytes, _| {

@@ -21,6 +21,8 @@ pub(crate) struct Wire {
     offers: Arc<Mutex<Vec<Arc<StateSnapshot>>>>,
     fetched: Mutex<HashMap<String, usize>>,
     fetches_held: AtomicBool,
+    /// A handle for each that is under way, and this one.
+    fetching: Arc<()>,
 }
 
 impl Wire {
@@ -38,6 +40,11 @@ impl Wire {
     /// Until they are released, no snapshot arrives.
     pub(crate) fn hold_fetches(&self, held: bool) {
         self.fetches_held.store(held, Ordering::SeqCst);
+    }
+
+    /// Whether a snapshot is being fetched.
+    pub(crate) fn is_fetching(&self) -> bool {
+        Arc::strong_count(&self.fetching) > 1
     }
 
     /// How many snapshots were fetched in `group`.
@@ -67,6 +74,7 @@ impl StateTransfer for Wire {
         state: Arc<ShardState>,
     ) -> Transfer<Result<StagedState, StorageError>> {
         Box::pin(async move {
+            let _fetching = Arc::clone(&self.fetching);
             while self.fetches_held.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -101,6 +109,11 @@ impl Link {
 
     pub(crate) fn release_answers(&self) {
         self.answers_held.store(false, Ordering::SeqCst);
+    }
+
+    pub(crate) fn release(&self) {
+        self.requests_held.store(false, Ordering::SeqCst);
+        self.release_answers();
     }
 }
 

@@ -173,7 +173,7 @@ mod tests {
     use std::time::Instant;
 
     use meridian_failover::{Lease, Token, TokenScope};
-    use meridian_gateway::Access;
+    use meridian_gateway::{Access, Catalogue as _};
     use meridian_proto::directory::directory_server::Directory as _;
     use meridian_types::{Epoch, ShardId};
     use tokio::net::TcpListener;
@@ -186,6 +186,56 @@ mod tests {
     use crate::peers::PeerChannels;
     use crate::topology::Topology;
 
+    /// Where a node that knows this serves it.
+    async fn serve(directory: &Arc<Directory>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let service = DirectoryService { directory: Arc::clone(directory), voter: Arc::default() };
+        let server = tonic::transport::Server::builder().add_service(directory_server::DirectoryServer::new(service));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        address
+    }
+
+    /// What it says not to exist may be in the directory, which the node that it follows has lost.
+    #[tokio::test]
+    async fn a_gateway_is_sure_of_what_it_knows_once_a_node_in_touch_with_the_directory_has_nothing_newer() {
+        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let cluster = first_cluster(&topology);
+        let directory = || Arc::new(Directory::new(cluster.clone(), Access::default(), None));
+        let (node, gateway) = (directory(), directory());
+        // Of before it was cut off.
+        node.learn(meridian_failover::Cluster { version: 7, ..cluster.clone() }).unwrap();
+        let address = serve(&node).await;
+        let nearest = gateway.voters_near("region-1")[0];
+        // Nobody is at the port of discarding.
+        let dial = move |node| Some(if node == nearest { address.clone() } else { "127.0.0.1:9".to_owned() });
+        let peers = Arc::new(PeerChannels::new(&topology, Arc::new(dial)).unwrap());
+        let (stop, region) = (CancellationToken::new(), "region-1".to_owned());
+        let follower = Follower { directory: Arc::clone(&gateway), peers, region, node: None };
+        let following = tokio::spawn(follower.run(stop.clone()));
+        let started = Instant::now();
+        let until = async |what: &str, holds: &dyn Fn() -> bool| {
+            while !holds() {
+                assert!(started.elapsed() < Duration::from_secs(60), "{what}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        until("it never hears the news", &|| gateway.known().cluster.version == 7).await;
+        assert!(!gateway.is_current(), "the news may be old");
+        // As long as it stays: whoever is in touch says something meanwhile.
+        until("it follows the node", &|| node.known.receiver_count() == 1).await;
+        until("the stream is left open", &|| node.known.receiver_count() == 0).await;
+        assert!(!gateway.is_current(), "nobody has heard of the directory");
+        let lease = Lease { ttl: Duration::from_secs(3), shards: Vec::new() };
+        until("it is never sure", &|| {
+            node.renewed(node.now(), &lease);
+            gateway.is_current()
+        })
+        .await;
+        stop.cancel();
+        following.await.unwrap();
+    }
+
     /// A gateway without a node follows the nearest voter, which is cut off from the directory's leader, and not from
     /// the gateway.
     #[tokio::test]
@@ -197,15 +247,6 @@ mod tests {
         let lease = Lease { ttl: Duration::from_secs(3), shards: Vec::new() };
         let (cut_off, well) = (directory(), directory());
         cut_off.renewed(cut_off.now(), &lease);
-        let serve = async |directory: &Arc<Directory>| {
-            let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-            let address = listener.local_addr().unwrap().to_string();
-            let service = DirectoryService { directory: Arc::clone(directory), voter: Arc::default() };
-            let server =
-                tonic::transport::Server::builder().add_service(directory_server::DirectoryServer::new(service));
-            tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-            address
-        };
         let addresses = (serve(&cut_off).await, serve(&well).await);
         let gateway = directory();
         let nearest = gateway.voters_near("region-1")[0];

@@ -51,6 +51,7 @@ struct Pressed {
     lag_ms: Arc<AtomicU64>,
     disk_is_low: Arc<AtomicBool>,
     proposed: Arc<AtomicU64>,
+    evaluations: Arc<AtomicU64>,
 }
 
 impl Limits for Pressed {
@@ -63,6 +64,7 @@ impl Limits for Pressed {
     }
 
     fn replication_lag_ms(&self) -> Option<u64> {
+        self.evaluations.fetch_add(1, Ordering::Relaxed);
         Some(self.lag_ms.load(Ordering::Relaxed))
     }
 }
@@ -77,6 +79,8 @@ struct Leader {
     disk_is_low: Arc<AtomicBool>,
     /// The newest batch that was made.
     proposed: Arc<AtomicU64>,
+    /// How often requests were evaluated, those that waited together.
+    evaluations: Arc<AtomicU64>,
     writes: ByteBudget,
     time: Arc<TestTime>,
 }
@@ -131,7 +135,7 @@ impl Leader {
         directory.renewed(directory.now(), &lease);
         let lag_ms = Arc::new(AtomicU64::new(0));
         let disk_is_low = Arc::new(AtomicBool::new(false));
-        let proposed = Arc::default();
+        let (proposed, evaluations) = (Arc::default(), Arc::default());
         let writes = ByteBudget::new("writes that wait", 8 << 20);
         let time = Arc::new(TestTime::default());
         let parts = ProposerParts {
@@ -143,13 +147,14 @@ impl Leader {
                 lag_ms: Arc::clone(&lag_ms),
                 disk_is_low: Arc::clone(&disk_is_low),
                 proposed: Arc::clone(&proposed),
+                evaluations: Arc::clone(&evaluations),
             }),
             writes: writes.clone(),
             time: Arc::clone(&time) as Arc<dyn TimeSource>,
         };
         let proposer = Proposer::start(parts.clone());
         group.leadership_changed(None).await;
-        Self { proposer, parts, state, group, directory, lag_ms, disk_is_low, proposed, writes, time }
+        Self { proposer, parts, state, group, directory, lag_ms, disk_is_low, proposed, evaluations, writes, time }
     }
 
     /// Asks again while the proposer has not yet heard that it leads.
@@ -192,6 +197,20 @@ impl Leader {
         while !self.state.expired(u64::MAX - 1, 1).unwrap().is_empty() {
             applied.changed().await.unwrap();
         }
+    }
+
+    /// A request that waits to be evaluated, and where its answer comes.
+    fn queued(&self, transaction: Transaction) -> (Queued, oneshot::Receiver<WriteReply>) {
+        let request = WriteRequest { database: DATABASE, request_id: RequestId::generate(), transaction, retry: false };
+        let Admitted { held, until } = self.proposer.admit(&request).unwrap();
+        let (reply, answer) = oneshot::channel();
+        (Queued { request, since: Instant::now(), until, departure: Arc::default(), reply, held }, answer)
+    }
+
+    /// Ends the proposer's own task: sessions are made by the test. The term in which this node leads.
+    async fn leave_to_the_test(&self) -> u64 {
+        self.proposer.seal();
+        self.proposer.drained().await
     }
 
     fn skip(&self, ms: u64) {
@@ -378,3 +397,4 @@ async fn nothing_is_written_or_told_under_an_epoch_that_was_sealed() {
 
 mod bounds;
 mod expiry;
+mod terms;

@@ -190,3 +190,21 @@ async fn small_reads_are_counted_and_wait_behind_no_large_one() {
     drop((found, all));
     assert_eq!(reads.small.used_bytes(), 0);
 }
+
+/// A large one has come, and waits for room.
+#[tokio::test]
+async fn a_small_answer_of_another_node_waits_behind_no_large_one() {
+    let reads = reads(64 << 20);
+    let all = reads.bytes.take(64 << 20, PATIENCE).await.unwrap();
+    let mut waiting = Box::pin(reads.take(1 << 20));
+    assert!((&mut waiting).now_or_never().is_none());
+    let small = reads.take_now(SMALL_BYTES).expect("there is room beside the large ones");
+    assert!(reads.take_now(SMALL_BYTES + 1).is_none(), "that room is for small ones");
+    assert_eq!(reads.small.used_bytes(), SMALL_BYTES);
+    drop((small, all));
+    assert_eq!(reads.small.used_bytes(), 0);
+    // What finds no room there is taken with the large ones.
+    drop(waiting.await.unwrap());
+    let _all_of_the_small = reads.small.take(reads.small.total_bytes(), PATIENCE).await.unwrap();
+    assert!(reads.take_now(SMALL_BYTES).is_some());
+}

@@ -586,3 +586,33 @@ fn what_found_no_connection_has_not_committed() {
         assert!(matches!(failed, WriteFailure::Unknown(_)), "{failed:?}");
     });
 }
+
+/// A try that overtook it on the way may commit yet, unless the refusal is in the log.
+#[test]
+fn a_refusal_that_nobody_has_logged_is_no_answer_once_another_node_was_asked() {
+    let refused = || WriteOutcome::CheckFailed(vec![0]);
+    let committed = WriteOutcome::Committed(meridian_types::Versionstamp([9; 10]));
+    for (is_late, outcome, retried, binds) in [
+        (false, refused(), false, true),
+        (true, refused(), false, false),
+        (true, refused(), true, true),
+        (true, committed, false, true),
+    ] {
+        // The other one takes longer.
+        run(Duration::from_millis(100), |world| async move {
+            let World { voters, router, time, .. } = &world;
+            if retried {
+                voters.scripted.lock().push(Failed::Unknown("the connection broke".to_owned()));
+            }
+            let usual = HEDGE_AFTER + router.reach.round_trip(1);
+            let takes = if is_late { usual + Duration::from_millis(20) } else { usual / 2 };
+            *voters.slow.lock() = Some((takes, outcome.clone()));
+            let written = router.write(write()).await.unwrap();
+            assert_eq!(written == outcome, binds, "late: {is_late}, {outcome:?}, {retried}: {written:?}");
+            let asked = voters.asked().len() - usize::from(retried);
+            assert_eq!(asked > 1, is_late, "{:?} were asked", voters.asked());
+            time.sleep(Duration::from_secs(1)).await;
+            assert_eq!(voters.in_flight(), 0);
+        });
+    }
+}

@@ -7,6 +7,7 @@ use meridian_consensus::{LogCache, Peers, RaftGroupOptions, RaftTiming};
 use meridian_failover::Lease;
 use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
+use meridian_proto::shard::shard_server::Shard;
 use meridian_storage::{Durability, Engine, GroupId, MemoryEngine, Syncer, WatchedEngine};
 use meridian_types::{
     Mutation, MutationKind, Position, RequestId, ShardId, Transaction, Value, ValueEncoding, WriteOutcome,
@@ -15,11 +16,14 @@ use meridian_types::{
 use super::*;
 use crate::clocks::Clocks;
 use crate::directory::first_cluster;
+use crate::followers::Followers;
 use crate::proposer::NoLimits;
 use crate::replica::shipped_log;
+use crate::shard_service::ShardService;
 use crate::shard_table::ShardTable;
 use crate::state_exchange::StateExchange;
 use crate::topology::{DEV_DEFAULT_DATABASE, Topology};
+use crate::write_calls::{Turns, WriteCalls};
 
 const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -27,6 +31,7 @@ const DEADLINE: Duration = Duration::from_secs(20);
 struct Alone {
     engine: Arc<WatchedEngine>,
     directory: Arc<Directory>,
+    peers: Arc<PeerChannels>,
     voter: Arc<Voter>,
 }
 
@@ -41,6 +46,17 @@ async fn until(what: &str, mut holds: impl FnMut() -> bool) {
 impl Alone {
     /// It leads, and holds a lease of the directory's.
     async fn start() -> Self {
+        let alone = Self::start_following().await;
+        let Self { voter, .. } = &alone;
+        let peers: Arc<dyn Peers> = alone.peers.clone();
+        voter.group.take_part(&BTreeSet::from([1]), &peers, true).await.unwrap();
+        let leads = || voter.group.leadership().is_ok_and(|leads| leads.term == voter.group.applied().borrow().1);
+        until("it leads", leads).await;
+        alone
+    }
+
+    /// It holds the lease, and waits for another to lead.
+    async fn start_following() -> Self {
         let engine = Arc::new(WatchedEngine::watching(Arc::new(MemoryEngine::default())));
         let dynamic: Arc<dyn Engine> = engine.clone();
         let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
@@ -62,23 +78,19 @@ impl Alone {
             log_cache: LogCache::default(),
             timing: RaftTiming { heartbeat_ms: 20, election_timeout_min_ms: 60, election_timeout_max_ms: 90 },
         });
-        let group = group.await.unwrap();
-        group.take_part(&voters, &(Arc::clone(&peers) as Arc<dyn Peers>), true).await.unwrap();
         let voter = Arc::new(Voter::start(VoterParts {
-            group,
+            group: group.await.unwrap(),
             history: History::first(),
             shipped: shipped_log(&dynamic, GROUP.shard).unwrap(),
             directory: Arc::clone(&directory),
-            peers,
+            peers: Arc::clone(&peers),
             limits: Arc::new(NoLimits),
             writes: ByteBudget::new("writes", 8 << 20),
             time: Arc::new(Clocks::default()),
             reads: Reads::new(ByteBudget::new("reads", 8 << 20)),
             founder: true,
         }));
-        let leads = || voter.group.leadership().is_ok_and(|leads| leads.term == voter.group.applied().borrow().1);
-        until("it leads", leads).await;
-        Self { engine, directory, voter }
+        Self { engine, directory, peers, voter }
     }
 
     async fn write(&self, key: &'static str, valid_until: Duration) -> WriteReply {
@@ -132,6 +144,24 @@ async fn a_strong_read_whose_lease_is_lost_while_it_is_under_way_is_not_answered
     assert_eq!(read().await, ReadReply::NotLeader(None));
 }
 
+/// Else it shows less than what was acknowledged before it began, or less than another has shown.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_strong_read_at_a_follower_is_not_answered_before_what_its_leader_named_is_applied() {
+    for (named, applied) in [(0, true), (1, false)] {
+        let mut alone = Alone::start_following().await;
+        let voter = Arc::get_mut(&mut alone.voter).unwrap();
+        voter.positions = Rounds::start(move || async move { Ok(ReadPosition { sequence: named }) });
+        let reply = alone.voter.read_strong(DEV_DEFAULT_DATABASE, &ranges()).await;
+        match applied {
+            true => assert!(matches!(reply, ReadReply::Done(_)), "{reply:?}"),
+            false => {
+                let late = matches!(&reply, ReadReply::Unavailable(why) if why.contains("lags behind the leader"));
+                assert!(late, "{reply:?}");
+            }
+        }
+    }
+}
+
 /// Else the next strong read, at another voter, waits for less than this leader has shown already.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_read_position_covers_what_is_shown_while_a_batch_takes_effect() {
@@ -172,4 +202,40 @@ async fn a_write_that_comes_when_its_id_may_be_forgotten_is_not_carried_out() {
     assert!(matches!(&reply, WriteReply::NotCommitted(why) if why.contains("may be forgotten")), "{reply:?}");
     alone.commit("in time").await;
     assert!(alone.holds("in time") && !alone.holds("late"));
+}
+
+/// One that finds no room in memory, before it waits for its turn.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_is_refused_at_once_holds_up_none_behind_it() {
+    let alone = Alone::start().await;
+    let shards = Arc::new(ShardTable::default());
+    shards.add(Arc::clone(&alone.voter.state), Followers::watch(&alone.voter.state));
+    shards.set(GROUP.shard, Some(LocalShard::Voter(Arc::clone(&alone.voter))));
+    let (writes, turns) = (Arc::new(WriteCalls::new(Arc::clone(&alone.peers))), Arc::<Turns>::default());
+    let service = ShardService { shards, writes, turns: Arc::clone(&turns) };
+    let mut fastest = Duration::MAX;
+    for sender in 1..=5 {
+        let turn = |number| wire::Turn { sender, number, bytes_ahead: 1 << 30 };
+        let clock = crate::write_calls::clock();
+        let value = Value { encoding: ValueEncoding::Bytes, data: vec![7; 9 << 20].into() };
+        let mutations = vec![Mutation { key: "large".into(), kind: MutationKind::Set(value), expire_at_ms: 0 }];
+        let transaction = Transaction { checks: Vec::new(), mutations };
+        let request = wire::WriteRequest {
+            group: Some(wire::ShardEpoch { shard: GROUP.shard.0, epoch: GROUP.epoch.0.into() }),
+            database: Bytes::copy_from_slice(&DEV_DEFAULT_DATABASE.0),
+            request_id: Bytes::copy_from_slice(&RequestId::generate().0),
+            write: Some(meridian_proto::transaction_to_wire(&transaction)),
+            valid_until: Some(wire::ProcessTime { millis: clock.millis + 60_000, ..clock }),
+            turn: Some(turn(1)),
+            ..wire::WriteRequest::default()
+        };
+        let reply = service.write(tonic::Request::new(request)).await.unwrap().into_inner().result;
+        let Some(wire::write_response::Result::NotCommitted(why)) = &reply else { panic!("{reply:?}") };
+        assert!(why.contains("short of memory"), "{why}");
+        let came = Instant::now();
+        drop(turns.wait(turn(2)).await);
+        fastest = fastest.min(came.elapsed());
+    }
+    // The longest that a write waits for those before it; never less, where one of them does not pass.
+    assert!(fastest < Duration::from_millis(300), "{fastest:?}");
 }

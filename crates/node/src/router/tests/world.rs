@@ -132,6 +132,8 @@ pub(super) struct Voters {
     pub(super) committed: AtomicU64,
     /// How tries end before anybody looks at them; the last one first.
     pub(super) scripted: Mutex<Vec<Failed>>,
+    /// How the first try that comes to a leader then ends, and how long that takes.
+    pub(super) slow: Mutex<Option<(Duration, WriteOutcome)>>,
     /// Whether a read is at work for three seconds.
     pub(super) working: AtomicBool,
     pub(super) transfer: Mutex<Option<Transfer>>,
@@ -160,6 +162,7 @@ impl Voters {
             most_in_flight: AtomicUsize::default(),
             committed: AtomicU64::default(),
             scripted: Mutex::default(),
+            slow: Mutex::default(),
             working: AtomicBool::default(),
             transfer: Mutex::default(),
         })
@@ -261,6 +264,11 @@ impl Nodes for Arc<Voters> {
             let scripted = voters.scripted.lock().pop();
             if let Some(failed) = scripted {
                 return Err(failed);
+            }
+            let slow = voters.slow.lock().take();
+            if let Some((takes, outcome)) = slow {
+                voters.time.sleep(takes).await;
+                return Ok(Written { outcome, leader: None });
             }
             let leader = voters.waits_for_a_leader(attempt.late).await;
             let elsewhere = leader.filter(|leader| *leader != attempt.node);
