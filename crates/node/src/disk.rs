@@ -6,7 +6,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
+use meridian_storage::GroupId;
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
+
+use crate::directory::DIRECTORY_GROUP;
 
 /// Less free disk than this beyond what memtables will take when they are flushed, on the leader or on so many voters
 /// that the others are no majority, and writes are refused while reads, and writes that only delete, go on.
@@ -83,6 +86,12 @@ impl DiskGuard {
     /// Whether no change of the directory is appended any more.
     pub(crate) fn takes_no_change(&self) -> bool {
         self.takes_no_change.load(Ordering::Relaxed)
+    }
+
+    /// Whether the batches of this group's leader are not appended. Those of the directory's own group are for longer:
+    /// they are few, and without them no full node is taken out of a shard.
+    pub(crate) fn refuses_batches_of(&self, group: GroupId) -> bool {
+        if group == DIRECTORY_GROUP { self.takes_no_change() } else { self.takes_nothing() }
     }
 
     #[cfg(test)]
@@ -198,6 +207,18 @@ mod tests {
         assert!(make_room_with(folder.path(), EXHAUSTED_BYTES - 1));
         assert_eq!(ballast(), None);
         assert!(!make_room_with(folder.path(), 0));
+    }
+
+    #[test]
+    fn the_directory_is_followed_on_a_full_disk() {
+        let (guard, epoch) = (DiskGuard::default(), DIRECTORY_GROUP.epoch);
+        let shard = GroupId { shard: meridian_types::ShardId(1), epoch };
+        assert!(!guard.refuses_batches_of(shard));
+        guard.set_takes_nothing(true);
+        assert!(guard.refuses_batches_of(shard));
+        assert!(!guard.refuses_batches_of(DIRECTORY_GROUP));
+        guard.takes_no_change.store(true, Ordering::Relaxed);
+        assert!(guard.refuses_batches_of(DIRECTORY_GROUP));
     }
 
     #[test]

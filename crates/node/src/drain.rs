@@ -15,6 +15,7 @@ use meridian_types::{NodeId, Position};
 use prost::Message;
 use tokio::sync::Semaphore;
 
+use crate::disk::DiskGuard;
 use crate::history::History;
 use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
 use crate::replica::PURGED;
@@ -38,6 +39,12 @@ pub(crate) struct Target<'a> {
     pub(crate) syncer: &'a Arc<Syncer>,
     /// What holds now: a source that lags behind the directory may have what was lost.
     pub(crate) history: &'a History,
+    pub(crate) disk: &'a DiskGuard,
+}
+
+/// What the disk has no room for would stop the process, and at its next start again.
+fn has_room(disk: &DiskGuard) -> Result<(), String> {
+    if disk.takes_nothing() { Err("this node's disk has no room for it".to_owned()) } else { Ok(()) }
 }
 
 /// A batch that another node sent: what its leader made, and can be read here. Only then it may be stored.
@@ -71,7 +78,8 @@ pub(crate) fn unpack(state: &ShardState, batches: &Batches) -> Result<(Position,
 /// through.
 ///
 /// # Errors
-/// When the source does not answer, or has something else than what follows; what was pulled until then stays.
+/// When the source does not answer, or has something else than what follows, or when the disk is full; what was pulled
+/// until then stays.
 pub(crate) async fn pull(
     target: &Target<'_>,
     peers: &PeerChannels,
@@ -82,7 +90,7 @@ pub(crate) async fn pull(
     tokio::pin!(unwanted);
     while !pull_log(target, peers, source, through, std::future::pending()).await? {
         let staged = tokio::select! {
-            staged = fetch(target.state, target.history, peers, source, through) => staged?,
+            staged = fetch(target.state, target.history, target.disk, peers, source, through) => staged?,
             () = &mut unwanted => return Err("it is not wanted any more".to_owned()),
         };
         put_in_place(target, staged, through).await?;
@@ -110,6 +118,7 @@ pub(crate) async fn pull_log(
         if after.sequence >= through.sequence {
             return Ok(true);
         }
+        has_room(target.disk)?;
         let request = ReadLogRequest {
             shard: target.state.shard().0,
             after: Some(position_to_wire(after)),
@@ -138,10 +147,11 @@ pub(crate) async fn pull_log(
 /// and begun again: until then nothing has changed.
 ///
 /// # Errors
-/// When the source does not answer, or stands where the target may not come to.
+/// When the source does not answer, or stands where the target may not come to, or when the disk is full.
 pub(crate) async fn fetch(
     state: &Arc<ShardState>,
     history: &History,
+    disk: &DiskGuard,
     peers: &PeerChannels,
     source: NodeId,
     through: Position,
@@ -163,6 +173,7 @@ pub(crate) async fn fetch(
         let chunk = chunk.ok_or_else(|| failed("the stream ended early".to_owned()))?;
         let at = chunk.applied.and_then(position).ok_or_else(|| failed("it has no position".to_owned()))?;
         check_state(history, state.position(), at, through).map_err(failed)?;
+        has_room(disk)?;
         let rows = decode_chunk(&chunk).map_err(failed)?;
         let (last, bytes) = (rows.last, rows.rows.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>());
         metrics::counter!("meridian_snapshot_received_bytes_total").increment(bytes as u64);

@@ -391,7 +391,8 @@ impl Keeper {
     /// Pulls what is missing up to the base from whoever has it. Without success the leader's snapshot comes.
     async fn reach_base(&self, shard: &Shard, history: &History) {
         let base = history.base();
-        let target = Target { state: &self.state, log: &self.log, syncer: &self.parts.syncer, history };
+        let (syncer, disk) = (&self.parts.syncer, &*self.parts.disk);
+        let target = Target { state: &self.state, log: &self.log, syncer, history, disk };
         for round in 0..PULL_ROUNDS {
             let topology = self.parts.directory.topology();
             let mut sources: Vec<_> = topology.nodes.values().filter(|node| node.id != self.parts.node_id).collect();

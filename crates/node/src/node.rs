@@ -127,12 +127,8 @@ impl Node {
         let transfer = Arc::clone(&exchange) as Arc<dyn StateTransfer>;
         let disk = Arc::new(DiskGuard::default());
         let guard = Arc::clone(&disk);
-        let raft = RaftService::new(node_id, Arc::clone(&transfer), Arc::clone(&engine)).refusing_batches_while(
-            move |group| match group {
-                DIRECTORY_GROUP => guard.takes_no_change(),
-                _ => guard.takes_nothing(),
-            },
-        );
+        let raft = RaftService::new(node_id, Arc::clone(&transfer), Arc::clone(&engine))
+            .refusing_batches_while(move |group| guard.refuses_batches_of(group));
         let (stop, stop_rpc) = (CancellationToken::new(), CancellationToken::new());
         let clocks = Clocks::default();
         let reads = Reads::new(ByteBudget::new("reads", shares.reads));

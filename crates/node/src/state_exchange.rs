@@ -157,6 +157,14 @@ impl StateExchange {
         offers.map(|offer| offer.snapshot.applied().position.sequence).min()
     }
 
+    /// As when a fetch of the group's state broke off, and so much has come.
+    #[cfg(test)]
+    pub(crate) fn keep_begun(&self, group: GroupId, staged: StagedState) {
+        let (snapshot_id, after) = ("a snapshot".to_owned(), Bytes::from_static(b"a key"));
+        let begun = Begun { source: 1, snapshot_id, after, staged, since: Instant::now() };
+        self.begun.lock().insert(group, begun);
+    }
+
     #[cfg(test)]
     pub(crate) fn forget_offers(&self) {
         self.offers.lock().clear();

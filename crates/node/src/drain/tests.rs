@@ -15,6 +15,7 @@ use tonic::{Request, Response, Status};
 
 use super::*;
 use crate::directory::{Directory, first_cluster};
+use crate::disk::DiskGuard;
 use crate::failover_service::FailoverService;
 use crate::followers::Followers;
 use crate::reads::Reads;
@@ -80,10 +81,11 @@ impl StateTransfer for Nobody {
     }
 }
 
-/// What it serves of its state comes late.
+/// What it serves of its state comes late, or comes to no end.
 struct Slow {
     service: FailoverService,
     by: Duration,
+    endless: bool,
 }
 
 #[tonic::async_trait]
@@ -110,6 +112,18 @@ impl failover_server::Failover for Slow {
         request: Request<wire::ReadStateRequest>,
     ) -> Result<Response<Self::ReadStateStream>, Status> {
         let (chunks, by) = (self.service.read_state(request).await?.into_inner(), self.by);
+        if self.endless {
+            let Some(Ok(chunk)) = chunks.into_future().await.0 else { return Err(Status::internal("no state")) };
+            let chunk = StateChunk { last: false, ..chunk };
+            let again = move |()| {
+                let chunk = chunk.clone();
+                async move {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                    Some((Ok(chunk), ()))
+                }
+            };
+            return Ok(Response::new(Box::pin(futures::stream::unfold((), again))));
+        }
         let late = async move {
             tokio::time::sleep(by).await;
             chunks
@@ -124,6 +138,7 @@ struct Node {
     log: GroupLog,
     replica: Arc<Replica>,
     directory: Arc<Directory>,
+    disk: Arc<DiskGuard>,
     _folder: TempDir,
 }
 
@@ -145,7 +160,7 @@ impl Node {
         let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let peers = PeerChannels::new(&topology, Arc::new(move |_| Some(source.clone())));
         let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
-        let folder = tempfile::tempdir().unwrap();
+        let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::<DiskGuard>::default());
         let replica = Replica::start(ReplicaParts {
             node_id,
             history: History::first(),
@@ -157,16 +172,19 @@ impl Node {
             peers: Arc::new(peers.unwrap()),
             transfer: Arc::new(Nobody),
             data_dir: folder.path().to_owned(),
-            disk: Arc::default(),
+            disk: Arc::clone(&disk),
             reads: Reads::new(ByteBudget::new("tests", 1 << 20)),
         });
-        Self { state, log, replica: Arc::new(replica.unwrap()), directory, _folder: folder }
+        Self { state, log, replica: Arc::new(replica.unwrap()), directory, disk, _folder: folder }
     }
 }
 
 /// A sealed replica with 50 batches, of which its log has none.
-async fn source_without_a_log(late_by: Duration) -> (Node, String) {
-    let node = Node::start(4, 50, 50, "127.0.0.1:1".to_owned());
+async fn source_without_a_log(late_by: Duration, endless: bool) -> (Node, String) {
+    sealed_source(Node::start(4, 50, 50, "127.0.0.1:1".to_owned()), late_by, endless).await
+}
+
+async fn sealed_source(node: Node, late_by: Duration, endless: bool) -> (Node, String) {
     node.replica.seal(Epoch(1)).await.unwrap();
     let shards = Arc::new(ShardTable::default());
     shards.add(Arc::clone(&node.state), Followers::watch(&node.state));
@@ -181,8 +199,11 @@ async fn source_without_a_log(late_by: Duration) -> (Node, String) {
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let server = tonic::transport::Server::builder()
-        .add_service(failover_server::FailoverServer::new(Slow { service, by: late_by }));
+    let server = tonic::transport::Server::builder().add_service(failover_server::FailoverServer::new(Slow {
+        service,
+        by: late_by,
+        endless,
+    }));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     (node, address)
 }
@@ -190,7 +211,7 @@ async fn source_without_a_log(late_by: Duration) -> (Node, String) {
 #[tokio::test(flavor = "multi_thread")]
 async fn where_the_log_begins_too_late_the_whole_state_is_taken_however_long_it_takes() {
     for late_by in [Duration::ZERO, Duration::from_millis(2500)] {
-        let (_source, address) = source_without_a_log(late_by).await;
+        let (_source, address) = source_without_a_log(late_by, false).await;
         let target = Node::start(5, 20, 0, address);
         target.replica.seal(Epoch(1)).await.unwrap();
         let mut failed = 0;
@@ -212,10 +233,59 @@ async fn where_the_log_begins_too_late_the_whole_state_is_taken_however_long_it_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_state_beyond_what_is_wanted_is_not_taken() {
-    let (_source, address) = source_without_a_log(Duration::ZERO).await;
+    let (_source, address) = source_without_a_log(Duration::ZERO, false).await;
     let target = Node::start(5, 20, 0, address);
     target.replica.seal(Epoch(1)).await.unwrap();
     let reason = target.replica.drain(4, at(1, 40)).await.unwrap_err();
     assert!(reason.contains("it stands at 1.50, between 1.20 and 1.40 it may be"), "{reason}");
     assert_eq!(target.state.position(), at(1, 20));
+}
+
+/// Also what goes on coming between one drain and the next.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_more_is_pulled_once_the_disk_is_full() {
+    let (_source, address) = source_without_a_log(Duration::ZERO, true).await;
+    let target = Node::start(5, 20, 0, address);
+    target.replica.seal(Epoch(1)).await.unwrap();
+    let engine = Arc::clone(target.state.engine());
+    let before = engine.families();
+    let until = async |what: &str, is_fetching: bool| {
+        let started = std::time::Instant::now();
+        while (engine.families() != before) != is_fetching {
+            assert!(started.elapsed() < Duration::from_secs(20), "{what}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    for is_waited_for in [true, false] {
+        let replica = Arc::clone(&target.replica);
+        let mut draining = tokio::spawn(async move { replica.drain(4, at(1, 50)).await });
+        until("it fetches the whole state", true).await;
+        if !is_waited_for {
+            let late = (&mut draining).await.unwrap().unwrap_err();
+            assert!(late.contains("in time"), "{late}");
+            // Whoever asks next learns what became of it.
+            let replica = Arc::clone(&target.replica);
+            draining = tokio::spawn(async move { replica.drain(4, at(1, 50)).await });
+        }
+        target.disk.set_takes_nothing(true);
+        until("it goes on writing", false).await;
+        let reason = draining.await.unwrap().unwrap_err();
+        assert!(reason.contains("no room"), "{reason}");
+        target.disk.set_takes_nothing(false);
+    }
+    assert_eq!(target.state.position(), at(1, 20));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_log_is_pulled_onto_a_full_disk() {
+    let (_source, address) =
+        sealed_source(Node::start(4, 50, 0, "127.0.0.1:1".to_owned()), Duration::ZERO, false).await;
+    let target = Node::start(5, 20, 0, address);
+    target.replica.seal(Epoch(1)).await.unwrap();
+    target.disk.set_takes_nothing(true);
+    let reason = target.replica.drain(4, at(1, 50)).await.unwrap_err();
+    assert!(reason.contains("no room"), "{reason}");
+    assert_eq!(target.state.position(), at(1, 20));
+    target.disk.set_takes_nothing(false);
+    assert_eq!(target.replica.drain(4, at(1, 50)).await, Ok(at(1, 50)));
 }

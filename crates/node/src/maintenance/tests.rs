@@ -5,7 +5,7 @@ use meridian_failover::{Change, ControllerConfig, Token, TokenScope};
 use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
 use meridian_proto::encode_batch;
-use meridian_storage::{Engine, MemoryEngine, RaftApplied, ShardState, Syncer};
+use meridian_storage::{Engine, GroupId, MemoryEngine, RaftApplied, ShardState, Syncer};
 use meridian_types::{Batch, Position};
 
 use super::*;
@@ -334,4 +334,22 @@ async fn memtables_are_flushed_on_a_low_disk_and_not_where_they_may_find_no_room
         Arc::clone(&maintenance).flush_on_a_low_disk().await;
         assert_eq!(engine.begun.load(Ordering::SeqCst), begun, "{unflushed} bytes: {:?}", maintenance.disk.room());
     }
+}
+
+/// It may be fetched further, but not onto this disk.
+#[tokio::test]
+async fn what_has_come_of_a_state_goes_when_the_disk_is_full() {
+    let (folder, engine) = (tempfile::tempdir().unwrap(), Arc::new(MemoryEngine::default()));
+    let maintenance = Arc::new(maintenance(folder.path()));
+    let state = Arc::new(ShardState::open(engine.clone(), ShardId(1)).unwrap());
+    let families = engine.families();
+    let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
+    maintenance.exchange.keep_begun(group, state.stage().unwrap());
+    assert!(engine.families().len() > families.len());
+    Arc::clone(&maintenance).persist_marks().await;
+    assert!(maintenance.exchange.is_fetching(group.shard), "whoever fetches it goes on");
+    maintenance.disk.set_takes_nothing(true);
+    Arc::clone(&maintenance).persist_marks().await;
+    assert!(!maintenance.exchange.is_fetching(group.shard));
+    assert_eq!(engine.families(), families);
 }

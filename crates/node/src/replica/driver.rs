@@ -252,11 +252,9 @@ impl Driver {
         let late = |_| format!("not at {through} in time");
         let (state, syncer) = (Arc::clone(&self.parts.state), Arc::clone(&self.parts.syncer));
         let (peers, history, log) = (Arc::clone(&self.parts.peers), self.history.clone(), self.log.clone());
-        let target = Target { state: &state, log: &log, syncer: &syncer, history: &history };
+        let disk = Arc::clone(&self.parts.disk);
+        let target = Target { state: &state, log: &log, syncer: &syncer, history: &history, disk: &disk };
         loop {
-            if self.parts.disk.takes_nothing() {
-                return Err("this node's disk has no room for it".to_owned());
-            }
             let over = tokio::time::sleep_until(deadline);
             if drain::pull_log(&target, &peers, source, through, over).await? {
                 self.give_up_whole();
@@ -264,7 +262,8 @@ impl Driver {
             }
             let fetch = self.whole.get_or_insert_with(|| {
                 let (state, history, peers) = (Arc::clone(&state), history.clone(), Arc::clone(&peers));
-                tokio::spawn(async move { drain::fetch(&state, &history, &peers, source, through).await })
+                let disk = Arc::clone(&disk);
+                tokio::spawn(async move { drain::fetch(&state, &history, &disk, &peers, source, through).await })
             });
             let fetched = tokio::time::timeout_at(deadline, fetch).await.map_err(late)?;
             self.whole = None;

@@ -80,6 +80,28 @@ impl StateTransfer for Somebody {
     }
 }
 
+/// Has a state to fetch, of which nothing more comes.
+struct Stalls(Arc<()>);
+
+impl StateTransfer for Stalls {
+    fn offer(&self, _: GroupId, _: Arc<StateSnapshot>) -> String {
+        String::new()
+    }
+
+    fn fetch(
+        self: Arc<Self>,
+        _: GroupId,
+        _: u64,
+        _: String,
+        _: Arc<ShardState>,
+    ) -> Transfer<Result<StagedState, StorageError>> {
+        Box::pin(async move {
+            let _fetching = Arc::clone(&self.0);
+            std::future::pending().await
+        })
+    }
+}
+
 /// Ships to each subscriber the next of these, whoever asks and from where, and then nothing.
 #[derive(Clone, Default)]
 struct Source {
@@ -347,4 +369,23 @@ async fn a_replica_whose_disk_is_full_takes_nothing_until_there_is_room() {
     assert_eq!((node.state.position(), source.shipments.lock().len()), (at(1), 1));
     node.disk.set_takes_nothing(false);
     node.until("it goes on", || node.state.position() == at(2)).await;
+}
+
+#[tokio::test]
+async fn a_state_that_is_being_copied_to_a_replica_stops_when_its_disk_is_full() {
+    let (source, fetching) = (Source::default(), Arc::new(()));
+    source.shipments.lock().extend([(1..=3).map(stored).collect()]);
+    let node = Node::following(&source, Arc::new(Stalls(Arc::clone(&fetching)))).await;
+    node.until("it follows", || node.state.position() == at(3)).await;
+    // What it has is not of the second epoch.
+    node.replica.follow(History::new(vec![(Epoch(1), at(0)), (Epoch(2), at(1))]));
+    let idle = 2;
+    node.until("it fetches a state", || Arc::strong_count(&fetching) > idle).await;
+    node.disk.set_takes_nothing(true);
+    node.until("it takes no more of it", || Arc::strong_count(&fetching) == idle).await;
+    let begun = Instant::now();
+    node.until("time for several tries", || begun.elapsed() > Duration::from_secs(1)).await;
+    assert_eq!(Arc::strong_count(&fetching), idle);
+    node.disk.set_takes_nothing(false);
+    node.until("it fetches again", || Arc::strong_count(&fetching) > idle).await;
 }
