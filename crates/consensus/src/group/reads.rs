@@ -29,7 +29,9 @@ impl RaftGroup {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let vote = &metrics.vote;
-        let leads = metrics.state == ServerState::Leader
+        // The channel of who leads is left as it was where Raft stops; that of all says so.
+        let leads = self.raft.metrics().borrow_watched().running_state.is_ok()
+            && metrics.state == ServerState::Leader
             // A leader that was restarted or removed leads no more, whatever the vote says that it saved.
             && vote.committed
             && vote.leader_id.voted_for == self.node_id;
@@ -56,7 +58,7 @@ impl RaftGroup {
             if self.led_term().ok() != known {
                 return;
             }
-            if metrics.changed().await.is_err() {
+            if metrics.changed().await.is_err() && self.led_term().ok() == known {
                 // Raft has stopped; nothing changes any more.
                 std::future::pending::<()>().await;
             }
