@@ -83,15 +83,10 @@ impl DiskGuard {
         self.takes_nothing.load(Ordering::Relaxed)
     }
 
-    /// Whether no change of the directory is appended any more.
-    pub(crate) fn takes_no_change(&self) -> bool {
-        self.takes_no_change.load(Ordering::Relaxed)
-    }
-
     /// Whether the batches of this group's leader are not appended. Those of the directory's own group are for longer:
     /// they are few, and without them no full node is taken out of a shard.
     pub(crate) fn refuses_batches_of(&self, group: GroupId) -> bool {
-        if group == DIRECTORY_GROUP { self.takes_no_change() } else { self.takes_nothing() }
+        if group == DIRECTORY_GROUP { self.takes_no_change.load(Ordering::Relaxed) } else { self.takes_nothing() }
     }
 
     #[cfg(test)]
@@ -238,7 +233,7 @@ mod tests {
         ] {
             leaving(left);
             assert_eq!(guard.room(), Room::Exhausted);
-            takes.push((!guard.takes_nothing(), !guard.takes_no_change()));
+            takes.push((!guard.takes_nothing(), !guard.refuses_batches_of(DIRECTORY_GROUP)));
         }
         assert_eq!(takes, [(true, true), (false, true), (false, false)], "what leaders took still commits");
     }

@@ -132,8 +132,8 @@ where
             return Round::Nothing { reason, unknown, lost };
         }
         let late_at = |pending: &Pending| pending.asked + delay(pending.node);
-        let in_vain = leads_elsewhere && next.is_empty() && pending.iter().all(|one| !named.contains(&one.node));
-        let in_vain = in_vain || has_moved;
+        let in_vain =
+            has_moved || leads_elsewhere && next.is_empty() && pending.iter().all(|one| !named.contains(&one.node));
         let give_up_at = pending.iter().map(late_at).max().filter(|_| in_vain);
         tokio::select! {
             // Most answers are there when they are asked for: then nothing else is looked at, and no timer is made.

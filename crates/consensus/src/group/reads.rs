@@ -8,24 +8,32 @@ use openraft::{Instant as _, ServerState};
 
 use super::{Leadership, NotLeading, RaftGroup, TokioInstant};
 
+/// What this node leads, as openraft says at one moment.
+struct Led {
+    term: u64,
+    /// It votes: openraft itself hands over what a leader led that was removed.
+    stays: bool,
+}
+
 impl RaftGroup {
     /// Whether this node leads, from what it knows without asking anybody.
     pub fn leadership(&self) -> Result<Leadership, NotLeading> {
-        let term = self.led_term()?;
+        let term = self.led()?.term;
         // openraft writes what a quorum has answered before who leads, so that it is no older here than the term.
         let acked = self.raft.data_metrics().borrow_watched().last_quorum_acked;
-        if self.led_term()? != term {
+        let now = self.led()?;
+        if now.term != term {
             // Nor is it of a later term.
             return Err(NotLeading { leader: None });
         }
         let until = |acked| Instant::now().checked_sub(TokioInstant::now() - acked).map(|at| at + self.lease);
         // After what a quorum has answered was looked at.
-        let trusted = self.stays() && self.handovers.leave_lease_in(term) && self.lease_trust.holds();
+        let trusted = now.stays && self.handovers.leave_lease_in(term) && self.lease_trust.holds();
         let answered_until = acked.map(|acked| acked.into_inner()).and_then(until);
         Ok(Leadership { term, lease_until: answered_until.filter(|_| trusted), answered_until })
     }
 
-    fn led_term(&self) -> Result<u64, NotLeading> {
+    fn led(&self) -> Result<Led, NotLeading> {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let vote = &metrics.vote;
@@ -35,18 +43,15 @@ impl RaftGroup {
             // A leader that was restarted or removed leads no more, whatever the vote says that it saved.
             && vote.committed
             && vote.leader_id.voted_for == self.node_id;
-        match leads {
-            true => Ok(vote.leader_id.term),
-            false => Err(NotLeading { leader: metrics.current_leader.filter(|leader| *leader != self.node_id) }),
+        if !leads {
+            return Err(NotLeading { leader: metrics.current_leader.filter(|leader| *leader != self.node_id) });
         }
+        let voters = metrics.membership_config.membership().get_joint_config();
+        Ok(Led { term: vote.leader_id.term, stays: voters.iter().any(|voters| voters.contains(&self.node_id)) })
     }
 
-    /// Whether this node votes: openraft itself hands over what a leader led that was removed.
-    fn stays(&self) -> bool {
-        let metrics = self.raft.server_metrics();
-        let metrics = metrics.borrow_watched();
-        let voters = metrics.membership_config.membership().get_joint_config();
-        voters.iter().any(|voters| voters.contains(&self.node_id))
+    fn led_term(&self) -> Result<u64, NotLeading> {
+        Ok(self.led()?.term)
     }
 
     /// Waits until [`RaftGroup::leadership`] may answer otherwise about who leads. Not until a lease is renewed.
