@@ -1,7 +1,7 @@
 use meridian_types::Position;
 
 use super::*;
-use crate::cluster::{Deletion, Loss, Phase, Token, TokenScope};
+use crate::cluster::{Deletion, Loss, Phase, Token, TokenScope, VoterChange};
 use crate::testing::{DATABASE, SHARD, at, cluster, database, node, report};
 
 mod bounds;
@@ -94,6 +94,9 @@ fn a_replacement_takes_all_places_of_the_old_node() {
     assert_eq!(next.nodes[&8], new);
     let shard = &next.shards[&SHARD];
     assert_eq!((shard.voters.clone(), shard.preferred_leader), (ids(&[2, 3, 8]), Some(8)));
+    // A leader that has followed the cluster so far says so by this version.
+    let changing = VoterChange { former: vec![ids(&[1, 2, 3])], version: next.version };
+    assert_eq!(shard.changing, Some(changing));
     assert_eq!(next.directory_voters, ids(&[4, 6, 8]));
 }
 
@@ -152,6 +155,24 @@ fn regions_come_and_go_while_nothing_is_in_them() {
 }
 
 #[test]
+fn a_region_that_a_shard_is_on_its_way_to_is_not_removed() {
+    let mut next = cluster();
+    for name in ["d", "e"] {
+        next = done(&next, &Change::AddRegion { name: name.to_owned() });
+    }
+    next = done(&next, &Change::AddNode { node: node(8, "d", "d1") });
+    let remove = |name: &str| Change::RemoveRegion { name: name.to_owned() };
+    let switchover = Change::BeginSwitchover { shard: SHARD, to: "d".to_owned() };
+    let (shard, epoch, to, cause) = (SHARD, Epoch(1), Some("d".to_owned()), String::new());
+    let failover = Change::ForceFailover { shard, epoch, to, since_ms: 1, cause };
+    for moves in [switchover, failover] {
+        let moving = done(&done(&next, &moves), &Change::RemoveNode { node: 8 });
+        assert_eq!(refused(&moving, &remove("d")), "shard 1 is on its way to region d");
+        assert_eq!(done(&moving, &remove("e")).regions, ["a", "b", "c", "d"]);
+    }
+}
+
+#[test]
 fn voters_of_the_directory_lie_in_distinct_data_centers() {
     let next = done(&cluster(), &Change::AddNode { node: node(8, "a", "a1") });
     let set = |voters: &[NodeId]| Change::SetDirectoryVoters { voters: ids(voters) };
@@ -195,6 +216,13 @@ fn a_new_shard_has_an_odd_number_of_voters_and_those_that_vote_least() {
     // Nodes 8 and 9 vote nowhere yet; of the other data centers the first.
     assert_eq!(next.shards[&ShardId(2)].voters, ids(&[2, 8, 9]));
     assert_eq!(next.shards[&ShardId(2)].preferred_leader, Some(2));
+    // The two of one data center take turns.
+    for n in 3..=8 {
+        let (id, database) = (DatabaseId([n; 16]), database(&format!("db{n}"), "a"));
+        next = done(&next, &Change::CreateDatabase { id, database, own_shard: true });
+    }
+    let votes = |node: NodeId| next.shards.values().filter(|shard| shard.voters.contains(&node)).count();
+    assert!(votes(1) + votes(9) >= 6 && votes(1).abs_diff(votes(9)) <= 1, "{}, {}", votes(1), votes(9));
     for id in 10..=13 {
         next = done(&next, &Change::AddNode { node: node(id, "a", &format!("a{id}")) });
     }

@@ -113,11 +113,11 @@ fn what_a_controller_writes_is_no_larger_than_was_counted_and_not_much_smaller()
         since_ms: u64::MAX,
         cause: cause.to_owned(),
     };
-    let promote = |region: &str, cause: &str, voters: usize, former: usize| {
+    let promote = |region: &str, cause: &str, voters: usize, old: usize, former: usize| {
         let set = |count: usize| -> BTreeSet<NodeId> { (0..count).map(|n| u64::MAX - n as u64).collect() };
         let mut report = report(u16::MAX, at(u16::MAX, 1 << 40), &region.repeat(20));
         (report.cause, report.from_region) = (cause.to_owned(), region.repeat(20));
-        (report.old_voters, report.former_voters) = (set(voters), vec![set(voters); former]);
+        (report.old_voters, report.former_voters) = (set(old), vec![set(old); former]);
         (report.promoted_at_ms, report.sealed_at_ms, report.base_time_ms) = (u64::MAX, u64::MAX, u64::MAX);
         Change::Promote { shard: ShardId(u32::MAX), voters: set(voters), preferred_leader: Some(u64::MAX), report }
     };
@@ -127,10 +127,12 @@ fn what_a_controller_writes_is_no_larger_than_was_counted_and_not_much_smaller()
         seal(None, &long),
         seal(Some("region"), &long),
         Change::Activate { shard: SHARD, epoch: Epoch(2) },
-        promote("", "", 1, 0),
-        promote("region", "", 5, 0),
-        promote("", &long, 5, 0),
-        promote("region", &long, 5, 8),
+        promote("", "", 1, 1, 0),
+        promote("region", "", 5, 5, 0),
+        promote("", &long, 5, 5, 0),
+        promote("region", &long, 5, 5, 8),
+        // As it is proposed: who voted before is filled in when it is made.
+        promote("region", &long, 40, 0, 0),
     ] {
         let written = serde_json::to_string(&change).unwrap().len();
         assert!((written..=written + 700).contains(&change.size()), "{written}, {}: {change:?}", change.size());

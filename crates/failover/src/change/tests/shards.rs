@@ -109,7 +109,7 @@ fn what_an_earlier_failover_lost_is_not_in_the_history_though_its_epoch_is_newer
 }
 
 #[test]
-fn only_a_hundred_reports_are_kept_and_all_bases() {
+fn only_the_latest_reports_are_kept_and_all_bases() {
     let mut next = cluster();
     for epoch in 2..=110 {
         let region = next.shards[&SHARD].primary_region.clone();
@@ -142,6 +142,8 @@ fn a_switchover_is_prepared_sealed_as_planned_and_may_be_cancelled_until_then() 
 fn a_sealed_switchover_that_is_cancelled_goes_home_in_a_new_epoch() {
     let next = done(&planned("b"), &CANCEL);
     assert!(matches!(phase(&next), Phase::Sealing(Plan { planned: true, to: Some(to), .. }) if to == "a"));
+    let message = "shard 1 is sealed for its switchover from a to b: it cannot be switched over now";
+    assert_eq!(refused(&planned("b"), &begin("c")), message);
     let message = "shard 1 is sealed, and goes back to a: there is no switchover to cancel";
     assert_eq!(refused(&next, &CANCEL), message);
 }
@@ -164,6 +166,20 @@ fn it_is_too_late_to_cancel_after_the_commit_point() {
 }
 
 #[test]
+fn after_a_failover_or_a_switchover_that_went_home_there_is_none_to_cancel() {
+    let failed = done(&done(&cluster(), &seal(1, None, false)), &promote(2, at(1, 50), "b", &[4, 5]));
+    let message = "shard 1 is being opened in b (epoch 2): there is no switchover to cancel";
+    assert_eq!(refused(&failed, &CANCEL), message);
+    let Change::Promote { voters, preferred_leader, report, .. } = promote(2, at(1, 50), "a", &[1, 2, 3]) else {
+        unreachable!()
+    };
+    let report = FailoverReport { planned: true, ..report };
+    let home = Change::Promote { shard: SHARD, voters, preferred_leader, report };
+    let message = "shard 1 is being opened in a (epoch 2): there is no switchover to cancel";
+    assert_eq!(refused(&done(&done(&planned("b"), &CANCEL), &home), &CANCEL), message);
+}
+
+#[test]
 fn a_planned_sealing_that_cannot_end_becomes_a_failover_and_never_the_reverse() {
     let next = done(&planned("b"), &seal(1, None, false));
     assert!(matches!(phase(&next), Phase::Sealing(Plan { planned: false, to: None, .. })));
@@ -177,7 +193,7 @@ fn an_operator_can_force_a_failover_and_redirect_one() {
     assert_eq!(*phase(&next), Phase::Sealing(plan("c", 9_000)));
     assert!(matches!(
         phase(&done(&planned("b"), &force(1, None))),
-        Phase::Sealing(Plan { planned: false, to: None, .. })
+        Phase::Sealing(Plan { planned: false, to: None, since_ms: 9_000, .. })
     ));
     let sealed = done(&cluster(), &seal(1, None, false));
     assert_eq!(*phase(&done(&sealed, &force(1, Some("b")))), Phase::Sealing(plan("b", 6_000)));
@@ -212,7 +228,7 @@ fn old_voters_show_what_was_lost_until_a_majority_has() {
     assert_eq!(loss(&exact), expected(7, 7, true, &[1, 3, 6]));
     assert_eq!(refused(&exact, &show(2, 9, 9, 9_000)), "what epoch 2 of shard 1 lost is known exactly");
     // Undecided batches bound the loss, and a later word may settle it.
-    next = done(&next, &show(3, 0, 8, 0));
+    next = done(&next, &show(3, 0, 8, 9_000));
     assert_eq!(loss(&next), expected(7, 8, false, &[1, 3, 6]));
     let unsettled = done(&next, &show(2, 7, 99, 5_900));
     assert_eq!(loss(&unsettled), expected(7, 8, false, &[1, 2, 3, 6]));
