@@ -14,6 +14,7 @@ mod grants;
 mod starvation;
 mod story;
 mod switchovers;
+mod verdicts;
 mod watches;
 
 pub(super) const MS: Duration = Duration::from_millis(1);

@@ -1,6 +1,11 @@
 use super::story::Story;
 use super::*;
 
+fn force(story: &mut Story, to: Option<&str>) {
+    let (to, cause) = (to.map(str::to_owned), "by hand".to_owned());
+    story.order(Change::ForceFailover { shard: SHARD, epoch: story.shard().epoch, to, since_ms: 1, cause });
+}
+
 /// The last failover or switchover: where to, the base, and what it says was lost.
 fn outcome(story: &Story) -> (String, Position, u64) {
     let report = story.shard().reports.last().unwrap();
@@ -19,10 +24,12 @@ fn a_region_that_lost_its_quorum_is_replaced_by_the_most_advanced_one() {
     assert_eq!(outcome(&story), ("c".to_owned(), at(1, 120), 20));
     let report = &story.shard().reports[0];
     assert_eq!((report.loss.window_ms, report.loss.exact, report.planned), (100, false, false));
+    assert_eq!(report.loss.at_most, 20, "as far as is known by then");
     assert_eq!((report.base_transactions, report.old_voters.clone()), (240, BTreeSet::from([1, 2, 3])));
     assert!(report.sealed_at_ms < report.promoted_at_ms);
     assert_eq!(story.shard().voters, BTreeSet::from([6, 7]));
     assert_eq!(story.actors[&7].position, at(1, 120));
+    assert_eq!(story.asked_to_pull(), BTreeSet::from([7]), "nobody else has to have it now");
 }
 
 #[test]
@@ -45,15 +52,77 @@ fn a_survivor_of_the_old_primary_gives_what_only_it_has() {
     story.down(&[1, 2]);
     story.run_until_active(2);
     assert_eq!(outcome(&story), ("b".to_owned(), at(1, 150), 0));
-    let sources: BTreeSet<_> = story
-        .actions
-        .iter()
-        .filter_map(|action| match action {
-            Action::Drain { source, .. } => Some(*source),
-            _ => None,
-        })
-        .collect();
-    assert!(sources.contains(&3));
+    assert!(story.pulls().iter().any(|(_, source)| *source == 3));
+}
+
+/// Until `b` was chosen to pull what only node 3 has, which does not give it.
+fn pulling_in_vain() -> Story {
+    let mut story = Story::new();
+    story.actor(3).position = at(1, 150);
+    story.actor(3).has_tail = false;
+    story.down(&[1, 2]);
+    while !story.text().contains("voters of b") {
+        story.step();
+    }
+    story
+}
+
+#[test]
+fn a_region_that_was_chosen_has_its_time_to_pull() {
+    let mut story = pulling_in_vain();
+    story.run(3500);
+    story.actor(3).has_tail = true;
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("b".to_owned(), at(1, 150), 0));
+    assert_eq!(story.asked_to_pull(), BTreeSet::from([4, 5]));
+}
+
+#[test]
+fn a_region_that_was_chosen_and_has_two_data_centers_no_more_is_left_for_another() {
+    let mut story = pulling_in_vain();
+    story.down(&[5]);
+    story.run(2000);
+    assert!(story.text().contains("voters of c"), "{}", story.text());
+    story.actor(3).has_tail = true;
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("c".to_owned(), at(1, 150), 0));
+}
+
+#[test]
+fn a_replica_pulls_what_it_lacks_before_its_region_goes_on_wherever_else_it_lies() {
+    let mut story = Story::new();
+    for id in [3, 6] {
+        story.actor(id).position = at(1, 150);
+    }
+    story.down(&[1, 2]);
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("c".to_owned(), at(1, 150), 0));
+    assert_eq!(story.asked_to_pull(), BTreeSet::from([7]));
+}
+
+#[test]
+fn of_five_voters_three_have_the_base_before_their_region_goes_on() {
+    let mut story = Story::new();
+    story.order(Change::AddRegion { name: "d".to_owned() });
+    let added = [1, 2, 3, 4, 5].map(|number| story.add_node("d", &format!("d{number}")));
+    for id in &added[..2] {
+        story.actor(*id).position = at(1, 120);
+    }
+    story.run(1000);
+    story.down(&[1, 2, 3]);
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("d".to_owned(), at(1, 120), 0));
+    assert_eq!(story.shard().voters, BTreeSet::from(added));
+}
+
+#[test]
+fn of_two_nodes_in_a_data_center_the_one_that_is_there_votes() {
+    let mut story = Story::new();
+    let second = story.add_node("b", "b1");
+    story.run(1000);
+    story.down(&[1, 2, 3, 4]);
+    story.run_until_active(2);
+    assert_eq!(story.shard().voters, BTreeSet::from([5, second]));
 }
 
 #[test]
@@ -66,8 +135,7 @@ fn a_survivor_that_has_no_tail_to_give_is_passed_over_for_another() {
         story.actor(id).leads = false;
     }
     // They answer: by itself it would give them time.
-    let cause = "by hand".to_owned();
-    story.order(Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to: None, since_ms: 1, cause });
+    force(&mut story, None);
     let took = story.run_until_active(2);
     assert_eq!(outcome(&story), ("b".to_owned(), at(1, 150), 0));
     assert!(took < Duration::from_secs(10), "{took:?}");
@@ -101,11 +169,52 @@ fn an_operator_may_name_a_region_with_one_data_center() {
     story.down(&[1, 2, 3, 5, 6, 7]);
     story.run(10_000);
     assert_eq!(story.changes, []);
-    let to = Some("b".to_owned());
-    let cause = "by hand".to_owned();
-    story.order(Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to, since_ms: 1, cause });
+    force(&mut story, Some("b"));
     story.run_until_active(2);
     assert_eq!((outcome(&story).0, story.shard().voters.clone()), ("b".to_owned(), BTreeSet::from([4])));
+}
+
+#[test]
+fn a_region_that_an_operator_names_pulls_what_others_have_before_it_goes_on() {
+    let mut story = Story::new();
+    story.actor(4).position = at(1, 900);
+    story.down(&[1, 2, 3]);
+    force(&mut story, Some("c"));
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("c".to_owned(), at(1, 900), 0));
+}
+
+#[test]
+fn of_a_region_that_an_operator_names_all_vote_if_a_majority_is_there() {
+    let mut story = Story::new();
+    story.down(&[1]);
+    force(&mut story, Some("a"));
+    story.run_until_active(2);
+    assert_eq!((outcome(&story).0.as_str(), &story.shard().voters), ("a", &BTreeSet::from([1, 2, 3])));
+}
+
+#[test]
+fn what_a_leader_was_heard_to_have_is_waited_for_while_a_quorum_of_its_region_answers() {
+    for comes_back in [true, false] {
+        let mut story = Story::new();
+        story.actor(1).position = at(1, 150);
+        story.run(1000);
+        story.down(&[1]);
+        force(&mut story, None);
+        story.run(10_000);
+        let text = "sealed: 100 transactions are missing that a voter of a has; waits for them up to 30.0 s";
+        assert_eq!((story.shard().epoch, story.text().as_str()), (Epoch(1), text));
+        if comes_back {
+            story.up(&[1]);
+            story.run_until_active(2);
+            assert_eq!(outcome(&story), ("b".to_owned(), at(1, 150), 0));
+        } else {
+            story.run(19_000);
+            assert_eq!(story.shard().epoch, Epoch(1));
+            story.run_until_active(2);
+            assert_eq!(outcome(&story), ("b".to_owned(), at(1, 100), 100), "not for ever");
+        }
+    }
 }
 
 #[test]
@@ -117,8 +226,7 @@ fn a_database_in_manual_mode_keeps_its_shard_where_it_is() {
     story.run(20_000);
     assert_eq!(story.changes, []);
     assert!(story.text().contains("a failover has to be ordered"), "{}", story.text());
-    let cause = "by hand".to_owned();
-    story.order(Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to: None, since_ms: 1, cause });
+    force(&mut story, None);
     story.run_until_active(2);
     assert_eq!(outcome(&story).0, "b");
 }
@@ -126,12 +234,11 @@ fn a_database_in_manual_mode_keeps_its_shard_where_it_is() {
 #[test]
 fn it_waits_for_the_lease_of_a_primary_that_cannot_be_reached() {
     let mut story = Story::new();
-    let cause = "by hand".to_owned();
     story.run(50);
     let granted = story.now;
     // The primary is well, and cut off from the directory at the moment of the order.
     story.actors.values_mut().filter(|actor| actor.leads).for_each(|actor| actor.up = false);
-    story.order(Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to: None, since_ms: 1, cause });
+    force(&mut story, None);
     story.run(1000);
     assert_eq!(story.text(), "sealing: waits until leases run out or are given up by n1");
     story.run_until_active(2);
@@ -142,10 +249,9 @@ fn it_waits_for_the_lease_of_a_primary_that_cannot_be_reached() {
 fn a_new_directory_leader_does_not_know_what_was_granted_and_waits() {
     let mut story = Story::new();
     story.down(&[1, 2, 3]);
-    let cause = "by hand".to_owned();
     story.run(3000);
     story.new_controller();
-    story.order(Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to: None, since_ms: 1, cause });
+    force(&mut story, None);
     let took = story.run_until_active(2);
     assert!(took > Duration::from_millis(3150) && took < Duration::from_secs(5), "{took:?}");
 }
@@ -219,10 +325,12 @@ fn while_a_promotion_is_on_its_way_nobody_is_drained_beyond_its_base() {
     }
     story.holds_back = true;
     story.run(1000);
-    // One with more comes back when it is too late.
+    // One with more comes back when it is too late, and what it answers, too.
     story.actor(6).position = at(1, 140);
     story.up(&[6]);
     story.run(1000);
+    story.act(Action::Seal { node: 6, shard: SHARD, epoch: Epoch(1), planned: false });
+    story.run(500);
     let proposed: BTreeSet<_> = story
         .actions
         .iter()
@@ -242,6 +350,7 @@ fn while_a_promotion_is_on_its_way_nobody_is_drained_beyond_its_base() {
     story.order(Change::AddRegion { name: "d".to_owned() });
     story.holds_back = false;
     story.run_until_active(2);
+    assert_eq!(story.asked_to_pull(), BTreeSet::new());
     assert_eq!(outcome(&story).1, at(1, 100));
 }
 
@@ -312,11 +421,13 @@ fn only_home_is_left(holders: &[NodeId]) -> Story {
 
 #[test]
 fn voters_of_the_region_that_failed_pull_what_they_lack_once_it_is_chosen_again() {
-    let mut story = only_home_is_left(&[4, 6]);
-    story.run_until_active(2);
-    assert_eq!(outcome(&story), ("a".to_owned(), at(1, 130), 0));
-    let drained = |action: &Action| matches!(action, Action::Drain { node: 1..=3, .. });
-    assert!(!story.actions.iter().any(drained), "their state is their old group's until then");
+    // Or one of them has it.
+    for holders in [&[4, 6][..], &[2, 4, 6]] {
+        let mut story = only_home_is_left(holders);
+        story.run_until_active(2);
+        assert_eq!(outcome(&story), ("a".to_owned(), at(1, 130), 0));
+        assert_eq!(story.asked_to_pull(), BTreeSet::new(), "their state is their old group's until then");
+    }
 }
 
 #[test]
@@ -324,15 +435,15 @@ fn before_it_is_chosen_again_the_base_lies_in_two_data_centers() {
     let mut story = only_home_is_left(&[4]);
     story.run_until_active(2);
     assert_eq!(outcome(&story), ("a".to_owned(), at(1, 130), 0));
-    assert_eq!(story.actors[&6].position, at(1, 130), "it pulled from the only one");
+    assert_eq!(story.pulls(), BTreeSet::from([(6, 4)]), "from the only one");
     // Where that cannot be, only an operator goes on.
     let mut story = only_home_is_left(&[4]);
     story.down(&[6]);
     story.run(20_000);
     assert!(matches!(story.shard().phase, Phase::Sealing(_)));
-    assert!(story.text().contains("n2, n3 can pull it once two data centers hold it"), "{}", story.text());
-    let (to, cause) = (Some("a".to_owned()), "by hand".to_owned());
-    story.order(Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to, since_ms: 1, cause });
+    let text = "sealed at 1.130: 0 of the 3 voters of a have it; n2, n3 can pull it once two data centers hold it";
+    assert_eq!(story.text(), text);
+    force(&mut story, Some("a"));
     story.run_until_active(2);
     assert_eq!(outcome(&story), ("a".to_owned(), at(1, 130), 0));
 }

@@ -122,6 +122,26 @@ fn a_controller_whose_steps_came_late_judges_when_it_has_listened_for_long_enoug
 }
 
 #[test]
+fn a_controller_was_starved_by_a_longer_gap_than_it_may_have_and_forgets_what_it_heard_by_one_thrice_as_long() {
+    let (cluster, began, longest) = (cluster(), Duration::from_secs(100), config().max_step_gap);
+    for (gap, is_disturbed, forgets) in [
+        (longest, false, false),
+        (longest + MS, true, false),
+        (longest * 3, true, false),
+        (longest * 3 + MS, true, true),
+        (longest * 9, true, true),
+    ] {
+        let mut controller = Controller::new(config(), began);
+        for now in [began, began + gap] {
+            controller.step(now, &cluster, 1, Event::Tick);
+        }
+        let last = |is: bool| if is { began + gap } else { began };
+        assert_eq!(controller.disturbed_at, last(is_disturbed), "{gap:?}");
+        assert_eq!(controller.watches[&SHARD].healthy_at, last(forgets), "{gap:?}");
+    }
+}
+
+#[test]
 fn a_controller_that_is_always_starved_judges_in_the_end() {
     let mut story = Story::new();
     story.down(&[1, 2, 3]);
@@ -158,8 +178,11 @@ fn voters_that_are_slow_to_found_a_group_have_longer_than_a_loss_takes() {
     while story.shard().phase != Phase::Forming {
         story.step();
     }
-    story.run(8000);
+    story.step();
+    assert_eq!(story.text(), "waits for its first leader");
+    story.run(7950);
     assert_eq!((story.shard().epoch, &story.shard().phase), (Epoch(2), &Phase::Forming));
+    assert!(story.text().contains("but n4, n5 answer: starved rather than lost"), "{}", story.text());
     story.run(3000);
     assert_eq!(story.shard().epoch, Epoch(3));
 }

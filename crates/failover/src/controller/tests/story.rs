@@ -20,6 +20,25 @@ pub(super) struct Actor {
     pub(super) sealed: Option<Epoch>,
 }
 
+impl Actor {
+    fn new(leads: bool) -> Self {
+        Self {
+            up: true,
+            position: at(1, 100),
+            leads,
+            is_settled: true,
+            lag_ms: 0,
+            term: 7,
+            drains: true,
+            seals: true,
+            has_tail: true,
+            lease: LeaseHolder::default(),
+            hearsay: Hearsay::default(),
+            sealed: None,
+        }
+    }
+}
+
 /// The directory leader's controller and seven nodes, step by step of 50 ms. Calls take one step.
 pub(super) struct Story {
     pub(super) now: Duration,
@@ -44,25 +63,11 @@ pub(super) struct Story {
 impl Story {
     /// Node 1 leads, all have 1.100, and have said so for two seconds.
     pub(super) fn new() -> Self {
-        let actor = |id: NodeId| Actor {
-            up: true,
-            position: at(1, 100),
-            leads: id == 1,
-            is_settled: true,
-            lag_ms: 0,
-            term: 7,
-            drains: true,
-            seals: true,
-            has_tail: true,
-            lease: LeaseHolder::default(),
-            hearsay: Hearsay::default(),
-            sealed: None,
-        };
         let mut story = Self {
             now: Duration::from_secs(100),
             cluster: cluster(),
             controller: Controller::new(ControllerConfig::default(), Duration::from_secs(100)),
-            actors: (1..=7).map(|id| (id, actor(id))).collect(),
+            actors: (1..=7).map(|id| (id, Actor::new(id == 1))).collect(),
             changes: Vec::new(),
             commits: 0,
             leaders: BTreeMap::new(),
@@ -86,6 +91,14 @@ impl Story {
             self.leaders.insert(shard, leader);
             self.cluster.last_shard_id = number;
         }
+    }
+
+    /// A replica more, which has what the others have.
+    pub(super) fn add_node(&mut self, region: &str, data_center: &str) -> NodeId {
+        let id = self.cluster.last_node_id + 1;
+        self.order(Change::AddNode { node: node(id, region, data_center) });
+        self.actors.insert(id, Actor::new(false));
+        id
     }
 
     pub(super) fn shard(&self) -> &Shard {
@@ -115,6 +128,19 @@ impl Story {
     pub(super) fn new_controller(&mut self) {
         self.controller = Controller::new(ControllerConfig::default(), self.now);
         self.mail.clear();
+    }
+
+    /// The nodes that were asked to pull, and from whom.
+    pub(super) fn pulls(&self) -> BTreeSet<(NodeId, NodeId)> {
+        let asked = self.actions.iter().filter_map(|action| match action {
+            Action::Drain { node, source, .. } => Some((*node, *source)),
+            _ => None,
+        });
+        asked.collect()
+    }
+
+    pub(super) fn asked_to_pull(&self) -> BTreeSet<NodeId> {
+        self.pulls().into_iter().map(|(node, _)| node).collect()
     }
 
     pub(super) fn text(&self) -> String {
@@ -190,13 +216,14 @@ impl Story {
         self.controller.step(self.now, &self.cluster, self.now_ms(), event)
     }
 
-    fn act(&mut self, action: Action) {
+    pub(super) fn act(&mut self, action: Action) {
         self.actions.push(action.clone());
         match action {
             Action::Commit { .. } if self.holds_back => {}
             Action::Commit { changes } => {
                 self.commits += 1;
                 for change in &changes {
+                    self.check_base(change);
                     self.cluster.apply(change).unwrap();
                     if let Change::Promote { shard, .. } = change {
                         self.check_leases(*shard);
@@ -247,6 +274,21 @@ impl Story {
         for (id, actor) in &self.actors {
             assert!(!actor.lease.holds(self.now, shard, old), "{id} holds a lease on {old} of {shard}");
         }
+    }
+
+    /// An epoch begins with what a majority of its voters has, or pulls when it founds the group. Where no operator
+    /// has said otherwise, that lies in two data centers.
+    fn check_base(&self, change: &Change) {
+        let Change::Promote { shard, voters, report, .. } = change else { return };
+        let ended = &self.cluster.shards[shard];
+        let Phase::Sealing(plan) = &ended.phase else { panic!("{ended:?}") };
+        let position = |id: &NodeId| self.actors[id].position;
+        let pulls = |id: &NodeId| !plan.planned && ended.voters.contains(id) && position(id) < report.base;
+        let sound = voters.iter().filter(|id| position(id) == report.base || pulls(id)).count();
+        assert!(2 * sound > voters.len(), "{sound} of {voters:?} for {}", report.base);
+        let holders = self.actors.keys().filter(|id| position(id) == report.base);
+        let places: BTreeSet<_> = holders.map(|id| &self.cluster.nodes[id].data_center).collect();
+        assert!(places.len() >= if plan.to.is_some() { 1 } else { 2 }, "{} lies in {places:?}", report.base);
     }
 
     /// The voters of a new epoch pull what they lack, and elect a leader as soon as two that are up have its base.

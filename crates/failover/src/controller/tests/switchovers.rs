@@ -112,6 +112,104 @@ fn a_primary_that_fails_during_the_preparation_fails_over() {
 }
 
 #[test]
+fn a_switchover_says_what_it_waits_for_and_asks_those_again_that_it_waits_for() {
+    let mut story = begun("b");
+    story.actor(1).drains = false;
+    for id in [1, 2, 3] {
+        story.actor(id).has_tail = false;
+    }
+    (story.actor(2).seals, story.actor(3).seals) = (false, false);
+    while !matches!(story.shard().phase, Phase::Sealing(_)) {
+        story.step();
+    }
+    let after = |story: &mut Story| {
+        story.actions.clear();
+        story.run(400);
+        story.text()
+    };
+    assert_eq!(after(&mut story), "switchover to b: the leader finishes what it began");
+    // It was asked before it had drained.
+    story.actor(1).drains = true;
+    assert_eq!(after(&mut story), "switchover to b: waits until a majority of the voters is sealed");
+    story.actor(2).seals = true;
+    assert_eq!(after(&mut story), "switchover to b: 0 of its 2 voters have everything up to 1.100");
+    for id in [1, 2, 3] {
+        story.actor(id).has_tail = true;
+    }
+    assert_eq!(after(&mut story), "switchover to b: waits until leases run out or are given up by n3");
+    assert_eq!(
+        seals(&story).iter().collect::<BTreeSet<_>>(),
+        BTreeSet::from([&3]),
+        "those that answered are not asked"
+    );
+    story.actor(3).seals = true;
+    let took = story.run_until_active(2);
+    assert!(took < Duration::from_millis(600), "{took:?}");
+    assert_eq!(outcome(&story), ("b", at(1, 100), true));
+}
+
+#[test]
+fn a_leader_that_is_there_and_takes_long_to_drain_is_waited_for() {
+    let mut story = begun("b");
+    story.actor(1).drains = false;
+    story.run(20_000);
+    assert!(matches!(story.changes[..], [Change::Seal { planned: true, .. }]), "{:?}", story.changes);
+    story.actor(1).drains = true;
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("b", at(1, 100), true));
+}
+
+#[test]
+fn a_drained_leader_that_voters_have_left_for_another_is_not_enough() {
+    let mut story = sealed("b");
+    let successor = story.actor(2);
+    (successor.leads, successor.term, successor.position, successor.drains) = (true, 9, at(1, 140), false);
+    story.actor(3).term = 9;
+    story.run(2000);
+    assert_eq!(story.shard().epoch, Epoch(1));
+    assert_eq!(story.text(), "switchover to b: waits until a majority of the voters is sealed");
+    story.actor(2).drains = true;
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("b", at(1, 140), true));
+}
+
+#[test]
+fn a_target_pulls_from_the_leader_that_drained() {
+    let mut story = Story::new();
+    (story.actor(1).leads, story.actor(2).leads) = (false, true);
+    story.actor(2).has_tail = false;
+    story.run(1000);
+    story.order(Change::BeginSwitchover { shard: SHARD, to: "b".to_owned() });
+    while !matches!(story.shard().phase, Phase::Sealing(_)) {
+        story.step();
+    }
+    story.run(800);
+    assert_eq!(story.pulls(), BTreeSet::from([(4, 2), (5, 2)]));
+    // Nothing comes of it: the others have it as well.
+    story.run_until_active(2);
+    assert_eq!(outcome(&story), ("b", at(1, 100), true));
+}
+
+#[test]
+fn of_two_nodes_in_a_data_center_of_the_target_the_one_that_is_there_and_has_most_votes() {
+    for is_down in [true, false] {
+        let mut story = Story::new();
+        let second = story.add_node("b", "b1");
+        if is_down {
+            story.down(&[4]);
+        } else {
+            story.actor(4).position = at(1, 90);
+        }
+        story.run(2000);
+        story.order(Change::BeginSwitchover { shard: SHARD, to: "b".to_owned() });
+        story.run_until_active(2);
+        assert_eq!(outcome(&story), ("b", at(1, 100), true));
+        assert_eq!(story.shard().voters, BTreeSet::from([5, second]));
+        assert_eq!(story.asked_to_pull(), BTreeSet::from([5, second]));
+    }
+}
+
+#[test]
 fn a_leader_that_is_lost_while_it_drains_is_replaced_by_the_other_voters_and_nothing_is_lost() {
     let mut story = begun("b");
     story.actor(1).drains = false;
@@ -167,6 +265,7 @@ fn a_primary_that_fails_after_the_seal_and_before_it_drained_fails_over() {
     story.actor(6).position = at(1, 105);
     story.down(&[1, 2, 3]);
     story.run_until_active(2);
+    assert!(!story.changes.contains(&CANCEL), "there is nobody to go home to");
     let report = story.shard().reports.last().unwrap();
     assert_eq!((report.planned, report.to_region.as_str(), report.base), (false, "c", at(1, 105)));
 }
