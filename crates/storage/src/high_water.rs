@@ -261,6 +261,28 @@ mod tests {
         }
     }
 
+    /// Each time the file is written costs two fsyncs, and the marks are told of every entry.
+    #[test]
+    fn what_is_known_already_is_not_written_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("high-water");
+        let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
+        let marks = HighWater::open(path.clone()).unwrap();
+        let tell = |index| {
+            marks.raise(group, index);
+            marks.remember(group, 4, MemberMark { term: 3, index });
+            marks.vote(group, index).unwrap();
+            marks.lower(group, index).unwrap();
+            marks.persist().unwrap();
+        };
+        tell(10);
+        fs::remove_file(&path).unwrap();
+        tell(10);
+        assert!(!path.exists(), "the same was written again");
+        tell(11);
+        assert_eq!(fs::read_to_string(&path).unwrap(), "1 1 11 11\n1 1 4 3 11\n");
+    }
+
     #[test]
     fn marks_that_could_not_be_written_are_written_the_next_time() {
         let folder = tempfile::tempdir().unwrap();

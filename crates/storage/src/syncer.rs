@@ -92,7 +92,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
-    use crate::MemoryEngine;
+    use crate::{Durability, MemoryEngine, WriteBatch};
 
     /// Set for the process that is to die.
     const CHILD: &str = "MERIDIAN_TEST_SYNC_FAILS";
@@ -119,5 +119,41 @@ mod tests {
         assert_eq!(signal, Some(6), "it was not aborted: {:?}\n{out}\n{error}", child.status);
         assert!(error.contains("meridian: fatal: storage engine: IO error: fsync"), "{error}");
         assert!(!out.contains("acknowledged:"), "{out}");
+    }
+
+    #[test]
+    fn a_syncer_that_is_stopped_or_dropped_has_synced_what_waited_and_its_thread_has_ended() {
+        let ends: [fn(Syncer) -> Option<Syncer>; 2] = [
+            |syncer| {
+                syncer.stop();
+                Some(syncer)
+            },
+            |syncer| {
+                drop(syncer);
+                None
+            },
+        ];
+        for end in ends {
+            let engine = Arc::new(MemoryEngine::default());
+            let syncer = Syncer::start(Arc::clone(&engine) as Arc<dyn Engine>).unwrap();
+            let family: Arc<str> = "log".into();
+            engine.create_family(&family).unwrap();
+            let (done, acknowledged) = mpsc::channel();
+            for number in 0..10 {
+                let mut batch = WriteBatch::default();
+                batch.put(&family, vec![number], vec![number]);
+                engine.write(batch, Durability::Logged).unwrap();
+                let done = done.clone();
+                syncer.sync_then(move || done.send(number).unwrap());
+            }
+            let stopped = end(syncer);
+            assert_eq!(acknowledged.try_iter().collect::<Vec<_>>(), Vec::from_iter(0..10));
+            assert_eq!(engine.unsynced_writes(), 0);
+            assert_eq!(Arc::strong_count(&engine), 1, "the thread goes on with the engine");
+            if let Some(stopped) = stopped {
+                stopped.sync_then(move || done.send(10).unwrap());
+                assert_eq!(acknowledged.recv(), Err(mpsc::RecvError), "nobody would sync what comes now");
+            }
+        }
     }
 }

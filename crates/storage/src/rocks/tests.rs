@@ -1,9 +1,11 @@
 use std::fs;
 use std::path::PathBuf;
 
+use meridian_types::{Epoch, ShardId};
 use rocksdb::statistics::Ticker;
 
 use super::*;
+use crate::{GroupId, GroupLog, RecordKind};
 
 mod stalls;
 
@@ -83,4 +85,22 @@ fn a_sync_reaches_the_disk() {
         engine.sync().unwrap();
         assert!(options.get_ticker_count(Ticker::WalFileSynced) > before, "nothing was fsynced");
     }
+}
+
+#[test]
+fn what_a_group_has_written_out_outlives_its_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, left) = (folder.path().join("original"), folder.path().join("left"));
+    let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
+    let log = |path: &Path| {
+        let engine = RocksEngine::open(path, RocksOptions::default()).unwrap();
+        GroupLog::open(Arc::new(engine), group, RecordKind::Entry).unwrap()
+    };
+    let living = log(&path);
+    living.append([(1, b"written out".as_slice())]).unwrap();
+    living.write_out().unwrap();
+    living.append([(2, b"in memory".as_slice())]).unwrap();
+    // What the operating system has of it.
+    copy(&path, &left);
+    assert_eq!(log(&left).last().unwrap(), Some((1, Bytes::from_static(b"written out"))));
 }

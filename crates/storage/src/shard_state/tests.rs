@@ -242,7 +242,8 @@ fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
         let mut staged = target.stage().unwrap();
         let mut after = Vec::new();
         loop {
-            let rows = snapshot.rows(&after, 1).unwrap();
+            // However few bytes are asked for, a row comes.
+            let rows = snapshot.rows(&after, 0).unwrap();
             after = rows.rows.last().unwrap().0.to_vec();
             let last = rows.last;
             staged.add(rows).unwrap();
@@ -364,6 +365,71 @@ fn what_a_state_had_is_not_forgotten_in_the_one_that_took_its_place() {
         state.forget_requests(&state.requests_so_far());
         compact();
         assert_eq!((known(1), known(2)), (false, false), "the test tells nothing");
+    }
+}
+
+/// What happens the next time that the engine is asked for something of the first state family.
+#[derive(Default)]
+struct Meanwhile {
+    next: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    asked: AtomicU64,
+}
+
+impl Hooks for Meanwhile {
+    fn before(&self, _: &dyn Engine, call: Call<'_>) -> Result<(), StorageError> {
+        if let Call::Flush(family) | Call::Get(family) | Call::Scan(family) = call
+            && family == schema::state_family(SHARD, 0)
+        {
+            assert!(self.asked.fetch_add(1, Ordering::SeqCst) < 10, "what is not there is asked for again and again");
+            if let Some(happens) = { self.next.lock().take() } {
+                happens();
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Asks a state for something of its family, and tells whether it is there.
+type Question = fn(&ShardState) -> Result<bool, StorageError>;
+
+/// The answer is yes for a state whose second batch puts a key, and drops a database.
+const QUESTIONS: [(&str, Question); 4] = [
+    ("what was flushed", |state| Ok(state.flush()?.position.sequence == 2)),
+    ("a key", |state| Ok(state.at(0).get(DATABASE, b"new")?.is_some())),
+    ("a request", |state| Ok(state.request(RequestId([2; 16]))?.is_some())),
+    ("which databases are dropped", |state| Ok(!state.dropped_databases()?.is_empty())),
+];
+
+#[test]
+fn the_state_that_takes_the_place_of_the_one_that_was_asked_answers() {
+    for (what, question) in QUESTIONS {
+        let engine = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Meanwhile::default()));
+        let state = Arc::new(ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, SHARD).unwrap());
+        state.apply(&[batch(1, vec![put("old", "1", 0)])], RaftApplied::default()).unwrap();
+        assert!(!question(&state).unwrap(), "{what}");
+        let source = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
+        let effects = vec![Effect::DropDatabase, put("new", "2", 0)];
+        source.apply(&[batch(1, vec![]), batch(2, effects)], RaftApplied::default()).unwrap();
+        let replaced = Arc::clone(&state);
+        *engine.next.lock() = Some(Box::new(move || {
+            let mut staged = replaced.stage().unwrap();
+            staged.add(source.snapshot().unwrap().rows(&[], usize::MAX).unwrap()).unwrap();
+            replaced.install(staged, RaftApplied::default(), Replace::Older).unwrap();
+        }));
+        assert!(question(&state).unwrap(), "{what}");
+        assert!(engine.next.lock().is_none(), "nothing happened meanwhile");
+    }
+}
+
+#[test]
+fn a_state_whose_family_is_gone_says_so_and_does_not_wait_for_another() {
+    for (what, question) in QUESTIONS {
+        let engine = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Meanwhile::default()));
+        let state = ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, SHARD).unwrap();
+        let family = schema::state_family(SHARD, 0);
+        engine.drop_family(&family).unwrap();
+        let answer = question(&state);
+        assert!(matches!(&answer, Err(StorageError::NoFamily(gone)) if *gone == family), "{what}: {answer:?}");
     }
 }
 

@@ -1,5 +1,5 @@
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -351,4 +351,36 @@ fn what_a_batch_has_deleted_is_not_said_to_be_absent_before_it() {
         let view = state.read_cached(DATABASE, &[range("b", "b\0", 1, false)], 0).unwrap().unwrap();
         assert_eq!((view.position.sequence, view.ranges[0].len()), (1, 1));
     });
+}
+
+/// Counts snapshots.
+#[derive(Default)]
+struct Snapshots(AtomicU64);
+
+impl Hooks for Snapshots {
+    fn snapshot(&self, inner: Arc<dyn EngineSnapshot>) -> Arc<dyn EngineSnapshot> {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        inner
+    }
+}
+
+#[test]
+fn a_key_that_is_there_or_absent_is_looked_up_without_a_snapshot_and_a_range_with_one() {
+    let engine = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Snapshots::default()));
+    let state = ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, SHARD).unwrap();
+    apply(&state, vec![put("a", "1", 0), put("gone", "1", 15), put("there", "2", 0)]);
+    for (start, end, limit, found, snapshots) in [
+        ("there", "there\0", 1, Some("2"), 0),
+        ("there", "z", 1, Some("2"), 0),
+        ("absent", "absent\0", 1, None, 0),
+        ("gone", "gone\0", 1, None, 0),
+        ("absent", "b", 1, None, 1),
+        ("there", "z", 2, Some("2"), 1),
+    ] {
+        let before = engine.0.load(Ordering::SeqCst);
+        let view = state.read_cached(DATABASE, &[range(start, end, limit, false)], 15).unwrap().unwrap();
+        let data: Vec<_> = view.ranges[0].iter().map(|entry| entry.value.data.as_ref()).collect();
+        assert_eq!(data, Vec::from_iter(found.map(str::as_bytes)), "{start} to {end}");
+        assert_eq!(engine.0.load(Ordering::SeqCst) - before, snapshots, "{start} to {end}");
+    }
 }
