@@ -175,6 +175,17 @@ mod tests {
     }
 
     #[test]
+    fn secrets_known_by_their_digests_open_what_was_granted_to_each() {
+        let grant = |write| Grant::new(Databases::Only(vec![DatabaseId([1; 16])]), write);
+        let access = Access::from_digests([(digest("one"), grant(true)), (digest("two"), grant(false))]).unwrap();
+        assert_eq!(access.authorize("one", u64::MAX), Some(grant(true)));
+        assert_eq!(access.authorize("two", u64::MAX), Some(grant(false)));
+        assert_eq!(access.authorize("three", 0), None);
+        let twice = Access::from_digests([false, true].map(|write| (digest("same"), grant(write))));
+        assert_eq!(twice.unwrap_err(), InvalidAccess::Duplicate { index: 1 });
+    }
+
+    #[test]
     fn unusable_tokens_are_refused() {
         for secret in ["", "with space", "line\n", "ü"] {
             let refused = Access::new([token(secret, Databases::All, true)]).unwrap_err();

@@ -102,3 +102,77 @@ where
         _ => Ok(joined.freeze()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::convert::Infallible;
+    use std::pin::Pin;
+    use std::rc::Rc;
+    use std::task::{Context, Poll};
+
+    use hyper::body::{Frame, SizeHint};
+
+    use super::*;
+
+    /// A body of such pieces, and how many of them were taken.
+    struct Pieces<I> {
+        coming: I,
+        declared: u64,
+        taken: Rc<Cell<usize>>,
+    }
+
+    impl<I: Iterator<Item = Bytes> + Unpin> Body for Pieces<I> {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            let piece = self.coming.next();
+            self.taken.set(self.taken.get() + usize::from(piece.is_some()));
+            Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            let mut hint = SizeHint::default();
+            hint.set_lower(self.declared);
+            hint
+        }
+    }
+
+    /// What comes of such a body, and how many of its pieces were taken.
+    async fn collected(
+        coming: impl Iterator<Item = Bytes> + Unpin,
+        declared: u64,
+        max_bytes: usize,
+    ) -> (Result<Bytes, Refusal>, usize) {
+        let taken = Rc::default();
+        let pieces = Pieces { coming, declared, taken: Rc::clone(&taken) };
+        let collected = collect_small(pieces, max_bytes, Duration::from_secs(60)).await;
+        (collected, taken.get())
+    }
+
+    #[tokio::test]
+    async fn a_body_of_just_its_limit_is_whole_however_it_comes_and_one_byte_more_is_too_many() {
+        let text: Vec<u8> = (0..100).collect();
+        for size in [1, 30, 50, 99, 100] {
+            for declared in [0, 100] {
+                let pieces = || text.chunks(size).map(Bytes::copy_from_slice);
+                assert_eq!(collected(pieces(), declared, 100).await.0.unwrap(), text);
+                let refused = collected(pieces(), declared, 99).await.0.unwrap_err();
+                assert!(matches!(refused, Refusal::BodyTooLarge { max_bytes: 99 }), "{refused}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn of_a_body_beyond_its_limit_no_more_is_read_than_what_its_sender_may_be_sending_already() {
+        const MEGABYTE: usize = 1 << 20;
+        let most = MEGABYTE as u64 + MAX_DISCARDED_BYTES;
+        for (declared, coming, expected) in [(0, 9, 9), (0, 1000, 10), (most, 9, 9), (most + 1, 10, 0)] {
+            let pieces = std::iter::repeat_n(Bytes::from(vec![7; MEGABYTE]), coming);
+            let (refused, taken) = collected(pieces, declared, MEGABYTE).await;
+            assert!(matches!(refused, Err(Refusal::BodyTooLarge { .. })));
+            assert_eq!(taken, expected, "{coming} pieces, {declared} bytes declared");
+        }
+    }
+}

@@ -149,9 +149,11 @@ pub(crate) async fn begin<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> 
 
 #[cfg(test)]
 mod tests {
+    use std::future::ready;
     use std::pin::Pin;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
+    use futures::FutureExt;
     use tokio::sync::mpsc;
     use tokio::task::JoinHandle;
 
@@ -195,6 +197,29 @@ mod tests {
             }
             assert_eq!(numbers, (0..20).collect::<Vec<_>>());
         }
+    }
+
+    #[test]
+    fn a_body_of_which_something_comes_while_it_is_looked_at_may_be_complete_and_later_ones_wait() {
+        let arrivals = Arc::new(Arrivals::default());
+        let (first, second) = (arrivals.enter(), arrivals.enter());
+        let mut looks = 0;
+        let mut body = pin!(first.complete(poll_fn(|context| {
+            looks += 1;
+            if looks == 2 {
+                return Poll::Ready(());
+            }
+            // The rest comes, after this has found that it is missing.
+            context.waker().wake_by_ref();
+            Poll::Pending
+        })));
+        assert_eq!(body.as_mut().now_or_never(), None);
+        let mut later = pin!(second.complete(ready(())));
+        assert_eq!(later.as_mut().now_or_never(), None, "the first may be complete");
+        assert_eq!(body.now_or_never(), Some(()));
+        assert_eq!(later.as_mut().now_or_never(), None, "the first is complete, and not handed over");
+        first.leave();
+        assert_eq!(later.now_or_never(), Some(()));
     }
 
     #[tokio::test]

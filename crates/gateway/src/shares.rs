@@ -202,10 +202,28 @@ mod tests {
         assert!(share.grow(7));
         drop(share);
         assert_eq!(shares.0.state().used, 0);
-        // Whoever has nothing any more takes no room.
-        (2..10_000).for_each(|token| drop(shares.take(holder(token, 1), 1)));
+    }
+
+    #[test]
+    fn a_few_who_have_nothing_any_more_are_kept_and_nobody_who_has_something_is_forgotten() {
+        let shares = Shares::new(1_000_000);
+        // One after the other, and all at a time.
+        (0..10_000).for_each(|token| drop(shares.take(holder(token, 1), 1)));
+        let known = || {
+            let state = shares.0.state();
+            (state.by_token.len(), state.by_holder.len())
+        };
+        assert_eq!(known(), (KEPT, KEPT));
+        let taken: Vec<_> = (0..1000).map(|token| shares.take(holder(token, 1), 1).unwrap()).collect();
+        let (more, rest) = (shares.take(holder(7, 1), 5).unwrap(), shares.take(holder(7, 1), 3).unwrap());
+        drop((taken, more));
+        assert_eq!(known(), (KEPT, KEPT));
+        {
+            let state = shares.0.state();
+            assert_eq!((state.by_token.get(&7), state.by_holder.get(&holder(7, 1))), (Some(&3), Some(&3)));
+        }
+        drop(rest);
         let state = shares.0.state();
-        assert!(state.by_token.len() <= KEPT + 1 && state.by_holder.len() <= KEPT + 1);
         assert!(state.by_token.values().chain(state.by_holder.values()).all(|held| *held == 0));
     }
 

@@ -250,6 +250,35 @@ mod tests {
     }
 
     #[test]
+    fn an_origin_for_whose_newcomers_room_is_made_already_has_so_many_more() {
+        let mut admission = Admission::default();
+        let known: Vec<_> = (0..4).map(|_| admit(&mut admission, origin(1))).collect();
+        known.iter().for_each(|(_, activity, _)| activity.authorized());
+        assert_eq!(admission.make_room(&[origin(2)]), 1);
+        assert_eq!(admission.make_room(&[origin(2); 2]), 1, "three of the one, and one of the other");
+        assert_eq!(admission.make_room(&[origin(2); 3]), 0, "two of each");
+        // Also where a stranger makes it.
+        let mut admission = Admission::default();
+        let (stranger, known) = (admit(&mut admission, origin(1)), admit(&mut admission, origin(2)));
+        known.1.authorized();
+        assert_eq!(admission.make_room(&[origin(3); 2]), 1, "one of each");
+        assert!(stranger.2.is_cancelled() && !known.2.is_cancelled());
+    }
+
+    #[test]
+    fn an_origin_that_has_just_made_room_for_another_has_one_less() {
+        let mut admission = Admission::default();
+        let [one, two] = [1, 2].map(|last| {
+            let known: Vec<_> = (0..4).map(|_| admit(&mut admission, origin(last))).collect();
+            known.iter().for_each(|(_, activity, _)| activity.authorized());
+            known
+        });
+        // The second makes room for the first newcomer, and is then below the first itself.
+        assert_eq!(admission.make_room(&[origin(3), origin(2)]), 2);
+        assert_eq!([evicted(&one), evicted(&two)], [[true, false, false, false]; 2]);
+    }
+
+    #[test]
     fn a_request_in_progress_keeps_its_connection() {
         let mut admission = Admission::default();
         let (ticket, activity, evict) = admit(&mut admission, origin(1));
