@@ -254,24 +254,4 @@ async fn ask(
 }
 
 #[cfg(test)]
-mod tests {
-    use meridian_storage::MemoryEngine;
-    use meridian_types::{Epoch, ShardId};
-
-    use super::*;
-
-    #[test]
-    fn only_the_first_incarnation_of_a_member_is_remembered_also_after_a_crash() {
-        let engine = Arc::new(MemoryEngine::default());
-        let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
-        let dynamic = Arc::clone(&engine) as Arc<dyn Engine>;
-        assert_eq!(standing(&dynamic, group).unwrap(), Standing::New);
-        assert!(record(&dynamic, group, 2, b"first").unwrap());
-        assert!(!record(&dynamic, group, 2, b"second").unwrap());
-        for seed in 0..20 {
-            let after: Arc<dyn Engine> = Arc::new(engine.crash(seed));
-            assert!(record(&after, group, 2, b"first").unwrap());
-            assert!(!record(&after, group, 2, b"second").unwrap());
-        }
-    }
-}
+mod tests;
