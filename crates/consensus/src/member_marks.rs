@@ -138,7 +138,10 @@ impl MemberMarks {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use meridian_types::{Epoch, ShardId};
+    use tracing::span;
 
     use super::*;
 
@@ -184,5 +187,50 @@ mod tests {
         assert!(newcomer.check(2, Some(&id(3, 9)), leader.remembered(2)).is_err());
         // In the next term it begins anew.
         assert_eq!(leader.told(4, Some(&id(3, 9))).len(), 1);
+    }
+
+    /// Counts what is said on this thread.
+    #[derive(Clone, Default)]
+    struct Said(Arc<AtomicUsize>);
+
+    impl tracing::Subscriber for Said {
+        fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+            true
+        }
+
+        fn event(&self, _: &tracing::Event<'_>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+
+        fn new_span(&self, _: &span::Attributes<'_>) -> span::Id {
+            span::Id::from_u64(1)
+        }
+
+        fn record(&self, _: &span::Id, _: &span::Record<'_>) {}
+
+        fn record_follows_from(&self, _: &span::Id, _: &span::Id) {}
+
+        fn enter(&self, _: &span::Id) {}
+
+        fn exit(&self, _: &span::Id) {}
+    }
+
+    #[test]
+    fn that_a_member_lost_what_it_held_is_said_once_and_of_nothing_that_it_never_had() {
+        let folder = tempfile::tempdir().unwrap();
+        let marks = Arc::new(HighWater::open(folder.path().join("1")).unwrap());
+        let leader = MemberMarks::new(GROUP, 1, Some(Arc::clone(&marks)));
+        let held = |index| marks.remember(GROUP, 2, MemberMark { term: 3, index });
+        let said = Said::default();
+        let conflicts = |node, index| {
+            tracing::subscriber::with_default(said.clone(), || leader.conflicts(node, &id(3, index)));
+            said.0.load(Ordering::SeqCst)
+        };
+        held(10);
+        assert_eq!((conflicts(2, 11), conflicts(4, 1)), (0, 0));
+        assert_eq!((conflicts(2, 10), conflicts(2, 7)), (1, 1));
+        // It was sent them again, and more.
+        held(12);
+        assert_eq!((conflicts(2, 13), conflicts(2, 12), conflicts(2, 11)), (1, 2, 2));
     }
 }
