@@ -207,4 +207,31 @@ mod tests {
         quiet.clear();
         assert_eq!(cache.used_bytes(), 0);
     }
+
+    #[test]
+    fn the_largest_logs_make_room_one_after_the_other_and_no_more_than_is_needed() {
+        let cache = LogCache::new(1_600_000);
+        let of_1000 = |indexes: std::ops::RangeInclusive<u64>| indexes.map(|index| entry(index, 1000 - 64));
+        (0..3).for_each(|_| drop(cache.tail()));
+        let (first, second, third) = (cache.tail(), cache.tail(), cache.tail());
+        assert_eq!(cache.shared.tails.lock().len(), 3, "those that are gone are forgotten");
+        first.push(of_1000(1..=750));
+        second.push(of_1000(1..=740));
+        assert_eq!(cache.used_bytes(), 1_490_000);
+        third.push([entry(1, 500_000 - 64)]);
+        // A sixteenth below the bound. The largest gave half of what it had, and then another was.
+        assert_eq!(cache.used_bytes(), 1_500_000);
+        let kept = |tail: &Tail| (tail.entries.read().len(), tail.bytes.load(Ordering::Relaxed));
+        assert_eq!([kept(&first), kept(&second), kept(&third)], [(375, 375_000), (625, 625_000), (1, 500_000)]);
+        assert!(first.read(375, 751, usize::MAX).is_none() && first.read(376, 751, usize::MAX).is_some());
+    }
+
+    #[test]
+    fn a_read_is_as_long_as_its_bound_allows_and_at_least_one_entry() {
+        let cache = LogCache::default();
+        let tail = cache.tail();
+        tail.push((1..=10).map(|index| entry(index, 1000 - 64)));
+        let read = |max_bytes| tail.read(3, 9, max_bytes).unwrap().len();
+        assert_eq!([0, 999, 1000, 1999, 2000, 2001, 1 << 20].map(read), [1, 1, 1, 1, 2, 2, 6]);
+    }
 }

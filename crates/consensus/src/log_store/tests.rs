@@ -5,6 +5,7 @@ use meridian_types::{Epoch, ShardId};
 use openraft::type_config::TypeConfigExt;
 
 use super::*;
+use crate::type_config::EncodedBatch;
 
 const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
 
@@ -123,6 +124,12 @@ async fn a_log_shorter_than_its_mark_is_marked_before_it_is_used_also_if_that_cr
     marks.persist().unwrap();
     drop(disk.open());
     assert_eq!(LogStore::left(&disk.log()).unwrap(), Some(id(4, 9)));
+    // One of what it acknowledged since does.
+    let marks = disk.marks();
+    marks.raise(GROUP, 12);
+    marks.persist().unwrap();
+    drop(disk.open());
+    assert_eq!(LogStore::left(&disk.log()).unwrap(), Some(id(4, 12)));
 }
 
 #[tokio::test]
@@ -174,6 +181,50 @@ async fn what_a_leader_had_cut_off_is_not_taken_for_lost() {
     store.truncate_after(Some(id(1, 1))).await.unwrap();
     assert_eq!(disk.marks().mark(GROUP), 1);
     assert_eq!((ids(&disk.open()), LogStore::left(&disk.log()).unwrap()), (vec![(1, 1)], None));
+}
+
+#[tokio::test]
+async fn the_bounds_are_those_that_the_next_process_finds() {
+    let disk = Disk::new();
+    let mut store = disk.open();
+    let bounds = |store: &LogStore| {
+        assert_eq!(store.bounds(), disk.open().bounds());
+        store.bounds()
+    };
+    assert_eq!(bounds(&store), (1, 1));
+    append(&mut store, &[(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6)]).await;
+    assert_eq!(bounds(&store), (1, 7));
+    store.truncate_after(Some(id(1, 4))).await.unwrap();
+    assert_eq!(bounds(&store), (1, 5));
+    store.purge(id(1, 2)).await.unwrap();
+    assert_eq!(bounds(&store), (3, 5));
+    append(&mut store, &[(2, 5)]).await;
+    assert_eq!((bounds(&store), ids(&store)), ((3, 6), vec![(1, 3), (1, 4), (2, 5)]));
+    // Its leader has sent a snapshot that goes further.
+    store.purge(id(2, 8)).await.unwrap();
+    assert_eq!(bounds(&store), (9, 9));
+    append(&mut store, &[(2, 9)]).await;
+    assert_eq!((bounds(&store), ids(&store)), ((9, 10), vec![(2, 9)]));
+}
+
+#[tokio::test]
+async fn the_newest_batch_that_a_node_proposed_is_not_one_that_another_sent() {
+    let mut store = Disk::new().open();
+    let batch = |index, proposed_sequence| {
+        let batch = EncodedBatch { bytes: Bytes::new(), proposed_sequence };
+        Entry { log_id: id(1, index), payload: EntryPayload::Normal(batch) }
+    };
+    let appended = store.appended();
+    for (entries, newest) in [
+        (vec![batch(1, 0), entry((1, 2))], (0, 0)),
+        (vec![batch(3, 6), batch(4, 7), entry((1, 5))], (1, 7)),
+        (vec![batch(6, 8), batch(7, 0)], (1, 8)),
+        (vec![batch(8, 0), entry((1, 9))], (1, 8)),
+    ] {
+        let (done, _acknowledged) = TypeConfig::oneshot();
+        store.append(entries, IOFlushed::signal(done)).await.unwrap();
+        assert_eq!(*appended.borrow(), newest);
+    }
 }
 
 #[tokio::test]
