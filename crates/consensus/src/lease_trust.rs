@@ -199,7 +199,7 @@ mod tests {
         let machine = Machine::new();
         machine.runs(10_000);
         assert!(machine.trust.holds());
-        machine.sleeps(4);
+        machine.sleeps(5);
         assert!(machine.trust.holds(), "the clocks are read one after the other");
         machine.runs(1);
         machine.sleeps(300);

@@ -139,6 +139,9 @@ mod tests {
         assert!(is_confirmed(&[&[1]], &[1]));
         assert!(is_confirmed(&[&[1, 2, 3]], &[1, 3]));
         assert!(!is_confirmed(&[&[1, 2, 3]], &[1]));
+        assert!(!is_confirmed(&[&[1, 2]], &[1]));
+        assert!(!is_confirmed(&[&[1, 2, 3, 4, 5]], &[1, 5]));
+        assert!(is_confirmed(&[&[1, 2, 3, 4, 5]], &[1, 4, 5]));
         assert!(!is_confirmed(&[&[1, 2, 3, 4]], &[1, 2]));
         // The leader is none of them.
         assert!(!is_confirmed(&[&[2, 3, 4]], &[1, 2]));

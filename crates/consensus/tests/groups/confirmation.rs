@@ -3,9 +3,13 @@
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 
+use meridian_consensus::NotLeading;
+
 use crate::between::{Control, three_between};
 use crate::reads::has_logged;
-use crate::support::{at, equal, leader, until, write};
+use crate::seal::three_that_wait;
+use crate::support::{at, equal, leader, set, until, write};
+use crate::wire::Wire;
 
 /// Nothing else tells the leader that another was elected.
 #[tokio::test]
@@ -26,6 +30,25 @@ async fn a_voter_that_has_seen_a_later_vote_confirms_no_read() {
     assert!(leading.leadership().is_ok(), "it has heard of no other");
     control.deny_leaders.store(false, Ordering::SeqCst);
     leading.read_index().await.unwrap();
+}
+
+/// The others would confirm it: they have seen no later vote than the one that it saved.
+#[tokio::test]
+async fn a_leader_that_was_restarted_confirms_no_read() {
+    let wire = Arc::new(Wire::default());
+    let mut nodes = three_that_wait(&wire).await;
+    nodes[0].group().elect_now().await;
+    let last = write(&nodes, 1, "before").await;
+    equal(&nodes, at(1, last)).await;
+    let old = &mut nodes[0];
+    let term = old.group().leadership().unwrap().term;
+    old.group().read_index().await.unwrap();
+    old.close().await;
+    old.open(1, &set(1..=3)).await;
+    until("it may answer a leader", async || old.group().votes()).await;
+    until("all is applied again", async || *old.group().applied().borrow() == (last, term)).await;
+    let nobody = Err(NotLeading { leader: None });
+    assert_eq!((old.group().read_index().await, old.group().leadership().map(drop)), (nobody, nobody));
 }
 
 /// Whoever has written it has its answer as soon as it is applied; whoever has shown it is another voter.

@@ -59,7 +59,13 @@ async fn a_leader_that_asked_another_to_take_over_trusts_no_lease() {
     nodes[0].group().elect_now().await;
     write(&nodes, 1, "before").await;
     let leading = leader(&nodes).await;
-    until("a lease", async || leading.group().leadership().unwrap().lease_until.is_some()).await;
+    until("a lease", async || {
+        let lease_until = leading.group().leadership().unwrap().lease_until;
+        let granted = Duration::from_millis(leading.timing.election_timeout_max_ms);
+        assert!(lease_until.is_none_or(|until| until <= Instant::now() + granted / 2), "longer than it was granted");
+        lease_until.is_some_and(|until| until > Instant::now())
+    })
+    .await;
     // It was asked, and does not take over.
     let other = nodes.iter().find(|node| node.id != leading.id).unwrap();
     other.group().seal();

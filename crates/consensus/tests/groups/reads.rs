@@ -1,15 +1,17 @@
 //! What a read at a leader may show.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
+use futures::FutureExt;
 use meridian_consensus::{NotLeading, RaftTiming, log_batches_beyond};
 use meridian_proto::encode_batch;
 use meridian_storage::Engine;
 
-use crate::seal::three;
-use crate::support::{Node, at, batch, equal, leader, set, until, write};
+use crate::seal::{three, three_that_wait};
+use crate::support::{DEADLINE, Node, at, batch, equal, leader, set, until, write};
 use crate::wire::{Link, Wire, linked};
 
 /// The others apply what they are told is committed, and show it; the leader may come to that later.
@@ -208,4 +210,58 @@ async fn a_leader_that_was_removed_confirms_no_read() {
     assert!(leading.group().read_index().await.is_err());
     assert!(leading.group().leadership().is_ok(), "it leads on: nobody else can");
     changing.abort();
+}
+
+#[tokio::test]
+async fn whoever_looks_for_a_leader_goes_on_when_there_is_one_that_will_do() {
+    let wire = Arc::new(Wire::default());
+    let nodes = three_that_wait(&wire).await;
+    let [first, second, third] = [&nodes[0], &nodes[1], &nodes[2]].map(Node::group);
+    let (mut another, mut in_touch) =
+        (Box::pin(second.another_leader(Some(9))), Box::pin(second.leader_in_touch(None)));
+    assert!(futures::poll!(another.as_mut()).is_pending() && futures::poll!(in_touch.as_mut()).is_pending());
+    first.elect_now().await;
+    tokio::time::timeout(DEADLINE, async { tokio::join!(another, in_touch) }).await.expect("node 1 leads");
+    assert_eq!(second.leadership(), Err(NotLeading { leader: Some(1) }));
+    // The leader itself looks for no other, and nobody for one who knows another than the one that failed.
+    assert!(first.another_leader(Some(1)).now_or_never().is_some());
+    assert!(first.leader_in_touch(Some(1)).now_or_never().is_some());
+    assert!(second.another_leader(None).now_or_never().is_some());
+    assert!(second.leader_in_touch(Some(3)).now_or_never().is_some());
+    // The one of whom nothing is heard elsewhere is heard here again.
+    let (mut another, mut in_touch) =
+        (Box::pin(second.another_leader(Some(1))), Box::pin(second.leader_in_touch(Some(1))));
+    assert!(futures::poll!(in_touch.as_mut()).is_pending(), "it was heard before");
+    tokio::time::timeout(DEADLINE, in_touch).await.expect("node 1 sends heartbeats");
+    assert!(futures::poll!(another.as_mut()).is_pending());
+    until("node 3 takes over", async || first.transfer_leadership(3).await.is_ok_and(|()| third.leadership().is_ok()))
+        .await;
+    tokio::time::timeout(DEADLINE, another).await.expect("node 3 leads");
+    until("node 2 follows it", async || second.leader_in_touch(Some(1)).now_or_never().is_some()).await;
+}
+
+#[derive(Default)]
+struct Woken(AtomicBool);
+
+impl std::task::Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Else each of those that wait would take a processor for itself.
+#[tokio::test]
+async fn whoever_waits_for_news_of_the_leadership_of_a_stopped_group_is_not_woken() {
+    let wire = Arc::new(Wire::default());
+    let nodes = three_that_wait(&wire).await;
+    let stopped = nodes[0].group();
+    stopped.shutdown().await;
+    let woken = Arc::new(Woken::default());
+    let waker = std::task::Waker::from(Arc::clone(&woken));
+    let mut waiting = std::pin::pin!(stopped.leadership_changed(None));
+    assert!(waiting.as_mut().poll(&mut std::task::Context::from_waker(&waker)).is_pending());
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+        assert!(!woken.0.load(Ordering::SeqCst));
+    }
 }
