@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 /// What the switch crate has room for.
 const MAX_MUTANTS: usize = 65_535;
 
+/// Why a function's value is not replaced where another one would be of another type.
+pub const OPAQUE: &str = "the function returns `impl Trait`, which is one type";
+
 /// One change of the code.
 #[derive(Debug, Clone)]
 pub struct Mutant {
@@ -28,6 +31,13 @@ pub struct Mutant {
     pub replacement: String,
     /// Line and column, from 1, the column in characters.
     pub start: (usize, usize),
+}
+
+impl Mutant {
+    /// Whether it replaces a value of which `impl Trait` is a part.
+    pub fn replaces_opaque_value(&self) -> bool {
+        self.genre == "FnValue" && self.returns.contains("impl ")
+    }
 }
 
 /// What the switch of the mutant at `index` is called at run time: 0 is none.

@@ -23,6 +23,9 @@ const MAX_ADDRESS_SPACE_BYTES: u64 = 12 << 30;
 /// How long a test may take that runs without a mutant.
 pub const BASE_LIMIT: Duration = Duration::from_secs(300);
 
+/// How much later than its limit a test ends that nobody watches any more.
+const GRACE: Duration = Duration::from_secs(30);
+
 /// One test of one program.
 #[derive(Debug, Clone)]
 pub struct Test {
@@ -120,8 +123,12 @@ impl Seat {
         }
         fs::create_dir_all(&temporary)?;
         let output = File::create(self.output())?;
-        let mut command = Command::new(&test.artifact.program);
+        // Should this process be stopped, a mutant that never ends has to end all the same.
+        let mut command = Command::new("timeout");
         command
+            .arg("--signal=KILL")
+            .arg((limit + GRACE).as_secs().to_string())
+            .arg(&test.artifact.program)
             .current_dir(&test.artifact.folder)
             .args([&test.path, "--exact", "--nocapture", "--test-threads=1"])
             .env("TMPDIR", &temporary)
@@ -136,7 +143,7 @@ impl Seat {
             Mode::Trace(file) => command.env("MERIDIAN_MUTANT_TRACE", file),
         };
         let began = Instant::now();
-        let mut child = command.spawn().with_context(|| format!("{} does not run", test.artifact.program.display()))?;
+        let mut child = command.spawn().context("timeout, of coreutils, does not run")?;
         let outcome = wait(&mut child, began + limit)?;
         let took = began.elapsed();
         // What the test has started, and the test itself if its time was over.

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::mutant::{Form, Mutant};
+use crate::mutant::{Form, Mutant, OPAQUE};
 use crate::rewrite::{Region, RegionKind, Rewritten, Source};
 use crate::say;
 use crate::tree::Tree;
@@ -133,14 +133,24 @@ fn blame(
     }
     for (file, place) in &places {
         let is_it = |region: &&Region| region.kind == RegionKind::Function && encloses(&region.range, place);
+        let inner = |outer: &Region| {
+            let range = outer.range.clone();
+            file.regions.iter().filter(move |region| encloses(&range, &region.range))
+        };
         if let Some(function) = file.regions.iter().find(is_it) {
-            let inner = file.regions.iter().filter(|region| encloses(&function.range, &region.range));
-            let live: BTreeSet<usize> = inner.flat_map(|region| &region.mutants).copied().filter(is_built).collect();
+            let live: BTreeSet<usize> =
+                inner(function).flat_map(|region| &region.mutants).copied().filter(is_built).collect();
+            let returns_opaque = |mutant: &usize| mutants.get(*mutant).is_some_and(Mutant::replaces_opaque_value);
+            if live.iter().any(returns_opaque) {
+                let opaque = live.into_iter().filter(returns_opaque);
+                return opaque.map(|mutant| (mutant, Form::not_tried(OPAQUE))).collect();
+            }
             let reason = "its function does not compile with switches";
-            let next = |mutant: usize| match file.regions.iter().find(|region| region.mutants.contains(&mutant)) {
-                Some(region) if region.kind == RegionKind::Compact => (mutant, Form::Copied),
-                _ => (mutant, Form::not_tried(reason)),
+            let is_compact = |mutant: usize| {
+                let of_it = |region: &&Region| region.mutants.contains(&mutant);
+                inner(function).find(of_it).is_some_and(|region| region.kind == RegionKind::Compact)
             };
+            let next = |mutant| (mutant, if is_compact(mutant) { Form::Copied } else { Form::not_tried(reason) });
             return live.into_iter().map(next).collect();
         }
     }
@@ -150,9 +160,7 @@ fn blame(
 fn verdict(kind: RegionKind, mutants: usize, mutant: Option<&Mutant>) -> Form {
     match kind {
         RegionKind::Changed => Form::NotCompiled,
-        RegionKind::Value if mutant.is_some_and(|mutant| mutant.returns.contains("impl ")) => {
-            Form::not_tried("the function returns `impl Trait`, which two values of different types can not be")
-        }
+        RegionKind::Value if mutant.is_some_and(Mutant::replaces_opaque_value) => Form::not_tried(OPAQUE),
         RegionKind::Value => Form::NotCompiled,
         RegionKind::Compact => Form::Copied,
         // With one arm behind a guard, patterns are missing that are missing without the arm.
@@ -288,7 +296,7 @@ mod tests {
             mutant(0, "less", "BinaryOperator", ">="),
             mutant(1, "times", "BinaryOperator", "/"),
             mutant(2, "body", "FnValue", "\"text\""),
-            mutant(3, "iterator", "FnValue", "::std::iter::empty()"),
+            mutant(3, "perhaps", "FnValue", "None"),
             mutant(4, "arm", "MatchArm", ""),
             mutant(5, "first operator", "BinaryOperator", "/"),
         ];
@@ -296,7 +304,7 @@ mod tests {
         assert_eq!(blamed("left__ >= right__", "E0369", &mutants), [(0, Form::Copied)]);
         assert_eq!(blamed("number(2) /*times*/ /  number(3)", "E0369", &mutants), [(1, Form::NotCompiled)]);
         assert_eq!(blamed("\"text\"", "E0308", &mutants), [(2, Form::NotCompiled)]);
-        assert!(matches!(blamed("empty()", "E0308", &mutants)[..], [(3, Form::NotTried(_))]));
+        assert_eq!(blamed("None; }", "E0308", &mutants), [(3, Form::not_tried(OPAQUE))]);
         assert_eq!(blamed("match n", "E0004", &mutants), [(4, Form::NotCompiled)]);
         // Of nothing closer, all of the function; and none where there are none.
         let of_function = blamed("// It begins", "E0000", &mutants);

@@ -9,7 +9,7 @@ use syn::visit::{self, Visit};
 use syn::{BinOp, Expr, ExprBinary};
 
 use super::{Bytes, Edit, Shape, Switch};
-use crate::mutant::{Form, Mutant};
+use crate::mutant::{Form, Mutant, OPAQUE};
 
 /// Finds the switches of `mutants` and the form that each begins with.
 pub(super) fn find(file: &syn::File, text: &str, mutants: &[&Mutant], forms: &mut [Form]) -> Vec<Switch> {
@@ -103,7 +103,14 @@ impl<'a> Places<'a> {
             });
             if let Some(first) = block.stmts.first() {
                 let start = first.span().byte_range().start;
-                let found = places.take("FnValue", first.span(), Form::Compact);
+                let mut found = places.take("FnValue", first.span(), Form::Compact);
+                found.retain(|mutant| {
+                    let is_opaque = mutant.returns.starts_with("-> impl ");
+                    if is_opaque {
+                        set(places.forms, mutant.index, Form::not_tried(OPAQUE));
+                    }
+                    !is_opaque
+                });
                 let edits = found.into_iter().map(|mutant| edit(mutant, start..start)).collect();
                 places.push(start..start, Shape::Body, edits);
             }

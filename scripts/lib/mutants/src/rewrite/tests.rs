@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::Source;
-use crate::mutant::{Form, Mutant, number};
+use crate::mutant::{Form, Mutant, OPAQUE, number};
 
 /// Prints lines, of which each mutant changes one. `/*name*/` stands before the place of a mutant.
 const PROGRAM: &str = r#"
@@ -54,6 +54,10 @@ fn iterator() -> impl Iterator<Item = u32> {
     /*iterator*/[1].into_iter()
 }
 
+fn perhaps() -> Option<impl Iterator<Item = u32>> {
+    /*perhaps*/Some(iterator())
+}
+
 fn print(name: &str, value: impl std::fmt::Debug) {
     println!("{name} {value:?}");
 }
@@ -78,7 +82,7 @@ fn main() {
     print("field", limits.a + limits.b);
     print("cast", number(3) as u8 /*cast*/> 2);
     print("chain", chain(true, Some(2)));
-    print("iterator", iterator().count() + PRODUCT as usize);
+    print("iterator", perhaps().into_iter().flatten().count() + PRODUCT as usize);
     t.set(8);
     no_value(&t);
     print("no value", t.get());
@@ -105,6 +109,7 @@ const CASES: &[(&str, &str, &str, &str)] = &[
     ("guard", "MatchArmGuard", "true", "three 3"),
     ("field", "StructField", "", "field 0"),
     ("in a chain", "BinaryOperator", "==", "chain false"),
+    ("perhaps", "FnValue", "None", "iterator 6"),
 ];
 
 #[test]
@@ -148,6 +153,7 @@ fn each_switch_does_what_its_mutant_does_and_nothing_while_it_is_off() {
 fn what_no_switch_can_express_is_told() {
     let cases = [
         ("constant", "BinaryOperator", "+"),
+        ("iterator", "FnValue", "::std::iter::empty()"),
         ("nowhere", "BinaryOperator", "+"),
         // The text that cargo-mutants writes is no Rust.
         ("chain", "BinaryOperator", "||"),
@@ -160,6 +166,7 @@ fn what_no_switch_can_express_is_told() {
     let source = Source::read("program.rs", PROGRAM.to_owned(), &all, &mut forms).unwrap();
     let expected = [
         Form::not_tried("it is evaluated by the compiler"),
+        Form::not_tried(OPAQUE),
         Form::not_tried("its place was not found"),
         Form::NotCompiled,
         Form::NotCompiled,
@@ -181,7 +188,11 @@ pub(crate) fn mutant(index: usize, place: &str, genre: &str, replacement: &str) 
         file: "program.rs".to_owned(),
         package: "program".to_owned(),
         function: String::new(),
-        returns: if place == "iterator" { "-> impl Iterator<Item = u32>".to_owned() } else { String::new() },
+        returns: match place {
+            "iterator" => "-> impl Iterator<Item = u32>".to_owned(),
+            "perhaps" => "-> Option<impl Iterator<Item = u32>>".to_owned(),
+            _ => String::new(),
+        },
         genre: genre.to_owned(),
         replacement: replacement.to_owned(),
         start: (line, column),
