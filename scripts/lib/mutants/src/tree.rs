@@ -97,7 +97,8 @@ fn files(tree: &Path) -> Result<Vec<String>> {
 
 /// Whether a file is part of what is built or tested.
 fn is_built(path: &str) -> bool {
-    !(path.starts_with("docs/") || path.starts_with("scripts/") || path.starts_with(".ci/") || path.ends_with(".md"))
+    const NOT: [&str; 4] = ["docs/", "scripts/", ".ci/", ".cargo/mutants.toml"];
+    !(NOT.iter().any(|start| path.starts_with(start)) || path.ends_with(".md"))
 }
 
 /// The manifests of the packages that have mutants.
