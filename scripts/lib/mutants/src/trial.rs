@@ -70,9 +70,10 @@ pub struct Trials<'a> {
 }
 
 impl Trials<'_> {
-    /// Runs every test without a mutant, but those that `known` has.
+    /// Runs every test without a mutant, but those that `known` says pass.
     pub fn trace(&self, journal: &Journal, known: Vec<Base>) -> Result<BTreeMap<String, Base>> {
-        let mut bases: BTreeMap<String, Base> = known.into_iter().map(|base| (base.test.clone(), base)).collect();
+        let passed = known.into_iter().filter(|base| base.passed);
+        let mut bases: BTreeMap<String, Base> = passed.map(|base| (base.test.clone(), base)).collect();
         let missing: Vec<&Test> = self.tests.iter().filter(|test| !bases.contains_key(&test.name)).collect();
         let found = Mutex::new(Vec::new());
         let progress = Progress::new(missing.len(), "tests without a mutant");
