@@ -510,7 +510,6 @@ impl RaftGroup {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let role = match metrics.state {
-            _ if metrics.running_state.is_err() => Role::Stopped,
             ServerState::Leader => Role::Leader,
             ServerState::Follower => Role::Follower,
             ServerState::Candidate => Role::Candidate,
