@@ -58,12 +58,11 @@ impl Timers {
                     (metrics.state, metrics.current_leader.is_some(), rank(voters, metrics.current_leader, node_id))
                 };
                 let now = Instant::now();
-                let may_stand = matches!(state, ServerState::Follower | ServerState::Candidate)
-                    && candidacies.may_stand(now, votes.check(false).is_ok());
-                let stands_at = match rank {
-                    Some(rank) if may_stand => {
+                let stands_at = match state {
+                    ServerState::Follower | ServerState::Candidate => {
+                        candidacies.may_stand(now, votes.check(false).is_ok());
                         let heard = Heard { last: contact.last(), has_leader };
-                        candidacies.stands_at(rank, heard, state == ServerState::Candidate)
+                        rank.and_then(|rank| candidacies.stands_at(rank, heard, state == ServerState::Candidate))
                     }
                     _ => None,
                 };
@@ -84,11 +83,16 @@ impl Timers {
                 if stopped {
                     return;
                 }
-                let next = stands_at.filter(|at| *at > now).unwrap_or(now + heartbeat).min(now + heartbeat);
-                tokio::time::sleep_until(next.into()).await;
+                tokio::time::sleep_until(looks_again(stands_at, now, heartbeat).into()).await;
             }
         }))
     }
+}
+
+/// When the timers go on: a heartbeat later at the latest, and when this member stands if that is still to come.
+fn looks_again(stands_at: Option<Instant>, now: Instant, heartbeat: Duration) -> Instant {
+    let latest = now + heartbeat;
+    stands_at.filter(|at| *at > now).map_or(latest, |at| at.min(latest))
 }
 
 /// Where the node stands in the line of voters, behind those of which one leads last; `None` if it does not vote.
@@ -155,18 +159,20 @@ impl Candidacies {
         }
     }
 
-    fn may_stand(&mut self, now: Instant, votes: bool) -> bool {
+    /// Whether its vote counts, now.
+    fn may_stand(&mut self, now: Instant, votes: bool) {
         self.open = votes.then(|| self.open.unwrap_or(now));
-        votes
     }
 
+    /// `None` while it may not.
     fn stands_at(&mut self, rank: u32, heard: Heard, is_candidate: bool) -> Option<Instant> {
+        let open = self.open?;
         if heard.has_leader && heard.last.zip(self.stood).is_some_and(|(last, stood)| last > stood.at) {
             self.stood = None;
         }
         let first = match heard.last {
             Some(last) => last + self.lease,
-            None => self.open?.max(self.not_before),
+            None => open.max(self.not_before),
         };
         let in_line = first + self.step * rank;
         Some(self.stood.map_or(in_line, |stood| in_line.max(stood.at + self.pause(stood, is_candidate))))
@@ -205,17 +211,48 @@ mod tests {
     }
 
     #[test]
+    fn a_member_was_in_touch_since_any_time_before_it_heard_of_another() {
+        let (contact, start) = (Contact::default(), Instant::now());
+        assert_eq!((contact.last(), contact.is_since(start)), (None, false));
+        contact.renew();
+        let heard = contact.last().unwrap();
+        assert!(heard >= start);
+        let since = [start, heard, heard + MS(1)].map(|time| contact.is_since(time));
+        assert_eq!(since, [true, true, false]);
+    }
+
+    #[test]
+    fn timers_go_on_when_the_member_stands_and_after_a_heartbeat_at_the_latest() {
+        let now = Instant::now();
+        let looks = |stands_at| looks_again(stands_at, now, MS(50)) - now;
+        assert_eq!(looks(None), MS(50));
+        assert_eq!([20, 50, 500].map(|in_ms| looks(Some(now + MS(in_ms)))), [MS(20), MS(50), MS(50)]);
+        // It has just stood.
+        assert_eq!([now, now - MS(20)].map(|at| looks(Some(at))), [MS(50); 2]);
+    }
+
+    #[test]
     fn voters_stand_in_a_line_and_later_after_each_try_until_a_leader_is_heard() {
         let (timing, start) = (RaftTiming::default(), Instant::now());
         let mut member = Candidacies::new(timing, start);
         let nobody = Heard { last: None, has_leader: false };
-        assert!(!member.may_stand(start, false) && member.stands_at(0, nobody, false).is_none());
+        let lost = Heard { last: Some(start + MS(1000)), has_leader: true };
+        // Its vote does not count.
+        for _ in 0..2 {
+            assert_eq!([nobody, lost].map(|heard| member.stands_at(0, heard, false)), [None; 2]);
+            member.may_stand(start + MS(5), true);
+            member.may_stand(start + MS(10), false);
+        }
         // Nobody was ever heard.
-        assert!(member.may_stand(start + MS(10), true));
+        member.may_stand(start + MS(10), true);
         assert_eq!(member.stands_at(0, nobody, false), Some(start + MS(300)));
         assert_eq!(member.stands_at(2, nobody, false), Some(start + MS(700)));
-        // The leader was, last at this time.
-        let lost = Heard { last: Some(start + MS(1000)), has_leader: true };
+        // It counts since later.
+        member.may_stand(start + MS(20), false);
+        member.may_stand(start + MS(500), true);
+        member.may_stand(start + MS(600), true);
+        assert_eq!(member.stands_at(0, nobody, false), Some(start + MS(500)));
+        // The leader was heard, last at this time.
         let mut now = start + MS(1000 + 450 + 25 + 200);
         assert_eq!(member.stands_at(1, lost, false), Some(now));
         for (asks, stands) in [(100, 1), (200, 2), (400, 4), (800, 8), (1600, 8), (3200, 8), (449 * 9, 8)] {
