@@ -336,3 +336,25 @@ impl raft_server::Raft for RaftService {
         Ok(Response::new(raft::InstallSnapshotResponse { vote: Some(wire::vote_to_wire(&response.vote)) }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use meridian_proto::log;
+
+    use super::*;
+
+    /// One whose log is shorter than it was answers no question, and is to be sent what it lacks.
+    #[test]
+    fn what_brings_or_follows_anything_is_no_question() {
+        let question = raft::AppendRequest { vote: Some(log::Vote::default()), ..Default::default() };
+        assert!(is_question(&question));
+        let some = Some(log::LogId::default());
+        for other in [
+            raft::AppendRequest { entries: vec![log::Entry::default()], ..question.clone() },
+            raft::AppendRequest { previous: some, ..question.clone() },
+            raft::AppendRequest { leader_commit: some, ..question.clone() },
+        ] {
+            assert!(!is_question(&other), "{other:?}");
+        }
+    }
+}

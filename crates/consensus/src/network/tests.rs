@@ -1,9 +1,13 @@
-use meridian_proto::encode_batch;
-use meridian_types::{Batch, Epoch, Position, ShardId};
+use meridian_proto::{encode_batch, log};
+use meridian_storage::MemoryEngine;
+use meridian_types::{
+    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding,
+};
 use openraft::vote::RaftLeaderId;
 
 use super::*;
 use crate::type_config::{EncodedBatch, Entry, LogId};
+use crate::votes::VoteGate;
 
 #[test]
 fn a_leader_notices_what_its_memory_has_changed() {
@@ -25,8 +29,35 @@ fn a_leader_notices_what_its_memory_has_changed() {
     assert!(error.contains("corruption in log entry 7 of shard 1 epoch 1"), "{error}");
 }
 
-/// A member that has everything.
-struct Follows;
+/// A member that has everything, and gives its vote.
+#[derive(Clone, Default)]
+struct Follows {
+    /// What it says of its vote instead.
+    later: Option<log::Vote>,
+    /// No append of a stream is answered while this is held.
+    answers: Arc<tokio::sync::Mutex<()>>,
+    /// The candidate's own, which is sealed while it waits.
+    sealed: Option<Arc<Votes>>,
+    /// How often it was asked for its vote.
+    asked: Arc<AtomicU64>,
+}
+
+impl Follows {
+    fn appended(&self) -> raft::AppendResponse {
+        let matched = raft::append_response::Result::Matched(raft::Matched::default());
+        let result = self.later.map_or(matched, raft::append_response::Result::HigherVote);
+        raft::AppendResponse { result: Some(result) }
+    }
+
+    fn votes(&self, request: &raft::VoteRequest) -> raft::VoteResponse {
+        self.asked.fetch_add(1, Ordering::SeqCst);
+        if let Some(votes) = &self.sealed {
+            votes.seal();
+        }
+        let vote = self.later.or(request.vote);
+        raft::VoteResponse { vote, granted: self.later.is_none(), last_log_id: None }
+    }
+}
 
 fn unimplemented<T>() -> Result<tonic::Response<T>, tonic::Status> {
     Err(tonic::Status::unimplemented("it only follows"))
@@ -40,30 +71,36 @@ impl raft::raft_server::Raft for Follows {
         &self,
         request: tonic::Request<tonic::Streaming<raft::AppendRequest>>,
     ) -> Result<tonic::Response<Self::StreamAppendStream>, tonic::Status> {
-        let matched = raft::append_response::Result::Matched(raft::Matched::default());
-        let answer = raft::AppendResponse { result: Some(matched) };
-        Ok(tonic::Response::new(Box::pin(request.into_inner().map(move |_| Ok(answer)))))
+        let (answer, answers) = (self.appended(), Arc::clone(&self.answers));
+        let answered = request.into_inner().then(move |_| {
+            let answers = Arc::clone(&answers);
+            async move {
+                drop(answers.lock().await);
+                Ok(answer)
+            }
+        });
+        Ok(tonic::Response::new(Box::pin(answered)))
     }
 
     async fn append(
         &self,
         _: tonic::Request<raft::AppendRequest>,
     ) -> Result<tonic::Response<raft::AppendResponse>, tonic::Status> {
-        unimplemented()
+        Ok(tonic::Response::new(self.appended()))
     }
 
     async fn vote(
         &self,
-        _: tonic::Request<raft::VoteRequest>,
+        request: tonic::Request<raft::VoteRequest>,
     ) -> Result<tonic::Response<raft::VoteResponse>, tonic::Status> {
-        unimplemented()
+        Ok(tonic::Response::new(self.votes(request.get_ref())))
     }
 
     async fn pre_vote(
         &self,
-        _: tonic::Request<raft::VoteRequest>,
+        request: tonic::Request<raft::VoteRequest>,
     ) -> Result<tonic::Response<raft::VoteResponse>, tonic::Status> {
-        unimplemented()
+        Ok(tonic::Response::new(self.votes(request.get_ref())))
     }
 
     async fn transfer_leader(
@@ -84,7 +121,7 @@ impl raft::raft_server::Raft for Follows {
         &self,
         _: tonic::Request<raft::InstallSnapshotRequest>,
     ) -> Result<tonic::Response<raft::InstallSnapshotResponse>, tonic::Status> {
-        unimplemented()
+        Ok(tonic::Response::new(raft::InstallSnapshotResponse { vote: self.later }))
     }
 }
 
@@ -112,36 +149,49 @@ impl StateTransfer for One {
     }
 }
 
-/// This thread may stand still between an answer, which came in time, and openraft's note of it. Meanwhile others
-/// look at the lease.
-#[tokio::test]
-async fn an_answer_that_openraft_has_not_noted_yet_grows_older() {
+const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// What node 1 has to call `member`.
+async fn network(member: Follows, append_timeout: Duration) -> Network {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let service = raft::raft_server::RaftServer::new(Follows);
+    let service = raft::raft_server::RaftServer::new(member).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let incoming = tonic::transport::server::TcpIncoming::from(listener);
     tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
     let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
     let peer = Arc::new(One(channel));
-    let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
-    let hour = Duration::from_secs(3600);
-    let lease_trust = Arc::new(LeaseTrust::new(hour, Duration::from_secs(1)));
     let factory = NetworkFactory {
         node_id: 1,
-        group,
+        group: GROUP,
         peers: Arc::clone(&peer) as Arc<dyn Peers>,
         transfer: peer,
         votes: Arc::default(),
-        append_timeout: hour,
+        append_timeout,
         told: Arc::default(),
-        lease_trust: Arc::clone(&lease_trust),
-        members: Arc::new(MemberMarks::new(group, 1, None)),
+        lease_trust: Arc::new(LeaseTrust::new(HOUR, Duration::from_secs(1))),
+        members: Arc::new(MemberMarks::new(GROUP, 1, None)),
     };
-    let vote = Vote { leader_id: openraft::impls::leader_id_std::LeaderId::new(1, 1), committed: true };
-    let heartbeat = AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None };
-    let heartbeats = futures::stream::repeat(heartbeat).take(2);
-    let mut network = Network { factory, target: 2 };
-    let mut answers = network.stream_append(heartbeats, RPCOption::new(hour)).await.unwrap();
+    Network { factory, target: 2 }
+}
+
+/// Of node 1, in term 1.
+fn own_vote(committed: bool) -> Vote {
+    Vote { leader_id: openraft::impls::leader_id_std::LeaderId::new(1, 1), committed }
+}
+
+fn heartbeat() -> AppendEntriesRequest<TypeConfig> {
+    AppendEntriesRequest { vote: own_vote(true), prev_log_id: None, entries: Vec::new(), leader_commit: None }
+}
+
+/// This thread may stand still between an answer, which came in time, and openraft's note of it. Meanwhile others
+/// look at the lease.
+#[tokio::test]
+async fn an_answer_that_openraft_has_not_noted_yet_grows_older() {
+    let mut network = network(Follows::default(), HOUR).await;
+    let lease_trust = Arc::clone(&network.factory.lease_trust);
+    let heartbeats = futures::stream::repeat(heartbeat()).take(2);
+    let mut answers = network.stream_append(heartbeats, RPCOption::new(HOUR)).await.unwrap();
     assert!(matches!(answers.next().await, Some(Ok(Ok(None)))));
     // It has not asked for the next one.
     let answered = Instant::now();
@@ -151,4 +201,113 @@ async fn an_answer_that_openraft_has_not_noted_yet_grows_older() {
     }
     assert!(matches!(answers.next().await, Some(Ok(Ok(None)))));
     assert!(!lease_trust.holds(), "what it noted may be ahead by as much");
+}
+
+/// Nobody is to be given up who is well: all that was sent would be sent again, and again take too long.
+#[tokio::test]
+async fn an_answer_is_waited_for_as_long_as_it_may_take_and_an_idle_stream_has_none() {
+    let within = Duration::from_millis(200);
+    let member = Follows::default();
+    let answers_of_member = Arc::clone(&member.answers);
+    let held = answers_of_member.lock().await;
+    let mut network = network(member, within).await;
+    let (sender, requests) = tokio::sync::mpsc::unbounded_channel();
+    let requests = tokio_stream::wrappers::UnboundedReceiverStream::new(requests);
+    let mut answers = network.stream_append(requests, RPCOption::new(HOUR)).await.unwrap();
+    let idle = tokio::time::timeout(within * 2, answers.next()).await;
+    assert!(idle.is_err(), "nothing was asked: {idle:?}");
+    // A large batch takes its time, also where the stream was looked at before it was sent.
+    let position = Position::new(Epoch(1), 1);
+    let key = bytes::Bytes::from_static(b"key");
+    let value = Value { encoding: ValueEncoding::Bytes, data: vec![0; 16 << 20].into() };
+    let transaction = CommittedTransaction {
+        request_id: RequestId([1; 16]),
+        database: DatabaseId([1; 16]),
+        effects: vec![Effect::Put { key, value, expire_at_ms: 0 }],
+        refusal: None,
+    };
+    let bytes = encode_batch(&Batch { position, time_ms: 0, transactions: vec![transaction] });
+    let payload = EntryPayload::Normal(EncodedBatch::stored(bytes));
+    let entries = vec![Entry { log_id: LogId::new(1.into(), 1), payload }];
+    sender.send(AppendEntriesRequest { entries, ..heartbeat() }).unwrap();
+    let large = tokio::time::timeout(within * 2, answers.next()).await;
+    assert!(large.is_err(), "it has more than four seconds: {large:?}");
+    drop(held);
+    assert!(matches!(answers.next().await, Some(Ok(Ok(None)))));
+    // A small one does not.
+    let held = answers_of_member.lock().await;
+    sender.send(heartbeat()).unwrap();
+    assert!(matches!(answers.next().await, Some(Err(RPCError::Timeout(_)))));
+    assert!(answers.next().await.is_none());
+    drop((answers, held));
+}
+
+#[tokio::test]
+async fn a_heartbeat_that_is_answered_late_and_in_time_ends_no_stream() {
+    let member = Follows::default();
+    let answers_of_member = Arc::clone(&member.answers);
+    let held = answers_of_member.lock().await;
+    let mut network = network(member, HOUR).await;
+    let heartbeats = futures::stream::iter([heartbeat()]);
+    let mut answers = network.stream_append(heartbeats, RPCOption::new(HOUR)).await.unwrap();
+    let early = tokio::time::timeout(Duration::from_millis(50), answers.next()).await;
+    assert!(early.is_err(), "it has an hour: {early:?}");
+    drop(held);
+    assert!(matches!(answers.next().await, Some(Ok(Ok(None)))));
+}
+
+/// Raft takes over every later vote that it is told of, and behind the last term there is none to be elected in.
+#[tokio::test]
+async fn an_answer_of_a_term_that_no_group_reaches_is_not_believed() {
+    let state = ShardState::open(Arc::new(MemoryEngine::default()), GROUP.shard).unwrap();
+    let snapshot = Arc::new(state.snapshot().unwrap());
+    for (term, is_believed) in [(2, true), ((1 << 32) + 1, true), ((1 << 32) + 2, false), (u64::MAX, false)] {
+        let later = Some(log::Vote { term, node_id: 3, committed: false });
+        let mut network = network(Follows { later, ..Follows::default() }, HOUR).await;
+        network.factory.votes.settle(VoteGate::OpensAt(Instant::now()));
+        let option = || RPCOption::new(HOUR);
+        let mut answers = network.stream_append(futures::stream::iter([heartbeat()]), option()).await.unwrap();
+        let streamed = answers.next().await.unwrap().is_ok();
+        drop(answers);
+        let candidacy = VoteRequest::new(own_vote(false), None);
+        let snapshot = Snapshot { meta: Default::default(), snapshot: SnapshotData::Local(Arc::clone(&snapshot)) };
+        let believed = [
+            streamed,
+            network.append_entries(heartbeat(), option()).await.is_ok(),
+            network.vote(candidacy.clone(), option()).await.is_ok(),
+            network.pre_vote(candidacy, option()).await.is_ok(),
+            network.full_snapshot(own_vote(true), snapshot, std::future::pending(), option()).await.is_ok(),
+        ];
+        assert_eq!(believed, [is_believed; 5], "term {term}");
+    }
+}
+
+/// Raft counts the candidate's own vote with the answers of others, and that one is to be safe when it is counted.
+#[tokio::test]
+async fn an_answer_to_a_candidacy_counts_only_while_the_candidates_own_vote_does() {
+    let member = Follows::default();
+    let asked = Arc::clone(&member.asked);
+    let mut network = network(member.clone(), HOUR).await;
+    let votes = Arc::clone(&network.factory.votes);
+    let candidacy = VoteRequest::new(own_vote(false), None);
+    let mut handover = candidacy.clone();
+    handover.leadership_transfer = true;
+    let counted = async |network: &mut Network, request: &VoteRequest<TypeConfig>| {
+        let pre_vote = network.pre_vote(request.clone(), RPCOption::new(HOUR)).await;
+        let vote = network.vote(request.clone(), RPCOption::new(HOUR)).await;
+        [pre_vote, vote].map(|answer| answer.is_ok_and(|answer| answer.vote_granted))
+    };
+    assert_eq!(counted(&mut network, &candidacy).await, [false; 2], "it may be a wiped one");
+    votes.settle(VoteGate::OpensAt(Instant::now() + HOUR));
+    assert_eq!(counted(&mut network, &candidacy).await, [false; 2], "it has just started");
+    assert_eq!(asked.load(Ordering::SeqCst), 0, "nobody is to give a vote for nothing");
+    assert_eq!(counted(&mut network, &handover).await, [true; 2]);
+    votes.settle(VoteGate::OpensAt(Instant::now()));
+    assert_eq!(counted(&mut network, &candidacy).await, [true; 2]);
+    assert_eq!(asked.load(Ordering::SeqCst), 4);
+    // Sealed while the answer is on its way.
+    let mut network = self::network(Follows { sealed: Some(Arc::clone(&votes)), ..member }, HOUR).await;
+    network.factory.votes = votes;
+    assert_eq!(counted(&mut network, &handover).await, [false; 2]);
+    assert_eq!(asked.load(Ordering::SeqCst), 5);
 }
