@@ -223,6 +223,25 @@ mod tests {
     }
 
     #[test]
+    fn a_change_may_go_on_until_it_is_done_and_for_a_while_after_it_was_given_up() {
+        let changes = Changes::default();
+        assert!(!changes.may_go_on());
+        let (mut first, mut second) = (UnderWay::begin(&changes), UnderWay::begin(&changes));
+        assert!(changes.may_go_on());
+        first.is_done = true;
+        drop(first);
+        assert!(changes.may_go_on(), "one of two is done");
+        second.is_done = true;
+        drop(second);
+        assert!(!changes.may_go_on());
+        // Raft may still do what it was asked.
+        drop(UnderWay::begin(&changes));
+        assert!(changes.may_go_on());
+        changes.0.lock().1 = Instant::now().checked_sub(Changes::AFTERMATH);
+        assert!(!changes.may_go_on());
+    }
+
+    #[test]
     fn a_change_takes_one_step_after_another_from_wherever_it_stands() {
         let goal = set(&[2, 3, 4]);
         let start = present(&[&[1, 2, 3]], &[1, 2, 3]);

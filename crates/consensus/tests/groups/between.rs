@@ -28,6 +28,8 @@ pub(crate) struct Control {
     pub(crate) holds_entries: AtomicBool,
     /// A leader that asks whether it leads is told of a later vote.
     pub(crate) deny_leaders: AtomicBool,
+    /// No question for a vote arrives that saves one; those before do.
+    pub(crate) holds_votes: AtomicBool,
 }
 
 impl Control {
@@ -93,6 +95,9 @@ impl raft_server::Raft for Between {
     }
 
     async fn vote(&self, request: Request<raft::VoteRequest>) -> Result<Response<raft::VoteResponse>, Status> {
+        while self.control.holds_votes.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
         self.member().vote(request.into_inner()).await
     }
 

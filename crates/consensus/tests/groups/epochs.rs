@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use meridian_consensus::{Formed, RaftGroup, ReadLogFailure};
+use meridian_storage::GroupId;
+use meridian_types::ShardId;
 
 use crate::support::{Node, at, equal, group, leader, set, until, write};
 use crate::wire::Wire;
@@ -100,6 +102,17 @@ async fn before_it_is_seeded_a_member_announces_nothing_of_another_history() {
     nodes[0].open(2, &voters).await;
     write(&nodes, 1, "second").await;
     equal(&nodes, at(2, 6)).await;
+}
+
+#[tokio::test]
+async fn nothing_is_formed_by_nobody_or_from_the_state_of_another_shard() {
+    let node = Node::new(1, &Arc::new(Wire::default())).await;
+    let (voters, of_another) = (set([1]), GroupId { shard: ShardId(8), ..group(1) });
+    for (id, voters) in [(of_another, &voters), (group(1), &set([]))] {
+        let refused = RaftGroup::form(&node.state, id, voters, at(1, 0), None).unwrap_err();
+        assert!(refused.to_string().contains("cannot be formed"), "{refused}");
+    }
+    assert_eq!(node.form(1, &voters, at(1, 0)), Formed::Founder);
 }
 
 #[tokio::test]

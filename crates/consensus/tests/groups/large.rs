@@ -30,13 +30,15 @@ async fn a_batch_that_is_too_large_is_refused_and_others_go_on() {
     let last = write(&nodes, 1, "before").await;
     let leading = leader(&nodes).await;
     let term = leading.group().leadership().unwrap().term;
-    let bytes = encode_batch(&batch(at(1, last + 1), &"x".repeat(MAX_BATCH_BYTES)));
-    let length = bytes.len();
-    let refused = leading.group().propose(bytes, last + 1, term).await;
-    assert_eq!(refused.err(), Some(ProposalFailure::TooLarge { bytes: length }));
-    // One just below the bound is nothing special, nor are several that are sent at once.
-    let bound = "x".repeat(MAX_BATCH_BYTES - 200);
-    let last = write(&nodes, 3, &bound).await;
+    let encoded = |text: &str| encode_batch(&batch(at(1, last + 1), text));
+    let mut text = "x".repeat(MAX_BATCH_BYTES - 200);
+    text += &"x".repeat(MAX_BATCH_BYTES + 1 - encoded(&text).len());
+    let refused = leading.group().propose(encoded(&text), last + 1, term).await;
+    assert_eq!(refused.err(), Some(ProposalFailure::TooLarge { bytes: MAX_BATCH_BYTES + 1 }));
+    // One of just so many is nothing special, nor are several that are sent at once.
+    text.pop();
+    assert_eq!(encoded(&text).len(), MAX_BATCH_BYTES);
+    let last = write(&nodes, 3, &text).await;
     equal(&nodes, at(1, last)).await;
 }
 

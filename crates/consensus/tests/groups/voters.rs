@@ -4,8 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_consensus::{ChangeVotersFailure, Formed, RaftGroup, Role, leave_group};
+use meridian_proto::log::LogId;
 use meridian_storage::Engine;
 
+use crate::between::{Control, three_between};
 use crate::support::{Node, at, equal, group, leader, role, set, until, write};
 use crate::wire::Wire;
 
@@ -136,12 +138,15 @@ async fn a_change_that_was_dropped_half_way_is_finished_or_turned_round() {
     let mut absent = stopped;
     absent.close().await;
     let goal = set([1, 2, 5]);
+    let settled = async |nodes: &[Node]| leader(nodes).await.group().settled_voters();
+    until("the first voters decide", async || settled(&nodes).await == Some(set(1..=3))).await;
     for _ in 0..3 {
         let leading = leader(&nodes).await;
         let change = leading.group().change_voters(&goal);
         // Under load it may lead no more, and say so.
         let changed = tokio::time::timeout(Duration::from_millis(300), change).await;
         assert!(!matches!(changed, Ok(Ok(()))), "node 5 has nothing");
+        assert_eq!(leading.group().settled_voters(), None, "Raft may still do what it was asked");
     }
     assert_eq!(leader(&nodes).await.group().voters(), set([1, 2, 3]));
     // Another way: what was begun is cleaned up.
@@ -150,6 +155,26 @@ async fn a_change_that_was_dropped_half_way_is_finished_or_turned_round() {
     let nodes: Vec<Node> = nodes.into_iter().filter(|node| node.id != 1).collect();
     write(&nodes, 1, "after").await;
     equal(&nodes, at(1, 4)).await;
+    until("the last ones decide", async || settled(&nodes).await == Some(set(2..=4))).await;
+}
+
+/// Until then another leader, who has not got it, could go on with those before.
+#[tokio::test]
+async fn voters_are_settled_for_a_follower_once_it_knows_that_their_change_is_committed() {
+    let control = Arc::new(Control::default());
+    let nodes = three_between(&control, 20_000).await;
+    let [leading, follower] = [&nodes[0], &nodes[1]].map(Node::group);
+    leading.elect_now().await;
+    write(&nodes, 1, "before").await;
+    until("the first voters decide", async || follower.settled_voters() == Some(set(1..=3))).await;
+    let status = leading.status();
+    *control.newest_commit.lock() = Some(LogId { term: status.term, index: status.committed_index });
+    let goal = set([1, 2]);
+    leading.change_voters(&goal).await.unwrap();
+    until("node 2 has the change", async || follower.voters() == goal).await;
+    assert_eq!(follower.settled_voters(), None);
+    *control.newest_commit.lock() = None;
+    until("node 2 knows that it is committed", async || follower.settled_voters() == Some(goal.clone())).await;
 }
 
 /// Whoever waits for it would change the voters no more when it leads again.
