@@ -10,6 +10,7 @@ mod damage;
 mod disk;
 mod distance;
 mod durability;
+mod elections;
 mod epochs;
 mod forgotten;
 mod large;
