@@ -133,6 +133,12 @@ mod tests {
         assert!(!told());
         leaders.answered(now, SHARD, 2, 2);
         assert!(told(), "another leads");
+        // Two that each say that they lead, as around the end of a term.
+        leaders.answered(now + BETWEEN_REVIVALS / 2, SHARD, 1, 1);
+        assert!(!told(), "it was told just now");
+        now += BETWEEN_REVIVALS;
+        leaders.answered(now, SHARD, 2, 2);
+        assert!(told());
         leaders.failed(SHARD, 2);
         assert_eq!(leaders.hint(SHARD), None);
         leaders.answered(now + OUTAGE, SHARD, 2, 2);

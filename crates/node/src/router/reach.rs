@@ -124,6 +124,7 @@ mod tests {
         reach.was_silent(now, 1);
         assert!(reach.is_silent(now, 1) && reach.avoid(now, 1));
         now += AVOID;
+        assert!(!reach.is_silent(now, 1));
         assert_eq!((reach.avoid(now, 1), reach.avoid(now, 1)), (false, true));
         reach.heard(now, 1);
         assert!(!reach.avoid(now, 1) && !reach.avoid(now, 1));

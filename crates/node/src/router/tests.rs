@@ -5,7 +5,10 @@ mod world;
 use std::sync::atomic::Ordering;
 
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
-use meridian_types::{ReadRange, RequestId};
+use meridian_memory::ByteBudget;
+use meridian_types::{
+    Check, Mutation, MutationKind, ReadRange, RequestId, SumBounds, Value, ValueEncoding, Versionstamp,
+};
 
 use super::*;
 use crate::topology::DEV_DEFAULT_DATABASE;
@@ -18,6 +21,10 @@ fn write() -> Write {
 fn read() -> Read {
     let ranges = vec![ReadRange { start: "a".into(), end: "b".into(), limit: 1, reverse: false }];
     Read { database: DEV_DEFAULT_DATABASE, consistency: Consistency::Strong, ranges }
+}
+
+fn eventual() -> Read {
+    Read { consistency: Consistency::Eventual, ..read() }
 }
 
 impl World {
@@ -119,15 +126,45 @@ fn what_this_node_reads_at_once_is_asked_of_nobody_else_and_what_takes_long_is_b
     run_beside(Some(2), AT_ONCE, |world| async move {
         let World { voters, router, time, .. } = &world;
         let asked = time.now();
-        for consistency in [Consistency::Strong, Consistency::Eventual] {
-            assert!(router.read(Read { consistency, ..read() }).await.is_ok());
-        }
-        assert_eq!((voters.asked(), time.now()), (vec![2, 2], asked));
-        assert_eq!(router.leaders.hint(ShardId(1)), Some(1), "the node knows who leads");
+        assert!(router.read(eventual()).await.is_ok());
         assert_eq!(router.min_sequence((ShardId(1), Epoch(1))), 1, "what was shown is remembered");
+        assert_eq!(router.leaders.hint(ShardId(1)), None, "what is eventual may be old");
+        assert!(router.read(read()).await.is_ok());
+        assert_eq!(router.leaders.hint(ShardId(1)), Some(1), "the node knows who leads");
+        assert_eq!((voters.asked(), time.now()), (vec![2, 2], asked));
         voters.working.store(true, Ordering::SeqCst);
         assert!(router.read(read()).await.is_ok());
         assert_eq!(voters.asked(), [2, 2, 2, 1], "it is hedged like any other");
+    });
+}
+
+#[test]
+fn a_read_is_not_begun_at_this_node_while_it_is_silent_nor_a_strong_one_where_it_does_not_vote() {
+    run_beside(Some(2), AT_ONCE, |world| async move {
+        let World { voters, router, .. } = &world;
+        voters.link(2, Link::Silent);
+        for _ in 0..2 {
+            assert!(router.read(read()).await.is_ok());
+        }
+        assert_eq!(voters.asked(), [2, 1, 1]);
+    });
+    run(AT_ONCE, |world| async move {
+        let router = beside(&world, 4);
+        assert!(router.read(read()).await.is_ok());
+        assert!(router.read(eventual()).await.is_ok());
+        assert_eq!(world.voters.asked(), [1, 4]);
+    });
+}
+
+#[test]
+fn what_was_begun_at_this_node_is_not_taken_for_the_answer_of_another() {
+    run_beside(Some(2), AT_ONCE, |world| async move {
+        let World { voters, router, .. } = &world;
+        // It votes as far as it knows itself, and the directory knows better.
+        world.learns(|cluster| cluster.shards.get_mut(&ShardId(1)).unwrap().voters = BTreeSet::from([1, 3]));
+        voters.working.store(true, Ordering::SeqCst);
+        assert!(router.read(read()).await.is_ok());
+        assert_eq!(voters.asked()[..2], [2, 1]);
     });
 }
 
@@ -146,6 +183,59 @@ fn a_read_that_this_node_refuses_goes_on_to_others_and_the_next_to_them_first() 
             assert!(router.read(read()).await.is_ok());
         }
         assert_eq!(voters.asked(), [2, 1, 1, 2, 2]);
+    });
+}
+
+#[test]
+fn an_eventual_read_is_remembered_and_says_nothing_of_who_leads() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, .. } = &world;
+        voters.leader.send_replace(3);
+        assert!(router.read(eventual()).await.is_ok());
+        assert_eq!((router.min_sequence((ShardId(1), Epoch(1))), router.leaders.hint(ShardId(1))), (1, None));
+        assert!(router.read(read()).await.is_ok());
+        assert_eq!(router.leaders.hint(ShardId(1)), Some(3));
+    });
+}
+
+#[test]
+fn what_a_failover_took_back_is_not_held_against_those_who_never_had_it() {
+    run(AT_ONCE, |world| async move {
+        let (router, shard) = (&world.router, ShardId(1));
+        router.has_shown(shard, Position::new(Epoch(1), 100));
+        assert_eq!(router.min_sequence((shard, Epoch(1))), 100);
+        world.learns(|cluster| {
+            let shard = cluster.shards.get_mut(&shard).unwrap();
+            shard.epoch = Epoch(2);
+            shard.bases.push((Epoch(2), Position::new(Epoch(1), 90)));
+        });
+        assert_eq!(router.min_sequence((shard, Epoch(2))), 90);
+        router.has_shown(shard, Position::new(Epoch(2), 95));
+        assert_eq!(router.min_sequence((shard, Epoch(2))), 95);
+    });
+}
+
+#[test]
+fn an_answer_for_which_there_was_no_room_is_asked_for_once_more_at_once_with_the_room_that_there_is_by_then() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        let memory = ByteBudget::new("reads", 1 << 20);
+        let held = memory.try_take(1 << 20).unwrap();
+        *voters.transfer.lock() = Some(async { Err(BrokenOff::ForRoom(held)) }.boxed());
+        let asked = time.now();
+        assert!(router.read(read()).await.is_ok());
+        assert_eq!((voters.asked(), voters.with_room.load(Ordering::SeqCst)), (vec![1, 1], 1));
+        assert_eq!((time.now() - asked, memory.used_bytes()), (2 * world::ROUND_TRIP, 0));
+        // Not where that took until the deadline.
+        let (held, asked, slow) = (memory.try_take(1 << 20).unwrap(), time.now(), time.clone());
+        let slow = async move {
+            slow.sleep_until(asked + DEADLINE).await;
+            Err(BrokenOff::ForRoom(held))
+        };
+        *voters.transfer.lock() = Some(slow.boxed());
+        let failed = router.read(read()).await.unwrap_err();
+        assert!(failed.reason.contains("short of memory for reads"), "{failed:?}");
+        assert_eq!((voters.calls(), memory.used_bytes()), (3, 0));
     });
 }
 
@@ -170,15 +260,136 @@ fn a_read_at_this_node_tells_those_who_wait_that_the_shard_is_served_again() {
 }
 
 #[test]
+fn those_who_waited_for_a_shard_do_not_come_back_all_at_once() {
+    run_beside(Some(2), AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        (1..=3).for_each(|node| voters.link(node, Link::Refused));
+        let waiting: Vec<_> = (0..100).map(|_| world.writing()).collect();
+        time.sleep(Duration::from_secs(5)).await;
+        (1..=3).for_each(|node| voters.link(node, Link::Up));
+        voters.leader.send_replace(2);
+        assert!(router.read(read()).await.is_ok());
+        let before = voters.calls();
+        time.sleep(REVIVAL_SPREAD / 10).await;
+        let at_once = voters.calls() - before;
+        assert!(at_once < 50, "{at_once} of them");
+        time.sleep(REVIVAL_SPREAD).await;
+        assert!(waiting.into_iter().all(|write| write.now_or_never().is_some()), "some wait still");
+    });
+}
+
+#[test]
+fn a_write_that_all_refuse_is_tried_again_after_longer_and_longer_pauses() {
+    run_beside(Some(3), AT_ONCE, |world| async move {
+        let World { voters, time, .. } = &world;
+        voters.scripted.lock().extend((0..9).map(|_| Failed::NotDone("no quorum answers".to_owned())));
+        let began = time.now();
+        assert!(world.commits().await);
+        assert_eq!(voters.asked(), [1, 3, 2, 1, 3, 2, 1, 3, 2, 1], "the leader, who is here, and who is left");
+        // Of 15, 30 and 60 ms, each by up to a half more or less; and seven round trips.
+        let pauses = time.now() - began - 7 * world::ROUND_TRIP;
+        assert!((Duration::from_micros(52_500)..=Duration::from_micros(157_500)).contains(&pauses), "{pauses:?}");
+    });
+}
+
+#[test]
+fn a_read_that_all_refuse_is_tried_again_in_pauses_until_its_deadline() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        voters.refusing.lock().extend([1, 2, 3]);
+        let began = time.now();
+        assert!(router.read(read()).await.is_err());
+        let took = time.now() - began;
+        assert!(took >= DEADLINE && took <= DEADLINE + 3 * world::ROUND_TRIP, "{took:?}");
+        assert!(voters.calls() < 200, "{}", voters.calls());
+    });
+}
+
+#[test]
+fn who_is_named_as_the_leader_is_asked_first_but_not_for_its_own_word_that_it_does_not_lead() {
+    run(AT_ONCE, |world| async move {
+        let (router, shard) = (&world.router, ShardId(1));
+        assert_eq!(router.voters(shard), [1, 2, 3], "the first one is to lead if it can");
+        let names_3 = Err::<(), _>(Failed::NotLeader(Some(3)));
+        router.heard(shard, 1, &names_3);
+        assert_eq!(router.voters(shard), [3, 1, 2]);
+        router.heard(shard, 3, &names_3);
+        assert_eq!(router.voters(shard), [1, 2, 3]);
+    });
+}
+
+#[test]
+fn a_node_that_answers_others_is_given_more_time_for_what_takes_it_long() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        assert!(world.commits().await);
+        // Nobody else is there to pass it on.
+        (2..=3).for_each(|node| voters.link(node, Link::Refused));
+        *voters.slow.lock() = Some((Duration::from_secs(60), WriteOutcome::CheckFailed(vec![0])));
+        let (began, writing) = (time.now(), world.writing());
+        let mut longest = router.reach.round_trip(1);
+        assert!(longest < Duration::from_millis(10), "{longest:?}");
+        while time.now() - began < 2 * ATTEMPT_TIMEOUT {
+            assert!(router.read(read()).await.is_ok());
+            longest = longest.max(router.reach.round_trip(1));
+            time.sleep(Duration::from_millis(100)).await;
+        }
+        assert!(longest > Duration::from_millis(50), "{longest:?}");
+        assert!(matches!(writing.await, Ok(WriteOutcome::Committed(_))));
+    });
+}
+
+#[test]
+fn a_request_earns_its_part_of_a_further_try_once_however_often_it_is_tried() {
+    run(AT_ONCE, |world| async move {
+        let World { voters, router, time, .. } = &world;
+        let (budget, _) = router.leaders.of(ShardId(1));
+        let spend = || (0..1000).take_while(|_| budget.pays(time.now(), 0)).count();
+        for what in ["writes", "reads", "reads that break off once"] {
+            spend();
+            let began = time.now();
+            for _ in 0..100 {
+                if what == "writes" {
+                    assert!(world.commits().await);
+                    continue;
+                }
+                if what != "reads" {
+                    let breaks_off = async { Err(BrokenOff::Failed("the answer stopped".to_owned())) };
+                    *voters.transfer.lock() = Some(breaks_off.boxed());
+                }
+                assert!(router.read(read()).await.is_ok());
+            }
+            // Twenty come with each second, whatever is asked; a tenth with each request.
+            let earned = spend() as f64 - 20.0 * (time.now() - began).as_secs_f64();
+            assert!((8.5..11.5).contains(&earned), "{what}: {earned}");
+        }
+    });
+}
+
+#[test]
+fn a_try_is_paid_for_by_the_keys_and_values_that_it_sends() {
+    let value = |bytes| Value { encoding: ValueEncoding::Bytes, data: vec![7; bytes].into() };
+    let mutation = |key_bytes, kind| Mutation { key: vec![1; key_bytes].into(), kind, expire_at_ms: 0 };
+    let transaction = Transaction {
+        checks: vec![Check { key: vec![1; 100].into(), versionstamp: Some(Versionstamp([1; 10])) }],
+        mutations: vec![
+            mutation(20, MutationKind::Set(value(1000))),
+            mutation(30, MutationKind::Delete),
+            mutation(40, MutationKind::Sum { operand: value(8), bounds: SumBounds::default() }),
+        ],
+    };
+    assert_eq!(bytes_of(&transaction), 100 + (20 + 1000) + 30 + (40 + 8));
+}
+
+#[test]
 fn an_eventual_read_at_which_a_node_works_goes_on_whoever_leads_next() {
     run(AT_ONCE, |world| async move {
         let World { voters, router, time, .. } = &world;
         voters.working.store(true, Ordering::SeqCst);
-        let eventual = Read { consistency: Consistency::Eventual, ..read() };
         let (asked, router) = (time.now(), Arc::clone(router));
         let reading = world.spawn({
             let router = Arc::clone(&router);
-            async move { router.read(eventual).await }
+            async move { router.read(eventual()).await }
         });
         time.sleep(Duration::from_secs(1)).await;
         let calls = voters.calls();
@@ -404,8 +615,7 @@ fn nodes_that_are_silent_are_not_waited_for_before_a_third_is_asked() {
         let World { voters, router, time, .. } = &world;
         (1..=2).for_each(|node| voters.link(node, Link::Silent));
         let asked = time.now();
-        let eventual = Read { consistency: Consistency::Eventual, ..read() };
-        assert!(router.read(eventual).await.is_ok());
+        assert!(router.read(eventual()).await.is_ok());
         let took = time.now() - asked;
         assert!(took < ATTEMPT_TIMEOUT, "{took:?}");
     });
@@ -497,21 +707,21 @@ fn a_shard_that_moved_during_a_round_is_tried_again_at_once() {
     });
 }
 
-/// The router of a gateway on node 1.
-fn beside_node_1(world: &World) -> Arc<Router<Arc<world::Voters>, world::Time>> {
+/// The router of a gateway on this node, which does not vote.
+fn beside(world: &World, node: NodeId) -> Arc<Router<Arc<world::Voters>, world::Time>> {
     let World { voters, time, router, .. } = world;
     let directory = Arc::clone(&router.directory);
-    Arc::new(Router::new(Arc::clone(voters), time.clone(), Some(1), "region-1".to_owned(), directory, DEADLINE))
+    Arc::new(Router::new(Arc::clone(voters), time.clone(), Some(node), "region-1".to_owned(), directory, DEADLINE))
 }
 
 #[test]
 fn a_node_that_refuses_at_once_and_is_asked_first_holds_up_no_read() {
-    for (consistency, beside) in
+    for (consistency, is_beside) in
         [(Consistency::Eventual, true), (Consistency::Eventual, false), (Consistency::Strong, false)]
     {
         run(AT_ONCE, |world| async move {
             let World { voters, time, router, .. } = &world;
-            let router = if beside { beside_node_1(&world) } else { Arc::clone(router) };
+            let router = if is_beside { beside(&world, 1) } else { Arc::clone(router) };
             voters.refusing.lock().insert(1);
             let mut slowest = Duration::ZERO;
             let mut reads = FuturesUnordered::new();
@@ -591,7 +801,7 @@ fn what_found_no_connection_has_not_committed() {
 #[test]
 fn a_refusal_that_nobody_has_logged_is_no_answer_once_another_node_was_asked() {
     let refused = || WriteOutcome::CheckFailed(vec![0]);
-    let committed = WriteOutcome::Committed(meridian_types::Versionstamp([9; 10]));
+    let committed = WriteOutcome::Committed(Versionstamp([9; 10]));
     for (is_late, outcome, retried, binds) in [
         (false, refused(), false, true),
         (true, refused(), false, false),

@@ -137,6 +137,8 @@ pub(super) struct Voters {
     /// Whether a read is at work for three seconds.
     pub(super) working: AtomicBool,
     pub(super) transfer: Mutex<Option<Transfer>>,
+    /// Reads that came with room for their answer.
+    pub(super) with_room: AtomicUsize,
 }
 
 struct InFlight(Arc<AtomicUsize>);
@@ -165,6 +167,7 @@ impl Voters {
             slow: Mutex::default(),
             working: AtomicBool::default(),
             transfer: Mutex::default(),
+            with_room: AtomicUsize::default(),
         })
     }
 
@@ -290,10 +293,11 @@ impl Nodes for Arc<Voters> {
         _: &Arc<Read>,
         _: u64,
         working: Arc<Notify>,
-        _: Option<Held>,
+        room: Option<Held>,
     ) -> BoxFuture<'static, Result<Answering, Failed>> {
         let voters = Arc::clone(self);
         let in_flight = voters.begins(node, None);
+        voters.with_room.fetch_add(usize::from(room.is_some()), Ordering::SeqCst);
         let answer = async move {
             let _in_flight = in_flight;
             voters.travels(node, &Departure::default()).await?;
