@@ -1,10 +1,16 @@
 use std::sync::Arc;
 
 use futures::future::join_all;
+use futures::stream::BoxStream;
 use meridian_proto::shard::Turn;
+use meridian_proto::shard::shard_server::{Shard, ShardServer};
 use parking_lot::Mutex;
+use tokio::net::TcpListener;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status};
 
 use super::*;
+use crate::topology::Topology;
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -23,6 +29,12 @@ fn a_moment_is_never_later_on_the_other_clock() {
     // What is over is over there, too.
     assert!(sample(5_000, 1_000).translate(ms(400), ms(1_000)).unwrap().millis < 4_500);
     assert_eq!(sample(0, 1_000).translate(ms(400), ms(1_000)).unwrap().millis, 0);
+    // Nor by a part of a millisecond, which neither clock says.
+    for (at_us, received_us) in [(1_190_000, 190_900), (1_190_900, 190_000), (1_190_100, 190_900)] {
+        let (at, received) = (Duration::from_micros(at_us), Duration::from_micros(received_us));
+        let translated = Sample { received, ..sample(5_000, 0) }.translate(at, received).unwrap();
+        assert!(ms(translated.millis) <= ms(5_000) + (at - received), "{translated:?} of {at:?}");
+    }
     // What was said long ago says nothing.
     let later = ms(190) + CLOCK_KNOWN_FOR + ms(1);
     assert!(sample(5_000, 190).translate(later + ms(1), later).is_none());
@@ -34,6 +46,8 @@ fn only_a_moment_of_this_process_is_understood() {
     assert_eq!(valid_until(Some(now)), Some(ms(now.millis)));
     assert_eq!(valid_until(Some(wire::ProcessTime { process: now.process ^ 1, ..now })), None);
     assert_eq!(valid_until(None), None);
+    // Nor is one of an earlier process, of which this knows nothing: no two have the same number.
+    assert!(now.process > u64::from(u32::MAX), "{now:?}");
 }
 
 /// Takes turns as they come, in that order, and returns the order in which they were let by.
@@ -76,12 +90,79 @@ async fn a_large_write_is_waited_for_by_a_small_one_that_overtook_it_on_the_way(
 }
 
 #[tokio::test]
-async fn a_turn_says_what_is_under_way_before_it() {
-    let topology = crate::topology::Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+async fn a_turn_says_which_it_is_and_what_is_under_way_before_it() {
+    let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
     let calls = WriteCalls::new(Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap()));
     let next = |bytes| calls.next_turn(1, ShardId(1), bytes);
     let (first, second) = (next(800_000), next(50));
     assert_eq!((first.turn.bytes_ahead, second.turn.bytes_ahead), (0, 800_000));
+    assert_eq!((first.turn.number, second.turn.number, second.turn.sender), (1, 2, first.turn.sender));
     drop(first);
     assert_eq!((next(1).turn.bytes_ahead, calls.next_turn(2, ShardId(1), 1).turn.bytes_ahead), (50, 0));
+}
+
+/// A node that only asks until when a write is valid, as often as it is to, and then says that it does not lead.
+struct Asks {
+    times: usize,
+    valid_until: Arc<Mutex<Vec<Option<wire::ProcessTime>>>>,
+}
+
+#[tonic::async_trait]
+impl Shard for Asks {
+    type ReadStream = BoxStream<'static, Result<wire::ReadPart, Status>>;
+
+    async fn write(&self, request: Request<wire::WriteRequest>) -> Result<Response<wire::WriteResponse>, Status> {
+        let mut heard = self.valid_until.lock();
+        heard.push(request.into_inner().valid_until);
+        let result = match heard.len() <= self.times {
+            true => write_response::Result::ClockUnknown(wire::ClockUnknown {}),
+            false => write_response::Result::NotLeader(wire::NotLeader { leader: 2 }),
+        };
+        let clock = Some(wire::ProcessTime { process: 7, millis: 5_000_000 });
+        Ok(Response::new(wire::WriteResponse { result: Some(result), leader: 0, clock }))
+    }
+
+    async fn read(&self, _: Request<wire::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+        Err(Status::unimplemented("only writes"))
+    }
+
+    async fn read_position(
+        &self,
+        _: Request<wire::ReadPositionRequest>,
+    ) -> Result<Response<wire::ReadPositionResponse>, Status> {
+        Err(Status::unimplemented("only writes"))
+    }
+}
+
+#[tokio::test]
+async fn a_node_whose_clock_is_not_known_says_what_it_shows_and_is_asked_once_more_in_its_own_time() {
+    for times in [1, 2] {
+        let asks = Asks { times, valid_until: Arc::default() };
+        let heard = Arc::clone(&asks.valid_until);
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = tonic::transport::Server::builder().add_service(ShardServer::new(asks));
+        tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
+        let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let calls =
+            WriteCalls::new(Arc::new(PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap()));
+        let write = async || {
+            let in_a_minute = boot_time() + Duration::from_secs(60);
+            let answer = calls.call(1, wire::WriteRequest::default(), in_a_minute, &Arc::default()).await;
+            answer.map(|answer| answer.result.unwrap())
+        };
+        let answer = write().await;
+        assert_eq!(heard.lock().len(), 2);
+        assert_eq!(heard.lock()[0], None);
+        let until = heard.lock()[1].unwrap();
+        assert!(until.process == 7 && (5_030_000..=5_060_000).contains(&until.millis), "{until:?}");
+        if times == 1 {
+            assert!(matches!(answer, Ok(write_response::Result::NotLeader(_))), "{answer:?}");
+            // Then it is known.
+            write().await.unwrap();
+            assert!(heard.lock().len() == 3 && heard.lock()[2].is_some());
+        } else {
+            assert!(matches!(&answer, Err(Failed::NotDone(why)) if why.contains("does not say")), "{answer:?}");
+        }
+    }
 }

@@ -64,3 +64,30 @@ impl Drop for Place {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_ahead_is_waited_for_as_long_as_a_slow_link_takes_for_it_up_to_a_bound() {
+        assert_eq!(wait(0), WAIT);
+        assert_eq!(wait(1_250_000), WAIT + Duration::from_millis(100));
+        assert_eq!(wait(u64::MAX), MAX_WAIT);
+    }
+
+    #[tokio::test]
+    async fn so_many_senders_are_known_at_most_and_one_of_them_is_forgotten_for_none_but_a_new_one() {
+        let turns = Turns::default();
+        let first_of = async |sender: usize| {
+            let sender = sender.try_into().unwrap();
+            drop(turns.wait(Turn { sender, number: 1, bytes_ahead: 0 }).await);
+            turns.senders.lock().len()
+        };
+        for sender in 1..=MAX_SENDERS {
+            assert_eq!(first_of(sender).await, sender);
+        }
+        assert_eq!(first_of(1).await, MAX_SENDERS);
+        assert_eq!(first_of(MAX_SENDERS + 1).await, 1);
+    }
+}
