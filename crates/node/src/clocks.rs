@@ -32,6 +32,10 @@ impl Reading {
     pub(crate) fn offset_ms(&self) -> i64 {
         i64::try_from(i128::from(self.own_ms) - i128::from(self.median_ms)).unwrap_or(i64::MAX)
     }
+
+    fn is_away(&self) -> bool {
+        self.offset_ms().abs() > WORTH_A_WARNING_MS
+    }
 }
 
 /// What a leader's logged time is made from. Both may be what they like in tests.
@@ -76,7 +80,7 @@ impl Clocks {
         let reading = self.reading();
         let offset_ms = reading.offset_ms();
         metrics::gauge!("meridian_node_clock_offset_seconds").set(offset_ms as f64 / 1000.0);
-        let is_away = offset_ms.abs() > WORTH_A_WARNING_MS;
+        let is_away = reading.is_away();
         if self.inner.is_away.swap(is_away, Ordering::Relaxed) == is_away {
             return;
         }
@@ -95,7 +99,7 @@ impl Clocks {
     pub(crate) fn warning(&self) -> Option<String> {
         let reading = self.reading();
         let (offset_ms, others) = (reading.offset_ms(), reading.others);
-        (offset_ms.abs() > WORTH_A_WARNING_MS).then(|| {
+        reading.is_away().then(|| {
             let direction = if offset_ms > 0 { "ahead of" } else { "behind" };
             format!(
                 "the clock is {:.1} s {direction} the middle of {} nodes' clocks: is it synchronized?",
@@ -153,5 +157,32 @@ mod tests {
         assert_eq!((reading.others, reading.offset_ms()), (2, 86_400_000 - i64::try_from(reading.median_ms).unwrap()));
         // Nobody is left to ask.
         assert_eq!(read(86_400_000, 4000).median_ms, 86_400_000);
+    }
+
+    #[test]
+    fn a_clock_is_away_that_is_more_than_a_second_ahead_or_behind() {
+        let away = |own_ms| Reading { median_ms: 5000, own_ms, others: 2 }.is_away();
+        assert_eq!([3999, 4000, 5000, 6000, 6001].map(away), [true, false, false, false, true]);
+    }
+
+    #[test]
+    fn a_status_says_how_far_this_nodes_clock_is_from_the_others() {
+        let warning = |own_is_ahead_ms: i64| {
+            let clocks = Clocks::default();
+            clocks.set_others([2, 3].into_iter());
+            (2..=3).for_each(|node| clocks.heard(node, wall_ms().checked_add_signed(-own_is_ahead_ms).unwrap()));
+            clocks.warning()
+        };
+        assert_eq!(warning(0), None);
+        let text =
+            |how_far: &str| Some(format!("the clock is {how_far} the middle of 3 nodes' clocks: is it synchronized?"));
+        assert_eq!((warning(60_000), warning(-60_000)), (text("60.0 s ahead of"), text("60.0 s behind")));
+    }
+
+    #[test]
+    fn the_time_that_passes_is_that_of_a_clock_that_does_not_jump() {
+        let before = boot_time();
+        let now = Clocks::default().now();
+        assert!(before <= now && now <= boot_time());
     }
 }
