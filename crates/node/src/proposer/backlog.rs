@@ -122,11 +122,74 @@ mod tests {
     use std::time::Duration;
 
     use meridian_memory::ByteBudget;
-    use meridian_types::{DatabaseId, RequestId, Transaction, WriteOutcome};
+    use meridian_types::{
+        Check, DatabaseId, Mutation, MutationKind, RequestId, SumBounds, Transaction, Value, ValueEncoding,
+        WriteOutcome,
+    };
     use tokio::sync::{mpsc, watch};
 
     use super::super::{PATIENCE, Proposer};
     use super::*;
+
+    fn request(transaction: Transaction) -> WriteRequest {
+        WriteRequest { database: DatabaseId([1; 16]), request_id: RequestId([1; 16]), transaction, retry: false }
+    }
+
+    /// A request that is given up then, of a budget of as many as there may be.
+    fn queued(budget: &ByteBudget, until: Instant) -> (Queued, oneshot::Receiver<WriteReply>) {
+        let (reply, answer) = oneshot::channel();
+        let (request, held) = (request(Transaction::default()), Arc::new(budget.try_take(1).unwrap()));
+        (Queued { request, since: Instant::now(), until, departure: Arc::default(), reply, held }, answer)
+    }
+
+    #[test]
+    fn what_is_given_up_is_refused_and_takes_no_memory_any_more_and_what_came_later_waits_on() {
+        let budget = ByteBudget::new("writes", 9);
+        let (now, mut backlog) = (Instant::now(), Backlog::default());
+        let mut answers: Vec<_> = [now, now, now + Duration::from_secs(3600)]
+            .map(|until| {
+                let (queued, answer) = queued(&budget, until);
+                backlog.push(queued);
+                answer
+            })
+            .into();
+        backlog.give_up();
+        let answered: Vec<_> = answers.iter_mut().map(|answer| answer.try_recv().ok()).collect();
+        assert_eq!(answered, [Some(no_quorum()), Some(no_quorum()), None]);
+        assert_eq!((backlog.len(), budget.used_bytes()), (1, 1));
+    }
+
+    #[test]
+    fn a_backlog_is_full_with_as_many_as_may_wait() {
+        let (budget, mut backlog) = (ByteBudget::new("writes", QUEUE_REQUESTS), Backlog::default());
+        let mut answers = Vec::new();
+        while backlog.len() < QUEUE_REQUESTS {
+            assert!(!backlog.is_full());
+            let (queued, answer) = queued(&budget, Instant::now());
+            backlog.push(queued);
+            answers.push(answer);
+        }
+        assert!(backlog.is_full());
+    }
+
+    #[test]
+    fn a_request_takes_what_its_keys_values_and_bounds_are_and_something_for_each_part() {
+        let value = |bytes| Value { encoding: ValueEncoding::Bytes, data: vec![7; bytes].into() };
+        let mutation = |key_bytes, kind| Mutation { key: vec![1; key_bytes].into(), kind, expire_at_ms: 0 };
+        let bounds = SumBounds { min: vec![1; 5000].into(), max: vec![2; 60_000].into(), ..SumBounds::default() };
+        let empty = size(&request(Transaction::default()));
+        assert!((100..1000).contains(&empty), "{empty}");
+        for (what, least) in [
+            (mutation(3, MutationKind::Delete), 3),
+            (mutation(3, MutationKind::Set(value(40))), 43),
+            (mutation(3, MutationKind::Sum { operand: value(40), bounds }), 65_043),
+        ] {
+            let size = size(&request(Transaction { checks: Vec::new(), mutations: vec![what] }));
+            assert_eq!(size, least + 2 * empty);
+        }
+        let checks = vec![Check { key: vec![1; 3].into(), versionstamp: None }; 2];
+        assert_eq!(size(&request(Transaction { checks, mutations: Vec::new() })), 2 * 3 + 3 * empty);
+    }
 
     /// Its task is busy with something else, whatever that is.
     #[tokio::test]
@@ -138,12 +201,7 @@ mod tests {
         let write = || {
             let proposer = proposer.clone();
             tokio::spawn(async move {
-                let request = WriteRequest {
-                    database: DatabaseId([1; 16]),
-                    request_id: RequestId([1; 16]),
-                    transaction: Transaction::default(),
-                    retry: false,
-                };
+                let request = request(Transaction::default());
                 let admitted = proposer.admit(&request).unwrap();
                 proposer.write(request, admitted).await
             })

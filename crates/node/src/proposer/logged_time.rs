@@ -199,6 +199,15 @@ mod tests {
     }
 
     #[test]
+    fn it_catches_up_with_clocks_that_are_a_little_ahead_by_a_part_of_the_time_that_passes() {
+        let mut leader = Leader::new(START_MS, 2);
+        leader.run(1000, 0);
+        let gained_ms = leader.run(1600, 900) - leader.right_ms();
+        assert!((95..=100).contains(&gained_ms), "{gained_ms}");
+        assert_eq!(leader.run(20_000, 900), leader.right_ms() + 900);
+    }
+
+    #[test]
     fn a_clock_that_is_ahead_for_a_while_moves_nothing() {
         for (others, wrong_for_ms) in [(2, 9000), (0, 60_000)] {
             let mut leader = Leader::new(START_MS, others);

@@ -65,3 +65,60 @@ impl<V: View> View for Counting<'_, V> {
         self.view.version(database, key)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use meridian_types::{Effect, RequestId, Value, ValueEncoding};
+
+    use super::*;
+
+    /// Holds the same value everywhere, of so many bytes.
+    struct Everywhere(usize);
+
+    impl View for Everywhere {
+        type Error = Infallible;
+
+        fn get(&self, _: DatabaseId, _: &[u8]) -> Result<Option<Stored>, Infallible> {
+            let value = Value { encoding: ValueEncoding::Bytes, data: vec![7; self.0].into() };
+            Ok(Some(Stored { value, versionstamp: Versionstamp([1; 10]) }))
+        }
+
+        fn version(&self, _: DatabaseId, _: &[u8]) -> Result<Option<Versionstamp>, Infallible> {
+            Ok(Some(Versionstamp([1; 10])))
+        }
+    }
+
+    #[test]
+    fn a_batch_ends_with_the_request_that_is_one_of_too_many_or_makes_too_much_of_it() {
+        let mut room = Room::default();
+        for _ in 0..BATCH_REQUESTS {
+            assert!(room.is_left());
+            room.count_request();
+        }
+        assert!(!room.is_left());
+        let (mut room, mut bytes) = (Room::default(), 0);
+        let effects = vec![Effect::Delete { key: vec![1; 1 << 20].into() }];
+        let (request_id, database) = (RequestId([1; 16]), DatabaseId([1; 16]));
+        let transaction = CommittedTransaction { request_id, database, effects, refusal: None };
+        while room.is_left() {
+            room.count_effects(&transaction);
+            bytes += transaction.size();
+        }
+        assert!((BATCH_BYTES..BATCH_BYTES + transaction.size()).contains(&bytes), "{bytes}");
+    }
+
+    #[test]
+    fn what_is_read_counts_with_its_key_and_value_and_looking_for_it() {
+        let (room, view) = (Room::default(), Everywhere(1000));
+        let counting = room.counting(&view);
+        let (Ok(_), Ok(_)) =
+            (counting.get(DatabaseId([1; 16]), &[1; 30]), counting.version(DatabaseId([1; 16]), &[1; 30]));
+        assert_eq!(room.read_bytes.get(), 2 * LOOKUP_BYTES + 1030 + 30);
+        while room.is_left() {
+            let Ok(_) = room.counting(&view).get(DatabaseId([1; 16]), &[1; 30]);
+        }
+        assert!(room.read_bytes.get() < BATCH_READ_BYTES + 2 * LOOKUP_BYTES);
+    }
+}

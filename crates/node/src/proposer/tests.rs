@@ -381,6 +381,31 @@ async fn a_sealed_leader_finishes_and_then_does_nothing_more() {
     assert_eq!(leader.state.position(), position);
 }
 
+/// Whoever moves the shard elsewhere begins behind what this leader has logged.
+#[tokio::test]
+async fn a_sealed_leader_is_not_drained_before_what_it_has_in_flight_is_applied() {
+    let engine = Arc::new(MemoryEngine::default());
+    let leader = Arc::new(Leader::start(Arc::clone(&engine)).await);
+    let before = leader.commit(set("k", "before")).await.position();
+    engine.hold_syncs();
+    let last = Arc::clone(&leader);
+    let last = tokio::spawn(async move { last.write(RequestId::generate(), false, set("k", "last")).await });
+    while leader.proposed.load(Ordering::Relaxed) <= before.sequence {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    leader.proposer.seal();
+    let mut drained = std::pin::pin!(leader.proposer.drained());
+    // Time enough for it to see that it is sealed.
+    for _ in 0..100 {
+        assert!(futures::poll!(drained.as_mut()).is_pending());
+        tokio::task::yield_now().await;
+    }
+    engine.release_syncs();
+    assert_eq!(drained.await, leader.group.leadership().unwrap().term);
+    assert_eq!((leader.state.position(), leader.value("k").unwrap()), (before.next(), "last".into()));
+    assert!(matches!(last.await.unwrap(), WriteReply::Done(WriteOutcome::Committed(_))));
+}
+
 #[tokio::test]
 async fn nothing_is_written_or_told_under_an_epoch_that_was_sealed() {
     let leader = Leader::start(Arc::default()).await;
@@ -395,6 +420,7 @@ async fn nothing_is_written_or_told_under_an_epoch_that_was_sealed() {
     assert_eq!(leader.state.position(), position);
 }
 
+mod batches;
 mod bounds;
 mod expiry;
 mod terms;

@@ -28,6 +28,9 @@ async fn a_deleted_database_is_dropped_in_the_log_and_nothing_of_it_is_logged_be
     assert_eq!(leader.value("k"), None);
     let late = leader.write(RequestId::generate(), false, set("k", "2")).await;
     assert!(is_refused(&late), "{late:?}");
+    let WriteReply::Done(WriteOutcome::Committed(stamp)) = committed else { panic!("{committed:?}") };
+    let dropped = stamp.position().next();
+    assert_eq!(leader.proposed.load(Ordering::Relaxed), dropped.sequence, "it is dropped once");
     // Whoever does not know yet what became of a write from before is told.
     assert_eq!(leader.write(id, true, set("k", "1")).await, committed);
     leader.group.shutdown().await;

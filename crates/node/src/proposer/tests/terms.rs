@@ -92,6 +92,31 @@ async fn what_the_log_does_not_say_to_have_expired_is_there_for_whoever_writes()
     assert!(matches!(answer, WriteReply::Done(WriteOutcome::Committed(_))), "{answer:?}");
 }
 
+#[tokio::test]
+async fn a_term_goes_on_while_nothing_is_asked_for_and_begins_no_batch_before_its_time() {
+    let leader = Leader::start(Arc::default()).await;
+    leader.leave_to_the_test().await;
+    let seal = watch::Sender::new(false);
+    let (queue, requests) = mpsc::channel(9);
+    let mut task = Task::new(leader.parts.clone(), requests, seal.subscribe(), watch::Sender::new(None));
+    let mut ticks = tokio::time::interval(Duration::from_millis(10));
+    let mut turn = std::pin::pin!(task.lead_or_wait(&mut ticks));
+    for _ in 0..2 {
+        let (queued, answer) = leader.queued(set("k", "v"));
+        let since = Instant::now() + Duration::from_millis(50);
+        // However long it takes here.
+        let until = since + Duration::from_secs(60);
+        queue.try_send(Queued { since, until, ..queued }).ok().unwrap();
+        let answer = tokio::select! {
+            biased;
+            _ = &mut turn => panic!("the term ended"),
+            answer = answer => answer.unwrap(),
+        };
+        assert!(matches!(answer, WriteReply::Done(WriteOutcome::Committed(_))), "{answer:?}");
+        assert!(Instant::now() >= since);
+    }
+}
+
 /// Of what was left in flight nobody knows how much commits: what is numbered next could have a number that is taken.
 #[tokio::test]
 async fn nobody_leads_again_in_a_term_in_which_batches_were_left_in_flight() {
