@@ -60,7 +60,7 @@ impl Timers {
                 let now = Instant::now();
                 let stands_at = match state {
                     ServerState::Follower | ServerState::Candidate => {
-                        candidacies.may_stand(now, votes.check(false).is_ok());
+                        candidacies.may_vote(now, votes.check(false).is_ok());
                         let heard = Heard { last: contact.last(), has_leader };
                         rank.and_then(|rank| candidacies.stands_at(rank, heard, state == ServerState::Candidate))
                     }
@@ -159,12 +159,12 @@ impl Candidacies {
         }
     }
 
-    /// Whether its vote counts, now.
-    fn may_stand(&mut self, now: Instant, votes: bool) {
+    /// Told again and again whether it may vote, of which `now` is the latest moment.
+    fn may_vote(&mut self, now: Instant, votes: bool) {
         self.open = votes.then(|| self.open.unwrap_or(now));
     }
 
-    /// `None` while it may not.
+    /// `None` while it may not vote.
     fn stands_at(&mut self, rank: u32, heard: Heard, is_candidate: bool) -> Option<Instant> {
         let open = self.open?;
         if heard.has_leader && heard.last.zip(self.stood).is_some_and(|(last, stood)| last > stood.at) {
@@ -240,17 +240,17 @@ mod tests {
         // Its vote does not count.
         for _ in 0..2 {
             assert_eq!([nobody, lost].map(|heard| member.stands_at(0, heard, false)), [None; 2]);
-            member.may_stand(start + MS(5), true);
-            member.may_stand(start + MS(10), false);
+            member.may_vote(start + MS(5), true);
+            member.may_vote(start + MS(10), false);
         }
         // Nobody was ever heard.
-        member.may_stand(start + MS(10), true);
+        member.may_vote(start + MS(10), true);
         assert_eq!(member.stands_at(0, nobody, false), Some(start + MS(300)));
         assert_eq!(member.stands_at(2, nobody, false), Some(start + MS(700)));
         // It counts since later.
-        member.may_stand(start + MS(20), false);
-        member.may_stand(start + MS(500), true);
-        member.may_stand(start + MS(600), true);
+        member.may_vote(start + MS(20), false);
+        member.may_vote(start + MS(500), true);
+        member.may_vote(start + MS(600), true);
         assert_eq!(member.stands_at(0, nobody, false), Some(start + MS(500)));
         // The leader was heard, last at this time.
         let mut now = start + MS(1000 + 450 + 25 + 200);
