@@ -127,21 +127,24 @@ impl Directory {
     /// # Errors
     /// [`ForeignCluster`]: it is said of another cluster. Nothing changes.
     pub(crate) fn learn(&self, cluster: Cluster) -> Result<(), ForeignCluster> {
-        let present = self.known();
-        self.is_own(&present.cluster, &cluster)?;
-        if cluster.version <= present.cluster.version {
+        if !self.is_news(&self.known().cluster, &cluster)? {
             return Ok(());
         }
         let known = Arc::new(Known::new(cluster));
         self.known.send_if_modified(|present| {
-            let newer = known.cluster.version > present.cluster.version
-                && self.is_own(&present.cluster, &known.cluster).is_ok();
-            if newer {
+            // What others said meanwhile may be newer.
+            let is_news = self.is_news(&present.cluster, &known.cluster) == Ok(true);
+            if is_news {
                 *present = known;
             }
-            newer
+            is_news
         });
         Ok(())
+    }
+
+    fn is_news(&self, present: &Cluster, said: &Cluster) -> Result<bool, ForeignCluster> {
+        self.is_own(present, said)?;
+        Ok(said.version > present.version)
     }
 
     fn is_own(&self, present: &Cluster, said: &Cluster) -> Result<(), ForeignCluster> {
@@ -279,6 +282,11 @@ impl Directory {
         self.renew_now.notify_one();
     }
 
+    /// Waits until somebody asks for a renewal; one that was asked for since the last wait counts.
+    pub(crate) async fn renewal_is_wanted(&self) {
+        self.renew_now.notified().await;
+    }
+
     /// Nodes of the directory group, to be asked in this order by a process in `region`.
     pub(crate) fn voters_near(&self, region: &str) -> Vec<NodeId> {
         let known = self.known.borrow();
@@ -315,8 +323,11 @@ impl Catalogue for Directory {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt;
+    use meridian_failover::Token;
+
     use super::*;
-    use crate::topology::Topology;
+    use crate::topology::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE, Topology};
 
     fn cluster(version: u64, id: Option<&str>) -> Cluster {
         let topology = Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
@@ -338,6 +349,103 @@ mod tests {
         // What a node of its own says that has not heard the name yet is old, and nothing more.
         directory.learn(cluster(1, None)).unwrap();
         assert_eq!(directory.known().cluster.version, 4);
+    }
+
+    #[test]
+    fn whoever_hears_of_another_cluster_is_told_which() {
+        let said_to = |own, other| directory(cluster(3, own), None).learn(cluster(9, other)).unwrap_err().to_string();
+        let said = "this process is of cluster a, what was said is of cluster";
+        assert_eq!(said_to(Some("a"), Some("b")), format!("{said} b"));
+        assert_eq!(said_to(Some("a"), None), format!("{said} (not named yet)"));
+    }
+
+    #[test]
+    fn a_cluster_that_is_known_already_is_no_news() {
+        let directory = directory(cluster(3, Some("a")), None);
+        let mut known = directory.watch();
+        let (before, same) = (directory.known(), cluster(3, Some("a")));
+        directory.learn(Cluster { default_database: None, ..same }).unwrap();
+        directory.learn(cluster(2, Some("a"))).unwrap();
+        assert!(Arc::ptr_eq(&directory.known(), &before));
+        assert!(!known.has_changed().unwrap());
+        directory.learn(cluster(4, Some("a"))).unwrap();
+        assert_eq!(known.borrow_and_update().cluster.version, 4);
+    }
+
+    #[test]
+    fn clients_are_told_of_databases_what_the_cluster_has() {
+        let mut cluster = cluster(3, Some("a"));
+        let rpo = Rpo { max_ms: 77, ..Rpo::default() };
+        cluster.databases.get_mut(&DEV_SECOND_DATABASE).unwrap().rpo = rpo;
+        let directory = directory(cluster, None);
+        assert_eq!(directory.default_database(), Some(DEV_DEFAULT_DATABASE));
+        assert_eq!(directory.by_name("default"), Some(DEV_DEFAULT_DATABASE));
+        assert_eq!(directory.by_name("second"), Some(DEV_SECOND_DATABASE));
+        assert_eq!(directory.by_name("third"), None);
+        assert_eq!(Catalogue::shard(&directory, DEV_SECOND_DATABASE), Some(ShardId(2)));
+        assert_eq!(Catalogue::shard(&directory, DIRECTORY_DATABASE), None);
+        assert_eq!(directory.rpo(DEV_SECOND_DATABASE), rpo);
+        assert_ne!(directory.rpo(DEV_DEFAULT_DATABASE), rpo);
+    }
+
+    #[test]
+    fn a_token_opens_whether_the_configuration_or_the_cluster_has_it() {
+        // SHA-256 of `abc`, as FIPS 180-2 has it.
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let mut cluster = cluster(3, Some("a"));
+        let databases = TokenScope::Databases([DEV_SECOND_DATABASE].into());
+        let token = |sha256: &str, expires_at_ms| Token {
+            label: "ci".to_owned(),
+            sha256: sha256.to_owned(),
+            scope: databases.clone(),
+            write: true,
+            expires_at_ms,
+            created_at_ms: 1,
+        };
+        cluster.tokens.insert(1, token(abc, None));
+        let configured = TokenSecret::digest(abc).unwrap().sha256();
+        let reader = Grant::new(Databases::All, false);
+        let configured = Access::from_expiring([(configured, reader.clone(), None)]);
+        let both = Directory::new(cluster.clone(), configured, None);
+        assert_eq!(both.authorize("abc"), Some(reader), "the configuration goes before");
+        assert_eq!(both.authorize("abcd"), None);
+        let by_cluster = Directory::new(cluster.clone(), Access::default(), None);
+        let grant = by_cluster.authorize("abc").unwrap();
+        assert!(grant.allows(DEV_SECOND_DATABASE) && !grant.allows(DEV_DEFAULT_DATABASE) && grant.may_write());
+        cluster.tokens.insert(1, token(abc, Some(1)));
+        assert_eq!(Directory::new(cluster, Access::default(), None).authorize("abc"), None, "it has expired");
+    }
+
+    #[test]
+    fn voters_of_the_own_region_are_asked_first() {
+        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let mut cluster = first_cluster(&topology);
+        cluster.directory_voters = [1, 4, 5, 6].into();
+        let directory = directory(cluster, None);
+        assert_eq!(directory.voters_near("region-1"), [1, 4, 5, 6]);
+        assert_eq!(directory.voters_near("region-2"), [4, 5, 1, 6]);
+        assert_eq!(directory.voters_near("region-3"), [6, 1, 4, 5]);
+    }
+
+    #[test]
+    fn what_leaders_say_of_how_far_shards_came_is_kept_by_epoch() {
+        let directory = directory(cluster(3, Some("a")), None);
+        let (shard, epoch) = (ShardId(1), Epoch(2));
+        assert_eq!(directory.furthest(shard, epoch), (0, 0));
+        directory.heard([Furthest { shard, epoch, transactions: 40, time_ms: 7 }]);
+        directory.heard([Furthest { shard, epoch, transactions: 30, time_ms: 8 }]);
+        assert_eq!(directory.furthest(shard, epoch), (40, 8));
+        assert_eq!(directory.furthest(shard, Epoch(3)), (0, 0));
+        assert_eq!(directory.furthest(ShardId(2), epoch), (0, 0));
+    }
+
+    #[test]
+    fn a_renewal_that_was_asked_for_is_not_missed() {
+        let directory = directory(cluster(3, Some("a")), None);
+        assert_eq!(directory.renewal_is_wanted().now_or_never(), None);
+        directory.renew_now();
+        assert_eq!(directory.renewal_is_wanted().now_or_never(), Some(()));
+        assert_eq!(directory.renewal_is_wanted().now_or_never(), None, "once is enough");
     }
 
     #[test]
@@ -371,12 +479,31 @@ mod tests {
         let mut cluster = first_cluster(&topology);
         let directory = Directory::new(cluster.clone(), Access::default(), None);
         let (shard, epoch) = (ShardId(1), Epoch(1));
-        directory.renewed(directory.now(), &Lease { ttl: Duration::from_secs(3600), shards: vec![(shard, epoch)] });
-        assert!(directory.holds_lease(shard, epoch));
+        assert!(!directory.was_granted());
+        let hour = Duration::from_secs(3600);
+        directory.renewed(directory.now(), &Lease { ttl: hour, shards: vec![(shard, epoch)] });
+        assert!(directory.was_granted() && directory.holds_lease(shard, epoch));
+        let (of, remaining) = directory.lease_remaining(shard).unwrap();
+        assert!(of == epoch && remaining <= hour && remaining > hour / 2, "{remaining:?} of epoch {of}");
+        directory.renewed(directory.now(), &Lease { ttl: hour, shards: vec![(shard, epoch)] });
+        assert!(directory.was_granted());
         assert!(!directory.holds_lease(shard, Epoch(2)));
         cluster.version += 1;
         cluster.shards.get_mut(&shard).unwrap().epoch = Epoch(2);
         directory.learn(cluster).unwrap();
         assert!(!directory.holds_lease(shard, epoch));
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_lease_on_an_epoch_that_is_sealed() {
+        let directory = directory(cluster(3, Some("a")), None);
+        let (shard, other, epoch) = (ShardId(1), ShardId(2), Epoch(1));
+        let lease = Lease { ttl: Duration::from_secs(3600), shards: vec![(shard, epoch), (other, epoch)] };
+        directory.renewed(directory.now(), &lease);
+        directory.seal(shard, epoch);
+        // Asked for before it was sealed, and granted after.
+        directory.renewed(directory.now(), &lease);
+        assert!(!directory.holds_lease(shard, epoch) && directory.lease_remaining(shard).is_none());
+        assert!(directory.holds_lease(other, epoch));
     }
 }

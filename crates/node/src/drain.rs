@@ -241,7 +241,7 @@ pub(crate) fn install(
     if new < old && !diverged {
         return Err(StorageError::Refused(format!("a snapshot at {new} is older than the state at {old}")));
     }
-    or_fatal(log.purge_through(u64::MAX - 1, Some((PURGED, &new.sequence.to_be_bytes()))));
+    or_fatal(log.purge_through(u64::MAX, Some((PURGED, &new.sequence.to_be_bytes()))));
     // Before the new state has a name. Else a power loss could keep the name and the log, and what lies there may not
     // be what follows that state.
     or_fatal(log.sync());

@@ -101,7 +101,66 @@ where
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
+    use futures::FutureExt;
+    use meridian_failover::Cluster;
+    use meridian_gateway::Access;
+
     use super::*;
+    use crate::directory::first_cluster;
+    use crate::topology::Topology;
+
+    /// Counts the calls that come through.
+    struct Counting<'a> {
+        calls: &'a Cell<usize>,
+        is_ready: bool,
+    }
+
+    impl Service<Request<()>> for Counting<'_> {
+        type Response = Response<()>;
+        type Error = std::convert::Infallible;
+        type Future = Ready<Result<Response<()>, Self::Error>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            if self.is_ready { Poll::Ready(Ok(())) } else { Poll::Pending }
+        }
+
+        fn call(&mut self, _: Request<()>) -> Self::Future {
+            self.calls.set(self.calls.get() + 1);
+            ready(Ok(Response::new(())))
+        }
+    }
+
+    #[test]
+    fn a_call_for_another_cluster_does_not_come_through_the_gate() {
+        let topology = Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let cluster = Cluster { version: 1, id: Some("00aa".to_owned()), ..first_cluster(&topology) };
+        let gate = ClusterGate { directory: Arc::new(Directory::new(cluster, Access::default(), None)) };
+        let calls = Cell::new(0);
+        let mut gated = gate.layer(Counting { calls: &calls, is_ready: true });
+        let mut call = |cluster: &str| {
+            let uri = format!("{}meridian.raft.v1.Raft/Append", origin(cluster).unwrap());
+            let answer = gated.call(Request::get(uri).body(()).unwrap()).now_or_never().unwrap().unwrap();
+            answer.headers().get("grpc-status").map(|status| status.to_str().unwrap().to_owned())
+        };
+        assert_eq!(call("00bb").as_deref(), Some("9"), "FAILED_PRECONDITION");
+        assert_eq!(calls.get(), 0);
+        assert_eq!(call("00aa"), None);
+        assert_eq!(calls.get(), 1);
+    }
+
+    #[test]
+    fn the_gate_is_ready_when_what_lies_behind_it_is() {
+        let topology = Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
+        let (gate, calls) = (ClusterGate { directory }, Cell::new(0));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for is_ready in [false, true] {
+            let mut gated = gate.layer(Counting { calls: &calls, is_ready });
+            assert_eq!(gated.poll_ready(&mut cx).is_ready(), is_ready);
+        }
+    }
 
     #[test]
     fn a_call_names_the_cluster_that_it_is_meant_for() {

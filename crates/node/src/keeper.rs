@@ -260,7 +260,7 @@ impl Keeper {
         let last = self.log.last()?.map(|(last, _)| last);
         if last.is_some_and(|last| last != sequence) {
             // Left from before this node voted: what lies between is in no log here.
-            self.log.purge_through(u64::MAX - 1, Some((replica::PURGED, &sequence.to_be_bytes())))?;
+            self.log.purge_through(u64::MAX, Some((replica::PURGED, &sequence.to_be_bytes())))?;
         } else if last.is_none() {
             self.log.purge_through(sequence, Some((replica::PURGED, &sequence.to_be_bytes())))?;
         }
@@ -282,7 +282,7 @@ impl Keeper {
             let kept = blocking(move || {
                 let kept = lost_tail::save_shipped(&keeper.parts.data_dir, &keeper.state, &past, &keeper.log)?;
                 let mark = base.sequence.to_be_bytes();
-                keeper.log.purge_through(u64::MAX - 1, Some((replica::PURGED, &mark)))?;
+                keeper.log.purge_through(u64::MAX, Some((replica::PURGED, &mark)))?;
                 Ok(kept)
             });
             let Some(kept) = kept.await else { return Ok(None) };
@@ -363,7 +363,7 @@ impl Keeper {
         if self.log.last()?.is_some_and(|(last, _)| last > history.base().sequence) {
             // Taken as a replica of this very epoch: it is not applied on top of what the leader sends.
             let sequence = self.state.flush()?.position.sequence;
-            self.log.purge_through(u64::MAX - 1, Some((replica::PURGED, &sequence.to_be_bytes())))?;
+            self.log.purge_through(u64::MAX, Some((replica::PURGED, &sequence.to_be_bytes())))?;
         }
         let log = GroupLog::open(Arc::clone(&self.parts.engine), group, RecordKind::Entry)?;
         let has_log = log.first()?.is_some() || log.mark(b'p')?.is_some();

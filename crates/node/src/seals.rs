@@ -42,9 +42,7 @@ impl Seal {
     /// become a planned one, and none goes back to an earlier epoch. What holds then.
     pub(crate) fn write_down(self, engine: &Arc<dyn Engine>, shard: ShardId) -> Result<Self, StorageError> {
         let known = Self::newest(engine, shard)?;
-        let stays = known.filter(|known| {
-            known.epoch > self.epoch || (known.epoch == self.epoch && (!known.planned || self.planned))
-        });
+        let stays = known.filter(|known| known.epoch > self.epoch || (known.epoch == self.epoch && !known.planned));
         if let Some(known) = stays {
             // It may have been written by a call that was cancelled before its fsync.
             engine.sync()?;
@@ -74,6 +72,7 @@ mod tests {
         let seal = |epoch, planned| Seal { epoch: Epoch(epoch), planned };
         assert_eq!(Seal::newest(&engine, shard).unwrap(), None);
         for (asked, holds) in [
+            (seal(3, true), seal(3, true)),
             (seal(3, true), seal(3, true)),
             (seal(3, false), seal(3, false)),
             (seal(3, true), seal(3, false)),

@@ -122,7 +122,7 @@ impl LeaseRenewal {
             tokio::select! {
                 () = stop.cancelled() => return,
                 () = tokio::time::sleep(pause) => {}
-                () = this.directory.renew_now.notified() => {}
+                () = this.directory.renewal_is_wanted() => {}
             }
         }
     }

@@ -580,3 +580,6 @@ impl Session {
         pending.for_each(|reply| drop(reply.send(Err(ExecuteFailure::NotLeader))));
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -138,6 +138,8 @@ struct Node {
     log: GroupLog,
     replica: Arc<Replica>,
     directory: Arc<Directory>,
+    peers: Arc<PeerChannels>,
+    syncer: Arc<Syncer>,
     disk: Arc<DiskGuard>,
     _folder: TempDir,
 }
@@ -158,7 +160,8 @@ impl Node {
             log.purge_through(purged, Some((PURGED, &purged.to_be_bytes()))).unwrap();
         }
         let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let peers = PeerChannels::new(&topology, Arc::new(move |_| Some(source.clone())));
+        let peers = Arc::new(PeerChannels::new(&topology, Arc::new(move |_| Some(source.clone()))).unwrap());
+        let syncer = Arc::new(Syncer::start(engine).unwrap());
         let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
         let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::<DiskGuard>::default());
         let replica = Replica::start(ReplicaParts {
@@ -167,15 +170,28 @@ impl Node {
             sealed: None,
             state: Arc::clone(&state),
             log: log.clone(),
-            syncer: Arc::new(Syncer::start(engine).unwrap()),
+            syncer: Arc::clone(&syncer),
             directory: Arc::clone(&directory),
-            peers: Arc::new(peers.unwrap()),
+            peers: Arc::clone(&peers),
             transfer: Arc::new(Nobody),
             data_dir: folder.path().to_owned(),
             disk: Arc::clone(&disk),
             reads: Reads::new(ByteBudget::new("tests", 1 << 20)),
         });
-        Self { state, log, replica: Arc::new(replica.unwrap()), directory, disk, _folder: folder }
+        Self { state, log, replica: Arc::new(replica.unwrap()), directory, peers, syncer, disk, _folder: folder }
+    }
+
+    /// What others ask of it.
+    fn service(&self) -> FailoverService {
+        let shards = Arc::new(ShardTable::default());
+        shards.add(Arc::clone(&self.state), Followers::watch(&self.state));
+        shards.set(SHARD, Some(LocalShard::Replica(Arc::clone(&self.replica))));
+        FailoverService {
+            directory: Arc::clone(&self.directory),
+            exchange: Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&self.peers))),
+            shards,
+            engine: Arc::clone(self.state.engine()),
+        }
     }
 }
 
@@ -186,17 +202,7 @@ async fn source_without_a_log(late_by: Duration, endless: bool) -> (Node, String
 
 async fn sealed_source(node: Node, late_by: Duration, endless: bool) -> (Node, String) {
     node.replica.seal(Epoch(1)).await.unwrap();
-    let shards = Arc::new(ShardTable::default());
-    shards.add(Arc::clone(&node.state), Followers::watch(&node.state));
-    shards.set(SHARD, Some(LocalShard::Replica(Arc::clone(&node.replica))));
-    let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
-    let service = FailoverService {
-        directory: Arc::clone(&node.directory),
-        exchange: Arc::new(StateExchange::new(Arc::clone(&shards), peers)),
-        shards,
-        engine: Arc::clone(node.state.engine()),
-    };
+    let service = node.service();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let server = tonic::transport::Server::builder().add_service(failover_server::FailoverServer::new(Slow {
@@ -288,4 +294,111 @@ async fn no_log_is_pulled_onto_a_full_disk() {
     assert_eq!(target.state.position(), at(1, 20));
     target.disk.set_takes_nothing(false);
     assert_eq!(target.replica.drain(4, at(1, 50)).await, Ok(at(1, 50)));
+}
+
+/// As a founder of the next epoch's group comes to the base, with a state that nobody else writes to.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_pulls_the_log_or_else_the_state_until_it_stands_where_it_is_to() {
+    for purged in [0, 50] {
+        let source = Node::start(4, 50, purged, "127.0.0.1:1".to_owned());
+        let (_source, address) = sealed_source(source, Duration::ZERO, false).await;
+        let node = Node::start(5, 20, 0, address);
+        node.replica.stop().await;
+        let history = History::first();
+        let Node { state, log, syncer, disk, peers, .. } = &node;
+        let target = Target { state, log, syncer, history: &history, disk };
+        let through = if purged == 0 { at(1, 40) } else { at(1, 50) };
+        pull(&target, peers, 4, through, std::future::pending()).await.unwrap();
+        assert_eq!(state.position(), through);
+        assert_eq!(log.last().unwrap().map(|(last, _)| last), (purged == 0).then_some(40));
+        let nobody = pull(&target, peers, 99, at(1, 60), std::future::pending()).await;
+        assert_eq!(nobody.unwrap_err(), "node 99 is not known");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_is_not_wanted_any_more_is_not_taken() {
+    let (_source, address) = source_without_a_log(Duration::ZERO, true).await;
+    let node = Node::start(5, 20, 0, address);
+    node.replica.stop().await;
+    let history = History::first();
+    let Node { state, log, syncer, disk, peers, .. } = &node;
+    let target = Target { state, log, syncer, history: &history, disk };
+    let reason = pull(&target, peers, 4, at(1, 50), std::future::ready(())).await.unwrap_err();
+    assert_eq!(reason, "it is not wanted any more");
+    assert_eq!(state.position(), at(1, 20));
+}
+
+#[tokio::test]
+async fn a_state_takes_the_place_of_an_older_one_and_of_a_newer_one_only_if_that_has_diverged() {
+    let staged_at = async |node: &Node, sequence| {
+        let source = Node::start(4, sequence, 0, "127.0.0.1:1".to_owned());
+        let mut staged = node.state.stage().unwrap();
+        staged.add(source.state.snapshot().unwrap().rows(&[], usize::MAX).unwrap()).unwrap();
+        assert_eq!(staged.position().unwrap(), at(1, sequence));
+        staged
+    };
+    for (sequence, diverged, is_taken) in
+        [(19, false, false), (19, true, true), (20, false, true), (20, true, true), (21, false, true)]
+    {
+        let node = Node::start(5, 20, 0, "127.0.0.1:1".to_owned());
+        node.replica.stop().await;
+        let staged = staged_at(&node, sequence).await;
+        let installed = install(&node.state, &node.log, staged, diverged);
+        let log = node.log.last().unwrap().map(|(last, _)| last);
+        let purged = node.log.mark(PURGED).unwrap();
+        if is_taken {
+            assert_eq!(installed.unwrap().position, at(1, sequence));
+            assert_eq!((node.state.position(), log), (at(1, sequence), None));
+            assert_eq!(purged.as_deref(), Some(sequence.to_be_bytes().as_slice()));
+        } else {
+            assert!(installed.unwrap_err().to_string().contains("a snapshot at 1.19 is older than the state at 1.20"));
+            assert_eq!((node.state.position(), log, purged), (at(1, 20), Some(20), None), "nothing has changed");
+        }
+    }
+}
+
+fn read_log(after: Position, through: Position) -> Request<wire::ReadLogRequest> {
+    let (after, through) = (Some(position_to_wire(after)), Some(position_to_wire(through)));
+    Request::new(wire::ReadLogRequest { shard: SHARD.0, after, through })
+}
+
+#[tokio::test]
+async fn a_node_answers_with_the_stretch_of_its_log_that_it_is_asked_for() {
+    let node = Node::start(4, 50, 10, "127.0.0.1:1".to_owned());
+    let service = node.service();
+    let read = async |after, through| {
+        use failover_server::Failover;
+        service.read_log(read_log(after, through)).await
+    };
+    let answer = read(at(1, 20), at(1, 40)).await.unwrap().into_inner();
+    let (previous, batches) = unpack(&node.state, &answer.batches.unwrap()).unwrap();
+    assert_eq!(previous, at(1, 20));
+    let sequences: Vec<_> = batches.iter().map(|batch| batch.position().sequence).collect();
+    assert_eq!(sequences, Vec::from_iter(21..=40));
+    assert_eq!(read(at(1, 9), at(1, 40)).await.unwrap().into_inner().batches, None, "its log begins behind");
+    for (after, why) in [
+        (at(2, 20), "2.20 is not in this node's history of shard 1"),
+        (at(1, 50), "this node has shard 1 up to 1.50 only"),
+        (at(1, 51), "this node has shard 1 up to 1.50 only"),
+    ] {
+        let refused = read(after, at(1, 60)).await.unwrap_err();
+        assert_eq!((refused.code(), refused.message()), (tonic::Code::FailedPrecondition, why));
+    }
+}
+
+/// What lies beyond the base was lost, and what lies before it is read from a node that has nothing else.
+#[tokio::test]
+async fn a_node_that_has_left_the_shards_history_is_no_source() {
+    use failover_server::Failover;
+    let node = Node::start(4, 50, 0, "127.0.0.1:1".to_owned());
+    let (service, history) = (node.service(), History::new(vec![(Epoch(1), at(1, 0)), (Epoch(2), at(1, 40))]));
+    node.replica.follow(history.clone());
+    while node.replica.history() != history {
+        tokio::task::yield_now().await;
+    }
+    let refused = service.read_log(read_log(at(1, 20), at(1, 40))).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
+    let refused = service.read_state(Request::new(wire::ReadStateRequest { shard: SHARD.0 })).await.err().unwrap();
+    assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
 }

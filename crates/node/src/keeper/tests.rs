@@ -1,19 +1,62 @@
-use meridian_failover::Change;
+use futures::FutureExt;
+use meridian_failover::{Change, Plan, VoterChange};
 use meridian_gateway::Access;
-use meridian_proto::directory::{SealRequest, SealResponse, failover_server::Failover};
+use meridian_proto::directory::{DrainRequest, SealRequest, SealResponse, failover_server::Failover};
 use meridian_proto::raft::{self, raft_server::Raft};
-use meridian_storage::{Call, Durability, HookedEngine, Hooks, MemoryEngine};
-use meridian_types::Position;
+use meridian_storage::{Call, Durability, HookedEngine, Hooks, MemoryEngine, RaftApplied};
+use meridian_types::{Batch, Position};
+use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request};
 
 use super::*;
-use crate::directory::first_cluster;
+use crate::directory::{first_cluster, load_cluster};
 use crate::failover_service::FailoverService;
+use crate::peers::Dial;
 use crate::proposer::Limits;
+use crate::shipping_wire::position_to_wire;
 use crate::state_exchange::StateExchange;
 use crate::topology::Topology;
 
 const SHARD: ShardId = ShardId(1);
+
+fn batch(epoch: u16, sequence: u64) -> Batch {
+    Batch { position: Position::new(Epoch(epoch), sequence), time_ms: sequence, transactions: Vec::new() }
+}
+
+fn parts(
+    node_id: NodeId,
+    engine: Arc<impl Engine>,
+    dial: Dial,
+    folder: &std::path::Path,
+) -> (KeeperParts, Arc<StateExchange>) {
+    let engine: Arc<dyn Engine> = engine;
+    let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let peers = Arc::new(PeerChannels::new(&topology, dial).unwrap());
+    let shards = Arc::new(ShardTable::default());
+    let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
+    let transfer: Arc<dyn StateTransfer> = Arc::clone(&exchange) as _;
+    let parts = KeeperParts {
+        node_id,
+        data_dir: folder.to_owned(),
+        engine: Arc::clone(&engine),
+        syncer: Arc::new(Syncer::start(Arc::clone(&engine)).unwrap()),
+        high_water: Arc::new(HighWater::open(folder.join("high-water")).unwrap()),
+        directory: Arc::new(Directory::new(first_cluster(&topology), Access::default(), None)),
+        peers,
+        transfer: Arc::clone(&transfer),
+        raft: RaftService::new(node_id, transfer, engine),
+        shards,
+        disk: Arc::default(),
+        clocks: Clocks::default(),
+        writes: ByteBudget::new("writes that wait", 1 << 20),
+        reads: Reads::new(ByteBudget::new("reads", 1 << 20)),
+        log_cache: LogCache::default(),
+        timing: RaftTiming::default(),
+        settled: Mutex::default(),
+        stop: CancellationToken::new(),
+    };
+    (parts, exchange)
+}
 
 /// A process of a node whose neighbours do not answer.
 struct Process {
@@ -33,37 +76,75 @@ impl Process {
 
     /// It has no part in the shard yet.
     fn open(node_id: NodeId, engine: Arc<impl Engine>) -> Self {
+        Self::dialling(node_id, engine, Arc::new(|_| None))
+    }
+
+    /// Nodes that have an address answer there.
+    fn dialling(node_id: NodeId, engine: Arc<impl Engine>, dial: Dial) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let engine: Arc<dyn Engine> = engine;
-        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
-        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
-        let shards = Arc::new(ShardTable::default());
-        let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
-        let transfer: Arc<dyn StateTransfer> = Arc::clone(&exchange) as _;
-        let parts = Arc::new(KeeperParts {
-            node_id,
-            data_dir: folder.path().to_owned(),
-            engine: Arc::clone(&engine),
-            syncer: Arc::new(Syncer::start(Arc::clone(&engine)).unwrap()),
-            high_water: Arc::new(HighWater::open(folder.path().join("high-water")).unwrap()),
-            directory: Arc::clone(&directory),
-            peers,
-            transfer: Arc::clone(&transfer),
-            raft: RaftService::new(node_id, transfer, Arc::clone(&engine)),
-            shards: Arc::clone(&shards),
-            disk: Arc::default(),
-            clocks: Clocks::default(),
-            writes: ByteBudget::new("writes that wait", 1 << 20),
-            reads: Reads::new(ByteBudget::new("reads", 1 << 20)),
-            log_cache: LogCache::default(),
-            timing: RaftTiming::default(),
-            settled: Mutex::default(),
-            stop: CancellationToken::new(),
-        });
+        let (parts, exchange) = parts(node_id, engine, dial, folder.path());
+        let parts = Arc::new(parts);
         let keeper = Keeper::open(Arc::clone(&parts), SHARD).unwrap();
-        let failover = FailoverService { directory, shards, engine, exchange };
+        let failover = FailoverService {
+            directory: Arc::clone(&parts.directory),
+            shards: Arc::clone(&parts.shards),
+            engine: Arc::clone(&parts.engine),
+            exchange,
+        };
         Self { parts, keeper, failover, _folder: folder }
+    }
+
+    /// The cluster changes so, and this process has heard of it.
+    fn learn(&self, change: impl FnOnce(&mut Shard)) {
+        let directory = &self.parts.directory;
+        let mut cluster = directory.known().cluster.clone();
+        cluster.version += 1;
+        change(cluster.shards.get_mut(&SHARD).unwrap());
+        directory.learn(cluster).unwrap();
+    }
+
+    /// The next epoch has begun behind `sequence` of the first.
+    fn learn_next_epoch(&self, sequence: u64, phase: Phase) {
+        self.learn(|shard| {
+            (shard.epoch, shard.phase) = (Epoch(2), phase);
+            shard.bases.push((Epoch(2), Position::new(Epoch(1), sequence)));
+        });
+    }
+
+    /// It has taken these as a replica, and applied them.
+    fn takes(&self, epoch: u16, sequences: std::ops::RangeInclusive<u64>) {
+        for sequence in sequences.clone() {
+            let stored = meridian_proto::encode_batch(&batch(epoch, sequence));
+            self.keeper.log.append([(sequence, stored.as_ref())]).unwrap();
+        }
+        self.applies(epoch, sequences);
+    }
+
+    /// It has them in its state, and in no log.
+    fn applies(&self, epoch: u16, sequences: std::ops::RangeInclusive<u64>) {
+        for sequence in sequences {
+            self.keeper.state.apply(&[batch(epoch, sequence).into()], RaftApplied::default()).unwrap();
+        }
+    }
+
+    /// What lies in the log of a replica, and up to where that was purged.
+    fn shipped(&self) -> (Option<(u64, u64)>, Option<u64>) {
+        let log = &self.keeper.log;
+        let ends = log.first().unwrap().zip(log.last().unwrap());
+        let purged = log.mark(replica::PURGED).unwrap();
+        (
+            ends.map(|((first, _), (last, _))| (first, last)),
+            purged.map(|mark| u64::from_be_bytes(mark.as_ref().try_into().unwrap())),
+        )
+    }
+
+    /// Where it answers what others ask about the end of epochs.
+    async fn serve(&self) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server = tonic::transport::Server::builder().add_service(self.failover.clone().into_server());
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        address
     }
 
     async fn settle(&self) {
@@ -302,6 +383,252 @@ async fn a_seal_of_a_replica_holds_over_a_restart() {
     let after = Process::start(4, Arc::new(engine.crash(1))).await;
     assert!(after.is_sealed_replica().await, "it follows on");
     assert_eq!(after.seal(false).await.position, said.position);
+}
+
+/// No node founds a shard of its own configuration: another cluster may be there.
+#[tokio::test]
+async fn shards_are_kept_from_when_a_cluster_was_committed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (parts, _) = parts(1, Arc::<MemoryEngine>::default(), Arc::new(|_| None), folder.path());
+    let parts = Arc::new(parts);
+    parts.engine.create_family(meridian_storage::schema::META_FAMILY).unwrap();
+    // It looks at what there is, and ends.
+    parts.stop.cancel();
+    keep_all(Arc::clone(&parts)).await;
+    assert!(load_cluster(&parts.engine).unwrap().is_none() && parts.shards.followers(&SHARD).is_none());
+    let cluster = meridian_failover::Cluster { version: 1, ..parts.directory.known().cluster.clone() };
+    parts.directory.learn(cluster.clone()).unwrap();
+    keep_all(Arc::clone(&parts)).await;
+    assert_eq!(load_cluster(&parts.engine).unwrap(), Some(cluster), "it begins with that after a restart");
+    let followers = parts.shards.followers(&SHARD).unwrap().lags();
+    assert_eq!(followers.iter().map(|follower| follower.node).collect::<Vec<_>>(), [2, 3, 4, 5, 6, 7]);
+    until("it has its part", || matches!(parts.shards.get(&SHARD), Some(LocalShard::Voter(_)))).await;
+}
+
+#[tokio::test]
+async fn a_voter_stays_what_it_is_until_the_directory_says_otherwise() {
+    let process = Process::start(1, Arc::<MemoryEngine>::default()).await;
+    let first = process.voter();
+    assert_eq!(process.parts.settled.lock().get(&SHARD), Some(&Epoch(1)));
+    process.settle().await;
+    process.learn(|shard| shard.phase = Phase::Active);
+    process.settle().await;
+    assert!(Arc::ptr_eq(&process.voter(), &first));
+    // Another epoch: another group, even where its end is near already.
+    let plan = Plan { to: None, planned: false, since_ms: 1, cause: "a test".to_owned() };
+    process.learn_next_epoch(0, Phase::Sealing(plan));
+    process.settle().await;
+    assert_eq!(process.voter().group.id().epoch, Epoch(2));
+    assert_eq!(process.parts.settled.lock().get(&SHARD), Some(&Epoch(2)));
+}
+
+#[tokio::test]
+async fn a_voter_that_is_taken_out_leaves_when_the_group_goes_on_without_it() {
+    let others: std::collections::BTreeSet<_> = [2, 3].into();
+    let process = Process::start(1, Arc::<MemoryEngine>::default()).await;
+    let first = process.voter();
+    until("it knows the members", || first.group.voters() == [1, 2, 3].into()).await;
+    // The change is not known to be through, and its own log says that it votes.
+    process.learn(|shard| {
+        shard.phase = Phase::Active;
+        let former = vec![std::mem::replace(&mut shard.voters, others.clone())];
+        shard.changing = Some(VoterChange { former, version: 2 });
+    });
+    process.settle().await;
+    assert!(Arc::ptr_eq(&process.voter(), &first), "it may be needed yet");
+    // Nor while the epoch ends: then it is one of those who are asked.
+    let plan = Plan { to: None, planned: true, since_ms: 1, cause: "a test".to_owned() };
+    process.learn(|shard| (shard.changing, shard.phase) = (None, Phase::Sealing(plan)));
+    process.settle().await;
+    assert!(Arc::ptr_eq(&process.voter(), &first), "it is asked at the end of the epoch");
+    process.learn(|shard| shard.phase = Phase::Active);
+    process.settle().await;
+    assert!(matches!(process.local(), LocalShard::Replica(_)));
+    assert!(first.stop.is_cancelled());
+}
+
+#[tokio::test]
+async fn a_replica_follows_from_epoch_to_epoch_until_it_is_to_vote() {
+    let process = Process::start(4, Arc::<MemoryEngine>::default()).await;
+    let replica = || match process.local() {
+        LocalShard::Replica(replica) => replica,
+        LocalShard::Voter(_) => panic!("it votes"),
+    };
+    let first = replica();
+    process.learn_next_epoch(0, Phase::Active);
+    process.settle().await;
+    assert!(Arc::ptr_eq(&replica(), &first));
+    until("it follows the next epoch", || first.history().epoch() == Epoch(2)).await;
+    assert_eq!(process.parts.settled.lock().get(&SHARD), Some(&Epoch(2)));
+    process.learn(|shard| {
+        (shard.primary_region, shard.voters) = ("region-2".to_owned(), [4, 5].into());
+        (shard.preferred_leader, shard.phase) = (Some(4), Phase::Forming);
+        (shard.epoch, shard.bases) = (Epoch(3), [&shard.bases[..], &[(Epoch(3), Position::ZERO)]].concat());
+    });
+    process.settle().await;
+    assert_eq!(process.voter().group.id().epoch, Epoch(3));
+}
+
+/// What was recorded of commits before may be of others than those that follow now.
+#[tokio::test]
+async fn whoever_takes_up_a_part_begins_to_count_the_lag_of_others_anew() {
+    let process = Process::open(4, Arc::<MemoryEngine>::default());
+    let followers = process.parts.shards.followers(&SHARD).unwrap();
+    followers.set_nodes([5]);
+    process.takes(1, 1..=5);
+    let lag = || followers.lags()[0].lag;
+    assert!((lag().batches, lag().bytes > 0) == (5, true), "{:?}", lag());
+    process.settle().await;
+    assert_eq!((lag().batches, lag().bytes), (5, 0));
+}
+
+#[tokio::test]
+async fn the_log_of_a_replica_begins_right_behind_its_state() {
+    for (taken, log, purged) in [
+        // They end alike, and what there is stays.
+        (5, Some((1, 5)), None),
+        // What lies between was applied as a voter.
+        (3, None, Some(5)),
+        (0, None, Some(5)),
+    ] {
+        let process = Process::open(4, Arc::<MemoryEngine>::default());
+        process.takes(1, 1..=taken);
+        process.applies(1, taken + 1..=5);
+        process.keeper.join_shipped_log().unwrap();
+        assert_eq!(process.shipped(), (log, purged), "{taken} were taken");
+    }
+    // Of a state that was replaced by one that is older.
+    let process = Process::open(4, Arc::<MemoryEngine>::default());
+    process.applies(1, 1..=5);
+    for sequence in 1..=7 {
+        let stored = meridian_proto::encode_batch(&batch(1, sequence));
+        process.keeper.log.append([(sequence, stored.as_ref())]).unwrap();
+    }
+    process.settle().await;
+    assert_eq!(process.shipped(), (None, Some(5)));
+}
+
+/// What a voter took as a replica of the present epoch would be applied on top of what the leader sends.
+#[tokio::test]
+async fn a_voter_that_is_seeded_keeps_of_its_own_what_lies_before_the_base() {
+    for (taken, log, purged) in [(5, Some((1, 5)), None), (6, None, Some(6)), (7, None, Some(7))] {
+        let process = Process::open(1, Arc::<MemoryEngine>::default());
+        process.takes(1, 1..=5);
+        process.takes(2, 6..=taken);
+        // The others have formed the group.
+        process.learn_next_epoch(5, Phase::Active);
+        process.settle().await;
+        assert_eq!(process.shipped(), (log, purged), "up to {taken}");
+        assert_eq!(process.voter().group.id().epoch, Epoch(2));
+        assert_eq!(process.keeper.state.applied().raft.epoch, None, "it founds nothing, though it stands at the base");
+    }
+}
+
+#[test]
+fn the_log_of_a_group_stays_where_the_state_is_the_groups() {
+    use prost::Message;
+    let (group, history) = (GroupId { shard: SHARD, epoch: Epoch(1) }, History::first());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _entered = runtime.enter();
+    for (epoch, has_entries, stays) in
+        [(Some(1), true, true), (Some(1), false, true), (None, true, false), (None, false, false)]
+    {
+        let process = Process::open(1, Arc::<MemoryEngine>::default());
+        let log = GroupLog::open(Arc::clone(&process.parts.engine), group, RecordKind::Entry).unwrap();
+        let log_id = meridian_proto::log::LogId { term: 1, index: 1 };
+        if has_entries {
+            let payload = Some(meridian_proto::log::entry::Payload::Blank(true));
+            let entry = meridian_proto::log::Entry { log_id: Some(log_id), payload };
+            log.append([(1, entry.encode_to_vec().as_ref())]).unwrap();
+        } else {
+            log.put_mark(b'p', &log_id.encode_to_vec()).unwrap();
+        }
+        let raft = RaftApplied { epoch: epoch.map(Epoch), ..RaftApplied::default() };
+        process.keeper.state.apply(&[], raft).unwrap();
+        process.keeper.prepare_to_be_seeded(group, &history).unwrap();
+        let is_there = log.first().unwrap().is_some() || log.mark(b'p').unwrap().is_some();
+        assert_eq!(is_there, stays, "of epoch {epoch:?}; entries: {has_entries}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_founder_lacks_is_pulled_while_the_group_is_being_formed() {
+    let process = Process::open(1, Arc::<MemoryEngine>::default());
+    process.learn_next_epoch(5, Phase::Forming);
+    let ended = |epoch| process.keeper.forming_ends(Epoch(epoch)).now_or_never().is_some();
+    assert!(!ended(2));
+    assert!(ended(1) && ended(3), "another epoch is no longer, or not yet, formed");
+    process.learn(|shard| shard.phase = Phase::Active);
+    assert!(ended(2), "others have founded it");
+    process.learn(|shard| shard.phase = Phase::Forming);
+    assert!(!ended(2));
+    process.parts.stop.cancel();
+    assert!(ended(2));
+}
+
+/// A replica of the first epoch with 50 batches, and where it is asked for them.
+async fn source(purged: u64) -> (Process, String) {
+    let source = Process::open(4, Arc::<MemoryEngine>::default());
+    source.takes(1, 1..=50);
+    if purged > 0 {
+        source.keeper.log.purge_through(purged, Some((replica::PURGED, &purged.to_be_bytes()))).unwrap();
+    }
+    source.settle().await;
+    let address = source.serve().await;
+    (source, address)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_founder_pulls_what_it_lacks_from_whoever_has_it_first_in_its_own_region() {
+    let ((_one, log), (_other, state)) = (source(0).await, source(50).await);
+    // Node 2 is of the first region, as the founder, and node 4 is not.
+    for (addresses, shipped) in [
+        (vec![(4, state.clone())], (None, Some(50))),
+        (vec![(4, state.clone()), (2, log.clone())], (Some((1, 50)), None)),
+        (vec![(4, log), (2, state)], (None, Some(50))),
+    ] {
+        let addresses: HashMap<_, _> = addresses.into_iter().collect();
+        let asked: Vec<_> = addresses.keys().copied().collect();
+        let dial = Arc::new(move |node| addresses.get(&node).cloned());
+        let founder = Process::dialling(1, Arc::<MemoryEngine>::default(), dial);
+        founder.takes(1, 1..=20);
+        founder.learn_next_epoch(50, Phase::Forming);
+        founder.settle().await;
+        let applied = founder.keeper.state.applied();
+        assert_eq!(applied.position, Position::new(Epoch(1), 50), "from {asked:?}");
+        assert_eq!(applied.raft.epoch, Some(Epoch(2)), "it founds the group");
+        assert_eq!(founder.shipped(), shipped, "from {asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_voter_says_that_it_has_come_to_a_position_only_while_its_group_goes_on() {
+    let process = Process::start(1, Arc::<MemoryEngine>::default()).await;
+    let drain = async || {
+        let through = Some(position_to_wire(Position::new(Epoch(1), 0)));
+        let request = DrainRequest { shard: SHARD.0, epoch: 1, source: 2, through };
+        process.failover.drain(Request::new(request)).await
+    };
+    let at = process.keeper.state.position();
+    assert_eq!(drain().await.unwrap().into_inner().position, Some(position_to_wire(at)));
+    process.seal(false).await;
+    let refused = drain().await.unwrap_err();
+    assert!(refused.code() == Code::Unavailable && refused.message().contains("has stopped"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_node_that_hears_of_a_later_epoch_asks_the_directory() {
+    let process = Process::start(4, Arc::<MemoryEngine>::default()).await;
+    let directory = &process.parts.directory;
+    let is_asked = || directory.renewal_is_wanted().now_or_never().is_some();
+    assert!(is_asked(), "it has told the directory of its part");
+    for (epoch, asks) in [(0, false), (1, false), (2, true), (0x1_0001, true)] {
+        let through = Some(position_to_wire(Position::new(Epoch(1), 0)));
+        let request = DrainRequest { shard: SHARD.0, epoch, source: 99, through };
+        let answer = process.failover.drain(Request::new(request)).await;
+        let other_epoch = answer.err().is_some_and(|refused| refused.code() == Code::FailedPrecondition);
+        assert_eq!((other_epoch, is_asked()), (epoch != 1, asks), "epoch {epoch}");
+    }
 }
 
 /// Set for the process that is to die.
