@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use meridian_types::NodeId;
 
@@ -16,6 +17,9 @@ use crate::wan::{Link, WanPlan};
 
 /// Between the gateways' port and the first gRPC port.
 const RPC_PORT_OFFSET: u16 = 100;
+
+/// Before a node that was not ready is asked again, should it have said so at once.
+const READY_PAUSE: Duration = Duration::from_millis(100);
 
 /// What to start.
 pub struct DevOptions<'a> {
@@ -102,13 +106,11 @@ impl DevCluster {
         Ok(cluster)
     }
 
-    /// Waits until every shard has a leader that every region's gateway can reach.
-    ///
-    /// # Errors
-    /// When that takes longer than a request may.
-    pub async fn ready(&self) -> Result<(), StartError> {
-        let waits = self.nodes.iter().map(Node::ready);
-        futures::future::try_join_all(waits).await.map(drop)
+    /// Waits until every shard has a leader that every region's gateway can reach, for as long as that takes: a
+    /// machine that is busy is no reason to end.
+    pub async fn ready(&self) {
+        let waits = self.nodes.iter().map(|node| patiently(async || node.ready().await));
+        futures::future::join_all(waits).await;
     }
 
     /// Each region, with the address of its first gateway.
@@ -118,6 +120,14 @@ impl DevCluster {
 
     pub async fn stop(self) {
         futures::future::join_all(self.nodes.into_iter().map(Node::stop)).await;
+    }
+}
+
+/// Waits until `attempt` succeeds, and says each time why it did not.
+async fn patiently(attempt: impl AsyncFn() -> Result<(), StartError>) {
+    while let Err(error) = attempt().await {
+        tracing::warn!("not ready yet: {error}");
+        tokio::time::sleep(READY_PAUSE).await;
     }
 }
 
@@ -151,4 +161,22 @@ fn pairs(
         }
     }
     pairs
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_cluster_that_is_not_ready_within_the_time_of_a_request_is_waited_for() {
+        let attempts = Cell::new(0);
+        patiently(async || {
+            attempts.set(attempts.get() + 1);
+            if attempts.get() < 4 { Err(StartError::Invalid("no answer".to_owned())) } else { Ok(()) }
+        })
+        .await;
+        assert_eq!(attempts.get(), 4);
+    }
 }

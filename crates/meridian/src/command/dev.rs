@@ -78,7 +78,7 @@ impl Dev {
             () = &mut stop => return Ok(()),
         };
         tokio::select! {
-            ready = cluster.ready() => ready?,
+            () = cluster.ready() => {}
             () = &mut stop => {
                 cluster.stop().await;
                 return Ok(());

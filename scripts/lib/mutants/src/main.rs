@@ -56,7 +56,7 @@ fn main() -> Result<()> {
     let artifacts = build(&options, &tree, &sources, &mutants, &mut forms)?;
 
     let tests = suite::list(artifacts, options.clusters)?;
-    suite::limit_memory()?;
+    suite::limit_memory(options.clusters)?;
     let folder = options.work.join("runs");
     fs::create_dir_all(&folder)?;
     let trials =

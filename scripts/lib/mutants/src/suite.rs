@@ -88,13 +88,17 @@ fn names(artifact: &Artifact, arguments: &[&str]) -> Result<Vec<String>> {
     Ok(listed.lines().filter_map(|line| line.strip_suffix(": test").map(str::to_owned)).collect())
 }
 
-/// Limits what tests may take, from now on. They inherit it from this process.
-pub fn limit_memory() -> Result<()> {
+/// Limits what tests may take, from now on. They inherit it from this process. Not those of whole clusters: Deno maps
+/// more before it begins than any of ours ever does.
+pub fn limit_memory(clusters: bool) -> Result<()> {
+    let core = rustix::process::getrlimit(Resource::Core).maximum;
+    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: core })?;
+    if clusters {
+        return Ok(());
+    }
     let maximum = rustix::process::getrlimit(Resource::As).maximum;
     let limit = maximum.map_or(MAX_ADDRESS_SPACE_BYTES, |maximum| maximum.min(MAX_ADDRESS_SPACE_BYTES));
     rustix::process::setrlimit(Resource::As, Rlimit { current: Some(limit), maximum })?;
-    let maximum = rustix::process::getrlimit(Resource::Core).maximum;
-    rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum })?;
     Ok(())
 }
 
