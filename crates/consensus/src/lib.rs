@@ -29,6 +29,8 @@ mod service;
 mod state_machine;
 #[cfg(test)]
 mod storage_suite;
+#[cfg(test)]
+mod testing;
 mod type_config;
 mod votes;
 mod wire;

@@ -67,6 +67,8 @@ mod standalone_gateway;
 mod standing;
 mod state_exchange;
 mod telemetry;
+#[cfg(test)]
+mod testing;
 pub mod topology;
 pub mod wan;
 mod write_calls;

@@ -201,15 +201,16 @@ mod tests {
     use std::sync::Arc;
     use std::time::Duration;
 
-    use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming, StateTransfer, Transfer};
+    use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming};
     use meridian_proto::directory::Orphans;
-    use meridian_storage::{Engine, MemoryEngine, StagedState, StateSnapshot, Syncer};
+    use meridian_storage::{Engine, MemoryEngine, Syncer};
     use tempfile::TempDir;
 
     use super::*;
     use crate::orphans;
     use crate::orphans::tests::{SHARD, batch_at, report};
     use crate::replica::PURGED;
+    use crate::testing::NoStates;
 
     /// A group of one has nobody to call.
     struct Nobody;
@@ -217,22 +218,6 @@ mod tests {
     impl Peers for Nobody {
         fn channel(&self, _: u64) -> Option<tonic::transport::Channel> {
             None
-        }
-    }
-
-    impl StateTransfer for Nobody {
-        fn offer(&self, _: GroupId, _: Arc<StateSnapshot>) -> String {
-            String::new()
-        }
-
-        fn fetch(
-            self: Arc<Self>,
-            _: GroupId,
-            _: u64,
-            _: String,
-            _: Arc<ShardState>,
-        ) -> Transfer<Result<StagedState, StorageError>> {
-            Box::pin(async { Err(StorageError::Refused("nobody".to_owned())) })
         }
     }
 
@@ -289,7 +274,7 @@ mod tests {
                 syncer: Arc::new(Syncer::start(Arc::clone(&self.engine)).unwrap()),
                 high_water: None,
                 peers: Arc::clone(&nobody),
-                transfer: Arc::new(Nobody),
+                transfer: Arc::new(NoStates),
                 timing: RaftTiming { heartbeat_ms: 20, election_timeout_min_ms: 60, election_timeout_max_ms: 90 },
                 log_cache: LogCache::default(),
             });

@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use meridian_storage::{MemoryEngine, ShardState, StagedState, StateSnapshot};
+use meridian_storage::MemoryEngine;
 use meridian_types::{Epoch, ShardId};
 use parking_lot::Mutex;
 use tokio::task::JoinHandle;
@@ -8,8 +8,9 @@ use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint};
 
 use super::*;
+use crate::RaftService;
+use crate::testing::NoStates;
 use crate::votes::NoVote;
-use crate::{RaftService, StateTransfer, Transfer};
 
 const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -75,24 +76,6 @@ impl Peers for Voters {
         let voter = voters.get_mut(&node).unwrap();
         voter.asked += 1;
         (voter.asked > voter.away_for).then(|| voter.channel.clone())
-    }
-}
-
-struct NoStates;
-
-impl StateTransfer for NoStates {
-    fn offer(&self, _: GroupId, _: Arc<StateSnapshot>) -> String {
-        String::new()
-    }
-
-    fn fetch(
-        self: Arc<Self>,
-        _: GroupId,
-        _: u64,
-        _: String,
-        _: Arc<ShardState>,
-    ) -> Transfer<Result<StagedState, StorageError>> {
-        Box::pin(async { Err(StorageError::Refused("there is none".to_owned())) })
     }
 }
 

@@ -6,6 +6,7 @@ use meridian_types::{
 use openraft::vote::RaftLeaderId;
 
 use super::*;
+use crate::testing::NoStates;
 use crate::type_config::{EncodedBatch, Entry, LogId};
 use crate::votes::VoteGate;
 
@@ -133,22 +134,6 @@ impl Peers for One {
     }
 }
 
-impl StateTransfer for One {
-    fn offer(&self, _: GroupId, _: Arc<StateSnapshot>) -> String {
-        String::new()
-    }
-
-    fn fetch(
-        self: Arc<Self>,
-        _: GroupId,
-        _: u64,
-        _: String,
-        _: Arc<ShardState>,
-    ) -> Transfer<Result<StagedState, StorageError>> {
-        Box::pin(async { Err(StorageError::Refused("there is none".to_owned())) })
-    }
-}
-
 const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -160,12 +145,11 @@ async fn network(member: Follows, append_timeout: Duration) -> Network {
     let incoming = tonic::transport::server::TcpIncoming::from(listener);
     tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
     let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
-    let peer = Arc::new(One(channel));
     let factory = NetworkFactory {
         node_id: 1,
         group: GROUP,
-        peers: Arc::clone(&peer) as Arc<dyn Peers>,
-        transfer: peer,
+        peers: Arc::new(One(channel)),
+        transfer: Arc::new(NoStates),
         votes: Arc::default(),
         append_timeout,
         told: Arc::default(),

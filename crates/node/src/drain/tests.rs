@@ -1,12 +1,11 @@
 use std::pin::Pin;
 
 use futures::{Stream, StreamExt};
-use meridian_consensus::{StateTransfer, Transfer};
 use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
 use meridian_proto::directory::{self as wire, failover_server};
 use meridian_proto::shipping::StateChunk;
-use meridian_storage::{Engine, GroupId, MemoryEngine, StateSnapshot};
+use meridian_storage::{Engine, MemoryEngine};
 use meridian_types::{Batch, Epoch, ShardId};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -23,6 +22,7 @@ use crate::replica::{Replica, ReplicaParts, shipped_log};
 use crate::shard::LocalShard;
 use crate::shard_table::ShardTable;
 use crate::state_exchange::StateExchange;
+use crate::testing::NoStates;
 use crate::topology::Topology;
 
 const SHARD: ShardId = ShardId(1);
@@ -60,25 +60,6 @@ fn only_a_state_that_lies_on_the_way_is_taken() {
     check(at(1, 5)).unwrap_err();
     check(at(1, 7)).unwrap_err();
     check(at(2, 9)).unwrap_err();
-}
-
-/// A replica has nobody to fetch snapshots from.
-struct Nobody;
-
-impl StateTransfer for Nobody {
-    fn offer(&self, _: GroupId, _: Arc<StateSnapshot>) -> String {
-        String::new()
-    }
-
-    fn fetch(
-        self: Arc<Self>,
-        _: GroupId,
-        _: u64,
-        _: String,
-        _: Arc<ShardState>,
-    ) -> Transfer<Result<StagedState, StorageError>> {
-        Box::pin(async { Err(StorageError::Refused("nobody".to_owned())) })
-    }
 }
 
 /// What it serves of its state comes late, or comes to no end.
@@ -173,7 +154,7 @@ impl Node {
             syncer: Arc::clone(&syncer),
             directory: Arc::clone(&directory),
             peers: Arc::clone(&peers),
-            transfer: Arc::new(Nobody),
+            transfer: Arc::new(NoStates),
             data_dir: folder.path().to_owned(),
             disk: Arc::clone(&disk),
             reads: Reads::new(ByteBudget::new("tests", 1 << 20)),

@@ -15,6 +15,7 @@ use crate::peers::Dial;
 use crate::proposer::Limits;
 use crate::shipping_wire::position_to_wire;
 use crate::state_exchange::StateExchange;
+use crate::testing::until;
 use crate::topology::Topology;
 
 const SHARD: ShardId = ShardId(1);
@@ -219,20 +220,12 @@ impl Process {
     }
 }
 
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = std::time::Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
 /// What the directory does not know may be a wiped folder, or of a node whose promises are over.
 #[tokio::test]
 async fn a_voter_of_a_shard_that_has_started_votes_when_the_directory_has_granted_it_a_lease() {
     let engine = Arc::new(MemoryEngine::default());
     let founding = Process::start(1, Arc::clone(&engine)).await;
-    until("a founder votes", || founding.voter().group.votes()).await;
+    until("a founder votes", async || founding.voter().group.votes()).await;
     let again = Process::start(1, Arc::new(engine.crash(1))).await;
     let started = std::time::Instant::now();
     // Longer than one that is vouched for waits for others.
@@ -242,7 +235,7 @@ async fn a_voter_of_a_shard_that_has_started_votes_when_the_directory_has_grante
     }
     let lease = meridian_failover::Lease { ttl: Duration::from_secs(3600), shards: vec![(SHARD, Epoch(1))] };
     again.parts.directory.renewed(again.parts.directory.now(), &lease);
-    until("it votes", || again.voter().group.votes()).await;
+    until("it votes", async || again.voter().group.votes()).await;
 }
 
 /// What nodes say of themselves becomes the number that writes are refused by: that of the best node elsewhere.
@@ -281,12 +274,12 @@ async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_the
     // Voters of the primary region are lost with it.
     says(2, at(1)).await;
     says(3, at(1)).await;
-    until("it lags", || limits.replication_lag_ms() > Some(20)).await;
+    until("it lags", async || limits.replication_lag_ms() > Some(20)).await;
     says(7, at(1)).await;
     assert_eq!(limits.replication_lag_ms(), Some(0));
     let batch = meridian_types::Batch { position: at(2), time_ms: 2, transactions: Vec::new() };
     process.local().state().apply(&[batch.into()], meridian_storage::RaftApplied::default()).unwrap();
-    until("it lags again", || limits.replication_lag_ms() > Some(20)).await;
+    until("it lags again", async || limits.replication_lag_ms() > Some(20)).await;
 }
 
 #[tokio::test]
@@ -316,7 +309,7 @@ async fn a_planned_seal_of_a_voter_holds_over_a_restart() {
     let engine = Arc::new(MemoryEngine::default());
     let before = Process::start(1, Arc::clone(&engine)).await;
     assert!(before.answers_appends().await);
-    until("it is known as a member", || before.voter().group.votes()).await;
+    until("it is known as a member", async || before.voter().group.votes()).await;
     before.seal(true).await;
     let after = Process::start(1, Arc::new(engine.crash(1))).await;
     // The leader may finish what it began, and nobody else leads.
@@ -402,7 +395,7 @@ async fn shards_are_kept_from_when_a_cluster_was_committed() {
     assert_eq!(load_cluster(&parts.engine).unwrap(), Some(cluster), "it begins with that after a restart");
     let followers = parts.shards.followers(&SHARD).unwrap().lags();
     assert_eq!(followers.iter().map(|follower| follower.node).collect::<Vec<_>>(), [2, 3, 4, 5, 6, 7]);
-    until("it has its part", || matches!(parts.shards.get(&SHARD), Some(LocalShard::Voter(_)))).await;
+    until("it has its part", async || matches!(parts.shards.get(&SHARD), Some(LocalShard::Voter(_)))).await;
 }
 
 #[tokio::test]
@@ -427,7 +420,7 @@ async fn a_voter_that_is_taken_out_leaves_when_the_group_goes_on_without_it() {
     let others: std::collections::BTreeSet<_> = [2, 3].into();
     let process = Process::start(1, Arc::<MemoryEngine>::default()).await;
     let first = process.voter();
-    until("it knows the members", || first.group.voters() == [1, 2, 3].into()).await;
+    until("it knows the members", async || first.group.voters() == [1, 2, 3].into()).await;
     // The change is not known to be through, and its own log says that it votes.
     process.learn(|shard| {
         shard.phase = Phase::Active;
@@ -458,7 +451,7 @@ async fn a_replica_follows_from_epoch_to_epoch_until_it_is_to_vote() {
     process.learn_next_epoch(0, Phase::Active);
     process.settle().await;
     assert!(Arc::ptr_eq(&replica(), &first));
-    until("it follows the next epoch", || first.history().epoch() == Epoch(2)).await;
+    until("it follows the next epoch", async || first.history().epoch() == Epoch(2)).await;
     assert_eq!(process.parts.settled.lock().get(&SHARD), Some(&Epoch(2)));
     process.learn(|shard| {
         (shard.primary_region, shard.voters) = ("region-2".to_owned(), [4, 5].into());
@@ -686,7 +679,7 @@ async fn a_disk_that_fails_under_a_member_stops_the_process() {
     if let Ok(how) = std::env::var(CHILD) {
         let memory = Arc::new(MemoryEngine::default());
         let founding = Process::start(1, Arc::clone(&memory)).await;
-        until("a founder votes", || founding.voter().group.votes()).await;
+        until("a founder votes", async || founding.voter().group.votes()).await;
         let engine = Arc::new(HookedEngine::new(Arc::new(memory.crash(1)), Failing::default()));
         let process = Process::start(1, Arc::clone(&engine)).await;
         let call = if how == "sync" { Call::Sync } else { Call::Write(Durability::Logged) };

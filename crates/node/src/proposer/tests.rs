@@ -2,10 +2,10 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use meridian_consensus::{LogCache, Peers, RaftGroupOptions, RaftTiming, StateTransfer, Transfer};
+use meridian_consensus::{LogCache, Peers, RaftGroupOptions, RaftTiming};
 use meridian_failover::Lease;
 use meridian_gateway::Access;
-use meridian_storage::{GroupId, MemoryEngine, StagedState, StateSnapshot, StorageError, Syncer};
+use meridian_storage::{GroupId, MemoryEngine, Syncer};
 use meridian_types::{
     Check, Epoch, Mutation, MutationKind, Position, ReadRange, ShardId, SumBounds, Transaction, Value, ValueEncoding,
     Versionstamp,
@@ -15,6 +15,7 @@ use super::*;
 use crate::clock::wall_ms;
 use crate::clocks::Reading;
 use crate::directory::{Directory, first_cluster};
+use crate::testing::NoStates;
 use crate::topology::Topology;
 
 mod dropped;
@@ -27,22 +28,6 @@ struct Nobody;
 impl Peers for Nobody {
     fn channel(&self, _: u64) -> Option<tonic::transport::Channel> {
         None
-    }
-}
-
-impl StateTransfer for Nobody {
-    fn offer(&self, _: GroupId, _: Arc<StateSnapshot>) -> String {
-        String::new()
-    }
-
-    fn fetch(
-        self: Arc<Self>,
-        _: GroupId,
-        _: u64,
-        _: String,
-        _: Arc<ShardState>,
-    ) -> Transfer<Result<StagedState, StorageError>> {
-        Box::pin(async { Err(StorageError::Refused("nobody".to_owned())) })
     }
 }
 
@@ -122,7 +107,7 @@ impl Leader {
             syncer,
             high_water: None,
             peers: Arc::new(Nobody),
-            transfer: Arc::new(Nobody),
+            transfer: Arc::new(NoStates),
             timing,
             log_cache: LogCache::default(),
         });

@@ -25,6 +25,7 @@ use crate::router::{ClusterNodes, Nodes};
 use crate::shard::LocalShard;
 use crate::shard_service::ShardService;
 use crate::shard_table::ShardTable;
+use crate::testing::NoStates;
 use crate::topology::Topology;
 use crate::write_calls::WriteCalls;
 
@@ -38,24 +39,6 @@ fn at(sequence: u64) -> Position {
 /// The stored bytes of the batch at a sequence.
 fn stored(sequence: u64) -> Bytes {
     meridian_proto::encode_batch(&Batch { position: at(sequence), time_ms: sequence, transactions: Vec::new() })
-}
-
-struct Nobody;
-
-impl StateTransfer for Nobody {
-    fn offer(&self, _: GroupId, _: Arc<StateSnapshot>) -> String {
-        String::new()
-    }
-
-    fn fetch(
-        self: Arc<Self>,
-        _: GroupId,
-        _: u64,
-        _: String,
-        _: Arc<ShardState>,
-    ) -> Transfer<Result<StagedState, StorageError>> {
-        Box::pin(async { Err(StorageError::Refused("nobody".to_owned())) })
-    }
 }
 
 /// Has a state to fetch.
@@ -228,7 +211,7 @@ async fn what_is_damaged_or_cannot_be_read_is_in_no_log_and_the_replica_asks_aga
     unreadable.extend(checksum);
     let source = Source::default();
     *source.shipments.lock() = VecDeque::from([vec![stored(1), damaged.into()], vec![unreadable.into()]]);
-    let node = Node::following(&source, Arc::new(Nobody)).await;
+    let node = Node::following(&source, Arc::new(NoStates)).await;
     node.until("it asks a third time", || source.asked.lock().len() >= 3).await;
     assert!(source.asked.lock().iter().all(|from| from.sequence == 0), "{:?}", source.asked.lock());
     assert_eq!((node.state.position(), node.log.last().unwrap()), (Position::ZERO, None));
@@ -273,7 +256,7 @@ async fn a_replica_waits_for_no_disk_on_the_runtime() {
 async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by_now() {
     let source = Source::default();
     source.shipments.lock().extend([(1..=5).map(stored).collect()]);
-    let node = Node::following(&source, Arc::new(Nobody)).await;
+    let node = Node::following(&source, Arc::new(NoStates)).await;
     node.until("it has caught up", || node.state.position() == at(5) && node.replica.has_caught_up()).await;
     let Node { watched, state, replica, folder: _folder, .. } = node;
     let replica = Arc::new(replica);
@@ -336,7 +319,7 @@ async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by
 async fn a_replica_reports_and_serves_what_its_disk_has_and_nothing_else() {
     let source = Source::default();
     source.shipments.lock().extend([(1..=3).map(stored).collect()]);
-    let node = Node::following(&source, Arc::new(Nobody)).await;
+    let node = Node::following(&source, Arc::new(NoStates)).await;
     node.engine.hold_syncs();
     node.until("it is in its log", || node.log.last().unwrap().is_some_and(|(last, _)| last == 3)).await;
     // Whatever it would report by now; heartbeats come in between.
@@ -358,7 +341,7 @@ async fn a_replica_reports_and_serves_what_its_disk_has_and_nothing_else() {
 async fn a_replica_whose_disk_is_full_takes_nothing_until_there_is_room() {
     let source = Source::default();
     source.shipments.lock().push_back(vec![stored(1)]);
-    let node = Node::following(&source, Arc::new(Nobody)).await;
+    let node = Node::following(&source, Arc::new(NoStates)).await;
     node.until("it follows", || node.state.position() == at(1)).await;
     node.disk.set_takes_nothing(true);
     // With room it asks again once its source is silent, and takes what comes.

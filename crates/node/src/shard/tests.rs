@@ -3,44 +3,27 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, mpsc};
 
-use meridian_consensus::{LogCache, Peers, RaftGroupOptions, RaftTiming};
+use meridian_consensus::Peers;
 use meridian_failover::Lease;
-use meridian_gateway::Access;
-use meridian_memory::ByteBudget;
 use meridian_proto::shard::shard_server::Shard;
-use meridian_storage::{Durability, Engine, GroupId, MemoryEngine, Syncer, WatchedEngine};
-use meridian_types::{
-    Mutation, MutationKind, Position, RequestId, ShardId, Transaction, Value, ValueEncoding, WriteOutcome,
-};
+use meridian_storage::{Durability, Engine, GroupId, MemoryEngine, WatchedEngine};
+use meridian_types::{Mutation, MutationKind, RequestId, ShardId, Transaction, Value, ValueEncoding, WriteOutcome};
 
 use super::*;
-use crate::clocks::Clocks;
-use crate::directory::first_cluster;
 use crate::followers::Followers;
-use crate::proposer::NoLimits;
-use crate::replica::shipped_log;
 use crate::shard_service::ShardService;
 use crate::shard_table::ShardTable;
-use crate::state_exchange::StateExchange;
-use crate::topology::{DEV_DEFAULT_DATABASE, Topology};
+use crate::testing::{OnlyVoter, until};
+use crate::topology::DEV_DEFAULT_DATABASE;
 use crate::write_calls::{Turns, WriteCalls};
 
 const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
-const DEADLINE: Duration = Duration::from_secs(20);
 
 struct Alone {
     engine: Arc<WatchedEngine>,
     directory: Arc<Directory>,
     peers: Arc<PeerChannels>,
     voter: Arc<Voter>,
-}
-
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let started = Instant::now();
-    while !holds() {
-        assert!(started.elapsed() < DEADLINE, "not within {DEADLINE:?}: {what}");
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 impl Alone {
@@ -50,7 +33,7 @@ impl Alone {
         let Self { voter, .. } = &alone;
         let peers: Arc<dyn Peers> = alone.peers.clone();
         voter.group.take_part(&BTreeSet::from([1]), &peers, true).await.unwrap();
-        let leads = || voter.group.leadership().is_ok_and(|leads| leads.term == voter.group.applied().borrow().1);
+        let leads = async || voter.group.leadership().is_ok_and(|leads| leads.term == voter.group.applied().borrow().1);
         until("it leads", leads).await;
         alone
     }
@@ -59,37 +42,10 @@ impl Alone {
     async fn start_following() -> Self {
         let engine = Arc::new(WatchedEngine::watching(Arc::new(MemoryEngine::default())));
         let dynamic: Arc<dyn Engine> = engine.clone();
-        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
+        let only = OnlyVoter::start(&dynamic, GROUP).await;
         let lease = Lease { ttl: Duration::from_secs(3600), shards: vec![(GROUP.shard, GROUP.epoch)] };
-        directory.renewed(directory.now(), &lease);
-        let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
-        let state = Arc::new(ShardState::open(Arc::clone(&dynamic), GROUP.shard).unwrap());
-        let voters = BTreeSet::from([1]);
-        RaftGroup::form(&state, GROUP, &voters, Position::ZERO, None).unwrap();
-        let group = RaftGroup::open(RaftGroupOptions {
-            node_id: 1,
-            group: GROUP,
-            state,
-            syncer: Arc::new(Syncer::start(Arc::clone(&dynamic)).unwrap()),
-            high_water: None,
-            peers: Arc::clone(&peers) as Arc<dyn Peers>,
-            transfer: Arc::new(StateExchange::new(Arc::new(ShardTable::default()), Arc::clone(&peers))),
-            log_cache: LogCache::default(),
-            timing: RaftTiming { heartbeat_ms: 20, election_timeout_min_ms: 60, election_timeout_max_ms: 90 },
-        });
-        let voter = Arc::new(Voter::start(VoterParts {
-            group: group.await.unwrap(),
-            history: History::first(),
-            shipped: shipped_log(&dynamic, GROUP.shard).unwrap(),
-            directory: Arc::clone(&directory),
-            peers: Arc::clone(&peers),
-            limits: Arc::new(NoLimits),
-            writes: ByteBudget::new("writes", 8 << 20),
-            time: Arc::new(Clocks::default()),
-            reads: Reads::new(ByteBudget::new("reads", 8 << 20)),
-            founder: true,
-        }));
+        only.directory.renewed(only.directory.now(), &lease);
+        let OnlyVoter { directory, peers, voter } = only;
         Self { engine, directory, peers, voter }
     }
 
@@ -178,7 +134,7 @@ async fn a_read_position_covers_what_is_shown_while_a_batch_takes_effect() {
     });
     let writing = alone.commit("b");
     let reading = async {
-        until("the batch takes effect", || alone.holds("b")).await;
+        until("the batch takes effect", async || alone.holds("b")).await;
         assert_eq!(alone.voter.state.position().sequence, before, "it has not taken effect in full");
         // What the group has committed is known to be so: its lease is enough.
         let position = loop {

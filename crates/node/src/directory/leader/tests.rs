@@ -1,21 +1,12 @@
-use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming};
+use meridian_consensus::Peers;
 use meridian_failover::{Phase, Plan};
-use meridian_gateway::Access;
-use meridian_memory::ByteBudget;
-use meridian_storage::{Call, Durability, Engine, HookedEngine, Hooks, MemoryEngine, ShardState, StorageError, Syncer};
+use meridian_storage::{Call, Durability, Engine, HookedEngine, Hooks, MemoryEngine, StorageError};
 use parking_lot::{Condvar, Mutex};
 use renew_response::Result as Renewed;
 
 use super::super::first_cluster;
 use super::*;
-use crate::clocks::Clocks;
-use crate::history::History;
-use crate::proposer::NoLimits;
-use crate::reads::Reads;
-use crate::replica::shipped_log;
-use crate::shard::VoterParts;
-use crate::shard_table::ShardTable;
-use crate::state_exchange::StateExchange;
+use crate::testing::{OnlyVoter, until};
 use crate::topology::{DEV_DEFAULT_DATABASE, Topology};
 
 const SHARD: ShardId = ShardId(1);
@@ -25,34 +16,7 @@ const INCARNATION: (&str, &[u8]) = ("0aff", &[0x0a, 0xff]);
 
 /// What the directory's only voter works with. It neither votes nor leads yet.
 async fn voter(engine: Arc<dyn Engine>) -> LeaderParts {
-    let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
-    let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
-    let state = Arc::new(ShardState::open(Arc::clone(&engine), DIRECTORY_GROUP.shard).unwrap());
-    RaftGroup::form(&state, DIRECTORY_GROUP, &BTreeSet::from([1]), Position::ZERO, None).unwrap();
-    let group = RaftGroup::open(RaftGroupOptions {
-        node_id: 1,
-        group: DIRECTORY_GROUP,
-        state,
-        syncer: Arc::new(Syncer::start(Arc::clone(&engine)).unwrap()),
-        high_water: None,
-        peers: Arc::clone(&peers) as Arc<dyn Peers>,
-        transfer: Arc::new(StateExchange::new(Arc::new(ShardTable::default()), Arc::clone(&peers))),
-        log_cache: LogCache::default(),
-        timing: RaftTiming { heartbeat_ms: 20, election_timeout_min_ms: 60, election_timeout_max_ms: 90 },
-    });
-    let voter = Arc::new(Voter::start(VoterParts {
-        group: group.await.unwrap(),
-        history: History::first(),
-        shipped: shipped_log(&engine, DIRECTORY_GROUP.shard).unwrap(),
-        directory: Arc::clone(&directory),
-        peers: Arc::clone(&peers),
-        limits: Arc::new(NoLimits),
-        writes: ByteBudget::new("changes of the directory", 8 << 20),
-        time: Arc::new(Clocks::default()),
-        reads: Reads::new(ByteBudget::new("reads", 8 << 20)),
-        founder: true,
-    }));
+    let OnlyVoter { directory, peers, voter } = OnlyVoter::start(&engine, DIRECTORY_GROUP).await;
     let first = Cluster { directory_voters: [1].into(), ..directory.known().cluster.clone() };
     LeaderParts { voter, directory, peers, first, config: ControllerConfig::default() }
 }
@@ -60,14 +24,6 @@ async fn voter(engine: Arc<dyn Engine>) -> LeaderParts {
 async fn take_part(parts: &LeaderParts) {
     let peers = Arc::clone(&parts.peers) as Arc<dyn Peers>;
     parts.voter.group.take_part(&BTreeSet::from([1]), &peers, false).await.unwrap();
-}
-
-async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
-    let started = std::time::Instant::now();
-    while !holds().await {
-        assert!(started.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 /// A leader with a cluster that is committed, which commits nothing by itself.

@@ -24,6 +24,12 @@ impl<'a> Waiting<'a> {
     }
 }
 
+/// The term in which the leader goes on leading, with its task out of the way.
+async fn left_to_the_test(leader: &Leader) -> (u64, LoggedTime) {
+    let term = leader.leave_to_the_test().await;
+    (term, LoggedTime::new(leader.state.time_ms(), leader.parts.time.now()))
+}
+
 async fn complete_one(session: &mut Session<'_>) {
     let applied = session.oldest().await;
     assert!(session.completed(applied).is_ok());
@@ -38,8 +44,7 @@ async fn a_batch_begins_at_once_or_with_as_many_requests_as_are_in_flight_or_aft
     let engine = Arc::new(MemoryEngine::default());
     let leader = Leader::start(Arc::clone(&engine)).await;
     leader.commit(set("first", "v")).await;
-    let term = leader.leave_to_the_test().await;
-    let mut time = LoggedTime::new(leader.state.time_ms(), leader.parts.time.now());
+    let (term, mut time) = left_to_the_test(&leader).await;
     let mut session = Session::new(&leader.parts, &mut time, term, Instant::now());
     let (mut waiting, mut answers) = (Waiting::of(&leader), Vec::new());
     let mut add = |waiting: &mut Waiting<'_>| {
@@ -70,8 +75,7 @@ async fn four_batches_are_in_flight_at_most_and_none_begins_while_it_is_to_wait(
     let engine = Arc::new(MemoryEngine::default());
     let leader = Leader::start(Arc::clone(&engine)).await;
     leader.commit(set("first", "v")).await;
-    let term = leader.leave_to_the_test().await;
-    let mut time = LoggedTime::new(leader.state.time_ms(), leader.parts.time.now());
+    let (term, mut time) = left_to_the_test(&leader).await;
     let slowed = Session::new(&leader.parts, &mut time, term, Instant::now() + Duration::from_secs(3600));
     assert!(slowed.is_slowed() && !slowed.has_room());
     let mut session = Session::new(&leader.parts, &mut time, term, Instant::now());
@@ -94,8 +98,7 @@ async fn four_batches_are_in_flight_at_most_and_none_begins_while_it_is_to_wait(
 async fn batches_are_slowed_the_more_the_nearer_replication_lags_to_the_bound() {
     let leader = Leader::start(Arc::default()).await;
     leader.commit(set("first", "v")).await;
-    let term = leader.leave_to_the_test().await;
-    let mut time = LoggedTime::new(leader.state.time_ms(), leader.parts.time.now());
+    let (term, mut time) = left_to_the_test(&leader).await;
     let mut session = Session::new(&leader.parts, &mut time, term, Instant::now());
     let mut waiting = Waiting::of(&leader);
     for (lag_ms, slowed_ms) in [(500, 0), (600, 20), (750, 50), (1000, 100)] {
@@ -124,8 +127,7 @@ async fn a_request_that_comes_again_while_it_is_in_flight_is_answered_with_it() 
     let engine = Arc::new(MemoryEngine::default());
     let leader = Leader::start(Arc::clone(&engine)).await;
     leader.commit(set("first", "v")).await;
-    let term = leader.leave_to_the_test().await;
-    let mut time = LoggedTime::new(leader.state.time_ms(), leader.parts.time.now());
+    let (term, mut time) = left_to_the_test(&leader).await;
     let mut session = Session::new(&leader.parts, &mut time, term, Instant::now());
     let mut waiting = Waiting::of(&leader);
     engine.hold_syncs();
@@ -154,8 +156,7 @@ async fn one_sweep_is_in_flight_at_a_time_and_none_where_nothing_may_be_written(
     let engine = Arc::new(MemoryEngine::default());
     let leader = Leader::start(Arc::clone(&engine)).await;
     leader.commit(expiring("k", HOUR_MS)).await;
-    let term = leader.leave_to_the_test().await;
-    let mut time = LoggedTime::new(leader.state.time_ms(), leader.parts.time.now());
+    let (term, mut time) = left_to_the_test(&leader).await;
     let mut session = Session::new(&leader.parts, &mut time, term, Instant::now());
     leader.skip(2 * HOUR_MS);
     assert!(session.may_sweep());

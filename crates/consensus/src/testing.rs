@@ -1,0 +1,26 @@
+//! What tests of several modules need.
+
+use std::sync::Arc;
+
+use meridian_storage::{GroupId, ShardState, StagedState, StateSnapshot, StorageError};
+
+use crate::network::{StateTransfer, Transfer};
+
+/// There is nobody to fetch states from.
+pub(crate) struct NoStates;
+
+impl StateTransfer for NoStates {
+    fn offer(&self, _: GroupId, _: Arc<StateSnapshot>) -> String {
+        String::new()
+    }
+
+    fn fetch(
+        self: Arc<Self>,
+        _: GroupId,
+        _: u64,
+        _: String,
+        _: Arc<ShardState>,
+    ) -> Transfer<Result<StagedState, StorageError>> {
+        Box::pin(async { Err(StorageError::Refused("there is none".to_owned())) })
+    }
+}

@@ -1,0 +1,96 @@
+//! What tests of several modules need.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming, StateTransfer, Transfer};
+use meridian_gateway::Access;
+use meridian_memory::ByteBudget;
+use meridian_storage::{Engine, GroupId, ShardState, StagedState, StateSnapshot, StorageError, Syncer};
+use meridian_types::Position;
+
+use crate::clocks::Clocks;
+use crate::directory::{Directory, first_cluster};
+use crate::history::History;
+use crate::peers::PeerChannels;
+use crate::proposer::NoLimits;
+use crate::reads::Reads;
+use crate::replica::shipped_log;
+use crate::shard::{Voter, VoterParts};
+use crate::shard_table::ShardTable;
+use crate::state_exchange::StateExchange;
+use crate::topology::Topology;
+
+/// Waits until something holds.
+///
+/// # Panics
+/// When it does not within 20 seconds, with `what`.
+pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
+    let started = Instant::now();
+    while !holds().await {
+        assert!(started.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
+        tokio::time::sleep(Duration::from_millis(2)).await;
+    }
+}
+
+/// There is nobody to fetch states from.
+pub(crate) struct NoStates;
+
+impl StateTransfer for NoStates {
+    fn offer(&self, _: GroupId, _: Arc<StateSnapshot>) -> String {
+        String::new()
+    }
+
+    fn fetch(
+        self: Arc<Self>,
+        _: GroupId,
+        _: u64,
+        _: String,
+        _: Arc<ShardState>,
+    ) -> Transfer<Result<StagedState, StorageError>> {
+        Box::pin(async { Err(StorageError::Refused("there is none".to_owned())) })
+    }
+}
+
+/// Node 1, which is a group's only voter, and what it works with.
+pub(crate) struct OnlyVoter {
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) peers: Arc<PeerChannels>,
+    pub(crate) voter: Arc<Voter>,
+}
+
+impl OnlyVoter {
+    /// It neither votes nor leads yet.
+    pub(crate) async fn start(engine: &Arc<dyn Engine>, group: GroupId) -> Self {
+        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
+        let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
+        let state = Arc::new(ShardState::open(Arc::clone(engine), group.shard).unwrap());
+        RaftGroup::form(&state, group, &BTreeSet::from([1]), Position::ZERO, None).unwrap();
+        let opened = RaftGroup::open(RaftGroupOptions {
+            node_id: 1,
+            group,
+            state,
+            syncer: Arc::new(Syncer::start(Arc::clone(engine)).unwrap()),
+            high_water: None,
+            peers: Arc::clone(&peers) as Arc<dyn Peers>,
+            transfer: Arc::new(StateExchange::new(Arc::new(ShardTable::default()), Arc::clone(&peers))),
+            log_cache: LogCache::default(),
+            timing: RaftTiming { heartbeat_ms: 20, election_timeout_min_ms: 60, election_timeout_max_ms: 90 },
+        });
+        let voter = Arc::new(Voter::start(VoterParts {
+            group: opened.await.unwrap(),
+            history: History::first(),
+            shipped: shipped_log(engine, group.shard).unwrap(),
+            directory: Arc::clone(&directory),
+            peers: Arc::clone(&peers),
+            limits: Arc::new(NoLimits),
+            writes: ByteBudget::new("writes", 8 << 20),
+            time: Arc::new(Clocks::default()),
+            reads: Reads::new(ByteBudget::new("reads", 8 << 20)),
+            founder: true,
+        }));
+        Self { directory, peers, voter }
+    }
+}
