@@ -1,0 +1,73 @@
+# shellcheck shell=bash
+# What the ways of scripts/bench share: programs, a folder that goes away again, clusters, CPU time, medians.
+# To be sourced after environment.sh. A file bench-WAY.sh here is what `scripts/bench --WAY` runs, and its header is
+# the help on it.
+
+# Builds, and sets $meridian and $bench, the programs.
+# shellcheck disable=SC2034 # Used by those who source this.
+build_for_bench() {
+  build_programs
+  meridian=$(release_dir)/meridian
+  bench=$(release_dir)/meridian-bench
+}
+
+# Makes $folder, and removes it at the end together with the clusters that run in it.
+clusters=()
+use_folder() {
+  # Beside the cache and not in /tmp, which may be memory, where an fsync costs nothing.
+  mkdir -p "$MERIDIAN_CACHE"
+  folder=$(mktemp -d "$MERIDIAN_CACHE/bench.XXXXXX")
+  trap clean EXIT
+  trap 'exit 130' INT
+  trap 'exit 143' TERM HUP
+  DENO_KV_ACCESS_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+  export DENO_KV_ACCESS_TOKEN
+}
+
+clean() {
+  local cluster
+  for cluster in "${clusters[@]}"; do stop_cluster "$cluster"; done
+  rm -rf "$folder"
+}
+
+port_is_free() { ! (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }
+
+# find_ports OFFSET...: sets $port to one that is free, as are those that many above it. Below the range that the
+# system gives to outgoing connections.
+find_ports() {
+  local try offset
+  for ((try = 0; try < 50; try++)); do
+    port=$((20000 + RANDOM % 10000))
+    for offset in "$@"; do
+      port_is_free $((port + offset)) || continue 2
+    done
+    return
+  done
+  fail "no free ports were found"
+}
+
+# start_cluster PROGRAM NAME [TOPOLOGY]: a cluster in $folder/NAME, of six nodes if nothing else is said, the first at
+# $port. A region's nodes are at one port after the other, the next region's 10 above; gRPC is 100 above the first.
+start_cluster() {
+  local topology=${3:-3,2,1} sizes=() offsets=() nodes=0 region size
+  IFS=, read -ra sizes <<<"$topology"
+  for region in "${!sizes[@]}"; do
+    for ((size = 0; size < sizes[region]; size++)); do offsets+=($((10 * region + size)) $((100 + nodes++))); done
+  done
+  find_ports "${offsets[@]}"
+  clusters+=("$folder/$2")
+  MERIDIAN_BIN=$1 "$MERIDIAN_ROOT/scripts/cluster" --dir "$folder/$2" --port "$port" --rpc-port "$((port + 100))" \
+    --topology "$topology" --timeout 60 up >/dev/null
+}
+
+# stop_cluster FOLDER, which need not have come up.
+stop_cluster() {
+  if [[ -f $1/nodes ]]; then "$MERIDIAN_ROOT/scripts/cluster" --dir "$1" down 2>/dev/null || true; fi
+}
+
+# Nanoseconds of CPU that the processes with files in a folder have had so far, from the kernel's own account of each
+# thread.
+# shellcheck disable=SC2046 # One word for each process.
+cpu_ns() { awk '{ns += $1} END {printf "%.0f", ns}' $(printf '/proc/%s/task/*/schedstat ' $(pgrep -f "$1/")); }
+
+median() { sort -g | awk '{v[NR] = $1} END {printf "%.3f", (v[int((NR + 1) / 2)] + v[int(NR / 2) + 1]) / 2}'; }
