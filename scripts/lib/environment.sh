@@ -13,8 +13,10 @@ fail() {
 }
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# Prints the header comment of the script that was started, or of FILE, as its help: print_help [FILE]
-print_help() { sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "${1:-$0}"; }
+# Prints the header comment of the script that was started, as its help.
+print_help() { print_help_of "$0"; }
+# ... of a file that it sources: print_help_of FILE
+print_help_of() { sed -n '2,/^[^#]/{s/^# \{0,1\}//p;}' "$1"; }
 
 # The target folder lies outside of the checkout, so that a fresh clone (CI, a second work tree) builds only
 # what changed. RocksDB is most of a cold build, and its objects outlive even the target folder in ccache:
