@@ -32,6 +32,12 @@ pub(crate) struct ClusterConfig {
     /// Log kept for slow replicas, in MiB a shard.
     #[arg(long)]
     log_retention_mb: Option<u64>,
+    /// Shards, led by the nodes of the first region in turn.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    shards: u32,
+    /// Databases, in the shards in turn: `default`, `second`, `database-3` and so on.
+    #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    databases: u32,
     /// An even or too small primary region is meant.
     #[arg(long)]
     allow_weak_quorum: bool,
@@ -39,7 +45,12 @@ pub(crate) struct ClusterConfig {
 
 impl ClusterConfig {
     pub(crate) fn run(self) -> Result<()> {
-        let layout = DevLayout { counts: &self.topology.0, allow_weak_quorum: self.allow_weak_quorum };
+        let layout = DevLayout {
+            counts: &self.topology.0,
+            allow_weak_quorum: self.allow_weak_quorum,
+            shards: self.shards,
+            databases: self.databases,
+        };
         let token = self.access_token.read()?.context("give --access-token-file, or set DENO_KV_ACCESS_TOKEN")?;
         let configs = dev_cluster_configs(layout, &self.dir, self.rpc_port, self.port, &token)?;
         for (config, number) in configs.into_iter().zip(0..) {

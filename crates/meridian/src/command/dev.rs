@@ -63,7 +63,7 @@ impl Dev {
         };
         let options = DevOptions {
             data_dir,
-            layout: DevLayout { counts: &self.topology.0, allow_weak_quorum: self.allow_weak_quorum },
+            layout: DevLayout { allow_weak_quorum: self.allow_weak_quorum, ..DevLayout::of(&self.topology.0) },
             port: self.port,
             access_token: &token,
             wan: self.wan.clone(),

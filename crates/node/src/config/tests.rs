@@ -486,7 +486,7 @@ fn a_dev_cluster_is_checked() {
     );
     assert!(refused(&[2, 2], "/d", 4601, 4512, SECRET).starts_with("shard 1 has only 2 voters"));
     assert!(refused(&[usize::MAX], "/d", 4601, 4512, SECRET).ends_with("at most 26 in each"));
-    let meant = DevLayout { counts: &[1, 1], allow_weak_quorum: true };
+    let meant = DevLayout { allow_weak_quorum: true, ..DevLayout::of(&[1, 1]) };
     for (_, text) in dev_cluster(meant, Path::new("relative"), 4601, 4512, SECRET).unwrap() {
         assert!(parse(&text).unwrap().data_dir.starts_with(std::env::current_dir().unwrap()));
     }

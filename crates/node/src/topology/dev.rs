@@ -7,35 +7,46 @@ pub const DEV_DEFAULT_DATABASE: DatabaseId = dev_database(1);
 /// `second`, in shard 2: `00000000-0000-4000-8000-000000000002`.
 pub const DEV_SECOND_DATABASE: DatabaseId = dev_database(2);
 
-const fn dev_database(number: u8) -> DatabaseId {
-    DatabaseId([0, 0, 0, 0, 0, 0, 0x40, 0, 0x80, 0, 0, 0, 0, 0, 0, number])
+const fn dev_database(number: u32) -> DatabaseId {
+    let [a, b, c, d] = number.to_be_bytes();
+    DatabaseId([0, 0, 0, 0, 0, 0, 0x40, 0, 0x80, 0, 0, 0, a, b, c, d])
 }
 
-/// How many data centers each region has, the primary first. Made from anything that is a slice of
-/// counts; that way a weak quorum is not meant.
+/// What a cluster to develop against consists of.
 #[derive(Debug, Clone, Copy)]
 pub struct DevLayout<'a> {
+    /// How many data centers each region has, the primary first.
     pub counts: &'a [usize],
     pub allow_weak_quorum: bool,
+    pub shards: u32,
+    pub databases: u32,
+}
+
+impl<'a> DevLayout<'a> {
+    /// Two shards, and a database in each. A weak quorum is not meant.
+    pub fn of(counts: &'a [usize]) -> Self {
+        Self { counts, allow_weak_quorum: false, shards: 2, databases: 2 }
+    }
 }
 
 impl<'a, T: AsRef<[usize]> + ?Sized> From<&'a T> for DevLayout<'a> {
     fn from(counts: &'a T) -> Self {
-        Self { counts: counts.as_ref(), allow_weak_quorum: false }
+        Self::of(counts.as_ref())
     }
 }
 
 impl Topology {
     /// The topology of `meridian dev` and `scripts/cluster`: regions `region-1`, `region-2` …; one node
     /// in each of their data centers `a`, `b` …, named `region-1-a` and numbered from 1 through all
-    /// regions; shards 1 and 2, both with their primary in the first region, led by nodes 1 and 2; and
-    /// in them the databases `default` ([`DEV_DEFAULT_DATABASE`]) and `second` ([`DEV_SECOND_DATABASE`]).
+    /// regions; shards from 1, all with their primary in the first region, led by nodes 1, 2 … in turn; and
+    /// in them, in turn, the databases `default` ([`DEV_DEFAULT_DATABASE`]), `second` ([`DEV_SECOND_DATABASE`]),
+    /// `database-3` and so on.
     pub fn dev<'a>(
         layout: impl Into<DevLayout<'a>>,
         rpc_address: impl Fn(NodeId) -> String,
         kv_address: impl Fn(NodeId) -> Option<String>,
     ) -> Result<Self, InvalidTopology> {
-        let DevLayout { counts, allow_weak_quorum } = layout.into();
+        let DevLayout { counts, allow_weak_quorum, shards, databases } = layout.into();
         let mut spec = TopologySpec { default_database: Some("default".to_owned()), ..TopologySpec::default() };
         let mut ids = 1..;
         for (number, &count) in (1..).zip(counts) {
@@ -59,18 +70,23 @@ impl Topology {
         }
         let Some(primary_region) = spec.regions.first().cloned() else { return Err(InvalidTopology::NoRegions) };
         let primary_nodes = NodeId::try_from(*counts.first().unwrap_or(&0)).unwrap_or(NodeId::MAX);
-        for (number, leader, id, name) in
-            [(1, 1, DEV_DEFAULT_DATABASE, "default"), (2, 2, DEV_SECOND_DATABASE, "second")]
-        {
+        for number in 1..=shards {
             spec.shards.push(ShardSpec {
                 id: ShardId(number),
                 primary_region: primary_region.clone(),
                 voters: None,
-                // With one node there, it leads both.
-                preferred_leader: Some(primary_nodes.min(leader)),
+                preferred_leader: Some(1 + NodeId::from(number - 1) % primary_nodes.max(1)),
                 allow_weak_quorum,
             });
-            spec.databases.push(DatabaseInfo { id, name: name.to_owned(), shard: ShardId(number) });
+        }
+        for number in 1..=databases {
+            let name = match number {
+                1 => "default".to_owned(),
+                2 => "second".to_owned(),
+                more => format!("database-{more}"),
+            };
+            let shard = ShardId(1 + (number - 1) % shards.max(1));
+            spec.databases.push(DatabaseInfo { id: dev_database(number), name, shard });
         }
         Self::new(spec)
     }

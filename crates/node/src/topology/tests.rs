@@ -110,12 +110,24 @@ fn a_dev_topology_is_checked_too() {
     for count in [1, 2, 4] {
         let weak = InvalidTopology::WeakQuorum { shard: ShardId(1), voters: count };
         assert_eq!(dev(&[count, 1]).unwrap_err(), weak);
-        let meant = dev(DevLayout { counts: &[count, 1], allow_weak_quorum: true }).unwrap();
+        let meant = dev(DevLayout { allow_weak_quorum: true, ..DevLayout::of(&[count, 1]) }).unwrap();
         assert_eq!(meant.shards[&ShardId(2)].preferred_leader, Some(2.min(count as NodeId)));
         assert!(meant.shards[&ShardId(1)].has_weak_quorum());
     }
     let none = InvalidTopology::NoVoters { shard: ShardId(1), region: "region-1".to_owned() };
-    assert_eq!(dev(DevLayout { counts: &[0, 3], allow_weak_quorum: true }).unwrap_err(), none);
+    assert_eq!(dev(DevLayout { allow_weak_quorum: true, ..DevLayout::of(&[0, 3]) }).unwrap_err(), none);
+}
+
+#[test]
+fn shards_and_databases_of_a_dev_topology_take_turns() {
+    let topology = dev(DevLayout { shards: 4, databases: 300, ..DevLayout::of(&[3, 1]) }).unwrap();
+    let leaders: Vec<_> = topology.shards.values().map(|shard| shard.preferred_leader).collect();
+    assert_eq!(leaders, [Some(1), Some(2), Some(3), Some(1)]);
+    let databases: Vec<_> = topology.databases.values().map(|one| (one.name.as_str(), one.shard.0)).collect();
+    assert_eq!(databases[..3], [("default", 1), ("second", 2), ("database-3", 3)]);
+    assert_eq!((databases[299], databases.len()), (("database-300", 4), 300));
+    let last = "00000000-0000-4000-8000-00000000012c".parse().unwrap();
+    assert_eq!(topology.databases[&last].name, "database-300");
 }
 
 #[test]
