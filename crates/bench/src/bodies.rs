@@ -12,6 +12,7 @@ use prost::Message;
 
 use crate::key_space::{DIGITS, KeySpace, write_digits};
 use crate::random::Random;
+use crate::value::ValueKind;
 
 /// Of a transaction's bytes when loading; the rest is left for what a server may count besides.
 const LOAD_BATCH_BYTES: usize = limits::MAX_TRANSACTION_BYTES / 4 * 3;
@@ -59,17 +60,18 @@ impl ReadBodies {
     }
 }
 
-/// A worker's writes: one set of random bytes on a random key.
+/// A worker's writes: one set of a new value on a random key.
 #[derive(Debug, Clone)]
 pub struct WriteBodies {
     template: Vec<u8>,
     digits: Range<usize>,
     value: Range<usize>,
     count: u32,
+    kind: ValueKind,
 }
 
 impl WriteBodies {
-    pub fn new(space: &KeySpace, value_bytes: usize) -> Self {
+    pub fn new(space: &KeySpace, value_bytes: usize, kind: ValueKind) -> Self {
         let key = space.key(0);
         let mutation = set(key.clone(), Bytes::from(vec![0; value_bytes]));
         let template = AtomicWrite { mutations: vec![mutation], ..AtomicWrite::default() }.encode_to_vec();
@@ -83,6 +85,7 @@ impl WriteBodies {
             digits: digits..digits + DIGITS,
             value: value_end - value_bytes..value_end,
             count: space.count(),
+            kind,
         }
     }
 
@@ -91,14 +94,19 @@ impl WriteBodies {
             write_digits(digits, random.below(self.count));
         }
         if let Some(value) = self.template.get_mut(self.value.clone()) {
-            random.fill(value);
+            self.kind.fill(random, value);
         }
         Bytes::copy_from_slice(&self.template)
     }
 }
 
 /// Atomic writes that together set every key once, within the limits, in the order of the keys.
-pub fn load_bodies(space: &KeySpace, value_bytes: usize, mut random: Random) -> impl Iterator<Item = Bytes> {
+pub fn load_bodies(
+    space: &KeySpace,
+    value_bytes: usize,
+    kind: ValueKind,
+    mut random: Random,
+) -> impl Iterator<Item = Bytes> {
     let entry_bytes = space.key(0).len() + value_bytes;
     let batch = (LOAD_BATCH_BYTES / entry_bytes).clamp(1, limits::MAX_MUTATIONS);
     let mut indexes = 0..space.count();
@@ -108,7 +116,7 @@ pub fn load_bodies(space: &KeySpace, value_bytes: usize, mut random: Random) -> 
             .take(batch)
             .map(|index| {
                 let mut value = vec![0; value_bytes];
-                random.fill(&mut value);
+                kind.fill(&mut random, &mut value);
                 set(space.key(index), value.into())
             })
             .collect();
@@ -157,7 +165,7 @@ mod tests {
         for value_bytes in [1, 7, 128, 200, 65536] {
             let space = KeySpace::new("bench", 3);
             let keys: Vec<Bytes> = (0..3).map(|index| space.key(index)).collect();
-            let mut bodies = WriteBodies::new(&space, value_bytes);
+            let mut bodies = WriteBodies::new(&space, value_bytes, ValueKind::Random);
             let mut random = Random::new(1, 2);
             let mut values = Vec::new();
             for _ in 0..3 {
@@ -180,7 +188,7 @@ mod tests {
         for (count, value_bytes) in [(2500, 16), (30, 65536), (1, 128)] {
             let space = KeySpace::new("bench", count);
             let mut keys = Vec::new();
-            for body in load_bodies(&space, value_bytes, Random::new(1, 3)) {
+            for body in load_bodies(&space, value_bytes, ValueKind::Random, Random::new(1, 3)) {
                 assert!(body.len() < limits::MAX_TRANSACTION_BYTES);
                 let write = AtomicWrite::decode(body).unwrap();
                 assert!(write.mutations.len() <= limits::MAX_MUTATIONS);

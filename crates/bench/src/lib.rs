@@ -8,7 +8,7 @@
 //! | [`options`] | the command line |
 //! | [`endpoint`], [`metadata`], [`target`] | where requests go, learned by the metadata exchange |
 //! | [`link`] | one connection (HTTP/1.1), or a share of one (HTTP/2) |
-//! | [`key_space`], [`bodies`], [`operation`] | the keys, the encoded requests, what counts as a success |
+//! | [`key_space`], [`value`], [`bodies`], [`operation`] | keys, values, the encoded requests, what counts as a success |
 //! | [`worker`], [`cell`], [`run`] | the closed loop, one cell of them, the whole run |
 //! | [`tally`], [`report`], [`table`] | what was counted, as JSON, as Markdown |
 //!
@@ -38,4 +38,5 @@ pub mod run;
 pub mod table;
 pub mod tally;
 pub mod target;
+pub mod value;
 pub mod worker;

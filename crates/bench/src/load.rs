@@ -33,7 +33,8 @@ pub async fn write_keys(
         let target = Target::new(&strong.endpoint.method("atomic_write"), http, &strong.headers)?;
         let mut link = Link::open(&Arc::new(strong.endpoint.clone()), http, options.timeout).await?;
         let mut versionstamp = Bytes::new();
-        for body in load_bodies(space, options.value_bytes, Random::new(options.seed, LOAD_LANE)) {
+        let random = Random::new(options.seed, LOAD_LANE);
+        for body in load_bodies(space, options.value_bytes, options.value_kind, random) {
             versionstamp = written(link.call(target.request(body)).await?)?;
         }
         Ok(versionstamp)

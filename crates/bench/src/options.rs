@@ -8,13 +8,14 @@ use meridian_types::limits;
 use serde::Serialize;
 
 use crate::error::BenchError;
+use crate::value::{MIN_JSON_BYTES, ValueKind};
 
 const MAX_DURATION: Duration = Duration::from_secs(60 * 60);
 const MAX_KEY_PREFIX_BYTES: usize = 256;
 
 /// Measure a KV Connect server with closed loops: each connection has one request in flight.
 ///
-/// Writes are atomic writes with one set of random bytes on a random key, reads read one random key
+/// Writes are atomic writes with one set of a new value on a random key, reads read one random key
 /// as native Deno does. One cell is measured for every combination of --http, --operations and
 /// --connections. Ctrl-C ends the run and prints what was measured so far. The exit code is 0 if
 /// every cell had at least one success.
@@ -48,6 +49,9 @@ pub struct Options {
     /// Bytes of each value
     #[arg(long, default_value_t = 128)]
     pub value_bytes: usize,
+    /// What values hold, from the seed
+    #[arg(long, value_enum, default_value = "random")]
+    pub value_kind: ValueKind,
     /// The measured time of each cell: 500ms, 5s, 2m
     #[arg(long, default_value = "5s", value_parser = parse_duration)]
     pub duration: Duration,
@@ -107,6 +111,10 @@ impl Options {
     pub fn validate(&self) -> Result<(), BenchError> {
         if self.value_bytes == 0 || self.value_bytes > limits::MAX_VALUE_BYTES {
             return Err(BenchError::Option(format!("--value-bytes must be 1 to {}", limits::MAX_VALUE_BYTES)));
+        }
+        if self.value_kind == ValueKind::Json && self.value_bytes < MIN_JSON_BYTES {
+            let needed = format!("--value-kind json needs --value-bytes of {MIN_JSON_BYTES} or more");
+            return Err(BenchError::Option(needed));
         }
         if self.key_prefix.is_empty() || self.key_prefix.len() > MAX_KEY_PREFIX_BYTES || self.key_prefix.contains('\0')
         {

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::options::{HttpVersion, Operation, Options};
+use crate::value::ValueKind;
 
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
@@ -24,6 +25,7 @@ pub struct Settings {
     pub http: Vec<HttpVersion>,
     pub h2_connections: u16,
     pub value_bytes: usize,
+    pub value_kind: ValueKind,
     pub keys: u32,
     pub key_prefix: String,
     pub skip_load: bool,
@@ -70,6 +72,7 @@ impl Settings {
             http: options.http.clone(),
             h2_connections: options.h2_connections,
             value_bytes: options.value_bytes,
+            value_kind: options.value_kind,
             keys: options.keys,
             key_prefix: options.key_prefix.clone(),
             skip_load: options.skip_load,

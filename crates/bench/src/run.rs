@@ -49,7 +49,7 @@ async fn measure_all(
         // Anew for each cell: a run may outlast a token.
         let session = Session::open(options, http).await?;
         let requests = match cell.operation {
-            Operation::Write => Requests::Write(WriteBodies::new(&space, options.value_bytes)),
+            Operation::Write => Requests::Write(WriteBodies::new(&space, options.value_bytes, options.value_kind)),
             Operation::StrongRead => Requests::Read { bodies: reads.clone(), strong: true },
             Operation::EventualRead => Requests::Read { bodies: reads.clone(), strong: false },
         };

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use meridian_bench::bodies::{ReadBodies, WriteBodies, load_bodies, remove_body};
 use meridian_bench::key_space::KeySpace;
 use meridian_bench::random::Random;
+use meridian_bench::value::ValueKind;
 use uuid::Uuid;
 
 use super::probe::Probe;
@@ -27,7 +28,7 @@ impl Keys {
     pub(super) fn new() -> Self {
         let space = KeySpace::new(&format!("_meridian_latency_{}", Uuid::new_v4().simple()), KEYS);
         let reads = ReadBodies::new(&space);
-        let writes = WriteBodies::new(&space, VALUE_BYTES);
+        let writes = WriteBodies::new(&space, VALUE_BYTES, ValueKind::Random);
         Self { space, reads, writes, random: Random::new(1, 1) }
     }
 
@@ -43,7 +44,7 @@ impl Keys {
     /// Sets all keys; returns the versionstamp of the last write.
     pub(super) async fn write_all(&self, probe: &mut Probe) -> Result<Bytes> {
         let mut versionstamp = Bytes::new();
-        for body in load_bodies(&self.space, VALUE_BYTES, self.random.clone()) {
+        for body in load_bodies(&self.space, VALUE_BYTES, ValueKind::Random, self.random.clone()) {
             versionstamp = probe.call(Operation::Write, body).await?;
         }
         Ok(versionstamp)
@@ -74,7 +75,7 @@ impl Keys {
     pub(super) fn first_only(&self) -> Self {
         let space = KeySpace::new(self.space.prefix(), 1);
         let reads = ReadBodies::new(&space);
-        let writes = WriteBodies::new(&space, VALUE_BYTES);
+        let writes = WriteBodies::new(&space, VALUE_BYTES, ValueKind::Random);
         Self { space, reads, writes, random: Random::new(1, 2) }
     }
 }
