@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use bytes::{Bytes, BytesMut};
 use meridian_proto::kv_connect::{
-    AtomicWrite, KvValue, Mutation, MutationType, ReadRange, SnapshotRead, ValueEncoding,
+    AtomicWrite, Check, KvValue, Mutation, MutationType, ReadRange, SnapshotRead, ValueEncoding,
 };
 use meridian_types::limits;
 use prost::Message;
@@ -35,7 +35,35 @@ fn set(key: Bytes, data: Bytes) -> Mutation {
     }
 }
 
-/// The reads of all keys, one behind the other. Cheap to clone.
+/// A read of `limit` entries from the key on, as native Deno lists what has a prefix.
+pub fn range_body(space: &KeySpace, index: u32, limit: u32) -> SnapshotRead {
+    let range = ReadRange {
+        start: space.key(index),
+        end: space.end(),
+        limit: i32::try_from(limit).unwrap_or(i32::MAX),
+        reverse: false,
+    };
+    SnapshotRead { ranges: vec![range] }
+}
+
+/// An atomic write that adds 1 to a number.
+pub fn sum_body(key: Bytes) -> AtomicWrite {
+    let value = KvValue { data: Bytes::copy_from_slice(&1_u64.to_le_bytes()), encoding: ValueEncoding::VeLe64.into() };
+    let mutation =
+        Mutation { key, value: Some(value), mutation_type: MutationType::MSum.into(), ..Mutation::default() };
+    AtomicWrite { mutations: vec![mutation], ..AtomicWrite::default() }
+}
+
+/// An atomic write that sets the key if it has this versionstamp; an empty one is an absent key's.
+pub fn check_and_set_body(key: Bytes, versionstamp: Bytes, value: Bytes) -> AtomicWrite {
+    AtomicWrite {
+        checks: vec![Check { key: key.clone(), versionstamp }],
+        mutations: vec![set(key, value)],
+        ..AtomicWrite::default()
+    }
+}
+
+/// Bodies of one length, encoded once, one behind the other: those of the reads of all keys. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ReadBodies {
     all: Bytes,
@@ -45,12 +73,16 @@ pub struct ReadBodies {
 
 impl ReadBodies {
     pub fn new(space: &KeySpace) -> Self {
-        let body_bytes = read_body(&space.key(0)).encoded_len();
+        Self::encode(space.count(), |index| read_body(&space.key(index)).encode_to_vec().into())
+    }
+
+    /// `body` gives the same length for every index below `count`.
+    pub fn encode(count: u32, body: impl Fn(u32) -> Bytes) -> Self {
         let mut all = Vec::new();
-        for index in 0..space.count() {
-            all.extend_from_slice(&read_body(&space.key(index)).encode_to_vec());
+        for index in 0..count {
+            all.extend_from_slice(&body(index));
         }
-        Self { all: all.into(), body_bytes, count: space.count() }
+        Self { all: all.into(), body_bytes: body(0).len(), count }
     }
 
     pub fn next(&self, random: &mut Random) -> Bytes {
@@ -114,11 +146,7 @@ pub fn load_bodies(
         let mutations: Vec<Mutation> = indexes
             .by_ref()
             .take(batch)
-            .map(|index| {
-                let mut value = vec![0; value_bytes];
-                kind.fill(&mut random, &mut value);
-                set(space.key(index), value.into())
-            })
+            .map(|index| set(space.key(index), kind.bytes(&mut random, value_bytes)))
             .collect();
         let write = AtomicWrite { mutations, ..AtomicWrite::default() };
         (!write.mutations.is_empty()).then(|| write.encode_to_vec().into())

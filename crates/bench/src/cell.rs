@@ -3,19 +3,19 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hyper::header::{HeaderName, HeaderValue};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::endpoint::Endpoint;
 use crate::error::BenchError;
 use crate::link::Link;
-use crate::operation::Requests;
 use crate::options::{HttpVersion, Operation, Options};
 use crate::random::Random;
 use crate::report::CellReport;
+use crate::schedule::{OpenLoop, Schedule};
+use crate::session::Destination;
 use crate::tally::Tally;
-use crate::target::Target;
+use crate::work::Work;
 use crate::worker::{Window, Worker};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,18 +25,11 @@ pub struct Cell {
     pub connections: u16,
 }
 
-/// Where a cell's requests go.
-#[derive(Debug, Clone)]
-pub struct Destination {
-    pub endpoint: Endpoint,
-    pub headers: Vec<(HeaderName, HeaderValue)>,
-}
-
 impl Cell {
     /// All cells of a run, in the order in which they are measured.
     pub fn all(options: &Options) -> Vec<Self> {
         let mut cells = Vec::new();
-        for &http in &options.http {
+        for http in options.http_versions() {
             for &operation in &options.operations {
                 for &connections in &options.connections {
                     cells.push(Self { operation, http, connections });
@@ -60,23 +53,23 @@ impl Cell {
         self,
         options: &Options,
         destination: &Destination,
-        requests: &Requests,
         stopped: &mut watch::Receiver<bool>,
     ) -> Result<Option<CellReport>, BenchError> {
-        let method = if self.operation == Operation::Write { "atomic_write" } else { "snapshot_read" };
-        let target = Target::new(&destination.endpoint.method(method), self.http, &destination.headers)?;
+        let work = Work::new(self.operation, options, destination, self.http)?;
         let links = self.open_links(options, &destination.endpoint).await?;
         let mut total = Tally::new()?;
 
-        let begin = Instant::now() + options.warmup;
+        let start = Instant::now();
+        let begin = start + options.warmup;
         let window = Window { begin, end: begin + options.duration };
+        let open = options.rate.map(|rate| OpenLoop::start(Schedule { start, rate }, window.end)).transpose()?;
         let mut workers = JoinSet::new();
         let mut cancels = Vec::with_capacity(links.len());
         for (lane, link) in (0..).zip(links) {
             let (cancel, cancelled) = oneshot::channel();
             cancels.push(cancel);
             let random = Random::new(options.seed, lane);
-            let worker = Worker { link, target: target.clone(), requests: requests.clone(), random, window };
+            let worker = Worker { link, work: work.clone(), random, window, open: open.clone() };
             workers.spawn(worker.run(Tally::new()?, cancelled));
         }
 
@@ -92,6 +85,11 @@ impl Cell {
                     ended = ended.min(Instant::now());
                     cancels.clear();
                 }
+            }
+        }
+        if let Some(open) = open {
+            for due in open.close(ended).filter(|due| *due >= window.begin) {
+                total.unsent(ended - due);
             }
         }
         let measured = ended.saturating_duration_since(window.begin);
@@ -132,6 +130,8 @@ impl Cell {
             p50_ms: total.quantile_ms(0.5),
             p99_ms: total.quantile_ms(0.99),
             max_ms: total.max_ms(),
+            conflicts: total.conflicts,
+            unsent: total.unsent,
         }
     }
 }

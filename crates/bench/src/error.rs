@@ -18,6 +18,8 @@ pub enum BenchError {
     Timeout(Duration),
     #[error("status {status}: {text}")]
     Status { status: StatusCode, text: String },
+    #[error("gRPC status {status}: {text}")]
+    Grpc { status: String, text: String },
     #[error("the answer has more than {0} bytes")]
     AnswerTooLarge(usize),
     #[error("the answer is not the message: {0}")]

@@ -40,6 +40,11 @@ impl KeySpace {
         key.into()
     }
 
+    /// After every key, and before those of any other prefix.
+    pub fn end(&self) -> Bytes {
+        [&[STRING_TAG], self.prefix.as_bytes(), &[STRING_END, 0xff]].concat().into()
+    }
+
     /// Where in a key the digits begin.
     pub fn digits_offset(&self) -> usize {
         self.prefix.len() + 3
@@ -64,5 +69,7 @@ mod tests {
         let space = KeySpace::new("b", 100);
         assert_eq!(space.key(42).as_ref(), b"\x02b\x00\x020000000042\x00");
         assert_eq!(&space.key(42)[space.digits_offset()..][..DIGITS], b"0000000042");
+        assert_eq!(space.end().as_ref(), b"\x02b\x00\xff");
+        assert!(space.key(u32::MAX) < space.end() && space.end() < KeySpace::new("b-hot", 1).key(0));
     }
 }

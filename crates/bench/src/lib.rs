@@ -1,31 +1,40 @@
-//! A load generator for KV Connect servers, Meridian's or any other.
+//! A load generator for KV Connect servers, Meridian's or any other, and for etcd.
 //!
 //! A run is a list of cells: one operation, over one HTTP version, with one number of connections. In
-//! a cell every connection is a closed loop with one request in flight.
+//! a cell every connection has one request in flight: the next one follows at once (a closed loop), or
+//! when it is due at a fixed rate (an open loop).
 //!
 //! | module | holds |
 //! |---|---|
 //! | [`options`] | the command line |
-//! | [`endpoint`], [`metadata`], [`target`] | where requests go, learned by the metadata exchange |
+//! | [`endpoint`], [`metadata`], [`session`], [`target`] | where requests go, learned by the metadata exchange |
 //! | [`link`] | one connection (HTTP/1.1), or a share of one (HTTP/2) |
 //! | [`key_space`], [`value`], [`bodies`], [`operation`] | keys, values, the encoded requests, what counts as a success |
-//! | [`worker`], [`cell`], [`run`] | the closed loop, one cell of them, the whole run |
+//! | [`etcd`] | etcd's requests and answers |
+//! | [`check_and_set`], [`work`] | reading and setting until no other was first; what a worker does |
+//! | [`schedule`] | when operations of an open loop are due |
+//! | [`worker`], [`cell`], [`run`] | the loop, one cell of them, the whole run |
 //! | [`tally`], [`report`], [`table`] | what was counted, as JSON, as Markdown |
 //!
 //! What always holds:
 //! - An operation is counted only if its answer was decoded and says success. Everything else is an
-//!   error: a status, a transport failure, no answer in time, a conflict, a key that is missing, a
-//!   strong read whose answer says that it is not strong.
+//!   error: a status, a transport failure, no answer in time, a key that is missing, a strong read whose
+//!   answer says that it is not strong. But a conflict of an operation that reads and then checks is none:
+//!   the operation begins anew, its conflicts are counted, and its latency holds all its attempts.
 //! - An operation counts for throughput if it finished within the measured time. Latencies also
 //!   hold what was in flight when that time ended, so that a stall at the end shows.
+//! - An open loop's latencies count from when an operation was due, also of one that was answered late or
+//!   that no connection was free for (`unsent`): what a stalled server delays is not left out.
 //! - Everything is bounded: each request, each cell, the connections, the key space.
 //!
-//! Absent on purpose: starting servers, TLS, retries of single requests, open-loop load.
+//! Absent on purpose: starting servers, TLS, retries of single requests.
 
 pub mod bodies;
 pub mod cell;
+pub mod check_and_set;
 pub mod endpoint;
 pub mod error;
+pub mod etcd;
 pub mod key_space;
 pub mod link;
 pub mod load;
@@ -35,8 +44,11 @@ pub mod options;
 pub mod random;
 pub mod report;
 pub mod run;
+pub mod schedule;
+pub mod session;
 pub mod table;
 pub mod tally;
 pub mod target;
 pub mod value;
+pub mod work;
 pub mod worker;

@@ -8,6 +8,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
+use hyper::header::HeaderMap;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
@@ -18,7 +19,7 @@ use crate::error::BenchError;
 use crate::options::HttpVersion;
 
 /// No answer to what this program asks comes near it.
-const MAX_ANSWER_BYTES: usize = 1 << 20;
+const MAX_ANSWER_BYTES: usize = 8 << 20;
 const MAX_ERROR_TEXT_BYTES: usize = 500;
 
 type Body = Full<Bytes>;
@@ -100,6 +101,8 @@ impl Sender {
         };
         let response = response.map_err(|error| BenchError::transport(&error))?;
         let status = response.status();
+        // An answer of gRPC that is only an error has its trailers here.
+        grpc_status(response.headers())?;
         let body = read_to_end(response.into_body()).await?;
         if status == StatusCode::OK { Ok(body) } else { Err(status_error(status, &body)) }
     }
@@ -151,7 +154,15 @@ async fn read_to_end(mut body: Incoming) -> Result<Bytes, BenchError> {
     let mut whole = Bytes::new();
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| BenchError::transport(&error))?;
-        let Ok(data) = frame.into_data() else { continue };
+        let data = match frame.into_data() {
+            Ok(data) => data,
+            Err(frame) => {
+                if let Ok(trailers) = frame.into_trailers() {
+                    grpc_status(&trailers)?;
+                }
+                continue;
+            }
+        };
         if whole.len() + data.len() > MAX_ANSWER_BYTES {
             return Err(BenchError::AnswerTooLarge(MAX_ANSWER_BYTES));
         }
@@ -166,7 +177,35 @@ async fn read_to_end(mut body: Incoming) -> Result<Bytes, BenchError> {
     Ok(whole)
 }
 
+/// An error if there is a status of gRPC, and one other than 0.
+fn grpc_status(headers: &HeaderMap) -> Result<(), BenchError> {
+    let text = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    match text("grpc-status") {
+        Some(status) if status != "0" => {
+            Err(BenchError::Grpc { status, text: text("grpc-message").unwrap_or_default() })
+        }
+        _ => Ok(()),
+    }
+}
+
 fn status_error(status: StatusCode, body: &Bytes) -> BenchError {
     let text = body.get(..MAX_ERROR_TEXT_BYTES).unwrap_or(body);
     BenchError::Status { status, text: String::from_utf8_lossy(text).trim().to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hyper::header::HeaderValue;
+
+    #[test]
+    fn a_status_of_grpc_other_than_0_is_an_error() {
+        let mut headers = HeaderMap::new();
+        assert!(grpc_status(&headers).is_ok());
+        headers.insert("grpc-status", HeaderValue::from_static("0"));
+        assert!(grpc_status(&headers).is_ok());
+        headers.insert("grpc-status", HeaderValue::from_static("14"));
+        headers.insert("grpc-message", HeaderValue::from_static("etcdserver: no leader"));
+        assert_eq!(grpc_status(&headers).unwrap_err().to_string(), "gRPC status 14: etcdserver: no leader");
+    }
 }

@@ -7,13 +7,14 @@ use bytes::Bytes;
 use prost::Message;
 
 use crate::bodies::{load_bodies, read_body};
-use crate::cell::Destination;
 use crate::error::BenchError;
+use crate::etcd;
 use crate::key_space::KeySpace;
 use crate::link::Link;
 use crate::operation::{read, written};
 use crate::options::{HttpVersion, Options};
 use crate::random::Random;
+use crate::session::Destination;
 use crate::target::Target;
 
 /// How long a replica may lag behind the load.
@@ -38,6 +39,22 @@ pub async fn write_keys(
             versionstamp = written(link.call(target.request(body)).await?)?;
         }
         Ok(versionstamp)
+    };
+    work.await.map_err(|error| BenchError::Load(Box::new(error)))
+}
+
+/// Writes all keys to etcd, one transaction after the other.
+pub async fn write_etcd_keys(options: &Options, space: &KeySpace, member: &Destination) -> Result<(), BenchError> {
+    let work = async {
+        let target = Target::new(&member.endpoint.method(etcd::TXN), HttpVersion::H2, &member.headers)?;
+        let mut link = Link::open(&Arc::new(member.endpoint.clone()), HttpVersion::H2, options.timeout).await?;
+        let random = Random::new(options.seed, LOAD_LANE);
+        for body in etcd::load_bodies(space, options.value_bytes, options.value_kind, random) {
+            if !etcd::committed(link.call(target.request(body)).await?)? {
+                return Err(BenchError::Unsuccessful("a transaction without comparisons did not succeed".into()));
+            }
+        }
+        Ok(())
     };
     work.await.map_err(|error| BenchError::Load(Box::new(error)))
 }

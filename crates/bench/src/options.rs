@@ -12,21 +12,30 @@ use crate::value::{MIN_JSON_BYTES, ValueKind};
 
 const MAX_DURATION: Duration = Duration::from_secs(60 * 60);
 const MAX_KEY_PREFIX_BYTES: usize = 256;
+/// Of one read of a range.
+pub const RANGE_KEYS: u32 = 100;
 
-/// Measure a KV Connect server with closed loops: each connection has one request in flight.
+/// Measure a KV Connect server, or etcd. Each connection has one request in flight: the next one follows
+/// its answer (a closed loop), or is due at a fixed rate (--rate, an open loop).
 ///
-/// Writes are atomic writes with one set of a new value on a random key, reads read one random key
-/// as native Deno does. One cell is measured for every combination of --http, --operations and
-/// --connections. Ctrl-C ends the run and prints what was measured so far. The exit code is 0 if
-/// every cell had at least one success.
+/// Operations: write sets one random key to a new value; strong-read and eventual-read read one random
+/// key as native Deno does; range is a strong read of 100 keys in a row; sum adds 1 to one number, the
+/// same for all; contended reads one of a few hot keys and sets it if it is still the same, and does both
+/// anew if it is not. etcd has no sums: there a sum is read, and set if it is still the same.
+///
+/// One cell is measured for every combination of --http, --operations and --connections. Ctrl-C ends the
+/// run and prints what was measured so far. The exit code is 0 if every cell had at least one success.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "meridian-bench", version, args_override_self = true)]
 pub struct Options {
-    /// The connect URL, as given to Deno.openKv (http:// only)
+    /// The connect URL, as given to Deno.openKv, or the URL of a member of etcd (http:// only)
     #[arg(long)]
     pub url: String,
-    /// The access token of the database
-    #[arg(long, env = "DENO_KV_ACCESS_TOKEN", hide_env_values = true)]
+    /// What the server speaks
+    #[arg(long, value_enum, default_value = "kv-connect")]
+    pub protocol: Protocol,
+    /// The access token of the database; etcd has none
+    #[arg(long, env = "DENO_KV_ACCESS_TOKEN", hide_env_values = true, default_value = "")]
     pub access_token: String,
     /// A second connect URL, for eventual reads, say of a node in another region; by default the
     /// eventual endpoint that --url names. Its eventual endpoint is used, or its first if it has none
@@ -39,8 +48,13 @@ pub struct Options {
     #[arg(long, value_delimiter = ',', default_value = "1,16,64,256",
           value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub connections: Vec<u16>,
+    /// Instead of closed loops, so many operations a second over all connections of a cell, evenly. Latencies
+    /// count from when an operation was due, and not from when a connection was free for it
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub rate: Option<u32>,
     /// HTTP versions; h2 is with prior knowledge. The first one also carries the metadata exchange
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "h1,h2")]
+    /// [default: h1,h2, and with etcd h2]
+    #[arg(long, value_enum, value_delimiter = ',')]
     pub http: Vec<HttpVersion>,
     /// With h2, the streams of a cell share at most this many TCP connections. Servers limit the
     /// streams of one connection (often to 100 or 200); beyond that requests wait in the client
@@ -67,6 +81,9 @@ pub struct Options {
     /// The first part of every key; the second is a number
     #[arg(long, default_value = "meridian-bench")]
     pub key_prefix: String,
+    /// Keys that contended operations choose from
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    pub hot_keys: u32,
     /// Do not write the key space before reads (it is there from an earlier run)
     #[arg(long)]
     pub skip_load: bool,
@@ -90,6 +107,16 @@ pub enum Operation {
     Write,
     StrongRead,
     EventualRead,
+    Range,
+    Sum,
+    Contended,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Protocol {
+    KvConnect,
+    Etcd,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
@@ -125,11 +152,39 @@ impl Options {
         if self.duration.is_zero() || self.timeout.is_zero() {
             return Err(BenchError::Option("--duration and --timeout must be above 0".into()));
         }
-        Ok(())
+        if self.operations.contains(&Operation::Range) && self.keys < RANGE_KEYS {
+            return Err(BenchError::Option(format!(
+                "range reads {RANGE_KEYS} keys: --keys must be {RANGE_KEYS} or more"
+            )));
+        }
+        match self.protocol {
+            Protocol::KvConnect if self.access_token.is_empty() => {
+                Err(BenchError::Option("--access-token is missing, and DENO_KV_ACCESS_TOKEN is not set".into()))
+            }
+            Protocol::Etcd if self.http.contains(&HttpVersion::H1) => {
+                Err(BenchError::Option("--http h1 is not for --protocol etcd, which is gRPC over HTTP/2".into()))
+            }
+            Protocol::Etcd if self.eventual_url.is_some() => {
+                Err(BenchError::Option("--eventual-url is not for --protocol etcd: --url serves both reads".into()))
+            }
+            _ => Ok(()),
+        }
     }
 
+    pub fn http_versions(&self) -> Vec<HttpVersion> {
+        match self.protocol {
+            _ if !self.http.is_empty() => self.http.clone(),
+            Protocol::KvConnect => vec![HttpVersion::H1, HttpVersion::H2],
+            Protocol::Etcd => vec![HttpVersion::H2],
+        }
+    }
+
+    /// Whether an operation needs the key space to be there.
     pub fn reads(&self) -> bool {
-        self.operations.iter().any(|operation| *operation != Operation::Write)
+        let reads = |operation: &Operation| {
+            matches!(operation, Operation::StrongRead | Operation::EventualRead | Operation::Range)
+        };
+        self.operations.iter().any(reads)
     }
 }
 
@@ -139,6 +194,9 @@ impl Operation {
             Self::Write => "write",
             Self::StrongRead => "strong-read",
             Self::EventualRead => "eventual-read",
+            Self::Range => "range",
+            Self::Sum => "sum",
+            Self::Contended => "contended",
         }
     }
 }
@@ -218,7 +276,43 @@ mod tests {
         let options = Options::try_parse_from(["meridian-bench", "--url=http://x", "--access-token=t"]).unwrap();
         assert_eq!(options.operations.len(), 3);
         assert_eq!(options.connections, [1, 16, 64, 256]);
-        assert_eq!(options.http.len(), 2);
+        assert_eq!(options.http_versions(), [HttpVersion::H1, HttpVersion::H2]);
+        assert_eq!((options.protocol, options.rate, options.hot_keys), (Protocol::KvConnect, None, 16));
+    }
+
+    fn refusal(more: &[&str]) -> String {
+        let arguments = ["meridian-bench", "--url=http://x"].iter().chain(more);
+        Options::try_parse_from(arguments).unwrap().validate().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn what_does_not_go_together_is_refused_by_name() {
+        assert!(refusal(&["--access-token="]).contains("--access-token is missing"));
+        let etcd = ["--protocol=etcd"];
+        assert!(refusal(&[etcd[0], "--http=h2,h1"]).contains("--http h1 is not for --protocol etcd"));
+        assert!(refusal(&[etcd[0], "--eventual-url=http://y"]).contains("--eventual-url is not for --protocol etcd"));
+        let range = ["--access-token=t", "--operations=range,sum", "--keys=99"];
+        assert_eq!(refusal(&range), "range reads 100 keys: --keys must be 100 or more");
+        for bad in ["--rate=0", "--rate=1000001", "--hot-keys=0", "--protocol=redis"] {
+            assert!(Options::try_parse_from(["meridian-bench", "--url=http://x", bad]).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn etcd_needs_no_token_and_has_http_2_only() {
+        let arguments = ["meridian-bench", "--url=http://x", "--protocol=etcd", "--access-token=", "--rate=500"];
+        let options = Options::try_parse_from(arguments).unwrap();
+        options.validate().unwrap();
+        assert_eq!((options.http_versions(), options.rate), (vec![HttpVersion::H2], Some(500)));
+    }
+
+    #[test]
+    fn only_reads_of_the_key_space_need_it_loaded() {
+        for (operations, reads) in [("write,sum,contended", false), ("sum,range", true), ("strong-read", true)] {
+            let operations = format!("--operations={operations}");
+            let options = Options::try_parse_from(["meridian-bench", "--url=http://x", &operations]).unwrap();
+            assert_eq!(options.reads(), reads, "{operations}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use crate::options::{HttpVersion, Operation, Options};
+use crate::options::{HttpVersion, Operation, Options, Protocol};
 use crate::value::ValueKind;
 
 #[derive(Debug, Clone, Serialize)]
@@ -20,6 +20,7 @@ pub struct Report {
 pub struct Settings {
     pub url: String,
     pub eventual_url: Option<String>,
+    pub protocol: Protocol,
     pub operations: Vec<Operation>,
     pub connections: Vec<u16>,
     pub http: Vec<HttpVersion>,
@@ -28,7 +29,10 @@ pub struct Settings {
     pub value_kind: ValueKind,
     pub keys: u32,
     pub key_prefix: String,
+    pub hot_keys: u32,
     pub skip_load: bool,
+    /// Operations a second of an open loop.
+    pub rate: Option<u32>,
     pub duration_s: f64,
     pub warmup_s: f64,
     pub timeout_s: f64,
@@ -36,7 +40,7 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// What the metadata exchange told.
+/// What the metadata exchange told. Of etcd, which has none: its name, and the version of its interface.
 #[derive(Debug, Clone, Serialize)]
 pub struct Server {
     pub database_id: String,
@@ -60,6 +64,8 @@ pub struct CellReport {
     pub p50_ms: f64,
     pub p99_ms: f64,
     pub max_ms: f64,
+    pub conflicts: u64,
+    pub unsent: u64,
 }
 
 impl Settings {
@@ -67,15 +73,18 @@ impl Settings {
         Self {
             url: options.url.clone(),
             eventual_url: options.eventual_url.clone(),
+            protocol: options.protocol,
             operations: options.operations.clone(),
             connections: options.connections.clone(),
-            http: options.http.clone(),
+            http: options.http_versions(),
             h2_connections: options.h2_connections,
             value_bytes: options.value_bytes,
             value_kind: options.value_kind,
             keys: options.keys,
             key_prefix: options.key_prefix.clone(),
+            hot_keys: options.hot_keys,
             skip_load: options.skip_load,
+            rate: options.rate,
             duration_s: options.duration.as_secs_f64(),
             warmup_s: options.warmup.as_secs_f64(),
             timeout_s: options.timeout.as_secs_f64(),
@@ -113,12 +122,16 @@ pub(crate) mod tests {
             p50_ms: 1.247,
             p99_ms: 3.5,
             max_ms: 20.031,
+            conflicts: 0,
+            unsent: 0,
         };
         let failing = CellReport {
             operation: Operation::StrongRead,
             http: HttpVersion::H2,
             tcp_connections: 4,
             errors: 3,
+            conflicts: 5,
+            unsent: 7,
             first_error: Some("status 503: no\nleader | yet".into()),
             ..cell.clone()
         };
@@ -150,7 +163,7 @@ pub(crate) mod tests {
             serde_json::json!({
                 "operation": "write", "http": "h1", "connections": 16, "tcp_connections": 16, "measured_s": 5.0,
                 "operations": 61172, "throughput_ops_per_s": 12234.4, "errors": 0, "first_error": null,
-                "p50_ms": 1.247, "p99_ms": 3.5, "max_ms": 20.031,
+                "p50_ms": 1.247, "p99_ms": 3.5, "max_ms": 20.031, "conflicts": 0, "unsent": 0,
             })
         );
         assert_eq!(json["cells"][1]["operation"], "strong-read");

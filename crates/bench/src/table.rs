@@ -6,8 +6,8 @@ use crate::report::{CellReport, Report};
 
 pub fn render(report: &Report) -> String {
     let mut text = String::from(
-        "| operation | http | connections | operations | ops/s | errors | p50 ms | p99 ms | max ms |\n\
-         |---|---|---:|---:|---:|---:|---:|---:|---:|\n",
+        "| operation | http | connections | operations | ops/s | errors | p50 ms | p99 ms | max ms | conflicts | unsent |\n\
+         |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
     for cell in &report.cells {
         text.push_str(&row(cell));
@@ -25,7 +25,7 @@ pub fn render(report: &Report) -> String {
 
 fn row(cell: &CellReport) -> String {
     format!(
-        "| {} | {} | {} | {} | {:.1} | {} | {:.3} | {:.3} | {:.3} |\n",
+        "| {} | {} | {} | {} | {:.1} | {} | {:.3} | {:.3} | {:.3} | {} | {} |\n",
         cell.operation.name(),
         cell.http.name(),
         cell.connections,
@@ -35,6 +35,8 @@ fn row(cell: &CellReport) -> String {
         cell.p50_ms,
         cell.p99_ms,
         cell.max_ms,
+        cell.conflicts,
+        cell.unsent,
     )
 }
 
@@ -57,10 +59,10 @@ mod tests {
     fn renders_markdown() {
         assert_eq!(
             render(&example()),
-            "| operation | http | connections | operations | ops/s | errors | p50 ms | p99 ms | max ms |\n\
-             |---|---|---:|---:|---:|---:|---:|---:|---:|\n\
-             | write | h1 | 16 | 61172 | 12234.4 | 0 | 1.247 | 3.500 | 20.031 |\n\
-             | strong-read | h2 | 16 | 61172 | 12234.4 | 3 | 1.247 | 3.500 | 20.031 |\n\
+            "| operation | http | connections | operations | ops/s | errors | p50 ms | p99 ms | max ms | conflicts | unsent |\n\
+             |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n\
+             | write | h1 | 16 | 61172 | 12234.4 | 0 | 1.247 | 3.500 | 20.031 | 0 | 0 |\n\
+             | strong-read | h2 | 16 | 61172 | 12234.4 | 3 | 1.247 | 3.500 | 20.031 | 5 | 7 |\n\
              \n\
              First error of strong-read h2 16: status 503: no leader | yet\n\
              \n\

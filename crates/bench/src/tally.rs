@@ -14,8 +14,13 @@ pub struct Tally {
     /// Successes that finished within the measured time.
     pub operations: u64,
     pub errors: u64,
+    /// Attempts that failed since another one was first, and that were made anew.
+    pub conflicts: u64,
+    /// Operations of an open loop that no connection was free for before the time was over.
+    pub unsent: u64,
     pub first_error: Option<String>,
-    /// Of successes, also those that finished after the measured time; microseconds.
+    /// Of successes, also those that finished after the measured time, and so far of what was not done when it ended;
+    /// microseconds.
     latencies_us: Histogram<u64>,
 }
 
@@ -23,12 +28,18 @@ impl Tally {
     pub fn new() -> Result<Self, BenchError> {
         let latencies_us = Histogram::new_with_bounds(1, MICROS_PER_HOUR, SIGNIFICANT_DIGITS)
             .map_err(|error| BenchError::Option(error.to_string()))?;
-        Ok(Self { operations: 0, errors: 0, first_error: None, latencies_us })
+        Ok(Self { operations: 0, errors: 0, conflicts: 0, unsent: 0, first_error: None, latencies_us })
     }
 
     pub fn success(&mut self, latency: Duration, within_time: bool) {
         self.operations += u64::from(within_time);
         self.latencies_us.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// Of an operation that had been due for `latency` when the time was over.
+    pub fn unsent(&mut self, latency: Duration) {
+        self.unsent += 1;
+        self.success(latency, false);
     }
 
     pub fn error(&mut self, error: &BenchError) {
@@ -41,6 +52,8 @@ impl Tally {
     pub fn merge(&mut self, other: Self) -> Result<(), BenchError> {
         self.operations += other.operations;
         self.errors += other.errors;
+        self.conflicts += other.conflicts;
+        self.unsent += other.unsent;
         self.first_error = self.first_error.take().or(other.first_error);
         self.latencies_us.add(other.latencies_us).map_err(|error| BenchError::Option(error.to_string()))
     }
@@ -71,8 +84,10 @@ mod tests {
                 tally.success(Duration::from_millis(worker * 50 + step), true);
             }
             tally.error(&BenchError::Unsuccessful(format!("error of {worker}")));
+            tally.conflicts += 3;
             all.merge(tally).unwrap();
         }
+        assert_eq!((all.conflicts, all.unsent), (6, 0));
         assert_eq!((all.operations, all.errors, all.first_error.as_deref()), (100, 2, Some("error of 0")));
         assert!((all.quantile_ms(0.5) - 50.0).abs() < 0.1);
         assert!((all.quantile_ms(0.99) - 99.0).abs() < 0.1);
@@ -85,5 +100,15 @@ mod tests {
         tally.success(Duration::from_secs(3), false);
         assert_eq!(tally.operations, 0);
         assert!((tally.max_ms() - 3000.0).abs() < 2.0);
+    }
+
+    #[test]
+    fn what_was_not_sent_has_waited_so_far() {
+        let mut tally = Tally::new().unwrap();
+        let mut other = Tally::new().unwrap();
+        other.unsent(Duration::from_secs(2));
+        tally.merge(other).unwrap();
+        assert_eq!((tally.operations, tally.errors, tally.unsent), (0, 0, 1));
+        assert!((tally.quantile_ms(0.5) - 2000.0).abs() < 2.0);
     }
 }

@@ -1,6 +1,7 @@
 //! What values hold: random bytes, which no compression makes smaller, or JSON documents like those of an
 //! application. A document has an id of its own, so that none comes twice.
 
+use bytes::Bytes;
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -96,6 +97,12 @@ pub enum ValueKind {
 }
 
 impl ValueKind {
+    pub fn bytes(self, random: &mut Random, count: usize) -> Bytes {
+        let mut value = vec![0; count];
+        self.fill(random, &mut value);
+        value.into()
+    }
+
     /// Fills the value with a new one of its length, which is at least [`MIN_JSON_BYTES`] for JSON.
     pub fn fill(self, random: &mut Random, value: &mut [u8]) {
         match self {

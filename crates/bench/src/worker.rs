@@ -1,15 +1,17 @@
-//! The closed loop: one request in flight, the next one once it is answered.
+//! One operation in flight, the next one once it is answered, or once it is due.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
+use crate::check_and_set::Outcome;
 use crate::error::BenchError;
 use crate::link::Link;
-use crate::operation::Requests;
 use crate::random::Random;
+use crate::schedule::OpenLoop;
 use crate::tally::Tally;
-use crate::target::Target;
+use crate::work::Work;
 
 /// After an error, so that a server that refuses everything is not drowned, nor the CPU burned.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
@@ -24,10 +26,11 @@ pub struct Window {
 #[derive(Debug)]
 pub struct Worker {
     pub link: Link,
-    pub target: Target,
-    pub requests: Requests,
+    pub work: Work,
     pub random: Random,
     pub window: Window,
+    /// `None`: a closed loop.
+    pub open: Option<Arc<OpenLoop>>,
 }
 
 impl Worker {
@@ -43,18 +46,21 @@ impl Worker {
     }
 
     async fn repeat(&mut self, tally: &mut Tally) {
-        loop {
-            let request = self.target.request(self.requests.next(&mut self.random));
-            let begun = Instant::now();
-            if begun >= self.window.end {
-                return;
-            }
-            let outcome = self.link.call(request).await.and_then(|answer| self.requests.check(answer));
+        while let Some(begun) = self.next().await {
+            let mut conflicts = 0;
+            let outcome = self.work.perform(&mut self.link, &mut self.random, self.window.end, &mut conflicts).await;
             let finished = Instant::now();
-            let measured = finished >= self.window.begin;
+            // In an open loop, what was due before is not measured, however late it was.
+            let measured = self.window.begin <= if self.open.is_some() { begun } else { finished };
+            if measured {
+                tally.conflicts += conflicts;
+            }
             match outcome {
-                Ok(()) if measured => tally.success(finished - begun, finished <= self.window.end),
-                Ok(()) => {}
+                Ok(outcome) if measured => {
+                    let within_time = outcome == Outcome::Success && finished <= self.window.end;
+                    tally.success(finished - begun, within_time);
+                }
+                Ok(_) => {}
                 Err(error) => {
                     if measured {
                         tally.error(&error);
@@ -62,6 +68,14 @@ impl Worker {
                     self.recover(&error, tally).await;
                 }
             }
+        }
+    }
+
+    /// From when the next operation's latency counts. `None`: the time is over.
+    async fn next(&self) -> Option<Instant> {
+        match &self.open {
+            Some(open) => open.next().await,
+            None => Some(Instant::now()).filter(|now| *now < self.window.end),
         }
     }
 

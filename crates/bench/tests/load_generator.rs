@@ -13,7 +13,8 @@ use clap::Parser;
 use meridian_bench::options::Options;
 use meridian_bench::report::Report;
 use meridian_bench::run::run;
-use support::{KvServer, TOKEN};
+use support::etcd::EtcdServer;
+use support::{KvServer, TOKEN, le64};
 use tokio::sync::watch;
 
 const SHORT: [&str; 4] = ["--duration=200ms", "--warmup=20ms", "--keys=1500", "--timeout=5s"];
@@ -21,6 +22,7 @@ const SHORT: [&str; 4] = ["--duration=200ms", "--warmup=20ms", "--keys=1500", "-
 async fn measure(url: &str, token: &str, more: &[&str]) -> Result<Report, String> {
     let arguments = ["meridian-bench", "--url", url, "--access-token", token].into_iter().chain(SHORT);
     let options = Options::try_parse_from(arguments.chain(more.iter().copied())).unwrap();
+    options.validate().unwrap();
     let (_keep, stopped) = watch::channel(false);
     match run(&options, stopped).await {
         (Some(report), None) => Ok(report),
@@ -100,6 +102,96 @@ async fn a_second_url_serves_eventual_reads() {
     let report = measure(&url, TOKEN, &more).await.unwrap();
     assert!(report.cells[0].operations > 0 && report.cells[0].errors == 0);
     assert!(other.reads.load(Ordering::Relaxed) > before);
+}
+
+#[tokio::test]
+async fn ranges_sums_and_contended_checks_are_measured() {
+    let server = Arc::new(KvServer::default());
+    let url = Arc::clone(&server).serve().await;
+    let more = ["--operations=range,sum,contended", "--connections=8", "--hot-keys=1", "--http=h1", "--warmup=0s"];
+    let report = measure(&url, TOKEN, &more).await.unwrap();
+    for cell in &report.cells {
+        assert!(cell.operations > 0 && cell.errors == 0 && cell.unsent == 0, "{cell:?}");
+    }
+    let conflicts: Vec<u64> = report.cells.iter().map(|cell| cell.conflicts).collect();
+    // Eight on one key cannot all be first; each conflict is counted, and none is an error.
+    assert_eq!(conflicts, [0, 0, server.conflicts.load(Ordering::Relaxed)]);
+    assert!(conflicts[2] > 0);
+    let entries = server.entries.lock().unwrap();
+    let sums = entries.iter().find(|(key, _)| key.starts_with(b"\x02meridian-bench-sum\0")).unwrap().1;
+    let sum = le64(&sums.value);
+    // All of the cell's, and those that were in flight when it ended.
+    assert!((report.cells[1].operations..=report.cells[1].operations + 8).contains(&sum), "{sum}");
+}
+
+#[tokio::test]
+async fn an_open_loop_has_its_rate_and_tells_what_it_could_not_send() {
+    let server = Arc::new(KvServer::default());
+    let url = Arc::clone(&server).serve().await;
+    let more = ["--operations=write", "--connections=4", "--http=h1", "--warmup=0s", "--rate=500"];
+    let cell = measure(&url, TOKEN, &more).await.unwrap().cells.remove(0);
+    // 500 a second for 200 ms, be the server slow or fast: each is sent, or told.
+    assert_eq!(server.writes.load(Ordering::Relaxed) + cell.unsent, 100, "{cell:?}");
+    assert_eq!(cell.errors, 0);
+
+    let closed = measure(&url, TOKEN, &more[..4]).await.unwrap().cells.remove(0);
+    assert_eq!(closed.unsent, 0);
+}
+
+#[tokio::test]
+async fn what_waited_behind_a_stalled_answer_is_late_too() {
+    let more = ["--operations=write", "--connections=1", "--http=h1", "--warmup=0s", "--rate=100"];
+    let stalled = |stall_ms| Arc::new(KvServer { stall: Duration::from_millis(stall_ms), ..KvServer::default() });
+    // Of the 20 that are due in 200 ms, 15 are so before the first one is answered, the tenth 60 ms before.
+    let url = stalled(150).serve().await;
+    let cell = measure(&url, TOKEN, &more).await.unwrap().cells.remove(0);
+    assert!(cell.p50_ms > 45.0 && cell.p99_ms > 149.0, "{cell:?}");
+
+    // Nothing is answered in time, and only the first one is sent; the others waited on average for half the time.
+    let url = stalled(300).serve().await;
+    let cell = measure(&url, TOKEN, &more).await.unwrap().cells.remove(0);
+    assert_eq!((cell.operations, cell.unsent, cell.errors), (0, 19, 0));
+    assert!(cell.p50_ms > 90.0 && cell.max_ms > 299.0, "{cell:?}");
+}
+
+async fn measure_etcd(server: &Arc<EtcdServer>, more: &[&str]) -> Report {
+    let url = Arc::clone(server).serve().await;
+    let more: Vec<&str> = ["--protocol=etcd", "--warmup=0s"].iter().chain(more).copied().collect();
+    measure(&url, "", &more).await.unwrap()
+}
+
+#[tokio::test]
+async fn every_operation_is_measured_at_etcd() {
+    let server = Arc::new(EtcdServer::default());
+    let operations = "--operations=write,strong-read,eventual-read,range,sum,contended";
+    let report = measure_etcd(&server, &[operations, "--connections=8", "--hot-keys=1"]).await;
+    assert_eq!(report.cells.len(), 6);
+    for cell in &report.cells {
+        assert!(cell.operations > 0 && cell.errors == 0, "{cell:?}");
+        assert_eq!((cell.http.name(), cell.tcp_connections), ("h2", 4));
+    }
+    let state = server.state.lock().unwrap();
+    assert_eq!(state.entries.len(), 1500 + 2);
+    assert!(state.serializable_reads >= report.cells[2].operations);
+    assert!(state.linearizable_reads >= report.cells[1].operations + report.cells[3].operations);
+    let conflicts: Vec<u64> = report.cells.iter().map(|cell| cell.conflicts).collect();
+    assert!(conflicts[4] > 0 && conflicts[5] > 0);
+    assert_eq!((&conflicts[..4], conflicts[4] + conflicts[5]), (&[0; 4][..], state.conflicts));
+    // No increment is lost: the number is the count of those that succeeded.
+    let sums = state.entries.iter().find(|(key, _)| key.starts_with(b"\x02meridian-bench-sum\0")).unwrap().1;
+    let sum = le64(&sums.value);
+    assert!((report.cells[4].operations..=report.cells[4].operations + 8).contains(&sum), "{sum}");
+}
+
+#[tokio::test]
+async fn a_refusal_of_etcd_is_an_error() {
+    let server = Arc::new(EtcdServer { refuse_every: 3, ..EtcdServer::default() });
+    let report = measure_etcd(&server, &["--operations=write", "--connections=2"]).await;
+    let cell = &report.cells[0];
+    assert_eq!(cell.first_error.as_deref(), Some("gRPC status 14: etcdserver: no leader"));
+    let state = server.state.lock().unwrap();
+    assert_eq!(cell.errors, state.refused);
+    assert!(cell.operations > 0 && cell.operations + cell.errors <= state.puts);
 }
 
 fn binary(url: &str, more: &[&str]) -> Command {

@@ -1,9 +1,12 @@
-//! A KV Connect server in memory, in this process: just what the load generator needs.
+//! Servers in memory, in this process, of KV Connect and of etcd: just what the load generator needs.
+
+pub(crate) mod etcd;
 
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
@@ -13,8 +16,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use meridian_proto::kv_connect::{
-    AtomicWrite, AtomicWriteOutput, AtomicWriteStatus, KvEntry, ReadRangeOutput, SnapshotRead, SnapshotReadOutput,
-    SnapshotReadStatus,
+    AtomicWrite, AtomicWriteOutput, AtomicWriteStatus, KvEntry, MutationType, ReadRangeOutput, SnapshotRead,
+    SnapshotReadOutput, SnapshotReadStatus,
 };
 use prost::Message;
 use tokio::net::TcpListener;
@@ -26,11 +29,15 @@ pub(crate) struct KvServer {
     pub(crate) entries: Mutex<BTreeMap<Bytes, KvEntry>>,
     pub(crate) writes: AtomicU64,
     pub(crate) reads: AtomicU64,
+    /// Writes whose checks failed.
+    pub(crate) conflicts: AtomicU64,
     /// Every so many single writes, a 503. 0: never.
     pub(crate) refuse_every: u64,
     /// Every so many writes, the connection (HTTP/1.1) or the stream (HTTP/2) ends without an
     /// answer. 0: never.
     pub(crate) drop_every: u64,
+    /// The first write waits so long.
+    pub(crate) stall: Duration,
     pub(crate) without_eventual: bool,
 }
 
@@ -49,6 +56,9 @@ impl KvServer {
                         let server = Arc::clone(&server);
                         async move {
                             let is_write = request.uri().path().ends_with("/atomic_write");
+                            if is_write && server.writes.load(Ordering::Relaxed) == 0 {
+                                tokio::time::sleep(server.stall).await;
+                            }
                             let answer = server.answer(request).await;
                             if is_write && server.drops() { Err(io::Error::other("dropped")) } else { Ok(answer) }
                         }
@@ -107,8 +117,21 @@ impl KvServer {
         }
         let versionstamp = Bytes::copy_from_slice(&[&[0, 0], &number.to_be_bytes()[..]].concat());
         let mut entries = self.entries.lock().unwrap();
+        let holds = |key: &Bytes, expected: &Bytes| {
+            entries.get(key).map_or_else(Bytes::new, |entry| entry.versionstamp.clone()) == *expected
+        };
+        if !write.checks.iter().all(|check| holds(&check.key, &check.versionstamp)) {
+            self.conflicts.fetch_add(1, Ordering::Relaxed);
+            let status = AtomicWriteStatus::AwCheckFailure.into();
+            return reply(StatusCode::OK, AtomicWriteOutput { status, ..AtomicWriteOutput::default() }.encode_to_vec());
+        }
         for mutation in write.mutations {
-            let value = mutation.value.unwrap();
+            let kind = mutation.mutation_type();
+            let mut value = mutation.value.unwrap();
+            if kind == MutationType::MSum {
+                let old = entries.get(&mutation.key).map_or(0, |entry| le64(&entry.value));
+                value.data = Bytes::copy_from_slice(&(old + le64(&value.data)).to_le_bytes());
+            }
             let entry = KvEntry {
                 key: mutation.key.clone(),
                 value: value.data,
@@ -139,6 +162,11 @@ impl KvServer {
         };
         reply(StatusCode::OK, output.encode_to_vec())
     }
+}
+
+/// Of eight bytes little-endian.
+pub(crate) fn le64(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes.try_into().unwrap())
 }
 
 fn reply(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
