@@ -11,8 +11,9 @@ build_for_bench() {
   bench=$(release_dir)/meridian-bench
 }
 
-# Makes $folder, and removes it at the end together with the clusters that run in it.
+# Makes $folder, and removes it at the end together with the clusters and processes that run in it.
 clusters=()
+processes=()
 use_folder() {
   # Beside the cache and not in /tmp, which may be memory, where an fsync costs nothing.
   mkdir -p "$MERIDIAN_CACHE"
@@ -27,6 +28,10 @@ use_folder() {
 clean() {
   local cluster
   for cluster in "${clusters[@]}"; do stop_cluster "$cluster"; done
+  if [[ ${#processes[@]} -gt 0 ]]; then
+    kill "${processes[@]}" 2>/dev/null || true
+    wait "${processes[@]}" 2>/dev/null || true
+  fi
   rm -rf "$folder"
 }
 

@@ -188,6 +188,32 @@ install_clients() {
   touch "$folder/complete"
 }
 
+# etcd, and etcdctl, which tells who leads.
+need_etcd() {
+  if ! have etcd || ! have etcdctl; then
+    install_debian_packages "the comparison runs etcd" etcd-server etcd-client
+  fi
+}
+
+# Builds the SQLite server for Deno KV once, and sets $denokv, its program. In a target folder of its own, and with
+# its own profile: what it shares with Meridian it has with other features and versions.
+DENOKV_VERSION=0.14.0
+need_denokv() {
+  local peers=$MERIDIAN_CACHE/peers
+  denokv=$peers/denokv-$DENOKV_VERSION/bin/denokv
+  if [[ -x $denokv ]]; then return; fi
+  need_rust
+  say "building denokv $DENOKV_VERSION, which takes many minutes"
+  (
+    unset "${!CARGO_PROFILE_@}" RUSTFLAGS
+    # Not in the checkout, whose settings would hold.
+    mkdir -p "$peers" && cd "$peers" &&
+      CARGO_TARGET_DIR=$peers/target cargo install denokv --version "$DENOKV_VERSION" --locked \
+        --root "${denokv%/bin/denokv}" >&2
+  ) || fail "denokv could not be built"
+  rm -rf "$peers/target"
+}
+
 need_shellcheck() {
   have shellcheck || install_debian_packages "verify checks the scripts" shellcheck
 }
