@@ -9,9 +9,10 @@
 #
 # Operations: write, strong-read, eventual-read (at etcd a serializable read; denokv has none), range (a strong read of
 # 100 keys), sum (one number that all add to; at etcd a read and a check-and-set, made anew after a conflict, since it
-# has no sums), contended (the same on one of 16 hot keys, at all). Each connection has one request in flight: over
-# HTTP/1.1 as Deno speaks it, with etcd over HTTP/2, a TCP connection each. Clients talk to the leader. At last an open
-# loop: writes and strong reads at a fixed rate over 64 connections, whose latencies count from when a request was due.
+# has no sums), contended (the same on one of 16 hot keys, at all). Each connection has one request in flight, over
+# HTTP/1.1 as Deno speaks it; at etcd they are streams on at most four TCP connections, which takes less of its CPU than
+# one each. Clients talk to the leader. At last an open loop: writes and strong reads at a fixed rate over 64
+# connections, whose latencies count from when a request was due.
 #
 #   --quick               a minute and a half: five operations by 1 and 64 connections, 128 bytes, 2 rounds of 500 ms
 #   (neither)             about twelve minutes: all by 1, 16, 64 and 256, 128 bytes; by 1 and 64, 4 KiB; 3 rounds of 1 s
@@ -186,7 +187,7 @@ sample() {
   local before after row
   before=$(cpu_ns "$folder/$1")
   # It fails if nothing succeeded, which then is what was measured.
-  row=$(ask "$1" "$3" --operations "$2" --connections "$4" --h2-connections "$4" --skip-load \
+  row=$(ask "$1" "$3" --operations "$2" --connections "$4" --skip-load \
     --duration "${duration}ms" --warmup "$((duration / 4))ms" ${5:+--rate "$5"} | grep "^| $2 ") || [[ -n $row ]] || return 1
   after=$(cpu_ns "$folder/$1")
   # The warm-up is paid for, and not counted.
