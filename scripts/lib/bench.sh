@@ -51,8 +51,8 @@ find_ports() {
   fail "no free ports were found"
 }
 
-# start_cluster PROGRAM NAME [TOPOLOGY]: a cluster in $folder/NAME, of six nodes if nothing else is said, the first at
-# $port. A region's nodes are at one port after the other, the next region's 10 above; gRPC is 100 above the first.
+# start_cluster PROGRAM NAME [TOPOLOGY [OPTION of scripts/cluster]...]: a cluster in $folder/NAME, of six nodes if nothing
+# else is said, the first at $port. A region's nodes are at one port after the other, the next region's 10 above; gRPC is 100 above the first.
 start_cluster() {
   local topology=${3:-3,2,1} sizes=() offsets=() nodes=0 region size
   IFS=, read -ra sizes <<<"$topology"
@@ -62,7 +62,7 @@ start_cluster() {
   find_ports "${offsets[@]}"
   clusters+=("$folder/$2")
   MERIDIAN_BIN=$1 "$MERIDIAN_ROOT/scripts/cluster" --dir "$folder/$2" --port "$port" --rpc-port "$((port + 100))" \
-    --topology "$topology" --timeout 60 up >/dev/null
+    --topology "$topology" --timeout 60 "${@:4}" up >/dev/null
 }
 
 # stop_cluster FOLDER, which need not have come up.

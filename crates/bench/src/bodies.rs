@@ -63,6 +63,9 @@ pub fn check_and_set_body(key: Bytes, versionstamp: Bytes, value: Bytes) -> Atom
     }
 }
 
+/// Of a larger key space so many are encoded, evenly spread over it.
+const MAX_READ_BODIES: u32 = 1_000_000;
+
 /// Bodies of one length, encoded once, one behind the other: those of the reads of all keys. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ReadBodies {
@@ -78,11 +81,14 @@ impl ReadBodies {
 
     /// `body` gives the same length for every index below `count`.
     pub fn encode(count: u32, body: impl Fn(u32) -> Bytes) -> Self {
-        let mut all = Vec::new();
-        for index in 0..count {
-            all.extend_from_slice(&body(index));
+        let encoded = count.min(MAX_READ_BODIES);
+        let body_bytes = body(0).len();
+        let mut all = Vec::with_capacity(usize::try_from(encoded).unwrap_or(0) * body_bytes);
+        for number in 0..u64::from(encoded) {
+            let index = number * u64::from(count) / u64::from(encoded);
+            all.extend_from_slice(&body(u32::try_from(index).unwrap_or(0)));
         }
-        Self { all: all.into(), body_bytes: body(0).len(), count }
+        Self { all: all.into(), body_bytes, count: encoded }
     }
 
     pub fn next(&self, random: &mut Random) -> Bytes {
@@ -133,24 +139,38 @@ impl WriteBodies {
 }
 
 /// Atomic writes that together set every key once, within the limits, in the order of the keys.
-pub fn load_bodies(
-    space: &KeySpace,
+#[derive(Debug, Clone)]
+pub struct LoadBodies {
+    space: KeySpace,
     value_bytes: usize,
     kind: ValueKind,
-    mut random: Random,
-) -> impl Iterator<Item = Bytes> {
-    let entry_bytes = space.key(0).len() + value_bytes;
-    let batch = (LOAD_BATCH_BYTES / entry_bytes).clamp(1, limits::MAX_MUTATIONS);
-    let mut indexes = 0..space.count();
-    std::iter::from_fn(move || {
-        let mutations: Vec<Mutation> = indexes
-            .by_ref()
-            .take(batch)
-            .map(|index| set(space.key(index), kind.bytes(&mut random, value_bytes)))
-            .collect();
+    /// Keys of each, but for the last.
+    batch: u32,
+}
+
+impl LoadBodies {
+    pub fn new(space: &KeySpace, value_bytes: usize, kind: ValueKind) -> Self {
+        let entry_bytes = space.key(0).len() + value_bytes;
+        let batch = (LOAD_BATCH_BYTES / entry_bytes).clamp(1, limits::MAX_MUTATIONS);
+        Self { space: space.clone(), value_bytes, kind, batch: u32::try_from(batch).unwrap_or(1) }
+    }
+
+    pub fn count(&self) -> u32 {
+        self.space.count().div_ceil(self.batch)
+    }
+
+    /// The keys that a body sets.
+    pub fn keys(&self, number: u32) -> Range<u32> {
+        let end = |number: u32| number.saturating_mul(self.batch).min(self.space.count());
+        end(number)..end(number + 1)
+    }
+
+    pub fn body(&self, number: u32, random: &mut Random) -> Bytes {
+        let keys = self.keys(number).map(|index| self.space.key(index));
+        let mutations = keys.map(|key| set(key, self.kind.bytes(random, self.value_bytes))).collect();
         let write = AtomicWrite { mutations, ..AtomicWrite::default() };
-        (!write.mutations.is_empty()).then(|| write.encode_to_vec().into())
-    })
+        write.encode_to_vec().into()
+    }
 }
 
 /// One atomic write that removes every key. The count of keys is within the limit of mutations.
@@ -189,6 +209,17 @@ mod tests {
     }
 
     #[test]
+    fn reads_of_a_large_key_space_are_spread_over_it() {
+        let body = |index: u32| Bytes::copy_from_slice(&index.to_be_bytes());
+        let bodies = ReadBodies::encode(10 * MAX_READ_BODIES, body);
+        let mut random = Random::new(1, 1);
+        let index = |body: Bytes| u32::from_be_bytes(body.as_ref().try_into().unwrap());
+        let indexes: Vec<u32> = (0..1000).map(|_| index(bodies.next(&mut random))).collect();
+        assert!(indexes.iter().all(|index| index % 10 == 0 && *index < 10 * MAX_READ_BODIES));
+        assert!(indexes.iter().any(|index| *index > 9 * MAX_READ_BODIES));
+    }
+
+    #[test]
     fn writes_hold_one_set_of_random_bytes() {
         for value_bytes in [1, 7, 128, 200, 65536] {
             let space = KeySpace::new("bench", 3);
@@ -216,7 +247,9 @@ mod tests {
         for (count, value_bytes) in [(2500, 16), (30, 65536), (1, 128)] {
             let space = KeySpace::new("bench", count);
             let mut keys = Vec::new();
-            for body in load_bodies(&space, value_bytes, ValueKind::Random, Random::new(1, 3)) {
+            let (bodies, mut random) = (LoadBodies::new(&space, value_bytes, ValueKind::Random), Random::new(1, 3));
+            for number in 0..bodies.count() {
+                let body = bodies.body(number, &mut random);
                 assert!(body.len() < limits::MAX_TRANSACTION_BYTES);
                 let write = AtomicWrite::decode(body).unwrap();
                 assert!(write.mutations.len() <= limits::MAX_MUTATIONS);

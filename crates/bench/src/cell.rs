@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
+use crate::cpu::used_between;
 use crate::endpoint::Endpoint;
 use crate::error::BenchError;
 use crate::link::Link;
@@ -62,6 +63,9 @@ impl Cell {
         let start = Instant::now();
         let begin = start + options.warmup;
         let window = Window { begin, end: begin + options.duration };
+        let processes = options.cpu_of.clone();
+        let cpu = (!processes.is_empty())
+            .then(|| tokio::spawn(async move { used_between(&processes, window.begin, window.end).await }));
         let open = options.rate.map(|rate| OpenLoop::start(Schedule { start, rate }, window.end)).transpose()?;
         let mut workers = JoinSet::new();
         let mut cancels = Vec::with_capacity(links.len());
@@ -92,8 +96,16 @@ impl Cell {
                 total.unsent(ended - due);
             }
         }
+        let cpu_ns = match cpu {
+            Some(cpu) if ended < window.end => {
+                cpu.abort();
+                None
+            }
+            Some(cpu) => Some(cpu.await.map_err(|error| BenchError::Unsuccessful(error.to_string()))??),
+            None => None,
+        };
         let measured = ended.saturating_duration_since(window.begin);
-        Ok((!measured.is_zero()).then(|| self.report(options, &total, measured)))
+        Ok((!measured.is_zero()).then(|| self.report(options, &total, measured, cpu_ns)))
     }
 
     /// All links, opened at the same time: connecting across a WAN takes a while.
@@ -115,7 +127,7 @@ impl Cell {
         Ok(links)
     }
 
-    fn report(self, options: &Options, total: &Tally, measured: Duration) -> CellReport {
+    fn report(self, options: &Options, total: &Tally, measured: Duration, cpu_ns: Option<u64>) -> CellReport {
         let throughput = total.operations as f64 / measured.as_secs_f64();
         CellReport {
             operation: self.operation,
@@ -132,6 +144,9 @@ impl Cell {
             max_ms: total.max_ms(),
             conflicts: total.conflicts,
             unsent: total.unsent,
+            cpu_us_per_operation: cpu_ns
+                .filter(|_| total.operations > 0)
+                .map(|ns| (ns as f64 / 100.0 / total.operations as f64).round() / 10.0),
         }
     }
 }

@@ -14,6 +14,7 @@
 //! | [`check_and_set`], [`work`] | reading and setting until no other was first; what a worker does |
 //! | [`schedule`] | when operations of an open loop are due |
 //! | [`worker`], [`cell`], [`run`] | the loop, one cell of them, the whole run |
+//! | [`load`], [`cpu`] | the key space before it is read; what the servers' processes used |
 //! | [`tally`], [`report`], [`table`] | what was counted, as JSON, as Markdown |
 //!
 //! What always holds:
@@ -32,6 +33,7 @@
 pub mod bodies;
 pub mod cell;
 pub mod check_and_set;
+pub mod cpu;
 pub mod endpoint;
 pub mod error;
 pub mod etcd;

@@ -33,7 +33,7 @@ fn main() -> anyhow::Result<ExitCode> {
         eprintln!("error: {failure}");
         return Ok(ExitCode::FAILURE);
     }
-    let all_useful = report.is_some_and(|report| report.cells.iter().all(|cell| cell.operations > 0));
+    let all_useful = report.is_none_or(|report| report.cells.iter().all(|cell| cell.operations > 0));
     Ok(if all_useful { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

@@ -50,16 +50,40 @@ impl Metadata {
         http: HttpVersion,
         timeout: Duration,
     ) -> Result<Self, BenchError> {
-        let url = Endpoint::parse(connect_url)?;
-        let exchange = async {
-            let headers =
-                [(AUTHORIZATION, bearer(access_token)?), (CONTENT_TYPE, HeaderValue::from_static("application/json"))];
-            let target = Target::new(&url, http, &headers)?;
-            let mut link = Link::open(&Arc::new(url.clone()), http, timeout).await?;
-            let body = link.call(target.request(Bytes::from_static(REQUEST))).await?;
-            Self::parse(&url, &body)
-        };
-        exchange.await.map_err(|source| BenchError::Metadata { url: url.to_string(), source: Box::new(source) })
+        let mut all = Self::exchange_all(&[connect_url], access_token, http, timeout).await?;
+        all.pop().ok_or(BenchError::Interrupted)
+    }
+
+    /// Of each URL, in order. Those that have the same authority as the one before are asked over one connection.
+    pub async fn exchange_all(
+        connect_urls: &[&str],
+        access_token: &str,
+        http: HttpVersion,
+        timeout: Duration,
+    ) -> Result<Vec<Self>, BenchError> {
+        let headers =
+            [(AUTHORIZATION, bearer(access_token)?), (CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+        let mut all = Vec::with_capacity(connect_urls.len());
+        let mut kept: Option<(String, Link)> = None;
+        for connect_url in connect_urls {
+            let url = Endpoint::parse(connect_url)?;
+            let exchange = async {
+                let target = Target::new(&url, http, &headers)?;
+                let link = match &mut kept {
+                    Some((authority, link)) if authority == url.authority() => link,
+                    other => {
+                        let link = Link::open(&Arc::new(url.clone()), http, timeout).await?;
+                        &mut other.insert((url.authority().to_owned(), link)).1
+                    }
+                };
+                let body = link.call(target.request(Bytes::from_static(REQUEST))).await?;
+                Self::parse(&url, &body)
+            };
+            let metadata = exchange.await;
+            let failed = |source| BenchError::Metadata { url: url.to_string(), source: Box::new(source) };
+            all.push(metadata.map_err(failed)?);
+        }
+        Ok(all)
     }
 
     fn parse(url: &Endpoint, body: &[u8]) -> Result<Self, BenchError> {

@@ -41,6 +41,10 @@ pub struct Options {
     /// eventual endpoint that --url names. Its eventual endpoint is used, or its first if it has none
     #[arg(long)]
     pub eventual_url: Option<String>,
+    /// A file of more connect URLs, one a line, that lead to the same endpoints: operations are spread over all
+    /// these databases at random, and each has a key space of its own
+    #[arg(long, value_name = "FILE")]
+    pub more_urls: Option<PathBuf>,
     /// What to measure
     #[arg(long, value_enum, value_delimiter = ',', default_value = "write,strong-read,eventual-read")]
     pub operations: Vec<Operation>,
@@ -76,7 +80,7 @@ pub struct Options {
     #[arg(long, default_value = "10s", value_parser = parse_duration)]
     pub timeout: Duration,
     /// Keys in the key space
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000_000))]
     pub keys: u32,
     /// The first part of every key; the second is a number
     #[arg(long, default_value = "meridian-bench")]
@@ -87,6 +91,15 @@ pub struct Options {
     /// Do not write the key space before reads (it is there from an earlier run)
     #[arg(long)]
     pub skip_load: bool,
+    /// Write the key space, and measure nothing
+    #[arg(long, conflicts_with = "skip_load")]
+    pub load_only: bool,
+    /// Writes of the key space in flight
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub load_connections: u16,
+    /// Ids of the server's processes, on this machine: each cell says how much CPU an operation took of them
+    #[arg(long, value_delimiter = ',', value_name = "PID")]
+    pub cpu_of: Vec<u32>,
     /// Threads of the load generator
     #[arg(long, default_value_t = 1, value_parser = parse_workers)]
     pub workers: usize,
@@ -157,7 +170,13 @@ impl Options {
                 "range reads {RANGE_KEYS} keys: --keys must be {RANGE_KEYS} or more"
             )));
         }
+        if self.more_urls.is_some() && self.operations.contains(&Operation::Contended) {
+            return Err(BenchError::Option("contended operations are not spread over --more-urls".into()));
+        }
         match self.protocol {
+            Protocol::Etcd if self.more_urls.is_some() || self.load_only => {
+                Err(BenchError::Option("--more-urls and --load-only are not for --protocol etcd".into()))
+            }
             Protocol::KvConnect if self.access_token.is_empty() => {
                 Err(BenchError::Option("--access-token is missing, and DENO_KV_ACCESS_TOKEN is not set".into()))
             }
@@ -291,6 +310,9 @@ mod tests {
         let etcd = ["--protocol=etcd"];
         assert!(refusal(&[etcd[0], "--http=h2,h1"]).contains("--http h1 is not for --protocol etcd"));
         assert!(refusal(&[etcd[0], "--eventual-url=http://y"]).contains("--eventual-url is not for --protocol etcd"));
+        assert!(refusal(&[etcd[0], "--load-only"]).contains("not for --protocol etcd"));
+        let contended = ["--access-token=t", "--operations=sum,contended", "--more-urls=f"];
+        assert!(refusal(&contended).contains("contended operations are not spread"));
         let range = ["--access-token=t", "--operations=range,sum", "--keys=99"];
         assert_eq!(refusal(&range), "range reads 100 keys: --keys must be 100 or more");
         for bad in ["--rate=0", "--rate=1000001", "--hot-keys=0", "--protocol=redis"] {

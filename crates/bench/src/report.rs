@@ -66,6 +66,8 @@ pub struct CellReport {
     pub max_ms: f64,
     pub conflicts: u64,
     pub unsent: u64,
+    /// Of the processes that were named, while it was measured.
+    pub cpu_us_per_operation: Option<f64>,
 }
 
 impl Settings {
@@ -124,6 +126,7 @@ pub(crate) mod tests {
             max_ms: 20.031,
             conflicts: 0,
             unsent: 0,
+            cpu_us_per_operation: None,
         };
         let failing = CellReport {
             operation: Operation::StrongRead,
@@ -164,6 +167,7 @@ pub(crate) mod tests {
                 "operation": "write", "http": "h1", "connections": 16, "tcp_connections": 16, "measured_s": 5.0,
                 "operations": 61172, "throughput_ops_per_s": 12234.4, "errors": 0, "first_error": null,
                 "p50_ms": 1.247, "p99_ms": 3.5, "max_ms": 20.031, "conflicts": 0, "unsent": 0,
+                "cpu_us_per_operation": null,
             })
         );
         assert_eq!(json["cells"][1]["operation"], "strong-read");

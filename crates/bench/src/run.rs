@@ -32,6 +32,9 @@ async fn measure_all(
         _ = stopped.wait_for(|stopped| *stopped) => Err(BenchError::Interrupted),
     };
     let report = report.insert(new_report(options, &prepared?));
+    if options.load_only {
+        return Ok(());
+    }
     for cell in Cell::all(options) {
         eprintln!("measuring {} over {}, {} connections", cell.operation.name(), cell.http.name(), cell.connections);
         // Anew for each cell: a run may outlast a token.
@@ -52,18 +55,22 @@ async fn prepare(options: &Options, space: &KeySpace, http: HttpVersion) -> Resu
     for operation in &options.operations {
         session.destination(*operation, options)?;
     }
-    if options.reads() && !options.skip_load {
-        eprintln!("loading {} keys", space.count());
+    if (options.reads() || options.load_only) && !options.skip_load {
         let strong = session.destination(Operation::Write, options)?;
+        let databases = match strong.more.len() {
+            0 => String::new(),
+            more => format!(" into each of {} databases", more + 1),
+        };
+        eprintln!("loading {} keys{databases}", space.count());
         if options.protocol == Protocol::Etcd {
             // The member has applied what it acknowledged: also its own state shows the keys.
             load::write_etcd_keys(options, space, strong).await?;
             return Ok(session);
         }
-        let versionstamp = load::write_keys(options, space, strong, http).await?;
+        let versionstamps = load::write_keys(options, space, strong, http).await?;
         if options.operations.contains(&Operation::EventualRead) {
             let eventual = session.destination(Operation::EventualRead, options)?;
-            load::await_replication(options, space, eventual, http, &versionstamp).await?;
+            load::await_replication(options, space, eventual, http, &versionstamps).await?;
         }
     }
     Ok(session)

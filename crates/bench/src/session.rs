@@ -1,5 +1,7 @@
 //! Where the operations of a run go.
 
+use std::path::Path;
+
 use hyper::header::{HeaderName, HeaderValue};
 
 use crate::endpoint::Endpoint;
@@ -8,11 +10,15 @@ use crate::etcd;
 use crate::metadata::Metadata;
 use crate::options::{HttpVersion, Operation, Options, Protocol};
 
+pub type Headers = Vec<(HeaderName, HeaderValue)>;
+
 /// Where a cell's requests go.
 #[derive(Debug, Clone)]
 pub struct Destination {
     pub endpoint: Endpoint,
-    pub headers: Vec<(HeaderName, HeaderValue)>,
+    pub headers: Headers,
+    /// Of more databases, over which requests are spread.
+    pub more: Vec<Headers>,
 }
 
 /// What the metadata exchanges lead to.
@@ -27,13 +33,18 @@ pub struct Session {
 impl Session {
     pub async fn open(options: &Options, http: HttpVersion) -> Result<Self, BenchError> {
         if options.protocol == Protocol::Etcd {
-            let member = Destination { endpoint: Endpoint::parse(&options.url)?, headers: etcd::headers() };
+            let member =
+                Destination { endpoint: Endpoint::parse(&options.url)?, headers: etcd::headers(), more: Vec::new() };
             let (strong, eventual) = (Some(member.clone()), Some(member));
             return Ok(Self { database_id: "etcd".into(), version: 3, strong, eventual });
         }
         let main = Metadata::exchange(&options.url, &options.access_token, http, options.timeout).await?;
+        let more = match &options.more_urls {
+            Some(file) => more_databases(file, &main, options, http).await?,
+            None => Vec::new(),
+        };
         let destination = |endpoint: Option<_>, metadata: &Metadata| {
-            endpoint.map(|endpoint| Destination { endpoint, headers: metadata.headers.clone() })
+            endpoint.map(|endpoint| Destination { endpoint, headers: metadata.headers.clone(), more: more.clone() })
         };
         let mut eventual = destination(main.eventual.clone(), &main);
         if let Some(url) = &options.eventual_url {
@@ -56,4 +67,23 @@ impl Session {
         }
         self.strong.as_ref().ok_or_else(|| BenchError::NoStrongEndpoint(options.url.clone()))
     }
+}
+
+/// What the data path wants for each of the databases whose connect URLs are in the file.
+async fn more_databases(
+    file: &Path,
+    main: &Metadata,
+    options: &Options,
+    http: HttpVersion,
+) -> Result<Vec<Headers>, BenchError> {
+    let text = std::fs::read_to_string(file)
+        .map_err(|error| BenchError::Option(format!("--more-urls {}: {error}", file.display())))?;
+    let urls: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let metadata = Metadata::exchange_all(&urls, &options.access_token, http, options.timeout).await?;
+    for (url, other) in urls.iter().zip(&metadata) {
+        if (&other.strong, &other.eventual) != (&main.strong, &main.eventual) {
+            return Err(BenchError::Option(format!("{url} leads to other endpoints than --url")));
+        }
+    }
+    Ok(metadata.into_iter().map(|metadata| metadata.headers).collect())
 }

@@ -9,8 +9,15 @@ pub fn render(report: &Report) -> String {
         "| operation | http | connections | operations | ops/s | errors | p50 ms | p99 ms | max ms | conflicts | unsent |\n\
          |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|\n",
     );
-    for cell in &report.cells {
-        text.push_str(&row(cell));
+    let rows = report.cells.iter().map(row);
+    if report.cells.iter().any(|cell| cell.cpu_us_per_operation.is_some()) {
+        text = text.replacen(" unsent |\n", " unsent | CPU us/op |\n", 1).trim_end().to_owned() + "---:|\n";
+        for (row, cell) in rows.zip(&report.cells) {
+            let cpu = cell.cpu_us_per_operation.map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.1}"));
+            text.push_str(&format!("{} {cpu} |\n", row.trim_end()));
+        }
+    } else {
+        text.extend(rows);
     }
     for cell in &report.cells {
         if let Some(error) = &cell.first_error {
@@ -54,6 +61,18 @@ fn first_error(cell: &CellReport, error: &str) -> String {
 mod tests {
     use super::*;
     use crate::report::tests::example;
+
+    #[test]
+    fn cpu_time_is_one_more_column_where_it_was_asked_for() {
+        let mut report = example();
+        report.cells[0].cpu_us_per_operation = Some(12.34);
+        let table = render(&report);
+        let lines: Vec<&str> = table.lines().take(4).collect();
+        assert!(lines[0].ends_with("| unsent | CPU us/op |") && lines[1].ends_with("|---:|---:|"), "{table}");
+        assert!(lines[2].ends_with("| 0 | 12.3 |") && lines[3].ends_with("| 7 | - |"), "{table}");
+        let columns = |line: &str| line.matches('|').count();
+        assert!(lines.iter().all(|line| columns(line) == columns(lines[0])), "{table}");
+    }
 
     #[test]
     fn renders_markdown() {

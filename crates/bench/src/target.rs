@@ -1,5 +1,7 @@
 //! What every request to one method has in common.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{HOST, HeaderMap, HeaderName, HeaderValue};
@@ -8,12 +10,15 @@ use hyper::{Method, Request, Uri};
 use crate::endpoint::Endpoint;
 use crate::error::BenchError;
 use crate::options::HttpVersion;
+use crate::random::Random;
+use crate::session::Headers;
 
 /// A request without its body. To clone it costs no parsing.
 #[derive(Debug, Clone)]
 pub struct Target {
     uri: Uri,
-    headers: HeaderMap,
+    /// Of each database.
+    headers: Arc<[HeaderMap]>,
 }
 
 impl Target {
@@ -29,14 +34,73 @@ impl Target {
             HttpVersion::H2 => url.to_string().parse(),
         };
         map.extend(headers.iter().cloned());
-        Ok(Self { uri: uri.map_err(|_| error())?, headers: map })
+        Ok(Self { uri: uri.map_err(|_| error())?, headers: [map].into() })
+    }
+
+    /// For these databases too.
+    #[must_use]
+    pub fn spread(self, more: &[Headers]) -> Self {
+        if more.is_empty() {
+            return self;
+        }
+        let first = self.headers.first().cloned().unwrap_or_default();
+        let others = more.iter().map(|headers| {
+            let mut map = first.clone();
+            // One value for each name: it takes the place of the first database's.
+            headers.iter().for_each(|(name, value)| drop(map.insert(name, value.clone())));
+            map
+        });
+        let headers = [first.clone()].into_iter().chain(others).collect();
+        Self { uri: self.uri, headers }
+    }
+
+    pub fn databases(&self) -> usize {
+        self.headers.len()
     }
 
     pub fn request(&self, body: Bytes) -> Request<Full<Bytes>> {
+        self.request_to(0, body)
+    }
+
+    /// To one of the databases.
+    pub fn request_to_any(&self, random: &mut Random, body: Bytes) -> Request<Full<Bytes>> {
+        let database = match u32::try_from(self.headers.len()) {
+            Ok(1) | Err(_) => 0,
+            Ok(databases) => usize::try_from(random.below(databases)).unwrap_or(0),
+        };
+        self.request_to(database, body)
+    }
+
+    /// Databases are counted from 0; one that is not there is the first.
+    pub fn request_to(&self, database: usize, body: Bytes) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = self.headers.clone();
+        *request.headers_mut() = self.headers.get(database).or(self.headers.first()).cloned().unwrap_or_default();
         request
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_database_has_the_headers_of_its_own_and_all_are_asked() {
+        let name = HeaderName::from_static("x-denokv-database-id");
+        let of = |id| vec![(name.clone(), HeaderValue::from_static(id))];
+        let target = Target::new(&Endpoint::parse("http://h:1/s").unwrap(), HttpVersion::H1, &of("a")).unwrap();
+        let target = target.spread(&[of("b"), of("c")]);
+        assert_eq!(target.databases(), 3);
+        let mut random = Random::new(1, 1);
+        let mut seen = std::collections::BTreeSet::new();
+        for _ in 0..100 {
+            let request = target.request_to_any(&mut random, Bytes::new());
+            let ids: Vec<_> = request.headers().get_all(&name).iter().collect();
+            assert_eq!((ids.len(), request.headers()[HOST].to_str().unwrap()), (1, "h:1"));
+            seen.insert(ids[0].to_str().unwrap().to_owned());
+        }
+        assert_eq!(seen.into_iter().collect::<Vec<_>>(), ["a", "b", "c"]);
+        assert_eq!(target.request_to(2, Bytes::new()).headers()[&name], "c");
     }
 }

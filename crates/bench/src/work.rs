@@ -30,7 +30,10 @@ impl Work {
         destination: &Destination,
         http: HttpVersion,
     ) -> Result<Self, BenchError> {
-        let target = |method: &str| Target::new(&destination.endpoint.method(method), http, &destination.headers);
+        let target = |method: &str| {
+            let target = Target::new(&destination.endpoint.method(method), http, &destination.headers)?;
+            Ok(target.spread(&destination.more))
+        };
         match options.protocol {
             Protocol::KvConnect => Self::of_kv_connect(operation, options, target),
             Protocol::Etcd => Self::of_etcd(operation, options, target),
@@ -117,7 +120,8 @@ impl Work {
     ) -> Result<Outcome, BenchError> {
         match self {
             Self::Request { target, requests } => {
-                let request = target.request(requests.next(random));
+                let body = requests.next(random);
+                let request = target.request_to_any(random, body);
                 requests.expected.check(link.call(request).await?)?;
                 Ok(Outcome::Success)
             }

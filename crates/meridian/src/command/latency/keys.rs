@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use bytes::Bytes;
-use meridian_bench::bodies::{ReadBodies, WriteBodies, load_bodies, remove_body};
+use meridian_bench::bodies::{LoadBodies, ReadBodies, WriteBodies, remove_body};
 use meridian_bench::key_space::KeySpace;
 use meridian_bench::random::Random;
 use meridian_bench::value::ValueKind;
@@ -44,8 +44,10 @@ impl Keys {
     /// Sets all keys; returns the versionstamp of the last write.
     pub(super) async fn write_all(&self, probe: &mut Probe) -> Result<Bytes> {
         let mut versionstamp = Bytes::new();
-        for body in load_bodies(&self.space, VALUE_BYTES, ValueKind::Random, self.random.clone()) {
-            versionstamp = probe.call(Operation::Write, body).await?;
+        let bodies = LoadBodies::new(&self.space, VALUE_BYTES, ValueKind::Random);
+        let mut random = self.random.clone();
+        for number in 0..bodies.count() {
+            versionstamp = probe.call(Operation::Write, bodies.body(number, &mut random)).await?;
         }
         Ok(versionstamp)
     }
