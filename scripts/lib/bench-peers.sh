@@ -235,9 +235,9 @@ rounds_of() {
 ratios() {
   local six=- three=-
   case $1 in
-    denokv | etcd) six=$(printf '**%.2f**' "$(ratio meridian-6 "$1" "$2")") ;;
+    denokv | etcd) six=$(printf '**%.3g**' "$(ratio meridian-6 "$1" "$2")") ;;
   esac
-  if [[ $1 == etcd ]]; then three=$(printf '**%.2f**' "$(ratio meridian-3 "$1" "$2")"); fi
+  if [[ $1 == etcd ]]; then three=$(printf '**%.3g**' "$(ratio meridian-3 "$1" "$2")"); fi
   printf '%s | %s' "$six" "$three"
 }
 
