@@ -4,10 +4,10 @@
 # How cost grows while one quantity does, and the others stay: keys, shards, databases or nodes; all four if none is
 # named. Each number is a fresh cluster, loaded with keys, in which writes, strong reads, eventual reads and reads of
 # ranges of 100 are measured by N connections [64], with values of 128 bytes. Prints two tables for each quantity: for
-# each operation throughput, latency, and microseconds of CPU over all nodes; and for each number the memory and the
-# disk of the voter that has most, and the cores that all nodes take while nothing is asked. Writes JSON to FILE
-# [growth.json in the target folder] and a plot of each quantity, drawn by gnuplot, into FOLDER [growth in the target
-# folder]. CPU for an operation is the steadiest figure where others use the machine.
+# each operation throughput, latency, and microseconds of CPU over all nodes, beyond what they take while nothing is
+# asked; and for each number the memory and the disk of the voter that has most, and the cores that all nodes take while
+# nothing is asked. Writes JSON to FILE [growth.json in the target folder] and a plot of each quantity, drawn by gnuplot,
+# into FOLDER [growth in the target folder]. CPU for an operation is the steadiest figure where others use the machine.
 #
 #   keys       10000,100000,1000000, and with --full 10000000; in one database
 #   shards     1,4,16,64: a database in each, with 100000 keys in all; the first region's nodes lead in turn
@@ -117,6 +117,10 @@ measure() {
   settle
   idle=$(cores 5)
   for operation in write strong-read eventual-read range; do
+    if [[ $operation == strong-read ]]; then
+      # Not counted: it brings into memory what was loaded, and is on the disk only.
+      "$bench" "${arguments[@]}" --skip-load --operations range --warmup 0s --duration "$duration" >/dev/null 2>&1 || true
+    fi
     before=$(busy_ticks)
     started=$EPOCHREALTIME
     spent=$(cpu_ns "$at")
@@ -128,11 +132,11 @@ measure() {
     after=$(busy_ticks)
     # What others had meanwhile is what the machine had, without the nodes and the client.
     awk -F' *[|] *' -v point="$2" -v ticks=$((after - before)) -v ns="$spent" -v client="$client" \
-      -v from="$started" -v to="$EPOCHREALTIME" -v hz="$(getconf CLK_TCK)" -v operation="$operation" '
+      -v from="$started" -v to="$EPOCHREALTIME" -v hz="$(getconf CLK_TCK)" -v operation="$operation" -v idle="$idle" '
       NR == 1 { for (i = 2; i < NF; i++) at[$i] = i }
       $2 == operation {
         printf "%s\t%s\t%.0f\t%.2f\t%.2f\t%.1f\t%s\t%.2f\n", point, operation, $at["ops/s"], $at["p50 ms"], $at["p99 ms"],
-          $at["CPU us/op"], $at["errors"], (ticks / hz - ns / 1e9 - client) / (to - from)
+          $at["CPU us/op"] - idle * 1e6 / $at["ops/s"], $at["errors"], (ticks / hz - ns / 1e9 - client) / (to - from)
       }' "$folder/table" >>"$folder/$1.operations"
     grep '^First error' "$folder/table" >&2 || true
   done
