@@ -382,7 +382,7 @@ async fn malformed_calls(cluster: &Cluster, id: NodeId) {
     }
     let start =
         |start| shipping::SubscribeRequest { message: Some(shipping::subscribe_request::Message::Start(start)) };
-    let known = shipping::Start { shard: 1, epoch: 1, node_id: 4, durable: None };
+    let known = shipping::Start { shard: 1, epoch: 1, node_id: 4, durable: None, keeps_window: true };
     let ahead = shipping::Position { epoch: 1, sequence: u64::MAX };
     for requests in [
         vec![],

@@ -20,7 +20,8 @@ use crate::history::History;
 use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
 use crate::replica::PURGED;
 use crate::shard::or_fatal;
-use crate::shipping_wire::{decompress, position, position_to_wire};
+use crate::shipping_compression::Decompressor;
+use crate::shipping_wire::{position, position_to_wire};
 use crate::state_exchange::decode_chunk;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -29,8 +30,6 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 static PULLS: Semaphore = Semaphore::const_new(16);
 /// Between two chunks of a state.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(5);
-/// Decompressed batches of one message at most.
-const MAX_SHIPMENT_BYTES: usize = 64 << 20;
 
 /// What a drain writes to. Nobody else writes there meanwhile.
 pub(crate) struct Target<'a> {
@@ -60,14 +59,24 @@ impl Shipped {
     }
 }
 
-/// The batches of one message of the state's shard, in order, and what lies before the first.
+/// The batches of one message of the state's shard, in order, and what lies before the first. The stream that the
+/// message is a part of has ended with an error.
 ///
 /// # Errors
 /// When one of them is not to be stored, none is.
-pub(crate) fn unpack(state: &ShardState, batches: &Batches) -> Result<(Position, Vec<Shipped>), String> {
+pub(crate) fn unpack(
+    state: &ShardState,
+    stream: &mut Decompressor,
+    batches: &Batches,
+) -> Result<(Position, Vec<Shipped>), String> {
     let previous = batches.previous.and_then(position).ok_or("field `previous` is missing")?;
-    let stored = decompress(&batches.zstd, MAX_SHIPMENT_BYTES)?;
+    let stored = stream.decompress(batches).map_err(|error| error.to_string())?;
+    let bytes = stored.len();
     let stored = StoredBatches::decode(Bytes::from(stored)).map_err(|error| error.to_string())?;
+    // A batch that is damaged in what frames it would be left out, and missed only when another one comes.
+    if stored.encoded_len() != bytes {
+        return Err("there is something else than batches in it".to_owned());
+    }
     let shipped = |bytes: Bytes| Ok(Shipped { decoded: decode_stored(bytes.clone())?, bytes });
     let batches = stored.batches.into_iter().map(shipped).collect::<Result<_, InvalidBatch>>();
     let batches = batches.inspect_err(|error| state.refusals().record(state.shard(), error));
@@ -135,7 +144,7 @@ pub(crate) async fn pull_log(
         let answer = answer.map_err(|_| format!("node {source} does not answer"))?;
         let answer = answer.map_err(|status| format!("node {source}: {}", status.message()))?.into_inner();
         let Some(batches) = answer.batches else { return Ok(false) };
-        let (previous, batches) = unpack(target.state, &batches)?;
+        let (previous, batches) = unpack(target.state, &mut Decompressor::new(None), &batches)?;
         let positions: Vec<_> = batches.iter().map(Shipped::position).collect();
         check(target.history, after, previous, &positions, through)
             .map_err(|what| format!("node {source} sent {what}"))?;

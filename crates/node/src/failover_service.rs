@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use futures::Stream;
 use meridian_proto::directory::{self as wire, failover_server};
-use meridian_proto::shipping::{Batches, StateChunk, StoredBatches};
+use meridian_proto::shipping::{StateChunk, StoredBatches};
 use meridian_storage::Engine;
 use meridian_types::{Epoch, Position, ShardId};
-use prost::Message;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -16,10 +15,10 @@ use crate::peers::MAX_MESSAGE_BYTES;
 use crate::seals::Seal;
 use crate::shard::{LocalShard, or_fatal, wait_applied};
 use crate::shard_table::ShardTable;
+use crate::shipping_compression::Compressor;
 use crate::shipping_wire::{position, position_to_wire};
 use crate::state_exchange::StateExchange;
 
-const ZSTD_LEVEL: i32 = 1;
 /// Of one answer to `ReadLog`, about.
 const READ_BYTES: usize = 2 << 20;
 /// How long a drain may take on this side.
@@ -142,10 +141,9 @@ impl failover_server::Failover for FailoverService {
         let Some(batches) = or_fatal(read) else { return Ok(Response::new(wire::ReadLogResponse { batches: None })) };
         let wanted = batches.into_iter().take_while(|(sequence, _)| *sequence <= through.sequence);
         let stored = StoredBatches { batches: wanted.map(|(_, bytes)| bytes).collect() };
-        let zstd = zstd::bulk::compress(&stored.encode_to_vec(), ZSTD_LEVEL);
-        let zstd = zstd.map_err(|error| Status::internal(error.to_string()))?.into();
-        let batches = Some(Batches { previous: Some(position_to_wire(after)), zstd });
-        Ok(Response::new(wire::ReadLogResponse { batches }))
+        let batches = Compressor::new(None).compress(after, &stored);
+        let batches = batches.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(wire::ReadLogResponse { batches: Some(batches) }))
     }
 
     async fn read_state(

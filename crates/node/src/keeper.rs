@@ -53,6 +53,8 @@ pub(crate) struct KeeperParts {
     pub(crate) writes: ByteBudget,
     pub(crate) clocks: Clocks,
     pub(crate) reads: Reads,
+    /// For the compression of streams.
+    pub(crate) streams: ByteBudget,
     pub(crate) log_cache: LogCache,
     pub(crate) timing: RaftTiming,
     /// The epoch of each shard up to which the logs of groups before were looked through.
@@ -250,6 +252,7 @@ impl Keeper {
             data_dir: self.parts.data_dir.clone(),
             disk: Arc::clone(&self.parts.disk),
             reads: self.parts.reads.clone(),
+            streams: self.parts.streams.clone(),
         }));
         Some(LocalShard::Replica(Arc::new(replica)))
     }

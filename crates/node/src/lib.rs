@@ -11,6 +11,7 @@
 //! | `proposer` | the write path of a leader: group commit |
 //! | `replica` | the follower of a shard in a replica region |
 //! | `shipping_service`, `followers` | the source's side: subscriptions, lag, retention |
+//! | `shipping_compression` | log batches on their way between nodes, on both sides |
 //! | `state_exchange` | whole states between nodes |
 //! | `router`, `hedge` | from a gateway to the shard's leader, with retries, and what they may cost |
 //! | `read_answer`, `write_calls`, `departure` | how the answer to a read, and a write, travel between nodes |
@@ -61,6 +62,7 @@ mod shard;
 mod shard_limits;
 mod shard_service;
 mod shard_table;
+mod shipping_compression;
 mod shipping_service;
 mod shipping_wire;
 mod standalone_gateway;

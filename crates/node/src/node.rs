@@ -54,6 +54,9 @@ use crate::write_calls::WriteCalls;
 /// How long a gateway stays closed while the node applies again what it had not flushed.
 const RECOVERY: Duration = Duration::from_secs(3);
 
+/// Of the headroom, for the compression of streams of log: 14 at the least, where they come from or where they go to.
+const STREAMS_PART: usize = 8;
+
 /// Where `meta` keeps whose data folder this is.
 const NODE_KEY: &[u8] = b"node";
 
@@ -132,6 +135,7 @@ impl Node {
         let (stop, stop_rpc) = (CancellationToken::new(), CancellationToken::new());
         let clocks = Clocks::default();
         let reads = Reads::new(ByteBudget::new("reads", shares.reads));
+        let streams = ByteBudget::new("log streams", shares.headroom() / STREAMS_PART);
         let keepers = Arc::new(KeeperParts {
             node_id,
             data_dir: config.data_dir.clone(),
@@ -148,6 +152,7 @@ impl Node {
             writes: ByteBudget::new("writes that wait", shares.writes),
             log_cache: LogCache::new(shares.log_cache),
             reads: reads.clone(),
+            streams: streams.clone(),
             timing: RaftTiming {
                 heartbeat_ms: config.raft.heartbeat_ms,
                 election_timeout_min_ms: config.raft.election_timeout_min_ms,
@@ -171,6 +176,7 @@ impl Node {
                 shards: Arc::clone(&shards),
                 exchange: Arc::clone(&exchange),
                 subscriptions: Arc::new(Mutex::default()),
+                streams,
             },
             admin: AdminService {
                 node: config.node.clone(),

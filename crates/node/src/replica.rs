@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use meridian_consensus::StateTransfer;
+use meridian_memory::ByteBudget;
 use meridian_proto::{DecodedBatch, decode_stored};
 use meridian_shipping::Status;
 use meridian_storage::{Engine, GroupId, GroupLog, RecordKind, ShardState, StorageError, Syncer};
@@ -91,6 +92,8 @@ pub(crate) struct ReplicaParts {
     pub(crate) data_dir: PathBuf,
     pub(crate) disk: Arc<DiskGuard>,
     pub(crate) reads: Reads,
+    /// For the compression of streams.
+    pub(crate) streams: ByteBudget,
 }
 
 /// What a node takes as a replica of a shard lies in one log, of no epoch: sequences go on across epochs.

@@ -5,12 +5,12 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::Stream;
+use meridian_memory::ByteBudget;
 use meridian_proto::shipping::{self as wire, shipment, shipping_server, subscribe_request};
 use meridian_shipping::{BatchSize, Heartbeat, Sender, SenderAction, SenderConfig, SenderEvent, Status as NodeStatus};
 use meridian_storage::{GroupId, fatal};
 use meridian_types::{Epoch, NodeId, Position, ShardId};
 use parking_lot::Mutex;
-use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
@@ -23,11 +23,13 @@ use crate::history::History;
 use crate::peers::MAX_MESSAGE_BYTES;
 use crate::shard::LocalShard;
 use crate::shard_table::ShardTable;
-use crate::shipping_wire::{heartbeat_to_wire, position, position_to_wire, status};
+use crate::shipping_compression::Compressor;
+use crate::shipping_wire::{heartbeat_to_wire, position, status};
 use crate::state_exchange::StateExchange;
 
 const TICK: Duration = Duration::from_millis(100);
-const ZSTD_LEVEL: i32 = 1;
+/// A stream over which no batches went for so long gives back its memory.
+const IDLE: Duration = Duration::from_secs(10);
 
 /// By shard and subscriber; dropping the value ends the subscription.
 pub(crate) type Subscribers = HashMap<(ShardId, NodeId), mpsc::Sender<()>>;
@@ -41,6 +43,8 @@ pub(crate) struct ShippingService {
     pub(crate) clocks: Clocks,
     /// The newest subscription of each subscriber: an older one ends when a newer comes.
     pub(crate) subscriptions: Arc<Mutex<Subscribers>>,
+    /// For the compression of streams.
+    pub(crate) streams: ByteBudget,
 }
 
 impl ShippingService {
@@ -77,8 +81,6 @@ impl shipping_server::Shipping for ShippingService {
         let (replaced, newer) = mpsc::channel(1);
         self.subscriptions.lock().insert((id, start.node_id), replaced);
         let (shipments, stream) = mpsc::channel(4);
-        let compressor =
-            zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(|error| Status::internal(error.to_string()))?;
         let subscription = Subscription {
             node_id: self.node_id,
             group: GroupId { shard: id, epoch },
@@ -88,7 +90,8 @@ impl shipping_server::Shipping for ShippingService {
             sender: Sender::new(SenderConfig::default(), Duration::ZERO, epoch, from),
             read: Vec::new(),
             shipments,
-            compressor,
+            compressor: Compressor::new(start.keeps_window.then(|| self.streams.clone())),
+            shipped: Instant::now(),
         };
         tokio::spawn(subscription.run(requests, newer));
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
@@ -193,7 +196,9 @@ struct Subscription {
     /// Of the last read, until they are sent.
     read: Vec<(Position, Bytes)>,
     shipments: mpsc::Sender<Result<wire::Shipment, Status>>,
-    compressor: zstd::bulk::Compressor<'static>,
+    compressor: Compressor,
+    /// When the last batches were.
+    shipped: Instant,
 }
 
 /// The stream is to end.
@@ -210,7 +215,7 @@ impl Subscription {
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut event = self.tail();
         loop {
-            if self.step(event).await.is_err() {
+            if self.step(event).await.is_err() || self.rest().await.is_err() {
                 return;
             }
             let reads_at = self.sender.reads_at().map(|at| self.started + at);
@@ -322,11 +327,27 @@ impl Subscription {
             .filter(|(position, _)| (first..=last).contains(position))
             .map(|(_, bytes)| bytes.clone())
             .collect();
-        let stored = wire::StoredBatches { batches }.encode_to_vec();
-        let Ok(zstd) = self.compressor.compress(&stored) else { return Err(Ended) };
-        metrics::counter!("meridian_shipping_sent_wire_bytes_total").increment(zstd.len() as u64);
-        let batches = wire::Batches { previous: Some(position_to_wire(previous)), zstd: zstd.into() };
-        self.ship(shipment::Message::Batches(batches)).await
+        let Ok(part) = self.compressor.compress(previous, &wire::StoredBatches { batches }) else { return Err(Ended) };
+        self.shipped = Instant::now();
+        self.ship_part(part).await
+    }
+
+    /// Gives back the memory of a stream that nothing went over for a while.
+    async fn rest(&mut self) -> Result<(), Ended> {
+        if self.shipped.elapsed() < IDLE {
+            return Ok(());
+        }
+        match self.compressor.end_frame(self.sender.sent()) {
+            Ok(None) => Ok(()),
+            Ok(Some(part)) => self.ship_part(part).await,
+            Err(_) => Err(Ended),
+        }
+    }
+
+    /// One that does not arrive ends the stream: what comes behind it cannot be read without it.
+    async fn ship_part(&mut self, part: wire::Batches) -> Result<(), Ended> {
+        metrics::counter!("meridian_shipping_sent_wire_bytes_total").increment(part.zstd.len() as u64);
+        self.ship(shipment::Message::Batches(part)).await
     }
 
     async fn ship(&self, message: shipment::Message) -> Result<(), Ended> {

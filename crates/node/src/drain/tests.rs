@@ -158,6 +158,7 @@ impl Node {
             data_dir: folder.path().to_owned(),
             disk: Arc::clone(&disk),
             reads: Reads::new(ByteBudget::new("tests", 1 << 20)),
+            streams: ByteBudget::new("streams", 1 << 20),
         });
         Self { state, log, replica: Arc::new(replica.unwrap()), directory, peers, syncer, disk, _folder: folder }
     }
@@ -353,7 +354,7 @@ async fn a_node_answers_with_the_stretch_of_its_log_that_it_is_asked_for() {
         service.read_log(read_log(after, through)).await
     };
     let answer = read(at(1, 20), at(1, 40)).await.unwrap().into_inner();
-    let (previous, batches) = unpack(&node.state, &answer.batches.unwrap()).unwrap();
+    let (previous, batches) = unpack(&node.state, &mut Decompressor::new(None), &answer.batches.unwrap()).unwrap();
     assert_eq!(previous, at(1, 20));
     let sequences: Vec<_> = batches.iter().map(|batch| batch.position().sequence).collect();
     assert_eq!(sequences, Vec::from_iter(21..=40));

@@ -51,6 +51,7 @@ fn parts(
         clocks: Clocks::default(),
         writes: ByteBudget::new("writes that wait", 1 << 20),
         reads: Reads::new(ByteBudget::new("reads", 1 << 20)),
+        streams: ByteBudget::new("streams", 1 << 20),
         log_cache: LogCache::default(),
         timing: RaftTiming::default(),
         settled: Mutex::default(),
@@ -256,6 +257,7 @@ async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_the
         exchange: Arc::new(StateExchange::new(Arc::clone(&parts.shards), Arc::clone(&parts.peers))),
         clocks: Clocks::default(),
         subscriptions: Arc::default(),
+        streams: parts.streams.clone(),
     };
     let says = async |node: NodeId, position: Position| {
         let status = meridian_shipping::Status::of_primary_member(node, Epoch(1), position, Duration::ZERO);

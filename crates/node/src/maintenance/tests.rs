@@ -249,6 +249,7 @@ async fn no_crash_after_a_replicas_purge_loses_what_was_acknowledged() {
         data_dir: folder.path().to_owned(),
         disk: Arc::clone(&maintenance.disk),
         reads: Reads::new(ByteBudget::new("reads", 8 << 20)),
+        streams: ByteBudget::new("streams", 1 << 20),
     });
     maintenance.shards.add(Arc::clone(&state), followers);
     maintenance.shards.set(shard, Some(LocalShard::Replica(Arc::new(replica.unwrap()))));

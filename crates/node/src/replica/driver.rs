@@ -19,6 +19,7 @@ use super::{Command, ReplicaParts, ReplicaStatus};
 use crate::drain::{self, Shipped, Target};
 use crate::history::History;
 use crate::peers::MAX_MESSAGE_BYTES;
+use crate::shipping_compression::{DECOMPRESSOR_BYTES, Decompressor};
 use crate::shipping_wire::{heartbeat_from_wire, position_to_wire};
 
 const TICK: Duration = Duration::from_millis(100);
@@ -462,20 +463,23 @@ impl Driver {
         if let Some(old) = self.stream.take() {
             old.task.abort();
         }
+        let memory = self.parts.streams.try_take(DECOMPRESSOR_BYTES).ok();
         let start = wire::Start {
             shard: self.group().shard.0,
             epoch: self.group().epoch.0.into(),
             node_id: self.parts.node_id,
             durable: Some(position_to_wire(from)),
+            keeps_window: memory.is_some(),
         };
         let (reports, requests) = mpsc::channel(64);
         let message = Some(subscribe_request::Message::Start(start));
         reports.try_send(wire::SubscribeRequest { message }).ok();
         let channel = self.parts.peers.shipping(source);
         let (events, state) = (self.streams.clone(), Arc::clone(&self.parts.state));
+        let decompressor = Decompressor::new(memory);
         let task = tokio::spawn(async move {
             if let Some(channel) = channel
-                && let Err(status) = read_stream(channel, requests, &state, stream, &events).await
+                && let Err(status) = read_stream(channel, requests, decompressor, &state, stream, &events).await
             {
                 tracing::debug!(source, %status, "a log stream ended");
             }
@@ -519,6 +523,7 @@ impl Driver {
 async fn read_stream(
     channel: tonic::transport::Channel,
     requests: mpsc::Receiver<wire::SubscribeRequest>,
+    mut decompressor: Decompressor,
     state: &ShardState,
     stream: StreamId,
     events: &mpsc::Sender<Incoming>,
@@ -542,7 +547,8 @@ async fn read_stream(
             }
             shipment::Message::Batches(batches) => {
                 metrics::counter!("meridian_shipping_received_wire_bytes_total").increment(batches.zstd.len() as u64);
-                let (mut previous, batches) = drain::unpack(state, &batches).map_err(|error| malformed(&error))?;
+                let (mut previous, batches) =
+                    drain::unpack(state, &mut decompressor, &batches).map_err(|error| malformed(&error))?;
                 for shipped in batches {
                     let (position, bytes) = (shipped.position(), shipped.bytes.len() as u64);
                     found.push((StreamEvent::Batch { position, previous, bytes }, Some(shipped)));

@@ -25,6 +25,8 @@ use crate::router::{ClusterNodes, Nodes};
 use crate::shard::LocalShard;
 use crate::shard_service::ShardService;
 use crate::shard_table::ShardTable;
+use crate::shipping_compression::Compressor;
+use crate::shipping_wire::position;
 use crate::testing::NoStates;
 use crate::topology::Topology;
 use crate::write_calls::WriteCalls;
@@ -39,6 +41,10 @@ fn at(sequence: u64) -> Position {
 /// The stored bytes of the batch at a sequence.
 fn stored(sequence: u64) -> Bytes {
     meridian_proto::encode_batch(&Batch { position: at(sequence), time_ms: sequence, transactions: Vec::new() })
+}
+
+fn streams() -> ByteBudget {
+    ByteBudget::new("streams", 1 << 20)
 }
 
 /// Has a state to fetch.
@@ -89,6 +95,8 @@ impl StateTransfer for Stalls {
 #[derive(Clone, Default)]
 struct Source {
     shipments: Arc<Mutex<VecDeque<Vec<Bytes>>>>,
+    /// Or these, as they are.
+    parts: Arc<Mutex<VecDeque<Vec<wire::Batches>>>>,
     /// What each subscriber said that it has.
     asked: Arc<Mutex<Vec<wire::Position>>>,
     /// What they said to be durable since.
@@ -111,14 +119,17 @@ impl shipping_server::Shipping for Source {
         self.asked.lock().push(start.durable.unwrap());
         let (sender, stream) = mpsc::channel(4);
         let batches = self.shipments.lock().pop_front();
+        let mut parts = self.parts.lock().pop_front().unwrap_or_default();
+        if let Some(batches) = batches {
+            let (stored, previous) = (wire::StoredBatches { batches }, position(start.durable.unwrap()).unwrap());
+            parts.push(Compressor::new(None).compress(previous, &stored).unwrap());
+        }
         let acknowledged = Arc::clone(&self.acknowledged);
         tokio::spawn(async move {
             let ship = async |message| sender.send(Ok(wire::Shipment { message: Some(message) })).await.is_ok();
             ship(shipment::Message::OpenedEpoch(1)).await;
-            if let Some(batches) = batches {
-                let stored = wire::StoredBatches { batches }.encode_to_vec();
-                let zstd = zstd::bulk::compress(&stored, 1).unwrap().into();
-                ship(shipment::Message::Batches(wire::Batches { previous: start.durable, zstd })).await;
+            for part in parts {
+                ship(shipment::Message::Batches(part)).await;
             }
             while let Ok(Some(request)) = requests.message().await {
                 if let Some(wire::subscribe_request::Message::Durable(position)) = request.message {
@@ -184,6 +195,7 @@ impl Node {
             transfer,
             data_dir: folder.path().to_owned(),
             disk: Arc::clone(&disk),
+            streams: streams(),
         });
         Self { engine, watched, state, log, replica: replica.unwrap(), disk, folder }
     }
@@ -226,6 +238,46 @@ async fn what_is_damaged_or_cannot_be_read_is_in_no_log_and_the_replica_asks_aga
     // It has a stream that is silent by now.
     node.until("it catches up", || node.state.position() == at(2)).await;
     assert_eq!(node.log.last().unwrap(), Some((2, stored(2))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_lacks_a_part_or_has_one_twice_is_left_and_what_follows_is_asked_for_again() {
+    let parts = |sequences: std::ops::RangeInclusive<u64>| {
+        let mut compressor = Compressor::new(Some(streams()));
+        let part = |sequence: u64| {
+            let stored = wire::StoredBatches { batches: vec![stored(sequence)] };
+            compressor.compress(at(sequence - 1), &stored).unwrap()
+        };
+        sequences.map(part).collect::<Vec<_>>()
+    };
+    let mut lacks = parts(1..=4);
+    lacks.remove(2);
+    let mut twice = parts(3..=5);
+    twice.insert(1, twice[0].clone());
+    let mut damaged = parts(4..=6);
+    let mut bytes = damaged[1].zstd.to_vec();
+    *bytes.last_mut().unwrap() ^= 1;
+    damaged[1].zstd = bytes.into();
+    // As the log goes on, but nothing of the stream before them.
+    let without_beginning = parts(4..=9).split_off(1);
+    let source = Source::default();
+    source.parts.lock().extend([lacks, twice, damaged, without_beginning]);
+    let node = Node::following(&source, Arc::new(NoStates)).await;
+    node.until("it has all", || {
+        let mut streams = source.parts.lock();
+        let next = node.state.position().sequence + 1;
+        if streams.is_empty() && next <= 8 {
+            streams.push_back(parts(next..=8));
+        }
+        next > 8
+    })
+    .await;
+    let asked: Vec<_> = source.asked.lock().iter().map(|from| from.sequence).collect();
+    // At the most: what was on its way to the disk is asked for again.
+    let each_ends = asked.iter().zip([0, 2, 3, 4, 4]).all(|(from, behind)| *from <= behind);
+    assert!(each_ends && asked.len() >= 5, "{asked:?}");
+    let log = node.log.read(1..9, usize::MAX).unwrap();
+    assert_eq!(log, (1..9).map(|sequence| (sequence, stored(sequence))).collect::<Vec<_>>());
 }
 
 /// On one thread, which drives everything: what waits for a disk there holds up everything.

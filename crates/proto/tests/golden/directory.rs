@@ -206,8 +206,9 @@ fn reading_a_log_is_golden() {
     let golden = [field_varint(1, 1), field_message(2, &after_fields), field_message(3, &through_fields)];
     assert_golden(&request, &golden);
 
-    let batches = shipping::Batches { previous: Some(after), zstd: Bytes::from("zstd") };
-    let batches_fields = [field_message(1, &after_fields), field_bytes(2, b"zstd")];
+    let zstd = Bytes::from("zstd");
+    let batches = shipping::Batches { previous: Some(after), zstd, part: 0, stored_bytes: 4 };
+    let batches_fields = [field_message(1, &after_fields), field_bytes(2, b"zstd"), field_varint(4, 4)];
     assert_golden(&directory::ReadLogResponse { batches: Some(batches) }, &[field_message(1, &batches_fields)]);
     assert_golden(&directory::ReadLogResponse { batches: None }, &[]);
     assert_golden(&directory::ReadStateRequest { shard: 1 }, &[field_varint(1, 1)]);

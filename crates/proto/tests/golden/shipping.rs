@@ -36,9 +36,14 @@ fn status(hops: u32) -> (shipping::Status, Fields) {
 #[test]
 fn subscriptions_are_golden() {
     let (durable, durable_fields) = position(4);
-    let start = shipping::Start { shard: 1, epoch: 2, node_id: L + 3, durable: Some(durable) };
-    let start_fields =
-        [field_varint(1, 1), field_varint(2, 2), field_varint(3, L + 3), field_message(4, &durable_fields)];
+    let start = shipping::Start { shard: 1, epoch: 2, node_id: L + 3, durable: Some(durable), keeps_window: true };
+    let start_fields = [
+        field_varint(1, 1),
+        field_varint(2, 2),
+        field_varint(3, L + 3),
+        field_message(4, &durable_fields),
+        field_varint(5, 1),
+    ];
     let messages = [
         (shipping::subscribe_request::Message::Start(start), field_message(1, &start_fields)),
         (shipping::subscribe_request::Message::Durable(durable), field_message(2, &durable_fields)),
@@ -51,8 +56,10 @@ fn subscriptions_are_golden() {
 #[test]
 fn shipments_are_golden() {
     let (previous, previous_fields) = position(1);
-    let batches = shipping::Batches { previous: Some(previous), zstd: Bytes::from("zstd") };
-    let batches_fields = [field_message(1, &previous_fields), field_bytes(2, b"zstd")];
+    let zstd = Bytes::from("zstd");
+    let batches = shipping::Batches { previous: Some(previous), zstd, part: L + 3, stored_bytes: 4 };
+    let batches_fields =
+        [field_message(1, &previous_fields), field_bytes(2, b"zstd"), field_varint(3, L + 3), field_varint(4, 4)];
     let (status, status_fields) = status(35);
     let (committed, committed_fields) = position(2);
     let heartbeat = shipping::Heartbeat { status: Some(status), committed: Some(committed), time_ms: L + 3 };
