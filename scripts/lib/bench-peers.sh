@@ -25,8 +25,8 @@
 #   --rate N              operations a second of the open loop [500]; 0: no open loop
 #
 # Prints a line for each server and cell with the medians of the rounds: operations a second, p50 and p99, microseconds
-# of CPU of all processes of the server for an operation (the steadier figure where others use the machine), and the
-# conflicts among all attempts. On the lines of the peers are the medians of the ratios of each round, Meridian by the
+# of CPU of all processes of the server for an operation, with what they take when idle (the steadier figure where others
+# use the machine), and the conflicts among all attempts. On the lines of the peers are the medians of the ratios of each round, Meridian by the
 # peer: above 1 Meridian has more operations a second, or takes more CPU.
 #
 # The first run builds denokv from crates.io (many minutes; kept in ~/.cache/meridian/peers) and installs Debian's
@@ -184,15 +184,13 @@ done
 # sample SERVER OPERATION BYTES CONNECTIONS [RATE]: operations a second, p50, p99, microseconds of CPU for an operation,
 # percentage of conflicts, percentage not sent, errors.
 sample() {
-  local before after row
-  before=$(cpu_ns "$folder/$1")
+  local row
   # It fails if nothing succeeded, which then is what was measured.
   row=$(ask "$1" "$3" --operations "$2" --connections "$4" --skip-load \
-    --duration "${duration}ms" --warmup "$((duration / 4))ms" ${5:+--rate "$5"} | grep "^| $2 ") || [[ -n $row ]] || return 1
-  after=$(cpu_ns "$folder/$1")
-  # The warm-up is paid for, and not counted.
-  awk -F'|' -v ns="$((after - before))" '{
-    printf "%s %s %s %.1f %.2f %.2f %s\n", $6, $8, $9, $5 ? ns / 1000 / ($5 * 1.25) : 0,
+    --duration "${duration}ms" --warmup "$((duration / 4))ms" ${5:+--rate "$5"} \
+    --cpu-of "$(pgrep -d, -f "$folder/$1/")" | grep "^| $2 ") || [[ -n $row ]] || return 1
+  awk -F'|' '{
+    printf "%s %s %s %.1f %.2f %.2f %s\n", $6, $8, $9, $13,
       $5 + $11 ? 100 * $11 / ($5 + $11) : 0, $5 + $12 ? 100 * $12 / ($5 + $12) : 0, $7
   }' <<<"$row"
 }
