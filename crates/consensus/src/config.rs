@@ -52,6 +52,8 @@ pub(crate) fn openraft_config(timing: RaftTiming, name: String) -> Result<Config
         heartbeat_interval: timing.heartbeat_answer_ms(),
         enable_heartbeat: false,
         enable_elect: false,
+        // It drives these two, and nothing else.
+        enable_tick: false,
         // How long a vote may take to be answered: a fsync, and a round trip.
         election_timeout_min: timing.vote_answer_ms(),
         // The leader's lease.

@@ -19,6 +19,9 @@ use openraft::raft::{
 use openraft::{AnyError, EntryPayload, OptionalSend};
 use parking_lot::Mutex;
 use prost::Message;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::claims;
@@ -123,7 +126,7 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
     type Network = Network;
 
     async fn new_client(&mut self, target: u64, _node: &()) -> Network {
-        Network { factory: self.clone(), target }
+        Network { factory: self.clone(), target, kept: None }
     }
 }
 
@@ -131,6 +134,24 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
 pub(crate) struct Network {
     factory: NetworkFactory,
     target: u64,
+    /// Of the heartbeat before, whose answer has come.
+    kept: Option<KeptStream>,
+}
+
+/// A stream of appends that is kept from one heartbeat to the next: to open one for each costs more than all else that
+/// an idle group does. One heartbeat at a time is on its way: what is not answered when it is given up takes the stream
+/// with it, so that its answer is never taken for that to a later one.
+struct KeptStream {
+    requests: mpsc::Sender<raft::AppendRequest>,
+    responses: Streaming<raft::AppendResponse>,
+}
+
+impl KeptStream {
+    /// `None`: the stream has ended.
+    async fn answer(&mut self, request: raft::AppendRequest) -> Option<raft::AppendResponse> {
+        self.requests.send(request).await.ok()?;
+        self.responses.message().await.ok()?
+    }
 }
 
 /// What so many bytes may take to a member that is well and busy.
@@ -154,6 +175,23 @@ fn malformed(error: &InvalidMessage) -> RPCError<TypeConfig> {
 /// Raft takes over every higher term that it is told of.
 fn believe(vote: &Vote, known: u64) -> Result<(), Unreachable<TypeConfig>> {
     claims::check_term(vote.leader_id.term, known).map_err(|implausible| unreachable(&implausible))
+}
+
+/// What openraft is to hear of a member's answer in a stream.
+fn stream_result(
+    members: &MemberMarks,
+    target: u64,
+    term: u64,
+    response: raft::AppendResponse,
+) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
+    let result = wire::stream_result(response).map_err(|error| malformed(&error))?;
+    match &result {
+        Ok(Some(matched)) => members.acknowledged(target, matched),
+        Err(StreamAppendError::Conflict(at)) => members.conflicts(target, at),
+        Err(StreamAppendError::HigherVote(higher)) => believe(higher, term)?,
+        Ok(None) => {}
+    }
+    Ok(result)
 }
 
 impl Network {
@@ -203,6 +241,37 @@ impl Network {
         let response = wire::vote_response(response).map_err(|error| malformed(&error))?;
         believe(&response.vote, term)?;
         Ok(response)
+    }
+
+    /// A request that comes alone, as openraft sends heartbeats, and counts the answer from when it asked for this very
+    /// one. Over the stream that is kept, or over a new one where that has ended, as with the member's process.
+    async fn alone(
+        &mut self,
+        request: Option<AppendEntriesRequest<TypeConfig>>,
+    ) -> Result<Option<StreamAppendResult<TypeConfig>>, RPCError<TypeConfig>> {
+        let Some(request) = request else { return Ok(None) };
+        let (sent, term) = (Instant::now(), request.vote.leader_id.term);
+        let request = self.factory.append_request(self.target, &request);
+        let kept = match self.kept.take() {
+            Some(mut kept) => kept.answer(request.clone()).await.map(|response| (kept, response)),
+            None => None,
+        };
+        let (kept, response) = match kept {
+            Some(answered) => answered,
+            None => {
+                let (requests, stream) = mpsc::channel(1);
+                // It goes out with what opens the stream.
+                requests.try_send(request).ok();
+                let opened = self.client()?.stream_append(ReceiverStream::new(stream)).await;
+                let mut responses = opened.map_err(|status| failed(&status))?.into_inner();
+                let response = responses.message().await.map_err(|status| failed(&status))?;
+                let Some(response) = response else { return Ok(None) };
+                (KeptStream { requests, responses }, response)
+            }
+        };
+        self.kept = Some(kept);
+        drop(self.factory.lease_trust.answered(sent));
+        stream_result(&self.factory.members, self.target, term, response).map(Some)
     }
 
     async fn offer(
@@ -257,7 +326,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
     }
 
     /// Pipelined over one gRPC stream, whose transport keeps the order. A response that is due and does not
-    /// come in time ends the stream; an idle stream stays open.
+    /// come in time ends the stream; an idle stream stays open. What is to come alone goes over the stream that is kept.
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
@@ -270,6 +339,11 @@ impl RaftNetworkV2<TypeConfig> for Network {
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
     {
         Box::pin(async move {
+            if input.size_hint().1 == Some(1) {
+                let mut input = input;
+                let result = futures::stream::once(async move { self.alone(input.next().await).await.transpose() });
+                return Ok(Box::pin(result.filter_map(std::future::ready)) as BoxStream<'s, _>);
+            }
             let (factory, target) = (self.factory.clone(), self.target);
             let within = self.factory.append_timeout;
             let lease_trust = Arc::clone(&self.factory.lease_trust);
@@ -315,22 +389,10 @@ impl RaftNetworkV2<TypeConfig> for Network {
                             Ok(Some(Ok(response))) => {
                                 let sent = due.lock().pop_front();
                                 let telling = sent.map(|(sent, _)| lease_trust.answered(sent));
-                                let result = wire::stream_result(response).and_then(|result| match &result {
-                                    Err(StreamAppendError::HigherVote(higher)) => {
-                                        claims::check_term(higher.leader_id.term, term.load(Ordering::Relaxed))?;
-                                        Ok(result)
-                                    }
-                                    _ => Ok(result),
-                                });
-                                match &result {
-                                    Ok(Ok(Some(matched))) => members.acknowledged(target, matched),
-                                    Ok(Err(StreamAppendError::Conflict(at))) => members.conflicts(target, at),
-                                    _ => {}
-                                }
-                                match result {
+                                match stream_result(&members, target, term.load(Ordering::Relaxed), response) {
                                     Ok(result @ Ok(_)) => Some((Ok(result), (Some(responses), telling))),
                                     Ok(rejected) => Some((Ok(rejected), (None, telling))),
-                                    Err(error) => Some((Err(malformed(&error)), (None, telling))),
+                                    Err(error) => Some((Err(error), (None, telling))),
                                 }
                             }
                             Ok(Some(Err(status))) => Some((Err(failed(&status)), (None, None))),

@@ -41,11 +41,16 @@ struct Follows {
     sealed: Option<Arc<Votes>>,
     /// How often it was asked for its vote.
     asked: Arc<AtomicU64>,
+    /// How many streams it was sent.
+    streams: Arc<AtomicU64>,
+    /// Each of them ends behind so many answers.
+    ends_behind: Option<usize>,
 }
 
 impl Follows {
-    fn appended(&self) -> raft::AppendResponse {
-        let matched = raft::append_response::Result::Matched(raft::Matched::default());
+    fn appended(&self, request: &raft::AppendRequest) -> raft::AppendResponse {
+        let matched = raft::Matched { log_id: request.previous, partial: false };
+        let matched = raft::append_response::Result::Matched(matched);
         let result = self.later.map_or(matched, raft::append_response::Result::HigherVote);
         raft::AppendResponse { result: Some(result) }
     }
@@ -72,22 +77,23 @@ impl raft::raft_server::Raft for Follows {
         &self,
         request: tonic::Request<tonic::Streaming<raft::AppendRequest>>,
     ) -> Result<tonic::Response<Self::StreamAppendStream>, tonic::Status> {
-        let (answer, answers) = (self.appended(), Arc::clone(&self.answers));
-        let answered = request.into_inner().then(move |_| {
-            let answers = Arc::clone(&answers);
+        self.streams.fetch_add(1, Ordering::SeqCst);
+        let member = self.clone();
+        let answered = request.into_inner().then(move |request| {
+            let member = member.clone();
             async move {
-                drop(answers.lock().await);
-                Ok(answer)
+                drop(member.answers.lock().await);
+                Ok(member.appended(&request?))
             }
         });
-        Ok(tonic::Response::new(Box::pin(answered)))
+        Ok(tonic::Response::new(Box::pin(answered.take(self.ends_behind.unwrap_or(usize::MAX)))))
     }
 
     async fn append(
         &self,
-        _: tonic::Request<raft::AppendRequest>,
+        request: tonic::Request<raft::AppendRequest>,
     ) -> Result<tonic::Response<raft::AppendResponse>, tonic::Status> {
-        Ok(tonic::Response::new(self.appended()))
+        Ok(tonic::Response::new(self.appended(request.get_ref())))
     }
 
     async fn vote(
@@ -156,7 +162,7 @@ async fn network(member: Follows, append_timeout: Duration) -> Network {
         lease_trust: Arc::new(LeaseTrust::new(HOUR, Duration::from_secs(1))),
         members: Arc::new(MemberMarks::new(GROUP, 1, None)),
     };
-    Network { factory, target: 2 }
+    Network { factory, target: 2, kept: None }
 }
 
 /// Of node 1, in term 1.
@@ -240,6 +246,45 @@ async fn a_heartbeat_that_is_answered_late_and_in_time_ends_no_stream() {
     assert!(matches!(answers.next().await, Some(Ok(Ok(None)))));
 }
 
+/// The heartbeat that says that the member has the log up to this index, and what the member says to it.
+async fn beat(network: &mut Network, index: u64) -> Option<u64> {
+    let request = AppendEntriesRequest { prev_log_id: Some(LogId::new(1.into(), index)), ..heartbeat() };
+    let alone = futures::stream::once(std::future::ready(request));
+    let answer = network.stream_append(alone, RPCOption::new(HOUR)).await.unwrap().next().await;
+    Some(answer?.unwrap().unwrap()?.index)
+}
+
+/// A leader counts its lease from when it asked for the heartbeat that is answered.
+#[tokio::test]
+async fn heartbeats_share_a_stream_and_an_answer_that_comes_late_is_not_taken_for_that_to_the_next() {
+    let member = Follows::default();
+    let (streams, answers) = (Arc::clone(&member.streams), Arc::clone(&member.answers));
+    let mut network = network(member, HOUR).await;
+    for index in 1..=3 {
+        assert_eq!(beat(&mut network, index).await, Some(index));
+    }
+    assert_eq!(streams.load(Ordering::SeqCst), 1);
+    let held = answers.lock().await;
+    let late = tokio::time::timeout(Duration::from_millis(50), beat(&mut network, 4)).await;
+    assert!(late.is_err(), "nobody answers: {late:?}");
+    drop(held);
+    for index in 5..=6 {
+        assert_eq!(beat(&mut network, index).await, Some(index));
+    }
+    assert_eq!(streams.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_heartbeat_goes_over_another_stream_where_the_one_that_was_kept_has_ended() {
+    let member = Follows { ends_behind: Some(2), ..Follows::default() };
+    let streams = Arc::clone(&member.streams);
+    let mut network = network(member, HOUR).await;
+    for index in 1..=4 {
+        assert_eq!(beat(&mut network, index).await, Some(index));
+    }
+    assert_eq!(streams.load(Ordering::SeqCst), 2);
+}
+
 /// Raft takes over every later vote that it is told of, and behind the last term there is none to be elected in.
 #[tokio::test]
 async fn an_answer_of_a_term_that_no_group_reaches_is_not_believed() {
@@ -250,19 +295,22 @@ async fn an_answer_of_a_term_that_no_group_reaches_is_not_believed() {
         let mut network = network(Follows { later, ..Follows::default() }, HOUR).await;
         network.factory.votes.settle(VoteGate::OpensAt(Instant::now()));
         let option = || RPCOption::new(HOUR);
-        let mut answers = network.stream_append(futures::stream::iter([heartbeat()]), option()).await.unwrap();
-        let streamed = answers.next().await.unwrap().is_ok();
-        drop(answers);
+        let mut streamed = [false; 2];
+        for (requests, streamed) in [1, 2].into_iter().zip(&mut streamed) {
+            let requests = futures::stream::repeat(heartbeat()).take(requests);
+            *streamed = network.stream_append(requests, option()).await.unwrap().next().await.unwrap().is_ok();
+        }
         let candidacy = VoteRequest::new(own_vote(false), None);
         let snapshot = Snapshot { meta: Default::default(), snapshot: SnapshotData::Local(Arc::clone(&snapshot)) };
         let believed = [
-            streamed,
+            streamed[0],
+            streamed[1],
             network.append_entries(heartbeat(), option()).await.is_ok(),
             network.vote(candidacy.clone(), option()).await.is_ok(),
             network.pre_vote(candidacy, option()).await.is_ok(),
             network.full_snapshot(own_vote(true), snapshot, std::future::pending(), option()).await.is_ok(),
         ];
-        assert_eq!(believed, [is_believed; 5], "term {term}");
+        assert_eq!(believed, [is_believed; 6], "term {term}");
     }
 }
 
