@@ -7,6 +7,7 @@ mod log_writer;
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
 
@@ -81,6 +82,38 @@ fn abort_on_panic() {
     }));
 }
 
+fn run(mut command: Command) -> anyhow::Result<()> {
+    let mut threads = tokio::runtime::Builder::new_multi_thread();
+    if let Command::Serve(serve) = &mut command
+        && let Some(count) = serve.load()?
+    {
+        threads.worker_threads(count);
+    }
+    let runtime = threads.enable_all().build().context("cannot start")?;
+    runtime.block_on(async {
+        match command {
+            Command::Dev(dev) => dev.run().await,
+            Command::Serve(serve) => serve.run().await,
+            Command::Gateway(gateway) => gateway.run().await,
+            Command::Cluster(cluster) => cluster.run().await,
+            Command::Nodes(nodes) => nodes.run().await,
+            Command::Regions(regions) => regions.run().await,
+            Command::Shards(shards) => shards.run().await,
+            Command::Databases(databases) => databases.run().await,
+            Command::Tokens(tokens) => tokens.run().await,
+            Command::Switchover(switchover) => switchover.run().await,
+            Command::Failback(failback) => failback.run().await,
+            Command::Failover(failover) => failover.run().await,
+            Command::Orphans(orphans) => orphans.run().await,
+            Command::Status(status) => status.run().await,
+            Command::Latency(latency) => latency.run().await,
+            Command::Drill(drill) => drill.run().await,
+            Command::TransferLeadership(transfer) => transfer.run().await,
+            Command::ClusterConfig(config) => config.run(),
+        }
+    })
+}
+
 /// As `EX_IOERR` of sysexits.h.
 const OUTPUT_FAILED: i32 = 74;
 
@@ -107,35 +140,7 @@ fn main() -> ExitCode {
         // What cannot be logged is no reason to print, which fails too.
         .log_internal_errors(false)
         .init();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            eprintln!("meridian: cannot start: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
-    let result = runtime.block_on(async {
-        match cli.command {
-            Command::Dev(dev) => dev.run().await,
-            Command::Serve(serve) => serve.run().await,
-            Command::Gateway(gateway) => gateway.run().await,
-            Command::Cluster(cluster) => cluster.run().await,
-            Command::Nodes(nodes) => nodes.run().await,
-            Command::Regions(regions) => regions.run().await,
-            Command::Shards(shards) => shards.run().await,
-            Command::Databases(databases) => databases.run().await,
-            Command::Tokens(tokens) => tokens.run().await,
-            Command::Switchover(switchover) => switchover.run().await,
-            Command::Failback(failback) => failback.run().await,
-            Command::Failover(failover) => failover.run().await,
-            Command::Orphans(orphans) => orphans.run().await,
-            Command::Status(status) => status.run().await,
-            Command::Latency(latency) => latency.run().await,
-            Command::Drill(drill) => drill.run().await,
-            Command::TransferLeadership(transfer) => transfer.run().await,
-            Command::ClusterConfig(config) => config.run(),
-        }
-    });
+    let result = run(cli.command);
     if let Err(error) = &result {
         // As log lines go: what serves must end here, also where nobody reads why.
         log_writer::print(&format!("meridian: {error:#}"));

@@ -37,6 +37,8 @@ pub struct NodeConfig {
     pub data_dir: PathBuf,
     /// What the process may take in memory. `None`: as much as [`meridian_memory::default_max_bytes`] says.
     pub max_memory_mb: Option<u64>,
+    /// Threads that serve, beside those that wait for disks and those of the directory. `None`: one a processor.
+    pub worker_threads: Option<usize>,
     pub listen: NodeListen,
     pub raft: RaftConfig,
     pub storage: StorageConfig,

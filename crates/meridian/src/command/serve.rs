@@ -17,6 +17,8 @@ pub(crate) struct Serve {
     /// What this process may take in memory, in MiB, instead of what the configuration says.
     #[arg(long, env = "MERIDIAN_MAX_MEMORY_MB", value_parser = clap::value_parser!(u64).range(320..=1_048_576))]
     max_memory_mb: Option<u64>,
+    #[arg(skip)]
+    loaded: Option<Box<NodeConfig>>,
 }
 
 #[derive(Args)]
@@ -30,8 +32,17 @@ pub(crate) struct Gateway {
 }
 
 impl Serve {
+    /// Reads the configuration: how many threads serve is to be known before there are any.
+    pub(crate) fn load(&mut self) -> Result<Option<usize>> {
+        let config = self.loaded.insert(Box::new(NodeConfig::load(&self.config)?));
+        Ok(config.worker_threads)
+    }
+
     pub(crate) async fn run(self) -> Result<()> {
-        let mut config = NodeConfig::load(&self.config)?;
+        let mut config = match self.loaded {
+            Some(config) => *config,
+            None => NodeConfig::load(&self.config)?,
+        };
         config.max_memory_mb = self.max_memory_mb.or(config.max_memory_mb);
         let stop = CancellationToken::new();
         start_metrics(config.listen.metrics.as_deref(), &stop).await?;

@@ -28,6 +28,7 @@ pub(super) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidCon
         // Joining an absolute folder gives that folder.
         data_dir: path.parent().unwrap_or(Path::new("")).join(file.data_dir),
         max_memory_mb: max_memory(file.max_memory_mb)?,
+        worker_threads: worker_threads(file.worker_threads)?,
         listen,
         raft: raft(file.raft)?,
         storage: storage(file.storage)?,
@@ -152,6 +153,11 @@ const MAX_MB: u64 = 1024 * 1024;
 fn max_memory(mb: Option<u64>) -> Result<Option<u64>, InvalidConfig> {
     mb.map_or(Ok(()), |mb| within("max_memory_mb", mb, (meridian_memory::MIN_BYTES >> 20) as u64, MAX_MB))?;
     Ok(mb)
+}
+
+fn worker_threads(threads: Option<u64>) -> Result<Option<usize>, InvalidConfig> {
+    threads.map_or(Ok(()), |threads| within("worker_threads", threads, 1, 1024))?;
+    Ok(threads.and_then(|threads| usize::try_from(threads).ok()))
 }
 
 fn storage(storage: StorageConfig) -> Result<StorageConfig, InvalidConfig> {

@@ -52,6 +52,7 @@ pub fn dev_cluster_configs<'a>(
     let config = |node: &NodeInfo| NodeConfig {
         data_dir: base_dir.join(&node.name),
         max_memory_mb: None,
+        worker_threads: None,
         listen: NodeListen {
             rpc: node.rpc_address.clone(),
             kv: node.kv_address.clone().unwrap_or_default(),

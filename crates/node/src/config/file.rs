@@ -15,6 +15,7 @@ pub(super) struct NodeFile {
     pub(super) node: NodeId,
     pub(super) data_dir: PathBuf,
     pub(super) max_memory_mb: Option<u64>,
+    pub(super) worker_threads: Option<u64>,
     #[serde(default)]
     pub(super) join: bool,
     #[serde(default)]

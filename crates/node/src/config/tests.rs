@@ -296,6 +296,12 @@ fn times_and_sizes_are_checked() {
         refused("[listen]", "max_memory_mb = 319\n[listen]"),
         "max_memory_mb is 319: it must lie between 320 and 1048576"
     );
+    for value in [0, 1025] {
+        assert_eq!(
+            refused("[listen]", &format!("worker_threads = {value}\n[listen]")),
+            format!("worker_threads is {value}: it must lie between 1 and 1024")
+        );
+    }
     let gateway = |field: &str| refused("[gateway]", &format!("[gateway]\n{field}"));
     assert_eq!(gateway("max_connections = 0"), "gateway.max_connections is 0: it must lie between 1 and 1000000");
     assert_eq!(
@@ -397,6 +403,7 @@ fn what_is_written_is_read_again() {
     config.raft.heartbeat_ms = 20;
     config.storage.log_retention_mb = 1;
     config.max_memory_mb = Some(400);
+    config.worker_threads = Some(3);
     config.gateway.public_url = Some("https://kv.example.com".parse().unwrap());
     config.topology.shards.values_mut().for_each(|shard| {
         shard.voters.pop_last();

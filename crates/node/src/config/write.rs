@@ -17,6 +17,10 @@ pub(super) fn node(config: &NodeConfig) -> String {
     out.field("node", config.node.id);
     out.text("data_dir", &config.data_dir.to_string_lossy());
     max_memory(&mut out, config.max_memory_mb);
+    if let Some(threads) = config.worker_threads {
+        out.line("# Threads that serve.");
+        out.field("worker_threads", threads);
+    }
     if config.join {
         out.line("# This node joins a cluster that is there: it asks the nodes below, and founds nothing.");
         out.field("join", true);
