@@ -400,7 +400,8 @@ async fn malformed_calls(cluster: &Cluster, id: NodeId) {
     }
     let status = shipping::Status { shard: 9, node_id: 99, epoch: u32::MAX, ..Default::default() };
     // Refused or ignored.
-    drop(shipping.announce(shipping::AnnounceRequest { statuses: vec![status], ..Default::default() }).await);
+    let said = shipping::AnnounceRequest { statuses: vec![status], ..Default::default() };
+    drop(shipping.announce(tokio_stream::once(said)).await);
 }
 
 #[tokio::test]

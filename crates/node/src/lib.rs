@@ -25,6 +25,7 @@
 //! gateway's), rules of shipping (`meridian-shipping`), Raft (`meridian-consensus`).
 
 mod admin_service;
+mod announcements;
 mod clock;
 mod clocks;
 mod comparison;

@@ -6,13 +6,14 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use meridian_proto::shipping::{AnnounceRequest, Status, shipping_client::ShippingClient};
+use meridian_proto::shipping::{AnnounceRequest, Status};
 use meridian_storage::{Engine, HighWater, RequestsSoFar, StorageError, fatal};
 use meridian_types::{Epoch, NodeId, ShardId};
 use parking_lot::{Mutex, RwLock};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
+use crate::announcements::{ANNOUNCE, Announcements};
 use crate::clock::wall_ms;
 use crate::clocks::Clocks;
 use crate::comparison::checkpoint;
@@ -26,8 +27,6 @@ use crate::shard_table::ShardTable;
 use crate::shipping_wire::status_to_wire;
 use crate::state_exchange::StateExchange;
 
-/// Replication lag is known no better than this: the bound on what may be lost is counted with it.
-const ANNOUNCE: Duration = Duration::from_millis(150);
 const PERSIST_MARKS: Duration = Duration::from_secs(1);
 /// What a fast disk writes in this time is well below what is kept free.
 const DISK: Duration = Duration::from_millis(100);
@@ -81,6 +80,7 @@ pub(crate) struct Maintenance {
     pub(crate) leading: Mutex<HashMap<ShardId, (Epoch, u64, Duration)>>,
     pub(crate) applied: Mutex<HashMap<ShardId, VecDeque<(Instant, RequestsSoFar)>>>,
     pub(crate) lags: Mutex<LagGauges>,
+    pub(crate) announcements: Announcements,
 }
 
 impl Maintenance {
@@ -138,20 +138,16 @@ impl Maintenance {
             disk_exhausted: room == Room::Exhausted,
             checkpoints: checkpoints.collect(),
             node_id: self.node_id,
-            clock_ms: wall_ms(),
+            // When it is sent.
+            clock_ms: 0,
         };
         let topology = self.directory.topology();
-        let others = || topology.nodes.keys().filter(|node| **node != self.node_id);
-        self.clocks.set_others(others().copied());
-        for node in others() {
-            let Some(channel) = self.peers.shipping(*node) else { continue };
-            let request = request.clone();
-            tokio::spawn(async move {
-                let mut client = ShippingClient::new(channel);
-                // Who does not hear it now hears the next one.
-                drop(tokio::time::timeout(Duration::from_secs(2), client.announce(request)).await);
-            });
-        }
+        let others = || topology.nodes.keys().copied().filter(|node| *node != self.node_id);
+        self.clocks.set_others(others());
+        let with = topology.shards.values().map(|shard| &shard.voters).filter(|voters| voters.contains(&self.node_id));
+        let with: BTreeSet<NodeId> = with.flatten().copied().collect();
+        let others = others().map(|node| (node, with.contains(&node)));
+        self.announcements.say((Instant::now(), wall_ms()), request, others, &self.peers);
     }
 
     async fn persist_marks(self: Arc<Self>) {

@@ -23,6 +23,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin_service::AdminService;
+use crate::announcements::Announcements;
 use crate::clock::BootClock;
 use crate::clocks::Clocks;
 use crate::config::{ConfigError, GatewaySettings, ListenPurpose, NodeConfig, TokenConfig};
@@ -278,6 +279,7 @@ impl Node {
             leading: Mutex::default(),
             applied: Mutex::default(),
             lags: Mutex::default(),
+            announcements: Announcements::default(),
         };
         crate::counters::register();
         tasks.extend(maintenance.start(&stop));

@@ -6,6 +6,7 @@ use meridian_consensus::Peers;
 use meridian_types::NodeId;
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
+use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::control::ControlConnector;
@@ -25,6 +26,7 @@ pub(crate) struct PeerChannels {
     /// Where connections of control live; else with all others.
     control: Option<Handle>,
     channels: RwLock<HashMap<NodeId, NodeChannels>>,
+    updates: watch::Sender<()>,
 }
 
 struct NodeChannels {
@@ -76,7 +78,7 @@ impl PeerChannels {
     /// # Errors
     /// The node whose address is none.
     pub(crate) fn with_control(topology: &Topology, dial: Dial, control: Option<Handle>) -> Result<Self, NodeId> {
-        let peers = Self { dial, control, channels: RwLock::default() };
+        let peers = Self { dial, control, channels: RwLock::default(), updates: watch::Sender::new(()) };
         match peers.update(topology).first() {
             Some(node) => Err(*node),
             None => Ok(peers),
@@ -95,7 +97,10 @@ impl PeerChannels {
                 continue;
             }
             match NodeChannels::new(address, topology.cluster.clone(), self.control.as_ref()) {
-                Some(new) => drop(channels.insert(node.id, new)),
+                Some(new) => {
+                    channels.insert(node.id, new);
+                    self.updates.send_replace(());
+                }
                 None => failed.push(node.id),
             }
         }
@@ -110,6 +115,12 @@ impl PeerChannels {
     /// For what decides who may serve: leases, seals, and the directory's own group.
     pub(crate) fn control(&self, node: NodeId) -> Option<Channel> {
         self.channels.read().get(&node).map(|channels| channels.control.clone())
+    }
+
+    /// Changes whenever a node is dialled at another address, or by another name of its cluster: what lasts is to begin
+    /// anew then.
+    pub(crate) fn updates(&self) -> watch::Receiver<()> {
+        self.updates.subscribe()
     }
 
     /// For the log, snapshots and statuses.

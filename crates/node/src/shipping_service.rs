@@ -117,10 +117,20 @@ impl shipping_server::Shipping for ShippingService {
 
     async fn announce(
         &self,
-        request: Request<wire::AnnounceRequest>,
+        request: Request<Streaming<wire::AnnounceRequest>>,
     ) -> Result<Response<wire::AnnounceResponse>, Status> {
-        let wire::AnnounceRequest { statuses, disk_full, disk_exhausted, checkpoints, node_id, clock_ms } =
-            request.into_inner();
+        let mut requests = request.into_inner();
+        while let Some(request) = requests.message().await? {
+            self.heard(request);
+        }
+        Ok(Response::new(wire::AnnounceResponse {}))
+    }
+}
+
+impl ShippingService {
+    /// What another node says of itself.
+    pub(crate) fn heard(&self, request: wire::AnnounceRequest) {
+        let wire::AnnounceRequest { statuses, disk_full, disk_exhausted, checkpoints, node_id, clock_ms } = request;
         let room = Room::announced(disk_full, disk_exhausted);
         if clock_ms > 0 {
             self.clocks.heard(node_id, clock_ms);
@@ -146,7 +156,6 @@ impl shipping_server::Shipping for ShippingService {
                 comparison.heard(self.node_id, &state, &checkpoint);
             }
         }
-        Ok(Response::new(wire::AnnounceResponse {}))
     }
 }
 

@@ -20,15 +20,19 @@ pub struct RelayConfig {
     pub max_behind_batches: u64,
 }
 
+impl RelayConfig {
+    pub const DEFAULT: Self = Self {
+        relay_timeout: Duration::from_millis(800),
+        takeover_delay: Duration::from_millis(800),
+        avoid_for: Duration::from_secs(5),
+        stale_after: Duration::from_secs(3),
+        max_behind_batches: 1000,
+    };
+}
+
 impl Default for RelayConfig {
     fn default() -> Self {
-        Self {
-            relay_timeout: Duration::from_millis(800),
-            takeover_delay: Duration::from_millis(800),
-            avoid_for: Duration::from_secs(5),
-            stale_after: Duration::from_secs(3),
-            max_behind_batches: 1000,
-        }
+        Self::DEFAULT
     }
 }
 

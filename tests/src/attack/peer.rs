@@ -45,7 +45,7 @@ pub(super) async fn foreign(target: Arc<Target>) {
             let position = Some(shipping::Position { epoch: u32::MAX, sequence: u64::MAX });
             let status = shipping::Status { shard: 1, node_id: 1, epoch: 1, durable: position, ..Default::default() };
             let announce = shipping::AnnounceRequest { statuses: vec![status], ..Default::default() };
-            drop(ShippingClient::new(channel).announce(announce).await);
+            drop(ShippingClient::new(channel).announce(futures::stream::iter([announce])).await);
         }
     })
     .await;

@@ -263,7 +263,7 @@ async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_the
         let status = meridian_shipping::Status::of_primary_member(node, Epoch(1), position, Duration::ZERO);
         let statuses = vec![crate::shipping_wire::status_to_wire(SHARD, &status)];
         let request = meridian_proto::shipping::AnnounceRequest { statuses, node_id: node, ..Default::default() };
-        meridian_proto::shipping::shipping_server::Shipping::announce(&shipping, Request::new(request)).await.unwrap();
+        shipping.heard(request);
     };
     let at = |sequence| Position::new(Epoch(1), sequence);
     parts.shards.followers(&SHARD).unwrap().set_nodes(2..=7);

@@ -43,6 +43,7 @@ fn maintenance(folder: &std::path::Path) -> Maintenance {
         leading: Mutex::default(),
         applied: Mutex::default(),
         lags: Mutex::default(),
+        announcements: Announcements::default(),
     }
 }
 

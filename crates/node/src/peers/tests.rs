@@ -43,7 +43,10 @@ impl shipping_server::Shipping for Slow {
         Err(Status::unimplemented("not here"))
     }
 
-    async fn announce(&self, _: Request<wire::AnnounceRequest>) -> Result<Response<wire::AnnounceResponse>, Status> {
+    async fn announce(
+        &self,
+        _: Request<Streaming<wire::AnnounceRequest>>,
+    ) -> Result<Response<wire::AnnounceResponse>, Status> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         drop(self.answers.clone().wait_for(|may| *may).await);
         Ok(Response::new(wire::AnnounceResponse {}))
@@ -82,7 +85,7 @@ async fn a_connection_outlives_any_number_of_answers_that_come_too_late() {
     let peers = PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap();
     let call = || {
         let mut client = ShippingClient::new(peers.requests(1).unwrap());
-        tokio::spawn(async move { client.announce(wire::AnnounceRequest::default()).await })
+        tokio::spawn(async move { client.announce(tokio_stream::once(wire::AnnounceRequest::default())).await })
     };
     let waiting = call();
     let given_up: Vec<_> = (0..GIVEN_UP).map(|_| call()).collect();

@@ -149,7 +149,7 @@ impl shipping_server::Shipping for Source {
 
     async fn announce(
         &self,
-        _: Request<wire::AnnounceRequest>,
+        _: Request<Streaming<wire::AnnounceRequest>>,
     ) -> Result<Response<wire::AnnounceResponse>, tonic::Status> {
         Ok(Response::new(wire::AnnounceResponse {}))
     }

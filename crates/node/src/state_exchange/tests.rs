@@ -50,7 +50,10 @@ impl shipping_server::Shipping for Breaking {
         Ok(Response::new(Box::pin(chunks.chain(broken))))
     }
 
-    async fn announce(&self, _: Request<wire::AnnounceRequest>) -> Result<Response<wire::AnnounceResponse>, Status> {
+    async fn announce(
+        &self,
+        _: Request<Streaming<wire::AnnounceRequest>>,
+    ) -> Result<Response<wire::AnnounceResponse>, Status> {
         Err(Status::unimplemented("not here"))
     }
 }
