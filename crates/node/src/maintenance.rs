@@ -102,10 +102,9 @@ impl Maintenance {
                 }
             })
         };
-        vec![
+        let mut tasks = vec![
             every(ANNOUNCE, |this| Box::pin(async move { this.announce() })),
             every(PERSIST_MARKS, |this| Box::pin(this.persist_marks())),
-            every(DISK, |this| Box::pin(this.look_at_the_disk())),
             every(FLUSH_ON_A_LOW_DISK, |this| Box::pin(this.flush_on_a_low_disk())),
             every(PURGE, |this| Box::pin(this.purge())),
             every(RECLAIM, |this| Box::pin(this.reclaim())),
@@ -114,10 +113,26 @@ impl Maintenance {
             every(LEASE_CHECK, |this| Box::pin(this.hand_over_without_lease())),
             every(MEMBERS, |this| Box::pin(async move { this.settle_members() })),
             every(FORGET_AFTER / 20, |this| Box::pin(async move { this.forget_requests(Instant::now()) })),
-        ]
+        ];
+        // On a thread of its own, which is all that wakes for a look.
+        let (weak, stop) = (Arc::downgrade(&this), stop.clone());
+        let looks = move || {
+            while !stop.is_cancelled()
+                && let Some(this) = weak.upgrade()
+            {
+                this.check_the_disk();
+                drop(this);
+                std::thread::sleep(DISK);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("disk-looks".to_owned()).spawn(looks) {
+            tracing::warn!(%error, "there is no thread to look at the disk");
+            tasks.push(every(DISK, |this| Box::pin(this.look_at_the_disk())));
+        }
+        tasks
     }
 
-    /// Tells every other node where this one stands. Lost ones do not matter: the next comes soon.
+    /// Tells every other node where this one stands.
     fn announce(&self) {
         let statuses = self.shards.all().into_iter().map(|(id, shard)| {
             let status = status_to_wire(id, &shard.own_status(self.node_id));
@@ -181,12 +196,13 @@ impl Maintenance {
         if has_room { after } else { u64::MAX }
     }
 
+    fn check_the_disk(&self) {
+        self.disk.check(&self.data_dir, self.engine.memtable_bytes());
+    }
+
     async fn look_at_the_disk(self: Arc<Self>) {
         // As with the marks.
-        let looked = tokio::task::spawn_blocking(move || {
-            self.disk.check(&self.data_dir, self.engine.memtable_bytes());
-        });
-        drop(looked.await);
+        drop(tokio::task::spawn_blocking(move || self.check_the_disk()).await);
     }
 
     /// Writes would have memtables flushed, and are refused; and the log that is also in them takes room as long. Not

@@ -212,6 +212,8 @@ impl Task {
 
     /// Leads for a term, or waits for something to change. `None`: nobody can send requests any more.
     async fn lead_or_wait(&mut self, ticks: &mut Interval) -> Option<()> {
+        let mut applied = self.parts.group.applied();
+        applied.mark_unchanged();
         self.time.learn(self.parts.state.applied().time_ms, self.parts.time.now());
         match self.parts.group.leadership() {
             Ok(leadership) if self.left_term != Some(leadership.term) => match self.lead(leadership.term).await? {
@@ -227,7 +229,13 @@ impl Task {
                     () = self.parts.group.leadership_changed(term) => {}
                     // Looked at when it is known anew who leads: that may have changed while nobody asked.
                     queued = self.requests.recv() => self.backlog.push(queued?),
-                    _ = ticks.tick() => {}
+                    // What the log says of the time is learned soon after it is there, and not with each batch.
+                    () = async {
+                        if applied.changed().await.is_err() {
+                            std::future::pending::<()>().await;
+                        }
+                        ticks.tick().await;
+                    } => {}
                 }
             }
         }

@@ -27,7 +27,6 @@ use crate::shipping_compression::Compressor;
 use crate::shipping_wire::{heartbeat_to_wire, position, status};
 use crate::state_exchange::StateExchange;
 
-const TICK: Duration = Duration::from_millis(100);
 /// A stream over which no batches went for so long gives back its memory.
 const IDLE: Duration = Duration::from_secs(10);
 
@@ -220,16 +219,15 @@ impl Subscription {
             return;
         }
         let mut applied = self.shard.applied();
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut event = self.tail();
         loop {
             if self.step(event).await.is_err() || self.rest().await.is_err() {
                 return;
             }
             let reads_at = self.sender.reads_at().map(|at| self.started + at);
+            let heartbeat_at = self.started + self.sender.heartbeat_at();
             event = tokio::select! {
-                _ = ticks.tick() => SenderEvent::Tick,
+                () = tokio::time::sleep_until(heartbeat_at.into()) => SenderEvent::Tick,
                 () = tokio::time::sleep_until(reads_at.unwrap_or(self.started).into()), if reads_at.is_some() => {
                     SenderEvent::Tick
                 }

@@ -138,6 +138,11 @@ impl Sender {
         self.wants_more().then_some(self.next_read)
     }
 
+    /// When it sends the next heartbeat, if it is given a tick then.
+    pub fn heartbeat_at(&self) -> Duration {
+        self.next_heartbeat
+    }
+
     fn wants_more(&self) -> bool {
         let more = self.tail.is_some_and(|(_, available)| self.sent.sequence < available.sequence);
         more && !self.done && !self.reading && self.in_flight_bytes < self.config.window_bytes

@@ -65,6 +65,11 @@ fn idle_it_beats_four_times_a_second() {
     assert_eq!(sender.step(Duration::ZERO, tail(at(1, 0), at(1, 5))), [SenderAction::Heartbeat]);
     let beats = (1..=1000).flat_map(|ms| sender.step(MS * ms, SenderEvent::Tick)).count();
     assert_eq!(beats, 4);
+    // And whoever gives it a tick when it says so gives it none in vain.
+    for beat in 5..8 {
+        assert_eq!(sender.heartbeat_at(), MS * 250 * beat);
+        assert_eq!(sender.step(sender.heartbeat_at(), SenderEvent::Tick), [SenderAction::Heartbeat]);
+    }
 }
 
 #[test]
