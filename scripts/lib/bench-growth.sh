@@ -138,7 +138,7 @@ measure() {
         # Below nothing where others left so little that the nodes did not even what they do while idle.
         cpu = $at["CPU us/op"] - idle * 1e6 / $at["ops/s"]
         printf "%s\t%s\t%.0f\t%.2f\t%.2f\t%.1f\t%s\t%.2f\n", point, operation, $at["ops/s"], $at["p50 ms"], $at["p99 ms"],
-          cpu > 0 ? cpu : 0, $at["errors"], (ticks / hz - ns / 1e9 - client) / (to - from)
+          (cpu > 0 ? cpu : 0), $at["errors"], (ticks / hz - ns / 1e9 - client) / (to - from)
       }' "$folder/table" >>"$folder/$1.operations"
     grep '^First error' "$folder/table" >&2 || true
   done
