@@ -16,6 +16,7 @@
 mod blocking;
 mod claims;
 mod clock;
+mod commit_carrier;
 mod config;
 mod group;
 mod lease_trust;

@@ -25,6 +25,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::claims;
+use crate::commit_carrier::{CARRIED_WITHIN, carry_commits};
 use crate::lease_trust::{LeaseTrust, Telling};
 use crate::member_marks::MemberMarks;
 use crate::state_machine::SnapshotData;
@@ -354,7 +355,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
             let sent = Arc::clone(&due);
             let term = Arc::new(AtomicU64::new(0));
             let term_sent = Arc::clone(&term);
-            let requests = input.map(move |request| {
+            let requests = carry_commits(input, CARRIED_WITHIN).map(move |request| {
                 term_sent.store(request.vote.leader_id.term, Ordering::Relaxed);
                 let request = factory.append_request(target, &request);
                 let (now, mut due) = (Instant::now(), sent.lock());
