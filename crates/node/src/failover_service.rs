@@ -83,6 +83,11 @@ impl failover_server::Failover for FailoverService {
         let (applied, term, drained_leader) = match local {
             LocalShard::Voter(voter) => {
                 let sealed = voter.seal(request.planned).await;
+                // The answer includes batches that were applied after the seal was written down. A restart has to come to
+                // the same position, and the committed mark may be in memory only.
+                let engine = Arc::clone(&self.engine);
+                let synced = tokio::task::spawn_blocking(move || or_fatal(engine.sync())).await;
+                synced.map_err(|_| Status::unavailable("the node is stopping"))?;
                 (sealed.applied, Some(sealed.term), sealed.drained_leader)
             }
             LocalShard::Replica(replica) => {

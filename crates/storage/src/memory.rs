@@ -37,6 +37,8 @@ struct Inner {
 #[derive(Debug, Default)]
 struct Syncs {
     held: bool,
+    /// How many wait meanwhile.
+    waiting: usize,
     broken: bool,
 }
 
@@ -82,6 +84,11 @@ impl MemoryEngine {
     /// From now on a sync does not end, as on a disk that stalls, until [`MemoryEngine::release_syncs`].
     pub fn hold_syncs(&self) {
         self.syncs.lock().held = true;
+    }
+
+    /// How many syncs wait for [`MemoryEngine::release_syncs`]: what is written from now on is no part of them.
+    pub fn held_syncs(&self) -> usize {
+        self.syncs.lock().waiting
     }
 
     pub fn release_syncs(&self) {
@@ -242,9 +249,11 @@ impl Engine for MemoryEngine {
         let written = self.inner.lock().unsynced.len();
         {
             let mut syncs = self.syncs.lock();
+            syncs.waiting += 1;
             while syncs.held {
                 self.released.wait(&mut syncs);
             }
+            syncs.waiting -= 1;
             if syncs.broken {
                 return Err(StorageError::Engine("IO error: fsync: Input/output error".to_owned()));
             }

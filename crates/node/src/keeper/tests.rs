@@ -306,6 +306,27 @@ async fn a_seal_of_a_voter_holds_over_a_restart() {
     }
 }
 
+/// What is committed while a voter is sealed, and how far, is part of what it answers.
+#[tokio::test]
+async fn what_was_written_while_a_voter_was_sealed_outlives_its_answer() {
+    for planned in [false, true] {
+        let engine = Arc::new(MemoryEngine::default());
+        let process = Process::start(1, Arc::clone(&engine)).await;
+        until("it has begun", async || process.voter().group.votes()).await;
+        engine.hold_syncs();
+        let meanwhile = async {
+            until("the seal is written down", async || engine.held_syncs() > 0).await;
+            let mut writes = meridian_storage::WriteBatch::default();
+            writes.put(&"log".into(), b"meanwhile".to_vec(), b"committed".to_vec());
+            engine.write(writes, meridian_storage::Durability::Logged).unwrap();
+            engine.release_syncs();
+        };
+        futures::future::join(process.seal(planned), meanwhile).await;
+        let left = engine.crash_to_what_is_durable().get("log", b"meanwhile").unwrap();
+        assert_eq!(left.as_deref(), Some(b"committed".as_slice()), "planned: {planned}");
+    }
+}
+
 #[tokio::test]
 async fn a_planned_seal_of_a_voter_holds_over_a_restart() {
     let engine = Arc::new(MemoryEngine::default());
