@@ -23,6 +23,7 @@ use crate::refusal::{Overload, Refusal};
 use crate::route::{Route, Target};
 use crate::shares::{Holder, Share, Shares};
 use crate::telemetry::Telemetry;
+use crate::unabandoned::Unabandoned;
 use crate::{Catalogue, Grant, body, head, validation};
 
 /// A write whose outcome nobody can tell. There is no answer to give: whoever serves the connection drops
@@ -202,9 +203,9 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         Ok(answer.map(|bytes| Bytes::from_owner(Held { bytes, _share: share })))
     }
 
-    /// The write runs in a task of its own: a client that leaves, or resets its stream, drops this future,
-    /// and dropping a write halfway would leave its outcome to chance and the retry with the same request
-    /// id inside the cluster undone.
+    /// A write that was begun is [`Unabandoned`]: a client that leaves, or resets its stream, drops this future, and
+    /// dropping a write halfway would leave its outcome to chance and the retry with the same request id inside the
+    /// cluster undone.
     async fn write<B>(&self, parts: &Parts, body: B) -> Result<Answer, Failure>
     where
         B: Body<Data = Bytes>,
@@ -234,21 +235,16 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             place.leave();
         }
         let outcome = match begun {
-            Poll::Ready(outcome) => Ok(outcome),
-            Poll::Pending => tokio::spawn(running).await,
+            Poll::Ready(outcome) => outcome,
+            Poll::Pending => Unabandoned::new(running).await,
         };
         match outcome {
-            Ok(Ok(WriteOutcome::Committed(versionstamp))) => Ok(answer::committed(versionstamp)),
-            Ok(Ok(WriteOutcome::CheckFailed(failed))) => Ok(answer::check_failed(failed)),
-            Ok(Ok(WriteOutcome::Rejected(text))) => Err(Refusal::Rejected(text).into()),
-            Ok(Err(WriteFailure::NotCommitted(unavailable))) => Err(Refusal::from(unavailable).into()),
-            Ok(Err(WriteFailure::Unknown(reason))) => {
+            Ok(WriteOutcome::Committed(versionstamp)) => Ok(answer::committed(versionstamp)),
+            Ok(WriteOutcome::CheckFailed(failed)) => Ok(answer::check_failed(failed)),
+            Ok(WriteOutcome::Rejected(text)) => Err(Refusal::Rejected(text).into()),
+            Err(WriteFailure::NotCommitted(unavailable)) => Err(Refusal::from(unavailable).into()),
+            Err(WriteFailure::Unknown(reason)) => {
                 warn!(%request_id, %database, reason, "write left unanswered: its outcome is unknown");
-                Err(Failure::Unanswered)
-            }
-            // The task panicked or its runtime ends: how far it got is not known.
-            Err(error) => {
-                warn!(%request_id, %database, %error, "write left unanswered: its task ended early");
                 Err(Failure::Unanswered)
             }
         }

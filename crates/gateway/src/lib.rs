@@ -41,6 +41,7 @@ mod route;
 mod server;
 mod shares;
 mod telemetry;
+mod unabandoned;
 mod validation;
 
 pub use access::{Access, AccessToken, Databases, Grant, InvalidAccess};

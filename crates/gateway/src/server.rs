@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use http_body_util::Full;
-use hyper::StatusCode;
 use hyper::service::service_fn;
+use hyper::{StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
@@ -170,8 +170,9 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
         let options = self.shared.gateway.options();
         let arrivals = Arc::new(Arrivals::default());
         let service = service_fn(|mut request| {
-            // Here, where requests come in the order of their heads; then each has a task of its own.
-            if Route::of(request.uri().path()) == Some(Route::AtomicWrite) {
+            // Here, where requests come in the order of their heads; then each has a task of its own. Over HTTP/1.1 one
+            // ends before the next begins.
+            if request.version() == Version::HTTP_2 && Route::of(request.uri().path()) == Some(Route::AtomicWrite) {
                 request.extensions_mut().insert(Arc::new(arrivals.enter()));
             }
             let (shared, activity, origin) = (Arc::clone(&self.shared), Arc::clone(&self.activity), self.origin);
