@@ -61,6 +61,21 @@ impl WriteBatch {
         self.operations.push(Operation::DeleteRange { family: Arc::clone(family), start, end });
     }
 
+    /// Puts what is written into the order of keys, where that makes no difference to what it comes to: several writes of
+    /// one key stay in their order, and a batch that deletes ranges stays as it is. A memtable finds the place of a row
+    /// fast that lies behind the one before.
+    pub fn sort(&mut self) {
+        fn key(operation: &Operation) -> Option<&[u8]> {
+            match operation {
+                Operation::Put { key, .. } | Operation::Delete { key, .. } => Some(key),
+                Operation::DeleteRange { .. } => None,
+            }
+        }
+        if self.operations.iter().all(|operation| key(operation).is_some()) {
+            self.operations.sort_by(|one, other| key(one).cmp(&key(other)));
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.operations.is_empty()
     }
@@ -183,4 +198,35 @@ pub trait EngineSnapshot: Send + Sync {
         effort: Effort,
         visit: Visit<'_>,
     ) -> Result<Scanned, StorageError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::MemoryEngine;
+
+    #[test]
+    fn a_sorted_batch_comes_to_the_same() {
+        let (engine, family): (_, Arc<str>) = (MemoryEngine::default(), "state".into());
+        engine.create_family(&family).unwrap();
+        let mut batch = WriteBatch::default();
+        // So many that a sort which is not stable would show.
+        (0..100).for_each(|number| batch.put(&family, vec![b'b' - number % 2], vec![number]));
+        batch.sort();
+        let keys = batch.operations.iter().map(|operation| match operation {
+            Operation::Put { key, .. } => key.clone(),
+            other => panic!("{other:?}"),
+        });
+        assert!(keys.is_sorted());
+        engine.write(batch, Durability::Unlogged).unwrap();
+        let value = |key: u8| engine.get(&family, &[key]).unwrap().map(|value| value.to_vec());
+        assert_eq!([b'a', b'b'].map(value), [Some(vec![99]), Some(vec![98])]);
+        let mut batch = WriteBatch::default();
+        batch.put(&family, vec![b'b'], vec![100]);
+        batch.delete_range(&family, vec![b'a'], vec![b'z']);
+        batch.put(&family, vec![b'a'], vec![101]);
+        batch.sort();
+        engine.write(batch, Durability::Unlogged).unwrap();
+        assert_eq!([b'a', b'b'].map(value), [Some(vec![101]), None]);
+    }
 }

@@ -328,13 +328,18 @@ impl Engine for RocksEngine {
 
     fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError> {
         let mut writes = rocksdb::WriteBatch::default();
+        // Looked up once where one follows another of the same family.
+        let mut found: Option<(&Arc<str>, _)> = None;
         for operation in &batch.operations {
+            let family = operation.family();
+            let family = match &mut found {
+                Some((name, handle)) if Arc::ptr_eq(name, family) => handle,
+                _ => &mut found.insert((family, self.family(family)?)).1,
+            };
             match operation {
-                Operation::Put { family, key, value } => writes.put_cf(&self.family(family)?, key, value),
-                Operation::Delete { family, key } => writes.delete_cf(&self.family(family)?, key),
-                Operation::DeleteRange { family, start, end } => {
-                    writes.delete_range_cf(&self.family(family)?, start, end);
-                }
+                Operation::Put { key, value, .. } => writes.put_cf(family, key, value),
+                Operation::Delete { key, .. } => writes.delete_cf(family, key),
+                Operation::DeleteRange { start, end, .. } => writes.delete_range_cf(family, start, end),
             }
         }
         let mut options = WriteOptions::default();

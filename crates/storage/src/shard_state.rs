@@ -270,18 +270,12 @@ impl ShardState {
         applied.raft = raft;
         let (mut writes, mut dropped) = (WriteBatch::default(), Vec::new());
         let mut digests = Vec::with_capacity(batches.len());
-        // The rows of requests before those of data: a memtable finds the place of a row fast that lies near the one
-        // before.
         for decoded in batches {
             applied.advance(decoded);
             digests.push((applied.position, applied.digest));
             for (versionstamp, transaction) in decoded.batch.iter() {
                 let request = encode_request(versionstamp, transaction.refusal.as_ref());
                 writes.put(&family, schema::request_key(transaction.request_id), request);
-            }
-        }
-        for decoded in batches {
-            for (versionstamp, transaction) in decoded.batch.iter() {
                 for effect in &transaction.effects {
                     if *effect == Effect::DropDatabase {
                         dropped.push(transaction.database);
@@ -291,6 +285,7 @@ impl ShardState {
             }
         }
         writes.put(&family, APPLIED_KEY.to_vec(), applied.encode());
+        writes.sort();
         self.current.write().writing = applied.position.sequence;
         self.engine.write(writes, Durability::Unlogged)?;
         if !dropped.is_empty() {
