@@ -374,7 +374,8 @@ impl Voter {
         let base = self.history.base().sequence;
         let first = self.group.first_sequence()?;
         let purged = first.map_or_else(|| self.state.position().sequence, |first| first - 1);
-        if purged > base {
+        // Asked for each batch that is shipped: nothing lies before the first epoch.
+        if purged > base || base == 0 {
             return Ok(purged);
         }
         let reaches_base = self.shipped.last()?.is_some_and(|(last, _)| last == base);

@@ -1,4 +1,5 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,9 +31,12 @@ const SWEEP_BYTES: usize = 1 << 20;
 const MAX_SLOWING: Duration = Duration::from_millis(100);
 /// Batches in flight at most.
 const BATCHES_IN_FLIGHT: usize = 4;
-/// While others are in flight, a batch waits so long for as many requests as those have: each batch costs as much as
-/// several requests in it.
-const GATHERING: Duration = Duration::from_millis(1);
+/// While others are in flight, a batch waits for as many requests as those have, since each batch costs as much as several
+/// requests in it: half as long as batches take to commit at present, within these bounds. Where the disks or the
+/// processors are the limit, fewer and larger batches get there sooner.
+pub(super) const GATHERING: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_millis(10);
+/// How much the newest batch says of how long they take.
+const NEWEST_COUNTS: u32 = 8;
 /// Evaluation that takes longer lets other tasks of the node go first, between two transactions.
 const EVALUATION_TURN: Duration = Duration::from_millis(2);
 
@@ -51,6 +55,7 @@ impl From<(Queued, WriteOutcome)> for Waiter {
 
 struct InFlight {
     position: Position,
+    since: Instant,
     proposal: Proposal,
     waiters: Vec<Waiter>,
     requests: Vec<RequestId>,
@@ -73,6 +78,8 @@ pub(super) struct Session<'a> {
     overlay: Overlay,
     /// Oldest first. They commit in this order.
     in_flight: VecDeque<InFlight>,
+    /// How long batches take from here to where they are applied, smoothed.
+    commit_time: Duration,
     by_request: HashMap<RequestId, (Position, WriteOutcome)>,
     /// Of a batch that was refused: nothing was done. In order.
     pub(super) declined: Vec<Queued>,
@@ -106,6 +113,7 @@ impl<'a> Session<'a> {
             sweep: None,
             overlay: Overlay::new(),
             in_flight: VecDeque::new(),
+            commit_time: Duration::ZERO,
             by_request: HashMap::new(),
             declined: Vec::new(),
             dropped: Dropped::new(or_fatal(parts.state.dropped_databases())),
@@ -127,7 +135,11 @@ impl<'a> Session<'a> {
     pub(super) fn begins_at(&self, backlog: &Backlog) -> Option<Instant> {
         let since = backlog.waiting_since()?;
         let in_flight: usize = self.in_flight.iter().map(|batch| batch.requests.len()).sum();
-        Some(if backlog.len() >= in_flight { since } else { since + GATHERING })
+        Some(if backlog.len() >= in_flight { since } else { since + self.gathering() })
+    }
+
+    pub(super) fn gathering(&self) -> Duration {
+        (self.commit_time / 2).clamp(*GATHERING.start(), *GATHERING.end())
     }
 
     /// Waits for the oldest batch in flight. May be dropped at any await and called again.
@@ -145,6 +157,7 @@ impl<'a> Session<'a> {
             return Err(Lost);
         }
         let Some(batch) = self.in_flight.pop_front() else { return Ok(()) };
+        self.commit_time = (self.commit_time * (NEWEST_COUNTS - 1) + batch.since.elapsed()) / NEWEST_COUNTS;
         self.overlay.release(batch.position);
         self.dropped.completed(batch.position);
         if self.sweep == Some(batch.position) {
@@ -365,14 +378,14 @@ impl<'a> Session<'a> {
     ) -> Result<(), ProposalFailure> {
         let requests = batch.transactions.iter().map(|transaction| transaction.request_id).collect();
         metrics::histogram!("meridian_proposer_batch_transactions").record(batch.transactions.len() as f64);
-        let position = batch.position;
+        let (position, since) = (batch.position, Instant::now());
         self.parts.limits.proposed(position.sequence);
         match self.parts.group.propose(encode_batch(&batch), position.sequence, self.term).await {
             Ok(proposal) => {
                 self.last = position;
                 self.time_ms = batch.time_ms;
                 let waiters = evaluated.into_iter().map(Waiter::from).collect();
-                self.in_flight.push_back(InFlight { position, proposal, waiters, requests });
+                self.in_flight.push_back(InFlight { position, since, proposal, waiters, requests });
                 Ok(())
             }
             Err(ProposalFailure::NotAppended) => {
