@@ -1,5 +1,4 @@
-//! What a node says of itself to all others: as soon as it changes, and else often enough for whoever counts on having
-//! heard of it.
+//! Announcements of a node's status to all others: soon after a change, and else often enough for their time-outs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,8 +20,8 @@ use crate::peers::PeerChannels;
 /// How often it is looked whether something has changed. Replication lag is known no better than this: the bound on what
 /// may be lost is counted with it.
 pub(crate) const ANNOUNCE: Duration = Duration::from_millis(150);
-/// After a change everything is said again and again for so long: who has just begun to listen, as a part of a shard
-/// that was made for the same reason, waits no longer for it.
+/// For so long after a change the status is repeated at each look. A part of a shard that the same change created may have
+/// begun to listen just after the first.
 const SETTLING: Duration = Duration::from_secs(1);
 /// To those with whom this node votes: whoever leads hands over to nobody that it has not heard for [`HEIR_HEARD`].
 const TO_VOTERS: Duration = Duration::from_millis(300);
@@ -34,13 +33,13 @@ const CLOCK_MOVED_MS: i128 = 20;
 /// Before a node that was not reached, or has ended the stream, is told anew.
 const AGAIN: Duration = ANNOUNCE;
 
-// Where one look comes late, nobody is silent for too long yet.
+// Where a look comes late, nobody is silent for too long yet.
 const _: () = {
-    assert!(TO_VOTERS.as_millis() + ANNOUNCE.as_millis() < HEIR_HEARD.as_millis());
+    assert!(TO_VOTERS.as_millis() + 2 * ANNOUNCE.as_millis() < HEIR_HEARD.as_millis());
     assert!(TO_OTHERS.as_millis() + ANNOUNCE.as_millis() < RelayConfig::DEFAULT.relay_timeout.as_millis());
 };
 
-/// One stream to each other node. What a node has not heard when the next comes it need not hear any more.
+/// One stream to each other node. A newer status replaces one that was not sent yet.
 #[derive(Default)]
 pub(crate) struct Announcements(Mutex<State>);
 

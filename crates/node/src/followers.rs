@@ -26,7 +26,7 @@ const COPY_STALLED: Duration = Duration::from_secs(120);
 
 /// The leadership is handed to nobody who was silent for longer: one that has just lost its power cannot say
 /// so.
-pub(crate) const HEIR_HEARD: Duration = Duration::from_millis(500);
+pub(crate) const HEIR_HEARD: Duration = Duration::from_millis(650);
 
 /// The followers of one shard, as one of its nodes sees them.
 pub(crate) struct Followers {

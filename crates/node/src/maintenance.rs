@@ -10,6 +10,7 @@ use meridian_proto::shipping::{AnnounceRequest, Status};
 use meridian_storage::{Engine, HighWater, RequestsSoFar, StorageError, fatal};
 use meridian_types::{Epoch, NodeId, ShardId};
 use parking_lot::{Mutex, RwLock};
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -116,7 +117,9 @@ impl Maintenance {
         ];
         // On a thread of its own, which is all that wakes for a look.
         let (weak, stop) = (Arc::downgrade(&this), stop.clone());
+        let (end, ended) = oneshot::channel::<()>();
         let looks = move || {
+            let _end = end;
             while !stop.is_cancelled()
                 && let Some(this) = weak.upgrade()
             {
@@ -125,9 +128,13 @@ impl Maintenance {
                 std::thread::sleep(DISK);
             }
         };
-        if let Err(error) = std::thread::Builder::new().name("disk-looks".to_owned()).spawn(looks) {
-            tracing::warn!(%error, "there is no thread to look at the disk");
-            tasks.push(every(DISK, |this| Box::pin(this.look_at_the_disk())));
+        match std::thread::Builder::new().name("disk-looks".to_owned()).spawn(looks) {
+            // Waited for like the tasks: it may be the last that has the engine.
+            Ok(_) => tasks.push(tokio::spawn(async move { drop(ended.await) })),
+            Err(error) => {
+                tracing::warn!(%error, "there is no thread to look at the disk");
+                tasks.push(every(DISK, |this| Box::pin(this.look_at_the_disk())));
+            }
         }
         tasks
     }
