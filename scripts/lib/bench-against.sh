@@ -5,6 +5,9 @@
 # measured at one and the other in turn, N times [6], in short pieces, so that both meet the same minutes of the
 # machine. Prints medians, and the median of the ratios of the pairs, this build by the other: of throughput, and of
 # the CPU time of all six nodes for an operation, which is the steadier figure where others use the machine.
+#
+# This build is as scripts/dist builds it. BINARY should be, too, if it is the code that is to be compared: what the
+# linker optimises alone changes the ratios.
 rounds=6
 connections=(1 16 64 256)
 options=()
@@ -34,20 +37,23 @@ ports=("$port")
 start_cluster "$meridian" this
 ports+=("$port")
 
+for which in 0 1; do
+  "$bench" --url "http://127.0.0.1:${ports[which]}" --value-bytes 128 --keys 10000 "${options[@]}" --load-only >/dev/null ||
+    fail "could not load the cluster at port ${ports[which]}"
+done
+
 # sample WHICH OPERATION HTTP CONNECTIONS: operations a second, p50 in ms, microseconds of CPU for an operation.
 sample() {
-  local before after row
-  before=$(cpu_ns "${clusters[$1]}")
+  local row
   row=$("$bench" --url "http://127.0.0.1:${ports[$1]}" --operations "$2" --http "$3" --connections "$4" --value-bytes 128 \
-    --keys 10000 --duration 1500ms --warmup 300ms "${options[@]}" 2>/dev/null | grep "^| $2 ") || return 1
-  after=$(cpu_ns "${clusters[$1]}")
-  # The warm-up is paid for, and not counted.
-  awk -F'|' -v ns="$((after - before))" '{printf "%s %s %.1f\n", $6, $8, ns / 1000 / ($5 * 1.2)}' <<<"$row"
+    --keys 10000 --skip-load --duration 1500ms --warmup 300ms "${options[@]}" \
+    --cpu-of "$(pgrep -d, -f "${clusters[$1]}/")" 2>/dev/null | grep "^| $2 ") || return 1
+  awk -F'|' '{printf "%s %s %.1f\n", $6, $8, $13}' <<<"$row"
 }
 
 printf '| operation | http | connections | ops/s | | ratio | p50 ms | | CPU us/op | | ratio |\n'
 printf '|---|---|---|---|---|---|---|---|---|---|---|\n'
-for operation in write strong-read eventual-read; do
+for operation in write strong-read eventual-read range; do
   for http in h1 h2; do
     for count in "${connections[@]}"; do
       : >"$folder/samples"

@@ -3,12 +3,12 @@
 # To be sourced after environment.sh. A file bench-WAY.sh here is what `scripts/bench --WAY` runs, and its header is
 # the help on it.
 
-# Builds, and sets $meridian and $bench, the programs.
+# Builds them as they are shipped, and sets $meridian and $bench, the programs.
 # shellcheck disable=SC2034 # Used by those who source this.
 build_for_bench() {
-  build_programs
-  meridian=$(release_dir)/meridian
-  bench=$(release_dir)/meridian-bench
+  build_to_ship
+  meridian=$(dist_dir)/meridian
+  bench=$(dist_dir)/meridian-bench
 }
 
 # Makes $folder, and removes it at the end together with the clusters and processes that run in it.
