@@ -30,6 +30,8 @@ async fn one_that_is_to_lead_stands_once_however_long_its_votes_take() {
     }
     control.holds_votes.store(false, Ordering::SeqCst);
     electing.await.unwrap();
+    // That it is known to lead, and by which lease, is published one after the other.
+    until("it leads", async || nodes[0].group().leadership().is_ok()).await;
     assert_eq!(nodes[0].group().leadership().unwrap().term, 1);
 }
 
