@@ -276,10 +276,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         let Some(committed) = committed else { return Ok(()) };
         self.shared.log.put_mark(COMMITTED, &wire::log_id_to_wire(&committed).encode_to_vec())?;
-        // Not synced: losing it only makes a restart learn it from the leader. But it is to outlive this process, to say
-        // of a region that was lost what it had committed. It may trail by some milliseconds: the
-        // last few batches of a lost region are reported as possibly committed then.
-        Ok(self.shared.syncer.write_out_soon()?)
+        // Not synced: losing it only makes a restart learn it from the leader. But it outlives this process, to say of a
+        // region that was lost what it had committed.
+        Ok(self.shared.log.write_out()?)
     }
 
     /// At most the end of the log. The mark is not synced with the entries that it speaks of, so after a power loss

@@ -148,6 +148,11 @@ impl GroupLog {
         record.map(|record| record::decode(record, what)).transpose()
     }
 
+    /// See [`Engine::write_out`].
+    pub fn write_out(&self) -> Result<(), StorageError> {
+        self.engine.write_out()
+    }
+
     /// Makes every write so far durable. Blocks for an fsync: elsewhere [`crate::Syncer`] does it.
     pub fn sync(&self) -> Result<(), StorageError> {
         self.engine.sync()

@@ -1,13 +1,9 @@
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::{Engine, StorageError, fatal};
-
-/// The longest that a write-out waits for an fsync to carry it.
-const WRITTEN_OUT_WITHIN: Duration = Duration::from_millis(10);
 
 type Callback = Box<dyn FnOnce() + Send>;
 
@@ -19,8 +15,6 @@ pub struct Syncer {
 }
 
 struct Shared {
-    /// Weak: only the sync thread keeps the engine open.
-    engine: Weak<dyn Engine>,
     queue: Mutex<Queue>,
     wake: Condvar,
 }
@@ -28,12 +22,6 @@ struct Shared {
 #[derive(Default)]
 struct Queue {
     waiting: Vec<Callback>,
-    /// Something is to be written out.
-    unwritten: bool,
-    /// The thread sleeps until it is woken.
-    asleep: bool,
-    /// Start of the fsync that is under way.
-    syncing: Option<Instant>,
     closed: bool,
 }
 
@@ -41,8 +29,7 @@ impl Syncer {
     /// # Errors
     /// When no thread can be started.
     pub fn start(engine: Arc<dyn Engine>) -> Result<Self, StorageError> {
-        let shared =
-            Arc::new(Shared { engine: Arc::downgrade(&engine), queue: Mutex::default(), wake: Condvar::new() });
+        let shared = Arc::new(Shared { queue: Mutex::default(), wake: Condvar::new() });
         let worker = Arc::clone(&shared);
         let thread = std::thread::Builder::new()
             .name("log-sync".to_owned())
@@ -62,25 +49,7 @@ impl Syncer {
         }
     }
 
-    /// Has every logged write that returned before this call outlive the process, soon, though not the machine: see
-    /// [`Engine::write_out`]. With the next fsync, or 10 ms from now if none comes; at once where an fsync has taken as
-    /// long already, since a disk may stand still for seconds.
-    pub fn write_out_soon(&self) -> Result<(), StorageError> {
-        let is_late = {
-            let mut queue = self.shared.queue.lock();
-            queue.unwritten = true;
-            if queue.asleep {
-                self.shared.wake.notify_one();
-            }
-            queue.syncing.is_some_and(|since| since.elapsed() >= WRITTEN_OUT_WITHIN)
-        };
-        match self.shared.engine.upgrade().filter(|_| is_late) {
-            Some(engine) => engine.write_out(),
-            None => Ok(()),
-        }
-    }
-
-    /// Syncs what waits, writes out what is to be, then ends the thread.
+    /// Syncs what waits, then ends the thread.
     pub fn stop(&self) {
         self.shared.queue.lock().closed = true;
         self.shared.wake.notify_one();
@@ -99,52 +68,22 @@ impl Drop for Syncer {
 
 fn run(engine: &dyn Engine, shared: &Shared) {
     loop {
-        let (done, waiting) = match next(shared) {
-            Next::Sync(waiting) => (engine.sync(), waiting),
-            Next::WriteOut => (engine.write_out(), Vec::new()),
-            Next::End => return,
+        let waiting = {
+            let mut queue = shared.queue.lock();
+            while queue.waiting.is_empty() && !queue.closed {
+                shared.wake.wait(&mut queue);
+            }
+            std::mem::take(&mut queue.waiting)
         };
-        // Before callbacks are dropped, which would say that nothing comes of them.
-        if let Err(error) = done {
+        if waiting.is_empty() {
+            return;
+        }
+        if let Err(error) = engine.sync() {
             fatal(&error);
         }
         for callback in waiting {
             callback();
         }
-    }
-}
-
-enum Next {
-    Sync(Vec<Callback>),
-    WriteOut,
-    End,
-}
-
-/// Waits for something to do.
-fn next(shared: &Shared) -> Next {
-    let mut queue = shared.queue.lock();
-    queue.syncing = None;
-    loop {
-        if !queue.waiting.is_empty() {
-            // What is to be written out goes along.
-            queue.unwritten = false;
-            queue.syncing = Some(Instant::now());
-            return Next::Sync(std::mem::take(&mut queue.waiting));
-        }
-        // Most of what is to be written out comes soon after an fsync: it need not wake the thread then.
-        let timed_out = !queue.closed && shared.wake.wait_for(&mut queue, WRITTEN_OUT_WITHIN).timed_out();
-        if !queue.waiting.is_empty() || !(timed_out || queue.closed) {
-            continue;
-        }
-        if std::mem::take(&mut queue.unwritten) {
-            return Next::WriteOut;
-        }
-        if queue.closed {
-            return Next::End;
-        }
-        queue.asleep = true;
-        shared.wake.wait(&mut queue);
-        queue.asleep = false;
     }
 }
 

@@ -1,12 +1,11 @@
 use std::fs;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use meridian_types::{Epoch, ShardId};
 use rocksdb::statistics::Ticker;
 
 use super::*;
-use crate::{Call, GroupId, GroupLog, HookedEngine, Hooks, RecordKind, Syncer};
+use crate::{GroupId, GroupLog, RecordKind};
 
 mod stalls;
 
@@ -88,54 +87,20 @@ fn a_sync_reaches_the_disk() {
     }
 }
 
-/// A disk that is asked to sync, and does not while it is told so.
-#[derive(Default)]
-struct StandsStill(AtomicBool);
-
-impl Hooks for StandsStill {
-    fn before(&self, _: &dyn Engine, call: Call<'_>) -> Result<(), StorageError> {
-        while call == Call::Sync && self.0.load(Ordering::SeqCst) {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
-    }
-}
-
 #[test]
-fn what_is_written_out_soon_outlives_its_process() {
+fn what_a_group_has_written_out_outlives_its_process() {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("original");
+    let (path, left) = (folder.path().join("original"), folder.path().join("left"));
     let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
-    let engine =
-        |path: &Path| -> Arc<dyn Engine> { Arc::new(RocksEngine::open(path, RocksOptions::default()).unwrap()) };
-    let log = |engine| GroupLog::open(engine, group, RecordKind::Entry).unwrap();
-    let living = Arc::new(HookedEngine::new(engine(&path), StandsStill::default()));
-    let (written, syncer) = (log(living.clone()), Syncer::start(living.clone()).unwrap());
-    // What the operating system has of it.
-    let left = || {
-        let left = tempfile::tempdir_in(folder.path()).unwrap().path().join("left");
-        copy(&path, &left);
-        log(engine(&left)).last().unwrap().map(|(sequence, _)| sequence)
+    let log = |path: &Path| {
+        let engine = RocksEngine::open(path, RocksOptions::default()).unwrap();
+        GroupLog::open(Arc::new(engine), group, RecordKind::Entry).unwrap()
     };
-    // Whether the thread has just begun, or has had nothing to do for long.
-    for sequence in 1..=3 {
-        written.append([(sequence, b"written out".as_slice())]).unwrap();
-        syncer.write_out_soon().unwrap();
-        while left() != Some(sequence) {
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
-    // On a disk that stands still it does not wait for the fsync.
-    living.0.store(true, Ordering::SeqCst);
-    syncer.sync_then(|| {});
-    written.append([(4, b"written out".as_slice())]).unwrap();
-    while left() != Some(4) {
-        std::thread::sleep(Duration::from_millis(20));
-        syncer.write_out_soon().unwrap();
-    }
-    living.0.store(false, Ordering::SeqCst);
-    written.append([(5, b"in memory".as_slice())]).unwrap();
-    syncer.write_out_soon().unwrap();
-    syncer.stop();
-    assert_eq!(left(), Some(5));
+    let living = log(&path);
+    living.append([(1, b"written out".as_slice())]).unwrap();
+    living.write_out().unwrap();
+    living.append([(2, b"in memory".as_slice())]).unwrap();
+    // What the operating system has of it.
+    copy(&path, &left);
+    assert_eq!(log(&left).last().unwrap(), Some((1, Bytes::from_static(b"written out"))));
 }
