@@ -229,7 +229,7 @@ impl Task {
                     () = self.parts.group.leadership_changed(term) => {}
                     // Looked at when it is known anew who leads: that may have changed while nobody asked.
                     queued = self.requests.recv() => self.backlog.push(queued?),
-                    // What the log says of the time is learned soon after it is there, and not with each batch.
+                    // The logged time is learned at most once a tick while batches are applied, not with each.
                     () = async {
                         if applied.changed().await.is_err() {
                             std::future::pending::<()>().await;
