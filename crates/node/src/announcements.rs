@@ -10,8 +10,9 @@ use meridian_types::NodeId;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::interval_at;
 use tokio_stream::StreamExt;
-use tokio_stream::wrappers::WatchStream;
+use tokio_stream::wrappers::{IntervalStream, WatchStream};
 
 use crate::clock::wall_ms;
 use crate::followers::HEIR_HEARD;
@@ -20,8 +21,8 @@ use crate::peers::PeerChannels;
 /// How often it is looked whether something has changed. Replication lag is known no better than this: the bound on what
 /// may be lost is counted with it.
 pub(crate) const ANNOUNCE: Duration = Duration::from_millis(150);
-/// For so long after a change the status is repeated at each look. A part of a shard that the same change created may have
-/// begun to listen just after the first.
+/// For so long after a change, and after a node was reached anew, the status is repeated every [`ANNOUNCE`]. A part of a
+/// shard that the same change or start created may have begun to listen just after the first.
 const SETTLING: Duration = Duration::from_secs(1);
 /// To those with whom this node votes: whoever leads hands over to nobody that it has not heard for [`HEIR_HEARD`].
 const TO_VOTERS: Duration = Duration::from_millis(300);
@@ -132,7 +133,11 @@ async fn tell(peers: Arc<PeerChannels>, node: NodeId, latest: watch::Receiver<Ar
     loop {
         updates.mark_unchanged();
         if let Some(channel) = peers.shipping(node) {
-            let said = WatchStream::new(latest.clone());
+            let again = IntervalStream::new(interval_at(tokio::time::Instant::now() + ANNOUNCE, ANNOUNCE));
+            let settling = usize::try_from(SETTLING.as_millis() / ANNOUNCE.as_millis()).unwrap_or_default();
+            let repeated = latest.clone();
+            let again = again.take(settling).map(move |_| Arc::clone(&repeated.borrow()));
+            let said = WatchStream::new(latest.clone()).merge(again);
             let said = said.map(|request| AnnounceRequest { clock_ms: wall_ms(), ..AnnounceRequest::clone(&request) });
             let mut client = ShippingClient::new(channel);
             tokio::select! {
@@ -317,6 +322,9 @@ mod tests {
         while heard.recv().await.unwrap().node_id != 8 {}
         *address.lock() = second;
         peers.update(&topology);
-        assert_eq!(heard_there.recv().await.unwrap().node_id, 8);
+        // Also for a part of a shard that begins to listen just after the first.
+        for _ in 0..3 {
+            assert_eq!(heard_there.recv().await.unwrap().node_id, 8);
+        }
     }
 }

@@ -5,8 +5,9 @@ use std::time::Duration;
 use futures::Stream;
 use meridian_proto::directory::{self as wire, failover_server};
 use meridian_proto::shipping::{StateChunk, StoredBatches};
-use meridian_storage::Engine;
+use meridian_storage::{Engine, Syncer};
 use meridian_types::{Epoch, Position, ShardId};
+use tokio::sync::oneshot;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -30,6 +31,8 @@ pub(crate) struct FailoverService {
     pub(crate) directory: Arc<Directory>,
     pub(crate) shards: Arc<ShardTable>,
     pub(crate) engine: Arc<dyn Engine>,
+    /// One fsync for all that wait: the end of a region seals all of its shards at once.
+    pub(crate) syncer: Arc<Syncer>,
     pub(crate) exchange: Arc<StateExchange>,
 }
 
@@ -45,6 +48,13 @@ impl FailoverService {
         let id = ShardId(shard);
         let local = self.shards.get(&id);
         Ok((id, local.ok_or_else(|| Status::not_found(format!("shard {id} is not on this node at present")))?))
+    }
+
+    /// Returns when every write before this call is durable.
+    async fn synced(&self) -> Result<(), Status> {
+        let (synced, durable) = oneshot::channel();
+        self.syncer.sync_then(move || synced.send(()).unwrap_or_default());
+        durable.await.map_err(|_| stopping())
     }
 
     /// The shard, if it is in the epoch that is meant.
@@ -63,6 +73,10 @@ impl FailoverService {
     }
 }
 
+fn stopping() -> Status {
+    Status::unavailable("the node is stopping")
+}
+
 fn required(wire: Option<meridian_proto::shipping::Position>, field: &str) -> Result<Position, Status> {
     wire.and_then(position).ok_or_else(|| Status::invalid_argument(format!("field `{field}`")))
 }
@@ -78,16 +92,15 @@ impl failover_server::Failover for FailoverService {
         self.directory.seal(id, epoch);
         let (seal, engine) = (Seal { epoch, planned: request.planned }, Arc::clone(&self.engine));
         let written = tokio::task::spawn_blocking(move || or_fatal(seal.write_down(&engine, id))).await;
-        written.map_err(|_| Status::unavailable("the node is stopping"))?;
+        written.map_err(|_| stopping())?;
+        self.synced().await?;
         tracing::info!(shard = %id, %epoch, planned = request.planned, "sealed");
         let (applied, term, drained_leader) = match local {
             LocalShard::Voter(voter) => {
                 let sealed = voter.seal(request.planned).await;
                 // The answer includes batches that were applied after the seal was written down. A restart has to come to
                 // the same position, and the committed mark may be in memory only.
-                let engine = Arc::clone(&self.engine);
-                let synced = tokio::task::spawn_blocking(move || or_fatal(engine.sync())).await;
-                synced.map_err(|_| Status::unavailable("the node is stopping"))?;
+                self.synced().await?;
                 (sealed.applied, Some(sealed.term), sealed.drained_leader)
             }
             LocalShard::Replica(replica) => {

@@ -193,6 +193,7 @@ impl Node {
                 directory: Arc::clone(&directory),
                 shards: Arc::clone(&shards),
                 engine: Arc::clone(&engine),
+                syncer: Arc::clone(&syncer),
                 exchange: Arc::clone(&exchange),
             },
         };

@@ -173,6 +173,7 @@ impl Node {
             exchange: Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&self.peers))),
             shards,
             engine: Arc::clone(self.state.engine()),
+            syncer: Arc::clone(&self.syncer),
         }
     }
 }

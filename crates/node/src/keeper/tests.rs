@@ -91,6 +91,7 @@ impl Process {
             directory: Arc::clone(&parts.directory),
             shards: Arc::clone(&parts.shards),
             engine: Arc::clone(&parts.engine),
+            syncer: Arc::clone(&parts.syncer),
             exchange,
         };
         Self { parts, keeper, failover, _folder: folder }
@@ -325,6 +326,26 @@ async fn what_was_written_while_a_voter_was_sealed_outlives_its_answer() {
         let left = engine.crash_to_what_is_durable().get("log", b"meanwhile").unwrap();
         assert_eq!(left.as_deref(), Some(b"committed".as_slice()), "planned: {planned}");
     }
+}
+
+/// The end of a region seals all of its shards at once, and the log of every other shard waits for the same disk.
+#[tokio::test]
+async fn seals_of_one_moment_share_an_fsync() {
+    let engine = Arc::new(MemoryEngine::default());
+    let process = Process::start(1, Arc::clone(&engine)).await;
+    until("it has begun", async || process.voter().group.votes()).await;
+    engine.hold_syncs();
+    let before = engine.unsynced_writes();
+    let seals = futures::future::join_all((0..4).map(|_| process.seal(true)));
+    let meanwhile = async {
+        until("all are written down", async || engine.unsynced_writes() >= before + 4).await;
+        until("the disk is asked", async || engine.held_syncs() > 0).await;
+        let held = engine.held_syncs();
+        engine.release_syncs();
+        held
+    };
+    let (_, held) = futures::future::join(seals, meanwhile).await;
+    assert_eq!(held, 1);
 }
 
 #[tokio::test]
