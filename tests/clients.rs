@@ -1,8 +1,8 @@
 //! The real clients do every operation through the gateways of every region.
 //!
-//! Each client's program lies in `clients/`, and ends with an error at the first wrong result. It takes the
-//! URL of the gateway that it works through, and those of all regions, through which it looks at what it
-//! wrote.
+//! Each client's program lies in `clients/`, and ends with an error at the first wrong result. It
+//! takes the URL of the gateway that it works through, and those of all regions, through which it
+//! looks at what it wrote.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,7 +17,8 @@ use std::num::NonZeroU32;
 use bytes::Bytes;
 use deno_error::JsErrorBox;
 use denokv_proto::{
-    AtomicWrite, Check, Consistency, Database, KvEntry, KvValue, Mutation, MutationKind, ReadRange, SnapshotReadOptions,
+    AtomicWrite, Check, Consistency, Database, KvEntry, KvValue, Mutation, MutationKind, ReadRange,
+    SnapshotReadOptions,
 };
 use denokv_remote::{MetadataEndpoint, Remote, RemotePermissions, RemoteResponse, RemoteTransport};
 use futures::Stream;
@@ -30,13 +31,17 @@ use meridian_tests::kv_connect::{DEFAULT_DATABASE, mutation, point};
 use meridian_tests::{Cluster, ClusterOptions, TOKEN, clients, poll};
 use url::Url;
 
-/// The last node of each region: a voter that need not lead, a replica, and the third region's only node.
+/// The last node of each region: a voter that need not lead, a replica, and the third region's only
+/// node.
 fn gateways(cluster: &Cluster) -> Vec<String> {
     let nodes = (0..cluster.regions()).filter_map(|region| cluster.region(region).pop());
     nodes.map(|node| cluster.url(node)).collect()
 }
 
-async fn program_through_every_gateway(command: impl Fn() -> tokio::process::Command, program: &str) {
+async fn program_through_every_gateway(
+    command: impl Fn() -> tokio::process::Command,
+    program: &str,
+) {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
     let urls = gateways(&cluster);
     for url in &urls {
@@ -71,7 +76,12 @@ struct Body(Bytes);
 impl RemoteTransport for Transport {
     type Response = Body;
 
-    async fn post(&self, url: Url, headers: HeaderMap, body: Bytes) -> Result<(Url, StatusCode, Body), JsErrorBox> {
+    async fn post(
+        &self,
+        url: Url,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<(Url, StatusCode, Body), JsErrorBox> {
         let client = self.0.clone();
         // In a task of its own, because futures of hyper are not `Sync`.
         let answered = tokio::spawn(async move {
@@ -121,14 +131,21 @@ fn connect(url: &str) -> Kv {
     Remote::new(transport, Anywhere, endpoint)
 }
 
-async fn list(kv: &Kv, prefix: &str, limit: u32, reverse: bool, consistency: Consistency) -> Vec<KvEntry> {
+async fn list(
+    kv: &Kv,
+    prefix: &str,
+    limit: u32,
+    reverse: bool,
+    consistency: Consistency,
+) -> Vec<KvEntry> {
     let range = ReadRange {
         start: prefix.as_bytes().to_vec(),
         end: format!("{prefix}~").into_bytes(),
         limit: NonZeroU32::new(limit).unwrap(),
         reverse,
     };
-    let mut ranges = kv.snapshot_read(vec![range], SnapshotReadOptions { consistency }).await.unwrap();
+    let mut ranges =
+        kv.snapshot_read(vec![range], SnapshotReadOptions { consistency }).await.unwrap();
     ranges.pop().unwrap().entries
 }
 
@@ -149,7 +166,11 @@ fn write(checks: Vec<Check>, mutations: Vec<Mutation>) -> AtomicWrite {
 }
 
 async fn commit(kv: &Kv, mutations: Vec<Mutation>) -> [u8; 10] {
-    kv.atomic_write(write(vec![], mutations)).await.unwrap().expect("a write without checks").versionstamp
+    kv.atomic_write(write(vec![], mutations))
+        .await
+        .unwrap()
+        .expect("a write without checks")
+        .versionstamp
 }
 
 fn bytes(text: &str) -> KvValue {
@@ -161,14 +182,20 @@ async fn official_rust_client(url: &str, urls: &[String], root: &str) {
     let key = |name: &str| format!("{root}/{name}");
     let strong = Consistency::Strong;
 
-    let versionstamp = commit(&kv, vec![mutate(&key("value"), MutationKind::Set(bytes("v")))]).await;
+    let versionstamp =
+        commit(&kv, vec![mutate(&key("value"), MutationKind::Set(bytes("v")))]).await;
     let entry = list(&kv, &key("value"), 10, false, strong).await.pop().unwrap();
     assert_eq!((entry.versionstamp, entry.key), (versionstamp, key("value").into_bytes()));
     assert!(matches!(entry.value, KvValue::Bytes(value) if value == b"v"));
     commit(&kv, vec![mutate(&key("value"), MutationKind::Delete)]).await;
     assert!(list(&kv, &key("value"), 10, false, strong).await.is_empty());
 
-    let sum = |value| MutationKind::Sum { value: KvValue::U64(value), min_v8: vec![], max_v8: vec![], clamp: false };
+    let sum = |value| MutationKind::Sum {
+        value: KvValue::U64(value),
+        min_v8: vec![],
+        max_v8: vec![],
+        clamp: false,
+    };
     for (expected, kind) in [
         (5, sum(5)),
         (7, sum(2)),
@@ -183,10 +210,20 @@ async fn official_rust_client(url: &str, urls: &[String], root: &str) {
 
     let absent = || vec![Check { key: key("checked").into_bytes(), versionstamp: None }];
     let set = || vec![mutate(&key("checked"), MutationKind::Set(bytes("v")))];
-    let first = kv.atomic_write(write(absent(), set())).await.unwrap().expect("the key is absent").versionstamp;
+    let first = kv
+        .atomic_write(write(absent(), set()))
+        .await
+        .unwrap()
+        .expect("the key is absent")
+        .versionstamp;
     assert!(kv.atomic_write(write(absent(), set())).await.unwrap().is_none());
     let at_first = vec![Check { key: key("checked").into_bytes(), versionstamp: Some(first) }];
-    let second = kv.atomic_write(write(at_first, set())).await.unwrap().expect("it has this version").versionstamp;
+    let second = kv
+        .atomic_write(write(at_first, set()))
+        .await
+        .unwrap()
+        .expect("it has this version")
+        .versionstamp;
     assert!(second > first);
 
     let kind = MutationKind::SetSuffixVersionstampedKey(bytes("v"));
@@ -195,11 +232,13 @@ async fn official_rust_client(url: &str, urls: &[String], root: &str) {
     let entry = list(&kv, &key("stamped"), 10, false, strong).await.pop().unwrap();
     assert_eq!(entry.key, [key("stamped").as_bytes(), b"\x02", hex.as_bytes(), b"\0"].concat());
 
-    let items = (0..20).map(|at| mutate(&format!("{}{at:02}", key("item")), MutationKind::Set(bytes("v"))));
+    let items =
+        (0..20).map(|at| mutate(&format!("{}{at:02}", key("item")), MutationKind::Set(bytes("v"))));
     commit(&kv, items.collect()).await;
     for (limit, reverse, expected) in [(3, false, [0, 1, 2]), (3, true, [19, 18, 17])] {
         let found = list(&kv, &key("item"), limit, reverse, strong).await;
-        let found: Vec<_> = found.into_iter().map(|entry| String::from_utf8(entry.key).unwrap()).collect();
+        let found: Vec<_> =
+            found.into_iter().map(|entry| String::from_utf8(entry.key).unwrap()).collect();
         assert_eq!(found, expected.map(|at| format!("{}{at:02}", key("item"))));
     }
     assert_eq!(list(&kv, &key("item"), 500, false, strong).await.len(), 20);
@@ -239,10 +278,14 @@ async fn versionstamped_keys_by_hand() {
         let client = cluster.client(id, DEFAULT_DATABASE);
         let kind = pb::MutationType::MSetSuffixVersionstampedKey;
         let stamped = mutation(kind, b"stamped", pb::ValueEncoding::VeBytes, b"v");
-        let output = client.write(pb::AtomicWrite { mutations: vec![stamped], ..Default::default() }).await.unwrap();
+        let output = client
+            .write(pb::AtomicWrite { mutations: vec![stamped], ..Default::default() })
+            .await
+            .unwrap();
         let hex: String = output.versionstamp.iter().map(|byte| format!("{byte:02x}")).collect();
         let key = [b"stamped\x02", hex.as_bytes(), b"\0"].concat();
-        let read = client.read(meridian_types::Consistency::Strong, vec![point(&key)]).await.unwrap();
+        let read =
+            client.read(meridian_types::Consistency::Strong, vec![point(&key)]).await.unwrap();
         assert_eq!(read.ranges[0].values[0].value, &b"v"[..]);
         assert_eq!(read.ranges[0].values[0].versionstamp, output.versionstamp);
     }

@@ -1,5 +1,5 @@
-//! Losing data centers in the middle of load loses nothing that was acknowledged, and fails no request of a
-//! client whose gateway lives.
+//! Losing data centers in the middle of load loses nothing that was acknowledged, and fails no
+//! request of a client whose gateway lives.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,7 +29,8 @@ async fn deno_goes_on_while_each_process_is_killed_in_turn() {
     let leader = cluster.leader(1).await;
     let others = cluster.node_ids().into_iter().filter(|id| *id != leader);
     for victim in std::iter::once(leader).chain(others).collect::<Vec<_>>() {
-        let survivors: Vec<NodeId> = cluster.node_ids().into_iter().filter(|id| *id != victim).collect();
+        let survivors: Vec<NodeId> =
+            cluster.node_ids().into_iter().filter(|id| *id != victim).collect();
         let near = survivors.iter().find(|id| cluster.region(0).contains(id)).unwrap();
         let far = survivors.last().unwrap();
         let mut writer = Writer::start(&[cluster.url(*near), cluster.url(*far)]).await;
@@ -39,7 +40,9 @@ async fn deno_goes_on_while_each_process_is_killed_in_turn() {
         writer.more_written(20).await;
         cluster.node_ready(victim).await;
         let (count, slowest_ms) = writer.finish().await;
-        println!("node {victim} killed: {count} writes acknowledged and there, the slowest after {slowest_ms} ms");
+        println!(
+            "node {victim} killed: {count} writes acknowledged and there, the slowest after {slowest_ms} ms"
+        );
     }
     cluster.assert_all_run();
 }
@@ -93,18 +96,26 @@ impl RawWriter {
         let mut start = self.prefix.clone().into_bytes();
         let end = format!("{}~", self.prefix).into_bytes();
         loop {
-            let read = client.read(Consistency::Strong, vec![range(&start, &end, 1000)]).await.unwrap();
+            let read =
+                client.read(Consistency::Strong, vec![range(&start, &end, 1000)]).await.unwrap();
             let values = &read.ranges[0].values;
-            found.extend(values.iter().map(|entry| u64::from_le_bytes(entry.value[..].try_into().unwrap())));
+            found.extend(
+                values.iter().map(|entry| u64::from_le_bytes(entry.value[..].try_into().unwrap())),
+            );
             let Some(last) = values.last() else { break };
             start = [&last.key[..], &[0]].concat();
         }
-        let lost: Vec<_> = self.acknowledged.iter().filter(|number| found.binary_search(number).is_err()).collect();
+        let lost: Vec<_> = self
+            .acknowledged
+            .iter()
+            .filter(|number| found.binary_search(number).is_err())
+            .collect();
         assert!(lost.is_empty(), "{}: acknowledged and lost: {lost:?}", self.prefix);
         let surplus = found.len() - self.acknowledged.len();
         assert!(surplus as u64 <= self.unknown, "{}: {surplus} more than asked for", self.prefix);
         let counter = client.get(format!("counter/{}", self.prefix).as_bytes()).await.unwrap();
-        let counter = counter.map_or(0, |entry| u64::from_le_bytes(entry.value[..].try_into().unwrap()));
+        let counter =
+            counter.map_or(0, |entry| u64::from_le_bytes(entry.value[..].try_into().unwrap()));
         assert_eq!(counter, found.len() as u64, "{}: each sum is applied once", self.prefix);
     }
 }
@@ -138,9 +149,17 @@ async fn killing_all_processes_at_once_loses_nothing_acknowledged() {
         let restarted = Instant::now();
         cluster.start_all();
         cluster.ready().await;
-        println!("all six killed and serving again after {:.1} s", restarted.elapsed().as_secs_f64());
+        println!(
+            "all six killed and serving again after {:.1} s",
+            restarted.elapsed().as_secs_f64()
+        );
         for (id, database, writer) in &finished {
-            println!("{}: {} acknowledged, {} unknown", writer.prefix, writer.acknowledged.len(), writer.unknown);
+            println!(
+                "{}: {} acknowledged, {} unknown",
+                writer.prefix,
+                writer.acknowledged.len(),
+                writer.unknown
+            );
             writer.verify(&cluster.client(*id, *database)).await;
         }
     }
@@ -154,7 +173,8 @@ async fn a_node_paused_past_every_timeout_comes_back_without_harm() {
     let follower = cluster.region(0).into_iter().find(|id| *id != leader).unwrap();
     for victim in [leader, follower] {
         let stop = Arc::new(AtomicBool::new(false));
-        // Through the gateway of the victim too: what it holds when it stops is unknown until it wakes.
+        // Through the gateway of the victim too: what it holds when it stops is unknown until it
+        // wakes.
         let mut writers = Vec::new();
         for (number, id) in [1, 2, 3, 4, 6].into_iter().enumerate() {
             let client = cluster.client(id, DEFAULT_DATABASE);
@@ -180,7 +200,10 @@ async fn a_node_paused_past_every_timeout_comes_back_without_harm() {
         let paused = Instant::now();
         // Two: one may have been under way.
         grown(format!("pause/{victim}/4/"), 2).await;
-        println!("node {victim} paused: others write again after {:.2} s", paused.elapsed().as_secs_f64());
+        println!(
+            "node {victim} paused: others write again after {:.2} s",
+            paused.elapsed().as_secs_f64()
+        );
         grown(format!("pause/{victim}/4/"), 50).await;
         tokio::time::sleep_until((paused + PAUSE).into()).await;
         cluster.resume(victim);
@@ -197,8 +220,8 @@ async fn a_node_paused_past_every_timeout_comes_back_without_harm() {
     cluster.assert_all_run();
 }
 
-/// A leader that is deposed with batches in flight must let go of them and follow; of two shards at once, on a
-/// machine with as many cores, nothing else could run if it did not.
+/// A leader that is deposed with batches in flight must let go of them and follow; of two shards at
+/// once, on a machine with as many cores, nothing else could run if it did not.
 #[tokio::test]
 async fn a_leader_of_both_shards_deposed_under_load_follows() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
@@ -221,7 +244,8 @@ async fn a_leader_of_both_shards_deposed_under_load_follows() {
         let stop = Arc::new(AtomicBool::new(false));
         let writers: Vec<_> = (0..12)
             .map(|number| {
-                // Some through the gateway of the victim: it proposes them when it wakes, before it learns.
+                // Some through the gateway of the victim: it proposes them when it wakes, before it
+                // learns.
                 let database = if number % 2 == 0 { DEFAULT_DATABASE } else { SECOND_DATABASE };
                 let client = cluster.client([1, 1, 2][number % 3], database);
                 let prefix = format!("deposed/{number}/");
@@ -230,14 +254,20 @@ async fn a_leader_of_both_shards_deposed_under_load_follows() {
             })
             .collect();
         let client = cluster.client(2, SECOND_DATABASE);
-        let writing = async || client.get(b"deposed/11/00000020").await.ok().flatten().ok_or("fewer than 20 writes");
+        let writing = async || {
+            client.get(b"deposed/11/00000020").await.ok().flatten().ok_or("fewer than 20 writes")
+        };
         poll::until("some writes", DEADLINE, writing).await;
         cluster.pause(victim);
         tokio::time::sleep(PAUSE / 2).await;
         cluster.resume(victim);
         let resumed = Instant::now();
         cluster.node_ready(victim).await;
-        assert!(resumed.elapsed() < Duration::from_secs(8), "it served after {:?} only", resumed.elapsed());
+        assert!(
+            resumed.elapsed() < Duration::from_secs(8),
+            "it served after {:?} only",
+            resumed.elapsed()
+        );
         stop.store(true, Ordering::Relaxed);
         for writer in writers {
             assert_eq!(writer.await.unwrap().unknown, 0, "requests are held, not failed");

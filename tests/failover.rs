@@ -31,7 +31,9 @@ async fn shard(cluster: &Cluster, id: u32) -> Shard {
 async fn open_in(cluster: &Cluster, id: u32, region: &str, epoch: u16) {
     poll::until("the shard is open there", DEADLINE, async || {
         let shard = shard(cluster, id).await;
-        let open = shard.phase == Phase::Active && shard.primary_region == region && shard.epoch == Epoch(epoch);
+        let open = shard.phase == Phase::Active
+            && shard.primary_region == region
+            && shard.epoch == Epoch(epoch);
         if open { Ok(()) } else { Err((shard.phase, shard.primary_region, shard.epoch)) }
     })
     .await;
@@ -43,7 +45,8 @@ async fn level(cluster: &Cluster, id: u32, nodes: &[NodeId]) {
         let leader = cluster.leader(id).await;
         let leads = cluster.shard_status(leader, id).await.map_err(|status| status.to_string())?;
         for node in nodes {
-            let copy = cluster.shard_status(*node, id).await.map_err(|status| status.to_string())?;
+            let copy =
+                cluster.shard_status(*node, id).await.map_err(|status| status.to_string())?;
             if copy.applied_sequence != leads.applied_sequence || copy.epoch != leads.epoch {
                 return Err(format!("node {node} at {}.{}", copy.epoch, copy.applied_sequence));
             }
@@ -53,8 +56,8 @@ async fn level(cluster: &Cluster, id: u32, nodes: &[NodeId]) {
     .await;
 }
 
-/// With the followers gone nothing new is acknowledged, and what was is shipped before the leader goes too.
-/// So the Deno program, which counts its acknowledged writes, may see each of them.
+/// With the followers gone nothing new is acknowledged, and what was is shipped before the leader
+/// goes too. So the Deno program, which counts its acknowledged writes, may see each of them.
 async fn lose_region_once_all_is_shipped(cluster: &mut Cluster) {
     for id in [1, 2] {
         // Refused until its lease is long enough and its log is near.
@@ -66,12 +69,14 @@ async fn lose_region_once_all_is_shipped(cluster: &mut Cluster) {
     }
     cluster.kill(2);
     cluster.kill(3);
-    let replicas: Vec<NodeId> = [1, 2].into_iter().flat_map(|region| cluster.region(region)).collect();
+    let replicas: Vec<NodeId> =
+        [1, 2].into_iter().flat_map(|region| cluster.region(region)).collect();
     for id in [1, 2] {
         poll::until("what is committed is shipped", DEADLINE, async || {
             let leads = cluster.shard_status(1, id).await.map_err(|status| status.to_string())?;
             for node in &replicas {
-                let copy = cluster.shard_status(*node, id).await.map_err(|status| status.to_string())?;
+                let copy =
+                    cluster.shard_status(*node, id).await.map_err(|status| status.to_string())?;
                 if copy.applied_sequence != leads.applied_sequence {
                     return Err(format!("node {node} at {}", copy.applied_sequence));
                 }
@@ -121,16 +126,19 @@ async fn a_region_that_comes_back_follows_and_keeps_what_was_lost() {
     for number in 0..20 {
         near.set(format!("kept/{number}").as_bytes(), b"v").await.unwrap();
     }
-    let replicas: Vec<NodeId> = [1, 2].into_iter().flat_map(|region| cluster.region(region)).collect();
+    let replicas: Vec<NodeId> =
+        [1, 2].into_iter().flat_map(|region| cluster.region(region)).collect();
     level(&cluster, 1, &replicas).await;
-    // Nothing is shipped, and the bound on what may be lost lets some be acknowledged yet. (Those that hang
-    // would still find it in their sockets.)
+    // Nothing is shipped, and the bound on what may be lost lets some be acknowledged yet. (Those
+    // that hang would still find it in their sockets.)
     for node in &replicas {
         cluster.kill(*node);
     }
     let mut acknowledged = 0u64;
     let impatient = cluster.client(1, DEFAULT_DATABASE).with_timeout(Duration::from_secs(2));
-    while acknowledged < 30 && impatient.set(format!("lost/{acknowledged}").as_bytes(), b"v").await.is_ok() {
+    while acknowledged < 30
+        && impatient.set(format!("lost/{acknowledged}").as_bytes(), b"v").await.is_ok()
+    {
         acknowledged += 1;
     }
     assert!(acknowledged > 0, "nothing was acknowledged that could be lost");
@@ -141,7 +149,10 @@ async fn a_region_that_comes_back_follows_and_keeps_what_was_lost() {
         cluster.restart(*node);
     }
     let far = cluster.client(4, DEFAULT_DATABASE).with_timeout(Duration::from_secs(2));
-    poll::until("another region serves", DEADLINE, async || far.set(b"after", b"v").await.map(drop)).await;
+    poll::until("another region serves", DEADLINE, async || {
+        far.set(b"after", b"v").await.map(drop)
+    })
+    .await;
     let epoch = shard(&cluster, 1).await.epoch;
     assert!(far.get(b"kept/19").await.unwrap().is_some());
     assert!(far.get(b"lost/0").await.unwrap().is_none());
@@ -160,7 +171,10 @@ async fn a_region_that_comes_back_follows_and_keeps_what_was_lost() {
     })
     .await;
     // One more may have been in flight when the processes were killed.
-    assert!((acknowledged..=acknowledged + 1).contains(&loss.at_most), "{acknowledged} acknowledged, {loss:?}");
+    assert!(
+        (acknowledged..=acknowledged + 1).contains(&loss.at_most),
+        "{acknowledged} acknowledged, {loss:?}"
+    );
     assert!(loss.transactions <= acknowledged + 1, "{acknowledged} acknowledged, {loss:?}");
     let listed = cluster.order(4, &["orphans", "list"]).await;
     assert!(listed.contains("region-1-a/shard-1-epoch-"), "{listed}");
@@ -169,7 +183,11 @@ async fn a_region_that_comes_back_follows_and_keeps_what_was_lost() {
     // These keys are none of Deno's: shown in hex.
     assert!(shown.contains("6c6f73742f30") && shown.contains("committed"), "{shown}");
     // What was lost stays lost, also for eventual reads of the old region.
-    let eventual = cluster.client(1, DEFAULT_DATABASE).get_with(Consistency::Eventual, b"lost/0").await.unwrap();
+    let eventual = cluster
+        .client(1, DEFAULT_DATABASE)
+        .get_with(Consistency::Eventual, b"lost/0")
+        .await
+        .unwrap();
     assert!(eventual.is_none(), "{eventual:?}");
     cluster.assert_all_run();
 }
@@ -184,7 +202,8 @@ async fn a_primary_region_that_hung_serves_nothing_when_it_wakes() {
         cluster.pause(node);
     }
     let new = cluster.client(5, DEFAULT_DATABASE).with_timeout(Duration::from_secs(2));
-    poll::until("another region serves", DEADLINE, async || new.set(b"k", b"new").await.map(drop)).await;
+    poll::until("another region serves", DEADLINE, async || new.set(b"k", b"new").await.map(drop))
+        .await;
     for node in cluster.region(0) {
         cluster.resume(node);
     }
@@ -215,7 +234,11 @@ async fn switching_over_back_and_forth_loses_nothing_and_fails_no_request() {
     for id in [1, 2] {
         let shard = shard(&cluster, id).await;
         assert_eq!((shard.epoch, shard.primary_region.as_str()), (Epoch(4), "region-1"));
-        assert!(shard.reports.iter().all(|report| report.planned && report.loss.exact), "{:?}", shard.reports);
+        assert!(
+            shard.reports.iter().all(|report| report.planned && report.loss.exact),
+            "{:?}",
+            shard.reports
+        );
         level(&cluster, id, &cluster.node_ids()).await;
     }
     let (done, refusal) = cluster.meridian(4, &["switchover", "1", "--to", "nowhere"]).await;
@@ -225,9 +248,14 @@ async fn switching_over_back_and_forth_loses_nothing_and_fails_no_request() {
     cluster.assert_all_run();
 }
 
-/// Has a new node take the place of `gone`, with a configuration like the one in `template`; its process, and a
-/// client of it.
-async fn replace(cluster: &Cluster, gone: NodeId, template: &str, name: &str) -> (tokio::process::Child, KvClient) {
+/// Has a new node take the place of `gone`, with a configuration like the one in `template`; its
+/// process, and a client of it.
+async fn replace(
+    cluster: &Cluster,
+    gone: NodeId,
+    template: &str,
+    name: &str,
+) -> (tokio::process::Child, KvClient) {
     let listeners = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     let [rpc, kv] = listeners.each_ref().map(|listener| listener.local_addr().unwrap().to_string());
     drop(listeners);
@@ -235,12 +263,27 @@ async fn replace(cluster: &Cluster, gone: NodeId, template: &str, name: &str) ->
     std::fs::create_dir_all(config.parent().unwrap()).unwrap();
     let template = cluster.folder().join(template).join("node.toml");
     let gone = gone.to_string();
-    let arguments = ["node", "replace", &gone, "--yes", "--name", name, "--rpc-address", &rpc, "--kv-address", &kv];
+    let arguments = [
+        "node",
+        "replace",
+        &gone,
+        "--yes",
+        "--name",
+        name,
+        "--rpc-address",
+        &rpc,
+        "--kv-address",
+        &kv,
+    ];
     let files = ["--config", template.to_str().unwrap(), "--config-out", config.to_str().unwrap()];
     println!("{}", cluster.order(1, &[&arguments[..], &files[..]].concat()).await);
     let mut serve = tokio::process::Command::new(binary());
-    serve.args(["serve", "--config", config.to_str().unwrap()]).stdout(Stdio::null()).kill_on_drop(true);
-    let client = KvClient::new(format!("http://{kv}"), DEFAULT_DATABASE).with_timeout(Duration::from_secs(2));
+    serve
+        .args(["serve", "--config", config.to_str().unwrap()])
+        .stdout(Stdio::null())
+        .kill_on_drop(true);
+    let client = KvClient::new(format!("http://{kv}"), DEFAULT_DATABASE)
+        .with_timeout(Duration::from_secs(2));
     (serve.spawn().unwrap(), client)
 }
 
@@ -262,7 +305,8 @@ async fn a_wiped_node_is_refused_and_a_new_one_takes_its_place() {
         if log.contains("meridian node replace 3") { Ok(()) } else { Err(log) }
     })
     .await;
-    poll::until("its process has ended", DEADLINE, async || cluster.ended().map(drop).ok_or(())).await;
+    poll::until("its process has ended", DEADLINE, async || cluster.ended().map(drop).ok_or(()))
+        .await;
 
     let (mut new, through_new) = replace(&cluster, 3, "region-1-a", "region-1-new").await;
     poll::until("the new node serves", DEADLINE, async || {
@@ -275,7 +319,8 @@ async fn a_wiped_node_is_refused_and_a_new_one_takes_its_place() {
     // Its vote is one that the shard can do with: without another voter there still is a majority.
     poll::until("the new node votes", DEADLINE, async || {
         let (_, status) = cluster.meridian(1, &["cluster", "status"]).await;
-        let votes = status.lines().any(|line| line.contains("region-1-new") && line.contains("shard 1"));
+        let votes =
+            status.lines().any(|line| line.contains("region-1-new") && line.contains("shard 1"));
         let settled = !status.contains("changing");
         if votes && settled { Ok(()) } else { Err(status) }
     })
@@ -304,15 +349,19 @@ async fn a_voter_of_the_directory_that_is_gone_for_good_is_replaced() {
     cluster.kill(gone);
     cluster.wipe(gone);
     let (mut new, _) = replace(&cluster, gone, "region-2-a", "region-2-new").await;
-    let settled = poll::until("the new node is a member of the directory's group", DEADLINE, async || {
-        let (_, status) = cluster.meridian(1, &["cluster", "status", "--json"]).await;
-        let status: serde_json::Value = serde_json::from_str(&status).map_err(|_| status)?;
-        let directory = &status["directory"];
-        let votes = directory["voters"].as_array().is_some_and(|voters| voters.iter().any(|voter| *voter == 7));
-        let settled = votes && directory["leader_answers"] == true && directory["progress"].is_null();
-        if settled { Ok(directory.clone()) } else { Err(directory.to_string()) }
-    })
-    .await;
+    let settled =
+        poll::until("the new node is a member of the directory's group", DEADLINE, async || {
+            let (_, status) = cluster.meridian(1, &["cluster", "status", "--json"]).await;
+            let status: serde_json::Value = serde_json::from_str(&status).map_err(|_| status)?;
+            let directory = &status["directory"];
+            let votes = directory["voters"]
+                .as_array()
+                .is_some_and(|voters| voters.iter().any(|voter| *voter == 7));
+            let settled =
+                votes && directory["leader_answers"] == true && directory["progress"].is_null();
+            if settled { Ok(directory.clone()) } else { Err(directory.to_string()) }
+        })
+        .await;
     println!("{settled}");
     // Without the new one's vote there is no majority any more.
     cluster.kill(survivors[0]);
@@ -333,13 +382,17 @@ async fn a_voter_of_the_directory_that_is_gone_for_good_is_replaced() {
 async fn databases_and_tokens_come_and_go_while_the_cluster_serves() {
     let cluster = Cluster::start(THREE_REGIONS).await;
     let create = ["databases", "create", "orders", "--primary-region", "region-2", "--json"];
-    let created: serde_json::Value = serde_json::from_str(&cluster.order(1, &create).await).unwrap();
+    let created: serde_json::Value =
+        serde_json::from_str(&cluster.order(1, &create).await).unwrap();
     let id: DatabaseId = created["id"].as_str().unwrap().parse().unwrap();
     let number = u32::try_from(created["shard"].as_u64().unwrap()).unwrap();
     assert_ne!(number, 1);
     open_in(&cluster, number, "region-2", 1).await;
     let orders = cluster.client(6, id);
-    poll::until("the new database serves", DEADLINE, async || orders.set(b"k", b"v").await.map(drop)).await;
+    poll::until("the new database serves", DEADLINE, async || {
+        orders.set(b"k", b"v").await.map(drop)
+    })
+    .await;
     assert!(cluster.client(1, id).get(b"k").await.unwrap().is_some());
 
     let create = ["tokens", "create", "reporting", "--database", "orders", "--read-only", "--json"];
@@ -347,7 +400,12 @@ async fn databases_and_tokens_come_and_go_while_the_cluster_serves() {
     let secret = token["secret"].as_str().unwrap();
     let reporting = |node: NodeId, database| cluster.client(node, database).with_token(secret);
     poll::until("the token opens it", DEADLINE, async || {
-        reporting(3, id).get(b"k").await.map_err(|error| error.to_string())?.map(drop).ok_or("nothing".to_owned())
+        reporting(3, id)
+            .get(b"k")
+            .await
+            .map_err(|error| error.to_string())?
+            .map(drop)
+            .ok_or("nothing".to_owned())
     })
     .await;
     assert!(reporting(3, id).set(b"k", b"w").await.is_err());
@@ -363,12 +421,8 @@ async fn databases_and_tokens_come_and_go_while_the_cluster_serves() {
     let (done, refusal) = cluster.meridian(1, &["databases", "delete", "orders"]).await;
     assert!(!done && refusal.contains("--yes-delete-all-data"), "{refusal}");
     cluster.order(1, &["databases", "delete", "orders", "--yes-delete-all-data"]).await;
-    poll::until(
-        "the database is gone",
-        DEADLINE,
-        async || {
-            if orders.get(b"k").await.is_err() { Ok(()) } else { Err(()) }
-        },
-    )
+    poll::until("the database is gone", DEADLINE, async || {
+        if orders.get(b"k").await.is_err() { Ok(()) } else { Err(()) }
+    })
     .await;
 }

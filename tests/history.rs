@@ -1,8 +1,9 @@
-//! Concurrent clients over all gateways while nodes are killed, paused and restarted: their history must be
-//! one that `meridian-checker` finds nothing in.
+//! Concurrent clients over all gateways while nodes are killed, paused and restarted: their history
+//! must be one that `meridian-checker` finds nothing in.
 //!
-//! `MERIDIAN_HISTORY_SECONDS` is how long the faults go on, `MERIDIAN_SEED` what they and the clients are
-//! drawn from. The seed is printed; the same one gives the same faults, though not the same interleaving.
+//! `MERIDIAN_HISTORY_SECONDS` is how long the faults go on, `MERIDIAN_SEED` what they and the
+//! clients are drawn from. The seed is printed; the same one gives the same faults, though not the
+//! same interleaving.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,8 +29,8 @@ const CLIENTS_PER_DATABASE: u64 = 6;
 const DEFAULT_SECONDS: u64 = 25;
 /// Longer than elections, leases and single tries inside the cluster.
 const PAUSE_MS: std::ops::Range<u64> = 1_500..3_500;
-/// Long enough for an election, and not for anything else to be given up: what a node's sockets hold when it goes
-/// on is taken for what it is, or for something else.
+/// Long enough for an election, and not for anything else to be given up: what a node's sockets
+/// hold when it goes on is taken for what it is, or for something else.
 const STALL_MS: std::ops::Range<u64> = 300..1_600;
 const DOWN_MS: std::ops::Range<u64> = 0..1_500;
 const CALM_MS: std::ops::Range<u64> = 200..1_000;
@@ -69,14 +70,20 @@ impl Nemesis {
         };
         let mut victims = vec![(voter, *FAULTS.choose(&mut self.rng).unwrap())];
         if self.rng.random_bool(0.5) {
-            let replicas: Vec<_> = self.cluster.node_ids().into_iter().filter(|id| !voters.contains(id)).collect();
-            victims.push((*replicas.choose(&mut self.rng).unwrap(), *FAULTS.choose(&mut self.rng).unwrap()));
+            let replicas: Vec<_> =
+                self.cluster.node_ids().into_iter().filter(|id| !voters.contains(id)).collect();
+            victims.push((
+                *replicas.choose(&mut self.rng).unwrap(),
+                *FAULTS.choose(&mut self.rng).unwrap(),
+            ));
         }
         for (node, fault) in &victims {
             self.say(&format!("{fault:?} node {node}"));
             match fault {
                 Fault::Kill => self.cluster.kill(*node),
-                Fault::Stop => assert!(self.cluster.stop(*node).success(), "node {node} stops cleanly"),
+                Fault::Stop => {
+                    assert!(self.cluster.stop(*node).success(), "node {node} stops cleanly")
+                }
                 Fault::Pause | Fault::Stall => self.cluster.pause(*node),
             }
         }
@@ -111,7 +118,8 @@ impl Nemesis {
     async fn hand_over(&mut self) {
         let shard = self.rng.random_range(1..=2);
         let leader = self.cluster.leader(shard).await;
-        let others: Vec<_> = self.cluster.region(0).into_iter().filter(|id| *id != leader).collect();
+        let others: Vec<_> =
+            self.cluster.region(0).into_iter().filter(|id| *id != leader).collect();
         let to = *others.choose(&mut self.rng).unwrap();
         let done = self.cluster.transfer_leadership(shard, leader, to).await;
         self.say(&format!("shard {shard} handed from node {leader} to {to}: {done:?}"));
@@ -132,7 +140,8 @@ impl Nemesis {
     }
 }
 
-/// Waits until nothing commits any more: writes whose clients left are carried out by their gateways.
+/// Waits until nothing commits any more: writes whose clients left are carried out by their
+/// gateways.
 async fn quiescent(cluster: &Cluster) {
     let mut last = (Vec::new(), Instant::now());
     poll::until("nothing commits any more", DEADLINE, async || {
@@ -145,30 +154,42 @@ async fn quiescent(cluster: &Cluster) {
             last = (applied, Instant::now());
         }
         // Longer than a try inside the cluster.
-        if last.1.elapsed() >= Duration::from_secs(2) { Ok(()) } else { Err(format!("{:?}", last.0)) }
+        if last.1.elapsed() >= Duration::from_secs(2) {
+            Ok(())
+        } else {
+            Err(format!("{:?}", last.0))
+        }
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn histories_under_faults_are_strictly_serializable() {
-    let seconds = std::env::var("MERIDIAN_HISTORY_SECONDS").ok().map_or(DEFAULT_SECONDS, |text| text.parse().unwrap());
-    let seed = std::env::var("MERIDIAN_SEED").ok().map_or_else(rand::random, |text| text.parse().unwrap());
+    let seconds = std::env::var("MERIDIAN_HISTORY_SECONDS")
+        .ok()
+        .map_or(DEFAULT_SECONDS, |text| text.parse().unwrap());
+    let seed =
+        std::env::var("MERIDIAN_SEED").ok().map_or_else(rand::random, |text| text.parse().unwrap());
     println!("MERIDIAN_SEED={seed} MERIDIAN_HISTORY_SECONDS={seconds}");
 
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
-    let gateways: BTreeMap<_, _> =
-        cluster.node_ids().into_iter().map(|id| (id, Gateway::new(format!("node-{id}"), cluster.url(id)))).collect();
+    let gateways: BTreeMap<_, _> = cluster
+        .node_ids()
+        .into_iter()
+        .map(|id| (id, Gateway::new(format!("node-{id}"), cluster.url(id))))
+        .collect();
     let stateless = Gateway::new("stateless", cluster.start_gateway(1).await);
     let all: Vec<_> = gateways.values().cloned().chain([Arc::clone(&stateless)]).collect();
-    let workloads = [DEFAULT_DATABASE, SECOND_DATABASE].map(|database| Workload::new(database, all.clone()));
+    let workloads =
+        [DEFAULT_DATABASE, SECOND_DATABASE].map(|database| Workload::new(database, all.clone()));
     let mut clients = Vec::new();
     for (workload, first) in workloads.iter().zip([1, 1 + CLIENTS_PER_DATABASE]) {
         for number in first..first + CLIENTS_PER_DATABASE {
             clients.push(tokio::spawn(Arc::clone(workload).run_client(number, seed)));
         }
     }
-    // At each voter of the primary region one stays that reads strongly: also at the one that was just paused.
+    // At each voter of the primary region one stays that reads strongly: also at the one that was
+    // just paused.
     let mut number = 2 * CLIENTS_PER_DATABASE;
     for workload in &workloads {
         for voter in cluster.region(0) {

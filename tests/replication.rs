@@ -1,4 +1,5 @@
-//! Replica regions follow by themselves: after being down, left behind by the log, or without relay.
+//! Replica regions follow by themselves: after being down, left behind by the log, or without
+//! relay.
 
 #![allow(
     clippy::unwrap_used,
@@ -79,14 +80,15 @@ async fn replicas_that_were_down_catch_up() {
     for node in [4, 5, 6] {
         has_all(&cluster, node, "before", 200).await;
     }
-    // One of two in a region, and the only one of another. Node 4 votes in the directory, as nodes 1 and 6 do: without
-    // two of them leases would run out before all is written on a slow machine.
+    // One of two in a region, and the only one of another. Node 4 votes in the directory, as nodes
+    // 1 and 6 do: without two of them leases would run out before all is written on a slow machine.
     cluster.kill(5);
     cluster.kill(6);
     write_many(&cluster, &[1, 2, 3, 4], "meanwhile", 2000, &[7; 500]).await;
     poll::until("the lag of node 6 is told", DEADLINE, async || {
         let lag = lag(&cluster, 6).await;
-        let told = !lag.connected && lag.lag_batches > 100 && lag.lag_bytes > 100_000 && lag.lag_ms > 0;
+        let told =
+            !lag.connected && lag.lag_batches > 100 && lag.lag_bytes > 100_000 && lag.lag_ms > 0;
         if told { Ok(()) } else { Err(lag) }
     })
     .await;
@@ -115,7 +117,8 @@ async fn who_is_left_behind_by_the_log_takes_a_snapshot() {
     // A voter and a replica.
     let leader = cluster.leader(1).await;
     let voter = cluster.region(0).into_iter().find(|id| *id != leader).unwrap();
-    let others: Vec<NodeId> = cluster.node_ids().into_iter().filter(|id| ![voter, 6].contains(id)).collect();
+    let others: Vec<NodeId> =
+        cluster.node_ids().into_iter().filter(|id| ![voter, 6].contains(id)).collect();
     let durable = lag(&cluster, 6).await.durable_sequence;
     cluster.kill(voter);
     cluster.kill(6);
@@ -152,13 +155,24 @@ async fn who_is_left_behind_by_the_log_takes_a_snapshot() {
         }
         no_lag(&cluster, node).await;
         let status = cluster.shard_status(node, 1).await.unwrap();
-        assert!(status.first_sequence == 0 || status.first_sequence > durable + 1, "it came by the log: {status:?}");
-        let kept = cluster.client(node, SECOND_DATABASE).get_with(Consistency::Eventual, b"kept").await.unwrap();
+        assert!(
+            status.first_sequence == 0 || status.first_sequence > durable + 1,
+            "it came by the log: {status:?}"
+        );
+        let kept = cluster
+            .client(node, SECOND_DATABASE)
+            .get_with(Consistency::Eventual, b"kept")
+            .await
+            .unwrap();
         assert_eq!(kept.unwrap().value, &b"v"[..]);
     }
     // The voter has become one again: with it and without the leader the shard goes on.
     let leader = cluster.leader(1).await;
-    let victim = if leader == voter { cluster.region(0).into_iter().find(|id| *id != voter).unwrap() } else { leader };
+    let victim = if leader == voter {
+        cluster.region(0).into_iter().find(|id| *id != voter).unwrap()
+    } else {
+        leader
+    };
     cluster.kill(victim);
     write_many(&cluster, &[voter, 6], "without", 100, b"v").await;
     has_all(&cluster, 6, "without", 100).await;
@@ -193,7 +207,8 @@ async fn another_takes_over_from_a_relay_that_dies_or_hangs() {
         let other = if first == 4 { 5 } else { 4 };
         // It follows the relay, not a voter: each batch crosses the WAN once.
         poll::until("the other follows the relay", DEADLINE, async || {
-            let source = cluster.shard_status(other, 1).await.map_err(|status| status.to_string())?.source;
+            let source =
+                cluster.shard_status(other, 1).await.map_err(|status| status.to_string())?.source;
             if source == first { Ok(()) } else { Err(source.to_string()) }
         })
         .await;
@@ -228,7 +243,8 @@ async fn a_paused_replica_lags_visibly_and_nobody_waits_for_it() {
     write_many(&cluster, &[1, 4], "meanwhile", 500, &[7; 100]).await;
     poll::until("the lag grows", DEADLINE, async || {
         let lag = lag(&cluster, 6).await;
-        let grown = lag.lag_batches > 10 && lag.lag_bytes > 1000 && lag.lag_ms > 1000 && !lag.connected;
+        let grown =
+            lag.lag_batches > 10 && lag.lag_bytes > 1000 && lag.lag_ms > 1000 && !lag.connected;
         if grown { Ok(()) } else { Err(lag) }
     })
     .await;
@@ -258,8 +274,8 @@ async fn a_stateless_gateway_serves_beside_an_application() {
         let client = KvClient::new(url, DEFAULT_DATABASE);
         let leader = cluster.leader(1).await;
         let nearest = cluster.region(region)[0];
-        // Node 1 and the first node of each other region vote in the directory: without two of them leases run out, and
-        // a voter that has just started is granted none.
+        // Node 1 and the first node of each other region vote in the directory: without two of them
+        // leases run out, and a voter that has just started is granted none.
         if region == 0 || leader != 1 {
             cluster.kill(leader);
         }
@@ -268,7 +284,10 @@ async fn a_stateless_gateway_serves_beside_an_application() {
         }
         for number in 0..20 {
             client
-                .write(pb::AtomicWrite { mutations: vec![set(b"n", &[number])], ..Default::default() })
+                .write(pb::AtomicWrite {
+                    mutations: vec![set(b"n", &[number])],
+                    ..Default::default()
+                })
                 .await
                 .unwrap();
             client.get_with(Consistency::Eventual, b"n").await.unwrap();

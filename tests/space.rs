@@ -17,12 +17,14 @@ const DEADLINE: Duration = Duration::from_secs(60);
 
 async fn create(cluster: &Cluster, name: &str) -> DatabaseId {
     let create = ["databases", "create", name, "--primary-region", "region-1", "--json"];
-    let created: serde_json::Value = serde_json::from_str(&cluster.order(1, &create).await).unwrap();
+    let created: serde_json::Value =
+        serde_json::from_str(&cluster.order(1, &create).await).unwrap();
     created["id"].as_str().unwrap().parse().unwrap()
 }
 
 async fn written(client: &KvClient, key: &[u8]) {
-    poll::until("the database serves", DEADLINE, async || client.set(key, b"v").await.map(drop)).await;
+    poll::until("the database serves", DEADLINE, async || client.set(key, b"v").await.map(drop))
+        .await;
 }
 
 /// What `databases list` says of databases that are being deleted.
@@ -38,9 +40,11 @@ async fn a_deleted_database_goes_from_every_node_also_from_one_that_was_away() {
     let orders = cluster.client(2, id);
     written(&orders, b"k").await;
     let replica = cluster.client(6, id);
-    poll::until("the replica has it", DEADLINE, async || match replica.get_with(Consistency::Eventual, b"k").await {
-        Ok(Some(_)) => Ok(()),
-        other => Err(other),
+    poll::until("the replica has it", DEADLINE, async || {
+        match replica.get_with(Consistency::Eventual, b"k").await {
+            Ok(Some(_)) => Ok(()),
+            other => Err(other),
+        }
     })
     .await;
     // Votes in nothing that is needed here.

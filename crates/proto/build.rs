@@ -13,6 +13,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     ];
     println!("cargo:rerun-if-changed={root}");
     let descriptors = protox::compile(files, [root])?;
-    tonic_prost_build::configure().bytes(".").codec_path("crate::codec::ChecksumCodec").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".")
+        .codec_path("crate::codec::ChecksumCodec")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,9 +1,11 @@
-//! Everything that somebody can do to a cluster who means harm, and what another client sees of it meanwhile.
+//! Everything that somebody can do to a cluster who means harm, and what another client sees of it
+//! meanwhile.
 //!
-//! An [`Input`] is one kind of harm, a thing that once took a node down, took its memory or kept others out; an
-//! [`Attacker`] is who can do it, by what is known to them. Attackers run as processes of their own, at the lowest
-//! priority: they share the cores with the cluster, and what is looked for is what they make the cluster do, not what
-//! they take from it as any busy program would.
+//! An [`Input`] is one kind of harm, a thing that once took a node down, took its memory or kept
+//! others out; an [`Attacker`] is who can do it, by what is known to them. Attackers run as
+//! processes of their own, at the lowest priority: they share the cores with the cluster, and what
+//! is looked for is what they make the cluster do, not what they take from it as any busy program
+//! would.
 //!
 //! [`Siege`] is a cluster, its [`bystander`] and what is measured.
 
@@ -44,7 +46,8 @@ pub enum Attacker {
 }
 
 impl Attacker {
-    pub const ALL: &[Self] = &[Self::Stranger, Self::Reader, Self::Silent, Self::Writer, Self::Peer];
+    pub const ALL: &[Self] =
+        &[Self::Stranger, Self::Reader, Self::Silent, Self::Writer, Self::Peer];
 
     pub fn inputs(self) -> &'static [Input] {
         match self {
@@ -57,7 +60,9 @@ impl Attacker {
                 Input::Noise,
                 Input::Metrics,
             ],
-            Self::Reader => &[Input::Bodies, Input::Scans, Input::Lists, Input::Resets, Input::Probes],
+            Self::Reader => {
+                &[Input::Bodies, Input::Scans, Input::Lists, Input::Resets, Input::Probes]
+            }
             Self::Silent => &[Input::Unread, Input::UnreadStreams, Input::Pipeline],
             Self::Writer => &[Input::Sums, Input::Checks],
             Self::Peer => &[Input::Foreign, Input::Terms, Input::States, Input::PeerSockets],
@@ -130,9 +135,9 @@ pub struct Target {
 
 impl Target {
     fn clients<'a>(&'a self, token: &'a str) -> impl Iterator<Item = KvClient> + 'a {
-        self.gateways
-            .iter()
-            .map(move |gateway| KvClient::new(format!("http://{gateway}"), DEFAULT_DATABASE).with_token(token))
+        self.gateways.iter().map(move |gateway| {
+            KvClient::new(format!("http://{gateway}"), DEFAULT_DATABASE).with_token(token)
+        })
     }
 }
 

@@ -14,8 +14,19 @@ const DEADLINE: Duration = Duration::from_secs(90);
 /// Deno itself, with its native client.
 pub fn deno() -> Command {
     let mut command = Command::new(place("MERIDIAN_DENO"));
-    command.env("DENO_NO_UPDATE_CHECK", "1").env("DENO_KV_ACCESS_TOKEN", TOKEN).env("NO_COLOR", "1");
-    command.args(["run", "--quiet", "--no-config", "--no-lock", "--unstable-kv", "--allow-net", "--allow-env"]);
+    command
+        .env("DENO_NO_UPDATE_CHECK", "1")
+        .env("DENO_KV_ACCESS_TOKEN", TOKEN)
+        .env("NO_COLOR", "1");
+    command.args([
+        "run",
+        "--quiet",
+        "--no-config",
+        "--no-lock",
+        "--unstable-kv",
+        "--allow-net",
+        "--allow-env",
+    ]);
     command.arg("--allow-read");
     command
 }
@@ -47,12 +58,14 @@ pub fn program(name: &str) -> PathBuf {
 pub async fn run(mut command: Command) -> String {
     let shown = format!("{:?}", command.as_std());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-    let ended = command.spawn().unwrap_or_else(|error| panic!("{shown}: {error}")).wait_with_output();
+    let ended =
+        command.spawn().unwrap_or_else(|error| panic!("{shown}: {error}")).wait_with_output();
     let output = match tokio::time::timeout(DEADLINE, ended).await {
         Ok(output) => output.expect("the output of a program"),
         Err(_) => panic!("{shown} did not end within {} s", DEADLINE.as_secs()),
     };
-    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let (stdout, stderr) =
+        (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert!(output.status.success(), "{shown}: {}\n{stdout}\n{stderr}", output.status);
     stdout.into_owned()
 }

@@ -16,7 +16,8 @@ pub struct ClusterOptions {
     pub topology: &'static [usize],
     /// Log kept for slow replicas; the default is the product's.
     pub log_retention_mb: Option<u64>,
-    /// What each process may take in memory; the default is the product's, which depends on the machine.
+    /// What each process may take in memory; the default is the product's, which depends on the
+    /// machine.
     pub max_memory_mb: Option<u64>,
 }
 
@@ -27,10 +28,11 @@ impl Default for ClusterOptions {
     }
 }
 
-/// A cluster of one process for each node, on loopback. Nodes are numbered from 1 through all regions.
+/// A cluster of one process for each node, on loopback. Nodes are numbered from 1 through all
+/// regions.
 ///
-/// Its processes end and its folder goes when it is dropped; after a panic the folder stays, with the logs.
-/// What this does not name is as in `meridian-drills`.
+/// Its processes end and its folder goes when it is dropped; after a panic the folder stays, with
+/// the logs. What this does not name is as in `meridian-drills`.
 ///
 /// # Panics
 /// In each of its methods, when what it is to do cannot be done.
@@ -174,8 +176,8 @@ impl Cluster {
         done(self.0.status_text())
     }
 
-    /// Runs a command of `meridian` that asks this node of the cluster; what it printed, and whether it
-    /// succeeded.
+    /// Runs a command of `meridian` that asks this node of the cluster; what it printed, and
+    /// whether it succeeded.
     pub async fn meridian(&self, through: NodeId, arguments: &[&str]) -> (bool, String) {
         let mut command = tokio::process::Command::new(binary());
         command.args(arguments).args(["--node", self.rpc_address(through)]).kill_on_drop(true);
@@ -199,11 +201,17 @@ impl Cluster {
         }
     }
 
-    pub async fn transfer_leadership(&self, shard: u32, from: NodeId, to: NodeId) -> Result<(), tonic::Status> {
+    pub async fn transfer_leadership(
+        &self,
+        shard: u32,
+        from: NodeId,
+        to: NodeId,
+    ) -> Result<(), tonic::Status> {
         self.0.operator().transfer_leadership(shard, from, to).await
     }
 
-    /// Starts the stateless `meridian gateway` of a region, counted from 0; gives its URL when it serves.
+    /// Starts the stateless `meridian gateway` of a region, counted from 0; gives its URL when it
+    /// serves.
     pub async fn start_gateway(&mut self, region: usize) -> String {
         done(self.0.start_gateway(region).await)
     }
@@ -215,7 +223,10 @@ impl Drop for Cluster {
             let status = self.0.status_text().unwrap_or_default();
             let ended = self.0.ended().unwrap_or_default();
             let folder = self.0.keep_folder();
-            eprintln!("{status}{ended}\nthe logs and data of the cluster are in {}", folder.display());
+            eprintln!(
+                "{status}{ended}\nthe logs and data of the cluster are in {}",
+                folder.display()
+            );
         }
     }
 }
@@ -225,8 +236,13 @@ pub fn binary() -> PathBuf {
     let test = std::env::current_exe().expect("the path of this test");
     let folder = test.parent().expect("a program in a folder");
     // target/<profile>/deps/<test>, or target/<profile>/<program>
-    let folder = if folder.ends_with("deps") { folder.parent().expect("a target folder") } else { folder };
+    let folder =
+        if folder.ends_with("deps") { folder.parent().expect("a target folder") } else { folder };
     let binary = folder.join("meridian");
-    assert!(binary.exists(), "{} is missing: run scripts/test, or build the package `meridian`", binary.display());
+    assert!(
+        binary.exists(),
+        "{} is missing: run scripts/test, or build the package `meridian`",
+        binary.display()
+    );
     binary
 }

@@ -9,7 +9,8 @@ use meridian_types::DatabaseId;
 
 pub use meridian_drills::workload::Gateway;
 
-/// Shorter than most pauses of a node: what its gateway holds meanwhile stays unknown to the client.
+/// Shorter than most pauses of a node: what its gateway holds meanwhile stays unknown to the
+/// client.
 const TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_THINK: Duration = Duration::from_millis(8);
 
@@ -32,8 +33,8 @@ impl Workload {
         self.run(number, Role::Mixed, gateways, seed).await;
     }
 
-    /// Runs a client that reads strongly, through this gateway only, until [`Workload::stop`]: whatever happens
-    /// to the gateway's node, it is the first to ask there afterwards.
+    /// Runs a client that reads strongly, through this gateway only, until [`Workload::stop`]:
+    /// whatever happens to the gateway's node, it is the first to ask there afterwards.
     pub async fn run_reader(self: Arc<Self>, number: u64, gateway: Arc<Gateway>, seed: u64) {
         self.run(number, Role::StrongReader, vec![gateway], seed).await;
     }
@@ -61,8 +62,8 @@ impl Workload {
         self.inner.operations()
     }
 
-    /// Reads everything that was ever written, through `gateway`, and gives the history. Call this when the
-    /// clients have ended and what they left behind has too.
+    /// Reads everything that was ever written, through `gateway`, and gives the history. Call this
+    /// when the clients have ended and what they left behind has too.
     ///
     /// # Panics
     /// When the gateway does not serve, or a client was given an answer that no server should give.

@@ -11,7 +11,8 @@ use crate::{clients, poll};
 /// Far beyond every timeout inside the cluster.
 const DEADLINE: Duration = Duration::from_secs(60);
 
-/// A Deno program that writes until it is told to stop, then checks that every acknowledged write is there.
+/// A Deno program that writes until it is told to stop, then checks that every acknowledged write
+/// is there.
 pub struct Writer {
     child: Child,
     stdin: ChildStdin,
@@ -56,7 +57,8 @@ impl Writer {
         answer.expect("the writer has ended: see what it wrote to stderr")
     }
 
-    /// The number of acknowledged writes, all of which are there; and the longest that one took, in ms.
+    /// The number of acknowledged writes, all of which are there; and the longest that one took, in
+    /// ms.
     pub async fn finish(mut self) -> (u64, f64) {
         let answer = self.ask("finish").await;
         assert!(self.child.wait().await.unwrap().success(), "{answer}");

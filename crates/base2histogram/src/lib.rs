@@ -1,6 +1,7 @@
-//! Stands in for the crate of this name, of which openraft keeps histograms that only its feature `runtime-stats` shows.
-//! The real one builds tables for all sixteen of its scales with the first histogram of a process: 26 MB, of which
-//! openraft uses one in a thousand. This one has the parts of its interface that openraft names, and counts nothing.
+//! Stands in for the crate of this name, of which openraft keeps histograms that only its feature
+//! `runtime-stats` shows. The real one builds tables for all sixteen of its scales with the first
+//! histogram of a process: 26 MB, of which openraft uses one in a thousand. This one has the parts
+//! of its interface that openraft names, and counts nothing.
 
 use std::fmt;
 use std::marker::PhantomData;

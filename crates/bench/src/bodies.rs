@@ -23,7 +23,9 @@ pub fn read_body(key: &Bytes) -> SnapshotRead {
     let mut end = BytesMut::with_capacity(key.len() + 1);
     end.extend_from_slice(key);
     end.extend_from_slice(&[0]);
-    SnapshotRead { ranges: vec![ReadRange { start: key.clone(), end: end.freeze(), limit: 1, reverse: false }] }
+    SnapshotRead {
+        ranges: vec![ReadRange { start: key.clone(), end: end.freeze(), limit: 1, reverse: false }],
+    }
 }
 
 fn set(key: Bytes, data: Bytes) -> Mutation {
@@ -48,9 +50,16 @@ pub fn range_body(space: &KeySpace, index: u32, limit: u32) -> SnapshotRead {
 
 /// An atomic write that adds 1 to a number.
 pub fn sum_body(key: Bytes) -> AtomicWrite {
-    let value = KvValue { data: Bytes::copy_from_slice(&1_u64.to_le_bytes()), encoding: ValueEncoding::VeLe64.into() };
-    let mutation =
-        Mutation { key, value: Some(value), mutation_type: MutationType::MSum.into(), ..Mutation::default() };
+    let value = KvValue {
+        data: Bytes::copy_from_slice(&1_u64.to_le_bytes()),
+        encoding: ValueEncoding::VeLe64.into(),
+    };
+    let mutation = Mutation {
+        key,
+        value: Some(value),
+        mutation_type: MutationType::MSum.into(),
+        ..Mutation::default()
+    };
     AtomicWrite { mutations: vec![mutation], ..AtomicWrite::default() }
 }
 
@@ -66,7 +75,8 @@ pub fn check_and_set_body(key: Bytes, versionstamp: Bytes, value: Bytes) -> Atom
 /// Of a larger key space so many are encoded, evenly spread over it.
 const MAX_READ_BODIES: u32 = 1_000_000;
 
-/// Bodies of one length, encoded once, one behind the other: those of the reads of all keys. Cheap to clone.
+/// Bodies of one length, encoded once, one behind the other: those of the reads of all keys. Cheap
+/// to clone.
 #[derive(Debug, Clone)]
 pub struct ReadBodies {
     all: Bytes,
@@ -112,10 +122,12 @@ impl WriteBodies {
     pub fn new(space: &KeySpace, value_bytes: usize, kind: ValueKind) -> Self {
         let key = space.key(0);
         let mutation = set(key.clone(), Bytes::from(vec![0; value_bytes]));
-        let template = AtomicWrite { mutations: vec![mutation], ..AtomicWrite::default() }.encode_to_vec();
+        let template =
+            AtomicWrite { mutations: vec![mutation], ..AtomicWrite::default() }.encode_to_vec();
         // Only tags and lengths come before the key, none of which holds a whole key; the value is
         // followed by its encoding and by the kind of the mutation, two bytes each.
-        let key_offset = template.windows(key.len()).position(|window| window == key.as_ref()).unwrap_or(0);
+        let key_offset =
+            template.windows(key.len()).position(|window| window == key.as_ref()).unwrap_or(0);
         let digits = key_offset + space.digits_offset();
         let value_end = template.len() - 4;
         Self {
@@ -167,7 +179,8 @@ impl LoadBodies {
 
     pub fn body(&self, number: u32, random: &mut Random) -> Bytes {
         let keys = self.keys(number).map(|index| self.space.key(index));
-        let mutations = keys.map(|key| set(key, self.kind.bytes(random, self.value_bytes))).collect();
+        let mutations =
+            keys.map(|key| set(key, self.kind.bytes(random, self.value_bytes))).collect();
         let write = AtomicWrite { mutations, ..AtomicWrite::default() };
         write.encode_to_vec().into()
     }
@@ -175,8 +188,11 @@ impl LoadBodies {
 
 /// One atomic write that removes every key. The count of keys is within the limit of mutations.
 pub fn remove_body(space: &KeySpace) -> Bytes {
-    let remove =
-        |index| Mutation { key: space.key(index), mutation_type: MutationType::MDelete.into(), ..Mutation::default() };
+    let remove = |index| Mutation {
+        key: space.key(index),
+        mutation_type: MutationType::MDelete.into(),
+        ..Mutation::default()
+    };
     let mutations = (0..space.count()).map(remove).collect();
     AtomicWrite { mutations, ..AtomicWrite::default() }.encode_to_vec().into()
 }
@@ -230,7 +246,10 @@ mod tests {
             for _ in 0..3 {
                 let write = AtomicWrite::decode(bodies.next(&mut random)).unwrap();
                 let mutation = &write.mutations[0];
-                assert_eq!((write.mutations.len(), write.checks.len(), write.enqueues.len()), (1, 0, 0));
+                assert_eq!(
+                    (write.mutations.len(), write.checks.len(), write.enqueues.len()),
+                    (1, 0, 0)
+                );
                 assert!(keys.contains(&mutation.key));
                 assert_eq!(mutation.mutation_type(), MutationType::MSet);
                 let value = mutation.value.clone().unwrap();
@@ -247,7 +266,8 @@ mod tests {
         for (count, value_bytes) in [(2500, 16), (30, 65536), (1, 128)] {
             let space = KeySpace::new("bench", count);
             let mut keys = Vec::new();
-            let (bodies, mut random) = (LoadBodies::new(&space, value_bytes, ValueKind::Random), Random::new(1, 3));
+            let (bodies, mut random) =
+                (LoadBodies::new(&space, value_bytes, ValueKind::Random), Random::new(1, 3));
             for number in 0..bodies.count() {
                 let body = bodies.body(number, &mut random);
                 assert!(body.len() < limits::MAX_TRANSACTION_BYTES);
@@ -263,7 +283,12 @@ mod tests {
     fn removal_names_every_key_once() {
         let space = KeySpace::new("bench", 64);
         let write = AtomicWrite::decode(remove_body(&space)).unwrap();
-        assert!(write.mutations.iter().all(|one| one.mutation_type() == MutationType::MDelete && one.value.is_none()));
+        assert!(
+            write
+                .mutations
+                .iter()
+                .all(|one| one.mutation_type() == MutationType::MDelete && one.value.is_none())
+        );
         let keys: Vec<Bytes> = write.mutations.into_iter().map(|mutation| mutation.key).collect();
         assert_eq!(keys, (0..64).map(|index| space.key(index)).collect::<Vec<_>>());
     }

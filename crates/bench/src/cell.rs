@@ -64,9 +64,13 @@ impl Cell {
         let begin = start + options.warmup;
         let window = Window { begin, end: begin + options.duration };
         let processes = options.cpu_of.clone();
-        let cpu = (!processes.is_empty())
-            .then(|| tokio::spawn(async move { used_between(&processes, window.begin, window.end).await }));
-        let open = options.rate.map(|rate| OpenLoop::start(Schedule { start, rate }, window.end)).transpose()?;
+        let cpu = (!processes.is_empty()).then(|| {
+            tokio::spawn(async move { used_between(&processes, window.begin, window.end).await })
+        });
+        let open = options
+            .rate
+            .map(|rate| OpenLoop::start(Schedule { start, rate }, window.end))
+            .transpose()?;
         let mut workers = JoinSet::new();
         let mut cancels = Vec::with_capacity(links.len());
         for (lane, link) in (0..).zip(links) {
@@ -101,7 +105,9 @@ impl Cell {
                 cpu.abort();
                 None
             }
-            Some(cpu) => Some(cpu.await.map_err(|error| BenchError::Unsuccessful(error.to_string()))??),
+            Some(cpu) => {
+                Some(cpu.await.map_err(|error| BenchError::Unsuccessful(error.to_string()))??)
+            }
             None => None,
         };
         let measured = ended.saturating_duration_since(window.begin);
@@ -109,7 +115,11 @@ impl Cell {
     }
 
     /// All links, opened at the same time: connecting across a WAN takes a while.
-    async fn open_links(self, options: &Options, endpoint: &Endpoint) -> Result<Vec<Link>, BenchError> {
+    async fn open_links(
+        self,
+        options: &Options,
+        endpoint: &Endpoint,
+    ) -> Result<Vec<Link>, BenchError> {
         let endpoint = Arc::new(endpoint.clone());
         let groups = self.tcp_connections(options);
         let mut opening = JoinSet::new();
@@ -121,13 +131,20 @@ impl Cell {
         }
         let mut links = Vec::with_capacity(usize::from(self.connections));
         while let Some(opened) = opening.join_next().await {
-            let opened = opened.map_err(|error| BenchError::Unsuccessful(format!("connecting failed: {error}")))?;
+            let opened = opened
+                .map_err(|error| BenchError::Unsuccessful(format!("connecting failed: {error}")))?;
             links.extend(opened?);
         }
         Ok(links)
     }
 
-    fn report(self, options: &Options, total: &Tally, measured: Duration, cpu_ns: Option<u64>) -> CellReport {
+    fn report(
+        self,
+        options: &Options,
+        total: &Tally,
+        measured: Duration,
+        cpu_ns: Option<u64>,
+    ) -> CellReport {
         let throughput = total.operations as f64 / measured.as_secs_f64();
         CellReport {
             operation: self.operation,

@@ -1,5 +1,5 @@
-//! Reading a key and setting it if nobody else did meanwhile, again and again until that succeeds: what an
-//! application does with a value that it computes from the old one.
+//! Reading a key and setting it if nobody else did meanwhile, again and again until that succeeds:
+//! what an application does with a value that it computes from the old one.
 
 use std::time::Instant;
 
@@ -122,7 +122,10 @@ impl NewValue {
             Self::Increment if old.is_empty() => Ok(Bytes::copy_from_slice(&1_u64.to_le_bytes())),
             Self::Increment => {
                 let old = old.try_into().map_err(|_| {
-                    BenchError::Unsuccessful(format!("the key of sums holds no number, but {} bytes", old.len()))
+                    BenchError::Unsuccessful(format!(
+                        "the key of sums holds no number, but {} bytes",
+                        old.len()
+                    ))
                 })?;
                 Ok(Bytes::copy_from_slice(&u64::from_le_bytes(old).wrapping_add(1).to_le_bytes()))
             }
@@ -139,9 +142,15 @@ mod tests {
         let mut random = Random::new(1, 1);
         let one = NewValue::Increment.after(b"", &mut random).unwrap();
         let two = NewValue::Increment.after(&one, &mut random).unwrap();
-        assert_eq!((one.as_ref(), two.as_ref()), (&1_u64.to_le_bytes()[..], &2_u64.to_le_bytes()[..]));
+        assert_eq!(
+            (one.as_ref(), two.as_ref()),
+            (&1_u64.to_le_bytes()[..], &2_u64.to_le_bytes()[..])
+        );
         let error = NewValue::Increment.after(b"text", &mut random).unwrap_err().to_string();
         assert_eq!(error, "the key of sums holds no number, but 4 bytes");
-        assert_eq!(NewValue::Fresh(9, ValueKind::Random).after(&one, &mut random).unwrap().len(), 9);
+        assert_eq!(
+            NewValue::Fresh(9, ValueKind::Random).after(&one, &mut random).unwrap().len(),
+            9
+        );
     }
 }

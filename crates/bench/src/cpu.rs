@@ -1,4 +1,5 @@
-//! The CPU time that processes of this machine have had, from the kernel's own account of each thread.
+//! The CPU time that processes of this machine have had, from the kernel's own account of each
+//! thread.
 
 use std::path::Path;
 use std::time::Instant;
@@ -25,7 +26,11 @@ pub fn used_ns(processes: &[u32]) -> Result<u64, BenchError> {
 }
 
 /// What they use from one moment to another.
-pub async fn used_between(processes: &[u32], begin: Instant, end: Instant) -> Result<u64, BenchError> {
+pub async fn used_between(
+    processes: &[u32],
+    begin: Instant,
+    end: Instant,
+) -> Result<u64, BenchError> {
     tokio::time::sleep_until(begin.into()).await;
     let before = used_ns(processes)?;
     tokio::time::sleep_until(end.into()).await;

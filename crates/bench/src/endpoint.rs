@@ -16,11 +16,14 @@ pub struct Endpoint {
 
 impl Endpoint {
     pub fn parse(url: &str) -> Result<Self, BenchError> {
-        let error = |reason: &str| BenchError::Url { url: url.to_owned(), reason: reason.to_owned() };
+        let error =
+            |reason: &str| BenchError::Url { url: url.to_owned(), reason: reason.to_owned() };
         let uri: Uri = url.parse().map_err(|_| error("not a URL"))?;
         match uri.scheme_str() {
             Some("http") => {}
-            Some("https") => return Err(error("https is not supported here, measure the plain http port")),
+            Some("https") => {
+                return Err(error("https is not supported here, measure the plain http port"));
+            }
             _ => return Err(error("expected http://host:port")),
         }
         let authority = uri.authority().cloned().ok_or_else(|| error("the host is missing"))?;
@@ -30,8 +33,13 @@ impl Endpoint {
 
     /// An endpoint of a metadata answer that came from this URL: absolute or relative.
     pub fn resolve(&self, reference: &str) -> Result<Self, BenchError> {
-        let error = |source: url::ParseError| BenchError::Url { url: reference.to_owned(), reason: source.to_string() };
-        let joined = url::Url::parse(&self.to_string()).and_then(|base| base.join(reference)).map_err(error)?;
+        let error = |source: url::ParseError| BenchError::Url {
+            url: reference.to_owned(),
+            reason: source.to_string(),
+        };
+        let joined = url::Url::parse(&self.to_string())
+            .and_then(|base| base.join(reference))
+            .map_err(error)?;
         Self::parse(joined.as_str())
     }
 
@@ -71,7 +79,8 @@ mod tests {
 
     #[test]
     fn references_resolve_against_the_connect_url() {
-        let base = Endpoint::parse("http://127.0.0.1:4512/db/connect?consistency=eventual").unwrap();
+        let base =
+            Endpoint::parse("http://127.0.0.1:4512/db/connect?consistency=eventual").unwrap();
         assert_eq!(base.path_and_query(), "/db/connect?consistency=eventual");
         for (reference, expected) in [
             ("http://other:1/v2", "http://other:1/v2"),
@@ -87,8 +96,13 @@ mod tests {
 
     #[test]
     fn methods_come_behind_one_slash() {
-        for (url, expected) in [("http://h", "/snapshot_read"), ("http://h/v2", "/v2/snapshot_read")] {
-            assert_eq!(Endpoint::parse(url).unwrap().method("snapshot_read").path_and_query(), expected);
+        for (url, expected) in
+            [("http://h", "/snapshot_read"), ("http://h/v2", "/v2/snapshot_read")]
+        {
+            assert_eq!(
+                Endpoint::parse(url).unwrap().method("snapshot_read").path_and_query(),
+                expected
+            );
         }
     }
 

@@ -31,13 +31,17 @@ pub enum BenchError {
     Metadata { url: String, source: Box<BenchError> },
     #[error("{0} names no strong endpoint")]
     NoStrongEndpoint(String),
-    #[error("{0} names no eventual endpoint; give --eventual-url, or leave eventual-read out of --operations")]
+    #[error(
+        "{0} names no eventual endpoint; give --eventual-url, or leave eventual-read out of --operations"
+    )]
     NoEventualEndpoint(String),
     #[error("--url and --eventual-url lead to different databases: {0} and {1}")]
     DifferentDatabases(String, String),
     #[error("loading the key space failed: {0}")]
     Load(Box<BenchError>),
-    #[error("the eventual endpoint did not show the loaded keys within {waited:?}; the last answer: {last}")]
+    #[error(
+        "the eventual endpoint did not show the loaded keys within {waited:?}; the last answer: {last}"
+    )]
     NotReplicated { waited: Duration, last: String },
     #[error("interrupted before anything was measured")]
     Interrupted,
@@ -57,6 +61,9 @@ impl BenchError {
 
     /// Whether the connection is no use any more.
     pub fn spoils_link(&self) -> bool {
-        matches!(self, Self::Connect { .. } | Self::Transport(_) | Self::Timeout(_) | Self::AnswerTooLarge(_))
+        matches!(
+            self,
+            Self::Connect { .. } | Self::Transport(_) | Self::Timeout(_) | Self::AnswerTooLarge(_)
+        )
     }
 }

@@ -1,4 +1,5 @@
-//! etcd's data path: a few of its messages, each framed as gRPC has it and sent over the same links as KV Connect.
+//! etcd's data path: a few of its messages, each framed as gRPC has it and sent over the same links
+//! as KV Connect.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, TE};
@@ -11,8 +12,8 @@ use crate::value::ValueKind;
 use messages::compare::TargetUnion;
 use messages::request_op::Request;
 use messages::{
-    Compare, CompareResult, CompareTarget, KeyValue, PutRequest, PutResponse, RangeRequest, RangeResponse, RequestOp,
-    TxnRequest, TxnResponse,
+    Compare, CompareResult, CompareTarget, KeyValue, PutRequest, PutResponse, RangeRequest,
+    RangeResponse, RequestOp, TxnRequest, TxnResponse,
 };
 
 pub mod messages {
@@ -32,7 +33,10 @@ const LOAD_BATCH_BYTES: usize = 1 << 20;
 
 /// What gRPC wants with every request.
 pub fn headers() -> Vec<(HeaderName, HeaderValue)> {
-    vec![(CONTENT_TYPE, HeaderValue::from_static("application/grpc")), (TE, HeaderValue::from_static("trailers"))]
+    vec![
+        (CONTENT_TYPE, HeaderValue::from_static("application/grpc")),
+        (TE, HeaderValue::from_static("trailers")),
+    ]
 }
 
 pub fn framed(message: &impl Message) -> Bytes {
@@ -46,7 +50,8 @@ pub fn framed(message: &impl Message) -> Bytes {
 
 /// The one message of an answer. Absence is an error.
 pub fn unframed<M: Message + Default>(mut answer: Bytes) -> Result<M, BenchError> {
-    let malformed = || BenchError::Unsuccessful("the answer is not one uncompressed gRPC message".into());
+    let malformed =
+        || BenchError::Unsuccessful("the answer is not one uncompressed gRPC message".into());
     if answer.len() < FRAME_HEADER_BYTES || answer.get_u8() != 0 {
         return Err(malformed());
     }
@@ -107,7 +112,11 @@ pub fn load_bodies(
 /// An error unless the answer is that to a put that was done.
 pub fn written(answer: Bytes) -> Result<(), BenchError> {
     let revision = unframed::<PutResponse>(answer)?.header.map_or(0, |header| header.revision);
-    if revision > 0 { Ok(()) } else { Err(BenchError::Unsuccessful("the put was answered without a revision".into())) }
+    if revision > 0 {
+        Ok(())
+    } else {
+        Err(BenchError::Unsuccessful("the put was answered without a revision".into()))
+    }
 }
 
 /// Whether every comparison of the transaction held.
@@ -128,7 +137,10 @@ mod tests {
     fn requests_have_etcds_bytes() {
         assert_eq!(read_body("k".into(), true).as_ref(), b"\0\0\0\0\x03\x0a\x01k");
         assert_eq!(read_body("k".into(), false).as_ref(), b"\0\0\0\0\x05\x0a\x01k\x38\x01");
-        assert_eq!(range_body("k".into(), "l".into(), 100).as_ref(), b"\0\0\0\0\x08\x0a\x01k\x12\x01l\x18\x64");
+        assert_eq!(
+            range_body("k".into(), "l".into(), 100).as_ref(),
+            b"\0\0\0\0\x08\x0a\x01k\x12\x01l\x18\x64"
+        );
         assert_eq!(put_body("k".into(), "v".into()).as_ref(), b"\0\0\0\0\x06\x0a\x01k\x12\x01v");
         // EQUAL is 0 and so left out; an absent key's revision, 0, is there.
         assert_eq!(
@@ -142,10 +154,21 @@ mod tests {
         let header = Some(ResponseHeader { revision: 7 });
         let good = framed(&PutResponse { header });
         assert!(written(good.clone()).is_ok());
-        assert!(written(framed(&PutResponse { header: None })).unwrap_err().to_string().contains("without a revision"));
+        assert!(
+            written(framed(&PutResponse { header: None }))
+                .unwrap_err()
+                .to_string()
+                .contains("without a revision")
+        );
         let mut compressed = good.to_vec();
         compressed[0] = 1;
-        for bad in [&b""[..], &good[..4], &good[..good.len() - 1], &[&good[..], &good[..]].concat(), &compressed] {
+        for bad in [
+            &b""[..],
+            &good[..4],
+            &good[..good.len() - 1],
+            &[&good[..], &good[..]].concat(),
+            &compressed,
+        ] {
             let error = written(Bytes::copy_from_slice(bad)).unwrap_err().to_string();
             assert!(error.contains("not one uncompressed gRPC message"), "{error}");
         }
@@ -155,7 +178,10 @@ mod tests {
         let known = b"\x0a\x04\x08\x01\x10\x02\x12\x0c\x0a\x01k\x10\x05\x18\x09\x20\x02\x2a\x01v\x18\x01\x20\x02";
         let frame = [&[0, 0, 0, 0, u8::try_from(known.len()).unwrap()], &known[..]].concat();
         let found = entries(frame.into()).unwrap();
-        assert_eq!((found.len(), found[0].mod_revision, found[0].value.as_ref()), (1, 9, &b"v"[..]));
+        assert_eq!(
+            (found.len(), found[0].mod_revision, found[0].value.as_ref()),
+            (1, 9, &b"v"[..])
+        );
     }
 
     #[test]

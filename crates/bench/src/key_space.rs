@@ -70,6 +70,8 @@ mod tests {
         assert_eq!(space.key(42).as_ref(), b"\x02b\x00\x020000000042\x00");
         assert_eq!(&space.key(42)[space.digits_offset()..][..DIGITS], b"0000000042");
         assert_eq!(space.end().as_ref(), b"\x02b\x00\xff");
-        assert!(space.key(u32::MAX) < space.end() && space.end() < KeySpace::new("b-hot", 1).key(0));
+        assert!(
+            space.key(u32::MAX) < space.end() && space.end() < KeySpace::new("b-hot", 1).key(0)
+        );
     }
 }

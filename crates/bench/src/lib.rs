@@ -1,8 +1,8 @@
 //! A load generator for KV Connect servers, Meridian's or any other, and for etcd.
 //!
-//! A run is a list of cells: one operation, over one HTTP version, with one number of connections. In
-//! a cell every connection has one request in flight: the next one follows at once (a closed loop), or
-//! when it is due at a fixed rate (an open loop).
+//! A run is a list of cells: one operation, over one HTTP version, with one number of connections.
+//! In a cell every connection has one request in flight: the next one follows at once (a closed
+//! loop), or when it is due at a fixed rate (an open loop).
 //!
 //! | module | holds |
 //! |---|---|
@@ -19,13 +19,15 @@
 //!
 //! What always holds:
 //! - An operation is counted only if its answer was decoded and says success. Everything else is an
-//!   error: a status, a transport failure, no answer in time, a key that is missing, a strong read whose
-//!   answer says that it is not strong. But a conflict of an operation that reads and then checks is none:
-//!   the operation begins anew, its conflicts are counted, and its latency holds all its attempts.
+//!   error: a status, a transport failure, no answer in time, a key that is missing, a strong read
+//!   whose answer says that it is not strong. But a conflict of an operation that reads and then
+//!   checks is none: the operation begins anew, its conflicts are counted, and its latency holds
+//!   all its attempts.
 //! - An operation counts for throughput if it finished within the measured time. Latencies also
 //!   hold what was in flight when that time ended, so that a stall at the end shows.
-//! - An open loop's latencies count from when an operation was due, also of one that was answered late or
-//!   that no connection was free for (`unsent`): what a stalled server delays is not left out.
+//! - An open loop's latencies count from when an operation was due, also of one that was answered
+//!   late or that no connection was free for (`unsent`): what a stalled server delays is not left
+//!   out.
 //! - Everything is bounded: each request, each cell, the connections, the key space.
 //!
 //! Absent on purpose: starting servers, TLS, retries of single requests.

@@ -45,7 +45,11 @@ struct SharedConnection {
 
 impl Link {
     /// One link. `timeout` bounds the connecting and every request.
-    pub async fn open(endpoint: &Arc<Endpoint>, http: HttpVersion, timeout: Duration) -> Result<Self, BenchError> {
+    pub async fn open(
+        endpoint: &Arc<Endpoint>,
+        http: HttpVersion,
+        timeout: Duration,
+    ) -> Result<Self, BenchError> {
         let mut links = Self::open_shared(endpoint, http, 1, timeout).await?;
         links.pop().ok_or(BenchError::Timeout(timeout))
     }
@@ -67,12 +71,15 @@ impl Link {
             }
             HttpVersion::H2 => {
                 let sender = within(timeout, connect_h2(endpoint)).await?;
-                let shared = Arc::new(SharedConnection { current: Mutex::new((0, sender.clone())) });
-                links.extend(
-                    (0..count).map(|_| {
-                        link(Sender::H2 { shared: Arc::clone(&shared), generation: 0, sender: sender.clone() })
-                    }),
-                );
+                let shared =
+                    Arc::new(SharedConnection { current: Mutex::new((0, sender.clone())) });
+                links.extend((0..count).map(|_| {
+                    link(Sender::H2 {
+                        shared: Arc::clone(&shared),
+                        generation: 0,
+                        sender: sender.clone(),
+                    })
+                }));
             }
         }
         Ok(links)
@@ -122,7 +129,10 @@ impl Sender {
     }
 }
 
-async fn within<T>(timeout: Duration, work: impl Future<Output = Result<T, BenchError>>) -> Result<T, BenchError> {
+async fn within<T>(
+    timeout: Duration,
+    work: impl Future<Output = Result<T, BenchError>>,
+) -> Result<T, BenchError> {
     tokio::time::timeout(timeout, work).await.unwrap_or(Err(BenchError::Timeout(timeout)))
 }
 
@@ -135,7 +145,8 @@ async fn connect_tcp(endpoint: &Endpoint) -> Result<TokioIo<TcpStream>, BenchErr
 
 async fn connect_h1(endpoint: &Endpoint) -> Result<http1::SendRequest<Body>, BenchError> {
     let stream = connect_tcp(endpoint).await?;
-    let (sender, connection) = http1::handshake(stream).await.map_err(|error| BenchError::transport(&error))?;
+    let (sender, connection) =
+        http1::handshake(stream).await.map_err(|error| BenchError::transport(&error))?;
     // Ends with the connection; what went wrong there is the answer of the request in flight.
     tokio::spawn(async move { connection.await.ok() });
     Ok(sender)
@@ -143,8 +154,9 @@ async fn connect_h1(endpoint: &Endpoint) -> Result<http1::SendRequest<Body>, Ben
 
 async fn connect_h2(endpoint: &Endpoint) -> Result<http2::SendRequest<Body>, BenchError> {
     let stream = connect_tcp(endpoint).await?;
-    let (sender, connection) =
-        http2::handshake(TokioExecutor::new(), stream).await.map_err(|error| BenchError::transport(&error))?;
+    let (sender, connection) = http2::handshake(TokioExecutor::new(), stream)
+        .await
+        .map_err(|error| BenchError::transport(&error))?;
     tokio::spawn(async move { connection.await.ok() });
     Ok(sender)
 }
@@ -179,7 +191,9 @@ async fn read_to_end(mut body: Incoming) -> Result<Bytes, BenchError> {
 
 /// An error if there is a status of gRPC, and one other than 0.
 fn grpc_status(headers: &HeaderMap) -> Result<(), BenchError> {
-    let text = |name| headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let text = |name| {
+        headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+    };
     match text("grpc-status") {
         Some(status) if status != "0" => {
             Err(BenchError::Grpc { status, text: text("grpc-message").unwrap_or_default() })
@@ -206,6 +220,9 @@ mod tests {
         assert!(grpc_status(&headers).is_ok());
         headers.insert("grpc-status", HeaderValue::from_static("14"));
         headers.insert("grpc-message", HeaderValue::from_static("etcdserver: no leader"));
-        assert_eq!(grpc_status(&headers).unwrap_err().to_string(), "gRPC status 14: etcdserver: no leader");
+        assert_eq!(
+            grpc_status(&headers).unwrap_err().to_string(),
+            "gRPC status 14: etcdserver: no leader"
+        );
     }
 }

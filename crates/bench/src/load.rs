@@ -30,8 +30,8 @@ const PROGRESS: Duration = Duration::from_secs(5);
 /// No worker has it, nor those below: workers count up from 0.
 const LOAD_LANE: u64 = u64::MAX;
 
-/// Writes all keys of each database, and returns the newest versionstamp of each: of its last keys, which are written
-/// when all others are.
+/// Writes all keys of each database, and returns the newest versionstamp of each: of its last keys,
+/// which are written when all others are.
 pub async fn write_keys(
     options: &Options,
     space: &KeySpace,
@@ -39,8 +39,10 @@ pub async fn write_keys(
     http: HttpVersion,
 ) -> Result<Vec<Bytes>, BenchError> {
     let work = async {
-        let target = Target::new(&strong.endpoint.method("atomic_write"), http, &strong.headers)?.spread(&strong.more);
-        let (databases, bodies) = (target.databases(), LoadBodies::new(space, options.value_bytes, options.value_kind));
+        let target = Target::new(&strong.endpoint.method("atomic_write"), http, &strong.headers)?
+            .spread(&strong.more);
+        let (databases, bodies) =
+            (target.databases(), LoadBodies::new(space, options.value_bytes, options.value_kind));
         let (batches, last) = (bodies.count(), bodies.count().saturating_sub(1));
         let load = Load {
             endpoint: Arc::new(strong.endpoint.clone()),
@@ -51,11 +53,14 @@ pub async fn write_keys(
             progress: Mutex::new(Progress::new(u64::from(space.count()) * databases as u64)),
         };
         let load = Arc::new(load);
-        let lanes = (0..u64::from(options.load_connections)).map(|lane| Random::new(options.seed, LOAD_LANE - lane));
+        let lanes = (0..u64::from(options.load_connections))
+            .map(|lane| Random::new(options.seed, LOAD_LANE - lane));
         let lanes: Vec<Random> = lanes.collect();
-        let others = (0..databases).flat_map(move |database| (0..last).map(move |batch| (database, batch)));
+        let others =
+            (0..databases).flat_map(move |database| (0..last).map(move |batch| (database, batch)));
         Arc::clone(&load).write(others, &lanes).await?;
-        let lasts = (0..databases).flat_map(move |database| (last..batches).map(move |batch| (database, batch)));
+        let lasts = (0..databases)
+            .flat_map(move |database| (last..batches).map(move |batch| (database, batch)));
         let mut written = load.write(lasts, &lanes).await?;
         written.sort_unstable();
         Ok(written.into_iter().map(|(_, versionstamp)| versionstamp).collect())
@@ -73,7 +78,8 @@ struct Load {
 }
 
 impl Load {
-    /// Writes these batches, each of a database, over a connection for each of `lanes`; the versionstamp of each.
+    /// Writes these batches, each of a database, over a connection for each of `lanes`; the
+    /// versionstamp of each.
     async fn write(
         self: Arc<Self>,
         batches: impl Iterator<Item = (usize, u32)> + Send + 'static,
@@ -102,14 +108,23 @@ impl Load {
             .collect();
         let mut written = Vec::new();
         while let Some(lane) = lanes.join_next().await {
-            written.extend(lane.map_err(|error| BenchError::Unsuccessful(format!("loading failed: {error}")))??);
+            written.extend(
+                lane.map_err(|error| {
+                    BenchError::Unsuccessful(format!("loading failed: {error}"))
+                })??,
+            );
         }
         Ok(written)
     }
 
-    /// As often as it takes, within bounds: a server refuses what its replicas do not keep up with, and to set the same
-    /// twice does no harm.
-    async fn write_one(&self, link: &mut Link, database: usize, body: Bytes) -> Result<Bytes, BenchError> {
+    /// As often as it takes, within bounds: a server refuses what its replicas do not keep up with,
+    /// and to set the same twice does no harm.
+    async fn write_one(
+        &self,
+        link: &mut Link,
+        database: usize,
+        body: Bytes,
+    ) -> Result<Bytes, BenchError> {
         let begun = Instant::now();
         loop {
             let request = self.target.request_to(database, body.clone());
@@ -152,14 +167,23 @@ impl Progress {
 }
 
 /// Writes all keys to etcd, one transaction after the other.
-pub async fn write_etcd_keys(options: &Options, space: &KeySpace, member: &Destination) -> Result<(), BenchError> {
+pub async fn write_etcd_keys(
+    options: &Options,
+    space: &KeySpace,
+    member: &Destination,
+) -> Result<(), BenchError> {
     let work = async {
-        let target = Target::new(&member.endpoint.method(etcd::TXN), HttpVersion::H2, &member.headers)?;
-        let mut link = Link::open(&Arc::new(member.endpoint.clone()), HttpVersion::H2, options.timeout).await?;
+        let target =
+            Target::new(&member.endpoint.method(etcd::TXN), HttpVersion::H2, &member.headers)?;
+        let mut link =
+            Link::open(&Arc::new(member.endpoint.clone()), HttpVersion::H2, options.timeout)
+                .await?;
         let random = Random::new(options.seed, LOAD_LANE);
         for body in etcd::load_bodies(space, options.value_bytes, options.value_kind, random) {
             if !etcd::committed(link.call(target.request(body)).await?)? {
-                return Err(BenchError::Unsuccessful("a transaction without comparisons did not succeed".into()));
+                return Err(BenchError::Unsuccessful(
+                    "a transaction without comparisons did not succeed".into(),
+                ));
             }
         }
         Ok(())
@@ -167,8 +191,8 @@ pub async fn write_etcd_keys(options: &Options, space: &KeySpace, member: &Desti
     work.await.map_err(|error| BenchError::Load(Box::new(error)))
 }
 
-/// Waits until an eventual read of each database shows the last key at its versionstamp or newer; all other keys were
-/// written no later.
+/// Waits until an eventual read of each database shows the last key at its versionstamp or newer;
+/// all other keys were written no later.
 pub async fn await_replication(
     options: &Options,
     space: &KeySpace,

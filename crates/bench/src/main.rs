@@ -29,11 +29,13 @@ fn main() -> anyhow::Result<ExitCode> {
         publish(&options, report)?;
     }
     if let Some(failure) = failure {
-        // Not as an `anyhow::Error`: the text holds the causes already, and a backtrace tells nothing.
+        // Not as an `anyhow::Error`: the text holds the causes already, and a backtrace tells
+        // nothing.
         eprintln!("error: {failure}");
         return Ok(ExitCode::FAILURE);
     }
-    let all_useful = report.is_none_or(|report| report.cells.iter().all(|cell| cell.operations > 0));
+    let all_useful =
+        report.is_none_or(|report| report.cells.iter().all(|cell| cell.operations > 0));
     Ok(if all_useful { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 

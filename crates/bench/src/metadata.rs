@@ -54,15 +54,18 @@ impl Metadata {
         all.pop().ok_or(BenchError::Interrupted)
     }
 
-    /// Of each URL, in order. Those that have the same authority as the one before are asked over one connection.
+    /// Of each URL, in order. Those that have the same authority as the one before are asked over
+    /// one connection.
     pub async fn exchange_all(
         connect_urls: &[&str],
         access_token: &str,
         http: HttpVersion,
         timeout: Duration,
     ) -> Result<Vec<Self>, BenchError> {
-        let headers =
-            [(AUTHORIZATION, bearer(access_token)?), (CONTENT_TYPE, HeaderValue::from_static("application/json"))];
+        let headers = [
+            (AUTHORIZATION, bearer(access_token)?),
+            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        ];
         let mut all = Vec::with_capacity(connect_urls.len());
         let mut kept: Option<(String, Link)> = None;
         for connect_url in connect_urls {
@@ -80,33 +83,46 @@ impl Metadata {
                 Self::parse(&url, &body)
             };
             let metadata = exchange.await;
-            let failed = |source| BenchError::Metadata { url: url.to_string(), source: Box::new(source) };
+            let failed =
+                |source| BenchError::Metadata { url: url.to_string(), source: Box::new(source) };
             all.push(metadata.map_err(failed)?);
         }
         Ok(all)
     }
 
     fn parse(url: &Endpoint, body: &[u8]) -> Result<Self, BenchError> {
-        let answer: Answer = serde_json::from_slice(body)
-            .map_err(|error| BenchError::Unsuccessful(format!("the answer is not KV Connect metadata: {error}")))?;
+        let answer: Answer = serde_json::from_slice(body).map_err(|error| {
+            BenchError::Unsuccessful(format!("the answer is not KV Connect metadata: {error}"))
+        })?;
         let mut endpoints = Vec::with_capacity(answer.endpoints.len());
         for endpoint in &answer.endpoints {
             endpoints.push((endpoint.consistency.as_str(), url.resolve(&endpoint.url)?));
         }
         let find = |wanted: &str| {
-            endpoints.iter().find(|(consistency, _)| *consistency == wanted).map(|(_, endpoint)| endpoint.clone())
+            endpoints
+                .iter()
+                .find(|(consistency, _)| *consistency == wanted)
+                .map(|(_, endpoint)| endpoint.clone())
         };
-        let database_id = HeaderValue::from_str(&answer.database_id)
-            .map_err(|_| BenchError::Unsuccessful("the database id cannot be sent as a header".into()))?;
+        let database_id = HeaderValue::from_str(&answer.database_id).map_err(|_| {
+            BenchError::Unsuccessful("the database id cannot be sent as a header".into())
+        })?;
         let mut headers = vec![(AUTHORIZATION, bearer(&answer.token)?)];
         match answer.version {
             1 => headers.push((HeaderName::from_static("x-transaction-domain-id"), database_id)),
             2 | 3 => {
                 headers.push((HeaderName::from_static("x-denokv-database-id"), database_id));
                 let version = if answer.version == 2 { "2" } else { "3" };
-                headers.push((HeaderName::from_static("x-denokv-version"), HeaderValue::from_static(version)));
+                headers.push((
+                    HeaderName::from_static("x-denokv-version"),
+                    HeaderValue::from_static(version),
+                ));
             }
-            other => return Err(BenchError::Unsuccessful(format!("the server chose the unknown version {other}"))),
+            other => {
+                return Err(BenchError::Unsuccessful(format!(
+                    "the server chose the unknown version {other}"
+                )));
+            }
         }
         Ok(Self {
             version: answer.version,

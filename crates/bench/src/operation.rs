@@ -45,9 +45,10 @@ impl Requests {
     pub fn next(&mut self, random: &mut Random) -> Bytes {
         match &mut self.bodies {
             Bodies::Write(bodies) => bodies.next(random),
-            Bodies::EtcdPut { keys, value_bytes, kind } => {
-                etcd::put_body(keys.key(random.below(keys.count())), kind.bytes(random, *value_bytes))
-            }
+            Bodies::EtcdPut { keys, value_bytes, kind } => etcd::put_body(
+                keys.key(random.below(keys.count())),
+                kind.bytes(random, *value_bytes),
+            ),
             Bodies::Read(bodies) => bodies.next(random),
             Bodies::Same(body) => body.clone(),
         }
@@ -70,9 +71,9 @@ impl Expected {
 fn all_there(found: usize, expected: usize) -> Result<(), BenchError> {
     match (found, expected) {
         (0, 1) => Err(BenchError::Unsuccessful("a key of the key space is absent".into())),
-        _ if found != expected => {
-            Err(BenchError::Unsuccessful(format!("the answer has {found} entries and not {expected}")))
-        }
+        _ if found != expected => Err(BenchError::Unsuccessful(format!(
+            "the answer has {found} entries and not {expected}"
+        ))),
         _ => Ok(()),
     }
 }
@@ -81,7 +82,10 @@ fn all_there(found: usize, expected: usize) -> Result<(), BenchError> {
 pub fn written(answer: Bytes) -> Result<Bytes, BenchError> {
     let output = AtomicWriteOutput::decode(answer)?;
     if output.status() != AtomicWriteStatus::AwSuccess {
-        return Err(BenchError::Unsuccessful(format!("the write answered {}", output.status().as_str_name())));
+        return Err(BenchError::Unsuccessful(format!(
+            "the write answered {}",
+            output.status().as_str_name()
+        )));
     }
     Ok(output.versionstamp)
 }
@@ -89,7 +93,11 @@ pub fn written(answer: Bytes) -> Result<Bytes, BenchError> {
 /// Whether the checks of an atomic write held.
 pub fn committed(answer: Bytes) -> Result<bool, BenchError> {
     let output = AtomicWriteOutput::decode(answer.clone())?;
-    if output.status() == AtomicWriteStatus::AwCheckFailure { Ok(false) } else { written(answer).map(|_| true) }
+    if output.status() == AtomicWriteStatus::AwCheckFailure {
+        Ok(false)
+    } else {
+        written(answer).map(|_| true)
+    }
 }
 
 /// The versionstamp of the one entry read. Absence is an error: the key space was loaded.
@@ -111,7 +119,9 @@ pub fn entries(answer: Bytes, strong: bool) -> Result<Vec<KvEntry>, BenchError> 
         return Err(BenchError::Unsuccessful("the read answered SR_READ_DISABLED".into()));
     }
     if strong && !output.read_is_strongly_consistent {
-        return Err(BenchError::Unsuccessful("a strong read was answered by an eventual one".into()));
+        return Err(BenchError::Unsuccessful(
+            "a strong read was answered by an eventual one".into(),
+        ));
     }
     Ok(output.ranges.into_iter().next().map(|range| range.values).unwrap_or_default())
 }
@@ -144,10 +154,13 @@ mod tests {
         assert!(read(Bytes::new(), false).is_err());
         assert!(read(Bytes::from_static(b"\xff"), false).is_err());
 
-        for status in
-            [AtomicWriteStatus::AwSuccess, AtomicWriteStatus::AwCheckFailure, AtomicWriteStatus::AwWriteDisabled]
-        {
-            let output = AtomicWriteOutput { status: status.into(), ..AtomicWriteOutput::default() };
+        for status in [
+            AtomicWriteStatus::AwSuccess,
+            AtomicWriteStatus::AwCheckFailure,
+            AtomicWriteStatus::AwWriteDisabled,
+        ] {
+            let output =
+                AtomicWriteOutput { status: status.into(), ..AtomicWriteOutput::default() };
             let answer: Bytes = output.encode_to_vec().into();
             assert_eq!(written(answer.clone()).is_ok(), status == AtomicWriteStatus::AwSuccess);
             match status {
@@ -168,6 +181,9 @@ mod tests {
         assert_eq!(error, "the answer has 99 entries and not 100");
         assert!(range.check(read_answer(false, 100, SnapshotReadStatus::SrSuccess)).is_err());
         let one = Expected::Entries { count: 1, strong: true };
-        assert_eq!(one.check(answer(0)).unwrap_err().to_string(), "a key of the key space is absent");
+        assert_eq!(
+            one.check(answer(0)).unwrap_err().to_string(),
+            "a key of the key space is absent"
+        );
     }
 }

@@ -15,16 +15,18 @@ const MAX_KEY_PREFIX_BYTES: usize = 256;
 /// Of one read of a range.
 pub const RANGE_KEYS: u32 = 100;
 
-/// Measure a KV Connect server, or etcd. Each connection has one request in flight: the next one follows
-/// its answer (a closed loop), or is due at a fixed rate (--rate, an open loop).
+/// Measure a KV Connect server, or etcd. Each connection has one request in flight: the next one
+/// follows its answer (a closed loop), or is due at a fixed rate (--rate, an open loop).
 ///
-/// Operations: write sets one random key to a new value; strong-read and eventual-read read one random
-/// key as native Deno does; range is a strong read of 100 keys in a row; sum adds 1 to one number, the
-/// same for all; contended reads one of a few hot keys and sets it if it is still the same, and does both
-/// anew if it is not. etcd has no sums: there a sum is read, and set if it is still the same.
+/// Operations: write sets one random key to a new value; strong-read and eventual-read read one
+/// random key as native Deno does; range is a strong read of 100 keys in a row; sum adds 1 to one
+/// number, the same for all; contended reads one of a few hot keys and sets it if it is still the
+/// same, and does both anew if it is not. etcd has no sums: there a sum is read, and set if it is
+/// still the same.
 ///
-/// One cell is measured for every combination of --http, --operations and --connections. Ctrl-C ends the
-/// run and prints what was measured so far. The exit code is 0 if every cell had at least one success.
+/// One cell is measured for every combination of --http, --operations and --connections. Ctrl-C
+/// ends the run and prints what was measured so far. The exit code is 0 if every cell had at least
+/// one success.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "meridian-bench", version, args_override_self = true)]
 pub struct Options {
@@ -38,22 +40,29 @@ pub struct Options {
     #[arg(long, env = "DENO_KV_ACCESS_TOKEN", hide_env_values = true, default_value = "")]
     pub access_token: String,
     /// A second connect URL, for eventual reads, say of a node in another region; by default the
-    /// eventual endpoint that --url names. Its eventual endpoint is used, or its first if it has none
+    /// eventual endpoint that --url names. Its eventual endpoint is used, or its first if it has
+    /// none
     #[arg(long)]
     pub eventual_url: Option<String>,
-    /// A file of more connect URLs, one a line, that lead to the same endpoints: operations are spread over all
-    /// these databases at random, and each has a key space of its own
+    /// A file of more connect URLs, one a line, that lead to the same endpoints: operations are
+    /// spread over all these databases at random, and each has a key space of its own
     #[arg(long, value_name = "FILE")]
     pub more_urls: Option<PathBuf>,
     /// What to measure
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "write,strong-read,eventual-read")]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "write,strong-read,eventual-read"
+    )]
     pub operations: Vec<Operation>,
     /// Requests in flight, one number for each cell
     #[arg(long, value_delimiter = ',', default_value = "1,16,64,256",
           value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub connections: Vec<u16>,
-    /// Instead of closed loops, so many operations a second over all connections of a cell, evenly. Latencies
-    /// count from when an operation was due, and not from when a connection was free for it
+    /// Instead of closed loops, so many operations a second over all connections of a cell, evenly.
+    /// Latencies count from when an operation was due, and not from when a connection was free for
+    /// it
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub rate: Option<u32>,
     /// HTTP versions; h2 is with prior knowledge. The first one also carries the metadata exchange
@@ -97,7 +106,8 @@ pub struct Options {
     /// Writes of the key space in flight
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
     pub load_connections: u16,
-    /// Ids of the server's processes, on this machine: each cell says how much CPU an operation took of them
+    /// Ids of the server's processes, on this machine: each cell says how much CPU an operation
+    /// took of them
     #[arg(long, value_delimiter = ',', value_name = "PID")]
     pub cpu_of: Vec<u32>,
     /// Threads of the load generator
@@ -150,13 +160,19 @@ impl Options {
     /// What the parser cannot check by itself.
     pub fn validate(&self) -> Result<(), BenchError> {
         if self.value_bytes == 0 || self.value_bytes > limits::MAX_VALUE_BYTES {
-            return Err(BenchError::Option(format!("--value-bytes must be 1 to {}", limits::MAX_VALUE_BYTES)));
+            return Err(BenchError::Option(format!(
+                "--value-bytes must be 1 to {}",
+                limits::MAX_VALUE_BYTES
+            )));
         }
         if self.value_kind == ValueKind::Json && self.value_bytes < MIN_JSON_BYTES {
-            let needed = format!("--value-kind json needs --value-bytes of {MIN_JSON_BYTES} or more");
+            let needed =
+                format!("--value-kind json needs --value-bytes of {MIN_JSON_BYTES} or more");
             return Err(BenchError::Option(needed));
         }
-        if self.key_prefix.is_empty() || self.key_prefix.len() > MAX_KEY_PREFIX_BYTES || self.key_prefix.contains('\0')
+        if self.key_prefix.is_empty()
+            || self.key_prefix.len() > MAX_KEY_PREFIX_BYTES
+            || self.key_prefix.contains('\0')
         {
             return Err(BenchError::Option(format!(
                 "--key-prefix must have 1 to {MAX_KEY_PREFIX_BYTES} bytes, none of them 0"
@@ -171,21 +187,25 @@ impl Options {
             )));
         }
         if self.more_urls.is_some() && self.operations.contains(&Operation::Contended) {
-            return Err(BenchError::Option("contended operations are not spread over --more-urls".into()));
+            return Err(BenchError::Option(
+                "contended operations are not spread over --more-urls".into(),
+            ));
         }
         match self.protocol {
             Protocol::Etcd if self.more_urls.is_some() || self.load_only => {
-                Err(BenchError::Option("--more-urls and --load-only are not for --protocol etcd".into()))
+                Err(BenchError::Option(
+                    "--more-urls and --load-only are not for --protocol etcd".into(),
+                ))
             }
-            Protocol::KvConnect if self.access_token.is_empty() => {
-                Err(BenchError::Option("--access-token is missing, and DENO_KV_ACCESS_TOKEN is not set".into()))
-            }
-            Protocol::Etcd if self.http.contains(&HttpVersion::H1) => {
-                Err(BenchError::Option("--http h1 is not for --protocol etcd, which is gRPC over HTTP/2".into()))
-            }
-            Protocol::Etcd if self.eventual_url.is_some() => {
-                Err(BenchError::Option("--eventual-url is not for --protocol etcd: --url serves both reads".into()))
-            }
+            Protocol::KvConnect if self.access_token.is_empty() => Err(BenchError::Option(
+                "--access-token is missing, and DENO_KV_ACCESS_TOKEN is not set".into(),
+            )),
+            Protocol::Etcd if self.http.contains(&HttpVersion::H1) => Err(BenchError::Option(
+                "--http h1 is not for --protocol etcd, which is gRPC over HTTP/2".into(),
+            )),
+            Protocol::Etcd if self.eventual_url.is_some() => Err(BenchError::Option(
+                "--eventual-url is not for --protocol etcd: --url serves both reads".into(),
+            )),
             _ => Ok(()),
         }
     }
@@ -242,7 +262,9 @@ impl Output {
 /// A whole number and `ms`, `s` or `m`; at most an hour.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
-    let number: u64 = digits.parse().map_err(|_| "expected a whole number and a unit: 500ms, 5s, 2m".to_owned())?;
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "expected a whole number and a unit: 500ms, 5s, 2m".to_owned())?;
     let unit_ms = match text.strip_prefix(digits) {
         Some("ms") => 1,
         Some("s") => 1000,
@@ -292,11 +314,16 @@ mod tests {
 
     #[test]
     fn defaults_hold_every_operation() {
-        let options = Options::try_parse_from(["meridian-bench", "--url=http://x", "--access-token=t"]).unwrap();
+        let options =
+            Options::try_parse_from(["meridian-bench", "--url=http://x", "--access-token=t"])
+                .unwrap();
         assert_eq!(options.operations.len(), 3);
         assert_eq!(options.connections, [1, 16, 64, 256]);
         assert_eq!(options.http_versions(), [HttpVersion::H1, HttpVersion::H2]);
-        assert_eq!((options.protocol, options.rate, options.hot_keys), (Protocol::KvConnect, None, 16));
+        assert_eq!(
+            (options.protocol, options.rate, options.hot_keys),
+            (Protocol::KvConnect, None, 16)
+        );
     }
 
     fn refusal(more: &[&str]) -> String {
@@ -308,21 +335,35 @@ mod tests {
     fn what_does_not_go_together_is_refused_by_name() {
         assert!(refusal(&["--access-token="]).contains("--access-token is missing"));
         let etcd = ["--protocol=etcd"];
-        assert!(refusal(&[etcd[0], "--http=h2,h1"]).contains("--http h1 is not for --protocol etcd"));
-        assert!(refusal(&[etcd[0], "--eventual-url=http://y"]).contains("--eventual-url is not for --protocol etcd"));
+        assert!(
+            refusal(&[etcd[0], "--http=h2,h1"]).contains("--http h1 is not for --protocol etcd")
+        );
+        assert!(
+            refusal(&[etcd[0], "--eventual-url=http://y"])
+                .contains("--eventual-url is not for --protocol etcd")
+        );
         assert!(refusal(&[etcd[0], "--load-only"]).contains("not for --protocol etcd"));
         let contended = ["--access-token=t", "--operations=sum,contended", "--more-urls=f"];
         assert!(refusal(&contended).contains("contended operations are not spread"));
         let range = ["--access-token=t", "--operations=range,sum", "--keys=99"];
         assert_eq!(refusal(&range), "range reads 100 keys: --keys must be 100 or more");
         for bad in ["--rate=0", "--rate=1000001", "--hot-keys=0", "--protocol=redis"] {
-            assert!(Options::try_parse_from(["meridian-bench", "--url=http://x", bad]).is_err(), "{bad}");
+            assert!(
+                Options::try_parse_from(["meridian-bench", "--url=http://x", bad]).is_err(),
+                "{bad}"
+            );
         }
     }
 
     #[test]
     fn etcd_needs_no_token_and_has_http_2_only() {
-        let arguments = ["meridian-bench", "--url=http://x", "--protocol=etcd", "--access-token=", "--rate=500"];
+        let arguments = [
+            "meridian-bench",
+            "--url=http://x",
+            "--protocol=etcd",
+            "--access-token=",
+            "--rate=500",
+        ];
         let options = Options::try_parse_from(arguments).unwrap();
         options.validate().unwrap();
         assert_eq!((options.http_versions(), options.rate), (vec![HttpVersion::H2], Some(500)));
@@ -330,9 +371,12 @@ mod tests {
 
     #[test]
     fn only_reads_of_the_key_space_need_it_loaded() {
-        for (operations, reads) in [("write,sum,contended", false), ("sum,range", true), ("strong-read", true)] {
+        for (operations, reads) in
+            [("write,sum,contended", false), ("sum,range", true), ("strong-read", true)]
+        {
             let operations = format!("--operations={operations}");
-            let options = Options::try_parse_from(["meridian-bench", "--url=http://x", &operations]).unwrap();
+            let options =
+                Options::try_parse_from(["meridian-bench", "--url=http://x", &operations]).unwrap();
             assert_eq!(options.reads(), reads, "{operations}");
         }
     }

@@ -40,7 +40,8 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// What the metadata exchange told. Of etcd, which has none: its name, and the version of its interface.
+/// What the metadata exchange told. Of etcd, which has none: its name, and the version of its
+/// interface.
 #[derive(Debug, Clone, Serialize)]
 pub struct Server {
     pub database_id: String,
@@ -110,7 +111,8 @@ pub(crate) mod tests {
     use clap::Parser;
 
     pub(crate) fn example() -> Report {
-        let options = Options::parse_from(["meridian-bench", "--url=http://h:1", "--access-token=secret"]);
+        let options =
+            Options::parse_from(["meridian-bench", "--url=http://h:1", "--access-token=secret"]);
         let cell = CellReport {
             operation: Operation::Write,
             http: HttpVersion::H1,

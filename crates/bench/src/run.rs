@@ -14,7 +14,10 @@ use crate::session::{Destination, Session};
 
 /// Measures all cells, until `stopped` becomes true. Both answers are given if the run failed after
 /// something had been measured. Progress goes to stderr.
-pub async fn run(options: &Options, mut stopped: watch::Receiver<bool>) -> (Option<Report>, Option<BenchError>) {
+pub async fn run(
+    options: &Options,
+    mut stopped: watch::Receiver<bool>,
+) -> (Option<Report>, Option<BenchError>) {
     let mut report = None;
     let failure = measure_all(options, &mut stopped, &mut report).await.err();
     (report.filter(|report| !report.cells.is_empty()), failure)
@@ -36,7 +39,12 @@ async fn measure_all(
         return Ok(());
     }
     for cell in Cell::all(options) {
-        eprintln!("measuring {} over {}, {} connections", cell.operation.name(), cell.http.name(), cell.connections);
+        eprintln!(
+            "measuring {} over {}, {} connections",
+            cell.operation.name(),
+            cell.http.name(),
+            cell.connections
+        );
         // Anew for each cell: a run may outlast a token.
         let session = Session::open(options, http).await?;
         let destination = session.destination(cell.operation, options)?;
@@ -50,7 +58,11 @@ async fn measure_all(
 }
 
 /// Finds out before the first cell whether all of them can be measured, and loads the key space.
-async fn prepare(options: &Options, space: &KeySpace, http: HttpVersion) -> Result<Session, BenchError> {
+async fn prepare(
+    options: &Options,
+    space: &KeySpace,
+    http: HttpVersion,
+) -> Result<Session, BenchError> {
     let session = Session::open(options, http).await?;
     for operation in &options.operations {
         session.destination(*operation, options)?;
@@ -77,7 +89,9 @@ async fn prepare(options: &Options, space: &KeySpace, http: HttpVersion) -> Resu
 }
 
 fn new_report(options: &Options, session: &Session) -> Report {
-    let url = |destination: &Option<Destination>| destination.as_ref().map(|found| found.endpoint.to_string());
+    let url = |destination: &Option<Destination>| {
+        destination.as_ref().map(|found| found.endpoint.to_string())
+    };
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     Report {
         started_at_unix_ms: u64::try_from(since_epoch.as_millis()).unwrap_or(0),

@@ -1,7 +1,9 @@
-//! The open loop: operations are due at a fixed rate, whether or not those before them are answered.
+//! The open loop: operations are due at a fixed rate, whether or not those before them are
+//! answered.
 //!
-//! Latency is counted from when an operation was due. Were it counted from when it was sent, a server that stalls
-//! would have few slow answers: those in flight, and none of those that waited behind them.
+//! Latency is counted from when an operation was due. Were it counted from when it was sent, a
+//! server that stalls would have few slow answers: those in flight, and none of those that waited
+//! behind them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,8 +13,8 @@ use tokio::sync::Semaphore;
 
 use crate::error::BenchError;
 
-/// The timer of the runtime has a grain of 1 ms, which would be most of a latency; a thread sleeps more exactly.
-/// Shorter sleeps would only cost the servers CPU time.
+/// The timer of the runtime has a grain of 1 ms, which would be most of a latency; a thread sleeps
+/// more exactly. Shorter sleeps would only cost the servers CPU time.
 const MIN_SLEEP: Duration = Duration::from_micros(100);
 /// How long the thread may outlive a loop that was closed.
 const MAX_SLEEP: Duration = Duration::from_millis(100);
@@ -28,16 +30,21 @@ pub struct Schedule {
 impl Schedule {
     pub fn due(&self, ticket: u64) -> Instant {
         let whole = Duration::from_secs(ticket / u64::from(self.rate));
-        let rest = Duration::from_nanos(ticket % u64::from(self.rate) * 1_000_000_000 / u64::from(self.rate));
+        let rest = Duration::from_nanos(
+            ticket % u64::from(self.rate) * 1_000_000_000 / u64::from(self.rate),
+        );
         self.start + whole + rest
     }
 
     /// How many are due before `instant`.
     pub fn count_before(&self, instant: Instant) -> u64 {
         let elapsed = instant.saturating_duration_since(self.start).as_nanos();
-        let guess = u64::try_from(elapsed * u128::from(self.rate) / 1_000_000_000).unwrap_or(u64::MAX);
+        let guess =
+            u64::try_from(elapsed * u128::from(self.rate) / 1_000_000_000).unwrap_or(u64::MAX);
         // `due` rounds down to nanoseconds: the guess may be too low by one.
-        (guess..guess.saturating_add(2)).find(|ticket| self.due(*ticket) >= instant).unwrap_or(guess.saturating_add(2))
+        (guess..guess.saturating_add(2))
+            .find(|ticket| self.due(*ticket) >= instant)
+            .unwrap_or(guess.saturating_add(2))
     }
 }
 
@@ -54,7 +61,8 @@ pub struct OpenLoop {
 impl OpenLoop {
     /// Starts a thread that ends at `end`, or soon after the loop was closed.
     pub fn start(schedule: Schedule, end: Instant) -> Result<Arc<Self>, BenchError> {
-        let this = Arc::new(Self { schedule, end, due: Semaphore::new(0), taken: AtomicU64::new(0) });
+        let this =
+            Arc::new(Self { schedule, end, due: Semaphore::new(0), taken: AtomicU64::new(0) });
         let pacer = Arc::clone(&this);
         std::thread::Builder::new()
             .name("pacer".into())
@@ -79,7 +87,8 @@ impl OpenLoop {
         }
     }
 
-    /// When the next operation was due, once it is; in the order in which they are due. `None`: the time is over.
+    /// When the next operation was due, once it is; in the order in which they are due. `None`: the
+    /// time is over.
     pub async fn next(&self) -> Option<Instant> {
         self.due.acquire().await.ok()?.forget();
         if Instant::now() >= self.end {
@@ -88,11 +97,13 @@ impl OpenLoop {
         Some(self.schedule.due(self.taken.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// No more operations: when those that were due before `ended`, and that no worker came to, were due.
+    /// No more operations: when those that were due before `ended`, and that no worker came to,
+    /// were due.
     pub fn close(&self, ended: Instant) -> impl Iterator<Item = Instant> {
         self.due.close();
         let taken = self.taken.load(Ordering::Relaxed);
-        (taken..self.schedule.count_before(ended).max(taken)).map(|ticket| self.schedule.due(ticket))
+        (taken..self.schedule.count_before(ended).max(taken))
+            .map(|ticket| self.schedule.due(ticket))
     }
 }
 
@@ -104,8 +115,10 @@ mod tests {
     fn operations_are_due_at_even_intervals_without_drift() {
         let start = Instant::now();
         let schedule = Schedule { start, rate: 3 };
-        let nanos: Vec<u128> =
-            [0, 1, 2, 3, 7].iter().map(|&ticket| (schedule.due(ticket) - start).as_nanos()).collect();
+        let nanos: Vec<u128> = [0, 1, 2, 3, 7]
+            .iter()
+            .map(|&ticket| (schedule.due(ticket) - start).as_nanos())
+            .collect();
         assert_eq!(nanos, [0, 333_333_333, 666_666_666, 1_000_000_000, 2_333_333_333]);
         let after_an_hour = schedule.due(3 * 3600) - start;
         assert_eq!(after_an_hour, Duration::from_secs(3600));
@@ -120,7 +133,11 @@ mod tests {
             for ticket in [0, 1, 2, 6, 7, 1000, 123_457] {
                 let due = schedule.due(ticket);
                 assert_eq!(schedule.count_before(due), ticket, "rate {rate}");
-                assert_eq!(schedule.count_before(due + Duration::from_nanos(1)), ticket + 1, "rate {rate}");
+                assert_eq!(
+                    schedule.count_before(due + Duration::from_nanos(1)),
+                    ticket + 1,
+                    "rate {rate}"
+                );
             }
         }
     }
@@ -136,7 +153,8 @@ mod tests {
             assert_eq!(due, schedule.due(ticket));
             assert!(Instant::now() >= due);
         }
-        // Nobody takes number 20 to 49, though the servers of a real run would have been asked by then.
+        // Nobody takes number 20 to 49, though the servers of a real run would have been asked by
+        // then.
         let left: Vec<Instant> = open.close(schedule.due(50)).collect();
         assert_eq!(left, (20..50).map(|ticket| schedule.due(ticket)).collect::<Vec<_>>());
         assert!(open.next().await.is_none());

@@ -11,9 +11,11 @@ pub fn render(report: &Report) -> String {
     );
     let rows = report.cells.iter().map(row);
     if report.cells.iter().any(|cell| cell.cpu_us_per_operation.is_some()) {
-        text = text.replacen(" unsent |\n", " unsent | CPU us/op |\n", 1).trim_end().to_owned() + "---:|\n";
+        text = text.replacen(" unsent |\n", " unsent | CPU us/op |\n", 1).trim_end().to_owned()
+            + "---:|\n";
         for (row, cell) in rows.zip(&report.cells) {
-            let cpu = cell.cpu_us_per_operation.map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.1}"));
+            let cpu =
+                cell.cpu_us_per_operation.map_or_else(|| "-".to_owned(), |cpu| format!("{cpu:.1}"));
             text.push_str(&format!("{} {cpu} |\n", row.trim_end()));
         }
     } else {
@@ -48,7 +50,12 @@ fn row(cell: &CellReport) -> String {
 }
 
 fn first_error(cell: &CellReport, error: &str) -> String {
-    let mut line = format!("\nFirst error of {} {} {}: ", cell.operation.name(), cell.http.name(), cell.connections);
+    let mut line = format!(
+        "\nFirst error of {} {} {}: ",
+        cell.operation.name(),
+        cell.http.name(),
+        cell.connections
+    );
     for (index, part) in error.lines().enumerate() {
         // Writing to a string cannot fail.
         write!(line, "{}{part}", if index == 0 { "" } else { " " }).ok();
@@ -68,7 +75,10 @@ mod tests {
         report.cells[0].cpu_us_per_operation = Some(12.34);
         let table = render(&report);
         let lines: Vec<&str> = table.lines().take(4).collect();
-        assert!(lines[0].ends_with("| unsent | CPU us/op |") && lines[1].ends_with("|---:|---:|"), "{table}");
+        assert!(
+            lines[0].ends_with("| unsent | CPU us/op |") && lines[1].ends_with("|---:|---:|"),
+            "{table}"
+        );
         assert!(lines[2].ends_with("| 0 | 12.3 |") && lines[3].ends_with("| 7 | - |"), "{table}");
         let columns = |line: &str| line.matches('|').count();
         assert!(lines.iter().all(|line| columns(line) == columns(lines[0])), "{table}");

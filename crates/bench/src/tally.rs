@@ -19,8 +19,8 @@ pub struct Tally {
     /// Operations of an open loop that no connection was free for before the time was over.
     pub unsent: u64,
     pub first_error: Option<String>,
-    /// Of successes, also those that finished after the measured time, and so far of what was not done when it ended;
-    /// microseconds.
+    /// Of successes, also those that finished after the measured time, and so far of what was not
+    /// done when it ended; microseconds.
     latencies_us: Histogram<u64>,
 }
 
@@ -28,7 +28,14 @@ impl Tally {
     pub fn new() -> Result<Self, BenchError> {
         let latencies_us = Histogram::new_with_bounds(1, MICROS_PER_HOUR, SIGNIFICANT_DIGITS)
             .map_err(|error| BenchError::Option(error.to_string()))?;
-        Ok(Self { operations: 0, errors: 0, conflicts: 0, unsent: 0, first_error: None, latencies_us })
+        Ok(Self {
+            operations: 0,
+            errors: 0,
+            conflicts: 0,
+            unsent: 0,
+            first_error: None,
+            latencies_us,
+        })
     }
 
     pub fn success(&mut self, latency: Duration, within_time: bool) {
@@ -55,7 +62,9 @@ impl Tally {
         self.conflicts += other.conflicts;
         self.unsent += other.unsent;
         self.first_error = self.first_error.take().or(other.first_error);
-        self.latencies_us.add(other.latencies_us).map_err(|error| BenchError::Option(error.to_string()))
+        self.latencies_us
+            .add(other.latencies_us)
+            .map_err(|error| BenchError::Option(error.to_string()))
     }
 
     pub fn quantile_ms(&self, quantile: f64) -> f64 {
@@ -88,7 +97,10 @@ mod tests {
             all.merge(tally).unwrap();
         }
         assert_eq!((all.conflicts, all.unsent), (6, 0));
-        assert_eq!((all.operations, all.errors, all.first_error.as_deref()), (100, 2, Some("error of 0")));
+        assert_eq!(
+            (all.operations, all.errors, all.first_error.as_deref()),
+            (100, 2, Some("error of 0"))
+        );
         assert!((all.quantile_ms(0.5) - 50.0).abs() < 0.1);
         assert!((all.quantile_ms(0.99) - 99.0).abs() < 0.1);
         assert!((all.max_ms() - 100.0).abs() < 0.1);

@@ -23,8 +23,13 @@ pub struct Target {
 
 impl Target {
     /// A POST to `url`; HTTP/1.1 takes the path and a host header, HTTP/2 the whole URL.
-    pub fn new(url: &Endpoint, http: HttpVersion, headers: &[(HeaderName, HeaderValue)]) -> Result<Self, BenchError> {
-        let error = || BenchError::Url { url: url.to_string(), reason: "cannot be requested".into() };
+    pub fn new(
+        url: &Endpoint,
+        http: HttpVersion,
+        headers: &[(HeaderName, HeaderValue)],
+    ) -> Result<Self, BenchError> {
+        let error =
+            || BenchError::Url { url: url.to_string(), reason: "cannot be requested".into() };
         let mut map = HeaderMap::with_capacity(headers.len() + 1);
         let uri = match http {
             HttpVersion::H1 => {
@@ -76,7 +81,8 @@ impl Target {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;
         *request.uri_mut() = self.uri.clone();
-        *request.headers_mut() = self.headers.get(database).or(self.headers.first()).cloned().unwrap_or_default();
+        *request.headers_mut() =
+            self.headers.get(database).or(self.headers.first()).cloned().unwrap_or_default();
         request
     }
 }
@@ -89,7 +95,9 @@ mod tests {
     fn each_database_has_the_headers_of_its_own_and_all_are_asked() {
         let name = HeaderName::from_static("x-denokv-database-id");
         let of = |id| vec![(name.clone(), HeaderValue::from_static(id))];
-        let target = Target::new(&Endpoint::parse("http://h:1/s").unwrap(), HttpVersion::H1, &of("a")).unwrap();
+        let target =
+            Target::new(&Endpoint::parse("http://h:1/s").unwrap(), HttpVersion::H1, &of("a"))
+                .unwrap();
         let target = target.spread(&[of("b"), of("c")]);
         assert_eq!(target.databases(), 3);
         let mut random = Random::new(1, 1);

@@ -1,5 +1,5 @@
-//! What values hold: random bytes, which no compression makes smaller, or JSON documents like those of an
-//! application. A document has an id of its own, so that none comes twice.
+//! What values hold: random bytes, which no compression makes smaller, or JSON documents like those
+//! of an application. A document has an id of its own, so that none comes twice.
 
 use bytes::Bytes;
 use clap::ValueEnum;
@@ -13,8 +13,9 @@ pub const MIN_JSON_BYTES: usize = 80;
 const NOTE_BYTES: usize = r#","note":""}"#.len();
 
 const FIRST_NAMES: [&str; 24] = [
-    "Anna", "Ben", "Carla", "David", "Elif", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kaito", "Lena", "Mateo",
-    "Nadia", "Oskar", "Priya", "Quentin", "Rosa", "Samuel", "Tomoko", "Ursula", "Victor", "Wei", "Zoe",
+    "Anna", "Ben", "Carla", "David", "Elif", "Farid", "Greta", "Hugo", "Ines", "Jonas", "Kaito",
+    "Lena", "Mateo", "Nadia", "Oskar", "Priya", "Quentin", "Rosa", "Samuel", "Tomoko", "Ursula",
+    "Victor", "Wei", "Zoe",
 ];
 const LAST_NAMES: [&str; 24] = [
     "Alvarez",
@@ -59,7 +60,8 @@ const CITIES: [&str; 12] = [
 const STATES: [&str; 5] = ["open", "paid", "shipped", "delivered", "cancelled"];
 const PLANS: [&str; 3] = ["free", "pro", "team"];
 const DEVICES: [&str; 5] = ["iPhone", "Android", "Windows", "macOS", "Linux"];
-const PAGES: [&str; 8] = ["home", "search", "cart", "checkout", "profile", "orders", "help", "settings"];
+const PAGES: [&str; 8] =
+    ["home", "search", "cart", "checkout", "profile", "orders", "help", "settings"];
 const WORDS: [&str; 24] = [
     "please",
     "call",
@@ -158,7 +160,12 @@ fn fields(random: &mut Random) -> (&'static str, &'static str, Vec<String>) {
     let customer = random.below(1_000_000);
     match random.below(3) {
         0 => {
-            let email = format!("{}.{}{}@example.com", first.to_lowercase(), last.to_lowercase(), random.below(1000));
+            let email = format!(
+                "{}.{}{}@example.com",
+                first.to_lowercase(),
+                last.to_lowercase(),
+                random.below(1000)
+            );
             let fields = vec![
                 format!(r#","name":"{first} {last}""#),
                 format!(r#","email":"{email}""#),
@@ -189,7 +196,10 @@ fn fields(random: &mut Random) -> (&'static str, &'static str, Vec<String>) {
                 format!(r#","total":{}.{:02}"#, random.below(900), random.below(100)),
                 format!(r#","createdAt":"{}""#, time(random)),
                 format!(r#","currency":"{}""#, pick(random, &["EUR", "USD", "JPY"])),
-                format!(r#","shipTo":{{"name":"{first} {last}","city":"{}"}}"#, pick(random, &CITIES)),
+                format!(
+                    r#","shipTo":{{"name":"{first} {last}","city":"{}"}}"#,
+                    pick(random, &CITIES)
+                ),
             ];
             ("order", "items", fields)
         }

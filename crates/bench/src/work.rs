@@ -31,7 +31,8 @@ impl Work {
         http: HttpVersion,
     ) -> Result<Self, BenchError> {
         let target = |method: &str| {
-            let target = Target::new(&destination.endpoint.method(method), http, &destination.headers)?;
+            let target =
+                Target::new(&destination.endpoint.method(method), http, &destination.headers)?;
             Ok(target.spread(&destination.more))
         };
         match options.protocol {
@@ -54,11 +55,20 @@ impl Work {
             ),
             Operation::StrongRead | Operation::EventualRead => {
                 let strong = operation == Operation::StrongRead;
-                ("snapshot_read", Bodies::Read(ReadBodies::new(&space)), Expected::Entries { count: 1, strong })
+                (
+                    "snapshot_read",
+                    Bodies::Read(ReadBodies::new(&space)),
+                    Expected::Entries { count: 1, strong },
+                )
             }
             Operation::Range => {
-                let body = |index| Bytes::from(range_body(&space, index, RANGE_KEYS).encode_to_vec());
-                ("snapshot_read", ranges(options, body), Expected::Entries { count: RANGE_KEYS as usize, strong: true })
+                let body =
+                    |index| Bytes::from(range_body(&space, index, RANGE_KEYS).encode_to_vec());
+                (
+                    "snapshot_read",
+                    ranges(options, body),
+                    Expected::Entries { count: RANGE_KEYS as usize, strong: true },
+                )
             }
             Operation::Sum => {
                 let body = sum_body(number(options).key(0)).encode_to_vec();
@@ -89,13 +99,18 @@ impl Work {
         };
         let (method, bodies, expected) = match operation {
             Operation::Write => {
-                let bodies =
-                    Bodies::EtcdPut { keys: space, value_bytes: options.value_bytes, kind: options.value_kind };
+                let bodies = Bodies::EtcdPut {
+                    keys: space,
+                    value_bytes: options.value_bytes,
+                    kind: options.value_kind,
+                };
                 (etcd::PUT, bodies, Expected::EtcdWritten)
             }
             Operation::StrongRead | Operation::EventualRead => {
                 let strong = operation == Operation::StrongRead;
-                let bodies = ReadBodies::encode(space.count(), |index| etcd::read_body(space.key(index), strong));
+                let bodies = ReadBodies::encode(space.count(), |index| {
+                    etcd::read_body(space.key(index), strong)
+                });
                 (etcd::RANGE, Bodies::Read(bodies), Expected::EtcdEntries(1))
             }
             Operation::Range => {
@@ -104,7 +119,10 @@ impl Work {
             }
             Operation::Sum => return check_and_set(number(options), NewValue::Increment),
             Operation::Contended => {
-                return check_and_set(hot(options), NewValue::Fresh(options.value_bytes, options.value_kind));
+                return check_and_set(
+                    hot(options),
+                    NewValue::Fresh(options.value_bytes, options.value_kind),
+                );
             }
         };
         Ok(Self::Request { target: target(method)?, requests: Requests { bodies, expected } })
@@ -125,12 +143,15 @@ impl Work {
                 requests.expected.check(link.call(request).await?)?;
                 Ok(Outcome::Success)
             }
-            Self::CheckAndSet(check_and_set) => check_and_set.perform(link, random, end, conflicts).await,
+            Self::CheckAndSet(check_and_set) => {
+                check_and_set.perform(link, random, end, conflicts).await
+            }
         }
     }
 }
 
-/// Reads of the ranges that begin at each key, but for those that would have too few keys behind them.
+/// Reads of the ranges that begin at each key, but for those that would have too few keys behind
+/// them.
 fn ranges(options: &Options, body: impl Fn(u32) -> Bytes) -> Bodies {
     Bodies::Read(ReadBodies::encode((options.keys + 1).saturating_sub(RANGE_KEYS), body))
 }

@@ -48,7 +48,10 @@ impl Worker {
     async fn repeat(&mut self, tally: &mut Tally) {
         while let Some(begun) = self.next().await {
             let mut conflicts = 0;
-            let outcome = self.work.perform(&mut self.link, &mut self.random, self.window.end, &mut conflicts).await;
+            let outcome = self
+                .work
+                .perform(&mut self.link, &mut self.random, self.window.end, &mut conflicts)
+                .await;
             let finished = Instant::now();
             // In an open loop, what was due before is not measured, however late it was.
             let measured = self.window.begin <= if self.open.is_some() { begun } else { finished };

@@ -20,7 +20,8 @@ use tokio::sync::watch;
 const SHORT: [&str; 4] = ["--duration=200ms", "--warmup=20ms", "--keys=1500", "--timeout=5s"];
 
 async fn measure(url: &str, token: &str, more: &[&str]) -> Result<Report, String> {
-    let arguments = ["meridian-bench", "--url", url, "--access-token", token].into_iter().chain(SHORT);
+    let arguments =
+        ["meridian-bench", "--url", url, "--access-token", token].into_iter().chain(SHORT);
     let options = Options::try_parse_from(arguments.chain(more.iter().copied())).unwrap();
     options.validate().unwrap();
     let (_keep, stopped) = watch::channel(false);
@@ -41,7 +42,10 @@ async fn every_cell_is_measured() {
     assert_eq!(server.key_count(), 1500);
     for cell in &report.cells {
         assert!(cell.operations > 0 && cell.errors == 0, "{cell:?}");
-        assert!(0.0 < cell.p50_ms && cell.p50_ms <= cell.p99_ms && cell.p99_ms <= cell.max_ms, "{cell:?}");
+        assert!(
+            0.0 < cell.p50_ms && cell.p50_ms <= cell.p99_ms && cell.p99_ms <= cell.max_ms,
+            "{cell:?}"
+        );
         assert!((cell.measured_s - 0.2).abs() < 1e-9);
     }
     let links: Vec<u16> = report.cells.iter().map(|cell| cell.tcp_connections).collect();
@@ -78,9 +82,15 @@ async fn failures_say_what_to_do() {
     let url = Arc::new(KvServer { without_eventual: true, ..KvServer::default() }).serve().await;
     for http in ["--http=h1", "--http=h2"] {
         let wrong_token = measure(&url, "wrong", &[http]).await.unwrap_err();
-        assert!(wrong_token.contains("status 401 Unauthorized: Invalid access token."), "{wrong_token}");
+        assert!(
+            wrong_token.contains("status 401 Unauthorized: Invalid access token."),
+            "{wrong_token}"
+        );
         let no_eventual = measure(&url, TOKEN, &[http]).await.unwrap_err();
-        assert!(no_eventual.contains("names no eventual endpoint; give --eventual-url"), "{no_eventual}");
+        assert!(
+            no_eventual.contains("names no eventual endpoint; give --eventual-url"),
+            "{no_eventual}"
+        );
         let nobody = measure("http://127.0.0.1:1", TOKEN, &[http]).await.unwrap_err();
         assert!(nobody.contains("cannot connect to 127.0.0.1:1: Connection refused"), "{nobody}");
     }
@@ -98,7 +108,13 @@ async fn a_second_url_serves_eventual_reads() {
     let load = ["--operations=strong-read", "--connections=1", "--http=h2"];
     measure(&other_url, TOKEN, &load).await.unwrap();
     let before = other.reads.load(Ordering::Relaxed);
-    let more = ["--operations=eventual-read", "--connections=3", "--http=h2", "--eventual-url", &other_url];
+    let more = [
+        "--operations=eventual-read",
+        "--connections=3",
+        "--http=h2",
+        "--eventual-url",
+        &other_url,
+    ];
     let report = measure(&url, TOKEN, &more).await.unwrap();
     assert!(report.cells[0].operations > 0 && report.cells[0].errors == 0);
     assert!(other.reads.load(Ordering::Relaxed) > before);
@@ -108,7 +124,13 @@ async fn a_second_url_serves_eventual_reads() {
 async fn ranges_sums_and_contended_checks_are_measured() {
     let server = Arc::new(KvServer::default());
     let url = Arc::clone(&server).serve().await;
-    let more = ["--operations=range,sum,contended", "--connections=8", "--hot-keys=1", "--http=h1", "--warmup=0s"];
+    let more = [
+        "--operations=range,sum,contended",
+        "--connections=8",
+        "--hot-keys=1",
+        "--http=h1",
+        "--warmup=0s",
+    ];
     let report = measure(&url, TOKEN, &more).await.unwrap();
     for cell in &report.cells {
         assert!(cell.operations > 0 && cell.errors == 0 && cell.unsent == 0, "{cell:?}");
@@ -118,7 +140,8 @@ async fn ranges_sums_and_contended_checks_are_measured() {
     assert_eq!(conflicts, [0, 0, server.conflicts.load(Ordering::Relaxed)]);
     assert!(conflicts[2] > 0);
     let entries = server.entries.lock().unwrap();
-    let sums = entries.iter().find(|(key, _)| key.starts_with(b"\x02meridian-bench-sum\0")).unwrap().1;
+    let sums =
+        entries.iter().find(|(key, _)| key.starts_with(b"\x02meridian-bench-sum\0")).unwrap().1;
     let sum = le64(&sums.value);
     // All of the cell's, and those that were in flight when it ended.
     assert!((report.cells[1].operations..=report.cells[1].operations + 8).contains(&sum), "{sum}");
@@ -141,13 +164,17 @@ async fn an_open_loop_has_its_rate_and_tells_what_it_could_not_send() {
 #[tokio::test]
 async fn what_waited_behind_a_stalled_answer_is_late_too() {
     let more = ["--operations=write", "--connections=1", "--http=h1", "--warmup=0s", "--rate=100"];
-    let stalled = |stall_ms| Arc::new(KvServer { stall: Duration::from_millis(stall_ms), ..KvServer::default() });
-    // Of the 20 that are due in 200 ms, 15 are so before the first one is answered, the tenth 60 ms before.
+    let stalled = |stall_ms| {
+        Arc::new(KvServer { stall: Duration::from_millis(stall_ms), ..KvServer::default() })
+    };
+    // Of the 20 that are due in 200 ms, 15 are so before the first one is answered, the tenth 60 ms
+    // before.
     let url = stalled(150).serve().await;
     let cell = measure(&url, TOKEN, &more).await.unwrap().cells.remove(0);
     assert!(cell.p50_ms > 45.0 && cell.p99_ms > 149.0, "{cell:?}");
 
-    // Nothing is answered in time, and only the first one is sent; the others waited on average for half the time.
+    // Nothing is answered in time, and only the first one is sent; the others waited on average for
+    // half the time.
     let url = stalled(300).serve().await;
     let cell = measure(&url, TOKEN, &more).await.unwrap().cells.remove(0);
     assert_eq!((cell.operations, cell.unsent, cell.errors), (0, 19, 0));
@@ -178,7 +205,12 @@ async fn every_operation_is_measured_at_etcd() {
     assert!(conflicts[4] > 0 && conflicts[5] > 0);
     assert_eq!((&conflicts[..4], conflicts[4] + conflicts[5]), (&[0; 4][..], state.conflicts));
     // No increment is lost: the number is the count of those that succeeded.
-    let sums = state.entries.iter().find(|(key, _)| key.starts_with(b"\x02meridian-bench-sum\0")).unwrap().1;
+    let sums = state
+        .entries
+        .iter()
+        .find(|(key, _)| key.starts_with(b"\x02meridian-bench-sum\0"))
+        .unwrap()
+        .1;
     let sum = le64(&sums.value);
     assert!((report.cells[4].operations..=report.cells[4].operations + 8).contains(&sum), "{sum}");
 }
@@ -208,7 +240,8 @@ async fn the_binary_prints_a_table_and_writes_json() {
     let mut command = binary(&url, &more);
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
 
-    let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    let (stdout, stderr) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
     assert!(output.status.success(), "{stderr}");
     println!("{stdout}");
     assert_eq!(stdout.lines().filter(|line| line.starts_with("| ")).count(), 13);
@@ -230,7 +263,9 @@ async fn an_interrupt_prints_what_was_measured() {
     while server.writes.load(Ordering::Relaxed) < 100 {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(
+        Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success()
+    );
     let mut stdout = String::new();
     child.stdout.take().unwrap().read_to_string(&mut stdout).unwrap();
     assert!(child.wait().unwrap().success());

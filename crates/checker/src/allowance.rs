@@ -2,9 +2,9 @@ use meridian_types::{Epoch, Position, Versionstamp};
 
 /// What the system was allowed to lose, and says that it lost.
 ///
-/// Commits of an old epoch that had not reached the next primary region when it was promoted are gone by
-/// design: the recovery point objective bounds how many, it does not forbid it. Without an allowance
-/// ([`Allowance::default`]) nothing may be lost.
+/// Commits of an old epoch that had not reached the next primary region when it was promoted are
+/// gone by design: the recovery point objective bounds how many, it does not forbid it. Without an
+/// allowance ([`Allowance::default`]) nothing may be lost.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Allowance {
     /// One for each failover that may have lost something, in any order.
@@ -65,8 +65,8 @@ impl LostWindows {
         self.0.iter()
     }
 
-    /// Whether an effect at `again` may follow one at `lost`, which was undone in between: the request was
-    /// not answered by the old epoch, and tried again in a new one.
+    /// Whether an effect at `again` may follow one at `lost`, which was undone in between: the
+    /// request was not answered by the old epoch, and tried again in a new one.
     pub(crate) fn may_repeat(&self, lost: Versionstamp, again: Versionstamp) -> bool {
         let window = self.losing(lost).and_then(|place| self.get(place));
         window.is_some_and(|window| again.position().epoch >= window.epoch)

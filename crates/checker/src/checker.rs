@@ -26,8 +26,9 @@ pub fn check(history: &History) -> Report {
     check_with(history, &Allowance::default())
 }
 
-/// As [`check`], where the system may have lost what `allowance` says. What was acknowledged and lost is
-/// counted and named, [`Report::lost`]; what is missing besides it, or comes back, is a violation.
+/// As [`check`], where the system may have lost what `allowance` says. What was acknowledged and
+/// lost is counted and named, [`Report::lost`]; what is missing besides it, or comes back, is a
+/// violation.
 pub fn check_with(history: &History, allowance: &Allowance) -> Report {
     let windows = LostWindows::of(allowance);
     let writers = Writers::of(history);
@@ -47,7 +48,9 @@ impl Evidence<'_> {
     fn lost(&self) -> Vec<usize> {
         let lost = |txn: &Txn| match txn.outcome {
             TxnOutcome::Committed { versionstamp } => self.windows.losing(versionstamp).is_some(),
-            TxnOutcome::CheckFailed { .. } | TxnOutcome::NotCommitted { .. } | TxnOutcome::Unknown => false,
+            TxnOutcome::CheckFailed { .. }
+            | TxnOutcome::NotCommitted { .. }
+            | TxnOutcome::Unknown => false,
         };
         self.history.txns().filter(|(_, _, txn)| lost(txn)).map(|(record, ..)| record).collect()
     }
@@ -58,13 +61,19 @@ impl Evidence<'_> {
             span_ns: self.span_ns(),
             unknown_undecided: self.commits.undecided.len(),
             keys_written: self.writers.key_count(),
-            keys_not_in_final_reads: self.timeline.keys().filter(|key| !self.writers.in_final_read(key)).count(),
+            keys_not_in_final_reads: self
+                .timeline
+                .keys()
+                .filter(|key| !self.writers.in_final_read(key))
+                .count(),
             ..Statistics::default()
         };
         for (index, record) in self.history.records.iter().enumerate() {
             match &record.operation {
                 Operation::Read(read) => match (&read.outcome, read.consistency) {
-                    (ReadOutcome::Failed { .. } | ReadOutcome::Unanswered, _) => s.failed_reads += 1,
+                    (ReadOutcome::Failed { .. } | ReadOutcome::Unanswered, _) => {
+                        s.failed_reads += 1
+                    }
                     (ReadOutcome::Entries(_), Consistency::Eventual) => s.eventual_reads += 1,
                     (ReadOutcome::Entries(_), Consistency::Strong) => {
                         s.strong_reads += 1;
@@ -87,7 +96,12 @@ impl Evidence<'_> {
 
     fn span_ns(&self) -> u64 {
         let first = self.history.records.iter().map(|record| record.invoked_ns).min();
-        let last = self.history.records.iter().map(|record| record.completed_ns.unwrap_or(record.invoked_ns)).max();
+        let last = self
+            .history
+            .records
+            .iter()
+            .map(|record| record.completed_ns.unwrap_or(record.invoked_ns))
+            .max();
         last.unwrap_or(0).saturating_sub(first.unwrap_or(0))
     }
 }

@@ -13,7 +13,8 @@ use crate::writers::Writers;
 pub(crate) enum Effect {
     /// The writes of its transaction.
     Writes,
-    /// It undoes the commits that the window's failover lost. Nobody asked for it, so it bounds nothing.
+    /// It undoes the commits that the window's failover lost. Nobody asked for it, so it bounds
+    /// nothing.
     Undo { window: usize },
 }
 
@@ -38,11 +39,13 @@ pub(crate) struct Bound {
 }
 
 /// The transaction of a failover.
-static NO_TXN: Txn = Txn { id: 0, checks: Vec::new(), writes: Vec::new(), outcome: TxnOutcome::Unknown };
+static NO_TXN: Txn =
+    Txn { id: 0, checks: Vec::new(), writes: Vec::new(), outcome: TxnOutcome::Unknown };
 
 /// All commits in the order of their versionstamps.
 ///
-/// *Point* `p` is the moment after the first `p` commits: there is one more point than there are commits.
+/// *Point* `p` is the moment after the first `p` commits: there is one more point than there are
+/// commits.
 pub(crate) struct Commits<'h> {
     pub(crate) list: Vec<Commit<'h>>,
     /// Commits that were acknowledged, by completion; each with the highest place up to it.
@@ -58,12 +61,13 @@ pub(crate) struct Commits<'h> {
 }
 
 impl<'h> Commits<'h> {
-    /// A transaction committed if that was acknowledged, or if a read shows what only it wrote; then the
-    /// read says its versionstamp. This includes those reported not to have committed: that is a violation
-    /// of its own ([`crate::Invariant::Outcomes`]), and should not make every later read one too.
+    /// A transaction committed if that was acknowledged, or if a read shows what only it wrote;
+    /// then the read says its versionstamp. This includes those reported not to have committed:
+    /// that is a violation of its own ([`crate::Invariant::Outcomes`]), and should not make every
+    /// later read one too.
     ///
-    /// A transaction that was not answered by an epoch may have taken effect in it, been lost with its tail,
-    /// and taken effect again in the next: then it is two commits.
+    /// A transaction that was not answered by an epoch may have taken effect in it, been lost with
+    /// its tail, and taken effect again in the next: then it is two commits.
     pub(crate) fn of(
         history: &'h History,
         writers: &Writers<'h>,
@@ -82,13 +86,19 @@ impl<'h> Commits<'h> {
             };
             let acknowledged = match txn.outcome {
                 TxnOutcome::Committed { versionstamp } => Some(versionstamp),
-                TxnOutcome::CheckFailed { .. } | TxnOutcome::NotCommitted { .. } | TxnOutcome::Unknown => None,
+                TxnOutcome::CheckFailed { .. }
+                | TxnOutcome::NotCommitted { .. }
+                | TxnOutcome::Unknown => None,
             };
             let lost = sightings.lost_of_txn(record).map(|(_, versionstamp)| versionstamp);
-            list.extend(lost.filter(|lost| Some(*lost) != acknowledged).map(|lost| commit(lost, None)));
+            list.extend(
+                lost.filter(|lost| Some(*lost) != acknowledged).map(|lost| commit(lost, None)),
+            );
             match (acknowledged, sightings.of_txn(record)) {
                 (Some(versionstamp), _) => list.push(commit(versionstamp, *completed_ns)),
-                (None, Some(Sighting { versionstamp: Some(seen), .. })) => list.push(commit(seen, None)),
+                (None, Some(Sighting { versionstamp: Some(seen), .. })) => {
+                    list.push(commit(seen, None))
+                }
                 (None, Some(Sighting { versionstamp: None, .. })) => unplaced.push(record),
                 (None, None) if txn.outcome == TxnOutcome::Unknown && !writers.would_show(txn) => {
                     undecided.push(record)
@@ -121,9 +131,15 @@ impl<'h> Commits<'h> {
         self.stretches.iter().map(|stretch| stretch.to + 1).max().unwrap_or(0)
     }
 
-    /// Whether the state under `key` at `place` may be other than the known commits make it, to one who
-    /// completed at `completed_ns`.
-    pub(crate) fn is_clouded(&self, place: usize, key: &str, asker: Asker, completed_ns: Option<u64>) -> bool {
+    /// Whether the state under `key` at `place` may be other than the known commits make it, to one
+    /// who completed at `completed_ns`.
+    pub(crate) fn is_clouded(
+        &self,
+        place: usize,
+        key: &str,
+        asker: Asker,
+        completed_ns: Option<u64>,
+    ) -> bool {
         let within = |stretch: &&Stretch<'_>| (stretch.from..=stretch.to).contains(&place);
         let completed_ns = completed_ns.unwrap_or(u64::MAX);
         self.stretches.iter().filter(within).any(|stretch| stretch.clouds(key, asker, completed_ns))
@@ -156,7 +172,9 @@ impl<'h> Commits<'h> {
     pub(crate) fn undecided_writes(&self, history: &'h History) -> HashMap<&'h str, u64> {
         let mut first_ns: HashMap<&str, u64> = HashMap::new();
         let undecided: HashSet<usize> = self.undecided.iter().copied().collect();
-        for (_, Record { invoked_ns, .. }, txn) in history.txns().filter(|(record, ..)| undecided.contains(record)) {
+        for (_, Record { invoked_ns, .. }, txn) in
+            history.txns().filter(|(record, ..)| undecided.contains(record))
+        {
             for write in &txn.writes {
                 let first = first_ns.entry(write.key()).or_insert(*invoked_ns);
                 *first = (*first).min(*invoked_ns);
@@ -171,8 +189,11 @@ impl<'h> Commits<'h> {
 }
 
 fn by_completion(list: &[Commit<'_>]) -> Vec<(u64, usize)> {
-    let mut sorted: Vec<(u64, usize)> =
-        list.iter().enumerate().filter_map(|(place, commit)| Some((commit.completed_ns?, place))).collect();
+    let mut sorted: Vec<(u64, usize)> = list
+        .iter()
+        .enumerate()
+        .filter_map(|(place, commit)| Some((commit.completed_ns?, place)))
+        .collect();
     sorted.sort_unstable();
     let mut highest = 0;
     for (_, place) in &mut sorted {

@@ -20,8 +20,8 @@ pub struct InvalidValue {
 }
 
 impl Value {
-    /// A counter is a little-endian u64 that the store can sum. A register is `r`, a list is `l`, each
-    /// followed by little-endian u64s.
+    /// A counter is a little-endian u64 that the store can sum. A register is `r`, a list is `l`,
+    /// each followed by little-endian u64s.
     pub fn encode(&self) -> (ValueEncoding, Vec<u8>) {
         match self {
             Self::Counter(value) => (ValueEncoding::Le64, value.to_le_bytes().to_vec()),
@@ -33,7 +33,9 @@ impl Value {
     pub fn decode(encoding: ValueEncoding, data: &[u8]) -> Result<Self, InvalidValue> {
         let value = match (encoding, data.split_first()) {
             (ValueEncoding::Le64, _) => numbers(data).and_then(only).map(Self::Counter),
-            (ValueEncoding::Bytes, Some((&REGISTER, rest))) => numbers(rest).and_then(only).map(Self::Register),
+            (ValueEncoding::Bytes, Some((&REGISTER, rest))) => {
+                numbers(rest).and_then(only).map(Self::Register)
+            }
             (ValueEncoding::Bytes, Some((&LIST, rest))) => numbers(rest).map(Self::List),
             (ValueEncoding::Bytes | ValueEncoding::V8, _) => None,
         };
@@ -68,16 +70,25 @@ mod tests {
             (Value::Counter(258), ValueEncoding::Le64, b"\x02\x01\0\0\0\0\0\0".as_slice()),
             (Value::Register(7), ValueEncoding::Bytes, b"r\x07\0\0\0\0\0\0\0"),
             (Value::List(vec![]), ValueEncoding::Bytes, b"l"),
-            (Value::List(vec![1, 2]), ValueEncoding::Bytes, b"l\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0"),
+            (
+                Value::List(vec![1, 2]),
+                ValueEncoding::Bytes,
+                b"l\x01\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0",
+            ),
         ];
         for (value, encoding, data) in golden {
             assert_eq!(value.encode(), (encoding, data.to_vec()));
             assert_eq!(Value::decode(encoding, data), Ok(value));
         }
-        for (encoding, data) in
-            [(ValueEncoding::Bytes, b"r".as_slice()), (ValueEncoding::Le64, b"1"), (ValueEncoding::V8, b"l")]
-        {
-            assert_eq!(Value::decode(encoding, data), Err(InvalidValue { encoding, bytes: data.len() }));
+        for (encoding, data) in [
+            (ValueEncoding::Bytes, b"r".as_slice()),
+            (ValueEncoding::Le64, b"1"),
+            (ValueEncoding::V8, b"l"),
+        ] {
+            assert_eq!(
+                Value::decode(encoding, data),
+                Err(InvalidValue { encoding, bytes: data.len() })
+            );
         }
     }
 }

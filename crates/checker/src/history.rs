@@ -8,10 +8,12 @@ mod description;
 mod operation;
 mod versionstamp_hex;
 
-pub use operation::{Check, Entry, Key, Operation, Read, ReadOutcome, Txn, TxnOutcome, Value, Write};
+pub use operation::{
+    Check, Entry, Key, Operation, Read, ReadOutcome, Txn, TxnOutcome, Value, Write,
+};
 
-/// One operation of one client. Times are nanoseconds of the recording process's monotonic clock, from
-/// an origin of its own.
+/// One operation of one client. Times are nanoseconds of the recording process's monotonic clock,
+/// from an origin of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     pub client: u64,
@@ -42,7 +44,8 @@ impl History {
     pub fn write(&self, to: impl io::Write) -> Result<(), HistoryError> {
         let mut to = BufWriter::new(to);
         for (index, record) in self.records.iter().enumerate() {
-            serde_json::to_writer(&mut to, record).map_err(|source| HistoryError::Line { line: index + 1, source })?;
+            serde_json::to_writer(&mut to, record)
+                .map_err(|source| HistoryError::Line { line: index + 1, source })?;
             to.write_all(b"\n")?;
         }
         to.flush()?;
@@ -55,8 +58,8 @@ impl History {
         for (index, line) in from.lines().enumerate() {
             let line = line?;
             if !line.trim().is_empty() {
-                let record =
-                    serde_json::from_str(&line).map_err(|source| HistoryError::Line { line: index + 1, source })?;
+                let record = serde_json::from_str(&line)
+                    .map_err(|source| HistoryError::Line { line: index + 1, source })?;
                 records.push(record);
             }
         }
@@ -156,6 +159,9 @@ mod tests {
 
     #[test]
     fn a_bad_line_is_named() {
-        assert!(matches!(History::read("\n{}\n".as_bytes()), Err(HistoryError::Line { line: 2, .. })));
+        assert!(matches!(
+            History::read("\n{}\n".as_bytes()),
+            Err(HistoryError::Line { line: 2, .. })
+        ));
     }
 }

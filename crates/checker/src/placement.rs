@@ -2,27 +2,29 @@
 //!
 //! Every such operation must get a point, so that all its conditions hold there, and
 //!
-//! 1. the point is not below its *floor*: it has every commit that was acknowledged before the operation
-//!    was invoked (strong operations only);
+//! 1. the point is not below its *floor*: it has every commit that was acknowledged before the
+//!    operation was invoked (strong operations only);
 //! 2. the point is not above its *ceiling*: it has no commit that was invoked after the operation
 //!    completed;
-//! 3. of two operations, one completed before the other was invoked, the other's point is not lower.
+//! 3. of two operations, one completed before the other was invoked, the other's point is not
+//!    lower.
 //!
-//! Within what a failover lost, not every condition can be demanded: see [`crate::stretch::Stretch`].
+//! Within what a failover lost, not every condition can be demanded: see
+//! [`crate::stretch::Stretch`].
 //!
-//! **These suffice.** Order everything by point, the commits between the points, and operations of one
-//! point by invocation. This order keeps real time: between commits because versionstamps do
+//! **These suffice.** Order everything by point, the commits between the points, and operations of
+//! one point by invocation. This order keeps real time: between commits because versionstamps do
 //! ([`crate::Invariant::Versionstamps`]); between a commit and an operation by 1 and 2; between
-//! operations of different points by 3, and of one point since what completed before another's invocation
-//! was invoked before it.
+//! operations of different points by 3, and of one point since what completed before another's
+//! invocation was invoked before it.
 //!
-//! **The smallest point finds them.** Operations are taken by invocation; each gets the least point that
-//! satisfies 1 and 3 and its conditions. All that 3 asks about were invoked earlier, so they have points
-//! already. Let any valid assignment be given. By induction no point chosen here is above the given one:
-//! the given point satisfies 1 and the conditions, and lies above the given points of all predecessors, so
-//! above those chosen here; the least such point is not higher. Hence it is not above the ceiling
-//! either. So where a valid assignment exists, this one is found, without a search; and where an operation
-//! gets no point, there is none.
+//! **The smallest point finds them.** Operations are taken by invocation; each gets the least point
+//! that satisfies 1 and 3 and its conditions. All that 3 asks about were invoked earlier, so they
+//! have points already. Let any valid assignment be given. By induction no point chosen here is
+//! above the given one: the given point satisfies 1 and the conditions, and lies above the given
+//! points of all predecessors, so above those chosen here; the least such point is not higher.
+//! Hence it is not above the ceiling either. So where a valid assignment exists, this one is found,
+//! without a search; and where an operation gets no point, there is none.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -75,12 +77,16 @@ pub(crate) fn place<'h>(
             }
         }
         let floor = match freshness {
-            Freshness::Acknowledged => higher(shown, commits.acknowledged_before(observation.invoked_ns)),
+            Freshness::Acknowledged => {
+                higher(shown, commits.acknowledged_before(observation.invoked_ns))
+            }
             Freshness::Any => shown,
         };
         let ceiling = commits.invoked_by(observation.completed_ns);
         match least_point(&observation, floor.point, ceiling.point, commits, timeline) {
-            Some(point) => placed.push(Reverse((observation.completed_ns, point, observation.record))),
+            Some(point) => {
+                placed.push(Reverse((observation.completed_ns, point, observation.record)))
+            }
             None => misfits.push(Misfit { observation, floor, ceiling }),
         }
     }
@@ -98,8 +104,9 @@ fn least_point(
     let conditions = &observation.conditions;
     let known = timeline.first_point(conditions, floor, ceiling);
     let clouded = commits.stretches.iter().filter_map(|stretch| {
-        let clear =
-            |condition: &&Condition<'_>| !stretch.clouds(condition.key, observation.asker, observation.completed_ns);
+        let clear = |condition: &&Condition<'_>| {
+            !stretch.clouds(condition.key, observation.asker, observation.completed_ns)
+        };
         let demanded: Vec<_> = conditions.iter().filter(clear).copied().collect();
         if demanded.len() == conditions.len() {
             return None;
@@ -118,23 +125,33 @@ impl<'h> Misfit<'h> {
     pub(crate) fn reason(&self, commits: &Commits<'h>, timeline: &Timeline<'h>) -> String {
         const SHOWN: usize = 8;
         let conditions = &self.observation.conditions;
-        if let Some(condition) = conditions.iter().find(|condition| timeline.next(condition, 0).is_none()) {
+        if let Some(condition) =
+            conditions.iter().find(|condition| timeline.next(condition, 0).is_none())
+        {
             return format!("no committed state has that {condition}");
         }
         if timeline.first_point(conditions, 0, commits.end()).is_none() {
             let places: Vec<String> = conditions
                 .iter()
-                .filter_map(|condition| Some(format!("{condition} after {} commits", timeline.next(condition, 0)?)))
+                .filter_map(|condition| {
+                    Some(format!("{condition} after {} commits", timeline.next(condition, 0)?))
+                })
                 .take(SHOWN)
                 .collect();
-            return format!("fractured, no one committed state has all of it: {}", places.join("; "));
+            return format!(
+                "fractured, no one committed state has all of it: {}",
+                places.join("; ")
+            );
         }
         match timeline.first_point(conditions, self.floor.point, commits.end()) {
             Some(point) => format!(
                 "from the future, it shows {point} commits, and the one behind the first {} was invoked only after it",
                 self.ceiling.point
             ),
-            None => format!("stale, what it shows was over before the {} commits that it had to see", self.floor.point),
+            None => format!(
+                "stale, what it shows was over before the {} commits that it had to see",
+                self.floor.point
+            ),
         }
     }
 

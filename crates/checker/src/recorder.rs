@@ -16,9 +16,9 @@ pub struct TxnToken(usize);
 
 /// Makes a history while clients run, from any number of threads and tasks.
 ///
-/// An operation is in the history from the moment it is invoked; one that is never completed (the client
-/// died, its future was dropped) stays there without an answer. A token belongs to the recorder that
-/// gave it.
+/// An operation is in the history from the moment it is invoked; one that is never completed (the
+/// client died, its future was dropped) stays there without an answer. A token belongs to the
+/// recorder that gave it.
 #[derive(Debug)]
 pub struct Recorder {
     origin: Instant,
@@ -49,7 +49,9 @@ impl Recorder {
 
     /// Call this before the request is sent. The outcome in `read` is not looked at.
     pub fn invoke_read(&self, client: u64, read: Read) -> ReadToken {
-        ReadToken(self.invoke(client, Operation::Read(Read { outcome: ReadOutcome::Unanswered, ..read })))
+        ReadToken(
+            self.invoke(client, Operation::Read(Read { outcome: ReadOutcome::Unanswered, ..read })),
+        )
     }
 
     /// Call this before the request is sent. The outcome in `txn` is not looked at.
@@ -124,10 +126,19 @@ mod tests {
 
         let history = recorder.history();
         let [first, second, third] = history.records.as_slice() else { panic!("{history:?}") };
-        assert!(first.completed_ns >= third.completed_ns && third.completed_ns >= Some(third.invoked_ns));
-        assert!(matches!(&first.operation, Operation::Txn(Txn { id: 1, outcome: TxnOutcome::Committed { .. }, .. })));
+        assert!(
+            first.completed_ns >= third.completed_ns
+                && third.completed_ns >= Some(third.invoked_ns)
+        );
+        assert!(matches!(
+            &first.operation,
+            Operation::Txn(Txn { id: 1, outcome: TxnOutcome::Committed { .. }, .. })
+        ));
         assert_eq!(second.completed_ns, None);
-        assert!(matches!(&second.operation, Operation::Txn(Txn { id: 2, outcome: TxnOutcome::Unknown, .. })));
+        assert!(matches!(
+            &second.operation,
+            Operation::Txn(Txn { id: 2, outcome: TxnOutcome::Unknown, .. })
+        ));
         assert_eq!(recorder.into_history(), history);
     }
 }

@@ -140,16 +140,29 @@ impl fmt::Display for Report {
         writeln!(
             f,
             "transactions: {} committed, {} with failed checks, {} not committed, {} unknown ({} of them committed, {} undecided)",
-            s.committed, s.check_failed, s.not_committed, s.unknown, s.unknown_committed, s.unknown_undecided
+            s.committed,
+            s.check_failed,
+            s.not_committed,
+            s.unknown,
+            s.unknown_committed,
+            s.unknown_undecided
         )?;
         writeln!(
             f,
             "reads: {} strong ({} final), {} eventual, {} without an answer",
             s.strong_reads, s.final_reads, s.eventual_reads, s.failed_reads
         )?;
-        writeln!(f, "keys: {} written, {} in no final read", s.keys_written, s.keys_not_in_final_reads)?;
+        writeln!(
+            f,
+            "keys: {} written, {} in no final read",
+            s.keys_written, s.keys_not_in_final_reads
+        )?;
         if !self.lost.is_empty() {
-            writeln!(f, "lost by failovers, as they admit: {} acknowledged transactions", self.lost.len())?;
+            writeln!(
+                f,
+                "lost by failovers, as they admit: {} acknowledged transactions",
+                self.lost.len()
+            )?;
         }
         for invariant in Invariant::ALL {
             match self.count(invariant) {

@@ -10,8 +10,8 @@ use crate::writers::Writers;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sighting {
     pub(crate) read: usize,
-    /// `None`: its element was seen in a list only behind which others had been appended, by transactions
-    /// that did not check the list's version.
+    /// `None`: its element was seen in a list only behind which others had been appended, by
+    /// transactions that did not check the list's version.
     pub(crate) versionstamp: Option<Versionstamp>,
 }
 
@@ -41,7 +41,8 @@ pub(crate) struct Sightings<'h> {
     pub(crate) repeats: Vec<Repeat<'h>>,
 }
 
-/// The list of a key that was looked at last: most lists only continue it, or are a beginning of it.
+/// The list of a key that was looked at last: most lists only continue it, or are a beginning of
+/// it.
 #[derive(Default)]
 struct Scanned<'h> {
     list: &'h [u64],
@@ -59,16 +60,23 @@ impl<'h> Sightings<'h> {
                 match value {
                     Value::Register(value) => match writers.of_register(key, *value) {
                         Some(txn) => sightings.see(windows, txn, record, Some(*versionstamp)),
-                        None => sightings.phantoms.push(Phantom { read: record, key, value: *value }),
+                        None => {
+                            sightings.phantoms.push(Phantom { read: record, key, value: *value })
+                        }
                     },
                     Value::List(list) => {
-                        // The list has the version of the transaction that appended its last element.
-                        if let Some(txn) = list.last().and_then(|last| writers.of_element(key, *last)) {
+                        // The list has the version of the transaction that appended its last
+                        // element.
+                        if let Some(txn) =
+                            list.last().and_then(|last| writers.of_element(key, *last))
+                        {
                             sightings.see(windows, txn, record, Some(*versionstamp));
                         }
                         let scanned = scanned.entry(key).or_default();
                         let unseen = sightings.scan(history, writers, record, key, list, scanned);
-                        unseen.into_iter().for_each(|(txn, version)| sightings.see(windows, txn, record, version));
+                        unseen.into_iter().for_each(|(txn, version)| {
+                            sightings.see(windows, txn, record, version)
+                        });
                     }
                     Value::Counter(_) => {}
                 }
@@ -78,8 +86,8 @@ impl<'h> Sightings<'h> {
         sightings
     }
 
-    /// Where the transaction was seen first, with its versionstamp if any sighting has one. Not in what a
-    /// failover lost.
+    /// Where the transaction was seen first, with its versionstamp if any sighting has one. Not in
+    /// what a failover lost.
     pub(crate) fn of_txn(&self, txn: usize) -> Option<Sighting> {
         self.by_txn.get(&txn).copied()
     }
@@ -99,7 +107,9 @@ impl<'h> Sightings<'h> {
                 None => drop(self.by_txn.remove(txn)),
                 Some(versionstamp) => {
                     let twice = lost.iter().filter(|sighting| {
-                        sighting.versionstamp.is_some_and(|lost| !windows.may_repeat(lost, versionstamp))
+                        sighting
+                            .versionstamp
+                            .is_some_and(|lost| !windows.may_repeat(lost, versionstamp))
                     });
                     self.conflicts.extend(twice.map(|sighting| (*txn, *sighting)));
                 }
@@ -107,14 +117,22 @@ impl<'h> Sightings<'h> {
         }
     }
 
-    fn see(&mut self, windows: &LostWindows, txn: usize, read: usize, versionstamp: Option<Versionstamp>) {
+    fn see(
+        &mut self,
+        windows: &LostWindows,
+        txn: usize,
+        read: usize,
+        versionstamp: Option<Versionstamp>,
+    ) {
         if let Some(stamp) = versionstamp
             && let Some(window) = windows.losing(stamp)
         {
             let lost = self.lost.entry(txn).or_default();
             let known = lost.iter().filter_map(|sighting| sighting.versionstamp);
             match known.clone().find(|known| windows.losing(*known) == Some(window)) {
-                Some(first) if first != stamp => self.conflicts.push((txn, Sighting { read, versionstamp })),
+                Some(first) if first != stamp => {
+                    self.conflicts.push((txn, Sighting { read, versionstamp }))
+                }
                 Some(_) => {}
                 None => lost.push(Sighting { read, versionstamp }),
             }
@@ -123,13 +141,15 @@ impl<'h> Sightings<'h> {
         let known = self.by_txn.entry(txn).or_insert(Sighting { read, versionstamp });
         match (known.versionstamp, versionstamp) {
             (None, Some(_)) => *known = Sighting { read, versionstamp },
-            (Some(first), Some(now)) if first != now => self.conflicts.push((txn, Sighting { read, versionstamp })),
+            (Some(first), Some(now)) if first != now => {
+                self.conflicts.push((txn, Sighting { read, versionstamp }))
+            }
             _ => {}
         }
     }
 
-    /// Looks at the part of `list` that was not looked at before: transactions, each with its versionstamp if
-    /// what was appended behind it tells.
+    /// Looks at the part of `list` that was not looked at before: transactions, each with its
+    /// versionstamp if what was appended behind it tells.
     fn scan(
         &mut self,
         history: &'h History,

@@ -12,12 +12,13 @@ pub(crate) enum Asker {
     FailedCheck,
 }
 
-/// The branch of the order of commits that one failover ended: from before the first commit that it lost to
-/// just before it undid them.
+/// The branch of the order of commits that one failover ended: from before the first commit that it
+/// lost to just before it undid them.
 ///
-/// A transaction without a known effect may have had one here that nothing tells about: what it wrote is gone,
-/// so that the final reads, which else would decide, say nothing. The keys that it may have changed are
-/// *clouded*: within the branch nothing is demanded of them, by whoever completed after it was invoked.
+/// A transaction without a known effect may have had one here that nothing tells about: what it
+/// wrote is gone, so that the final reads, which else would decide, say nothing. The keys that it
+/// may have changed are *clouded*: within the branch nothing is demanded of them, by whoever
+/// completed after it was invoked.
 pub(crate) struct Stretch<'h> {
     /// The first point.
     pub(crate) from: usize,
@@ -41,10 +42,13 @@ impl<'h> Stretch<'h> {
         let places = windows.iter().enumerate();
         places
             .filter_map(|(place, window)| {
-                let to = list.iter().position(|commit| commit.effect == Effect::Undo { window: place })?;
+                let to = list
+                    .iter()
+                    .position(|commit| commit.effect == Effect::Undo { window: place })?;
                 let lost = |commit: &Commit<'_>| windows.losing(commit.versionstamp) == Some(place);
                 let from = list.iter().take(to).position(lost).unwrap_or(to);
-                let mut stretch = Self { from, to, unnamed: HashMap::new(), changed: HashMap::new() };
+                let mut stretch =
+                    Self { from, to, unnamed: HashMap::new(), changed: HashMap::new() };
                 stretch.cloud(history, sightings, window, list);
                 Some(stretch)
             })
@@ -60,14 +64,32 @@ impl<'h> Stretch<'h> {
         first_ns.is_some_and(|first_ns| *first_ns <= completed_ns)
     }
 
-    fn cloud(&mut self, history: &'h History, sightings: &Sightings<'h>, window: &LostWindow, list: &[Commit<'h>]) {
-        let inside: HashSet<usize> = list.iter().take(self.to).skip(self.from).map(|commit| commit.record).collect();
+    fn cloud(
+        &mut self,
+        history: &'h History,
+        sightings: &Sightings<'h>,
+        window: &LostWindow,
+        list: &[Commit<'h>],
+    ) {
+        let inside: HashSet<usize> =
+            list.iter().take(self.to).skip(self.from).map(|commit| commit.record).collect();
         // The new epoch began between the two.
-        let begun_by_ns = list.iter().skip(self.to + 1).filter_map(|commit| commit.completed_ns).min();
-        let begun_after_ns = list.iter().take(self.to).skip(self.from).map(|commit| commit.invoked_ns).max();
+        let begun_by_ns =
+            list.iter().skip(self.to + 1).filter_map(|commit| commit.completed_ns).min();
+        let begun_after_ns =
+            list.iter().take(self.to).skip(self.from).map(|commit| commit.invoked_ns).max();
         for (index, record, txn) in history.txns().filter(|(index, ..)| !inside.contains(index)) {
             let too_late = begun_by_ns.is_some_and(|begun_by_ns| record.invoked_ns > begun_by_ns);
-            if too_late || !may_have_had_an_effect(index, record, txn, sightings, window, begun_after_ns.unwrap_or(0)) {
+            if too_late
+                || !may_have_had_an_effect(
+                    index,
+                    record,
+                    txn,
+                    sightings,
+                    window,
+                    begun_after_ns.unwrap_or(0),
+                )
+            {
                 continue;
             }
             for write in &txn.writes {
@@ -81,8 +103,8 @@ impl<'h> Stretch<'h> {
     }
 }
 
-/// Whether a transaction may have taken effect in the branch, unseen. It then was not answered by the old
-/// epoch: either never, or by the new one, which knew nothing of it.
+/// Whether a transaction may have taken effect in the branch, unseen. It then was not answered by
+/// the old epoch: either never, or by the new one, which knew nothing of it.
 fn may_have_had_an_effect(
     index: usize,
     record: &Record,

@@ -63,7 +63,9 @@ impl fmt::Display for Condition<'_> {
             Expected::Entry(entry) => write!(f, "`{key}` = {entry}"),
             Expected::Version(Some(stamp)) => write!(f, "`{key}` has version {stamp}"),
             Expected::Version(None) => write!(f, "`{key}` is absent"),
-            Expected::NotVersion(Some(stamp)) => write!(f, "`{key}` has another version than {stamp}"),
+            Expected::NotVersion(Some(stamp)) => {
+                write!(f, "`{key}` has another version than {stamp}")
+            }
             Expected::NotVersion(None) => write!(f, "`{key}` is present"),
         }
     }
@@ -96,9 +98,11 @@ impl<'h> Timeline<'h> {
                 }
                 continue;
             }
-            let clouded = |key: &str| commits.is_clouded(place, key, Asker::FailedCheck, commit.completed_ns);
+            let clouded =
+                |key: &str| commits.is_clouded(place, key, Asker::FailedCheck, commit.completed_ns);
             for (index, check) in commit.txn.checks.iter().enumerate() {
-                let found = timeline.keys.get(check.key.as_str()).and_then(KeyTimeline::latest_version);
+                let found =
+                    timeline.keys.get(check.key.as_str()).and_then(KeyTimeline::latest_version);
                 if found != check.versionstamp && !clouded(&check.key) {
                     timeline.faults.push(Fault::Check { commit: place, check: index, found });
                 }
@@ -119,9 +123,14 @@ impl<'h> Timeline<'h> {
         self.keys.keys().copied()
     }
 
-    /// The least point from `from` to `to` where all conditions hold. Each condition can only push the
-    /// point up, so the first point that none of them pushes is the least.
-    pub(crate) fn first_point(&self, conditions: &[Condition<'h>], from: usize, to: usize) -> Option<usize> {
+    /// The least point from `from` to `to` where all conditions hold. Each condition can only push
+    /// the point up, so the first point that none of them pushes is the least.
+    pub(crate) fn first_point(
+        &self,
+        conditions: &[Condition<'h>],
+        from: usize,
+        to: usize,
+    ) -> Option<usize> {
         let mut point = from;
         loop {
             let before = point;
@@ -137,7 +146,10 @@ impl<'h> Timeline<'h> {
     /// The least point from `from` on where the condition holds.
     pub(crate) fn next(&self, condition: &Condition<'h>, from: usize) -> Option<usize> {
         let Some(key) = self.keys.get(condition.key) else {
-            let absent = matches!(condition.expected, Expected::Version(None) | Expected::NotVersion(Some(_)));
+            let absent = matches!(
+                condition.expected,
+                Expected::Version(None) | Expected::NotVersion(Some(_))
+            );
             return absent.then_some(from);
         };
         match condition.expected {
@@ -164,7 +176,9 @@ impl KeyTimeline {
         let (state, fits) = match (write, current) {
             (Write::SetRegister { value, .. }, _) => (State::Register(*value), true),
             (Write::Delete { .. }, _) => (State::Absent, true),
-            (Write::Sum { amount, .. }, State::Counter(value)) => (State::Counter(value.wrapping_add(*amount)), true),
+            (Write::Sum { amount, .. }, State::Counter(value)) => {
+                (State::Counter(value.wrapping_add(*amount)), true)
+            }
             (Write::Sum { amount, .. }, state) => (State::Counter(*amount), state == State::Absent),
             (Write::Append { element, .. }, State::List { segment, len }) => {
                 (self.append(segment, len, *element), true)
@@ -193,9 +207,13 @@ impl KeyTimeline {
         State::List { segment, len: list.len() }
     }
 
-    /// From `point` on the key is what it was at the point `to`. `versionstamp` is that of the failover.
+    /// From `point` on the key is what it was at the point `to`. `versionstamp` is that of the
+    /// failover.
     fn restore(&mut self, to: usize, point: usize, versionstamp: Versionstamp) {
-        let Some(last) = self.versions.last().filter(|last| last.from > to && last.from < point) else { return };
+        let Some(last) = self.versions.last().filter(|last| last.from > to && last.from < point)
+        else {
+            return;
+        };
         let current = last.state;
         let before = self.place_at(to).and_then(|place| self.versions.get(place)).copied();
         let before = before.unwrap_or(Version { from: 0, versionstamp, state: State::Absent });
@@ -233,7 +251,12 @@ impl KeyTimeline {
         lasts.then_some(version.from.max(from))
     }
 
-    fn next_version(&self, stamp: Versionstamp, from: usize, fits: impl Fn(State) -> bool) -> Option<usize> {
+    fn next_version(
+        &self,
+        stamp: Versionstamp,
+        from: usize,
+        fits: impl Fn(State) -> bool,
+    ) -> Option<usize> {
         let starts = [0].into_iter().chain(self.restored.iter().copied());
         let ends = self.restored.iter().copied().chain([self.versions.len()]);
         starts.zip(ends).find_map(|(start, end)| {
@@ -260,17 +283,20 @@ impl KeyTimeline {
         match self.place_at(from) {
             None if stamp.is_some() => Some(from),
             place => (place.unwrap_or(0)..self.versions.len())
-                .find(|place| self.versions.get(*place).is_some_and(|version| version.visible() != stamp))
+                .find(|place| {
+                    self.versions.get(*place).is_some_and(|version| version.visible() != stamp)
+                })
                 .and_then(|place| self.start_within(place, from)),
         }
     }
 
     fn holds(&self, state: State, value: &Value) -> bool {
         match (state, value) {
-            (State::Register(held), Value::Register(value)) | (State::Counter(held), Value::Counter(value)) => {
-                held == *value
+            (State::Register(held), Value::Register(value))
+            | (State::Counter(held), Value::Counter(value)) => held == *value,
+            (State::List { segment, len }, Value::List(list)) => {
+                self.list(segment, len) == Some(list)
             }
-            (State::List { segment, len }, Value::List(list)) => self.list(segment, len) == Some(list),
             _ => false,
         }
     }

@@ -2,7 +2,8 @@ use std::collections::{HashMap, HashSet};
 
 use crate::history::{History, Read, ReadOutcome, Txn, Write};
 
-/// Two writes of one element or register value to one key: what a read shows no longer names its writer.
+/// Two writes of one element or register value to one key: what a read shows no longer names its
+/// writer.
 pub(crate) struct Clash<'h> {
     pub(crate) key: &'h str,
     pub(crate) value: u64,
@@ -50,8 +51,12 @@ impl<'h> Writers<'h> {
         known.sole = Some(record);
         known.forgets |= !matches!(write, Write::Append { .. });
         let (key, value, previous) = match write {
-            Write::Append { key, element } => (key, *element, self.elements.insert((key, *element), record)),
-            Write::SetRegister { key, value } => (key, *value, self.registers.insert((key, *value), record)),
+            Write::Append { key, element } => {
+                (key, *element, self.elements.insert((key, *element), record))
+            }
+            Write::SetRegister { key, value } => {
+                (key, *value, self.registers.insert((key, *value), record))
+            }
             Write::Delete { .. } | Write::Sum { .. } => return,
         };
         if let Some(previous) = previous {

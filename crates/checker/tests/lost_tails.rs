@@ -1,11 +1,15 @@
-//! Failovers that lose the tail of an epoch: what they admit to is counted and not held against the system,
-//! what they do not admit to is, and so is a lost write that comes back.
+//! Failovers that lose the tail of an epoch: what they admit to is counted and not held against the
+//! system, what they do not admit to is, and so is a lost write that comes back.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests may; the helpers here are no test functions")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests may; the helpers here are no test functions"
+)]
 
 use meridian_checker::{
-    Allowance, Check, Entry, History, Invariant, LostWindow, Operation, Read, ReadOutcome, Record, Report, Txn,
-    TxnOutcome, Value, Write, check, check_with,
+    Allowance, Check, Entry, History, Invariant, LostWindow, Operation, Read, ReadOutcome, Record,
+    Report, Txn, TxnOutcome, Value, Write, check, check_with,
 };
 use meridian_types::{Epoch, Position, Versionstamp};
 use proptest::prelude::{ProptestConfig, Strategy, any, prop};
@@ -49,9 +53,12 @@ fn txn(
     writes: Vec<Write>,
     outcome: TxnOutcome,
 ) -> Record {
-    let check =
-        |(key, version): &(&str, Option<Version>)| Check { key: (*key).into(), versionstamp: version.map(stamp) };
-    let operation = Operation::Txn(Txn { outcome, ..Txn::new(id, checks.iter().map(check).collect(), writes) });
+    let check = |(key, version): &(&str, Option<Version>)| Check {
+        key: (*key).into(),
+        versionstamp: version.map(stamp),
+    };
+    let operation =
+        Operation::Txn(Txn { outcome, ..Txn::new(id, checks.iter().map(check).collect(), writes) });
     Record { client: id, invoked_ns: times.0, completed_ns: Some(times.1), operation }
 }
 
@@ -70,7 +77,12 @@ fn append(times: (u64, u64), id: u64, on: Option<Version>, outcome: TxnOutcome) 
 
 fn read(times: (u64, u64), read: Read, entries: Vec<Option<Entry>>) -> Record {
     let read = Read { outcome: ReadOutcome::Entries(entries), ..read };
-    Record { client: 99, invoked_ns: times.0, completed_ns: Some(times.1), operation: Operation::Read(read) }
+    Record {
+        client: 99,
+        invoked_ns: times.0,
+        completed_ns: Some(times.1),
+        operation: Operation::Read(read),
+    }
 }
 
 fn strong(times: (u64, u64), key: &str, entry: Option<Entry>) -> Record {
@@ -131,9 +143,17 @@ fn what_a_failover_admits_to_is_counted() {
 
 #[test]
 fn what_no_failover_admits_to_is_a_violation() {
-    caught(&lost_write(), &Allowance::default(), &[Invariant::AcknowledgedWrites, Invariant::StrictSerializability]);
+    caught(
+        &lost_write(),
+        &Allowance::default(),
+        &[Invariant::AcknowledgedWrites, Invariant::StrictSerializability],
+    );
     // The base has it: it should be there.
-    caught(&lost_write(), &losing(2), &[Invariant::AcknowledgedWrites, Invariant::StrictSerializability]);
+    caught(
+        &lost_write(),
+        &losing(2),
+        &[Invariant::AcknowledgedWrites, Invariant::StrictSerializability],
+    );
 }
 
 #[test]
@@ -240,7 +260,14 @@ fn what_nobody_answered_may_have_been_in_a_lost_sum() {
 
 fn steps(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Step>> {
     let step = (any::<u8>(), any::<u8>(), any::<u8>(), any::<u8>(), any::<u8>(), any::<u8>())
-        .prop_map(|(kind, key, other_key, before, after, luck)| Step { kind, key, other_key, before, after, luck });
+        .prop_map(|(kind, key, other_key, before, after, luck)| Step {
+            kind,
+            key,
+            other_key,
+            before,
+            after,
+            luck,
+        });
     prop::collection::vec(step, count)
 }
 

@@ -1,10 +1,15 @@
-//! Each bug a store might have, planted in a history that is correct without it: the checker names it.
+//! Each bug a store might have, planted in a history that is correct without it: the checker names
+//! it.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests may; the helpers here are no test functions")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests may; the helpers here are no test functions"
+)]
 
 use meridian_checker::{
-    Check, Entry, History, Invariant, Operation, Read, ReadOutcome, Record, Report, Txn, TxnOutcome, Value, Write,
-    check,
+    Check, Entry, History, Invariant, Operation, Read, ReadOutcome, Record, Report, Txn,
+    TxnOutcome, Value, Write, check,
 };
 use meridian_types::{Consistency, Epoch, Position, Versionstamp};
 
@@ -28,9 +33,17 @@ fn counter(value: u64, version: u64) -> Option<Entry> {
     entry(Value::Counter(value), version)
 }
 
-fn txn(times: (u64, u64), id: u64, checks: &[(&str, Option<u64>)], writes: Vec<Write>, outcome: TxnOutcome) -> Record {
-    let checks =
-        checks.iter().map(|(key, version)| Check { key: (*key).into(), versionstamp: version.map(stamp) }).collect();
+fn txn(
+    times: (u64, u64),
+    id: u64,
+    checks: &[(&str, Option<u64>)],
+    writes: Vec<Write>,
+    outcome: TxnOutcome,
+) -> Record {
+    let checks = checks
+        .iter()
+        .map(|(key, version)| Check { key: (*key).into(), versionstamp: version.map(stamp) })
+        .collect();
     let operation = Operation::Txn(Txn { outcome, ..Txn::new(id, checks, writes) });
     Record { client: id, invoked_ns: times.0, completed_ns: Some(times.1), operation }
 }
@@ -40,7 +53,13 @@ fn committed(version: u64) -> TxnOutcome {
 }
 
 fn append(times: (u64, u64), id: u64, version: u64, on: Option<u64>) -> Record {
-    txn(times, id, &[("list", on)], vec![Write::Append { key: "list".into(), element: id }], committed(version))
+    txn(
+        times,
+        id,
+        &[("list", on)],
+        vec![Write::Append { key: "list".into(), element: id }],
+        committed(version),
+    )
 }
 
 fn set(times: (u64, u64), id: u64, key: &str, outcome: TxnOutcome) -> Record {
@@ -49,7 +68,12 @@ fn set(times: (u64, u64), id: u64, key: &str, outcome: TxnOutcome) -> Record {
 
 fn read(times: (u64, u64), read: Read, entries: Vec<Option<Entry>>) -> Record {
     let read = Read { outcome: ReadOutcome::Entries(entries), ..read };
-    Record { client: 99, invoked_ns: times.0, completed_ns: Some(times.1), operation: Operation::Read(read) }
+    Record {
+        client: 99,
+        invoked_ns: times.0,
+        completed_ns: Some(times.1),
+        operation: Operation::Read(read),
+    }
 }
 
 fn keys(keys: &[&str]) -> Vec<String> {
@@ -94,11 +118,19 @@ fn with(records: &[Record], index: usize, record: Record) -> Vec<Record> {
 
 #[test]
 fn acknowledged_write_lost() {
-    let good = [append((0, 10), 1, 1, None), append((20, 30), 2, 2, Some(1)), last(&["list"], vec![list(&[1, 2], 2)])];
+    let good = [
+        append((0, 10), 1, 1, None),
+        append((20, 30), 2, 2, Some(1)),
+        last(&["list"], vec![list(&[1, 2], 2)]),
+    ];
     let bad = with(&good, 2, last(&["list"], vec![list(&[1], 1)]));
-    let report = caught(&good, &bad, &[Invariant::AcknowledgedWrites, Invariant::StrictSerializability]);
+    let report =
+        caught(&good, &bad, &[Invariant::AcknowledgedWrites, Invariant::StrictSerializability]);
     let violation = report.of(Invariant::AcknowledgedWrites).next().unwrap();
-    assert_eq!(violation.offenders.iter().map(|offender| offender.record).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(
+        violation.offenders.iter().map(|offender| offender.record).collect::<Vec<_>>(),
+        [2, 1]
+    );
 }
 
 #[test]
@@ -108,7 +140,11 @@ fn acknowledged_delete_undone() {
         txn((20, 30), 2, &[], vec![Write::Delete { key: "r".into() }], committed(2)),
         last(&["r"], vec![None]),
     ];
-    caught(&good, &with(&good, 2, last(&["r"], vec![register(1, 1)])), &[Invariant::AcknowledgedWrites]);
+    caught(
+        &good,
+        &with(&good, 2, last(&["r"], vec![register(1, 1)])),
+        &[Invariant::AcknowledgedWrites],
+    );
 }
 
 #[test]
@@ -141,9 +177,16 @@ fn strong_read_goes_back_behind_another() {
 #[test]
 fn retry_sums_twice() {
     let sum = |times, id: u64, version| {
-        txn(times, id, &[], vec![Write::Sum { key: "c".into(), amount: 10 * id }], committed(version))
+        txn(
+            times,
+            id,
+            &[],
+            vec![Write::Sum { key: "c".into(), amount: 10 * id }],
+            committed(version),
+        )
     };
-    let good = [sum((0, 10), 1, 1), sum((20, 30), 2, 2), strong((40, 50), &["c"], vec![counter(30, 2)])];
+    let good =
+        [sum((0, 10), 1, 1), sum((20, 30), 2, 2), strong((40, 50), &["c"], vec![counter(30, 2)])];
     // The retry got a versionstamp of its own, which no answer tells.
     let bad = with(&good, 2, strong((40, 50), &["c"], vec![counter(50, 3)]));
     let report = caught(&good, &bad, &[Invariant::ExactlyOnce]);
@@ -154,7 +197,11 @@ fn retry_sums_twice() {
 
 #[test]
 fn retry_appends_twice() {
-    let good = [append((0, 10), 1, 1, None), append((20, 30), 2, 2, Some(1)), last(&["list"], vec![list(&[1, 2], 2)])];
+    let good = [
+        append((0, 10), 1, 1, None),
+        append((20, 30), 2, 2, Some(1)),
+        last(&["list"], vec![list(&[1, 2], 2)]),
+    ];
     let bad = with(&good, 2, last(&["list"], vec![list(&[1, 2, 2], 3)]));
     caught(&good, &bad, &[Invariant::ExactlyOnce, Invariant::AcknowledgedWrites]);
 }
@@ -166,7 +213,11 @@ fn retry_sets_twice() {
         strong((20, 30), &["r"], vec![register(1, 1)]),
         strong((40, 50), &["r"], vec![register(1, 1)]),
     ];
-    caught(&good, &with(&good, 2, strong((40, 50), &["r"], vec![register(1, 2)])), &[Invariant::ExactlyOnce]);
+    caught(
+        &good,
+        &with(&good, 2, strong((40, 50), &["r"], vec![register(1, 2)])),
+        &[Invariant::ExactlyOnce],
+    );
 }
 
 #[test]
@@ -193,7 +244,13 @@ fn write_skew_through_an_ignored_check() {
 fn failed_check_that_held() {
     let refused = |failed| {
         let writes = vec![Write::SetRegister { key: "b".into(), value: 2 }];
-        txn((20, 30), 2, &[("a", Some(1)), ("b", Some(7))], writes, TxnOutcome::CheckFailed { failed })
+        txn(
+            (20, 30),
+            2,
+            &[("a", Some(1)), ("b", Some(7))],
+            writes,
+            TxnOutcome::CheckFailed { failed },
+        )
     };
     let good = [set((0, 10), 1, "a", committed(1)), refused(vec![1])];
     for failed in [vec![0], vec![0, 1], vec![], vec![9], vec![1, 9]] {
@@ -204,7 +261,13 @@ fn failed_check_that_held() {
 #[test]
 fn failed_check_because_of_what_nobody_saw() {
     let refused = TxnOutcome::CheckFailed { failed: vec![0] };
-    let refused = txn((20, 30), 2, &[("a", Some(1))], vec![Write::SetRegister { key: "b".into(), value: 2 }], refused);
+    let refused = txn(
+        (20, 30),
+        2,
+        &[("a", Some(1))],
+        vec![Write::SetRegister { key: "b".into(), value: 2 }],
+        refused,
+    );
     let hidden = |times| set(times, 3, "a", TxnOutcome::Unknown);
     let over = set((40, 50), 4, "a", committed(9));
     let good = [set((0, 10), 1, "a", committed(1)), hidden((5, 15)), refused, over];
@@ -214,13 +277,20 @@ fn failed_check_because_of_what_nobody_saw() {
 #[test]
 fn versionstamp_reused() {
     let good = [set((0, 10), 1, "a", committed(1)), set((20, 30), 2, "b", committed(2))];
-    caught(&good, &with(&good, 1, set((20, 30), 2, "b", committed(1))), &[Invariant::Versionstamps]);
+    caught(
+        &good,
+        &with(&good, 1, set((20, 30), 2, "b", committed(1))),
+        &[Invariant::Versionstamps],
+    );
 }
 
 #[test]
 fn versionstamps_go_back() {
-    let good =
-        [set((0, 10), 1, "a", committed(2)), set((0, 30), 2, "b", committed(1)), set((40, 50), 3, "c", committed(3))];
+    let good = [
+        set((0, 10), 1, "a", committed(2)),
+        set((0, 30), 2, "b", committed(1)),
+        set((40, 50), 3, "c", committed(3)),
+    ];
     let bad = with(&good, 1, set((20, 30), 2, "b", committed(1)));
     caught(&good, &bad, &[Invariant::Versionstamps]);
 }
@@ -238,7 +308,11 @@ fn dirty_read() {
     let eventually = eventual((40, 50), &["r"], vec![register(2, 2)]);
     caught(&good, &with(&good, 2, eventually), &[Invariant::Outcomes]);
     let from_nowhere = strong((40, 50), &["r"], vec![register(77, 1)]);
-    caught(&good, &with(&good, 2, from_nowhere), &[Invariant::Outcomes, Invariant::StrictSerializability]);
+    caught(
+        &good,
+        &with(&good, 2, from_nowhere),
+        &[Invariant::Outcomes, Invariant::StrictSerializability],
+    );
 }
 
 #[test]
@@ -249,14 +323,22 @@ fn fractured_snapshot() {
     };
     let of = |a, b| vec![register(a, a), register(b, b)];
     for make in [strong, eventual] {
-        let good = [both((0, 10), 1, 1), both((20, 60), 2, 2), make((30, 50), &["a", "b"], of(2, 2))];
+        let good =
+            [both((0, 10), 1, 1), both((20, 60), 2, 2), make((30, 50), &["a", "b"], of(2, 2))];
         let invariant = match &good[2].operation {
-            Operation::Read(Read { consistency: Consistency::Strong, .. }) => Invariant::StrictSerializability,
+            Operation::Read(Read { consistency: Consistency::Strong, .. }) => {
+                Invariant::StrictSerializability
+            }
             _ => Invariant::EventualReads,
         };
-        let report = caught(&good, &with(&good, 2, make((30, 50), &["a", "b"], of(1, 2))), &[invariant]);
+        let report =
+            caught(&good, &with(&good, 2, make((30, 50), &["a", "b"], of(1, 2))), &[invariant]);
         assert!(report.to_string().contains("fractured"), "{report}");
-        caught(&good, &with(&good, 2, make((30, 50), &["a", "b"], vec![None, register(2, 2)])), &[invariant]);
+        caught(
+            &good,
+            &with(&good, 2, make((30, 50), &["a", "b"], vec![None, register(2, 2)])),
+            &[invariant],
+        );
     }
 }
 
@@ -297,7 +379,8 @@ fn acknowledged_before_quorum() {
         set((40, 50), 3, "c", committed(3)),
         last(&["a", "b", "c"], vec![register(1, 1), register(2, 2), register(3, 3)]),
     ];
-    // Transaction 2 was acknowledged by a leader that lost it; its successor gave the position away anew.
+    // Transaction 2 was acknowledged by a leader that lost it; its successor gave the position away
+    // anew.
     let mut bad = with(&good, 2, set((40, 50), 3, "c", committed(2)));
     bad[3] = last(&["a", "b", "c"], vec![register(1, 1), None, register(3, 2)]);
     caught(&good, &bad, &[Invariant::Versionstamps, Invariant::AcknowledgedWrites]);
@@ -305,9 +388,15 @@ fn acknowledged_before_quorum() {
 
 #[test]
 fn unknown_results_are_resolved_by_what_is_seen() {
-    let sum = || vec![Write::Sum { key: "c".into(), amount: 5 }, Write::SetRegister { key: "m".into(), value: 1 }];
+    let sum = || {
+        vec![
+            Write::Sum { key: "c".into(), amount: 5 },
+            Write::SetRegister { key: "m".into(), value: 1 },
+        ]
+    };
     let history = |c, m| {
-        let mut records = [txn((0, 10), 1, &[], sum(), TxnOutcome::Unknown), last(&["c", "m"], vec![c, m])];
+        let mut records =
+            [txn((0, 10), 1, &[], sum(), TxnOutcome::Unknown), last(&["c", "m"], vec![c, m])];
         records[0].completed_ns = None;
         records
     };
@@ -316,7 +405,11 @@ fn unknown_results_are_resolved_by_what_is_seen() {
     assert_eq!(judge(&good).statistics.unknown_committed, 1);
     caught(&good, &history(counter(10, 1), register(1, 1)), &[Invariant::ExactlyOnce]);
     caught(&good, &history(None, register(1, 1)), &[Invariant::StrictSerializability]);
-    caught(&good, &history(counter(5, 1), None), &[Invariant::ExactlyOnce, Invariant::StrictSerializability]);
+    caught(
+        &good,
+        &history(counter(5, 1), None),
+        &[Invariant::ExactlyOnce, Invariant::StrictSerializability],
+    );
 }
 
 #[test]
@@ -326,18 +419,25 @@ fn unknown_append_is_placed_by_the_check_of_the_next() {
         txn.outcome = TxnOutcome::Unknown;
     }
     let good = [lost, append((20, 30), 2, 5, Some(3)), last(&["list"], vec![list(&[1, 2], 5)])];
-    let unchecked = txn((20, 30), 2, &[], vec![Write::Append { key: "list".into(), element: 2 }], committed(5));
+    let unchecked =
+        txn((20, 30), 2, &[], vec![Write::Append { key: "list".into(), element: 2 }], committed(5));
     caught(&good, &with(&good, 1, unchecked), &[Invariant::WellFormed]);
 }
 
 #[test]
 fn histories_that_cannot_be_judged() {
     let good = [set((0, 10), 1, "r", committed(1)), strong((20, 30), &["r"], vec![register(1, 1)])];
-    let unmarked = txn((20, 30), 2, &[], vec![Write::Sum { key: "c".into(), amount: 1 }], TxnOutcome::Unknown);
+    let unmarked =
+        txn((20, 30), 2, &[], vec![Write::Sum { key: "c".into(), amount: 1 }], TxnOutcome::Unknown);
     caught(&good, &with(&good, 1, unmarked), &[Invariant::WellFormed]);
     caught(&good, &with(&good, 1, set((20, 30), 1, "s", committed(2))), &[Invariant::WellFormed]);
-    caught(&good, &with(&good, 1, strong((30, 20), &["r"], vec![register(1, 1)])), &[Invariant::WellFormed]);
+    caught(
+        &good,
+        &with(&good, 1, strong((30, 20), &["r"], vec![register(1, 1)])),
+        &[Invariant::WellFormed],
+    );
     caught(&good, &with(&good, 1, strong((20, 30), &["r"], vec![])), &[Invariant::WellFormed]);
-    let again = txn((20, 30), 2, &[], vec![Write::SetRegister { key: "r".into(), value: 1 }], committed(2));
+    let again =
+        txn((20, 30), 2, &[], vec![Write::SetRegister { key: "r".into(), value: 1 }], committed(2));
     caught(&good, &with(&good, 1, again), &[Invariant::WellFormed]);
 }

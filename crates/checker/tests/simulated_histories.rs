@@ -1,6 +1,10 @@
 //! Histories of a simulated serial store pass; the same with one answer changed mostly do not.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests may; the helpers here are no test functions")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "tests may; the helpers here are no test functions"
+)]
 
 use std::time::Instant;
 
@@ -15,7 +19,14 @@ use support::{Simulation, Step, entry, stamp};
 
 fn steps(count: std::ops::Range<usize>) -> impl Strategy<Value = Vec<Step>> {
     let step = (any::<u8>(), any::<u8>(), any::<u8>(), any::<u8>(), any::<u8>(), any::<u8>())
-        .prop_map(|(kind, key, other_key, before, after, luck)| Step { kind, key, other_key, before, after, luck });
+        .prop_map(|(kind, key, other_key, before, after, luck)| Step {
+            kind,
+            key,
+            other_key,
+            before,
+            after,
+            luck,
+        });
     prop::collection::vec(step, count)
 }
 
@@ -82,7 +93,9 @@ fn reads(history: &mut History) -> Vec<(Consistency, &mut Option<Entry>)> {
             ReadOutcome::Entries(entries) => Some((consistency, entries)),
             _ => None,
         })
-        .flat_map(|(consistency, entries)| entries.iter_mut().map(move |entry| (consistency, entry)))
+        .flat_map(|(consistency, entries)| {
+            entries.iter_mut().map(move |entry| (consistency, entry))
+        })
         .filter(|(_, entry)| entry.is_some())
         .collect()
 }
@@ -109,18 +122,24 @@ fn moved(versionstamp: Versionstamp) -> Versionstamp {
 
 /// False: there is nothing of the kind to change.
 fn mutate(history: &mut History, mutation: usize, random: &mut Random) -> bool {
-    let strong = |(consistency, _): &(Consistency, &mut Option<Entry>)| *consistency == Consistency::Strong;
+    let strong =
+        |(consistency, _): &(Consistency, &mut Option<Entry>)| *consistency == Consistency::Strong;
     match mutation {
-        0 => choose(reads(history).into_iter().filter(strong).collect(), random).map(|(_, e)| *e = None),
+        0 => choose(reads(history).into_iter().filter(strong).collect(), random)
+            .map(|(_, e)| *e = None),
         1 => {
-            let all: Vec<Entry> = reads(history).into_iter().filter_map(|(_, entry)| entry.clone()).collect();
-            choose(reads(history).into_iter().filter(strong).collect(), random).and_then(|(_, e)| {
-                let Some(Entry { value: Value::List(list), .. }) = e else { return None };
-                let older = list.split_last()?.1.to_vec();
-                let older = all.into_iter().find(|entry| entry.value == Value::List(older.clone()))?;
-                *e = Some(older);
-                Some(())
-            })
+            let all: Vec<Entry> =
+                reads(history).into_iter().filter_map(|(_, entry)| entry.clone()).collect();
+            choose(reads(history).into_iter().filter(strong).collect(), random).and_then(
+                |(_, e)| {
+                    let Some(Entry { value: Value::List(list), .. }) = e else { return None };
+                    let older = list.split_last()?.1.to_vec();
+                    let older =
+                        all.into_iter().find(|entry| entry.value == Value::List(older.clone()))?;
+                    *e = Some(older);
+                    Some(())
+                },
+            )
         }
         2 => choose(reads(history), random).and_then(|(_, e)| {
             let Entry { value, versionstamp } = e.clone()?;
@@ -128,8 +147,9 @@ fn mutate(history: &mut History, mutation: usize, random: &mut Random) -> bool {
             Some(())
         }),
         3 => {
-            let counters =
-                reads(history).into_iter().filter(|(_, e)| matches!(e, Some(Entry { value: Value::Counter(_), .. })));
+            let counters = reads(history)
+                .into_iter()
+                .filter(|(_, e)| matches!(e, Some(Entry { value: Value::Counter(_), .. })));
             choose(counters.collect(), random).and_then(|(_, e)| {
                 let Some(Entry { value: Value::Counter(value), .. }) = e else { return None };
                 *value += 1;
@@ -140,11 +160,13 @@ fn mutate(history: &mut History, mutation: usize, random: &mut Random) -> bool {
             Some(Entry { value: Value::List(list), .. }) => list.pop().map(|_| ()),
             _ => None,
         }),
-        5 => choose(outcomes(history, |o| matches!(o, TxnOutcome::Committed { .. })), random).map(|outcome| {
-            if let TxnOutcome::Committed { versionstamp } = outcome {
-                *versionstamp = moved(*versionstamp);
-            }
-        }),
+        5 => choose(outcomes(history, |o| matches!(o, TxnOutcome::Committed { .. })), random).map(
+            |outcome| {
+                if let TxnOutcome::Committed { versionstamp } = outcome {
+                    *versionstamp = moved(*versionstamp);
+                }
+            },
+        ),
         6 => choose(outcomes(history, |o| matches!(o, TxnOutcome::Committed { .. })), random)
             .map(|outcome| *outcome = TxnOutcome::NotCommitted { reason: "planted".into() }),
         _ => choose(outcomes(history, |o| matches!(o, TxnOutcome::CheckFailed { .. })), random)
@@ -177,7 +199,8 @@ fn single_mutations_are_mostly_caught() {
 
 #[test]
 fn a_long_history_takes_seconds() {
-    // Independent stretches one after the other: the simulation keeps every state, and so is quadratic.
+    // Independent stretches one after the other: the simulation keeps every state, and so is
+    // quadratic.
     let mut random = Random(2);
     let mut long = History::default();
     let (mut stretch, mut end_ns, mut first_stamp) = (0_u64, 0, 0);
@@ -199,7 +222,9 @@ fn a_long_history_takes_seconds() {
 
 /// Makes a history one of other keys, other transactions and a later time.
 fn relabel(history: &mut History, stretch: u64, from_ns: u64, first_stamp: u64) {
-    let later = |versionstamp: &mut Versionstamp| *versionstamp = stamp(versionstamp.position().sequence + first_stamp);
+    let later = |versionstamp: &mut Versionstamp| {
+        *versionstamp = stamp(versionstamp.position().sequence + first_stamp)
+    };
     for record in &mut history.records {
         record.invoked_ns += from_ns;
         record.completed_ns = record.completed_ns.map(|ns| ns + from_ns);

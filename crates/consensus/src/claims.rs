@@ -1,19 +1,22 @@
 //! What another member says of itself that cannot be.
 //!
-//! Members trust each other: they are one program with one configuration. A bit that flipped, a bug or a member that
-//! went mad is to harm no group for good all the same, and some numbers would: behind the last term there is none to be
-//! elected in.
+//! Members trust each other: they are one program with one configuration. A bit that flipped, a bug
+//! or a member that went mad is to harm no group for good all the same, and some numbers would:
+//! behind the last term there is none to be elected in.
 
 use openraft::raft::AppendEntriesRequest;
 
 use crate::type_config::TypeConfig;
 
-/// Terms grow by one with each candidacy. So many of them take years, also of a group that does nothing else.
+/// Terms grow by one with each candidacy. So many of them take years, also of a group that does
+/// nothing else.
 const MAX_TERM_JUMP: u64 = 1 << 32;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Implausible {
-    #[error("term {claimed} is more than any group can have reached whose term is known here as {known}")]
+    #[error(
+        "term {claimed} is more than any group can have reached whose term is known here as {known}"
+    )]
     Term { claimed: u64, known: u64 },
     #[error("log entry {index} of term {term} does not follow entry {after} in a leader's log")]
     Entry { index: u64, term: u64, after: u64 },
@@ -23,16 +26,21 @@ pub(crate) enum Implausible {
 
 /// Whether a group whose term is `known` can have reached the term that is claimed.
 pub(crate) fn check_term(claimed: u64, known: u64) -> Result<(), Implausible> {
-    if claimed > known.saturating_add(MAX_TERM_JUMP) { Err(Implausible::Term { claimed, known }) } else { Ok(()) }
+    if claimed > known.saturating_add(MAX_TERM_JUMP) {
+        Err(Implausible::Term { claimed, known })
+    } else {
+        Ok(())
+    }
 }
 
-/// Whether entries can follow one another, and what they are sent behind, in the log of the leader that they are from.
-/// `sequences`: of the batch of each entry, where it has one.
+/// Whether entries can follow one another, and what they are sent behind, in the log of the leader
+/// that they are from. `sequences`: of the batch of each entry, where it has one.
 pub(crate) fn check_entries(
     request: &AppendEntriesRequest<TypeConfig>,
     sequences: &[Option<u64>],
 ) -> Result<(), Implausible> {
-    let mut last = request.prev_log_id.map_or((0, None), |last| (last.leader_id.term, Some(last.index)));
+    let mut last =
+        request.prev_log_id.map_or((0, None), |last| (last.leader_id.term, Some(last.index)));
     let mut batch = None;
     for (entry, sequence) in request.entries.iter().zip(sequences) {
         let (term, index) = (entry.log_id.leader_id.term, entry.log_id.index);
@@ -62,7 +70,9 @@ mod tests {
 
     #[test]
     fn no_group_reaches_a_term_that_is_years_away() {
-        for (claimed, known) in [(0, 0), (7, 5), (3, 1 << 40), ((1 << 32) + 5, 5), (u64::MAX, u64::MAX)] {
+        for (claimed, known) in
+            [(0, 0), (7, 5), (3, 1 << 40), ((1 << 32) + 5, 5), (u64::MAX, u64::MAX)]
+        {
             assert_eq!(check_term(claimed, known), Ok(()));
         }
         for (claimed, known) in [(u64::MAX, 5), ((1 << 32) + 6, 5)] {
@@ -78,7 +88,10 @@ mod tests {
         };
         let sequences: Vec<_> = entries.iter().map(|(.., sequence)| Some(*sequence)).collect();
         let request = AppendEntriesRequest {
-            vote: Vote { leader_id: openraft::impls::leader_id_std::LeaderId::new(3, 1), committed: true },
+            vote: Vote {
+                leader_id: openraft::impls::leader_id_std::LeaderId::new(3, 1),
+                committed: true,
+            },
             prev_log_id: Some(LogId::new(2.into(), 10)),
             entries: entries.iter().map(entry).collect(),
             leader_commit: None,

@@ -9,15 +9,16 @@ use openraft::raft::AppendEntriesRequest;
 
 use crate::type_config::TypeConfig;
 
-/// The longest that a commit notice waits for entries to carry it. A strong read at a follower right behind a write, and
-/// shipping from there, may be late by as much.
+/// The longest that a commit notice waits for entries to carry it. A strong read at a follower
+/// right behind a write, and shipping from there, may be late by as much.
 pub(crate) const CARRIED_WITHIN: Duration = Duration::from_millis(1);
 
-/// Leaves out requests that say nothing but how far the log is committed, where a later one of the stream says so
-/// in time. While writes flow, that is nearly all of them, and without this they are half of all messages.
+/// Leaves out requests that say nothing but how far the log is committed, where a later one of the
+/// stream says so in time. While writes flow, that is nearly all of them, and without this they are
+/// half of all messages.
 ///
-/// The first request passes at once: it may be a heartbeat or a probe, which are streams of one request. Safe, because
-/// openraft takes the answer to a later request for one to all before it.
+/// The first request passes at once: it may be a heartbeat or a probe, which are streams of one
+/// request. Safe, because openraft takes the answer to a later request for one to all before it.
 pub(crate) fn carry_commits(
     requests: impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin + Send,
     within: Duration,
@@ -28,7 +29,8 @@ pub(crate) fn carry_commits(
         if !first && request.entries.is_empty() {
             let mut ends = pin!(tokio::time::sleep(within));
             while request.entries.is_empty()
-                && let Either::Left((Some(later), _)) = future::select(requests.next(), ends.as_mut()).await
+                && let Either::Left((Some(later), _)) =
+                    future::select(requests.next(), ends.as_mut()).await
             {
                 request = later;
             }
@@ -61,7 +63,8 @@ mod tests {
     }
 
     fn said(request: Option<AppendEntriesRequest<TypeConfig>>) -> Option<(u64, usize)> {
-        request.map(|request| (request.leader_commit.map_or(0, |id| id.index), request.entries.len()))
+        request
+            .map(|request| (request.leader_commit.map_or(0, |id| id.index), request.entries.len()))
     }
 
     #[tokio::test]
@@ -99,7 +102,10 @@ mod tests {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }
         };
-        let Either::Right((alone, _)) = future::select(pin!(committing), carried.next()).await else { panic!() };
+        let Either::Right((alone, _)) = future::select(pin!(committing), carried.next()).await
+        else {
+            panic!()
+        };
         assert_eq!(said(alone).map(|(_, entries)| entries), Some(0));
     }
 }

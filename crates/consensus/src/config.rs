@@ -28,7 +28,8 @@ impl RaftTiming {
         Duration::from_millis(self.election_timeout_max_ms)
     }
 
-    /// How long a question for a vote may take to be answered: as long as openraft waits for it at most.
+    /// How long a question for a vote may take to be answered: as long as openraft waits for it at
+    /// most.
     pub(crate) fn vote_answer_ms(self) -> u64 {
         self.election_timeout_max_ms - 1
     }
@@ -47,8 +48,8 @@ impl RaftTiming {
 pub(crate) fn openraft_config(timing: RaftTiming, name: String) -> Result<Config, ConfigError> {
     let config = Config {
         cluster_name: name,
-        // Only how long one may take to be answered. Heartbeats themselves are sent by `group::timers`, which also says
-        // when this member stands for election.
+        // Only how long one may take to be answered. Heartbeats themselves are sent by
+        // `group::timers`, which also says when this member stands for election.
         heartbeat_interval: timing.heartbeat_answer_ms(),
         enable_heartbeat: false,
         enable_elect: false,
@@ -58,23 +59,26 @@ pub(crate) fn openraft_config(timing: RaftTiming, name: String) -> Result<Config
         election_timeout_min: timing.vote_answer_ms(),
         // The leader's lease.
         election_timeout_max: timing.election_timeout_max_ms,
-        // A member that was wiped, or lost an end of its log, comes back with a shorter one, and must be sent
-        // everything again. What was committed with what it acknowledged before is not lost: it does not vote, or not
-        // before its log is as long as it was, so later leaders are elected by others that hold it. What it
-        // acknowledges from now on counts, which is right only since it acknowledges nothing to a leader of an
-        // earlier term than the votes that it may have forgotten: see `RaftGroup::may_follow`.
+        // A member that was wiped, or lost an end of its log, comes back with a shorter one, and
+        // must be sent everything again. What was committed with what it acknowledged before is not
+        // lost: it does not vote, or not before its log is as long as it was, so later leaders are
+        // elected by others that hold it. What it acknowledges from now on counts, which is right
+        // only since it acknowledges nothing to a leader of an earlier term than the votes that it
+        // may have forgotten: see `RaftGroup::may_follow`.
         allow_log_reversion: Some(true),
         // A deposed or restarted node must not disturb a leader that is well.
         enable_pre_vote: Some(true),
         // State is flushed late, so a leader that restarts may be behind its own commits.
         enable_leader_restore: Some(false),
-        // Snapshots and purging follow what replica regions still need: see `RaftGroup::purge_through`.
+        // Snapshots and purging follow what replica regions still need: see
+        // `RaftGroup::purge_through`.
         snapshot_policy: SnapshotPolicy::Never,
         max_in_snapshot_log_to_keep: u64::MAX,
         replication_lag_threshold: u64::MAX,
         // Counts entries, not bytes: the log reader cuts by bytes.
         max_payload_entries: 64,
-        // Said in errors only: what bounds a copy is that somebody reads from it, see `StateTransfer::abandoned`.
+        // Said in errors only: what bounds a copy is that somebody reads from it, see
+        // `StateTransfer::abandoned`.
         install_snapshot_timeout: 10 * 60 * 1000,
         backoff: "20ms 50ms 100ms ...300ms".to_owned(),
         ..Config::default()

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use meridian_proto::log;
-use meridian_storage::{GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError, Syncer};
+use meridian_storage::{
+    GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError, Syncer,
+};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::ClientWriteError;
 use openraft::impls::OneshotResponder;
@@ -101,8 +103,9 @@ pub struct RaftGroup {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Leadership {
     pub term: u64,
-    /// Until then no other node can lead, whatever happens; `None` before a first quorum has answered.
-    /// It is counted on the monotonic clock, from when the heartbeats were sent that the quorum answered.
+    /// Until then no other node can lead, whatever happens; `None` before a first quorum has
+    /// answered. It is counted on the monotonic clock, from when the heartbeats were sent that the
+    /// quorum answered.
     pub lease_until: Option<Instant>,
     /// As `lease_until`, also where that is not to be trusted: that a quorum has answered of late.
     pub answered_until: Option<Instant>,
@@ -125,7 +128,9 @@ pub enum ProposalFailure {
     #[error("leadership was lost while the batch was in flight")]
     Unknown,
     /// Never appended: it could be sent to nobody, and nothing behind it either.
-    #[error("a batch of {bytes} bytes is larger than the {MAX_BATCH_BYTES} bytes that the log takes")]
+    #[error(
+        "a batch of {bytes} bytes is larger than the {MAX_BATCH_BYTES} bytes that the log takes"
+    )]
     TooLarge { bytes: usize },
 }
 
@@ -140,8 +145,8 @@ enum ProposalState {
 }
 
 impl Proposal {
-    /// Waits until the batch is committed and applied here. May be dropped at any await and called again,
-    /// until it has answered.
+    /// Waits until the batch is committed and applied here. May be dropped at any await and called
+    /// again, until it has answered.
     pub async fn applied(&mut self) -> Result<(), ProposalFailure> {
         match &mut self.state {
             ProposalState::Applied => Ok(()),
@@ -153,7 +158,8 @@ impl Proposal {
 fn outcome(result: Result<ClientWriteResult<TypeConfig>, ()>) -> Result<(), ProposalFailure> {
     match result {
         Ok(Ok(_)) => Ok(()),
-        // openraft's word that it was refused before it was appended. It says otherwise of what it cut off its log.
+        // openraft's word that it was refused before it was appended. It says otherwise of what it
+        // cut off its log.
         Ok(Err(ClientWriteError::ForwardToLeader(_))) => Err(ProposalFailure::NotAppended),
         Ok(Err(_)) | Err(()) => Err(ProposalFailure::Unknown),
     }
@@ -179,25 +185,33 @@ pub struct GroupStatus {
 }
 
 impl RaftGroup {
-    /// Opens the member from what its disk holds, and starts. What was committed and not flushed is applied
-    /// again by and by, see [`RaftGroup::recovered`]. It neither votes nor leads before
+    /// Opens the member from what its disk holds, and starts. What was committed and not flushed is
+    /// applied again by and by, see [`RaftGroup::recovered`]. It neither votes nor leads before
     /// [`RaftGroup::take_part`].
     ///
-    /// A node that did not form the group, and is not in it, waits for a leader that has it as a member. What
-    /// state it has is replaced by the leader's, even if it went further in an earlier epoch.
+    /// A node that did not form the group, and is not in it, waits for a leader that has it as a
+    /// member. What state it has is replaced by the leader's, even if it went further in an earlier
+    /// epoch.
     ///
     /// # Errors
     /// When storage fails.
     pub async fn open(options: RaftGroupOptions) -> Result<Self, StorageError> {
         let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
         let id = options.group;
-        let config = openraft_config(options.timing, id.to_string()).map_err(|error| refused(&error))?;
+        let config =
+            openraft_config(options.timing, id.to_string()).map_err(|error| refused(&error))?;
         let members = Arc::new(MemberMarks::new(id, options.node_id, options.high_water.clone()));
-        let (engine, syncer, high_water) = (Arc::clone(options.state.engine()), options.syncer, options.high_water);
+        let (engine, syncer, high_water) =
+            (Arc::clone(options.state.engine()), options.syncer, options.high_water);
         let log_cache = options.log_cache;
         // It reads all of the log that is not known to be whole.
         let opened = tokio::task::spawn_blocking(move || {
-            LogStore::open(GroupLog::open(engine, id, RecordKind::Entry)?, syncer, high_water, &log_cache)
+            LogStore::open(
+                GroupLog::open(engine, id, RecordKind::Entry)?,
+                syncer,
+                high_water,
+                &log_cache,
+            )
         })
         .await;
         let log = opened.map_err(|error| refused(&error))??;
@@ -212,7 +226,8 @@ impl RaftGroup {
                 purged.index
             )));
         }
-        let applied_term = machine.own(options.state.applied().raft).log_id.map_or(0, |applied| applied.term);
+        let applied_term =
+            machine.own(options.state.applied().raft).log_id.map_or(0, |applied| applied.term);
         let mut standing = membership::standing(options.state.engine(), id)?;
         if standing != Standing::Voteless && log.has_lost_votes(applied_term)? {
             tracing::error!(group = %id, "the votes that this member gave are gone from its disk: it votes no more, replace it");
@@ -227,7 +242,8 @@ impl RaftGroup {
             votes.follow_from(0);
         }
         let told = Arc::new(AtomicU64::new(0));
-        // Half of what followers grant; what may be wrong with it, and clocks that drift, take less than the rest.
+        // Half of what followers grant; what may be wrong with it, and clocks that drift, take less
+        // than the rest.
         let lease = election_timeout / 2;
         let lease_trust = Arc::new(LeaseTrust::new(election_timeout, lease));
         let network = NetworkFactory {
@@ -242,10 +258,17 @@ impl RaftGroup {
             members: Arc::clone(&members),
         };
         let applied = machine.applied();
-        let raft = Raft::new(options.node_id, Arc::new(config), network, log.clone(), machine.clone());
+        let raft =
+            Raft::new(options.node_id, Arc::new(config), network, log.clone(), machine.clone());
         let raft = raft.await.map_err(|error| refused(&error))?;
         let contact = Contact::default();
-        let timers = Timers::start(raft.clone(), options.node_id, contact.clone(), Arc::clone(&votes), options.timing);
+        let timers = Timers::start(
+            raft.clone(),
+            options.node_id,
+            contact.clone(),
+            Arc::clone(&votes),
+            options.timing,
+        );
         Ok(Self {
             id,
             node_id: options.node_id,
@@ -276,20 +299,21 @@ impl RaftGroup {
     }
 
     /// Begins to vote and to stand for election, once that is safe:
-    /// - A member that took part before waits an election timeout: it may have granted a lease right before
-    ///   it stopped, and has forgotten it.
+    /// - A member that took part before waits an election timeout: it may have granted a lease
+    ///   right before it stopped, and has forgotten it.
     /// - A new one first makes every other voter remember it.
-    /// - A member whose folder was wiped never votes again: it has forgotten its votes, and acknowledged
-    ///   entries that its quorum counted on. It goes on as a copy, once it knows that it voted in no later term than
-    ///   that of its leader.
-    /// - One that left the group and is back has acknowledged entries that it has deleted since: it waits until
-    ///   its log is as long as it was. So does one whose disk lost the end of its log.
+    /// - A member whose folder was wiped never votes again: it has forgotten its votes, and
+    ///   acknowledged entries that its quorum counted on. It goes on as a copy, once it knows that
+    ///   it voted in no later term than that of its leader.
+    /// - One that left the group and is back has acknowledged entries that it has deleted since: it
+    ///   waits until its log is as long as it was. So does one whose disk lost the end of its log.
     ///
-    /// `voters` are those of the group, or those to be: a node that is about to become a voter asks them too.
-    /// Serve the group's calls before this is called. May be dropped at any await and called again.
+    /// `voters` are those of the group, or those to be: a node that is about to become a voter asks
+    /// them too. Serve the group's calls before this is called. May be dropped at any await and
+    /// called again.
     ///
-    /// `vouched`: somebody who would know has said that this node's folder is its first. Then a new member
-    /// does not wait for voters that are away.
+    /// `vouched`: somebody who would know has said that this node's folder is its first. Then a new
+    /// member does not wait for voters that are away.
     pub async fn take_part(
         &self,
         voters: &BTreeSet<u64>,
@@ -300,7 +324,8 @@ impl RaftGroup {
         let standing = match membership::standing(engine, self.id)? {
             // Also with a log: a wiped member may have got one from the leader since.
             Standing::New => {
-                membership::join(engine, self.id, self.node_id, voters, peers, vouched, &self.votes).await?
+                membership::join(engine, self.id, self.node_id, voters, peers, vouched, &self.votes)
+                    .await?
             }
             known => known,
         };
@@ -315,12 +340,18 @@ impl RaftGroup {
         Ok(())
     }
 
-    /// Has every one of `voters` remember this member; or, if it has no vote, asks them from which term on it may
-    /// follow a leader. To be called when it takes part; may be dropped at any await.
-    pub async fn announce(&self, voters: &BTreeSet<u64>, peers: &Arc<dyn Peers>) -> Result<(), StorageError> {
+    /// Has every one of `voters` remember this member; or, if it has no vote, asks them from which
+    /// term on it may follow a leader. To be called when it takes part; may be dropped at any
+    /// await.
+    pub async fn announce(
+        &self,
+        voters: &BTreeSet<u64>,
+        peers: &Arc<dyn Peers>,
+    ) -> Result<(), StorageError> {
         let (engine, id, node_id) = (self.state.engine(), self.id, self.node_id);
         if membership::standing(engine, id)? == Standing::Voteless {
-            self.votes.follow_from(membership::follows_from(engine, id, node_id, voters, peers).await?);
+            self.votes
+                .follow_from(membership::follows_from(engine, id, node_id, voters, peers).await?);
             return Ok(());
         }
         membership::announce(engine, id, node_id, voters, peers).await
@@ -336,9 +367,10 @@ impl RaftGroup {
         Ok(())
     }
 
-    /// Stands for election without waiting for an election timeout, again and again until it knows a leader,
-    /// or does not vote. For the first leader of an epoch: the others are well, and wait for it. Where there
-    /// is a leader with a lease, its followers refuse, and nothing changes. May be dropped at any await.
+    /// Stands for election without waiting for an election timeout, again and again until it knows
+    /// a leader, or does not vote. For the first leader of an epoch: the others are well, and wait
+    /// for it. Where there is a leader with a lease, its followers refuse, and nothing changes. May
+    /// be dropped at any await.
     pub async fn elect_now(&self) {
         loop {
             match self.may_vote(false) {
@@ -360,8 +392,8 @@ impl RaftGroup {
     }
 
     /// From now on, and until the group is opened again, this member grants no vote (not even for a
-    /// transfer), counts none for itself, and does not stand for election. It goes on following a leader, or
-    /// leading: what was begun can be finished.
+    /// transfer), counts none for itself, and does not stand for election. It goes on following a
+    /// leader, or leading: what was begun can be finished.
     pub fn seal(&self) {
         self.votes.seal();
     }
@@ -369,7 +401,8 @@ impl RaftGroup {
     /// The newest term that this member has given a vote in, or has followed. Asked after
     /// [`RaftGroup::seal`]: it votes in no later one.
     pub async fn term(&self) -> u64 {
-        // Raft itself is asked, since what it publishes trails: a vote may be out that is not in there yet.
+        // Raft itself is asked, since what it publishes trails: a vote may be out that is not in
+        // there yet.
         match self.raft.with_raft_state(|state| state.vote_ref().leader_id.term).await {
             Ok(term) => term,
             Err(_) => self.status().term,
@@ -388,24 +421,28 @@ impl RaftGroup {
 
     /// Whether what the leader of `term` sends may be taken and acknowledged here.
     ///
-    /// A leader counts an acknowledgement for a commit, and for its lease, as the word of a member that has voted in
-    /// no later term. One that was wiped after it voted for another would let both lead, and commit. What it
-    /// acknowledged before, and lost, does no harm: it gives no vote, or none before its log is as long as it was, so
-    /// every later leader is elected by others that hold what was committed. A log that is merely shorter
-    /// ([`VoteGate::Behind`]) comes with all its votes, and has to be filled again: what it acknowledges, it holds.
+    /// A leader counts an acknowledgement for a commit, and for its lease, as the word of a member
+    /// that has voted in no later term. One that was wiped after it voted for another would let
+    /// both lead, and commit. What it acknowledged before, and lost, does no harm: it gives no
+    /// vote, or none before its log is as long as it was, so every later leader is elected by
+    /// others that hold what was committed. A log that is merely shorter ([`VoteGate::Behind`])
+    /// comes with all its votes, and has to be filled again: what it acknowledges, it holds.
     pub(crate) fn may_follow(&self, term: u64) -> Result<(), NoVote> {
         self.votes.may_follow(term)
     }
 
-    /// Whether this member may tell a leader that it knows of no later one. Its word is only good with all its
-    /// votes: not while it does not know whether it has them, nor while its log is behind what it held, as it says
-    /// itself or others remember: with a folder that was set back, votes are gone as well. `said` is what the leader
-    /// remembers of this member: the question may be the first that it hears since it was set back.
+    /// Whether this member may tell a leader that it knows of no later one. Its word is only good
+    /// with all its votes: not while it does not know whether it has them, nor while its log is
+    /// behind what it held, as it says itself or others remember: with a folder that was set back,
+    /// votes are gone as well. `said` is what the leader remembers of this member: the question may
+    /// be the first that it hears since it was set back.
     pub(crate) fn may_confirm(&self, said: Option<log::LogId>) -> Result<(), StorageError> {
         let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
         self.votes.may_confirm().map_err(|no_vote| refused(&no_vote))?;
         let last = self.log.last()?;
-        self.members.check(self.node_id, last.as_ref(), said).map_err(|rolled_back| refused(&rolled_back))
+        self.members
+            .check(self.node_id, last.as_ref(), said)
+            .map_err(|rolled_back| refused(&rolled_back))
     }
 
     pub(crate) fn members(&self) -> &Arc<MemberMarks> {
@@ -425,8 +462,8 @@ impl RaftGroup {
         self.members.check(self.node_id, last.as_ref(), remembered).map_err(refused)
     }
 
-    /// Waits until what was committed before this process started is applied again, at most `within`; false
-    /// if that was too short, as it is while no quorum can be reached.
+    /// Waits until what was committed before this process started is applied again, at most
+    /// `within`; false if that was too short, as it is while no quorum can be reached.
     pub async fn recovered(&self, within: Duration) -> bool {
         self.raft.wait_for_recovery(Some(within)).await.is_ok()
     }
@@ -449,19 +486,25 @@ impl RaftGroup {
         self.applied.clone()
     }
 
-    /// Appends the batch of this sequence if this node still leads in `term`; else it is not appended.
-    /// Returns when it is in this node's log. It must be called for one batch at a time.
+    /// Appends the batch of this sequence if this node still leads in `term`; else it is not
+    /// appended. Returns when it is in this node's log. It must be called for one batch at a time.
     ///
-    /// openraft may refuse one write and take the next in the same term (while its lease has run out for a
-    /// moment, or during a leadership transfer that fails). Would the next batch be sent before this one is
-    /// in the log, sequences could have a gap.
+    /// openraft may refuse one write and take the next in the same term (while its lease has run
+    /// out for a moment, or during a leadership transfer that fails). Would the next batch be sent
+    /// before this one is in the log, sequences could have a gap.
     ///
     /// A batch of more than [`MAX_BATCH_BYTES`] is not appended.
-    pub async fn propose(&self, batch: Bytes, sequence: u64, term: u64) -> Result<Proposal, ProposalFailure> {
+    pub async fn propose(
+        &self,
+        batch: Bytes,
+        sequence: u64,
+        term: u64,
+    ) -> Result<Proposal, ProposalFailure> {
         if batch.len() > MAX_BATCH_BYTES {
             return Err(ProposalFailure::TooLarge { bytes: batch.len() });
         }
-        let (responder, mut receiver) = OneshotResponder::<TypeConfig, ClientWriteResult<TypeConfig>>::new_pair();
+        let (responder, mut receiver) =
+            OneshotResponder::<TypeConfig, ClientWriteResult<TypeConfig>>::new_pair();
         let batch = EncodedBatch { bytes: batch, proposed_sequence: sequence };
         let mut appended = self.log.appended();
         if self.raft.write(batch).with_leader(term).responder(responder).await.is_err() {
@@ -484,21 +527,26 @@ impl RaftGroup {
         }
     }
 
-    /// Flushes the state, and purges the log up to the batch at `sequence`, or as far as was flushed.
+    /// Flushes the state, and purges the log up to the batch at `sequence`, or as far as was
+    /// flushed.
     pub async fn purge_through(&self, sequence: u64) -> Result<(), StorageError> {
         let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
-        // Here, and not only when openraft builds a snapshot: after a restart it takes the state that was
-        // applied again for one that was flushed.
+        // Here, and not only when openraft builds a snapshot: after a restart it takes the state
+        // that was applied again for one that was flushed.
         let state = self.state();
         let flushed = tokio::task::spawn_blocking(move || state.flush());
         let flushed = flushed.await.map_err(|error| refused(&error))??;
         let flushed = self.machine.own(flushed.raft).log_id;
-        let (Some(index), Some(flushed)) = (self.index_of(sequence)?, flushed) else { return Ok(()) };
+        let (Some(index), Some(flushed)) = (self.index_of(sequence)?, flushed) else {
+            return Ok(());
+        };
         let index = index.min(flushed.index);
         self.raft.trigger().snapshot().await.map_err(|error| refused(&error))?;
         let wait = self.raft.wait(Some(Duration::from_secs(60)));
         let built = wait.metrics(
-            move |metrics| metrics.snapshot.as_ref().is_some_and(|snapshot| snapshot.index >= index),
+            move |metrics| {
+                metrics.snapshot.as_ref().is_some_and(|snapshot| snapshot.index >= index)
+            },
             "state flushed",
         );
         built.await.map_err(|error| refused(&error))?;
@@ -536,13 +584,15 @@ impl RaftGroup {
         }
     }
 
-    /// Stops taking part. On return nothing of this member writes the log or the state any more: another
-    /// group may take the state over, or this one may be opened again. Its log can still be read here. State
-    /// that was not flushed is applied again when it is opened. May be dropped at any await: it goes on.
+    /// Stops taking part. On return nothing of this member writes the log or the state any more:
+    /// another group may take the state over, or this one may be opened again. Its log can still be
+    /// read here. State that was not flushed is applied again when it is opened. May be dropped at
+    /// any await: it goes on.
     pub async fn shutdown(&self) {
         let group = self.clone();
-        // A task of its own: whoever seals a voter may be a call that is cancelled, and openraft panics where
-        // the first who waits for its end goes away (`RaftCore should have already quit`).
+        // A task of its own: whoever seals a voter may be a call that is cancelled, and openraft
+        // panics where the first who waits for its end goes away (`RaftCore should have already
+        // quit`).
         let stopped = tokio::spawn(async move { group.stop().await });
         // Not finished: the runtime is ending.
         drop(stopped.await);

@@ -1,4 +1,5 @@
-//! When a leader's lease on reads is not to be counted on, though openraft says that a quorum answered lately.
+//! When a leader's lease on reads is not to be counted on, though openraft says that a quorum
+//! answered lately.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -25,10 +26,11 @@ impl Clocks {
 }
 
 /// Says no for as long as followers grant their leases,
-/// - after a follower took longer to answer than the lease leaves room for: openraft may have credited the leader
-///   with the sending time of a later request than the one that was answered, ahead by as much;
-/// - after the machine was suspended: the clock that leases are counted on stood still meanwhile, and others' did
-///   not.
+/// - after a follower took longer to answer than the lease leaves room for: openraft may have
+///   credited the leader with the sending time of a later request than the one that was answered,
+///   ahead by as much;
+/// - after the machine was suspended: the clock that leases are counted on stood still meanwhile,
+///   and others' did not.
 pub(crate) struct LeaseTrust {
     /// How much shorter the lease is than what followers grant.
     slack: Duration,
@@ -52,15 +54,25 @@ impl LeaseTrust {
         Self::on(granted, slack, Clocks::read)
     }
 
-    fn on(granted: Duration, slack: Duration, clocks: impl Fn() -> Clocks + Send + Sync + 'static) -> Self {
+    fn on(
+        granted: Duration,
+        slack: Duration,
+        clocks: impl Fn() -> Clocks + Send + Sync + 'static,
+    ) -> Self {
         let (started, being_told) = (clocks(), BTreeMap::new());
-        let state = State { distrusted_until: None, suspended: Duration::ZERO, started, being_told, next: 0 };
+        let state = State {
+            distrusted_until: None,
+            suspended: Duration::ZERO,
+            started,
+            being_told,
+            next: 0,
+        };
         Self { slack, granted, clocks: Box::new(clocks), state: Mutex::new(state) }
     }
 
-    /// To be called before openraft hears of the answer to what was sent then, and the result kept until openraft
-    /// has noted it. This thread may stand still at any instant in between, while others go on: what openraft
-    /// notes then may be as far ahead as the whole of that took.
+    /// To be called before openraft hears of the answer to what was sent then, and the result kept
+    /// until openraft has noted it. This thread may stand still at any instant in between, while
+    /// others go on: what openraft notes then may be as far ahead as the whole of that took.
     pub(crate) fn answered(self: &Arc<Self>, sent: Instant) -> Telling {
         let mut state = self.state.lock();
         state.next += 1;
@@ -75,7 +87,8 @@ impl LeaseTrust {
         let clocks = (self.clocks)();
         state.noticed(clocks, self.granted);
         let is_late = |sent: &Instant| clocks.now.saturating_duration_since(*sent) >= self.slack;
-        state.distrusted_until.is_none_or(|until| until <= clocks.now) && !state.being_told.values().any(is_late)
+        state.distrusted_until.is_none_or(|until| until <= clocks.now)
+            && !state.being_told.values().any(is_late)
     }
 }
 
@@ -100,7 +113,8 @@ impl Drop for Telling {
 impl State {
     fn noticed(&mut self, clocks: Clocks, granted: Duration) {
         let elapsed = clocks.now.saturating_duration_since(self.started.now);
-        let suspended = clocks.boot_time.saturating_sub(self.started.boot_time).saturating_sub(elapsed);
+        let suspended =
+            clocks.boot_time.saturating_sub(self.started.boot_time).saturating_sub(elapsed);
         if suspended > self.suspended + CLOCK_SLACK {
             self.distrusted_until = Some(clocks.now + granted);
         }
@@ -123,7 +137,10 @@ mod tests {
 
     impl Machine {
         fn new() -> Self {
-            let clocks = Arc::new(Mutex::new(Clocks { now: Instant::now(), boot_time: Duration::from_secs(1000) }));
+            let clocks = Arc::new(Mutex::new(Clocks {
+                now: Instant::now(),
+                boot_time: Duration::from_secs(1000),
+            }));
             let read = Arc::clone(&clocks);
             Self { clocks, trust: Arc::new(LeaseTrust::on(GRANTED, SLACK, move || *read.lock())) }
         }

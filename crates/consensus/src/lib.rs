@@ -1,15 +1,19 @@
 //! Raft over `meridian-storage`: the only crate that names openraft.
 //!
 //! What always holds here:
-//! - A group is named by shard and epoch on every call; a call for another group or node is refused.
+//! - A group is named by shard and epoch on every call; a call for another group or node is
+//!   refused.
 //! - An append is acknowledged when its bytes are fsynced, off the core loop.
 //! - A batch is proposed for one term only: in another it is not appended.
 //! - A member that was wiped, or has just started, does not vote: it has forgotten what it granted.
-//! - One that holds less than the others remember, or than its own mark says, does not vote until it is sent it.
-//! - A group begins at a base that its founders' states have; whoever does not have it gets a snapshot.
-//! - What the state says of Raft counts in the group that it names only; a state that left the shard's
-//!   history is neither announced nor applied to.
-//! - State is not durable when applied; [`RaftGroup::purge_through`] flushes it before the log is cut.
+//! - One that holds less than the others remember, or than its own mark says, does not vote until
+//!   it is sent it.
+//! - A group begins at a base that its founders' states have; whoever does not have it gets a
+//!   snapshot.
+//! - What the state says of Raft counts in the group that it names only; a state that left the
+//!   shard's history is neither announced nor applied to.
+//! - State is not durable when applied; [`RaftGroup::purge_through`] flushes it before the log is
+//!   cut.
 //!
 //! What is absent on purpose: evaluation, request ids, routing, and anything about replica regions.
 
@@ -39,8 +43,8 @@ mod wire;
 pub use clock::boot_time;
 pub use config::RaftTiming;
 pub use group::{
-    ChangeVotersFailure, Formed, GroupStatus, Leadership, MAX_BATCH_BYTES, NotLeading, Proposal, ProposalFailure,
-    RaftGroup, RaftGroupOptions, ReadLogFailure, Role,
+    ChangeVotersFailure, Formed, GroupStatus, Leadership, MAX_BATCH_BYTES, NotLeading, Proposal,
+    ProposalFailure, RaftGroup, RaftGroupOptions, ReadLogFailure, Role,
 };
 pub use log_cache::LogCache;
 pub use network::{Peers, StateTransfer, Transfer};

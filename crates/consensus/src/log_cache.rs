@@ -7,8 +7,8 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::type_config::Entry;
 
-/// The newest entries of all groups of a node, kept so that replication and apply need not read what was just
-/// written: together no more than a bound. Cheap to clone; clones share it.
+/// The newest entries of all groups of a node, kept so that replication and apply need not read
+/// what was just written: together no more than a bound. Cheap to clone; clones share it.
 #[derive(Clone)]
 pub struct LogCache {
     shared: Arc<Shared>,
@@ -28,7 +28,13 @@ struct Shared {
 
 impl LogCache {
     pub fn new(max_bytes: usize) -> Self {
-        Self { shared: Arc::new(Shared { max_bytes, used: AtomicUsize::new(0), tails: Mutex::default() }) }
+        Self {
+            shared: Arc::new(Shared {
+                max_bytes,
+                used: AtomicUsize::new(0),
+                tails: Mutex::default(),
+            }),
+        }
     }
 
     /// What the entries in it take, in bytes of batches.
@@ -38,8 +44,11 @@ impl LogCache {
 
     /// An empty tail, for one log.
     pub(crate) fn tail(&self) -> Arc<Tail> {
-        let tail =
-            Arc::new(Tail { shared: Arc::clone(&self.shared), bytes: AtomicUsize::new(0), entries: RwLock::default() });
+        let tail = Arc::new(Tail {
+            shared: Arc::clone(&self.shared),
+            bytes: AtomicUsize::new(0),
+            entries: RwLock::default(),
+        });
         let mut tails = self.shared.tails.lock();
         tails.retain(|tail| tail.strong_count() > 0);
         tails.push(Arc::downgrade(&tail));
@@ -48,8 +57,8 @@ impl LogCache {
 }
 
 impl Shared {
-    /// Drops entries of whichever log has most, down to a little less than the bound, so that not every append does
-    /// this.
+    /// Drops entries of whichever log has most, down to a little less than the bound, so that not
+    /// every append does this.
     fn make_room(&self) {
         if self.used.load(Ordering::Relaxed) <= self.max_bytes {
             return;
@@ -57,7 +66,8 @@ impl Shared {
         let tails: Vec<Arc<Tail>> = self.tails.lock().iter().filter_map(Weak::upgrade).collect();
         let enough = self.max_bytes - self.max_bytes / 16;
         while self.used.load(Ordering::Relaxed) > enough
-            && let Some(largest) = tails.iter().max_by_key(|tail| tail.bytes.load(Ordering::Relaxed))
+            && let Some(largest) =
+                tails.iter().max_by_key(|tail| tail.bytes.load(Ordering::Relaxed))
         {
             let mut entries = largest.entries.write();
             if entries.is_empty() {
@@ -122,10 +132,12 @@ impl Tail {
         self.drop_all(&mut self.entries.write());
     }
 
-    /// Entries of `start..end` up to `max_bytes`, at least one, if all of them from `start` on are here.
+    /// Entries of `start..end` up to `max_bytes`, at least one, if all of them from `start` on are
+    /// here.
     pub(crate) fn read(&self, start: u64, end: u64, max_bytes: usize) -> Option<Vec<Entry>> {
         let cached = self.entries.read();
-        let first = cached.front().map(|entry| entry.log_id.index).filter(|first| *first <= start)?;
+        let first =
+            cached.front().map(|entry| entry.log_id.index).filter(|first| *first <= start)?;
         let skip = usize::try_from(start - first).ok()?;
         let count = usize::try_from(end.saturating_sub(start)).ok()?;
         let mut bytes = 0;
@@ -175,7 +187,10 @@ mod tests {
 
     fn entry(index: u64, bytes: usize) -> Entry {
         let batch = EncodedBatch::stored(vec![0; bytes].into());
-        Entry { log_id: wire::log_id(log::LogId { term: 1, index }), payload: EntryPayload::Normal(batch) }
+        Entry {
+            log_id: wire::log_id(log::LogId { term: 1, index }),
+            payload: EntryPayload::Normal(batch),
+        }
     }
 
     #[test]
@@ -187,7 +202,11 @@ mod tests {
             busy.push([entry(index, 1000)]);
             assert!(cache.used_bytes() <= 1 << 20);
         }
-        assert_eq!(quiet.read(1, 11, usize::MAX).unwrap().len(), 10, "a quiet log keeps what little it has");
+        assert_eq!(
+            quiet.read(1, 11, usize::MAX).unwrap().len(),
+            10,
+            "a quiet log keeps what little it has"
+        );
         assert!(busy.read(1, 2, usize::MAX).is_none());
         assert!(busy.read(4600, 5001, usize::MAX).unwrap().len() == 401, "the newest are kept");
         // One entry that is larger than all there is goes at once.
@@ -211,7 +230,8 @@ mod tests {
     #[test]
     fn the_largest_logs_make_room_one_after_the_other_and_no_more_than_is_needed() {
         let cache = LogCache::new(1_600_000);
-        let of_1000 = |indexes: std::ops::RangeInclusive<u64>| indexes.map(|index| entry(index, 1000 - 64));
+        let of_1000 =
+            |indexes: std::ops::RangeInclusive<u64>| indexes.map(|index| entry(index, 1000 - 64));
         (0..3).for_each(|_| drop(cache.tail()));
         let (first, second, third) = (cache.tail(), cache.tail(), cache.tail());
         assert_eq!(cache.shared.tails.lock().len(), 3, "those that are gone are forgotten");
@@ -222,8 +242,14 @@ mod tests {
         // A sixteenth below the bound. The largest gave half of what it had, and then another was.
         assert_eq!(cache.used_bytes(), 1_500_000);
         let kept = |tail: &Tail| (tail.entries.read().len(), tail.bytes.load(Ordering::Relaxed));
-        assert_eq!([kept(&first), kept(&second), kept(&third)], [(375, 375_000), (625, 625_000), (1, 500_000)]);
-        assert!(first.read(375, 751, usize::MAX).is_none() && first.read(376, 751, usize::MAX).is_some());
+        assert_eq!(
+            [kept(&first), kept(&second), kept(&third)],
+            [(375, 375_000), (625, 625_000), (1, 500_000)]
+        );
+        assert!(
+            first.read(375, 751, usize::MAX).is_none()
+                && first.read(376, 751, usize::MAX).is_some()
+        );
     }
 
     #[test]

@@ -25,8 +25,8 @@ const PURGED: u8 = b'p';
 /// How far the log went that was deleted when this node left the group, or whose end was lost.
 const LEFT: u8 = b'l';
 
-/// What one read returns at most, in bytes, or one entry; openraft's own bound counts entries. So an entry that
-/// is larger travels alone, and only its own size decides whether a message holds it.
+/// What one read returns at most, in bytes, or one entry; openraft's own bound counts entries. So
+/// an entry that is larger travels alone, and only its own size decides whether a message holds it.
 const READ_BYTES: usize = 2 << 20;
 
 /// One Raft group's log. Appends are readable at once and acknowledged when fsynced.
@@ -44,16 +44,16 @@ struct Shared {
     appended: watch::Sender<(u64, u64)>,
     /// The first index still in the log and the one behind the last.
     bounds: RwLock<(u64, u64)>,
-    /// How often the log was cut back. openraft may cut it while an earlier append waits for its fsync; that
-    /// append must not raise the high-water mark any more.
+    /// How often the log was cut back. openraft may cut it while an earlier append waits for its
+    /// fsync; that append must not raise the high-water mark any more.
     truncations: Mutex<u64>,
 }
 
 impl Shared {
     fn truncate_after(&self, last_log_id: Option<LogId>) -> Result<(), StorageError> {
         if let Some(marks) = &self.high_water {
-            // Not held for the disk: the only thread that syncs logs waits for it. What was appended before raises the
-            // mark before this, or not at all.
+            // Not held for the disk: the only thread that syncs logs waits for it. What was
+            // appended before raises the mark before this, or not at all.
             *self.truncations.lock() += 1;
             marks.lower(self.log.group(), last_log_id.as_ref().map_or(0, |last| last.index))?;
         }
@@ -101,13 +101,15 @@ impl LogStore {
         Ok(self.shared.log.mark(VOTE)?.is_some())
     }
 
-    /// Whether a vote is missing that was saved, and fsynced: before the first entry of its term came, or, as the
-    /// mark beside the database says, without one. `applied`: the term of the last entry that the state has.
+    /// Whether a vote is missing that was saved, and fsynced: before the first entry of its term
+    /// came, or, as the mark beside the database says, without one. `applied`: the term of the last
+    /// entry that the state has.
     pub(crate) fn has_lost_votes(&self, applied: u64) -> Result<bool, StorageError> {
         let last = self.last()?.map_or(0, |last| last.leader_id.term);
         let marks = self.shared.high_water.as_ref();
         let saved = marks.map_or(0, |marks| marks.voted(self.shared.log.group()));
-        Ok(vote_mark(&self.shared.log)?.map_or(0, |vote| vote.leader_id.term) < last.max(applied).max(saved))
+        Ok(vote_mark(&self.shared.log)?.map_or(0, |vote| vote.leader_id.term)
+            < last.max(applied).max(saved))
     }
 
     pub(crate) fn last(&self) -> Result<Option<LogId>, StorageError> {
@@ -129,7 +131,8 @@ impl LogStore {
         *self.shared.bounds.read()
     }
 
-    /// Entries from `start` (inclusive) to `end` (exclusive), up to `max_bytes`, at least one if there is one.
+    /// Entries from `start` (inclusive) to `end` (exclusive), up to `max_bytes`, at least one if
+    /// there is one.
     pub(crate) fn read(&self, start: u64, end: u64, max_bytes: usize) -> io::Result<Vec<Entry>> {
         if let Some(entries) = self.shared.tail.read(start, end, max_bytes) {
             return Ok(entries);
@@ -187,16 +190,18 @@ impl LogStore {
         log.erase(&[COMMITTED, PURGED, VOTE, LEFT], None)
     }
 
-    /// Deletes all entries, and keeps the vote and how far the log, or the state, went. Durable after the next
-    /// sync.
+    /// Deletes all entries, and keeps the vote and how far the log, or the state, went. Durable
+    /// after the next sync.
     pub(crate) fn leave(log: &GroupLog, applied: Option<LogId>) -> Result<(), StorageError> {
         let left = Self::last_log_id(log)?.max(applied).max(Self::left(log)?);
         let left = left.map(|left| wire::log_id_to_wire(&left).encode_to_vec());
-        // In one write. A power loss that kept only that the log is empty would leave a member that votes.
+        // In one write. A power loss that kept only that the log is empty would leave a member that
+        // votes.
         log.erase(&[COMMITTED, PURGED], left.as_ref().map(|left| (LEFT, left.as_slice())))
     }
 
-    /// How far this node's log went when it left the group, or lost an end that was durable; `None`: it never did.
+    /// How far this node's log went when it left the group, or lost an end that was durable;
+    /// `None`: it never did.
     pub(crate) fn left(log: &GroupLog) -> Result<Option<LogId>, StorageError> {
         log_id_mark(log, LEFT)
     }
@@ -247,7 +252,11 @@ impl RaftLogReader<TypeConfig> for LogStore {
         Ok(vote_mark(&self.shared.log)?)
     }
 
-    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>, io::Error> {
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Entry>, io::Error> {
         self.read(start, end, READ_BYTES)
     }
 }
@@ -267,7 +276,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         self.shared.log.put_mark(VOTE, &wire::vote_to_wire(vote).encode_to_vec())?;
         self.sync().await?;
-        // Behind the vote, so that a crash in between looks like no loss, and before anybody is told of it.
+        // Behind the vote, so that a crash in between looks like no loss, and before anybody is
+        // told of it.
         let (shared, term) = (Arc::clone(&self.shared), vote.leader_id.term);
         let Some(marks) = shared.high_water.clone() else { return Ok(()) };
         Ok(off_the_runtime(move || marks.vote(shared.log.group(), term)).await??)
@@ -276,19 +286,24 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         let Some(committed) = committed else { return Ok(()) };
         self.shared.log.put_mark(COMMITTED, &wire::log_id_to_wire(&committed).encode_to_vec())?;
-        // Not synced: losing it only makes a restart learn it from the leader. But it outlives this process, to say of a
-        // region that was lost what it had committed.
+        // Not synced: losing it only makes a restart learn it from the leader. But it outlives this
+        // process, to say of a region that was lost what it had committed.
         Ok(self.shared.log.write_out()?)
     }
 
-    /// At most the end of the log. The mark is not synced with the entries that it speaks of, so after a power loss
-    /// it may be there without them, and openraft does not start with what it cannot apply again.
+    /// At most the end of the log. The mark is not synced with the entries that it speaks of, so
+    /// after a power loss it may be there without them, and openraft does not start with what it
+    /// cannot apply again.
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
         let (log, last) = (&self.shared.log, Self::last_log_id(&self.shared.log)?);
         Ok(log_id_mark(log, COMMITTED)?.and_then(|committed| last.min(Some(committed))))
     }
 
-    async fn append<I>(&mut self, entries: I, callback: IOFlushed<TypeConfig>) -> Result<(), io::Error>
+    async fn append<I>(
+        &mut self,
+        entries: I,
+        callback: IOFlushed<TypeConfig>,
+    ) -> Result<(), io::Error>
     where
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
@@ -325,12 +340,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 
-    /// Off the runtime: the mark is fsynced before the log is cut. openraft waits for it before it goes on.
+    /// Off the runtime: the mark is fsynced before the log is cut. openraft waits for it before it
+    /// goes on.
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> Result<(), io::Error> {
         let shared = Arc::clone(&self.shared);
         off_the_runtime(move || shared.truncate_after(last_log_id)).await??;
-        // Before anything takes the place of what was cut. Else a power loss could undo the cut and keep part of
-        // what was appended after it: a log without a hole that no leader ever had.
+        // Before anything takes the place of what was cut. Else a power loss could undo the cut and
+        // keep part of what was appended after it: a log without a hole that no leader ever had.
         self.sync().await
     }
 

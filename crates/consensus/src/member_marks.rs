@@ -1,13 +1,15 @@
 //! How far each member's log was, as the others remember it.
 //!
-//! A member whose data folder was rolled back as a whole (a virtual machine's snapshot, a restored backup) finds
-//! nothing missing in it: log, vote and high-water mark went back together. Its quorum counted on what it
-//! acknowledged since, so the others tell it. With every append the leader says what each member holds of what is
-//! committed; all keep that beside their own high-water marks, and whoever asks for a vote, or is asked for one,
-//! compares. The log of one that is behind grows again as its leader sends what it lacks, and then it votes.
+//! A member whose data folder was rolled back as a whole (a virtual machine's snapshot, a restored
+//! backup) finds nothing missing in it: log, vote and high-water mark went back together. Its
+//! quorum counted on what it acknowledged since, so the others tell it. With every append the
+//! leader says what each member holds of what is committed; all keep that beside their own
+//! high-water marks, and whoever asks for a vote, or is asked for one, compares. The log of one
+//! that is behind grows again as its leader sends what it lacks, and then it votes.
 //!
-//! No append waits for this. What a member acknowledged in the last heartbeat before it stopped may not have been
-//! told to others, and one that loses power forgets up to a second of what it was told.
+//! No append waits for this. What a member acknowledged in the last heartbeat before it stopped may
+//! not have been told to others, and one that loses power forgets up to a second of what it was
+//! told.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -72,9 +74,12 @@ impl MemberMarks {
         }
     }
 
-    /// What a leader says in `term`, in which this is committed: how much of that each member holds.
+    /// What a leader says in `term`, in which this is committed: how much of that each member
+    /// holds.
     pub(crate) fn told(&self, term: u64, committed: Option<&LogId>) -> Vec<raft::MemberMark> {
-        let (Some(marks), Some(committed)) = (&self.high_water, committed.map(mark)) else { return Vec::new() };
+        let (Some(marks), Some(committed)) = (&self.high_water, committed.map(mark)) else {
+            return Vec::new();
+        };
         let mut leading = self.leading.lock();
         if leading.term != term {
             *leading = Leading { term, ..Leading::default() };
@@ -97,7 +102,11 @@ impl MemberMarks {
         let Some(marks) = &self.high_water else { return };
         for member in told.iter().take(MEMBERS) {
             let Some(log_id) = &member.log_id else { continue };
-            marks.remember(self.group, member.node_id, MemberMark { term: log_id.term, index: log_id.index });
+            marks.remember(
+                self.group,
+                member.node_id,
+                MemberMark { term: log_id.term, index: log_id.index },
+            );
         }
     }
 
@@ -107,7 +116,8 @@ impl MemberMarks {
         Some(meridian_proto::log::LogId { term: held.term, index: held.index })
     }
 
-    /// Whether a member whose log ends at `last` holds what this one remembers, and what another says.
+    /// Whether a member whose log ends at `last` holds what this one remembers, and what another
+    /// says.
     pub(crate) fn check(
         &self,
         node: u64,
@@ -125,8 +135,14 @@ impl MemberMarks {
 
     /// A follower does not have the entry at `conflict`, which is in this leader's log.
     pub(crate) fn conflicts(&self, node: u64, conflict: &LogId) {
-        let Some(held) = self.high_water.as_ref().and_then(|marks| marks.remembered(self.group, node)) else { return };
-        if conflict.index <= held.index && self.leading.lock().rolled_back.insert(node, held) != Some(held) {
+        let Some(held) =
+            self.high_water.as_ref().and_then(|marks| marks.remembered(self.group, node))
+        else {
+            return;
+        };
+        if conflict.index <= held.index
+            && self.leading.lock().rolled_back.insert(node, held) != Some(held)
+        {
             tracing::error!(
                 group = %self.group, node, held_term = held.term, held_index = held.index, missing = conflict.index,
                 "a member has lost entries that it had acknowledged: its data folder was rolled back, or its disk lost \
@@ -160,14 +176,16 @@ mod tests {
         let follower = MemberMarks::new(GROUP, 2, Some(Arc::clone(&second)));
         assert_eq!(leader.told(3, None), []);
         leader.told(3, Some(&id(2, 5)));
-        // What it sent before this term may have been cut; 2 has more than is committed, 3 less, 1 has not synced.
+        // What it sent before this term may have been cut; 2 has more than is committed, 3 less, 1
+        // has not synced.
         leader.acknowledged(2, &id(2, 9));
         assert_eq!(leader.told(3, Some(&id(2, 6))), []);
         leader.acknowledged(2, &id(3, 12));
         leader.acknowledged(3, &id(3, 8));
         first.raise(GROUP, 9);
         let told = leader.told(3, Some(&id(3, 10)));
-        let nodes: Vec<_> = told.iter().map(|mark| (mark.node_id, mark.log_id.unwrap().index)).collect();
+        let nodes: Vec<_> =
+            told.iter().map(|mark| (mark.node_id, mark.log_id.unwrap().index)).collect();
         assert_eq!(nodes, [(2, 10), (3, 8)]);
         first.raise(GROUP, 10);
         assert_eq!(leader.told(3, Some(&id(3, 10))).len(), 3);
@@ -177,8 +195,17 @@ mod tests {
         for member in [&leader, &follower, &restarted] {
             assert_eq!(member.check(2, Some(&id(3, 10)), None), Ok(()));
             assert_eq!(member.check(2, Some(&id(4, 6)), None), Ok(()));
-            assert!(member.check(2, Some(&id(3, 9)), None).unwrap_err().to_string().contains("index 9, and it had"));
-            assert!(member.check(2, Some(&id(2, 30)), None).is_err() && member.check(2, None, None).is_err());
+            assert!(
+                member
+                    .check(2, Some(&id(3, 9)), None)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("index 9, and it had")
+            );
+            assert!(
+                member.check(2, Some(&id(2, 30)), None).is_err()
+                    && member.check(2, None, None).is_err()
+            );
             assert_eq!(member.check(4, None, None), Ok(()));
         }
         // What the other says counts as well.
@@ -223,7 +250,9 @@ mod tests {
         let held = |index| marks.remember(GROUP, 2, MemberMark { term: 3, index });
         let said = Said::default();
         let conflicts = |node, index| {
-            tracing::subscriber::with_default(said.clone(), || leader.conflicts(node, &id(3, index)));
+            tracing::subscriber::with_default(said.clone(), || {
+                leader.conflicts(node, &id(3, index))
+            });
             said.0.load(Ordering::SeqCst)
         };
         held(10);

@@ -46,7 +46,11 @@ fn put_durably(engine: &Arc<dyn Engine>, key: Vec<u8>, value: &[u8]) -> Result<(
     engine.sync()
 }
 
-async fn put_off_the_runtime(engine: &Arc<dyn Engine>, key: Vec<u8>, value: &[u8]) -> Result<(), StorageError> {
+async fn put_off_the_runtime(
+    engine: &Arc<dyn Engine>,
+    key: Vec<u8>,
+    value: &[u8],
+) -> Result<(), StorageError> {
     let (engine, value) = (Arc::clone(engine), value.to_vec());
     let put = off_the_runtime(move || put_durably(&engine, key, &value)).await;
     put.map_err(|error| StorageError::Refused(error.to_string()))?
@@ -61,7 +65,8 @@ pub(crate) fn standing(engine: &Arc<dyn Engine>, group: GroupId) -> Result<Stand
     })
 }
 
-/// Remembers, durably, the incarnation of another member, if no other is remembered. Whether this one is.
+/// Remembers, durably, the incarnation of another member, if no other is remembered. Whether this
+/// one is.
 pub(crate) fn record(
     engine: &Arc<dyn Engine>,
     group: GroupId,
@@ -75,11 +80,16 @@ pub(crate) fn record(
     }
 }
 
-fn remembered(engine: &Arc<dyn Engine>, group: GroupId, node: u64) -> Result<Option<Bytes>, StorageError> {
+fn remembered(
+    engine: &Arc<dyn Engine>,
+    group: GroupId,
+    node: u64,
+) -> Result<Option<Bytes>, StorageError> {
     engine.get(META_FAMILY, &key(b"incarnation", group, node))
 }
 
-/// Before the votes and the log of a stopped group are deleted: this node must not vote in it again.
+/// Before the votes and the log of a stopped group are deleted: this node must not vote in it
+/// again.
 pub(crate) fn resign(engine: &Arc<dyn Engine>, group: GroupId) -> Result<(), StorageError> {
     engine.create_family(META_FAMILY)?;
     let mut writes = WriteBatch::default();
@@ -89,9 +99,9 @@ pub(crate) fn resign(engine: &Arc<dyn Engine>, group: GroupId) -> Result<(), Sto
     engine.sync()
 }
 
-/// For a member without a vote: the term from which on it may follow leaders, since it has forgotten no vote of a
-/// later one. Whom it voted for has saved that term before it asked, so every other voter is asked for its own, until
-/// all have answered; then it is remembered.
+/// For a member without a vote: the term from which on it may follow leaders, since it has
+/// forgotten no vote of a later one. Whom it voted for has saved that term before it asked, so
+/// every other voter is asked for its own, until all have answered; then it is remembered.
 pub(crate) async fn follows_from(
     engine: &Arc<dyn Engine>,
     group: GroupId,
@@ -131,13 +141,16 @@ pub(crate) async fn follows_from(
     Ok(newest)
 }
 
-/// Asks every other voter to remember this incarnation, until all have answered; the first refusal decides.
+/// Asks every other voter to remember this incarnation, until all have answered; the first refusal
+/// decides.
 ///
-/// All of them, since any one may be all that is left to tell a later incarnation that it is not the first.
-/// Where somebody else vouches that this is the first, it does not wait for those that are away.
+/// All of them, since any one may be all that is left to tell a later incarnation that it is not
+/// the first. Where somebody else vouches that this is the first, it does not wait for those that
+/// are away.
 ///
-/// It follows leaders once it knows that it is the first: when a majority, with itself, has answered, or those are
-/// waited for no longer. Before it voted, every voter remembered it; one that does not has been wiped itself.
+/// It follows leaders once it knows that it is the first: when a majority, with itself, has
+/// answered, or those are waited for no longer. Before it voted, every voter remembered it; one
+/// that does not has been wiped itself.
 pub(crate) async fn join(
     engine: &Arc<dyn Engine>,
     group: GroupId,
@@ -165,7 +178,8 @@ pub(crate) async fn join(
                 Some(answer) if answer.accepted => drop(asking.remove(&voter)),
                 Some(_) => {
                     votes.follow_nobody();
-                    put_off_the_runtime(engine, key(b"standing", group, 0), Standing::VOTELESS).await?;
+                    put_off_the_runtime(engine, key(b"standing", group, 0), Standing::VOTELESS)
+                        .await?;
                     return Ok(Standing::Voteless);
                 }
                 None => {}
@@ -188,8 +202,8 @@ pub(crate) async fn join(
     Ok(Standing::Member)
 }
 
-/// Tells every other voter of this member's incarnation, until each has answered: it may have become a member
-/// while they were away, and they lead when it is to vote again.
+/// Tells every other voter of this member's incarnation, until each has answered: it may have
+/// become a member while they were away, and they lead when it is to vote again.
 pub(crate) async fn announce(
     engine: &Arc<dyn Engine>,
     group: GroupId,
@@ -210,8 +224,9 @@ pub(crate) async fn announce(
     Ok(())
 }
 
-/// Before `newcomer` becomes a voter: waits until this node, the leader, remembers it (what it forgets from
-/// then on is noticed), and tells it of the other voters, since it may be all that is left to remember them.
+/// Before `newcomer` becomes a voter: waits until this node, the leader, remembers it (what it
+/// forgets from then on is noticed), and tells it of the other voters, since it may be all that is
+/// left to remember them.
 pub(crate) async fn introduce(
     engine: &Arc<dyn Engine>,
     group: GroupId,

@@ -13,8 +13,8 @@ use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError, StreamAppendResult,
-    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
+    StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, EntryPayload, OptionalSend};
 use parking_lot::Mutex;
@@ -33,8 +33,9 @@ use crate::type_config::{Snapshot, TypeConfig, Vote};
 use crate::votes::Votes;
 use crate::wire::{self, InvalidMessage};
 
-/// Bytes of one message between members at most. Batches are far below ([`crate::MAX_BATCH_BYTES`]); what an
-/// earlier version has put into a log must go through all the same, or nothing behind it ever commits.
+/// Bytes of one message between members at most. Batches are far below
+/// ([`crate::MAX_BATCH_BYTES`]); what an earlier version has put into a log must go through all the
+/// same, or nothing behind it ever commits.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 256 << 20;
 
 /// Before a call that failed, or a stream that could not be opened, is tried again.
@@ -51,8 +52,8 @@ pub type Transfer<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 
 /// Moves whole states between nodes.
 pub trait StateTransfer: Send + Sync + 'static {
-    /// Keeps the snapshot ready to be fetched, and returns the id to fetch it by; the same for the same snapshot. It
-    /// may be forgotten when nobody has fetched from it for a while.
+    /// Keeps the snapshot ready to be fetched, and returns the id to fetch it by; the same for the
+    /// same snapshot. It may be forgotten when nobody has fetched from it for a while.
     fn offer(&self, group: GroupId, snapshot: Arc<StateSnapshot>) -> String;
 
     /// Ends when nobody has fetched from what is offered under the id for so long that nobody will.
@@ -60,8 +61,8 @@ pub trait StateTransfer: Send + Sync + 'static {
         Box::pin(std::future::pending())
     }
 
-    /// Fetches what `source` offers under the id into a staged state of `state`. Dropped, and called again with the
-    /// same id soon after, it goes on where it stopped.
+    /// Fetches what `source` offers under the id into a staged state of `state`. Dropped, and
+    /// called again with the same id soon after, it goes on where it stopped.
     fn fetch(
         self: Arc<Self>,
         group: GroupId,
@@ -79,8 +80,8 @@ pub(crate) struct NetworkFactory {
     pub(crate) peers: Arc<dyn Peers>,
     pub(crate) transfer: Arc<dyn StateTransfer>,
     pub(crate) votes: Arc<Votes>,
-    /// For a follower's answer to one append of a stream, with its fsync. openraft's own time to live is too
-    /// short for a disk that is busy; nobody but this follower waits meanwhile.
+    /// For a follower's answer to one append of a stream, with its fsync. openraft's own time to
+    /// live is too short for a disk that is busy; nobody but this follower waits meanwhile.
     pub(crate) append_timeout: Duration,
     /// The highest index that anybody was told to be committed; raised before it is sent.
     pub(crate) told: Arc<AtomicU64>,
@@ -89,13 +90,18 @@ pub(crate) struct NetworkFactory {
 }
 
 impl NetworkFactory {
-    fn append_request(&self, target: u64, request: &AppendEntriesRequest<TypeConfig>) -> raft::AppendRequest {
+    fn append_request(
+        &self,
+        target: u64,
+        request: &AppendEntriesRequest<TypeConfig>,
+    ) -> raft::AppendRequest {
         let committed = request.leader_commit.as_ref().map_or(0, |log_id| log_id.index);
         self.told.fetch_max(committed, Ordering::SeqCst);
         if let Err(error) = verify_entries(self.group, request) {
             fatal(&error);
         }
-        let members = self.members.told(request.vote.leader_id.term, request.leader_commit.as_ref());
+        let members =
+            self.members.told(request.vote.leader_id.term, request.leader_commit.as_ref());
         raft::AppendRequest { members, ..wire::append_request_to_wire(self.group(target), request) }
     }
 
@@ -109,9 +115,12 @@ impl NetworkFactory {
     }
 }
 
-/// What this leader's memory or disk has changed would be refused by all for as long as it leads, and nothing would be
-/// committed.
-fn verify_entries(group: GroupId, request: &AppendEntriesRequest<TypeConfig>) -> Result<(), StorageError> {
+/// What this leader's memory or disk has changed would be refused by all for as long as it leads,
+/// and nothing would be committed.
+fn verify_entries(
+    group: GroupId,
+    request: &AppendEntriesRequest<TypeConfig>,
+) -> Result<(), StorageError> {
     for entry in &request.entries {
         if let EntryPayload::Normal(batch) = &entry.payload {
             verify_checksum(&batch.bytes).map_err(|error| StorageError::Corruption {
@@ -139,9 +148,10 @@ pub(crate) struct Network {
     kept: Option<KeptStream>,
 }
 
-/// A stream of appends that is kept from one heartbeat to the next: to open one for each costs more than all else that
-/// an idle group does. One heartbeat at a time is on its way: what is not answered when it is given up takes the stream
-/// with it, so that its answer is never taken for that to a later one.
+/// A stream of appends that is kept from one heartbeat to the next: to open one for each costs more
+/// than all else that an idle group does. One heartbeat at a time is on its way: what is not
+/// answered when it is given up takes the stream with it, so that its answer is never taken for
+/// that to a later one.
 struct KeptStream {
     requests: mpsc::Sender<raft::AppendRequest>,
     responses: Streaming<raft::AppendResponse>,
@@ -200,7 +210,9 @@ impl Network {
         let channel = self.factory.peers.channel(self.target);
         let channel = channel.ok_or_else(|| unreachable(&AnyError::error("no such node")))?;
         let client = RaftClient::new(channel);
-        Ok(client.max_decoding_message_size(MAX_MESSAGE_BYTES).max_encoding_message_size(MAX_MESSAGE_BYTES))
+        Ok(client
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES))
     }
 
     fn group(&self) -> raft::Group {
@@ -244,8 +256,9 @@ impl Network {
         Ok(response)
     }
 
-    /// A request that comes alone, as openraft sends heartbeats, and counts the answer from when it asked for this very
-    /// one. Over the stream that is kept, or over a new one where that has ended, as with the member's process.
+    /// A request that comes alone, as openraft sends heartbeats, and counts the answer from when it
+    /// asked for this very one. Over the stream that is kept, or over a new one where that has
+    /// ended, as with the member's process.
     async fn alone(
         &mut self,
         request: Option<AppendEntriesRequest<TypeConfig>>,
@@ -282,7 +295,9 @@ impl Network {
         limit: Duration,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let SnapshotData::Local(data) = snapshot.snapshot else {
-            return Err(unreachable(&AnyError::error("only a state of one's own can be sent")).into());
+            return Err(
+                unreachable(&AnyError::error("only a state of one's own can be sent")).into()
+            );
         };
         let mut client = self.client()?;
         let snapshot_id = self.factory.transfer.offer(self.factory.group, data);
@@ -294,8 +309,9 @@ impl Network {
             snapshot_id: snapshot_id.clone(),
             source: self.factory.node_id,
         };
-        // However long it takes: a state grows with what is written, and the link does not. One that broke off is
-        // offered the same snapshot again, see `StateMachine::get_current_snapshot`.
+        // However long it takes: a state grows with what is written, and the link does not. One
+        // that broke off is offered the same snapshot again, see
+        // `StateMachine::get_current_snapshot`.
         let response = tokio::select! {
             response = client.install_snapshot(request) => response.map_err(|status| unreachable(&status))?,
             () = Arc::clone(&self.factory.transfer).abandoned(snapshot_id) => {
@@ -318,7 +334,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
     ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
         let request = self.factory.append_request(self.target, &rpc);
         let mut client = self.client()?;
-        let response = self.within(RPCTypes::AppendEntries, &option, client.append(request)).await?;
+        let response =
+            self.within(RPCTypes::AppendEntries, &option, client.append(request)).await?;
         let response = wire::append_response(response).map_err(|error| malformed(&error))?;
         if let AppendEntriesResponse::HigherVote(higher) = &response {
             believe(higher, rpc.vote.leader_id.term)?;
@@ -326,15 +343,19 @@ impl RaftNetworkV2<TypeConfig> for Network {
         Ok(response)
     }
 
-    /// Pipelined over one gRPC stream, whose transport keeps the order. A response that is due and does not
-    /// come in time ends the stream; an idle stream stays open. What is to come alone goes over the stream that is kept.
+    /// Pipelined over one gRPC stream, whose transport keeps the order. A response that is due and
+    /// does not come in time ends the stream; an idle stream stays open. What is to come alone goes
+    /// over the stream that is kept.
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
         _option: RPCOption,
     ) -> BoxFuture<
         's,
-        Result<BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>, RPCError<TypeConfig>>,
+        Result<
+            BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>,
+            RPCError<TypeConfig>,
+        >,
     >
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
@@ -342,15 +363,18 @@ impl RaftNetworkV2<TypeConfig> for Network {
         Box::pin(async move {
             if input.size_hint().1 == Some(1) {
                 let mut input = input;
-                let result = futures::stream::once(async move { self.alone(input.next().await).await.transpose() });
+                let result = futures::stream::once(async move {
+                    self.alone(input.next().await).await.transpose()
+                });
                 return Ok(Box::pin(result.filter_map(std::future::ready)) as BoxStream<'s, _>);
             }
             let (factory, target) = (self.factory.clone(), self.target);
             let within = self.factory.append_timeout;
             let lease_trust = Arc::clone(&self.factory.lease_trust);
             let members = Arc::clone(&self.factory.members);
-            // When each request was sent that is not answered yet, and until when its answer is waited for: it has
-            // the time that its bytes may take, behind those before it. Answers come in the same order.
+            // When each request was sent that is not answered yet, and until when its answer is
+            // waited for: it has the time that its bytes may take, behind those before it. Answers
+            // come in the same order.
             let due = Arc::new(Mutex::new(VecDeque::<(Instant, Instant)>::new()));
             let sent = Arc::clone(&due);
             let term = Arc::new(AtomicU64::new(0));
@@ -360,7 +384,10 @@ impl RaftNetworkV2<TypeConfig> for Network {
                 let request = factory.append_request(target, &request);
                 let (now, mut due) = (Instant::now(), sent.lock());
                 let behind = due.back().map_or(now, |(_, until)| *until);
-                due.push_back((now, behind.max(now + within) + transfer_time(request.encoded_len())));
+                due.push_back((
+                    now,
+                    behind.max(now + within) + transfer_time(request.encoded_len()),
+                ));
                 request
             });
             let mut client = self.client()?;
@@ -375,34 +402,52 @@ impl RaftNetworkV2<TypeConfig> for Network {
                 Err(_) => return Err(self.timeout(RPCTypes::AppendEntries, within).into()),
             };
             let timeout = self.timeout(RPCTypes::AppendEntries, within);
-            let results = futures::stream::unfold((Some(responses), None), move |(responses, told)| {
-                let (due, lease_trust, timeout) = (Arc::clone(&due), Arc::clone(&lease_trust), timeout.clone());
-                let (members, term) = (Arc::clone(&members), Arc::clone(&term));
-                async move {
-                    // openraft asks for the next one when it has noted the one before.
-                    drop::<Option<Telling>>(told);
-                    let mut responses = responses?;
-                    loop {
-                        let until = due.lock().front().map(|(_, until)| *until);
-                        let wait = until.map_or(within, |until| until.saturating_duration_since(Instant::now()));
-                        return match tokio::time::timeout(wait, responses.next()).await {
-                            Ok(None) => None,
-                            Ok(Some(Ok(response))) => {
-                                let sent = due.lock().pop_front();
-                                let telling = sent.map(|(sent, _)| lease_trust.answered(sent));
-                                match stream_result(&members, target, term.load(Ordering::Relaxed), response) {
-                                    Ok(result @ Ok(_)) => Some((Ok(result), (Some(responses), telling))),
-                                    Ok(rejected) => Some((Ok(rejected), (None, telling))),
-                                    Err(error) => Some((Err(error), (None, telling))),
+            let results =
+                futures::stream::unfold((Some(responses), None), move |(responses, told)| {
+                    let (due, lease_trust, timeout) =
+                        (Arc::clone(&due), Arc::clone(&lease_trust), timeout.clone());
+                    let (members, term) = (Arc::clone(&members), Arc::clone(&term));
+                    async move {
+                        // openraft asks for the next one when it has noted the one before.
+                        drop::<Option<Telling>>(told);
+                        let mut responses = responses?;
+                        loop {
+                            let until = due.lock().front().map(|(_, until)| *until);
+                            let wait = until.map_or(within, |until| {
+                                until.saturating_duration_since(Instant::now())
+                            });
+                            return match tokio::time::timeout(wait, responses.next()).await {
+                                Ok(None) => None,
+                                Ok(Some(Ok(response))) => {
+                                    let sent = due.lock().pop_front();
+                                    let telling = sent.map(|(sent, _)| lease_trust.answered(sent));
+                                    match stream_result(
+                                        &members,
+                                        target,
+                                        term.load(Ordering::Relaxed),
+                                        response,
+                                    ) {
+                                        Ok(result @ Ok(_)) => {
+                                            Some((Ok(result), (Some(responses), telling)))
+                                        }
+                                        Ok(rejected) => Some((Ok(rejected), (None, telling))),
+                                        Err(error) => Some((Err(error), (None, telling))),
+                                    }
                                 }
-                            }
-                            Ok(Some(Err(status))) => Some((Err(failed(&status)), (None, None))),
-                            Err(_) if due.lock().front().is_none_or(|(_, until)| Instant::now() < *until) => continue,
-                            Err(_) => Some((Err(timeout.into()), (None, None))),
-                        };
+                                Ok(Some(Err(status))) => Some((Err(failed(&status)), (None, None))),
+                                Err(_)
+                                    if due
+                                        .lock()
+                                        .front()
+                                        .is_none_or(|(_, until)| Instant::now() < *until) =>
+                                {
+                                    continue;
+                                }
+                                Err(_) => Some((Err(timeout.into()), (None, None))),
+                            };
+                        }
                     }
-                }
-            });
+                });
             Ok(Box::pin(results) as BoxStream<'s, _>)
         })
     }
@@ -453,7 +498,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
             to: *req.to_node_id(),
         };
         let mut client = self.client()?;
-        let response = self.within(RPCTypes::TransferLeader, &option, client.transfer_leader(request)).await?;
+        let response =
+            self.within(RPCTypes::TransferLeader, &option, client.transfer_leader(request)).await?;
         let missing = || malformed(&InvalidMessage::Missing("result"));
         Ok(match response.result.ok_or_else(missing)? {
             raft::transfer_leader_response::Result::Accepted(_) => Ok(()),
@@ -462,7 +508,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
                 Err(TransferLeaderError::VoteChanged { expected, actual })
             }
             raft::transfer_leader_response::Result::LogNotFlushed(matched) => {
-                let (expected, actual) = (req.last_log_id().cloned(), matched.log_id.map(wire::log_id));
+                let (expected, actual) =
+                    (req.last_log_id().cloned(), matched.log_id.map(wire::log_id));
                 Err(TransferLeaderError::LogNotFlushed { expected, actual })
             }
         })

@@ -1,11 +1,13 @@
-//! What becomes of the log of a group that is not open any more: what it holds beyond the base of a later epoch
-//! is shown, and then it is deleted.
+//! What becomes of the log of a group that is not open any more: what it holds beyond the base of a
+//! later epoch is shown, and then it is deleted.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 use meridian_proto::log;
-use meridian_storage::{Engine, GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError};
+use meridian_storage::{
+    Engine, GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError,
+};
 use openraft::EntryPayload;
 
 use crate::group::{Sought, seek, sequence_of};
@@ -16,12 +18,13 @@ use crate::{membership, wire};
 /// What is held in memory at a time, at least, in bytes.
 const READ_BYTES: usize = 2 << 20;
 
-/// Calls `visit` with each batch behind `after_sequence` that the log of a stopped group has, in order: its
-/// sequence, the id of its entry, its stored bytes, and whether this node knows that it was committed. What is not
-/// known to be committed may have been: the leader alone knows before the others hear of it.
+/// Calls `visit` with each batch behind `after_sequence` that the log of a stopped group has, in
+/// order: its sequence, the id of its entry, its stored bytes, and whether this node knows that it
+/// was committed. What is not known to be committed may have been: the leader alone knows before
+/// the others hear of it.
 ///
-/// Where batches right behind `after_sequence` were purged, those visited begin later, or there are none: the
-/// caller, who knows what the state has, says so.
+/// Where batches right behind `after_sequence` were purged, those visited begin later, or there are
+/// none: the caller, who knows what the state has, says so.
 pub fn log_batches_beyond(
     engine: &Arc<dyn Engine>,
     group: GroupId,
@@ -46,10 +49,16 @@ pub fn log_batches_beyond(
         next = read + 1;
         for (index, bytes) in records {
             let entry = LogStore::decode(group, index, bytes)?;
-            let sequence = sequence_of(group, &entry)?.filter(|sequence| *sequence > after_sequence);
+            let sequence =
+                sequence_of(group, &entry)?.filter(|sequence| *sequence > after_sequence);
             if let (Some(sequence), EntryPayload::Normal(batch)) = (sequence, entry.payload) {
                 let log_id = wire::log_id_to_wire(&entry.log_id);
-                visit(sequence, log_id, batch.bytes, committed.is_some_and(|committed| index <= committed))?;
+                visit(
+                    sequence,
+                    log_id,
+                    batch.bytes,
+                    committed.is_some_and(|committed| index <= committed),
+                )?;
             }
         }
     }
@@ -72,8 +81,9 @@ pub fn is_in_use(engine: &Arc<dyn Engine>, group: GroupId) -> Result<bool, Stora
     LogStore::is_in_use(&GroupLog::open(Arc::clone(engine), group, RecordKind::Entry)?)
 }
 
-/// Deletes, durably, what this node keeps of a stopped group of an earlier epoch: log, votes and marks. What is
-/// kept says that it never votes in that group again, since it does not know any more what it voted.
+/// Deletes, durably, what this node keeps of a stopped group of an earlier epoch: log, votes and
+/// marks. What is kept says that it never votes in that group again, since it does not know any
+/// more what it voted.
 ///
 /// May be called again, also after a crash in between.
 pub fn forget_group(
@@ -87,9 +97,10 @@ pub fn forget_group(
     erase(engine, group, LogStore::erase)
 }
 
-/// Deletes, durably, the log of a stopped group that goes on without this node, and keeps its votes and how far
-/// its log went: made a member again, it begins with the leader's snapshot, and votes once it holds as much.
-/// Before, its acknowledgements still count with members that know it for a voter, and nothing here backs them.
+/// Deletes, durably, the log of a stopped group that goes on without this node, and keeps its votes
+/// and how far its log went: made a member again, it begins with the leader's snapshot, and votes
+/// once it holds as much. Before, its acknowledgements still count with members that know it for a
+/// voter, and nothing here backs them.
 ///
 /// May be called again, also after a crash in between.
 pub fn leave_group(

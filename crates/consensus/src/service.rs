@@ -10,7 +10,8 @@ use meridian_storage::{Engine, GroupId};
 use meridian_types::{Epoch, ShardId};
 use openraft::EntryPayload;
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, TransferLeaderRequest, VoteRequest,
+    AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, TransferLeaderRequest,
+    VoteRequest,
 };
 use parking_lot::{Mutex, RwLock};
 use tonic::{Request, Response, Status, Streaming};
@@ -37,14 +38,24 @@ pub struct RaftService {
 
 impl RaftService {
     pub fn new(node_id: u64, transfer: Arc<dyn StateTransfer>, engine: Arc<dyn Engine>) -> Self {
-        Self { node_id, groups: Arc::default(), transfer, engine, joins: Arc::default(), full: Arc::new(|_| false) }
+        Self {
+            node_id,
+            groups: Arc::default(),
+            transfer,
+            engine,
+            joins: Arc::default(),
+            full: Arc::new(|_| false),
+        }
     }
 
-    /// While `full` says so of a group, batches and states of its leader are refused: what the disk has no room for would
-    /// stop the process, and at its next start again. Heartbeats, votes, and what a new leader or a change of voters
-    /// needs are taken.
+    /// While `full` says so of a group, batches and states of its leader are refused: what the disk
+    /// has no room for would stop the process, and at its next start again. Heartbeats, votes, and
+    /// what a new leader or a change of voters needs are taken.
     #[must_use]
-    pub fn refusing_batches_while(self, full: impl Fn(GroupId) -> bool + Send + Sync + 'static) -> Self {
+    pub fn refusing_batches_while(
+        self,
+        full: impl Fn(GroupId) -> bool + Send + Sync + 'static,
+    ) -> Self {
         Self { full: Arc::new(full), ..self }
     }
 
@@ -53,8 +64,8 @@ impl RaftService {
         self.groups.write().insert(group.id(), group);
     }
 
-    /// Calls for this group are refused from now on, as those for a group that was never here. Those being
-    /// served end when the group is shut down.
+    /// Calls for this group are refused from now on, as those for a group that was never here.
+    /// Those being served end when the group is shut down.
     pub fn unregister(&self, group: GroupId) {
         self.groups.write().remove(&group);
     }
@@ -67,7 +78,10 @@ impl RaftService {
     }
 
     /// The group that is asked for its vote, if it may give one now.
-    fn vote_request(&self, wire: raft::VoteRequest) -> Result<(RaftGroup, VoteRequest<TypeConfig>), Status> {
+    fn vote_request(
+        &self,
+        wire: raft::VoteRequest,
+    ) -> Result<(RaftGroup, VoteRequest<TypeConfig>), Status> {
         let (group, remembered) = (self.group(wire.group)?, wire.remembered);
         let request = wire::vote_request(wire).map_err(invalid)?;
         may_vote(&group, request.leadership_transfer)?;
@@ -79,10 +93,15 @@ impl RaftService {
         Ok((group, request))
     }
 
-    /// What Raft says to the requests of one stream. What is malformed or for another group than the first
-    /// ends the stream; the requests before it are served.
-    async fn append_results(&self, mut requests: Streaming<raft::AppendRequest>) -> Result<AppendResults, Status> {
-        let Some(first) = requests.message().await? else { return Ok(Box::pin(futures::stream::empty())) };
+    /// What Raft says to the requests of one stream. What is malformed or for another group than
+    /// the first ends the stream; the requests before it are served.
+    async fn append_results(
+        &self,
+        mut requests: Streaming<raft::AppendRequest>,
+    ) -> Result<AppendResults, Status> {
+        let Some(first) = requests.message().await? else {
+            return Ok(Box::pin(futures::stream::empty()));
+        };
         let group = self.group(first.group)?;
         let expected = first.group;
         let input = futures::stream::once(async { Ok(first) }).chain(requests);
@@ -90,14 +109,18 @@ impl RaftService {
         let refusal = Arc::new(Mutex::new(None));
         let (member, refused, full) = (group.clone(), Arc::clone(&refusal), Arc::clone(&self.full));
         let input = input.map(move |request: Result<raft::AppendRequest, Status>| {
-            let of_another = || Status::invalid_argument("a request for another group than the first of its stream");
+            let of_another = || {
+                Status::invalid_argument("a request for another group than the first of its stream")
+            };
             let checked = request.and_then(|request| match request.group == expected {
                 true => append_request(&member, request, &*full),
                 false => Err(of_another()),
             });
             checked.map_err(|status| *refused.lock() = Some(status)).ok()
         });
-        let input = input.take_while(|request| std::future::ready(request.is_some())).filter_map(std::future::ready);
+        let input = input
+            .take_while(|request| std::future::ready(request.is_some()))
+            .filter_map(std::future::ready);
         let contact = group.contact().clone();
         let results = group.raft().stream_append(input).map(move |result| match result {
             Ok(result) => {
@@ -109,14 +132,16 @@ impl RaftService {
             Err(fatal) => Err(stopped(fatal)),
         });
         let refusal = futures::stream::once(async move { refusal.lock().take() });
-        let refusal = refusal.filter_map(|status: Option<Status>| std::future::ready(status.map(Err)));
+        let refusal =
+            refusal.filter_map(|status: Option<Status>| std::future::ready(status.map(Err)));
         Ok(Box::pin(results.chain(refusal)))
     }
 
     fn group(&self, wire: Option<raft::Group>) -> Result<RaftGroup, Status> {
         let id = self.group_id(wire)?;
         let group = self.groups.read().get(&id).cloned();
-        group.ok_or_else(|| Status::not_found(format!("node {} has no group of {id}", self.node_id)))
+        group
+            .ok_or_else(|| Status::not_found(format!("node {} has no group of {id}", self.node_id)))
     }
 
     /// The group that is meant, if the call is for this node.
@@ -124,16 +149,22 @@ impl RaftService {
         let wire = wire.ok_or_else(|| Status::invalid_argument("field `group` is missing"))?;
         if wire.target != self.node_id {
             let (this, meant) = (self.node_id, wire.target);
-            return Err(Status::failed_precondition(format!("this is node {this}, the call is for node {meant}")));
+            return Err(Status::failed_precondition(format!(
+                "this is node {this}, the call is for node {meant}"
+            )));
         }
-        let epoch = u16::try_from(wire.epoch).map_err(|_| Status::invalid_argument("field `epoch` is too large"))?;
+        let epoch = u16::try_from(wire.epoch)
+            .map_err(|_| Status::invalid_argument("field `epoch` is too large"))?;
         Ok(GroupId { shard: ShardId(wire.shard), epoch: Epoch(epoch) })
     }
 }
 
-/// Asked before Raft is asked for a vote, and again before its answer leaves: see [`crate::votes::Votes`].
+/// Asked before Raft is asked for a vote, and again before its answer leaves: see
+/// [`crate::votes::Votes`].
 fn may_vote(group: &RaftGroup, leadership_transfer: bool) -> Result<(), Status> {
-    group.may_vote(leadership_transfer).map_err(|no_vote| Status::failed_precondition(no_vote.to_string()))
+    group
+        .may_vote(leadership_transfer)
+        .map_err(|no_vote| Status::failed_precondition(no_vote.to_string()))
 }
 
 /// Asked before anything is taken from a leader: its append, its snapshot, or its question.
@@ -154,9 +185,9 @@ fn may_be_of_term(group: &RaftGroup, vote: &Vote) -> Result<(), Status> {
     })
 }
 
-/// What another member sent to be appended, if all of it can be: each batch must be what its leader made, of this
-/// group, and in a format that is known here. Once it was appended, one that is not would stop this process, now and
-/// at every start.
+/// What another member sent to be appended, if all of it can be: each batch must be what its leader
+/// made, of this group, and in a format that is known here. Once it was appended, one that is not
+/// would stop this process, now and at every start.
 #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
 fn append_request(
     group: &RaftGroup,
@@ -167,7 +198,9 @@ fn append_request(
     let request = wire::append_request(wire).map_err(invalid)?;
     may_be_of_term(group, &request.vote)?;
     may_follow(group, request.vote.leader_id.term)?;
-    if request.entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Normal(_))) && full(group.id()) {
+    if request.entries.iter().any(|entry| matches!(entry.payload, EntryPayload::Normal(_)))
+        && full(group.id())
+    {
         return Err(no_room());
     }
     let mut sequences = Vec::with_capacity(request.entries.len());
@@ -178,12 +211,16 @@ fn append_request(
         };
         let position = decode_batch(batch.bytes.clone()).map(|batch| batch.position);
         let of_another = Err(InvalidBatch::Field("epoch"));
-        let position = position.and_then(|at| if at.epoch == group.id().epoch { Ok(at) } else { of_another });
+        let position =
+            position.and_then(|at| if at.epoch == group.id().epoch { Ok(at) } else { of_another });
         match position {
             Ok(position) => sequences.push(Some(position.sequence)),
             Err(error) => {
                 group.state().refusals().record(group.id().shard, &error);
-                return Err(Status::data_loss(format!("log entry {}: {error}", entry.log_id.index)));
+                return Err(Status::data_loss(format!(
+                    "log entry {}: {error}",
+                    entry.log_id.index
+                )));
             }
         }
     }
@@ -211,7 +248,8 @@ fn stopped(error: impl std::fmt::Display) -> Status {
 impl raft_server::Raft for RaftService {
     type StreamAppendStream = AppendResults;
 
-    /// Answers at once, before the first request: a leader with nothing to send opens its streams too.
+    /// Answers at once, before the first request: a leader with nothing to send opens its streams
+    /// too.
     async fn stream_append(
         &self,
         request: Request<Streaming<raft::AppendRequest>>,
@@ -219,20 +257,26 @@ impl raft_server::Raft for RaftService {
         let (service, requests) = (self.clone(), request.into_inner());
         let results = futures::stream::once(async move {
             service.append_results(requests).await.unwrap_or_else(|status| {
-                let refusal: Self::StreamAppendStream = Box::pin(futures::stream::once(async { Err(status) }));
+                let refusal: Self::StreamAppendStream =
+                    Box::pin(futures::stream::once(async { Err(status) }));
                 refusal
             })
         });
         Ok(Response::new(Box::pin(results.flatten())))
     }
 
-    async fn append(&self, request: Request<raft::AppendRequest>) -> Result<Response<raft::AppendResponse>, Status> {
+    async fn append(
+        &self,
+        request: Request<raft::AppendRequest>,
+    ) -> Result<Response<raft::AppendResponse>, Status> {
         let request = request.into_inner();
         let group = self.group(request.group)?;
         if is_question(&request) {
             let said = request.members.iter().find(|member| member.node_id == self.node_id);
             let said = said.and_then(|member| member.log_id);
-            group.may_confirm(said).map_err(|error| Status::failed_precondition(error.to_string()))?;
+            group
+                .may_confirm(said)
+                .map_err(|error| Status::failed_precondition(error.to_string()))?;
         }
         let request = append_request(&group, request, &*self.full)?;
         let previous = request.prev_log_id;
@@ -244,7 +288,10 @@ impl raft_server::Raft for RaftService {
         Ok(Response::new(wire::append_response_to_wire(response, previous, last)))
     }
 
-    async fn vote(&self, request: Request<raft::VoteRequest>) -> Result<Response<raft::VoteResponse>, Status> {
+    async fn vote(
+        &self,
+        request: Request<raft::VoteRequest>,
+    ) -> Result<Response<raft::VoteResponse>, Status> {
         let (group, request) = self.vote_request(request.into_inner())?;
         let leadership_transfer = request.leadership_transfer;
         let response = group.raft().vote(request).await.map_err(stopped)?;
@@ -255,7 +302,10 @@ impl raft_server::Raft for RaftService {
         Ok(Response::new(wire::vote_response_to_wire(&response)))
     }
 
-    async fn pre_vote(&self, request: Request<raft::VoteRequest>) -> Result<Response<raft::VoteResponse>, Status> {
+    async fn pre_vote(
+        &self,
+        request: Request<raft::VoteRequest>,
+    ) -> Result<Response<raft::VoteResponse>, Status> {
         let (group, request) = self.vote_request(request.into_inner())?;
         let response = group.raft().pre_vote(request).await.map_err(stopped)?;
         Ok(Response::new(wire::vote_response_to_wire(&response)))
@@ -268,8 +318,10 @@ impl raft_server::Raft for RaftService {
         use openraft::raft::TransferLeaderError;
         let request = request.into_inner();
         let group = self.group(request.group)?;
-        let from =
-            request.from_leader.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("from_leader")))?;
+        let from = request
+            .from_leader
+            .map(wire::vote)
+            .ok_or_else(|| invalid(InvalidMessage::Missing("from_leader")))?;
         may_be_of_term(&group, &from)?;
         may_vote(&group, true)?;
         // openraft tells all voters, and only the one that is meant may stand for election.
@@ -283,13 +335,19 @@ impl raft_server::Raft for RaftService {
             }
             Err(TransferLeaderError::LogNotFlushed { actual, .. }) => {
                 let log_id = actual.as_ref().map(wire::log_id_to_wire);
-                raft::transfer_leader_response::Result::LogNotFlushed(raft::Matched { log_id, partial: false })
+                raft::transfer_leader_response::Result::LogNotFlushed(raft::Matched {
+                    log_id,
+                    partial: false,
+                })
             }
         };
         Ok(Response::new(raft::TransferLeaderResponse { result: Some(result) }))
     }
 
-    async fn join(&self, request: Request<raft::JoinRequest>) -> Result<Response<raft::JoinResponse>, Status> {
+    async fn join(
+        &self,
+        request: Request<raft::JoinRequest>,
+    ) -> Result<Response<raft::JoinResponse>, Status> {
         let request = request.into_inner();
         let id = self.group_id(request.group)?;
         let (engine, joins) = (Arc::clone(&self.engine), Arc::clone(&self.joins));
@@ -298,10 +356,13 @@ impl raft_server::Raft for RaftService {
             membership::record(&engine, id, request.node_id, &request.incarnation)
         };
         let known = tokio::task::spawn_blocking(joined).await.map_err(stopped)?.map_err(stopped)?;
-        // Asked behind what was recorded, by one that must hear of every vote that it may have been asked for.
+        // Asked behind what was recorded, by one that must hear of every vote that it may have been
+        // asked for.
         let group = self.groups.read().get(&id).cloned();
         let term = match group {
-            Some(group) => group.raft().with_raft_state(|state| state.vote_ref().leader_id.term).await.ok(),
+            Some(group) => {
+                group.raft().with_raft_state(|state| state.vote_ref().leader_id.term).await.ok()
+            }
             None => None,
         };
         Ok(Response::new(raft::JoinResponse { accepted: known, term }))
@@ -313,14 +374,20 @@ impl raft_server::Raft for RaftService {
     ) -> Result<Response<raft::InstallSnapshotResponse>, Status> {
         let request = request.into_inner();
         let group = self.group(request.group)?;
-        let vote = request.vote.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("vote")))?;
+        let vote =
+            request.vote.map(wire::vote).ok_or_else(|| invalid(InvalidMessage::Missing("vote")))?;
         may_be_of_term(&group, &vote)?;
         may_follow(&group, vote.leader_id.term)?;
         let meta = SnapshotMeta {
             last_log_id: request.last_log_id.map(wire::log_id),
             last_membership: wire::stored_membership(request.last_membership).map_err(invalid)?,
         };
-        let fetched = Arc::clone(&self.transfer).fetch(group.id(), request.source, request.snapshot_id, group.state());
+        let fetched = Arc::clone(&self.transfer).fetch(
+            group.id(),
+            request.source,
+            request.snapshot_id,
+            group.state(),
+        );
         let no_room_is_left = async {
             while !(self.full)(group.id()) {
                 tokio::time::sleep(LOOK_FOR_ROOM).await;
@@ -333,7 +400,9 @@ impl raft_server::Raft for RaftService {
         };
         let snapshot = Snapshot { meta, snapshot: SnapshotData::Staged(staged) };
         let response = group.raft().install_full_snapshot(vote, snapshot).await.map_err(stopped)?;
-        Ok(Response::new(raft::InstallSnapshotResponse { vote: Some(wire::vote_to_wire(&response.vote)) }))
+        Ok(Response::new(raft::InstallSnapshotResponse {
+            vote: Some(wire::vote_to_wire(&response.vote)),
+        }))
     }
 }
 
@@ -346,7 +415,8 @@ mod tests {
     /// One whose log is shorter than it was answers no question, and is to be sent what it lacks.
     #[test]
     fn what_brings_or_follows_anything_is_no_question() {
-        let question = raft::AppendRequest { vote: Some(log::Vote::default()), ..Default::default() };
+        let question =
+            raft::AppendRequest { vote: Some(log::Vote::default()), ..Default::default() };
         assert!(is_question(&question));
         let some = Some(log::LogId::default());
         for other in [

@@ -4,7 +4,9 @@ use std::sync::{Arc, Weak};
 
 use futures::{FutureExt, Stream, StreamExt};
 use meridian_proto::decode_stored;
-use meridian_storage::{GroupId, RaftApplied, Replace, ShardState, StagedState, StateSnapshot, StorageError};
+use meridian_storage::{
+    GroupId, RaftApplied, Replace, ShardState, StagedState, StateSnapshot, StorageError,
+};
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use parking_lot::Mutex;
@@ -20,9 +22,10 @@ const COPY_BYTES: usize = 1 << 20;
 
 /// Applies committed batches, blindly, to the shard's state.
 ///
-/// The state outlives the group: it may come from an earlier epoch, and goes on to later ones. What it says
-/// of Raft counts here only if it says it of this group. A state that is of no use to this group (it is not
-/// at the base, or beyond it) stays as it is until the leader's snapshot takes its place.
+/// The state outlives the group: it may come from an earlier epoch, and goes on to later ones. What
+/// it says of Raft counts here only if it says it of this group. A state that is of no use to this
+/// group (it is not at the base, or beyond it) stays as it is until the leader's snapshot takes its
+/// place.
 #[derive(Clone)]
 pub(crate) struct StateMachine {
     state: Arc<ShardState>,
@@ -31,7 +34,8 @@ pub(crate) struct StateMachine {
 }
 
 struct Shared {
-    /// The sequence and the Raft term of what this group applied last; zeros before it has the state.
+    /// The sequence and the Raft term of what this group applied last; zeros before it has the
+    /// state.
     applied: watch::Sender<(u64, u64)>,
     /// The sequence that goes with the index of what this group applied last.
     last: Mutex<Option<LastApplied>>,
@@ -79,8 +83,8 @@ impl StateMachine {
         *self.shared.last.lock()
     }
 
-    /// From now on the state is not touched: openraft's worker may outlive openraft. Blocks while a snapshot
-    /// is being installed.
+    /// From now on the state is not touched: openraft's worker may outlive openraft. Blocks while a
+    /// snapshot is being installed.
     pub(crate) fn close(&self) {
         *self.shared.running.lock() = false;
     }
@@ -90,8 +94,8 @@ impl StateMachine {
         if raft.epoch == Some(self.group.epoch) { raft } else { RaftApplied::default() }
     }
 
-    /// A state that is not of this group is announced as nothing: a sequence in it that is reached need not
-    /// be the one that was committed.
+    /// A state that is not of this group is announced as nothing: a sequence in it that is reached
+    /// need not be the one that was committed.
     fn announce(&self) {
         let applied = self.state.applied();
         let Some(log_id) = self.own(applied.raft).log_id else { return };
@@ -101,7 +105,10 @@ impl StateMachine {
     }
 
     fn corruption(&self, index: u64, detail: impl ToString) -> StorageError {
-        StorageError::Corruption { what: format!("log entry {index} of {}", self.group), detail: detail.to_string() }
+        StorageError::Corruption {
+            what: format!("log entry {index} of {}", self.group),
+            detail: detail.to_string(),
+        }
     }
 
     /// False if the group was shut down meanwhile, and nothing was applied.
@@ -123,11 +130,13 @@ impl StateMachine {
             match &entry.payload {
                 EntryPayload::Blank => {}
                 EntryPayload::Normal(encoded) => {
-                    let decoded =
-                        decode_stored(encoded.bytes.clone()).map_err(|error| self.corruption(index, error))?;
+                    let decoded = decode_stored(encoded.bytes.clone())
+                        .map_err(|error| self.corruption(index, error))?;
                     let position = decoded.batch.position;
                     if position.epoch != self.group.epoch {
-                        return Err(self.corruption(index, format!("batch {position} is of another epoch")));
+                        return Err(
+                            self.corruption(index, format!("batch {position} is of another epoch"))
+                        );
                     }
                     batches.push(decoded);
                 }
@@ -141,8 +150,8 @@ impl StateMachine {
         Ok(true)
     }
 
-    /// The first snapshot of this group may take the place of any state: what the one in use has of an
-    /// earlier epoch and not of this one's base was never in this group's history.
+    /// The first snapshot of this group may take the place of any state: what the one in use has of
+    /// an earlier epoch and not of this one's base was never in this group's history.
     fn install(&self, staged: StagedState, raft: RaftApplied) -> Result<(), StorageError> {
         let running = self.shared.running.lock();
         if !*running {
@@ -195,7 +204,8 @@ impl StateMachine {
         self.shared.purged.fetch_max(index, Ordering::SeqCst);
     }
 
-    /// The snapshot that a member is copying or was until a moment ago, if the log goes on from there.
+    /// The snapshot that a member is copying or was until a moment ago, if the log goes on from
+    /// there.
     fn offered(&self) -> Option<Arc<StateSnapshot>> {
         let snapshot = self.shared.offered.lock().upgrade()?;
         let index = self.own(snapshot.applied().raft.clone()).log_id?.index;
@@ -234,8 +244,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 bytes += items.last().map_or(0, encoded_bytes);
             }
             let machine = self.clone();
-            // Off the runtime: where a disk does not keep up, writes wait for it. It ends before the next begins.
-            let (applied, done) = off_the_runtime(move || (machine.apply_entries(&items), items)).await?;
+            // Off the runtime: where a disk does not keep up, writes wait for it. It ends before
+            // the next begins.
+            let (applied, done) =
+                off_the_runtime(move || (machine.apply_entries(&items), items)).await?;
             if !applied? {
                 // Whoever waits is told that the outcome is not known.
                 continue;
@@ -254,7 +266,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.clone()
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), io::Error> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotData,
+    ) -> Result<(), io::Error> {
         let raft = RaftApplied {
             epoch: Some(self.group.epoch),
             log_id: meta.last_log_id.as_ref().map(wire::log_id_to_wire),
@@ -264,8 +280,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(off_the_runtime(move || machine.install(machine.staged(snapshot)?, raft)).await??)
     }
 
-    /// The state itself is the snapshot. One that is not of this group is none. While a member copies one, it is the
-    /// same: a copy that broke off can then go on, however long it takes.
+    /// The state itself is the snapshot. One that is not of this group is none. While a member
+    /// copies one, it is the same: a copy that broke off can then go on, however long it takes.
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<SnapshotData>>, io::Error> {
         if self.own(self.state.applied().raft).log_id.is_none() {
             return Ok(None);
@@ -297,7 +313,8 @@ mod tests {
     use meridian_proto::encode_batch;
     use meridian_storage::{Call, HookedEngine, Hooks, MemoryEngine};
     use meridian_types::{
-        Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding,
+        Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, ShardId,
+        Value, ValueEncoding,
     };
 
     use super::*;
@@ -317,7 +334,8 @@ mod tests {
 
     fn machine(epoch: u16, raft: RaftApplied) -> StateMachine {
         let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
-        let shipped = Batch { position: Position::new(Epoch(1), 1), time_ms: 0, transactions: Vec::new() };
+        let shipped =
+            Batch { position: Position::new(Epoch(1), 1), time_ms: 0, transactions: Vec::new() };
         state.apply(&[shipped.into()], raft).unwrap();
         StateMachine::new(Arc::new(state), GroupId { shard: ShardId(1), epoch: Epoch(epoch) })
     }
@@ -359,27 +377,44 @@ mod tests {
     #[tokio::test]
     async fn what_is_applied_in_one_write_is_bounded_in_bytes() {
         for (bytes, writes) in [(ShardState::APPLY_BYTES / 2, 4), (100, 1)] {
-            let engine = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Writes::default()));
+            let engine =
+                Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Writes::default()));
             let state = ShardState::open(engine.clone(), ShardId(1)).unwrap();
-            let mut machine = StateMachine::new(Arc::new(state), GroupId { shard: ShardId(1), epoch: Epoch(1) });
+            let mut machine =
+                StateMachine::new(Arc::new(state), GroupId { shard: ShardId(1), epoch: Epoch(1) });
             let entries = (1..=8).map(|sequence| {
                 let (data, encoding) = (Bytes::from(vec![7; bytes]), ValueEncoding::Bytes);
-                let put = Effect::Put { key: "a".into(), value: Value { encoding, data }, expire_at_ms: 0 };
+                let put = Effect::Put {
+                    key: "a".into(),
+                    value: Value { encoding, data },
+                    expire_at_ms: 0,
+                };
                 let (request_id, database) = (RequestId([1; 16]), DatabaseId([1; 16]));
-                let transaction = CommittedTransaction { request_id, database, effects: vec![put], refusal: None };
+                let transaction = CommittedTransaction {
+                    request_id,
+                    database,
+                    effects: vec![put],
+                    refusal: None,
+                };
                 let position = Position::new(Epoch(1), sequence);
-                let batch = encode_batch(&Batch { position, time_ms: 0, transactions: vec![transaction] });
+                let batch =
+                    encode_batch(&Batch { position, time_ms: 0, transactions: vec![transaction] });
                 let payload = EntryPayload::Normal(EncodedBatch::stored(batch));
                 Ok((Entry { log_id: LogId::new(1.into(), sequence), payload }, None))
             });
             machine.apply(futures::stream::iter(entries)).await.unwrap();
-            assert_eq!((machine.state.position().sequence, engine.0.load(Ordering::SeqCst)), (8, writes));
+            assert_eq!(
+                (machine.state.position().sequence, engine.0.load(Ordering::SeqCst)),
+                (8, writes)
+            );
         }
     }
 
     #[tokio::test]
     async fn a_member_that_copies_is_given_the_same_snapshot_until_the_log_begins_behind_it() {
-        let position = |snapshot: &Snapshot<SnapshotData>| snapshot.meta.last_log_id.map(|log_id| log_id.index);
+        let position = |snapshot: &Snapshot<SnapshotData>| {
+            snapshot.meta.last_log_id.map(|log_id| log_id.index)
+        };
         let mut machine = machine(2, raft(2));
         let first = machine.get_current_snapshot().await.unwrap().unwrap();
         assert_eq!(position(&first), Some(7));

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use meridian_storage::{
-    Engine, GroupId, GroupLog, HighWater, MemoryEngine, RecordKind, RocksEngine, RocksOptions, ShardState, Syncer,
+    Engine, GroupId, GroupLog, HighWater, MemoryEngine, RecordKind, RocksEngine, RocksOptions,
+    ShardState, Syncer,
 };
 use meridian_types::{Epoch, ShardId};
 use openraft::StorageError;
@@ -19,14 +20,17 @@ struct Builder {
 }
 
 impl StoreBuilder<TypeConfig, LogStore, StateMachine, tempfile::TempDir> for Builder {
-    async fn build(&self) -> Result<(tempfile::TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
+    async fn build(
+        &self,
+    ) -> Result<(tempfile::TempDir, LogStore, StateMachine), StorageError<TypeConfig>> {
         let folder = tempfile::tempdir().unwrap();
         let engine = (self.engine)(&folder);
         let syncer = Arc::new(Syncer::start(Arc::clone(&engine)).unwrap());
         let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
         let log = GroupLog::open(Arc::clone(&engine), group, RecordKind::Entry).unwrap();
         let marks = HighWater::open(folder.path().join("high-water")).unwrap();
-        let log = LogStore::open(log, syncer, Some(Arc::new(marks)), &LogCache::new(1 << 20)).unwrap();
+        let log =
+            LogStore::open(log, syncer, Some(Arc::new(marks)), &LogCache::new(1 << 20)).unwrap();
         let state = ShardState::open(engine, group.shard).unwrap();
         Ok((folder, log, StateMachine::new(Arc::new(state), group)))
     }

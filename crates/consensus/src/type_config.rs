@@ -5,8 +5,8 @@ use openraft::impls::leader_id_std;
 use openraft::vote::RaftLeaderId;
 use openraft::{EntryPayload, OptionalSend, RaftTypeConfig};
 
-/// Meridian's Raft: standard leader ids, so that a term has one leader; nodes are known by id alone, their
-/// addresses belong to the topology.
+/// Meridian's Raft: standard leader ids, so that a term has one leader; nodes are known by id
+/// alone, their addresses belong to the topology.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct TypeConfig;
 
@@ -30,8 +30,8 @@ impl RaftTypeConfig for TypeConfig {
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct EncodedBatch {
     pub(crate) bytes: Bytes,
-    /// The batch's sequence where this node proposed it, so that [`crate::RaftGroup::propose`] sees when it
-    /// is appended; 0 in what comes from disk or from another node.
+    /// The batch's sequence where this node proposed it, so that [`crate::RaftGroup::propose`] sees
+    /// when it is appended; 0 in what comes from disk or from another node.
     pub(crate) proposed_sequence: u64,
 }
 

@@ -1,5 +1,5 @@
-//! Whether this member's votes count, those that it grants and its own when it stands for election, and which leaders
-//! it may answer.
+//! Whether this member's votes count, those that it grants and its own when it stands for election,
+//! and which leaders it may answer.
 
 use std::time::Instant;
 
@@ -14,7 +14,9 @@ pub(crate) enum NoVote {
     JustStarted,
     #[error("this member's folder was wiped: it does not vote")]
     Wiped,
-    #[error("this member's log is shorter than it was: it votes again when its leader has sent it as much")]
+    #[error(
+        "this member's log is shorter than it was: it votes again when its leader has sent it as much"
+    )]
     Behind,
     #[error("this member is sealed: the epoch ends")]
     Sealed,
@@ -44,14 +46,17 @@ impl VoteGate {
             Self::Undecided => Err(NoVote::Undecided),
             Self::Never => Err(NoVote::Wiped),
             Self::Behind => Err(NoVote::Behind),
-            Self::OpensAt(at) if Instant::now() < at && !leadership_transfer => Err(NoVote::JustStarted),
+            Self::OpensAt(at) if Instant::now() < at && !leadership_transfer => {
+                Err(NoVote::JustStarted)
+            }
             Self::OpensAt(_) => Ok(()),
         }
     }
 }
 
-/// Keeps a member's votes in until they are safe, and again once it is sealed. It is asked before Raft is
-/// asked for a vote, and again before Raft's answer is used: none counts that came about meanwhile.
+/// Keeps a member's votes in until they are safe, and again once it is sealed. It is asked before
+/// Raft is asked for a vote, and again before Raft's answer is used: none counts that came about
+/// meanwhile.
 #[derive(Debug)]
 pub(crate) struct Votes {
     state: RwLock<State>,
@@ -60,17 +65,24 @@ pub(crate) struct Votes {
 #[derive(Debug)]
 struct State {
     gate: VoteGate,
-    /// The epoch ends: no leader may come after the present one. For the rest of this process, or until the
-    /// group is opened again.
+    /// The epoch ends: no leader may come after the present one. For the rest of this process, or
+    /// until the group is opened again.
     is_sealed: bool,
-    /// The first term whose leader this member may answer; `None`: not known yet. A leader takes each answer for the
-    /// word that this member has voted in no later term, which one that forgot its votes cannot give.
+    /// The first term whose leader this member may answer; `None`: not known yet. A leader takes
+    /// each answer for the word that this member has voted in no later term, which one that forgot
+    /// its votes cannot give.
     follows_from: Option<u64>,
 }
 
 impl Default for Votes {
     fn default() -> Self {
-        Self { state: RwLock::new(State { gate: VoteGate::Undecided, is_sealed: false, follows_from: None }) }
+        Self {
+            state: RwLock::new(State {
+                gate: VoteGate::Undecided,
+                is_sealed: false,
+                follows_from: None,
+            }),
+        }
     }
 }
 
@@ -85,8 +97,8 @@ impl Votes {
         self.state.read().check(leadership_transfer)
     }
 
-    /// Whether this member may say that it knows of no later leader. One that is sealed, or has just started, has
-    /// its votes.
+    /// Whether this member may say that it knows of no later leader. One that is sealed, or has
+    /// just started, has its votes.
     pub(crate) fn may_confirm(&self) -> Result<(), NoVote> {
         self.state.read().gate.check(true)
     }
@@ -152,10 +164,14 @@ mod tests {
     }
 
     #[test]
-    fn who_may_have_forgotten_a_vote_answers_no_leader_before_it_and_sealing_changes_nothing_about_that() {
+    fn who_may_have_forgotten_a_vote_answers_no_leader_before_it_and_sealing_changes_nothing_about_that()
+     {
         let votes = Votes::default();
         let forgotten = |term| Err(NoVote::MayHaveForgotten(term));
-        assert_eq!((votes.may_follow(7), votes.may_confirm()), (forgotten(7), Err(NoVote::Undecided)));
+        assert_eq!(
+            (votes.may_follow(7), votes.may_confirm()),
+            (forgotten(7), Err(NoVote::Undecided))
+        );
         votes.settle(VoteGate::Never);
         votes.follow_from(6);
         votes.seal();

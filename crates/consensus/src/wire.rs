@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use meridian_proto::{log, raft};
 use openraft::errors::MembershipError;
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, VoteRequest, VoteResponse};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, VoteRequest, VoteResponse,
+};
 use openraft::vote::RaftLeaderId;
 use openraft::{EntryPayload, Membership};
 use prost::Message;
@@ -41,7 +43,11 @@ pub(crate) fn log_id(wire: log::LogId) -> LogId {
 }
 
 pub(crate) fn vote_to_wire(vote: &Vote) -> log::Vote {
-    log::Vote { term: vote.leader_id.term, node_id: vote.leader_id.voted_for, committed: vote.committed }
+    log::Vote {
+        term: vote.leader_id.term,
+        node_id: vote.leader_id.voted_for,
+        committed: vote.committed,
+    }
 }
 
 pub(crate) fn vote(wire: log::Vote) -> Vote {
@@ -74,7 +80,9 @@ pub(crate) fn stored_membership_to_wire(stored: &StoredMembership) -> log::Store
     }
 }
 
-pub(crate) fn stored_membership(wire: Option<log::StoredMembership>) -> Result<StoredMembership, InvalidMessage> {
+pub(crate) fn stored_membership(
+    wire: Option<log::StoredMembership>,
+) -> Result<StoredMembership, InvalidMessage> {
     let Some(wire) = wire else { return Ok(StoredMembership::default()) };
     let membership = membership(wire.membership.unwrap_or_default())?;
     Ok(StoredMembership::new(wire.log_id.map(log_id), membership))
@@ -84,7 +92,9 @@ pub(crate) fn entry_to_wire(entry: &Entry) -> log::Entry {
     let payload = match &entry.payload {
         EntryPayload::Blank => log::entry::Payload::Blank(true),
         EntryPayload::Normal(batch) => log::entry::Payload::Batch(batch.bytes.clone()),
-        EntryPayload::Membership(membership) => log::entry::Payload::Membership(membership_to_wire(membership)),
+        EntryPayload::Membership(membership) => {
+            log::entry::Payload::Membership(membership_to_wire(membership))
+        }
     };
     log::Entry { log_id: Some(log_id_to_wire(&entry.log_id)), payload: Some(payload) }
 }
@@ -122,7 +132,9 @@ pub(crate) fn append_request_to_wire(
     }
 }
 
-pub(crate) fn append_request(wire: raft::AppendRequest) -> Result<AppendEntriesRequest<TypeConfig>, InvalidMessage> {
+pub(crate) fn append_request(
+    wire: raft::AppendRequest,
+) -> Result<AppendEntriesRequest<TypeConfig>, InvalidMessage> {
     Ok(AppendEntriesRequest {
         vote: required_vote(wire.vote)?,
         prev_log_id: wire.previous.map(log_id),
@@ -134,23 +146,34 @@ pub(crate) fn append_request(wire: raft::AppendRequest) -> Result<AppendEntriesR
 pub(crate) type StreamAppendResult = Result<Option<LogId>, StreamAppendError<TypeConfig>>;
 
 fn matched(log_id: Option<LogId>, partial: bool) -> raft::append_response::Result {
-    raft::append_response::Result::Matched(raft::Matched { log_id: log_id.as_ref().map(log_id_to_wire), partial })
+    raft::append_response::Result::Matched(raft::Matched {
+        log_id: log_id.as_ref().map(log_id_to_wire),
+        partial,
+    })
 }
 
 pub(crate) fn stream_result_to_wire(result: StreamAppendResult) -> raft::AppendResponse {
     let result = match result {
         Ok(log_id) => matched(log_id, false),
-        Err(StreamAppendError::Conflict(log_id)) => raft::append_response::Result::Conflict(log_id_to_wire(&log_id)),
-        Err(StreamAppendError::HigherVote(vote)) => raft::append_response::Result::HigherVote(vote_to_wire(&vote)),
+        Err(StreamAppendError::Conflict(log_id)) => {
+            raft::append_response::Result::Conflict(log_id_to_wire(&log_id))
+        }
+        Err(StreamAppendError::HigherVote(vote)) => {
+            raft::append_response::Result::HigherVote(vote_to_wire(&vote))
+        }
     };
     raft::AppendResponse { result: Some(result) }
 }
 
-pub(crate) fn stream_result(wire: raft::AppendResponse) -> Result<StreamAppendResult, InvalidMessage> {
+pub(crate) fn stream_result(
+    wire: raft::AppendResponse,
+) -> Result<StreamAppendResult, InvalidMessage> {
     Ok(match wire.result.ok_or(InvalidMessage::Missing("result"))? {
         raft::append_response::Result::Matched(matched) => Ok(matched.log_id.map(log_id)),
         raft::append_response::Result::Conflict(at) => Err(StreamAppendError::Conflict(log_id(at))),
-        raft::append_response::Result::HigherVote(higher) => Err(StreamAppendError::HigherVote(vote(higher))),
+        raft::append_response::Result::HigherVote(higher) => {
+            Err(StreamAppendError::HigherVote(vote(higher)))
+        }
     })
 }
 
@@ -166,23 +189,32 @@ pub(crate) fn append_response_to_wire(
             let at = previous.as_ref().map(log_id_to_wire).unwrap_or_default();
             raft::append_response::Result::Conflict(at)
         }
-        AppendEntriesResponse::HigherVote(vote) => raft::append_response::Result::HigherVote(vote_to_wire(&vote)),
+        AppendEntriesResponse::HigherVote(vote) => {
+            raft::append_response::Result::HigherVote(vote_to_wire(&vote))
+        }
     };
     raft::AppendResponse { result: Some(result) }
 }
 
-pub(crate) fn append_response(wire: raft::AppendResponse) -> Result<AppendEntriesResponse<TypeConfig>, InvalidMessage> {
+pub(crate) fn append_response(
+    wire: raft::AppendResponse,
+) -> Result<AppendEntriesResponse<TypeConfig>, InvalidMessage> {
     Ok(match wire.result.ok_or(InvalidMessage::Missing("result"))? {
         raft::append_response::Result::Matched(raft::Matched { log_id: at, partial: true }) => {
             AppendEntriesResponse::PartialSuccess(at.map(log_id))
         }
         raft::append_response::Result::Matched(_) => AppendEntriesResponse::Success,
         raft::append_response::Result::Conflict(_) => AppendEntriesResponse::Conflict,
-        raft::append_response::Result::HigherVote(higher) => AppendEntriesResponse::HigherVote(vote(higher)),
+        raft::append_response::Result::HigherVote(higher) => {
+            AppendEntriesResponse::HigherVote(vote(higher))
+        }
     })
 }
 
-pub(crate) fn vote_request_to_wire(group: raft::Group, request: &VoteRequest<TypeConfig>) -> raft::VoteRequest {
+pub(crate) fn vote_request_to_wire(
+    group: raft::Group,
+    request: &VoteRequest<TypeConfig>,
+) -> raft::VoteRequest {
     raft::VoteRequest {
         group: Some(group),
         vote: Some(vote_to_wire(&request.vote)),
@@ -192,7 +224,9 @@ pub(crate) fn vote_request_to_wire(group: raft::Group, request: &VoteRequest<Typ
     }
 }
 
-pub(crate) fn vote_request(wire: raft::VoteRequest) -> Result<VoteRequest<TypeConfig>, InvalidMessage> {
+pub(crate) fn vote_request(
+    wire: raft::VoteRequest,
+) -> Result<VoteRequest<TypeConfig>, InvalidMessage> {
     let mut request = VoteRequest::new(required_vote(wire.vote)?, wire.last_log_id.map(log_id));
     request.leadership_transfer = wire.leadership_transfer;
     Ok(request)
@@ -206,7 +240,9 @@ pub(crate) fn vote_response_to_wire(response: &VoteResponse<TypeConfig>) -> raft
     }
 }
 
-pub(crate) fn vote_response(wire: raft::VoteResponse) -> Result<VoteResponse<TypeConfig>, InvalidMessage> {
+pub(crate) fn vote_response(
+    wire: raft::VoteResponse,
+) -> Result<VoteResponse<TypeConfig>, InvalidMessage> {
     Ok(VoteResponse::new(required_vote(wire.vote)?, wire.last_log_id.map(log_id), wire.granted))
 }
 
@@ -222,7 +258,10 @@ mod tests {
         let batch = EntryPayload::Normal(EncodedBatch::stored(Bytes::from_static(b"batch")));
         let batch = Entry { log_id: id, payload: batch };
         assert_eq!(encode_entry(&batch), b"\x0a\x05\x08\x03\x10\xac\x02\x12\x05batch");
-        let joint = Membership::new_with_defaults(vec![BTreeSet::from([1, 2]), BTreeSet::from([2, 3])], [4]);
+        let joint = Membership::new_with_defaults(
+            vec![BTreeSet::from([1, 2]), BTreeSet::from([2, 3])],
+            [4],
+        );
         let change = Entry { log_id: id, payload: EntryPayload::Membership(joint) };
         let golden = b"\x0a\x05\x08\x03\x10\xac\x02\x1a\x12\x0a\x04\x0a\x02\x01\x02\x0a\x04\x0a\x02\x02\x03\x12\x04\x01\x02\x03\x04";
         assert_eq!(encode_entry(&change), golden);

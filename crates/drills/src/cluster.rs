@@ -48,15 +48,18 @@ pub struct ClusterOptions {
     pub topology: Vec<usize>,
     /// Log kept for slow replicas; the default is the product's.
     pub log_retention_mb: Option<u64>,
-    /// What each process may take in memory; the default is the product's, which depends on the machine.
+    /// What each process may take in memory; the default is the product's, which depends on the
+    /// machine.
     pub max_memory_mb: Option<u64>,
     /// Emulated links between all machines. `None`: nodes dial each other directly.
     pub wan: Option<WanPlan>,
 }
 
-/// One process for each node, numbered from 1 through all regions, and stateless gateways beside them.
+/// One process for each node, numbered from 1 through all regions, and stateless gateways beside
+/// them.
 ///
-/// Its processes end and its folder goes when it is dropped, unless [`Cluster::keep_folder`] was called.
+/// Its processes end and its folder goes when it is dropped, unless [`Cluster::keep_folder`] was
+/// called.
 pub struct Cluster {
     program: PathBuf,
     topology: Vec<usize>,
@@ -90,9 +93,12 @@ impl Node {
         if self.process.is_some() {
             return Err(ClusterError::RunsAlready(self.name.clone()));
         }
-        let config = self.config.to_str().ok_or_else(|| ClusterError::NotUtf8(self.config.clone()))?;
+        let config =
+            self.config.to_str().ok_or_else(|| ClusterError::NotUtf8(self.config.clone()))?;
         let process = Process::start(program, &[self.command, "--config", config], &self.log);
-        self.process = Some(process.map_err(|source| ClusterError::io(&format!("{} starts", self.name), source))?);
+        self.process = Some(
+            process.map_err(|source| ClusterError::io(&format!("{} starts", self.name), source))?,
+        );
         Ok(())
     }
 
@@ -157,13 +163,14 @@ impl Cluster {
         for database in [DEFAULT_DATABASE, SECOND_DATABASE] {
             let client = KvClient::new(self.url(machine)?, database).with_timeout(ANSWER_TIMEOUT);
             let what = format!("{machine} answers a strong read");
-            let ended = poll::until(&what, READY_DEADLINE, async || match client.get(b"ready?").await {
-                Ok(_) => Ok(None),
-                Err(error) => match self.ended() {
-                    Some(ended) => Ok(Some(ended)),
-                    None => Err(error),
-                },
-            });
+            let ended =
+                poll::until(&what, READY_DEADLINE, async || match client.get(b"ready?").await {
+                    Ok(_) => Ok(None),
+                    Err(error) => match self.ended() {
+                        Some(ended) => Ok(Some(ended)),
+                        None => Err(error),
+                    },
+                });
             if let Some(ended) = ended.await? {
                 return Err(ClusterError::Ended(ended));
             }
@@ -178,7 +185,11 @@ impl Cluster {
 
     /// The names of the nodes that are down.
     pub fn down(&self) -> Vec<String> {
-        self.nodes.values().filter(|node| node.process.is_none()).map(|node| node.name.clone()).collect()
+        self.nodes
+            .values()
+            .filter(|node| node.process.is_none())
+            .map(|node| node.name.clone())
+            .collect()
     }
 
     pub fn node_ids(&self) -> Vec<NodeId> {
@@ -227,7 +238,8 @@ impl Cluster {
     /// The process of a node that is up.
     pub fn process_id(&self, id: NodeId) -> Result<u32, ClusterError> {
         let node = self.node(id)?;
-        let process = node.process.as_ref().ok_or_else(|| ClusterError::IsDown(node.name.clone()))?;
+        let process =
+            node.process.as_ref().ok_or_else(|| ClusterError::IsDown(node.name.clone()))?;
         Ok(process.id())
     }
 
@@ -249,7 +261,11 @@ impl Cluster {
 
     pub fn start_all(&mut self) -> Result<(), ClusterError> {
         let program = &self.program;
-        let mut down = self.nodes.values_mut().chain(self.gateways.values_mut()).filter(|node| node.process.is_none());
+        let mut down = self
+            .nodes
+            .values_mut()
+            .chain(self.gateways.values_mut())
+            .filter(|node| node.process.is_none());
         down.try_for_each(|node| node.start(program))
     }
 
@@ -273,7 +289,10 @@ impl Cluster {
 
     /// SIGTERM, and blocks until the end.
     pub fn stop(&mut self, machine: Machine) -> Result<ExitStatus, ClusterError> {
-        self.machine_mut(machine)?.take()?.stop().map_err(|source| ClusterError::io("the end of a child", source))
+        self.machine_mut(machine)?
+            .take()?
+            .stop()
+            .map_err(|source| ClusterError::io("the end of a child", source))
     }
 
     /// SIGTERM, and waits for the end.
@@ -282,12 +301,13 @@ impl Cluster {
         let process = node.running()?;
         process.terminate().map_err(|source| ClusterError::io("a signal", source))?;
         let what = format!("{} ends", node.name);
-        let status = poll::until(&what, STOP_DEADLINE, async || match node.running().map(Process::exited) {
-            Ok(Ok(Some(status))) => Ok(status),
-            Ok(Ok(None)) => Err("it runs".to_owned()),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(error) => Err(error.to_string()),
-        });
+        let status =
+            poll::until(&what, STOP_DEADLINE, async || match node.running().map(Process::exited) {
+                Ok(Ok(Some(status))) => Ok(status),
+                Ok(Ok(None)) => Err("it runs".to_owned()),
+                Ok(Err(error)) => Err(error.to_string()),
+                Err(error) => Err(error.to_string()),
+            });
         let status = status.await?;
         node.process = None;
         Ok(status)
@@ -317,11 +337,13 @@ impl Cluster {
 
     /// Whether its process runs and is not paused.
     pub fn runs(&self, machine: Machine) -> bool {
-        self.machine(machine).is_ok_and(|node| node.process.as_ref().is_some_and(|process| !process.is_paused()))
+        self.machine(machine)
+            .is_ok_and(|node| node.process.as_ref().is_some_and(|process| !process.is_paused()))
     }
 
     pub fn is_paused(&self, machine: Machine) -> bool {
-        self.machine(machine).is_ok_and(|node| node.process.as_ref().is_some_and(Process::is_paused))
+        self.machine(machine)
+            .is_ok_and(|node| node.process.as_ref().is_some_and(Process::is_paused))
     }
 
     /// Removes all data of a node that is down.
@@ -331,7 +353,9 @@ impl Cluster {
             return Err(ClusterError::RunsAlready(node.name.clone()));
         }
         let removed = |source| ClusterError::io("data can be removed", source);
-        for entry in fs::read_dir(node.config.parent().unwrap_or(Path::new("."))).map_err(removed)? {
+        for entry in
+            fs::read_dir(node.config.parent().unwrap_or(Path::new("."))).map_err(removed)?
+        {
             let path = entry.map_err(removed)?.path();
             if path.is_dir() {
                 fs::remove_dir_all(path).map_err(removed)?;
@@ -366,13 +390,14 @@ impl Cluster {
     /// What `meridian status` prints.
     pub fn status_text(&self) -> Result<String, ClusterError> {
         let node = self.nodes.values().next().ok_or(ClusterError::NoPorts)?;
-        let output = Command::new(&self.program).arg("status").arg("--config").arg(&node.config).output();
+        let output =
+            Command::new(&self.program).arg("status").arg("--config").arg(&node.config).output();
         let output = output.map_err(|source| ClusterError::io("meridian status runs", source))?;
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Starts a stateless `meridian gateway` in a region, counted from 0, which has none yet; gives its URL
-    /// when it serves.
+    /// Starts a stateless `meridian gateway` in a region, counted from 0, which has none yet; gives
+    /// its URL when it serves.
     pub async fn start_gateway(&mut self, region: usize) -> Result<String, ClusterError> {
         let machine = Machine::Gateway(region);
         if self.gateways.contains_key(&region) {

@@ -38,7 +38,8 @@ pub struct Measure {
     /// Counted from 0.
     pub region: usize,
     pub before: Latencies,
-    /// Without those that moved to another gateway because theirs was lost: they took a pause and another try.
+    /// Without those that moved to another gateway because theirs was lost: they took a pause and
+    /// another try.
     pub during: Latencies,
     pub moved: usize,
     /// The longest gap of the time before the window: what is usual.
@@ -99,10 +100,18 @@ pub fn quantile(sorted: &[Duration], percent: usize) -> Duration {
 
 impl Measure {
     /// `warm_at`: earlier answers are those of a cluster that has just started.
-    pub fn of(samples: &[Sample], kind: Kind, region: usize, warm_at: Duration, window: Window) -> Self {
-        let mine = || samples.iter().filter(|sample| sample.kind == kind && sample.region == region);
+    pub fn of(
+        samples: &[Sample],
+        kind: Kind,
+        region: usize,
+        warm_at: Duration,
+        window: Window,
+    ) -> Self {
+        let mine =
+            || samples.iter().filter(|sample| sample.kind == kind && sample.region == region);
         let answered = || mine().filter(|sample| sample.outcome == Outcome::Answered);
-        let mut ends: Vec<Duration> = answered().map(|sample| sample.ended).filter(|end| *end >= warm_at).collect();
+        let mut ends: Vec<Duration> =
+            answered().map(|sample| sample.ended).filter(|end| *end >= warm_at).collect();
         ends.sort_unstable();
         let is_before = |sample: &&Sample| sample.started >= warm_at && sample.ended < window.from;
         let is_during = |sample: &&Sample| sample.ended >= window.from && sample.ended <= window.to;
@@ -110,7 +119,8 @@ impl Measure {
         let (moved, stayed): (Vec<&Sample>, Vec<&Sample>) =
             answered().filter(is_during).partition(|sample| sample.moved);
         let during = Latencies::of(stayed.into_iter().map(Sample::latency).collect());
-        let ended = |outcome| mine().filter(is_during).filter(|sample| sample.outcome == outcome).count();
+        let ended =
+            |outcome| mine().filter(is_during).filter(|sample| sample.outcome == outcome).count();
         Self {
             kind,
             region,
@@ -119,7 +129,11 @@ impl Measure {
             moved: moved.len(),
             gap_before: Gap::longest(&ends, Window { from: warm_at, to: window.from }),
             gap: Gap::longest(&ends, window),
-            max_extra_ms: if during.count == 0 { 0.0 } else { (during.max_ms - before.p50_ms).max(0.0) },
+            max_extra_ms: if during.count == 0 {
+                0.0
+            } else {
+                (during.max_ms - before.p50_ms).max(0.0)
+            },
             failed: ended(Outcome::Failed),
             cut_off: ended(Outcome::CutOff),
         }
@@ -168,7 +182,10 @@ mod tests {
         assert_eq!(quantile(&sorted, 99), at(20));
         assert_eq!(quantile(&[], 99), Duration::ZERO);
         let latencies = Latencies::of((1..=200).rev().map(at).collect());
-        assert_eq!((latencies.count, latencies.p50_ms, latencies.p99_ms, latencies.max_ms), (200, 100.0, 198.0, 200.0));
+        assert_eq!(
+            (latencies.count, latencies.p50_ms, latencies.p99_ms, latencies.max_ms),
+            (200, 100.0, 198.0, 200.0)
+        );
     }
 
     #[test]
@@ -192,7 +209,10 @@ mod tests {
         ];
         let measure = Measure::of(&samples, Kind::Write, 0, at(450), window(1000, 2000));
         assert_eq!((measure.before.count, measure.before.p50_ms), (1, 10.0));
-        assert_eq!((measure.during.count, measure.during.max_ms, measure.max_extra_ms), (1, 720.0, 710.0));
+        assert_eq!(
+            (measure.during.count, measure.during.max_ms, measure.max_extra_ms),
+            (1, 720.0, 710.0)
+        );
         assert_eq!((measure.gap.ms, measure.gap.from_ms, measure.gap.open), (1190.0, 510.0, false));
         assert_eq!((measure.failed, measure.cut_off), (1, 1));
     }

@@ -116,7 +116,11 @@ impl KvClient {
         self.get_with(Consistency::Strong, key).await
     }
 
-    pub async fn get_with(&self, consistency: Consistency, key: &[u8]) -> Result<Option<pb::KvEntry>, CallError> {
+    pub async fn get_with(
+        &self,
+        consistency: Consistency,
+        key: &[u8],
+    ) -> Result<Option<pb::KvEntry>, CallError> {
         let output = self.read(consistency, vec![point(key)]).await?;
         Ok(output.ranges.into_iter().flat_map(|range| range.values).next())
     }
@@ -126,7 +130,10 @@ impl KvClient {
         let write = pb::AtomicWrite { mutations: vec![set(key, value)], ..Default::default() };
         let output = self.write(write).await?;
         if output.status() != pb::AtomicWriteStatus::AwSuccess {
-            return Err(CallError::NoAnswer(format!("a write without checks was answered with {:?}", output.status())));
+            return Err(CallError::NoAnswer(format!(
+                "a write without checks was answered with {:?}",
+                output.status()
+            )));
         }
         Ok(output.versionstamp)
     }
@@ -135,7 +142,11 @@ impl KvClient {
         self.call("/kv/strong/atomic_write", &write).await
     }
 
-    async fn call<T: Message + Default>(&self, path: &str, message: &impl Message) -> Result<T, CallError> {
+    async fn call<T: Message + Default>(
+        &self,
+        path: &str,
+        message: &impl Message,
+    ) -> Result<T, CallError> {
         let reply = self.post(path, &self.headers(), message.encode_to_vec().into()).await?;
         if reply.status != StatusCode::OK {
             return Err(CallError::Refused { status: reply.status, text: reply.text() });
@@ -144,7 +155,12 @@ impl KvClient {
     }
 
     /// Any body to any path.
-    pub async fn post(&self, path: &str, headers: &[(&str, String)], body: Bytes) -> Result<Reply, CallError> {
+    pub async fn post(
+        &self,
+        path: &str,
+        headers: &[(&str, String)],
+        body: Bytes,
+    ) -> Result<Reply, CallError> {
         let uri: Uri = format!("{}{path}", self.base).parse().map_err(|_| CallError::NotSent)?;
         let mut request = Request::post(uri);
         for (name, value) in headers {
@@ -157,15 +173,22 @@ impl KvClient {
     pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Reply, CallError> {
         let answered = async {
             let response = self.http.request(request).await.map_err(|error| {
-                if error.is_connect() { CallError::NotSent } else { CallError::NoAnswer(format!("{error:?}")) }
+                if error.is_connect() {
+                    CallError::NotSent
+                } else {
+                    CallError::NoAnswer(format!("{error:?}"))
+                }
             })?;
             let (parts, body) = response.into_parts();
-            let body = body.collect().await.map_err(|error| CallError::NoAnswer(error.to_string()))?;
+            let body =
+                body.collect().await.map_err(|error| CallError::NoAnswer(error.to_string()))?;
             Ok(Reply { status: parts.status, headers: parts.headers, body: body.to_bytes() })
         };
         match tokio::time::timeout(self.timeout, answered).await {
             Ok(reply) => reply,
-            Err(_) => Err(CallError::NoAnswer(format!("none within {} ms", self.timeout.as_millis()))),
+            Err(_) => {
+                Err(CallError::NoAnswer(format!("none within {} ms", self.timeout.as_millis())))
+            }
         }
     }
 }
@@ -176,10 +199,20 @@ pub fn point(key: &[u8]) -> pb::ReadRange {
 }
 
 pub fn range(start: &[u8], end: &[u8], limit: i32) -> pb::ReadRange {
-    pb::ReadRange { start: Bytes::copy_from_slice(start), end: Bytes::copy_from_slice(end), limit, reverse: false }
+    pb::ReadRange {
+        start: Bytes::copy_from_slice(start),
+        end: Bytes::copy_from_slice(end),
+        limit,
+        reverse: false,
+    }
 }
 
-pub fn mutation(kind: pb::MutationType, key: &[u8], encoding: pb::ValueEncoding, data: &[u8]) -> pb::Mutation {
+pub fn mutation(
+    kind: pb::MutationType,
+    key: &[u8],
+    encoding: pb::ValueEncoding,
+    data: &[u8],
+) -> pb::Mutation {
     pb::Mutation {
         key: Bytes::copy_from_slice(key),
         value: Some(pb::KvValue { data: Bytes::copy_from_slice(data), encoding: encoding.into() }),

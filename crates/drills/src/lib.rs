@@ -17,12 +17,12 @@
 //! | `promise`, `suite` | the promises of the product, and the drills that measure them |
 //! | `poll` | waiting on conditions, with a deadline |
 //!
-//! What always holds here: nothing knows the inside of a node. A cluster is seen through its program, its
-//! configuration files, its ports and its signals, and judged by what clients were answered. What the cluster
-//! says of itself is reported beside it, and is itself judged.
+//! What always holds here: nothing knows the inside of a node. A cluster is seen through its
+//! program, its configuration files, its ports and its signals, and judged by what clients were
+//! answered. What the cluster says of itself is reported beside it, and is itself judged.
 //!
-//! Absent on purpose: faults of disks and clocks (the simulation's business), faults on a cluster that somebody
-//! uses. A drill makes its own cluster and removes it.
+//! Absent on purpose: faults of disks and clocks (the simulation's business), faults on a cluster
+//! that somebody uses. A drill makes its own cluster and removes it.
 
 pub mod cluster;
 pub mod drill;

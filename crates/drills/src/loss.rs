@@ -1,9 +1,11 @@
-//! The recovery point as clients measure it: what was acknowledged and is not there; and whether the cluster
-//! says the same of itself.
+//! The recovery point as clients measure it: what was acknowledged and is not there; and whether
+//! the cluster says the same of itself.
 
 use std::collections::HashMap;
 
-use meridian_checker::{Allowance, History, LostWindow, Operation, ReadOutcome, Txn, TxnOutcome, Write};
+use meridian_checker::{
+    Allowance, History, LostWindow, Operation, ReadOutcome, Txn, TxnOutcome, Write,
+};
 use meridian_failover::FailoverReport;
 use meridian_types::Versionstamp;
 use serde::Serialize;
@@ -34,7 +36,8 @@ pub struct Loss {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct LossSummary {
     pub transactions: usize,
-    /// From the first lost acknowledgement to the next fault, or to the last one that was lost after it.
+    /// From the first lost acknowledgement to the next fault, or to the last one that was lost
+    /// after it.
     pub window_ms: f64,
 }
 
@@ -46,7 +49,8 @@ pub struct Claim {
     pub acknowledged_lost: usize,
     /// From the first to the last of their acknowledgements.
     pub acknowledged_span_ms: f64,
-    /// Writes that nobody acknowledged in the old epoch and that may be lost with it: in flight at the time.
+    /// Writes that nobody acknowledged in the old epoch and that may be lost with it: in flight at
+    /// the time.
     pub unacknowledged: usize,
     pub verdict: Verdict,
 }
@@ -68,20 +72,25 @@ impl Loss {
             if let Operation::Read(read) = &record.operation
                 && let (true, ReadOutcome::Entries(entries)) = (read.is_final, &read.outcome)
             {
-                present.extend(read.keys.iter().map(String::as_str).zip(entries.iter().map(Option::is_some)));
+                present.extend(
+                    read.keys.iter().map(String::as_str).zip(entries.iter().map(Option::is_some)),
+                );
             }
         }
         let mut loss = Self::default();
         for record in &history.records {
             let Operation::Txn(txn) = &record.operation else { continue };
-            let (TxnOutcome::Committed { versionstamp }, Some(acknowledged_ns)) = (&txn.outcome, record.completed_ns)
+            let (TxnOutcome::Committed { versionstamp }, Some(acknowledged_ns)) =
+                (&txn.outcome, record.completed_ns)
             else {
                 continue;
             };
             loss.acknowledged += 1;
             match marker(txn).and_then(|marker| present.get(marker)) {
                 Some(true) => {}
-                Some(false) => loss.writes.push(LostWrite { acknowledged_ns, versionstamp: *versionstamp }),
+                Some(false) => {
+                    loss.writes.push(LostWrite { acknowledged_ns, versionstamp: *versionstamp })
+                }
                 None => loss.untold += 1,
             }
         }
@@ -96,7 +105,10 @@ impl Loss {
         };
         let fault_ns = faults_ns.iter().find(|fault_ns| **fault_ns >= first.acknowledged_ns);
         let until = last.acknowledged_ns.max(fault_ns.copied().unwrap_or(0));
-        LossSummary { transactions: self.writes.len(), window_ms: span_ms(first.acknowledged_ns, until) }
+        LossSummary {
+            transactions: self.writes.len(),
+            window_ms: span_ms(first.acknowledged_ns, until),
+        }
     }
 }
 
@@ -108,19 +120,26 @@ fn span_ms(from_ns: u64, to_ns: u64) -> f64 {
     to_ns.saturating_sub(from_ns) as f64 / 1e6
 }
 
-/// What the checker is told that failovers may have lost. A planned change, and one that is sure to have lost
-/// nothing, may have lost nothing.
+/// What the checker is told that failovers may have lost. A planned change, and one that is sure to
+/// have lost nothing, may have lost nothing.
 pub fn allowance(reports: &[FailoverReport]) -> Allowance {
     let lost_nothing = |report: &FailoverReport| report.loss.exact && report.loss.transactions == 0;
     let window = |report: &FailoverReport| LostWindow::behind(report.epoch, report.base);
-    Allowance { lost: reports.iter().filter(|report| !report.planned && !lost_nothing(report)).map(window).collect() }
+    Allowance {
+        lost: reports
+            .iter()
+            .filter(|report| !report.planned && !lost_nothing(report))
+            .map(window)
+            .collect(),
+    }
 }
 
 impl Claim {
     /// `fault_ns`: when the fault began.
     pub fn judge(report: &FailoverReport, loss: &Loss, history: &History, fault_ns: u64) -> Self {
         let window = LostWindow::behind(report.epoch, report.base);
-        let lost: Vec<_> = loss.writes.iter().filter(|write| window.covers(write.versionstamp)).collect();
+        let lost: Vec<_> =
+            loss.writes.iter().filter(|write| window.covers(write.versionstamp)).collect();
         let acknowledged_span_ms = match (lost.first(), lost.last()) {
             (Some(first), Some(last)) => span_ms(first.acknowledged_ns, last.acknowledged_ns),
             _ => 0.0,
@@ -147,9 +166,15 @@ impl Claim {
         } else if at_least > most {
             Some(format!("it says {at_least} transactions, and there were at most {most} to lose"))
         } else if at_most.is_some_and(|at_most| at_most < least) {
-            Some(format!("it says {} transactions, and {least} acknowledged ones are lost", at_most.unwrap_or(0)))
+            Some(format!(
+                "it says {} transactions, and {least} acknowledged ones are lost",
+                at_most.unwrap_or(0)
+            ))
         } else if loss.exact && (loss.window_ms as f64) + TOLERANCE_MS < span_ms {
-            Some(format!("it says {} ms, and acknowledgements of {span_ms:.0} ms are lost", loss.window_ms))
+            Some(format!(
+                "it says {} ms, and acknowledgements of {span_ms:.0} ms are lost",
+                loss.window_ms
+            ))
         } else {
             None
         };
@@ -161,19 +186,26 @@ impl Claim {
     }
 }
 
-/// The most that a report says may be lost. `None`: it does not say yet, since too few of the old voters have
-/// shown what they had.
+/// The most that a report says may be lost. `None`: it does not say yet, since too few of the old
+/// voters have shown what they had.
 pub fn reported_at_most(report: &FailoverReport) -> Option<u64> {
     let loss = &report.loss;
-    report.is_bounded().then_some(if loss.exact { loss.transactions } else { loss.at_most.max(loss.transactions) })
+    report.is_bounded().then_some(if loss.exact {
+        loss.transactions
+    } else {
+        loss.at_most.max(loss.transactions)
+    })
 }
 
-/// Writes that may have been in flight when the old epoch ended, after its last acknowledged one was invoked
-/// and before the first answer of the new epoch, and that the old one did not acknowledge.
+/// Writes that may have been in flight when the old epoch ended, after its last acknowledged one
+/// was invoked and before the first answer of the new epoch, and that the old one did not
+/// acknowledge.
 fn unacknowledged(history: &History, report: &FailoverReport, fault_ns: u64) -> usize {
     let epoch = |txn: &Txn| match txn.outcome {
         TxnOutcome::Committed { versionstamp } => Some(versionstamp.position().epoch),
-        TxnOutcome::CheckFailed { .. } | TxnOutcome::NotCommitted { .. } | TxnOutcome::Unknown => None,
+        TxnOutcome::CheckFailed { .. } | TxnOutcome::NotCommitted { .. } | TxnOutcome::Unknown => {
+            None
+        }
     };
     let txns = || {
         history.records.iter().filter_map(|record| match &record.operation {
@@ -181,8 +213,9 @@ fn unacknowledged(history: &History, report: &FailoverReport, fault_ns: u64) -> 
             Operation::Read(_) => None,
         })
     };
-    let begun =
-        txns().filter(|(_, txn)| epoch(txn) >= Some(report.epoch)).filter_map(|(record, _)| record.completed_ns);
+    let begun = txns()
+        .filter(|(_, txn)| epoch(txn) >= Some(report.epoch))
+        .filter_map(|(record, _)| record.completed_ns);
     let begun_ns = begun.min().unwrap_or(u64::MAX);
     let old = txns().filter(|(_, txn)| epoch(txn).is_some_and(|epoch| epoch < report.epoch));
     let ended_ns = old.map(|(record, _)| record.invoked_ns).max().unwrap_or(0);
@@ -221,10 +254,13 @@ mod tests {
         TxnOutcome::Committed { versionstamp: stamp(epoch, sequence) }
     }
 
-    /// Writes 1 to 3 were acknowledged at 100, 200 and 1200 ms, 4 never, 5 by epoch 2; there are 1 and 5.
+    /// Writes 1 to 3 were acknowledged at 100, 200 and 1200 ms, 4 never, 5 by epoch 2; there are 1
+    /// and 5.
     fn history() -> History {
-        let there =
-            |id: u64| matches!(id, 1 | 5).then(|| Entry { value: Value::Register(id), versionstamp: stamp(1, id) });
+        let there = |id: u64| {
+            matches!(id, 1 | 5)
+                .then(|| Entry { value: Value::Register(id), versionstamp: stamp(1, id) })
+        };
         let keys = (1..=5).map(|id| format!("{MARKER}{id}")).collect();
         let outcome = ReadOutcome::Entries((1..=5).map(there).collect());
         let read = Operation::Read(Read { outcome, ..Read::last("g", keys) });
@@ -234,7 +270,12 @@ mod tests {
             write((1190, 1200), 3, committed(1, 12)),
             write((1195, 5000), 4, TxnOutcome::Unknown),
             write((1300, 6000), 5, committed(2, 11)),
-            Record { client: 0, invoked_ns: 9000 * MS, completed_ns: Some(9001 * MS), operation: read },
+            Record {
+                client: 0,
+                invoked_ns: 9000 * MS,
+                completed_ns: Some(9001 * MS),
+                operation: read,
+            },
         ];
         History { records }
     }
@@ -262,9 +303,13 @@ mod tests {
     fn acknowledged_writes_that_are_not_there_are_lost() {
         let loss = Loss::of(&history());
         assert_eq!((loss.acknowledged, loss.untold), (4, 0));
-        assert_eq!(loss.writes.iter().map(|write| write.acknowledged_ns / MS).collect::<Vec<_>>(), [200, 1200]);
+        assert_eq!(
+            loss.writes.iter().map(|write| write.acknowledged_ns / MS).collect::<Vec<_>>(),
+            [200, 1200]
+        );
         let window_ms = |faults_ms: &[u64]| {
-            let summary = loss.summary(&faults_ms.iter().map(|at_ms| at_ms * MS).collect::<Vec<_>>());
+            let summary =
+                loss.summary(&faults_ms.iter().map(|at_ms| at_ms * MS).collect::<Vec<_>>());
             assert_eq!(summary.transactions, 2);
             summary.window_ms
         };
@@ -286,7 +331,8 @@ mod tests {
     #[test]
     fn claims_are_judged() {
         let (history, loss) = (history(), Loss::of(&history()));
-        let verdict = |report: &FailoverReport| Claim::judge(report, &loss, &history, 1000 * MS).verdict;
+        let verdict =
+            |report: &FailoverReport| Claim::judge(report, &loss, &history, 1000 * MS).verdict;
         // Two acknowledged ones are lost, the unanswered one and the one of the new epoch may be.
         assert_eq!(verdict(&report(2, 1000, true)), Verdict::True);
         assert_eq!(verdict(&report(4, 1000, true)), Verdict::True);
@@ -296,14 +342,23 @@ mod tests {
         assert_eq!(verdict(&report(0, 0, false)), Verdict::Incomplete);
         assert_eq!(verdict(&bounded(1, 2)), Verdict::True);
         assert!(matches!(verdict(&bounded(0, 1)), Verdict::False(_)));
-        assert!(matches!(verdict(&FailoverReport { planned: true, ..report(0, 0, true) }), Verdict::False(_)));
-        assert_eq!(Claim::judge(&report(2, 1000, true), &loss, &history, 1000 * MS).unacknowledged, 2);
+        assert!(matches!(
+            verdict(&FailoverReport { planned: true, ..report(0, 0, true) }),
+            Verdict::False(_)
+        ));
+        assert_eq!(
+            Claim::judge(&report(2, 1000, true), &loss, &history, 1000 * MS).unacknowledged,
+            2
+        );
     }
 
     #[test]
     fn who_says_that_nothing_is_lost_may_lose_nothing() {
         assert_eq!(allowance(&[report(0, 0, true)]), Allowance::default());
-        assert_eq!(allowance(&[FailoverReport { planned: true, ..report(0, 0, false) }]), Allowance::default());
+        assert_eq!(
+            allowance(&[FailoverReport { planned: true, ..report(0, 0, false) }]),
+            Allowance::default()
+        );
         let window = LostWindow { epoch: Epoch(2), base_sequence: 10 };
         assert_eq!(allowance(&[report(0, 0, false)]).lost, [window]);
         assert_eq!(allowance(&[report(3, 0, true)]).lost, [window]);

@@ -1,4 +1,5 @@
-//! The emulated network of a cluster: a link from every machine to every node, all of them in this process.
+//! The emulated network of a cluster: a link from every machine to every node, all of them in this
+//! process.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -38,11 +39,12 @@ struct Wire {
     profile: LinkProfile,
 }
 
-/// Links between all machines. A flow from one machine to another crosses two of them: the link by which the
-/// one dials, forward, and the link by which the other dials, backward; both are cut with it.
+/// Links between all machines. A flow from one machine to another crosses two of them: the link by
+/// which the one dials, forward, and the link by which the other dials, backward; both are cut with
+/// it.
 ///
-/// A cut loses nothing and tells nobody: bytes are held, as TCP does that retransmits into a dead network. It
-/// is what a data center without power looks like, and a route that is gone.
+/// A cut loses nothing and tells nobody: bytes are held, as TCP does that retransmits into a dead
+/// network. It is what a data center without power looks like, and a route that is gone.
 pub struct Network {
     wires: BTreeMap<(Machine, NodeId), Wire>,
     /// The flows that are cut, by whoever cut them.
@@ -62,8 +64,9 @@ impl Network {
         plan: &WanPlan,
     ) -> io::Result<Self> {
         let machines = nodes.iter().map(|(id, site)| (Machine::Node(*id), site.region));
-        let machines: Vec<_> =
-            machines.chain(gateways.into_iter().map(|region| (Machine::Gateway(region), region))).collect();
+        let machines: Vec<_> = machines
+            .chain(gateways.into_iter().map(|region| (Machine::Gateway(region), region)))
+            .collect();
         let mut wires = BTreeMap::new();
         for ((from, from_region), seed) in machines.into_iter().zip(1_u64..) {
             for (to, site) in nodes.iter().filter(|(to, _)| Machine::Node(**to) != from) {
@@ -101,12 +104,14 @@ impl Network {
         self.apply();
     }
 
-    /// Bytes between one of `a` and one of `b` pass at no more than this rate: each direction of each link.
+    /// Bytes between one of `a` and one of `b` pass at no more than this rate: each direction of
+    /// each link.
     pub fn throttle(&self, a: &[Machine], b: &[Machine], bytes_per_second: u64) {
         for ((from, to), wire) in &self.wires {
             let to = Machine::Node(*to);
             if (a.contains(from) && b.contains(&to)) || (b.contains(from) && a.contains(&to)) {
-                wire.link.set(LinkProfile { bytes_per_second: Some(bytes_per_second), ..wire.profile });
+                wire.link
+                    .set(LinkProfile { bytes_per_second: Some(bytes_per_second), ..wire.profile });
             }
         }
     }

@@ -1,5 +1,5 @@
-//! What an operator asks the nodes of a cluster, and orders. Operators dial nodes directly: no fault of the
-//! network between the nodes blinds them.
+//! What an operator asks the nodes of a cluster, and orders. Operators dial nodes directly: no
+//! fault of the network between the nodes blinds them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,10 +7,12 @@ use std::time::Duration;
 use futures::future::join_all;
 use meridian_failover::{Change, Cluster};
 use meridian_proto::admin::{
-    ShardStatus, StatusRequest, StatusResponse, TransferLeadershipRequest, admin_client::AdminClient,
+    ShardStatus, StatusRequest, StatusResponse, TransferLeadershipRequest,
+    admin_client::AdminClient,
 };
 use meridian_proto::directory::{
-    ExecuteRequest, InspectRequest, InspectResponse, directory_client::DirectoryClient, execute_response,
+    ExecuteRequest, InspectRequest, InspectResponse, directory_client::DirectoryClient,
+    execute_response,
 };
 use meridian_types::NodeId;
 use tonic::transport::{Channel, Endpoint};
@@ -86,7 +88,11 @@ impl Operator {
     ///
     /// # Errors
     /// When it does not answer, or has not the shard.
-    pub async fn shard_status(&self, node: NodeId, shard: u32) -> Result<ShardStatus, tonic::Status> {
+    pub async fn shard_status(
+        &self,
+        node: NodeId,
+        shard: u32,
+    ) -> Result<ShardStatus, tonic::Status> {
         let status = self.status(node).await?;
         let found = status.shards.into_iter().find(|status| status.shard == shard);
         found.ok_or_else(|| tonic::Status::not_found("the shard"))
@@ -94,7 +100,12 @@ impl Operator {
 
     /// # Errors
     /// When the node does not lead, or the other did not take over.
-    pub async fn transfer_leadership(&self, shard: u32, from: NodeId, to: NodeId) -> Result<(), tonic::Status> {
+    pub async fn transfer_leadership(
+        &self,
+        shard: u32,
+        from: NodeId,
+        to: NodeId,
+    ) -> Result<(), tonic::Status> {
         self.admin(from)?.transfer_leadership(TransferLeadershipRequest { shard, to }).await?;
         Ok(())
     }
@@ -106,15 +117,19 @@ impl Operator {
     pub async fn inspect(&self, patience: Duration) -> Result<Inspection, OperatorError> {
         let asked = self.channels.values().map(|channel| async {
             let mut client = DirectoryClient::new(channel.clone());
-            match tokio::time::timeout(patience, client.inspect(InspectRequest { changes: 0 })).await {
+            match tokio::time::timeout(patience, client.inspect(InspectRequest { changes: 0 }))
+                .await
+            {
                 Ok(Ok(answer)) => inspection(&answer.into_inner()),
                 Ok(Err(status)) => Err(OperatorError::NoDirectory(status.message().to_owned())),
                 Err(_) => Err(OperatorError::NoDirectory("no answer".to_owned())),
             }
         });
-        let mut newest: Result<Inspection, _> = Err(OperatorError::NoDirectory("there are no nodes".to_owned()));
+        let mut newest: Result<Inspection, _> =
+            Err(OperatorError::NoDirectory("there are no nodes".to_owned()));
         for answer in join_all(asked).await {
-            let rank = |inspection: &Inspection| (inspection.cluster.version, inspection.leader.is_some());
+            let rank =
+                |inspection: &Inspection| (inspection.cluster.version, inspection.leader.is_some());
             newest = match (newest, answer) {
                 (Ok(a), Ok(b)) if rank(&b) > rank(&a) => Ok(b),
                 (Ok(a), _) => Ok(a),
@@ -136,14 +151,20 @@ impl Operator {
         for _ in 0..TRIES {
             let Some(node) = leader.take().or_else(|| nodes.next()) else { break };
             let channel = self.channels.get(&node).ok_or(OperatorError::NoSuchNode(node))?;
-            let request = ExecuteRequest { change_json: change_json.clone().into(), actor: actor.to_owned() };
+            let request =
+                ExecuteRequest { change_json: change_json.clone().into(), actor: actor.to_owned() };
             let answer = DirectoryClient::new(channel.clone()).execute(request).await;
             match answer.map(|answer| answer.into_inner().result) {
-                Ok(Some(execute_response::Result::Done(state))) => return Ok(serde_json::from_slice(&state.json)?),
-                Ok(Some(execute_response::Result::Refused(reason))) => return Err(OperatorError::Refused(reason)),
+                Ok(Some(execute_response::Result::Done(state))) => {
+                    return Ok(serde_json::from_slice(&state.json)?);
+                }
+                Ok(Some(execute_response::Result::Refused(reason))) => {
+                    return Err(OperatorError::Refused(reason));
+                }
                 Ok(Some(execute_response::Result::NotLeader(other))) => {
                     seen = format!("node {node} does not lead the directory");
-                    leader = Some(other).filter(|other| *other != node && self.channels.contains_key(other));
+                    leader = Some(other)
+                        .filter(|other| *other != node && self.channels.contains_key(other));
                 }
                 Ok(None) => seen = format!("node {node} answered nothing"),
                 Err(status) => seen = format!("node {node}: {}", status.message()),
@@ -157,14 +178,16 @@ impl Operator {
 
     fn admin(&self, node: NodeId) -> Result<AdminClient<Channel>, tonic::Status> {
         let channel = self.channels.get(&node);
-        let channel = channel.ok_or_else(|| tonic::Status::not_found(format!("there is no node {node}")))?;
+        let channel =
+            channel.ok_or_else(|| tonic::Status::not_found(format!("there is no node {node}")))?;
         Ok(AdminClient::new(channel.clone()))
     }
 }
 
 fn inspection(answer: &InspectResponse) -> Result<Inspection, OperatorError> {
     let state = answer.cluster.as_ref();
-    let state = state.ok_or_else(|| OperatorError::NoDirectory("it knows no cluster yet".to_owned()))?;
+    let state =
+        state.ok_or_else(|| OperatorError::NoDirectory("it knows no cluster yet".to_owned()))?;
     let leader = (answer.leader != 0).then_some(answer.leader);
     Ok(Inspection { leader, cluster: serde_json::from_slice(&state.json)? })
 }

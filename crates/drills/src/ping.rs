@@ -1,4 +1,5 @@
-//! What the emulated network takes by itself: a `ping` between regions, through links like those of the cluster.
+//! What the emulated network takes by itself: a `ping` between regions, through links like those of
+//! the cluster.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,7 +32,9 @@ impl Pings {
     ///
     /// # Errors
     /// When a port cannot be had.
-    pub(crate) async fn start(regions: impl IntoIterator<Item = (usize, LinkProfile)>) -> io::Result<Self> {
+    pub(crate) async fn start(
+        regions: impl IntoIterator<Item = (usize, LinkProfile)>,
+    ) -> io::Result<Self> {
         let round_trips = RoundTrips::default();
         let (mut links, mut tasks) = (Vec::new(), JoinSet::new());
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
@@ -75,7 +78,12 @@ async fn ping(there: SocketAddr, region: usize, round_trips: &RoundTrips) -> io:
         stream.write_all(&payload).await?;
         stream.read_exact(&mut payload).await?;
         let took = sent.elapsed();
-        round_trips.lock().unwrap_or_else(PoisonError::into_inner).entry(region).or_default().push(took);
+        round_trips
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .entry(region)
+            .or_default()
+            .push(took);
         tokio::time::sleep(EVERY).await;
     }
 }

@@ -1,4 +1,5 @@
-//! The promises of the product, and how runs of drills are held against them: section 2 of the design.
+//! The promises of the product, and how runs of drills are held against them: section 2 of the
+//! design.
 
 use std::collections::BTreeMap;
 
@@ -59,7 +60,8 @@ pub const DRILLS: [&str; 9] = [
     "switchover",
 ];
 
-/// Whether the stated promise and the aim are kept, `None` where that was not measured, and by what.
+/// Whether the stated promise and the aim are kept, `None` where that was not measured, and by
+/// what.
 type Kept = (Option<bool>, Option<bool>, String);
 
 /// What makes a row of runs.
@@ -79,11 +81,17 @@ const PROMISES: [Promise; 10] = [
         aim: "the same",
         drills: &["calm"],
         judge: |runs| {
-            let least = |copies: fn(&RunReport) -> usize| runs.iter().map(|run| copies(run)).min().unwrap_or(0);
+            let least = |copies: fn(&RunReport) -> usize| {
+                runs.iter().map(|run| copies(run)).min().unwrap_or(0)
+            };
             let regions = |run: &RunReport| run.topology.iter().filter(|count| **count > 0).count();
             let (copies, regions) = (least(|run| run.converged), least(regions));
             let met = Some(copies >= 6 && regions >= 3);
-            (met, met, format!("{copies} data centers in {regions} regions hold every acknowledged write"))
+            (
+                met,
+                met,
+                format!("{copies} data centers in {regions} regions hold every acknowledged write"),
+            )
         },
     },
     Promise {
@@ -103,10 +111,15 @@ const PROMISES: [Promise; 10] = [
         aim: "the same, checked from client histories under faults",
         drills: &DRILLS,
         judge: |runs| {
-            let violated = runs.iter().filter(|run| !run.judgement.clean || !run.oddities.is_empty()).count();
+            let violated =
+                runs.iter().filter(|run| !run.judgement.clean || !run.oddities.is_empty()).count();
             let operations: usize = runs.iter().map(|run| run.judgement.operations).sum();
             let met = Some(violated == 0);
-            (met, met, format!("{violated} of {} histories violated, {operations} operations", runs.len()))
+            (
+                met,
+                met,
+                format!("{violated} of {} histories violated, {operations} operations", runs.len()),
+            )
         },
     },
     Promise {
@@ -123,7 +136,9 @@ const PROMISES: [Promise; 10] = [
             let measured = all().next().is_some();
             // Within one in a hundred of it.
             let aim = (measured && rate >= 4_950.0).then_some(beyond < 500.0);
-            let text = format!("p99 {worst:.0} ms, {beyond:.0} ms beyond the one-way delay, at {rate:.0} writes/s");
+            let text = format!(
+                "p99 {worst:.0} ms, {beyond:.0} ms beyond the one-way delay, at {rate:.0} writes/s"
+            );
             (measured.then_some(worst < 10_000.0), aim, text)
         },
     },
@@ -134,10 +149,17 @@ const PROMISES: [Promise; 10] = [
         drills: &["dc-loss"],
         judge: |runs| {
             let (rto, failed, (lost, _)) = (worst_rto(runs), failed(runs), lost(runs));
-            let times =
-                if runs.len() == 1 { "in one run".to_owned() } else { format!("at p99 of {} runs", runs.len()) };
+            let times = if runs.len() == 1 {
+                "in one run".to_owned()
+            } else {
+                format!("at p99 of {} runs", runs.len())
+            };
             let text = format!("RPO {lost}, RTO {rto:.0} ms {times}, {failed} requests failed");
-            (Some(lost == 0 && rto < 5_000.0), Some(lost == 0 && rto < 1_000.0 && failed == 0), text)
+            (
+                Some(lost == 0 && rto < 5_000.0),
+                Some(lost == 0 && rto < 1_000.0 && failed == 0),
+                text,
+            )
         },
     },
     Promise {
@@ -147,7 +169,8 @@ const PROMISES: [Promise; 10] = [
         drills: &["replica-loss"],
         judge: |runs| {
             let (rto, failed, (lost, _)) = (worst_rto(runs), failed(runs), lost(runs));
-            let eventual = runs.iter().filter_map(|run| run.rto(Kind::EventualRead)).map(|gap| gap.ms);
+            let eventual =
+                runs.iter().filter_map(|run| run.rto(Kind::EventualRead)).map(|gap| gap.ms);
             let eventual = eventual.fold(0.0, f64::max);
             let extra = runs.iter().map(|run| run.strong_extra_ms()).fold(0.0, f64::max);
             let text = format!(
@@ -155,7 +178,11 @@ const PROMISES: [Promise; 10] = [
                  eventual reads without an answer for {eventual:.0} ms"
             );
             let stated = lost == 0 && rto < 5_000.0 && eventual < 5_000.0;
-            (Some(stated), Some(lost == 0 && extra < 100.0 && failed == 0 && eventual < 1_000.0), text)
+            (
+                Some(stated),
+                Some(lost == 0 && extra < 100.0 && failed == 0 && eventual < 1_000.0),
+                text,
+            )
         },
     },
     Promise {
@@ -166,7 +193,8 @@ const PROMISES: [Promise; 10] = [
         judge: |runs| {
             let (rto, rpo) = (worst_rto(runs), worst_rpo_ms(runs));
             let (lost, _) = lost(runs);
-            let automatic = runs.iter().all(|run| run.claims.iter().any(|claim| !claim.report.planned));
+            let automatic =
+                runs.iter().all(|run| run.claims.iter().any(|claim| !claim.report.planned));
             let text = format!(
                 "RPO {rpo:.0} ms ({lost} transactions), RTO {rto:.0} ms, {}",
                 if automatic { "automatic" } else { "no failover" }
@@ -192,7 +220,11 @@ const PROMISES: [Promise; 10] = [
         judge: |runs| {
             let pauses = runs.iter().filter_map(|run| run.rto(Kind::Write)).map(|gap| gap.ms);
             let (pause, (lost, _)) = (pauses.fold(0.0, f64::max), lost(runs));
-            (None, Some(lost == 0 && pause < 1_000.0), format!("RPO {lost}, writes paused for {pause:.0} ms"))
+            (
+                None,
+                Some(lost == 0 && pause < 1_000.0),
+                format!("RPO {lost}, writes paused for {pause:.0} ms"),
+            )
         },
     },
     Promise {
@@ -219,7 +251,9 @@ const PROMISES: [Promise; 10] = [
                     }
                 }
             }
-            let text = format!("median: eventual {eventual:.2} ms, strong {strong:.2} ms over the round trip");
+            let text = format!(
+                "median: eventual {eventual:.2} ms, strong {strong:.2} ms over the round trip"
+            );
             (Some(stated), Some(eventual < 1.0 && strong < 1.0), text)
         },
     },
@@ -231,7 +265,10 @@ fn median(before: Latencies, during: Latencies) -> f64 {
 }
 
 fn lost(runs: &[&RunReport]) -> (usize, usize) {
-    (runs.iter().map(|run| run.loss.transactions).sum(), runs.iter().map(|run| run.acknowledged).sum())
+    (
+        runs.iter().map(|run| run.loss.transactions).sum(),
+        runs.iter().map(|run| run.acknowledged).sum(),
+    )
 }
 
 fn worst_rpo_ms(runs: &[&RunReport]) -> f64 {
@@ -256,8 +293,10 @@ pub fn rows(runs: &Runs) -> Vec<Row> {
 }
 
 fn row(promise: &Promise, runs: &Runs) -> Row {
-    let mine: Vec<&RunReport> = promise.drills.iter().filter_map(|drill| runs.get(*drill)).flatten().collect();
-    let all_run = promise.drills.iter().all(|drill| runs.get(*drill).is_some_and(|runs| !runs.is_empty()));
+    let mine: Vec<&RunReport> =
+        promise.drills.iter().filter_map(|drill| runs.get(*drill)).flatten().collect();
+    let all_run =
+        promise.drills.iter().all(|drill| runs.get(*drill).is_some_and(|runs| !runs.is_empty()));
     let (stated, aim, mut measured) = (promise.judge)(&mine);
     if mine.is_empty() {
         "nothing: no drill came to its end".clone_into(&mut measured);
@@ -271,7 +310,11 @@ fn row(promise: &Promise, runs: &Runs) -> Row {
         promise: promise.promise,
         stated: Column {
             text: if promise.stated.is_empty() { "not stated" } else { promise.stated },
-            standing: if promise.stated.is_empty() { Standing::NotStated } else { standing(stated) },
+            standing: if promise.stated.is_empty() {
+                Standing::NotStated
+            } else {
+                standing(stated)
+            },
         },
         aim: Column { text: promise.aim, standing: standing(aim) },
         measured,

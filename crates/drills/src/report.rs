@@ -83,7 +83,8 @@ pub struct RunReport {
     pub seed: u64,
     pub topology: Vec<usize>,
     pub wan: String,
-    /// From the primary region to each region, in ms, as pings through such links took at the same time (median).
+    /// From the primary region to each region, in ms, as pings through such links took at the same
+    /// time (median).
     pub round_trips_ms: Vec<f64>,
     /// The primary region when the drill began, counted from 0.
     pub home: usize,
@@ -129,7 +130,8 @@ pub struct RunReport {
 impl RunReport {
     /// What is wrong, whatever was promised; nothing in a sound run.
     pub fn faults(&self) -> Vec<String> {
-        let mut faults: Vec<String> = self.oddities.iter().map(|oddity| format!("odd answer: {oddity}")).collect();
+        let mut faults: Vec<String> =
+            self.oddities.iter().map(|oddity| format!("odd answer: {oddity}")).collect();
         for (invariant, count) in &self.judgement.violations {
             faults.push(format!("{invariant}: violated {count} times"));
         }
@@ -138,11 +140,15 @@ impl RunReport {
         }
         for claim in &self.claims {
             if let Verdict::False(why) = &claim.verdict {
-                faults.push(format!("the report of epoch {} is not true: {why}", claim.report.epoch));
+                faults
+                    .push(format!("the report of epoch {} is not true: {why}", claim.report.epoch));
             }
         }
         if self.converged < self.nodes {
-            faults.push(format!("only {} of {} nodes have applied the same in the end", self.converged, self.nodes));
+            faults.push(format!(
+                "only {} of {} nodes have applied the same in the end",
+                self.converged, self.nodes
+            ));
         }
         faults
     }
@@ -150,7 +156,9 @@ impl RunReport {
     /// The measures of a kind that are judged.
     pub fn judged(&self, kind: Kind) -> impl Iterator<Item = &Measure> {
         let counts = move |measure: &&Measure| {
-            measure.kind == kind && !self.lost_regions.contains(&measure.region) && measure.before.count > 0
+            measure.kind == kind
+                && !self.lost_regions.contains(&measure.region)
+                && measure.before.count > 0
         };
         self.measures.iter().filter(counts)
     }
@@ -174,7 +182,8 @@ impl RunReport {
 
     /// Failed requests of the regions that are judged.
     pub fn failed_judged(&self) -> u64 {
-        let judged = self.failed_requests.iter().filter(|(region, _)| !self.lost_regions.contains(region));
+        let judged =
+            self.failed_requests.iter().filter(|(region, _)| !self.lost_regions.contains(region));
         judged.map(|(_, count)| count).sum()
     }
 }

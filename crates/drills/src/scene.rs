@@ -75,7 +75,8 @@ impl fmt::Display for Part {
     }
 }
 
-/// The parts of one shard, as they were when a drill began. They stay who they are while the drill goes on.
+/// The parts of one shard, as they were when a drill began. They stay who they are while the drill
+/// goes on.
 #[derive(Debug, Clone)]
 pub struct Scene {
     pub shard: ShardId,
@@ -120,18 +121,26 @@ impl Scene {
         let statuses = cluster.operator().statuses(PATIENCE).await;
         let of_shard = || {
             statuses.iter().filter_map(|(id, status)| {
-                status.shards.iter().find(|status| status.shard == shard.0).map(|status| (*id, status))
+                status
+                    .shards
+                    .iter()
+                    .find(|status| status.shard == shard.0)
+                    .map(|status| (*id, status))
             })
         };
         let leaders = of_shard().filter(|(_, status)| status.role == "leader");
         let leader = leaders.max_by_key(|(_, status)| (status.epoch, status.term));
         let (leader, led) = leader.ok_or("no node leads")?;
-        let nodes: BTreeMap<NodeId, usize> =
-            cluster.node_ids().into_iter().filter_map(|id| Some((id, cluster.region_of(id).ok()?))).collect();
+        let nodes: BTreeMap<NodeId, usize> = cluster
+            .node_ids()
+            .into_iter()
+            .filter_map(|id| Some((id, cluster.region_of(id).ok()?)))
+            .collect();
         let home = *nodes.get(&leader).ok_or("an unknown node leads")?;
         let replica = nodes.values().copied().filter(|region| *region != home).min();
         let voters = of_shard().filter(|(id, status)| *id != leader && status.role == "follower");
-        let relays = of_shard().filter(|(id, status)| status.role == "relay" && nodes.get(id).copied() == replica);
+        let relays = of_shard()
+            .filter(|(id, status)| status.role == "relay" && nodes.get(id).copied() == replica);
         Ok(Self {
             shard,
             epoch: Epoch(u16::try_from(led.epoch).unwrap_or(u16::MAX)),
@@ -155,15 +164,24 @@ impl Scene {
         for part in parts {
             let players: Vec<Machine> = match part {
                 Part::Leader => vec![Machine::Node(self.leader)],
-                Part::Follower => self.followers.first().map(|id| Machine::Node(*id)).into_iter().collect(),
+                Part::Follower => {
+                    self.followers.first().map(|id| Machine::Node(*id)).into_iter().collect()
+                }
                 Part::Primary => self.region(Some(self.home)),
                 Part::PrimaryGateway => self.gateway(Some(self.home)),
                 Part::Replica => self.region(self.replica),
                 Part::ReplicaGateway => self.gateway(self.replica),
                 Part::Relay => self.relay.map(Machine::Node).into_iter().collect(),
-                Part::DirectoryLeader => self.directory_leader.map(Machine::Node).into_iter().collect(),
+                Part::DirectoryLeader => {
+                    self.directory_leader.map(Machine::Node).into_iter().collect()
+                }
                 Part::Nodes => self.nodes.keys().map(|id| Machine::Node(*id)).collect(),
-                Part::Rest => self.machines.iter().copied().filter(|machine| !named.contains(machine)).collect(),
+                Part::Rest => self
+                    .machines
+                    .iter()
+                    .copied()
+                    .filter(|machine| !named.contains(machine))
+                    .collect(),
             };
             if players.is_empty() {
                 return Err(NobodyPlays(*part));
@@ -181,7 +199,8 @@ impl Scene {
     }
 
     fn gateway(&self, region: Option<usize>) -> Vec<Machine> {
-        let gateway = region.map(Machine::Gateway).filter(|gateway| self.machines.contains(gateway));
+        let gateway =
+            region.map(Machine::Gateway).filter(|gateway| self.machines.contains(gateway));
         gateway.into_iter().collect()
     }
 
@@ -215,9 +234,19 @@ mod tests {
     #[test]
     fn parts_are_cast() {
         let cast = |parts: &[Part], named: &[Machine]| scene().cast(parts, named).unwrap();
-        assert_eq!(cast(&[Part::Leader, Part::Follower], &[]), [Machine::Node(1), Machine::Node(2)]);
+        assert_eq!(
+            cast(&[Part::Leader, Part::Follower], &[]),
+            [Machine::Node(1), Machine::Node(2)]
+        );
         let primary = cast(&[Part::Primary, Part::PrimaryGateway], &[]);
-        assert_eq!(primary, [1, 2, 3].map(Machine::Node).into_iter().chain([Machine::Gateway(0)]).collect::<Vec<_>>());
+        assert_eq!(
+            primary,
+            [1, 2, 3]
+                .map(Machine::Node)
+                .into_iter()
+                .chain([Machine::Gateway(0)])
+                .collect::<Vec<_>>()
+        );
         let rest = [Machine::Node(4), Machine::Node(5), Machine::Gateway(1), Machine::Gateway(2)];
         assert_eq!(cast(&[Part::Rest], &primary), rest);
         assert_eq!(cast(&[Part::Leader, Part::Primary], &[]).len(), 3);

@@ -10,8 +10,9 @@
 //! +hold heal
 //! ```
 //!
-//! A step begins so long after the one before has ended; `hold` is how long a fault lasts, which whoever runs
-//! the script may change. The verbs are those of [`Action`], the parts those of [`Part`], joined by `+`.
+//! A step begins so long after the one before has ended; `hold` is how long a fault lasts, which
+//! whoever runs the script may change. The verbs are those of [`Action`], the parts those of
+//! [`Part`], joined by `+`.
 
 use std::fmt;
 use std::str::FromStr;
@@ -107,7 +108,8 @@ pub enum Condition {
     Ready,
     /// All nodes have applied the same.
     CaughtUp,
-    /// Every shard is active in another region than the one that was the primary, in less than 10 seconds.
+    /// Every shard is active in another region than the one that was the primary, in less than 10
+    /// seconds.
     Moved,
 }
 
@@ -199,13 +201,20 @@ impl Script {
                     "primary" => ClientsLost::Primary,
                     _ => {
                         let value = value.to_owned();
-                        return Err(Fault::Value { header: "clients-lost", value, expected: "none or primary" });
+                        return Err(Fault::Value {
+                            header: "clients-lost",
+                            value,
+                            expected: "none or primary",
+                        });
                     }
                 }
             }
             "pressure" => {
-                let number =
-                    |_| Fault::Value { header: "pressure", value: value.to_owned(), expected: "writes per second" };
+                let number = |_| Fault::Value {
+                    header: "pressure",
+                    value: value.to_owned(),
+                    expected: "writes per second",
+                };
                 self.pressure = Some(value.parse().map_err(number)?);
             }
             other => return Err(Fault::Header(other.to_owned())),
@@ -233,7 +242,9 @@ fn read_step(step: &str) -> Result<Step, Fault> {
 }
 
 fn action(verb: &str, rest: &str) -> Result<Action, Fault> {
-    let nothing = |action, verb, usage| if rest.is_empty() { Ok(action) } else { Err(Fault::Usage { verb, usage }) };
+    let nothing = |action, verb, usage| {
+        if rest.is_empty() { Ok(action) } else { Err(Fault::Usage { verb, usage }) }
+    };
     match verb {
         "nothing" => nothing(Action::Nothing, "nothing", "nothing"),
         "heal" => nothing(Action::Heal, "heal", "heal"),
@@ -250,13 +261,18 @@ fn action(verb: &str, rest: &str) -> Result<Action, Fault> {
         "switch" => match rest {
             "to replica" => Ok(Action::Switch(Target::Replica)),
             "to home" => Ok(Action::Switch(Target::Home)),
-            _ => Err(Fault::Usage { verb: "switch", usage: "switch to replica, or switch to home" }),
+            _ => {
+                Err(Fault::Usage { verb: "switch", usage: "switch to replica, or switch to home" })
+            }
         },
         "await" => match rest {
             "ready" => Ok(Action::Await(Condition::Ready)),
             "caught-up" => Ok(Action::Await(Condition::CaughtUp)),
             "moved" => Ok(Action::Await(Condition::Moved)),
-            _ => Err(Fault::Usage { verb: "await", usage: "await ready, await caught-up, or await moved" }),
+            _ => Err(Fault::Usage {
+                verb: "await",
+                usage: "await ready, await caught-up, or await moved",
+            }),
         },
         "shards" => match rest.parse() {
             Ok(count) => Ok(Action::Shards(count)),
@@ -277,8 +293,10 @@ fn cut(rest: &str) -> Result<Action, Fault> {
 }
 
 fn throttle(rest: &str) -> Result<Action, Fault> {
-    let usage = Fault::Usage { verb: "throttle", usage: "throttle PARTS from PARTS at BYTES_PER_SECOND" };
-    let split = rest.split_once(" from ").and_then(|(parts, rest)| Some((parts, rest.split_once(" at ")?)));
+    let usage =
+        Fault::Usage { verb: "throttle", usage: "throttle PARTS from PARTS at BYTES_PER_SECOND" };
+    let split =
+        rest.split_once(" from ").and_then(|(parts, rest)| Some((parts, rest.split_once(" at ")?)));
     let Some((throttled, (others, rate))) = split else { return Err(usage) };
     let bytes_per_second = rate.trim().parse().map_err(|_| usage)?;
     Ok(Action::Throttle { parts: parts(throttled)?, others: parts(others)?, bytes_per_second })
@@ -317,7 +335,12 @@ impl fmt::Display for Action {
                 write!(f, "cut {} {word} {}", Joined(parts), Joined(others))
             }
             Self::Throttle { parts, others, bytes_per_second } => {
-                write!(f, "throttle {} from {} at {bytes_per_second}", Joined(parts), Joined(others))
+                write!(
+                    f,
+                    "throttle {} from {} at {bytes_per_second}",
+                    Joined(parts),
+                    Joined(others)
+                )
             }
             Self::Heal => f.write_str("heal"),
             Self::Switch(Target::Replica) => f.write_str("switch to replica"),

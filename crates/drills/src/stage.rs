@@ -103,8 +103,8 @@ impl Stage<'_> {
     /// Runs a drill once, and removes its cluster. `say` is told what happens.
     ///
     /// # Errors
-    /// When it did not come to its end: nothing can be said of the promises then, and the cluster's folder
-    /// stays.
+    /// When it did not come to its end: nothing can be said of the promises then, and the cluster's
+    /// folder stays.
     pub async fn run(
         drill: &Drill,
         run: usize,
@@ -164,14 +164,21 @@ impl Stage<'_> {
     async fn play(&mut self, run: usize) -> Result<RunReport, StageError> {
         let origin = self.workload.origin();
         let watch = Watch::start(self.cluster.operator().clone(), self.scene.shard, origin);
-        let far = |region| (region, self.options.wan.profile(self.scene.home, region).unwrap_or_default());
-        let pings = Pings::start((0..self.cluster.regions()).map(far)).await.map_err(StageError::Ping)?;
+        let far = |region| {
+            (region, self.options.wan.profile(self.scene.home, region).unwrap_or_default())
+        };
+        let pings =
+            Pings::start((0..self.cluster.regions()).map(far)).await.map_err(StageError::Ping)?;
         let mut clients = JoinSet::new();
         let think = self.drill.script.think;
-        for profile in self.gateways.profiles(self.scene.home, CLIENT_TIMEOUT, think, self.options.seed) {
+        for profile in
+            self.gateways.profiles(self.scene.home, CLIENT_TIMEOUT, think, self.options.seed)
+        {
             clients.spawn(Arc::clone(&self.workload).run_client(profile));
         }
-        let press = |per_second| self.gateways.pressure(self.scene.home, self.scene.leader, per_second, origin);
+        let press = |per_second| {
+            self.gateways.pressure(self.scene.home, self.scene.leader, per_second, origin)
+        };
         let pressure = self.drill.script.pressure.map(press);
         let warm_at = self.settle(&watch).await?;
         // Who leads may have changed since.
@@ -202,16 +209,18 @@ impl Stage<'_> {
         Ok(self.judge(run, evidence))
     }
 
-    /// Waits until what is usual was measured under one leader, for a while only under the preferred one; gives
-    /// from when on.
+    /// Waits until what is usual was measured under one leader, for a while only under the
+    /// preferred one; gives from when on.
     async fn settle(&self, watch: &Watch) -> Result<Duration, Timeout> {
         tokio::time::sleep(WARM_UP + BASELINE).await;
         let inspection = self.cluster.operator().inspect(PATIENCE).await.ok();
-        let shard = inspection.as_ref().and_then(|known| known.cluster.shards.get(&self.scene.shard));
+        let shard =
+            inspection.as_ref().and_then(|known| known.cluster.shards.get(&self.scene.shard));
         let preferred = shard.and_then(|shard| shard.preferred_leader);
         let begun = Instant::now();
         poll::until("one leader for a while", SETTLE_DEADLINE, async || {
-            let (leader, since_ms) = leading_since_ms(&watch.looks()).ok_or("nobody leads".to_owned())?;
+            let (leader, since_ms) =
+                leading_since_ms(&watch.looks()).ok_or("nobody leads".to_owned())?;
             let since = Duration::from_secs_f64(since_ms / 1000.0);
             let settled = self.workload.origin().elapsed().saturating_sub(since) >= BASELINE;
             let late = begun.elapsed() > SETTLE_DEADLINE / 2;
@@ -233,7 +242,8 @@ impl Stage<'_> {
         self.meet(Condition::Ready).await?;
         self.quiet().await?;
         (self.say)("all is healed and quiet; reading everything back");
-        let gateway = self.gateways.of(Machine::Gateway(self.scene.home)).ok_or(StageError::NoTarget)?;
+        let gateway =
+            self.gateways.of(Machine::Gateway(self.scene.home)).ok_or(StageError::NoTarget)?;
         Ok(self.workload.finish(gateway).await?)
     }
 
@@ -254,7 +264,10 @@ impl Stage<'_> {
     async fn applied(&self) -> Vec<u64> {
         let statuses = self.cluster.operator().statuses(PATIENCE).await;
         let shards = statuses.values().flat_map(|status| &status.shards);
-        shards.filter(|status| status.shard == self.scene.shard.0).map(|status| status.applied_sequence).collect()
+        shards
+            .filter(|status| status.shard == self.scene.shard.0)
+            .map(|status| status.applied_sequence)
+            .collect()
     }
 
     /// Nodes that have applied what the furthest has.
@@ -266,7 +279,12 @@ impl Stage<'_> {
     /// The directory as it is when old voters have shown what they had, or do not.
     async fn claims(&self) -> Option<Inspection> {
         let told = poll::until("reports that are complete", CLAIMS_DEADLINE, async || {
-            let inspection = self.cluster.operator().inspect(PATIENCE).await.map_err(|error| error.to_string())?;
+            let inspection = self
+                .cluster
+                .operator()
+                .inspect(PATIENCE)
+                .await
+                .map_err(|error| error.to_string())?;
             let reports = self.scene.reports(&inspection);
             let complete = reports.iter().all(|report| reported_at_most(report).is_some());
             if complete { Ok(inspection) } else { Err(format!("{reports:?}")) }
@@ -286,13 +304,18 @@ impl Stage<'_> {
             Condition::Moved => self.moved().await,
             Condition::CaughtUp => {
                 let nodes = self.cluster.node_ids().len();
-                let met = poll::until("all nodes have nearly the same", QUIET_DEADLINE, async || {
-                    let applied = self.applied().await;
-                    let (least, most) = (applied.iter().min(), applied.iter().max());
-                    // Clients go on writing meanwhile.
-                    let near = least.zip(most).is_some_and(|(least, most)| most - least < 1000);
-                    if near && applied.len() == nodes { Ok(()) } else { Err(format!("applied {applied:?}")) }
-                });
+                let met =
+                    poll::until("all nodes have nearly the same", QUIET_DEADLINE, async || {
+                        let applied = self.applied().await;
+                        let (least, most) = (applied.iter().min(), applied.iter().max());
+                        // Clients go on writing meanwhile.
+                        let near = least.zip(most).is_some_and(|(least, most)| most - least < 1000);
+                        if near && applied.len() == nodes {
+                            Ok(())
+                        } else {
+                            Err(format!("applied {applied:?}"))
+                        }
+                    });
                 Ok(met.await?)
             }
         }

@@ -25,18 +25,25 @@ impl SuiteReport {
     /// What of it is not as promised, whatever the reason: empty in a good suite.
     pub fn complaints(&self) -> Vec<String> {
         let missed = self.rows.iter().filter(|row| row.is_missed());
-        let mut complaints: Vec<String> = missed.map(|row| format!("{}: {}", row.promise, row.measured)).collect();
+        let mut complaints: Vec<String> =
+            missed.map(|row| format!("{}: {}", row.promise, row.measured)).collect();
         complaints.extend(self.failed.iter().map(|(drill, why)| format!("{drill}: {why}")));
         for run in self.runs.values().flatten() {
             let faults = run.faults().into_iter();
-            complaints.extend(faults.map(|fault| format!("{} (run {}): {fault}", run.drill, run.run)));
+            complaints
+                .extend(faults.map(|fault| format!("{} (run {}): {fault}", run.drill, run.run)));
         }
         complaints
     }
 }
 
-/// Runs the suite; the loss of one data center `runs` times. Stops no earlier because a drill failed.
-pub async fn run_suite(options: &StageOptions, runs: usize, say: &(dyn Fn(&str) + Sync)) -> SuiteReport {
+/// Runs the suite; the loss of one data center `runs` times. Stops no earlier because a drill
+/// failed.
+pub async fn run_suite(
+    options: &StageOptions,
+    runs: usize,
+    say: &(dyn Fn(&str) + Sync),
+) -> SuiteReport {
     let (mut done, mut failed) = (Runs::new(), BTreeMap::new());
     for drill in DRILLS.iter().filter_map(|name| Drill::named(name)) {
         let times = if drill.name == REPEATED { runs } else { 1 };

@@ -24,7 +24,8 @@ pub struct Look {
     pub leaders: BTreeMap<NodeId, u32>,
     /// The nodes that answered.
     pub answered: usize,
-    /// How far behind each connected subscriber of the leader is, as the leader of the highest epoch says.
+    /// How far behind each connected subscriber of the leader is, as the leader of the highest
+    /// epoch says.
     pub lag_ms: BTreeMap<NodeId, u64>,
     pub lag_bytes: BTreeMap<NodeId, u64>,
 }
@@ -39,7 +40,8 @@ impl Look {
 /// Since when the last leader leads, as far as was seen.
 pub(crate) fn leading_since_ms(looks: &[Look]) -> Option<(NodeId, f64)> {
     let (leader, epoch) = looks.last()?.leader()?;
-    let since = looks.iter().rev().take_while(|look| look.leader() == Some((leader, epoch))).last()?;
+    let since =
+        looks.iter().rev().take_while(|look| look.leader() == Some((leader, epoch))).last()?;
     Some((leader, since.at_ms))
 }
 
@@ -80,18 +82,23 @@ impl Drop for Watch {
 async fn look(operator: &Operator, shard: ShardId, at_ms: f64) -> Look {
     let statuses = operator.statuses(PATIENCE).await;
     let of_shard = || {
-        let shards = statuses.iter().flat_map(|(id, status)| status.shards.iter().map(move |shard| (*id, shard)));
+        let shards = statuses
+            .iter()
+            .flat_map(|(id, status)| status.shards.iter().map(move |shard| (*id, shard)));
         shards.filter(|(_, status)| status.shard == shard.0 && status.role == "leader")
     };
     let newest = of_shard().max_by_key(|(_, status)| (status.epoch, status.term));
     // One that is away does not lag: it is not there.
-    let subscribers = || newest.iter().flat_map(|(_, status)| &status.subscribers).filter(|one| one.connected);
+    let subscribers =
+        || newest.iter().flat_map(|(_, status)| &status.subscribers).filter(|one| one.connected);
     Look {
         at_ms,
         leaders: of_shard().map(|(id, status)| (id, status.epoch)).collect(),
         answered: statuses.len(),
         lag_ms: subscribers().map(|subscriber| (subscriber.node_id, subscriber.lag_ms)).collect(),
-        lag_bytes: subscribers().map(|subscriber| (subscriber.node_id, subscriber.lag_bytes)).collect(),
+        lag_bytes: subscribers()
+            .map(|subscriber| (subscriber.node_id, subscriber.lag_bytes))
+            .collect(),
     }
 }
 
@@ -108,7 +115,12 @@ mod tests {
             lag_ms: BTreeMap::new(),
             lag_bytes: BTreeMap::new(),
         };
-        let looks = [look(0.0, &[(1, 1)]), look(1.0, &[(2, 1)]), look(2.0, &[(1, 1)]), look(3.0, &[(1, 1)])];
+        let looks = [
+            look(0.0, &[(1, 1)]),
+            look(1.0, &[(2, 1)]),
+            look(2.0, &[(1, 1)]),
+            look(3.0, &[(1, 1)]),
+        ];
         assert_eq!(leading_since_ms(&looks), Some((1, 2.0)));
         // Who does not know of the newer epoch yet does not count.
         let looks = [look(0.0, &[(4, 2)]), look(1.0, &[(1, 1), (4, 2)])];

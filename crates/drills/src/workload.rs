@@ -1,9 +1,10 @@
-//! Clients that append to lists, set and delete registers, and add to counters, and record what they were
-//! answered: for `meridian-checker`, and as samples on a time line.
+//! Clients that append to lists, set and delete registers, and add to counters, and record what
+//! they were answered: for `meridian-checker`, and as samples on a time line.
 //!
-//! What the checker demands of them: each element of a list and each value of a register is written once in
-//! a history, an append stands under a check of the version that was read, and what sums or deletes also
-//! sets a marker, a register of its own. Lists are followed by new ones when they get long.
+//! What the checker demands of them: each element of a list and each value of a register is written
+//! once in a history, an append stands under a check of the version that was read, and what sums or
+//! deletes also sets a marker, a register of its own. Lists are followed by new ones when they get
+//! long.
 
 mod client;
 mod entries;
@@ -73,8 +74,8 @@ impl Workload {
         })
     }
 
-    /// Runs a client until [`Workload::stop`]. May be dropped at any await; what was in flight has no result
-    /// then.
+    /// Runs a client until [`Workload::stop`]. May be dropped at any await; what was in flight has
+    /// no result then.
     pub async fn run_client(self: Arc<Self>, profile: Profile) {
         Client::new(self, profile).run().await;
     }
@@ -107,8 +108,8 @@ impl Workload {
         self.oddities.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads everything that was ever written, through `gateway`, and gives the history. Call this when the
-    /// clients have ended and what they left behind has too.
+    /// Reads everything that was ever written, through `gateway`, and gives the history. Call this
+    /// when the clients have ended and what they left behind has too.
     ///
     /// # Errors
     /// When the gateway does not serve.
@@ -153,7 +154,10 @@ impl Workload {
 
     fn failed(&self, region: usize, cut_off: bool, what: &CallError) {
         let at = self.elapsed();
-        self.attempts.lock().unwrap_or_else(PoisonError::into_inner).count(at, region, cut_off, what);
+        self.attempts
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .count(at, region, cut_off, what);
     }
 
     fn odd(&self, what: String) {
@@ -166,7 +170,10 @@ impl Workload {
     /// The list that is appended to at present.
     fn list(&self, list: u64) -> Key {
         let generations = usize::try_from(list).ok().and_then(|list| self.generations.get(list));
-        format!("list/{list}/{}", generations.map_or(0, |generation| generation.load(Ordering::Relaxed)))
+        format!(
+            "list/{list}/{}",
+            generations.map_or(0, |generation| generation.load(Ordering::Relaxed))
+        )
     }
 
     /// The list `key` is long enough.

@@ -3,7 +3,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{Cluster, Database, FailoverMode, FailoverReport, Node, Plan, Rpo, Shard, Token};
+use crate::cluster::{
+    Cluster, Database, FailoverMode, FailoverReport, Node, Plan, Rpo, Shard, Token,
+};
 
 mod databases;
 mod names;
@@ -23,7 +25,8 @@ pub enum Change {
         node: NodeId,
         incarnation: String,
     },
-    /// `SwitchingOver`, `Active` or `Forming` to `Sealing`. A planned `Sealing` that cannot end becomes a failover.
+    /// `SwitchingOver`, `Active` or `Forming` to `Sealing`. A planned `Sealing` that cannot end
+    /// becomes a failover.
     Seal {
         shard: ShardId,
         epoch: Epoch,
@@ -50,8 +53,8 @@ pub enum Change {
         epoch: Epoch,
         version: u64,
     },
-    /// A node has shown what it had beyond the base of `epoch`: `transactions` that are known to have been
-    /// committed, `at_most` with those that nobody decided.
+    /// A node has shown what it had beyond the base of `epoch`: `transactions` that are known to
+    /// have been committed, `at_most` with those that nobody decided.
     ShowLoss {
         shard: ShardId,
         epoch: Epoch,
@@ -75,8 +78,8 @@ pub enum Change {
     CancelSwitchover {
         shard: ShardId,
     },
-    /// An operator orders a failover of a shard that has lost its primary region, knowing what is lost. Of one
-    /// that is sealed already, it says anew where to.
+    /// An operator orders a failover of a shard that has lost its primary region, knowing what is
+    /// lost. Of one that is sealed already, it says anew where to.
     ForceFailover {
         shard: ShardId,
         epoch: Epoch,
@@ -111,14 +114,15 @@ pub enum Change {
     SetDirectoryVoters {
         voters: BTreeSet<NodeId>,
     },
-    /// `database.shard` is chosen by the change: a shard of the primary region with the fewest databases, and
-    /// a new shard if there is none or `own_shard` is said.
+    /// `database.shard` is chosen by the change: a shard of the primary region with the fewest
+    /// databases, and a new shard if there is none or `own_shard` is said.
     CreateDatabase {
         id: DatabaseId,
         database: Database,
         own_shard: bool,
     },
-    /// The database is gone for clients; it stays among those that are being deleted until `EndDeletion`.
+    /// The database is gone for clients; it stays among those that are being deleted until
+    /// `EndDeletion`.
     DeleteDatabase {
         id: DatabaseId,
     },
@@ -137,15 +141,17 @@ pub enum Change {
 }
 
 impl Change {
-    /// For logs and people: without the hash of a token, of which a short secret could be guessed, and without that by
-    /// which the directory knows a node.
+    /// For logs and people: without the hash of a token, of which a short secret could be guessed,
+    /// and without that by which the directory knows a node.
     #[must_use]
     pub fn without_secrets(&self) -> Self {
         let mut change = self.clone();
         match &mut change {
             Change::CreateToken { token } => token.sha256.clear(),
             Change::RecordIncarnation { incarnation, .. } => incarnation.clear(),
-            Change::AddNode { node } | Change::ReplaceNode { new: node, .. } => node.incarnation = None,
+            Change::AddNode { node } | Change::ReplaceNode { new: node, .. } => {
+                node.incarnation = None
+            }
             _ => {}
         }
         change
@@ -194,21 +200,23 @@ impl Cluster {
     /// The cluster after `change`; its version is one higher.
     ///
     /// # Errors
-    /// [`Refused`], saying what is in the way. A change that finds its own result (a repeated `Promote`) is
-    /// refused too: the caller looks at the cluster again.
+    /// [`Refused`], saying what is in the way. A change that finds its own result (a repeated
+    /// `Promote`) is refused too: the caller looks at the cluster again.
     pub fn after(&self, change: &Change) -> Result<Cluster, Refused> {
         let mut next = self.clone();
         next.make(change)?;
         ensure(next != *self, || "that is how it is already".to_owned())?;
-        for (id, shard) in next.shards.iter().filter(|(id, shard)| self.shards.get(id) != Some(*shard)) {
+        for (id, shard) in
+            next.shards.iter().filter(|(id, shard)| self.shards.get(id) != Some(*shard))
+        {
             next.check_voters(*id, shard)?;
         }
         next.version += 1;
         Ok(next)
     }
 
-    /// Makes `change` in place: as [`after`](Self::after), without a copy of everything where one shard is all that
-    /// changes. Nothing has changed where it is refused.
+    /// Makes `change` in place: as [`after`](Self::after), without a copy of everything where one
+    /// shard is all that changes. Nothing has changed where it is refused.
     ///
     /// # Errors
     /// [`Refused`], as there.
@@ -240,23 +248,37 @@ impl Cluster {
     fn make(&mut self, change: &Change) -> Result<(), Refused> {
         match change {
             Change::NameCluster { id } => self.name_cluster(id),
-            Change::RecordIncarnation { node, incarnation } => self.record_incarnation(*node, incarnation),
+            Change::RecordIncarnation { node, incarnation } => {
+                self.record_incarnation(*node, incarnation)
+            }
             Change::Seal { shard, epoch, to, planned, since_ms, cause } => {
-                let plan = Plan { to: to.clone(), planned: *planned, since_ms: *since_ms, cause: cause.clone() };
+                let plan = Plan {
+                    to: to.clone(),
+                    planned: *planned,
+                    since_ms: *since_ms,
+                    cause: cause.clone(),
+                };
                 self.seal(*shard, *epoch, plan)
             }
             Change::Promote { shard, voters, preferred_leader, report } => {
                 self.promote(*shard, voters, *preferred_leader, report)
             }
             Change::Activate { shard, epoch } => self.activate(*shard, *epoch),
-            Change::SettleVoters { shard, epoch, version } => self.settle_voters(*shard, *epoch, *version),
+            Change::SettleVoters { shard, epoch, version } => {
+                self.settle_voters(*shard, *epoch, *version)
+            }
             Change::ShowLoss { shard, epoch, node, transactions, at_most, last_time_ms } => {
                 self.show_loss(*shard, *epoch, *node, *transactions..=*at_most, *last_time_ms)
             }
             Change::BeginSwitchover { shard, to } => self.begin_switchover(*shard, to),
             Change::CancelSwitchover { shard } => self.cancel_switchover(*shard),
             Change::ForceFailover { shard, epoch, to, since_ms, cause } => {
-                let plan = Plan { to: to.clone(), planned: false, since_ms: *since_ms, cause: cause.clone() };
+                let plan = Plan {
+                    to: to.clone(),
+                    planned: false,
+                    since_ms: *since_ms,
+                    cause: cause.clone(),
+                };
                 self.force_failover(*shard, *epoch, plan)
             }
             Change::AddRegion { name } => self.add_region(name),
@@ -266,7 +288,9 @@ impl Cluster {
             Change::ReplaceNode { old, new } => self.replace_node(*old, new),
             Change::SetVoters { shard, voters } => self.set_voters(*shard, voters),
             Change::SetDirectoryVoters { voters } => self.set_directory_voters(voters),
-            Change::CreateDatabase { id, database, own_shard } => self.create_database(*id, database, *own_shard),
+            Change::CreateDatabase { id, database, own_shard } => {
+                self.create_database(*id, database, *own_shard)
+            }
             Change::DeleteDatabase { id } => self.delete_database(*id),
             Change::EndDeletion { id } => self.end_deletion(*id),
             Change::SetDatabase { id, failover, rpo, primary_region } => {
@@ -277,8 +301,8 @@ impl Cluster {
         }
     }
 
-    /// Voters lie in the primary region, each in a data center of its own: else a commit by a majority would
-    /// not lie in two of them.
+    /// Voters lie in the primary region, each in a data center of its own: else a commit by a
+    /// majority would not lie in two of them.
     fn check_voters(&self, id: ShardId, shard: &Shard) -> Result<(), Refused> {
         let region = &shard.primary_region;
         ensure(!shard.voters.is_empty(), || format!("shard {id} would have no voters"))?;
@@ -286,11 +310,16 @@ impl Cluster {
         for voter in &shard.voters {
             let node = self.live_node(*voter)?;
             ensure(node.region == *region, || {
-                format!("{} is in region {}, but shard {id} has its primary in {region}", node.name, node.region)
+                format!(
+                    "{} is in region {}, but shard {id} has its primary in {region}",
+                    node.name, node.region
+                )
             })?;
             if let Some(other) = taken.insert(&node.data_center, &node.name) {
                 let (name, place) = (&node.name, &node.data_center);
-                return Err(Refused(format!("{other} and {name} are both in data center {place}: only one may vote")));
+                return Err(Refused(format!(
+                    "{other} and {name} are both in data center {place}: only one may vote"
+                )));
             }
         }
         ensure(shard.preferred_leader.is_none_or(|leader| shard.voters.contains(&leader)), || {

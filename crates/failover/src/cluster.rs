@@ -5,14 +5,14 @@ use serde::{Deserialize, Serialize};
 
 use crate::voters::majority;
 
-/// What the directory holds. Stored and sent as JSON: it is small, changes seldom, and people read it.
-/// Fields are only ever added, with a default.
+/// What the directory holds. Stored and sent as JSON: it is small, changes seldom, and people read
+/// it. Fields are only ever added, with a default.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Cluster {
     /// Grows by one with every change.
     pub version: u64,
-    /// Tells this cluster from any other: random, chosen by the directory's first leader and never changed. `None`
-    /// until then.
+    /// Tells this cluster from any other: random, chosen by the directory's first leader and never
+    /// changed. `None` until then.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub id: Option<String>,
     /// In the order in which they were named. The first is where shards go that name none.
@@ -61,14 +61,16 @@ pub struct Shard {
     /// The group may still have other voters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub changing: Option<VoterChange>,
-    /// Where each epoch left the history of the one before, oldest first; the last is the present one.
+    /// Where each epoch left the history of the one before, oldest first; the last is the present
+    /// one.
     pub bases: Vec<(Epoch, Position)>,
     /// Every failover and switchover, oldest first; the latest 16.
     #[serde(default)]
     pub reports: Vec<FailoverReport>,
 }
 
-/// A change of voters that the group is not known to have ended: until then any of these sets may decide.
+/// A change of voters that the group is not known to have ended: until then any of these sets may
+/// decide.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VoterChange {
     /// The voters before, and those on the way to whom they were changed again.
@@ -80,7 +82,8 @@ pub struct VoterChange {
 impl Shard {
     /// Whether it is a voter, or may still be one.
     pub fn may_vote(&self, node: NodeId) -> bool {
-        self.voters.contains(&node) || self.former_voters().iter().any(|voters| voters.contains(&node))
+        self.voters.contains(&node)
+            || self.former_voters().iter().any(|voters| voters.contains(&node))
     }
 
     /// Sets of voters, besides the present one, that may still decide.
@@ -93,10 +96,13 @@ impl Shard {
         self.bases.last().map_or(Position::ZERO, |(_, base)| *base)
     }
 
-    /// Whether a batch that was committed at `position` is in the history of the present epoch. One that an
-    /// earlier failover lost is not, though its epoch may be newer than that of the base.
+    /// Whether a batch that was committed at `position` is in the history of the present epoch. One
+    /// that an earlier failover lost is not, though its epoch may be newer than that of the base.
     pub fn in_history(&self, position: Position) -> bool {
-        let Some((_, own_base)) = self.bases.iter().find(|(epoch, _)| *epoch == position.epoch) else { return false };
+        let Some((_, own_base)) = self.bases.iter().find(|(epoch, _)| *epoch == position.epoch)
+        else {
+            return false;
+        };
         let later = self.bases.iter().filter(|(epoch, _)| *epoch > position.epoch);
         (position == Position::ZERO || position.sequence > own_base.sequence)
             && later.into_iter().all(|(_, base)| position.sequence <= base.sequence)
@@ -104,17 +110,22 @@ impl Shard {
 }
 
 impl Cluster {
-    /// For nodes and gateways: whether a node has spoken, and not by what the directory knows it, which is all that a
-    /// node has to show. The hashes of tokens stay, since every gateway checks tokens.
+    /// For nodes and gateways: whether a node has spoken, and not by what the directory knows it,
+    /// which is all that a node has to show. The hashes of tokens stay, since every gateway checks
+    /// tokens.
     #[must_use]
     pub fn without_incarnations(&self) -> Self {
         let mut cluster = self.clone();
-        cluster.nodes.values_mut().filter_map(|node| node.incarnation.as_mut()).for_each(String::clear);
+        cluster
+            .nodes
+            .values_mut()
+            .filter_map(|node| node.incarnation.as_mut())
+            .for_each(String::clear);
         cluster
     }
 
-    /// For people: also without the hashes of tokens, of which a short secret could be guessed. That of `known`, which
-    /// the caller has sent itself, stays.
+    /// For people: also without the hashes of tokens, of which a short secret could be guessed.
+    /// That of `known`, which the caller has sent itself, stays.
     #[must_use]
     pub fn without_secrets(&self, known: Option<&str>) -> Self {
         let mut cluster = self.without_incarnations();
@@ -129,8 +140,9 @@ impl Cluster {
         databases.all(|database| database.failover == FailoverMode::Auto)
     }
 
-    /// The nodes that are not known to have dropped a database, of those that were not removed. One that is away
-    /// counts: while it lacks the drop, a failover to what it has would take the drop back.
+    /// The nodes that are not known to have dropped a database, of those that were not removed. One
+    /// that is away counts: while it lacks the drop, a failover to what it has would take the drop
+    /// back.
     pub fn lacking_drop(&self, has_dropped: impl Fn(NodeId) -> bool) -> BTreeSet<NodeId> {
         let present = self.nodes.iter().filter(|(_, node)| !node.removed);
         present.map(|(id, _)| *id).filter(|id| !has_dropped(*id)).collect()
@@ -188,7 +200,8 @@ pub struct Deletion {
     pub shard: ShardId,
 }
 
-/// Whether a shard whose primary region is lost fails over by itself: only if all of its databases say so.
+/// Whether a shard whose primary region is lost fails over by itself: only if all of its databases
+/// say so.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FailoverMode {
@@ -261,8 +274,8 @@ pub struct FailoverReport {
     /// Who voted in the epoch that ended: a majority of them knows all that was committed in it.
     #[serde(default)]
     pub old_voters: BTreeSet<NodeId>,
-    /// The epoch ended during a change of voters: what was committed is known to a majority of `old_voters`, or
-    /// of one of these.
+    /// The epoch ended during a change of voters: what was committed is known to a majority of
+    /// `old_voters`, or of one of these.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub former_voters: Vec<BTreeSet<NodeId>>,
 }
@@ -273,10 +286,14 @@ impl FailoverReport {
         self.voter_sets().any(|voters| voters.contains(&node))
     }
 
-    /// Whether so many have shown what they had beyond the base that more than their most was not lost.
+    /// Whether so many have shown what they had beyond the base that more than their most was not
+    /// lost.
     pub fn is_bounded(&self) -> bool {
         let mut sets = self.voter_sets();
-        self.loss.exact || sets.all(|voters| voters.intersection(&self.loss.shown_by).count() >= majority(voters.len()))
+        self.loss.exact
+            || sets.all(|voters| {
+                voters.intersection(&self.loss.shown_by).count() >= majority(voters.len())
+            })
     }
 
     fn voter_sets(&self) -> impl Iterator<Item = &BTreeSet<NodeId>> {
@@ -291,14 +308,14 @@ pub struct Loss {
     pub transactions: u64,
     /// From the base's batch to the last batch known to be lost, by the old leader's clock.
     pub window_ms: u64,
-    /// It was `transactions`, no more and no less: a switchover, or a majority of each set of old voters has
-    /// shown its log, and nothing in there is undecided.
+    /// It was `transactions`, no more and no less: a switchover, or a majority of each set of old
+    /// voters has shown its log, and nothing in there is undecided.
     pub exact: bool,
     /// Nodes that have come back and shown what they had beyond the base.
     #[serde(default)]
     pub shown_by: BTreeSet<NodeId>,
-    /// The most that any of these holds, undecided batches included. No more was lost, once the report
-    /// [is bounded](FailoverReport::is_bounded).
+    /// The most that any of these holds, undecided batches included. No more was lost, once the
+    /// report [is bounded](FailoverReport::is_bounded).
     #[serde(default)]
     pub at_most: u64,
 }

@@ -21,19 +21,22 @@ mod watch;
 
 #[derive(Debug, Clone)]
 pub struct ControllerConfig {
-    /// The node that the controller runs on. It renews like any other: while not even that is heard, the silence
-    /// of others says nothing.
+    /// The node that the controller runs on. It renews like any other: while not even that is
+    /// heard, the silence of others says nothing.
     pub own_node: Option<NodeId>,
     pub lease_ttl: Duration,
-    /// Added to the TTL by the grantor: clocks that run at different speeds, over one TTL. Enough for one that is slow by
-    /// a tenth. With the TTL it is less than `failover_after`, so that it delays no failover.
+    /// Added to the TTL by the grantor: clocks that run at different speeds, over one TTL. Enough
+    /// for one that is slow by a tenth. With the TTL it is less than `failover_after`, so that it
+    /// delays no failover.
     pub drift_margin: Duration,
-    /// A primary region without a leader for so long, of whose voters a majority was silent as long, has failed.
+    /// A primary region without a leader for so long, of whose voters a majority was silent as
+    /// long, has failed.
     pub failover_after: Duration,
-    /// A region whose voters answer is starved rather than lost. It is given so long to elect a leader; and where its
-    /// shard has to move all the same, so long to give what only it has.
+    /// A region whose voters answer is starved rather than lost. It is given so long to elect a
+    /// leader; and where its shard has to move all the same, so long to give what only it has.
     pub starved_after: Duration,
-    /// The same for voters that found the group of a new epoch, in which hardly anything can be lost yet.
+    /// The same for voters that found the group of a new epoch, in which hardly anything can be
+    /// lost yet.
     pub forming_after: Duration,
     /// A controller between two of whose steps more time lies was starved itself.
     pub max_step_gap: Duration,
@@ -41,8 +44,8 @@ pub struct ControllerConfig {
     pub reachable_within: Duration,
     /// How long sealing waits for reachable nodes that do not answer.
     pub seal_timeout: Duration,
-    /// A node that was asked to pull may go on to do so for as long, from the decision: the wait for a turn to be
-    /// asked, the call, and the pulling.
+    /// A node that was asked to pull may go on to do so for as long, from the decision: the wait
+    /// for a turn to be asked, the call, and the pulling.
     pub drain_lasts: Duration,
     /// Between two tries of the same call.
     pub retry_every: Duration,
@@ -85,34 +88,36 @@ pub struct ShardReport {
     pub time_ms: u64,
     /// It leads the group of `epoch`, and a quorum has answered within its election timeout.
     pub leads: bool,
-    /// On a leader: the version of the cluster that it knows, if the group's voters are those that it names there,
-    /// and nobody else may decide; else 0.
+    /// On a leader: the version of the cluster that it knows, if the group's voters are those that
+    /// it names there, and nobody else may decide; else 0.
     pub settled_at: u64,
     /// Behind the newest commit heard of, in milliseconds; 0 on a leader.
     pub lag_ms: u64,
-    /// What the node was told with its leases of how far the shard came in `epoch`, see [`Controller::furthest`]:
-    /// transactions and time; zeros if nothing.
+    /// What the node was told with its leases of how far the shard came in `epoch`, see
+    /// [`Controller::furthest`]: transactions and time; zeros if nothing.
     pub heard_transactions: u64,
     pub heard_time_ms: u64,
 }
 
-/// A node's answer to `Seal`: it serves the epoch no more, and takes no more of it. No restart undoes what is
-/// promised here: it was written down, durably, before this was said, so that positions need not be asked for again.
+/// A node's answer to `Seal`: it serves the epoch no more, and takes no more of it. No restart
+/// undoes what is promised here: it was written down, durably, before this was said, so that
+/// positions need not be asked for again.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SealAnswer {
     pub shard: ShardId,
     pub epoch: Epoch,
     /// To which kind of [`Action::Seal`] this is the answer.
     pub planned: bool,
-    /// Durable and committed here; final, unless a `Drain` raises it, or it is `planned` and a leader drains.
+    /// Durable and committed here; final, unless a `Drain` raises it, or it is `planned` and a
+    /// leader drains.
     pub position: Position,
     pub transactions: u64,
     pub time_ms: u64,
     /// The Raft term that a voter is in, which it will not leave; `None` on a replica.
     pub term: Option<u64>,
-    /// It led in that term, and everything it ever proposed is decided and in `position`. Only said where the
-    /// group's members are those that the cluster names in this `Sealing`, and no change of them is under way:
-    /// the majority that is counted is a majority of these.
+    /// It led in that term, and everything it ever proposed is decided and in `position`. Only said
+    /// where the group's members are those that the cluster names in this `Sealing`, and no change
+    /// of them is under way: the majority that is counted is a majority of these.
     pub drained_leader: bool,
 }
 
@@ -141,18 +146,20 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::large_enum_variant, reason = "few are made, and they are taken apart at once")]
 pub enum Action {
-    /// To be committed together, in this order, if the cluster is still at this version; else dropped. The next
-    /// step sees it done, or comes to the same conclusions again. At most one a step, for all shards.
+    /// To be committed together, in this order, if the cluster is still at this version; else
+    /// dropped. The next step sees it done, or comes to the same conclusions again. At most one a
+    /// step, for all shards.
     Commit { changes: Vec<Change> },
-    /// To be sent once; the answer comes as `Sealed`, or never. `planned`: a voter that follows goes on
-    /// appending, so that the leader can drain; else it stops at once.
+    /// To be sent once; the answer comes as `Sealed`, or never. `planned`: a voter that follows
+    /// goes on appending, so that the leader can drain; else it stops at once.
     Seal { node: NodeId, shard: ShardId, epoch: Epoch, planned: bool },
-    /// To be sent once: pull what is missing up to `through` from `source`. Answered by `Drained`, or never.
-    /// A node that was not asked to seal (a switchover's target) seals first. One that is asked again while it
-    /// pulls goes on; one that has it all answers at once. One that has not come there within two seconds gives
-    /// up, and one that is asked to seal anew gives up before it answers: its answer is final. A source whose log
-    /// begins too late gives its whole state, for which it may have to be asked several times; what has begun to be put
-    /// in place comes to its end first.
+    /// To be sent once: pull what is missing up to `through` from `source`. Answered by `Drained`,
+    /// or never. A node that was not asked to seal (a switchover's target) seals first. One that is
+    /// asked again while it pulls goes on; one that has it all answers at once. One that has not
+    /// come there within two seconds gives up, and one that is asked to seal anew gives up before
+    /// it answers: its answer is final. A source whose log begins too late gives its whole state,
+    /// for which it may have to be asked several times; what has begun to be put in place comes to
+    /// its end first.
     Drain { node: NodeId, shard: ShardId, epoch: Epoch, source: NodeId, through: Position },
 }
 
@@ -175,11 +182,12 @@ struct Proposed {
 
 /// Judges, on the directory leader, for one term of its leadership.
 ///
-/// Nothing that it remembers is needed to be safe: a new one counts every lease as granted when it began,
-/// asks again for every seal, and goes on from what the cluster says. One that did not run for a while
-/// (a stopped process, a machine that slept) forgets what it heard, since its ears were closed; only what it
-/// granted stays. One that was starved, so that its steps came late or not even its own node was heard, takes
-/// nobody's silence for a loss until it has listened undisturbed for as long as silence has to last.
+/// Nothing that it remembers is needed to be safe: a new one counts every lease as granted when it
+/// began, asks again for every seal, and goes on from what the cluster says. One that did not run
+/// for a while (a stopped process, a machine that slept) forgets what it heard, since its ears were
+/// closed; only what it granted stays. One that was starved, so that its steps came late or not
+/// even its own node was heard, takes nobody's silence for a loss until it has listened undisturbed
+/// for as long as silence has to last.
 #[derive(Debug)]
 pub struct Controller {
     config: ControllerConfig,
@@ -190,8 +198,9 @@ pub struct Controller {
     /// When it was last starved itself, or began.
     disturbed_at: Duration,
     proposed: Option<Proposed>,
-    /// Promotions that were proposed, each with the phase that it ends. They may still be made: nobody is to be
-    /// drained beyond their bases any more, or it would stand outside the history of the new epoch.
+    /// Promotions that were proposed, each with the phase that it ends. They may still be made:
+    /// nobody is to be drained beyond their bases any more, or it would stand outside the history
+    /// of the new epoch.
     promoting: BTreeMap<ShardId, (Phase, Change)>,
     /// The version that they were last compared with.
     followed: u64,
@@ -213,24 +222,25 @@ impl Controller {
         }
     }
 
-    /// Grants a node its lease on what `cluster` says. The caller has confirmed its leadership of the
-    /// directory after the request came, and `cluster` is what is committed. Remembered as granted at `now`.
+    /// Grants a node its lease on what `cluster` says. The caller has confirmed its leadership of
+    /// the directory after the request came, and `cluster` is what is committed. Remembered as
+    /// granted at `now`.
     pub fn renew(&mut self, now: Duration, cluster: &Cluster, node: NodeId) -> Lease {
         let takes_part = cluster.nodes.get(&node).is_some_and(|node| !node.removed);
-        let serving = cluster
-            .shards
-            .iter()
-            .filter(|(_, shard)| takes_part && shard.may_vote(node) && !matches!(shard.phase, Phase::Sealing(_)));
+        let serving = cluster.shards.iter().filter(|(_, shard)| {
+            takes_part && shard.may_vote(node) && !matches!(shard.phase, Phase::Sealing(_))
+        });
         let shards: Vec<_> = serving.map(|(id, shard)| (*id, shard.epoch)).collect();
         self.grants.grant(now, node, &shards);
         Lease { ttl: self.config.lease_ttl, shards }
     }
 
-    /// How far each shard of `cluster` is known to have come in its epoch: goes with every lease, to come back with
-    /// [`ShardReport`]s to whoever leads the directory then.
+    /// How far each shard of `cluster` is known to have come in its epoch: goes with every lease,
+    /// to come back with [`ShardReport`]s to whoever leads the directory then.
     pub fn furthest(&self, cluster: &Cluster) -> Vec<Furthest> {
         let present = self.watches.iter().filter(|(id, watch)| {
-            watch.furthest != (0, 0) && cluster.shards.get(id).is_some_and(|shard| shard.epoch == watch.epoch)
+            watch.furthest != (0, 0)
+                && cluster.shards.get(id).is_some_and(|shard| shard.epoch == watch.epoch)
         });
         let furthest = present.map(|(id, watch)| {
             let (transactions, time_ms) = watch.furthest;
@@ -239,7 +249,13 @@ impl Controller {
         furthest.collect()
     }
 
-    pub fn step(&mut self, now: Duration, cluster: &Cluster, now_ms: u64, event: Event) -> Vec<Action> {
+    pub fn step(
+        &mut self,
+        now: Duration,
+        cluster: &Cluster,
+        now_ms: u64,
+        event: Event,
+    ) -> Vec<Action> {
         self.notice_gaps(now);
         self.follow(now, cluster);
         self.take(now, cluster, event);
@@ -248,7 +264,8 @@ impl Controller {
         let (mut next, mut changes, mut bytes) = (None, Vec::new(), 0);
         for id in cluster.shards.keys() {
             let Some(watch) = self.watches.get_mut(id) else { continue };
-            // With what is decided for those before: the shards of a region spread over the nodes of the next.
+            // With what is decided for those before: the shards of a region spread over the nodes
+            // of the next.
             let so_far: &Cluster = next.as_ref().unwrap_or(cluster);
             let Some(shard) = so_far.shards.get(id) else { continue };
             let view = View {
@@ -303,7 +320,9 @@ impl Controller {
     /// What each shard waits for that is not simply active.
     pub fn progress(&self, now: Duration, cluster: &Cluster) -> Vec<Progress> {
         let text = |id: &ShardId| match self.watches.get(id) {
-            Some(watch) if now.saturating_sub(self.stepped_at) <= self.config.reachable_within => watch.text.clone(),
+            Some(watch) if now.saturating_sub(self.stepped_at) <= self.config.reachable_within => {
+                watch.text.clone()
+            }
             _ => "not judged yet".to_owned(),
         };
         let all = cluster.shards.keys().map(|id| Progress { shard: *id, text: text(id) });
@@ -339,9 +358,13 @@ impl Controller {
                 self.contacts.heard(now, node, reports);
             }
             Event::Sealed { node, answer } => {
-                let watch = self.watches.get_mut(&answer.shard).filter(|watch| watch.epoch == answer.epoch);
+                let watch =
+                    self.watches.get_mut(&answer.shard).filter(|watch| watch.epoch == answer.epoch);
                 let Some(watch) = watch else { return };
-                let is_known = cluster.shards.get(&answer.shard).is_some_and(|shard| shard.in_history(answer.position));
+                let is_known = cluster
+                    .shards
+                    .get(&answer.shard)
+                    .is_some_and(|shard| shard.in_history(answer.position));
                 if is_known {
                     watch.heard_of(answer.transactions, answer.time_ms);
                 }
@@ -358,7 +381,13 @@ impl Controller {
         }
     }
 
-    fn take_report(&mut self, now: Duration, cluster: &Cluster, node: NodeId, report: &ShardReport) {
+    fn take_report(
+        &mut self,
+        now: Duration,
+        cluster: &Cluster,
+        node: NodeId,
+        report: &ShardReport,
+    ) {
         let Some(shard) = cluster.shards.get(&report.shard) else { return };
         let Some(watch) = self.watches.get_mut(&report.shard) else { return };
         if report.epoch != shard.epoch {
@@ -380,11 +409,15 @@ impl Controller {
         }
     }
 
-    /// What was proposed for this very version may be on its way. Else, what follows closely travels together: the
-    /// answers of many shards come one by one.
+    /// What was proposed for this very version may be on its way. Else, what follows closely
+    /// travels together: the answers of many shards come one by one.
     fn may_propose(&self, now: Duration, version: u64) -> bool {
         self.proposed.is_none_or(|last| {
-            let pause = if last.version == version { self.config.retry_every } else { self.config.commit_every };
+            let pause = if last.version == version {
+                self.config.retry_every
+            } else {
+                self.config.commit_every
+            };
             now.saturating_sub(last.at) >= pause
         })
     }
@@ -408,16 +441,22 @@ fn judge(view: &View<'_>, watch: &mut Watch, actions: &mut Vec<Action>) -> Verdi
         Phase::Active | Phase::SwitchingOver { .. } if let Some(version) = view.settled() => {
             Verdict::Commit(Change::SettleVoters { shard, epoch, version })
         }
-        Phase::Forming if view.leaders().next().is_some() => Verdict::Commit(Change::Activate { shard, epoch }),
+        Phase::Forming if view.leaders().next().is_some() => {
+            Verdict::Commit(Change::Activate { shard, epoch })
+        }
         Phase::Forming => match failover::judge(view, watch) {
-            Verdict::Wait(text) if text.is_empty() => Verdict::Wait("waits for its first leader".to_owned()),
+            Verdict::Wait(text) if text.is_empty() => {
+                Verdict::Wait("waits for its first leader".to_owned())
+            }
             verdict => verdict,
         },
         Phase::Active => failover::judge(view, watch),
         Phase::SwitchingOver { to } => switchover::prepare(view, watch, to),
         Phase::Sealing(plan) => {
             // It is given back below: what is judged by is not what is changed.
-            let Some(mut sealing) = watch.sealing.take() else { return Verdict::Wait(String::new()) };
+            let Some(mut sealing) = watch.sealing.take() else {
+                return Verdict::Wait(String::new());
+            };
             let verdict = if plan.planned {
                 switchover::advance(view, watch, &mut sealing, actions)
             } else {

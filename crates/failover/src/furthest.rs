@@ -14,8 +14,9 @@ pub struct Furthest {
 
 /// What directory leaders have told a node of how far each shard came, in its newest epoch.
 ///
-/// Only the directory's leader hears it from all. When it is lost with the shard's primary region, the nodes
-/// that are left bring it to the next one, which could not say else how much a failover has lost at least.
+/// Only the directory's leader hears it from all. When it is lost with the shard's primary region,
+/// the nodes that are left bring it to the next one, which could not say else how much a failover
+/// has lost at least.
 #[derive(Debug, Default)]
 pub struct Hearsay {
     of: BTreeMap<ShardId, Furthest>,

@@ -14,8 +14,8 @@ pub struct Lease {
 
 /// A node's leases: whether it may serve strong operations of a shard right now.
 ///
-/// It lives in memory only. A node that restarts holds nothing until it is granted something anew, and an
-/// answer to what it asked before does not reach it.
+/// It lives in memory only. A node that restarts holds nothing until it is granted something anew,
+/// and an answer to what it asked before does not reach it.
 #[derive(Debug, Default)]
 pub struct LeaseHolder {
     until: BTreeMap<ShardId, (Epoch, Duration)>,
@@ -24,8 +24,9 @@ pub struct LeaseHolder {
 }
 
 impl LeaseHolder {
-    /// The directory answered what was asked at `sent_at`, on this node's clock. Answers may come late and in
-    /// any order. A shard that is not mentioned keeps what it has until that runs out: the grantor waits.
+    /// The directory answered what was asked at `sent_at`, on this node's clock. Answers may come
+    /// late and in any order. A shard that is not mentioned keeps what it has until that runs out:
+    /// the grantor waits.
     pub fn renewed(&mut self, sent_at: Duration, lease: &Lease) {
         let until = sent_at.saturating_add(lease.ttl);
         for &(shard, epoch) in &lease.shards {
@@ -41,8 +42,8 @@ impl LeaseHolder {
         }
     }
 
-    /// This node serves `shard` no more in any epoch up to `epoch`, whatever is granted later: to be called
-    /// before a `Seal` is answered.
+    /// This node serves `shard` no more in any epoch up to `epoch`, whatever is granted later: to
+    /// be called before a `Seal` is answered.
     pub fn seal(&mut self, shard: ShardId, epoch: Epoch) {
         let sealed = self.sealed.entry(shard).or_insert(epoch);
         *sealed = epoch.max(*sealed);

@@ -12,11 +12,11 @@
 //! - An epoch begins with one `Change::Promote`, which names its region, voters and base for ever.
 //! - `Promote` comes after every lease on the epoch before has run out, or its holder has sealed.
 //! - A lease is counted by its holder from when it asked, by the grantor from when it answered.
-//! - The controller keeps nothing that it needs to be safe: a new one goes on from the `Cluster` alone,
-//!   and waits a full lease before it judges anybody.
+//! - The controller keeps nothing that it needs to be safe: a new one goes on from the `Cluster`
+//!   alone, and waits a full lease before it judges anybody.
 //!
-//! Absent on purpose: tokio, storage, clocks, randomness. `now` is the time since an arbitrary start of this
-//! process (monotonic).
+//! Absent on purpose: tokio, storage, clocks, randomness. `now` is the time since an arbitrary
+//! start of this process (monotonic).
 
 mod change;
 mod cluster;
@@ -29,9 +29,11 @@ mod voters;
 
 pub use change::{Change, Refused};
 pub use cluster::{
-    Cluster, Database, Deletion, FailoverMode, FailoverReport, Loss, Node, Phase, Plan, Rpo, RpoMode, Shard, Token,
-    TokenScope, VoterChange,
+    Cluster, Database, Deletion, FailoverMode, FailoverReport, Loss, Node, Phase, Plan, Rpo,
+    RpoMode, Shard, Token, TokenScope, VoterChange,
 };
-pub use controller::{Action, Controller, ControllerConfig, Event, Progress, SealAnswer, ShardReport};
+pub use controller::{
+    Action, Controller, ControllerConfig, Event, Progress, SealAnswer, ShardReport,
+};
 pub use furthest::{Furthest, Hearsay};
 pub use lease::{Lease, LeaseHolder};

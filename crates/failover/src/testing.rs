@@ -1,11 +1,13 @@
-//! A cluster to test with: region `a` with nodes 1 to 3, `b` with 4 and 5, `c` with 6 and 7, each in a data
-//! center of its own; shard 1 with its primary in `a` and one database.
+//! A cluster to test with: region `a` with nodes 1 to 3, `b` with 4 and 5, `c` with 6 and 7, each
+//! in a data center of its own; shard 1 with its primary in `a` and one database.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
 
-use crate::cluster::{Cluster, Database, FailoverMode, FailoverReport, Loss, Node, Phase, Rpo, Shard};
+use crate::cluster::{
+    Cluster, Database, FailoverMode, FailoverReport, Loss, Node, Phase, Rpo, Shard,
+};
 
 pub(crate) const SHARD: ShardId = ShardId(1);
 pub(crate) const DATABASE: DatabaseId = DatabaseId([1; 16]);
@@ -37,8 +39,10 @@ pub(crate) fn database(name: &str, region: &str) -> Database {
 }
 
 pub(crate) fn cluster() -> Cluster {
-    let places = [("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1"), ("b", "b2"), ("c", "c1"), ("c", "c2")];
-    let nodes = (1..).zip(places).map(|(id, (region, data_center))| (id, node(id, region, data_center)));
+    let places =
+        [("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1"), ("b", "b2"), ("c", "c1"), ("c", "c2")];
+    let nodes =
+        (1..).zip(places).map(|(id, (region, data_center))| (id, node(id, region, data_center)));
     let shard = Shard {
         epoch: Epoch::FIRST,
         phase: Phase::Active,

@@ -12,8 +12,8 @@ pub(crate) fn majority(count: usize) -> usize {
     count / 2 + 1
 }
 
-/// How many of so many data centers vote: odd numbers, since an even one survives no more losses than the
-/// odd one below it. Two are better than one all the same: a commit then lies in both.
+/// How many of so many data centers vote: odd numbers, since an even one survives no more losses
+/// than the odd one below it. Two are better than one all the same: a commit then lies in both.
 pub(crate) fn voting(data_centers: usize) -> usize {
     match data_centers.min(MAX_VOTERS) {
         count if count > 2 && count % 2 == 0 => count - 1,
@@ -24,22 +24,30 @@ pub(crate) fn voting(data_centers: usize) -> usize {
 impl Cluster {
     /// The nodes of a region that were not removed.
     pub fn nodes_of<'a>(&'a self, region: &'a str) -> impl Iterator<Item = (NodeId, &'a Node)> {
-        let here = self.nodes.iter().filter(move |(_, node)| !node.removed && node.region == region);
+        let here =
+            self.nodes.iter().filter(move |(_, node)| !node.removed && node.region == region);
         here.map(|(id, node)| (*id, node))
     }
 
-    /// Who would vote if a shard's primary were in `region`: one node in each data center, at most five, and
-    /// those that vote least.
+    /// Who would vote if a shard's primary were in `region`: one node in each data center, at most
+    /// five, and those that vote least.
     pub fn would_be_voters(&self, region: &str) -> BTreeSet<NodeId> {
         self.best_voters(region, |_| ())
     }
 
-    /// [`would_be_voters`](Self::would_be_voters), by a preference of the caller's: the least rank goes first.
-    pub(crate) fn best_voters<R: Ord>(&self, region: &str, rank: impl Fn(NodeId) -> R) -> BTreeSet<NodeId> {
+    /// [`would_be_voters`](Self::would_be_voters), by a preference of the caller's: the least rank
+    /// goes first.
+    pub(crate) fn best_voters<R: Ord>(
+        &self,
+        region: &str,
+        rank: impl Fn(NodeId) -> R,
+    ) -> BTreeSet<NodeId> {
         let votes = self.votes();
         let mut nodes: Vec<_> = self
             .nodes_of(region)
-            .map(|(id, node)| (rank(id), votes.get(&id).copied().unwrap_or(0), id, node.data_center.as_str()))
+            .map(|(id, node)| {
+                (rank(id), votes.get(&id).copied().unwrap_or(0), id, node.data_center.as_str())
+            })
             .collect();
         nodes.sort();
         let mut taken = BTreeSet::new();
@@ -49,13 +57,19 @@ impl Cluster {
 
     /// How many voters a shard would have in `region`.
     pub(crate) fn voters_in(&self, region: &str) -> usize {
-        let data_centers: BTreeSet<_> = self.nodes_of(region).map(|(_, node)| &node.data_center).collect();
+        let data_centers: BTreeSet<_> =
+            self.nodes_of(region).map(|(_, node)| &node.data_center).collect();
         voting(data_centers.len())
     }
 
     /// Of `voters`, the one that is to lead the fewest shards so far.
-    pub(crate) fn spread_leader<'a>(&self, voters: impl IntoIterator<Item = &'a NodeId>) -> Option<NodeId> {
-        let leads = |id: NodeId| self.shards.values().filter(|shard| shard.preferred_leader == Some(id)).count();
+    pub(crate) fn spread_leader<'a>(
+        &self,
+        voters: impl IntoIterator<Item = &'a NodeId>,
+    ) -> Option<NodeId> {
+        let leads = |id: NodeId| {
+            self.shards.values().filter(|shard| shard.preferred_leader == Some(id)).count()
+        };
         voters.into_iter().copied().min_by_key(|id| (leads(*id), *id))
     }
 

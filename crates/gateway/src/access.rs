@@ -74,8 +74,8 @@ pub enum InvalidAccess {
     Duplicate { index: usize },
 }
 
-/// Tokens and their rights. Holds only the SHA-256 of each secret, and looks tokens up by it, so that
-/// the time of a lookup says nothing about a secret.
+/// Tokens and their rights. Holds only the SHA-256 of each secret, and looks tokens up by it, so
+/// that the time of a lookup says nothing about a secret.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
     grants: HashMap<[u8; 32], Expiring>,
@@ -98,7 +98,8 @@ impl Access {
     pub fn new(tokens: impl IntoIterator<Item = AccessToken>) -> Result<Self, InvalidAccess> {
         let mut grants = HashMap::new();
         for (index, token) in tokens.into_iter().enumerate() {
-            if token.secret.is_empty() || !token.secret.bytes().all(|byte| byte.is_ascii_graphic()) {
+            if token.secret.is_empty() || !token.secret.bytes().all(|byte| byte.is_ascii_graphic())
+            {
                 return Err(InvalidAccess::Secret { index });
             }
             let grant = Grant::new(token.databases, token.write);
@@ -113,7 +114,9 @@ impl Access {
     ///
     /// # Errors
     /// [`InvalidAccess::Duplicate`].
-    pub fn from_digests(tokens: impl IntoIterator<Item = ([u8; 32], Grant)>) -> Result<Self, InvalidAccess> {
+    pub fn from_digests(
+        tokens: impl IntoIterator<Item = ([u8; 32], Grant)>,
+    ) -> Result<Self, InvalidAccess> {
         let mut grants = HashMap::new();
         for (index, (digest, grant)) in tokens.into_iter().enumerate() {
             if grants.insert(digest, grant.into()).is_some() {
@@ -123,8 +126,8 @@ impl Access {
         Ok(Self { grants })
     }
 
-    /// As [`Access::from_digests`], of tokens that end at a time (wall clock, milliseconds since the Unix
-    /// epoch; `None`: never). Of two with the same secret the later one counts.
+    /// As [`Access::from_digests`], of tokens that end at a time (wall clock, milliseconds since
+    /// the Unix epoch; `None`: never). Of two with the same secret the later one counts.
     pub fn from_expiring(tokens: impl IntoIterator<Item = ([u8; 32], Grant, Option<u64>)>) -> Self {
         let expiring = |(digest, grant, expires_at_ms)| (digest, Expiring { grant, expires_at_ms });
         Self { grants: tokens.into_iter().map(expiring).collect() }
@@ -169,7 +172,8 @@ mod tests {
 
     #[test]
     fn a_token_ends_when_it_expires() {
-        let access = Access::from_expiring([(digest("soon"), Grant::new(Databases::All, true), Some(1000))]);
+        let access =
+            Access::from_expiring([(digest("soon"), Grant::new(Databases::All, true), Some(1000))]);
         assert!(access.authorize("soon", 999).is_some());
         assert_eq!(access.authorize("soon", 1000), None);
     }
@@ -177,7 +181,9 @@ mod tests {
     #[test]
     fn secrets_known_by_their_digests_open_what_was_granted_to_each() {
         let grant = |write| Grant::new(Databases::Only(vec![DatabaseId([1; 16])]), write);
-        let access = Access::from_digests([(digest("one"), grant(true)), (digest("two"), grant(false))]).unwrap();
+        let access =
+            Access::from_digests([(digest("one"), grant(true)), (digest("two"), grant(false))])
+                .unwrap();
         assert_eq!(access.authorize("one", u64::MAX), Some(grant(true)));
         assert_eq!(access.authorize("two", u64::MAX), Some(grant(false)));
         assert_eq!(access.authorize("three", 0), None);
@@ -191,7 +197,10 @@ mod tests {
             let refused = Access::new([token(secret, Databases::All, true)]).unwrap_err();
             assert_eq!(refused, InvalidAccess::Secret { index: 0 });
         }
-        let twice = Access::new([token("same", Databases::All, true), token("same", Databases::All, false)]);
+        let twice = Access::new([
+            token("same", Databases::All, true),
+            token("same", Databases::All, false),
+        ]);
         assert_eq!(twice.unwrap_err(), InvalidAccess::Duplicate { index: 1 });
     }
 

@@ -118,7 +118,10 @@ mod tests {
     fn read_output_bytes_are_golden() {
         let output = ReadOutput {
             ranges: vec![
-                vec![entry(b"a", ValueEncoding::Bytes, b"xy", 7), entry(b"b", ValueEncoding::V8, b"", 8)],
+                vec![
+                    entry(b"a", ValueEncoding::Bytes, b"xy", 7),
+                    entry(b"b", ValueEncoding::V8, b"", 8),
+                ],
                 vec![],
             ],
         };
@@ -140,7 +143,10 @@ mod tests {
     #[test]
     fn write_output_bytes_are_golden() {
         let stamp = Versionstamp([0, 1, 0, 0, 0, 0, 0, 9, 0, 2]);
-        assert_eq!(body(committed(stamp)), b"\x08\x01\x12\x0a\x00\x01\x00\x00\x00\x00\x00\x09\x00\x02");
+        assert_eq!(
+            body(committed(stamp)),
+            b"\x08\x01\x12\x0a\x00\x01\x00\x00\x00\x00\x00\x09\x00\x02"
+        );
         assert_eq!(body(check_failed(vec![0, 3, 99])), b"\x08\x02\x22\x03\x00\x03\x63");
     }
 }

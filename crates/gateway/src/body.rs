@@ -8,16 +8,16 @@ use hyper::body::Body;
 use crate::refusal::{Overload, Refusal};
 use crate::shares::Share;
 
-/// How much of a body over the limit is read and thrown away, so that its sender is still listening when
-/// the refusal comes.
+/// How much of a body over the limit is read and thrown away, so that its sender is still listening
+/// when the refusal comes.
 const MAX_DISCARDED_BYTES: u64 = 8 * 1024 * 1024;
 /// How long the rest of a body is read and thrown away that belongs to a refused request.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a declared length may make this process reserve before the bytes are there.
 const MAX_RESERVED_BYTES: usize = 64 * 1024;
 
-/// The whole body of a request, and the share of bytes that was taken for it as it came. Small ones, which come in
-/// one piece, are not copied.
+/// The whole body of a request, and the share of bytes that was taken for it as it came. Small
+/// ones, which come in one piece, are not copied.
 pub(crate) async fn collect<B>(
     body: B,
     mut share: Share,
@@ -32,16 +32,21 @@ where
 }
 
 /// The whole body of a request that is so small that nobody counts its bytes.
-pub(crate) async fn collect_small<B>(body: B, max_bytes: usize, timeout: Duration) -> Result<Bytes, Refusal>
+pub(crate) async fn collect_small<B>(
+    body: B,
+    max_bytes: usize,
+    timeout: Duration,
+) -> Result<Bytes, Refusal>
 where
     B: Body<Data = Bytes>,
 {
     within(timeout, read(body, |_| true, max_bytes)).await
 }
 
-/// Reads and throws away what is left of the body of a request that was refused, as long as that is little and comes
-/// soon. Over HTTP/1.1 its sender listens only then: the connection of one whose bytes are left unread is reset, and
-/// that is an error of the network to it, which it does not try again as it does a 503.
+/// Reads and throws away what is left of the body of a request that was refused, as long as that is
+/// little and comes soon. Over HTTP/1.1 its sender listens only then: the connection of one whose
+/// bytes are left unread is reset, and that is an error of the network to it, which it does not try
+/// again as it does a 503.
 pub(crate) async fn discard<B>(body: B, max_bytes: usize)
 where
     B: Body<Data = Bytes>,
@@ -49,7 +54,8 @@ where
     let discarded = tokio::time::timeout(DISCARD_TIMEOUT, async {
         let (mut body, mut left) = (pin!(body), max_bytes as u64);
         while let Some(Ok(frame)) = body.frame().await
-            && let Some(rest) = left.checked_sub(frame.data_ref().map_or(0, |data| data.len() as u64))
+            && let Some(rest) =
+                left.checked_sub(frame.data_ref().map_or(0, |data| data.len() as u64))
         {
             left = rest;
         }
@@ -58,11 +64,18 @@ where
     drop(discarded.await);
 }
 
-async fn within(timeout: Duration, read: impl Future<Output = Result<Bytes, Refusal>>) -> Result<Bytes, Refusal> {
+async fn within(
+    timeout: Duration,
+    read: impl Future<Output = Result<Bytes, Refusal>>,
+) -> Result<Bytes, Refusal> {
     tokio::time::timeout(timeout, read).await.unwrap_or(Err(Refusal::BodyTimeout { timeout }))
 }
 
-async fn read<B>(body: B, mut take: impl FnMut(u64) -> bool, max_bytes: usize) -> Result<Bytes, Refusal>
+async fn read<B>(
+    body: B,
+    mut take: impl FnMut(u64) -> bool,
+    max_bytes: usize,
+) -> Result<Bytes, Refusal>
 where
     B: Body<Data = Bytes>,
 {
@@ -89,7 +102,8 @@ where
             first = data;
         } else {
             if joined.is_empty() {
-                let expected = usize::try_from(declared).unwrap_or(usize::MAX).min(MAX_RESERVED_BYTES);
+                let expected =
+                    usize::try_from(declared).unwrap_or(usize::MAX).min(MAX_RESERVED_BYTES);
                 joined.reserve(expected.max(first.len() + data.len()));
                 joined.extend_from_slice(&first);
             }
@@ -126,7 +140,10 @@ mod tests {
         type Data = Bytes;
         type Error = Infallible;
 
-        fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        fn poll_frame(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
             let piece = self.coming.next();
             self.taken.set(self.taken.get() + usize::from(piece.is_some()));
             Poll::Ready(piece.map(|piece| Ok(Frame::data(piece))))
@@ -165,10 +182,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_a_body_beyond_its_limit_no_more_is_read_than_what_its_sender_may_be_sending_already() {
+    async fn of_a_body_beyond_its_limit_no_more_is_read_than_what_its_sender_may_be_sending_already()
+     {
         const MEGABYTE: usize = 1 << 20;
         let most = MEGABYTE as u64 + MAX_DISCARDED_BYTES;
-        for (declared, coming, expected) in [(0, 9, 9), (0, 1000, 10), (most, 9, 9), (most + 1, 10, 0)] {
+        for (declared, coming, expected) in
+            [(0, 9, 9), (0, 1000, 10), (most, 9, 9), (most + 1, 10, 0)]
+        {
             let pieces = std::iter::repeat_n(Bytes::from(vec![7; MEGABYTE]), coming);
             let (refused, taken) = collected(pieces, declared, MEGABYTE).await;
             assert!(matches!(refused, Err(Refusal::BodyTooLarge { .. })));

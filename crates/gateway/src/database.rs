@@ -1,6 +1,8 @@
 use std::future::Future;
 
-use meridian_types::{Consistency, DatabaseId, Entry, ReadRange, RequestId, Transaction, WriteOutcome};
+use meridian_types::{
+    Consistency, DatabaseId, Entry, ReadRange, RequestId, Transaction, WriteOutcome,
+};
 
 /// A read of one database. All ranges are read from one state.
 #[derive(Debug, Clone)]
@@ -38,7 +40,8 @@ pub enum WriteFailure {
     /// Definitely not committed, now or later: answered as 503, which clients retry.
     #[error(transparent)]
     NotCommitted(#[from] Unavailable),
-    /// It may have committed and nobody can tell any more. Never answered: the connection is dropped.
+    /// It may have committed and nobody can tell any more. Never answered: the connection is
+    /// dropped.
     #[error("the outcome of the write is unknown: {0}")]
     Unknown(String),
 }
@@ -48,5 +51,8 @@ pub enum WriteFailure {
 pub trait Database: Send + Sync + 'static {
     fn read(&self, read: Read) -> impl Future<Output = Result<ReadOutput, Unavailable>> + Send;
 
-    fn write(&self, write: Write) -> impl Future<Output = Result<WriteOutcome, WriteFailure>> + Send;
+    fn write(
+        &self,
+        write: Write,
+    ) -> impl Future<Output = Result<WriteOutcome, WriteFailure>> + Send;
 }

@@ -26,27 +26,29 @@ use crate::telemetry::Telemetry;
 use crate::unabandoned::Unabandoned;
 use crate::{Catalogue, Grant, body, head, validation};
 
-/// A write whose outcome nobody can tell. There is no answer to give: whoever serves the connection drops
-/// it (HTTP/1.1) or resets the stream (HTTP/2).
+/// A write whose outcome nobody can tell. There is no answer to give: whoever serves the connection
+/// drops it (HTTP/1.1) or resets the stream (HTTP/2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the outcome of a write is unknown, so that it has no answer")]
 pub struct Unanswered;
 
-/// Metadata requests in progress at a time, and the bytes of each: an object with a list of versions.
+/// Metadata requests in progress at a time, and the bytes of each: an object with a list of
+/// versions.
 const MAX_EXCHANGES: u64 = 512;
 const MAX_EXCHANGE_BYTES: usize = 4096;
 
-/// KV Connect over a [`Database`]: requests to answers, without sockets. See [`serve`](crate::serve).
+/// KV Connect over a [`Database`]: requests to answers, without sockets. See
+/// [`serve`](crate::serve).
 pub struct Gateway<D, C> {
     database: Arc<D>,
     catalogue: Arc<C>,
     options: Options,
     telemetry: Telemetry,
-    /// Requests in progress. A write keeps its share until the database is done with it, also when its client has
-    /// left.
+    /// Requests in progress. A write keeps its share until the database is done with it, also when
+    /// its client has left.
     requests: Shares,
-    /// Metadata requests in progress, which no operation keeps from being served: without an answer no client opens
-    /// its database, also where others are well.
+    /// Metadata requests in progress, which no operation keeps from being served: without an answer
+    /// no client opens its database, also where others are well.
     exchanges: Shares,
     /// Bytes of the bodies of operations.
     bodies: Shares,
@@ -99,8 +101,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
 
     /// Answers one request.
     ///
-    /// May be dropped at any await, as happens when its client leaves: a read then ends, and a write that
-    /// was handed to the database goes on to its end.
+    /// May be dropped at any await, as happens when its client leaves: a read then ends, and a
+    /// write that was handed to the database goes on to its end.
     pub async fn handle<B>(&self, request: Request<B>) -> Result<Answer, Unanswered>
     where
         B: Body<Data = Bytes>,
@@ -113,7 +115,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             Ok(answer) => Ok(answer),
             Err(Failure::Refused(refusal)) => {
                 let refusal = refusal.unless_current(self.catalogue.is_current());
-                // Over HTTP/2 the stream ends alone. Who waits to be told to send the body has sent nothing yet.
+                // Over HTTP/2 the stream ends alone. Who waits to be told to send the body has sent
+                // nothing yet.
                 let sends = parts.version < Version::HTTP_2 && !parts.headers.contains_key(EXPECT);
                 if sends && refusal.hears_out() {
                     body::discard(body, self.options.max_body_bytes).await;
@@ -133,7 +136,12 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         self.requests.close().await;
     }
 
-    async fn route<B>(&self, route: Option<Route<'_>>, parts: &Parts, body: B) -> Result<Answer, Failure>
+    async fn route<B>(
+        &self,
+        route: Option<Route<'_>>,
+        parts: &Parts,
+        body: B,
+    ) -> Result<Answer, Failure>
     where
         B: Body<Data = Bytes>,
     {
@@ -145,7 +153,12 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         }
     }
 
-    async fn metadata<B>(&self, target: Target<'_>, parts: &Parts, body: B) -> Result<Answer, Failure>
+    async fn metadata<B>(
+        &self,
+        target: Target<'_>,
+        parts: &Parts,
+        body: B,
+    ) -> Result<Answer, Failure>
     where
         B: Body<Data = Bytes>,
     {
@@ -153,7 +166,9 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let exchange = self.exchanges.take(self.holder(token, None), 1);
         let _exchange = exchange.ok_or_else(|| self.overloaded(Overload::Metadata))?;
         let database = match target {
-            Target::Default => Ok(self.catalogue.default_database().ok_or(Refusal::NoDefaultDatabase)?),
+            Target::Default => {
+                Ok(self.catalogue.default_database().ok_or(Refusal::NoDefaultDatabase)?)
+            }
             Target::Id(id) => Ok(id),
             Target::Name(name) => self.catalogue.by_name(name).ok_or(Refusal::NoSuchDatabase),
         };
@@ -161,7 +176,9 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let database = match database {
             Ok(database) if !grant.allows(database) => Err(Refusal::UnknownToken),
             Err(_) if !grant.allows_all() => Err(Refusal::UnknownToken),
-            Ok(database) if self.catalogue.shard(database).is_none() => Err(Refusal::NoSuchDatabase),
+            Ok(database) if self.catalogue.shard(database).is_none() => {
+                Err(Refusal::NoSuchDatabase)
+            }
             other => other,
         }?;
         let consistency = head::consistency(&parts.uri)?;
@@ -181,7 +198,12 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         Ok(answer::json(metadata::exchange(&body, &exchange)?))
     }
 
-    async fn read<B>(&self, consistency: Consistency, parts: &Parts, body: B) -> Result<Answer, Failure>
+    async fn read<B>(
+        &self,
+        consistency: Consistency,
+        parts: &Parts,
+        body: B,
+    ) -> Result<Answer, Failure>
     where
         B: Body<Data = Bytes>,
     {
@@ -192,7 +214,11 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let (body, _share) = self.body(holder, body, max_bytes).await?;
         let message = validation::decode_read(body)?;
         let ranges = validation::read(message).map_err(Refusal::from)?;
-        let output = self.database.read(Read { database, consistency, ranges }).await.map_err(Refusal::from)?;
+        let output = self
+            .database
+            .read(Read { database, consistency, ranges })
+            .await
+            .map_err(Refusal::from)?;
         let output = answer::read(output, consistency);
         // Before it is encoded: what is refused takes no memory at all.
         let share = self.answers.take(self.holder(token, None), output.encoded_len() as u64);
@@ -203,9 +229,9 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         Ok(answer.map(|bytes| Bytes::from_owner(Held { bytes, _share: share })))
     }
 
-    /// A write that was begun is [`Unabandoned`]: a client that leaves, or resets its stream, drops this future, and
-    /// dropping a write halfway would leave its outcome to chance and the retry with the same request id inside the
-    /// cluster undone.
+    /// A write that was begun is [`Unabandoned`]: a client that leaves, or resets its stream, drops
+    /// this future, and dropping a write halfway would leave its outcome to chance and the retry
+    /// with the same request id inside the cluster undone.
     async fn write<B>(&self, parts: &Parts, body: B) -> Result<Answer, Failure>
     where
         B: Body<Data = Bytes>,
@@ -255,12 +281,18 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let token = head::bearer(&parts.headers).inspect_err(|_| self.telemetry.unauthorized());
         let token = token?;
         let grant = self.catalogue.authorize(token);
-        let grant = grant.ok_or(Refusal::UnknownToken).inspect_err(|_| self.telemetry.unauthorized())?;
+        let grant =
+            grant.ok_or(Refusal::UnknownToken).inspect_err(|_| self.telemetry.unauthorized())?;
         Ok((token, grant))
     }
 
-    /// The token and the database of a request of the data path, if the one may use the other so, and its shard.
-    fn authorize<'a>(&self, parts: &'a Parts, write: bool) -> Result<(&'a str, DatabaseId, ShardId), Refusal> {
+    /// The token and the database of a request of the data path, if the one may use the other so,
+    /// and its shard.
+    fn authorize<'a>(
+        &self,
+        parts: &'a Parts,
+        write: bool,
+    ) -> Result<(&'a str, DatabaseId, ShardId), Refusal> {
         let (token, grant) = self.bearer(parts)?;
         let database = head::database_id(&parts.headers)?;
         // Before it is looked for: a token for some databases says nothing about others.
@@ -283,7 +315,12 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         self.requests.take(holder, 1).ok_or_else(|| self.overloaded(Overload::Requests))
     }
 
-    async fn body<B>(&self, holder: Holder, body: B, max_bytes: usize) -> Result<(Bytes, Share), Refusal>
+    async fn body<B>(
+        &self,
+        holder: Holder,
+        body: B,
+        max_bytes: usize,
+    ) -> Result<(Bytes, Share), Refusal>
     where
         B: Body<Data = Bytes>,
     {

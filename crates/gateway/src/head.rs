@@ -19,8 +19,8 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
         .ok_or(Refusal::MalformedAuthorization)
 }
 
-/// The database that a request of the data path names. Version 1 has a header of its own for it, and
-/// none for its version.
+/// The database that a request of the data path names. Version 1 has a header of its own for it,
+/// and none for its version.
 pub(crate) fn database_id(headers: &HeaderMap) -> Result<DatabaseId, Refusal> {
     let id = match headers.get("x-denokv-version").map(|value| value.as_bytes()) {
         Some(b"2" | b"3") => headers.get("x-denokv-database-id"),
@@ -28,7 +28,9 @@ pub(crate) fn database_id(headers: &HeaderMap) -> Result<DatabaseId, Refusal> {
         None => Some(headers.get("x-transaction-domain-id").ok_or(Refusal::ProtocolVersion)?),
         Some(_) => return Err(Refusal::ProtocolVersion),
     };
-    id.and_then(|value| value.to_str().ok()).and_then(|id| id.parse().ok()).ok_or(Refusal::DatabaseId)
+    id.and_then(|value| value.to_str().ok())
+        .and_then(|id| id.parse().ok())
+        .ok_or(Refusal::DatabaseId)
 }
 
 /// The consistency that a connect URL asks for with `?consistency=`.
@@ -41,24 +43,33 @@ pub(crate) fn consistency(uri: &Uri) -> Result<Consistency, Refusal> {
     }
 }
 
-/// Where the client believes this gateway to be, as `scheme://authority`. `None` if it does not say.
+/// Where the client believes this gateway to be, as `scheme://authority`. `None` if it does not
+/// say.
 ///
-/// Both come from the client or the proxies before it, and only that client gets to see the result. A proxy
-/// that ends TLS says so with `x-forwarded-proto` or `forwarded`, the client's own side first; without it, a client
-/// would be sent to plain `http`.
+/// Both come from the client or the proxies before it, and only that client gets to see the result.
+/// A proxy that ends TLS says so with `x-forwarded-proto` or `forwarded`, the client's own side
+/// first; without it, a client would be sent to plain `http`.
 pub(crate) fn base_url(uri: &Uri, headers: &HeaderMap) -> Option<String> {
     let authority = match uri.authority() {
         Some(authority) => authority.clone(),
         None => Authority::try_from(headers.get(HOST)?.as_bytes()).ok()?,
     };
-    let first = |name| headers.get(name).and_then(|value| value.to_str().ok()).and_then(|text| text.split(',').next());
+    let first = |name| {
+        headers
+            .get(name)
+            .and_then(|value| value.to_str().ok())
+            .and_then(|text| text.split(',').next())
+    };
     let forwarded = first("forwarded").into_iter().flat_map(|element| element.split(';'));
     let forwarded = forwarded.filter_map(|pair| pair.split_once('='));
     let forwarded = forwarded.filter(|(name, _)| name.trim().eq_ignore_ascii_case("proto"));
-    let schemes = first("x-forwarded-proto").into_iter().chain(forwarded.map(|(_, scheme)| scheme.trim_matches('"')));
+    let schemes = first("x-forwarded-proto")
+        .into_iter()
+        .chain(forwarded.map(|(_, scheme)| scheme.trim_matches('"')));
     let secure = schemes.map(str::trim).any(|scheme| scheme.eq_ignore_ascii_case("https"));
     let scheme = if secure { "https" } else { "http" };
-    (!authority.host().is_empty() && !authority.as_str().contains('@')).then(|| format!("{scheme}://{authority}"))
+    (!authority.host().is_empty() && !authority.as_str().contains('@'))
+        .then(|| format!("{scheme}://{authority}"))
 }
 
 #[cfg(test)]
@@ -68,7 +79,10 @@ mod tests {
     use super::*;
 
     fn headers(pairs: &[(&'static str, &'static str)]) -> HeaderMap {
-        pairs.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+        pairs
+            .iter()
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect()
     }
 
     #[test]
@@ -86,15 +100,28 @@ mod tests {
     #[test]
     fn each_version_names_its_database() {
         const ID: &str = "00112233-4455-6677-8899-aabbccddeeff";
-        let (version, v1, v2) = ("x-denokv-version", "x-transaction-domain-id", "x-denokv-database-id");
+        let (version, v1, v2) =
+            ("x-denokv-version", "x-transaction-domain-id", "x-denokv-database-id");
         for pairs in [&[(v1, ID)][..], &[(version, "1"), (v1, ID)], &[(version, "2"), (v2, ID)]] {
             assert_eq!(database_id(&headers(pairs)).unwrap(), ID.parse().unwrap());
         }
-        assert_eq!(database_id(&headers(&[(version, "3"), (v2, ID)])).unwrap(), ID.parse().unwrap());
-        for pairs in [&[][..], &[(v2, ID)], &[(version, "4"), (v2, ID)], &[(version, ""), (v1, ID)]] {
-            assert!(matches!(database_id(&headers(pairs)), Err(Refusal::ProtocolVersion)), "{pairs:?}");
+        assert_eq!(
+            database_id(&headers(&[(version, "3"), (v2, ID)])).unwrap(),
+            ID.parse().unwrap()
+        );
+        for pairs in [&[][..], &[(v2, ID)], &[(version, "4"), (v2, ID)], &[(version, ""), (v1, ID)]]
+        {
+            assert!(
+                matches!(database_id(&headers(pairs)), Err(Refusal::ProtocolVersion)),
+                "{pairs:?}"
+            );
         }
-        for pairs in [&[(version, "3")][..], &[(version, "3"), (v1, ID)], &[(version, "2"), (v2, "x")], &[(v1, "")]] {
+        for pairs in [
+            &[(version, "3")][..],
+            &[(version, "3"), (v1, ID)],
+            &[(version, "2"), (v2, "x")],
+            &[(v1, "")],
+        ] {
             assert!(matches!(database_id(&headers(pairs)), Err(Refusal::DatabaseId)), "{pairs:?}");
         }
     }
@@ -110,7 +137,10 @@ mod tests {
         ] {
             assert_eq!(consistency(&uri.parse().unwrap()).unwrap(), expected, "{uri}");
         }
-        assert!(matches!(consistency(&"/?consistency=weak".parse().unwrap()), Err(Refusal::ConsistencyParameter)));
+        assert!(matches!(
+            consistency(&"/?consistency=weak".parse().unwrap()),
+            Err(Refusal::ConsistencyParameter)
+        ));
     }
 
     #[test]

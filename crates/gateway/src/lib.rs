@@ -14,13 +14,13 @@
 //! | `telemetry` | metrics |
 //!
 //! What always holds here:
-//! - A 5xx to a write says that it did not commit and never will. A write whose outcome is unknown is not
-//!   answered at all: its connection (HTTP/1.1) or stream (HTTP/2) is dropped.
+//! - A 5xx to a write says that it did not commit and never will. A write whose outcome is unknown
+//!   is not answered at all: its connection (HTTP/1.1) or stream (HTTP/2) is dropped.
 //! - A write that began is finished, whether or not its client is still there.
-//! - Only the path says how a read is served: `read_is_strongly_consistent` is true on the strong path
-//!   and false on the eventual one.
-//! - No 429, and no `DISABLED` status: clients give up on them. What cannot be served is held by the
-//!   [`Database`], then refused with 503.
+//! - Only the path says how a read is served: `read_is_strongly_consistent` is true on the strong
+//!   path and false on the eventual one.
+//! - No 429, and no `DISABLED` status: clients give up on them. What cannot be served is held by
+//!   the [`Database`], then refused with 503.
 //! - Keys, values and tokens are in no log line, no metric and no error text.
 //!
 //! Absent on purpose: TLS (a proxy's business), routing to leaders, retries and evaluation (the

@@ -1,9 +1,9 @@
-//! The metadata exchange. Its JSON is that of `schema/kv-metadata-exchange-*.json` in `denokv_proto`;
-//! version 3 has the shape of version 2.
+//! The metadata exchange. Its JSON is that of `schema/kv-metadata-exchange-*.json` in
+//! `denokv_proto`; version 3 has the shape of version 2.
 //!
 //! The token for the data path is the access token that the client sent: every gateway knows it, it
-//! survives restarts, and taking it away takes effect at once. `expiresAt` bounds the age of metadata, not
-//! of the token.
+//! survives restarts, and taking it away takes effect at once. `expiresAt` bounds the age of
+//! metadata, not of the token.
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 use meridian_types::{Consistency, DatabaseId};
@@ -17,8 +17,8 @@ use crate::route::{EVENTUAL_PATH, STRONG_PATH};
 pub(crate) struct Exchange<'a> {
     pub(crate) database: DatabaseId,
     pub(crate) token: &'a str,
-    /// What the connect URL asks for. `Eventual`: the eventual path is offered as the strong endpoint
-    /// too, because native clients use the first strong one for everything.
+    /// What the connect URL asks for. `Eventual`: the eventual path is offered as the strong
+    /// endpoint too, because native clients use the first strong one for everything.
     pub(crate) consistency: Consistency,
     pub(crate) base: Base<'a>,
     pub(crate) expires_at: DateTime<Utc>,
@@ -29,9 +29,10 @@ pub(crate) struct Exchange<'a> {
 pub(crate) enum Base<'a> {
     /// As configured.
     Public(&'a str),
-    /// The request went to `path`. From version 2 on, endpoints are relative to it, so that a client comes back the
-    /// way it came: by the same proxies, with the same scheme. Version 1 knows no relative URLs, and gets `url`, what
-    /// the client takes this gateway for, if it said so.
+    /// The request went to `path`. From version 2 on, endpoints are relative to it, so that a
+    /// client comes back the way it came: by the same proxies, with the same scheme. Version 1
+    /// knows no relative URLs, and gets `url`, what the client takes this gateway for, if it said
+    /// so.
     Asked { path: &'a str, url: Option<&'a str> },
 }
 
@@ -40,7 +41,9 @@ impl Base<'_> {
     fn endpoint(&self, version: u8, path: &str) -> Result<String, Refusal> {
         match self {
             Self::Public(url) => Ok(format!("{url}{path}")),
-            Self::Asked { url, .. } if version == 1 => Ok(format!("{}{path}", url.ok_or(Refusal::UnknownHost)?)),
+            Self::Asked { url, .. } if version == 1 => {
+                Ok(format!("{}{path}", url.ok_or(Refusal::UnknownHost)?))
+            }
             Self::Asked { path: asked, .. } => {
                 let up = asked.matches('/').count().saturating_sub(1);
                 let here = if up == 0 { "." } else { "" };
@@ -75,7 +78,8 @@ struct EndpointInfo {
 
 /// When metadata given out at `now` expires.
 pub(crate) fn expiry(now: DateTime<Utc>, lifetime: std::time::Duration) -> DateTime<Utc> {
-    let seconds = lifetime.as_secs().clamp(crate::Options::MIN_TOKEN_LIFETIME.as_secs(), 365 * 24 * 3600);
+    let seconds =
+        lifetime.as_secs().clamp(crate::Options::MIN_TOKEN_LIFETIME.as_secs(), 365 * 24 * 3600);
     let lifetime = i64::try_from(seconds).ok().and_then(TimeDelta::try_seconds).unwrap_or_default();
     now.checked_add_signed(lifetime).unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
@@ -83,8 +87,9 @@ pub(crate) fn expiry(now: DateTime<Utc>, lifetime: std::time::Duration) -> DateT
 /// The JSON for a request with `body`, in the highest version that both sides speak.
 pub(crate) fn exchange(body: &[u8], exchange: &Exchange<'_>) -> Result<Vec<u8>, Refusal> {
     let version = version(body)?;
-    let endpoint =
-        |path: &str, consistency| exchange.base.endpoint(version, path).map(|url| EndpointInfo { url, consistency });
+    let endpoint = |path: &str, consistency| {
+        exchange.base.endpoint(version, path).map(|url| EndpointInfo { url, consistency })
+    };
     let strong_path = match exchange.consistency {
         Consistency::Strong => STRONG_PATH,
         Consistency::Eventual => EVENTUAL_PATH,
@@ -124,7 +129,10 @@ mod tests {
             token: "t\"0ken",
             consistency: Consistency::Strong,
             base: Base::Public("http://kv:4512"),
-            expires_at: expiry(DateTime::from_timestamp(1_700_000_000, 123_456_789).unwrap(), Duration::ZERO),
+            expires_at: expiry(
+                DateTime::from_timestamp(1_700_000_000, 123_456_789).unwrap(),
+                Duration::ZERO,
+            ),
         }
     }
 
@@ -147,7 +155,11 @@ mod tests {
             (r#" {"supportedVersions":[2],"more":{}} "#, 2),
         ] {
             let json = String::from_utf8(exchange(body.as_bytes(), &ask()).unwrap()).unwrap();
-            assert_eq!(json, golden(version, "http://kv:4512/kv/strong", "http://kv:4512/kv/eventual"), "{body}");
+            assert_eq!(
+                json,
+                golden(version, "http://kv:4512/kv/strong", "http://kv:4512/kv/eventual"),
+                "{body}"
+            );
         }
     }
 
@@ -166,7 +178,10 @@ mod tests {
             for version in [2, 3] {
                 let body = format!(r#"{{"supportedVersions":[{version}]}}"#);
                 let json = String::from_utf8(exchange(body.as_bytes(), &asked).unwrap()).unwrap();
-                assert_eq!(json, golden(version, &format!("{base}/kv/strong"), &format!("{base}/kv/eventual")));
+                assert_eq!(
+                    json,
+                    golden(version, &format!("{base}/kv/strong"), &format!("{base}/kv/eventual"))
+                );
             }
             assert!(matches!(exchange(b"", &asked), Err(Refusal::UnknownHost)));
             let asked = Exchange { base: Base::Asked { path, url: Some("https://kv") }, ..ask() };
@@ -177,7 +192,15 @@ mod tests {
 
     #[test]
     fn bad_bodies_are_refused() {
-        for body in ["{}", "[]", "null", "{", "\u{0}", r#"{"supportedVersions":3}"#, r#"{"supportedVersions":["3"]}"#] {
+        for body in [
+            "{}",
+            "[]",
+            "null",
+            "{",
+            "\u{0}",
+            r#"{"supportedVersions":3}"#,
+            r#"{"supportedVersions":["3"]}"#,
+        ] {
             let refused = exchange(body.as_bytes(), &ask()).unwrap_err();
             assert!(matches!(refused, Refusal::MetadataBody), "{body}");
             assert!(refused.to_string().contains("1, 2 and 3"));

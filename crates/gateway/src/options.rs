@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use hyper::Uri;
 
-/// Of one connection over HTTP/1.1, for the head of a request and for what of its body is not taken yet. hyper's own
-/// bound is 400 KiB, which somebody without a token could have from each connection.
+/// Of one connection over HTTP/1.1, for the head of a request and for what of its body is not taken
+/// yet. hyper's own bound is 400 KiB, which somebody without a token could have from each
+/// connection.
 pub(crate) const HTTP1_BUFFER_BYTES: usize = 32 * 1024;
 
 /// How a gateway serves. The limits hold for one gateway, not for the cluster.
@@ -19,21 +20,25 @@ pub struct Options {
     pub token_lifetime: Duration,
     /// Of a request's body, before it is understood. Fits any message within the protocol's limits.
     pub max_body_bytes: usize,
-    /// Open at a time. Beyond, connections without a valid token make room for others, then idle ones of whichever
-    /// address has most; where none can be spared, newcomers wait.
+    /// Open at a time. Beyond, connections without a valid token make room for others, then idle
+    /// ones of whichever address has most; where none can be spared, newcomers wait.
     pub max_connections: usize,
-    /// In progress at a time, on all connections. More are refused with 503. No token can have them all.
+    /// In progress at a time, on all connections. More are refused with 503. No token can have them
+    /// all.
     pub max_concurrent_requests: u32,
-    /// Bytes of bodies of all requests in progress. More are refused with 503. No token can have them all.
+    /// Bytes of bodies of all requests in progress. More are refused with 503. No token can have
+    /// them all.
     pub max_bodies_bytes: u64,
-    /// Bytes of answers that clients have not taken yet. More are refused with 503. No token can have them all.
+    /// Bytes of answers that clients have not taken yet. More are refused with 503. No token can
+    /// have them all.
     pub max_answers_bytes: u64,
     /// In progress at a time on one HTTP/2 connection. More wait at the client.
     pub max_streams_per_connection: u32,
-    /// From accepting a connection to its first complete request head, and between requests as long as none had a
-    /// valid token.
+    /// From accepting a connection to its first complete request head, and between requests as long
+    /// as none had a valid token.
     pub first_request_timeout: Duration,
-    /// Between requests. Also bounds how long the head of a request and the reading of an answer may take.
+    /// Between requests. Also bounds how long the head of a request and the reading of an answer
+    /// may take.
     pub idle_timeout: Duration,
     /// From a request's head to the end of its body.
     pub body_timeout: Duration,
@@ -44,8 +49,8 @@ pub struct Options {
 impl Options {
     /// Clients refetch metadata for every request when it has less than five minutes left.
     pub const MIN_TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
-    /// What a connection may take in memory, before any token was seen: its buffers, a head that is not complete yet,
-    /// and its task.
+    /// What a connection may take in memory, before any token was seen: its buffers, a head that is
+    /// not complete yet, and its task.
     pub const CONNECTION_BYTES: usize = HTTP1_BUFFER_BYTES + 16 * 1024;
 }
 
@@ -90,7 +95,9 @@ impl FromStr for PublicUrl {
     fn from_str(text: &str) -> Result<Self, InvalidPublicUrl> {
         let trimmed = text.trim_end_matches('/');
         let sound = trimmed.parse::<Uri>().is_ok_and(|uri| {
-            matches!(uri.scheme_str(), Some("http" | "https")) && uri.query().is_none() && !text.contains('#')
+            matches!(uri.scheme_str(), Some("http" | "https"))
+                && uri.query().is_none()
+                && !text.contains('#')
         });
         if sound { Ok(Self(trimmed.to_owned())) } else { Err(InvalidPublicUrl(text.to_owned())) }
     }
@@ -115,7 +122,16 @@ mod tests {
         ] {
             assert_eq!(text.parse::<PublicUrl>().unwrap().as_str(), url);
         }
-        for text in ["", "/", "kv.example.com", "ftp://kv", "http://", "http://kv?x=1", "http://kv/#x", "http://k v"] {
+        for text in [
+            "",
+            "/",
+            "kv.example.com",
+            "ftp://kv",
+            "http://",
+            "http://kv?x=1",
+            "http://kv/#x",
+            "http://k v",
+        ] {
             assert_eq!(text.parse::<PublicUrl>(), Err(InvalidPublicUrl(text.to_owned())), "{text}");
         }
     }

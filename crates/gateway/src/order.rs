@@ -1,8 +1,9 @@
 //! The order of the writes that come over one connection.
 //!
-//! Over HTTP/2 each request has a task of its own, and tasks overtake one another. Writes are handed to the database in
-//! the order in which they were complete: two that a client sends one after the other, without waiting for the first,
-//! take effect in that order. A body that is slow holds up nobody.
+//! Over HTTP/2 each request has a task of its own, and tasks overtake one another. Writes are
+//! handed to the database in the order in which they were complete: two that a client sends one
+//! after the other, without waiting for the first, take effect in that order. A body that is slow
+//! holds up nobody.
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -59,8 +60,8 @@ impl Arrivals {
         }
     }
 
-    /// A body that was looked at is not complete. Unless something has come meanwhile, it was not when those asked who
-    /// wait for it.
+    /// A body that was looked at is not complete. Unless something has come meanwhile, it was not
+    /// when those asked who wait for it.
     fn misses(&self, number: u64) -> Vec<oneshot::Sender<()>> {
         match self.state().open.get_mut(&number) {
             Some(open) if open.body == Body::Seen => {
@@ -76,8 +77,8 @@ impl Arrivals {
     }
 }
 
-/// Wakes the task that reads a body, and notes before that something of it has come. Whoever receives it calls this
-/// before it goes on to what came later.
+/// Wakes the task that reads a body, and notes before that something of it has come. Whoever
+/// receives it calls this before it goes on to what came later.
 struct Arrival {
     arrivals: Arc<Arrivals>,
     number: u64,
@@ -98,17 +99,23 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// Reads the `body`, and then waits until those that were complete before it have left their places.
+    /// Reads the `body`, and then waits until those that were complete before it have left their
+    /// places.
     ///
-    /// Whether an earlier one was complete can only its own task tell, where something has come at which that has not
-    /// looked yet: it lets this one by if something is missing. Others are not asked, however many are open.
+    /// Whether an earlier one was complete can only its own task tell, where something has come at
+    /// which that has not looked yet: it lets this one by if something is missing. Others are not
+    /// asked, however many are open.
     pub(crate) async fn complete<T>(&self, body: impl Future<Output = T>) -> T {
         let mut body = pin!(body);
         let complete = poll_fn(|context| {
             self.arrivals.see(self.number, Body::Seen);
-            let arrival =
-                Arrival { arrivals: Arc::clone(&self.arrivals), number: self.number, task: context.waker().clone() };
-            let polled = body.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::new(arrival))));
+            let arrival = Arrival {
+                arrivals: Arc::clone(&self.arrivals),
+                number: self.number,
+                task: context.waker().clone(),
+            };
+            let polled =
+                body.as_mut().poll(&mut Context::from_waker(&Waker::from(Arc::new(arrival))));
             if polled.is_pending() {
                 drop(self.arrivals.misses(self.number));
             }
@@ -178,7 +185,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn writes_are_handed_over_as_they_were_complete() {
         for _ in 0..200 {
-            let (arrivals, (handed, mut order)) = (Arc::new(Arrivals::default()), mpsc::unbounded_channel());
+            let (arrivals, (handed, mut order)) =
+                (Arc::new(Arrivals::default()), mpsc::unbounded_channel());
             let (mut bodies, mut tasks) = (Vec::new(), Vec::new());
             for number in 0..20 {
                 let (body, task) = write(&arrivals, number, &handed);
@@ -217,7 +225,11 @@ mod tests {
         let mut later = pin!(second.complete(ready(())));
         assert_eq!(later.as_mut().now_or_never(), None, "the first may be complete");
         assert_eq!(body.now_or_never(), Some(()));
-        assert_eq!(later.as_mut().now_or_never(), None, "the first is complete, and not handed over");
+        assert_eq!(
+            later.as_mut().now_or_never(),
+            None,
+            "the first is complete, and not handed over"
+        );
         first.leave();
         assert_eq!(later.now_or_never(), Some(()));
     }
@@ -246,7 +258,11 @@ mod tests {
             complete.send(()).unwrap();
             assert_eq!(order.recv().await, Some(number));
         }
-        assert_eq!(looks.load(Ordering::Relaxed), slow.len(), "each was looked at once, when it came");
+        assert_eq!(
+            looks.load(Ordering::Relaxed),
+            slow.len(),
+            "each was looked at once, when it came"
+        );
         for (complete, task) in slow {
             complete.send(()).unwrap();
             task.await.unwrap();
@@ -255,7 +271,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_slow_body_or_one_that_never_comes_holds_up_nobody() {
-        let (arrivals, (handed, mut order)) = (Arc::new(Arrivals::default()), mpsc::unbounded_channel());
+        let (arrivals, (handed, mut order)) =
+            (Arc::new(Arrivals::default()), mpsc::unbounded_channel());
         let (slow, slow_task) = write(&arrivals, 0, &handed);
         let (never, gone) = write(&arrivals, 1, &handed);
         let (quick, _quick_task) = write(&arrivals, 2, &handed);

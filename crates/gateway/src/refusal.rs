@@ -8,7 +8,8 @@ use crate::validation::Invalid;
 /// Every answer that is not a result. Displayed as the plain-text body.
 ///
 /// The texts are part of what clients see: native clients take a 400 whose body speaks of the
-/// "authorization" header for a stale token and send the request again, so no 400 here may use that word.
+/// "authorization" header for a stale token and send the request again, so no 400 here may use that
+/// word.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Refusal {
     #[error("Malformed authorization header.")]
@@ -20,7 +21,9 @@ pub(crate) enum Refusal {
 
     #[error("Nothing is served here.")]
     UnknownPath,
-    #[error("This server has no default database. Connect to /db/<name> or to /databases/<id>/connect.")]
+    #[error(
+        "This server has no default database. Connect to /db/<name> or to /databases/<id>/connect."
+    )]
     NoDefaultDatabase,
     #[error("This server has no such database.")]
     NoSuchDatabase,
@@ -103,19 +106,24 @@ impl fmt::Display for Overload {
 impl Refusal {
     /// Whether it goes to one whose token is not known to be valid.
     pub(crate) fn is_to_a_stranger(&self) -> bool {
-        matches!(self.status(), StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND) || matches!(self, Self::NotCurrent)
+        matches!(self.status(), StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND)
+            || matches!(self, Self::NotCurrent)
     }
 
-    /// Whether the rest of the request's body is worth reading: what is refused for its body was read, or is given up.
-    /// A stranger's is not.
+    /// Whether the rest of the request's body is worth reading: what is refused for its body was
+    /// read, or is given up. A stranger's is not.
     pub(crate) fn hears_out(&self) -> bool {
-        !self.is_to_a_stranger() && !matches!(self, Self::BodyTimeout { .. } | Self::BodyTooLarge { .. })
+        !self.is_to_a_stranger()
+            && !matches!(self, Self::BodyTimeout { .. } | Self::BodyTooLarge { .. })
     }
 
     /// What it is while nobody can say what there is: unknown tokens and databases may be there.
     pub(crate) fn unless_current(self, is_current: bool) -> Self {
         match self {
-            Self::UnknownToken | Self::NoDefaultDatabase | Self::NoSuchDatabase | Self::UnknownDatabase
+            Self::UnknownToken
+            | Self::NoDefaultDatabase
+            | Self::NoSuchDatabase
+            | Self::UnknownDatabase
                 if !is_current =>
             {
                 Self::NotCurrent
@@ -128,7 +136,9 @@ impl Refusal {
         match self {
             Self::MalformedAuthorization | Self::UnknownToken => StatusCode::UNAUTHORIZED,
             Self::ReadOnlyToken => StatusCode::FORBIDDEN,
-            Self::UnknownPath | Self::NoDefaultDatabase | Self::NoSuchDatabase => StatusCode::NOT_FOUND,
+            Self::UnknownPath | Self::NoDefaultDatabase | Self::NoSuchDatabase => {
+                StatusCode::NOT_FOUND
+            }
             Self::MetadataBody
             | Self::NoCommonVersion
             | Self::ConsistencyParameter
@@ -141,9 +151,10 @@ impl Refusal {
             | Self::Protobuf(_)
             | Self::Invalid(_)
             | Self::Rejected(_) => StatusCode::BAD_REQUEST,
-            Self::BodyTimeout { .. } | Self::Overloaded(_) | Self::Unavailable(_) | Self::NotCurrent => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
+            Self::BodyTimeout { .. }
+            | Self::Overloaded(_)
+            | Self::Unavailable(_)
+            | Self::NotCurrent => StatusCode::SERVICE_UNAVAILABLE,
         }
     }
 }

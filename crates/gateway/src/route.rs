@@ -2,9 +2,9 @@ use meridian_types::{Consistency, DatabaseId};
 
 /// The endpoint of strong reads and of writes. Listed in clients' metadata: never changes.
 pub const STRONG_PATH: &str = "/kv/strong";
-/// The endpoint of eventual reads. Writes sent here are served too, as anywhere else: clients that were
-/// told that this is their strong endpoint use it for everything. Listed in clients' metadata: never
-/// changes.
+/// The endpoint of eventual reads. Writes sent here are served too, as anywhere else: clients that
+/// were told that this is their strong endpoint use it for everything. Listed in clients' metadata:
+/// never changes.
 pub const EVENTUAL_PATH: &str = "/kv/eventual";
 
 /// What a `POST` to a path asks for.
@@ -36,7 +36,8 @@ impl<'a> Route<'a> {
             return Some(Self::Metadata(Target::Default));
         }
         if let Some(name) = path.strip_prefix("/db/") {
-            return (!name.is_empty() && !name.contains('/')).then_some(Self::Metadata(Target::Name(name)));
+            return (!name.is_empty() && !name.contains('/'))
+                .then_some(Self::Metadata(Target::Name(name)));
         }
         let id = path.strip_prefix("/databases/")?.strip_suffix("/connect")?;
         Some(Self::Metadata(Target::Id(id.parse().ok()?)))

@@ -41,14 +41,16 @@ const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
 /// For a connection that makes room for another to say goodbye; then another is looked for.
 const EVICTION_GRACE: Duration = Duration::from_millis(50);
-/// To look for one goes through all connections: whoever floods the listener makes it no more than a tenth of the time.
+/// To look for one goes through all connections: whoever floods the listener makes it no more than
+/// a tenth of the time.
 const LOOKS_TAKE_ONE_IN: u32 = 10;
 
-/// Serves KV Connect on `listener` until `shutdown` is ready: HTTP/1.1 and HTTP/2 with prior knowledge,
-/// told apart by the first bytes of each connection. Then lets requests in progress end, writes whose
-/// clients have left among them, for [`Options::drain_timeout`], and returns.
+/// Serves KV Connect on `listener` until `shutdown` is ready: HTTP/1.1 and HTTP/2 with prior
+/// knowledge, told apart by the first bytes of each connection. Then lets requests in progress end,
+/// writes whose clients have left among them, for [`Options::drain_timeout`], and returns.
 ///
-/// Dropping the future closes every connection at once; writes already handed to the database go on.
+/// Dropping the future closes every connection at once; writes already handed to the database go
+/// on.
 pub async fn serve<D, C>(
     listener: TcpListener,
     database: Arc<D>,
@@ -62,10 +64,18 @@ pub async fn serve<D, C>(
     let gateway = Arc::new(Gateway::new(database, catalogue, options));
     let options = gateway.options();
     let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
-    info!(address, region = options.region, max_connections = options.max_connections, "gateway serves");
+    info!(
+        address,
+        region = options.region,
+        max_connections = options.max_connections,
+        "gateway serves"
+    );
     let (stop, stopping) = watch::channel(());
-    let shared =
-        Arc::new(Shared { http: http(options), gateway: Arc::clone(&gateway), strangers: Strangers::default() });
+    let shared = Arc::new(Shared {
+        http: http(options),
+        gateway: Arc::clone(&gateway),
+        strangers: Strangers::default(),
+    });
     let admission = Mutex::new(Admission::default());
     let admission = || admission.lock().unwrap_or_else(PoisonError::into_inner);
     let mut connections = JoinSet::new();
@@ -80,7 +90,8 @@ pub async fn serve<D, C>(
         while connections.len() < options.max_connections
             && let Some((origin, stream)) = waiting.next()
         {
-            let (activity, evicted) = (Arc::new(Activity::new(Instant::now())), CancellationToken::new());
+            let (activity, evicted) =
+                (Arc::new(Activity::new(Instant::now())), CancellationToken::new());
             let ticket = admission().admit(origin, Arc::clone(&activity), evicted.clone());
             let connection = Connection { shared: Arc::clone(&shared), origin, activity, evicted };
             let stopping = stopping.clone();
@@ -93,7 +104,8 @@ pub async fn serve<D, C>(
         if look_at <= now && !waiting.is_empty() {
             let evicted = admission().make_room(&waiting.newcomers(now));
             shared.gateway.telemetry().evicted(evicted);
-            (look_at, no_look_before) = (now + EVICTION_GRACE, now + now.elapsed() * LOOKS_TAKE_ONE_IN);
+            (look_at, no_look_before) =
+                (now + EVICTION_GRACE, now + now.elapsed() * LOOKS_TAKE_ONE_IN);
         }
         tokio::select! {
             () = &mut shutdown => break,
@@ -130,9 +142,13 @@ pub async fn serve<D, C>(
 
 fn http(options: &Options) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    // Idle connections and slow heads are this module's business for both versions: hyper's own timeout
-    // for HTTP/1.1 makes and drops a timer for every request.
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(None).max_buf_size(HTTP1_BUFFER_BYTES);
+    // Idle connections and slow heads are this module's business for both versions: hyper's own
+    // timeout for HTTP/1.1 makes and drops a timer for every request.
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(None)
+        .max_buf_size(HTTP1_BUFFER_BYTES);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -160,7 +176,8 @@ struct Connection<D, C> {
 }
 
 impl<D: Database, C: Catalogue> Connection<D, C> {
-    /// Serves the connection to its end: the client's, an error, idleness, eviction, or the server's.
+    /// Serves the connection to its end: the client's, an error, idleness, eviction, or the
+    /// server's.
     async fn serve(&self, stream: TcpStream, mut stopping: watch::Receiver<()>) {
         // Without it every request of a native client costs some 40 ms more.
         if let Err(error) = stream.set_nodelay(true) {
@@ -170,33 +187,44 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
         let options = self.shared.gateway.options();
         let arrivals = Arc::new(Arrivals::default());
         let service = service_fn(|mut request| {
-            // Here, where requests come in the order of their heads; then each has a task of its own. Over HTTP/1.1 one
-            // ends before the next begins.
-            if request.version() == Version::HTTP_2 && Route::of(request.uri().path()) == Some(Route::AtomicWrite) {
+            // Here, where requests come in the order of their heads; then each has a task of its
+            // own. Over HTTP/1.1 one ends before the next begins.
+            if request.version() == Version::HTTP_2
+                && Route::of(request.uri().path()) == Some(Route::AtomicWrite)
+            {
                 request.extensions_mut().insert(Arc::new(arrivals.enter()));
             }
-            let (shared, activity, origin) = (Arc::clone(&self.shared), Arc::clone(&self.activity), self.origin);
+            let (shared, activity, origin) =
+                (Arc::clone(&self.shared), Arc::clone(&self.activity), self.origin);
             let busy = activity.begin(Instant::now());
-            // On the heap: hyper, and a task for each stream of HTTP/2, move it several times, and it is large.
+            // On the heap: hyper, and a task for each stream of HTTP/2, move it several times, and
+            // it is large.
             Box::pin(async move {
                 let Some(busy) = busy else { return Ok(refused_late().map(Full::new)) };
                 let answer = shared.gateway.handle(request).await;
-                let is_stranger = answer.as_ref().is_ok_and(|answer| answer.extensions().get::<ToStranger>().is_some());
+                let is_stranger = answer
+                    .as_ref()
+                    .is_ok_and(|answer| answer.extensions().get::<ToStranger>().is_some());
                 if !is_stranger {
                     activity.authorized();
                 }
                 drop(busy);
                 // Who asks for what is nowhere guesses nothing.
-                if is_stranger && answer.as_ref().is_ok_and(|answer| answer.status() != StatusCode::NOT_FOUND) {
+                if is_stranger
+                    && answer.as_ref().is_ok_and(|answer| answer.status() != StatusCode::NOT_FOUND)
+                {
                     shared.strangers.pause(origin).await;
                 }
                 answer.map(|answer| {
-                    answer.map(|body| Full::new(activity.sending(body, shared.gateway.options().idle_timeout)))
+                    answer.map(|body| {
+                        Full::new(activity.sending(body, shared.gateway.options().idle_timeout))
+                    })
                 })
             })
         });
         let mut served = pin!(self.shared.http.serve_connection(TokioIo::new(stream), service));
-        let mut watchdog = pin!(self.activity.idle(options.first_request_timeout, options.idle_timeout));
+        let mut watchdog =
+            pin!(self.activity.idle(options.first_request_timeout, options.idle_timeout));
         let grace = tokio::select! {
             biased;
             ended = served.as_mut() => return report(ended),

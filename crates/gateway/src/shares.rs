@@ -1,4 +1,5 @@
-//! An amount that is shared among tokens, so that none of them takes it all, nor one shard what its token has.
+//! An amount that is shared among tokens, so that none of them takes it all, nor one shard what its
+//! token has.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -11,16 +12,18 @@ use tokio::sync::Notify;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Holder {
     pub(crate) token: u64,
-    /// Operations of one shard wait together when that is not served. `None`: for no shard in particular.
+    /// Operations of one shard wait together when that is not served. `None`: for no shard in
+    /// particular.
     pub(crate) shard: Option<ShardId>,
 }
 
-/// An amount of something (requests, bytes) that holders take shares of and give back. Nobody waits for a share:
-/// what cannot be had now is refused.
+/// An amount of something (requests, bytes) that holders take shares of and give back. Nobody waits
+/// for a share: what cannot be had now is refused.
 ///
-/// While more than a quarter is free, every token takes what it likes. From then on a token may have half of what
-/// the others leave, and no more: however many there are, a newcomer finds something left. What a token may have is
-/// divided among its shards in the same way: those that are served go on while one is not.
+/// While more than a quarter is free, every token takes what it likes. From then on a token may
+/// have half of what the others leave, and no more: however many there are, a newcomer finds
+/// something left. What a token may have is divided among its shards in the same way: those that
+/// are served go on while one is not.
 #[derive(Clone)]
 pub(crate) struct Shares(Arc<Inner>);
 
@@ -90,13 +93,16 @@ impl Share {
         let total = self.inner.total;
         let mut state = self.inner.state();
         let Holder { token, .. } = self.holder;
-        let of_token = state.by_token.get(&token).copied().unwrap_or_default().saturating_add(amount);
-        let of_holder = state.by_holder.get(&self.holder).copied().unwrap_or_default().saturating_add(amount);
+        let of_token =
+            state.by_token.get(&token).copied().unwrap_or_default().saturating_add(amount);
+        let of_holder =
+            state.by_holder.get(&self.holder).copied().unwrap_or_default().saturating_add(amount);
         let used = state.used.saturating_add(amount);
         let of_others = used.saturating_sub(of_token);
-        let may_have = (total - total / 4).saturating_sub(of_others).max(total.saturating_sub(of_others) / 2);
-        let has_room =
-            fits(total, used, of_token) && (self.holder.shard.is_none() || fits(may_have, of_token, of_holder));
+        let may_have =
+            (total - total / 4).saturating_sub(of_others).max(total.saturating_sub(of_others) / 2);
+        let has_room = fits(total, used, of_token)
+            && (self.holder.shard.is_none() || fits(may_have, of_token, of_holder));
         if state.closed || !has_room {
             return false;
         }
@@ -150,7 +156,8 @@ mod tests {
 
     /// Of each of so many shards in turn, until no more can be had.
     fn all_of(shares: &Shares, token: u64, shards: u32) -> Vec<Share> {
-        let each = |shard| std::iter::from_fn(move || shares.take(holder(token, shard), 1)).take(10_000);
+        let each =
+            |shard| std::iter::from_fn(move || shares.take(holder(token, shard), 1)).take(10_000);
         (1..=shards).flat_map(each).collect()
     }
 
@@ -214,13 +221,18 @@ mod tests {
             (state.by_token.len(), state.by_holder.len())
         };
         assert_eq!(known(), (KEPT, KEPT));
-        let taken: Vec<_> = (0..1000).map(|token| shares.take(holder(token, 1), 1).unwrap()).collect();
-        let (more, rest) = (shares.take(holder(7, 1), 5).unwrap(), shares.take(holder(7, 1), 3).unwrap());
+        let taken: Vec<_> =
+            (0..1000).map(|token| shares.take(holder(token, 1), 1).unwrap()).collect();
+        let (more, rest) =
+            (shares.take(holder(7, 1), 5).unwrap(), shares.take(holder(7, 1), 3).unwrap());
         drop((taken, more));
         assert_eq!(known(), (KEPT, KEPT));
         {
             let state = shares.0.state();
-            assert_eq!((state.by_token.get(&7), state.by_holder.get(&holder(7, 1))), (Some(&3), Some(&3)));
+            assert_eq!(
+                (state.by_token.get(&7), state.by_holder.get(&holder(7, 1))),
+                (Some(&3), Some(&3))
+            );
         }
         drop(rest);
         let state = shares.0.state();

@@ -12,8 +12,8 @@ const OVERLOADED: &str = "meridian_gateway_overloads_total";
 const EVICTED: &str = "meridian_gateway_evicted_connections_total";
 const SECONDS: &str = "meridian_gateway_request_duration_seconds";
 
-/// The metrics of a gateway. Their handles are made once: counting a request costs two atomic additions
-/// and a clock reading.
+/// The metrics of a gateway. Their handles are made once: counting a request costs two atomic
+/// additions and a clock reading.
 pub(crate) struct Telemetry {
     metadata: Operation,
     snapshot_read: Operation,
@@ -76,8 +76,14 @@ impl Telemetry {
         self.evicted.increment(connections);
     }
 
-    /// Counts a request that began at `start`. `status` is `None` for one that was dropped unanswered.
-    pub(crate) fn record(&self, route: Option<Route<'_>>, status: Option<StatusCode>, start: Instant) {
+    /// Counts a request that began at `start`. `status` is `None` for one that was dropped
+    /// unanswered.
+    pub(crate) fn record(
+        &self,
+        route: Option<Route<'_>>,
+        status: Option<StatusCode>,
+        start: Instant,
+    ) {
         let operation = match route {
             Some(Route::Metadata(_)) => &self.metadata,
             Some(Route::SnapshotRead(_)) => &self.snapshot_read,
@@ -97,7 +103,8 @@ impl Telemetry {
 
 impl Operation {
     fn new(operation: &'static str) -> Self {
-        let class = |status: &'static str| counter!(REQUESTS, "operation" => operation, "status" => status);
+        let class =
+            |status: &'static str| counter!(REQUESTS, "operation" => operation, "status" => status);
         Self {
             success: class("2xx"),
             client_error: class("4xx"),

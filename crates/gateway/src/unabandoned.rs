@@ -4,8 +4,9 @@ use std::task::{Context, Poll, ready};
 
 use tokio::runtime::Handle;
 
-/// A future that goes on in a task of its own when it is dropped before its end, but by a panic. Until then it is polled
-/// where it is awaited, which saves each request a task and the switch from it.
+/// A future that goes on in a task of its own when it is dropped before its end, but by a panic.
+/// Until then it is polled where it is awaited, which saves each request a task and the switch from
+/// it.
 pub(crate) struct Unabandoned<F: Future<Output: Send> + Send + 'static> {
     /// Until its end.
     running: Option<Pin<Box<F>>>,
@@ -30,8 +31,8 @@ impl<F: Future<Output: Send> + Send + 'static> Future for Unabandoned<F> {
 
 impl<F: Future<Output: Send> + Send + 'static> Drop for Unabandoned<F> {
     fn drop(&mut self) {
-        // Not during a panic, since the future itself may have panicked; nor without a runtime, where nothing would poll
-        // it.
+        // Not during a panic, since the future itself may have panicked; nor without a runtime,
+        // where nothing would poll it.
         if !std::thread::panicking()
             && let (Some(running), Ok(runtime)) = (self.running.take(), Handle::try_current())
         {
@@ -56,7 +57,11 @@ mod tests {
             let polls = Arc::clone(&polls);
             Unabandoned::new(Box::pin(poll_fn(move |context| {
                 context.waker().wake_by_ref();
-                if polls.fetch_add(1, Ordering::SeqCst) % 3 == 2 { Poll::Ready(()) } else { Poll::Pending }
+                if polls.fetch_add(1, Ordering::SeqCst) % 3 == 2 {
+                    Poll::Ready(())
+                } else {
+                    Poll::Pending
+                }
             })))
         };
         let mut dropped = counts();

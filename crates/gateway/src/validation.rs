@@ -1,9 +1,11 @@
-//! Messages of the data path to `meridian-types`. Every limit on them is checked here, and nowhere else.
+//! Messages of the data path to `meridian-types`. Every limit on them is checked here, and nowhere
+//! else.
 
 use bytes::{Buf, Bytes};
 use meridian_proto::kv_connect as pb;
 use meridian_types::{
-    Check, Mutation, MutationKind, ReadRange, SumBounds, Transaction, Value, ValueEncoding, Versionstamp, limits,
+    Check, Mutation, MutationKind, ReadRange, SumBounds, Transaction, Value, ValueEncoding,
+    Versionstamp, limits,
 };
 use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
@@ -21,13 +23,17 @@ pub(crate) enum Invalid {
     Limit { what: &'static str, limit: usize, unit: &'static str },
     #[error("The limit of read range {index} must be at least 1, and is {limit}.")]
     RangeLimit { index: usize, limit: i32 },
-    #[error("Invalid versionstamp: check {index} has one of {length} bytes, where 0 or 10 are allowed.")]
+    #[error(
+        "Invalid versionstamp: check {index} has one of {length} bytes, where 0 or 10 are allowed."
+    )]
     Versionstamp { index: usize, length: usize },
     #[error("Invalid mutation kind: mutation {index} has the unknown mutation type {number}.")]
     MutationKind { index: usize, number: i32 },
     #[error("Invalid mutation kind: mutation {index} is one with a value, and has none.")]
     MissingValue { index: usize },
-    #[error("Invalid mutation expire at: mutation {index} expires at {expire_at_ms} ms, which is below -1.")]
+    #[error(
+        "Invalid mutation expire at: mutation {index} expires at {expire_at_ms} ms, which is below -1."
+    )]
     ExpireAt { index: usize, expire_at_ms: i64 },
     #[error("Invalid value: mutation {index} has the unknown value encoding {number}.")]
     Encoding { index: usize, number: i32 },
@@ -50,7 +56,8 @@ pub(crate) fn decode_read(body: Bytes) -> Result<pb::SnapshotRead, Refusal> {
     Ok(pb::SnapshotRead::decode(body)?)
 }
 
-/// Decodes an atomic write, unless it has more checks or mutations than one may have, or what is not served.
+/// Decodes an atomic write, unless it has more checks or mutations than one may have, or what is
+/// not served.
 pub(crate) fn decode_write(body: Bytes) -> Result<pb::AtomicWrite, Refusal> {
     let (mut checks, mut mutations, mut enqueues) = (0, 0, false);
     fields(body.clone(), |field| match field {
@@ -67,9 +74,12 @@ pub(crate) fn decode_write(body: Bytes) -> Result<pb::AtomicWrite, Refusal> {
     Ok(pb::AtomicWrite::decode(body)?)
 }
 
-/// Tells the numbers of a message's own fields, without decoding them: an element of two bytes takes a hundred times
-/// as many once it is decoded.
-fn fields(mut body: Bytes, mut field: impl FnMut(u32) -> Result<(), Invalid>) -> Result<(), Refusal> {
+/// Tells the numbers of a message's own fields, without decoding them: an element of two bytes
+/// takes a hundred times as many once it is decoded.
+fn fields(
+    mut body: Bytes,
+    mut field: impl FnMut(u32) -> Result<(), Invalid>,
+) -> Result<(), Refusal> {
     while body.has_remaining() {
         let (number, wire_type) = decode_key(&mut body)?;
         field(number)?;
@@ -83,7 +93,8 @@ fn one_more(count: &mut usize, limit: usize, what: &'static str) -> Result<(), I
     at_most(*count, limit, what, "")
 }
 
-/// The ranges of a read. Their limits together are at most [`limits::MAX_READ_ENTRIES`], whatever is stored.
+/// The ranges of a read. Their limits together are at most [`limits::MAX_READ_ENTRIES`], whatever
+/// is stored.
 pub(crate) fn read(message: pb::SnapshotRead) -> Result<Vec<ReadRange>, Invalid> {
     at_most(message.ranges.len(), limits::MAX_READ_RANGES, RANGES, "")?;
     let mut entries = 0usize;
@@ -95,31 +106,47 @@ pub(crate) fn read(message: pb::SnapshotRead) -> Result<Vec<ReadRange>, Invalid>
             at_most(key.len(), limits::MAX_READ_KEY_BYTES, "The size of a key to read", " bytes")?;
         }
         entries = entries.saturating_add(limit as usize);
-        // A range that ends before it starts holds nothing. Databases need not know that there are such.
+        // A range that ends before it starts holds nothing. Databases need not know that there are
+        // such.
         let end = if range.end < range.start { range.start.clone() } else { range.end };
         ranges.push(ReadRange { start: range.start, end, limit, reverse: range.reverse });
     }
-    at_most(entries, limits::MAX_READ_ENTRIES, "The number of entries asked for by all ranges of one read", "")?;
+    at_most(
+        entries,
+        limits::MAX_READ_ENTRIES,
+        "The number of entries asked for by all ranges of one read",
+        "",
+    )?;
     Ok(ranges)
 }
 
 /// The transaction of an atomic write.
 pub(crate) fn write(message: pb::AtomicWrite) -> Result<Transaction, Invalid> {
     at_most(message.checks.len(), limits::MAX_CHECKS, CHECKS, "")?;
-    at_most(message.mutations.len().saturating_add(message.enqueues.len()), limits::MAX_MUTATIONS, MUTATIONS, "")?;
+    at_most(
+        message.mutations.len().saturating_add(message.enqueues.len()),
+        limits::MAX_MUTATIONS,
+        MUTATIONS,
+        "",
+    )?;
     if !message.enqueues.is_empty() {
         return Err(Invalid::Enqueue);
     }
     let mut size = Size(0);
     let checks = message.checks.into_iter().enumerate();
-    let checks = checks.map(|(index, message)| check(index, message, &mut size)).collect::<Result<_, _>>()?;
+    let checks = checks
+        .map(|(index, message)| check(index, message, &mut size))
+        .collect::<Result<_, _>>()?;
     let mutations = message.mutations.into_iter().enumerate();
-    let mutations = mutations.map(|(index, message)| mutation(index, message, &mut size)).collect::<Result<_, _>>()?;
+    let mutations = mutations
+        .map(|(index, message)| mutation(index, message, &mut size))
+        .collect::<Result<_, _>>()?;
     at_most(size.0, limits::MAX_TRANSACTION_BYTES, "The total size of one atomic write", " bytes")?;
     Ok(Transaction { checks, mutations })
 }
 
-/// Bytes of an atomic write so far: keys, values and bounds. A body is bounded, so that it cannot overflow.
+/// Bytes of an atomic write so far: keys, values and bounds. A body is bounded, so that it cannot
+/// overflow.
 struct Size(usize);
 
 impl Size {
@@ -130,11 +157,15 @@ impl Size {
 }
 
 fn check(index: usize, message: pb::Check, size: &mut Size) -> Result<Check, Invalid> {
-    // The reference lets a checked key be one byte longer than a written one: it is read, not written.
+    // The reference lets a checked key be one byte longer than a written one: it is read, not
+    // written.
     size.add(&message.key, limits::MAX_READ_KEY_BYTES, "The size of a key to check")?;
     let versionstamp = match message.versionstamp.as_ref() {
         [] => None,
-        bytes => Some(Versionstamp::from_slice(bytes).ok_or(Invalid::Versionstamp { index, length: bytes.len() })?),
+        bytes => Some(
+            Versionstamp::from_slice(bytes)
+                .ok_or(Invalid::Versionstamp { index, length: bytes.len() })?,
+        ),
     };
     Ok(Check { key: message.key, versionstamp })
 }
@@ -148,7 +179,12 @@ fn mutation(index: usize, message: pb::Mutation, size: &mut Size) -> Result<Muta
     let number = message.mutation_type;
     if number == pb::MutationType::MSetSuffixVersionstampedKey as i32 {
         let what = "The size of a key to write, with the 22 bytes of its versionstamp,";
-        at_most(message.key.len() + limits::VERSIONSTAMP_SUFFIX_BYTES, limits::MAX_WRITE_KEY_BYTES, what, " bytes")?;
+        at_most(
+            message.key.len() + limits::VERSIONSTAMP_SUFFIX_BYTES,
+            limits::MAX_WRITE_KEY_BYTES,
+            what,
+            " bytes",
+        )?;
     }
     let value = || value(index, message.value);
     let kind = match pb::MutationType::try_from(number) {
@@ -156,17 +192,27 @@ fn mutation(index: usize, message: pb::Mutation, size: &mut Size) -> Result<Muta
         Ok(pb::MutationType::MDelete) => MutationKind::Delete, // clients send a value with it, of no meaning
         Ok(pb::MutationType::MSum) => MutationKind::Sum {
             operand: value()?,
-            bounds: SumBounds { min: message.sum_min, max: message.sum_max, clamp: message.sum_clamp },
+            bounds: SumBounds {
+                min: message.sum_min,
+                max: message.sum_max,
+                clamp: message.sum_clamp,
+            },
         },
         Ok(pb::MutationType::MMin) => MutationKind::Min(value()?),
         Ok(pb::MutationType::MMax) => MutationKind::Max(value()?),
-        Ok(pb::MutationType::MSetSuffixVersionstampedKey) => MutationKind::SetSuffixVersionstampedKey(value()?),
-        Ok(pb::MutationType::MUnspecified) | Err(_) => return Err(Invalid::MutationKind { index, number }),
+        Ok(pb::MutationType::MSetSuffixVersionstampedKey) => {
+            MutationKind::SetSuffixVersionstampedKey(value()?)
+        }
+        Ok(pb::MutationType::MUnspecified) | Err(_) => {
+            return Err(Invalid::MutationKind { index, number });
+        }
     };
     let expire_at_ms = match message.expire_at_ms {
         // Never, as the reference takes both.
         -1 => 0,
-        other => u64::try_from(other).map_err(|_| Invalid::ExpireAt { index, expire_at_ms: other })?,
+        other => {
+            u64::try_from(other).map_err(|_| Invalid::ExpireAt { index, expire_at_ms: other })?
+        }
     };
     Ok(Mutation { key: message.key, kind, expire_at_ms })
 }
@@ -181,9 +227,9 @@ fn value(index: usize, message: Option<pb::KvValue>) -> Result<Value, Invalid> {
     Ok(Value { encoding, data })
 }
 
-/// A V8 value as every client can read it. Deno writes format 16 from 2.8 on, and Node and Python read up to 15. The
-/// two differ in the lengths of arrays of 4 GB and more only, which no value here can have; where nothing else
-/// differs, the format is a byte of the header.
+/// A V8 value as every client can read it. Deno writes format 16 from 2.8 on, and Node and Python
+/// read up to 15. The two differ in the lengths of arrays of 4 GB and more only, which no value
+/// here can have; where nothing else differs, the format is a byte of the header.
 fn readable_by_all(data: Bytes) -> Bytes {
     const HEADER: [u8; 2] = [0xff, 16];
     match data.strip_prefix(&HEADER) {
@@ -192,7 +238,12 @@ fn readable_by_all(data: Bytes) -> Bytes {
     }
 }
 
-fn at_most(number: usize, limit: usize, what: &'static str, unit: &'static str) -> Result<(), Invalid> {
+fn at_most(
+    number: usize,
+    limit: usize,
+    what: &'static str,
+    unit: &'static str,
+) -> Result<(), Invalid> {
     if number > limit { Err(Invalid::Limit { what, limit, unit }) } else { Ok(()) }
 }
 

@@ -23,7 +23,9 @@ struct Inner {
 
 /// The bytes asked for were not to be had in time. Nothing is held, and nothing was done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("this process is short of memory for {purpose}: {wanted} bytes were asked for, of {total} {free} are free")]
+#[error(
+    "this process is short of memory for {purpose}: {wanted} bytes were asked for, of {total} {free} are free"
+)]
 pub struct Exhausted {
     pub purpose: &'static str,
     pub wanted: usize,
@@ -36,7 +38,8 @@ impl ByteBudget {
     pub const MAX_BYTES: usize = u32::MAX as usize;
 
     /// `purpose` is a word or two for errors, and the label `kind` of the metrics
-    /// `meridian_memory_budget_bytes`, `meridian_memory_used_bytes` and `meridian_memory_refused_total`.
+    /// `meridian_memory_budget_bytes`, `meridian_memory_used_bytes` and
+    /// `meridian_memory_refused_total`.
     pub fn new(purpose: &'static str, total_bytes: usize) -> Self {
         let total = u32::try_from(total_bytes).unwrap_or(u32::MAX);
         let budget_bytes = metrics::gauge!("meridian_memory_budget_bytes", "kind" => purpose);
@@ -47,7 +50,9 @@ impl ByteBudget {
         used_bytes.increment(0.0);
         refused.increment(0);
         let semaphore = Arc::new(Semaphore::new(total as usize));
-        Self { inner: Arc::new(Inner { purpose, total, semaphore, budget_bytes, used_bytes, refused }) }
+        Self {
+            inner: Arc::new(Inner { purpose, total, semaphore, budget_bytes, used_bytes, refused }),
+        }
     }
 
     pub fn total_bytes(&self) -> usize {
@@ -74,8 +79,9 @@ impl ByteBudget {
         self.held(permit, bytes)
     }
 
-    /// Takes `bytes`, and waits for them up to `within`, in the order of asking. May be dropped at any await:
-    /// nothing is held then. Whoever calls this holds nothing of this budget, or two could wait for each other.
+    /// Takes `bytes`, and waits for them up to `within`, in the order of asking. May be dropped at
+    /// any await: nothing is held then. Whoever calls this holds nothing of this budget, or two
+    /// could wait for each other.
     ///
     /// # Errors
     /// [`Exhausted`] after `within`, and at once when the whole budget is smaller.
@@ -111,7 +117,13 @@ impl ByteBudget {
 
 impl fmt::Debug for ByteBudget {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} of {} bytes for {}", self.used_bytes(), self.total_bytes(), self.inner.purpose)
+        write!(
+            f,
+            "{} of {} bytes for {}",
+            self.used_bytes(),
+            self.total_bytes(),
+            self.inner.purpose
+        )
     }
 }
 
@@ -121,8 +133,8 @@ impl Drop for Inner {
     }
 }
 
-/// Bytes of a budget, given back when this is dropped. Kept beside what they were taken for, to where that
-/// leaves the process's memory.
+/// Bytes of a budget, given back when this is dropped. Kept beside what they were taken for, to
+/// where that leaves the process's memory.
 #[must_use = "the bytes are given back at once"]
 pub struct Held {
     inner: Arc<Inner>,
@@ -134,7 +146,8 @@ impl Held {
         self.permit.num_permits()
     }
 
-    /// Gives back what is held beyond `bytes`, as when the size is known that was only bounded before.
+    /// Gives back what is held beyond `bytes`, as when the size is known that was only bounded
+    /// before.
     pub fn shrink_to(&mut self, bytes: usize) {
         drop(self.split(self.bytes().saturating_sub(bytes)));
     }
@@ -206,7 +219,9 @@ mod tests {
         assert!(poll_once(&mut small).is_pending(), "a small one waits behind the large one");
         assert!(budget.try_take(1).is_err(), "also one that would not wait");
         first.shrink_to(10);
-        let Poll::Ready(Ok(large)) = poll_once(&mut large) else { panic!("the large one is the next") };
+        let Poll::Ready(Ok(large)) = poll_once(&mut large) else {
+            panic!("the large one is the next")
+        };
         assert!(poll_once(&mut small).is_pending());
         drop(first);
         let Poll::Ready(Ok(small)) = poll_once(&mut small) else { panic!("then the small one") };

@@ -2,11 +2,12 @@ use std::path::Path;
 
 use crate::MIN_BYTES;
 
-/// More than this is for an operator to say: what a cache gives beyond is seldom worth taking it from others.
+/// More than this is for an operator to say: what a cache gives beyond is seldom worth taking it
+/// from others.
 const MAX_DEFAULT_BYTES: usize = 8 << 30;
 
-/// What a process may take that was told nothing: half of the machine's memory, or of what its control group
-/// allows, between [`MIN_BYTES`] (320 MiB) and 8 GiB.
+/// What a process may take that was told nothing: half of the machine's memory, or of what its
+/// control group allows, between [`MIN_BYTES`] (320 MiB) and 8 GiB.
 pub fn default_max_bytes() -> usize {
     let read = |path: &Path| std::fs::read_to_string(path).ok();
     default_of(available_bytes(&read))
@@ -20,11 +21,13 @@ fn default_of(available: Option<usize>) -> usize {
 /// The memory of the machine, or the least that a control group of this process allows.
 fn available_bytes(read: &dyn Fn(&Path) -> Option<String>) -> Option<usize> {
     let machine = read(Path::new("/proc/meminfo")).and_then(|text| {
-        let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"))?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"))?;
         line.trim().parse::<usize>().ok()?.checked_mul(1024)
     });
-    // `0::/a/b` in version 2, `7:memory:/a/b` in version 1. In a container the files of its own group are
-    // often mounted at the root.
+    // `0::/a/b` in version 2, `7:memory:/a/b` in version 1. In a container the files of its own
+    // group are often mounted at the root.
     let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
     let named = groups.lines().filter_map(|line| {
         let (controllers, group) = line.split_once(':')?.1.split_once(':')?;
@@ -36,7 +39,8 @@ fn available_bytes(read: &dyn Fn(&Path) -> Option<String>) -> Option<usize> {
         Some((root, Path::new(group.trim_start_matches('/')).to_owned(), file))
     });
     let limits = named.flat_map(|(root, group, file)| {
-        let above = group.ancestors().map(|part| Path::new(root).join(part).join(file)).collect::<Vec<_>>();
+        let above =
+            group.ancestors().map(|part| Path::new(root).join(part).join(file)).collect::<Vec<_>>();
         above.into_iter().filter_map(|path| read(&path)?.trim().parse::<usize>().ok())
     });
     limits.chain(machine).filter(|bytes| *bytes > 0).min()
@@ -48,7 +52,10 @@ mod tests {
 
     fn with(files: &'static [(&'static str, &'static str)]) -> Option<usize> {
         available_bytes(&|path| {
-            files.iter().find(|(name, _)| Path::new(name) == path).map(|(_, text)| (*text).to_owned())
+            files
+                .iter()
+                .find(|(name, _)| Path::new(name) == path)
+                .map(|(_, text)| (*text).to_owned())
         })
     }
 
@@ -56,7 +63,10 @@ mod tests {
     fn the_least_of_machine_and_control_groups_counts() {
         const MIB: usize = 1 << 20;
         assert_eq!(with(&[]), None);
-        assert_eq!(with(&[("/proc/meminfo", "MemTotal:        8000 kB\nMemFree:  1 kB\n")]), Some(8000 * 1024));
+        assert_eq!(
+            with(&[("/proc/meminfo", "MemTotal:        8000 kB\nMemFree:  1 kB\n")]),
+            Some(8000 * 1024)
+        );
         let files: &[_] = &[
             ("/proc/meminfo", "MemTotal:        8000000 kB\n"),
             ("/proc/self/cgroup", "0::/slice/unit\n"),

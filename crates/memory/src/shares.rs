@@ -6,8 +6,8 @@ const LARGEST_READ: usize = 68 << 20;
 /// A gateway lets no token have the last quarter.
 const LARGEST_ANSWER: usize = LARGEST_READ / 3 * 4;
 
-/// The memory of one node or gateway, divided by purpose; in bytes. What is not in here is headroom: code,
-/// connections, indexes, and what an allocator does not give back.
+/// The memory of one node or gateway, divided by purpose; in bytes. What is not in here is
+/// headroom: code, connections, indexes, and what an allocator does not give back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shares {
     /// Blocks of RocksDB, with indexes and filters.
@@ -59,7 +59,13 @@ impl Shares {
     }
 
     pub fn total(&self) -> usize {
-        self.block_cache + self.memtables + self.log_cache + self.bodies + self.writes + self.reads + self.answers
+        self.block_cache
+            + self.memtables
+            + self.log_cache
+            + self.bodies
+            + self.writes
+            + self.reads
+            + self.answers
     }
 }
 
@@ -73,13 +79,18 @@ mod tests {
             for shares in [Shares::of_node(max_bytes), Shares::of_gateway(max_bytes)] {
                 let max_bytes = max_bytes.max(MIN_BYTES);
                 assert!(shares.total() <= max_bytes - max_bytes / 5, "{shares:?} of {max_bytes}");
-                assert!(shares.reads >= LARGEST_READ && shares.bodies >= 4 << 20, "{shares:?} of {max_bytes}");
+                assert!(
+                    shares.reads >= LARGEST_READ && shares.bodies >= 4 << 20,
+                    "{shares:?} of {max_bytes}"
+                );
                 assert!(shares.answers / 4 * 3 >= LARGEST_READ - 4, "{shares:?} of {max_bytes}");
             }
             let shares = Shares::of_node(max_bytes);
             // A few of the largest writes, and memtables that are worth a flush.
             assert!(
-                shares.writes >= 8 << 20 && shares.memtables >= 16 << 20 && shares.log_cache >= 4 << 20,
+                shares.writes >= 8 << 20
+                    && shares.memtables >= 16 << 20
+                    && shares.log_cache >= 4 << 20,
                 "{shares:?}"
             );
         }

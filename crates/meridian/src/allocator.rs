@@ -1,16 +1,21 @@
 //! Memory from jemalloc, for Rust and for RocksDB.
 //!
-//! glibc keeps what was freed: its heaps shrink from their ends only, and one small piece that lives on keeps all below
-//! it. After some answers of 64 MiB a node held on to a quarter of its memory for nothing. It also costs more: a request
-//! has pieces of several KiB, for which it has no cache.
+//! glibc keeps what was freed: its heaps shrink from their ends only, and one small piece that
+//! lives on keeps all below it. After some answers of 64 MiB a node held on to a quarter of its
+//! memory for nothing. It also costs more: a request has pieces of several KiB, for which it has no
+//! cache.
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// What is freed is the system's again within some seconds, also where nobody allocates any more.
-#[allow(unsafe_code, reason = "the name by which jemalloc looks for its settings; nothing else has it")]
+#[allow(
+    unsafe_code,
+    reason = "the name by which jemalloc looks for its settings; nothing else has it"
+)]
 #[unsafe(export_name = "malloc_conf")]
-pub(crate) static SETTINGS: &[u8] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+pub(crate) static SETTINGS: &[u8] =
+    b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
 
 #[cfg(test)]
 #[cfg(target_os = "linux")]
@@ -40,7 +45,11 @@ mod tests {
         drop(large);
         let freed = Instant::now();
         while resident_mb() >= before + 50 {
-            assert!(freed.elapsed() < Duration::from_secs(60), "{before} MiB before, {} MiB after", resident_mb());
+            assert!(
+                freed.elapsed() < Duration::from_secs(60),
+                "{before} MiB before, {} MiB after",
+                resident_mb()
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
         drop(small);

@@ -18,7 +18,8 @@ pub(crate) mod status;
 pub(crate) mod switchover;
 pub(crate) mod tokens;
 
-/// What a process does when its terminal is closed, or somebody sends it SIGHUP to have it read its configuration.
+/// What a process does when its terminal is closed, or somebody sends it SIGHUP to have it read its
+/// configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hangup {
     /// It serves on: there is nothing to reload.
@@ -27,11 +28,15 @@ pub(crate) enum Hangup {
     Stop,
 }
 
-/// Resolves at the first Ctrl-C or SIGTERM. From then on a second one ends the process at once, which loses nothing:
-/// what was acknowledged is on the disk.
+/// Resolves at the first Ctrl-C or SIGTERM. From then on a second one ends the process at once,
+/// which loses nothing: what was acknowledged is on the disk.
 pub(crate) async fn asked_to_stop(hangup: Hangup) {
     use tokio::signal::unix::{SignalKind, signal};
-    let signals = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()), signal(SignalKind::hangup()));
+    let signals = (
+        signal(SignalKind::interrupt()),
+        signal(SignalKind::terminate()),
+        signal(SignalKind::hangup()),
+    );
     let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangups)) = signals else {
         // Without handlers the signals end the process, which is safe too.
         return std::future::pending().await;
@@ -51,7 +56,9 @@ pub(crate) async fn asked_to_stop(hangup: Hangup) {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         }
-        tracing::warn!("asked to stop again: ending at once, requests in progress are not answered");
+        tracing::warn!(
+            "asked to stop again: ending at once, requests in progress are not answered"
+        );
         crate::log_writer::finish();
         std::process::exit(STOPPED_AT_ONCE);
     });
@@ -69,7 +76,8 @@ pub(crate) fn say(text: &str) {
 
 /// The counts of data centers, a region each: `3,2,1`.
 pub(crate) fn parse_counts(text: &str) -> Result<Counts, String> {
-    let count = |part: &str| part.trim().parse::<usize>().map_err(|_| format!("`{part}` is not a number"));
+    let count =
+        |part: &str| part.trim().parse::<usize>().map_err(|_| format!("`{part}` is not a number"));
     Ok(Counts(text.split(',').map(count).collect::<Result<_, _>>()?))
 }
 
@@ -89,7 +97,8 @@ mod tests {
     /// Set for the process that gets the signals, to what it does at SIGHUP.
     const CHILD: &str = "MERIDIAN_TEST_SIGNALS";
 
-    /// A process that says when it waits for a signal, and when it begins to stop, which then takes it for ever.
+    /// A process that says when it waits for a signal, and when it begins to stop, which then takes
+    /// it for ever.
     struct Signalled {
         child: Child,
         said: std::io::Lines<BufReader<ChildStdout>>,
@@ -99,7 +108,11 @@ mod tests {
     impl Signalled {
         fn start(hangup: &str) -> Self {
             let mut child = Command::new(std::env::current_exe().unwrap())
-                .args(["command::tests::signals_end_a_process_as_documented", "--exact", "--nocapture"])
+                .args([
+                    "command::tests::signals_end_a_process_as_documented",
+                    "--exact",
+                    "--nocapture",
+                ])
                 .env(CHILD, hangup)
                 .stdout(Stdio::piped())
                 .stderr(Stdio::null())
@@ -109,7 +122,9 @@ mod tests {
             let (in_time, ended) = mpsc::channel();
             let id = child.id();
             std::thread::spawn(move || {
-                if ended.recv_timeout(Duration::from_secs(20)) == Err(mpsc::RecvTimeoutError::Timeout) {
+                if ended.recv_timeout(Duration::from_secs(20))
+                    == Err(mpsc::RecvTimeoutError::Timeout)
+                {
                     // Then it says no more, which fails the test.
                     drop(Command::new("kill").args(["-KILL", &id.to_string()]).status());
                 }
@@ -125,7 +140,10 @@ mod tests {
         }
 
         fn gets(&self, signal: &str) {
-            let sent = Command::new("kill").arg(format!("-{signal}")).arg(self.child.id().to_string()).status();
+            let sent = Command::new("kill")
+                .arg(format!("-{signal}"))
+                .arg(self.child.id().to_string())
+                .status();
             assert!(sent.unwrap().success());
         }
 
@@ -145,7 +163,8 @@ mod tests {
     fn signals_end_a_process_as_documented() {
         if let Ok(hangup) = std::env::var(CHILD) {
             let hangup = if hangup == "stop" { Hangup::Stop } else { Hangup::Ignore };
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
                 let mut stops = Box::pin(asked_to_stop(hangup));
                 assert!(futures::poll!(stops.as_mut()).is_pending());

@@ -1,5 +1,5 @@
-//! Where log lines go: standard error, by way of a thread, so that whoever reads them can neither stop nor end this
-//! process.
+//! Where log lines go: standard error, by way of a thread, so that whoever reads them can neither
+//! stop nor end this process.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -34,14 +34,18 @@ impl LogWriter {
         let (lines, waiting) = sync_channel(MAX_WAITING);
         let counts = Arc::new(Counts::default());
         let writing = Arc::clone(&counts);
-        std::thread::Builder::new().name("log".to_owned()).spawn(move || write_all(&waiting, out, &writing))?;
+        std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || write_all(&waiting, out, &writing))?;
         Ok(Self { lines, counts })
     }
 
     /// Gives what waits a moment to be written.
     pub(crate) fn finish(&self) {
         let deadline = Instant::now() + LAST_LINES;
-        let waits = || self.counts.written.load(Ordering::Acquire) < self.counts.taken.load(Ordering::Acquire);
+        let waits = || {
+            self.counts.written.load(Ordering::Acquire) < self.counts.taken.load(Ordering::Acquire)
+        };
         while waits() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -49,7 +53,9 @@ impl LogWriter {
 
     fn take(&self, line: Vec<u8>) {
         self.counts.taken.fetch_add(1, Ordering::Release);
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = self.lines.try_send(line) {
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) =
+            self.lines.try_send(line)
+        {
             self.counts.written.fetch_add(1, Ordering::Release);
             self.counts.dropped.fetch_add(1, Ordering::Relaxed);
         }
@@ -61,7 +67,10 @@ fn write_all(lines: &Receiver<Vec<u8>>, mut out: impl Write, counts: &Counts) {
         let dropped = counts.dropped.swap(0, Ordering::Relaxed);
         if dropped > 0 {
             metrics::counter!("meridian_log_dropped_lines_total").increment(dropped);
-            drop(writeln!(out, "({dropped} log lines were dropped: they were not read fast enough)"));
+            drop(writeln!(
+                out,
+                "({dropped} log lines were dropped: they were not read fast enough)"
+            ));
         }
         drop(out.write_all(&line));
         counts.written.fetch_add(1, Ordering::Release);
@@ -196,7 +205,11 @@ mod tests {
         line(&writer, "z\n");
         writer.finish();
         let text = String::from_utf8(out.0.lock().unwrap().clone()).unwrap();
-        assert!(text.contains("log lines were dropped"), "{}", &text[text.len().saturating_sub(200)..]);
+        assert!(
+            text.contains("log lines were dropped"),
+            "{}",
+            &text[text.len().saturating_sub(200)..]
+        );
         assert!(text.lines().filter(|line| *line == "x").count() <= MAX_WAITING + 1);
     }
 }

@@ -63,16 +63,16 @@ enum Command {
     ClusterConfig(command::cluster_config::ClusterConfig),
 }
 
-/// A panic is an invariant that does not hold: the process stops at once, whichever thread it was. Not by
-/// `panic = "abort"`, with which every dependency would be built once more for the tests.
+/// A panic is an invariant that does not hold: the process stops at once, whichever thread it was.
+/// Not by `panic = "abort"`, with which every dependency would be built once more for the tests.
 fn abort_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         // `println!` formats what it says, so that it is a `String`.
         let message = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
         if message.starts_with("failed printing to") {
-            // A command whose output goes nowhere (a closed pipe, a full disk) has nothing more to do, and no
-            // invariant is broken. What serves prints nothing in this way.
+            // A command whose output goes nowhere (a closed pipe, a full disk) has nothing more to
+            // do, and no invariant is broken. What serves prints nothing in this way.
             std::process::exit(OUTPUT_FAILED);
         }
         meridian_node::abort_soon();
@@ -122,8 +122,8 @@ fn main() -> ExitCode {
     // Data, tokens and what was exported are for this user alone, whatever makes the file.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let cli = Cli::parse();
-    let filter =
-        EnvFilter::try_from_env("MERIDIAN_LOG").unwrap_or_else(|_| EnvFilter::new("warn,meridian=info,openraft=error"));
+    let filter = EnvFilter::try_from_env("MERIDIAN_LOG")
+        .unwrap_or_else(|_| EnvFilter::new("warn,meridian=info,openraft=error"));
     let ansi = std::io::stderr().is_terminal();
     let log = match LogWriter::start(std::io::stderr()) {
         Ok(log) => log,
@@ -162,7 +162,8 @@ mod tests {
     fn apply_with_a_gap() {
         use meridian_types::{Batch, Epoch, Position};
         abort_on_panic();
-        let batch = Batch { position: Position::new(Epoch(1), 2), time_ms: 0, transactions: Vec::new() };
+        let batch =
+            Batch { position: Position::new(Epoch(1), 2), time_ms: 0, transactions: Vec::new() };
         let engine = std::sync::Arc::new(meridian_storage::MemoryEngine::default());
         let state = meridian_storage::ShardState::open(engine, meridian_types::ShardId(1)).unwrap();
         let applying = std::thread::spawn(move || state.apply(&[batch.into()], Default::default()));
@@ -176,11 +177,16 @@ mod tests {
             return;
         }
         let child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["tests::a_gap_aborts_the_process_whichever_thread_finds_it", "--exact", "--nocapture"])
+            .args([
+                "tests::a_gap_aborts_the_process_whichever_thread_finds_it",
+                "--exact",
+                "--nocapture",
+            ])
             .env(CHILD, "1")
             .output()
             .unwrap();
-        let (out, error) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+        let (out, error) =
+            (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
         let signal = std::os::unix::process::ExitStatusExt::signal(&child.status);
         assert_eq!(signal, Some(6), "it was not aborted: {:?}\n{out}\n{error}", child.status);
         assert!(error.contains("batch 1.2 cannot follow 1.0"), "{error}");
@@ -204,7 +210,11 @@ mod tests {
             return;
         }
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args(["tests::a_gap_aborts_the_process_also_where_nobody_reads_its_log", "--exact", "--nocapture"])
+            .args([
+                "tests::a_gap_aborts_the_process_also_where_nobody_reads_its_log",
+                "--exact",
+                "--nocapture",
+            ])
             .env(CHILD, "1")
             .stdout(std::process::Stdio::null())
             .stderr(std::process::Stdio::null())
@@ -222,7 +232,11 @@ mod tests {
             }
             std::thread::sleep(std::time::Duration::from_millis(20));
         };
-        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(6), "it was not aborted: {status}");
+        assert_eq!(
+            std::os::unix::process::ExitStatusExt::signal(&status),
+            Some(6),
+            "it was not aborted: {status}"
+        );
     }
 
     #[test]

@@ -17,7 +17,10 @@ const MAY_USE: &[(&str, Allowed)] = &[
     ("meridian-shipping", Allowed::Only(&["meridian-types"])),
     ("meridian-failover", Allowed::Only(&["meridian-types"])),
     ("meridian-storage", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-txn"])),
-    ("meridian-consensus", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-storage"])),
+    (
+        "meridian-consensus",
+        Allowed::Only(&["meridian-types", "meridian-proto", "meridian-storage"]),
+    ),
     ("meridian-gateway", Allowed::Only(&["meridian-types", "meridian-proto"])),
     (
         "meridian-node",
@@ -54,11 +57,18 @@ const MAY_USE: &[(&str, Allowed)] = &[
 ];
 
 /// Libraries that one crate keeps to itself, so that no other knows of them.
-const OWNED: &[(&str, &str)] = &[("openraft", "meridian-consensus"), ("rocksdb", "meridian-storage")];
+const OWNED: &[(&str, &str)] =
+    &[("openraft", "meridian-consensus"), ("rocksdb", "meridian-storage")];
 
 /// Crates that are state machines: time, disk and network are arguments there.
-const PURE: &[&str] =
-    &["meridian-types", "meridian-txn", "meridian-shipping", "meridian-failover", "meridian-checker", "meridian-sim"];
+const PURE: &[&str] = &[
+    "meridian-types",
+    "meridian-txn",
+    "meridian-shipping",
+    "meridian-failover",
+    "meridian-checker",
+    "meridian-sim",
+];
 
 /// What a pure crate has no business with.
 const IMPURE: &[&str] = &["tokio", "tonic", "rocksdb"];
@@ -86,8 +96,8 @@ struct Dependency {
     dev: bool,
 }
 
-/// What is wrong with the dependencies, one sentence each. Dev-dependencies may point anywhere in the
-/// workspace, but an owned library stays out of the tests of others too.
+/// What is wrong with the dependencies, one sentence each. Dev-dependencies may point anywhere in
+/// the workspace, but an owned library stays out of the tests of others too.
 fn dependency_violations(packages: &[Package]) -> Vec<String> {
     let members: BTreeSet<&str> = packages.iter().map(|package| package.name.as_str()).collect();
     let mut violations = Vec::new();
@@ -97,7 +107,9 @@ fn dependency_violations(packages: &[Package]) -> Vec<String> {
             Some((_, Allowed::Only(allowed))) => *allowed,
             Some((_, Allowed::Anything)) => continue,
             None => {
-                violations.push(format!("{name} is not in the table: say in layering.rs what it may use"));
+                violations.push(format!(
+                    "{name} is not in the table: say in layering.rs what it may use"
+                ));
                 continue;
             }
         };
@@ -106,7 +118,9 @@ fn dependency_violations(packages: &[Package]) -> Vec<String> {
             if !dependency.dev && members.contains(used) && !allowed.contains(&used) {
                 violations.push(format!("{name} may not use {used}"));
             }
-            if let Some((_, owner)) = OWNED.iter().find(|(owned, owner)| *owned == used && *owner != name) {
+            if let Some((_, owner)) =
+                OWNED.iter().find(|(owned, owner)| *owned == used && *owner != name)
+            {
                 violations.push(format!("{name} may not use {used}: only {owner} does"));
             }
             if !dependency.dev && PURE.contains(&name) && IMPURE.contains(&used) {
@@ -122,11 +136,15 @@ fn source_violations(path: &Path, text: &str) -> Vec<String> {
     let mut violations = Vec::new();
     let lines = text.lines().count();
     if lines > MAX_LINES {
-        violations.push(format!("{} has {lines} lines, {MAX_LINES} at most are allowed", path.display()));
+        violations
+            .push(format!("{} has {lines} lines, {MAX_LINES} at most are allowed", path.display()));
     }
     for module in text.lines().filter_map(declared_module) {
         if EMPTY_NAMES.contains(&module) {
-            violations.push(format!("{} has a module called {module}: name it for what it holds", path.display()));
+            violations.push(format!(
+                "{} has a module called {module}: name it for what it holds",
+                path.display()
+            ));
         }
     }
     violations
@@ -147,7 +165,8 @@ fn workspace_root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The crates of this workspace, as cargo sees them. `--no-deps` needs neither a registry nor a lock file.
+/// The crates of this workspace, as cargo sees them. `--no-deps` needs neither a registry nor a
+/// lock file.
 fn workspace_packages() -> Option<Vec<Package>> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".to_owned());
     let output = Command::new(cargo)
@@ -207,8 +226,10 @@ fn files_are_short_and_named_for_what_they_hold() {
     if root.join("tests").is_dir() {
         files.extend(rust_files(&root.join("tests")).unwrap());
     }
-    let violations: Vec<String> =
-        files.iter().flat_map(|path| source_violations(path, &std::fs::read_to_string(path).unwrap())).collect();
+    let violations: Vec<String> = files
+        .iter()
+        .flat_map(|path| source_violations(path, &std::fs::read_to_string(path).unwrap()))
+        .collect();
     assert!(violations.is_empty(), "{violations:#?}");
 }
 
@@ -216,7 +237,10 @@ fn files_are_short_and_named_for_what_they_hold() {
 fn forbidden_dependencies_are_seen() {
     let package = |name: &str, dependencies: &[(&str, bool)]| Package {
         name: name.to_owned(),
-        dependencies: dependencies.iter().map(|&(name, dev)| Dependency { name: name.to_owned(), dev }).collect(),
+        dependencies: dependencies
+            .iter()
+            .map(|&(name, dev)| Dependency { name: name.to_owned(), dev })
+            .collect(),
     };
     let packages = [
         package("meridian-types", &[("serde", false), ("meridian-proto", true)]),
@@ -246,10 +270,18 @@ fn long_files_and_empty_names_are_seen() {
     let path = Path::new("lib.rs");
     assert_eq!(source_violations(path, &"\n".repeat(MAX_LINES)), Vec::<String>::new());
     assert_eq!(source_violations(path, &"\n".repeat(MAX_LINES + 1)).len(), 1);
-    for bad in ["mod util;", "pub(crate) mod common {", "  pub mod misc;", "pub(in crate::a) mod utils;"] {
+    for bad in
+        ["mod util;", "pub(crate) mod common {", "  pub mod misc;", "pub(in crate::a) mod utils;"]
+    {
         assert_eq!(source_violations(path, bad).len(), 1, "{bad}");
     }
-    for good in ["mod commonly;", "use tokio_util::sync;", "// mod util;", "let common = 1;", "pub mod utility;"] {
+    for good in [
+        "mod commonly;",
+        "use tokio_util::sync;",
+        "// mod util;",
+        "let common = 1;",
+        "pub mod utility;",
+    ] {
         assert_eq!(source_violations(path, good), Vec::<String>::new(), "{good}");
     }
 }

@@ -71,7 +71,8 @@ impl AdminService {
     fn replica_status(&self, id: ShardId, replica: &Replica) -> wire::ShardStatus {
         let status = replica.status();
         let applied = replica.state().applied();
-        let committed = status.committed.map_or(applied.position.sequence, |(position, _)| position.sequence);
+        let committed =
+            status.committed.map_or(applied.position.sequence, |(position, _)| position.sequence);
         let lag_batches = committed.saturating_sub(applied.position.sequence);
         wire::ShardStatus {
             shard: id.0,
@@ -96,7 +97,10 @@ fn first_kept(shard: &LocalShard) -> u64 {
 
 #[tonic::async_trait]
 impl admin_server::Admin for AdminService {
-    async fn status(&self, _: Request<wire::StatusRequest>) -> Result<Response<wire::StatusResponse>, Status> {
+    async fn status(
+        &self,
+        _: Request<wire::StatusRequest>,
+    ) -> Result<Response<wire::StatusResponse>, Status> {
         let mut shards: Vec<_> = self
             .shards
             .all()
@@ -129,12 +133,20 @@ impl admin_server::Admin for AdminService {
             return Err(Status::not_found(format!("this node does not vote in shard {id}")));
         };
         if !self.directory.topology().is_voter(id, request.to) {
-            return Err(Status::invalid_argument(format!("node {} does not vote in shard {id}", request.to)));
+            return Err(Status::invalid_argument(format!(
+                "node {} does not vote in shard {id}",
+                request.to
+            )));
         }
         let followers = self.shards.followers(&id);
         let lags = followers.as_ref().map(|followers| followers.lags()).unwrap_or_default();
-        if request.to != self.node.id && !lags.iter().any(|heir| heir.node == request.to && heir.may_lead) {
-            return Err(Status::failed_precondition(format!("node {} is away or does not vote", request.to)));
+        if request.to != self.node.id
+            && !lags.iter().any(|heir| heir.node == request.to && heir.may_lead)
+        {
+            return Err(Status::failed_precondition(format!(
+                "node {} is away or does not vote",
+                request.to
+            )));
         }
         let Ok(leadership) = voter.group.leadership() else {
             return Err(Status::failed_precondition(format!("this node does not lead shard {id}")));
@@ -142,19 +154,24 @@ impl admin_server::Admin for AdminService {
         if request.to == self.node.id {
             return Ok(Response::new(wire::TransferLeadershipResponse {}));
         }
-        if followers.is_some_and(|followers| !followers.may_take_over(request.to, &voter.group.voters())) {
+        if followers
+            .is_some_and(|followers| !followers.may_take_over(request.to, &voter.group.voters()))
+        {
             return Err(Status::failed_precondition(format!(
                 "should node {} be lost meanwhile, nobody could lead: another voter of shard {id} does not vote at \
                  present (it catches up, or was wiped and is to be replaced)",
                 request.to
             )));
         }
-        let refused = |error: meridian_storage::StorageError| Status::unavailable(error.to_string());
+        let refused =
+            |error: meridian_storage::StorageError| Status::unavailable(error.to_string());
         voter.group.transfer_leadership(request.to).await.map_err(refused)?;
         let over = voter.group.leadership_changed(Some(leadership.term));
         match tokio::time::timeout(HANDOVER, over).await {
             Ok(()) => Ok(Response::new(wire::TransferLeadershipResponse {})),
-            Err(_) => Err(Status::deadline_exceeded("the other voter did not take over; this node still leads")),
+            Err(_) => Err(Status::deadline_exceeded(
+                "the other voter did not take over; this node still leads",
+            )),
         }
     }
 

@@ -1,4 +1,5 @@
-//! Announcements of a node's status to all others: soon after a change, and else often enough for their time-outs.
+//! Announcements of a node's status to all others: soon after a change, and else often enough for
+//! their time-outs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,18 +19,22 @@ use crate::clock::wall_ms;
 use crate::followers::HEIR_HEARD;
 use crate::peers::PeerChannels;
 
-/// How often it is looked whether something has changed. Replication lag is known no better than this: the bound on what
-/// may be lost is counted with it.
+/// How often it is looked whether something has changed. Replication lag is known no better than
+/// this: the bound on what may be lost is counted with it.
 pub(crate) const ANNOUNCE: Duration = Duration::from_millis(150);
-/// For so long after a change, and after a node was reached anew, the status is repeated every [`ANNOUNCE`]. A part of a
-/// shard that the same change or start created may have begun to listen just after the first.
+/// For so long after a change, and after a node was reached anew, the status is repeated every
+/// [`ANNOUNCE`]. A part of a shard that the same change or start created may have begun to listen
+/// just after the first.
 const SETTLING: Duration = Duration::from_secs(1);
-/// To those with whom this node votes: whoever leads hands over to nobody that it has not heard for [`HEIR_HEARD`].
+/// To those with whom this node votes: whoever leads hands over to nobody that it has not heard for
+/// [`HEIR_HEARD`].
 const TO_VOTERS: Duration = Duration::from_millis(300);
-/// To the others. They take a node for lost that was silent for longer than [`RelayConfig::relay_timeout`]; clocks
-/// (`clocks`), who is connected (`followers`) and what is compared (`comparison`) have seconds.
+/// To the others. They take a node for lost that was silent for longer than
+/// [`RelayConfig::relay_timeout`]; clocks (`clocks`), who is connected (`followers`) and what is
+/// compared (`comparison`) have seconds.
 const TO_OTHERS: Duration = Duration::from_millis(450);
-/// A wall clock that was moved by more, against one that does not jump, is a change: the others' time is made of it.
+/// A wall clock that was moved by more, against one that does not jump, is a change: the others'
+/// time is made of it.
 const CLOCK_MOVED_MS: i128 = 20;
 /// Before a node that was not reached, or has ended the stream, is told anew.
 const AGAIN: Duration = ANNOUNCE;
@@ -37,7 +42,10 @@ const AGAIN: Duration = ANNOUNCE;
 // Where a look comes late, nobody is silent for too long yet.
 const _: () = {
     assert!(TO_VOTERS.as_millis() + 2 * ANNOUNCE.as_millis() < HEIR_HEARD.as_millis());
-    assert!(TO_OTHERS.as_millis() + ANNOUNCE.as_millis() < RelayConfig::DEFAULT.relay_timeout.as_millis());
+    assert!(
+        TO_OTHERS.as_millis() + ANNOUNCE.as_millis()
+            < RelayConfig::DEFAULT.relay_timeout.as_millis()
+    );
 };
 
 /// One stream to each other node. A newer status replaces one that was not sent yet.
@@ -60,7 +68,8 @@ struct Said {
 
 impl Said {
     fn is_still(&self, lasting: &AnnounceRequest, now: Instant, wall_ms: u64) -> bool {
-        let passed = i128::try_from(now.saturating_duration_since(self.since).as_millis()).unwrap_or(i128::MAX);
+        let passed = i128::try_from(now.saturating_duration_since(self.since).as_millis())
+            .unwrap_or(i128::MAX);
         let moved = i128::from(wall_ms) - i128::from(self.wall_ms) - passed;
         moved.abs() <= CLOCK_MOVED_MS && self.lasting == *lasting
     }
@@ -79,8 +88,8 @@ impl Drop for Listener {
 }
 
 impl Announcements {
-    /// To be called each [`ANNOUNCE`] with all that is to be said, and the time by both clocks. `others`: and whether
-    /// this node votes with them.
+    /// To be called each [`ANNOUNCE`] with all that is to be said, and the time by both clocks.
+    /// `others`: and whether this node votes with them.
     pub(crate) fn say(
         &self,
         (now, wall_ms): (Instant, u64),
@@ -102,7 +111,12 @@ impl Announcements {
             let pace = if votes { TO_VOTERS } else { TO_OTHERS };
             let listener = match before.remove(&node) {
                 // The time of a look that came a little early or late.
-                Some(known) if !settles && now.saturating_duration_since(known.told) + ANNOUNCE / 2 < pace => known,
+                Some(known)
+                    if !settles
+                        && now.saturating_duration_since(known.told) + ANNOUNCE / 2 < pace =>
+                {
+                    known
+                }
                 Some(mut known) => {
                     known.latest.send_replace(Arc::clone(&request));
                     known.told = now;
@@ -110,7 +124,11 @@ impl Announcements {
                 }
                 None => {
                     let (latest, said) = watch::channel(Arc::clone(&request));
-                    Listener { latest, told: now, task: tokio::spawn(tell(Arc::clone(peers), node, said)) }
+                    Listener {
+                        latest,
+                        told: now,
+                        task: tokio::spawn(tell(Arc::clone(peers), node, said)),
+                    }
                 }
             };
             state.listeners.insert(node, listener);
@@ -118,27 +136,42 @@ impl Announcements {
     }
 }
 
-/// What is worth to be said at once: all but how long ago a replica heard of its primary region, as long as it is in
-/// touch.
+/// What is worth to be said at once: all but how long ago a replica heard of its primary region, as
+/// long as it is in touch.
 fn lasting(request: &AnnounceRequest) -> AnnounceRequest {
     let stale_ms = RelayConfig::DEFAULT.stale_after.as_millis();
-    let of =
-        |status: &Status| Status { primary_age_ms: u64::from(u128::from(status.primary_age_ms) > stale_ms), ..*status };
-    AnnounceRequest { statuses: request.statuses.iter().map(of).collect(), clock_ms: 0, ..request.clone() }
+    let of = |status: &Status| Status {
+        primary_age_ms: u64::from(u128::from(status.primary_age_ms) > stale_ms),
+        ..*status
+    };
+    AnnounceRequest {
+        statuses: request.statuses.iter().map(of).collect(),
+        clock_ms: 0,
+        ..request.clone()
+    }
 }
 
 /// Tells one node what is said, the latest at once when it is reached anew.
-async fn tell(peers: Arc<PeerChannels>, node: NodeId, latest: watch::Receiver<Arc<AnnounceRequest>>) {
+async fn tell(
+    peers: Arc<PeerChannels>,
+    node: NodeId,
+    latest: watch::Receiver<Arc<AnnounceRequest>>,
+) {
     let mut updates = peers.updates();
     loop {
         updates.mark_unchanged();
         if let Some(channel) = peers.shipping(node) {
-            let again = IntervalStream::new(interval_at(tokio::time::Instant::now() + ANNOUNCE, ANNOUNCE));
-            let settling = usize::try_from(SETTLING.as_millis() / ANNOUNCE.as_millis()).unwrap_or_default();
+            let again =
+                IntervalStream::new(interval_at(tokio::time::Instant::now() + ANNOUNCE, ANNOUNCE));
+            let settling =
+                usize::try_from(SETTLING.as_millis() / ANNOUNCE.as_millis()).unwrap_or_default();
             let repeated = latest.clone();
             let again = again.take(settling).map(move |_| Arc::clone(&repeated.borrow()));
             let said = WatchStream::new(latest.clone()).merge(again);
-            let said = said.map(|request| AnnounceRequest { clock_ms: wall_ms(), ..AnnounceRequest::clone(&request) });
+            let said = said.map(|request| AnnounceRequest {
+                clock_ms: wall_ms(),
+                ..AnnounceRequest::clone(&request)
+            });
             let mut client = ShippingClient::new(channel);
             tokio::select! {
                 // It ends when the connection does.
@@ -175,11 +208,13 @@ mod tests {
         let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let address = Arc::new(Mutex::new(address.to_owned()));
         let dialled = Arc::clone(&address);
-        let peers = PeerChannels::new(&topology, Arc::new(move |_| Some(dialled.lock().clone()))).unwrap();
+        let peers =
+            PeerChannels::new(&topology, Arc::new(move |_| Some(dialled.lock().clone()))).unwrap();
         (topology, Arc::new(peers), address)
     }
 
-    /// Says one thing again and again, unless it is changed. Node 2 votes with this one, node 3 does not.
+    /// Says one thing again and again, unless it is changed. Node 2 votes with this one, node 3
+    /// does not.
     struct Speaker {
         announcements: Announcements,
         peers: Arc<PeerChannels>,
@@ -191,9 +226,20 @@ mod tests {
 
     impl Speaker {
         fn new() -> Self {
-            let request = AnnounceRequest { statuses: vec![Status::default()], node_id: 1, ..Default::default() };
+            let request = AnnounceRequest {
+                statuses: vec![Status::default()],
+                node_id: 1,
+                ..Default::default()
+            };
             let (announcements, (_, peers, _)) = (Announcements::default(), peers("127.0.0.1:1"));
-            Self { announcements, peers, start: Instant::now(), looks: 0, request, clock_is_ahead_ms: 0 }
+            Self {
+                announcements,
+                peers,
+                start: Instant::now(),
+                looks: 0,
+                request,
+                clock_is_ahead_ms: 0,
+            }
         }
 
         /// Whether a voter and another node are told at the next look.
@@ -201,7 +247,8 @@ mod tests {
             let passed = ANNOUNCE * self.looks;
             self.looks += 1;
             let now = self.start + passed;
-            let wall_ms = WALL_MS + u64::try_from(passed.as_millis()).unwrap() + self.clock_is_ahead_ms;
+            let wall_ms =
+                WALL_MS + u64::try_from(passed.as_millis()).unwrap() + self.clock_is_ahead_ms;
             let others = [(2, true), (3, false)].into_iter();
             self.announcements.say((now, wall_ms), self.request.clone(), others, &self.peers);
             let state = self.announcements.0.lock();
@@ -230,7 +277,9 @@ mod tests {
         }
         type Change = fn(&mut Speaker);
         let changes: [Change; 7] = [
-            |speaker| speaker.request.statuses[0].durable = Some(wire::Position { epoch: 1, sequence: 7 }),
+            |speaker| {
+                speaker.request.statuses[0].durable = Some(wire::Position { epoch: 1, sequence: 7 })
+            },
             |speaker| speaker.request.statuses[0].may_lead = true,
             |speaker| speaker.request.statuses[0].fetching_snapshot = true,
             |speaker| speaker.request.statuses[0].primary_age_ms = 3001,
@@ -298,7 +347,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let (said, heard) = mpsc::unbounded_channel();
-        let server = tonic::transport::Server::builder().add_service(ShippingServer::new(Forgetful(said)));
+        let server =
+            tonic::transport::Server::builder().add_service(ShippingServer::new(Forgetful(said)));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         (address, heard)
     }
@@ -310,7 +360,12 @@ mod tests {
         let announcements = Announcements::default();
         let say = |node_id| {
             let request = AnnounceRequest { node_id, ..Default::default() };
-            announcements.say((Instant::now(), WALL_MS), request, std::iter::once((2, true)), &peers);
+            announcements.say(
+                (Instant::now(), WALL_MS),
+                request,
+                std::iter::once((2, true)),
+                &peers,
+            );
         };
         say(7);
         for _ in 0..3 {

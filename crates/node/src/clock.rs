@@ -4,15 +4,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub(crate) use meridian_consensus::boot_time;
 
-/// The wall clock, in milliseconds since the Unix epoch; 0 if it stands before that. It may jump: nothing
-/// that must hold depends on it.
+/// The wall clock, in milliseconds since the Unix epoch; 0 if it stands before that. It may jump:
+/// nothing that must hold depends on it.
 pub(crate) fn wall_ms() -> u64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The wall clock as it stood when this process first asked, and counted on from there without jumps, in
-/// milliseconds since the Unix epoch.
+/// The wall clock as it stood when this process first asked, and counted on from there without
+/// jumps, in milliseconds since the Unix epoch.
 pub(crate) fn steady_ms() -> u64 {
     static START: OnceLock<(u64, Duration)> = OnceLock::new();
     let (wall_ms, boot_time_then) = START.get_or_init(|| (wall_ms(), boot_time()));
@@ -28,7 +28,8 @@ pub(crate) trait Clock: Send + Sync + 'static {
     fn sleep_until(&self, at: Duration) -> impl Future<Output = ()> + Send;
 }
 
-/// Goes on while the machine is suspended, where there is such a clock; who sleeps may wake later by that.
+/// Goes on while the machine is suspended, where there is such a clock; who sleeps may wake later
+/// by that.
 pub(crate) struct BootClock;
 
 impl Clock for BootClock {

@@ -18,8 +18,8 @@ const WORTH_A_WARNING_MS: i64 = 1000;
 /// What the clocks say at a moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reading {
-    /// The middle one of this node's clock and those of the others that were heard of late; of two in the middle
-    /// the one that is behind. Milliseconds since the Unix epoch.
+    /// The middle one of this node's clock and those of the others that were heard of late; of two
+    /// in the middle the one that is behind. Milliseconds since the Unix epoch.
     pub(crate) median_ms: u64,
     /// This node's own.
     pub(crate) own_ms: u64,
@@ -67,8 +67,8 @@ impl Clocks {
         *heard = nodes.map(|node| (node, known.get(&node).copied().flatten())).collect();
     }
 
-    /// `clock_ms` is what the node's clock said when it sent that. On its way it got older, so the node's clock is
-    /// taken to be behind by that much; never ahead.
+    /// `clock_ms` is what the node's clock said when it sent that. On its way it got older, so the
+    /// node's clock is taken to be behind by that much; never ahead.
     pub(crate) fn heard(&self, node: NodeId, clock_ms: u64) {
         if let Some(heard) = self.inner.heard.lock().get_mut(&node) {
             *heard = Some((clock_ms, boot_time()));
@@ -111,10 +111,12 @@ impl Clocks {
 
     fn reading_at(&self, now: Duration, own_ms: u64) -> Reading {
         let heard = self.inner.heard.lock();
-        let ages = heard.values().flatten().map(|(clock_ms, at)| (*clock_ms, now.saturating_sub(*at)));
+        let ages =
+            heard.values().flatten().map(|(clock_ms, at)| (*clock_ms, now.saturating_sub(*at)));
         let fresh = ages.filter(|(_, age)| *age < AWAY_AFTER);
         let millis = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-        let mut clocks: Vec<u64> = fresh.map(|(clock_ms, age)| clock_ms.saturating_add(millis(age))).collect();
+        let mut clocks: Vec<u64> =
+            fresh.map(|(clock_ms, age)| clock_ms.saturating_add(millis(age))).collect();
         let others = clocks.len();
         clocks.push(own_ms);
         clocks.sort_unstable();
@@ -154,7 +156,10 @@ mod tests {
         // They are taken to go on while nothing is heard of them.
         let reading = read(86_400_000, 500);
         assert!((1850..=1900).contains(&reading.median_ms), "{reading:?}");
-        assert_eq!((reading.others, reading.offset_ms()), (2, 86_400_000 - i64::try_from(reading.median_ms).unwrap()));
+        assert_eq!(
+            (reading.others, reading.offset_ms()),
+            (2, 86_400_000 - i64::try_from(reading.median_ms).unwrap())
+        );
         // Nobody is left to ask.
         assert_eq!(read(86_400_000, 4000).median_ms, 86_400_000);
     }
@@ -170,13 +175,21 @@ mod tests {
         let warning = |own_is_ahead_ms: i64| {
             let clocks = Clocks::default();
             clocks.set_others([2, 3].into_iter());
-            (2..=3).for_each(|node| clocks.heard(node, wall_ms().checked_add_signed(-own_is_ahead_ms).unwrap()));
+            (2..=3).for_each(|node| {
+                clocks.heard(node, wall_ms().checked_add_signed(-own_is_ahead_ms).unwrap())
+            });
             clocks.warning()
         };
         assert_eq!(warning(0), None);
-        let text =
-            |how_far: &str| Some(format!("the clock is {how_far} the middle of 3 nodes' clocks: is it synchronized?"));
-        assert_eq!((warning(60_000), warning(-60_000)), (text("60.0 s ahead of"), text("60.0 s behind")));
+        let text = |how_far: &str| {
+            Some(format!(
+                "the clock is {how_far} the middle of 3 nodes' clocks: is it synchronized?"
+            ))
+        };
+        assert_eq!(
+            (warning(60_000), warning(-60_000)),
+            (text("60.0 s ahead of"), text("60.0 s behind"))
+        );
     }
 
     #[test]

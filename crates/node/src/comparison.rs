@@ -1,5 +1,5 @@
-//! Whether the nodes of a shard applied the same: each says what its state comes to, and who was at the same position
-//! compares.
+//! Whether the nodes of a shard applied the same: each says what its state comes to, and who was at
+//! the same position compares.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -27,14 +27,15 @@ struct Differing {
 }
 
 impl Comparison {
-    /// Another node says what its state comes to. Digests that differ differ for good, so whatever position both
-    /// were at tells.
+    /// Another node says what its state comes to. Digests that differ differ for good, so whatever
+    /// position both were at tells.
     pub(crate) fn heard(&self, own: NodeId, state: &ShardState, checkpoint: &wire::Checkpoint) {
         let Some(at) = checkpoint.applied.and_then(position) else { return };
         let (node, digest) = (checkpoint.node_id, Digest(checkpoint.digest));
         let Some(here) = state.digest_at(at).filter(|_| node != own) else { return };
         let (shard, mut differing) = (state.shard(), self.differing.lock());
-        metrics::counter!("meridian_replica_comparisons_total", "shard" => shard.to_string()).increment(1);
+        metrics::counter!("meridian_replica_comparisons_total", "shard" => shard.to_string())
+            .increment(1);
         if here == digest {
             if differing.remove(&node).is_some() {
                 tracing::warn!(%shard, own, node, position = %at, "the states of two nodes agree again");
@@ -64,7 +65,12 @@ impl Comparison {
 /// What this node's state comes to.
 pub(crate) fn checkpoint(own: NodeId, state: &ShardState) -> wire::Checkpoint {
     let (at, digest) = state.checkpoint();
-    wire::Checkpoint { shard: state.shard().0, node_id: own, applied: Some(position_to_wire(at)), digest: digest.0 }
+    wire::Checkpoint {
+        shard: state.shard().0,
+        node_id: own,
+        applied: Some(position_to_wire(at)),
+        digest: digest.0,
+    }
 }
 
 #[cfg(test)]
@@ -101,7 +107,8 @@ mod tests {
         assert_eq!(comparison.differing(), []);
         comparison.heard(1, &here, &checkpoint(3, &other));
         assert_eq!(comparison.differing(), [(3, Position::new(Epoch(1), 3))]);
-        // Ahead of this node it is not judged, and it stays known: it may have come there with the same fault.
+        // Ahead of this node it is not judged, and it stays known: it may have come there with the
+        // same fault.
         go_on(&other, &[4, 5, 6]);
         comparison.heard(1, &here, &checkpoint(3, &other));
         assert_eq!(comparison.differing(), [(3, Position::new(Epoch(1), 3))]);

@@ -1,10 +1,11 @@
 //! The configuration of a node and of a stateless gateway: one TOML file each, read once at start.
-//! `docs/configuration.md` explains every field; `deploy/node.toml` and `deploy/gateway.toml` are samples.
+//! `docs/configuration.md` explains every field; `deploy/node.toml` and `deploy/gateway.toml` are
+//! samples.
 //!
-//! What always holds here: a [`NodeConfig`] or [`GatewayConfig`] that exists was checked as a whole, and
-//! no secret is in an error or in `Debug` output (it is in [`NodeConfig::to_toml`], which is the file).
-//! Absent on purpose: opening the ports, which only the operating system can judge ([`ConfigError::Listen`]
-//! says what it said), and reading environment variables.
+//! What always holds here: a [`NodeConfig`] or [`GatewayConfig`] that exists was checked as a
+//! whole, and no secret is in an error or in `Debug` output (it is in [`NodeConfig::to_toml`],
+//! which is the file). Absent on purpose: opening the ports, which only the operating system can
+//! judge ([`ConfigError::Listen`] says what it said), and reading environment variables.
 
 mod check;
 mod dev;
@@ -35,9 +36,11 @@ pub struct NodeConfig {
     /// This node, as the topology has it.
     pub node: NodeInfo,
     pub data_dir: PathBuf,
-    /// What the process may take in memory. `None`: as much as [`meridian_memory::default_max_bytes`] says.
+    /// What the process may take in memory. `None`: as much as
+    /// [`meridian_memory::default_max_bytes`] says.
     pub max_memory_mb: Option<u64>,
-    /// Threads that serve, beside those that wait for disks and those of the directory. `None`: one a processor.
+    /// Threads that serve, beside those that wait for disks and those of the directory. `None`: one
+    /// a processor.
     pub worker_threads: Option<usize>,
     pub listen: NodeListen,
     pub raft: RaftConfig,
@@ -48,8 +51,8 @@ pub struct NodeConfig {
     pub tokens: Vec<TokenConfig>,
     /// The node joins a cluster that is there: it founds nothing on this file.
     pub join: bool,
-    /// In the cluster that this file founds no database fails over without an operator's word, until that is set
-    /// otherwise.
+    /// In the cluster that this file founds no database fails over without an operator's word,
+    /// until that is set otherwise.
     pub manual_failover: bool,
     /// Where to dial other nodes, if not at the address that the cluster gives: `host:port`.
     pub dial: BTreeMap<NodeId, String>,
@@ -71,7 +74,8 @@ pub struct GatewayConfig {
     pub dial: BTreeMap<NodeId, String>,
 }
 
-/// Where a node listens; each is `host:port`. Port 0, of `kv` and `metrics` only, means any free port.
+/// Where a node listens; each is `host:port`. Port 0, of `kv` and `metrics` only, means any free
+/// port.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeListen {
     /// gRPC, for other nodes.
@@ -89,8 +93,8 @@ pub struct GatewayListen {
     pub metrics: Option<String>,
 }
 
-/// The times of elections: `heartbeat_ms < election_timeout_min_ms < election_timeout_max_ms`, and `heartbeat_ms * 6
-/// <= election_timeout_max_ms`.
+/// The times of elections: `heartbeat_ms < election_timeout_min_ms < election_timeout_max_ms`, and
+/// `heartbeat_ms * 6 <= election_timeout_max_ms`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct RaftConfig {
@@ -126,8 +130,8 @@ pub struct GatewaySettings {
     pub public_url: Option<PublicUrl>,
     /// Open at a time.
     pub max_connections: usize,
-    /// How long a request may take inside, retries included. Well below the time for which request ids
-    /// are remembered, or a late retry could be applied twice.
+    /// How long a request may take inside, retries included. Well below the time for which request
+    /// ids are remembered, or a late retry could be applied twice.
     pub request_deadline_ms: u64,
 }
 
@@ -142,14 +146,16 @@ impl NodeConfig {
         Self::parse(&read(path)?, path)
     }
 
-    /// `path` is where `text` is from: errors name it, and a relative `data_dir` starts in its folder.
+    /// `path` is where `text` is from: errors name it, and a relative `data_dir` starts in its
+    /// folder.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
         let file = file::parse(text).map_err(|error| error.at(path))?;
-        check::node(file, path).map_err(|cause| ConfigError::Invalid { path: path.to_owned(), cause })
+        check::node(file, path)
+            .map_err(|cause| ConfigError::Invalid { path: path.to_owned(), cause })
     }
 
-    /// The annotated file that [`NodeConfig::load`] reads as this configuration. Plain secrets are in it.
-    /// A `data_dir` that is not UTF-8 is written with replacement characters.
+    /// The annotated file that [`NodeConfig::load`] reads as this configuration. Plain secrets are
+    /// in it. A `data_dir` that is not UTF-8 is written with replacement characters.
     pub fn to_toml(&self) -> String {
         write::node(self)
     }
@@ -166,7 +172,8 @@ impl GatewayConfig {
         check::gateway(file).map_err(|cause| ConfigError::Invalid { path: path.to_owned(), cause })
     }
 
-    /// The annotated file that [`GatewayConfig::load`] reads as this configuration. Plain secrets are in it.
+    /// The annotated file that [`GatewayConfig::load`] reads as this configuration. Plain secrets
+    /// are in it.
     pub fn to_toml(&self) -> String {
         write::gateway(self)
     }

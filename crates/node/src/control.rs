@@ -1,5 +1,5 @@
-//! What decides who may serve has threads and connections of its own: renewals of leases, the directory's group and
-//! its controller. Nothing that clients make busy is in their way.
+//! What decides who may serve has threads and connections of its own: renewals of leases, the
+//! directory's group and its controller. Nothing that clients make busy is in their way.
 //!
 //! A connection for it begins with a [`MARK`]; what follows is gRPC, as on every other.
 
@@ -83,8 +83,8 @@ impl Drop for ControlRuntime {
 /// Connections as a server takes them.
 pub(crate) type Connections = ReceiverStream<io::Result<Connection>>;
 
-/// Tells connections of control, which the present runtime is to serve, from all others, which another is to
-/// [`adopt`].
+/// Tells connections of control, which the present runtime is to serve, from all others, which
+/// another is to [`adopt`].
 pub(crate) fn divide(
     accepted: impl Stream<Item = io::Result<Connection>> + Send + 'static,
 ) -> (Connections, mpsc::Receiver<Detached>) {
@@ -101,7 +101,9 @@ pub(crate) fn divide(
             let Some(Ok(connection)) = next else { continue };
             let (control, other) = (control.clone(), other.clone());
             tokio::spawn(async move {
-                let sorted = tokio::time::timeout(FIRST_BYTES_TIMEOUT, sort(connection, control, other)).await;
+                let sorted =
+                    tokio::time::timeout(FIRST_BYTES_TIMEOUT, sort(connection, control, other))
+                        .await;
                 if let Ok(Err(error)) = sorted {
                     tracing::debug!(%error, "a connection ended before it said what it is for");
                 }
@@ -113,7 +115,8 @@ pub(crate) fn divide(
 
 type FirstBytes = [u8; MARK.len()];
 
-/// Whether what comes begins with the [`MARK`]; `peek` looks at what has come, and how much that is.
+/// Whether what comes begins with the [`MARK`]; `peek` looks at what has come, and how much that
+/// is.
 async fn is_control<F>(mut peek: impl FnMut() -> F) -> io::Result<bool>
 where
     F: Future<Output = io::Result<(FirstBytes, usize)>>,
@@ -128,8 +131,8 @@ where
         if count == MARK.len() {
             return Ok(true);
         }
-        // The rest of it is on its way; what is there already would be seen again at once. One that never sends it
-        // is looked at less and less: these threads renew leases.
+        // The rest of it is on its way; what is there already would be seen again at once. One that
+        // never sends it is looked at less and less: these threads renew leases.
         tokio::time::sleep(pause).await;
         pause = (2 * pause).min(LONGEST_PAUSE);
     }
@@ -183,14 +186,20 @@ impl tonic::codegen::Service<Uri> for ControlConnector {
 
     fn call(&mut self, uri: Uri) -> Self::Future {
         Box::pin(async move {
-            let address = uri.authority().map(hyper::http::uri::Authority::as_str).unwrap_or_default().to_owned();
+            let address = uri
+                .authority()
+                .map(hyper::http::uri::Authority::as_str)
+                .unwrap_or_default()
+                .to_owned();
             let connect = async {
                 let mut stream = TcpStream::connect(address).await?;
                 stream.set_nodelay(true)?;
                 stream.write_all(&MARK).await?;
                 Ok(TokioIo::new(stream))
             };
-            tokio::time::timeout(CONNECT_TIMEOUT, connect).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+            tokio::time::timeout(CONNECT_TIMEOUT, connect)
+                .await
+                .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
         })
     }
 }
@@ -219,7 +228,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let room = Room { in_all: 9, of_one_address: 9, of_a_node: 0 };
-        let (mut control, others) = divide(incoming(listener, room, watch::Sender::default().subscribe()));
+        let (mut control, others) =
+            divide(incoming(listener, room, watch::Sender::default().subscribe()));
         let mut others = adopt(others);
         // One that says nothing holds up nobody.
         let _silent = TcpStream::connect(address).await.unwrap();

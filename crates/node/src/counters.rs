@@ -5,28 +5,51 @@ use std::collections::{BTreeMap, BTreeSet};
 use meridian_shipping::Lag;
 use meridian_types::{NodeId, ShardId};
 
-/// Every counter of a node, with what it counts. Those that have labels begin with one series that has none.
+/// Every counter of a node, with what it counts. Those that have labels begin with one series that
+/// has none.
 const COUNTERS: [(&str, &str); 17] = [
     ("meridian_damaged_messages_total", "Messages of other nodes whose checksum did not match."),
     ("meridian_foreign_answers_total", "Answers of nodes of another cluster, not believed."),
     ("meridian_foreign_calls_total", "Calls that were meant for another cluster, refused."),
-    ("meridian_proposer_rpo_refusals_total", "Writes refused because more would be lost than may be."),
+    (
+        "meridian_proposer_rpo_refusals_total",
+        "Writes refused because more would be lost than may be.",
+    ),
     ("meridian_proposer_rpo_slowed_total", "Writes slowed because replication lags."),
     ("meridian_proposer_swept_rows_total", "Expired rows that were deleted."),
     ("meridian_replica_comparisons_total", "Comparisons of this node's state with another's."),
-    ("meridian_replica_divergence_total", "Comparisons in which another node's state differed: look at once."),
-    ("meridian_refused_batches_total", "Batches that were not stored because their bytes are not what they should be."),
-    ("meridian_rpc_refused_connections_total", "Connections of other nodes refused because too many are open."),
+    (
+        "meridian_replica_divergence_total",
+        "Comparisons in which another node's state differed: look at once.",
+    ),
+    (
+        "meridian_refused_batches_total",
+        "Batches that were not stored because their bytes are not what they should be.",
+    ),
+    (
+        "meridian_rpc_refused_connections_total",
+        "Connections of other nodes refused because too many are open.",
+    ),
     ("meridian_shipping_sent_wire_bytes_total", "Bytes of log sent to replicas, compressed."),
-    ("meridian_shipping_received_wire_bytes_total", "Bytes of log received as a replica, compressed."),
+    (
+        "meridian_shipping_received_wire_bytes_total",
+        "Bytes of log received as a replica, compressed.",
+    ),
     ("meridian_shipping_source_failures_total", "Sources of the log that failed."),
     ("meridian_snapshot_fetches_total", "Fetches of a whole state that were begun."),
     ("meridian_snapshot_received_bytes_total", "Bytes of whole states received, decompressed."),
-    ("meridian_storage_awaited_flushes_total", "Flushes that writes waited for: memtables are at their bound."),
-    ("meridian_storage_slowed_writes_total", "Writes of state that were slowed: compactions do not keep up."),
+    (
+        "meridian_storage_awaited_flushes_total",
+        "Flushes that writes waited for: memtables are at their bound.",
+    ),
+    (
+        "meridian_storage_slowed_writes_total",
+        "Writes of state that were slowed: compactions do not keep up.",
+    ),
 ];
 
-/// Has every counter begin at 0: its first increment is then seen by `rate()`, and its absence means something.
+/// Has every counter begin at 0: its first increment is then seen by `rate()`, and its absence
+/// means something.
 pub(crate) fn register() {
     for (name, counts) in COUNTERS {
         metrics::describe_counter!(name, counts);
@@ -41,8 +64,8 @@ pub(crate) struct LagGauges {
 }
 
 impl LagGauges {
-    /// Shows these, and 0 for whatever was shown before and is not known here any more: another node leads and
-    /// shows it, or the follower is gone.
+    /// Shows these, and 0 for whatever was shown before and is not known here any more: another
+    /// node leads and shows it, or the follower is gone.
     pub(crate) fn show(&mut self, lags: BTreeMap<(ShardId, NodeId), Lag>) {
         let shown = lags.keys().copied().collect();
         for (shard, node) in std::mem::replace(&mut self.shown, shown) {
@@ -78,7 +101,8 @@ mod tests {
                 counters_in(&path, found);
             } else {
                 let text = std::fs::read_to_string(path).unwrap();
-                let calls = text.split("counter!(\"").skip(1).filter_map(|rest| rest.split('"').next());
+                let calls =
+                    text.split("counter!(\"").skip(1).filter_map(|rest| rest.split('"').next());
                 found.extend(calls.filter(|name| name.starts_with("meridian_")).map(str::to_owned));
             }
         }
@@ -97,7 +121,10 @@ mod tests {
         }
         assert!(counted.len() >= 7, "{counted:?}");
         for name in counted {
-            assert!(text.contains(&format!("\n{name} 0\n")), "{name} does not begin at 0: add it to COUNTERS\n{text}");
+            assert!(
+                text.contains(&format!("\n{name} 0\n")),
+                "{name} does not begin at 0: add it to COUNTERS\n{text}"
+            );
         }
     }
 
@@ -106,17 +133,22 @@ mod tests {
         let recorder = PrometheusBuilder::new().build_recorder();
         let shown = |gauges: &mut LagGauges, lags: &[(NodeId, u64)]| {
             let lag = |batches| Lag { batches, bytes: batches * 10, millis: batches * 1000 };
-            let lags = lags.iter().map(|(node, batches)| ((ShardId(1), *node), lag(*batches))).collect();
+            let lags =
+                lags.iter().map(|(node, batches)| ((ShardId(1), *node), lag(*batches))).collect();
             metrics::with_local_recorder(&recorder, || gauges.show(lags));
             recorder.handle().render()
         };
-        let line =
-            |node: u64, seconds| format!("meridian_replication_lag_seconds{{shard=\"1\",node=\"{node}\"}} {seconds}\n");
+        let line = |node: u64, seconds| {
+            format!("meridian_replication_lag_seconds{{shard=\"1\",node=\"{node}\"}} {seconds}\n")
+        };
         let mut gauges = LagGauges::default();
         let text = shown(&mut gauges, &[(2, 7), (3, 8)]);
         assert!(text.contains(&line(2, 7)) && text.contains(&line(3, 8)), "{text}");
         let text = shown(&mut gauges, &[(2, 6)]);
-        assert!(text.contains(&line(2, 6)) && text.contains(&line(3, 0)), "a follower is gone: {text}");
+        assert!(
+            text.contains(&line(2, 6)) && text.contains(&line(3, 0)),
+            "a follower is gone: {text}"
+        );
         let text = shown(&mut gauges, &[]);
         assert!(text.contains(&line(2, 0)) && text.contains(&line(3, 0)), "another leads: {text}");
     }

@@ -1,4 +1,5 @@
-//! Whether a message has left this process: what waits for a connection can be taken back for certain.
+//! Whether a message has left this process: what waits for a connection can be taken back for
+//! certain.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -40,8 +41,8 @@ impl Departure {
         self.turn_from_here(TAKEN_BACK) != LEFT
     }
 
-    /// Why a try gave nothing of which no answer is waited for any more: what had not left did nothing, and takes no
-    /// part any more.
+    /// Why a try gave nothing of which no answer is waited for any more: what had not left did
+    /// nothing, and takes no part any more.
     pub(crate) fn not_answered(&self, reason: String) -> Failed {
         match self.take_back() {
             true => Failed::Unreachable(format!("{reason}, and no connection")),
@@ -51,12 +52,14 @@ impl Departure {
 
     /// What it was before.
     fn turn_from_here(&self, to: u8) -> u8 {
-        self.0.compare_exchange(HERE, to, Ordering::SeqCst, Ordering::SeqCst).unwrap_or_else(|was| was)
+        self.0
+            .compare_exchange(HERE, to, Ordering::SeqCst, Ordering::SeqCst)
+            .unwrap_or_else(|was| was)
     }
 }
 
-/// A channel for one message. A channel hands the body of a request to a connection, and to nothing before there is one:
-/// when it is first asked for, the message leaves.
+/// A channel for one message. A channel hands the body of a request to a connection, and to nothing
+/// before there is one: when it is first asked for, the message leaves.
 #[derive(Clone)]
 pub(crate) struct Departing {
     pub(crate) channel: Channel,
@@ -87,7 +90,10 @@ impl hyper::body::Body for Message {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         if !self.departure.leave() {
             // The other side gets a stream without a message, which it does nothing about.
             return Poll::Ready(Some(Err(Status::cancelled("taken back before it was sent"))));

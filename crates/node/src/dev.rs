@@ -1,4 +1,5 @@
-//! A whole cluster in one process: real nodes, each with its own RocksDB, over real gRPC on loopback.
+//! A whole cluster in one process: real nodes, each with its own RocksDB, over real gRPC on
+//! loopback.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -51,11 +52,18 @@ impl DevCluster {
     pub async fn start(options: DevOptions<'_>) -> Result<Self, StartError> {
         let invalid = |cause| ConfigError::Invalid { path: options.data_dir.to_owned(), cause };
         let rpc_port = options.port.checked_add(RPC_PORT_OFFSET);
-        let rpc_port = rpc_port.ok_or_else(|| StartError::Invalid(format!("port {} is too high", options.port)))?;
-        let configs =
-            dev_cluster_configs(options.layout, options.data_dir, rpc_port, options.port, options.access_token);
+        let rpc_port = rpc_port
+            .ok_or_else(|| StartError::Invalid(format!("port {} is too high", options.port)))?;
+        let configs = dev_cluster_configs(
+            options.layout,
+            options.data_dir,
+            rpc_port,
+            options.port,
+            options.access_token,
+        );
         let mut configs = configs.map_err(invalid)?;
-        let max_memory_mb = options.max_memory_mb.unwrap_or((meridian_memory::default_max_bytes() >> 20) as u64);
+        let max_memory_mb =
+            options.max_memory_mb.unwrap_or((meridian_memory::default_max_bytes() >> 20) as u64);
         let nodes = configs.len() as u64;
         for config in &mut configs {
             // A busy machine is no reason to move a primary.
@@ -74,19 +82,26 @@ impl DevCluster {
         let mut dials: HashMap<NodeId, HashMap<NodeId, String>> = HashMap::new();
         if let Some(plan) = &options.wan {
             for (from, to, profile) in pairs(&configs, plan) {
-                let target = to.1.parse().map_err(|_| StartError::Invalid(format!("`{}` is no address", to.1)))?;
+                let target =
+                    to.1.parse()
+                        .map_err(|_| StartError::Invalid(format!("`{}` is no address", to.1)))?;
                 let listen = SocketAddr::from(([127, 0, 0, 1], 0));
                 let link = Link::start(listen, target, profile, from << 32 | to.0).await;
-                let link = link.map_err(|error| StartError::Invalid(format!("an emulated link: {error}")))?;
+                let link = link
+                    .map_err(|error| StartError::Invalid(format!("an emulated link: {error}")))?;
                 dials.entry(from).or_default().insert(to.0, link.address().to_string());
                 links.push(link);
             }
         }
         let mut starting = Vec::new();
         for config in configs {
-            let dial = dials.remove(&config.node.id).map(|to| Arc::new(move |node| to.get(&node).cloned()) as Dial);
+            let dial = dials
+                .remove(&config.node.id)
+                .map(|to| Arc::new(move |node| to.get(&node).cloned()) as Dial);
             let region = config.node.region.clone();
-            starting.push(async move { Ok::<_, StartError>((region, Node::start(config, dial).await?)) });
+            starting.push(async move {
+                Ok::<_, StartError>((region, Node::start(config, dial).await?))
+            });
         }
         let mut cluster = Self { nodes: Vec::new(), gateways: Vec::new(), _links: links };
         for started in futures::future::join_all(starting).await {
@@ -106,8 +121,8 @@ impl DevCluster {
         Ok(cluster)
     }
 
-    /// Waits until every shard has a leader that every region's gateway can reach, for as long as that takes: a
-    /// machine that is busy is no reason to end.
+    /// Waits until every shard has a leader that every region's gateway can reach, for as long as
+    /// that takes: a machine that is busy is no reason to end.
     pub async fn ready(&self) {
         let waits = self.nodes.iter().map(|node| patiently(async || node.ready().await));
         futures::future::join_all(waits).await;
@@ -155,7 +170,8 @@ fn pairs(
     let mut pairs = Vec::new();
     for from in configs {
         for to in configs.iter().filter(|to| to.node.id != from.node.id) {
-            if let Some(profile) = plan.profile(region(&from.node.region), region(&to.node.region)) {
+            if let Some(profile) = plan.profile(region(&from.node.region), region(&to.node.region))
+            {
                 pairs.push((from.node.id, (to.node.id, to.node.rpc_address.clone()), profile));
             }
         }
@@ -174,7 +190,11 @@ mod tests {
         let attempts = Cell::new(0);
         patiently(async || {
             attempts.set(attempts.get() + 1);
-            if attempts.get() < 4 { Err(StartError::Invalid("no answer".to_owned())) } else { Ok(()) }
+            if attempts.get() < 4 {
+                Err(StartError::Invalid("no answer".to_owned()))
+            } else {
+                Ok(())
+            }
         })
         .await;
         assert_eq!(attempts.get(), 4);

@@ -1,8 +1,8 @@
-//! What the cluster is at present, as this process knows it: followed from the directory group, and answered
-//! from memory.
+//! What the cluster is at present, as this process knows it: followed from the directory group, and
+//! answered from memory.
 //!
-//! What it knows may be old; it says so by itself nowhere. What must not be old is guarded by a lease:
-//! [`Directory::holds_lease`].
+//! What it knows may be old; it says so by itself nowhere. What must not be old is guarded by a
+//! lease: [`Directory::holds_lease`].
 
 mod bootstrap;
 mod calls;
@@ -61,7 +61,9 @@ impl Known {
             Some((*id, digest, Grant::new(scope, token.write), expired))
         });
         // Two tokens of the same secret are refused when they are made.
-        let access = Access::from_expiring(grants.map(|(_, digest, grant, expires)| (digest, grant, expires)));
+        let access = Access::from_expiring(
+            grants.map(|(_, digest, grant, expires)| (digest, grant, expires)),
+        );
         Self { cluster, topology, access }
     }
 }
@@ -88,10 +90,12 @@ pub(crate) struct Directory {
     hearsay: Mutex<Hearsay>,
     /// Tokens of the configuration, beside the directory's.
     configured: Access,
-    /// The id and the name of this node, if its configuration says whom it founds a cluster with: it is no part of a
-    /// cluster that does not have it. Whoever joins takes the cluster that it is sent to.
+    /// The id and the name of this node, if its configuration says whom it founds a cluster with:
+    /// it is no part of a cluster that does not have it. Whoever joins takes the cluster that it is
+    /// sent to.
     founder: Option<(NodeId, String)>,
-    /// Whether another node, or the directory's leader, said since this process started that there is nothing newer.
+    /// Whether another node, or the directory's leader, said since this process started that there
+    /// is nothing newer.
     has_heard: AtomicBool,
     /// Changes with every grant.
     granted: watch::Sender<u64>,
@@ -100,7 +104,11 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    pub(crate) fn new(cluster: Cluster, configured: Access, founder: Option<(NodeId, String)>) -> Self {
+    pub(crate) fn new(
+        cluster: Cluster,
+        configured: Access,
+        founder: Option<(NodeId, String)>,
+    ) -> Self {
         Self {
             known: watch::Sender::new(Arc::new(Known::new(cluster))),
             lease: Mutex::default(),
@@ -184,7 +192,13 @@ impl Directory {
 
     /// The bound on replication lag that the database's writes are under.
     pub(crate) fn rpo(&self, database: DatabaseId) -> Rpo {
-        self.known.borrow().cluster.databases.get(&database).map(|database| database.rpo).unwrap_or_default()
+        self.known
+            .borrow()
+            .cluster
+            .databases
+            .get(&database)
+            .map(|database| database.rpo)
+            .unwrap_or_default()
     }
 
     /// Whether the database is in the shard, as far as this process knows.
@@ -192,22 +206,30 @@ impl Directory {
         if shard == DIRECTORY_GROUP.shard {
             return database == DIRECTORY_DATABASE;
         }
-        self.known.borrow().cluster.databases.get(&database).is_some_and(|known| known.shard == shard)
+        self.known
+            .borrow()
+            .cluster
+            .databases
+            .get(&database)
+            .is_some_and(|known| known.shard == shard)
     }
 
     /// The databases of the shard that are being deleted.
     pub(crate) fn deleting(&self, shard: ShardId) -> Vec<DatabaseId> {
         let known = self.known.borrow();
-        let deleting = known.cluster.deleting.iter().filter(|(_, deletion)| deletion.shard == shard);
+        let deleting =
+            known.cluster.deleting.iter().filter(|(_, deletion)| deletion.shard == shard);
         deleting.map(|(id, _)| *id).collect()
     }
 
-    /// Whether this node may serve strong operations of the shard in this epoch right now. Not where a later
-    /// epoch is known, whatever is left of the lease: its time may have stood still, with the whole machine's.
+    /// Whether this node may serve strong operations of the shard in this epoch right now. Not
+    /// where a later epoch is known, whatever is left of the lease: its time may have stood still,
+    /// with the whole machine's.
     pub(crate) fn holds_lease(&self, shard: ShardId, epoch: Epoch) -> bool {
         let is_over = || self.epoch(shard).is_some_and(|known| known > epoch);
         // The directory is what leases come from: its own leader asks a majority instead.
-        shard == DIRECTORY_GROUP.shard || (self.lease.lock().holds(self.now(), shard, epoch) && !is_over())
+        shard == DIRECTORY_GROUP.shard
+            || (self.lease.lock().holds(self.now(), shard, epoch) && !is_over())
     }
 
     /// For how long that is so yet.
@@ -215,8 +237,8 @@ impl Directory {
         self.lease.lock().remaining(self.now(), shard)
     }
 
-    /// As leases are counted: monotonic, and going on while the machine is suspended, where there is such a
-    /// clock.
+    /// As leases are counted: monotonic, and going on while the machine is suspended, where there
+    /// is such a clock.
     pub(crate) fn now(&self) -> Duration {
         boot_time()
     }
@@ -253,8 +275,8 @@ impl Directory {
         self.hearsay.lock().of(shard, epoch)
     }
 
-    /// Whether this process knows every change of the cluster that was committed before `time`: the directory's
-    /// leader has answered a question that was asked later.
+    /// Whether this process knows every change of the cluster that was committed before `time`: the
+    /// directory's leader has answered a question that was asked later.
     pub(crate) fn knows_all_until(&self, time: Duration) -> bool {
         self.asked_at.lock().is_some_and(|asked| asked >= time)
     }
@@ -263,8 +285,8 @@ impl Directory {
         *self.granted.borrow() > 0
     }
 
-    /// Waits until the directory has granted this process a lease on this very epoch: it knows the node's
-    /// folder, and had not sealed the epoch when it was asked.
+    /// Waits until the directory has granted this process a lease on this very epoch: it knows the
+    /// node's folder, and had not sealed the epoch when it was asked.
     pub(crate) async fn granted(&self, shard: ShardId, epoch: Epoch) {
         let mut granted = self.granted.subscribe();
         while !self.lease.lock().holds(self.now(), shard, epoch) {
@@ -291,7 +313,9 @@ impl Directory {
     pub(crate) fn voters_near(&self, region: &str) -> Vec<NodeId> {
         let known = self.known.borrow();
         let mut voters: Vec<NodeId> = known.cluster.directory_voters.iter().copied().collect();
-        voters.sort_by_key(|voter| (known.cluster.nodes.get(voter).is_none_or(|node| node.region != region), *voter));
+        voters.sort_by_key(|voter| {
+            (known.cluster.nodes.get(voter).is_none_or(|node| node.region != region), *voter)
+        });
         voters
     }
 }
@@ -303,7 +327,12 @@ impl Catalogue for Directory {
 
     fn by_name(&self, name: &str) -> Option<DatabaseId> {
         let known = self.known.borrow();
-        known.cluster.databases.iter().find(|(_, database)| database.name == name).map(|(id, _)| *id)
+        known
+            .cluster
+            .databases
+            .iter()
+            .find(|(_, database)| database.name == name)
+            .map(|(id, _)| *id)
     }
 
     fn shard(&self, database: DatabaseId) -> Option<ShardId> {
@@ -311,13 +340,16 @@ impl Catalogue for Directory {
     }
 
     fn is_current(&self) -> bool {
-        // The version of a configuration is zero: whoever knows no more than that has heard nothing either.
+        // The version of a configuration is zero: whoever knows no more than that has heard nothing
+        // either.
         self.has_heard.load(Ordering::Relaxed) && self.known.borrow().cluster.version > 0
     }
 
     fn authorize(&self, bearer: &str) -> Option<Grant> {
         let now_ms = wall_ms();
-        self.configured.authorize(bearer, now_ms).or_else(|| self.known.borrow().access.authorize(bearer, now_ms))
+        self.configured
+            .authorize(bearer, now_ms)
+            .or_else(|| self.known.borrow().access.authorize(bearer, now_ms))
     }
 }
 
@@ -330,7 +362,8 @@ mod tests {
     use crate::topology::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE, Topology};
 
     fn cluster(version: u64, id: Option<&str>) -> Cluster {
-        let topology = Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let topology =
+            Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         Cluster { version, id: id.map(str::to_owned), ..first_cluster(&topology) }
     }
 
@@ -353,7 +386,9 @@ mod tests {
 
     #[test]
     fn whoever_hears_of_another_cluster_is_told_which() {
-        let said_to = |own, other| directory(cluster(3, own), None).learn(cluster(9, other)).unwrap_err().to_string();
+        let said_to = |own, other| {
+            directory(cluster(3, own), None).learn(cluster(9, other)).unwrap_err().to_string()
+        };
         let said = "this process is of cluster a, what was said is of cluster";
         assert_eq!(said_to(Some("a"), Some("b")), format!("{said} b"));
         assert_eq!(said_to(Some("a"), None), format!("{said} (not named yet)"));
@@ -411,14 +446,23 @@ mod tests {
         assert_eq!(both.authorize("abcd"), None);
         let by_cluster = Directory::new(cluster.clone(), Access::default(), None);
         let grant = by_cluster.authorize("abc").unwrap();
-        assert!(grant.allows(DEV_SECOND_DATABASE) && !grant.allows(DEV_DEFAULT_DATABASE) && grant.may_write());
+        assert!(
+            grant.allows(DEV_SECOND_DATABASE)
+                && !grant.allows(DEV_DEFAULT_DATABASE)
+                && grant.may_write()
+        );
         cluster.tokens.insert(1, token(abc, Some(1)));
-        assert_eq!(Directory::new(cluster, Access::default(), None).authorize("abc"), None, "it has expired");
+        assert_eq!(
+            Directory::new(cluster, Access::default(), None).authorize("abc"),
+            None,
+            "it has expired"
+        );
     }
 
     #[test]
     fn voters_of_the_own_region_are_asked_first() {
-        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let topology =
+            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let mut cluster = first_cluster(&topology);
         cluster.directory_voters = [1, 4, 5, 6].into();
         let directory = directory(cluster, None);
@@ -459,7 +503,8 @@ mod tests {
             assert!(directory.is_current());
         }
         let directory = directory(cluster(3, Some("a")), None);
-        directory.renewed(directory.now(), &Lease { ttl: Duration::from_secs(1), shards: Vec::new() });
+        directory
+            .renewed(directory.now(), &Lease { ttl: Duration::from_secs(1), shards: Vec::new() });
         assert!(directory.is_current());
     }
 
@@ -475,7 +520,8 @@ mod tests {
 
     #[test]
     fn a_lease_that_is_left_of_an_epoch_that_is_over_is_not_held() {
-        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let topology =
+            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let mut cluster = first_cluster(&topology);
         let directory = Directory::new(cluster.clone(), Access::default(), None);
         let (shard, epoch) = (ShardId(1), Epoch(1));
@@ -484,7 +530,10 @@ mod tests {
         directory.renewed(directory.now(), &Lease { ttl: hour, shards: vec![(shard, epoch)] });
         assert!(directory.was_granted() && directory.holds_lease(shard, epoch));
         let (of, remaining) = directory.lease_remaining(shard).unwrap();
-        assert!(of == epoch && remaining <= hour && remaining > hour / 2, "{remaining:?} of epoch {of}");
+        assert!(
+            of == epoch && remaining <= hour && remaining > hour / 2,
+            "{remaining:?} of epoch {of}"
+        );
         directory.renewed(directory.now(), &Lease { ttl: hour, shards: vec![(shard, epoch)] });
         assert!(directory.was_granted());
         assert!(!directory.holds_lease(shard, Epoch(2)));
@@ -498,7 +547,8 @@ mod tests {
     fn nothing_is_left_of_a_lease_on_an_epoch_that_is_sealed() {
         let directory = directory(cluster(3, Some("a")), None);
         let (shard, other, epoch) = (ShardId(1), ShardId(2), Epoch(1));
-        let lease = Lease { ttl: Duration::from_secs(3600), shards: vec![(shard, epoch), (other, epoch)] };
+        let lease =
+            Lease { ttl: Duration::from_secs(3600), shards: vec![(shard, epoch), (other, epoch)] };
         directory.renewed(directory.now(), &lease);
         directory.seal(shard, epoch);
         // Asked for before it was sealed, and granted after.

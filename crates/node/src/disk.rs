@@ -11,23 +11,26 @@ use rustix::fs::{FallocateFlags, fallocate, statvfs};
 
 use crate::directory::DIRECTORY_GROUP;
 
-/// Less free disk than this beyond what memtables will take when they are flushed, on the leader or on so many voters
-/// that the others are no majority, and writes are refused while reads, and writes that only delete, go on.
+/// Less free disk than this beyond what memtables will take when they are flushed, on the leader or
+/// on so many voters that the others are no majority, and writes are refused while reads, and
+/// writes that only delete, go on.
 pub(crate) const MIN_FREE_BYTES: u64 = 256 << 20;
 /// Less than this, and a leader takes no write any more.
 const EXHAUSTED_BYTES: u64 = 96 << 20;
-/// Less than this, and what other nodes send is not appended either: a write that finds no room would stop the process,
-/// and at its next start again. Far below the bound for leaders, so that what they took before they heard of it still
-/// commits, and so does what gives room back: a database that is dropped, and what has expired.
+/// Less than this, and what other nodes send is not appended either: a write that finds no room
+/// would stop the process, and at its next start again. Far below the bound for leaders, so that
+/// what they took before they heard of it still commits, and so does what gives room back: a
+/// database that is dropped, and what has expired.
 const NOTHING_BYTES: u64 = 64 << 20;
-/// Less than this, and not even of the directory's changes, which are few and small, and without which no failover ends.
+/// Less than this, and not even of the directory's changes, which are few and small, and without
+/// which no failover ends.
 const NOT_EVEN_OF_THE_DIRECTORY_BYTES: u64 = 8 << 20;
-/// A file that holds nothing. It is given up when the disk is so full that the database, which writes when it is
-/// opened, could not start.
+/// A file that holds nothing. It is given up when the disk is so full that the database, which
+/// writes when it is opened, could not start.
 const BALLAST: &str = "ballast";
 const BALLAST_BYTES: u64 = 64 << 20;
-/// The ballast is made, and made again, when so much is free: far from where it would itself be the reason to refuse
-/// writes.
+/// The ballast is made, and made again, when so much is free: far from where it would itself be the
+/// reason to refuse writes.
 const BALLAST_AT_FREE_BYTES: u64 = 4 * MIN_FREE_BYTES;
 
 /// What may be written.
@@ -83,10 +86,14 @@ impl DiskGuard {
         self.takes_nothing.load(Ordering::Relaxed)
     }
 
-    /// Whether the batches of this group's leader are not appended. Those of the directory's own group are for longer:
-    /// they are few, and without them no full node is taken out of a shard.
+    /// Whether the batches of this group's leader are not appended. Those of the directory's own
+    /// group are for longer: they are few, and without them no full node is taken out of a shard.
     pub(crate) fn refuses_batches_of(&self, group: GroupId) -> bool {
-        if group == DIRECTORY_GROUP { self.takes_no_change.load(Ordering::Relaxed) } else { self.takes_nothing() }
+        if group == DIRECTORY_GROUP {
+            self.takes_no_change.load(Ordering::Relaxed)
+        } else {
+            self.takes_nothing()
+        }
     }
 
     #[cfg(test)]
@@ -99,22 +106,31 @@ impl DiskGuard {
         let refused = match self.room() {
             Room::Enough => return None,
             Room::Low => "writes that only delete are taken, all others refused",
-            Room::Exhausted if self.takes_nothing() => "no write is taken, and nothing of other nodes either",
+            Room::Exhausted if self.takes_nothing() => {
+                "no write is taken, and nothing of other nodes either"
+            }
             Room::Exhausted => "no write is taken",
         };
         let min = MIN_FREE_BYTES >> 20;
-        Some(format!("the disk of the data folder has less than {min} MiB free beyond what memory holds: {refused}"))
+        Some(format!(
+            "the disk of the data folder has less than {min} MiB free beyond what memory holds: {refused}"
+        ))
     }
 
-    /// Looks at the disk, and keeps the ballast. `unflushed_bytes` are in memtables, and come to the disk whatever is
-    /// refused. It may wait for the disk.
+    /// Looks at the disk, and keeps the ballast. `unflushed_bytes` are in memtables, and come to
+    /// the disk whatever is refused. It may wait for the disk.
     pub(crate) fn check(&self, folder: &Path, unflushed_bytes: u64) {
         let Some(free) = free_bytes(folder) else { return };
         metrics::gauge!("meridian_disk_free_bytes").set(free as f64);
         let free_then = free.saturating_sub(unflushed_bytes);
         let room = Room::with(free_then);
-        if self.takes_nothing.swap(free_then < NOTHING_BYTES, Ordering::Relaxed) != (free_then < NOTHING_BYTES) {
-            tracing::warn!(free_mib = free >> 20, "nothing of other nodes is taken, or is taken again");
+        if self.takes_nothing.swap(free_then < NOTHING_BYTES, Ordering::Relaxed)
+            != (free_then < NOTHING_BYTES)
+        {
+            tracing::warn!(
+                free_mib = free >> 20,
+                "nothing of other nodes is taken, or is taken again"
+            );
         }
         self.takes_no_change.store(free_then < NOT_EVEN_OF_THE_DIRECTORY_BYTES, Ordering::Relaxed);
         metrics::gauge!("meridian_disk_full").set(f64::from(room != Room::Enough));
@@ -151,16 +167,20 @@ fn make_ballast(folder: &Path) -> io::Result<()> {
     Ok(made?)
 }
 
-/// Gives up the ballast of a folder whose disk is full, so that the database in it can be opened. Returns whether it
-/// did.
+/// Gives up the ballast of a folder whose disk is full, so that the database in it can be opened.
+/// Returns whether it did.
 pub(crate) fn make_room(folder: &Path) -> bool {
     free_bytes(folder).is_some_and(|free| make_room_with(folder, free))
 }
 
 fn make_room_with(folder: &Path, free: u64) -> bool {
-    let given_up = Room::with(free) == Room::Exhausted && std::fs::remove_file(folder.join(BALLAST)).is_ok();
+    let given_up =
+        Room::with(free) == Room::Exhausted && std::fs::remove_file(folder.join(BALLAST)).is_ok();
     if given_up {
-        tracing::warn!(free_mib = free >> 20, "the disk is full: its ballast was given up to start. Make room now");
+        tracing::warn!(
+            free_mib = free >> 20,
+            "the disk is full: its ballast was given up to start. Make room now"
+        );
     }
     given_up
 }
@@ -220,11 +240,16 @@ mod tests {
     fn what_memtables_hold_is_counted_as_written() {
         let (folder, guard) = (tempfile::tempdir().unwrap(), DiskGuard::default());
         guard.check(folder.path(), 0);
-        assert_eq!((guard.room(), guard.takes_nothing()), (Room::Enough, false), "this disk has no room for a test");
+        assert_eq!(
+            (guard.room(), guard.takes_nothing()),
+            (Room::Enough, false),
+            "this disk has no room for a test"
+        );
         guard.check(folder.path(), u64::MAX);
         assert_eq!((guard.room(), guard.takes_nothing()), (Room::Exhausted, true));
         // What this disk has moves while others use it.
-        let leaving = |bytes| guard.check(folder.path(), free_bytes(folder.path()).unwrap() - bytes);
+        let leaving =
+            |bytes| guard.check(folder.path(), free_bytes(folder.path()).unwrap() - bytes);
         let (mut takes, between) = (Vec::new(), |less: u64, more| less.midpoint(more));
         for left in [
             between(NOTHING_BYTES, EXHAUSTED_BYTES),
@@ -235,6 +260,10 @@ mod tests {
             assert_eq!(guard.room(), Room::Exhausted);
             takes.push((!guard.takes_nothing(), !guard.refuses_batches_of(DIRECTORY_GROUP)));
         }
-        assert_eq!(takes, [(true, true), (false, true), (false, false)], "what leaders took still commits");
+        assert_eq!(
+            takes,
+            [(true, true), (false, true), (false, false)],
+            "what leaders took still commits"
+        );
     }
 }

@@ -1,15 +1,18 @@
-//! Pulling a known stretch of a shard's log from a node that has it: the tail, when an epoch ends. Where the log
-//! begins too late, the node's whole state.
+//! Pulling a known stretch of a shard's log from a node that has it: the tail, when an epoch ends.
+//! Where the log begins too late, the node's whole state.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use meridian_proto::directory::{ReadLogRequest, ReadStateRequest, failover_client::FailoverClient};
+use meridian_proto::directory::{
+    ReadLogRequest, ReadStateRequest, failover_client::FailoverClient,
+};
 use meridian_proto::shipping::{Batches, StoredBatches};
 use meridian_proto::{DecodedBatch, InvalidBatch, decode_stored};
 use meridian_storage::{
-    Applied, GroupLog, RaftApplied, Replace, ShardState, StagedState, StateRows, StorageError, Syncer,
+    Applied, GroupLog, RaftApplied, Replace, ShardState, StagedState, StateRows, StorageError,
+    Syncer,
 };
 use meridian_types::{NodeId, Position};
 use prost::Message;
@@ -25,8 +28,8 @@ use crate::shipping_wire::{position, position_to_wire};
 use crate::state_exchange::decode_chunk;
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
-/// Stretches of log that this process has in hand at once, each of about two MiB: a region's end concerns all of its
-/// shards at once.
+/// Stretches of log that this process has in hand at once, each of about two MiB: a region's end
+/// concerns all of its shards at once.
 static PULLS: Semaphore = Semaphore::const_new(16);
 /// Between two chunks of a state.
 const CHUNK_TIMEOUT: Duration = Duration::from_secs(5);
@@ -43,10 +46,15 @@ pub(crate) struct Target<'a> {
 
 /// What the disk has no room for would stop the process, and at its next start again.
 fn has_room(disk: &DiskGuard) -> Result<(), String> {
-    if disk.takes_nothing() { Err("this node's disk has no room for it".to_owned()) } else { Ok(()) }
+    if disk.takes_nothing() {
+        Err("this node's disk has no room for it".to_owned())
+    } else {
+        Ok(())
+    }
 }
 
-/// A batch that another node sent: what its leader made, and can be read here. Only then it may be stored.
+/// A batch that another node sent: what its leader made, and can be read here. Only then it may be
+/// stored.
 #[derive(Debug, Clone)]
 pub(crate) struct Shipped {
     pub(crate) decoded: DecodedBatch,
@@ -59,8 +67,8 @@ impl Shipped {
     }
 }
 
-/// The batches of one message of the state's shard, in order, and what lies before the first. The stream that the
-/// message is a part of has ended with an error.
+/// The batches of one message of the state's shard, in order, and what lies before the first. The
+/// stream that the message is a part of has ended with an error.
 ///
 /// # Errors
 /// When one of them is not to be stored, none is.
@@ -73,7 +81,8 @@ pub(crate) fn unpack(
     let stored = stream.decompress(batches).map_err(|error| error.to_string())?;
     let bytes = stored.len();
     let stored = StoredBatches::decode(Bytes::from(stored)).map_err(|error| error.to_string())?;
-    // A batch that is damaged in what frames it would be left out, and missed only when another one comes.
+    // A batch that is damaged in what frames it would be left out, and missed only when another one
+    // comes.
     if stored.encoded_len() != bytes {
         return Err("there is something else than batches in it".to_owned());
     }
@@ -83,12 +92,12 @@ pub(crate) fn unpack(
     Ok((previous, batches.map_err(|error| error.to_string())?))
 }
 
-/// Brings the target to `through`: by the source's log, or by its state, which is given up once `unwanted` is
-/// through.
+/// Brings the target to `through`: by the source's log, or by its state, which is given up once
+/// `unwanted` is through.
 ///
 /// # Errors
-/// When the source does not answer, or has something else than what follows, or when the disk is full; what was pulled
-/// until then stays.
+/// When the source does not answer, or has something else than what follows, or when the disk is
+/// full; what was pulled until then stays.
 pub(crate) async fn pull(
     target: &Target<'_>,
     peers: &PeerChannels,
@@ -107,8 +116,9 @@ pub(crate) async fn pull(
     Ok(())
 }
 
-/// Pulls, appends, syncs and applies until the target stands at `through`. False: the source's log no longer has
-/// what follows. Nothing more is asked for once `late` is through; what was begun to be written is finished.
+/// Pulls, appends, syncs and applies until the target stands at `through`. False: the source's log
+/// no longer has what follows. Nothing more is asked for once `late` is through; what was begun to
+/// be written is finished.
 ///
 /// # Errors
 /// As [`pull`].
@@ -135,14 +145,18 @@ pub(crate) async fn pull_log(
         };
         let asked = async {
             let turn = PULLS.acquire().await.map_err(|closed| closed.to_string())?;
-            Ok::<_, String>((tokio::time::timeout(CALL_TIMEOUT, client.read_log(request)).await, turn))
+            Ok::<_, String>((
+                tokio::time::timeout(CALL_TIMEOUT, client.read_log(request)).await,
+                turn,
+            ))
         };
         let (answer, _turn) = tokio::select! {
             asked = asked => asked?,
             () = &mut late => return Err(format!("not at {through} in time")),
         };
         let answer = answer.map_err(|_| format!("node {source} does not answer"))?;
-        let answer = answer.map_err(|status| format!("node {source}: {}", status.message()))?.into_inner();
+        let answer =
+            answer.map_err(|status| format!("node {source}: {}", status.message()))?.into_inner();
         let Some(batches) = answer.batches else { return Ok(false) };
         let (previous, batches) = unpack(target.state, &mut Decompressor::new(None), &batches)?;
         let positions: Vec<_> = batches.iter().map(Shipped::position).collect();
@@ -152,11 +166,12 @@ pub(crate) async fn pull_log(
     }
 }
 
-/// Fetches the source's whole state, which is then to be [put in place](put_in_place). May be dropped at any await,
-/// and begun again: until then nothing has changed.
+/// Fetches the source's whole state, which is then to be [put in place](put_in_place). May be
+/// dropped at any await, and begun again: until then nothing has changed.
 ///
 /// # Errors
-/// When the source does not answer, or stands where the target may not come to, or when the disk is full.
+/// When the source does not answer, or stands where the target may not come to, or when the disk is
+/// full.
 pub(crate) async fn fetch(
     state: &Arc<ShardState>,
     history: &History,
@@ -180,11 +195,17 @@ pub(crate) async fn fetch(
         let chunk = chunk.map_err(|_| failed("no more of it comes".to_owned()))?;
         let chunk = chunk.map_err(|status| failed(status.message().to_owned()))?;
         let chunk = chunk.ok_or_else(|| failed("the stream ended early".to_owned()))?;
-        let at = chunk.applied.and_then(position).ok_or_else(|| failed("it has no position".to_owned()))?;
+        let at = chunk
+            .applied
+            .and_then(position)
+            .ok_or_else(|| failed("it has no position".to_owned()))?;
         check_state(history, state.position(), at, through).map_err(failed)?;
         has_room(disk)?;
         let rows = decode_chunk(&chunk).map_err(failed)?;
-        let (last, bytes) = (rows.last, rows.rows.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>());
+        let (last, bytes) = (
+            rows.last,
+            rows.rows.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>(),
+        );
         metrics::counter!("meridian_snapshot_received_bytes_total").increment(bytes as u64);
         staged = add(staged, rows).await.map_err(|error| failed(error.to_string()))?;
         if last {
@@ -201,22 +222,30 @@ pub(crate) async fn stage(state: &Arc<ShardState>) -> Result<StagedState, Storag
 }
 
 /// Writes rows off the runtime. Dropped before it is through, it drops the staged state.
-pub(crate) async fn add(mut staged: StagedState, rows: StateRows) -> Result<StagedState, StorageError> {
+pub(crate) async fn add(
+    mut staged: StagedState,
+    rows: StateRows,
+) -> Result<StagedState, StorageError> {
     let added = tokio::task::spawn_blocking(move || staged.add(rows).map(|()| staged)).await;
     added.map_err(|error| StorageError::Refused(error.to_string()))?
 }
 
-/// Whether a state at `at` brings one at `here` nearer to `through`, and not past it: beyond would be outside of the
-/// history of an epoch that begins there.
-fn check_state(history: &History, here: Position, at: Position, through: Position) -> Result<(), String> {
+/// Whether a state at `at` brings one at `here` nearer to `through`, and not past it: beyond would
+/// be outside of the history of an epoch that begins there.
+fn check_state(
+    history: &History,
+    here: Position,
+    at: Position,
+    through: Position,
+) -> Result<(), String> {
     if at.sequence <= here.sequence || history.at(at.sequence) != at || at > through {
         return Err(format!("it stands at {at}, between {here} and {through} it may be"));
     }
     Ok(())
 }
 
-/// Takes a state that was fetched in place of the target's, and empties its log. Goes on to its end, even if it is
-/// dropped: whoever waits for the target to stand still waits for this.
+/// Takes a state that was fetched in place of the target's, and empties its log. Goes on to its
+/// end, even if it is dropped: whoever waits for the target to stand still waits for this.
 ///
 /// # Errors
 /// When the target has come further meanwhile, or is not to come so far any more.
@@ -230,15 +259,16 @@ pub(crate) async fn put_in_place(
     let (state, log) = (Arc::clone(target.state), target.log.clone());
     let installed = tokio::task::spawn_blocking(move || install(&state, &log, staged, false)).await;
     // One that did not finish is the node stopping.
-    let applied = installed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
+    let applied =
+        installed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
     tracing::info!(shard = %target.state.shard(), position = %applied.position, "took another node's state");
     Ok(applied)
 }
 
-/// Replaces state and log. The state in use is flushed first, since the log that it may be made from again is
-/// emptied next, and marked as purged up to the new position; the installation makes both durable, in this
-/// order, with the new state's name. A crash in between finds the old state and no log. A state that left the
-/// shard's history may be replaced by an older one.
+/// Replaces state and log. The state in use is flushed first, since the log that it may be made
+/// from again is emptied next, and marked as purged up to the new position; the installation makes
+/// both durable, in this order, with the new state's name. A crash in between finds the old state
+/// and no log. A state that left the shard's history may be replaced by an older one.
 pub(crate) fn install(
     state: &ShardState,
     log: &GroupLog,
@@ -248,11 +278,13 @@ pub(crate) fn install(
     let _one_state = state.hold_in_place();
     let (new, old) = (staged.position()?, or_fatal(state.flush()).position);
     if new < old && !diverged {
-        return Err(StorageError::Refused(format!("a snapshot at {new} is older than the state at {old}")));
+        return Err(StorageError::Refused(format!(
+            "a snapshot at {new} is older than the state at {old}"
+        )));
     }
     or_fatal(log.purge_through(u64::MAX, Some((PURGED, &new.sequence.to_be_bytes()))));
-    // Before the new state has a name. Else a power loss could keep the name and the log, and what lies there may not
-    // be what follows that state.
+    // Before the new state has a name. Else a power loss could keep the name and the log, and what
+    // lies there may not be what follows that state.
     or_fatal(log.sync());
     let replace = if diverged { Replace::Any } else { Replace::Older };
     Ok(or_fatal(state.install(staged, RaftApplied::default(), replace)))
@@ -267,11 +299,17 @@ fn check(
     through: Position,
 ) -> Result<(), String> {
     if previous != after || batches.is_empty() {
-        return Err(format!("{} batches behind {previous}, not what follows {after}", batches.len()));
+        return Err(format!(
+            "{} batches behind {previous}, not what follows {after}",
+            batches.len()
+        ));
     }
     let mut last = after;
     for position in batches {
-        if position.sequence != last.sequence + 1 || history.at(position.sequence) != *position || *position > through {
+        if position.sequence != last.sequence + 1
+            || history.at(position.sequence) != *position
+            || *position > through
+        {
             return Err(format!("{position} behind {last}, up to {through}"));
         }
         last = *position;
@@ -281,9 +319,12 @@ fn check(
 
 /// Off the runtime. To be waited for: it goes on to its end also if it is dropped.
 async fn append(target: &Target<'_>, batches: Vec<Shipped>) -> Result<(), String> {
-    let (state, log, syncer) = (Arc::clone(target.state), target.log.clone(), Arc::clone(target.syncer));
+    let (state, log, syncer) =
+        (Arc::clone(target.state), target.log.clone(), Arc::clone(target.syncer));
     let appended = tokio::task::spawn_blocking(move || {
-        or_fatal(log.append(batches.iter().map(|next| (next.position().sequence, next.bytes.as_ref()))));
+        or_fatal(
+            log.append(batches.iter().map(|next| (next.position().sequence, next.bytes.as_ref()))),
+        );
         let (synced, durable) = std::sync::mpsc::channel();
         syncer.sync_then(move || synced.send(()).unwrap_or_default());
         if durable.recv().is_err() {

@@ -47,7 +47,12 @@ impl FailoverService {
     fn shard(&self, shard: u32) -> Result<(ShardId, LocalShard), Status> {
         let id = ShardId(shard);
         let local = self.shards.get(&id);
-        Ok((id, local.ok_or_else(|| Status::not_found(format!("shard {id} is not on this node at present")))?))
+        Ok((
+            id,
+            local.ok_or_else(|| {
+                Status::not_found(format!("shard {id} is not on this node at present"))
+            })?,
+        ))
     }
 
     /// Returns when every write before this call is durable.
@@ -67,7 +72,9 @@ impl FailoverService {
             self.directory.renew_now();
         }
         if u32::from(here.0) != epoch {
-            return Err(Status::failed_precondition(format!("shard {id} is in epoch {here} here, not in {epoch}")));
+            return Err(Status::failed_precondition(format!(
+                "shard {id} is in epoch {here} here, not in {epoch}"
+            )));
         }
         Ok((id, here, local))
     }
@@ -77,7 +84,10 @@ fn stopping() -> Status {
     Status::unavailable("the node is stopping")
 }
 
-fn required(wire: Option<meridian_proto::shipping::Position>, field: &str) -> Result<Position, Status> {
+fn required(
+    wire: Option<meridian_proto::shipping::Position>,
+    field: &str,
+) -> Result<Position, Status> {
     wire.and_then(position).ok_or_else(|| Status::invalid_argument(format!("field `{field}`")))
 }
 
@@ -85,21 +95,26 @@ fn required(wire: Option<meridian_proto::shipping::Position>, field: &str) -> Re
 impl failover_server::Failover for FailoverService {
     type ReadStateStream = Pin<Box<dyn Stream<Item = Result<StateChunk, Status>> + Send>>;
 
-    async fn seal(&self, request: Request<wire::SealRequest>) -> Result<Response<wire::SealResponse>, Status> {
+    async fn seal(
+        &self,
+        request: Request<wire::SealRequest>,
+    ) -> Result<Response<wire::SealResponse>, Status> {
         let request = request.into_inner();
         let (id, epoch, local) = self.shard_in(request.shard, request.epoch)?;
         // Before anything else: what is checked from now on fails.
         self.directory.seal(id, epoch);
         let (seal, engine) = (Seal { epoch, planned: request.planned }, Arc::clone(&self.engine));
-        let written = tokio::task::spawn_blocking(move || or_fatal(seal.write_down(&engine, id))).await;
+        let written =
+            tokio::task::spawn_blocking(move || or_fatal(seal.write_down(&engine, id))).await;
         written.map_err(|_| stopping())?;
         self.synced().await?;
         tracing::info!(shard = %id, %epoch, planned = request.planned, "sealed");
         let (applied, term, drained_leader) = match local {
             LocalShard::Voter(voter) => {
                 let sealed = voter.seal(request.planned).await;
-                // The answer includes batches that were applied after the seal was written down. A restart has to come to
-                // the same position, and the committed mark may be in memory only.
+                // The answer includes batches that were applied after the seal was written down. A
+                // restart has to come to the same position, and the committed mark may be in memory
+                // only.
                 self.synced().await?;
                 (sealed.applied, Some(sealed.term), sealed.drained_leader)
             }
@@ -118,22 +133,31 @@ impl failover_server::Failover for FailoverService {
         }))
     }
 
-    async fn drain(&self, request: Request<wire::DrainRequest>) -> Result<Response<wire::DrainResponse>, Status> {
+    async fn drain(
+        &self,
+        request: Request<wire::DrainRequest>,
+    ) -> Result<Response<wire::DrainResponse>, Status> {
         let request = request.into_inner();
         let (_, _, local) = self.shard_in(request.shard, request.epoch)?;
         let through = required(request.through, "through")?;
         let drained = match &local {
             LocalShard::Replica(replica) => {
-                let drained = tokio::time::timeout(DRAIN_TIMEOUT, replica.drain(request.source, through)).await;
+                let drained =
+                    tokio::time::timeout(DRAIN_TIMEOUT, replica.drain(request.source, through))
+                        .await;
                 drained.unwrap_or_else(|_| Err(format!("not at {through} in time")))
             }
             LocalShard::Voter(voter) if voter.stop.is_cancelled() => {
-                Err("the group of this voter has stopped: it pulls when the next epoch has begun".to_owned())
+                Err("the group of this voter has stopped: it pulls when the next epoch has begun"
+                    .to_owned())
             }
             // A voter that goes on in its own region comes there by Raft.
             LocalShard::Voter(voter) => {
-                let reached = wait_applied(voter.group.applied(), through.sequence, DRAIN_TIMEOUT).await;
-                reached.then(|| voter.state.position()).ok_or_else(|| format!("not at {through} in time"))
+                let reached =
+                    wait_applied(voter.group.applied(), through.sequence, DRAIN_TIMEOUT).await;
+                reached
+                    .then(|| voter.state.position())
+                    .ok_or_else(|| format!("not at {through} in time"))
             }
         };
         let position = drained.map_err(Status::unavailable)?;
@@ -146,17 +170,25 @@ impl failover_server::Failover for FailoverService {
     ) -> Result<Response<wire::ReadLogResponse>, Status> {
         let request = request.into_inner();
         let (id, local) = self.shard(request.shard)?;
-        let (after, through) = (required(request.after, "after")?, required(request.through, "through")?);
+        let (after, through) =
+            (required(request.after, "after")?, required(request.through, "through")?);
         let (history, here) = (local.history(), local.state().position());
         if history.leaves(here).is_some() || history.at(after.sequence) != after {
-            return Err(Status::failed_precondition(format!("{after} is not in this node's history of shard {id}")));
+            return Err(Status::failed_precondition(format!(
+                "{after} is not in this node's history of shard {id}"
+            )));
         }
         if after.sequence >= here.sequence {
-            return Err(Status::failed_precondition(format!("this node has shard {id} up to {here} only")));
+            return Err(Status::failed_precondition(format!(
+                "this node has shard {id} up to {here} only"
+            )));
         }
-        let read = tokio::task::spawn_blocking(move || local.batches_after(after.sequence, READ_BYTES));
+        let read =
+            tokio::task::spawn_blocking(move || local.batches_after(after.sequence, READ_BYTES));
         let read = read.await.map_err(|error| Status::unavailable(error.to_string()))?;
-        let Some(batches) = or_fatal(read) else { return Ok(Response::new(wire::ReadLogResponse { batches: None })) };
+        let Some(batches) = or_fatal(read) else {
+            return Ok(Response::new(wire::ReadLogResponse { batches: None }));
+        };
         let wanted = batches.into_iter().take_while(|(sequence, _)| *sequence <= through.sequence);
         let stored = StoredBatches { batches: wanted.map(|(_, bytes)| bytes).collect() };
         let batches = Compressor::new(None).compress(after, &stored);
@@ -171,7 +203,9 @@ impl failover_server::Failover for FailoverService {
         let (id, local) = self.shard(request.into_inner().shard)?;
         let here = local.state().position();
         if local.history().leaves(here).is_some() {
-            return Err(Status::failed_precondition(format!("{here} is not in this node's history of shard {id}")));
+            return Err(Status::failed_precondition(format!(
+                "{here} is not in this node's history of shard {id}"
+            )));
         }
         Ok(Response::new(Box::pin(ReceiverStream::new(self.exchange.read(local.state())?))))
     }

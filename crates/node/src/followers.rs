@@ -1,4 +1,5 @@
-//! What a voter knows of those who follow its shard: positions, lag, and what the log must keep for them.
+//! What a voter knows of those who follow its shard: positions, lag, and what the log must keep for
+//! them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -24,8 +25,8 @@ const AWAY_AFTER: Duration = Duration::from_secs(3);
 /// The log is kept for a follower that copies a state as long as it gets on in so short a time.
 const COPY_STALLED: Duration = Duration::from_secs(120);
 
-/// The leadership is handed to nobody who was silent for longer: one that has just lost its power cannot say
-/// so.
+/// The leadership is handed to nobody who was silent for longer: one that has just lost its power
+/// cannot say so.
 pub(crate) const HEIR_HEARD: Duration = Duration::from_millis(650);
 
 /// The followers of one shard, as one of its nodes sees them.
@@ -79,8 +80,9 @@ fn history_from(state: &ShardState) -> CommitHistory {
     CommitHistory::starting_at(applied.position.sequence, made_at, HISTORY_SAMPLES)
 }
 
-/// About when a batch was made whose shard's time is `time_ms`: that follows the nodes' clocks. What is applied ages on
-/// a clock that does not jump: one that is set back would make all lag vanish for as long.
+/// About when a batch was made whose shard's time is `time_ms`: that follows the nodes' clocks.
+/// What is applied ages on a clock that does not jump: one that is set back would make all lag
+/// vanish for as long.
 fn made_at(time_ms: u64) -> u64 {
     steady_ms().saturating_sub(wall_ms().saturating_sub(time_ms))
 }
@@ -103,7 +105,8 @@ impl Followers {
     /// Watches what is applied to `state`.
     pub(crate) fn watch(state: &ShardState) -> Arc<Self> {
         let (history, newest) = (history_from(state), state.position().sequence);
-        let inner = Inner { history, proposed: VecDeque::new(), newest, positions: BTreeMap::new() };
+        let inner =
+            Inner { history, proposed: VecDeque::new(), newest, positions: BTreeMap::new() };
         let followers = Arc::new(Self { inner: Mutex::new(inner) });
         let observer = Arc::clone(&followers);
         state.observe(move |batches| {
@@ -118,15 +121,16 @@ impl Followers {
         followers
     }
 
-    /// The state was replaced, or goes on in another epoch: what was recorded of its commits may be of batches
-    /// that were lost, whose sequences come again.
+    /// The state was replaced, or goes on in another epoch: what was recorded of its commits may be
+    /// of batches that were lost, whose sequences come again.
     pub(crate) fn restart(&self, state: &ShardState) {
         let mut inner = self.inner.lock();
         (inner.history, inner.newest) = (history_from(state), state.position().sequence);
         inner.proposed.clear();
     }
 
-    /// This node proposes a batch now. A shard's time may trail the clocks, so that it does not tell how old that is.
+    /// This node proposes a batch now. A shard's time may trail the clocks, so that it does not
+    /// tell how old that is.
     pub(crate) fn proposed(&self, sequence: u64) {
         let mut inner = self.inner.lock();
         while inner.proposed.back().is_some_and(|(newest, _)| *newest >= sequence)
@@ -159,7 +163,8 @@ impl Followers {
         if let Some(follower) = inner.positions.get_mut(&status.node) {
             // A node that was wiped says less than before: believe it.
             let (durable, now) = (status.durable.sequence, Instant::now());
-            let copying = follower.copying.filter(|copying| now.duration_since(copying.at) < COPY_STALLED);
+            let copying =
+                follower.copying.filter(|copying| now.duration_since(copying.at) < COPY_STALLED);
             let copying = match copying {
                 // What it copies is not older than what this node begins to keep now.
                 None if status.fetching_snapshot => {
@@ -168,19 +173,25 @@ impl Followers {
                 Some(copying) if status.fetching_snapshot => Some(Copying { at: now, ..copying }),
                 // The copy is in place: what was written meanwhile is still to come.
                 Some(_) if durable + KEEP_BATCHES >= newest => None,
-                Some(copying) if durable > copying.after => Some(Copying { after: durable, at: now }),
+                Some(copying) if durable > copying.after => {
+                    Some(Copying { after: durable, at: now })
+                }
                 other => other,
             };
             *follower = Follower { durable, heard: Some(now), may_lead, room, copying };
         }
     }
 
-    /// The sequence behind which the log is needed by those who copy a state, or catch up behind a copy, whatever the
-    /// bound on the log's bytes says: without it they would begin anew, for ever.
+    /// The sequence behind which the log is needed by those who copy a state, or catch up behind a
+    /// copy, whatever the bound on the log's bytes says: without it they would begin anew, for
+    /// ever.
     pub(crate) fn needs_log_after(&self) -> Option<u64> {
         let inner = self.inner.lock();
         let copying = inner.positions.values().filter_map(|follower| follower.copying);
-        copying.filter(|copying| copying.at.elapsed() < COPY_STALLED).map(|copying| copying.after).min()
+        copying
+            .filter(|copying| copying.at.elapsed() < COPY_STALLED)
+            .map(|copying| copying.after)
+            .min()
     }
 
     /// What room the node has said that its disk has. One that is away has not changed its mind.
@@ -199,7 +210,8 @@ impl Followers {
                 durable: follower.durable,
                 lag: inner.history.lag(follower.durable, now_ms),
                 connected,
-                may_lead: follower.may_lead && follower.heard.is_some_and(|heard| heard.elapsed() < HEIR_HEARD),
+                may_lead: follower.may_lead
+                    && follower.heard.is_some_and(|heard| heard.elapsed() < HEIR_HEARD),
             }
         };
         inner.positions.iter().map(lag).collect()
@@ -211,15 +223,18 @@ impl Followers {
         heirs.max_by_key(|heir| heir.durable).map(|heir| heir.node)
     }
 
-    /// Whether the shard goes on should `heir` be lost when it is asked to take over from this node. Raft takes no
-    /// handover back in its term: the leader writes nothing any more, and the others have to elect another. Where one
-    /// of them acknowledges entries and does not vote, as a wiped member, they could have gone on and cannot do that.
+    /// Whether the shard goes on should `heir` be lost when it is asked to take over from this
+    /// node. Raft takes no handover back in its term: the leader writes nothing any more, and the
+    /// others have to elect another. Where one of them acknowledges entries and does not vote, as a
+    /// wiped member, they could have gone on and cannot do that.
     pub(crate) fn may_take_over(&self, heir: NodeId, voters: &BTreeSet<NodeId>) -> bool {
         let lags = self.lags();
-        let others = || lags.iter().filter(|other| other.node != heir && voters.contains(&other.node));
+        let others =
+            || lags.iter().filter(|other| other.node != heir && voters.contains(&other.node));
         let majority = voters.len() / 2 + 1;
         // This node is one of them.
-        let (commit, elect) = (others().filter(|other| other.connected), others().filter(|other| other.may_lead));
+        let (commit, elect) =
+            (others().filter(|other| other.connected), others().filter(|other| other.may_lead));
         1 + elect.count() >= majority || 1 + commit.count() < majority
     }
 
@@ -311,8 +326,11 @@ mod tests {
         followers.set_nodes([4]);
         followers.heard(status(4, 0), false, Room::Enough);
         // The leader's clock was an hour ahead when it made this.
-        let batch =
-            Batch { position: Position::new(Epoch(1), 1), time_ms: wall_ms() + 3_600_000, transactions: Vec::new() };
+        let batch = Batch {
+            position: Position::new(Epoch(1), 1),
+            time_ms: wall_ms() + 3_600_000,
+            transactions: Vec::new(),
+        };
         state.apply(&[batch.into()], RaftApplied::default()).unwrap();
         let applied = Instant::now();
         while followers.least_lag_ms(|_| true) < Some(20) {

@@ -1,7 +1,8 @@
-//! One question put to several nodes: the next is asked when the one before fails, or takes too long.
+//! One question put to several nodes: the next is asked when the one before fails, or takes too
+//! long.
 //!
-//! Known as hedged requests (Dean and Barroso, "The Tail at Scale", 2013). An answer that is late is still
-//! welcome when it comes.
+//! Known as hedged requests (Dean and Barroso, "The Tail at Scale", 2013). An answer that is late
+//! is still welcome when it comes.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::future::Future;
@@ -37,7 +38,8 @@ pub(crate) struct Try {
     pub(crate) node: NodeId,
     /// Of the round, one that may do something yet.
     pub(crate) overlaps: bool,
-    /// A node that was asked before, in this round or the one before, and does not answer or leads no more.
+    /// A node that was asked before, in this round or the one before, and does not answer or leads
+    /// no more.
     pub(crate) late: Option<NodeId>,
 }
 
@@ -57,10 +59,11 @@ pub(crate) struct Hedging<'a, C, Delay, Pays, Late, Silent, Moved> {
     pub(crate) delay: Delay,
     /// Asked at a time, at most; those who are silent do not count.
     pub(crate) at_a_time: usize,
-    /// Whether nothing at all was heard of the node since that time, long enough for it to have said that it is at
-    /// work.
+    /// Whether nothing at all was heard of the node since that time, long enough for it to have
+    /// said that it is at work.
     pub(crate) is_silent: Silent,
-    /// Whether another try may be made, beyond the first and those at a node that is named as the leader.
+    /// Whether another try may be made, beyond the first and those at a node that is named as the
+    /// leader.
     pub(crate) pays: Pays,
     /// Once in the round the next try costs nothing, where a node refused at once: it did no work.
     pub(crate) refusal_is_free: bool,
@@ -79,12 +82,12 @@ struct Pending {
     overtaken: bool,
 }
 
-/// Asks the nodes in this order, each once, and once more whoever is named or found as the leader. `lost` did not
-/// answer in the round before. `told` hears of every try that ended. `accepts` says whether an answer counts, given
-/// whether another node was asked after the one that gave it.
+/// Asks the nodes in this order, each once, and once more whoever is named or found as the leader.
+/// `lost` did not answer in the round before. `told` hears of every try that ended. `accepts` says
+/// whether an answer counts, given whether another node was asked after the one that gave it.
 ///
-/// Those who are late are not waited for when all others have answered, and none that has says that one of them
-/// leads, or when the shard has moved: what they may have done is unknown then.
+/// Those who are late are not waited for when all others have answered, and none that has says that
+/// one of them leads, or when the shard has moved: what they may have done is unknown then.
 pub(crate) async fn round<T, F>(
     nodes: Vec<NodeId>,
     mut lost: Option<NodeId>,
@@ -104,8 +107,17 @@ pub(crate) async fn round<T, F>(
 where
     F: Future<Output = Result<T, Failed>>,
 {
-    let Hedging { clock, delay, at_a_time, is_silent, pays, mut refusal_is_free, not_answered, mut found, moved } =
-        hedging;
+    let Hedging {
+        clock,
+        delay,
+        at_a_time,
+        is_silent,
+        pays,
+        mut refusal_is_free,
+        not_answered,
+        mut found,
+        moved,
+    } = hedging;
     tokio::pin!(moved);
     let mut has_moved = false;
     let mut next = VecDeque::from(nodes);
@@ -121,7 +133,11 @@ where
             && let Some(node) = next.pop_front()
         {
             let overlaps = unknown || !pending.is_empty();
-            let attempt = ask(Try { node, overlaps, late: lost.or_else(|| pending.first().map(|first| first.node)) });
+            let attempt = ask(Try {
+                node,
+                overlaps,
+                late: lost.or_else(|| pending.first().map(|first| first.node)),
+            });
             pending.iter_mut().for_each(|earlier| earlier.overtaken = true);
             pending.push(Pending { node, asked: clock.now(), overtaken: false });
             hedge_at = clock.now() + delay(node);
@@ -132,11 +148,14 @@ where
             return Round::Nothing { reason, unknown, lost };
         }
         let late_at = |pending: &Pending| pending.asked + delay(pending.node);
-        let in_vain =
-            has_moved || leads_elsewhere && next.is_empty() && pending.iter().all(|one| !named.contains(&one.node));
+        let in_vain = has_moved
+            || leads_elsewhere
+                && next.is_empty()
+                && pending.iter().all(|one| !named.contains(&one.node));
         let give_up_at = pending.iter().map(late_at).max().filter(|_| in_vain);
         tokio::select! {
-            // Most answers are there when they are asked for: then nothing else is looked at, and no timer is made.
+            // Most answers are there when they are asked for: then nothing else is looked at, and
+            // no timer is made.
             biased;
             Some((node, result)) = in_flight.next() => {
                 told(node, &result);

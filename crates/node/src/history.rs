@@ -1,6 +1,7 @@
 use meridian_types::{Epoch, Position};
 
-/// Where each epoch of a shard left the history of the one before: what every position is judged by.
+/// Where each epoch of a shard left the history of the one before: what every position is judged
+/// by.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct History {
     /// Oldest first; never empty.
@@ -42,9 +43,12 @@ impl History {
         Position::new(epoch, sequence)
     }
 
-    /// The first epoch whose history does not hold what lies at `position`, and where that history left.
+    /// The first epoch whose history does not hold what lies at `position`, and where that history
+    /// left.
     pub(crate) fn leaves(&self, position: Position) -> Option<(Epoch, Position)> {
-        let beyond = |(epoch, base): &&(Epoch, Position)| *epoch > position.epoch && position.sequence > base.sequence;
+        let beyond = |(epoch, base): &&(Epoch, Position)| {
+            *epoch > position.epoch && position.sequence > base.sequence
+        };
         self.bases.iter().find(beyond).copied()
     }
 }

@@ -1,8 +1,9 @@
 //! Which cluster a call is meant for.
 //!
-//! A call between nodes names its cluster as the authority of its requests, as a client of a web server names the
-//! host. An address may be given to another machine, a configuration may hold a wrong one, a copy of a cluster may run
-//! beside it with the same names and numbers: a node that is called for another cluster refuses, and both go on.
+//! A call between nodes names its cluster as the authority of its requests, as a client of a web
+//! server names the host. An address may be given to another machine, a configuration may hold a
+//! wrong one, a copy of a cluster may run beside it with the same names and numbers: a node that is
+//! called for another cluster refuses, and both go on.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -31,7 +32,8 @@ fn meant(authority: Option<&Authority>) -> Option<&str> {
     authority?.host().strip_suffix(SUFFIX)
 }
 
-/// Operators and those who join know only an address. What they may call says which cluster it is about.
+/// Operators and those who join know only an address. What they may call says which cluster it is
+/// about.
 fn is_open(path: &str) -> bool {
     let mut parts = path.split('/').skip(1);
     match (parts.next(), parts.next()) {
@@ -46,9 +48,15 @@ fn refusal(own: Option<&str>, meant: Option<&str>, path: &str) -> Option<String>
     match (own, meant) {
         _ if own == meant => None,
         (_, None) if is_open(path) => None,
-        (Some(own), Some(meant)) => Some(format!("this node is of cluster {own}, the call is for cluster {meant}")),
-        (Some(own), None) => Some(format!("this node is of cluster {own}, and the call names none")),
-        (None, _) => Some("this node does not know its cluster yet, and the call names one".to_owned()),
+        (Some(own), Some(meant)) => {
+            Some(format!("this node is of cluster {own}, the call is for cluster {meant}"))
+        }
+        (Some(own), None) => {
+            Some(format!("this node is of cluster {own}, and the call names none"))
+        }
+        (None, _) => {
+            Some("this node does not know its cluster yet, and the call names one".to_owned())
+        }
     }
 }
 
@@ -92,7 +100,11 @@ where
             None => Either::Right(self.inner.call(request)),
             Some(reason) => {
                 metrics::counter!("meridian_foreign_calls_total").increment(1);
-                tracing::debug!(path = uri.path(), reason, "a call for another cluster was refused");
+                tracing::debug!(
+                    path = uri.path(),
+                    reason,
+                    "a call for another cluster was refused"
+                );
                 Either::Left(ready(Ok(Status::failed_precondition(reason).into_http())))
             }
         }
@@ -134,14 +146,18 @@ mod tests {
 
     #[test]
     fn a_call_for_another_cluster_does_not_come_through_the_gate() {
-        let topology = Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let cluster = Cluster { version: 1, id: Some("00aa".to_owned()), ..first_cluster(&topology) };
-        let gate = ClusterGate { directory: Arc::new(Directory::new(cluster, Access::default(), None)) };
+        let topology =
+            Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let cluster =
+            Cluster { version: 1, id: Some("00aa".to_owned()), ..first_cluster(&topology) };
+        let gate =
+            ClusterGate { directory: Arc::new(Directory::new(cluster, Access::default(), None)) };
         let calls = Cell::new(0);
         let mut gated = gate.layer(Counting { calls: &calls, is_ready: true });
         let mut call = |cluster: &str| {
             let uri = format!("{}meridian.raft.v1.Raft/Append", origin(cluster).unwrap());
-            let answer = gated.call(Request::get(uri).body(()).unwrap()).now_or_never().unwrap().unwrap();
+            let answer =
+                gated.call(Request::get(uri).body(()).unwrap()).now_or_never().unwrap().unwrap();
             answer.headers().get("grpc-status").map(|status| status.to_str().unwrap().to_owned())
         };
         assert_eq!(call("00bb").as_deref(), Some("9"), "FAILED_PRECONDITION");
@@ -152,7 +168,8 @@ mod tests {
 
     #[test]
     fn the_gate_is_ready_when_what_lies_behind_it_is() {
-        let topology = Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let topology =
+            Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
         let (gate, calls) = (ClusterGate { directory }, Cell::new(0));
         let mut cx = Context::from_waker(std::task::Waker::noop());
@@ -177,7 +194,9 @@ mod tests {
         let raft = "/meridian.raft.v1.Raft/Append";
         let (own, other) = (Some("a"), Some("b"));
         assert_eq!(refusal(own, own, raft), None);
-        assert!(refusal(own, other, raft).unwrap().contains("cluster a, the call is for cluster b"));
+        assert!(
+            refusal(own, other, raft).unwrap().contains("cluster a, the call is for cluster b")
+        );
         assert!(refusal(own, None, raft).is_some());
         // A cluster that is about to be made is told from one that is there.
         assert_eq!(refusal(None, None, raft), None);
@@ -187,7 +206,11 @@ mod tests {
     #[test]
     fn operators_and_those_who_join_need_not_name_it() {
         let directory = |method: &str| format!("/{}/{method}", directory_server::SERVICE_NAME);
-        for open in [directory("Follow"), directory("Inspect"), format!("/{}/Status", admin_server::SERVICE_NAME)] {
+        for open in [
+            directory("Follow"),
+            directory("Inspect"),
+            format!("/{}/Status", admin_server::SERVICE_NAME),
+        ] {
             assert_eq!(refusal(Some("a"), None, &open), None, "{open}");
             // If they name one, it is meant.
             assert!(refusal(Some("a"), Some("b"), &open).is_some());

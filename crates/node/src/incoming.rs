@@ -1,5 +1,5 @@
-//! Accepts connections, and no more than there is room for, of one address and of all together; of the cluster's own
-//! nodes some beyond that, whoever else has taken the room.
+//! Accepts connections, and no more than there is room for, of one address and of all together; of
+//! the cluster's own nodes some beyond that, whoever else has taken the room.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -71,48 +71,62 @@ impl Drop for Admitted {
     }
 }
 
-/// The connections of a listener for which there is room, without end. The others are closed at once: a gateway dials
-/// again, and finds room when a stranger's connection has ended.
+/// The connections of a listener for which there is room, without end. The others are closed at
+/// once: a gateway dials again, and finds room when a stranger's connection has ended.
 pub(crate) fn incoming(
     listener: TcpListener,
     room: Room,
     members: Members,
 ) -> impl Stream<Item = std::io::Result<Connection>> {
     let open = Open::default();
-    futures::stream::unfold((listener, open, members), move |(listener, open, members)| async move {
-        loop {
-            match listener.accept().await {
-                Ok((stream, peer)) => match open.admit(peer.ip().to_canonical(), room, &members) {
-                    Some(admitted) if stream.set_nodelay(true).is_ok() => {
-                        let connection = Connection { stream, _admitted: admitted };
-                        return Some((Ok(connection), (listener, open, members)));
+    futures::stream::unfold(
+        (listener, open, members),
+        move |(listener, open, members)| async move {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, peer)) => {
+                        match open.admit(peer.ip().to_canonical(), room, &members) {
+                            Some(admitted) if stream.set_nodelay(true).is_ok() => {
+                                let connection = Connection { stream, _admitted: admitted };
+                                return Some((Ok(connection), (listener, open, members)));
+                            }
+                            Some(_) => {}
+                            None => {
+                                metrics::counter!("meridian_rpc_refused_connections_total")
+                                    .increment(1);
+                                tracing::debug!(%peer, "connection refused: too many are open");
+                            }
+                        }
                     }
-                    Some(_) => {}
-                    None => {
-                        metrics::counter!("meridian_rpc_refused_connections_total").increment(1);
-                        tracing::debug!(%peer, "connection refused: too many are open");
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot accept a connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
                     }
-                },
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a connection");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
             }
-        }
-    })
+        },
+    )
 }
 
-/// Finds the addresses of the nodes that `known` names, again and again: names may come to mean others. Those of a name
-/// that is not answered stay as they were. Ends when nobody asks for them any more, or knows of the cluster.
-pub(crate) async fn look_up(mut known: watch::Receiver<Arc<Known>>, members: watch::Sender<HashSet<IpAddr>>) {
+/// Finds the addresses of the nodes that `known` names, again and again: names may come to mean
+/// others. Those of a name that is not answered stay as they were. Ends when nobody asks for them
+/// any more, or knows of the cluster.
+pub(crate) async fn look_up(
+    mut known: watch::Receiver<Arc<Known>>,
+    members: watch::Sender<HashSet<IpAddr>>,
+) {
     let mut found = HashMap::<String, Vec<IpAddr>>::new();
     loop {
         let topology = Arc::clone(&known.borrow_and_update().topology);
-        let names: HashSet<&String> = topology.nodes.values().map(|node| &node.rpc_address).collect();
+        let names: HashSet<&String> =
+            topology.nodes.values().map(|node| &node.rpc_address).collect();
         found.retain(|name, _| names.contains(name));
         for name in names {
             if let Ok(Ok(addresses)) = timeout(LOOK_UP_TIMEOUT, lookup_host(name)).await {
-                found.insert(name.clone(), addresses.map(|address| address.ip().to_canonical()).collect());
+                found.insert(
+                    name.clone(),
+                    addresses.map(|address| address.ip().to_canonical()).collect(),
+                );
             }
         }
         members.send_replace(found.values().flatten().copied().collect());
@@ -169,13 +183,21 @@ impl Connected for Connection {
 }
 
 impl AsyncRead for Connection {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<std::io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
         Pin::new(&mut self.get_mut().stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Connection {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<std::io::Result<usize>> {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
         Pin::new(&mut self.get_mut().stream).poll_write(cx, buf)
     }
 
@@ -239,19 +261,26 @@ mod tests {
         let strangers = [admit(1), admit(1), admit(2)];
         assert!(strangers.iter().all(Option::is_some) && admit(2).is_none());
         let node = [admit(9), admit(9)];
-        assert!(node.iter().all(Option::is_some) && admit(9).is_none(), "and no more than a node needs");
+        assert!(
+            node.iter().all(Option::is_some) && admit(9).is_none(),
+            "and no more than a node needs"
+        );
     }
 
     #[tokio::test]
     async fn the_nodes_of_a_cluster_are_known_by_address_and_by_name() {
-        let address = |node| if node == 1 { "localhost:1".to_owned() } else { format!("10.0.0.{node}:4601") };
+        let address =
+            |node| if node == 1 { "localhost:1".to_owned() } else { format!("10.0.0.{node}:4601") };
         let topology = Topology::dev(&[3], address, |_| None).unwrap();
         let directory = Directory::new(first_cluster(&topology), Access::default(), None);
         let members = watch::Sender::default();
         let mut found = members.subscribe();
         tokio::spawn(look_up(directory.watch(), members));
         let at = |last| IpAddr::from([10, 0, 0, last]);
-        found.wait_for(|found| found.contains(&at(2)) && found.iter().any(IpAddr::is_loopback)).await.unwrap();
+        found
+            .wait_for(|found| found.contains(&at(2)) && found.iter().any(IpAddr::is_loopback))
+            .await
+            .unwrap();
         let mut cluster = directory.known().cluster.clone();
         cluster.nodes.get_mut(&1).unwrap().rpc_address = "10.0.0.8:4601".to_owned();
         cluster.version += 1;
@@ -263,7 +292,11 @@ mod tests {
     async fn a_connection_beyond_the_room_is_closed_and_counts_until_it_ends() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let mut accepted = Box::pin(incoming(listener, Room { in_all: 1, of_one_address: 1, of_a_node: 0 }, nobody()));
+        let mut accepted = Box::pin(incoming(
+            listener,
+            Room { in_all: 1, of_one_address: 1, of_a_node: 0 },
+            nobody(),
+        ));
         let _first = TcpStream::connect(address).await.unwrap();
         let first = accepted.next().await.unwrap().unwrap();
         let mut second = TcpStream::connect(address).await.unwrap();

@@ -1,4 +1,5 @@
-//! Keeps this node in the part that the directory gives it in each shard: voter of an epoch, or replica.
+//! Keeps this node in the part that the directory gives it in each shard: voter of an epoch, or
+//! replica.
 
 use std::collections::{HashMap, HashSet};
 use std::path::PathBuf;
@@ -6,11 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_consensus::{
-    Formed, LogCache, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, StateTransfer, leave_group,
+    Formed, LogCache, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, StateTransfer,
+    leave_group,
 };
 use meridian_failover::{Phase, Shard};
 use meridian_memory::ByteBudget;
-use meridian_storage::{Engine, GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError, Syncer};
+use meridian_storage::{
+    Engine, GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError, Syncer,
+};
 use meridian_types::{Epoch, NodeId, ShardId};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -30,7 +34,8 @@ use crate::shard::{LocalShard, Voter, VoterParts, or_fatal};
 use crate::shard_limits::ShardLimits;
 use crate::shard_table::ShardTable;
 
-/// Rounds in which a founder that lags asks everybody for what it lacks; then it joins by a snapshot.
+/// Rounds in which a founder that lags asks everybody for what it lacks; then it joins by a
+/// snapshot.
 const PULL_ROUNDS: usize = 3;
 const PULL_PAUSE: Duration = Duration::from_millis(300);
 
@@ -80,7 +85,9 @@ pub(crate) async fn keep_all(parts: Arc<KeeperParts>) {
             for shard in present.cluster.shards.keys() {
                 if kept.insert(*shard) {
                     let (parts, shard) = (Arc::clone(&parts), *shard);
-                    let Some(keeper) = blocking(move || Keeper::open(parts, shard)).await else { return };
+                    let Some(keeper) = blocking(move || Keeper::open(parts, shard)).await else {
+                        return;
+                    };
                     tokio::spawn(keeper.run());
                 }
             }
@@ -98,9 +105,11 @@ pub(crate) async fn keep_all(parts: Arc<KeeperParts>) {
     }
 }
 
-/// Storage off the runtime, where a disk that stalls would hold up every shard. What fails stops the process; `None` is
-/// the node stopping.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, StorageError> + Send + 'static) -> Option<T> {
+/// Storage off the runtime, where a disk that stalls would hold up every shard. What fails stops
+/// the process; `None` is the node stopping.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+) -> Option<T> {
     tokio::task::spawn_blocking(work).await.ok().map(or_fatal)
 }
 
@@ -144,8 +153,9 @@ impl Keeper {
         }
     }
 
-    /// Whether the group of the present epoch goes on without this node, which is not to vote in it: its own log
-    /// says so, or the directory has heard of a leader that the change is through. Until then it decides.
+    /// Whether the group of the present epoch goes on without this node, which is not to vote in
+    /// it: its own log says so, or the directory has heard of a leader that the change is through.
+    /// Until then it decides.
     fn is_out(&self, shard: &Shard, voter: &Voter) -> bool {
         let is_through = shard.changing.is_none() && !matches!(shard.phase, Phase::Sealing(_));
         is_through || !voter.group.voters().contains(&self.parts.node_id)
@@ -154,12 +164,17 @@ impl Keeper {
     /// Takes the part that the directory gives, if it is another than the present one.
     async fn settle(&self, shard: &Shard) {
         let history = History::new(shard.bases.clone());
-        // One that was taken out while it was down goes through the group once more, and leaves it in order.
-        let left_behind =
-            self.parts.shards.get(&self.shard).is_none() && self.state.applied().raft.epoch == Some(history.epoch());
+        // One that was taken out while it was down goes through the group once more, and leaves it
+        // in order.
+        let left_behind = self.parts.shards.get(&self.shard).is_none()
+            && self.state.applied().raft.epoch == Some(history.epoch());
         let votes = shard.voters.contains(&self.parts.node_id) || left_behind;
         match self.parts.shards.get(&self.shard) {
-            Some(LocalShard::Voter(voter)) if votes && voter.group.id().epoch == history.epoch() => return,
+            Some(LocalShard::Voter(voter))
+                if votes && voter.group.id().epoch == history.epoch() =>
+            {
+                return;
+            }
             Some(LocalShard::Replica(replica)) if !votes => {
                 if replica.history() != history {
                     replica.follow(history.clone());
@@ -192,16 +207,21 @@ impl Keeper {
             }
             None => {}
         }
-        let (parts, state, past) = (Arc::clone(&self.parts), Arc::clone(&self.state), history.clone());
-        let look_through = move || lost_tail::settle_old_groups(&state, &parts.high_water, &parts.data_dir, &past);
+        let (parts, state, past) =
+            (Arc::clone(&self.parts), Arc::clone(&self.state), history.clone());
+        let look_through =
+            move || lost_tail::settle_old_groups(&state, &parts.high_water, &parts.data_dir, &past);
         if blocking(look_through).await.is_none() {
             return;
         }
         self.settled(&history);
         let epoch = history.epoch();
         let seal = or_fatal(Seal::of(&self.parts.engine, self.shard, epoch));
-        let local =
-            if votes { or_fatal(self.vote(shard, history, seal).await) } else { self.follow(history, seal).await };
+        let local = if votes {
+            or_fatal(self.vote(shard, history, seal).await)
+        } else {
+            self.follow(history, seal).await
+        };
         let Some(local) = local else { return };
         if let Some(seal) = seal {
             self.seal_again(&local, epoch, seal.planned).await;
@@ -213,8 +233,8 @@ impl Keeper {
         self.parts.directory.renew_now();
     }
 
-    /// What this node promised before it restarted, or will be asked to. For a switchover replicas go on; one that
-    /// was sealed has begun so.
+    /// What this node promised before it restarted, or will be asked to. For a switchover replicas
+    /// go on; one that was sealed has begun so.
     async fn seal_again(&self, local: &LocalShard, epoch: Epoch, planned: bool) {
         self.parts.directory.seal(self.shard, epoch);
         match local {
@@ -270,8 +290,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// As a voter: a founder of the epoch's group if it stands at the base while the group is being formed,
-    /// and else a member that the leader seeds. `None`: the node is stopping.
+    /// As a voter: a founder of the epoch's group if it stands at the base while the group is being
+    /// formed, and else a member that the leader seeds. `None`: the node is stopping.
     async fn vote(
         &self,
         shard: &Shard,
@@ -283,20 +303,28 @@ impl Keeper {
         if let Some((_, base)) = history.leaves(self.state.position()) {
             let (keeper, past) = (self.clone(), history.clone());
             let kept = blocking(move || {
-                let kept = lost_tail::save_shipped(&keeper.parts.data_dir, &keeper.state, &past, &keeper.log)?;
+                let kept = lost_tail::save_shipped(
+                    &keeper.parts.data_dir,
+                    &keeper.state,
+                    &past,
+                    &keeper.log,
+                )?;
                 let mark = base.sequence.to_be_bytes();
                 keeper.log.purge_through(u64::MAX, Some((replica::PURGED, &mark)))?;
                 Ok(kept)
             });
             let Some(kept) = kept.await else { return Ok(None) };
             tracing::warn!(%group, %base, kept, "this node is beyond the base: it is seeded afresh");
-        } else if self.state.applied().raft.epoch != Some(group.epoch) && shard.phase == Phase::Forming {
+        } else if self.state.applied().raft.epoch != Some(group.epoch)
+            && shard.phase == Phase::Forming
+        {
             let keeper = self.clone();
             if blocking(move || keeper.join_shipped_log()).await.is_none() {
                 return Ok(None);
             }
             self.reach_base(shard, &history).await;
-            let (state, voters, base) = (Arc::clone(&self.state), shard.voters.clone(), history.base());
+            let (state, voters, base) =
+                (Arc::clone(&self.state), shard.voters.clone(), history.base());
             let high_water = Arc::clone(&self.parts.high_water);
             let form = move || RaftGroup::form(&state, group, &voters, base, Some(&high_water));
             let formed = tokio::task::spawn_blocking(form).await;
@@ -322,8 +350,8 @@ impl Keeper {
             log_cache: self.parts.log_cache.clone(),
         })
         .await?;
-        // What it said when it was sealed is final: it acknowledges nothing any more, whoever leads and has not heard
-        // of the seal.
+        // What it said when it was sealed is final: it acknowledges nothing any more, whoever leads
+        // and has not heard of the seal.
         if seal.is_none_or(|seal| seal.planned) {
             self.parts.raft.register(raft.clone());
         }
@@ -346,8 +374,10 @@ impl Keeper {
             founder,
         }));
         tracing::info!(%group, founder, "this node votes");
-        let first_leader = shard.preferred_leader.or(shard.voters.first().copied()) == Some(self.parts.node_id);
-        let (voters, peers) = (shard.voters.clone(), Arc::clone(&self.parts.peers) as Arc<dyn Peers>);
+        let first_leader =
+            shard.preferred_leader.or(shard.voters.first().copied()) == Some(self.parts.node_id);
+        let (voters, peers) =
+            (shard.voters.clone(), Arc::clone(&self.parts.peers) as Arc<dyn Peers>);
         let stands_first = founder && first_leader;
         // One that has just founded the group has neither been wiped nor promised anything in it.
         let grantor = (!founder).then(|| Arc::clone(&self.parts.directory));
@@ -364,7 +394,8 @@ impl Keeper {
     /// Before the group is opened by one that did not found it now.
     fn prepare_to_be_seeded(&self, group: GroupId, history: &History) -> Result<(), StorageError> {
         if self.log.last()?.is_some_and(|(last, _)| last > history.base().sequence) {
-            // Taken as a replica of this very epoch: it is not applied on top of what the leader sends.
+            // Taken as a replica of this very epoch: it is not applied on top of what the leader
+            // sends.
             let sequence = self.state.flush()?.position.sequence;
             self.log.purge_through(u64::MAX, Some((replica::PURGED, &sequence.to_be_bytes())))?;
         }
@@ -377,8 +408,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// Waits until the shard no longer forms the group of this epoch. Others have founded it then, and their leader
-    /// has a snapshot for who comes later.
+    /// Waits until the shard no longer forms the group of this epoch. Others have founded it then,
+    /// and their leader has a snapshot for who comes later.
     async fn forming_ends(&self, epoch: Epoch) {
         let mut known = self.parts.directory.watch();
         let ended = known.wait_for(|known| {
@@ -391,20 +422,28 @@ impl Keeper {
         }
     }
 
-    /// Pulls what is missing up to the base from whoever has it. Without success the leader's snapshot comes.
+    /// Pulls what is missing up to the base from whoever has it. Without success the leader's
+    /// snapshot comes.
     async fn reach_base(&self, shard: &Shard, history: &History) {
         let base = history.base();
         let (syncer, disk) = (&self.parts.syncer, &*self.parts.disk);
         let target = Target { state: &self.state, log: &self.log, syncer, history, disk };
         for round in 0..PULL_ROUNDS {
             let topology = self.parts.directory.topology();
-            let mut sources: Vec<_> = topology.nodes.values().filter(|node| node.id != self.parts.node_id).collect();
+            let mut sources: Vec<_> =
+                topology.nodes.values().filter(|node| node.id != self.parts.node_id).collect();
             sources.sort_by_key(|node| (node.region != shard.primary_region, node.id));
             for source in sources {
                 if self.state.position().sequence >= base.sequence {
                     return;
                 }
-                let pull = drain::pull(&target, &self.parts.peers, source.id, base, self.forming_ends(history.epoch()));
+                let pull = drain::pull(
+                    &target,
+                    &self.parts.peers,
+                    source.id,
+                    base,
+                    self.forming_ends(history.epoch()),
+                );
                 if let Err(reason) = pull.await {
                     tracing::debug!(shard = %self.shard, round, reason, "no tail from there");
                 }
@@ -421,14 +460,14 @@ impl Keeper {
 pub(crate) enum Vouched {
     /// The other members alone: the directory's own group.
     ByOthers,
-    /// The directory, which knows the folders of nodes; with its name, a lease on the epoch is waited for. A
-    /// voter that restarts has forgotten whether it was sealed, and one that was wiped what it voted: neither
-    /// gets a lease.
+    /// The directory, which knows the folders of nodes; with its name, a lease on the epoch is
+    /// waited for. A voter that restarts has forgotten whether it was sealed, and one that was
+    /// wiped what it voted: neither gets a lease.
     By(Option<Arc<Directory>>),
 }
 
-/// The tasks of a group's member, until the voter's `stop`: it takes part, and a group that stops by itself
-/// stops the process.
+/// The tasks of a group's member, until the voter's `stop`: it takes part, and a group that stops
+/// by itself stops the process.
 pub(crate) fn run_member(
     voter: &Arc<Voter>,
     voters: std::collections::BTreeSet<NodeId>,

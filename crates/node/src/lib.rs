@@ -20,9 +20,9 @@
 //! | `maintenance`, `counters` | flushing, purging, forgetting, gauges; what is measured from the start |
 //! | `wan` | emulated links |
 //!
-//! What always holds here: an answer to a write says what is true and durable, or nothing; a strong read
-//! is served only where leadership was confirmed after the read began. Absent on purpose: HTTP (the
-//! gateway's), rules of shipping (`meridian-shipping`), Raft (`meridian-consensus`).
+//! What always holds here: an answer to a write says what is true and durable, or nothing; a strong
+//! read is served only where leadership was confirmed after the read began. Absent on purpose: HTTP
+//! (the gateway's), rules of shipping (`meridian-shipping`), Raft (`meridian-consensus`).
 
 mod admin_service;
 mod announcements;

@@ -6,7 +6,9 @@ use std::path::Path;
 use bytes::Bytes;
 use meridian_consensus::{forget_group, is_in_use, log_batches_beyond};
 use meridian_proto::batch_header;
-use meridian_storage::{Applied, GroupId, GroupLog, HighWater, RaftApplied, ShardState, StorageError};
+use meridian_storage::{
+    Applied, GroupId, GroupLog, HighWater, RaftApplied, ShardState, StorageError,
+};
 use meridian_types::{Epoch, Position, ShardId};
 
 use crate::history::History;
@@ -41,8 +43,8 @@ pub(crate) fn save_shipped(
     tail.finish()
 }
 
-/// Keeps what the logs of groups of earlier epochs hold beyond where the shard's history left theirs, and
-/// deletes those logs. May be called again after a crash at any point.
+/// Keeps what the logs of groups of earlier epochs hold beyond where the shard's history left
+/// theirs, and deletes those logs. May be called again after a crash at any point.
 pub(crate) fn settle_old_groups(
     state: &ShardState,
     high_water: &HighWater,
@@ -54,7 +56,8 @@ pub(crate) fn settle_old_groups(
         let Some(lowest) = lowest_base(history, *old) else { break };
         let group = GroupId { shard, epoch: *old };
         if !is_in_use(engine, group)? {
-            // Nothing here, or forgotten before: most epochs, at every start and every change of epoch.
+            // Nothing here, or forgotten before: most epochs, at every start and every change of
+            // epoch.
             continue;
         }
         apply_committed(state, group, lowest)?;
@@ -64,9 +67,12 @@ pub(crate) fn settle_old_groups(
         if let (Some((first, _)), Some((last, _))) = (shipped.first()?, shipped.last()?) {
             tail.elsewhere = first..last + 1;
         }
-        log_batches_beyond(engine, group, lowest.sequence, &mut |_, _, bytes: Bytes, committed| {
-            tail.push(&bytes, committed)
-        })?;
+        log_batches_beyond(
+            engine,
+            group,
+            lowest.sequence,
+            &mut |_, _, bytes: Bytes, committed| tail.push(&bytes, committed),
+        )?;
         let batches = tail.finish()?;
         if batches > 0 {
             tracing::warn!(%group, %lowest, batches, "kept what this node's log held and the shard's history lost");
@@ -76,25 +82,34 @@ pub(crate) fn settle_old_groups(
     Ok(())
 }
 
-/// What the group had committed and the history holds is in its log, and was not flushed when the process
-/// ended: without it this node may lack what nobody else has. It stays the group's state: after a crash that kept part
-/// of it, the rest is applied by the next call.
+/// What the group had committed and the history holds is in its log, and was not flushed when the
+/// process ended: without it this node may lack what nobody else has. It stays the group's state:
+/// after a crash that kept part of it, the rest is applied by the next call.
 fn apply_committed(state: &ShardState, group: GroupId, base: Position) -> Result<(), StorageError> {
     let applied = state.applied();
     if applied.raft.epoch != Some(group.epoch) || applied.position.sequence >= base.sequence {
         return Ok(());
     }
     let after = applied.position.sequence;
-    log_batches_beyond(state.engine(), group, after, &mut |sequence, log_id, bytes: Bytes, committed| {
-        if committed && sequence <= base.sequence && sequence == state.position().sequence + 1 {
-            state.apply(&[decode(bytes)?], RaftApplied { log_id: Some(log_id), ..applied.raft.clone() })?;
-        }
-        Ok(())
-    })?;
+    log_batches_beyond(
+        state.engine(),
+        group,
+        after,
+        &mut |sequence, log_id, bytes: Bytes, committed| {
+            if committed && sequence <= base.sequence && sequence == state.position().sequence + 1 {
+                state.apply(
+                    &[decode(bytes)?],
+                    RaftApplied { log_id: Some(log_id), ..applied.raft.clone() },
+                )?;
+            }
+            Ok(())
+        },
+    )?;
     state.flush().map(drop)
 }
 
-/// The lowest of the bases of epochs later than `epoch`: a later epoch may have begun behind less than the next.
+/// The lowest of the bases of epochs later than `epoch`: a later epoch may have begun behind less
+/// than the next.
 fn lowest_base(history: &History, epoch: Epoch) -> Option<Position> {
     let later = history.bases().iter().filter(|(later, _)| *later > epoch);
     later.map(|(_, base)| *base).min_by_key(|base| base.sequence)
@@ -108,7 +123,8 @@ fn header(shard: ShardId, batch: &[u8]) -> Result<Position, StorageError> {
     Ok(batch_header(batch).map_err(corrupt)?.0)
 }
 
-/// What this node has, and the shard's history does not: one file for each epoch that cut some of it off.
+/// What this node has, and the shard's history does not: one file for each epoch that cut some of
+/// it off.
 struct LostTail<'a> {
     data_dir: &'a Path,
     shard: ShardId,
@@ -144,7 +160,8 @@ impl<'a> LostTail<'a> {
         self.end = position;
         let mut stretch = self.stretch(epoch, base, position.sequence)?;
         let transactions = stretch.writer.push(bytes, committed)?;
-        let is_applied = self.state.as_ref().is_some_and(|state| position.sequence <= state.position.sequence);
+        let is_applied =
+            self.state.as_ref().is_some_and(|state| position.sequence <= state.position.sequence);
         if is_applied {
             stretch.applied += transactions;
         } else if committed {
@@ -155,8 +172,15 @@ impl<'a> LostTail<'a> {
     }
 
     /// Takes out that of `epoch`, or begins it with the batch `first`.
-    fn stretch(&mut self, epoch: Epoch, base: Position, first: u64) -> Result<Stretch, StorageError> {
-        if let Some(at) = self.stretches.iter().position(|stretch| stretch.writer.header().epoch == epoch) {
+    fn stretch(
+        &mut self,
+        epoch: Epoch,
+        base: Position,
+        first: u64,
+    ) -> Result<Stretch, StorageError> {
+        if let Some(at) =
+            self.stretches.iter().position(|stretch| stretch.writer.header().epoch == epoch)
+        {
             return Ok(self.stretches.swap_remove(at));
         }
         let writer = OrphanWriter::create(self.data_dir, self.shard, epoch, base)?;
@@ -182,7 +206,9 @@ impl<'a> LostTail<'a> {
                 stretch.writer.set_missing(from, stretch.first - 1, time_ms)?;
             }
             let is_whole = stretch.first <= next;
-            total = total.filter(|_| is_whole).and_then(|total| total.checked_sub(stretch.applied + stretch.ahead));
+            total = total
+                .filter(|_| is_whole)
+                .and_then(|total| total.checked_sub(stretch.applied + stretch.ahead));
             kept += stretch.writer.finish()?.batches;
             // Below lies what a later epoch cut deeper.
             (end, time_ms) = (base, 0);
@@ -264,7 +290,8 @@ mod tests {
 
         /// Votes in the group of `epoch`, alone, and writes batches up to `through`.
         async fn vote(&self, epoch: u16, through: u64) {
-            let (group, voters) = (GroupId { shard: SHARD, epoch: Epoch(epoch) }, BTreeSet::from([1]));
+            let (group, voters) =
+                (GroupId { shard: SHARD, epoch: Epoch(epoch) }, BTreeSet::from([1]));
             RaftGroup::form(&self.state, group, &voters, self.state.position(), None).unwrap();
             let nobody: Arc<dyn Peers> = Arc::new(Nobody);
             let opened = RaftGroup::open(RaftGroupOptions {
@@ -275,12 +302,17 @@ mod tests {
                 high_water: None,
                 peers: Arc::clone(&nobody),
                 transfer: Arc::new(NoStates),
-                timing: RaftTiming { heartbeat_ms: 20, election_timeout_min_ms: 60, election_timeout_max_ms: 90 },
+                timing: RaftTiming {
+                    heartbeat_ms: 20,
+                    election_timeout_min_ms: 60,
+                    election_timeout_max_ms: 90,
+                },
                 log_cache: LogCache::default(),
             });
             let opened = opened.await.unwrap();
             opened.take_part(&voters, &nobody, false).await.unwrap();
-            let leads = || opened.leadership().is_ok_and(|leads| leads.term == opened.applied().borrow().1);
+            let leads =
+                || opened.leadership().is_ok_and(|leads| leads.term == opened.applied().borrow().1);
             while !leads() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -312,7 +344,8 @@ mod tests {
             orphans::list(self.folder.path()).unwrap().into_iter().map(file).collect()
         }
 
-        /// What it shows for the report of an epoch that began behind `base`: committed, and at most.
+        /// What it shows for the report of an epoch that began behind `base`: committed, and at
+        /// most.
         fn shown(&self, epoch: u16, base: u64) -> Option<(u64, u64)> {
             let report = report(Epoch(epoch), base, 2 * base);
             let mut known = orphans::KnownOrphans::default();
@@ -324,15 +357,28 @@ mod tests {
 
     fn history(bases: &[(u16, Position)]) -> History {
         let first = (Epoch::FIRST, Position::ZERO);
-        History::new([first].into_iter().chain(bases.iter().map(|(epoch, base)| (Epoch(*epoch), *base))).collect())
+        History::new(
+            [first]
+                .into_iter()
+                .chain(bases.iter().map(|(epoch, base)| (Epoch(*epoch), *base)))
+                .collect(),
+        )
     }
 
-    fn file(epoch: u16, base: u64, held: impl IntoIterator<Item = u64>) -> (String, Vec<u64>, (u64, u64)) {
+    fn file(
+        epoch: u16,
+        base: u64,
+        held: impl IntoIterator<Item = u64>,
+    ) -> (String, Vec<u64>, (u64, u64)) {
         let name = format!("shard-3-epoch-{epoch}-base-{base}-1.orphans");
         (name, held.into_iter().collect(), (0, 0))
     }
 
-    fn lacking(mut file: (String, Vec<u64>, (u64, u64)), from: u64, through: u64) -> (String, Vec<u64>, (u64, u64)) {
+    fn lacking(
+        mut file: (String, Vec<u64>, (u64, u64)),
+        from: u64,
+        through: u64,
+    ) -> (String, Vec<u64>, (u64, u64)) {
         file.2 = (from, through);
         file
     }
@@ -371,8 +417,8 @@ mod tests {
         assert_eq!((node.shown(2, 10), node.shown(3, 8)), (Some((0, 0)), Some((2, 2))));
     }
 
-    /// What was committed was not flushed when the process ended. The next one applies it, and ends as well; the one
-    /// behind that finds any part of it.
+    /// What was committed was not flushed when the process ended. The next one applies it, and ends
+    /// as well; the one behind that finds any part of it.
     #[tokio::test]
     async fn what_was_committed_is_applied_also_if_a_crash_kept_part_of_it() {
         let (base, written) = (at(1, 8), Arc::new(MemoryEngine::default()));
@@ -451,7 +497,10 @@ mod tests {
         node.take(1, 13);
         node.purge(11);
         node.settle(&deeper());
-        assert_eq!(node.kept(), [lacking(file(2, 10, 12..=13), 11, 11), lacking(file(3, 8, []), 9, 10)]);
+        assert_eq!(
+            node.kept(),
+            [lacking(file(2, 10, 12..=13), 11, 11), lacking(file(3, 8, []), 9, 10)]
+        );
         assert_eq!((node.shown(2, 10), node.shown(3, 8)), (Some((6, 6)), None));
     }
 }

@@ -40,8 +40,8 @@ const RECLAIM_BYTES_PER_SECOND: u64 = 32 << 20;
 const LEASE_CHECK: Duration = Duration::from_millis(250);
 /// A leader whose lease ends sooner hands over.
 const LEASE_LOW: Duration = Duration::from_millis(1200);
-/// Nobody is handed the leadership whose lease ends sooner. Beyond the other by more than leases of the same time
-/// are apart, so that nothing is handed over when the directory is silent to all.
+/// Nobody is handed the leadership whose lease ends sooner. Beyond the other by more than leases of
+/// the same time are apart, so that nothing is handed over when the directory is silent to all.
 const LEASE_GOOD: Duration = Duration::from_millis(1900);
 const MEMBERS: Duration = Duration::from_secs(1);
 const PREFERRED_LEADER: Duration = Duration::from_secs(10);
@@ -49,16 +49,19 @@ const PREFERRED_LEADER: Duration = Duration::from_secs(10);
 const PURGE_AT_LEAST: u64 = 1000;
 /// Kept in any case: what a member or replica lacks that was away for a moment.
 pub(crate) const KEEP_BATCHES: u64 = 1000;
-/// Logs are kept for copies that take long only while so much disk is free: beyond, a copy may have to begin anew.
+/// Logs are kept for copies that take long only while so much disk is free: beyond, a copy may have
+/// to begin anew.
 const COPY_FREE_BYTES: u64 = 4 * MIN_FREE_BYTES;
 /// The same for the directory's own group, each of whose batches holds the whole cluster.
 const DIRECTORY_KEEP_BATCHES: u64 = 100;
 /// Twice as long as request ids must be remembered.
-const FORGET_AFTER: Duration = Duration::from_millis(meridian_types::limits::REQUEST_ID_RETENTION_MS * 2);
+const FORGET_AFTER: Duration =
+    Duration::from_millis(meridian_types::limits::REQUEST_ID_RETENTION_MS * 2);
 /// A preferred leader that lags by more is not handed the leadership.
 const HANDOVER_LAG_BATCHES: u64 = 100;
 
-/// While writes are refused for want of disk, memtables are flushed from so many bytes on, so often at most.
+/// While writes are refused for want of disk, memtables are flushed from so many bytes on, so often
+/// at most.
 const FLUSHED_ON_A_LOW_DISK_BYTES: u64 = 8 << 20;
 const FLUSH_ON_A_LOW_DISK: Duration = Duration::from_secs(2);
 
@@ -77,7 +80,8 @@ pub(crate) struct Maintenance {
     pub(crate) clocks: Clocks,
     pub(crate) log_retention_bytes: u64,
     pub(crate) changing: Mutex<HashMap<ShardId, VoterChange>>,
-    /// The epoch and term in which this node was last seen to lead, and since when, on the directory's clock.
+    /// The epoch and term in which this node was last seen to lead, and since when, on the
+    /// directory's clock.
     pub(crate) leading: Mutex<HashMap<ShardId, (Epoch, u64, Duration)>>,
     pub(crate) applied: Mutex<HashMap<ShardId, VecDeque<(Instant, RequestsSoFar)>>>,
     pub(crate) lags: Mutex<LagGauges>,
@@ -90,10 +94,12 @@ impl Maintenance {
         let this = Arc::new(self);
         let every = |period: Duration, work: fn(Arc<Self>) -> Work| {
             let (this, stop) = (Arc::clone(&this), stop.clone());
-            // Nodes that were started together, and may share a disk, do not flush and purge together.
+            // Nodes that were started together, and may share a disk, do not flush and purge
+            // together.
             let phase = period * u32::try_from(this.node_id % 8).unwrap_or(0) / 8;
             tokio::spawn(async move {
-                let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + phase, period);
+                let mut ticks =
+                    tokio::time::interval_at(tokio::time::Instant::now() + phase, period);
                 ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
                 loop {
                     tokio::select! {
@@ -113,7 +119,9 @@ impl Maintenance {
             every(PREFERRED_LEADER, |this| Box::pin(this.hand_over())),
             every(LEASE_CHECK, |this| Box::pin(this.hand_over_without_lease())),
             every(MEMBERS, |this| Box::pin(async move { this.settle_members() })),
-            every(FORGET_AFTER / 20, |this| Box::pin(async move { this.forget_requests(Instant::now()) })),
+            every(FORGET_AFTER / 20, |this| {
+                Box::pin(async move { this.forget_requests(Instant::now()) })
+            }),
         ];
         // On a thread of its own, which is all that wakes for a look.
         let (weak, stop) = (Arc::downgrade(&this), stop.clone());
@@ -144,7 +152,9 @@ impl Maintenance {
         let statuses = self.shards.all().into_iter().map(|(id, shard)| {
             let status = status_to_wire(id, &shard.own_status(self.node_id));
             let may_lead = match &shard {
-                LocalShard::Voter(voter) => voter.group.votes() && self.keeps_lease(id, voter, LEASE_GOOD),
+                LocalShard::Voter(voter) => {
+                    voter.group.votes() && self.keeps_lease(id, voter, LEASE_GOOD)
+                }
                 LocalShard::Replica(_) => false,
             };
             // Also a voter that its leader seeds: everybody keeps the log for it meanwhile.
@@ -152,7 +162,8 @@ impl Maintenance {
             Status { may_lead, fetching_snapshot, ..status }
         });
         let statuses = statuses.collect();
-        let checkpoints = self.shards.all().into_iter().map(|(_, shard)| checkpoint(self.node_id, shard.state()));
+        let checkpoints =
+            self.shards.all().into_iter().map(|(_, shard)| checkpoint(self.node_id, shard.state()));
         let room = self.disk.room();
         let request = AnnounceRequest {
             statuses,
@@ -166,7 +177,11 @@ impl Maintenance {
         let topology = self.directory.topology();
         let others = || topology.nodes.keys().copied().filter(|node| *node != self.node_id);
         self.clocks.set_others(others());
-        let with = topology.shards.values().map(|shard| &shard.voters).filter(|voters| voters.contains(&self.node_id));
+        let with = topology
+            .shards
+            .values()
+            .map(|shard| &shard.voters)
+            .filter(|voters| voters.contains(&self.node_id));
         let with: BTreeSet<NodeId> = with.flatten().copied().collect();
         let others = others().map(|node| (node, with.contains(&node)));
         self.announcements.say((Instant::now(), wall_ms()), request, others, &self.peers);
@@ -175,8 +190,8 @@ impl Maintenance {
     async fn persist_marks(self: Arc<Self>) {
         let persisted = tokio::task::spawn_blocking(move || {
             or_fatal(self.high_water.persist());
-            // What nobody waited for, as how far the log is known to be committed: a process that is killed leaves it
-            // behind.
+            // What nobody waited for, as how far the log is known to be committed: a process that
+            // is killed leaves it behind.
             or_fatal(self.engine.write_out());
             self.exchange.prune(self.disk.takes_nothing());
         });
@@ -184,15 +199,17 @@ impl Maintenance {
         drop(persisted.await);
     }
 
-    /// Everything here whose log and request ids grow: also the directory's own group, which nobody is to find among
-    /// the shards.
+    /// Everything here whose log and request ids grow: also the directory's own group, which nobody
+    /// is to find among the shards.
     fn kept(&self) -> Vec<(ShardId, LocalShard)> {
-        let directory = self.directory_voter.read().as_ref().map(|directory| Arc::clone(&directory.voter));
+        let directory =
+            self.directory_voter.read().as_ref().map(|directory| Arc::clone(&directory.voter));
         let directory = directory.map(|voter| (DIRECTORY_GROUP.shard, LocalShard::Voter(voter)));
         self.shards.all().into_iter().chain(directory).collect()
     }
 
-    /// The sequence up to which the log is not needed by whoever copies this shard's state, from here or elsewhere.
+    /// The sequence up to which the log is not needed by whoever copies this shard's state, from
+    /// here or elsewhere.
     fn needed_by_copies(&self, shard: ShardId, followers: &Followers) -> u64 {
         let needed = [self.exchange.needs_log_after(shard), followers.needs_log_after()];
         let Some(after) = needed.into_iter().flatten().min() else { return u64::MAX };
@@ -212,9 +229,10 @@ impl Maintenance {
         drop(tokio::task::spawn_blocking(move || self.check_the_disk()).await);
     }
 
-    /// Writes would have memtables flushed, and are refused; and the log that is also in them takes room as long. Not
-    /// where the disk might not hold what is flushed: that would stop the process. Beside the looks at the disk, which
-    /// wait for nothing: voters go on appending meanwhile.
+    /// Writes would have memtables flushed, and are refused; and the log that is also in them takes
+    /// room as long. Not where the disk might not hold what is flushed: that would stop the
+    /// process. Beside the looks at the disk, which wait for nothing: voters go on appending
+    /// meanwhile.
     async fn flush_on_a_low_disk(self: Arc<Self>) {
         let flushed = tokio::task::spawn_blocking(move || {
             let is_worth_it = || self.engine.memtable_bytes() > FLUSHED_ON_A_LOW_DISK_BYTES;
@@ -239,7 +257,8 @@ impl Maintenance {
                 true => (DIRECTORY_KEEP_BATCHES, DIRECTORY_KEEP_BATCHES),
                 false => (KEEP_BATCHES, PURGE_AT_LEAST),
             };
-            let retention = followers.retention(applied.saturating_sub(keep), self.log_retention_bytes);
+            let retention =
+                followers.retention(applied.saturating_sub(keep), self.log_retention_bytes);
             let through = retention.purge_through.min(self.needed_by_copies(*id, &followers));
             let first = or_fatal(shard.purged()) + 1;
             if through < first + at_least {
@@ -264,19 +283,24 @@ impl Maintenance {
                     followers.forget_through(through);
                     tracing::debug!(shard = %id, through, "purged the log");
                 }
-                Err(StorageError::Refused(reason)) => tracing::warn!(shard = %id, reason, "the log was not purged"),
+                Err(StorageError::Refused(reason)) => {
+                    tracing::warn!(shard = %id, reason, "the log was not purged")
+                }
                 // A flush that failed is never tried again.
                 Err(error) => fatal(&error),
             }
         }
     }
 
-    /// Gives the disk back what dropped databases took, one shard after the other, on a thread that may block.
+    /// Gives the disk back what dropped databases took, one shard after the other, on a thread that
+    /// may block.
     async fn reclaim(self: Arc<Self>) {
         let reclaimed = tokio::task::spawn_blocking(move || {
             for state in self.shards.states() {
                 match state.reclaim_dropped(&mut |bytes| self.pace(bytes)) {
-                    Ok(true) => tracing::info!(shard = %state.shard(), "the disk has back what dropped databases took"),
+                    Ok(true) => {
+                        tracing::info!(shard = %state.shard(), "the disk has back what dropped databases took")
+                    }
                     // The node stops, or a snapshot takes the state's place: looked for anew.
                     Ok(false) | Err(StorageError::Refused(_) | StorageError::NoFamily(_)) => {}
                     Err(error) => fatal(&error),
@@ -289,7 +313,8 @@ impl Maintenance {
 
     /// Blocks for as long as so many bytes may take; at once, with a break, when the node stops.
     fn pace(&self, bytes: u64) -> ControlFlow<()> {
-        let until = Instant::now() + Duration::from_secs_f64(bytes as f64 / RECLAIM_BYTES_PER_SECOND as f64);
+        let until = Instant::now()
+            + Duration::from_secs_f64(bytes as f64 / RECLAIM_BYTES_PER_SECOND as f64);
         while Instant::now() < until && !self.stop.is_cancelled() {
             std::thread::sleep(Duration::from_millis(50));
         }
@@ -307,7 +332,8 @@ impl Maintenance {
             if voter.group.leadership().is_err() {
                 continue;
             }
-            let followers = self.shards.followers(id).map(|followers| followers.lags()).unwrap_or_default();
+            let followers =
+                self.shards.followers(id).map(|followers| followers.lags()).unwrap_or_default();
             lags.extend(followers.into_iter().map(|follower| ((*id, follower.node), follower.lag)));
         }
         self.lags.lock().show(lags);
@@ -319,7 +345,9 @@ impl Maintenance {
         for (id, shard) in &self.shards.all() {
             let LocalShard::Voter(voter) = shard else { continue };
             let preferred = topology.shards.get(id).and_then(|shard| shard.preferred_leader);
-            let Some(preferred) = preferred.filter(|preferred| *preferred != self.node_id) else { continue };
+            let Some(preferred) = preferred.filter(|preferred| *preferred != self.node_id) else {
+                continue;
+            };
             if voter.group.leadership().is_err() || !self.is_well(*id, preferred, voter) {
                 continue;
             }
@@ -334,25 +362,32 @@ impl Maintenance {
         let applied = voter.state.position().sequence;
         let Some(followers) = self.shards.followers(&shard) else { return false };
         let near = |durable: u64| durable + HANDOVER_LAG_BATCHES >= applied;
-        let is_near = |follower: &FollowerLag| follower.node == node && follower.may_lead && near(follower.durable);
+        let is_near = |follower: &FollowerLag| {
+            follower.node == node && follower.may_lead && near(follower.durable)
+        };
         followers.lags().iter().any(is_near) && followers.may_take_over(node, &voter.group.voters())
     }
 
     /// Whether this node's lease on the voter's epoch has so much time to go.
     fn keeps_lease(&self, shard: ShardId, voter: &Voter, at_least: Duration) -> bool {
         let epoch = voter.group.id().epoch;
-        self.directory.lease_remaining(shard).is_some_and(|(leased, left)| leased == epoch && left >= at_least)
+        self.directory
+            .lease_remaining(shard)
+            .is_some_and(|(leased, left)| leased == epoch && left >= at_least)
     }
 
-    /// A leader that the directory does not hear may not answer anybody soon: another voter may. It has nothing to lose
-    /// if that one is lost too.
+    /// A leader that the directory does not hear may not answer anybody soon: another voter may. It
+    /// has nothing to lose if that one is lost too.
     async fn hand_over_without_lease(self: Arc<Self>) {
         for (id, shard) in &self.shards.all() {
             let LocalShard::Voter(voter) = shard else { continue };
             if voter.group.leadership().is_err() || self.keeps_lease(*id, voter, LEASE_LOW) {
                 continue;
             }
-            let Some(heir) = self.shards.followers(id).and_then(|followers| followers.heir()) else { continue };
+            let Some(heir) = self.shards.followers(id).and_then(|followers| followers.heir())
+            else {
+                continue;
+            };
             tracing::warn!(shard = %id, to = heir, "this leader loses its lease: handing over");
             if let Err(error) = voter.group.transfer_leadership(heir).await {
                 tracing::warn!(shard = %id, %error, "leadership could not be handed over");
@@ -365,18 +400,26 @@ impl Maintenance {
         for (id, shard) in self.shards.all() {
             let LocalShard::Voter(voter) = shard else { continue };
             // Asked before the directory's word is looked at, which is at least as new then.
-            let is_sure = self.leads_since(id, &voter).is_some_and(|since| self.directory.knows_all_until(since));
-            let Some(wanted) = self.directory.shard(id).filter(|shard| shard.epoch == voter.group.id().epoch) else {
+            let is_sure = self
+                .leads_since(id, &voter)
+                .is_some_and(|since| self.directory.knows_all_until(since));
+            let Some(wanted) =
+                self.directory.shard(id).filter(|shard| shard.epoch == voter.group.id().epoch)
+            else {
                 continue;
             };
             let mut changing = self.changing.lock();
             // First of all: one that goes on would lead the group to where it is no longer to be.
-            if let Some((_, change)) = changing.get(&id).filter(|(goal, _)| *goal != wanted.voters) {
+            if let Some((_, change)) = changing.get(&id).filter(|(goal, _)| *goal != wanted.voters)
+            {
                 change.abort();
                 changing.remove(&id);
             }
             let is_under_way = changing.get(&id).is_some_and(|(_, change)| !change.is_finished());
-            if !is_sure || is_under_way || voter.group.settled_voters().as_ref() == Some(&wanted.voters) {
+            if !is_sure
+                || is_under_way
+                || voter.group.settled_voters().as_ref() == Some(&wanted.voters)
+            {
                 continue;
             }
             if voter.group.voters() != wanted.voters {
@@ -392,26 +435,30 @@ impl Maintenance {
         }
     }
 
-    /// Since when, on the directory's clock, this node leads, if it does. What it knew of the cluster before may have
-    /// been taken back since, and settled by the leader before it.
+    /// Since when, on the directory's clock, this node leads, if it does. What it knew of the
+    /// cluster before may have been taken back since, and settled by the leader before it.
     fn leads_since(&self, shard: ShardId, voter: &Voter) -> Option<Duration> {
         let (epoch, term) = (voter.group.id().epoch, voter.group.leadership().ok()?.term);
         let (now, mut leading) = (self.directory.now(), self.leading.lock());
         // The group of each epoch counts its terms anew.
-        let known = leading.get(&shard).filter(|(in_epoch, in_term, _)| (*in_epoch, *in_term) == (epoch, term));
+        let known = leading
+            .get(&shard)
+            .filter(|(in_epoch, in_term, _)| (*in_epoch, *in_term) == (epoch, term));
         let since = known.map_or(now, |(.., since)| *since);
         leading.insert(shard, (epoch, term, since));
         Some(since)
     }
 
-    /// Lets go of request ids by how long ago, on this node's monotonic clock, they were applied here: no
-    /// jump of a wall clock forgets one too soon.
+    /// Lets go of request ids by how long ago, on this node's monotonic clock, they were applied
+    /// here: no jump of a wall clock forgets one too soon.
     fn forget_requests(&self, now: Instant) {
         let mut applied = self.applied.lock();
         for (id, shard) in self.kept() {
             let samples = applied.entry(id).or_default();
             samples.push_back((now, shard.state().requests_so_far()));
-            while samples.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) >= FORGET_AFTER)
+            while samples
+                .front()
+                .is_some_and(|(at, _)| now.saturating_duration_since(*at) >= FORGET_AFTER)
                 && let Some((_, requests)) = samples.pop_front()
             {
                 tracing::debug!(shard = %id, ?requests, "request ids may be forgotten");

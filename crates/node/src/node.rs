@@ -12,7 +12,8 @@ use meridian_memory::{ByteBudget, Shares, default_max_bytes};
 use meridian_proto::admin::admin_server::AdminServer;
 use meridian_proto::directory::directory_server::DirectoryServer;
 use meridian_storage::{
-    Durability, Engine, HighWater, RocksEngine, RocksOptions, StorageError, Syncer, WriteBatch, schema,
+    Durability, Engine, HighWater, RocksEngine, RocksOptions, StorageError, Syncer, WriteBatch,
+    schema,
 };
 use meridian_types::{Consistency, DatabaseId, NodeId, ReadRange, ShardId};
 use parking_lot::{Mutex, RwLock};
@@ -29,8 +30,8 @@ use crate::clocks::Clocks;
 use crate::config::{ConfigError, GatewaySettings, ListenPurpose, NodeConfig, TokenConfig};
 use crate::control::{Connections, ControlRuntime, adopt, divide};
 use crate::directory::{
-    DIRECTORY_GROUP, Directory, DirectoryPart, DirectoryService, DirectoryVoter, Follower, LeaseRenewal,
-    founded_cluster, incarnation, load_cluster,
+    DIRECTORY_GROUP, Directory, DirectoryPart, DirectoryService, DirectoryVoter, Follower,
+    LeaseRenewal, founded_cluster, incarnation, load_cluster,
 };
 use crate::disk::{self, DiskGuard};
 use crate::failover_service::FailoverService;
@@ -55,7 +56,8 @@ use crate::write_calls::WriteCalls;
 /// How long a gateway stays closed while the node applies again what it had not flushed.
 const RECOVERY: Duration = Duration::from_secs(3);
 
-/// Of the headroom, for the compression of streams of log: 14 at the least, where they come from or where they go to.
+/// Of the headroom, for the compression of streams of log: 14 at the least, where they come from or
+/// where they go to.
 const STREAMS_PART: usize = 8;
 
 /// Where `meta` keeps whose data folder this is.
@@ -74,10 +76,11 @@ pub enum StartError {
     Invalid(String),
 }
 
-/// gRPC connections, as far as the process may open files. Another node opens a handful; in `meridian dev` all come from
-/// one address.
+/// gRPC connections, as far as the process may open files. Another node opens a handful; in
+/// `meridian dev` all come from one address.
 const RPC_CONNECTIONS: usize = 1024;
-/// Of each other node, whoever has taken the rest: more than it opens, with gateways on its machine.
+/// Of each other node, whoever has taken the rest: more than it opens, with gateways on its
+/// machine.
 const RPC_CONNECTIONS_OF_A_NODE: usize = 32;
 
 /// A running node.
@@ -119,13 +122,20 @@ impl Node {
         let incarnation = incarnation(&engine).map_err(folder)?;
         let founds = remembered.is_none() && !config.join;
         let cluster = remembered.unwrap_or_else(|| first.clone());
-        let control =
-            ControlRuntime::start().map_err(|error| StartError::Invalid(format!("cannot start threads: {error}")))?;
-        let peers = peer_channels(&Topology::of(&cluster), dial, &config.dial, Some(control.handle().clone()))?;
+        let control = ControlRuntime::start()
+            .map_err(|error| StartError::Invalid(format!("cannot start threads: {error}")))?;
+        let peers = peer_channels(
+            &Topology::of(&cluster),
+            dial,
+            &config.dial,
+            Some(control.handle().clone()),
+        )?;
         let founder = (!config.join).then(|| (node_id, config.node.name.clone()));
-        let directory = Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, founder));
+        let directory =
+            Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, founder));
         let syncer = Arc::new(Syncer::start(Arc::clone(&engine)).map_err(folder)?);
-        let high_water = Arc::new(HighWater::open(config.data_dir.join("high-water")).map_err(folder)?);
+        let high_water =
+            Arc::new(HighWater::open(config.data_dir.join("high-water")).map_err(folder)?);
         let shards = Arc::new(ShardTable::default());
         let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
         let transfer = Arc::clone(&exchange) as Arc<dyn StateTransfer>;
@@ -170,7 +180,11 @@ impl Node {
         let services = Services {
             gate: ClusterGate { directory: Arc::clone(&directory) },
             raft,
-            shard: ShardService { shards: Arc::clone(&shards), writes: Arc::clone(&writes), turns: Arc::default() },
+            shard: ShardService {
+                shards: Arc::clone(&shards),
+                writes: Arc::clone(&writes),
+                turns: Arc::default(),
+            },
             shipping: ShippingService {
                 clocks: clocks.clone(),
                 node_id,
@@ -188,7 +202,10 @@ impl Node {
                 clocks: clocks.clone(),
                 disk: Arc::clone(&disk),
             },
-            directory: DirectoryService { directory: Arc::clone(&directory), voter: Arc::clone(&directory_voter) },
+            directory: DirectoryService {
+                directory: Arc::clone(&directory),
+                voter: Arc::clone(&directory_voter),
+            },
             failover: FailoverService {
                 directory: Arc::clone(&directory),
                 shards: Arc::clone(&shards),
@@ -202,10 +219,16 @@ impl Node {
         tokio::spawn(look_up(directory.watch(), members));
         let rpc_server = services.start(rpc, incoming, control.handle(), &stop_rpc)?;
 
-        let part = DirectoryPart { keepers: Arc::clone(&keepers), first, founds, voter: Arc::clone(&directory_voter) };
+        let part = DirectoryPart {
+            keepers: Arc::clone(&keepers),
+            first,
+            founds,
+            voter: Arc::clone(&directory_voter),
+        };
         let taken = control.handle().spawn(async move { part.take().await.map(|()| part) });
         let taken = taken.await.map_err(|stopped| StartError::Invalid(stopped.to_string()))?;
-        let part = taken.map_err(|cause| StartError::Shard { shard: DIRECTORY_GROUP.shard, cause })?;
+        let part =
+            taken.map_err(|cause| StartError::Shard { shard: DIRECTORY_GROUP.shard, cause })?;
         tasks.push(control.handle().spawn(part.keep()));
         tasks.push(tokio::spawn(keep_all(Arc::clone(&keepers))));
         let follower = Follower {
@@ -231,8 +254,8 @@ impl Node {
         };
         tasks.push(control.handle().spawn(renewal.run(stop.clone())));
 
-        // Before the gateway opens, so that its eventual reads are not older than before a restart. Strong
-        // ones wait by themselves.
+        // Before the gateway opens, so that its eventual reads are not older than before a restart.
+        // Strong ones wait by themselves.
         drop(tokio::time::timeout(RECOVERY, recovered(&directory, &shards)).await);
         let nodes = ClusterNodes {
             local: Arc::clone(&shards),
@@ -332,19 +355,26 @@ impl Node {
     /// # Errors
     /// When that takes longer than a request may.
     pub async fn ready(&self) -> Result<(), StartError> {
-        let databases: Vec<DatabaseId> = self.directory.topology().databases.keys().copied().collect();
+        let databases: Vec<DatabaseId> =
+            self.directory.topology().databases.keys().copied().collect();
         for database in databases {
-            let ranges =
-                vec![ReadRange { start: Bytes::new(), end: Bytes::from_static(&[0]), limit: 1, reverse: false }];
+            let ranges = vec![ReadRange {
+                start: Bytes::new(),
+                end: Bytes::from_static(&[0]),
+                limit: 1,
+                reverse: false,
+            }];
             let read = Read { database, consistency: Consistency::Strong, ranges };
             let ready = self.router.read(read).await;
-            ready.map_err(|unavailable| StartError::Invalid(format!("{}: {}", self.name, unavailable.reason)))?;
+            ready.map_err(|unavailable| {
+                StartError::Invalid(format!("{}: {}", self.name, unavailable.reason))
+            })?;
         }
         Ok(())
     }
 
-    /// Hands over what it leads, finishes requests, and flushes. What is not finished by then is safe: it is
-    /// in the log, or was never acknowledged.
+    /// Hands over what it leads, finishes requests, and flushes. What is not finished by then is
+    /// safe: it is in the log, or was never acknowledged.
     pub async fn stop(self) {
         self.hand_over().await;
         self.stop.cancel();
@@ -380,18 +410,24 @@ impl Node {
         tracing::info!(node = %self.name, "the node has stopped");
     }
 
-    /// To the voter that has most, so that clients wait for no election. If nobody takes over, one follows.
+    /// To the voter that has most, so that clients wait for no election. If nobody takes over, one
+    /// follows.
     async fn hand_over(&self) {
-        let directory =
-            self.directory_voter.read().clone().filter(|directory| directory.voter.group.leadership().is_ok());
+        let directory = self
+            .directory_voter
+            .read()
+            .clone()
+            .filter(|directory| directory.voter.group.leadership().is_ok());
         if let Some(directory) = directory {
             // Whoever else votes: none of them is known to be behind.
-            let heir = directory.voter.group.voters().into_iter().find(|voter| *voter != self.node_id);
+            let heir =
+                directory.voter.group.voters().into_iter().find(|voter| *voter != self.node_id);
             hand_over_to(&directory.voter, heir).await;
         }
         for (id, shard) in self.shards.all() {
             let LocalShard::Voter(voter) = shard else { continue };
-            hand_over_to(&voter, self.shards.followers(&id).and_then(|followers| followers.heir())).await;
+            hand_over_to(&voter, self.shards.followers(&id).and_then(|followers| followers.heir()))
+                .await;
         }
     }
 }
@@ -431,7 +467,8 @@ impl Services {
         control: &Handle,
         stop: &CancellationToken,
     ) -> Result<Vec<JoinHandle<()>>, StartError> {
-        let unusable = |error: std::io::Error| StartError::Invalid(format!("the gRPC listener: {error}"));
+        let unusable =
+            |error: std::io::Error| StartError::Invalid(format!("the gRPC listener: {error}"));
         let listener = listener.into_std().map_err(unusable)?;
         let (of_control, others) = {
             let _there = control.enter();
@@ -457,7 +494,9 @@ impl Services {
             .add_service(self.shard.into_server())
             .add_service(self.shipping.into_server())
             .add_service(AdminServer::new(self.admin))
-            .add_service(DirectoryServer::new(self.directory).max_decoding_message_size(MAX_MESSAGE_BYTES))
+            .add_service(
+                DirectoryServer::new(self.directory).max_decoding_message_size(MAX_MESSAGE_BYTES),
+            )
             .add_service(self.failover.into_server());
         // Connections end with the process: streams of the log never end by themselves.
         tokio::select! {
@@ -469,7 +508,8 @@ impl Services {
     }
 }
 
-/// Waits until every shard that is known has its part here, and what was committed before is applied again.
+/// Waits until every shard that is known has its part here, and what was committed before is
+/// applied again.
 async fn recovered(directory: &Directory, shards: &ShardTable) {
     loop {
         let expected = directory.topology().shards.len();
@@ -494,7 +534,8 @@ pub(crate) fn max_memory_bytes(max_memory_mb: Option<u64>) -> usize {
 
 async fn open_engine(config: &NodeConfig, shares: &Shares) -> Result<Arc<dyn Engine>, StartError> {
     let path = config.data_dir.join("db");
-    let options = RocksOptions { block_cache_bytes: shares.block_cache, memtable_bytes: shares.memtables };
+    let options =
+        RocksOptions { block_cache_bytes: shares.block_cache, memtable_bytes: shares.memtables };
     let node_id = config.node.id;
     let opened = tokio::task::spawn_blocking(move || open_owned(&path, options, node_id)).await;
     match opened {
@@ -505,7 +546,11 @@ async fn open_engine(config: &NodeConfig, shares: &Shares) -> Result<Arc<dyn Eng
 }
 
 /// Opens the database and makes sure that it is this node's.
-fn open_owned(path: &Path, options: RocksOptions, node_id: NodeId) -> Result<Arc<dyn Engine>, StorageError> {
+fn open_owned(
+    path: &Path,
+    options: RocksOptions,
+    node_id: NodeId,
+) -> Result<Arc<dyn Engine>, StorageError> {
     let file = |source| StorageError::File { path: path.display().to_string(), source };
     std::fs::create_dir_all(path).map_err(file)?;
     if let Some(folder) = path.parent() {
@@ -517,14 +562,20 @@ fn open_owned(path: &Path, options: RocksOptions, node_id: NodeId) -> Result<Arc
     match engine.get(schema::META_FAMILY, NODE_KEY)? {
         None => {
             let mut writes = WriteBatch::default();
-            writes.put(&schema::META_FAMILY.into(), NODE_KEY.to_vec(), node_id.to_be_bytes().to_vec());
+            writes.put(
+                &schema::META_FAMILY.into(),
+                NODE_KEY.to_vec(),
+                node_id.to_be_bytes().to_vec(),
+            );
             engine.write(writes, Durability::Logged)?;
             engine.sync()?;
         }
         Some(owner) if owner.as_ref() == node_id.to_be_bytes() => {}
         Some(owner) => {
             let owner = owner.as_ref().try_into().map_or(0, u64::from_be_bytes);
-            return Err(StorageError::Refused(format!("it belongs to node {owner}, this is node {node_id}")));
+            return Err(StorageError::Refused(format!(
+                "it belongs to node {owner}, this is node {node_id}"
+            )));
         }
     }
     Ok(engine)
@@ -534,7 +585,10 @@ fn data_folder(config: &NodeConfig, error: &StorageError) -> StartError {
     StartError::DataFolder { path: config.data_dir.display().to_string(), cause: error.to_string() }
 }
 
-pub(crate) async fn listen(address: &str, purpose: ListenPurpose) -> Result<TcpListener, StartError> {
+pub(crate) async fn listen(
+    address: &str,
+    purpose: ListenPurpose,
+) -> Result<TcpListener, StartError> {
     let bound = TcpListener::bind(address).await;
     bound.map_err(|cause| {
         let cause = outgoing_ports::explain(cause, address);
@@ -558,21 +612,32 @@ pub(crate) fn peer_channels(
         Some(dial) => Arc::new(move |node| dial(node).or_else(|| configured.get(&node).cloned())),
         None => Arc::new(move |node| configured.get(&node).cloned()),
     };
-    let invalid = |node| StartError::Invalid(format!("the address of node {node} cannot be dialled"));
+    let invalid =
+        |node| StartError::Invalid(format!("the address of node {node} cannot be dialled"));
     Ok(Arc::new(PeerChannels::with_control(topology, dial, control).map_err(invalid)?))
 }
 
 /// What the tokens of a configuration open.
 pub(crate) fn configured_access(tokens: &[TokenConfig]) -> Result<Access, StartError> {
-    let grants = tokens.iter().map(|token| (token.secret.sha256(), Grant::new(token.databases.clone(), token.write)));
+    let grants = tokens
+        .iter()
+        .map(|token| (token.secret.sha256(), Grant::new(token.databases.clone(), token.write)));
     Access::from_digests(grants).map_err(|error| StartError::Invalid(error.to_string()))
 }
 
-pub(crate) fn gateway_options(settings: &GatewaySettings, region: &str, files: u64, shares: &Shares) -> Options {
+pub(crate) fn gateway_options(
+    settings: &GatewaySettings,
+    region: &str,
+    files: u64,
+    shares: &Shares,
+) -> Options {
     Options {
         public_url: settings.public_url.clone(),
         region: region.to_owned(),
-        max_connections: open_files::connections(open_files::within_memory(settings.max_connections, shares), files),
+        max_connections: open_files::connections(
+            open_files::within_memory(settings.max_connections, shares),
+            files,
+        ),
         max_bodies_bytes: shares.bodies as u64,
         max_answers_bytes: shares.answers as u64,
         ..Options::default()

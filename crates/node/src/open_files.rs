@@ -7,11 +7,11 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 /// For RocksDB (512 tables), its logs, orphan files, and connections to and from other nodes.
 const RESERVED: u64 = 2048;
 
-/// Raises the soft limit to the hard one, as RocksDB and every gateway want it. Returns how many files this process
-/// may open; `u64::MAX`: as many as it likes.
+/// Raises the soft limit to the hard one, as RocksDB and every gateway want it. Returns how many
+/// files this process may open; `u64::MAX`: as many as it likes.
 ///
-/// Shells and service managers start programs with a soft limit of 1,024, for the sake of `select`. A database that
-/// meets it cannot open its next table, and stops.
+/// Shells and service managers start programs with a soft limit of 1,024, for the sake of `select`.
+/// A database that meets it cannot open its next table, and stops.
 pub(crate) fn raise() -> u64 {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit { current: limit.maximum, ..limit };
@@ -38,8 +38,8 @@ pub(crate) fn connections(configured: usize, files: u64) -> usize {
     allowed
 }
 
-/// How many connections there is memory for, at most `configured`: half of what no other purpose has, at as much as
-/// somebody without a token can have each of them hold.
+/// How many connections there is memory for, at most `configured`: half of what no other purpose
+/// has, at as much as somebody without a token can have each of them hold.
 pub(crate) fn within_memory(configured: usize, shares: &Shares) -> usize {
     let room = (shares.headroom() / 2 / Options::CONNECTION_BYTES).max(1);
     if room < configured {
@@ -52,7 +52,8 @@ pub(crate) fn within_memory(configured: usize, shares: &Shares) -> usize {
     configured.min(room)
 }
 
-/// How many connections of nodes and gateways this process can serve, of `wanted`, with `files` open.
+/// How many connections of nodes and gateways this process can serve, of `wanted`, with `files`
+/// open.
 pub(crate) fn rpc_connections(wanted: usize, files: u64) -> usize {
     wanted.min(usize::try_from(files / 4).unwrap_or(usize::MAX)).max(1)
 }

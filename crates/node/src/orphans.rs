@@ -1,8 +1,9 @@
-//! What this node held of an epoch beyond the base of the next one, kept for operators in files of its data
-//! folder: `orphans/shard-<id>-epoch-<epoch>-base-<sequence>-<number>.orphans`.
+//! What this node held of an epoch beyond the base of the next one, kept for operators in files of
+//! its data folder: `orphans/shard-<id>-epoch-<epoch>-base-<sequence>-<number>.orphans`.
 //!
-//! A file is `meridian orphans 1\n` and then records: length (4 bytes, little-endian) ‖ crc32c (4) ‖ payload,
-//! of which the length and the checksum are. The first byte of a payload says what follows:
+//! A file is `meridian orphans 1\n` and then records: length (4 bytes, little-endian) ‖ crc32c (4)
+//! ‖ payload, of which the length and the checksum are. The first byte of a payload says what
+//! follows:
 //!
 //! | kind | what follows | how many |
 //! |---|---|---|
@@ -10,9 +11,9 @@
 //! | 2 | a `meridian.admin.v1.OrphanBatch` | one a batch |
 //! | 3 | the [`OrphanSummary`] | one, last |
 //!
-//! What always holds here: a file under its name is complete and fsynced, and is never written again. What a
-//! crash cut short has another name, is ignored, and is overwritten by the next try. Absent on purpose:
-//! deleting a file, which is an operator's business; tokio (all of this blocks).
+//! What always holds here: a file under its name is complete and fsynced, and is never written
+//! again. What a crash cut short has another name, is ignored, and is overwritten by the next try.
+//! Absent on purpose: deleting a file, which is an operator's business; tokio (all of this blocks).
 
 mod reader;
 mod writer;
@@ -64,11 +65,12 @@ pub(crate) struct OrphanSummary {
     pub(crate) last_time_ms: u64,
     /// Of the encoded batches.
     pub(crate) bytes: u64,
-    /// The first and the last batch that this node had beyond the base, and its log did not any more; 0: none.
+    /// The first and the last batch that this node had beyond the base, and its log did not any
+    /// more; 0: none.
     pub(crate) missing_from: u64,
     pub(crate) missing_through: u64,
-    /// Transactions of the shard since it was made, up to the last that `epoch` cut off and that is known to have
-    /// been committed. It counts also what is missing. 0: not known.
+    /// Transactions of the shard since it was made, up to the last that `epoch` cut off and that is
+    /// known to have been committed. It counts also what is missing. 0: not known.
     pub(crate) committed_total: u64,
 }
 
@@ -80,7 +82,8 @@ pub(crate) struct StoredOrphans {
     pub(crate) content: Result<(OrphanHeader, OrphanSummary), StorageError>,
 }
 
-/// The name of a file: all of its header but the base's epoch, which follows from the rest, and a number from 1.
+/// The name of a file: all of its header but the base's epoch, which follows from the rest, and a
+/// number from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct OrphanName {
     pub(crate) shard: ShardId,
@@ -91,7 +94,12 @@ pub(crate) struct OrphanName {
 
 impl OrphanName {
     fn new(header: &OrphanHeader, number: u32) -> Self {
-        Self { shard: header.shard, epoch: header.epoch, base_sequence: header.base.sequence, number }
+        Self {
+            shard: header.shard,
+            epoch: header.epoch,
+            base_sequence: header.base.sequence,
+            number,
+        }
     }
 
     /// `None` for every other text, so that no path gets through.
@@ -129,7 +137,8 @@ impl std::fmt::Display for OrphanName {
 pub(crate) fn list(data_dir: &Path) -> Result<Vec<StoredOrphans>, StorageError> {
     let folder = folder(data_dir);
     let stored = |name: OrphanName| {
-        let content = OrphanReader::open(folder.join(name.to_string()), name).and_then(OrphanReader::summarize);
+        let content = OrphanReader::open(folder.join(name.to_string()), name)
+            .and_then(OrphanReader::summarize);
         StoredOrphans { name, content }
     };
     Ok(names(&folder)?.into_iter().map(stored).collect())
@@ -138,9 +147,11 @@ pub(crate) fn list(data_dir: &Path) -> Result<Vec<StoredOrphans>, StorageError> 
 /// The batches of one file, in order. The last item is an error if the file is damaged.
 ///
 /// # Errors
-/// [`StorageError::Refused`] when `name` is not that of such a file, [`StorageError::File`] when there is none.
+/// [`StorageError::Refused`] when `name` is not that of such a file, [`StorageError::File`] when
+/// there is none.
 pub(crate) fn read(data_dir: &Path, name: &str) -> Result<OrphanReader, StorageError> {
-    let refused = || StorageError::Refused(format!("`{name}` is not the name of a file of orphans"));
+    let refused =
+        || StorageError::Refused(format!("`{name}` is not the name of a file of orphans"));
     let name = OrphanName::parse(name).ok_or_else(refused)?;
     OrphanReader::open(folder(data_dir).join(name.to_string()), name)
 }
@@ -149,11 +160,16 @@ pub(crate) fn read(data_dir: &Path, name: &str) -> Result<OrphanReader, StorageE
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub(crate) fn is_kept(data_dir: &Path, header: &OrphanHeader, lacking: &OrphanSummary) -> Result<bool, StorageError> {
+pub(crate) fn is_kept(
+    data_dir: &Path,
+    header: &OrphanHeader,
+    lacking: &OrphanSummary,
+) -> Result<bool, StorageError> {
     let has_it = |stored: &StoredOrphans| match &stored.content {
         Ok((_, summary)) => {
             // Files of the first version do not say how far they reach.
-            let reaches = summary.committed_total == 0 || summary.committed_total >= lacking.committed_total;
+            let reaches =
+                summary.committed_total == 0 || summary.committed_total >= lacking.committed_total;
             reaches && summary.missing_through < lacking.missing_through
         }
         Err(_) => false,
@@ -176,7 +192,9 @@ impl KnownOrphans {
         let folder = folder(data_dir);
         let names = names(&folder)?;
         // A damaged file stays that; a disk that does not answer may the next time.
-        let stays = |content: &Result<_, _>| matches!(content, Ok(_) | Err(StorageError::Corruption { .. }));
+        let stays = |content: &Result<_, _>| {
+            matches!(content, Ok(_) | Err(StorageError::Corruption { .. }))
+        };
         self.files.retain(|name, content| stays(content) && names.binary_search(name).is_ok());
         for name in names {
             self.files.entry(name).or_insert_with(|| {
@@ -190,19 +208,33 @@ impl KnownOrphans {
         Ok(())
     }
 
-    /// How much this node held beyond the base of `report`. `None` while that cannot be counted: with less than it
-    /// was, a report would become exact that says too little.
-    pub(crate) fn shown(&self, shard: ShardId, report: &FailoverReport) -> Option<directory::Orphans> {
-        let mut shown = directory::Orphans { shard: shard.0, epoch: report.epoch.0.into(), ..Default::default() };
+    /// How much this node held beyond the base of `report`. `None` while that cannot be counted:
+    /// with less than it was, a report would become exact that says too little.
+    pub(crate) fn shown(
+        &self,
+        shard: ShardId,
+        report: &FailoverReport,
+    ) -> Option<directory::Orphans> {
+        let mut shown = directory::Orphans {
+            shard: shard.0,
+            epoch: report.epoch.0.into(),
+            ..Default::default()
+        };
         // Files of which it is not known what came before may hold what no other does.
         let mut uncounted = 0;
-        let name = |base_sequence, number| OrphanName { shard, epoch: report.epoch, base_sequence, number };
+        let name = |base_sequence, number| OrphanName {
+            shard,
+            epoch: report.epoch,
+            base_sequence,
+            number,
+        };
         for (_, content) in self.files.range(name(0, 0)..=name(u64::MAX, u32::MAX)) {
             let summary = content.as_ref().ok()?;
             let undecided = summary.transactions.saturating_sub(summary.committed_transactions);
             let mut committed = summary.committed_transactions;
             if summary.committed_total > 0 {
-                committed = committed.max(summary.committed_total.saturating_sub(report.base_transactions));
+                committed =
+                    committed.max(summary.committed_total.saturating_sub(report.base_transactions));
                 shown.at_most = shown.at_most.max(committed + undecided);
             } else if summary.missing_through > 0 {
                 return None;
@@ -217,7 +249,8 @@ impl KnownOrphans {
     }
 }
 
-/// [`list`] for operators. A file that cannot be read is in it without counts; [`read_orphans`] says why.
+/// [`list`] for operators. A file that cannot be read is in it without counts; [`read_orphans`]
+/// says why.
 pub(crate) fn list_orphans(data_dir: &Path) -> Result<wire::ListOrphansResponse, Status> {
     let file = |stored: StoredOrphans| {
         let summary = stored.content.map(|(_, summary)| summary).unwrap_or_else(|error| {
@@ -303,8 +336,15 @@ impl OrphanHeader {
         let (shard, rest) = bytes.split_first_chunk()?;
         let (epoch, rest) = rest.split_first_chunk()?;
         let (base_epoch, rest) = rest.split_first_chunk()?;
-        let base = Position::new(Epoch(u16::from_le_bytes(*base_epoch)), u64::from_le_bytes(rest.try_into().ok()?));
-        Some(Self { shard: ShardId(u32::from_le_bytes(*shard)), epoch: Epoch(u16::from_le_bytes(*epoch)), base })
+        let base = Position::new(
+            Epoch(u16::from_le_bytes(*base_epoch)),
+            u64::from_le_bytes(rest.try_into().ok()?),
+        );
+        Some(Self {
+            shard: ShardId(u32::from_le_bytes(*shard)),
+            epoch: Epoch(u16::from_le_bytes(*epoch)),
+            base,
+        })
     }
 }
 
@@ -313,9 +353,18 @@ impl OrphanSummary {
     const LENGTHS: [usize; 2] = [72, 48];
 
     fn encode(&self) -> Vec<u8> {
-        let Self { batches, transactions, committed_transactions, first_time_ms, last_time_ms, bytes, .. } = self;
+        let Self {
+            batches,
+            transactions,
+            committed_transactions,
+            first_time_ms,
+            last_time_ms,
+            bytes,
+            ..
+        } = self;
         let Self { missing_from, missing_through, committed_total, .. } = self;
-        let counted = [batches, transactions, committed_transactions, first_time_ms, last_time_ms, bytes];
+        let counted =
+            [batches, transactions, committed_transactions, first_time_ms, last_time_ms, bytes];
         let fields = counted.into_iter().chain([missing_from, missing_through, committed_total]);
         fields.flat_map(|field| field.to_le_bytes()).collect()
     }
@@ -345,7 +394,15 @@ impl OrphanSummary {
         let times = if read.batches == 0 { self } else { read };
         let Self { missing_from, missing_through, committed_total, .. } = *self;
         let Self { first_time_ms, last_time_ms, .. } = *times;
-        *self == Self { first_time_ms, last_time_ms, missing_from, missing_through, committed_total, ..*read }
+        *self
+            == Self {
+                first_time_ms,
+                last_time_ms,
+                missing_from,
+                missing_through,
+                committed_total,
+                ..*read
+            }
     }
 
     /// With one more batch behind.

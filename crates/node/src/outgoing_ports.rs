@@ -18,7 +18,11 @@ pub(crate) fn explain(cause: io::Error, address: &str) -> io::Error {
     explain_within(cause, address, range())
 }
 
-fn explain_within(cause: io::Error, address: &str, range: Option<RangeInclusive<u16>>) -> io::Error {
+fn explain_within(
+    cause: io::Error,
+    address: &str,
+    range: Option<RangeInclusive<u16>>,
+) -> io::Error {
     let port = address.rsplit_once(':').and_then(|(_, port)| port.parse().ok());
     match (cause.kind(), port, range) {
         (io::ErrorKind::AddrInUse, Some(port), Some(range)) if range.contains(&port) => {
@@ -45,10 +49,19 @@ mod tests {
             explain_within(io::Error::from(kind), address, Some(range.clone())).to_string()
         };
         let in_use = explained(io::ErrorKind::AddrInUse, "127.0.0.1:40000");
-        assert!(in_use.starts_with("address in use") && in_use.ends_with("choose one below 32768"), "{in_use}");
+        assert!(
+            in_use.starts_with("address in use") && in_use.ends_with("choose one below 32768"),
+            "{in_use}"
+        );
         assert_eq!(explained(io::ErrorKind::AddrInUse, "127.0.0.1:4512"), "address in use");
-        assert_eq!(explained(io::ErrorKind::PermissionDenied, "127.0.0.1:40000"), "permission denied");
-        assert_eq!(explain_within(io::ErrorKind::AddrInUse.into(), "[::]:40000", None).to_string(), "address in use");
+        assert_eq!(
+            explained(io::ErrorKind::PermissionDenied, "127.0.0.1:40000"),
+            "permission denied"
+        );
+        assert_eq!(
+            explain_within(io::ErrorKind::AddrInUse.into(), "[::]:40000", None).to_string(),
+            "address in use"
+        );
         assert_eq!((parse(""), parse("1"), parse("a b")), (None, None, None));
     }
 
@@ -58,7 +71,8 @@ mod tests {
         // The system chooses one of its range.
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let _taken = std::net::TcpListener::bind(taken).unwrap();
-        let refused = crate::node::listen(&taken.to_string(), crate::config::ListenPurpose::KvConnect).await;
+        let refused =
+            crate::node::listen(&taken.to_string(), crate::config::ListenPurpose::KvConnect).await;
         let text = refused.unwrap_err().to_string();
         assert!(text.contains(&format!("choose one below {}", range.start())), "{text}");
     }

@@ -19,8 +19,8 @@ pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// Where to dial a node, if not at the address that the topology gives: for emulated links.
 pub type Dial = Arc<dyn Fn(NodeId) -> Option<String> + Send + Sync>;
 
-/// One HTTP/2 connection to each other node for each use, so that bulk does not hold up heartbeats, and nothing holds
-/// up what decides who may serve.
+/// One HTTP/2 connection to each other node for each use, so that bulk does not hold up heartbeats,
+/// and nothing holds up what decides who may serve.
 pub(crate) struct PeerChannels {
     dial: Dial,
     /// Where connections of control live; else with all others.
@@ -39,7 +39,8 @@ struct NodeChannels {
 }
 
 impl NodeChannels {
-    /// Channels connect when first used, and again when broken. `None`: nothing can be dialled there.
+    /// Channels connect when first used, and again when broken. `None`: nothing can be dialled
+    /// there.
     fn new(address: String, cluster: Option<String>, control: Option<&Handle>) -> Option<Self> {
         let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
         let endpoint = match &cluster {
@@ -54,15 +55,23 @@ impl NodeChannels {
             .keep_alive_timeout(Duration::from_secs(3))
             .initial_stream_window_size(8 << 20)
             .initial_connection_window_size(16 << 20)
-            // Each answer to a call that was given up, as hedged ones are all day, counts for as long as the connection
-            // lives: a node of the cluster would be cut off for being late, with every other call to it.
+            // Each answer to a call that was given up, as hedged ones are all day, counts for as
+            // long as the connection lives: a node of the cluster would be cut off for being late,
+            // with every other call to it.
             .http2_max_local_error_reset_streams(None);
         let connect = || endpoint.connect_lazy();
         let control = {
             let _there = control.map(Handle::enter);
             endpoint.connect_with_connector_lazy(ControlConnector)
         };
-        Some(Self { address, cluster, raft: connect(), requests: connect(), shipping: connect(), control })
+        Some(Self {
+            address,
+            cluster,
+            raft: connect(),
+            requests: connect(),
+            shipping: connect(),
+            control,
+        })
     }
 }
 
@@ -77,15 +86,21 @@ impl PeerChannels {
     ///
     /// # Errors
     /// The node whose address is none.
-    pub(crate) fn with_control(topology: &Topology, dial: Dial, control: Option<Handle>) -> Result<Self, NodeId> {
-        let peers = Self { dial, control, channels: RwLock::default(), updates: watch::Sender::new(()) };
+    pub(crate) fn with_control(
+        topology: &Topology,
+        dial: Dial,
+        control: Option<Handle>,
+    ) -> Result<Self, NodeId> {
+        let peers =
+            Self { dial, control, channels: RwLock::default(), updates: watch::Sender::new(()) };
         match peers.update(topology).first() {
             Some(node) => Err(*node),
             None => Ok(peers),
         }
     }
 
-    /// Dials the nodes of this topology from now on, and no others, naming its cluster. Those whose address is none.
+    /// Dials the nodes of this topology from now on, and no others, naming its cluster. Those whose
+    /// address is none.
     pub(crate) fn update(&self, topology: &Topology) -> Vec<NodeId> {
         let mut channels = self.channels.write();
         channels.retain(|node, _| topology.nodes.contains_key(node));
@@ -93,7 +108,9 @@ impl PeerChannels {
         for node in topology.nodes.values() {
             let address = (self.dial)(node.id).unwrap_or_else(|| node.rpc_address.clone());
             let known = channels.get(&node.id);
-            if known.is_some_and(|known| known.address == address && known.cluster == topology.cluster) {
+            if known
+                .is_some_and(|known| known.address == address && known.cluster == topology.cluster)
+            {
                 continue;
             }
             match NodeChannels::new(address, topology.cluster.clone(), self.control.as_ref()) {
@@ -117,8 +134,8 @@ impl PeerChannels {
         self.channels.read().get(&node).map(|channels| channels.control.clone())
     }
 
-    /// Changes whenever a node is dialled at another address, or by another name of its cluster: what lasts is to begin
-    /// anew then.
+    /// Changes whenever a node is dialled at another address, or by another name of its cluster:
+    /// what lasts is to begin anew then.
     pub(crate) fn updates(&self) -> watch::Receiver<()> {
         self.updates.subscribe()
     }

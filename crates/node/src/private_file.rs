@@ -5,12 +5,14 @@ use std::path::Path;
 
 use tempfile::NamedTempFile;
 
-/// Puts a file with `bytes` at `path`, readable by its owner only, whatever was there: whole, or not at all.
+/// Puts a file with `bytes` at `path`, readable by its owner only, whatever was there: whole, or
+/// not at all.
 ///
 /// # Errors
 /// When the disk says no.
 pub fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // Made with mode 0600, under a name of its own.
     let mut file = NamedTempFile::new_in(folder)?;
     file.write_all(bytes)?;

@@ -1,8 +1,8 @@
 //! The write path of a shard's leader: group commit over Raft.
 
 //!
-//! `backlog` holds what waits, `room` says when a batch is full, `logged_time` what time a batch may say it is,
-//! `dropped` which databases are gone, and `session` is one term of leadership.
+//! `backlog` holds what waits, `room` says when a batch is full, `logged_time` what time a batch
+//! may say it is, `dropped` which databases are gone, and `session` is one term of leadership.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -30,11 +30,11 @@ use logged_time::LoggedTime;
 use session::{Session, Swept};
 
 const TICK: Duration = Duration::from_millis(100);
-/// How long a write waits at a node, from when it came until it is evaluated; then it is refused. Less than a gateway
-/// waits for its answer: what was not done is known not to have been.
+/// How long a write waits at a node, from when it came until it is evaluated; then it is refused.
+/// Less than a gateway waits for its answer: what was not done is known not to have been.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(700);
-/// How often it is looked whether something has expired: until the log says so, it is there for all. With
-/// [`TICK`], at least every 250 ms.
+/// How often it is looked whether something has expired: until the log says so, it is there for
+/// all. With [`TICK`], at least every 250 ms.
 const SWEEP: Duration = Duration::from_millis(100);
 /// Before a leader proposes again what Raft has refused.
 const REFUSED_PAUSE: Duration = Duration::from_millis(10);
@@ -55,8 +55,8 @@ pub(crate) struct WriteRequest {
     pub(crate) database: DatabaseId,
     pub(crate) request_id: RequestId,
     pub(crate) transaction: Transaction,
-    /// An earlier try of it may arrive yet, here or elsewhere: whatever the outcome is, it is logged, so
-    /// that the late one learns it and does nothing.
+    /// An earlier try of it may arrive yet, here or elsewhere: whatever the outcome is, it is
+    /// logged, so that the late one learns it and does nothing.
     pub(crate) retry: bool,
 }
 
@@ -94,14 +94,16 @@ pub(crate) trait Limits: Send + Sync {
     /// Why writes are refused, if they are: all, or all but those that only delete.
     fn refusal(&self, only_deletes: bool) -> Option<String>;
 
-    /// How far the best replica region is behind, in milliseconds; `None` where there is no other region.
+    /// How far the best replica region is behind, in milliseconds; `None` where there is no other
+    /// region.
     fn replication_lag_ms(&self) -> Option<u64>;
 
     /// The batch of this sequence is proposed now.
     fn proposed(&self, _sequence: u64) {}
 }
 
-/// Of the directory's own group: changes of the cluster are few, and what they are held up for is told by others.
+/// Of the directory's own group: changes of the cluster are few, and what they are held up for is
+/// told by others.
 pub(crate) struct NoLimits;
 
 impl Limits for NoLimits {
@@ -119,8 +121,12 @@ impl Proposer {
     pub(crate) fn start(parts: ProposerParts) -> Self {
         let (queue, requests) = mpsc::channel(QUEUE_REQUESTS);
         let (sealed, drained) = (watch::Sender::new(false), watch::Sender::new(None));
-        let proposer =
-            Self { queue, sealed: sealed.clone(), drained: drained.subscribe(), budget: parts.writes.clone() };
+        let proposer = Self {
+            queue,
+            sealed: sealed.clone(),
+            drained: drained.subscribe(),
+            budget: parts.writes.clone(),
+        };
         tokio::spawn(Task::new(parts, requests, sealed.subscribe(), drained).run());
         proposer
     }
@@ -130,8 +136,8 @@ impl Proposer {
         self.sealed.send_replace(true);
     }
 
-    /// Waits until this node leads, is sealed, and has nothing in flight any more; the term in which that is
-    /// so. Everything that was ever in its log is applied then.
+    /// Waits until this node leads, is sealed, and has nothing in flight any more; the term in
+    /// which that is so. Everything that was ever in its log is applied then.
     pub(crate) async fn drained(&self) -> u64 {
         let mut drained = self.drained.clone();
         match drained.wait_for(Option::is_some).await.map(|term| *term) {
@@ -157,13 +163,22 @@ impl Proposer {
         let Admitted { held, until } = admitted;
         let (reply, mut answer) = oneshot::channel();
         let departure = Arc::<Departure>::default();
-        let queued = Queued { request, since: Instant::now(), until, departure: Arc::clone(&departure), reply, held };
+        let queued = Queued {
+            request,
+            since: Instant::now(),
+            until,
+            departure: Arc::clone(&departure),
+            reply,
+            held,
+        };
         if let Err(refused) = self.queue.try_send(queued) {
             return match refused {
-                mpsc::error::TrySendError::Full(_) => {
-                    WriteReply::NotCommitted(format!("more than {QUEUE_REQUESTS} writes are waiting"))
+                mpsc::error::TrySendError::Full(_) => WriteReply::NotCommitted(format!(
+                    "more than {QUEUE_REQUESTS} writes are waiting"
+                )),
+                mpsc::error::TrySendError::Closed(_) => {
+                    WriteReply::NotCommitted("the node is stopping".to_owned())
                 }
-                mpsc::error::TrySendError::Closed(_) => WriteReply::NotCommitted("the node is stopping".to_owned()),
             };
         }
         match tokio::time::timeout_at(until.into(), &mut answer).await {
@@ -210,26 +225,32 @@ impl Task {
         while self.lead_or_wait(&mut ticks).await.is_some() {}
     }
 
-    /// Leads for a term, or waits for something to change. `None`: nobody can send requests any more.
+    /// Leads for a term, or waits for something to change. `None`: nobody can send requests any
+    /// more.
     async fn lead_or_wait(&mut self, ticks: &mut Interval) -> Option<()> {
         let mut applied = self.parts.group.applied();
         applied.mark_unchanged();
         self.time.learn(self.parts.state.applied().time_ms, self.parts.time.now());
         match self.parts.group.leadership() {
-            Ok(leadership) if self.left_term != Some(leadership.term) => match self.lead(leadership.term).await? {
-                TermEnd::Drained => {}
-                TermEnd::Left => self.left_term = Some(leadership.term),
-            },
+            Ok(leadership) if self.left_term != Some(leadership.term) => {
+                match self.lead(leadership.term).await? {
+                    TermEnd::Drained => {}
+                    TermEnd::Left => self.left_term = Some(leadership.term),
+                }
+            }
             observed => {
-                // Wait for a change of what was just seen: anything else could be true at once, for ever.
+                // Wait for a change of what was just seen: anything else could be true at once, for
+                // ever.
                 let term = observed.as_ref().ok().map(|leadership| leadership.term);
                 self.backlog.decline(observed.err().and_then(|not_leading| not_leading.leader));
                 tokio::select! {
                     biased;
                     () = self.parts.group.leadership_changed(term) => {}
-                    // Looked at when it is known anew who leads: that may have changed while nobody asked.
+                    // Looked at when it is known anew who leads: that may have changed while nobody
+                    // asked.
                     queued = self.requests.recv() => self.backlog.push(queued?),
-                    // The logged time is learned at most once a tick while batches are applied, not with each.
+                    // The logged time is learned at most once a tick while batches are applied, not
+                    // with each.
                     () = async {
                         if applied.changed().await.is_err() {
                             std::future::pending::<()>().await;
@@ -242,11 +263,11 @@ impl Task {
         Some(())
     }
 
-    /// Leads in one term, until leadership is lost or a batch is refused. `None`: nobody can send requests
-    /// any more.
+    /// Leads in one term, until leadership is lost or a batch is refused. `None`: nobody can send
+    /// requests any more.
     ///
-    /// Nothing is evaluated before everything in the log up to this term's start is applied, which is when
-    /// an entry of this term is. The overlay lives and dies with the session.
+    /// Nothing is evaluated before everything in the log up to this term's start is applied, which
+    /// is when an entry of this term is. The overlay lives and dies with the session.
     async fn lead(&mut self, term: u64) -> Option<TermEnd> {
         let group = self.parts.group.clone();
         let lost = group.leadership_changed(Some(term));
@@ -263,8 +284,9 @@ impl Task {
             }
         }
         let mut session = Session::new(&self.parts, &mut self.time, term, self.not_before);
-        // After a batch was refused: evaluate no more, let those in flight end, and begin anew. What was refused, as
-        // it is while a quorum has not answered for a moment, is tried again then.
+        // After a batch was refused: evaluate no more, let those in flight end, and begin anew.
+        // What was refused, as it is while a quorum has not answered for a moment, is tried again
+        // then.
         let mut refused = false;
         let mut seal = self.seal.clone();
         loop {
@@ -276,7 +298,9 @@ impl Task {
                 }
             }
             let (slowed, not_before) = (session.is_slowed(), session.not_before);
-            let begins_at = session.begins_at(&self.backlog).filter(|_| !sealed && !refused && session.has_room());
+            let begins_at = session
+                .begins_at(&self.backlog)
+                .filter(|_| !sealed && !refused && session.has_room());
             tokio::select! {
                 biased;
                 () = &mut lost => return Some(session.leave()),

@@ -1,7 +1,8 @@
 //! How the answer to a read travels: in parts, each bounded, as fast as the receiver takes them.
 //!
-//! The largest legal answer has 1,000 entries of 64 KiB under keys of 2 KiB, 68 MB, which no single message between
-//! nodes holds. Time is counted to the first byte, and then from one part to the next.
+//! The largest legal answer has 1,000 entries of 64 KiB under keys of 2 KiB, 68 MB, which no single
+//! message between nodes holds. Time is counted to the first byte, and then from one part to the
+//! next.
 
 use std::future::Future;
 use std::pin::{Pin, pin};
@@ -21,11 +22,13 @@ use crate::reads::{Reads, hold_with_last};
 use crate::router::{Answering, BrokenOff, failed, some_node};
 use crate::shard::ReadReply;
 
-/// Of the entries of one part, about. Small beside what a slow link carries in the time that it is waited for.
+/// Of the entries of one part, about. Small beside what a slow link carries in the time that it is
+/// waited for.
 const PART_BYTES: usize = 256 << 10;
 /// A part may have one entry more than that.
 pub(crate) const MAX_PART_BYTES: usize = 1 << 20;
-/// Of all entries of an answer: 1,000 of the largest. The least that a process may have for reads is as much.
+/// Of all entries of an answer: 1,000 of the largest. The least that a process may have for reads
+/// is as much.
 const MAX_ANSWER_BYTES: usize = 68 << 20;
 /// Of an entry, beside its key and value.
 const ENTRY_BYTES: usize = 256;
@@ -34,7 +37,8 @@ const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the node says that it is at work, while it has no answer.
 pub(crate) const WORKING_EVERY: Duration = Duration::from_millis(250);
 
-/// Waits for `reply` here, and says meanwhile that it is worked at, as [`parts`] does for another node.
+/// Waits for `reply` here, and says meanwhile that it is worked at, as [`parts`] does for another
+/// node.
 pub(crate) async fn while_working<T>(reply: impl Future<Output = T>, working: &Notify) -> T {
     let mut reply = pin!(reply);
     loop {
@@ -53,7 +57,10 @@ pub(crate) fn parts(
     let working = stream::unfold(Some(reply), |reply| async {
         let mut reply = reply?;
         match tokio::time::timeout(WORKING_EVERY, &mut reply).await {
-            Err(_) => Some((stream::iter(vec![Part::Working(wire::Working {})]).left_stream(), Some(reply))),
+            Err(_) => Some((
+                stream::iter(vec![Part::Working(wire::Working {})]).left_stream(),
+                Some(reply),
+            )),
             Ok((reply, leader)) => Some((stream::iter(answer(reply, leader)).right_stream(), None)),
         }
     });
@@ -64,7 +71,9 @@ fn answer(reply: ReadReply, leader: Option<NodeId>) -> Box<dyn Iterator<Item = P
     match reply {
         ReadReply::Done(view) => Box::new(view_parts(view, leader)),
         ReadReply::NotLeader(leader) => {
-            Box::new(std::iter::once(Part::NotLeader(wire::NotLeader { leader: leader.unwrap_or(0) })))
+            Box::new(std::iter::once(Part::NotLeader(wire::NotLeader {
+                leader: leader.unwrap_or(0),
+            })))
         }
         ReadReply::Unavailable(reason) => Box::new(std::iter::once(Part::Unavailable(reason))),
     }
@@ -120,7 +129,8 @@ pub(crate) async fn begun(
         match part.and_then(|part| part.part) {
             Some(Part::Working(_)) => working.notify_one(),
             Some(Part::Head(head)) => {
-                let epoch = u16::try_from(head.epoch).map_err(|_| Failed::Unknown("a malformed epoch".to_owned()))?;
+                let epoch = u16::try_from(head.epoch)
+                    .map_err(|_| Failed::Unknown("a malformed epoch".to_owned()))?;
                 return Ok(Answering {
                     position: Position::new(Epoch(epoch), head.sequence),
                     leader: some_node(head.leader),
@@ -129,16 +139,18 @@ pub(crate) async fn begun(
             }
             Some(Part::NotLeader(hint)) => return Err(Failed::NotLeader(some_node(hint.leader))),
             Some(Part::Unavailable(reason)) => return Err(Failed::NotDone(reason)),
-            Some(Part::Entries(_)) | None => return Err(Failed::Unknown("a malformed answer".to_owned())),
+            Some(Part::Entries(_)) | None => {
+                return Err(Failed::Unknown("a malformed answer".to_owned()));
+            }
         }
     }
 }
 
 /// Takes the rest of an answer when there is room for all of it.
 ///
-/// Where there is none, the answer is not waited for: what has come of it would be in the way of all other answers of
-/// that node, for which a connection takes so many bytes at a time, and the node would hold the rest. It is asked for
-/// again once there is room.
+/// Where there is none, the answer is not waited for: what has come of it would be in the way of
+/// all other answers of that node, for which a connection takes so many bytes at a time, and the
+/// node would hold the rest. It is asked for again once there is room.
 async fn taken(
     parts: Streaming<wire::ReadPart>,
     head: wire::ReadHead,
@@ -150,7 +162,9 @@ async fn taken(
         said => usize::try_from(said).unwrap_or(usize::MAX),
     };
     if bytes > MAX_ANSWER_BYTES {
-        return Err(BrokenOff::Failed(format!("the answer is larger than {MAX_ANSWER_BYTES} bytes")));
+        return Err(BrokenOff::Failed(format!(
+            "the answer is larger than {MAX_ANSWER_BYTES} bytes"
+        )));
     }
     let mut held = match room.held {
         Some(mut held) if held.bytes() >= bytes => {
@@ -162,7 +176,10 @@ async fn taken(
             let Some(held) = room.reads.take_now(bytes) else {
                 drop(parts);
                 let taken = room.reads.take(bytes).await;
-                return Err(taken.map_or_else(|exhausted| BrokenOff::Failed(exhausted.to_string()), BrokenOff::ForRoom));
+                return Err(taken.map_or_else(
+                    |exhausted| BrokenOff::Failed(exhausted.to_string()),
+                    BrokenOff::ForRoom,
+                ));
             };
             held
         }
@@ -187,14 +204,17 @@ async fn rest(
     let (mut missing, mut bytes) = (head.entries, 0);
     while missing > 0 {
         let part = tokio::time::timeout(PROGRESS_TIMEOUT, parts.message()).await;
-        let part = part.map_err(|_| format!("the answer stopped for {} s", PROGRESS_TIMEOUT.as_secs()))?;
+        let part =
+            part.map_err(|_| format!("the answer stopped for {} s", PROGRESS_TIMEOUT.as_secs()))?;
         let part = part.map_err(|status| format!("the answer broke off: {}", status.message()))?;
         let Some(wire::ReadPart { part: Some(Part::Entries(entries)) }) = part else {
             return Err(format!("the answer ended with {missing} entries missing"));
         };
         let malformed = || "a malformed answer".to_owned();
-        let range =
-            usize::try_from(entries.range).ok().and_then(|range| answer.get_mut(range)).ok_or_else(malformed)?;
+        let range = usize::try_from(entries.range)
+            .ok()
+            .and_then(|range| answer.get_mut(range))
+            .ok_or_else(malformed)?;
         let count = u32::try_from(entries.values.len()).map_err(|_| malformed())?;
         missing = missing.checked_sub(count).filter(|_| count > 0).ok_or_else(malformed)?;
         for value in entries.values {

@@ -1,5 +1,5 @@
-//! Carries reads out: a bounded number at a time, each in bounded turns, for no more bytes than the process may
-//! hold.
+//! Carries reads out: a bounded number at a time, each in bounded turns, for no more bytes than the
+//! process may hold.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +14,8 @@ use tokio::sync::Semaphore;
 use crate::read_answer::weight;
 use crate::shard::or_fatal;
 
-/// How long a read waits for bytes before it is refused: others are answered in the meantime, and clients try again
-/// what is refused.
+/// How long a read waits for bytes before it is refused: others are answered in the meantime, and
+/// clients try again what is refused.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 /// A read that is not done by then is given up: whoever asked has left.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -68,9 +68,9 @@ impl Reads {
         self.bytes.take(bytes, PATIENCE).await
     }
 
-    /// Reads all ranges from one state, at its own time: what has expired is a matter of the position, and of no
-    /// clock. The bytes of what is found are
-    /// given back to the budget when the last entry is dropped. Storage that cannot be read stops the process.
+    /// Reads all ranges from one state, at its own time: what has expired is a matter of the
+    /// position, and of no clock. The bytes of what is found are given back to the budget when the
+    /// last entry is dropped. Storage that cannot be read stops the process.
     ///
     /// May be dropped at any await: the read ends with the turn that it is in.
     pub(crate) async fn read(
@@ -79,11 +79,14 @@ impl Reads {
         database: DatabaseId,
         ranges: &[ReadRange],
     ) -> Result<ReadView, ReadRefused> {
-        // Most reads are small, and their rows are in memory: a thread of their own would cost them more, and they do
-        // not wait behind large ones for bytes. What they find may wait for whoever asked as long as any other.
+        // Most reads are small, and their rows are in memory: a thread of their own would cost them
+        // more, and they do not wait behind large ones for bytes. What they find may wait for
+        // whoever asked as long as any other.
         if let Some(mut view) = or_fatal(state.read_cached(database, ranges, 0))
-            && let Some(Ok(held)) =
-                self.small.take(view.ranges.iter().flatten().map(weight).sum(), PATIENCE).now_or_never()
+            && let Some(Ok(held)) = self
+                .small
+                .take(view.ranges.iter().flatten().map(weight).sum(), PATIENCE)
+                .now_or_never()
         {
             hold_with_last(&mut view.ranges, held);
             return Ok(view);
@@ -116,7 +119,9 @@ impl Reads {
                 // The state was replaced by a snapshot: the read begins anew.
                 Err(Interrupted::Storage(StorageError::NoFamily(_))) => {}
                 Err(Interrupted::Storage(error)) => or_fatal(Err(error)),
-                Err(Interrupted::Stopping) => return Err(ReadRefused("the node is stopping".to_owned())),
+                Err(Interrupted::Stopping) => {
+                    return Err(ReadRefused("the node is stopping".to_owned()));
+                }
             }
         }
         Err(ReadRefused("a read finds more than 1,000 entries of 64 KiB".to_owned()))
@@ -145,10 +150,12 @@ impl Reads {
         &self,
         work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
     ) -> Result<T, Interrupted> {
-        let turn = Arc::clone(&self.turns).acquire_owned().await.map_err(|_| Interrupted::Stopping)?;
+        let turn =
+            Arc::clone(&self.turns).acquire_owned().await.map_err(|_| Interrupted::Stopping)?;
         let worked = tokio::task::spawn_blocking(move || {
             let result = work();
-            // Here, and not where the result is awaited: a future that is dropped does not end the thread.
+            // Here, and not where the result is awaited: a future that is dropped does not end the
+            // thread.
             drop(turn);
             result
         });

@@ -1,4 +1,5 @@
-//! A shard on a node outside its primary region: follows the committed log, durably, and serves it on.
+//! A shard on a node outside its primary region: follows the committed log, durably, and serves it
+//! on.
 
 mod disk;
 pub(crate) mod driver;
@@ -39,7 +40,8 @@ pub(crate) struct ReplicaStatus {
     /// The newest commit it was told of, with the voter's wall clock then.
     pub(crate) committed: Option<(Position, u64)>,
     pub(crate) history: History,
-    /// It has had what was committed when it started, or a little before, and is on the shard's history.
+    /// It has had what was committed when it started, or a little before, and is on the shard's
+    /// history.
     caught_up: bool,
 }
 
@@ -96,8 +98,12 @@ pub(crate) struct ReplicaParts {
     pub(crate) streams: ByteBudget,
 }
 
-/// What a node takes as a replica of a shard lies in one log, of no epoch: sequences go on across epochs.
-pub(crate) fn shipped_log(engine: &Arc<dyn Engine>, shard: ShardId) -> Result<GroupLog, StorageError> {
+/// What a node takes as a replica of a shard lies in one log, of no epoch: sequences go on across
+/// epochs.
+pub(crate) fn shipped_log(
+    engine: &Arc<dyn Engine>,
+    shard: ShardId,
+) -> Result<GroupLog, StorageError> {
     GroupLog::open(Arc::clone(engine), GroupId { shard, epoch: Epoch(0) }, RecordKind::Shipped)
 }
 
@@ -110,16 +116,29 @@ impl Replica {
         let (log, reads) = (parts.log.clone(), parts.reads.clone());
         let durable = parts.state.position();
         // An installation that a crash cut off may have left a mark ahead of the state.
-        let purged = log.mark(PURGED)?.and_then(|bytes| bytes.as_ref().try_into().ok().map(u64::from_be_bytes));
+        let purged = log
+            .mark(PURGED)?
+            .and_then(|bytes| bytes.as_ref().try_into().ok().map(u64::from_be_bytes));
         let purged = Arc::new(watch::Sender::new(purged.unwrap_or(0).min(durable.sequence)));
         let applied = watch::Sender::new((durable.sequence, 0));
         let (heard, statuses) = mpsc::channel(256);
         let (commands, orders) = mpsc::unbounded_channel();
         let state = Arc::clone(&parts.state);
-        let (receiver, driver) = (applied.subscribe(), Driver::new(parts, applied, Arc::clone(&purged))?);
+        let (receiver, driver) =
+            (applied.subscribe(), Driver::new(parts, applied, Arc::clone(&purged))?);
         let status = driver.status();
         tokio::spawn(driver.run(statuses, orders));
-        Ok(Self { state, log, reads, applied: receiver, status, heard, commands, purged, started: Instant::now() })
+        Ok(Self {
+            state,
+            log,
+            reads,
+            applied: receiver,
+            status,
+            heard,
+            commands,
+            purged,
+            started: Instant::now(),
+        })
     }
 
     /// The shard has gone on to another epoch.
@@ -127,7 +146,8 @@ impl Replica {
         drop(self.commands.send(Command::History(history)));
     }
 
-    /// Takes nothing of the epoch any more; what is durable and applied then. `None`: the replica is gone.
+    /// Takes nothing of the epoch any more; what is durable and applied then. `None`: the replica
+    /// is gone.
     pub(crate) async fn seal(&self, epoch: Epoch) -> Option<Position> {
         let (reply, answer) = oneshot::channel();
         self.commands.send(Command::Seal { epoch, reply }).ok()?;
@@ -138,7 +158,11 @@ impl Replica {
     ///
     /// # Errors
     /// For the log, when the source has no answer.
-    pub(crate) async fn drain(&self, source: NodeId, through: Position) -> Result<Position, String> {
+    pub(crate) async fn drain(
+        &self,
+        source: NodeId,
+        through: Position,
+    ) -> Result<Position, String> {
         let (reply, answer) = oneshot::channel();
         let gone = || "the replica has stopped".to_owned();
         self.commands.send(Command::Drain { source, through, reply }).map_err(|_| gone())?;
@@ -169,8 +193,9 @@ impl Replica {
         self.applied.clone()
     }
 
-    /// Whether this replica has had what was committed when it started, or a little before. Until then it
-    /// may show a state that is hours old, or none. One that left the shard's history shows nothing.
+    /// Whether this replica has had what was committed when it started, or a little before. Until
+    /// then it may show a state that is hours old, or none. One that left the shard's history shows
+    /// nothing.
     pub(crate) fn has_caught_up(&self) -> bool {
         let status = self.status();
         let alone = || {
@@ -194,7 +219,8 @@ impl Replica {
         *self.purged.borrow()
     }
 
-    /// Durable batches behind `after`, up to about `max_bytes`. `None`: they are no longer in the log.
+    /// Durable batches behind `after`, up to about `max_bytes`. `None`: they are no longer in the
+    /// log.
     pub(crate) fn batches_after(
         &self,
         after: u64,
@@ -210,7 +236,8 @@ impl Replica {
             // Emptied for a snapshot right now.
             return Ok(None);
         }
-        let contiguous = batches.iter().zip(after + 1..).all(|((found, _), expected)| *found == expected);
+        let contiguous =
+            batches.iter().zip(after + 1..).all(|((found, _), expected)| *found == expected);
         Ok(contiguous.then_some(batches))
     }
 
@@ -228,8 +255,8 @@ impl Replica {
 
 /// The part of [`Replica::purge_through`] that is on the disk; up to where the log was purged.
 fn purge(state: &ShardState, log: &GroupLog, sequence: u64) -> Result<u64, StorageError> {
-    // Another state that is put in place meanwhile may begin before what was flushed of this one, and the log
-    // behind it is not flushed.
+    // Another state that is put in place meanwhile may begin before what was flushed of this one,
+    // and the log behind it is not flushed.
     let _one_state = state.hold_in_place();
     let through = sequence.min(state.flush()?.position.sequence);
     log.purge_through(through, Some((PURGED, &through.to_be_bytes())))?;
@@ -244,19 +271,25 @@ pub(crate) fn catch_up(state: &ShardState, log: &GroupLog) -> Result<(), Storage
     loop {
         let next = state.position().sequence + 1;
         let records = log.read(next..u64::MAX, 8 << 20)?;
-        let follow = records.iter().zip(next..).take_while(|((found, _), expected)| found == expected).count();
+        let follow = records
+            .iter()
+            .zip(next..)
+            .take_while(|((found, _), expected)| found == expected)
+            .count();
         let hole = follow < records.len();
         let batches = records.into_iter().take(follow).map(|(_, bytes)| decode(bytes));
         let batches = batches.collect::<Result<Vec<_>, _>>()?;
         let done = batches.is_empty();
         state.apply_shipped(batches)?;
         if hole {
-            // What a power loss left behind a hole was never durable, and nobody was told that it is.
+            // What a power loss left behind a hole was never durable, and nobody was told that it
+            // is.
             let last = state.position().sequence;
             tracing::warn!(log = %log.group(), last, "the log has a hole: what lies behind it is fetched again");
             log.truncate_after(last)?;
-            // Before anything takes the place of what was cut. Else a power loss could undo the cut and keep what a
-            // later epoch appended: a log that goes on with what that epoch's history does not hold.
+            // Before anything takes the place of what was cut. Else a power loss could undo the cut
+            // and keep what a later epoch appended: a log that goes on with what that epoch's
+            // history does not hold.
             return log.sync();
         }
         if done {

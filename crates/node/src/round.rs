@@ -4,8 +4,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Shares one question among all who want its answer.
 ///
-/// Whoever asks joins the **next** round, never the one in flight: that one may have been answered before
-/// the asker began, and a read must see all that was acknowledged until then.
+/// Whoever asks joins the **next** round, never the one in flight: that one may have been answered
+/// before the asker began, and a read must see all that was acknowledged until then.
 pub(crate) struct Rounds<T> {
     waiting: mpsc::UnboundedSender<oneshot::Sender<T>>,
 }

@@ -15,7 +15,9 @@ use std::time::Duration;
 use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use meridian_gateway::{Database, Read, ReadOutput, Unavailable, Write, WriteFailure};
-use meridian_types::{Consistency, DatabaseId, Epoch, NodeId, Position, ShardId, Transaction, WriteOutcome, limits};
+use meridian_types::{
+    Consistency, DatabaseId, Epoch, NodeId, Position, ShardId, Transaction, WriteOutcome, limits,
+};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
@@ -37,22 +39,25 @@ pub(crate) use cluster_nodes::{ClusterNodes, failed, some_node, written_from_wir
 pub(crate) use leaders::Revival;
 pub(crate) use nodes::{Answering, BrokenOff, Nodes, Written};
 
-/// How long one try may take to its first sign of life, beyond two round trips. A node that lost its power says
-/// nothing; one that is only slow answers the next try, which has the same id.
+/// How long one try may take to its first sign of life, beyond two round trips. A node that lost
+/// its power says nothing; one that is only slow answers the next try, which has the same id.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(800);
-/// A voter refuses what it cannot carry out before that: else what did not commit would pass for unknown.
+/// A voter refuses what it cannot carry out before that: else what did not commit would pass for
+/// unknown.
 const _: () = assert!(PATIENCE.as_millis() + 100 <= ATTEMPT_TIMEOUT.as_millis());
 /// Beyond the usual time to answer, another is asked as well.
 const HEDGE_AFTER: Duration = Duration::from_millis(100);
 /// By when a node that is at work on a read has said so; the round trip comes on top.
 const SAYS_THAT_IT_IS_AT_WORK: Duration = WORKING_EVERY.saturating_add(Duration::from_millis(50));
-/// Nodes that carry out one read at a time. Any voter that has a leader can serve it, so one more is enough.
+/// Nodes that carry out one read at a time. Any voter that has a leader can serve it, so one more
+/// is enough.
 const READS_AT_A_TIME: usize = 2;
 /// Voters that have one write at a time: those that do not lead only wait for a leader.
 const WRITES_AT_A_TIME: usize = 3;
 /// Those who waited for a shard come back within this time, not all at once.
 const REVIVAL_SPREAD: Duration = Duration::from_millis(10);
-/// A write whose outcome is unknown is asked for until request ids may be forgotten, with some to spare.
+/// A write whose outcome is unknown is asked for until request ids may be forgotten, with some to
+/// spare.
 const UNKNOWN_DEADLINE: Duration = Duration::from_millis(limits::REQUEST_ID_RETENTION_MS * 4 / 5);
 
 /// Routes the operations of one gateway.
@@ -136,7 +141,8 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         found.ok_or_else(|| unavailable(format!("no shard holds the database {database}")))
     }
 
-    /// The voters to try, the supposed leader first, then those nearest; those last that do not answer.
+    /// The voters to try, the supposed leader first, then those nearest; those last that do not
+    /// answer.
     fn voters(&self, shard: ShardId) -> Vec<NodeId> {
         let topology = self.directory.topology();
         let Some(info) = topology.shards.get(&shard) else { return Vec::new() };
@@ -144,15 +150,17 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         let local_knows = self.nodes.local_voter(shard).and_then(|local| local.leader);
         let hint = local_knows.or_else(|| self.leaders.hint(shard)).or(info.preferred_leader);
         let mut voters: Vec<NodeId> = info.voters.iter().copied().collect();
-        let avoided: BTreeSet<NodeId> = voters.iter().copied().filter(|voter| self.reach.avoid(now, *voter)).collect();
+        let avoided: BTreeSet<NodeId> =
+            voters.iter().copied().filter(|voter| self.reach.avoid(now, *voter)).collect();
         voters.sort_by_key(|voter| {
             (avoided.contains(voter), Some(*voter) != hint, Some(*voter) != self.local_node, *voter)
         });
         voters
     }
 
-    /// Nodes to read from, in order. Strong: a voter here answers by itself; else the leader. Eventual: this
-    /// node, then those of this region, then any. Those last that do not answer, or have refused lately.
+    /// Nodes to read from, in order. Strong: a voter here answers by itself; else the leader.
+    /// Eventual: this node, then those of this region, then any. Those last that do not answer, or
+    /// have refused lately.
     fn readers(&self, shard: ShardId, consistency: Consistency) -> Vec<NodeId> {
         let now = self.clock.now();
         if consistency == Consistency::Strong {
@@ -160,7 +168,8 @@ impl<N: Nodes, C: Clock> Router<N, C> {
             let votes = self.nodes.local_voter(shard).is_some();
             voters.sort_by_cached_key(|voter| {
                 let refuses = self.refusals.avoid(now, *voter, shard, consistency);
-                let here = votes && Some(*voter) == self.local_node && !self.reach.is_silent(now, *voter);
+                let here =
+                    votes && Some(*voter) == self.local_node && !self.reach.is_silent(now, *voter);
                 (refuses, !here)
             });
             return voters;
@@ -170,14 +179,15 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         nodes.sort_by_cached_key(|node| {
             let far = self.reach.measured(node.id).unwrap_or_default();
             let elsewhere = node.region != self.region;
-            let avoided = self.refusals.avoid(now, node.id, shard, consistency) || self.reach.avoid(now, node.id);
+            let avoided = self.refusals.avoid(now, node.id, shard, consistency)
+                || self.reach.avoid(now, node.id);
             (avoided, Some(node.id) != self.local_node, elsewhere, far, node.id)
         });
         nodes.iter().map(|node| node.id).collect()
     }
 
-    /// The sequence that an eventual read must not be older than. What a failover took back is not held
-    /// against those who never had it.
+    /// The sequence that an eventual read must not be older than. What a failover took back is not
+    /// held against those who never had it.
     fn min_sequence(&self, (shard, epoch): (ShardId, Epoch)) -> u64 {
         let Some(shown) = self.shown.lock().get(&shard).copied() else { return 0 };
         if shown.epoch == epoch {
@@ -196,8 +206,9 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         *newest = (*newest).max(position);
     }
 
-    /// A read that this node may have at once, since what it reads is in memory, is had without a timer and without
-    /// being hedged. One that takes longer goes on among the others. `None`: others are to be asked first.
+    /// A read that this node may have at once, since what it reads is in memory, is had without a
+    /// timer and without being hedged. One that takes longer goes on among the others. `None`:
+    /// others are to be asked first.
     async fn read_here(&self, now: Duration, read: &Arc<Read>) -> Option<Here> {
         let (node, shard) = (self.local_node?, self.shard(read.database).ok()?);
         let strong = read.consistency == Consistency::Strong;
@@ -208,7 +219,14 @@ impl<N: Nodes, C: Clock> Router<N, C> {
             return None;
         }
         let working = Arc::new(Notify::new());
-        let mut call = self.nodes.read(node, shard, read, self.min_sequence(shard), Arc::clone(&working), None);
+        let mut call = self.nodes.read(
+            node,
+            shard,
+            read,
+            self.min_sequence(shard),
+            Arc::clone(&working),
+            None,
+        );
         let call = match futures::poll!(&mut call) {
             Poll::Ready(Ok(Answering { position, leader, ranges })) => {
                 let ranges = ranges.await.ok()?;
@@ -224,8 +242,9 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         Some(Here::Begun(Begun { shard, working, call }))
     }
 
-    /// Waits before another round: longer each time, and until it is paid for; or until the shard is served again,
-    /// or has moved since the round began. News of the rest of the cluster puts nothing off. False: `left` ran out.
+    /// Waits before another round: longer each time, and until it is paid for; or until the shard
+    /// is served again, or has moved since the round began. News of the rest of the cluster puts
+    /// nothing off. False: `left` ran out.
     async fn pause(
         &self,
         pursuit: &mut Pursuit,
@@ -259,7 +278,8 @@ impl<N: Nodes, C: Clock> Router<N, C> {
                     return true;
                 }
                 () = &mut moved => {
-                    // How often others failed, or did not answer, says nothing of those who have it now.
+                    // How often others failed, or did not answer, says nothing of those who have it
+                    // now.
                     (pursuit.rounds, pursuit.lost) = (1, None);
                     spread().await;
                     return true;
@@ -268,9 +288,15 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         }
     }
 
-    /// Ends when what is `known` has changed so that the database is elsewhere than in that epoch of that shard. For one
-    /// that is gone nobody else is to be asked, and what is under way may have an answer yet.
-    async fn moved(&self, database: DatabaseId, shard: (ShardId, Epoch), mut known: watch::Receiver<Arc<Known>>) {
+    /// Ends when what is `known` has changed so that the database is elsewhere than in that epoch
+    /// of that shard. For one that is gone nobody else is to be asked, and what is under way may
+    /// have an answer yet.
+    async fn moved(
+        &self,
+        database: DatabaseId,
+        shard: (ShardId, Epoch),
+        mut known: watch::Receiver<Arc<Known>>,
+    ) {
         while known.changed().await.is_ok() {
             if self.shard(database).is_ok_and(|present| present != shard) {
                 return;
@@ -289,8 +315,15 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         found: &watch::Receiver<Revival>,
         moved: Moved,
         not_answered: Late,
-    ) -> Hedging<'_, C, impl Fn(NodeId) -> Duration, impl Fn() -> bool, Late, impl Fn(NodeId, Duration) -> bool, Moved>
-    {
+    ) -> Hedging<
+        '_,
+        C,
+        impl Fn(NodeId) -> Duration,
+        impl Fn() -> bool,
+        Late,
+        impl Fn(NodeId, Duration) -> bool,
+        Moved,
+    > {
         let delay = |node| HEDGE_AFTER + self.reach.round_trip(node);
         let pays = move || budget.pays(self.clock.now(), bytes);
         let is_silent = |node, since| {
@@ -299,11 +332,21 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         };
         let found = found.clone();
         let refusal_is_free = false;
-        Hedging { clock: &self.clock, delay, at_a_time, is_silent, pays, refusal_is_free, not_answered, found, moved }
+        Hedging {
+            clock: &self.clock,
+            delay,
+            at_a_time,
+            is_silent,
+            pays,
+            refusal_is_free,
+            not_answered,
+            found,
+            moved,
+        }
     }
 
-    /// One try, to the first byte of its answer. A node that is at work on it is waited for until `latest`. What has
-    /// not left by then, for want of a connection, is kept here: it did nothing.
+    /// One try, to the first byte of its answer. A node that is at work on it is waited for until
+    /// `latest`. What has not left by then, for want of a connection, is kept here: it did nothing.
     async fn within<T>(
         &self,
         node: NodeId,
@@ -328,15 +371,18 @@ impl<N: Nodes, C: Clock> Router<N, C> {
                 }
                 () = async { self.clock.sleep_until(until).await } => {
                     let waited = self.clock.now().saturating_sub(asked);
-                    // A node that is slow is given more time. One that is gone is not, though others may have heard it
-                    // after this asked: each of those who ask it would have the next wait longer, and miss that the
-                    // shard has moved.
+                    // A node that is slow is given more time. One that is gone is not, though
+                    // others may have heard it after this asked: each of those who ask it would
+                    // have the next wait longer, and miss that the shard has moved.
                     is_dead = !self.reach.is_heard(self.clock.now(), node);
                     break Err(departure.not_answered(format!("no answer within {} ms", waited.as_millis())));
                 }
             }
         };
-        if Some(node) != self.local_node && !is_dead && !matches!(result, Err(Failed::Unreachable(_))) {
+        if Some(node) != self.local_node
+            && !is_dead
+            && !matches!(result, Err(Failed::Unreachable(_)))
+        {
             self.reach.took(node, self.clock.now().saturating_sub(asked));
         }
         result
@@ -380,12 +426,13 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         self.within(attempt.node, Duration::ZERO, &Notify::new(), &departure, call).await
     }
 
-    /// Whether a voter is to pass a write on: the leader does not answer this gateway, which says nothing of others.
+    /// Whether a voter is to pass a write on: the leader does not answer this gateway, which says
+    /// nothing of others.
     fn passes_on(&self, shard: ShardId, attempt: &hedge::Try) -> bool {
         let cut_off = || {
-            self.leaders
-                .hint(shard)
-                .is_some_and(|hint| hint != attempt.node && self.reach.is_silent(self.clock.now(), hint))
+            self.leaders.hint(shard).is_some_and(|hint| {
+                hint != attempt.node && self.reach.is_silent(self.clock.now(), hint)
+            })
         };
         attempt.late.is_some() || cut_off()
     }
@@ -426,17 +473,30 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
                 pursuit.lost,
                 Hedging {
                     refusal_is_free: true,
-                    ..self.hedging(READS_AT_A_TIME, &budget, pursuit.bytes, &found, moved, |_| no_answer())
+                    ..self.hedging(READS_AT_A_TIME, &budget, pursuit.bytes, &found, moved, |_| {
+                        no_answer()
+                    })
                 },
                 |attempt| {
-                    let here =
-                        begun.take().filter(|begun| begun.shard == shard && Some(attempt.node) == self.local_node);
+                    let here = begun.take().filter(|begun| {
+                        begun.shard == shard && Some(attempt.node) == self.local_node
+                    });
                     let (working, call) = match here {
                         Some(Begun { working, call, .. }) => (working, call),
                         None => {
                             let working = Arc::new(Notify::new());
                             let reporting = Arc::clone(&working);
-                            (working, self.nodes.read(attempt.node, shard, &read, min_sequence, reporting, room.take()))
+                            (
+                                working,
+                                self.nodes.read(
+                                    attempt.node,
+                                    shard,
+                                    &read,
+                                    min_sequence,
+                                    reporting,
+                                    room.take(),
+                                ),
+                            )
                         }
                     };
                     let latest = started + self.deadline;
@@ -455,7 +515,9 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
                 Round::Answer { node, answer: Answering { position, leader, ranges }, late } => {
                     self.answered(&pursuit, &budget, &late);
                     match leader {
-                        Some(leader) if strong => self.leaders.answered(self.clock.now(), shard.0, node, leader),
+                        Some(leader) if strong => {
+                            self.leaders.answered(self.clock.now(), shard.0, node, leader)
+                        }
                         _ => {}
                     }
                     pursuit.lost = None;
@@ -467,11 +529,15 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
                             return Ok(ReadOutput { ranges });
                         }
                         Err(BrokenOff::Failed(reason)) => reason,
-                        Err(BrokenOff::ForRoom(held)) if self.clock.now() < started + self.deadline => {
+                        Err(BrokenOff::ForRoom(held))
+                            if self.clock.now() < started + self.deadline =>
+                        {
                             room = Some(held);
                             continue;
                         }
-                        Err(BrokenOff::ForRoom(_)) => "this process was short of memory for reads".to_owned(),
+                        Err(BrokenOff::ForRoom(_)) => {
+                            "this process was short of memory for reads".to_owned()
+                        }
                     }
                 }
                 Round::Nothing { reason, lost, .. } => {
@@ -480,17 +546,18 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
                 }
             };
             let left = (started + self.deadline).saturating_sub(self.clock.now());
-            if left.is_zero() || !self.pause(&mut pursuit, shard, &budget, found, known, left).await {
+            if left.is_zero() || !self.pause(&mut pursuit, shard, &budget, found, known, left).await
+            {
                 return Err(unavailable(format!("shard {} cannot be read now: {reason}", shard.0)));
             }
         }
     }
 
-    /// Tries the leader, and goes on with the same request id until the outcome is known: what was tried
-    /// and is unknown may have committed, and whoever leads next can tell.
+    /// Tries the leader, and goes on with the same request id until the outcome is known: what was
+    /// tried and is unknown may have committed, and whoever leads next can tell.
     ///
-    /// No later than ids may be forgotten, however long this process stood still: nothing is sent again then, and
-    /// what was sent and arrives later is refused.
+    /// No later than ids may be forgotten, however long this process stood still: nothing is sent
+    /// again then, and what was sent and arrives later is refused.
     async fn write(&self, write: Write) -> Result<WriteOutcome, WriteFailure> {
         let started = self.clock.now();
         let expires_at = started + UNKNOWN_DEADLINE;
@@ -501,7 +568,8 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
         loop {
             // Anew each time: a new epoch knows the request ids of those before.
             let known = self.directory.watch();
-            let shard = self.shard(write.database).map_err(|gone| failure(unknown.take(), gone.reason))?;
+            let shard =
+                self.shard(write.database).map_err(|gone| failure(unknown.take(), gone.reason))?;
             let (budget, found) = self.leaders.of(shard.0);
             if pursuit.rounds == 0 {
                 budget.first_try(self.clock.now());
@@ -521,13 +589,20 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
                 |attempt| {
                     let retry = retried || attempt.overlaps;
                     let pass_on = self.passes_on(shard.0, &attempt);
-                    let attempt = WriteTry { node: attempt.node, retry, late: attempt.late, pass_on, expires_at };
+                    let attempt = WriteTry {
+                        node: attempt.node,
+                        retry,
+                        late: attempt.late,
+                        pass_on,
+                        expires_at,
+                    };
                     let departure = Arc::<Departure>::default();
                     departures.lock().insert(attempt.node, Arc::clone(&departure));
                     let tried = self.try_write(shard, &write, attempt, departure);
                     async move { Ok((tried.await?, retry)) }
                 },
-                // What did not commit is binding once it is logged: else a try that overtook it may commit yet.
+                // What did not commit is binding once it is logged: else a try that overtook it may
+                // commit yet.
                 |(written, logged), overtaken| {
                     *logged || !overtaken || matches!(written.outcome, WriteOutcome::Committed(_))
                 },
@@ -536,7 +611,12 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
             let reason = match round.await {
                 Round::Answer { node, answer: (written, _), late } => {
                     self.answered(&pursuit, &budget, &late);
-                    self.leaders.answered(self.clock.now(), shard.0, node, written.leader.unwrap_or(node));
+                    self.leaders.answered(
+                        self.clock.now(),
+                        shard.0,
+                        node,
+                        written.leader.unwrap_or(node),
+                    );
                     return Ok(written.outcome);
                 }
                 Round::Nothing { reason, unknown: maybe, lost } => {
@@ -549,8 +629,12 @@ impl<N: Nodes, C: Clock> Database for Router<N, C> {
             };
             let limit = if unknown.is_some() { UNKNOWN_DEADLINE } else { self.deadline };
             let left = (started + limit).saturating_sub(self.clock.now());
-            if left.is_zero() || !self.pause(&mut pursuit, shard, &budget, found, known, left).await {
-                return Err(failure(unknown, format!("shard {} cannot be written now: {reason}", shard.0)));
+            if left.is_zero() || !self.pause(&mut pursuit, shard, &budget, found, known, left).await
+            {
+                return Err(failure(
+                    unknown,
+                    format!("shard {} cannot be written now: {reason}", shard.0),
+                ));
             }
         }
     }
@@ -561,9 +645,11 @@ fn bytes_of(transaction: &Transaction) -> usize {
     use meridian_types::MutationKind::{Delete, Max, Min, Set, SetSuffixVersionstampedKey, Sum};
     let checks = transaction.checks.iter().map(|check| check.key.len());
     let mutations = transaction.mutations.iter().map(|mutation| match &mutation.kind {
-        Set(value) | Min(value) | Max(value) | SetSuffixVersionstampedKey(value) | Sum { operand: value, .. } => {
-            mutation.key.len() + value.data.len()
-        }
+        Set(value)
+        | Min(value)
+        | Max(value)
+        | SetSuffixVersionstampedKey(value)
+        | Sum { operand: value, .. } => mutation.key.len() + value.data.len(),
         Delete => mutation.key.len(),
     });
     checks.chain(mutations).sum()

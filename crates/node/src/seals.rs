@@ -1,5 +1,5 @@
-//! What a node has promised about the end of epochs. The position that it said when it was sealed is final: the base
-//! of the next epoch is chosen by it, so no restart may undo it.
+//! What a node has promised about the end of epochs. The position that it said when it was sealed
+//! is final: the base of the next epoch is chosen by it, so no restart may undo it.
 
 use std::sync::Arc;
 
@@ -7,7 +7,8 @@ use meridian_storage::schema::META_FAMILY;
 use meridian_storage::{Durability, Engine, StorageError, WriteBatch};
 use meridian_types::{Epoch, ShardId};
 
-/// The newest seal of a shard here. Layout in `meta`: `seal` ‖ shard (4 bytes) to epoch (2, big-endian) ‖ planned (1).
+/// The newest seal of a shard here. Layout in `meta`: `seal` ‖ shard (4 bytes) to epoch (2,
+/// big-endian) ‖ planned (1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seal {
     pub(crate) epoch: Epoch,
@@ -21,30 +22,46 @@ impl Seal {
     }
 
     /// What was written down of this epoch.
-    pub(crate) fn of(engine: &Arc<dyn Engine>, shard: ShardId, epoch: Epoch) -> Result<Option<Self>, StorageError> {
+    pub(crate) fn of(
+        engine: &Arc<dyn Engine>,
+        shard: ShardId,
+        epoch: Epoch,
+    ) -> Result<Option<Self>, StorageError> {
         Ok(Self::newest(engine, shard)?.filter(|seal| seal.epoch == epoch))
     }
 
     /// Serves for the epochs before as well.
-    pub(crate) fn newest(engine: &Arc<dyn Engine>, shard: ShardId) -> Result<Option<Self>, StorageError> {
+    pub(crate) fn newest(
+        engine: &Arc<dyn Engine>,
+        shard: ShardId,
+    ) -> Result<Option<Self>, StorageError> {
         let Some(stored) = engine.get(META_FAMILY, &Self::key(shard))? else { return Ok(None) };
-        let malformed =
-            || StorageError::Corruption { what: format!("the seal of shard {shard}"), detail: format!("{stored:?}") };
+        let malformed = || StorageError::Corruption {
+            what: format!("the seal of shard {shard}"),
+            detail: format!("{stored:?}"),
+        };
         match *stored {
-            [high, low, planned @ (0 | 1)] => {
-                Ok(Some(Self { epoch: Epoch(u16::from_be_bytes([high, low])), planned: planned == 1 }))
-            }
+            [high, low, planned @ (0 | 1)] => Ok(Some(Self {
+                epoch: Epoch(u16::from_be_bytes([high, low])),
+                planned: planned == 1,
+            })),
             _ => Err(malformed()),
         }
     }
 
-    /// Writes a seal down, and returns what holds then. It is durable, and may be answered, once a sync that began after
-    /// this has ended: also where nothing was to be written, which a call that was cancelled before its sync may have
-    /// left. Blocks. A seal that takes nothing any more does not become a planned one, and none goes back to an earlier
-    /// epoch.
-    pub(crate) fn write_down(self, engine: &Arc<dyn Engine>, shard: ShardId) -> Result<Self, StorageError> {
+    /// Writes a seal down, and returns what holds then. It is durable, and may be answered, once a
+    /// sync that began after this has ended: also where nothing was to be written, which a call
+    /// that was cancelled before its sync may have left. Blocks. A seal that takes nothing any more
+    /// does not become a planned one, and none goes back to an earlier epoch.
+    pub(crate) fn write_down(
+        self,
+        engine: &Arc<dyn Engine>,
+        shard: ShardId,
+    ) -> Result<Self, StorageError> {
         let known = Self::newest(engine, shard)?;
-        let stays = known.filter(|known| known.epoch > self.epoch || (known.epoch == self.epoch && !known.planned));
+        let stays = known.filter(|known| {
+            known.epoch > self.epoch || (known.epoch == self.epoch && !known.planned)
+        });
         if let Some(known) = stays {
             return Ok(known);
         }
@@ -85,6 +102,9 @@ mod tests {
             assert_eq!(Seal::of(&after, shard, Epoch(9)).unwrap(), None);
             assert_eq!(Seal::newest(&after, other).unwrap(), None);
         }
-        assert_eq!(engine.get(META_FAMILY, b"seal\x01\x02\x03\x04").unwrap().unwrap(), b"\x04\x05\x01".as_slice());
+        assert_eq!(
+            engine.get(META_FAMILY, b"seal\x01\x02\x03\x04").unwrap().unwrap(),
+            b"\x04\x05\x01".as_slice()
+        );
     }
 }

@@ -36,8 +36,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_millis(700);
 
 const ALONE_AFTER: Duration = Duration::from_secs(5);
 
-/// Says whether this node leads a group, for reads: by its lease, or else by asking a quorum, once for all
-/// that wait.
+/// Says whether this node leads a group, for reads: by its lease, or else by asking a quorum, once
+/// for all that wait.
 pub(crate) struct ReadGate {
     rounds: Rounds<Result<(), NotLeading>>,
 }
@@ -52,18 +52,20 @@ impl ReadGate {
         }
     }
 
-    /// On success the state applied here holds every write that was acknowledged before this call, and all that
-    /// another voter has shown.
+    /// On success the state applied here holds every write that was acknowledged before this call,
+    /// and all that another voter has shown.
     ///
-    /// A lease read also needs an entry of this term applied: before, the state may lack what an earlier
-    /// leader acknowledged; and all that the other voters were told to be committed, since they may apply it
-    /// sooner than the leader. The lease is looked at after the call began, so even a node that is stopped
-    /// right after and wakes much later returns what was the newest state at some time during the call.
-    /// The term in which that was so.
+    /// A lease read also needs an entry of this term applied: before, the state may lack what an
+    /// earlier leader acknowledged; and all that the other voters were told to be committed, since
+    /// they may apply it sooner than the leader. The lease is looked at after the call began, so
+    /// even a node that is stopped right after and wakes much later returns what was the newest
+    /// state at some time during the call. The term in which that was so.
     pub(crate) async fn confirm(&self, group: &RaftGroup) -> Result<u64, NotLeading> {
         let leadership = group.leadership()?;
         let applied_term = group.applied().borrow().1;
-        if applied_term == leadership.term && leadership.lease_until.is_some_and(|until| Instant::now() < until) {
+        if applied_term == leadership.term
+            && leadership.lease_until.is_some_and(|until| Instant::now() < until)
+        {
             let applied = group.has_applied_what_it_told().await;
             return if applied { Ok(leadership.term) } else { Err(NotLeading { leader: None }) };
         }
@@ -95,7 +97,8 @@ pub(crate) struct Voter {
     pub(crate) group: RaftGroup,
     pub(crate) state: Arc<ShardState>,
     pub(crate) history: History,
-    /// What this node took as a replica of the epochs before, up to the base, as far as it was kept.
+    /// What this node took as a replica of the epochs before, up to the base, as far as it was
+    /// kept.
     pub(crate) shipped: GroupLog,
     directory: Arc<Directory>,
     gate: Arc<ReadGate>,
@@ -133,7 +136,18 @@ pub(crate) struct Sealed {
 
 impl Voter {
     pub(crate) fn start(parts: VoterParts) -> Self {
-        let VoterParts { group, history, shipped, directory, peers, limits, writes, time, reads, founder } = parts;
+        let VoterParts {
+            group,
+            history,
+            shipped,
+            directory,
+            peers,
+            limits,
+            writes,
+            time,
+            reads,
+            founder,
+        } = parts;
         let gate = Arc::new(ReadGate::start(group.clone()));
         let state = group.state();
         let proposer = Proposer::start(crate::proposer::ProposerParts {
@@ -162,7 +176,20 @@ impl Voter {
             }
         });
         let started = Instant::now();
-        Self { group, state, history, shipped, directory, gate, proposer, reads, recovered, started, positions, stop }
+        Self {
+            group,
+            state,
+            history,
+            shipped,
+            directory,
+            gate,
+            proposer,
+            reads,
+            recovered,
+            started,
+            positions,
+            stop,
+        }
     }
 
     /// The term in which this node leads, at some time after this call.
@@ -170,8 +197,9 @@ impl Voter {
         self.gate.confirm(&self.group).await
     }
 
-    /// Serves nothing strong any more, and gives no vote. `planned`: a follower goes on appending, so that
-    /// the leader can finish what it has in flight; else the group stops here, and what is applied is final.
+    /// Serves nothing strong any more, and gives no vote. `planned`: a follower goes on appending,
+    /// so that the leader can finish what it has in flight; else the group stops here, and what is
+    /// applied is final.
     pub(crate) async fn seal(&self, planned: bool) -> Sealed {
         self.proposer.seal();
         self.group.seal();
@@ -185,10 +213,11 @@ impl Voter {
             self.stop.cancel();
             self.group.shutdown().await;
         }
-        // Voters do not change in `Sealing`: who knows of that knows them. And a majority of the directory's
-        // voters is one of the group only when they are its members.
+        // Voters do not change in `Sealing`: who knows of that knows them. And a majority of the
+        // directory's voters is one of the group only when they are its members.
         let settled = self.directory.shard(self.group.id().shard).is_some_and(|shard| {
-            matches!(shard.phase, Phase::Sealing(_)) && self.group.settled_voters().as_ref() == Some(&shard.voters)
+            matches!(shard.phase, Phase::Sealing(_))
+                && self.group.settled_voters().as_ref() == Some(&shard.voters)
         });
         if !settled {
             self.directory.renew_now();
@@ -208,22 +237,32 @@ impl Voter {
         drop(flushed.await);
     }
 
-    /// Whether what was committed when this node started is applied here. Without a leader to tell, a state
-    /// that is there is served all the same after a while.
+    /// Whether what was committed when this node started is applied here. Without a leader to tell,
+    /// a state that is there is served all the same after a while.
     pub(crate) fn has_caught_up(&self) -> bool {
         // A state that is not this group's yet may be off the shard's history.
         let seeded = || self.state.applied().raft.epoch == Some(self.group.id().epoch);
-        let alone = || self.group.status().leader.is_none() && seeded() && serves_alone(self.started, &self.state);
+        let alone = || {
+            self.group.status().leader.is_none()
+                && seeded()
+                && serves_alone(self.started, &self.state)
+        };
         self.recovered.load(Ordering::Relaxed) || alone()
     }
 
-    /// `late`: a leader that does not answer whoever asks. While no other is known, and nothing of it is heard
-    /// here either, it is waited for: the answer that there is none would take as long to be asked again as to
-    /// come.
+    /// `late`: a leader that does not answer whoever asks. While no other is known, and nothing of
+    /// it is heard here either, it is waited for: the answer that there is none would take as long
+    /// to be asked again as to come.
     ///
-    /// `valid_until`, on [`boot_time`]'s clock: later it is refused, since the outcome of an earlier try may be
-    /// forgotten. With nothing to wait for the proposer has the write when this was first polled.
-    pub(crate) async fn write(&self, request: WriteRequest, late: Option<NodeId>, valid_until: Duration) -> WriteReply {
+    /// `valid_until`, on [`boot_time`]'s clock: later it is refused, since the outcome of an
+    /// earlier try may be forgotten. With nothing to wait for the proposer has the write when this
+    /// was first polled.
+    pub(crate) async fn write(
+        &self,
+        request: WriteRequest,
+        late: Option<NodeId>,
+        valid_until: Duration,
+    ) -> WriteReply {
         match self.admit(&request) {
             Ok(admitted) => self.write_admitted(request, admitted, late, valid_until).await,
             Err(refusal) => refusal,
@@ -244,13 +283,18 @@ impl Voter {
         valid_until: Duration,
     ) -> WriteReply {
         let until = admitted.until.min(Instant::now() + LEADER_TIMEOUT);
-        let in_touch = tokio::time::timeout_at(until.into(), self.group.leader_in_touch(late)).await.is_ok();
+        let in_touch =
+            tokio::time::timeout_at(until.into(), self.group.leader_in_touch(late)).await.is_ok();
         if boot_time() >= valid_until {
-            return WriteReply::NotCommitted("the request is so old that its outcome may be forgotten".to_owned());
+            return WriteReply::NotCommitted(
+                "the request is so old that its outcome may be forgotten".to_owned(),
+            );
         }
         match self.proposer.write(request, admitted).await {
             // It was not heard here either: whoever asks need not wait for it.
-            WriteReply::NotLeader(leader) if !in_touch && leader == late => WriteReply::NotLeader(None),
+            WriteReply::NotLeader(leader) if !in_touch && leader == late => {
+                WriteReply::NotLeader(None)
+            }
             reply => reply,
         }
     }
@@ -261,7 +305,11 @@ impl Voter {
     }
 
     /// A strong read: here if this node leads, or after asking the leader how far to wait.
-    pub(crate) async fn read_strong(&self, database: DatabaseId, ranges: &[ReadRange]) -> ReadReply {
+    pub(crate) async fn read_strong(
+        &self,
+        database: DatabaseId,
+        ranges: &[ReadRange],
+    ) -> ReadReply {
         let position = match self.group.leadership() {
             Ok(_) => self.read_position().await,
             Err(_) => match self.positions.join().await {
@@ -329,11 +377,15 @@ impl Asking {
     }
 
     async fn ask(&self, leader: NodeId) -> Result<ReadPosition, ReadReply> {
-        let Some(channel) = self.peers.requests(leader) else { return Err(ReadReply::NotLeader(None)) };
+        let Some(channel) = self.peers.requests(leader) else {
+            return Err(ReadReply::NotLeader(None));
+        };
         let id = self.group.id();
         let group = Some(wire::ShardEpoch { shard: id.shard.0, epoch: id.epoch.0.into() });
-        let answer = ShardClient::new(channel).read_position(wire::ReadPositionRequest { group }).await;
-        let unavailable = |reason: &str| ReadReply::Unavailable(format!("the leader did not answer: {reason}"));
+        let answer =
+            ShardClient::new(channel).read_position(wire::ReadPositionRequest { group }).await;
+        let unavailable =
+            |reason: &str| ReadReply::Unavailable(format!("the leader did not answer: {reason}"));
         match answer.map_err(|status| unavailable(status.message()))?.into_inner().result {
             Some(read_position_response::Result::Position(position)) => {
                 Ok(ReadPosition { sequence: position.sequence })
@@ -347,14 +399,18 @@ impl Asking {
     }
 }
 
-/// Nobody can tell a node that started how far the shard is: what it has is shown after a while, if it has
-/// anything, rather than nothing for as long as it is cut off.
+/// Nobody can tell a node that started how far the shard is: what it has is shown after a while, if
+/// it has anything, rather than nothing for as long as it is cut off.
 pub(crate) fn serves_alone(started: Instant, state: &ShardState) -> bool {
     started.elapsed() >= ALONE_AFTER && state.position().sequence > 0
 }
 
 /// Waits until `sequence` is applied; false if that takes too long.
-pub(crate) async fn wait_applied(mut applied: watch::Receiver<(u64, u64)>, sequence: u64, within: Duration) -> bool {
+pub(crate) async fn wait_applied(
+    mut applied: watch::Receiver<(u64, u64)>,
+    sequence: u64,
+    within: Duration,
+) -> bool {
     if applied.borrow().0 >= sequence {
         return true;
     }
@@ -383,12 +439,18 @@ impl Voter {
         Ok(first.map_or(purged, |(first, _)| first - 1))
     }
 
-    /// As [`LocalShard::batches_after`]: from before the base as a replica took it, else from Raft's log.
-    fn batches_after(&self, after: u64, max_bytes: usize) -> Result<Option<Vec<(u64, Bytes)>>, StorageError> {
+    /// As [`LocalShard::batches_after`]: from before the base as a replica took it, else from
+    /// Raft's log.
+    fn batches_after(
+        &self,
+        after: u64,
+        max_bytes: usize,
+    ) -> Result<Option<Vec<(u64, Bytes)>>, StorageError> {
         let base = self.history.base().sequence;
         if after < base {
             let batches = self.shipped.read(after + 1..base + 1, max_bytes)?;
-            let contiguous = batches.iter().zip(after + 1..).all(|((found, _), expected)| *found == expected);
+            let contiguous =
+                batches.iter().zip(after + 1..).all(|((found, _), expected)| *found == expected);
             return Ok((contiguous && !batches.is_empty()).then_some(batches));
         }
         match self.group.committed_batches(after + 1, max_bytes) {
@@ -402,9 +464,9 @@ impl Voter {
     pub(crate) fn purge_shipped_through(&self, sequence: u64) -> Result<(), StorageError> {
         let through = sequence.min(self.history.base().sequence);
         match self.shipped.first()? {
-            Some((first, _)) if first <= through => {
-                self.shipped.purge_through(through, Some((crate::replica::PURGED, &through.to_be_bytes())))
-            }
+            Some((first, _)) if first <= through => self
+                .shipped
+                .purge_through(through, Some((crate::replica::PURGED, &through.to_be_bytes()))),
             _ => Ok(()),
         }
     }
@@ -495,10 +557,14 @@ impl LocalShard {
             Self::Replica(replica) => replica.has_caught_up(),
         };
         if !has_caught_up {
-            return ReadReply::Unavailable("this node has not caught up since it started".to_owned());
+            return ReadReply::Unavailable(
+                "this node has not caught up since it started".to_owned(),
+            );
         }
         if !wait_applied(self.applied(), min_sequence, READ_POSITION_TIMEOUT).await {
-            return ReadReply::Unavailable("this node lags behind what this gateway has shown before".to_owned());
+            return ReadReply::Unavailable(
+                "this node lags behind what this gateway has shown before".to_owned(),
+            );
         }
         let reads = match self {
             Self::Voter(voter) => &voter.reads,
@@ -506,8 +572,13 @@ impl LocalShard {
         };
         match reads.read(self.state(), database, ranges).await {
             // The state, and the shard's history, may be others than when the wait was over.
-            Ok(view) if view.position.sequence < min_sequence || self.history().leaves(view.position).is_some() => {
-                ReadReply::Unavailable("this node's state is not of the shard's present epoch yet".to_owned())
+            Ok(view)
+                if view.position.sequence < min_sequence
+                    || self.history().leaves(view.position).is_some() =>
+            {
+                ReadReply::Unavailable(
+                    "this node's state is not of the shard's present epoch yet".to_owned(),
+                )
             }
             Ok(view) => ReadReply::Done(view),
             Err(refused) => refused.into(),

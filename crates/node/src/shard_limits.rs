@@ -21,7 +21,8 @@ pub(crate) struct ShardLimits {
 impl Limits for ShardLimits {
     fn refusal(&self, only_deletes: bool) -> Option<String> {
         let topology = self.directory.topology();
-        let (voters, followers) = (&topology.shards.get(&self.shard)?.voters, self.shards.followers(&self.shard));
+        let (voters, followers) =
+            (&topology.shards.get(&self.shard)?.voters, self.shards.followers(&self.shard));
         let others = voters.iter().filter(|voter| **voter != self.node_id);
         let rooms: Vec<Room> = match followers {
             Some(followers) => others.map(|voter| followers.room(*voter)).collect(),
@@ -39,7 +40,8 @@ impl Limits for ShardLimits {
     fn replication_lag_ms(&self) -> Option<u64> {
         let topology = self.directory.topology();
         let primary = &topology.shards.get(&self.shard)?.primary_region;
-        let elsewhere = |node: NodeId| topology.nodes.get(&node).is_some_and(|node| node.region != *primary);
+        let elsewhere =
+            |node: NodeId| topology.nodes.get(&node).is_some_and(|node| node.region != *primary);
         self.shards.followers(&self.shard)?.least_lag_ms(elsewhere)
     }
 }

@@ -33,13 +33,15 @@ impl ShardService {
         shard_server::ShardServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES)
     }
 
-    /// The shard, if it is here and in the epoch that the caller means. `or_later`: for an eventual read,
-    /// which is as good from what came after.
+    /// The shard, if it is here and in the epoch that the caller means. `or_later`: for an eventual
+    /// read, which is as good from what came after.
     fn shard(&self, group: Option<wire::ShardEpoch>, or_later: bool) -> Result<LocalShard, Status> {
         let group = group.ok_or_else(|| invalid("group"))?;
         let id = ShardId(group.shard);
         let shard = self.shards.get(&id);
-        let shard = shard.ok_or_else(|| Status::not_found(format!("shard {id} is not on this node at present")))?;
+        let shard = shard.ok_or_else(|| {
+            Status::not_found(format!("shard {id} is not on this node at present"))
+        })?;
         let here = u32::from(shard.epoch().0);
         if here != group.epoch && !(or_later && here > group.epoch) {
             return Err(Status::failed_precondition(format!(
@@ -77,8 +79,12 @@ fn not_leader(leader: Option<NodeId>) -> wire::NotLeader {
 pub(crate) fn write_reply_to_wire(reply: WriteReply) -> wire::WriteResponse {
     use write_response::Result as Wire;
     let result = match reply {
-        WriteReply::Done(WriteOutcome::Committed(stamp)) => Wire::Committed(stamp.0.to_vec().into()),
-        WriteReply::Done(WriteOutcome::CheckFailed(indexes)) => Wire::CheckFailed(wire::FailedChecks { indexes }),
+        WriteReply::Done(WriteOutcome::Committed(stamp)) => {
+            Wire::Committed(stamp.0.to_vec().into())
+        }
+        WriteReply::Done(WriteOutcome::CheckFailed(indexes)) => {
+            Wire::CheckFailed(wire::FailedChecks { indexes })
+        }
         WriteReply::Done(WriteOutcome::Rejected(text)) => Wire::Rejected(text),
         WriteReply::NotLeader(leader) => Wire::NotLeader(not_leader(leader)),
         WriteReply::NotCommitted(reason) => Wire::NotCommitted(reason),
@@ -91,8 +97,8 @@ fn response(result: write_response::Result) -> wire::WriteResponse {
     wire::WriteResponse { result: Some(result), leader: 0, clock: Some(write_calls::clock()) }
 }
 
-/// Gives a write to the leader on behalf of a gateway that cannot reach it. One hop: who takes it for the leader
-/// wrongly is told so, and the gateway asks again.
+/// Gives a write to the leader on behalf of a gateway that cannot reach it. One hop: who takes it
+/// for the leader wrongly is told so, and the gateway asks again.
 async fn pass_on(
     writes: &WriteCalls,
     leader: NodeId,
@@ -102,8 +108,11 @@ async fn pass_on(
     let departure = Arc::default();
     let passed_on = writes.call(leader, request, valid_until, &departure);
     let passed_on = tokio::time::timeout(PASSED_ON_TIMEOUT, passed_on).await;
-    let passed_on = passed_on.unwrap_or_else(|_| Err(departure.not_answered("no answer".to_owned())));
-    let not_reached = |reason| format!("the leader, node {leader}, was not reached by the voter that was: {reason}");
+    let passed_on =
+        passed_on.unwrap_or_else(|_| Err(departure.not_answered("no answer".to_owned())));
+    let not_reached = |reason| {
+        format!("the leader, node {leader}, was not reached by the voter that was: {reason}")
+    };
     match passed_on {
         Ok(answer) if written_from_wire(answer.clone()).is_ok() => {
             wire::WriteResponse { leader, clock: Some(write_calls::clock()), ..answer }
@@ -112,7 +121,9 @@ async fn pass_on(
         Err(Failed::NotDone(reason) | Failed::Unreachable(reason)) => {
             response(write_response::Result::NotCommitted(not_reached(reason)))
         }
-        Err(Failed::Unknown(reason)) => response(write_response::Result::Unknown(not_reached(reason))),
+        Err(Failed::Unknown(reason)) => {
+            response(write_response::Result::Unknown(not_reached(reason)))
+        }
         Err(Failed::NotLeader(hint)) => write_reply_to_wire(WriteReply::NotLeader(hint)),
     }
 }
@@ -121,19 +132,28 @@ async fn pass_on(
 impl shard_server::Shard for ShardService {
     type ReadStream = BoxStream<'static, Result<wire::ReadPart, Status>>;
 
-    async fn write(&self, request: Request<wire::WriteRequest>) -> Result<Response<wire::WriteResponse>, Status> {
+    async fn write(
+        &self,
+        request: Request<wire::WriteRequest>,
+    ) -> Result<Response<wire::WriteResponse>, Status> {
         let mut request = request.into_inner();
         let turn = request.turn.take();
         let Some(voter) = self.voter(request.group)? else {
             return Ok(Response::new(write_reply_to_wire(WriteReply::NotLeader(None))));
         };
         let Some(valid_until) = write_calls::valid_until(request.valid_until.take()) else {
-            return Ok(Response::new(response(write_response::Result::ClockUnknown(wire::ClockUnknown {}))));
+            return Ok(Response::new(response(write_response::Result::ClockUnknown(
+                wire::ClockUnknown {},
+            ))));
         };
-        let on_behalf =
-            request.pass_on.then(|| wire::WriteRequest { pass_on: false, late_leader: 0, ..request.clone() });
+        let on_behalf = request.pass_on.then(|| wire::WriteRequest {
+            pass_on: false,
+            late_leader: 0,
+            ..request.clone()
+        });
         let late = Some(request.late_leader).filter(|node| *node != 0);
-        let request_id = request.request_id.as_ref().try_into().map_err(|_| invalid("request_id"))?;
+        let request_id =
+            request.request_id.as_ref().try_into().map_err(|_| invalid("request_id"))?;
         let write = request.write.ok_or_else(|| invalid("write"))?;
         let request = WriteRequest {
             database: database(&request.database)?,
@@ -141,7 +161,8 @@ impl shard_server::Shard for ShardService {
             transaction: transaction(write).map_err(|error| invalid(error.0))?,
             retry: request.retry,
         };
-        // Until it is answered, also where it waits for its turn, for a leader, or for another that it is passed on to.
+        // Until it is answered, also where it waits for its turn, for a leader, or for another that
+        // it is passed on to.
         let admitted = match voter.admit(&request) {
             Ok(admitted) => admitted,
             Err(refusal) => {
@@ -157,7 +178,8 @@ impl shard_server::Shard for ShardService {
             Some(turn) => Some(self.turns.wait(turn).await),
             None => None,
         };
-        let mut writing = std::pin::pin!(voter.write_admitted(request, admitted.clone(), late, valid_until));
+        let mut writing =
+            std::pin::pin!(voter.write_admitted(request, admitted.clone(), late, valid_until));
         // Then the proposer has it, and the next one may come.
         let first = futures::poll!(writing.as_mut());
         drop(place);
@@ -174,8 +196,12 @@ impl shard_server::Shard for ShardService {
         }))
     }
 
-    async fn read(&self, request: Request<wire::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
-        let wire::ReadRequest { group, database: id, strong, ranges: wanted, min_sequence } = request.into_inner();
+    async fn read(
+        &self,
+        request: Request<wire::ReadRequest>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
+        let wire::ReadRequest { group, database: id, strong, ranges: wanted, min_sequence } =
+            request.into_inner();
         let shard = self.shard(group, !strong)?;
         let (database, ranges) = (database(&id)?, ranges(wanted)?);
         let reply = async move {
@@ -198,12 +224,18 @@ impl shard_server::Shard for ShardService {
             None => Err(ReadReply::NotLeader(None)),
         };
         let result = match position {
-            Ok(position) => {
-                read_position_response::Result::Position(wire::ReadPosition { sequence: position.sequence })
+            Ok(position) => read_position_response::Result::Position(wire::ReadPosition {
+                sequence: position.sequence,
+            }),
+            Err(ReadReply::Unavailable(reason)) => {
+                read_position_response::Result::Unavailable(reason)
             }
-            Err(ReadReply::Unavailable(reason)) => read_position_response::Result::Unavailable(reason),
-            Err(ReadReply::NotLeader(leader)) => read_position_response::Result::NotLeader(not_leader(leader)),
-            Err(ReadReply::Done(_)) => read_position_response::Result::Unavailable("no position".to_owned()),
+            Err(ReadReply::NotLeader(leader)) => {
+                read_position_response::Result::NotLeader(not_leader(leader))
+            }
+            Err(ReadReply::Done(_)) => {
+                read_position_response::Result::Unavailable("no position".to_owned())
+            }
         };
         Ok(Response::new(wire::ReadPositionResponse { result: Some(result) }))
     }

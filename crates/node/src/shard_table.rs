@@ -26,7 +26,10 @@ struct Entry {
 
 impl ShardTable {
     pub(crate) fn add(&self, state: Arc<ShardState>, followers: Arc<Followers>) {
-        self.shards.write().insert(state.shard(), Entry { state, followers, comparison: Arc::default(), local: None });
+        self.shards.write().insert(
+            state.shard(),
+            Entry { state, followers, comparison: Arc::default(), local: None },
+        );
     }
 
     /// What the node is in the shard from now on.

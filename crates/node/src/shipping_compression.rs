@@ -1,9 +1,10 @@
-//! The compression of log batches on their way between nodes: one zstd stream for each subscription. What is shipped
-//! refers back to what was shipped before, so that small shipments take as little as large ones.
+//! The compression of log batches on their way between nodes: one zstd stream for each
+//! subscription. What is shipped refers back to what was shipped before, so that small shipments
+//! take as little as large ones.
 //!
-//! Both sides of a stream have its state, and belong to one subscription: they end with it, and with whatever is
-//! refused. A frame ends where nothing was shipped for a while, and both sides give back their memory. Where one of
-//! them has no memory for it, each part is a frame of its own.
+//! Both sides of a stream have its state, and belong to one subscription: they end with it, and
+//! with whatever is refused. A frame ends where nothing was shipped for a while, and both sides
+//! give back their memory. Where one of them has no memory for it, each part is a frame of its own.
 
 use std::io::{self, Write};
 
@@ -17,15 +18,16 @@ use zstd::stream::write::Encoder;
 use crate::shipping_wire::position_to_wire;
 
 const LEVEL: i32 = 1;
-/// How far back a stream refers: 64 KiB. Twice as much takes twice the memory, and makes shipments of JSON smaller by
-/// 0 to 3 %.
+/// How far back a stream refers: 64 KiB. Twice as much takes twice the memory, and makes shipments
+/// of JSON smaller by 0 to 3 %.
 const WINDOW_LOG: u32 = 16;
 /// What the memory of a stream comes to where it is compressed, and where it is decompressed.
 const COMPRESSOR_BYTES: usize = 576 << 10;
 pub(crate) const DECOMPRESSOR_BYTES: usize = 384 << 10;
 /// Decompressed batches of one message at most.
 const MAX_STORED_BYTES: u32 = 64 << 20;
-/// What a frame begins with. Frames of earlier versions of zstd, which are read too, have no bound on their window.
+/// What a frame begins with. Frames of earlier versions of zstd, which are read too, have no bound
+/// on their window.
 const MAGIC: [u8; 4] = 0xFD2F_B528_u32.to_le_bytes();
 
 /// Why a part is not what follows. Nothing that comes behind it can be read.
@@ -66,7 +68,11 @@ impl Compressor {
     ///
     /// # Errors
     /// When zstd has no memory. The stream has to end then.
-    pub(crate) fn compress(&mut self, previous: Position, batches: &StoredBatches) -> io::Result<Batches> {
+    pub(crate) fn compress(
+        &mut self,
+        previous: Position,
+        batches: &StoredBatches,
+    ) -> io::Result<Batches> {
         let stored = batches.encode_to_vec();
         let stored_bytes = u32::try_from(stored.len()).map_err(io::Error::other)?;
         let (mut encoder, memory) = match self.frame.take() {
@@ -74,7 +80,10 @@ impl Compressor {
             None => {
                 let mut encoder = Encoder::new(Vec::new(), LEVEL)?;
                 encoder.window_log(WINDOW_LOG)?;
-                (encoder, self.memory.as_ref().and_then(|memory| memory.try_take(COMPRESSOR_BYTES).ok()))
+                (
+                    encoder,
+                    self.memory.as_ref().and_then(|memory| memory.try_take(COMPRESSOR_BYTES).ok()),
+                )
             }
         };
         encoder.write_all(&stored)?;
@@ -90,7 +99,8 @@ impl Compressor {
         Ok(self.part(previous, zstd, stored_bytes))
     }
 
-    /// Ends the frame, if there is one, and gives back its memory. The part holds no batches and has to arrive too.
+    /// Ends the frame, if there is one, and gives back its memory. The part holds no batches and
+    /// has to arrive too.
     ///
     /// # Errors
     /// As [`Self::compress`].
@@ -103,7 +113,12 @@ impl Compressor {
     fn part(&mut self, previous: Position, zstd: Vec<u8>, stored_bytes: u32) -> Batches {
         let part = self.parts;
         self.parts += 1;
-        Batches { previous: Some(position_to_wire(previous)), zstd: zstd.into(), part, stored_bytes }
+        Batches {
+            previous: Some(position_to_wire(previous)),
+            zstd: zstd.into(),
+            part,
+            stored_bytes,
+        }
     }
 }
 
@@ -122,11 +137,12 @@ impl Decompressor {
         Self { memory, frame: None, due: Some(0) }
     }
 
-    /// What the next part holds: encoded batches, and never more than it says. Whether they are what was sent is for
-    /// their own checksums to say.
+    /// What the next part holds: encoded batches, and never more than it says. Whether they are
+    /// what was sent is for their own checksums to say.
     ///
     /// # Errors
-    /// When it is not the next part, or holds what it may not. Everything behind it is refused then.
+    /// When it is not the next part, or holds what it may not. Everything behind it is refused
+    /// then.
     pub(crate) fn decompress(&mut self, batches: &Batches) -> Result<Vec<u8>, InvalidPart> {
         let due = self.due.take().ok_or(InvalidPart::Broken)?;
         if batches.part != due {
@@ -146,7 +162,8 @@ impl Decompressor {
             }
             None => return Err(InvalidPart::NoFrame),
         };
-        // One byte more than are due: what fills it is too much, and what does not has been decompressed to the end.
+        // One byte more than are due: what fills it is too much, and what does not has been
+        // decompressed to the end.
         let mut stored = Vec::with_capacity(bytes + 1);
         let (mut input, mut output) = (InBuffer::around(zstd), OutBuffer::around(&mut stored));
         let ended = loop {

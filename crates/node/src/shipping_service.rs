@@ -7,7 +7,9 @@ use bytes::Bytes;
 use futures::Stream;
 use meridian_memory::ByteBudget;
 use meridian_proto::shipping::{self as wire, shipment, shipping_server, subscribe_request};
-use meridian_shipping::{BatchSize, Heartbeat, Sender, SenderAction, SenderConfig, SenderEvent, Status as NodeStatus};
+use meridian_shipping::{
+    BatchSize, Heartbeat, Sender, SenderAction, SenderConfig, SenderEvent, Status as NodeStatus,
+};
 use meridian_storage::{GroupId, fatal};
 use meridian_types::{Epoch, NodeId, Position, ShardId};
 use parking_lot::Mutex;
@@ -55,7 +57,10 @@ impl ShippingService {
 
     fn shard(&self, shard: u32) -> Result<(ShardId, Epoch, LocalShard), Status> {
         let id = ShardId(shard);
-        let local = self.shards.get(&id).ok_or_else(|| Status::not_found(format!("shard {id} is not on this node")))?;
+        let local = self
+            .shards
+            .get(&id)
+            .ok_or_else(|| Status::not_found(format!("shard {id} is not on this node")))?;
         Ok((id, local.epoch(), local))
     }
 }
@@ -76,7 +81,10 @@ impl shipping_server::Shipping for ShippingService {
         };
         let (id, epoch, shard) = self.shard(start.shard)?;
         shard.may_ship()?;
-        let from = start.durable.and_then(position).ok_or_else(|| Status::invalid_argument("field `durable`"))?;
+        let from = start
+            .durable
+            .and_then(position)
+            .ok_or_else(|| Status::invalid_argument("field `durable`"))?;
         let (replaced, newer) = mpsc::channel(1);
         self.subscriptions.lock().insert((id, start.node_id), replaced);
         let (shipments, stream) = mpsc::channel(4);
@@ -103,7 +111,9 @@ impl shipping_server::Shipping for ShippingService {
         let request = request.into_inner();
         if request.shard == DIRECTORY_GROUP.shard.0 {
             // It has no replicas: only Raft sends for it, to its own members.
-            return Ok(Response::new(Box::pin(ReceiverStream::new(self.exchange.serve(DIRECTORY_GROUP, request)?))));
+            return Ok(Response::new(Box::pin(ReceiverStream::new(
+                self.exchange.serve(DIRECTORY_GROUP, request)?,
+            ))));
         }
         let (id, epoch, shard) = self.shard(request.shard)?;
         if request.epoch != u32::from(epoch.0) {
@@ -129,7 +139,14 @@ impl shipping_server::Shipping for ShippingService {
 impl ShippingService {
     /// What another node says of itself.
     pub(crate) fn heard(&self, request: wire::AnnounceRequest) {
-        let wire::AnnounceRequest { statuses, disk_full, disk_exhausted, checkpoints, node_id, clock_ms } = request;
+        let wire::AnnounceRequest {
+            statuses,
+            disk_full,
+            disk_exhausted,
+            checkpoints,
+            node_id,
+            clock_ms,
+        } = request;
         let room = Room::announced(disk_full, disk_exhausted);
         if clock_ms > 0 {
             self.clocks.heard(node_id, clock_ms);
@@ -151,7 +168,9 @@ impl ShippingService {
         }
         for checkpoint in checkpoints {
             let shard = ShardId(checkpoint.shard);
-            if let (Some(comparison), Some(state)) = (self.shards.comparison(&shard), self.shards.state(&shard)) {
+            if let (Some(comparison), Some(state)) =
+                (self.shards.comparison(&shard), self.shards.state(&shard))
+            {
                 comparison.heard(self.node_id, &state, &checkpoint);
             }
         }
@@ -166,7 +185,9 @@ impl LocalShard {
             Self::Voter(voter) => voter.has_caught_up(),
             Self::Replica(replica) => replica.status().may_serve,
         };
-        serves.then_some(()).ok_or_else(|| Status::unavailable("this node does not follow the shard at present"))
+        serves
+            .then_some(())
+            .ok_or_else(|| Status::unavailable("this node does not follow the shard at present"))
     }
 
     /// What this node says of itself.
@@ -186,9 +207,10 @@ impl LocalShard {
     fn committed(&self) -> (Position, u64) {
         match self {
             Self::Voter(voter) => (voter.state.position(), wall_ms()),
-            Self::Replica(replica) => {
-                replica.status().committed.unwrap_or_else(|| (replica.state().position(), wall_ms()))
-            }
+            Self::Replica(replica) => replica
+                .status()
+                .committed
+                .unwrap_or_else(|| (replica.state().position(), wall_ms())),
         }
     }
 }
@@ -213,7 +235,11 @@ struct Subscription {
 struct Ended;
 
 impl Subscription {
-    async fn run(mut self, mut requests: Streaming<wire::SubscribeRequest>, mut newer: mpsc::Receiver<()>) {
+    async fn run(
+        mut self,
+        mut requests: Streaming<wire::SubscribeRequest>,
+        mut newer: mpsc::Receiver<()>,
+    ) {
         let epoch = u32::from(self.group.epoch.0);
         if self.ship(shipment::Message::OpenedEpoch(epoch)).await.is_err() {
             return;
@@ -258,16 +284,18 @@ impl Subscription {
         // This part's own view: the state may go on in another.
         let available = self.shard.applied().borrow().0;
         match self.shard.purged() {
-            Ok(purged) => {
-                SenderEvent::LogTail { purged: self.at(purged.min(available)), available: self.at(available) }
-            }
+            Ok(purged) => SenderEvent::LogTail {
+                purged: self.at(purged.min(available)),
+                available: self.at(available),
+            },
             Err(error) => fatal(&error),
         }
     }
 
     /// The stream belongs to one epoch: it ends when the node has gone on to another.
     async fn step(&mut self, event: SenderEvent) -> Result<(), Ended> {
-        let event = if self.shard.epoch() == self.group.epoch { event } else { SenderEvent::EpochChanged };
+        let event =
+            if self.shard.epoch() == self.group.epoch { event } else { SenderEvent::EpochChanged };
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             let mut sends = Vec::new();
@@ -277,7 +305,9 @@ impl Subscription {
                 }
                 match action {
                     SenderAction::Send { position, previous } => sends.push((position, previous)),
-                    SenderAction::Read { after, max_bytes } => events.push(self.read(after, max_bytes).await?),
+                    SenderAction::Read { after, max_bytes } => {
+                        events.push(self.read(after, max_bytes).await?)
+                    }
                     SenderAction::Heartbeat => {
                         let (committed, time_ms) = self.shard.committed();
                         let status = self.shard.own_status(self.node_id);
@@ -286,7 +316,10 @@ impl Subscription {
                         self.ship(shipment::Message::Heartbeat(wire)).await?;
                     }
                     SenderAction::SnapshotNeeded { diverged } => {
-                        self.ship(shipment::Message::SnapshotNeeded(wire::SnapshotNeeded { diverged })).await?;
+                        self.ship(shipment::Message::SnapshotNeeded(wire::SnapshotNeeded {
+                            diverged,
+                        }))
+                        .await?;
                         return Err(Ended);
                     }
                     SenderAction::Close { reason } => {
@@ -300,11 +333,13 @@ impl Subscription {
         Ok(())
     }
 
-    /// What the log has behind `after`. Nothing, though there was to be something, is a log that has ended.
+    /// What the log has behind `after`. Nothing, though there was to be something, is a log that
+    /// has ended.
     async fn read(&mut self, after: Position, max_bytes: u64) -> Result<SenderEvent, Ended> {
         let max_bytes = usize::try_from(max_bytes).unwrap_or(usize::MAX);
         let shard = self.shard.clone();
-        let read = tokio::task::spawn_blocking(move || shard.batches_after(after.sequence, max_bytes));
+        let read =
+            tokio::task::spawn_blocking(move || shard.batches_after(after.sequence, max_bytes));
         // One that did not finish is the node stopping.
         match read.await.map_err(|_| Ended)? {
             Err(error) => fatal(&error),
@@ -312,7 +347,10 @@ impl Subscription {
             Ok(Some(batches)) if batches.is_empty() => Err(Ended),
             Ok(Some(batches)) => {
                 let previous = batches.first().map_or(after, |(sequence, _)| self.at(sequence - 1));
-                self.read = batches.into_iter().map(|(sequence, bytes)| (self.at(sequence), bytes)).collect();
+                self.read = batches
+                    .into_iter()
+                    .map(|(sequence, bytes)| (self.at(sequence), bytes))
+                    .collect();
                 let size = |(position, bytes): &(Position, Bytes)| BatchSize {
                     position: *position,
                     bytes: bytes.len() as u64,
@@ -324,7 +362,9 @@ impl Subscription {
 
     /// Ships batches that follow one another, in one message.
     async fn ship_batches(&mut self, sends: &mut Vec<(Position, Position)>) -> Result<(), Ended> {
-        let (Some((first, previous)), Some((last, _))) = (sends.first().copied(), sends.last().copied()) else {
+        let (Some((first, previous)), Some((last, _))) =
+            (sends.first().copied(), sends.last().copied())
+        else {
             return Ok(());
         };
         sends.clear();
@@ -334,7 +374,9 @@ impl Subscription {
             .filter(|(position, _)| (first..=last).contains(position))
             .map(|(_, bytes)| bytes.clone())
             .collect();
-        let Ok(part) = self.compressor.compress(previous, &wire::StoredBatches { batches }) else { return Err(Ended) };
+        let Ok(part) = self.compressor.compress(previous, &wire::StoredBatches { batches }) else {
+            return Err(Ended);
+        };
         self.shipped = Instant::now();
         self.ship_part(part).await
     }
@@ -353,7 +395,8 @@ impl Subscription {
 
     /// One that does not arrive ends the stream: what comes behind it cannot be read without it.
     async fn ship_part(&mut self, part: wire::Batches) -> Result<(), Ended> {
-        metrics::counter!("meridian_shipping_sent_wire_bytes_total").increment(part.zstd.len() as u64);
+        metrics::counter!("meridian_shipping_sent_wire_bytes_total")
+            .increment(part.zstd.len() as u64);
         self.ship(shipment::Message::Batches(part)).await
     }
 

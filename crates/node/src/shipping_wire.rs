@@ -6,8 +6,8 @@ use meridian_proto::shipping as wire;
 use meridian_shipping::{Heartbeat, Status};
 use meridian_types::{Epoch, Position, ShardId};
 
-/// Decompresses a zstd frame, which must not become more than `max_bytes`. Takes memory for what the frame says
-/// that it holds: not for the most that it could, each time.
+/// Decompresses a zstd frame, which must not become more than `max_bytes`. Takes memory for what
+/// the frame says that it holds: not for the most that it could, each time.
 pub(crate) fn decompress(frame: &[u8], max_bytes: usize) -> Result<Vec<u8>, String> {
     let said = zstd::zstd_safe::get_frame_content_size(frame).ok().flatten();
     let said = said.and_then(|bytes| usize::try_from(bytes).ok()).unwrap_or(max_bytes);

@@ -10,7 +10,9 @@ use tokio_util::sync::CancellationToken;
 use crate::clock::BootClock;
 use crate::config::{GatewayConfig, ListenPurpose};
 use crate::directory::{Directory, Follower, first_cluster};
-use crate::node::{StartError, configured_access, gateway_options, listen, max_memory_bytes, peer_channels};
+use crate::node::{
+    StartError, configured_access, gateway_options, listen, max_memory_bytes, peer_channels,
+};
 use crate::open_files;
 use crate::peers::{Dial, PeerChannels};
 use crate::reads::Reads;
@@ -63,12 +65,16 @@ impl StandaloneGateway {
         tokio::spawn(follower.run(stop.clone()));
         tokio::spawn(dial_cluster(Arc::clone(&directory), peers, stop.clone()));
         let stopped = stop.clone();
-        let options = gateway_options(&config.gateway, &config.region, open_files::raise(), &shares);
+        let options =
+            gateway_options(&config.gateway, &config.region, open_files::raise(), &shares);
         let task = tokio::spawn(async move {
-            // Clients wait rather than hear that their token or their database is not there. Whoever hears from nobody
-            // serves what its configuration has.
+            // Clients wait rather than hear that their token or their database is not there.
+            // Whoever hears from nobody serves what its configuration has.
             drop(timeout(HEARING, stopped.run_until_cancelled(directory.current())).await);
-            meridian_gateway::serve(kv, router, directory, options, async move { stopped.cancelled().await }).await;
+            meridian_gateway::serve(kv, router, directory, options, async move {
+                stopped.cancelled().await
+            })
+            .await;
         });
         Ok(Self { kv_address, stop, task })
     }
@@ -86,7 +92,11 @@ impl StandaloneGateway {
 }
 
 /// Dials the nodes that there are.
-async fn dial_cluster(directory: Arc<Directory>, peers: Arc<PeerChannels>, stop: CancellationToken) {
+async fn dial_cluster(
+    directory: Arc<Directory>,
+    peers: Arc<PeerChannels>,
+    stop: CancellationToken,
+) {
     let mut known = directory.watch();
     loop {
         for node in peers.update(&known.borrow_and_update().topology) {
@@ -114,7 +124,8 @@ mod tests {
     #[tokio::test]
     async fn a_gateway_that_hears_from_nobody_opens_late_and_says_of_no_token_that_it_is_unknown() {
         // Nobody listens there.
-        let topology = Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let topology =
+            Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let config = GatewayConfig {
             region: "region-1".to_owned(),
             max_memory_mb: None,

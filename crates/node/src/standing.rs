@@ -21,8 +21,8 @@ use crate::shipping_wire::position_to_wire;
 /// Between two times that the disk is asked.
 const READ_EVERY: Duration = Duration::from_secs(1);
 
-/// What a node says of itself. Leases depend on it, so that it waits for no disk: what only the disk tells is read
-/// aside, now and then.
+/// What a node says of itself. Leases depend on it, so that it waits for no disk: what only the
+/// disk tells is read aside, now and then.
 pub(crate) struct Standing {
     parts: Arc<KeeperParts>,
     read: Mutex<Read>,
@@ -46,7 +46,10 @@ impl Standing {
     pub(crate) fn report(&self) -> (Vec<wire::ShardReport>, Vec<wire::Orphans>) {
         let read = self.read.lock();
         let shards = self.parts.shards.all().into_iter();
-        (shards.map(|(id, local)| shard(&self.parts, id.0, &local, &read)).collect(), read.lost.clone())
+        (
+            shards.map(|(id, local)| shard(&self.parts, id.0, &local, &read)).collect(),
+            read.lost.clone(),
+        )
     }
 
     /// Until `stop`.
@@ -68,10 +71,14 @@ impl Standing {
         let parts = &self.parts;
         let mut dropped = BTreeMap::new();
         for (id, local) in parts.shards.all() {
-            // Of the state as it is in this epoch, or a later one: the epoch before the history, and that before the
-            // state.
+            // Of the state as it is in this epoch, or a later one: the epoch before the history,
+            // and that before the state.
             let epoch = local.epoch();
-            let here = or_fatal(dropped_here(local.state(), &local.history(), parts.directory.deleting(id)));
+            let here = or_fatal(dropped_here(
+                local.state(),
+                &local.history(),
+                parts.directory.deleting(id),
+            ));
             if !here.is_empty() {
                 dropped.insert((id, epoch), here);
             }
@@ -81,8 +88,9 @@ impl Standing {
     }
 }
 
-/// Those that are dropped in what the history holds. A state that has left it may hold a drop that the history lost:
-/// the node knows the new epoch before another state is in place, and rows of the database may come with that.
+/// Those that are dropped in what the history holds. A state that has left it may hold a drop that
+/// the history lost: the node knows the new epoch before another state is in place, and rows of the
+/// database may come with that.
 fn dropped_here(
     state: &ShardState,
     history: &History,
@@ -103,7 +111,8 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard, read: &Read) -> wire:
             let applied_term = voter.group.applied().borrow().1;
             let leads = leadership.is_ok_and(|leadership| {
                 // An entry of the term is applied, and a quorum has answered of late.
-                leadership.term == applied_term && leadership.answered_until.is_some_and(|until| Instant::now() < until)
+                leadership.term == applied_term
+                    && leadership.answered_until.is_some_and(|until| Instant::now() < until)
             });
             (leads, if leads { settled_at(parts, &voter.group) } else { 0 }, 0)
         }
@@ -118,8 +127,10 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard, read: &Read) -> wire:
     };
     let dropped = read.dropped.get(&(local.state().shard(), local.epoch())).into_iter().flatten();
     let dropped = dropped.map(|database| database.0.to_vec().into()).collect();
-    let (heard_transactions, heard_time_ms) = parts.directory.furthest(local.state().shard(), local.epoch());
-    let differing = parts.shards.comparison(&local.state().shard()).map(|comparison| comparison.differing());
+    let (heard_transactions, heard_time_ms) =
+        parts.directory.furthest(local.state().shard(), local.epoch());
+    let differing =
+        parts.shards.comparison(&local.state().shard()).map(|comparison| comparison.differing());
     let differing = differing.unwrap_or_default().into_iter();
     wire::ShardReport {
         shard: id,
@@ -134,31 +145,37 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard, read: &Read) -> wire:
         heard_time_ms,
         dropped,
         divergences: differing
-            .map(|(node_id, position)| wire::Divergence { node_id, position: Some(position_to_wire(position)) })
+            .map(|(node_id, position)| wire::Divergence {
+                node_id,
+                position: Some(position_to_wire(position)),
+            })
             .collect(),
         refuses: local.state().refusals().recent().unwrap_or_default(),
     }
 }
 
-/// The version of the cluster that is known here, if it names just those voters who decide in the group; else 0.
+/// The version of the cluster that is known here, if it names just those voters who decide in the
+/// group; else 0.
 fn settled_at(parts: &KeeperParts, group: &RaftGroup) -> u64 {
     let known = parts.directory.known();
-    let wanted = known.cluster.shards.get(&group.id().shard).filter(|shard| shard.epoch == group.id().epoch);
+    let wanted =
+        known.cluster.shards.get(&group.id().shard).filter(|shard| shard.epoch == group.id().epoch);
     match (wanted, group.settled_voters()) {
         (Some(wanted), Some(voters)) if wanted.voters == voters => known.cluster.version,
         _ => 0,
     }
 }
 
-/// What the directory's reports of failovers wait for: how much this node, which voted before, has beyond
-/// their bases.
+/// What the directory's reports of failovers wait for: how much this node, which voted before, has
+/// beyond their bases.
 fn lost(parts: &KeeperParts, orphans: &mut KnownOrphans) -> Vec<wire::Orphans> {
     let known = parts.directory.known();
     let mut waiting = Vec::new();
     for (id, shard) in &known.cluster.shards {
         let settled = parts.settled.lock().get(id).copied();
         for report in &shard.reports {
-            let waits = report.is_judged_by(parts.node_id) && !report.loss.shown_by.contains(&parts.node_id);
+            let waits = report.is_judged_by(parts.node_id)
+                && !report.loss.shown_by.contains(&parts.node_id);
             // Its logs must have been looked through, before the files are.
             if waits && !report.planned && settled.is_some_and(|settled| settled >= report.epoch) {
                 waiting.push((*id, report));
@@ -191,9 +208,11 @@ mod tests {
         for sequence in 1..=5 {
             let effects = if sequence == 5 { vec![Effect::DropDatabase] } else { Vec::new() };
             let request_id = RequestId::generate();
-            let transaction = CommittedTransaction { request_id, database: gone, effects, refusal: None };
+            let transaction =
+                CommittedTransaction { request_id, database: gone, effects, refusal: None };
             let position = Position::new(Epoch(1), sequence);
-            let batch: DecodedBatch = Batch { position, time_ms: 0, transactions: vec![transaction] }.into();
+            let batch: DecodedBatch =
+                Batch { position, time_ms: 0, transactions: vec![transaction] }.into();
             state.apply(&[batch], RaftApplied::default()).unwrap();
         }
         let base = |sequence| (Epoch(2), Position::new(Epoch(1), sequence));

@@ -1,4 +1,5 @@
-//! Whole states between nodes: a stream of rows from one snapshot, compressed, checksummed, resumable.
+//! Whole states between nodes: a stream of rows from one snapshot, compressed, checksummed,
+//! resumable.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -23,11 +24,12 @@ use crate::shipping_wire::decompress;
 
 /// Rows of one chunk, before compression.
 const CHUNK_BYTES: usize = 1 << 20;
-/// A chunk once it is decompressed at most. Rows of 64 KiB values end a chunk soon after its bound; the directory's
-/// state is one row, as large as what a batch of Raft may hold.
+/// A chunk once it is decompressed at most. Rows of 64 KiB values end a chunk soon after its bound;
+/// the directory's state is one row, as large as what a batch of Raft may hold.
 const MAX_CHUNK_BYTES: usize = MAX_MESSAGE_BYTES + CHUNK_BYTES;
 const ZSTD_LEVEL: i32 = 1;
-/// A snapshot that nobody has read from for so long is let go: it holds on to the engine's old files.
+/// A snapshot that nobody has read from for so long is let go: it holds on to the engine's old
+/// files.
 const IDLE: Duration = Duration::from_secs(120);
 /// How long the fetcher of a snapshot that was let go may need to put it in place, beyond that.
 const INSTALLING: Duration = Duration::from_secs(480);
@@ -35,13 +37,15 @@ const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Times in a row that a broken stream is taken up again, if nothing comes by it.
 const RESUMES: usize = 10;
 const RESUME_PAUSE: Duration = Duration::from_millis(200);
-/// Snapshots of one shard that are kept for others at once at most. One that is read gives way to none.
+/// Snapshots of one shard that are kept for others at once at most. One that is read gives way to
+/// none.
 const MAX_OFFERS: usize = 8;
 /// One that was not read for so long gives way to another.
 const GIVES_WAY_AFTER: Duration = Duration::from_secs(30);
 /// Streams of chunks that are sent at once at most: each has a thread of its own.
 const MAX_STREAMS: usize = 32;
-/// A receiver that takes no chunk for so long is gone, or as good as gone: it may ask for the rest again.
+/// A receiver that takes no chunk for so long is gone, or as good as gone: it may ask for the rest
+/// again.
 const STALLED: Duration = Duration::from_secs(60);
 
 /// Keeps the snapshots that others fetch from here, and fetches from them.
@@ -75,7 +79,8 @@ struct Fetch {
 }
 
 impl Fetch {
-    /// Writes rows off the runtime. Dropped before it is through, the fetch ends when they are written.
+    /// Writes rows off the runtime. Dropped before it is through, the fetch ends when they are
+    /// written.
     async fn add(mut self, rows: StateRows, snapshot_id: String) -> Result<Self, StorageError> {
         let added = tokio::task::spawn_blocking(move || {
             if let Some(begun) = &mut self.begun {
@@ -116,14 +121,23 @@ struct Offer {
 impl StateExchange {
     pub(crate) fn new(shards: Arc<ShardTable>, peers: Arc<PeerChannels>) -> Self {
         let (offers, begun, fetching) = Default::default();
-        Self { shards, offers, begun, fetching, streams: Arc::new(Semaphore::new(MAX_STREAMS)), peers }
+        Self {
+            shards,
+            offers,
+            begun,
+            fetching,
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            peers,
+        }
     }
 
-    /// `None`: as many as may be are being read. What is offered again is not read by that: to a node that is away the
-    /// same is offered for ever, and would hold the log for as long.
+    /// `None`: as many as may be are being read. What is offered again is not read by that: to a
+    /// node that is away the same is offered for ever, and would hold the log for as long.
     fn keep(&self, group: GroupId, snapshot: Arc<StateSnapshot>) -> Option<String> {
         let mut offers = self.offers.lock();
-        let known = offers.iter().find(|(_, offer)| Arc::ptr_eq(&offer.snapshot, &snapshot) && offer.group == group);
+        let known = offers
+            .iter()
+            .find(|(_, offer)| Arc::ptr_eq(&offer.snapshot, &snapshot) && offer.group == group);
         if let Some((id, _)) = known {
             return Some(id.clone());
         }
@@ -141,19 +155,26 @@ impl StateExchange {
         Some(id)
     }
 
-    /// Lets go of what nobody fetches, here or there; on a full disk also of what may be fetched further.
+    /// Lets go of what nobody fetches, here or there; on a full disk also of what may be fetched
+    /// further.
     pub(crate) fn prune(&self, is_full: bool) {
         self.offers.lock().retain(|_, offer| offer.used.elapsed() < IDLE);
-        let abandoned: Vec<_> =
-            self.begun.lock().extract_if(|_, begun| is_full || begun.since.elapsed() >= IDLE).collect();
+        let abandoned: Vec<_> = self
+            .begun
+            .lock()
+            .extract_if(|_, begun| is_full || begun.since.elapsed() >= IDLE)
+            .collect();
         // Staged rows are deleted with them, and the lock is held by runtime threads.
         drop(abandoned);
     }
 
-    /// The sequence behind which the shard's log is needed: whoever copies a snapshot goes on from there.
+    /// The sequence behind which the shard's log is needed: whoever copies a snapshot goes on from
+    /// there.
     pub(crate) fn needs_log_after(&self, shard: ShardId) -> Option<u64> {
         let offers = self.offers.lock();
-        let offers = offers.values().filter(|offer| offer.group.shard == shard && offer.used.elapsed() < IDLE);
+        let offers = offers
+            .values()
+            .filter(|offer| offer.group.shard == shard && offer.used.elapsed() < IDLE);
         offers.map(|offer| offer.snapshot.applied().position.sequence).min()
     }
 
@@ -173,7 +194,11 @@ impl StateExchange {
     /// Whether the shard's state is being copied to this node.
     pub(crate) fn is_fetching(&self, shard: ShardId) -> bool {
         self.begun.lock().keys().any(|group| group.shard == shard)
-            || self.fetching.lock().iter().any(|(group, lock)| group.shard == shard && lock.try_lock().is_err())
+            || self
+                .fetching
+                .lock()
+                .iter()
+                .any(|(group, lock)| group.shard == shard && lock.try_lock().is_err())
     }
 
     fn find(&self, id: &str, group: GroupId) -> Option<Arc<StateSnapshot>> {
@@ -192,9 +217,12 @@ impl StateExchange {
         let stream = self.stream()?;
         let id = if request.snapshot_id.is_empty() {
             let state = self.shards.state(&group.shard);
-            let state = state.ok_or_else(|| Status::not_found(format!("shard {} is not here", group.shard)))?;
+            let state = state
+                .ok_or_else(|| Status::not_found(format!("shard {} is not here", group.shard)))?;
             let kept = self.keep(group, Arc::new(or_fatal(state.snapshot())));
-            kept.ok_or_else(|| Status::resource_exhausted("as many snapshots as may be are being read from here"))?
+            kept.ok_or_else(|| {
+                Status::resource_exhausted("as many snapshots as may be are being read from here")
+            })?
         } else {
             request.snapshot_id
         };
@@ -202,22 +230,29 @@ impl StateExchange {
         let snapshot = self.find(&id, group).ok_or_else(gone)?;
         let (exchange, kept) = (Arc::clone(self), id.clone());
         // A fetcher that goes away may come back for the rest while the snapshot is kept.
-        Ok(chunks(snapshot, id, request.after_key.to_vec(), stream, move || drop(exchange.find(&kept, group))))
+        Ok(chunks(snapshot, id, request.after_key.to_vec(), stream, move || {
+            drop(exchange.find(&kept, group))
+        }))
     }
 
     /// The whole state as it is now, for one reader, who begins anew if the stream breaks.
-    pub(crate) fn read(&self, state: &ShardState) -> Result<mpsc::Receiver<Result<wire::StateChunk, Status>>, Status> {
+    pub(crate) fn read(
+        &self,
+        state: &ShardState,
+    ) -> Result<mpsc::Receiver<Result<wire::StateChunk, Status>>, Status> {
         let stream = self.stream()?;
         Ok(chunks(Arc::new(or_fatal(state.snapshot())), String::new(), Vec::new(), stream, || {}))
     }
 
     #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
     fn stream(&self) -> Result<OwnedSemaphorePermit, Status> {
-        let many = |_| Status::resource_exhausted("as many states as may be are being read from here");
+        let many =
+            |_| Status::resource_exhausted("as many states as may be are being read from here");
         Arc::clone(&self.streams).try_acquire_owned().map_err(many)
     }
 
-    /// Goes on with what was begun of the same snapshot, or, where none is named, of any of the source.
+    /// Goes on with what was begun of the same snapshot, or, where none is named, of any of the
+    /// source.
     async fn fetch_from(
         self: Arc<Self>,
         group: GroupId,
@@ -229,8 +264,9 @@ impl StateExchange {
         // One that was given up may not have ended yet.
         let one_at_a_time = lock.lock_owned().await;
         let begun = self.begun.lock().remove(&group);
-        let is_the_same =
-            |begun: &Begun| begun.source == source && (snapshot_id.is_empty() || snapshot_id == begun.snapshot_id);
+        let is_the_same = |begun: &Begun| {
+            begun.source == source && (snapshot_id.is_empty() || snapshot_id == begun.snapshot_id)
+        };
         let begun = match begun {
             Some(begun) if is_the_same(&begun) => begun,
             other => {
@@ -240,15 +276,24 @@ impl StateExchange {
             }
         };
         let exchange = Arc::clone(&self);
-        self.fetch_rest(Fetch { exchange, group, begun: Some(begun), _one_at_a_time: one_at_a_time }).await
+        self.fetch_rest(Fetch {
+            exchange,
+            group,
+            begun: Some(begun),
+            _one_at_a_time: one_at_a_time,
+        })
+        .await
     }
 
     async fn fetch_rest(&self, mut fetch: Fetch) -> Result<StagedState, StorageError> {
         let group = fetch.group;
         let ended = || StorageError::Refused("a fetch has ended already".to_owned());
         let source = fetch.begun.as_ref().ok_or_else(ended)?.source;
-        let refused = |what: String| StorageError::Refused(format!("fetching state from node {source}: {what}"));
-        let channel = self.peers.shipping(source).ok_or_else(|| refused("it is not known".to_owned()))?;
+        let refused = |what: String| {
+            StorageError::Refused(format!("fetching state from node {source}: {what}"))
+        };
+        let channel =
+            self.peers.shipping(source).ok_or_else(|| refused("it is not known".to_owned()))?;
         let mut client = ShippingClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
         let (mut failures, mut failure) = (0, String::new());
         // No limit while something comes.
@@ -285,7 +330,8 @@ impl StateExchange {
                 };
                 let rows = decode_chunk(&chunk).map_err(refused)?;
                 let last = rows.last;
-                let bytes = rows.rows.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
+                let bytes =
+                    rows.rows.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>();
                 metrics::counter!("meridian_snapshot_received_bytes_total").increment(bytes as u64);
                 failures = if rows.rows.is_empty() { failures } else { 0 };
                 fetch = fetch.add(rows, chunk.snapshot_id).await?;
@@ -309,7 +355,12 @@ impl StateTransfer for StateExchange {
 
     fn abandoned(self: Arc<Self>, snapshot_id: String) -> Transfer<()> {
         Box::pin(async move {
-            while self.offers.lock().get(&snapshot_id).is_some_and(|offer| offer.used.elapsed() < IDLE) {
+            while self
+                .offers
+                .lock()
+                .get(&snapshot_id)
+                .is_some_and(|offer| offer.used.elapsed() < IDLE)
+            {
                 tokio::time::sleep(CHUNK_TIMEOUT).await;
             }
             // Whoever has read all of it puts it in place now.
@@ -349,10 +400,13 @@ fn chunks(
     tokio::task::spawn_blocking(move || {
         let _of_all = of_all;
         loop {
-            let chunk = snapshot.rows(&after, CHUNK_BYTES).map_err(|error| Status::internal(error.to_string()));
+            let chunk = snapshot
+                .rows(&after, CHUNK_BYTES)
+                .map_err(|error| Status::internal(error.to_string()));
             let chunk = chunk.and_then(|rows| {
                 after = rows.rows.last().map(|(key, _)| key.to_vec()).unwrap_or_default();
-                encode_chunk(&id, &snapshot, rows).map_err(|error| Status::internal(error.to_string()))
+                encode_chunk(&id, &snapshot, rows)
+                    .map_err(|error| Status::internal(error.to_string()))
             });
             let end = chunk.as_ref().map_or(true, |chunk| chunk.last);
             read();
@@ -364,7 +418,11 @@ fn chunks(
     stream
 }
 
-fn encode_chunk(id: &str, snapshot: &StateSnapshot, rows: StateRows) -> std::io::Result<wire::StateChunk> {
+fn encode_chunk(
+    id: &str,
+    snapshot: &StateSnapshot,
+    rows: StateRows,
+) -> std::io::Result<wire::StateChunk> {
     let last = rows.last;
     let rows = rows.rows.into_iter().map(|(key, value)| wire::StateRow { key, value }).collect();
     let compressed = zstd::bulk::compress(&wire::StateRows { rows }.encode_to_vec(), ZSTD_LEVEL)?;

@@ -31,13 +31,14 @@ pub struct Metrics {
 impl Metrics {
     /// Records from now on what all of this process measures. `None` if somebody else does already.
     pub fn install() -> Option<Self> {
-        let buckets = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
+        let buckets =
+            [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
         let builder = PrometheusBuilder::new().set_buckets(&buckets).ok()?;
         Some(Self { handle: builder.install_recorder().ok()? })
     }
 
-    /// Moves what histograms were told into their buckets, again and again. Without it every sample is kept until
-    /// somebody asks for the metrics, which may be never.
+    /// Moves what histograms were told into their buckets, again and again. Without it every sample
+    /// is kept until somebody asks for the metrics, which may be never.
     async fn keep_up(self) {
         loop {
             tokio::time::sleep(UPKEEP).await;
@@ -71,16 +72,20 @@ pub async fn serve_metrics(listener: TcpListener, metrics: Metrics, stop: Cancel
         tokio::spawn(async move {
             let _permit = permit;
             let service = service_fn(move |request: Request<Incoming>| {
-                let answer = if request.method() == Method::GET && request.uri().path() == "/metrics" {
+                let answer = if request.method() == Method::GET
+                    && request.uri().path() == "/metrics"
+                {
                     Response::new(Full::new(Bytes::from(metrics.handle.render())))
                 } else {
-                    let mut answer = Response::new(Full::new(Bytes::from_static(b"metrics are at /metrics\n")));
+                    let mut answer =
+                        Response::new(Full::new(Bytes::from_static(b"metrics are at /metrics\n")));
                     *answer.status_mut() = StatusCode::NOT_FOUND;
                     answer
                 };
                 async move { Ok::<_, Infallible>(answer) }
             });
-            // One answer at a time: over HTTP/2 a client may ask for hundreds, take none, and have each kept.
+            // One answer at a time: over HTTP/2 a client may ask for hundreds, take none, and have
+            // each kept.
             let mut server = http1::Builder::new();
             server.timer(TokioTimer::new()).max_buf_size(HEAD_BYTES);
             tokio::select! {
@@ -115,7 +120,8 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
         let serving = tokio::spawn(serve_metrics(listener, Metrics { handle }, stop.clone()));
-        let scraped = answer(address, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
+        let scraped =
+            answer(address, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
         assert!(scraped.starts_with("HTTP/1.1 200 OK"), "{scraped}");
         let preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
         let refused = answer(address, preface).await;

@@ -4,10 +4,14 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming, StateTransfer, Transfer};
+use meridian_consensus::{
+    LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming, StateTransfer, Transfer,
+};
 use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
-use meridian_storage::{Engine, GroupId, ShardState, StagedState, StateSnapshot, StorageError, Syncer};
+use meridian_storage::{
+    Engine, GroupId, ShardState, StagedState, StateSnapshot, StorageError, Syncer,
+};
 use meridian_types::Position;
 
 use crate::clocks::Clocks;
@@ -63,7 +67,8 @@ pub(crate) struct OnlyVoter {
 impl OnlyVoter {
     /// It neither votes nor leads yet.
     pub(crate) async fn start(engine: &Arc<dyn Engine>, group: GroupId) -> Self {
-        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let topology =
+            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
         let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
         let state = Arc::new(ShardState::open(Arc::clone(engine), group.shard).unwrap());
@@ -75,9 +80,16 @@ impl OnlyVoter {
             syncer: Arc::new(Syncer::start(Arc::clone(engine)).unwrap()),
             high_water: None,
             peers: Arc::clone(&peers) as Arc<dyn Peers>,
-            transfer: Arc::new(StateExchange::new(Arc::new(ShardTable::default()), Arc::clone(&peers))),
+            transfer: Arc::new(StateExchange::new(
+                Arc::new(ShardTable::default()),
+                Arc::clone(&peers),
+            )),
             log_cache: LogCache::default(),
-            timing: RaftTiming { heartbeat_ms: 20, election_timeout_min_ms: 60, election_timeout_max_ms: 90 },
+            timing: RaftTiming {
+                heartbeat_ms: 20,
+                election_timeout_min_ms: 60,
+                election_timeout_max_ms: 90,
+            },
         });
         let voter = Arc::new(Voter::start(VoterParts {
             group: opened.await.unwrap(),

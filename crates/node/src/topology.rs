@@ -1,5 +1,6 @@
-//! What the cluster is: regions, nodes, shards and databases. Pure data, valid as soon as it exists:
-//! [`Topology::new`] and [`Topology::dev`] refuse what cannot work or would break a promise.
+//! What the cluster is: regions, nodes, shards and databases. Pure data, valid as soon as it
+//! exists: [`Topology::new`] and [`Topology::dev`] refuse what cannot work or would break a
+//! promise.
 
 mod address;
 mod dev;
@@ -94,11 +95,17 @@ impl Topology {
         self.nodes.values().filter(move |node| node.region == region)
     }
 
-    /// The nodes of `region` that follow the shard without a vote, by id. Outside the primary region
-    /// that is every node; inside, those that `voters` leaves out. None when there is no such shard.
-    pub fn replicas_in<'a>(&'a self, shard: ShardId, region: &'a str) -> impl Iterator<Item = &'a NodeInfo> {
+    /// The nodes of `region` that follow the shard without a vote, by id. Outside the primary
+    /// region that is every node; inside, those that `voters` leaves out. None when there is no
+    /// such shard.
+    pub fn replicas_in<'a>(
+        &'a self,
+        shard: ShardId,
+        region: &'a str,
+    ) -> impl Iterator<Item = &'a NodeInfo> {
         let shard = self.shards.get(&shard);
-        self.nodes_in(region).filter(move |node| shard.is_some_and(|shard| !shard.voters.contains(&node.id)))
+        self.nodes_in(region)
+            .filter(move |node| shard.is_some_and(|shard| !shard.voters.contains(&node.id)))
     }
 
     /// The shard that `database` lives in. `None`: there is no such database.
@@ -118,8 +125,8 @@ impl ShardInfo {
     }
 }
 
-/// Whether a quorum among so many voters is weak. Two in three survive the loss of one; with an even
-/// number the last voter adds to the quorum and not to the losses that it survives.
+/// Whether a quorum among so many voters is weak. Two in three survive the loss of one; with an
+/// even number the last voter adds to the quorum and not to the losses that it survives.
 fn is_weak(voters: usize) -> bool {
     voters < 3 || voters.is_multiple_of(2)
 }

@@ -1,7 +1,9 @@
-//! An emulated WAN: TCP links with delay, jitter, a rate and cuts, and the plan of such links between regions.
+//! An emulated WAN: TCP links with delay, jitter, a rate and cuts, and the plan of such links
+//! between regions.
 //!
-//! A [`Link`] listens on one address and forwards every connection to another, so that real processes
-//! talk over a distance they do not have. [`WanPlan`] says how far the regions lie from each other.
+//! A [`Link`] listens on one address and forwards every connection to another, so that real
+//! processes talk over a distance they do not have. [`WanPlan`] says how far the regions lie from
+//! each other.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -14,12 +16,15 @@
 //! | `plan`, `spec` | [`WanPlan`], and how it is written on a command line |
 //!
 //! What always holds here:
-//! - The bytes of a connection keep their order, whatever the jitter and however the profile changes.
-//! - Delay limits no throughput: bytes travel together, up to [`LANE_CAPACITY_BYTES`] in each direction.
-//! - A cut loses nothing. It holds bytes, as TCP does that keeps retransmitting into a dead network.
+//! - The bytes of a connection keep their order, whatever the jitter and however the profile
+//!   changes.
+//! - Delay limits no throughput: bytes travel together, up to [`LANE_CAPACITY_BYTES`] in each
+//!   direction.
+//! - A cut loses nothing. It holds bytes, as TCP does that keeps retransmitting into a dead
+//!   network.
 //!
-//! Absent on purpose: acknowledgements (a sender whose way back is cut is heard until buffers are full,
-//! where TCP would stop after a window), congestion control, and loss below TCP.
+//! Absent on purpose: acknowledgements (a sender whose way back is cut is heard until buffers are
+//! full, where TCP would stop after a window), congestion control, and loss below TCP.
 
 mod connection;
 mod controls;

@@ -1,8 +1,8 @@
 //! How a write travels to another node: in order, and no later than its id may be forgotten.
 //!
-//! A process may be suspended at any moment, and what it has sent may lie in a socket meanwhile. So that it is old is
-//! found by whoever carries it out, on a clock of its own: a node says with each answer what its clock shows, and is
-//! told in its own time how long a request is valid.
+//! A process may be suspended at any moment, and what it has sent may lie in a socket meanwhile. So
+//! that it is old is found by whoever carries it out, on a clock of its own: a node says with each
+//! answer what its clock shows, and is told in its own time how long a request is valid.
 
 mod turns;
 
@@ -25,9 +25,9 @@ use crate::router::failed;
 
 pub(crate) use turns::Turns;
 
-/// What a node said of its clock is relied on for so long. Clocks of machines drift, and a virtual machine that its host
-/// stops does not notice: the less of that, the shorter this is. Ids are remembered for ten minutes at least, and asked
-/// for four; what is left bounds it.
+/// What a node said of its clock is relied on for so long. Clocks of machines drift, and a virtual
+/// machine that its host stops does not notice: the less of that, the shorter this is. Ids are
+/// remembered for ten minutes at least, and asked for four; what is left bounds it.
 const CLOCK_KNOWN_FOR: Duration = Duration::from_secs(5 * 60);
 
 /// This moment, as other nodes may speak of it to this process.
@@ -114,7 +114,8 @@ impl WriteCalls {
         FirstTry { turn, bytes, under_way: Arc::clone(&sender.under_way) }
     }
 
-    /// `valid_until`: on this process's clock. Nothing is sent once it was taken back from `departure`.
+    /// `valid_until`: on this process's clock. Nothing is sent once it was taken back from
+    /// `departure`.
     pub(crate) async fn call(
         &self,
         node: NodeId,
@@ -123,13 +124,15 @@ impl WriteCalls {
         departure: &Arc<Departure>,
     ) -> Result<wire::WriteResponse, Failed> {
         let channel = self.peers.requests(node);
-        let channel = channel.ok_or_else(|| Failed::NotDone(format!("node {node} is not known")))?;
+        let channel =
+            channel.ok_or_else(|| Failed::NotDone(format!("node {node} is not known")))?;
         let channel = Departing { channel, departure: Arc::clone(departure) };
         let mut client = ShardClient::new(channel).max_decoding_message_size(MAX_PART_BYTES);
         // Once more when the node had to say what its clock shows.
         for _ in 0..2 {
             let known = self.samples.lock().get(&node).copied();
-            request.valid_until = known.and_then(|sample| sample.translate(valid_until, boot_time()));
+            request.valid_until =
+                known.and_then(|sample| sample.translate(valid_until, boot_time()));
             let response = client.write(request.clone()).await.map_err(failed)?.into_inner();
             if let Some(clock) = response.clock {
                 self.samples.lock().insert(node, Sample { clock, received: boot_time() });

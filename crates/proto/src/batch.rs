@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, Refusal, RequestId, Value, ValueEncoding,
-    Versionstamp,
+    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, Refusal, RequestId, Value,
+    ValueEncoding, Versionstamp,
 };
 use prost::Message;
 
@@ -22,7 +22,8 @@ pub enum InvalidBatch {
 
 /// The format that [`encode_batch`] writes.
 const FORMAT: u32 = 1;
-/// The key of field 15, `crc32c`, of wire type 5: four bytes in little-endian order follow, the last of a batch.
+/// The key of field 15, `crc32c`, of wire type 5: four bytes in little-endian order follow, the
+/// last of a batch.
 const CHECKSUM_KEY: u8 = 15 << 3 | 5;
 
 /// A batch, and what its stored bytes say of themselves.
@@ -39,7 +40,11 @@ impl From<Batch> for DecodedBatch {
     /// As if it had been encoded, stored and read.
     fn from(batch: Batch) -> Self {
         let bytes = encode_batch(&batch);
-        Self { batch, len: bytes.len(), checksum: split_checksum(&bytes).map_or(0, |(_, checksum)| checksum) }
+        Self {
+            batch,
+            len: bytes.len(),
+            checksum: split_checksum(&bytes).map_or(0, |(_, checksum)| checksum),
+        }
     }
 }
 
@@ -146,14 +151,15 @@ pub fn encode_request(versionstamp: Versionstamp, refusal: Option<&Refusal>) -> 
     log::RequestRow { versionstamp, refusal: refusal.map(refusal_to_wire) }.encode_to_vec()
 }
 
-/// What became of a request, from what is stored under its id: its versionstamp, and why it did nothing if
-/// it did.
+/// What became of a request, from what is stored under its id: its versionstamp, and why it did
+/// nothing if it did.
 ///
 /// # Errors
 /// [`InvalidBatch`], naming the field.
 pub fn decode_request(bytes: &[u8]) -> Result<(Versionstamp, Option<Refusal>), InvalidBatch> {
     let row = log::RequestRow::decode(bytes)?;
-    let versionstamp = Versionstamp::from_slice(&row.versionstamp).ok_or(InvalidBatch::Field("versionstamp"))?;
+    let versionstamp =
+        Versionstamp::from_slice(&row.versionstamp).ok_or(InvalidBatch::Field("versionstamp"))?;
     Ok((versionstamp, row.refusal.map(refusal).transpose()?))
 }
 
@@ -168,8 +174,10 @@ pub fn batch_header(bytes: &[u8]) -> Result<(Position, u64), InvalidBatch> {
 }
 
 fn transaction(wire: log::Transaction) -> Result<CommittedTransaction, InvalidBatch> {
-    let request_id = wire.request_id.as_ref().try_into().map_err(|_| InvalidBatch::Field("request_id"))?;
-    let database = wire.database.as_ref().try_into().map_err(|_| InvalidBatch::Field("database"))?;
+    let request_id =
+        wire.request_id.as_ref().try_into().map_err(|_| InvalidBatch::Field("request_id"))?;
+    let database =
+        wire.database.as_ref().try_into().map_err(|_| InvalidBatch::Field("database"))?;
     Ok(CommittedTransaction {
         request_id: RequestId(request_id),
         database: DatabaseId(database),
@@ -201,7 +209,11 @@ fn effect(wire: log::Effect) -> Result<Effect, InvalidBatch> {
         return Ok(Effect::DropDatabase);
     }
     if encoding == 0 {
-        return Ok(if expire_at_ms == 0 { Effect::Delete { key } } else { Effect::Unindex { key, expire_at_ms } });
+        return Ok(if expire_at_ms == 0 {
+            Effect::Delete { key }
+        } else {
+            Effect::Unindex { key, expire_at_ms }
+        });
     }
     let encoding = i32::try_from(encoding).ok().and_then(ValueEncoding::from_number);
     let encoding = encoding.ok_or(InvalidBatch::Field("encoding"))?;
@@ -215,7 +227,10 @@ mod tests {
     fn sample() -> Batch {
         let put = Effect::Put {
             key: Bytes::from_static(b"k"),
-            value: Value { encoding: ValueEncoding::Le64, data: Bytes::from_static(&[7, 0, 0, 0, 0, 0, 0, 0]) },
+            value: Value {
+                encoding: ValueEncoding::Le64,
+                data: Bytes::from_static(&[7, 0, 0, 0, 0, 0, 0, 0]),
+            },
             expire_at_ms: 5,
         };
         Batch {
@@ -301,10 +316,16 @@ mod tests {
         for bit in 0..bytes.len() * 8 {
             let mut damaged = bytes.to_vec();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            assert!(matches!(decode_batch(damaged.into()), Err(InvalidBatch::Checksum)), "bit {bit}");
+            assert!(
+                matches!(decode_batch(damaged.into()), Err(InvalidBatch::Checksum)),
+                "bit {bit}"
+            );
         }
         for len in 0..bytes.len() {
-            assert!(matches!(decode_batch(bytes.slice(..len)), Err(InvalidBatch::Checksum)), "{len} bytes");
+            assert!(
+                matches!(decode_batch(bytes.slice(..len)), Err(InvalidBatch::Checksum)),
+                "{len} bytes"
+            );
         }
     }
 

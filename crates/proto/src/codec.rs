@@ -1,8 +1,9 @@
-//! How messages travel between processes: as gRPC has it, with a checksum of every message behind it.
+//! How messages travel between processes: as gRPC has it, with a checksum of every message behind
+//! it.
 //!
-//! TCP's own checksum is weak and ends at whatever proxy, card or kernel made it anew; without TLS nothing else would
-//! notice a vote, a log id or an answer that changed on the way. Batches have a checksum of their own besides, which
-//! the leader made and disks keep: this one is each hop's.
+//! TCP's own checksum is weak and ends at whatever proxy, card or kernel made it anew; without TLS
+//! nothing else would notice a vote, a log id or an answer that changed on the way. Batches have a
+//! checksum of their own besides, which the leader made and disks keep: this one is each hop's.
 
 use std::marker::PhantomData;
 
@@ -11,12 +12,13 @@ use prost::Message;
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
-/// The key of field 2047 of wire type 5, which no message has, so that what is sent is still protobuf. Four bytes in
-/// little-endian order follow, the last of a message: the crc32c of all before the key.
+/// The key of field 2047 of wire type 5, which no message has, so that what is sent is still
+/// protobuf. Four bytes in little-endian order follow, the last of a message: the crc32c of all
+/// before the key.
 const CHECKSUM_KEY: [u8; 2] = [0xfd, 0x7f];
 
-/// Protobuf with a checksum. A message that does not match its own is an error of the call, or of the stream, as a
-/// broken connection is.
+/// Protobuf with a checksum. A message that does not match its own is an error of the call, or of
+/// the stream, as a broken connection is.
 #[derive(Debug)]
 pub(crate) struct ChecksumCodec<T, U>(PhantomData<(T, U)>);
 
@@ -74,8 +76,13 @@ impl<T: Message + Default> Decoder for ChecksumDecoder<T> {
         let message = verified(message).ok_or_else(|| {
             let message = std::any::type_name::<T>().rsplit("::").next().unwrap_or_default();
             metrics::counter!("meridian_damaged_messages_total").increment(1);
-            tracing::warn!(message, "a message from another process was damaged on the way; its sender tries again");
-            Status::data_loss(format!("a {message} was damaged on the way: its checksum does not match"))
+            tracing::warn!(
+                message,
+                "a message from another process was damaged on the way; its sender tries again"
+            );
+            Status::data_loss(format!(
+                "a {message} was damaged on the way: its checksum does not match"
+            ))
         })?;
         T::decode(message).map(Some).map_err(|error| Status::internal(error.to_string()))
     }

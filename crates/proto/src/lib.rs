@@ -1,9 +1,9 @@
 //! The wire and disk types, generated from `/proto`, and their conversions to `meridian-types`.
 //!
 //! What always holds here: a conversion checks everything that the target type promises, and its
-//! error names the field. A batch carries a checksum that its leader made, and nothing decodes one whose bytes are
-//! others; every message between processes carries one that is verified where it arrives (`codec.rs`). What is
-//! absent on purpose: limits and evaluation.
+//! error names the field. A batch carries a checksum that its leader made, and nothing decodes one
+//! whose bytes are others; every message between processes carries one that is verified where it
+//! arrives (`codec.rs`). What is absent on purpose: limits and evaluation.
 
 macro_rules! generated {
     ($(#[$doc:meta])* $name:ident, $package:literal) => {
@@ -55,8 +55,8 @@ mod codec;
 mod transaction;
 
 pub use batch::{
-    DecodedBatch, InvalidBatch, batch_header, decode_batch, decode_request, decode_stored, encode_batch,
-    encode_request, verify_checksum,
+    DecodedBatch, InvalidBatch, batch_header, decode_batch, decode_request, decode_stored,
+    encode_batch, encode_request, verify_checksum,
 };
 pub use com::deno::kv::datapath as kv_connect;
 pub use meridian::admin::v1 as admin;
@@ -65,5 +65,7 @@ pub use meridian::log::v1 as log;
 pub use meridian::raft::v1 as raft;
 pub use meridian::shard::v1 as shard;
 pub use meridian::shipping::v1 as shipping;
-pub use transaction::{InvalidTransaction, read_range, read_range_to_wire, transaction, transaction_to_wire};
+pub use transaction::{
+    InvalidTransaction, read_range, read_range_to_wire, transaction, transaction_to_wire,
+};
 pub use transaction::{entry, entry_to_wire};

@@ -1,9 +1,10 @@
-//! Transactions, ranges and entries as they travel between nodes, in KV Connect's own messages. Limits are
-//! the gateway's matter: what comes from another node was checked there.
+//! Transactions, ranges and entries as they travel between nodes, in KV Connect's own messages.
+//! Limits are the gateway's matter: what comes from another node was checked there.
 
 use bytes::Bytes;
 use meridian_types::{
-    Check, Entry, Mutation, MutationKind, ReadRange, SumBounds, Transaction, Value, ValueEncoding, Versionstamp,
+    Check, Entry, Mutation, MutationKind, ReadRange, SumBounds, Transaction, Value, ValueEncoding,
+    Versionstamp,
 };
 
 use crate::kv_connect as wire;
@@ -16,7 +17,9 @@ pub struct InvalidTransaction(pub &'static str);
 pub fn transaction_to_wire(transaction: &Transaction) -> wire::AtomicWrite {
     let checks = transaction.checks.iter().map(|check| wire::Check {
         key: check.key.clone(),
-        versionstamp: check.versionstamp.map_or_else(Bytes::new, |stamp| Bytes::copy_from_slice(&stamp.0)),
+        versionstamp: check
+            .versionstamp
+            .map_or_else(Bytes::new, |stamp| Bytes::copy_from_slice(&stamp.0)),
     });
     wire::AtomicWrite {
         checks: checks.collect(),
@@ -53,7 +56,9 @@ fn mutation_to_wire(mutation: &Mutation) -> wire::Mutation {
         MutationKind::Sum { operand, .. } => (Type::MSum, Some(operand)),
         MutationKind::Min(value) => (Type::MMin, Some(value)),
         MutationKind::Max(value) => (Type::MMax, Some(value)),
-        MutationKind::SetSuffixVersionstampedKey(value) => (Type::MSetSuffixVersionstampedKey, Some(value)),
+        MutationKind::SetSuffixVersionstampedKey(value) => {
+            (Type::MSetSuffixVersionstampedKey, Some(value))
+        }
     };
     let bounds = match &mutation.kind {
         MutationKind::Sum { bounds, .. } => bounds.clone(),
@@ -61,7 +66,10 @@ fn mutation_to_wire(mutation: &Mutation) -> wire::Mutation {
     };
     wire::Mutation {
         key: mutation.key.clone(),
-        value: value.map(|value| wire::KvValue { data: value.data.clone(), encoding: value.encoding.number().into() }),
+        value: value.map(|value| wire::KvValue {
+            data: value.data.clone(),
+            encoding: value.encoding.number().into(),
+        }),
         mutation_type: kind.into(),
         expire_at_ms: i64::try_from(mutation.expire_at_ms).unwrap_or(i64::MAX),
         sum_min: bounds.min,
@@ -75,7 +83,8 @@ fn mutation(wire: wire::Mutation) -> Result<Mutation, InvalidTransaction> {
     let kind = wire.mutation_type();
     let value = || {
         let value = wire.value.as_ref().ok_or(InvalidTransaction("value"))?;
-        let encoding = ValueEncoding::from_number(value.encoding).ok_or(InvalidTransaction("encoding"))?;
+        let encoding =
+            ValueEncoding::from_number(value.encoding).ok_or(InvalidTransaction("encoding"))?;
         Ok(Value { encoding, data: value.data.clone() })
     };
     let kind = match kind {
@@ -83,14 +92,19 @@ fn mutation(wire: wire::Mutation) -> Result<Mutation, InvalidTransaction> {
         Type::MSet => MutationKind::Set(value()?),
         Type::MDelete => MutationKind::Delete,
         Type::MSum => {
-            let bounds = SumBounds { min: wire.sum_min.clone(), max: wire.sum_max.clone(), clamp: wire.sum_clamp };
+            let bounds = SumBounds {
+                min: wire.sum_min.clone(),
+                max: wire.sum_max.clone(),
+                clamp: wire.sum_clamp,
+            };
             MutationKind::Sum { operand: value()?, bounds }
         }
         Type::MMax => MutationKind::Max(value()?),
         Type::MMin => MutationKind::Min(value()?),
         Type::MSetSuffixVersionstampedKey => MutationKind::SetSuffixVersionstampedKey(value()?),
     };
-    let expire_at_ms = u64::try_from(wire.expire_at_ms).map_err(|_| InvalidTransaction("expire_at_ms"))?;
+    let expire_at_ms =
+        u64::try_from(wire.expire_at_ms).map_err(|_| InvalidTransaction("expire_at_ms"))?;
     Ok(Mutation { key: wire.key, kind, expire_at_ms })
 }
 
@@ -122,7 +136,8 @@ pub fn entry_to_wire(entry: Entry) -> wire::KvEntry {
 /// # Errors
 /// [`InvalidTransaction`], naming the field.
 pub fn entry(wire: wire::KvEntry) -> Result<Entry, InvalidTransaction> {
-    let encoding = ValueEncoding::from_number(wire.encoding).ok_or(InvalidTransaction("encoding"))?;
+    let encoding =
+        ValueEncoding::from_number(wire.encoding).ok_or(InvalidTransaction("encoding"))?;
     Ok(Entry {
         key: wire.key,
         value: Value { encoding, data: wire.value },

@@ -18,7 +18,8 @@ struct Sample {
 }
 
 impl Sample {
-    /// Whether what lies between `to` and this one is at least so many times what lies between `from` and `to`.
+    /// Whether what lies between `to` and this one is at least so many times what lies between
+    /// `from` and `to`.
     fn is_beyond(&self, from: &Self, to: &Self, times: u64) -> bool {
         let is_beyond = |of: fn(&Self) -> u64| {
             of(to).saturating_sub(of(from)).saturating_mul(times) <= of(self).saturating_sub(of(to))
@@ -31,10 +32,10 @@ impl Sample {
 
 /// When, and with how many bytes before it, each recent batch of a shard was committed.
 ///
-/// Memory is bounded: when full, samples are dropped whose neighbours are near to one another against what was
-/// committed behind them, in batches, bytes and time alike. So recent lag is exact, and a long lag is overstated by a
-/// small part of itself, never understated.
-/// Sequences run on across epochs, so one history serves every replica whatever its epoch.
+/// Memory is bounded: when full, samples are dropped whose neighbours are near to one another
+/// against what was committed behind them, in batches, bytes and time alike. So recent lag is
+/// exact, and a long lag is overstated by a small part of itself, never understated. Sequences run
+/// on across epochs, so one history serves every replica whatever its epoch.
 #[derive(Debug, Clone)]
 pub struct CommitHistory {
     samples: VecDeque<Sample>,
@@ -45,30 +46,34 @@ pub struct CommitHistory {
 impl CommitHistory {
     pub const DEFAULT_CAPACITY: usize = 8192;
 
-    /// A history that knows nothing before `sequence`, the last batch committed or purged so far.
-    /// A source that restarts records the batches of its log anew, or, coarser, starts from what was
+    /// A history that knows nothing before `sequence`, the last batch committed or purged so far. A
+    /// source that restarts records the batches of its log anew, or, coarser, starts from what was
     /// purged and records the tail with the bytes of the whole log.
     pub fn starting_at(sequence: u64, time_ms: u64, capacity: usize) -> Self {
         let last = Sample { sequence, cumulative_bytes: 0, time_ms };
         Self { samples: VecDeque::from([last]), capacity: capacity.max(4), last }
     }
 
-    /// Batches up to `sequence`, of `bytes` together, are committed; the last was made at `time_ms`.
-    /// Ignored unless it is newer than what was recorded.
+    /// Batches up to `sequence`, of `bytes` together, are committed; the last was made at
+    /// `time_ms`. Ignored unless it is newer than what was recorded.
     pub fn record(&mut self, sequence: u64, bytes: u64, time_ms: u64) {
         if sequence <= self.last.sequence {
             return;
         }
         let time_ms = time_ms.max(self.last.time_ms);
-        self.last = Sample { sequence, cumulative_bytes: self.last.cumulative_bytes.saturating_add(bytes), time_ms };
+        self.last = Sample {
+            sequence,
+            cumulative_bytes: self.last.cumulative_bytes.saturating_add(bytes),
+            time_ms,
+        };
         if self.samples.len() >= self.capacity {
             self.thin();
         }
         self.samples.push_back(self.last);
     }
 
-    /// The lag of a replica that has acknowledged everything up to `durable`. `now_ms` is the clock that
-    /// stamps the batches.
+    /// The lag of a replica that has acknowledged everything up to `durable`. `now_ms` is the clock
+    /// that stamps the batches.
     pub fn lag(&self, durable: u64, now_ms: u64) -> Lag {
         if durable >= self.last.sequence {
             return Lag::default();
@@ -82,10 +87,11 @@ impl CommitHistory {
         }
     }
 
-    /// The first sequence behind which at most `max_bytes` were committed: what a log bounded to that many
-    /// bytes may be purged through. `None` when the whole history fits.
+    /// The first sequence behind which at most `max_bytes` were committed: what a log bounded to
+    /// that many bytes may be purged through. `None` when the whole history fits.
     pub fn floor(&self, max_bytes: u64) -> Option<u64> {
-        let fits = |sample: &Sample| self.last.cumulative_bytes - sample.cumulative_bytes <= max_bytes;
+        let fits =
+            |sample: &Sample| self.last.cumulative_bytes - sample.cumulative_bytes <= max_bytes;
         let index = self.samples.partition_point(|sample| !fits(sample));
         if index == 0 { None } else { self.samples.get(index).map(|sample| sample.sequence) }
     }
@@ -116,8 +122,8 @@ impl CommitHistory {
         }
     }
 
-    /// Drops what has neighbours that are near to one another: what was committed behind them is so many times what
-    /// was between them.
+    /// Drops what has neighbours that are near to one another: what was committed behind them is so
+    /// many times what was between them.
     fn drop_near(&mut self, times: u64) {
         let mut kept: VecDeque<Sample> = VecDeque::with_capacity(self.capacity);
         for sample in self.samples.drain(..) {
@@ -158,7 +164,8 @@ mod tests {
     }
 
     #[test]
-    fn long_lag_is_coarse_but_never_understated_nor_overstated_by_more_than_a_little_and_memory_stays_bounded() {
+    fn long_lag_is_coarse_but_never_understated_nor_overstated_by_more_than_a_little_and_memory_stays_bounded()
+     {
         let history = hundred_a_second(1024, 100_000);
         assert!(history.samples.len() <= 1024);
         for durable in (0..100_000).step_by(37).chain(99_900..100_000) {
@@ -188,7 +195,10 @@ mod tests {
             let lag = history.lag(durable, time_ms);
             let at = usize::try_from(durable).unwrap();
             let (missing, age) = (bytes[50_000] - bytes[at], time_ms - times[at + 1]);
-            assert!((missing..=missing + missing / 16).contains(&lag.bytes), "{durable}: {lag:?}, {missing}");
+            assert!(
+                (missing..=missing + missing / 16).contains(&lag.bytes),
+                "{durable}: {lag:?}, {missing}"
+            );
             assert!((age..=age + age / 16).contains(&lag.millis), "{durable}: {lag:?}, {age}");
         }
     }

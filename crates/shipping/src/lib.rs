@@ -1,4 +1,5 @@
-//! Ships a shard's committed log from its primary region to every replica: the protocol, without I/O.
+//! Ships a shard's committed log from its primary region to every replica: the protocol, without
+//! I/O.
 //!
 //! | type | where it lives | what it decides |
 //! |---|---|---|
@@ -11,12 +12,14 @@
 //! What always holds:
 //! - A stream belongs to one epoch. Both ends close it when they learn of another.
 //! - The receiver's log is a contiguous prefix of the source's: every batch names its predecessor.
-//! - What was not persisted is not reported, and a batch is never sent onwards before it is durable here.
-//! - Safety never rests on the relay's election or on any clock; those decide only who carries the bytes.
+//! - What was not persisted is not reported, and a batch is never sent onwards before it is durable
+//!   here.
+//! - Safety never rests on the relay's election or on any clock; those decide only who carries the
+//!   bytes.
 //!
-//! Absent on purpose: tokio, storage, the wire format, clocks and randomness. `now` is the time since an
-//! arbitrary start of this process (monotonic); `jitter` is a number in `0.0..1.0` that the caller drew.
-//! Actions are carried out in the order in which they are returned.
+//! Absent on purpose: tokio, storage, the wire format, clocks and randomness. `now` is the time
+//! since an arbitrary start of this process (monotonic); `jitter` is a number in `0.0..1.0` that
+//! the caller drew. Actions are carried out in the order in which they are returned.
 
 mod lag;
 mod receiver;
@@ -27,7 +30,8 @@ mod status;
 
 pub use lag::{CommitHistory, Lag};
 pub use receiver::{
-    FailureReason, Receiver, ReceiverAction, ReceiverConfig, ReceiverEvent, ReceiverPhase, StreamEvent, StreamId,
+    FailureReason, Receiver, ReceiverAction, ReceiverConfig, ReceiverEvent, ReceiverPhase,
+    StreamEvent, StreamId,
 };
 pub use relay::{RelayConfig, RelayElection, Source};
 pub use retention::{ReplicaPosition, Retention, retain};

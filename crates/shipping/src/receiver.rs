@@ -8,7 +8,10 @@ use crate::{Heartbeat, Source, Status};
 
 mod event;
 
-pub use event::{FailureReason, ReceiverAction, ReceiverConfig, ReceiverEvent, ReceiverPhase, StreamEvent, StreamId};
+pub use event::{
+    FailureReason, ReceiverAction, ReceiverConfig, ReceiverEvent, ReceiverPhase, StreamEvent,
+    StreamId,
+};
 
 #[derive(Debug, Clone, Copy)]
 enum State {
@@ -56,10 +59,10 @@ struct Heard {
 
 /// Follows a shard's log on a node that is not a voter of it.
 ///
-/// Kept always: `durable <= received`, both in this log's history; only `durable` is reported; batches are
-/// handed out to be persisted in order and without gaps, each once. What was handed out stays pending
-/// across streams and epochs until it is persisted, so a new stream, which begins at the durable position,
-/// may bring it again: it is skipped.
+/// Kept always: `durable <= received`, both in this log's history; only `durable` is reported;
+/// batches are handed out to be persisted in order and without gaps, each once. What was handed out
+/// stays pending across streams and epochs until it is persisted, so a new stream, which begins at
+/// the durable position, may bring it again: it is skipped.
 #[derive(Debug)]
 pub struct Receiver {
     config: ReceiverConfig,
@@ -86,10 +89,16 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// A node whose log reaches `durable` and which knew `epoch`, begun after `base`, when it last ran
-    /// (a node without data: `Position::ZERO`, `Epoch::FIRST`, `Position::ZERO`). Later epochs follow as
-    /// events, before the first source.
-    pub fn new(config: ReceiverConfig, now: Duration, durable: Position, epoch: Epoch, base: Position) -> Self {
+    /// A node whose log reaches `durable` and which knew `epoch`, begun after `base`, when it last
+    /// ran (a node without data: `Position::ZERO`, `Epoch::FIRST`, `Position::ZERO`). Later epochs
+    /// follow as events, before the first source.
+    pub fn new(
+        config: ReceiverConfig,
+        now: Duration,
+        durable: Position,
+        epoch: Epoch,
+        base: Position,
+    ) -> Self {
         let mut receiver = Self {
             config,
             epoch,
@@ -121,8 +130,8 @@ impl Receiver {
         self.epoch
     }
 
-    /// Whether others may subscribe to this node or fetch its snapshot. Not while its own log holds, or may
-    /// hold, what was never committed in its epoch.
+    /// Whether others may subscribe to this node or fetch its snapshot. Not while its own log
+    /// holds, or may hold, what was never committed in its epoch.
     pub fn may_serve(&self) -> bool {
         !self.needs_snapshot && self.seal == Seal::Open
     }
@@ -153,9 +162,9 @@ impl Receiver {
             State::Disconnected { .. } => ReceiverPhase::Disconnected,
             State::Subscribing { .. } => ReceiverPhase::Subscribing,
             State::Following { .. } => ReceiverPhase::Following,
-            State::FetchingSnapshot { .. } | State::CancellingSnapshot | State::InstallingSnapshot { .. } => {
-                ReceiverPhase::FetchingSnapshot
-            }
+            State::FetchingSnapshot { .. }
+            | State::CancellingSnapshot
+            | State::InstallingSnapshot { .. } => ReceiverPhase::FetchingSnapshot,
         }
     }
 
@@ -165,16 +174,29 @@ impl Receiver {
         let primary_age = self.heard.map_or(Duration::MAX, age);
         // From when one is needed until it is installed.
         let fetching_snapshot = self.needs_snapshot;
-        let follows = self.seal == Seal::Open && !fetching_snapshot && primary_age <= self.config.stale_after;
+        let follows =
+            self.seal == Seal::Open && !fetching_snapshot && primary_age <= self.config.stale_after;
         let hops = match self.heard {
             Some(Heard { hops: Some(hops), .. }) if follows => Some(hops.saturating_add(1)),
             _ => None,
         };
-        Status { node, epoch: self.epoch, durable: self.durable, hops, primary_age, fetching_snapshot }
+        Status {
+            node,
+            epoch: self.epoch,
+            durable: self.durable,
+            hops,
+            primary_age,
+            fetching_snapshot,
+        }
     }
 
     /// `jitter` in `0.0..1.0`, drawn anew each time; it spreads the next attempt to connect.
-    pub fn step(&mut self, now: Duration, jitter: f64, event: ReceiverEvent) -> Vec<ReceiverAction> {
+    pub fn step(
+        &mut self,
+        now: Duration,
+        jitter: f64,
+        event: ReceiverEvent,
+    ) -> Vec<ReceiverAction> {
         let mut actions = Vec::new();
         match event {
             ReceiverEvent::Source(source) => self.on_source(now, jitter, source, &mut actions),
@@ -185,7 +207,9 @@ impl Receiver {
             }
             ReceiverEvent::Stream(..) => {}
             ReceiverEvent::Persisted { position } => self.on_persisted(now, position, &mut actions),
-            ReceiverEvent::SnapshotInstalled { position } => self.on_snapshot(now, position, &mut actions),
+            ReceiverEvent::SnapshotInstalled { position } => {
+                self.on_snapshot(now, position, &mut actions)
+            }
             ReceiverEvent::Drained { position } => self.on_drained(position),
             ReceiverEvent::SnapshotFetched => {
                 if let State::FetchingSnapshot { source } = self.state {
@@ -206,7 +230,13 @@ impl Receiver {
         }
     }
 
-    fn on_source(&mut self, now: Duration, jitter: f64, source: Option<Source>, actions: &mut Vec<ReceiverAction>) {
+    fn on_source(
+        &mut self,
+        now: Duration,
+        jitter: f64,
+        source: Option<Source>,
+        actions: &mut Vec<ReceiverAction>,
+    ) {
         if source == self.source {
             return;
         }
@@ -222,11 +252,19 @@ impl Receiver {
                 self.state = State::Disconnected { retry_at: retry_at.min(soon) };
             }
             State::Subscribing { .. } | State::Following { .. } => self.disconnect(now, actions),
-            State::FetchingSnapshot { .. } | State::CancellingSnapshot | State::InstallingSnapshot { .. } => {}
+            State::FetchingSnapshot { .. }
+            | State::CancellingSnapshot
+            | State::InstallingSnapshot { .. } => {}
         }
     }
 
-    fn on_epoch(&mut self, now: Duration, epoch: Epoch, base: Position, actions: &mut Vec<ReceiverAction>) {
+    fn on_epoch(
+        &mut self,
+        now: Duration,
+        epoch: Epoch,
+        base: Position,
+        actions: &mut Vec<ReceiverAction>,
+    ) {
         if epoch <= self.epoch {
             return;
         }
@@ -263,16 +301,18 @@ impl Receiver {
                 if self.is_our_epoch(now, jitter, epoch, actions) {
                     self.state = State::Following { stream, source, heard_at: now };
                     if self.durable > from {
-                        // Persisted while nobody could be told. The source is about to send it again, and it
-                        // will be skipped: without a word its window might stay full.
-                        actions.push(ReceiverAction::ReportDurable { stream, position: self.durable });
+                        // Persisted while nobody could be told. The source is about to send it
+                        // again, and it will be skipped: without a word its window might stay full.
+                        actions
+                            .push(ReceiverAction::ReportDurable { stream, position: self.durable });
                     }
                 }
             }
             (_, StreamEvent::SnapshotNeeded { .. }) => {
                 self.needs_snapshot = true;
                 // A snapshot that does not help is not fetched again at once.
-                let retry_at = if self.attempts == 0 { now } else { now + self.next_backoff(jitter) };
+                let retry_at =
+                    if self.attempts == 0 { now } else { now + self.next_backoff(jitter) };
                 self.attempts = self.attempts.max(1);
                 self.disconnect(retry_at, actions);
             }
@@ -294,13 +334,24 @@ impl Receiver {
                 }
             }
             // A source that speaks before it says its epoch, or says it twice, is no source.
-            (_, StreamEvent::Connected { .. } | StreamEvent::Heartbeat(_) | StreamEvent::Batch { .. }) => {
+            (
+                _,
+                StreamEvent::Connected { .. }
+                | StreamEvent::Heartbeat(_)
+                | StreamEvent::Batch { .. },
+            ) => {
                 self.fail(now, jitter, FailureReason::WrongEpoch, actions);
             }
         }
     }
 
-    fn is_our_epoch(&mut self, now: Duration, jitter: f64, epoch: Epoch, actions: &mut Vec<ReceiverAction>) -> bool {
+    fn is_our_epoch(
+        &mut self,
+        now: Duration,
+        jitter: f64,
+        epoch: Epoch,
+        actions: &mut Vec<ReceiverAction>,
+    ) -> bool {
         if epoch < self.epoch {
             self.fail(now, jitter, FailureReason::WrongEpoch, actions);
         } else if epoch > self.epoch {
@@ -313,8 +364,8 @@ impl Receiver {
 
     fn on_heartbeat(&mut self, now: Duration, heartbeat: Heartbeat) {
         let status = heartbeat.status;
-        // A primary member is the primary region, however old its news: choosing a better one is the
-        // election's part.
+        // A primary member is the primary region, however old its news: choosing a better one is
+        // the election's part.
         let primary_age = if status.hops == Some(0) { Duration::ZERO } else { status.primary_age };
         self.heard = Some(Heard { hops: status.hops, at: now, primary_age });
         if self.committed.is_none_or(|(committed, _)| committed <= heartbeat.committed) {
@@ -333,7 +384,11 @@ impl Receiver {
             return Err(FailureReason::WrongEpoch);
         }
         if position.sequence <= self.received.sequence {
-            return if position <= self.received { Ok(false) } else { Err(FailureReason::WrongEpoch) };
+            return if position <= self.received {
+                Ok(false)
+            } else {
+                Err(FailureReason::WrongEpoch)
+            };
         }
         let follows = previous == self.received
             && position.sequence == self.received.sequence + 1
@@ -341,7 +396,13 @@ impl Receiver {
         if follows { Ok(true) } else { Err(FailureReason::Gap) }
     }
 
-    fn accept(&mut self, now: Duration, position: Position, bytes: u64, actions: &mut Vec<ReceiverAction>) {
+    fn accept(
+        &mut self,
+        now: Duration,
+        position: Position,
+        bytes: u64,
+        actions: &mut Vec<ReceiverAction>,
+    ) {
         self.received = position;
         self.unpersisted.push_back((position, bytes));
         self.unpersisted_bytes = self.unpersisted_bytes.saturating_add(bytes);
@@ -352,8 +413,17 @@ impl Receiver {
         actions.push(ReceiverAction::Persist { position });
     }
 
-    fn on_persisted(&mut self, now: Duration, position: Position, actions: &mut Vec<ReceiverAction>) {
-        assert!(position <= self.received, "{position} was persisted, but only {} was received", self.received);
+    fn on_persisted(
+        &mut self,
+        now: Duration,
+        position: Position,
+        actions: &mut Vec<ReceiverAction>,
+    ) {
+        assert!(
+            position <= self.received,
+            "{position} was persisted, but only {} was received",
+            self.received
+        );
         if position <= self.durable {
             return;
         }
@@ -374,7 +444,12 @@ impl Receiver {
         }
     }
 
-    fn on_snapshot(&mut self, now: Duration, position: Position, actions: &mut Vec<ReceiverAction>) {
+    fn on_snapshot(
+        &mut self,
+        now: Duration,
+        position: Position,
+        actions: &mut Vec<ReceiverAction>,
+    ) {
         assert!(self.unpersisted.is_empty(), "a snapshot replaced a log that was being written");
         (self.durable, self.received) = (position, position);
         self.needs_snapshot = false;
@@ -385,10 +460,16 @@ impl Receiver {
         }
     }
 
-    fn on_snapshot_failed(&mut self, now: Duration, jitter: f64, actions: &mut Vec<ReceiverAction>) {
+    fn on_snapshot_failed(
+        &mut self,
+        now: Duration,
+        jitter: f64,
+        actions: &mut Vec<ReceiverAction>,
+    ) {
         match self.state {
             State::FetchingSnapshot { source } | State::InstallingSnapshot { source } => {
-                actions.push(ReceiverAction::SourceFailed { source, reason: FailureReason::Snapshot });
+                actions
+                    .push(ReceiverAction::SourceFailed { source, reason: FailureReason::Snapshot });
                 self.state = State::Disconnected { retry_at: now + self.next_backoff(jitter) };
             }
             State::CancellingSnapshot => self.state = State::Disconnected { retry_at: now },
@@ -397,7 +478,10 @@ impl Receiver {
     }
 
     fn on_drained(&mut self, position: Position) {
-        assert!(self.seal == Seal::Reported, "{position} was drained into a log that is not sealed");
+        assert!(
+            self.seal == Seal::Reported,
+            "{position} was drained into a log that is not sealed"
+        );
         if position > self.durable {
             (self.durable, self.received) = (position, position);
         }
@@ -415,7 +499,9 @@ impl Receiver {
 
     fn check_timeouts(&mut self, now: Duration, jitter: f64, actions: &mut Vec<ReceiverAction>) {
         match self.state {
-            State::Subscribing { since, .. } if now.saturating_sub(since) >= self.config.connect_timeout => {
+            State::Subscribing { since, .. }
+                if now.saturating_sub(since) >= self.config.connect_timeout =>
+            {
                 self.fail(now, jitter, FailureReason::ConnectTimeout, actions);
             }
             State::Following { heard_at, .. }
@@ -427,10 +513,13 @@ impl Receiver {
         }
     }
 
-    /// Longer after each failure without progress: a big batch may take its time on a narrow link, and would be sent
-    /// again for ever.
+    /// Longer after each failure without progress: a big batch may take its time on a narrow link,
+    /// and would be sent again for ever.
     fn idle_timeout(&self) -> Duration {
-        self.config.idle_timeout.saturating_mul(1 << self.attempts.min(8)).min(self.config.stale_after)
+        self.config
+            .idle_timeout
+            .saturating_mul(1 << self.attempts.min(8))
+            .min(self.config.stale_after)
     }
 
     /// Does what is due: nothing while a stream is open, a snapshot is fetched or the backoff runs.
@@ -463,7 +552,13 @@ impl Receiver {
         self.attempts = 0;
     }
 
-    fn fail(&mut self, now: Duration, jitter: f64, reason: FailureReason, actions: &mut Vec<ReceiverAction>) {
+    fn fail(
+        &mut self,
+        now: Duration,
+        jitter: f64,
+        reason: FailureReason,
+        actions: &mut Vec<ReceiverAction>,
+    ) {
         if let State::Subscribing { source, .. } | State::Following { source, .. } = self.state {
             let retry_at = now + self.next_backoff(jitter);
             self.disconnect(retry_at, actions);
@@ -471,7 +566,8 @@ impl Receiver {
         }
     }
 
-    /// Closes what is open and tries again at `retry_at`. A snapshot that is being fetched ends first.
+    /// Closes what is open and tries again at `retry_at`. A snapshot that is being fetched ends
+    /// first.
     fn disconnect(&mut self, retry_at: Duration, actions: &mut Vec<ReceiverAction>) {
         match self.state {
             State::FetchingSnapshot { .. } => {

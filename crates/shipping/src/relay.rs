@@ -9,14 +9,15 @@ use crate::Status;
 pub struct RelayConfig {
     /// A region-mate not heard for this long is dead.
     pub relay_timeout: Duration,
-    /// Without a relay, the node that has `n` live mates before it waits `n` times this long before it goes
-    /// to the primary region itself. Long enough for the first to connect and say so.
+    /// Without a relay, the node that has `n` live mates before it waits `n` times this long before
+    /// it goes to the primary region itself. Long enough for the first to connect and say so.
     pub takeover_delay: Duration,
     /// A source that failed is avoided for this long, if there is another.
     pub avoid_for: Duration,
     /// A primary follower that has not heard of its leader for this long is second choice.
     pub stale_after: Duration,
-    /// A relay steps down for a lower-numbered one only if that is at most this many batches behind it.
+    /// A relay steps down for a lower-numbered one only if that is at most this many batches behind
+    /// it.
     pub max_behind_batches: u64,
 }
 
@@ -53,17 +54,19 @@ struct Peer {
 
 /// Decides, on each node by itself, whether the node is its region's relay for a shard.
 ///
-/// There is no vote. A relay is simply a node that follows a primary member, and says so (`hops` 1):
-/// - A node follows a region-mate only while that mate says, itself and lately, that it is a relay. A mate
-///   that follows anything but a primary member says 2, or nothing, so two nodes that follow one another
-///   by a race see it in the first heartbeat and part.
-/// - Where there is no relay, the lowest-numbered live node goes to the primary region at once, the others
-///   one `takeover_delay` after another. So the lowest takes over as a rule, and one that is alive but
-///   cannot reach the primary holds nobody up.
-/// - A relay stays one while it works: a lower-numbered node that comes back follows it. Of two relays the
-///   higher-numbered steps down, unless the other is far behind.
+/// There is no vote. A relay is simply a node that follows a primary member, and says so (`hops`
+/// 1):
+/// - A node follows a region-mate only while that mate says, itself and lately, that it is a relay.
+///   A mate that follows anything but a primary member says 2, or nothing, so two nodes that follow
+///   one another by a race see it in the first heartbeat and part.
+/// - Where there is no relay, the lowest-numbered live node goes to the primary region at once, the
+///   others one `takeover_delay` after another. So the lowest takes over as a rule, and one that is
+///   alive but cannot reach the primary holds nobody up.
+/// - A relay stays one while it works: a lower-numbered node that comes back follows it. Of two
+///   relays the higher-numbered steps down, unless the other is far behind.
 ///
-/// Several relays at a time cost WAN traffic and nothing else: positions and epochs keep the log right.
+/// Several relays at a time cost WAN traffic and nothing else: positions and epochs keep the log
+/// right.
 #[derive(Debug)]
 pub struct RelayElection {
     config: RelayConfig,
@@ -95,16 +98,19 @@ impl RelayElection {
         }
     }
 
-    /// The directory says who votes for the shard in its primary region, and which nodes of this region follow
-    /// it. This node may be among the mates or not.
+    /// The directory says who votes for the shard in its primary region, and which nodes of this
+    /// region follow it. This node may be among the mates or not.
     ///
-    /// Of `primary` those that come first are preferred. The relays of different regions are to be given
-    /// different ones: so no member serves all, and the loss of one does not hold all regions up. And the leader
-    /// last: it has enough to do.
+    /// Of `primary` those that come first are preferred. The relays of different regions are to be
+    /// given different ones: so no member serves all, and the loss of one does not hold all regions
+    /// up. And the leader last: it has enough to do.
     pub fn set_members(&mut self, now: Duration, primary: &[NodeId], mates: &[NodeId]) {
         let primary: Vec<_> = primary.iter().copied().filter(|&node| node != self.me).collect();
-        let mut mates: Vec<_> =
-            mates.iter().copied().filter(|node| *node != self.me && !primary.contains(node)).collect();
+        let mut mates: Vec<_> = mates
+            .iter()
+            .copied()
+            .filter(|node| *node != self.me && !primary.contains(node))
+            .collect();
         mates.sort_unstable();
         if (&primary, &mates) == (&self.primary, &self.mates) {
             return;
@@ -113,9 +119,13 @@ impl RelayElection {
         self.members_since = now;
         let (primary, mates) = (&self.primary, &self.mates);
         self.peers.retain(|node, _| primary.contains(node) || mates.contains(node));
-        self.current = self
-            .current
-            .filter(|source| if source.direct { primary.contains(&source.node) } else { mates.contains(&source.node) });
+        self.current = self.current.filter(|source| {
+            if source.direct {
+                primary.contains(&source.node)
+            } else {
+                mates.contains(&source.node)
+            }
+        });
     }
 
     /// A heartbeat or a status from the node itself.
@@ -143,8 +153,9 @@ impl RelayElection {
         self.current.is_some_and(|source| source.direct)
     }
 
-    /// Whom to follow now; `own` is [`Receiver::status`](crate::Receiver::status). To be asked on every tick
-    /// and after every `heard`, `failed` and `set_members`; the answer goes to the receiver.
+    /// Whom to follow now; `own` is [`Receiver::status`](crate::Receiver::status). To be asked on
+    /// every tick and after every `heard`, `failed` and `set_members`; the answer goes to the
+    /// receiver.
     pub fn choose(&mut self, now: Duration, own: &Status) -> Option<Source> {
         let relay = self.best_relay(now, own);
         let follow = |node| Some(Source { node, direct: false });
@@ -163,7 +174,8 @@ impl RelayElection {
 
     fn best_relay(&self, now: Duration, own: &Status) -> Option<NodeId> {
         let works = |node: &NodeId| {
-            self.fresh(now, *node).is_some_and(|status| status.hops == Some(1) && status.epoch == own.epoch)
+            self.fresh(now, *node)
+                .is_some_and(|status| status.hops == Some(1) && status.epoch == own.epoch)
                 && !self.is_avoided(now, *node, Self::MATE_FAILURES)
         };
         let preference = |node: &NodeId| {
@@ -179,8 +191,14 @@ impl RelayElection {
             let in_grace = now.saturating_sub(self.members_since) <= self.config.relay_timeout;
             match self.fresh(now, *node) {
                 // One without data would keep the others waiting: it goes last.
-                Some(status) => (status.fetching_snapshot, *node) < (own.fetching_snapshot, self.me),
-                None => *node < self.me && in_grace && self.peers.get(node).is_none_or(|peer| peer.heard.is_none()),
+                Some(status) => {
+                    (status.fetching_snapshot, *node) < (own.fetching_snapshot, self.me)
+                }
+                None => {
+                    *node < self.me
+                        && in_grace
+                        && self.peers.get(node).is_none_or(|peer| peer.heard.is_none())
+                }
             }
         };
         let rank = self.mates.iter().filter(|node| goes_before(node)).count();
@@ -195,9 +213,9 @@ impl RelayElection {
             } else {
                 None
             };
-            let in_touch = self
-                .fresh(now, node)
-                .is_some_and(|status| status.primary_age <= self.config.stale_after && status.epoch >= own.epoch);
+            let in_touch = self.fresh(now, node).is_some_and(|status| {
+                status.primary_age <= self.config.stale_after && status.epoch >= own.epoch
+            });
             let is_current = self.current == Some(Source { node, direct: true });
             (failed, !in_touch, !is_current, index)
         };
@@ -212,13 +230,15 @@ impl RelayElection {
 
     fn is_avoided(&self, now: Duration, node: NodeId, failures: u32) -> bool {
         self.peers.get(&node).is_some_and(|peer| {
-            peer.failures >= failures && peer.failed_at.is_some_and(|at| now.saturating_sub(at) < self.config.avoid_for)
+            peer.failures >= failures
+                && peer.failed_at.is_some_and(|at| now.saturating_sub(at) < self.config.avoid_for)
         })
     }
 
     fn is_behind(&self, node: NodeId, own: &Status) -> bool {
         self.peers.get(&node).and_then(|peer| peer.heard).is_some_and(|(_, status)| {
-            status.durable.sequence.saturating_add(self.config.max_behind_batches) < own.durable.sequence
+            status.durable.sequence.saturating_add(self.config.max_behind_batches)
+                < own.durable.sequence
         })
     }
 }

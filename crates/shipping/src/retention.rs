@@ -18,12 +18,17 @@ pub struct Retention {
 
 /// How far a shard's log may be purged.
 ///
-/// It keeps what any replica (the archive is one) still lacks, unless the byte bound forbids: `floor`, from
-/// [`CommitHistory::floor`](crate::CommitHistory::floor), is then purged through and the slowest are
-/// dropped. What is not flushed into the state (`flushed_sequence`) is needed by this node itself and is
-/// never purged, whatever the bound says.
-pub fn retain(replicas: &[ReplicaPosition], flushed_sequence: u64, floor: Option<u64>) -> Retention {
-    let slowest = replicas.iter().map(|replica| replica.durable_sequence).min().unwrap_or(flushed_sequence);
+/// It keeps what any replica (the archive is one) still lacks, unless the byte bound forbids:
+/// `floor`, from [`CommitHistory::floor`](crate::CommitHistory::floor), is then purged through and
+/// the slowest are dropped. What is not flushed into the state (`flushed_sequence`) is needed by
+/// this node itself and is never purged, whatever the bound says.
+pub fn retain(
+    replicas: &[ReplicaPosition],
+    flushed_sequence: u64,
+    floor: Option<u64>,
+) -> Retention {
+    let slowest =
+        replicas.iter().map(|replica| replica.durable_sequence).min().unwrap_or(flushed_sequence);
     let purge_through = slowest.max(floor.unwrap_or(0)).min(flushed_sequence);
     let left_behind = replicas.iter().filter(|replica| replica.durable_sequence < purge_through);
     Retention { purge_through, dropped: left_behind.map(|replica| replica.node).collect() }
@@ -34,7 +39,10 @@ mod tests {
     use super::*;
 
     fn replicas(positions: &[(NodeId, u64)]) -> Vec<ReplicaPosition> {
-        positions.iter().map(|&(node, durable_sequence)| ReplicaPosition { node, durable_sequence }).collect()
+        positions
+            .iter()
+            .map(|&(node, durable_sequence)| ReplicaPosition { node, durable_sequence })
+            .collect()
     }
 
     #[test]
@@ -53,6 +61,9 @@ mod tests {
     #[test]
     fn what_is_not_flushed_is_never_purged() {
         assert_eq!(retain(&[], 30, None).purge_through, 30);
-        assert_eq!(retain(&replicas(&[(1, 90)]), 30, Some(60)), Retention { purge_through: 30, dropped: vec![] });
+        assert_eq!(
+            retain(&replicas(&[(1, 90)]), 30, Some(60)),
+            Retention { purge_through: 30, dropped: vec![] }
+        );
     }
 }

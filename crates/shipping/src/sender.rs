@@ -8,8 +8,8 @@ pub struct SenderConfig {
     /// Bytes sent and not yet acknowledged as durable; may be exceeded by one batch.
     pub window_bytes: u64,
     pub max_read_bytes: u64,
-    /// Between two reads of the log. Batches that come sooner one after the other travel together, and are
-    /// fsynced together where they arrive; one that comes alone goes at once.
+    /// Between two reads of the log. Batches that come sooner one after the other travel together,
+    /// and are fsynced together where they arrive; one that comes alone goes at once.
     pub pace: Duration,
     pub heartbeat_interval: Duration,
     /// A full window without an acknowledgement for this long closes the stream.
@@ -37,15 +37,16 @@ pub struct BatchSize {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum SenderEvent {
-    /// What the log holds: everything after `purged` up to `available`. On a primary member `available` is
-    /// the commit position, on a replica its durable one. Given once at the start and whenever it moves.
+    /// What the log holds: everything after `purged` up to `available`. On a primary member
+    /// `available` is the commit position, on a replica its durable one. Given once at the start
+    /// and whenever it moves.
     LogTail {
         purged: Position,
         available: Position,
     },
-    /// The answer to [`SenderAction::Read`]: batches in order, and `previous`, the position that the **log**
-    /// has right before the first of them (the last purged one where the log begins there). A read returns
-    /// at least one batch if there is one, however big.
+    /// The answer to [`SenderAction::Read`]: batches in order, and `previous`, the position that
+    /// the **log** has right before the first of them (the last purged one where the log begins
+    /// there). A read returns at least one batch if there is one, however big.
     Read {
         previous: Position,
         batches: Vec<BatchSize>,
@@ -63,14 +64,15 @@ pub enum SenderEvent {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SenderAction {
-    /// Read committed batches after this position: about `max_bytes`, at least one. One read at a time.
+    /// Read committed batches after this position: about `max_bytes`, at least one. One read at a
+    /// time.
     Read { after: Position, max_bytes: u64 },
     /// Send this batch of the last read, with `previous` beside it.
     Send { position: Position, previous: Position },
     /// Send a [`Heartbeat`](crate::Heartbeat).
     Heartbeat,
-    /// Say so and end the stream. `diverged`: the subscriber's position is in no history this log knows, so
-    /// it holds batches that were never committed in this epoch's history.
+    /// Say so and end the stream. `diverged`: the subscriber's position is in no history this log
+    /// knows, so it holds batches that were never committed in this epoch's history.
     SnapshotNeeded { diverged: bool },
     /// End the stream.
     Close { reason: CloseReason },
@@ -102,8 +104,8 @@ pub struct Sender {
 }
 
 impl Sender {
-    /// A subscriber wants what follows `from`, its durable position. `epoch` is the newest this node knows;
-    /// the driver sends it as the stream's first message.
+    /// A subscriber wants what follows `from`, its durable position. `epoch` is the newest this
+    /// node knows; the driver sends it as the stream's first message.
     pub fn new(config: SenderConfig, now: Duration, epoch: Epoch, from: Position) -> Self {
         Self {
             config,
@@ -155,8 +157,12 @@ impl Sender {
         }
         match event {
             SenderEvent::LogTail { purged, available } => self.tail = Some((purged, available)),
-            SenderEvent::Read { previous, batches } => self.on_read(now, previous, &batches, &mut actions),
-            SenderEvent::ReadMissing => self.end(SenderAction::SnapshotNeeded { diverged: false }, &mut actions),
+            SenderEvent::Read { previous, batches } => {
+                self.on_read(now, previous, &batches, &mut actions)
+            }
+            SenderEvent::ReadMissing => {
+                self.end(SenderAction::SnapshotNeeded { diverged: false }, &mut actions)
+            }
             SenderEvent::Acked { durable } => self.on_acked(now, durable),
             SenderEvent::EpochChanged => self.close(CloseReason::EpochChanged, &mut actions),
             SenderEvent::Tick => {}
@@ -165,12 +171,18 @@ impl Sender {
         actions
     }
 
-    fn on_read(&mut self, now: Duration, previous: Position, batches: &[BatchSize], actions: &mut Vec<SenderAction>) {
+    fn on_read(
+        &mut self,
+        now: Duration,
+        previous: Position,
+        batches: &[BatchSize],
+        actions: &mut Vec<SenderAction>,
+    ) {
         self.reading = false;
         let mut previous = previous;
         for batch in batches {
-            // The subscriber may have acknowledged beyond what was sent on this stream: it was still
-            // persisting what an earlier stream brought when it subscribed.
+            // The subscriber may have acknowledged beyond what was sent on this stream: it was
+            // still persisting what an earlier stream brought when it subscribed.
             if batch.position.sequence > self.sent.sequence {
                 if previous != self.sent {
                     // `sent` is where the subscriber stands; the log has another batch there.
@@ -212,7 +224,9 @@ impl Sender {
         if self.sent.epoch > self.epoch {
             return self.close(CloseReason::SubscriberAhead, actions);
         }
-        if self.in_flight_bytes >= self.config.window_bytes && now >= self.last_ack + self.config.stall_timeout {
+        if self.in_flight_bytes >= self.config.window_bytes
+            && now >= self.last_ack + self.config.stall_timeout
+        {
             return self.close(CloseReason::Stalled, actions);
         }
         if let Some((purged, available)) = self.tail {
@@ -236,11 +250,13 @@ impl Sender {
         }
     }
 
-    /// Whether the subscriber certainly stands outside this log's history. What only the log itself can say
-    /// is found by the first read.
+    /// Whether the subscriber certainly stands outside this log's history. What only the log itself
+    /// can say is found by the first read.
     fn is_off_history(&self, purged: Position, available: Position) -> bool {
-        let at_same = |ours: Position| self.sent.sequence == ours.sequence && self.sent.epoch != ours.epoch;
-        let ahead_in_an_older_epoch = self.sent.sequence > available.sequence && self.sent.epoch < available.epoch;
+        let at_same =
+            |ours: Position| self.sent.sequence == ours.sequence && self.sent.epoch != ours.epoch;
+        let ahead_in_an_older_epoch =
+            self.sent.sequence > available.sequence && self.sent.epoch < available.epoch;
         at_same(purged) || at_same(available) || ahead_in_an_older_epoch
     }
 

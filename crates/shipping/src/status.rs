@@ -2,9 +2,9 @@ use std::time::Duration;
 
 use meridian_types::{Epoch, NodeId, Position};
 
-/// What a node says of itself concerning one shard, in every heartbeat of a stream and in the exchange of
-/// statuses between nodes. It must come straight from the node it speaks of: hearing it proves that the
-/// node can be reached from here.
+/// What a node says of itself concerning one shard, in every heartbeat of a stream and in the
+/// exchange of statuses between nodes. It must come straight from the node it speaks of: hearing it
+/// proves that the node can be reached from here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Status {
     pub node: NodeId,
@@ -15,16 +15,28 @@ pub struct Status {
     /// Steps from the primary region: 0 for its members, 1 for a relay, 2 for what follows a relay.
     /// `None`: no fresh contact with the primary region.
     pub hops: Option<u8>,
-    /// How long ago the node had word from the primary region. A primary member says here how long ago it
-    /// heard of its leader (0 on the leader).
+    /// How long ago the node had word from the primary region. A primary member says here how long
+    /// ago it heard of its leader (0 on the leader).
     pub primary_age: Duration,
     pub fetching_snapshot: bool,
 }
 
 impl Status {
     /// The status of a voter in the shard's primary region.
-    pub fn of_primary_member(node: NodeId, epoch: Epoch, committed: Position, leader_age: Duration) -> Self {
-        Self { node, epoch, durable: committed, hops: Some(0), primary_age: leader_age, fetching_snapshot: false }
+    pub fn of_primary_member(
+        node: NodeId,
+        epoch: Epoch,
+        committed: Position,
+        leader_age: Duration,
+    ) -> Self {
+        Self {
+            node,
+            epoch,
+            durable: committed,
+            hops: Some(0),
+            primary_age: leader_age,
+            fetching_snapshot: false,
+        }
     }
 }
 
@@ -32,8 +44,8 @@ impl Status {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heartbeat {
     pub status: Status,
-    /// The newest commit position the sender knows: its own on a primary member, the one it was told of on
-    /// a relay.
+    /// The newest commit position the sender knows: its own on a primary member, the one it was
+    /// told of on a relay.
     pub committed: Position,
     /// The wall clock of the primary that said so, in milliseconds since the Unix epoch.
     pub time_ms: u64,

@@ -20,7 +20,8 @@ struct Pending {
     retry_at: Instant,
 }
 
-/// A gateway with one request at a time: it tries again with the same id, wherever somebody may know.
+/// A gateway with one request at a time: it tries again with the same id, wherever somebody may
+/// know.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) id: NodeId,
@@ -38,7 +39,16 @@ pub(crate) struct Client {
 
 impl Client {
     pub(crate) fn new(id: NodeId, region: &str) -> Self {
-        Self { id, region: region.to_owned(), pending: None, call: 0, leader: None, turn: 0, next_at: 0, acked_at: 0 }
+        Self {
+            id,
+            region: region.to_owned(),
+            pending: None,
+            call: 0,
+            leader: None,
+            turn: 0,
+            next_at: 0,
+            acked_at: 0,
+        }
     }
 
     /// What it sends now, if anything. `request` is the last id that was given out.
@@ -68,7 +78,8 @@ impl Client {
         pending.retry_at = now + ATTEMPT_TIMEOUT;
         self.call += 1;
         self.turn += 1;
-        let to = self.leader.take().or_else(|| nodes.get(self.turn % nodes.len().max(1)).copied())?;
+        let to =
+            self.leader.take().or_else(|| nodes.get(self.turn % nodes.len().max(1)).copied())?;
         let Pending { operation, floor, .. } = *pending;
         Some((to, Message::Request { call: self.call, operation, floor }))
     }

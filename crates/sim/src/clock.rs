@@ -8,8 +8,8 @@ pub(crate) type Instant = u64;
 pub(crate) const MS: Instant = 1000;
 pub(crate) const SECOND: Instant = 1_000_000;
 
-/// A node's monotonic clock: it starts anywhere at each boot, runs up to 1 % too fast or too slow, and goes on
-/// while the process is stopped.
+/// A node's monotonic clock: it starts anywhere at each boot, runs up to 1 % too fast or too slow,
+/// and goes on while the process is stopped.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Clock {
     booted: Instant,

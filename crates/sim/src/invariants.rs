@@ -1,4 +1,5 @@
-//! What has to hold, each in a file of its own. They see everything, and real time; nodes see neither.
+//! What has to hold, each in a file of its own. They see everything, and real time; nodes see
+//! neither.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -127,12 +128,23 @@ impl Observer {
     }
 
     /// A leader proposes to end an epoch, having been told by these reachable nodes what they have.
-    pub(crate) fn promote_proposed(&mut self, epoch: Epoch, base: Position, answers: &[(NodeId, Position)]) {
+    pub(crate) fn promote_proposed(
+        &mut self,
+        epoch: Epoch,
+        base: Position,
+        answers: &[(NodeId, Position)],
+    ) {
         committed_and_shipped_is_never_lost::promote_proposed(self, epoch, base, answers);
     }
 
     /// The directory's leader, a node that leads since then, decides this of the shard.
-    pub(crate) fn decided(&mut self, now: Instant, leader: (NodeId, Instant), shard: &Shard, change: &Change) {
+    pub(crate) fn decided(
+        &mut self,
+        now: Instant,
+        leader: (NodeId, Instant),
+        shard: &Shard,
+        change: &Change,
+    ) {
         starvation_is_not_loss::decided(self, now, leader, shard, change);
     }
 

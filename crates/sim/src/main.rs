@@ -80,11 +80,16 @@ fn run_all(arguments: &Arguments) -> anyhow::Result<()> {
     failed.sort_unstable();
     if let Some(first) = failed.first() {
         let planted = bug.map(|bug| format!(" --bug {}", name_of(bug))).unwrap_or_default();
-        bail!("{} failed; to see the first again: meridian-sim --seed {first}{planted}", failed.len());
+        bail!(
+            "{} failed; to see the first again: meridian-sim --seed {first}{planted}",
+            failed.len()
+        );
     }
     Ok(())
 }
 
 fn name_of(bug: Bug) -> String {
-    clap::ValueEnum::to_possible_value(&bug).map(|value| value.get_name().to_owned()).unwrap_or_default()
+    clap::ValueEnum::to_possible_value(&bug)
+        .map(|value| value.get_name().to_owned())
+        .unwrap_or_default()
 }

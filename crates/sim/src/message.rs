@@ -68,42 +68,125 @@ pub(crate) enum Operation {
     Read,
 }
 
-/// A call to the directory's leader carries the term of the caller's leadership, and so does its answer.
+/// A call to the directory's leader carries the term of the caller's leadership, and so does its
+/// answer.
 #[derive(Debug, Clone)]
 pub(crate) enum Message {
     // Within the group of a shard.
-    Shard { epoch: Epoch, raft: RaftMessage<Batch> },
-    NeedSeed { epoch: Epoch },
-    Seed { epoch: Epoch, history: Arc<History>, founders: Members, log: Vec<Entry<Batch>> },
+    Shard {
+        epoch: Epoch,
+        raft: RaftMessage<Batch>,
+    },
+    NeedSeed {
+        epoch: Epoch,
+    },
+    Seed {
+        epoch: Epoch,
+        history: Arc<History>,
+        founders: Members,
+        log: Vec<Entry<Batch>>,
+    },
     // Within the directory.
     Directory(RaftMessage<Arc<Cluster>>),
     // Of nodes to the directory, and back.
-    Renew { incarnation: u64, sent_at: Duration, report: Option<ShardReport>, shown: Vec<(Epoch, Shown)> },
-    Lease { incarnation: u64, sent_at: Duration, lease: Lease, cluster: Arc<Cluster>, furthest: Vec<Furthest> },
-    NotLeader { leader: Option<NodeId> },
+    Renew {
+        incarnation: u64,
+        sent_at: Duration,
+        report: Option<ShardReport>,
+        shown: Vec<(Epoch, Shown)>,
+    },
+    Lease {
+        incarnation: u64,
+        sent_at: Duration,
+        lease: Lease,
+        cluster: Arc<Cluster>,
+        furthest: Vec<Furthest>,
+    },
+    NotLeader {
+        leader: Option<NodeId>,
+    },
     Cluster(Arc<Cluster>),
     Order(Change),
     // Of the directory's leader to nodes, and back.
-    Seal { term: u64, epoch: Epoch, planned: bool },
-    Sealed { term: u64, answer: SealAnswer },
-    Drain { term: u64, epoch: Epoch, source: NodeId, through: Position },
-    Drained { term: u64, epoch: Epoch, position: Position },
-    ReadLog { after: Position, through: Position },
-    LogRead { after: Position, tail: Tail },
-    ReadState { incarnation: u64, fetch: u64 },
-    StateRead { incarnation: u64, fetch: u64, history: Option<Arc<History>> },
+    Seal {
+        term: u64,
+        epoch: Epoch,
+        planned: bool,
+    },
+    Sealed {
+        term: u64,
+        answer: SealAnswer,
+    },
+    Drain {
+        term: u64,
+        epoch: Epoch,
+        source: NodeId,
+        through: Position,
+    },
+    Drained {
+        term: u64,
+        epoch: Epoch,
+        position: Position,
+    },
+    ReadLog {
+        after: Position,
+        through: Position,
+    },
+    LogRead {
+        after: Position,
+        tail: Tail,
+    },
+    ReadState {
+        incarnation: u64,
+        fetch: u64,
+    },
+    StateRead {
+        incarnation: u64,
+        fetch: u64,
+        history: Option<Arc<History>>,
+    },
     // Shipping.
-    Subscribe { link: Link, from: Position },
-    Unsubscribe { link: Link },
-    Ack { source: NodeId, link: Link, durable: Position },
-    ToReceiver { source: NodeId, link: Link, event: Shipped },
+    Subscribe {
+        link: Link,
+        from: Position,
+    },
+    Unsubscribe {
+        link: Link,
+    },
+    Ack {
+        source: NodeId,
+        link: Link,
+        durable: Position,
+    },
+    ToReceiver {
+        source: NodeId,
+        link: Link,
+        event: Shipped,
+    },
     Status(Status),
-    FetchSnapshot { incarnation: u64, fetch: u64, epoch: Epoch },
-    Snapshot { incarnation: u64, fetch: u64, history: Option<Arc<History>> },
+    FetchSnapshot {
+        incarnation: u64,
+        fetch: u64,
+        epoch: Epoch,
+    },
+    Snapshot {
+        incarnation: u64,
+        fetch: u64,
+        history: Option<Arc<History>>,
+    },
     // Of clients, and back.
-    Request { call: u64, operation: Operation, floor: Position },
-    Answer { call: u64 },
-    NotHere { call: u64, leader: Option<NodeId> },
+    Request {
+        call: u64,
+        operation: Operation,
+        floor: Position,
+    },
+    Answer {
+        call: u64,
+    },
+    NotHere {
+        call: u64,
+        leader: Option<NodeId>,
+    },
 }
 
 /// What a process asked its machine for.

@@ -33,7 +33,13 @@ impl Network {
     }
 
     /// Everything takes `extra` longer, and arrives even if the link is cut meanwhile.
-    pub(crate) fn slow(&mut self, from: BTreeSet<NodeId>, to: BTreeSet<NodeId>, until: Instant, extra: Instant) {
+    pub(crate) fn slow(
+        &mut self,
+        from: BTreeSet<NodeId>,
+        to: BTreeSet<NodeId>,
+        until: Instant,
+        extra: Instant,
+    ) {
         self.troubles.push(Trouble { from, to, until, extra: Some(extra) });
     }
 
@@ -55,7 +61,11 @@ impl Network {
         }
         self.troubles.retain(|trouble| trouble.until > now);
         let mut due = now + if is_wan { 35 * MS + rng.below(10 * MS) } else { 500 + rng.below(MS) };
-        for trouble in self.troubles.iter().filter(|trouble| trouble.from.contains(&from) && trouble.to.contains(&to)) {
+        for trouble in self
+            .troubles
+            .iter()
+            .filter(|trouble| trouble.from.contains(&from) && trouble.to.contains(&to))
+        {
             match trouble.extra {
                 None => return Vec::new(),
                 Some(extra) => due += extra,

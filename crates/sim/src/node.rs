@@ -1,5 +1,5 @@
-//! One process and its disk: the parts that are simulated here drive the real receivers, senders, elections of
-//! relays, lease holders and controllers.
+//! One process and its disk: the parts that are simulated here drive the real receivers, senders,
+//! elections of relays, lease holders and controllers.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -69,7 +69,11 @@ impl Context<'_> {
 
     /// How long the disk takes now: mostly a little.
     pub(crate) fn disk_delay(&mut self) -> Instant {
-        if self.rng.chance(20) { self.rng.between(20, 300) * MS } else { self.rng.between(1, 8) * MS }
+        if self.rng.chance(20) {
+            self.rng.between(20, 300) * MS
+        } else {
+            self.rng.between(1, 8) * MS
+        }
     }
 
     pub(crate) fn say(&self, text: impl FnOnce() -> String) {
@@ -162,7 +166,8 @@ impl Node {
         self.hearsay = Hearsay::default();
         self.renewal = Renewal::default();
         self.next_status = Duration::ZERO;
-        self.requests = self.disk.history.iter().map(|batch| (batch.request, batch.position)).collect();
+        self.requests =
+            self.disk.history.iter().map(|batch| (batch.request, batch.position)).collect();
         self.start_directory(context);
         self.settle(context);
         let first = context.rng.below(TICK);
@@ -196,7 +201,12 @@ impl Node {
     }
 
     fn push(&mut self, batch: Batch) {
-        assert_eq!(self.end().sequence + 1, batch.position.sequence, "a gap in the history of node {}", self.id);
+        assert_eq!(
+            self.end().sequence + 1,
+            batch.position.sequence,
+            "a gap in the history of node {}",
+            self.id
+        );
         self.requests.insert(batch.request, batch.position);
         self.disk.history.push(batch);
     }
@@ -249,7 +259,10 @@ impl Node {
             }
             Message::Directory(raft) => self.directory_message(context, from, raft),
             Message::Renew { incarnation, sent_at, report, shown } => {
-                self.asked_to_renew(context, directory::Asked { from, incarnation, sent_at, report, shown });
+                self.asked_to_renew(
+                    context,
+                    directory::Asked { from, incarnation, sent_at, report, shown },
+                );
             }
             Message::Lease { incarnation, sent_at, lease, cluster, furthest } => {
                 if incarnation == self.incarnation {
@@ -261,15 +274,21 @@ impl Node {
             Message::NotLeader { leader } => self.renewal.not_leader(from, leader),
             Message::Cluster(cluster) => self.adopt(context, cluster),
             Message::Order(change) => self.ordered(context, change),
-            Message::Seal { term, epoch, planned } => self.seal(context, from, term, epoch, planned),
+            Message::Seal { term, epoch, planned } => {
+                self.seal(context, from, term, epoch, planned)
+            }
             Message::Sealed { term, answer } => self.sealed(context, from, term, answer),
             Message::Drain { term, epoch, source, through } => {
                 self.drain(context, sealing::Drain::new(from, term, epoch, source, through));
             }
-            Message::Drained { term, epoch, position } => self.drained(context, from, term, epoch, position),
+            Message::Drained { term, epoch, position } => {
+                self.drained(context, from, term, epoch, position)
+            }
             Message::ReadLog { after, through } => self.read_log(context, from, after, through),
             Message::LogRead { after, tail } => self.log_read(context, from, after, tail),
-            Message::ReadState { incarnation, fetch } => self.read_state(context, from, incarnation, fetch),
+            Message::ReadState { incarnation, fetch } => {
+                self.read_state(context, from, incarnation, fetch)
+            }
             Message::StateRead { incarnation, fetch, history } => {
                 if incarnation == self.incarnation {
                     self.state_read(context, fetch, history);
@@ -288,7 +307,9 @@ impl Node {
                     self.fetched(context, fetch, history);
                 }
             }
-            Message::Request { call, operation, floor } => self.request(context, from, call, operation, floor),
+            Message::Request { call, operation, floor } => {
+                self.request(context, from, call, operation, floor)
+            }
             Message::Answer { .. } | Message::NotHere { .. } => {}
         }
     }

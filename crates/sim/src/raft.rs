@@ -1,5 +1,6 @@
-//! Raft, as much as is needed: elections, replication, commits, rounds that confirm leadership, and changes of
-//! members by joint consensus. Terms and votes are durable at once; entries when [`Raft::on_synced`] says so.
+//! Raft, as much as is needed: elections, replication, commits, rounds that confirm leadership, and
+//! changes of members by joint consensus. Terms and votes are durable at once; entries when
+//! [`Raft::on_synced`] says so.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -34,8 +35,8 @@ pub(crate) struct RaftDisk<C> {
     pub(crate) founders: Members,
     /// The directory has granted this node a lease on the group's epoch: it may be made a voter.
     pub(crate) vouched: bool,
-    /// The term and the length of the log that was deleted when it left the group. The others may count on what
-    /// was in it: back again, it votes only once it holds as much.
+    /// The term and the length of the log that was deleted when it left the group. The others may
+    /// count on what was in it: back again, it votes only once it holds as much.
     pub(crate) left: (u64, usize),
 }
 
@@ -141,7 +142,13 @@ pub(crate) struct Raft<C> {
 const MAX_ENTRIES: usize = 64;
 
 impl<C: Clone> Raft<C> {
-    pub(crate) fn new(me: NodeId, timing: RaftTiming, disk: RaftDisk<C>, now: Duration, rng: &mut Rng) -> Self {
+    pub(crate) fn new(
+        me: NodeId,
+        timing: RaftTiming,
+        disk: RaftDisk<C>,
+        now: Duration,
+        rng: &mut Rng,
+    ) -> Self {
         let mut raft = Self {
             me,
             members: Arc::default(),
@@ -187,8 +194,9 @@ impl<C: Clone> Raft<C> {
 
     /// And a majority has answered within an election timeout.
     pub(crate) fn leads(&self, now: Duration) -> bool {
-        let fresh =
-            |progress: &Progress| progress.heard_at.is_some_and(|at| now.saturating_sub(at) <= self.timing.election);
+        let fresh = |progress: &Progress| {
+            progress.heard_at.is_some_and(|at| now.saturating_sub(at) <= self.timing.election)
+        };
         let answers = |voter| voter == self.me || self.progress.get(&voter).is_some_and(fresh);
         self.is_settled_leader() && self.members.is_quorum(answers)
     }
@@ -209,7 +217,8 @@ impl<C: Clone> Raft<C> {
         self.replicate(now, out);
     }
 
-    /// Begins a round; what is confirmed by [`confirmed`](Self::confirmed) was asked after this call.
+    /// Begins a round; what is confirmed by [`confirmed`](Self::confirmed) was asked after this
+    /// call.
     pub(crate) fn begin_round(&mut self, now: Duration, out: &mut Outbox<C>) -> u64 {
         self.round += 1;
         self.replicate(now, out);
@@ -306,7 +315,10 @@ impl<C: Clone> Raft<C> {
             RaftMessage::Append { previous, previous_term, entries, commit, round, .. } => {
                 if term < self.disk.term {
                     let (term, vouched) = (self.disk.term, self.disk.vouched);
-                    return out.push((from, RaftMessage::Appended { term, matched: Err(0), round: 0, vouched }));
+                    return out.push((
+                        from,
+                        RaftMessage::Appended { term, matched: Err(0), round: 0, vouched },
+                    ));
                 }
                 assert!(!self.is_leader(), "two leaders of term {term}");
                 self.role = Role::Follower;
@@ -383,13 +395,19 @@ impl<C: Clone> Raft<C> {
         self.heartbeat_at = now + self.timing.heartbeat;
         for (member, progress) in &mut self.progress {
             let previous = progress.next.min(self.disk.log.len());
-            let entries: Vec<_> = self.disk.log.iter().skip(previous).take(MAX_ENTRIES).cloned().collect();
+            let entries: Vec<_> =
+                self.disk.log.iter().skip(previous).take(MAX_ENTRIES).cloned().collect();
             // As if it arrived; a refusal, or silence and a later heartbeat, brings it back.
             progress.next = previous + entries.len();
-            let previous_term =
-                previous.checked_sub(1).and_then(|index| self.disk.log.get(index)).map_or(0, |entry| entry.term);
+            let previous_term = previous
+                .checked_sub(1)
+                .and_then(|index| self.disk.log.get(index))
+                .map_or(0, |entry| entry.term);
             let (term, commit, round) = (self.disk.term, self.commit, self.round);
-            out.push((*member, RaftMessage::Append { term, previous, previous_term, entries, commit, round }));
+            out.push((
+                *member,
+                RaftMessage::Append { term, previous, previous_term, entries, commit, round },
+            ));
         }
         self.advance_commit(now, out);
     }
@@ -459,7 +477,9 @@ impl<C: Clone> Raft<C> {
             return;
         }
         let matched = |voter| self.progress.get(&voter).map_or(0, |progress| progress.matched);
-        let commit = self.members.reached(|voter| if voter == self.me { self.disk.synced } else { matched(voter) });
+        let commit = self
+            .members
+            .reached(|voter| if voter == self.me { self.disk.synced } else { matched(voter) });
         if commit > self.commit && self.term_at(commit) == self.disk.term {
             self.commit = commit;
             // The others learn of it at once, or with the next heartbeat.

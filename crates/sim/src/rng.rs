@@ -11,7 +11,8 @@ impl Rng {
 
     /// In `0..bound`; 0 where the bound is 0.
     pub(crate) fn below(&mut self, bound: u64) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        self.0 =
+            self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (self.0 >> 31).checked_rem(bound).unwrap_or(0)
     }
 

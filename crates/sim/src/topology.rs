@@ -11,14 +11,16 @@ pub(crate) const SHARD: ShardId = ShardId(1);
 
 pub(crate) const REGIONS: [&str; 3] = ["a", "b", "c"];
 
-/// Three regions of two to four data centers, mostly 3, 2 and 2, with a node in each, and spares for an operator
-/// who changes voters; the directory votes with the first node of each region.
+/// Three regions of two to four data centers, mostly 3, 2 and 2, with a node in each, and spares
+/// for an operator who changes voters; the directory votes with the first node of each region.
 pub(crate) fn genesis(rng: &mut Rng, operator: Option<&mut Rng>) -> Arc<Cluster> {
-    let sizes: Vec<u64> = if rng.chance(600) { vec![3, 2, 2] } else { (0..3).map(|_| rng.between(2, 5)).collect() };
+    let sizes: Vec<u64> =
+        if rng.chance(600) { vec![3, 2, 2] } else { (0..3).map(|_| rng.between(2, 5)).collect() };
     let mut nodes = BTreeMap::new();
     let mut directory_voters = BTreeSet::new();
     let spares = spares(operator);
-    for (((region, size), number), (more, twins)) in REGIONS.iter().zip(&sizes).zip(1..).zip(spares) {
+    for (((region, size), number), (more, twins)) in REGIONS.iter().zip(&sizes).zip(1..).zip(spares)
+    {
         let data_centers = (1..=size + more).chain(1..=twins);
         for (data_center, index) in data_centers.zip(1..) {
             let id: NodeId = number * 10 + index;
@@ -74,7 +76,8 @@ pub(crate) fn genesis(rng: &mut Rng, operator: Option<&mut Rng>) -> Arc<Cluster>
     Arc::new(cluster)
 }
 
-/// In each region, where an operator changes voters: so many data centers more, and so many with a second node.
+/// In each region, where an operator changes voters: so many data centers more, and so many with a
+/// second node.
 fn spares(operator: Option<&mut Rng>) -> [(u64, u64); 3] {
     let Some(rng) = operator else { return [(0, 0); 3] };
     REGIONS.map(|_| (rng.below(2), rng.below(3)))

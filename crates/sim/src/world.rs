@@ -78,8 +78,13 @@ impl World {
         let mut rng = Rng::new(seed);
         let mut operator = operator::of_seed(seed);
         let genesis = genesis(&mut rng, operator.as_mut());
-        let nodes: BTreeMap<_, _> = genesis.nodes.keys().map(|id| (*id, Node::new(*id, &genesis, &mut rng))).collect();
-        let clients = REGIONS.iter().zip(FIRST_CLIENT..).map(|(region, id)| Client::new(id, region)).collect();
+        let nodes: BTreeMap<_, _> =
+            genesis.nodes.keys().map(|id| (*id, Node::new(*id, &genesis, &mut rng))).collect();
+        let clients = REGIONS
+            .iter()
+            .zip(FIRST_CLIENT..)
+            .map(|(region, id)| Client::new(id, region))
+            .collect();
         let mut world = Self {
             now: 0,
             observer: Observer::new(&genesis),
@@ -103,7 +108,8 @@ impl World {
         for id in world.ids.clone() {
             world.start(id);
         }
-        (0..world.clients.len()).for_each(|client| world.schedule(CLIENT_TICK, Event::Client(client)));
+        (0..world.clients.len())
+            .for_each(|client| world.schedule(CLIENT_TICK, Event::Client(client)));
         world
     }
 
@@ -180,7 +186,11 @@ impl World {
                 }
             }
             Event::Wake { node: id, incarnation, wakeup } => {
-                if self.nodes.get(&id).is_some_and(|node| node.up && node.incarnation == incarnation) {
+                if self
+                    .nodes
+                    .get(&id)
+                    .is_some_and(|node| node.up && node.incarnation == incarnation)
+                {
                     self.step(id, |node, context| node.wakeup(context, wakeup));
                 }
             }
@@ -214,7 +224,9 @@ impl World {
         for effect in effects.drain(..) {
             match effect {
                 Effect::Send { to, message } => self.send(id, to, message),
-                Effect::Wake { after, wakeup } => self.schedule(after, Event::Wake { node: id, incarnation, wakeup }),
+                Effect::Wake { after, wakeup } => {
+                    self.schedule(after, Event::Wake { node: id, incarnation, wakeup })
+                }
             }
         }
         self.effects = effects;
@@ -233,7 +245,9 @@ impl World {
     /// A stream loses nothing: it ends, and both ends come to know.
     fn break_stream(&mut self, message: &Message) {
         let (source, link) = match message {
-            Message::Ack { source, link, .. } | Message::ToReceiver { source, link, .. } => (*source, *link),
+            Message::Ack { source, link, .. } | Message::ToReceiver { source, link, .. } => {
+                (*source, *link)
+            }
             _ => return,
         };
         let closed = Message::ToReceiver { source, link, event: Shipped::Closed };

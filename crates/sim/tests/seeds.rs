@@ -1,4 +1,5 @@
-//! A few hundred seeds at each build, and the bugs that they have to catch. Many more: `scripts/sim`.
+//! A few hundred seeds at each build, and the bugs that they have to catch. Many more:
+//! `scripts/sim`.
 
 #![allow(clippy::unwrap_used, reason = "test code outside of #[test] functions")]
 
@@ -47,7 +48,18 @@ fn every_run_keeps_the_invariants_and_heals() {
     println!("{counts:?}");
     let Counts { acked, reads, failovers, switchovers, went_home, lost, snapshots, .. } = counts;
     let Counts { orphans, drains, exact_reports, voter_changes, .. } = counts;
-    let all = [acked, reads, failovers, switchovers, went_home, lost, snapshots, orphans, drains, exact_reports];
+    let all = [
+        acked,
+        reads,
+        failovers,
+        switchovers,
+        went_home,
+        lost,
+        snapshots,
+        orphans,
+        drains,
+        exact_reports,
+    ];
     assert!(
         all.into_iter().chain([voter_changes]).all(|count| count > 0),
         "the simulation became too gentle: {counts:?}"
@@ -91,8 +103,8 @@ fn a_seal_that_a_restart_undoes_is_caught() {
     assert!(is_caught(Bug::LoseTheSealInACrash, 150..500, "committed_and_shipped_is_never_lost"));
 }
 
-/// Rare: among these seeds are some that are known to show it. A group that is still changing is taken for one that has
-/// changed, and never does; or, rarer still, its loss is taken for bounded.
+/// Rare: among these seeds are some that are known to show it. A group that is still changing is
+/// taken for one that has changed, and never does; or, rarer still, its loss is taken for bounded.
 #[test]
 fn a_directory_that_forgets_the_former_voters_is_caught() {
     assert!(is_caught(Bug::ForgetTheFormerVoters, 2586..2590, "loss_reported"));

@@ -5,13 +5,15 @@ use meridian_types::Position;
 /// Positions whose digests are remembered: more than a node applies while a status is on its way.
 const REMEMBERED: usize = 2048;
 
-/// What a shard's history comes to, up to a position: the checksums that leaders made of its batches, in their
-/// order. Nodes that applied the same have the same; once two differ they differ for good.
+/// What a shard's history comes to, up to a position: the checksums that leaders made of its
+/// batches, in their order. Nodes that applied the same have the same; once two differ they differ
+/// for good.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Digest(pub u64);
 
 impl Digest {
-    /// With the batch at `position`, of this checksum. Not to change: nodes of different versions compare theirs.
+    /// With the batch at `position`, of this checksum. Not to change: nodes of different versions
+    /// compare theirs.
     pub(crate) fn with(self, position: Position, checksum: u32) -> Self {
         let place = position.sequence ^ (u64::from(position.epoch.0) << 48);
         Self(mix(mix(self.0 ^ place) ^ u64::from(checksum)))
@@ -26,7 +28,8 @@ fn mix(mut bits: u64) -> u64 {
     bits ^ (bits >> 31)
 }
 
-/// The digests of the positions that were applied last: other nodes are a little ahead, or behind, when they say theirs.
+/// The digests of the positions that were applied last: other nodes are a little ahead, or behind,
+/// when they say theirs.
 #[derive(Debug, Default)]
 pub(crate) struct RecentDigests(VecDeque<(Position, Digest)>);
 
@@ -63,13 +66,17 @@ mod tests {
     #[test]
     fn digests_are_golden() {
         let first = Digest::default().with(at(1, 1), 0xe306_9283);
-        assert_eq!((first.0, first.with(at(2, 2), 7).0), (0x8826_f760_853e_37ea, 0x851b_1583_4b18_fd33));
+        assert_eq!(
+            (first.0, first.with(at(2, 2), 7).0),
+            (0x8826_f760_853e_37ea, 0x851b_1583_4b18_fd33)
+        );
     }
 
     #[test]
     fn what_differs_once_differs_for_good() {
         let histories = [(at(1, 1), 1), (at(1, 1), 2), (at(2, 1), 1)];
-        let mut digests = histories.map(|(position, checksum)| Digest::default().with(position, checksum));
+        let mut digests =
+            histories.map(|(position, checksum)| Digest::default().with(position, checksum));
         for sequence in 2..10_000 {
             let [one, two, three] = digests;
             assert!(one != two && two != three && one != three, "at {sequence}");
@@ -84,7 +91,10 @@ mod tests {
             recent.push(at(2, sequence), Digest(sequence));
         }
         assert_eq!(recent.0.len(), REMEMBERED);
-        assert_eq!((recent.at(at(2, 9_999)), recent.at(at(2, 9_000))), (Some(Digest(9_999)), Some(Digest(9_000))));
+        assert_eq!(
+            (recent.at(at(2, 9_999)), recent.at(at(2, 9_000))),
+            (Some(Digest(9_999)), Some(Digest(9_000)))
+        );
         for position in [at(1, 9_000), at(1, 10), at(2, 10_000), at(2, 0)] {
             assert_eq!(recent.at(position), None);
         }

@@ -42,14 +42,20 @@ pub(crate) enum Operation {
 impl Operation {
     pub(crate) fn family(&self) -> &Arc<str> {
         match self {
-            Self::Put { family, .. } | Self::Delete { family, .. } | Self::DeleteRange { family, .. } => family,
+            Self::Put { family, .. }
+            | Self::Delete { family, .. }
+            | Self::DeleteRange { family, .. } => family,
         }
     }
 }
 
 impl WriteBatch {
     pub fn put(&mut self, family: &Arc<str>, key: Vec<u8>, value: impl Into<Bytes>) {
-        self.operations.push(Operation::Put { family: Arc::clone(family), key, value: value.into() });
+        self.operations.push(Operation::Put {
+            family: Arc::clone(family),
+            key,
+            value: value.into(),
+        });
     }
 
     pub fn delete(&mut self, family: &Arc<str>, key: Vec<u8>) {
@@ -61,9 +67,9 @@ impl WriteBatch {
         self.operations.push(Operation::DeleteRange { family: Arc::clone(family), start, end });
     }
 
-    /// Puts what is written into the order of keys, where that makes no difference to what it comes to: several writes of
-    /// one key stay in their order, and a batch that deletes ranges stays as it is. A memtable finds the place of a row
-    /// fast that lies behind the one before.
+    /// Puts what is written into the order of keys, where that makes no difference to what it comes
+    /// to: several writes of one key stay in their order, and a batch that deletes ranges stays as
+    /// it is. A memtable finds the place of a row fast that lies behind the one before.
     pub fn sort(&mut self) {
         fn key(operation: &Operation) -> Option<&[u8]> {
             match operation {
@@ -114,8 +120,8 @@ impl Effort {
 /// What a scan calls for each key and value, until it breaks.
 pub type Visit<'a> = &'a mut dyn FnMut(&[u8], &[u8]) -> ControlFlow<()>;
 
-/// An ordered key-value engine with column families. There are two: RocksDB, and an in-memory twin that
-/// loses on a crash what was not made durable.
+/// An ordered key-value engine with column families. There are two: RocksDB, and an in-memory twin
+/// that loses on a crash what was not made durable.
 pub trait Engine: Send + Sync + 'static {
     /// Makes a family; nothing happens if it is there. Durable on return.
     fn create_family(&self, family: &str) -> Result<(), StorageError>;
@@ -127,44 +133,48 @@ pub trait Engine: Send + Sync + 'static {
 
     fn get(&self, family: &str, key: &[u8]) -> Result<Option<Bytes>, StorageError>;
 
-    /// As [`Engine::get`], without waiting for a disk: `None` where that would be needed, as it never is in memory.
+    /// As [`Engine::get`], without waiting for a disk: `None` where that would be needed, as it
+    /// never is in memory.
     fn get_cached(&self, family: &str, key: &[u8]) -> Result<Option<Option<Bytes>>, StorageError> {
         self.get(family, key).map(Some)
     }
 
     fn scan(&self, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError>;
 
-    /// Atomic, and readable on return. An unlogged write waits where there is no room in memory for it, which may be
-    /// for as long as a flush takes: it is for threads that may block. A logged one waits for no disk.
+    /// Atomic, and readable on return. An unlogged write waits where there is no room in memory for
+    /// it, which may be for as long as a flush takes: it is for threads that may block. A logged
+    /// one waits for no disk.
     fn write(&self, batch: WriteBatch, durability: Durability) -> Result<(), StorageError>;
 
-    /// Hands logged writes to the operating system, so that they outlive this process, if not a loss of power. It does
-    /// not wait for the disk.
+    /// Hands logged writes to the operating system, so that they outlive this process, if not a
+    /// loss of power. It does not wait for the disk.
     fn write_out(&self) -> Result<(), StorageError>;
 
-    /// Makes every logged write durable that returned before this call. Where the log's own memory is beyond its
-    /// bound, it waits for a flush, too.
+    /// Makes every logged write durable that returned before this call. Where the log's own memory
+    /// is beyond its bound, it waits for a flush, too.
     fn sync(&self) -> Result<(), StorageError>;
 
     /// Makes every unlogged write of the family durable that returned before this call.
     fn flush(&self, family: &str) -> Result<(), StorageError>;
 
-    /// What all memtables take, those that are being flushed included: so much is still to come to the disk.
+    /// What all memtables take, those that are being flushed included: so much is still to come to
+    /// the disk.
     fn memtable_bytes(&self) -> u64 {
         0
     }
 
     fn snapshot(&self) -> Arc<dyn EngineSnapshot>;
 
-    /// How many snapshots are open. What was deleted after one was taken stays on the disk until it is gone.
+    /// How many snapshots are open. What was deleted after one was taken stays on the disk until it
+    /// is gone.
     fn open_snapshots(&self) -> u64;
 
     /// What may be dropped of a state family: the engine does so when it next compacts.
     fn forgotten(&self, family: &str) -> Arc<Forgotten>;
 
-    /// Compacts the keys from `start` (inclusive) to `end` (exclusive), a slice at a time; what was deleted there
-    /// leaves the disk. `paced` is called after each slice, with about how many bytes were read for it, and ends
-    /// the work by a break. For a thread that may block for long.
+    /// Compacts the keys from `start` (inclusive) to `end` (exclusive), a slice at a time; what was
+    /// deleted there leaves the disk. `paced` is called after each slice, with about how many bytes
+    /// were read for it, and ends the work by a break. For a thread that may block for long.
     ///
     /// # Errors
     /// [`StorageError::Refused`] if `paced` ended it.

@@ -38,8 +38,8 @@ impl From<StorageError> for std::io::Error {
 /// What is said at the end of a process may take so long: enough for a report with a backtrace.
 const LAST_WORDS: Duration = Duration::from_secs(2);
 
-/// Stops the process at once: going on after a failed fsync or on corrupt bytes could lose or invent data.
-/// No destructor runs, so nothing more is written.
+/// Stops the process at once: going on after a failed fsync or on corrupt bytes could lose or
+/// invent data. No destructor runs, so nothing more is written.
 pub fn fatal(error: &StorageError) -> ! {
     abort_soon();
     tracing::error!(%error, "storage failed, stopping the process");
@@ -48,9 +48,10 @@ pub fn fatal(error: &StorageError) -> ! {
     std::process::abort();
 }
 
-/// The process ends within two seconds, whatever this thread waits for. To be called before a process that must stop
-/// says why: where nobody reads that, a log line that is being written keeps standard error locked, and without this
-/// all other threads would go on to serve, and to renew leases.
+/// The process ends within two seconds, whatever this thread waits for. To be called before a
+/// process that must stop says why: where nobody reads that, a log line that is being written keeps
+/// standard error locked, and without this all other threads would go on to serve, and to renew
+/// leases.
 pub fn abort_soon() {
     let timer = std::thread::Builder::new().name("abort".to_owned()).spawn(|| {
         std::thread::sleep(LAST_WORDS);
@@ -109,7 +110,11 @@ mod tests {
             drop(reader);
             let name = "error::tests::what_is_fatal_aborts_the_process_whoever_reads_what_it_says";
             let mut child = Command::new(std::env::current_exe().unwrap());
-            child.args([name, "--exact", "--nocapture"]).env(CHILD, how).stdout(Stdio::null()).stderr(writer);
+            child
+                .args([name, "--exact", "--nocapture"])
+                .env(CHILD, how)
+                .stdout(Stdio::null())
+                .stderr(writer);
             ended_by(child.spawn().unwrap())
         });
         assert_eq!(ended, [Some(6), Some(6)]);

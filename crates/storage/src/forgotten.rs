@@ -7,8 +7,9 @@ use parking_lot::RwLock;
 
 use crate::schema;
 
-/// What may be dropped of a state family while it is compacted. Whether it was dropped is visible to nobody: a
-/// request whose id may be forgotten is not sent again, and the expiry rows of a dropped database lead nowhere.
+/// What may be dropped of a state family while it is compacted. Whether it was dropped is visible
+/// to nobody: a request whose id may be forgotten is not sent again, and the expiry rows of a
+/// dropped database lead nowhere.
 #[derive(Debug, Default)]
 pub struct Forgotten {
     requests_through: AtomicU64,
@@ -21,8 +22,8 @@ impl Forgotten {
         self.requests_through.fetch_max(sequence, Ordering::Relaxed);
     }
 
-    /// The expiry rows of databases that were dropped from the family. Their data is deleted by range; expiry rows
-    /// are sorted by time first, so there is no range of one database.
+    /// The expiry rows of databases that were dropped from the family. Their data is deleted by
+    /// range; expiry rows are sorted by time first, so there is no range of one database.
     pub fn databases(&self, dropped: impl IntoIterator<Item = DatabaseId>) {
         Arc::make_mut(&mut *self.databases.write()).extend(dropped);
     }
@@ -45,6 +46,7 @@ impl Filter {
     pub(crate) fn drops(&self, key: &[u8], value: &[u8]) -> bool {
         schema::is_forgettable_request(key, value, self.requests_through)
             || (!self.databases.is_empty()
-                && schema::expiry_database(key).is_some_and(|database| self.databases.contains(&database)))
+                && schema::expiry_database(key)
+                    .is_some_and(|database| self.databases.contains(&database)))
     }
 }

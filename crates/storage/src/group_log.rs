@@ -39,8 +39,8 @@ impl RecordKind {
     }
 }
 
-/// The log of one group on one node, as numbered records with checksums. Writes are readable on return and
-/// durable after the next sync ([`crate::Syncer`]).
+/// The log of one group on one node, as numbered records with checksums. Writes are readable on
+/// return and durable after the next sync ([`crate::Syncer`]).
 #[derive(Clone)]
 pub struct GroupLog {
     engine: Arc<dyn Engine>,
@@ -52,7 +52,11 @@ pub struct GroupLog {
 impl GroupLog {
     /// # Errors
     /// When the `log` family cannot be made.
-    pub fn open(engine: Arc<dyn Engine>, group: GroupId, kind: RecordKind) -> Result<Self, StorageError> {
+    pub fn open(
+        engine: Arc<dyn Engine>,
+        group: GroupId,
+        kind: RecordKind,
+    ) -> Result<Self, StorageError> {
         engine.create_family(LOG_FAMILY)?;
         Ok(Self { engine, family: LOG_FAMILY.into(), group, kind })
     }
@@ -66,7 +70,10 @@ impl GroupLog {
     }
 
     /// Appends records; what stood at their numbers is replaced.
-    pub fn append<'a>(&self, records: impl IntoIterator<Item = (u64, &'a [u8])>) -> Result<(), StorageError> {
+    pub fn append<'a>(
+        &self,
+        records: impl IntoIterator<Item = (u64, &'a [u8])>,
+    ) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
         for (number, payload) in records {
             batch.put(&self.family, self.key(number), record::encode(payload));
@@ -74,11 +81,16 @@ impl GroupLog {
         self.engine.write(batch, Durability::Logged)
     }
 
-    /// Records from `range`, ascending, of at most `max_bytes` together; at least one if there is one.
+    /// Records from `range`, ascending, of at most `max_bytes` together; at least one if there is
+    /// one.
     ///
     /// # Errors
     /// Corruption, naming the record.
-    pub fn read(&self, range: Range<u64>, max_bytes: usize) -> Result<Vec<(u64, Bytes)>, StorageError> {
+    pub fn read(
+        &self,
+        range: Range<u64>,
+        max_bytes: usize,
+    ) -> Result<Vec<(u64, Bytes)>, StorageError> {
         let mut records = Vec::new();
         let mut bytes = 0;
         let (start, end) = (self.key(range.start), self.key(range.end));
@@ -90,7 +102,10 @@ impl GroupLog {
             records.push((number, record));
             ControlFlow::Continue(())
         })?;
-        records.into_iter().map(|(number, record)| Ok((number, self.payload(number, record)?))).collect()
+        records
+            .into_iter()
+            .map(|(number, record)| Ok((number, self.payload(number, record)?)))
+            .collect()
     }
 
     pub fn get(&self, number: u64) -> Result<Option<Bytes>, StorageError> {
@@ -116,13 +131,18 @@ impl GroupLog {
         self.delete(0..u64::MAX, None)
     }
 
-    /// Deletes the records up to and including `number`, and keeps `mark` under `name` in the same write.
-    pub fn purge_through(&self, number: u64, mark: Option<(u8, &[u8])>) -> Result<(), StorageError> {
+    /// Deletes the records up to and including `number`, and keeps `mark` under `name` in the same
+    /// write.
+    pub fn purge_through(
+        &self,
+        number: u64,
+        mark: Option<(u8, &[u8])>,
+    ) -> Result<(), StorageError> {
         self.delete(0..number.saturating_add(1), mark)
     }
 
-    /// Deletes all records, and these marks, and keeps `mark` under its name, in one write: a power loss may keep a
-    /// later write and lose the one before it.
+    /// Deletes all records, and these marks, and keeps `mark` under its name, in one write: a power
+    /// loss may keep a later write and lose the one before it.
     pub fn erase(&self, marks: &[u8], mark: Option<(u8, &[u8])>) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
         batch.delete_range(&self.family, self.key(0), self.key(u64::MAX));
@@ -196,7 +216,10 @@ impl GroupLog {
             },
         )?;
         if malformed {
-            return Err(StorageError::corruption(format!("the log of {}", self.group), "a key is malformed"));
+            return Err(StorageError::corruption(
+                format!("the log of {}", self.group),
+                "a key is malformed",
+            ));
         }
         Ok(())
     }
@@ -226,7 +249,8 @@ mod tests {
     use crate::MemoryEngine;
 
     fn log(engine: &Arc<dyn Engine>, shard: u32, kind: RecordKind) -> GroupLog {
-        GroupLog::open(Arc::clone(engine), GroupId { shard: ShardId(shard), epoch: Epoch(1) }, kind).unwrap()
+        GroupLog::open(Arc::clone(engine), GroupId { shard: ShardId(shard), epoch: Epoch(1) }, kind)
+            .unwrap()
     }
 
     #[test]
@@ -249,7 +273,8 @@ mod tests {
         assert_eq!(one.read(0..u64::MAX, usize::MAX).unwrap(), [(2, Bytes::from_static(b"b"))]);
         assert_eq!(one.mark(b'p').unwrap().unwrap(), b"mark".as_slice());
         assert_eq!(two.last().unwrap(), Some((7, Bytes::from_static(b"z"))));
-        let numbers = [1, 2, 3, 7].map(|number| (one.get(number).unwrap(), two.get(number).unwrap()));
+        let numbers =
+            [1, 2, 3, 7].map(|number| (one.get(number).unwrap(), two.get(number).unwrap()));
         let (b, z) = (Some(Bytes::from_static(b"b")), Some(Bytes::from_static(b"z")));
         assert_eq!(numbers, [(None, None), (b, None), (None, None), (None, z)]);
         assert_eq!(shipped.first().unwrap(), None);

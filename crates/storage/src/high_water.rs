@@ -8,16 +8,17 @@ use parking_lot::Mutex;
 
 use crate::{GroupId, StorageError};
 
-/// How far each Raft log had certainly been durable, kept in a file of its own beside the database. A log
-/// that is shorter at the next start lost acknowledged entries (a restored database, a disk that lied): its
-/// node must not vote, or a commit could be undone. The same of the newest term that it has voted in: where that is
-/// gone from the database, nobody knows whom it voted for.
+/// How far each Raft log had certainly been durable, kept in a file of its own beside the database.
+/// A log that is shorter at the next start lost acknowledged entries (a restored database, a disk
+/// that lied): its node must not vote, or a commit could be undone. The same of the newest term
+/// that it has voted in: where that is gone from the database, nobody knows whom it voted for.
 ///
-/// A folder that was rolled back as a whole takes this file back with the log. So it also says how far the logs of
-/// other members were known to be: those tell the member when it stands for election, or is asked for its vote.
+/// A folder that was rolled back as a whole takes this file back with the log. So it also says how
+/// far the logs of other members were known to be: those tell the member when it stands for
+/// election, or is asked for its vote.
 ///
-/// The marks trail the logs, by up to the time between two [`HighWater::persist`]; they never run ahead. Those of votes
-/// do not trail.
+/// The marks trail the logs, by up to the time between two [`HighWater::persist`]; they never run
+/// ahead. Those of votes do not trail.
 #[derive(Debug)]
 pub struct HighWater {
     path: PathBuf,
@@ -26,7 +27,8 @@ pub struct HighWater {
     writing: Mutex<()>,
 }
 
-/// How far a member's log was known to go, in what is committed: such entries are in every later log of the group.
+/// How far a member's log was known to go, in what is committed: such entries are in every later
+/// log of the group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct MemberMark {
     pub term: u64,
@@ -69,10 +71,9 @@ impl Marks {
     }
 
     fn text(&self) -> String {
-        let own = self
-            .own
-            .iter()
-            .map(|(group, own)| format!("{} {} {} {}\n", group.shard, group.epoch, own.last_index, own.voted));
+        let own = self.own.iter().map(|(group, own)| {
+            format!("{} {} {} {}\n", group.shard, group.epoch, own.last_index, own.voted)
+        });
         let others = self.members.iter().map(|((group, node), mark)| {
             format!("{} {} {node} {} {}\n", group.shard, group.epoch, mark.term, mark.index)
         });
@@ -91,7 +92,8 @@ impl HighWater {
         };
         let mut marks = Marks::default();
         for line in text.lines() {
-            let malformed = || StorageError::corruption(path.display().to_string(), format!("line `{line}`"));
+            let malformed =
+                || StorageError::corruption(path.display().to_string(), format!("line `{line}`"));
             marks.parse(line).ok_or_else(malformed)?;
         }
         Ok(Self { path, marks: Mutex::new(marks), writing: Mutex::default() })
@@ -169,7 +171,11 @@ impl HighWater {
         self.remove(group, |own| Some(Own { last_index: 0, ..own }))
     }
 
-    fn remove(&self, group: GroupId, kept: impl FnOnce(Own) -> Option<Own>) -> Result<(), StorageError> {
+    fn remove(
+        &self,
+        group: GroupId,
+        kept: impl FnOnce(Own) -> Option<Own>,
+    ) -> Result<(), StorageError> {
         {
             let mut marks = self.marks.lock();
             if let Some(kept) = marks.own.remove(&group).and_then(kept) {
@@ -181,7 +187,8 @@ impl HighWater {
         self.persist()
     }
 
-    /// Writes the marks to the file, synced, if they changed. Whoever raises a mark meanwhile does not wait.
+    /// Writes the marks to the file, synced, if they changed. Whoever raises a mark meanwhile does
+    /// not wait.
     pub fn persist(&self) -> Result<(), StorageError> {
         let _writing = self.writing.lock();
         let text;
@@ -239,7 +246,10 @@ mod tests {
         marks.remember(group, 4, early);
         marks.remember(next, 5, early);
         marks.persist().unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), "1 1 10 3\n1 2 7 0\n1 1 4 3 12\n1 2 5 2 90\n");
+        assert_eq!(
+            fs::read_to_string(&path).unwrap(),
+            "1 1 10 3\n1 2 7 0\n1 1 4 3 12\n1 2 5 2 90\n"
+        );
         let marks = HighWater::open(path.clone()).unwrap();
         assert_eq!((marks.mark(group), marks.remembered(group, 4)), (10, Some(late)));
         assert_eq!((marks.remembered(group, 5), marks.remembered(next, 4)), (None, None));
@@ -253,7 +263,10 @@ mod tests {
         marks.forget(group).unwrap();
         let reopened = HighWater::open(path.clone()).unwrap();
         assert_eq!((reopened.mark(group), reopened.voted(group), reopened.mark(next)), (0, 0, 7));
-        assert_eq!((reopened.remembered(group, 4), reopened.remembered(next, 5)), (None, Some(early)));
+        assert_eq!(
+            (reopened.remembered(group, 4), reopened.remembered(next, 5)),
+            (None, Some(early))
+        );
         for nonsense in ["nonsense\n", "1 1 2\n", "1 99999999 3 1\n", "1 1 2 3 4 5\n"] {
             fs::write(&path, nonsense).unwrap();
             let refusal = HighWater::open(path.clone()).unwrap_err().to_string();

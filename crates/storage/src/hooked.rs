@@ -139,6 +139,8 @@ impl<H: Hooks> Engine for HookedEngine<H> {
         end: &[u8],
         paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), StorageError> {
-        self.around(Call::CompactRange(family), |inner| inner.compact_range(family, start, end, paced))
+        self.around(Call::CompactRange(family), |inner| {
+            inner.compact_range(family, start, end, paced)
+        })
     }
 }

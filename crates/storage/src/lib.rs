@@ -1,14 +1,17 @@
-//! What a node keeps: the logs of its Raft groups, the batches it follows, and the state of its shards.
+//! What a node keeps: the logs of its Raft groups, the batches it follows, and the state of its
+//! shards.
 //!
 //! What always holds here:
 //! - A log record is readable once appended, and durable once [`Syncer`] has called back.
-//! - State is written in one atomic write with the position it reflects, and sequences are contiguous,
-//!   also from one epoch to the next: a gap stops the process.
-//! - State is not in the write-ahead log; what was not flushed is applied again from the log, so a log is
-//!   purged only up to what [`ShardState::flush`] returned.
-//! - An I/O error on the log, or bytes that fail their checksum, stop the process. Nothing is retried.
+//! - State is written in one atomic write with the position it reflects, and sequences are
+//!   contiguous, also from one epoch to the next: a gap stops the process.
+//! - State is not in the write-ahead log; what was not flushed is applied again from the log, so a
+//!   log is purged only up to what [`ShardState::flush`] returned.
+//! - An I/O error on the log, or bytes that fail their checksum, stop the process. Nothing is
+//!   retried.
 //!
-//! What is absent on purpose: Raft (see `meridian-consensus`), evaluation (`meridian-txn`), networks.
+//! What is absent on purpose: Raft (see `meridian-consensus`), evaluation (`meridian-txn`),
+//! networks.
 
 mod digest;
 mod engine;

@@ -6,15 +6,17 @@ use bytes::Bytes;
 use parking_lot::{Condvar, Mutex};
 
 use crate::engine::{Operation, Visit};
-use crate::{Durability, Effort, Engine, EngineSnapshot, Forgotten, Scan, Scanned, StorageError, WriteBatch};
+use crate::{
+    Durability, Effort, Engine, EngineSnapshot, Forgotten, Scan, Scanned, StorageError, WriteBatch,
+};
 
 type Family = BTreeMap<Vec<u8>, Bytes>;
 /// Family, key and value, or none where the key was deleted.
 type Written = (String, Vec<u8>, Option<Bytes>);
 type Families = BTreeMap<String, Arc<Family>>;
 
-/// The in-memory twin of [`crate::RocksEngine`]: the same answers, and after [`MemoryEngine::crash`] only
-/// what a disk kept. For tests and simulations.
+/// The in-memory twin of [`crate::RocksEngine`]: the same answers, and after
+/// [`MemoryEngine::crash`] only what a disk kept. For tests and simulations.
 #[derive(Debug, Default)]
 pub struct MemoryEngine {
     inner: Mutex<Inner>,
@@ -43,14 +45,15 @@ struct Syncs {
 }
 
 impl MemoryEngine {
-    /// What a process finds that starts after this one lost power: everything durable, and of the rest what the
-    /// disk had got to by itself, drawn from `seed`:
-    /// - Logged writes lie in files of RocksDB's write-ahead log, which reach the disk independently: each file
-    ///   keeps a beginning, and a later one may have kept what comes after a hole. A record that was torn fails
-    ///   its checksum and is gone whole (`a_torn_end_of_the_log_is_cut_off_wherever_it_was_torn`), so a write
-    ///   batch is there or not.
-    /// - Families of state may have been flushed at any time, each for itself: state may be ahead of the log that
-    ///   it was made from.
+    /// What a process finds that starts after this one lost power: everything durable, and of the
+    /// rest what the disk had got to by itself, drawn from `seed`:
+    /// - Logged writes lie in files of RocksDB's write-ahead log, which reach the disk
+    ///   independently: each file keeps a beginning, and a later one may have kept what comes after
+    ///   a hole. A record that was torn fails its checksum and is gone whole
+    ///   (`a_torn_end_of_the_log_is_cut_off_wherever_it_was_torn`), so a write batch is there or
+    ///   not.
+    /// - Families of state may have been flushed at any time, each for itself: state may be ahead
+    ///   of the log that it was made from.
     pub fn crash(&self, seed: u64) -> Self {
         let inner = self.inner.lock();
         let (mut durable, mut draw) = (inner.durable.clone(), Draw(seed));
@@ -81,12 +84,14 @@ impl MemoryEngine {
         self.inner.lock().unsynced.len()
     }
 
-    /// From now on a sync does not end, as on a disk that stalls, until [`MemoryEngine::release_syncs`].
+    /// From now on a sync does not end, as on a disk that stalls, until
+    /// [`MemoryEngine::release_syncs`].
     pub fn hold_syncs(&self) {
         self.syncs.lock().held = true;
     }
 
-    /// How many syncs wait for [`MemoryEngine::release_syncs`]: what is written from now on is no part of them.
+    /// How many syncs wait for [`MemoryEngine::release_syncs`]: what is written from now on is no
+    /// part of them.
     pub fn held_syncs(&self) -> usize {
         self.syncs.lock().waiting
     }
@@ -149,7 +154,12 @@ fn get(families: &Families, family: &str, key: &[u8]) -> Result<Option<Bytes>, S
     Ok(family.get(key).cloned())
 }
 
-fn scan(families: &Families, family: &str, scan: Scan<'_>, visit: Visit<'_>) -> Result<(), StorageError> {
+fn scan(
+    families: &Families,
+    family: &str,
+    scan: Scan<'_>,
+    visit: Visit<'_>,
+) -> Result<(), StorageError> {
     let family = families.get(family).ok_or_else(|| StorageError::NoFamily(family.to_owned()))?;
     if scan.start >= scan.end {
         return Ok(());
@@ -207,8 +217,10 @@ impl Engine for MemoryEngine {
                 Operation::Delete { family, key } => (family, key, None),
                 Operation::DeleteRange { family, start, end } => {
                     let keys = inner.live.get(family.as_ref());
-                    let keys: Vec<_> =
-                        keys.into_iter().flat_map(|keys| keys.range(start.clone()..end.clone())).collect();
+                    let keys: Vec<_> = keys
+                        .into_iter()
+                        .flat_map(|keys| keys.range(start.clone()..end.clone()))
+                        .collect();
                     let keys: Vec<_> = keys.into_iter().map(|(key, _)| key.clone()).collect();
                     for key in keys {
                         put(&mut inner.live, &family, &key, None);
@@ -226,7 +238,8 @@ impl Engine for MemoryEngine {
         match durability {
             Durability::Logged => inner.unsynced.push(written),
             Durability::Unlogged => {
-                // A family is flushed by itself, so what was written together to several is not kept together.
+                // A family is flushed by itself, so what was written together to several is not
+                // kept together.
                 let mut by_family: BTreeMap<String, Vec<Written>> = BTreeMap::new();
                 for write in written {
                     by_family.entry(write.0.clone()).or_default().push(write);
@@ -267,7 +280,11 @@ impl Engine for MemoryEngine {
 
     fn flush(&self, family: &str) -> Result<(), StorageError> {
         let mut inner = self.inner.lock();
-        let live = inner.live.get(family).cloned().ok_or_else(|| StorageError::NoFamily(family.to_owned()))?;
+        let live = inner
+            .live
+            .get(family)
+            .cloned()
+            .ok_or_else(|| StorageError::NoFamily(family.to_owned()))?;
         inner.durable.insert(family.to_owned(), live);
         inner.unflushed.remove(family);
         Ok(())
@@ -340,7 +357,8 @@ mod tests {
 
     use super::*;
 
-    /// Two logged writes are durable, eight are not; four unlogged ones lie in a family of their own.
+    /// Two logged writes are durable, eight are not; four unlogged ones lie in a family of their
+    /// own.
     fn engine() -> MemoryEngine {
         let engine = MemoryEngine::default();
         let (log, state): (Arc<str>, Arc<str>) = ("log".into(), "state".into());
@@ -375,14 +393,21 @@ mod tests {
             let after = engine.crash(seed);
             let log = kept(&after);
             assert!(log.starts_with(&[0, 1]), "what was synced is gone: {log:?}");
-            let twins = (0..10u8).filter(|number| after.get("log", &[100 + number]).unwrap().is_some());
+            let twins =
+                (0..10u8).filter(|number| after.get("log", &[100 + number]).unwrap().is_some());
             assert_eq!(log, twins.collect::<Vec<_>>(), "half of a batch");
             assert_eq!(log, kept(&engine.crash(seed)), "not what the seed says");
             states.insert(after.get("state", b"last").unwrap().map(|value| value[0]));
             logs.insert(log);
         }
-        assert!(logs.contains([0, 1].as_slice()) && logs.contains((0..10).collect::<Vec<u8>>().as_slice()));
-        assert!(logs.iter().any(|log| log.windows(2).any(|pair| pair[0] + 1 != pair[1])), "no hole was drawn");
+        assert!(
+            logs.contains([0, 1].as_slice())
+                && logs.contains((0..10).collect::<Vec<u8>>().as_slice())
+        );
+        assert!(
+            logs.iter().any(|log| log.windows(2).any(|pair| pair[0] + 1 != pair[1])),
+            "no hole was drawn"
+        );
         assert_eq!(states.len(), 5, "state is flushed at any time, or never: {states:?}");
     }
 }

@@ -9,8 +9,8 @@ const RECENT: Duration = Duration::from_secs(30);
 /// Between two warnings of the same shard.
 const WARN_AGAIN: Duration = Duration::from_secs(10);
 
-/// Batches that other nodes sent, and that this one did not take into any log: damaged on the way, or of a format
-/// that it does not know. It goes on with what it has, and asks for them again.
+/// Batches that other nodes sent, and that this one did not take into any log: damaged on the way,
+/// or of a format that it does not know. It goes on with what it has, and asks for them again.
 #[derive(Debug, Default)]
 pub struct Refusals {
     last: Mutex<Option<Refusal>>,
@@ -28,12 +28,17 @@ impl Refusals {
     pub fn record(&self, shard: ShardId, error: &InvalidBatch) {
         let reason = match error {
             InvalidBatch::Checksum => "damaged",
-            InvalidBatch::Format(_) | InvalidBatch::Protobuf(_) | InvalidBatch::Field(_) => "unreadable",
+            InvalidBatch::Format(_) | InvalidBatch::Protobuf(_) | InvalidBatch::Field(_) => {
+                "unreadable"
+            }
         };
         metrics::counter!("meridian_refused_batches_total", "shard" => shard.to_string(), "reason" => reason)
             .increment(1);
         let (now, mut last) = (Instant::now(), self.last.lock());
-        let warned = last.as_ref().map(|last| last.warned).filter(|warned| now.duration_since(*warned) < WARN_AGAIN);
+        let warned = last
+            .as_ref()
+            .map(|last| last.warned)
+            .filter(|warned| now.duration_since(*warned) < WARN_AGAIN);
         if warned.is_none() {
             tracing::warn!(%shard, %error, "a batch that another node sent was refused; it is asked for again");
         }
@@ -42,6 +47,10 @@ impl Refusals {
 
     /// Why the last one was refused, if that was not long ago.
     pub fn recent(&self) -> Option<String> {
-        self.last.lock().as_ref().filter(|last| last.at.elapsed() < RECENT).map(|last| last.why.clone())
+        self.last
+            .lock()
+            .as_ref()
+            .filter(|last| last.at.elapsed() < RECENT)
+            .map(|last| last.why.clone())
     }
 }

@@ -10,26 +10,29 @@ use parking_lot::Mutex;
 use rocksdb::compaction_filter::{CompactionFilter, Decision};
 use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory};
 use rocksdb::properties::{
-    CUR_SIZE_ALL_MEM_TABLES, NUM_ENTRIES_ACTIVE_MEM_TABLE, NUM_ENTRIES_IMM_MEM_TABLES, NUM_IMMUTABLE_MEM_TABLE,
-    PropName,
+    CUR_SIZE_ALL_MEM_TABLES, NUM_ENTRIES_ACTIVE_MEM_TABLE, NUM_ENTRIES_IMM_MEM_TABLES,
+    NUM_IMMUTABLE_MEM_TABLE, PropName,
 };
 use rocksdb::{
-    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, CompactOptions, DB, DBCompressionType,
-    DBPinnableSlice, DBRecoveryMode, ErrorKind, FlushOptions, Options, ReadOptions, ReadTier, SnapshotWithThreadMode,
-    WriteOptions,
+    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, CompactOptions, DB,
+    DBCompressionType, DBPinnableSlice, DBRecoveryMode, ErrorKind, FlushOptions, Options,
+    ReadOptions, ReadTier, SnapshotWithThreadMode, WriteOptions,
 };
 use self_cell::self_cell;
 
 use crate::engine::{Operation, Visit};
 use crate::forgotten::Filter;
 use crate::schema::{self, LOG_FAMILY, META_FAMILY};
-use crate::{Durability, Effort, Engine, EngineSnapshot, Forgotten, Scan, Scanned, StorageError, WriteBatch};
+use crate::{
+    Durability, Effort, Engine, EngineSnapshot, Forgotten, Scan, Scanned, StorageError, WriteBatch,
+};
 
 use self::memtables::Memtables;
 
 mod memtables;
 
-/// Of a range that is compacted on demand, at a time: other compactions, and whoever paces it, come in between.
+/// Of a range that is compacted on demand, at a time: other compactions, and whoever paces it, come
+/// in between.
 const COMPACTION_SLICE_BYTES: u64 = 64 << 20;
 
 /// How much memory one node's RocksDB may take, in bytes.
@@ -37,7 +40,8 @@ const COMPACTION_SLICE_BYTES: u64 = 64 << 20;
 pub struct RocksOptions {
     /// Blocks, and the indexes and filters of open files.
     pub block_cache_bytes: usize,
-    /// The memtables of all families together. Shortly before, the oldest is flushed, and then writes of state wait.
+    /// The memtables of all families together. Shortly before, the oldest is flushed, and then
+    /// writes of state wait.
     pub memtable_bytes: usize,
 }
 
@@ -48,8 +52,8 @@ impl Default for RocksOptions {
 }
 
 impl RocksOptions {
-    /// The size at which a family's memtable is flushed on its own account. Smaller than all that there is, so
-    /// that one busy family leaves the others theirs, and its flush some time.
+    /// The size at which a family's memtable is flushed on its own account. Smaller than all that
+    /// there is, so that one busy family leaves the others theirs, and its flush some time.
     fn write_buffer_bytes(&self) -> usize {
         (self.memtable_bytes / 6).clamp(1 << 20, 64 << 20)
     }
@@ -91,13 +95,18 @@ impl RocksEngine {
         Self::open_with(path, options, &database_options())
     }
 
-    fn open_with(path: &Path, options: RocksOptions, database: &Options) -> Result<Self, StorageError> {
+    fn open_with(
+        path: &Path,
+        options: RocksOptions,
+        database: &Options,
+    ) -> Result<Self, StorageError> {
         let mut database = database.clone();
         let memtables = Memtables::new(options.memtable_bytes);
         database.set_write_buffer_manager(memtables.manager());
         let cache = Cache::new_lru_cache(options.block_cache_bytes);
         let forgotten = Mutex::default();
-        let present = if path.join("CURRENT").exists() { DB::list_cf(&database, path)? } else { Vec::new() };
+        let present =
+            if path.join("CURRENT").exists() { DB::list_cf(&database, path)? } else { Vec::new() };
         let fixed = ["default", LOG_FAMILY, META_FAMILY].map(str::to_owned);
         let missing = fixed.into_iter().filter(|name| !present.contains(name)).collect::<Vec<_>>();
         let descriptors = present.iter().chain(&missing).map(|name| {
@@ -108,17 +117,27 @@ impl RocksEngine {
         let names = Mutex::new(present.into_iter().chain(missing).collect());
         let mut cached_only = ReadOptions::default();
         cached_only.set_read_tier(ReadTier::BlockCache);
-        Ok(Self { db: Arc::new(db), cache, options, memtables, cached_only, tidy: Arc::default(), names, forgotten })
+        Ok(Self {
+            db: Arc::new(db),
+            cache,
+            options,
+            memtables,
+            cached_only,
+            tidy: Arc::default(),
+            names,
+            forgotten,
+        })
     }
 
     /// A number that RocksDB says of a family; 0 once that is dropped.
     fn property(&self, family: &str, property: &PropName) -> u64 {
-        let value = self.family(family).map(|family| self.db.property_int_value_cf(&family, property));
+        let value =
+            self.family(family).map(|family| self.db.property_int_value_cf(&family, property));
         value.ok().and_then(Result::ok).flatten().unwrap_or(0)
     }
 
-    /// Writes out the memtables of one family, and waits for it; false if there is nothing to write. One that is being
-    /// flushed already comes first, then the one that takes most.
+    /// Writes out the memtables of one family, and waits for it; false if there is nothing to
+    /// write. One that is being flushed already comes first, then the one that takes most.
     fn flush_fullest(&self) -> Result<bool, StorageError> {
         let names = self.names.lock().clone();
         let filled = names.into_iter().filter(|name| {
@@ -126,7 +145,10 @@ impl RocksEngine {
             entries.iter().any(|property| self.property(name, property) > 0)
         });
         let fullest = filled.max_by_key(|name| {
-            (self.property(name, NUM_IMMUTABLE_MEM_TABLE) > 0, self.property(name, CUR_SIZE_ALL_MEM_TABLES))
+            (
+                self.property(name, NUM_IMMUTABLE_MEM_TABLE) > 0,
+                self.property(name, CUR_SIZE_ALL_MEM_TABLES),
+            )
         });
         let Some(fullest) = fullest else { return Ok(false) };
         match self.flush(&fullest) {
@@ -136,14 +158,20 @@ impl RocksEngine {
         }
     }
 
-    /// Slows down whoever writes to a state whose compactions do not keep up: each look-up reads more files. Bounded,
-    /// so that a state whose compactions stand still goes on.
+    /// Slows down whoever writes to a state whose compactions do not keep up: each look-up reads
+    /// more files. Bounded, so that a state whose compactions stand still goes on.
     fn wait_for_compactions(&self, family: &str) {
         let started = Instant::now();
         let files = || {
-            let count =
-                self.family(family).map(|family| self.db.property_value_cf(&family, "rocksdb.num-files-at-level0"));
-            count.ok().and_then(Result::ok).flatten().and_then(|count| count.parse::<u64>().ok()).unwrap_or(0)
+            let count = self
+                .family(family)
+                .map(|family| self.db.property_value_cf(&family, "rocksdb.num-files-at-level0"));
+            count
+                .ok()
+                .and_then(Result::ok)
+                .flatten()
+                .and_then(|count| count.parse::<u64>().ok())
+                .unwrap_or(0)
         };
         if files() < MANY_FILES {
             return;
@@ -160,12 +188,21 @@ impl RocksEngine {
         Ok(())
     }
 
-    /// Where a range is cut, by the files that overlap it, and how many bytes of files begin before each cut.
-    fn slices(&self, family: &str, start: &[u8], end: &[u8]) -> Result<Vec<(Vec<u8>, u64)>, StorageError> {
+    /// Where a range is cut, by the files that overlap it, and how many bytes of files begin before
+    /// each cut.
+    fn slices(
+        &self,
+        family: &str,
+        start: &[u8],
+        end: &[u8],
+    ) -> Result<Vec<(Vec<u8>, u64)>, StorageError> {
         let mut files: Vec<(Vec<u8>, u64)> = Vec::new();
         for file in self.db.live_files()? {
             let (Some(first), Some(last)) = (file.start_key, file.end_key) else { continue };
-            if file.column_family_name == family && first.as_slice() < end && last.as_slice() >= start {
+            if file.column_family_name == family
+                && first.as_slice() < end
+                && last.as_slice() >= start
+            {
                 files.push((first, file.size as u64));
             }
         }
@@ -190,18 +227,22 @@ fn database_options() -> Options {
     let mut database = Options::default();
     database.create_if_missing(true);
     database.create_missing_column_families(true);
-    // Up to the first record that is not whole. After a power loss the end of the log may hold anything: a
-    // record cut short, or one of the right length whose blocks were never written. The mode that only
-    // tolerates a log that is cut short refuses to open then, at every start. What this one lets go was
-    // never synced; should the disk lose what was, `HighWater` and the other voters notice.
+    // Up to the first record that is not whole. After a power loss the end of the log may hold
+    // anything: a record cut short, or one of the right length whose blocks were never written. The
+    // mode that only tolerates a log that is cut short refuses to open then, at every start. What
+    // this one lets go was never synced; should the disk lose what was, `HighWater` and the other
+    // voters notice.
     database.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     database.set_max_total_wal_size(256 << 20);
-    // Logged writes wait in memory for the fsync that makes them durable, and are written with it: nobody relies on them
-    // before. What is not followed by one is written out with the next mark of what is committed, or each second.
+    // Logged writes wait in memory for the fsync that makes them durable, and are written with it:
+    // nobody relies on them before. What is not followed by one is written out with the next mark
+    // of what is committed, or each second.
     database.set_manual_wal_flush(true);
-    // Threads that wait for another's write sleep: spinning takes the cores from the processes beside.
+    // Threads that wait for another's write sleep: spinning takes the cores from the processes
+    // beside.
     database.set_enable_write_thread_adaptive_yield(false);
-    // A flush and a compaction, and one more where files pile up: those of the log do not wait for a state's then.
+    // A flush and a compaction, and one more where files pile up: those of the log do not wait for
+    // a state's then.
     database.set_max_background_jobs(3);
     // Written back bit by bit: else the fsync of a whole new table holds up that of the log.
     database.set_bytes_per_sync(1 << 20);
@@ -215,11 +256,19 @@ fn family<'a>(db: &'a DB, name: &str) -> Result<Arc<BoundColumnFamily<'a>>, Stor
     db.cf_handle(name).ok_or_else(|| StorageError::NoFamily(name.to_owned()))
 }
 
-fn forgotten_in(forgotten: &Mutex<HashMap<String, Arc<Forgotten>>>, family: &str) -> Arc<Forgotten> {
+fn forgotten_in(
+    forgotten: &Mutex<HashMap<String, Arc<Forgotten>>>,
+    family: &str,
+) -> Arc<Forgotten> {
     Arc::clone(forgotten.lock().entry(family.to_owned()).or_default())
 }
 
-fn family_options(name: &str, options: &RocksOptions, cache: &Cache, forgotten: Arc<Forgotten>) -> Options {
+fn family_options(
+    name: &str,
+    options: &RocksOptions,
+    cache: &Cache,
+    forgotten: Arc<Forgotten>,
+) -> Options {
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
     table.set_format_version(5);
@@ -228,8 +277,9 @@ fn family_options(name: &str, options: &RocksOptions, cache: &Cache, forgotten: 
     table.set_pin_l0_filter_and_index_blocks_in_cache(true);
     let mut family = Options::default();
     family.set_write_buffer_size(options.write_buffer_bytes());
-    // RocksDB holds up the writes of all families where one of them has too many memtables, files or bytes to compact:
-    // the log's, too. `Memtables` and `wait_for_compactions` hold up state instead.
+    // RocksDB holds up the writes of all families where one of them has too many memtables, files
+    // or bytes to compact: the log's, too. `Memtables` and `wait_for_compactions` hold up state
+    // instead.
     family.set_max_write_buffer_number(NEVER);
     family.set_level_zero_slowdown_writes_trigger(NEVER);
     family.set_level_zero_stop_writes_trigger(NEVER);
@@ -239,17 +289,23 @@ fn family_options(name: &str, options: &RocksOptions, cache: &Cache, forgotten: 
     family.set_arena_block_size(ARENA_BLOCK_BYTES);
     if schema::parse_state_family(name).is_some() {
         table.set_bloom_filter(10.0, false);
-        // Most look-ups of request ids and of new keys find nothing: ask the filter, not the memtable.
+        // Most look-ups of request ids and of new keys find nothing: ask the filter, not the
+        // memtable.
         family.set_memtable_whole_key_filtering(true);
         // Taken at once, also by a shard that does nothing. Ten bits for each row of 125 bytes.
         family.set_memtable_prefix_bloom_ratio(0.01);
-        // The head of a queue is a stretch of deletions, which each read there skips: a file of such is compacted
-        // soon. See also `Tidy`.
-        family.add_compact_on_deletion_collector_factory(DELETIONS_WINDOW, DELETIONS_IN_WINDOW, DELETIONS_RATIO);
+        // The head of a queue is a stretch of deletions, which each read there skips: a file of
+        // such is compacted soon. See also `Tidy`.
+        family.add_compact_on_deletion_collector_factory(
+            DELETIONS_WINDOW,
+            DELETIONS_IN_WINDOW,
+            DELETIONS_RATIO,
+        );
         family.set_compression_type(DBCompressionType::Lz4);
         family.set_bottommost_compression_type(DBCompressionType::Zstd);
         family.set_level_compaction_dynamic_level_bytes(true);
-        // A factory, since RocksDB shares its ownership: a plain filter would die with these options.
+        // A factory, since RocksDB shares its ownership: a plain filter would die with these
+        // options.
         family.set_compaction_filter_factory(Forget { forgotten });
     } else {
         // Log entries are deleted soon after they were written: compressing them is lost work.
@@ -339,7 +395,9 @@ impl Engine for RocksEngine {
             match operation {
                 Operation::Put { key, value, .. } => writes.put_cf(family, key, value),
                 Operation::Delete { key, .. } => writes.delete_cf(family, key),
-                Operation::DeleteRange { start, end, .. } => writes.delete_range_cf(family, start, end),
+                Operation::DeleteRange { start, end, .. } => {
+                    writes.delete_range_cf(family, start, end)
+                }
             }
         }
         let mut options = WriteOptions::default();
@@ -350,7 +408,10 @@ impl Engine for RocksEngine {
                 if let Some(operation) = batch.operations.first() {
                     self.wait_for_compactions(operation.family());
                 }
-                Some(self.memtables.admit(writes.len(), writes.size_in_bytes(), || self.flush_fullest())?)
+                Some(
+                    self.memtables
+                        .admit(writes.len(), writes.size_in_bytes(), || self.flush_fullest())?,
+                )
             }
         };
         self.db.write_opt(writes, &options)?;
@@ -370,7 +431,9 @@ impl Engine for RocksEngine {
     fn flush(&self, family: &str) -> Result<(), StorageError> {
         match self.db.flush_cf(&self.family(family)?) {
             // Dropped meanwhile.
-            Err(_) if self.db.cf_handle(family).is_none() => Err(StorageError::NoFamily(family.to_owned())),
+            Err(_) if self.db.cf_handle(family).is_none() => {
+                Err(StorageError::NoFamily(family.to_owned()))
+            }
             flushed => Ok(flushed?),
         }
     }
@@ -381,7 +444,8 @@ impl Engine for RocksEngine {
     }
 
     fn open_snapshots(&self) -> u64 {
-        // A property that cannot be read would be a bug of RocksDB's; the space is then given back later.
+        // A property that cannot be read would be a bug of RocksDB's; the space is then given back
+        // later.
         self.db.property_int_value("rocksdb.num-snapshots").ok().flatten().unwrap_or(u64::MAX)
     }
 
@@ -402,7 +466,12 @@ impl Engine for RocksEngine {
         options.set_exclusive_manual_compaction(false);
         let mut from = start.to_vec();
         for (until, bytes) in self.slices(family, start, end)? {
-            self.db.compact_range_cf_opt(&self.family(family)?, Some(&from), Some(&until), &options);
+            self.db.compact_range_cf_opt(
+                &self.family(family)?,
+                Some(&from),
+                Some(&until),
+                &options,
+            );
             if paced(bytes).is_break() {
                 return Err(StorageError::Refused("the compaction was ended".to_owned()));
             }
@@ -434,7 +503,11 @@ impl EngineSnapshot for RocksSnapshot {
         Ok(value.map(|value| Bytes::copy_from_slice(&value)))
     }
 
-    fn get_cached(&self, family_name: &str, key: &[u8]) -> Result<Option<Option<Bytes>>, StorageError> {
+    fn get_cached(
+        &self,
+        family_name: &str,
+        key: &[u8],
+    ) -> Result<Option<Option<Bytes>>, StorageError> {
         let (db, mut options) = (self.taken.borrow_owner(), ReadOptions::default());
         options.set_snapshot(self.taken.borrow_dependent());
         options.set_read_tier(ReadTier::BlockCache);
@@ -462,16 +535,16 @@ impl EngineSnapshot for RocksSnapshot {
     }
 }
 
-/// Flushes memtables that scans skip much of: only a file of deletions is compacted, and a memtable with few
-/// writes would stay as it is for hours.
+/// Flushes memtables that scans skip much of: only a file of deletions is compacted, and a memtable
+/// with few writes would stay as it is for hours.
 #[derive(Default)]
 struct Tidy {
     flushed: Mutex<HashMap<String, Instant>>,
 }
 
 impl Tidy {
-    /// Begins a flush of the family, and does not wait for it; not again before the files of the last one can have
-    /// been compacted.
+    /// Begins a flush of the family, and does not wait for it; not again before the files of the
+    /// last one can have been compacted.
     fn flush(&self, db: &DB, family_name: &str) -> Result<(), StorageError> {
         const PAUSE: Duration = Duration::from_secs(5);
         let now = Instant::now();
@@ -489,7 +562,9 @@ impl Tidy {
 }
 
 /// What a look-up came to that does not wait for a disk.
-fn cached(found: Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>) -> Result<Option<Option<Bytes>>, StorageError> {
+fn cached(
+    found: Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>,
+) -> Result<Option<Option<Bytes>>, StorageError> {
     match found {
         Ok(value) => Ok(Some(value.map(|value| Bytes::copy_from_slice(&value)))),
         Err(error) if error.kind() == ErrorKind::Incomplete => Ok(None),

@@ -1,5 +1,6 @@
-//! Everything that is stored, and where: the column families, the keys in them, and the values of state.
-//! Each key layout has a golden test below; numbers in keys are big-endian, so that they sort.
+//! Everything that is stored, and where: the column families, the keys in them, and the values of
+//! state. Each key layout has a golden test below; numbers in keys are big-endian, so that they
+//! sort.
 //!
 //! | family | key | value |
 //! |---|---|---|
@@ -14,7 +15,8 @@
 //! | | `m` ‖ `r` ‖ request id | `meridian.log.v1.RequestRow` |
 //! | | `m` ‖ `d` ‖ database | versionstamp of the transaction that dropped the database |
 //!
-//! A group is shard (4 bytes) ‖ epoch (2); no Raft group has epoch 0. A record is crc32c (4 bytes, little-endian) ‖ payload.
+//! A group is shard (4 bytes) ‖ epoch (2); no Raft group has epoch 0. A record is crc32c (4 bytes,
+//! little-endian) ‖ payload.
 
 use bytes::{Buf, Bytes};
 use meridian_proto::decode_request;
@@ -155,7 +157,11 @@ impl StoredValue {
     /// Corruption, when `bytes` are not a stored value.
     pub fn decode(bytes: Bytes) -> Result<Self, StorageError> {
         let (versionstamp, encoding, expire_at_ms) = Self::header(&bytes)?;
-        Ok(Self { versionstamp, expire_at_ms, value: Value { encoding, data: bytes.slice(Self::HEADER_LEN..) } })
+        Ok(Self {
+            versionstamp,
+            expire_at_ms,
+            value: Value { encoding, data: bytes.slice(Self::HEADER_LEN..) },
+        })
     }
 
     /// The data, without what [`StoredValue::header`] returns.
@@ -166,8 +172,12 @@ impl StoredValue {
     /// Versionstamp, encoding and expiry, without the data.
     pub fn header(mut bytes: &[u8]) -> Result<(Versionstamp, ValueEncoding, u64), StorageError> {
         let corrupt = || StorageError::corruption("a stored value", "its header is malformed");
-        let stamp = bytes.split_off(..Versionstamp::LEN).and_then(Versionstamp::from_slice).ok_or_else(corrupt)?;
-        let encoding = bytes.try_get_u8().ok().and_then(|number| ValueEncoding::from_number(number.into()));
+        let stamp = bytes
+            .split_off(..Versionstamp::LEN)
+            .and_then(Versionstamp::from_slice)
+            .ok_or_else(corrupt)?;
+        let encoding =
+            bytes.try_get_u8().ok().and_then(|number| ValueEncoding::from_number(number.into()));
         let encoding = encoding.ok_or_else(corrupt)?;
         let expire_at_ms = bytes.try_get_u64().map_err(|_| corrupt())?;
         Ok((stamp, encoding, expire_at_ms))
@@ -202,7 +212,10 @@ mod tests {
         assert_eq!(data_range(DatabaseId([0xff; 16])).1, b"e");
         assert_eq!(dropped_key(DATABASE), [b"md".as_slice(), &dd].concat());
         assert_eq!(parse_dropped_key(&dropped_key(DATABASE)), Some(DATABASE));
-        assert_eq!(reclaimed_key(ShardId(258), DATABASE), [b"reclaimed\0\0\x01\x02".as_slice(), &dd].concat());
+        assert_eq!(
+            reclaimed_key(ShardId(258), DATABASE),
+            [b"reclaimed\0\0\x01\x02".as_slice(), &dd].concat()
+        );
         assert_eq!(request_key(RequestId([7; 16])), [b"mr".as_slice(), &[7; 16]].concat());
         assert_eq!(state_family(ShardId(3), 4), "state-3-4");
         assert_eq!(parse_state_family("state-3-4"), Some((ShardId(3), 4)));

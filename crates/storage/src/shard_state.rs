@@ -6,7 +6,8 @@ use bytes::Bytes;
 use meridian_proto::{DecodedBatch, decode_request, encode_request, log};
 use meridian_txn::{Stored, View};
 use meridian_types::{
-    DatabaseId, Effect, Entry, Epoch, Position, ReadRange, Refusal, RequestId, ShardId, Versionstamp, WriteOutcome,
+    DatabaseId, Effect, Entry, Epoch, Position, ReadRange, Refusal, RequestId, ShardId,
+    Versionstamp, WriteOutcome,
 };
 use parking_lot::{Mutex, MutexGuard, RwLock};
 use prost::Message;
@@ -15,7 +16,8 @@ use crate::digest::RecentDigests;
 use crate::schema::{self, APPLIED_KEY, META_FAMILY, StoredValue};
 use crate::state_read::{ReadView, StateRead, Turn, first_key, is_point};
 use crate::{
-    Digest, Durability, Engine, EngineSnapshot, Refusals, Scan, StagedState, StateSnapshot, StorageError, WriteBatch,
+    Digest, Durability, Engine, EngineSnapshot, Refusals, Scan, StagedState, StateSnapshot,
+    StorageError, WriteBatch,
 };
 
 mod dropped;
@@ -76,7 +78,9 @@ impl Applied {
     }
 
     pub(crate) fn decode(bytes: Bytes) -> Result<Self, StorageError> {
-        let corrupt = |detail: &dyn ToString| StorageError::corruption("an applied position", detail.to_string());
+        let corrupt = |detail: &dyn ToString| {
+            StorageError::corruption("an applied position", detail.to_string())
+        };
         let wire = log::Applied::decode(bytes).map_err(|error| corrupt(&error))?;
         let epoch = |number| u16::try_from(number).map(Epoch).map_err(|error| corrupt(&error));
         let position = Position::new(epoch(wire.epoch)?, wire.sequence);
@@ -91,17 +95,23 @@ impl Applied {
             total_bytes: wire.total_bytes,
             total_transactions: wire.total_transactions,
             digest: Digest(wire.digest),
-            raft: RaftApplied { epoch: raft_epoch, log_id: wire.log_id, membership: wire.membership },
+            raft: RaftApplied {
+                epoch: raft_epoch,
+                log_id: wire.log_id,
+                membership: wire.membership,
+            },
         })
     }
 
     /// Adds the next batch. It may be the first of a later epoch.
     ///
     /// # Panics
-    /// When the batch is not the next: going on would lose or reorder commits, so the process stops.
+    /// When the batch is not the next: going on would lose or reorder commits, so the process
+    /// stops.
     pub fn advance(&mut self, DecodedBatch { batch, len, checksum }: &DecodedBatch) {
         assert!(
-            batch.position.sequence == self.position.sequence + 1 && batch.position.epoch >= self.position.epoch,
+            batch.position.sequence == self.position.sequence + 1
+                && batch.position.epoch >= self.position.epoch,
             "batch {} cannot follow {}: sequences are contiguous, epochs do not go back",
             batch.position,
             self.position
@@ -127,11 +137,11 @@ pub enum Replace {
 pub struct ShardState {
     engine: Arc<dyn Engine>,
     shard: ShardId,
-    /// Changed in a moment, when the engine has what it says. Nobody holds it while the engine is asked for anything
-    /// that may need the disk.
+    /// Changed in a moment, when the engine has what it says. Nobody holds it while the engine is
+    /// asked for anything that may need the disk.
     current: RwLock<Current>,
-    /// Held while the state changes: what is applied and what takes its place keep out of each other's way, and
-    /// readers wait for neither's disk.
+    /// Held while the state changes: what is applied and what takes its place keep out of each
+    /// other's way, and readers wait for neither's disk.
     changing: Mutex<()>,
     /// Of the next staged state: no two share a family.
     next_generation: AtomicU64,
@@ -152,7 +162,8 @@ type Observer = Box<dyn Fn(&[DecodedBatch]) + Send + Sync>;
 struct Current {
     family: Arc<str>,
     applied: Applied,
-    /// The newest sequence that the engine may show: it is raised before the engine has it, and `applied` after.
+    /// The newest sequence that the engine may show: it is raised before the engine has it, and
+    /// `applied` after.
     writing: u64,
     digests: RecentDigests,
 }
@@ -183,7 +194,9 @@ impl ShardState {
         engine.create_family(META_FAMILY)?;
         let generation = current_generation(&*engine, shard)?;
         for family in engine.families() {
-            if schema::parse_state_family(&family).is_some_and(|(of, other)| of == shard && other != generation) {
+            if schema::parse_state_family(&family)
+                .is_some_and(|(of, other)| of == shard && other != generation)
+            {
                 engine.drop_family(&family)?;
             }
         }
@@ -234,8 +247,9 @@ impl ShardState {
         self.current.read().applied.time_ms
     }
 
-    /// The newest sequence that a read may have shown by now. While a batch takes effect that is one which
-    /// [`ShardState::position`] does not say yet: whoever is to see no less than others have seen waits for it.
+    /// The newest sequence that a read may have shown by now. While a batch takes effect that is
+    /// one which [`ShardState::position`] does not say yet: whoever is to see no less than others
+    /// have seen waits for it.
     pub fn shown(&self) -> u64 {
         self.current.read().writing
     }
@@ -304,13 +318,14 @@ impl ShardState {
         Ok(())
     }
 
-    /// To be held by whoever cuts the log that this state is made from by what it has flushed of it, and by whoever
-    /// puts another state in place together with its log. They block, on disks.
+    /// To be held by whoever cuts the log that this state is made from by what it has flushed of
+    /// it, and by whoever puts another state in place together with its log. They block, on disks.
     pub fn hold_in_place(&self) -> MutexGuard<'_, ()> {
         self.in_place.lock()
     }
 
-    /// Makes the state durable and returns what it reflected before: a log may be purged up to there.
+    /// Makes the state durable and returns what it reflected before: a log may be purged up to
+    /// there.
     pub fn flush(&self) -> Result<Applied, StorageError> {
         loop {
             let (family, applied) = {
@@ -320,20 +335,25 @@ impl ShardState {
             match self.engine.flush(&family) {
                 Ok(()) => return Ok(applied),
                 // Replaced meanwhile, by a state that is durable.
-                Err(StorageError::NoFamily(_)) if !Arc::ptr_eq(&self.current.read().family, &family) => {}
+                Err(StorageError::NoFamily(_))
+                    if !Arc::ptr_eq(&self.current.read().family, &family) => {}
                 Err(error) => return Err(error),
             }
         }
     }
 
-    /// Reads the state in use. `current` is not held meanwhile: a read may wait for the disk, and whoever asks where the
-    /// state stands would wait for it behind an applier, leases among them.
-    fn in_family<T>(&self, read: impl Fn(&Arc<str>) -> Result<T, StorageError>) -> Result<T, StorageError> {
+    /// Reads the state in use. `current` is not held meanwhile: a read may wait for the disk, and
+    /// whoever asks where the state stands would wait for it behind an applier, leases among them.
+    fn in_family<T>(
+        &self,
+        read: impl Fn(&Arc<str>) -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
         loop {
             let family = Arc::clone(&self.current.read().family);
             match read(&family) {
                 // Replaced meanwhile.
-                Err(StorageError::NoFamily(_)) if !Arc::ptr_eq(&self.current.read().family, &family) => {}
+                Err(StorageError::NoFamily(_))
+                    if !Arc::ptr_eq(&self.current.read().family, &family) => {}
                 result => return result,
             }
         }
@@ -343,8 +363,8 @@ impl ShardState {
     pub fn request(&self, id: RequestId) -> Result<Option<WriteOutcome>, StorageError> {
         let row = self.in_family(|family| self.engine.get(family, &schema::request_key(id)))?;
         let Some(row) = row else { return Ok(None) };
-        let (versionstamp, refusal) =
-            decode_request(&row).map_err(|error| StorageError::corruption("a request's row", error))?;
+        let (versionstamp, refusal) = decode_request(&row)
+            .map_err(|error| StorageError::corruption("a request's row", error))?;
         Ok(Some(match refusal {
             None => WriteOutcome::Committed(versionstamp),
             Some(Refusal::CheckFailed(indexes)) => WriteOutcome::CheckFailed(indexes),
@@ -352,8 +372,8 @@ impl ShardState {
         }))
     }
 
-    /// Calls `observer` with the batches of every [`ShardState::apply`] from now on. One observer; a second is
-    /// not taken.
+    /// Calls `observer` with the batches of every [`ShardState::apply`] from now on. One observer;
+    /// a second is not taken.
     pub fn observe(&self, observer: impl Fn(&[DecodedBatch]) + Send + Sync + 'static) {
         // A second observer would be a bug of this process's start-up, and harmless.
         drop(self.observer.set(Box::new(observer)));
@@ -362,11 +382,14 @@ impl ShardState {
     /// The requests that are in the state at present, to be forgotten at another time.
     pub fn requests_so_far(&self) -> RequestsSoFar {
         let current = self.current.read();
-        RequestsSoFar { family: Arc::clone(&current.family), sequence: current.applied.position.sequence }
+        RequestsSoFar {
+            family: Arc::clone(&current.family),
+            sequence: current.applied.position.sequence,
+        }
     }
 
-    /// The engine may forget the ids of these requests. Not where another state has taken the place of the one that
-    /// had them: its sequences may be those of newer requests.
+    /// The engine may forget the ids of these requests. Not where another state has taken the place
+    /// of the one that had them: its sequences may be those of newer requests.
     pub fn forget_requests(&self, so_far: &RequestsSoFar) {
         let current = self.current.read();
         if Arc::ptr_eq(&current.family, &so_far.family) {
@@ -374,8 +397,9 @@ impl ShardState {
         }
     }
 
-    /// Begins a read of all ranges from one state. What has expired at `now_ms` (or at the time of the state's last
-    /// batch, if that is later) is left out. It holds nobody up, and is held up by nobody who writes.
+    /// Begins a read of all ranges from one state. What has expired at `now_ms` (or at the time of
+    /// the state's last batch, if that is later) is left out. It holds nobody up, and is held up by
+    /// nobody who writes.
     pub fn begin_read(
         &self,
         database: DatabaseId,
@@ -400,7 +424,12 @@ impl ShardState {
     }
 
     /// The same in one go, whatever it takes: for states that are known to be small.
-    pub fn read(&self, database: DatabaseId, ranges: &[ReadRange], now_ms: u64) -> Result<ReadView, StorageError> {
+    pub fn read(
+        &self,
+        database: DatabaseId,
+        ranges: &[ReadRange],
+        now_ms: u64,
+    ) -> Result<ReadView, StorageError> {
         loop {
             let mut read = self.begin_read(database, ranges.to_vec(), now_ms)?;
             let done = loop {
@@ -417,7 +446,8 @@ impl ShardState {
         }
     }
 
-    /// A read that takes some microseconds, since it is small and needs no disk. `None` says nothing about the state.
+    /// A read that takes some microseconds, since it is small and needs no disk. `None` says
+    /// nothing about the state.
     pub fn read_cached(
         &self,
         database: DatabaseId,
@@ -434,7 +464,10 @@ impl ShardState {
         let snapshot = self.engine.snapshot();
         let read = snapshot.get_cached(&family, APPLIED_KEY).and_then(|applied| match applied {
             None => Ok(None),
-            Some(applied) => Self::read_of(snapshot, family, applied, database, ranges.to_vec(), now_ms)?.at_once(),
+            Some(applied) => {
+                Self::read_of(snapshot, family, applied, database, ranges.to_vec(), now_ms)?
+                    .at_once()
+            }
         });
         match read {
             Err(StorageError::NoFamily(_)) => Ok(None),
@@ -442,7 +475,8 @@ impl ShardState {
         }
     }
 
-    /// Answers a range by its first key, without a snapshot, if that key is enough and can be had without a disk.
+    /// Answers a range by its first key, without a snapshot, if that key is enough and can be had
+    /// without a disk.
     fn read_key(
         &self,
         database: DatabaseId,
@@ -460,9 +494,10 @@ impl ShardState {
             Err(error) => return Err(error),
         };
         let view = |entries| Ok(Some(ReadView { ranges: vec![entries], position }));
-        // The applier may have written since, and the engine shows that before `current` does. What was written by
-        // `position` is the newest of that one; anything else is of a moment whose time is not known here. So is
-        // what is not there, unless nothing was being written: a later batch may have deleted it.
+        // The applier may have written since, and the engine shows that before `current` does. What
+        // was written by `position` is the newest of that one; anything else is of a moment whose
+        // time is not known here. So is what is not there, unless nothing was being written: a
+        // later batch may have deleted it.
         let entry = match value {
             None if self.shown() != position.sequence => return Ok(None),
             None => None,
@@ -502,16 +537,20 @@ impl ShardState {
         })?;
         let resolve = |(key, value): (Bytes, Bytes)| {
             let corrupt = || StorageError::corruption("an expiry row", format!("{key:?}"));
-            let (expire_at_ms, database, user_key) = schema::parse_expiry_key(&key).ok_or_else(corrupt)?;
+            let (expire_at_ms, database, user_key) =
+                schema::parse_expiry_key(&key).ok_or_else(corrupt)?;
             let stored = snapshot.get(&family, &schema::data_key(database, &user_key))?;
-            let stamp = stored.map(|bytes| StoredValue::header(&bytes).map(|(stamp, _, _)| stamp)).transpose()?;
+            let stamp = stored
+                .map(|bytes| StoredValue::header(&bytes).map(|(stamp, _, _)| stamp))
+                .transpose()?;
             let is_current = stamp.is_some_and(|stamp| stamp.0 == value.as_ref());
             Ok(Expired { expire_at_ms, database, key: user_key, is_current })
         };
         rows.into_iter().map(resolve).collect()
     }
 
-    /// The whole state at one moment, to be sent to another node. It waits for nobody who changes the state.
+    /// The whole state at one moment, to be sent to another node. It waits for nobody who changes
+    /// the state.
     pub fn snapshot(&self) -> Result<StateSnapshot, StorageError> {
         let (snapshot, family, applied) = self.at_one_moment()?;
         let applied = applied.map_or_else(|| Ok(Applied::nothing()), Applied::decode)?;
@@ -521,16 +560,26 @@ impl ShardState {
     /// An empty state beside the one in use, to be filled with the rows of a snapshot.
     pub fn stage(&self) -> Result<StagedState, StorageError> {
         let generation = self.next_generation.fetch_add(1, Ordering::Relaxed);
-        StagedState::new(Arc::clone(&self.engine), schema::state_family(self.shard, generation).into())
+        StagedState::new(
+            Arc::clone(&self.engine),
+            schema::state_family(self.shard, generation).into(),
+        )
     }
 
-    /// Replaces the state by a staged one, atomically and durably: after a crash it is the old or the new.
-    /// `raft` is the position in this node's own Raft group, if it is in one: that of the snapshot's sender
-    /// means nothing here. Blocks while the new state is flushed and named; readers see the old one until then.
+    /// Replaces the state by a staged one, atomically and durably: after a crash it is the old or
+    /// the new. `raft` is the position in this node's own Raft group, if it is in one: that of the
+    /// snapshot's sender means nothing here. Blocks while the new state is flushed and named;
+    /// readers see the old one until then.
     ///
     /// # Errors
-    /// [`StorageError::Refused`] if the staged one is incomplete, or may not replace the one in use.
-    pub fn install(&self, staged: StagedState, raft: RaftApplied, replace: Replace) -> Result<Applied, StorageError> {
+    /// [`StorageError::Refused`] if the staged one is incomplete, or may not replace the one in
+    /// use.
+    pub fn install(
+        &self,
+        staged: StagedState,
+        raft: RaftApplied,
+        replace: Replace,
+    ) -> Result<Applied, StorageError> {
         let _changing = self.changing.lock();
         let applied = Applied { raft, ..staged.applied()? };
         let mut writes = WriteBatch::default();
@@ -547,18 +596,25 @@ impl ShardState {
         let family = staged.take()?;
         dropped::forget(&*self.engine, &family)?;
         let mut name = WriteBatch::default();
-        name.put(&META_FAMILY.into(), schema::current_family_key(self.shard), family.as_bytes().to_vec());
+        name.put(
+            &META_FAMILY.into(),
+            schema::current_family_key(self.shard),
+            family.as_bytes().to_vec(),
+        );
         self.engine.write(name, Durability::Logged)?;
         // Until it is durable the old state is read: a crash may bring that back.
         self.engine.sync()?;
-        let old = std::mem::replace(&mut *self.current.write(), Current::new(family, applied.clone()));
+        let old =
+            std::mem::replace(&mut *self.current.write(), Current::new(family, applied.clone()));
         self.engine.drop_family(&old.family)?;
         Ok(applied)
     }
 }
 
 fn current_generation(engine: &dyn Engine, shard: ShardId) -> Result<u64, StorageError> {
-    let Some(name) = engine.get(META_FAMILY, &schema::current_family_key(shard))? else { return Ok(0) };
+    let Some(name) = engine.get(META_FAMILY, &schema::current_family_key(shard))? else {
+        return Ok(0);
+    };
     let parsed = std::str::from_utf8(&name).ok().and_then(schema::parse_state_family);
     let malformed = || StorageError::corruption("the name of a state family", format!("{name:?}"));
     parsed.map(|(_, generation)| generation).ok_or_else(malformed)

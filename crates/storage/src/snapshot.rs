@@ -7,7 +7,8 @@ use meridian_types::Position;
 use crate::schema::APPLIED_KEY;
 use crate::{Applied, Durability, Engine, EngineSnapshot, Scan, StorageError, WriteBatch};
 
-/// A shard's whole state at one moment. It holds the engine's files of that moment for as long as it lives.
+/// A shard's whole state at one moment. It holds the engine's files of that moment for as long as
+/// it lives.
 pub struct StateSnapshot {
     engine: Arc<dyn EngineSnapshot>,
     family: Arc<str>,
@@ -51,8 +52,8 @@ impl StateSnapshot {
     }
 }
 
-/// A state that is being filled from a snapshot's rows. Dropped without [`crate::ShardState::install`], its
-/// family is dropped too.
+/// A state that is being filled from a snapshot's rows. Dropped without
+/// [`crate::ShardState::install`], its family is dropped too.
 pub struct StagedState {
     engine: Arc<dyn Engine>,
     family: Option<Arc<str>>,
@@ -88,16 +89,23 @@ impl StagedState {
     }
 
     pub(crate) fn applied(&self) -> Result<Applied, StorageError> {
-        let refused = |what: &str| StorageError::Refused(format!("a staged state cannot be installed: {what}"));
+        let refused = |what: &str| {
+            StorageError::Refused(format!("a staged state cannot be installed: {what}"))
+        };
         if !self.complete {
             return Err(refused("rows are missing"));
         }
-        let applied = self.engine.get(self.family()?, APPLIED_KEY)?.ok_or_else(|| refused("it has no position"))?;
+        let applied = self
+            .engine
+            .get(self.family()?, APPLIED_KEY)?
+            .ok_or_else(|| refused("it has no position"))?;
         Applied::decode(applied)
     }
 
     pub(crate) fn family(&self) -> Result<&Arc<str>, StorageError> {
-        self.family.as_ref().ok_or_else(|| StorageError::Refused("a staged state was taken already".to_owned()))
+        self.family
+            .as_ref()
+            .ok_or_else(|| StorageError::Refused("a staged state was taken already".to_owned()))
     }
 
     /// The family, now the caller's.

@@ -1,4 +1,5 @@
-//! Reads of a state, in turns: none holds anything up for longer than one turn, whatever it has to skip.
+//! Reads of a state, in turns: none holds anything up for longer than one turn, whatever it has to
+//! skip.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
@@ -12,19 +13,19 @@ use crate::{Effort, EngineSnapshot, Scan, Scanned, StorageError};
 /// One turn looks at so many rows, and copies about so many bytes, at most.
 const TURN_ROWS: usize = 1024;
 const TURN_BYTES: usize = 1 << 20;
-/// Deleted rows that the first turn skips at most. Where they are more, nothing tells how far it came: the next
-/// turn begins where this one did and skips twice as many, so that all turns together look at no more than twice
-/// what there is.
+/// Deleted rows that the first turn skips at most. Where they are more, nothing tells how far it
+/// came: the next turn begins where this one did and skips twice as many, so that all turns
+/// together look at no more than twice what there is.
 const FIRST_SKIPS: u64 = 4096;
-/// A read that is done within these bounds, without a disk, takes some 100 microseconds at most: less than to pass it to
-/// another thread and back. Lists of clients come in parts of 100 rows.
+/// A read that is done within these bounds, without a disk, takes some 100 microseconds at most:
+/// less than to pass it to another thread and back. Lists of clients come in parts of 100 rows.
 const AT_ONCE: Looked = Looked { rows: 128, until_bytes: 128 << 10 };
 const SKIPS_AT_ONCE: u64 = 64;
 /// What an entry takes beside its key and value.
 const ENTRY_BYTES: usize = size_of::<Found>() + size_of::<Entry>();
 
-/// Entries of each range, and the position that the state had reached, at least, when they were read: the shard may
-/// be in a later epoch by the time that somebody looks at them.
+/// Entries of each range, and the position that the state had reached, at least, when they were
+/// read: the shard may be in a later epoch by the time that somebody looks at them.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReadView {
     pub ranges: Vec<Vec<Entry>>,
@@ -42,8 +43,8 @@ pub enum Turn {
     Full,
 }
 
-/// A read of several ranges, all from one state. It holds the engine's files of that moment for as long as it
-/// lives.
+/// A read of several ranges, all from one state. It holds the engine's files of that moment for as
+/// long as it lives.
 pub struct StateRead {
     snapshot: Arc<dyn EngineSnapshot>,
     family: Arc<str>,
@@ -125,8 +126,8 @@ impl StateRead {
     /// Reads on, for a bounded time, while what was found takes no more than `max_bytes`.
     ///
     /// # Errors
-    /// [`StorageError::NoFamily`] when the state was replaced meanwhile, by a snapshot of another node: the read
-    /// begins anew.
+    /// [`StorageError::NoFamily`] when the state was replaced meanwhile, by a snapshot of another
+    /// node: the read begins anew.
     pub fn turn(&mut self, max_bytes: usize) -> Result<Turn, StorageError> {
         let until_bytes = self.progress.bytes.saturating_add(TURN_BYTES).min(max_bytes);
         let done = self.read_on(Looked { rows: TURN_ROWS, until_bytes }, false)?;
@@ -193,7 +194,8 @@ impl StateRead {
             if let Err(error) = progress.look(schema::user_key(key), stored, *now_ms) {
                 failure = Some(error);
             }
-            let go_on = failure.is_none() && progress.found.len() < limit && !looked.enough(progress);
+            let go_on =
+                failure.is_none() && progress.found.len() < limit && !looked.enough(progress);
             if go_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         })?;
         if let Some(error) = failure {
@@ -210,7 +212,8 @@ impl StateRead {
         self.progress.bytes
     }
 
-    /// What was found, after [`Turn::Done`]. `beside` lives for as long as any of the keys and values does.
+    /// What was found, after [`Turn::Done`]. `beside` lives for as long as any of the keys and
+    /// values does.
     pub fn into_view(self, beside: impl Send + Sync + 'static) -> ReadView {
         let beside = Arc::new(beside);
         let chunk = |bytes| Bytes::from_owner(Chunk { bytes, _beside: Arc::clone(&beside) });
@@ -221,7 +224,10 @@ impl StateRead {
             Some(Entry { key: chunk.slice(found.key), value, versionstamp: found.versionstamp })
         };
         let entries = |range: Vec<Found>| range.into_iter().filter_map(entry).collect();
-        ReadView { ranges: self.progress.ranges.into_iter().map(entries).collect(), position: self.position }
+        ReadView {
+            ranges: self.progress.ranges.into_iter().map(entries).collect(),
+            position: self.position,
+        }
     }
 }
 
@@ -238,7 +244,8 @@ impl<T> AsRef<[u8]> for Chunk<T> {
 
 /// What is left of a range behind the last row that was looked at, as keys of rows.
 fn rest(database: DatabaseId, range: &ReadRange, last: Option<&[u8]>) -> (Vec<u8>, Vec<u8>) {
-    let (start, end) = (schema::data_key(database, &range.start), schema::data_key(database, &range.end));
+    let (start, end) =
+        (schema::data_key(database, &range.start), schema::data_key(database, &range.end));
     match last {
         None => (start, end),
         Some(last) if range.reverse => (start, last.to_vec()),
@@ -246,17 +253,19 @@ fn rest(database: DatabaseId, range: &ReadRange, last: Option<&[u8]>) -> (Vec<u8
     }
 }
 
-/// Whether the range can hold no other key than its start. That is so if it ends with the start and a zero byte, and
-/// for no other end: whatever lies between begins with the start, and is not longer.
+/// Whether the range can hold no other key than its start. That is so if it ends with the start and
+/// a zero byte, and for no other end: whatever lies between begins with the start, and is not
+/// longer.
 ///
-/// A range that ends with the start and `ff`, as `@deno/kv` asks for one key, is not such: the keys whose first parts
-/// are that key lie in it too, as `["a", "b"]` does in that of `["a"]`. See [`first_key`].
+/// A range that ends with the start and `ff`, as `@deno/kv` asks for one key, is not such: the keys
+/// whose first parts are that key lie in it too, as `["a", "b"]` does in that of `["a"]`. See
+/// [`first_key`].
 pub(crate) fn is_point(range: &ReadRange) -> bool {
     range.end.strip_prefix(range.start.as_ref()) == Some(&[0])
 }
 
-/// The key that answers the range alone if it is there: the first one, where no more than the first is asked for.
-/// Where it is not there, only a point is answered by that.
+/// The key that answers the range alone if it is there: the first one, where no more than the first
+/// is asked for. Where it is not there, only a point is answered by that.
 pub(crate) fn first_key(range: &ReadRange) -> Option<&Bytes> {
     let first = range.limit == 1 && !range.reverse && range.start < range.end;
     (first || range.limit > 0 && is_point(range)).then_some(&range.start)

@@ -7,8 +7,8 @@ use crate::{Engine, StorageError, fatal};
 
 type Callback = Box<dyn FnOnce() + Send>;
 
-/// Makes logged writes durable, off everybody's hot path: one thread a node, and one fsync for all that
-/// wait at a time, whichever group they belong to.
+/// Makes logged writes durable, off everybody's hot path: one thread a node, and one fsync for all
+/// that wait at a time, whichever group they belong to.
 pub struct Syncer {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -38,9 +38,9 @@ impl Syncer {
         Ok(Self { shared, thread: Mutex::new(Some(thread)) })
     }
 
-    /// Calls back, on the sync thread, when every write that returned before this call is durable. A sync
-    /// that fails stops the process: what the disk holds then is unknown. After [`Syncer::stop`] callbacks are
-    /// dropped.
+    /// Calls back, on the sync thread, when every write that returned before this call is durable.
+    /// A sync that fails stops the process: what the disk holds then is unknown. After
+    /// [`Syncer::stop`] callbacks are dropped.
     pub fn sync_then(&self, callback: impl FnOnce() + Send + 'static) {
         let mut queue = self.shared.queue.lock();
         if !queue.closed {
@@ -114,7 +114,8 @@ mod tests {
             .env(CHILD, "1")
             .output()
             .unwrap();
-        let (out, error) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+        let (out, error) =
+            (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
         let signal = std::os::unix::process::ExitStatusExt::signal(&child.status);
         assert_eq!(signal, Some(6), "it was not aborted: {:?}\n{out}\n{error}", child.status);
         assert!(error.contains("meridian: fatal: storage engine: IO error: fsync"), "{error}");
@@ -152,7 +153,11 @@ mod tests {
             assert_eq!(Arc::strong_count(&engine), 1, "the thread goes on with the engine");
             if let Some(stopped) = stopped {
                 stopped.sync_then(move || done.send(10).unwrap());
-                assert_eq!(acknowledged.recv(), Err(mpsc::RecvError), "nobody would sync what comes now");
+                assert_eq!(
+                    acknowledged.recv(),
+                    Err(mpsc::RecvError),
+                    "nobody would sync what comes now"
+                );
             }
         }
     }

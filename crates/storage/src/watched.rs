@@ -8,8 +8,8 @@ use parking_lot::Mutex;
 use crate::hooked::{Call, HookedEngine, Hooks};
 use crate::{Durability, Engine, EngineSnapshot, StorageError};
 
-/// An engine that notes who waits for its disk on a thread that must not: that of a runtime which drives everything
-/// else. For tests, which need no slow disk then, and no clock.
+/// An engine that notes who waits for its disk on a thread that must not: that of a runtime which
+/// drives everything else. For tests, which need no slow disk then, and no clock.
 pub type WatchedEngine = HookedEngine<Watch>;
 
 /// What the thread does that is watched, and what a test does meanwhile.
@@ -35,11 +35,12 @@ impl WatchedEngine {
 }
 
 impl Watch {
-    /// From now on the thread that calls this must not wait for the disk: not for an fsync, a flush, or a family that
-    /// is made or dropped, nor for room in memory, as an unlogged write may. With `all` it must not write, nor scan,
-    /// either.
+    /// From now on the thread that calls this must not wait for the disk: not for an fsync, a
+    /// flush, or a family that is made or dropped, nor for room in memory, as an unlogged write
+    /// may. With `all` it must not write, nor scan, either.
     pub fn watch_this_thread(&self, all: bool) {
-        *self.watched.lock() = Some(Watched { thread: std::thread::current().id(), all, found: Vec::new() });
+        *self.watched.lock() =
+            Some(Watched { thread: std::thread::current().id(), all, found: Vec::new() });
     }
 
     /// Called between a write, which others see then, and the return to whoever writes.

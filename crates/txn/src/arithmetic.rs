@@ -1,4 +1,5 @@
-//! `sum`, `min` and `max`, rule by rule as denokv_sqlite 0.14 has them (`mutate_le64` and `sum_v8` there).
+//! `sum`, `min` and `max`, rule by rule as denokv_sqlite 0.14 has them (`mutate_le64` and `sum_v8`
+//! there).
 //!
 //! An absent key takes the operand as it is: bounds say what a *sum* may be, and there is none.
 
@@ -42,9 +43,13 @@ impl U64Operation {
 
 /// The sum of the stored value, `None` where the key is absent, and the operand.
 ///
-/// The encoding of the operand decides: a u64 adds to u64s and has no bounds (they are ignored); a V8
-/// number or bigint adds to its like, within the bounds.
-pub(crate) fn sum(stored: Option<&Value>, operand: &Value, bounds: &SumBounds) -> Result<Value, Rejection> {
+/// The encoding of the operand decides: a u64 adds to u64s and has no bounds (they are ignored); a
+/// V8 number or bigint adds to its like, within the bounds.
+pub(crate) fn sum(
+    stored: Option<&Value>,
+    operand: &Value,
+    bounds: &SumBounds,
+) -> Result<Value, Rejection> {
     if operand.encoding == ValueEncoding::Le64 {
         return U64Operation::Sum.apply(stored, operand);
     }
@@ -70,7 +75,9 @@ pub(crate) fn sum(stored: Option<&Value>, operand: &Value, bounds: &SumBounds) -
                 // Programs older than `Deno.KvU64` operands add plain bigints to u64s.
                 Some(Number::U64(stored)) if unbounded => match u64::try_from(&operand) {
                     Ok(operand) => Number::U64(stored.wrapping_add(operand)),
-                    Err(_) => return Err(types_differ(&Number::U64(stored), &Number::BigInt(operand))),
+                    Err(_) => {
+                        return Err(types_differ(&Number::U64(stored), &Number::BigInt(operand)));
+                    }
                 },
                 Some(stored) => return Err(types_differ(&stored, &Number::BigInt(operand))),
             }
@@ -79,7 +86,8 @@ pub(crate) fn sum(stored: Option<&Value>, operand: &Value, bounds: &SumBounds) -
         Number::U64(_) => return Err(Rejection::InvalidParameters),
     };
     let value = sum.into_value();
-    // Beyond the reference: two bigints of the greatest size may not add up to a value beyond the limit.
+    // Beyond the reference: two bigints of the greatest size may not add up to a value beyond the
+    // limit.
     if value.data.len() > MAX_VALUE_BYTES { Err(Rejection::OutOfRange) } else { Ok(value) }
 }
 
@@ -91,8 +99,8 @@ struct Bounds<T> {
 }
 
 impl<T: PartialOrd> Bounds<T> {
-    /// NaN is within all bounds, and NaN as a bound bounds nothing. Of bounds that contradict each other
-    /// the greatest wins when clamping, since it is looked at last.
+    /// NaN is within all bounds, and NaN as a bound bounds nothing. Of bounds that contradict each
+    /// other the greatest wins when clamping, since it is looked at last.
     fn hold(self, mut sum: T) -> Result<T, Rejection> {
         for (bound, beyond) in [(self.min, Ordering::Less), (self.max, Ordering::Greater)] {
             let Some(bound) = bound else { continue };
@@ -136,7 +144,9 @@ fn parse_stored(stored: Option<&Value>) -> Result<Option<Number>, Rejection> {
     Number::parse(stored).map(Some).map_err(|reason| match reason {
         NotANumber::Empty => Rejection::StoredEmpty,
         NotANumber::Unsupported => Rejection::StoredUnsupported,
-        NotANumber::Invalid if stored.encoding == ValueEncoding::Le64 => Rejection::StoredNotEightBytes,
+        NotANumber::Invalid if stored.encoding == ValueEncoding::Le64 => {
+            Rejection::StoredNotEightBytes
+        }
         NotANumber::Invalid => Rejection::StoredInvalid,
     })
 }

@@ -1,36 +1,40 @@
 use bytes::Bytes;
 use meridian_types::limits::MAX_COMPUTED_BYTES;
-use meridian_types::{DatabaseId, Effect, Mutation, MutationKind, Transaction, Value, Versionstamp};
+use meridian_types::{
+    DatabaseId, Effect, Mutation, MutationKind, Transaction, Value, Versionstamp,
+};
 
 use crate::arithmetic::{U64Operation, sum};
 use crate::rejection::Rejection;
 use crate::view::View;
 use crate::write_set::WriteSet;
 
-/// What a transaction comes to. None of it has happened yet: effects take effect when their batch commits.
+/// What a transaction comes to. None of it has happened yet: effects take effect when their batch
+/// commits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Evaluation {
     /// At most one effect a key: the last. Empty if the transaction only checks, or does nothing.
     Commit(Vec<Effect>),
-    /// Indexes of **all** the checks that failed, ascending. To be answered only once the batches that
-    /// were seen through the overlay have committed.
+    /// Indexes of **all** the checks that failed, ascending. To be answered only once the batches
+    /// that were seen through the overlay have committed.
     CheckFailed(Vec<u32>),
     /// A mutation cannot be carried out, so none is. The text is for the client.
     Rejected(String),
 }
 
-/// Evaluates `transaction` against `view`: first its checks, then its mutations in order, each of which
-/// sees the ones before it.
+/// Evaluates `transaction` against `view`: first its checks, then its mutations in order, each of
+/// which sees the ones before it.
 ///
 /// `versionstamp` is the one that the transaction will have if it commits; only
-/// [`MutationKind::SetSuffixVersionstampedKey`] looks at it. The gateway sees to it beforehand that such a key
-/// is not longer than a key may be.
+/// [`MutationKind::SetSuffixVersionstampedKey`] looks at it. The gateway sees to it beforehand that
+/// such a key is not longer than a key may be.
 ///
-/// What arithmetic reads and writes is bounded by [`MAX_COMPUTED_BYTES`], counted as it is carried out, so that also
-/// what a later mutation replaces is counted: that bounds the work, and with the size of the request the effects.
+/// What arithmetic reads and writes is bounded by [`MAX_COMPUTED_BYTES`], counted as it is carried
+/// out, so that also what a later mutation replaces is counted: that bounds the work, and with the
+/// size of the request the effects.
 ///
-/// A value that the transaction itself has set is seen by its later mutations even if it expires at once,
-/// since evaluation knows no time.
+/// A value that the transaction itself has set is seen by its later mutations even if it expires at
+/// once, since evaluation knows no time.
 ///
 /// # Errors
 /// Those of the view, and then nothing is known of the transaction.
@@ -55,7 +59,9 @@ pub fn evaluate<V: View>(
     for (index, mutation) in (1..).zip(&transaction.mutations) {
         match mutations.apply(mutation).and_then(|()| mutations.within_bounds(index)) {
             Ok(()) => {}
-            Err(Stop::Rejected(rejection)) => return Ok(Evaluation::Rejected(rejection.to_string())),
+            Err(Stop::Rejected(rejection)) => {
+                return Ok(Evaluation::Rejected(rejection.to_string()));
+            }
             Err(Stop::View(error)) => return Err(error),
         }
     }
@@ -111,7 +117,12 @@ impl<V: View> Mutations<'_, V> {
         Ok(())
     }
 
-    fn compute(&mut self, key: &Bytes, operation: U64Operation, operand: &Value) -> Result<Effect, Stop<V::Error>> {
+    fn compute(
+        &mut self,
+        key: &Bytes,
+        operation: U64Operation,
+        operand: &Value,
+    ) -> Result<Effect, Stop<V::Error>> {
         let stored = self.stored(key)?;
         Ok(self.computed(key, operation.apply(stored.as_ref(), operand)?))
     }
@@ -127,7 +138,8 @@ impl<V: View> Mutations<'_, V> {
         let stored = match self.written.get(key) {
             Some(Effect::Put { value, .. }) => Some(value.clone()),
             Some(Effect::Delete { .. }) => None,
-            // Evaluation writes neither `Unindex`, which says nothing of the value, nor `DropDatabase`.
+            // Evaluation writes neither `Unindex`, which says nothing of the value, nor
+            // `DropDatabase`.
             Some(Effect::Unindex { .. } | Effect::DropDatabase) | None => {
                 self.view.get(self.database, key).map_err(Stop::View)?.map(|stored| stored.value)
             }
@@ -141,7 +153,8 @@ fn put(key: Bytes, value: Value, expire_at_ms: u64) -> Effect {
     Effect::Put { key, value, expire_at_ms }
 }
 
-/// The key followed by one more part, as clients encode tuples: the string of the versionstamp's hex.
+/// The key followed by one more part, as clients encode tuples: the string of the versionstamp's
+/// hex.
 fn suffixed(key: &[u8], versionstamp: Versionstamp) -> Bytes {
     [key, &[0x02], versionstamp.to_hex().as_bytes(), &[0x00]].concat().into()
 }

@@ -36,9 +36,9 @@ impl InFlight {
     }
 }
 
-/// The writes of transactions that are evaluated but not yet applied. The proposer's own: it pushes each
-/// transaction once evaluated, releases what was applied, and clears it all when it stops being the leader,
-/// since then nothing says that these batches commit.
+/// The writes of transactions that are evaluated but not yet applied. The proposer's own: it pushes
+/// each transaction once evaluated, releases what was applied, and clears it all when it stops
+/// being the leader, since then nothing says that these batches commit.
 ///
 /// It is as large as the batches in flight; bounding those bounds it.
 #[derive(Debug, Default)]
@@ -65,8 +65,8 @@ impl Overlay {
     /// Adds one evaluated transaction.
     ///
     /// # Panics
-    /// When `versionstamp` is older than what was pushed before: the proposer would evaluate against
-    /// something that never was.
+    /// When `versionstamp` is older than what was pushed before: the proposer would evaluate
+    /// against something that never was.
     pub fn push(&mut self, versionstamp: Versionstamp, database: DatabaseId, effects: &[Effect]) {
         if effects.is_empty() {
             return;
@@ -78,9 +78,11 @@ impl Overlay {
         let newest = self.newest.entry(database).or_default();
         for effect in effects {
             let in_flight = match effect {
-                Effect::Put { value, expire_at_ms, .. } => {
-                    InFlight::Put { versionstamp, value: value.clone(), expire_at_ms: *expire_at_ms }
-                }
+                Effect::Put { value, expire_at_ms, .. } => InFlight::Put {
+                    versionstamp,
+                    value: value.clone(),
+                    expire_at_ms: *expire_at_ms,
+                },
                 Effect::Delete { .. } => InFlight::Delete { versionstamp },
                 // Of a dropped database nothing is evaluated any more.
                 Effect::Unindex { .. } | Effect::DropDatabase => continue,
@@ -100,14 +102,17 @@ impl Overlay {
         }
     }
 
-    /// Drops what batches up to and including `upto` wrote, unless a later one has written the key again.
-    /// To be called only once they can be read from the applied view. Its cost is that of the effects
-    /// dropped.
+    /// Drops what batches up to and including `upto` wrote, unless a later one has written the key
+    /// again. To be called only once they can be read from the applied view. Its cost is that of
+    /// the effects dropped.
     pub fn release(&mut self, upto: Position) {
         while self.pushed.front().is_some_and(|oldest| oldest.versionstamp.position() <= upto) {
             let Some(pushed) = self.pushed.pop_front() else { break };
             let Some(newest) = self.newest.get_mut(&pushed.database) else { continue };
-            if newest.get(&pushed.key).is_some_and(|in_flight| in_flight.versionstamp() == pushed.versionstamp) {
+            if newest
+                .get(&pushed.key)
+                .is_some_and(|in_flight| in_flight.versionstamp() == pushed.versionstamp)
+            {
                 newest.remove(&pushed.key);
             }
             if newest.is_empty() {
@@ -143,8 +148,8 @@ impl Overlay {
 pub struct Overlaid<'a, V> {
     pub overlay: &'a Overlay,
     pub applied: &'a V,
-    /// Effects in flight that expire at this time or before are seen as absent. Milliseconds since the
-    /// Unix epoch. The applied view does the same for its own.
+    /// Effects in flight that expire at this time or before are seen as absent. Milliseconds since
+    /// the Unix epoch. The applied view does the same for its own.
     pub now_ms: u64,
 }
 
@@ -162,7 +167,9 @@ impl<V: View> View for Overlaid<'_, V> {
 
     fn version(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Versionstamp>, V::Error> {
         match self.overlay.get(database, key) {
-            Some(in_flight) => Ok(in_flight.present(self.now_ms).map(|(versionstamp, _)| versionstamp)),
+            Some(in_flight) => {
+                Ok(in_flight.present(self.now_ms).map(|(versionstamp, _)| versionstamp))
+            }
             None => self.applied.version(database, key),
         }
     }

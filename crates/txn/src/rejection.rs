@@ -1,7 +1,7 @@
 use meridian_types::limits::MAX_COMPUTED_BYTES;
 
-/// Why a mutation cannot be carried out. The texts are those of denokv_sqlite 0.14: clients show them,
-/// and programs match on them, so they stay as they are. The last one is Meridian's own.
+/// Why a mutation cannot be carried out. The texts are those of denokv_sqlite 0.14: clients show
+/// them, and programs match on them, so they stay as they are. The last one is Meridian's own.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Rejection {
     #[error("Failed to perform '{0}' mutation on a non-U64 operand")]

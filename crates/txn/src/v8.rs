@@ -1,15 +1,16 @@
 //! V8's ValueSerializer, as far as numbers go: `ff`, the version of the format, a tag, the payload.
 //!
-//! The crate `v8_valueserializer`, which the reference implementation uses, is not used here: it reads
-//! whole object graphs only to throw them away, reserves memory for every length that the bytes claim
-//! (up to 256 levels deep), and has undefined behaviour on an empty ArrayBuffer (a zero-sized
-//! allocation). All of it is within the reach of any client. Its treatment of numbers is kept, to the
-//! byte.
+//! The crate `v8_valueserializer`, which the reference implementation uses, is not used here: it
+//! reads whole object graphs only to throw them away, reserves memory for every length that the
+//! bytes claim (up to 256 levels deep), and has undefined behaviour on an empty ArrayBuffer (a
+//! zero-sized allocation). All of it is within the reach of any client. Its treatment of numbers is
+//! kept, to the byte.
 
 use bytes::Bytes;
 use num_bigint::{BigInt, Sign};
 
-/// Deno's V8 has written 15 since before there was Deno KV, and 16 since V8 14.9; 14 is read by all.
+/// Deno's V8 has written 15 since before there was Deno KV, and 16 since V8 14.9; 14 is read by
+/// all.
 const READABLE_VERSIONS: std::ops::RangeInclusive<u32> = 14..=16;
 /// Every V8 in use reads 15, only the newest ones read 16.
 const WRITTEN_VERSION: u8 = 15;
@@ -21,8 +22,8 @@ const TAG_INT32: u8 = b'I';
 const TAG_UINT32: u8 = b'U';
 const TAG_DOUBLE: u8 = b'N';
 const TAG_BIGINT: u8 = b'Z';
-/// Everything else that a value can begin with and the reference can read: oddballs, strings, objects,
-/// arrays, dates, wrapper objects, regular expressions, maps, sets, buffers, errors.
+/// Everything else that a value can begin with and the reference can read: oddballs, strings,
+/// objects, arrays, dates, wrapper objects, regular expressions, maps, sets, buffers, errors.
 const TAGS_NOT_NUMERIC: &[u8] = b"_0TFS\"coaADyxnzsR;'B~r";
 
 /// A JavaScript number or bigint.
@@ -64,19 +65,33 @@ pub(crate) fn decode(data: &[u8]) -> Result<Numeric, DecodeError> {
     }
 }
 
-/// Writes what the reference writes: a number always as a double (V8 itself writes a small whole one as
-/// an int32, and reads both), a bigint in as few bytes as it needs (V8 itself fills up to eight), 0 in one.
+/// Writes what the reference writes: a number always as a double (V8 itself writes a small whole
+/// one as an int32, and reads both), a bigint in as few bytes as it needs (V8 itself fills up to
+/// eight), 0 in one.
 pub(crate) fn encode(value: &Numeric) -> Bytes {
     match value {
         Numeric::Number(number) => {
             let [b0, b1, b2, b3, b4, b5, b6, b7] = number.to_le_bytes();
-            Bytes::copy_from_slice(&[TAG_VERSION, WRITTEN_VERSION, TAG_DOUBLE, b0, b1, b2, b3, b4, b5, b6, b7])
+            Bytes::copy_from_slice(&[
+                TAG_VERSION,
+                WRITTEN_VERSION,
+                TAG_DOUBLE,
+                b0,
+                b1,
+                b2,
+                b3,
+                b4,
+                b5,
+                b6,
+                b7,
+            ])
         }
         Numeric::BigInt(integer) => {
             let (sign, magnitude) = integer.to_bytes_le();
             let mut data = vec![TAG_VERSION, WRITTEN_VERSION, TAG_BIGINT];
             let mut bitfield = (magnitude.len() << 1) | usize::from(sign == Sign::Minus);
-            // A varint: seven bits at a time, the lowest first, each byte but the last with its top bit set.
+            // A varint: seven bits at a time, the lowest first, each byte but the last with its top
+            // bit set.
             loop {
                 let [low, ..] = bitfield.to_le_bytes();
                 bitfield >>= 7;
@@ -142,11 +157,13 @@ impl<'a> Input<'a> {
         Ok(if encoded & 1 == 0 { magnitude } else { !magnitude })
     }
 
-    /// A bit field (lowest bit: the sign, next 30: the length in bytes), and the magnitude, little-endian.
+    /// A bit field (lowest bit: the sign, next 30: the length in bytes), and the magnitude,
+    /// little-endian.
     fn bigint(&mut self) -> Result<BigInt, DecodeError> {
         let bitfield = self.varint()?;
         let sign = if bitfield & 1 == 0 { Sign::Plus } else { Sign::Minus };
-        let len = usize::try_from((bitfield & 0x7fff_fffe) >> 1).map_err(|_| DecodeError::Malformed)?;
+        let len =
+            usize::try_from((bitfield & 0x7fff_fffe) >> 1).map_err(|_| DecodeError::Malformed)?;
         Ok(BigInt::from_bytes_le(sign, self.bytes(len)?))
     }
 }
@@ -158,7 +175,10 @@ mod tests {
     use super::{DecodeError, Numeric, decode, encode};
 
     fn hex(text: &str) -> Vec<u8> {
-        (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+        (0..text.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+            .collect()
     }
 
     fn number(value: f64) -> Result<Numeric, DecodeError> {
@@ -190,9 +210,13 @@ mod tests {
         ] {
             assert_eq!(decode(&hex(data)), value, "{data}");
         }
-        let Ok(Numeric::Number(nan)) = decode(&hex("ff0f4e000000000000f87f")) else { panic!("not a number") };
+        let Ok(Numeric::Number(nan)) = decode(&hex("ff0f4e000000000000f87f")) else {
+            panic!("not a number")
+        };
         assert!(nan.is_nan());
-        let Ok(Numeric::Number(zero)) = decode(&hex("ff0f4e0000000000000080")) else { panic!("not a number") };
+        let Ok(Numeric::Number(zero)) = decode(&hex("ff0f4e0000000000000080")) else {
+            panic!("not a number")
+        };
         assert!(zero.is_sign_negative());
     }
 
@@ -240,7 +264,16 @@ mod tests {
 
     #[test]
     fn tells_other_values_from_damaged_ones() {
-        for other in ["ff0f5f", "ff0f30", "ff0f54", "ff0f46", "ff0f220161", "ff0f6f7b00", "ff0f410024", "ff0f4200"] {
+        for other in [
+            "ff0f5f",
+            "ff0f30",
+            "ff0f54",
+            "ff0f46",
+            "ff0f220161",
+            "ff0f6f7b00",
+            "ff0f410024",
+            "ff0f4200",
+        ] {
             assert_eq!(decode(&hex(other)), Err(DecodeError::NotNumeric), "{other}");
         }
         for damaged in [
@@ -268,8 +301,10 @@ mod tests {
     }
 
     fn almost_a_number() -> impl Strategy<Value = Vec<u8>> {
-        let after_header =
-            proptest::collection::vec(prop_oneof![any::<u8>(), proptest::sample::select(b"IUNZ?\0".as_slice())], 0..24);
+        let after_header = proptest::collection::vec(
+            prop_oneof![any::<u8>(), proptest::sample::select(b"IUNZ?\0".as_slice())],
+            0..24,
+        );
         after_header.prop_map(|rest| [&[0xff, 0x0f], rest.as_slice()].concat())
     }
 

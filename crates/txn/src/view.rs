@@ -16,9 +16,13 @@ pub trait View {
     /// The value of a key, `None` where it is absent or has expired.
     fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Stored>, Self::Error>;
 
-    /// The version of a key only, which is all that a check needs. To be overridden where it is cheaper
-    /// than [`View::get`]; it must agree with it.
-    fn version(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Versionstamp>, Self::Error> {
+    /// The version of a key only, which is all that a check needs. To be overridden where it is
+    /// cheaper than [`View::get`]; it must agree with it.
+    fn version(
+        &self,
+        database: DatabaseId,
+        key: &[u8],
+    ) -> Result<Option<Versionstamp>, Self::Error> {
         Ok(self.get(database, key)?.map(|stored| stored.versionstamp))
     }
 }

@@ -1,7 +1,11 @@
-//! Histories of transactions, evaluated through an overlay whose batches are applied late, against a model
-//! in which every transaction takes effect at once.
+//! Histories of transactions, evaluated through an overlay whose batches are applied late, against
+//! a model in which every transaction takes effect at once.
 
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test, also outside its #[test] functions")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    reason = "a test, also outside its #[test] functions"
+)]
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -9,12 +13,13 @@ use std::convert::Infallible;
 use bytes::Bytes;
 use meridian_txn::{Evaluation, Overlaid, Overlay, Stored, View, evaluate};
 use meridian_types::{
-    Batch, Check, CommittedTransaction, DatabaseId, Effect, Mutation, MutationKind, Position, RequestId, SumBounds,
-    Transaction, Value, ValueEncoding, Versionstamp,
+    Batch, Check, CommittedTransaction, DatabaseId, Effect, Mutation, MutationKind, Position,
+    RequestId, SumBounds, Transaction, Value, ValueEncoding, Versionstamp,
 };
 use proptest::collection::vec;
 use proptest::prelude::{
-    Just, ProptestConfig, Strategy, TestCaseError, any, prop_assert, prop_assert_eq, prop_oneof, proptest,
+    Just, ProptestConfig, Strategy, TestCaseError, any, prop_assert, prop_assert_eq, prop_oneof,
+    proptest,
 };
 
 /// More than the number of effects that a transaction scans without an index.
@@ -66,7 +71,10 @@ impl View for Applied {
     type Error = Infallible;
 
     fn get(&self, database: DatabaseId, key: &[u8]) -> Result<Option<Stored>, Infallible> {
-        let row = self.rows.get(&(database, Bytes::copy_from_slice(key))).filter(|row| row.is_present(self.now_ms));
+        let row = self
+            .rows
+            .get(&(database, Bytes::copy_from_slice(key)))
+            .filter(|row| row.is_present(self.now_ms));
         Ok(row.map(|row| Stored { versionstamp: row.versionstamp, value: row.value.clone() }))
     }
 }
@@ -106,7 +114,8 @@ fn le64(value: u64) -> Value {
 }
 
 fn as_u64(value: &Value) -> Option<u64> {
-    (value.encoding == ValueEncoding::Le64).then(|| u64::from_le_bytes(value.data.as_ref().try_into().unwrap()))
+    (value.encoding == ValueEncoding::Le64)
+        .then(|| u64::from_le_bytes(value.data.as_ref().try_into().unwrap()))
 }
 
 fn database(number: u8) -> DatabaseId {
@@ -137,7 +146,9 @@ fn model(rows: &Rows, now_ms: u64, stamp: Versionstamp, write: &Write) -> Option
             }
             Operation::Set(value) => (value.clone(), *expire_at_ms),
             Operation::Versionstamped(value) => {
-                at.1 = [at.1.as_ref(), format!("\x02{}\x00", stamp.to_hex()).as_bytes()].concat().into();
+                at.1 = [at.1.as_ref(), format!("\x02{}\x00", stamp.to_hex()).as_bytes()]
+                    .concat()
+                    .into();
                 (value.clone(), *expire_at_ms)
             }
             Operation::Sum(operand) => (with(*operand, u64::wrapping_add)?, 0),
@@ -154,7 +165,9 @@ fn transaction(rows: &Rows, now_ms: u64, write: &Write) -> (Transaction, Vec<u32
     let mut failing = Vec::new();
     let mut checks = Vec::new();
     for (index, (number, holds)) in (0..).zip(&write.checks) {
-        let row = rows.get(&(database(write.database), key(*number))).filter(|row| row.is_present(now_ms));
+        let row = rows
+            .get(&(database(write.database), key(*number)))
+            .filter(|row| row.is_present(now_ms));
         let mut versionstamp = row.map(|row| row.versionstamp);
         if !holds {
             failing.push(index);
@@ -167,7 +180,9 @@ fn transaction(rows: &Rows, now_ms: u64, write: &Write) -> (Transaction, Vec<u32
         kind: match operation.clone() {
             Operation::Set(value) => MutationKind::Set(value),
             Operation::Delete => MutationKind::Delete,
-            Operation::Sum(operand) => MutationKind::Sum { operand: le64(operand), bounds: SumBounds::default() },
+            Operation::Sum(operand) => {
+                MutationKind::Sum { operand: le64(operand), bounds: SumBounds::default() }
+            }
             Operation::Min(operand) => MutationKind::Min(le64(operand)),
             Operation::Max(operand) => MutationKind::Max(le64(operand)),
             Operation::Versionstamped(value) => MutationKind::SetSuffixVersionstampedKey(value),
@@ -212,11 +227,18 @@ impl Proposer {
             (Evaluation::Commit(effects), Some(next)) => {
                 let mut keys: Vec<_> = effects.iter().map(Effect::key).collect();
                 keys.sort();
-                prop_assert!(keys.windows(2).all(|pair| pair[0] != pair[1]), "two effects of one key");
+                prop_assert!(
+                    keys.windows(2).all(|pair| pair[0] != pair[1]),
+                    "two effects of one key"
+                );
                 self.overlay.push(stamp, database(write.database), &effects);
                 let request_id = RequestId([0; 16]);
-                let committed =
-                    CommittedTransaction { request_id, database: database(write.database), effects, refusal: None };
+                let committed = CommittedTransaction {
+                    request_id,
+                    database: database(write.database),
+                    effects,
+                    refusal: None,
+                };
                 self.filling.transactions.push(committed);
                 self.model = next;
             }
@@ -227,7 +249,8 @@ impl Proposer {
     }
 
     fn propose(&mut self) {
-        let next = Batch { position: self.filling.position.next(), time_ms: 0, transactions: vec![] };
+        let next =
+            Batch { position: self.filling.position.next(), time_ms: 0, transactions: vec![] };
         self.in_flight.push(std::mem::replace(&mut self.filling, next));
     }
 
@@ -260,10 +283,12 @@ impl Proposer {
     fn compare(&self) -> Result<(), TestCaseError> {
         let now_ms = self.applied.now_ms;
         let view = Overlaid { overlay: &self.overlay, applied: &self.applied, now_ms };
-        let all = (0..DATABASES).flat_map(|number| (0..KEYS).map(move |at| (database(number), key(at))));
+        let all =
+            (0..DATABASES).flat_map(|number| (0..KEYS).map(move |at| (database(number), key(at))));
         for at in all.chain(self.model.keys().cloned()) {
             let row = self.model.get(&at).filter(|row| row.is_present(now_ms));
-            let expected = row.map(|row| Stored { versionstamp: row.versionstamp, value: row.value.clone() });
+            let expected =
+                row.map(|row| Stored { versionstamp: row.versionstamp, value: row.value.clone() });
             let Ok(version) = view.version(at.0, &at.1);
             prop_assert_eq!(version, expected.as_ref().map(|stored| stored.versionstamp));
             let Ok(seen) = view.get(at.0, &at.1);
@@ -326,8 +351,8 @@ proptest! {
         }
     }
 
-    /// The gateway lets any bytes through as a V8 value: whatever is stored, operand or bound, a sum ends
-    /// in effects or a rejection.
+    /// The gateway lets any bytes through as a V8 value: whatever is stored, operand or bound, a
+    /// sum ends in effects or a rejection.
     #[test]
     fn malformed_numbers_never_panic(stored in number_bytes(), operand in number_bytes(), min in number_bytes(), max in number_bytes(), clamp: bool, encoding in 1..=3) {
         let mut applied = Applied::default();
@@ -348,7 +373,10 @@ proptest! {
 
 /// Arbitrary bytes, and bytes that begin as a number of V8's.
 fn number_bytes() -> impl Strategy<Value = Bytes> {
-    let tagged = (prop_oneof![Just(b'I'), Just(b'U'), Just(b'N'), Just(b'Z'), any::<u8>()], vec(any::<u8>(), 0..20));
+    let tagged = (
+        prop_oneof![Just(b'I'), Just(b'U'), Just(b'N'), Just(b'Z'), any::<u8>()],
+        vec(any::<u8>(), 0..20),
+    );
     prop_oneof![
         1 => Just(Bytes::new()),
         2 => vec(any::<u8>(), 0..40).prop_map(Bytes::from),

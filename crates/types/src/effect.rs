@@ -2,7 +2,8 @@ use bytes::Bytes;
 
 use crate::{DatabaseId, Position, RequestId, Value, Versionstamp, WriteOutcome};
 
-/// Tags, lengths, expiries, ids: what the encoding adds to the bytes of an effect, or of a transaction, at most.
+/// Tags, lengths, expiries, ids: what the encoding adds to the bytes of an effect, or of a
+/// transaction, at most.
 const ENCODING_BYTES: usize = 64;
 
 /// What a transaction does to one key, with its final value. Applied blindly by every replica.
@@ -22,8 +23,8 @@ pub enum Effect {
         key: Bytes,
         expire_at_ms: u64,
     },
-    /// Deletes everything that the transaction's database holds, for good: nothing of that database is behind it
-    /// in the log.
+    /// Deletes everything that the transaction's database holds, for good: nothing of that database
+    /// is behind it in the log.
     DropDatabase,
 }
 
@@ -47,15 +48,16 @@ impl Effect {
     }
 }
 
-/// A transaction that was evaluated and takes effect when its batch commits. One that did nothing is in a
-/// batch only where that must be remembered.
+/// A transaction that was evaluated and takes effect when its batch commits. One that did nothing
+/// is in a batch only where that must be remembered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommittedTransaction {
     pub request_id: RequestId,
     pub database: DatabaseId,
     /// At most one put or delete a key: the last.
     pub effects: Vec<Effect>,
-    /// Set where the request did nothing and that must be remembered: an earlier try of it may arrive yet.
+    /// Set where the request did nothing and that must be remembered: an earlier try of it may
+    /// arrive yet.
     pub refusal: Option<Refusal>,
 }
 
@@ -94,8 +96,9 @@ impl CommittedTransaction {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Batch {
     pub position: Position,
-    /// The shard's time, as its leader logs it, in milliseconds since the Unix epoch. It never goes back from one
-    /// batch to the next. What expires at or before it is gone in every state that has applied the batch.
+    /// The shard's time, as its leader logs it, in milliseconds since the Unix epoch. It never goes
+    /// back from one batch to the next. What expires at or before it is gone in every state that
+    /// has applied the batch.
     pub time_ms: u64,
     pub transactions: Vec<CommittedTransaction>,
 }
@@ -106,7 +109,9 @@ impl Batch {
 
     /// Every transaction with its versionstamp, in order.
     pub fn iter(&self) -> impl Iterator<Item = (Versionstamp, &CommittedTransaction)> {
-        (0..=u16::MAX).zip(&self.transactions).map(|(order, txn)| (Versionstamp::new(self.position, order), txn))
+        (0..=u16::MAX)
+            .zip(&self.transactions)
+            .map(|(order, txn)| (Versionstamp::new(self.position, order), txn))
     }
 }
 
@@ -123,7 +128,12 @@ mod tests {
     }
 
     fn transaction(effects: Vec<Effect>, refusal: Option<Refusal>) -> CommittedTransaction {
-        CommittedTransaction { request_id: RequestId([1; 16]), database: DatabaseId([2; 16]), effects, refusal }
+        CommittedTransaction {
+            request_id: RequestId([1; 16]),
+            database: DatabaseId([2; 16]),
+            effects,
+            refusal,
+        }
     }
 
     fn refusals() -> [(Refusal, WriteOutcome); 2] {
@@ -153,13 +163,19 @@ mod tests {
         let effects = vec![put(b"a value"), put(b""), Effect::Delete { key: KEY }];
         assert_eq!(transaction(effects, None).size(), 64 + 76 + 69 + 69);
         // Three indexes of up to five bytes, and nine bytes of text.
-        assert_eq!(refusals().map(|(refusal, _)| transaction(vec![], Some(refusal)).size()), [64 + 15, 64 + 9]);
+        assert_eq!(
+            refusals().map(|(refusal, _)| transaction(vec![], Some(refusal)).size()),
+            [64 + 15, 64 + 9]
+        );
     }
 
     #[test]
     fn a_client_is_told_what_was_logged_of_its_write() {
         let stamp = Versionstamp::new(Position::new(Epoch(3), 4), 5);
-        assert_eq!(transaction(vec![put(b"")], None).outcome(stamp), WriteOutcome::Committed(stamp));
+        assert_eq!(
+            transaction(vec![put(b"")], None).outcome(stamp),
+            WriteOutcome::Committed(stamp)
+        );
         for (refusal, outcome) in refusals() {
             assert_eq!(transaction(vec![], Some(refusal)).outcome(stamp), outcome);
         }
@@ -167,11 +183,19 @@ mod tests {
 
     #[test]
     fn the_transactions_of_a_batch_have_its_position_and_their_order_as_versionstamps() {
-        let transactions =
-            (0..3).map(|n| CommittedTransaction { request_id: RequestId([n; 16]), ..transaction(vec![], None) });
-        let batch = Batch { position: Position::new(Epoch(3), 4), time_ms: 9, transactions: transactions.collect() };
-        let seen: Vec<_> = batch.iter().map(|(stamp, of)| (stamp.to_hex(), of.request_id)).collect();
-        let expected = [(0, "00030000000000040000"), (1, "00030000000000040001"), (2, "00030000000000040002")];
+        let transactions = (0..3).map(|n| CommittedTransaction {
+            request_id: RequestId([n; 16]),
+            ..transaction(vec![], None)
+        });
+        let batch = Batch {
+            position: Position::new(Epoch(3), 4),
+            time_ms: 9,
+            transactions: transactions.collect(),
+        };
+        let seen: Vec<_> =
+            batch.iter().map(|(stamp, of)| (stamp.to_hex(), of.request_id)).collect();
+        let expected =
+            [(0, "00030000000000040000"), (1, "00030000000000040001"), (2, "00030000000000040002")];
         assert_eq!(seen, expected.map(|(n, stamp)| (stamp.to_owned(), RequestId([n; 16]))));
     }
 

@@ -46,7 +46,9 @@ impl FromStr for DatabaseId {
     type Err = InvalidId;
 
     fn from_str(text: &str) -> Result<Self, InvalidId> {
-        Uuid::parse_str(text).map(|id| Self(id.into_bytes())).map_err(|_| InvalidId(text.to_owned()))
+        Uuid::parse_str(text)
+            .map(|id| Self(id.into_bytes()))
+            .map_err(|_| InvalidId(text.to_owned()))
     }
 }
 

@@ -15,4 +15,6 @@ pub use effect::{Batch, CommittedTransaction, Effect, Refusal};
 pub use id::{DatabaseId, InvalidId, NodeId, RequestId, ShardId};
 pub use position::{Epoch, Position, Versionstamp};
 pub use read::{Consistency, Entry, ReadRange};
-pub use transaction::{Check, Mutation, MutationKind, SumBounds, Transaction, Value, ValueEncoding, WriteOutcome};
+pub use transaction::{
+    Check, Mutation, MutationKind, SumBounds, Transaction, Value, ValueEncoding, WriteOutcome,
+};

@@ -60,7 +60,11 @@ impl Versionstamp {
     /// # Panics
     /// When the sequence needs more than 48 bits: two commits would share a versionstamp.
     pub fn new(position: Position, order: u16) -> Self {
-        assert!(position.sequence <= Self::MAX_SEQUENCE, "sequence {} needs more than 48 bits", position.sequence);
+        assert!(
+            position.sequence <= Self::MAX_SEQUENCE,
+            "sequence {} needs more than 48 bits",
+            position.sequence
+        );
         let [e0, e1] = position.epoch.0.to_be_bytes();
         let [_, _, s0, s1, s2, s3, s4, s5] = position.sequence.to_be_bytes();
         let [o0, o1] = order.to_be_bytes();
@@ -111,7 +115,9 @@ mod tests {
 
     #[test]
     fn versionstamps_order_as_commits_do() {
-        let stamp = |epoch, sequence, order| Versionstamp::new(Position::new(Epoch(epoch), sequence), order);
+        let stamp = |epoch, sequence, order| {
+            Versionstamp::new(Position::new(Epoch(epoch), sequence), order)
+        };
         assert!(stamp(1, 9, 65535) < stamp(1, 10, 0));
         assert!(stamp(1, 10, 0) < stamp(1, 10, 1));
         assert!(stamp(1, Versionstamp::MAX_SEQUENCE, 0) < stamp(2, 0, 0));

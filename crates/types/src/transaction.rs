@@ -86,8 +86,8 @@ pub enum WriteOutcome {
     Committed(Versionstamp),
     /// Indexes of **all** the checks that failed, ascending. Nothing was written.
     CheckFailed(Vec<u32>),
-    /// A mutation cannot be carried out on the value that is stored (a sum on a wrong type). Nothing was
-    /// written. The text is for the client.
+    /// A mutation cannot be carried out on the value that is stored (a sum on a wrong type).
+    /// Nothing was written. The text is for the client.
     Rejected(String),
 }
 

@@ -1,4 +1,5 @@
-//! A client that does no harm, with a database and a token of its own: whether it is answered, and how soon.
+//! A client that does no harm, with a database and a token of its own: whether it is answered, and
+//! how soon.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -67,7 +68,8 @@ pub struct Bystander {
 
 impl Bystander {
     pub fn start(gateways: &[String], database: DatabaseId, token: &str) -> Self {
-        let (seen, stop, mut tasks) = (Arc::<Mutex<Seen>>::default(), CancellationToken::new(), JoinSet::new());
+        let (seen, stop, mut tasks) =
+            (Arc::<Mutex<Seen>>::default(), CancellationToken::new(), JoinSet::new());
         for at in 0..gateways.len() {
             // Reads through the next gateway what was written through this one.
             let base = |at: usize| format!("http://{}", gateways[at % gateways.len()]);
@@ -92,7 +94,8 @@ impl Bystander {
     }
 }
 
-/// Connects anew where there was no connection within two seconds, as every client does. The time counts.
+/// Connects anew where there was no connection within two seconds, as every client does. The time
+/// counts.
 async fn connected<T, F>(request: impl Fn() -> F) -> Result<T, CallError>
 where
     F: Future<Output = Result<T, CallError>>,
@@ -116,8 +119,11 @@ struct Task {
 
 impl Task {
     async fn run(self, stop: CancellationToken) {
-        let client =
-            |base: &String| KvClient::new(base.clone(), self.database).with_token(&*self.token).with_timeout(TIMEOUT);
+        let client = |base: &String| {
+            KvClient::new(base.clone(), self.database)
+                .with_token(&*self.token)
+                .with_timeout(TIMEOUT)
+        };
         let [mut writer, mut reader] = self.bases.each_ref().map(client);
         for number in 1.. {
             if stop.is_cancelled() {
@@ -137,8 +143,12 @@ impl Task {
             let began = Instant::now();
             let read = connected(|| reader.get(self.key.as_bytes())).await;
             self.note(|seen| match &read {
-                Ok(Some(entry)) if entry.value == value || wrote.is_err() => seen.reads.0.push(began.elapsed()),
-                Ok(other) => seen.failed(format!("a read found {other:?} where {value} was acknowledged")),
+                Ok(Some(entry)) if entry.value == value || wrote.is_err() => {
+                    seen.reads.0.push(began.elapsed())
+                }
+                Ok(other) => {
+                    seen.failed(format!("a read found {other:?} where {value} was acknowledged"))
+                }
                 Err(error) => seen.failed(format!("a read through {}: {error}", reader.base())),
             });
             tokio::time::sleep(PAUSE).await;

@@ -1,5 +1,6 @@
-//! Somebody who reaches the ports that nodes have for each other: a node of another cluster, or one that went mad.
-//! What it may order with the name of the cluster in its calls is the business of certificates, which do not exist yet.
+//! Somebody who reaches the ports that nodes have for each other: a node of another cluster, or one
+//! that went mad. What it may order with the name of the cluster in its calls is the business of
+//! certificates, which do not exist yet.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +30,12 @@ async fn mad_term(channel: Channel, target: u64) {
         let mut rafts = RaftClient::new(channel.clone());
         let append = raft::AppendRequest { group, vote: vote(true), ..Default::default() };
         drop(rafts.append(append).await);
-        let request = raft::VoteRequest { group, vote: vote(false), leadership_transfer: true, ..Default::default() };
+        let request = raft::VoteRequest {
+            group,
+            vote: vote(false),
+            leadership_transfer: true,
+            ..Default::default()
+        };
         drop(rafts.vote(request).await);
     }
 }
@@ -38,13 +44,22 @@ pub(super) async fn foreign(target: Arc<Target>) {
     again(target.nodes.len(), move |at| {
         let (node, address) = target.nodes[at].clone();
         async move {
-            let Some(channel) = channel(&address, "00112233445566778899aabbccddeeff").await else { return };
+            let Some(channel) = channel(&address, "00112233445566778899aabbccddeeff").await else {
+                return;
+            };
             mad_term(channel.clone(), node).await;
             let renewal = RenewRequest { node_id: node, ..Default::default() };
             drop(DirectoryClient::new(channel.clone()).renew(renewal).await);
             let position = Some(shipping::Position { epoch: u32::MAX, sequence: u64::MAX });
-            let status = shipping::Status { shard: 1, node_id: 1, epoch: 1, durable: position, ..Default::default() };
-            let announce = shipping::AnnounceRequest { statuses: vec![status], ..Default::default() };
+            let status = shipping::Status {
+                shard: 1,
+                node_id: 1,
+                epoch: 1,
+                durable: position,
+                ..Default::default()
+            };
+            let announce =
+                shipping::AnnounceRequest { statuses: vec![status], ..Default::default() };
             drop(ShippingClient::new(channel).announce(futures::stream::iter([announce])).await);
         }
     })
@@ -73,7 +88,11 @@ pub(super) async fn states(target: Arc<Target>) {
             let mut client = ShippingClient::new(channel);
             let mut streams = Vec::new();
             for number in 0..200 {
-                let request = shipping::FetchStateRequest { shard: 1 + number % 2, epoch: 1, ..Default::default() };
+                let request = shipping::FetchStateRequest {
+                    shard: 1 + number % 2,
+                    epoch: 1,
+                    ..Default::default()
+                };
                 streams.extend(client.fetch_state(request).await);
             }
             tokio::time::sleep(PATIENCE).await;
@@ -89,7 +108,13 @@ pub(super) async fn sockets(target: Arc<Target>) {
     again(3000, move |at| {
         let (_, address) = target.nodes[at % target.nodes.len()].clone();
         let oversized = Arc::clone(&oversized);
-        async move { if at % 50 == 0 { converse(&address, &oversized).await } else { hold(&address, b"").await } }
+        async move {
+            if at % 50 == 0 {
+                converse(&address, &oversized).await
+            } else {
+                hold(&address, b"").await
+            }
+        }
     })
     .await;
 }

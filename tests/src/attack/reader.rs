@@ -29,7 +29,10 @@ pub(super) async fn bodies(target: Arc<Target>) {
             let Some(mut requests) = http2(address).await else { return };
             let mut answers = FuturesUnordered::new();
             for _ in 0..STREAMS {
-                let Some(request) = request(address, READ, Some(&target.reader), Never.boxed()) else { return };
+                let Some(request) = request(address, READ, Some(&target.reader), Never.boxed())
+                else {
+                    return;
+                };
                 if requests.ready().await.is_err() {
                     break;
                 }
@@ -46,7 +49,8 @@ pub(super) async fn scans(target: Arc<Target>) {
     again(32, move |at| {
         let client = clients[at % clients.len()].clone();
         async move {
-            // The range of an absent key ends in a lone `ff` where all those that were deleted lie behind it.
+            // The range of an absent key ends in a lone `ff` where all those that were deleted lie
+            // behind it.
             let end = [stored::DELETED, b"\xff"].concat();
             let consistency = if at % 4 == 0 { Consistency::Eventual } else { Consistency::Strong };
             drop(client.read(consistency, vec![range(stored::DELETED, &end, 1)]).await);
@@ -71,7 +75,11 @@ pub(super) async fn resets(target: Arc<Target>) {
             let address = &target.gateways[at % target.gateways.len()];
             let Some(mut requests) = http2(address).await else { return };
             while requests.ready().await.is_ok() {
-                let Some(request) = request(address, READ, Some(&target.reader), whole(largest_read())) else { return };
+                let Some(request) =
+                    request(address, READ, Some(&target.reader), whole(largest_read()))
+                else {
+                    return;
+                };
                 // Some get as far as the database.
                 let answer = requests.send_request(request);
                 drop(tokio::time::timeout(Duration::from_millis(at as u64), answer).await);
@@ -92,13 +100,21 @@ pub(super) async fn probes(target: Arc<Target>) {
             let garbage = Bytes::from_static(b"\x0a\xff\xff\xff\xff\x0f");
             drop(client.post(READ, &client.headers(), garbage).await);
             drop(client.post(READ, &client.headers(), vec![0; 1 << 20].into()).await);
-            for path in ["/db/second", "/db/none", "/databases/00000000-0000-4000-8000-000000000002/connect"] {
+            for path in [
+                "/db/second",
+                "/db/none",
+                "/databases/00000000-0000-4000-8000-000000000002/connect",
+            ] {
                 drop(client.post(path, &client.headers(), Bytes::from_static(b"{}")).await);
             }
             let mut headers = client.headers();
             headers.retain(|(name, _)| *name != "x-denokv-database-id");
             headers.push(("x-denokv-database-id", SECOND_DATABASE.to_string()));
-            drop(client.post("/kv/strong/atomic_write", &headers, write.encode_to_vec().into()).await);
+            drop(
+                client
+                    .post("/kv/strong/atomic_write", &headers, write.encode_to_vec().into())
+                    .await,
+            );
         }
     })
     .await;

@@ -41,7 +41,8 @@ pub struct Siege {
 pub struct Row {
     pub name: String,
     pub seen: Seen,
-    /// The largest resident memory of a node, in MiB, and which node that was. `None`: this system does not say.
+    /// The largest resident memory of a node, in MiB, and which node that was. `None`: this system
+    /// does not say.
     pub memory: Option<(u64, NodeId)>,
     /// What a node may take, in MiB.
     pub max_memory_mb: u64,
@@ -52,7 +53,8 @@ pub struct Row {
 impl Siege {
     /// `program` is `meridian-attack`; so many rows are written and deleted.
     pub async fn start(program: PathBuf, deleted_rows: usize) -> Self {
-        let options = ClusterOptions { max_memory_mb: Some(MAX_MEMORY_MB), ..ClusterOptions::default() };
+        let options =
+            ClusterOptions { max_memory_mb: Some(MAX_MEMORY_MB), ..ClusterOptions::default() };
         let cluster = Cluster::start(options).await;
         let ids = cluster.node_ids();
         let token = async |label: &str, database: &str, more: &[&str]| {
@@ -60,7 +62,10 @@ impl Siege {
             cluster.order(1, &arguments).await.lines().next().unwrap_or_default().trim().to_owned()
         };
         let target = Target {
-            gateways: ids.iter().map(|id| cluster.url(*id).trim_start_matches("http://").to_owned()).collect(),
+            gateways: ids
+                .iter()
+                .map(|id| cluster.url(*id).trim_start_matches("http://").to_owned())
+                .collect(),
             nodes: ids.iter().map(|id| (*id, cluster.rpc_address(*id).to_owned())).collect(),
             metrics: ids.iter().map(|id| cluster.metrics_address(*id).to_owned()).collect(),
             cluster: cluster.directory().await.id.unwrap_or_default(),
@@ -75,7 +80,8 @@ impl Siege {
 
     async fn fill(&self, deleted_rows: usize) {
         for gateway in &self.target.gateways {
-            for (token, database) in [(&self.target.writer, DEFAULT_DATABASE), (&self.bystander_token, SECOND_DATABASE)]
+            for (token, database) in
+                [(&self.target.writer, DEFAULT_DATABASE), (&self.bystander_token, SECOND_DATABASE)]
             {
                 let client = KvClient::new(format!("http://{gateway}"), database).with_token(token);
                 poll::until("the token is known", DEADLINE, async || client.get(b"k").await).await;
@@ -85,35 +91,55 @@ impl Siege {
         let write = async |mutations: Vec<pb::Mutation>| {
             // Slowed writes may be refused for a while.
             poll::until("the data is written", DEADLINE, async || {
-                client.write(pb::AtomicWrite { mutations: mutations.clone(), ..Default::default() }).await.map(drop)
+                client
+                    .write(pb::AtomicWrite { mutations: mutations.clone(), ..Default::default() })
+                    .await
+                    .map(drop)
             })
             .await;
         };
         let numbers: Vec<usize> = (0..LARGE_VALUES.max(BIGINTS).max(deleted_rows)).collect();
         let value = vec![7; VALUE_BYTES];
         for chunk in numbers[..LARGE_VALUES].chunks(LARGE_WRITE) {
-            write(chunk.iter().map(|number| set(&stored::large_key(*number), &value)).collect()).await;
+            write(chunk.iter().map(|number| set(&stored::large_key(*number), &value)).collect())
+                .await;
         }
         let bigint = largest_bigint();
         for chunk in numbers[..BIGINTS].chunks(LARGE_WRITE) {
             let set = |number: &usize| {
-                mutation(MutationType::MSet, &stored::key(stored::BIGINTS, *number), ValueEncoding::VeV8, &bigint)
+                mutation(
+                    MutationType::MSet,
+                    &stored::key(stored::BIGINTS, *number),
+                    ValueEncoding::VeV8,
+                    &bigint,
+                )
             };
             write(chunk.iter().map(set).collect()).await;
         }
         for chunk in numbers[..deleted_rows].chunks(WRITE) {
-            write(chunk.iter().map(|number| set(&stored::key(stored::DELETED, *number), b"")).collect()).await;
-            write(chunk.iter().map(|number| delete(&stored::key(stored::DELETED, *number))).collect()).await;
+            write(
+                chunk
+                    .iter()
+                    .map(|number| set(&stored::key(stored::DELETED, *number), b""))
+                    .collect(),
+            )
+            .await;
+            write(
+                chunk.iter().map(|number| delete(&stored::key(stored::DELETED, *number))).collect(),
+            )
+            .await;
         }
     }
 
     /// What the bystander sees while somebody does all of `inputs`.
     pub async fn row(&mut self, name: &str, inputs: &[Input], duration: Duration) -> Row {
         let ids = self.cluster.node_ids();
-        let pids: Vec<(NodeId, u32)> = ids.iter().map(|id| (*id, self.cluster.process_id(*id))).collect();
+        let pids: Vec<(NodeId, u32)> =
+            ids.iter().map(|id| (*id, self.cluster.process_id(*id))).collect();
         pids.iter().for_each(|(_, pid)| forget_peak(*pid));
         let epochs = self.epochs().await;
-        let bystander = Bystander::start(&self.target.gateways, SECOND_DATABASE, &self.bystander_token);
+        let bystander =
+            Bystander::start(&self.target.gateways, SECOND_DATABASE, &self.bystander_token);
         if inputs.is_empty() {
             tokio::time::sleep(duration).await;
         } else {
@@ -145,7 +171,10 @@ impl Siege {
         let target = serde_json::to_vec(&self.target).unwrap();
         child.stdin.take().unwrap().write_all(&target).await.unwrap();
         let ended = tokio::time::timeout(duration + END, child.wait()).await;
-        assert!(ended.is_ok_and(|ended| ended.is_ok_and(|status| status.success())), "{inputs:?} did their worst");
+        assert!(
+            ended.is_ok_and(|ended| ended.is_ok_and(|status| status.success())),
+            "{inputs:?} did their worst"
+        );
     }
 
     /// Where the logs of the nodes are; they stay there.
@@ -154,7 +183,8 @@ impl Siege {
     }
 }
 
-/// ff 0f `Z`, a varint of twice the number of bytes, and the magnitude: a legal value of 65,536 bytes.
+/// ff 0f `Z`, a varint of twice the number of bytes, and the magnitude: a legal value of 65,536
+/// bytes.
 fn largest_bigint() -> Vec<u8> {
     let magnitude = VALUE_BYTES - 6;
     let mut bigint = vec![0xff, 0x0f, b'Z'];
@@ -170,7 +200,8 @@ fn largest_bigint() -> Vec<u8> {
 
 /// The largest resident memory since it was forgotten.
 fn peak_mb(pid: u32) -> Option<u64> {
-    let status = std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).ok()?;
+    let status =
+        std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
     let kb: u64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
     Some(kb.div_ceil(1024))

@@ -17,7 +17,8 @@ pub(super) async fn unread(target: Arc<Target>) {
         async move {
             let address = &target.gateways[at % target.gateways.len()];
             let body = largest_read();
-            hold(address, &[head(READ, &target.reader, body.len()).as_bytes(), &body].concat()).await;
+            hold(address, &[head(READ, &target.reader, body.len()).as_bytes(), &body].concat())
+                .await;
         }
     })
     .await;
@@ -31,7 +32,11 @@ pub(super) async fn unread_streams(target: Arc<Target>) {
             let Some(mut requests) = http2(address).await else { return };
             let mut answers = Vec::new();
             for _ in 0..20 {
-                let Some(request) = request(address, READ, Some(&target.reader), whole(largest_read())) else { return };
+                let Some(request) =
+                    request(address, READ, Some(&target.reader), whole(largest_read()))
+                else {
+                    return;
+                };
                 if requests.ready().await.is_err() {
                     break;
                 }
@@ -48,8 +53,12 @@ pub(super) async fn pipeline(target: Arc<Target>) {
     again(30, move |at| {
         let target = Arc::clone(&target);
         async move {
-            let Some(mut stream) = connect(&target.gateways[at % target.gateways.len()]).await else { return };
-            // An empty read. Once nothing of it is taken any more, this waits for the end of the connection.
+            let Some(mut stream) = connect(&target.gateways[at % target.gateways.len()]).await
+            else {
+                return;
+            };
+            // An empty read. Once nothing of it is taken any more, this waits for the end of the
+            // connection.
             let requests = head(READ, &target.reader, 0).repeat(100);
             while stream.write_all(requests.as_bytes()).await.is_ok() {}
         }

@@ -18,7 +18,10 @@ const FEW_SOCKETS: usize = 500;
 pub(super) async fn sockets(target: Arc<Target>) {
     let mut addresses: Vec<String> = vec![];
     for (at, gateway) in target.gateways.iter().enumerate() {
-        addresses.extend(std::iter::repeat_n(gateway.clone(), if at == 0 { SOCKETS } else { FEW_SOCKETS }));
+        addresses.extend(std::iter::repeat_n(
+            gateway.clone(),
+            if at == 0 { SOCKETS } else { FEW_SOCKETS },
+        ));
     }
     again(addresses.len(), move |at| {
         let address = addresses[at].clone();
@@ -62,9 +65,22 @@ pub(super) async fn guesses(target: Arc<Target>) {
         let clients: Vec<_> = target.clients(tokens[at % tokens.len()]).collect();
         async move {
             for client in clients {
-                for path in ["/", "/db/default", "/db/second", "/db/none", "/kv/strong/snapshot_read", "/kv/x"] {
+                for path in [
+                    "/",
+                    "/db/default",
+                    "/db/second",
+                    "/db/none",
+                    "/kv/strong/snapshot_read",
+                    "/kv/x",
+                ] {
                     drop(
-                        client.post(path, &client.headers(), Bytes::from_static(b"{\"supportedVersions\":[3]}")).await,
+                        client
+                            .post(
+                                path,
+                                &client.headers(),
+                                Bytes::from_static(b"{\"supportedVersions\":[3]}"),
+                            )
+                            .await,
                     );
                 }
             }
@@ -81,7 +97,9 @@ pub(super) async fn resets(target: Arc<Target>) {
             let Some(mut requests) = http2(&address).await else { return };
             while requests.ready().await.is_ok() {
                 let path = "/kv/strong/snapshot_read";
-                let Some(request) = request(&address, path, None, whole(Bytes::new())) else { return };
+                let Some(request) = request(&address, path, None, whole(Bytes::new())) else {
+                    return;
+                };
                 drop(requests.send_request(request));
                 tokio::task::yield_now().await;
             }
@@ -91,12 +109,15 @@ pub(super) async fn resets(target: Arc<Target>) {
 }
 
 pub(super) async fn noise(target: Arc<Target>) {
-    let noise: Vec<u8> = (0..65_536u32).map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
-    let long = format!("POST / HTTP/1.1\r\nHost: k\r\nX-Long: {}\r\n\r\n", "x".repeat(1 << 20)).into_bytes();
+    let noise: Vec<u8> =
+        (0..65_536u32).map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
+    let long = format!("POST / HTTP/1.1\r\nHost: k\r\nX-Long: {}\r\n\r\n", "x".repeat(1 << 20))
+        .into_bytes();
     let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
     let oversized = [&preface[..], b"\xff\xff\xff\0\0\0\0\0\x01", &[0; 4096]].concat();
     let bad = [&preface[..], &noise[..1024]].concat();
-    let lengths = b"POST / HTTP/1.1\r\nHost: k\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab".to_vec();
+    let lengths =
+        b"POST / HTTP/1.1\r\nHost: k\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab".to_vec();
     let kinds = Arc::new([noise, long, oversized, bad, lengths]);
     again(20, move |at| {
         let address = target.gateways[at % target.gateways.len()].clone();
@@ -111,7 +132,11 @@ pub(super) async fn metrics(target: Arc<Target>) {
         let address = target.metrics[at % target.metrics.len()].clone();
         async move {
             if at < 10 {
-                return converse(&address, b"GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n").await;
+                return converse(
+                    &address,
+                    b"GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n",
+                )
+                .await;
             }
             hold(&address, b"GET /metrics HTTP/1.1\r\nHost: ").await;
         }

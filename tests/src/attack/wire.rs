@@ -51,11 +51,13 @@ pub(super) async fn connect(address: &str) -> Option<TcpStream> {
     socket.connect(address).await.ok()
 }
 
-/// Sends `bytes` and keeps the connection, of which it reads nothing, until the other side closes it.
+/// Sends `bytes` and keeps the connection, of which it reads nothing, until the other side closes
+/// it.
 pub(super) async fn hold(address: &str, bytes: &[u8]) {
     let Some(mut stream) = connect(address).await else { return };
     if stream.write_all(bytes).await.is_ok() {
-        // Also of what is there to read nothing is taken: the end shows all the same, as an error or a hang-up.
+        // Also of what is there to read nothing is taken: the end shows all the same, as an error
+        // or a hang-up.
         drop(tokio::time::timeout(PATIENCE, stream.ready(tokio::io::Interest::ERROR)).await);
     }
 }
@@ -72,12 +74,18 @@ pub(super) async fn converse(address: &str, bytes: &[u8]) {
 /// A connection over HTTP/2.
 pub(super) async fn http2(address: &str) -> Option<SendRequest<AnyBody>> {
     let stream = connect(address).await?;
-    let (requests, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.ok()?;
+    let (requests, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.ok()?;
     tokio::spawn(connection);
     Some(requests)
 }
 
-pub(super) fn request(address: &str, path: &str, token: Option<&str>, body: AnyBody) -> Option<Request<AnyBody>> {
+pub(super) fn request(
+    address: &str,
+    path: &str,
+    token: Option<&str>,
+    body: AnyBody,
+) -> Option<Request<AnyBody>> {
     let mut request = Request::post(format!("http://{address}{path}"))
         .header("x-denokv-version", "3")
         .header("x-denokv-database-id", DEFAULT_DATABASE.to_string());
@@ -98,7 +106,10 @@ impl Body for Never {
     type Data = Bytes;
     type Error = std::convert::Infallible;
 
-    fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         Poll::Pending
     }
 }

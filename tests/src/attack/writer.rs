@@ -1,5 +1,5 @@
-//! Somebody with a token for reading and writing one database: what small requests can be made to do. How much load
-//! a client may make at all is another question than this one.
+//! Somebody with a token for reading and writing one database: what small requests can be made to
+//! do. How much load a client may make at all is another question than this one.
 
 use std::sync::Arc;
 
@@ -21,9 +21,16 @@ pub(super) async fn sums(target: Arc<Target>) {
     let clients: Vec<KvClient> = target.clients(&target.writer).collect();
     again(10, move |at| {
         let client = clients[at % clients.len()].clone();
-        let sum =
-            |number| mutation(MutationType::MSum, &stored::key(stored::BIGINTS, number), ValueEncoding::VeV8, ONE);
-        let write = pb::AtomicWrite { mutations: (0..MUTATIONS).map(sum).collect(), ..Default::default() };
+        let sum = |number| {
+            mutation(
+                MutationType::MSum,
+                &stored::key(stored::BIGINTS, number),
+                ValueEncoding::VeV8,
+                ONE,
+            )
+        };
+        let write =
+            pb::AtomicWrite { mutations: (0..MUTATIONS).map(sum).collect(), ..Default::default() };
         async move { drop(client.write(write).await) }
     })
     .await;
@@ -34,7 +41,10 @@ pub(super) async fn checks(target: Arc<Target>) {
     again(32, move |at| {
         let client = clients[at % clients.len()].clone();
         // Absent, as they are; only the last is not.
-        let check = |number| pb::Check { key: stored::key(stored::DELETED, number).into(), ..Default::default() };
+        let check = |number| pb::Check {
+            key: stored::key(stored::DELETED, number).into(),
+            ..Default::default()
+        };
         let mut checks: Vec<_> = (0..CHECKS - 1).map(check).collect();
         checks.push(pb::Check { key: stored::large_key(0).into(), ..Default::default() });
         async move { drop(client.write(pb::AtomicWrite { checks, ..Default::default() }).await) }

@@ -1,6 +1,11 @@
 //! `meridian-attack`: see `--help`.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a test fails by panicking"
+)]
 
 use std::io::Read;
 use std::process::ExitCode;
@@ -21,9 +26,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Starts a cluster of six nodes, lets one attacker after the other do its worst, and prints a table. Fails if a
-    /// process ends, a shard fails over, a node takes more memory than it may, or requests of the bystander fail or
-    /// take longer than they may at p99.
+    /// Starts a cluster of six nodes, lets one attacker after the other do its worst, and prints a
+    /// table. Fails if a process ends, a shard fails over, a node takes more memory than it may, or
+    /// requests of the bystander fail or take longer than they may at p99.
     Soak {
         /// How long each attacker has.
         #[arg(long, default_value_t = 60)]
@@ -68,7 +73,10 @@ async fn main() -> ExitCode {
         Command::Soak { seconds, p99_ms, attacker, input } => {
             let attackers = if attacker.is_empty() { Attacker::ALL } else { &attacker };
             let rows: Vec<(String, Vec<Input>)> = if input.is_empty() {
-                attackers.iter().map(|attacker| (name_of(*attacker), attacker.inputs().to_vec())).collect()
+                attackers
+                    .iter()
+                    .map(|attacker| (name_of(*attacker), attacker.inputs().to_vec()))
+                    .collect()
             } else {
                 input.iter().map(|input| (name_of(*input), vec![*input])).collect()
             };
@@ -92,25 +100,41 @@ async fn asked_to_stop() {
 async fn soak(attackers: &[(String, Vec<Input>)], duration: Duration, p99: Duration) -> ExitCode {
     let mut siege = Siege::start(std::env::current_exe().unwrap(), DELETED_ROWS).await;
     let mut bad = Vec::new();
-    println!("{:<10} {:^39} {:^39} {:>7} {:>15}", "", "strong reads, ms", "writes, ms", "failed", "memory, MiB");
+    println!(
+        "{:<10} {:^39} {:^39} {:>7} {:>15}",
+        "", "strong reads, ms", "writes, ms", "failed", "memory, MiB"
+    );
     let columns = format!("{:>9} {:>9} {:>9} {:>9}", "number", "p50", "p99", "longest");
     println!("{:<10} {columns} {columns}", "attacker");
     let quiet = ("quiet".to_owned(), Vec::new());
     for (name, inputs) in std::iter::once(&quiet).chain(attackers) {
-        let row = siege.row(name, inputs, if inputs.is_empty() { QUIET.min(duration) } else { duration }).await;
+        let row = siege
+            .row(name, inputs, if inputs.is_empty() { QUIET.min(duration) } else { duration })
+            .await;
         println!("{}", line(&row));
-        bad.extend(row.faults.iter().chain(&row.seen.failures).map(|what| format!("{}: {what}", row.name)));
+        bad.extend(
+            row.faults.iter().chain(&row.seen.failures).map(|what| format!("{}: {what}", row.name)),
+        );
         for (what, latencies) in [("reads", &row.seen.reads), ("writes", &row.seen.writes)] {
             if latencies.count() == 0 || latencies.quantile(990) > p99 {
-                bad.push(format!("{}: {what} take longer than {} ms at p99", row.name, p99.as_millis()));
+                bad.push(format!(
+                    "{}: {what} take longer than {} ms at p99",
+                    row.name,
+                    p99.as_millis()
+                ));
             }
         }
         if let Some((mb, node)) = row.memory.filter(|(mb, _)| *mb > row.max_memory_mb) {
-            bad.push(format!("{}: node {node} took {mb} MiB of memory, and may take {}", row.name, row.max_memory_mb));
+            bad.push(format!(
+                "{}: node {node} took {mb} MiB of memory, and may take {}",
+                row.name, row.max_memory_mb
+            ));
         }
     }
     if bad.is_empty() {
-        println!("no process ended, no shard failed over, every request of the bystander was answered");
+        println!(
+            "no process ended, no shard failed over, every request of the bystander was answered"
+        );
         return ExitCode::SUCCESS;
     }
     bad.iter().for_each(|what| eprintln!("{what}"));
@@ -121,9 +145,12 @@ async fn soak(attackers: &[(String, Vec<Input>)], duration: Duration, p99: Durat
 fn line(row: &Row) -> String {
     let ms = |time: Duration| format!("{:.1}", time.as_secs_f64() * 1000.0);
     let [reads, writes] = [&row.seen.reads, &row.seen.writes].map(|latencies| {
-        let (p50, p99, longest) = (ms(latencies.quantile(500)), ms(latencies.quantile(990)), ms(latencies.longest()));
+        let (p50, p99, longest) =
+            (ms(latencies.quantile(500)), ms(latencies.quantile(990)), ms(latencies.longest()));
         format!("{:>9} {p50:>9} {p99:>9} {longest:>9}", latencies.count())
     });
-    let memory = row.memory.map_or_else(|| "-".to_owned(), |(mb, _)| format!("{mb} of {}", row.max_memory_mb));
+    let memory = row
+        .memory
+        .map_or_else(|| "-".to_owned(), |(mb, _)| format!("{mb} of {}", row.max_memory_mb));
     format!("{:<10} {reads} {writes} {:>7} {memory:>15}", row.name, row.seen.failed)
 }

@@ -16,8 +16,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use meridian_bench::etcd::messages::compare::TargetUnion;
 use meridian_bench::etcd::messages::request_op::Request as Operation;
 use meridian_bench::etcd::messages::{
-    CompareTarget, KeyValue, PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader, TxnRequest,
-    TxnResponse,
+    CompareTarget, KeyValue, PutRequest, PutResponse, RangeRequest, RangeResponse, ResponseHeader,
+    TxnRequest, TxnResponse,
 };
 use meridian_bench::etcd::{framed, unframed};
 use tokio::net::TcpListener;
@@ -55,7 +55,10 @@ impl EtcdServer {
                         let server = Arc::clone(&server);
                         async move { Ok::<_, Infallible>(server.answer(request).await) }
                     });
-                    http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await.ok()
+                    http2::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await
+                        .ok()
                 });
             }
         });
@@ -94,17 +97,23 @@ impl State {
         } else {
             self.linearizable_reads += 1
         }
-        let limit = if range.limit == 0 { usize::MAX } else { usize::try_from(range.limit).unwrap() };
+        let limit =
+            if range.limit == 0 { usize::MAX } else { usize::try_from(range.limit).unwrap() };
         let kvs = if range.range_end.is_empty() {
             self.entries.get(&range.key).cloned().into_iter().collect()
         } else {
-            self.entries.range(range.key..range.range_end).take(limit).map(|(_, entry)| entry.clone()).collect()
+            self.entries
+                .range(range.key..range.range_end)
+                .take(limit)
+                .map(|(_, entry)| entry.clone())
+                .collect()
         };
         RangeResponse { kvs }
     }
 
     fn put(&mut self, put: PutRequest) {
-        let entry = KeyValue { key: put.key.clone(), mod_revision: self.revision, value: put.value };
+        let entry =
+            KeyValue { key: put.key.clone(), mod_revision: self.revision, value: put.value };
         self.entries.insert(put.key, entry);
     }
 
@@ -140,6 +149,8 @@ fn success(message: Bytes) -> Response<Body> {
 fn no_leader() -> Response<Body> {
     let mut response = Response::new(Full::new(Bytes::new()).boxed_unsync());
     response.headers_mut().insert("grpc-status", HeaderValue::from_static("14"));
-    response.headers_mut().insert("grpc-message", HeaderValue::from_static("etcdserver: no leader"));
+    response
+        .headers_mut()
+        .insert("grpc-message", HeaderValue::from_static("etcdserver: no leader"));
     response
 }

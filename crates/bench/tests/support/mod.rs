@@ -1,4 +1,5 @@
-//! Servers in memory, in this process, of KV Connect and of etcd: just what the load generator needs.
+//! Servers in memory, in this process, of KV Connect and of etcd: just what the load generator
+//! needs.
 
 pub(crate) mod etcd;
 
@@ -16,8 +17,8 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use meridian_proto::kv_connect::{
-    AtomicWrite, AtomicWriteOutput, AtomicWriteStatus, KvEntry, MutationType, ReadRangeOutput, SnapshotRead,
-    SnapshotReadOutput, SnapshotReadStatus,
+    AtomicWrite, AtomicWriteOutput, AtomicWriteStatus, KvEntry, MutationType, ReadRangeOutput,
+    SnapshotRead, SnapshotReadOutput, SnapshotReadStatus,
 };
 use prost::Message;
 use tokio::net::TcpListener;
@@ -60,10 +61,17 @@ impl KvServer {
                                 tokio::time::sleep(server.stall).await;
                             }
                             let answer = server.answer(request).await;
-                            if is_write && server.drops() { Err(io::Error::other("dropped")) } else { Ok(answer) }
+                            if is_write && server.drops() {
+                                Err(io::Error::other("dropped"))
+                            } else {
+                                Ok(answer)
+                            }
                         }
                     });
-                    auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await.ok()
+                    auto::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await
+                        .ok()
                 });
             }
         });
@@ -75,14 +83,17 @@ impl KvServer {
     }
 
     fn drops(&self) -> bool {
-        self.drop_every > 0 && (self.writes.load(Ordering::Relaxed) + 1).is_multiple_of(self.drop_every)
+        self.drop_every > 0
+            && (self.writes.load(Ordering::Relaxed) + 1).is_multiple_of(self.drop_every)
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
         assert_eq!(request.method(), Method::POST);
         let (head, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
-        let header = |name: &str| head.headers.get(name).map(|value| value.to_str().unwrap()).unwrap_or_default();
+        let header = |name: &str| {
+            head.headers.get(name).map(|value| value.to_str().unwrap()).unwrap_or_default()
+        };
         if head.uri.path() == "/connect" {
             if header("authorization") != format!("Bearer {TOKEN}") {
                 return reply(StatusCode::UNAUTHORIZED, "Invalid access token.");
@@ -102,7 +113,11 @@ impl KvServer {
     }
 
     fn metadata(&self) -> String {
-        let eventual = if self.without_eventual { "" } else { r#",{"url":"/v2/eventual","consistency":"eventual"}"# };
+        let eventual = if self.without_eventual {
+            ""
+        } else {
+            r#",{"url":"/v2/eventual","consistency":"eventual"}"#
+        };
         format!(
             r#"{{"version":3,"databaseId":"the-database","token":"data-token","expiresAt":"2099-01-01T00:00:00Z",
                 "endpoints":[{{"url":"/v2","consistency":"strong"}}{eventual}]}}"#
@@ -112,18 +127,25 @@ impl KvServer {
     fn write(&self, body: Bytes) -> Response<Full<Bytes>> {
         let write = AtomicWrite::decode(body).unwrap();
         let number = self.writes.fetch_add(1, Ordering::Relaxed) + 1;
-        if write.mutations.len() == 1 && self.refuse_every > 0 && number.is_multiple_of(self.refuse_every) {
+        if write.mutations.len() == 1
+            && self.refuse_every > 0
+            && number.is_multiple_of(self.refuse_every)
+        {
             return reply(StatusCode::SERVICE_UNAVAILABLE, "no leader yet");
         }
         let versionstamp = Bytes::copy_from_slice(&[&[0, 0], &number.to_be_bytes()[..]].concat());
         let mut entries = self.entries.lock().unwrap();
         let holds = |key: &Bytes, expected: &Bytes| {
-            entries.get(key).map_or_else(Bytes::new, |entry| entry.versionstamp.clone()) == *expected
+            entries.get(key).map_or_else(Bytes::new, |entry| entry.versionstamp.clone())
+                == *expected
         };
         if !write.checks.iter().all(|check| holds(&check.key, &check.versionstamp)) {
             self.conflicts.fetch_add(1, Ordering::Relaxed);
             let status = AtomicWriteStatus::AwCheckFailure.into();
-            return reply(StatusCode::OK, AtomicWriteOutput { status, ..AtomicWriteOutput::default() }.encode_to_vec());
+            return reply(
+                StatusCode::OK,
+                AtomicWriteOutput { status, ..AtomicWriteOutput::default() }.encode_to_vec(),
+            );
         }
         for mutation in write.mutations {
             let kind = mutation.mutation_type();

@@ -17,7 +17,10 @@ impl fmt::Display for Seconds {
     }
 }
 
-fn write_tail<T: fmt::Display>(f: &mut fmt::Formatter<'_>, parts: impl ExactSizeIterator<Item = T>) -> fmt::Result {
+fn write_tail<T: fmt::Display>(
+    f: &mut fmt::Formatter<'_>,
+    parts: impl ExactSizeIterator<Item = T>,
+) -> fmt::Result {
     let hidden = parts.len().saturating_sub(SHOWN);
     if hidden > 0 {
         write!(f, "({hidden} more), ")?;
@@ -95,7 +98,10 @@ impl fmt::Display for Read {
             ReadOutcome::Entries(_) => {
                 let seen: Vec<String> = self
                     .entries()
-                    .map(|(key, entry)| entry.map_or(format!("`{key}` absent"), |entry| format!("`{key}` = {entry}")))
+                    .map(|(key, entry)| {
+                        entry
+                            .map_or(format!("`{key}` absent"), |entry| format!("`{key}` = {entry}"))
+                    })
                     .collect();
                 write_tail(f, seen.iter())
             }

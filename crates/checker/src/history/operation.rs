@@ -37,8 +37,8 @@ pub struct Check {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Write {
-    /// The client read the list, and set the list with `element` behind it, under a [`Check`] of the
-    /// version it read. `element` is written to this key by no other write of the history.
+    /// The client read the list, and set the list with `element` behind it, under a [`Check`] of
+    /// the version it read. `element` is written to this key by no other write of the history.
     Append {
         key: Key,
         element: u64,
@@ -61,9 +61,10 @@ pub enum Write {
 impl Write {
     pub fn key(&self) -> &Key {
         match self {
-            Self::Append { key, .. } | Self::SetRegister { key, .. } | Self::Delete { key } | Self::Sum { key, .. } => {
-                key
-            }
+            Self::Append { key, .. }
+            | Self::SetRegister { key, .. }
+            | Self::Delete { key }
+            | Self::Sum { key, .. } => key,
         }
     }
 }
@@ -145,8 +146,9 @@ pub struct Txn {
 impl Txn {
     /// A transaction without an answer.
     ///
-    /// One whose answer may get lost and that holds a [`Write::Sum`] or a [`Write::Delete`] **must** also
-    /// set a marker: a register key that no other transaction writes and that a final read reads.
+    /// One whose answer may get lost and that holds a [`Write::Sum`] or a [`Write::Delete`]
+    /// **must** also set a marker: a register key that no other transaction writes and that a final
+    /// read reads.
     pub fn new(id: u64, checks: Vec<Check>, writes: Vec<Write>) -> Self {
         Self { id, checks, writes, outcome: TxnOutcome::Unknown }
     }

@@ -29,7 +29,10 @@ pub(super) mod optional {
     use serde::de::Error;
     use serde::{Deserialize, Deserializer, Serializer};
 
-    pub(in crate::history) fn serialize<S: Serializer>(stamp: &Option<Versionstamp>, to: S) -> Result<S::Ok, S::Error> {
+    pub(in crate::history) fn serialize<S: Serializer>(
+        stamp: &Option<Versionstamp>,
+        to: S,
+    ) -> Result<S::Ok, S::Error> {
         match stamp {
             Some(stamp) => to.serialize_some(&stamp.to_hex()),
             None => to.serialize_none(),
@@ -40,7 +43,10 @@ pub(super) mod optional {
         from: D,
     ) -> Result<Option<Versionstamp>, D::Error> {
         Option::<String>::deserialize(from)?
-            .map(|text| super::parse(&text).ok_or_else(|| D::Error::custom(format!("`{text}` is not a versionstamp"))))
+            .map(|text| {
+                super::parse(&text)
+                    .ok_or_else(|| D::Error::custom(format!("`{text}` is not a versionstamp")))
+            })
             .transpose()
     }
 }

@@ -1,7 +1,8 @@
 //! What was acknowledged is there in the end: a final read shows the state after all commits.
 //!
-//! Source: `design.md` 2: a commit is durable in at least two data centers before it is acknowledged, and
-//! no loss of one loses any (RPO 0). What a failover says it lost is not there, and does not come back.
+//! Source: `design.md` 2: a commit is durable in at least two data centers before it is
+//! acknowledged, and no loss of one loses any (RPO 0). What a failover says it lost is not there,
+//! and does not come back.
 
 use std::collections::HashSet;
 use std::iter;
@@ -13,8 +14,11 @@ use crate::report::{Findings, Invariant};
 use crate::timeline::{Condition, Expected};
 
 pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
-    for (index, Record { invoked_ns, .. }, read) in evidence.history.reads().filter(|(_, _, read)| read.is_final) {
-        // A transaction of unknown result may commit even now; one that was acknowledged may not be missing.
+    for (index, Record { invoked_ns, .. }, read) in
+        evidence.history.reads().filter(|(_, _, read)| read.is_final)
+    {
+        // A transaction of unknown result may commit even now; one that was acknowledged may not be
+        // missing.
         let Bound { point, .. } = evidence.commits.acknowledged_before(*invoked_ns);
         // All failovers are over.
         let point = point.max(evidence.commits.settled());
@@ -25,9 +29,11 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
             }
             let modelled = evidence.timeline.entry(key, evidence.commits.end());
             // Looked for only when the violation is kept.
-            let lost = iter::once_with(|| lost_writers(evidence, key, modelled.as_ref(), entry)).flatten();
+            let lost =
+                iter::once_with(|| lost_writers(evidence, key, modelled.as_ref(), entry)).flatten();
             findings.add(Invariant::AcknowledgedWrites, [index].into_iter().chain(lost), || {
-                let text = |entry: Option<&Entry>| entry.map_or("absent".to_owned(), ToString::to_string);
+                let text =
+                    |entry: Option<&Entry>| entry.map_or("absent".to_owned(), ToString::to_string);
                 let (seen, modelled) = (text(entry), text(modelled.as_ref()));
                 format!("in the end `{key}` is {seen}, and all commits together make it {modelled}")
             });
@@ -35,10 +41,21 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     }
 }
 
-/// The acknowledged transactions whose writes to `key` should be seen and are not; of very many, a few.
-fn lost_writers(evidence: &Evidence<'_>, key: &str, modelled: Option<&Entry>, seen: Option<&Entry>) -> Vec<usize> {
+/// The acknowledged transactions whose writes to `key` should be seen and are not; of very many, a
+/// few.
+fn lost_writers(
+    evidence: &Evidence<'_>,
+    key: &str,
+    modelled: Option<&Entry>,
+    seen: Option<&Entry>,
+) -> Vec<usize> {
     const SHOWN: usize = 5;
-    let acknowledged = |record: &usize| match evidence.history.records.get(*record).map(|record| &record.operation) {
+    let acknowledged = |record: &usize| match evidence
+        .history
+        .records
+        .get(*record)
+        .map(|record| &record.operation)
+    {
         Some(Operation::Txn(txn)) => matches!(txn.outcome, TxnOutcome::Committed { .. }),
         Some(Operation::Read(_)) | None => false,
     };
@@ -49,11 +66,16 @@ fn lost_writers(evidence: &Evidence<'_>, key: &str, modelled: Option<&Entry>, se
             _ => HashSet::new(),
         };
         let missing = modelled.iter().filter(|element| !seen.contains(element));
-        lost.extend(missing.filter_map(|element| evidence.writers.of_element(key, *element)).filter(acknowledged));
+        lost.extend(
+            missing
+                .filter_map(|element| evidence.writers.of_element(key, *element))
+                .filter(acknowledged),
+        );
     }
     if lost.is_empty() {
         let last = modelled.map(|entry| entry.versionstamp);
-        let writers = evidence.commits.list.iter().filter(|commit| Some(commit.versionstamp) == last);
+        let writers =
+            evidence.commits.list.iter().filter(|commit| Some(commit.versionstamp) == last);
         lost.extend(writers.map(|commit| commit.record).filter(acknowledged));
     }
     lost.truncate(SHOWN);

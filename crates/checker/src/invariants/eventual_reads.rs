@@ -1,9 +1,10 @@
-//! An eventual read shows the state after some first commits, all of it at one point and none of it from
-//! the future; and through one gateway, what completed earlier is never newer than what was invoked later.
+//! An eventual read shows the state after some first commits, all of it at one point and none of it
+//! from the future; and through one gateway, what completed earlier is never newer than what was
+//! invoked later.
 //!
 //! Source: `design.md` 5: "A reader never sees versions go backwards through one gateway", and "one
-//! request's ranges are read from one RocksDB snapshot". Strong reads and acknowledged writes through the
-//! same gateway do not bound its eventual reads.
+//! request's ranges are read from one RocksDB snapshot". Strong reads and acknowledged writes
+//! through the same gateway do not bound its eventual reads.
 
 use std::collections::BTreeMap;
 
@@ -18,14 +19,19 @@ use crate::report::{Findings, Invariant};
 pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     let mut by_gateway: BTreeMap<&str, Vec<Observation<'_>>> = BTreeMap::new();
     for observation in reads(evidence, Consistency::Eventual) {
-        if let Some(Operation::Read(read)) = evidence.history.records.get(observation.record).map(|r| &r.operation) {
+        if let Some(Operation::Read(read)) =
+            evidence.history.records.get(observation.record).map(|r| &r.operation)
+        {
             by_gateway.entry(&read.gateway).or_default().push(observation);
         }
     }
     for (gateway, observations) in by_gateway {
         for misfit in place(observations, Freshness::Any, &evidence.commits, &evidence.timeline) {
             findings.add(Invariant::EventualReads, misfit.records(), || {
-                format!("through {gateway}: {}", misfit.reason(&evidence.commits, &evidence.timeline))
+                format!(
+                    "through {gateway}: {}",
+                    misfit.reason(&evidence.commits, &evidence.timeline)
+                )
             });
         }
     }

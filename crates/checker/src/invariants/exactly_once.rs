@@ -1,8 +1,9 @@
-//! A transaction takes effect once, however often it was retried: a counter is the sum of the committed
-//! amounts, a list holds an element once, and what a transaction wrote has one versionstamp.
+//! A transaction takes effect once, however often it was retried: a counter is the sum of the
+//! committed amounts, a list holds an element once, and what a transaction wrote has one
+//! versionstamp.
 //!
-//! Source: `design.md` 4.5: a request retried with the same id across leader change, restart, snapshot and
-//! failover is applied once and answered with the original result.
+//! Source: `design.md` 4.5: a request retried with the same id across leader change, restart,
+//! snapshot and failover is applied once and answered with the original result.
 
 use std::collections::HashSet;
 use std::iter;
@@ -25,13 +26,19 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     counters(evidence, findings);
 }
 
-/// Each transaction has one versionstamp: the one it was answered with, and the one that reads show.
+/// Each transaction has one versionstamp: the one it was answered with, and the one that reads
+/// show.
 fn versions(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     for (txn, again) in &evidence.sightings.conflicts {
         let first = evidence.sightings.of_txn(*txn).map(|sighting| sighting.read);
-        findings.add(Invariant::ExactlyOnce, [*txn].into_iter().chain(first).chain([again.read]), || {
-            "what the transaction wrote was seen with two versionstamps: it took effect twice".to_owned()
-        });
+        findings.add(
+            Invariant::ExactlyOnce,
+            [*txn].into_iter().chain(first).chain([again.read]),
+            || {
+                "what the transaction wrote was seen with two versionstamps: it took effect twice"
+                    .to_owned()
+            },
+        );
     }
     for (record, _, txn) in evidence.history.txns() {
         let TxnOutcome::Committed { versionstamp } = txn.outcome else { continue };
@@ -73,10 +80,13 @@ fn counters(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
                 continue;
             }
             let (amount, guess) = match seen.wrapping_sub(expected) {
-                more if more <= u64::MAX / 2 => (more, "too much, a sum was applied twice or was not committed"),
+                more if more <= u64::MAX / 2 => {
+                    (more, "too much, a sum was applied twice or was not committed")
+                }
                 less => (less.wrapping_neg(), "too little, a sum was lost"),
             };
-            let suspect = iter::once_with(|| suspect(evidence, key, *versionstamp, amount)).flatten();
+            let suspect =
+                iter::once_with(|| suspect(evidence, key, *versionstamp, amount)).flatten();
             findings.add(Invariant::ExactlyOnce, [record].into_iter().chain(suspect), || {
                 format!(
                     "the counter `{key}` is {seen} at {versionstamp}, and the amounts committed by then make {expected}: {amount} {guess}"
@@ -89,7 +99,9 @@ fn counters(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
 /// A transaction that adds just this amount: preferably the last that committed by then.
 fn suspect(evidence: &Evidence<'_>, key: &str, by: Versionstamp, amount: u64) -> Option<usize> {
     let adds = |txn: &Txn| {
-        txn.writes.iter().any(|write| matches!(write, Write::Sum { key: k, amount: a } if k == key && *a == amount))
+        txn.writes.iter().any(
+            |write| matches!(write, Write::Sum { key: k, amount: a } if k == key && *a == amount),
+        )
     };
     let committed = evidence
         .commits
@@ -98,5 +110,7 @@ fn suspect(evidence: &Evidence<'_>, key: &str, by: Versionstamp, amount: u64) ->
         .rev()
         .find(|commit| commit.versionstamp <= by && adds(commit.txn))
         .map(|commit| commit.record);
-    committed.or_else(|| evidence.history.txns().find(|(_, _, txn)| adds(txn)).map(|(record, ..)| record))
+    committed.or_else(|| {
+        evidence.history.txns().find(|(_, _, txn)| adds(txn)).map(|(record, ..)| record)
+    })
 }

@@ -1,8 +1,8 @@
 //! What was reported not to have committed is never seen, and neither is what nobody wrote.
 //!
 //! Source: `design.md` 4: "An outcome that cannot be known is never reported as a failure or as a
-//! success"; `kv-connect.md`: a 5xx for a write goes out only when it definitely did not commit, and a
-//! transaction whose checks failed writes nothing.
+//! success"; `kv-connect.md`: a 5xx for a write goes out only when it definitely did not commit,
+//! and a transaction whose checks failed writes nothing.
 
 use crate::checker::Evidence;
 use crate::history::TxnOutcome;
@@ -17,13 +17,19 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
         };
         if let Some(sighting) = evidence.sightings.of_txn(record) {
             findings.add(Invariant::Outcomes, [record, sighting.read], || {
-                format!("transaction {} was reported as {reported}, and a read shows what it wrote", txn.id)
+                format!(
+                    "transaction {} was reported as {reported}, and a read shows what it wrote",
+                    txn.id
+                )
             });
         }
     }
     for phantom in &evidence.sightings.phantoms {
         findings.add(Invariant::Outcomes, [phantom.read], || {
-            format!("a read of `{}` shows {}, which no transaction wrote there", phantom.key, phantom.value)
+            format!(
+                "a read of `{}` shows {}, which no transaction wrote there",
+                phantom.key, phantom.value
+            )
         });
     }
 }

@@ -1,12 +1,12 @@
 //! The answers are those of one store that did one operation after the other, in the order of the
-//! versionstamps and in keeping with real time: every commit's checks held just before it, and every
-//! strong read and every failed check tells the state at one point within its own interval.
+//! versionstamps and in keeping with real time: every commit's checks held just before it, and
+//! every strong read and every failed check tells the state at one point within its own interval.
 //!
-//! A failover that loses a tail is in that order too, behind what it loses: what saw the tail lies before it,
-//! and so may not begin after the new epoch has answered anything.
+//! A failover that loses a tail is in that order too, behind what it loses: what saw the tail lies
+//! before it, and so may not begin after the new epoch has answered anything.
 //!
-//! Source: `design.md` 2 and 4 (a failed check is answered only once what it was evaluated against has
-//! committed, and tells *all* failed checks) and 5. That one pass decides it: see `placement`.
+//! Source: `design.md` 2 and 4 (a failed check is answered only once what it was evaluated against
+//! has committed, and tells *all* failed checks) and 5. That one pass decides it: see `placement`.
 
 use std::collections::HashMap;
 
@@ -25,7 +25,9 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     }
     let mut observations = reads(evidence, Consistency::Strong);
     observations.extend(failed_checks(evidence, findings));
-    for misfit in place(observations, Freshness::Acknowledged, &evidence.commits, &evidence.timeline) {
+    for misfit in
+        place(observations, Freshness::Acknowledged, &evidence.commits, &evidence.timeline)
+    {
         findings.add(Invariant::StrictSerializability, misfit.records(), || {
             misfit.reason(&evidence.commits, &evidence.timeline)
         });
@@ -43,7 +45,10 @@ pub(super) fn reads<'h>(evidence: &Evidence<'h>, consistency: Consistency) -> Ve
                 Some(entry) => Expected::Entry(entry),
                 None => Expected::Version(None),
             };
-            let conditions = read.entries().map(|(key, entry)| Condition { key, expected: expected(entry) }).collect();
+            let conditions = read
+                .entries()
+                .map(|(key, entry)| Condition { key, expected: expected(entry) })
+                .collect();
             Some(Observation {
                 record,
                 invoked_ns: *invoked_ns,
@@ -60,24 +65,38 @@ fn failed_checks<'h>(evidence: &Evidence<'h>, findings: &mut Findings<'_>) -> Ve
     let undecided = evidence.commits.undecided_writes(evidence.history);
     let mut observations = Vec::new();
     for (record, Record { invoked_ns, completed_ns, .. }, txn) in evidence.history.txns() {
-        let (TxnOutcome::CheckFailed { failed }, Some(completed_ns)) = (&txn.outcome, *completed_ns) else { continue };
-        let named = |index: usize| failed.iter().any(|failed| usize::try_from(*failed) == Ok(index));
-        let exists = |failed: &u32| usize::try_from(*failed).is_ok_and(|failed| failed < txn.checks.len());
+        let (TxnOutcome::CheckFailed { failed }, Some(completed_ns)) =
+            (&txn.outcome, *completed_ns)
+        else {
+            continue;
+        };
+        let named =
+            |index: usize| failed.iter().any(|failed| usize::try_from(*failed) == Ok(index));
+        let exists =
+            |failed: &u32| usize::try_from(*failed).is_ok_and(|failed| failed < txn.checks.len());
         if failed.is_empty() || !failed.iter().all(exists) {
             findings.add(Invariant::StrictSerializability, [record], || {
-                "the answer says that checks failed, and names none, or one that it has not".to_owned()
+                "the answer says that checks failed, and names none, or one that it has not"
+                    .to_owned()
             });
             continue;
         }
         let conditions = conditions(txn, named, completed_ns, &undecided);
         let asker = Asker::FailedCheck;
-        observations.push(Observation { record, invoked_ns: *invoked_ns, completed_ns, asker, conditions });
+        observations.push(Observation {
+            record,
+            invoked_ns: *invoked_ns,
+            completed_ns,
+            asker,
+            conditions,
+        });
     }
     observations
 }
 
-/// A check may also have failed because of a transaction that nothing tells about: one of unknown result
-/// whose write was written over before a read could see it. Its keys are given the benefit of the doubt.
+/// A check may also have failed because of a transaction that nothing tells about: one of unknown
+/// result whose write was written over before a read could see it. Its keys are given the benefit
+/// of the doubt.
 fn conditions<'h>(
     txn: &'h Txn,
     failed: impl Fn(usize) -> bool,
@@ -86,7 +105,8 @@ fn conditions<'h>(
 ) -> Vec<Condition<'h>> {
     let mut conditions = Vec::new();
     for (index, check) in txn.checks.iter().enumerate() {
-        let excused = undecided.get(check.key.as_str()).is_some_and(|invoked_ns| *invoked_ns <= completed_ns);
+        let excused =
+            undecided.get(check.key.as_str()).is_some_and(|invoked_ns| *invoked_ns <= completed_ns);
         let expected = match (failed(index), excused) {
             (true, true) => continue,
             (true, false) => Expected::NotVersion(check.versionstamp),
@@ -106,15 +126,25 @@ fn report_fault(evidence: &Evidence<'_>, fault: &Fault, findings: &mut Findings<
     };
     let others = evidence.commits.list.iter().filter(|other| Some(other.versionstamp) == found);
     let writer = others.map(|other| other.record).take(1);
-    findings.add(Invariant::StrictSerializability, [commit.record].into_iter().chain(writer), || match fault {
-        Fault::Check { check, found, .. } => {
-            let demanded = commit.txn.checks.get(*check).map(ToString::to_string).unwrap_or_default();
-            let found = found.map_or("the key was absent".to_owned(), |found| format!("the key had version {found}"));
-            format!("it committed although its check {check} ({demanded}) did not hold: {found}")
-        }
-        Fault::Write { write, .. } => {
-            let write = commit.txn.writes.get(*write).map(ToString::to_string).unwrap_or_default();
-            format!("it committed although its key holds another kind of value: {write}")
-        }
-    });
+    findings.add(
+        Invariant::StrictSerializability,
+        [commit.record].into_iter().chain(writer),
+        || match fault {
+            Fault::Check { check, found, .. } => {
+                let demanded =
+                    commit.txn.checks.get(*check).map(ToString::to_string).unwrap_or_default();
+                let found = found.map_or("the key was absent".to_owned(), |found| {
+                    format!("the key had version {found}")
+                });
+                format!(
+                    "it committed although its check {check} ({demanded}) did not hold: {found}"
+                )
+            }
+            Fault::Write { write, .. } => {
+                let write =
+                    commit.txn.writes.get(*write).map(ToString::to_string).unwrap_or_default();
+                format!("it committed although its key holds another kind of value: {write}")
+            }
+        },
+    );
 }

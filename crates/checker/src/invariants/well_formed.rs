@@ -1,7 +1,7 @@
 //! The history can be judged: it is what a workload can have recorded, and names what it wrote.
 //!
-//! Source: the rules of [`crate::Txn`] and [`crate::Write`]. A violation is a mistake of the workload or
-//! of the recorder, not of the store.
+//! Source: the rules of [`crate::Txn`] and [`crate::Write`]. A violation is a mistake of the
+//! workload or of the recorder, not of the store.
 
 use std::collections::HashMap;
 
@@ -18,7 +18,10 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     ids(evidence, findings);
     for clash in &evidence.writers.clashes {
         findings.add(Invariant::WellFormed, clash.records, || {
-            format!("{} was written to `{}` twice, so that reads do not name its writer", clash.value, clash.key)
+            format!(
+                "{} was written to `{}` twice, so that reads do not name its writer",
+                clash.value, clash.key
+            )
         });
     }
     for record in &evidence.commits.unplaced {
@@ -28,10 +31,13 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
         });
     }
     for index in &evidence.commits.undecided {
-        let Some(Record { operation: Operation::Txn(txn), .. }) = evidence.history.records.get(*index) else {
+        let Some(Record { operation: Operation::Txn(txn), .. }) =
+            evidence.history.records.get(*index)
+        else {
             continue;
         };
-        if txn.writes.iter().any(|write| matches!(write, Write::Sum { .. } | Write::Delete { .. })) {
+        if txn.writes.iter().any(|write| matches!(write, Write::Sum { .. } | Write::Delete { .. }))
+        {
             findings.add(Invariant::WellFormed, [*index], || {
                 "its result is unknown, and it sums or deletes without a marker in the final reads".to_owned()
             });
@@ -51,7 +57,9 @@ fn fault(record: &Record) -> Option<&'static str> {
         Operation::Txn(txn) => txn.outcome != TxnOutcome::Unknown,
     };
     match record.completed_ns {
-        Some(completed_ns) if completed_ns < record.invoked_ns => Some("it completed before it was invoked"),
+        Some(completed_ns) if completed_ns < record.invoked_ns => {
+            Some("it completed before it was invoked")
+        }
         None if answered => Some("it has an answer and never completed"),
         _ => None,
     }
@@ -61,7 +69,9 @@ fn ids(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     let mut ids = HashMap::new();
     for (index, _, txn) in evidence.history.txns() {
         if let Some(first) = ids.insert(txn.id, index) {
-            findings.add(Invariant::WellFormed, [first, index], || format!("two transactions have the id {}", txn.id));
+            findings.add(Invariant::WellFormed, [first, index], || {
+                format!("two transactions have the id {}", txn.id)
+            });
         }
     }
 }

@@ -1,10 +1,11 @@
-//! A serial store with a clock of its own, whose clients see it with random real-time intervals: the
-//! histories it makes are correct by construction.
+//! A serial store with a clock of its own, whose clients see it with random real-time intervals:
+//! the histories it makes are correct by construction.
 
 use std::collections::BTreeMap;
 
 use meridian_checker::{
-    Allowance, Check, Entry, History, LostWindow, Operation, Read, ReadOutcome, Record, Txn, TxnOutcome, Value, Write,
+    Allowance, Check, Entry, History, LostWindow, Operation, Read, ReadOutcome, Record, Txn,
+    TxnOutcome, Value, Write,
 };
 use meridian_types::{Consistency, Epoch, Position, Versionstamp};
 
@@ -24,8 +25,8 @@ pub(crate) struct Step {
     pub(crate) kind: u8,
     pub(crate) key: u8,
     pub(crate) other_key: u8,
-    /// How long before its execution an operation was invoked, and how long after it completed, in steps
-    /// of the clock.
+    /// How long before its execution an operation was invoked, and how long after it completed, in
+    /// steps of the clock.
     pub(crate) before: u8,
     pub(crate) after: u8,
     /// What becomes of the answer, and how far behind a replica is.
@@ -92,10 +93,14 @@ impl Simulation {
         let lost = self.commits.split_off(base + 1);
         self.replicas = self.replicas.map(|replica| replica.min(base));
         self.epoch.0 += 1;
-        self.allowance.lost.push(LostWindow { epoch: self.epoch, base_sequence: u64::try_from(base).unwrap() });
+        self.allowance
+            .lost
+            .push(LostWindow { epoch: self.epoch, base_sequence: u64::try_from(base).unwrap() });
         for record in lost {
             let Operation::Txn(txn) = self.records[record].operation.clone() else { continue };
-            if txn.outcome != TxnOutcome::Unknown || (txn.id + u64::from(step.luck)).is_multiple_of(3) {
+            if txn.outcome != TxnOutcome::Unknown
+                || (txn.id + u64::from(step.luck)).is_multiple_of(3)
+            {
                 continue;
             }
             self.now += TICK;
@@ -112,7 +117,9 @@ impl Simulation {
     fn evaluate(&mut self, checks: &[Check], writes: &[Write], record: usize) -> TxnOutcome {
         let failed: Vec<u32> = (0..)
             .zip(checks)
-            .filter(|(_, check)| self.state().get(&check.key).map(|entry| entry.versionstamp) != check.versionstamp)
+            .filter(|(_, check)| {
+                self.state().get(&check.key).map(|entry| entry.versionstamp) != check.versionstamp
+            })
             .map(|(index, _)| index)
             .collect();
         if !failed.is_empty() {
@@ -142,13 +149,17 @@ impl Simulation {
             }
             2..=4 => {
                 if !self.pending.is_empty() {
-                    let (key, versionstamp) = self.pending.remove(usize::from(step.other_key) % self.pending.len());
+                    let (key, versionstamp) =
+                        self.pending.remove(usize::from(step.other_key) % self.pending.len());
                     let element = self.next_id;
                     let check = Check { key: key.clone(), versionstamp };
                     self.txn(
                         step,
                         vec![check],
-                        vec![Write::Append { key, element }, Write::Sum { key: counter, amount: element }],
+                        vec![
+                            Write::Append { key, element },
+                            Write::Sum { key: counter, amount: element },
+                        ],
                     );
                 }
             }
@@ -162,14 +173,21 @@ impl Simulation {
                 };
                 self.txn(step, checks, vec![Write::SetRegister { key: register, value }]);
             }
-            6 => self.txn(step, vec![], vec![Write::Sum { key: counter, amount: u64::from(step.luck) + 1 }]),
+            6 => self.txn(
+                step,
+                vec![],
+                vec![Write::Sum { key: counter, amount: u64::from(step.luck) + 1 }],
+            ),
             7 if step.luck < 60 => self.txn(step, vec![], vec![Write::Delete { key: register }]),
             7 => self.read(step, Read::strong("g1", vec![counter, register, list])),
             _ => {
                 let gateway = usize::from(step.key % 2);
                 let behind = self.states.len() - 1 - self.replicas[gateway];
                 self.replicas[gateway] += behind.min(usize::from(step.luck % 4));
-                self.read(step, Read::eventual(format!("g{gateway}"), vec![list, counter, register]));
+                self.read(
+                    step,
+                    Read::eventual(format!("g{gateway}"), vec![list, counter, register]),
+                );
             }
         }
     }
@@ -194,7 +212,11 @@ impl Simulation {
             (Consistency::Eventual, _) => &self.states[self.replicas[1]],
         };
         let entries = read.keys.iter().map(|key| state.get(key).cloned()).collect();
-        self.record(step, true, Operation::Read(Read { outcome: ReadOutcome::Entries(entries), ..read }));
+        self.record(
+            step,
+            true,
+            Operation::Read(Read { outcome: ReadOutcome::Entries(entries), ..read }),
+        );
     }
 
     fn txn(&mut self, step: Step, checks: Vec<Check>, mut writes: Vec<Write>) {
@@ -249,7 +271,9 @@ fn apply(state: &mut State, write: &Write, versionstamp: Versionstamp) {
             Value::List(list)
         }
         (Write::Append { element, .. }, _) => Value::List(vec![*element]),
-        (Write::Sum { amount, .. }, Some(Value::Counter(value))) => Value::Counter(value.wrapping_add(*amount)),
+        (Write::Sum { amount, .. }, Some(Value::Counter(value))) => {
+            Value::Counter(value.wrapping_add(*amount))
+        }
         (Write::Sum { amount, .. }, _) => Value::Counter(*amount),
     };
     state.insert(write.key().clone(), Entry { value, versionstamp });

@@ -1,9 +1,9 @@
 //! Whether this node still leads, by a majority's answers to a question of its own.
 //!
 //! openraft's ReadIndex takes other answers for it, also such to what was sent before a read began
-//! ([ADR 9](../../../../docs/adr/0009-what-openraft-confirms.md)). Here a voter is asked after the read began, by
-//! a call of its own, and nothing but the answer to that very call counts: whatever clocks do, and whatever waits
-//! in whose sockets.
+//! ([ADR 9](../../../../docs/adr/0009-what-openraft-confirms.md)). Here a voter is asked after the
+//! read began, by a call of its own, and nothing but the answer to that very call counts: whatever
+//! clocks do, and whatever waits in whose sockets.
 
 use std::collections::BTreeSet;
 
@@ -54,14 +54,15 @@ impl RaftGroup {
         confirmed.unwrap_or(Err(NotLeading { leader: None }))
     }
 
-    /// Raft itself is asked, since what it publishes trails: the vote is this node's own word that it has not
-    /// given it to another yet.
+    /// Raft itself is asked, since what it publishes trails: the vote is this node's own word that
+    /// it has not given it to another yet.
     async fn claim(&self) -> Result<Claim, NotLeading> {
         let node_id = self.node_id;
         let claim = self.raft.with_raft_state(move |state| {
             let vote = *state.vote_ref();
-            let leads =
-                state.server_state == ServerState::Leader && vote.committed && vote.leader_id.voted_for == node_id;
+            let leads = state.server_state == ServerState::Leader
+                && vote.committed
+                && vote.leader_id.voted_for == node_id;
             let membership = state.membership_state.effective().membership();
             let committed = state.cluster_committed().max(state.local_committed());
             let committed = committed.map_or(0, |log_id| log_id.index);
@@ -71,9 +72,12 @@ impl RaftGroup {
             (leads && stays).then_some(Claim { vote, voters, committed })
         });
         match claim.await {
-            // openraft never takes a handover back within its term. Where it fails, another stands for election once
-            // this node is not heard any more: a question would keep that from ever coming about.
-            Ok(Some(claim)) if !self.handovers.leave_lease_in(claim.term()) => Err(NotLeading { leader: None }),
+            // openraft never takes a handover back within its term. Where it fails, another stands
+            // for election once this node is not heard any more: a question would keep that from
+            // ever coming about.
+            Ok(Some(claim)) if !self.handovers.leave_lease_in(claim.term()) => {
+                Err(NotLeading { leader: None })
+            }
             Ok(Some(claim)) => Ok(claim),
             Ok(None) => Err(self.leadership().err().unwrap_or(NotLeading { leader: None })),
             Err(_) => Err(NotLeading { leader: None }),
@@ -82,7 +86,8 @@ impl RaftGroup {
 
     async fn is_confirmed(&self, claim: &Claim) -> bool {
         let mut confirmed = BTreeSet::from([self.node_id]);
-        let others: BTreeSet<u64> = claim.voters.iter().flatten().copied().filter(|id| *id != self.node_id).collect();
+        let others: BTreeSet<u64> =
+            claim.voters.iter().flatten().copied().filter(|id| *id != self.node_id).collect();
         let mut answers: FuturesUnordered<_> =
             others.into_iter().map(|voter| self.follows(voter, claim.vote)).collect();
         while !claim.is_confirmed_by(&confirmed) {
@@ -92,12 +97,13 @@ impl RaftGroup {
                 None => return false,
             }
         }
-        // Before an entry of this term is applied, the state may lack what an earlier leader acknowledged.
+        // Before an entry of this term is applied, the state may lack what an earlier leader
+        // acknowledged.
         self.has_applied(claim.committed, claim.term()).await
     }
 
-    /// The voter, if it follows this leader now; `None` if it has seen a later one, or a candidate. It is asked
-    /// until it answers.
+    /// The voter, if it follows this leader now; `None` if it has seen a later one, or a candidate.
+    /// It is asked until it answers.
     async fn follows(&self, voter: u64, vote: Vote) -> Option<u64> {
         loop {
             match self.append_nothing(voter, vote).await {
@@ -109,14 +115,26 @@ impl RaftGroup {
         }
     }
 
-    /// A heartbeat that leaves the voter's log and what it knows of commits as they are. It says what is remembered of
-    /// the voter: one whose log is behind that has been set back, and its votes with it.
-    async fn append_nothing(&self, voter: u64, vote: Vote) -> Option<AppendEntriesResponse<TypeConfig>> {
-        let nothing = AppendEntriesRequest { vote, prev_log_id: None, entries: Vec::new(), leader_commit: None };
-        let target = raft::Group { shard: self.id.shard.0, epoch: self.id.epoch.0.into(), target: voter };
+    /// A heartbeat that leaves the voter's log and what it knows of commits as they are. It says
+    /// what is remembered of the voter: one whose log is behind that has been set back, and its
+    /// votes with it.
+    async fn append_nothing(
+        &self,
+        voter: u64,
+        vote: Vote,
+    ) -> Option<AppendEntriesResponse<TypeConfig>> {
+        let nothing = AppendEntriesRequest {
+            vote,
+            prev_log_id: None,
+            entries: Vec::new(),
+            leader_commit: None,
+        };
+        let target =
+            raft::Group { shard: self.id.shard.0, epoch: self.id.epoch.0.into(), target: voter };
         let mut client = RaftClient::new(self.peers.channel(voter)?);
         let remembered = self.members.remembered(voter);
-        let members = remembered.map(|log_id| raft::MemberMark { node_id: voter, log_id: Some(log_id) });
+        let members =
+            remembered.map(|log_id| raft::MemberMark { node_id: voter, log_id: Some(log_id) });
         let question = wire::append_request_to_wire(target, &nothing);
         let question = raft::AppendRequest { members: members.into_iter().collect(), ..question };
         let response = client.append(question).await.ok()?;
@@ -135,7 +153,8 @@ mod tests {
             voters: voters.iter().map(|voters| voters.iter().copied().collect()).collect(),
             committed: 0,
         };
-        let is_confirmed = |voters, by: &[u64]| claim(voters).is_confirmed_by(&by.iter().copied().collect());
+        let is_confirmed =
+            |voters, by: &[u64]| claim(voters).is_confirmed_by(&by.iter().copied().collect());
         assert!(is_confirmed(&[&[1]], &[1]));
         assert!(is_confirmed(&[&[1, 2, 3]], &[1, 3]));
         assert!(!is_confirmed(&[&[1, 2, 3]], &[1]));

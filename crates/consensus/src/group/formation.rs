@@ -2,7 +2,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use meridian_proto::log;
-use meridian_storage::{GroupId, GroupLog, HighWater, RaftApplied, RecordKind, ShardState, StorageError};
+use meridian_storage::{
+    GroupId, GroupLog, HighWater, RaftApplied, RecordKind, ShardState, StorageError,
+};
 use meridian_types::Position;
 use openraft::Membership;
 
@@ -11,9 +13,9 @@ use crate::log_store::LogStore;
 use crate::type_config::StoredMembership;
 use crate::wire;
 
-/// What stands, in every founder's log, for the state at the base and the first voters: as if an entry with
-/// this id had been applied and purged. So no founder has more than another, and a member without the state
-/// cannot be sent entries before it has a snapshot.
+/// What stands, in every founder's log, for the state at the base and the first voters: as if an
+/// entry with this id had been applied and purged. So no founder has more than another, and a
+/// member without the state cannot be sent entries before it has a snapshot.
 const ORIGIN: log::LogId = log::LogId { term: 0, index: 0 };
 
 /// What [`RaftGroup::form`] came to.
@@ -23,19 +25,19 @@ pub enum Formed {
     Founder,
     /// This node has taken part before, as a founder or not; nothing was changed.
     Already,
-    /// The state stands elsewhere, so this node is no founder. Opened, it is a member as soon as the leader
-    /// has sent it a snapshot.
+    /// The state stands elsewhere, so this node is no founder. Opened, it is a member as soon as
+    /// the leader has sent it a snapshot.
     NotAtBase(Position),
 }
 
 impl RaftGroup {
-    /// Makes this node a founder of a group whose log begins right behind `base`, the position of the last
-    /// batch before. To be called before [`RaftGroup::open`], while nothing else writes the state; it blocks
-    /// on the disk. May be called again, also after a crash in between.
+    /// Makes this node a founder of a group whose log begins right behind `base`, the position of
+    /// the last batch before. To be called before [`RaftGroup::open`], while nothing else writes
+    /// the state; it blocks on the disk. May be called again, also after a crash in between.
     ///
-    /// `voters` must be the same on every node that ever forms this group, whatever its voters are later: a
-    /// founder believes that the others began with them. A node that is to be a voter of a group which may
-    /// have changed its voters must not form it.
+    /// `voters` must be the same on every node that ever forms this group, whatever its voters are
+    /// later: a founder believes that the others began with them. A node that is to be a voter of a
+    /// group which may have changed its voters must not form it.
     ///
     /// The state must be in the shard's history up to its position. That is not known here.
     ///
@@ -50,10 +52,14 @@ impl RaftGroup {
     ) -> Result<Formed, StorageError> {
         let refused = |why: String| Err(StorageError::Refused(why));
         if state.shard() != group.shard || voters.is_empty() {
-            return refused(format!("{group} cannot be formed by {voters:?} from shard {}", state.shard()));
+            return refused(format!(
+                "{group} cannot be formed by {voters:?} from shard {}",
+                state.shard()
+            ));
         }
         let log = GroupLog::open(Arc::clone(state.engine()), group, RecordKind::Entry)?;
-        // One whose log is gone took part as well: it is told how far its log went when it is opened.
+        // One whose log is gone took part as well: it is told how far its log went when it is
+        // opened.
         let was_longer = high_water.is_some_and(|marks| marks.mark(group) > 0);
         if was_longer || LogStore::is_in_use(&log)? {
             return Ok(Formed::Already);
@@ -61,7 +67,9 @@ impl RaftGroup {
         let applied = state.applied();
         // An earlier call may have come as far as the state.
         if applied.raft.epoch == Some(group.epoch) && applied.raft.log_id != Some(ORIGIN) {
-            return refused(format!("the log of {group} is gone, and the state has applied entries of it"));
+            return refused(format!(
+                "the log of {group} is gone, and the state has applied entries of it"
+            ));
         }
         if applied.position != base {
             return Ok(Formed::NotAtBase(applied.position));
@@ -71,7 +79,8 @@ impl RaftGroup {
             log_id: Some(ORIGIN),
             membership: Some(wire::stored_membership_to_wire(&first_membership(voters)?)),
         };
-        // First the state, durably: a log that begins behind an entry that the state does not have is broken.
+        // First the state, durably: a log that begins behind an entry that the state does not have
+        // is broken.
         state.apply(&[], raft)?;
         state.flush()?;
         LogStore::begin_behind(&log, ORIGIN)?;

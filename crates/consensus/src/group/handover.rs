@@ -15,7 +15,8 @@ pub(super) struct Handovers(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    /// How many times Raft is being asked. It may come to lead, or to lead in another term, until it hears that.
+    /// How many times Raft is being asked. It may come to lead, or to lead in another term, until
+    /// it hears that.
     being_asked: usize,
     newest_term: u64,
 }
@@ -27,8 +28,8 @@ impl Handovers {
         state.being_asked == 0 && state.newest_term < term
     }
 
-    /// `ask` has Raft ask the other; `term` is the newest that this node may have led until after that. Not to be
-    /// dropped before it is over: no lease would be trusted any more.
+    /// `ask` has Raft ask the other; `term` is the newest that this node may have led until after
+    /// that. Not to be dropped before it is over: no lease would be trusted any more.
     async fn during<E>(
         &self,
         ask: impl Future<Output = Result<(), E>>,
@@ -45,8 +46,9 @@ impl Handovers {
     }
 }
 
-/// The newest term that a node with this vote may have led. Where it stands for election, or follows another, Raft hears
-/// no wish to hand over, and should the node win that term, its lease is one like any other.
+/// The newest term that a node with this vote may have led. Where it stands for election, or
+/// follows another, Raft hears no wish to hand over, and should the node win that term, its lease
+/// is one like any other.
 fn newest_led(vote: &Vote, node_id: u64) -> u64 {
     let leader = &vote.leader_id;
     let leads = vote.committed && leader.voted_for == node_id;
@@ -54,9 +56,10 @@ fn newest_led(vote: &Vote, node_id: u64) -> u64 {
 }
 
 impl RaftGroup {
-    /// Asks `to` to take over the leadership. Returns at once; watch [`RaftGroup::leadership_changed`]. For
-    /// the rest of the term this node trusts its lease no more: the other may lead at any time. Nothing happens
-    /// where this node does not lead. May be dropped at any await: it goes on.
+    /// Asks `to` to take over the leadership. Returns at once; watch
+    /// [`RaftGroup::leadership_changed`]. For the rest of the term this node trusts its lease no
+    /// more: the other may lead at any time. Nothing happens where this node does not lead. May be
+    /// dropped at any await: it goes on.
     ///
     /// # Errors
     /// When this member is sealed, or Raft has stopped.
@@ -67,9 +70,11 @@ impl RaftGroup {
         let group = self.clone();
         let asked = tokio::spawn(async move {
             let trigger = group.raft.trigger();
-            // What this node publishes of itself trails: Raft is asked, behind what it was asked before.
+            // What this node publishes of itself trails: Raft is asked, behind what it was asked
+            // before.
             let node_id = group.node_id;
-            let term = group.raft.with_raft_state(move |state| newest_led(state.vote_ref(), node_id));
+            let term =
+                group.raft.with_raft_state(move |state| newest_led(state.vote_ref(), node_id));
             group.handovers.during(trigger.transfer_leader(to), term).await
         });
         let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());

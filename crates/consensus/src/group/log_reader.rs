@@ -8,12 +8,16 @@ use crate::type_config::Entry;
 
 /// Reading the log. It goes on after [`RaftGroup::shutdown`], while the group is not forgotten.
 impl RaftGroup {
-    /// Committed batches from `sequence` on, in order, up to about `max_bytes`: (sequence, stored bytes).
-    /// Empty if there is none yet.
+    /// Committed batches from `sequence` on, in order, up to about `max_bytes`: (sequence, stored
+    /// bytes). Empty if there is none yet.
     ///
     /// # Errors
     /// [`ReadLogFailure::Purged`] if the log begins behind `sequence`.
-    pub fn committed_batches(&self, sequence: u64, max_bytes: usize) -> Result<Vec<(u64, Bytes)>, ReadLogFailure> {
+    pub fn committed_batches(
+        &self,
+        sequence: u64,
+        max_bytes: usize,
+    ) -> Result<Vec<(u64, Bytes)>, ReadLogFailure> {
         // Not from the state: it goes on to later epochs, and this log may be read for longer.
         let Some(applied) = self.machine.last_applied() else { return Ok(Vec::new()) };
         if sequence > applied.sequence {
@@ -24,7 +28,10 @@ impl RaftGroup {
         let mut next = start;
         // One read may return fewer than there are: go on until there is a batch.
         while batches.is_empty() && next <= applied.index {
-            let entries = self.log.read(next, applied.index + 1, max_bytes).map_err(|error| read_error(&error))?;
+            let entries = self
+                .log
+                .read(next, applied.index + 1, max_bytes)
+                .map_err(|error| read_error(&error))?;
             let (Some(first), Some(last)) = (entries.first(), entries.last()) else {
                 return Err(ReadLogFailure::Purged);
             };
@@ -89,8 +96,9 @@ pub(crate) enum Sought {
 
 /// Looks for the batch at `sequence` among the indexes from `first` to `newest`.
 ///
-/// Indexes run ahead of sequences by the entries that are no batches, of which there are few (one for each
-/// leader and membership), so the search begins at the newest index that is possible and goes down.
+/// Indexes run ahead of sequences by the entries that are no batches, of which there are few (one
+/// for each leader and membership), so the search begins at the newest index that is possible and
+/// goes down.
 pub(crate) fn seek(
     first: u64,
     newest: u64,
@@ -149,7 +157,9 @@ mod tests {
     fn a_batch_is_found_between_entries_that_are_none() {
         // Index 0 was purged; leaders and memberships have no sequence.
         let log = [None, None, Some(6), Some(7), None, None, Some(8), Some(9), None];
-        let look = |sequence| seek(1, 8, sequence, |index| Ok(log[usize::try_from(index).unwrap()])).unwrap();
+        let look = |sequence| {
+            seek(1, 8, sequence, |index| Ok(log[usize::try_from(index).unwrap()])).unwrap()
+        };
         let found = [6, 7, 8, 9].map(look);
         assert_eq!(found, [Sought::At(2), Sought::At(3), Sought::At(6), Sought::At(7)]);
         assert_eq!((look(5), look(1), look(10)), (Sought::Purged, Sought::Purged, Sought::Ahead));

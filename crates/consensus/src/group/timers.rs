@@ -16,8 +16,8 @@ use crate::votes::Votes;
 pub(crate) struct Contact(Arc<Mutex<Option<Instant>>>);
 
 impl Contact {
-    /// To be called when Raft has taken the message: the lease that it granted ends no later then than counted
-    /// from here.
+    /// To be called when Raft has taken the message: the lease that it granted ends no later then
+    /// than counted from here.
     pub(crate) fn renew(&self) {
         *self.0.lock() = Some(Instant::now());
     }
@@ -34,9 +34,10 @@ impl Contact {
 
 /// What goes by the clock: heartbeats, and when this member stands for election.
 ///
-/// A leader sends heartbeats. openraft would, but it gives a follower only the time between two of them to
-/// answer, and between regions the answer takes longer than heartbeats should be apart. It would also have members
-/// stand for election, each at a random time and again after one that was too short for a slow disk, for ever.
+/// A leader sends heartbeats. openraft would, but it gives a follower only the time between two of
+/// them to answer, and between regions the answer takes longer than heartbeats should be apart. It
+/// would also have members stand for election, each at a random time and again after one that was
+/// too short for a slow disk, for ever.
 pub(super) struct Timers(JoinHandle<()>);
 
 impl Timers {
@@ -55,14 +56,20 @@ impl Timers {
                     let metrics = raft.metrics();
                     let metrics = metrics.borrow_watched();
                     let voters = metrics.membership_config.voter_ids();
-                    (metrics.state, metrics.current_leader.is_some(), rank(voters, metrics.current_leader, node_id))
+                    (
+                        metrics.state,
+                        metrics.current_leader.is_some(),
+                        rank(voters, metrics.current_leader, node_id),
+                    )
                 };
                 let now = Instant::now();
                 let stands_at = match state {
                     ServerState::Follower | ServerState::Candidate => {
                         candidacies.may_vote(now, votes.check(false).is_ok());
                         let heard = Heard { last: contact.last(), has_leader };
-                        rank.and_then(|rank| candidacies.stands_at(rank, heard, state == ServerState::Candidate))
+                        rank.and_then(|rank| {
+                            candidacies.stands_at(rank, heard, state == ServerState::Candidate)
+                        })
                     }
                     _ => None,
                 };
@@ -73,9 +80,10 @@ impl Timers {
                     }
                     _ if stands_at.is_some_and(|at| at <= now) => {
                         candidacies.stood(now, rand::random_range(0.0..1.0));
-                        // Before a seal, whoever asks then for the member's term hears of it; or not at all. It waits
-                        // for nothing but room in a queue, and is tried again.
-                        let stood = votes.if_open(|| raft.trigger().elect(true).now_or_never()).flatten();
+                        // Before a seal, whoever asks then for the member's term hears of it; or
+                        // not at all. It waits for nothing but room in a queue, and is tried again.
+                        let stood =
+                            votes.if_open(|| raft.trigger().elect(true).now_or_never()).flatten();
                         stood.is_some_and(|stood| stood.is_err())
                     }
                     state => state == ServerState::Shutdown,
@@ -89,13 +97,15 @@ impl Timers {
     }
 }
 
-/// When the timers go on: a heartbeat later at the latest, and when this member stands if that is still to come.
+/// When the timers go on: a heartbeat later at the latest, and when this member stands if that is
+/// still to come.
 fn looks_again(stands_at: Option<Instant>, now: Instant, heartbeat: Duration) -> Instant {
     let latest = now + heartbeat;
     stands_at.filter(|at| *at > now).map_or(latest, |at| at.min(latest))
 }
 
-/// Where the node stands in the line of voters, behind those of which one leads last; `None` if it does not vote.
+/// Where the node stands in the line of voters, behind those of which one leads last; `None` if it
+/// does not vote.
 fn rank(voters: impl Iterator<Item = u64>, leader: Option<u64>, node_id: u64) -> Option<u32> {
     let mut line: Vec<u64> = voters.collect();
     line.sort_by_key(|voter| (Some(*voter) == leader, *voter));
@@ -112,14 +122,17 @@ struct Heard {
 
 /// When a member stands for election.
 ///
-/// The first of the voters beside the leader stands as soon as the leader's lease has run out, the next one a round
-/// trip later, and so on: in a line there is no vote to be split, and no reason to wait for a random time.
+/// The first of the voters beside the leader stands as soon as the leader's lease has run out, the
+/// next one a round trip later, and so on: in a line there is no vote to be split, and no reason to
+/// wait for a random time.
 ///
-/// Where nobody wins so, it asks again soon whether it would get the votes; a question in the same term makes no answer
-/// void that is late. One that stands gives its votes the time that they may take, and then a random time, longer after
-/// each try: however slow the members' disks are, one of them has the time to win.
+/// Where nobody wins so, it asks again soon whether it would get the votes; a question in the same
+/// term makes no answer void that is late. One that stands gives its votes the time that they may
+/// take, and then a random time, longer after each try: however slow the members' disks are, one of
+/// them has the time to win.
 struct Candidacies {
-    /// By when the others' leases end, after the leader was heard here: a little later or sooner than this one's.
+    /// By when the others' leases end, after the leader was heard here: a little later or sooner
+    /// than this one's.
     lease: Duration,
     step: Duration,
     answer: Duration,
@@ -167,7 +180,9 @@ impl Candidacies {
     /// `None` while it may not vote.
     fn stands_at(&mut self, rank: u32, heard: Heard, is_candidate: bool) -> Option<Instant> {
         let open = self.open?;
-        if heard.has_leader && heard.last.zip(self.stood).is_some_and(|(last, stood)| last > stood.at) {
+        if heard.has_leader
+            && heard.last.zip(self.stood).is_some_and(|(last, stood)| last > stood.at)
+        {
             self.stood = None;
         }
         let first = match heard.last {
@@ -175,12 +190,16 @@ impl Candidacies {
             None => open.max(self.not_before),
         };
         let in_line = first + self.step * rank;
-        Some(self.stood.map_or(in_line, |stood| in_line.max(stood.at + self.pause(stood, is_candidate))))
+        Some(
+            self.stood
+                .map_or(in_line, |stood| in_line.max(stood.at + self.pause(stood, is_candidate))),
+        )
     }
 
     fn pause(&self, stood: Try, is_candidate: bool) -> Duration {
         let doubled = 2u32.saturating_pow(stood.number - 1);
-        let longest = self.answer + (self.answer * doubled.min(Self::LONGEST)).mul_f64(stood.random);
+        let longest =
+            self.answer + (self.answer * doubled.min(Self::LONGEST)).mul_f64(stood.random);
         if is_candidate { longest } else { longest.min(self.again.saturating_mul(doubled)) }
     }
 
@@ -226,7 +245,10 @@ mod tests {
         let now = Instant::now();
         let looks = |stands_at| looks_again(stands_at, now, MS(50)) - now;
         assert_eq!(looks(None), MS(50));
-        assert_eq!([20, 50, 500].map(|in_ms| looks(Some(now + MS(in_ms)))), [MS(20), MS(50), MS(50)]);
+        assert_eq!(
+            [20, 50, 500].map(|in_ms| looks(Some(now + MS(in_ms)))),
+            [MS(20), MS(50), MS(50)]
+        );
         // It has just stood.
         assert_eq!([now, now - MS(20)].map(|at| looks(Some(at))), [MS(50); 2]);
     }
@@ -255,7 +277,9 @@ mod tests {
         // The leader was heard, last at this time.
         let mut now = start + MS(1000 + 450 + 25 + 200);
         assert_eq!(member.stands_at(1, lost, false), Some(now));
-        for (asks, stands) in [(100, 1), (200, 2), (400, 4), (800, 8), (1600, 8), (3200, 8), (449 * 9, 8)] {
+        for (asks, stands) in
+            [(100, 1), (200, 2), (400, 4), (800, 8), (1600, 8), (3200, 8), (449 * 9, 8)]
+        {
             member.stood(now, 1.0);
             assert_eq!(member.stands_at(1, lost, false).unwrap() - now, MS(asks));
             let candidate = Heard { has_leader: false, ..lost };
@@ -264,7 +288,11 @@ mod tests {
             now = again;
         }
         member.stood(now, 0.0);
-        assert_eq!(member.stands_at(0, lost, true).unwrap() - now, MS(449), "the answers are always waited for");
+        assert_eq!(
+            member.stands_at(0, lost, true).unwrap() - now,
+            MS(449),
+            "the answers are always waited for"
+        );
         // A candidate that it voted for is no leader.
         let voted = Heard { last: Some(now + MS(100)), has_leader: false };
         assert_eq!(member.stands_at(0, voted, false), Some(now + MS(100 + 475)));

@@ -128,8 +128,8 @@ impl RaftGroup {
         metrics.membership_config.membership().voter_ids().collect()
     }
 
-    /// The voters that decide, and will under any later leader; `None` during a change, and while one may begin
-    /// that this member was asked for.
+    /// The voters that decide, and will under any later leader; `None` during a change, and while
+    /// one may begin that this member was asked for.
     pub fn settled_voters(&self) -> Option<BTreeSet<u64>> {
         if self.changes.may_go_on() {
             return None;
@@ -141,9 +141,10 @@ impl RaftGroup {
         <[_; 1]>::try_from(present.configs).ok().map(|[voters]| voters)
     }
 
-    /// Makes the group's members exactly these voters, if this node leads. Waits until those that are new
-    /// have caught up; their nodes must have opened the group and begun to take part. May be dropped at any
-    /// await and called again, also on another leader. Nothing happens if it is so already.
+    /// Makes the group's members exactly these voters, if this node leads. Waits until those that
+    /// are new have caught up; their nodes must have opened the group and begun to take part. May
+    /// be dropped at any await and called again, also on another leader. Nothing happens if it is
+    /// so already.
     ///
     /// A leader that is not among them stops leading soon after.
     pub async fn change_voters(&self, voters: &BTreeSet<u64>) -> Result<(), ChangeVotersFailure> {
@@ -162,15 +163,19 @@ impl RaftGroup {
             let term = self.leadership()?.term;
             let changed = tokio::select! {
                 changed = self.carry_out(step, voters) => changed?,
-                // openraft answers once the change is applied here or cut off. A leader that was deposed and is no
-                // member any more is sent neither; nor does a newcomer answer for ever that is gone.
+                // openraft answers once the change is applied here or cut off. A leader that was
+                // deposed and is no member any more is sent neither; nor does a newcomer answer for
+                // ever that is gone.
                 () = self.leadership_changed(Some(term)) => continue,
             };
             match changed {
                 // Looked at again, since what Raft publishes trails.
                 Some(Ok(_)) | None => {}
-                Some(Err(RaftError::Fatal(fatal))) => return Err(StorageError::Refused(fatal.to_string()).into()),
-                // The lease has run out for a moment, or another change is under way, or another leads.
+                Some(Err(RaftError::Fatal(fatal))) => {
+                    return Err(StorageError::Refused(fatal.to_string()).into());
+                }
+                // The lease has run out for a moment, or another change is under way, or another
+                // leads.
                 Some(Err(RaftError::APIError(error))) => {
                     tracing::info!(group = %self.id, %error, "changing the voters goes on");
                 }
@@ -195,7 +200,9 @@ impl RaftGroup {
                 }
                 self.raft.change_membership(voters.clone(), false).await
             }
-            Step::Remove(nodes) => self.raft.change_membership(ChangeMembers::RemoveNodes(nodes), false).await,
+            Step::Remove(nodes) => {
+                self.raft.change_membership(ChangeMembers::RemoveNodes(nodes), false).await
+            }
         };
         Ok(Some(taken.map(drop)))
     }
@@ -204,7 +211,8 @@ impl RaftGroup {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let present = Present::of(&metrics);
-        let replicated = |node| metrics.replication.as_ref()?.get(&node)?.as_ref().map(|log_id| log_id.index);
+        let replicated =
+            |node| metrics.replication.as_ref()?.get(&node)?.as_ref().map(|log_id| log_id.index);
         present.step(goal, |node| node == self.node_id || replicated(node) >= behind)
     }
 }
@@ -251,9 +259,18 @@ mod tests {
         assert_eq!(added.step(&goal, |node| node != 4), Step::Wait);
         assert_eq!(added.step(&goal, |node| node == 4), Step::Vote(set(&[4])));
         // One that was interrupted in the middle, and one that was on its way elsewhere.
-        assert_eq!(present(&[&[1, 2, 3], &[2, 3, 4]], &[1, 2, 3, 4]).step(&goal, |_| true), Step::Vote(set(&[])));
-        assert_eq!(present(&[&[1, 2, 3], &[3, 5]], &[1, 2, 3, 5]).step(&goal, |_| true), Step::Add(4));
-        assert_eq!(present(&[&[2, 3, 4]], &[2, 3, 4, 5]).step(&goal, |_| true), Step::Remove(set(&[5])));
+        assert_eq!(
+            present(&[&[1, 2, 3], &[2, 3, 4]], &[1, 2, 3, 4]).step(&goal, |_| true),
+            Step::Vote(set(&[]))
+        );
+        assert_eq!(
+            present(&[&[1, 2, 3], &[3, 5]], &[1, 2, 3, 5]).step(&goal, |_| true),
+            Step::Add(4)
+        );
+        assert_eq!(
+            present(&[&[2, 3, 4]], &[2, 3, 4, 5]).step(&goal, |_| true),
+            Step::Remove(set(&[5]))
+        );
         assert_eq!(present(&[&[2, 3, 4]], &[2, 3, 4]).step(&goal, |_| true), Step::Done);
     }
 }

@@ -6,10 +6,10 @@ use super::{LEFT, LogStore, PURGED, READ_BYTES, log_id_mark, vote_mark};
 use crate::type_config::LogId;
 use crate::wire;
 
-/// Cuts off what cannot be the end of a log. A log that is then shorter than it had certainly been lost what was
-/// acknowledged: its member is marked as one that left the group with that much, and so does not vote before its
-/// leader has sent it as much again. It is not kept from starting: as a copy it is of use, and nobody else can bring
-/// its log back.
+/// Cuts off what cannot be the end of a log. A log that is then shorter than it had certainly been
+/// lost what was acknowledged: its member is marked as one that left the group with that much, and
+/// so does not vote before its leader has sent it as much again. It is not kept from starting: as a
+/// copy it is of use, and nobody else can bring its log back.
 pub(super) fn repair(log: &GroupLog, high_water: Option<&HighWater>) -> Result<(), StorageError> {
     let mark = high_water.map_or(0, |marks| marks.mark(log.group()));
     cut_at_break(log, mark)?;
@@ -23,8 +23,8 @@ pub(super) fn repair(log: &GroupLog, high_water: Option<&HighWater>) -> Result<(
         "the log ends before what had been durable: the disk lost acknowledged entries. This member does not vote \
          until its leader has sent it as much again"
     );
-    // No entry is of a later term than the vote, which is saved first. Whether the vote is still the last one is
-    // looked at apart (`LogStore::has_lost_votes`).
+    // No entry is of a later term than the vote, which is saved first. Whether the vote is still
+    // the last one is looked at apart (`LogStore::has_lost_votes`).
     let vote = vote_mark(log)?.map_or(0, |vote| vote.leader_id.term);
     let term = vote.max(last.map_or(0, |last| last.leader_id.term));
     let lost = LogId::new(term.into(), mark);
@@ -36,20 +36,26 @@ pub(super) fn repair(log: &GroupLog, high_water: Option<&HighWater>) -> Result<(
     marks.lower(log.group(), end)
 }
 
-/// A vote may have become durable right before the process ended, and not the mark that says so. From here on it
-/// counts.
-pub(super) fn remember_vote(log: &GroupLog, high_water: Option<&HighWater>) -> Result<(), StorageError> {
+/// A vote may have become durable right before the process ended, and not the mark that says so.
+/// From here on it counts.
+pub(super) fn remember_vote(
+    log: &GroupLog,
+    high_water: Option<&HighWater>,
+) -> Result<(), StorageError> {
     let vote = vote_mark(log)?.map_or(0, |vote| vote.leader_id.term);
-    let Some(marks) = high_water.filter(|marks| marks.voted(log.group()) < vote) else { return Ok(()) };
+    let Some(marks) = high_water.filter(|marks| marks.voted(log.group()) < vote) else {
+        return Ok(());
+    };
     log.sync()?;
     marks.vote(log.group(), vote)
 }
 
-/// Cuts the log before the first entry that does not continue the one before. After a power loss RocksDB may have a
-/// later write and not the one before it, where the two were in different files of its log; neither was synced
-/// then, so neither was acknowledged:
+/// Cuts the log before the first entry that does not continue the one before. After a power loss
+/// RocksDB may have a later write and not the one before it, where the two were in different files
+/// of its log; neither was synced then, so neither was acknowledged:
 /// - An index that is missing: what follows a hole is not a log.
-/// - A term that goes back: a cut was lost, and what a later leader had cut follows what it sent instead.
+/// - A term that goes back: a cut was lost, and what a later leader had cut follows what it sent
+///   instead.
 fn cut_at_break(log: &GroupLog, mark: u64) -> Result<(), StorageError> {
     let purged = log_id_mark(log, PURGED)?;
     let mut next = purged.as_ref().map_or(0, |purged| purged.index + 1).max(mark);
@@ -75,7 +81,8 @@ fn cut_at_break(log: &GroupLog, mark: u64) -> Result<(), StorageError> {
                     Some(last) => log.truncate_after(last)?,
                     None => log.clear()?,
                 }
-                // As when a log is cut for its leader: before anything takes the place of what was cut.
+                // As when a log is cut for its leader: before anything takes the place of what was
+                // cut.
                 return log.sync();
             }
             (next, term) = (index + 1, found);

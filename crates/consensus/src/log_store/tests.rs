@@ -29,7 +29,8 @@ impl Disk {
     }
 
     fn log(&self) -> GroupLog {
-        GroupLog::open(Arc::clone(&self.engine) as Arc<dyn Engine>, GROUP, RecordKind::Entry).unwrap()
+        GroupLog::open(Arc::clone(&self.engine) as Arc<dyn Engine>, GROUP, RecordKind::Entry)
+            .unwrap()
     }
 
     fn marks(&self) -> Arc<HighWater> {
@@ -39,7 +40,13 @@ impl Disk {
     /// As a process that starts.
     fn open(&self) -> LogStore {
         let syncer = Syncer::start(Arc::clone(&self.engine) as Arc<dyn Engine>).unwrap();
-        LogStore::open(self.log(), Arc::new(syncer), Some(self.marks()), &crate::LogCache::default()).unwrap()
+        LogStore::open(
+            self.log(),
+            Arc::new(syncer),
+            Some(self.marks()),
+            &crate::LogCache::default(),
+        )
+        .unwrap()
     }
 }
 
@@ -75,7 +82,8 @@ async fn what_does_not_continue_the_log_is_cut_off_and_what_was_committed_there_
     for (stored, kept) in [
         // A hole.
         (&[(1, 1), (1, 2), (1, 3), (1, 5), (1, 6), (1, 7)][..], 3),
-        // A cut was lost: what the leader of term 2 had sent follows what that of term 3 sent instead.
+        // A cut was lost: what the leader of term 2 had sent follows what that of term 3 sent
+        // instead.
         (&[(1, 1), (2, 2), (3, 3), (2, 4), (2, 5), (3, 6)], 3),
         (&[(2, 1), (1, 2), (1, 3)], 1),
         // Nothing is wrong.
@@ -89,13 +97,22 @@ async fn what_does_not_continue_the_log_is_cut_off_and_what_was_committed_there_
             disk.marks().raise(GROUP, mark);
             disk.engine.sync().unwrap();
             let mut store = disk.open();
-            assert_eq!(disk.engine.unsynced_writes(), 0, "the cut is durable before anything takes its place");
-            let kept = stored.iter().take(usize::try_from(kept).unwrap()).copied().collect::<Vec<_>>();
+            assert_eq!(
+                disk.engine.unsynced_writes(),
+                0,
+                "the cut is durable before anything takes its place"
+            );
+            let kept =
+                stored.iter().take(usize::try_from(kept).unwrap()).copied().collect::<Vec<_>>();
             assert_eq!(ids(&store), kept, "{stored:?} behind mark {mark}");
             let (term, index) = *kept.last().unwrap();
             assert_eq!(store.read_committed().await.unwrap(), Some(id(term, index)));
             assert_eq!(store.bounds(), (1, index + 1));
-            assert_eq!(LogStore::left(&disk.log()).unwrap(), None, "nothing that was durable is missing");
+            assert_eq!(
+                LogStore::left(&disk.log()).unwrap(),
+                None,
+                "nothing that was durable is missing"
+            );
         }
     }
 }
@@ -111,7 +128,8 @@ async fn a_log_shorter_than_its_mark_is_marked_before_it_is_used_also_if_that_cr
     marks.raise(GROUP, 9);
     marks.vote(GROUP, 4).unwrap();
     drop(disk.open());
-    // The first open has written down that the log was longer, and its mark is that of the log again.
+    // The first open has written down that the log was longer, and its mark is that of the log
+    // again.
     assert_eq!(disk.marks().mark(GROUP), 3);
     assert_eq!(disk.engine.unsynced_writes(), 0);
     for engine in (0..20).map(|seed| disk.engine.crash(seed)) {
@@ -138,8 +156,8 @@ async fn a_cut_is_durable_before_anything_takes_its_place() {
     let mut store = disk.open();
     append(&mut store, &[(1, 1), (2, 2), (2, 3), (2, 4)]).await;
     store.truncate_after(Some(id(1, 1))).await.unwrap();
-    // The leader of term 3 goes on, and the power goes. Whatever the disk kept of it: no entry of term 3 follows one
-    // of term 2, which that leader did not have.
+    // The leader of term 3 goes on, and the power goes. Whatever the disk kept of it: no entry of
+    // term 3 follows one of term 2, which that leader did not have.
     write(&disk.log(), &[(3, 2)]);
     write(&disk.log(), &[(3, 3)]);
     let mut lengths = std::collections::BTreeSet::new();
@@ -158,7 +176,8 @@ fn a_log_that_is_gone_says_how_far_it_went_whatever_a_power_loss_keeps() {
     let vote = log::Vote { term: 2, node_id: 1, committed: true };
     disk.log().put_mark(VOTE, &vote.encode_to_vec()).unwrap();
     disk.engine.sync().unwrap();
-    // The mark beside the database is gone before, see `leave_group`, and the power goes before the fsync.
+    // The mark beside the database is gone before, see `leave_group`, and the power goes before the
+    // fsync.
     LogStore::leave(&disk.log(), Some(id(2, 2))).unwrap();
     let mut kept = std::collections::BTreeSet::new();
     for seed in 0..100 {
@@ -281,8 +300,12 @@ async fn a_vote_that_is_gone_is_missed_also_if_no_entry_came_of_it() {
     put(5);
     assert!(!disk.open().has_lost_votes(0).unwrap());
     put(4);
-    assert!(disk.open().has_lost_votes(0).unwrap(), "the one that started since may have told somebody of it");
-    // It is durable before the mark says so: else a power loss would look like one that was given and lost.
+    assert!(
+        disk.open().has_lost_votes(0).unwrap(),
+        "the one that started since may have told somebody of it"
+    );
+    // It is durable before the mark says so: else a power loss would look like one that was given
+    // and lost.
     disk.log().put_mark(VOTE, &vote(6).encode_to_vec()).unwrap();
     drop(disk.open());
     assert_eq!((disk.marks().voted(GROUP), disk.engine.unsynced_writes()), (6, 0));
@@ -306,7 +329,9 @@ async fn a_disk_that_is_slow_with_the_marks_holds_up_no_append() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), lowered).await.expect("the mark goes back with the log");
+    tokio::time::timeout(Duration::from_secs(20), lowered)
+        .await
+        .expect("the mark goes back with the log");
     disk.engine.release_syncs();
     let acknowledged = tokio::time::timeout(Duration::from_secs(5), acknowledged).await;
     // It cannot be synced, so the cut fails; what counts is that it ends.

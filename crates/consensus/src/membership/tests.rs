@@ -35,10 +35,12 @@ impl Voters {
             engine.create_family(META_FAMILY).unwrap();
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let address = listener.local_addr().unwrap();
-            let service = RaftService::new(*node, Arc::new(NoStates), Arc::clone(&engine)).into_server();
+            let service =
+                RaftService::new(*node, Arc::new(NoStates), Arc::clone(&engine)).into_server();
             let server = tonic::transport::Server::builder().add_service(service);
             tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
-            let channel = Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+            let channel =
+                Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
             voters.insert(*node, Voter { engine, channel, asked: 0, away_for: u32::MAX });
         }
         Arc::new(Self(Mutex::new(voters)))
@@ -98,9 +100,12 @@ impl Member {
     }
 
     fn joins(&self, vouched: bool) -> JoinHandle<Standing> {
-        let (engine, nodes, votes) = (Arc::clone(&self.engine), self.nodes.clone(), Arc::clone(&self.votes));
+        let (engine, nodes, votes) =
+            (Arc::clone(&self.engine), self.nodes.clone(), Arc::clone(&self.votes));
         let peers = Arc::clone(&self.voters) as Arc<dyn Peers>;
-        tokio::spawn(async move { join(&engine, GROUP, 1, &nodes, &peers, vouched, &votes).await.unwrap() })
+        tokio::spawn(async move {
+            join(&engine, GROUP, 1, &nodes, &peers, vouched, &votes).await.unwrap()
+        })
     }
 
     fn announces(&self) -> JoinHandle<()> {
@@ -218,11 +223,15 @@ async fn a_member_is_made_known_to_those_that_were_away_when_it_became_one() {
     assert!(!announcing.is_finished());
     member.voters.is_back(3);
     ended(announcing).await;
-    assert_eq!((member.voters.remembers(3, 1), member.voters.asked(1)), (member.voters.remembers(2, 1), 0));
+    assert_eq!(
+        (member.voters.remembers(3, 1), member.voters.asked(1)),
+        (member.voters.remembers(2, 1), 0)
+    );
     assert!(member.voters.remembers(3, 1).is_some());
 }
 
-/// Whoever leads would not notice that it forgets a vote. And it may be all that is left to remember the others.
+/// Whoever leads would not notice that it forgets a vote. And it may be all that is left to
+/// remember the others.
 #[tokio::test]
 async fn a_newcomer_hears_of_those_who_voted_before_it_and_not_before_it_takes_part() {
     let Member { engine, nodes, voters, .. } = Member::new(3).await;
@@ -234,5 +243,8 @@ async fn a_newcomer_hears_of_those_who_voted_before_it_and_not_before_it_takes_p
     assert_eq!(voters.asked(3), 0);
     assert!(record(&engine, GROUP, 3, b"three").unwrap());
     tokio::time::timeout(DEADLINE, introducing).await.expect("it takes part").unwrap();
-    assert_eq!((voters.remembers(3, 1).as_deref(), voters.remembers(3, 2)), (Some(&b"one"[..]), None));
+    assert_eq!(
+        (voters.remembers(3, 1).as_deref(), voters.remembers(3, 2)),
+        (Some(&b"one"[..]), None)
+    );
 }

@@ -1,7 +1,8 @@
 use meridian_proto::{encode_batch, log};
 use meridian_storage::MemoryEngine;
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding,
+    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, ShardId, Value,
+    ValueEncoding,
 };
 use openraft::vote::RaftLeaderId;
 
@@ -20,7 +21,8 @@ fn a_leader_notices_what_its_memory_has_changed() {
         let entries = vec![Entry { log_id: LogId::new(1.into(), 7), payload }];
         let leader_id = openraft::impls::leader_id_std::LeaderId::new(1, 1);
         let vote = Vote { leader_id, committed: true };
-        let request = AppendEntriesRequest { vote, prev_log_id: None, entries, leader_commit: None };
+        let request =
+            AppendEntriesRequest { vote, prev_log_id: None, entries, leader_commit: None };
         verify_entries(group, &request).map_err(|error| error.to_string())
     };
     verify(bytes.clone()).unwrap();
@@ -71,7 +73,8 @@ fn unimplemented<T>() -> Result<tonic::Response<T>, tonic::Status> {
 
 #[tonic::async_trait]
 impl raft::raft_server::Raft for Follows {
-    type StreamAppendStream = Pin<Box<dyn Stream<Item = Result<raft::AppendResponse, tonic::Status>> + Send>>;
+    type StreamAppendStream =
+        Pin<Box<dyn Stream<Item = Result<raft::AppendResponse, tonic::Status>> + Send>>;
 
     async fn stream_append(
         &self,
@@ -147,10 +150,15 @@ const HOUR: Duration = Duration::from_secs(3600);
 async fn network(member: Follows, append_timeout: Duration) -> Network {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let service = raft::raft_server::RaftServer::new(member).max_decoding_message_size(MAX_MESSAGE_BYTES);
+    let service =
+        raft::raft_server::RaftServer::new(member).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let incoming = tonic::transport::server::TcpIncoming::from(listener);
-    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
-    let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}")).unwrap().connect_lazy();
+    tokio::spawn(
+        tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming),
+    );
+    let channel = tonic::transport::Endpoint::from_shared(format!("http://{address}"))
+        .unwrap()
+        .connect_lazy();
     let factory = NetworkFactory {
         node_id: 1,
         group: GROUP,
@@ -171,11 +179,16 @@ fn own_vote(committed: bool) -> Vote {
 }
 
 fn heartbeat() -> AppendEntriesRequest<TypeConfig> {
-    AppendEntriesRequest { vote: own_vote(true), prev_log_id: None, entries: Vec::new(), leader_commit: None }
+    AppendEntriesRequest {
+        vote: own_vote(true),
+        prev_log_id: None,
+        entries: Vec::new(),
+        leader_commit: None,
+    }
 }
 
-/// This thread may stand still between an answer, which came in time, and openraft's note of it. Meanwhile others
-/// look at the lease.
+/// This thread may stand still between an answer, which came in time, and openraft's note of it.
+/// Meanwhile others look at the lease.
 #[tokio::test]
 async fn an_answer_that_openraft_has_not_noted_yet_grows_older() {
     let mut network = network(Follows::default(), HOUR).await;
@@ -186,14 +199,18 @@ async fn an_answer_that_openraft_has_not_noted_yet_grows_older() {
     // It has not asked for the next one.
     let answered = Instant::now();
     while lease_trust.holds() {
-        assert!(answered.elapsed() < Duration::from_secs(20), "the lease is trusted, whatever the answer's age");
+        assert!(
+            answered.elapsed() < Duration::from_secs(20),
+            "the lease is trusted, whatever the answer's age"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     assert!(matches!(answers.next().await, Some(Ok(Ok(None)))));
     assert!(!lease_trust.holds(), "what it noted may be ahead by as much");
 }
 
-/// Nobody is to be given up who is well: all that was sent would be sent again, and again take too long.
+/// Nobody is to be given up who is well: all that was sent would be sent again, and again take too
+/// long.
 #[tokio::test]
 async fn an_answer_is_waited_for_as_long_as_it_may_take_and_an_idle_stream_has_none() {
     let within = Duration::from_millis(200);
@@ -246,9 +263,11 @@ async fn a_heartbeat_that_is_answered_late_and_in_time_ends_no_stream() {
     assert!(matches!(answers.next().await, Some(Ok(Ok(None)))));
 }
 
-/// The heartbeat that says that the member has the log up to this index, and what the member says to it.
+/// The heartbeat that says that the member has the log up to this index, and what the member says
+/// to it.
 async fn beat(network: &mut Network, index: u64) -> Option<u64> {
-    let request = AppendEntriesRequest { prev_log_id: Some(LogId::new(1.into(), index)), ..heartbeat() };
+    let request =
+        AppendEntriesRequest { prev_log_id: Some(LogId::new(1.into(), index)), ..heartbeat() };
     let alone = futures::stream::once(std::future::ready(request));
     let answer = network.stream_append(alone, RPCOption::new(HOUR)).await.unwrap().next().await;
     Some(answer?.unwrap().unwrap()?.index)
@@ -256,7 +275,8 @@ async fn beat(network: &mut Network, index: u64) -> Option<u64> {
 
 /// A leader counts its lease from when it asked for the heartbeat that is answered.
 #[tokio::test]
-async fn heartbeats_share_a_stream_and_an_answer_that_comes_late_is_not_taken_for_that_to_the_next() {
+async fn heartbeats_share_a_stream_and_an_answer_that_comes_late_is_not_taken_for_that_to_the_next()
+{
     let member = Follows::default();
     let (streams, answers) = (Arc::clone(&member.streams), Arc::clone(&member.answers));
     let mut network = network(member, HOUR).await;
@@ -285,12 +305,15 @@ async fn a_heartbeat_goes_over_another_stream_where_the_one_that_was_kept_has_en
     assert_eq!(streams.load(Ordering::SeqCst), 2);
 }
 
-/// Raft takes over every later vote that it is told of, and behind the last term there is none to be elected in.
+/// Raft takes over every later vote that it is told of, and behind the last term there is none to
+/// be elected in.
 #[tokio::test]
 async fn an_answer_of_a_term_that_no_group_reaches_is_not_believed() {
     let state = ShardState::open(Arc::new(MemoryEngine::default()), GROUP.shard).unwrap();
     let snapshot = Arc::new(state.snapshot().unwrap());
-    for (term, is_believed) in [(2, true), ((1 << 32) + 1, true), ((1 << 32) + 2, false), (u64::MAX, false)] {
+    for (term, is_believed) in
+        [(2, true), ((1 << 32) + 1, true), ((1 << 32) + 2, false), (u64::MAX, false)]
+    {
         let later = Some(log::Vote { term, node_id: 3, committed: false });
         let mut network = network(Follows { later, ..Follows::default() }, HOUR).await;
         network.factory.votes.settle(VoteGate::OpensAt(Instant::now()));
@@ -298,23 +321,37 @@ async fn an_answer_of_a_term_that_no_group_reaches_is_not_believed() {
         let mut streamed = [false; 2];
         for (requests, streamed) in [1, 2].into_iter().zip(&mut streamed) {
             let requests = futures::stream::repeat(heartbeat()).take(requests);
-            *streamed = network.stream_append(requests, option()).await.unwrap().next().await.unwrap().is_ok();
+            *streamed = network
+                .stream_append(requests, option())
+                .await
+                .unwrap()
+                .next()
+                .await
+                .unwrap()
+                .is_ok();
         }
         let candidacy = VoteRequest::new(own_vote(false), None);
-        let snapshot = Snapshot { meta: Default::default(), snapshot: SnapshotData::Local(Arc::clone(&snapshot)) };
+        let snapshot = Snapshot {
+            meta: Default::default(),
+            snapshot: SnapshotData::Local(Arc::clone(&snapshot)),
+        };
         let believed = [
             streamed[0],
             streamed[1],
             network.append_entries(heartbeat(), option()).await.is_ok(),
             network.vote(candidacy.clone(), option()).await.is_ok(),
             network.pre_vote(candidacy, option()).await.is_ok(),
-            network.full_snapshot(own_vote(true), snapshot, std::future::pending(), option()).await.is_ok(),
+            network
+                .full_snapshot(own_vote(true), snapshot, std::future::pending(), option())
+                .await
+                .is_ok(),
         ];
         assert_eq!(believed, [is_believed; 6], "term {term}");
     }
 }
 
-/// Raft counts the candidate's own vote with the answers of others, and that one is to be safe when it is counted.
+/// Raft counts the candidate's own vote with the answers of others, and that one is to be safe when
+/// it is counted.
 #[tokio::test]
 async fn an_answer_to_a_candidacy_counts_only_while_the_candidates_own_vote_does() {
     let member = Follows::default();
@@ -338,7 +375,8 @@ async fn an_answer_to_a_candidacy_counts_only_while_the_candidates_own_vote_does
     assert_eq!(counted(&mut network, &candidacy).await, [true; 2]);
     assert_eq!(asked.load(Ordering::SeqCst), 4);
     // Sealed while the answer is on its way.
-    let mut network = self::network(Follows { sealed: Some(Arc::clone(&votes)), ..member }, HOUR).await;
+    let mut network =
+        self::network(Follows { sealed: Some(Arc::clone(&votes)), ..member }, HOUR).await;
     network.factory.votes = votes;
     assert_eq!(counted(&mut network, &handover).await, [false; 2]);
     assert_eq!(asked.load(Ordering::SeqCst), 5);

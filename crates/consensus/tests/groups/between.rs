@@ -46,7 +46,9 @@ impl Control {
     }
 
     fn denies(&self, request: &raft::AppendRequest) -> bool {
-        let is_question = request.previous.is_none() && request.entries.is_empty() && request.leader_commit.is_none();
+        let is_question = request.previous.is_none()
+            && request.entries.is_empty()
+            && request.leader_commit.is_none();
         is_question && self.deny_leaders.load(Ordering::SeqCst)
     }
 }
@@ -65,7 +67,8 @@ impl Between {
 
 #[tonic::async_trait]
 impl raft_server::Raft for Between {
-    type StreamAppendStream = Pin<Box<dyn Stream<Item = Result<raft::AppendResponse, Status>> + Send>>;
+    type StreamAppendStream =
+        Pin<Box<dyn Stream<Item = Result<raft::AppendResponse, Status>> + Send>>;
 
     async fn stream_append(
         &self,
@@ -82,26 +85,38 @@ impl raft_server::Raft for Between {
         Ok(Response::new(Box::pin(answers)))
     }
 
-    async fn append(&self, request: Request<raft::AppendRequest>) -> Result<Response<raft::AppendResponse>, Status> {
+    async fn append(
+        &self,
+        request: Request<raft::AppendRequest>,
+    ) -> Result<Response<raft::AppendResponse>, Status> {
         let request = request.into_inner();
         if self.control.denies(&request) {
             let term = request.vote.map_or(0, |vote| vote.term);
-            let later =
-                Vote { term: term + 1, node_id: request.group.map_or(0, |group| group.target), committed: false };
+            let later = Vote {
+                term: term + 1,
+                node_id: request.group.map_or(0, |group| group.target),
+                committed: false,
+            };
             let result = Some(append_response::Result::HigherVote(later));
             return Ok(Response::new(raft::AppendResponse { result }));
         }
         self.member().append(self.control.pass(request).await).await
     }
 
-    async fn vote(&self, request: Request<raft::VoteRequest>) -> Result<Response<raft::VoteResponse>, Status> {
+    async fn vote(
+        &self,
+        request: Request<raft::VoteRequest>,
+    ) -> Result<Response<raft::VoteResponse>, Status> {
         while self.control.holds_votes.load(Ordering::SeqCst) {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
         self.member().vote(request.into_inner()).await
     }
 
-    async fn pre_vote(&self, request: Request<raft::VoteRequest>) -> Result<Response<raft::VoteResponse>, Status> {
+    async fn pre_vote(
+        &self,
+        request: Request<raft::VoteRequest>,
+    ) -> Result<Response<raft::VoteResponse>, Status> {
         self.member().pre_vote(request.into_inner()).await
     }
 
@@ -112,7 +127,10 @@ impl raft_server::Raft for Between {
         self.member().transfer_leader(request.into_inner()).await
     }
 
-    async fn join(&self, request: Request<raft::JoinRequest>) -> Result<Response<raft::JoinResponse>, Status> {
+    async fn join(
+        &self,
+        request: Request<raft::JoinRequest>,
+    ) -> Result<Response<raft::JoinResponse>, Status> {
         self.member().join(request.into_inner()).await
     }
 
@@ -128,14 +146,18 @@ impl raft_server::Raft for Between {
 async fn between(target: SocketAddr, control: Arc<Control>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let member = Endpoint::from_shared(format!("http://{target}")).unwrap().tcp_nodelay(true).connect_lazy();
+    let member =
+        Endpoint::from_shared(format!("http://{target}")).unwrap().tcp_nodelay(true).connect_lazy();
     let service = raft_server::RaftServer::new(Between { member, control });
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+    tokio::spawn(
+        tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming),
+    );
     address
 }
 
-/// Three members that reach each other only through what `control` says. Elections take `election_timeout_ms`.
+/// Three members that reach each other only through what `control` says. Elections take
+/// `election_timeout_ms`.
 pub(crate) async fn three_between(control: &Arc<Control>, election_timeout_ms: u64) -> Vec<Node> {
     let (wire, voters) = (Arc::new(Wire::default()), set(1..=3));
     let mut nodes = Vec::new();

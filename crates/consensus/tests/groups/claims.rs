@@ -29,11 +29,16 @@ async fn a_term_that_no_group_reaches_moves_no_member() {
             let mut refused = vec![client.append(append.clone()).await.map(drop)];
             let stream = client.stream_append(futures::stream::iter([append])).await.unwrap();
             refused.push(stream.into_inner().message().await.map(drop));
-            let request =
-                raft::VoteRequest { group, vote: vote(false), leadership_transfer: true, ..Default::default() };
+            let request = raft::VoteRequest {
+                group,
+                vote: vote(false),
+                leadership_transfer: true,
+                ..Default::default()
+            };
             refused.push(client.vote(request).await.map(drop));
             refused.push(client.pre_vote(request).await.map(drop));
-            let install = raft::InstallSnapshotRequest { group, vote: vote(true), ..Default::default() };
+            let install =
+                raft::InstallSnapshotRequest { group, vote: vote(true), ..Default::default() };
             refused.push(client.install_snapshot(install).await.map(drop));
             for refused in refused {
                 assert_eq!(refused.unwrap_err().code(), Code::InvalidArgument);
@@ -43,5 +48,9 @@ async fn a_term_that_no_group_reaches_moves_no_member() {
     let last = write(&nodes, 2, "after").await;
     equal(&nodes, at(1, last)).await;
     let leading = leader(&nodes).await;
-    assert_eq!((leading.id, leading.group().status().term), (led, term), "nobody was made to stand for election");
+    assert_eq!(
+        (leading.id, leading.group().status().term),
+        (led, term),
+        "nobody was made to stand for election"
+    );
 }

@@ -48,10 +48,14 @@ async fn a_leader_that_was_restarted_confirms_no_read() {
     until("it may answer a leader", async || old.group().votes()).await;
     until("all is applied again", async || *old.group().applied().borrow() == (last, term)).await;
     let nobody = Err(NotLeading { leader: None });
-    assert_eq!((old.group().read_index().await, old.group().leadership().map(drop)), (nobody, nobody));
+    assert_eq!(
+        (old.group().read_index().await, old.group().leadership().map(drop)),
+        (nobody, nobody)
+    );
 }
 
-/// Whoever has written it has its answer as soon as it is applied; whoever has shown it is another voter.
+/// Whoever has written it has its answer as soon as it is applied; whoever has shown it is another
+/// voter.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_read_that_a_majority_confirms_waits_until_what_is_committed_is_applied() {
     let nodes = three_between(&Arc::default(), 1000).await;
@@ -62,7 +66,9 @@ async fn a_read_that_a_majority_confirms_waits_until_what_is_committed_is_applie
     let (goes_on, wait) = mpsc::channel::<()>();
     let wait = Mutex::new(wait);
     // Nothing is ever sent: it waits until the other end is dropped.
-    leading.state.observe(move |_| assert!(tokio::task::block_in_place(|| wait.lock().unwrap().recv()).is_err()));
+    leading.state.observe(move |_| {
+        assert!(tokio::task::block_in_place(|| wait.lock().unwrap().recv()).is_err())
+    });
     let reading = async {
         let follower = nodes.iter().find(|node| node.id != leading.id).unwrap();
         until("a follower shows it", async || follower.state.position() == at(1, last + 1)).await;
@@ -77,8 +83,8 @@ async fn a_read_that_a_majority_confirms_waits_until_what_is_committed_is_applie
     assert_eq!(written, Ok(last + 1));
 }
 
-/// The leader before acknowledged what the next one has in its log and does not know to be committed. `None` where
-/// another was elected too early.
+/// The leader before acknowledged what the next one has in its log and does not know to be
+/// committed. `None` where another was elected too early.
 async fn read_behind_what_was_acknowledged() -> Option<()> {
     let control = Arc::<Control>::default();
     let mut nodes = three_between(&control, 300).await;
@@ -91,16 +97,23 @@ async fn read_behind_what_was_acknowledged() -> Option<()> {
         return None;
     }
     let mut old = nodes.remove(nodes.iter().position(|node| node.id == first).unwrap());
-    until("both have logged it", async || nodes.iter().all(|node| has_logged(node, acknowledged))).await;
+    until("both have logged it", async || nodes.iter().all(|node| has_logged(node, acknowledged)))
+        .await;
     if nodes.iter().any(|node| node.state.position() != at(1, last)) {
         return None;
     }
     control.holds_entries.store(true, Ordering::SeqCst);
     old.close().await;
     until("another leads, and answers no read", async || {
-        let Some(leading) = nodes.iter().find(|node| node.group().leadership().is_ok()) else { return false };
+        let Some(leading) = nodes.iter().find(|node| node.group().leadership().is_ok()) else {
+            return false;
+        };
         let read = leading.group().read_index().await;
-        assert!(read.is_err(), "it has come to {}, and more was acknowledged", leading.state.position());
+        assert!(
+            read.is_err(),
+            "it has come to {}, and more was acknowledged",
+            leading.state.position()
+        );
         leading.group().leadership().is_ok()
     })
     .await;

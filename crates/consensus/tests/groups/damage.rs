@@ -18,7 +18,8 @@ use crate::wire::Wire;
 /// Bits that are still to be flipped, wherever a value with this text passes.
 const VALUE: &[u8] = b"a value in which a bit flips";
 
-/// Listens, and passes on to `target` what comes, with a bit flipped in `VALUE` as long as there are `left` to flip.
+/// Listens, and passes on to `target` what comes, with a bit flipped in `VALUE` as long as there
+/// are `left` to flip.
 async fn flipping(target: SocketAddr, left: Arc<AtomicUsize>) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -29,13 +30,19 @@ async fn flipping(target: SocketAddr, left: Arc<AtomicUsize>) -> SocketAddr {
                 near.set_nodelay(true).unwrap();
                 let Ok(far) = TcpStream::connect(target).await else { return };
                 far.set_nodelay(true).unwrap();
-                let ((mut from, mut back), (mut answers, mut to)) = (near.into_split(), far.into_split());
+                let ((mut from, mut back), (mut answers, mut to)) =
+                    (near.into_split(), far.into_split());
                 let forth = async move {
                     let mut buffer = vec![0; 64 << 10];
                     while let Ok(len @ 1..) = from.read(&mut buffer).await {
                         let passing = &mut buffer[..len];
-                        if let Some(at) = passing.windows(VALUE.len()).position(|bytes| bytes == VALUE)
-                            && left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1)).is_ok()
+                        if let Some(at) =
+                            passing.windows(VALUE.len()).position(|bytes| bytes == VALUE)
+                            && left
+                                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| {
+                                    left.checked_sub(1)
+                                })
+                                .is_ok()
                         {
                             passing[at + 3] ^= 1;
                         }
@@ -71,19 +78,28 @@ async fn a_bit_that_flips_on_the_way_to_a_member_is_found_and_sent_again() {
     let last = last.max(write(&nodes, 2, "after").await);
     equal(&nodes, at(1, last)).await;
     let rows = nodes[0].rows();
-    assert!(rows.iter().any(|(_, value)| value.ends_with(VALUE)), "what was written is what is stored");
+    assert!(
+        rows.iter().any(|(_, value)| value.ends_with(VALUE)),
+        "what was written is what is stored"
+    );
     let digests: Vec<_> = nodes.iter().map(|node| node.state.applied().digest).collect();
     assert!(digests.iter().all(|digest| *digest == digests[0]), "{digests:?}");
 }
 
 /// As a leader sends it that has term, log and all right, and this batch.
-async fn append(nodes: &[Node], to: &Node, bytes: Bytes) -> Result<raft::AppendResponse, tonic::Status> {
+async fn append(
+    nodes: &[Node],
+    to: &Node,
+    bytes: Bytes,
+) -> Result<raft::AppendResponse, tonic::Status> {
     let group = raft::Group { shard: SHARD.0, epoch: 1, target: to.id };
     let leadership = leader(nodes).await.group().leadership().unwrap();
-    let vote = log::Vote { term: leadership.term, node_id: leader(nodes).await.id, committed: true };
+    let vote =
+        log::Vote { term: leadership.term, node_id: leader(nodes).await.id, committed: true };
     let previous = to.state.applied().raft.log_id.unwrap();
     let log_id = log::LogId { term: leadership.term, index: previous.index + 1 };
-    let entry = log::Entry { log_id: Some(log_id), payload: Some(log::entry::Payload::Batch(bytes)) };
+    let entry =
+        log::Entry { log_id: Some(log_id), payload: Some(log::entry::Payload::Batch(bytes)) };
     let request = raft::AppendRequest {
         group: Some(group),
         vote: Some(vote),
@@ -92,7 +108,8 @@ async fn append(nodes: &[Node], to: &Node, bytes: Bytes) -> Result<raft::AppendR
         leader_commit: Some(previous),
         members: Vec::new(),
     };
-    let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", to.address)).unwrap();
+    let endpoint =
+        tonic::transport::Endpoint::from_shared(format!("http://{}", to.address)).unwrap();
     let mut client = RaftClient::new(endpoint.connect_lazy());
     client.append(request).await.map(tonic::Response::into_inner)
 }
@@ -121,7 +138,10 @@ async fn a_batch_that_is_damaged_or_cannot_be_read_is_in_no_log_and_the_member_g
     let of_another_epoch = encode_batch(&batch(at(2, next.sequence), "of another epoch"));
     let cases = [
         (Bytes::from(damaged), "the bytes were damaged"),
-        (with_checksum(&newer), "it is of format 2, and this version reads none beyond 1: upgrade this node"),
+        (
+            with_checksum(&newer),
+            "it is of format 2, and this version reads none beyond 1: upgrade this node",
+        ),
         (of_another_epoch, "batch field `epoch`"),
         (Bytes::from_static(b"no batch at all"), "the bytes were damaged"),
     ];
@@ -150,20 +170,27 @@ fn a_leader_that_is_about_to_send_what_its_memory_has_changed_stops() {
             let last = write(&nodes, 2, "before").await;
             let leading = leader(&nodes).await.group();
             let term = leading.leadership().unwrap().term;
-            let mut bytes = encode_batch(&batch(at(1, last + 1), "damaged where nothing else looks")).to_vec();
+            let mut bytes =
+                encode_batch(&batch(at(1, last + 1), "damaged where nothing else looks")).to_vec();
             let text = bytes.windows(7).position(|bytes| bytes == b"damaged").unwrap();
             bytes[text] ^= 4;
             let mut proposal = leading.propose(bytes.into(), last + 1, term).await.unwrap();
-            let applied = tokio::time::timeout(std::time::Duration::from_secs(10), proposal.applied()).await;
+            let applied =
+                tokio::time::timeout(std::time::Duration::from_secs(10), proposal.applied()).await;
             println!("it goes on: {applied:?}");
         });
     }
     let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args(["damage::a_leader_that_is_about_to_send_what_its_memory_has_changed_stops", "--exact", "--nocapture"])
+        .args([
+            "damage::a_leader_that_is_about_to_send_what_its_memory_has_changed_stops",
+            "--exact",
+            "--nocapture",
+        ])
         .env(CHILD, "1")
         .output()
         .unwrap();
-    let (out, error) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    let (out, error) =
+        (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
     let signal = std::os::unix::process::ExitStatusExt::signal(&child.status);
     assert_eq!(signal, Some(6), "it was not aborted: {:?}\n{out}\n{error}", child.status);
     assert!(error.contains("corruption in log entry"), "{error}");

@@ -27,7 +27,8 @@ async fn no_member_waits_for_its_disk_on_the_runtime() {
         nodes.push(node);
     }
     let last = write(&nodes, 3, "here").await;
-    until("all have it", async || nodes.iter().all(|node| node.state.position() == at(1, last))).await;
+    until("all have it", async || nodes.iter().all(|node| node.state.position() == at(1, last)))
+        .await;
     assert!(wire.fetched(crate::support::group(1)) > 0, "the third was seeded");
     // Another leader: votes are saved.
     let first = leader(&nodes).await.id;
@@ -55,7 +56,11 @@ async fn members_whose_disks_take_most_of_a_lease_to_save_a_vote_elect_a_leader(
     let mut nodes = Vec::new();
     for id in 1..=3 {
         let mut node = Node::new(id, &wire).await;
-        node.timing = RaftTiming { heartbeat_ms: 150, election_timeout_min_ms: 600, election_timeout_max_ms: 900 };
+        node.timing = RaftTiming {
+            heartbeat_ms: 150,
+            election_timeout_min_ms: 600,
+            election_timeout_max_ms: 900,
+        };
         node.form(1, &voters, at(1, 0));
         node.open(1, &voters).await;
         nodes.push(node);
@@ -84,7 +89,11 @@ async fn a_voter_whose_disk_is_full_appends_nothing_follows_its_leader_and_catch
         write(&nodes, 1, "while it is full").await;
     }
     assert_eq!(full.state.position(), at(1, last), "it was to append nothing");
-    assert_eq!(leader(&nodes).await.group().leadership().unwrap().term, term, "it stood for election");
+    assert_eq!(
+        leader(&nodes).await.group().leadership().unwrap().term,
+        term,
+        "it stood for election"
+    );
     full.full.store(false, Ordering::Relaxed);
     equal(&nodes, at(1, more + 10)).await;
 }

@@ -16,7 +16,11 @@ async fn a_round_trip_may_take_longer_than_heartbeats_are_apart() {
     for id in 1..=3 {
         // 190 ms for the way around half the world, and 20 for what lies at its ends.
         let mut node = Node::far(id, &wire, Duration::from_millis(105)).await;
-        node.timing = RaftTiming { heartbeat_ms: 200, election_timeout_min_ms: 1000, election_timeout_max_ms: 2000 };
+        node.timing = RaftTiming {
+            heartbeat_ms: 200,
+            election_timeout_min_ms: 1000,
+            election_timeout_max_ms: 2000,
+        };
         node.form(1, &voters, at(1, 0));
         nodes.push(node);
     }
@@ -26,7 +30,8 @@ async fn a_round_trip_may_take_longer_than_heartbeats_are_apart() {
     nodes[0].group().elect_now().await;
     let first = leader(&nodes).await;
     assert_eq!(first.id, 1);
-    // Idle for longer than any timeout: the same leader, and a lease that is always renewed in time.
+    // Idle for longer than any timeout: the same leader, and a lease that is always renewed in
+    // time.
     until("a lease", async || first.group().leadership().unwrap().lease_until.is_some()).await;
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(5) {

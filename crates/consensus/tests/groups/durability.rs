@@ -38,8 +38,8 @@ async fn level(nodes: &[Node]) {
     .await;
 }
 
-/// Entry 4 was in a file of the write-ahead log that lost its end; what came after it, and the mark of what was
-/// committed by the others, in the next.
+/// Entry 4 was in a file of the write-ahead log that lost its end; what came after it, and the mark
+/// of what was committed by the others, in the next.
 #[tokio::test]
 async fn a_node_with_a_hole_in_its_log_starts_and_is_brought_level() {
     let wire = Arc::new(Wire::default());
@@ -60,7 +60,8 @@ async fn a_node_with_a_hole_in_its_log_starts_and_is_brought_level() {
     until("it votes", async || nodes[victim].group().votes()).await;
 }
 
-/// What had been durable is not there any more: the node starts, as a copy, and votes when it was sent as much.
+/// What had been durable is not there any more: the node starts, as a copy, and votes when it was
+/// sent as much.
 #[tokio::test]
 async fn a_log_that_lost_an_end_that_was_durable_does_not_vote_until_it_has_as_much_again() {
     let wire = Arc::new(Wire::default());
@@ -79,13 +80,22 @@ async fn a_log_that_lost_an_end_that_was_durable_does_not_vote_until_it_has_as_m
     }
     victim.open(1, &set(1..=3)).await;
     let refused = refused_vote(&wire, victim.id, None).await;
-    assert!(refused.contains("does not know yet") || refused.contains("shorter than it was"), "{refused}");
-    until("it says why", async || refused_vote(&wire, victim.id, None).await.contains("shorter than it was")).await;
+    assert!(
+        refused.contains("does not know yet") || refused.contains("shorter than it was"),
+        "{refused}"
+    );
+    until("it says why", async || {
+        refused_vote(&wire, victim.id, None).await.contains("shorter than it was")
+    })
+    .await;
     assert!(!victim.group().votes());
     // And over a restart, although the mark beside the log is that of the log again.
     victim.crash().await;
     victim.open(1, &set(1..=3)).await;
-    until("it says why", async || refused_vote(&wire, victim.id, None).await.contains("shorter than it was")).await;
+    until("it says why", async || {
+        refused_vote(&wire, victim.id, None).await.contains("shorter than it was")
+    })
+    .await;
     for node in &mut left {
         node.open(1, &set(1..=3)).await;
     }
@@ -109,7 +119,8 @@ async fn a_member_that_lost_a_vote_goes_on_as_a_copy_that_does_not_vote() {
     nodes[victim].marks.vote(group(1), term + 1).unwrap();
     nodes[victim].open(1, &set(1..=3)).await;
     let id = nodes[victim].id;
-    until("it says why", async || refused_vote(&wire, id, None).await.contains("does not vote")).await;
+    until("it says why", async || refused_vote(&wire, id, None).await.contains("does not vote"))
+        .await;
     let last = write(&nodes, 1, "after").await;
     equal(&nodes, at(1, last)).await;
     assert!(!nodes[victim].group().votes());
@@ -120,7 +131,8 @@ fn split(mut nodes: Vec<Node>, index: usize) -> (Vec<Node>, Node) {
     (nodes, one)
 }
 
-/// Why the node refuses to be asked for its vote, by one that remembers this of it; empty if it does not.
+/// Why the node refuses to be asked for its vote, by one that remembers this of it; empty if it
+/// does not.
 async fn refused_vote(wire: &Arc<Wire>, node: u64, remembered: Option<LogId>) -> String {
     let target = raft::Group { shard: SHARD.0, epoch: group(1).epoch.0.into(), target: node };
     let vote = Some(Default::default());
@@ -129,8 +141,8 @@ async fn refused_vote(wire: &Arc<Wire>, node: u64, remembered: Option<LogId>) ->
     answer.err().map(|status| status.message().to_owned()).unwrap_or_default()
 }
 
-/// A leads; X is committed by A and B, whose machine is set back to what it was some writes ago; A burns. B and C
-/// are a majority, and neither has X.
+/// A leads; X is committed by A and B, whose machine is set back to what it was some writes ago; A
+/// burns. B and C are a majority, and neither has X.
 async fn a_folder_that_was_rolled_back(mut nodes: Vec<Node>, wire: Arc<Wire>) {
     let voters = set(1..=3);
     for node in &mut nodes {
@@ -168,7 +180,11 @@ async fn a_folder_that_was_rolled_back(mut nodes: Vec<Node>, wire: Arc<Wire>) {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(3) {
         for node in [&b, &c] {
-            assert!(node.group().leadership().is_err(), "node {} leads without what was acknowledged", node.id);
+            assert!(
+                node.group().leadership().is_err(),
+                "node {} leads without what was acknowledged",
+                node.id
+            );
             assert!(!matches!(role(node), Role::Leader));
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -176,7 +192,8 @@ async fn a_folder_that_was_rolled_back(mut nodes: Vec<Node>, wire: Arc<Wire>) {
     let held = c.marks.remembered(group(1), b.id).unwrap();
     let said = refused_vote(&wire, b.id, Some(LogId { term: held.term, index: held.index })).await;
     assert!(said.contains("its data folder was rolled back"), "{said}");
-    // With the one that has it, it goes on; and B, once it was sent what it lacks, is one like the others.
+    // With the one that has it, it goes on; and B, once it was sent what it lacks, is one like the
+    // others.
     a.open(1, &voters).await;
     let mut nodes = vec![a, b, c];
     let last = write(&nodes, 1, "after").await;
@@ -189,8 +206,8 @@ async fn a_folder_that_was_rolled_back(mut nodes: Vec<Node>, wire: Arc<Wire>) {
     assert_eq!(leader(&nodes).await.group().voters(), voters);
 }
 
-/// The one that is asked knows more of the candidate than its own log shows: it was told, and lost the entries, or they
-/// are still on their way.
+/// The one that is asked knows more of the candidate than its own log shows: it was told, and lost
+/// the entries, or they are still on their way.
 #[tokio::test]
 async fn a_candidate_gets_no_vote_whose_log_ends_before_what_the_other_knows_that_it_held() {
     let wire = Arc::new(Wire::default());
@@ -201,7 +218,8 @@ async fn a_candidate_gets_no_vote_whose_log_ends_before_what_the_other_knows_tha
     let log_id = nodes[1].state.applied().raft.log_id.unwrap();
     let ask = async |ends: u64| {
         let group = raft::Group { shard: SHARD.0, epoch: group(1).epoch.0.into(), target: 2 };
-        let vote = meridian_proto::log::Vote { term: log_id.term + 1, node_id: 3, committed: false };
+        let vote =
+            meridian_proto::log::Vote { term: log_id.term + 1, node_id: 3, committed: false };
         let last_log_id = Some(LogId { index: ends, ..log_id });
         let request = raft::VoteRequest {
             group: Some(group),
@@ -249,17 +267,24 @@ async fn a_commit_waits_for_the_disks_of_a_majority() {
     let last = write(&nodes, 2, "before").await;
     equal(&nodes, at(1, last)).await;
     let leading = leader(&nodes).await;
-    let slow: Vec<_> = nodes.iter().filter(|node| node.id != leading.id).map(Node::memory).collect();
+    let slow: Vec<_> =
+        nodes.iter().filter(|node| node.id != leading.id).map(Node::memory).collect();
     slow.iter().for_each(|engine| engine.hold_syncs());
     let mut writing = Box::pin(leading.write("held"));
     until("it is in the logs of the others", async || {
-        assert!(futures::poll!(writing.as_mut()).is_pending(), "acknowledged before a majority has it");
+        assert!(
+            futures::poll!(writing.as_mut()).is_pending(),
+            "acknowledged before a majority has it"
+        );
         slow.iter().all(|engine| engine.get(LOG_FAMILY, &entry_key(last + 2)).unwrap().is_some())
     })
     .await;
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(100) {
-        assert!(futures::poll!(writing.as_mut()).is_pending(), "acknowledged before a majority has it");
+        assert!(
+            futures::poll!(writing.as_mut()).is_pending(),
+            "acknowledged before a majority has it"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     slow[0].release_syncs();
@@ -279,7 +304,11 @@ async fn a_commit_waits_for_the_leaders_disk_where_it_is_one_of_the_majority() {
     let (slow, fast) = (others[0], others[1]);
     let key = entry_key(last + 2);
     let has = |node: &Node, engine: &dyn Engine| {
-        assert!(node.state.position() == at(1, last), "node {} was told that it is committed", node.id);
+        assert!(
+            node.state.position() == at(1, last),
+            "node {} was told that it is committed",
+            node.id
+        );
         engine.get(LOG_FAMILY, &key).unwrap().is_some()
     };
     for node in [leading, slow] {
@@ -287,14 +316,20 @@ async fn a_commit_waits_for_the_leaders_disk_where_it_is_one_of_the_majority() {
     }
     let mut writing = Box::pin(leading.write("held"));
     until("one disk has it, and two logs that are not on theirs", async || {
-        assert!(futures::poll!(writing.as_mut()).is_pending(), "acknowledged before a majority has it");
+        assert!(
+            futures::poll!(writing.as_mut()).is_pending(),
+            "acknowledged before a majority has it"
+        );
         has(fast, &fast.memory().crash_to_what_is_durable())
             && [leading, slow].iter().all(|node| has(node, &**node.memory()))
     })
     .await;
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(200) {
-        assert!(futures::poll!(writing.as_mut()).is_pending(), "acknowledged before a majority has it");
+        assert!(
+            futures::poll!(writing.as_mut()).is_pending(),
+            "acknowledged before a majority has it"
+        );
         assert!(nodes.iter().all(|node| has(node, &**node.memory())));
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -307,7 +342,8 @@ async fn a_commit_waits_for_the_leaders_disk_where_it_is_one_of_the_majority() {
     slow.memory().release_syncs();
 }
 
-/// Every crash finds other things on the disk: whatever it is, the member starts, and all come level.
+/// Every crash finds other things on the disk: whatever it is, the member starts, and all come
+/// level.
 #[tokio::test]
 async fn whatever_a_power_loss_left_a_member_starts_and_comes_level() {
     let wire = Arc::new(Wire::default());

@@ -61,7 +61,10 @@ async fn a_leader_that_is_asked_to_hands_over_at_once_and_all_follow_in_the_new_
     let term = old.term().await;
     assert_eq!(term, old.leadership().unwrap().term);
     // Nobody stands by itself meanwhile.
-    until("node 2 leads", async || old.transfer_leadership(2).await.is_ok() && new.leadership().is_ok()).await;
+    until("node 2 leads", async || {
+        old.transfer_leadership(2).await.is_ok() && new.leadership().is_ok()
+    })
+    .await;
     let next = new.leadership().unwrap().term;
     assert!(next > term);
     until("all are in its term", async || {
@@ -95,7 +98,8 @@ async fn a_member_is_in_touch_with_a_leader_that_it_answered_and_not_with_one_of
             let vote = Some(log::Vote { term, node_id: 1, committed: true });
             let question = raft::AppendRequest { group: target, vote, ..Default::default() };
             let answer = if is_streamed {
-                let answers = client.stream_append(futures::stream::iter([question])).await.unwrap();
+                let answers =
+                    client.stream_append(futures::stream::iter([question])).await.unwrap();
                 answers.into_inner().message().await.unwrap().unwrap()
             } else {
                 client.append(question).await.unwrap().into_inner()
@@ -103,7 +107,11 @@ async fn a_member_is_in_touch_with_a_leader_that_it_answered_and_not_with_one_of
             let is_refused = matches!(answer.result, Some(append_response::Result::HigherVote(_)));
             assert_eq!(is_refused, !is_in_touch, "{answer:?}");
             let waits = if is_in_touch { DEADLINE } else { Duration::from_millis(150) };
-            assert_eq!(tokio::time::timeout(waits, in_touch).await.is_ok(), is_in_touch, "term {term}, {is_streamed}");
+            assert_eq!(
+                tokio::time::timeout(waits, in_touch).await.is_ok(),
+                is_in_touch,
+                "term {term}, {is_streamed}"
+            );
         }
     }
 }

@@ -9,7 +9,8 @@ use meridian_types::ShardId;
 use crate::support::{Node, at, equal, group, leader, set, until, write};
 use crate::wire::Wire;
 
-/// Nodes from 1 on, as replicas at these sequences of epoch 1. Those beyond 5 have another history there.
+/// Nodes from 1 on, as replicas at these sequences of epoch 1. Those beyond 5 have another history
+/// there.
 async fn replicas(wire: &Arc<Wire>, sequences: &[u64]) -> Vec<Node> {
     let mut nodes = Vec::new();
     for (id, sequence) in (1..).zip(sequences) {
@@ -28,7 +29,10 @@ async fn second_epoch(nodes: &mut [Node]) {
     for node in nodes {
         let formed = node.form(2, &voters, at(1, 5));
         let position = node.state.position();
-        assert_eq!(formed, if position == at(1, 5) { Formed::Founder } else { Formed::NotAtBase(position) });
+        assert_eq!(
+            formed,
+            if position == at(1, 5) { Formed::Founder } else { Formed::NotAtBase(position) }
+        );
         node.open(2, &voters).await;
     }
 }
@@ -63,7 +67,8 @@ async fn founders_go_on_behind_the_base_and_others_are_seeded() {
 
 #[tokio::test]
 async fn one_founder_is_enough_and_its_first_snapshot_is_the_base() {
-    // The founder cannot commit anything before the other, whose state is older or newer, has the base.
+    // The founder cannot commit anything before the other, whose state is older or newer, has the
+    // base.
     for other in [3, 8] {
         let wire = Arc::new(Wire::default());
         let mut nodes = replicas(&wire, &[5, other]).await;
@@ -187,7 +192,10 @@ async fn a_third_epoch_takes_over_from_the_second_in_the_same_processes() {
         // What the second epoch had committed, and nothing of the third.
         let batches = old.committed_batches(7, 1 << 20).unwrap();
         assert_eq!(batches.iter().map(|(sequence, _)| *sequence).collect::<Vec<_>>(), [7, 8, 9]);
-        assert_eq!((old.first_sequence().unwrap(), old.committed_batches(10, 100).unwrap()), (Some(6), vec![]));
+        assert_eq!(
+            (old.first_sequence().unwrap(), old.committed_batches(10, 100).unwrap()),
+            (Some(6), vec![])
+        );
     }
     // The state has gone on: the old group's log does not fit it any more.
     let refusal = RaftGroup::open(nodes[0].options(2)).await.err().unwrap().to_string();

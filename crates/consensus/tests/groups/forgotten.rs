@@ -26,11 +26,13 @@ fn hold(links: &Links, from: &Node, to: &Node) {
     link.hold_answers();
 }
 
-/// The leader stands still; the two others elect one of them, and acknowledge a write. Then that one is cut off, and
-/// the other loses its folder, and with it the vote that it gave. The first leader goes on, and meets it.
+/// The leader stands still; the two others elect one of them, and acknowledge a write. Then that
+/// one is cut off, and the other loses its folder, and with it the vote that it gave. The first
+/// leader goes on, and meets it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_wiped_member_answers_no_leader_before_the_one_it_voted_for() {
-    let timing = RaftTiming { heartbeat_ms: 30, election_timeout_min_ms: 150, election_timeout_max_ms: 300 };
+    let timing =
+        RaftTiming { heartbeat_ms: 30, election_timeout_min_ms: 150, election_timeout_max_ms: 300 };
     let (mut nodes, mut links) = three_linked(timing).await;
     let last = write(&nodes, 3, "before").await;
     equal(&nodes, at(1, last)).await;
@@ -40,7 +42,8 @@ async fn a_wiped_member_answers_no_leader_before_the_one_it_voted_for() {
         hold(&links, &old, other);
         hold(&links, other, &old);
     }
-    until("a write under another leader", async || leader(&nodes).await.write("new").await.is_ok()).await;
+    until("a write under another leader", async || leader(&nodes).await.write("new").await.is_ok())
+        .await;
     let newer = leader(&nodes).await.id;
     let newer = nodes.remove(nodes.iter().position(|node| node.id == newer).unwrap());
     let mut wiped = nodes.remove(0);
@@ -56,13 +59,19 @@ async fn a_wiped_member_answers_no_leader_before_the_one_it_voted_for() {
     let start = Instant::now();
     while start.elapsed() < Duration::from_secs(2) {
         match futures::poll!(writing.as_mut()) {
-            Poll::Ready(Ok(sequence)) => panic!("write {sequence} is acknowledged, and no later leader has it"),
-            // Not while the last answers of a quorum are too old. A batch that was appended is waited for.
+            Poll::Ready(Ok(sequence)) => {
+                panic!("write {sequence} is acknowledged, and no later leader has it")
+            }
+            // Not while the last answers of a quorum are too old. A batch that was appended is
+            // waited for.
             Poll::Ready(Err(_)) => writing = Box::pin(old.write("old")),
             Poll::Pending => {}
         }
         let leads = old.group().leadership().unwrap();
-        assert!(leads.lease_until.is_none_or(|until| until < Instant::now()), "a lease beside that of another");
+        assert!(
+            leads.lease_until.is_none_or(|until| until < Instant::now()),
+            "a lease beside that of another"
+        );
         let read = old.group().read_index().await;
         assert!(read.is_err(), "a read is confirmed that does not show what was acknowledged");
     }
@@ -104,8 +113,8 @@ async fn a_wiped_member_that_is_vouched_for_does_not_vote_either() {
     assert!(!nodes[victim].group().votes());
 }
 
-/// B has less than the leader remembers of it, and votes may be missing as well. It is sent a snapshot, which takes a
-/// while.
+/// B has less than the leader remembers of it, and votes may be missing as well. It is sent a
+/// snapshot, which takes a while.
 #[tokio::test]
 async fn a_member_whose_folder_was_set_back_confirms_no_read_until_it_has_caught_up() {
     let wire = Arc::new(Wire::default());
@@ -131,7 +140,10 @@ async fn a_member_whose_folder_was_set_back_confirms_no_read_until_it_has_caught
     back.open(1, &set(1..=3)).await;
     until("it follows", async || back.group().status().leader == Some(first)).await;
     for _ in 0..2 {
-        assert!(leading.group().read_index().await.is_err(), "confirmed by one that may have forgotten a vote");
+        assert!(
+            leading.group().read_index().await.is_err(),
+            "confirmed by one that may have forgotten a vote"
+        );
         assert_eq!(leading.group().leadership().map(|_| first), Ok(first), "it leads");
     }
     wire.hold_fetches(false);
@@ -156,7 +168,10 @@ async fn the_first_question_that_a_member_hears_tells_it_what_it_lacks() {
         let question = raft::AppendRequest {
             group: Some(raft::Group { shard: SHARD.0, epoch: group(1).epoch.0.into(), target: 3 }),
             vote: Some(log::Vote { term, node_id: 1, committed: true }),
-            members: vec![raft::MemberMark { node_id: 3, log_id: Some(log::LogId { term, index: held }) }],
+            members: vec![raft::MemberMark {
+                node_id: 3,
+                log_id: Some(log::LogId { term, index: held }),
+            }],
             ..Default::default()
         };
         RaftClient::new(wire.channel(3).unwrap()).append(question).await.map(drop)

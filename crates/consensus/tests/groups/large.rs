@@ -70,11 +70,19 @@ async fn a_batch_beyond_the_bound_that_is_in_a_log_already_commits_and_others_be
     }
     let voters = set(1..=3);
     for node in &mut nodes {
-        // As in the product: what takes a moment to be encoded and checked is no reason for an election.
-        node.timing = RaftTiming { heartbeat_ms: 100, election_timeout_min_ms: 1500, election_timeout_max_ms: 2000 };
+        // As in the product: what takes a moment to be encoded and checked is no reason for an
+        // election.
+        node.timing = RaftTiming {
+            heartbeat_ms: 100,
+            election_timeout_min_ms: 1500,
+            election_timeout_max_ms: 2000,
+        };
         node.open(1, &voters).await;
     }
-    until("it is applied", async || nodes.iter().all(|node| node.state.position() >= at(1, last + 1))).await;
+    until("it is applied", async || {
+        nodes.iter().all(|node| node.state.position() >= at(1, last + 1))
+    })
+    .await;
     let last = write(&nodes, 2, "behind it").await;
     equal(&nodes, at(1, last)).await;
 }

@@ -15,21 +15,32 @@ use crate::wire::Wire;
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_lease_is_trusted_by_nobody_whose_followers_answered_too_slowly() {
     let granted = Duration::from_secs(3);
-    let timing = RaftTiming { heartbeat_ms: 50, election_timeout_min_ms: 2000, election_timeout_max_ms: 3000 };
+    let timing = RaftTiming {
+        heartbeat_ms: 50,
+        election_timeout_min_ms: 2000,
+        election_timeout_max_ms: 3000,
+    };
     let (nodes, links) = three_linked(timing).await;
     nodes[0].group().elect_now().await;
     let mut last = write(&nodes, 1, "before").await;
     for _ in 0..5 {
         let leading = leader(&nodes).await;
-        until("a lease", async || leading.group().leadership().is_ok_and(|leads| leads.lease_until.is_some())).await;
-        let answers = || links.iter().filter(|((from, _), _)| *from == leading.id).map(|(_, link)| link);
+        until("a lease", async || {
+            leading.group().leadership().is_ok_and(|leads| leads.lease_until.is_some())
+        })
+        .await;
+        let answers =
+            || links.iter().filter(|((from, _), _)| *from == leading.id).map(|(_, link)| link);
         answers().for_each(|link| link.hold_answers());
         let sent = Instant::now();
         let term = leading.group().leadership().unwrap().term;
         last += 1;
         let slow = encode_batch(&batch(at(1, last), "slow"));
         let mut proposal = leading.group().propose(slow, last, term).await.unwrap();
-        until("half a lease is over", async || sent.elapsed() > granted / 2 + Duration::from_millis(50)).await;
+        until("half a lease is over", async || {
+            sent.elapsed() > granted / 2 + Duration::from_millis(50)
+        })
+        .await;
         let released = Instant::now();
         answers().for_each(|link| link.release_answers());
         proposal.applied().await.unwrap();
@@ -44,7 +55,8 @@ async fn a_lease_is_trusted_by_nobody_whose_followers_answered_too_slowly() {
         })
         .await;
         assert_eq!(leads.lease_until, None);
-        until("a lease", async || leading.group().leadership().unwrap().lease_until.is_some()).await;
+        until("a lease", async || leading.group().leadership().unwrap().lease_until.is_some())
+            .await;
         assert!(released.elapsed() >= granted, "too early, after {:?}", released.elapsed());
         return;
     }
@@ -62,7 +74,10 @@ async fn a_leader_that_asked_another_to_take_over_trusts_no_lease() {
     until("a lease", async || {
         let lease_until = leading.group().leadership().unwrap().lease_until;
         let granted = Duration::from_millis(leading.timing.election_timeout_max_ms);
-        assert!(lease_until.is_none_or(|until| until <= Instant::now() + granted / 2), "longer than it was granted");
+        assert!(
+            lease_until.is_none_or(|until| until <= Instant::now() + granted / 2),
+            "longer than it was granted"
+        );
         lease_until.is_some_and(|until| until > Instant::now())
     })
     .await;

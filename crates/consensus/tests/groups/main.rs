@@ -1,7 +1,13 @@
-//! Groups of members in this process: real gRPC over loopback, the engine in memory, with crashes that lose
-//! what was not durable.
+//! Groups of members in this process: real gRPC over loopback, the engine in memory, with crashes
+//! that lose what was not durable.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "these are tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "these are tests"
+)]
 
 mod between;
 mod claims;

@@ -50,7 +50,10 @@ async fn batches_beyond_a_base_are_read_and_then_forgotten() {
     assert_eq!(beyond(node, 4), [(5, true), (6, false)]);
     let engine: Arc<dyn Engine> = node.engine.clone();
     let enough = |_: u64, _, _, _| Err(StorageError::Refused("enough".to_owned()));
-    assert_eq!(log_batches_beyond(&engine, group(1), 0, &mut { enough }).unwrap_err().to_string(), "enough");
+    assert_eq!(
+        log_batches_beyond(&engine, group(1), 0, &mut { enough }).unwrap_err().to_string(),
+        "enough"
+    );
 
     until("a mark", async || node.marks.mark(group(1)) > 0).await;
     forget_group(&engine, group(1), Some(&node.marks)).unwrap();
@@ -67,7 +70,10 @@ async fn batches_beyond_a_base_are_read_and_then_forgotten() {
     // In the next epoch it is one like the others.
     let alone = set([first]);
     let base = node.state.position();
-    assert_eq!(RaftGroup::form(&node.state, group(2), &alone, base, Some(&node.marks)).unwrap(), Formed::Founder);
+    assert_eq!(
+        RaftGroup::form(&node.state, group(2), &alone, base, Some(&node.marks)).unwrap(),
+        Formed::Founder
+    );
     node.open(2, &alone).await;
     until("it leads", async || node.write("second").await.is_ok()).await;
 }

@@ -14,7 +14,8 @@ use crate::seal::{three, three_that_wait};
 use crate::support::{DEADLINE, Node, at, batch, equal, leader, set, until, write};
 use crate::wire::{Link, Wire, linked};
 
-/// The others apply what they are told is committed, and show it; the leader may come to that later.
+/// The others apply what they are told is committed, and show it; the leader may come to that
+/// later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_leader_reads_nothing_older_than_what_it_has_let_others_apply() {
     let wire = Arc::new(Wire::default());
@@ -25,7 +26,9 @@ async fn a_leader_reads_nothing_older_than_what_it_has_let_others_apply() {
     let (goes_on, wait) = mpsc::channel::<()>();
     let wait = Mutex::new(wait);
     // Nothing is ever sent: it waits until the other end is dropped.
-    leading.state.observe(move |_| assert!(tokio::task::block_in_place(|| wait.lock().unwrap().recv()).is_err()));
+    leading.state.observe(move |_| {
+        assert!(tokio::task::block_in_place(|| wait.lock().unwrap().recv()).is_err())
+    });
 
     let shown = async {
         let follower = nodes.iter().find(|node| node.id != leading.id).unwrap();
@@ -80,12 +83,13 @@ pub(crate) fn has_logged(node: &Node, sequence: u64) -> bool {
     found
 }
 
-/// A leader stands still, with its followers' answers in its sockets. Another is elected, and acknowledges a
-/// write. Then the first goes on: it is asked for a read, and finds those answers, one after the other. What the
-/// read says, and whether it shows less than what was acknowledged before it began; `None` where it found no
-/// answers, or led no more.
+/// A leader stands still, with its followers' answers in its sockets. Another is elected, and
+/// acknowledges a write. Then the first goes on: it is asked for a read, and finds those answers,
+/// one after the other. What the read says, and whether it shows less than what was acknowledged
+/// before it began; `None` where it found no answers, or led no more.
 async fn read_after_standing_still() -> Option<(Result<(), NotLeading>, bool)> {
-    let timing = RaftTiming { heartbeat_ms: 30, election_timeout_min_ms: 150, election_timeout_max_ms: 300 };
+    let timing =
+        RaftTiming { heartbeat_ms: 30, election_timeout_min_ms: 150, election_timeout_max_ms: 300 };
     let (nodes, links) = three_linked(timing).await;
     let last = write(&nodes, 5, "before").await;
     equal(&nodes, at(1, last)).await;
@@ -97,7 +101,10 @@ async fn read_after_standing_still() -> Option<(Result<(), NotLeading>, bool)> {
     others.iter().for_each(|other| link(old, other).hold_answers());
     let in_flight = encode_batch(&batch(at(1, last + 1), "in flight"));
     let _proposal = old.group().propose(in_flight, last + 1, term).await.ok()?;
-    until("the others have logged it", async || others.iter().all(|other| has_logged(other, last + 1))).await;
+    until("the others have logged it", async || {
+        others.iter().all(|other| has_logged(other, last + 1))
+    })
+    .await;
     // It stands still: nothing leaves it, nothing reaches it.
     for other in &others {
         link(old, other).hold_requests();
@@ -108,7 +115,9 @@ async fn read_after_standing_still() -> Option<(Result<(), NotLeading>, bool)> {
     until("another leads", async || {
         let leads = |node: &&&Node| {
             let leadership = node.group().leadership();
-            leadership.is_ok_and(|leads| leads.term > term && node.group().applied().borrow().1 == leads.term)
+            leadership.is_ok_and(|leads| {
+                leads.term > term && node.group().applied().borrow().1 == leads.term
+            })
         };
         newer = others.iter().find(leads);
         newer.is_some()
@@ -139,7 +148,10 @@ async fn a_read_is_not_confirmed_by_answers_to_what_was_sent_before_it() {
     let mut told = 0;
     for _ in 0..20 {
         if let Some((read, is_older)) = read_after_standing_still().await {
-            assert!(read.is_err() || !is_older, "the read does not see what was acknowledged before it began");
+            assert!(
+                read.is_err() || !is_older,
+                "the read does not see what was acknowledged before it began"
+            );
             told += 1;
         }
         if told == 2 {
@@ -151,7 +163,11 @@ async fn a_read_is_not_confirmed_by_answers_to_what_was_sent_before_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_read_waits_for_a_majority_that_was_asked_for_it() {
-    let timing = RaftTiming { heartbeat_ms: 50, election_timeout_min_ms: 20_000, election_timeout_max_ms: 30_000 };
+    let timing = RaftTiming {
+        heartbeat_ms: 50,
+        election_timeout_min_ms: 20_000,
+        election_timeout_max_ms: 30_000,
+    };
     let (nodes, links) = three_linked(timing).await;
     nodes[0].group().elect_now().await;
     write(&nodes, 1, "before").await;
@@ -171,7 +187,8 @@ async fn a_read_waits_for_a_majority_that_was_asked_for_it() {
     followers[0].group().read_index().await.unwrap_err();
 }
 
-/// openraft never takes a handover back: another has to stand for election, once the leader is silent.
+/// openraft never takes a handover back: another has to stand for election, once the leader is
+/// silent.
 #[tokio::test]
 async fn reads_keep_no_failed_handover_from_healing() {
     let wire = Arc::new(Wire::default());
@@ -219,11 +236,17 @@ async fn whoever_looks_for_a_leader_goes_on_when_there_is_one_that_will_do() {
     let [first, second, third] = [&nodes[0], &nodes[1], &nodes[2]].map(Node::group);
     let (mut another, mut in_touch) =
         (Box::pin(second.another_leader(Some(9))), Box::pin(second.leader_in_touch(None)));
-    assert!(futures::poll!(another.as_mut()).is_pending() && futures::poll!(in_touch.as_mut()).is_pending());
+    assert!(
+        futures::poll!(another.as_mut()).is_pending()
+            && futures::poll!(in_touch.as_mut()).is_pending()
+    );
     first.elect_now().await;
-    tokio::time::timeout(DEADLINE, async { tokio::join!(another, in_touch) }).await.expect("node 1 leads");
+    tokio::time::timeout(DEADLINE, async { tokio::join!(another, in_touch) })
+        .await
+        .expect("node 1 leads");
     assert_eq!(second.leadership(), Err(NotLeading { leader: Some(1) }));
-    // The leader itself looks for no other, and nobody for one who knows another than the one that failed.
+    // The leader itself looks for no other, and nobody for one who knows another than the one that
+    // failed.
     assert!(first.another_leader(Some(1)).now_or_never().is_some());
     assert!(first.leader_in_touch(Some(1)).now_or_never().is_some());
     assert!(second.another_leader(None).now_or_never().is_some());
@@ -234,10 +257,13 @@ async fn whoever_looks_for_a_leader_goes_on_when_there_is_one_that_will_do() {
     assert!(futures::poll!(in_touch.as_mut()).is_pending(), "it was heard before");
     tokio::time::timeout(DEADLINE, in_touch).await.expect("node 1 sends heartbeats");
     assert!(futures::poll!(another.as_mut()).is_pending());
-    until("node 3 takes over", async || first.transfer_leadership(3).await.is_ok_and(|()| third.leadership().is_ok()))
-        .await;
+    until("node 3 takes over", async || {
+        first.transfer_leadership(3).await.is_ok_and(|()| third.leadership().is_ok())
+    })
+    .await;
     tokio::time::timeout(DEADLINE, another).await.expect("node 3 leads");
-    until("node 2 follows it", async || second.leader_in_touch(Some(1)).now_or_never().is_some()).await;
+    until("node 2 follows it", async || second.leader_in_touch(Some(1)).now_or_never().is_some())
+        .await;
 }
 
 #[derive(Default)]

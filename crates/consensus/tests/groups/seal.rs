@@ -109,7 +109,11 @@ pub(crate) async fn three_that_wait(wire: &Arc<Wire>) -> Vec<Node> {
 /// Why the node refuses to be asked for its vote; `None` if it does not.
 async fn refused_vote(wire: &Arc<Wire>, node: u64) -> Option<String> {
     let target = raft::Group { shard: SHARD.0, epoch: group(1).epoch.0.into(), target: node };
-    let request = raft::VoteRequest { group: Some(target), vote: Some(Default::default()), ..Default::default() };
+    let request = raft::VoteRequest {
+        group: Some(target),
+        vote: Some(Default::default()),
+        ..Default::default()
+    };
     let answer = RaftClient::new(wire.channel(node).unwrap()).pre_vote(request).await;
     answer.err().map(|status| status.message().to_owned())
 }

@@ -6,14 +6,17 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use meridian_consensus::{
-    Formed, Leadership, LogCache, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, Role, StateTransfer,
+    Formed, Leadership, LogCache, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming,
+    Role, StateTransfer,
 };
 use meridian_proto::encode_batch;
 use meridian_storage::{
-    Engine, GroupId, HighWater, MemoryEngine, RaftApplied, RocksEngine, RocksOptions, ShardState, Syncer, WatchedEngine,
+    Engine, GroupId, HighWater, MemoryEngine, RaftApplied, RocksEngine, RocksOptions, ShardState,
+    Syncer, WatchedEngine,
 };
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding,
+    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, ShardId, Value,
+    ValueEncoding,
 };
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -48,7 +51,8 @@ pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) 
 /// One put. `text` tells histories apart that have the same positions.
 pub(crate) fn batch(position: Position, text: &str) -> Batch {
     let key = Bytes::from(format!("key {}", position.sequence));
-    let value = Value { encoding: ValueEncoding::Bytes, data: Bytes::copy_from_slice(text.as_bytes()) };
+    let value =
+        Value { encoding: ValueEncoding::Bytes, data: Bytes::copy_from_slice(text.as_bytes()) };
     let mut request_id = [0; 16];
     request_id[..8].copy_from_slice(&position.sequence.to_be_bytes());
     Batch {
@@ -66,7 +70,9 @@ pub(crate) fn batch(position: Position, text: &str) -> Batch {
 /// Draws what a disk keeps; `MERIDIAN_CRASH_SEED` draws it again.
 pub(crate) fn crash_seed() -> u64 {
     let given = std::env::var("MERIDIAN_CRASH_SEED").ok().and_then(|seed| seed.parse().ok());
-    given.unwrap_or_else(|| SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into())
+    given.unwrap_or_else(|| {
+        SystemTime::now().duration_since(UNIX_EPOCH).unwrap().subsec_nanos().into()
+    })
 }
 
 /// What a node's disk holds, put aside: its database and the file of high-water marks.
@@ -87,7 +93,9 @@ impl Disk {
     fn open(&self) -> Arc<dyn Engine> {
         match self {
             Self::Memory(engine) => engine.clone(),
-            Self::Folder(folder) => Arc::new(RocksEngine::open(folder.path(), RocksOptions::default()).unwrap()),
+            Self::Folder(folder) => {
+                Arc::new(RocksEngine::open(folder.path(), RocksOptions::default()).unwrap())
+            }
         }
     }
 
@@ -150,7 +158,13 @@ impl Node {
         Self::start(id, wire, Duration::ZERO, disk, Arc::new(tempfile::tempdir().unwrap())).await
     }
 
-    async fn start(id: u64, wire: &Arc<Wire>, distance: Duration, disk: Disk, folder: Arc<tempfile::TempDir>) -> Self {
+    async fn start(
+        id: u64,
+        wire: &Arc<Wire>,
+        distance: Duration,
+        disk: Disk,
+        folder: Arc<tempfile::TempDir>,
+    ) -> Self {
         let watched = Arc::new(WatchedEngine::watching(disk.open()));
         let engine: Arc<dyn Engine> = watched.clone();
         let state = Arc::new(ShardState::open(Arc::clone(&engine), SHARD).unwrap());
@@ -158,8 +172,9 @@ impl Node {
         let marks = Arc::new(HighWater::open(folder.path().join("high-water")).unwrap());
         let full = Arc::new(AtomicBool::new(false));
         let is_full = Arc::clone(&full);
-        let service = RaftService::new(id, Arc::clone(wire) as Arc<dyn StateTransfer>, Arc::clone(&engine))
-            .refusing_batches_while(move |_| is_full.load(Ordering::Relaxed));
+        let service =
+            RaftService::new(id, Arc::clone(wire) as Arc<dyn StateTransfer>, Arc::clone(&engine))
+                .refusing_batches_while(move |_| is_full.load(Ordering::Relaxed));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let mut address = listener.local_addr().unwrap();
         if !distance.is_zero() {
@@ -168,8 +183,13 @@ impl Node {
         wire.listens(id, address);
         let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
         let router = tonic::transport::Server::builder().add_service(service.clone().into_server());
-        let server = tokio::spawn(async move { router.serve_with_incoming(incoming).await.unwrap() });
-        let timing = RaftTiming { heartbeat_ms: 30, election_timeout_min_ms: 150, election_timeout_max_ms: 300 };
+        let server =
+            tokio::spawn(async move { router.serve_with_incoming(incoming).await.unwrap() });
+        let timing = RaftTiming {
+            heartbeat_ms: 30,
+            election_timeout_min_ms: 150,
+            election_timeout_max_ms: 300,
+        };
         let wire = Arc::clone(wire);
         let (group, taking_part) = (None, None);
         Self {
@@ -314,7 +334,8 @@ impl Node {
             self.close().await;
         }
         self.server.abort();
-        let next = Self::start(self.id, &self.wire, self.distance, disk, Arc::clone(&self.folder)).await;
+        let next =
+            Self::start(self.id, &self.wire, self.distance, disk, Arc::clone(&self.folder)).await;
         *self = Self { timing: self.timing, is_vouched_for: self.is_vouched_for, ..next };
     }
 
@@ -326,12 +347,17 @@ impl Node {
 
     /// Writes one batch, if this node leads.
     pub(crate) async fn write(&self, text: &str) -> Result<u64, String> {
-        let Leadership { term, .. } = self.group().leadership().map_err(|error| error.to_string())?;
+        let Leadership { term, .. } =
+            self.group().leadership().map_err(|error| error.to_string())?;
         let epoch = self.group().id().epoch;
         let next = Position::new(epoch, self.state.position().sequence + 1);
         let bytes = encode_batch(&batch(next, text));
         let proposed = self.group().propose(bytes, next.sequence, term).await;
-        proposed.map_err(|error| error.to_string())?.applied().await.map_err(|error| error.to_string())?;
+        proposed
+            .map_err(|error| error.to_string())?
+            .applied()
+            .await
+            .map_err(|error| error.to_string())?;
         Ok(next.sequence)
     }
 }
@@ -371,9 +397,10 @@ pub(crate) async fn write(nodes: &[Node], count: u64, text: &str) -> u64 {
 /// Waits until all have applied the batch at `position`, and are equal.
 pub(crate) async fn equal(nodes: &[Node], position: Position) {
     until("all have applied the same", async || {
-        nodes
-            .iter()
-            .all(|node| node.state.position() == position && node.group().applied().borrow().0 == position.sequence)
+        nodes.iter().all(|node| {
+            node.state.position() == position
+                && node.group().applied().borrow().0 == position.sequence
+        })
     })
     .await;
     for node in nodes {

@@ -28,7 +28,10 @@ async fn five(wire: &Arc<Wire>) -> Vec<Node> {
 }
 
 async fn change(nodes: &[Node], voters: &std::collections::BTreeSet<u64>) {
-    until("the voters are changed", async || leader(nodes).await.group().change_voters(voters).await.is_ok()).await;
+    until("the voters are changed", async || {
+        leader(nodes).await.group().change_voters(voters).await.is_ok()
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -110,7 +113,8 @@ async fn one_that_left_votes_again_only_when_it_holds_what_it_held() {
     for node in &mut nodes {
         node.close().await;
     }
-    // Two of the three voters that node 3 knows. The one has less than was committed, and the other deleted it.
+    // Two of the three voters that node 3 knows. The one has less than was committed, and the other
+    // deleted it.
     late.open(1, &set([2, 3])).await;
     back.open(1, &set([2, 3])).await;
     until("node 3 may stand", async || late.group().votes()).await;
@@ -168,13 +172,17 @@ async fn voters_are_settled_for_a_follower_once_it_knows_that_their_change_is_co
     write(&nodes, 1, "before").await;
     until("the first voters decide", async || follower.settled_voters() == Some(set(1..=3))).await;
     let status = leading.status();
-    *control.newest_commit.lock() = Some(LogId { term: status.term, index: status.committed_index });
+    *control.newest_commit.lock() =
+        Some(LogId { term: status.term, index: status.committed_index });
     let goal = set([1, 2]);
     leading.change_voters(&goal).await.unwrap();
     until("node 2 has the change", async || follower.voters() == goal).await;
     assert_eq!(follower.settled_voters(), None);
     *control.newest_commit.lock() = None;
-    until("node 2 knows that it is committed", async || follower.settled_voters() == Some(goal.clone())).await;
+    until("node 2 knows that it is committed", async || {
+        follower.settled_voters() == Some(goal.clone())
+    })
+    .await;
 }
 
 /// Whoever waits for it would change the voters no more when it leads again.
@@ -186,9 +194,14 @@ async fn a_change_ends_with_the_leadership_whatever_it_waits_for() {
     // Node 5 has left the wire, and keeps node 4 a copy that does not vote yet.
     let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     wire.listens(5, nowhere);
-    let begun = tokio::time::timeout(Duration::from_millis(300), leading.group().change_voters(&set(1..=5))).await;
+    let begun = tokio::time::timeout(
+        Duration::from_millis(300),
+        leading.group().change_voters(&set(1..=5)),
+    )
+    .await;
     assert!(!matches!(begun, Ok(Ok(()))));
-    let caught_up = || nodes[3].group().status().committed_index == leading.group().status().committed_index;
+    let caught_up =
+        || nodes[3].group().status().committed_index == leading.group().status().committed_index;
     until("node 4 has caught up", async || caught_up() && role(&nodes[3]) == Role::Learner).await;
     // Then it cannot be told of the other voters.
     wire.listens(4, nowhere);
@@ -200,7 +213,10 @@ async fn a_change_ends_with_the_leadership_whatever_it_waits_for() {
         leading.group().leadership().is_err()
     })
     .await;
-    let ended = tokio::time::timeout(crate::support::DEADLINE, changing).await.expect("it waits for ever").unwrap();
+    let ended = tokio::time::timeout(crate::support::DEADLINE, changing)
+        .await
+        .expect("it waits for ever")
+        .unwrap();
     assert!(matches!(ended, Err(ChangeVotersFailure::NotLeading(_))), "{ended:?}");
 }
 
@@ -235,7 +251,10 @@ async fn removals_of_a_leader() -> usize {
     let wire = Arc::new(Wire::default());
     let nodes = five(&wire).await;
     let first = leader(&nodes).await;
-    until("a lease", async || first.group().leadership().is_ok_and(|leads| leads.lease_until.is_some())).await;
+    until("a lease", async || {
+        first.group().leadership().is_ok_and(|leads| leads.lease_until.is_some())
+    })
+    .await;
     let goal: std::collections::BTreeSet<u64> = (1..=4).filter(|id| *id != first.id).collect();
     let (removed, id) = (first.group().clone(), first.id);
     let (stop, stopped) = std::sync::mpsc::channel();
@@ -252,7 +271,8 @@ async fn removals_of_a_leader() -> usize {
         seen
     });
     let changed = first.group().change_voters(&goal).await;
-    let rest: Vec<&RaftGroup> = nodes.iter().filter(|node| goal.contains(&node.id)).map(Node::group).collect();
+    let rest: Vec<&RaftGroup> =
+        nodes.iter().filter(|node| goal.contains(&node.id)).map(Node::group).collect();
     until("another leads", async || rest.iter().any(|group| group.leadership().is_ok())).await;
     stop.send(()).unwrap();
     let seen = watching.await.unwrap();

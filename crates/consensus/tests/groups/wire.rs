@@ -1,4 +1,5 @@
-//! Connections between the members: where each listens, how far away it is, and what is held up on the way.
+//! Connections between the members: where each listens, how far away it is, and what is held up on
+//! the way.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -33,7 +34,8 @@ impl Wire {
 
     /// From now on `node` is called at `address`.
     pub(crate) fn listens(&self, node: u64, address: SocketAddr) {
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap().tcp_nodelay(true);
+        let endpoint =
+            Endpoint::from_shared(format!("http://{address}")).unwrap().tcp_nodelay(true);
         self.channels.lock().unwrap().insert(node, endpoint.connect_lazy());
     }
 
@@ -78,7 +80,8 @@ impl StateTransfer for Wire {
             while self.fetches_held.load(Ordering::SeqCst) {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
-            let snapshot = Arc::clone(&self.offers.lock().unwrap()[snapshot_id.parse::<usize>().unwrap()]);
+            let snapshot =
+                Arc::clone(&self.offers.lock().unwrap()[snapshot_id.parse::<usize>().unwrap()]);
             let staged = tokio::task::spawn_blocking(move || {
                 let mut staged = state.stage()?;
                 staged.add(snapshot.rows(&[], usize::MAX)?)?;
@@ -91,7 +94,8 @@ impl StateTransfer for Wire {
     }
 }
 
-/// What one member sends to another, and what it is answered: either can be held up on the way, for a while.
+/// What one member sends to another, and what it is answered: either can be held up on the way, for
+/// a while.
 #[derive(Debug, Default)]
 pub(crate) struct Link {
     requests_held: AtomicBool,
@@ -129,14 +133,21 @@ pub(crate) async fn linked(target: SocketAddr, link: Arc<Link>) -> SocketAddr {
                 let Ok(far) = TcpStream::connect(target).await else { return };
                 far.set_nodelay(true).unwrap();
                 let (near, far) = (near.into_split(), far.into_split());
-                tokio::join!(pass(near.0, far.1, &link.requests_held), pass(far.0, near.1, &link.answers_held));
+                tokio::join!(
+                    pass(near.0, far.1, &link.requests_held),
+                    pass(far.0, near.1, &link.answers_held)
+                );
             });
         }
     });
     address
 }
 
-async fn pass(mut from: impl AsyncRead + Unpin, mut to: impl AsyncWrite + Unpin, held: &AtomicBool) {
+async fn pass(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    held: &AtomicBool,
+) {
     let mut buffer = vec![0; 64 << 10];
     while let Ok(len @ 1..) = from.read(&mut buffer).await {
         while held.load(Ordering::SeqCst) {

@@ -32,7 +32,14 @@ impl Cluster {
         let mut ids = 1..;
         for (region, count) in topology.iter().enumerate() {
             for (data_center, id) in ('a'..='z').take(*count).zip(ids.by_ref()) {
-                nodes.insert(id, read_node(folder.path(), format!("region-{}-{data_center}", region + 1), region)?);
+                nodes.insert(
+                    id,
+                    read_node(
+                        folder.path(),
+                        format!("region-{}-{data_center}", region + 1),
+                        region,
+                    )?,
+                );
             }
         }
         let network = match &options.wan {
@@ -46,7 +53,10 @@ impl Cluster {
         };
         for (id, node) in &nodes {
             let dial = network.as_ref().map(|network| dial_table(network, Machine::Node(*id)));
-            let memory = options.max_memory_mb.map(|mb| format!("max_memory_mb = {mb}\n")).unwrap_or_default();
+            let memory = options
+                .max_memory_mb
+                .map(|mb| format!("max_memory_mb = {mb}\n"))
+                .unwrap_or_default();
             complete(&node.config, &memory, &(read_only_token() + &dial.unwrap_or_default()))?;
         }
         let addresses = nodes.iter().map(|(id, node)| (*id, node.rpc.clone())).collect();
@@ -62,7 +72,8 @@ impl Cluster {
         })
     }
 
-    /// As `deploy/gateway.toml`: the topology and tokens of a node's file, and where the gateway is.
+    /// As `deploy/gateway.toml`: the topology and tokens of a node's file, and where the gateway
+    /// is.
     pub(super) fn configure_gateway(&self, region: usize, port: u16) -> Result<Node, ClusterError> {
         let node = self.nodes.values().next().ok_or(ClusterError::NoPorts)?;
         let mut table = read_table(&node.config)?;
@@ -71,9 +82,13 @@ impl Cluster {
         }
         table.insert("region".to_owned(), format!("region-{}", region + 1).into());
         let kv = format!("127.0.0.1:{port}");
-        table.insert("listen".to_owned(), toml::Table::from_iter([("kv".to_owned(), kv.clone().into())]).into());
+        table.insert(
+            "listen".to_owned(),
+            toml::Table::from_iter([("kv".to_owned(), kv.clone().into())]).into(),
+        );
         let machine = Machine::Gateway(region);
-        let dial = self.network.as_ref().map(|network| dial_table(network, machine)).unwrap_or_default();
+        let dial =
+            self.network.as_ref().map(|network| dial_table(network, machine)).unwrap_or_default();
         let name = format!("gateway-{}", region + 1);
         let config = self.folder().join(format!("{name}.toml"));
         let written = fs::write(&config, format!("{table}{dial}"));
@@ -84,17 +99,27 @@ impl Cluster {
     }
 }
 
-fn write_configurations(options: &ClusterOptions, folder: &Path, ports: &PortBlock) -> Result<(), ClusterError> {
+fn write_configurations(
+    options: &ClusterOptions,
+    folder: &Path,
+    ports: &PortBlock,
+) -> Result<(), ClusterError> {
     let counts: Vec<String> = options.topology.iter().map(ToString::to_string).collect();
     let mut command = Command::new(&options.program);
-    command.env("DENO_KV_ACCESS_TOKEN", TOKEN).args(["cluster-config", "--topology", &counts.join(",")]);
+    command.env("DENO_KV_ACCESS_TOKEN", TOKEN).args([
+        "cluster-config",
+        "--topology",
+        &counts.join(","),
+    ]);
     command.args(["--port", &ports.kv().to_string(), "--rpc-port", &ports.rpc().to_string()]);
     command.args(["--metrics-port", &ports.metrics().to_string()]);
     command.arg("--dir").arg(folder);
     if let Some(retention) = options.log_retention_mb {
         command.args(["--log-retention-mb", &retention.to_string()]);
     }
-    let output = command.output().map_err(|source| ClusterError::io("meridian cluster-config runs", source))?;
+    let output = command
+        .output()
+        .map_err(|source| ClusterError::io("meridian cluster-config runs", source))?;
     if output.status.success() {
         return Ok(());
     }
@@ -105,8 +130,11 @@ fn read_node(folder: &Path, name: String, region: usize) -> Result<Node, Cluster
     let config = folder.join(&name).join("node.toml");
     let table = read_table(&config)?;
     let listen = |what: &str| {
-        let address = table.get("listen").and_then(|listen| listen.get(what)).and_then(toml::Value::as_str);
-        address.map(str::to_owned).ok_or_else(|| ClusterError::Configuration(format!("`listen.{what}` of {name}")))
+        let address =
+            table.get("listen").and_then(|listen| listen.get(what)).and_then(toml::Value::as_str);
+        address
+            .map(str::to_owned)
+            .ok_or_else(|| ClusterError::Configuration(format!("`listen.{what}` of {name}")))
     };
     let (kv, rpc, metrics) = (listen("kv")?, listen("rpc")?, listen("metrics")?);
     let log = folder.join(format!("{name}.log"));
@@ -114,27 +142,38 @@ fn read_node(folder: &Path, name: String, region: usize) -> Result<Node, Cluster
 }
 
 fn read_table(config: &Path) -> Result<toml::Table, ClusterError> {
-    let text = fs::read_to_string(config).map_err(|source| ClusterError::io("the configuration of a node", source))?;
-    text.parse().map_err(|error: toml::de::Error| ClusterError::Configuration(error.message().to_owned()))
+    let text = fs::read_to_string(config)
+        .map_err(|source| ClusterError::io("the configuration of a node", source))?;
+    text.parse()
+        .map_err(|error: toml::de::Error| ClusterError::Configuration(error.message().to_owned()))
 }
 
 /// `first` stands before every table of the file.
 fn complete(config: &Path, first: &str, last: &str) -> Result<(), ClusterError> {
-    let written = fs::read_to_string(config).and_then(|text| fs::write(config, format!("{first}{text}{last}")));
+    let written = fs::read_to_string(config)
+        .and_then(|text| fs::write(config, format!("{first}{text}{last}")));
     written.map_err(|source| ClusterError::io("a node's configuration", source))
 }
 
 fn site(node: &Node) -> Result<Site, ClusterError> {
-    let address = node.rpc.parse().map_err(|_| ClusterError::Configuration(format!("`{}` is no address", node.rpc)))?;
+    let address = node
+        .rpc
+        .parse()
+        .map_err(|_| ClusterError::Configuration(format!("`{}` is no address", node.rpc)))?;
     Ok(Site { region: node.region, address })
 }
 
 /// Whom to dial where.
 fn dial_table(network: &Network, machine: Machine) -> String {
-    let lines = network.dial(machine).into_iter().map(|(node, address)| format!("{node} = \"{address}\"\n"));
+    let lines = network
+        .dial(machine)
+        .into_iter()
+        .map(|(node, address)| format!("{node} = \"{address}\"\n"));
     "\n[dial]\n".to_owned() + &lines.collect::<String>()
 }
 
 fn read_only_token() -> String {
-    format!("\n[[tokens]]\nsecret = \"{READ_ONLY_TOKEN}\"\ndatabases = [\"*\"]\naccess = \"read\"\n")
+    format!(
+        "\n[[tokens]]\nsecret = \"{READ_ONLY_TOKEN}\"\ndatabases = [\"*\"]\naccess = \"read\"\n"
+    )
 }

@@ -15,8 +15,8 @@ pub(crate) const REGIONS: usize = 3;
 
 /// Ports on loopback that no other cluster uses.
 ///
-/// The last port of the block is held open for as long as this lives: that is what clusters of other programs
-/// see, also while the nodes of this one are down.
+/// The last port of the block is held open for as long as this lives: that is what clusters of
+/// other programs see, also while the nodes of this one are down.
 #[derive(Debug)]
 pub(crate) struct PortBlock {
     base: u16,
@@ -27,7 +27,8 @@ impl PortBlock {
     /// `None`: hardly any port is free.
     pub(crate) fn take() -> Option<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |now| now.subsec_nanos());
-        let start = u16::try_from((now / 1000 + std::process::id() * 31) % u32::from(BLOCKS)).unwrap_or(0);
+        let start =
+            u16::try_from((now / 1000 + std::process::id() * 31) % u32::from(BLOCKS)).unwrap_or(0);
         (0..BLOCKS).map(|step| FIRST + (start + step) % BLOCKS * PORTS).find_map(|base| {
             let guard = TcpListener::bind((Ipv4Addr::LOCALHOST, base + PORTS - 1)).ok()?;
             let free = |port| TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok();

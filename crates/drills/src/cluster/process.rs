@@ -5,8 +5,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A `meridian` process. It stays in the process group of this program, which is what a test runner ends when
-/// a test takes too long, and a terminal at Ctrl-C; else it is killed when this is dropped.
+/// A `meridian` process. It stays in the process group of this program, which is what a test runner
+/// ends when a test takes too long, and a terminal at Ctrl-C; else it is killed when this is
+/// dropped.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,

@@ -9,7 +9,8 @@ fn good() -> Runs {
     for drill in DRILLS {
         let mut run = sound_run(drill);
         for measure in &mut run.measures {
-            let round_trip = if measure.region == 0 { 0.0 } else { run.round_trips_ms[measure.region] };
+            let round_trip =
+                if measure.region == 0 { 0.0 } else { run.round_trips_ms[measure.region] };
             let p50 = match measure.kind {
                 Kind::EventualRead => 0.1,
                 Kind::StrongRead | Kind::Write => round_trip + 0.5,
@@ -76,11 +77,20 @@ fn what_is_missed_is_named() {
     assert_eq!(missed("dc-loss", losing).len(), 2);
     assert_eq!(missed("switchover", losing), [("planned switchover", NotStated, Missed)]);
     let touched = |run: &mut RunReport| run.measures[1].max_extra_ms = 120.0;
-    assert_eq!(missed("replica-loss", touched), [("loss of any data centers of a replica region", Met, Missed)]);
+    assert_eq!(
+        missed("replica-loss", touched),
+        [("loss of any data centers of a replica region", Met, Missed)]
+    );
     let long = |run: &mut RunReport| run.loss.window_ms = 61_000.0;
-    assert_eq!(missed("partition", long), [("loss of two or more primary data centers", Missed, Missed)]);
+    assert_eq!(
+        missed("partition", long),
+        [("loss of two or more primary data centers", Missed, Missed)]
+    );
     let manual = |run: &mut RunReport| run.claims.clear();
-    assert_eq!(missed("region-loss", manual), [("loss of two or more primary data centers", Met, Missed)]);
+    assert_eq!(
+        missed("region-loss", manual),
+        [("loss of two or more primary data centers", Met, Missed)]
+    );
     let stale = |run: &mut RunReport| run.judgement.clean = false;
     assert_eq!(missed("calm", stale), [("consistency", Missed, Missed)]);
     let few = |run: &mut RunReport| run.converged = 5;
@@ -91,7 +101,8 @@ fn what_is_missed_is_named() {
 fn a_machine_too_slow_leaves_the_aim_open() {
     let mut runs = good();
     first(&mut runs, "replication").pressure_per_second = Some(3000.0);
-    let row = rows(&runs).into_iter().find(|row| row.promise == "replication to other regions").unwrap();
+    let row =
+        rows(&runs).into_iter().find(|row| row.promise == "replication to other regions").unwrap();
     assert_eq!((row.stated.standing, row.aim.standing), (Standing::Met, Standing::NotMeasured));
     assert!(row.measured.contains("3000 writes/s"), "{}", row.measured);
 }
@@ -103,6 +114,9 @@ fn the_worst_of_twenty_runs_counts() {
     let mut twenty = vec![run; 20];
     twenty[13].measures[0].gap.ms = 4000.0;
     runs.insert("dc-loss".to_owned(), twenty);
-    let row = rows(&runs).into_iter().find(|row| row.promise == "loss of one primary data center").unwrap();
+    let row = rows(&runs)
+        .into_iter()
+        .find(|row| row.promise == "loss of one primary data center")
+        .unwrap();
     assert!(row.measured.contains("RTO 4000 ms at p99 of 20 runs"), "{}", row.measured);
 }

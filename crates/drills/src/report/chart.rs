@@ -58,14 +58,23 @@ pub(super) fn latency(out: &mut fmt::Formatter<'_>, report: &RunReport, kind: Ki
 }
 
 /// Answers per second of each kind.
-pub(super) fn throughput(out: &mut fmt::Formatter<'_>, report: &RunReport, answers: &[(Kind, f64)]) -> fmt::Result {
-    let bins =
-        || (0..MAX_BINS).map(|bin| report.warm_ms + f64::from(bin) * BIN_MS).take_while(|at| *at < report.end_ms);
+pub(super) fn throughput(
+    out: &mut fmt::Formatter<'_>,
+    report: &RunReport,
+    answers: &[(Kind, f64)],
+) -> fmt::Result {
+    let bins = || {
+        (0..MAX_BINS)
+            .map(|bin| report.warm_ms + f64::from(bin) * BIN_MS)
+            .take_while(|at| *at < report.end_ms)
+    };
     let series = Kind::ALL.map(|kind| {
-        let mut ends: Vec<f64> = answers.iter().filter(|(of, _)| *of == kind).map(|(_, at_ms)| *at_ms).collect();
+        let mut ends: Vec<f64> =
+            answers.iter().filter(|(of, _)| *of == kind).map(|(_, at_ms)| *at_ms).collect();
         ends.sort_by(f64::total_cmp);
         let before = |at_ms: f64| ends.partition_point(|end| *end < at_ms);
-        let per_second = |from: f64| (before(from + BIN_MS) - before(from)) as f64 * 1000.0 / BIN_MS;
+        let per_second =
+            |from: f64| (before(from + BIN_MS) - before(from)) as f64 * 1000.0 / BIN_MS;
         bins().map(|from| (from + BIN_MS / 2.0, per_second(from))).collect::<Vec<_>>()
     });
     let most = series.iter().flatten().map(|(_, per_second)| *per_second).fold(1.0, f64::max);
@@ -79,13 +88,17 @@ pub(super) fn throughput(out: &mut fmt::Formatter<'_>, report: &RunReport, answe
 
 /// How far behind each subscriber of the leader was.
 pub(super) fn lag(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
-    let most = report.looks.iter().flat_map(|look| look.lag_ms.values()).copied().max().unwrap_or(0);
+    let most =
+        report.looks.iter().flat_map(|look| look.lag_ms.values()).copied().max().unwrap_or(0);
     let scale = Scale::Linear(round_up((most as f64).max(10.0)));
     let mut chart = Chart { out, report, height: 140.0, scale };
     chart.begin("lag of the leader's subscribers, ms")?;
     for node in lagging_nodes(report) {
         let region = region_of(&report.topology, node);
-        let points = report.looks.iter().filter_map(|look| Some((look.at_ms, *look.lag_ms.get(&node)? as f64)));
+        let points = report
+            .looks
+            .iter()
+            .filter_map(|look| Some((look.at_ms, *look.lag_ms.get(&node)? as f64)));
         chart.line(region, points)?;
     }
     chart.end()
@@ -93,7 +106,8 @@ pub(super) fn lag(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Resu
 
 /// Every node that ever subscribed to a leader.
 fn lagging_nodes(report: &RunReport) -> Vec<u64> {
-    let mut nodes: Vec<u64> = report.looks.iter().flat_map(|look| look.lag_ms.keys().copied()).collect();
+    let mut nodes: Vec<u64> =
+        report.looks.iter().flat_map(|look| look.lag_ms.keys().copied()).collect();
     nodes.sort_unstable();
     nodes.dedup();
     nodes
@@ -112,7 +126,11 @@ fn region_of(topology: &[usize], node: u64) -> usize {
 /// 1, 2 or 5 of a power of ten, not below the value.
 fn round_up(value: f64) -> f64 {
     let power = 10_f64.powf(value.max(1.0).log10().floor());
-    [1.0, 2.0, 5.0].into_iter().map(|step| step * power).find(|step| *step >= value).unwrap_or(10.0 * power)
+    [1.0, 2.0, 5.0]
+        .into_iter()
+        .map(|step| step * power)
+        .find(|step| *step >= value)
+        .unwrap_or(10.0 * power)
 }
 
 impl Chart<'_, '_> {
@@ -133,7 +151,11 @@ impl Chart<'_, '_> {
     fn begin(&mut self, title: &str) -> fmt::Result {
         let (height, floor) = (self.height, self.height - BOTTOM);
         writeln!(self.out, "<h4>{}</h4>", Escaped(title))?;
-        writeln!(self.out, "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{}\">", Escaped(title))?;
+        writeln!(
+            self.out,
+            "<svg viewBox=\"0 0 {WIDTH} {height}\" role=\"img\" aria-label=\"{}\">",
+            Escaped(title)
+        )?;
         let values: Vec<f64> = match self.scale {
             Scale::Linear(most) => (0..=4).map(|quarter| most * f64::from(quarter) / 4.0).collect(),
             Scale::Log(least, most) => (least..=most).map(|power| 10_f64.powi(power)).collect(),
@@ -141,7 +163,12 @@ impl Chart<'_, '_> {
         for value in values {
             let y = self.y(value);
             writeln!(self.out, "<path class=\"grid\" d=\"M{LEFT} {y:.1}H{:.1}\"/>", WIDTH - RIGHT)?;
-            writeln!(self.out, "<text class=\"left\" x=\"{:.1}\" y=\"{:.1}\">{value}</text>", LEFT - 6.0, y + 4.0)?;
+            writeln!(
+                self.out,
+                "<text class=\"left\" x=\"{:.1}\" y=\"{:.1}\">{value}</text>",
+                LEFT - 6.0,
+                y + 4.0
+            )?;
         }
         let (from_s, to_s) = (
             (self.report.warm_ms - self.report.fault_ms) / 1000.0,
@@ -151,7 +178,11 @@ impl Chart<'_, '_> {
         let mut at_s = (from_s / step).ceil() * step;
         while at_s <= to_s {
             let x = self.x(self.report.fault_ms + at_s * 1000.0);
-            writeln!(self.out, "<text class=\"below\" x=\"{x:.1}\" y=\"{:.1}\">{at_s:+} s</text>", height - 6.0)?;
+            writeln!(
+                self.out,
+                "<text class=\"below\" x=\"{x:.1}\" y=\"{:.1}\">{at_s:+} s</text>",
+                height - 6.0
+            )?;
             at_s += step;
         }
         for mark in &self.report.marks {
@@ -196,13 +227,18 @@ mod tests {
 
     #[test]
     fn axes_end_at_round_values() {
-        for (value, round) in [(0.0, 1.0), (1.0, 1.0), (1.5, 2.0), (3.0, 5.0), (7.0, 10.0), (130.0, 200.0)] {
+        for (value, round) in
+            [(0.0, 1.0), (1.0, 1.0), (1.5, 2.0), (3.0, 5.0), (7.0, 10.0), (130.0, 200.0)]
+        {
             assert_eq!(round_up(value), round);
         }
     }
 
     #[test]
     fn nodes_are_counted_through_the_regions() {
-        assert_eq!([1, 3, 4, 5, 6, 7, 8].map(|node| region_of(&[3, 2, 2], node)), [0, 0, 1, 1, 2, 2, 3]);
+        assert_eq!(
+            [1, 3, 4, 5, 6, 7, 8].map(|node| region_of(&[3, 2, 2], node)),
+            [0, 0, 1, 1, 2, 2, 3]
+        );
     }
 }

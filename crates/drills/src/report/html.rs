@@ -66,10 +66,18 @@ impl fmt::Display for Page<'_> {
     }
 }
 
-fn write_page(out: &mut fmt::Formatter<'_>, title: &str, rows: &[Row], runs: &[RunReport]) -> fmt::Result {
+fn write_page(
+    out: &mut fmt::Formatter<'_>,
+    title: &str,
+    rows: &[Row],
+    runs: &[RunReport],
+) -> fmt::Result {
     let title = Escaped(title);
     writeln!(out, "<!doctype html>\n<html lang=\"en\">\n<meta charset=\"utf-8\">")?;
-    writeln!(out, "<meta name=\"viewport\" content=\"width=device-width\">\n<title>{title}</title>")?;
+    writeln!(
+        out,
+        "<meta name=\"viewport\" content=\"width=device-width\">\n<title>{title}</title>"
+    )?;
     writeln!(out, "<style>{STYLE}</style>\n<body>\n<h1>{title}</h1>")?;
     if !rows.is_empty() {
         write_rows(out, rows)?;
@@ -88,7 +96,10 @@ fn write_page(out: &mut fmt::Formatter<'_>, title: &str, rows: &[Row], runs: &[R
 }
 
 fn write_rows(out: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
-    writeln!(out, "<table>\n<tr><th>promise</th><th>stated</th><th>aim</th><th>measured</th></tr>")?;
+    writeln!(
+        out,
+        "<table>\n<tr><th>promise</th><th>stated</th><th>aim</th><th>measured</th></tr>"
+    )?;
     for row in rows {
         write!(out, "<tr><td>{}</td>", Escaped(row.promise))?;
         for column in [&row.stated, &row.aim] {
@@ -98,7 +109,11 @@ fn write_rows(out: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
                 Standing::NotStated => ("", ""),
                 Standing::NotMeasured => ("", "not measured"),
             };
-            write!(out, "<td>{}<br><span class=\"{class}\">{word}</span></td>", Escaped(column.text))?;
+            write!(
+                out,
+                "<td>{}<br><span class=\"{class}\">{word}</span></td>",
+                Escaped(column.text)
+            )?;
         }
         writeln!(out, "<td>{}</td></tr>", Escaped(&row.measured))?;
     }

@@ -35,7 +35,8 @@ fn write_run(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
         report.run,
         report.seed
     )?;
-    let directory = report.directory_leader.map_or("nobody".to_owned(), |node| format!("node {node}"));
+    let directory =
+        report.directory_leader.map_or("nobody".to_owned(), |node| format!("node {node}"));
     writeln!(out, "  node {} leads, {directory} leads the directory", report.leader)?;
     writeln!(out)?;
     for mark in &report.marks {
@@ -60,7 +61,11 @@ fn write_run(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
         if let Some(gap) = report.rto(kind) {
             let open = if gap.open { ", and not over at the end" } else { "" };
             let at_s = from_fault_s(report, gap.from_ms);
-            writeln!(out, "  RTO of {kind}: {:.0} ms without an answer, from {at_s:+.3} s on{open}", gap.ms)?;
+            writeln!(
+                out,
+                "  RTO of {kind}: {:.0} ms without an answer, from {at_s:+.3} s on{open}",
+                gap.ms
+            )?;
         }
     }
     writeln!(
@@ -89,7 +94,11 @@ fn write_run(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
     write_lag(out, report)?;
     let judgement = &report.judgement;
     let verdict = if judgement.clean { "strictly serializable" } else { "VIOLATED" };
-    writeln!(out, "  consistency: {verdict}, {} operations, {} commits", judgement.operations, judgement.committed)?;
+    writeln!(
+        out,
+        "  consistency: {verdict}, {} operations, {} commits",
+        judgement.operations, judgement.committed
+    )?;
     for fault in report.faults() {
         writeln!(out, "  NOT SOUND: {fault}")?;
     }
@@ -99,7 +108,11 @@ fn write_run(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
     Ok(())
 }
 
-fn write_measure(out: &mut fmt::Formatter<'_>, report: &RunReport, measure: &Measure) -> fmt::Result {
+fn write_measure(
+    out: &mut fmt::Formatter<'_>,
+    report: &RunReport,
+    measure: &Measure,
+) -> fmt::Result {
     let lost = report.lost_regions.contains(&measure.region);
     writeln!(
         out,
@@ -139,7 +152,11 @@ fn write_claim(out: &mut fmt::Formatter<'_>, claim: &Claim) -> fmt::Result {
         None => format!("{least} or more"),
     };
     let window_ms = report.loss.window_ms;
-    writeln!(out, "    lost beyond {}: {transactions} transactions, {window_ms} ms: {verdict}", report.base)?;
+    writeln!(
+        out,
+        "    lost beyond {}: {transactions} transactions, {window_ms} ms: {verdict}",
+        report.base
+    )?;
     writeln!(
         out,
         "    clients: {} acknowledged writes beyond the base, within {:.0} ms; {} more were in flight",
@@ -165,7 +182,8 @@ fn write_lag(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
         let within = report.looks.iter().filter(|look| look.at_ms >= from_ms && look.at_ms < to_ms);
         within.flat_map(|look| look.lag_ms.values()).copied().max().unwrap_or(0)
     };
-    let (before, after) = (most(report.warm_ms, report.fault_ms), most(report.fault_ms, report.end_ms));
+    let (before, after) =
+        (most(report.warm_ms, report.fault_ms), most(report.fault_ms, report.end_ms));
     writeln!(out, "  greatest lag of a subscriber: {before} ms before, {after} ms after the fault")
 }
 

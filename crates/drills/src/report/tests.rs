@@ -39,7 +39,10 @@ pub(crate) fn sound_run(drill: &str) -> RunReport {
             Mark { at_ms: 14_000.0, text: "heal".to_owned(), kind: MarkKind::Heal },
             Mark { at_ms: 6600.0, text: "node 2 leads epoch 1".to_owned(), kind: MarkKind::Phase },
         ],
-        measures: Kind::ALL.into_iter().flat_map(|kind| (0..3).map(move |region| measure(kind, region))).collect(),
+        measures: Kind::ALL
+            .into_iter()
+            .flat_map(|kind| (0..3).map(move |region| measure(kind, region)))
+            .collect(),
         lost_regions: vec![],
         failed_requests: BTreeMap::new(),
         failed_by_answer: BTreeMap::new(),
@@ -49,7 +52,12 @@ pub(crate) fn sound_run(drill: &str) -> RunReport {
         untold: 0,
         loss: LossSummary::default(),
         claims: vec![],
-        judgement: Judgement { clean: true, operations: 9000, committed: 2000, ..Judgement::default() },
+        judgement: Judgement {
+            clean: true,
+            operations: 9000,
+            committed: 2000,
+            ..Judgement::default()
+        },
         converged: 7,
         nodes: 7,
         pressure_per_second: None,
@@ -134,12 +142,18 @@ fn lost_regions_are_measured_and_not_judged() {
     assert_eq!(run.failed_judged(), 2);
     let text = run_text(&run);
     assert!(text.contains("(not judged)"), "{text}");
-    assert!(text.contains("requests failed: 42, 2 of them in regions that were not lost"), "{text}");
+    assert!(
+        text.contains("requests failed: 42, 2 of them in regions that were not lost"),
+        "{text}"
+    );
 }
 
 #[test]
 fn runs_are_a_line_each() {
-    let text = runs_text(&[sound_run("dc-loss"), RunReport { run: 2, converged: 1, ..sound_run("dc-loss") }]);
+    let text = runs_text(&[
+        sound_run("dc-loss"),
+        RunReport { run: 2, converged: 1, ..sound_run("dc-loss") },
+    ]);
     assert_eq!(text.lines().count(), 4);
     assert!(text.lines().nth(2).unwrap().ends_with("NO"), "{text}");
 }
@@ -170,7 +184,8 @@ fn the_page_is_whole_and_needs_nothing_else() {
     assert!(page.contains("a &lt;drill&gt;") && page.contains("What it is &lt;about&gt;"));
     assert!(!page.contains("<about>") && !page.contains("NaN") && !page.contains("inf"));
     for tag in ["svg", "g", "table", "tr", "section", "html", "body", "style", "text"] {
-        let opened = page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
+        let opened =
+            page.matches(&format!("<{tag}>")).count() + page.matches(&format!("<{tag} ")).count();
         assert_eq!(opened, page.matches(&format!("</{tag}>")).count(), "{tag}");
     }
     assert_eq!(page.matches("<svg").count(), 5, "latency of three kinds, throughput, lag");

@@ -15,7 +15,8 @@ fn a_script_is_read() {
     let script: Script = text.parse().unwrap();
     assert_eq!((script.title.as_str(), script.about.as_str()), ("A title", "one two"));
     assert_eq!((script.clients_lost, script.pressure), (ClientsLost::Primary, Some(50)));
-    let steps: Vec<_> = script.steps.iter().map(|step| (script.delay(step.after), step.action.clone())).collect();
+    let steps: Vec<_> =
+        script.steps.iter().map(|step| (script.delay(step.after), step.action.clone())).collect();
     let cut = Action::Cut { parts: vec![Part::Primary], others: vec![Part::Rest], one_way: true };
     assert_eq!(
         steps,
@@ -71,7 +72,10 @@ fn errors_name_the_line_and_what_is_wrong() {
     assert!(matches!(fault("+0s cut primary"), Fault::Usage { verb: "cut", .. }));
     assert!(matches!(fault("+0s heal leader"), Fault::Usage { verb: "heal", .. }));
     assert!(matches!(fault("+0s switch to mars"), Fault::Usage { verb: "switch", .. }));
-    assert!(matches!(fault("+0s throttle primary from rest at x"), Fault::Usage { verb: "throttle", .. }));
+    assert!(matches!(
+        fault("+0s throttle primary from rest at x"),
+        Fault::Usage { verb: "throttle", .. }
+    ));
     assert_eq!(fault("colour: red"), Fault::Header("colour".to_owned()));
     assert!(matches!(fault("clients-lost: all"), Fault::Value { header: "clients-lost", .. }));
     let late = format!("{HEAD}+0s heal\nhold: 1s").parse::<Script>().unwrap_err();

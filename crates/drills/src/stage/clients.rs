@@ -11,10 +11,12 @@ use crate::network::Machine;
 use crate::workload::{Gateway, Manner, Pressure, Profile, Role};
 
 /// The clients of the primary region.
-const NEAR: [(Role, u64); 3] = [(Role::Writer, 4), (Role::StrongReader, 2), (Role::EventualReader, 2)];
-/// The clients of each other region. Writers enough that one is answered well within a round trip of another: else
-/// their own pauses would pass for an outage.
-const FAR: [(Role, u64); 3] = [(Role::Writer, 6), (Role::StrongReader, 3), (Role::EventualReader, 2)];
+const NEAR: [(Role, u64); 3] =
+    [(Role::Writer, 4), (Role::StrongReader, 2), (Role::EventualReader, 2)];
+/// The clients of each other region. Writers enough that one is answered well within a round trip
+/// of another: else their own pauses would pass for an outage.
+const FAR: [(Role, u64); 3] =
+    [(Role::Writer, 6), (Role::StrongReader, 3), (Role::EventualReader, 2)];
 const WRITER_THINKS: Duration = Duration::from_millis(8);
 const READER_THINKS: Duration = Duration::from_millis(20);
 
@@ -29,9 +31,15 @@ pub(super) struct Gateways {
 
 impl Gateways {
     /// `stateless`: the URL of the region's stateless gateway. Call it region by region.
-    pub(super) fn add(&mut self, cluster: &Cluster, region: usize, stateless: String) -> Result<(), ClusterError> {
+    pub(super) fn add(
+        &mut self,
+        cluster: &Cluster,
+        region: usize,
+        stateless: String,
+    ) -> Result<(), ClusterError> {
         let machine = Machine::Gateway(region);
-        let mut entries = vec![(machine, Gateway::new(format!("gateway-{}", region + 1), stateless))];
+        let mut entries =
+            vec![(machine, Gateway::new(format!("gateway-{}", region + 1), stateless))];
         for id in cluster.region(region) {
             let machine = Machine::Node(id);
             entries.push((machine, Gateway::new(format!("node-{id}"), cluster.url(machine)?)));
@@ -41,17 +49,28 @@ impl Gateways {
     }
 
     pub(super) fn of(&self, machine: Machine) -> Option<&Arc<Gateway>> {
-        self.regions.iter().flatten().find(|(other, _)| *other == machine).map(|(_, gateway)| gateway)
+        self.regions
+            .iter()
+            .flatten()
+            .find(|(other, _)| *other == machine)
+            .map(|(_, gateway)| gateway)
     }
 
     /// All clients. Those of a region spread over its gateways.
-    pub(super) fn profiles(&self, home: usize, timeout: Duration, think: Option<Duration>, seed: u64) -> Vec<Profile> {
+    pub(super) fn profiles(
+        &self,
+        home: usize,
+        timeout: Duration,
+        think: Option<Duration>,
+        seed: u64,
+    ) -> Vec<Profile> {
         let mut profiles = Vec::new();
         for (region, entries) in self.regions.iter().enumerate() {
             let mut at = 0;
             for (role, count) in if region == home { NEAR } else { FAR } {
                 for _ in 0..count {
-                    let mut gateways: Vec<_> = entries.iter().map(|(_, gateway)| Arc::clone(gateway)).collect();
+                    let mut gateways: Vec<_> =
+                        entries.iter().map(|(_, gateway)| Arc::clone(gateway)).collect();
                     gateways.rotate_left(at % entries.len());
                     at += 1;
                     profiles.push(Profile {
@@ -61,7 +80,11 @@ impl Gateways {
                         manner: Manner::Patient,
                         gateways,
                         timeout,
-                        max_think: think.unwrap_or(if role == Role::Writer { WRITER_THINKS } else { READER_THINKS }),
+                        max_think: think.unwrap_or(if role == Role::Writer {
+                            WRITER_THINKS
+                        } else {
+                            READER_THINKS
+                        }),
                         mark_all: true,
                         seed,
                     });
@@ -71,15 +94,23 @@ impl Gateways {
         profiles
     }
 
-    /// Writes by the node that leads, as of programs beside it, probed by a node of each other region.
-    pub(super) fn pressure(&self, home: usize, leader: NodeId, per_second: u32, origin: Instant) -> Pressure {
+    /// Writes by the node that leads, as of programs beside it, probed by a node of each other
+    /// region.
+    pub(super) fn pressure(
+        &self,
+        home: usize,
+        leader: NodeId,
+        per_second: u32,
+        origin: Instant,
+    ) -> Pressure {
         let of_nodes = |entries: &[Entry]| {
             let nodes = entries.iter().filter(|(machine, _)| matches!(machine, Machine::Node(_)));
             nodes.map(|(_, gateway)| Arc::clone(gateway)).collect::<Vec<_>>()
         };
         let near: Vec<_> = self.of(Machine::Node(leader)).cloned().into_iter().collect();
         let others = self.regions.iter().enumerate().filter(|(region, _)| *region != home);
-        let far = others.filter_map(|(region, entries)| Some((region, of_nodes(entries).into_iter().next()?)));
+        let far = others
+            .filter_map(|(region, entries)| Some((region, of_nodes(entries).into_iter().next()?)));
         Pressure::start(DEFAULT_DATABASE, &near, &far.collect::<Vec<_>>(), per_second, origin)
     }
 }

@@ -38,21 +38,30 @@ impl Stage<'_> {
         let window = Window { from: self.fault_at, to: evidence.end };
         let samples = self.workload.samples();
         let regions = self.cluster.regions();
-        let measures = Kind::ALL.into_iter().flat_map(|kind| (0..regions).map(move |region| (kind, region)));
-        let measures = measures.map(|(kind, region)| Measure::of(&samples, kind, region, evidence.warm_at, window));
-        let reports = evidence.inspection.as_ref().map(|known| self.scene.reports(known)).unwrap_or_default();
+        let measures =
+            Kind::ALL.into_iter().flat_map(|kind| (0..regions).map(move |region| (kind, region)));
+        let measures = measures
+            .map(|(kind, region)| Measure::of(&samples, kind, region, evidence.warm_at, window));
+        let reports =
+            evidence.inspection.as_ref().map(|known| self.scene.reports(known)).unwrap_or_default();
         let faults_ns = self.faults_ns();
         let fault_ns = faults_ns.first().copied().unwrap_or(0);
         let loss = Loss::of(&evidence.history);
-        let claims = reports.iter().map(|report| Claim::judge(report, &loss, &evidence.history, fault_ns)).collect();
+        let claims = reports
+            .iter()
+            .map(|report| Claim::judge(report, &loss, &evidence.history, fault_ns))
+            .collect();
         let attempts = self.workload.attempts();
         let mut failed_requests = BTreeMap::new();
-        for (_, region, _) in attempts.failed.iter().filter(|(at, ..)| *at >= window.from && *at <= window.to) {
+        for (_, region, _) in
+            attempts.failed.iter().filter(|(at, ..)| *at >= window.from && *at <= window.to)
+        {
             *failed_requests.entry(*region).or_default() += 1;
         }
         let pings = evidence.round_trips.iter().copied();
         let round_trip = |region| ms(self.options.wan.round_trip(self.scene.home, region));
-        let replication_of = |(_, probes): &(f64, Vec<Probe>)| replication(probes, window, round_trip);
+        let replication_of =
+            |(_, probes): &(f64, Vec<Probe>)| replication(probes, window, round_trip);
         RunReport {
             drill: self.drill.name.clone(),
             title: self.drill.script.title.clone(),
@@ -61,7 +70,10 @@ impl Stage<'_> {
             seed: self.options.seed,
             topology: self.options.topology.clone(),
             wan: self.options.wan.to_string(),
-            round_trips_ms: (0..).zip(pings).map(|(to, ping)| ping.map_or_else(|| round_trip(to), ms)).collect(),
+            round_trips_ms: (0..)
+                .zip(pings)
+                .map(|(to, ping)| ping.map_or_else(|| round_trip(to), ms))
+                .collect(),
             home: self.scene.home,
             leader: self.scene.leader,
             directory_leader: self.scene.directory_leader,
@@ -75,7 +87,11 @@ impl Stage<'_> {
                 ClientsLost::Primary => vec![self.scene.home],
             },
             failed_requests,
-            failed_by_answer: attempts.by_answer().into_iter().map(|(what, n)| (what.to_owned(), n)).collect(),
+            failed_by_answer: attempts
+                .by_answer()
+                .into_iter()
+                .map(|(what, n)| (what.to_owned(), n))
+                .collect(),
             cut_off_requests: attempts.cut_off,
             oddities: self.workload.oddities(),
             acknowledged: loss.acknowledged,
@@ -126,7 +142,9 @@ fn judgement(history: &History, reports: &[FailoverReport]) -> Judgement {
     let violated = Invariant::ALL.into_iter().filter(|invariant| report.count(*invariant) > 0);
     Judgement {
         clean: report.is_clean(),
-        violations: violated.map(|invariant| (invariant.name().to_owned(), report.count(invariant))).collect(),
+        violations: violated
+            .map(|invariant| (invariant.name().to_owned(), report.count(invariant)))
+            .collect(),
         lost_as_admitted: report.lost.len(),
         operations: report.statistics.operations,
         committed: report.statistics.committed,
@@ -135,7 +153,11 @@ fn judgement(history: &History, reports: &[FailoverReport]) -> Judgement {
     }
 }
 
-fn replication(probes: &[Probe], window: Window, round_trip_ms: impl Fn(usize) -> f64) -> Vec<Replication> {
+fn replication(
+    probes: &[Probe],
+    window: Window,
+    round_trip_ms: impl Fn(usize) -> f64,
+) -> Vec<Replication> {
     let mut by_region: BTreeMap<usize, Vec<Duration>> = BTreeMap::new();
     for probe in probes.iter().filter(|probe| probe.at >= window.from && probe.at <= window.to) {
         by_region.entry(probe.region).or_default().push(probe.delay);
@@ -161,7 +183,8 @@ fn answers(samples: &[Sample]) -> Vec<(Kind, f64)> {
 }
 
 fn dots(samples: &[Sample], warm_at: Duration) -> Vec<Dot> {
-    let is_shown = |sample: &&Sample| sample.outcome == Outcome::Answered && sample.started >= warm_at;
+    let is_shown =
+        |sample: &&Sample| sample.outcome == Outcome::Answered && sample.started >= warm_at;
     let mut shown: Vec<&Sample> = samples.iter().filter(is_shown).collect();
     if shown.len() > MAX_DOTS {
         shown.sort_by_key(|sample| std::cmp::Reverse(sample.latency()));

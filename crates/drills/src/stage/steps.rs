@@ -32,7 +32,10 @@ impl Stage<'_> {
             };
             tokio::time::sleep(delay).await;
             let done = self.act(&step.action).await;
-            done.map_err(|source| StageError::Step { step: step.action.to_string(), source: Box::new(source) })?;
+            done.map_err(|source| StageError::Step {
+                step: step.action.to_string(),
+                source: Box::new(source),
+            })?;
         }
         Ok(())
     }
@@ -62,7 +65,10 @@ impl Stage<'_> {
             Action::Throttle { parts, others, bytes_per_second } => {
                 let machines = self.scene.cast(parts, &[])?;
                 let others = self.scene.cast(others, &machines)?;
-                self.mark(MarkKind::Fault, format!("throttle {} to {bytes_per_second} bytes/s", named(&machines)));
+                self.mark(
+                    MarkKind::Fault,
+                    format!("throttle {} to {bytes_per_second} bytes/s", named(&machines)),
+                );
                 self.cluster.network_mut()?.throttle(&machines, &others, *bytes_per_second);
                 Ok(())
             }
@@ -98,7 +104,12 @@ impl Stage<'_> {
         Ok(())
     }
 
-    fn announce(&mut self, kind: MarkKind, verb: &str, parts: &[Part]) -> Result<Vec<Machine>, StageError> {
+    fn announce(
+        &mut self,
+        kind: MarkKind,
+        verb: &str,
+        parts: &[Part],
+    ) -> Result<Vec<Machine>, StageError> {
         let machines = self.scene.cast(parts, &[])?;
         self.mark(kind, format!("{verb} {}", named(&machines)));
         Ok(machines)
@@ -137,7 +148,8 @@ impl Stage<'_> {
         Ok(machines.iter().try_for_each(|machine| self.cluster.pause(*machine))?)
     }
 
-    /// Whatever stands before its gateway sends no new requests there; those in flight are finished.
+    /// Whatever stands before its gateway sends no new requests there; those in flight are
+    /// finished.
     async fn stop(&mut self, machine: Machine) -> Result<(), StageError> {
         if let Some(gateway) = self.gateways.of(machine) {
             gateway.drain();
@@ -217,7 +229,10 @@ impl Stage<'_> {
             let change = Change::CreateDatabase { id, database, own_shard: true };
             cluster = self.cluster.operator().execute(&change, ACTOR).await?;
         }
-        self.until_shards("the new shards are active", SHARDS_DEADLINE, |shard| shard.phase == Phase::Active).await?;
+        self.until_shards("the new shards are active", SHARDS_DEADLINE, |shard| {
+            shard.phase == Phase::Active
+        })
+        .await?;
         self.mark(MarkKind::Phase, format!("{count} shards are active"));
         Ok(())
     }
@@ -235,7 +250,12 @@ impl Stage<'_> {
         wanted: impl Fn(&Shard) -> bool,
     ) -> Result<(), StageError> {
         let done = poll::until(what, deadline, async || {
-            let inspection = self.cluster.operator().inspect(PATIENCE).await.map_err(|error| error.to_string())?;
+            let inspection = self
+                .cluster
+                .operator()
+                .inspect(PATIENCE)
+                .await
+                .map_err(|error| error.to_string())?;
             let shards = &inspection.cluster.shards;
             match shards.values().filter(|shard| !wanted(shard)).count() {
                 0 => Ok(()),
@@ -256,12 +276,18 @@ impl Stage<'_> {
         let change = Change::BeginSwitchover { shard, to: to.clone() };
         let refused = match self.cluster.operator().execute(&change, ACTOR).await {
             Ok(_) => None,
-            // An order whose answer was lost is refused when it is repeated: what became of it is looked at.
+            // An order whose answer was lost is refused when it is repeated: what became of it is
+            // looked at.
             Err(OperatorError::Refused(reason)) => Some(reason),
             Err(error) => return Err(error.into()),
         };
         let done = poll::until("the switchover is done", SWITCH_DEADLINE, async || {
-            let inspection = self.cluster.operator().inspect(PATIENCE).await.map_err(|error| error.to_string())?;
+            let inspection = self
+                .cluster
+                .operator()
+                .inspect(PATIENCE)
+                .await
+                .map_err(|error| error.to_string())?;
             let now = inspection.cluster.shards.get(&shard).ok_or("no such shard")?;
             match (now.phase == Phase::Active, now.primary_region == to, &refused) {
                 (true, true, _) => Ok(Ok(())),

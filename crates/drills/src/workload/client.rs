@@ -36,8 +36,8 @@ pub enum Role {
 pub enum Manner {
     /// It gives up, and goes to the next gateway with something else.
     Impatient,
-    /// As Deno's own client: it tries again until it has an answer, with the same gateway for as long as that
-    /// is there.
+    /// As Deno's own client: it tries again until it has an answer, with the same gateway for as
+    /// long as that is there.
     Patient,
 }
 
@@ -81,7 +81,8 @@ enum Next {
 impl Client {
     pub(super) fn new(workload: Arc<Workload>, profile: Profile) -> Self {
         let connect = |gateway: &Arc<Gateway>| {
-            let client = KvClient::new(gateway.url.clone(), workload.database).with_timeout(profile.timeout);
+            let client =
+                KvClient::new(gateway.url.clone(), workload.database).with_timeout(profile.timeout);
             (Arc::clone(gateway), client)
         };
         let connections = profile.gateways.iter().map(connect).collect();
@@ -116,7 +117,8 @@ impl Client {
         }
     }
 
-    /// Reads one or two lists in one snapshot and appends to each; at times sets a register along with it.
+    /// Reads one or two lists in one snapshot and appends to each; at times sets a register along
+    /// with it.
     async fn append(&mut self) {
         let count = self.rng.random_range(1..=2);
         let lists = (0..LISTS).choose_multiple(&mut self.rng, count);
@@ -125,7 +127,9 @@ impl Client {
         let (mut checks, mut changes) = (Vec::new(), Vec::new());
         for ((list, key), entry) in lists.into_iter().zip(keys).zip(found) {
             let (elements, versionstamp) = match entry {
-                Some(Entry { value: Value::List(elements), versionstamp }) => (elements, Some(versionstamp)),
+                Some(Entry { value: Value::List(elements), versionstamp }) => {
+                    (elements, Some(versionstamp))
+                }
                 Some(other) => return self.workload.odd(format!("a list is {other}")),
                 None => (Vec::new(), None),
             };
@@ -151,7 +155,8 @@ impl Client {
     /// Sets a register under a check of what an eventual or a strong read has shown.
     async fn swap_register(&mut self) {
         let key = self.register();
-        let consistency = if self.rng.random_bool(0.3) { Consistency::Eventual } else { Consistency::Strong };
+        let consistency =
+            if self.rng.random_bool(0.3) { Consistency::Eventual } else { Consistency::Strong };
         let Some(found) = self.read(consistency, vec![key.clone()]).await else { return };
         let versionstamp = found.into_iter().flatten().next().map(|entry| entry.versionstamp);
         let checks = vec![Check { key: key.clone(), versionstamp }];
@@ -161,8 +166,10 @@ impl Client {
     async fn sum(&mut self) {
         let count = self.rng.random_range(1..=2);
         let counters = (0..COUNTERS).choose_multiple(&mut self.rng, count);
-        let mut add =
-            |counter| Change::Sum { key: format!("counter/{counter}"), amount: self.rng.random_range(1..1000) };
+        let mut add = |counter| Change::Sum {
+            key: format!("counter/{counter}"),
+            amount: self.rng.random_range(1..1000),
+        };
         let changes = counters.into_iter().map(&mut add).collect();
         self.commit(Intent::new(changes)).await;
     }
@@ -185,7 +192,11 @@ impl Client {
         format!("register/{}", self.rng.random_range(0..REGISTERS))
     }
 
-    async fn read(&mut self, consistency: Consistency, keys: Vec<Key>) -> Option<Vec<Option<Entry>>> {
+    async fn read(
+        &mut self,
+        consistency: Consistency,
+        keys: Vec<Key>,
+    ) -> Option<Vec<Option<Entry>>> {
         let kind = match consistency {
             Consistency::Strong => Kind::StrongRead,
             Consistency::Eventual => Kind::EventualRead,
@@ -211,7 +222,9 @@ impl Client {
                     return Some(found);
                 }
                 Err(error) => {
-                    workload.recorder.complete_read(token, ReadOutcome::Failed { reason: error.to_string() });
+                    workload
+                        .recorder
+                        .complete_read(token, ReadOutcome::Failed { reason: error.to_string() });
                     if let Next::GiveUp = self.after_failure(&gateway, &error).await {
                         self.sampled(kind, started, Outcome::Failed);
                         return None;
@@ -254,11 +267,18 @@ impl Client {
     fn sampled(&mut self, kind: Kind, started: Duration, outcome: Outcome) {
         let ended = self.workload.elapsed();
         let moved = std::mem::take(&mut self.moved);
-        self.workload.sampled(Sample { kind, region: self.profile.region, started, ended, outcome, moved });
+        self.workload.sampled(Sample {
+            kind,
+            region: self.profile.region,
+            started,
+            ended,
+            outcome,
+            moved,
+        });
     }
 
-    /// The gateway that it is with, or the next one that is up. Where there is none, this waits for one, and
-    /// the operation is over: `None`.
+    /// The gateway that it is with, or the next one that is up. Where there is none, this waits for
+    /// one, and the operation is over: `None`.
     async fn connection(&mut self) -> Option<(Arc<Gateway>, KvClient)> {
         let count = self.connections.len();
         let up = |client: &Self| {
@@ -282,7 +302,8 @@ impl Client {
         self.workload.failed(self.profile.region, cut_off, error);
         match self.profile.manner {
             Manner::Impatient => {
-                // From a gateway that did not serve to the next; where none serves, none is to be stormed.
+                // From a gateway that did not serve to the next; where none serves, none is to be
+                // stormed.
                 self.at = (self.at + 1) % self.connections.len().max(1);
                 tokio::time::sleep(TURN_AWAY).await;
                 Next::GiveUp
@@ -296,7 +317,10 @@ impl Client {
 }
 
 /// The answer, unless the gateway is lost first.
-async fn until_lost<T>(gateway: &Gateway, answer: impl Future<Output = Result<T, CallError>>) -> Result<T, CallError> {
+async fn until_lost<T>(
+    gateway: &Gateway,
+    answer: impl Future<Output = Result<T, CallError>>,
+) -> Result<T, CallError> {
     tokio::select! {
         biased;
         answer = answer => answer,
@@ -308,11 +332,15 @@ async fn until_lost<T>(gateway: &Gateway, answer: impl Future<Output = Result<T,
 fn outcome(result: &Result<pb::AtomicWriteOutput, CallError>) -> (TxnOutcome, Option<String>) {
     match result {
         Ok(output) => match (output.status(), Versionstamp::from_slice(&output.versionstamp)) {
-            (pb::AtomicWriteStatus::AwSuccess, Some(versionstamp)) => (TxnOutcome::Committed { versionstamp }, None),
+            (pb::AtomicWriteStatus::AwSuccess, Some(versionstamp)) => {
+                (TxnOutcome::Committed { versionstamp }, None)
+            }
             (pb::AtomicWriteStatus::AwCheckFailure, _) => {
                 (TxnOutcome::CheckFailed { failed: output.failed_checks.clone() }, None)
             }
-            (status, _) => (TxnOutcome::Unknown, Some(format!("a write was answered with {status:?}"))),
+            (status, _) => {
+                (TxnOutcome::Unknown, Some(format!("a write was answered with {status:?}")))
+            }
         },
         // The only refusal of a well-formed write, and it says that nothing was done.
         Err(CallError::Refused { status, text }) if status.as_u16() == 503 => {
@@ -321,7 +349,9 @@ fn outcome(result: &Result<pb::AtomicWriteOutput, CallError>) -> (TxnOutcome, Op
         Err(CallError::Refused { status, text }) => {
             (TxnOutcome::Unknown, Some(format!("a write was refused with {status}: {text}")))
         }
-        Err(CallError::NotSent) => (TxnOutcome::NotCommitted { reason: "no connection".to_owned() }, None),
+        Err(CallError::NotSent) => {
+            (TxnOutcome::NotCommitted { reason: "no connection".to_owned() }, None)
+        }
         Err(CallError::NoAnswer(_)) => (TxnOutcome::Unknown, None),
     }
 }
@@ -333,10 +363,16 @@ mod tests {
     use super::*;
 
     fn refused(status: u16) -> Result<pb::AtomicWriteOutput, CallError> {
-        Err(CallError::Refused { status: StatusCode::from_u16(status).unwrap(), text: "why".to_owned() })
+        Err(CallError::Refused {
+            status: StatusCode::from_u16(status).unwrap(),
+            text: "why".to_owned(),
+        })
     }
 
-    fn answered(status: pb::AtomicWriteStatus, versionstamp: &[u8]) -> Result<pb::AtomicWriteOutput, CallError> {
+    fn answered(
+        status: pb::AtomicWriteStatus,
+        versionstamp: &[u8],
+    ) -> Result<pb::AtomicWriteOutput, CallError> {
         let versionstamp = bytes::Bytes::copy_from_slice(versionstamp);
         Ok(pb::AtomicWriteOutput { status: status.into(), versionstamp, ..Default::default() })
     }
@@ -346,7 +382,10 @@ mod tests {
         use pb::AtomicWriteStatus::{AwCheckFailure, AwSuccess, AwWriteDisabled};
         let is_odd = |result| outcome(&result).1.is_some();
         assert!(matches!(outcome(&answered(AwSuccess, &[0; 10])).0, TxnOutcome::Committed { .. }));
-        assert!(matches!(outcome(&answered(AwCheckFailure, &[])).0, TxnOutcome::CheckFailed { .. }));
+        assert!(matches!(
+            outcome(&answered(AwCheckFailure, &[])).0,
+            TxnOutcome::CheckFailed { .. }
+        ));
         assert!(matches!(outcome(&refused(503)).0, TxnOutcome::NotCommitted { .. }));
         assert!(matches!(outcome(&Err(CallError::NotSent)).0, TxnOutcome::NotCommitted { .. }));
         assert_eq!(outcome(&Err(CallError::NoAnswer(String::new()))).0, TxnOutcome::Unknown);

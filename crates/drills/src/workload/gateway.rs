@@ -3,7 +3,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
-/// A gateway that clients use. A restarted one is another: it need not know what the one before has shown.
+/// A gateway that clients use. A restarted one is another: it need not know what the one before has
+/// shown.
 #[derive(Debug)]
 pub struct Gateway {
     pub url: String,

@@ -4,12 +4,12 @@ use meridian_proto::kv_connect as pb;
 
 use crate::kv_connect::{delete, set, sum};
 
-/// What the keys of markers begin with. The marker of a transaction is a register that nothing else writes:
-/// the transaction committed just if it is there.
+/// What the keys of markers begin with. The marker of a transaction is a register that nothing else
+/// writes: the transaction committed just if it is there.
 pub const MARKER: &str = "marker/";
 
-/// What a client wants to be done, before it is given the numbers that are used once: a try after one without
-/// an answer must be told from it.
+/// What a client wants to be done, before it is given the numbers that are used once: a try after
+/// one without an answer must be told from it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Intent {
     pub(super) checks: Vec<Check>,
@@ -40,7 +40,9 @@ pub(super) enum Change {
 impl Intent {
     pub(super) fn new(changes: Vec<Change>) -> Self {
         // Nothing but its marker tells of a sum or a delete.
-        let marked = changes.iter().any(|change| matches!(change, Change::Sum { .. } | Change::Delete { .. }));
+        let marked = changes
+            .iter()
+            .any(|change| matches!(change, Change::Sum { .. } | Change::Delete { .. }));
         Self { checks: Vec::new(), changes, marked }
     }
 
@@ -55,7 +57,9 @@ impl Intent {
                     mutations.push(set(key.as_bytes(), &Value::List(list).encode().1));
                     writes.push(Write::Append { key: key.clone(), element });
                 }
-                Change::SetRegister { key } => push_register(recorder, key.clone(), &mut writes, &mut mutations),
+                Change::SetRegister { key } => {
+                    push_register(recorder, key.clone(), &mut writes, &mut mutations)
+                }
                 Change::Sum { key, amount } => {
                     mutations.push(sum(key.as_bytes(), *amount));
                     writes.push(Write::Sum { key: key.clone(), amount: *amount });
@@ -72,13 +76,20 @@ impl Intent {
         }
         let checks = self.checks.iter().map(|check| pb::Check {
             key: Bytes::copy_from_slice(check.key.as_bytes()),
-            versionstamp: check.versionstamp.map_or_else(Bytes::new, |stamp| Bytes::copy_from_slice(&stamp.0)),
+            versionstamp: check
+                .versionstamp
+                .map_or_else(Bytes::new, |stamp| Bytes::copy_from_slice(&stamp.0)),
         });
         (writes, pb::AtomicWrite { checks: checks.collect(), mutations, enqueues: Vec::new() })
     }
 }
 
-fn push_register(recorder: &Recorder, key: Key, writes: &mut Vec<Write>, mutations: &mut Vec<pb::Mutation>) {
+fn push_register(
+    recorder: &Recorder,
+    key: Key,
+    writes: &mut Vec<Write>,
+    mutations: &mut Vec<pb::Mutation>,
+) {
     let value = recorder.next_id();
     mutations.push(set(key.as_bytes(), &Value::Register(value).encode().1));
     writes.push(Write::SetRegister { key, value });
@@ -98,7 +109,11 @@ mod tests {
         assert!(!intent.marked);
         let (first, sent) = intent.attempt(&recorder);
         let (second, _) = intent.attempt(&recorder);
-        assert_eq!(first.iter().zip(&second).filter(|(a, b)| a == b).count(), 0, "{first:?} {second:?}");
+        assert_eq!(
+            first.iter().zip(&second).filter(|(a, b)| a == b).count(),
+            0,
+            "{first:?} {second:?}"
+        );
         let Some(Write::Append { element, .. }) = first.first() else { panic!("{first:?}") };
         let value = sent.mutations[0].value.clone().unwrap();
         assert_eq!(value.data, Value::List(vec![70, 80, *element]).encode().1);
@@ -107,7 +122,9 @@ mod tests {
     #[test]
     fn sums_and_deletes_are_marked() {
         let recorder = Recorder::new();
-        for change in [Change::Sum { key: "c".into(), amount: 1 }, Change::Delete { key: "r".into() }] {
+        for change in
+            [Change::Sum { key: "c".into(), amount: 1 }, Change::Delete { key: "r".into() }]
+        {
             let (writes, sent) = Intent::new(vec![change]).attempt(&recorder);
             assert!(writes[1].key().starts_with(MARKER));
             assert_eq!(sent.mutations.len(), 2);

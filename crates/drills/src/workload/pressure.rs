@@ -11,7 +11,8 @@ use crate::kv_connect::KvClient;
 /// Writers at a time; each has one request in flight.
 const WRITERS: u32 = 96;
 const VALUE: [u8; 128] = [b'p'; 128];
-/// Keys are written again and again: the state stays small. They lie behind all that final reads read.
+/// Keys are written again and again: the state stays small. They lie behind all that final reads
+/// read.
 const KEYS: u64 = 10_000;
 const TIMEOUT: Duration = Duration::from_secs(15);
 const PROBE_EVERY: Duration = Duration::from_millis(100);
@@ -36,16 +37,16 @@ struct Counts {
     probes: Mutex<Vec<Probe>>,
 }
 
-/// Writes that no history records, at a rate, and probes of how soon they reach other regions. All of it ends
-/// when this is dropped.
+/// Writes that no history records, at a rate, and probes of how soon they reach other regions. All
+/// of it ends when this is dropped.
 pub struct Pressure {
     counts: Arc<Counts>,
     _tasks: JoinSet<()>,
 }
 
 impl Pressure {
-    /// Writes `per_second` at most through the gateways `near`; what is probed is read through those of `far`,
-    /// each with its region.
+    /// Writes `per_second` at most through the gateways `near`; what is probed is read through
+    /// those of `far`, each with its region.
     pub fn start(
         database: DatabaseId,
         near: &[Arc<Gateway>],
@@ -54,7 +55,8 @@ impl Pressure {
         origin: Instant,
     ) -> Self {
         let counts = Arc::new(Counts::default());
-        let client = |gateway: &Gateway| KvClient::new(gateway.url.clone(), database).with_timeout(TIMEOUT);
+        let client =
+            |gateway: &Gateway| KvClient::new(gateway.url.clone(), database).with_timeout(TIMEOUT);
         let mut tasks = JoinSet::new();
         let pace = Duration::from_secs(1) * WRITERS / per_second.max(1);
         for (number, gateway) in (0..WRITERS).zip(near.iter().cycle()) {
@@ -104,7 +106,11 @@ async fn probe(near: KvClient, far: KvClient, region: usize, origin: Instant, co
             }
             tokio::time::sleep(LOOK_EVERY).await;
         }
-        let probe = Probe { region, at: acknowledged.duration_since(origin), delay: acknowledged.elapsed() };
+        let probe = Probe {
+            region,
+            at: acknowledged.duration_since(origin),
+            delay: acknowledged.elapsed(),
+        };
         counts.probes.lock().unwrap_or_else(PoisonError::into_inner).push(probe);
     }
 }

@@ -64,7 +64,8 @@ impl Sample {
     }
 }
 
-/// Requests that failed, by what was answered. A client that tries again may still see its operation done.
+/// Requests that failed, by what was answered. A client that tries again may still see its
+/// operation done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attempts {
     /// At gateways that were there: when, in which region, and what was answered.

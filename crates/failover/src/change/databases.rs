@@ -2,7 +2,9 @@ use meridian_types::{DatabaseId, Epoch, Position, ShardId};
 
 use crate::change::names::check_name;
 use crate::change::{Refused, ensure};
-use crate::cluster::{Cluster, Database, Deletion, FailoverMode, Phase, Rpo, Shard, Token, TokenScope};
+use crate::cluster::{
+    Cluster, Database, Deletion, FailoverMode, Phase, Rpo, Shard, Token, TokenScope,
+};
 
 const MAX_LABEL_BYTES: usize = 200;
 /// Databases that are being deleted at once at most: each waits for the node that is longest away.
@@ -10,7 +12,10 @@ const MAX_DELETIONS: usize = 1000;
 
 fn check_rpo(rpo: Rpo) -> Result<(), Refused> {
     ensure(rpo.soft_ms <= rpo.max_ms, || {
-        format!("writes cannot be slowed from {} ms and refused from {} ms on", rpo.soft_ms, rpo.max_ms)
+        format!(
+            "writes cannot be slowed from {} ms and refused from {} ms on",
+            rpo.soft_ms, rpo.max_ms
+        )
     })
 }
 
@@ -40,13 +45,17 @@ impl Cluster {
 
     fn emptiest_shard(&self, region: &str) -> Option<ShardId> {
         let here = self.shards.iter().filter(|(_, shard)| shard.primary_region == region);
-        let databases = |id: ShardId| self.databases.values().filter(|database| database.shard == id).count();
+        let databases =
+            |id: ShardId| self.databases.values().filter(|database| database.shard == id).count();
         here.map(|(id, _)| *id).min_by_key(|id| (databases(*id), *id))
     }
 
     /// Shard 0 is the directory's own, and never one of these.
     fn create_shard(&mut self, region: &str) -> Result<ShardId, Refused> {
-        let id = self.last_shard_id.checked_add(1).ok_or_else(|| Refused("all shard ids were used".to_owned()))?;
+        let id = self
+            .last_shard_id
+            .checked_add(1)
+            .ok_or_else(|| Refused("all shard ids were used".to_owned()))?;
         let voters = self.would_be_voters(region);
         let shard = Shard {
             epoch: Epoch::FIRST,
@@ -69,14 +78,19 @@ impl Cluster {
                 "{MAX_DELETIONS} databases are being deleted already: `meridian databases list` says what they wait for"
             )
         })?;
-        let database = self.databases.remove(&id).ok_or_else(|| Refused(format!("there is no database {id}")))?;
+        let database = self
+            .databases
+            .remove(&id)
+            .ok_or_else(|| Refused(format!("there is no database {id}")))?;
         self.default_database = self.default_database.filter(|default| *default != id);
         self.deleting.insert(id, Deletion { name: database.name, shard: database.shard });
         Ok(())
     }
 
     pub(super) fn end_deletion(&mut self, id: DatabaseId) -> Result<(), Refused> {
-        ensure(self.deleting.remove(&id).is_some(), || format!("database {id} is not being deleted"))
+        ensure(self.deleting.remove(&id).is_some(), || {
+            format!("database {id} is not being deleted")
+        })
     }
 
     pub(super) fn set_database(
@@ -89,7 +103,10 @@ impl Cluster {
         if let Some(region) = primary_region {
             self.check_region_with_nodes(region)?;
         }
-        let database = self.databases.get_mut(&id).ok_or_else(|| Refused(format!("there is no database {id}")))?;
+        let database = self
+            .databases
+            .get_mut(&id)
+            .ok_or_else(|| Refused(format!("there is no database {id}")))?;
         database.failover = failover.unwrap_or(database.failover);
         database.rpo = rpo.unwrap_or(database.rpo);
         check_rpo(database.rpo)?;
@@ -100,8 +117,11 @@ impl Cluster {
     }
 
     pub(super) fn create_token(&mut self, token: &Token) -> Result<(), Refused> {
-        ensure(token.label.len() <= MAX_LABEL_BYTES, || format!("a label has at most {MAX_LABEL_BYTES} bytes"))?;
-        let is_hash = token.sha256.len() == 64 && token.sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
+        ensure(token.label.len() <= MAX_LABEL_BYTES, || {
+            format!("a label has at most {MAX_LABEL_BYTES} bytes")
+        })?;
+        let is_hash =
+            token.sha256.len() == 64 && token.sha256.bytes().all(|byte| byte.is_ascii_hexdigit());
         ensure(is_hash, || "a token is kept as its SHA-256, 64 hex digits".to_owned())?;
         ensure(self.tokens.values().all(|other| other.sha256 != token.sha256), || {
             "this token exists already".to_owned()
@@ -109,9 +129,14 @@ impl Cluster {
         if let TokenScope::Databases(databases) = &token.scope {
             ensure(!databases.is_empty(), || "a token for no database is of no use".to_owned())?;
             let unknown = databases.iter().find(|id| !self.databases.contains_key(id));
-            ensure(unknown.is_none(), || unknown.map(|id| format!("there is no database {id}")).unwrap_or_default())?;
+            ensure(unknown.is_none(), || {
+                unknown.map(|id| format!("there is no database {id}")).unwrap_or_default()
+            })?;
         }
-        let id = self.last_token_id.checked_add(1).ok_or_else(|| Refused("all token ids were used".to_owned()))?;
+        let id = self
+            .last_token_id
+            .checked_add(1)
+            .ok_or_else(|| Refused("all token ids were used".to_owned()))?;
         self.last_token_id = id;
         self.tokens.insert(id, token.clone());
         Ok(())

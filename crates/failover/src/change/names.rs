@@ -2,10 +2,13 @@ use crate::change::{Refused, ensure};
 
 const MAX_NAME_BYTES: usize = 100;
 
-/// Names stand in paths, labels and file names: letters, digits, `-_.`, and what else is allowed here.
+/// Names stand in paths, labels and file names: letters, digits, `-_.`, and what else is allowed
+/// here.
 pub(super) fn check_name(what: &str, name: &str, also: &[char]) -> Result<(), Refused> {
     ensure(!name.is_empty(), || format!("the name of a {what} may not be empty"))?;
-    ensure(name.len() <= MAX_NAME_BYTES, || format!("the name of a {what} has at most {MAX_NAME_BYTES} bytes"))?;
+    ensure(name.len() <= MAX_NAME_BYTES, || {
+        format!("the name of a {what} has at most {MAX_NAME_BYTES} bytes")
+    })?;
     let is_allowed = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c) || also.contains(&c);
     ensure(name.chars().all(is_allowed), || {
         let also: String = also.iter().collect();

@@ -14,7 +14,9 @@ impl Cluster {
     }
 
     pub(super) fn check_region(&self, name: &str) -> Result<(), Refused> {
-        ensure(self.regions.iter().any(|region| region == name), || format!("there is no region {name}"))
+        ensure(self.regions.iter().any(|region| region == name), || {
+            format!("there is no region {name}")
+        })
     }
 
     /// A region that can hold a primary.
@@ -24,14 +26,21 @@ impl Cluster {
     }
 
     pub(super) fn name_cluster(&mut self, id: &str) -> Result<(), Refused> {
-        let sound = (16..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_hexdigit());
-        ensure(sound, || format!("`{id}` is not the id of a cluster: 16 to 64 hexadecimal digits"))?;
+        let sound =
+            (16..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_hexdigit());
+        ensure(sound, || {
+            format!("`{id}` is not the id of a cluster: 16 to 64 hexadecimal digits")
+        })?;
         ensure(self.id.is_none(), || "the cluster has an id already, and keeps it".to_owned())?;
         self.id = Some(id.to_owned());
         Ok(())
     }
 
-    pub(super) fn record_incarnation(&mut self, id: NodeId, incarnation: &str) -> Result<(), Refused> {
+    pub(super) fn record_incarnation(
+        &mut self,
+        id: NodeId,
+        incarnation: &str,
+    ) -> Result<(), Refused> {
         let known = self.live_node(id)?;
         ensure(!incarnation.is_empty(), || "an incarnation may not be empty".to_owned())?;
         if let Some(first) = known.incarnation.as_deref().filter(|first| *first != incarnation) {
@@ -57,21 +66,30 @@ impl Cluster {
     pub(super) fn remove_region(&mut self, name: &str) -> Result<(), Refused> {
         self.check_region(name)?;
         if let Some((_, node)) = self.nodes_of(name).next() {
-            return Err(Refused(format!("{} is in region {name}: remove its nodes first", node.name)));
+            return Err(Refused(format!(
+                "{} is in region {name}: remove its nodes first",
+                node.name
+            )));
         }
         for (id, shard) in &self.shards {
-            ensure(shard.primary_region != name, || format!("shard {id} has its primary in region {name}"))?;
+            ensure(shard.primary_region != name, || {
+                format!("shard {id} has its primary in region {name}")
+            })?;
             let target = match &shard.phase {
                 Phase::SwitchingOver { to } => Some(to),
                 Phase::Sealing(plan) => plan.to.as_ref(),
                 Phase::Forming | Phase::Active => None,
             };
-            ensure(target.is_none_or(|to| to != name), || format!("shard {id} is on its way to region {name}"))?;
+            ensure(target.is_none_or(|to| to != name), || {
+                format!("shard {id} is on its way to region {name}")
+            })?;
         }
         let belongs = self.databases.values().find(|database| database.primary_region == name);
         ensure(belongs.is_none(), || {
             let database = belongs.map(|database| database.name.as_str()).unwrap_or_default();
-            format!("database {database} belongs to region {name}: set another primary region first")
+            format!(
+                "database {database} belongs to region {name}: set another primary region first"
+            )
         })?;
         self.regions.retain(|region| region != name);
         Ok(())
@@ -86,19 +104,29 @@ impl Cluster {
         if let Some(address) = &node.kv_address {
             check_address("node's kv", address)?;
         }
-        let addresses: Vec<_> = [Some(&node.rpc_address), node.kv_address.as_ref()].into_iter().flatten().collect();
+        let addresses: Vec<_> =
+            [Some(&node.rpc_address), node.kv_address.as_ref()].into_iter().flatten().collect();
         ensure(addresses.first() != addresses.get(1), || {
             format!("{} cannot have {} for both of its addresses", node.name, node.rpc_address)
         })?;
         for (id, other) in self.nodes.iter().filter(|(_, other)| !other.removed) {
-            ensure(other.name != node.name, || format!("node {id} is called {} already", node.name))?;
-            let taken =
-                |address: &&&String| other.rpc_address == ***address || other.kv_address.as_ref() == Some(**address);
+            ensure(other.name != node.name, || {
+                format!("node {id} is called {} already", node.name)
+            })?;
+            let taken = |address: &&&String| {
+                other.rpc_address == ***address || other.kv_address.as_ref() == Some(**address)
+            };
             if let Some(address) = addresses.iter().find(taken) {
-                return Err(Refused(format!("{address} is the address of node {id} ({}) already", other.name)));
+                return Err(Refused(format!(
+                    "{address} is the address of node {id} ({}) already",
+                    other.name
+                )));
             }
         }
-        let id = self.last_node_id.checked_add(1).ok_or_else(|| Refused("all node ids were used".to_owned()))?;
+        let id = self
+            .last_node_id
+            .checked_add(1)
+            .ok_or_else(|| Refused("all node ids were used".to_owned()))?;
         self.last_node_id = id;
         self.nodes.insert(id, Node { incarnation: None, removed: false, ..node.clone() });
         Ok(id)
@@ -107,11 +135,15 @@ impl Cluster {
     pub(super) fn remove_node(&mut self, id: NodeId) -> Result<(), Refused> {
         let name = self.live_node(id)?.name.clone();
         if let Some((shard, _)) = self.shards.iter().find(|(_, shard)| shard.voters.contains(&id)) {
-            return Err(Refused(format!("{name} votes in shard {shard}: set other voters, or replace the node")));
+            return Err(Refused(format!(
+                "{name} votes in shard {shard}: set other voters, or replace the node"
+            )));
         }
         self.check_decides_no_more(id)?;
         ensure(!self.directory_voters.contains(&id), || {
-            format!("{name} votes in the directory: set other directory voters, or replace the node")
+            format!(
+                "{name} votes in the directory: set other directory voters, or replace the node"
+            )
         })?;
         self.mark_removed(id);
         Ok(())
@@ -123,14 +155,20 @@ impl Cluster {
         let found = self.shards.iter().find(|(_, shard)| former(shard));
         ensure(found.is_none(), || {
             let shard = found.map(|(shard, _)| shard.to_string()).unwrap_or_default();
-            format!("{} still votes in shard {shard}: wait until its voters have changed", self.name_of(id))
+            format!(
+                "{} still votes in shard {shard}: wait until its voters have changed",
+                self.name_of(id)
+            )
         })
     }
 
     pub(super) fn replace_node(&mut self, old: NodeId, new: &Node) -> Result<(), Refused> {
         let known = self.live_node(old)?.clone();
         ensure(known.region == new.region, || {
-            format!("{} is in region {}: its replacement has to be there, too", known.name, known.region)
+            format!(
+                "{} is in region {}: its replacement has to be there, too",
+                known.name, known.region
+            )
         })?;
         self.check_decides_no_more(old)?;
         for (id, shard) in self.shards.iter().filter(|(_, shard)| shard.voters.contains(&old)) {
@@ -149,7 +187,8 @@ impl Cluster {
                 voters.insert(id);
             }
             shard.change_voters(voters, version);
-            shard.preferred_leader = shard.preferred_leader.map(|leader| if leader == old { id } else { leader });
+            shard.preferred_leader =
+                shard.preferred_leader.map(|leader| if leader == old { id } else { leader });
         }
         if self.directory_voters.remove(&old) {
             self.directory_voters.insert(id);
@@ -158,19 +197,26 @@ impl Cluster {
         Ok(())
     }
 
-    pub(super) fn set_directory_voters(&mut self, voters: &BTreeSet<NodeId>) -> Result<(), Refused> {
+    pub(super) fn set_directory_voters(
+        &mut self,
+        voters: &BTreeSet<NodeId>,
+    ) -> Result<(), Refused> {
         self.directory_voters.clone_from(voters);
         self.check_directory_voters()
     }
 
     fn check_directory_voters(&self) -> Result<(), Refused> {
-        ensure(!self.directory_voters.is_empty(), || "the directory would have no voters".to_owned())?;
+        ensure(!self.directory_voters.is_empty(), || {
+            "the directory would have no voters".to_owned()
+        })?;
         let mut taken = BTreeMap::new();
         for voter in &self.directory_voters {
             let node = self.live_node(*voter)?;
             if let Some(other) = taken.insert((&node.region, &node.data_center), &node.name) {
                 let (name, place) = (&node.name, &node.data_center);
-                return Err(Refused(format!("{other} and {name} are both in data center {place}: only one may vote")));
+                return Err(Refused(format!(
+                    "{other} and {name} are both in data center {place}: only one may vote"
+                )));
             }
         }
         Ok(())

@@ -8,7 +8,8 @@ use crate::cluster::{Cluster, FailoverReport, Phase, Plan, Shard, VoterChange};
 
 /// Reports that are kept of each shard.
 ///
-/// The whole cluster is written with each change: with what is kept here the size of every commit grows.
+/// The whole cluster is written with each change: with what is kept here the size of every commit
+/// grows.
 const MAX_REPORTS: usize = 16;
 
 /// What a shard is doing, for people.
@@ -17,14 +18,21 @@ fn describe(id: ShardId, shard: &Shard) -> String {
     match &shard.phase {
         Phase::Forming => format!("shard {id} is being opened in {region} (epoch {epoch})"),
         Phase::Active => format!("shard {id} is active in {region} (epoch {epoch})"),
-        Phase::SwitchingOver { to } => format!("shard {id} is being switched over from {region} to {to}"),
+        Phase::SwitchingOver { to } => {
+            format!("shard {id} is being switched over from {region} to {to}")
+        }
         Phase::Sealing(Plan { planned: true, to: Some(to), .. }) if to == region => {
             format!("shard {id} is sealed, and goes back to {region}")
         }
         Phase::Sealing(Plan { planned: true, to, .. }) => {
-            format!("shard {id} is sealed for its switchover from {region} to {}", to.as_deref().unwrap_or("?"))
+            format!(
+                "shard {id} is sealed for its switchover from {region} to {}",
+                to.as_deref().unwrap_or("?")
+            )
         }
-        Phase::Sealing(_) => format!("shard {id} is sealed (epoch {epoch}), since {region} has failed"),
+        Phase::Sealing(_) => {
+            format!("shard {id} is sealed (epoch {epoch}), since {region} has failed")
+        }
     }
 }
 
@@ -47,7 +55,9 @@ impl Cluster {
         let may_seal = match &shard.phase {
             // What is planned was prepared.
             Phase::SwitchingOver { to } => !plan.planned || plan.to.as_ref() == Some(to),
-            Phase::Active | Phase::Forming | Phase::Sealing(Plan { planned: true, .. }) => !plan.planned,
+            Phase::Active | Phase::Forming | Phase::Sealing(Plan { planned: true, .. }) => {
+                !plan.planned
+            }
             Phase::Sealing(_) => false,
         };
         ensure(may_seal, || format!("{}: it cannot be sealed", describe(id, shard)))?;
@@ -55,7 +65,12 @@ impl Cluster {
         Ok(())
     }
 
-    pub(super) fn force_failover(&mut self, id: ShardId, epoch: Epoch, plan: Plan) -> Result<(), Refused> {
+    pub(super) fn force_failover(
+        &mut self,
+        id: ShardId,
+        epoch: Epoch,
+        plan: Plan,
+    ) -> Result<(), Refused> {
         if let Some(to) = &plan.to {
             self.check_region_with_nodes(to)?;
         }
@@ -86,9 +101,11 @@ impl Cluster {
         ensure(shard.in_history(report.base), || {
             format!("{} is not in the history of epoch {} of shard {id}", report.base, shard.epoch)
         })?;
-        ensure(plan.planned == report.planned && plan.to.as_ref().is_none_or(|to| *to == report.to_region), || {
-            format!("{}: the report says something else", describe(id, shard))
-        })?;
+        ensure(
+            plan.planned == report.planned
+                && plan.to.as_ref().is_none_or(|to| *to == report.to_region),
+            || format!("{}: the report says something else", describe(id, shard)),
+        )?;
         ensure(shard.primary_region == report.from_region, || {
             format!("{}, not in {}", describe(id, shard), report.from_region)
         })?;
@@ -107,7 +124,9 @@ impl Cluster {
 
     pub(super) fn activate(&mut self, id: ShardId, epoch: Epoch) -> Result<(), Refused> {
         let shard = self.shard_at(id, epoch)?;
-        ensure(shard.phase == Phase::Forming, || format!("{}: it cannot be activated", describe(id, shard)))?;
+        ensure(shard.phase == Phase::Forming, || {
+            format!("{}: it cannot be activated", describe(id, shard))
+        })?;
         shard.phase = Phase::Active;
         Ok(())
     }
@@ -124,8 +143,11 @@ impl Cluster {
         ensure(self.nodes.contains_key(&node), || format!("there is no {name}"))?;
         let shard = self.shard_mut(id)?;
         let report = shard.reports.iter_mut().find(|report| report.epoch == epoch);
-        let report = report.ok_or_else(|| Refused(format!("shard {id} keeps no report of epoch {epoch}")))?;
-        ensure(!report.loss.exact, || format!("what epoch {epoch} of shard {id} lost is known exactly"))?;
+        let report = report
+            .ok_or_else(|| Refused(format!("shard {id} keeps no report of epoch {epoch}")))?;
+        ensure(!report.loss.exact, || {
+            format!("what epoch {epoch} of shard {id} lost is known exactly")
+        })?;
         // What is longer than the longest log of a majority was never committed.
         let was_bounded = report.is_bounded();
         let loss = &mut report.loss;
@@ -146,8 +168,12 @@ impl Cluster {
     pub(super) fn begin_switchover(&mut self, id: ShardId, to: &str) -> Result<(), Refused> {
         self.check_region_with_nodes(to)?;
         let shard = self.shard_mut(id)?;
-        ensure(shard.phase == Phase::Active, || format!("{}: it cannot be switched over now", describe(id, shard)))?;
-        ensure(shard.primary_region != to, || format!("shard {id} has its primary in {to} already"))?;
+        ensure(shard.phase == Phase::Active, || {
+            format!("{}: it cannot be switched over now", describe(id, shard))
+        })?;
+        ensure(shard.primary_region != to, || {
+            format!("shard {id} has its primary in {to} already")
+        })?;
         shard.phase = Phase::SwitchingOver { to: to.to_owned() };
         Ok(())
     }
@@ -159,11 +185,16 @@ impl Cluster {
             Phase::SwitchingOver { .. } => shard.phase = Phase::Active,
             Phase::Sealing(plan) if plan.planned && plan.to != home => plan.to = home,
             Phase::Sealing(_) => {
-                return Err(Refused(format!("{}: there is no switchover to cancel", describe(id, shard))));
+                return Err(Refused(format!(
+                    "{}: there is no switchover to cancel",
+                    describe(id, shard)
+                )));
             }
             Phase::Forming | Phase::Active => {
-                let done =
-                    shard.reports.last().filter(|report| report.planned && report.from_region != report.to_region);
+                let done = shard
+                    .reports
+                    .last()
+                    .filter(|report| report.planned && report.from_region != report.to_region);
                 return Err(Refused(match done {
                     Some(report) => format!(
                         "too late: {}; to go back, switch it over to {}",
@@ -177,20 +208,34 @@ impl Cluster {
         Ok(())
     }
 
-    pub(super) fn set_voters(&mut self, id: ShardId, voters: &BTreeSet<NodeId>) -> Result<(), Refused> {
+    pub(super) fn set_voters(
+        &mut self,
+        id: ShardId,
+        voters: &BTreeSet<NodeId>,
+    ) -> Result<(), Refused> {
         let version = self.version + 1;
         let leader = self.spread_leader(voters);
         let shard = self.shard_mut(id)?;
-        ensure(shard.phase == Phase::Active, || format!("{}: its voters cannot change now", describe(id, shard)))?;
+        ensure(shard.phase == Phase::Active, || {
+            format!("{}: its voters cannot change now", describe(id, shard))
+        })?;
         shard.change_voters(voters.clone(), version);
-        shard.preferred_leader = shard.preferred_leader.filter(|leader| voters.contains(leader)).or(leader);
+        shard.preferred_leader =
+            shard.preferred_leader.filter(|leader| voters.contains(leader)).or(leader);
         Ok(())
     }
 
-    pub(super) fn settle_voters(&mut self, id: ShardId, epoch: Epoch, version: u64) -> Result<(), Refused> {
+    pub(super) fn settle_voters(
+        &mut self,
+        id: ShardId,
+        epoch: Epoch,
+        version: u64,
+    ) -> Result<(), Refused> {
         let shard = self.shard_at(id, epoch)?;
         let is_it = shard.changing.as_ref().is_some_and(|change| change.version == version);
-        ensure(is_it, || format!("{}: no change of its voters is of version {version}", describe(id, shard)))?;
+        ensure(is_it, || {
+            format!("{}: no change of its voters is of version {version}", describe(id, shard))
+        })?;
         shard.changing = None;
         Ok(())
     }

@@ -75,7 +75,12 @@ fn a_former_voter_is_neither_removed_nor_replaced_before_the_voters_have_changed
     let next = done(&cluster(), &Change::AddNode { node: node(8, "a", "a1") });
     let next = done(&next, &Change::SetDirectoryVoters { voters: ids(&[2, 4, 6]) });
     let next = done(&next, &Change::SetVoters { shard: SHARD, voters: ids(&[2, 3, 8]) });
-    let new = Node { name: "new".into(), rpc_address: "10.0.0.9:7100".into(), kv_address: None, ..node(9, "a", "a1") };
+    let new = Node {
+        name: "new".into(),
+        rpc_address: "10.0.0.9:7100".into(),
+        kv_address: None,
+        ..node(9, "a", "a1")
+    };
     let replace = Change::ReplaceNode { old: 1, new };
     let message = "n1 still votes in shard 1: wait until its voters have changed";
     assert_eq!(refused(&next, &Change::RemoveNode { node: 1 }), message);
@@ -103,7 +108,8 @@ fn a_replacement_takes_all_places_of_the_old_node() {
 #[test]
 fn a_replacement_elsewhere_or_in_the_data_center_of_another_voter_is_refused() {
     let cluster = cluster();
-    let replace = |region, data_center| Change::ReplaceNode { old: 1, new: node(8, region, data_center) };
+    let replace =
+        |region, data_center| Change::ReplaceNode { old: 1, new: node(8, region, data_center) };
     let message = "n1 is in region a: its replacement has to be there, too";
     assert_eq!(refused(&cluster, &replace("b", "b3")), message);
     let message = "n2 and n8 are both in data center a2: only one may vote";
@@ -118,19 +124,31 @@ fn a_cluster_keeps_the_id_that_it_got_first() {
     let name = |id: &str| Change::NameCluster { id: id.to_owned() };
     let next = done(&cluster(), &name("00ff00ff00ff00ff"));
     assert_eq!(next.id.as_deref(), Some("00ff00ff00ff00ff"));
-    assert_eq!(refused(&next, &name("11ff00ff00ff00ff")), "the cluster has an id already, and keeps it");
+    assert_eq!(
+        refused(&next, &name("11ff00ff00ff00ff")),
+        "the cluster has an id already, and keeps it"
+    );
     for unfit in ["", "00ff", "00ff00ff00ff00fg", "00ff00ff00ff00f."] {
-        assert!(refused(&cluster(), &name(unfit)).contains("is not the id of a cluster"), "{unfit}");
+        assert!(
+            refused(&cluster(), &name(unfit)).contains("is not the id of a cluster"),
+            "{unfit}"
+        );
     }
 }
 
 #[test]
 fn the_first_incarnation_is_recorded_for_good() {
-    let record = |incarnation: &str| Change::RecordIncarnation { node: 3, incarnation: incarnation.to_owned() };
+    let record = |incarnation: &str| Change::RecordIncarnation {
+        node: 3,
+        incarnation: incarnation.to_owned(),
+    };
     let next = done(&cluster(), &record("aa"));
     assert_eq!(next.nodes[&3].incarnation.as_deref(), Some("aa"));
     assert_eq!(refused(&next, &record("aa")), "that is how it is already");
-    assert!(refused(&next, &record("bb")).starts_with("node 3 (n3) first spoke from another data folder (aa)"));
+    assert!(
+        refused(&next, &record("bb"))
+            .starts_with("node 3 (n3) first spoke from another data folder (aa)")
+    );
 }
 
 #[test]
@@ -177,7 +195,10 @@ fn voters_of_the_directory_lie_in_distinct_data_centers() {
     let next = done(&cluster(), &Change::AddNode { node: node(8, "a", "a1") });
     let set = |voters: &[NodeId]| Change::SetDirectoryVoters { voters: ids(voters) };
     assert_eq!(done(&next, &set(&[2, 5, 7])).directory_voters, ids(&[2, 5, 7]));
-    assert_eq!(refused(&next, &set(&[1, 8])), "n1 and n8 are both in data center a1: only one may vote");
+    assert_eq!(
+        refused(&next, &set(&[1, 8])),
+        "n1 and n8 are both in data center a1: only one may vote"
+    );
     assert_eq!(refused(&next, &set(&[])), "the directory would have no voters");
     assert_eq!(refused(&next, &set(&[1, 12])), "there is no node 12");
 }
@@ -197,9 +218,18 @@ fn a_database_shares_the_emptiest_shard_of_its_region() {
     assert_eq!(next.databases[&DatabaseId([4; 16])].shard, ShardId(2));
     let next = done(&next, &create(5, "b", false));
     let shard = &next.shards[&ShardId(3)];
-    assert_eq!((shard.voters.clone(), &shard.phase, shard.epoch), (ids(&[4, 5]), &Phase::Forming, Epoch::FIRST));
-    assert_eq!((shard.preferred_leader, &shard.bases), (Some(4), &vec![(Epoch::FIRST, Position::ZERO)]));
-    assert_eq!(refused(&next, &create(5, "b", false)), format!("database {} exists already", DatabaseId([5; 16])));
+    assert_eq!(
+        (shard.voters.clone(), &shard.phase, shard.epoch),
+        (ids(&[4, 5]), &Phase::Forming, Epoch::FIRST)
+    );
+    assert_eq!(
+        (shard.preferred_leader, &shard.bases),
+        (Some(4), &vec![(Epoch::FIRST, Position::ZERO)])
+    );
+    assert_eq!(
+        refused(&next, &create(5, "b", false)),
+        format!("database {} exists already", DatabaseId([5; 16]))
+    );
     assert_eq!(refused(&next, &create(6, "d", false)), "there is no region d");
     let next = done(&next, &Change::AddRegion { name: "d".into() });
     assert_eq!(refused(&next, &create(6, "d", false)), "region d has no nodes");
@@ -211,7 +241,11 @@ fn a_new_shard_has_an_odd_number_of_voters_and_those_that_vote_least() {
     for (id, data_center) in [(8, "a4"), (9, "a1")] {
         next = done(&next, &Change::AddNode { node: node(id, "a", data_center) });
     }
-    let change = Change::CreateDatabase { id: DatabaseId([2; 16]), database: database("two", "a"), own_shard: true };
+    let change = Change::CreateDatabase {
+        id: DatabaseId([2; 16]),
+        database: database("two", "a"),
+        own_shard: true,
+    };
     next = done(&next, &change);
     // Nodes 8 and 9 vote nowhere yet; of the other data centers the first.
     assert_eq!(next.shards[&ShardId(2)].voters, ids(&[2, 8, 9]));
@@ -221,8 +255,14 @@ fn a_new_shard_has_an_odd_number_of_voters_and_those_that_vote_least() {
         let (id, database) = (DatabaseId([n; 16]), database(&format!("db{n}"), "a"));
         next = done(&next, &Change::CreateDatabase { id, database, own_shard: true });
     }
-    let votes = |node: NodeId| next.shards.values().filter(|shard| shard.voters.contains(&node)).count();
-    assert!(votes(1) + votes(9) >= 6 && votes(1).abs_diff(votes(9)) <= 1, "{}, {}", votes(1), votes(9));
+    let votes =
+        |node: NodeId| next.shards.values().filter(|shard| shard.voters.contains(&node)).count();
+    assert!(
+        votes(1) + votes(9) >= 6 && votes(1).abs_diff(votes(9)) <= 1,
+        "{}, {}",
+        votes(1),
+        votes(9)
+    );
     for id in 10..=13 {
         next = done(&next, &Change::AddNode { node: node(id, "a", &format!("a{id}")) });
     }
@@ -250,19 +290,27 @@ fn a_database_is_changed_and_deleted_and_its_shard_stays() {
     );
     let next = done(&next, &Change::DeleteDatabase { id: DATABASE });
     assert_eq!((next.default_database, next.databases.len(), next.shards.len()), (None, 0, 1));
-    assert_eq!(refused(&next, &Change::DeleteDatabase { id: DATABASE }), format!("there is no database {DATABASE}"));
+    assert_eq!(
+        refused(&next, &Change::DeleteDatabase { id: DATABASE }),
+        format!("there is no database {DATABASE}")
+    );
 }
 
 #[test]
 fn a_deletion_is_remembered_until_it_has_ended_and_its_name_is_free_at_once() {
     let next = done(&cluster(), &Change::DeleteDatabase { id: DATABASE });
     assert_eq!(next.deleting[&DATABASE], Deletion { name: "main".to_owned(), shard: SHARD });
-    let again = |id| Change::CreateDatabase { id, database: database("main", "a"), own_shard: false };
+    let again =
+        |id| Change::CreateDatabase { id, database: database("main", "a"), own_shard: false };
     assert_eq!(refused(&next, &again(DATABASE)), format!("database {DATABASE} is being deleted"));
     let next = done(&next, &again(DatabaseId([7; 16])));
     assert_eq!((next.databases.len(), next.deleting.len()), (1, 1));
     let next = done(&next, &Change::RemoveNode { node: 7 });
-    assert_eq!(next.lacking_drop(|node| node != 5), ids(&[5]), "a node that was removed is not waited for");
+    assert_eq!(
+        next.lacking_drop(|node| node != 5),
+        ids(&[5]),
+        "a node that was removed is not waited for"
+    );
     let next = done(&next, &Change::EndDeletion { id: DATABASE });
     assert!(next.deleting.is_empty());
     let message = format!("database {DATABASE} is not being deleted");
@@ -305,13 +353,21 @@ fn what_people_are_shown_has_no_hash_of_a_token_and_nothing_that_a_node_has_to_s
     };
     let speak = Change::RecordIncarnation { node: 1, incarnation: "5eed".to_owned() };
     let create = Change::CreateToken { token: token(&hash) };
-    let next = done(&done(&done(&cluster(), &speak), &create), &Change::CreateToken { token: token(&"cd".repeat(32)) });
-    let shown = |cluster: &Cluster| format!("{cluster:?}{}", serde_json::to_string(cluster).unwrap());
+    let next = done(
+        &done(&done(&cluster(), &speak), &create),
+        &Change::CreateToken { token: token(&"cd".repeat(32)) },
+    );
+    let shown =
+        |cluster: &Cluster| format!("{cluster:?}{}", serde_json::to_string(cluster).unwrap());
 
     // A gateway checks tokens, and no node speaks for another.
     let followed = next.without_incarnations();
     assert!(shown(&followed).contains(&hash) && !shown(&followed).contains("5eed"));
-    assert_eq!(followed.nodes[&1].incarnation.as_deref(), Some(""), "that it has spoken is no secret");
+    assert_eq!(
+        followed.nodes[&1].incarnation.as_deref(),
+        Some(""),
+        "that it has spoken is no secret"
+    );
     assert_eq!(followed.nodes[&2].incarnation, None);
     let inspected = shown(&next.without_secrets(None));
     assert!(!inspected.contains(&hash) && !inspected.contains("5eed"));

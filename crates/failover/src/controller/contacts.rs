@@ -37,7 +37,13 @@ impl Contacts {
     }
 
     /// What the node said of the shard, if it was lately and of this epoch.
-    pub(super) fn report(&self, now: Duration, node: NodeId, shard: ShardId, epoch: Epoch) -> Option<&ShardReport> {
+    pub(super) fn report(
+        &self,
+        now: Duration,
+        node: NodeId,
+        shard: ShardId,
+        epoch: Epoch,
+    ) -> Option<&ShardReport> {
         let report = self.nodes.get(&node)?.reports.get(&shard)?;
         (self.is_reachable(now, node) && report.epoch == epoch).then_some(report)
     }

@@ -1,4 +1,5 @@
-//! `Sealing` after a failure: whoever answers decides what is kept, and the most advanced region goes on.
+//! `Sealing` after a failure: whoever answers decides what is kept, and the most advanced region
+//! goes on.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -10,8 +11,14 @@ use crate::controller::watch::{Sealing, Watch};
 use crate::controller::{Action, SealAnswer};
 use crate::voters::majority;
 
-/// Decides anew at every step from the answers so far; what was decided before binds nobody until `Promote`.
-pub(super) fn advance(view: &View<'_>, watch: &Watch, sealing: &mut Sealing, actions: &mut Vec<Action>) -> Verdict {
+/// Decides anew at every step from the answers so far; what was decided before binds nobody until
+/// `Promote`.
+pub(super) fn advance(
+    view: &View<'_>,
+    watch: &Watch,
+    sealing: &mut Sealing,
+    actions: &mut Vec<Action>,
+) -> Verdict {
     ask_everybody(view, sealing, actions);
     if let Some(text) = not_ready(view, sealing) {
         return Verdict::Wait(text);
@@ -47,15 +54,20 @@ pub(super) fn advance(view: &View<'_>, watch: &Watch, sealing: &mut Sealing, act
         return view.promote(watch, sealing, &region, voters, first, &base);
     }
     if !waiting.is_empty() && !is_kept {
-        let others = view.cluster.nodes.keys().copied().filter(|node| is_usable(view, sealing, *node));
-        let votes = |node: &NodeId| sealing.answers.get(node).is_some_and(|answer| answer.term.is_some());
-        behind.extend(others.filter(|node| !votes(node) && !is_at(view, sealing, *node, base.position)));
+        let others =
+            view.cluster.nodes.keys().copied().filter(|node| is_usable(view, sealing, *node));
+        let votes =
+            |node: &NodeId| sealing.answers.get(node).is_some_and(|answer| answer.term.is_some());
+        behind.extend(
+            others.filter(|node| !votes(node) && !is_at(view, sealing, *node, base.position)),
+        );
     }
     for node in &behind {
         drain(view, sealing, *node, base.position, actions);
     }
     let (have, all) = (at_base.len(), voters.len());
-    let mut text = format!("sealed at {}: {have} of the {all} voters of {region} have it", base.position);
+    let mut text =
+        format!("sealed at {}: {have} of the {all} voters of {region} have it", base.position);
     if !waiting.is_empty() {
         text += &format!("; {} can pull it once two data centers hold it", view.names(waiting));
     }
@@ -69,7 +81,9 @@ pub(super) fn advance(view: &View<'_>, watch: &Watch, sealing: &mut Sealing, act
 fn ask_everybody(view: &View<'_>, sealing: &mut Sealing, actions: &mut Vec<Action>) {
     let (shard, epoch) = (view.id, view.shard.epoch);
     for (&node, _) in view.cluster.nodes.iter().filter(|(_, node)| !node.removed) {
-        if !sealing.answers.contains_key(&node) && sealing.seal_is_due(view.now, node, view.config.retry_every) {
+        if !sealing.answers.contains_key(&node)
+            && sealing.seal_is_due(view.now, node, view.config.retry_every)
+        {
             actions.push(Action::Seal { node, shard, epoch, planned: false });
         }
     }
@@ -78,25 +92,40 @@ fn ask_everybody(view: &View<'_>, sealing: &mut Sealing, actions: &mut Vec<Actio
 fn not_ready(view: &View<'_>, sealing: &Sealing) -> Option<String> {
     let holders = view.lease_holders(sealing);
     if !holders.is_empty() {
-        return Some(format!("sealing: waits until leases run out or are given up by {}", view.names(holders)));
+        return Some(format!(
+            "sealing: waits until leases run out or are given up by {}",
+            view.names(holders)
+        ));
     }
     if view.since(sealing.since) >= view.config.seal_timeout {
         return None;
     }
     let silent = view.cluster.nodes.keys().copied();
-    let silent: Vec<_> =
-        silent.filter(|node| !sealing.answers.contains_key(node) && view.is_reachable(*node)).collect();
-    (!silent.is_empty()).then(|| format!("sealing: waits for the answers of {}", view.names(silent)))
+    let silent: Vec<_> = silent
+        .filter(|node| !sealing.answers.contains_key(node) && view.is_reachable(*node))
+        .collect();
+    (!silent.is_empty())
+        .then(|| format!("sealing: waits for the answers of {}", view.names(silent)))
 }
 
-/// Nothing is given up that voters have who are alive, and a quorum: each of them is waited for, and so is whoever
-/// holds what the directory has heard of. Not for ever: one that renews and never seals would hold up everything.
-fn would_lose(view: &View<'_>, watch: &Watch, sealing: &Sealing, base: &SealAnswer) -> Option<String> {
-    if sealing.plan.to.is_some() || !watch.may_have_led || view.since(sealing.since) >= view.config.starved_after {
+/// Nothing is given up that voters have who are alive, and a quorum: each of them is waited for,
+/// and so is whoever holds what the directory has heard of. Not for ever: one that renews and never
+/// seals would hold up everything.
+fn would_lose(
+    view: &View<'_>,
+    watch: &Watch,
+    sealing: &Sealing,
+    base: &SealAnswer,
+) -> Option<String> {
+    if sealing.plan.to.is_some()
+        || !watch.may_have_led
+        || view.since(sealing.since) >= view.config.starved_after
+    {
         return None;
     }
     let live = view.live_quorum()?;
-    let silent: Vec<_> = live.into_iter().filter(|voter| !sealing.answers.contains_key(voter)).collect();
+    let silent: Vec<_> =
+        live.into_iter().filter(|voter| !sealing.answers.contains_key(voter)).collect();
     let bound = seconds(view.config.starved_after);
     if !silent.is_empty() {
         let names = view.names(silent);
@@ -114,13 +143,14 @@ fn would_lose(view: &View<'_>, watch: &Watch, sealing: &Sealing, base: &SealAnsw
     })
 }
 
-/// Its position is in the history that is kept. One that missed a failover may hold what that one lost.
+/// Its position is in the history that is kept. One that missed a failover may hold what that one
+/// lost.
 fn in_history(view: &View<'_>, answer: &SealAnswer) -> bool {
     view.shard.in_history(answer.position)
 }
 
-/// Where nobody comes nearer to the base, its holders are gone, and it goes on without them; or the region that
-/// was chosen cannot take it, and another may.
+/// Where nobody comes nearer to the base, its holders are gone, and it goes on without them; or the
+/// region that was chosen cannot take it, and another may.
 fn give_up_the_lost(view: &View<'_>, sealing: &mut Sealing) {
     sealing.lost.retain(|node| !view.is_alive(*node));
     if view.since(sealing.progress_at.max(sealing.since)) < view.config.seal_timeout * 2 {
@@ -138,14 +168,20 @@ fn give_up_the_lost(view: &View<'_>, sealing: &mut Sealing) {
 
 /// What is kept: the most that anybody has.
 fn base(view: &View<'_>, sealing: &Sealing) -> Option<SealAnswer> {
-    let answers =
-        sealing.answers.iter().filter(|(node, answer)| !sealing.lost.contains(node) && in_history(view, answer));
-    answers.map(|(_, answer)| answer).max_by_key(|answer| (answer.position, answer.transactions)).cloned()
+    let answers = sealing
+        .answers
+        .iter()
+        .filter(|(node, answer)| !sealing.lost.contains(node) && in_history(view, answer));
+    answers
+        .map(|(_, answer)| answer)
+        .max_by_key(|answer| (answer.position, answer.transactions))
+        .cloned()
 }
 
 /// Reachable, sealed, and only in need of what others have.
 fn is_usable(view: &View<'_>, sealing: &Sealing, node: NodeId) -> bool {
-    view.is_reachable(node) && sealing.answers.get(&node).is_some_and(|answer| in_history(view, answer))
+    view.is_reachable(node)
+        && sealing.answers.get(&node).is_some_and(|answer| in_history(view, answer))
 }
 
 /// It has everything up to the base, and nothing beyond, now and later.
@@ -154,16 +190,20 @@ fn is_at(view: &View<'_>, sealing: &Sealing, node: NodeId, base: Position) -> bo
         && !sealing.may_pass(view.now, node, base, view.config.drain_lasts)
 }
 
-/// A voter of the epoch that ends has stopped with its group, and its state is the group's until another epoch
-/// begins: only then does it pull what it lacks, before it founds the group of that one. Should it fail to, no
-/// leader comes, the shard is sealed anew, and those that hold the base still do.
+/// A voter of the epoch that ends has stopped with its group, and its state is the group's until
+/// another epoch begins: only then does it pull what it lacks, before it founds the group of that
+/// one. Should it fail to, no leader comes, the shard is sealed anew, and those that hold the base
+/// still do.
 fn pulls_once_promoted(sealing: &Sealing, node: NodeId, base: Position) -> bool {
     sealing.answers.get(&node).is_some_and(|answer| answer.term.is_some() && answer.position < base)
 }
 
 /// In how many data centers somebody in reach has everything up to the base.
 fn holding_data_centers(view: &View<'_>, sealing: &Sealing, base: Position) -> usize {
-    let holders = sealing.answers.iter().filter(|(node, answer)| answer.position == base && view.is_reachable(**node));
+    let holders = sealing
+        .answers
+        .iter()
+        .filter(|(node, answer)| answer.position == base && view.is_reachable(**node));
     let places = holders.filter_map(|(node, _)| view.cluster.nodes.get(node));
     places.map(|node| (&node.region, &node.data_center)).collect::<BTreeSet<_>>().len()
 }
@@ -173,14 +213,20 @@ fn target(view: &View<'_>, sealing: &mut Sealing) -> Option<String> {
         return Some(to.clone());
     }
     let regions = view.cluster.regions.iter().enumerate();
-    let eligible: Vec<_> =
-        regions.filter(|(_, region)| view.can_take_over(region, |node| is_usable(view, sealing, node))).collect();
-    if let Some(kept) = sealing.target.as_ref().filter(|kept| eligible.iter().any(|(_, region)| region == kept)) {
+    let eligible: Vec<_> = regions
+        .filter(|(_, region)| view.can_take_over(region, |node| is_usable(view, sealing, node)))
+        .collect();
+    if let Some(kept) =
+        sealing.target.as_ref().filter(|kept| eligible.iter().any(|(_, region)| region == kept))
+    {
         return Some(kept.clone());
     }
     let most = |region: &str| -> Option<Position> {
-        let usable = view.cluster.nodes_of(region).filter(|(node, _)| is_usable(view, sealing, *node));
-        usable.filter_map(|(node, _)| sealing.answers.get(&node).map(|answer| answer.position)).max()
+        let usable =
+            view.cluster.nodes_of(region).filter(|(node, _)| is_usable(view, sealing, *node));
+        usable
+            .filter_map(|(node, _)| sealing.answers.get(&node).map(|answer| answer.position))
+            .max()
     };
     // The region that has failed comes last: what survived there is pulled from it.
     let preference = |(order, region): &(usize, &String)| {
@@ -194,7 +240,8 @@ fn target(view: &View<'_>, sealing: &mut Sealing) -> Option<String> {
 fn voters(view: &View<'_>, sealing: &Sealing, region: &str, forced: bool) -> BTreeSet<NodeId> {
     let usable = |node: NodeId| is_usable(view, sealing, node);
     let rank = |node: NodeId| {
-        let position = sealing.answers.get(&node).filter(|_| usable(node)).map(|answer| answer.position);
+        let position =
+            sealing.answers.get(&node).filter(|_| usable(node)).map(|answer| answer.position);
         (!usable(node), Reverse(position))
     };
     let mut voters = view.cluster.best_voters(region, rank);
@@ -206,13 +253,28 @@ fn voters(view: &View<'_>, sealing: &Sealing, region: &str, forced: bool) -> BTr
     voters
 }
 
-fn drain(view: &View<'_>, sealing: &mut Sealing, node: NodeId, through: Position, actions: &mut Vec<Action>) {
+fn drain(
+    view: &View<'_>,
+    sealing: &mut Sealing,
+    node: NodeId,
+    through: Position,
+    actions: &mut Vec<Action>,
+) {
     let has_it = |answer: &SealAnswer| answer.position == through;
-    let holders = sealing.answers.iter().filter(|(node, answer)| has_it(answer) && !sealing.lost.contains(node));
+    let holders = sealing
+        .answers
+        .iter()
+        .filter(|(node, answer)| has_it(answer) && !sealing.lost.contains(node));
     let sources = view.by_nearness(node, holders.map(|(node, _)| *node));
     let Some(source) = view.in_turn(sealing, &sources) else { return };
     if sealing.drain_is_due(view.now, node, through, view.config.retry_every) {
-        actions.push(Action::Drain { node, shard: view.id, epoch: view.shard.epoch, source, through });
+        actions.push(Action::Drain {
+            node,
+            shard: view.id,
+            epoch: view.shard.epoch,
+            source,
+            through,
+        });
     }
 }
 
@@ -234,7 +296,10 @@ pub(super) fn judge(view: &View<'_>, watch: &Watch) -> Verdict {
         return Verdict::Wait(format!("{silence}; no other region has two data centers in reach"));
     }
     if without < view.config.failover_after {
-        return Verdict::Wait(format!("{silence}; it fails over after {}", seconds(view.config.failover_after)));
+        return Verdict::Wait(format!(
+            "{silence}; it fails over after {}",
+            seconds(view.config.failover_after)
+        ));
     }
     let bound = if may_go_home { view.config.forming_after } else { view.config.starved_after };
     if without < bound {

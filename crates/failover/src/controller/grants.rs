@@ -5,11 +5,12 @@ use meridian_types::{Epoch, NodeId, ShardId};
 
 /// Which leases may still be held, by the grantor's clock.
 ///
-/// Kept for every epoch by itself: a lease that says nothing of a shard takes back nothing that was granted
-/// before.
+/// Kept for every epoch by itself: a lease that says nothing of a shard takes back nothing that was
+/// granted before.
 #[derive(Debug)]
 pub(super) struct Grants {
-    /// A lease is out for so long after it was granted: the TTL, and what clocks may differ over it.
+    /// A lease is out for so long after it was granted: the TTL, and what clocks may differ over
+    /// it.
     out_for: Duration,
     /// Until then everybody may hold what a predecessor granted.
     unknown_until: Duration,
@@ -18,7 +19,11 @@ pub(super) struct Grants {
 
 impl Grants {
     pub(super) fn new(out_for: Duration, started: Duration) -> Self {
-        Self { out_for, unknown_until: started.saturating_add(out_for), granted_at: BTreeMap::new() }
+        Self {
+            out_for,
+            unknown_until: started.saturating_add(out_for),
+            granted_at: BTreeMap::new(),
+        }
     }
 
     pub(super) fn grant(&mut self, now: Duration, node: NodeId, shards: &[(ShardId, Epoch)]) {
@@ -32,7 +37,12 @@ impl Grants {
         now < self.unknown_until
     }
 
-    pub(super) fn granted_at(&self, node: NodeId, shard: ShardId, epoch: Epoch) -> Option<Duration> {
+    pub(super) fn granted_at(
+        &self,
+        node: NodeId,
+        shard: ShardId,
+        epoch: Epoch,
+    ) -> Option<Duration> {
         self.granted_at.get(&(shard, epoch, node)).copied()
     }
 
@@ -44,7 +54,9 @@ impl Grants {
         epoch: Epoch,
         nodes: impl Iterator<Item = NodeId> + 'a,
     ) -> impl Iterator<Item = NodeId> + 'a {
-        let is_out = move |node| self.granted_at(node, shard, epoch).is_some_and(|at| now < at + self.out_for);
+        let is_out = move |node| {
+            self.granted_at(node, shard, epoch).is_some_and(|at| now < at + self.out_for)
+        };
         nodes.filter(move |node| self.are_unknown(now) || is_out(*node))
     }
 

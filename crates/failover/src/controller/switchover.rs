@@ -1,8 +1,9 @@
 //! A planned change of region, or its abortion: nothing may be lost.
 //!
-//! The leader is sealed first, and drains; the other voters only once it has. So they can still elect
-//! another if it is lost meanwhile, and that one is then asked in its place. Once a majority of the voters
-//! has promised not to leave the drained leader's term, nothing can be committed beyond what it has.
+//! The leader is sealed first, and drains; the other voters only once it has. So they can still
+//! elect another if it is lost meanwhile, and that one is then asked in its place. Once a majority
+//! of the voters has promised not to leave the drained leader's term, nothing can be committed
+//! beyond what it has.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -23,11 +24,16 @@ pub(super) fn prepare(view: &View<'_>, watch: &Watch, to: &str) -> Verdict {
         return super::failover::judge(view, watch);
     }
     if without >= view.config.reachable_within || view.leaders().next().is_none() {
-        return Verdict::Wait(format!("switchover to {to}: waits for a leader in {}", view.shard.primary_region));
+        return Verdict::Wait(format!(
+            "switchover to {to}: waits for a leader in {}",
+            view.shard.primary_region
+        ));
     }
     if view.grants.are_unknown(view.now) {
         // Sealed now, it would have to wait for leases that nobody remembers.
-        return Verdict::Wait(format!("switchover to {to}: waits until leases from before this leader have run out"));
+        return Verdict::Wait(format!(
+            "switchover to {to}: waits until leases from before this leader have run out"
+        ));
     }
     if view.shard.changing.is_some() {
         return Verdict::Wait(format!("switchover to {to}: waits until the voters have changed"));
@@ -56,18 +62,27 @@ pub(super) fn prepare(view: &View<'_>, watch: &Watch, to: &str) -> Verdict {
 }
 
 /// `Sealing` as planned.
-pub(super) fn advance(view: &View<'_>, watch: &Watch, sealing: &mut Sealing, actions: &mut Vec<Action>) -> Verdict {
+pub(super) fn advance(
+    view: &View<'_>,
+    watch: &Watch,
+    sealing: &mut Sealing,
+    actions: &mut Vec<Action>,
+) -> Verdict {
     let region = sealing.plan.to.clone().unwrap_or_else(|| view.shard.primary_region.clone());
     let drained = drained_leader(view, sealing);
     let agreed = drained.as_ref().is_some_and(|(_, base)| is_agreed(view, sealing, base));
     ask_voters(view, sealing, drained.is_some(), agreed, actions);
     let Some((leader, base)) = drained else {
-        return stuck(view, watch, sealing, &region, false)
-            .unwrap_or_else(|| Verdict::Wait(format!("switchover to {region}: the leader finishes what it began")));
+        return stuck(view, watch, sealing, &region, false).unwrap_or_else(|| {
+            Verdict::Wait(format!("switchover to {region}: the leader finishes what it began"))
+        });
     };
     let voters = voters(view, sealing, &region, &base);
-    let at_base: BTreeSet<_> =
-        voters.iter().copied().filter(|voter| position_of(sealing, *voter) == Some(base.position)).collect();
+    let at_base: BTreeSet<_> = voters
+        .iter()
+        .copied()
+        .filter(|voter| position_of(sealing, *voter) == Some(base.position))
+        .collect();
     for voter in voters.difference(&at_base) {
         drain(view, sealing, *voter, leader, &base, actions);
     }
@@ -83,29 +98,46 @@ pub(super) fn advance(view: &View<'_>, watch: &Watch, sealing: &mut Sealing, act
         format!("switchover to {region}: waits until a majority of the voters is sealed")
     } else if !arrived {
         let (have, all) = (at_base.len(), voters.len());
-        format!("switchover to {region}: {have} of its {all} voters have everything up to {}", base.position)
+        format!(
+            "switchover to {region}: {have} of its {all} voters have everything up to {}",
+            base.position
+        )
     } else {
-        format!("switchover to {region}: waits until leases run out or are given up by {}", view.names(holders))
+        format!(
+            "switchover to {region}: waits until leases run out or are given up by {}",
+            view.names(holders)
+        )
     })
 }
 
 /// Of the leaders that have drained, the latest: it has what those of earlier terms committed.
 fn drained_leader(view: &View<'_>, sealing: &Sealing) -> Option<(NodeId, SealAnswer)> {
     let voters = sealing.answers.iter().filter(|(node, _)| view.shard.voters.contains(node));
-    let drained = voters.filter(|(_, answer)| answer.drained_leader && view.shard.in_history(answer.position));
+    let drained = voters
+        .filter(|(_, answer)| answer.drained_leader && view.shard.in_history(answer.position));
     drained.max_by_key(|(_, answer)| answer.term).map(|(node, answer)| (*node, answer.clone()))
 }
 
 /// Whether no leader of a later term can be elected, or has been.
 fn is_agreed(view: &View<'_>, sealing: &Sealing, base: &SealAnswer) -> bool {
     let stays = |voter: &&NodeId| {
-        sealing.answers.get(voter).is_some_and(|answer| answer.term.is_some() && answer.term <= base.term)
+        sealing
+            .answers
+            .get(voter)
+            .is_some_and(|answer| answer.term.is_some() && answer.term <= base.term)
     };
     view.shard.voters.iter().filter(stays).count() >= majority(view.shard.voters.len())
 }
 
-fn ask_voters(view: &View<'_>, sealing: &mut Sealing, drained: bool, agreed: bool, actions: &mut Vec<Action>) {
-    // Where nobody says that it leads, it may be sealed already, by an answer that this controller never got.
+fn ask_voters(
+    view: &View<'_>,
+    sealing: &mut Sealing,
+    drained: bool,
+    agreed: bool,
+    actions: &mut Vec<Action>,
+) {
+    // Where nobody says that it leads, it may be sealed already, by an answer that this controller
+    // never got.
     let ask_all = drained || view.since(sealing.since) >= view.config.seal_timeout;
     let leaders: BTreeSet<_> = view.leaders().map(|(leader, _)| leader).collect();
     let (shard, epoch) = (view.id, view.shard.epoch);
@@ -132,7 +164,8 @@ fn voters(view: &View<'_>, sealing: &Sealing, region: &str, base: &SealAnswer) -
     })
 }
 
-/// Before all voters are sealed, too: what a drained leader has is committed, whoever leads after it.
+/// Before all voters are sealed, too: what a drained leader has is committed, whoever leads after
+/// it.
 fn drain(
     view: &View<'_>,
     sealing: &mut Sealing,
@@ -148,12 +181,24 @@ fn drain(
     sources.sort_by_key(|source| *source != leader || !view.is_reachable(leader));
     let Some(source) = view.in_turn(sealing, &sources) else { return };
     if sealing.drain_is_due(view.now, node, through, view.config.retry_every) {
-        actions.push(Action::Drain { node, shard: view.id, epoch: view.shard.epoch, source, through });
+        actions.push(Action::Drain {
+            node,
+            shard: view.id,
+            epoch: view.shard.epoch,
+            source,
+            through,
+        });
     }
 }
 
 /// What to do when it does not come to an end.
-fn stuck(view: &View<'_>, watch: &Watch, sealing: &Sealing, region: &str, agreed: bool) -> Option<Verdict> {
+fn stuck(
+    view: &View<'_>,
+    watch: &Watch,
+    sealing: &Sealing,
+    region: &str,
+    agreed: bool,
+) -> Option<Verdict> {
     let without_progress = view.since(sealing.progress_at.max(sealing.since));
     if without_progress < view.config.failover_after {
         return None;
@@ -166,10 +211,13 @@ fn stuck(view: &View<'_>, watch: &Watch, sealing: &Sealing, region: &str, agreed
     if !agreed && view.since(watch.led_at) < view.config.failover_after {
         return None;
     }
-    let text = format!("switchover to {region}: {} has failed meanwhile", view.shard.primary_region);
+    let text =
+        format!("switchover to {region}: {} has failed meanwhile", view.shard.primary_region);
     Some(if view.cluster.fails_over_by_itself(view.id) {
         view.fail_over(text)
     } else {
-        Verdict::Wait(format!("{text}; a failover has to be ordered, since a database of the shard says so"))
+        Verdict::Wait(format!(
+            "{text}; a failover has to be ordered, since a database of the shard says so"
+        ))
     })
 }

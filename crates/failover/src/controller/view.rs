@@ -13,7 +13,10 @@ use crate::voters::majority;
 
 /// What one shard is to do next.
 #[derive(Debug)]
-#[allow(clippy::large_enum_variant, reason = "one is made for each shard and step, and taken apart at once")]
+#[allow(
+    clippy::large_enum_variant,
+    reason = "one is made for each shard and step, and taken apart at once"
+)]
 pub(super) enum Verdict {
     /// Nothing. For operators: what is waited for; empty when all is well.
     Wait(String),
@@ -49,12 +52,13 @@ impl<'a> View<'a> {
         self.contacts.was_heard(self.now, node, self.config.failover_after)
     }
 
-    /// Voters that are alive, where they are enough to decide in the group: then the region is not lost, whatever
-    /// else is wrong with it, and they may elect a leader yet.
+    /// Voters that are alive, where they are enough to decide in the group: then the region is not
+    /// lost, whatever else is wrong with it, and they may elect a leader yet.
     pub(super) fn live_quorum(&self) -> Option<BTreeSet<NodeId>> {
         let sets = std::iter::once(&self.shard.voters).chain(self.shard.former_voters());
         let mut live = sets.filter_map(|voters| {
-            let live: BTreeSet<_> = voters.iter().copied().filter(|voter| self.is_alive(*voter)).collect();
+            let live: BTreeSet<_> =
+                voters.iter().copied().filter(|voter| self.is_alive(*voter)).collect();
             (live.len() >= majority(voters.len())).then_some(live)
         });
         live.next()
@@ -65,7 +69,8 @@ impl<'a> View<'a> {
         self.contacts.report(self.now, node, self.id, self.shard.epoch)
     }
 
-    /// Voters that said lately that they lead in this epoch. More than one while an old leader is not told.
+    /// Voters that said lately that they lead in this epoch. More than one while an old leader is
+    /// not told.
     pub(super) fn leaders(&self) -> impl Iterator<Item = (NodeId, &'a ShardReport)> {
         let voters = self.cluster.nodes.keys().copied().filter(|node| self.shard.may_vote(*node));
         let reports = voters.filter_map(|voter| self.report(voter).map(|report| (voter, report)));
@@ -84,8 +89,9 @@ impl<'a> View<'a> {
         nodes.map(|(_, node)| &node.data_center).collect::<BTreeSet<_>>().len()
     }
 
-    /// Whether `region` can be made the primary without an operator's word: a commit there has to lie in two
-    /// data centers, and those that are there have to be a majority of those that will vote.
+    /// Whether `region` can be made the primary without an operator's word: a commit there has to
+    /// lie in two data centers, and those that are there have to be a majority of those that will
+    /// vote.
     pub(super) fn can_take_over(&self, region: &'a str, usable: impl Fn(NodeId) -> bool) -> bool {
         let data_centers = self.data_centers(region, usable);
         data_centers >= 2 && data_centers >= majority(self.cluster.voters_in(region))
@@ -93,7 +99,8 @@ impl<'a> View<'a> {
 
     /// Those that may hold a lease on this epoch and have not sealed it.
     pub(super) fn lease_holders(&self, sealing: &Sealing) -> Vec<NodeId> {
-        let all = self.cluster.nodes.keys().copied().filter(|node| !sealing.answers.contains_key(node));
+        let all =
+            self.cluster.nodes.keys().copied().filter(|node| !sealing.answers.contains_key(node));
         self.grants.may_hold(self.now, self.id, self.shard.epoch, all).collect()
     }
 
@@ -102,24 +109,31 @@ impl<'a> View<'a> {
         names.join(", ")
     }
 
-    /// From whom `node` is to pull what it lacks, in the order in which they are tried: first who is reachable,
-    /// and near it.
-    pub(super) fn by_nearness(&self, node: NodeId, holders: impl Iterator<Item = NodeId>) -> Vec<NodeId> {
+    /// From whom `node` is to pull what it lacks, in the order in which they are tried: first who
+    /// is reachable, and near it.
+    pub(super) fn by_nearness(
+        &self,
+        node: NodeId,
+        holders: impl Iterator<Item = NodeId>,
+    ) -> Vec<NodeId> {
         let region = |id: NodeId| self.cluster.nodes.get(&id).map(|node| &node.region);
         let mut holders: Vec<_> = holders.filter(|holder| *holder != node).collect();
-        holders.sort_by_key(|holder| (!self.is_reachable(*holder), region(*holder) != region(node), *holder));
+        holders.sort_by_key(|holder| {
+            (!self.is_reachable(*holder), region(*holder) != region(node), *holder)
+        });
         holders
     }
 
-    /// Of the sources the one whose turn it is: one that was seeded lately has the position and not the tail, and
-    /// nothing comes of it.
+    /// Of the sources the one whose turn it is: one that was seeded lately has the position and not
+    /// the tail, and nothing comes of it.
     pub(super) fn in_turn(&self, sealing: &Sealing, sources: &[NodeId]) -> Option<NodeId> {
         let without_progress = self.since(sealing.progress_at.max(sealing.since));
         let turn = without_progress.as_nanos() / (self.config.seal_timeout / 2).as_nanos().max(1);
         sources.get(usize::try_from(turn).unwrap_or(0) % sources.len().max(1)).copied()
     }
 
-    /// Converts what stands in `Sealing` and cannot end, or `Active` and has failed, into a failover.
+    /// Converts what stands in `Sealing` and cannot end, or `Active` and has failed, into a
+    /// failover.
     pub(super) fn fail_over(&self, cause: String) -> Verdict {
         Verdict::Commit(Change::Seal {
             shard: self.id,
@@ -141,7 +155,8 @@ impl<'a> View<'a> {
         first_leaders: &BTreeSet<NodeId>,
         base: &SealAnswer,
     ) -> Verdict {
-        // A number of 16 bits is enough for a failover every ten minutes over a year; then it stops here.
+        // A number of 16 bits is enough for a failover every ten minutes over a year; then it stops
+        // here.
         let Some(epoch) = self.shard.epoch.0.checked_add(1).map(Epoch) else {
             return Verdict::Wait("all epochs of this shard were used".to_owned());
         };

@@ -14,8 +14,9 @@ pub(super) struct Watch {
     pub(super) healthy_at: Duration,
     /// The same, lease or none.
     pub(super) led_at: Duration,
-    /// Whether the epoch may ever have had a leader: one that has not holds nothing that others lack. Leases are granted
-    /// while it forms, and a leader may acknowledge writes before it says that it leads.
+    /// Whether the epoch may ever have had a leader: one that has not holds nothing that others
+    /// lack. Leases are granted while it forms, and a leader may acknowledge writes before it says
+    /// that it leads.
     pub(super) may_have_led: bool,
     /// Transactions that the epoch began with.
     began_with: u64,
@@ -29,7 +30,8 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn new(now: Duration, shard: &Shard) -> Self {
         let at_base = shard.reports.last().filter(|report| report.epoch == shard.epoch);
-        let furthest = at_base.map_or((0, 0), |report| (report.base_transactions, report.base_time_ms));
+        let furthest =
+            at_base.map_or((0, 0), |report| (report.base_transactions, report.base_time_ms));
         Self {
             epoch: shard.epoch,
             healthy_at: now,
@@ -84,7 +86,8 @@ pub(super) struct Sealing {
     pub(super) lost: BTreeSet<NodeId>,
     /// The region that was chosen; kept while it will do.
     pub(super) target: Option<String>,
-    /// Regions that were chosen and came no nearer to the base: they have to pull what nobody has any more.
+    /// Regions that were chosen and came no nearer to the base: they have to pull what nobody has
+    /// any more.
     pub(super) passed_over: BTreeSet<String>,
     seal_asked: BTreeMap<NodeId, Duration>,
     drain_asked: BTreeMap<(NodeId, Position), Duration>,
@@ -137,18 +140,32 @@ impl Sealing {
         if let Some((answer, (transactions, time_ms))) = self.answers.get_mut(&node).zip(of_base)
             && position > answer.position
         {
-            (answer.position, answer.transactions, answer.time_ms) = (position, transactions, time_ms);
+            (answer.position, answer.transactions, answer.time_ms) =
+                (position, transactions, time_ms);
         }
     }
 
     /// Whether the node is to be asked to seal now; then it has been.
-    pub(super) fn seal_is_due(&mut self, now: Duration, node: NodeId, retry_every: Duration) -> bool {
+    pub(super) fn seal_is_due(
+        &mut self,
+        now: Duration,
+        node: NodeId,
+        retry_every: Duration,
+    ) -> bool {
         is_due(&mut self.seal_asked, now, node, retry_every)
     }
 
-    /// Whether the node may be pulling what lies beyond `base`, as it was asked to when somebody had more.
-    pub(super) fn may_pass(&self, now: Duration, node: NodeId, base: Position, drain_lasts: Duration) -> bool {
-        let mut asked = self.drain_asked.iter().filter(|((to, through), _)| *to == node && *through > base);
+    /// Whether the node may be pulling what lies beyond `base`, as it was asked to when somebody
+    /// had more.
+    pub(super) fn may_pass(
+        &self,
+        now: Duration,
+        node: NodeId,
+        base: Position,
+        drain_lasts: Duration,
+    ) -> bool {
+        let mut asked =
+            self.drain_asked.iter().filter(|((to, through), _)| *to == node && *through > base);
         asked.any(|(_, asked_at)| now.saturating_sub(*asked_at) < drain_lasts)
     }
 
@@ -163,9 +180,18 @@ impl Sealing {
     }
 }
 
-fn is_due<K: Ord>(asked: &mut BTreeMap<K, Duration>, now: Duration, key: K, retry_every: Duration) -> bool {
+fn is_due<K: Ord>(
+    asked: &mut BTreeMap<K, Duration>,
+    now: Duration,
+    key: K,
+    retry_every: Duration,
+) -> bool {
     match asked.entry(key) {
-        std::collections::btree_map::Entry::Occupied(last) if now.saturating_sub(*last.get()) < retry_every => false,
+        std::collections::btree_map::Entry::Occupied(last)
+            if now.saturating_sub(*last.get()) < retry_every =>
+        {
+            false
+        }
         std::collections::btree_map::Entry::Occupied(mut last) => {
             last.insert(now);
             true

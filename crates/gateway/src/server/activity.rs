@@ -6,15 +6,18 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
-/// Smaller answers are gone from this process, or as good as gone, when they are handed to the socket.
+/// Smaller answers are gone from this process, or as good as gone, when they are handed to the
+/// socket.
 const LARGE_ANSWER_BYTES: usize = 64 * 1024;
 /// The slowest client for whom a large answer is kept, beside the idle timeout.
 const SLOWEST_BYTES_PER_SECOND: usize = 256 * 1024;
 
-/// For requests that came when their connection was asked to close, and for what is answered to them.
+/// For requests that came when their connection was asked to close, and for what is answered to
+/// them.
 pub(super) const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
-/// What a connection is doing, kept with a few relaxed atomics a request, and one timer a connection.
+/// What a connection is doing, kept with a few relaxed atomics a request, and one timer a
+/// connection.
 pub(super) struct Activity {
     opened: Instant,
     /// Requests in progress.
@@ -41,8 +44,8 @@ impl Activity {
         Self { opened, busy, last_ms, closing_ms, authorized, unsent: Mutex::default() }
     }
 
-    /// A request begins. `None`: its client was told long ago that the connection closes, and may not keep it open by
-    /// what it goes on to send.
+    /// A request begins. `None`: its client was told long ago that the connection closes, and may
+    /// not keep it open by what it goes on to send.
     pub(super) fn begin(self: &Arc<Self>, now: Instant) -> Option<Busy> {
         match self.moment(&self.closing_ms) {
             Some(closing) if now > closing + CLOSE_GRACE => None,
@@ -60,9 +63,9 @@ impl Activity {
         self.closing_ms.store(self.millis(now), Ordering::Relaxed);
     }
 
-    /// Ready when a connection that closes may be cut: `grace` is over since its client was told, and nothing is
-    /// lost that was on the way then. A write that is cut goes on, and a client that sends it again has it applied
-    /// twice.
+    /// Ready when a connection that closes may be cut: `grace` is over since its client was told,
+    /// and nothing is lost that was on the way then. A write that is cut goes on, and a client that
+    /// sends it again has it applied twice.
     pub(super) async fn may_be_cut(&self, grace: Duration) {
         loop {
             let now = Instant::now();
@@ -102,8 +105,8 @@ impl Activity {
         self.busy.load(Ordering::Relaxed) > 0 || !self.unsent().until.is_empty()
     }
 
-    /// Ready when the first request did not come in time, when no request was in progress for `idle`, or when the
-    /// client did not take an answer.
+    /// Ready when the first request did not come in time, when no request was in progress for
+    /// `idle`, or when the client did not take an answer.
     pub(super) async fn idle(&self, first_request: Duration, idle: Duration) {
         loop {
             let now = Instant::now();
@@ -124,7 +127,8 @@ impl Activity {
             Some(last) => last + patience,
         };
         match unsent {
-            // What was answered later may take its time; looked at again when the first should be gone.
+            // What was answered later may take its time; looked at again when the first should be
+            // gone.
             Some(until) => until,
             // Whoever never showed a token is not waited for as one who did.
             None if !self.is_authorized() => since_last(first_request),
@@ -132,7 +136,8 @@ impl Activity {
         }
     }
 
-    /// The bytes of an answer, watched if they are many: a client that does not read them loses its connection.
+    /// The bytes of an answer, watched if they are many: a client that does not read them loses its
+    /// connection.
     pub(super) fn sending(self: &Arc<Self>, answer: Bytes, idle: Duration) -> Bytes {
         if answer.len() < LARGE_ANSWER_BYTES {
             return answer;
@@ -259,7 +264,8 @@ mod tests {
         let at = |millis| opened + Duration::from_millis(millis);
         activity.closes(at(1000));
         assert_eq!(activity.cut_at(at(1000), grace), at(1050));
-        // A request that was on the way is finished, and its answer gets through, if somebody with a token sent it.
+        // A request that was on the way is finished, and its answer gets through, if somebody with
+        // a token sent it.
         let busy = activity.begin(at(1040)).unwrap();
         activity.authorized();
         assert!(activity.cut_at(at(5000), grace) > at(5000));
@@ -278,7 +284,8 @@ mod tests {
         let activity = Arc::new(Activity::new(opened));
         activity.closes(opened + Duration::from_secs(1));
         activity.touch(opened + Duration::from_millis(1049));
-        let cut_at = activity.cut_at(opened + Duration::from_millis(1049), Duration::from_millis(50));
+        let cut_at =
+            activity.cut_at(opened + Duration::from_millis(1049), Duration::from_millis(50));
         assert_eq!(cut_at, opened + Duration::from_millis(1050));
     }
 

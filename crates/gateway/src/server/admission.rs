@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::activity::Activity;
 
-/// Where a connection comes from, as far as shares are concerned: an IPv4 address, or the /64 of an IPv6 one.
+/// Where a connection comes from, as far as shares are concerned: an IPv4 address, or the /64 of an
+/// IPv6 one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Origin(IpAddr);
 
@@ -55,7 +56,12 @@ pub(super) struct Ticket {
 }
 
 impl Admission {
-    pub(super) fn admit(&mut self, origin: Origin, activity: Arc<Activity>, evict: CancellationToken) -> Ticket {
+    pub(super) fn admit(
+        &mut self,
+        origin: Origin,
+        activity: Arc<Activity>,
+        evict: CancellationToken,
+    ) -> Ticket {
         let id = self.next;
         self.next += 1;
         self.origins.entry(origin).or_default().insert(id, Open { activity, evict });
@@ -67,12 +73,14 @@ impl Admission {
         drop(self.remove(ticket.origin, ticket.id));
     }
 
-    /// Asks as many connections to close as these newcomers need that wait, oldest first, with one origin for each;
-    /// fewer if they cannot be spared, or were asked before and are about to end. How many were asked.
+    /// Asks as many connections to close as these newcomers need that wait, oldest first, with one
+    /// origin for each; fewer if they cannot be spared, or were asked before and are about to end.
+    /// How many were asked.
     ///
-    /// First go connections that never showed a valid token and have no request in progress, of the origin that has
-    /// most such connections, oldest first. Where every connection showed one, an idle connection goes of the origin
-    /// that has most connections and more than the newcomer's, the least recently used first.
+    /// First go connections that never showed a valid token and have no request in progress, of the
+    /// origin that has most such connections, oldest first. Where every connection showed one, an
+    /// idle connection goes of the origin that has most connections and more than the newcomer's,
+    /// the least recently used first.
     pub(super) fn make_room(&mut self, newcomers: &[Origin]) -> u64 {
         // One that began a request when it was asked to close makes no room soon.
         let leaving = self.leaving.values().filter(|activity| !activity.is_busy()).count();
@@ -90,8 +98,10 @@ impl Admission {
         }
         let mut most = BinaryHeap::new();
         for (origin, connections) in &self.origins {
-            let strangers = connections.iter().rev().filter(|(_, open)| !open.activity.is_authorized());
-            let strangers = strangers.filter(|(_, open)| !open.activity.is_busy()).map(|(id, _)| *id);
+            let strangers =
+                connections.iter().rev().filter(|(_, open)| !open.activity.is_authorized());
+            let strangers =
+                strangers.filter(|(_, open)| !open.activity.is_busy()).map(|(id, _)| *id);
             // The oldest last.
             let strangers: Vec<u64> = strangers.collect();
             if let Some(oldest) = strangers.last() {
@@ -113,7 +123,11 @@ impl Admission {
     }
 
     /// For the `newcomers`: those for whom there is room already, and those for whom there is none.
-    fn evict_idle(&mut self, served: &[Origin], (also_served, unserved): (&[Origin], &[Origin])) -> usize {
+    fn evict_idle(
+        &mut self,
+        served: &[Origin],
+        (also_served, unserved): (&[Origin], &[Origin]),
+    ) -> usize {
         let mut counts: HashMap<Origin, usize> =
             self.origins.iter().map(|(origin, connections)| (*origin, connections.len())).collect();
         for origin in served.iter().chain(also_served) {
@@ -122,7 +136,8 @@ impl Admission {
         let mut most = BinaryHeap::new();
         for (origin, connections) in &self.origins {
             let idle = connections.iter().filter(|(_, open)| !open.activity.is_busy());
-            let mut idle: Vec<_> = idle.map(|(id, open)| (open.activity.last_used(), *id)).collect();
+            let mut idle: Vec<_> =
+                idle.map(|(id, open)| (open.activity.last_used(), *id)).collect();
             // The least recently used last.
             idle.sort_unstable_by_key(|used| Reverse(*used));
             if !idle.is_empty() {
@@ -177,7 +192,10 @@ mod tests {
         Origin::of(IpAddr::from([10, 0, 0, last]))
     }
 
-    fn admit(admission: &mut Admission, origin: Origin) -> (Ticket, Arc<Activity>, CancellationToken) {
+    fn admit(
+        admission: &mut Admission,
+        origin: Origin,
+    ) -> (Ticket, Arc<Activity>, CancellationToken) {
         let (activity, evict) = (Arc::new(Activity::new(Instant::now())), CancellationToken::new());
         (admission.admit(origin, Arc::clone(&activity), evict.clone()), activity, evict)
     }
@@ -228,8 +246,8 @@ mod tests {
         assert!(stranger.2.is_cancelled());
         admission.left(stranger.0);
         assert_eq!(evicted(&known), [false, false, false]);
-        // Then idle ones of an origin that has more than the newcomer's, and never of the newcomer's own. The one that
-        // was used longest ago goes, however old the others are.
+        // Then idle ones of an origin that has more than the newcomer's, and never of the
+        // newcomer's own. The one that was used longest ago goes, however old the others are.
         assert_eq!(admission.make_room(&[origin(1)]), 0);
         [0, 2].into_iter().for_each(|at: usize| drop(Busy::new(&known[at].1)));
         assert_eq!(admission.make_room(&[origin(3)]), 1);
@@ -255,11 +273,16 @@ mod tests {
         let known: Vec<_> = (0..4).map(|_| admit(&mut admission, origin(1))).collect();
         known.iter().for_each(|(_, activity, _)| activity.authorized());
         assert_eq!(admission.make_room(&[origin(2)]), 1);
-        assert_eq!(admission.make_room(&[origin(2); 2]), 1, "three of the one, and one of the other");
+        assert_eq!(
+            admission.make_room(&[origin(2); 2]),
+            1,
+            "three of the one, and one of the other"
+        );
         assert_eq!(admission.make_room(&[origin(2); 3]), 0, "two of each");
         // Also where a stranger makes it.
         let mut admission = Admission::default();
-        let (stranger, known) = (admit(&mut admission, origin(1)), admit(&mut admission, origin(2)));
+        let (stranger, known) =
+            (admit(&mut admission, origin(1)), admit(&mut admission, origin(2)));
         known.1.authorized();
         assert_eq!(admission.make_room(&[origin(3); 2]), 1, "one of each");
         assert!(stranger.2.is_cancelled() && !known.2.is_cancelled());

@@ -14,8 +14,8 @@ use super::admission::Origin;
 const FREE: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
-/// Answers that are held back at a time. Beyond, they are given at once: each takes memory while it is held, and to
-/// guess a token takes more requests than anybody can send.
+/// Answers that are held back at a time. Beyond, they are given at once: each takes memory while it
+/// is held, and to guess a token takes more requests than anybody can send.
 const MAX_PAUSED: usize = 512;
 /// Beyond, the oldest window is forgotten.
 const MAX_ORIGINS: usize = 4096;
@@ -54,7 +54,8 @@ impl Strangers {
     fn failed(&self, origin: Origin, now: Instant) -> u32 {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         if failures.len() >= MAX_ORIGINS && !failures.contains_key(&origin) {
-            let oldest = failures.iter().min_by_key(|(_, window)| window.began).map(|(origin, _)| *origin);
+            let oldest =
+                failures.iter().min_by_key(|(_, window)| window.began).map(|(origin, _)| *origin);
             oldest.and_then(|oldest| failures.remove(&oldest));
         }
         let window = failures.entry(origin).or_insert(Window { began: now, failures: 0 });
@@ -80,7 +81,10 @@ mod tests {
     fn failures_are_counted_by_origin_and_forgotten_after_a_minute() {
         let (strangers, now) = (Strangers::default(), Instant::now());
         let [one, other] = [1, 2].map(|last| Origin::of([10, 0, 0, last].into()));
-        assert_eq!((strangers.failed(one, now), strangers.failed(one, now), strangers.failed(other, now)), (1, 2, 1));
+        assert_eq!(
+            (strangers.failed(one, now), strangers.failed(one, now), strangers.failed(other, now)),
+            (1, 2, 1)
+        );
         assert_eq!(strangers.failed(one, now + WINDOW), 1);
     }
 
@@ -89,7 +93,10 @@ mod tests {
         let (strangers, now) = (Strangers::default(), Instant::now());
         for n in 0..u16::MAX {
             let [high, low] = n.to_be_bytes();
-            strangers.failed(Origin::of([10, 0, high, low].into()), now + Duration::from_millis(n.into()));
+            strangers.failed(
+                Origin::of([10, 0, high, low].into()),
+                now + Duration::from_millis(n.into()),
+            );
         }
         assert_eq!(strangers.failures.lock().unwrap().len(), MAX_ORIGINS);
     }

@@ -7,7 +7,8 @@ use tokio::time::Instant;
 
 use super::admission::Origin;
 
-/// In all, and of one origin, so that none keeps the others from waiting too. Beyond, a connection is closed.
+/// In all, and of one origin, so that none keeps the others from waiting too. Beyond, a connection
+/// is closed.
 const MAX_WAITING: usize = 512;
 const MAX_OF_ONE_ORIGIN: usize = 32;
 
@@ -62,8 +63,12 @@ mod tests {
         let (mut waiting, now) = (Waiting::new(Duration::from_secs(10)), Instant::now());
         (0..100).for_each(|number| waiting.add(origin(1), number, now));
         waiting.add(origin(2), 100, now);
-        assert_eq!(waiting.newcomers(now), [[origin(1); MAX_OF_ONE_ORIGIN].as_slice(), &[origin(2)]].concat());
-        let taken: Vec<_> = std::iter::from_fn(|| waiting.next()).map(|(_, number)| number).collect();
+        assert_eq!(
+            waiting.newcomers(now),
+            [[origin(1); MAX_OF_ONE_ORIGIN].as_slice(), &[origin(2)]].concat()
+        );
+        let taken: Vec<_> =
+            std::iter::from_fn(|| waiting.next()).map(|(_, number)| number).collect();
         assert_eq!(taken, (0..32).chain([100]).collect::<Vec<_>>());
         (0..1000).for_each(|number| waiting.add(origin(number), number, now));
         assert_eq!(waiting.newcomers(now).len(), MAX_WAITING);

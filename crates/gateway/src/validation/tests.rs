@@ -138,7 +138,8 @@ fn every_mutation_kind() {
         one(pb::Mutation { mutation_type: number, sum_min, sum_max, sum_clamp: true, ..set(1, 2) })
     };
     let value = Value { encoding: ValueEncoding::Bytes, data: bytes(2) };
-    let bounds = SumBounds { min: Bytes::from_static(b"a"), max: Bytes::from_static(b"b"), clamp: true };
+    let bounds =
+        SumBounds { min: Bytes::from_static(b"a"), max: Bytes::from_static(b"b"), clamp: true };
     assert_eq!(of(1).unwrap(), MutationKind::Set(value.clone()));
     assert_eq!(of(2).unwrap(), MutationKind::Delete);
     assert_eq!(of(3).unwrap(), MutationKind::Sum { operand: value.clone(), bounds });
@@ -162,7 +163,10 @@ fn only_a_delete_needs_no_value() {
 #[test]
 fn values_have_a_known_encoding() {
     let of = |encoding, length| {
-        one(pb::Mutation { value: Some(pb::KvValue { data: bytes(length), encoding }), ..set(1, 0) })
+        one(pb::Mutation {
+            value: Some(pb::KvValue { data: bytes(length), encoding }),
+            ..set(1, 0)
+        })
     };
     for (encoding, length) in [(1, 0), (1, 65536), (2, 8), (3, 0)] {
         assert!(of(encoding, length).is_ok());
@@ -173,7 +177,8 @@ fn values_have_a_known_encoding() {
     for length in [0, 7, 9] {
         assert_eq!(of(2, length).unwrap_err(), Invalid::U64Length { index: 0, length });
     }
-    let delete = pb::Mutation { value: Some(pb::KvValue::default()), mutation_type: 2, ..set(1, 0) };
+    let delete =
+        pb::Mutation { value: Some(pb::KvValue::default()), mutation_type: 2, ..set(1, 0) };
     assert_eq!(one(delete).unwrap(), MutationKind::Delete);
 }
 
@@ -203,8 +208,12 @@ fn enqueues_are_refused() {
 fn a_v8_value_is_stored_in_the_format_that_every_client_reads() {
     let stored = |data: &'static [u8], encoding| {
         let value = Some(pb::KvValue { data: Bytes::from_static(data), encoding });
-        let set =
-            pb::Mutation { key: bytes(1), value, mutation_type: pb::MutationType::MSet.into(), ..Default::default() };
+        let set = pb::Mutation {
+            key: bytes(1),
+            value,
+            mutation_type: pb::MutationType::MSet.into(),
+            ..Default::default()
+        };
         let MutationKind::Set(value) = one(set).unwrap() else { panic!("it is a set") };
         value.data
     };
@@ -226,7 +235,8 @@ fn repeated(field: &[u8], times: usize) -> Bytes {
 
 #[test]
 fn what_is_too_much_is_refused_before_it_is_decoded() {
-    let limit = |refused: Refusal, part: &str| assert!(refused.to_string().contains(part), "{refused}");
+    let limit =
+        |refused: Refusal, part: &str| assert!(refused.to_string().contains(part), "{refused}");
     let half = 512 * 1024;
     limit(decode_read(repeated(b"\x0a\x00", half)).unwrap_err(), "The number of ranges");
     limit(decode_write(repeated(b"\x0a\x00", half)).unwrap_err(), "The number of checks");
@@ -234,7 +244,8 @@ fn what_is_too_much_is_refused_before_it_is_decoded() {
     limit(decode_write(repeated(b"\x1a\x00", half)).unwrap_err(), "The number of mutations");
     limit(decode_write(repeated(b"\x12\x00", 1000)).unwrap_err(), "Request protobuf is invalid");
     // A queued message that holds half a million keys of its own is not looked into.
-    let enqueue = pb::Enqueue { keys_if_undelivered: vec![Bytes::new(); 1 << 18], ..Default::default() };
+    let enqueue =
+        pb::Enqueue { keys_if_undelivered: vec![Bytes::new(); 1 << 18], ..Default::default() };
     let message = pb::AtomicWrite { enqueues: vec![enqueue], ..Default::default() };
     limit(decode_write(message.encode_to_vec().into()).unwrap_err(), "Queues are not served");
     let within = decode_write(Bytes::from(b"\x12\x00".repeat(1000))).unwrap();

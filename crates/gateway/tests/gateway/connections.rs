@@ -22,7 +22,11 @@ async fn read_to_end(stream: &mut TcpStream) -> Vec<u8> {
     let mut answer = Vec::new();
     let reading = stream.read_to_end(&mut answer);
     // A reset ends the connection as much as an orderly close does.
-    drop(tokio::time::timeout(Duration::from_secs(20), reading).await.expect("the connection stays open"));
+    drop(
+        tokio::time::timeout(Duration::from_secs(20), reading)
+            .await
+            .expect("the connection stays open"),
+    );
     answer
 }
 
@@ -45,7 +49,8 @@ async fn pipelined_and_chunked_http1_requests() {
     let mut stream = server.connect().await;
     let body = all().encode_to_vec();
     let (first, second) = body.split_at(2);
-    let mut requests = head("/kv/strong/snapshot_read", "transfer-encoding: chunked\r\n").into_bytes();
+    let mut requests =
+        head("/kv/strong/snapshot_read", "transfer-encoding: chunked\r\n").into_bytes();
     for part in [first, second] {
         requests.extend(format!("{:x}\r\n", part.len()).into_bytes());
         requests.extend([part, b"\r\n"].concat());
@@ -90,7 +95,8 @@ async fn a_write_goes_on_when_its_client_leaves() {
         write.abort();
         driver.abort();
         assert!(write.await.unwrap_err().is_cancelled(), "the client saw no answer");
-        // Other requests are served meanwhile; by the second of them the first client's end has been seen.
+        // Other requests are served meanwhile; by the second of them the first client's end has
+        // been seen.
         for _ in 0..2 {
             assert_eq!(server.http1().await.read(&all()).await.unwrap().status, 200);
         }
@@ -145,7 +151,8 @@ async fn bodies_at_the_limit_and_over() {
     let server = Server::with(Options { max_body_bytes, ..Options::default() }).await;
     let overhead = set("k", vec![0; 65_000]).encode_to_vec().len() - 65_000;
     let sized = |length: usize| {
-        // A second mutation makes up the length; its tags and lengths take as many bytes as the first's.
+        // A second mutation makes up the length; its tags and lengths take as many bytes as the
+        // first's.
         let mut message = set("k", vec![0; 65_000]);
         message.mutations.extend(set("k", vec![0; length - 65_000 - 2 * overhead]).mutations);
         assert_eq!(message.encode_to_vec().len(), length);
@@ -153,7 +160,11 @@ async fn bodies_at_the_limit_and_over() {
     };
     for mut client in [server.http1().await, server.http2().await] {
         assert_eq!(client.write(&sized(max_body_bytes)).await.unwrap().status, 200);
-        client.write(&sized(max_body_bytes + 1)).await.unwrap().refuses(400, "limit of 100000 bytes");
+        client
+            .write(&sized(max_body_bytes + 1))
+            .await
+            .unwrap()
+            .refuses(400, "limit of 100000 bytes");
         // Far over the limit the answer still arrives, as the rest is read and thrown away.
         let message = pb::AtomicWrite {
             mutations: vec![set("k", vec![0; 65_000]).mutations[0].clone(); 60],
@@ -170,7 +181,10 @@ async fn a_body_that_does_not_come_is_refused_with_a_retryable_status() {
     let body_timeout = Duration::from_millis(50);
     let server = Server::with(Options { body_timeout, ..Options::default() }).await;
     let mut stream = server.connect().await;
-    stream.write_all(head("/kv/strong/atomic_write", "content-length: 10\r\n\r\nabc").as_bytes()).await.unwrap();
+    stream
+        .write_all(head("/kv/strong/atomic_write", "content-length: 10\r\n\r\nabc").as_bytes())
+        .await
+        .unwrap();
     let answer = String::from_utf8_lossy(&read_to_end(&mut stream).await).into_owned();
     assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     assert_eq!(server.memory.writes_begun.load(Ordering::SeqCst), 0);
@@ -187,8 +201,10 @@ async fn silent_and_idle_connections_are_closed() {
         assert!(!answer.contains("200"), "{start:?}: {answer}");
     }
 
-    let (first_request_timeout, idle_timeout) = (Duration::from_millis(500), Duration::from_millis(500));
-    let server = Server::with(Options { first_request_timeout, idle_timeout, ..Options::default() }).await;
+    let (first_request_timeout, idle_timeout) =
+        (Duration::from_millis(500), Duration::from_millis(500));
+    let server =
+        Server::with(Options { first_request_timeout, idle_timeout, ..Options::default() }).await;
     for http2 in [false, true] {
         let mut client = if http2 { server.http2().await } else { server.http1().await };
         assert_eq!(client.read(&all()).await.unwrap().status, 200);
@@ -198,7 +214,8 @@ async fn silent_and_idle_connections_are_closed() {
 
 #[tokio::test]
 async fn too_many_requests_are_refused_with_503() {
-    let server = Arc::new(Server::with(Options { max_concurrent_requests: 1, ..Options::default() }).await);
+    let server =
+        Arc::new(Server::with(Options { max_concurrent_requests: 1, ..Options::default() }).await);
     server.memory.plan(Plan::Hold);
     let mut client = server.http2().await;
     let write = tokio::spawn(async move { client.write(&set("a", "1")).await.unwrap().status });
@@ -211,9 +228,15 @@ async fn too_many_requests_are_refused_with_503() {
 }
 
 /// What an HTTP/1.1 client hears that sends all of its body before it listens.
-async fn answer_to(server: &Server, path: &str, token: &str, length: usize) -> std::io::Result<String> {
+async fn answer_to(
+    server: &Server,
+    path: &str,
+    token: &str,
+    length: usize,
+) -> std::io::Result<String> {
     let mut stream = server.connect().await;
-    let head = head(path, &format!("content-length: {length}\r\nconnection: close\r\n")).replace(WRITER, token);
+    let head = head(path, &format!("content-length: {length}\r\nconnection: close\r\n"))
+        .replace(WRITER, token);
     stream.write_all(head.as_bytes()).await?;
     for part in vec![0; length].chunks(32 << 10) {
         stream.write_all(part).await?;
@@ -227,7 +250,8 @@ async fn answer_to(server: &Server, path: &str, token: &str, length: usize) -> s
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_refusal_is_heard_by_whoever_sends_a_large_body() {
-    let server = Arc::new(Server::with(Options { max_concurrent_requests: 1, ..Options::default() }).await);
+    let server =
+        Arc::new(Server::with(Options { max_concurrent_requests: 1, ..Options::default() }).await);
     let write = "/kv/strong/atomic_write";
     for _ in 0..10 {
         let answer = answer_to(&server, write, READER, 500_000).await.unwrap();
@@ -266,13 +290,20 @@ async fn connections_over_the_limit_wait() {
 #[tokio::test]
 async fn bytes_that_are_not_http_do_no_harm() {
     let server = Server::start().await;
-    for garbage in [&b"\0\0\0\0\r\n\r\n"[..], b"GET\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n"] {
+    for garbage in [
+        &b"\0\0\0\0\r\n\r\n"[..],
+        b"GET\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+    ] {
         let mut stream = server.connect().await;
         stream.write_all(garbage).await.unwrap();
         assert!(!read_to_end(&mut stream).await.starts_with(b"HTTP/1.1 200"));
     }
     let mut stream = server.connect().await;
-    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n garbage instead of frames, and some more").await.unwrap();
+    stream
+        .write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n garbage instead of frames, and some more")
+        .await
+        .unwrap();
     read_to_end(&mut stream).await;
     assert_eq!(server.http2().await.read(&all()).await.unwrap().status, 200);
 }

@@ -15,11 +15,13 @@ const STRONG_WRITE: &str = "/kv/strong/atomic_write";
 async fn a_write_is_read_on_both_paths_over_both_protocols() {
     let server = Server::start().await;
     for mut client in [server.http1().await, server.http2().await] {
-        let written: pb::AtomicWriteOutput = client.write(&set("key", "value")).await.unwrap().message();
+        let written: pb::AtomicWriteOutput =
+            client.write(&set("key", "value")).await.unwrap().message();
         assert_eq!(written.status(), pb::AtomicWriteStatus::AwSuccess);
         assert_eq!(written.versionstamp.len(), 10);
         for (path, strong) in [(STRONG_READ, true), ("/kv/eventual/snapshot_read", false)] {
-            let read: pb::SnapshotReadOutput = client.data(path, READER, &all()).await.unwrap().message();
+            let read: pb::SnapshotReadOutput =
+                client.data(path, READER, &all()).await.unwrap().message();
             assert_eq!(read.read_is_strongly_consistent, strong);
             assert_eq!(read.status(), pb::SnapshotReadStatus::SrSuccess);
             assert!(!read.read_disabled);
@@ -37,7 +39,8 @@ async fn a_write_is_read_on_both_paths_over_both_protocols() {
 async fn a_write_to_the_eventual_path_is_a_write() {
     let server = Server::start().await;
     let mut client = server.http2().await;
-    let reply = client.data("/kv/eventual/atomic_write", WRITER, &set("key", "value")).await.unwrap();
+    let reply =
+        client.data("/kv/eventual/atomic_write", WRITER, &set("key", "value")).await.unwrap();
     assert_eq!(reply.message::<pb::AtomicWriteOutput>().status(), pb::AtomicWriteStatus::AwSuccess);
     assert_eq!(server.memory.committed(), 1);
 }
@@ -88,7 +91,11 @@ async fn version_1_and_2_headers() {
     let authorization = ("authorization", authorization.as_str());
     for headers in [
         &[authorization, ("x-transaction-domain-id", MAIN_TEXT)][..],
-        &[authorization, ("x-denokv-version", "2"), ("x-denokv-database-id", &MAIN_TEXT.to_uppercase())],
+        &[
+            authorization,
+            ("x-denokv-version", "2"),
+            ("x-denokv-database-id", &MAIN_TEXT.to_uppercase()),
+        ],
     ] {
         let reply = client.post(STRONG_READ, headers, all().encode_to_vec()).await.unwrap();
         assert_eq!(reply.message::<pb::SnapshotReadOutput>().ranges.len(), 1);
@@ -103,11 +110,21 @@ async fn bad_heads() {
     let others = &*format!("Bearer {OTHERS}");
     let (auth, version, id) = ("authorization", "x-denokv-version", "x-denokv-database-id");
     let expected = "Expected protocol version 1, 2 or 3.";
-    for path in [STRONG_READ, STRONG_WRITE, "/kv/eventual/snapshot_read", "/kv/eventual/atomic_write"] {
+    for path in
+        [STRONG_READ, STRONG_WRITE, "/kv/eventual/snapshot_read", "/kv/eventual/atomic_write"]
+    {
         for (headers, status, part) in [
             (&[(version, "3"), (id, MAIN_TEXT)][..], 401, "Malformed authorization header."),
-            (&[(auth, "Bearer"), (version, "3"), (id, MAIN_TEXT)], 401, "Malformed authorization header."),
-            (&[(auth, "Bearer nobody"), (version, "3"), (id, MAIN_TEXT)], 401, "Invalid access token."),
+            (
+                &[(auth, "Bearer"), (version, "3"), (id, MAIN_TEXT)],
+                401,
+                "Malformed authorization header.",
+            ),
+            (
+                &[(auth, "Bearer nobody"), (version, "3"), (id, MAIN_TEXT)],
+                401,
+                "Invalid access token.",
+            ),
             (&[(auth, others), (version, "3"), (id, MAIN_TEXT)], 401, "Invalid access token."),
             (&[(auth, writer), (id, MAIN_TEXT)], 400, expected),
             (&[(auth, writer), (version, "4"), (id, MAIN_TEXT)], 400, expected),
@@ -136,10 +153,19 @@ async fn a_token_that_may_only_read() {
 async fn unknown_paths_and_methods() {
     let server = Server::start().await;
     for mut client in [server.http1().await, server.http2().await] {
-        for path in
-            ["/kv/strong/watch", "/kv/eventual/watch", "/kv/strong", "/kv/strong/", "/healthz", "/v2/snapshot_read"]
-        {
-            client.data(path, WRITER, &all()).await.unwrap().refuses(404, "Nothing is served here.");
+        for path in [
+            "/kv/strong/watch",
+            "/kv/eventual/watch",
+            "/kv/strong",
+            "/kv/strong/",
+            "/healthz",
+            "/v2/snapshot_read",
+        ] {
+            client
+                .data(path, WRITER, &all())
+                .await
+                .unwrap()
+                .refuses(404, "Nothing is served here.");
         }
         for method in ["GET", "PUT", "OPTIONS", "DELETE"] {
             for path in ["/", STRONG_READ] {
@@ -157,9 +183,19 @@ async fn bodies_that_are_not_the_message() {
     let server = Server::start().await;
     let mut client = server.http1().await;
     let authorization = format!("Bearer {WRITER}");
-    let headers = [("authorization", &*authorization), ("x-denokv-version", "3"), ("x-denokv-database-id", MAIN_TEXT)];
+    let headers = [
+        ("authorization", &*authorization),
+        ("x-denokv-version", "3"),
+        ("x-denokv-database-id", MAIN_TEXT),
+    ];
     for path in [STRONG_READ, STRONG_WRITE] {
-        for body in [&b"\xff"[..], b"not protobuf", b"\x0a\xff\xff\xff\xff\x0f", b"\x0a\x05\x0a", b"\x08\x01"] {
+        for body in [
+            &b"\xff"[..],
+            b"not protobuf",
+            b"\x0a\xff\xff\xff\xff\x0f",
+            b"\x0a\x05\x0a",
+            b"\x08\x01",
+        ] {
             let reply = client.post(path, &headers, Bytes::from_static(body)).await.unwrap();
             reply.refuses(400, "Request protobuf is invalid: ");
         }
@@ -172,8 +208,12 @@ async fn bodies_that_are_not_the_message() {
 async fn messages_against_the_rules() {
     let server = Server::start().await;
     let mut client = server.http1().await;
-    let range =
-        |key: usize, limit| pb::ReadRange { start: vec![b'k'; key].into(), end: "l".into(), limit, reverse: false };
+    let range = |key: usize, limit| pb::ReadRange {
+        start: vec![b'k'; key].into(),
+        end: "l".into(),
+        limit,
+        reverse: false,
+    };
     for (ranges, part) in [
         (vec![range(1, 1); 11], "limit of 10"),
         (vec![range(1, 500), range(1, 501)], "limit of 1000"),
@@ -184,7 +224,8 @@ async fn messages_against_the_rules() {
     }
     let check = |length: usize| pb::Check { key: "k".into(), versionstamp: vec![1; length].into() };
     let set = |value: usize| set("k", vec![0; value]).mutations.remove(0);
-    let value = |encoding, length: usize| Some(pb::KvValue { data: vec![0; length].into(), encoding });
+    let value =
+        |encoding, length: usize| Some(pb::KvValue { data: vec![0; length].into(), encoding });
     let long_key = Bytes::from(vec![b'k'; 2049]);
     for (checks, mutations, part) in [
         (vec![check(0); 101], vec![], "limit of 100."),

@@ -121,7 +121,11 @@ async fn a_write_that_came_when_its_connection_was_evicted_is_answered() {
 
 #[tokio::test]
 async fn requests_whose_bodies_never_come_leave_room_for_another_token() {
-    let options = Options { max_concurrent_requests: 64, max_streams_per_connection: 64, ..Options::default() };
+    let options = Options {
+        max_concurrent_requests: 64,
+        max_streams_per_connection: 64,
+        ..Options::default()
+    };
     let server = Server::with(options).await;
     let (mut sender, connection) =
         http2::handshake(TokioExecutor::new(), TokioIo::new(server.connect().await)).await.unwrap();
@@ -142,13 +146,18 @@ async fn requests_whose_bodies_never_come_leave_room_for_another_token() {
 }
 
 /// A body that never comes.
-fn futures_pending() -> impl futures::Stream<Item = Result<Frame<Bytes>, std::convert::Infallible>> + Send + Sync {
+fn futures_pending()
+-> impl futures::Stream<Item = Result<Frame<Bytes>, std::convert::Infallible>> + Send + Sync {
     futures::stream::pending()
 }
 
 #[tokio::test]
 async fn a_shard_that_is_not_served_leaves_its_token_the_others_and_the_metadata() {
-    let options = Options { max_concurrent_requests: 64, max_streams_per_connection: 200, ..Options::default() };
+    let options = Options {
+        max_concurrent_requests: 64,
+        max_streams_per_connection: 200,
+        ..Options::default()
+    };
     let server = Server::with(options).await;
     server.memory.plan(Plan::Hold);
     let io = TokioIo::new(server.connect().await);
@@ -158,7 +167,9 @@ async fn a_shard_that_is_not_served_leaves_its_token_the_others_and_the_metadata
     let body = Bytes::from(set("k", "v").encode_to_vec());
     for _ in 0..100 {
         sender.ready().await.unwrap();
-        let write = read(WRITER).uri("http://kv.test:4512/kv/strong/atomic_write").body(Full::new(body.clone()));
+        let write = read(WRITER)
+            .uri("http://kv.test:4512/kv/strong/atomic_write")
+            .body(Full::new(body.clone()));
         open.push(tokio::spawn(sender.send_request(write.unwrap())));
     }
     let refused = || open.iter().filter(|request| request.is_finished()).count();
@@ -167,16 +178,27 @@ async fn a_shard_that_is_not_served_leaves_its_token_the_others_and_the_metadata
     server.memory.plan(Plan::Work);
     let mut client = server.http1().await;
     let authorization = format!("Bearer {WRITER}");
-    let mut headers =
-        vec![("authorization", authorization.as_str()), ("x-denokv-version", "3"), ("x-denokv-database-id", MAIN_TEXT)];
-    client.post("/kv/strong/atomic_write", &headers, body.clone()).await.unwrap().refuses(503, "Too many requests");
+    let mut headers = vec![
+        ("authorization", authorization.as_str()),
+        ("x-denokv-version", "3"),
+        ("x-denokv-database-id", MAIN_TEXT),
+    ];
+    client
+        .post("/kv/strong/atomic_write", &headers, body.clone())
+        .await
+        .unwrap()
+        .refuses(503, "Too many requests");
     headers[2].1 = "cdcdcdcd-cdcd-cdcd-cdcd-cdcdcdcdcdcd";
     assert_eq!(client.post("/kv/strong/atomic_write", &headers, body).await.unwrap().status, 200);
     let exchange = r#"{"supportedVersions":[1,2,3]}"#;
     assert_eq!(client.post("/db/main", &headers[..1], exchange).await.unwrap().status, 200);
     // Which takes no more than it needs.
     let padded = format!("{exchange}{}", " ".repeat(5000));
-    client.post("/db/main", &headers[..1], padded).await.unwrap().refuses(400, "limit of 4096 bytes");
+    client
+        .post("/db/main", &headers[..1], padded)
+        .await
+        .unwrap()
+        .refuses(400, "limit of 4096 bytes");
 }
 
 #[tokio::test]
@@ -190,7 +212,8 @@ async fn answers_that_nobody_reads_leave_room_for_another_token() {
     // A client that reads no byte of what it asks for: the window of each stream stays shut.
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.initial_stream_window_size(0);
-    let (mut sender, connection) = builder.handshake(TokioIo::new(server.connect().await)).await.unwrap();
+    let (mut sender, connection) =
+        builder.handshake(TokioIo::new(server.connect().await)).await.unwrap();
     tokio::spawn(async { drop(connection.await) });
     let (mut held, mut refused) = (Vec::new(), 0);
     for _ in 0..16 {
@@ -229,7 +252,14 @@ async fn bodies_in_progress_leave_room_for_another_token() {
         open.push(stream);
     }
     let mut owner = server.http1().await;
-    assert_eq!(owner.data("/kv/strong/atomic_write", WRITER, &set("k", vec![0; 60_000])).await.unwrap().status, 200);
+    assert_eq!(
+        owner
+            .data("/kv/strong/atomic_write", WRITER, &set("k", vec![0; 60_000]))
+            .await
+            .unwrap()
+            .status,
+        200
+    );
     // Three of them are read at most. All that send the rest hear an answer.
     let mut refused = 0;
     for mut stream in open.split_off(3) {
@@ -255,7 +285,9 @@ async fn a_head_without_end_is_not_kept() {
     while sent < 300 << 10 && stream.write_all(&filler).await.is_ok() {
         sent += filler.len();
         let mut byte = [0];
-        if let Ok(read) = tokio::time::timeout(Duration::from_millis(1), stream.read(&mut byte)).await {
+        if let Ok(read) =
+            tokio::time::timeout(Duration::from_millis(1), stream.read(&mut byte)).await
+        {
             drop(read);
             return;
         }

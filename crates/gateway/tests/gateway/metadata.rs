@@ -56,7 +56,10 @@ async fn nothing_is_said_not_to_exist_before_the_cluster_was_heard() {
         ("/nowhere", WRITER, 404),
     ] {
         let authorization = format!("Bearer {token}");
-        let reply = client.post(path, &[("authorization", authorization.as_str())], exchange).await.unwrap();
+        let reply = client
+            .post(path, &[("authorization", authorization.as_str())], exchange)
+            .await
+            .unwrap();
         assert_eq!(reply.status, status, "{path} {}", reply.text());
     }
     let authorization = format!("Bearer {WRITER}");
@@ -67,7 +70,11 @@ async fn nothing_is_said_not_to_exist_before_the_cluster_was_heard() {
     ];
     let body = all().encode_to_vec();
     let path = "/kv/strong/snapshot_read";
-    client.post(path, &headers, body.clone()).await.unwrap().refuses(503, "has not heard from its cluster");
+    client
+        .post(path, &headers, body.clone())
+        .await
+        .unwrap()
+        .refuses(503, "has not heard from its cluster");
     headers[2].1 = "no id";
     client.post(path, &headers, body).await.unwrap().refuses(400, "Invalid database id.");
     client.post("/", &[], exchange).await.unwrap().refuses(401, "Malformed");
@@ -84,7 +91,8 @@ async fn every_version_over_both_protocols() {
             (ALL_VERSIONS, 3),
             (r#"{"supportedVersions":[3,4]}"#, 3),
         ] {
-            let reply = client.post("/", &[("authorization", &bearer(WRITER))], body).await.unwrap();
+            let reply =
+                client.post("/", &[("authorization", &bearer(WRITER))], body).await.unwrap();
             let metadata = reply.json();
             assert_schema(&metadata, version);
             assert_eq!(metadata["databaseId"], MAIN_TEXT);
@@ -125,7 +133,11 @@ async fn the_base_of_endpoints() {
     let server = Server::start().await;
     let mut client = server.http1().await;
     // Relative ones lead back through whatever proxies there are, whatever these say.
-    for forwarded in [("x-forwarded-proto", "https"), ("x-forwarded-proto", "https,http"), ("x-forwarded-host", "x")] {
+    for forwarded in [
+        ("x-forwarded-proto", "https"),
+        ("x-forwarded-proto", "https,http"),
+        ("x-forwarded-host", "x"),
+    ] {
         let headers = [("authorization", &*bearer(WRITER)), forwarded];
         let metadata = client.post("/", &headers, ALL_VERSIONS).await.unwrap().json();
         assert_eq!(metadata["endpoints"], endpoints(".", "/kv/strong"));
@@ -138,7 +150,11 @@ async fn the_base_of_endpoints() {
     ] {
         let headers = [("authorization", &*bearer(WRITER)), (name, value)];
         let metadata = client.post("/", &headers, "").await.unwrap().json();
-        assert_eq!(metadata["endpoints"], endpoints("https://kv.test:4512", "/kv/strong"), "{name}: {value}");
+        assert_eq!(
+            metadata["endpoints"],
+            endpoints("https://kv.test:4512", "/kv/strong"),
+            "{name}: {value}"
+        );
     }
     let headers = [("authorization", &*bearer(WRITER))];
 
@@ -147,7 +163,10 @@ async fn the_base_of_endpoints() {
     let mut client = server.http1().await;
     for body in ["", ALL_VERSIONS] {
         let metadata = client.post("/", &headers, body).await.unwrap().json();
-        assert_eq!(metadata["endpoints"], endpoints("https://kv.example.com/meridian", "/kv/strong"));
+        assert_eq!(
+            metadata["endpoints"],
+            endpoints("https://kv.example.com/meridian", "/kv/strong")
+        );
     }
 }
 
@@ -173,7 +192,13 @@ async fn refusals() {
         ("/db/none", Some(&writer), ALL_VERSIONS, 404, "no such database"),
         // A token for one database does not learn of others, not even that they are not there.
         ("/db/none", Some(&bearer(OTHERS)), ALL_VERSIONS, 401, "Invalid access token."),
-        ("/databases/00000000-0000-0000-0000-000000000000/connect", Some(&writer), ALL_VERSIONS, 404, "no such"),
+        (
+            "/databases/00000000-0000-0000-0000-000000000000/connect",
+            Some(&writer),
+            ALL_VERSIONS,
+            404,
+            "no such",
+        ),
         ("/databases/zero/connect", Some(&writer), ALL_VERSIONS, 404, "Nothing is served here."),
         ("/other", Some(&writer), ALL_VERSIONS, 404, "Nothing is served here."),
     ] {

@@ -44,7 +44,11 @@ async fn writes_of_one_connection_take_effect_in_the_order_in_which_they_came() 
     let server = Server::start().await;
     let address = server.address;
     let client = std::thread::spawn(move || {
-        tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(versionstamps(address))
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(versionstamps(address))
     });
     let rounds = tokio::task::spawn_blocking(move || client.join().unwrap()).await.unwrap();
     let in_order = rounds.iter().filter(|stamps| stamps.is_sorted()).count();

@@ -11,13 +11,13 @@ use hyper::client::conn::{http1, http2};
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use meridian_gateway::{
-    Access, AccessToken, Catalogue, Database, Databases, Grant, Options, Read, ReadOutput, Unavailable, Write,
-    WriteFailure, serve,
+    Access, AccessToken, Catalogue, Database, Databases, Grant, Options, Read, ReadOutput,
+    Unavailable, Write, WriteFailure, serve,
 };
 use meridian_proto::kv_connect as pb;
 use meridian_types::{
-    Consistency, DatabaseId, Entry, Epoch, MutationKind, Position, RequestId, ShardId, Value, Versionstamp,
-    WriteOutcome,
+    Consistency, DatabaseId, Entry, Epoch, MutationKind, Position, RequestId, ShardId, Value,
+    Versionstamp, WriteOutcome,
 };
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
@@ -117,7 +117,11 @@ impl Database for Memory {
                 versionstamp: *versionstamp,
             });
             let limit = range.limit as usize;
-            if range.reverse { found.rev().take(limit).collect() } else { found.take(limit).collect() }
+            if range.reverse {
+                found.rev().take(limit).collect()
+            } else {
+                found.take(limit).collect()
+            }
         });
         Ok(ReadOutput { ranges: ranges.collect() })
     }
@@ -165,7 +169,9 @@ impl Catalogue for TwoDatabases {
     }
 
     fn shard(&self, database: DatabaseId) -> Option<ShardId> {
-        [(MAIN, ShardId(1)), (OTHER, ShardId(2))].into_iter().find_map(|(id, shard)| (id == database).then_some(shard))
+        [(MAIN, ShardId(1)), (OTHER, ShardId(2))]
+            .into_iter()
+            .find_map(|(id, shard)| (id == database).then_some(shard))
     }
 
     fn is_current(&self) -> bool {
@@ -188,7 +194,11 @@ impl Server {
 
     /// With a catalogue that is current, or with one that may not have heard of everything yet.
     pub(crate) async fn knowing(options: Options, current: bool) -> Self {
-        let token = |secret: &str, databases, write| AccessToken { secret: secret.to_owned(), databases, write };
+        let token = |secret: &str, databases, write| AccessToken {
+            secret: secret.to_owned(),
+            databases,
+            write,
+        };
         let access = Access::new([
             token(WRITER, Databases::All, true),
             token(SECOND_WRITER, Databases::All, true),
@@ -201,7 +211,13 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async { drop(stopped.await) };
-        let serving = tokio::spawn(serve(listener, Arc::clone(&memory), Arc::new(catalogue), options, shutdown));
+        let serving = tokio::spawn(serve(
+            listener,
+            Arc::clone(&memory),
+            Arc::new(catalogue),
+            options,
+            shutdown,
+        ));
         Self { address, memory, stop: Some(stop), serving }
     }
 
@@ -221,8 +237,15 @@ impl Server {
     /// Over HTTP/2; what the server says can be held back from the client.
     pub(crate) async fn gated(&self) -> (Client, Gate) {
         let (gate, stream) = Gate::before(self.connect().await);
-        let (sender, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
-        (Client { sender: Sender::Http2(sender), driver: tokio::spawn(async { drop(connection.await) }) }, gate)
+        let (sender, connection) =
+            http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+        (
+            Client {
+                sender: Sender::Http2(sender),
+                driver: tokio::spawn(async { drop(connection.await) }),
+            },
+            gate,
+        )
     }
 
     pub(crate) async fn http1(&self) -> Client {
@@ -231,13 +254,19 @@ impl Server {
 
     pub(crate) async fn http1_over(stream: TcpStream) -> Client {
         let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.unwrap();
-        Client { sender: Sender::Http1(sender), driver: tokio::spawn(async { drop(connection.await) }) }
+        Client {
+            sender: Sender::Http1(sender),
+            driver: tokio::spawn(async { drop(connection.await) }),
+        }
     }
 
     pub(crate) async fn http2(&self) -> Client {
         let io = TokioIo::new(self.connect().await);
         let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
-        Client { sender: Sender::Http2(sender), driver: tokio::spawn(async { drop(connection.await) }) }
+        Client {
+            sender: Sender::Http2(sender),
+            driver: tokio::spawn(async { drop(connection.await) }),
+        }
     }
 }
 
@@ -262,7 +291,8 @@ impl Gate {
                 if !*is_open.borrow() {
                     held.fetch_add(read as u64, Ordering::SeqCst);
                 }
-                if is_open.wait_for(|open| *open).await.is_err() || to_client.write_all(&buffer[..read]).await.is_err()
+                if is_open.wait_for(|open| *open).await.is_err()
+                    || to_client.write_all(&buffer[..read]).await.is_err()
                 {
                     return;
                 }
@@ -324,7 +354,10 @@ impl Reply {
 }
 
 impl Client {
-    pub(crate) async fn send(&mut self, request: Request<Full<Bytes>>) -> Result<Reply, hyper::Error> {
+    pub(crate) async fn send(
+        &mut self,
+        request: Request<Full<Bytes>>,
+    ) -> Result<Reply, hyper::Error> {
         let response = match &mut self.sender {
             Sender::Http1(sender) => {
                 sender.ready().await?;
@@ -335,7 +368,8 @@ impl Client {
                 sender.send_request(request).await?
             }
         };
-        let content_type = response.headers().get("content-type").map(|value| value.to_str().unwrap().to_owned());
+        let content_type =
+            response.headers().get("content-type").map(|value| value.to_str().unwrap().to_owned());
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
         Ok(Reply { status, content_type: content_type.unwrap_or_default(), body })
@@ -368,8 +402,11 @@ impl Client {
         message: &impl Message,
     ) -> Result<Reply, hyper::Error> {
         let authorization = format!("Bearer {token}");
-        let headers =
-            [("authorization", authorization.as_str()), ("x-denokv-version", "3"), ("x-denokv-database-id", MAIN_TEXT)];
+        let headers = [
+            ("authorization", authorization.as_str()),
+            ("x-denokv-version", "3"),
+            ("x-denokv-database-id", MAIN_TEXT),
+        ];
         self.post(path, &headers, message.encode_to_vec()).await
     }
 
@@ -385,7 +422,10 @@ impl Client {
 pub(crate) fn set(key: &'static str, value: impl Into<Bytes>) -> pb::AtomicWrite {
     let mutation = pb::Mutation {
         key: key.into(),
-        value: Some(pb::KvValue { data: value.into(), encoding: pb::ValueEncoding::VeBytes.into() }),
+        value: Some(pb::KvValue {
+            data: value.into(),
+            encoding: pb::ValueEncoding::VeBytes.into(),
+        }),
         mutation_type: pb::MutationType::MSet.into(),
         ..Default::default()
     };
@@ -393,7 +433,12 @@ pub(crate) fn set(key: &'static str, value: impl Into<Bytes>) -> pb::AtomicWrite
 }
 
 pub(crate) fn all() -> pb::SnapshotRead {
-    let range = pb::ReadRange { start: "".into(), end: Bytes::from_static(b"\xff"), limit: 1000, reverse: false };
+    let range = pb::ReadRange {
+        start: "".into(),
+        end: Bytes::from_static(b"\xff"),
+        limit: 1000,
+        reverse: false,
+    };
     pb::SnapshotRead { ranges: vec![range] }
 }
 

@@ -10,8 +10,8 @@ const MAX_BYTES: u64 = 4096;
 /// An access token, from wherever it is said.
 #[derive(Args)]
 pub(crate) struct AccessToken {
-    /// What clients show; at least 16 characters. Arguments can be seen by every user of this machine: better give it
-    /// by the environment or a file.
+    /// What clients show; at least 16 characters. Arguments can be seen by every user of this
+    /// machine: better give it by the environment or a file.
     #[arg(long, value_name = "TOKEN", env = "DENO_KV_ACCESS_TOKEN", hide_env_values = true)]
     access_token: Option<String>,
     /// A file that holds it, and goes before --access-token; `-` for the standard input.
@@ -23,7 +23,8 @@ impl AccessToken {
     /// `None`: none was said.
     pub(crate) fn read(self) -> Result<Option<String>> {
         let Some(path) = self.access_token_file else { return Ok(self.access_token) };
-        let text = read(&path).with_context(|| format!("cannot read the access token from {}", path.display()))?;
+        let text = read(&path)
+            .with_context(|| format!("cannot read the access token from {}", path.display()))?;
         let token = text.trim();
         if token.is_empty() {
             bail!("{} holds no access token", path.display());
@@ -50,8 +51,10 @@ mod tests {
     fn a_token_is_read_from_a_file() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
-        let of_file =
-            || AccessToken { access_token: Some("another".to_owned()), access_token_file: Some(path.clone()) };
+        let of_file = || AccessToken {
+            access_token: Some("another".to_owned()),
+            access_token_file: Some(path.clone()),
+        };
         let missing = of_file().read().unwrap_err().to_string();
         assert!(missing.starts_with("cannot read the access token from "), "{missing}");
         std::fs::write(&path, " \n").unwrap();

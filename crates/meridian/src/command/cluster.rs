@@ -28,13 +28,15 @@ pub(crate) struct ClusterCommand {
 enum Command {
     /// Who leads the directory, where each shard is, who is away, and what is wrong.
     Status,
-    /// The record of changes, the latest last: who ordered what, and what the directory did by itself.
+    /// The record of changes, the latest last: who ordered what, and what the directory did by
+    /// itself.
     Changes {
         /// How many.
         #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
         number: u32,
     },
-    /// Says which nodes vote in the directory: an odd number, each in a region of its own where there are three.
+    /// Says which nodes vote in the directory: an odd number, each in a region of its own where
+    /// there are three.
     SetDirectoryVoters {
         /// Ids or names.
         #[arg(long, required = true, value_delimiter = ',', value_name = "NODES")]
@@ -60,7 +62,9 @@ impl ClusterCommand {
                     return print_json(&cluster.directory_voters);
                 }
                 let names = selection::node_names(&cluster, &cluster.directory_voters);
-                print(&format!("the directory's voters are {names}; its leader takes them in one after another\n"))
+                print(&format!(
+                    "the directory's voters are {names}; its leader takes them in one after another\n"
+                ))
             }
         }
     }
@@ -75,7 +79,10 @@ async fn status(directory: &mut Directory, json: bool) -> Result<()> {
         print(&overview.to_string())?;
     }
     if view.leader_address.is_none() {
-        bail!("the directory's leader does not answer ({}): what is shown may be old", no_leader(&view));
+        bail!(
+            "the directory's leader does not answer ({}): what is shown may be old",
+            no_leader(&view)
+        );
     }
     Ok(())
 }
@@ -93,7 +100,12 @@ async fn changes(directory: &mut Directory, number: u32, json: bool) -> Result<(
     if json {
         let line = |record: &ChangeRecord| -> Result<serde_json::Value> {
             let change = serde_json::from_slice(&record.change_json)?;
-            let line = Line { version: record.version, time_ms: record.time_ms, actor: &record.actor, change };
+            let line = Line {
+                version: record.version,
+                time_ms: record.time_ms,
+                actor: &record.actor,
+                change,
+            };
             Ok(serde_json::to_value(line)?)
         };
         return print_json(&view.changes.iter().map(line).collect::<Result<Vec<_>>>()?);
@@ -101,7 +113,12 @@ async fn changes(directory: &mut Directory, number: u32, json: bool) -> Result<(
     let mut table = Table::new(&[">VERSION", "TIME", "BY", "CHANGE"]);
     for record in &view.changes {
         let text = change_text::describe(&record.change_json, &view.cluster);
-        table.row([record.version.to_string(), amounts::time(record.time_ms), record.actor.clone(), text]);
+        table.row([
+            record.version.to_string(),
+            amounts::time(record.time_ms),
+            record.actor.clone(),
+            text,
+        ]);
     }
     let mut out = table.to_string();
     if view.changes.is_empty() && view.leader_address.is_none() {
@@ -112,6 +129,7 @@ async fn changes(directory: &mut Directory, number: u32, json: bool) -> Result<(
 
 /// `region-2 20 ms, region-3 90 ms`.
 fn lags_text(lags: &BTreeMap<String, u64>) -> String {
-    let lags: Vec<String> = lags.iter().map(|(region, lag)| format!("{region} {}", amounts::duration(*lag))).collect();
+    let lags: Vec<String> =
+        lags.iter().map(|(region, lag)| format!("{region} {}", amounts::duration(*lag))).collect();
     if lags.is_empty() { "-".to_owned() } else { lags.join(", ") }
 }

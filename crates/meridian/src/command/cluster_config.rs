@@ -17,7 +17,8 @@ pub(crate) struct ClusterConfig {
     /// How many data centers each region has, the primary first.
     #[arg(long, default_value = "3,2,1", value_parser = parse_counts)]
     topology: Counts,
-    /// KV Connect ports: this one and up in the first region, from 10 higher on in the next, and so on.
+    /// KV Connect ports: this one and up in the first region, from 10 higher on in the next, and so
+    /// on.
     #[arg(long, default_value_t = 4512)]
     port: u16,
     /// gRPC ports: this one and up.
@@ -51,7 +52,10 @@ impl ClusterConfig {
             shards: self.shards,
             databases: self.databases,
         };
-        let token = self.access_token.read()?.context("give --access-token-file, or set DENO_KV_ACCESS_TOKEN")?;
+        let token = self
+            .access_token
+            .read()?
+            .context("give --access-token-file, or set DENO_KV_ACCESS_TOKEN")?;
         let configs = dev_cluster_configs(layout, &self.dir, self.rpc_port, self.port, &token)?;
         for (config, number) in configs.into_iter().zip(0..) {
             let mut config = config;

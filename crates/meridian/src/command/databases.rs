@@ -2,7 +2,9 @@
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use meridian_failover::{Change, Cluster, Database, Deletion, FailoverMode, Rpo, RpoMode, TokenScope};
+use meridian_failover::{
+    Change, Cluster, Database, Deletion, FailoverMode, Rpo, RpoMode, TokenScope,
+};
 use meridian_types::{DatabaseId, ShardId};
 use serde::Serialize;
 use uuid::Uuid;
@@ -48,10 +50,11 @@ enum Command {
     },
     /// Deletes a database with all its data, in all regions.
     ///
-    /// Clients cannot use it any more when the command returns. Its data goes from every node that is up within
-    /// seconds, and the room on the disk is given back soon after; `list` shows the database as `being deleted` until
-    /// no node has any of it, and which nodes it waits for: one that is away drops it when it is back. The name can be
-    /// used again at once. Orphan files, which keep what failovers lost, are not touched: see `meridian orphans`.
+    /// Clients cannot use it any more when the command returns. Its data goes from every node that
+    /// is up within seconds, and the room on the disk is given back soon after; `list` shows the
+    /// database as `being deleted` until no node has any of it, and which nodes it waits for: one
+    /// that is away drops it when it is back. The name can be used again at once. Orphan files,
+    /// which keep what failovers lost, are not touched: see `meridian orphans`.
     Delete {
         /// Name or id.
         #[arg(value_name = "DATABASE")]
@@ -67,14 +70,16 @@ struct Settings {
     /// What happens when no replica region keeps up [default of a new database: enforce].
     #[arg(long, value_enum)]
     rpo: Option<RpoWord>,
-    /// Replication lag in milliseconds from which writes are slowed [default of a new database: 500].
+    /// Replication lag in milliseconds from which writes are slowed [default of a new database:
+    /// 500].
     #[arg(long, value_name = "MS")]
     rpo_soft_ms: Option<u64>,
-    /// Replication lag in milliseconds from which writes are refused [default of a new database: 1000].
+    /// Replication lag in milliseconds from which writes are refused [default of a new database:
+    /// 1000].
     #[arg(long, value_name = "MS")]
     rpo_max_ms: Option<u64>,
-    /// Whether its shard fails over by itself; `manual` for one database holds for all in its shard [default of a
-    /// new database: auto].
+    /// Whether its shard fails over by itself; `manual` for one database holds for all in its shard
+    /// [default of a new database: auto].
     #[arg(long, value_enum)]
     failover: Option<FailoverWord>,
 }
@@ -136,7 +141,10 @@ impl<'a> Listed<'a> {
         Self {
             id,
             is_default: cluster.default_database == Some(id),
-            present_region: cluster.shards.get(&database.shard).map(|shard| shard.primary_region.as_str()),
+            present_region: cluster
+                .shards
+                .get(&database.shard)
+                .map(|shard| shard.primary_region.as_str()),
             database,
         }
     }
@@ -149,16 +157,29 @@ struct Deleting<'a> {
     deleting: bool,
     #[serde(flatten)]
     deletion: &'a Deletion,
-    /// Names of the nodes that are not known to have dropped it; `None` where whoever answered cannot tell.
+    /// Names of the nodes that are not known to have dropped it; `None` where whoever answered
+    /// cannot tell.
     waits_for: Option<Vec<String>>,
 }
 
 fn deleting(view: &View) -> Vec<Deleting<'_>> {
     let cluster = &view.cluster;
     let of = |(id, deletion): (&DatabaseId, _)| {
-        let has = |node| view.contacts.get(&node).is_some_and(|contact| contact.dropped.contains(id));
-        let names = || cluster.lacking_drop(has).iter().map(|node| selection::node_name(cluster, *node)).collect();
-        Deleting { id: *id, deleting: true, deletion, waits_for: view.leader_address.is_some().then(names) }
+        let has =
+            |node| view.contacts.get(&node).is_some_and(|contact| contact.dropped.contains(id));
+        let names = || {
+            cluster
+                .lacking_drop(has)
+                .iter()
+                .map(|node| selection::node_name(cluster, *node))
+                .collect()
+        };
+        Deleting {
+            id: *id,
+            deleting: true,
+            deletion,
+            waits_for: view.leader_address.is_some().then(names),
+        }
     };
     cluster.deleting.iter().map(of).collect()
 }
@@ -183,14 +204,17 @@ impl Databases {
             Command::List => {
                 let view = directory.inspect(0).await?;
                 let databases = view.cluster.databases.iter();
-                let listed: Vec<Listed<'_>> =
-                    databases.map(|(id, database)| Listed::of(&view.cluster, *id, database)).collect();
+                let listed: Vec<Listed<'_>> = databases
+                    .map(|(id, database)| Listed::of(&view.cluster, *id, database))
+                    .collect();
                 let deleting = deleting(&view);
                 if !json {
                     return print(&format!("{}{}", table(&listed), deletions_text(&deleting)));
                 }
-                let (listed, deleting) = (serde_json::to_value(&listed)?, serde_json::to_value(&deleting)?);
-                let all = [listed, deleting].into_iter().filter_map(|list| list.as_array().cloned());
+                let (listed, deleting) =
+                    (serde_json::to_value(&listed)?, serde_json::to_value(&deleting)?);
+                let all =
+                    [listed, deleting].into_iter().filter_map(|list| list.as_array().cloned());
                 print_json(&all.flatten().collect::<Vec<_>>())
             }
             Command::Create { name, primary_region, own_shard, settings } => {
@@ -203,18 +227,28 @@ impl Databases {
                     failover: settings.failover().unwrap_or_default(),
                     rpo: settings.rpo(Rpo::default()).unwrap_or_default(),
                 };
-                let cluster = directory.execute(&Change::CreateDatabase { id, database, own_shard }).await?;
+                let cluster =
+                    directory.execute(&Change::CreateDatabase { id, database, own_shard }).await?;
                 show(&cluster, id, "created", json)
             }
             Command::Set { database, primary_region, settings } => {
                 let view = directory.inspect_leader(0).await?;
                 let id = selection::database(&view.cluster, &database)?;
-                let before = view.cluster.databases.get(&id).map(|database| database.rpo).unwrap_or_default();
+                let before = view
+                    .cluster
+                    .databases
+                    .get(&id)
+                    .map(|database| database.rpo)
+                    .unwrap_or_default();
                 let (failover, rpo) = (settings.failover(), settings.rpo(before));
                 if failover.is_none() && rpo.is_none() && primary_region.is_none() {
-                    bail!("nothing to set: name --primary-region, --failover, --rpo, --rpo-soft-ms or --rpo-max-ms");
+                    bail!(
+                        "nothing to set: name --primary-region, --failover, --rpo, --rpo-soft-ms or --rpo-max-ms"
+                    );
                 }
-                let cluster = directory.execute(&Change::SetDatabase { id, failover, rpo, primary_region }).await?;
+                let cluster = directory
+                    .execute(&Change::SetDatabase { id, failover, rpo, primary_region })
+                    .await?;
                 show(&cluster, id, "set", json)
             }
             Command::Delete { database, yes_delete_all_data } => {
@@ -241,9 +275,12 @@ fn show(cluster: &Cluster, id: DatabaseId, what: &str, json: bool) -> Result<()>
     if json {
         return print_json(&Listed::of(cluster, id, database));
     }
-    let present = cluster.shards.get(&database.shard).map_or("", |shard| shard.primary_region.as_str());
+    let present =
+        cluster.shards.get(&database.shard).map_or("", |shard| shard.primary_region.as_str());
     let (name, shard) = (&database.name, database.shard);
-    let mut text = format!("database {name} was {what}: {id}, shard {shard} in {present}, opened as /db/{name}\n");
+    let mut text = format!(
+        "database {name} was {what}: {id}, shard {shard} in {present}, opened as /db/{name}\n"
+    );
     if database.primary_region != present {
         text.push_str(&format!(
             "it belongs in {}: `meridian failback {name}` moves its shard there\n",
@@ -263,7 +300,11 @@ fn table(databases: &[Listed<'_>]) -> Table {
             _ => database.primary_region.clone(),
         };
         table.row([
-            if *is_default { format!("{} (default)", database.name) } else { database.name.clone() },
+            if *is_default {
+                format!("{} (default)", database.name)
+            } else {
+                database.name.clone()
+            },
             id.to_string(),
             database.shard.to_string(),
             primary,
@@ -276,13 +317,17 @@ fn table(databases: &[Listed<'_>]) -> Table {
 
 fn would_be_lost(view: &View, id: DatabaseId) -> String {
     let cluster = &view.cluster;
-    let Some(database) = cluster.databases.get(&id) else { return format!("there is no database {id}") };
+    let Some(database) = cluster.databases.get(&id) else {
+        return format!("there is no database {id}");
+    };
     let mut text = format!(
         "deleting {} ({id}) loses all of its keys, in all regions, and cannot be undone; its clients get errors",
         database.name
     );
-    let neighbours: Vec<&str> =
-        selection::databases_in(cluster, database.shard).into_iter().filter(|name| *name != database.name).collect();
+    let neighbours: Vec<&str> = selection::databases_in(cluster, database.shard)
+        .into_iter()
+        .filter(|name| *name != database.name)
+        .collect();
     let reports = view.fresh_reports(database.shard);
     if let Some(transactions) = reports.map(|(_, report)| report.transactions).max() {
         let made = amounts::count(transactions, "transaction");
@@ -295,7 +340,8 @@ fn would_be_lost(view: &View, id: DatabaseId) -> String {
         TokenScope::All => false,
         TokenScope::Databases(ids) => ids.contains(&id),
     });
-    let scoped: Vec<String> = scoped.map(|(token, known)| format!("{token} ({})", known.label)).collect();
+    let scoped: Vec<String> =
+        scoped.map(|(token, known)| format!("{token} ({})", known.label)).collect();
     if !scoped.is_empty() {
         text.push_str(&format!(". Tokens that are for it: {}", scoped.join(", ")));
     }
@@ -319,7 +365,10 @@ mod tests {
     fn settings_that_are_not_named_stay() {
         let before = Rpo { mode: RpoMode::Warn, soft_ms: 100, max_ms: 200 };
         assert_eq!(settings(None, None, None).rpo(before), None);
-        assert_eq!(settings(None, None, Some(900)).rpo(before), Some(Rpo { max_ms: 900, ..before }));
+        assert_eq!(
+            settings(None, None, Some(900)).rpo(before),
+            Some(Rpo { max_ms: 900, ..before })
+        );
         let enforced = Rpo { mode: RpoMode::Enforce, soft_ms: 50, max_ms: 200 };
         assert_eq!(settings(Some(RpoWord::Enforce), Some(50), None).rpo(before), Some(enforced));
     }
@@ -327,8 +376,12 @@ mod tests {
     #[test]
     fn deletion_says_what_would_be_lost() {
         let text = would_be_lost(&view(), "00000000-0000-4000-8000-000000000001".parse().unwrap());
-        assert!(text.starts_with("deleting default (00000000-0000-4000-8000-000000000001) loses all of its keys"));
-        for part in ["Shard 1 has taken 1000 transactions", "the default database", "--yes-delete-all-data"] {
+        assert!(text.starts_with(
+            "deleting default (00000000-0000-4000-8000-000000000001) loses all of its keys"
+        ));
+        for part in
+            ["Shard 1 has taken 1000 transactions", "the default database", "--yes-delete-all-data"]
+        {
             assert!(text.contains(part), "{part}: {text}");
         }
     }
@@ -347,7 +400,10 @@ mod tests {
         let lacking = waiting[0].waits_for.clone().unwrap();
         assert!(lacking.contains(&selection::node_name(&view.cluster, silent)), "{lacking:?}");
         let text = deletions_text(&waiting);
-        assert!(text.starts_with(&format!("being deleted: default ({id}), of shard 1, waits for ")), "{text}");
+        assert!(
+            text.starts_with(&format!("being deleted: default ({id}), of shard 1, waits for ")),
+            "{text}"
+        );
         let json = serde_json::to_value(&waiting).unwrap();
         assert_eq!((&json[0]["name"], &json[0]["deleting"]), (&"default".into(), &true.into()));
     }
@@ -357,9 +413,13 @@ mod tests {
         let mut view = view();
         view.cluster.shards.get_mut(&ShardId(2)).unwrap().primary_region = "region-2".to_owned();
         let databases = view.cluster.databases.iter();
-        let listed: Vec<_> = databases.map(|(id, database)| Listed::of(&view.cluster, *id, database)).collect();
+        let listed: Vec<_> =
+            databases.map(|(id, database)| Listed::of(&view.cluster, *id, database)).collect();
         let text = table(&listed).to_string();
-        assert!(text.contains("default (default)") && text.contains("region-1 (now in region-2)"), "{text}");
+        assert!(
+            text.contains("default (default)") && text.contains("region-1 (now in region-2)"),
+            "{text}"
+        );
         let json = serde_json::to_value(&listed).unwrap();
         assert_eq!(json[1]["name"], "second");
         assert_eq!(json[1]["present_region"], "region-2");

@@ -31,19 +31,21 @@ pub(crate) struct Dev {
     // One is made, and kept with the data, if not given.
     #[command(flatten)]
     access_token: AccessToken,
-    /// Put an emulated WAN between the regions: round trips in ms from the first region to the second, the
-    /// third and so on, as in `90,190,jitter=5,dc=2`. Without a value: 90,190.
+    /// Put an emulated WAN between the regions: round trips in ms from the first region to the
+    /// second, the third and so on, as in `90,190,jitter=5,dc=2`. Without a value: 90,190.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "")]
     wan: Option<WanPlan>,
-    /// Let databases fail over by themselves, as in production: to try it. Without it the primary stays in the first
-    /// region, however busy this machine is. Counts when the data folder is new; later: `meridian databases set`.
+    /// Let databases fail over by themselves, as in production: to try it. Without it the primary
+    /// stays in the first region, however busy this machine is. Counts when the data folder is new;
+    /// later: `meridian databases set`.
     #[arg(long)]
     automatic_failover: bool,
-    /// Where the gateways listen. Anything but loopback offers the databases to others, without TLS.
+    /// Where the gateways listen. Anything but loopback offers the databases to others, without
+    /// TLS.
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
-    /// What all nodes together may take in memory, in MiB; at least 320 for each. Half of the machine's, or of
-    /// what its control group allows, if not given.
+    /// What all nodes together may take in memory, in MiB; at least 320 for each. Half of the
+    /// machine's, or of what its control group allows, if not given.
     #[arg(long)]
     max_memory_mb: Option<u64>,
     /// An even or too small primary region is meant.
@@ -56,14 +58,18 @@ impl Dev {
         let started = Instant::now();
         let temporary = if self.ephemeral { Some(tempfile::tempdir()?) } else { None };
         let data_dir = temporary.as_ref().map_or(self.data_dir.as_path(), tempfile::TempDir::path);
-        std::fs::create_dir_all(data_dir).with_context(|| format!("cannot make {}", data_dir.display()))?;
+        std::fs::create_dir_all(data_dir)
+            .with_context(|| format!("cannot make {}", data_dir.display()))?;
         let token = match self.access_token.read()? {
             Some(token) => token,
             None => kept_token(data_dir)?,
         };
         let options = DevOptions {
             data_dir,
-            layout: DevLayout { allow_weak_quorum: self.allow_weak_quorum, ..DevLayout::of(&self.topology.0) },
+            layout: DevLayout {
+                allow_weak_quorum: self.allow_weak_quorum,
+                ..DevLayout::of(&self.topology.0)
+            },
             port: self.port,
             access_token: &token,
             wan: self.wan.clone(),
@@ -93,7 +99,9 @@ impl Dev {
             say(&format!("Between the regions lies an emulated WAN: {plan}."));
         }
         if !self.automatic_failover {
-            say("A new cluster's databases do not fail over by themselves: see --automatic-failover.");
+            say(
+                "A new cluster's databases do not fail over by themselves: see --automatic-failover.",
+            );
         }
         say("");
         for (region, address) in cluster.gateways() {
@@ -110,7 +118,9 @@ impl Dev {
                  await kv.set([\"hello\"], \"world\"); console.log(await kv.get([\"hello\"])); kv.close();'"
             ));
             say("");
-            say("Eventual reads, served in the region: add ?consistency=eventual to a URL. Ctrl-C stops.");
+            say(
+                "Eventual reads, served in the region: add ?consistency=eventual to a URL. Ctrl-C stops.",
+            );
         }
         stop.await;
         say("Stopping.");

@@ -27,10 +27,12 @@ pub(crate) struct Drill {
 enum Command {
     /// Names the drills, and says what each is about.
     List,
-    /// Runs one drill: starts a cluster of its own, breaks it under load, heals it, and says what clients saw.
+    /// Runs one drill: starts a cluster of its own, breaks it under load, heals it, and says what
+    /// clients saw.
     ///
-    /// Exits with an error if a run did not come to its end, if a client was given an answer that no correct
-    /// store gives, if the cluster's own report of a failover is not true, or if the copies differ in the end.
+    /// Exits with an error if a run did not come to its end, if a client was given an answer that
+    /// no correct store gives, if the cluster's own report of a failover is not true, or if the
+    /// copies differ in the end.
     Run(Run),
     /// Runs every drill that the promises need, and holds what was measured against each promise.
     ///
@@ -40,7 +42,8 @@ enum Command {
 
 #[derive(Args)]
 struct Run {
-    /// One of `meridian drill list`, or a file that ends in `.drill` (docs/drills.md says what is in it).
+    /// One of `meridian drill list`, or a file that ends in `.drill` (docs/drills.md says what is
+    /// in it).
     name: String,
     /// Each in a cluster of its own.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
@@ -63,10 +66,12 @@ struct Suite {
 
 #[derive(Args)]
 struct Options {
-    /// How many data centers each region has, the primary first; at most three regions and ten nodes.
+    /// How many data centers each region has, the primary first; at most three regions and ten
+    /// nodes.
     #[arg(long, default_value = "3,2,2", value_parser = parse_counts)]
     topology: Counts,
-    /// Emulated round trips in ms from the first region to the second and the third, and within a region.
+    /// Emulated round trips in ms from the first region to the second and the third, and within a
+    /// region.
     #[arg(long, default_value = "90,190,dc=2", value_name = "MS,MS,dc=MS")]
     rtt: WanPlan,
     /// What clients draw their operations from. By default another one each time.
@@ -121,7 +126,8 @@ impl Run {
         for run in 1..=self.runs {
             let number = usize::try_from(run)?;
             say(&format!("{} ({run} of {})", drill.name, self.runs));
-            let options = StageOptions { seed: options.seed.wrapping_add(u64::from(run)), ..options.clone() };
+            let options =
+                StageOptions { seed: options.seed.wrapping_add(u64::from(run)), ..options.clone() };
             let report = Stage::run(&drill, number, &options, &say).await?;
             println!("{}", run_text(&report));
             reports.push(report);
@@ -131,10 +137,17 @@ impl Run {
         }
         let runs = Runs::from([(drill.name.clone(), reports.clone())]);
         // What this drill alone tells.
-        let measured = |row: &Row| row.drills == [drill.name.as_str()] && row.aim.standing != Standing::NotMeasured;
+        let measured = |row: &Row| {
+            row.drills == [drill.name.as_str()] && row.aim.standing != Standing::NotMeasured
+        };
         let rows: Vec<Row> = rows(&runs).into_iter().filter(measured).collect();
         print!("{}", suite_text(&rows));
-        self.options.write(&format!("{}: {}", drill.name, drill.script.title), &rows, &reports, &reports)?;
+        self.options.write(
+            &format!("{}: {}", drill.name, drill.script.title),
+            &rows,
+            &reports,
+            &reports,
+        )?;
         let unsound = reports.iter().filter(|report| !report.faults().is_empty()).count();
         if unsound > 0 {
             bail!("{unsound} of {} runs are not sound", reports.len());
@@ -145,12 +158,15 @@ impl Run {
     fn drill(&self) -> Result<Script> {
         let path = Path::new(&self.name);
         if path.extension().is_some_and(|ending| ending == SCRIPT_ENDING) {
-            let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let text = std::fs::read_to_string(path)
+                .with_context(|| format!("cannot read {}", path.display()))?;
             let script = text.parse().with_context(|| path.display().to_string())?;
             let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
             return Ok(Script { name, script });
         }
-        let known = || format!("there is no drill `{}`: {}", self.name, names().collect::<Vec<_>>().join(", "));
+        let known = || {
+            format!("there is no drill `{}`: {}", self.name, names().collect::<Vec<_>>().join(", "))
+        };
         Script::named(&self.name).with_context(known)
     }
 }
@@ -195,14 +211,22 @@ impl Options {
         })
     }
 
-    fn write(&self, title: &str, rows: &[Row], runs: &[RunReport], all: &impl Serialize) -> Result<()> {
+    fn write(
+        &self,
+        title: &str,
+        rows: &[Row],
+        runs: &[RunReport],
+        all: &impl Serialize,
+    ) -> Result<()> {
         if let Some(path) = &self.json {
             let json = serde_json::to_string_pretty(all)?;
-            std::fs::write(path, json + "\n").with_context(|| format!("cannot write {}", path.display()))?;
+            std::fs::write(path, json + "\n")
+                .with_context(|| format!("cannot write {}", path.display()))?;
         }
         if let Some(path) = &self.html {
             let page = html_page(title, rows, runs);
-            std::fs::write(path, page).with_context(|| format!("cannot write {}", path.display()))?;
+            std::fs::write(path, page)
+                .with_context(|| format!("cannot write {}", path.display()))?;
         }
         Ok(())
     }
@@ -250,7 +274,9 @@ mod tests {
         let error = run(&["run", "earthquake"]).drill().unwrap_err().to_string();
         assert!(error.contains("earthquake") && error.contains("region-loss"), "{error}");
         assert!(run(&["run", "no/such/file.drill"]).drill().is_err());
-        for arguments in [&["run"][..], &["run", "dc-loss", "--runs=0"], &["run", "dc-loss", "--rtt=far"], &[]] {
+        for arguments in
+            [&["run"][..], &["run", "dc-loss", "--runs=0"], &["run", "dc-loss", "--rtt=far"], &[]]
+        {
             assert!(parse(arguments).is_err(), "{arguments:?}");
         }
     }

@@ -12,8 +12,8 @@ use prospect::Prospect;
 
 /// Moves the primary of a shard whose region is lost to another one, losing what was not shipped.
 ///
-/// Without --allow-data-loss it only says what would be lost, as far as that is known, and ends with exit code 1.
-/// While the region serves, `meridian switchover` does it without loss.
+/// Without --allow-data-loss it only says what would be lost, as far as that is known, and ends
+/// with exit code 1. While the region serves, `meridian switchover` does it without loss.
 #[derive(Args)]
 pub(crate) struct Failover {
     /// A shard's number, or a database's name or id: all databases of the shard move with it.

@@ -1,5 +1,5 @@
-//! `meridian latency`: what eventual reads, strong reads and writes take from the gateway of each region,
-//! and how soon a write shows there. The table behind the promises of the design.
+//! `meridian latency`: what eventual reads, strong reads and writes take from the gateway of each
+//! region, and how soon a write shows there. The table behind the promises of the design.
 //!
 //! | module | what it holds |
 //! |---|---|
@@ -9,8 +9,9 @@
 //! | `measurement` | the stages of a run |
 //! | `report`, `table` | what was measured, as JSON and as text |
 //!
-//! Requests go one at a time, so nothing here waits for another request of this program. A run fails as a
-//! whole, naming the region, when any request fails: a table with holes would be read as a whole one.
+//! Requests go one at a time, so nothing here waits for another request of this program. A run
+//! fails as a whole, naming the region, when any request fails: a table with holes would be read as
+//! a whole one.
 
 mod keys;
 mod measurement;
@@ -35,8 +36,8 @@ pub(crate) struct Latency {
     /// A node's configuration: the first node of each region is asked, with the token found there.
     #[arg(long, default_value = "meridian-data/region-1-a/node.toml", conflicts_with = "urls")]
     config: PathBuf,
-    /// The gateway of a region, instead of a configuration. Repeatable; replication is measured from the
-    /// first one.
+    /// The gateway of a region, instead of a configuration. Repeatable; replication is measured
+    /// from the first one.
     #[arg(long = "url", value_name = "REGION=URL")]
     urls: Vec<RegionUrl>,
     // By default the configuration's, where it stands in plain text.
@@ -45,7 +46,8 @@ pub(crate) struct Latency {
     /// By name. By default the one that clients open at `/`.
     #[arg(long, value_name = "NAME")]
     database: Option<String>,
-    /// For each region and operation, one at a time. Of 200, the p99 is the second longest or the third.
+    /// For each region and operation, one at a time. Of 200, the p99 is the second longest or the
+    /// third.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=2000))]
     requests: u32,
     /// Writes to time until every region shows them; 0 for none.
@@ -72,8 +74,12 @@ impl Latency {
             asked_to_stop(Hangup::Stop).await;
             stopping.cancel();
         });
-        let measurement =
-            Measurement { cluster, requests: self.requests, replication_writes: self.replication_writes, stop };
+        let measurement = Measurement {
+            cluster,
+            requests: self.requests,
+            replication_writes: self.replication_writes,
+            stop,
+        };
         let report = measurement.run().await?;
         if self.json {
             println!("{}", report.to_json()?);
@@ -111,7 +117,9 @@ mod tests {
 
     #[test]
     fn urls_take_the_place_of_a_configuration() {
-        let latency = parse(&["--url", "a=http://h:1", "--url=b=http://h:2/db/x", "--access-token=t"]).unwrap();
+        let latency =
+            parse(&["--url", "a=http://h:1", "--url=b=http://h:2/db/x", "--access-token=t"])
+                .unwrap();
         assert_eq!(latency.urls.len(), 2);
         assert_eq!(latency.access_token.read().unwrap().as_deref(), Some("t"));
         assert!(parse(&["--url=a=http://h:1", "--config=node.toml"]).is_err());
@@ -119,9 +127,13 @@ mod tests {
 
     #[test]
     fn what_cannot_be_is_refused() {
-        for arguments in
-            [["--requests=0"], ["--requests=2001"], ["--replication-writes=-1"], ["--url=http://h:1"], ["--url=a="]]
-        {
+        for arguments in [
+            ["--requests=0"],
+            ["--requests=2001"],
+            ["--replication-writes=-1"],
+            ["--url=http://h:1"],
+            ["--url=a="],
+        ] {
             assert!(parse(&arguments).is_err(), "{arguments:?}");
         }
     }

@@ -32,8 +32,8 @@ enum Command {
     },
     /// Gives a new node its id, and writes its configuration. It joins as a replica of every shard.
     ///
-    /// A region of its own is added before, with `meridian regions add`. `meridian shards set-voters` makes it a
-    /// voter.
+    /// A region of its own is added before, with `meridian regions add`. `meridian shards
+    /// set-voters` makes it a voter.
     Add(NewNode),
     /// Removes a node for good: it serves nothing any more, and its id is never used again.
     ///
@@ -46,9 +46,11 @@ enum Command {
         #[arg(long)]
         yes: bool,
     },
-    /// Puts a new node in the place of one that is gone for good, with its votes, while the cluster serves.
+    /// Puts a new node in the place of one that is gone for good, with its votes, while the cluster
+    /// serves.
     ///
-    /// The new node begins with an empty data folder. The old one is removed and may never come back.
+    /// The new node begins with an empty data folder. The old one is removed and may never come
+    /// back.
     Replace {
         /// Id or name of the node that is gone.
         #[arg(value_name = "NODE")]
@@ -96,7 +98,8 @@ struct Place {
     /// Where clients reach its gateway (KV Connect).
     #[arg(long, value_name = "HOST:PORT")]
     kv_address: Option<String>,
-    /// Where to write the new node's configuration, made from that of --config. It must not be there yet.
+    /// Where to write the new node's configuration, made from that of --config. It must not be
+    /// there yet.
     #[arg(long, value_name = "FILE")]
     config_out: Option<PathBuf>,
     /// What the new node's configuration says; a relative folder starts at that file's.
@@ -136,14 +139,18 @@ impl Nodes {
                 let before = directory.inspect_leader(0).await?;
                 join(&mut directory, &before, &change, &new.place, &self.reach).await
             }
-            Command::Remove { node, yes } => remove(&mut directory, &node, yes, self.reach.json).await,
+            Command::Remove { node, yes } => {
+                remove(&mut directory, &node, yes, self.reach.json).await
+            }
             Command::Replace { old, new } => {
                 let view = directory.inspect_leader(0).await?;
                 let (id, node) = selection::node(&view.cluster, &old)?;
                 let data_center = new.data_center.unwrap_or_else(|| node.data_center.clone());
                 check_replaceable(&view, id, new.yes)?;
-                let change =
-                    Change::ReplaceNode { old: id, new: new.place.node(new.name, node.region.clone(), data_center) };
+                let change = Change::ReplaceNode {
+                    old: id,
+                    new: new.place.node(new.name, node.region.clone(), data_center),
+                };
                 join(&mut directory, &view, &change, &new.place, &self.reach).await
             }
         }
@@ -153,17 +160,30 @@ impl Nodes {
 async fn list(directory: &mut Directory, all: bool, json: bool) -> Result<()> {
     let view = directory.inspect(0).await?;
     let nodes = view.cluster.nodes.iter().filter(|(_, node)| all || !node.removed);
-    let nodes: Vec<NodeOverview> = nodes.map(|(id, node)| NodeOverview::of(&view, *id, node)).collect();
+    let nodes: Vec<NodeOverview> =
+        nodes.map(|(id, node)| NodeOverview::of(&view, *id, node)).collect();
     if json { print_json(&nodes) } else { print(&NodeOverview::table(&nodes).to_string()) }
 }
 
 /// Adds or replaces, and writes the configuration of the node that is new.
-async fn join(directory: &mut Directory, before: &View, change: &Change, place: &Place, reach: &Reach) -> Result<()> {
+async fn join(
+    directory: &mut Directory,
+    before: &View,
+    change: &Change,
+    place: &Place,
+    reach: &Reach,
+) -> Result<()> {
     // Whatever is wrong with it should be said before the node has its id.
     let expected = before.cluster.after(change).map_err(refused)?;
     let wants_file = place.config_out.is_some();
     let file = |cluster: &Cluster| {
-        NewFile { template: &reach.config, cluster, id: new_id(cluster, place)?, data_dir: &place.data_dir }.text()
+        NewFile {
+            template: &reach.config,
+            cluster,
+            id: new_id(cluster, place)?,
+            data_dir: &place.data_dir,
+        }
+        .text()
     };
     let tried = file(&expected);
     if wants_file {
@@ -212,12 +232,22 @@ async fn remove(directory: &mut Directory, text: &str, yes: bool, json: bool) ->
         let data_center: Vec<&str> = view
             .cluster
             .nodes_of(&node.region)
-            .filter(|(other, other_node)| *other != id && other_node.data_center == node.data_center)
+            .filter(|(other, other_node)| {
+                *other != id && other_node.data_center == node.data_center
+            })
             .map(|(_, other)| other.name.as_str())
             .collect();
         let copies = match data_center.as_slice() {
-            [] => format!("it holds the only copy in data center {} of {}", node.data_center, node.region),
-            others => format!("data center {} of {} keeps {}", node.data_center, node.region, others.join(", ")),
+            [] => format!(
+                "it holds the only copy in data center {} of {}",
+                node.data_center, node.region
+            ),
+            others => format!(
+                "data center {} of {} keeps {}",
+                node.data_center,
+                node.region,
+                others.join(", ")
+            ),
         };
         bail!(
             "removing {} (node {id}) is for good: its copies are not used again, and {copies}. Say --yes to do it",
@@ -253,7 +283,10 @@ mod tests {
     #[test]
     fn a_node_that_answers_is_replaced_only_with_a_word() {
         let error = check_replaceable(&view(), 2, false).unwrap_err().to_string();
-        assert!(error.contains("region-1-b (node 2) still answers") && error.contains("--yes"), "{error}");
+        assert!(
+            error.contains("region-1-b (node 2) still answers") && error.contains("--yes"),
+            "{error}"
+        );
         check_replaceable(&view(), 2, true).unwrap();
         check_replaceable(&view_without("region-1", 60_000), 2, false).unwrap();
         let mut unheard = view();

@@ -1,4 +1,5 @@
-//! What nodes of a lost primary held beyond the base of the next epoch: kept by each of them in files.
+//! What nodes of a lost primary held beyond the base of the next epoch: kept by each of them in
+//! files.
 
 mod batch;
 mod key;
@@ -35,7 +36,8 @@ pub(crate) struct Orphans {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The files on all nodes. Each node of the old region keeps its own, so the same batch may be in several.
+    /// The files on all nodes. Each node of the old region keeps its own, so the same batch may be
+    /// in several.
     List,
     /// The batches of one file: when, which keys, and whether they were committed. Without values.
     Show {
@@ -44,8 +46,8 @@ enum Command {
     },
     /// Writes a file's transactions with everything in them, one JSON text a line.
     ///
-    /// Nothing is written back by Meridian: what of it should be written again, and where it would overwrite newer
-    /// values, only the application knows.
+    /// Nothing is written back by Meridian: what of it should be written again, and where it would
+    /// overwrite newer values, only the application knows.
     Export {
         #[command(flatten)]
         file: File,
@@ -110,7 +112,8 @@ impl Listed {
 
 /// The batches that are in no file of the node, if there are such.
 fn missing(from: u64, through: u64) -> Option<String> {
-    (through > 0).then(|| if from == through { from.to_string() } else { format!("{from} to {through}") })
+    (through > 0)
+        .then(|| if from == through { from.to_string() } else { format!("{from} to {through}") })
 }
 
 impl Orphans {
@@ -140,7 +143,9 @@ async fn list(cluster: &Cluster) -> Result<Vec<Listed>> {
         .map(|(id, node)| async move {
             let asked = async {
                 let mut client = admin(&node.rpc_address).await?;
-                Ok::<_, tonic::Status>(client.list_orphans(admin::ListOrphansRequest {}).await?.into_inner())
+                Ok::<_, tonic::Status>(
+                    client.list_orphans(admin::ListOrphansRequest {}).await?.into_inner(),
+                )
             };
             let late = |_| Err(tonic::Status::deadline_exceeded("no answer"));
             (*id, node, tokio::time::timeout(TIMEOUT, asked).await.unwrap_or_else(late))
@@ -154,7 +159,9 @@ async fn list(cluster: &Cluster) -> Result<Vec<Listed>> {
                 answered = true;
                 files.extend(list.files.into_iter().map(|file| Listed::of(id, node, file)));
             }
-            Err(status) => eprintln!("meridian: {} does not tell its files: {}", node.name, status.message()),
+            Err(status) => {
+                eprintln!("meridian: {} does not tell its files: {}", node.name, status.message())
+            }
         }
     }
     if answered { Ok(files) } else { bail!("no node of the cluster answers") }
@@ -164,7 +171,8 @@ fn table(files: &[Listed]) -> String {
     if files.is_empty() {
         return "no node that answered keeps orphans\n".to_owned();
     }
-    let mut table = Table::new(&["FILE", ">BATCHES", ">TRANSACTIONS", "FROM", "TO", ">SIZE", "MISSING"]);
+    let mut table =
+        Table::new(&["FILE", ">BATCHES", ">TRANSACTIONS", "FROM", "TO", ">SIZE", "MISSING"]);
     for file in files {
         let name = format!("{}/{}", file.node, file.name);
         if file.unreadable {
@@ -203,7 +211,9 @@ struct Reading<'a> {
 impl Reading<'_> {
     async fn next(&mut self) -> Result<Option<Orphaned>> {
         let batch = match tokio::time::timeout(TIMEOUT, self.batches.message()).await {
-            Ok(batch) => batch.map_err(|status| anyhow!("{}/{}: {}", self.node.name, self.name, status.message()))?,
+            Ok(batch) => batch.map_err(|status| {
+                anyhow!("{}/{}: {}", self.node.name, self.name, status.message())
+            })?,
             Err(_) => bail!("{} does not answer any more", self.node.name),
         };
         batch.map(Orphaned::read).transpose()
@@ -225,15 +235,24 @@ async fn open<'a>(cluster: &'a Cluster, file: &File) -> Result<Reading<'a>> {
     let opened = async {
         let mut client = admin(&node.rpc_address).await?;
         let listed = client.list_orphans(admin::ListOrphansRequest {}).await?.into_inner();
-        let batches = client.read_orphans(admin::ReadOrphansRequest { name: name.to_owned() }).await?.into_inner();
+        let batches = client
+            .read_orphans(admin::ReadOrphansRequest { name: name.to_owned() })
+            .await?
+            .into_inner();
         Ok::<_, tonic::Status>((listed.files, batches))
     };
-    let opened = tokio::time::timeout(TIMEOUT, opened).await.map_err(|_| anyhow!("{} does not answer", node.name))?;
-    let (files, batches) = opened.map_err(|status| anyhow!("{}: {}", node.name, status.message()))?;
+    let opened = tokio::time::timeout(TIMEOUT, opened)
+        .await
+        .map_err(|_| anyhow!("{} does not answer", node.name))?;
+    let (files, batches) =
+        opened.map_err(|status| anyhow!("{}: {}", node.name, status.message()))?;
     let entry = files.iter().find(|file| file.name == name);
     if let Some(missing) = entry.and_then(|file| missing(file.missing_from, file.missing_through)) {
         // Beside the batches, of which each line may be read by a program.
-        eprintln!("meridian: {}/{name} lacks {missing}: the node's log had been purged of them", node.name);
+        eprintln!(
+            "meridian: {}/{name} lacks {missing}: the node's log had been purged of them",
+            node.name
+        );
     }
     Ok(Reading { node, name: name.to_owned(), batches })
 }
@@ -245,7 +264,8 @@ fn holder(files: &[Listed], name: &str) -> Result<NodeId> {
         [] => bail!("no node that answered has a file {name}; `meridian orphans list` shows all"),
         [one] => Ok(one.node_id),
         several => {
-            let names: Vec<String> = several.iter().map(|file| format!("{}/{name}", file.node)).collect();
+            let names: Vec<String> =
+                several.iter().map(|file| format!("{}/{name}", file.node)).collect();
             bail!("several nodes have a file of that name: say which, {}", names.join(", "))
         }
     }
@@ -277,7 +297,8 @@ async fn export(cluster: &Cluster, file: &File, output: &Path, json: bool) -> Re
         bail!("{} is there already", output.display());
     }
     let mut reading = open(cluster, file).await?;
-    let folder = output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder =
+        output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     // It holds the application's data: for its owner only, under a name that nobody foresees.
     let mut out = BufWriter::new(NamedTempFile::new_in(folder).with_context(unusable)?);
     let mut exported = Exported { output, batches: 0, transactions: 0 };
@@ -305,7 +326,8 @@ mod tests {
     use crate::command::operator::samples::cluster;
 
     fn listed(node: NodeId, name: &str, batches: u64) -> Listed {
-        let file = admin::OrphanFile { name: name.to_owned(), batches, bytes: 2048, ..Default::default() };
+        let file =
+            admin::OrphanFile { name: name.to_owned(), batches, bytes: 2048, ..Default::default() };
         Listed::of(node, &cluster().nodes[&node], file)
     }
 
@@ -313,7 +335,9 @@ mod tests {
     fn a_file_is_found_by_its_name_if_one_node_has_it() {
         let files = [listed(1, "a", 1), listed(2, "a", 1), listed(2, "b", 1)];
         assert_eq!(holder(&files, "b").unwrap(), 2);
-        assert!(holder(&files, "a").unwrap_err().to_string().contains("region-1-a/a, region-1-b/a"));
+        assert!(
+            holder(&files, "a").unwrap_err().to_string().contains("region-1-a/a, region-1-b/a")
+        );
         assert!(holder(&files, "c").is_err());
     }
 
@@ -334,9 +358,11 @@ mod tests {
             ..listed(1, "a", batches)
         };
         let text = table(&[lacking(3, 101, 105), lacking(0, 101, 101), lacking(3, 0, 0)]);
-        let ends: Vec<_> = text.lines().map(|line| line.split("  ").last().unwrap().trim()).collect();
+        let ends: Vec<_> =
+            text.lines().map(|line| line.split("  ").last().unwrap().trim()).collect();
         assert_eq!(ends, ["MISSING", "101 to 105", "101", "-"]);
-        let file = admin::OrphanFile { missing_from: 101, missing_through: 101, ..Default::default() };
+        let file =
+            admin::OrphanFile { missing_from: 101, missing_through: 101, ..Default::default() };
         assert!(!Listed::of(1, &cluster().nodes[&1], file).unreadable);
     }
 }

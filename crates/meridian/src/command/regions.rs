@@ -27,7 +27,8 @@ enum Command {
     },
     /// Forgets a region.
     ///
-    /// Refused while it has nodes, a shard's primary, or a database that belongs there: so nothing is lost by it.
+    /// Refused while it has nodes, a shard's primary, or a database that belongs there: so nothing
+    /// is lost by it.
     Remove { name: String },
 }
 
@@ -61,7 +62,12 @@ async fn list(directory: &mut Directory, json: bool) -> Result<()> {
     for region in &overview.regions {
         let primary = overview.shards.iter().filter(|shard| shard.primary_region == region.name);
         let primary: Vec<String> = primary.map(|shard| format!("shard {}", shard.shard)).collect();
-        table.row([region.name.clone(), region.nodes.to_string(), region.data_centers.to_string(), primary.join(", ")]);
+        table.row([
+            region.name.clone(),
+            region.nodes.to_string(),
+            region.data_centers.to_string(),
+            primary.join(", "),
+        ]);
     }
     print(&table.to_string())
 }

@@ -21,9 +21,11 @@ pub(crate) struct Shards {
 enum Command {
     /// Where each shard is, who leads it, and how far the other regions are behind.
     List,
-    /// Says which nodes vote in a shard; its leader takes them in and leaves others out, while it serves.
+    /// Says which nodes vote in a shard; its leader takes them in and leaves others out, while it
+    /// serves.
     ///
-    /// All in the primary region, each in a data center of its own. Refused unless the shard is active.
+    /// All in the primary region, each in a data center of its own. Refused unless the shard is
+    /// active.
     SetVoters {
         /// The shard's number.
         shard: String,
@@ -57,14 +59,19 @@ impl Shards {
                 let shards = view.cluster.shards.iter();
                 let shards: Vec<ShardOverview> =
                     shards.map(|(id, shard)| ShardOverview::of(&view, *id, shard)).collect();
-                if self.reach.json { print_json(&shards) } else { print(&ShardOverview::table(&shards).to_string()) }
+                if self.reach.json {
+                    print_json(&shards)
+                } else {
+                    print(&ShardOverview::table(&shards).to_string())
+                }
             }
             Command::SetVoters { shard, voters, allow_weak_quorum } => {
                 let view = directory.inspect_leader(0).await?;
                 let (shard, _) = selection::shard(&view.cluster, &shard)?;
                 let voters = selection::nodes(&view.cluster, &voters)?;
                 selection::check_quorum(&voters, allow_weak_quorum)?;
-                let cluster = directory.execute(&Change::SetVoters { shard, voters: voters.clone() }).await?;
+                let cluster =
+                    directory.execute(&Change::SetVoters { shard, voters: voters.clone() }).await?;
                 if self.reach.json {
                     return print_json(&voters);
                 }
@@ -76,7 +83,8 @@ impl Shards {
             }
             Command::Reports { shard } => {
                 let view = directory.inspect(0).await?;
-                let only = shard.map(|shard| selection::shard_of(&view.cluster, &shard)).transpose()?;
+                let only =
+                    shard.map(|shard| selection::shard_of(&view.cluster, &shard)).transpose()?;
                 reports(&view.cluster, only.map(|(id, _)| id), self.reach.json)
             }
         }
@@ -89,7 +97,17 @@ fn reports(cluster: &Cluster, only: Option<ShardId>, json: bool) -> Result<()> {
         let reports = shards.map(|(id, shard)| Reports { shard: *id, reports: &shard.reports });
         return print_json(&reports.collect::<Vec<_>>());
     }
-    let mut table = Table::new(&[">SHARD", ">EPOCH", "SINCE", "FROM", "TO", "KIND", ">SEALED FOR", "LOST", "CAUSE"]);
+    let mut table = Table::new(&[
+        ">SHARD",
+        ">EPOCH",
+        "SINCE",
+        "FROM",
+        "TO",
+        "KIND",
+        ">SEALED FOR",
+        "LOST",
+        "CAUSE",
+    ]);
     for (id, shard) in shards {
         for report in &shard.reports {
             let kind = if report.planned { "switchover" } else { "failover" };

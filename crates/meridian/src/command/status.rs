@@ -7,7 +7,8 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use meridian_failover::{Cluster, Node};
 use meridian_proto::admin::{
-    ShardStatus, StatusRequest, StatusResponse, TransferLeadershipRequest, admin_client::AdminClient,
+    ShardStatus, StatusRequest, StatusResponse, TransferLeadershipRequest,
+    admin_client::AdminClient,
 };
 use tonic::transport::{Channel, Endpoint};
 
@@ -51,7 +52,9 @@ fn present(cluster: &Cluster) -> impl Iterator<Item = &Node> {
 }
 
 async fn connect(address: &str) -> Result<AdminClient<Channel>> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?.connect_timeout(TIMEOUT).timeout(TIMEOUT * 3);
+    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
+        .connect_timeout(TIMEOUT)
+        .timeout(TIMEOUT * 3);
     Ok(AdminClient::new(endpoint.connect().await?))
 }
 
@@ -75,7 +78,9 @@ impl Status {
         for node in present(&cluster) {
             match ask(&node.rpc_address).await {
                 Ok(status) => {
-                    warnings.extend(status.warnings.iter().map(|text| format!("{}: {text}", status.node_name)));
+                    warnings.extend(
+                        status.warnings.iter().map(|text| format!("{}: {text}", status.node_name)),
+                    );
                     for shard in status.shards {
                         let source = if shard.source > 0 { shard.source } else { shard.leader };
                         writeln!(
@@ -96,7 +101,11 @@ impl Status {
                 }
                 Err(error) => {
                     away += 1;
-                    writeln!(out, "{:<14} {:<10} does not answer: {error:#}", node.name, node.region)?;
+                    writeln!(
+                        out,
+                        "{:<14} {:<10} does not answer: {error:#}",
+                        node.name, node.region
+                    )?;
                 }
             }
         }
@@ -131,7 +140,9 @@ impl Status {
         }
         // Whoever reads only the first lines closes the pipe: that is no failure.
         match std::io::stdout().write_all(out.as_bytes()) {
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => return Err(error.into()),
+            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                return Err(error.into());
+            }
             _ => {}
         }
         if away == present(&cluster).count() {
@@ -146,7 +157,8 @@ impl TransferLeadership {
         let cluster = cluster(self.config, self.nodes).await?;
         for node in present(&cluster) {
             let Ok(status) = ask(&node.rpc_address).await else { continue };
-            if status.shards.iter().any(|shard| shard.shard == self.shard && shard.role == "leader") {
+            if status.shards.iter().any(|shard| shard.shard == self.shard && shard.role == "leader")
+            {
                 let request = TransferLeadershipRequest { shard: self.shard, to: self.to };
                 connect(&node.rpc_address)
                     .await?

@@ -1,4 +1,5 @@
-//! Planned moves of a shard's primary to another region: nothing is lost, and writes wait for a moment.
+//! Planned moves of a shard's primary to another region: nothing is lost, and writes wait for a
+//! moment.
 
 mod goal;
 mod watch;
@@ -14,8 +15,8 @@ pub(crate) use watch::{Outcome, wait};
 
 /// Moves the primary of a shard to another region, without loss.
 ///
-/// The target catches up while everything is served. Then writes wait until it has the rest, the epoch grows by
-/// one, and they go on there: well under a second. Until then `--cancel` stops it.
+/// The target catches up while everything is served. Then writes wait until it has the rest, the
+/// epoch grows by one, and they go on there: well under a second. Until then `--cancel` stops it.
 #[derive(Args)]
 pub(crate) struct Switchover {
     /// A shard's number, or a database's name or id: all databases of the shard move with it.
@@ -76,7 +77,8 @@ impl Switchover {
                 vec![(id, to.to_owned())]
             }
             None => {
-                let elsewhere = cluster.shards.iter().filter(|(_, shard)| shard.primary_region != to);
+                let elsewhere =
+                    cluster.shards.iter().filter(|(_, shard)| shard.primary_region != to);
                 elsewhere.map(|(id, _)| (*id, to.to_owned())).collect()
             }
         };
@@ -100,7 +102,9 @@ impl Failback {
         for id in shards {
             match home(&cluster, id) {
                 Ok(to) => {
-                    let to = to.filter(|to| cluster.shards.get(&id).is_some_and(|shard| shard.primary_region != *to));
+                    let to = to.filter(|to| {
+                        cluster.shards.get(&id).is_some_and(|shard| shard.primary_region != *to)
+                    });
                     moves.extend(to.map(|to| (id, to.to_owned())));
                 }
                 Err(error) if self.all => eprintln!("meridian: {error:#}"),
@@ -196,7 +200,9 @@ async fn cancel(directory: &mut Directory, shard: ShardId, json: bool) -> Result
     let region = &after.primary_region;
     print(&match after.phase {
         Phase::Active => {
-            format!("the switchover of shard {shard} is cancelled: it stays in {region}, and nothing was interrupted\n")
+            format!(
+                "the switchover of shard {shard} is cancelled: it stays in {region}, and nothing was interrupted\n"
+            )
         }
         _ => format!(
             "the switchover of shard {shard} is cancelled: it was sealed already, so it opens again in {region}, under \
@@ -219,7 +225,8 @@ mod tests {
             database.shard = ShardId(1);
         }
         assert_eq!(home(&cluster, ShardId(1)).unwrap(), Some("region-1"));
-        for database in cluster.databases.values_mut().filter(|database| database.name == "second") {
+        for database in cluster.databases.values_mut().filter(|database| database.name == "second")
+        {
             database.primary_region = "region-2".to_owned();
         }
         let error = home(&cluster, ShardId(1)).unwrap_err().to_string();

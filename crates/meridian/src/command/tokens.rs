@@ -22,14 +22,15 @@ pub(crate) struct Tokens {
 
 #[derive(Subcommand)]
 enum Command {
-    /// All tokens, without their secrets, which nobody keeps. Those of configuration files are not among them.
+    /// All tokens, without their secrets, which nobody keeps. Those of configuration files are not
+    /// among them.
     List,
     /// Makes a token, and prints its secret on the standard output, this once.
     Create {
         /// What it is for, for people.
         label: String,
-        /// A database that it opens, by name or id; may be repeated. All databases, later ones too, if none is
-        /// named.
+        /// A database that it opens, by name or id; may be repeated. All databases, later ones too,
+        /// if none is named.
         #[arg(long = "database", value_name = "DATABASE")]
         databases: Vec<String>,
         /// It opens for reading only.
@@ -66,7 +67,12 @@ impl<'a> Listed<'a> {
             TokenScope::All => None,
             TokenScope::Databases(ids) => Some(
                 ids.iter()
-                    .map(|id| cluster.databases.get(id).map_or_else(|| id.to_string(), |known| known.name.clone()))
+                    .map(|id| {
+                        cluster
+                            .databases
+                            .get(id)
+                            .map_or_else(|| id.to_string(), |known| known.name.clone())
+                    })
                     .collect(),
             ),
         };
@@ -102,8 +108,13 @@ impl Tokens {
             Command::List => {
                 let view = directory.inspect(0).await?;
                 let tokens = view.cluster.tokens.iter();
-                let listed: Vec<Listed<'_>> = tokens.map(|(id, token)| Listed::of(&view.cluster, *id, token)).collect();
-                if json { print_json(&listed) } else { print(&table(&listed, amounts::now_ms()).to_string()) }
+                let listed: Vec<Listed<'_>> =
+                    tokens.map(|(id, token)| Listed::of(&view.cluster, *id, token)).collect();
+                if json {
+                    print_json(&listed)
+                } else {
+                    print(&table(&listed, amounts::now_ms()).to_string())
+                }
             }
             Command::Create { label, databases, read_only, expires_in } => {
                 let scope = scope(&mut directory, &databases).await?;
@@ -111,10 +122,16 @@ impl Tokens {
             }
             Command::Revoke { id } => {
                 let view = directory.inspect_leader(0).await?;
-                let Some(token) = view.cluster.tokens.get(&id) else { bail!("there is no token {id}") };
+                let Some(token) = view.cluster.tokens.get(&id) else {
+                    bail!("there is no token {id}")
+                };
                 directory.execute(&Change::RevokeToken { id }).await?;
                 let revoked = Listed::of(&view.cluster, id, token);
-                if json { print_json(&revoked) } else { print(&format!("token {id} ({}) was revoked\n", token.label)) }
+                if json {
+                    print_json(&revoked)
+                } else {
+                    print(&format!("token {id} ({}) was revoked\n", token.label))
+                }
             }
         }
     }
@@ -139,9 +156,17 @@ async fn create(
 ) -> Result<()> {
     let secret = new_secret()?;
     let now_ms = amounts::now_ms();
-    let lifetime_ms = expires_in.map(|lifetime| u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX));
+    let lifetime_ms =
+        expires_in.map(|lifetime| u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX));
     let expires_at_ms = lifetime_ms.map(|lifetime| now_ms.saturating_add(lifetime));
-    let token = Token { label, sha256: sha256_hex(&secret), scope, write, expires_at_ms, created_at_ms: now_ms };
+    let token = Token {
+        label,
+        sha256: sha256_hex(&secret),
+        scope,
+        write,
+        expires_at_ms,
+        created_at_ms: now_ms,
+    };
     let cluster = directory.execute(&Change::CreateToken { token: token.clone() }).await?;
     let made = cluster.tokens.iter().find(|(_, known)| known.sha256 == token.sha256);
     let Some((id, token)) = made else { bail!("the token is gone again") };
@@ -164,7 +189,9 @@ async fn create(
 /// 256 bits from the operating system, in hex.
 fn new_secret() -> Result<String> {
     let mut bytes = [0; 32];
-    rand::rngs::OsRng.try_fill_bytes(&mut bytes).context("the operating system gives no random numbers")?;
+    rand::rngs::OsRng
+        .try_fill_bytes(&mut bytes)
+        .context("the operating system gives no random numbers")?;
     Ok(hex(&bytes))
 }
 
@@ -201,7 +228,10 @@ mod tests {
         let (one, two) = (new_secret().unwrap(), new_secret().unwrap());
         assert_ne!(one, two);
         assert_eq!(one.len(), 64);
-        assert_eq!(sha256_hex("abc"), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+        assert_eq!(
+            sha256_hex("abc"),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+        );
     }
 
     #[test]
@@ -217,8 +247,7 @@ mod tests {
         };
         let listed = [Listed::of(&cluster, 7, &token)];
         let text = table(&listed, 0).to_string();
-        let expected =
-            " 7  ci     default, second  read    1970-01-01T00:00:00.000Z  1970-01-01T00:01:30.000Z (in 1 min 30 s)";
+        let expected = " 7  ci     default, second  read    1970-01-01T00:00:00.000Z  1970-01-01T00:01:30.000Z (in 1 min 30 s)";
         assert_eq!(text.lines().nth(1), Some(expected));
         assert!(!serde_json::to_string(&listed).unwrap().contains("abab"));
         assert!(listed[0].ends(100_000).starts_with("expired "));

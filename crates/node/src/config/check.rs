@@ -8,19 +8,29 @@ use meridian_types::{NodeId, ShardId};
 
 use super::file::{DatabaseTable, GatewayFile, GatewayTable, NodeFile, NodeTable, ShardTable};
 use super::{
-    GatewayConfig, GatewayListen, GatewaySettings, InvalidConfig, NodeConfig, NodeListen, RaftConfig, StorageConfig,
-    tokens,
+    GatewayConfig, GatewayListen, GatewaySettings, InvalidConfig, NodeConfig, NodeListen,
+    RaftConfig, StorageConfig, tokens,
 };
 use crate::topology::{Address, DatabaseInfo, NodeInfo, ShardSpec, Topology, TopologySpec};
 
 pub(super) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidConfig> {
-    let topology =
-        Topology::new(topology(file.regions, file.nodes, file.shards, file.databases, file.default_database))?;
-    let node = topology.nodes.get(&file.node).cloned().ok_or(InvalidConfig::UnknownNode(file.node))?;
+    let topology = Topology::new(topology(
+        file.regions,
+        file.nodes,
+        file.shards,
+        file.databases,
+        file.default_database,
+    ))?;
+    let node =
+        topology.nodes.get(&file.node).cloned().ok_or(InvalidConfig::UnknownNode(file.node))?;
     if file.data_dir.as_os_str().is_empty() {
         return Err(InvalidConfig::EmptyDataDir);
     }
-    let kv = file.listen.kv.or_else(|| node.kv_address.clone()).ok_or(InvalidConfig::NowhereToListen(node.id))?;
+    let kv = file
+        .listen
+        .kv
+        .or_else(|| node.kv_address.clone())
+        .ok_or(InvalidConfig::NowhereToListen(node.id))?;
     let rpc = file.listen.rpc.unwrap_or_else(|| node.rpc_address.clone());
     let listen = NodeListen { rpc, kv, metrics: file.listen.metrics };
     node_listen(&listen)?;
@@ -43,11 +53,20 @@ pub(super) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidCon
 }
 
 pub(super) fn gateway(file: GatewayFile) -> Result<GatewayConfig, InvalidConfig> {
-    let topology =
-        Topology::new(topology(file.regions, file.nodes, file.shards, file.databases, file.default_database))?;
+    let topology = Topology::new(topology(
+        file.regions,
+        file.nodes,
+        file.shards,
+        file.databases,
+        file.default_database,
+    ))?;
     if !topology.regions.contains(&file.region) {
-        let regions: Vec<String> = topology.regions.iter().map(|region| format!("`{region}`")).collect();
-        return Err(InvalidConfig::UnknownRegion { region: file.region, regions: regions.join(", ") });
+        let regions: Vec<String> =
+            topology.regions.iter().map(|region| format!("`{region}`")).collect();
+        return Err(InvalidConfig::UnknownRegion {
+            region: file.region,
+            regions: regions.join(", "),
+        });
     }
     let listen = GatewayListen { kv: file.listen.kv, metrics: file.listen.metrics };
     distinct(&[("listen.kv", Some(&listen.kv)), ("listen.metrics", listen.metrics.as_ref())])?;
@@ -66,7 +85,8 @@ pub(super) fn gateway(file: GatewayFile) -> Result<GatewayConfig, InvalidConfig>
 fn dial(table: BTreeMap<String, String>) -> Result<BTreeMap<NodeId, String>, InvalidConfig> {
     let entry = |(node, address): (String, String)| {
         let id = node.parse().map_err(|_| InvalidConfig::DialNode(node.clone()))?;
-        Address::parse_dialable(&address).map_err(|cause| InvalidConfig::DialAddress { node: id, cause })?;
+        Address::parse_dialable(&address)
+            .map_err(|cause| InvalidConfig::DialAddress { node: id, cause })?;
         Ok((id, address))
     };
     table.into_iter().map(entry).collect()
@@ -94,8 +114,11 @@ fn topology(
         preferred_leader: table.preferred_leader,
         allow_weak_quorum: table.allow_weak_quorum,
     };
-    let database =
-        |table: DatabaseTable| DatabaseInfo { id: table.id.0, name: table.name, shard: ShardId(table.shard) };
+    let database = |table: DatabaseTable| DatabaseInfo {
+        id: table.id.0,
+        name: table.name,
+        shard: ShardId(table.shard),
+    };
     TopologySpec {
         regions,
         nodes: nodes.into_iter().map(node).collect(),
@@ -113,9 +136,12 @@ fn node_listen(listen: &NodeListen) -> Result<(), InvalidConfig> {
     ])?;
     // Other nodes could not know which port it became.
     match Address::parse(&listen.rpc) {
-        Ok(Address { port: 0, .. }) => {
-            Err(InvalidConfig::OutOfRange { field: "the port of listen.rpc", value: 0, min: 1, max: u16::MAX.into() })
-        }
+        Ok(Address { port: 0, .. }) => Err(InvalidConfig::OutOfRange {
+            field: "the port of listen.rpc",
+            value: 0,
+            min: 1,
+            max: u16::MAX.into(),
+        }),
         _ => Ok(()),
     }
 }
@@ -125,7 +151,8 @@ fn distinct(listens: &[(&'static str, Option<&String>)]) -> Result<(), InvalidCo
     let mut seen: Vec<(&'static str, Address)> = Vec::new();
     for &(second, text) in listens {
         let Some(text) = text else { continue };
-        let address = Address::parse(text).map_err(|cause| InvalidConfig::ListenAddress { field: second, cause })?;
+        let address = Address::parse(text)
+            .map_err(|cause| InvalidConfig::ListenAddress { field: second, cause })?;
         if let Some(&(first, _)) = seen.iter().find(|(_, other)| other.clashes_with(&address)) {
             return Err(InvalidConfig::SameListen { first, second, address: text.clone() });
         }
@@ -135,7 +162,11 @@ fn distinct(listens: &[(&'static str, Option<&String>)]) -> Result<(), InvalidCo
 }
 
 fn raft(raft: RaftConfig) -> Result<RaftConfig, InvalidConfig> {
-    let RaftConfig { heartbeat_ms, election_timeout_min_ms: min_ms, election_timeout_max_ms: max_ms } = raft;
+    let RaftConfig {
+        heartbeat_ms,
+        election_timeout_min_ms: min_ms,
+        election_timeout_max_ms: max_ms,
+    } = raft;
     within("raft.heartbeat_ms", heartbeat_ms, 5, 10_000)?;
     within("raft.election_timeout_max_ms", max_ms, 1, 60_000)?;
     if heartbeat_ms >= min_ms || min_ms >= max_ms {
@@ -151,7 +182,9 @@ fn raft(raft: RaftConfig) -> Result<RaftConfig, InvalidConfig> {
 const MAX_MB: u64 = 1024 * 1024;
 
 fn max_memory(mb: Option<u64>) -> Result<Option<u64>, InvalidConfig> {
-    mb.map_or(Ok(()), |mb| within("max_memory_mb", mb, (meridian_memory::MIN_BYTES >> 20) as u64, MAX_MB))?;
+    mb.map_or(Ok(()), |mb| {
+        within("max_memory_mb", mb, (meridian_memory::MIN_BYTES >> 20) as u64, MAX_MB)
+    })?;
     Ok(mb)
 }
 
@@ -167,7 +200,8 @@ fn storage(storage: StorageConfig) -> Result<StorageConfig, InvalidConfig> {
 
 fn gateway_settings(table: GatewayTable) -> Result<GatewaySettings, InvalidConfig> {
     let default = GatewaySettings::default();
-    let public_url = table.public_url.map(|url| url.parse()).transpose().map_err(InvalidConfig::PublicUrl)?;
+    let public_url =
+        table.public_url.map(|url| url.parse()).transpose().map_err(InvalidConfig::PublicUrl)?;
     let max_connections = match table.max_connections {
         None => default.max_connections,
         Some(value) => {
@@ -182,5 +216,9 @@ fn gateway_settings(table: GatewayTable) -> Result<GatewaySettings, InvalidConfi
 }
 
 fn within(field: &'static str, value: u64, min: u64, max: u64) -> Result<(), InvalidConfig> {
-    if (min..=max).contains(&value) { Ok(()) } else { Err(InvalidConfig::OutOfRange { field, value, min, max }) }
+    if (min..=max).contains(&value) {
+        Ok(())
+    } else {
+        Err(InvalidConfig::OutOfRange { field, value, min, max })
+    }
 }

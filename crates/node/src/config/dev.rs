@@ -6,7 +6,8 @@ use meridian_gateway::Databases;
 use meridian_types::NodeId;
 
 use super::{
-    GatewaySettings, InvalidConfig, NodeConfig, NodeListen, RaftConfig, StorageConfig, TokenConfig, TokenSecret,
+    GatewaySettings, InvalidConfig, NodeConfig, NodeListen, RaftConfig, StorageConfig, TokenConfig,
+    TokenSecret,
 };
 use crate::topology::{DevLayout, NodeInfo, Topology};
 
@@ -14,8 +15,9 @@ use crate::topology::{DevLayout, NodeInfo, Topology};
 const REGION_PORTS: u64 = 10;
 
 /// The configurations of [`Topology::dev`] on loopback, by node id. Node `k` takes gRPC port
-/// `rpc_base_port + k - 1`; the gateways of region `r`, counted from 0, take `kv_base_port + 10 r` and on.
-/// The data of a node is in `base_dir`, in a folder of the node's name; `token` opens every database.
+/// `rpc_base_port + k - 1`; the gateways of region `r`, counted from 0, take `kv_base_port + 10 r`
+/// and on. The data of a node is in `base_dir`, in a folder of the node's name; `token` opens every
+/// database.
 pub fn dev_cluster_configs<'a>(
     layout: impl Into<DevLayout<'a>>,
     base_dir: &Path,
@@ -34,7 +36,9 @@ pub fn dev_cluster_configs<'a>(
         format!("127.0.0.1:{port}")
     };
     let rpc_address = |node| address(rpc_base_port, node, node - 1);
-    let kv_address = |node| Some(address(kv_base_port, node, kv_offsets.get(&node).copied().unwrap_or(u64::MAX)));
+    let kv_address = |node| {
+        Some(address(kv_base_port, node, kv_offsets.get(&node).copied().unwrap_or(u64::MAX)))
+    };
     let topology = Topology::dev(layout, rpc_address, kv_address);
     // First: clashes of addresses that do not exist would only confuse.
     if let Some((base, node)) = overflow.get() {
@@ -47,7 +51,8 @@ pub fn dev_cluster_configs<'a>(
     if base_dir.to_str().is_none() {
         return Err(InvalidConfig::DataDirNotUtf8(base_dir));
     }
-    let secret = TokenSecret::plain(token.to_owned()).map_err(|cause| InvalidConfig::Token { number: 1, cause })?;
+    let secret = TokenSecret::plain(token.to_owned())
+        .map_err(|cause| InvalidConfig::Token { number: 1, cause })?;
     let token = TokenConfig { secret, databases: Databases::All, write: true };
     let config = |node: &NodeInfo| NodeConfig {
         data_dir: base_dir.join(&node.name),
@@ -86,7 +91,9 @@ pub fn dev_cluster<'a>(
 /// From the base port to each node's.
 fn kv_offsets(counts: &[usize]) -> HashMap<NodeId, u64> {
     // More than 26 are refused with the topology.
-    let ports = |(region, &count): (u64, &usize)| (0..).take(count.min(26)).map(move |k| region * REGION_PORTS + k);
+    let ports = |(region, &count): (u64, &usize)| {
+        (0..).take(count.min(26)).map(move |k| region * REGION_PORTS + k)
+    };
     let offsets = (0..).zip(counts).flat_map(ports);
     (1..).zip(offsets).collect()
 }

@@ -7,8 +7,8 @@ use meridian_types::NodeId;
 use super::tokens::InvalidToken;
 use crate::topology::{InvalidAddress, InvalidTopology};
 
-/// Why a node or gateway does not start. Each text is whole: it holds its cause, which is therefore not
-/// a `source` that a report would print again.
+/// Why a node or gateway does not start. Each text is whole: it holds its cause, which is therefore
+/// not a `source` that a report would print again.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     #[error("cannot read {}: {cause}", path.display())]

@@ -165,11 +165,12 @@ pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Malformed> {
     })
 }
 
-/// Serde's words for a wrong value quote it. The line number finds it as well, and a secret that stands
-/// in the wrong place stays unseen.
+/// Serde's words for a wrong value quote it. The line number finds it as well, and a secret that
+/// stands in the wrong place stays unseen.
 fn without_value(message: &str) -> String {
     for fault in ["invalid type: ", "invalid value: ", "unknown variant "] {
-        let Some((value, expected)) = message.strip_prefix(fault).and_then(|rest| rest.rsplit_once(", expected "))
+        let Some((value, expected)) =
+            message.strip_prefix(fault).and_then(|rest| rest.rsplit_once(", expected "))
         else {
             continue;
         };

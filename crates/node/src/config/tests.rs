@@ -78,7 +78,11 @@ fn defaults_fill_what_is_left_out() {
     let config = parse(NODE).unwrap();
     assert_eq!((config.node.id, config.node.name.as_str()), (2, "east-b"));
     assert_eq!(config.data_dir, Path::new("/etc/meridian/data"));
-    let listen = NodeListen { rpc: "127.0.0.1:4602".to_owned(), kv: "127.0.0.1:4513".to_owned(), metrics: None };
+    let listen = NodeListen {
+        rpc: "127.0.0.1:4602".to_owned(),
+        kv: "127.0.0.1:4513".to_owned(),
+        metrics: None,
+    };
     assert_eq!(config.listen, listen);
     assert_eq!(
         config.raft,
@@ -98,10 +102,21 @@ fn defaults_fill_what_is_left_out() {
 fn fields_replace_defaults() {
     let config = parse(&with("\"data\"", "\"/srv/meridian\"")).unwrap();
     assert_eq!(config.data_dir, Path::new("/srv/meridian"));
-    let config = parse(&with("[listen]", "[listen]\nrpc = \"0.0.0.0:1\"\nkv = \"[::]:0\"\nmetrics = \"h:2\"")).unwrap();
-    let listen = NodeListen { rpc: "0.0.0.0:1".to_owned(), kv: "[::]:0".to_owned(), metrics: Some("h:2".to_owned()) };
+    let config = parse(&with(
+        "[listen]",
+        "[listen]\nrpc = \"0.0.0.0:1\"\nkv = \"[::]:0\"\nmetrics = \"h:2\"",
+    ))
+    .unwrap();
+    let listen = NodeListen {
+        rpc: "0.0.0.0:1".to_owned(),
+        kv: "[::]:0".to_owned(),
+        metrics: Some("h:2".to_owned()),
+    };
     assert_eq!(config.listen, listen);
-    let config = parse(&with("[gateway]", "[gateway]\npublic_url = \"https://kv.example.com/\"\nmax_connections = 5"));
+    let config = parse(&with(
+        "[gateway]",
+        "[gateway]\npublic_url = \"https://kv.example.com/\"\nmax_connections = 5",
+    ));
     let gateway = config.unwrap().gateway;
     assert_eq!(gateway.public_url.unwrap().as_str(), "https://kv.example.com");
     assert_eq!((gateway.max_connections, gateway.request_deadline_ms), (5, 10_000));
@@ -113,7 +128,13 @@ fn a_cluster_may_be_founded_with_databases_that_do_not_fail_over() {
 
     use crate::directory::founded_cluster;
 
-    let configs = super::dev_cluster_configs(&[3, 2, 1][..], Path::new("/tmp/cluster"), 1000, 2000, "0123456789abcdef");
+    let configs = super::dev_cluster_configs(
+        &[3, 2, 1][..],
+        Path::new("/tmp/cluster"),
+        1000,
+        2000,
+        "0123456789abcdef",
+    );
     for mut config in configs.unwrap() {
         let modes = |config: &NodeConfig| -> Vec<_> {
             founded_cluster(config).databases.values().map(|database| database.failover).collect()
@@ -138,7 +159,8 @@ fn sample(name: &str) -> String {
 fn the_secret_of_the_samples_is_refused() {
     let node = NodeConfig::load(&Path::new(DEPLOY).join("node.toml")).unwrap_err().to_string();
     assert!(node.contains("still the one of the sample"), "{node}");
-    let gateway = GatewayConfig::load(&Path::new(DEPLOY).join("gateway.toml")).unwrap_err().to_string();
+    let gateway =
+        GatewayConfig::load(&Path::new(DEPLOY).join("gateway.toml")).unwrap_err().to_string();
     assert!(gateway.contains("still the one of the sample"), "{gateway}");
 }
 
@@ -158,7 +180,11 @@ fn commented_fields_of_the_samples_are_the_defaults() {
     let sample = sample("node.toml");
     let uncommented: String = sample
         .lines()
-        .map(|line| line.strip_prefix("# ").filter(|line| line.contains(" = ") && !line.contains('*')).unwrap_or(line))
+        .map(|line| {
+            line.strip_prefix("# ")
+                .filter(|line| line.contains(" = ") && !line.contains('*'))
+                .unwrap_or(line)
+        })
         .flat_map(|line| [line, "\n"])
         .collect();
     assert_ne!(sample, uncommented);
@@ -178,7 +204,10 @@ fn unknown_fields_are_named_with_their_line() {
         "line 7: unknown field `heartbeat`, expected one of `heartbeat_ms`, `election_timeout_min_ms`, \
          `election_timeout_max_ms`"
     );
-    assert!(refused("node = 2", "node = 2\nnodes_dir = 3").starts_with("line 2: unknown field `nodes_dir`, expected"));
+    assert!(
+        refused("node = 2", "node = 2\nnodes_dir = 3")
+            .starts_with("line 2: unknown field `nodes_dir`, expected")
+    );
     for (table, line) in [
         ("[listen]\n", 6),
         ("[storage]\n", 8),
@@ -188,7 +217,10 @@ fn unknown_fields_are_named_with_their_line() {
         ("[[tokens]]\n", 36),
     ] {
         let said = refused(table, &format!("{table}colour = 1\n"));
-        assert!(said.starts_with(&format!("line {line}: unknown field `colour`, expected")), "{said}");
+        assert!(
+            said.starts_with(&format!("line {line}: unknown field `colour`, expected")),
+            "{said}"
+        );
     }
     let said = refused("name = \"east-c\"", "name = \"east-c\"\nrack = 1");
     assert!(said.starts_with("line 25: unknown field `rack`, expected"), "{said}");
@@ -196,10 +228,19 @@ fn unknown_fields_are_named_with_their_line() {
 
 #[test]
 fn malformed_files_are_refused_with_the_line() {
-    assert_eq!(refused("[raft]", "[raft]\nheartbeat_ms = -1"), "line 7: invalid value: integer, expected u64");
-    assert_eq!(refused("[raft]", "[raft]\nheartbeat_ms = \"75\""), "line 7: invalid type: string, expected u64");
+    assert_eq!(
+        refused("[raft]", "[raft]\nheartbeat_ms = -1"),
+        "line 7: invalid value: integer, expected u64"
+    );
+    assert_eq!(
+        refused("[raft]", "[raft]\nheartbeat_ms = \"75\""),
+        "line 7: invalid type: string, expected u64"
+    );
     assert_eq!(refused("node = 2\n", ""), "line 1: missing field `node`");
-    assert_eq!(refused("rpc_address = \"127.0.0.1:4603\"\n", ""), "line 22: missing field `rpc_address`");
+    assert_eq!(
+        refused("rpc_address = \"127.0.0.1:4603\"\n", ""),
+        "line 22: missing field `rpc_address`"
+    );
     assert!(refused("[raft]", "[raft").starts_with("line 6: "));
     assert_eq!(refused("shard = 1\n", "shard = 1\nshard = 1\n"), "line 35: duplicate key");
     assert_eq!(refused("00000000-0000-4000-8000-000000000001", "x"), "line 32: `x` is not a UUID");
@@ -218,14 +259,25 @@ fn an_unusable_port_has_a_clear_text() {
         let cause = std::io::Error::from(std::io::ErrorKind::AddrInUse);
         ConfigError::Listen { address: "127.0.0.1:4512".to_owned(), purpose, cause }.to_string()
     };
-    assert_eq!(listen(ListenPurpose::KvConnect), "cannot listen on 127.0.0.1:4512 for KV Connect: address in use");
-    assert!(listen(ListenPurpose::Rpc).starts_with("cannot listen on 127.0.0.1:4512 for other nodes (gRPC): "));
-    assert!(listen(ListenPurpose::Metrics).starts_with("cannot listen on 127.0.0.1:4512 for metrics: "));
+    assert_eq!(
+        listen(ListenPurpose::KvConnect),
+        "cannot listen on 127.0.0.1:4512 for KV Connect: address in use"
+    );
+    assert!(
+        listen(ListenPurpose::Rpc)
+            .starts_with("cannot listen on 127.0.0.1:4512 for other nodes (gRPC): ")
+    );
+    assert!(
+        listen(ListenPurpose::Metrics).starts_with("cannot listen on 127.0.0.1:4512 for metrics: ")
+    );
 }
 
 #[test]
 fn the_node_itself_is_checked() {
-    assert_eq!(refused("node = 2", "node = 7"), "`node = 7`, but there is no node 7 among [[nodes]]");
+    assert_eq!(
+        refused("node = 2", "node = 7"),
+        "`node = 7`, but there is no node 7 among [[nodes]]"
+    );
     assert_eq!(refused("\"data\"", "\"\""), "`data_dir` is empty");
     assert_eq!(
         refused("node = 2", "node = 1"),
@@ -239,9 +291,16 @@ fn topologies_are_refused_with_the_path() {
     assert!(said.starts_with(
         "nodes 2 and 3 are both in data center `b` of region `east`, so they cannot both vote in shard 1"
     ));
-    let weak = |word| with("primary_region = \"east\"", &format!("primary_region = \"east\"\nvoters = [1, 3]{word}"));
+    let weak = |word| {
+        with(
+            "primary_region = \"east\"",
+            &format!("primary_region = \"east\"\nvoters = [1, 3]{word}"),
+        )
+    };
     assert!(refused_text(&weak("")).starts_with("shard 1 has only 2 voters"));
-    assert!(refused_text(&weak("\nallow_weak_quorum = false")).starts_with("shard 1 has only 2 voters"));
+    assert!(
+        refused_text(&weak("\nallow_weak_quorum = false")).starts_with("shard 1 has only 2 voters")
+    );
     parse(&weak("\nallow_weak_quorum = true")).unwrap();
     assert_eq!(
         refused("\"127.0.0.1:4513\"", "\"4513\""),
@@ -256,14 +315,26 @@ fn topologies_are_refused_with_the_path() {
 #[test]
 fn listening_addresses_are_checked() {
     let listen = |fields: &str| refused("[listen]", &format!("[listen]\n{fields}"));
-    assert_eq!(listen("kv = \":1\""), "listen.kv: `:1` is not a host and a port, such as `10.0.0.1:4601`");
-    assert_eq!(listen("metrics = \"h\""), "listen.metrics: `h` is not a host and a port, such as `10.0.0.1:4601`");
-    assert_eq!(listen("kv = \"0.0.0.0:4602\""), "listen.rpc and listen.kv are the same port: 0.0.0.0:4602");
+    assert_eq!(
+        listen("kv = \":1\""),
+        "listen.kv: `:1` is not a host and a port, such as `10.0.0.1:4601`"
+    );
+    assert_eq!(
+        listen("metrics = \"h\""),
+        "listen.metrics: `h` is not a host and a port, such as `10.0.0.1:4601`"
+    );
+    assert_eq!(
+        listen("kv = \"0.0.0.0:4602\""),
+        "listen.rpc and listen.kv are the same port: 0.0.0.0:4602"
+    );
     assert_eq!(
         listen("metrics = \"127.0.0.1:4513\""),
         "listen.kv and listen.metrics are the same port: 127.0.0.1:4513"
     );
-    assert_eq!(listen("rpc = \"127.0.0.1:0\""), "the port of listen.rpc is 0: it must lie between 1 and 65535");
+    assert_eq!(
+        listen("rpc = \"127.0.0.1:0\""),
+        "the port of listen.rpc is 0: it must lie between 1 and 65535"
+    );
 }
 
 #[test]
@@ -303,7 +374,10 @@ fn times_and_sizes_are_checked() {
         );
     }
     let gateway = |field: &str| refused("[gateway]", &format!("[gateway]\n{field}"));
-    assert_eq!(gateway("max_connections = 0"), "gateway.max_connections is 0: it must lie between 1 and 1000000");
+    assert_eq!(
+        gateway("max_connections = 0"),
+        "gateway.max_connections is 0: it must lie between 1 and 1000000"
+    );
     assert_eq!(
         gateway("request_deadline_ms = 150001"),
         "gateway.request_deadline_ms is 150001: it must lie between 100 and 150000"
@@ -318,7 +392,10 @@ fn times_and_sizes_are_checked() {
 fn tokens_are_checked() {
     let line = "secret = \"a-long-enough-secret\"";
     let tables = "[[tokens]]\nsecret = \"a-long-enough-secret\"\ndatabases = [\"*\"]\naccess = \"read-write\"\n";
-    assert_eq!(refused(tables, ""), "there are no access tokens: at least one [[tokens]] is needed");
+    assert_eq!(
+        refused(tables, ""),
+        "there are no access tokens: at least one [[tokens]] is needed"
+    );
     assert_eq!(refused(line, ""), "token number 1: neither `secret` nor `secret_sha256` is set");
     assert_eq!(
         refused(line, &format!("{line}\nsecret_sha256 = \"\"")),
@@ -336,24 +413,38 @@ fn tokens_are_checked() {
     }
     // printf %s a-long-enough-secret | sha256sum
     let digest = "1d9bc28f4f099e188e634f27555e6a435b9c6f6d2c490175eee22ff2a5790b9a";
-    let again = format!("[[tokens]]\nsecret_sha256 = \"{digest}\"\ndatabases = [\"main\"]\naccess = \"read\"\n");
+    let again = format!(
+        "[[tokens]]\nsecret_sha256 = \"{digest}\"\ndatabases = [\"main\"]\naccess = \"read\"\n"
+    );
     assert_eq!(
         refused(tables, &format!("{tables}{again}")),
         "token number 2: it has the same secret as token number 1"
     );
     let databases = |list: &str| refused("[\"*\"]", list);
-    assert_eq!(databases("[]"), "token number 1: its `databases` are none: list names, or \"*\" for all");
-    assert_eq!(databases("[\"main\", \"*\"]"), "token number 1: its `databases` have \"*\" beside names");
+    assert_eq!(
+        databases("[]"),
+        "token number 1: its `databases` are none: list names, or \"*\" for all"
+    );
+    assert_eq!(
+        databases("[\"main\", \"*\"]"),
+        "token number 1: its `databases` have \"*\" beside names"
+    );
     assert_eq!(
         databases("[\"mian\"]"),
         "token number 1: its `databases` have `mian`, which is not the name of a database"
     );
-    assert_eq!(refused("\"read-write\"", "\"write\""), "line 38: unknown variant, expected `read-write` or `read`");
+    assert_eq!(
+        refused("\"read-write\"", "\"write\""),
+        "line 38: unknown variant, expected `read-write` or `read`"
+    );
 
     let config = parse(&with(tables, &again)).unwrap();
     let [token] = &config.tokens[..] else { panic!("one token") };
     assert_eq!(token.secret.sha256(), TokenSecret::Plain(SECRET.to_owned()).sha256());
-    assert_eq!(token.databases, Databases::Only(vec!["00000000-0000-4000-8000-000000000001".parse().unwrap()]));
+    assert_eq!(
+        token.databases,
+        Databases::Only(vec!["00000000-0000-4000-8000-000000000001".parse().unwrap()])
+    );
     assert!(!token.write);
 }
 
@@ -411,7 +502,11 @@ fn what_is_written_is_read_again() {
     });
     config.topology.default_database = None;
     let only = Databases::Only(config.topology.databases.keys().copied().collect());
-    config.tokens.push(TokenConfig { secret: TokenSecret::Sha256([0xab; 32]), databases: only, write: false });
+    config.tokens.push(TokenConfig {
+        secret: TokenSecret::Sha256([0xab; 32]),
+        databases: only,
+        write: false,
+    });
     same(&parse(&config.to_toml()).unwrap(), &config);
 
     let gateway = GatewayConfig {
@@ -449,22 +544,34 @@ fn a_gateway_is_checked() {
         refused(&head, &format!("{kv}\nmetrics = \"127.0.0.1:4512\"")),
         "gateway.toml: listen.kv and listen.metrics are the same port: 127.0.0.1:4512"
     );
-    assert!(refused(&head, "kv = \"x\"").starts_with("gateway.toml: listen.kv: `x` is not a host and a port"));
     assert!(
-        refused(&format!("node = 1\n{head}"), kv).starts_with("gateway.toml, line 1: unknown field `node`, expected")
+        refused(&head, "kv = \"x\"")
+            .starts_with("gateway.toml: listen.kv: `x` is not a host and a port")
     );
-    assert!(refused(&head, &format!("{kv}\nrpc = \"h:1\"")).starts_with("gateway.toml, line 6: unknown field `rpc`"));
+    assert!(
+        refused(&format!("node = 1\n{head}"), kv)
+            .starts_with("gateway.toml, line 1: unknown field `node`, expected")
+    );
+    assert!(
+        refused(&head, &format!("{kv}\nrpc = \"h:1\""))
+            .starts_with("gateway.toml, line 6: unknown field `rpc`")
+    );
 }
 
 #[test]
 fn a_dev_cluster_is_six_files_that_load() {
     let files = dev_cluster(&[3, 2, 1], Path::new("/tmp/cluster"), 4601, 4512, SECRET).unwrap();
     let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
-    assert_eq!(names, ["region-1-a", "region-1-b", "region-1-c", "region-2-a", "region-2-b", "region-3-a"]);
+    assert_eq!(
+        names,
+        ["region-1-a", "region-1-b", "region-1-c", "region-2-a", "region-2-b", "region-3-a"]
+    );
     let configs: Vec<_> = files.iter().map(|(_, text)| parse(text).unwrap()).collect();
-    let rpc: Vec<_> = configs.iter().map(|config| config.listen.rpc.trim_start_matches("127.0.0.1:")).collect();
+    let rpc: Vec<_> =
+        configs.iter().map(|config| config.listen.rpc.trim_start_matches("127.0.0.1:")).collect();
     assert_eq!(rpc, ["4601", "4602", "4603", "4604", "4605", "4606"]);
-    let kv: Vec<_> = configs.iter().map(|config| config.listen.kv.trim_start_matches("127.0.0.1:")).collect();
+    let kv: Vec<_> =
+        configs.iter().map(|config| config.listen.kv.trim_start_matches("127.0.0.1:")).collect();
     assert_eq!(kv, ["4512", "4513", "4514", "4522", "4523", "4532"]);
     for (number, config) in (1..).zip(&configs) {
         assert_eq!(config.node.id, number);
@@ -473,7 +580,8 @@ fn a_dev_cluster_is_six_files_that_load() {
         assert_eq!(config.topology.shard_of(DEV_SECOND_DATABASE).unwrap().id.0, 2);
         assert_eq!(config.tokens[0].secret, TokenSecret::Plain(SECRET.to_owned()));
     }
-    let configs_again = dev_cluster_configs(&[3, 2, 1], Path::new("/tmp/cluster"), 4601, 4512, SECRET).unwrap();
+    let configs_again =
+        dev_cluster_configs(&[3, 2, 1], Path::new("/tmp/cluster"), 4601, 4512, SECRET).unwrap();
     configs.iter().zip(&configs_again).for_each(|(read, made)| same(read, made));
 }
 
@@ -482,9 +590,18 @@ fn a_dev_cluster_is_checked() {
     let refused = |counts: &[usize], dir: &str, rpc, kv, token: &str| {
         dev_cluster(counts, Path::new(dir), rpc, kv, token).unwrap_err().to_string()
     };
-    assert_eq!(refused(&[3, 1], "/d", 65534, 4512, SECRET), "ports from 65534 on are too few for node 3");
-    assert_eq!(refused(&[3, 1], "/d", 4601, 65530, SECRET), "ports from 65530 on are too few for node 4");
-    assert!(refused(&[3, 1], "/d", 4601, 4601, SECRET).starts_with("127.0.0.1:4601 is both the rpc_address of node 1"));
+    assert_eq!(
+        refused(&[3, 1], "/d", 65534, 4512, SECRET),
+        "ports from 65534 on are too few for node 3"
+    );
+    assert_eq!(
+        refused(&[3, 1], "/d", 4601, 65530, SECRET),
+        "ports from 65530 on are too few for node 4"
+    );
+    assert!(
+        refused(&[3, 1], "/d", 4601, 4601, SECRET)
+            .starts_with("127.0.0.1:4601 is both the rpc_address of node 1")
+    );
     assert!(refused(&[3, 1], "/d", 0, 4512, SECRET).contains("`127.0.0.1:0` has port 0"));
     assert_eq!(refused(&[3], "", 4601, 4512, SECRET), "`data_dir` is empty");
     assert_eq!(

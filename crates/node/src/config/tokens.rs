@@ -44,8 +44,10 @@ impl TokenSecret {
     }
 
     pub(crate) fn digest(hex: &str) -> Result<Self, InvalidToken> {
-        let digits: Option<Vec<u8>> =
-            hex.chars().map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok())).collect();
+        let digits: Option<Vec<u8>> = hex
+            .chars()
+            .map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
+            .collect();
         let bytes: Vec<u8> = digits
             .filter(|digits| digits.len() == 64)
             .ok_or(InvalidToken::Digest)?
@@ -84,7 +86,9 @@ pub enum InvalidToken {
     TwoSecrets,
     #[error("its `secret` has {characters} characters, fewer than {}", TokenSecret::MIN_CHARACTERS)]
     ShortSecret { characters: usize },
-    #[error("its `secret` is still the one of the sample, which everybody knows: make one with `openssl rand -hex 32`")]
+    #[error(
+        "its `secret` is still the one of the sample, which everybody knows: make one with `openssl rand -hex 32`"
+    )]
     Placeholder,
     #[error("its `secret` is not made of visible ASCII characters")]
     SecretCharacters,
@@ -100,7 +104,10 @@ pub enum InvalidToken {
     UnknownDatabase(String),
 }
 
-pub(super) fn check(tables: Vec<TokenTable>, topology: &Topology) -> Result<Vec<TokenConfig>, InvalidConfig> {
+pub(super) fn check(
+    tables: Vec<TokenTable>,
+    topology: &Topology,
+) -> Result<Vec<TokenConfig>, InvalidConfig> {
     let mut tokens = Vec::new();
     let mut digests = HashMap::new();
     for (number, table) in (1..).zip(tables) {

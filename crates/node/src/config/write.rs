@@ -11,7 +11,10 @@ use crate::topology::Topology;
 
 pub(super) fn node(config: &NodeConfig) -> String {
     let mut out = Document::default();
-    out.line(&format!("# Node {} of a Meridian cluster. docs/configuration.md explains every field.", config.node.id));
+    out.line(&format!(
+        "# Node {} of a Meridian cluster. docs/configuration.md explains every field.",
+        config.node.id
+    ));
     out.blank();
     out.line("# Which of [[nodes]] this is. Everything from `regions` on is the same in every node's file.");
     out.field("node", config.node.id);
@@ -54,9 +57,13 @@ pub(super) fn node(config: &NodeConfig) -> String {
 
 pub(super) fn gateway(config: &GatewayConfig) -> String {
     let mut out = Document::default();
-    out.line("# A stateless gateway of a Meridian cluster. docs/configuration.md explains every field.");
+    out.line(
+        "# A stateless gateway of a Meridian cluster. docs/configuration.md explains every field.",
+    );
     out.blank();
-    out.line("# Where this gateway is. Everything from `regions` on is the same as in the nodes' files.");
+    out.line(
+        "# Where this gateway is. Everything from `regions` on is the same as in the nodes' files.",
+    );
     out.text("region", &config.region);
     max_memory(&mut out, config.max_memory_mb);
     out.blank();
@@ -81,7 +88,10 @@ fn max_memory(out: &mut Document, mb: Option<u64>) {
 }
 
 fn gateway_settings(out: &mut Document, gateway: &GatewaySettings) {
-    out.table("[gateway]", "KV Connect. Without public_url, clients stay with the URL they came by.");
+    out.table(
+        "[gateway]",
+        "KV Connect. Without public_url, clients stay with the URL they came by.",
+    );
     out.optional_text("public_url", gateway.public_url.as_ref().map(ToString::to_string).as_ref());
     out.field("max_connections", gateway.max_connections);
     out.field("request_deadline_ms", gateway.request_deadline_ms);
@@ -112,7 +122,10 @@ fn topology_tables(out: &mut Document, topology: &Topology) {
         out.optional_text("kv_address", node.kv_address.as_ref());
     }
     for shard in topology.shards.values() {
-        out.table("[[shards]]", "The voters lie in distinct data centers of the primary region; the rest follow.");
+        out.table(
+            "[[shards]]",
+            "The voters lie in distinct data centers of the primary region; the rest follow.",
+        );
         out.field("id", shard.id);
         out.text("primary_region", &shard.primary_region);
         out.list("voters", shard.voters.iter().map(NodeId::to_string));
@@ -137,7 +150,10 @@ fn tokens(out: &mut Document, tokens: &[TokenConfig], topology: &Topology) {
         match &token.secret {
             TokenSecret::Plain(secret) => out.text("secret", secret),
             TokenSecret::Sha256(digest) => {
-                out.text("secret_sha256", &digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+                out.text(
+                    "secret_sha256",
+                    &digest.iter().map(|byte| format!("{byte:02x}")).collect::<String>(),
+                );
             }
         }
         match &token.databases {

@@ -14,12 +14,14 @@ pub(crate) const DIRECTORY_GROUP: GroupId = GroupId { shard: ShardId(0), epoch: 
 /// The database that its state lies in.
 pub(crate) const DIRECTORY_DATABASE: DatabaseId = DatabaseId([0; 16]);
 
-/// Regions from which a database's writes are refused rather than replicated too late: with fewer, the loss
-/// of one region leaves no majority of the directory, and so no failover whose loss there is to bound.
+/// Regions from which a database's writes are refused rather than replicated too late: with fewer,
+/// the loss of one region leaves no majority of the directory, and so no failover whose loss there
+/// is to bound.
 const ENFORCING_REGIONS: usize = 3;
 
-/// Who votes in the directory when the cluster is made: one node in each region, up to five; with fewer than
-/// three regions that have nodes, one in each of up to three data centers, spread over the regions.
+/// Who votes in the directory when the cluster is made: one node in each region, up to five; with
+/// fewer than three regions that have nodes, one in each of up to three data centers, spread over
+/// the regions.
 pub(crate) fn directory_voters(topology: &Topology) -> BTreeSet<NodeId> {
     let regions: Vec<Vec<NodeId>> = topology
         .regions
@@ -35,7 +37,8 @@ pub(crate) fn directory_voters(topology: &Topology) -> BTreeSet<NodeId> {
         .collect();
     let wanted = if regions.len() >= 3 { regions.len().min(5) } else { 3 };
     let deepest = regions.iter().map(Vec::len).max().unwrap_or(0);
-    let by_rounds = (0..deepest).flat_map(|round| regions.iter().filter_map(move |nodes| nodes.get(round).copied()));
+    let by_rounds = (0..deepest)
+        .flat_map(|round| regions.iter().filter_map(move |nodes| nodes.get(round).copied()));
     let mut voters: Vec<NodeId> = by_rounds.take(wanted).collect();
     // An even number survives no more losses than one fewer.
     if voters.len() > 1 && voters.len().is_multiple_of(2) {
@@ -44,10 +47,11 @@ pub(crate) fn directory_voters(topology: &Topology) -> BTreeSet<NodeId> {
     voters.into_iter().collect()
 }
 
-/// The cluster of a configuration: every node makes the same of it, and the directory's first leader commits
-/// it.
+/// The cluster of a configuration: every node makes the same of it, and the directory's first
+/// leader commits it.
 pub(crate) fn first_cluster(topology: &Topology) -> Cluster {
-    let with_nodes = topology.regions.iter().filter(|region| topology.nodes_in(region).next().is_some()).count();
+    let with_nodes =
+        topology.regions.iter().filter(|region| topology.nodes_in(region).next().is_some()).count();
     let mode = if with_nodes >= ENFORCING_REGIONS { RpoMode::Enforce } else { RpoMode::Warn };
     let node = |node: &NodeInfo| Node {
         name: node.name.clone(),
@@ -129,10 +133,9 @@ impl Topology {
             };
             (*id, info)
         });
-        let databases = cluster
-            .databases
-            .iter()
-            .map(|(id, database)| (*id, DatabaseInfo { id: *id, name: database.name.clone(), shard: database.shard }));
+        let databases = cluster.databases.iter().map(|(id, database)| {
+            (*id, DatabaseInfo { id: *id, name: database.name.clone(), shard: database.shard })
+        });
         Self {
             cluster: cluster.id.clone(),
             regions: cluster.regions.clone(),

@@ -10,11 +10,13 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// What has not had its turn by then is dropped: it was decided upon what is old by now, and the controller asks again.
+/// What has not had its turn by then is dropped: it was decided upon what is old by now, and the
+/// controller asks again.
 const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 /// The controller asks again.
 const CALL_TIMEOUT: Duration = Duration::from_secs(3);
-/// Calls of a kind to one node that are under way. A region's end concerns all of its shards at once.
+/// Calls of a kind to one node that are under way. A region's end concerns all of its shards at
+/// once.
 const CALLS_TO_A_NODE: usize = 64;
 
 /// What is asked: not twice at a time, whatever the controller repeats.
@@ -49,7 +51,9 @@ impl Calls {
         }
         let open = Arc::clone(&self.open);
         let kind = (node, matches!(question, Question::Seal { .. }));
-        let turns = Arc::clone(self.turns.entry(kind).or_insert_with(|| Arc::new(Semaphore::new(CALLS_TO_A_NODE))));
+        let turns = Arc::clone(
+            self.turns.entry(kind).or_insert_with(|| Arc::new(Semaphore::new(CALLS_TO_A_NODE))),
+        );
         while self.tasks.try_join_next().is_some() {}
         self.tasks.spawn(async move {
             let Ok(turn) = tokio::time::timeout(TURN_TIMEOUT, turns.acquire()).await else {
@@ -63,7 +67,11 @@ impl Calls {
                 Ok(Ok(Some(event))) => answered(event),
                 Ok(Ok(None)) => {}
                 Ok(Err(status)) => {
-                    tracing::info!(node, message = status.message(), "a node refused the directory's call");
+                    tracing::info!(
+                        node,
+                        message = status.message(),
+                        "a node refused the directory's call"
+                    );
                 }
                 Err(_) => tracing::debug!(node, "a node does not answer the directory"),
             }
@@ -84,7 +92,8 @@ mod tests {
         let (answers, mut answered) = tokio::sync::mpsc::unbounded_channel();
         for _ in 0..2 {
             for shard in 0..500 {
-                let (present, most, answers) = (Arc::clone(&present), Arc::clone(&most), answers.clone());
+                let (present, most, answers) =
+                    (Arc::clone(&present), Arc::clone(&most), answers.clone());
                 let ask = async move {
                     most.fetch_max(present.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
                     tokio::task::yield_now().await;
@@ -116,10 +125,17 @@ mod tests {
                 std::future::pending().await
             };
             let shard = ShardId(u32::try_from(number).unwrap());
-            calls.ask(7, Question::Drain { shard, source: 8, through: Position::ZERO }, ask, |_| {});
+            calls.ask(
+                7,
+                Question::Drain { shard, source: 8, through: Position::ZERO },
+                ask,
+                |_| {},
+            );
         }
         let question = Question::Seal { shard: ShardId(1), planned: false };
-        calls.ask(7, question, async { Ok(Some(Event::Tick)) }, move |event| answers.send(event).unwrap());
+        calls.ask(7, question, async { Ok(Some(Event::Tick)) }, move |event| {
+            answers.send(event).unwrap()
+        });
         assert!(answered.recv().await.is_some());
         assert_eq!(calls.open.lock().len(), CALLS_TO_A_NODE + 1, "no drain has ended");
         let shard = ShardId(u32::try_from(CALLS_TO_A_NODE).unwrap());
@@ -127,7 +143,11 @@ mod tests {
         while calls.open.lock().contains(&last) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        assert_eq!(asked.load(Ordering::SeqCst), CALLS_TO_A_NODE, "it was asked when it had waited for too long");
+        assert_eq!(
+            asked.load(Ordering::SeqCst),
+            CALLS_TO_A_NODE,
+            "it was asked when it had waited for too long"
+        );
     }
 
     #[tokio::test]

@@ -25,7 +25,8 @@ const RENEW: Duration = Duration::from_millis(500);
 const SEARCH: Duration = Duration::from_millis(250);
 /// A leader that has granted nothing for so long is looked for elsewhere.
 const LEADER_SILENT: Duration = Duration::from_secs(1);
-/// One try. Longer than two rounds over the longest WAN link: the leader may have to ask its quorum.
+/// One try. Longer than two rounds over the longest WAN link: the leader may have to ask its
+/// quorum.
 const RENEW_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Follows the cluster from a voter of the directory, the nearest that answers.
@@ -60,11 +61,16 @@ impl Follower {
 
     async fn follow(&self, source: NodeId) {
         let Some(channel) = self.peers.requests(source) else { return };
-        let mut client = DirectoryClient::new(channel).max_decoding_message_size(crate::peers::MAX_MESSAGE_BYTES);
+        let mut client = DirectoryClient::new(channel)
+            .max_decoding_message_size(crate::peers::MAX_MESSAGE_BYTES);
         let request = wire::FollowRequest { known_version: self.directory.known().cluster.version };
-        let Ok(Ok(stream)) = tokio::time::timeout(FOLLOW_TIMEOUT, client.follow(request)).await else { return };
+        let Ok(Ok(stream)) = tokio::time::timeout(FOLLOW_TIMEOUT, client.follow(request)).await
+        else {
+            return;
+        };
         let mut stream = stream.into_inner();
-        while let Ok(Ok(Some(state))) = tokio::time::timeout(FOLLOW_TIMEOUT, stream.message()).await {
+        while let Ok(Ok(Some(state))) = tokio::time::timeout(FOLLOW_TIMEOUT, stream.message()).await
+        {
             // News may be old: only who hears the directory's leader sends the rest.
             if state.json.is_empty() {
                 self.directory.is_up_to_date();
@@ -76,7 +82,8 @@ impl Follower {
     }
 }
 
-/// Whether `source` is a node of this process's cluster, as far as what it says of the cluster tells.
+/// Whether `source` is a node of this process's cluster, as far as what it says of the cluster
+/// tells.
 fn learn(directory: &Directory, state: &wire::ClusterState, source: NodeId) -> bool {
     match serde_json::from_slice::<Cluster>(&state.json) {
         Ok(cluster) => match directory.learn(cluster) {
@@ -95,7 +102,8 @@ fn learn(directory: &Directory, state: &wire::ClusterState, source: NodeId) -> b
 }
 
 /// What the node says with each renewal.
-pub(crate) type Report = Arc<dyn Fn() -> (Vec<wire::ShardReport>, Vec<wire::Orphans>) + Send + Sync>;
+pub(crate) type Report =
+    Arc<dyn Fn() -> (Vec<wire::ShardReport>, Vec<wire::Orphans>) + Send + Sync>;
 
 /// Keeps the node's lease.
 pub(crate) struct LeaseRenewal {
@@ -117,7 +125,9 @@ impl LeaseRenewal {
         let this = Arc::new(self);
         loop {
             let renewal = Arc::clone(&this);
-            tokio::spawn(async move { drop(tokio::time::timeout(RENEW_TIMEOUT, renewal.renew()).await) });
+            tokio::spawn(async move {
+                drop(tokio::time::timeout(RENEW_TIMEOUT, renewal.renew()).await)
+            });
             let pause = if this.present_leader().is_some() { RENEW } else { SEARCH };
             tokio::select! {
                 () = stop.cancelled() => return,
@@ -129,17 +139,21 @@ impl LeaseRenewal {
 
     /// Who has granted a lease of late.
     fn present_leader(&self) -> Option<NodeId> {
-        self.leader.lock().filter(|(_, granted)| granted.elapsed() < LEADER_SILENT).map(|(leader, _)| leader)
+        self.leader
+            .lock()
+            .filter(|(_, granted)| granted.elapsed() < LEADER_SILENT)
+            .map(|(leader, _)| leader)
     }
 
-    /// Asks the leader; while none is known, all who may know it, so that one that was lost with its data center
-    /// costs no lease.
+    /// Asks the leader; while none is known, all who may know it, so that one that was lost with
+    /// its data center costs no lease.
     async fn renew(&self) {
         let asked = match self.present_leader() {
             Some(leader) => vec![leader],
             None => self.directory.voters_near(&self.region),
         };
-        let mut asks: FuturesUnordered<_> = asked.into_iter().map(|node| self.renew_with(node)).collect();
+        let mut asks: FuturesUnordered<_> =
+            asked.into_iter().map(|node| self.renew_with(node)).collect();
         while let Some(granted) = asks.next().await {
             if granted {
                 return;
@@ -175,20 +189,26 @@ impl LeaseRenewal {
             known_version: self.directory.known().cluster.version,
         };
         let sent_at = self.directory.now();
-        let mut client = DirectoryClient::new(channel).max_decoding_message_size(crate::peers::MAX_MESSAGE_BYTES);
+        let mut client = DirectoryClient::new(channel)
+            .max_decoding_message_size(crate::peers::MAX_MESSAGE_BYTES);
         // One that is cut off does not say so: half of the time is for another.
         let asked = tokio::time::timeout(RENEW_TIMEOUT / 2, client.renew(request)).await;
         match asked.ok().and_then(Result::ok).and_then(|response| response.into_inner().result) {
             Some(renew_response::Result::Lease(lease)) => {
-                if lease.cluster.as_ref().is_some_and(|cluster| !learn(&self.directory, cluster, node)) {
+                if lease
+                    .cluster
+                    .as_ref()
+                    .is_some_and(|cluster| !learn(&self.directory, cluster, node))
+                {
                     return Asked::Nothing;
                 }
-                let furthest: Vec<_> = lease.furthest.iter().filter_map(super::wire::furthest).collect();
-                let shards = lease
-                    .shards
-                    .iter()
-                    .filter_map(|leased| Some((ShardId(leased.shard), Epoch(u16::try_from(leased.epoch).ok()?))));
-                let lease = Lease { ttl: Duration::from_millis(lease.ttl_ms), shards: shards.collect() };
+                let furthest: Vec<_> =
+                    lease.furthest.iter().filter_map(super::wire::furthest).collect();
+                let shards = lease.shards.iter().filter_map(|leased| {
+                    Some((ShardId(leased.shard), Epoch(u16::try_from(leased.epoch).ok()?)))
+                });
+                let lease =
+                    Lease { ttl: Duration::from_millis(lease.ttl_ms), shards: shards.collect() };
                 self.directory.heard(furthest);
                 self.directory.renewed(sent_at, &lease);
                 Asked::Done

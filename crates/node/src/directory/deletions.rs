@@ -10,15 +10,19 @@ type Contacts = [(NodeId, Duration, Vec<wire::ShardReport>)];
 
 pub(super) fn ended_deletions(cluster: &Cluster, contacts: &Contacts) -> Vec<Change> {
     let has_dropped = |node: NodeId, id: &DatabaseId, shard: ShardId| {
-        let Some(epoch) = cluster.shards.get(&shard).map(|shard| u32::from(shard.epoch.0)) else { return true };
-        let reports = contacts.iter().filter(|(contact, ..)| *contact == node).flat_map(|(.., reports)| reports);
+        let Some(epoch) = cluster.shards.get(&shard).map(|shard| u32::from(shard.epoch.0)) else {
+            return true;
+        };
+        let reports = contacts
+            .iter()
+            .filter(|(contact, ..)| *contact == node)
+            .flat_map(|(.., reports)| reports);
         let mut reports = reports.filter(|report| report.shard == shard.0 && report.epoch == epoch);
         reports.any(|report| report.dropped.iter().any(|dropped| dropped.as_ref() == id.0))
     };
-    let ended = cluster
-        .deleting
-        .iter()
-        .filter(|(id, deletion)| cluster.lacking_drop(|node| has_dropped(node, id, deletion.shard)).is_empty());
+    let ended = cluster.deleting.iter().filter(|(id, deletion)| {
+        cluster.lacking_drop(|node| has_dropped(node, id, deletion.shard)).is_empty()
+    });
     ended.map(|(id, _)| Change::EndDeletion { id: *id }).collect()
 }
 
@@ -31,9 +35,11 @@ mod tests {
 
     #[test]
     fn a_deletion_ends_when_every_node_has_dropped_the_data_in_the_present_epoch() {
-        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let topology =
+            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let id = DEV_DEFAULT_DATABASE;
-        let mut cluster = super::super::first_cluster(&topology).after(&Change::DeleteDatabase { id }).unwrap();
+        let mut cluster =
+            super::super::first_cluster(&topology).after(&Change::DeleteDatabase { id }).unwrap();
         let shard = cluster.deleting[&id].shard;
         let report = |epoch: u32, dropped: &[DatabaseId]| wire::ShardReport {
             shard: shard.0,
@@ -52,6 +58,10 @@ mod tests {
         cluster = cluster.after(&Change::RemoveNode { node: 7 }).unwrap();
         assert_eq!(ended_deletions(&cluster, &contacts), ended, "it is gone for good");
         cluster.shards.get_mut(&shard).unwrap().epoch = Epoch(2);
-        assert_eq!(ended_deletions(&cluster, &contacts), [], "what was dropped in an epoch before may be lost");
+        assert_eq!(
+            ended_deletions(&cluster, &contacts),
+            [],
+            "what was dropped in an epoch before may be lost"
+        );
     }
 }

@@ -1,4 +1,5 @@
-//! The directory's leader: commits changes, grants leases, and carries out what the controller decides.
+//! The directory's leader: commits changes, grants leases, and carries out what the controller
+//! decides.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -97,7 +98,8 @@ impl DirectoryVoter {
 
     /// Grants a lease, if this node leads the directory at some time after this call.
     pub(crate) async fn renew(&self, request: wire::RenewRequest) -> renew_response::Result {
-        let not_leader = |leader: Option<NodeId>| renew_response::Result::NotLeader(leader.unwrap_or(0));
+        let not_leader =
+            |leader: Option<NodeId>| renew_response::Result::NotLeader(leader.unwrap_or(0));
         let term = match self.voter.confirm().await {
             Ok(term) => term,
             Err(not_leading) => return not_leader(not_leading.leader),
@@ -182,8 +184,8 @@ impl Task {
         }
     }
 
-    /// Leads in one term, until leadership is lost or the state is not what this leader takes it for. `None`:
-    /// nobody can ask any more.
+    /// Leads in one term, until leadership is lost or the state is not what this leader takes it
+    /// for. `None`: nobody can ask any more.
     async fn lead(&mut self, term: u64) -> Option<()> {
         let group = self.parts.voter.group.clone();
         let lost = group.leadership_changed(Some(term));
@@ -248,7 +250,9 @@ impl Task {
 
 fn decline(request: Request, leader: Option<NodeId>) {
     match request {
-        Request::Renew { reply, .. } => drop(reply.send(renew_response::Result::NotLeader(leader.unwrap_or(0)))),
+        Request::Renew { reply, .. } => {
+            drop(reply.send(renew_response::Result::NotLeader(leader.unwrap_or(0))))
+        }
         Request::Execute { reply, .. } => drop(reply.send(Err(ExecuteFailure::NotLeader))),
         // Its sender is told by the closed channel.
         Request::Inspect { .. } => {}
@@ -264,8 +268,8 @@ struct Pending {
     /// Made one after the other.
     changes: Vec<Change>,
     actor: String,
-    /// The version that the controller decided upon: made of another, all of it is dropped, and the controller
-    /// looks again.
+    /// The version that the controller decided upon: made of another, all of it is dropped, and the
+    /// controller looks again.
     decided_at: Option<u64>,
     reply: Option<oneshot::Sender<Executed>>,
 }
@@ -307,7 +311,12 @@ impl Session {
                 drop(reply.send(self.renew(request)));
             }
             Request::Execute { change, actor, reply } => {
-                self.pending.push_back(Pending { changes: vec![*change], actor, decided_at: None, reply: Some(reply) });
+                self.pending.push_back(Pending {
+                    changes: vec![*change],
+                    actor,
+                    decided_at: None,
+                    reply: Some(reply),
+                });
             }
             Request::Inspect { reply } => {
                 let mut progress = match &self.base {
@@ -318,11 +327,15 @@ impl Session {
                     let (shard, members) = (DIRECTORY_GROUP.shard, self.parts.voter.group.voters());
                     let text = match members == goal {
                         true => format!("its members are becoming just nodes {goal:?}"),
-                        false => format!("its members are nodes {members:?}, and are to be {goal:?}"),
+                        false => {
+                            format!("its members are nodes {members:?}, and are to be {goal:?}")
+                        }
                     };
                     progress.push(Progress { shard, text });
                 }
-                let age = |at: Duration| u64::try_from(self.now().saturating_sub(at).as_millis()).unwrap_or(u64::MAX);
+                let age = |at: Duration| {
+                    u64::try_from(self.now().saturating_sub(at).as_millis()).unwrap_or(u64::MAX)
+                };
                 let contacts = self.contacts.iter().map(|(node, at, reports)| wire::NodeContact {
                     node_id: *node,
                     age_ms: age(*at),
@@ -344,10 +357,13 @@ impl Session {
             return Wire::NotLeader(0);
         }
         let id = request.node_id;
-        let incarnation: String = request.incarnation.iter().map(|byte| format!("{byte:02x}")).collect();
+        let incarnation: String =
+            request.incarnation.iter().map(|byte| format!("{byte:02x}")).collect();
         match cluster.nodes.get(&id) {
             None => {
-                return Wire::Refused(format!("node {id} is not in the cluster: add it with `meridian nodes add`"));
+                return Wire::Refused(format!(
+                    "node {id} is not in the cluster: add it with `meridian nodes add`"
+                ));
             }
             Some(node) if node.removed => {
                 return Wire::Refused(format!(
@@ -362,7 +378,8 @@ impl Session {
                 ));
             }
             Some(node) if node.incarnation.is_none() => {
-                // Nobody is vouched for before it is written down whom the cluster knows by this id.
+                // Nobody is vouched for before it is written down whom the cluster knows by this
+                // id.
                 self.change(Change::RecordIncarnation { node: id, incarnation });
                 return Wire::NotLeader(0);
             }
@@ -373,15 +390,20 @@ impl Session {
         let newer = (request.known_version < cluster.version).then(|| cluster_to_wire(cluster));
         self.contacts.retain(|(node, ..)| *node != id);
         self.contacts.push((id, now, request.reports.clone()));
-        let shown: Vec<Change> =
-            request.orphans.iter().filter_map(|orphans| from_wire::shown(cluster, id, orphans)).collect();
+        let shown: Vec<Change> = request
+            .orphans
+            .iter()
+            .filter_map(|orphans| from_wire::shown(cluster, id, orphans))
+            .collect();
         for change in shown {
             self.change(change);
         }
         let reports = request.reports.into_iter().filter_map(from_wire::report).collect();
         self.step(Event::Reported { node: id, reports });
         let furthest = match &self.base {
-            Some((cluster, _)) => self.controller.furthest(cluster).iter().map(furthest_to_wire).collect(),
+            Some((cluster, _)) => {
+                self.controller.furthest(cluster).iter().map(furthest_to_wire).collect()
+            }
             None => Vec::new(),
         };
         Wire::Lease(wire::Lease { cluster: newer, furthest, ..lease_to_wire(&lease) })
@@ -394,7 +416,9 @@ impl Session {
         for action in actions {
             match action {
                 Action::Commit { changes } => self.decided(changes, version),
-                Action::Seal { node, shard, epoch, planned } => self.seal(node, shard, epoch, planned),
+                Action::Seal { node, shard, epoch, planned } => {
+                    self.seal(node, shard, epoch, planned)
+                }
                 Action::Drain { node, shard, epoch, source, through } => {
                     self.drain(node, shard, epoch, source, through);
                 }
@@ -412,7 +436,14 @@ impl Session {
         });
     }
 
-    fn drain(&mut self, node: NodeId, shard: ShardId, epoch: Epoch, source: NodeId, through: Position) {
+    fn drain(
+        &mut self,
+        node: NodeId,
+        shard: ShardId,
+        epoch: Epoch,
+        source: NodeId,
+        through: Position,
+    ) {
         // What is pulled there is no work for those who keep leases.
         let Some(channel) = self.parts.peers.requests(node) else { return };
         let request = wire::DrainRequest {
@@ -436,7 +467,8 @@ impl Session {
     ) {
         let internal = self.internal.clone();
         // The leader's term is over when nobody takes it.
-        self.calls.ask(node, question, ask, move |event| drop(internal.send(Internal::Answer(event))));
+        self.calls
+            .ask(node, question, ask, move |event| drop(internal.send(Internal::Answer(event))));
     }
 
     /// To be committed next, if it is not waiting already.
@@ -448,8 +480,8 @@ impl Session {
         }
     }
 
-    /// What the controller has decided, in place of what it decided before. It goes before all else, which would
-    /// change what it was decided upon.
+    /// What the controller has decided, in place of what it decided before. It goes before all
+    /// else, which would change what it was decided upon.
     fn decided(&mut self, changes: Vec<Change>, version: u64) {
         self.pending.retain(|pending| pending.decided_at.is_none());
         let (decided_at, actor) = (Some(version), "directory".to_owned());
@@ -478,7 +510,12 @@ impl Session {
                     Ok(()) => {
                         let shown = change.without_secrets();
                         tracing::info!(version = next.version, actor, change = ?shown, "the cluster changes");
-                        recorded.push(Recorded::new(next.version, wall_ms(), actor.clone(), change));
+                        recorded.push(Recorded::new(
+                            next.version,
+                            wall_ms(),
+                            actor.clone(),
+                            change,
+                        ));
                     }
                     Err(refused) => {
                         let shown = change.without_secrets();
@@ -488,7 +525,9 @@ impl Session {
                 }
             }
             match (reply, refusal) {
-                (Some(reply), Some(refusal)) => drop(reply.send(Err(ExecuteFailure::Refused(refusal)))),
+                (Some(reply), Some(refusal)) => {
+                    drop(reply.send(Err(ExecuteFailure::Refused(refusal))))
+                }
                 (reply, _) => replies.extend(reply),
             }
         }
@@ -536,7 +575,8 @@ impl Session {
     fn members_wanted(&self) -> Option<BTreeSet<NodeId>> {
         let (cluster, _) = self.base.as_ref()?;
         let settled = self.parts.voter.group.settled_voters();
-        (settled.as_ref() != Some(&cluster.directory_voters)).then(|| cluster.directory_voters.clone())
+        (settled.as_ref() != Some(&cluster.directory_voters))
+            .then(|| cluster.directory_voters.clone())
     }
 
     /// Brings the directory group's own members to what the cluster says.
@@ -558,8 +598,8 @@ impl Session {
         self.changing = Some((goal, change));
     }
 
-    /// Forgets the databases whose data no node has any more. Each has dropped it in the shard's present epoch: so
-    /// has whatever a failover may go on from.
+    /// Forgets the databases whose data no node has any more. Each has dropped it in the shard's
+    /// present epoch: so has whatever a failover may go on from.
     fn end_deletions(&mut self) {
         let Some((cluster, _)) = &self.base else { return };
         let version = cluster.version;

@@ -21,7 +21,8 @@ use crate::replica::shipped_log;
 use crate::shard::{Voter, VoterParts, or_fatal};
 
 /// The directory's voters are regions apart.
-const TIMING: RaftTiming = RaftTiming { heartbeat_ms: 150, election_timeout_min_ms: 600, election_timeout_max_ms: 900 };
+const TIMING: RaftTiming =
+    RaftTiming { heartbeat_ms: 150, election_timeout_min_ms: 600, election_timeout_max_ms: 900 };
 
 /// Changes of the directory that wait at this node: clients' writes do not take their room.
 const CHANGES_BYTES: usize = 64 << 20;
@@ -30,7 +31,8 @@ pub(crate) struct DirectoryPart {
     pub(crate) keepers: Arc<KeeperParts>,
     /// What the first leader commits.
     pub(crate) first: Cluster,
-    /// This node has never heard of a cluster, and is not to join one: it makes the group with the others.
+    /// This node has never heard of a cluster, and is not to join one: it makes the group with the
+    /// others.
     pub(crate) founds: bool,
     pub(crate) voter: Arc<RwLock<Option<Arc<DirectoryVoter>>>>,
 }
@@ -50,11 +52,18 @@ impl DirectoryPart {
             let state = Arc::new(ShardState::open(engine, DIRECTORY_GROUP.shard)?);
             let new = state.applied().raft.epoch.is_none();
             if new && founds {
-                RaftGroup::form(&state, DIRECTORY_GROUP, &founders, Position::ZERO, Some(&high_water))?;
+                RaftGroup::form(
+                    &state,
+                    DIRECTORY_GROUP,
+                    &founders,
+                    Position::ZERO,
+                    Some(&high_water),
+                )?;
             }
             Ok::<_, StorageError>((state, new))
         });
-        let (state, new) = opened.await.map_err(|error| StorageError::Refused(error.to_string()))??;
+        let (state, new) =
+            opened.await.map_err(|error| StorageError::Refused(error.to_string()))??;
         // Its snapshots are fetched like those of other shards.
         parts.shards.add(Arc::clone(&state), Followers::watch(&state));
         let group = RaftGroup::open(RaftGroupOptions {
@@ -90,7 +99,10 @@ impl DirectoryPart {
             directory: Arc::clone(&parts.directory),
             peers: Arc::clone(&parts.peers),
             first: self.first.clone(),
-            config: ControllerConfig { own_node: Some(parts.node_id), ..ControllerConfig::default() },
+            config: ControllerConfig {
+                own_node: Some(parts.node_id),
+                ..ControllerConfig::default()
+            },
         };
         let stop: CancellationToken = voter.stop.clone();
         *self.voter.write() = Some(DirectoryVoter::start(leader, &stop));
@@ -100,12 +112,16 @@ impl DirectoryPart {
     /// Stops voting, if the cluster says so. Not by a cluster that nobody has committed.
     async fn leave(&self) {
         let known = self.keepers.directory.known();
-        if known.cluster.version == 0 || known.cluster.directory_voters.contains(&self.keepers.node_id) {
+        if known.cluster.version == 0
+            || known.cluster.directory_voters.contains(&self.keepers.node_id)
+        {
             return;
         }
         let voter = self.voter.read().clone();
         // The leader takes it out of the group first.
-        let Some(voter) = voter.filter(|voter| !voter.voter.group.voters().contains(&self.keepers.node_id)) else {
+        let Some(voter) =
+            voter.filter(|voter| !voter.voter.group.voters().contains(&self.keepers.node_id))
+        else {
             return;
         };
         *self.voter.write() = None;

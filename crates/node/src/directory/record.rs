@@ -3,7 +3,9 @@
 use bytes::Bytes;
 use meridian_failover::{Change, Cluster};
 use meridian_storage::{ShardState, StorageError};
-use meridian_types::{Check, Mutation, MutationKind, ReadRange, Transaction, Value, ValueEncoding, Versionstamp};
+use meridian_types::{
+    Check, Mutation, MutationKind, ReadRange, Transaction, Value, ValueEncoding, Versionstamp,
+};
 use serde::{Deserialize, Serialize};
 
 use super::DIRECTORY_DATABASE;
@@ -57,14 +59,19 @@ pub(super) fn read_changes(state: &ShardState, limit: u32) -> Vec<Recorded> {
 }
 
 /// One write: the next cluster, if the present one is still there, and the record of what changed.
-pub(super) fn transaction(present: Option<Versionstamp>, next: &Cluster, recorded: &[Recorded]) -> Transaction {
+pub(super) fn transaction(
+    present: Option<Versionstamp>,
+    next: &Cluster,
+    recorded: &[Recorded],
+) -> Transaction {
     let set = |key: Bytes, json: Result<Vec<u8>, serde_json::Error>| {
         // Plain data: it always can be written.
         let data = json.unwrap_or_default();
         let value = Value { encoding: ValueEncoding::Bytes, data: data.into() };
         Mutation { key, kind: MutationKind::Set(value), expire_at_ms: 0 }
     };
-    let record = |recorded: &Recorded| set(record_key(recorded.version), serde_json::to_vec(recorded));
+    let record =
+        |recorded: &Recorded| set(record_key(recorded.version), serde_json::to_vec(recorded));
     // Versions have no gaps.
     let forget = |recorded: &Recorded| {
         let key = record_key(recorded.version.checked_sub(MAX_RECORDS)?);
@@ -88,7 +95,9 @@ mod tests {
 
     #[test]
     fn a_long_name_is_cut_between_characters() {
-        let recorded = |actor: String| Recorded::new(1, 2, actor, Change::NameCluster { id: "c".to_owned() }).actor;
+        let recorded = |actor: String| {
+            Recorded::new(1, 2, actor, Change::NameCluster { id: "c".to_owned() }).actor
+        };
         assert_eq!(recorded("who".to_owned()), "who");
         assert_eq!(recorded(format!("x{}", "é".repeat(100))), format!("x{}", "é".repeat(99)));
     }

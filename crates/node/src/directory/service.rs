@@ -16,8 +16,9 @@ use super::wire::{cluster_to_show, cluster_to_wire};
 
 /// Without news, an empty message so often says that the stream is alive, and no news missed.
 pub(super) const FOLLOW_HEARTBEAT: Duration = Duration::from_millis(500);
-/// A node that the directory's leader has answered no question of so late may have missed something, and says nothing:
-/// whoever follows it looks elsewhere. Longer than an election of the directory takes.
+/// A node that the directory's leader has answered no question of so late may have missed
+/// something, and says nothing: whoever follows it looks elsewhere. Longer than an election of the
+/// directory takes.
 const IN_TOUCH: Duration = Duration::from_secs(2);
 /// One change at most: each is recorded, and sent to all who follow.
 const MAX_CHANGE_BYTES: usize = 32 << 10;
@@ -43,12 +44,18 @@ impl DirectoryService {
 impl directory_server::Directory for DirectoryService {
     type FollowStream = Pin<Box<dyn Stream<Item = Result<wire::ClusterState, Status>> + Send>>;
 
-    async fn renew(&self, request: Request<wire::RenewRequest>) -> Result<Response<wire::RenewResponse>, Status> {
+    async fn renew(
+        &self,
+        request: Request<wire::RenewRequest>,
+    ) -> Result<Response<wire::RenewResponse>, Status> {
         let result = self.voter()?.renew(request.into_inner()).await;
         Ok(Response::new(wire::RenewResponse { result: Some(result) }))
     }
 
-    async fn follow(&self, request: Request<wire::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
+    async fn follow(
+        &self,
+        request: Request<wire::FollowRequest>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
         let mut sent = request.into_inner().known_version;
         let directory = Arc::clone(&self.directory);
         let mut known = directory.watch();
@@ -61,7 +68,8 @@ impl directory_server::Directory for DirectoryService {
                     // Version 0 is this node's configuration, which nobody has committed.
                     (cluster.version > sent).then(|| (cluster.version, cluster_to_wire(cluster)))
                 };
-                let is_in_touch = || directory.knows_all_until(directory.now().saturating_sub(IN_TOUCH));
+                let is_in_touch =
+                    || directory.knows_all_until(directory.now().saturating_sub(IN_TOUCH));
                 let state = match news {
                     Some((version, state)) => {
                         sent = version;
@@ -87,7 +95,10 @@ impl directory_server::Directory for DirectoryService {
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
     }
 
-    async fn execute(&self, request: Request<wire::ExecuteRequest>) -> Result<Response<wire::ExecuteResponse>, Status> {
+    async fn execute(
+        &self,
+        request: Request<wire::ExecuteRequest>,
+    ) -> Result<Response<wire::ExecuteResponse>, Status> {
         let request = request.into_inner();
         if request.change_json.len() > MAX_CHANGE_BYTES {
             return Err(Status::invalid_argument(format!(
@@ -105,20 +116,28 @@ impl directory_server::Directory for DirectoryService {
             _ => None,
         };
         let result = match voter.execute(change, actor(&request.actor)).await {
-            Ok(cluster) => execute_response::Result::Done(cluster_to_show(&cluster, token.as_deref())),
+            Ok(cluster) => {
+                execute_response::Result::Done(cluster_to_show(&cluster, token.as_deref()))
+            }
             Err(ExecuteFailure::Refused(reason)) => execute_response::Result::Refused(reason),
             Err(ExecuteFailure::NotLeader) => {
-                let leader = voter.voter.group.leadership().err().and_then(|not_leading| not_leading.leader);
+                let leader =
+                    voter.voter.group.leadership().err().and_then(|not_leading| not_leading.leader);
                 execute_response::Result::NotLeader(leader.unwrap_or(0))
             }
             Err(ExecuteFailure::Unknown) => {
-                return Err(Status::unknown("the directory's leader was lost: the change may have been made or not"));
+                return Err(Status::unknown(
+                    "the directory's leader was lost: the change may have been made or not",
+                ));
             }
         };
         Ok(Response::new(wire::ExecuteResponse { result: Some(result) }))
     }
 
-    async fn inspect(&self, request: Request<wire::InspectRequest>) -> Result<Response<wire::InspectResponse>, Status> {
+    async fn inspect(
+        &self,
+        request: Request<wire::InspectRequest>,
+    ) -> Result<Response<wire::InspectResponse>, Status> {
         let limit = request.into_inner().changes.min(MAX_CHANGES);
         let cluster = Some(cluster_to_show(&self.directory.known().cluster, None));
         let Ok(voter) = self.voter() else {
@@ -130,7 +149,9 @@ impl directory_server::Directory for DirectoryService {
             version: recorded.version,
             time_ms: recorded.time_ms,
             actor: recorded.actor,
-            change_json: serde_json::to_vec(&recorded.change.without_secrets()).unwrap_or_default().into(),
+            change_json: serde_json::to_vec(&recorded.change.without_secrets())
+                .unwrap_or_default()
+                .into(),
         });
         let progress = inspection.progress.into_iter();
         Ok(Response::new(wire::InspectResponse {
@@ -139,7 +160,10 @@ impl directory_server::Directory for DirectoryService {
             cluster,
             changes: changes.collect(),
             progress: progress
-                .map(|progress| wire::ShardProgress { shard: progress.shard.0, text: progress.text })
+                .map(|progress| wire::ShardProgress {
+                    shard: progress.shard.0,
+                    text: progress.text,
+                })
                 .collect(),
             contacts: inspection.contacts,
         }))
@@ -191,15 +215,18 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let service = DirectoryService { directory: Arc::clone(directory), voter: Arc::default() };
-        let server = tonic::transport::Server::builder().add_service(directory_server::DirectoryServer::new(service));
+        let server = tonic::transport::Server::builder()
+            .add_service(directory_server::DirectoryServer::new(service));
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         address
     }
 
     /// What it says not to exist may be in the directory, which the node that it follows has lost.
     #[tokio::test]
-    async fn a_gateway_is_sure_of_what_it_knows_once_a_node_in_touch_with_the_directory_has_nothing_newer() {
-        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    async fn a_gateway_is_sure_of_what_it_knows_once_a_node_in_touch_with_the_directory_has_nothing_newer()
+     {
+        let topology =
+            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let cluster = first_cluster(&topology);
         let directory = || Arc::new(Directory::new(cluster.clone(), Access::default(), None));
         let (node, gateway) = (directory(), directory());
@@ -208,7 +235,9 @@ mod tests {
         let address = serve(&node).await;
         let nearest = gateway.voters_near("region-1")[0];
         // Nobody is at the port of discarding.
-        let dial = move |node| Some(if node == nearest { address.clone() } else { "127.0.0.1:9".to_owned() });
+        let dial = move |node| {
+            Some(if node == nearest { address.clone() } else { "127.0.0.1:9".to_owned() })
+        };
         let peers = Arc::new(PeerChannels::new(&topology, Arc::new(dial)).unwrap());
         let (stop, region) = (CancellationToken::new(), "region-1".to_owned());
         let follower = Follower { directory: Arc::clone(&gateway), peers, region, node: None };
@@ -236,11 +265,12 @@ mod tests {
         following.await.unwrap();
     }
 
-    /// A gateway without a node follows the nearest voter, which is cut off from the directory's leader, and not from
-    /// the gateway.
+    /// A gateway without a node follows the nearest voter, which is cut off from the directory's
+    /// leader, and not from the gateway.
     #[tokio::test]
     async fn who_follows_a_node_that_has_lost_the_directory_goes_to_another() {
-        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let topology =
+            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let cluster = first_cluster(&topology);
         let news = || meridian_failover::Cluster { version: 7, ..cluster.clone() };
         let directory = || Arc::new(Directory::new(cluster.clone(), Access::default(), None));
@@ -250,7 +280,9 @@ mod tests {
         let addresses = (serve(&cut_off).await, serve(&well).await);
         let gateway = directory();
         let nearest = gateway.voters_near("region-1")[0];
-        let dial = move |node| Some(if node == nearest { addresses.0.clone() } else { addresses.1.clone() });
+        let dial = move |node| {
+            Some(if node == nearest { addresses.0.clone() } else { addresses.1.clone() })
+        };
         let peers = Arc::new(PeerChannels::new(&topology, Arc::new(dial)).unwrap());
         let stop = CancellationToken::new();
         let region = "region-1".to_owned();
@@ -268,7 +300,8 @@ mod tests {
         until("it follows the nearest", Box::new(move || streams.receiver_count() == 1)).await;
         well.learn(news()).unwrap();
         let known = Arc::clone(&gateway);
-        until("it never hears the news", Box::new(move || known.known().cluster.version == 7)).await;
+        until("it never hears the news", Box::new(move || known.known().cluster.version == 7))
+            .await;
         let streams = cut_off.known.clone();
         until("the stream is left open", Box::new(move || streams.receiver_count() == 0)).await;
         stop.cancel();
@@ -283,16 +316,33 @@ mod tests {
         cluster.nodes.get_mut(&1).unwrap().incarnation = Some("5eed".to_owned());
         let hash = "ab".repeat(32);
         let (label, scope) = ("ci".to_owned(), TokenScope::All);
-        let token = Token { label, sha256: hash.clone(), scope, write: true, expires_at_ms: None, created_at_ms: 1 };
+        let token = Token {
+            label,
+            sha256: hash.clone(),
+            scope,
+            write: true,
+            expires_at_ms: None,
+            created_at_ms: 1,
+        };
         cluster.tokens.insert(1, token);
         let directory = Arc::new(Directory::new(cluster, Access::default(), None));
-        directory.renewed(directory.now(), &Lease { ttl: Duration::from_secs(60), shards: Vec::new() });
+        directory
+            .renewed(directory.now(), &Lease { ttl: Duration::from_secs(60), shards: Vec::new() });
         let service = DirectoryService { directory, voter: Arc::default() };
         let text = |state: wire::ClusterState| String::from_utf8(state.json.to_vec()).unwrap();
-        let inspected = service.inspect(Request::new(wire::InspectRequest { changes: 9 })).await.unwrap().into_inner();
+        let inspected = service
+            .inspect(Request::new(wire::InspectRequest { changes: 9 }))
+            .await
+            .unwrap()
+            .into_inner();
         let inspected = text(inspected.cluster.unwrap());
-        assert!(inspected.contains("\"ci\"") && !inspected.contains(&hash) && !inspected.contains("5eed"));
-        let follow = service.follow(Request::new(wire::FollowRequest { known_version: 0 })).await.unwrap();
+        assert!(
+            inspected.contains("\"ci\"")
+                && !inspected.contains(&hash)
+                && !inspected.contains("5eed")
+        );
+        let follow =
+            service.follow(Request::new(wire::FollowRequest { known_version: 0 })).await.unwrap();
         let followed = text(follow.into_inner().next().await.unwrap().unwrap());
         assert!(followed.contains(&hash) && !followed.contains("5eed"));
     }
@@ -302,7 +352,9 @@ mod tests {
         let (shard, epoch) = (ShardId(1), Epoch(1));
         assert!(!is_for_operators(&Change::SettleVoters { shard, epoch, version: 2 }));
         assert!(!is_for_operators(&Change::Activate { shard, epoch }));
-        assert!(!is_for_operators(&Change::EndDeletion { id: meridian_types::DatabaseId([1; 16]) }));
+        assert!(!is_for_operators(&Change::EndDeletion {
+            id: meridian_types::DatabaseId([1; 16])
+        }));
         assert!(is_for_operators(&Change::SetVoters { shard, voters: [1].into() }));
     }
 }

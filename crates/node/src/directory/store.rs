@@ -17,18 +17,26 @@ pub(crate) fn load_cluster(engine: &Arc<dyn Engine>) -> Result<Option<Cluster>, 
         what: "the cluster as this node last knew it".to_owned(),
         detail: error.to_string(),
     };
-    engine.get(META_FAMILY, CLUSTER_KEY)?.map(|json| serde_json::from_slice(&json).map_err(corrupt)).transpose()
+    engine
+        .get(META_FAMILY, CLUSTER_KEY)?
+        .map(|json| serde_json::from_slice(&json).map_err(corrupt))
+        .transpose()
 }
 
 /// Not synced: an older cluster is as good to begin with.
-pub(crate) fn save_cluster(engine: &Arc<dyn Engine>, cluster: &Cluster) -> Result<(), StorageError> {
-    let json = serde_json::to_vec(cluster).map_err(|error| StorageError::Refused(error.to_string()))?;
+pub(crate) fn save_cluster(
+    engine: &Arc<dyn Engine>,
+    cluster: &Cluster,
+) -> Result<(), StorageError> {
+    let json =
+        serde_json::to_vec(cluster).map_err(|error| StorageError::Refused(error.to_string()))?;
     let mut writes = WriteBatch::default();
     writes.put(&META_FAMILY.into(), CLUSTER_KEY.to_vec(), json);
     engine.write(writes, Durability::Logged)
 }
 
-/// Made with the data folder: what tells a folder that was wiped from the one that the directory knows.
+/// Made with the data folder: what tells a folder that was wiped from the one that the directory
+/// knows.
 pub(crate) fn incarnation(engine: &Arc<dyn Engine>) -> Result<Bytes, StorageError> {
     if let Some(known) = engine.get(META_FAMILY, INCARNATION_KEY)? {
         return Ok(known);

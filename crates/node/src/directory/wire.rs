@@ -6,8 +6,8 @@ use meridian_types::{Epoch, NodeId, ShardId};
 
 use crate::shipping_wire::position;
 
-/// As it is told to nodes and gateways. Those who ask for it are not known to be either, until calls are authenticated:
-/// they get no more than these need.
+/// As it is told to nodes and gateways. Those who ask for it are not known to be either, until
+/// calls are authenticated: they get no more than these need.
 pub(super) fn cluster_to_wire(cluster: &Cluster) -> wire::ClusterState {
     to_json(&cluster.without_incarnations())
 }
@@ -23,7 +23,10 @@ fn to_json(cluster: &Cluster) -> wire::ClusterState {
 
 /// Without the cluster, and how far shards came.
 pub(super) fn lease_to_wire(lease: &Lease) -> wire::Lease {
-    let leased = |(shard, epoch): &(ShardId, Epoch)| wire::LeasedShard { shard: shard.0, epoch: epoch.0.into() };
+    let leased = |(shard, epoch): &(ShardId, Epoch)| wire::LeasedShard {
+        shard: shard.0,
+        epoch: epoch.0.into(),
+    };
     wire::Lease {
         ttl_ms: u64::try_from(lease.ttl.as_millis()).unwrap_or(0),
         shards: lease.shards.iter().map(leased).collect(),
@@ -40,7 +43,12 @@ pub(super) fn furthest_to_wire(furthest: &Furthest) -> wire::Furthest {
 /// `None`: malformed.
 pub(super) fn furthest(wire: &wire::Furthest) -> Option<Furthest> {
     let wire::Furthest { shard, epoch, transactions, time_ms } = *wire;
-    Some(Furthest { shard: ShardId(shard), epoch: Epoch(u16::try_from(epoch).ok()?), transactions, time_ms })
+    Some(Furthest {
+        shard: ShardId(shard),
+        epoch: Epoch(u16::try_from(epoch).ok()?),
+        transactions,
+        time_ms,
+    })
 }
 
 pub(super) fn report(wire: wire::ShardReport) -> Option<ShardReport> {

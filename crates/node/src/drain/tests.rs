@@ -39,7 +39,9 @@ fn batches(positions: &[(u16, u64)]) -> Vec<Position> {
 fn only_what_follows_is_taken() {
     let (after, through) = (at(1, 5), at(2, 8));
     let history = History::new(vec![(Epoch(1), at(1, 0)), (Epoch(2), at(1, 6))]);
-    let check = |previous, positions: &[(u16, u64)]| check(&history, after, previous, &batches(positions), through);
+    let check = |previous, positions: &[(u16, u64)]| {
+        check(&history, after, previous, &batches(positions), through)
+    };
     check(after, &[(1, 6), (2, 7), (2, 8)]).unwrap();
     check(after, &[]).unwrap_err();
     check(at(2, 5), &[(1, 6)]).unwrap_err();
@@ -73,11 +75,17 @@ struct Slow {
 impl failover_server::Failover for Slow {
     type ReadStateStream = Pin<Box<dyn Stream<Item = Result<StateChunk, Status>> + Send>>;
 
-    async fn seal(&self, request: Request<wire::SealRequest>) -> Result<Response<wire::SealResponse>, Status> {
+    async fn seal(
+        &self,
+        request: Request<wire::SealRequest>,
+    ) -> Result<Response<wire::SealResponse>, Status> {
         self.service.seal(request).await
     }
 
-    async fn drain(&self, request: Request<wire::DrainRequest>) -> Result<Response<wire::DrainResponse>, Status> {
+    async fn drain(
+        &self,
+        request: Request<wire::DrainRequest>,
+    ) -> Result<Response<wire::DrainResponse>, Status> {
         self.service.drain(request).await
     }
 
@@ -94,7 +102,9 @@ impl failover_server::Failover for Slow {
     ) -> Result<Response<Self::ReadStateStream>, Status> {
         let (chunks, by) = (self.service.read_state(request).await?.into_inner(), self.by);
         if self.endless {
-            let Some(Ok(chunk)) = chunks.into_future().await.0 else { return Err(Status::internal("no state")) };
+            let Some(Ok(chunk)) = chunks.into_future().await.0 else {
+                return Err(Status::internal("no state"));
+            };
             let chunk = StateChunk { last: false, ..chunk };
             let again = move |()| {
                 let chunk = chunk.clone();
@@ -132,16 +142,25 @@ impl Node {
         let state = Arc::new(ShardState::open(Arc::clone(&engine), SHARD).unwrap());
         let log = shipped_log(&engine, SHARD).unwrap();
         for sequence in 1..=through {
-            let batch = Batch { position: at(1, sequence), time_ms: sequence, transactions: Vec::new() };
+            let batch =
+                Batch { position: at(1, sequence), time_ms: sequence, transactions: Vec::new() };
             let bytes = meridian_proto::encode_batch(&batch);
             log.append([(sequence, bytes.as_ref())]).unwrap();
-            state.apply(&[crate::replica::decode(bytes.to_vec().into()).unwrap()], RaftApplied::default()).unwrap();
+            state
+                .apply(
+                    &[crate::replica::decode(bytes.to_vec().into()).unwrap()],
+                    RaftApplied::default(),
+                )
+                .unwrap();
         }
         if purged > 0 {
             log.purge_through(purged, Some((PURGED, &purged.to_be_bytes()))).unwrap();
         }
-        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let peers = Arc::new(PeerChannels::new(&topology, Arc::new(move |_| Some(source.clone()))).unwrap());
+        let topology =
+            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let peers = Arc::new(
+            PeerChannels::new(&topology, Arc::new(move |_| Some(source.clone()))).unwrap(),
+        );
         let syncer = Arc::new(Syncer::start(engine).unwrap());
         let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
         let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::<DiskGuard>::default());
@@ -160,7 +179,16 @@ impl Node {
             reads: Reads::new(ByteBudget::new("tests", 1 << 20)),
             streams: ByteBudget::new("streams", 1 << 20),
         });
-        Self { state, log, replica: Arc::new(replica.unwrap()), directory, peers, syncer, disk, _folder: folder }
+        Self {
+            state,
+            log,
+            replica: Arc::new(replica.unwrap()),
+            directory,
+            peers,
+            syncer,
+            disk,
+            _folder: folder,
+        }
     }
 
     /// What others ask of it.
@@ -188,11 +216,8 @@ async fn sealed_source(node: Node, late_by: Duration, endless: bool) -> (Node, S
     let service = node.service();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let server = tonic::transport::Server::builder().add_service(failover_server::FailoverServer::new(Slow {
-        service,
-        by: late_by,
-        endless,
-    }));
+    let server = tonic::transport::Server::builder()
+        .add_service(failover_server::FailoverServer::new(Slow { service, by: late_by, endless }));
     tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
     (node, address)
 }
@@ -279,7 +304,8 @@ async fn no_log_is_pulled_onto_a_full_disk() {
     assert_eq!(target.replica.drain(4, at(1, 50)).await, Ok(at(1, 50)));
 }
 
-/// As a founder of the next epoch's group comes to the base, with a state that nobody else writes to.
+/// As a founder of the next epoch's group comes to the base, with a state that nobody else writes
+/// to.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_pulls_the_log_or_else_the_state_until_it_stands_where_it_is_to() {
     for purged in [0, 50] {
@@ -321,9 +347,13 @@ async fn a_state_takes_the_place_of_an_older_one_and_of_a_newer_one_only_if_that
         assert_eq!(staged.position().unwrap(), at(1, sequence));
         staged
     };
-    for (sequence, diverged, is_taken) in
-        [(19, false, false), (19, true, true), (20, false, true), (20, true, true), (21, false, true)]
-    {
+    for (sequence, diverged, is_taken) in [
+        (19, false, false),
+        (19, true, true),
+        (20, false, true),
+        (20, true, true),
+        (21, false, true),
+    ] {
         let node = Node::start(5, 20, 0, "127.0.0.1:1".to_owned());
         node.replica.stop().await;
         let staged = staged_at(&node, sequence).await;
@@ -335,8 +365,17 @@ async fn a_state_takes_the_place_of_an_older_one_and_of_a_newer_one_only_if_that
             assert_eq!((node.state.position(), log), (at(1, sequence), None));
             assert_eq!(purged.as_deref(), Some(sequence.to_be_bytes().as_slice()));
         } else {
-            assert!(installed.unwrap_err().to_string().contains("a snapshot at 1.19 is older than the state at 1.20"));
-            assert_eq!((node.state.position(), log, purged), (at(1, 20), Some(20), None), "nothing has changed");
+            assert!(
+                installed
+                    .unwrap_err()
+                    .to_string()
+                    .contains("a snapshot at 1.19 is older than the state at 1.20")
+            );
+            assert_eq!(
+                (node.state.position(), log, purged),
+                (at(1, 20), Some(20), None),
+                "nothing has changed"
+            );
         }
     }
 }
@@ -355,11 +394,16 @@ async fn a_node_answers_with_the_stretch_of_its_log_that_it_is_asked_for() {
         service.read_log(read_log(after, through)).await
     };
     let answer = read(at(1, 20), at(1, 40)).await.unwrap().into_inner();
-    let (previous, batches) = unpack(&node.state, &mut Decompressor::new(None), &answer.batches.unwrap()).unwrap();
+    let (previous, batches) =
+        unpack(&node.state, &mut Decompressor::new(None), &answer.batches.unwrap()).unwrap();
     assert_eq!(previous, at(1, 20));
     let sequences: Vec<_> = batches.iter().map(|batch| batch.position().sequence).collect();
     assert_eq!(sequences, Vec::from_iter(21..=40));
-    assert_eq!(read(at(1, 9), at(1, 40)).await.unwrap().into_inner().batches, None, "its log begins behind");
+    assert_eq!(
+        read(at(1, 9), at(1, 40)).await.unwrap().into_inner().batches,
+        None,
+        "its log begins behind"
+    );
     for (after, why) in [
         (at(2, 20), "2.20 is not in this node's history of shard 1"),
         (at(1, 50), "this node has shard 1 up to 1.50 only"),
@@ -370,18 +414,24 @@ async fn a_node_answers_with_the_stretch_of_its_log_that_it_is_asked_for() {
     }
 }
 
-/// What lies beyond the base was lost, and what lies before it is read from a node that has nothing else.
+/// What lies beyond the base was lost, and what lies before it is read from a node that has nothing
+/// else.
 #[tokio::test]
 async fn a_node_that_has_left_the_shards_history_is_no_source() {
     use failover_server::Failover;
     let node = Node::start(4, 50, 0, "127.0.0.1:1".to_owned());
-    let (service, history) = (node.service(), History::new(vec![(Epoch(1), at(1, 0)), (Epoch(2), at(1, 40))]));
+    let (service, history) =
+        (node.service(), History::new(vec![(Epoch(1), at(1, 0)), (Epoch(2), at(1, 40))]));
     node.replica.follow(history.clone());
     while node.replica.history() != history {
         tokio::task::yield_now().await;
     }
     let refused = service.read_log(read_log(at(1, 20), at(1, 40))).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
-    let refused = service.read_state(Request::new(wire::ReadStateRequest { shard: SHARD.0 })).await.err().unwrap();
+    let refused = service
+        .read_state(Request::new(wire::ReadStateRequest { shard: SHARD.0 }))
+        .await
+        .err()
+        .unwrap();
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
 }

@@ -8,7 +8,8 @@ use crate::clock::BootClock;
 
 const NEVER: Duration = Duration::from_secs(3600);
 
-/// Others are asked at once, or never, while one is waited for: so no test depends on how fast it runs.
+/// Others are asked at once, or never, while one is waited for: so no test depends on how fast it
+/// runs.
 #[allow(clippy::type_complexity, reason = "each of them is a closure that has no other name")]
 fn hedging(
     patience: Duration,
@@ -22,7 +23,8 @@ fn hedging(
     impl Future<Output = ()>,
 > {
     let found = watch::Sender::default().subscribe();
-    let (delay, not_answered) = (move |_| patience, |_| Failed::Unknown("no answer in time".to_owned()));
+    let (delay, not_answered) =
+        (move |_| patience, |_| Failed::Unknown("no answer in time".to_owned()));
     Hedging {
         clock: &BootClock,
         delay,
@@ -153,7 +155,9 @@ async fn one_that_is_silent_is_not_waited_for_when_the_others_know_of_another_le
         }
     };
     let (round, tries) = run(&[1, 2, 3], Duration::ZERO, knows_none, |_, _| true).await;
-    let Round::Nothing { reason, unknown: true, lost: Some(1 | 2) } = round else { panic!("{round:?}") };
+    let Round::Nothing { reason, unknown: true, lost: Some(1 | 2) } = round else {
+        panic!("{round:?}")
+    };
     assert_eq!((reason.as_str(), asked(&tries)), ("no quorum answers", vec![1, 2, 3]));
 
     // One that refused is not asked again because it is named.
@@ -255,7 +259,8 @@ async fn nobody_is_waited_for_or_asked_once_the_shard_has_moved() {
             moved.notified().await;
             has_moved.notify_one();
         };
-        let Hedging { clock, delay, at_a_time, is_silent, not_answered, found, .. } = hedging(patience);
+        let Hedging { clock, delay, at_a_time, is_silent, not_answered, found, .. } =
+            hedging(patience);
         let pays = || false;
         let hedging = Hedging {
             clock,

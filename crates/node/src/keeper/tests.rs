@@ -1,7 +1,9 @@
 use futures::FutureExt;
 use meridian_failover::{Change, Plan, VoterChange};
 use meridian_gateway::Access;
-use meridian_proto::directory::{DrainRequest, SealRequest, SealResponse, failover_server::Failover};
+use meridian_proto::directory::{
+    DrainRequest, SealRequest, SealResponse, failover_server::Failover,
+};
 use meridian_proto::raft::{self, raft_server::Raft};
 use meridian_storage::{Call, Durability, HookedEngine, Hooks, MemoryEngine, RaftApplied};
 use meridian_types::{Batch, Position};
@@ -21,7 +23,11 @@ use crate::topology::Topology;
 const SHARD: ShardId = ShardId(1);
 
 fn batch(epoch: u16, sequence: u64) -> Batch {
-    Batch { position: Position::new(Epoch(epoch), sequence), time_ms: sequence, transactions: Vec::new() }
+    Batch {
+        position: Position::new(Epoch(epoch), sequence),
+        time_ms: sequence,
+        transactions: Vec::new(),
+    }
 }
 
 fn parts(
@@ -69,7 +75,8 @@ struct Process {
 }
 
 impl Process {
-    /// Nodes 1 to 3 vote in the shard, the others are replicas. The cluster is as it was before anything was sealed.
+    /// Nodes 1 to 3 vote in the shard, the others are replicas. The cluster is as it was before
+    /// anything was sealed.
     async fn start(node_id: NodeId, engine: Arc<impl Engine>) -> Self {
         let process = Self::open(node_id, engine);
         process.settle().await;
@@ -126,7 +133,10 @@ impl Process {
     /// It has them in its state, and in no log.
     fn applies(&self, epoch: u16, sequences: std::ops::RangeInclusive<u64>) {
         for sequence in sequences {
-            self.keeper.state.apply(&[batch(epoch, sequence).into()], RaftApplied::default()).unwrap();
+            self.keeper
+                .state
+                .apply(&[batch(epoch, sequence).into()], RaftApplied::default())
+                .unwrap();
         }
     }
 
@@ -145,7 +155,8 @@ impl Process {
     async fn serve(&self) -> String {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let server = tonic::transport::Server::builder().add_service(self.failover.clone().into_server());
+        let server =
+            tonic::transport::Server::builder().add_service(self.failover.clone().into_server());
         tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
         address
     }
@@ -159,7 +170,8 @@ impl Process {
         self.failover.seal(Request::new(request)).await.unwrap().into_inner()
     }
 
-    /// Whether a leader that has not heard of a seal is answered, once the member knows that it is not a wiped one.
+    /// Whether a leader that has not heard of a seal is answered, once the member knows that it is
+    /// not a wiped one.
     async fn answers_appends(&self) -> bool {
         self.refuses_appends().await.is_none()
     }
@@ -168,8 +180,12 @@ impl Process {
         let target = raft::Group { shard: SHARD.0, epoch: 1, target: self.parts.node_id };
         let vote = meridian_proto::log::Vote { term: 9, node_id: 2, committed: true };
         let leader_commit = Some(meridian_proto::log::LogId::default());
-        let request =
-            raft::AppendRequest { group: Some(target), vote: Some(vote), leader_commit, ..Default::default() };
+        let request = raft::AppendRequest {
+            group: Some(target),
+            vote: Some(vote),
+            leader_commit,
+            ..Default::default()
+        };
         let started = std::time::Instant::now();
         loop {
             let refusal = self.parts.raft.append(Request::new(request.clone())).await.err()?;
@@ -199,7 +215,10 @@ impl Process {
 
     fn holds_a_lease_that_it_is_granted(&self) -> bool {
         let directory = &self.parts.directory;
-        let lease = meridian_failover::Lease { ttl: Duration::from_secs(3600), shards: vec![(SHARD, Epoch(1))] };
+        let lease = meridian_failover::Lease {
+            ttl: Duration::from_secs(3600),
+            shards: vec![(SHARD, Epoch(1))],
+        };
         directory.renewed(directory.now(), &lease);
         directory.holds_lease(SHARD, Epoch(1))
     }
@@ -208,7 +227,8 @@ impl Process {
         Self::takes_nothing(&self.local()).await
     }
 
-    /// Whether a replica takes nothing by itself: then it pulls from whom it is told to, and this one is nobody.
+    /// Whether a replica takes nothing by itself: then it pulls from whom it is told to, and this
+    /// one is nobody.
     async fn takes_nothing(local: &LocalShard) -> bool {
         let LocalShard::Replica(replica) = local else { panic!("not a replica") };
         let pulled = replica.drain(99, Position::new(Epoch(1), 5));
@@ -235,12 +255,16 @@ async fn a_voter_of_a_shard_that_has_started_votes_when_the_directory_has_grante
         assert!(!again.voter().group.votes(), "it votes, and nobody knows its folder");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let lease = meridian_failover::Lease { ttl: Duration::from_secs(3600), shards: vec![(SHARD, Epoch(1))] };
+    let lease = meridian_failover::Lease {
+        ttl: Duration::from_secs(3600),
+        shards: vec![(SHARD, Epoch(1))],
+    };
     again.parts.directory.renewed(again.parts.directory.now(), &lease);
     until("it votes", async || again.voter().group.votes()).await;
 }
 
-/// What nodes say of themselves becomes the number that writes are refused by: that of the best node elsewhere.
+/// What nodes say of themselves becomes the number that writes are refused by: that of the best
+/// node elsewhere.
 #[tokio::test]
 async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_they_have() {
     let process = Process::start(1, Arc::<MemoryEngine>::default()).await;
@@ -261,9 +285,14 @@ async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_the
         streams: parts.streams.clone(),
     };
     let says = async |node: NodeId, position: Position| {
-        let status = meridian_shipping::Status::of_primary_member(node, Epoch(1), position, Duration::ZERO);
+        let status =
+            meridian_shipping::Status::of_primary_member(node, Epoch(1), position, Duration::ZERO);
         let statuses = vec![crate::shipping_wire::status_to_wire(SHARD, &status)];
-        let request = meridian_proto::shipping::AnnounceRequest { statuses, node_id: node, ..Default::default() };
+        let request = meridian_proto::shipping::AnnounceRequest {
+            statuses,
+            node_id: node,
+            ..Default::default()
+        };
         shipping.heard(request);
     };
     let at = |sequence| Position::new(Epoch(1), sequence);
@@ -273,7 +302,11 @@ async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_the
     }
     assert_eq!(limits.replication_lag_ms(), Some(0));
     let batch = meridian_types::Batch { position: at(1), time_ms: 1, transactions: Vec::new() };
-    process.local().state().apply(&[batch.into()], meridian_storage::RaftApplied::default()).unwrap();
+    process
+        .local()
+        .state()
+        .apply(&[batch.into()], meridian_storage::RaftApplied::default())
+        .unwrap();
     // Voters of the primary region are lost with it.
     says(2, at(1)).await;
     says(3, at(1)).await;
@@ -281,7 +314,11 @@ async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_the
     says(7, at(1)).await;
     assert_eq!(limits.replication_lag_ms(), Some(0));
     let batch = meridian_types::Batch { position: at(2), time_ms: 2, transactions: Vec::new() };
-    process.local().state().apply(&[batch.into()], meridian_storage::RaftApplied::default()).unwrap();
+    process
+        .local()
+        .state()
+        .apply(&[batch.into()], meridian_storage::RaftApplied::default())
+        .unwrap();
     until("it lags again", async || limits.replication_lag_ms() > Some(20)).await;
 }
 
@@ -328,7 +365,8 @@ async fn what_was_written_while_a_voter_was_sealed_outlives_its_answer() {
     }
 }
 
-/// The end of a region seals all of its shards at once, and the log of every other shard waits for the same disk.
+/// The end of a region seals all of its shards at once, and the log of every other shard waits for
+/// the same disk.
 #[tokio::test]
 async fn seals_of_one_moment_share_an_fsync() {
     let engine = Arc::new(MemoryEngine::default());
@@ -359,10 +397,14 @@ async fn a_planned_seal_of_a_voter_holds_over_a_restart() {
     // The leader may finish what it began, and nobody else leads.
     assert!(after.answers_appends().await);
     assert!(after.is_sealed_voter().await);
-    assert!(!after.holds_a_lease_that_it_is_granted(), "granted before the directory sealed the epoch");
+    assert!(
+        !after.holds_a_lease_that_it_is_granted(),
+        "granted before the directory sealed the epoch"
+    );
 }
 
-/// A lease that was granted before, or another that pulls or votes, may be there before this node has a part.
+/// A lease that was granted before, or another that pulls or votes, may be there before this node
+/// has a part.
 #[tokio::test]
 async fn a_sealed_shard_is_never_taken_up_as_if_it_were_not() {
     let engine = Arc::new(MemoryEngine::default());
@@ -380,7 +422,8 @@ async fn a_sealed_shard_is_never_taken_up_as_if_it_were_not() {
     }
 }
 
-/// Whoever was down when the directory sealed the epoch will be asked, and has no seal of its own until then.
+/// Whoever was down when the directory sealed the epoch will be asked, and has no seal of its own
+/// until then.
 #[tokio::test]
 async fn a_shard_that_the_directory_seals_is_taken_up_sealed() {
     for (node_id, planned) in [(1, false), (1, true), (4, false), (4, true)] {
@@ -396,7 +439,8 @@ async fn a_shard_that_the_directory_seals_is_taken_up_sealed() {
             cause: "a test".to_owned(),
         };
         let active = Change::Activate { shard: SHARD, epoch: Epoch(1) };
-        let switchover = to.filter(|_| planned).map(|to| Change::BeginSwitchover { shard: SHARD, to });
+        let switchover =
+            to.filter(|_| planned).map(|to| Change::BeginSwitchover { shard: SHARD, to });
         for change in [Some(active), switchover, Some(seal)].into_iter().flatten() {
             directory.learn(directory.known().cluster.after(&change).unwrap()).unwrap();
         }
@@ -432,14 +476,27 @@ async fn shards_are_kept_from_when_a_cluster_was_committed() {
     // It looks at what there is, and ends.
     parts.stop.cancel();
     keep_all(Arc::clone(&parts)).await;
-    assert!(load_cluster(&parts.engine).unwrap().is_none() && parts.shards.followers(&SHARD).is_none());
-    let cluster = meridian_failover::Cluster { version: 1, ..parts.directory.known().cluster.clone() };
+    assert!(
+        load_cluster(&parts.engine).unwrap().is_none() && parts.shards.followers(&SHARD).is_none()
+    );
+    let cluster =
+        meridian_failover::Cluster { version: 1, ..parts.directory.known().cluster.clone() };
     parts.directory.learn(cluster.clone()).unwrap();
     keep_all(Arc::clone(&parts)).await;
-    assert_eq!(load_cluster(&parts.engine).unwrap(), Some(cluster), "it begins with that after a restart");
+    assert_eq!(
+        load_cluster(&parts.engine).unwrap(),
+        Some(cluster),
+        "it begins with that after a restart"
+    );
     let followers = parts.shards.followers(&SHARD).unwrap().lags();
-    assert_eq!(followers.iter().map(|follower| follower.node).collect::<Vec<_>>(), [2, 3, 4, 5, 6, 7]);
-    until("it has its part", async || matches!(parts.shards.get(&SHARD), Some(LocalShard::Voter(_)))).await;
+    assert_eq!(
+        followers.iter().map(|follower| follower.node).collect::<Vec<_>>(),
+        [2, 3, 4, 5, 6, 7]
+    );
+    until("it has its part", async || {
+        matches!(parts.shards.get(&SHARD), Some(LocalShard::Voter(_)))
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -500,7 +557,8 @@ async fn a_replica_follows_from_epoch_to_epoch_until_it_is_to_vote() {
     process.learn(|shard| {
         (shard.primary_region, shard.voters) = ("region-2".to_owned(), [4, 5].into());
         (shard.preferred_leader, shard.phase) = (Some(4), Phase::Forming);
-        (shard.epoch, shard.bases) = (Epoch(3), [&shard.bases[..], &[(Epoch(3), Position::ZERO)]].concat());
+        (shard.epoch, shard.bases) =
+            (Epoch(3), [&shard.bases[..], &[(Epoch(3), Position::ZERO)]].concat());
     });
     process.settle().await;
     assert_eq!(process.voter().group.id().epoch, Epoch(3));
@@ -545,7 +603,8 @@ async fn the_log_of_a_replica_begins_right_behind_its_state() {
     assert_eq!(process.shipped(), (None, Some(5)));
 }
 
-/// What a voter took as a replica of the present epoch would be applied on top of what the leader sends.
+/// What a voter took as a replica of the present epoch would be applied on top of what the leader
+/// sends.
 #[tokio::test]
 async fn a_voter_that_is_seeded_keeps_of_its_own_what_lies_before_the_base() {
     for (taken, log, purged) in [(5, Some((1, 5)), None), (6, None, Some(6)), (7, None, Some(7))] {
@@ -557,7 +616,11 @@ async fn a_voter_that_is_seeded_keeps_of_its_own_what_lies_before_the_base() {
         process.settle().await;
         assert_eq!(process.shipped(), (log, purged), "up to {taken}");
         assert_eq!(process.voter().group.id().epoch, Epoch(2));
-        assert_eq!(process.keeper.state.applied().raft.epoch, None, "it founds nothing, though it stands at the base");
+        assert_eq!(
+            process.keeper.state.applied().raft.epoch,
+            None,
+            "it founds nothing, though it stands at the base"
+        );
     }
 }
 
@@ -571,7 +634,8 @@ fn the_log_of_a_group_stays_where_the_state_is_the_groups() {
         [(Some(1), true, true), (Some(1), false, true), (None, true, false), (None, false, false)]
     {
         let process = Process::open(1, Arc::<MemoryEngine>::default());
-        let log = GroupLog::open(Arc::clone(&process.parts.engine), group, RecordKind::Entry).unwrap();
+        let log =
+            GroupLog::open(Arc::clone(&process.parts.engine), group, RecordKind::Entry).unwrap();
         let log_id = meridian_proto::log::LogId { term: 1, index: 1 };
         if has_entries {
             let payload = Some(meridian_proto::log::entry::Payload::Blank(true));
@@ -608,7 +672,11 @@ async fn source(purged: u64) -> (Process, String) {
     let source = Process::open(4, Arc::<MemoryEngine>::default());
     source.takes(1, 1..=50);
     if purged > 0 {
-        source.keeper.log.purge_through(purged, Some((replica::PURGED, &purged.to_be_bytes()))).unwrap();
+        source
+            .keeper
+            .log
+            .purge_through(purged, Some((replica::PURGED, &purged.to_be_bytes())))
+            .unwrap();
     }
     source.settle().await;
     let address = source.serve().await;
@@ -650,7 +718,10 @@ async fn a_voter_says_that_it_has_come_to_a_position_only_while_its_group_goes_o
     assert_eq!(drain().await.unwrap().into_inner().position, Some(position_to_wire(at)));
     process.seal(false).await;
     let refused = drain().await.unwrap_err();
-    assert!(refused.code() == Code::Unavailable && refused.message().contains("has stopped"), "{refused}");
+    assert!(
+        refused.code() == Code::Unavailable && refused.message().contains("has stopped"),
+        "{refused}"
+    );
 }
 
 #[tokio::test]
@@ -663,7 +734,8 @@ async fn a_node_that_hears_of_a_later_epoch_asks_the_directory() {
         let through = Some(position_to_wire(Position::new(Epoch(1), 0)));
         let request = DrainRequest { shard: SHARD.0, epoch, source: 99, through };
         let answer = process.failover.drain(Request::new(request)).await;
-        let other_epoch = answer.err().is_some_and(|refused| refused.code() == Code::FailedPrecondition);
+        let other_epoch =
+            answer.err().is_some_and(|refused| refused.code() == Code::FailedPrecondition);
         assert_eq!((other_epoch, is_asked()), (epoch != 1, asks), "epoch {epoch}");
     }
 }
@@ -678,7 +750,8 @@ fn last_words_of_child(test: &str, how: &str) -> String {
         .env(CHILD, how)
         .output()
         .unwrap();
-    let (out, error) = (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    let (out, error) =
+        (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
     let signal = std::os::unix::process::ExitStatusExt::signal(&child.status);
     assert_eq!(signal, Some(6), "{how}: it was not aborted: {:?}\n{out}\n{error}", child.status);
     assert!(!out.contains("it goes on"), "{how}: {out}");
@@ -693,7 +766,11 @@ async fn corrupt_bytes_in_the_log_stop_the_process() {
         assert!(before.answers_appends().await);
         let mut writes = meridian_storage::WriteBatch::default();
         let key = [&SHARD.0.to_be_bytes()[..], &[0, 1], b"e", &1u64.to_be_bytes()].concat();
-        writes.put(&meridian_storage::schema::LOG_FAMILY.into(), key, b"not what was written".to_vec());
+        writes.put(
+            &meridian_storage::schema::LOG_FAMILY.into(),
+            key,
+            b"not what was written".to_vec(),
+        );
         engine.write(writes, meridian_storage::Durability::Logged).unwrap();
         engine.sync().unwrap();
         Process::start(1, Arc::new(engine.crash(1))).await;
@@ -701,7 +778,10 @@ async fn corrupt_bytes_in_the_log_stop_the_process() {
         return;
     }
     let error = last_words_of_child("corrupt_bytes_in_the_log_stop_the_process", "corrupt");
-    assert!(error.contains("meridian: fatal: corruption in Entry record 1 of shard 1 epoch 1"), "{error}");
+    assert!(
+        error.contains("meridian: fatal: corruption in Entry record 1 of shard 1 epoch 1"),
+        "{error}"
+    );
 }
 
 /// Calls of one kind fail, from a moment on.

@@ -48,7 +48,10 @@ fn maintenance(folder: &std::path::Path) -> Maintenance {
 }
 
 /// A directory of one voter, and what looks after it.
-async fn directory(engine: &Arc<MemoryEngine>, folder: &std::path::Path) -> (Arc<Maintenance>, Arc<DirectoryVoter>) {
+async fn directory(
+    engine: &Arc<MemoryEngine>,
+    folder: &std::path::Path,
+) -> (Arc<Maintenance>, Arc<DirectoryVoter>) {
     let maintenance = maintenance(folder);
     let (shards, peers) = (&maintenance.shards, &maintenance.peers);
     let dynamic: Arc<dyn Engine> = engine.clone();
@@ -65,7 +68,11 @@ async fn directory(engine: &Arc<MemoryEngine>, folder: &std::path::Path) -> (Arc
         peers: Arc::clone(peers) as Arc<dyn Peers>,
         transfer: maintenance.exchange.clone(),
         log_cache: LogCache::default(),
-        timing: RaftTiming { heartbeat_ms: 20, election_timeout_min_ms: 60, election_timeout_max_ms: 90 },
+        timing: RaftTiming {
+            heartbeat_ms: 20,
+            election_timeout_min_ms: 60,
+            election_timeout_max_ms: 90,
+        },
     });
     let group = group.await.unwrap();
     group.take_part(&voters, &(Arc::clone(peers) as Arc<dyn Peers>), false).await.unwrap();
@@ -101,7 +108,9 @@ async fn ids_are_forgotten_ten_minutes_after_they_were_applied_here_and_not_befo
     let state = Arc::clone(&leader.voter.state);
     let ids = || {
         let family = meridian_storage::schema::state_family(DIRECTORY_GROUP.shard, 0);
-        engine.compact_range(&family, &[], &[0xff; 20], &mut |_| std::ops::ControlFlow::Continue(())).unwrap();
+        engine
+            .compact_range(&family, &[], &[0xff; 20], &mut |_| std::ops::ControlFlow::Continue(()))
+            .unwrap();
         let rows = state.snapshot().unwrap().rows(&[], usize::MAX).unwrap().rows;
         rows.iter().filter(|(key, _)| key.starts_with(b"mr")).count()
     };
@@ -124,7 +133,9 @@ async fn ids_are_forgotten_ten_minutes_after_they_were_applied_here_and_not_befo
 
 async fn execute(leader: &DirectoryVoter, change: &Change) {
     // While it is not known yet that it leads.
-    while leader.execute(change.clone(), "a test".to_owned()).await == Err(ExecuteFailure::NotLeader) {
+    while leader.execute(change.clone(), "a test".to_owned()).await
+        == Err(ExecuteFailure::NotLeader)
+    {
         tokio::task::yield_now().await;
     }
 }
@@ -139,7 +150,10 @@ async fn add_and_remove_regions(leader: &DirectoryVoter, numbers: std::ops::Rang
 async fn until<E: std::fmt::Debug>(what: &str, mut check: impl AsyncFnMut() -> Result<(), E>) {
     let started = Instant::now();
     while let Err(last) = check().await {
-        assert!(started.elapsed() < Duration::from_secs(20), "not within 20 s: {what}; it was {last:?}");
+        assert!(
+            started.elapsed() < Duration::from_secs(20),
+            "not within 20 s: {what}; it was {last:?}"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -230,7 +244,11 @@ async fn no_crash_after_a_replicas_purge_loses_what_was_acknowledged() {
     let batches = KEEP_BATCHES + PURGE_AT_LEAST + 100;
     // As its thread does: durable, applied, and then reported.
     for sequence in 1..=batches {
-        let batch = Batch { position: Position::new(Epoch(1), sequence), time_ms: 1, transactions: Vec::new() };
+        let batch = Batch {
+            position: Position::new(Epoch(1), sequence),
+            time_ms: 1,
+            transactions: Vec::new(),
+        };
         let stored = encode_batch(&batch);
         log.append([(sequence, stored.as_ref())]).unwrap();
         state.apply(&[replica::decode(stored).unwrap()], RaftApplied::default()).unwrap();
@@ -264,7 +282,8 @@ async fn no_crash_after_a_replicas_purge_loses_what_was_acknowledged() {
     }
 }
 
-/// Memtables with more in them than the disk has room for, one more at each look, whose flush takes as long as a test.
+/// Memtables with more in them than the disk has room for, one more at each look, whose flush takes
+/// as long as a test.
 #[derive(Default)]
 struct Flushing {
     unflushed: std::sync::atomic::AtomicU64,
@@ -313,7 +332,11 @@ async fn a_disk_is_looked_at_while_memtables_are_flushed_for_want_of_room() {
     })
     .await;
     engine.unflushed.store(u64::MAX, Ordering::SeqCst);
-    until("nothing is taken", async || if disk.takes_nothing() { Ok(()) } else { Err(disk.room()) }).await;
+    until(
+        "nothing is taken",
+        async || if disk.takes_nothing() { Ok(()) } else { Err(disk.room()) },
+    )
+    .await;
     drop(blocked);
     stop.cancel();
     for task in tasks {
@@ -327,14 +350,20 @@ async fn memtables_are_flushed_on_a_low_disk_and_not_where_they_may_find_no_room
     let memory = Arc::new(MemoryEngine::default());
     memory.create_family("a family").unwrap();
     let engine = Arc::new(meridian_storage::HookedEngine::new(memory, Flushing::default()));
-    let maintenance = Arc::new(Maintenance { engine: engine.clone(), ..maintenance(folder.path()) });
+    let maintenance =
+        Arc::new(Maintenance { engine: engine.clone(), ..maintenance(folder.path()) });
     for (left, begun) in [(u64::MAX, 0), (128 << 20, 1), (0, 1)] {
         let free = crate::disk::free_bytes(folder.path()).unwrap();
         let unflushed = free.saturating_sub(left).max(FLUSHED_ON_A_LOW_DISK_BYTES + 1);
         engine.unflushed.store(unflushed, Ordering::SeqCst);
         Arc::clone(&maintenance).look_at_the_disk().await;
         Arc::clone(&maintenance).flush_on_a_low_disk().await;
-        assert_eq!(engine.begun.load(Ordering::SeqCst), begun, "{unflushed} bytes: {:?}", maintenance.disk.room());
+        assert_eq!(
+            engine.begun.load(Ordering::SeqCst),
+            begun,
+            "{unflushed} bytes: {:?}",
+            maintenance.disk.room()
+        );
     }
 }
 

@@ -6,7 +6,10 @@ use meridian_proto::admin as wire;
 use meridian_storage::StorageError;
 use prost::Message;
 
-use super::{BATCH, END, HEADER, MAGIC, OrphanHeader, OrphanName, OrphanSummary, RECORD_HEAD, corruption, file_error};
+use super::{
+    BATCH, END, HEADER, MAGIC, OrphanHeader, OrphanName, OrphanSummary, RECORD_HEAD, corruption,
+    file_error,
+};
 
 /// The batches of one file, in order. After an error come no more.
 #[derive(Debug)]
@@ -23,7 +26,8 @@ pub(crate) struct OrphanReader {
 
 impl OrphanReader {
     /// # Errors
-    /// [`StorageError::File`]; [`StorageError::Corruption`] when the file does not begin as it must.
+    /// [`StorageError::File`]; [`StorageError::Corruption`] when the file does not begin as it
+    /// must.
     pub(super) fn open(path: PathBuf, name: OrphanName) -> Result<Self, StorageError> {
         let open = || {
             let file = File::open(&path)?;
@@ -31,11 +35,19 @@ impl OrphanReader {
             Ok((file, length))
         };
         let (file, left) = open().map_err(|source| file_error(&path, source))?;
-        let none = OrphanHeader { shard: name.shard, epoch: name.epoch, base: meridian_types::Position::ZERO };
+        let none = OrphanHeader {
+            shard: name.shard,
+            epoch: name.epoch,
+            base: meridian_types::Position::ZERO,
+        };
         let read = OrphanSummary::default();
-        let mut reader = Self { path, file: BufReader::new(file), left, header: none, read, ended: false };
+        let mut reader =
+            Self { path, file: BufReader::new(file), left, header: none, read, ended: false };
         if reader.read_bytes(MAGIC.len())? != MAGIC {
-            return Err(corruption(&reader.path, "it does not begin as a file of orphans of this version"));
+            return Err(corruption(
+                &reader.path,
+                "it does not begin as a file of orphans of this version",
+            ));
         }
         let header = match reader.record()?.split_first() {
             Some((&HEADER, body)) => OrphanHeader::decode(body),
@@ -55,7 +67,9 @@ impl OrphanReader {
         for length in OrphanSummary::LENGTHS {
             self.left = left.min((RECORD_HEAD + 1 + length) as u64);
             let behind = i64::try_from(self.left).map_or(0, |length| -length);
-            self.file.seek(SeekFrom::End(behind)).map_err(|source| file_error(&self.path, source))?;
+            self.file
+                .seek(SeekFrom::End(behind))
+                .map_err(|source| file_error(&self.path, source))?;
             match self.record() {
                 Ok(payload) => {
                     if let Some((&END, body)) = payload.split_first()
@@ -77,7 +91,8 @@ impl OrphanReader {
         let record = self.record()?;
         match record.split_first() {
             Some((&BATCH, body)) => {
-                let stored = wire::OrphanBatch::decode(body).map_err(|error| corruption(&self.path, error))?;
+                let stored = wire::OrphanBatch::decode(body)
+                    .map_err(|error| corruption(&self.path, error))?;
                 let batch = meridian_proto::decode_batch(stored.batch.clone());
                 let batch = batch.map_err(|error| corruption(&self.path, error))?;
                 let transactions = batch.transactions.len() as u64;
@@ -85,11 +100,14 @@ impl OrphanReader {
                 Ok(Some(stored))
             }
             Some((&END, body))
-                if self.left == 0 && OrphanSummary::decode(body).is_some_and(|end| end.is_of(&self.read)) =>
+                if self.left == 0
+                    && OrphanSummary::decode(body).is_some_and(|end| end.is_of(&self.read)) =>
             {
                 Ok(None)
             }
-            Some((&END, _)) => Err(corruption(&self.path, "it does not hold what its last record says")),
+            Some((&END, _)) => {
+                Err(corruption(&self.path, "it does not hold what its last record says"))
+            }
             _ => Err(corruption(&self.path, "a record is of no known kind")),
         }
     }

@@ -1,5 +1,6 @@
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding,
+    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, ShardId, Value,
+    ValueEncoding,
 };
 use tonic::Code;
 
@@ -27,7 +28,12 @@ pub(crate) fn batch_at(position: Position, transactions: u8) -> Vec<u8> {
         refusal: None,
     };
     let transactions = (0..transactions).map(transaction).collect();
-    meridian_proto::encode_batch(&Batch { position, time_ms: 1000 + position.sequence, transactions }).to_vec()
+    meridian_proto::encode_batch(&Batch {
+        position,
+        time_ms: 1000 + position.sequence,
+        transactions,
+    })
+    .to_vec()
 }
 
 /// Of a failover to an epoch that began behind `base`, of epoch 1.
@@ -97,7 +103,8 @@ fn what_is_saved_is_listed_and_read() {
         (OrphanHeader { shard: SHARD, epoch: EPOCH, base: BASE }, expected)
     );
     let read: Vec<_> = read(folder.path(), NAME).unwrap().map(Result::unwrap).collect();
-    let stored = |batch: &Vec<u8>, committed| wire::OrphanBatch { batch: batch.clone().into(), committed };
+    let stored =
+        |batch: &Vec<u8>, committed| wire::OrphanBatch { batch: batch.clone().into(), committed };
     assert_eq!(read, [stored(&batches[0], true), stored(&batches[1], false)]);
 
     let list = list_orphans(folder.path()).unwrap();
@@ -139,20 +146,35 @@ fn the_bytes_of_a_file_are_golden() {
         record(b"\x01\x03\0\0\0\x02\0\x01\0\x0a\0\0\0\0\0\0\0"),
         record(&[b"\x02\x0a\x0e".as_slice(), &stored, b"\x10\x01"].concat()),
     ];
-    let counted = [b"\x03".as_slice(), &number(1), &number(0), &number(0), &number(1011), &number(1011), &number(14)];
+    let counted = [
+        b"\x03".as_slice(),
+        &number(1),
+        &number(0),
+        &number(0),
+        &number(1011),
+        &number(1011),
+        &number(14),
+    ];
     let counted = counted.concat();
     let end = [counted.as_slice(), &number(5), &number(10), &number(12)].concat();
     let path = folder.path().join("orphans").join(NAME);
     let written = fs::read(&path).unwrap();
     assert_eq!(written, [golden.concat(), record(&end)].concat());
-    assert_eq!(written[MAGIC.len()..][..RECORD_HEAD], *b"\x11\0\0\0\x14\x32\x07\xef", "length and crc32c");
+    assert_eq!(
+        written[MAGIC.len()..][..RECORD_HEAD],
+        *b"\x11\0\0\0\x14\x32\x07\xef",
+        "length and crc32c"
+    );
 
     // Of the first version, which did not say what is missing.
     let summary = || list(folder.path()).unwrap()[0].content.as_ref().unwrap().1;
     let whole = summary();
     assert_eq!((whole.missing_from, whole.missing_through, whole.committed_total), (5, 10, 12));
     fs::write(&path, [golden.concat(), record(&counted)].concat()).unwrap();
-    assert_eq!(summary(), OrphanSummary { missing_from: 0, missing_through: 0, committed_total: 0, ..whole });
+    assert_eq!(
+        summary(),
+        OrphanSummary { missing_from: 0, missing_through: 0, committed_total: 0, ..whole }
+    );
     assert_eq!(read(folder.path(), NAME).unwrap().map(Result::unwrap).count(), 1);
 }
 
@@ -170,7 +192,10 @@ fn a_file_may_say_only_what_is_missing() {
     }
     assert_eq!(read(folder.path(), NAME).unwrap().map(Result::unwrap).count(), 0);
     let file = &list_orphans(folder.path()).unwrap().files[0];
-    assert_eq!((file.batches, file.missing_from, file.missing_through, file.last_time_ms), (0, 11, 13, 1013));
+    assert_eq!(
+        (file.batches, file.missing_from, file.missing_through, file.last_time_ms),
+        (0, 11, 13, 1013)
+    );
     // What one lacks and another has is not said to be missing.
     let mut other = writer(folder.path());
     other.push(&batch(11, 1), true).unwrap();
@@ -261,7 +286,8 @@ fn damage_is_found_wherever_it_is() {
     check("more behind the end", &[whole.as_slice(), b"x"].concat());
     // A record that is missing as a whole.
     let first = MAGIC.len() + RECORD_HEAD + 17;
-    let length = RECORD_HEAD + usize::try_from(u32::from_le_bytes(whole[first..][..4].try_into().unwrap())).unwrap();
+    let length = RECORD_HEAD
+        + usize::try_from(u32::from_le_bytes(whole[first..][..4].try_into().unwrap())).unwrap();
     check("a batch is missing", &[&whole[..first], &whole[first + length..]].concat());
 
     // Listed all the same, without counts.
@@ -341,7 +367,11 @@ fn only_names_of_such_files_are_opened() {
         "shard-3-epoch-2-base-../x-1.orphans",
     ];
     for name in tricks {
-        assert_eq!(read_orphans(folder.path(), name).err().unwrap().code(), Code::InvalidArgument, "{name:?}");
+        assert_eq!(
+            read_orphans(folder.path(), name).err().unwrap().code(),
+            Code::InvalidArgument,
+            "{name:?}"
+        );
     }
     let away = read_orphans(folder.path(), "shard-3-epoch-2-base-10-2.orphans").err().unwrap();
     assert_eq!(away.code(), Code::NotFound, "{away}");

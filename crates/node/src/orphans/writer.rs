@@ -11,7 +11,8 @@ use parking_lot::Mutex;
 use prost::Message;
 
 use super::{
-    BATCH, END, HEADER, MAGIC, OrphanHeader, OrphanName, OrphanSummary, corruption, file_error, folder, is_kept, names,
+    BATCH, END, HEADER, MAGIC, OrphanHeader, OrphanName, OrphanSummary, corruption, file_error,
+    folder, is_kept, names,
 };
 
 /// Writes one file. Dropped before [`OrphanWriter::finish`], it leaves nothing.
@@ -26,21 +27,33 @@ pub(crate) struct OrphanWriter {
 }
 
 impl OrphanWriter {
-    /// Begins a file for batches that are not in the history of `epoch`, which left theirs at `base`. Unless
-    /// [`OrphanWriter::finish`] is called, no file comes of it.
+    /// Begins a file for batches that are not in the history of `epoch`, which left theirs at
+    /// `base`. Unless [`OrphanWriter::finish`] is called, no file comes of it.
     ///
     /// # Errors
-    /// [`StorageError::File`], and [`StorageError::Refused`] while another writer in this process is at the same.
-    pub(crate) fn create(data_dir: &Path, shard: ShardId, epoch: Epoch, base: Position) -> Result<Self, StorageError> {
+    /// [`StorageError::File`], and [`StorageError::Refused`] while another writer in this process
+    /// is at the same.
+    pub(crate) fn create(
+        data_dir: &Path,
+        shard: ShardId,
+        epoch: Epoch,
+        base: Position,
+    ) -> Result<Self, StorageError> {
         let header = OrphanHeader { shard, epoch, base };
         let folder = folder(data_dir);
         fs::create_dir_all(&folder).map_err(|source| file_error(&folder, source))?;
         sync_folder(data_dir)?;
-        let partial =
-            Partial::claim(folder.join(format!("shard-{shard}-epoch-{epoch}-base-{}.partial", base.sequence)))?;
+        let partial = Partial::claim(
+            folder.join(format!("shard-{shard}-epoch-{epoch}-base-{}.partial", base.sequence)),
+        )?;
         let file = File::create(&partial.0).map_err(|source| file_error(&partial.0, source))?;
-        let mut writer =
-            Self { header, summary: OrphanSummary::default(), folder, file: BufWriter::new(file), partial };
+        let mut writer = Self {
+            header,
+            summary: OrphanSummary::default(),
+            folder,
+            file: BufWriter::new(file),
+            partial,
+        };
         writer.write(MAGIC)?;
         writer.record(HEADER, &header.encode())?;
         Ok(writer)
@@ -50,12 +63,12 @@ impl OrphanWriter {
         self.header
     }
 
-    /// Adds a stored `meridian.log.v1.Batch`, behind the ones before. `committed`: known to have been. How many
-    /// transactions it has.
+    /// Adds a stored `meridian.log.v1.Batch`, behind the ones before. `committed`: known to have
+    /// been. How many transactions it has.
     ///
     /// # Errors
-    /// [`StorageError::File`], or [`StorageError::Corruption`] when `batch` is not one. The writer is of no
-    /// use then.
+    /// [`StorageError::File`], or [`StorageError::Corruption`] when `batch` is not one. The writer
+    /// is of no use then.
     pub(crate) fn push(&mut self, batch: &[u8], committed: bool) -> Result<u64, StorageError> {
         let batch = Bytes::copy_from_slice(batch);
         let decoded = meridian_proto::decode_batch(batch.clone());
@@ -71,14 +84,24 @@ impl OrphanWriter {
         self.summary.committed_total = transactions;
     }
 
-    /// Says what this node had beyond the base, and its log did not any more: batches from one through another,
-    /// the last of them made at `time_ms`, if that is known. Not when another file has them.
+    /// Says what this node had beyond the base, and its log did not any more: batches from one
+    /// through another, the last of them made at `time_ms`, if that is known. Not when another file
+    /// has them.
     ///
     /// # Errors
     /// When the other files cannot be read.
-    pub(crate) fn set_missing(&mut self, from: u64, through: u64, time_ms: u64) -> Result<(), StorageError> {
-        let lacking = OrphanSummary { missing_from: from, missing_through: through, ..self.summary };
-        let data_dir = self.folder.parent().ok_or_else(|| corruption(&self.folder, "lies in no data folder"))?;
+    pub(crate) fn set_missing(
+        &mut self,
+        from: u64,
+        through: u64,
+        time_ms: u64,
+    ) -> Result<(), StorageError> {
+        let lacking =
+            OrphanSummary { missing_from: from, missing_through: through, ..self.summary };
+        let data_dir = self
+            .folder
+            .parent()
+            .ok_or_else(|| corruption(&self.folder, "lies in no data folder"))?;
         if is_kept(data_dir, &self.header, &lacking)? {
             return Ok(());
         }
@@ -89,8 +112,9 @@ impl OrphanWriter {
         Ok(())
     }
 
-    /// Makes the file durable under a name that no other has, and says what is in it. If nothing was added,
-    /// nor is missing, there is no file; if a file with the same content is there already, no second one.
+    /// Makes the file durable under a name that no other has, and says what is in it. If nothing
+    /// was added, nor is missing, there is no file; if a file with the same content is there
+    /// already, no second one.
     ///
     /// # Errors
     /// [`StorageError::File`]. The orphans are not kept then.
@@ -112,7 +136,8 @@ impl OrphanWriter {
             }
             number = name.number.checked_add(1);
         }
-        let number = number.ok_or_else(|| corruption(&self.folder, "the numbers of files are used up"))?;
+        let number =
+            number.ok_or_else(|| corruption(&self.folder, "the numbers of files are used up"))?;
         let name = OrphanName::new(&self.header, number).to_string();
         let path = self.folder.join(&name);
         fs::rename(partial, &path).map_err(|source| file_error(&path, source))?;
@@ -149,8 +174,8 @@ impl OrphanWriter {
     }
 }
 
-/// A temporary name, held by one writer of this process. No other process opens the data folder. The file
-/// goes with it, unless it was renamed.
+/// A temporary name, held by one writer of this process. No other process opens the data folder.
+/// The file goes with it, unless it was renamed.
 #[derive(Debug)]
 struct Partial(PathBuf);
 
@@ -179,7 +204,9 @@ impl Drop for Partial {
 }
 
 fn same_content(one: &Path, other: &Path) -> Result<bool, StorageError> {
-    let open = |path: &Path| File::open(path).map(BufReader::new).map_err(|source| file_error(path, source));
+    let open = |path: &Path| {
+        File::open(path).map(BufReader::new).map_err(|source| file_error(path, source))
+    };
     let (mut one_file, mut other_file) = (open(one)?, open(other)?);
     loop {
         let one_read = one_file.fill_buf().map_err(|source| file_error(one, source))?;

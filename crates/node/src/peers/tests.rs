@@ -13,7 +13,8 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::*;
 
-/// More than the frames of late answers for which a connection is closed where that is bounded, 1024 by default.
+/// More than the frames of late answers for which a connection is closed where that is bounded,
+/// 1024 by default.
 const GIVEN_UP: u32 = 1500;
 
 /// A node that answers nobody before it may.
@@ -69,13 +70,16 @@ async fn relay(listener: TcpListener, to: String, held: watch::Receiver<bool>) {
 
 #[tokio::test]
 async fn a_connection_outlives_any_number_of_answers_that_come_too_late() {
-    let (asked, answers, held) = (Arc::new(AtomicU32::new(0)), watch::Sender::new(false), watch::Sender::new(false));
+    let (asked, answers, held) =
+        (Arc::new(AtomicU32::new(0)), watch::Sender::new(false), watch::Sender::new(false));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let server = listener.local_addr().unwrap().to_string();
     let slow = Slow { asked: Arc::clone(&asked), answers: answers.subscribe() };
     let serve = tonic::transport::Server::builder().max_concurrent_streams(Some(2 * GIVEN_UP));
     tokio::spawn(
-        { serve }.add_service(ShippingServer::new(slow)).serve_with_incoming(TcpListenerStream::new(listener)),
+        { serve }
+            .add_service(ShippingServer::new(slow))
+            .serve_with_incoming(TcpListenerStream::new(listener)),
     );
     let relayed = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = relayed.local_addr().unwrap().to_string();
@@ -85,7 +89,9 @@ async fn a_connection_outlives_any_number_of_answers_that_come_too_late() {
     let peers = PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap();
     let call = || {
         let mut client = ShippingClient::new(peers.requests(1).unwrap());
-        tokio::spawn(async move { client.announce(tokio_stream::once(wire::AnnounceRequest::default())).await })
+        tokio::spawn(async move {
+            client.announce(tokio_stream::once(wire::AnnounceRequest::default())).await
+        })
     };
     let waiting = call();
     let given_up: Vec<_> = (0..GIVEN_UP).map(|_| call()).collect();

@@ -60,7 +60,8 @@ impl Backlog {
         }
     }
 
-    /// The one that has waited longest. Who gave up waiting is left out: nothing was done, and nothing will be.
+    /// The one that has waited longest. Who gave up waiting is left out: nothing was done, and
+    /// nothing will be.
     pub(super) fn next(&mut self) -> Option<Queued> {
         while let Some(queued) = self.requests.pop_front() {
             if !queued.reply.is_closed() && queued.departure.leave() {
@@ -82,12 +83,16 @@ impl Backlog {
 
     /// Another leads, or will: nothing was done of these.
     pub(super) fn decline(&mut self, leader: Option<NodeId>) {
-        self.requests.drain(..).for_each(|queued| respond(queued.reply, WriteReply::NotLeader(leader)));
+        self.requests
+            .drain(..)
+            .for_each(|queued| respond(queued.reply, WriteReply::NotLeader(leader)));
     }
 
     pub(super) fn refuse_as_sealed(&mut self) {
         let reason = || "the shard's primary region is changing".to_owned();
-        self.requests.drain(..).for_each(|queued| respond(queued.reply, WriteReply::NotCommitted(reason())));
+        self.requests
+            .drain(..)
+            .for_each(|queued| respond(queued.reply, WriteReply::NotCommitted(reason())));
     }
 }
 
@@ -108,7 +113,9 @@ pub(super) fn size(request: &WriteRequest) -> usize {
     let checks = request.transaction.checks.iter().map(|check| STRUCTURE + check.key.len());
     let mutations = request.transaction.mutations.iter().map(|mutation| {
         let operand = match &mutation.kind {
-            Set(value) | Min(value) | Max(value) | SetSuffixVersionstampedKey(value) => value.data.len(),
+            Set(value) | Min(value) | Max(value) | SetSuffixVersionstampedKey(value) => {
+                value.data.len()
+            }
             Sum { operand, bounds } => operand.data.len() + bounds.min.len() + bounds.max.len(),
             Delete => 0,
         };
@@ -123,8 +130,8 @@ mod tests {
 
     use meridian_memory::ByteBudget;
     use meridian_types::{
-        Check, DatabaseId, Mutation, MutationKind, RequestId, SumBounds, Transaction, Value, ValueEncoding,
-        WriteOutcome,
+        Check, DatabaseId, Mutation, MutationKind, RequestId, SumBounds, Transaction, Value,
+        ValueEncoding, WriteOutcome,
     };
     use tokio::sync::{mpsc, watch};
 
@@ -132,14 +139,30 @@ mod tests {
     use super::*;
 
     fn request(transaction: Transaction) -> WriteRequest {
-        WriteRequest { database: DatabaseId([1; 16]), request_id: RequestId([1; 16]), transaction, retry: false }
+        WriteRequest {
+            database: DatabaseId([1; 16]),
+            request_id: RequestId([1; 16]),
+            transaction,
+            retry: false,
+        }
     }
 
     /// A request that is given up then, of a budget of as many as there may be.
     fn queued(budget: &ByteBudget, until: Instant) -> (Queued, oneshot::Receiver<WriteReply>) {
         let (reply, answer) = oneshot::channel();
-        let (request, held) = (request(Transaction::default()), Arc::new(budget.try_take(1).unwrap()));
-        (Queued { request, since: Instant::now(), until, departure: Arc::default(), reply, held }, answer)
+        let (request, held) =
+            (request(Transaction::default()), Arc::new(budget.try_take(1).unwrap()));
+        (
+            Queued {
+                request,
+                since: Instant::now(),
+                until,
+                departure: Arc::default(),
+                reply,
+                held,
+            },
+            answer,
+        )
     }
 
     #[test]
@@ -175,8 +198,13 @@ mod tests {
     #[test]
     fn a_request_takes_what_its_keys_values_and_bounds_are_and_something_for_each_part() {
         let value = |bytes| Value { encoding: ValueEncoding::Bytes, data: vec![7; bytes].into() };
-        let mutation = |key_bytes, kind| Mutation { key: vec![1; key_bytes].into(), kind, expire_at_ms: 0 };
-        let bounds = SumBounds { min: vec![1; 5000].into(), max: vec![2; 60_000].into(), ..SumBounds::default() };
+        let mutation =
+            |key_bytes, kind| Mutation { key: vec![1; key_bytes].into(), kind, expire_at_ms: 0 };
+        let bounds = SumBounds {
+            min: vec![1; 5000].into(),
+            max: vec![2; 60_000].into(),
+            ..SumBounds::default()
+        };
         let empty = size(&request(Transaction::default()));
         assert!((100..1000).contains(&empty), "{empty}");
         for (what, least) in [
@@ -188,16 +216,21 @@ mod tests {
             assert_eq!(size, least + 2 * empty);
         }
         let checks = vec![Check { key: vec![1; 3].into(), versionstamp: None }; 2];
-        assert_eq!(size(&request(Transaction { checks, mutations: Vec::new() })), 2 * 3 + 3 * empty);
+        assert_eq!(
+            size(&request(Transaction { checks, mutations: Vec::new() })),
+            2 * 3 + 3 * empty
+        );
     }
 
     /// Its task is busy with something else, whatever that is.
     #[tokio::test]
-    async fn what_is_not_evaluated_in_time_is_refused_and_never_evaluated_and_what_is_has_its_answer() {
+    async fn what_is_not_evaluated_in_time_is_refused_and_never_evaluated_and_what_is_has_its_answer()
+     {
         let (queue, mut requests) = mpsc::channel(9);
         let budget = ByteBudget::new("writes", 1 << 20);
         let drained = watch::Sender::new(None).subscribe();
-        let proposer = Proposer { queue, sealed: watch::Sender::new(false), drained, budget: budget.clone() };
+        let proposer =
+            Proposer { queue, sealed: watch::Sender::new(false), drained, budget: budget.clone() };
         let write = || {
             let proposer = proposer.clone();
             tokio::spawn(async move {

@@ -11,8 +11,9 @@ use super::session::Session;
 /// Databases dropped in one batch at most.
 const AT_ONCE: usize = 64;
 
-/// What one term's leader knows of databases that were dropped. All that an earlier term logged is applied when the
-/// term begins, so nothing of these is ever logged behind the drop, however old the directory is that a leader knows.
+/// What one term's leader knows of databases that were dropped. All that an earlier term logged is
+/// applied when the term begins, so nothing of these is ever logged behind the drop, however old
+/// the directory is that a leader knows.
 pub(super) struct Dropped {
     applied: HashSet<DatabaseId>,
     in_flight: Vec<(Position, DatabaseId)>,
@@ -31,23 +32,30 @@ impl Dropped {
     }
 
     fn is_logged(&self, database: DatabaseId) -> bool {
-        self.applied.contains(&database) || self.in_flight.iter().any(|(_, dropped)| *dropped == database)
+        self.applied.contains(&database)
+            || self.in_flight.iter().any(|(_, dropped)| *dropped == database)
     }
 }
 
 impl Session<'_> {
-    /// What a request for a database is told that is not, or no longer, in this shard. To be asked only for requests
-    /// of which nothing is known: what committed before the drop is answered so.
+    /// What a request for a database is told that is not, or no longer, in this shard. To be asked
+    /// only for requests of which nothing is known: what committed before the drop is answered so.
     ///
-    /// Once the drop is committed no leader lets an earlier try of the request take effect: the refusal binds. Before,
-    /// and where the directory that is known here may be too old to know the database, whoever asks may ask again.
+    /// Once the drop is committed no leader lets an earlier try of the request take effect: the
+    /// refusal binds. Before, and where the directory that is known here may be too old to know the
+    /// database, whoever asks may ask again.
     pub(super) fn refuses(&self, database: DatabaseId) -> Option<WriteReply> {
         let shard = self.parts.group.id().shard;
         if self.dropped.applied.contains(&database) {
             return Some(self.done(WriteOutcome::Rejected("the database was deleted".to_owned())));
         }
-        let is_here = self.parts.directory.holds(shard, database) && !self.dropped.is_logged(database);
-        (!is_here).then(|| WriteReply::NotCommitted(format!("the leader of shard {shard} knows of no such database")))
+        let is_here =
+            self.parts.directory.holds(shard, database) && !self.dropped.is_logged(database);
+        (!is_here).then(|| {
+            WriteReply::NotCommitted(format!(
+                "the leader of shard {shard} knows of no such database"
+            ))
+        })
     }
 
     /// Databases that are to be dropped next: the directory says so, and the log does not yet.
@@ -57,12 +65,19 @@ impl Session<'_> {
         if deleting.is_empty() || !self.parts.directory.holds_lease(group.shard, group.epoch) {
             return Vec::new();
         }
-        deleting.into_iter().filter(|database| !self.dropped.is_logged(*database)).take(AT_ONCE).collect()
+        deleting
+            .into_iter()
+            .filter(|database| !self.dropped.is_logged(*database))
+            .take(AT_ONCE)
+            .collect()
     }
 
-    /// Logs that these databases are gone. Also on a disk without room, and while replication lags: it is what gives
-    /// room back.
-    pub(super) async fn drop_databases(&mut self, databases: Vec<DatabaseId>) -> Result<(), ProposalFailure> {
+    /// Logs that these databases are gone. Also on a disk without room, and while replication lags:
+    /// it is what gives room back.
+    pub(super) async fn drop_databases(
+        &mut self,
+        databases: Vec<DatabaseId>,
+    ) -> Result<(), ProposalFailure> {
         let mut batch = self.next_batch();
         let position = batch.position;
         let transaction = |database: &DatabaseId| CommittedTransaction {

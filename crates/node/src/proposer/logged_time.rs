@@ -2,34 +2,37 @@ use std::time::Duration;
 
 use crate::clocks::Reading;
 
-/// What the clocks may be ahead of the logged time without being asked twice: the logged time catches up with it,
-/// a little faster than time passes.
+/// What the clocks may be ahead of the logged time without being asked twice: the logged time
+/// catches up with it, a little faster than time passes.
 const TOLERANCE: Duration = Duration::from_secs(1);
-/// The part of the time that passes by which the logged time may catch up, from one look at the clocks to the next.
+/// The part of the time that passes by which the logged time may catch up, from one look at the
+/// clocks to the next.
 const CATCHING_UP: u32 = 16;
-/// The longest that counts for that. Nobody looked in the rest of the time, so that clocks which happen to be wrong in
-/// this look gain nothing from how long it was.
+/// The longest that counts for that. Nobody looked in the rest of the time, so that clocks which
+/// happen to be wrong in this look gain nothing from how long it was.
 const LOOK: Duration = Duration::from_millis(200);
 /// Clocks that nobody looked at for so long have to settle anew.
 const UNSEEN: Duration = Duration::from_secs(1);
-/// How long clocks have to say the same before they are believed against what has passed on this node's monotonic
-/// clock, when there are other nodes whose clocks say it too.
+/// How long clocks have to say the same before they are believed against what has passed on this
+/// node's monotonic clock, when there are other nodes whose clocks say it too.
 const SETTLING: Duration = Duration::from_secs(10);
-/// And when there is no clock but this node's: longer than a machine takes to set it after it has started.
+/// And when there is no clock but this node's: longer than a machine takes to set it after it has
+/// started.
 const SETTLING_ALONE: Duration = Duration::from_secs(5 * 60);
 
-/// A shard whose time lies before this has never logged what a clock said: nothing in it can have expired, and clocks
-/// are believed at once. (2020-01-01, in seconds since the Unix epoch.)
+/// A shard whose time lies before this has never logged what a clock said: nothing in it can have
+/// expired, and clocks are believed at once. (2020-01-01, in seconds since the Unix epoch.)
 const EARLIEST: Duration = Duration::from_secs(1_577_836_800);
 /// By a new shard, when there is no clock but this node's: others have not been heard yet.
 const FOUNDING_ALONE: Duration = Duration::from_secs(1);
 
-/// The time that a leader logs. What expires by it is gone, everywhere and for good, so that no clock may move it
-/// much by being wrong for a while: see `docs/adr/0015-time-and-expiry.md`.
+/// The time that a leader logs. What expires by it is gone, everywhere and for good, so that no
+/// clock may move it much by being wrong for a while: see `docs/adr/0015-time-and-expiry.md`.
 ///
-/// It does not go back. It follows the middle of the nodes' clocks, but moves only as far as time has passed here since
-/// it was last known, on a clock that does not jump. Clocks that are ahead of that are believed when they have
-/// been so, and agreed with themselves, for a while. Being late does no harm: nothing expires too early.
+/// It does not go back. It follows the middle of the nodes' clocks, but moves only as far as time
+/// has passed here since it was last known, on a clock that does not jump. Clocks that are ahead of
+/// that are believed when they have been so, and agreed with themselves, for a while. Being late
+/// does no harm: nothing expires too early.
 #[derive(Debug)]
 pub(super) struct LoggedTime {
     /// Since the Unix epoch.
@@ -55,7 +58,8 @@ impl LoggedTime {
         Self { time: logged, at: now, ahead: None, logged: (logged, now) }
     }
 
-    /// The log has this time. From when it is known, time passes here. To be called often, whoever leads.
+    /// The log has this time. From when it is known, time passes here. To be called often, whoever
+    /// leads.
     pub(super) fn learn(&mut self, logged_ms: u64, now: Duration) {
         let logged = Duration::from_millis(logged_ms);
         if logged > self.logged.0 {
@@ -66,16 +70,17 @@ impl LoggedTime {
         }
     }
 
-    /// This node begins to lead, and goes on from the log. What it came to when it led before and did not log is no
-    /// time of the shard: it may come from the last looks of a leader that heard nobody any more.
+    /// This node begins to lead, and goes on from the log. What it came to when it led before and
+    /// did not log is no time of the shard: it may come from the last looks of a leader that heard
+    /// nobody any more.
     pub(super) fn begin(&mut self, logged_ms: u64, now: Duration) {
         self.learn(logged_ms, now);
         (self.time, self.at) = self.logged;
         self.ahead = None;
     }
 
-    /// The time to be logged now, in milliseconds since the Unix epoch. To be asked often while this node leads:
-    /// clocks are believed for what they say over time.
+    /// The time to be logged now, in milliseconds since the Unix epoch. To be asked often while
+    /// this node leads: clocks are believed for what they say over time.
     pub(super) fn advance(&mut self, reading: Reading, now: Duration) -> u64 {
         let passed = now.saturating_sub(self.at);
         let reached = self.time.saturating_add(passed);
@@ -195,7 +200,11 @@ mod tests {
         }
         leader.passed_ms += 10_000;
         let logged_ms = leader.once(200);
-        assert!(leader.right_ms() + 200 - logged_ms <= 2, "behind by {}", leader.right_ms() + 200 - logged_ms);
+        assert!(
+            leader.right_ms() + 200 - logged_ms <= 2,
+            "behind by {}",
+            leader.right_ms() + 200 - logged_ms
+        );
     }
 
     #[test]
@@ -248,7 +257,8 @@ mod tests {
 
     #[test]
     fn a_leader_goes_on_from_what_is_logged_and_not_from_what_it_had_come_to_before() {
-        // Its clock is a day ahead, and it leads for long after it heard the last of the others. It logs nothing.
+        // Its clock is a day ahead, and it leads for long after it heard the last of the others. It
+        // logs nothing.
         let mut leader = Leader::new(START_MS, 0);
         let day_ahead = i64::try_from(DAY_MS).unwrap();
         assert_eq!(leader.run(400_000, day_ahead), leader.right_ms() + DAY_MS);
@@ -264,7 +274,8 @@ mod tests {
         assert_eq!(leader.once(0), leader.right_ms() + 500);
     }
 
-    /// What is logged goes no further than what has passed, whatever the clocks said for a look or two.
+    /// What is logged goes no further than what has passed, whatever the clocks said for a look or
+    /// two.
     #[test]
     fn however_long_nobody_looked_the_time_catches_up_no_more_than_in_one_look() {
         for ahead_ms in [HOUR_MS / 2, DAY_MS] {
@@ -273,8 +284,8 @@ mod tests {
             let logged_ms = heir.once(i64::try_from(ahead_ms).unwrap());
             assert_eq!(logged_ms, heir.right_ms(), "ahead by {}", logged_ms - heir.right_ms());
         }
-        // A leader whose clock is a day ahead stands still for an hour, hears nobody in its first look, and then
-        // everybody; or stands still twice.
+        // A leader whose clock is a day ahead stands still for an hour, hears nobody in its first
+        // look, and then everybody; or stands still twice.
         let mut leader = Leader::new(START_MS, 2);
         for _ in 0..3 {
             leader.run(2000, 0);

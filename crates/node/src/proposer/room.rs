@@ -3,8 +3,8 @@ use std::cell::Cell;
 use meridian_txn::{Stored, View};
 use meridian_types::{CommittedTransaction, DatabaseId, Versionstamp, limits::MAX_VALUE_BYTES};
 
-/// One batch at most. It ends with the transaction that reaches one of these, so that it comes to no more than
-/// [`BATCH_BYTES`] and the largest transaction.
+/// One batch at most. It ends with the transaction that reaches one of these, so that it comes to
+/// no more than [`BATCH_BYTES`] and the largest transaction.
 const BATCH_REQUESTS: usize = 2048;
 pub(super) const BATCH_BYTES: usize = 4 << 20;
 /// What evaluating a batch may read, where a look-up counts as [`LOOKUP_BYTES`].
@@ -12,8 +12,8 @@ const BATCH_READ_BYTES: usize = 64 << 20;
 /// About a block of the store.
 const LOOKUP_BYTES: usize = 4 << 10;
 
-/// What still goes into a batch. Small requests can come to large effects, and to much reading that comes to
-/// nothing; both are counted as they come up.
+/// What still goes into a batch. Small requests can come to large effects, and to much reading that
+/// comes to nothing; both are counted as they come up.
 #[derive(Debug, Default)]
 pub(super) struct Room {
     requests: usize,
@@ -23,7 +23,9 @@ pub(super) struct Room {
 
 impl Room {
     pub(super) fn is_left(&self) -> bool {
-        self.requests < BATCH_REQUESTS && self.bytes < BATCH_BYTES && self.read_bytes.get() < BATCH_READ_BYTES
+        self.requests < BATCH_REQUESTS
+            && self.bytes < BATCH_BYTES
+            && self.read_bytes.get() < BATCH_READ_BYTES
     }
 
     pub(super) fn count_request(&mut self) {
@@ -113,8 +115,10 @@ mod tests {
     fn what_is_read_counts_with_its_key_and_value_and_looking_for_it() {
         let (room, view) = (Room::default(), Everywhere(1000));
         let counting = room.counting(&view);
-        let (Ok(_), Ok(_)) =
-            (counting.get(DatabaseId([1; 16]), &[1; 30]), counting.version(DatabaseId([1; 16]), &[1; 30]));
+        let (Ok(_), Ok(_)) = (
+            counting.get(DatabaseId([1; 16]), &[1; 30]),
+            counting.version(DatabaseId([1; 16]), &[1; 30]),
+        );
         assert_eq!(room.read_bytes.get(), 2 * LOOKUP_BYTES + 1030 + 30);
         while room.is_left() {
             let Ok(_) = room.counting(&view).get(DatabaseId([1; 16]), &[1; 30]);

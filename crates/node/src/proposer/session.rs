@@ -10,8 +10,8 @@ use meridian_proto::encode_batch;
 use meridian_storage::{Expired, StorageError};
 use meridian_txn::{Evaluation, Overlaid, Overlay, evaluate};
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, Effect, MutationKind, Position, Refusal, RequestId, Transaction,
-    Versionstamp, WriteOutcome,
+    Batch, CommittedTransaction, DatabaseId, Effect, MutationKind, Position, Refusal, RequestId,
+    Transaction, Versionstamp, WriteOutcome,
 };
 use tokio::sync::oneshot;
 
@@ -23,18 +23,20 @@ use super::{ProposerParts, TermEnd, WriteReply, WriteRequest};
 use crate::directory::DIRECTORY_GROUP;
 use crate::shard::or_fatal;
 
-/// What one batch removes of what has expired, at most. One such batch is in flight at a time, so that requests have
-/// the others.
+/// What one batch removes of what has expired, at most. One such batch is in flight at a time, so
+/// that requests have the others.
 const SWEEP_ROWS: usize = 2000;
 const SWEEP_BYTES: usize = 1 << 20;
 /// Between two batches, when replication lags by as much as may be lost.
 const MAX_SLOWING: Duration = Duration::from_millis(100);
 /// Batches in flight at most.
 const BATCHES_IN_FLIGHT: usize = 4;
-/// While others are in flight, a batch waits for as many requests as those have, since each batch costs as much as several
-/// requests in it: half as long as batches take to commit at present, within these bounds. Where the disks or the
-/// processors are the limit, fewer and larger batches get there sooner.
-pub(super) const GATHERING: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_millis(10);
+/// While others are in flight, a batch waits for as many requests as those have, since each batch
+/// costs as much as several requests in it: half as long as batches take to commit at present,
+/// within these bounds. Where the disks or the processors are the limit, fewer and larger batches
+/// get there sooner.
+pub(super) const GATHERING: RangeInclusive<Duration> =
+    Duration::from_millis(1)..=Duration::from_millis(10);
 /// How much the newest batch says of how long they take.
 const NEWEST_COUNTS: u32 = 8;
 /// Evaluation that takes longer lets other tasks of the node go first, between two transactions.
@@ -70,8 +72,9 @@ pub(super) struct Session<'a> {
     last: Position,
     /// The next batch waits so long: replication lags.
     pub(super) not_before: Instant,
-    /// Of the newest batch. Transactions are evaluated at this time and not at a later one: what they find expired is
-    /// so for everybody who has applied what they saw, also when they leave no batch behind.
+    /// Of the newest batch. Transactions are evaluated at this time and not at a later one: what
+    /// they find expired is so for everybody who has applied what they saw, also when they leave no
+    /// batch behind.
     time_ms: u64,
     sweep: Option<Position>,
     /// What the batches in flight write, over the applied state.
@@ -99,7 +102,12 @@ pub(super) struct Lost;
 
 impl<'a> Session<'a> {
     /// To be called when everything in the log up to the start of the term is applied.
-    pub(super) fn new(parts: &'a ProposerParts, time: &'a mut LoggedTime, term: u64, not_before: Instant) -> Self {
+    pub(super) fn new(
+        parts: &'a ProposerParts,
+        time: &'a mut LoggedTime,
+        term: u64,
+        not_before: Instant,
+    ) -> Self {
         let applied = parts.state.applied();
         time.begin(applied.time_ms, parts.time.now());
         Self {
@@ -130,8 +138,8 @@ impl<'a> Session<'a> {
         self.in_flight.len() < BATCHES_IN_FLIGHT && !self.is_slowed()
     }
 
-    /// Whether a batch begins with what waits, or else when: at once if nothing is in flight, and else when as many
-    /// requests wait as are in flight, or one has waited for long enough.
+    /// Whether a batch begins with what waits, or else when: at once if nothing is in flight, and
+    /// else when as many requests wait as are in flight, or one has waited for long enough.
     pub(super) fn begins_at(&self, backlog: &Backlog) -> Option<Instant> {
         let since = backlog.waiting_since()?;
         let in_flight: usize = self.in_flight.iter().map(|batch| batch.requests.len()).sum();
@@ -157,7 +165,8 @@ impl<'a> Session<'a> {
             return Err(Lost);
         }
         let Some(batch) = self.in_flight.pop_front() else { return Ok(()) };
-        self.commit_time = (self.commit_time * (NEWEST_COUNTS - 1) + batch.since.elapsed()) / NEWEST_COUNTS;
+        self.commit_time =
+            (self.commit_time * (NEWEST_COUNTS - 1) + batch.since.elapsed()) / NEWEST_COUNTS;
         self.overlay.release(batch.position);
         self.dropped.completed(batch.position);
         if self.sweep == Some(batch.position) {
@@ -172,7 +181,8 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Leadership is lost: what is in flight may commit or not. Whoever asks again with the same id learns.
+    /// Leadership is lost: what is in flight may commit or not. Whoever asks again with the same id
+    /// learns.
     pub(super) fn leave(&mut self) -> TermEnd {
         let end = if self.in_flight.is_empty() { TermEnd::Drained } else { TermEnd::Left };
         for waiter in self.in_flight.drain(..).flat_map(|batch| batch.waiters) {
@@ -181,8 +191,8 @@ impl<'a> Session<'a> {
         end
     }
 
-    /// Evaluates requests in order, as many as one batch has room for, and proposes what commits as one batch.
-    /// The others stay where they are.
+    /// Evaluates requests in order, as many as one batch has room for, and proposes what commits as
+    /// one batch. The others stay where they are.
     pub(super) async fn propose(&mut self, backlog: &mut Backlog) -> Result<(), ProposalFailure> {
         let (refusal, of_deletions) = (self.refusal(false), self.refusal(true));
         let lag_ms = self.parts.limits.replication_lag_ms();
@@ -198,13 +208,16 @@ impl<'a> Session<'a> {
             if let Some(settled) = or_fatal(self.settled(request.request_id)) {
                 match settled {
                     Settled::Before(outcome) => respond(queued.reply, self.done(outcome)),
-                    Settled::InFlight(position, outcome) => self.attach(position, (queued, outcome).into()),
+                    Settled::InFlight(position, outcome) => {
+                        self.attach(position, (queued, outcome).into())
+                    }
                 }
             } else if let Some(reply) = self.refuses(request.database) {
                 respond(queued.reply, reply);
-            } else if let Some(reason) = if only_deletes(&request.transaction) { &of_deletions } else { &refusal }
-                .clone()
-                .or_else(|| self.lags(lag_ms, request.database))
+            } else if let Some(reason) =
+                if only_deletes(&request.transaction) { &of_deletions } else { &refusal }
+                    .clone()
+                    .or_else(|| self.lags(lag_ms, request.database))
             {
                 respond(queued.reply, WriteReply::NotCommitted(reason));
             } else {
@@ -227,7 +240,10 @@ impl<'a> Session<'a> {
     pub(super) fn refusal(&self, only_deletes: bool) -> Option<String> {
         let group = self.parts.group.id();
         if !self.parts.directory.holds_lease(group.shard, group.epoch) {
-            return Some(format!("the leader of shard {} holds no lease of the directory at present", group.shard));
+            return Some(format!(
+                "the leader of shard {} holds no lease of the directory at present",
+                group.shard
+            ));
         }
         self.parts.limits.refusal(only_deletes)
     }
@@ -236,12 +252,14 @@ impl<'a> Session<'a> {
         Instant::now() < self.not_before
     }
 
-    /// Keeps the recovery point of the database: why its write is refused while replication lags too far.
-    /// Before it comes to that, batches are slowed, the more the nearer the bound is.
+    /// Keeps the recovery point of the database: why its write is refused while replication lags
+    /// too far. Before it comes to that, batches are slowed, the more the nearer the bound is.
     fn lags(&mut self, lag_ms: Option<u64>, database: DatabaseId) -> Option<String> {
         let lag_ms = lag_ms?;
         let rpo = self.parts.directory.rpo(database);
-        if rpo.mode != RpoMode::Enforce || lag_ms <= rpo.soft_ms || self.parts.group.id().shard == DIRECTORY_GROUP.shard
+        if rpo.mode != RpoMode::Enforce
+            || lag_ms <= rpo.soft_ms
+            || self.parts.group.id().shard == DIRECTORY_GROUP.shard
         {
             return None;
         }
@@ -283,14 +301,20 @@ impl<'a> Session<'a> {
     ) -> Result<WriteOutcome, StorageError> {
         let order = u16::try_from(batch.transactions.len()).unwrap_or(u16::MAX);
         let versionstamp = Versionstamp::new(batch.position, order);
-        let view =
-            Overlaid { overlay: &self.overlay, applied: &self.parts.state.at(self.time_ms), now_ms: self.time_ms };
-        let view = room.counting(&view);
-        let (effects, refusal) = match evaluate(&view, request.database, versionstamp, &request.transaction)? {
-            Evaluation::Commit(effects) => (effects, None),
-            Evaluation::CheckFailed(indexes) => (Vec::new(), Some(Refusal::CheckFailed(indexes))),
-            Evaluation::Rejected(text) => (Vec::new(), Some(Refusal::Rejected(text))),
+        let view = Overlaid {
+            overlay: &self.overlay,
+            applied: &self.parts.state.at(self.time_ms),
+            now_ms: self.time_ms,
         };
+        let view = room.counting(&view);
+        let (effects, refusal) =
+            match evaluate(&view, request.database, versionstamp, &request.transaction)? {
+                Evaluation::Commit(effects) => (effects, None),
+                Evaluation::CheckFailed(indexes) => {
+                    (Vec::new(), Some(Refusal::CheckFailed(indexes)))
+                }
+                Evaluation::Rejected(text) => (Vec::new(), Some(Refusal::Rejected(text))),
+            };
         let (request_id, database) = (request.request_id, request.database);
         let transaction = CommittedTransaction { request_id, database, effects, refusal };
         let outcome = transaction.outcome(versionstamp);
@@ -313,15 +337,19 @@ impl<'a> Session<'a> {
     }
 
     pub(super) fn next_batch(&mut self) -> Batch {
-        Batch { position: self.last.next(), time_ms: self.look_at_clocks(), transactions: Vec::new() }
+        Batch {
+            position: self.last.next(),
+            time_ms: self.look_at_clocks(),
+            transactions: Vec::new(),
+        }
     }
 
     pub(super) fn may_sweep(&self) -> bool {
         self.sweep.is_none() && self.refusal(true).is_none()
     }
 
-    /// Logs the time, if something expires by it that is there, and deletes that, as effects like any others, so
-    /// that every replica does the same.
+    /// Logs the time, if something expires by it that is there, and deletes that, as effects like
+    /// any others, so that every replica does the same.
     pub(super) async fn sweep(&mut self) -> Result<Swept, ProposalFailure> {
         let mut batch = self.next_batch();
         let time_ms = batch.time_ms;
@@ -329,7 +357,8 @@ impl<'a> Session<'a> {
             return Ok(Swept::All);
         }
         let state = Arc::clone(&self.parts.state);
-        let looking = tokio::task::spawn_blocking(move || or_fatal(state.expired(time_ms, SWEEP_ROWS)));
+        let looking =
+            tokio::task::spawn_blocking(move || or_fatal(state.expired(time_ms, SWEEP_ROWS)));
         // It panics never, and a cancelled one is the node stopping.
         let Ok(expired) = looking.await else { return Ok(Swept::All) };
         let mut swept = if expired.len() < SWEEP_ROWS { Swept::All } else { Swept::Some };
@@ -352,7 +381,12 @@ impl<'a> Session<'a> {
         for ((database, effects), order) in by_database.into_iter().zip(0..) {
             self.overlay.push(Versionstamp::new(batch.position, order), database, &effects);
             let request_id = RequestId::generate();
-            batch.transactions.push(CommittedTransaction { request_id, database, effects, refusal: None });
+            batch.transactions.push(CommittedTransaction {
+                request_id,
+                database,
+                effects,
+                refusal: None,
+            });
         }
         metrics::counter!("meridian_proposer_swept_rows_total").increment(rows);
         let position = batch.position;
@@ -361,8 +395,8 @@ impl<'a> Session<'a> {
         Ok(swept)
     }
 
-    /// Answers `waiter` when the batch at `position` commits: it is in flight, or being made and then the
-    /// last in line of this round.
+    /// Answers `waiter` when the batch at `position` commits: it is in flight, or being made and
+    /// then the last in line of this round.
     fn attach(&mut self, position: Position, waiter: Waiter) {
         match self.in_flight.iter_mut().find(|batch| batch.position == position) {
             Some(batch) => batch.waiters.push(waiter),
@@ -376,8 +410,10 @@ impl<'a> Session<'a> {
         batch: Batch,
         evaluated: Vec<(Queued, WriteOutcome)>,
     ) -> Result<(), ProposalFailure> {
-        let requests = batch.transactions.iter().map(|transaction| transaction.request_id).collect();
-        metrics::histogram!("meridian_proposer_batch_transactions").record(batch.transactions.len() as f64);
+        let requests =
+            batch.transactions.iter().map(|transaction| transaction.request_id).collect();
+        metrics::histogram!("meridian_proposer_batch_transactions")
+            .record(batch.transactions.len() as f64);
         let (position, since) = (batch.position, Instant::now());
         self.parts.limits.proposed(position.sequence);
         match self.parts.group.propose(encode_batch(&batch), position.sequence, self.term).await {
@@ -400,15 +436,21 @@ impl<'a> Session<'a> {
                 Err(ProposalFailure::NotAppended)
             }
             Err(ProposalFailure::Unknown) => {
-                evaluated.into_iter().for_each(|(queued, _)| respond(queued.reply, WriteReply::Unknown));
+                evaluated
+                    .into_iter()
+                    .for_each(|(queued, _)| respond(queued.reply, WriteReply::Unknown));
                 Err(ProposalFailure::Unknown)
             }
         }
     }
 
-    /// Failed checks and rejections were evaluated against the batches in flight, so they are answered when
-    /// the last of those has committed; with none in flight, once this node is known to lead still.
-    async fn answer_without_batch(&mut self, evaluated: Vec<(Queued, WriteOutcome)>) -> Result<(), ProposalFailure> {
+    /// Failed checks and rejections were evaluated against the batches in flight, so they are
+    /// answered when the last of those has committed; with none in flight, once this node is known
+    /// to lead still.
+    async fn answer_without_batch(
+        &mut self,
+        evaluated: Vec<(Queued, WriteOutcome)>,
+    ) -> Result<(), ProposalFailure> {
         if evaluated.is_empty() {
             return Ok(());
         }
@@ -438,5 +480,6 @@ enum Settled {
 /// Whether it can only make room.
 fn only_deletes(transaction: &Transaction) -> bool {
     let mut mutations = transaction.mutations.iter();
-    !transaction.mutations.is_empty() && mutations.all(|mutation| matches!(mutation.kind, MutationKind::Delete))
+    !transaction.mutations.is_empty()
+        && mutations.all(|mutation| matches!(mutation.kind, MutationKind::Delete))
 }

@@ -7,8 +7,8 @@ use meridian_failover::Lease;
 use meridian_gateway::Access;
 use meridian_storage::{GroupId, MemoryEngine, Syncer};
 use meridian_types::{
-    Check, Epoch, Mutation, MutationKind, Position, ReadRange, ShardId, SumBounds, Transaction, Value, ValueEncoding,
-    Versionstamp,
+    Check, Epoch, Mutation, MutationKind, Position, ReadRange, ShardId, SumBounds, Transaction,
+    Value, ValueEncoding, Versionstamp,
 };
 
 use super::*;
@@ -45,7 +45,8 @@ impl Limits for Pressed {
     }
 
     fn refusal(&self, only_deletes: bool) -> Option<String> {
-        (self.disk_is_low.load(Ordering::Relaxed) && !only_deletes).then(|| "the disk is full".to_owned())
+        (self.disk_is_low.load(Ordering::Relaxed) && !only_deletes)
+            .then(|| "the disk is full".to_owned())
     }
 
     fn replication_lag_ms(&self) -> Option<u64> {
@@ -99,7 +100,11 @@ impl Leader {
         if state.applied().raft.epoch.is_none() {
             RaftGroup::form(&state, group, &voters, Position::ZERO, None).unwrap();
         }
-        let timing = RaftTiming { heartbeat_ms: 20, election_timeout_min_ms: 60, election_timeout_max_ms: 90 };
+        let timing = RaftTiming {
+            heartbeat_ms: 20,
+            election_timeout_min_ms: 60,
+            election_timeout_max_ms: 90,
+        };
         let group = RaftGroup::open(RaftGroupOptions {
             node_id: 1,
             group,
@@ -114,7 +119,8 @@ impl Leader {
         let group = group.await.unwrap();
         let nobody: Arc<dyn Peers> = Arc::new(Nobody);
         group.take_part(&voters, &nobody, false).await.unwrap();
-        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let topology =
+            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
         let lease = Lease { ttl: Duration::from_secs(3600), shards: vec![(ShardId(1), Epoch(1))] };
         directory.renewed(directory.now(), &lease);
@@ -139,11 +145,28 @@ impl Leader {
         };
         let proposer = Proposer::start(parts.clone());
         group.leadership_changed(None).await;
-        Self { proposer, parts, state, group, directory, lag_ms, disk_is_low, proposed, evaluations, writes, time }
+        Self {
+            proposer,
+            parts,
+            state,
+            group,
+            directory,
+            lag_ms,
+            disk_is_low,
+            proposed,
+            evaluations,
+            writes,
+            time,
+        }
     }
 
     /// Asks again while the proposer has not yet heard that it leads.
-    async fn write(&self, request_id: RequestId, retry: bool, transaction: Transaction) -> WriteReply {
+    async fn write(
+        &self,
+        request_id: RequestId,
+        retry: bool,
+        transaction: Transaction,
+    ) -> WriteReply {
         self.write_to(DATABASE, request_id, retry, transaction).await
     }
 
@@ -159,7 +182,9 @@ impl Leader {
             let request = WriteRequest { database, request_id, transaction, retry };
             let admitted = match self.proposer.admit(&request) {
                 // However long it takes here.
-                Ok(admitted) => Admitted { until: Instant::now() + Duration::from_secs(60), ..admitted },
+                Ok(admitted) => {
+                    Admitted { until: Instant::now() + Duration::from_secs(60), ..admitted }
+                }
                 Err(refusal) => return refusal,
             };
             match self.proposer.write(request, admitted).await {
@@ -186,13 +211,29 @@ impl Leader {
 
     /// A request that waits to be evaluated, and where its answer comes.
     fn queued(&self, transaction: Transaction) -> (Queued, oneshot::Receiver<WriteReply>) {
-        let request = WriteRequest { database: DATABASE, request_id: RequestId::generate(), transaction, retry: false };
+        let request = WriteRequest {
+            database: DATABASE,
+            request_id: RequestId::generate(),
+            transaction,
+            retry: false,
+        };
         let Admitted { held, until } = self.proposer.admit(&request).unwrap();
         let (reply, answer) = oneshot::channel();
-        (Queued { request, since: Instant::now(), until, departure: Arc::default(), reply, held }, answer)
+        (
+            Queued {
+                request,
+                since: Instant::now(),
+                until,
+                departure: Arc::default(),
+                reply,
+                held,
+            },
+            answer,
+        )
     }
 
-    /// Ends the proposer's own task: sessions are made by the test. The term in which this node leads.
+    /// Ends the proposer's own task: sessions are made by the test. The term in which this node
+    /// leads.
     async fn leave_to_the_test(&self) -> u64 {
         self.proposer.seal();
         self.proposer.drained().await
@@ -207,8 +248,12 @@ impl Leader {
     }
 
     fn value(&self, key: &'static str) -> Option<Bytes> {
-        let range =
-            ReadRange { start: key.into(), end: [key.as_bytes(), &[0]].concat().into(), limit: 1, reverse: false };
+        let range = ReadRange {
+            start: key.into(),
+            end: [key.as_bytes(), &[0]].concat().into(),
+            limit: 1,
+            reverse: false,
+        };
         let view = self.state.read(DATABASE, &[range], 0).unwrap();
         view.ranges[0].first().map(|entry| entry.value.data.clone())
     }
@@ -230,7 +275,8 @@ fn expiring(key: &'static str, in_ms: u64) -> Transaction {
 }
 
 fn add(key: &'static str, amount: u64) -> Transaction {
-    let operand = Value { encoding: ValueEncoding::Le64, data: amount.to_le_bytes().to_vec().into() };
+    let operand =
+        Value { encoding: ValueEncoding::Le64, data: amount.to_le_bytes().to_vec().into() };
     mutation(key, MutationKind::Sum { operand, bounds: SumBounds::default() })
 }
 
@@ -242,10 +288,12 @@ fn only_if_absent(key: &'static str, then: Transaction) -> Transaction {
 async fn a_request_sent_twice_is_applied_once_and_answered_alike() {
     let leader = Leader::start(Arc::default()).await;
     let id = RequestId::generate();
-    let (first, twin) = tokio::join!(leader.write(id, false, add("n", 1)), leader.write(id, true, add("n", 1)));
+    let (first, twin) =
+        tokio::join!(leader.write(id, false, add("n", 1)), leader.write(id, true, add("n", 1)));
     let later = leader.write(id, true, add("n", 1)).await;
     assert_eq!(first, later);
-    // The twin of the same round is told to ask again; one of a later round waits for the first's batch.
+    // The twin of the same round is told to ask again; one of a later round waits for the first's
+    // batch.
     assert!(twin == first || twin == WriteReply::Unknown, "{twin:?}");
     assert_eq!(leader.value("n").unwrap(), 1u64.to_le_bytes().as_slice());
 }
@@ -295,10 +343,15 @@ async fn a_failing_transaction_changes_nothing_and_costs_no_versionstamp() {
         matches!(&rejected, WriteReply::Done(WriteOutcome::Rejected(text)) if text.contains("'sum'")),
         "{rejected:?}"
     );
-    let failed = leader.write(RequestId::generate(), false, only_if_absent("text", set("text", "x"))).await;
+    let failed =
+        leader.write(RequestId::generate(), false, only_if_absent("text", set("text", "x"))).await;
     assert_eq!(failed, WriteReply::Done(WriteOutcome::CheckFailed(vec![0])));
     let after = leader.commit(Transaction::default()).await;
-    assert_eq!(after.position(), before.position().next(), "an empty write has a versionstamp of its own");
+    assert_eq!(
+        after.position(),
+        before.position().next(),
+        "an empty write has a versionstamp of its own"
+    );
     assert_eq!(leader.value("other"), None);
 }
 
@@ -325,7 +378,10 @@ async fn writes_are_refused_while_more_would_be_lost_than_may_be() {
     leader.commit(set("k", "2")).await;
     leader.lag_ms.store(1001, Ordering::Relaxed);
     let refused = leader.write(RequestId::generate(), false, set("k", "3")).await;
-    assert!(matches!(&refused, WriteReply::NotCommitted(why) if why.contains("1001 ms behind")), "{refused:?}");
+    assert!(
+        matches!(&refused, WriteReply::NotCommitted(why) if why.contains("1001 ms behind")),
+        "{refused:?}"
+    );
     assert_eq!(leader.value("k").unwrap(), "2");
     // What was done is told all the same.
     leader.lag_ms.store(0, Ordering::Relaxed);
@@ -338,8 +394,12 @@ async fn what_only_deletes_is_taken_while_the_disk_is_full() {
     leader.commit(set("k", "1")).await;
     leader.disk_is_low.store(true, Ordering::Relaxed);
     let refused = leader.write(RequestId::generate(), false, set("k", "2")).await;
-    assert!(matches!(&refused, WriteReply::NotCommitted(why) if why.contains("disk is full")), "{refused:?}");
-    let delete = Mutation { key: Bytes::from_static(b"k"), kind: MutationKind::Delete, expire_at_ms: 0 };
+    assert!(
+        matches!(&refused, WriteReply::NotCommitted(why) if why.contains("disk is full")),
+        "{refused:?}"
+    );
+    let delete =
+        Mutation { key: Bytes::from_static(b"k"), kind: MutationKind::Delete, expire_at_ms: 0 };
     let mut both = set("other", "1");
     both.mutations.push(delete.clone());
     let refused = leader.write(RequestId::generate(), false, both).await;
@@ -352,12 +412,15 @@ async fn what_only_deletes_is_taken_while_the_disk_is_full() {
 async fn a_sealed_leader_finishes_and_then_does_nothing_more() {
     let leader = Leader::start(Arc::default()).await;
     let id = RequestId::generate();
-    let (last, ()) = tokio::join!(leader.write(id, false, add("n", 1)), async { leader.proposer.seal() });
+    let (last, ()) =
+        tokio::join!(leader.write(id, false, add("n", 1)), async { leader.proposer.seal() });
     let drained = leader.proposer.drained().await;
     assert_eq!(drained, leader.group.leadership().unwrap().term);
     let position = leader.state.position();
     match last {
-        WriteReply::Done(_) => assert_eq!(leader.value("n").unwrap(), 1u64.to_le_bytes().as_slice()),
+        WriteReply::Done(_) => {
+            assert_eq!(leader.value("n").unwrap(), 1u64.to_le_bytes().as_slice())
+        }
         WriteReply::NotCommitted(_) => assert_eq!(leader.value("n"), None),
         other => panic!("{other:?}"),
     }
@@ -374,7 +437,10 @@ async fn a_sealed_leader_is_not_drained_before_what_it_has_in_flight_is_applied(
     let before = leader.commit(set("k", "before")).await.position();
     engine.hold_syncs();
     let last = Arc::clone(&leader);
-    let last = tokio::spawn(async move { last.write(RequestId::generate(), false, set("k", "last")).await });
+    let last =
+        tokio::spawn(
+            async move { last.write(RequestId::generate(), false, set("k", "last")).await },
+        );
     while leader.proposed.load(Ordering::Relaxed) <= before.sequence {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -387,7 +453,10 @@ async fn a_sealed_leader_is_not_drained_before_what_it_has_in_flight_is_applied(
     }
     engine.release_syncs();
     assert_eq!(drained.await, leader.group.leadership().unwrap().term);
-    assert_eq!((leader.state.position(), leader.value("k").unwrap()), (before.next(), "last".into()));
+    assert_eq!(
+        (leader.state.position(), leader.value("k").unwrap()),
+        (before.next(), "last".into())
+    );
     assert!(matches!(last.await.unwrap(), WriteReply::Done(WriteOutcome::Committed(_))));
 }
 

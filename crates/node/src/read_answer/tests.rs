@@ -1,4 +1,5 @@
-//! Through real connections: a gateway's router, an emulated link, and a node that has no shard but answers.
+//! Through real connections: a gateway's router, an emulated link, and a node that has no shard but
+//! answers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -45,11 +46,17 @@ impl Drop for AtWork {
 impl Shard for Answers {
     type ReadStream = BoxStream<'static, Result<wire::ReadPart, Status>>;
 
-    async fn write(&self, _: Request<wire::WriteRequest>) -> Result<Response<wire::WriteResponse>, Status> {
+    async fn write(
+        &self,
+        _: Request<wire::WriteRequest>,
+    ) -> Result<Response<wire::WriteResponse>, Status> {
         Err(Status::unimplemented("only reads"))
     }
 
-    async fn read(&self, request: Request<wire::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+    async fn read(
+        &self,
+        request: Request<wire::ReadRequest>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         self.at_work.fetch_add(1, Ordering::SeqCst);
         let at_work = AtWork(Arc::clone(&self.at_work));
@@ -93,7 +100,13 @@ struct Stage {
 
 async fn stage(entries: usize, key_bytes: usize, hangs: bool, profile: LinkProfile) -> Stage {
     let (reads, at_work) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
-    let answers = Answers { entries, key_bytes, hangs, reads: Arc::clone(&reads), at_work: Arc::clone(&at_work) };
+    let answers = Answers {
+        entries,
+        key_bytes,
+        hangs,
+        reads: Arc::clone(&reads),
+        at_work: Arc::clone(&at_work),
+    };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -102,7 +115,8 @@ async fn stage(entries: usize, key_bytes: usize, hangs: bool, profile: LinkProfi
     let link = Link::start("127.0.0.1:0".parse().unwrap(), address, profile, 1).await.unwrap();
     let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
     let dialled = link.address().to_string();
-    let peers = Arc::new(PeerChannels::new(&topology, Arc::new(move |_| Some(dialled.clone()))).unwrap());
+    let peers =
+        Arc::new(PeerChannels::new(&topology, Arc::new(move |_| Some(dialled.clone()))).unwrap());
     let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
     let memory = ByteBudget::new("reads", Shares::of_gateway(0).reads);
     let nodes = ClusterNodes {
@@ -112,12 +126,20 @@ async fn stage(entries: usize, key_bytes: usize, hangs: bool, profile: LinkProfi
         writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
         reads: Reads::new(memory.clone()),
     };
-    let router = Router::new(nodes, BootClock, None, "region-2".to_owned(), directory, Duration::from_secs(10));
+    let router = Router::new(
+        nodes,
+        BootClock,
+        None,
+        "region-2".to_owned(),
+        directory,
+        Duration::from_secs(10),
+    );
     Stage { router, reads, at_work, memory, peers, _link: link }
 }
 
 fn read() -> Read {
-    let ranges = vec![ReadRange { start: Bytes::new(), end: "~".into(), limit: 1000, reverse: false }];
+    let ranges =
+        vec![ReadRange { start: Bytes::new(), end: "~".into(), limit: 1000, reverse: false }];
     Read { database: DEV_DEFAULT_DATABASE, consistency: Consistency::Strong, ranges }
 }
 
@@ -125,7 +147,8 @@ fn read() -> Read {
 async fn the_largest_legal_answer_arrives() {
     let stage = stage(1000, 2048, false, LinkProfile::default()).await;
     let output = stage.router.read(read()).await.unwrap();
-    let bytes: usize = output.ranges[0].iter().map(|entry| entry.key.len() + entry.value.data.len()).sum();
+    let bytes: usize =
+        output.ranges[0].iter().map(|entry| entry.key.len() + entry.value.data.len()).sum();
     assert_eq!((output.ranges[0].len(), bytes), (1000, 1000 * (2048 + (64 << 10))));
 }
 
@@ -138,7 +161,11 @@ async fn an_answer_is_waited_for_while_it_comes_over_a_slow_and_long_link() {
     let began = Instant::now();
     let output = stage.router.read(read()).await.unwrap();
     assert_eq!(output.ranges[0].len(), 384);
-    assert!(began.elapsed() > Duration::from_secs(3), "the link is not slow: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() > Duration::from_secs(3),
+        "the link is not slow: {:?}",
+        began.elapsed()
+    );
     let reads = stage.reads.load(Ordering::SeqCst);
     assert!(reads <= 2, "{reads} reads for one");
 }
@@ -185,7 +212,10 @@ async fn answers_of_other_nodes_stay_within_the_budget_and_in_nobodys_way() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let one = wire::ReadRequest {
-        ranges: vec![meridian_proto::read_range_to_wire(&ReadRange { limit: 1, ..read().ranges[0].clone() })],
+        ranges: vec![meridian_proto::read_range_to_wire(&ReadRange {
+            limit: 1,
+            ..read().ranges[0].clone()
+        })],
         ..wire::ReadRequest::default()
     };
     let other = async {
@@ -197,7 +227,11 @@ async fn answers_of_other_nodes_stay_within_the_budget_and_in_nobodys_way() {
         }
         count
     };
-    assert_eq!(tokio::time::timeout(Duration::from_secs(20), other).await, Ok(2), "an answer is in the way of others");
+    assert_eq!(
+        tokio::time::timeout(Duration::from_secs(20), other).await,
+        Ok(2),
+        "an answer is in the way of others"
+    );
     for reading in waiting {
         let refused = reading.await.unwrap().map(drop).unwrap_err();
         assert!(refused.reason.contains("short of memory for reads"), "{refused}");
@@ -227,7 +261,8 @@ fn parts_are_bounded_and_hold_everything_in_order() {
     };
     let large: Vec<_> = (0..10).map(|number| entry(number, 64 << 10)).collect();
     let small: Vec<_> = (0..5000).map(|number| entry(number, 20)).collect();
-    let view = ReadView { ranges: vec![large, Vec::new(), small], position: Position::new(Epoch(2), 9) };
+    let view =
+        ReadView { ranges: vec![large, Vec::new(), small], position: Position::new(Epoch(2), 9) };
     let mut counts = [0; 3];
     for part in view_parts(view, None) {
         let bytes = prost::Message::encoded_len(&wire::ReadPart { part: Some(part.clone()) });

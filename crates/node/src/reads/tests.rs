@@ -3,9 +3,12 @@ use std::sync::{Condvar, Mutex};
 
 use bytes::Bytes;
 use meridian_storage::{
-    Effort, Engine, EngineSnapshot, HookedEngine, Hooks, MemoryEngine, RaftApplied, Scan, Scanned, Visit,
+    Effort, Engine, EngineSnapshot, HookedEngine, Hooks, MemoryEngine, RaftApplied, Scan, Scanned,
+    Visit,
 };
-use meridian_types::{Batch, CommittedTransaction, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding};
+use meridian_types::{
+    Batch, CommittedTransaction, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding,
+};
 use tokio::task::JoinSet;
 
 use super::*;
@@ -24,9 +27,14 @@ fn state_with(engine: Arc<dyn Engine>, entries: usize, data: &Bytes) -> Arc<Shar
         expire_at_ms: 0,
     };
     let effects = (0..entries).map(put).collect();
-    let transaction =
-        CommittedTransaction { request_id: RequestId([1; 16]), database: DATABASE, effects, refusal: None };
-    let batch = Batch { position: Position::new(Epoch(1), 1), time_ms: 1, transactions: vec![transaction] };
+    let transaction = CommittedTransaction {
+        request_id: RequestId([1; 16]),
+        database: DATABASE,
+        effects,
+        refusal: None,
+    };
+    let batch =
+        Batch { position: Position::new(Epoch(1), 1), time_ms: 1, transactions: vec![transaction] };
     state.apply(&[batch.into()], RaftApplied::default()).unwrap();
     Arc::new(state)
 }
@@ -78,7 +86,13 @@ impl EngineSnapshot for EndlessSnapshot {
         self.inner.get_cached(family, key)
     }
 
-    fn scan_some(&self, _: &str, _: Scan<'_>, effort: Effort, _: Visit<'_>) -> Result<Scanned, StorageError> {
+    fn scan_some(
+        &self,
+        _: &str,
+        _: Scan<'_>,
+        effort: Effort,
+        _: Visit<'_>,
+    ) -> Result<Scanned, StorageError> {
         if effort.cached_only {
             return Ok(Scanned::Skipped);
         }
@@ -125,11 +139,16 @@ async fn a_read_ends_with_whoever_asked_and_long_ones_let_short_ones_pass() {
     until("they scan", || scans.load(Ordering::SeqCst) > 200).await;
     let other = state_with(Arc::new(MemoryEngine::default()), 65, &"x".into());
     // More than is read at once.
-    let short = tokio::time::timeout(Duration::from_secs(20), reads.read(&other, DATABASE, &list(90))).await;
+    let short =
+        tokio::time::timeout(Duration::from_secs(20), reads.read(&other, DATABASE, &list(90)))
+            .await;
     assert_eq!(short.expect("a short read gets its turn").unwrap().ranges[0].len(), 65);
     endless.shutdown().await;
     // Those that are in their turn end it; then there are none.
-    until("all turns are over", || reads.turns.available_permits() >= 4 && reads.bytes.used_bytes() == 0).await;
+    until("all turns are over", || {
+        reads.turns.available_permits() >= 4 && reads.bytes.used_bytes() == 0
+    })
+    .await;
     let before = scans.load(Ordering::SeqCst);
     let done = reads.read(&other, DATABASE, &list(9)).await.unwrap();
     assert_eq!((done.ranges[0].len(), scans.load(Ordering::SeqCst)), (9, before));
@@ -147,10 +166,14 @@ async fn lists_of_the_largest_values_stay_within_the_budget() {
         readers.spawn(async move {
             match reads.read(&state, DATABASE, &list(1000)).await {
                 Ok(view) => {
-                    let bytes: usize = view.ranges.iter().flatten().map(|entry| entry.value.data.len()).sum();
+                    let bytes: usize =
+                        view.ranges.iter().flatten().map(|entry| entry.value.data.len()).sum();
                     assert_eq!(bytes, limits::MAX_READ_ENTRIES * limits::MAX_VALUE_BYTES);
                     let all = held.fetch_add(bytes, Ordering::SeqCst) + bytes;
-                    assert!(all <= total, "{all} bytes were found and not sent, of at most {total}");
+                    assert!(
+                        all <= total,
+                        "{all} bytes were found and not sent, of at most {total}"
+                    );
                     assert!(reads.bytes.used_bytes() >= all, "what is held is counted");
                     tokio::task::yield_now().await;
                     held.fetch_sub(bytes, Ordering::SeqCst);

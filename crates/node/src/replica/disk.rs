@@ -1,5 +1,5 @@
-//! The thread that writes what one replica keeps, off the runtime: a disk that stalls there would hold up the
-//! heartbeats and leases of every shard.
+//! The thread that writes what one replica keeps, off the runtime: a disk that stalls there would
+//! hold up the heartbeats and leases of every shard.
 
 use std::collections::VecDeque;
 use std::path::PathBuf;
@@ -22,8 +22,8 @@ pub(super) enum Written {
     Installed(Result<Applied, StorageError>),
 }
 
-/// Done one after another, in the order in which they were given: what is kept of a history is in its file before a
-/// snapshot takes its place, and nothing is appended meanwhile.
+/// Done one after another, in the order in which they were given: what is kept of a history is in
+/// its file before a snapshot takes its place, and nothing is appended meanwhile.
 enum Job {
     /// The sender is for what follows the fsync.
     Append(Vec<Shipped>, std_mpsc::Sender<Job>),
@@ -71,7 +71,10 @@ impl Disk {
                 // Nobody waits where the node was dropped.
                 end.send(()).unwrap_or_default();
             })
-            .map_err(|source| StorageError::File { path: "replica-disk thread".to_owned(), source })?;
+            .map_err(|source| StorageError::File {
+                path: "replica-disk thread".to_owned(),
+                source,
+            })?;
         Ok(Self { jobs, ended })
     }
 
@@ -124,12 +127,14 @@ impl Thread {
             }
             Job::SaveOrphans { history, base } => {
                 let (state, epoch) = (&self.parts.state, history.epoch());
-                let saved = lost_tail::save_shipped(&self.parts.data_dir, state, &history, &self.parts.log);
+                let saved =
+                    lost_tail::save_shipped(&self.parts.data_dir, state, &history, &self.parts.log);
                 let (shard, batches) = (state.shard(), or_fatal(saved));
                 tracing::warn!(%shard, %epoch, %base, batches, "kept batches that the shard's history lost");
             }
             Job::Install { staged, diverged } => {
-                let installed = drain::install(&self.parts.state, &self.parts.log, staged, diverged);
+                let installed =
+                    drain::install(&self.parts.state, &self.parts.log, staged, diverged);
                 if installed.is_ok() {
                     self.unapplied.clear();
                 }

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use meridian_proto::shipping::{self as wire, shipment, shipping_client::ShippingClient, subscribe_request};
+use meridian_proto::shipping::{
+    self as wire, shipment, shipping_client::ShippingClient, subscribe_request,
+};
 use meridian_shipping::{
-    Heartbeat, Receiver, ReceiverAction, ReceiverConfig, ReceiverEvent, RelayConfig, RelayElection, Status,
-    StreamEvent, StreamId,
+    Heartbeat, Receiver, ReceiverAction, ReceiverConfig, ReceiverEvent, RelayConfig, RelayElection,
+    Status, StreamEvent, StreamId,
 };
 use meridian_storage::{Applied, GroupId, GroupLog, ShardState, StagedState, StorageError};
 use meridian_types::{Epoch, NodeId, Position};
@@ -246,15 +248,18 @@ impl Driver {
         }
     }
 
-    /// A source's whole state may take longer than a drain lasts. It goes on coming, and a later drain puts it in
-    /// place, if it is still wanted: nothing changes here while nobody waits for it.
+    /// A source's whole state may take longer than a drain lasts. It goes on coming, and a later
+    /// drain puts it in place, if it is still wanted: nothing changes here while nobody waits for
+    /// it.
     async fn pull(&mut self, source: NodeId, through: Position) -> Result<(), String> {
         let deadline = tokio::time::Instant::now() + DRAIN;
         let late = |_| format!("not at {through} in time");
         let (state, syncer) = (Arc::clone(&self.parts.state), Arc::clone(&self.parts.syncer));
-        let (peers, history, log) = (Arc::clone(&self.parts.peers), self.history.clone(), self.log.clone());
+        let (peers, history, log) =
+            (Arc::clone(&self.parts.peers), self.history.clone(), self.log.clone());
         let disk = Arc::clone(&self.parts.disk);
-        let target = Target { state: &state, log: &log, syncer: &syncer, history: &history, disk: &disk };
+        let target =
+            Target { state: &state, log: &log, syncer: &syncer, history: &history, disk: &disk };
         loop {
             let over = tokio::time::sleep_until(deadline);
             if drain::pull_log(&target, &peers, source, through, over).await? {
@@ -262,9 +267,12 @@ impl Driver {
                 return Ok(());
             }
             let fetch = self.whole.get_or_insert_with(|| {
-                let (state, history, peers) = (Arc::clone(&state), history.clone(), Arc::clone(&peers));
+                let (state, history, peers) =
+                    (Arc::clone(&state), history.clone(), Arc::clone(&peers));
                 let disk = Arc::clone(&disk);
-                tokio::spawn(async move { drain::fetch(&state, &history, &disk, &peers, source, through).await })
+                tokio::spawn(async move {
+                    drain::fetch(&state, &history, &disk, &peers, source, through).await
+                })
             });
             let fetched = tokio::time::timeout_at(deadline, fetch).await.map_err(late)?;
             self.whole = None;
@@ -299,8 +307,13 @@ impl Driver {
         self.members_version = Some(known.cluster.version);
         let topology = &known.topology;
         let Some(shard) = topology.shards.get(&self.parts.state.shard()) else { return };
-        let own_region = topology.nodes.get(&self.parts.node_id).map(|node| node.region.as_str()).unwrap_or_default();
-        let regions = known.cluster.regions.iter().filter(|region| **region != shard.primary_region);
+        let own_region = topology
+            .nodes
+            .get(&self.parts.node_id)
+            .map(|node| node.region.as_str())
+            .unwrap_or_default();
+        let regions =
+            known.cluster.regions.iter().filter(|region| **region != shard.primary_region);
         let place = regions.take_while(|region| *region != own_region).count();
         let (leader, mut primary): (Vec<NodeId>, Vec<NodeId>) =
             shard.voters.iter().partition(|voter| Some(**voter) == shard.preferred_leader);
@@ -335,7 +348,9 @@ impl Driver {
     fn internal(&mut self, event: Internal) {
         match event {
             // One that was cancelled may have come to its end all the same.
-            Internal::Fetched(number, fetched) if self.staged.as_ref().is_some_and(|(of, _)| *of == number) => {
+            Internal::Fetched(number, fetched)
+                if self.staged.as_ref().is_some_and(|(of, _)| *of == number) =>
+            {
                 self.staged = None;
                 match fetched {
                     Ok(staged) => self.install(staged),
@@ -420,7 +435,8 @@ impl Driver {
             ReceiverAction::FetchSnapshot { source, .. } => {
                 tracing::info!(group = %self.group(), source, "fetching a state snapshot");
                 metrics::counter!("meridian_snapshot_fetches_total").increment(1);
-                let (transfer, state) = (Arc::clone(&self.parts.transfer), Arc::clone(&self.parts.state));
+                let (transfer, state) =
+                    (Arc::clone(&self.parts.transfer), Arc::clone(&self.parts.state));
                 let (group, internal) = (self.group(), self.internal.clone());
                 self.fetches += 1;
                 let number = self.fetches;
@@ -433,7 +449,9 @@ impl Driver {
             }
             ReceiverAction::CancelSnapshot => self.cancel_fetch(),
             // Before a snapshot takes its place: the disk's thread keeps the order.
-            ReceiverAction::SaveOrphans { base } => self.disk.save_orphans(self.history.clone(), base),
+            ReceiverAction::SaveOrphans { base } => {
+                self.disk.save_orphans(self.history.clone(), base)
+            }
             ReceiverAction::Sealed { durable } => {
                 // Who is gone asks again.
                 for reply in self.sealing.drain(..) {
@@ -447,8 +465,8 @@ impl Driver {
         }
     }
 
-    /// Says what is durable, unless it is said already. What finds no room is said with the next tick: a
-    /// source that never hears of the last batch would wait for it.
+    /// Says what is durable, unless it is said already. What finds no room is said with the next
+    /// tick: a source that never hears of the last batch would wait for it.
     fn report_again(&mut self) {
         let Some((stream, position)) = self.unreported else { return };
         let open = self.stream.as_ref().filter(|open| open.id == stream);
@@ -479,7 +497,8 @@ impl Driver {
         let decompressor = Decompressor::new(memory);
         let task = tokio::spawn(async move {
             if let Some(channel) = channel
-                && let Err(status) = read_stream(channel, requests, decompressor, &state, stream, &events).await
+                && let Err(status) =
+                    read_stream(channel, requests, decompressor, &state, stream, &events).await
             {
                 tracing::debug!(source, %status, "a log stream ended");
             }
@@ -530,7 +549,8 @@ async fn read_stream(
 ) -> Result<(), tonic::Status> {
     let mut client = ShippingClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let mut shipments = client.subscribe(ReceiverStream::new(requests)).await?.into_inner();
-    let malformed = |what: &str| tonic::Status::invalid_argument(format!("malformed shipment: {what}"));
+    let malformed =
+        |what: &str| tonic::Status::invalid_argument(format!("malformed shipment: {what}"));
     while let Some(shipment) = shipments.message().await? {
         let mut found = Vec::new();
         match shipment.message.ok_or_else(|| malformed("empty"))? {
@@ -539,16 +559,18 @@ async fn read_stream(
                 found.push((StreamEvent::Connected { epoch: meridian_types::Epoch(epoch) }, None));
             }
             shipment::Message::Heartbeat(heartbeat) => {
-                let heartbeat: Heartbeat = heartbeat_from_wire(heartbeat).ok_or_else(|| malformed("heartbeat"))?;
+                let heartbeat: Heartbeat =
+                    heartbeat_from_wire(heartbeat).ok_or_else(|| malformed("heartbeat"))?;
                 found.push((StreamEvent::Heartbeat(heartbeat), None));
             }
             shipment::Message::SnapshotNeeded(needed) => {
                 found.push((StreamEvent::SnapshotNeeded { diverged: needed.diverged }, None));
             }
             shipment::Message::Batches(batches) => {
-                metrics::counter!("meridian_shipping_received_wire_bytes_total").increment(batches.zstd.len() as u64);
-                let (mut previous, batches) =
-                    drain::unpack(state, &mut decompressor, &batches).map_err(|error| malformed(&error))?;
+                metrics::counter!("meridian_shipping_received_wire_bytes_total")
+                    .increment(batches.zstd.len() as u64);
+                let (mut previous, batches) = drain::unpack(state, &mut decompressor, &batches)
+                    .map_err(|error| malformed(&error))?;
                 for shipped in batches {
                     let (position, bytes) = (shipped.position(), shipped.bytes.len() as u64);
                     found.push((StreamEvent::Batch { position, previous, bytes }, Some(shipped)));

@@ -71,7 +71,11 @@ impl Copy {
 
     fn holds_over_crashes(&self) {
         for seed in 0..100 {
-            assert_eq!(self.after_crash(seed), self.state.position(), "it had reported more: seed {seed}");
+            assert_eq!(
+                self.after_crash(seed),
+                self.state.position(),
+                "it had reported more: seed {seed}"
+            );
         }
     }
 }
@@ -104,7 +108,11 @@ fn append(log: &GroupLog, positions: &[(u16, u64)]) {
 fn positions(log: &GroupLog) -> Vec<(u16, u64)> {
     let batches = log.read(0..u64::MAX, usize::MAX).unwrap();
     let position = |bytes| decode(bytes).unwrap().batch.position;
-    batches.into_iter().map(|(_, bytes)| position(bytes)).map(|at| (at.epoch.0, at.sequence)).collect()
+    batches
+        .into_iter()
+        .map(|(_, bytes)| position(bytes))
+        .map(|at| (at.epoch.0, at.sequence))
+        .collect()
 }
 
 #[test]
@@ -121,8 +129,10 @@ fn what_was_cut_behind_a_hole_does_not_come_back_behind_what_takes_its_place() {
     let mut lengths = BTreeSet::new();
     for seed in 0..200 {
         let engine: Arc<dyn Engine> = Arc::new(copy.memory.crash(seed));
-        let (state, log) =
-            (ShardState::open(Arc::clone(&engine), SHARD).unwrap(), shipped_log(&engine, SHARD).unwrap());
+        let (state, log) = (
+            ShardState::open(Arc::clone(&engine), SHARD).unwrap(),
+            shipped_log(&engine, SHARD).unwrap(),
+        );
         catch_up(&state, &log).unwrap();
         let kept = positions(&log);
         assert!(next.starts_with(&kept), "{kept:?} after seed {seed}");
@@ -131,7 +141,8 @@ fn what_was_cut_behind_a_hole_does_not_come_back_behind_what_takes_its_place() {
     assert_eq!(Vec::from_iter(lengths), [2, 3, 4]);
 }
 
-/// The state in use has left the history at 5, and the one that takes its place goes on from there in epoch 2.
+/// The state in use has left the history at 5, and the one that takes its place goes on from there
+/// in epoch 2.
 #[test]
 fn a_state_that_is_put_in_place_does_not_meet_the_log_of_the_one_before_after_a_crash() {
     let copy = Copy::new();
@@ -192,11 +203,16 @@ fn a_hole_in_what_was_shipped_is_cut_off() {
     let mut reached = BTreeSet::new();
     for seed in 0..200 {
         let engine: Arc<dyn Engine> = Arc::new(copy.memory.crash(seed));
-        let (state, log) =
-            (ShardState::open(Arc::clone(&engine), SHARD).unwrap(), shipped_log(&engine, SHARD).unwrap());
+        let (state, log) = (
+            ShardState::open(Arc::clone(&engine), SHARD).unwrap(),
+            shipped_log(&engine, SHARD).unwrap(),
+        );
         catch_up(&state, &log).unwrap();
         let sequence = state.position().sequence;
-        assert!(sequence >= 3 && log.last().unwrap().is_none_or(|(last, _)| last == sequence), "seed {seed}");
+        assert!(
+            sequence >= 3 && log.last().unwrap().is_none_or(|(last, _)| last == sequence),
+            "seed {seed}"
+        );
         reached.insert(sequence);
     }
     assert_eq!(Vec::from_iter(reached), [3, 4, 5, 6, 7]);

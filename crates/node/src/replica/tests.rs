@@ -40,7 +40,11 @@ fn at(sequence: u64) -> Position {
 
 /// The stored bytes of the batch at a sequence.
 fn stored(sequence: u64) -> Bytes {
-    meridian_proto::encode_batch(&Batch { position: at(sequence), time_ms: sequence, transactions: Vec::new() })
+    meridian_proto::encode_batch(&Batch {
+        position: at(sequence),
+        time_ms: sequence,
+        transactions: Vec::new(),
+    })
 }
 
 fn streams() -> ByteBudget {
@@ -105,7 +109,8 @@ struct Source {
 
 #[tonic::async_trait]
 impl shipping_server::Shipping for Source {
-    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<wire::Shipment, tonic::Status>> + Send>>;
+    type SubscribeStream =
+        Pin<Box<dyn Stream<Item = Result<wire::Shipment, tonic::Status>> + Send>>;
     type FetchStateStream = ReceiverStream<Result<wire::StateChunk, tonic::Status>>;
 
     async fn subscribe(
@@ -113,7 +118,9 @@ impl shipping_server::Shipping for Source {
         request: Request<Streaming<wire::SubscribeRequest>>,
     ) -> Result<Response<Self::SubscribeStream>, tonic::Status> {
         let mut requests = request.into_inner();
-        let Some(wire::subscribe_request::Message::Start(start)) = requests.message().await?.unwrap().message else {
+        let Some(wire::subscribe_request::Message::Start(start)) =
+            requests.message().await?.unwrap().message
+        else {
             return Err(tonic::Status::invalid_argument("no start"));
         };
         self.asked.lock().push(start.durable.unwrap());
@@ -121,12 +128,15 @@ impl shipping_server::Shipping for Source {
         let batches = self.shipments.lock().pop_front();
         let mut parts = self.parts.lock().pop_front().unwrap_or_default();
         if let Some(batches) = batches {
-            let (stored, previous) = (wire::StoredBatches { batches }, position(start.durable.unwrap()).unwrap());
+            let (stored, previous) =
+                (wire::StoredBatches { batches }, position(start.durable.unwrap()).unwrap());
             parts.push(Compressor::new(None).compress(previous, &stored).unwrap());
         }
         let acknowledged = Arc::clone(&self.acknowledged);
         tokio::spawn(async move {
-            let ship = async |message| sender.send(Ok(wire::Shipment { message: Some(message) })).await.is_ok();
+            let ship = async |message| {
+                sender.send(Ok(wire::Shipment { message: Some(message) })).await.is_ok()
+            };
             ship(shipment::Message::OpenedEpoch(1)).await;
             for part in parts {
                 ship(shipment::Message::Batches(part)).await;
@@ -166,7 +176,8 @@ struct Node {
 }
 
 impl Node {
-    /// A replica of another region than the primary one, of a source that all others are dialled at.
+    /// A replica of another region than the primary one, of a source that all others are dialled
+    /// at.
     async fn following(source: &Source, transfer: Arc<dyn StateTransfer>) -> Self {
         let disk = Arc::<DiskGuard>::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -179,7 +190,8 @@ impl Node {
         let dynamic = Arc::clone(&watched) as Arc<dyn Engine>;
         let state = Arc::new(ShardState::open(Arc::clone(&dynamic), SHARD).unwrap());
         let log = shipped_log(&dynamic, SHARD).unwrap();
-        let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let topology =
+            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let peers = PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let replica = Replica::start(ReplicaParts {
@@ -205,7 +217,12 @@ impl Node {
         while !condition() {
             assert!(start.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
             for voter in 1..=3 {
-                self.replica.heard(Status::of_primary_member(voter, Epoch(1), at(9), Duration::ZERO));
+                self.replica.heard(Status::of_primary_member(
+                    voter,
+                    Epoch(1),
+                    at(9),
+                    Duration::ZERO,
+                ));
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -222,7 +239,8 @@ async fn what_is_damaged_or_cannot_be_read_is_in_no_log_and_the_replica_asks_aga
     unreadable.push(15 << 3 | 5);
     unreadable.extend(checksum);
     let source = Source::default();
-    *source.shipments.lock() = VecDeque::from([vec![stored(1), damaged.into()], vec![unreadable.into()]]);
+    *source.shipments.lock() =
+        VecDeque::from([vec![stored(1), damaged.into()], vec![unreadable.into()]]);
     let node = Node::following(&source, Arc::new(NoStates)).await;
     node.until("it asks a third time", || source.asked.lock().len() >= 3).await;
     assert!(source.asked.lock().iter().all(|from| from.sequence == 0), "{:?}", source.asked.lock());
@@ -232,7 +250,11 @@ async fn what_is_damaged_or_cannot_be_read_is_in_no_log_and_the_replica_asks_aga
     // The process lives, and a start finds nothing that it cannot read.
     for seed in 0..20 {
         let next: Arc<dyn Engine> = Arc::new(node.engine.crash(seed));
-        catch_up(&ShardState::open(Arc::clone(&next), SHARD).unwrap(), &shipped_log(&next, SHARD).unwrap()).unwrap();
+        catch_up(
+            &ShardState::open(Arc::clone(&next), SHARD).unwrap(),
+            &shipped_log(&next, SHARD).unwrap(),
+        )
+        .unwrap();
     }
     source.shipments.lock().extend([vec![stored(1), stored(2)]]);
     // It has a stream that is silent by now.
@@ -285,10 +307,12 @@ async fn a_stream_that_lacks_a_part_or_has_one_twice_is_left_and_what_follows_is
 async fn a_replica_waits_for_no_disk_on_the_runtime() {
     let source = Source::default();
     source.shipments.lock().extend([(1..=3).map(stored).collect()]);
-    // The second epoch began behind the first batch: what the replica has beyond is kept, and a state takes its place.
+    // The second epoch began behind the first batch: what the replica has beyond is kept, and a
+    // state takes its place.
     let there: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
     let there = Arc::new(ShardState::open(there, SHARD).unwrap());
-    let second = Batch { position: Position::new(Epoch(2), 2), time_ms: 2, transactions: Vec::new() };
+    let second =
+        Batch { position: Position::new(Epoch(2), 2), time_ms: 2, transactions: Vec::new() };
     let batches = [decode(stored(1)).unwrap(), second.into()];
     there.apply(&batches, RaftApplied::default()).unwrap();
     let node = Node::following(&source, Arc::new(Somebody(Arc::clone(&there)))).await;
@@ -299,7 +323,8 @@ async fn a_replica_waits_for_no_disk_on_the_runtime() {
     node.replica.stop().await;
     assert_eq!(node.watched.found(), Vec::<&str>::new());
     let kept = crate::orphans::list_orphans(node.folder.path()).unwrap().files;
-    let batches: Vec<_> = kept.iter().map(|file| (file.epoch, file.base_sequence, file.batches)).collect();
+    let batches: Vec<_> =
+        kept.iter().map(|file| (file.epoch, file.base_sequence, file.batches)).collect();
     assert_eq!(batches, [(2, 1, 2)], "kept before the state took its place");
 }
 
@@ -309,7 +334,10 @@ async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by
     let source = Source::default();
     source.shipments.lock().extend([(1..=5).map(stored).collect()]);
     let node = Node::following(&source, Arc::new(NoStates)).await;
-    node.until("it has caught up", || node.state.position() == at(5) && node.replica.has_caught_up()).await;
+    node.until("it has caught up", || {
+        node.state.position() == at(5) && node.replica.has_caught_up()
+    })
+    .await;
     let Node { watched, state, replica, folder: _folder, .. } = node;
     let replica = Arc::new(replica);
     let shards = Arc::new(ShardTable::default());
@@ -336,14 +364,17 @@ async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by
     let database = crate::topology::DEV_DEFAULT_DATABASE;
     let range = ReadRange { start: Bytes::new(), end: "z".into(), limit: 1, reverse: false };
     let ranges = vec![range.clone(), range];
-    let read = Arc::new(Read { database, consistency: Consistency::Eventual, ranges: ranges.clone() });
+    let read =
+        Arc::new(Read { database, consistency: Consistency::Eventual, ranges: ranges.clone() });
     // As a gateway in this process reads, and as one elsewhere does.
-    let here = async |epoch| nodes.read(4, (SHARD, Epoch(epoch)), &read, 0, Arc::default(), None).await;
+    let here =
+        async |epoch| nodes.read(4, (SHARD, Epoch(epoch)), &read, 0, Arc::default(), None).await;
     let from_elsewhere = async |epoch| {
         let group = Some(wire_shard::ShardEpoch { shard: SHARD.0, epoch });
         let ranges = ranges.iter().map(meridian_proto::read_range_to_wire).collect();
         let database = Bytes::copy_from_slice(&database.0);
-        let request = wire_shard::ReadRequest { group, database, strong: false, ranges, min_sequence: 0 };
+        let request =
+            wire_shard::ReadRequest { group, database, strong: false, ranges, min_sequence: 0 };
         let parts = service.read(Request::new(request)).await.unwrap().into_inner();
         parts.map(|part| part.unwrap().part.unwrap()).collect::<Vec<_>>().await
     };
@@ -360,7 +391,10 @@ async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by
     // What it read has left the history meanwhile.
     begins(&[(1, 0), (2, 5), (3, 5), (4, 3)]);
     let refused = here(3).await.err();
-    assert!(matches!(&refused, Some(Failed::NotDone(why)) if why.contains("present epoch")), "{refused:?}");
+    assert!(
+        matches!(&refused, Some(Failed::NotDone(why)) if why.contains("present epoch")),
+        "{refused:?}"
+    );
     let parts = from_elsewhere(4).await;
     assert!(matches!(&parts[..], [Part::Unavailable(_)]), "{parts:?}");
     replica.stop().await;
@@ -373,18 +407,25 @@ async fn a_replica_reports_and_serves_what_its_disk_has_and_nothing_else() {
     source.shipments.lock().extend([(1..=3).map(stored).collect()]);
     let node = Node::following(&source, Arc::new(NoStates)).await;
     node.engine.hold_syncs();
-    node.until("it is in its log", || node.log.last().unwrap().is_some_and(|(last, _)| last == 3)).await;
+    node.until("it is in its log", || node.log.last().unwrap().is_some_and(|(last, _)| last == 3))
+        .await;
     // Whatever it would report by now; heartbeats come in between.
     for _ in 0..10 {
         node.until("time passes", || true).await;
         tokio::time::sleep(Duration::from_millis(20)).await;
         let reported = source.acknowledged.lock().iter().map(|position| position.sequence).max();
-        assert_eq!((reported.unwrap_or(0), node.replica.status().status.durable), (0, Position::ZERO));
+        assert_eq!(
+            (reported.unwrap_or(0), node.replica.status().status.durable),
+            (0, Position::ZERO)
+        );
         let shown = (*node.replica.applied().borrow(), node.replica.batches_after(0, 9).unwrap());
         assert_eq!(shown, ((0, 0), Some(Vec::new())), "served before it is durable");
     }
     node.engine.release_syncs();
-    node.until("it reports", || source.acknowledged.lock().iter().any(|position| position.sequence == 3)).await;
+    node.until("it reports", || {
+        source.acknowledged.lock().iter().any(|position| position.sequence == 3)
+    })
+    .await;
     let after: Arc<dyn Engine> = Arc::new(node.engine.crash_to_what_is_durable());
     assert_eq!(shipped_log(&after, SHARD).unwrap().last().unwrap(), Some((3, stored(3))));
 }

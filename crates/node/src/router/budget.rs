@@ -15,7 +15,8 @@ const BYTES_FOR_ONE: f64 = (64 << 10) as f64;
 
 /// Pays for hedges and retries of one shard: a part of the first tries, and a few each second.
 ///
-/// Without it an outage feeds itself: whatever is slow is asked several times over, and stays slow for that.
+/// Without it an outage feeds itself: whatever is slow is asked several times over, and stays slow
+/// for that.
 pub(super) struct Budget {
     account: Mutex<Account>,
 }
@@ -47,7 +48,8 @@ impl Budget {
         self.account.lock().earn(now, PER_FIRST_TRY);
     }
 
-    /// A further try was answered, and so pays for another one: those who wait are served as fast as they can be.
+    /// A further try was answered, and so pays for another one: those who wait are served as fast
+    /// as they can be.
     pub(super) fn answered(&self, now: Duration) {
         self.account.lock().earn(now, 1.0);
     }
@@ -64,7 +66,8 @@ impl Budget {
     }
 }
 
-/// How long to wait before the round after so many that failed: longer each time, and never all at once.
+/// How long to wait before the round after so many that failed: longer each time, and never all at
+/// once.
 pub(super) fn pause(rounds: u32) -> Duration {
     const FIRST: Duration = Duration::from_millis(15);
     const LONGEST: Duration = Duration::from_secs(2);
@@ -107,8 +110,13 @@ mod tests {
     fn pauses_grow_and_are_never_all_the_same() {
         for rounds in 0..40 {
             let pauses: Vec<Duration> = (0..20).map(|_| pause(rounds)).collect();
-            let most = Duration::from_millis(15).saturating_mul(1 << rounds.min(8)).min(Duration::from_secs(2));
-            assert!(pauses.iter().all(|pause| *pause >= most / 2 && *pause <= most * 3 / 2), "{rounds}: {pauses:?}");
+            let most = Duration::from_millis(15)
+                .saturating_mul(1 << rounds.min(8))
+                .min(Duration::from_secs(2));
+            assert!(
+                pauses.iter().all(|pause| *pause >= most / 2 && *pause <= most * 3 / 2),
+                "{rounds}: {pauses:?}"
+            );
             assert!(pauses.iter().any(|pause| *pause != pauses[0]));
         }
     }

@@ -55,7 +55,9 @@ impl ClusterNodes {
 impl Nodes for ClusterNodes {
     fn local_voter(&self, shard: ShardId) -> Option<LocalVoter> {
         match self.local.get(&shard)? {
-            LocalShard::Voter(voter) => Some(LocalVoter { leader: LocalShard::Voter(voter).leader() }),
+            LocalShard::Voter(voter) => {
+                Some(LocalVoter { leader: LocalShard::Voter(voter).leader() })
+            }
             LocalShard::Replica(_) => None,
         }
     }
@@ -90,7 +92,8 @@ impl Nodes for ClusterNodes {
             turn: None,
         };
         // Now, since tries are made in the order of the requests.
-        let first = (!retry).then(|| self.writes.next_turn(node, shard.0, request.encoded_len() as u64));
+        let first =
+            (!retry).then(|| self.writes.next_turn(node, shard.0, request.encoded_len() as u64));
         request.turn = first.as_ref().map(|first| first.turn);
         let writes = Arc::clone(&self.writes);
         async move {
@@ -134,12 +137,18 @@ impl Nodes for ClusterNodes {
     }
 }
 
-async fn read_here(local: LocalShard, read: Arc<Read>, min_sequence: u64) -> Result<Answering, Failed> {
+async fn read_here(
+    local: LocalShard,
+    read: Arc<Read>,
+    min_sequence: u64,
+) -> Result<Answering, Failed> {
     let reply = match &local {
         LocalShard::Voter(voter) if read.consistency == Consistency::Strong => {
             voter.read_strong(read.database, &read.ranges).await
         }
-        LocalShard::Replica(_) if read.consistency == Consistency::Strong => ReadReply::NotLeader(None),
+        LocalShard::Replica(_) if read.consistency == Consistency::Strong => {
+            ReadReply::NotLeader(None)
+        }
         local => local.read_eventual(read.database, &read.ranges, min_sequence).await,
     };
     match reply {
@@ -174,7 +183,9 @@ pub(crate) fn written_from_wire(response: wire::WriteResponse) -> Result<Written
         Some(Wire::NotLeader(hint)) => return Err(Failed::NotLeader(some_node(hint.leader))),
         Some(Wire::NotCommitted(reason)) => return Err(Failed::NotDone(reason)),
         Some(Wire::Unknown(reason)) => return Err(Failed::Unknown(reason)),
-        Some(Wire::ClockUnknown(_)) => return Err(Failed::NotDone("its clock is not known".to_owned())),
+        Some(Wire::ClockUnknown(_)) => {
+            return Err(Failed::NotDone("its clock is not known".to_owned()));
+        }
         None => return Err(Failed::Unknown("an empty answer".to_owned())),
     };
     Ok(Written { outcome, leader: some_node(response.leader) })
@@ -198,8 +209,8 @@ pub(crate) fn failed(status: Status) -> Failed {
     }
 }
 
-/// Whether the node refused the call before it looked at it: no such shard there, another epoch, a malformed
-/// field, or a caller that may not.
+/// Whether the node refused the call before it looked at it: no such shard there, another epoch, a
+/// malformed field, or a caller that may not.
 fn is_refusal(status: &Status) -> bool {
     let refusals = [
         Code::NotFound,

@@ -15,8 +15,8 @@ const OUTAGE: Duration = Duration::from_millis(300);
 /// Between two times that all who wait are told, at least.
 const BETWEEN_REVIVALS: Duration = Duration::from_millis(50);
 
-/// What those who wait for a shard are told: it is served, by this leader. Once for each leader that is found, or
-/// each end of an outage.
+/// What those who wait for a shard are told: it is served, by this leader. Once for each leader
+/// that is found, or each end of an outage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Revival {
     pub(crate) count: u64,
@@ -89,9 +89,15 @@ impl Leaders {
         }
     }
 
-    /// A read was answered by the node of this process, as its first try; for whoever could tell, by the word of this
-    /// leader.
-    pub(super) fn read_here(&self, now: Duration, shard: ShardId, node: NodeId, leader: Option<NodeId>) {
+    /// A read was answered by the node of this process, as its first try; for whoever could tell,
+    /// by the word of this leader.
+    pub(super) fn read_here(
+        &self,
+        now: Duration,
+        shard: ShardId,
+        node: NodeId,
+        leader: Option<NodeId>,
+    ) {
         let mut shards = self.shards.lock();
         let served = shards.entry(shard).or_default();
         served.budget.first_try(now);

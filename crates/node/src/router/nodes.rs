@@ -61,12 +61,14 @@ pub(crate) struct LocalVoter {
     pub(crate) leader: Option<NodeId>,
 }
 
-/// The nodes as one gateway reaches them. What it answers is not bounded in time: the router gives up.
+/// The nodes as one gateway reaches them. What it answers is not bounded in time: the router gives
+/// up.
 pub(crate) trait Nodes: Send + Sync + 'static {
     /// Whether the node of this process votes in the shard.
     fn local_voter(&self, shard: ShardId) -> Option<LocalVoter>;
 
-    /// To drop the future gives the try up; it may have done something, or may yet, once it has left by `departure`.
+    /// To drop the future gives the try up; it may have done something, or may yet, once it has
+    /// left by `departure`.
     fn write(
         &self,
         shard: (ShardId, Epoch),
@@ -75,8 +77,8 @@ pub(crate) trait Nodes: Send + Sync + 'static {
         departure: Arc<Departure>,
     ) -> impl Future<Output = Result<Written, Failed>> + Send + 'static;
 
-    /// Until the first byte of the answer; `working` is notified while the node says that it is at work. To drop
-    /// the future stops the work. `room`: what [`BrokenOff::ForRoom`] gave.
+    /// Until the first byte of the answer; `working` is notified while the node says that it is at
+    /// work. To drop the future stops the work. `room`: what [`BrokenOff::ForRoom`] gave.
     fn read(
         &self,
         node: NodeId,

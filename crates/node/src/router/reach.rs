@@ -12,8 +12,8 @@ const UNKNOWN_ROUND_TRIP: Duration = Duration::from_millis(100);
 const MAX_ROUND_TRIP: Duration = Duration::from_secs(2);
 /// A node that did not answer is tried after the others for so long; then by one request at a time.
 const AVOID: Duration = Duration::from_secs(3);
-/// A node of which anything was heard so lately is not silent, whatever else of it is awaited: it may be slow with
-/// one large answer.
+/// A node of which anything was heard so lately is not silent, whatever else of it is awaited: it
+/// may be slow with one large answer.
 const HEARD_LATELY: Duration = Duration::from_millis(500);
 
 #[derive(Default, Clone, Copy)]
@@ -61,7 +61,10 @@ impl Reach {
     }
 
     pub(super) fn was_heard_since(&self, since: Duration, node: NodeId) -> bool {
-        self.nodes.lock().get(&node).is_some_and(|known| known.heard.is_some_and(|heard| heard > since))
+        self.nodes
+            .lock()
+            .get(&node)
+            .is_some_and(|known| known.heard.is_some_and(|heard| heard > since))
     }
 
     /// Whether anything was heard of the node of late.
@@ -93,14 +96,18 @@ impl Reach {
 
     pub(super) fn is_silent(&self, now: Duration, node: NodeId) -> bool {
         let nodes = self.nodes.lock();
-        nodes.get(&node).is_some_and(|known| known.silent_since.is_some_and(|since| now.saturating_sub(since) < AVOID))
+        nodes.get(&node).is_some_and(|known| {
+            known.silent_since.is_some_and(|since| now.saturating_sub(since) < AVOID)
+        })
     }
 
-    /// As [`Reach::is_silent`], for somebody who asks the node next if it is not: one request at a time finds out
-    /// whether a silent node is back.
+    /// As [`Reach::is_silent`], for somebody who asks the node next if it is not: one request at a
+    /// time finds out whether a silent node is back.
     pub(super) fn avoid(&self, now: Duration, node: NodeId) -> bool {
         let mut nodes = self.nodes.lock();
-        let Some(Known { silent_since: Some(since), .. }) = nodes.get_mut(&node) else { return false };
+        let Some(Known { silent_since: Some(since), .. }) = nodes.get_mut(&node) else {
+            return false;
+        };
         if now.saturating_sub(*since) < AVOID {
             return true;
         }
@@ -148,6 +155,9 @@ mod tests {
         assert!(reach.round_trip(1) > Duration::from_millis(300));
         (0..100).for_each(|_| reach.took(1, Duration::from_secs(60)));
         assert_eq!(reach.round_trip(1), MAX_ROUND_TRIP);
-        assert_eq!((reach.round_trip(2), reach.round_trip(9)), (UNKNOWN_ROUND_TRIP, Duration::ZERO));
+        assert_eq!(
+            (reach.round_trip(2), reach.round_trip(9)),
+            (UNKNOWN_ROUND_TRIP, Duration::ZERO)
+        );
     }
 }

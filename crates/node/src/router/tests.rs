@@ -7,7 +7,8 @@ use std::sync::atomic::Ordering;
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use meridian_memory::ByteBudget;
 use meridian_types::{
-    Check, Mutation, MutationKind, ReadRange, RequestId, SumBounds, Value, ValueEncoding, Versionstamp,
+    Check, Mutation, MutationKind, ReadRange, RequestId, SumBounds, Value, ValueEncoding,
+    Versionstamp,
 };
 
 use super::*;
@@ -15,7 +16,11 @@ use crate::topology::DEV_DEFAULT_DATABASE;
 use world::{DEADLINE, Link, World, run, run_beside};
 
 fn write() -> Write {
-    Write { database: DEV_DEFAULT_DATABASE, request_id: RequestId::generate(), transaction: Transaction::default() }
+    Write {
+        database: DEV_DEFAULT_DATABASE,
+        request_id: RequestId::generate(),
+        transaction: Transaction::default(),
+    }
 }
 
 fn read() -> Read {
@@ -34,7 +39,8 @@ impl World {
 
     /// So many writes at once commit, all of them.
     async fn all_commit(&self, count: usize) -> bool {
-        let writes: FuturesUnordered<_> = (0..count).map(|_| self.spawn(self.clone().owned_commit())).collect();
+        let writes: FuturesUnordered<_> =
+            (0..count).map(|_| self.spawn(self.clone().owned_commit())).collect();
         writes.all(|committed| async move { committed }).await
     }
 
@@ -82,7 +88,8 @@ fn those_who_asked_a_node_before_it_died_have_nobody_wait_longer_for_it() {
         }
         let before = router.reach.round_trip(1);
         assert!(before < Duration::from_millis(60), "{before:?}");
-        // What it has begun is never answered, though some of its answers came after that was asked.
+        // What it has begun is never answered, though some of its answers came after that was
+        // asked.
         (1..=3).for_each(|node| voters.link(node, Link::Silent));
         time.sleep(2 * ATTEMPT_TIMEOUT).await;
         assert_eq!(router.reach.round_trip(1), before);
@@ -110,7 +117,8 @@ fn a_request_that_waits_for_the_voters_before_asks_those_to_whom_the_shard_has_m
         let lost = time.now();
         let mut cluster = router.directory.known().cluster.clone();
         let shard = cluster.shards.get_mut(&ShardId(1)).unwrap();
-        (shard.epoch, shard.voters, shard.preferred_leader) = (Epoch(2), BTreeSet::from([4, 5]), Some(4));
+        (shard.epoch, shard.voters, shard.preferred_leader) =
+            (Epoch(2), BTreeSet::from([4, 5]), Some(4));
         cluster.version += 1;
         router.directory.learn(cluster).unwrap();
         voters.leader.send_replace(4);
@@ -161,7 +169,9 @@ fn what_was_begun_at_this_node_is_not_taken_for_the_answer_of_another() {
     run_beside(Some(2), AT_ONCE, |world| async move {
         let World { voters, router, .. } = &world;
         // It votes as far as it knows itself, and the directory knows better.
-        world.learns(|cluster| cluster.shards.get_mut(&ShardId(1)).unwrap().voters = BTreeSet::from([1, 3]));
+        world.learns(|cluster| {
+            cluster.shards.get_mut(&ShardId(1)).unwrap().voters = BTreeSet::from([1, 3])
+        });
         voters.working.store(true, Ordering::SeqCst);
         assert!(router.read(read()).await.is_ok());
         assert_eq!(voters.asked()[..2], [2, 1]);
@@ -192,7 +202,10 @@ fn an_eventual_read_is_remembered_and_says_nothing_of_who_leads() {
         let World { voters, router, .. } = &world;
         voters.leader.send_replace(3);
         assert!(router.read(eventual()).await.is_ok());
-        assert_eq!((router.min_sequence((ShardId(1), Epoch(1))), router.leaders.hint(ShardId(1))), (1, None));
+        assert_eq!(
+            (router.min_sequence((ShardId(1), Epoch(1))), router.leaders.hint(ShardId(1))),
+            (1, None)
+        );
         assert!(router.read(read()).await.is_ok());
         assert_eq!(router.leaders.hint(ShardId(1)), Some(3));
     });
@@ -216,7 +229,8 @@ fn what_a_failover_took_back_is_not_held_against_those_who_never_had_it() {
 }
 
 #[test]
-fn an_answer_for_which_there_was_no_room_is_asked_for_once_more_at_once_with_the_room_that_there_is_by_then() {
+fn an_answer_for_which_there_was_no_room_is_asked_for_once_more_at_once_with_the_room_that_there_is_by_then()
+ {
     run(AT_ONCE, |world| async move {
         let World { voters, router, time, .. } = &world;
         let memory = ByteBudget::new("reads", 1 << 20);
@@ -282,13 +296,23 @@ fn those_who_waited_for_a_shard_do_not_come_back_all_at_once() {
 fn a_write_that_all_refuse_is_tried_again_after_longer_and_longer_pauses() {
     run_beside(Some(3), AT_ONCE, |world| async move {
         let World { voters, time, .. } = &world;
-        voters.scripted.lock().extend((0..9).map(|_| Failed::NotDone("no quorum answers".to_owned())));
+        voters
+            .scripted
+            .lock()
+            .extend((0..9).map(|_| Failed::NotDone("no quorum answers".to_owned())));
         let began = time.now();
         assert!(world.commits().await);
-        assert_eq!(voters.asked(), [1, 3, 2, 1, 3, 2, 1, 3, 2, 1], "the leader, who is here, and who is left");
+        assert_eq!(
+            voters.asked(),
+            [1, 3, 2, 1, 3, 2, 1, 3, 2, 1],
+            "the leader, who is here, and who is left"
+        );
         // Of 15, 30 and 60 ms, each by up to a half more or less; and seven round trips.
         let pauses = time.now() - began - 7 * world::ROUND_TRIP;
-        assert!((Duration::from_micros(52_500)..=Duration::from_micros(157_500)).contains(&pauses), "{pauses:?}");
+        assert!(
+            (Duration::from_micros(52_500)..=Duration::from_micros(157_500)).contains(&pauses),
+            "{pauses:?}"
+        );
     });
 }
 
@@ -354,7 +378,8 @@ fn a_request_earns_its_part_of_a_further_try_once_however_often_it_is_tried() {
                     continue;
                 }
                 if what != "reads" {
-                    let breaks_off = async { Err(BrokenOff::Failed("the answer stopped".to_owned())) };
+                    let breaks_off =
+                        async { Err(BrokenOff::Failed("the answer stopped".to_owned())) };
                     *voters.transfer.lock() = Some(breaks_off.boxed());
                 }
                 assert!(router.read(read()).await.is_ok());
@@ -369,7 +394,8 @@ fn a_request_earns_its_part_of_a_further_try_once_however_often_it_is_tried() {
 #[test]
 fn a_try_is_paid_for_by_the_keys_and_values_that_it_sends() {
     let value = |bytes| Value { encoding: ValueEncoding::Bytes, data: vec![7; bytes].into() };
-    let mutation = |key_bytes, kind| Mutation { key: vec![1; key_bytes].into(), kind, expire_at_ms: 0 };
+    let mutation =
+        |key_bytes, kind| Mutation { key: vec![1; key_bytes].into(), kind, expire_at_ms: 0 };
     let transaction = Transaction {
         checks: vec![Check { key: vec![1; 100].into(), versionstamp: Some(Versionstamp([1; 10])) }],
         mutations: vec![
@@ -484,8 +510,14 @@ fn twice_the_load_leaves_nothing_behind_when_it_is_over() {
         }
         let committed = voters.committed.load(Ordering::SeqCst);
         assert!(committed >= SECONDS * 95, "overload costs throughput: {committed}");
-        assert!(voters.calls() <= begun.len() * 3 / 2, "{} calls for {} writes", voters.calls(), begun.len());
-        // Then half of what it can do: all of it is served at once, and what waited is done with soon.
+        assert!(
+            voters.calls() <= begun.len() * 3 / 2,
+            "{} calls for {} writes",
+            voters.calls(),
+            begun.len()
+        );
+        // Then half of what it can do: all of it is served at once, and what waited is done with
+        // soon.
         time.sleep(Duration::from_secs(2)).await;
         let mut slowest = Duration::ZERO;
         for _ in 0..100 {
@@ -532,7 +564,10 @@ fn nothing_is_said_not_to_have_committed_that_may_have() {
     run(AT_ONCE, |world| async move {
         let World { voters, router, .. } = &world;
         // Its first try may have committed; then its database goes.
-        voters.scripted.lock().extend((0..3).map(|_| Failed::Unknown("the connection broke".to_owned())));
+        voters
+            .scripted
+            .lock()
+            .extend((0..3).map(|_| Failed::Unknown("the connection broke".to_owned())));
         let writing = world.writing();
         world.first_call().await;
         let mut cluster = router.directory.known().cluster.clone();
@@ -559,7 +594,10 @@ fn an_unknown_outcome_is_asked_for_until_ids_may_be_forgotten_and_refusals_do_no
         let failed = router.write(write()).await.unwrap_err();
         assert!(matches!(failed, WriteFailure::Unknown(_)), "{failed:?}");
         let took = time.now() - began;
-        assert!(took >= UNKNOWN_DEADLINE && took < UNKNOWN_DEADLINE + Duration::from_secs(5), "{took:?}");
+        assert!(
+            took >= UNKNOWN_DEADLINE && took < UNKNOWN_DEADLINE + Duration::from_secs(5),
+            "{took:?}"
+        );
         // Without the first one, it is over at the deadline for what did not commit.
         let (began, before) = (time.now(), voters.calls());
         let failed = router.write(write()).await.unwrap_err();
@@ -634,7 +672,8 @@ fn an_answer_that_is_on_its_way_is_waited_for_beyond_the_deadline_and_asked_for_
         assert_eq!(router.read(read()).await.unwrap().ranges.len(), 1);
         assert_eq!(voters.asked(), [1]);
         // One that breaks off is asked for again.
-        *voters.transfer.lock() = Some(async { Err(BrokenOff::Failed("the answer stopped".to_owned())) }.boxed());
+        *voters.transfer.lock() =
+            Some(async { Err(BrokenOff::Failed("the answer stopped".to_owned())) }.boxed());
         assert_eq!(router.read(read()).await.unwrap().ranges.len(), 1);
         assert_eq!(voters.asked(), [1, 1, 1]);
         assert!(!router.reach.is_silent(time.now(), 1));
@@ -666,7 +705,10 @@ impl World {
 fn news_of_the_rest_of_the_cluster_puts_off_no_retry() {
     run(AT_ONCE, |world| async move {
         let World { voters, time, .. } = &world;
-        voters.scripted.lock().extend((0..3).map(|_| Failed::NotDone("no quorum answers".to_owned())));
+        voters
+            .scripted
+            .lock()
+            .extend((0..3).map(|_| Failed::NotDone("no quorum answers".to_owned())));
         let began = time.now();
         let mut writing = world.writing();
         // More often than the shortest pause is over.
@@ -702,7 +744,10 @@ fn a_shard_that_moved_during_a_round_is_tried_again_at_once() {
         voters.scripted.lock().clear();
         while (&mut writing).now_or_never().is_none() {
             time.sleep(Duration::from_millis(1)).await;
-            assert!(time.now() - moved < Duration::from_millis(100), "it waits as long as for those who had it before");
+            assert!(
+                time.now() - moved < Duration::from_millis(100),
+                "it waits as long as for those who had it before"
+            );
         }
     });
 }
@@ -711,14 +756,23 @@ fn a_shard_that_moved_during_a_round_is_tried_again_at_once() {
 fn beside(world: &World, node: NodeId) -> Arc<Router<Arc<world::Voters>, world::Time>> {
     let World { voters, time, router, .. } = world;
     let directory = Arc::clone(&router.directory);
-    Arc::new(Router::new(Arc::clone(voters), time.clone(), Some(node), "region-1".to_owned(), directory, DEADLINE))
+    Arc::new(Router::new(
+        Arc::clone(voters),
+        time.clone(),
+        Some(node),
+        "region-1".to_owned(),
+        directory,
+        DEADLINE,
+    ))
 }
 
 #[test]
 fn a_node_that_refuses_at_once_and_is_asked_first_holds_up_no_read() {
-    for (consistency, is_beside) in
-        [(Consistency::Eventual, true), (Consistency::Eventual, false), (Consistency::Strong, false)]
-    {
+    for (consistency, is_beside) in [
+        (Consistency::Eventual, true),
+        (Consistency::Eventual, false),
+        (Consistency::Strong, false),
+    ] {
         run(AT_ONCE, |world| async move {
             let World { voters, time, router, .. } = &world;
             let router = if is_beside { beside(&world, 1) } else { Arc::clone(router) };
@@ -766,7 +820,11 @@ fn the_read_that_a_node_refuses_at_once_goes_on_to_the_next_whatever_is_left_to_
         router.read(read()).await.unwrap();
         assert_eq!(voters.asked()[..2], [1, 2]);
         // The second refusal is paid for.
-        assert!(voters.asked().len() > 3 || time.now() - began > 2 * world::ROUND_TRIP, "{:?}", voters.asked());
+        assert!(
+            voters.asked().len() > 3 || time.now() - began > 2 * world::ROUND_TRIP,
+            "{:?}",
+            voters.asked()
+        );
         voters.refusing.lock().clear();
         voters.refusing.lock().insert(3);
         while budget.pays(time.now(), 0) {}
@@ -818,7 +876,11 @@ fn a_refusal_that_nobody_has_logged_is_no_answer_once_another_node_was_asked() {
             let takes = if is_late { usual + Duration::from_millis(20) } else { usual / 2 };
             *voters.slow.lock() = Some((takes, outcome.clone()));
             let written = router.write(write()).await.unwrap();
-            assert_eq!(written == outcome, binds, "late: {is_late}, {outcome:?}, {retried}: {written:?}");
+            assert_eq!(
+                written == outcome,
+                binds,
+                "late: {is_late}, {outcome:?}, {retried}: {written:?}"
+            );
             let asked = voters.asked().len() - usize::from(retried);
             assert_eq!(asked > 1, is_late, "{:?} were asked", voters.asked());
             time.sleep(Duration::from_secs(1)).await;

@@ -7,7 +7,9 @@ use meridian_consensus::Peers;
 use meridian_failover::Lease;
 use meridian_proto::shard::shard_server::Shard;
 use meridian_storage::{Durability, Engine, GroupId, MemoryEngine, WatchedEngine};
-use meridian_types::{Mutation, MutationKind, RequestId, ShardId, Transaction, Value, ValueEncoding, WriteOutcome};
+use meridian_types::{
+    Mutation, MutationKind, RequestId, ShardId, Transaction, Value, ValueEncoding, WriteOutcome,
+};
 
 use super::*;
 use crate::followers::Followers;
@@ -33,7 +35,12 @@ impl Alone {
         let Self { voter, .. } = &alone;
         let peers: Arc<dyn Peers> = alone.peers.clone();
         voter.group.take_part(&BTreeSet::from([1]), &peers, true).await.unwrap();
-        let leads = async || voter.group.leadership().is_ok_and(|leads| leads.term == voter.group.applied().borrow().1);
+        let leads = async || {
+            voter
+                .group
+                .leadership()
+                .is_ok_and(|leads| leads.term == voter.group.applied().borrow().1)
+        };
         until("it leads", leads).await;
         alone
     }
@@ -43,7 +50,8 @@ impl Alone {
         let engine = Arc::new(WatchedEngine::watching(Arc::new(MemoryEngine::default())));
         let dynamic: Arc<dyn Engine> = engine.clone();
         let only = OnlyVoter::start(&dynamic, GROUP).await;
-        let lease = Lease { ttl: Duration::from_secs(3600), shards: vec![(GROUP.shard, GROUP.epoch)] };
+        let lease =
+            Lease { ttl: Duration::from_secs(3600), shards: vec![(GROUP.shard, GROUP.epoch)] };
         only.directory.renewed(only.directory.now(), &lease);
         let OnlyVoter { directory, peers, voter } = only;
         Self { engine, directory, peers, voter }
@@ -51,11 +59,17 @@ impl Alone {
 
     async fn write(&self, key: &'static str, valid_until: Duration) -> WriteReply {
         let value = Value { encoding: ValueEncoding::Bytes, data: key.into() };
-        let mutations = vec![Mutation { key: key.into(), kind: MutationKind::Set(value), expire_at_ms: 0 }];
+        let mutations =
+            vec![Mutation { key: key.into(), kind: MutationKind::Set(value), expire_at_ms: 0 }];
         let transaction = Transaction { checks: Vec::new(), mutations };
         loop {
             let (database, transaction) = (DEV_DEFAULT_DATABASE, transaction.clone());
-            let request = WriteRequest { database, request_id: RequestId::generate(), transaction, retry: false };
+            let request = WriteRequest {
+                database,
+                request_id: RequestId::generate(),
+                transaction,
+                retry: false,
+            };
             match self.voter.write(request, None, valid_until).await {
                 // The proposer has not heard yet that it leads.
                 WriteReply::NotLeader(_) => tokio::task::yield_now().await,
@@ -106,7 +120,8 @@ async fn a_strong_read_at_a_follower_is_not_answered_before_what_its_leader_name
     for (named, applied) in [(0, true), (1, false)] {
         let mut alone = Alone::start_following().await;
         let voter = Arc::get_mut(&mut alone.voter).unwrap();
-        voter.positions = Rounds::start(move || async move { Ok(ReadPosition { sequence: named }) });
+        voter.positions =
+            Rounds::start(move || async move { Ok(ReadPosition { sequence: named }) });
         let reply = alone.voter.read_strong(DEV_DEFAULT_DATABASE, &ranges()).await;
         match applied {
             true => assert!(matches!(reply, ReadReply::Done(_)), "{reply:?}"),
@@ -126,7 +141,8 @@ async fn a_read_position_covers_what_is_shown_while_a_batch_takes_effect() {
     let before = alone.voter.state.position().sequence;
     let (goes_on, wait) = mpsc::channel::<()>();
     let wait = Mutex::new(wait);
-    // State is written without the write-ahead log. Nothing is ever sent: it waits until the other end is dropped.
+    // State is written without the write-ahead log. Nothing is ever sent: it waits until the other
+    // end is dropped.
     alone.engine.after_writes(move |durability| {
         if durability == Durability::Unlogged {
             assert!(wait.lock().unwrap().recv().is_err());
@@ -135,7 +151,11 @@ async fn a_read_position_covers_what_is_shown_while_a_batch_takes_effect() {
     let writing = alone.commit("b");
     let reading = async {
         until("the batch takes effect", async || alone.holds("b")).await;
-        assert_eq!(alone.voter.state.position().sequence, before, "it has not taken effect in full");
+        assert_eq!(
+            alone.voter.state.position().sequence,
+            before,
+            "it has not taken effect in full"
+        );
         // What the group has committed is known to be so: its lease is enough.
         let position = loop {
             let gate = ReadGate { rounds: Rounds::start(|| async { Ok(()) }) };
@@ -150,12 +170,16 @@ async fn a_read_position_covers_what_is_shown_while_a_batch_takes_effect() {
     assert_eq!(position.sequence, before + 1);
 }
 
-/// The machine may have been suspended since the gateway sent it, or the write may have lain in a socket.
+/// The machine may have been suspended since the gateway sent it, or the write may have lain in a
+/// socket.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_that_comes_when_its_id_may_be_forgotten_is_not_carried_out() {
     let alone = Alone::start().await;
     let reply = alone.write("late", boot_time()).await;
-    assert!(matches!(&reply, WriteReply::NotCommitted(why) if why.contains("may be forgotten")), "{reply:?}");
+    assert!(
+        matches!(&reply, WriteReply::NotCommitted(why) if why.contains("may be forgotten")),
+        "{reply:?}"
+    );
     alone.commit("in time").await;
     assert!(alone.holds("in time") && !alone.holds("late"));
 }
@@ -167,14 +191,16 @@ async fn a_write_that_is_refused_at_once_holds_up_none_behind_it() {
     let shards = Arc::new(ShardTable::default());
     shards.add(Arc::clone(&alone.voter.state), Followers::watch(&alone.voter.state));
     shards.set(GROUP.shard, Some(LocalShard::Voter(Arc::clone(&alone.voter))));
-    let (writes, turns) = (Arc::new(WriteCalls::new(Arc::clone(&alone.peers))), Arc::<Turns>::default());
+    let (writes, turns) =
+        (Arc::new(WriteCalls::new(Arc::clone(&alone.peers))), Arc::<Turns>::default());
     let service = ShardService { shards, writes, turns: Arc::clone(&turns) };
     let mut fastest = Duration::MAX;
     for sender in 1..=5 {
         let turn = |number| wire::Turn { sender, number, bytes_ahead: 1 << 30 };
         let clock = crate::write_calls::clock();
         let value = Value { encoding: ValueEncoding::Bytes, data: vec![7; 9 << 20].into() };
-        let mutations = vec![Mutation { key: "large".into(), kind: MutationKind::Set(value), expire_at_ms: 0 }];
+        let mutations =
+            vec![Mutation { key: "large".into(), kind: MutationKind::Set(value), expire_at_ms: 0 }];
         let transaction = Transaction { checks: Vec::new(), mutations };
         let request = wire::WriteRequest {
             group: Some(wire::ShardEpoch { shard: GROUP.shard.0, epoch: GROUP.epoch.0.into() }),
@@ -186,12 +212,15 @@ async fn a_write_that_is_refused_at_once_holds_up_none_behind_it() {
             ..wire::WriteRequest::default()
         };
         let reply = service.write(tonic::Request::new(request)).await.unwrap().into_inner().result;
-        let Some(wire::write_response::Result::NotCommitted(why)) = &reply else { panic!("{reply:?}") };
+        let Some(wire::write_response::Result::NotCommitted(why)) = &reply else {
+            panic!("{reply:?}")
+        };
         assert!(why.contains("short of memory"), "{why}");
         let came = Instant::now();
         drop(turns.wait(turn(2)).await);
         fastest = fastest.min(came.elapsed());
     }
-    // The longest that a write waits for those before it; never less, where one of them does not pass.
+    // The longest that a write waits for those before it; never less, where one of them does not
+    // pass.
     assert!(fastest < Duration::from_millis(300), "{fastest:?}");
 }

@@ -3,7 +3,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use meridian_storage::{MemoryEngine, ShardState};
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, RequestId, ShardId, Value, ValueEncoding,
+    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, RequestId, ShardId, Value,
+    ValueEncoding,
 };
 use rand::rngs::StdRng;
 use rand::{Rng, RngCore, SeedableRng};
@@ -28,7 +29,9 @@ fn pair() -> (ByteBudget, Compressor, Decompressor) {
 fn document(number: u64) -> Bytes {
     let mut random = StdRng::seed_from_u64(number);
     let (id, customer) = (random.next_u64(), random.next_u32());
-    let text = format!(r#"{{"type":"order","id":"{id:016x}","customer":{customer},"status":"paid","city":"Lisbon"}}"#);
+    let text = format!(
+        r#"{{"type":"order","id":"{id:016x}","customer":{customer},"status":"paid","city":"Lisbon"}}"#
+    );
     Bytes::from(text)
 }
 
@@ -63,7 +66,8 @@ fn what_is_shipped_comes_out_however_much_is_shipped_at_once_and_wherever_frames
                 assert_eq!(decompressor.decompress(&end).unwrap(), Vec::<u8>::new());
                 assert_eq!(memory.used_bytes(), DECOMPRESSOR_BYTES);
             }
-            let count = [1, 2, 3, 40, 3000][random.random_range(0..if number % 50 == 0 { 5 } else { 4 })];
+            let count =
+                [1, 2, 3, 40, 3000][random.random_range(0..if number % 50 == 0 { 5 } else { 4 })];
             let batches = (0..count).map(|batch| match random.random_range(0..4) {
                 0 => {
                     let mut bytes = vec![0; random.random_range(0..1000)];
@@ -75,7 +79,11 @@ fn what_is_shipped_comes_out_however_much_is_shipped_at_once_and_wherever_frames
             });
             let shipped = shipment(batches.collect());
             let part = compressor.compress(at(number), &shipped).unwrap();
-            assert_eq!(decompressor.decompress(&part).unwrap(), shipped.encode_to_vec(), "seed {seed}, part {number}");
+            assert_eq!(
+                decompressor.decompress(&part).unwrap(),
+                shipped.encode_to_vec(),
+                "seed {seed}, part {number}"
+            );
         }
     }
 }
@@ -83,8 +91,9 @@ fn what_is_shipped_comes_out_however_much_is_shipped_at_once_and_wherever_frames
 #[test]
 fn a_shipment_refers_back_to_those_before_it() {
     let (_memory, mut compressor, _) = pair();
-    let mut sizes =
-        (0..50).map(|number| compressor.compress(at(number), &shipment(vec![document(number)])).unwrap().zstd.len());
+    let mut sizes = (0..50).map(|number| {
+        compressor.compress(at(number), &shipment(vec![document(number)])).unwrap().zstd.len()
+    });
     let first = sizes.next().unwrap();
     let last = sizes.last().unwrap();
     assert!(last * 2 < first, "{first} bytes, then {last}");
@@ -94,15 +103,22 @@ fn a_shipment_refers_back_to_those_before_it() {
 fn a_part_that_is_missing_comes_twice_or_too_early_ends_the_stream() {
     for order in [vec![1], vec![0, 2], vec![0, 0], vec![0, 1, 1], vec![0, 2, 1]] {
         let (_memory, mut compressor, mut decompressor) = pair();
-        let parts: Vec<_> =
-            (0..4).map(|number| compressor.compress(at(number), &shipment(vec![document(number)])).unwrap()).collect();
+        let parts: Vec<_> = (0..4)
+            .map(|number| {
+                compressor.compress(at(number), &shipment(vec![document(number)])).unwrap()
+            })
+            .collect();
         let (last, before) = order.split_last().unwrap();
         for (due, part) in before.iter().enumerate() {
             if *part == due {
                 decompressor.decompress(&parts[*part]).unwrap();
             }
         }
-        let wrong = order.iter().enumerate().find(|(due, part)| due != *part).map_or(*last, |(_, part)| *part);
+        let wrong = order
+            .iter()
+            .enumerate()
+            .find(|(due, part)| due != *part)
+            .map_or(*last, |(_, part)| *part);
         let refused = decompressor.decompress(&parts[wrong]);
         assert!(matches!(refused, Err(InvalidPart::OutOfOrder { .. })), "{order:?}: {refused:?}");
         for part in &parts {
@@ -131,8 +147,9 @@ fn a_stream_begins_anew_with_a_subscription_and_belongs_to_no_other() {
 fn whatever_is_damaged_on_the_way_no_other_batch_comes_out() {
     let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
     let (_memory, mut compressor, _) = pair();
-    let parts =
-        (1..=6).map(|sequence| compressor.compress(at(sequence - 1), &shipment(vec![stored(sequence)])).unwrap());
+    let parts = (1..=6).map(|sequence| {
+        compressor.compress(at(sequence - 1), &shipment(vec![stored(sequence)])).unwrap()
+    });
     let parts = parts.collect::<Vec<_>>();
     let (mut refused, mut bits) = (0, 0);
     for damaged in 0..3 {
@@ -150,8 +167,13 @@ fn whatever_is_damaged_on_the_way_no_other_batch_comes_out() {
                 match unpack(&state, &mut decompressor, &part) {
                     Ok((previous, batches)) => {
                         let sequence = u64::try_from(number).unwrap() + 1;
-                        let batches: Vec<_> = batches.into_iter().map(|batch| batch.bytes).collect();
-                        assert_eq!((previous, batches), (at(sequence - 1), vec![stored(sequence)]), "bit {bit}");
+                        let batches: Vec<_> =
+                            batches.into_iter().map(|batch| batch.bytes).collect();
+                        assert_eq!(
+                            (previous, batches),
+                            (at(sequence - 1), vec![stored(sequence)]),
+                            "bit {bit}"
+                        );
                     }
                     Err(_) => {
                         refused += 1;
@@ -180,18 +202,27 @@ fn part(zstd: Vec<u8>, stored_bytes: u32) -> Batches {
 fn a_part_holds_what_it_says_and_no_more_than_it_may() {
     let decompress = |part: &Batches| pair().2.decompress(part);
     let honest = decompress(&part(frame(WINDOW_LOG, &[7; 1000]), 1000)).unwrap();
-    assert_eq!((honest.len(), honest.capacity()), (1000, 1001), "it takes memory for what there is");
+    assert_eq!(
+        (honest.len(), honest.capacity()),
+        (1000, 1001),
+        "it takes memory for what there is"
+    );
     let bomb = frame(WINDOW_LOG, &vec![0; 10 << 20]);
     assert!(bomb.len() < 2000);
     for said in [0, 1, 1000, (10 << 20) - 1, (10 << 20) + 1] {
         let refused = decompress(&part(bomb.clone(), said));
-        assert!(matches!(refused, Err(InvalidPart::OtherSize(of)) if of == said), "{said}: {refused:?}");
+        assert!(
+            matches!(refused, Err(InvalidPart::OtherSize(of)) if of == said),
+            "{said}: {refused:?}"
+        );
     }
     let refused = decompress(&part(bomb, MAX_STORED_BYTES + 1));
     assert!(matches!(refused, Err(InvalidPart::TooLarge(_))), "{refused:?}");
-    // More than it may, and it says so little that what is left over would come out with the next part.
+    // More than it may, and it says so little that what is left over would come out with the next
+    // part.
     let (_memory, mut compressor, mut decompressor) = pair();
-    let mut lies = compressor.compress(at(0), &shipment(vec![Bytes::from(vec![1; 300_000])])).unwrap();
+    let mut lies =
+        compressor.compress(at(0), &shipment(vec![Bytes::from(vec![1; 300_000])])).unwrap();
     lies.stored_bytes -= 1;
     assert!(matches!(decompressor.decompress(&lies), Err(InvalidPart::OtherSize(_))));
     let cut = compressor.compress(at(1), &shipment(vec![document(1)])).unwrap();
@@ -221,7 +252,10 @@ fn a_frame_that_wants_a_larger_window_than_it_may_have_is_refused() {
     for magic in [0xFD2F_B525_u32, 0xFD2F_B526, 0xFD2F_B527, 0x184D_2A50] {
         let mut old = frame(WINDOW_LOG, b"what");
         old[..4].copy_from_slice(&magic.to_le_bytes());
-        assert!(matches!(pair().2.decompress(&part(old, 4)), Err(InvalidPart::NoFrame)), "{magic:x}");
+        assert!(
+            matches!(pair().2.decompress(&part(old, 4)), Err(InvalidPart::NoFrame)),
+            "{magic:x}"
+        );
     }
     for short in [&b""[..], b"\x28", b"\x28\xB5\x2F"] {
         assert!(matches!(pair().2.decompress(&part(short.to_vec(), 0)), Err(InvalidPart::NoFrame)));
@@ -233,7 +267,10 @@ fn nothing_lies_behind_the_end_of_a_frame() {
     let mut two = frame(WINDOW_LOG, b"one");
     two.extend(frame(WINDOW_LOG, b"two"));
     for said in [3, 6] {
-        assert!(matches!(pair().2.decompress(&part(two.clone(), said)), Err(InvalidPart::BehindTheEnd)), "{said}");
+        assert!(
+            matches!(pair().2.decompress(&part(two.clone(), said)), Err(InvalidPart::BehindTheEnd)),
+            "{said}"
+        );
     }
 }
 
@@ -260,7 +297,10 @@ fn a_stream_takes_the_memory_that_it_counts_and_gives_it_back() {
     let (memory, mut compressor, decompressor) = pair();
     compressor.compress(at(0), &shipment(vec![document(0)])).unwrap();
     assert_eq!(memory.used_bytes(), COMPRESSOR_BYTES + DECOMPRESSOR_BYTES);
-    assert!(compressor.end_frame(at(1)).unwrap().is_some() && compressor.end_frame(at(1)).unwrap().is_none());
+    assert!(
+        compressor.end_frame(at(1)).unwrap().is_some()
+            && compressor.end_frame(at(1)).unwrap().is_none()
+    );
     assert_eq!(memory.used_bytes(), DECOMPRESSOR_BYTES);
     drop(decompressor);
     compressor.compress(at(1), &shipment(vec![document(1)])).unwrap();
@@ -274,8 +314,14 @@ fn a_stream_takes_the_memory_that_it_counts_and_gives_it_back() {
     for number in 0..40 {
         let content: Vec<u8> = (0..600).flat_map(|at| document(number * 1000 + at)).collect();
         let (mut compressed, mut back) = (Vec::with_capacity(1 << 20), Vec::with_capacity(1 << 20));
-        let (mut input, mut output) = (InBuffer::around(&content), OutBuffer::around(&mut compressed));
-        assert_eq!(context.compress_stream2(&mut output, &mut input, ZSTD_EndDirective::ZSTD_e_flush).unwrap(), 0);
+        let (mut input, mut output) =
+            (InBuffer::around(&content), OutBuffer::around(&mut compressed));
+        assert_eq!(
+            context
+                .compress_stream2(&mut output, &mut input, ZSTD_EndDirective::ZSTD_e_flush)
+                .unwrap(),
+            0
+        );
         let (mut input, mut output) = (InBuffer::around(&compressed), OutBuffer::around(&mut back));
         other.decompress_stream(&mut output, &mut input).unwrap();
         assert_eq!(back, content);

@@ -6,7 +6,8 @@ use meridian_proto::DecodedBatch;
 use meridian_proto::shipping::shipping_server::{self, ShippingServer};
 use meridian_storage::{MemoryEngine, RaftApplied, Replace};
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, Value, ValueEncoding,
+    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, Value,
+    ValueEncoding,
 };
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Streaming};
@@ -46,7 +47,8 @@ impl shipping_server::Shipping for Breaking {
     ) -> Result<Response<Self::FetchStateStream>, Status> {
         self.streams.fetch_add(1, Ordering::SeqCst);
         let chunks = ReceiverStream::new(self.exchange.serve(GROUP, request.into_inner())?).take(1);
-        let broken = futures::stream::once(async { Err(Status::unavailable("the connection broke")) });
+        let broken =
+            futures::stream::once(async { Err(Status::unavailable("the connection broke")) });
         Ok(Response::new(Box::pin(chunks.chain(broken))))
     }
 
@@ -87,7 +89,8 @@ async fn nodes() -> Nodes {
         let peers = PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap();
         Arc::new(StateExchange::new(shards, Arc::new(peers)))
     };
-    let state = || Arc::new(ShardState::open(Arc::new(MemoryEngine::default()), GROUP.shard).unwrap());
+    let state =
+        || Arc::new(ShardState::open(Arc::new(MemoryEngine::default()), GROUP.shard).unwrap());
     let (source, target, shards) = (state(), state(), Arc::new(ShardTable::default()));
     shards.add(Arc::clone(&source), Followers::watch(&source));
     source.apply(&[batch(1, (0..CHUNKS * 16).map(put).collect())], RaftApplied::default()).unwrap();
@@ -106,7 +109,12 @@ impl Nodes {
     }
 
     fn rows(state: &ShardState) -> usize {
-        let range = meridian_types::ReadRange { start: Bytes::new(), end: "z".into(), limit: 10_000, reverse: false };
+        let range = meridian_types::ReadRange {
+            start: Bytes::new(),
+            end: "z".into(),
+            limit: 10_000,
+            reverse: false,
+        };
         state.read(DatabaseId([1; 16]), &[range], 0).unwrap().ranges[0].len()
     }
 }
@@ -115,7 +123,10 @@ impl Nodes {
 async fn a_copy_goes_on_where_it_broke_off_however_often() {
     let nodes = nodes().await;
     let staged = nodes.fetch("").await.unwrap();
-    assert!(nodes.streams.load(Ordering::SeqCst) > 2 * RESUMES, "it broke more often than it is tried in vain");
+    assert!(
+        nodes.streams.load(Ordering::SeqCst) > 2 * RESUMES,
+        "it broke more often than it is tried in vain"
+    );
     nodes.target.install(staged, RaftApplied::default(), Replace::Older).unwrap();
     assert_eq!(Nodes::rows(&nodes.target), CHUNKS * 16);
     assert_eq!(nodes.offering.offers.lock().len(), 1, "of one snapshot");
@@ -147,8 +158,13 @@ async fn a_copy_that_was_given_up_goes_on_with_the_same_snapshot() {
 async fn a_copy_that_is_given_up_while_rows_are_written_keeps_them() {
     let nodes = nodes().await;
     let staged = nodes.target.stage().unwrap();
-    let begun =
-        Begun { source: SOURCE, snapshot_id: String::new(), after: Bytes::new(), staged, since: Instant::now() };
+    let begun = Begun {
+        source: SOURCE,
+        snapshot_id: String::new(),
+        after: Bytes::new(),
+        staged,
+        since: Instant::now(),
+    };
     let lock = Arc::new(tokio::sync::Mutex::new(()));
     let turn = Arc::clone(&lock).lock_owned().await;
     let exchange = Arc::clone(&nodes.fetching);
@@ -160,7 +176,8 @@ async fn a_copy_that_is_given_up_while_rows_are_written_keeps_them() {
         drop(futures::poll!(&mut adding));
     }
     let _whoever_is_next = lock.lock().await;
-    let kept = nodes.fetching.begun.lock().remove(&GROUP).expect("nothing is kept: the copy begins anew");
+    let kept =
+        nodes.fetching.begun.lock().remove(&GROUP).expect("nothing is kept: the copy begins anew");
     assert_eq!((kept.snapshot_id.as_str(), kept.after), ("one", last));
 }
 
@@ -187,11 +204,23 @@ async fn the_log_is_kept_behind_a_snapshot_that_is_offered_and_offers_are_bounde
 async fn states_that_nobody_reads_on_take_no_more_than_so_many_threads() {
     let nodes = nodes().await;
     let id = nodes.offering.offer(GROUP, Arc::new(nodes.source.snapshot().unwrap()));
-    let request = || wire::FetchStateRequest { shard: 1, epoch: 1, snapshot_id: id.clone(), ..Default::default() };
-    let mut streams: Vec<_> = (0..MAX_STREAMS - 1).map(|_| nodes.offering.serve(GROUP, request()).unwrap()).collect();
+    let request = || wire::FetchStateRequest {
+        shard: 1,
+        epoch: 1,
+        snapshot_id: id.clone(),
+        ..Default::default()
+    };
+    let mut streams: Vec<_> =
+        (0..MAX_STREAMS - 1).map(|_| nodes.offering.serve(GROUP, request()).unwrap()).collect();
     streams.push(nodes.offering.read(&nodes.source).unwrap());
-    assert_eq!(nodes.offering.serve(GROUP, request()).unwrap_err().code(), tonic::Code::ResourceExhausted);
-    assert_eq!(nodes.offering.read(&nodes.source).unwrap_err().code(), tonic::Code::ResourceExhausted);
+    assert_eq!(
+        nodes.offering.serve(GROUP, request()).unwrap_err().code(),
+        tonic::Code::ResourceExhausted
+    );
+    assert_eq!(
+        nodes.offering.read(&nodes.source).unwrap_err().code(),
+        tonic::Code::ResourceExhausted
+    );
     // Somebody leaves.
     drop(streams.pop());
     while nodes.offering.serve(GROUP, request()).is_err() {
@@ -204,19 +233,28 @@ async fn what_is_offered_to_a_node_that_is_away_does_not_hold_the_log_for_ever()
     let nodes = nodes().await;
     let snapshot = Arc::new(nodes.source.snapshot().unwrap());
     let id = nodes.offering.offer(GROUP, Arc::clone(&snapshot));
-    assert_eq!(nodes.offering.needs_log_after(GROUP.shard), Some(1), "it may begin to read any moment");
+    assert_eq!(
+        nodes.offering.needs_log_after(GROUP.shard),
+        Some(1),
+        "it may begin to read any moment"
+    );
     for offer in nodes.offering.offers.lock().values_mut() {
         offer.used = offer.used.checked_sub(IDLE).unwrap();
     }
     assert_eq!(nodes.offering.offer(GROUP, Arc::clone(&snapshot)), id);
-    assert_eq!(nodes.offering.needs_log_after(GROUP.shard), None, "offered again and again, nobody has read from it");
+    assert_eq!(
+        nodes.offering.needs_log_after(GROUP.shard),
+        None,
+        "offered again and again, nobody has read from it"
+    );
     drop(nodes.offering.find(&id, GROUP).unwrap());
     assert_eq!(nodes.offering.needs_log_after(GROUP.shard), Some(1), "it is read");
 }
 
 #[test]
 fn a_state_of_one_large_row_can_be_sent() {
-    let state = ShardState::open(Arc::new(MemoryEngine::default()), meridian_types::ShardId(0)).unwrap();
+    let state =
+        ShardState::open(Arc::new(MemoryEngine::default()), meridian_types::ShardId(0)).unwrap();
     let value = Bytes::from("{\"version\":1234567,\"name\":\"a cluster\"}".repeat(1_000_000));
     assert!(value.len() > 32 << 20);
     let rows = StateRows { rows: vec![(Bytes::from_static(b"k"), value)], last: true };
@@ -227,8 +265,10 @@ fn a_state_of_one_large_row_can_be_sent() {
 
 #[test]
 fn a_damaged_chunk_is_refused() {
-    let state = ShardState::open(Arc::new(MemoryEngine::default()), meridian_types::ShardId(1)).unwrap();
-    let rows = StateRows { rows: vec![(Bytes::from_static(b"k"), Bytes::from_static(b"v"))], last: true };
+    let state =
+        ShardState::open(Arc::new(MemoryEngine::default()), meridian_types::ShardId(1)).unwrap();
+    let rows =
+        StateRows { rows: vec![(Bytes::from_static(b"k"), Bytes::from_static(b"v"))], last: true };
     let chunk = encode_chunk("id", &state.snapshot().unwrap(), rows.clone()).unwrap();
     assert_eq!(decode_chunk(&chunk).unwrap(), rows);
     let mut damaged = chunk.zstd.to_vec();

@@ -32,7 +32,8 @@ impl Address {
         if let Ok(address) = text.parse::<SocketAddr>() {
             return Ok(Self { host: Host::Ip(address.ip().to_canonical()), port: address.port() });
         }
-        let named = text.rsplit_once(':').filter(|(host, port)| is_host_name(host) && is_number(port));
+        let named =
+            text.rsplit_once(':').filter(|(host, port)| is_host_name(host) && is_number(port));
         match named.and_then(|(host, port)| Some((host, port.parse().ok()?))) {
             Some((host, port)) => Ok(Self { host: Host::Name(host.to_ascii_lowercase()), port }),
             None => Err(InvalidAddress::Malformed(text.to_owned())),
@@ -53,7 +54,8 @@ impl Address {
 
     /// Whether listening on both must fail.
     pub(crate) fn clashes_with(&self, other: &Self) -> bool {
-        let same_host = self.host == other.host || self.host.is_unspecified() || other.host.is_unspecified();
+        let same_host =
+            self.host == other.host || self.host.is_unspecified() || other.host.is_unspecified();
         self.port != 0 && self.port == other.port && same_host
     }
 }
@@ -83,7 +85,8 @@ impl fmt::Display for Host {
 
 fn is_host_name(text: &str) -> bool {
     let label = |label: &str| {
-        !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+        !label.is_empty()
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
     };
     // Digits and dots alone are an IP address that did not parse.
     let numeric = text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
@@ -109,10 +112,14 @@ mod tests {
 
     #[test]
     fn what_is_no_address_is_refused() {
-        for text in ["", "4601", ":4601", "host", "host:", "host:x", "host:65536", "host:+1", "::1:4601"] {
+        for text in
+            ["", "4601", ":4601", "host", "host:", "host:x", "host:65536", "host:+1", "::1:4601"]
+        {
             assert_eq!(Address::parse(text), Err(InvalidAddress::Malformed(text.to_owned())));
         }
-        for text in ["http://host:1", "300.1.1.1:1", "10.1:1", "a b:1", "a..b:1", "[::1]", "[::1]x:1"] {
+        for text in
+            ["http://host:1", "300.1.1.1:1", "10.1:1", "a b:1", "a..b:1", "[::1]", "[::1]x:1"]
+        {
             assert_eq!(Address::parse(text), Err(InvalidAddress::Malformed(text.to_owned())));
         }
         assert_eq!(
@@ -120,7 +127,10 @@ mod tests {
             "`h:0` has port 0, which cannot be dialled"
         );
         for text in ["0.0.0.0:1", "[::]:1"] {
-            assert_eq!(Address::parse_dialable(text), Err(InvalidAddress::Unspecified(text.to_owned())));
+            assert_eq!(
+                Address::parse_dialable(text),
+                Err(InvalidAddress::Unspecified(text.to_owned()))
+            );
         }
     }
 

@@ -36,18 +36,21 @@ impl<'a, T: AsRef<[usize]> + ?Sized> From<&'a T> for DevLayout<'a> {
 }
 
 impl Topology {
-    /// The topology of `meridian dev` and `scripts/cluster`: regions `region-1`, `region-2` …; one node
-    /// in each of their data centers `a`, `b` …, named `region-1-a` and numbered from 1 through all
-    /// regions; shards from 1, all with their primary in the first region, led by nodes 1, 2 … in turn; and
-    /// in them, in turn, the databases `default` ([`DEV_DEFAULT_DATABASE`]), `second` ([`DEV_SECOND_DATABASE`]),
-    /// `database-3` and so on.
+    /// The topology of `meridian dev` and `scripts/cluster`: regions `region-1`, `region-2` …; one
+    /// node in each of their data centers `a`, `b` …, named `region-1-a` and numbered from 1
+    /// through all regions; shards from 1, all with their primary in the first region, led by nodes
+    /// 1, 2 … in turn; and in them, in turn, the databases `default` ([`DEV_DEFAULT_DATABASE`]),
+    /// `second` ([`DEV_SECOND_DATABASE`]), `database-3` and so on.
     pub fn dev<'a>(
         layout: impl Into<DevLayout<'a>>,
         rpc_address: impl Fn(NodeId) -> String,
         kv_address: impl Fn(NodeId) -> Option<String>,
     ) -> Result<Self, InvalidTopology> {
         let DevLayout { counts, allow_weak_quorum, shards, databases } = layout.into();
-        let mut spec = TopologySpec { default_database: Some("default".to_owned()), ..TopologySpec::default() };
+        let mut spec = TopologySpec {
+            default_database: Some("default".to_owned()),
+            ..TopologySpec::default()
+        };
         let mut ids = 1..;
         for (number, &count) in (1..).zip(counts) {
             let region = format!("region-{number}");
@@ -68,7 +71,9 @@ impl Topology {
             }
             spec.regions.push(region);
         }
-        let Some(primary_region) = spec.regions.first().cloned() else { return Err(InvalidTopology::NoRegions) };
+        let Some(primary_region) = spec.regions.first().cloned() else {
+            return Err(InvalidTopology::NoRegions);
+        };
         let primary_nodes = NodeId::try_from(*counts.first().unwrap_or(&0)).unwrap_or(NodeId::MAX);
         for number in 1..=shards {
             spec.shards.push(ShardSpec {

@@ -66,7 +66,9 @@ pub enum InvalidTopology {
     ShardZero,
     #[error("two shards have id {0}")]
     DuplicateShard(ShardId),
-    #[error("the primary region of shard {shard} is `{region}`, which is not one of the regions {regions}")]
+    #[error(
+        "the primary region of shard {shard} is `{region}`, which is not one of the regions {regions}"
+    )]
     ShardRegion { shard: ShardId, region: String, regions: String },
     #[error("shard {shard} has no nodes: there is no voter in its primary region `{region}`")]
     NoVoters { shard: ShardId, region: String },
@@ -83,7 +85,13 @@ pub enum InvalidTopology {
         "nodes {first} and {second} are both in data center `{data_center}` of region `{region}`, so they \
          cannot both vote in shard {shard}: list one voter for each data center in `voters`"
     )]
-    SameDataCenter { shard: ShardId, first: NodeId, second: NodeId, data_center: String, region: String },
+    SameDataCenter {
+        shard: ShardId,
+        first: NodeId,
+        second: NodeId,
+        data_center: String,
+        region: String,
+    },
     #[error(
         "nodes {first} and {second} are both on host {host}, so they are not in two data centers and cannot \
          both vote in shard {shard}"
@@ -95,7 +103,9 @@ pub enum InvalidTopology {
         weakness(.voters)
     )]
     WeakQuorum { shard: ShardId, voters: usize },
-    #[error("node {node} is the preferred leader of shard {shard}, but not one of its voters {voters}")]
+    #[error(
+        "node {node} is the preferred leader of shard {shard}, but not one of its voters {voters}"
+    )]
     PreferredLeader { shard: ShardId, node: NodeId, voters: String },
 
     #[error("the name of database {id} is empty")]
@@ -111,7 +121,9 @@ pub enum InvalidTopology {
     #[error("the default database `{0}` is not one of the databases")]
     UnknownDefault(String),
 
-    #[error("{count} data centers in region `{region}`: a development cluster has at most 26 in each")]
+    #[error(
+        "{count} data centers in region `{region}`: a development cluster has at most 26 in each"
+    )]
     TooManyDataCenters { region: String, count: usize },
 }
 
@@ -120,7 +132,10 @@ fn weakness(voters: &usize) -> String {
         1 => "only 1 voter, so that a commit has a single copy in its region".to_owned(),
         2 => "only 2 voters, which cannot commit once either is lost".to_owned(),
         _ => {
-            format!("{voters} voters, an even number, which survives no more losses than {}", voters.saturating_sub(1))
+            format!(
+                "{voters} voters, an even number, which survives no more losses than {}",
+                voters.saturating_sub(1)
+            )
         }
     }
 }

@@ -20,7 +20,12 @@ fn spec() -> TopologySpec {
     };
     TopologySpec {
         regions: vec!["east".to_owned(), "west".to_owned()],
-        nodes: vec![node(1, "east", "a"), node(2, "east", "b"), node(3, "east", "c"), node(4, "west", "a")],
+        nodes: vec![
+            node(1, "east", "a"),
+            node(2, "east", "b"),
+            node(3, "east", "c"),
+            node(4, "west", "a"),
+        ],
         shards: vec![ShardSpec {
             id: ShardId(1),
             primary_region: "east".to_owned(),
@@ -28,7 +33,11 @@ fn spec() -> TopologySpec {
             preferred_leader: None,
             allow_weak_quorum: false,
         }],
-        databases: vec![DatabaseInfo { id: DatabaseId([1; 16]), name: "main".to_owned(), shard: ShardId(1) }],
+        databases: vec![DatabaseInfo {
+            id: DatabaseId([1; 16]),
+            name: "main".to_owned(),
+            shard: ShardId(1),
+        }],
         default_database: Some("main".to_owned()),
     }
 }
@@ -83,7 +92,11 @@ fn replicas_are_the_nodes_without_a_vote() {
     assert!(ids(&topology, 1, "region-1").is_empty());
     assert_eq!(ids(&topology, 1, "region-2"), [4, 5]);
     assert!(ids(&topology, 9, "region-2").is_empty());
-    assert!(topology.is_voter(ShardId(2), 3) && !topology.is_voter(ShardId(2), 4) && !topology.is_voter(ShardId(9), 1));
+    assert!(
+        topology.is_voter(ShardId(2), 3)
+            && !topology.is_voter(ShardId(2), 4)
+            && !topology.is_voter(ShardId(9), 1)
+    );
     assert_eq!(topology.nodes_in("region-2").count(), 2);
     assert_eq!(topology.shard_of(DatabaseId([9; 16])), None);
 
@@ -110,12 +123,16 @@ fn a_dev_topology_is_checked_too() {
     for count in [1, 2, 4] {
         let weak = InvalidTopology::WeakQuorum { shard: ShardId(1), voters: count };
         assert_eq!(dev(&[count, 1]).unwrap_err(), weak);
-        let meant = dev(DevLayout { allow_weak_quorum: true, ..DevLayout::of(&[count, 1]) }).unwrap();
+        let meant =
+            dev(DevLayout { allow_weak_quorum: true, ..DevLayout::of(&[count, 1]) }).unwrap();
         assert_eq!(meant.shards[&ShardId(2)].preferred_leader, Some(2.min(count as NodeId)));
         assert!(meant.shards[&ShardId(1)].has_weak_quorum());
     }
     let none = InvalidTopology::NoVoters { shard: ShardId(1), region: "region-1".to_owned() };
-    assert_eq!(dev(DevLayout { allow_weak_quorum: true, ..DevLayout::of(&[0, 3]) }).unwrap_err(), none);
+    assert_eq!(
+        dev(DevLayout { allow_weak_quorum: true, ..DevLayout::of(&[0, 3]) }).unwrap_err(),
+        none
+    );
 }
 
 #[test]
@@ -123,7 +140,8 @@ fn shards_and_databases_of_a_dev_topology_take_turns() {
     let topology = dev(DevLayout { shards: 4, databases: 300, ..DevLayout::of(&[3, 1]) }).unwrap();
     let leaders: Vec<_> = topology.shards.values().map(|shard| shard.preferred_leader).collect();
     assert_eq!(leaders, [Some(1), Some(2), Some(3), Some(1)]);
-    let databases: Vec<_> = topology.databases.values().map(|one| (one.name.as_str(), one.shard.0)).collect();
+    let databases: Vec<_> =
+        topology.databases.values().map(|one| (one.name.as_str(), one.shard.0)).collect();
     assert_eq!(databases[..3], [("default", 1), ("second", 2), ("database-3", 3)]);
     assert_eq!((databases[299], databases.len()), (("database-300", 4), 300));
     let last = "00000000-0000-4000-8000-00000000012c".parse().unwrap();
@@ -171,13 +189,19 @@ fn a_weak_quorum_needs_a_word() {
         "shard 1 has only 2 voters, which cannot commit once either is lost: it needs an odd number of at least 3, \
          each in a data center of its own (set `allow_weak_quorum = true` on the shard if this is meant)"
     );
-    assert!(refused(|spec| spec.shards[0].voters = Some(vec![1])).starts_with("shard 1 has only 1 voter, so that"));
+    assert!(
+        refused(|spec| spec.shards[0].voters = Some(vec![1]))
+            .starts_with("shard 1 has only 1 voter, so that")
+    );
     let four = |spec: &mut TopologySpec| {
         spec.nodes[3].region = "east".to_owned();
         spec.nodes[3].name = "four".to_owned();
         spec.nodes[3].data_center = "d".to_owned();
     };
-    assert!(refused(four).starts_with("shard 1 has 4 voters, an even number, which survives no more losses"));
+    assert!(
+        refused(four)
+            .starts_with("shard 1 has 4 voters, an even number, which survives no more losses")
+    );
     let weak = accepted(|spec| {
         four(spec);
         spec.shards[0].allow_weak_quorum = true;
@@ -187,9 +211,18 @@ fn a_weak_quorum_needs_a_word() {
 
 #[test]
 fn regions_are_checked() {
-    assert_eq!(refused(|spec| spec.regions.clear()), "there are no regions: `regions` must list at least one");
-    assert_eq!(refused(|spec| spec.regions[1].clear()), "the name of region number 2 of `regions` is empty");
-    assert_eq!(refused(|spec| spec.regions[1] = "east".to_owned()), "region `east` is listed twice");
+    assert_eq!(
+        refused(|spec| spec.regions.clear()),
+        "there are no regions: `regions` must list at least one"
+    );
+    assert_eq!(
+        refused(|spec| spec.regions[1].clear()),
+        "the name of region number 2 of `regions` is empty"
+    );
+    assert_eq!(
+        refused(|spec| spec.regions[1] = "east".to_owned()),
+        "region `east` is listed twice"
+    );
     assert_eq!(
         refused(|spec| spec.regions[1] = "far west".to_owned()),
         "the name of region number 2 of `regions`, `far west`, is not made of letters, digits, `-`, `_` and `.`"
@@ -200,16 +233,30 @@ fn regions_are_checked() {
 
 #[test]
 fn nodes_are_checked() {
-    assert_eq!(refused(|spec| spec.nodes.clear()), "there are no nodes: at least one [[nodes]] is needed");
-    assert_eq!(refused(|spec| spec.nodes[2].id = 0), "node `east-c` has id 0: ids of nodes begin at 1");
+    assert_eq!(
+        refused(|spec| spec.nodes.clear()),
+        "there are no nodes: at least one [[nodes]] is needed"
+    );
+    assert_eq!(
+        refused(|spec| spec.nodes[2].id = 0),
+        "node `east-c` has id 0: ids of nodes begin at 1"
+    );
     assert_eq!(refused(|spec| spec.nodes[2].id = 1), "nodes `east-a` and `east-c` both have id 1");
     assert_eq!(refused(|spec| spec.nodes[2].name.clear()), "the name of node 3 is empty");
-    assert_eq!(refused(|spec| spec.nodes[2].data_center.clear()), "the name of the data center of node 3 is empty");
-    assert_eq!(refused(|spec| spec.nodes[2].name = "east-a".to_owned()), "nodes 1 and 3 are both named `east-a`");
+    assert_eq!(
+        refused(|spec| spec.nodes[2].data_center.clear()),
+        "the name of the data center of node 3 is empty"
+    );
+    assert_eq!(
+        refused(|spec| spec.nodes[2].name = "east-a".to_owned()),
+        "nodes 1 and 3 are both named `east-a`"
+    );
     for name in ["a/b", "..", "a b", "é"] {
         assert_eq!(
             refused(|spec| spec.nodes[2].name = name.to_owned()),
-            format!("the name of node 3, `{name}`, is not made of letters, digits, `-`, `_` and `.`")
+            format!(
+                "the name of node 3, `{name}`, is not made of letters, digits, `-`, `_` and `.`"
+            )
         );
     }
     assert_eq!(
@@ -238,16 +285,23 @@ fn addresses_are_checked() {
          one process cannot be two nodes, nor one port serve two purposes"
     );
     assert!(
-        refused(|spec| spec.nodes[3].kv_address = Some("127.0.0.1:4502".to_owned()))
-            .starts_with("127.0.0.1:4502 is both the kv_address of node 2 and the kv_address of node 4")
+        refused(|spec| spec.nodes[3].kv_address = Some("127.0.0.1:4502".to_owned())).starts_with(
+            "127.0.0.1:4502 is both the kv_address of node 2 and the kv_address of node 4"
+        )
     );
     accepted(|spec| spec.nodes[0].kv_address = None);
 }
 
 #[test]
 fn shards_are_checked() {
-    assert_eq!(refused(|spec| spec.shards.clear()), "there are no shards: at least one [[shards]] is needed");
-    assert_eq!(refused(|spec| spec.shards[0].id = ShardId(0)), "a shard has id 0: ids of shards begin at 1");
+    assert_eq!(
+        refused(|spec| spec.shards.clear()),
+        "there are no shards: at least one [[shards]] is needed"
+    );
+    assert_eq!(
+        refused(|spec| spec.shards[0].id = ShardId(0)),
+        "a shard has id 0: ids of shards begin at 1"
+    );
     assert_eq!(refused(|spec| spec.shards.push(spec.shards[0].clone())), "two shards have id 1");
     assert_eq!(
         refused(|spec| spec.shards[0].primary_region = "north".to_owned()),
@@ -283,9 +337,16 @@ fn shards_are_checked() {
 #[test]
 fn databases_are_checked() {
     let id = "01010101-0101-0101-0101-010101010101";
-    let other = || DatabaseInfo { id: DatabaseId([2; 16]), name: "other".to_owned(), shard: ShardId(1) };
-    assert_eq!(refused(|spec| spec.databases.clear()), "there are no databases: at least one [[databases]] is needed");
-    assert_eq!(refused(|spec| spec.databases[0].name.clear()), format!("the name of database {id} is empty"));
+    let other =
+        || DatabaseInfo { id: DatabaseId([2; 16]), name: "other".to_owned(), shard: ShardId(1) };
+    assert_eq!(
+        refused(|spec| spec.databases.clear()),
+        "there are no databases: at least one [[databases]] is needed"
+    );
+    assert_eq!(
+        refused(|spec| spec.databases[0].name.clear()),
+        format!("the name of database {id} is empty")
+    );
     assert_eq!(
         refused(|spec| spec.databases[0].name = "*".to_owned()),
         "the database name `*` is not made of letters, digits, `-`, `_`, `.` and `~`"

@@ -3,14 +3,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
 
 use super::invalid::{AddressField, InvalidTopology};
-use super::{Address, DatabaseInfo, NodeInfo, ShardInfo, ShardSpec, Topology, TopologySpec, is_weak};
+use super::{
+    Address, DatabaseInfo, NodeInfo, ShardInfo, ShardSpec, Topology, TopologySpec, is_weak,
+};
 
 type Nodes = BTreeMap<NodeId, NodeInfo>;
 type Shards = BTreeMap<ShardId, ShardInfo>;
 
 impl Topology {
-    /// Refuses what cannot work. Reports one fault at a time, the first in the order of regions, nodes,
-    /// shards and databases.
+    /// Refuses what cannot work. Reports one fault at a time, the first in the order of regions,
+    /// nodes, shards and databases.
     pub fn new(spec: TopologySpec) -> Result<Self, InvalidTopology> {
         let regions = check_regions(spec.regions)?;
         let nodes = check_nodes(&regions, spec.nodes)?;
@@ -52,13 +54,21 @@ fn check_nodes(regions: &[String], nodes: Vec<NodeInfo>) -> Result<Nodes, Invali
         }
         check_name(&node.name, || format!("node {id}"))?;
         if let Some(first) = by_id.get(&id) {
-            return Err(InvalidTopology::DuplicateNode { id, first: first.name.clone(), second: node.name });
+            return Err(InvalidTopology::DuplicateNode {
+                id,
+                first: first.name.clone(),
+                second: node.name,
+            });
         }
         if let Some(first) = names.insert(node.name.clone(), id) {
             return Err(InvalidTopology::DuplicateNodeName { name: node.name, first, second: id });
         }
         if !regions.contains(&node.region) {
-            return Err(InvalidTopology::NodeRegion { node: id, region: node.region, regions: quoted_list(regions) });
+            return Err(InvalidTopology::NodeRegion {
+                node: id,
+                region: node.region,
+                regions: quoted_list(regions),
+            });
         }
         check_name(&node.data_center, || format!("the data center of node {id}"))?;
         check_addresses(&node, &mut addresses)?;
@@ -73,8 +83,11 @@ fn check_addresses(
 ) -> Result<(), InvalidTopology> {
     let kv = node.kv_address.as_ref().map(|address| (address, AddressField::Kv));
     for (text, field) in [(&node.rpc_address, AddressField::Rpc)].into_iter().chain(kv) {
-        let address =
-            Address::parse_dialable(text).map_err(|cause| InvalidTopology::Address { node: node.id, field, cause })?;
+        let address = Address::parse_dialable(text).map_err(|cause| InvalidTopology::Address {
+            node: node.id,
+            field,
+            cause,
+        })?;
         if let Some((first, first_field)) = taken.insert(address, (node.id, field)) {
             return Err(InvalidTopology::DuplicateAddress {
                 address: text.clone(),
@@ -88,7 +101,11 @@ fn check_addresses(
     Ok(())
 }
 
-fn check_shards(regions: &[String], nodes: &Nodes, shards: Vec<ShardSpec>) -> Result<Shards, InvalidTopology> {
+fn check_shards(
+    regions: &[String],
+    nodes: &Nodes,
+    shards: Vec<ShardSpec>,
+) -> Result<Shards, InvalidTopology> {
     let mut by_id = Shards::new();
     for spec in shards {
         let shard = check_shard(regions, nodes, spec)?;
@@ -99,16 +116,25 @@ fn check_shards(regions: &[String], nodes: &Nodes, shards: Vec<ShardSpec>) -> Re
     if by_id.is_empty() { Err(InvalidTopology::NoShards) } else { Ok(by_id) }
 }
 
-fn check_shard(regions: &[String], nodes: &Nodes, spec: ShardSpec) -> Result<ShardInfo, InvalidTopology> {
+fn check_shard(
+    regions: &[String],
+    nodes: &Nodes,
+    spec: ShardSpec,
+) -> Result<ShardInfo, InvalidTopology> {
     let ShardSpec { id: shard, primary_region, voters, preferred_leader, allow_weak_quorum } = spec;
     if shard.0 == 0 {
         return Err(InvalidTopology::ShardZero);
     }
     if !regions.contains(&primary_region) {
-        return Err(InvalidTopology::ShardRegion { shard, region: primary_region, regions: quoted_list(regions) });
+        return Err(InvalidTopology::ShardRegion {
+            shard,
+            region: primary_region,
+            regions: quoted_list(regions),
+        });
     }
-    let listed = voters
-        .unwrap_or_else(|| nodes.values().filter(|node| node.region == primary_region).map(|node| node.id).collect());
+    let listed = voters.unwrap_or_else(|| {
+        nodes.values().filter(|node| node.region == primary_region).map(|node| node.id).collect()
+    });
     let mut voters: BTreeMap<NodeId, &NodeInfo> = BTreeMap::new();
     for id in listed {
         let node = nodes.get(&id).ok_or(InvalidTopology::UnknownVoter { shard, node: id })?;
@@ -136,13 +162,22 @@ fn check_shard(regions: &[String], nodes: &Nodes, spec: ShardSpec) -> Result<Sha
 }
 
 /// A commit counts as safe once two voters have it, so two voters must never fail together.
-fn check_distinct_data_centers(shard: ShardId, voters: &BTreeMap<NodeId, &NodeInfo>) -> Result<(), InvalidTopology> {
+fn check_distinct_data_centers(
+    shard: ShardId,
+    voters: &BTreeMap<NodeId, &NodeInfo>,
+) -> Result<(), InvalidTopology> {
     let mut data_centers = HashMap::new();
     let mut hosts = BTreeMap::new();
     for (&second, node) in voters {
         if let Some(first) = data_centers.insert(&node.data_center, second) {
             let (data_center, region) = (node.data_center.clone(), node.region.clone());
-            return Err(InvalidTopology::SameDataCenter { shard, first, second, data_center, region });
+            return Err(InvalidTopology::SameDataCenter {
+                shard,
+                first,
+                second,
+                data_center,
+                region,
+            });
         }
         // Addresses were checked with the nodes.
         let host = Address::parse(&node.rpc_address).map(|address| address.host).ok();

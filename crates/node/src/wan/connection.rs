@@ -61,9 +61,15 @@ pub(super) async fn carry(client: TcpStream, route: Route, seed: u64) {
 }
 
 /// Both directions. The client's bytes are taken in from the start, though nobody listens yet.
-async fn forward_and_back(client: &mut TcpStream, route: Route, seed: u64, accepted_at: Instant) -> Result<(), Broken> {
+async fn forward_and_back(
+    client: &mut TcpStream,
+    route: Route,
+    seed: u64,
+    accepted_at: Instant,
+) -> Result<(), Broken> {
     let mut seeds = SplitMix(seed);
-    let (entrance, exit) = lane(Way::Forward, Shaper::new(route.forward_line.clone(), seeds.next()));
+    let (entrance, exit) =
+        lane(Way::Forward, Shaper::new(route.forward_line.clone(), seeds.next()));
     let back = lane(Way::Backward, Shaper::new(route.backward_line.clone(), seeds.next()));
     let (client_reader, client_writer) = client.split();
     let (client_open, client_ended) = oneshot::channel::<()>();
@@ -82,10 +88,11 @@ async fn forward_and_back(client: &mut TcpStream, route: Route, seed: u64, accep
 /// Connects to the target as a handshake over the link would; returns the socket and when the first
 /// packet that got through was sent.
 ///
-/// The client's own handshake is over at once, since the kernel does it. So the link delays what follows:
-/// the target sees the connection after one way, the client a refusal after one round trip, and the
-/// target the client's first bytes after three ways, as if they had waited for the handshake. While any
-/// direction is cut nothing happens, and a client that gives up meanwhile is never seen by the target.
+/// The client's own handshake is over at once, since the kernel does it. So the link delays what
+/// follows: the target sees the connection after one way, the client a refusal after one round
+/// trip, and the target the client's first bytes after three ways, as if they had waited for the
+/// handshake. While any direction is cut nothing happens, and a client that gives up meanwhile is
+/// never seen by the target.
 async fn open(
     route: &Route,
     accepted_at: Instant,

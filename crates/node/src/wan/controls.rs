@@ -13,7 +13,8 @@ pub const MAX_DELAY: Duration = Duration::from_secs(60);
 pub struct LinkProfile {
     /// What every byte waits, each way: half of the round trip. At most [`MAX_DELAY`].
     pub one_way_delay: Duration,
-    /// A chunk waits up to this much more, evenly spread. Order is kept: a chunk also waits for those before it.
+    /// A chunk waits up to this much more, evenly spread. Order is kept: a chunk also waits for
+    /// those before it.
     pub jitter: Duration,
     /// The rate of each direction, shared by all connections of the link. Zero is taken as one.
     pub bytes_per_second: Option<u64>,
@@ -33,7 +34,11 @@ impl LinkProfile {
     }
 
     pub(super) fn bounded(self) -> Self {
-        Self { one_way_delay: self.one_way_delay.min(MAX_DELAY), jitter: self.jitter.min(MAX_DELAY), ..self }
+        Self {
+            one_way_delay: self.one_way_delay.min(MAX_DELAY),
+            jitter: self.jitter.min(MAX_DELAY),
+            ..self
+        }
     }
 }
 
@@ -103,10 +108,11 @@ impl Controls {
         self.backward_cut_at = None;
     }
 
-    /// Cuts just this much: a direction that was cut and stays so keeps the time since when. Returns whether
-    /// anything changed.
+    /// Cuts just this much: a direction that was cut and stays so keeps the time since when.
+    /// Returns whether anything changed.
     pub(super) fn set_cuts(&mut self, forward: bool, backward: bool, now: Instant) -> bool {
-        let changed = self.is_cut(Way::Forward) != forward || self.is_cut(Way::Backward) != backward;
+        let changed =
+            self.is_cut(Way::Forward) != forward || self.is_cut(Way::Backward) != backward;
         self.forward_cut_at = forward.then(|| self.forward_cut_at.unwrap_or(now));
         self.backward_cut_at = backward.then(|| self.backward_cut_at.unwrap_or(now));
         changed
@@ -123,7 +129,8 @@ impl Controls {
         self.forward_cut_at.is_some() || self.backward_cut_at.is_some()
     }
 
-    /// When a connection that was accepted at `accepted_at` is to be reset, if nothing heals before.
+    /// When a connection that was accepted at `accepted_at` is to be reset, if nothing heals
+    /// before.
     fn reset_at(&self, accepted_at: Instant) -> Option<Instant> {
         let cut_at = match (self.forward_cut_at, self.backward_cut_at) {
             (Some(forward), Some(backward)) => forward.min(backward),
@@ -139,7 +146,10 @@ impl Controls {
 ///
 /// What was held travels once more when the cut is healed, since it is the sender that retransmits.
 /// May be dropped at any await.
-pub(super) async fn passable(controls: &mut watch::Receiver<Controls>, way: Way) -> Result<(), Broken> {
+pub(super) async fn passable(
+    controls: &mut watch::Receiver<Controls>,
+    way: Way,
+) -> Result<(), Broken> {
     while controls.borrow_and_update().is_cut(way) {
         let delay = controls.wait_for(|now| !now.is_cut(way)).await?.profile.one_way_delay;
         tokio::time::sleep(delay).await;
@@ -147,8 +157,12 @@ pub(super) async fn passable(controls: &mut watch::Receiver<Controls>, way: Way)
     Ok(())
 }
 
-/// Returns when a connection has been cut for longer than the link's `reset_after`, or its link is gone.
-pub(super) async fn cut_for_too_long(mut controls: watch::Receiver<Controls>, accepted_at: Instant) -> Broken {
+/// Returns when a connection has been cut for longer than the link's `reset_after`, or its link is
+/// gone.
+pub(super) async fn cut_for_too_long(
+    mut controls: watch::Receiver<Controls>,
+    accepted_at: Instant,
+) -> Broken {
     loop {
         let reset_at = controls.borrow_and_update().reset_at(accepted_at);
         let expiry = async {
@@ -193,12 +207,20 @@ mod tests {
         assert!(controls.set_cuts(false, true, start + Duration::from_secs(1)));
         assert!(!controls.set_cuts(false, true, start + Duration::from_secs(2)));
         assert!(!controls.is_cut(Way::Forward) && controls.is_cut(Way::Backward));
-        assert_eq!(controls.reset_at(start), Some(start + Duration::from_secs(5)), "cut since the first time");
+        assert_eq!(
+            controls.reset_at(start),
+            Some(start + Duration::from_secs(5)),
+            "cut since the first time"
+        );
     }
 
     #[test]
     fn delays_are_bounded() {
-        let far = LinkProfile { one_way_delay: Duration::MAX, jitter: Duration::MAX, bytes_per_second: None };
+        let far = LinkProfile {
+            one_way_delay: Duration::MAX,
+            jitter: Duration::MAX,
+            bytes_per_second: None,
+        };
         assert_eq!(Controls::new(far).profile.one_way_delay, MAX_DELAY);
         assert_eq!(Controls::new(far).profile.jitter, MAX_DELAY);
     }

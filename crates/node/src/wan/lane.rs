@@ -13,7 +13,8 @@ use super::controls::{Broken, Controls, Way, passable};
 use super::shaper::{MAX_CHUNK_BYTES, Shaper};
 use super::timer::sleep_until;
 
-/// How much travels in one direction of one connection; a sender of more waits, as on a full TCP window.
+/// How much travels in one direction of one connection; a sender of more waits, as on a full TCP
+/// window.
 pub const LANE_CAPACITY_BYTES: usize = 16 * 1024 * 1024;
 
 /// A buffer with less room than this is left to the chunks that were cut from it.
@@ -50,7 +51,8 @@ pub(super) struct Exit {
     way: Way,
 }
 
-/// A new direction of a connection. Its queue is bounded in bytes by the semaphore, so not in parcels.
+/// A new direction of a connection. Its queue is bounded in bytes by the semaphore, so not in
+/// parcels.
 pub(super) fn lane(way: Way, shaper: Shaper) -> (Entrance, Exit) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let room = Arc::new(Semaphore::new(LANE_CAPACITY_BYTES));
@@ -59,7 +61,11 @@ pub(super) fn lane(way: Way, shaper: Shaper) -> (Entrance, Exit) {
 
 impl Entrance {
     /// Takes in what `from` sends, until it ends or fails. Reads on while the direction is cut.
-    pub(super) async fn take_in(mut self, mut from: ReadHalf<'_>, controls: watch::Receiver<Controls>) {
+    pub(super) async fn take_in(
+        mut self,
+        mut from: ReadHalf<'_>,
+        controls: watch::Receiver<Controls>,
+    ) {
         let mut buffer = BytesMut::new();
         loop {
             let chunk_bytes = Shaper::chunk_bytes(&controls.borrow().profile);
@@ -80,7 +86,9 @@ impl Entrance {
             };
             let passage = self.shaper.pass(&profile, now, length);
             let Ok(permits) = u32::try_from(length) else { return };
-            let Ok(permit) = Arc::clone(&self.room).acquire_many_owned(permits).await else { return };
+            let Ok(permit) = Arc::clone(&self.room).acquire_many_owned(permits).await else {
+                return;
+            };
             if !self.send(passage.due, Content::Bytes(buffer.split().freeze(), permit)) {
                 return;
             }
@@ -97,9 +105,11 @@ impl Entrance {
 }
 
 impl Exit {
-    /// Delivers to `to` what arrives, each parcel when it is due, none before `open_at`, none while cut.
+    /// Delivers to `to` what arrives, each parcel when it is due, none before `open_at`, none while
+    /// cut.
     ///
-    /// Returns when the sender's end of stream is delivered, and an error when the connection is to be reset.
+    /// Returns when the sender's end of stream is delivered, and an error when the connection is to
+    /// be reset.
     pub(super) async fn deliver(
         mut self,
         mut to: WriteHalf<'_>,

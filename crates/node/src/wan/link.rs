@@ -28,19 +28,30 @@ pub struct Link {
 }
 
 impl Link {
-    /// Listens on `listen` (port 0 takes a free one) and forwards every connection to `target`, which
-    /// need not listen yet. Within a tokio runtime only.
+    /// Listens on `listen` (port 0 takes a free one) and forwards every connection to `target`,
+    /// which need not listen yet. Within a tokio runtime only.
     ///
-    /// The same `seed` gives the same jitter to the same chunks of the same connection, counted as accepted.
+    /// The same `seed` gives the same jitter to the same chunks of the same connection, counted as
+    /// accepted.
     ///
     /// # Errors
     /// When it cannot listen.
-    pub async fn start(listen: SocketAddr, target: SocketAddr, profile: LinkProfile, seed: u64) -> io::Result<Self> {
+    pub async fn start(
+        listen: SocketAddr,
+        target: SocketAddr,
+        profile: LinkProfile,
+        seed: u64,
+    ) -> io::Result<Self> {
         let listener = TcpListener::bind(listen).await?;
         let address = listener.local_addr()?;
         let (controls, watching) = watch::channel(Controls::new(profile));
         let now = Instant::now();
-        let route = Route { target, controls: watching, forward_line: Line::new(now), backward_line: Line::new(now) };
+        let route = Route {
+            target,
+            controls: watching,
+            forward_line: Line::new(now),
+            backward_line: Line::new(now),
+        };
         let accepting = tokio::spawn(accept(listener, route, SplitMix(seed)));
         Ok(Self { address, controls, accepting })
     }
@@ -62,24 +73,25 @@ impl Link {
         self.controls.borrow().profile
     }
 
-    /// From now on resets a connection of which any direction is cut for longer than this. None, as at
-    /// first: it hangs until healed.
+    /// From now on resets a connection of which any direction is cut for longer than this. None, as
+    /// at first: it hangs until healed.
     pub fn set_reset_after(&self, reset_after: Option<Duration>) {
         self.controls.send_modify(|controls| controls.reset_after = reset_after);
     }
 
-    /// Cuts a direction, besides one that is cut already. Its bytes are held, those under way too, and
-    /// so are new connections whichever direction is cut: they are accepted, and hang.
+    /// Cuts a direction, besides one that is cut already. Its bytes are held, those under way too,
+    /// and so are new connections whichever direction is cut: they are accepted, and hang.
     ///
     /// A chunk that another thread is writing at this moment may still get through.
     pub fn cut(&self, direction: Direction) {
         self.controls.send_modify(|controls| controls.cut(direction, Instant::now()));
     }
 
-    /// Cuts and heals at once, so that just these directions are cut: for who keeps account of several cuts
-    /// that lie over each other. As [`Link::cut`] and [`Link::heal`] in all else.
+    /// Cuts and heals at once, so that just these directions are cut: for who keeps account of
+    /// several cuts that lie over each other. As [`Link::cut`] and [`Link::heal`] in all else.
     pub fn set_cuts(&self, forward: bool, backward: bool) {
-        self.controls.send_if_modified(|controls| controls.set_cuts(forward, backward, Instant::now()));
+        self.controls
+            .send_if_modified(|controls| controls.set_cuts(forward, backward, Instant::now()));
     }
 
     /// Heals both directions. What was held arrives one delay later, in order.

@@ -22,7 +22,8 @@ pub struct WanPlan {
 }
 
 impl Default for WanPlan {
-    /// 90 ms to the second region, 190 ms to the third (150 ms between these), nothing within a region.
+    /// 90 ms to the second region, 190 ms to the third (150 ms between these), nothing within a
+    /// region.
     fn default() -> Self {
         Self {
             round_trips: vec![Duration::from_millis(90), Duration::from_millis(190)],
@@ -33,12 +34,15 @@ impl Default for WanPlan {
 }
 
 impl WanPlan {
-    /// The link from a data center of one region to another data center, of the same or of another region.
-    /// None: they are as near as the machine makes them, and need no link.
+    /// The link from a data center of one region to another data center, of the same or of another
+    /// region. None: they are as near as the machine makes them, and need no link.
     #[must_use]
     pub fn profile(&self, from_region: usize, to_region: usize) -> Option<LinkProfile> {
         let jitter = if from_region == to_region { Duration::ZERO } else { self.jitter };
-        let profile = LinkProfile { jitter, ..LinkProfile::of_round_trip(self.round_trip(from_region, to_region)) };
+        let profile = LinkProfile {
+            jitter,
+            ..LinkProfile::of_round_trip(self.round_trip(from_region, to_region))
+        };
         (profile != LinkProfile::default()).then_some(profile)
     }
 
@@ -50,8 +54,8 @@ impl WanPlan {
         }
         let (from, to) = (self.first_to(from_region), self.first_to(to_region));
         let (near, far) = (from.min(to), from.max(to));
-        // Neither in one line with the first region nor opposite of each other: 150 ms for 90 and 190.
-        // Always between far - near and far + near, so no detour is a short cut.
+        // Neither in one line with the first region nor opposite of each other: 150 ms for 90 and
+        // 190. Always between far - near and far + near, so no detour is a short cut.
         far - near * 4 / 9
     }
 
@@ -61,7 +65,11 @@ impl WanPlan {
             return *round_trip;
         }
         let beyond = u32::try_from(region - self.round_trips.len()).unwrap_or(u32::MAX);
-        self.round_trips.last().copied().unwrap_or_default().saturating_add(NEXT_REGION.saturating_mul(beyond))
+        self.round_trips
+            .last()
+            .copied()
+            .unwrap_or_default()
+            .saturating_add(NEXT_REGION.saturating_mul(beyond))
     }
 }
 
@@ -92,7 +100,10 @@ mod tests {
         for a in 0..7 {
             for b in 0..7 {
                 for c in (0..7).filter(|c| *c != a && *c != b && a != b) {
-                    assert!(plan.round_trip(a, b) <= plan.round_trip(a, c) + plan.round_trip(c, b), "{a} {b} {c}");
+                    assert!(
+                        plan.round_trip(a, b) <= plan.round_trip(a, c) + plan.round_trip(c, b),
+                        "{a} {b} {c}"
+                    );
                 }
             }
         }

@@ -31,7 +31,8 @@ impl Line {
     /// Takes the next turn on the line and returns when the last byte is on its way.
     fn send(&self, now: Instant, length: usize, bytes_per_second: u64) -> Instant {
         let length = u64::try_from(length).unwrap_or(u64::MAX);
-        let busy = Duration::from_nanos(length.saturating_mul(1_000_000_000) / bytes_per_second.max(1));
+        let busy =
+            Duration::from_nanos(length.saturating_mul(1_000_000_000) / bytes_per_second.max(1));
         let mut busy_until = self.busy_until.lock();
         *busy_until = (*busy_until).max(now) + busy;
         *busy_until
@@ -47,10 +48,11 @@ pub(super) struct Passage {
     pub(super) read_again_at: Option<Instant>,
 }
 
-/// Gives every chunk of one direction of one connection its due time; never earlier than the one before.
+/// Gives every chunk of one direction of one connection its due time; never earlier than the one
+/// before.
 ///
-/// So the jitter of a busy connection tends to its upper bound: one late chunk holds up all behind it,
-/// as in TCP.
+/// So the jitter of a busy connection tends to its upper bound: one late chunk holds up all behind
+/// it, as in TCP.
 #[derive(Debug)]
 pub(super) struct Shaper {
     line: Line,
@@ -72,10 +74,12 @@ impl Shaper {
     /// Accounts for `length` bytes that arrived at `now`.
     pub(super) fn pass(&mut self, profile: &LinkProfile, now: Instant, length: usize) -> Passage {
         let sent_at = profile.bytes_per_second.map(|rate| self.line.send(now, length, rate));
-        let arrives_at = sent_at.unwrap_or(now) + profile.one_way_delay + self.random.up_to(profile.jitter);
+        let arrives_at =
+            sent_at.unwrap_or(now) + profile.one_way_delay + self.random.up_to(profile.jitter);
         let due = self.last_due.map_or(arrives_at, |last| last.max(arrives_at));
         self.last_due = Some(due);
-        let read_again_at = sent_at.filter(|at| *at > now + RATE_SLACK).and_then(|at| at.checked_sub(RATE_SLACK));
+        let read_again_at =
+            sent_at.filter(|at| *at > now + RATE_SLACK).and_then(|at| at.checked_sub(RATE_SLACK));
         Passage { due, read_again_at }
     }
 }
@@ -116,12 +120,17 @@ mod tests {
     #[test]
     fn jitter_follows_the_seed_and_keeps_order() {
         let start = Instant::now();
-        let profile = LinkProfile { one_way_delay: 40 * MILLISECOND, jitter: 20 * MILLISECOND, bytes_per_second: None };
+        let profile = LinkProfile {
+            one_way_delay: 40 * MILLISECOND,
+            jitter: 20 * MILLISECOND,
+            bytes_per_second: None,
+        };
         let first = dues(7, &profile, start);
         assert_eq!(first, dues(7, &profile, start));
         assert_ne!(first, dues(8, &profile, start));
         assert!(first.is_sorted());
-        let delays: Vec<Duration> = first.iter().zip(0_u32..).map(|(due, step)| *due - (start + step * STEP)).collect();
+        let delays: Vec<Duration> =
+            first.iter().zip(0_u32..).map(|(due, step)| *due - (start + step * STEP)).collect();
         assert!(delays.iter().all(|delay| (40 * MILLISECOND..60 * MILLISECOND).contains(delay)));
         assert!(delays.iter().min() < Some(&(45 * MILLISECOND)));
         assert!(delays.iter().max() > Some(&(55 * MILLISECOND)));
@@ -148,14 +157,26 @@ mod tests {
         let first = one.pass(&profile, start, 1000);
         let second = other.pass(&profile, start, 1000);
         assert_eq!(first.due, start + 10 * MILLISECOND);
-        assert_eq!(second, Passage { due: start + 20 * MILLISECOND, read_again_at: Some(start + 15 * MILLISECOND) });
+        assert_eq!(
+            second,
+            Passage {
+                due: start + 20 * MILLISECOND,
+                read_again_at: Some(start + 15 * MILLISECOND)
+            }
+        );
         let later = start + Duration::from_secs(1);
-        assert_eq!(one.pass(&profile, later, 1000).due, later + 10 * MILLISECOND, "an idle line saves nothing up");
+        assert_eq!(
+            one.pass(&profile, later, 1000).due,
+            later + 10 * MILLISECOND,
+            "an idle line saves nothing up"
+        );
     }
 
     #[test]
     fn chunks_are_bounded_at_any_rate() {
-        for (rate, bytes) in [(Some(0), 1), (Some(u64::MAX), MAX_CHUNK_BYTES), (None, MAX_CHUNK_BYTES)] {
+        for (rate, bytes) in
+            [(Some(0), 1), (Some(u64::MAX), MAX_CHUNK_BYTES), (None, MAX_CHUNK_BYTES)]
+        {
             let profile = LinkProfile { bytes_per_second: rate, ..LinkProfile::default() };
             assert_eq!(Shaper::chunk_bytes(&profile), bytes);
         }

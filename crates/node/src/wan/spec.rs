@@ -15,7 +15,9 @@ const MAX_REGIONS: usize = 64;
 /// What is wrong with a written plan.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidWanSpec {
-    #[error("{0:?} is not a number of milliseconds (the emulated WAN is written as in `90,190,jitter=5,dc=2`)")]
+    #[error(
+        "{0:?} is not a number of milliseconds (the emulated WAN is written as in `90,190,jitter=5,dc=2`)"
+    )]
     NotMilliseconds(String),
     #[error("{0:?} is out of range: the emulated WAN takes 0 to {MAX_MS} ms")]
     OutOfRange(String),
@@ -32,9 +34,10 @@ pub enum InvalidWanSpec {
 impl FromStr for WanPlan {
     type Err = InvalidWanSpec;
 
-    /// Reads round trips in ms from the first region to the second, the third and so on, and options:
-    /// `jitter=MS` (each way, between regions) and `dc=MS` (the round trip between data centers of a
-    /// region). What is not given is as in [`WanPlan::default`]; the empty text is all of the default.
+    /// Reads round trips in ms from the first region to the second, the third and so on, and
+    /// options: `jitter=MS` (each way, between regions) and `dc=MS` (the round trip between data
+    /// centers of a region). What is not given is as in [`WanPlan::default`]; the empty text is all
+    /// of the default.
     fn from_str(spec: &str) -> Result<Self, InvalidWanSpec> {
         let mut plan = Self::default();
         if spec.trim().is_empty() {
@@ -136,7 +139,11 @@ mod tests {
     fn errors_name_what_is_wrong() {
         let error = |spec: &str| spec.parse::<WanPlan>().unwrap_err();
         for part in ["ninety", "-1", "nan", "inf", "1e3", "90ms", ".", "1.2.3"] {
-            assert_eq!(error(&format!("90,{part}")), InvalidWanSpec::NotMilliseconds(part.to_owned()), "{part}");
+            assert_eq!(
+                error(&format!("90,{part}")),
+                InvalidWanSpec::NotMilliseconds(part.to_owned()),
+                "{part}"
+            );
         }
         assert_eq!(error("jitter="), InvalidWanSpec::NotMilliseconds("jitter=".to_owned()));
         assert_eq!(error("10001"), InvalidWanSpec::OutOfRange("10001".to_owned()));

@@ -1,7 +1,8 @@
 //! Sleeping to a tenth of a millisecond.
 //!
-//! A timer of tokio's is 1 to 2 ms late, which would make a link of 1 ms one of 2 or 3. So one thread of the
-//! process, started by the first sleep, keeps a heap of alarms and waits for the first.
+//! A timer of tokio's is 1 to 2 ms late, which would make a link of 1 ms one of 2 or 3. So one
+//! thread of the process, started by the first sleep, keeps a heap of alarms and waits for the
+//! first.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -14,7 +15,8 @@ use tokio::time::Instant;
 
 static TIMER: LazyLock<Option<Arc<Timer>>> = LazyLock::new(Timer::start);
 
-/// Returns when `at` has come, never before. May be dropped at any await; its alarm then rings unheard.
+/// Returns when `at` has come, never before. May be dropped at any await; its alarm then rings
+/// unheard.
 pub(super) async fn sleep_until(at: Instant) {
     if at <= Instant::now() {
         return;
@@ -40,7 +42,8 @@ impl Timer {
     fn start() -> Option<Arc<Self>> {
         let timer = Arc::new(Self::default());
         let ringing = Arc::clone(&timer);
-        let spawned = thread::Builder::new().name("wan-timer".to_owned()).spawn(move || ringing.ring());
+        let spawned =
+            thread::Builder::new().name("wan-timer".to_owned()).spawn(move || ringing.ring());
         match spawned {
             Ok(_) => Some(timer),
             Err(error) => {

@@ -25,7 +25,10 @@ fn a_moment_is_never_later_on_the_other_clock() {
     // The node's clock showed 5,000 when it answered, at 100 here; it was here at 190.
     let translated = sample(5_000, 190).translate(ms(1_190), ms(200)).unwrap();
     assert_eq!(translated.process, 9);
-    assert!(translated.millis <= 5_000 + 1_190 - 100 && translated.millis >= 5_900, "{translated:?}");
+    assert!(
+        translated.millis <= 5_000 + 1_190 - 100 && translated.millis >= 5_900,
+        "{translated:?}"
+    );
     // What is over is over there, too.
     assert!(sample(5_000, 1_000).translate(ms(400), ms(1_000)).unwrap().millis < 4_500);
     assert_eq!(sample(0, 1_000).translate(ms(400), ms(1_000)).unwrap().millis, 0);
@@ -54,8 +57,11 @@ fn only_a_moment_of_this_process_is_understood() {
 async fn passed(numbers: &[u64]) -> Vec<u64> {
     let (turns, passed) = (Arc::new(Turns::default()), Arc::new(Mutex::new(Vec::new())));
     let tasks = numbers.iter().map(|number| {
-        let (turns, passed, turn) =
-            (Arc::clone(&turns), Arc::clone(&passed), Turn { sender: 1, number: *number, bytes_ahead: 0 });
+        let (turns, passed, turn) = (
+            Arc::clone(&turns),
+            Arc::clone(&passed),
+            Turn { sender: 1, number: *number, bytes_ahead: 0 },
+        );
         async move {
             let place = turns.wait(turn).await;
             passed.lock().push(turn.number);
@@ -92,16 +98,24 @@ async fn a_large_write_is_waited_for_by_a_small_one_that_overtook_it_on_the_way(
 #[tokio::test]
 async fn a_turn_says_which_it_is_and_what_is_under_way_before_it() {
     let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    let calls = WriteCalls::new(Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap()));
+    let calls =
+        WriteCalls::new(Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap()));
     let next = |bytes| calls.next_turn(1, ShardId(1), bytes);
     let (first, second) = (next(800_000), next(50));
     assert_eq!((first.turn.bytes_ahead, second.turn.bytes_ahead), (0, 800_000));
-    assert_eq!((first.turn.number, second.turn.number, second.turn.sender), (1, 2, first.turn.sender));
+    assert_eq!(
+        (first.turn.number, second.turn.number, second.turn.sender),
+        (1, 2, first.turn.sender)
+    );
     drop(first);
-    assert_eq!((next(1).turn.bytes_ahead, calls.next_turn(2, ShardId(1), 1).turn.bytes_ahead), (50, 0));
+    assert_eq!(
+        (next(1).turn.bytes_ahead, calls.next_turn(2, ShardId(1), 1).turn.bytes_ahead),
+        (50, 0)
+    );
 }
 
-/// A node that only asks until when a write is valid, as often as it is to, and then says that it does not lead.
+/// A node that only asks until when a write is valid, as often as it is to, and then says that it
+/// does not lead.
 struct Asks {
     times: usize,
     valid_until: Arc<Mutex<Vec<Option<wire::ProcessTime>>>>,
@@ -111,7 +125,10 @@ struct Asks {
 impl Shard for Asks {
     type ReadStream = BoxStream<'static, Result<wire::ReadPart, Status>>;
 
-    async fn write(&self, request: Request<wire::WriteRequest>) -> Result<Response<wire::WriteResponse>, Status> {
+    async fn write(
+        &self,
+        request: Request<wire::WriteRequest>,
+    ) -> Result<Response<wire::WriteResponse>, Status> {
         let mut heard = self.valid_until.lock();
         heard.push(request.into_inner().valid_until);
         let result = match heard.len() <= self.times {
@@ -122,7 +139,10 @@ impl Shard for Asks {
         Ok(Response::new(wire::WriteResponse { result: Some(result), leader: 0, clock }))
     }
 
-    async fn read(&self, _: Request<wire::ReadRequest>) -> Result<Response<Self::ReadStream>, Status> {
+    async fn read(
+        &self,
+        _: Request<wire::ReadRequest>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
         Err(Status::unimplemented("only writes"))
     }
 
@@ -135,7 +155,8 @@ impl Shard for Asks {
 }
 
 #[tokio::test]
-async fn a_node_whose_clock_is_not_known_says_what_it_shows_and_is_asked_once_more_in_its_own_time() {
+async fn a_node_whose_clock_is_not_known_says_what_it_shows_and_is_asked_once_more_in_its_own_time()
+{
     for times in [1, 2] {
         let asks = Asks { times, valid_until: Arc::default() };
         let heard = Arc::clone(&asks.valid_until);
@@ -144,11 +165,13 @@ async fn a_node_whose_clock_is_not_known_says_what_it_shows_and_is_asked_once_mo
         let server = tonic::transport::Server::builder().add_service(ShardServer::new(asks));
         tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
         let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let calls =
-            WriteCalls::new(Arc::new(PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap()));
+        let calls = WriteCalls::new(Arc::new(
+            PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap(),
+        ));
         let write = async || {
             let in_a_minute = boot_time() + Duration::from_secs(60);
-            let answer = calls.call(1, wire::WriteRequest::default(), in_a_minute, &Arc::default()).await;
+            let answer =
+                calls.call(1, wire::WriteRequest::default(), in_a_minute, &Arc::default()).await;
             answer.map(|answer| answer.result.unwrap())
         };
         let answer = write().await;
@@ -162,7 +185,10 @@ async fn a_node_whose_clock_is_not_known_says_what_it_shows_and_is_asked_once_mo
             write().await.unwrap();
             assert!(heard.lock().len() == 3 && heard.lock()[2].is_some());
         } else {
-            assert!(matches!(&answer, Err(Failed::NotDone(why)) if why.contains("does not say")), "{answer:?}");
+            assert!(
+                matches!(&answer, Err(Failed::NotDone(why)) if why.contains("does not say")),
+                "{answer:?}"
+            );
         }
     }
 }

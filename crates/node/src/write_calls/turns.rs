@@ -1,4 +1,5 @@
-//! The order of writes that come by calls of their own, which overtake one another on their way through threads.
+//! The order of writes that come by calls of their own, which overtake one another on their way
+//! through threads.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -7,15 +8,16 @@ use meridian_proto::shard::Turn;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-/// For the one before to come. What was sent in order over one connection comes together, but a connection carries
-/// several at a time, and a small one overtakes a large one by as much as that takes longer. A longer wait would hold up
-/// what comes after something that was given up.
+/// For the one before to come. What was sent in order over one connection comes together, but a
+/// connection carries several at a time, and a small one overtakes a large one by as much as that
+/// takes longer. A longer wait would hold up what comes after something that was given up.
 const WAIT: Duration = Duration::from_millis(5);
 /// What a slow link carries, 100 Mbit/s.
 const BYTES_PER_SECOND: f64 = 12.5e6;
 /// Whatever is said to be ahead. A part of the time that a write may wait at a leader.
 const MAX_WAIT: Duration = Duration::from_millis(300);
-/// Beyond so many senders, all are forgotten: who is in the middle of something is out of order once.
+/// Beyond so many senders, all are forgotten: who is in the middle of something is out of order
+/// once.
 const MAX_SENDERS: usize = 4096;
 
 /// Who was let by, of each sender.
@@ -25,14 +27,16 @@ pub(crate) struct Turns {
 }
 
 impl Turns {
-    /// Waits until all before it were let by, or have not come for a while. To drop what it returns lets the next one by.
+    /// Waits until all before it were let by, or have not come for a while. To drop what it returns
+    /// lets the next one by.
     pub(crate) async fn wait(&self, turn: Turn) -> Place {
         let (passed, mut before) = {
             let mut senders = self.senders.lock();
             if senders.len() >= MAX_SENDERS && !senders.contains_key(&turn.sender) {
                 senders.clear();
             }
-            let passed = senders.entry(turn.sender).or_insert_with(|| watch::Sender::new(0)).clone();
+            let passed =
+                senders.entry(turn.sender).or_insert_with(|| watch::Sender::new(0)).clone();
             let before = passed.subscribe();
             (passed, before)
         };
@@ -45,7 +49,8 @@ impl Turns {
 }
 
 fn wait(bytes_ahead: u64) -> Duration {
-    let longer = Duration::try_from_secs_f64(bytes_ahead as f64 / BYTES_PER_SECOND).unwrap_or(MAX_WAIT);
+    let longer =
+        Duration::try_from_secs_f64(bytes_ahead as f64 / BYTES_PER_SECOND).unwrap_or(MAX_WAIT);
     WAIT.saturating_add(longer).min(MAX_WAIT)
 }
 
@@ -77,7 +82,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn so_many_senders_are_known_at_most_and_one_of_them_is_forgotten_for_none_but_a_new_one() {
+    async fn so_many_senders_are_known_at_most_and_one_of_them_is_forgotten_for_none_but_a_new_one()
+    {
         let turns = Turns::default();
         let first_of = async |sender: usize| {
             let sender = sender.try_into().unwrap();

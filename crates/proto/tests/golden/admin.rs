@@ -88,7 +88,10 @@ fn orphans_are_golden() {
     let response = admin::ListOrphansResponse { files: vec![file.clone(), file] };
     assert_golden(&response, &[field_message(1, &file_fields), field_message(1, &file_fields)]);
 
-    assert_golden(&admin::ReadOrphansRequest { name: "name".to_owned() }, &[field_bytes(1, b"name")]);
+    assert_golden(
+        &admin::ReadOrphansRequest { name: "name".to_owned() },
+        &[field_bytes(1, b"name")],
+    );
     let batch = admin::OrphanBatch { batch: Bytes::from("batch"), committed: true };
     assert_golden(&batch, &[field_bytes(1, b"batch"), field_varint(2, 1)]);
 }

@@ -47,7 +47,13 @@ fn cluster_state() -> (directory::ClusterState, Fields) {
 fn renewals_of_leases_are_golden() {
     let (one, one_fields) = shard_report(10);
     let (two, two_fields) = shard_report(20);
-    let orphans = directory::Orphans { shard: 1, epoch: 2, transactions: L + 3, at_most: L + 5, last_time_ms: L + 4 };
+    let orphans = directory::Orphans {
+        shard: 1,
+        epoch: 2,
+        transactions: L + 3,
+        at_most: L + 5,
+        last_time_ms: L + 4,
+    };
     let mut orphans_fields = vec![field_varint(1, 1), field_varint(2, 2)];
     orphans_fields.extend((3..=5).map(|n| field_varint(n, L + n)));
     let request = directory::RenewRequest {
@@ -71,7 +77,8 @@ fn renewals_of_leases_are_golden() {
     let (cluster, cluster_fields) = cluster_state();
     let leased = |n| directory::LeasedShard { shard: n, epoch: n + 1 };
     let furthest = directory::Furthest { shard: 1, epoch: 2, transactions: L + 3, time_ms: L + 4 };
-    let furthest_fields = [field_varint(1, 1), field_varint(2, 2), field_varint(3, L + 3), field_varint(4, L + 4)];
+    let furthest_fields =
+        [field_varint(1, 1), field_varint(2, 2), field_varint(3, L + 3), field_varint(4, L + 4)];
     let lease = directory::Lease {
         ttl_ms: L + 1,
         shards: vec![leased(7), leased(8)],
@@ -107,7 +114,8 @@ fn following_the_cluster_is_golden() {
 
 #[test]
 fn changes_of_the_cluster_are_golden() {
-    let request = directory::ExecuteRequest { change_json: Bytes::from("{}"), actor: "actor".to_owned() };
+    let request =
+        directory::ExecuteRequest { change_json: Bytes::from("{}"), actor: "actor".to_owned() };
     assert_golden(&request, &[field_bytes(1, b"{}"), field_bytes(2, b"actor")]);
 
     let (state, state_fields) = cluster_state();
@@ -133,12 +141,20 @@ fn what_operators_see_is_golden() {
         actor: "actor".to_owned(),
         change_json: Bytes::from("{}"),
     };
-    let change_fields =
-        [field_varint(1, L + 1), field_varint(2, L + 2), field_bytes(3, b"actor"), field_bytes(4, b"{}")];
+    let change_fields = [
+        field_varint(1, L + 1),
+        field_varint(2, L + 2),
+        field_bytes(3, b"actor"),
+        field_bytes(4, b"{}"),
+    ];
     let progress = directory::ShardProgress { shard: 1, text: "text".to_owned() };
     let progress_fields = [field_varint(1, 1), field_bytes(2, b"text")];
     let (report, report_fields) = shard_report(30);
-    let contact = directory::NodeContact { node_id: L + 1, age_ms: L + 2, reports: vec![report.clone(), report] };
+    let contact = directory::NodeContact {
+        node_id: L + 1,
+        age_ms: L + 2,
+        reports: vec![report.clone(), report],
+    };
     let contact_fields = [
         field_varint(1, L + 1),
         field_varint(2, L + 2),
@@ -181,7 +197,13 @@ fn sealing_is_golden() {
         drained_leader: true,
     };
     let golden = |term: Vec<u8>| {
-        [field_message(1, &position_fields), field_varint(2, L + 2), field_varint(3, L + 3), term, field_varint(5, 1)]
+        [
+            field_message(1, &position_fields),
+            field_varint(2, L + 2),
+            field_varint(3, L + 3),
+            term,
+            field_varint(5, 1),
+        ]
     };
     // A voter in term 0 is not the same as a replica, which has none.
     assert_golden(&sealed(Some(L + 4)), &golden(field_varint(4, L + 4)));
@@ -192,24 +214,39 @@ fn sealing_is_golden() {
 #[test]
 fn draining_is_golden() {
     let (through, through_fields) = position(4);
-    let request = directory::DrainRequest { shard: 1, epoch: 2, source: L + 3, through: Some(through) };
-    let golden = [field_varint(1, 1), field_varint(2, 2), field_varint(3, L + 3), field_message(4, &through_fields)];
+    let request =
+        directory::DrainRequest { shard: 1, epoch: 2, source: L + 3, through: Some(through) };
+    let golden = [
+        field_varint(1, 1),
+        field_varint(2, 2),
+        field_varint(3, L + 3),
+        field_message(4, &through_fields),
+    ];
     assert_golden(&request, &golden);
-    assert_golden(&directory::DrainResponse { position: Some(through) }, &[field_message(1, &through_fields)]);
+    assert_golden(
+        &directory::DrainResponse { position: Some(through) },
+        &[field_message(1, &through_fields)],
+    );
 }
 
 #[test]
 fn reading_a_log_is_golden() {
     let (after, after_fields) = position(2);
     let (through, through_fields) = position(3);
-    let request = directory::ReadLogRequest { shard: 1, after: Some(after), through: Some(through) };
-    let golden = [field_varint(1, 1), field_message(2, &after_fields), field_message(3, &through_fields)];
+    let request =
+        directory::ReadLogRequest { shard: 1, after: Some(after), through: Some(through) };
+    let golden =
+        [field_varint(1, 1), field_message(2, &after_fields), field_message(3, &through_fields)];
     assert_golden(&request, &golden);
 
     let zstd = Bytes::from("zstd");
     let batches = shipping::Batches { previous: Some(after), zstd, part: 0, stored_bytes: 4 };
-    let batches_fields = [field_message(1, &after_fields), field_bytes(2, b"zstd"), field_varint(4, 4)];
-    assert_golden(&directory::ReadLogResponse { batches: Some(batches) }, &[field_message(1, &batches_fields)]);
+    let batches_fields =
+        [field_message(1, &after_fields), field_bytes(2, b"zstd"), field_varint(4, 4)];
+    assert_golden(
+        &directory::ReadLogResponse { batches: Some(batches) },
+        &[field_message(1, &batches_fields)],
+    );
     assert_golden(&directory::ReadLogResponse { batches: None }, &[]);
     assert_golden(&directory::ReadStateRequest { shard: 1 }, &[field_varint(1, 1)]);
 }

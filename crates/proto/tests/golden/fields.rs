@@ -32,7 +32,8 @@ pub(crate) fn field_varint(field: u64, value: u64) -> Vec<u8> {
     [tag(field, 0), varint(value)].concat()
 }
 
-/// int32, int64: wire type 0, a negative number as its 64 bits in two's complement (sint would zigzag).
+/// int32, int64: wire type 0, a negative number as its 64 bits in two's complement (sint would
+/// zigzag).
 pub(crate) fn field_signed(field: u64, value: i64) -> Vec<u8> {
     field_varint(field, u64::from_le_bytes(value.to_le_bytes()))
 }
@@ -63,7 +64,10 @@ pub(crate) fn field_packed(field: u64, values: &[u64]) -> Vec<u8> {
 }
 
 #[track_caller]
-pub(crate) fn assert_golden<M: Message + Default + PartialEq + Debug>(message: &M, golden: &[Vec<u8>]) {
+pub(crate) fn assert_golden<M: Message + Default + PartialEq + Debug>(
+    message: &M,
+    golden: &[Vec<u8>],
+) {
     let golden = golden.concat();
     assert_eq!(message.encode_to_vec(), golden, "encoding {message:?}");
     assert_eq!(M::decode(golden.as_slice()).unwrap(), *message);

@@ -1,15 +1,29 @@
 use bytes::Bytes;
 use meridian_proto::kv_connect;
 
-use crate::fields::{Fields, assert_golden, field_bytes, field_message, field_packed, field_signed, field_varint};
+use crate::fields::{
+    Fields, assert_golden, field_bytes, field_message, field_packed, field_signed, field_varint,
+};
 
 /// Values of a signed 64-bit field lie below 32 bits.
 const NEGATIVE: i64 = -(1 << 40);
 
 pub(crate) fn read_range() -> (kv_connect::ReadRange, Fields) {
-    let message =
-        kv_connect::ReadRange { start: Bytes::from("start"), end: Bytes::from("end"), limit: -3, reverse: true };
-    (message, vec![field_bytes(1, b"start"), field_bytes(2, b"end"), field_signed(3, -3), field_varint(4, 1)])
+    let message = kv_connect::ReadRange {
+        start: Bytes::from("start"),
+        end: Bytes::from("end"),
+        limit: -3,
+        reverse: true,
+    };
+    (
+        message,
+        vec![
+            field_bytes(1, b"start"),
+            field_bytes(2, b"end"),
+            field_signed(3, -3),
+            field_varint(4, 1),
+        ],
+    )
 }
 
 fn kv_entry() -> (kv_connect::KvEntry, Fields) {
@@ -19,8 +33,12 @@ fn kv_entry() -> (kv_connect::KvEntry, Fields) {
         encoding: 3,
         versionstamp: Bytes::from("versionsta"),
     };
-    let fields =
-        vec![field_bytes(1, b"key"), field_bytes(2, b"value"), field_varint(3, 3), field_bytes(4, b"versionsta")];
+    let fields = vec![
+        field_bytes(1, b"key"),
+        field_bytes(2, b"value"),
+        field_varint(3, 3),
+        field_bytes(4, b"versionsta"),
+    ];
     (message, fields)
 }
 
@@ -31,7 +49,8 @@ pub(crate) fn read_range_output() -> (kv_connect::ReadRangeOutput, Fields) {
 }
 
 pub(crate) fn atomic_write() -> (kv_connect::AtomicWrite, Fields) {
-    let check = kv_connect::Check { key: Bytes::from("checked"), versionstamp: Bytes::from("0123456789") };
+    let check =
+        kv_connect::Check { key: Bytes::from("checked"), versionstamp: Bytes::from("0123456789") };
     let check_fields = [field_bytes(1, b"checked"), field_bytes(2, b"0123456789")];
     let mutation = kv_connect::Mutation {
         key: Bytes::from("mutated"),
@@ -128,7 +147,8 @@ fn client_writes_are_golden() {
 fn client_watches_are_golden() {
     let key = |key| kv_connect::WatchKey { key: Bytes::from_static(key) };
     let request = kv_connect::Watch { keys: vec![key(b"one"), key(b"two")] };
-    let golden = [field_message(1, &[field_bytes(1, b"one")]), field_message(1, &[field_bytes(1, b"two")])];
+    let golden =
+        [field_message(1, &[field_bytes(1, b"one")]), field_message(1, &[field_bytes(1, b"two")])];
     assert_golden(&request, &golden);
 
     let (entry, entry_fields) = kv_entry();
@@ -136,15 +156,21 @@ fn client_watches_are_golden() {
     let unchanged = kv_connect::WatchKeyOutput { changed: false, entry_if_changed: None };
     let output = kv_connect::WatchOutput { status: 2, keys: vec![changed, unchanged] };
     let changed_fields = [field_varint(1, 1), field_message(2, &entry_fields)];
-    assert_golden(&output, &[field_varint(1, 2), field_message(2, &changed_fields), field_message(2, &[])]);
+    assert_golden(
+        &output,
+        &[field_varint(1, 2), field_message(2, &changed_fields), field_message(2, &[])],
+    );
 }
 
 #[test]
 fn the_numbers_of_enum_values_are_golden() {
     use kv_connect::{AtomicWriteStatus, MutationType, SnapshotReadStatus, ValueEncoding};
 
-    let statuses =
-        [SnapshotReadStatus::SrUnspecified, SnapshotReadStatus::SrSuccess, SnapshotReadStatus::SrReadDisabled];
+    let statuses = [
+        SnapshotReadStatus::SrUnspecified,
+        SnapshotReadStatus::SrSuccess,
+        SnapshotReadStatus::SrReadDisabled,
+    ];
     assert_eq!(statuses.map(i32::from), [0, 1, 2]);
     let statuses = [
         AtomicWriteStatus::AwUnspecified,
@@ -153,7 +179,12 @@ fn the_numbers_of_enum_values_are_golden() {
         AtomicWriteStatus::AwWriteDisabled,
     ];
     assert_eq!(statuses.map(i32::from), [0, 1, 2, 5]);
-    let encodings = [ValueEncoding::VeUnspecified, ValueEncoding::VeV8, ValueEncoding::VeLe64, ValueEncoding::VeBytes];
+    let encodings = [
+        ValueEncoding::VeUnspecified,
+        ValueEncoding::VeV8,
+        ValueEncoding::VeLe64,
+        ValueEncoding::VeBytes,
+    ];
     assert_eq!(encodings.map(i32::from), [0, 1, 2, 3]);
     let mutations = [
         MutationType::MUnspecified,

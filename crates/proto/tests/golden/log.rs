@@ -3,7 +3,8 @@ use meridian_proto::log;
 use prost::Message;
 
 use crate::fields::{
-    Fields, L, assert_golden, field_bytes, field_fixed32, field_fixed64, field_message, field_packed, field_varint,
+    Fields, L, assert_golden, field_bytes, field_fixed32, field_fixed64, field_message,
+    field_packed, field_varint,
 };
 
 pub(crate) fn log_id(n: u64) -> (log::LogId, Fields) {
@@ -18,7 +19,10 @@ pub(crate) fn vote(n: u64) -> (log::Vote, Fields) {
 
 pub(crate) fn membership() -> (log::Membership, Fields) {
     let message = log::Membership {
-        configs: vec![log::VoterSet { node_ids: vec![1, L + 2] }, log::VoterSet { node_ids: vec![L + 2, 3] }],
+        configs: vec![
+            log::VoterSet { node_ids: vec![1, L + 2] },
+            log::VoterSet { node_ids: vec![L + 2, 3] },
+        ],
         members: vec![1, L + 2, 3, 300],
     };
     let fields = vec![
@@ -86,7 +90,8 @@ fn a_batch_is_golden_and_its_header_can_be_read_alone() {
         expire_at_ms: L,
         ..Default::default()
     };
-    let effect_fields = [field_bytes(1, b"key"), field_varint(2, 2), field_bytes(3, b"data"), field_varint(4, L)];
+    let effect_fields =
+        [field_bytes(1, b"key"), field_varint(2, 2), field_bytes(3, b"data"), field_varint(4, L)];
     let failed = log::refusal::Reason::CheckFailed(log::FailedChecks { indexes: vec![0, 300] });
     let rejected = log::refusal::Reason::Rejected("why".to_owned());
     let refusals = [
@@ -116,8 +121,13 @@ fn a_batch_is_golden_and_its_header_can_be_read_alone() {
             format: 14,
             crc32c: 15,
         };
-        let header_fields = vec![field_varint(1, 1), field_varint(2, L + 2), field_varint(3, L + 3)];
-        let fields = vec![field_message(4, &transaction_fields), field_varint(14, 14), field_fixed32(15, 15)];
+        let header_fields =
+            vec![field_varint(1, 1), field_varint(2, L + 2), field_varint(3, L + 3)];
+        let fields = vec![
+            field_message(4, &transaction_fields),
+            field_varint(14, 14),
+            field_fixed32(15, 15),
+        ];
         let batch_fields = [header_fields.clone(), fields].concat();
         assert_golden(&batch, &batch_fields);
 

@@ -46,8 +46,11 @@ fn appends_are_golden() {
         leader_commit: Some(leader_commit),
         members: vec![raft::MemberMark { node_id: L + 6, log_id: Some(held) }],
     };
-    let mut golden =
-        vec![field_message(1, &group_fields), field_message(2, &vote_fields), field_message(3, &previous_fields)];
+    let mut golden = vec![
+        field_message(1, &group_fields),
+        field_message(2, &vote_fields),
+        field_message(3, &previous_fields),
+    ];
     golden.extend(entry_fields.iter().map(|fields| field_message(4, fields)));
     golden.push(field_message(5, &leader_commit_fields));
     golden.push(field_message(6, &[field_varint(1, L + 6), field_message(2, &held_fields)]));
@@ -60,7 +63,10 @@ fn appends_are_golden() {
         (raft::append_response::Result::Conflict(conflict), field_message(2, &conflict_fields)),
         (raft::append_response::Result::HigherVote(vote), field_message(3, &vote_fields)),
         // Nothing matches yet: the arm is there, and empty.
-        (raft::append_response::Result::Matched(raft::Matched { log_id: None, partial: false }), field_message(1, &[])),
+        (
+            raft::append_response::Result::Matched(raft::Matched { log_id: None, partial: false }),
+            field_message(1, &[]),
+        ),
     ];
     for (result, golden) in results {
         assert_golden(&raft::AppendResponse { result: Some(result) }, &[golden]);
@@ -89,8 +95,10 @@ fn votes_of_a_group_are_golden() {
     ];
     assert_golden(&request, &golden);
 
-    let response = raft::VoteResponse { vote: Some(vote), granted: true, last_log_id: Some(last_log_id) };
-    let golden = [field_message(1, &vote_fields), field_varint(2, 1), field_message(3, &last_log_id_fields)];
+    let response =
+        raft::VoteResponse { vote: Some(vote), granted: true, last_log_id: Some(last_log_id) };
+    let golden =
+        [field_message(1, &vote_fields), field_varint(2, 1), field_message(3, &last_log_id_fields)];
     assert_golden(&response, &golden);
 }
 
@@ -118,7 +126,10 @@ fn transfers_of_leadership_are_golden() {
         (raft::transfer_leader_response::Result::Accepted(true), field_varint(1, 1)),
         (raft::transfer_leader_response::Result::Accepted(false), field_varint(1, 0)),
         (raft::transfer_leader_response::Result::VoteChanged(vote), field_message(2, &vote_fields)),
-        (raft::transfer_leader_response::Result::LogNotFlushed(matched), field_message(3, &matched_fields)),
+        (
+            raft::transfer_leader_response::Result::LogNotFlushed(matched),
+            field_message(3, &matched_fields),
+        ),
     ];
     for (result, golden) in results {
         assert_golden(&raft::TransferLeaderResponse { result: Some(result) }, &[golden]);
@@ -148,15 +159,25 @@ fn installing_a_snapshot_is_golden() {
         field_varint(6, L + 6),
     ];
     assert_golden(&request, &golden);
-    assert_golden(&raft::InstallSnapshotResponse { vote: Some(vote) }, &[field_message(1, &vote_fields)]);
+    assert_golden(
+        &raft::InstallSnapshotResponse { vote: Some(vote) },
+        &[field_message(1, &vote_fields)],
+    );
 }
 
 #[test]
 fn joining_a_group_is_golden() {
     let (group, group_fields) = group();
-    let request =
-        raft::JoinRequest { group: Some(group), node_id: L + 2, incarnation: Bytes::from("the incarnation!") };
-    let golden = [field_message(1, &group_fields), field_varint(2, L + 2), field_bytes(3, b"the incarnation!")];
+    let request = raft::JoinRequest {
+        group: Some(group),
+        node_id: L + 2,
+        incarnation: Bytes::from("the incarnation!"),
+    };
+    let golden = [
+        field_message(1, &group_fields),
+        field_varint(2, L + 2),
+        field_bytes(3, b"the incarnation!"),
+    ];
     assert_golden(&request, &golden);
     let response = raft::JoinResponse { accepted: true, term: Some(L + 3) };
     assert_golden(&response, &[field_varint(1, 1), field_varint(2, L + 3)]);

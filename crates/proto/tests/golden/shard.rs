@@ -1,7 +1,9 @@
 use bytes::Bytes;
 use meridian_proto::shard;
 
-use crate::fields::{Fields, L, assert_golden, field_bytes, field_message, field_packed, field_varint};
+use crate::fields::{
+    Fields, L, assert_golden, field_bytes, field_message, field_packed, field_varint,
+};
 use crate::kv_connect::{atomic_write, read_range, read_range_output};
 
 fn shard_epoch() -> (shard::ShardEpoch, Fields) {
@@ -13,7 +15,10 @@ fn not_leader() -> (shard::NotLeader, Fields) {
 }
 
 fn process_time() -> (shard::ProcessTime, Fields) {
-    (shard::ProcessTime { process: 7, millis: L + 8 }, vec![field_varint(1, 7), field_varint(2, L + 8)])
+    (
+        shard::ProcessTime { process: 7, millis: L + 8 },
+        vec![field_varint(1, 7), field_varint(2, L + 8)],
+    )
 }
 
 #[test]
@@ -47,16 +52,37 @@ fn writes_to_a_shard_are_golden() {
     let failed = shard::FailedChecks { indexes: vec![0, 300] };
     let (not_leader, not_leader_fields) = not_leader();
     let results = [
-        (shard::write_response::Result::Committed(Bytes::from("versionsta")), field_bytes(1, b"versionsta")),
-        (shard::write_response::Result::CheckFailed(failed), field_message(2, &[field_packed(1, &[0, 300])])),
-        (shard::write_response::Result::Rejected("rejected".to_owned()), field_bytes(3, b"rejected")),
-        (shard::write_response::Result::NotLeader(not_leader), field_message(4, &not_leader_fields)),
-        (shard::write_response::Result::NotCommitted("not committed".to_owned()), field_bytes(5, b"not committed")),
+        (
+            shard::write_response::Result::Committed(Bytes::from("versionsta")),
+            field_bytes(1, b"versionsta"),
+        ),
+        (
+            shard::write_response::Result::CheckFailed(failed),
+            field_message(2, &[field_packed(1, &[0, 300])]),
+        ),
+        (
+            shard::write_response::Result::Rejected("rejected".to_owned()),
+            field_bytes(3, b"rejected"),
+        ),
+        (
+            shard::write_response::Result::NotLeader(not_leader),
+            field_message(4, &not_leader_fields),
+        ),
+        (
+            shard::write_response::Result::NotCommitted("not committed".to_owned()),
+            field_bytes(5, b"not committed"),
+        ),
         (shard::write_response::Result::Unknown("unknown".to_owned()), field_bytes(6, b"unknown")),
-        (shard::write_response::Result::ClockUnknown(shard::ClockUnknown {}), field_message(9, &[])),
+        (
+            shard::write_response::Result::ClockUnknown(shard::ClockUnknown {}),
+            field_message(9, &[]),
+        ),
     ];
     for (result, golden) in results {
-        assert_golden(&shard::WriteResponse { result: Some(result), leader: 0, clock: None }, &[golden]);
+        assert_golden(
+            &shard::WriteResponse { result: Some(result), leader: 0, clock: None },
+            &[golden],
+        );
     }
     let (clock, clock_fields) = process_time();
     let passed_on = shard::WriteResponse { result: None, leader: L + 2, clock: Some(clock) };
@@ -85,7 +111,14 @@ fn reads_from_a_shard_are_golden() {
     assert_golden(&request, &golden);
 
     let (not_leader, not_leader_fields) = not_leader();
-    let head = shard::ReadHead { ranges: 2, entries: 300, sequence: L + 2, epoch: 9, leader: L + 3, bytes: L + 6 };
+    let head = shard::ReadHead {
+        ranges: 2,
+        entries: 300,
+        sequence: L + 2,
+        epoch: 9,
+        leader: L + 3,
+        bytes: L + 6,
+    };
     let head_fields = [
         field_varint(1, 2),
         field_varint(2, 300),
@@ -116,15 +149,27 @@ fn reads_from_a_shard_are_golden() {
 #[test]
 fn read_positions_are_golden() {
     let (group, group_fields) = shard_epoch();
-    assert_golden(&shard::ReadPositionRequest { group: Some(group) }, &[field_message(1, &group_fields)]);
+    assert_golden(
+        &shard::ReadPositionRequest { group: Some(group) },
+        &[field_message(1, &group_fields)],
+    );
 
     let position = shard::ReadPosition { sequence: L + 1 };
     let position_fields = [field_varint(1, L + 1)];
     let (not_leader, not_leader_fields) = not_leader();
     let results = [
-        (shard::read_position_response::Result::Position(position), field_message(1, &position_fields)),
-        (shard::read_position_response::Result::NotLeader(not_leader), field_message(2, &not_leader_fields)),
-        (shard::read_position_response::Result::Unavailable("unavailable".to_owned()), field_bytes(3, b"unavailable")),
+        (
+            shard::read_position_response::Result::Position(position),
+            field_message(1, &position_fields),
+        ),
+        (
+            shard::read_position_response::Result::NotLeader(not_leader),
+            field_message(2, &not_leader_fields),
+        ),
+        (
+            shard::read_position_response::Result::Unavailable("unavailable".to_owned()),
+            field_bytes(3, b"unavailable"),
+        ),
     ];
     for (result, golden) in results {
         assert_golden(&shard::ReadPositionResponse { result: Some(result) }, &[golden]);

@@ -1,7 +1,9 @@
 use bytes::Bytes;
 use meridian_proto::shipping;
 
-use crate::fields::{Fields, L, assert_golden, field_bytes, field_fixed64, field_message, field_varint};
+use crate::fields::{
+    Fields, L, assert_golden, field_bytes, field_fixed64, field_message, field_varint,
+};
 
 pub(crate) fn position(n: u32) -> (shipping::Position, Fields) {
     let message = shipping::Position { epoch: n, sequence: L + u64::from(n) };
@@ -36,7 +38,13 @@ fn status(hops: u32) -> (shipping::Status, Fields) {
 #[test]
 fn subscriptions_are_golden() {
     let (durable, durable_fields) = position(4);
-    let start = shipping::Start { shard: 1, epoch: 2, node_id: L + 3, durable: Some(durable), keeps_window: true };
+    let start = shipping::Start {
+        shard: 1,
+        epoch: 2,
+        node_id: L + 3,
+        durable: Some(durable),
+        keeps_window: true,
+    };
     let start_fields = [
         field_varint(1, 1),
         field_varint(2, 2),
@@ -57,20 +65,32 @@ fn subscriptions_are_golden() {
 fn shipments_are_golden() {
     let (previous, previous_fields) = position(1);
     let zstd = Bytes::from("zstd");
-    let batches = shipping::Batches { previous: Some(previous), zstd, part: L + 3, stored_bytes: 4 };
-    let batches_fields =
-        [field_message(1, &previous_fields), field_bytes(2, b"zstd"), field_varint(3, L + 3), field_varint(4, 4)];
+    let batches =
+        shipping::Batches { previous: Some(previous), zstd, part: L + 3, stored_bytes: 4 };
+    let batches_fields = [
+        field_message(1, &previous_fields),
+        field_bytes(2, b"zstd"),
+        field_varint(3, L + 3),
+        field_varint(4, 4),
+    ];
     let (status, status_fields) = status(35);
     let (committed, committed_fields) = position(2);
-    let heartbeat = shipping::Heartbeat { status: Some(status), committed: Some(committed), time_ms: L + 3 };
-    let heartbeat_fields =
-        [field_message(1, &status_fields), field_message(2, &committed_fields), field_varint(3, L + 3)];
+    let heartbeat =
+        shipping::Heartbeat { status: Some(status), committed: Some(committed), time_ms: L + 3 };
+    let heartbeat_fields = [
+        field_message(1, &status_fields),
+        field_message(2, &committed_fields),
+        field_varint(3, L + 3),
+    ];
     let needed = shipping::SnapshotNeeded { diverged: true };
     let messages = [
         (shipping::shipment::Message::OpenedEpoch(7), field_varint(1, 7)),
         (shipping::shipment::Message::Batches(batches), field_message(2, &batches_fields)),
         (shipping::shipment::Message::Heartbeat(heartbeat), field_message(3, &heartbeat_fields)),
-        (shipping::shipment::Message::SnapshotNeeded(needed), field_message(4, &[field_varint(1, 1)])),
+        (
+            shipping::shipment::Message::SnapshotNeeded(needed),
+            field_message(4, &[field_varint(1, 1)]),
+        ),
     ];
     for (message, golden) in messages {
         assert_golden(&shipping::Shipment { message: Some(message) }, &[golden]);
@@ -86,9 +106,14 @@ fn announcements_are_golden() {
     // A voter says 0, which is not the same as no contact.
     let (voter, voter_fields) = status(0);
     let (position, position_fields) = position(3);
-    let checkpoint = shipping::Checkpoint { shard: 1, node_id: L + 2, applied: Some(position), digest: L + 4 };
-    let checkpoint_fields =
-        [field_varint(1, 1), field_varint(2, L + 2), field_message(3, &position_fields), field_fixed64(4, L + 4)];
+    let checkpoint =
+        shipping::Checkpoint { shard: 1, node_id: L + 2, applied: Some(position), digest: L + 4 };
+    let checkpoint_fields = [
+        field_varint(1, 1),
+        field_varint(2, L + 2),
+        field_message(3, &position_fields),
+        field_fixed64(4, L + 4),
+    ];
     let checkpoints = vec![checkpoint];
     let request = shipping::AnnounceRequest {
         statuses: vec![far, voter],
@@ -99,7 +124,8 @@ fn announcements_are_golden() {
         checkpoints,
     };
     let statuses = [field_message(1, &far_fields), field_message(1, &voter_fields)];
-    let scalars = [field_varint(2, 1), field_varint(5, L + 5), field_varint(6, L + 6), field_varint(7, 1)];
+    let scalars =
+        [field_varint(2, 1), field_varint(5, L + 5), field_varint(6, L + 6), field_varint(7, 1)];
     let checkpoints = [field_message(15, &checkpoint_fields)];
     assert_golden(&request, &[statuses.as_slice(), &scalars, &checkpoints].concat());
     assert_golden(&shipping::AnnounceResponse {}, &[]);
@@ -113,7 +139,12 @@ fn fetching_a_state_is_golden() {
         snapshot_id: "snapshot".to_owned(),
         after_key: Bytes::from("after"),
     };
-    let golden = [field_varint(1, 1), field_varint(2, 2), field_bytes(3, b"snapshot"), field_bytes(4, b"after")];
+    let golden = [
+        field_varint(1, 1),
+        field_varint(2, 2),
+        field_bytes(3, b"snapshot"),
+        field_bytes(4, b"after"),
+    ];
     assert_golden(&request, &golden);
 
     let (applied, applied_fields) = position(2);

@@ -13,11 +13,12 @@ pub struct ReceiverConfig {
     pub max_unpersisted_bytes: u64,
     pub max_unpersisted_batches: usize,
     pub connect_timeout: Duration,
-    /// No batch and no heartbeat for this long: the source is given up. More than two heartbeats, and well below
-    /// the bound on what may be lost: where all regions follow one member, its loss holds up writes so long.
+    /// No batch and no heartbeat for this long: the source is given up. More than two heartbeats,
+    /// and well below the bound on what may be lost: where all regions follow one member, its loss
+    /// holds up writes so long.
     pub idle_timeout: Duration,
-    /// Without word from the primary region for this long, the node no longer says that it follows it.
-    /// Longer than `idle_timeout`, so that a relay may change its source and stay the relay.
+    /// Without word from the primary region for this long, the node no longer says that it follows
+    /// it. Longer than `idle_timeout`, so that a relay may change its source and stay the relay.
     pub stale_after: Duration,
     pub backoff_min: Duration,
     pub backoff_max: Duration,
@@ -39,18 +40,20 @@ impl Default for ReceiverConfig {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReceiverEvent {
-    /// What [`RelayElection::choose`](crate::RelayElection::choose) said. The same again changes nothing.
+    /// What [`RelayElection::choose`](crate::RelayElection::choose) said. The same again changes
+    /// nothing.
     Source(Option<Source>),
-    /// The directory says that the shard is active in `epoch`, whose history begins right after `base`.
-    /// Every epoch must be given, in order, also those that passed while this node was away: each
-    /// base tells whether this node holds batches that were lost. One already known changes nothing.
+    /// The directory says that the shard is active in `epoch`, whose history begins right after
+    /// `base`. Every epoch must be given, in order, also those that passed while this node was
+    /// away: each base tells whether this node holds batches that were lost. One already known
+    /// changes nothing.
     Epoch {
         epoch: Epoch,
         base: Position,
     },
     /// The failover controller wants no more batches of this epoch to be taken. Answered by
-    /// [`ReceiverAction::Sealed`], each time it is given. Only a higher epoch ends it; for an epoch that
-    /// has passed it does nothing. To be given again after a restart.
+    /// [`ReceiverAction::Sealed`], each time it is given. Only a higher epoch ends it; for an epoch
+    /// that has passed it does nothing. To be given again after a restart.
     Seal {
         epoch: Epoch,
     },
@@ -59,14 +62,14 @@ pub enum ReceiverEvent {
     Persisted {
         position: Position,
     },
-    /// A sealed node has pulled what the failover wanted it to have: everything up to `position` is durable
-    /// and applied, without gaps. Only to be given between [`ReceiverAction::Sealed`] and the next epoch; it
-    /// is answered by `Sealed` again.
+    /// A sealed node has pulled what the failover wanted it to have: everything up to `position` is
+    /// durable and applied, without gaps. Only to be given between [`ReceiverAction::Sealed`] and
+    /// the next epoch; it is answered by `Sealed` again.
     Drained {
         position: Position,
     },
-    /// Fetching is over, and installing begins: from here on it is not cancelled. To be given before the
-    /// first byte is replaced.
+    /// Fetching is over, and installing begins: from here on it is not cancelled. To be given
+    /// before the first byte is replaced.
     SnapshotFetched,
     /// The node's log and state were replaced by a snapshot, durably.
     SnapshotInstalled {
@@ -108,7 +111,8 @@ pub enum ReceiverAction {
     CloseStream {
         stream: StreamId,
     },
-    /// Append the batch that this event brought, after those before it. Must succeed, or the process ends.
+    /// Append the batch that this event brought, after those before it. Must succeed, or the
+    /// process ends.
     Persist {
         position: Position,
     },
@@ -117,14 +121,16 @@ pub enum ReceiverAction {
         stream: StreamId,
         position: Position,
     },
-    /// What this node holds beyond `base` was never committed in the new epoch's history: keep it in an
-    /// orphan file, before the snapshot that follows replaces it. Nothing is being persisted now.
+    /// What this node holds beyond `base` was never committed in the new epoch's history: keep it
+    /// in an orphan file, before the snapshot that follows replaces it. Nothing is being persisted
+    /// now.
     SaveOrphans {
         base: Position,
     },
-    /// Fetch a snapshot (`SnapshotFetched`) and install it (`SnapshotInstalled`), or say `SnapshotFailed`. Nothing is
-    /// being persisted now, and nothing will be until the answer. A source that is not in `epoch`, or that
-    /// may not serve ([`Receiver::may_serve`](crate::Receiver::may_serve)), must refuse.
+    /// Fetch a snapshot (`SnapshotFetched`) and install it (`SnapshotInstalled`), or say
+    /// `SnapshotFailed`. Nothing is being persisted now, and nothing will be until the answer. A
+    /// source that is not in `epoch`, or that may not serve
+    /// ([`Receiver::may_serve`](crate::Receiver::may_serve)), must refuse.
     FetchSnapshot {
         source: NodeId,
         epoch: Epoch,

@@ -114,7 +114,9 @@ fn a_full_buffer_stops_reading_and_is_no_silence_of_the_source() {
 fn silence_is_given_up_and_the_backoff_doubles_up_to_its_bound() {
     let mut receiver = following(at(1, 5));
     let actions = step(&mut receiver, 1501, ReceiverEvent::Tick);
-    assert!(actions.contains(&ReceiverAction::SourceFailed { source: 2, reason: FailureReason::Idle }));
+    assert!(
+        actions.contains(&ReceiverAction::SourceFailed { source: 2, reason: FailureReason::Idle })
+    );
     let mut failed_at = 1501;
     let mut waits = Vec::new();
     for stream in 2..10 {
@@ -134,7 +136,12 @@ fn a_source_of_an_older_epoch_is_refused() {
     step(&mut receiver, 0, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 5) });
     step(&mut receiver, 0, source(2, true));
     let actions = step(&mut receiver, 1, ReceiverEvent::Stream(1, connected(1)));
-    assert!(actions.contains(&ReceiverAction::SourceFailed { source: 2, reason: FailureReason::WrongEpoch }));
+    assert!(
+        actions.contains(&ReceiverAction::SourceFailed {
+            source: 2,
+            reason: FailureReason::WrongEpoch
+        })
+    );
 }
 
 #[test]
@@ -142,7 +149,10 @@ fn a_source_of_a_newer_epoch_is_told_and_followed_once_the_directory_agrees() {
     let mut receiver = receiver(at(1, 5));
     step(&mut receiver, 0, source(2, true));
     let actions = step(&mut receiver, 1, ReceiverEvent::Stream(1, connected(2)));
-    assert_eq!(actions, [ReceiverAction::CloseStream { stream: 1 }, ReceiverAction::EpochAhead { epoch: Epoch(2) }]);
+    assert_eq!(
+        actions,
+        [ReceiverAction::CloseStream { stream: 1 }, ReceiverAction::EpochAhead { epoch: Epoch(2) }]
+    );
     let actions = step(&mut receiver, 2, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 7) });
     assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: 2, from: at(1, 5) }]);
     step(&mut receiver, 3, ReceiverEvent::Stream(2, connected(2)));
@@ -160,7 +170,12 @@ fn a_batch_of_the_old_epoch_beyond_the_base_is_refused() {
     step(&mut receiver, 0, source(2, true));
     step(&mut receiver, 1, ReceiverEvent::Stream(1, connected(2)));
     let actions = step(&mut receiver, 2, ReceiverEvent::Stream(1, batch(1, 6)));
-    assert!(actions.contains(&ReceiverAction::SourceFailed { source: 2, reason: FailureReason::WrongEpoch }));
+    assert!(
+        actions.contains(&ReceiverAction::SourceFailed {
+            source: 2,
+            reason: FailureReason::WrongEpoch
+        })
+    );
 }
 
 #[test]
@@ -171,8 +186,10 @@ fn orphans_are_saved_and_replaced_once_the_disk_is_quiet() {
     let actions = step(&mut receiver, 3, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 5) });
     assert_eq!(actions, [ReceiverAction::CloseStream { stream: 1 }]);
     let actions = step(&mut receiver, 4, ReceiverEvent::Persisted { position: at(1, 6) });
-    let expected =
-        [ReceiverAction::SaveOrphans { base: at(1, 5) }, ReceiverAction::FetchSnapshot { source: 2, epoch: Epoch(2) }];
+    let expected = [
+        ReceiverAction::SaveOrphans { base: at(1, 5) },
+        ReceiverAction::FetchSnapshot { source: 2, epoch: Epoch(2) },
+    ];
     assert_eq!(actions, expected);
     assert!(receiver.status(MS * 5, 10).fetching_snapshot);
     let actions = step(&mut receiver, 9, ReceiverEvent::SnapshotInstalled { position: at(2, 8) });
@@ -182,13 +199,23 @@ fn orphans_are_saved_and_replaced_once_the_disk_is_quiet() {
 #[test]
 fn a_snapshot_that_fails_is_tried_again_elsewhere() {
     let mut receiver = following(at(1, 5));
-    let actions = step(&mut receiver, 2, ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: false }));
+    let actions = step(
+        &mut receiver,
+        2,
+        ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: false }),
+    );
     assert_eq!(
         actions,
-        [ReceiverAction::CloseStream { stream: 1 }, ReceiverAction::FetchSnapshot { source: 2, epoch: Epoch(1) }]
+        [
+            ReceiverAction::CloseStream { stream: 1 },
+            ReceiverAction::FetchSnapshot { source: 2, epoch: Epoch(1) }
+        ]
     );
     let actions = step(&mut receiver, 3, ReceiverEvent::SnapshotFailed);
-    assert_eq!(actions, [ReceiverAction::SourceFailed { source: 2, reason: FailureReason::Snapshot }]);
+    assert_eq!(
+        actions,
+        [ReceiverAction::SourceFailed { source: 2, reason: FailureReason::Snapshot }]
+    );
     step(&mut receiver, 4, source(3, true));
     assert_eq!(
         step(&mut receiver, 60, ReceiverEvent::Tick),
@@ -209,7 +236,8 @@ fn a_sealed_node_reports_its_final_position_and_waits_for_the_next_epoch() {
     assert_eq!(actions, [ReceiverAction::Sealed { durable: at(1, 6) }]);
     assert_eq!(step(&mut receiver, 9000, ReceiverEvent::Tick), []);
     assert!(!receiver.may_serve());
-    let actions = step(&mut receiver, 9001, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 6) });
+    let actions =
+        step(&mut receiver, 9001, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 6) });
     assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: 2, from: at(1, 6) }]);
     // A seal that comes late is of no effect.
     assert_eq!(step(&mut receiver, 9002, ReceiverEvent::Seal { epoch: Epoch(1) }), []);
@@ -219,22 +247,35 @@ fn a_sealed_node_reports_its_final_position_and_waits_for_the_next_epoch() {
 #[test]
 fn a_new_epoch_cancels_a_snapshot_of_the_old_one() {
     let mut receiver = following(at(1, 5));
-    step(&mut receiver, 2, ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: false }));
+    step(
+        &mut receiver,
+        2,
+        ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: false }),
+    );
     let actions = step(&mut receiver, 3, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 9) });
     assert_eq!(actions, [ReceiverAction::CancelSnapshot]);
     // Too late, and what was installed goes beyond the base: it is replaced again.
     let actions = step(&mut receiver, 4, ReceiverEvent::SnapshotInstalled { position: at(1, 11) });
-    let expected =
-        [ReceiverAction::SaveOrphans { base: at(1, 9) }, ReceiverAction::FetchSnapshot { source: 2, epoch: Epoch(2) }];
+    let expected = [
+        ReceiverAction::SaveOrphans { base: at(1, 9) },
+        ReceiverAction::FetchSnapshot { source: 2, epoch: Epoch(2) },
+    ];
     assert_eq!(actions, expected);
 }
 
 #[test]
 fn what_is_being_installed_is_not_cancelled() {
     let mut receiver = following(at(1, 5));
-    step(&mut receiver, 2, ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: false }));
+    step(
+        &mut receiver,
+        2,
+        ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: false }),
+    );
     assert_eq!(step(&mut receiver, 3, ReceiverEvent::SnapshotFetched), []);
-    assert_eq!(step(&mut receiver, 4, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 9) }), []);
+    assert_eq!(
+        step(&mut receiver, 4, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 9) }),
+        []
+    );
     assert_eq!(step(&mut receiver, 5, ReceiverEvent::Seal { epoch: Epoch(2) }), []);
     assert!(receiver.status(MS * 5, 10).fetching_snapshot);
     // The seal is answered when the disk is quiet.
@@ -245,7 +286,11 @@ fn what_is_being_installed_is_not_cancelled() {
 #[test]
 fn a_snapshot_that_is_given_up_for_a_new_epoch_is_no_fault_of_its_source() {
     let mut receiver = following(at(1, 5));
-    step(&mut receiver, 2, ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: false }));
+    step(
+        &mut receiver,
+        2,
+        ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: false }),
+    );
     let actions = step(&mut receiver, 3, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 9) });
     assert_eq!(actions, [ReceiverAction::CancelSnapshot]);
     assert_eq!(step(&mut receiver, 4, ReceiverEvent::SnapshotFetched), []);
@@ -257,7 +302,10 @@ fn a_snapshot_that_is_given_up_for_a_new_epoch_is_no_fault_of_its_source() {
 fn a_sealed_node_that_was_drained_says_so_and_goes_on_from_there() {
     let mut receiver = following(at(1, 5));
     let actions = step(&mut receiver, 2, ReceiverEvent::Seal { epoch: Epoch(1) });
-    assert_eq!(actions, [ReceiverAction::CloseStream { stream: 1 }, ReceiverAction::Sealed { durable: at(1, 5) }]);
+    assert_eq!(
+        actions,
+        [ReceiverAction::CloseStream { stream: 1 }, ReceiverAction::Sealed { durable: at(1, 5) }]
+    );
     let actions = step(&mut receiver, 3, ReceiverEvent::Drained { position: at(1, 9) });
     assert_eq!(actions, [ReceiverAction::Sealed { durable: at(1, 9) }]);
     let actions = step(&mut receiver, 4, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 9) });
@@ -269,7 +317,10 @@ fn a_seal_that_comes_late_does_not_loosen_a_later_one() {
     let mut receiver = following(at(1, 5));
     step(&mut receiver, 2, ReceiverEvent::Seal { epoch: Epoch(2) });
     step(&mut receiver, 3, ReceiverEvent::Seal { epoch: Epoch(1) });
-    assert_eq!(step(&mut receiver, 4, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 5) }), []);
+    assert_eq!(
+        step(&mut receiver, 4, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 5) }),
+        []
+    );
     assert_eq!(receiver.phase(), ReceiverPhase::Sealed);
 }
 
@@ -277,7 +328,11 @@ fn a_seal_that_comes_late_does_not_loosen_a_later_one() {
 fn a_node_is_a_relay_while_it_hears_a_primary_member() {
     let mut receiver = following(at(1, 5));
     assert_eq!(receiver.status(MS, 10).hops, None);
-    step(&mut receiver, 2, ReceiverEvent::Stream(1, heartbeat(1, Some(0), Duration::from_secs(60))));
+    step(
+        &mut receiver,
+        2,
+        ReceiverEvent::Stream(1, heartbeat(1, Some(0), Duration::from_secs(60))),
+    );
     assert_eq!(receiver.status(MS * 2, 10).hops, Some(1));
     assert_eq!(receiver.status(MS * 3002, 10).hops, Some(1));
     assert_eq!(receiver.status(MS * 3003, 10).hops, None);
@@ -295,19 +350,25 @@ fn a_node_is_a_relay_while_it_hears_a_primary_member() {
 /// An operator reads these, and the driver hangs its reading on them.
 #[test]
 fn what_is_not_durable_is_counted_and_reading_stops_at_either_bound() {
-    let config = ReceiverConfig { max_unpersisted_bytes: 800, max_unpersisted_batches: 3, ..ReceiverConfig::default() };
+    let config = ReceiverConfig {
+        max_unpersisted_bytes: 800,
+        max_unpersisted_batches: 3,
+        ..ReceiverConfig::default()
+    };
     let mut receiver = Receiver::new(config, Duration::ZERO, at(1, 5), Epoch(1), Position::ZERO);
     step(&mut receiver, 0, source(2, true));
     step(&mut receiver, 1, ReceiverEvent::Stream(1, connected(1)));
     let mut take = |sequence, bytes| {
-        let event = StreamEvent::Batch { position: at(1, sequence), previous: at(1, sequence - 1), bytes };
+        let event =
+            StreamEvent::Batch { position: at(1, sequence), previous: at(1, sequence - 1), bytes };
         step(&mut receiver, 2, ReceiverEvent::Stream(1, event));
         (receiver.unpersisted_bytes(), receiver.wants_more())
     };
     assert_eq!([take(6, 400), take(7, 400)], [(400, true), (800, false)]);
     step(&mut receiver, 3, ReceiverEvent::Persisted { position: at(1, 7) });
     let mut take = |sequence, bytes| {
-        let event = StreamEvent::Batch { position: at(1, sequence), previous: at(1, sequence - 1), bytes };
+        let event =
+            StreamEvent::Batch { position: at(1, sequence), previous: at(1, sequence - 1), bytes };
         step(&mut receiver, 4, ReceiverEvent::Stream(1, event));
         (receiver.unpersisted_bytes(), receiver.wants_more())
     };
@@ -343,7 +404,10 @@ fn what_lies_outside_the_history_of_the_epoch_is_refused_though_it_would_follow(
         let event = StreamEvent::Batch { position, previous: at(1, 4), bytes: 1 };
         let actions = step(&mut receiver, now, ReceiverEvent::Stream(stream, event));
         assert!(
-            actions.contains(&ReceiverAction::SourceFailed { source: 2, reason: FailureReason::WrongEpoch }),
+            actions.contains(&ReceiverAction::SourceFailed {
+                source: 2,
+                reason: FailureReason::WrongEpoch
+            }),
             "{position}: {actions:?}"
         );
     }
@@ -354,7 +418,12 @@ fn what_lies_outside_the_history_of_the_epoch_is_refused_though_it_would_follow(
     step(&mut receiver, 3, ReceiverEvent::Stream(2, connected(2)));
     let event = StreamEvent::Batch { position: at(2, 6), previous: at(1, 5), bytes: 1 };
     let actions = step(&mut receiver, 4, ReceiverEvent::Stream(2, event));
-    assert!(actions.contains(&ReceiverAction::SourceFailed { source: 2, reason: FailureReason::WrongEpoch }));
+    assert!(
+        actions.contains(&ReceiverAction::SourceFailed {
+            source: 2,
+            reason: FailureReason::WrongEpoch
+        })
+    );
 }
 
 /// A source whose log is another has another batch before the next one.
@@ -367,7 +436,10 @@ fn a_batch_is_taken_only_behind_the_very_batch_that_is_here() {
     };
     // Of an epoch that was lost, or none, or one that is not next.
     for (position, previous) in [(at(1, 6), at(0, 5)), (at(1, 6), at(1, 4)), (at(1, 7), at(1, 5))] {
-        assert!(refused(&mut following(at(1, 5)), 1, position, previous), "{position} after {previous}");
+        assert!(
+            refused(&mut following(at(1, 5)), 1, position, previous),
+            "{position} after {previous}"
+        );
     }
     // Epochs never go back.
     let mut receiver = receiver(at(2, 7));
@@ -398,11 +470,13 @@ fn silence_is_borne_for_longer_after_each_failure_until_there_is_progress() {
     let mut now = 1;
     let mut borne = Vec::new();
     for stream in 2..6 {
-        let gives_up =
-            (now..now + 99_999).find(|&ms| !step(&mut receiver, ms, ReceiverEvent::Tick).is_empty()).unwrap();
+        let gives_up = (now..now + 99_999)
+            .find(|&ms| !step(&mut receiver, ms, ReceiverEvent::Tick).is_empty())
+            .unwrap();
         borne.push(gives_up - now);
-        now =
-            (gives_up..gives_up + 99_999).find(|&ms| !step(&mut receiver, ms, ReceiverEvent::Tick).is_empty()).unwrap();
+        now = (gives_up..gives_up + 99_999)
+            .find(|&ms| !step(&mut receiver, ms, ReceiverEvent::Tick).is_empty())
+            .unwrap();
         step(&mut receiver, now, ReceiverEvent::Stream(stream, connected(1)));
     }
     assert_eq!(borne, [600, 1200, 2400, 3000]);
@@ -414,7 +488,8 @@ fn silence_is_borne_for_longer_after_each_failure_until_there_is_progress() {
 /// Those who lost one source do not all come to the next at once.
 #[test]
 fn attempts_are_spread_over_half_of_their_delay() {
-    for (jitter, first, second) in [(0.0, 50, 50), (0.5, 75, 75), (1.0, 100, 100), (7.0, 100, 100)] {
+    for (jitter, first, second) in [(0.0, 50, 50), (0.5, 75, 75), (1.0, 100, 100), (7.0, 100, 100)]
+    {
         let mut receiver = following(at(1, 5));
         receiver.step(MS * 2, jitter, ReceiverEvent::Stream(1, StreamEvent::Closed));
         assert_eq!(step(&mut receiver, 2 + first - 1, ReceiverEvent::Tick), [], "{jitter}");
@@ -431,8 +506,16 @@ fn attempts_are_spread_over_half_of_their_delay() {
             }
         }
         receiver.step(MS * failed_at, jitter, source(3, true));
-        assert_eq!(step(&mut receiver, failed_at + second - 1, ReceiverEvent::Tick), [], "{jitter}");
-        assert_eq!(step(&mut receiver, failed_at + second, ReceiverEvent::Tick).len(), 1, "{jitter}");
+        assert_eq!(
+            step(&mut receiver, failed_at + second - 1, ReceiverEvent::Tick),
+            [],
+            "{jitter}"
+        );
+        assert_eq!(
+            step(&mut receiver, failed_at + second, ReceiverEvent::Tick).len(),
+            1,
+            "{jitter}"
+        );
     }
 }
 
@@ -448,7 +531,8 @@ fn a_source_of_a_newer_epoch_is_not_asked_again_at_once() {
 #[test]
 fn a_snapshot_that_does_not_help_is_not_fetched_again_at_once() {
     let mut receiver = following(at(1, 5));
-    let needed = |stream| ReceiverEvent::Stream(stream, StreamEvent::SnapshotNeeded { diverged: false });
+    let needed =
+        |stream| ReceiverEvent::Stream(stream, StreamEvent::SnapshotNeeded { diverged: false });
     let fetch = ReceiverAction::FetchSnapshot { source: 2, epoch: Epoch(1) };
     assert!(step(&mut receiver, 2, needed(1)).contains(&fetch));
     step(&mut receiver, 3, ReceiverEvent::SnapshotFetched);
@@ -463,12 +547,17 @@ fn a_snapshot_that_does_not_help_is_not_fetched_again_at_once() {
 fn a_snapshot_that_fails_is_not_tried_again_at_once() {
     for is_fetched in [false, true] {
         let mut receiver = following(at(1, 5));
-        step(&mut receiver, 2, ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: false }));
+        step(
+            &mut receiver,
+            2,
+            ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: false }),
+        );
         if is_fetched {
             step(&mut receiver, 3, ReceiverEvent::SnapshotFetched);
         }
         step(&mut receiver, 4, ReceiverEvent::SnapshotFailed);
-        let retry = (5..99_999).find(|&ms| !step(&mut receiver, ms, ReceiverEvent::Tick).is_empty());
+        let retry =
+            (5..99_999).find(|&ms| !step(&mut receiver, ms, ReceiverEvent::Tick).is_empty());
         assert_eq!(retry, Some(104));
     }
 }
@@ -476,7 +565,11 @@ fn a_snapshot_that_fails_is_not_tried_again_at_once() {
 #[test]
 fn a_snapshot_of_a_later_epoch_has_the_directory_asked() {
     let mut receiver = following(at(1, 5));
-    step(&mut receiver, 2, ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: false }));
+    step(
+        &mut receiver,
+        2,
+        ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: false }),
+    );
     step(&mut receiver, 3, ReceiverEvent::SnapshotFetched);
     let actions = step(&mut receiver, 4, ReceiverEvent::SnapshotInstalled { position: at(2, 8) });
     assert!(actions.contains(&ReceiverAction::EpochAhead { epoch: Epoch(2) }), "{actions:?}");
@@ -484,13 +577,17 @@ fn a_snapshot_of_a_later_epoch_has_the_directory_asked() {
 
 #[test]
 fn a_node_that_starts_again_within_its_epoch_keeps_what_it_has() {
-    for (durable, epoch, base) in [(at(2, 9), 2, at(1, 5)), (at(1, 5), 2, at(1, 5)), (at(1, 3), 2, at(1, 5))] {
-        let mut receiver = Receiver::new(ReceiverConfig::default(), Duration::ZERO, durable, Epoch(epoch), base);
+    for (durable, epoch, base) in
+        [(at(2, 9), 2, at(1, 5)), (at(1, 5), 2, at(1, 5)), (at(1, 3), 2, at(1, 5))]
+    {
+        let mut receiver =
+            Receiver::new(ReceiverConfig::default(), Duration::ZERO, durable, Epoch(epoch), base);
         assert!(receiver.may_serve());
         let actions = step(&mut receiver, 0, source(2, true));
         assert_eq!(actions, [ReceiverAction::Connect { stream: 1, source: 2, from: durable }]);
     }
-    let mut receiver = Receiver::new(ReceiverConfig::default(), Duration::ZERO, at(1, 6), Epoch(2), at(1, 5));
+    let mut receiver =
+        Receiver::new(ReceiverConfig::default(), Duration::ZERO, at(1, 6), Epoch(2), at(1, 5));
     assert!(!receiver.may_serve() && receiver.status(MS, 10).fetching_snapshot);
     let actions = step(&mut receiver, 0, source(2, true));
     assert_eq!(actions[0], ReceiverAction::SaveOrphans { base: at(1, 5) });
@@ -502,7 +599,10 @@ fn orphans_are_what_lies_beyond_the_lowest_base() {
     let mut receiver = receiver(at(1, 9));
     step(&mut receiver, 0, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 5) });
     step(&mut receiver, 0, ReceiverEvent::Epoch { epoch: Epoch(3), base: at(2, 7) });
-    assert_eq!(step(&mut receiver, 0, source(2, true))[0], ReceiverAction::SaveOrphans { base: at(1, 5) });
+    assert_eq!(
+        step(&mut receiver, 0, source(2, true))[0],
+        ReceiverAction::SaveOrphans { base: at(1, 5) }
+    );
 }
 
 #[test]
@@ -519,14 +619,19 @@ fn a_sealed_node_and_one_that_needs_a_snapshot_are_no_relays() {
     assert_eq!(receiver.status(MS * 3, 10).hops, None);
     let mut receiver = following(at(1, 5));
     assert_eq!(heard(&mut receiver), Some(1));
-    step(&mut receiver, 3, ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: true }));
+    step(
+        &mut receiver,
+        3,
+        ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: true }),
+    );
     let status = receiver.status(MS * 3, 10);
     assert_eq!((status.hops, status.fetching_snapshot), (None, true));
 }
 
 /// Heartbeats may queue behind batches.
 #[test]
-fn batches_of_a_primary_member_say_that_it_is_there_and_those_of_a_relay_say_nothing_of_the_primary() {
+fn batches_of_a_primary_member_say_that_it_is_there_and_those_of_a_relay_say_nothing_of_the_primary()
+ {
     for (hops, later) in [(0, Some(1)), (1, None)] {
         let mut receiver = following(at(1, 5));
         step(&mut receiver, 2, ReceiverEvent::Stream(1, heartbeat(1, Some(hops), Duration::ZERO)));

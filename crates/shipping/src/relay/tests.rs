@@ -22,7 +22,12 @@ fn election(me: NodeId) -> RelayElection {
 }
 
 /// Everybody in `statuses` speaks at `now`, then the node chooses.
-fn choose(election: &mut RelayElection, now: Duration, own: Option<u8>, statuses: &[Status]) -> Option<Source> {
+fn choose(
+    election: &mut RelayElection,
+    now: Duration,
+    own: Option<u8>,
+    statuses: &[Status],
+) -> Option<Source> {
     for status in statuses {
         election.heard(now, *status);
     }
@@ -50,7 +55,10 @@ fn the_others_wait_for_a_relay_and_follow_it() {
 #[test]
 fn a_mate_that_is_no_relay_is_not_followed() {
     let mut other = election(12);
-    assert_eq!(choose(&mut other, Duration::ZERO, None, &[status(11, Some(2)), status(10, None)]), None);
+    assert_eq!(
+        choose(&mut other, Duration::ZERO, None, &[status(11, Some(2)), status(10, None)]),
+        None
+    );
 }
 
 #[test]
@@ -142,7 +150,10 @@ fn a_follower_cut_off_from_its_leader_is_left_for_one_that_is_not() {
     let first = choose(&mut relay, Duration::ZERO, None, &[]).unwrap().node;
     let cut_off = Status { primary_age: SECOND * 10, ..status(first, Some(0)) };
     let leader = status(1, Some(0));
-    assert_eq!(choose(&mut relay, SECOND, Some(1), &[cut_off, leader]), Some(Source { node: 1, direct: true }));
+    assert_eq!(
+        choose(&mut relay, SECOND, Some(1), &[cut_off, leader]),
+        Some(Source { node: 1, direct: true })
+    );
 }
 
 #[test]
@@ -199,7 +210,10 @@ fn a_voter_that_lies_in_the_region_is_no_mate_to_be_waited_for() {
 fn a_follower_stays_with_its_relay_while_another_shows_up() {
     let mut other = election(12);
     assert_eq!(choose(&mut other, Duration::ZERO, None, &[status(11, Some(1))]), follows(11));
-    assert_eq!(choose(&mut other, SECOND, Some(2), &[status(10, Some(1)), status(11, Some(1))]), follows(11));
+    assert_eq!(
+        choose(&mut other, SECOND, Some(2), &[status(10, Some(1)), status(11, Some(1))]),
+        follows(11)
+    );
 }
 
 #[test]
@@ -209,7 +223,10 @@ fn of_two_relays_the_one_that_is_far_behind_is_not_followed() {
     for status in [status(10, Some(1)), ahead] {
         other.heard(SECOND, status);
     }
-    assert_eq!(other.choose(SECOND, &Status { durable: ahead.durable, ..status(12, None) }), follows(11));
+    assert_eq!(
+        other.choose(SECOND, &Status { durable: ahead.durable, ..status(12, None) }),
+        follows(11)
+    );
 }
 
 #[test]

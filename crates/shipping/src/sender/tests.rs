@@ -11,7 +11,12 @@ fn size(epoch: u16, sequence: u64, bytes: u64) -> BatchSize {
 }
 
 fn small_window() -> SenderConfig {
-    SenderConfig { window_bytes: 1000, max_read_bytes: 600, pace: Duration::ZERO, ..SenderConfig::default() }
+    SenderConfig {
+        window_bytes: 1000,
+        max_read_bytes: 600,
+        pace: Duration::ZERO,
+        ..SenderConfig::default()
+    }
 }
 
 fn tail(purged: Position, available: Position) -> SenderEvent {
@@ -22,7 +27,10 @@ fn tail(purged: Position, available: Position) -> SenderEvent {
 fn it_reads_and_sends_until_the_window_is_full_and_goes_on_when_acknowledged() {
     let mut sender = Sender::new(small_window(), Duration::ZERO, Epoch(1), at(1, 0));
     let actions = sender.step(Duration::ZERO, tail(at(1, 0), at(1, 9)));
-    assert_eq!(actions, [SenderAction::Read { after: at(1, 0), max_bytes: 600 }, SenderAction::Heartbeat]);
+    assert_eq!(
+        actions,
+        [SenderAction::Read { after: at(1, 0), max_bytes: 600 }, SenderAction::Heartbeat]
+    );
 
     let batches = vec![size(1, 1, 300), size(1, 2, 300)];
     let actions = sender.step(MS, SenderEvent::Read { previous: at(1, 0), batches });
@@ -35,7 +43,8 @@ fn it_reads_and_sends_until_the_window_is_full_and_goes_on_when_acknowledged() {
         ]
     );
 
-    let actions = sender.step(MS, SenderEvent::Read { previous: at(1, 2), batches: vec![size(1, 3, 500)] });
+    let actions =
+        sender.step(MS, SenderEvent::Read { previous: at(1, 2), batches: vec![size(1, 3, 500)] });
     assert_eq!(actions, [SenderAction::Send { position: at(1, 3), previous: at(1, 2) }]);
     assert_eq!(sender.in_flight_bytes(), 1100);
 
@@ -47,7 +56,9 @@ fn it_reads_and_sends_until_the_window_is_full_and_goes_on_when_acknowledged() {
 #[test]
 fn what_comes_soon_after_travels_together() {
     let mut sender = Sender::new(SenderConfig::default(), Duration::ZERO, Epoch(1), at(1, 0));
-    let reads = |actions: &[SenderAction]| actions.iter().any(|action| matches!(action, SenderAction::Read { .. }));
+    let reads = |actions: &[SenderAction]| {
+        actions.iter().any(|action| matches!(action, SenderAction::Read { .. }))
+    };
     assert!(reads(&sender.step(MS, tail(at(1, 0), at(1, 1)))), "one alone goes at once");
     assert_eq!(sender.reads_at(), None);
     sender.step(MS, SenderEvent::Read { previous: at(1, 0), batches: vec![size(1, 1, 100)] });
@@ -68,7 +79,10 @@ fn idle_it_beats_four_times_a_second() {
     // And whoever gives it a tick when it says so gives it none in vain.
     for beat in 5..8 {
         assert_eq!(sender.heartbeat_at(), MS * 250 * beat);
-        assert_eq!(sender.step(sender.heartbeat_at(), SenderEvent::Tick), [SenderAction::Heartbeat]);
+        assert_eq!(
+            sender.step(sender.heartbeat_at(), SenderEvent::Tick),
+            [SenderAction::Heartbeat]
+        );
     }
 }
 
@@ -84,7 +98,10 @@ fn a_purged_position_needs_a_snapshot() {
 fn a_purge_that_overtakes_a_read_needs_a_snapshot() {
     let mut sender = Sender::new(SenderConfig::default(), Duration::ZERO, Epoch(1), at(1, 5));
     sender.step(Duration::ZERO, tail(at(1, 0), at(1, 9)));
-    assert_eq!(sender.step(MS, SenderEvent::ReadMissing), [SenderAction::SnapshotNeeded { diverged: false }]);
+    assert_eq!(
+        sender.step(MS, SenderEvent::ReadMissing),
+        [SenderAction::SnapshotNeeded { diverged: false }]
+    );
 }
 
 #[test]
@@ -147,7 +164,10 @@ fn a_window_that_is_exactly_full_is_full() {
     sender.step(Duration::ZERO, tail(at(1, 0), at(1, 9)));
     let batches = vec![size(1, 1, 500), size(1, 2, 500)];
     let actions = sender.step(MS, SenderEvent::Read { previous: at(1, 0), batches });
-    assert!(actions.iter().all(|action| matches!(action, SenderAction::Send { .. })), "{actions:?}");
+    assert!(
+        actions.iter().all(|action| matches!(action, SenderAction::Send { .. })),
+        "{actions:?}"
+    );
     assert_eq!((sender.sent(), sender.reads_at()), (at(1, 2), None));
     // It stalls from when it was full.
     assert_eq!(sender.step(MS * 30_000, SenderEvent::Tick), [SenderAction::Heartbeat]);
@@ -162,12 +182,18 @@ fn an_idle_subscriber_is_kept_and_what_it_is_sent_later_has_its_time() {
     sender.step(Duration::ZERO, tail(at(1, 0), at(1, 0)));
     assert_eq!(sender.step(MS * 60_000, SenderEvent::Tick), [SenderAction::Heartbeat]);
     sender.step(MS * 60_000, tail(at(1, 0), at(1, 1)));
-    sender.step(MS * 60_000, SenderEvent::Read { previous: at(1, 0), batches: vec![size(1, 1, 2000)] });
+    sender.step(
+        MS * 60_000,
+        SenderEvent::Read { previous: at(1, 0), batches: vec![size(1, 1, 2000)] },
+    );
     assert_eq!(sender.step(MS * 89_999, SenderEvent::Tick), [SenderAction::Heartbeat]);
     // One that gets on is not let go, however slowly.
     sender.step(MS * 89_999, tail(at(1, 0), at(1, 2)));
     sender.step(MS * 89_999, SenderEvent::Acked { durable: at(1, 1) });
-    sender.step(MS * 89_999, SenderEvent::Read { previous: at(1, 1), batches: vec![size(1, 2, 2000)] });
+    sender.step(
+        MS * 89_999,
+        SenderEvent::Read { previous: at(1, 1), batches: vec![size(1, 2, 2000)] },
+    );
     assert_eq!(sender.step(MS * 119_998, SenderEvent::Tick), [SenderAction::Heartbeat]);
 }
 

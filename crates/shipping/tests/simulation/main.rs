@@ -1,6 +1,7 @@
-//! Three primary members, two replica regions of three nodes: lossy, duplicating and reordering links,
-//! crashes that lose what was not persisted, dead relays, cut links, purged logs, failovers that lose the
-//! tail. Every run must keep the invariants (`world.rs` checks them at each action) and must heal.
+//! Three primary members, two replica regions of three nodes: lossy, duplicating and reordering
+//! links, crashes that lose what was not persisted, dead relays, cut links, purged logs, failovers
+//! that lose the tail. Every run must keep the invariants (`world.rs` checks them at each action)
+//! and must heal.
 
 #![allow(
     clippy::unwrap_used,
@@ -43,10 +44,9 @@ fn chaos(world: &mut World) {
         if node.up { node.crash() } else { node.start(world.now) }
     }
     if world.rng.chance(2) {
-        let relay = world
-            .nodes
-            .values()
-            .find(|node| node.follower.as_ref().is_some_and(|follower| follower.election.is_relay()));
+        let relay = world.nodes.values().find(|node| {
+            node.follower.as_ref().is_some_and(|follower| follower.election.is_relay())
+        });
         if let Some(id) = relay.map(|node| node.id) {
             world.nodes.get_mut(&id).unwrap().crash();
         }
@@ -57,8 +57,10 @@ fn chaos(world: &mut World) {
         if node.up { node.crash() } else { node.start(world.now) }
     }
     if world.rng.chance(4) {
-        let pair =
-            (REPLICAS[world.rng.below(6) as usize], *world.nodes.keys().nth(world.rng.below(9) as usize).unwrap());
+        let pair = (
+            REPLICAS[world.rng.below(6) as usize],
+            *world.nodes.keys().nth(world.rng.below(9) as usize).unwrap(),
+        );
         if world.cut.len() > 4 { world.cut.clear() } else { world.cut.push(pair) }
     }
     if world.rng.chance(3) {
@@ -92,7 +94,8 @@ fn heal(world: &mut World) -> Result<(), String> {
     }
     for region in [1, 2] {
         let relays = REPLICAS.iter().filter(|id| **id / 10 == region);
-        let relays = relays.filter(|id| world.nodes[id].follower.as_ref().unwrap().election.is_relay());
+        let relays =
+            relays.filter(|id| world.nodes[id].follower.as_ref().unwrap().election.is_relay());
         if relays.count() != 1 {
             return Err(format!("region {region} does not have one relay"));
         }
@@ -152,7 +155,8 @@ fn a_dead_relay_costs_each_region_little_wan_traffic() {
     assert!(world.nodes[&12].follower.as_ref().unwrap().election.is_relay(), "sticky");
     for region in [1, 2] {
         let (crossed, committed) = (world.wan_batches[&region], world.truth().len() as u64);
-        // What filled the dead relay's window (30 batches), and what it had not passed on, crosses again.
+        // What filled the dead relay's window (30 batches), and what it had not passed on, crosses
+        // again.
         assert!(crossed < committed + 80, "{crossed} of {committed}");
     }
 }

@@ -2,7 +2,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use meridian_shipping::{
-    Heartbeat, Receiver, ReceiverConfig, RelayConfig, RelayElection, Sender, SenderEvent, Status, StreamEvent, StreamId,
+    Heartbeat, Receiver, ReceiverConfig, RelayConfig, RelayElection, Sender, SenderEvent, Status,
+    StreamEvent, StreamId,
 };
 use meridian_types::{Epoch, NodeId, Position};
 
@@ -36,7 +37,9 @@ impl From<Shipped> for StreamEvent {
     fn from(shipped: Shipped) -> Self {
         match shipped {
             Shipped::Connected(epoch) => Self::Connected { epoch },
-            Shipped::Batch { position, previous } => Self::Batch { position, previous, bytes: BATCH_BYTES },
+            Shipped::Batch { position, previous } => {
+                Self::Batch { position, previous, bytes: BATCH_BYTES }
+            }
             Shipped::Heartbeat(heartbeat) => Self::Heartbeat(heartbeat),
             Shipped::SnapshotNeeded { diverged } => Self::SnapshotNeeded { diverged },
             Shipped::Closed => Self::Closed,
@@ -110,7 +113,8 @@ impl Node {
         let mut primary = PRIMARY;
         primary.sort_by_key(|member| *member == LEADER);
         election.set_members(at, &primary, &mates);
-        let config = ReceiverConfig { max_unpersisted_bytes: 20 * BATCH_BYTES, ..ReceiverConfig::default() };
+        let config =
+            ReceiverConfig { max_unpersisted_bytes: 20 * BATCH_BYTES, ..ReceiverConfig::default() };
         let receiver = Receiver::new(config, at, self.last(), self.epoch, self.base);
         self.follower = Some(Follower {
             receiver,
@@ -147,11 +151,16 @@ impl Node {
 
     /// The answer to a read of what follows `after`.
     pub(crate) fn read(&self, after: Position, max_bytes: u64) -> SenderEvent {
-        let Some(skip) = after.sequence.checked_sub(self.purged.sequence) else { return SenderEvent::ReadMissing };
+        let Some(skip) = after.sequence.checked_sub(self.purged.sequence) else {
+            return SenderEvent::ReadMissing;
+        };
         let skip = skip as usize;
         let previous = if skip == 0 { self.purged } else { self.log[skip - 1] };
         let count = (max_bytes / BATCH_BYTES).max(1) as usize;
         let batch = |&position| meridian_shipping::BatchSize { position, bytes: BATCH_BYTES };
-        SenderEvent::Read { previous, batches: self.log.iter().skip(skip).take(count).map(batch).collect() }
+        SenderEvent::Read {
+            previous,
+            batches: self.log.iter().skip(skip).take(count).map(batch).collect(),
+        }
     }
 }

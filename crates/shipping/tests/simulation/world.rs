@@ -2,7 +2,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use meridian_shipping::{
-    Heartbeat, ReceiverAction, ReceiverEvent, ReceiverPhase, Sender, SenderAction, SenderConfig, SenderEvent,
+    Heartbeat, ReceiverAction, ReceiverEvent, ReceiverPhase, Sender, SenderAction, SenderConfig,
+    SenderEvent,
 };
 use meridian_types::{Epoch, NodeId, Position};
 
@@ -71,10 +72,12 @@ impl World {
         history.push(Position::new(epoch, history.len() as u64 + 1));
     }
 
-    /// The primary loses its last batches and goes on in a new epoch. Some replicas are sealed first.
+    /// The primary loses its last batches and goes on in a new epoch. Some replicas are sealed
+    /// first.
     pub(crate) fn fail_over(&mut self, lost: u64) {
         let epoch = self.epoch();
-        let followers: Vec<_> = self.nodes.keys().copied().filter(|id| self.nodes[id].follower.is_some()).collect();
+        let followers: Vec<_> =
+            self.nodes.keys().copied().filter(|id| self.nodes[id].follower.is_some()).collect();
         for id in followers {
             if self.rng.chance(500) {
                 self.receiver(id, ReceiverEvent::Seal { epoch });
@@ -165,21 +168,29 @@ impl World {
             }
             Message::Subscribe { link, from: position } => {
                 let node = self.nodes.get_mut(&to).unwrap();
-                // A node has one subscription at a source. One that comes late is of no use to anybody.
+                // A node has one subscription at a source. One that comes late is of no use to
+                // anybody.
                 if node.senders.keys().any(|other| other.0 == link.0 && *other >= link) {
                     return;
                 }
                 node.senders.retain(|other, _| other.0 != link.0);
                 if !node.may_serve() {
-                    return self.send(to, from, Message::ToReceiver { link, event: Shipped::Closed });
+                    return self.send(
+                        to,
+                        from,
+                        Message::ToReceiver { link, event: Shipped::Closed },
+                    );
                 }
                 let (epoch, tail) = (node.status(self.now).epoch, node.tail());
-                let config = SenderConfig { window_bytes: 30 * BATCH_BYTES, ..SenderConfig::default() };
+                let config =
+                    SenderConfig { window_bytes: 30 * BATCH_BYTES, ..SenderConfig::default() };
                 node.senders.insert(link, Sender::new(config, at, epoch, position));
                 self.send(to, from, Message::ToReceiver { link, event: Shipped::Connected(epoch) });
                 self.sender(to, link, tail);
             }
-            Message::Unsubscribe { link } => drop(self.nodes.get_mut(&to).unwrap().senders.remove(&link)),
+            Message::Unsubscribe { link } => {
+                drop(self.nodes.get_mut(&to).unwrap().senders.remove(&link))
+            }
             Message::Ack { link, durable } => self.sender(to, link, SenderEvent::Acked { durable }),
             Message::ToReceiver { link, event } => {
                 let node = self.nodes.get_mut(&to).unwrap();
@@ -215,7 +226,15 @@ impl World {
             self.snapshot(id);
             self.receiver(id, ReceiverEvent::Tick);
             let own = self.nodes[&id].status(self.now);
-            let source = self.nodes.get_mut(&id).unwrap().follower.as_mut().unwrap().election.choose(at, &own);
+            let source = self
+                .nodes
+                .get_mut(&id)
+                .unwrap()
+                .follower
+                .as_mut()
+                .unwrap()
+                .election
+                .choose(at, &own);
             self.receiver(id, ReceiverEvent::Source(source));
         }
         let node = &self.nodes[&id];
@@ -226,7 +245,8 @@ impl World {
         if self.nodes[&id].next_status <= self.now {
             self.nodes.get_mut(&id).unwrap().next_status = self.now + 250;
             let status = self.nodes[&id].status(self.now);
-            let others: Vec<_> = self.nodes.keys().copied().filter(|other| *other != id && *other > 3).collect();
+            let others: Vec<_> =
+                self.nodes.keys().copied().filter(|other| *other != id && *other > 3).collect();
             for other in others {
                 self.send(id, other, Message::Status(status));
             }
@@ -280,19 +300,23 @@ impl World {
         let follower = node.follower.as_mut().unwrap();
         if let Some((_, position)) = follower.installing.take_if(|(due, _)| *due <= now) {
             if !follower.writing.is_empty() {
-                self.violation = Some(format!("{id} installed a snapshot over a log that was being written"));
+                self.violation =
+                    Some(format!("{id} installed a snapshot over a log that was being written"));
             }
             (node.purged, node.log) = (position, Vec::new());
             self.snapshots += 1;
             return self.receiver(id, ReceiverEvent::SnapshotInstalled { position });
         }
-        let Some((_, source, epoch)) = follower.fetching.take_if(|(due, ..)| *due <= now) else { return };
+        let Some((_, source, epoch)) = follower.fetching.take_if(|(due, ..)| *due <= now) else {
+            return;
+        };
         let from = &self.nodes[&source];
         if !from.may_serve() || from.status(self.now).epoch != epoch || !self.reaches(id, source) {
             return self.receiver(id, ReceiverEvent::SnapshotFailed);
         }
         let position = from.last();
-        self.nodes.get_mut(&id).unwrap().follower.as_mut().unwrap().installing = Some((now + install_ms, position));
+        self.nodes.get_mut(&id).unwrap().follower.as_mut().unwrap().installing =
+            Some((now + install_ms, position));
         self.receiver(id, ReceiverEvent::SnapshotFetched);
     }
 
@@ -323,12 +347,16 @@ impl World {
             ReceiverAction::Persist { position } => {
                 let (due, tail) = follower.writing.back().copied().unwrap_or((now, last));
                 follower.writing.push_back((due.max(now + write_ms), position));
-                let committed = self.histories[&follower.receiver.epoch()].get(position.sequence as usize - 1);
+                let committed =
+                    self.histories[&follower.receiver.epoch()].get(position.sequence as usize - 1);
                 if position.sequence != tail.sequence + 1 || committed != Some(&position) {
-                    self.violation = Some(format!("{id} persists {position} after {tail}; committed: {committed:?}"));
+                    self.violation = Some(format!(
+                        "{id} persists {position} after {tail}; committed: {committed:?}"
+                    ));
                 }
                 if follower.sealed.is_some_and(|(epoch, _)| follower.receiver.epoch() <= epoch) {
-                    self.violation = Some(format!("{id} takes {position}, though it said that it was sealed"));
+                    self.violation =
+                        Some(format!("{id} takes {position}, though it said that it was sealed"));
                 }
                 let stream = follower.streams.keys().last().copied();
                 if let (Bug::ReportsBeforePersisted, Some(stream)) = (self.bug, stream) {
@@ -337,17 +365,23 @@ impl World {
             }
             ReceiverAction::ReportDurable { stream, position } => {
                 if position > last {
-                    self.violation = Some(format!("{id} reports {position}, but {last} is durable"));
+                    self.violation =
+                        Some(format!("{id} reports {position}, but {last} is durable"));
                 }
                 let source = follower.streams[&stream];
-                self.send(id, source, Message::Ack { link: (id, incarnation, stream), durable: position });
+                self.send(
+                    id,
+                    source,
+                    Message::Ack { link: (id, incarnation, stream), durable: position },
+                );
             }
             ReceiverAction::FetchSnapshot { source, epoch } => {
                 follower.fetching = Some((now + fetch_ms, source, epoch))
             }
             ReceiverAction::CancelSnapshot => {
                 if follower.fetching.take().is_none() {
-                    self.violation = Some(format!("{id} was to give up a snapshot that it does not fetch"));
+                    self.violation =
+                        Some(format!("{id} was to give up a snapshot that it does not fetch"));
                 }
                 self.receiver(id, ReceiverEvent::SnapshotFailed);
             }
@@ -356,7 +390,8 @@ impl World {
             ReceiverAction::Sealed { durable } => {
                 follower.sealed = Some((follower.receiver.epoch(), durable));
                 if durable != last || !follower.writing.is_empty() {
-                    self.violation = Some(format!("{id} says that {durable} is final, but {last} is durable"));
+                    self.violation =
+                        Some(format!("{id} says that {durable} is final, but {last} is durable"));
                 }
             }
             ReceiverAction::EpochAhead { .. } => {}
@@ -367,7 +402,9 @@ impl World {
         let mut events = vec![event];
         while let Some(event) = events.pop() {
             let at = Duration::from_millis(self.now);
-            let Some(sender) = self.nodes.get_mut(&id).unwrap().senders.get_mut(&link) else { return };
+            let Some(sender) = self.nodes.get_mut(&id).unwrap().senders.get_mut(&link) else {
+                return;
+            };
             for action in sender.step(at, event) {
                 let node = self.nodes.get_mut(&id).unwrap();
                 let shipped = match action {
@@ -375,10 +412,16 @@ impl World {
                         events.push(node.read(after, max_bytes));
                         continue;
                     }
-                    SenderAction::Send { position, previous } => Shipped::Batch { position, previous },
+                    SenderAction::Send { position, previous } => {
+                        Shipped::Batch { position, previous }
+                    }
                     SenderAction::Heartbeat => {
                         let committed = node.last();
-                        Shipped::Heartbeat(Heartbeat { status: node.status(self.now), committed, time_ms: self.now })
+                        Shipped::Heartbeat(Heartbeat {
+                            status: node.status(self.now),
+                            committed,
+                            time_ms: self.now,
+                        })
                     }
                     SenderAction::SnapshotNeeded { diverged } => {
                         node.senders.remove(&link);

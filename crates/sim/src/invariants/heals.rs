@@ -1,6 +1,6 @@
-//! When faults are over and all nodes are up, the shard becomes active within a bound, writes succeed, and all
-//! nodes come to hold one and the same history, which is what was committed. The shard's group has then the
-//! voters that the directory names.
+//! When faults are over and all nodes are up, the shard becomes active within a bound, writes
+//! succeed, and all nodes come to hold one and the same history, which is what was committed. The
+//! shard's group has then the voters that the directory names.
 
 use meridian_failover::Phase;
 
@@ -11,7 +11,8 @@ const NAME: &str = "heals";
 
 /// A failover, the next one if it comes to nothing, and the backoff of those that follow.
 const BOUND: Instant = 40 * SECOND;
-/// After that a shard that waits for an operator's word gets it, also one in manual mode that stands still.
+/// After that a shard that waits for an operator's word gets it, also one in manual mode that
+/// stands still.
 const PATIENCE: Instant = 20 * SECOND;
 const SETTLED: Instant = 12 * SECOND;
 

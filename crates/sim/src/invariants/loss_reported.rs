@@ -1,4 +1,5 @@
-//! A failover's report never says more than was lost, says no less once it is bounded, and is right where it says that it is exact.
+//! A failover's report never says more than was lost, says no less once it is bounded, and is right
+//! where it says that it is exact.
 
 use std::sync::Arc;
 
@@ -38,15 +39,25 @@ fn check(observer: &mut Observer, report: &FailoverReport, is_over: bool) {
     // An epoch that was lost before it began has another history than its number says.
     let kept = report.base_transactions;
     if kept != report.base.sequence {
-        observer.violated(NAME, format!("epoch {epoch} says {kept} transactions at {}", report.base));
+        observer
+            .violated(NAME, format!("epoch {epoch} says {kept} transactions at {}", report.base));
     }
     if !report.planned && said.transactions > lost {
-        observer.violated(NAME, format!("epoch {epoch} is said to have lost {}, but it is {lost}", said.transactions));
+        observer.violated(
+            NAME,
+            format!("epoch {epoch} is said to have lost {}, but it is {lost}", said.transactions),
+        );
     }
     if report.is_bounded() && said.at_most < lost {
-        observer.violated(NAME, format!("epoch {epoch} has lost {lost}, and is said to at most {}", said.at_most));
+        observer.violated(
+            NAME,
+            format!("epoch {epoch} has lost {lost}, and is said to at most {}", said.at_most),
+        );
     }
     if said.exact && is_over && said.transactions != lost {
-        observer.violated(NAME, format!("epoch {epoch} has lost {lost}, and exactly {} are said", said.transactions));
+        observer.violated(
+            NAME,
+            format!("epoch {epoch} has lost {lost}, and exactly {} are said", said.transactions),
+        );
     }
 }

@@ -1,8 +1,8 @@
-//! No shard fails over by itself while a majority of its voters say something, however late, unless they have had
-//! no leader for far longer than a lost region is given.
+//! No shard fails over by itself while a majority of its voters say something, however late, unless
+//! they have had no leader for far longer than a lost region is given.
 //!
-//! What counts is what has come to the machine of the directory's leader, whether or not that found the time to look
-//! at it.
+//! What counts is what has come to the machine of the directory's leader, whether or not that found
+//! the time to look at it.
 
 use std::collections::BTreeMap;
 
@@ -16,8 +16,8 @@ const NAME: &str = "starvation_is_not_loss";
 
 /// What the leader waits for, less what its clock may be fast.
 const SILENCE: Instant = 3900 * MS;
-/// What came just now may not have been granted yet; and a leader that cannot grant, for it hears of no majority, has
-/// no longer than this to find that it hears itself no more either.
+/// What came just now may not have been granted yet; and a leader that cannot grant, for it hears
+/// of no majority, has no longer than this to find that it hears itself no more either.
 const UNHEARD: Instant = 1600 * MS;
 const PATIENCE: Instant = 29 * SECOND;
 
@@ -40,7 +40,8 @@ impl Arrivals {
     }
 }
 
-/// The directory's leader on `node`, which leads since `began`, decides this of a shard that is in `shard`.
+/// The directory's leader on `node`, which leads since `began`, decides this of a shard that is in
+/// `shard`.
 pub(super) fn decided(
     observer: &mut Observer,
     now: Instant,
@@ -59,10 +60,17 @@ pub(super) fn decided(
     };
     let live = shard.voters.iter().filter(|voter| is_live(voter)).count();
     let led = arrivals.led.get(&(node, shard.epoch)).into_iter().flatten();
-    let led = led.filter(|(leader, _)| shard.may_vote(**leader)).map(|(_, at)| *at).max().unwrap_or(0).max(began);
+    let led = led
+        .filter(|(leader, _)| shard.may_vote(**leader))
+        .map(|(_, at)| *at)
+        .max()
+        .unwrap_or(0)
+        .max(began);
     if live > shard.voters.len() / 2 && now - led < PATIENCE {
         let (all, ms) = (shard.voters.len(), (now - led) / MS);
-        let what = format!("{live} of {all} voters answer, the last leader did {ms} ms ago, and n{node} says: {cause}");
+        let what = format!(
+            "{live} of {all} voters answer, the last leader did {ms} ms ago, and n{node} says: {cause}"
+        );
         observer.violated(NAME, what);
     }
 }

@@ -1,5 +1,5 @@
-//! What begins after something was answered is later than it, and a strong read sees it. Only a failover's
-//! loss takes anything back, and then the epoch is a later one.
+//! What begins after something was answered is later than it, and a strong read sees it. Only a
+//! failover's loss takes anything back, and then the epoch is a later one.
 
 use super::{Answered, Observer};
 use crate::message::Operation;
@@ -15,6 +15,9 @@ pub(super) fn answered(observer: &mut Observer, answered: Answered) {
         Operation::Read => floor.epoch < epoch || position >= floor,
     };
     if !is_late {
-        observer.violated(NAME, format!("{node} answered {operation:?} with {position}, which is not behind {floor}"));
+        observer.violated(
+            NAME,
+            format!("{node} answered {operation:?} with {position}, which is not behind {floor}"),
+        );
     }
 }

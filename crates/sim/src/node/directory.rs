@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_failover::{Action, Change, Cluster, Controller, ControllerConfig, Event, SealAnswer, ShardReport};
+use meridian_failover::{
+    Action, Change, Cluster, Controller, ControllerConfig, Event, SealAnswer, ShardReport,
+};
 use meridian_types::{Epoch, NodeId, Position};
 
 use super::{Context, Node};
@@ -15,7 +17,8 @@ use crate::raft::{Members, Outbox, Raft, RaftDisk, RaftMessage, RaftTiming, Sync
 use crate::rng::Rng;
 use crate::topology::SHARD;
 
-const TIMING: RaftTiming = RaftTiming { heartbeat: Duration::from_millis(150), election: Duration::from_millis(900) };
+const TIMING: RaftTiming =
+    RaftTiming { heartbeat: Duration::from_millis(150), election: Duration::from_millis(900) };
 
 /// A node's wish for a lease.
 #[derive(Debug)]
@@ -38,7 +41,8 @@ struct Leading {
     /// For the invariants: who answered with what, and who was heard when.
     answers: BTreeMap<NodeId, (Epoch, Position)>,
     heard: BTreeMap<NodeId, Duration>,
-    /// The version at which a promotion was last proposed. It is proposed again as it is, whatever comes.
+    /// The version at which a promotion was last proposed. It is proposed again as it is, whatever
+    /// comes.
     promoted_at: Option<u64>,
 }
 
@@ -60,11 +64,15 @@ impl Member {
 fn config(id: NodeId, bug: Option<Bug>) -> ControllerConfig {
     let config = ControllerConfig { own_node: Some(id), ..ControllerConfig::default() };
     match bug {
-        Some(Bug::JudgeWhileStarved) => ControllerConfig { own_node: None, max_step_gap: Duration::MAX, ..config },
-        Some(Bug::TakeStarvationForLoss) => ControllerConfig { starved_after: Duration::ZERO, ..config },
+        Some(Bug::JudgeWhileStarved) => {
+            ControllerConfig { own_node: None, max_step_gap: Duration::MAX, ..config }
+        }
+        Some(Bug::TakeStarvationForLoss) => {
+            ControllerConfig { starved_after: Duration::ZERO, ..config }
+        }
         Some(Bug::SkipTheWait) => {
-            // Not nothing: a leader's own report comes at the moment of its grant, and is to count. Judged so soon, it
-            // matters.
+            // Not nothing: a leader's own report comes at the moment of its grant, and is to count.
+            // Judged so soon, it matters.
             let failover_after = config.reachable_within;
             let (lease_ttl, drift_margin) = (Duration::from_millis(1), Duration::ZERO);
             ControllerConfig { lease_ttl, drift_margin, failover_after, ..config }
@@ -76,7 +84,10 @@ fn config(id: NodeId, bug: Option<Bug>) -> ControllerConfig {
 impl Node {
     pub(super) fn start_directory(&mut self, context: &mut Context<'_>) {
         let genesis = context.observer.genesis();
-        let Some(genesis) = genesis.filter(|cluster| cluster.directory_voters.contains(&self.id)) else { return };
+        let Some(genesis) = genesis.filter(|cluster| cluster.directory_voters.contains(&self.id))
+        else {
+            return;
+        };
         let mut disk = std::mem::take(&mut self.disk.directory);
         disk.founders = Members::of(genesis.directory_voters.clone());
         let raft = Raft::new(self.id, TIMING, disk, self.at(context), context.rng);
@@ -107,7 +118,8 @@ impl Node {
         let at = self.at(context);
         let Some(member) = &mut self.directory else { return };
         while member.applied < member.raft.applicable() {
-            let command = member.raft.disk.log.get(member.applied).and_then(|entry| entry.command.clone());
+            let command =
+                member.raft.disk.log.get(member.applied).and_then(|entry| entry.command.clone());
             member.applied += 1;
             let Some(cluster) = command else { continue };
             if cluster.version > member.committed.version {
@@ -117,7 +129,13 @@ impl Node {
                     let committed = &member.committed;
                     if let Some(shard) = committed.shards.get(&SHARD) {
                         let (version, phase) = (committed.version, &shard.phase);
-                        let text = || format!("cluster {version}: epoch {} {phase:?} {:?}", shard.epoch, shard.base());
+                        let text = || {
+                            format!(
+                                "cluster {version}: epoch {} {phase:?} {:?}",
+                                shard.epoch,
+                                shard.base()
+                            )
+                        };
                         context.say(text);
                     }
                     for node in committed.nodes.keys().filter(|node| **node != self.id) {
@@ -127,12 +145,14 @@ impl Node {
             }
         }
         let leads = member.raft.is_settled_leader() && member.applied == member.raft.applicable();
-        if member.leading.as_ref().is_some_and(|leading| leading.term != member.raft.term()) || !member.raft.is_leader()
+        if member.leading.as_ref().is_some_and(|leading| leading.term != member.raft.term())
+            || !member.raft.is_leader()
         {
             member.leading = None;
         }
         if leads && member.leading.is_none() {
-            context.say(|| format!("n{} leads the directory in term {}", self.id, member.raft.term()));
+            context
+                .say(|| format!("n{} leads the directory in term {}", self.id, member.raft.term()));
             member.leading = Some(Leading {
                 term: member.raft.term(),
                 began: context.now,
@@ -162,7 +182,9 @@ impl Node {
         from: NodeId,
         message: RaftMessage<Arc<Cluster>>,
     ) {
-        self.directory_raft(context, |raft, at, rng, out| raft.receive(at, rng, from, message, out));
+        self.directory_raft(context, |raft, at, rng, out| {
+            raft.receive(at, rng, from, message, out)
+        });
     }
 
     pub(super) fn asked_to_renew(&mut self, context: &mut Context<'_>, asked: Asked) {
@@ -187,9 +209,13 @@ impl Node {
         let Some(member) = &mut self.directory else { return };
         let (confirmed, committed) = (member.raft.confirmed(), Arc::clone(&member.committed));
         let Some(leading) = &mut member.leading else { return };
-        let granted: Vec<_> = leading.asked.extract_if(.., |(round, _)| *round <= confirmed).collect();
+        let granted: Vec<_> =
+            leading.asked.extract_if(.., |(round, _)| *round <= confirmed).collect();
         for (_, asked) in granted {
-            let Some(leading) = self.directory.as_mut().and_then(|member| member.leading.as_mut()) else { return };
+            let Some(leading) = self.directory.as_mut().and_then(|member| member.leading.as_mut())
+            else {
+                return;
+            };
             let mut lease = leading.controller.renew(at, &committed, asked.from);
             if context.bug == Some(Bug::SkipTheWait) {
                 lease.ttl = ControllerConfig::default().lease_ttl;
@@ -199,9 +225,14 @@ impl Node {
             let reports = asked.report.into_iter().collect();
             self.controller(context, Event::Reported { node: asked.from, reports });
             let leading = self.directory.as_ref().and_then(|member| member.leading.as_ref());
-            let furthest = leading.map(|leading| leading.controller.furthest(&committed)).unwrap_or_default();
-            let (incarnation, sent_at, cluster) = (asked.incarnation, asked.sent_at, Arc::clone(&committed));
-            context.send(asked.from, Message::Lease { incarnation, sent_at, lease, cluster, furthest });
+            let furthest =
+                leading.map(|leading| leading.controller.furthest(&committed)).unwrap_or_default();
+            let (incarnation, sent_at, cluster) =
+                (asked.incarnation, asked.sent_at, Arc::clone(&committed));
+            context.send(
+                asked.from,
+                Message::Lease { incarnation, sent_at, lease, cluster, furthest },
+            );
         }
     }
 
@@ -215,7 +246,9 @@ impl Node {
                 report.epoch == *epoch && !report.loss.exact && waits
             })
         };
-        let Some((epoch, shown)) = shown.iter().find(|(epoch, _)| waits(epoch)).copied() else { return };
+        let Some((epoch, shown)) = shown.iter().find(|(epoch, _)| waits(epoch)).copied() else {
+            return;
+        };
         let change = Change::ShowLoss {
             shard: SHARD,
             epoch,
@@ -257,21 +290,27 @@ impl Node {
         // With this one it judges too soon, to be caught by what comes of it.
         if context.bug != Some(Bug::SkipTheWait)
             && let Some(member) = &self.directory
-            && let (Some(leading), Some(shard)) = (&member.leading, member.committed.shards.get(&SHARD))
+            && let (Some(leading), Some(shard)) =
+                (&member.leading, member.committed.shards.get(&SHARD))
         {
             let leader = (self.id, leading.began);
-            changes.iter().for_each(|change| context.observer.decided(context.now, leader, shard, change));
+            changes
+                .iter()
+                .for_each(|change| context.observer.decided(context.now, leader, shard, change));
         }
         // There is one shard.
         if let ([Change::Promote { report, .. }], Some(member)) = (changes, &mut self.directory)
             && let Some(leading) = &mut member.leading
-            && leading.promoted_at.replace(member.committed.version) != Some(member.committed.version)
+            && leading.promoted_at.replace(member.committed.version)
+                != Some(member.committed.version)
         {
             let within = ControllerConfig::default().reachable_within;
-            let is_heard =
-                |node: &NodeId| leading.heard.get(node).is_some_and(|heard| at.saturating_sub(*heard) <= within);
+            let is_heard = |node: &NodeId| {
+                leading.heard.get(node).is_some_and(|heard| at.saturating_sub(*heard) <= within)
+            };
             let old = Epoch(report.epoch.0 - 1);
-            let answers = leading.answers.iter().filter(|(node, (epoch, _))| is_heard(node) && *epoch == old);
+            let answers =
+                leading.answers.iter().filter(|(node, (epoch, _))| is_heard(node) && *epoch == old);
             let answers: Vec<_> = answers.map(|(node, (_, position))| (*node, *position)).collect();
             if !report.planned {
                 context.observer.promote_proposed(old, report.base, &answers);
@@ -305,8 +344,17 @@ impl Node {
         self.propose(context, &[change]);
     }
 
-    pub(super) fn sealed(&mut self, context: &mut Context<'_>, from: NodeId, term: u64, answer: SealAnswer) {
-        let Some(leading) = self.directory.as_mut().and_then(|member| member.leading.as_mut()) else { return };
+    pub(super) fn sealed(
+        &mut self,
+        context: &mut Context<'_>,
+        from: NodeId,
+        term: u64,
+        answer: SealAnswer,
+    ) {
+        let Some(leading) = self.directory.as_mut().and_then(|member| member.leading.as_mut())
+        else {
+            return;
+        };
         if leading.term != term {
             return;
         }

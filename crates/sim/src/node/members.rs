@@ -1,4 +1,5 @@
-//! How the group's members come to be those that the directory names, and how a node leaves the group.
+//! How the group's members come to be those that the directory names, and how a node leaves the
+//! group.
 
 use std::collections::BTreeSet;
 
@@ -37,8 +38,8 @@ impl Node {
         voter.raft.is_settled_leader() && voter.raft.is_settled_on(voters)
     }
 
-    /// Whether the group of the present epoch goes on without this node, which is not to vote in it: its own log
-    /// says so, or the directory has heard of a leader that the change is through.
+    /// Whether the group of the present epoch goes on without this node, which is not to vote in
+    /// it: its own log says so, or the directory has heard of a leader that the change is through.
     pub(super) fn is_out(&self) -> bool {
         let (Part::Voter(voter), Some(shard)) = (&self.part, self.shard()) else { return false };
         let is_through = shard.changing.is_none() && !matches!(shard.phase, Phase::Sealing(_));
@@ -48,10 +49,12 @@ impl Node {
     /// One that was taken out while it was down goes through the group once more.
     pub(super) fn is_left_behind(&self, epoch: Epoch) -> bool {
         let group = self.disk.group.as_ref().filter(|(of, _)| *of == epoch);
-        matches!(self.part, Part::Idle) && group.is_some_and(|(_, disk)| disk.founders != Members::default())
+        matches!(self.part, Part::Idle)
+            && group.is_some_and(|(_, disk)| disk.founders != Members::default())
     }
 
-    /// What a voter keeps of a group that goes on: its votes, and how far its log went, which is deleted.
+    /// What a voter keeps of a group that goes on: its votes, and how far its log went, which is
+    /// deleted.
     pub(super) fn leave_group(&mut self, context: &Context<'_>, epoch: Epoch) {
         let Part::Voter(voter) = &self.part else { return };
         if voter.epoch != epoch {

@@ -67,7 +67,8 @@ impl Node {
         } else {
             // What its group had was looked through.
             self.disk.group = self.disk.group.take().filter(|(epoch, _)| *epoch == shard.epoch);
-            self.part = Part::Replica(Box::new(Replica::new(self.id, self.at(context), self.end())));
+            self.part =
+                Part::Replica(Box::new(Replica::new(self.id, self.at(context), self.end())));
             self.learn_epochs(context, &shard.bases);
         }
         self.set_members(context);
@@ -92,7 +93,8 @@ impl Node {
                 last_time_ms: self.disk.history.last().map_or(0, |batch| batch.time_ms),
             };
             if shown.at_most > 0 {
-                context.say(|| format!("n{}: beyond {base}, the base of {epoch}: {shown:?}", self.id));
+                context
+                    .say(|| format!("n{}: beyond {base}, the base of {epoch}: {shown:?}", self.id));
             }
             self.disk.shown.insert(*epoch, shown);
             self.disk.needs_seed |= shown.committed > 0;
@@ -107,8 +109,8 @@ impl Node {
         }
     }
 
-    /// Becomes a voter: a founder of its group if it stands at the base while the group is being formed, else
-    /// one that its leader seeds.
+    /// Becomes a voter: a founder of its group if it stands at the base while the group is being
+    /// formed, else one that its leader seeds.
     pub(super) fn vote(&mut self, context: &mut Context<'_>, shard: &Shard) {
         let (at, epoch, base) = (self.at(context), shard.epoch, shard.base());
         let kept = self.disk.group.take().filter(|(of, _)| *of == epoch).map(|(_, group)| group);
@@ -122,7 +124,11 @@ impl Node {
         }
         let seeded = stands && disk.founders != Members::default();
         context.say(|| {
-            format!("n{} votes in {epoch} from {base}, at {}, seeded {seeded}", self.id, end_of(&self.disk.history))
+            format!(
+                "n{} votes in {epoch} from {base}, at {}, seeded {seeded}",
+                self.id,
+                end_of(&self.disk.history)
+            )
         });
         let mut voter = Voter::new(self.id, epoch, base, disk, at, context.rng);
         voter.seeded = seeded;
@@ -139,7 +145,9 @@ impl Node {
         self.lease.seal(SHARD, sealed.epoch);
         match &mut self.part {
             Part::Voter(voter) => voter.seal(sealed.planned),
-            Part::Replica(_) => self.receiver(context, ReceiverEvent::Seal { epoch: sealed.epoch }, None),
+            Part::Replica(_) => {
+                self.receiver(context, ReceiverEvent::Seal { epoch: sealed.epoch }, None)
+            }
             Part::Idle => {}
         }
     }
@@ -147,7 +155,10 @@ impl Node {
     fn set_members(&mut self, context: &Context<'_>) {
         let (at, id) = (self.at(context), self.id);
         let cluster = &self.disk.cluster;
-        let (Part::Replica(replica), Some(shard)) = (&mut self.part, cluster.shards.get(&SHARD)) else { return };
+        let (Part::Replica(replica), Some(shard)) = (&mut self.part, cluster.shards.get(&SHARD))
+        else {
+            return;
+        };
         let primary: Vec<_> = shard.voters.iter().copied().collect();
         let region = region_of(cluster, id);
         let mates: Vec<_> = cluster.nodes_of(region).map(|(id, _)| id).collect();

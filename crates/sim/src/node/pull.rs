@@ -1,4 +1,5 @@
-//! Pulling a stretch of the history from a node that has it: for a drain, or before a group is founded.
+//! Pulling a stretch of the history from a node that has it: for a drain, or before a group is
+//! founded.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +28,8 @@ pub(super) struct Pull {
     asked_at: Option<Duration>,
     /// What came is on its way to the disk.
     writes: bool,
-    /// The source's log begins too late: the fetch of its whole state, and since when; `None` once it has come.
+    /// The source's log begins too late: the fetch of its whole state, and since when; `None` once
+    /// it has come.
     fetch: Option<(u64, Option<Duration>)>,
 }
 
@@ -67,7 +69,8 @@ impl Node {
     fn sources(&self) -> Vec<NodeId> {
         let cluster = &self.disk.cluster;
         let home = region_of(cluster, self.id);
-        let mut sources: Vec<_> = cluster.nodes.keys().copied().filter(|node| *node != self.id).collect();
+        let mut sources: Vec<_> =
+            cluster.nodes.keys().copied().filter(|node| *node != self.id).collect();
         sources.sort_by_key(|node| (region_of(cluster, *node) != home, *node));
         sources
     }
@@ -76,7 +79,9 @@ impl Node {
         match &mut self.part {
             Part::Idle => None,
             Part::Voter(voter) => voter.reach.as_mut().map(|reach| &mut reach.pull),
-            Part::Replica(replica) if replica.is_quiet() => replica.drain.as_mut().map(|drain| &mut drain.pull),
+            Part::Replica(replica) if replica.is_quiet() => {
+                replica.drain.as_mut().map(|drain| &mut drain.pull)
+            }
             Part::Replica(_) => None,
         }
     }
@@ -117,7 +122,8 @@ impl Node {
         let Some(Voter { reach, .. }) = self.voter() else { return };
         if let Some(Reach { pull, tried }) = reach {
             *tried += 1;
-            pull.source = sources.get(*tried % sources.len().max(1)).copied().unwrap_or(pull.source);
+            pull.source =
+                sources.get(*tried % sources.len().max(1)).copied().unwrap_or(pull.source);
         }
         reach.take_if(|reach| reach.tried >= PULL_ROUNDS * sources.len());
     }
@@ -126,17 +132,27 @@ impl Node {
     fn found(&mut self, context: &mut Context<'_>) {
         let cluster = Arc::clone(&self.disk.cluster);
         let Some(shard) = cluster.shards.get(&SHARD) else { return };
-        if self.voter().is_some_and(|voter| voter.reach.take().is_some() && voter.epoch == shard.epoch) {
+        if self
+            .voter()
+            .is_some_and(|voter| voter.reach.take().is_some() && voter.epoch == shard.epoch)
+        {
             self.part = Part::Idle;
             self.vote(context, shard);
         }
     }
 
-    pub(super) fn read_log(&mut self, context: &mut Context<'_>, to: NodeId, after: Position, through: Position) {
+    pub(super) fn read_log(
+        &mut self,
+        context: &mut Context<'_>,
+        to: NodeId,
+        after: Position,
+        through: Position,
+    ) {
         let skip = len_at(after.sequence);
         let has_it = self.disk.history.get(..skip).is_some_and(|before| end_of(before) == after);
         let batches = self.disk.history.iter().skip(skip).take(READ_BATCHES).copied();
-        let batches: Vec<_> = batches.take_while(|batch| batch.position.sequence <= through.sequence).collect();
+        let batches: Vec<_> =
+            batches.take_while(|batch| batch.position.sequence <= through.sequence).collect();
         let tail = if self.disk.needs_seed || !has_it || batches.is_empty() {
             Tail::Nothing
         } else if skip < self.disk.purged {
@@ -147,8 +163,15 @@ impl Node {
         context.send(to, Message::LogRead { after, tail });
     }
 
-    pub(super) fn log_read(&mut self, context: &mut Context<'_>, from: NodeId, after: Position, tail: Tail) {
-        let (at, end, incarnation, next) = (self.at(context), self.end(), self.incarnation, self.fetches + 1);
+    pub(super) fn log_read(
+        &mut self,
+        context: &mut Context<'_>,
+        from: NodeId,
+        after: Position,
+        tail: Tail,
+    ) {
+        let (at, end, incarnation, next) =
+            (self.at(context), self.end(), self.incarnation, self.fetches + 1);
         let Some(pull) = self.pull() else { return };
         if after != end || pull.source != from || pull.writes || pull.fetch.is_some() {
             return;
@@ -196,31 +219,58 @@ impl Node {
         }
     }
 
-    pub(super) fn read_state(&mut self, context: &mut Context<'_>, to: NodeId, incarnation: u64, fetch: u64) {
+    pub(super) fn read_state(
+        &mut self,
+        context: &mut Context<'_>,
+        to: NodeId,
+        incarnation: u64,
+        fetch: u64,
+    ) {
         let gives = !self.disk.needs_seed && self.part.epoch().is_some();
         let history = gives.then(|| Arc::new(self.disk.history.clone()));
         context.send(to, Message::StateRead { incarnation, fetch, history });
     }
 
-    pub(super) fn state_read(&mut self, context: &mut Context<'_>, number: u64, history: Option<Arc<History>>) {
+    pub(super) fn state_read(
+        &mut self,
+        context: &mut Context<'_>,
+        number: u64,
+        history: Option<Arc<History>>,
+    ) {
         let Some(pull) = self.pull() else { return };
-        let Some((_, since)) = pull.fetch.as_mut().filter(|(of, since)| *of == number && since.is_some()) else {
+        let Some((_, since)) =
+            pull.fetch.as_mut().filter(|(of, since)| *of == number && since.is_some())
+        else {
             return;
         };
         *since = None;
         // A large one takes longer than a drain lasts.
-        let delay = if context.rng.chance(200) { context.rng.between(1000, 5000) } else { context.rng.between(5, 300) };
+        let delay = if context.rng.chance(200) {
+            context.rng.between(1000, 5000)
+        } else {
+            context.rng.between(5, 300)
+        };
         match history {
-            Some(history) => context.wake(delay * MS, Wakeup::StatePulled { fetch: number, history }),
+            Some(history) => {
+                context.wake(delay * MS, Wakeup::StatePulled { fetch: number, history })
+            }
             None => pull.fetch = None,
         }
     }
 
     /// Takes the state, if it brings this one nearer to where it is to come, and not past it.
-    pub(super) fn state_pulled(&mut self, context: &mut Context<'_>, number: u64, history: &History) {
+    pub(super) fn state_pulled(
+        &mut self,
+        context: &mut Context<'_>,
+        number: u64,
+        history: &History,
+    ) {
         let (end, position) = (self.end(), end_of(history));
         let in_history = self.shard().is_some_and(|shard| shard.in_history(position));
-        let Some(pull) = self.pull().filter(|pull| pull.fetch.is_some_and(|(of, _)| of == number)) else { return };
+        let Some(pull) = self.pull().filter(|pull| pull.fetch.is_some_and(|(of, _)| of == number))
+        else {
+            return;
+        };
         (pull.fetch, pull.asked_at) = (None, None);
         if in_history && position.sequence > end.sequence && position <= pull.through {
             let (Some(epoch), Some(last)) = (self.part.epoch(), history.last()) else { return };

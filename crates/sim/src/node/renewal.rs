@@ -61,7 +61,11 @@ impl Node {
 
     pub(super) fn renewed(&mut self, context: &Context<'_>, sent_at: Duration, lease: &Lease) {
         self.renewal.answered = true;
-        let counted_from = if context.bug == Some(Bug::CountLeaseFromReceipt) { self.at(context) } else { sent_at };
+        let counted_from = if context.bug == Some(Bug::CountLeaseFromReceipt) {
+            self.at(context)
+        } else {
+            sent_at
+        };
         self.lease.renewed(counted_from, lease);
     }
 
@@ -89,7 +93,11 @@ impl Node {
             transactions: self.end().sequence,
             time_ms: self.disk.history.last().map_or(0, |batch| batch.time_ms),
             leads,
-            settled_at: if leads && self.has_wanted_voters() { self.disk.cluster.version } else { 0 },
+            settled_at: if leads && self.has_wanted_voters() {
+                self.disk.cluster.version
+            } else {
+                0
+            },
             lag_ms,
             heard_transactions,
             heard_time_ms,

@@ -3,8 +3,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_shipping::{
-    Receiver, ReceiverAction, ReceiverConfig, ReceiverEvent, ReceiverPhase, RelayConfig, RelayElection, Status,
-    StreamEvent, StreamId,
+    Receiver, ReceiverAction, ReceiverConfig, ReceiverEvent, ReceiverPhase, RelayConfig,
+    RelayElection, Status, StreamEvent, StreamId,
 };
 use meridian_types::{Epoch, NodeId, Position};
 
@@ -40,9 +40,11 @@ pub(super) struct Replica {
 }
 
 impl Replica {
-    /// It is to be told of all epochs from the first: only then does it see where its history left the others'.
+    /// It is to be told of all epochs from the first: only then does it see where its history left
+    /// the others'.
     pub(super) fn new(id: NodeId, at: Duration, durable: Position) -> Self {
-        let config = ReceiverConfig { max_unpersisted_bytes: 20 * BATCH_BYTES, ..ReceiverConfig::default() };
+        let config =
+            ReceiverConfig { max_unpersisted_bytes: 20 * BATCH_BYTES, ..ReceiverConfig::default() };
         Self {
             receiver: Receiver::new(config, at, durable, Epoch::FIRST, Position::ZERO),
             election: RelayElection::new(RelayConfig::default(), id, at),
@@ -58,7 +60,9 @@ impl Replica {
 
     /// Sealed, and nothing is on its way to the disk.
     pub(super) fn is_quiet(&self) -> bool {
-        self.receiver.phase() == ReceiverPhase::Sealed && self.writing.is_empty() && self.fetch.is_none()
+        self.receiver.phase() == ReceiverPhase::Sealed
+            && self.writing.is_empty()
+            && self.fetch.is_none()
     }
 }
 
@@ -70,7 +74,12 @@ impl Node {
         }
     }
 
-    pub(super) fn receiver(&mut self, context: &mut Context<'_>, event: ReceiverEvent, batch: Option<Batch>) {
+    pub(super) fn receiver(
+        &mut self,
+        context: &mut Context<'_>,
+        event: ReceiverEvent,
+        batch: Option<Batch>,
+    ) {
         let at = self.at(context);
         let jitter = context.rng.jitter();
         let Some(replica) = self.replica() else { return };
@@ -82,11 +91,9 @@ impl Node {
     pub(super) fn tick_replica(&mut self, context: &mut Context<'_>) {
         let at = self.at(context);
         self.receiver(context, ReceiverEvent::Tick, None);
-        if self
-            .replica()
-            .and_then(|replica| replica.fetch.as_ref())
-            .is_some_and(|fetch| fetch.fetched.is_none() && at.saturating_sub(fetch.since) >= FETCH_TIMEOUT)
-        {
+        if self.replica().and_then(|replica| replica.fetch.as_ref()).is_some_and(|fetch| {
+            fetch.fetched.is_none() && at.saturating_sub(fetch.since) >= FETCH_TIMEOUT
+        }) {
             if let Some(replica) = self.replica() {
                 replica.fetch = None;
             }
@@ -136,9 +143,16 @@ impl Node {
         self.receiver(context, ReceiverEvent::Persisted { position: batch.position }, None);
     }
 
-    pub(super) fn fetched(&mut self, context: &mut Context<'_>, number: u64, history: Option<Arc<History>>) {
+    pub(super) fn fetched(
+        &mut self,
+        context: &mut Context<'_>,
+        number: u64,
+        history: Option<Arc<History>>,
+    ) {
         let Some(replica) = self.replica() else { return };
-        let Some(fetch) = replica.fetch.as_mut().filter(|fetch| fetch.number == number) else { return };
+        let Some(fetch) = replica.fetch.as_mut().filter(|fetch| fetch.number == number) else {
+            return;
+        };
         let Some(history) = history else {
             replica.fetch = None;
             return self.receiver(context, ReceiverEvent::SnapshotFailed, None);
@@ -154,12 +168,15 @@ impl Node {
         let Some(fetch) = replica.fetch.take_if(|fetch| fetch.number == number) else { return };
         let Some(history) = fetch.fetched else { return };
         if !replica.writing.is_empty() {
-            let what = format!("n{} installed a snapshot over a log that was being written", self.id);
+            let what =
+                format!("n{} installed a snapshot over a log that was being written", self.id);
             context.observer.violated("snapshots_are_alone", what);
         }
         let position = end_of(&history);
         context.observer.counts.snapshots += 1;
-        context.say(|| format!("n{} installed a snapshot at {position} from n{}", self.id, fetch.source));
+        context.say(|| {
+            format!("n{} installed a snapshot at {position} from n{}", self.id, fetch.source)
+        });
         self.replace_history(history.to_vec());
         self.receiver(context, ReceiverEvent::SnapshotInstalled { position }, None);
     }
@@ -179,7 +196,9 @@ impl Node {
             }
             ReceiverAction::Persist { position } => {
                 let Some(batch) = batch.filter(|batch| batch.position == position) else {
-                    return context.observer.violated("persists_what_came", format!("n{id} persists {position}"));
+                    return context
+                        .observer
+                        .violated("persists_what_came", format!("n{id} persists {position}"));
                 };
                 replica.writing.push_back((replica.receiver.epoch(), batch));
                 // The disk keeps the order.

@@ -29,13 +29,26 @@ pub(super) struct Drain {
 }
 
 impl Drain {
-    pub(super) fn new(from: NodeId, term: u64, epoch: Epoch, source: NodeId, through: Position) -> Self {
+    pub(super) fn new(
+        from: NodeId,
+        term: u64,
+        epoch: Epoch,
+        source: NodeId,
+        through: Position,
+    ) -> Self {
         Self { from, term, epoch, pull: Pull::new(source, through) }
     }
 }
 
 impl Node {
-    pub(super) fn seal(&mut self, context: &mut Context<'_>, from: NodeId, term: u64, epoch: Epoch, planned: bool) {
+    pub(super) fn seal(
+        &mut self,
+        context: &mut Context<'_>,
+        from: NodeId,
+        term: u64,
+        epoch: Epoch,
+        planned: bool,
+    ) {
         if self.part.epoch() != Some(epoch) {
             // It hears of the epoch, or of the next, soon.
             return self.renew_now();
@@ -45,7 +58,8 @@ impl Node {
             let answer = self.seal_answer(ask, self.end());
             return context.send(from, Message::Sealed { term, answer });
         }
-        let was_planned = self.disk.sealed.filter(|sealed| sealed.epoch == epoch).map(|sealed| sealed.planned);
+        let was_planned =
+            self.disk.sealed.filter(|sealed| sealed.epoch == epoch).map(|sealed| sealed.planned);
         let planned_only = planned && was_planned != Some(false);
         // Written down, before it is answered.
         self.disk.sealed = Some(Sealed { epoch, planned: planned_only });
@@ -85,21 +99,36 @@ impl Node {
         let (term, drained_leader) = match &self.part {
             Part::Voter(voter) => {
                 let drained = ask.planned && voter.takes_part() && voter.raft.is_drained();
-                let is_sealing = self.shard().is_some_and(|shard| matches!(shard.phase, Phase::Sealing(_)));
+                let is_sealing =
+                    self.shard().is_some_and(|shard| matches!(shard.phase, Phase::Sealing(_)));
                 (Some(voter.raft.term()), drained && is_sealing && self.has_wanted_voters())
             }
             Part::Idle | Part::Replica(_) => (None, false),
         };
-        let time_ms = self.disk.history.get(len_at(position.sequence).wrapping_sub(1)).map_or(0, |batch| batch.time_ms);
+        let time_ms = self
+            .disk
+            .history
+            .get(len_at(position.sequence).wrapping_sub(1))
+            .map_or(0, |batch| batch.time_ms);
         let (epoch, planned) = (ask.epoch, ask.planned);
         let transactions = position.sequence;
-        SealAnswer { shard: SHARD, epoch, planned, position, transactions, time_ms, term, drained_leader }
+        SealAnswer {
+            shard: SHARD,
+            epoch,
+            planned,
+            position,
+            transactions,
+            time_ms,
+            term,
+            drained_leader,
+        }
     }
 
     /// The receiver has stopped: everything it took is durable.
     pub(super) fn replica_sealed(&mut self, context: &mut Context<'_>, durable: Position) {
         if durable != self.end() {
-            let what = format!("n{} says that {durable} is final, but it has {}", self.id, self.end());
+            let what =
+                format!("n{} says that {durable} is final, but it has {}", self.id, self.end());
             context.observer.violated("sealed_is_final", what);
         }
         let Part::Replica(replica) = &mut self.part else { return };
@@ -124,7 +153,11 @@ impl Node {
                 if replica.receiver.phase() != ReceiverPhase::Sealed {
                     // A switchover's target was not asked to seal.
                     self.disk.sealed = Some(Sealed { epoch: drain.epoch, planned: true });
-                    return self.receiver(context, ReceiverEvent::Seal { epoch: drain.epoch }, None);
+                    return self.receiver(
+                        context,
+                        ReceiverEvent::Seal { epoch: drain.epoch },
+                        None,
+                    );
                 }
             }
         }
@@ -146,7 +179,9 @@ impl Node {
             Part::Replica(replica) if replica.is_quiet() => &mut replica.drain,
             Part::Replica(_) => return,
         };
-        if let Some(Drain { from, term, epoch, .. }) = drain.take_if(|drain| drain.pull.is_done(end)) {
+        if let Some(Drain { from, term, epoch, .. }) =
+            drain.take_if(|drain| drain.pull.is_done(end))
+        {
             context.send(from, Message::Drained { term, epoch, position: end });
         }
     }

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_shipping::{BatchSize, Heartbeat, Sender, SenderAction, SenderConfig, SenderEvent, Status};
+use meridian_shipping::{
+    BatchSize, Heartbeat, Sender, SenderAction, SenderConfig, SenderEvent, Status,
+};
 use meridian_types::{Epoch, NodeId, Position};
 
 use super::part::Part;
@@ -18,7 +20,9 @@ impl Node {
     fn status(&self, at: Duration) -> Option<Status> {
         match &self.part {
             Part::Idle => None,
-            Part::Voter(voter) => Some(Status::of_primary_member(self.id, voter.epoch, self.end(), Duration::ZERO)),
+            Part::Voter(voter) => {
+                Some(Status::of_primary_member(self.id, voter.epoch, self.end(), Duration::ZERO))
+            }
             Part::Replica(replica) => Some(replica.receiver.status(at, self.id)),
         }
     }
@@ -41,7 +45,8 @@ impl Node {
         if at >= self.next_status {
             self.next_status = at + STATUS_EVERY;
             if let Some(status) = self.status(at) {
-                let others: Vec<_> = self.disk.cluster.nodes.keys().copied().filter(|id| *id != self.id).collect();
+                let others: Vec<_> =
+                    self.disk.cluster.nodes.keys().copied().filter(|id| *id != self.id).collect();
                 others.into_iter().for_each(|other| context.send(other, Message::Status(status)));
             }
         }
@@ -66,11 +71,17 @@ impl Node {
         }
         self.senders.retain(|other, _| other.0 != link.0);
         let Some(epoch) = self.part.epoch().filter(|_| self.may_serve()) else {
-            return context.send(link.0, Message::ToReceiver { source: self.id, link, event: Shipped::Closed });
+            return context.send(
+                link.0,
+                Message::ToReceiver { source: self.id, link, event: Shipped::Closed },
+            );
         };
         let config = SenderConfig { window_bytes: 30 * BATCH_BYTES, ..SenderConfig::default() };
         self.senders.insert(link, Sender::new(config, self.at(context), epoch, from));
-        context.send(link.0, Message::ToReceiver { source: self.id, link, event: Shipped::Connected(epoch) });
+        context.send(
+            link.0,
+            Message::ToReceiver { source: self.id, link, event: Shipped::Connected(epoch) },
+        );
         let tail = self.tail();
         self.sender(context, link, tail);
     }
@@ -98,7 +109,9 @@ impl Node {
                     SenderAction::Heartbeat => {
                         let Some(status) = self.status(at) else { continue };
                         let (committed, time_ms) = match &self.part {
-                            Part::Replica(replica) => replica.receiver.committed().unwrap_or((Position::ZERO, 0)),
+                            Part::Replica(replica) => {
+                                replica.receiver.committed().unwrap_or((Position::ZERO, 0))
+                            }
                             Part::Idle | Part::Voter(_) => (self.end(), wall_ms(context.now)),
                         };
                         Shipped::Heartbeat(Heartbeat { status, committed, time_ms })
@@ -124,8 +137,14 @@ impl Node {
         }
         let previous = end_of(self.disk.history.get(..skip).unwrap_or(&[]));
         let count = len_at((max_bytes / BATCH_BYTES).max(1));
-        let size = |batch: &crate::message::Batch| BatchSize { position: batch.position, bytes: BATCH_BYTES };
-        SenderEvent::Read { previous, batches: self.disk.history.iter().skip(skip).take(count).map(size).collect() }
+        let size = |batch: &crate::message::Batch| BatchSize {
+            position: batch.position,
+            bytes: BATCH_BYTES,
+        };
+        SenderEvent::Read {
+            previous,
+            batches: self.disk.history.iter().skip(skip).take(count).map(size).collect(),
+        }
     }
 
     pub(super) fn give_snapshot(

@@ -16,7 +16,8 @@ use crate::raft::{Entry, Members, Outbox, Raft, RaftDisk, RaftMessage, RaftTimin
 use crate::rng::Rng;
 use crate::topology::SHARD;
 
-const TIMING: RaftTiming = RaftTiming { heartbeat: Duration::from_millis(100), election: Duration::from_millis(400) };
+const TIMING: RaftTiming =
+    RaftTiming { heartbeat: Duration::from_millis(100), election: Duration::from_millis(400) };
 
 /// A client that waits.
 #[derive(Debug, Clone, Copy)]
@@ -154,7 +155,10 @@ impl Node {
     /// The state of this node, and the part of the group's log that it is made of.
     pub(super) fn give_seed(&mut self, context: &mut Context<'_>, to: NodeId, epoch: Epoch) {
         let history = Arc::new(self.disk.history.clone());
-        let Some(voter) = self.voter().filter(|voter| voter.epoch == epoch && voter.takes_part()) else { return };
+        let Some(voter) = self.voter().filter(|voter| voter.epoch == epoch && voter.takes_part())
+        else {
+            return;
+        };
         let log = voter.raft.disk.log.iter().take(voter.applied).cloned().collect();
         let founders = voter.raft.disk.founders.clone();
         context.send(to, Message::Seed { epoch, history, founders, log });
@@ -188,7 +192,9 @@ impl Node {
             }
             let (epoch, index) = (voter.epoch, voter.applied);
             voter.applied += 1;
-            let Some(batch) = voter.raft.disk.log.get(index).and_then(|entry| entry.command) else { continue };
+            let Some(batch) = voter.raft.disk.log.get(index).and_then(|entry| entry.command) else {
+                continue;
+            };
             let caller = voter.pending.remove(&batch.request);
             context.observer.committed(epoch, self.id, batch);
             // After a restart, what was applied before is applied again.
@@ -196,7 +202,12 @@ impl Node {
                 self.push(batch);
             }
             if let Some(caller) = caller {
-                self.answer(context, caller, Operation::Write { request: batch.request }, batch.position);
+                self.answer(
+                    context,
+                    caller,
+                    Operation::Write { request: batch.request },
+                    batch.position,
+                );
             }
         }
         if let Some(voter) = self.voter().filter(|voter| !voter.raft.is_leader()) {
@@ -210,7 +221,13 @@ impl Node {
     }
 
     /// The fence: asked right before an answer leaves.
-    fn answer(&mut self, context: &mut Context<'_>, caller: Caller, operation: Operation, position: Position) {
+    fn answer(
+        &mut self,
+        context: &mut Context<'_>,
+        caller: Caller,
+        operation: Operation,
+        position: Position,
+    ) {
         let Some(epoch) = self.part.epoch() else { return };
         if !self.holds_lease(context, epoch) {
             return;
@@ -258,7 +275,9 @@ impl Node {
                 }
                 let Some(voter) = self.voter() else { return };
                 let unapplied = voter.raft.disk.log.iter().skip(voter.applied);
-                let in_flight = unapplied.filter_map(|entry| entry.command).any(|batch| batch.request == request);
+                let in_flight = unapplied
+                    .filter_map(|entry| entry.command)
+                    .any(|batch| batch.request == request);
                 voter.pending.insert(request, caller);
                 if !in_flight {
                     let time_ms = wall_ms(context.now);
@@ -271,7 +290,11 @@ impl Node {
 
     fn serve_reads(&mut self, context: &mut Context<'_>) {
         let position = self.end();
-        let Some(voter) = self.voter().filter(|voter| !voter.reads.is_empty() && voter.takes_part()) else { return };
+        let Some(voter) =
+            self.voter().filter(|voter| !voter.reads.is_empty() && voter.takes_part())
+        else {
+            return;
+        };
         // What was committed when the round began is applied.
         if voter.applied < voter.raft.applicable() {
             return;

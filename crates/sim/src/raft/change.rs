@@ -19,9 +19,14 @@ impl<C: Clone> Raft<C> {
         self.members_at <= self.commit && self.members.are_just(voters)
     }
 
-    /// Takes the next step towards `goal`, if the one before is committed. To be called again and again, on
-    /// whoever leads.
-    pub(crate) fn change_voters(&mut self, now: Duration, goal: &BTreeSet<NodeId>, out: &mut Outbox<C>) {
+    /// Takes the next step towards `goal`, if the one before is committed. To be called again and
+    /// again, on whoever leads.
+    pub(crate) fn change_voters(
+        &mut self,
+        now: Duration,
+        goal: &BTreeSet<NodeId>,
+        out: &mut Outbox<C>,
+    ) {
         if !self.is_settled_leader() || self.members_at > self.commit {
             return;
         }
@@ -31,11 +36,17 @@ impl<C: Clone> Raft<C> {
             _ => len,
         };
         self.change = Some((goal.clone(), behind));
-        let has_it = |node| self.progress.get(&node).is_some_and(|known| known.vouched && known.matched >= behind);
+        let has_it = |node| {
+            self.progress.get(&node).is_some_and(|known| known.vouched && known.matched >= behind)
+        };
         let step = self.members.step(goal, |node| node == self.me || has_it(node));
         let Step::Propose(members) = step else { return };
         let members = Arc::new(members);
-        self.disk.log.push(Entry { term: self.disk.term, command: None, members: Some(Arc::clone(&members)) });
+        self.disk.log.push(Entry {
+            term: self.disk.term,
+            command: None,
+            members: Some(Arc::clone(&members)),
+        });
         (self.members, self.members_at) = (members, len + 1);
         self.follow_members();
         self.replicate(now, out);

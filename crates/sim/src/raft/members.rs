@@ -44,20 +44,23 @@ impl Members {
 
     /// Whether those that satisfy `has` are a majority, in each set of voters.
     pub(crate) fn is_quorum(&self, has: impl Fn(NodeId) -> bool) -> bool {
-        let is_majority =
-            |config: &BTreeSet<NodeId>| config.iter().filter(|voter| has(**voter)).count() > config.len() / 2;
+        let is_majority = |config: &BTreeSet<NodeId>| {
+            config.iter().filter(|voter| has(**voter)).count() > config.len() / 2
+        };
         !self.configs.is_empty() && self.configs.iter().all(is_majority)
     }
 
     /// The most that a quorum has reached.
     pub(crate) fn reached<M: Ord + Copy + Default>(&self, of: impl Fn(NodeId) -> M) -> M {
         let marks: BTreeSet<_> = self.configs.iter().flatten().map(|voter| of(*voter)).collect();
-        let quorum = marks.into_iter().rev().find(|mark| self.is_quorum(|voter| of(voter) >= *mark));
+        let quorum =
+            marks.into_iter().rev().find(|mark| self.is_quorum(|voter| of(voter) >= *mark));
         quorum.unwrap_or_default()
     }
 
-    /// From a committed membership towards `goal`, in the steps in which the product goes there: newcomers are
-    /// added as learners; then both sets decide; then the new one alone; then learners that were left go.
+    /// From a committed membership towards `goal`, in the steps in which the product goes there:
+    /// newcomers are added as learners; then both sets decide; then the new one alone; then
+    /// learners that were left go.
     pub(crate) fn step(&self, goal: &BTreeSet<NodeId>, caught_up: impl Fn(NodeId) -> bool) -> Step {
         if self.are_just(goal) {
             let is_clean = self.learners.is_empty();

@@ -38,7 +38,13 @@ impl World {
         let Some(shard) = self.shard() else { return };
         let cause = "an operator's word".to_owned();
         let since_ms = wall_ms(self.now);
-        self.order(Change::ForceFailover { shard: SHARD, epoch: shard.epoch, to: None, since_ms, cause });
+        self.order(Change::ForceFailover {
+            shard: SHARD,
+            epoch: shard.epoch,
+            to: None,
+            since_ms,
+            cause,
+        });
     }
 
     pub(super) fn chaos(&mut self) {
@@ -52,7 +58,8 @@ impl World {
 
     fn one_fault(&mut self) {
         let primary = self.shard().map(|shard| shard.primary_region).unwrap_or_default();
-        let anywhere = self.rng.pick(&REGIONS).map(|region| (*region).to_owned()).unwrap_or_default();
+        let anywhere =
+            self.rng.pick(&REGIONS).map(|region| (*region).to_owned()).unwrap_or_default();
         // Faults that matter happen where the primary is.
         let region = if self.rng.chance(500) { primary } else { anywhere };
         let here = self.nodes_in(&region);
@@ -87,11 +94,14 @@ impl World {
 
     pub(super) fn nodes_in(&self, region: &str) -> Vec<NodeId> {
         let cluster = self.cluster();
-        cluster.map(|cluster| cluster.nodes_of(region).map(|(id, _)| id).collect()).unwrap_or_default()
+        cluster
+            .map(|cluster| cluster.nodes_of(region).map(|(id, _)| id).collect())
+            .unwrap_or_default()
     }
 
     fn with_clients(&self, region: &str) -> BTreeSet<NodeId> {
-        let clients = self.clients.iter().filter(|client| client.region == region).map(|client| client.id);
+        let clients =
+            self.clients.iter().filter(|client| client.region == region).map(|client| client.id);
         self.nodes_in(region).into_iter().chain(clients).collect()
     }
 
@@ -105,7 +115,11 @@ impl World {
 
     /// Mostly short, at times longer than it takes to fail over.
     pub(super) fn some_time(&mut self) -> Instant {
-        if self.rng.chance(500) { self.rng.between(200, 3000) * MS } else { self.rng.between(3, 15) * SECOND }
+        if self.rng.chance(500) {
+            self.rng.between(200, 3000) * MS
+        } else {
+            self.rng.between(3, 15) * SECOND
+        }
     }
 
     fn crash_for(&mut self, id: NodeId) {
@@ -172,9 +186,11 @@ impl World {
         }
     }
 
-    /// While a switchover is under way: one voter is cut off from the directory, the others restart.
+    /// While a switchover is under way: one voter is cut off from the directory, the others
+    /// restart.
     fn hit_voters(&mut self) {
-        let mut voters: Vec<_> = self.shard().map(|shard| shard.voters.into_iter().collect()).unwrap_or_default();
+        let mut voters: Vec<_> =
+            self.shard().map(|shard| shard.voters.into_iter().collect()).unwrap_or_default();
         let Some(&spared) = self.rng.pick(&voters) else { return };
         let until = self.now + self.some_time();
         let (inside, directory) = (BTreeSet::from([spared]), self.directory());

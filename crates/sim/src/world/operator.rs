@@ -10,7 +10,8 @@ use crate::clock::MS;
 use crate::rng::Rng;
 use crate::topology::{REGIONS, SHARD};
 
-/// In every other run. Its choices are its own: what else happens from a seed does not depend on them.
+/// In every other run. Its choices are its own: what else happens from a seed does not depend on
+/// them.
 pub(super) fn of_seed(seed: u64) -> Option<Rng> {
     let mut rng = Rng::new(seed ^ 0x5E7_0E75);
     rng.chance(500).then_some(rng)
@@ -60,7 +61,11 @@ impl World {
                 continue;
             }
             let at = rng.below(600) * MS;
-            let lasts = if rng.chance(500) { rng.between(20, 300) * MS } else { rng.between(1, 12) * 1000 * MS };
+            let lasts = if rng.chance(500) {
+                rng.between(20, 300) * MS
+            } else {
+                rng.between(1, 12) * 1000 * MS
+            };
             self.schedule(at, Event::Crash(*node));
             self.schedule(at + lasts, Event::Start(*node));
         }
@@ -70,7 +75,8 @@ impl World {
     fn cut_apart(&mut self, rng: &mut Rng, old: &BTreeSet<NodeId>, changed: &BTreeSet<NodeId>) {
         let old: Vec<_> = old.iter().copied().collect();
         let Some(one) = rng.pick(&old).copied() else { return };
-        let mut inside: BTreeSet<_> = if rng.chance(500) { changed.clone() } else { BTreeSet::new() };
+        let mut inside: BTreeSet<_> =
+            if rng.chance(500) { changed.clone() } else { BTreeSet::new() };
         inside.insert(one);
         let outside: BTreeSet<_> = old.into_iter().chain(changed.iter().copied()).collect();
         let outside: BTreeSet<_> = outside.difference(&inside).copied().collect();
@@ -121,8 +127,11 @@ fn other_voters(rng: &mut Rng, cluster: &Cluster, shard: &Shard) -> BTreeSet<Nod
 fn replace(rng: &mut Rng, voters: &mut [NodeId], by_place: &BTreeMap<&str, Vec<NodeId>>) {
     let index = usize::try_from(rng.below(voters.len() as u64)).unwrap_or(0);
     let Some(old) = voters.get(index).copied() else { return };
-    let is_free = |nodes: &&Vec<NodeId>| nodes.contains(&old) || !nodes.iter().any(|node| voters.contains(node));
-    let others: Vec<_> = by_place.values().filter(is_free).flatten().copied().filter(|node| *node != old).collect();
+    let is_free = |nodes: &&Vec<NodeId>| {
+        nodes.contains(&old) || !nodes.iter().any(|node| voters.contains(node))
+    };
+    let others: Vec<_> =
+        by_place.values().filter(is_free).flatten().copied().filter(|node| *node != old).collect();
     if let (Some(new), Some(place)) = (rng.pick(&others).copied(), voters.get_mut(index)) {
         *place = new;
     }

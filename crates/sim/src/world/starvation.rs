@@ -1,5 +1,5 @@
-//! Processes that get too little of their machine: they run for a moment, stand still for longer, and find what came
-//! meanwhile all at once. They answer late, but answer.
+//! Processes that get too little of their machine: they run for a moment, stand still for longer,
+//! and find what came meanwhile all at once. They answer late, but answer.
 
 use meridian_types::NodeId;
 
@@ -7,7 +7,8 @@ use super::{Event, World};
 use crate::clock::{Instant, MS, SECOND};
 use crate::rng::Rng;
 
-/// In every third run. Its choices are its own: what else happens from a seed does not depend on them.
+/// In every third run. Its choices are its own: what else happens from a seed does not depend on
+/// them.
 pub(super) fn of_seed(seed: u64) -> Option<Rng> {
     let mut rng = Rng::new(seed ^ 0x57A_12FE);
     rng.chance(330).then_some(rng)
@@ -41,7 +42,11 @@ impl World {
             };
             starved.until = self.now + starved.rng.between(5, 15) * SECOND;
             starved.still = starved.rng.between(100, 1400) * MS;
-            self.say(&format!("starved: {:?}, still for up to {} ms", starved.nodes, starved.still / MS));
+            self.say(&format!(
+                "starved: {:?}, still for up to {} ms",
+                starved.nodes,
+                starved.still / MS
+            ));
             for id in starved.nodes.clone() {
                 let first = starved.rng.below(starved.still);
                 self.schedule(first, Event::Slice { node: id, runs: false });
@@ -54,7 +59,11 @@ impl World {
     pub(super) fn slice(&mut self, id: NodeId, runs: bool) {
         let Some(mut starved) = self.starved.take() else { return };
         let is_over = self.faults.is_none() || self.now > starved.until;
-        let lasts = if runs { starved.rng.between(5, 80) * MS } else { starved.rng.below(starved.still) + MS };
+        let lasts = if runs {
+            starved.rng.between(5, 80) * MS
+        } else {
+            starved.rng.below(starved.still) + MS
+        };
         self.starved = Some(starved);
         if runs || is_over {
             self.resume(id);

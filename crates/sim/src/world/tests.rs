@@ -42,7 +42,8 @@ fn run_until_sealed(world: &mut World) {
 /// Until it is active in the second epoch, after which region and base.
 fn outcome(world: &mut World) -> (String, Position) {
     let began = world.now;
-    while world.shard().unwrap().phase != Phase::Active || world.shard().unwrap().epoch != Epoch(2) {
+    while world.shard().unwrap().phase != Phase::Active || world.shard().unwrap().epoch != Epoch(2)
+    {
         run(world, 100 * MS);
         assert!(world.now < began + 20 * SECOND, "{:?}", world.shard());
     }
@@ -66,7 +67,8 @@ fn voters_of_the_old_primary_found_the_next_epoch_with_what_only_others_have() {
         run_until_sealed(&mut world);
         // No other region is left with two data centers.
         [22, 32].into_iter().for_each(|id| world.crash(id));
-        let (kept, here) = (end(&world, 21).max(end(&world, 31)), end(&world, 12).max(end(&world, 13)));
+        let (kept, here) =
+            (end(&world, 21).max(end(&world, 31)), end(&world, 12).max(end(&world, 13)));
         [12, 13].into_iter().for_each(|id| world.start(id));
         seen += usize::from(here < kept);
         assert_eq!(outcome(&mut world), ("a".to_owned(), kept.max(here)));
@@ -84,7 +86,13 @@ fn where_no_log_reaches_back_a_whole_state_is_taken() {
         let (epoch, cause) = (Epoch(1), "by hand".to_owned());
         while !matches!(world.shard().unwrap().phase, Phase::Sealing(_)) {
             let cause = cause.clone();
-            world.order(Change::ForceFailover { shard: SHARD, epoch, to: Some("b".to_owned()), since_ms: 1, cause });
+            world.order(Change::ForceFailover {
+                shard: SHARD,
+                epoch,
+                to: Some("b".to_owned()),
+                since_ms: 1,
+                cause,
+            });
             run(&mut world, 100 * MS);
         }
         run(&mut world, SECOND / 2);

@@ -1,8 +1,9 @@
 //! How much memory all memtables take together, and who waits for it.
 //!
-//! RocksDB's own stalls know no families: where one has too much, every write of the database waits. So they are off,
-//! and what waits here is what may: a write of state, whose thread is there to block, waits before it enters RocksDB.
-//! A record of a log is never held up, since the runtime's own threads append it.
+//! RocksDB's own stalls know no families: where one has too much, every write of the database
+//! waits. So they are off, and what waits here is what may: a write of state, whose thread is there
+//! to block, waits before it enters RocksDB. A record of a log is never held up, since the
+//! runtime's own threads append it.
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rocksdb::WriteBufferManager;
@@ -44,7 +45,8 @@ impl Drop for Admitted<'_> {
 impl Memtables {
     pub(super) fn new(bound_bytes: usize) -> Self {
         // From seven eighths of this size on each write begins a flush of the oldest memtable.
-        let manager = WriteBufferManager::new_write_buffer_manager(Self::state_bytes(bound_bytes), false);
+        let manager =
+            WriteBufferManager::new_write_buffer_manager(Self::state_bytes(bound_bytes), false);
         Self { manager, bound_bytes, turn: Mutex::default(), changed: Condvar::new() }
     }
 
@@ -59,9 +61,9 @@ impl Memtables {
 
     /// Lets a write of state in once there is room for it.
     ///
-    /// While there is none, one of those who wait calls `flush`, which writes out a family and returns when that is
-    /// done: nobody waits for what is not under way, nor longer than flushes take. `flush` returns false where nothing
-    /// is left to be flushed; then the write is let in.
+    /// While there is none, one of those who wait calls `flush`, which writes out a family and
+    /// returns when that is done: nobody waits for what is not under way, nor longer than flushes
+    /// take. `flush` returns false where nothing is left to be flushed; then the write is let in.
     ///
     /// # Errors
     /// Those of `flush`: an engine that has failed makes no room any more.
@@ -78,9 +80,13 @@ impl Memtables {
         Ok(Admitted { memtables: self, bytes })
     }
 
-    /// Waits while all memtables together are beyond their bound. State does not get them there; logs may, where a
-    /// disk takes appends faster than flushes. For whoever acknowledges records, on a thread of its own.
-    pub(super) fn wait_below_bound(&self, flush: impl Fn() -> Result<bool, StorageError>) -> Result<(), StorageError> {
+    /// Waits while all memtables together are beyond their bound. State does not get them there;
+    /// logs may, where a disk takes appends faster than flushes. For whoever acknowledges records,
+    /// on a thread of its own.
+    pub(super) fn wait_below_bound(
+        &self,
+        flush: impl Fn() -> Result<bool, StorageError>,
+    ) -> Result<(), StorageError> {
         if self.manager.get_usage() <= self.bound_bytes {
             return Ok(());
         }

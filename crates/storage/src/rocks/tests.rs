@@ -30,8 +30,8 @@ fn write(engine: &RocksEngine, number: u8) {
     engine.write(batch, Durability::Logged).unwrap();
 }
 
-/// A record of the log is on the disk whole, or it is not there: what the in-memory twin takes for granted. And the
-/// engine opens, whatever is left of the end of its log.
+/// A record of the log is on the disk whole, or it is not there: what the in-memory twin takes for
+/// granted. And the engine opens, whatever is left of the end of its log.
 #[test]
 fn a_torn_end_of_the_log_is_cut_off_wherever_it_was_torn() {
     let folder = tempfile::tempdir().unwrap();
@@ -41,13 +41,18 @@ fn a_torn_end_of_the_log_is_cut_off_wherever_it_was_torn() {
     engine.sync().unwrap();
     let synced = fs::metadata(wal(&original)).unwrap().len();
     (4..=5).for_each(|number| write(&engine, number));
-    assert_eq!(fs::metadata(wal(&original)).unwrap().len(), synced, "what is logged waits for its fsync");
+    assert_eq!(
+        fs::metadata(wal(&original)).unwrap().len(),
+        synced,
+        "what is logged waits for its fsync"
+    );
     engine.write_out().unwrap();
     let whole = fs::read(wal(&original)).unwrap();
     let synced = usize::try_from(synced).unwrap();
     assert!(whole.len() > synced + 100, "both writes are in the file");
     let torn = (synced..whole.len()).step_by(11).flat_map(|at| {
-        let (mut cut, mut never_written, mut garbage) = (whole.clone(), whole.clone(), whole.clone());
+        let (mut cut, mut never_written, mut garbage) =
+            (whole.clone(), whole.clone(), whole.clone());
         cut.truncate(at);
         never_written[at..].fill(0);
         garbage[at..].iter_mut().for_each(|byte| *byte ^= 0x5a);
@@ -60,7 +65,8 @@ fn a_torn_end_of_the_log_is_cut_off_wherever_it_was_torn() {
         fs::write(wal(&path), bytes).unwrap();
         let after = RocksEngine::open(&path, RocksOptions::default()).unwrap();
         let there = |family: &str| {
-            let numbers = (1..=5u8).filter(|number| after.get(family, &[*number]).unwrap().is_some());
+            let numbers =
+                (1..=5u8).filter(|number| after.get(family, &[*number]).unwrap().is_some());
             numbers.collect::<Vec<_>>()
         };
         let found = there(LOG_FAMILY);

@@ -24,7 +24,12 @@ fn dropped_in(engine: &dyn Engine, family: &str) -> Result<Vec<DatabaseId>, Stor
     engine.scan(family, Scan { start: &start, end: &end, reverse: false }, &mut |key, _| {
         match schema::parse_dropped_key(key) {
             Some(database) => databases.push(database),
-            None => corrupt = Some(StorageError::corruption("the key of a dropped database", format!("{key:?}"))),
+            None => {
+                corrupt = Some(StorageError::corruption(
+                    "the key of a dropped database",
+                    format!("{key:?}"),
+                ))
+            }
         }
         ControlFlow::Continue(())
     })?;
@@ -39,13 +44,18 @@ impl ShardState {
 
     /// Whether the database was dropped: nothing of it is in the log behind that.
     pub fn is_dropped(&self, database: DatabaseId) -> Result<bool, StorageError> {
-        Ok(self.in_family(|family| self.engine.get(family, &schema::dropped_key(database)))?.is_some())
+        Ok(self
+            .in_family(|family| self.engine.get(family, &schema::dropped_key(database)))?
+            .is_some())
     }
 
-    /// Has the disk get back what dropped databases took, if it has not yet: true if there was something to do.
-    /// While a snapshot is open that may show them, nothing is done. Reads and writes much; `paced` as for
-    /// [`Engine::compact_range`].
-    pub fn reclaim_dropped(&self, paced: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<bool, StorageError> {
+    /// Has the disk get back what dropped databases took, if it has not yet: true if there was
+    /// something to do. While a snapshot is open that may show them, nothing is done. Reads and
+    /// writes much; `paced` as for [`Engine::compact_range`].
+    pub fn reclaim_dropped(
+        &self,
+        paced: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    ) -> Result<bool, StorageError> {
         let family = Arc::clone(&self.current.read().family);
         let name = family.as_bytes();
         let mut waiting = Vec::new();

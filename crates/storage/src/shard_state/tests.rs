@@ -16,8 +16,10 @@ fn put(key: &str, text: &str, expire_at_ms: u64) -> Effect {
 
 fn batch(sequence: u64, effects: Vec<Effect>) -> DecodedBatch {
     let request_id = RequestId([u8::try_from(sequence).unwrap(); 16]);
-    let transactions = vec![CommittedTransaction { request_id, database: DATABASE, effects, refusal: None }];
-    let batch = Batch { position: Position::new(Epoch(1), sequence), time_ms: sequence, transactions };
+    let transactions =
+        vec![CommittedTransaction { request_id, database: DATABASE, effects, refusal: None }];
+    let batch =
+        Batch { position: Position::new(Epoch(1), sequence), time_ms: sequence, transactions };
     DecodedBatch { batch, len: 10, checksum: 7 }
 }
 
@@ -82,11 +84,14 @@ fn where_a_state_stands_is_told_while_reads_and_with_them_an_applier_would_wait_
         ("a key", |state| drop(state.at(0).get(DATABASE, b"k").unwrap())),
         ("a request", |state| drop(state.request(RequestId([1; 16])).unwrap())),
         ("whether a database is dropped", |state| assert!(!state.is_dropped(DATABASE).unwrap())),
-        ("which databases are dropped", |state| assert!(state.dropped_databases().unwrap().is_empty())),
+        ("which databases are dropped", |state| {
+            assert!(state.dropped_databases().unwrap().is_empty())
+        }),
     ];
     for (what, read) in reads {
         let gate = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Gate::default()));
-        let state = &Arc::new(ShardState::open(Arc::clone(&gate) as Arc<dyn Engine>, SHARD).unwrap());
+        let state =
+            &Arc::new(ShardState::open(Arc::clone(&gate) as Arc<dyn Engine>, SHARD).unwrap());
         gate.closed.store(true, Ordering::Release);
         std::thread::scope(|scope| {
             scope.spawn(move || read(state));
@@ -144,7 +149,9 @@ fn histories_that_differ_in_a_bit_have_other_digests_from_there_on() {
     for sequence in 1..=9 {
         state.apply(&[batch(sequence, vec![])], RaftApplied::default()).unwrap();
         let checksum = if sequence == 5 { 6 } else { 7 };
-        other.apply(&[DecodedBatch { checksum, ..batch(sequence, vec![]) }], RaftApplied::default()).unwrap();
+        other
+            .apply(&[DecodedBatch { checksum, ..batch(sequence, vec![]) }], RaftApplied::default())
+            .unwrap();
     }
     for sequence in 1..=9 {
         let at = Position::new(Epoch(1), sequence);
@@ -219,7 +226,9 @@ fn after_a_crash_state_and_position_are_those_of_the_last_flush() {
 #[test]
 fn rocks_keeps_flushed_state_over_a_restart() {
     let folder = tempfile::tempdir().unwrap();
-    let open = || -> Arc<dyn Engine> { Arc::new(RocksEngine::open(folder.path(), RocksOptions::default()).unwrap()) };
+    let open = || -> Arc<dyn Engine> {
+        Arc::new(RocksEngine::open(folder.path(), RocksOptions::default()).unwrap())
+    };
     let state = ShardState::open(open(), SHARD).unwrap();
     state.apply(&[batch(1, vec![put("a", "1", 7)])], RaftApplied::default()).unwrap();
     state.flush().unwrap();
@@ -233,7 +242,9 @@ fn rocks_keeps_flushed_state_over_a_restart() {
 fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
     for (engine, _folder) in engines() {
         let source = ShardState::open(engine, SHARD).unwrap();
-        source.apply(&[batch(1, vec![put("a", "1", 0), put("b", "2", 0)])], RaftApplied::default()).unwrap();
+        source
+            .apply(&[batch(1, vec![put("a", "1", 0), put("b", "2", 0)])], RaftApplied::default())
+            .unwrap();
         let snapshot = source.snapshot().unwrap();
         source.apply(&[batch(2, vec![put("a", "changed", 0)])], RaftApplied::default()).unwrap();
         let twin = Arc::new(MemoryEngine::default());
@@ -254,10 +265,23 @@ fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
         // A crash before the installation finds the old state, one after it the new.
         for seed in 0..20 {
             let before = ShardState::open(Arc::new(twin.crash(seed)), SHARD).unwrap();
-            assert!(matches!(texts(&before, all(9, false), 0).as_slice(), [] | [_]), "rows of the snapshot");
-            assert_eq!(before.engine().families().iter().filter(|name| name.starts_with("state-")).count(), 1);
+            assert!(
+                matches!(texts(&before, all(9, false), 0).as_slice(), [] | [_]),
+                "rows of the snapshot"
+            );
+            assert_eq!(
+                before.engine().families().iter().filter(|name| name.starts_with("state-")).count(),
+                1
+            );
         }
-        assert_eq!(target.install(staged, RaftApplied::default(), Replace::Older).unwrap().position.sequence, 1);
+        assert_eq!(
+            target
+                .install(staged, RaftApplied::default(), Replace::Older)
+                .unwrap()
+                .position
+                .sequence,
+            1
+        );
         assert_eq!(texts(&target, all(9, false), 0), ["1", "2"]);
         for seed in 0..20 {
             let after = ShardState::open(Arc::new(twin.crash(seed)), SHARD).unwrap();
@@ -273,15 +297,24 @@ fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
         target.install(second, RaftApplied::default(), Replace::Older).unwrap();
         assert_eq!(texts(&target, all(9, false), 0), ["1", "2"]);
         target.apply(&[batch(2, vec![])], RaftApplied::default()).unwrap();
-        assert_eq!(target.applied().digest, source.applied().digest, "the batches of both have the same checksums");
+        assert_eq!(
+            target.applied().digest,
+            source.applied().digest,
+            "the batches of both have the same checksums"
+        );
         let mut older = target.stage().unwrap();
         older.add(snapshot.rows(&[], usize::MAX).unwrap()).unwrap();
-        let refusal = target.install(older, RaftApplied::default(), Replace::Older).unwrap_err().to_string();
+        let refusal =
+            target.install(older, RaftApplied::default(), Replace::Older).unwrap_err().to_string();
         assert!(refusal.contains("is older than"), "{refusal}");
         let incomplete = target.stage().unwrap();
-        let refusal = target.install(incomplete, RaftApplied::default(), Replace::Any).unwrap_err().to_string();
+        let refusal = target
+            .install(incomplete, RaftApplied::default(), Replace::Any)
+            .unwrap_err()
+            .to_string();
         assert!(refusal.contains("rows are missing"), "{refusal}");
-        // A state that left the history is replaced by an older one that is in it, also over a crash.
+        // A state that left the history is replaced by an older one that is in it, also over a
+        // crash.
         let mut older = target.stage().unwrap();
         older.add(snapshot.rows(&[], usize::MAX).unwrap()).unwrap();
         let raft = RaftApplied { epoch: Some(Epoch(2)), ..RaftApplied::default() };
@@ -298,7 +331,9 @@ fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
 #[test]
 fn expiries_are_listed_with_whether_they_still_hold() {
     let state = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
-    state.apply(&[batch(1, vec![put("a", "1", 5), put("b", "2", 6)])], RaftApplied::default()).unwrap();
+    state
+        .apply(&[batch(1, vec![put("a", "1", 5), put("b", "2", 6)])], RaftApplied::default())
+        .unwrap();
     state.apply(&[batch(2, vec![put("a", "3", 90)])], RaftApplied::default()).unwrap();
     let found = state.expired(6, 10).unwrap();
     let row = |expire_at_ms, key: &'static str, is_current| Expired {
@@ -338,13 +373,16 @@ fn rocks_forgets_requests_only_behind_the_horizon() {
     assert_eq!(texts(&state, all(9, false), 0), ["v"]);
 }
 
-/// A failover took back what the old state had, and made room for newer requests of the same sequences.
+/// A failover took back what the old state had, and made room for newer requests of the same
+/// sequences.
 #[test]
 fn what_a_state_had_is_not_forgotten_in_the_one_that_took_its_place() {
     for (engine, _folder) in engines() {
         let state = ShardState::open(engine, SHARD).unwrap();
         for sequence in 1..=3 {
-            state.apply(&[batch(sequence, vec![put("k", "v", 0)])], RaftApplied::default()).unwrap();
+            state
+                .apply(&[batch(sequence, vec![put("k", "v", 0)])], RaftApplied::default())
+                .unwrap();
         }
         let long_ago = state.requests_so_far();
         let source = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
@@ -380,7 +418,10 @@ impl Hooks for Meanwhile {
         if let Call::Flush(family) | Call::Get(family) | Call::Scan(family) = call
             && family == schema::state_family(SHARD, 0)
         {
-            assert!(self.asked.fetch_add(1, Ordering::SeqCst) < 10, "what is not there is asked for again and again");
+            assert!(
+                self.asked.fetch_add(1, Ordering::SeqCst) < 10,
+                "what is not there is asked for again and again"
+            );
             if let Some(happens) = { self.next.lock().take() } {
                 happens();
             }
@@ -403,8 +444,10 @@ const QUESTIONS: [(&str, Question); 4] = [
 #[test]
 fn the_state_that_takes_the_place_of_the_one_that_was_asked_answers() {
     for (what, question) in QUESTIONS {
-        let engine = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Meanwhile::default()));
-        let state = Arc::new(ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, SHARD).unwrap());
+        let engine =
+            Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Meanwhile::default()));
+        let state =
+            Arc::new(ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, SHARD).unwrap());
         state.apply(&[batch(1, vec![put("old", "1", 0)])], RaftApplied::default()).unwrap();
         assert!(!question(&state).unwrap(), "{what}");
         let source = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
@@ -424,12 +467,16 @@ fn the_state_that_takes_the_place_of_the_one_that_was_asked_answers() {
 #[test]
 fn a_state_whose_family_is_gone_says_so_and_does_not_wait_for_another() {
     for (what, question) in QUESTIONS {
-        let engine = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Meanwhile::default()));
+        let engine =
+            Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Meanwhile::default()));
         let state = ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, SHARD).unwrap();
         let family = schema::state_family(SHARD, 0);
         engine.drop_family(&family).unwrap();
         let answer = question(&state);
-        assert!(matches!(&answer, Err(StorageError::NoFamily(gone)) if *gone == family), "{what}: {answer:?}");
+        assert!(
+            matches!(&answer, Err(StorageError::NoFamily(gone)) if *gone == family),
+            "{what}: {answer:?}"
+        );
     }
 }
 
@@ -452,8 +499,11 @@ impl Hooks for Stalled {
 #[test]
 fn readers_do_not_wait_for_the_disk_of_an_installation_and_see_the_old_state_until_then() {
     let source = ShardState::open(Arc::new(MemoryEngine::default()), SHARD).unwrap();
-    source.apply(&[batch(1, vec![put("a", "new", 0)]), batch(2, vec![])], RaftApplied::default()).unwrap();
-    let ((syncing, syncs), (go_on, goes_on)) = (std::sync::mpsc::channel(), std::sync::mpsc::channel());
+    source
+        .apply(&[batch(1, vec![put("a", "new", 0)]), batch(2, vec![])], RaftApplied::default())
+        .unwrap();
+    let ((syncing, syncs), (go_on, goes_on)) =
+        (std::sync::mpsc::channel(), std::sync::mpsc::channel());
     let stalled = Stalled { syncing, goes_on: goes_on.into() };
     let engine = HookedEngine::new(Arc::new(MemoryEngine::default()), stalled);
     let state = Arc::new(ShardState::open(Arc::new(engine), SHARD).unwrap());
@@ -461,13 +511,15 @@ fn readers_do_not_wait_for_the_disk_of_an_installation_and_see_the_old_state_unt
     let mut staged = state.stage().unwrap();
     staged.add(source.snapshot().unwrap().rows(&[], usize::MAX).unwrap()).unwrap();
     let installing = Arc::clone(&state);
-    let installed =
-        std::thread::spawn(move || installing.install(staged, RaftApplied::default(), Replace::Older).unwrap());
+    let installed = std::thread::spawn(move || {
+        installing.install(staged, RaftApplied::default(), Replace::Older).unwrap()
+    });
     syncs.recv().unwrap();
     let (reading, (read, reads)) = (Arc::clone(&state), std::sync::mpsc::channel());
     std::thread::spawn(move || {
         let copied = reading.snapshot().unwrap().applied().position.sequence;
-        read.send((texts(&reading, all(9, false), 0), reading.position().sequence, copied)).unwrap();
+        read.send((texts(&reading, all(9, false), 0), reading.position().sequence, copied))
+            .unwrap();
     });
     // A reader that waits would wait for this test.
     let seen = reads.recv_timeout(std::time::Duration::from_secs(20));
@@ -491,7 +543,10 @@ impl Hooks for Writes {
 fn what_was_shipped_is_applied_in_writes_that_are_bounded_in_bytes() {
     let engine = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Writes::default()));
     let state = ShardState::open(engine.clone(), SHARD).unwrap();
-    let large = (1..=5).map(|sequence| DecodedBatch { len: ShardState::APPLY_BYTES / 2, ..batch(sequence, vec![]) });
+    let large = (1..=5).map(|sequence| DecodedBatch {
+        len: ShardState::APPLY_BYTES / 2,
+        ..batch(sequence, vec![])
+    });
     state.apply_shipped(large).unwrap();
     assert_eq!((state.position().sequence, engine.0.load(Ordering::SeqCst)), (5, 3));
     state.apply_shipped([]).unwrap();

@@ -4,13 +4,15 @@ use std::sync::{Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use meridian_proto::DecodedBatch;
-use meridian_types::{Batch, CommittedTransaction, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding};
+use meridian_types::{
+    Batch, CommittedTransaction, Effect, Epoch, Position, RequestId, ShardId, Value, ValueEncoding,
+};
 use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    Call, Engine, GroupId, GroupLog, HookedEngine, Hooks, MemoryEngine, RaftApplied, RecordKind, RocksEngine,
-    RocksOptions, ShardState,
+    Call, Engine, GroupId, GroupLog, HookedEngine, Hooks, MemoryEngine, RaftApplied, RecordKind,
+    RocksEngine, RocksOptions, ShardState,
 };
 
 const DATABASE: DatabaseId = DatabaseId([3; 16]);
@@ -18,8 +20,10 @@ const SHARD: ShardId = ShardId(1);
 
 fn batch(sequence: u64, effects: Vec<Effect>) -> DecodedBatch {
     let request_id = RequestId([0; 16]);
-    let transactions = vec![CommittedTransaction { request_id, database: DATABASE, effects, refusal: None }];
-    let batch = Batch { position: Position::new(Epoch(1), sequence), time_ms: 10 * sequence, transactions };
+    let transactions =
+        vec![CommittedTransaction { request_id, database: DATABASE, effects, refusal: None }];
+    let batch =
+        Batch { position: Position::new(Epoch(1), sequence), time_ms: 10 * sequence, transactions };
     DecodedBatch { batch, len: 10, checksum: 7 }
 }
 
@@ -38,13 +42,19 @@ fn range(start: impl Into<Bytes>, end: impl Into<Bytes>, limit: u32, reverse: bo
 }
 
 /// The entries as keys and data, and how many turns it took.
-fn in_turns(state: &ShardState, ranges: Vec<ReadRange>, now_ms: u64) -> (Vec<Vec<(Bytes, Bytes)>>, usize) {
+fn in_turns(
+    state: &ShardState,
+    ranges: Vec<ReadRange>,
+    now_ms: u64,
+) -> (Vec<Vec<(Bytes, Bytes)>>, usize) {
     let mut read = state.begin_read(DATABASE, ranges, now_ms).unwrap();
     let mut turns = 1;
     while read.turn(usize::MAX).unwrap() != Turn::Done {
         turns += 1;
     }
-    let entries = |entries: Vec<Entry>| entries.into_iter().map(|entry| (entry.key, entry.value.data)).collect();
+    let entries = |entries: Vec<Entry>| {
+        entries.into_iter().map(|entry| (entry.key, entry.value.data)).collect()
+    };
     (read.into_view(()).ranges.into_iter().map(entries).collect(), turns)
 }
 
@@ -59,7 +69,8 @@ fn key() -> impl Strategy<Value = Vec<u8>> {
 }
 
 proptest! {
-    /// A point holds no other key, whatever bytes keys are made of; any other end leaves room for one.
+    /// A point holds no other key, whatever bytes keys are made of; any other end leaves room for
+    /// one.
     #[test]
     fn a_point_holds_its_key_only(start in key(), other in key(), end in key()) {
         let asked = range(start.clone(), [&start[..], &[0]].concat(), 1, false);
@@ -72,7 +83,8 @@ proptest! {
         }
     }
 
-    /// However a read is cut into turns, and whichever way it takes, it finds what a plain map holds.
+    /// However a read is cut into turns, and whichever way it takes, it finds what a plain map
+    /// holds.
     #[test]
     fn reads_find_what_is_there(
         steps in prop::collection::vec((key(), 0..3_u8), 0..60),
@@ -118,8 +130,8 @@ proptest! {
     }
 }
 
-/// `@deno/kv` asks for `["a"]` by a range in which `["a", "b"]` lies: where the first is absent, the protocol's answer
-/// is the second.
+/// `@deno/kv` asks for `["a"]` by a range in which `["a", "b"]` lies: where the first is absent,
+/// the protocol's answer is the second.
 #[test]
 fn a_key_that_is_there_answers_what_ends_in_ff_and_an_absent_one_does_not() {
     let (a, ab) = (&b"\x02a\0"[..], &b"\x02a\0\x02b\0"[..]);
@@ -142,11 +154,16 @@ fn long_ranges_are_read_in_turns_both_ways() {
     let name = |number: usize| Bytes::from(format!("{number:05}"));
     // Every third one has expired.
     let count = 3 * TURN_ROWS;
-    apply(&state, (0..count).map(|n| put(name(n), name(n), if n % 3 == 0 { 1 } else { 0 })).collect());
+    apply(
+        &state,
+        (0..count).map(|n| put(name(n), name(n), if n % 3 == 0 { 1 } else { 0 })).collect(),
+    );
     for reverse in [false, true] {
         let limit = 2 * TURN_ROWS;
-        let (found, turns) = in_turns(&state, vec![range("", "9", u32::try_from(limit).unwrap(), reverse)], 50);
-        let mut expected: Vec<_> = (0..count).filter(|n| n % 3 != 0).map(|n| (name(n), name(n))).collect();
+        let (found, turns) =
+            in_turns(&state, vec![range("", "9", u32::try_from(limit).unwrap(), reverse)], 50);
+        let mut expected: Vec<_> =
+            (0..count).filter(|n| n % 3 != 0).map(|n| (name(n), name(n))).collect();
         if reverse {
             expected.reverse();
         }
@@ -155,7 +172,11 @@ fn long_ranges_are_read_in_turns_both_ways() {
     }
     let mut read = state.begin_read(DATABASE, vec![range("", "9", 1000, false)], 50).unwrap();
     assert_eq!(read.turn(2000).unwrap(), Turn::Full);
-    assert!(read.bytes() < 2000 + 10 + ENTRY_BYTES, "no more is read than may be held: {}", read.bytes());
+    assert!(
+        read.bytes() < 2000 + 10 + ENTRY_BYTES,
+        "no more is read than may be held: {}",
+        read.bytes()
+    );
 }
 
 /// What a read has to skip of a queue's deleted head is bounded in each turn, and soon gone.
@@ -214,14 +235,17 @@ fn all_memtables_together_stay_within_their_bound() {
     const BOUND: usize = 16 << 20;
     let (engine, _folder) = rocks(BOUND);
     let shards: Vec<_> = (1..=100)
-        .map(|shard| ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, ShardId(shard)).unwrap())
+        .map(|shard| {
+            ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, ShardId(shard)).unwrap()
+        })
         .collect();
     let idle = engine.memtable_bytes();
     assert!(idle < 100 * (64 << 10), "a shard without data takes {} bytes", idle / 100);
     let logs: Vec<_> = (1..=100)
         .map(|shard| {
             let group = GroupId { shard: ShardId(shard), epoch: Epoch(1) };
-            GroupLog::open(Arc::clone(&engine) as Arc<dyn Engine>, group, RecordKind::Entry).unwrap()
+            GroupLog::open(Arc::clone(&engine) as Arc<dyn Engine>, group, RecordKind::Entry)
+                .unwrap()
         })
         .collect();
     let data = Bytes::from(vec![7; 32 << 10]);
@@ -283,7 +307,8 @@ impl Hooks for Stalling {
 
 /// Runs `body` while an apply of `effects` stands still in the engine.
 fn while_applying(after: bool, effects: Vec<Effect>, body: impl FnOnce(&ShardState)) {
-    let engine = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Stalling::default()));
+    let engine =
+        Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Stalling::default()));
     let state = ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, SHARD).unwrap();
     apply(&state, vec![put("a", "1", 15), put("b", "1", 0)]);
     engine.after.store(after, Ordering::SeqCst);
@@ -315,7 +340,8 @@ fn no_read_waits_for_the_applier() {
     });
 }
 
-/// Between the engine's write and the word of it: what is read is of one moment, with that moment's time.
+/// Between the engine's write and the word of it: what is read is of one moment, with that moment's
+/// time.
 #[test]
 fn what_is_read_while_a_batch_takes_effect_is_of_one_moment() {
     let effects = vec![put("b", "2", 18), Effect::Delete { key: "c".into() }];
@@ -331,11 +357,19 @@ fn what_is_read_while_a_batch_takes_effect_is_of_one_moment() {
         assert_eq!(state.shown(), 2);
         // Of `a` the state before is known; what `b` is now is of a moment whose time is not.
         let cached = |key: &'static str| {
-            state.read_cached(DATABASE, &[range(key, [key.as_bytes(), &[0]].concat(), 1, false)], 0).unwrap()
+            state
+                .read_cached(DATABASE, &[range(key, [key.as_bytes(), &[0]].concat(), 1, false)], 0)
+                .unwrap()
         };
-        assert_eq!(cached("a").map(|view| (view.position.sequence, view.ranges[0].len())), Some((1, 1)));
+        assert_eq!(
+            cached("a").map(|view| (view.position.sequence, view.ranges[0].len())),
+            Some((1, 1))
+        );
         // It is read with its time, from a snapshot: gone.
-        assert_eq!(cached("b").map(|view| (view.position.sequence, view.ranges[0].len())), Some((2, 0)));
+        assert_eq!(
+            cached("b").map(|view| (view.position.sequence, view.ranges[0].len())),
+            Some((2, 0))
+        );
         assert_eq!(cached("c").map(|view| view.ranges[0].len()), Some(0));
     });
 }
@@ -366,7 +400,8 @@ impl Hooks for Snapshots {
 
 #[test]
 fn a_key_that_is_there_or_absent_is_looked_up_without_a_snapshot_and_a_range_with_one() {
-    let engine = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Snapshots::default()));
+    let engine =
+        Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Snapshots::default()));
     let state = ShardState::open(Arc::clone(&engine) as Arc<dyn Engine>, SHARD).unwrap();
     apply(&state, vec![put("a", "1", 0), put("gone", "1", 15), put("there", "2", 0)]);
     for (start, end, limit, found, snapshots) in [
@@ -378,7 +413,8 @@ fn a_key_that_is_there_or_absent_is_looked_up_without_a_snapshot_and_a_range_wit
         ("there", "z", 2, Some("2"), 1),
     ] {
         let before = engine.0.load(Ordering::SeqCst);
-        let view = state.read_cached(DATABASE, &[range(start, end, limit, false)], 15).unwrap().unwrap();
+        let view =
+            state.read_cached(DATABASE, &[range(start, end, limit, false)], 15).unwrap().unwrap();
         let data: Vec<_> = view.ranges[0].iter().map(|entry| entry.value.data.as_ref()).collect();
         assert_eq!(data, Vec::from_iter(found.map(str::as_bytes)), "{start} to {end}");
         assert_eq!(engine.0.load(Ordering::SeqCst) - before, snapshots, "{start} to {end}");

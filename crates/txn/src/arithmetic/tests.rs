@@ -69,18 +69,31 @@ fn an_absent_key_takes_the_operand() {
     assert_eq!(U64Operation::Max.apply(None, &u64(7)), Ok(u64(7)));
     // Also beyond the bounds, and an int32 becomes a double, as in the reference.
     assert_eq!(summed(None, number(7.0), bounds(None, Some(number(5.0)), false)), Ok(number(7.0)));
-    assert_eq!(summed(None, raw(ValueEncoding::V8, b"\xff\x0fI\x0e"), unbounded()), Ok(number(7.0)));
+    assert_eq!(
+        summed(None, raw(ValueEncoding::V8, b"\xff\x0fI\x0e"), unbounded()),
+        Ok(number(7.0))
+    );
 }
 
 #[test]
 fn u64_mutations_want_u64s() {
-    for (operation, name) in [(U64Operation::Sum, "sum"), (U64Operation::Min, "min"), (U64Operation::Max, "max")] {
-        let applied = |stored, operand| operation.apply(Some(&stored), &operand).map_err(|error| error.to_string());
-        for other in [number(1.0), bigint("1"), raw(ValueEncoding::Bytes, b"12345678"), raw(ValueEncoding::Le64, b"1")]
-        {
+    for (operation, name) in
+        [(U64Operation::Sum, "sum"), (U64Operation::Min, "min"), (U64Operation::Max, "max")]
+    {
+        let applied = |stored, operand| {
+            operation.apply(Some(&stored), &operand).map_err(|error| error.to_string())
+        };
+        for other in [
+            number(1.0),
+            bigint("1"),
+            raw(ValueEncoding::Bytes, b"12345678"),
+            raw(ValueEncoding::Le64, b"1"),
+        ] {
             assert_eq!(
                 applied(other.clone(), u64(1)),
-                rejected(&format!("Failed to perform '{name}' mutation on a non-U64 value in the database"))
+                rejected(&format!(
+                    "Failed to perform '{name}' mutation on a non-U64 value in the database"
+                ))
             );
             assert_eq!(
                 applied(u64(1), other),
@@ -93,7 +106,10 @@ fn u64_mutations_want_u64s() {
 #[test]
 fn numbers_and_bigints_add_to_their_like() {
     assert_eq!(summed(Some(number(1.5)), number(2.0), unbounded()), Ok(number(3.5)));
-    assert_eq!(summed(Some(raw(ValueEncoding::V8, b"\xff\x0fI\x02")), number(2.0), unbounded()), Ok(number(3.0)));
+    assert_eq!(
+        summed(Some(raw(ValueEncoding::V8, b"\xff\x0fI\x02")), number(2.0), unbounded()),
+        Ok(number(3.0))
+    );
     assert_eq!(
         summed(Some(bigint("18446744073709551615")), bigint("1"), unbounded()),
         Ok(bigint("18446744073709551616"))
@@ -109,7 +125,11 @@ fn types_do_not_mix() {
         (bigint("1"), number(1.0), "Cannot sum BigInt with Number"),
         (u64(1), bigint("-1"), "Cannot sum KvU64 with BigInt"),
         (u64(1), bigint("18446744073709551616"), "Cannot sum KvU64 with BigInt"),
-        (number(1.0), u64(1), "Failed to perform 'sum' mutation on a non-U64 value in the database"),
+        (
+            number(1.0),
+            u64(1),
+            "Failed to perform 'sum' mutation on a non-U64 value in the database",
+        ),
     ] {
         assert_eq!(summed(Some(stored), operand, unbounded()), rejected(text));
     }
@@ -118,11 +138,19 @@ fn types_do_not_mix() {
 #[test]
 fn a_bigint_adds_to_a_u64_unless_it_has_bounds() {
     assert_eq!(summed(Some(u64(4)), bigint("3"), unbounded()), Ok(u64(7)));
-    assert_eq!(summed(Some(u64(u64::MAX)), bigint("18446744073709551615"), unbounded()), Ok(u64(u64::MAX - 1)));
-    for bounds in
-        [bounds(Some(bigint("0")), None, false), bounds(None, Some(bigint("9")), true), bounds(None, None, true)]
-    {
-        assert_eq!(summed(Some(u64(4)), bigint("3"), bounds), rejected("Cannot sum KvU64 with BigInt"));
+    assert_eq!(
+        summed(Some(u64(u64::MAX)), bigint("18446744073709551615"), unbounded()),
+        Ok(u64(u64::MAX - 1))
+    );
+    for bounds in [
+        bounds(Some(bigint("0")), None, false),
+        bounds(None, Some(bigint("9")), true),
+        bounds(None, None, true),
+    ] {
+        assert_eq!(
+            summed(Some(u64(4)), bigint("3"), bounds),
+            rejected("Cannot sum KvU64 with BigInt")
+        );
     }
 }
 
@@ -142,11 +170,16 @@ fn stored_values_that_are_no_numbers_are_told_apart() {
 #[test]
 fn parameters_must_be_numbers() {
     let text = raw(ValueEncoding::V8, b"\xff\x0f\"\x01a");
-    for operand in [text.clone(), raw(ValueEncoding::V8, b""), raw(ValueEncoding::Bytes, b"12345678")] {
+    for operand in
+        [text.clone(), raw(ValueEncoding::V8, b""), raw(ValueEncoding::Bytes, b"12345678")]
+    {
         assert_eq!(summed(Some(number(1.0)), operand, unbounded()), rejected(SUM_TYPES));
     }
     // Before anything is read: also on an absent key.
-    assert_eq!(summed(None, number(1.0), bounds(Some(text.clone()), None, true)), rejected(SUM_TYPES));
+    assert_eq!(
+        summed(None, number(1.0), bounds(Some(text.clone()), None, true)),
+        rejected(SUM_TYPES)
+    );
     assert_eq!(summed(None, number(1.0), bounds(None, Some(text), true)), rejected(SUM_TYPES));
 }
 
@@ -176,15 +209,23 @@ fn bounds_hold_or_clamp() {
 
 #[test]
 fn bounds_do_not_stop_nan() {
-    let nan = summed(Some(number(1.0)), number(f64::NAN), bounds(Some(number(0.0)), Some(number(1.0)), false));
+    let nan = summed(
+        Some(number(1.0)),
+        number(f64::NAN),
+        bounds(Some(number(0.0)), Some(number(1.0)), false),
+    );
     assert_eq!(nan.unwrap().data.len(), 11);
-    assert_eq!(summed(Some(number(1.0)), number(1.0), bounds(Some(number(f64::NAN)), None, false)), Ok(number(2.0)));
+    assert_eq!(
+        summed(Some(number(1.0)), number(1.0), bounds(Some(number(f64::NAN)), None, false)),
+        Ok(number(2.0))
+    );
 }
 
 #[test]
 fn a_sum_stays_within_the_limit_of_a_value() {
     let largest =
-        Number::BigInt(num_bigint::BigInt::from_bytes_le(num_bigint::Sign::Plus, &[0xff; 65_530])).into_value();
+        Number::BigInt(num_bigint::BigInt::from_bytes_le(num_bigint::Sign::Plus, &[0xff; 65_530]))
+            .into_value();
     assert_eq!(largest.data.len(), 65_536);
     assert_eq!(summed(Some(largest.clone()), bigint("1"), unbounded()), rejected(OUT_OF_RANGE));
     assert_eq!(summed(Some(largest.clone()), bigint("0"), unbounded()), Ok(largest));

@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use meridian_types::{
-    Check, DatabaseId, Effect, Epoch, Mutation, MutationKind, Position, SumBounds, Transaction, Value, ValueEncoding,
-    Versionstamp,
+    Check, DatabaseId, Effect, Epoch, Mutation, MutationKind, Position, SumBounds, Transaction,
+    Value, ValueEncoding, Versionstamp,
     limits::{MAX_TRANSACTION_BYTES, MAX_VALUE_BYTES, MAX_WRITE_KEY_BYTES},
 };
 
@@ -130,13 +130,18 @@ fn arithmetic_reads_the_state_and_clears_expiries() {
                 expiring("absent", MutationKind::Max(le64_value(3))),
             ]
         ),
-        commit(vec![put("one", le64_value(11)), put("two", le64_value(1)), put("absent", le64_value(3))])
+        commit(vec![
+            put("one", le64_value(11)),
+            put("two", le64_value(1)),
+            put("absent", le64_value(3))
+        ])
     );
 }
 
 #[test]
 fn mutations_see_the_earlier_ones() {
-    let expiring = Mutation { expire_at_ms: 5, ..mutation("new", MutationKind::Set(le64_value(4))) };
+    let expiring =
+        Mutation { expire_at_ms: 5, ..mutation("new", MutationKind::Set(le64_value(4))) };
     assert_eq!(
         evaluated(
             vec![],
@@ -165,7 +170,10 @@ fn one_mutation_that_fails_undoes_all() {
     );
     // Also where the wrong type comes from the transaction itself.
     assert_eq!(
-        evaluated(vec![], vec![mutation("one", MutationKind::Set(text("t"))), mutation("one", sum(1))]),
+        evaluated(
+            vec![],
+            vec![mutation("one", MutationKind::Set(text("t"))), mutation("one", sum(1))]
+        ),
         Ok(Evaluation::Rejected(SUM_TEXT.to_owned()))
     );
 }
@@ -184,7 +192,8 @@ fn v8_sums_go_through() {
 #[test]
 fn versionstamped_key_is_golden() {
     let set = mutation("k", MutationKind::SetSuffixVersionstampedKey(text("v")));
-    let transaction = Transaction { checks: vec![], mutations: vec![Mutation { expire_at_ms: 5, ..set }] };
+    let transaction =
+        Transaction { checks: vec![], mutations: vec![Mutation { expire_at_ms: 5, ..set }] };
     let stamp = Versionstamp([1, 2, 3, 4, 5, 6, 7, 8, 9, 0xab]);
     let key = Bytes::from_static(b"k\x02010203040506070809ab\x00");
     assert_eq!(
@@ -228,7 +237,8 @@ impl View for Everywhere {
 fn sums(count: usize, key: impl Fn(usize) -> String, bounds: &SumBounds) -> Transaction {
     let one = Value { encoding: ValueEncoding::V8, data: Bytes::from_static(b"\xff\x0fZ\x02\x01") };
     let kind = MutationKind::Sum { operand: one, bounds: bounds.clone() };
-    let mutations = (0..count).map(|n| Mutation { key: key(n).into(), kind: kind.clone(), expire_at_ms: 0 });
+    let mutations =
+        (0..count).map(|n| Mutation { key: key(n).into(), kind: kind.clone(), expire_at_ms: 0 });
     Transaction { checks: Vec::new(), mutations: mutations.collect() }
 }
 
@@ -237,7 +247,8 @@ fn a_small_request_does_not_come_to_a_large_one() {
     let view = Everywhere(greatest_bigint());
     let zero = Bytes::from_static(b"\xff\x0fZ\x02\x00");
     let clamped = SumBounds { min: Bytes::new(), max: zero, clamp: true };
-    // Many large results; one that is written over and over; large values that are read and come to nothing.
+    // Many large results; one that is written over and over; large values that are read and come to
+    // nothing.
     let requests = [
         sums(1000, |n| format!("k{n:04}"), &SumBounds::default()),
         sums(1000, |_| "k".to_owned(), &SumBounds::default()),
@@ -246,7 +257,10 @@ fn a_small_request_does_not_come_to_a_large_one() {
     for request in requests {
         let result = evaluate(&view, DATABASE, stamp(9), &request).unwrap();
         let Evaluation::Rejected(text) = result else { panic!("not refused") };
-        assert!(text.contains("4194304 bytes of values") && text.contains("of this one come to 4"), "{text}");
+        assert!(
+            text.contains("4194304 bytes of values") && text.contains("of this one come to 4"),
+            "{text}"
+        );
     }
     // Some are what bigints are for: here as many as read and write 4 MiB, and one more.
     let some = |count| {
@@ -255,18 +269,27 @@ fn a_small_request_does_not_come_to_a_large_one() {
     };
     assert!(matches!(some(32), Evaluation::Commit(effects) if effects.len() == 32));
     let Evaluation::Rejected(text) = some(33) else { panic!("not refused") };
-    assert!(text.ends_with("those among the first 33 mutations of this one come to 4325376 bytes."), "{text}");
+    assert!(
+        text.ends_with("those among the first 33 mutations of this one come to 4325376 bytes."),
+        "{text}"
+    );
 }
 
 #[test]
 fn the_largest_request_that_carries_its_values_itself_is_taken() {
     let value = Value { encoding: ValueEncoding::Bytes, data: vec![7; MAX_VALUE_BYTES].into() };
     let key = |n: usize| Bytes::from(vec![u8::try_from(n).unwrap(); MAX_WRITE_KEY_BYTES]);
-    let set = |n, value: &Value| Mutation { key: key(n), kind: MutationKind::Set(value.clone()), expire_at_ms: 0 };
+    let set = |n, value: &Value| Mutation {
+        key: key(n),
+        kind: MutationKind::Set(value.clone()),
+        expire_at_ms: 0,
+    };
     let largest = MAX_TRANSACTION_BYTES / (MAX_VALUE_BYTES + MAX_WRITE_KEY_BYTES);
     let mut mutations: Vec<Mutation> = (0..largest).map(|n| set(n, &value)).collect();
     // And counters with the longest of keys.
     mutations.extend((0..7).map(|n| Mutation { key: key(100 + n), kind: sum(1), expire_at_ms: 0 }));
-    let result = evaluate(&state(), DATABASE, stamp(9), &Transaction { checks: Vec::new(), mutations }).unwrap();
+    let result =
+        evaluate(&state(), DATABASE, stamp(9), &Transaction { checks: Vec::new(), mutations })
+            .unwrap();
     assert!(matches!(result, Evaluation::Commit(_)), "{result:?}");
 }

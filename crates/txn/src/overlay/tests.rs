@@ -1,5 +1,7 @@
 use bytes::Bytes;
-use meridian_types::{Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, Versionstamp};
+use meridian_types::{
+    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, Versionstamp,
+};
 
 use super::{Overlaid, Overlay};
 use crate::number::le64_value;
@@ -43,8 +45,13 @@ fn delete(key: &'static str) -> Effect {
 fn seen(overlay: &Overlay, database: DatabaseId, key: &str, now_ms: u64) -> Option<(u64, u64)> {
     let view = Overlaid { overlay, applied: &Zeros, now_ms };
     let stored = view.get(database, key.as_bytes()).unwrap();
-    assert_eq!(view.version(database, key.as_bytes()).unwrap(), stored.as_ref().map(|stored| stored.versionstamp));
-    stored.map(|stored| (stored.versionstamp.position().sequence, crate::number::le64(&stored.value).unwrap()))
+    assert_eq!(
+        view.version(database, key.as_bytes()).unwrap(),
+        stored.as_ref().map(|stored| stored.versionstamp)
+    );
+    stored.map(|stored| {
+        (stored.versionstamp.position().sequence, crate::number::le64(&stored.value).unwrap())
+    })
 }
 
 #[test]
@@ -98,10 +105,17 @@ fn effects_expire() {
 
 #[test]
 fn a_batch_is_its_transactions_in_order() {
-    let transaction =
-        |effects| CommittedTransaction { request_id: RequestId([0; 16]), database: DATABASE, effects, refusal: None };
-    let transactions =
-        vec![transaction(vec![put("a", 1), put("b", 1)]), transaction(vec![]), transaction(vec![put("a", 2)])];
+    let transaction = |effects| CommittedTransaction {
+        request_id: RequestId([0; 16]),
+        database: DATABASE,
+        effects,
+        refusal: None,
+    };
+    let transactions = vec![
+        transaction(vec![put("a", 1), put("b", 1)]),
+        transaction(vec![]),
+        transaction(vec![put("a", 2)]),
+    ];
     let mut overlay = Overlay::new();
     overlay.insert(&Batch { position: at(2), time_ms: 0, transactions });
     assert_eq!(overlay.get(DATABASE, b"a").unwrap().versionstamp(), Versionstamp::new(at(2), 2));

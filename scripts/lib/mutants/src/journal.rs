@@ -16,15 +16,19 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens `path`. Its lines are returned if it is about the same `subject`, and it is begun anew if it is not.
+    /// Opens `path`. Its lines are returned if it is about the same `subject`, and it is begun anew
+    /// if it is not.
     pub fn open<T: DeserializeOwned>(path: &Path, subject: u64) -> Result<(Self, Vec<T>)> {
         let subject = format!("{subject:016x}");
         let text = if path.exists() { fs::read_to_string(path)? } else { String::new() };
         let mut lines = text.lines();
         let is_same = lines.next().is_some_and(|first| first == subject);
         // The last line may be a part of one.
-        let known =
-            if is_same { lines.filter_map(|line| serde_json::from_str(line).ok()).collect() } else { Vec::new() };
+        let known = if is_same {
+            lines.filter_map(|line| serde_json::from_str(line).ok()).collect()
+        } else {
+            Vec::new()
+        };
         let mut file = File::options()
             .create(true)
             .write(true)

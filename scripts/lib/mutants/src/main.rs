@@ -1,10 +1,12 @@
-//! Mutation testing out of one build: all mutants that cargo-mutants names are compiled into the tests, each behind a
-//! switch that the environment of a process sets. `scripts/mutants` starts this, and docs/mutants.md says why.
+//! Mutation testing out of one build: all mutants that cargo-mutants names are compiled into the
+//! tests, each behind a switch that the environment of a process sets. `scripts/mutants` starts
+//! this, and docs/mutants.md says why.
 //!
-//! The steps: a copy of the tree ([`tree`]), switches in its sources ([`rewrite`]), a build without the mutants that
-//! do not compile ([`viable`]), each test once to see what it reaches ([`suite`]), each mutant against the tests that
-//! reach it ([`trial`]), and what was found ([`report`]). Each step keeps what it found in a file ([`journal`]): a run
-//! of the same tree that was stopped goes on where it was.
+//! The steps: a copy of the tree ([`tree`]), switches in its sources ([`rewrite`]), a build without
+//! the mutants that do not compile ([`viable`]), each test once to see what it reaches ([`suite`]),
+//! each mutant against the tests that reach it ([`trial`]), and what was found ([`report`]). Each
+//! step keeps what it found in a file ([`journal`]): a run of the same tree that was stopped goes
+//! on where it was.
 
 mod journal;
 mod mutant;
@@ -59,13 +61,23 @@ fn main() -> Result<()> {
     suite::limit_memory(options.clusters)?;
     let folder = options.work.join("runs");
     fs::create_dir_all(&folder)?;
-    let trials =
-        Trials { mutants: &mutants, tests: &tests, jobs: options.jobs, budget: options.budget, folder: &folder };
-    let (journal, known) = Journal::open(&options.work.join("traces.jsonl"), subject(&tree, &mutants, &forms))?;
+    let trials = Trials {
+        mutants: &mutants,
+        tests: &tests,
+        jobs: options.jobs,
+        budget: options.budget,
+        folder: &folder,
+    };
+    let (journal, known) =
+        Journal::open(&options.work.join("traces.jsonl"), subject(&tree, &mutants, &forms))?;
     let bases = trials.trace(&journal, known)?;
     let (journal, known) = Journal::open(&options.work.join("results.jsonl"), tree.hash)?;
-    let built: Vec<usize> =
-        forms.iter().enumerate().filter(|(_, form)| form.is_built()).map(|(index, _)| index).collect();
+    let built: Vec<usize> = forms
+        .iter()
+        .enumerate()
+        .filter(|(_, form)| form.is_built())
+        .map(|(index, _)| index)
+        .collect();
     let verdicts = trials.run(&built, &bases, &journal, known)?;
     report::report(&options.work, &mutants, &forms, &verdicts, &bases)
 }
@@ -97,7 +109,11 @@ fn read_sources(tree: &Tree, mutants: &[Mutant], forms: &mut [Form]) -> Result<V
         by_file.entry(&mutant.file).or_default().push(mutant);
     }
     let read = |(path, mutants): (&str, Vec<&Mutant>)| {
-        let text = tree.sources.get(path).cloned().with_context(|| format!("{path} is not in the copy"))?;
+        let text = tree
+            .sources
+            .get(path)
+            .cloned()
+            .with_context(|| format!("{path} is not in the copy"))?;
         Source::read(path, text, &mutants, forms)
     };
     by_file.into_iter().map(read).collect()
@@ -111,7 +127,8 @@ fn build(
     mutants: &[Mutant],
     forms: &mut [Form],
 ) -> Result<Vec<viable::Artifact>> {
-    let (journal, known) = Journal::open::<(String, Form)>(&options.work.join("forms.jsonl"), tree.hash)?;
+    let (journal, known) =
+        Journal::open::<(String, Form)>(&options.work.join("forms.jsonl"), tree.hash)?;
     let mut last: BTreeMap<String, Form> = known.into_iter().collect();
     for (mutant, form) in mutants.iter().zip(forms.iter_mut()) {
         if let Some(known) = last.get(&mutant.name) {

@@ -70,7 +70,8 @@ impl Form {
 
 /// The mutants in `file`, which `cargo mutants --list --json` wrote.
 pub fn read_list(file: &Path) -> Result<Vec<Mutant>> {
-    let text = std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
+    let text =
+        std::fs::read_to_string(file).with_context(|| format!("reading {}", file.display()))?;
     let listed: Vec<Listed> = serde_json::from_str(&text).context("the list of cargo-mutants")?;
     ensure!(
         listed.len() <= MAX_MUTANTS,
@@ -110,8 +111,10 @@ struct Start {
 
 impl Listed {
     fn mutant(self, index: usize) -> Mutant {
-        let (function, returns) =
-            self.function.map(|function| (function.function_name, function.return_type)).unwrap_or_default();
+        let (function, returns) = self
+            .function
+            .map(|function| (function.function_name, function.return_type))
+            .unwrap_or_default();
         Mutant {
             index,
             name: self.name,

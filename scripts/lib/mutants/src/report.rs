@@ -9,8 +9,8 @@ use anyhow::Result;
 use crate::mutant::{Form, Mutant};
 use crate::trial::{Base, Fate, Verdict};
 
-/// Prints what became of each mutant that no test notices or that was not tried, and the counts. The names of all go
-/// to files in `folder`, of one fate each, called as cargo-mutants calls them.
+/// Prints what became of each mutant that no test notices or that was not tried, and the counts.
+/// The names of all go to files in `folder`, of one fate each, called as cargo-mutants calls them.
 pub fn report(
     folder: &Path,
     mutants: &[Mutant],
@@ -19,7 +19,10 @@ pub fn report(
     bases: &BTreeMap<String, Base>,
 ) -> Result<()> {
     let mut files: BTreeMap<&str, Vec<String>> =
-        ["caught", "timeout", "missed", "unviable", "untried"].into_iter().map(|name| (name, Vec::new())).collect();
+        ["caught", "timeout", "missed", "unviable", "untried"]
+            .into_iter()
+            .map(|name| (name, Vec::new()))
+            .collect();
     let mut put = |file: &'static str, mutant: &Mutant, reason: Option<String>| {
         if let Some(reason) = reason {
             println!("{}: {reason}", mutant.name);
@@ -30,28 +33,42 @@ pub fn report(
     for (mutant, form) in mutants.iter().zip(forms) {
         match (form, verdicts.get(&mutant.name)) {
             (Form::NotCompiled, _) => put("unviable", mutant, None),
-            (Form::NotTried(reason), _) => put("untried", mutant, Some(format!("not tried: {reason}"))),
-            (_, None) => put("untried", mutant, Some("not tried: the run did not come to it".to_owned())),
+            (Form::NotTried(reason), _) => {
+                put("untried", mutant, Some(format!("not tried: {reason}")))
+            }
+            (_, None) => {
+                put("untried", mutant, Some("not tried: the run did not come to it".to_owned()))
+            }
             (_, Some(verdict)) => {
                 let once = match verdict.once.as_slice() {
                     [] => String::new(),
-                    tests => format!("; one run of these failed, and the next did not: {}", tests.join(", ")),
+                    tests => format!(
+                        "; one run of these failed, and the next did not: {}",
+                        tests.join(", ")
+                    ),
                 };
                 let reaching = verdict.reaching;
                 match verdict.fate {
                     Fate::Caught => put("caught", mutant, None),
                     Fate::TimedOut => put("timeout", mutant, None),
                     Fate::Survived => {
-                        put("missed", mutant, Some(format!("survived the {reaching} tests that reach it{once}")));
+                        put(
+                            "missed",
+                            mutant,
+                            Some(format!("survived the {reaching} tests that reach it{once}")),
+                        );
                     }
                     Fate::OutOfTime => {
                         out_of_time += 1;
                         let passed = verdict.passed.len();
-                        let text =
-                            format!("survived {passed} of {reaching} tests that reach it, then its time was over");
+                        let text = format!(
+                            "survived {passed} of {reaching} tests that reach it, then its time was over"
+                        );
                         put("missed", mutant, Some(format!("{text}{once}")));
                     }
-                    Fate::Unreached => put("missed", mutant, Some("survived: no test reaches it".to_owned())),
+                    Fate::Unreached => {
+                        put("missed", mutant, Some("survived: no test reaches it".to_owned()))
+                    }
                 }
             }
         }

@@ -1,10 +1,12 @@
 //! Puts all mutants of a source file behind switches.
 //!
-//! [`Source::read`] finds the place of each mutant once; [`Source::render`] writes the file with those that are still
-//! to be built, and says which bytes of it belong to which mutants, so that an error of the compiler finds them.
+//! [`Source::read`] finds the place of each mutant once; [`Source::render`] writes the file with
+//! those that are still to be built, and says which bytes of it belong to which mutants, so that an
+//! error of the compiler finds them.
 //!
-//! A mutant is the text that cargo-mutants would write: where another operator binds more or less tightly and the
-//! expression around it would be read differently, all of that expression is copied and changed.
+//! A mutant is the text that cargo-mutants would write: where another operator binds more or less
+//! tightly and the expression around it would be read differently, all of that expression is copied
+//! and changed.
 
 mod places;
 mod render;
@@ -71,8 +73,8 @@ enum Shape {
 }
 
 impl Source {
-    /// Finds the places of `mutants`, all of them of the file `path` with this `text`, and sets the form of each in
-    /// `forms`, which has one for every mutant of the list.
+    /// Finds the places of `mutants`, all of them of the file `path` with this `text`, and sets the
+    /// form of each in `forms`, which has one for every mutant of the list.
     pub fn read(path: &str, text: String, mutants: &[&Mutant], forms: &mut [Form]) -> Result<Self> {
         let file = syn::parse_file(&text).with_context(|| format!("{path} is not understood"))?;
         let switches = places::find(&file, &text, mutants, forms);

@@ -69,7 +69,11 @@ pub fn list(artifacts: Vec<Artifact>, with_clusters: bool) -> Result<Vec<Test>> 
         let artifact = Arc::new(artifact);
         for path in names(&artifact, &[])? {
             if !ignored.contains(&path) {
-                tests.push(Test { artifact: Arc::clone(&artifact), name: format!("{} {path}", artifact.name), path });
+                tests.push(Test {
+                    artifact: Arc::clone(&artifact),
+                    name: format!("{} {path}", artifact.name),
+                    path,
+                });
             }
         }
     }
@@ -88,8 +92,8 @@ fn names(artifact: &Artifact, arguments: &[&str]) -> Result<Vec<String>> {
     Ok(listed.lines().filter_map(|line| line.strip_suffix(": test").map(str::to_owned)).collect())
 }
 
-/// Limits what tests may take, from now on. They inherit it from this process. Not those of whole clusters: Deno maps
-/// more before it begins than any of ours ever does.
+/// Limits what tests may take, from now on. They inherit it from this process. Not those of whole
+/// clusters: Deno maps more before it begins than any of ours ever does.
 pub fn limit_memory(clusters: bool) -> Result<()> {
     let core = rustix::process::getrlimit(Resource::Core).maximum;
     rustix::process::setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: core })?;
@@ -97,7 +101,8 @@ pub fn limit_memory(clusters: bool) -> Result<()> {
         return Ok(());
     }
     let maximum = rustix::process::getrlimit(Resource::As).maximum;
-    let limit = maximum.map_or(MAX_ADDRESS_SPACE_BYTES, |maximum| maximum.min(MAX_ADDRESS_SPACE_BYTES));
+    let limit =
+        maximum.map_or(MAX_ADDRESS_SPACE_BYTES, |maximum| maximum.min(MAX_ADDRESS_SPACE_BYTES));
     rustix::process::setrlimit(Resource::As, Rlimit { current: Some(limit), maximum })?;
     Ok(())
 }
@@ -123,7 +128,8 @@ impl Seat {
     pub fn run(&self, test: &Test, mode: Mode<'_>, limit: Duration) -> Result<(Outcome, Duration)> {
         let temporary = self.folder.join("tmp");
         if temporary.exists() {
-            fs::remove_dir_all(&temporary).with_context(|| format!("removing {}", temporary.display()))?;
+            fs::remove_dir_all(&temporary)
+                .with_context(|| format!("removing {}", temporary.display()))?;
         }
         fs::create_dir_all(&temporary)?;
         let output = File::create(self.output())?;

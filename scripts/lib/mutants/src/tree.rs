@@ -1,4 +1,5 @@
-//! The copy of the tree that is built: all files that git does not ignore, as they are, and the switch crate.
+//! The copy of the tree that is built: all files that git does not ignore, as they are, and the
+//! switch crate.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -12,8 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::mutant::Mutant;
 
 const SWITCH_CRATE: &str = "mutant_switch";
-const SWITCH_MANIFEST: &str =
-    "[package]\nname = \"mutant_switch\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[lib]\npath = \"lib.rs\"\n";
+const SWITCH_MANIFEST: &str = "[package]\nname = \"mutant_switch\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[lib]\npath = \"lib.rs\"\n";
 const SWITCH_SOURCE: &str = include_str!("../switch/lib.rs");
 
 /// What a mutant may do and the compiler would refuse as certain to fail.
@@ -30,8 +30,8 @@ pub struct Tree {
 }
 
 impl Tree {
-    /// Copies the tree at `from` to `root`. What is there already and the same is not touched, so that cargo does not
-    /// build it again; the files with mutants are left to [`Tree::write`].
+    /// Copies the tree at `from` to `root`. What is there already and the same is not touched, so
+    /// that cargo does not build it again; the files with mutants are left to [`Tree::write`].
     pub fn copy(from: &Path, root: PathBuf, mutants: &[Mutant]) -> Result<Self> {
         let mutated: BTreeSet<&str> = mutants.iter().map(|mutant| mutant.file.as_str()).collect();
         let manifests = manifests(from, &mutated)?;
@@ -44,14 +44,19 @@ impl Tree {
                 Ok(content) => content,
                 // Deleted, but not for git yet.
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
-                Err(error) => return Err(error).with_context(|| format!("reading {}", original.display())),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("reading {}", original.display()));
+                }
             };
             if is_built(&path) {
                 (&path, &content).hash(&mut hasher);
             }
             kept.insert(path.clone());
             if mutated.contains(path.as_str()) {
-                sources.insert(path, String::from_utf8(content).context("a source that is not UTF-8")?);
+                sources.insert(
+                    path,
+                    String::from_utf8(content).context("a source that is not UTF-8")?,
+                );
                 continue;
             }
             let content = if path == "Cargo.toml" {
@@ -90,7 +95,11 @@ fn files(tree: &Path) -> Result<Vec<String>> {
         .args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"])
         .output()
         .context("git does not run")?;
-    ensure!(listed.status.success(), "git ls-files failed: {}", String::from_utf8_lossy(&listed.stderr));
+    ensure!(
+        listed.status.success(),
+        "git ls-files failed: {}",
+        String::from_utf8_lossy(&listed.stderr)
+    );
     let listed = String::from_utf8(listed.stdout).context("the name of a file is not UTF-8")?;
     Ok(listed.split_terminator('\0').map(str::to_owned).collect())
 }
@@ -104,7 +113,8 @@ fn is_built(path: &str) -> bool {
 /// The manifests of the packages that have mutants.
 fn manifests(tree: &Path, mutated: &BTreeSet<&str>) -> Result<BTreeSet<String>> {
     let manifest_of = |file: &&str| {
-        let mut folders = Path::new(file).ancestors().skip(1).map(|folder| folder.join("Cargo.toml"));
+        let mut folders =
+            Path::new(file).ancestors().skip(1).map(|folder| folder.join("Cargo.toml"));
         let manifest = folders.find(|manifest| tree.join(manifest).is_file());
         let manifest = manifest.with_context(|| format!("no package has {file}"))?;
         Ok(manifest.to_string_lossy().into_owned())
@@ -114,17 +124,22 @@ fn manifests(tree: &Path, mutated: &BTreeSet<&str>) -> Result<BTreeSet<String>> 
 
 /// The workspace with the switch crate, and without lints that refuse mutants.
 fn root_manifest(text: &str) -> Result<String> {
-    let with_member = text.replacen("members = [", &format!("members = [\n    \"{SWITCH_CRATE}\","), 1);
+    let with_member =
+        text.replacen("members = [", &format!("members = [\n    \"{SWITCH_CRATE}\","), 1);
     let lints = "[workspace.lints.rust]\n";
     let changed = with_member.replacen(lints, &format!("{lints}{ALLOWED_LINTS}"), 1);
-    ensure!(with_member != text && changed != with_member, "Cargo.toml has no list of members, or no lints");
+    ensure!(
+        with_member != text && changed != with_member,
+        "Cargo.toml has no list of members, or no lints"
+    );
     Ok(changed)
 }
 
 /// A package that depends on the switch crate.
 fn manifest(path: &str, text: &str) -> String {
     let up = "../".repeat(Path::new(path).components().count() - 1);
-    let dependency = format!("[dependencies]\n{SWITCH_CRATE} = {{ path = \"{up}{SWITCH_CRATE}\" }}\n");
+    let dependency =
+        format!("[dependencies]\n{SWITCH_CRATE} = {{ path = \"{up}{SWITCH_CRATE}\" }}\n");
     if text.contains("[dependencies]\n") {
         text.replacen("[dependencies]\n", &dependency, 1)
     } else {

@@ -73,19 +73,28 @@ impl Trials<'_> {
     /// Runs every test without a mutant, but those that `known` says pass.
     pub fn trace(&self, journal: &Journal, known: Vec<Base>) -> Result<BTreeMap<String, Base>> {
         let passed = known.into_iter().filter(|base| base.passed);
-        let mut bases: BTreeMap<String, Base> = passed.map(|base| (base.test.clone(), base)).collect();
-        let missing: Vec<&Test> = self.tests.iter().filter(|test| !bases.contains_key(&test.name)).collect();
+        let mut bases: BTreeMap<String, Base> =
+            passed.map(|base| (base.test.clone(), base)).collect();
+        let missing: Vec<&Test> =
+            self.tests.iter().filter(|test| !bases.contains_key(&test.name)).collect();
         let found = Mutex::new(Vec::new());
         let progress = Progress::new(missing.len(), "tests without a mutant");
         self.each(&missing, |test, seat| {
             let (outcome, took, reached) = seat.trace(test)?;
             let passed = outcome == Outcome::Passed;
             if !passed {
-                let log = self.folder.join(format!("failed-{}.log", test.name.replace([' ', ':', '/'], "_")));
+                let log = self
+                    .folder
+                    .join(format!("failed-{}.log", test.name.replace([' ', ':', '/'], "_")));
                 std::fs::copy(seat.output(), &log)?;
-                say(&format!("without a mutant, this test fails: {} (see {})", test.name, log.display()));
+                say(&format!(
+                    "without a mutant, this test fails: {} (see {})",
+                    test.name,
+                    log.display()
+                ));
             }
-            let base = Base { test: test.name.clone(), passed, seconds: took.as_secs_f64(), reached };
+            let base =
+                Base { test: test.name.clone(), passed, seconds: took.as_secs_f64(), reached };
             journal.push(&base)?;
             locked(&found).push(base);
             progress.step(if passed { "passed" } else { "failed" });
@@ -129,12 +138,14 @@ impl Trials<'_> {
                 Fate::OutOfTime => verdict.seconds < self.budget.as_secs_f64(),
             },
         };
-        let open: Vec<&Mutant> = indices.iter().filter_map(|index| self.mutants.get(*index)).filter(is_open).collect();
+        let open: Vec<&Mutant> =
+            indices.iter().filter_map(|index| self.mutants.get(*index)).filter(is_open).collect();
         let found = Mutex::new(Vec::new());
         let kills = Mutex::new(Kills::default());
         let progress = Progress::new(open.len(), "mutants");
         self.each(&open, |mutant, seat| {
-            let verdict = self.try_one(mutant, tests_of(mutant), verdicts.get(&mutant.name), &kills, seat)?;
+            let verdict =
+                self.try_one(mutant, tests_of(mutant), verdicts.get(&mutant.name), &kills, seat)?;
             journal.push(&verdict)?;
             progress.step(match verdict.fate {
                 Fate::Caught => "caught",
@@ -210,8 +221,13 @@ impl Trials<'_> {
         Ok(verdict)
     }
 
-    /// Does `work` for each of `items`, as many at a time as there are jobs. Stops at the first error.
-    fn each<T: Sync>(&self, items: &[T], work: impl Fn(&T, &Seat) -> Result<()> + Sync) -> Result<()> {
+    /// Does `work` for each of `items`, as many at a time as there are jobs. Stops at the first
+    /// error.
+    fn each<T: Sync>(
+        &self,
+        items: &[T],
+        work: impl Fn(&T, &Seat) -> Result<()> + Sync,
+    ) -> Result<()> {
         let rest = Mutex::new(items.iter());
         let failure = Mutex::new(None);
         std::thread::scope(|scope| {
@@ -242,15 +258,24 @@ struct Kills {
 impl Kills {
     fn note(&mut self, mutant: &Mutant, test: &str) {
         let test = test.to_owned();
-        *self.by_function.entry((mutant.file.clone(), mutant.function.clone(), test.clone())).or_default() += 1;
+        *self
+            .by_function
+            .entry((mutant.file.clone(), mutant.function.clone(), test.clone()))
+            .or_default() += 1;
         *self.by_file.entry((mutant.file.clone(), test)).or_default() += 1;
     }
 
-    /// By which tests are ordered: what noticed a neighbour, what is quick, what is of the same package.
+    /// By which tests are ordered: what noticed a neighbour, what is quick, what is of the same
+    /// package.
     fn rank(&self, mutant: &Mutant, test: &Test, seconds: f64) -> ((u32, u32), f64) {
         let function = (mutant.file.clone(), mutant.function.clone(), test.name.clone());
         let in_function = self.by_function.get(&function).copied().unwrap_or_default().min(3);
-        let in_file = self.by_file.get(&(mutant.file.clone(), test.name.clone())).copied().unwrap_or_default().min(3);
+        let in_file = self
+            .by_file
+            .get(&(mutant.file.clone(), test.name.clone()))
+            .copied()
+            .unwrap_or_default()
+            .min(3);
         let in_file = if seconds < 1.0 { in_file } else { 0 };
         let is_own = test.artifact.package == mutant.package;
         ((3 - in_function, 3 - in_file), if is_own { seconds } else { 2.0 * seconds })
@@ -268,7 +293,12 @@ struct Progress {
 impl Progress {
     fn new(all: usize, what: &'static str) -> Self {
         say(&format!("{all} {what} to be run"));
-        Self { all, what, state: Mutex::new((BTreeMap::new(), Instant::now())), began: Instant::now() }
+        Self {
+            all,
+            what,
+            state: Mutex::new((BTreeMap::new(), Instant::now())),
+            began: Instant::now(),
+        }
     }
 
     fn step(&self, outcome: &'static str) {
@@ -278,9 +308,15 @@ impl Progress {
         let done: usize = counts.values().sum();
         if told.elapsed() >= PROGRESS_EVERY || done == self.all {
             *told = Instant::now();
-            let counts: Vec<String> = counts.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
+            let counts: Vec<String> =
+                counts.iter().map(|(outcome, count)| format!("{count} {outcome}")).collect();
             let seconds = self.began.elapsed().as_secs();
-            say(&format!("{done} of {} {} in {seconds} s: {}", self.all, self.what, counts.join(", ")));
+            say(&format!(
+                "{done} of {} {} in {seconds} s: {}",
+                self.all,
+                self.what,
+                counts.join(", ")
+            ));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Builds the tests with all mutants, and finds out which of them do not compile.
 //!
-//! Each error of the compiler is laid at the mutants in whose code it is. Those are expressed in another way, or not
-//! at all, and the compiler is asked again, until it has no more errors.
+//! Each error of the compiler is laid at the mutants in whose code it is. Those are expressed in
+//! another way, or not at all, and the compiler is asked again, until it has no more errors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -27,8 +27,8 @@ pub struct Artifact {
     pub program: PathBuf,
 }
 
-/// Builds the tree at `tree` with the mutants of `sources`, and changes `forms` until it compiles. `progress` is called
-/// with the forms whenever they have changed.
+/// Builds the tree at `tree` with the mutants of `sources`, and changes `forms` until it compiles.
+/// `progress` is called with the forms whenever they have changed.
 pub fn build(
     tree: &Tree,
     sources: &[Source],
@@ -80,7 +80,11 @@ pub fn build(
             }
         }
         if blamed.is_empty() {
-            bail!("the tree does not compile, and no mutant is why:\n{}{}", unexplained.concat(), output.stderr);
+            bail!(
+                "the tree does not compile, and no mutant is why:\n{}{}",
+                unexplained.concat(),
+                output.stderr
+            );
         }
         for (mutant, form) in blamed {
             if let Some(place) = forms.get_mut(mutant) {
@@ -121,7 +125,10 @@ fn blame(
         let is_it = |region: &&Region| {
             let is_match = region.kind == RegionKind::Match;
             let is_other = region.kind == RegionKind::Function;
-            !is_other && is_match == is_pattern_missing && encloses(&region.range, place) && !region.mutants.is_empty()
+            !is_other
+                && is_match == is_pattern_missing
+                && encloses(&region.range, place)
+                && !region.mutants.is_empty()
         };
         if let Some(region) = file.regions.iter().find(is_it) {
             let live: Vec<usize> = region.mutants.iter().copied().filter(is_built).collect();
@@ -132,15 +139,21 @@ fn blame(
         }
     }
     for (file, place) in &places {
-        let is_it = |region: &&Region| region.kind == RegionKind::Function && encloses(&region.range, place);
+        let is_it = |region: &&Region| {
+            region.kind == RegionKind::Function && encloses(&region.range, place)
+        };
         let inner = |outer: &Region| {
             let range = outer.range.clone();
             file.regions.iter().filter(move |region| encloses(&range, &region.range))
         };
         if let Some(function) = file.regions.iter().find(is_it) {
-            let live: BTreeSet<usize> =
-                inner(function).flat_map(|region| &region.mutants).copied().filter(is_built).collect();
-            let returns_opaque = |mutant: &usize| mutants.get(*mutant).is_some_and(Mutant::replaces_opaque_value);
+            let live: BTreeSet<usize> = inner(function)
+                .flat_map(|region| &region.mutants)
+                .copied()
+                .filter(is_built)
+                .collect();
+            let returns_opaque =
+                |mutant: &usize| mutants.get(*mutant).is_some_and(Mutant::replaces_opaque_value);
             if live.iter().any(returns_opaque) {
                 let opaque = live.into_iter().filter(returns_opaque);
                 return opaque.map(|mutant| (mutant, Form::not_tried(OPAQUE))).collect();
@@ -150,7 +163,9 @@ fn blame(
                 let of_it = |region: &&Region| region.mutants.contains(&mutant);
                 inner(function).find(of_it).is_some_and(|region| region.kind == RegionKind::Compact)
             };
-            let next = |mutant| (mutant, if is_compact(mutant) { Form::Copied } else { Form::not_tried(reason) });
+            let next = |mutant| {
+                (mutant, if is_compact(mutant) { Form::Copied } else { Form::not_tried(reason) })
+            };
             return live.into_iter().map(next).collect();
         }
     }
@@ -160,12 +175,16 @@ fn blame(
 fn verdict(kind: RegionKind, mutants: usize, mutant: Option<&Mutant>) -> Form {
     match kind {
         RegionKind::Changed => Form::NotCompiled,
-        RegionKind::Value if mutant.is_some_and(Mutant::replaces_opaque_value) => Form::not_tried(OPAQUE),
+        RegionKind::Value if mutant.is_some_and(Mutant::replaces_opaque_value) => {
+            Form::not_tried(OPAQUE)
+        }
         RegionKind::Value => Form::NotCompiled,
         RegionKind::Compact => Form::Copied,
         // With one arm behind a guard, patterns are missing that are missing without the arm.
         RegionKind::Match if mutants == 1 => Form::NotCompiled,
-        RegionKind::Match => Form::not_tried("no `match` is complete with all its arms behind guards"),
+        RegionKind::Match => {
+            Form::not_tried("no `match` is complete with all its arms behind guards")
+        }
         RegionKind::Switch | RegionKind::Function => Form::not_tried("its switch does not compile"),
     }
 }
@@ -194,10 +213,14 @@ fn cargo(tree: &Tree, arguments: &[&str]) -> Result<Output> {
     for line in String::from_utf8_lossy(&output.stdout).lines() {
         match serde_json::from_str(line) {
             // The last one has no place, and only counts the others.
-            Ok(Line::Message { message }) if message.level.starts_with("error") && !message.spans.is_empty() => {
+            Ok(Line::Message { message })
+                if message.level.starts_with("error") && !message.spans.is_empty() =>
+            {
                 errors.push(message);
             }
-            Ok(Line::Artifact { target, profile, executable: Some(program), manifest_path }) if profile.test => {
+            Ok(Line::Artifact { target, profile, executable: Some(program), manifest_path })
+                if profile.test =>
+            {
                 let folder = manifest_path.parent().map(PathBuf::from).unwrap_or_default();
                 let package = package_name(&manifest_path)?;
                 let name = format!("{package} {}", target.name);
@@ -213,8 +236,10 @@ fn cargo(tree: &Tree, arguments: &[&str]) -> Result<Output> {
 
 /// The name that the manifest of a package gives it.
 fn package_name(manifest: &std::path::Path) -> Result<String> {
-    let text = std::fs::read_to_string(manifest).with_context(|| format!("reading {}", manifest.display()))?;
-    let name = text.lines().find_map(|line| line.trim().strip_prefix("name = \"")?.strip_suffix('"'));
+    let text = std::fs::read_to_string(manifest)
+        .with_context(|| format!("reading {}", manifest.display()))?;
+    let name =
+        text.lines().find_map(|line| line.trim().strip_prefix("name = \"")?.strip_suffix('"'));
     Ok(name.with_context(|| format!("{} has no name", manifest.display()))?.to_owned())
 }
 
@@ -224,7 +249,12 @@ enum Line {
     #[serde(rename = "compiler-message")]
     Message { message: Diagnostic },
     #[serde(rename = "compiler-artifact")]
-    Artifact { manifest_path: PathBuf, target: Target, profile: Profile, executable: Option<PathBuf> },
+    Artifact {
+        manifest_path: PathBuf,
+        target: Target,
+        profile: Profile,
+        executable: Option<PathBuf>,
+    },
     #[serde(other)]
     Other,
 }
@@ -279,7 +309,10 @@ mod tests {
     fn blamed(place: &str, code: &str, mutants: &[Mutant]) -> Vec<(usize, Form)> {
         let mut forms = vec![Form::Compact; mutants.len()];
         let rewritten = source(mutants, &mut forms).render(&forms);
-        let start = rewritten.text.find(place).unwrap_or_else(|| panic!("no {place} in {}", rewritten.text));
+        let start = rewritten
+            .text
+            .find(place)
+            .unwrap_or_else(|| panic!("no {place} in {}", rewritten.text));
         let error = serde_json::json!({
             "message": "", "level": "error", "code": { "code": code }, "rendered": null,
             "spans": [{
@@ -287,7 +320,12 @@ mod tests {
                 "expansion": null,
             }],
         });
-        blame(&serde_json::from_value(error).unwrap(), &BTreeMap::from([("program.rs", rewritten)]), mutants, &forms)
+        blame(
+            &serde_json::from_value(error).unwrap(),
+            &BTreeMap::from([("program.rs", rewritten)]),
+            mutants,
+            &forms,
+        )
     }
 
     #[test]
@@ -302,13 +340,19 @@ mod tests {
         ];
         // A comparison is tried again as a copy.
         assert_eq!(blamed("left__ >= right__", "E0369", &mutants), [(0, Form::Copied)]);
-        assert_eq!(blamed("number(2) /*times*/ /  number(3)", "E0369", &mutants), [(1, Form::NotCompiled)]);
+        assert_eq!(
+            blamed("number(2) /*times*/ /  number(3)", "E0369", &mutants),
+            [(1, Form::NotCompiled)]
+        );
         assert_eq!(blamed("\"text\"", "E0308", &mutants), [(2, Form::NotCompiled)]);
         assert_eq!(blamed("None; }", "E0308", &mutants), [(3, Form::not_tried(OPAQUE))]);
         assert_eq!(blamed("match n", "E0004", &mutants), [(4, Form::NotCompiled)]);
         // Of nothing closer, all of the function; and none where there are none.
         let of_function = blamed("// It begins", "E0000", &mutants);
-        assert!(matches!(of_function[..], [(2, Form::NotTried(_)), (5, Form::NotTried(_))]), "{of_function:?}");
+        assert!(
+            matches!(of_function[..], [(2, Form::NotTried(_)), (5, Form::NotTried(_))]),
+            "{of_function:?}"
+        );
         assert_eq!(blamed("struct Limits", "E0000", &mutants), []);
     }
 }

@@ -1,5 +1,5 @@
-//! The switches of mutants, compiled into the crates under test: which mutant a process runs with is in its
-//! environment, and holds for the processes that it starts.
+//! The switches of mutants, compiled into the crates under test: which mutant a process runs with
+//! is in its environment, and holds for the processes that it starts.
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;

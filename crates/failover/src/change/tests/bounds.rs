@@ -6,7 +6,10 @@ use super::*;
 fn names_labels_and_ids_of_clusters_have_their_bounds() {
     let add = |name: String| Change::AddRegion { name };
     assert_eq!(done(&cluster(), &add("x".repeat(100))).regions.len(), 4);
-    assert_eq!(refused(&cluster(), &add("x".repeat(101))), "the name of a region has at most 100 bytes");
+    assert_eq!(
+        refused(&cluster(), &add("x".repeat(101))),
+        "the name of a region has at most 100 bytes"
+    );
     assert_eq!(done(&cluster(), &add("eu-west_1.b".to_owned())).regions[3], "eu-west_1.b");
     let name = |length| Change::NameCluster { id: "a".repeat(length) };
     assert!([16, 64].iter().all(|length| cluster().after(&name(*length)).is_ok()));
@@ -32,7 +35,11 @@ fn an_address_is_a_host_and_a_port() {
 #[test]
 fn an_address_is_taken_whichever_of_its_two_a_node_has_it_for() {
     let add = |rpc: &str, kv: Option<&str>| Change::AddNode {
-        node: Node { rpc_address: rpc.to_owned(), kv_address: kv.map(str::to_owned), ..node(8, "b", "b3") },
+        node: Node {
+            rpc_address: rpc.to_owned(),
+            kv_address: kv.map(str::to_owned),
+            ..node(8, "b", "b3")
+        },
     };
     for (rpc, kv) in [("10.0.0.3:4512", None), ("10.0.0.8:1", Some("10.0.0.3:4512"))] {
         let message = "10.0.0.3:4512 is the address of node 3 (n3) already";
@@ -44,36 +51,58 @@ fn an_address_is_taken_whichever_of_its_two_a_node_has_it_for() {
 fn so_many_databases_are_being_deleted_at_once_and_no_more() {
     let mut next = cluster();
     let deletion = |n: u16| {
-        (DatabaseId([n.to_be_bytes(); 8].concat().try_into().unwrap()), Deletion { name: n.to_string(), shard: SHARD })
+        (
+            DatabaseId([n.to_be_bytes(); 8].concat().try_into().unwrap()),
+            Deletion { name: n.to_string(), shard: SHARD },
+        )
     };
     next.deleting = (1000..1999).map(deletion).collect();
     next = done(&next, &Change::DeleteDatabase { id: DATABASE });
     assert_eq!(next.deleting.len(), 1000);
     next.databases.insert(DatabaseId([9; 16]), database("more", "a"));
-    assert!(refused(&next, &Change::DeleteDatabase { id: DatabaseId([9; 16]) }).starts_with("1000 databases"));
+    assert!(
+        refused(&next, &Change::DeleteDatabase { id: DatabaseId([9; 16]) })
+            .starts_with("1000 databases")
+    );
 }
 
 #[test]
 fn a_database_that_clients_open_by_default_is_not_forgotten_with_another() {
-    let create = Change::CreateDatabase { id: DatabaseId([2; 16]), database: database("two", "a"), own_shard: false };
+    let create = Change::CreateDatabase {
+        id: DatabaseId([2; 16]),
+        database: database("two", "a"),
+        own_shard: false,
+    };
     let next = done(&cluster(), &create);
     let message = "there is a database called two already";
-    let again = Change::CreateDatabase { id: DatabaseId([3; 16]), database: database("two", "a"), own_shard: false };
+    let again = Change::CreateDatabase {
+        id: DatabaseId([3; 16]),
+        database: database("two", "a"),
+        own_shard: false,
+    };
     assert_eq!(refused(&next, &again), message);
     let next = done(&next, &Change::DeleteDatabase { id: DatabaseId([2; 16]) });
     assert_eq!(next.default_database, Some(DATABASE));
 }
 
 #[test]
-fn what_is_not_said_of_a_database_stays_and_writes_may_be_slowed_and_refused_from_the_same_lag_on() {
-    let set = |failover, rpo| Change::SetDatabase { id: DATABASE, failover, rpo, primary_region: None };
+fn what_is_not_said_of_a_database_stays_and_writes_may_be_slowed_and_refused_from_the_same_lag_on()
+{
+    let set =
+        |failover, rpo| Change::SetDatabase { id: DATABASE, failover, rpo, primary_region: None };
     let rpo = Rpo { soft_ms: 700, max_ms: 700, ..Rpo::default() };
     let next = done(&cluster(), &set(None, Some(rpo)));
     let next = done(&next, &set(Some(FailoverMode::Manual), None));
     let database = &next.databases[&DATABASE];
-    assert_eq!((database.failover, database.rpo, database.primary_region.as_str()), (FailoverMode::Manual, rpo, "a"));
+    assert_eq!(
+        (database.failover, database.rpo, database.primary_region.as_str()),
+        (FailoverMode::Manual, rpo, "a")
+    );
     let bounds = Rpo::default();
-    assert_eq!((bounds.mode, bounds.soft_ms, bounds.max_ms), (crate::cluster::RpoMode::Enforce, 500, 1000));
+    assert_eq!(
+        (bounds.mode, bounds.soft_ms, bounds.max_ms),
+        (crate::cluster::RpoMode::Enforce, 500, 1000)
+    );
 }
 
 #[test]
@@ -83,7 +112,10 @@ fn a_token_has_a_hash_a_short_label_and_something_that_it_opens() {
     };
     let hash = || "ab".repeat(32);
     assert!(cluster().after(&create("x".repeat(200), hash(), TokenScope::All)).is_ok());
-    assert_eq!(refused(&cluster(), &create("x".repeat(201), hash(), TokenScope::All)), "a label has at most 200 bytes");
+    assert_eq!(
+        refused(&cluster(), &create("x".repeat(201), hash(), TokenScope::All)),
+        "a label has at most 200 bytes"
+    );
     for unfit in ["zz".repeat(32), "ab".repeat(33)] {
         let message = "a token is kept as its SHA-256, 64 hex digits";
         assert_eq!(refused(&cluster(), &create(String::new(), unfit, TokenScope::All)), message);
@@ -94,11 +126,18 @@ fn a_token_has_a_hash_a_short_label_and_something_that_it_opens() {
     let next = done(&cluster(), &create(String::new(), hash(), scope(&[DATABASE])));
     assert_eq!(next.tokens[&1].scope, scope(&[DATABASE]));
     // Of what one opens besides what there is no more.
-    assert!(cluster().after(&create(String::new(), hash(), scope(&[DATABASE, DatabaseId([9; 16])]))).is_err());
+    assert!(
+        cluster()
+            .after(&create(String::new(), hash(), scope(&[DATABASE, DatabaseId([9; 16])])))
+            .is_err()
+    );
     // A second one is another.
     let next = done(&next, &create(String::new(), "cd".repeat(32), TokenScope::All));
     assert_eq!((next.tokens.len(), next.last_token_id), (2, 2));
-    assert_eq!(done(&next, &Change::RevokeToken { id: 1 }).tokens.keys().copied().collect::<Vec<_>>(), [2]);
+    assert_eq!(
+        done(&next, &Change::RevokeToken { id: 1 }).tokens.keys().copied().collect::<Vec<_>>(),
+        [2]
+    );
 }
 
 /// An entry of the directory's log stays small by this.
@@ -114,12 +153,20 @@ fn what_a_controller_writes_is_no_larger_than_was_counted_and_not_much_smaller()
         cause: cause.to_owned(),
     };
     let promote = |region: &str, cause: &str, voters: usize, old: usize, former: usize| {
-        let set = |count: usize| -> BTreeSet<NodeId> { (0..count).map(|n| u64::MAX - n as u64).collect() };
+        let set = |count: usize| -> BTreeSet<NodeId> {
+            (0..count).map(|n| u64::MAX - n as u64).collect()
+        };
         let mut report = report(u16::MAX, at(u16::MAX, 1 << 40), &region.repeat(20));
         (report.cause, report.from_region) = (cause.to_owned(), region.repeat(20));
         (report.old_voters, report.former_voters) = (set(old), vec![set(old); former]);
-        (report.promoted_at_ms, report.sealed_at_ms, report.base_time_ms) = (u64::MAX, u64::MAX, u64::MAX);
-        Change::Promote { shard: ShardId(u32::MAX), voters: set(voters), preferred_leader: Some(u64::MAX), report }
+        (report.promoted_at_ms, report.sealed_at_ms, report.base_time_ms) =
+            (u64::MAX, u64::MAX, u64::MAX);
+        Change::Promote {
+            shard: ShardId(u32::MAX),
+            voters: set(voters),
+            preferred_leader: Some(u64::MAX),
+            report,
+        }
     };
     for change in [
         seal(None, ""),
@@ -135,7 +182,11 @@ fn what_a_controller_writes_is_no_larger_than_was_counted_and_not_much_smaller()
         promote("region", &long, 40, 0, 0),
     ] {
         let written = serde_json::to_string(&change).unwrap().len();
-        assert!((written..=written + 700).contains(&change.size()), "{written}, {}: {change:?}", change.size());
+        assert!(
+            (written..=written + 700).contains(&change.size()),
+            "{written}, {}: {change:?}",
+            change.size()
+        );
     }
 }
 
@@ -178,8 +229,22 @@ fn a_change_in_place_is_the_same_change_and_what_is_refused_has_changed_nothing(
         promote(&[4, 5]),
         Change::Activate { shard: SHARD, epoch: Epoch(2) },
         Change::Activate { shard: ShardId(9), epoch: Epoch(2) },
-        Change::ShowLoss { shard: SHARD, epoch: Epoch(2), node: 1, transactions: 3, at_most: 4, last_time_ms: 9_000 },
-        Change::ShowLoss { shard: SHARD, epoch: Epoch(2), node: 1, transactions: 3, at_most: 4, last_time_ms: 9_000 },
+        Change::ShowLoss {
+            shard: SHARD,
+            epoch: Epoch(2),
+            node: 1,
+            transactions: 3,
+            at_most: 4,
+            last_time_ms: 9_000,
+        },
+        Change::ShowLoss {
+            shard: SHARD,
+            epoch: Epoch(2),
+            node: 1,
+            transactions: 3,
+            at_most: 4,
+            last_time_ms: 9_000,
+        },
         Change::SetVoters { shard: SHARD, voters: ids(&[4]) },
         Change::SettleVoters { shard: SHARD, epoch: Epoch(2), version: 5 },
         Change::SettleVoters { shard: SHARD, epoch: Epoch(2), version: 6 },

@@ -10,14 +10,29 @@ fn full() -> Cluster {
     let (shard, epoch) = (SHARD, Epoch(1));
     next = done(&next, &Change::SetVoters { shard, voters: ids(&[1, 2]) });
     let cause = "no leader".to_owned();
-    next = done(&next, &Change::Seal { shard, epoch, to: None, planned: false, since_ms: 1, cause });
+    next =
+        done(&next, &Change::Seal { shard, epoch, to: None, planned: false, since_ms: 1, cause });
     let (voters, report) = (ids(&[4, 5]), report(2, at(1, 50), "b"));
     next = done(&next, &Change::Promote { shard, voters, preferred_leader: Some(4), report });
     let epoch = Epoch(2);
-    next = done(&next, &Change::ShowLoss { shard, epoch, node: 1, transactions: 3, at_most: 4, last_time_ms: 5_100 });
+    next = done(
+        &next,
+        &Change::ShowLoss {
+            shard,
+            epoch,
+            node: 1,
+            transactions: 3,
+            at_most: 4,
+            last_time_ms: 5_100,
+        },
+    );
     for (n, to) in [(2, "b"), (3, "a")] {
-        let database = Database { failover: FailoverMode::Manual, ..database(&format!("db{n}"), "a") };
-        next = done(&next, &Change::CreateDatabase { id: DatabaseId([n; 16]), database, own_shard: true });
+        let database =
+            Database { failover: FailoverMode::Manual, ..database(&format!("db{n}"), "a") };
+        next = done(
+            &next,
+            &Change::CreateDatabase { id: DatabaseId([n; 16]), database, own_shard: true },
+        );
         let shard = ShardId(n.into());
         next = done(&next, &Change::Activate { shard, epoch: Epoch::FIRST });
         next = done(
@@ -30,7 +45,8 @@ fn full() -> Cluster {
     }
     let scope = TokenScope::Databases(BTreeSet::from([DATABASE]));
     let (label, sha256) = ("ci".to_owned(), "ab".repeat(32));
-    let token = Token { label, sha256, scope, write: false, expires_at_ms: Some(9), created_at_ms: 8 };
+    let token =
+        Token { label, sha256, scope, write: false, expires_at_ms: Some(9), created_at_ms: 8 };
     next = done(&next, &Change::CreateToken { token });
     done(
         &next,
@@ -57,8 +73,14 @@ fn fields_that_were_added_may_be_absent() {
     let report = &mut json["shards"]["1"]["reports"][0];
     report.as_object_mut().unwrap().retain(|key, _| key != "old_voters" && key != "former_voters");
     report["loss"].as_object_mut().unwrap().retain(|key, _| key != "shown_by" && key != "at_most");
-    json["nodes"]["2"].as_object_mut().unwrap().retain(|key, _| key != "incarnation" && key != "removed");
-    json["databases"][DATABASE.to_string()].as_object_mut().unwrap().retain(|key, _| key != "failover" && key != "rpo");
+    json["nodes"]["2"]
+        .as_object_mut()
+        .unwrap()
+        .retain(|key, _| key != "incarnation" && key != "removed");
+    json["databases"][DATABASE.to_string()]
+        .as_object_mut()
+        .unwrap()
+        .retain(|key, _| key != "failover" && key != "rpo");
     json["shards"]["3"].as_object_mut().unwrap().remove("changing").unwrap();
     let read: Cluster = serde_json::from_value(json).unwrap();
     assert!(read.shards[&SHARD].reports[0].old_voters.is_empty());
@@ -72,8 +94,20 @@ fn every_change_survives_being_written_and_read() {
     let changes = [
         Change::NameCluster { id: "00ff00ff00ff00ff".into() },
         Change::RecordIncarnation { node: 1, incarnation: "ff".into() },
-        Change::Seal { shard, epoch, to: to.clone(), planned: true, since_ms: 1, cause: cause.clone() },
-        Change::Promote { shard, voters: ids(&[4]), preferred_leader: None, report: report(2, at(1, 5), "b") },
+        Change::Seal {
+            shard,
+            epoch,
+            to: to.clone(),
+            planned: true,
+            since_ms: 1,
+            cause: cause.clone(),
+        },
+        Change::Promote {
+            shard,
+            voters: ids(&[4]),
+            preferred_leader: None,
+            report: report(2, at(1, 5), "b"),
+        },
         Change::Activate { shard, epoch },
         Change::ShowLoss { shard, epoch, node: 1, transactions: 2, at_most: 2, last_time_ms: 3 },
         Change::BeginSwitchover { shard, to: "b".into() },

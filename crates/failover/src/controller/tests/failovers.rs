@@ -3,7 +3,13 @@ use super::*;
 
 fn force(story: &mut Story, to: Option<&str>) {
     let (to, cause) = (to.map(str::to_owned), "by hand".to_owned());
-    story.order(Change::ForceFailover { shard: SHARD, epoch: story.shard().epoch, to, since_ms: 1, cause });
+    story.order(Change::ForceFailover {
+        shard: SHARD,
+        epoch: story.shard().epoch,
+        to,
+        since_ms: 1,
+        cause,
+    });
 }
 
 /// The last failover or switchover: where to, the base, and what it says was lost.
@@ -25,7 +31,10 @@ fn a_region_that_lost_its_quorum_is_replaced_by_the_most_advanced_one() {
     let report = &story.shard().reports[0];
     assert_eq!((report.loss.window_ms, report.loss.exact, report.planned), (100, false, false));
     assert_eq!(report.loss.at_most, 20, "as far as is known by then");
-    assert_eq!((report.base_transactions, report.old_voters.clone()), (240, BTreeSet::from([1, 2, 3])));
+    assert_eq!(
+        (report.base_transactions, report.old_voters.clone()),
+        (240, BTreeSet::from([1, 2, 3]))
+    );
     assert!(report.sealed_at_ms < report.promoted_at_ms);
     assert_eq!(story.shard().voters, BTreeSet::from([6, 7]));
     assert_eq!(story.actors[&7].position, at(1, 120));
@@ -156,7 +165,11 @@ fn a_region_with_one_data_center_is_never_chosen_by_itself() {
     story.down(&[1, 2, 3, 5, 7]);
     story.run(20_000);
     assert_eq!(story.changes, []);
-    assert!(story.text().ends_with("no other region has two data centers in reach"), "{}", story.text());
+    assert!(
+        story.text().ends_with("no other region has two data centers in reach"),
+        "{}",
+        story.text()
+    );
     story.up(&[7]);
     story.run_until_active(2);
     // What b has is taken along.
@@ -171,7 +184,10 @@ fn an_operator_may_name_a_region_with_one_data_center() {
     assert_eq!(story.changes, []);
     force(&mut story, Some("b"));
     story.run_until_active(2);
-    assert_eq!((outcome(&story).0, story.shard().voters.clone()), ("b".to_owned(), BTreeSet::from([4])));
+    assert_eq!(
+        (outcome(&story).0, story.shard().voters.clone()),
+        ("b".to_owned(), BTreeSet::from([4]))
+    );
 }
 
 #[test]
@@ -190,7 +206,10 @@ fn of_a_region_that_an_operator_names_all_vote_if_a_majority_is_there() {
     story.down(&[1]);
     force(&mut story, Some("a"));
     story.run_until_active(2);
-    assert_eq!((outcome(&story).0.as_str(), &story.shard().voters), ("a", &BTreeSet::from([1, 2, 3])));
+    assert_eq!(
+        (outcome(&story).0.as_str(), &story.shard().voters),
+        ("a", &BTreeSet::from([1, 2, 3]))
+    );
 }
 
 #[test]
@@ -220,7 +239,8 @@ fn what_a_leader_was_heard_to_have_is_waited_for_while_a_quorum_of_its_region_an
 #[test]
 fn a_database_in_manual_mode_keeps_its_shard_where_it_is() {
     let mut story = Story::new();
-    let manual = crate::cluster::Database { failover: FailoverMode::Manual, ..database("slow", "a") };
+    let manual =
+        crate::cluster::Database { failover: FailoverMode::Manual, ..database("slow", "a") };
     story.cluster.databases.insert(DatabaseId([2; 16]), manual);
     story.down(&[1, 2, 3]);
     story.run(20_000);
@@ -309,7 +329,10 @@ fn the_only_holder_of_the_base_may_vanish_and_what_others_have_is_kept() {
         seen = story.actions.len();
     }
     let waited = story.now - asked_at;
-    assert!(waited >= ControllerConfig::default().drain_lasts, "one may be pulling still after {waited:?}");
+    assert!(
+        waited >= ControllerConfig::default().drain_lasts,
+        "one may be pulling still after {waited:?}"
+    );
     story.run_until_active(2);
     let (region, base, lost) = outcome(&story);
     assert_eq!((region.as_str(), base), ("b", at(1, 110)));
@@ -364,7 +387,9 @@ fn a_promotion_that_is_not_possible_any_more_is_decided_anew() {
     story.holds_back = true;
     story.run(5000);
     let promotes = |action: &Action| match action {
-        Action::Commit { changes } => changes.iter().any(|change| matches!(change, Change::Promote { .. })),
+        Action::Commit { changes } => {
+            changes.iter().any(|change| matches!(change, Change::Promote { .. }))
+        }
         _ => false,
     };
     assert!(story.actions.iter().any(promotes));
@@ -403,8 +428,8 @@ fn a_region_that_cannot_form_its_group_is_left_again() {
     assert_eq!(outcome(&story), ("c".to_owned(), at(1, 100), 0));
 }
 
-/// The primary's region is all that can be chosen: its leader is lost, its other voters lack what b and c have, each
-/// of which has lost one of its two data centers.
+/// The primary's region is all that can be chosen: its leader is lost, its other voters lack what b
+/// and c have, each of which has lost one of its two data centers.
 fn only_home_is_left(holders: &[NodeId]) -> Story {
     let mut story = Story::new();
     story.down(&[1, 2, 3]);
@@ -426,7 +451,11 @@ fn voters_of_the_region_that_failed_pull_what_they_lack_once_it_is_chosen_again(
         let mut story = only_home_is_left(holders);
         story.run_until_active(2);
         assert_eq!(outcome(&story), ("a".to_owned(), at(1, 130), 0));
-        assert_eq!(story.asked_to_pull(), BTreeSet::new(), "their state is their old group's until then");
+        assert_eq!(
+            story.asked_to_pull(),
+            BTreeSet::new(),
+            "their state is their old group's until then"
+        );
     }
 }
 
@@ -453,7 +482,8 @@ fn those_that_are_left_tell_a_new_directory_leader_how_much_is_lost() {
     let mut story = Story::new();
     story.actor(1).position = at(1, 130);
     story.run(1000);
-    // The directory's leader is lost with the region; nobody is left who had what the shard's leader had.
+    // The directory's leader is lost with the region; nobody is left who had what the shard's
+    // leader had.
     story.down(&[1, 2, 3]);
     story.new_controller();
     story.run_until_active(2);
@@ -498,13 +528,20 @@ fn the_shards_of_a_lost_region_fail_over_together() {
     assert_eq!(story.changes.len(), 150);
     // Answers and leaders come one by one: not all fit into the first list of each step.
     assert!(story.commits <= 8, "{} commits", story.commits);
-    // Each was decided knowing those before it: what one node led is shared by those of the next region.
+    // Each was decided knowing those before it: what one node led is shared by those of the next
+    // region.
     let leads = |node: NodeId| {
         let shards = story.cluster.shards.values();
         shards.filter(|shard| shard.preferred_leader == Some(node)).count()
     };
     assert_eq!([leads(4), leads(5)], [25, 25]);
-    assert!(story.cluster.shards.values().all(|shard| shard.reports.len() == 1 && shard.base() == at(1, 100)));
+    assert!(
+        story
+            .cluster
+            .shards
+            .values()
+            .all(|shard| shard.reports.len() == 1 && shard.base() == at(1, 100))
+    );
 }
 
 #[test]

@@ -24,7 +24,8 @@ fn leads() -> ShardReport {
 fn voters_are_granted_the_epoch_in_every_phase_but_sealing() {
     let mut cluster = cluster();
     let mut controller = controller();
-    let mut granted = |cluster: &Cluster, node| controller.renew(Duration::from_secs(101), cluster, node).shards;
+    let mut granted =
+        |cluster: &Cluster, node| controller.renew(Duration::from_secs(101), cluster, node).shards;
     let phases = [Phase::Forming, Phase::Active, Phase::SwitchingOver { to: "b".to_owned() }];
     for phase in phases {
         cluster.shards.get_mut(&SHARD).unwrap().phase = phase;
@@ -41,8 +42,9 @@ fn voters_are_granted_the_epoch_in_every_phase_but_sealing() {
 #[test]
 fn a_lease_is_out_for_its_ttl_and_the_drift_whatever_is_granted_after_it() {
     let mut grants = Grants::new(MS * 3150, Duration::ZERO);
-    let holders =
-        |grants: &Grants, ms: u32| -> Vec<NodeId> { grants.may_hold(MS * ms, SHARD, Epoch(1), 1..=3).collect() };
+    let holders = |grants: &Grants, ms: u32| -> Vec<NodeId> {
+        grants.may_hold(MS * ms, SHARD, Epoch(1), 1..=3).collect()
+    };
     assert_eq!(holders(&grants, 3149), [1, 2, 3], "what a predecessor granted is not known");
     assert!(holders(&grants, 3150).is_empty());
     grants.grant(MS * 5000, 2, &[(SHARD, Epoch(1))]);
@@ -61,7 +63,9 @@ fn a_lease_is_over_for_the_controller_when_it_is_on_a_clock_that_is_a_tenth_slow
     let (mut controller, granted_at) = (controller(), Duration::from_secs(110));
     let lease = controller.renew(granted_at, &cluster(), 2);
     let lasts = lease.ttl * 10 / 9;
-    let may_hold = |ms| controller.grants.may_hold(granted_at + ms, SHARD, Epoch(1), 1..=3).collect::<Vec<_>>();
+    let may_hold = |ms| {
+        controller.grants.may_hold(granted_at + ms, SHARD, Epoch(1), 1..=3).collect::<Vec<_>>()
+    };
     assert_eq!(may_hold(lasts), [2], "the node may still hold it");
     let config = ControllerConfig::default();
     assert!(may_hold(config.failover_after).is_empty(), "a failover waits for the margin");
@@ -100,7 +104,8 @@ fn a_removed_voter_keeps_its_lease_until_that_runs_out() {
     controller.renew(later, &cluster, 1);
     cluster = cluster.after(&Change::ReplaceNode { old: 1, new: node(8, "a", "a1") }).unwrap();
     let cause = "by hand".to_owned();
-    let force = Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to: None, since_ms: 1, cause };
+    let force =
+        Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to: None, since_ms: 1, cause };
     cluster = cluster.after(&force).unwrap();
     let promoted_at = (0..100).map(|step| later + MS * 100 * step).find(|&now| {
         let answer = |node: NodeId| SealAnswer {
@@ -115,8 +120,18 @@ fn a_removed_voter_keeps_its_lease_until_that_runs_out() {
         };
         let mut actions = Vec::new();
         for node in 2..=8 {
-            actions.extend(controller.step(now, &cluster, 0, Event::Reported { node, reports: vec![] }));
-            actions.extend(controller.step(now, &cluster, 0, Event::Sealed { node, answer: answer(node) }));
+            actions.extend(controller.step(
+                now,
+                &cluster,
+                0,
+                Event::Reported { node, reports: vec![] },
+            ));
+            actions.extend(controller.step(
+                now,
+                &cluster,
+                0,
+                Event::Sealed { node, answer: answer(node) },
+            ));
         }
         actions.iter().any(|action| matches!(action, Action::Commit { .. }))
     });
@@ -141,7 +156,9 @@ fn a_controller_that_has_not_looked_for_a_while_says_so() {
     let (cluster, mut controller) = (cluster(), controller());
     let (now, late) = (Duration::from_secs(101), ControllerConfig::default().reachable_within + MS);
     controller.step(now, &cluster, 1, Event::Tick);
-    let said = |later| controller.progress(now + later, &cluster).into_iter().map(|progress| progress.text);
+    let said = |later| {
+        controller.progress(now + later, &cluster).into_iter().map(|progress| progress.text)
+    };
     assert!(said(Duration::ZERO).all(|text| text != "not judged yet"));
     assert_eq!(said(late).collect::<Vec<_>>(), ["not judged yet"]);
 }

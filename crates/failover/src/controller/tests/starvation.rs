@@ -18,7 +18,11 @@ fn a_region_whose_voters_answer_is_given_time_to_elect_a_leader() {
     leaderless(&mut story);
     story.run(25_000);
     assert_eq!(story.changes, []);
-    assert!(story.text().contains("but n1, n2, n3 answer: starved rather than lost"), "{}", story.text());
+    assert!(
+        story.text().contains("but n1, n2, n3 answer: starved rather than lost"),
+        "{}",
+        story.text()
+    );
     story.actor(2).leads = true;
     story.run(1000);
     assert_eq!((story.changes.len(), story.text().as_str()), (0, ""));
@@ -38,7 +42,11 @@ fn voters_before_a_change_that_is_not_through_answer_for_the_region_too() {
     leaderless(&mut story);
     story.run(20_000);
     assert_eq!(story.changes, []);
-    assert!(story.text().contains("but n2, n3 answer: starved rather than lost"), "{}", story.text());
+    assert!(
+        story.text().contains("but n2, n3 answer: starved rather than lost"),
+        "{}",
+        story.text()
+    );
 }
 
 #[test]
@@ -57,9 +65,15 @@ fn a_region_that_answers_and_never_elects_is_left_in_the_end_with_all_that_it_ha
     leaderless(&mut story);
     story.actor(2).position = at(1, 150);
     let took = story.run_until_active(2);
-    assert!(took > config().starved_after && took < config().starved_after + Duration::from_secs(5), "{took:?}");
+    assert!(
+        took > config().starved_after && took < config().starved_after + Duration::from_secs(5),
+        "{took:?}"
+    );
     let report = story.shard().reports.last().unwrap();
-    assert_eq!((report.to_region.as_str(), report.base, report.loss.transactions), ("b", at(1, 150), 0));
+    assert_eq!(
+        (report.to_region.as_str(), report.base, report.loss.transactions),
+        ("b", at(1, 150), 0)
+    );
 }
 
 #[test]
@@ -82,7 +96,11 @@ fn voters_that_answer_and_never_seal_hold_a_failover_up_for_a_while_only() {
     let took = story.run_until_active(2);
     let bound = config().starved_after * 2;
     assert!(took > bound && took < bound + Duration::from_secs(6), "{took:?}");
-    assert_eq!(story.shard().reports[0].loss.transactions, 100, "what they said they had is known to be lost");
+    assert_eq!(
+        story.shard().reports[0].loss.transactions,
+        100,
+        "what they said they had is known to be lost"
+    );
 }
 
 #[test]
@@ -101,7 +119,11 @@ fn a_failover_that_began_waits_for_voters_that_turn_out_to_be_alive() {
     (2..=7).for_each(|id| story.actor(id).seals = true);
     story.run(9000);
     assert!(matches!(story.shard().phase, Phase::Sealing(_)));
-    assert!(story.text().contains("n1 answer the directory and have not sealed"), "{}", story.text());
+    assert!(
+        story.text().contains("n1 answer the directory and have not sealed"),
+        "{}",
+        story.text()
+    );
     story.actor(1).seals = true;
     story.run_until_active(2);
     assert_eq!(story.shard().reports[0].base, at(1, 150));
@@ -122,7 +144,8 @@ fn a_controller_whose_steps_came_late_judges_when_it_has_listened_for_long_enoug
 }
 
 #[test]
-fn a_controller_was_starved_by_a_longer_gap_than_it_may_have_and_forgets_what_it_heard_by_one_thrice_as_long() {
+fn a_controller_was_starved_by_a_longer_gap_than_it_may_have_and_forgets_what_it_heard_by_one_thrice_as_long()
+ {
     let (cluster, began, longest) = (cluster(), Duration::from_secs(100), config().max_step_gap);
     for (gap, is_disturbed, forgets) in [
         (longest, false, false),
@@ -149,7 +172,11 @@ fn a_controller_that_is_always_starved_judges_in_the_end() {
     while story.shard().epoch == Epoch(1) {
         story.run(600);
         story.now += MS * 900;
-        assert!(story.now - began < config().starved_after + Duration::from_secs(2), "{}", story.text());
+        assert!(
+            story.now - began < config().starved_after + Duration::from_secs(2),
+            "{}",
+            story.text()
+        );
     }
     assert!(story.now - began >= config().starved_after);
 }
@@ -158,7 +185,8 @@ fn a_controller_that_is_always_starved_judges_in_the_end() {
 fn a_controller_that_does_not_hear_its_own_node_believes_no_silence() {
     let mut story = Story::new();
     // It runs on a node of b, and the ways to it are closed.
-    story.controller = Controller::new(ControllerConfig { own_node: Some(4), ..config() }, story.now);
+    story.controller =
+        Controller::new(ControllerConfig { own_node: Some(4), ..config() }, story.now);
     story.run(5000);
     story.down(&[1, 2, 3, 4]);
     story.up(&[]);
@@ -182,7 +210,11 @@ fn voters_that_are_slow_to_found_a_group_have_longer_than_a_loss_takes() {
     assert_eq!(story.text(), "waits for its first leader");
     story.run(7950);
     assert_eq!((story.shard().epoch, &story.shard().phase), (Epoch(2), &Phase::Forming));
-    assert!(story.text().contains("but n4, n5 answer: starved rather than lost"), "{}", story.text());
+    assert!(
+        story.text().contains("but n4, n5 answer: starved rather than lost"),
+        "{}",
+        story.text()
+    );
     story.run(3000);
     assert_eq!(story.shard().epoch, Epoch(3));
 }
@@ -211,12 +243,17 @@ fn what_a_leader_acknowledged_while_its_group_was_forming_is_waited_for() {
     while story.shard().phase != Phase::Forming {
         story.step();
     }
-    // Leases are granted by then. One led and acknowledged, and was lost from leadership before it said so.
+    // Leases are granted by then. One led and acknowledged, and was lost from leadership before it
+    // said so.
     (story.actor(4).position, story.actor(5).position) = (at(2, 110), at(2, 110));
     (story.actor(4).seals, story.actor(5).seals) = (false, false);
     story.run(16_000);
     assert!(matches!(story.shard().phase, Phase::Sealing(_)), "{:?}", story.shard());
-    assert!(story.text().contains("n4, n5 answer the directory and have not sealed"), "{}", story.text());
+    assert!(
+        story.text().contains("n4, n5 answer the directory and have not sealed"),
+        "{}",
+        story.text()
+    );
     (story.actor(4).seals, story.actor(5).seals) = (true, true);
     story.forms = true;
     story.run_until_active(3);

@@ -82,7 +82,8 @@ impl Story {
         story
     }
 
-    /// So many shards more, all like [`SHARD`], each with a database of its own; the voters share leading them.
+    /// So many shards more, all like [`SHARD`], each with a database of its own; the voters share
+    /// leading them.
     pub(super) fn add_shards(&mut self, count: u32) {
         for number in 2..count + 2 {
             let (shard, leader) = (ShardId(number), NodeId::from(number % 3 + 1));
@@ -161,7 +162,12 @@ impl Story {
         let is_active = |shard: &Shard| shard.epoch == Epoch(epoch) && shard.phase == Phase::Active;
         while !self.cluster.shards.values().all(is_active) {
             self.step();
-            assert!(self.now < began + Duration::from_secs(90), "{:?}: {}", self.shard(), self.text());
+            assert!(
+                self.now < began + Duration::from_secs(90),
+                "{:?}: {}",
+                self.shard(),
+                self.text()
+            );
         }
         self.now - began
     }
@@ -194,11 +200,15 @@ impl Story {
         let sent_at = self.now - MS * 20;
         let actor = self.actors.get_mut(&id).unwrap();
         actor.lease.renewed(sent_at, &lease);
-        self.controller.furthest(&self.cluster).into_iter().for_each(|furthest| actor.hearsay.heard(furthest));
+        self.controller
+            .furthest(&self.cluster)
+            .into_iter()
+            .for_each(|furthest| actor.hearsay.heard(furthest));
         let (now_at, version) = (actor.position, self.cluster.version);
         let reports = self.cluster.shards.iter().map(|(shard, of)| {
             let (heard_transactions, heard_time_ms) = actor.hearsay.of(*shard, of.epoch);
-            let leads = if *shard == SHARD { actor.leads } else { self.leaders.get(shard) == Some(&id) };
+            let leads =
+                if *shard == SHARD { actor.leads } else { self.leaders.get(shard) == Some(&id) };
             ShardReport {
                 shard: *shard,
                 epoch: of.epoch,
@@ -253,14 +263,18 @@ impl Story {
                 self.mail.push(Event::Sealed { node, answer });
             }
             Action::Drain { node, shard, epoch, source, through } => {
-                assert!(self.actors[&source].position >= through, "{source} does not have {through}");
+                assert!(
+                    self.actors[&source].position >= through,
+                    "{source} does not have {through}"
+                );
                 let present = &self.cluster.shards[&shard];
                 let is_failover = matches!(&present.phase, Phase::Sealing(plan) if !plan.planned);
                 if is_failover && present.voters.contains(&node) {
                     // It has stopped with its group.
                     return;
                 }
-                if self.actors[&source].up && self.actors[&source].has_tail && self.actors[&node].up {
+                if self.actors[&source].up && self.actors[&source].has_tail && self.actors[&node].up
+                {
                     self.actor(node).position = through;
                     self.mail.push(Event::Drained { node, shard, epoch, position: through });
                 }
@@ -272,29 +286,43 @@ impl Story {
     fn check_leases(&self, shard: ShardId) {
         let old = Epoch(self.cluster.shards[&shard].epoch.0 - 1);
         for (id, actor) in &self.actors {
-            assert!(!actor.lease.holds(self.now, shard, old), "{id} holds a lease on {old} of {shard}");
+            assert!(
+                !actor.lease.holds(self.now, shard, old),
+                "{id} holds a lease on {old} of {shard}"
+            );
         }
     }
 
-    /// An epoch begins with what a majority of its voters has, or pulls when it founds the group. Where no operator
-    /// has said otherwise, that lies in two data centers.
+    /// An epoch begins with what a majority of its voters has, or pulls when it founds the group.
+    /// Where no operator has said otherwise, that lies in two data centers.
     fn check_base(&self, change: &Change) {
         let Change::Promote { shard, voters, report, .. } = change else { return };
         let ended = &self.cluster.shards[shard];
         let Phase::Sealing(plan) = &ended.phase else { panic!("{ended:?}") };
         let position = |id: &NodeId| self.actors[id].position;
-        let pulls = |id: &NodeId| !plan.planned && ended.voters.contains(id) && position(id) < report.base;
+        let pulls =
+            |id: &NodeId| !plan.planned && ended.voters.contains(id) && position(id) < report.base;
         let sound = voters.iter().filter(|id| position(id) == report.base || pulls(id)).count();
         assert!(2 * sound > voters.len(), "{sound} of {voters:?} for {}", report.base);
         let holders = self.actors.keys().filter(|id| position(id) == report.base);
         let places: BTreeSet<_> = holders.map(|id| &self.cluster.nodes[id].data_center).collect();
-        assert!(places.len() >= if plan.to.is_some() { 1 } else { 2 }, "{} lies in {places:?}", report.base);
+        assert!(
+            places.len() >= if plan.to.is_some() { 1 } else { 2 },
+            "{} lies in {places:?}",
+            report.base
+        );
     }
 
-    /// The voters of a new epoch pull what they lack, and elect a leader as soon as two that are up have its base.
+    /// The voters of a new epoch pull what they lack, and elect a leader as soon as two that are up
+    /// have its base.
     fn form(&mut self) {
-        let forming: Vec<_> =
-            self.cluster.shards.iter().filter(|(_, shard)| shard.phase == Phase::Forming).map(|(id, _)| *id).collect();
+        let forming: Vec<_> = self
+            .cluster
+            .shards
+            .iter()
+            .filter(|(_, shard)| shard.phase == Phase::Forming)
+            .map(|(id, _)| *id)
+            .collect();
         forming.into_iter().for_each(|id| self.form_group(id));
     }
 
@@ -305,14 +333,20 @@ impl Story {
         }
         let base = shard.base();
         if self.actors.values().any(|actor| actor.up && actor.has_tail && actor.position == base) {
-            let lack = |actor: &Actor| actor.up && shard.in_history(actor.position) && actor.position < base;
-            let voters = self.actors.iter_mut().filter(|(id, actor)| shard.voters.contains(id) && lack(actor));
+            let lack = |actor: &Actor| {
+                actor.up && shard.in_history(actor.position) && actor.position < base
+            };
+            let voters = self
+                .actors
+                .iter_mut()
+                .filter(|(id, actor)| shard.voters.contains(id) && lack(actor));
             voters.for_each(|(_, actor)| actor.position = base);
         }
         let able = |id: &&NodeId| self.actors[id].up && self.actors[id].position == shard.base();
         let able: Vec<_> = shard.voters.iter().filter(able).copied().collect();
         if self.forms && able.len() > shard.voters.len() / 2 {
-            let leader = shard.preferred_leader.filter(|leader| able.contains(leader)).unwrap_or(able[0]);
+            let leader =
+                shard.preferred_leader.filter(|leader| able.contains(leader)).unwrap_or(able[0]);
             if id == SHARD {
                 self.actor(leader).leads = true;
             } else {

@@ -55,7 +55,10 @@ fn it_waits_until_the_target_is_near_and_may_be_cancelled() {
     story.order(Change::BeginSwitchover { shard: SHARD, to: "b".to_owned() });
     story.run(30_000);
     assert_eq!(story.shard().phase, Phase::SwitchingOver { to: "b".to_owned() });
-    assert_eq!(story.text(), "switchover to b: 0 of its data centers lag by at most 1.0 s, 2 are wanted");
+    assert_eq!(
+        story.text(),
+        "switchover to b: 0 of its data centers lag by at most 1.0 s, 2 are wanted"
+    );
     story.order(CANCEL);
     story.run(1000);
     assert_eq!((&story.shard().phase, story.shard().epoch), (&Phase::Active, Epoch(1)));
@@ -72,7 +75,10 @@ fn a_replica_that_has_left_the_history_is_not_near() {
     story.order(Change::BeginSwitchover { shard: SHARD, to: "c".to_owned() });
     story.run(10_000);
     assert_eq!(story.shard().phase, Phase::SwitchingOver { to: "c".to_owned() });
-    assert_eq!(story.text(), "switchover to c: 1 of its data centers lag by at most 1.0 s, 2 are wanted");
+    assert_eq!(
+        story.text(),
+        "switchover to c: 1 of its data centers lag by at most 1.0 s, 2 are wanted"
+    );
     story.actor(6).position = at(1, 100);
     story.run_until_active(3);
 }
@@ -92,7 +98,11 @@ fn it_waits_until_the_group_has_the_voters_that_the_cluster_names() {
     story.actor(1).leads = false;
     (story.actor(2).leads, story.actor(2).is_settled) = (true, true);
     story.run_until_active(2);
-    assert!(matches!(story.changes.first(), Some(Change::SettleVoters { version: 2, .. })), "{:?}", story.changes);
+    assert!(
+        matches!(story.changes.first(), Some(Change::SettleVoters { version: 2, .. })),
+        "{:?}",
+        story.changes
+    );
     assert_eq!(lease(&mut story), []);
     assert_eq!(outcome(&story), ("b", at(1, 100), true));
 }
@@ -130,13 +140,19 @@ fn a_switchover_says_what_it_waits_for_and_asks_those_again_that_it_waits_for() 
     assert_eq!(after(&mut story), "switchover to b: the leader finishes what it began");
     // It was asked before it had drained.
     story.actor(1).drains = true;
-    assert_eq!(after(&mut story), "switchover to b: waits until a majority of the voters is sealed");
+    assert_eq!(
+        after(&mut story),
+        "switchover to b: waits until a majority of the voters is sealed"
+    );
     story.actor(2).seals = true;
     assert_eq!(after(&mut story), "switchover to b: 0 of its 2 voters have everything up to 1.100");
     for id in [1, 2, 3] {
         story.actor(id).has_tail = true;
     }
-    assert_eq!(after(&mut story), "switchover to b: waits until leases run out or are given up by n3");
+    assert_eq!(
+        after(&mut story),
+        "switchover to b: waits until leases run out or are given up by n3"
+    );
     assert_eq!(
         seals(&story).iter().collect::<BTreeSet<_>>(),
         BTreeSet::from([&3]),
@@ -153,7 +169,11 @@ fn a_leader_that_is_there_and_takes_long_to_drain_is_waited_for() {
     let mut story = begun("b");
     story.actor(1).drains = false;
     story.run(20_000);
-    assert!(matches!(story.changes[..], [Change::Seal { planned: true, .. }]), "{:?}", story.changes);
+    assert!(
+        matches!(story.changes[..], [Change::Seal { planned: true, .. }]),
+        "{:?}",
+        story.changes
+    );
     story.actor(1).drains = true;
     story.run_until_active(2);
     assert_eq!(outcome(&story), ("b", at(1, 100), true));
@@ -163,7 +183,8 @@ fn a_leader_that_is_there_and_takes_long_to_drain_is_waited_for() {
 fn a_drained_leader_that_voters_have_left_for_another_is_not_enough() {
     let mut story = sealed("b");
     let successor = story.actor(2);
-    (successor.leads, successor.term, successor.position, successor.drains) = (true, 9, at(1, 140), false);
+    (successor.leads, successor.term, successor.position, successor.drains) =
+        (true, 9, at(1, 140), false);
     story.actor(3).term = 9;
     story.run(2000);
     assert_eq!(story.shard().epoch, Epoch(1));
@@ -217,7 +238,11 @@ fn a_leader_that_is_lost_while_it_drains_is_replaced_by_the_other_voters_and_not
         story.step();
     }
     story.run(300);
-    assert_eq!(seals(&story).iter().collect::<BTreeSet<_>>(), BTreeSet::from([&1]), "the others may still vote");
+    assert_eq!(
+        seals(&story).iter().collect::<BTreeSet<_>>(),
+        BTreeSet::from([&1]),
+        "the others may still vote"
+    );
     story.down(&[1]);
     let successor = story.actor(2);
     (successor.leads, successor.term, successor.position) = (true, 8, at(1, 131));
@@ -273,7 +298,8 @@ fn a_primary_that_fails_after_the_seal_and_before_it_drained_fails_over() {
 #[test]
 fn in_manual_mode_it_waits_for_an_operator_instead() {
     let mut story = begun("b");
-    let manual = crate::cluster::Database { failover: FailoverMode::Manual, ..database("slow", "a") };
+    let manual =
+        crate::cluster::Database { failover: FailoverMode::Manual, ..database("slow", "a") };
     story.cluster.databases.insert(DatabaseId([2; 16]), manual);
     story.actor(1).drains = false;
     while !matches!(story.shard().phase, Phase::Sealing(_)) {
@@ -303,7 +329,13 @@ fn the_directory_leader_may_die_at_each_step_of_a_switchover() {
 fn an_answer_to_a_planned_seal_is_no_answer_to_a_failover() {
     let mut story = sealed("b");
     let cause = "by hand".to_owned();
-    story.order(Change::ForceFailover { shard: SHARD, epoch: Epoch(1), to: None, since_ms: 1, cause });
+    story.order(Change::ForceFailover {
+        shard: SHARD,
+        epoch: Epoch(1),
+        to: None,
+        since_ms: 1,
+        cause,
+    });
     let answer = SealAnswer {
         shard: SHARD,
         epoch: Epoch(1),
@@ -314,11 +346,21 @@ fn an_answer_to_a_planned_seal_is_no_answer_to_a_failover() {
         term: Some(7),
         drained_leader: false,
     };
-    let actions = story.controller.step(story.now, &story.cluster, 1, Event::Sealed { node: 2, answer });
-    assert!(actions.contains(&Action::Seal { node: 2, shard: SHARD, epoch: Epoch(1), planned: false }));
+    let actions =
+        story.controller.step(story.now, &story.cluster, 1, Event::Sealed { node: 2, answer });
+    assert!(actions.contains(&Action::Seal {
+        node: 2,
+        shard: SHARD,
+        epoch: Epoch(1),
+        planned: false
+    }));
     story.run(200);
     let asked = |action: &&Action| matches!(action, Action::Seal { node: 2, planned: false, .. });
-    assert_eq!(story.actions.iter().filter(asked).count(), 0, "it was asked above, and again later");
+    assert_eq!(
+        story.actions.iter().filter(asked).count(),
+        0,
+        "it was asked above, and again later"
+    );
     story.run(500);
     assert!(story.actions.iter().any(|action| asked(&action)));
 }

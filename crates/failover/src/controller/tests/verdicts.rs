@@ -1,4 +1,5 @@
-//! What is judged of one shard at one moment. A bound has been reached at the very moment that it names.
+//! What is judged of one shard at one moment. A bound has been reached at the very moment that it
+//! names.
 
 use super::*;
 
@@ -89,7 +90,9 @@ fn said(verdict: Verdict) -> String {
         Verdict::Wait(text) => text,
         Verdict::Commit(Change::Seal { planned: true, .. }) => "seals".to_owned(),
         Verdict::Commit(Change::Seal { planned: false, .. }) => "fails over".to_owned(),
-        Verdict::Commit(Change::Promote { report, .. }) => format!("{} goes on from {}", report.to_region, report.base),
+        Verdict::Commit(Change::Promote { report, .. }) => {
+            format!("{} goes on from {}", report.to_region, report.base)
+        }
         Verdict::Commit(change) => panic!("{change:?}"),
     }
 }
@@ -183,7 +186,9 @@ fn a_region_can_take_over_with_two_data_centers_that_are_a_majority_of_its_voter
     for (id, (region, data_center)) in (8..).zip(places) {
         moment.cluster.nodes.insert(id, node(id, region, data_center));
     }
-    let can = |region, usable: &[NodeId]| moment.view().can_take_over(region, |node| usable.contains(&node));
+    let can = |region, usable: &[NodeId]| {
+        moment.view().can_take_over(region, |node| usable.contains(&node))
+    };
     assert!(can("b", &[4, 5]) && can("e", &[9, 10, 11]) && can("a", &[1, 3]));
     assert!(!can("b", &[4]) && !can("b", &[4, 6]), "a commit has to lie in two data centers");
     assert!(!can("d", &[8]), "also where one is all that there are");
@@ -208,6 +213,7 @@ fn what_a_node_said_counts_while_it_is_in_reach_and_of_the_epoch_of_which_it_was
     assert!(counts(0, 3) && counts(1500, 3) && !counts(1501, 3));
     assert!(!counts(0, 2) && !counts(0, 4) && !counts(1501, 4));
     assert!(
-        contacts.report(NOW, 2, ShardId(9), Epoch(3)).is_none() && contacts.report(NOW, 3, SHARD, Epoch(3)).is_none()
+        contacts.report(NOW, 2, ShardId(9), Epoch(3)).is_none()
+            && contacts.report(NOW, 3, SHARD, Epoch(3)).is_none()
     );
 }

@@ -66,7 +66,8 @@ fn a_node_that_has_pulled_has_what_others_answered_at_that_position() {
     // What it had on the way is no news.
     sealing.drained(secs(4), 2, at(1, 7));
     assert_eq!((sealing.drained[&2], sealing.answers[&2].position), (at(1, 9), at(1, 9)));
-    // Of one that has not answered, and of a position of which nobody did, only the position is known.
+    // Of one that has not answered, and of a position of which nobody did, only the position is
+    // known.
     sealing.drained(secs(4), 3, at(1, 9));
     sealing.drained(secs(4), 1, at(1, 10));
     assert_eq!((sealing.drained[&3], sealing.answers.get(&3)), (at(1, 9), None));
@@ -82,9 +83,15 @@ fn nodes_are_asked_again_when_they_had_their_time_to_answer() {
     let (mut sealing, retry) = (sealing(), MS * 250);
     let mut seal = |ms, node| sealing.seal_is_due(MS * ms, node, retry);
     assert_eq!([seal(0, 1), seal(0, 1), seal(0, 2)], [true, false, true]);
-    assert_eq!([seal(249, 1), seal(250, 1), seal(499, 1), seal(500, 1)], [false, true, false, true]);
+    assert_eq!(
+        [seal(249, 1), seal(250, 1), seal(499, 1), seal(500, 1)],
+        [false, true, false, true]
+    );
     let mut drain = |ms, node, through| sealing.drain_is_due(MS * ms, node, at(1, through), retry);
-    assert_eq!([drain(0, 1, 5), drain(0, 1, 5), drain(0, 1, 6), drain(0, 2, 5)], [true, false, true, true]);
+    assert_eq!(
+        [drain(0, 1, 5), drain(0, 1, 5), drain(0, 1, 6), drain(0, 2, 5)],
+        [true, false, true, true]
+    );
     assert_eq!([drain(249, 1, 5), drain(250, 1, 5)], [false, true]);
 }
 
@@ -110,7 +117,10 @@ fn answers_stay_when_an_operator_says_anew_where_to_and_go_when_nothing_may_be_l
     // The same again changes nothing.
     watch.follow(secs(3), &shard(false, None));
     let sealing = watch.sealing.as_ref().unwrap();
-    assert_eq!((sealing.since, sealing.progress_at, sealing.target.as_deref()), (secs(1), secs(2), Some("b")));
+    assert_eq!(
+        (sealing.since, sealing.progress_at, sealing.target.as_deref()),
+        (secs(1), secs(2), Some("b"))
+    );
     watch.follow(secs(4), &shard(false, Some("c")));
     let sealing = watch.sealing.as_ref().unwrap();
     assert_eq!((sealing.since, sealing.progress_at, &sealing.target), (secs(4), secs(4), &None));

@@ -1,10 +1,12 @@
-use meridian_failover::{Change, Cluster, FailoverMode, FailoverReport, Loss, Rpo, RpoMode, TokenScope};
+use meridian_failover::{
+    Change, Cluster, FailoverMode, FailoverReport, Loss, Rpo, RpoMode, TokenScope,
+};
 use meridian_types::DatabaseId;
 
 use crate::command::operator::{amounts, selection};
 
-/// A recorded change in words, with the names that things have now. One that this version does not know: as it
-/// was recorded.
+/// A recorded change in words, with the names that things have now. One that this version does not
+/// know: as it was recorded.
 pub(super) fn describe(json: &[u8], cluster: &Cluster) -> String {
     match serde_json::from_slice(json) {
         Ok(change) => words(&change, cluster),
@@ -17,12 +19,19 @@ fn words(change: &Change, cluster: &Cluster) -> String {
     let nodes = |ids| selection::node_names(cluster, ids);
     let database = |id: &DatabaseId| {
         let known = cluster.databases.get(id);
-        known.map_or_else(|| format!("database {id}"), |database| format!("database {}", database.name))
+        known.map_or_else(
+            || format!("database {id}"),
+            |database| format!("database {}", database.name),
+        )
     };
-    let to = |to: &Option<String>| to.as_ref().map_or_else(|| "wherever most is".to_owned(), |to| format!("to {to}"));
+    let to = |to: &Option<String>| {
+        to.as_ref().map_or_else(|| "wherever most is".to_owned(), |to| format!("to {to}"))
+    };
     match change {
         Change::NameCluster { id } => format!("the cluster got its id {id}"),
-        Change::RecordIncarnation { node: id, .. } => format!("{} spoke for the first time", node(id)),
+        Change::RecordIncarnation { node: id, .. } => {
+            format!("{} spoke for the first time", node(id))
+        }
         Change::Seal { shard, epoch, to: target, planned: true, .. } => {
             format!("shard {shard}: epoch {epoch} sealed for its switchover {}", to(target))
         }
@@ -35,19 +44,27 @@ fn words(change: &Change, cluster: &Cluster) -> String {
             format!("shard {shard}: epoch {epoch} begins in {target}, {from} was before, {loss}")
         }
         Change::Activate { shard, epoch } => format!("shard {shard}: epoch {epoch} is open"),
-        Change::SettleVoters { shard, .. } => format!("shard {shard}: its group has the voters named"),
+        Change::SettleVoters { shard, .. } => {
+            format!("shard {shard}: its group has the voters named")
+        }
         Change::ShowLoss { shard, epoch, node: id, transactions, at_most, .. } => {
             let shown = amounts::count(*transactions, "transaction");
             let undecided = match at_most.saturating_sub(*transactions) {
                 0 => String::new(),
                 more => format!(" and {more} that nobody decided"),
             };
-            format!("shard {shard}: {} showed {shown}{undecided} that epoch {epoch} left behind", node(id))
+            format!(
+                "shard {shard}: {} showed {shown}{undecided} that epoch {epoch} left behind",
+                node(id)
+            )
         }
         Change::BeginSwitchover { shard, to } => format!("shard {shard}: switchover to {to}"),
         Change::CancelSwitchover { shard } => format!("shard {shard}: switchover cancelled"),
         Change::ForceFailover { shard, epoch, to: target, cause, .. } => {
-            format!("shard {shard}: failover of epoch {epoch} {} ordered, allowing data loss: {cause}", to(target))
+            format!(
+                "shard {shard}: failover of epoch {epoch} {} ordered, allowing data loss: {cause}",
+                to(target)
+            )
         }
         Change::AddRegion { name } => format!("region {name} added"),
         Change::RemoveRegion { name } => format!("region {name} removed"),
@@ -59,13 +76,21 @@ fn words(change: &Change, cluster: &Cluster) -> String {
         }
         Change::RemoveNode { node: id } => format!("node {id} ({}) removed for good", node(id)),
         Change::ReplaceNode { old, new } => {
-            format!("node {old} ({}) replaced for good by {} at {}", node(old), new.name, new.rpc_address)
+            format!(
+                "node {old} ({}) replaced for good by {} at {}",
+                node(old),
+                new.name,
+                new.rpc_address
+            )
         }
         Change::SetVoters { shard, voters } => format!("shard {shard}: voters {}", nodes(voters)),
         Change::SetDirectoryVoters { voters } => format!("directory: voters {}", nodes(voters)),
         Change::CreateDatabase { id, database, own_shard } => {
             let own = if *own_shard { ", in a shard of its own" } else { "" };
-            format!("database {} ({id}) created, primary region {}{own}", database.name, database.primary_region)
+            format!(
+                "database {} ({id}) created, primary region {}{own}",
+                database.name, database.primary_region
+            )
         }
         Change::DeleteDatabase { id } => format!("{} deleted", database(id)),
         Change::EndDeletion { id } => format!("{} is gone from every node", database(id)),
@@ -81,9 +106,15 @@ fn words(change: &Change, cluster: &Cluster) -> String {
         Change::CreateToken { token } => {
             let scope = match &token.scope {
                 TokenScope::All => "all databases".to_owned(),
-                TokenScope::Databases(ids) => ids.iter().map(database).collect::<Vec<_>>().join(", "),
+                TokenScope::Databases(ids) => {
+                    ids.iter().map(database).collect::<Vec<_>>().join(", ")
+                }
             };
-            format!("token {:?} created for {scope}, {}", token.label, if token.write { "read-write" } else { "read" })
+            format!(
+                "token {:?} created for {scope}, {}",
+                token.label,
+                if token.write { "read-write" } else { "read" }
+            )
         }
         Change::RevokeToken { id } => format!("token {id} revoked"),
     }
@@ -97,9 +128,13 @@ pub(crate) fn loss(report: &FailoverReport) -> String {
         (0, true, _) => "nothing lost".to_owned(),
         (0, false, false) => "no loss known yet".to_owned(),
         (lost, true, _) => format!("{} ({window}) lost", amounts::count(lost, "transaction")),
-        (lost, false, false) => format!("at least {} ({window}) lost", amounts::count(lost, "transaction")),
+        (lost, false, false) => {
+            format!("at least {} ({window}) lost", amounts::count(lost, "transaction"))
+        }
         (0, false, true) => format!("at most {} lost", amounts::count(*at_most, "transaction")),
-        (lost, false, true) => format!("{lost} to {} ({window}) lost", amounts::count(*at_most, "transaction")),
+        (lost, false, true) => {
+            format!("{lost} to {} ({window}) lost", amounts::count(*at_most, "transaction"))
+        }
     }
 }
 
@@ -155,7 +190,10 @@ mod tests {
             since_ms: 1,
             cause: "no quorum".to_owned(),
         };
-        assert_eq!(text(&seal), "shard 1: epoch 2 sealed, failing over wherever most is: no quorum");
+        assert_eq!(
+            text(&seal),
+            "shard 1: epoch 2 sealed, failing over wherever most is: no quorum"
+        );
     }
 
     #[test]

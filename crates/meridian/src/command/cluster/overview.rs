@@ -29,7 +29,8 @@ pub(crate) struct Overview {
 pub(crate) struct DirectoryOverview {
     pub(crate) leader: Option<NodeId>,
     pub(crate) leader_name: Option<String>,
-    /// Else what is shown is what another node knew, and nothing is known of lags and of who is away.
+    /// Else what is shown is what another node knew, and nothing is known of lags and of who is
+    /// away.
     pub(crate) leader_answers: bool,
     pub(crate) term: u64,
     pub(crate) voters: BTreeSet<NodeId>,
@@ -75,7 +76,8 @@ pub(crate) struct NodeOverview {
     pub(crate) rpc_address: String,
     pub(crate) kv_address: Option<String>,
     pub(crate) removed: bool,
-    /// `joining` before it first spoke, `up`, `away`, `removed`, or `unknown` where the leader does not answer.
+    /// `joining` before it first spoke, `up`, `away`, `removed`, or `unknown` where the leader does
+    /// not answer.
     pub(crate) state: &'static str,
     pub(crate) contact_age_ms: Option<u64>,
     pub(crate) votes_in_shards: Vec<ShardId>,
@@ -105,8 +107,16 @@ impl Overview {
             },
             version: cluster.version,
             regions: cluster.regions.iter().map(region).collect(),
-            shards: cluster.shards.iter().map(|(id, shard)| ShardOverview::of(view, *id, shard)).collect(),
-            nodes: cluster.nodes.iter().map(|(id, node)| NodeOverview::of(view, *id, node)).collect(),
+            shards: cluster
+                .shards
+                .iter()
+                .map(|(id, shard)| ShardOverview::of(view, *id, shard))
+                .collect(),
+            nodes: cluster
+                .nodes
+                .iter()
+                .map(|(id, node)| NodeOverview::of(view, *id, node))
+                .collect(),
             databases: cluster.databases.len(),
             tokens: cluster.tokens.len(),
             warnings: warnings::of(view, now_ms),
@@ -130,7 +140,10 @@ impl ShardOverview {
             leader_name: leader.map(|leader| selection::node_name(&view.cluster, leader)),
             voters: shard.voters.clone(),
             voter_names: selection::node_names(&view.cluster, &shard.voters),
-            position: present.map(|(_, report)| report.position).max().map(|position| position.to_string()),
+            position: present
+                .map(|(_, report)| report.position)
+                .max()
+                .map(|position| position.to_string()),
             lag_ms: lags.collect(),
             databases: databases.into_iter().map(str::to_owned).collect(),
             progress: view.progress.get(&id).cloned(),
@@ -139,7 +152,16 @@ impl ShardOverview {
 
     /// Of any number of shards.
     pub(crate) fn table<'a>(shards: impl IntoIterator<Item = &'a Self>) -> Table {
-        let mut table = Table::new(&[">SHARD", ">EPOCH", "PHASE", "PRIMARY", "LEADER", "VOTERS", "LAG", "DATABASES"]);
+        let mut table = Table::new(&[
+            ">SHARD",
+            ">EPOCH",
+            "PHASE",
+            "PRIMARY",
+            "LEADER",
+            "VOTERS",
+            "LAG",
+            "DATABASES",
+        ]);
         for shard in shards {
             let phase = match &shard.to {
                 Some(to) => format!("{} to {to}", shard.phase),
@@ -188,11 +210,25 @@ impl NodeOverview {
 
     /// Of any number of nodes.
     pub(crate) fn table<'a>(nodes: impl IntoIterator<Item = &'a Self>) -> Table {
-        let mut table = Table::new(&[">ID", "NAME", "REGION", "DC", "RPC", "KV CONNECT", "STATE", "HEARD", "VOTES IN"]);
+        let mut table = Table::new(&[
+            ">ID",
+            "NAME",
+            "REGION",
+            "DC",
+            "RPC",
+            "KV CONNECT",
+            "STATE",
+            "HEARD",
+            "VOTES IN",
+        ]);
         for node in nodes {
             let shards = node.votes_in_shards.iter().map(|shard| format!("shard {shard}"));
-            let votes: Vec<String> =
-                node.votes_in_directory.then(|| "directory".to_owned()).into_iter().chain(shards).collect();
+            let votes: Vec<String> = node
+                .votes_in_directory
+                .then(|| "directory".to_owned())
+                .into_iter()
+                .chain(shards)
+                .collect();
             table.row([
                 node.id.to_string(),
                 node.name.clone(),
@@ -201,7 +237,10 @@ impl NodeOverview {
                 node.rpc_address.clone(),
                 node.kv_address.clone().unwrap_or_else(|| "-".to_owned()),
                 node.state.to_owned(),
-                node.contact_age_ms.map_or_else(|| "-".to_owned(), |age| format!("{} ago", amounts::duration(age))),
+                node.contact_age_ms.map_or_else(
+                    || "-".to_owned(),
+                    |age| format!("{} ago", amounts::duration(age)),
+                ),
                 votes.join(", "),
             ]);
         }
@@ -229,7 +268,11 @@ impl fmt::Display for Overview {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let directory = &self.directory;
         match &directory.leader_name {
-            Some(name) => writeln!(f, "directory  led by {name}, term {}, version {}", directory.term, self.version)?,
+            Some(name) => writeln!(
+                f,
+                "directory  led by {name}, term {}, version {}",
+                directory.term, self.version
+            )?,
             None => writeln!(f, "directory  no leader known, version {}", self.version)?,
         }
         let region = |region: &RegionOverview| {
@@ -239,7 +282,12 @@ impl fmt::Display for Overview {
         let regions: Vec<String> = self.regions.iter().map(region).collect();
         writeln!(f, "regions    {}", regions.join(", "))?;
         let (databases, tokens) = (self.databases as u64, self.tokens as u64);
-        writeln!(f, "holds      {}, {}", amounts::count(databases, "database"), amounts::count(tokens, "token"))?;
+        writeln!(
+            f,
+            "holds      {}, {}",
+            amounts::count(databases, "database"),
+            amounts::count(tokens, "token")
+        )?;
         writeln!(f)?;
         write!(f, "{}", ShardOverview::table(&self.shards))?;
         if let Some(progress) = &directory.progress {

@@ -18,7 +18,9 @@ pub(super) fn of(view: &View, now_ms: u64) -> Vec<String> {
         ));
     }
     if view.cluster.version == 0 {
-        warnings.push("the directory has not begun: this is what a node's configuration says".to_owned());
+        warnings.push(
+            "the directory has not begun: this is what a node's configuration says".to_owned(),
+        );
     }
     divergence_warnings(view, &mut warnings);
     for (id, shard) in &view.cluster.shards {
@@ -63,13 +65,24 @@ fn refusal_warnings(view: &View, warnings: &mut Vec<String>) {
 }
 
 /// What keeps a shard from serving, or from being safe, now.
-fn shard_warnings(view: &View, id: ShardId, shard: &Shard, now_ms: u64, warnings: &mut Vec<String>) {
+fn shard_warnings(
+    view: &View,
+    id: ShardId,
+    shard: &Shard,
+    now_ms: u64,
+    warnings: &mut Vec<String>,
+) {
     match &shard.phase {
         Phase::Sealing(plan) => {
             let age = amounts::duration(now_ms.saturating_sub(plan.since_ms));
-            warnings.push(format!("shard {id} is sealed for {age} and takes no writes: {}", plan.cause));
+            warnings.push(format!(
+                "shard {id} is sealed for {age} and takes no writes: {}",
+                plan.cause
+            ));
         }
-        Phase::Forming => warnings.push(format!("shard {id} is being opened and takes no writes yet")),
+        Phase::Forming => {
+            warnings.push(format!("shard {id} is being opened and takes no writes yet"))
+        }
         Phase::Active | Phase::SwitchingOver { .. } => {}
     }
     if view.leader_address.is_none() {
@@ -84,8 +97,11 @@ fn shard_warnings(view: &View, id: ShardId, shard: &Shard, now_ms: u64, warnings
             ),
         };
         let voters = shard.voters.len();
-        warnings.push(format!("shard {id} has no quorum: {up} of its {voters} voters are reachable{manual}"));
-    } else if view.leader_of(id, shard).is_none() && matches!(shard.phase, Phase::Active | Phase::SwitchingOver { .. })
+        warnings.push(format!(
+            "shard {id} has no quorum: {up} of its {voters} voters are reachable{manual}"
+        ));
+    } else if view.leader_of(id, shard).is_none()
+        && matches!(shard.phase, Phase::Active | Phase::SwitchingOver { .. })
     {
         warnings.push(format!("shard {id} has no leader"));
     }
@@ -98,12 +114,18 @@ fn shard_warnings(view: &View, id: ShardId, shard: &Shard, now_ms: u64, warnings
 fn rpo_warnings(view: &View, id: ShardId, shard: &Shard, warnings: &mut Vec<String>) {
     let bounded = view.cluster.databases.values().filter(|database| database.shard == id);
     let bounded: Vec<_> = bounded.filter(|database| database.rpo.mode != RpoMode::Off).collect();
-    let has_replicas = view.cluster.nodes.values().any(|node| !node.removed && node.region != shard.primary_region);
+    let has_replicas = view
+        .cluster
+        .nodes
+        .values()
+        .any(|node| !node.removed && node.region != shard.primary_region);
     if bounded.is_empty() || !has_replicas || shard.phase != Phase::Active {
         return;
     }
     let Some(lag) = view.lags(id, shard).into_values().min() else {
-        warnings.push(format!("shard {id} is followed by no other region: a failover would lose without bound"));
+        warnings.push(format!(
+            "shard {id} is followed by no other region: a failover would lose without bound"
+        ));
         return;
     };
     for database in bounded {
@@ -115,7 +137,8 @@ fn rpo_warnings(view: &View, id: ShardId, shard: &Shard, warnings: &mut Vec<Stri
             _ => continue,
         };
         let (name, lag) = (&database.name, amounts::duration(lag));
-        let bound = amounts::duration(if effect.contains("slowed") { rpo.soft_ms } else { rpo.max_ms });
+        let bound =
+            amounts::duration(if effect.contains("slowed") { rpo.soft_ms } else { rpo.max_ms });
         warnings
             .push(format!("RPO of database {name} exceeded: the best region is {lag} behind, bound {bound}; {effect}"));
     }
@@ -128,14 +151,22 @@ fn directory_warnings(view: &View, warnings: &mut Vec<String>) {
     if view.leader_address.is_some() {
         let up = reachable(view, voters);
         if up < voters.len() {
-            warnings.push(format!("{up} of the {} voters of the directory are reachable ({names})", voters.len()));
+            warnings.push(format!(
+                "{up} of the {} voters of the directory are reachable ({names})",
+                voters.len()
+            ));
         }
     }
     if selection::is_weak(voters.len()) {
-        warnings.push(format!("the directory has {} ({names}): {WEAK}", amounts::count(voters.len() as u64, "voter")));
+        warnings.push(format!(
+            "the directory has {} ({names}): {WEAK}",
+            amounts::count(voters.len() as u64, "voter")
+        ));
     }
-    let with_nodes = cluster.regions.iter().filter(|region| cluster.nodes_of(region).next().is_some()).count();
-    let used: BTreeSet<&str> = voters.iter().filter_map(|id| Some(cluster.nodes.get(id)?.region.as_str())).collect();
+    let with_nodes =
+        cluster.regions.iter().filter(|region| cluster.nodes_of(region).next().is_some()).count();
+    let used: BTreeSet<&str> =
+        voters.iter().filter_map(|id| Some(cluster.nodes.get(id)?.region.as_str())).collect();
     if with_nodes >= 3 && used.len() < 3 {
         warnings.push(format!("the directory's voters ({names}) lie in fewer than three regions"));
     }
@@ -148,9 +179,18 @@ fn node_warnings(view: &View, warnings: &mut Vec<String>) {
     for (id, node) in view.cluster.nodes.iter().filter(|(_, node)| !node.removed) {
         match view.contacts.get(id).map(|contact| contact.age_ms) {
             Some(age) if is_fresh(age) => {}
-            Some(age) => warnings.push(format!("{} was last heard of {} ago", node.name, amounts::duration(age))),
-            None if node.incarnation.is_none() => warnings.push(format!("{} has never spoken yet", node.name)),
-            None => warnings.push(format!("{} was not heard of since the directory has this leader", node.name)),
+            Some(age) => warnings.push(format!(
+                "{} was last heard of {} ago",
+                node.name,
+                amounts::duration(age)
+            )),
+            None if node.incarnation.is_none() => {
+                warnings.push(format!("{} has never spoken yet", node.name))
+            }
+            None => warnings.push(format!(
+                "{} was not heard of since the directory has this leader",
+                node.name
+            )),
         }
     }
 }
@@ -158,7 +198,10 @@ fn node_warnings(view: &View, warnings: &mut Vec<String>) {
 /// What is not as it should be for long.
 fn standing_warnings(cluster: &Cluster, id: ShardId, shard: &Shard, warnings: &mut Vec<String>) {
     if selection::is_weak(shard.voters.len()) {
-        warnings.push(format!("shard {id} has {}: {WEAK}", amounts::count(shard.voters.len() as u64, "voter")));
+        warnings.push(format!(
+            "shard {id} has {}: {WEAK}",
+            amounts::count(shard.voters.len() as u64, "voter")
+        ));
     }
     let databases = cluster.databases.values().filter(|database| database.shard == id);
     let strangers = databases.filter(|database| database.primary_region != shard.primary_region);
@@ -168,10 +211,16 @@ fn standing_warnings(cluster: &Cluster, id: ShardId, shard: &Shard, warnings: &m
             shard.primary_region, database.name, database.primary_region
         ));
     }
-    let elsewhere = |region: &&String| **region != shard.primary_region && data_centers(cluster, region) >= 2;
+    let elsewhere =
+        |region: &&String| **region != shard.primary_region && data_centers(cluster, region) >= 2;
     let others = cluster.regions.iter().any(|region| *region != shard.primary_region);
-    if others && cluster.fails_over_by_itself(id) && !cluster.regions.iter().any(|region| elsewhere(&region)) {
-        warnings.push(format!("shard {id} cannot fail over by itself: no other region has two data centers"));
+    if others
+        && cluster.fails_over_by_itself(id)
+        && !cluster.regions.iter().any(|region| elsewhere(&region))
+    {
+        warnings.push(format!(
+            "shard {id} cannot fail over by itself: no other region has two data centers"
+        ));
     }
     if let Some(report) = shard.reports.last().filter(|report| !report.is_bounded()) {
         warnings.push(format!(
@@ -185,7 +234,8 @@ fn standing_warnings(cluster: &Cluster, id: ShardId, shard: &Shard, warnings: &m
 const WEAK: &str = "an odd number from three on survives more losses";
 
 fn reachable(view: &View, nodes: &BTreeSet<NodeId>) -> usize {
-    let is_up = |node: &&NodeId| view.contacts.get(node).is_some_and(|contact| is_fresh(contact.age_ms));
+    let is_up =
+        |node: &&NodeId| view.contacts.get(node).is_some_and(|contact| is_fresh(contact.age_ms));
     nodes.iter().filter(is_up).count()
 }
 
@@ -217,7 +267,10 @@ mod tests {
         view.contacts.clear();
         let warnings = of(&view, 0);
         assert_eq!(warnings.len(), 1, "{warnings:#?}");
-        assert!(warnings[0].contains("it is region-1-a, which does not answer at 127.0.0.1:4612"), "{warnings:#?}");
+        assert!(
+            warnings[0].contains("it is region-1-a, which does not answer at 127.0.0.1:4612"),
+            "{warnings:#?}"
+        );
     }
 
     #[test]
@@ -230,7 +283,12 @@ mod tests {
             database.failover = FailoverMode::Manual;
         }
         has(&view, "`meridian failover 1` shows what a failover would lose");
-        let plan = Plan { to: None, planned: false, since_ms: 4000, cause: "region-1 has no quorum".to_owned() };
+        let plan = Plan {
+            to: None,
+            planned: false,
+            since_ms: 4000,
+            cause: "region-1 has no quorum".to_owned(),
+        };
         view.cluster.shards.get_mut(&ShardId(1)).unwrap().phase = Phase::Sealing(plan);
         has(&view, "shard 1 is sealed for 6.0 s and takes no writes: region-1 has no quorum");
     }
@@ -272,13 +330,20 @@ mod tests {
         view.contacts.get_mut(&5).unwrap().differs.push((ShardId(1), 1, at(40)));
         let warnings = of(&view, 0);
         assert_eq!(warnings.len(), 1, "{warnings:#?}");
-        has(&view, "shard 1: region-1-a and region-2-b applied different batches, up to 1.40 at the latest");
+        has(
+            &view,
+            "shard 1: region-1-a and region-2-b applied different batches, up to 1.40 at the latest",
+        );
     }
 
     #[test]
     fn a_node_that_refuses_what_it_is_sent_is_named_with_the_reason() {
         let mut view = view();
-        view.contacts.get_mut(&5).unwrap().refuses.insert(ShardId(1), "it is of format 2".to_owned());
+        view.contacts
+            .get_mut(&5)
+            .unwrap()
+            .refuses
+            .insert(ShardId(1), "it is of format 2".to_owned());
         has(&view, "shard 1: region-2-b does not store what it is sent: it is of format 2");
         view.contacts.get_mut(&5).unwrap().age_ms = 60_000;
         assert!(!of(&view, 0).iter().any(|warning| warning.contains("does not store")));
@@ -298,6 +363,9 @@ mod tests {
         shard.reports.push(report(Loss { transactions: 4, window_ms: 80, ..Loss::default() }));
         has(&view, "shard 2 has 2 voters");
         has(&view, "its database second wants region-1: `meridian failback 2`");
-        has(&view, "the failover of shard 2 to epoch 2: at least 4 transactions (80 ms) lost, until a majority");
+        has(
+            &view,
+            "the failover of shard 2 to epoch 2: at least 4 transactions (80 ms) lost, until a majority",
+        );
     }
 }

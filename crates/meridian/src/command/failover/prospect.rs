@@ -15,14 +15,15 @@ pub(crate) struct Prospect {
     pub(crate) databases: Vec<String>,
     pub(crate) epoch: u16,
     pub(crate) from: String,
-    /// Where it would go: as said, or, of the regions in which a commit would lie in two data centers, where
-    /// most is. `None`: it would wait for such a region.
+    /// Where it would go: as said, or, of the regions in which a commit would lie in two data
+    /// centers, where most is. `None`: it would wait for such a region.
     pub(crate) to: Option<String>,
     /// Who has the newest commit that was ever told.
     pub(crate) newest: Option<Holder>,
     /// Of the nodes that answer, who has the newest. The target gets it from there.
     pub(crate) survivor: Option<Holder>,
-    /// Committed, and on no node that answers: at least so many. `None`: nothing is known of the old region.
+    /// Committed, and on no node that answers: at least so many. `None`: nothing is known of the
+    /// old region.
     pub(crate) transactions: Option<u64>,
     /// From the newest that survives to the newest that was told, by the leader's clock.
     pub(crate) window_ms: Option<u64>,
@@ -51,7 +52,8 @@ impl Prospect {
         let cluster = &view.cluster;
         // What an earlier failover lost is in no history any more.
         let reports = view.contacts.iter().filter_map(|(node, contact)| {
-            let report = contact.reports.get(&id).filter(|report| shard.in_history(report.position))?;
+            let report =
+                contact.reports.get(&id).filter(|report| shard.in_history(report.position))?;
             let known = cluster.nodes.get(node).filter(|known| !known.removed)?;
             Some((*node, known, contact.age_ms, report))
         });
@@ -59,24 +61,28 @@ impl Prospect {
         let newest = reports.iter().max_by_key(|(.., report)| (report.position, report.leads));
         let survivors = || reports.iter().filter(|(_, _, age, _)| is_fresh(*age));
         let survivor = survivors().max_by_key(|(.., report)| report.position);
-        let holder = |(node, known, age_ms, report): &(NodeId, &meridian_failover::Node, u64, &_)| {
-            let report: &crate::command::operator::Report = report;
-            Holder {
-                node: *node,
-                name: known.name.clone(),
-                region: known.region.clone(),
-                position: report.position.to_string(),
-                transactions: report.transactions,
-                time_ms: report.time_ms,
-                age_ms: *age_ms,
-            }
-        };
+        let holder =
+            |(node, known, age_ms, report): &(NodeId, &meridian_failover::Node, u64, &_)| {
+                let report: &crate::command::operator::Report = report;
+                Holder {
+                    node: *node,
+                    name: known.name.clone(),
+                    region: known.region.clone(),
+                    position: report.position.to_string(),
+                    transactions: report.transactions,
+                    time_ms: report.time_ms,
+                    age_ms: *age_ms,
+                }
+            };
         let from_old_region = reports.iter().any(|(node, ..)| shard.voters.contains(node));
-        let lost = newest.zip(survivor).filter(|_| from_old_region).map(|((.., newest), (.., survivor))| {
-            let transactions = newest.transactions.saturating_sub(survivor.transactions);
-            (transactions, newest.time_ms.saturating_sub(survivor.time_ms))
-        });
-        let is_up = |node: &NodeId| view.contacts.get(node).is_some_and(|contact| is_fresh(contact.age_ms));
+        let lost = newest.zip(survivor).filter(|_| from_old_region).map(
+            |((.., newest), (.., survivor))| {
+                let transactions = newest.transactions.saturating_sub(survivor.transactions);
+                (transactions, newest.time_ms.saturating_sub(survivor.time_ms))
+            },
+        );
+        let is_up =
+            |node: &NodeId| view.contacts.get(node).is_some_and(|contact| is_fresh(contact.age_ms));
         let data_centers_up = |region: &str| {
             let up = cluster.nodes_of(region).filter(|(node, _)| is_up(node));
             up.map(|(_, node)| &node.data_center).collect::<BTreeSet<_>>().len()
@@ -87,9 +93,13 @@ impl Prospect {
             up >= 2 && up * 2 > cluster.would_be_voters(region).len()
         };
         let most = |region: &str| {
-            survivors().filter(|(_, node, ..)| node.region == region).map(|(.., report)| report.position).max()
+            survivors()
+                .filter(|(_, node, ..)| node.region == region)
+                .map(|(.., report)| report.position)
+                .max()
         };
-        let preference = |region: &&String| (**region == shard.primary_region, Reverse(most(region)));
+        let preference =
+            |region: &&String| (**region == shard.primary_region, Reverse(most(region)));
         let best = cluster.regions.iter().filter(may_take_over).min_by_key(preference);
         let databases = selection::databases_in(cluster, id);
         Self {
@@ -104,8 +114,13 @@ impl Prospect {
             window_ms: lost.map(|(_, window_ms)| window_ms),
             voters_up: shard.voters.iter().filter(|voter| is_up(voter)).count(),
             voters: shard.voters.len(),
-            data_centers_up: cluster.regions.iter().map(|region| (region.clone(), data_centers_up(region))).collect(),
-            served: view.leader_of(id, shard).is_some() && !matches!(shard.phase, Phase::Sealing(_)),
+            data_centers_up: cluster
+                .regions
+                .iter()
+                .map(|region| (region.clone(), data_centers_up(region)))
+                .collect(),
+            served: view.leader_of(id, shard).is_some()
+                && !matches!(shard.phase, Phase::Sealing(_)),
         }
     }
 }
@@ -121,10 +136,12 @@ impl fmt::Display for Prospect {
             f,
             "shard {shard} ({databases}) is in {from}, epoch {epoch}; {voters_up} of its {voters} voters answer"
         )?;
-        let holder = |f: &mut fmt::Formatter<'_>, what: &str, holder: &Option<Holder>| match holder {
+        let holder = |f: &mut fmt::Formatter<'_>, what: &str, holder: &Option<Holder>| match holder
+        {
             None => writeln!(f, "  {what:<24} nobody is known to"),
             Some(Holder { name, position, transactions, time_ms, age_ms, .. }) => {
-                let (count, time) = (amounts::count(*transactions, "transaction"), amounts::time(*time_ms));
+                let (count, time) =
+                    (amounts::count(*transactions, "transaction"), amounts::time(*time_ms));
                 let age = amounts::duration(*age_ms);
                 writeln!(f, "  {what:<24} {name}: {position}, {count}, {time} (heard of {age} ago)")
             }
@@ -134,8 +151,16 @@ impl fmt::Display for Prospect {
         match &self.to {
             Some(to) => {
                 let up = self.data_centers_up.get(to).copied().unwrap_or(0);
-                let note = if up < 2 { ": a commit there would have a single copy in its region" } else { "" };
-                writeln!(f, "it would go to {to} ({} reachable){note}", amounts::count(up as u64, "data center"))?;
+                let note = if up < 2 {
+                    ": a commit there would have a single copy in its region"
+                } else {
+                    ""
+                };
+                writeln!(
+                    f,
+                    "it would go to {to} ({} reachable){note}",
+                    amounts::count(up as u64, "data center")
+                )?;
             }
             None => writeln!(
                 f,
@@ -147,7 +172,11 @@ impl fmt::Display for Prospect {
             (Some(0), _) => writeln!(f, "nothing is known to be lost by it")?,
             (Some(transactions), window_ms) => {
                 let window = amounts::duration(window_ms.unwrap_or(0));
-                writeln!(f, "at least {} ({window}) would be lost by it", amounts::count(transactions, "transaction"))?;
+                writeln!(
+                    f,
+                    "at least {} ({window}) would be lost by it",
+                    amounts::count(transactions, "transaction")
+                )?;
             }
             _ => writeln!(
                 f,
@@ -189,7 +218,11 @@ mod tests {
         assert_eq!((lost.transactions, lost.window_ms), (Some(20), Some(50)));
         assert_eq!((lost.voters_up, lost.voters, lost.served), (0, 3, false));
         let newest = lost.newest.as_ref().unwrap();
-        assert_eq!((newest.node, newest.position.as_str()), (1, "1.100"), "the leader, among equals");
+        assert_eq!(
+            (newest.node, newest.position.as_str()),
+            (1, "1.100"),
+            "the leader, among equals"
+        );
         assert_eq!(lost.survivor.as_ref().unwrap().position, "1.98");
         let text = lost.to_string();
         for part in [
@@ -201,7 +234,9 @@ mod tests {
             assert!(text.contains(part), "{part}: {text}");
         }
         assert!(!text.contains("without loss"), "{text}");
-        assert!(prospect(&view, Some("region-3")).to_string().contains("single copy in its region"));
+        assert!(
+            prospect(&view, Some("region-3")).to_string().contains("single copy in its region")
+        );
     }
 
     #[test]
@@ -218,7 +253,10 @@ mod tests {
     fn while_all_is_well_a_switchover_is_named() {
         let text = prospect(&view(), Some("region-2")).to_string();
         assert!(text.contains("nothing is known to be lost by it"), "{text}");
-        assert!(text.contains("`meridian switchover 1 --to region-2` moves it without loss"), "{text}");
+        assert!(
+            text.contains("`meridian switchover 1 --to region-2` moves it without loss"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! The keys of a run: `["_meridian_latency_<random>", number]`. No other run has the same, so they can be
-//! removed without looking.
+//! The keys of a run: `["_meridian_latency_<random>", number]`. No other run has the same, so they
+//! can be removed without looking.
 
 use anyhow::Result;
 use bytes::Bytes;

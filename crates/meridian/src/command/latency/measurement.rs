@@ -1,5 +1,5 @@
-//! The stages of a run: keys are written and awaited everywhere, the cells of each region are measured,
-//! then replication; whatever happened, the keys are removed.
+//! The stages of a run: keys are written and awaited everywhere, the cells of each region are
+//! measured, then replication; whatever happened, the keys are removed.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,8 @@ pub(super) struct Measurement {
     /// Of each cell.
     pub(super) requests: u32,
     pub(super) replication_writes: u32,
-    /// Looked at between requests only: a write that was given up could come after the removal of its key.
+    /// Looked at between requests only: a write that was given up could come after the removal of
+    /// its key.
     pub(super) stop: CancellationToken,
 }
 
@@ -38,7 +39,8 @@ impl Measurement {
         let mut keys = Keys::new();
         let report = self.measure(probes, database_id, &mut keys).await;
         let removed = keys.remove(&self.cluster).await;
-        let removed = removed.with_context(|| format!("keys were left behind, below [{:?}]", keys.prefix()));
+        let removed =
+            removed.with_context(|| format!("keys were left behind, below [{:?}]", keys.prefix()));
         if let (Err(_), Err(left)) = (&report, &removed) {
             eprintln!("{left:#}");
         }
@@ -46,13 +48,22 @@ impl Measurement {
         removed.map(|()| report)
     }
 
-    async fn measure(&self, probes: Vec<Probe>, database_id: String, keys: &mut Keys) -> Result<Report> {
+    async fn measure(
+        &self,
+        probes: Vec<Probe>,
+        database_id: String,
+        keys: &mut Keys,
+    ) -> Result<Report> {
         self.write_keys(probes, keys).await?;
         let mut regions = Vec::with_capacity(self.cluster.sites.len());
         for site in &self.cluster.sites {
             regions.push(self.measure_region(site, keys).await?);
         }
-        let replication = if self.replication_writes > 0 { Some(self.measure_replication(keys).await?) } else { None };
+        let replication = if self.replication_writes > 0 {
+            Some(self.measure_replication(keys).await?)
+        } else {
+            None
+        };
         Ok(Report {
             database_id,
             primary_region: self.cluster.primary_region.clone(),
@@ -76,7 +87,10 @@ impl Measurement {
     }
 
     async fn open_all(&self) -> Result<Vec<Probe>> {
-        try_join_all(self.cluster.sites.iter().map(|site| Probe::open(site, &self.cluster.access_token))).await
+        try_join_all(
+            self.cluster.sites.iter().map(|site| Probe::open(site, &self.cluster.access_token)),
+        )
+        .await
     }
 
     async fn measure_region(&self, site: &Site, keys: &mut Keys) -> Result<RegionReport> {
@@ -94,9 +108,13 @@ impl Measurement {
         })
     }
 
-    /// The client's own round trips and eventual reads in turn: one is to be compared with the other, and
-    /// what either takes changes with how busy the machine is.
-    async fn measure_eventual(&self, probe: &mut Probe, keys: &mut Keys) -> Result<(Quantiles, Quantiles)> {
+    /// The client's own round trips and eventual reads in turn: one is to be compared with the
+    /// other, and what either takes changes with how busy the machine is.
+    async fn measure_eventual(
+        &self,
+        probe: &mut Probe,
+        keys: &mut Keys,
+    ) -> Result<(Quantiles, Quantiles)> {
         self.progress(probe, Operation::EventualRead);
         let (mut round_trips, mut reads) = (Tally::new()?, Tally::new()?);
         for request in 0..WARM_UP_REQUESTS + self.requests {
@@ -110,7 +128,12 @@ impl Measurement {
         Ok((Quantiles::from(&round_trips), Quantiles::from(&reads)))
     }
 
-    async fn measure_cell(&self, probe: &mut Probe, keys: &mut Keys, operation: Operation) -> Result<Quantiles> {
+    async fn measure_cell(
+        &self,
+        probe: &mut Probe,
+        keys: &mut Keys,
+        operation: Operation,
+    ) -> Result<Quantiles> {
         self.progress(probe, operation);
         let mut tally = Tally::new()?;
         for request in 0..WARM_UP_REQUESTS + self.requests {
@@ -126,7 +149,12 @@ impl Measurement {
         eprintln!("{}: {}, {} requests", probe.region, operation.name(), self.requests);
     }
 
-    async fn timed(&self, probe: &mut Probe, keys: &mut Keys, operation: Operation) -> Result<Duration> {
+    async fn timed(
+        &self,
+        probe: &mut Probe,
+        keys: &mut Keys,
+        operation: Operation,
+    ) -> Result<Duration> {
         self.check_stop()?;
         let body = keys.body(operation);
         let begun = Instant::now();
@@ -148,7 +176,8 @@ impl Measurement {
             self.check_stop()?;
             let written = writer.call(Operation::Write, keys.body(Operation::Write)).await?;
             let acknowledged = Instant::now();
-            let looks = probes.iter_mut().map(|probe| self.shown(probe, &look, &written, acknowledged));
+            let looks =
+                probes.iter_mut().map(|probe| self.shown(probe, &look, &written, acknowledged));
             for (tally, delay) in tallies.iter_mut().zip(try_join_all(looks).await?) {
                 tally.success(delay, true);
             }
@@ -169,8 +198,15 @@ impl Measurement {
         Probe::open(first, &self.cluster.access_token).await
     }
 
-    /// Looks until the key that `look` reads has a version no older than `written`; the time since then.
-    async fn shown(&self, probe: &mut Probe, look: &Bytes, written: &Bytes, since: Instant) -> Result<Duration> {
+    /// Looks until the key that `look` reads has a version no older than `written`; the time since
+    /// then.
+    async fn shown(
+        &self,
+        probe: &mut Probe,
+        look: &Bytes,
+        written: &Bytes,
+        since: Instant,
+    ) -> Result<Duration> {
         loop {
             let seen = probe.look(look.clone()).await?;
             let delay = since.elapsed();

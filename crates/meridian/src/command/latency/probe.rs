@@ -38,8 +38,11 @@ pub(super) struct Probe {
 impl Probe {
     /// Errors name the region, here and below.
     pub(super) async fn open(site: &Site, access_token: &str) -> Result<Self> {
-        // A `BenchError` says its causes itself: as the cause of another error it would say them twice.
-        Self::open_unnamed(site, access_token).await.map_err(|error| anyhow!("{}: {error}", site.region))
+        // A `BenchError` says its causes itself: as the cause of another error it would say them
+        // twice.
+        Self::open_unnamed(site, access_token)
+            .await
+            .map_err(|error| anyhow!("{}: {error}", site.region))
     }
 
     async fn open_unnamed(site: &Site, access_token: &str) -> Result<Self, BenchError> {
@@ -47,7 +50,9 @@ impl Probe {
         let metadata = Metadata::exchange(&site.url, access_token, HTTP, TIMEOUT).await?;
         let strong = metadata.strong.ok_or_else(|| no("strong"))?;
         let eventual = metadata.eventual.ok_or_else(|| no("eventual"))?;
-        let target = |endpoint: &Endpoint, method| Target::new(&endpoint.method(method), HTTP, &metadata.headers);
+        let target = |endpoint: &Endpoint, method| {
+            Target::new(&endpoint.method(method), HTTP, &metadata.headers)
+        };
         Ok(Self {
             region: site.region.clone(),
             database_id: metadata.database_id,
@@ -81,7 +86,9 @@ impl Probe {
     pub(super) async fn look(&mut self, body: Bytes) -> Result<Option<Bytes>> {
         let answer = self.eventual.call(self.eventual_read.request(body)).await;
         let seen = answer.and_then(|answer| read_if_there(answer, false));
-        seen.map_err(|error| anyhow!("{}: {} failed: {error}", self.region, Operation::EventualRead.name()))
+        seen.map_err(|error| {
+            anyhow!("{}: {} failed: {error}", self.region, Operation::EventualRead.name())
+        })
     }
 
     /// The way there and back, with as little work at the gateway as there is.

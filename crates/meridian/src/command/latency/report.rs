@@ -75,7 +75,11 @@ impl Operation {
 
 impl From<&Tally> for Quantiles {
     fn from(tally: &Tally) -> Self {
-        Self { p50_ms: tally.quantile_ms(0.5), p99_ms: tally.quantile_ms(0.99), max_ms: tally.max_ms() }
+        Self {
+            p50_ms: tally.quantile_ms(0.5),
+            p99_ms: tally.quantile_ms(0.99),
+            max_ms: tally.max_ms(),
+        }
     }
 }
 
@@ -90,7 +94,8 @@ pub(super) mod tests {
     use super::*;
 
     pub(crate) fn example() -> Report {
-        let quantiles = |p50_ms: f64| Quantiles { p50_ms, p99_ms: p50_ms * 2.0, max_ms: p50_ms * 3.0 };
+        let quantiles =
+            |p50_ms: f64| Quantiles { p50_ms, p99_ms: p50_ms * 2.0, max_ms: p50_ms * 3.0 };
         let region = |name: &str, wan: u8, strong: f64| RegionReport {
             region: name.to_owned(),
             url: format!("http://{name}/db/default"),
@@ -100,7 +105,8 @@ pub(super) mod tests {
             strong_read: quantiles(strong),
             write: quantiles(strong + 1.0),
         };
-        let delay = |name: &str, p50: f64| RegionDelay { region: name.to_owned(), delay: quantiles(p50) };
+        let delay =
+            |name: &str, p50: f64| RegionDelay { region: name.to_owned(), delay: quantiles(p50) };
         Report {
             database_id: "00000000-0000-4000-8000-000000000001".to_owned(),
             primary_region: Some("region-1".to_owned()),

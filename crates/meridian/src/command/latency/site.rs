@@ -52,22 +52,30 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// As the configuration says, which holds the whole topology. Regions without a gateway that it knows
-    /// of are left out, and said on stderr.
-    pub(super) fn of_config(path: &Path, database: Option<&str>, access_token: Option<String>) -> Result<Self> {
+    /// As the configuration says, which holds the whole topology. Regions without a gateway that it
+    /// knows of are left out, and said on stderr.
+    pub(super) fn of_config(
+        path: &Path,
+        database: Option<&str>,
+        access_token: Option<String>,
+    ) -> Result<Self> {
         let config = NodeConfig::load(path)?;
         let database = find_database(&config.topology, database)?;
         let access_token = match access_token {
             Some(token) => token,
             None => plain_token(&config.tokens).with_context(|| {
                 let path = path.display();
-                format!("{path} has no token in plain text that may write; give --access-token-file")
+                format!(
+                    "{path} has no token in plain text that may write; give --access-token-file"
+                )
             })?,
         };
         let cluster = Self::of_topology(&config.topology, database, access_token);
         for region in &config.topology.regions {
             if !cluster.sites.iter().any(|site| site.region == *region) {
-                eprintln!("{region}: left out, as none of its nodes has a kv_address; --url takes any gateway");
+                eprintln!(
+                    "{region}: left out, as none of its nodes has a kv_address; --url takes any gateway"
+                );
             }
         }
         if cluster.sites.is_empty() {
@@ -82,7 +90,9 @@ impl Cluster {
         let leader = shard.and_then(|shard| topology.nodes.get(&shard.preferred_leader?));
         let mut sites: Vec<Site> = Vec::new();
         for region in &topology.regions {
-            if let Some(address) = topology.nodes_in(region).find_map(|node| node.kv_address.as_ref()) {
+            if let Some(address) =
+                topology.nodes_in(region).find_map(|node| node.kv_address.as_ref())
+            {
                 sites.push(Site {
                     region: region.clone(),
                     url: format!("http://{address}/db/{}", database.name),
@@ -99,7 +109,11 @@ impl Cluster {
         }
     }
 
-    pub(super) fn of_urls(urls: Vec<RegionUrl>, database: Option<&str>, access_token: String) -> Result<Self> {
+    pub(super) fn of_urls(
+        urls: Vec<RegionUrl>,
+        database: Option<&str>,
+        access_token: String,
+    ) -> Result<Self> {
         let mut regions = BTreeSet::new();
         let mut sites = Vec::new();
         for RegionUrl { region, url } in urls {
@@ -122,21 +136,23 @@ fn with_database(url: String, database: Option<&str>) -> Result<String> {
 }
 
 fn find_database<'a>(topology: &'a Topology, name: Option<&str>) -> Result<&'a DatabaseInfo> {
-    let names = || topology.databases.values().map(|found| found.name.as_str()).collect::<Vec<_>>().join(", ");
+    let names = || {
+        topology.databases.values().map(|found| found.name.as_str()).collect::<Vec<_>>().join(", ")
+    };
     match name {
         Some(name) => topology
             .databases
             .values()
             .find(|database| database.name == name)
             .with_context(|| format!("there is no database `{name}`; there are: {}", names())),
-        None => topology
-            .default_database
-            .and_then(|id| topology.databases.get(&id))
-            .with_context(|| format!("there is no default database; give --database, one of: {}", names())),
+        None => topology.default_database.and_then(|id| topology.databases.get(&id)).with_context(
+            || format!("there is no default database; give --database, one of: {}", names()),
+        ),
     }
 }
 
-/// The first that a client can show, and that may write. Whether it opens the database is for the gateway to say.
+/// The first that a client can show, and that may write. Whether it opens the database is for the
+/// gateway to say.
 fn plain_token(tokens: &[TokenConfig]) -> Option<String> {
     tokens.iter().find_map(|token| match &token.secret {
         TokenSecret::Plain(secret) if token.write => Some(secret.clone()),
@@ -152,7 +168,12 @@ mod tests {
 
     fn dev() -> Topology {
         let counts: &[usize] = &[3, 2, 1];
-        Topology::dev(counts, |node| format!("127.0.0.1:{}", 4600 + node), |node| Some(format!("h:{node}"))).unwrap()
+        Topology::dev(
+            counts,
+            |node| format!("127.0.0.1:{}", 4600 + node),
+            |node| Some(format!("h:{node}")),
+        )
+        .unwrap()
     }
 
     fn urls(texts: &[&str]) -> Vec<RegionUrl> {
@@ -163,7 +184,11 @@ mod tests {
     fn the_first_node_of_each_region_that_has_a_gateway() {
         let mut topology = dev();
         topology.nodes.get_mut(&4).unwrap().kv_address = None;
-        let cluster = Cluster::of_topology(&topology, find_database(&topology, None).unwrap(), "t".to_owned());
+        let cluster = Cluster::of_topology(
+            &topology,
+            find_database(&topology, None).unwrap(),
+            "t".to_owned(),
+        );
         let site = |region: &str, url: &str, wan| Site {
             region: region.to_owned(),
             url: url.to_owned(),
@@ -183,7 +208,11 @@ mod tests {
     fn the_primary_region_comes_first() {
         let mut topology = dev();
         topology.regions.reverse();
-        let cluster = Cluster::of_topology(&topology, find_database(&topology, None).unwrap(), "t".to_owned());
+        let cluster = Cluster::of_topology(
+            &topology,
+            find_database(&topology, None).unwrap(),
+            "t".to_owned(),
+        );
         let regions: Vec<_> = cluster.sites.iter().map(|site| site.region.as_str()).collect();
         assert_eq!(regions, ["region-1", "region-3", "region-2"]);
     }
@@ -218,9 +247,14 @@ mod tests {
 
     #[test]
     fn urls_name_their_region() {
-        let cluster =
-            Cluster::of_urls(urls(&["x=http://h:1", "y=http://h:2/"]), Some("second"), "t".to_owned()).unwrap();
-        let found: Vec<_> = cluster.sites.iter().map(|site| (site.region.as_str(), site.url.as_str())).collect();
+        let cluster = Cluster::of_urls(
+            urls(&["x=http://h:1", "y=http://h:2/"]),
+            Some("second"),
+            "t".to_owned(),
+        )
+        .unwrap();
+        let found: Vec<_> =
+            cluster.sites.iter().map(|site| (site.region.as_str(), site.url.as_str())).collect();
         assert_eq!(found, [("x", "http://h:1/db/second"), ("y", "http://h:2/db/second")]);
         assert_eq!(cluster.sites[0].wan_round_trips, None);
     }
@@ -231,7 +265,10 @@ mod tests {
             format!("{:#}", Cluster::of_urls(urls(texts), database, "t".to_owned()).unwrap_err())
         };
         assert_eq!(error(&["x=http://h:1", "x=http://h:2"], None), "x has two --url");
-        assert!(error(&["x=http://h:1/db/a"], Some("b")).starts_with("x: http://h:1/db/a names a database"));
+        assert!(
+            error(&["x=http://h:1/db/a"], Some("b"))
+                .starts_with("x: http://h:1/db/a names a database")
+        );
         for bad in ["x", "=http://h:1", "http://h:1/?a=b", "x=https://h:1", "x=h:1"] {
             assert!(bad.parse::<RegionUrl>().is_err(), "{bad}");
         }

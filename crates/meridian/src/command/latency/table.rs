@@ -8,7 +8,11 @@ use super::report::{Operation, Quantiles, RegionReport, Replication, Report};
 const BESIDE_MS: f64 = 2.0;
 
 pub(super) fn render(report: &Report) -> String {
-    let width = report.regions.iter().map(|region| region.region.chars().count()).fold("REGION".len(), usize::max);
+    let width = report
+        .regions
+        .iter()
+        .map(|region| region.region.chars().count())
+        .fold("REGION".len(), usize::max);
     let mut text = format!(
         "From the gateway of each region, {} requests a row, one at a time, in ms:\n\n{:width$}  {:<14} {:>9} {:>9} {:>9} {:>9}  {}\n",
         report.requests, "REGION", "OPERATION", "P50", "P99", "MAX", "OVER OWN", "WAN ROUND TRIPS"
@@ -55,7 +59,12 @@ fn footnotes(text: &mut String, report: &Report) {
     );
     for region in &report.regions {
         let Quantiles { p50_ms, p99_ms, max_ms } = region.round_trip;
-        writeln!(text, "  {}: p50 {p50_ms:.3}, p99 {p99_ms:.3}, max {max_ms:.3} to {}", region.region, region.url).ok();
+        writeln!(
+            text,
+            "  {}: p50 {p50_ms:.3}, p99 {p99_ms:.3}, max {max_ms:.3} to {}",
+            region.region, region.url
+        )
+        .ok();
     }
     let far: Vec<&str> = report
         .regions
@@ -64,13 +73,23 @@ fn footnotes(text: &mut String, report: &Report) {
         .map(|region| region.region.as_str())
         .collect();
     if far.is_empty() {
-        text.push_str("It is beside every gateway, so each row is what an application in that region has.\n");
+        text.push_str(
+            "It is beside every gateway, so each row is what an application in that region has.\n",
+        );
     } else {
-        writeln!(text, "It is not beside the gateway of {}: an application there has less.", far.join(", ")).ok();
+        writeln!(
+            text,
+            "It is not beside the gateway of {}: an application there has less.",
+            far.join(", ")
+        )
+        .ok();
     }
     if let Some(primary) = &report.primary_region {
-        let leader =
-            report.preferred_leader.as_ref().map(|leader| format!(", by {leader} if possible")).unwrap_or_default();
+        let leader = report
+            .preferred_leader
+            .as_ref()
+            .map(|leader| format!(", by {leader} if possible"))
+            .unwrap_or_default();
         writeln!(text, "Strong reads and writes are decided in {primary}{leader}.").ok();
     }
 }
@@ -85,7 +104,12 @@ fn render_replication(text: &mut String, replication: &Replication, width: usize
     .ok();
     for region in &replication.regions {
         let Quantiles { p50_ms, p99_ms, max_ms } = region.delay;
-        writeln!(text, "{:width$}  {:<14} {p50_ms:>9.3} {p99_ms:>9.3} {max_ms:>9.3}", region.region, "").ok();
+        writeln!(
+            text,
+            "{:width$}  {:<14} {p50_ms:>9.3} {p99_ms:>9.3} {max_ms:>9.3}",
+            region.region, ""
+        )
+        .ok();
     }
     text.push_str(
         "\nThe read that shows it is in these numbers; reads begin 1 to 2 ms after the answer of the last.\n",
@@ -134,9 +158,15 @@ The read that shows it is in these numbers; reads begin 1 to 2 ms after the answ
         report.regions[1].wan_round_trips = None;
         (report.primary_region, report.preferred_leader, report.replication) = (None, None, None);
         let text = render(&report);
-        assert!(text.contains("It is not beside the gateway of region-2: an application there has less.\n"));
-        assert!(text.contains("region-2  strong read       90.500   181.000   271.500    10.500  -\n"));
-        assert!(text.contains("region-2  eventual read      0.250     0.500     0.750   -79.750  0\n"));
+        assert!(text.contains(
+            "It is not beside the gateway of region-2: an application there has less.\n"
+        ));
+        assert!(
+            text.contains("region-2  strong read       90.500   181.000   271.500    10.500  -\n")
+        );
+        assert!(
+            text.contains("region-2  eventual read      0.250     0.500     0.750   -79.750  0\n")
+        );
         assert!(!text.contains("decided") && !text.contains("Replication"));
     }
 }

@@ -21,12 +21,15 @@ pub(super) struct NewFile<'a> {
 }
 
 impl NewFile<'_> {
-    /// Its tokens, sizes and times are the template's, all else is what the cluster is now. A port that the
-    /// cluster does not know is the template's, too.
+    /// Its tokens, sizes and times are the template's, all else is what the cluster is now. A port
+    /// that the cluster does not know is the template's, too.
     pub(super) fn text(&self) -> Result<String> {
         let mut config = NodeConfig::load(self.template)?;
-        let topology = Topology::new(spec(self.cluster)).context("the cluster as it is makes no configuration")?;
-        let Some(node) = topology.nodes.get(&self.id).cloned() else { bail!("there is no node {}", self.id) };
+        let topology = Topology::new(spec(self.cluster))
+            .context("the cluster as it is makes no configuration")?;
+        let Some(node) = topology.nodes.get(&self.id).cloned() else {
+            bail!("there is no node {}", self.id)
+        };
         let own_host = host(&node.rpc_address).to_owned();
         let same_machine = own_host == host(&config.node.rpc_address);
         config.listen.kv = match &node.kv_address {
@@ -35,8 +38,11 @@ impl NewFile<'_> {
         };
         config.listen.rpc.clone_from(&node.rpc_address);
         // Beside the template's node, its port is taken.
-        config.listen.metrics =
-            config.listen.metrics.filter(|_| !same_machine).map(|address| format!("{own_host}:{}", port(&address)));
+        config.listen.metrics = config
+            .listen
+            .metrics
+            .filter(|_| !same_machine)
+            .map(|address| format!("{own_host}:{}", port(&address)));
         config.join = true;
         config.dial.clear();
         self.data_dir.clone_into(&mut config.data_dir);
@@ -122,12 +128,15 @@ mod tests {
     #[test]
     fn a_new_node_joins_the_cluster_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
-        let files = dev_cluster(&[3, 2, 1], folder.path(), 4612, 4512, "a-token-of-the-cluster").unwrap();
+        let files =
+            dev_cluster(&[3, 2, 1], folder.path(), 4612, 4512, "a-token-of-the-cluster").unwrap();
         let template = folder.path().join("node.toml");
         std::fs::write(&template, &files[0].1).unwrap();
-        let cluster = samples::cluster().after(&Change::ReplaceNode { old: 5, new: new_node() }).unwrap();
+        let cluster =
+            samples::cluster().after(&Change::ReplaceNode { old: 5, new: new_node() }).unwrap();
         let data_dir = Path::new("data");
-        let text = NewFile { template: &template, cluster: &cluster, id: 7, data_dir }.text().unwrap();
+        let text =
+            NewFile { template: &template, cluster: &cluster, id: 7, data_dir }.text().unwrap();
 
         let path = folder.path().join("new/node.toml");
         write(&path, &text).unwrap();
@@ -137,7 +146,10 @@ mod tests {
         assert!(config.join);
         assert_eq!((config.node.id, config.node.name.as_str()), (7, "region-2-c"));
         assert_eq!(config.data_dir, folder.path().join("new/data"));
-        assert_eq!((config.listen.rpc.as_str(), config.listen.kv.as_str()), ("10.0.0.9:4601", "10.0.0.9:4512"));
+        assert_eq!(
+            (config.listen.rpc.as_str(), config.listen.kv.as_str()),
+            ("10.0.0.9:4601", "10.0.0.9:4512")
+        );
         assert_eq!(config.topology.nodes.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4, 6, 7]);
         assert_eq!(config.tokens.len(), 1);
     }
@@ -145,14 +157,16 @@ mod tests {
     #[test]
     fn what_would_not_start_is_refused() {
         let folder = tempfile::tempdir().unwrap();
-        let files = dev_cluster(&[3, 2, 1], folder.path(), 4612, 4512, "a-token-of-the-cluster").unwrap();
+        let files =
+            dev_cluster(&[3, 2, 1], folder.path(), 4612, 4512, "a-token-of-the-cluster").unwrap();
         let template = folder.path().join("node.toml");
         std::fs::write(&template, &files[0].1).unwrap();
         let mut node = new_node();
         node.rpc_address = "0.0.0.0:4601".to_owned();
         let cluster = samples::cluster().after(&Change::AddNode { node }).unwrap();
         let data_dir = Path::new("data");
-        let error = NewFile { template: &template, cluster: &cluster, id: 7, data_dir }.text().unwrap_err();
+        let error =
+            NewFile { template: &template, cluster: &cluster, id: 7, data_dir }.text().unwrap_err();
         assert!(format!("{error:#}").contains("0.0.0.0:4601"), "{error:#}");
     }
 }

@@ -54,7 +54,8 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// `500ms`, `90s`, `15m`, `12h`, `30d`, `2w`, and such after one another: `1h30m`. More than nothing.
+/// `500ms`, `90s`, `15m`, `12h`, `30d`, `2w`, and such after one another: `1h30m`. More than
+/// nothing.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a duration such as 90s, 15m, 12h, 30d or 2w");
     let mut rest = text;
@@ -62,7 +63,8 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     while !rest.is_empty() {
         let digits = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
         let (number, unit_and_rest) = rest.split_at(digits);
-        let letters = unit_and_rest.len() - unit_and_rest.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
+        let letters = unit_and_rest.len()
+            - unit_and_rest.trim_start_matches(|c: char| c.is_ascii_alphabetic()).len();
         let (unit, behind) = unit_and_rest.split_at(letters);
         let unit_ms = match unit {
             "ms" => 1,
@@ -91,13 +93,34 @@ mod tests {
         assert_eq!(parsed("1h30m"), Ok(5_400_000));
         assert_eq!(parsed("2w"), Ok(14 * 24 * 3_600_000));
         assert_eq!(parsed("500ms"), Ok(500));
-        for text in ["", "0s", "30", "d", "-1d", "1.5h", "1y", "99999999999999999999d", "999999999999999999w", "1h 30m"]
-        {
+        for text in [
+            "",
+            "0s",
+            "30",
+            "d",
+            "-1d",
+            "1.5h",
+            "1y",
+            "99999999999999999999d",
+            "999999999999999999w",
+            "1h 30m",
+        ] {
             assert!(parse_duration(text).is_err(), "{text}");
         }
-        let written = [0, 999, 1000, 59_999, 60_000, 125_000, 3_600_000, 11_040_000, 86_400_000, 183_600_000];
-        let expected =
-            ["0 ms", "999 ms", "1.0 s", "59.9 s", "1 min", "2 min 5 s", "1 h", "3 h 4 min", "1 d", "2 d 3 h"];
+        let written =
+            [0, 999, 1000, 59_999, 60_000, 125_000, 3_600_000, 11_040_000, 86_400_000, 183_600_000];
+        let expected = [
+            "0 ms",
+            "999 ms",
+            "1.0 s",
+            "59.9 s",
+            "1 min",
+            "2 min 5 s",
+            "1 h",
+            "3 h 4 min",
+            "1 d",
+            "2 d 3 h",
+        ];
         assert_eq!(written.map(duration), expected);
     }
 
@@ -106,7 +129,10 @@ mod tests {
         assert_eq!(time(0), "1970-01-01T00:00:00.000Z");
         assert_eq!(time(1_787_227_201_123), "2026-08-20T12:00:01.123Z");
         assert_eq!(time(u64::MAX), "18446744073709551615 ms since 1970");
-        assert_eq!([0, 1023, 1024, 1_258_291, 1 << 34].map(size), ["0 B", "1023 B", "1.0 KiB", "1.1 MiB", "16.0 GiB"]);
+        assert_eq!(
+            [0, 1023, 1024, 1_258_291, 1 << 34].map(size),
+            ["0 B", "1023 B", "1.0 KiB", "1.1 MiB", "16.0 GiB"]
+        );
         assert_eq!(count(1, "transaction"), "1 transaction");
         assert_eq!(count(0, "transaction"), "0 transactions");
     }

@@ -4,7 +4,9 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, bail};
 use futures::stream::{FuturesUnordered, StreamExt};
 use meridian_failover::{Change, Cluster};
-use meridian_proto::directory::{self as wire, directory_client::DirectoryClient, execute_response};
+use meridian_proto::directory::{
+    self as wire, directory_client::DirectoryClient, execute_response,
+};
 use meridian_types::NodeId;
 use tokio::time::Instant;
 use tonic::Code;
@@ -80,10 +82,14 @@ impl Directory {
                 Ok(view) if view.leader_address.is_some() => return Ok(view),
                 Ok(view) => {
                     // Only voters of the directory know its leader.
-                    let next: Vec<String> =
-                        addresses(&view.cluster, view.leader.iter().chain(&view.cluster.directory_voters)).collect();
+                    let next: Vec<String> = addresses(
+                        &view.cluster,
+                        view.leader.iter().chain(&view.cluster.directory_voters),
+                    )
+                    .collect();
                     search.ask(next);
-                    if best.as_ref().is_none_or(|best| best.cluster.version < view.cluster.version) {
+                    if best.as_ref().is_none_or(|best| best.cluster.version < view.cluster.version)
+                    {
                         best = Some(view);
                     }
                 }
@@ -93,7 +99,8 @@ impl Directory {
             }
         }
         best.ok_or_else(|| {
-            let failures = search.failures.iter().map(|(address, error)| format!("\n  {address}: {error}"));
+            let failures =
+                search.failures.iter().map(|(address, error)| format!("\n  {address}: {error}"));
             anyhow!("no node of the cluster answers{}", failures.collect::<String>())
         })
     }
@@ -120,9 +127,13 @@ impl Directory {
     /// Makes a change and returns the cluster after it.
     ///
     /// # Errors
-    /// When it is refused, when there is no leader for some time, and when it is not known whether it was made.
+    /// When it is refused, when there is no leader for some time, and when it is not known whether
+    /// it was made.
     pub(crate) async fn execute(&mut self, change: &Change) -> Result<Cluster> {
-        let request = wire::ExecuteRequest { change_json: serde_json::to_vec(change)?.into(), actor: actor() };
+        let request = wire::ExecuteRequest {
+            change_json: serde_json::to_vec(change)?.into(),
+            actor: actor(),
+        };
         let deadline = Instant::now() + PATIENCE;
         let mut address = self.leader_address.clone();
         loop {
@@ -143,7 +154,9 @@ impl Directory {
                     }
                     self.leader_address = None;
                     let known = self.known.as_ref();
-                    address = leader.and_then(|leader| addresses(known?, [&leader]).next()).filter(|next| *next != to);
+                    address = leader
+                        .and_then(|leader| addresses(known?, [&leader]).next())
+                        .filter(|next| *next != to);
                     if address.is_none() {
                         tokio::time::sleep(PAUSE).await;
                     }
@@ -161,7 +174,9 @@ impl Directory {
     async fn look_for(&mut self, change: &Change, actor: &str, behind: u64) -> Result<Cluster> {
         let is_it = |record: &wire::ChangeRecord| {
             let recorded = || serde_json::from_slice::<Change>(&record.change_json);
-            record.version > behind && record.actor == actor && recorded().is_ok_and(|recorded| recorded == *change)
+            record.version > behind
+                && record.actor == actor
+                && recorded().is_ok_and(|recorded| recorded == *change)
         };
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
@@ -200,7 +215,9 @@ impl Directory {
 /// Why a view is not the leader's own.
 pub(crate) fn no_leader(view: &View) -> String {
     match view.leader.and_then(|leader| view.cluster.nodes.get(&leader)) {
-        Some(leader) => format!("it is {}, which does not answer at {}", leader.name, leader.rpc_address),
+        Some(leader) => {
+            format!("it is {}, which does not answer at {}", leader.name, leader.rpc_address)
+        }
         None => "its voters know of none".to_owned(),
     }
 }
@@ -217,7 +234,12 @@ struct Search {
 
 impl Search {
     fn new(changes: u32) -> Self {
-        Self { changes, seen: BTreeSet::new(), asked: FuturesUnordered::new(), failures: BTreeMap::new() }
+        Self {
+            changes,
+            seen: BTreeSet::new(),
+            asked: FuturesUnordered::new(),
+            failures: BTreeMap::new(),
+        }
     }
 
     fn ask(&mut self, addresses: impl IntoIterator<Item = String>) {
@@ -234,8 +256,12 @@ impl Search {
 }
 
 /// Of nodes that were not removed.
-fn addresses<'a>(cluster: &'a Cluster, nodes: impl IntoIterator<Item = &'a NodeId>) -> impl Iterator<Item = String> {
-    let nodes = nodes.into_iter().filter_map(|node| cluster.nodes.get(node)).filter(|node| !node.removed);
+fn addresses<'a>(
+    cluster: &'a Cluster,
+    nodes: impl IntoIterator<Item = &'a NodeId>,
+) -> impl Iterator<Item = String> {
+    let nodes =
+        nodes.into_iter().filter_map(|node| cluster.nodes.get(node)).filter(|node| !node.removed);
     nodes.map(|node| node.rpc_address.clone())
 }
 
@@ -251,8 +277,10 @@ pub(crate) async fn connect(address: &str) -> Result<Channel, tonic::Status> {
         }
         tonic::Status::unavailable(text)
     };
-    let endpoint = Endpoint::from_shared(format!("http://{address}")).map_err(|error| unavailable(&error))?;
-    let connected = tokio::time::timeout(CONNECT, endpoint.connect_timeout(CONNECT).connect()).await;
+    let endpoint =
+        Endpoint::from_shared(format!("http://{address}")).map_err(|error| unavailable(&error))?;
+    let connected =
+        tokio::time::timeout(CONNECT, endpoint.connect_timeout(CONNECT).connect()).await;
     connected.map_err(|error| unavailable(&error))?.map_err(|error| unavailable(&error))
 }
 
@@ -276,13 +304,21 @@ async fn execute(address: &str, request: wire::ExecuteRequest) -> Tried {
         Ok(answer) => answer.map(|answer| answer.into_inner().result),
     };
     match answer {
-        Ok(Some(execute_response::Result::Done(state))) => match serde_json::from_slice(&state.json) {
-            Ok(cluster) => Tried::Done(cluster),
-            Err(error) => Tried::Unknown(format!("{address} answered what this version cannot read ({error})")),
-        },
+        Ok(Some(execute_response::Result::Done(state))) => {
+            match serde_json::from_slice(&state.json) {
+                Ok(cluster) => Tried::Done(cluster),
+                Err(error) => Tried::Unknown(format!(
+                    "{address} answered what this version cannot read ({error})"
+                )),
+            }
+        }
         Ok(Some(execute_response::Result::Refused(why))) => Tried::Refused(why),
-        Ok(Some(execute_response::Result::NotLeader(0))) => not(None, "the directory has no leader".to_owned()),
-        Ok(Some(execute_response::Result::NotLeader(leader))) => not(Some(leader), format!("node {leader} leads")),
+        Ok(Some(execute_response::Result::NotLeader(0))) => {
+            not(None, "the directory has no leader".to_owned())
+        }
+        Ok(Some(execute_response::Result::NotLeader(leader))) => {
+            not(Some(leader), format!("node {leader} leads"))
+        }
         Ok(None) => Tried::Unknown(format!("{address} answered nothing that this version knows")),
         Err(status) => match status.code() {
             // It does not vote in the directory.

@@ -3,7 +3,8 @@ use std::io::{ErrorKind, Write};
 use anyhow::Result;
 use serde::Serialize;
 
-/// Writes to the standard output. Whoever reads only the first lines closes the pipe: that is no failure.
+/// Writes to the standard output. Whoever reads only the first lines closes the pipe: that is no
+/// failure.
 pub(crate) fn print(text: &str) -> Result<()> {
     let mut out = std::io::stdout();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -8,7 +8,12 @@ use serde::Deserialize;
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Reach {
     /// A node's or a gateway's configuration. Any of its `[[nodes]]` tells what the cluster is now.
-    #[arg(long, global = true, value_name = "FILE", default_value = "meridian-data/region-1-a/node.toml")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        default_value = "meridian-data/region-1-a/node.toml"
+    )]
     pub(crate) config: PathBuf,
     /// Ask this node, by its gRPC address, instead of those of --config. May be repeated.
     #[arg(long = "node", global = true, value_name = "HOST:PORT", value_parser = parse_address)]
@@ -38,13 +43,18 @@ impl Reach {
         }
         let path = self.config.display();
         let text = std::fs::read_to_string(&self.config).with_context(|| {
-            format!("cannot read {path} (--config names a node's configuration, --node a node to ask)")
+            format!(
+                "cannot read {path} (--config names a node's configuration, --node a node to ask)"
+            )
         })?;
         // The reader's own words would quote the line, which may hold a secret.
         let Ok(configuration) = toml::from_str::<Configuration>(&text) else {
-            bail!("{path} is not the configuration of a node or a gateway: [[nodes]] with rpc_address are wanted");
+            bail!(
+                "{path} is not the configuration of a node or a gateway: [[nodes]] with rpc_address are wanted"
+            );
         };
-        let seeds: Vec<String> = configuration.nodes.into_iter().map(|node| node.rpc_address).collect();
+        let seeds: Vec<String> =
+            configuration.nodes.into_iter().map(|node| node.rpc_address).collect();
         if seeds.is_empty() {
             bail!("{path} has no [[nodes]] to ask");
         }
@@ -53,7 +63,9 @@ impl Reach {
 }
 
 fn parse_address(text: &str) -> Result<String, String> {
-    let named = text.rsplit_once(':').filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    let named = text
+        .rsplit_once(':')
+        .filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
     match named {
         Some(_) => Ok(text.to_owned()),
         None => Err("host:port is wanted, the gRPC address of a node".to_owned()),
@@ -75,8 +87,11 @@ mod tests {
         assert_eq!(reach(path.clone(), &["a:1", "b:2"]).seeds().unwrap(), ["a:1", "b:2"]);
         let error = reach(path.clone(), &[]).seeds().unwrap_err().to_string();
         assert!(error.contains("node.toml") && error.contains("--node"), "{error}");
-        std::fs::write(&path, "node = 1\n[[nodes]]\nid = 1\nrpc_address = \"a:1\"\n[[tokens]]\nsecret = \"s\"\n")
-            .unwrap();
+        std::fs::write(
+            &path,
+            "node = 1\n[[nodes]]\nid = 1\nrpc_address = \"a:1\"\n[[tokens]]\nsecret = \"s\"\n",
+        )
+        .unwrap();
         assert_eq!(reach(path.clone(), &[]).seeds().unwrap(), ["a:1"]);
         std::fs::write(&path, "node = 1\n").unwrap();
         assert!(reach(path.clone(), &[]).seeds().unwrap_err().to_string().contains("no [[nodes]]"));

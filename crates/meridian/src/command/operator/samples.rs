@@ -1,9 +1,11 @@
-//! A cluster as the tests of commands see it: six nodes in three regions (3, 2 and 1 data centers), two shards
-//! with their primary in the first, and two databases.
+//! A cluster as the tests of commands see it: six nodes in three regions (3, 2 and 1 data centers),
+//! two shards with their primary in the first, and two databases.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meridian_failover::{Cluster, Database, FailoverMode, FailoverReport, Loss, Node, Phase, Rpo, Shard};
+use meridian_failover::{
+    Cluster, Database, FailoverMode, FailoverReport, Loss, Node, Phase, Rpo, Shard,
+};
 use meridian_types::{Epoch, NodeId, Position, ShardId};
 
 use super::{Contact, Report, View};
@@ -61,7 +63,8 @@ pub(crate) fn cluster() -> Cluster {
     }
 }
 
-/// What the directory's leader says while all is well: the voters are at sequence 100, the replicas at 98.
+/// What the directory's leader says while all is well: the voters are at sequence 100, the replicas
+/// at 98.
 pub(crate) fn view() -> View {
     let report = |node: NodeId, shard: u32| Report {
         epoch: Epoch(1),
@@ -71,7 +74,8 @@ pub(crate) fn view() -> View {
         leads: node == u64::from(shard),
         lag_ms: [0, 0, 0, 30, 20, 90][usize::try_from(node - 1).unwrap()],
     };
-    let reports = |node| [1, 2].into_iter().map(|shard| (ShardId(shard), report(node, shard))).collect();
+    let reports =
+        |node| [1, 2].into_iter().map(|shard| (ShardId(shard), report(node, shard))).collect();
     View {
         cluster: cluster(),
         leader: Some(1),
@@ -80,7 +84,9 @@ pub(crate) fn view() -> View {
         changes: Vec::new(),
         progress: BTreeMap::new(),
         contacts: (1..=6)
-            .map(|node| (node, Contact { age_ms: 200, reports: reports(node), ..Contact::default() }))
+            .map(|node| {
+                (node, Contact { age_ms: 200, reports: reports(node), ..Contact::default() })
+            })
             .collect(),
     }
 }

@@ -10,7 +10,8 @@ use super::amounts::count;
 
 /// By id or name. One that was removed is found by its id only.
 pub(crate) fn node<'a>(cluster: &'a Cluster, text: &str) -> Result<(NodeId, &'a Node)> {
-    let by_id = text.parse().ok().and_then(|id: NodeId| cluster.nodes.get(&id).map(|node| (id, node)));
+    let by_id =
+        text.parse().ok().and_then(|id: NodeId| cluster.nodes.get(&id).map(|node| (id, node)));
     let mut live = cluster.nodes.iter().filter(|(_, node)| !node.removed);
     let by_name = live.find(|(_, node)| node.name == text).map(|(id, node)| (*id, node));
     match (by_id, by_name) {
@@ -20,7 +21,8 @@ pub(crate) fn node<'a>(cluster: &'a Cluster, text: &str) -> Result<(NodeId, &'a 
         (Some(found), _) | (None, Some(found)) => Ok(found),
         (None, None) => {
             let names = cluster.nodes.iter().filter(|(_, node)| !node.removed);
-            let names: Vec<String> = names.map(|(id, node)| format!("{id} ({})", node.name)).collect();
+            let names: Vec<String> =
+                names.map(|(id, node)| format!("{id} ({})", node.name)).collect();
             bail!("there is no node `{text}`; there are {}", names.join(", "))
         }
     }
@@ -52,10 +54,12 @@ pub(crate) fn shard<'a>(cluster: &'a Cluster, text: &str) -> Result<(ShardId, &'
 
 /// By name or id.
 pub(crate) fn database(cluster: &Cluster, text: &str) -> Result<DatabaseId> {
-    let named = cluster.databases.iter().find(|(_, database)| database.name == text).map(|(id, _)| *id);
+    let named =
+        cluster.databases.iter().find(|(_, database)| database.name == text).map(|(id, _)| *id);
     let by_id = || text.parse().ok().filter(|id| cluster.databases.contains_key(id));
     named.or_else(by_id).ok_or_else(|| {
-        let names: Vec<&str> = cluster.databases.values().map(|database| database.name.as_str()).collect();
+        let names: Vec<&str> =
+            cluster.databases.values().map(|database| database.name.as_str()).collect();
         anyhow!(
             "there is no database `{text}`; there are {}",
             if names.is_empty() { "none".to_owned() } else { names.join(", ") }
@@ -72,15 +76,22 @@ pub(crate) fn shard_of<'a>(cluster: &'a Cluster, text: &str) -> Result<(ShardId,
         return home(cluster, database(cluster, name)?);
     }
     match (shard(cluster, text), database(cluster, text)) {
-        (Ok(_), Ok(_)) => bail!("`{text}` is a shard and a database: write shard:{text} or database:{text}"),
+        (Ok(_), Ok(_)) => {
+            bail!("`{text}` is a shard and a database: write shard:{text} or database:{text}")
+        }
         (Ok(found), Err(_)) => Ok(found),
         (Err(_), Ok(id)) => home(cluster, id),
-        (Err(_), Err(_)) => bail!("`{text}` is neither the number of a shard nor a database's name or id"),
+        (Err(_), Err(_)) => {
+            bail!("`{text}` is neither the number of a shard nor a database's name or id")
+        }
     }
 }
 
 fn home(cluster: &Cluster, id: DatabaseId) -> Result<(ShardId, &Shard)> {
-    let found = cluster.databases.get(&id).and_then(|database| cluster.shards.get_key_value(&database.shard));
+    let found = cluster
+        .databases
+        .get(&id)
+        .and_then(|database| cluster.shards.get_key_value(&database.shard));
     found.map(|(id, shard)| (*id, shard)).ok_or_else(|| anyhow!("database {id} is in no shard"))
 }
 
@@ -93,9 +104,9 @@ pub(crate) fn databases_in(cluster: &Cluster, shard: ShardId) -> Vec<&str> {
 /// A region that there is.
 pub(crate) fn region<'a>(cluster: &'a Cluster, text: &str) -> Result<&'a str> {
     let found = cluster.regions.iter().find(|region| *region == text);
-    found
-        .map(String::as_str)
-        .ok_or_else(|| anyhow!("there is no region `{text}`; there are {}", cluster.regions.join(", ")))
+    found.map(String::as_str).ok_or_else(|| {
+        anyhow!("there is no region `{text}`; there are {}", cluster.regions.join(", "))
+    })
 }
 
 /// For people.
@@ -104,7 +115,10 @@ pub(crate) fn node_name(cluster: &Cluster, id: NodeId) -> String {
 }
 
 /// For people, in order of id.
-pub(crate) fn node_names<'a>(cluster: &Cluster, ids: impl IntoIterator<Item = &'a NodeId>) -> String {
+pub(crate) fn node_names<'a>(
+    cluster: &Cluster,
+    ids: impl IntoIterator<Item = &'a NodeId>,
+) -> String {
     let names: Vec<String> = ids.into_iter().map(|id| node_name(cluster, *id)).collect();
     names.join(", ")
 }
@@ -137,14 +151,25 @@ mod tests {
         assert_eq!(node(&cluster, "2").unwrap().0, 2);
         assert_eq!(node(&cluster, "region-2-a").unwrap().0, 4);
         assert!(node(&cluster, "x").unwrap_err().to_string().contains("4 (region-2-a)"));
-        let texts = |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let texts =
+            |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
         assert_eq!(nodes(&cluster, &texts(&["1", "region-1-b"])).unwrap(), BTreeSet::from([1, 2]));
-        assert!(nodes(&cluster, &texts(&["1", "region-1-a"])).unwrap_err().to_string().contains("twice"));
+        assert!(
+            nodes(&cluster, &texts(&["1", "region-1-a"]))
+                .unwrap_err()
+                .to_string()
+                .contains("twice")
+        );
         assert_eq!(shard_of(&cluster, "2").unwrap().0, ShardId(2));
         assert_eq!(shard_of(&cluster, "default").unwrap().0, ShardId(1));
-        assert_eq!(shard_of(&cluster, "00000000-0000-4000-8000-000000000002").unwrap().0, ShardId(2));
+        assert_eq!(
+            shard_of(&cluster, "00000000-0000-4000-8000-000000000002").unwrap().0,
+            ShardId(2)
+        );
         assert!(shard_of(&cluster, "x").is_err());
-        assert!(region(&cluster, "region-9").unwrap_err().to_string().contains("region-1, region-2"));
+        assert!(
+            region(&cluster, "region-9").unwrap_err().to_string().contains("region-1, region-2")
+        );
         assert_eq!(databases_in(&cluster, ShardId(2)), ["second"]);
     }
 
@@ -153,7 +178,12 @@ mod tests {
         check_quorum(&[1, 2, 3].into(), false).unwrap();
         for voters in [vec![1], vec![1, 2], vec![1, 2, 3, 4]] {
             let voters = voters.into_iter().collect();
-            assert!(check_quorum(&voters, false).unwrap_err().to_string().contains("--allow-weak-quorum"));
+            assert!(
+                check_quorum(&voters, false)
+                    .unwrap_err()
+                    .to_string()
+                    .contains("--allow-weak-quorum")
+            );
             check_quorum(&voters, true).unwrap();
         }
     }

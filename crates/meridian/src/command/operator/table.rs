@@ -12,7 +12,8 @@ struct Column {
 }
 
 impl Table {
-    /// Headings; one that begins with `>` is over numbers, which stand at the right of their column.
+    /// Headings; one that begins with `>` is over numbers, which stand at the right of their
+    /// column.
     pub(crate) fn new(headings: &[&'static str]) -> Self {
         let column = |heading: &&'static str| match heading.strip_prefix('>') {
             Some(heading) => Column { heading, is_number: true },
@@ -29,9 +30,11 @@ impl Table {
 
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let headings: Vec<String> = self.columns.iter().map(|column| column.heading.to_owned()).collect();
+        let headings: Vec<String> =
+            self.columns.iter().map(|column| column.heading.to_owned()).collect();
         let width = |index: usize| {
-            let cells = std::iter::once(&headings).chain(&self.rows).filter_map(|row| row.get(index));
+            let cells =
+                std::iter::once(&headings).chain(&self.rows).filter_map(|row| row.get(index));
             cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
         let widths: Vec<usize> = (0..self.columns.len()).map(width).collect();

@@ -13,8 +13,8 @@ pub(crate) struct View {
     /// Of the directory, as whoever answered knows it.
     pub(crate) leader: Option<NodeId>,
     pub(crate) term: u64,
-    /// Where the leader answered. `None`: another node did, which knows neither progress nor contacts, and
-    /// may know an old cluster.
+    /// Where the leader answered. `None`: another node did, which knows neither progress nor
+    /// contacts, and may know an old cluster.
     pub(crate) leader_address: Option<String>,
     /// The latest changes of those that were asked for, oldest first.
     pub(crate) changes: Vec<wire::ChangeRecord>,
@@ -46,26 +46,36 @@ pub(crate) struct Report {
     pub(crate) lag_ms: u64,
 }
 
-/// Whether a node that was heard of so long ago counts as reachable, as the failover controller sees it.
+/// Whether a node that was heard of so long ago counts as reachable, as the failover controller
+/// sees it.
 pub(crate) fn is_fresh(age_ms: u64) -> bool {
     Duration::from_millis(age_ms) <= ControllerConfig::default().reachable_within
 }
 
 impl View {
     /// `leader_address`: where the answer is from, if the leader gave it.
-    pub(super) fn read(response: wire::InspectResponse, leader_address: Option<String>) -> Result<Self> {
+    pub(super) fn read(
+        response: wire::InspectResponse,
+        leader_address: Option<String>,
+    ) -> Result<Self> {
         let json = response.cluster.map(|cluster| cluster.json).unwrap_or_default();
-        let cluster = serde_json::from_slice(&json).context("it describes the cluster as this version cannot read")?;
+        let cluster = serde_json::from_slice(&json)
+            .context("it describes the cluster as this version cannot read")?;
         let mut changes = response.changes;
         changes.sort_by_key(|change| change.version);
         let contact = |contact: wire::NodeContact| {
             let dropped = contact.reports.iter().flat_map(|report| &report.dropped);
-            let dropped = dropped.filter_map(|id| id.as_ref().try_into().ok().map(DatabaseId)).collect();
+            let dropped =
+                dropped.filter_map(|id| id.as_ref().try_into().ok().map(DatabaseId)).collect();
             let differs = contact.reports.iter().flat_map(divergences).collect();
             let refuses = contact.reports.iter().filter(|report| !report.refuses.is_empty());
-            let refuses = refuses.map(|report| (ShardId(report.shard), report.refuses.clone())).collect();
+            let refuses =
+                refuses.map(|report| (ShardId(report.shard), report.refuses.clone())).collect();
             let reports = contact.reports.into_iter().filter_map(report).collect();
-            (contact.node_id, Contact { age_ms: contact.age_ms, reports, dropped, differs, refuses })
+            (
+                contact.node_id,
+                Contact { age_ms: contact.age_ms, reports, dropped, differs, refuses },
+            )
         };
         Ok(Self {
             cluster,
@@ -73,27 +83,41 @@ impl View {
             term: response.term,
             leader_address,
             changes,
-            progress: response.progress.into_iter().map(|step| (ShardId(step.shard), step.text)).collect(),
+            progress: response
+                .progress
+                .into_iter()
+                .map(|step| (ShardId(step.shard), step.text))
+                .collect(),
             contacts: response.contacts.into_iter().map(contact).collect(),
         })
     }
 
     /// Nodes that are reachable and speak of the shard, with what they say.
-    pub(crate) fn fresh_reports(&self, shard: ShardId) -> impl Iterator<Item = (NodeId, Report)> + '_ {
+    pub(crate) fn fresh_reports(
+        &self,
+        shard: ShardId,
+    ) -> impl Iterator<Item = (NodeId, Report)> + '_ {
         let fresh = self.contacts.iter().filter(|(_, contact)| is_fresh(contact.age_ms));
-        fresh.filter_map(move |(node, contact)| contact.reports.get(&shard).map(|report| (*node, *report)))
+        fresh.filter_map(move |(node, contact)| {
+            contact.reports.get(&shard).map(|report| (*node, *report))
+        })
     }
 
     /// Who leads the shard in its present epoch and is reachable.
     pub(crate) fn leader_of(&self, id: ShardId, shard: &Shard) -> Option<NodeId> {
-        let mut leaders = self.fresh_reports(id).filter(|(_, report)| report.leads && report.epoch == shard.epoch);
+        let mut leaders = self
+            .fresh_reports(id)
+            .filter(|(_, report)| report.leads && report.epoch == shard.epoch);
         leaders.next().map(|(node, _)| node)
     }
 
-    /// How far each replica region is behind, by its best node that is reachable and follows the present epoch.
+    /// How far each replica region is behind, by its best node that is reachable and follows the
+    /// present epoch.
     pub(crate) fn lags(&self, id: ShardId, shard: &Shard) -> BTreeMap<&str, u64> {
         let mut lags = BTreeMap::new();
-        for (node, report) in self.fresh_reports(id).filter(|(_, report)| report.epoch == shard.epoch) {
+        for (node, report) in
+            self.fresh_reports(id).filter(|(_, report)| report.epoch == shard.epoch)
+        {
             let region = self.cluster.nodes.get(&node).map(|node| node.region.as_str());
             if let Some(region) = region.filter(|region| *region != shard.primary_region) {
                 let lag = lags.entry(region).or_insert(report.lag_ms);
@@ -119,7 +143,10 @@ fn report(wire: wire::ShardReport) -> Option<(ShardId, Report)> {
 
 fn divergences(report: &wire::ShardReport) -> impl Iterator<Item = (ShardId, NodeId, Position)> {
     let shard = ShardId(report.shard);
-    report.divergences.iter().filter_map(move |other| Some((shard, other.node_id, position(other.position?)?)))
+    report
+        .divergences
+        .iter()
+        .filter_map(move |other| Some((shard, other.node_id, position(other.position?)?)))
 }
 
 fn position(wire: meridian_proto::shipping::Position) -> Option<Position> {
@@ -136,7 +163,10 @@ mod tests {
         let mut view = view();
         let shard = cluster().shards[&ShardId(1)].clone();
         assert_eq!(view.leader_of(ShardId(1), &shard), Some(1));
-        assert_eq!(view.lags(ShardId(1), &shard), BTreeMap::from([("region-2", 20), ("region-3", 90)]));
+        assert_eq!(
+            view.lags(ShardId(1), &shard),
+            BTreeMap::from([("region-2", 20), ("region-3", 90)])
+        );
         view.contacts.get_mut(&6).unwrap().reports.get_mut(&ShardId(1)).unwrap().epoch = Epoch(9);
         view.contacts.get_mut(&1).unwrap().age_ms = 60_000;
         assert_eq!(view.leader_of(ShardId(1), &shard), None);

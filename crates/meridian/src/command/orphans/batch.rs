@@ -3,7 +3,9 @@
 use anyhow::{Context, Result};
 use meridian_failover::Cluster;
 use meridian_proto::{admin, decode_batch};
-use meridian_types::{Batch, CommittedTransaction, DatabaseId, Effect, Refusal, ValueEncoding, Versionstamp};
+use meridian_types::{
+    Batch, CommittedTransaction, DatabaseId, Effect, Refusal, ValueEncoding, Versionstamp,
+};
 use serde::Serialize;
 
 use super::key::{self, Part};
@@ -29,10 +31,14 @@ impl Orphaned {
         let committed = if self.committed { "committed" } else { "not known to be committed" };
         let time = amounts::time(self.batch.time_ms);
         let count = amounts::count(self.batch.transactions.len() as u64, "transaction");
-        let mut out = format!("{position}  {time}  {committed}, {count}, {}\n", amounts::size(self.bytes));
+        let mut out =
+            format!("{position}  {time}  {committed}, {count}, {}\n", amounts::size(self.bytes));
         for (versionstamp, transaction) in self.batch.iter() {
             let database = name(cluster, transaction.database);
-            out.push_str(&format!("  {versionstamp}  {database}  request {}\n", transaction.request_id));
+            out.push_str(&format!(
+                "  {versionstamp}  {database}  request {}\n",
+                transaction.request_id
+            ));
             if let Some(refusal) = &transaction.refusal {
                 out.push_str(&format!("    did nothing: {}\n", why(refusal)));
             }
@@ -118,7 +124,8 @@ fn effect_text(effect: &Effect) -> String {
     let key = key::text(effect.key());
     match effect {
         Effect::Put { value, expire_at_ms, .. } => {
-            let (encoding, size) = (encoding(value.encoding), amounts::size(value.data.len() as u64));
+            let (encoding, size) =
+                (encoding(value.encoding), amounts::size(value.data.len() as u64));
             let expiry = match expire_at_ms {
                 0 => String::new(),
                 at => format!(", expires {}", amounts::time(*at)),
@@ -126,7 +133,9 @@ fn effect_text(effect: &Effect) -> String {
             format!("put     {key}  {encoding}, {size}{expiry}")
         }
         Effect::Delete { .. } => format!("delete  {key}"),
-        Effect::Unindex { expire_at_ms, .. } => format!("unindex {key}  of {}", amounts::time(*expire_at_ms)),
+        Effect::Unindex { expire_at_ms, .. } => {
+            format!("unindex {key}  of {}", amounts::time(*expire_at_ms))
+        }
         Effect::DropDatabase => "drop    the whole database".to_owned(),
     }
 }
@@ -174,9 +183,13 @@ mod tests {
             refusal: Some(Refusal::CheckFailed(vec![0])),
             ..transaction.clone()
         };
-        let batch =
-            Batch { position: Position::new(Epoch(2), 5), time_ms: 0, transactions: vec![transaction, refused] };
-        let wire = admin::OrphanBatch { batch: meridian_proto::encode_batch(&batch), committed: true };
+        let batch = Batch {
+            position: Position::new(Epoch(2), 5),
+            time_ms: 0,
+            transactions: vec![transaction, refused],
+        };
+        let wire =
+            admin::OrphanBatch { batch: meridian_proto::encode_batch(&batch), committed: true };
         Orphaned::read(wire).unwrap()
     }
 
@@ -204,6 +217,9 @@ mod tests {
             r#""expire_at_ms":1000},{"op":"delete","key_hex":"726177"}]}"#,
         );
         assert_eq!(lines[0], expected);
-        assert!(lines[1].contains(r#""database_name":null"#) && lines[1].contains(r#""refusal":"checks [0] failed""#));
+        assert!(
+            lines[1].contains(r#""database_name":null"#)
+                && lines[1].contains(r#""refusal":"checks [0] failed""#)
+        );
     }
 }

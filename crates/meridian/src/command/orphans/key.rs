@@ -141,7 +141,8 @@ mod tests {
         let key = b"\x02users\0\x01\x01\0\xff\x02\0\x02a\0\xffb\0\x27\x26";
         assert_eq!(text(key), r#"["users", bytes 010002, "a\u0000b", true, false]"#);
         // [1, -1, 0.5]
-        let key = b"\x21\xbf\xf0\0\0\0\0\0\0\x21\x40\x0f\xff\xff\xff\xff\xff\xff\x21\xbf\xe0\0\0\0\0\0\0";
+        let key =
+            b"\x21\xbf\xf0\0\0\0\0\0\0\x21\x40\x0f\xff\xff\xff\xff\xff\xff\x21\xbf\xe0\0\0\0\0\0\0";
         assert_eq!(text(key), "[1, -1, 0.5]");
         // [0n, 255n, -1n, -256n, 2n ** 64n, -(2n ** 64n)]
         let key = [
@@ -152,7 +153,10 @@ mod tests {
             b"\x1d\x09\x01\0\0\0\0\0\0\0\0",
             b"\x0b\xf6\xfe\xff\xff\xff\xff\xff\xff\xff\xff",
         ];
-        assert_eq!(text(&key.concat()), "[0n, 255n, -1n, -256n, 18446744073709551616n, -18446744073709551616n]");
+        assert_eq!(
+            text(&key.concat()),
+            "[0n, 255n, -1n, -256n, 18446744073709551616n, -18446744073709551616n]"
+        );
         let long = [b"\x1d\x11".as_slice(), &[0xab; 17]].concat();
         assert_eq!(text(&long), format!("[0x{}n]", "ab".repeat(17)));
         let json = serde_json::to_string(&parts(b"\x02a\0\x15\x05").unwrap()).unwrap();
@@ -161,7 +165,15 @@ mod tests {
 
     #[test]
     fn keys_of_another_making_are_shown_in_hex() {
-        for key in [b"".as_slice(), b"\x02open", b"\x99", b"\x21\0", b"\x15", b"\x02\xff\xfe\0", b"\x1d\x05\x01"] {
+        for key in [
+            b"".as_slice(),
+            b"\x02open",
+            b"\x99",
+            b"\x21\0",
+            b"\x15",
+            b"\x02\xff\xfe\0",
+            b"\x1d\x05\x01",
+        ] {
             assert_eq!(text(key), format!("hex {}", hex(key)));
         }
     }

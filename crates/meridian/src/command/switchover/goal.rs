@@ -15,8 +15,8 @@ pub(crate) struct Goal {
     pub(crate) to: Option<String>,
     /// A switchover, which can be stopped. Else a failover.
     pub(crate) planned: bool,
-    /// Of the cluster since it began. An older one, as a new leader of the directory may tell at first, says
-    /// nothing of it.
+    /// Of the cluster since it began. An older one, as a new leader of the directory may tell at
+    /// first, says nothing of it.
     pub(crate) version: u64,
 }
 
@@ -46,7 +46,14 @@ impl Goal {
     pub(crate) fn switchover(cluster: &Cluster, id: ShardId, to: &str) -> Option<Self> {
         let shard = cluster.shards.get(&id)?;
         let (epoch, from) = (shard.epoch, shard.primary_region.clone());
-        Some(Self { shard: id, epoch, from, to: Some(to.to_owned()), planned: true, version: cluster.version })
+        Some(Self {
+            shard: id,
+            epoch,
+            from,
+            to: Some(to.to_owned()),
+            planned: true,
+            version: cluster.version,
+        })
     }
 
     pub(crate) fn stage(&self, cluster: &Cluster) -> Stage {
@@ -58,7 +65,9 @@ impl Goal {
         }
         match &shard.phase {
             Phase::SwitchingOver { .. } => Stage::Preparing,
-            Phase::Sealing(Plan { planned: true, to, .. }) if to.as_ref() == Some(&self.from) => Stage::GoingBack,
+            Phase::Sealing(Plan { planned: true, to, .. }) if to.as_ref() == Some(&self.from) => {
+                Stage::GoingBack
+            }
             Phase::Sealing(Plan { planned: true, .. }) => Stage::Sealed,
             Phase::Sealing(_) => Stage::FailingOver,
             Phase::Active | Phase::Forming => Stage::Cancelled,
@@ -102,13 +111,19 @@ impl Goal {
                 "shard {shard}: {what} goes on by itself, and writes wait. It can still be stopped (`meridian \
                  switchover --cancel {shard}`): {from} then opens again, in a new epoch"
             ),
-            Stage::GoingBack => format!("shard {shard}: {what} is cancelled already, and {from} opens again by itself"),
-            Stage::FailingOver => format!("shard {shard}: {what} goes on by itself. It cannot be stopped any more"),
+            Stage::GoingBack => format!(
+                "shard {shard}: {what} is cancelled already, and {from} opens again by itself"
+            ),
+            Stage::FailingOver => {
+                format!("shard {shard}: {what} goes on by itself. It cannot be stopped any more")
+            }
             Stage::Opening => format!(
                 "shard {shard}: {what} is past its commit point and opens by itself; to go back, switch it over to {from}"
             ),
             Stage::Open => format!("shard {shard}: {what} is over"),
-            Stage::Cancelled => format!("shard {shard}: {what} was cancelled; it is served in {from}"),
+            Stage::Cancelled => {
+                format!("shard {shard}: {what} was cancelled; it is served in {from}")
+            }
             Stage::Gone => format!("shard {shard} does not exist any more"),
         }
     }
@@ -142,9 +157,21 @@ mod tests {
                 Stage::Preparing,
                 "It can be stopped: `meridian switchover --cancel 1`",
             ),
-            (in_phase(1, "region-1", sealing(true, "region-2")), Stage::Sealed, "It can still be stopped"),
-            (in_phase(1, "region-1", sealing(true, "region-1")), Stage::GoingBack, "cancelled already"),
-            (in_phase(1, "region-1", sealing(false, "region-3")), Stage::FailingOver, "cannot be stopped any more"),
+            (
+                in_phase(1, "region-1", sealing(true, "region-2")),
+                Stage::Sealed,
+                "It can still be stopped",
+            ),
+            (
+                in_phase(1, "region-1", sealing(true, "region-1")),
+                Stage::GoingBack,
+                "cancelled already",
+            ),
+            (
+                in_phase(1, "region-1", sealing(false, "region-3")),
+                Stage::FailingOver,
+                "cannot be stopped any more",
+            ),
             (in_phase(2, "region-2", Phase::Forming), Stage::Opening, "past its commit point"),
             (in_phase(2, "region-2", Phase::Active), Stage::Open, "is over"),
             (in_phase(3, "region-3", Phase::Forming), Stage::Open, "is over"),
@@ -164,7 +191,8 @@ mod tests {
         let goal = Goal::switchover(&view().cluster, ShardId(1), "region-2").unwrap();
         let mut view = in_phase(1, "region-1", Phase::SwitchingOver { to: "region-2".to_owned() });
         view.progress.insert(ShardId(1), "lag 1200 ms".to_owned());
-        let text = "shard 1: region-2 is being prepared; everything is served in region-1 (lag 1200 ms)";
+        let text =
+            "shard 1: region-2 is being prepared; everything is served in region-1 (lag 1200 ms)";
         assert_eq!(goal.describe(&view), text);
     }
 }

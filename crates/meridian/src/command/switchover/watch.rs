@@ -28,7 +28,8 @@ pub(crate) struct Outcome {
     pub(crate) reached: bool,
     /// From the seal to the next epoch, by the directory leader's clock. Strong operations waited.
     pub(crate) sealed_ms: Option<u64>,
-    /// From the next epoch to its opening, as seen from here: strong operations waited for that, too.
+    /// From the next epoch to its opening, as seen from here: strong operations waited for that,
+    /// too.
     pub(crate) opened_after_ms: Option<u64>,
     /// From the command on.
     pub(crate) took_ms: u64,
@@ -42,7 +43,8 @@ impl Outcome {
         let report = goal.report(cluster);
         let shard = cluster.shards.get(&goal.shard);
         // Where the epoch led that came of it, though another may have come since.
-        let region = report.map(|report| &report.to_region).or(shard.map(|shard| &shard.primary_region));
+        let region =
+            report.map(|report| &report.to_region).or(shard.map(|shard| &shard.primary_region));
         let region = region.cloned().unwrap_or_default();
         Self {
             shard: goal.shard,
@@ -53,7 +55,8 @@ impl Outcome {
             },
             region,
             epoch: report.map_or(goal.epoch.0, |report| report.epoch.0),
-            sealed_ms: report.map(|report| report.promoted_at_ms.saturating_sub(report.sealed_at_ms)),
+            sealed_ms: report
+                .map(|report| report.promoted_at_ms.saturating_sub(report.sealed_at_ms)),
             opened_after_ms,
             took_ms,
             report: report.cloned(),
@@ -68,8 +71,12 @@ impl Outcome {
         };
         let place = match (self.reached, region == from) {
             (true, _) => format!("shard {shard} is served in {region} now, in epoch {epoch}"),
-            (false, true) => format!("shard {shard} is back in {region}, in epoch {epoch}: it was not moved"),
-            (false, false) => format!("shard {shard} is served in {region} instead, in epoch {epoch}"),
+            (false, true) => {
+                format!("shard {shard} is back in {region}, in epoch {epoch}: it was not moved")
+            }
+            (false, false) => {
+                format!("shard {shard} is served in {region} instead, in epoch {epoch}")
+            }
         };
         let loss = change_text::loss(report);
         let sealed = amounts::duration(self.sealed_ms.unwrap_or(0));
@@ -77,7 +84,10 @@ impl Outcome {
             Some(ms) => format!(" and open {} later", amounts::duration(ms)),
             None => String::new(),
         };
-        format!("{place}: {loss}; sealed for {sealed}{opened}, {} in all", amounts::duration(self.took_ms))
+        format!(
+            "{place}: {loss}; sealed for {sealed}{opened}, {} in all",
+            amounts::duration(self.took_ms)
+        )
     }
 }
 
@@ -89,11 +99,13 @@ struct Seen {
     outcome: Option<Outcome>,
 }
 
-/// Tells on the standard error how the goals get on, until each is at its end, and then what became of them.
-/// Whether all were reached. An interruption ends the waiting only, and says what can still be done.
+/// Tells on the standard error how the goals get on, until each is at its end, and then what became
+/// of them. Whether all were reached. An interruption ends the waiting only, and says what can
+/// still be done.
 pub(crate) async fn wait(directory: &mut Directory, goals: &[Goal], json: bool) -> Result<bool> {
     let begun = Instant::now();
-    let mut seen: BTreeMap<ShardId, Seen> = goals.iter().map(|goal| (goal.shard, Seen::default())).collect();
+    let mut seen: BTreeMap<ShardId, Seen> =
+        goals.iter().map(|goal| (goal.shard, Seen::default())).collect();
     let stop = asked_to_stop(Hangup::Stop);
     tokio::pin!(stop);
     let mut answered = Instant::now();
@@ -178,7 +190,11 @@ mod tests {
         shard.epoch = Epoch(2);
         shard.phase = Phase::Active;
         to.clone_into(&mut shard.primary_region);
-        shard.reports.push(FailoverReport { to_region: to.to_owned(), planned: true, ..report(loss) });
+        shard.reports.push(FailoverReport {
+            to_region: to.to_owned(),
+            planned: true,
+            ..report(loss)
+        });
         view
     }
 
@@ -197,20 +213,26 @@ mod tests {
             "shard 1 is served in region-2 now, in epoch 2: nothing lost; sealed for 312 ms and open 100 ms later, 2.1 s in all"
         );
         let back = of(&after("region-1", none()));
-        assert!(!back.reached && back.text().contains("back in region-1, in epoch 2: it was not moved"));
+        assert!(
+            !back.reached && back.text().contains("back in region-1, in epoch 2: it was not moved")
+        );
         let lost = Loss { transactions: 3, window_ms: 40, ..Loss::default() };
         let elsewhere = of(&after("region-3", lost));
         assert!(!elsewhere.reached);
-        assert!(
-            elsewhere.text().contains("served in region-3 instead, in epoch 2: at least 3 transactions (40 ms) lost")
-        );
+        assert!(elsewhere.text().contains(
+            "served in region-3 instead, in epoch 2: at least 3 transactions (40 ms) lost"
+        ));
         let cancelled = of(&view());
         assert!(!cancelled.reached && cancelled.text().contains("as before"));
     }
 
     #[test]
     fn a_failover_is_reached_wherever_it_leads() {
-        let goal = Goal { to: None, planned: false, ..Goal::switchover(&view().cluster, ShardId(1), "").unwrap() };
+        let goal = Goal {
+            to: None,
+            planned: false,
+            ..Goal::switchover(&view().cluster, ShardId(1), "").unwrap()
+        };
         assert!(Outcome::of(&goal, &after("region-3", none()).cluster, None, 1).reached);
         assert!(!Outcome::of(&goal, &view().cluster, None, 1).reached);
     }

@@ -53,7 +53,12 @@ fn cluster() -> Cluster {
 }
 
 fn renewal(node_id: NodeId) -> wire::RenewRequest {
-    wire::RenewRequest { node_id, incarnation: INCARNATION.1.into(), known_version: 5, ..Default::default() }
+    wire::RenewRequest {
+        node_id,
+        incarnation: INCARNATION.1.into(),
+        known_version: 5,
+        ..Default::default()
+    }
 }
 
 fn changes(session: &Session) -> Vec<&Change> {
@@ -124,11 +129,22 @@ async fn a_lease_tells_the_node_what_it_does_not_know_yet() {
     let mut session = session(cluster()).await;
     for (known_version, is_news) in [(4, true), (5, false), (6, false)] {
         let granted = lease(session.renew(wire::RenewRequest { known_version, ..renewal(1) }));
-        assert_eq!(granted.cluster.is_some(), is_news, "version {known_version} is known, and 5 there is");
+        assert_eq!(
+            granted.cluster.is_some(),
+            is_news,
+            "version {known_version} is known, and 5 there is"
+        );
         assert_eq!(granted.furthest, []);
     }
     let position = Some(position_to_wire(Position::new(Epoch(1), 40)));
-    let report = wire::ShardReport { shard: 1, epoch: 1, position, transactions: 70, time_ms: 9, ..Default::default() };
+    let report = wire::ShardReport {
+        shard: 1,
+        epoch: 1,
+        position,
+        transactions: 70,
+        time_ms: 9,
+        ..Default::default()
+    };
     let granted = lease(session.renew(wire::RenewRequest { reports: vec![report], ..renewal(1) }));
     let furthest = wire::Furthest { shard: 1, epoch: 1, transactions: 70, time_ms: 9 };
     assert_eq!(granted.furthest, [furthest], "how far the shard came, as this node has just said");
@@ -141,7 +157,8 @@ async fn the_latest_contact_with_each_node_is_kept() {
     let mut session = session(cluster).await;
     let before = session.parts.directory.now();
     for (node, transactions) in [(1, 1), (2, 2), (1, 3)] {
-        let reports = vec![wire::ShardReport { shard: 1, epoch: 1, transactions, ..Default::default() }];
+        let reports =
+            vec![wire::ShardReport { shard: 1, epoch: 1, transactions, ..Default::default() }];
         lease(session.renew(wire::RenewRequest { reports, ..renewal(node) }));
     }
     let said = |(node, at, reports): &(NodeId, Duration, Vec<wire::ShardReport>)| {
@@ -151,7 +168,8 @@ async fn the_latest_contact_with_each_node_is_kept() {
     assert_eq!(session.contacts.iter().map(said).collect::<Vec<_>>(), [(2, 2), (1, 3)]);
 }
 
-/// Leadership was confirmed in another term: what this leader knows may be older, or newer, than what was asked.
+/// Leadership was confirmed in another term: what this leader knows may be older, or newer, than
+/// what was asked.
 #[tokio::test]
 async fn whoever_was_confirmed_in_another_term_gets_no_lease_in_this_one() {
     let mut session = session(cluster()).await;
@@ -202,7 +220,11 @@ async fn what_was_decided_upon_another_version_is_not_made() {
         session.commit();
         let next = &session.in_flight.as_ref().unwrap().next;
         let has = |name: &str| next.regions.iter().any(|region| region == name);
-        assert_eq!((has("r"), has("decided")), (true, is_made), "decided upon version {decided_at}");
+        assert_eq!(
+            (has("r"), has("decided")),
+            (true, is_made),
+            "decided upon version {decided_at}"
+        );
         // One at a time: the next is made from what this one leaves.
         session.change(region("later"));
         session.commit();
@@ -263,7 +285,12 @@ async fn a_deletion_that_no_node_holds_up_is_ended() {
     let mut session = session(cluster().after(&Change::DeleteDatabase { id }).unwrap()).await;
     session.end_deletions();
     assert_eq!(changes(&session), Vec::<&Change>::new(), "nobody has said anything yet");
-    let dropped = wire::ShardReport { shard: 1, epoch: 1, dropped: vec![id.0.to_vec().into()], ..Default::default() };
+    let dropped = wire::ShardReport {
+        shard: 1,
+        epoch: 1,
+        dropped: vec![id.0.to_vec().into()],
+        ..Default::default()
+    };
     session.contacts = (1..=7).map(|node| (node, Duration::ZERO, vec![dropped.clone()])).collect();
     session.end_deletions();
     assert_eq!(changes(&session), [&Change::EndDeletion { id }]);
@@ -276,11 +303,15 @@ async fn an_operator_sees_what_the_members_of_the_directory_are_and_are_to_be() 
         let (reply, mut answer) = oneshot::channel();
         session.serve(Request::Inspect { reply });
         let progress = answer.try_recv().unwrap().progress;
-        progress.into_iter().find(|progress| progress.shard == DIRECTORY_GROUP.shard).map(|progress| progress.text)
+        progress
+            .into_iter()
+            .find(|progress| progress.shard == DIRECTORY_GROUP.shard)
+            .map(|progress| progress.text)
     };
     let mut session = session(Cluster { directory_voters: [1, 4].into(), ..cluster() }).await;
     take_part(&session.parts).await;
-    until("its members are settled", async || session.parts.voter.group.settled_voters().is_some()).await;
+    until("its members are settled", async || session.parts.voter.group.settled_voters().is_some())
+        .await;
     assert_eq!(members(&mut session).unwrap(), "its members are nodes {1}, and are to be {1, 4}");
     let (cluster, _) = session.base.as_mut().unwrap();
     cluster.directory_voters = [1].into();
@@ -306,8 +337,8 @@ impl Hooks for Gate {
     }
 }
 
-/// What a leader before it committed, it may not have applied yet: a lease by an older cluster would be one on an
-/// epoch that was sealed since.
+/// What a leader before it committed, it may not have applied yet: a lease by an older cluster
+/// would be one on an epoch that was sealed since.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_new_leader_grants_and_shows_nothing_before_it_has_applied_what_was_committed() {
     let engine = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Gate::default()));
@@ -319,7 +350,9 @@ async fn a_new_leader_grants_and_shows_nothing_before_it_has_applied_what_was_co
     until("it leads", async || group.leadership().is_ok()).await;
     assert_eq!(group.applied().borrow().1, 0);
     let change = Change::AddRegion { name: "r".to_owned() };
-    let asked = async { (leader.inspect().await.is_some(), leader.execute(change, "a test".to_owned()).await) };
+    let asked = async {
+        (leader.inspect().await.is_some(), leader.execute(change, "a test".to_owned()).await)
+    };
     let answered = tokio::time::timeout(Duration::from_secs(10), asked).await;
     // Before anything is asserted: else a test that fails never ends.
     *engine.is_shut.lock() = false;

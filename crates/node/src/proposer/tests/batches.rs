@@ -72,7 +72,10 @@ async fn a_batch_begins_at_once_or_with_as_many_requests_as_are_in_flight_or_aft
     complete_one(&mut session).await;
     complete_one(&mut session).await;
     assert_eq!(session.gathering(), *GATHERING.end());
-    assert!(session.is_idle() && answers.into_iter().all(|mut answer| is_committed(&answer.try_recv().unwrap())));
+    assert!(
+        session.is_idle()
+            && answers.into_iter().all(|mut answer| is_committed(&answer.try_recv().unwrap()))
+    );
 }
 
 #[tokio::test]
@@ -81,7 +84,8 @@ async fn four_batches_are_in_flight_at_most_and_none_begins_while_it_is_to_wait(
     let leader = Leader::start(Arc::clone(&engine)).await;
     leader.commit(set("first", "v")).await;
     let (term, mut time) = left_to_the_test(&leader).await;
-    let slowed = Session::new(&leader.parts, &mut time, term, Instant::now() + Duration::from_secs(3600));
+    let slowed =
+        Session::new(&leader.parts, &mut time, term, Instant::now() + Duration::from_secs(3600));
     assert!(slowed.is_slowed() && !slowed.has_room());
     let mut session = Session::new(&leader.parts, &mut time, term, Instant::now());
     let (mut waiting, mut answers) = (Waiting::of(&leader), Vec::new());
@@ -140,12 +144,19 @@ async fn a_request_that_comes_again_while_it_is_in_flight_is_answered_with_it() 
     let (_, mut first) = waiting.add(id);
     let (_, mut twin) = waiting.add(id);
     session.propose(&mut waiting.backlog).await.unwrap();
-    assert_eq!(twin.try_recv(), Ok(WriteReply::Unknown), "it is not in flight yet: its caller is to ask again");
+    assert_eq!(
+        twin.try_recv(),
+        Ok(WriteReply::Unknown),
+        "it is not in flight yet: its caller is to ask again"
+    );
     let (_, mut other) = waiting.add(RequestId::generate());
     session.propose(&mut waiting.backlog).await.unwrap();
     let (_, mut again) = waiting.add(id);
     session.propose(&mut waiting.backlog).await.unwrap();
-    assert_eq!([first.try_recv(), again.try_recv()], [Err(TryRecvError::Empty), Err(TryRecvError::Empty)]);
+    assert_eq!(
+        [first.try_recv(), again.try_recv()],
+        [Err(TryRecvError::Empty), Err(TryRecvError::Empty)]
+    );
     engine.release_syncs();
     complete_one(&mut session).await;
     let answer = first.try_recv().unwrap();
@@ -167,7 +178,10 @@ async fn one_sweep_is_in_flight_at_a_time_and_none_where_nothing_may_be_written(
     assert!(session.may_sweep());
     engine.hold_syncs();
     session.sweep().await.unwrap();
-    assert!(!session.is_idle() && !session.may_sweep(), "what it removes is there still, and would be found again");
+    assert!(
+        !session.is_idle() && !session.may_sweep(),
+        "what it removes is there still, and would be found again"
+    );
     engine.release_syncs();
     complete_one(&mut session).await;
     assert!(leader.value("k").is_none() && session.may_sweep());

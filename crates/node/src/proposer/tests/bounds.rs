@@ -14,9 +14,14 @@ fn large_bigint() -> Value {
 }
 
 fn sums(keys: std::ops::Range<u32>) -> Transaction {
-    let operand = Value { encoding: ValueEncoding::V8, data: Bytes::from_static(b"\xff\x0fZ\x02\x01") };
+    let operand =
+        Value { encoding: ValueEncoding::V8, data: Bytes::from_static(b"\xff\x0fZ\x02\x01") };
     let kind = MutationKind::Sum { operand, bounds: SumBounds::default() };
-    let mutations = keys.map(|n| Mutation { key: format!("n{n:04}").into(), kind: kind.clone(), expire_at_ms: 0 });
+    let mutations = keys.map(|n| Mutation {
+        key: format!("n{n:04}").into(),
+        kind: kind.clone(),
+        expire_at_ms: 0,
+    });
     Transaction { checks: Vec::new(), mutations: mutations.collect() }
 }
 
@@ -37,16 +42,25 @@ fn sizes(leader: &Leader, sequence: u64) -> Vec<usize> {
 async fn small_requests_do_not_make_large_batches() {
     let leader = Leader::start(Arc::default()).await;
     for first in (0..1000).step_by(10) {
-        let set =
-            |n| Mutation { key: format!("n{n:04}").into(), kind: MutationKind::Set(large_bigint()), expire_at_ms: 0 };
-        leader.commit(Transaction { checks: Vec::new(), mutations: (first..first + 10).map(set).collect() }).await;
+        let set = |n| Mutation {
+            key: format!("n{n:04}").into(),
+            kind: MutationKind::Set(large_bigint()),
+            expire_at_ms: 0,
+        };
+        leader
+            .commit(Transaction {
+                checks: Vec::new(),
+                mutations: (first..first + 10).map(set).collect(),
+            })
+            .await;
     }
     let before = leader.state.position().sequence;
     // Ten kilobytes that would be 65 megabytes: refused, saying why.
     let refused = leader.write(RequestId::generate(), false, sums(0..1000)).await;
     let WriteReply::Done(WriteOutcome::Rejected(text)) = refused else { panic!("{refused:?}") };
     assert!(text.contains(&limits::MAX_COMPUTED_BYTES.to_string()), "{text}");
-    // Some hundred bytes that are two megabytes each, all at once: in order, in batches of some megabytes each.
+    // Some hundred bytes that are two megabytes each, all at once: in order, in batches of some
+    // megabytes each.
     let writes = (0..40).map(|n| leader.write(RequestId::generate(), false, sums(n..n + 30)));
     let mut stamps = Vec::new();
     for reply in futures::future::join_all(writes).await {
@@ -55,13 +69,19 @@ async fn small_requests_do_not_make_large_batches() {
     }
     assert!(stamps.is_sorted(), "what a batch had no room for has kept its place");
     let sizes = sizes(&leader, before + 1);
-    assert!(sizes.len() >= 40 * 30 * MAX_VALUE_BYTES / (room::BATCH_BYTES + limits::MAX_COMPUTED_BYTES), "{sizes:?}");
+    assert!(
+        sizes.len() >= 40 * 30 * MAX_VALUE_BYTES / (room::BATCH_BYTES + limits::MAX_COMPUTED_BYTES),
+        "{sizes:?}"
+    );
     let largest = sizes.iter().max().unwrap();
-    assert!(*largest < room::BATCH_BYTES + limits::MAX_COMPUTED_BYTES && *largest > 1 << 20, "{sizes:?}");
+    assert!(
+        *largest < room::BATCH_BYTES + limits::MAX_COMPUTED_BYTES && *largest > 1 << 20,
+        "{sizes:?}"
+    );
 }
 
-/// Between two turns of a task that always wants one: what the runtime's thread has worked meanwhile, in microseconds.
-/// No time in which it stood still counts.
+/// Between two turns of a task that always wants one: what the runtime's thread has worked
+/// meanwhile, in microseconds. No time in which it stood still counts.
 static LONGEST_TURN: AtomicU64 = AtomicU64::new(0);
 
 async fn longest_turn_of_another() {
@@ -90,7 +110,12 @@ async fn checks_count_as_work_and_others_get_their_turn_meanwhile() {
     let proposer = Proposer { budget: small, ..leader.proposer.clone() };
     let write = || {
         let (proposer, transaction) = (proposer.clone(), many.clone());
-        let request = WriteRequest { database: DATABASE, request_id: RequestId::generate(), transaction, retry: false };
+        let request = WriteRequest {
+            database: DATABASE,
+            request_id: RequestId::generate(),
+            transaction,
+            retry: false,
+        };
         // However long it takes here.
         let until = Instant::now() + Duration::from_secs(60);
         let admitted = Admitted { until, ..proposer.admit(&request).unwrap() };
@@ -103,10 +128,13 @@ async fn checks_count_as_work_and_others_get_their_turn_meanwhile() {
     assert!(others.await.unwrap_err().is_cancelled());
     let longest = LONGEST_TURN.load(Ordering::Relaxed);
     assert!(longest < 15_000, "nobody else had a turn while this thread worked for {longest} us");
-    let committed = replies.iter().filter(|reply| matches!(reply, WriteReply::Done(WriteOutcome::Committed(_))));
+    let committed = replies
+        .iter()
+        .filter(|reply| matches!(reply, WriteReply::Done(WriteOutcome::Committed(_))));
     assert_eq!(committed.count(), 300);
     let batches = leader.group.committed_batches(before + 2, usize::MAX).unwrap();
-    let counts = batches.iter().map(|(_, bytes)| meridian_proto::decode_batch(bytes.clone()).unwrap());
+    let counts =
+        batches.iter().map(|(_, bytes)| meridian_proto::decode_batch(bytes.clone()).unwrap());
     let largest = counts.map(|batch| batch.transactions.len()).max().unwrap();
     assert!(largest <= 164, "{largest} transactions in one batch");
 }
@@ -117,12 +145,17 @@ async fn what_waits_is_bounded_in_bytes_and_given_back() {
     leader.commit(set("k", "v")).await;
     let large = || {
         let value = Value { encoding: ValueEncoding::Bytes, data: vec![7; MAX_VALUE_BYTES].into() };
-        let set =
-            |n: u32| Mutation { key: format!("{n}").into(), kind: MutationKind::Set(value.clone()), expire_at_ms: 0 };
+        let set = |n: u32| Mutation {
+            key: format!("{n}").into(),
+            kind: MutationKind::Set(value.clone()),
+            expire_at_ms: 0,
+        };
         Transaction { checks: Vec::new(), mutations: (0..12).map(set).collect() }
     };
-    let replies =
-        futures::future::join_all((0..100).map(|_| leader.write(RequestId::generate(), false, large()))).await;
+    let replies = futures::future::join_all(
+        (0..100).map(|_| leader.write(RequestId::generate(), false, large())),
+    )
+    .await;
     let refused = replies.iter().filter_map(|reply| match reply {
         WriteReply::NotCommitted(why) => Some(why),
         _ => None,
@@ -130,7 +163,11 @@ async fn what_waits_is_bounded_in_bytes_and_given_back() {
     let refused: Vec<_> = refused.collect();
     // All are asked for before any is evaluated: ten fit.
     assert_eq!(refused.len(), 90);
-    assert!(refused.iter().all(|why| why.contains("short of memory for writes that wait")), "{:?}", refused.last());
+    assert!(
+        refused.iter().all(|why| why.contains("short of memory for writes that wait")),
+        "{:?}",
+        refused.last()
+    );
     assert_eq!(leader.writes.used_bytes(), 0);
     leader.commit(large()).await;
 }

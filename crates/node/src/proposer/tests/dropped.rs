@@ -28,7 +28,9 @@ async fn a_deleted_database_is_dropped_in_the_log_and_nothing_of_it_is_logged_be
     assert_eq!(leader.value("k"), None);
     let late = leader.write(RequestId::generate(), false, set("k", "2")).await;
     assert!(is_refused(&late), "{late:?}");
-    let WriteReply::Done(WriteOutcome::Committed(stamp)) = committed else { panic!("{committed:?}") };
+    let WriteReply::Done(WriteOutcome::Committed(stamp)) = committed else {
+        panic!("{committed:?}")
+    };
     let dropped = stamp.position().next();
     assert_eq!(leader.proposed.load(Ordering::Relaxed), dropped.sequence, "it is dropped once");
     // Whoever does not know yet what became of a write from before is told.
@@ -69,7 +71,10 @@ async fn a_name_can_be_used_again_while_its_first_database_is_deleted() {
     let database = leader.directory.known().cluster.databases[&DATABASE].clone();
     let again = DatabaseId([9; 16]);
     let unknown = leader.write_to(again, RequestId::generate(), false, set("k", "2")).await;
-    assert!(matches!(&unknown, WriteReply::NotCommitted(why) if why.contains("no such database")), "{unknown:?}");
+    assert!(
+        matches!(&unknown, WriteReply::NotCommitted(why) if why.contains("no such database")),
+        "{unknown:?}"
+    );
     learn(&leader, &Change::DeleteDatabase { id: DATABASE });
     learn(&leader, &Change::CreateDatabase { id: again, database, own_shard: false });
     let written = leader.write_to(again, RequestId::generate(), false, set("k", "2")).await;

@@ -19,7 +19,11 @@ async fn what_has_expired_is_swept_and_what_replaced_it_is_not() {
     assert_eq!(
         leader
             .state
-            .read(DATABASE, &[ReadRange { start: Bytes::new(), end: "z".into(), limit: 9, reverse: false }], 0)
+            .read(
+                DATABASE,
+                &[ReadRange { start: Bytes::new(), end: "z".into(), limit: 9, reverse: false }],
+                0
+            )
             .unwrap()
             .ranges[0]
             .len(),
@@ -36,7 +40,10 @@ async fn what_is_being_written_is_not_swept_with_what_it_replaces() {
     let first = leader.commit(expiring("k", HOUR_MS / 2)).await.position();
     engine.hold_syncs();
     let writing = Arc::clone(&leader);
-    let writing = tokio::spawn(async move { writing.write(RequestId::generate(), false, set("k", "new")).await });
+    let writing =
+        tokio::spawn(
+            async move { writing.write(RequestId::generate(), false, set("k", "new")).await },
+        );
     let proposed = async |sequence| {
         while leader.proposed.load(Ordering::Relaxed) < sequence {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -131,8 +138,10 @@ async fn what_a_check_finds_expired_is_so_for_every_read() {
         let stamp = leader.commit(expiring("k", in_ms)).await;
         leader.skip(2 * HOUR_MS);
         // Refused without a trace in the log, and from then on it is gone for readers too.
-        let unchanged =
-            Transaction { checks: vec![Check { key: "k".into(), versionstamp: Some(stamp) }], ..set("x", "x") };
+        let unchanged = Transaction {
+            checks: vec![Check { key: "k".into(), versionstamp: Some(stamp) }],
+            ..set("x", "x")
+        };
         while leader.write(RequestId::generate(), false, unchanged.clone()).await
             != WriteReply::Done(WriteOutcome::CheckFailed(vec![0]))
         {}
@@ -160,16 +169,22 @@ async fn what_expires_is_swept_as_it_comes() {
     for round in 0..60u32 {
         let put = |n: u32| Mutation {
             key: format!("k{}", (round % 30) * 1000 + n).into(),
-            kind: MutationKind::Set(Value { encoding: ValueEncoding::Bytes, data: Bytes::from_static(b"v") }),
+            kind: MutationKind::Set(Value {
+                encoding: ValueEncoding::Bytes,
+                data: Bytes::from_static(b"v"),
+            }),
             expire_at_ms: wall_ms() + HOUR_MS / 2 + u64::from(n % 7),
         };
-        leader.commit(Transaction { checks: Vec::new(), mutations: (0..1000).map(put).collect() }).await;
+        leader
+            .commit(Transaction { checks: Vec::new(), mutations: (0..1000).map(put).collect() })
+            .await;
     }
     leader.skip(HOUR_MS);
     let before = leader.state.position().sequence;
     leader.swept().await;
     // Nobody waits between one batch and the next.
-    let times: Vec<_> = batches(&leader, before + 1).await.iter().map(|batch| batch.time_ms).collect();
+    let times: Vec<_> =
+        batches(&leader, before + 1).await.iter().map(|batch| batch.time_ms).collect();
     let shortest = times.windows(2).map(|pair| pair[1] - pair[0]).min().unwrap();
     assert!(times.len() >= 30 && u128::from(shortest) < SWEEP.as_millis(), "{times:?}");
     let all = ReadRange { start: Bytes::new(), end: "z".into(), limit: 1000, reverse: false };
@@ -185,7 +200,9 @@ async fn batches(leader: &Leader, first: u64) -> Vec<meridian_types::Batch> {
             tokio::task::yield_now().await;
         }
         next += stored.len() as u64;
-        batches.extend(stored.into_iter().map(|(_, bytes)| meridian_proto::decode_batch(bytes).unwrap()));
+        batches.extend(
+            stored.into_iter().map(|(_, bytes)| meridian_proto::decode_batch(bytes).unwrap()),
+        );
     }
     batches
 }
@@ -196,16 +213,27 @@ async fn a_sweep_of_long_keys_is_no_larger_than_others() {
     for first in (0..1000).step_by(200) {
         let put = |n: u32| Mutation {
             key: format!("{n:02000}").into(),
-            kind: MutationKind::Set(Value { encoding: ValueEncoding::Bytes, data: Bytes::from_static(b"v") }),
+            kind: MutationKind::Set(Value {
+                encoding: ValueEncoding::Bytes,
+                data: Bytes::from_static(b"v"),
+            }),
             expire_at_ms: wall_ms() + HOUR_MS / 2,
         };
-        leader.commit(Transaction { checks: Vec::new(), mutations: (first..first + 200).map(put).collect() }).await;
+        leader
+            .commit(Transaction {
+                checks: Vec::new(),
+                mutations: (first..first + 200).map(put).collect(),
+            })
+            .await;
     }
     leader.skip(HOUR_MS);
     let before = leader.state.position().sequence;
     leader.swept().await;
-    let sizes: Vec<_> =
-        batches(&leader, before + 1).await.iter().map(|batch| meridian_proto::encode_batch(batch).len()).collect();
+    let sizes: Vec<_> = batches(&leader, before + 1)
+        .await
+        .iter()
+        .map(|batch| meridian_proto::encode_batch(batch).len())
+        .collect();
     assert!(sizes.iter().all(|size| *size < (1 << 20) + (64 << 10)), "{sizes:?}");
 }
 

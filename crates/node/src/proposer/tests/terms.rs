@@ -23,7 +23,8 @@ async fn a_refusal_waits_for_the_batches_in_flight_that_it_may_have_seen() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let evaluations = leader.evaluations.load(Ordering::Relaxed);
-    let mut refused = Box::pin(leader.write(RequestId::generate(), false, only_if_absent("k", set("k", "late"))));
+    let mut refused =
+        Box::pin(leader.write(RequestId::generate(), false, only_if_absent("k", set("k", "late"))));
     while leader.evaluations.load(Ordering::Relaxed) == evaluations {
         assert!(futures::poll!(refused.as_mut()).is_pending());
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -77,7 +78,10 @@ async fn what_the_log_does_not_say_to_have_expired_is_there_for_whoever_writes()
     let mut session = Session::new(&leader.parts, &mut time, term, Instant::now());
     // However long it was known.
     leader.skip(2 * HOUR_MS);
-    assert!(session.look_at_clocks() > leader.state.time_ms() + HOUR_MS, "it has expired by the next batch's time");
+    assert!(
+        session.look_at_clocks() > leader.state.time_ms() + HOUR_MS,
+        "it has expired by the next batch's time"
+    );
     let (queued, answer) = leader.queued(Transaction {
         checks: vec![Check { key: "k".into(), versionstamp: Some(stamp) }],
         ..set("other", "since")
@@ -98,7 +102,8 @@ async fn a_term_goes_on_while_nothing_is_asked_for_and_begins_no_batch_before_it
     leader.leave_to_the_test().await;
     let seal = watch::Sender::new(false);
     let (queue, requests) = mpsc::channel(9);
-    let mut task = Task::new(leader.parts.clone(), requests, seal.subscribe(), watch::Sender::new(None));
+    let mut task =
+        Task::new(leader.parts.clone(), requests, seal.subscribe(), watch::Sender::new(None));
     let mut ticks = tokio::time::interval(Duration::from_millis(10));
     let mut turn = std::pin::pin!(task.lead_or_wait(&mut ticks));
     for _ in 0..2 {
@@ -117,7 +122,8 @@ async fn a_term_goes_on_while_nothing_is_asked_for_and_begins_no_batch_before_it
     }
 }
 
-/// Of what was left in flight nobody knows how much commits: what is numbered next could have a number that is taken.
+/// Of what was left in flight nobody knows how much commits: what is numbered next could have a
+/// number that is taken.
 #[tokio::test]
 async fn nobody_leads_again_in_a_term_in_which_batches_were_left_in_flight() {
     let engine = Arc::new(MemoryEngine::default());
@@ -127,7 +133,10 @@ async fn nobody_leads_again_in_a_term_in_which_batches_were_left_in_flight() {
     let seal = watch::Sender::new(false);
     let task = || {
         let (queue, requests) = mpsc::channel(9);
-        (queue, Task::new(leader.parts.clone(), requests, seal.subscribe(), watch::Sender::new(None)))
+        (
+            queue,
+            Task::new(leader.parts.clone(), requests, seal.subscribe(), watch::Sender::new(None)),
+        )
     };
     let ticks = || tokio::time::interval(Duration::from_millis(10));
     // As if it had left some.
@@ -159,7 +168,10 @@ async fn nobody_leads_again_in_a_term_in_which_batches_were_left_in_flight() {
         group.shutdown().await;
     });
     let turn = leaves.lead_or_wait(&mut ticks()).await;
-    assert_eq!((turn, answer.await.unwrap(), leaves.left_term), (Some(()), WriteReply::Unknown, Some(term)));
+    assert_eq!(
+        (turn, answer.await.unwrap(), leaves.left_term),
+        (Some(()), WriteReply::Unknown, Some(term))
+    );
     engine.release_syncs();
     ending.await.unwrap();
 }

@@ -35,12 +35,20 @@ fn router(
 ) -> (Router, Arc<PeerChannels>, Arc<Directory>) {
     let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
     let address = address.to_owned();
-    let peers = Arc::new(PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap());
+    let peers =
+        Arc::new(PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap());
     let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
     let writes = Arc::new(WriteCalls::new(Arc::clone(&peers)));
     let reads = Reads::new(ByteBudget::new("reads", 8 << 20));
     let nodes = ClusterNodes { local, local_node, peers: Arc::clone(&peers), writes, reads };
-    let router = Router::new(nodes, BootClock, local_node, "region-1".to_owned(), Arc::clone(&directory), deadline);
+    let router = Router::new(
+        nodes,
+        BootClock,
+        local_node,
+        "region-1".to_owned(),
+        Arc::clone(&directory),
+        deadline,
+    );
     (router, peers, directory)
 }
 
@@ -52,7 +60,8 @@ async fn a_read_at_the_local_node_is_waited_for_while_it_is_at_work_and_made_onc
     let engine: Arc<dyn Engine> = endless;
     let shards = Arc::new(ShardTable::default());
     // Nobody is at the port of discarding: the other nodes are out of reach.
-    let (router, peers, directory) = router("127.0.0.1:9", Arc::clone(&shards), Some(1), Duration::from_secs(10));
+    let (router, peers, directory) =
+        router("127.0.0.1:9", Arc::clone(&shards), Some(1), Duration::from_secs(10));
     let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
     let state = Arc::new(ShardState::open(Arc::clone(&engine), group.shard).unwrap());
     shards.add(Arc::clone(&state), Followers::watch(&state));
@@ -68,7 +77,11 @@ async fn a_read_at_the_local_node_is_waited_for_while_it_is_at_work_and_made_onc
         peers: raft_peers,
         transfer: Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers))),
         log_cache: LogCache::default(),
-        timing: RaftTiming { heartbeat_ms: 20, election_timeout_min_ms: 60, election_timeout_max_ms: 90 },
+        timing: RaftTiming {
+            heartbeat_ms: 20,
+            election_timeout_min_ms: 60,
+            election_timeout_max_ms: 90,
+        },
     });
     let voter = Voter::start(VoterParts {
         group: group.await.unwrap(),
@@ -102,7 +115,9 @@ async fn writes_to_an_address_that_drops_what_comes_have_not_committed() {
     let listener = socket.listen(1).unwrap();
     let address = listener.local_addr().unwrap();
     let mut filling = Vec::new();
-    while let Ok(connected) = tokio::time::timeout(Duration::from_millis(500), TcpStream::connect(address)).await {
+    while let Ok(connected) =
+        tokio::time::timeout(Duration::from_millis(500), TcpStream::connect(address)).await
+    {
         filling.push(connected.unwrap());
     }
     let (router, ..) = router(&address.to_string(), Arc::default(), None, Duration::from_secs(3));

@@ -91,7 +91,8 @@ impl Time {
 
     fn advance(&self) {
         let mut timers = self.0.lock();
-        let ((at, _), waker) = timers.sleeping.pop_first().expect("somebody waits for something that never comes");
+        let ((at, _), waker) =
+            timers.sleeping.pop_first().expect("somebody waits for something that never comes");
         timers.now = timers.now.max(at);
         drop(timers);
         waker.wake();
@@ -215,7 +216,8 @@ impl Voters {
         }
     }
 
-    /// As a node's proposer does: in order, refused after a while in the queue, and whether or not anybody waits.
+    /// As a node's proposer does: in order, refused after a while in the queue, and whether or not
+    /// anybody waits.
     async fn serves(&self) -> Result<WriteOutcome, Failed> {
         let now = self.time.now();
         let done = {
@@ -249,7 +251,9 @@ impl Voters {
 
 impl Nodes for Arc<Voters> {
     fn local_voter(&self, _: ShardId) -> Option<LocalVoter> {
-        self.local.map(|_| LocalVoter { leader: Some(*self.leader.borrow()).filter(|leader| *leader != 0) })
+        self.local.map(|_| LocalVoter {
+            leader: Some(*self.leader.borrow()).filter(|leader| *leader != 0),
+        })
     }
 
     fn write(
@@ -312,7 +316,11 @@ impl Nodes for Arc<Voters> {
             }
             let transfer = voters.transfer.lock().take();
             let ranges = transfer.unwrap_or_else(|| async { Ok(vec![Vec::new()]) }.boxed());
-            Ok(Answering { position: Position::new(Epoch(1), 1), leader: Some(*voters.leader.borrow()), ranges })
+            Ok(Answering {
+                position: Position::new(Epoch(1), 1),
+                leader: Some(*voters.leader.borrow()),
+                ranges,
+            })
         };
         answer.boxed()
     }
@@ -329,13 +337,20 @@ pub(super) struct World {
 
 impl World {
     /// To drop the handle ends the task.
-    pub(super) fn spawn<T: 'static>(&self, task: impl Future<Output = T> + 'static) -> RemoteHandle<T> {
+    pub(super) fn spawn<T: 'static>(
+        &self,
+        task: impl Future<Output = T> + 'static,
+    ) -> RemoteHandle<T> {
         self.spawner.spawn_local_with_handle(task).unwrap()
     }
 }
 
-/// Runs `body` to its end, and all that it has spawned meanwhile, with a gateway beside an application.
-pub(super) fn run<F: Future<Output = ()> + 'static>(service_time: Duration, body: impl FnOnce(World) -> F) {
+/// Runs `body` to its end, and all that it has spawned meanwhile, with a gateway beside an
+/// application.
+pub(super) fn run<F: Future<Output = ()> + 'static>(
+    service_time: Duration,
+    body: impl FnOnce(World) -> F,
+) {
     run_beside(None, service_time, body);
 }
 
@@ -351,8 +366,16 @@ pub(super) fn run_beside<F: Future<Output = ()> + 'static>(
     let voters = Voters::new(time.clone(), local, service_time);
     let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
     let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
-    let router = Router::new(Arc::clone(&voters), time.clone(), local, "region-1".to_owned(), directory, DEADLINE);
-    let world = World { time: time.clone(), voters, router: Arc::new(router), spawner: pool.spawner() };
+    let router = Router::new(
+        Arc::clone(&voters),
+        time.clone(),
+        local,
+        "region-1".to_owned(),
+        directory,
+        DEADLINE,
+    );
+    let world =
+        World { time: time.clone(), voters, router: Arc::new(router), spawner: pool.spawner() };
     let ended = Rc::new(RefCell::new(false));
     let (body, end) = (body(world), Rc::clone(&ended));
     let task = async move {

@@ -10,7 +10,8 @@ use super::super::LANE_CAPACITY_BYTES;
 use super::*;
 
 const LONG: Duration = Duration::from_secs(30);
-/// A thing that must not happen is waited for this long; it can only pass wrongly, never fail wrongly.
+/// A thing that must not happen is waited for this long; it can only pass wrongly, never fail
+/// wrongly.
 const WHILE: Duration = Duration::from_millis(150);
 
 fn round_trip(milliseconds: u64) -> LinkProfile {
@@ -301,7 +302,8 @@ async fn many_connections_at_once() {
             });
         }
     });
-    let link = link_to(target, LinkProfile { jitter: Duration::from_millis(2), ..round_trip(4) }).await;
+    let link =
+        link_to(target, LinkProfile { jitter: Duration::from_millis(2), ..round_trip(4) }).await;
     let (done, mut all_done) = mpsc::channel(1);
     for length in 1..=100_usize {
         let (address, done) = (link.address(), done.clone());

@@ -1,5 +1,5 @@
-//! What waits where a disk does not keep up, and what does not. RocksDB's background work is held up by its own log:
-//! it says each step there, on its own threads, without a lock.
+//! What waits where a disk does not keep up, and what does not. RocksDB's background work is held
+//! up by its own log: it says each step there, on its own threads, without a lock.
 
 use std::sync::mpsc::{Receiver, channel};
 
@@ -51,8 +51,11 @@ impl Held {
     /// An engine with a state's family, whose `step` stands still.
     fn at(step: &'static str) -> Self {
         let gate = Arc::new(Gate { step, held: Mutex::new(true), released: Condvar::new() });
-        let (folder, mut options, logged) = (tempfile::tempdir().unwrap(), database_options(), Arc::clone(&gate));
-        options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Info, move |_, line| logged.pass(line)));
+        let (folder, mut options, logged) =
+            (tempfile::tempdir().unwrap(), database_options(), Arc::clone(&gate));
+        options.set_info_logger(InfoLogger::new_callback_logger(LogLevel::Info, move |_, line| {
+            logged.pass(line)
+        }));
         let memory = RocksOptions { block_cache_bytes: 8 << 20, memtable_bytes: BOUND };
         let engine = Arc::new(RocksEngine::open_with(folder.path(), memory, &options).unwrap());
         let state: Arc<str> = schema::state_family(meridian_types::ShardId(1), 0).into();
@@ -60,9 +63,16 @@ impl Held {
         Self { gate, engine, state, folder }
     }
 
-    /// Writes so many megabytes, one after the other, on a thread of its own, which says what came of each.
-    fn write(&self, family: &str, megabytes: u16, durability: Durability) -> Receiver<Result<(), StorageError>> {
-        let (engine, family, (done, results)) = (Arc::clone(&self.engine), Arc::from(family), channel());
+    /// Writes so many megabytes, one after the other, on a thread of its own, which says what came
+    /// of each.
+    fn write(
+        &self,
+        family: &str,
+        megabytes: u16,
+        durability: Durability,
+    ) -> Receiver<Result<(), StorageError>> {
+        let (engine, family, (done, results)) =
+            (Arc::clone(&self.engine), Arc::from(family), channel());
         std::thread::spawn(move || {
             for number in 0..megabytes {
                 let mut batch = WriteBatch::default();
@@ -91,11 +101,17 @@ fn a_state_that_waits_for_room_in_memtables_holds_up_no_log() {
     let state = held.write(&held.state, 32, Durability::Unlogged);
     held.until_somebody_waits();
     let written = state.try_iter().map(Result::unwrap).count();
-    assert!((8..15).contains(&written), "{written} MiB of state are written, of 14 that it may have");
-    // More than is left of the bound, and more memtables of one family than RocksDB lets wait by itself.
+    assert!(
+        (8..15).contains(&written),
+        "{written} MiB of state are written, of 14 that it may have"
+    );
+    // More than is left of the bound, and more memtables of one family than RocksDB lets wait by
+    // itself.
     let log = held.write(LOG_FAMILY, 16, Durability::Logged);
     for number in 0..16 {
-        log.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("append {number} waits for a flush")).unwrap();
+        log.recv_timeout(PATIENCE)
+            .unwrap_or_else(|_| panic!("append {number} waits for a flush"))
+            .unwrap();
     }
     assert_eq!(state.try_iter().count(), 0, "a write of state did not wait");
     held.gate.release();
@@ -116,7 +132,11 @@ fn a_log_beyond_the_bound_of_memtables_is_acknowledged_once_it_was_flushed() {
     std::thread::spawn(move || done.send(engine.sync()));
     let start = Instant::now();
     while !held.engine.memtables.are_awaited() {
-        assert!(synced.try_recv().is_err(), "acknowledged with {} bytes in memtables", held.engine.memtable_bytes());
+        assert!(
+            synced.try_recv().is_err(),
+            "acknowledged with {} bytes in memtables",
+            held.engine.memtable_bytes()
+        );
         assert!(start.elapsed() < PATIENCE, "nobody waits for a flush");
     }
     held.gate.release();
@@ -133,15 +153,21 @@ fn a_state_waits_no_longer_when_the_engine_has_failed() {
     std::fs::remove_dir_all(held.folder.path()).unwrap();
     held.gate.release();
     let end = Instant::now() + PATIENCE;
-    let failed = std::iter::from_fn(|| state.recv_timeout(end.saturating_duration_since(Instant::now())).ok());
-    assert!(failed.into_iter().any(|written| written.is_err()), "it waits for ever, or for nothing");
+    let failed = std::iter::from_fn(|| {
+        state.recv_timeout(end.saturating_duration_since(Instant::now())).ok()
+    });
+    assert!(
+        failed.into_iter().any(|written| written.is_err()),
+        "it waits for ever, or for nothing"
+    );
 }
 
 #[test]
 fn compactions_that_do_not_keep_up_hold_up_no_log_and_slow_the_state() {
     let held = Held::at(COMPACTION);
     for family in [LOG_FAMILY, &held.state] {
-        let (engine, family, (done, flushed)) = (Arc::clone(&held.engine), Arc::from(family), channel());
+        let (engine, family, (done, flushed)) =
+            (Arc::clone(&held.engine), Arc::from(family), channel());
         std::thread::spawn(move || {
             for number in 0..40u16 {
                 let mut batch = WriteBatch::default();
@@ -152,7 +178,10 @@ fn compactions_that_do_not_keep_up_hold_up_no_log_and_slow_the_state() {
             }
         });
         for number in 0..40 {
-            flushed.recv_timeout(PATIENCE).unwrap_or_else(|_| panic!("write {number} waits for a compaction")).unwrap();
+            flushed
+                .recv_timeout(PATIENCE)
+                .unwrap_or_else(|_| panic!("write {number} waits for a compaction"))
+                .unwrap();
         }
     }
     let log = held.write(LOG_FAMILY, 1, Durability::Logged);
@@ -169,7 +198,8 @@ fn a_family_that_is_dropped_while_it_is_flushed_is_said_to_be_gone() {
     let held = Held::at(FLUSH);
     let state = held.write(&held.state, 1, Durability::Unlogged);
     state.recv_timeout(PATIENCE).unwrap().unwrap();
-    let (engine, family, (done, flushed)) = (Arc::clone(&held.engine), Arc::clone(&held.state), channel());
+    let (engine, family, (done, flushed)) =
+        (Arc::clone(&held.engine), Arc::clone(&held.state), channel());
     std::thread::spawn(move || done.send(engine.flush(&family)));
     let start = Instant::now();
     while held.engine.property(&held.state, NUM_IMMUTABLE_MEM_TABLE) == 0 {

@@ -1,7 +1,8 @@
 use bytes::Bytes;
 use meridian_proto::DecodedBatch;
 use meridian_types::{
-    Batch, CommittedTransaction, Effect, Epoch, Position, ReadRange, RequestId, ShardId, Value, ValueEncoding,
+    Batch, CommittedTransaction, Effect, Epoch, Position, ReadRange, RequestId, ShardId, Value,
+    ValueEncoding,
 };
 
 use super::*;
@@ -32,7 +33,11 @@ fn fill(database: DatabaseId) -> (DatabaseId, Vec<Effect>) {
         .take(2000)
         .collect();
         let value = Value { encoding: ValueEncoding::Bytes, data: data.into() };
-        Effect::Put { key: Bytes::from(format!("k{n:06}")), value, expire_at_ms: 1_000_000 + u64::from(n) }
+        Effect::Put {
+            key: Bytes::from(format!("k{n:06}")),
+            value,
+            expire_at_ms: 1_000_000 + u64::from(n),
+        }
     };
     (database, (0..ROWS).map(put).collect())
 }
@@ -50,13 +55,19 @@ fn rows(engine: &dyn Engine, family: &str, database: DatabaseId) -> (usize, usiz
 }
 
 fn visible(state: &ShardState, database: DatabaseId) -> usize {
-    let all = ReadRange { start: Bytes::new(), end: Bytes::from_static(b"\xff"), limit: ROWS, reverse: false };
+    let all = ReadRange {
+        start: Bytes::new(),
+        end: Bytes::from_static(b"\xff"),
+        limit: ROWS,
+        reverse: false,
+    };
     state.read(database, &[all], 0).unwrap().ranges[0].len()
 }
 
 fn folder_bytes(folder: &std::path::Path) -> u64 {
     let tables = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
-    let tables = tables.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "sst"));
+    let tables =
+        tables.filter(|entry| entry.path().extension().is_some_and(|extension| extension == "sst"));
     tables.map(|entry| entry.metadata().unwrap().len()).sum()
 }
 
@@ -68,13 +79,16 @@ fn go_on(_: u64) -> ControlFlow<()> {
 fn filled_and_dropped(state: &ShardState) {
     state.apply(&[batch(1, vec![fill(GONE), fill(KEPT)])], RaftApplied::default()).unwrap();
     state.flush().unwrap();
-    state.apply(&[batch(2, vec![(GONE, vec![Effect::DropDatabase])])], RaftApplied::default()).unwrap();
+    state
+        .apply(&[batch(2, vec![(GONE, vec![Effect::DropDatabase])])], RaftApplied::default())
+        .unwrap();
 }
 
 #[test]
 fn a_dropped_database_leaves_no_row_and_its_neighbour_all() {
     let folder = tempfile::tempdir().unwrap();
-    let rocks: Arc<dyn Engine> = Arc::new(RocksEngine::open(folder.path(), RocksOptions::default()).unwrap());
+    let rocks: Arc<dyn Engine> =
+        Arc::new(RocksEngine::open(folder.path(), RocksOptions::default()).unwrap());
     for engine in [rocks, Arc::new(MemoryEngine::default())] {
         let state = ShardState::open(Arc::clone(&engine), SHARD).unwrap();
         filled_and_dropped(&state);
@@ -91,13 +105,16 @@ fn a_dropped_database_leaves_no_row_and_its_neighbour_all() {
 #[test]
 fn the_disk_gets_back_what_a_dropped_database_took_once_no_snapshot_shows_it() {
     let folder = tempfile::tempdir().unwrap();
-    let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(folder.path(), RocksOptions::default()).unwrap());
+    let engine: Arc<dyn Engine> =
+        Arc::new(RocksEngine::open(folder.path(), RocksOptions::default()).unwrap());
     let state = ShardState::open(Arc::clone(&engine), SHARD).unwrap();
     state.apply(&[batch(1, vec![fill(GONE), fill(KEPT)])], RaftApplied::default()).unwrap();
     state.flush().unwrap();
     let full = folder_bytes(folder.path());
     let snapshot = state.snapshot().unwrap();
-    state.apply(&[batch(2, vec![(GONE, vec![Effect::DropDatabase])])], RaftApplied::default()).unwrap();
+    state
+        .apply(&[batch(2, vec![(GONE, vec![Effect::DropDatabase])])], RaftApplied::default())
+        .unwrap();
     assert!(!state.reclaim_dropped(&mut go_on).unwrap(), "a snapshot still needs the rows");
     drop(snapshot);
     let mut read = 0;
@@ -143,7 +160,9 @@ fn a_drop_that_a_crash_takes_back_is_applied_again_from_the_log() {
     filled_and_dropped(&state);
     let after = ShardState::open(Arc::new(engine.crash_to_what_is_durable()), SHARD).unwrap();
     assert_eq!((after.position().sequence, visible(&after, GONE)), (1, ROWS as usize));
-    after.apply(&[batch(2, vec![(GONE, vec![Effect::DropDatabase])])], RaftApplied::default()).unwrap();
+    after
+        .apply(&[batch(2, vec![(GONE, vec![Effect::DropDatabase])])], RaftApplied::default())
+        .unwrap();
     assert_eq!(visible(&after, GONE), 0);
     after.flush().unwrap();
     assert_eq!(after.dropped_databases().unwrap(), [GONE]);

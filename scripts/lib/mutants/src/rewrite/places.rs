@@ -12,7 +12,12 @@ use super::{Bytes, Edit, Shape, Switch};
 use crate::mutant::{Form, Mutant, OPAQUE};
 
 /// Finds the switches of `mutants` and the form that each begins with.
-pub(super) fn find(file: &syn::File, text: &str, mutants: &[&Mutant], forms: &mut [Form]) -> Vec<Switch> {
+pub(super) fn find(
+    file: &syn::File,
+    text: &str,
+    mutants: &[&Mutant],
+    forms: &mut [Form],
+) -> Vec<Switch> {
     let lines: Vec<usize> = std::iter::once(0)
         .chain(text.bytes().enumerate().filter(|(_, byte)| *byte == b'\n').map(|(i, _)| i + 1))
         .collect();
@@ -23,7 +28,8 @@ pub(super) fn find(file: &syn::File, text: &str, mutants: &[&Mutant], forms: &mu
             by_place.entry((&mutant.genre, start)).or_default().push(mutant);
         }
     }
-    let mut places = Places { text, by_place, forms, switches: Vec::new(), at_compile_time: false, chain: None };
+    let mut places =
+        Places { text, by_place, forms, switches: Vec::new(), at_compile_time: false, chain: None };
     places.visit_file(file);
     let mut switches = places.switches;
     // Of those with the same bytes, copies of the whole are around what is written with operands.
@@ -47,7 +53,8 @@ fn set(forms: &mut [Form], index: usize, form: Form) {
     }
 }
 
-/// Binary expressions without parentheses between them, which another operator may have the compiler group anew.
+/// Binary expressions without parentheses between them, which another operator may have the
+/// compiler group anew.
 #[derive(Clone, Copy)]
 struct Chain<'a> {
     /// The outermost, up to where a condition with `let` is taken apart.
@@ -68,10 +75,15 @@ struct Places<'a> {
 }
 
 impl<'a> Places<'a> {
-    /// The mutants of a kind at a place, unless no switch can be there; their form is set to `form`.
+    /// The mutants of a kind at a place, unless no switch can be there; their form is set to
+    /// `form`.
     fn take(&mut self, genre: &'a str, span: Span, form: Form) -> Vec<&'a Mutant> {
         let found = self.by_place.remove(&(genre, span.byte_range().start)).unwrap_or_default();
-        let form = if self.at_compile_time { Form::not_tried("it is evaluated by the compiler") } else { form };
+        let form = if self.at_compile_time {
+            Form::not_tried("it is evaluated by the compiler")
+        } else {
+            form
+        };
         for mutant in &found {
             set(self.forms, mutant.index, form.clone());
         }
@@ -94,7 +106,12 @@ impl<'a> Places<'a> {
         self.at_compile_time = before;
     }
 
-    fn body(&mut self, signature: &syn::Signature, block: &'a syn::Block, visit: impl FnOnce(&mut Self)) {
+    fn body(
+        &mut self,
+        signature: &syn::Signature,
+        block: &'a syn::Block,
+        visit: impl FnOnce(&mut Self),
+    ) {
         self.compile_time(signature.constness.is_some(), |places| {
             places.switches.push(Switch {
                 range: block.span().byte_range(),
@@ -118,10 +135,13 @@ impl<'a> Places<'a> {
         });
     }
 
-    /// Whether the chain is read the same with another text in the place of `range`; an error if it is not read.
+    /// Whether the chain is read the same with another text in the place of `range`; an error if it
+    /// is not read.
     fn keeps_groups(&self, root: &ExprBinary, range: &Bytes, text: &str) -> syn::Result<bool> {
         let whole = root.span().byte_range();
-        let changed = [self.slice(whole.start..range.start), text, self.slice(range.end..whole.end)].join(" ");
+        let changed =
+            [self.slice(whole.start..range.start), text, self.slice(range.end..whole.end)]
+                .join(" ");
         let changed: Expr = syn::parse_str(&changed)?;
         Ok(groups(&changed) == groups_of(root))
     }
@@ -150,11 +170,17 @@ impl<'a> Places<'a> {
             set(self.forms, edit.mutant, Form::Copied);
         }
         self.push(chain.root.span().byte_range(), Shape::Whole, regrouped);
-        let (left, right) = (expression.left.span().byte_range(), expression.right.span().byte_range());
+        let (left, right) =
+            (expression.left.span().byte_range(), expression.right.span().byte_range());
         let shape = match expression.op {
             BinOp::And(_) => Shape::Logic { left, right, is_and: true },
             BinOp::Or(_) => Shape::Logic { left, right, is_and: false },
-            BinOp::Eq(_) | BinOp::Ne(_) | BinOp::Lt(_) | BinOp::Le(_) | BinOp::Gt(_) | BinOp::Ge(_) => {
+            BinOp::Eq(_)
+            | BinOp::Ne(_)
+            | BinOp::Lt(_)
+            | BinOp::Le(_)
+            | BinOp::Gt(_)
+            | BinOp::Ge(_) => {
                 Shape::Compare { left, right, operator: self.slice(operator).to_owned() }
             }
             _ => Shape::Whole,
@@ -204,12 +230,15 @@ impl<'a> Visit<'a> for Places<'a> {
     }
 
     fn visit_impl_item_fn(&mut self, function: &'a syn::ImplItemFn) {
-        self.body(&function.sig, &function.block, |places| visit::visit_impl_item_fn(places, function));
+        self.body(&function.sig, &function.block, |places| {
+            visit::visit_impl_item_fn(places, function)
+        });
     }
 
     fn visit_trait_item_fn(&mut self, function: &'a syn::TraitItemFn) {
         match &function.default {
-            Some(block) => self.body(&function.sig, block, |places| visit::visit_trait_item_fn(places, function)),
+            Some(block) => self
+                .body(&function.sig, block, |places| visit::visit_trait_item_fn(places, function)),
             None => visit::visit_trait_item_fn(self, function),
         }
     }
@@ -261,7 +290,8 @@ impl<'a> Visit<'a> for Places<'a> {
         let binds = has_let(&expression.left) || has_let(&expression.right);
         let chain = self.chain.take().unwrap_or(Chain { root: expression, has_let: binds });
         self.binary(expression, chain);
-        // An assignment ends a chain, and so does an operand of a condition with `let`, which no copy can hold.
+        // An assignment ends a chain, and so does an operand of a condition with `let`, which no
+        // copy can hold.
         let inner = if is_assignment(&expression.op) { None } else { Some(chain) };
         for operand in [&*expression.left, &*expression.right] {
             let inner = match operand {
@@ -303,14 +333,19 @@ impl<'a> Visit<'a> for Places<'a> {
             let place = guard.map_or(end..end, |guard| guard.span().byte_range());
             let shape = if guard.is_some() { Shape::Guard } else { Shape::Arm };
             let gone = self.take("MatchArm", arm.span(), Form::Compact);
-            let always = guard.map(|guard| self.take("MatchArmGuard", guard.span(), Form::Compact)).unwrap_or_default();
+            let always = guard
+                .map(|guard| self.take("MatchArmGuard", guard.span(), Form::Compact))
+                .unwrap_or_default();
             if guard.is_some_and(has_let) {
                 for mutant in gone.iter().chain(&always) {
                     set(self.forms, mutant.index, Form::not_tried("the guard binds names"));
                 }
             } else {
-                let without =
-                    |mutant: &&Mutant| Edit { mutant: mutant.index, range: place.clone(), text: "false".into() };
+                let without = |mutant: &&Mutant| Edit {
+                    mutant: mutant.index,
+                    range: place.clone(),
+                    text: "false".into(),
+                };
                 let mut edits: Vec<Edit> = gone.iter().map(without).collect();
                 deleted.extend(gone.iter().map(without));
                 edits.extend(always.into_iter().map(|mutant| edit(mutant, place.clone())));
@@ -329,8 +364,14 @@ impl<'a> Visit<'a> for Places<'a> {
         for pair in expression.fields.pairs() {
             let field = pair.value();
             let start = field.span().byte_range().start;
-            let end = pair.punct().map_or(field.span().byte_range().end, |comma| comma.span().byte_range().end);
-            edits.extend(self.take("StructField", field.span(), Form::Copied).into_iter().map(|m| edit(m, start..end)));
+            let end = pair
+                .punct()
+                .map_or(field.span().byte_range().end, |comma| comma.span().byte_range().end);
+            edits.extend(
+                self.take("StructField", field.span(), Form::Copied)
+                    .into_iter()
+                    .map(|m| edit(m, start..end)),
+            );
         }
         self.push(expression.span().byte_range(), Shape::Whole, edits);
         visit::visit_expr_struct(self, expression);

@@ -22,7 +22,8 @@ pub struct Region {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RegionKind {
-    /// The changed code of a mutant alone. What does not compile here does not compile with the mutant.
+    /// The changed code of a mutant alone. What does not compile here does not compile with the
+    /// mutant.
     Changed,
     /// The value that a function returns in the place of its own.
     Value,
@@ -37,7 +38,12 @@ pub enum RegionKind {
 }
 
 pub(super) fn render(source: &str, switches: &[Switch], forms: &[Form]) -> Rewritten {
-    let mut writer = Writer { source, forms, text: String::with_capacity(source.len() * 2), regions: Vec::new() };
+    let mut writer = Writer {
+        source,
+        forms,
+        text: String::with_capacity(source.len() * 2),
+        regions: Vec::new(),
+    };
     let all: Vec<&Switch> = switches.iter().collect();
     writer.range(0..source.len(), &all);
     Rewritten { text: writer.text, regions: writer.regions }
@@ -71,7 +77,8 @@ impl<'a> Writer<'a> {
         let mut at = range.start;
         let mut rest = switches;
         while let Some((first, others)) = rest.split_first() {
-            let is_below = |other: &&&Switch| !first.range.is_empty() && other.range.end <= first.range.end;
+            let is_below =
+                |other: &&&Switch| !first.range.is_empty() && other.range.end <= first.range.end;
             let (below, next) = others.split_at(others.iter().take_while(is_below).count());
             self.source(at..first.range.start);
             self.switch(first, below);
@@ -83,7 +90,9 @@ impl<'a> Writer<'a> {
 
     /// Writes an operand, with those of the switches that lie in it.
     fn operand(&mut self, operand: &Bytes, below: &[&Switch]) {
-        let is_in = |switch: &&Switch| operand.start <= switch.range.start && switch.range.end <= operand.end;
+        let is_in = |switch: &&Switch| {
+            operand.start <= switch.range.start && switch.range.end <= operand.end
+        };
         let inner: Vec<&Switch> = below.iter().copied().filter(is_in).collect();
         self.range(operand.clone(), &inner);
     }
@@ -107,10 +116,14 @@ impl<'a> Writer<'a> {
                 }
             }
             Shape::Match => {
-                self.region(RegionKind::Match, indices(&compact), |writer| writer.range(switch.range.clone(), below));
+                self.region(RegionKind::Match, indices(&compact), |writer| {
+                    writer.range(switch.range.clone(), below)
+                });
             }
             Shape::Function => {
-                self.region(RegionKind::Function, Vec::new(), |writer| writer.range(switch.range.clone(), below));
+                self.region(RegionKind::Function, Vec::new(), |writer| {
+                    writer.range(switch.range.clone(), below)
+                });
             }
             Shape::Arm => {
                 for edit in compact {
@@ -149,7 +162,8 @@ impl<'a> Writer<'a> {
         }
         self.region(RegionKind::Switch, indices(&copied), |writer| {
             // What is there first, so that the compiler takes the type from it.
-            let numbers: Vec<String> = copied.iter().map(|edit| number(edit.mutant).to_string()).collect();
+            let numbers: Vec<String> =
+                copied.iter().map(|edit| number(edit.mutant).to_string()).collect();
             writer.put(&format!("(if ::mutant_switch::off([{}]) {{ (", numbers.join(", ")));
             writer.compact(switch, compact, below);
             writer.put(") }");

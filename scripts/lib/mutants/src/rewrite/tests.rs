@@ -114,8 +114,11 @@ const CASES: &[(&str, &str, &str, &str)] = &[
 
 #[test]
 fn each_switch_does_what_its_mutant_does_and_nothing_while_it_is_off() {
-    let mutants: Vec<Mutant> =
-        CASES.iter().enumerate().map(|(index, case)| mutant(index, case.0, case.1, case.2)).collect();
+    let mutants: Vec<Mutant> = CASES
+        .iter()
+        .enumerate()
+        .map(|(index, case)| mutant(index, case.0, case.1, case.2))
+        .collect();
     let all: Vec<&Mutant> = mutants.iter().collect();
     let mut forms = vec![Form::Compact; mutants.len()];
     let source = Source::read("program.rs", PROGRAM.to_owned(), &all, &mut forms).unwrap();
@@ -136,8 +139,12 @@ fn each_switch_does_what_its_mutant_does_and_nothing_while_it_is_off() {
         assert_eq!(run(&program, 0), expected, "{rewritten}");
         for (mutant, (place, _, _, line)) in mutants.iter().zip(CASES) {
             let printed = run(&program, number(mutant.index));
-            let changed: Vec<&str> =
-                printed.lines().zip(expected.lines()).filter(|(one, other)| one != other).map(|(one, _)| one).collect();
+            let changed: Vec<&str> = printed
+                .lines()
+                .zip(expected.lines())
+                .filter(|(one, other)| one != other)
+                .map(|(one, _)| one)
+                .collect();
             assert_eq!(changed, [*line], "{place}, {name}: {rewritten}");
         }
         for (form, (_, genre, ..)) in forms.iter_mut().zip(CASES) {
@@ -159,8 +166,11 @@ fn what_no_switch_can_express_is_told() {
         ("chain", "BinaryOperator", "||"),
         ("cast", "BinaryOperator", "<"),
     ];
-    let mutants: Vec<Mutant> =
-        cases.iter().enumerate().map(|(index, case)| mutant(index, case.0, case.1, case.2)).collect();
+    let mutants: Vec<Mutant> = cases
+        .iter()
+        .enumerate()
+        .map(|(index, case)| mutant(index, case.0, case.1, case.2))
+        .collect();
     let all: Vec<&Mutant> = mutants.iter().collect();
     let mut forms = vec![Form::Compact; mutants.len()];
     let source = Source::read("program.rs", PROGRAM.to_owned(), &all, &mut forms).unwrap();
@@ -201,13 +211,18 @@ pub(crate) fn mutant(index: usize, place: &str, genre: &str, replacement: &str) 
 
 /// The program with switches for these mutants, for tests of what is made of it.
 pub(crate) fn source(mutants: &[Mutant], forms: &mut [Form]) -> Source {
-    Source::read("program.rs", PROGRAM.to_owned(), &mutants.iter().collect::<Vec<_>>(), forms).unwrap()
+    Source::read("program.rs", PROGRAM.to_owned(), &mutants.iter().collect::<Vec<_>>(), forms)
+        .unwrap()
 }
 
 fn compile(folder: &Path, source: &Path, arguments: &[&str]) -> PathBuf {
     let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
     let mut command = Command::new(rustc);
-    command.current_dir(folder).args(["--edition=2024", "-Awarnings", "-L."]).args(arguments).arg(source);
+    command
+        .current_dir(folder)
+        .args(["--edition=2024", "-Awarnings", "-L."])
+        .args(arguments)
+        .arg(source);
     if arguments.is_empty() {
         command.arg("--extern=mutant_switch");
     }

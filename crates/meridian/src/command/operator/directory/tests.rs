@@ -31,15 +31,24 @@ struct Fake {
 impl directory_server::Directory for Fake {
     type FollowStream = Pin<Box<dyn Stream<Item = Result<wire::ClusterState, Status>> + Send>>;
 
-    async fn renew(&self, _: Request<wire::RenewRequest>) -> Result<Response<wire::RenewResponse>, Status> {
+    async fn renew(
+        &self,
+        _: Request<wire::RenewRequest>,
+    ) -> Result<Response<wire::RenewResponse>, Status> {
         Err(Status::unimplemented(""))
     }
 
-    async fn follow(&self, _: Request<wire::FollowRequest>) -> Result<Response<Self::FollowStream>, Status> {
+    async fn follow(
+        &self,
+        _: Request<wire::FollowRequest>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
         Err(Status::unimplemented(""))
     }
 
-    async fn execute(&self, request: Request<wire::ExecuteRequest>) -> Result<Response<wire::ExecuteResponse>, Status> {
+    async fn execute(
+        &self,
+        request: Request<wire::ExecuteRequest>,
+    ) -> Result<Response<wire::ExecuteResponse>, Status> {
         let mut state = self.state.lock();
         state.asked.push(self.node);
         if !state.cluster.directory_voters.contains(&self.node) {
@@ -67,7 +76,10 @@ impl directory_server::Directory for Fake {
         Ok(Response::new(wire::ExecuteResponse { result: Some(result) }))
     }
 
-    async fn inspect(&self, _: Request<wire::InspectRequest>) -> Result<Response<wire::InspectResponse>, Status> {
+    async fn inspect(
+        &self,
+        _: Request<wire::InspectRequest>,
+    ) -> Result<Response<wire::InspectResponse>, Status> {
         let state = self.state.lock();
         let mut response = wire::InspectResponse {
             cluster: Some(wire::ClusterState { json: json(&state.cluster) }),
@@ -78,7 +90,8 @@ impl directory_server::Directory for Fake {
             response.changes = state.changes.iter().rev().cloned().collect();
         }
         if state.leader == self.node {
-            response.contacts = vec![wire::NodeContact { node_id: 1, age_ms: 5, reports: Vec::new() }];
+            response.contacts =
+                vec![wire::NodeContact { node_id: 1, age_ms: 5, reports: Vec::new() }];
         }
         Ok(Response::new(response))
     }
@@ -94,29 +107,39 @@ async fn serve() -> (Arc<Mutex<State>>, Vec<String>) {
     let mut listeners = Vec::new();
     for node in [1, 2, 4] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        cluster.nodes.get_mut(&node).unwrap().rpc_address = listener.local_addr().unwrap().to_string();
+        cluster.nodes.get_mut(&node).unwrap().rpc_address =
+            listener.local_addr().unwrap().to_string();
         listeners.push((node, listener));
     }
     // Nobody listens there.
     for node in [3, 5, 6] {
         cluster.nodes.get_mut(&node).unwrap().rpc_address = format!("127.0.0.1:{node}");
     }
-    let addresses = listeners.iter().map(|(_, listener)| listener.local_addr().unwrap().to_string()).collect();
-    let state = State { cluster, changes: Vec::new(), leader: 4, lose_answer: false, asked: Vec::new() };
+    let addresses =
+        listeners.iter().map(|(_, listener)| listener.local_addr().unwrap().to_string()).collect();
+    let state =
+        State { cluster, changes: Vec::new(), leader: 4, lose_answer: false, asked: Vec::new() };
     let state = Arc::new(Mutex::new(state));
     for (node, listener) in listeners {
-        let service = directory_server::DirectoryServer::new(Fake { node, state: Arc::clone(&state) });
+        let service =
+            directory_server::DirectoryServer::new(Fake { node, state: Arc::clone(&state) });
         let incoming = futures::stream::unfold(listener, |listener| async {
             let connection = listener.accept().await.map(|(connection, _)| connection);
             Some((connection, listener))
         });
-        tokio::spawn(tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming));
+        tokio::spawn(
+            tonic::transport::Server::builder().add_service(service).serve_with_incoming(incoming),
+        );
     }
     (state, addresses)
 }
 
 fn directory(seeds: &[&String]) -> Directory {
-    Directory { seeds: seeds.iter().map(|seed| (*seed).clone()).collect(), known: None, leader_address: None }
+    Directory {
+        seeds: seeds.iter().map(|seed| (*seed).clone()).collect(),
+        known: None,
+        leader_address: None,
+    }
 }
 
 fn add_region(name: &str) -> Change {
@@ -128,7 +151,10 @@ async fn any_node_leads_to_the_leader() {
     let (_, addresses) = serve().await;
     for seed in &addresses {
         let view = directory(&[seed]).inspect(10).await.unwrap();
-        assert_eq!((view.leader, view.leader_address.as_deref()), (Some(4), Some(addresses[2].as_str())));
+        assert_eq!(
+            (view.leader, view.leader_address.as_deref()),
+            (Some(4), Some(addresses[2].as_str()))
+        );
     }
 }
 
@@ -140,7 +166,10 @@ async fn without_a_leader_the_newest_cluster_is_shown_and_without_anybody_the_re
     assert_eq!((view.leader, view.leader_address), (None, None));
     assert_eq!(view.cluster.version, 7);
     let error = directory(&[&"127.0.0.1:1".to_owned()]).inspect(0).await.unwrap_err().to_string();
-    assert!(error.contains("no node of the cluster answers") && error.contains("127.0.0.1:1: "), "{error}");
+    assert!(
+        error.contains("no node of the cluster answers") && error.contains("127.0.0.1:1: "),
+        "{error}"
+    );
 }
 
 #[tokio::test]
