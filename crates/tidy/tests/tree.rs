@@ -1,0 +1,202 @@
+//! What is asked of the sources and documents of this tree.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+use meridian_tidy::packages::Allowed;
+use meridian_tidy::tree::{self, File};
+use meridian_tidy::{documents, modules, packages, sources, words};
+
+/// What each crate of the workspace may use of the others.
+const LADDER: &[(&str, Allowed)] = &[
+    ("meridian-types", Allowed::Only(&[])),
+    ("meridian-memory", Allowed::Only(&[])),
+    ("meridian-proto", Allowed::Only(&["meridian-types"])),
+    ("meridian-txn", Allowed::Only(&["meridian-types"])),
+    ("meridian-shipping", Allowed::Only(&["meridian-types"])),
+    ("meridian-failover", Allowed::Only(&["meridian-types"])),
+    ("meridian-storage", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-txn"])),
+    (
+        "meridian-consensus",
+        Allowed::Only(&["meridian-types", "meridian-proto", "meridian-storage"]),
+    ),
+    ("meridian-gateway", Allowed::Only(&["meridian-types", "meridian-proto"])),
+    (
+        "meridian-node",
+        Allowed::Only(&[
+            "meridian-types",
+            "meridian-memory",
+            "meridian-proto",
+            "meridian-txn",
+            "meridian-shipping",
+            "meridian-failover",
+            "meridian-storage",
+            "meridian-consensus",
+            "meridian-gateway",
+        ]),
+    ),
+    ("meridian-bench", Allowed::Only(&["meridian-types", "meridian-proto"])),
+    ("meridian-checker", Allowed::Only(&["meridian-types"])),
+    ("meridian-sim", Allowed::Anything),
+    ("meridian-drills", Allowed::Anything),
+    (
+        "meridian",
+        Allowed::Only(&[
+            "meridian-types",
+            "meridian-failover",
+            "meridian-node",
+            "meridian-proto",
+            "meridian-bench",
+            "meridian-drills",
+        ]),
+    ),
+    ("meridian-tests", Allowed::Anything),
+    ("meridian-tidy", Allowed::Only(&[])),
+    // In the place of a library's dependency.
+    ("base2histogram", Allowed::Only(&[])),
+];
+
+/// Libraries that one crate keeps to itself, so that no other knows of them.
+const OWNED: &[(&str, &str)] =
+    &[("openraft", "meridian-consensus"), ("rocksdb", "meridian-storage")];
+
+/// Names of code of others in documents.
+const FOREIGN: &[&str] = &[
+    // openraft
+    "ReadPolicy",
+    "Trigger",
+    "drain_acked",
+    "drain_satisfied",
+    "get_log_id_range",
+    "handle_append_entries",
+    "handle_get_linearizer",
+    "handle_vote_req",
+    "last_quorum_acked_time",
+    "notify_heartbeat_progress",
+    "transfer_leader",
+    "transfer_to",
+    "trigger_transfer_leader",
+    "update_conflicting",
+    // RocksDB
+    "manual_wal_flush",
+    "memtable_insert_with_hint_prefix_extractor",
+    // Linux, HTTP, tokio
+    "CAP_SYS_NICE",
+    "RLIMIT_NICE",
+    "Forwarded",
+    "current_thread",
+];
+
+/// The Rust sources of the tree.
+fn rust() -> Vec<File> {
+    let files = tree::files(&["crates", "tests", "scripts/lib/mutants"], "rs").unwrap();
+    assert!(files.len() > 300, "only {} files were found", files.len());
+    files
+}
+
+fn documents() -> Vec<File> {
+    let files =
+        tree::files(&["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs", "deploy"], "md");
+    let files = files.unwrap();
+    assert!(files.len() > 15, "only {} documents were found", files.len());
+    files
+}
+
+fn assert_none(violations: Vec<String>) {
+    assert_at_most(0, violations);
+}
+
+/// A ratchet: what is left of an old habit may become less and nothing else.
+fn assert_at_most(bound: usize, violations: Vec<String>) {
+    let (found, listed) = (violations.len(), violations.join("\n"));
+    assert!(found <= bound, "{found} violations, of {bound} at most:\n{listed}");
+}
+
+#[test]
+fn crates_depend_only_on_those_below_them() {
+    let packages = packages::of_workspace(&tree::root()).unwrap();
+    assert!(packages.len() >= 11, "cargo knows only {} crates", packages.len());
+    assert_none(packages::violations(&packages, LADDER, OWNED));
+}
+
+#[test]
+fn files_are_short_and_modules_have_names_that_say_something() {
+    assert_at_most(20, rust().iter().flat_map(sources::violations).collect());
+}
+
+#[test]
+fn every_file_says_what_it_is_for() {
+    assert_at_most(150, rust().iter().filter_map(sources::has_no_head).collect());
+}
+
+#[test]
+fn pure_crates_take_time_and_chance_as_arguments_and_open_nothing() {
+    assert_at_most(4, rust().iter().flat_map(sources::impurities).collect());
+}
+
+#[test]
+fn no_modules_of_a_folder_import_each_other_in_a_circle() {
+    let rust = rust();
+    let crates = rust.iter().filter_map(|file| file.path.strip_suffix("/src/lib.rs"));
+    let circles = crates.flat_map(|folder| {
+        modules::circles(folder, &modules::arrows(&format!("{folder}/src"), &rust))
+    });
+    assert_at_most(12, circles.collect());
+}
+
+#[test]
+fn the_list_of_modules_at_the_head_of_a_crate_is_complete() {
+    let libs = rust().into_iter().filter(|file| file.path.ends_with("/src/lib.rs"));
+    assert_at_most(44, libs.flat_map(|lib| modules::unlisted(&lib)).collect());
+}
+
+#[test]
+fn prose_and_names_have_nouns_and_not_pronouns() {
+    let (rust, documents) = (rust(), documents());
+    assert_at_most(1140, rust.iter().chain(&documents).flat_map(words::violations).collect());
+}
+
+#[test]
+fn names_can_be_read_at_once() {
+    assert_at_most(11, rust().iter().flat_map(words::long_names).collect());
+}
+
+#[test]
+fn links_in_documents_lead_somewhere() {
+    let root = tree::root();
+    assert_none(
+        documents().iter().flat_map(|document| documents::broken_links(document, &root)).collect(),
+    );
+}
+
+#[test]
+fn names_of_code_in_documents_are_those_of_the_code() {
+    let mut sources = rust();
+    for (places, extension) in [
+        (&["proto"][..], "proto"),
+        (&["crates", "tests", "Cargo.toml"][..], "toml"),
+        (&["deploy"][..], "toml"),
+        (&["scripts"][..], "sh"),
+        (&["tests"][..], "ts"),
+    ] {
+        sources.extend(tree::files(places, extension).unwrap());
+    }
+    let mut words = documents::words(sources.iter());
+    words.extend(FOREIGN);
+    assert_none(
+        documents()
+            .iter()
+            .flat_map(|document| documents::dangling_names(document, &words))
+            .collect(),
+    );
+}
+
+#[test]
+fn durations_in_documents_are_those_of_the_code() {
+    let rust = rust();
+    assert_none(
+        documents()
+            .iter()
+            .flat_map(|document| documents::wrong_durations(document, &rust))
+            .collect(),
+    );
+}
