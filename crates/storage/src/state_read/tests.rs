@@ -179,6 +179,29 @@ fn long_ranges_are_read_in_turns_both_ways() {
     );
 }
 
+#[test]
+fn a_read_at_once_skips_a_bounded_part_of_a_queues_deleted_head_in_a_bounded_time() {
+    let (engine, _folder) = rocks(64 << 20);
+    let state = ShardState::open(engine, SHARD).unwrap();
+    let name = |part: usize, number: usize| Bytes::from(format!("{part:02}-{number:06}"));
+    let head = |part: usize, count: usize| {
+        apply(&state, (0..count).map(|n| put(name(part, n), "x", 0)).collect());
+        apply(&state, (0..count).map(|n| Effect::Delete { key: name(part, n) }).collect());
+        apply(&state, vec![put(name(part, 999_999), "behind", 0)]);
+    };
+    let skips = usize::try_from(SKIPS_AT_ONCE).unwrap();
+    head(0, skips / 2 - 10);
+    head(1, skips / 2 + 10);
+    // Together some milliseconds.
+    (2..66).for_each(|part| head(part, skips / 2 - 10));
+    let at_once = |range: ReadRange| state.read_cached(DATABASE, &[range], 0).unwrap();
+    let view = at_once(range("00", "01", 1, false)).expect("each deleted row counts twice");
+    assert_eq!(view.ranges[0][0].value.data, "behind");
+    assert!(at_once(range("01", "02", 1, false)).is_none());
+    assert!(at_once(range("02", "99", 64, false)).is_none(), "a thread of the runtime is held up");
+    assert_eq!(in_turns(&state, vec![range("02", "99", 64, false)], 0).0[0].len(), 64);
+}
+
 /// What a read has to skip of a queue's deleted head is bounded in each turn, and soon gone.
 #[test]
 fn deleted_rows_are_skipped_in_bounded_turns_and_compacted() {
