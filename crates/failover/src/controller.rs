@@ -123,7 +123,7 @@ pub struct SealAnswer {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// At least every 100 ms.
+    /// When there was no other step [for so long](Controller::steps_within).
     Tick,
     /// The node was granted a lease, see [`Controller::renew`], and said this.
     Reported {
@@ -172,6 +172,10 @@ pub struct Progress {
 
 /// What one step has committed at most, about: an entry of the directory's log stays small.
 const MAX_CHANGES_BYTES: usize = 1 << 20;
+/// From one step to the next at most, while some shard waits for something.
+const STEP: Duration = Duration::from_millis(50);
+/// While none does: a shard whose leader is silent waits for it long before it fails over.
+const IDLE_STEP: Duration = Duration::from_millis(100);
 
 /// Changes are on their way for a while, and only one list of them can be made at each version.
 #[derive(Debug, Clone, Copy)]
@@ -315,6 +319,11 @@ impl Controller {
         }
         actions.push(Action::Commit { changes });
         actions
+    }
+
+    /// How soon after a step, whatever it was for, the next is due.
+    pub fn steps_within(&self) -> Duration {
+        if self.watches.values().all(|watch| watch.text.is_empty()) { IDLE_STEP } else { STEP }
     }
 
     /// What each shard waits for that is not simply active.

@@ -4,7 +4,8 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::Duration;
 
 use meridian_storage::GroupId;
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
@@ -25,6 +26,15 @@ const NOTHING_BYTES: u64 = 64 << 20;
 /// Less than this, and not even of the directory's changes, which are few and small, and without
 /// which no failover ends.
 const NOT_EVEN_OF_THE_DIRECTORY_BYTES: u64 = 8 << 20;
+/// Between two looks at the disk, while writes come or little is free. What a fast disk writes in
+/// this time is well below what is kept free.
+pub(crate) const LOOK: Duration = Duration::from_millis(100);
+/// While this process hardly writes, and others could not fill the disk until then.
+const IDLE_LOOK: Duration = Duration::from_millis(500);
+/// So much more in memtables from one look to the next, and this process writes.
+const WRITES_BYTES: u64 = 1 << 20;
+/// No disk is written to faster, by all who write to it.
+const FASTEST_BYTES_PER_SECOND: u64 = 16 << 30;
 /// A file that holds nothing. It is given up when the disk is so full that the database, which
 /// writes when it is opened, could not start.
 const BALLAST: &str = "ballast";
@@ -70,6 +80,8 @@ pub(crate) struct DiskGuard {
     room: AtomicU8,
     takes_nothing: AtomicBool,
     takes_no_change: AtomicBool,
+    /// What memtables held then.
+    unflushed_bytes: AtomicU64,
 }
 
 impl DiskGuard {
@@ -118,9 +130,12 @@ impl DiskGuard {
     }
 
     /// Looks at the disk, and keeps the ballast. `unflushed_bytes` are in memtables, and come to
-    /// the disk whatever is refused. It may wait for the disk.
-    pub(crate) fn check(&self, folder: &Path, unflushed_bytes: u64) {
-        let Some(free) = free_bytes(folder) else { return };
+    /// the disk whatever is refused. It may wait for the disk. Returns how long the next look has
+    /// time.
+    pub(crate) fn check(&self, folder: &Path, unflushed_bytes: u64) -> Duration {
+        let written =
+            unflushed_bytes.abs_diff(self.unflushed_bytes.swap(unflushed_bytes, Ordering::Relaxed));
+        let Some(free) = free_bytes(folder) else { return LOOK };
         metrics::gauge!("meridian_disk_free_bytes").set(free as f64);
         let free_then = free.saturating_sub(unflushed_bytes);
         let room = Room::with(free_then);
@@ -138,7 +153,16 @@ impl DiskGuard {
             tracing::warn!(?room, free_mib = free >> 20, "free disk space crossed its bound");
         }
         keep_ballast(folder, free);
+        pause(free_then, written)
     }
+}
+
+/// Until the next look.
+fn pause(free_bytes: u64, written_bytes: u64) -> Duration {
+    let fills_in = Duration::from_secs_f64(
+        free_bytes.saturating_sub(MIN_FREE_BYTES) as f64 / FASTEST_BYTES_PER_SECOND as f64,
+    );
+    if written_bytes >= WRITES_BYTES || fills_in < IDLE_LOOK { LOOK } else { IDLE_LOOK }
 }
 
 fn keep_ballast(folder: &Path, free: u64) {
@@ -222,6 +246,19 @@ mod tests {
         assert!(make_room_with(folder.path(), EXHAUSTED_BYTES - 1));
         assert_eq!(ballast(), None);
         assert!(!make_room_with(folder.path(), 0));
+    }
+
+    #[test]
+    fn a_disk_is_looked_at_seldom_where_nobody_writes_and_nobody_could_fill_it_until_then() {
+        let plenty = MIN_FREE_BYTES + FASTEST_BYTES_PER_SECOND / 2;
+        assert_eq!(pause(plenty, WRITES_BYTES - 1), IDLE_LOOK);
+        assert_eq!(pause(plenty, WRITES_BYTES), LOOK);
+        assert_eq!(pause(plenty - (1 << 20), 0), LOOK);
+        assert_eq!(pause(0, 0), LOOK);
+        // What was written is told from what memtables hold, also when they were flushed.
+        let (folder, guard) = (tempfile::tempdir().unwrap(), DiskGuard::default());
+        assert_eq!(guard.check(folder.path(), WRITES_BYTES), LOOK);
+        assert_eq!(guard.check(folder.path(), 0), LOOK);
     }
 
     #[test]

@@ -4,13 +4,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use meridian_proto::shipping::{AnnounceRequest, Status};
 use meridian_storage::{Engine, HighWater, RequestsSoFar, StorageError, fatal};
 use meridian_types::{Epoch, NodeId, ShardId};
 use parking_lot::{Mutex, RwLock};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +21,7 @@ use crate::clocks::Clocks;
 use crate::comparison::checkpoint;
 use crate::counters::LagGauges;
 use crate::directory::{DIRECTORY_GROUP, Directory, DirectoryVoter};
-use crate::disk::{DiskGuard, MIN_FREE_BYTES, Room, free_bytes};
+use crate::disk::{DiskGuard, LOOK, MIN_FREE_BYTES, Room, free_bytes};
 use crate::followers::{FollowerLag, Followers};
 use crate::peers::PeerChannels;
 use crate::shard::{LocalShard, Voter, or_fatal};
@@ -29,21 +30,18 @@ use crate::shipping_wire::status_to_wire;
 use crate::state_exchange::StateExchange;
 
 const PERSIST_MARKS: Duration = Duration::from_secs(1);
-/// What a fast disk writes in this time is well below what is kept free.
-const DISK: Duration = Duration::from_millis(100);
 const PURGE: Duration = Duration::from_secs(10);
-const GAUGES: Duration = Duration::from_secs(1);
+/// Gauges, and members of groups.
+const EACH_SECOND: Duration = Duration::from_secs(1);
 /// How often the node looks for dropped databases whose room the disk has not got back.
 const RECLAIM: Duration = Duration::from_secs(5);
 /// How fast it is given back at most: what else the disk does comes first.
 const RECLAIM_BYTES_PER_SECOND: u64 = 32 << 20;
-const LEASE_CHECK: Duration = Duration::from_millis(250);
-/// A leader whose lease ends sooner hands over.
+/// A leader whose lease ends sooner hands over. Looked for each [`ANNOUNCE`].
 const LEASE_LOW: Duration = Duration::from_millis(1200);
 /// Nobody is handed the leadership whose lease ends sooner. Beyond the other by more than leases of
 /// the same time are apart, so that nothing is handed over when the directory is silent to all.
 const LEASE_GOOD: Duration = Duration::from_millis(1900);
-const MEMBERS: Duration = Duration::from_secs(1);
 const PREFERRED_LEADER: Duration = Duration::from_secs(10);
 /// Batches that are not worth a purge.
 const PURGE_AT_LEAST: u64 = 1000;
@@ -86,6 +84,8 @@ pub(crate) struct Maintenance {
     pub(crate) applied: Mutex<HashMap<ShardId, VecDeque<(Instant, RequestsSoFar)>>>,
     pub(crate) lags: Mutex<LagGauges>,
     pub(crate) announcements: Announcements,
+    /// To be looked at: this node leads with a lease that is low.
+    pub(crate) lease_low: Notify,
 }
 
 impl Maintenance {
@@ -110,38 +110,65 @@ impl Maintenance {
             })
         };
         let mut tasks = vec![
-            every(ANNOUNCE, |this| Box::pin(async move { this.announce() })),
+            every(ANNOUNCE, |this| {
+                Box::pin(async move {
+                    this.announce();
+                    this.look_at_leases();
+                })
+            }),
             every(PERSIST_MARKS, |this| Box::pin(this.persist_marks())),
             every(FLUSH_ON_A_LOW_DISK, |this| Box::pin(this.flush_on_a_low_disk())),
             every(PURGE, |this| Box::pin(this.purge())),
             every(RECLAIM, |this| Box::pin(this.reclaim())),
-            every(GAUGES, |this| Box::pin(async move { this.gauges() })),
             every(PREFERRED_LEADER, |this| Box::pin(this.hand_over())),
-            every(LEASE_CHECK, |this| Box::pin(this.hand_over_without_lease())),
-            every(MEMBERS, |this| Box::pin(async move { this.settle_members() })),
+            every(EACH_SECOND, |this| {
+                Box::pin(async move {
+                    this.gauges();
+                    this.settle_members();
+                })
+            }),
             every(FORGET_AFTER / 20, |this| {
                 Box::pin(async move { this.forget_requests(Instant::now()) })
             }),
         ];
+        tasks.push(tokio::spawn({
+            let (this, stop) = (Arc::clone(&this), stop.clone());
+            async move {
+                loop {
+                    tokio::select! {
+                        () = stop.cancelled() => return,
+                        () = this.lease_low.notified() => {
+                            Arc::clone(&this).hand_over_without_lease().await;
+                        }
+                    }
+                }
+            }
+        }));
         // On a thread of its own, which is all that wakes for a look.
         let (weak, stop) = (Arc::downgrade(&this), stop.clone());
         let (end, ended) = oneshot::channel::<()>();
+        let (goes_on, stops) = std::sync::mpsc::channel::<()>();
         let looks = move || {
             let _end = end;
-            while !stop.is_cancelled()
-                && let Some(this) = weak.upgrade()
-            {
-                this.check_the_disk();
+            while let Some(this) = weak.upgrade() {
+                let pause = this.check_the_disk();
                 drop(this);
-                std::thread::sleep(DISK);
+                // Until the node stops.
+                if stops.recv_timeout(pause) != Err(RecvTimeoutError::Timeout) {
+                    return;
+                }
             }
         };
         match std::thread::Builder::new().name("disk-looks".to_owned()).spawn(looks) {
             // Waited for like the tasks: it may be the last that has the engine.
-            Ok(_) => tasks.push(tokio::spawn(async move { drop(ended.await) })),
+            Ok(_) => tasks.push(tokio::spawn(async move {
+                stop.cancelled().await;
+                drop(goes_on);
+                drop(ended.await);
+            })),
             Err(error) => {
                 tracing::warn!(%error, "there is no thread to look at the disk");
-                tasks.push(every(DISK, |this| Box::pin(this.look_at_the_disk())));
+                tasks.push(every(LOOK, |this| Box::pin(this.look_at_the_disk())));
             }
         }
         tasks
@@ -220,8 +247,8 @@ impl Maintenance {
         if has_room { after } else { u64::MAX }
     }
 
-    fn check_the_disk(&self) {
-        self.disk.check(&self.data_dir, self.engine.memtable_bytes());
+    fn check_the_disk(&self) -> Duration {
+        self.disk.check(&self.data_dir, self.engine.memtable_bytes())
     }
 
     async fn look_at_the_disk(self: Arc<Self>) {
@@ -374,6 +401,19 @@ impl Maintenance {
         self.directory
             .lease_remaining(shard)
             .is_some_and(|(leased, left)| leased == epoch && left >= at_least)
+    }
+
+    /// Has the leadership handed over where this node leads with a lease that is low.
+    fn look_at_leases(&self) {
+        let is_low = |(id, shard): &(ShardId, LocalShard)| match shard {
+            LocalShard::Voter(voter) => {
+                voter.group.leadership().is_ok() && !self.keeps_lease(*id, voter, LEASE_LOW)
+            }
+            LocalShard::Replica(_) => false,
+        };
+        if self.shards.all().iter().any(is_low) {
+            self.lease_low.notify_one();
+        }
     }
 
     /// A leader that the directory does not hear may not answer anybody soon: another voter may. It

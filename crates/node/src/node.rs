@@ -304,6 +304,7 @@ impl Node {
             applied: Mutex::default(),
             lags: Mutex::default(),
             announcements: Announcements::default(),
+            lease_low: tokio::sync::Notify::new(),
         };
         crate::counters::register();
         tasks.extend(maintenance.start(&stop));

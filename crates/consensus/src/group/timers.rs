@@ -51,10 +51,12 @@ impl Timers {
         let heartbeat = Duration::from_millis(timing.heartbeat_ms);
         let mut candidacies = Candidacies::new(timing, Instant::now());
         Self(tokio::spawn(async move {
+            // Read from the very channel that wakes: it changes seldom, and another may be written
+            // later. Only that of all metrics says that Raft has stopped.
+            let mut server = raft.server_metrics();
             loop {
                 let (state, has_leader, rank) = {
-                    let metrics = raft.metrics();
-                    let metrics = metrics.borrow_watched();
+                    let metrics = server.borrow_watched();
                     let voters = metrics.membership_config.voter_ids();
                     (
                         metrics.state,
@@ -62,6 +64,7 @@ impl Timers {
                         rank(voters, metrics.current_leader, node_id),
                     )
                 };
+                let is_shut_down = raft.metrics().borrow_watched().running_state.is_err();
                 let now = Instant::now();
                 let stands_at = match state {
                     ServerState::Follower | ServerState::Candidate => {
@@ -86,22 +89,47 @@ impl Timers {
                             votes.if_open(|| raft.trigger().elect(true).now_or_never()).flatten();
                         stood.is_some_and(|stood| stood.is_err())
                     }
-                    state => state == ServerState::Shutdown,
+                    _ => is_shut_down,
                 };
                 if stopped {
                     return;
                 }
-                tokio::time::sleep_until(looks_again(stands_at, now, heartbeat).into()).await;
+                let again = looks_again(state, stands_at, now, heartbeat);
+                if state == ServerState::Leader {
+                    tokio::time::sleep_until(again.into()).await;
+                } else if rest(again, server.changed()).await.is_err() {
+                    return;
+                }
             }
         }))
     }
 }
 
 /// When the timers go on: a heartbeat later at the latest, and when this member stands if that is
-/// still to come.
-fn looks_again(stands_at: Option<Instant>, now: Instant, heartbeat: Duration) -> Instant {
+/// still to come. A follower sleeps until then: whatever it hears meanwhile puts that off, and it
+/// looks anew before it stands.
+fn looks_again(
+    state: ServerState,
+    stands_at: Option<Instant>,
+    now: Instant,
+    heartbeat: Duration,
+) -> Instant {
     let latest = now + heartbeat;
-    stands_at.filter(|at| *at > now).map_or(latest, |at| at.min(latest))
+    match stands_at.filter(|at| *at > now) {
+        Some(at) if state == ServerState::Follower => at,
+        Some(at) => at.min(latest),
+        None => latest,
+    }
+}
+
+/// Waits for the time, or until who leads or votes has changed, whatever comes first: a member that
+/// comes to lead begins with its heartbeats at once.
+async fn rest<E>(until: Instant, changed: impl Future<Output = Result<(), E>>) -> Result<(), E> {
+    tokio::select! {
+        biased;
+        changed = changed => changed,
+        () = tokio::time::sleep_until(until.into()) => Ok(()),
+    }
 }
 
 /// Where the node stands in the line of voters, behind those of which one leads last; `None` if it
@@ -241,16 +269,31 @@ mod tests {
     }
 
     #[test]
-    fn timers_go_on_when_the_member_stands_and_after_a_heartbeat_at_the_latest() {
+    fn timers_go_on_when_the_member_stands_and_else_after_a_heartbeat() {
         let now = Instant::now();
-        let looks = |stands_at| looks_again(stands_at, now, MS(50)) - now;
-        assert_eq!(looks(None), MS(50));
-        assert_eq!(
-            [20, 50, 500].map(|in_ms| looks(Some(now + MS(in_ms)))),
-            [MS(20), MS(50), MS(50)]
-        );
-        // It has just stood.
-        assert_eq!([now, now - MS(20)].map(|at| looks(Some(at))), [MS(50); 2]);
+        let looks = |state, stands_at| looks_again(state, stands_at, now, MS(50)) - now;
+        for state in [ServerState::Follower, ServerState::Candidate, ServerState::Leader] {
+            assert_eq!(looks(state, None), MS(50));
+            // It has just stood.
+            assert_eq!([now, now - MS(20)].map(|at| looks(state, Some(at))), [MS(50); 2]);
+        }
+        let later = |state| [20, 50, 500].map(|in_ms| looks(state, Some(now + MS(in_ms))));
+        assert_eq!(later(ServerState::Candidate), [MS(20), MS(50), MS(50)]);
+        assert_eq!(later(ServerState::Follower), [MS(20), MS(50), MS(500)]);
+    }
+
+    #[tokio::test]
+    async fn a_follower_rests_until_it_stands_or_who_leads_changes() {
+        let now = Instant::now();
+        let (leader, mut changes) = tokio::sync::watch::channel(1);
+        rest(now + MS(5), changes.changed()).await.unwrap();
+        assert!(now.elapsed() >= MS(5));
+        leader.send_replace(2);
+        let rests =
+            tokio::time::timeout(MS(20_000), rest(now + MS(3_600_000), changes.changed())).await;
+        rests.expect("it comes to lead, and the others wait for its heartbeats").unwrap();
+        drop(leader);
+        assert!(rest(now + MS(3_600_000), changes.changed()).await.is_err(), "Raft has stopped");
     }
 
     #[test]

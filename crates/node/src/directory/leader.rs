@@ -24,7 +24,6 @@ use crate::proposer::{WriteReply, WriteRequest};
 use crate::shard::Voter;
 use crate::shipping_wire::{position, position_to_wire};
 
-const TICK: Duration = Duration::from_millis(50);
 const QUEUE: usize = 1024;
 
 /// What became of a change.
@@ -211,6 +210,7 @@ impl Task {
             changing: None,
             calls: Calls::default(),
             internal,
+            stepped_at: tokio::time::Instant::now(),
         };
         tracing::info!(
             term,
@@ -218,10 +218,9 @@ impl Task {
             "this node leads the directory"
         );
         session.commit();
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut members = tokio::time::interval(Duration::from_secs(1));
         loop {
+            let due = session.stepped_at + session.controller.steps_within();
             tokio::select! {
                 biased;
                 () = &mut lost => break,
@@ -235,7 +234,7 @@ impl Task {
                     Internal::Answer(event) => session.step(event),
                 },
                 request = self.inbox.recv() => session.serve(request?),
-                _ = ticks.tick() => session.step(Event::Tick),
+                () = tokio::time::sleep_until(due) => session.step(Event::Tick),
                 _ = members.tick() => {
                     session.settle_members();
                     session.end_deletions();
@@ -297,6 +296,8 @@ struct Session {
     changing: Option<(BTreeSet<NodeId>, JoinHandle<()>)>,
     calls: Calls,
     internal: mpsc::UnboundedSender<Internal>,
+    /// Each step of the controller is as good as a tick.
+    stepped_at: tokio::time::Instant,
 }
 
 impl Session {
@@ -410,6 +411,7 @@ impl Session {
     }
 
     fn step(&mut self, event: Event) {
+        self.stepped_at = tokio::time::Instant::now();
         let Some((cluster, _)) = &self.base else { return };
         let version = cluster.version;
         let actions = self.controller.step(self.parts.directory.now(), cluster, wall_ms(), event);

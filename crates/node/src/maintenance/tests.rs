@@ -1,7 +1,8 @@
 use std::sync::atomic::Ordering;
 
+use futures::FutureExt;
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming, StateTransfer};
-use meridian_failover::{Change, ControllerConfig, Token, TokenScope};
+use meridian_failover::{Change, ControllerConfig, Lease, Token, TokenScope};
 use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
 use meridian_proto::encode_batch;
@@ -44,6 +45,7 @@ fn maintenance(folder: &std::path::Path) -> Maintenance {
         applied: Mutex::default(),
         lags: Mutex::default(),
         announcements: Announcements::default(),
+        lease_low: tokio::sync::Notify::new(),
     }
 }
 
@@ -156,6 +158,30 @@ async fn until<E: std::fmt::Debug>(what: &str, mut check: impl AsyncFnMut() -> R
         );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
+}
+
+#[tokio::test]
+async fn a_leader_is_to_hand_over_while_its_lease_is_low_and_not_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let (maintenance, leader) = directory(&Arc::new(MemoryEngine::default()), folder.path()).await;
+    let (shard, voter) = (DIRECTORY_GROUP.shard, Arc::clone(&leader.voter));
+    maintenance.shards.set(shard, Some(LocalShard::Voter(Arc::clone(&voter))));
+    until("it leads", async || voter.group.leadership().map(drop)).await;
+    let is_told = || {
+        maintenance.look_at_leases();
+        maintenance.lease_low.notified().now_or_never().is_some()
+    };
+    assert!(is_told(), "it was granted none");
+    let shards = vec![(shard, voter.group.id().epoch)];
+    let grant = |ttl| {
+        maintenance
+            .directory
+            .renewed(maintenance.directory.now(), &Lease { ttl, shards: shards.clone() })
+    };
+    grant(LEASE_LOW / 2);
+    assert!(is_told());
+    grant(LEASE_LOW * 100);
+    assert!(!is_told());
 }
 
 #[tokio::test]

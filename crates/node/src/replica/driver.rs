@@ -24,7 +24,11 @@ use crate::peers::MAX_MESSAGE_BYTES;
 use crate::shipping_compression::{DECOMPRESSOR_BYTES, Decompressor};
 use crate::shipping_wire::{heartbeat_from_wire, position_to_wire};
 
-const TICK: Duration = Duration::from_millis(100);
+/// Between two looks at what goes by the clock, at most.
+const LOOK: Duration = Duration::from_millis(100);
+/// An event that comes so long after a look is one as well: an idle replica hears of others all the
+/// time.
+const LOOK_WITH_EVENTS: Duration = Duration::from_millis(25);
 /// The directory asks again, and nothing else goes on meanwhile.
 pub(crate) const DRAIN: Duration = Duration::from_secs(2);
 /// Batches that wait for the driver, from one stream.
@@ -168,8 +172,7 @@ impl Driver {
     ) {
         let ends = (self.incoming.take(), self.internal_events.take(), self.written.take());
         let (Some(mut incoming), Some(mut internal), Some(mut written)) = ends else { return };
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut look_at = tokio::time::Instant::now();
         loop {
             let wants_more = self.receiver.wants_more();
             tokio::select! {
@@ -179,15 +182,7 @@ impl Driver {
                     // The node is gone.
                     None => return,
                 },
-                _ = ticks.tick() => {
-                    self.set_members();
-                    if self.parts.disk.takes_nothing() {
-                        self.cancel_fetch();
-                    }
-                    self.step(ReceiverEvent::Tick, None);
-                    self.report_again();
-                    self.choose_source();
-                }
+                () = tokio::time::sleep_until(look_at) => {}
                 Some(event) = internal.recv() => self.internal(event),
                 Some(event) = written.recv() => self.written(event),
                 status = statuses.recv() => match status {
@@ -205,9 +200,25 @@ impl Driver {
                     }
                 }
             }
+            let now = tokio::time::Instant::now();
+            if now + LOOK >= look_at + LOOK_WITH_EVENTS {
+                look_at = now + LOOK;
+                self.look();
+            }
             self.append();
             self.publish();
         }
+    }
+
+    /// At what changes without a word.
+    fn look(&mut self) {
+        self.set_members();
+        if self.parts.disk.takes_nothing() {
+            self.cancel_fetch();
+        }
+        self.step(ReceiverEvent::Tick, None);
+        self.report_again();
+        self.choose_source();
     }
 
     fn now(&self) -> Duration {
@@ -466,7 +477,7 @@ impl Driver {
     }
 
     /// Says what is durable, unless it is said already. What finds no room is said with the next
-    /// tick: a source that never hears of the last batch would wait for it.
+    /// look: a source that never hears of the last batch would wait for it.
     fn report_again(&mut self) {
         let Some((stream, position)) = self.unreported else { return };
         let open = self.stream.as_ref().filter(|open| open.id == stream);

@@ -50,6 +50,23 @@ fn voters_before_a_change_that_is_not_through_answer_for_the_region_too() {
 }
 
 #[test]
+fn steps_are_further_apart_while_no_shard_waits_and_never_so_far_that_it_counts_as_starved() {
+    let mut story = Story::new();
+    assert_eq!(story.controller.steps_within(), IDLE_STEP);
+    story.down(&[1, 2, 3]);
+    while story.text().is_empty() {
+        assert_eq!(story.controller.steps_within(), IDLE_STEP);
+        story.step();
+    }
+    while story.shard().phase == Phase::Active {
+        assert_eq!(story.controller.steps_within(), STEP);
+        story.step();
+    }
+    // With as much for what comes late.
+    assert!(IDLE_STEP * 2 < config().max_step_gap);
+}
+
+#[test]
 fn renewals_that_come_late_are_answers() {
     let mut story = Story::new();
     leaderless(&mut story);

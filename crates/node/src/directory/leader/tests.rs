@@ -40,6 +40,7 @@ async fn session(cluster: Cluster) -> Session {
         changing: None,
         calls: Calls::default(),
         internal: mpsc::unbounded_channel().0,
+        stepped_at: tokio::time::Instant::now(),
         parts,
     }
 }
