@@ -188,6 +188,7 @@ impl Node {
             shipping: ShippingService {
                 clocks: clocks.clone(),
                 node_id,
+                directory: Arc::clone(&directory),
                 shards: Arc::clone(&shards),
                 exchange: Arc::clone(&exchange),
                 subscriptions: Arc::new(Mutex::default()),

@@ -14,12 +14,14 @@ use meridian_storage::{GroupId, fatal};
 use meridian_types::{Epoch, NodeId, Position, ShardId};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
+use tokio::task::coop;
+use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::clock::wall_ms;
 use crate::clocks::Clocks;
-use crate::directory::DIRECTORY_GROUP;
+use crate::directory::{DIRECTORY_GROUP, Directory};
 use crate::disk::Room;
 use crate::history::History;
 use crate::peers::MAX_MESSAGE_BYTES;
@@ -31,6 +33,13 @@ use crate::state_exchange::StateExchange;
 
 /// A stream over which no batches went for so long gives back its memory.
 const IDLE: Duration = Duration::from_secs(10);
+/// A subscriber that takes nothing of what lies ready for so long is not served any more: that keeps the memory of the
+/// stream, and the part of the shard, from all others.
+const UNTAKEN: Duration = Duration::from_secs(60);
+/// Of one request. An announcement takes some 100 bytes for each shard, and in memory far more than on the wire.
+const MAX_REQUEST_BYTES: usize = 1 << 20;
+
+type Shipped = Result<wire::Shipment, Status>;
 
 /// By shard and subscriber; dropping the value ends the subscription.
 pub(crate) type Subscribers = HashMap<(ShardId, NodeId), mpsc::Sender<()>>;
@@ -39,6 +48,7 @@ pub(crate) type Subscribers = HashMap<(ShardId, NodeId), mpsc::Sender<()>>;
 #[derive(Clone)]
 pub(crate) struct ShippingService {
     pub(crate) node_id: NodeId,
+    pub(crate) directory: Arc<Directory>,
     pub(crate) shards: Arc<ShardTable>,
     pub(crate) exchange: Arc<StateExchange>,
     pub(crate) clocks: Clocks,
@@ -51,7 +61,7 @@ pub(crate) struct ShippingService {
 impl ShippingService {
     pub(crate) fn into_server(self) -> shipping_server::ShippingServer<Self> {
         shipping_server::ShippingServer::new(self)
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES)
     }
 
@@ -67,7 +77,7 @@ impl ShippingService {
 
 #[tonic::async_trait]
 impl shipping_server::Shipping for ShippingService {
-    type SubscribeStream = Pin<Box<dyn Stream<Item = Result<wire::Shipment, Status>> + Send>>;
+    type SubscribeStream = Pin<Box<dyn Stream<Item = Shipped> + Send>>;
     type FetchStateStream = Pin<Box<dyn Stream<Item = Result<wire::StateChunk, Status>> + Send>>;
 
     async fn subscribe(
@@ -79,29 +89,9 @@ impl shipping_server::Shipping for ShippingService {
         let Some(subscribe_request::Message::Start(start)) = first else {
             return Err(Status::invalid_argument("a subscription begins with a start"));
         };
-        let (id, epoch, shard) = self.shard(start.shard)?;
-        shard.may_ship()?;
-        let from = start
-            .durable
-            .and_then(position)
-            .ok_or_else(|| Status::invalid_argument("field `durable`"))?;
-        let (replaced, newer) = mpsc::channel(1);
-        self.subscriptions.lock().insert((id, start.node_id), replaced);
-        let (shipments, stream) = mpsc::channel(4);
-        let subscription = Subscription {
-            node_id: self.node_id,
-            group: GroupId { shard: id, epoch },
-            history: shard.history(),
-            shard,
-            started: Instant::now(),
-            sender: Sender::new(SenderConfig::default(), Duration::ZERO, epoch, from),
-            read: Vec::new(),
-            shipments,
-            compressor: Compressor::new(start.keeps_window.then(|| self.streams.clone())),
-            shipped: Instant::now(),
-        };
-        tokio::spawn(subscription.run(requests, newer));
-        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+        let (subscription, stream) = self.open(start)?;
+        tokio::spawn(subscription.run(requests));
+        Ok(Response::new(Box::pin(stream)))
     }
 
     async fn fetch_state(
@@ -128,15 +118,60 @@ impl shipping_server::Shipping for ShippingService {
         &self,
         request: Request<Streaming<wire::AnnounceRequest>>,
     ) -> Result<Response<wire::AnnounceResponse>, Status> {
-        let mut requests = request.into_inner();
-        while let Some(request) = requests.message().await? {
-            self.heard(request);
-        }
+        self.hear(request.into_inner()).await?;
         Ok(Response::new(wire::AnnounceResponse {}))
     }
 }
 
 impl ShippingService {
+    /// Begins what takes the place of the subscription that the same node has.
+    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
+    fn open(&self, start: wire::Start) -> Result<(Subscription, ReceiverStream<Shipped>), Status> {
+        // One subscription for each of them, so that their number has a bound.
+        if !self.directory.topology().nodes.contains_key(&start.node_id) {
+            return Err(Status::failed_precondition(format!(
+                "node {} is not known here",
+                start.node_id
+            )));
+        }
+        let (id, epoch, shard) = self.shard(start.shard)?;
+        shard.may_ship()?;
+        let from = start
+            .durable
+            .and_then(position)
+            .ok_or_else(|| Status::invalid_argument("field `durable`"))?;
+        let (replaced, newer) = mpsc::channel(1);
+        self.subscriptions.lock().insert((id, start.node_id), replaced);
+        let (shipments, stream) = mpsc::channel(4);
+        let subscription = Subscription {
+            node_id: self.node_id,
+            group: GroupId { shard: id, epoch },
+            history: shard.history(),
+            shard,
+            started: Instant::now(),
+            sender: Sender::new(SenderConfig::default(), Duration::ZERO, epoch, from),
+            read: Vec::new(),
+            shipments,
+            newer,
+            patience: UNTAKEN,
+            compressor: Compressor::new(start.keeps_window.then(|| self.streams.clone())),
+            shipped: Instant::now(),
+        };
+        Ok((subscription, ReceiverStream::new(stream)))
+    }
+
+    /// As long as something comes, and never for so long that other tasks wait.
+    async fn hear(
+        &self,
+        mut requests: impl Stream<Item = Result<wire::AnnounceRequest, Status>> + Unpin,
+    ) -> Result<(), Status> {
+        while let Some(request) = requests.next().await {
+            self.heard(request?);
+            coop::consume_budget().await;
+        }
+        Ok(())
+    }
+
     /// What another node says of itself.
     pub(crate) fn heard(&self, request: wire::AnnounceRequest) {
         let wire::AnnounceRequest {
@@ -225,7 +260,11 @@ struct Subscription {
     sender: Sender,
     /// Of the last read, until they are sent.
     read: Vec<(Position, Bytes)>,
-    shipments: mpsc::Sender<Result<wire::Shipment, Status>>,
+    shipments: mpsc::Sender<Shipped>,
+    /// Its sender is dropped when another subscription takes the place of this one.
+    newer: mpsc::Receiver<()>,
+    /// With a subscriber that takes nothing.
+    patience: Duration,
     compressor: Compressor,
     /// When the last batches were.
     shipped: Instant,
@@ -237,8 +276,7 @@ struct Ended;
 impl Subscription {
     async fn run(
         mut self,
-        mut requests: Streaming<wire::SubscribeRequest>,
-        mut newer: mpsc::Receiver<()>,
+        mut requests: impl Stream<Item = Result<wire::SubscribeRequest, Status>> + Unpin,
     ) {
         let epoch = u32::from(self.group.epoch.0);
         if self.ship(shipment::Message::OpenedEpoch(epoch)).await.is_err() {
@@ -247,6 +285,8 @@ impl Subscription {
         let mut applied = self.shard.applied();
         let mut event = self.tail();
         loop {
+            // Whatever comes how fast.
+            coop::consume_budget().await;
             if self.step(event).await.is_err() || self.rest().await.is_err() {
                 return;
             }
@@ -261,8 +301,8 @@ impl Subscription {
                     Ok(()) => self.tail(),
                     Err(_) => return,
                 },
-                request = requests.message() => match request {
-                    Ok(Some(wire::SubscribeRequest { message: Some(subscribe_request::Message::Durable(at)) })) => {
+                request = requests.next() => match request {
+                    Some(Ok(wire::SubscribeRequest { message: Some(subscribe_request::Message::Durable(at)) })) => {
                         match position(at) {
                             Some(durable) => SenderEvent::Acked { durable },
                             None => return,
@@ -270,8 +310,7 @@ impl Subscription {
                     }
                     _ => return,
                 },
-                // The sender of `newer` is dropped when another subscription takes its place.
-                _ = newer.recv() => return,
+                _ = self.newer.recv() => return,
             };
         }
     }
@@ -400,7 +439,20 @@ impl Subscription {
         self.ship(shipment::Message::Batches(part)).await
     }
 
-    async fn ship(&self, message: shipment::Message) -> Result<(), Ended> {
-        self.shipments.send(Ok(wire::Shipment { message: Some(message) })).await.map_err(|_| Ended)
+    async fn ship(&mut self, message: shipment::Message) -> Result<(), Ended> {
+        let shipped = self.shipments.send(Ok(wire::Shipment { message: Some(message) }));
+        tokio::select! {
+            shipped = tokio::time::timeout(self.patience, shipped) => match shipped {
+                Ok(shipped) => shipped.map_err(|_| Ended),
+                Err(_) => {
+                    tracing::info!(group = %self.group, "closing a log stream of which its subscriber takes nothing");
+                    Err(Ended)
+                }
+            },
+            _ = self.newer.recv() => Err(Ended),
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -278,6 +278,7 @@ async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_the
     };
     let shipping = crate::shipping_service::ShippingService {
         node_id: 1,
+        directory: Arc::clone(&parts.directory),
         shards: Arc::clone(&parts.shards),
         exchange: Arc::new(StateExchange::new(Arc::clone(&parts.shards), Arc::clone(&parts.peers))),
         clocks: Clocks::default(),
