@@ -169,6 +169,11 @@ impl LogStore {
         })
     }
 
+    /// Whether this node has a log of the group, or has purged one.
+    pub(crate) fn holds_log(log: &GroupLog) -> Result<bool, StorageError> {
+        Ok(log.first()?.is_some() || log.mark(PURGED)?.is_some())
+    }
+
     /// Whether this node has voted in the group, or has a log of it.
     pub(crate) fn is_in_use(log: &GroupLog) -> Result<bool, StorageError> {
         Ok(log.mark(VOTE)?.is_some() || Self::last_log_id(log)?.is_some())

@@ -81,6 +81,11 @@ pub fn is_in_use(engine: &Arc<dyn Engine>, group: GroupId) -> Result<bool, Stora
     LogStore::is_in_use(&GroupLog::open(Arc::clone(engine), group, RecordKind::Entry)?)
 }
 
+/// Whether this node has a log of the group, empty or not, that was not forgotten.
+pub fn has_log(engine: &Arc<dyn Engine>, group: GroupId) -> Result<bool, StorageError> {
+    LogStore::holds_log(&GroupLog::open(Arc::clone(engine), group, RecordKind::Entry)?)
+}
+
 /// Deletes, durably, what this node keeps of a stopped group of an earlier epoch: log, votes and
 /// marks. What is kept says that it never votes in that group again, since it does not know any
 /// more what it voted.

@@ -11,8 +11,8 @@ use meridian_proto::directory::{
 use meridian_proto::shipping::{Batches, StoredBatches};
 use meridian_proto::{DecodedBatch, InvalidBatch, decode_stored};
 use meridian_storage::{
-    Applied, GroupLog, RaftApplied, Replace, ShardState, StagedState, StateRows, StorageError,
-    Syncer,
+    Applied, Replace, ShardState, ShippedLog, StagedState, StateRows, StorageError, Syncer,
+    or_fatal,
 };
 use meridian_types::{NodeId, Position};
 use prost::Message;
@@ -21,8 +21,6 @@ use tokio::sync::Semaphore;
 use crate::disk::DiskGuard;
 use crate::history::History;
 use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
-use crate::replica::PURGED;
-use crate::shard::or_fatal;
 use crate::shipping_compression::Decompressor;
 use crate::shipping_wire::{position, position_to_wire};
 use crate::state_exchange::decode_chunk;
@@ -37,7 +35,7 @@ const CHUNK_TIMEOUT: Duration = Duration::from_secs(5);
 /// What a drain writes to. Nobody else writes there meanwhile.
 pub(crate) struct Target<'a> {
     pub(crate) state: &'a Arc<ShardState>,
-    pub(crate) log: &'a GroupLog,
+    pub(crate) log: &'a ShippedLog,
     pub(crate) syncer: &'a Arc<Syncer>,
     /// What holds now: a source that lags behind the directory may have what was lost.
     pub(crate) history: &'a History,
@@ -257,37 +255,14 @@ pub(crate) async fn put_in_place(
     let at = staged.position().map_err(|error| error.to_string())?;
     check_state(target.history, target.state.position(), at, through)?;
     let (state, log) = (Arc::clone(target.state), target.log.clone());
-    let installed = tokio::task::spawn_blocking(move || install(&state, &log, staged, false)).await;
+    let installed =
+        tokio::task::spawn_blocking(move || log.replace_state(&state, staged, Replace::Older))
+            .await;
     // One that did not finish is the node stopping.
     let applied =
         installed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
     tracing::info!(shard = %target.state.shard(), position = %applied.position, "took another node's state");
     Ok(applied)
-}
-
-/// Replaces state and log. The state in use is flushed first, since the log that it may be made
-/// from again is emptied next, and marked as purged up to the new position; the installation makes
-/// both durable, in this order, with the new state's name. A crash in between finds the old state
-/// and no log. A state that left the shard's history may be replaced by an older one.
-pub(crate) fn install(
-    state: &ShardState,
-    log: &GroupLog,
-    staged: StagedState,
-    diverged: bool,
-) -> Result<Applied, StorageError> {
-    let _one_state = state.hold_in_place();
-    let (new, old) = (staged.position()?, or_fatal(state.flush()).position);
-    if new < old && !diverged {
-        return Err(StorageError::Refused(format!(
-            "a snapshot at {new} is older than the state at {old}"
-        )));
-    }
-    or_fatal(log.purge_through(u64::MAX, Some((PURGED, &new.sequence.to_be_bytes()))));
-    // Before the new state has a name. Else a power loss could keep the name and the log, and what
-    // lies there may not be what follows that state.
-    or_fatal(log.sync());
-    let replace = if diverged { Replace::Any } else { Replace::Older };
-    Ok(or_fatal(state.install(staged, RaftApplied::default(), replace)))
 }
 
 /// Whether the batches are what follows `after`, up to `through`.

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use meridian_consensus::{
     Formed, LogCache, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, StateTransfer,
-    leave_group,
+    has_log, leave_group,
 };
 use meridian_failover::{Phase, Shard};
 use meridian_memory::ByteBudget;
 use meridian_storage::{
-    Engine, GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError, Syncer,
+    Engine, GroupId, HighWater, ShardState, ShippedLog, StorageError, Syncer, or_fatal,
 };
 use meridian_types::{Epoch, NodeId, ShardId};
 use parking_lot::Mutex;
@@ -28,9 +28,9 @@ use crate::history::History;
 use crate::lost_tail;
 use crate::peers::PeerChannels;
 use crate::reads::Reads;
-use crate::replica::{self, Replica, ReplicaParts};
+use crate::replica::{Replica, ReplicaParts};
 use crate::seals::Seal;
-use crate::shard::{LocalShard, Voter, VoterParts, or_fatal};
+use crate::shard::{LocalShard, Voter, VoterParts};
 use crate::shard_limits::ShardLimits;
 use crate::shard_table::ShardTable;
 
@@ -120,7 +120,7 @@ struct Keeper {
     shard: ShardId,
     state: Arc<ShardState>,
     /// What this node takes as a replica.
-    log: GroupLog,
+    log: ShippedLog,
 }
 
 impl Keeper {
@@ -130,8 +130,8 @@ impl Keeper {
         if let Some(seal) = Seal::newest(&parts.engine, shard)? {
             parts.directory.seal(shard, seal.epoch);
         }
-        let log = replica::shipped_log(&parts.engine, shard)?;
-        replica::catch_up(&state, &log)?;
+        let log = ShippedLog::open(&parts.engine, shard)?;
+        log.replay(&state)?;
         parts.shards.add(Arc::clone(&state), Followers::watch(&state));
         Ok(Self { parts, shard, state, log })
     }
@@ -256,7 +256,7 @@ impl Keeper {
                 lost_tail::save_shipped(&keeper.parts.data_dir, &keeper.state, &past, &keeper.log)?;
             }
             keeper.restart_followers();
-            keeper.join_shipped_log()
+            keeper.log.join_behind(&keeper.state)
         })
         .await?;
         let replica = or_fatal(Replica::start(ReplicaParts {
@@ -275,19 +275,6 @@ impl Keeper {
             streams: self.parts.streams.clone(),
         }));
         Some(LocalShard::Replica(Arc::new(replica)))
-    }
-
-    /// Has what a replica takes begin right behind the state.
-    fn join_shipped_log(&self) -> Result<(), StorageError> {
-        let sequence = self.state.position().sequence;
-        let last = self.log.last()?.map(|(last, _)| last);
-        if last.is_some_and(|last| last != sequence) {
-            // Left from before this node voted: what lies between is in no log here.
-            self.log.purge_through(u64::MAX, Some((replica::PURGED, &sequence.to_be_bytes())))?;
-        } else if last.is_none() {
-            self.log.purge_through(sequence, Some((replica::PURGED, &sequence.to_be_bytes())))?;
-        }
-        Ok(())
     }
 
     /// As a voter: a founder of the epoch's group if it stands at the base while the group is being
@@ -309,8 +296,7 @@ impl Keeper {
                     &past,
                     &keeper.log,
                 )?;
-                let mark = base.sequence.to_be_bytes();
-                keeper.log.purge_through(u64::MAX, Some((replica::PURGED, &mark)))?;
+                keeper.log.restart_behind(base.sequence)?;
                 Ok(kept)
             });
             let Some(kept) = kept.await else { return Ok(None) };
@@ -319,7 +305,7 @@ impl Keeper {
             && shard.phase == Phase::Forming
         {
             let keeper = self.clone();
-            if blocking(move || keeper.join_shipped_log()).await.is_none() {
+            if blocking(move || keeper.log.join_behind(&keeper.state)).await.is_none() {
                 return Ok(None);
             }
             self.reach_base(shard, &history).await;
@@ -397,11 +383,11 @@ impl Keeper {
             // Taken as a replica of this very epoch: it is not applied on top of what the leader
             // sends.
             let sequence = self.state.flush()?.position.sequence;
-            self.log.purge_through(u64::MAX, Some((replica::PURGED, &sequence.to_be_bytes())))?;
+            self.log.restart_behind(sequence)?;
         }
-        let log = GroupLog::open(Arc::clone(&self.parts.engine), group, RecordKind::Entry)?;
-        let has_log = log.first()?.is_some() || log.mark(b'p')?.is_some();
-        if has_log && self.state.applied().raft.epoch != Some(group.epoch) {
+        if has_log(&self.parts.engine, group)?
+            && self.state.applied().raft.epoch != Some(group.epoch)
+        {
             // The state went on without the group: what its log says is not applied on top.
             leave_group(&self.parts.engine, group, Some(&self.parts.high_water))?;
         }

@@ -7,13 +7,12 @@ use bytes::Bytes;
 use meridian_consensus::{forget_group, is_in_use, log_batches_beyond};
 use meridian_proto::batch_header;
 use meridian_storage::{
-    Applied, GroupId, GroupLog, HighWater, RaftApplied, ShardState, StorageError,
+    Applied, GroupId, HighWater, RaftApplied, ShardState, ShippedLog, StorageError, decode_batch,
 };
 use meridian_types::{Epoch, Position, ShardId};
 
 use crate::history::History;
 use crate::orphans::OrphanWriter;
-use crate::replica::{decode, shipped_log};
 
 const READ_BYTES: usize = 4 << 20;
 
@@ -22,7 +21,7 @@ pub(crate) fn save_shipped(
     data_dir: &Path,
     state: &ShardState,
     history: &History,
-    log: &GroupLog,
+    log: &ShippedLog,
 ) -> Result<u64, StorageError> {
     let mut tail = LostTail::new(data_dir, state.shard(), history);
     tail.state = Some(state.applied());
@@ -63,7 +62,7 @@ pub(crate) fn settle_old_groups(
         apply_committed(state, group, lowest)?;
         let mut tail = LostTail::new(data_dir, shard, history);
         tail.state = Some(state.applied()).filter(|applied| applied.raft.epoch == Some(*old));
-        let shipped = shipped_log(engine, shard)?;
+        let shipped = ShippedLog::open(engine, shard)?;
         if let (Some((first, _)), Some((last, _))) = (shipped.first()?, shipped.last()?) {
             tail.elsewhere = first..last + 1;
         }
@@ -98,7 +97,7 @@ fn apply_committed(state: &ShardState, group: GroupId, base: Position) -> Result
         &mut |sequence, log_id, bytes: Bytes, committed| {
             if committed && sequence <= base.sequence && sequence == state.position().sequence + 1 {
                 state.apply(
-                    &[decode(bytes)?],
+                    &[decode_batch(bytes)?],
                     RaftApplied { log_id: Some(log_id), ..applied.raft.clone() },
                 )?;
             }
@@ -235,7 +234,6 @@ mod tests {
     use super::*;
     use crate::orphans;
     use crate::orphans::tests::{SHARD, batch_at, report};
-    use crate::replica::PURGED;
     use crate::testing::NoStates;
 
     /// A group of one has nobody to call.
@@ -259,7 +257,7 @@ mod tests {
     struct Node {
         engine: Arc<dyn Engine>,
         state: Arc<ShardState>,
-        log: GroupLog,
+        log: ShippedLog,
         folder: TempDir,
     }
 
@@ -271,7 +269,7 @@ mod tests {
         fn on(engine: Arc<MemoryEngine>) -> Self {
             let engine: Arc<dyn Engine> = engine;
             let state = Arc::new(ShardState::open(Arc::clone(&engine), SHARD).unwrap());
-            let log = shipped_log(&engine, SHARD).unwrap();
+            let log = ShippedLog::open(&engine, SHARD).unwrap();
             Self { engine, state, log, folder: tempfile::tempdir().unwrap() }
         }
 
@@ -280,12 +278,12 @@ mod tests {
             for sequence in self.state.position().sequence + 1..=through {
                 let bytes = encoded(at(epoch, sequence));
                 self.log.append([(sequence, bytes.as_ref())]).unwrap();
-                self.state.apply(&[decode(bytes).unwrap()], RaftApplied::default()).unwrap();
+                self.state.apply(&[decode_batch(bytes).unwrap()], RaftApplied::default()).unwrap();
             }
         }
 
         fn purge(&self, through: u64) {
-            self.log.purge_through(through, Some((PURGED, &through.to_be_bytes()))).unwrap();
+            self.log.purge_through(through).unwrap();
         }
 
         /// Votes in the group of `epoch`, alone, and writes batches up to `through`.

@@ -8,7 +8,7 @@ use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 use meridian_proto::shipping::{AnnounceRequest, Status};
-use meridian_storage::{Engine, HighWater, RequestsSoFar, StorageError, fatal};
+use meridian_storage::{Engine, HighWater, RequestsSoFar, StorageError, fatal, or_fatal};
 use meridian_types::{Epoch, NodeId, ShardId};
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{Notify, oneshot};
@@ -24,7 +24,7 @@ use crate::directory::{DIRECTORY_GROUP, Directory, DirectoryVoter};
 use crate::disk::{DiskGuard, LOOK, MIN_FREE_BYTES, Room, free_bytes};
 use crate::followers::{FollowerLag, Followers};
 use crate::peers::PeerChannels;
-use crate::shard::{LocalShard, Voter, or_fatal};
+use crate::shard::{LocalShard, Voter};
 use crate::shard_table::ShardTable;
 use crate::shipping_wire::status_to_wire;
 use crate::state_exchange::StateExchange;

@@ -7,12 +7,11 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::FutureExt;
 use meridian_memory::{ByteBudget, Exhausted, Held};
-use meridian_storage::{ReadView, ShardState, StateRead, StorageError, Turn};
+use meridian_storage::{ReadView, ShardState, StateRead, StorageError, Turn, or_fatal};
 use meridian_types::{DatabaseId, Entry, ReadRange, limits};
 use tokio::sync::Semaphore;
 
 use crate::read_answer::weight;
-use crate::shard::or_fatal;
 
 /// How long a read waits for bytes before it is refused: others are answered in the meantime, and
 /// clients try again what is refused.

@@ -11,10 +11,9 @@ use std::time::Instant;
 use bytes::Bytes;
 use meridian_consensus::StateTransfer;
 use meridian_memory::ByteBudget;
-use meridian_proto::{DecodedBatch, decode_stored};
 use meridian_shipping::Status;
-use meridian_storage::{Engine, GroupId, GroupLog, RecordKind, ShardState, StorageError, Syncer};
-use meridian_types::{Epoch, NodeId, Position, ShardId};
+use meridian_storage::{ShardState, ShippedLog, StorageError, Syncer};
+use meridian_types::{Epoch, NodeId, Position};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -25,9 +24,6 @@ use crate::peers::PeerChannels;
 use crate::reads::Reads;
 use crate::shard::serves_alone;
 use driver::Driver;
-
-/// The mark of the newest sequence that is no longer in the log.
-pub(crate) const PURGED: u8 = b'p';
 
 /// What a replica knows of itself and its source, for others to ask.
 #[derive(Debug, Clone)]
@@ -67,7 +63,7 @@ enum Command {
 /// One shard that this node follows.
 pub(crate) struct Replica {
     state: Arc<ShardState>,
-    log: GroupLog,
+    log: ShippedLog,
     reads: Reads,
     applied: watch::Receiver<(u64, u64)>,
     status: Arc<Mutex<ReplicaStatus>>,
@@ -85,8 +81,7 @@ pub(crate) struct ReplicaParts {
     /// It was sealed in this epoch before it restarted: it takes nothing of it.
     pub(crate) sealed: Option<Epoch>,
     pub(crate) state: Arc<ShardState>,
-    /// See [`shipped_log`].
-    pub(crate) log: GroupLog,
+    pub(crate) log: ShippedLog,
     pub(crate) syncer: Arc<Syncer>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) peers: Arc<PeerChannels>,
@@ -98,17 +93,9 @@ pub(crate) struct ReplicaParts {
     pub(crate) streams: ByteBudget,
 }
 
-/// What a node takes as a replica of a shard lies in one log, of no epoch: sequences go on across
-/// epochs.
-pub(crate) fn shipped_log(
-    engine: &Arc<dyn Engine>,
-    shard: ShardId,
-) -> Result<GroupLog, StorageError> {
-    GroupLog::open(Arc::clone(engine), GroupId { shard, epoch: Epoch(0) }, RecordKind::Shipped)
-}
-
 impl Replica {
-    /// Begins to follow. What the log holds behind the state was applied again, see [`catch_up`].
+    /// Begins to follow. What the log holds behind the state was applied again, see
+    /// [`ShippedLog::replay`].
     ///
     /// # Errors
     /// When storage fails.
@@ -116,10 +103,8 @@ impl Replica {
         let (log, reads) = (parts.log.clone(), parts.reads.clone());
         let durable = parts.state.position();
         // An installation that a crash cut off may have left a mark ahead of the state.
-        let purged = log
-            .mark(PURGED)?
-            .and_then(|bytes| bytes.as_ref().try_into().ok().map(u64::from_be_bytes));
-        let purged = Arc::new(watch::Sender::new(purged.unwrap_or(0).min(durable.sequence)));
+        let purged = log.purged()?.unwrap_or(0).min(durable.sequence);
+        let purged = Arc::new(watch::Sender::new(purged));
         let applied = watch::Sender::new((durable.sequence, 0));
         let (heard, statuses) = mpsc::channel(256);
         let (commands, orders) = mpsc::unbounded_channel();
@@ -227,23 +212,17 @@ impl Replica {
         max_bytes: usize,
     ) -> Result<Option<Vec<(u64, Bytes)>>, StorageError> {
         // What is applied is durable.
-        let end = self.applied.borrow().0 + 1;
+        let through = self.applied.borrow().0;
         if after < self.purged() {
             return Ok(None);
         }
-        let batches = self.log.read(after + 1..end, max_bytes)?;
-        if batches.is_empty() && after + 1 < end {
-            // Emptied for a snapshot right now.
-            return Ok(None);
-        }
-        let contiguous =
-            batches.iter().zip(after + 1..).all(|((found, _), expected)| *found == expected);
-        Ok(contiguous.then_some(batches))
+        // It may be emptied for a snapshot right now.
+        self.log.batches_after(after, through, max_bytes)
     }
 
     /// Flushes the state, and purges the log up to `sequence`, or as far as was flushed.
     pub(crate) fn purge_through(&self, sequence: u64) -> Result<(), StorageError> {
-        let through = purge(&self.state, &self.log, sequence)?;
+        let through = self.log.purge_flushed(&self.state, sequence)?;
         self.purged.send_if_modified(|purged| {
             let raised = *purged < through;
             *purged = through.max(*purged);
@@ -253,61 +232,5 @@ impl Replica {
     }
 }
 
-/// The part of [`Replica::purge_through`] that is on the disk; up to where the log was purged.
-fn purge(state: &ShardState, log: &GroupLog, sequence: u64) -> Result<u64, StorageError> {
-    // Another state that is put in place meanwhile may begin before what was flushed of this one,
-    // and the log behind it is not flushed.
-    let _one_state = state.hold_in_place();
-    let through = sequence.min(state.flush()?.position.sequence);
-    log.purge_through(through, Some((PURGED, &through.to_be_bytes())))?;
-    Ok(through)
-}
-
-/// Applies what the log holds behind the state. Before anything is judged by the state's position.
-///
-/// # Errors
-/// When storage fails, or the log does not connect to the state.
-pub(crate) fn catch_up(state: &ShardState, log: &GroupLog) -> Result<(), StorageError> {
-    loop {
-        let next = state.position().sequence + 1;
-        let records = log.read(next..u64::MAX, 8 << 20)?;
-        let follow = records
-            .iter()
-            .zip(next..)
-            .take_while(|((found, _), expected)| found == expected)
-            .count();
-        let hole = follow < records.len();
-        let batches = records.into_iter().take(follow).map(|(_, bytes)| decode(bytes));
-        let batches = batches.collect::<Result<Vec<_>, _>>()?;
-        let done = batches.is_empty();
-        state.apply_shipped(batches)?;
-        if hole {
-            // What a power loss left behind a hole was never durable, and nobody was told that it
-            // is.
-            let last = state.position().sequence;
-            tracing::warn!(log = %log.group(), last, "the log has a hole: what lies behind it is fetched again");
-            log.truncate_after(last)?;
-            // Before anything takes the place of what was cut. Else a power loss could undo the cut
-            // and keep what a later epoch appended: a log that goes on with what that epoch's
-            // history does not hold.
-            return log.sync();
-        }
-        if done {
-            return Ok(());
-        }
-    }
-}
-
-pub(crate) fn decode(bytes: Bytes) -> Result<DecodedBatch, StorageError> {
-    let corrupt = |error: meridian_proto::InvalidBatch| StorageError::Corruption {
-        what: "a shipped batch".to_owned(),
-        detail: error.to_string(),
-    };
-    decode_stored(bytes).map_err(corrupt)
-}
-
 #[cfg(test)]
 mod tests;
-
-#[cfg(test)]
-mod purge_tests;

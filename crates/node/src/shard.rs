@@ -10,7 +10,7 @@ use meridian_failover::Phase;
 use meridian_memory::ByteBudget;
 use meridian_proto::shard::{self as wire, read_position_response, shard_client::ShardClient};
 use meridian_proto::verify_checksum;
-use meridian_storage::{Applied, GroupLog, ReadView, ShardState, StorageError, fatal};
+use meridian_storage::{Applied, ReadView, ShardState, ShippedLog, StorageError, or_fatal};
 use meridian_types::{DatabaseId, Epoch, NodeId, ReadRange};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -99,7 +99,7 @@ pub(crate) struct Voter {
     pub(crate) history: History,
     /// What this node took as a replica of the epochs before, up to the base, as far as it was
     /// kept.
-    pub(crate) shipped: GroupLog,
+    pub(crate) shipped: ShippedLog,
     directory: Arc<Directory>,
     gate: Arc<ReadGate>,
     proposer: Proposer,
@@ -114,7 +114,7 @@ pub(crate) struct Voter {
 pub(crate) struct VoterParts {
     pub(crate) group: RaftGroup,
     pub(crate) history: History,
-    pub(crate) shipped: GroupLog,
+    pub(crate) shipped: ShippedLog,
     pub(crate) directory: Arc<Directory>,
     pub(crate) peers: Arc<PeerChannels>,
     pub(crate) limits: Arc<dyn Limits>,
@@ -448,10 +448,7 @@ impl Voter {
     ) -> Result<Option<Vec<(u64, Bytes)>>, StorageError> {
         let base = self.history.base().sequence;
         if after < base {
-            let batches = self.shipped.read(after + 1..base + 1, max_bytes)?;
-            let contiguous =
-                batches.iter().zip(after + 1..).all(|((found, _), expected)| *found == expected);
-            return Ok((contiguous && !batches.is_empty()).then_some(batches));
+            return self.shipped.batches_after(after, base, max_bytes);
         }
         match self.group.committed_batches(after + 1, max_bytes) {
             Ok(batches) => Ok(Some(batches)),
@@ -464,9 +461,7 @@ impl Voter {
     pub(crate) fn purge_shipped_through(&self, sequence: u64) -> Result<(), StorageError> {
         let through = sequence.min(self.history.base().sequence);
         match self.shipped.first()? {
-            Some((first, _)) if first <= through => self
-                .shipped
-                .purge_through(through, Some((crate::replica::PURGED, &through.to_be_bytes()))),
+            Some((first, _)) if first <= through => self.shipped.purge_through(through),
             _ => Ok(()),
         }
     }
@@ -583,14 +578,6 @@ impl LocalShard {
             Ok(view) => ReadReply::Done(view),
             Err(refused) => refused.into(),
         }
-    }
-}
-
-/// Storage errors on a path where going on is not safe.
-pub(crate) fn or_fatal<T>(result: Result<T, StorageError>) -> T {
-    match result {
-        Ok(value) => value,
-        Err(error) => fatal(&error),
     }
 }
 

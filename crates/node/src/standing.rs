@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use meridian_consensus::RaftGroup;
 use meridian_proto::directory as wire;
-use meridian_storage::{ShardState, StorageError};
+use meridian_storage::{ShardState, StorageError, or_fatal};
 use meridian_types::{DatabaseId, Epoch, ShardId};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +15,7 @@ use crate::clock::wall_ms;
 use crate::history::History;
 use crate::keeper::KeeperParts;
 use crate::orphans::KnownOrphans;
-use crate::shard::{LocalShard, or_fatal};
+use crate::shard::LocalShard;
 use crate::shipping_wire::position_to_wire;
 
 /// Between two times that the disk is asked.

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use meridian_consensus::{StateTransfer, Transfer};
 use meridian_proto::shipping::{self as wire, shipping_client::ShippingClient};
-use meridian_storage::{GroupId, ShardState, StagedState, StateRows, StateSnapshot, StorageError};
+use meridian_storage::{
+    GroupId, ShardState, StagedState, StateRows, StateSnapshot, StorageError, or_fatal,
+};
 use meridian_types::{NodeId, ShardId};
 use parking_lot::Mutex;
 use prost::Message;
@@ -18,7 +20,6 @@ use uuid::Uuid;
 
 use crate::drain;
 use crate::peers::{MAX_MESSAGE_BYTES, PeerChannels};
-use crate::shard::or_fatal;
 use crate::shard_table::ShardTable;
 use crate::shipping_wire::decompress;
 

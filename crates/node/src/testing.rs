@@ -10,7 +10,7 @@ use meridian_consensus::{
 use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
 use meridian_storage::{
-    Engine, GroupId, ShardState, StagedState, StateSnapshot, StorageError, Syncer,
+    Engine, GroupId, ShardState, ShippedLog, StagedState, StateSnapshot, StorageError, Syncer,
 };
 use meridian_types::Position;
 
@@ -20,7 +20,6 @@ use crate::history::History;
 use crate::peers::PeerChannels;
 use crate::proposer::NoLimits;
 use crate::reads::Reads;
-use crate::replica::shipped_log;
 use crate::shard::{Voter, VoterParts};
 use crate::shard_table::ShardTable;
 use crate::state_exchange::StateExchange;
@@ -94,7 +93,7 @@ impl OnlyVoter {
         let voter = Arc::new(Voter::start(VoterParts {
             group: opened.await.unwrap(),
             history: History::first(),
-            shipped: shipped_log(engine, group.shard).unwrap(),
+            shipped: ShippedLog::open(engine, group.shard).unwrap(),
             directory: Arc::clone(&directory),
             peers: Arc::clone(&peers),
             limits: Arc::new(NoLimits),

@@ -48,6 +48,14 @@ pub fn fatal(error: &StorageError) -> ! {
     std::process::abort();
 }
 
+/// Storage errors on a path where going on is not safe.
+pub fn or_fatal<T>(result: Result<T, StorageError>) -> T {
+    match result {
+        Ok(value) => value,
+        Err(error) => fatal(&error),
+    }
+}
+
 /// The process ends within two seconds, whatever this thread waits for. To be called before a
 /// process that must stop says why: where nobody reads that, a log line that is being written keeps
 /// standard error locked, and without this all other threads would go on to serve, and to renew

@@ -320,7 +320,7 @@ impl ShardState {
 
     /// To be held by whoever cuts the log that this state is made from by what it has flushed of
     /// it, and by whoever puts another state in place together with its log. They block, on disks.
-    pub fn hold_in_place(&self) -> MutexGuard<'_, ()> {
+    pub(crate) fn hold_in_place(&self) -> MutexGuard<'_, ()> {
         self.in_place.lock()
     }
 

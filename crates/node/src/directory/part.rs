@@ -5,7 +5,7 @@ use std::sync::Arc;
 use meridian_consensus::{Peers, RaftGroup, RaftGroupOptions, RaftTiming};
 use meridian_failover::{Cluster, ControllerConfig};
 use meridian_memory::ByteBudget;
-use meridian_storage::{ShardState, StorageError};
+use meridian_storage::{ShardState, ShippedLog, StorageError, or_fatal};
 use meridian_types::Position;
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
@@ -17,8 +17,7 @@ use crate::history::History;
 use crate::keeper::{KeeperParts, Vouched, run_member};
 use crate::peers::ControlPeers;
 use crate::proposer::NoLimits;
-use crate::replica::shipped_log;
-use crate::shard::{Voter, VoterParts, or_fatal};
+use crate::shard::{Voter, VoterParts};
 
 /// The directory's voters are regions apart.
 const TIMING: RaftTiming =
@@ -82,7 +81,7 @@ impl DirectoryPart {
         let voter = Arc::new(Voter::start(VoterParts {
             group,
             history: History::first(),
-            shipped: shipped_log(&parts.engine, DIRECTORY_GROUP.shard)?,
+            shipped: ShippedLog::open(&parts.engine, DIRECTORY_GROUP.shard)?,
             directory: Arc::clone(&parts.directory),
             peers: Arc::clone(&parts.peers),
             limits: Arc::new(NoLimits),

@@ -2,14 +2,13 @@
 
 use bytes::Bytes;
 use meridian_failover::{Change, Cluster};
-use meridian_storage::{ShardState, StorageError};
+use meridian_storage::{ShardState, StorageError, or_fatal};
 use meridian_types::{
     Check, Mutation, MutationKind, ReadRange, Transaction, Value, ValueEncoding, Versionstamp,
 };
 use serde::{Deserialize, Serialize};
 
 use super::DIRECTORY_DATABASE;
-use crate::shard::or_fatal;
 
 const CLUSTER_KEY: &[u8] = b"cluster";
 const CHANGE_PREFIX: &[u8] = b"change";

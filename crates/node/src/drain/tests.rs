@@ -5,7 +5,7 @@ use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
 use meridian_proto::directory::{self as wire, failover_server};
 use meridian_proto::shipping::StateChunk;
-use meridian_storage::{Engine, MemoryEngine};
+use meridian_storage::{Engine, MemoryEngine, RaftApplied, decode_batch};
 use meridian_types::{Batch, Epoch, ShardId};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -18,7 +18,7 @@ use crate::disk::DiskGuard;
 use crate::failover_service::FailoverService;
 use crate::followers::Followers;
 use crate::reads::Reads;
-use crate::replica::{Replica, ReplicaParts, shipped_log};
+use crate::replica::{Replica, ReplicaParts};
 use crate::shard::LocalShard;
 use crate::shard_table::ShardTable;
 use crate::state_exchange::StateExchange;
@@ -126,7 +126,7 @@ impl failover_server::Failover for Slow {
 /// A replica with what was committed up to a sequence.
 struct Node {
     state: Arc<ShardState>,
-    log: GroupLog,
+    log: ShippedLog,
     replica: Arc<Replica>,
     directory: Arc<Directory>,
     peers: Arc<PeerChannels>,
@@ -140,21 +140,17 @@ impl Node {
     fn start(node_id: NodeId, through: u64, purged: u64, source: String) -> Self {
         let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
         let state = Arc::new(ShardState::open(Arc::clone(&engine), SHARD).unwrap());
-        let log = shipped_log(&engine, SHARD).unwrap();
+        let log = ShippedLog::open(&engine, SHARD).unwrap();
         for sequence in 1..=through {
             let batch =
                 Batch { position: at(1, sequence), time_ms: sequence, transactions: Vec::new() };
             let bytes = meridian_proto::encode_batch(&batch);
             log.append([(sequence, bytes.as_ref())]).unwrap();
-            state
-                .apply(
-                    &[crate::replica::decode(bytes.to_vec().into()).unwrap()],
-                    RaftApplied::default(),
-                )
-                .unwrap();
+            let batch = decode_batch(bytes.to_vec().into()).unwrap();
+            state.apply(&[batch], RaftApplied::default()).unwrap();
         }
         if purged > 0 {
-            log.purge_through(purged, Some((PURGED, &purged.to_be_bytes()))).unwrap();
+            log.purge_through(purged).unwrap();
         }
         let topology =
             Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
@@ -336,48 +332,6 @@ async fn a_state_that_is_not_wanted_any_more_is_not_taken() {
     let reason = pull(&target, peers, 4, at(1, 50), std::future::ready(())).await.unwrap_err();
     assert_eq!(reason, "it is not wanted any more");
     assert_eq!(state.position(), at(1, 20));
-}
-
-#[tokio::test]
-async fn a_state_takes_the_place_of_an_older_one_and_of_a_newer_one_only_if_that_has_diverged() {
-    let staged_at = async |node: &Node, sequence| {
-        let source = Node::start(4, sequence, 0, "127.0.0.1:1".to_owned());
-        let mut staged = node.state.stage().unwrap();
-        staged.add(source.state.snapshot().unwrap().rows(&[], usize::MAX).unwrap()).unwrap();
-        assert_eq!(staged.position().unwrap(), at(1, sequence));
-        staged
-    };
-    for (sequence, diverged, is_taken) in [
-        (19, false, false),
-        (19, true, true),
-        (20, false, true),
-        (20, true, true),
-        (21, false, true),
-    ] {
-        let node = Node::start(5, 20, 0, "127.0.0.1:1".to_owned());
-        node.replica.stop().await;
-        let staged = staged_at(&node, sequence).await;
-        let installed = install(&node.state, &node.log, staged, diverged);
-        let log = node.log.last().unwrap().map(|(last, _)| last);
-        let purged = node.log.mark(PURGED).unwrap();
-        if is_taken {
-            assert_eq!(installed.unwrap().position, at(1, sequence));
-            assert_eq!((node.state.position(), log), (at(1, sequence), None));
-            assert_eq!(purged.as_deref(), Some(sequence.to_be_bytes().as_slice()));
-        } else {
-            assert!(
-                installed
-                    .unwrap_err()
-                    .to_string()
-                    .contains("a snapshot at 1.19 is older than the state at 1.20")
-            );
-            assert_eq!(
-                (node.state.position(), log, purged),
-                (at(1, 20), Some(20), None),
-                "nothing has changed"
-            );
-        }
-    }
 }
 
 fn read_log(after: Position, through: Position) -> Request<wire::ReadLogRequest> {

@@ -5,7 +5,9 @@ use meridian_proto::directory::{
     DrainRequest, SealRequest, SealResponse, failover_server::Failover,
 };
 use meridian_proto::raft::{self, raft_server::Raft};
-use meridian_storage::{Call, Durability, HookedEngine, Hooks, MemoryEngine, RaftApplied};
+use meridian_storage::{
+    Call, Durability, GroupLog, HookedEngine, Hooks, MemoryEngine, RaftApplied, RecordKind,
+};
 use meridian_types::{Batch, Position};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request};
@@ -144,11 +146,7 @@ impl Process {
     fn shipped(&self) -> (Option<(u64, u64)>, Option<u64>) {
         let log = &self.keeper.log;
         let ends = log.first().unwrap().zip(log.last().unwrap());
-        let purged = log.mark(replica::PURGED).unwrap();
-        (
-            ends.map(|((first, _), (last, _))| (first, last)),
-            purged.map(|mark| u64::from_be_bytes(mark.as_ref().try_into().unwrap())),
-        )
+        (ends.map(|((first, _), (last, _))| (first, last)), log.purged().unwrap())
     }
 
     /// Where it answers what others ask about the end of epochs.
@@ -590,7 +588,7 @@ async fn the_log_of_a_replica_begins_right_behind_its_state() {
         let process = Process::open(4, Arc::<MemoryEngine>::default());
         process.takes(1, 1..=taken);
         process.applies(1, taken + 1..=5);
-        process.keeper.join_shipped_log().unwrap();
+        process.keeper.log.join_behind(&process.keeper.state).unwrap();
         assert_eq!(process.shipped(), (log, purged), "{taken} were taken");
     }
     // Of a state that was replaced by one that is older.
@@ -648,7 +646,7 @@ fn the_log_of_a_group_stays_where_the_state_is_the_groups() {
         let raft = RaftApplied { epoch: epoch.map(Epoch), ..RaftApplied::default() };
         process.keeper.state.apply(&[], raft).unwrap();
         process.keeper.prepare_to_be_seeded(group, &history).unwrap();
-        let is_there = log.first().unwrap().is_some() || log.mark(b'p').unwrap().is_some();
+        let is_there = has_log(&process.parts.engine, group).unwrap();
         assert_eq!(is_there, stays, "of epoch {epoch:?}; entries: {has_entries}");
     }
 }
@@ -673,11 +671,7 @@ async fn source(purged: u64) -> (Process, String) {
     let source = Process::open(4, Arc::<MemoryEngine>::default());
     source.takes(1, 1..=50);
     if purged > 0 {
-        source
-            .keeper
-            .log
-            .purge_through(purged, Some((replica::PURGED, &purged.to_be_bytes())))
-            .unwrap();
+        source.keeper.log.purge_through(purged).unwrap();
     }
     source.settle().await;
     let address = source.serve().await;

@@ -6,7 +6,9 @@ use meridian_failover::{Change, ControllerConfig, Lease, Token, TokenScope};
 use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
 use meridian_proto::encode_batch;
-use meridian_storage::{Engine, GroupId, MemoryEngine, RaftApplied, ShardState, Syncer};
+use meridian_storage::{
+    Engine, GroupId, MemoryEngine, RaftApplied, ShardState, ShippedLog, Syncer, decode_batch,
+};
 use meridian_types::{Batch, Position};
 
 use super::*;
@@ -15,7 +17,7 @@ use crate::directory::{ExecuteFailure, LeaderParts, first_cluster};
 use crate::history::History;
 use crate::proposer::NoLimits;
 use crate::reads::Reads;
-use crate::replica::{self, Replica, ReplicaParts, shipped_log};
+use crate::replica::{Replica, ReplicaParts};
 use crate::shard::VoterParts;
 use crate::topology::Topology;
 
@@ -81,7 +83,7 @@ async fn directory(
     let voter = Arc::new(Voter::start(VoterParts {
         group,
         history: History::first(),
-        shipped: shipped_log(&dynamic, DIRECTORY_GROUP.shard).unwrap(),
+        shipped: ShippedLog::open(&dynamic, DIRECTORY_GROUP.shard).unwrap(),
         directory: Arc::clone(&maintenance.directory),
         peers: Arc::clone(peers),
         limits: Arc::new(NoLimits),
@@ -265,7 +267,7 @@ async fn no_crash_after_a_replicas_purge_loses_what_was_acknowledged() {
     let (folder, engine) = (tempfile::tempdir().unwrap(), Arc::new(MemoryEngine::default()));
     let (dynamic, shard): (Arc<dyn Engine>, _) = (engine.clone(), ShardId(1));
     let state = Arc::new(ShardState::open(Arc::clone(&dynamic), shard).unwrap());
-    let log = shipped_log(&dynamic, shard).unwrap();
+    let log = ShippedLog::open(&dynamic, shard).unwrap();
     let followers = Followers::watch(&state);
     let batches = KEEP_BATCHES + PURGE_AT_LEAST + 100;
     // As its thread does: durable, applied, and then reported.
@@ -277,7 +279,7 @@ async fn no_crash_after_a_replicas_purge_loses_what_was_acknowledged() {
         };
         let stored = encode_batch(&batch);
         log.append([(sequence, stored.as_ref())]).unwrap();
-        state.apply(&[replica::decode(stored).unwrap()], RaftApplied::default()).unwrap();
+        state.apply(&[decode_batch(stored).unwrap()], RaftApplied::default()).unwrap();
     }
     engine.sync().unwrap();
     let maintenance = maintenance(folder.path());
@@ -303,7 +305,7 @@ async fn no_crash_after_a_replicas_purge_loses_what_was_acknowledged() {
     for seed in 0..100 {
         let after: Arc<dyn Engine> = Arc::new(engine.crash(seed));
         let state = ShardState::open(Arc::clone(&after), shard).unwrap();
-        replica::catch_up(&state, &shipped_log(&after, shard).unwrap()).unwrap();
+        ShippedLog::open(&after, shard).unwrap().replay(&state).unwrap();
         assert_eq!(state.position().sequence, batches, "seed {seed}");
     }
 }

@@ -7,7 +7,7 @@ use meridian_consensus::{Proposal, ProposalFailure};
 use meridian_failover::RpoMode;
 use meridian_memory::Held;
 use meridian_proto::encode_batch;
-use meridian_storage::{Expired, StorageError};
+use meridian_storage::{Expired, StorageError, or_fatal};
 use meridian_txn::{Evaluation, Overlaid, Overlay, evaluate};
 use meridian_types::{
     Batch, CommittedTransaction, DatabaseId, Effect, MutationKind, Position, Refusal, RequestId,
@@ -21,7 +21,6 @@ use super::logged_time::LoggedTime;
 use super::room::Room;
 use super::{ProposerParts, TermEnd, WriteReply, WriteRequest};
 use crate::directory::DIRECTORY_GROUP;
-use crate::shard::or_fatal;
 
 /// What one batch removes of what has expired, at most. One such batch is in flight at a time, so
 /// that requests have the others.

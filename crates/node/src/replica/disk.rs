@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use std::sync::{Arc, mpsc as std_mpsc};
 
 use meridian_proto::DecodedBatch;
-use meridian_storage::{Applied, GroupLog, ShardState, StagedState, StorageError, Syncer};
+use meridian_storage::{
+    Applied, Replace, ShardState, ShippedLog, StagedState, StorageError, Syncer, or_fatal,
+};
 use meridian_types::Position;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::drain::{self, Shipped};
+use crate::drain::Shipped;
 use crate::history::History;
 use crate::lost_tail;
-use crate::shard::or_fatal;
 
 /// What was done.
 pub(super) enum Written {
@@ -42,7 +43,7 @@ enum Job {
 /// What the thread works with.
 pub(super) struct DiskParts {
     pub(super) state: Arc<ShardState>,
-    pub(super) log: GroupLog,
+    pub(super) log: ShippedLog,
     pub(super) syncer: Arc<Syncer>,
     pub(super) data_dir: PathBuf,
     pub(super) applied: watch::Sender<(u64, u64)>,
@@ -133,8 +134,9 @@ impl Thread {
                 tracing::warn!(%shard, %epoch, %base, batches, "kept batches that the shard's history lost");
             }
             Job::Install { staged, diverged } => {
-                let installed =
-                    drain::install(&self.parts.state, &self.parts.log, staged, diverged);
+                // A state that left the shard's history may be replaced by an older one.
+                let replace = if diverged { Replace::Any } else { Replace::Older };
+                let installed = self.parts.log.replace_state(&self.parts.state, staged, replace);
                 if installed.is_ok() {
                     self.unapplied.clear();
                 }

@@ -10,7 +10,7 @@ use meridian_shipping::{
     Heartbeat, Receiver, ReceiverAction, ReceiverConfig, ReceiverEvent, RelayConfig, RelayElection,
     Status, StreamEvent, StreamId,
 };
-use meridian_storage::{Applied, GroupId, GroupLog, ShardState, StagedState, StorageError};
+use meridian_storage::{Applied, GroupId, ShardState, ShippedLog, StagedState, StorageError};
 use meridian_types::{Epoch, NodeId, Position};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -59,7 +59,7 @@ struct OpenStream {
 /// The task of one replica: carries out what the pure machines decide.
 pub(super) struct Driver {
     parts: ReplicaParts,
-    log: GroupLog,
+    log: ShippedLog,
     disk: Disk,
     start: Instant,
     history: History,

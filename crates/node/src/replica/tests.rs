@@ -10,8 +10,11 @@ use meridian_gateway::{Access, Read};
 use meridian_proto::log;
 use meridian_proto::shard::{self as wire_shard, read_part::Part, shard_server::Shard};
 use meridian_proto::shipping::{self as wire, shipment, shipping_server};
-use meridian_storage::{MemoryEngine, RaftApplied, StagedState, StateSnapshot, WatchedEngine};
-use meridian_types::{Batch, Consistency, ReadRange};
+use meridian_storage::{
+    Engine, GroupId, MemoryEngine, RaftApplied, StagedState, StateSnapshot, WatchedEngine,
+    decode_batch,
+};
+use meridian_types::{Batch, Consistency, ReadRange, ShardId};
 use prost::Message;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
@@ -169,7 +172,7 @@ struct Node {
     engine: Arc<MemoryEngine>,
     watched: Arc<WatchedEngine>,
     state: Arc<ShardState>,
-    log: GroupLog,
+    log: ShippedLog,
     replica: Replica,
     disk: Arc<DiskGuard>,
     folder: tempfile::TempDir,
@@ -189,7 +192,7 @@ impl Node {
         let watched = Arc::new(WatchedEngine::watching(Arc::clone(&engine) as Arc<dyn Engine>));
         let dynamic = Arc::clone(&watched) as Arc<dyn Engine>;
         let state = Arc::new(ShardState::open(Arc::clone(&dynamic), SHARD).unwrap());
-        let log = shipped_log(&dynamic, SHARD).unwrap();
+        let log = ShippedLog::open(&dynamic, SHARD).unwrap();
         let topology =
             Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let peers = PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap();
@@ -250,11 +253,8 @@ async fn what_is_damaged_or_cannot_be_read_is_in_no_log_and_the_replica_asks_aga
     // The process lives, and a start finds nothing that it cannot read.
     for seed in 0..20 {
         let next: Arc<dyn Engine> = Arc::new(node.engine.crash(seed));
-        catch_up(
-            &ShardState::open(Arc::clone(&next), SHARD).unwrap(),
-            &shipped_log(&next, SHARD).unwrap(),
-        )
-        .unwrap();
+        let state = ShardState::open(Arc::clone(&next), SHARD).unwrap();
+        ShippedLog::open(&next, SHARD).unwrap().replay(&state).unwrap();
     }
     source.shipments.lock().extend([vec![stored(1), stored(2)]]);
     // It has a stream that is silent by now.
@@ -313,7 +313,7 @@ async fn a_replica_waits_for_no_disk_on_the_runtime() {
     let there = Arc::new(ShardState::open(there, SHARD).unwrap());
     let second =
         Batch { position: Position::new(Epoch(2), 2), time_ms: 2, transactions: Vec::new() };
-    let batches = [decode(stored(1)).unwrap(), second.into()];
+    let batches = [decode_batch(stored(1)).unwrap(), second.into()];
     there.apply(&batches, RaftApplied::default()).unwrap();
     let node = Node::following(&source, Arc::new(Somebody(Arc::clone(&there)))).await;
     node.watched.watch_this_thread(true);
@@ -427,7 +427,7 @@ async fn a_replica_reports_and_serves_what_its_disk_has_and_nothing_else() {
     })
     .await;
     let after: Arc<dyn Engine> = Arc::new(node.engine.crash_to_what_is_durable());
-    assert_eq!(shipped_log(&after, SHARD).unwrap().last().unwrap(), Some((3, stored(3))));
+    assert_eq!(ShippedLog::open(&after, SHARD).unwrap().last().unwrap(), Some((3, stored(3))));
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ use futures::future::join_all;
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming};
 use meridian_gateway::{Access, Database, WriteFailure};
 use meridian_memory::ByteBudget;
-use meridian_storage::{Engine, GroupId, ShardState, Syncer};
+use meridian_storage::{Engine, GroupId, ShardState, ShippedLog, Syncer};
 use meridian_types::{Position, ReadRange, RequestId, Transaction};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -21,7 +21,6 @@ use crate::history::History;
 use crate::proposer::NoLimits;
 use crate::reads::Reads;
 use crate::reads::tests::Endless;
-use crate::replica::shipped_log;
 use crate::router::Router;
 use crate::shard::{Voter, VoterParts};
 use crate::state_exchange::StateExchange;
@@ -86,7 +85,7 @@ async fn a_read_at_the_local_node_is_waited_for_while_it_is_at_work_and_made_onc
     let voter = Voter::start(VoterParts {
         group: group.await.unwrap(),
         history: History::first(),
-        shipped: shipped_log(&engine, ShardId(1)).unwrap(),
+        shipped: ShippedLog::open(&engine, ShardId(1)).unwrap(),
         directory,
         peers,
         limits: Arc::new(NoLimits),

@@ -1,15 +1,15 @@
-//! What a replica's log is purged of, and when.
+//! What a replica's log is purged of and when, and what a crash leaves of it.
 
 use std::collections::BTreeSet;
 use std::sync::{OnceLock, mpsc};
 use std::time::Duration;
 
 use meridian_proto::encode_batch;
-use meridian_storage::{Call, HookedEngine, Hooks, MemoryEngine, RaftApplied};
-use meridian_types::Batch;
+use meridian_types::{Batch, Position};
+use parking_lot::Mutex;
 
 use super::*;
-use crate::drain;
+use crate::{Call, HookedEngine, Hooks, MemoryEngine};
 
 const SHARD: ShardId = ShardId(1);
 
@@ -38,7 +38,7 @@ struct Copy {
     memory: Arc<MemoryEngine>,
     engine: Arc<HookedEngine<AfterCalls>>,
     state: Arc<ShardState>,
-    log: GroupLog,
+    log: ShippedLog,
 }
 
 impl Copy {
@@ -47,7 +47,7 @@ impl Copy {
         let engine = Arc::new(HookedEngine::new(memory.clone(), AfterCalls::default()));
         let dynamic: Arc<dyn Engine> = engine.clone();
         let state = Arc::new(ShardState::open(Arc::clone(&dynamic), SHARD).unwrap());
-        Self { memory, engine, state, log: shipped_log(&dynamic, SHARD).unwrap() }
+        Self { memory, engine, state, log: ShippedLog::open(&dynamic, SHARD).unwrap() }
     }
 
     /// As the driver does: durable, applied, and then reported.
@@ -57,7 +57,7 @@ impl Copy {
             let bytes = encode_batch(&Batch { position, time_ms: 0, transactions: Vec::new() });
             self.log.append([(sequence, bytes.as_ref())]).unwrap();
             self.engine.sync().unwrap();
-            self.state.apply(&[decode(bytes).unwrap()], RaftApplied::default()).unwrap();
+            self.state.apply(&[decode_batch(bytes).unwrap()], RaftApplied::default()).unwrap();
         }
     }
 
@@ -65,7 +65,7 @@ impl Copy {
     fn after_crash(&self, seed: u64) -> Position {
         let engine: Arc<dyn Engine> = Arc::new(self.memory.crash(seed));
         let state = ShardState::open(Arc::clone(&engine), SHARD).unwrap();
-        catch_up(&state, &shipped_log(&engine, SHARD).unwrap()).unwrap();
+        ShippedLog::open(&engine, SHARD).unwrap().replay(&state).unwrap();
         state.position()
     }
 
@@ -86,18 +86,18 @@ fn a_replicas_log_is_purged_up_to_what_is_flushed_at_most() {
     copy.take(1, 1..=10);
     copy.holds_over_crashes();
     // As far behind what is applied as it is in production.
-    assert_eq!(purge(&copy.state, &copy.log, 8).unwrap(), 8);
+    assert_eq!(copy.log.purge_flushed(&copy.state, 8).unwrap(), 8);
     assert_eq!(copy.log.first().unwrap().unwrap().0, 9);
     copy.holds_over_crashes();
     // More comes while the state is flushed, and everybody has it already.
     let more = copy.clone();
     *copy.engine.flush.lock() = Some(Box::new(move || more.take(1, 11..=13)));
-    assert_eq!(purge(&copy.state, &copy.log, 13).unwrap(), 10);
+    assert_eq!(copy.log.purge_flushed(&copy.state, 13).unwrap(), 10);
     copy.holds_over_crashes();
 }
 
 /// Appends, as yet not durable.
-fn append(log: &GroupLog, positions: &[(u16, u64)]) {
+fn append(log: &ShippedLog, positions: &[(u16, u64)]) {
     for (epoch, sequence) in positions {
         let position = Position::new(Epoch(*epoch), *sequence);
         let bytes = encode_batch(&Batch { position, time_ms: 0, transactions: Vec::new() });
@@ -105,9 +105,9 @@ fn append(log: &GroupLog, positions: &[(u16, u64)]) {
     }
 }
 
-fn positions(log: &GroupLog) -> Vec<(u16, u64)> {
+fn positions(log: &ShippedLog) -> Vec<(u16, u64)> {
     let batches = log.read(0..u64::MAX, usize::MAX).unwrap();
-    let position = |bytes| decode(bytes).unwrap().batch.position;
+    let position = |bytes| decode_batch(bytes).unwrap().batch.position;
     batches
         .into_iter()
         .map(|(_, bytes)| position(bytes))
@@ -121,7 +121,7 @@ fn what_was_cut_behind_a_hole_does_not_come_back_behind_what_takes_its_place() {
     // One power loss left a hole.
     append(&copy.log, &[(1, 1), (1, 2), (1, 4), (1, 5)]);
     copy.engine.sync().unwrap();
-    catch_up(&copy.state, &copy.log).unwrap();
+    copy.log.replay(&copy.state).unwrap();
     assert_eq!(positions(&copy.log), [(1, 1), (1, 2)]);
     // The next epoch begins there, and another comes before anything of it is durable.
     let next = [(1, 1), (1, 2), (2, 3), (2, 4)];
@@ -129,11 +129,9 @@ fn what_was_cut_behind_a_hole_does_not_come_back_behind_what_takes_its_place() {
     let mut lengths = BTreeSet::new();
     for seed in 0..200 {
         let engine: Arc<dyn Engine> = Arc::new(copy.memory.crash(seed));
-        let (state, log) = (
-            ShardState::open(Arc::clone(&engine), SHARD).unwrap(),
-            shipped_log(&engine, SHARD).unwrap(),
-        );
-        catch_up(&state, &log).unwrap();
+        let state = ShardState::open(Arc::clone(&engine), SHARD).unwrap();
+        let log = ShippedLog::open(&engine, SHARD).unwrap();
+        log.replay(&state).unwrap();
         let kept = positions(&log);
         assert!(next.starts_with(&kept), "{kept:?} after seed {seed}");
         lengths.insert(kept.len());
@@ -156,7 +154,7 @@ fn a_state_that_is_put_in_place_does_not_meet_the_log_of_the_one_before_after_a_
     let seen = Arc::clone(&stands);
     let crash = move || seen.lock().extend((0..50).map(|seed| crashing.after_crash(seed)));
     assert!(copy.engine.each.set(Box::new(crash)).is_ok());
-    drain::install(&copy.state, &copy.log, staged, true).unwrap();
+    copy.log.replace_state(&copy.state, staged, Replace::Any).unwrap();
     let (old, new) = (Position::new(Epoch(1), 10), Position::new(Epoch(2), 8));
     assert_eq!(Vec::from_iter(stands.lock().iter().copied()), [old, new]);
     copy.holds_over_crashes();
@@ -175,7 +173,7 @@ fn a_log_is_not_purged_by_what_was_flushed_of_another_state() {
         let installing = std::thread::spawn(move || {
             let mut staged = target.state.stage().unwrap();
             staged.add(source.state.snapshot().unwrap().rows(&[], usize::MAX).unwrap()).unwrap();
-            drain::install(&target.state, &target.log, staged, true).unwrap();
+            target.log.replace_state(&target.state, staged, Replace::Any).unwrap();
             target.take(2, 6..=9);
             installed.send(()).unwrap();
         });
@@ -188,7 +186,7 @@ fn a_log_is_not_purged_by_what_was_flushed_of_another_state() {
         // Long enough for all of it to happen, if it may.
         never.recv_timeout(Duration::from_millis(300)).unwrap_err();
     }));
-    purge(&copy.state, &copy.log, 8).unwrap();
+    copy.log.purge_flushed(&copy.state, 8).unwrap();
     done.recv_timeout(Duration::from_secs(20)).unwrap();
     assert_eq!(copy.state.position(), Position::new(Epoch(2), 9));
     copy.holds_over_crashes();
@@ -203,11 +201,9 @@ fn a_hole_in_what_was_shipped_is_cut_off() {
     let mut reached = BTreeSet::new();
     for seed in 0..200 {
         let engine: Arc<dyn Engine> = Arc::new(copy.memory.crash(seed));
-        let (state, log) = (
-            ShardState::open(Arc::clone(&engine), SHARD).unwrap(),
-            shipped_log(&engine, SHARD).unwrap(),
-        );
-        catch_up(&state, &log).unwrap();
+        let state = ShardState::open(Arc::clone(&engine), SHARD).unwrap();
+        let log = ShippedLog::open(&engine, SHARD).unwrap();
+        log.replay(&state).unwrap();
         let sequence = state.position().sequence;
         assert!(
             sequence >= 3 && log.last().unwrap().is_none_or(|(last, _)| last == sequence),
@@ -216,4 +212,66 @@ fn a_hole_in_what_was_shipped_is_cut_off() {
         reached.insert(sequence);
     }
     assert_eq!(Vec::from_iter(reached), [3, 4, 5, 6, 7]);
+}
+
+#[test]
+fn a_state_takes_the_place_of_an_older_one_and_of_a_newer_one_only_if_that_has_diverged() {
+    for (sequence, replace, is_taken) in [
+        (19, Replace::Older, false),
+        (19, Replace::Any, true),
+        (20, Replace::Older, true),
+        (20, Replace::Any, true),
+        (21, Replace::Older, true),
+    ] {
+        let (copy, source) = (Copy::new(), Copy::new());
+        copy.take(1, 1..=20);
+        source.take(1, 1..=sequence);
+        let mut staged = copy.state.stage().unwrap();
+        staged.add(source.state.snapshot().unwrap().rows(&[], usize::MAX).unwrap()).unwrap();
+        let replaced = copy.log.replace_state(&copy.state, staged, replace);
+        let last = copy.log.last().unwrap().map(|(last, _)| last);
+        let stands = (copy.state.position().sequence, last, copy.log.purged().unwrap());
+        if is_taken {
+            assert_eq!(replaced.unwrap().position.sequence, sequence);
+            assert_eq!(stands, (sequence, None, Some(sequence)));
+        } else {
+            let why = replaced.unwrap_err().to_string();
+            assert!(why.contains("a snapshot at 1.19 is older than the state at 1.20"), "{why}");
+            assert_eq!(stands, (20, Some(20), None), "nothing has changed");
+        }
+    }
+}
+
+#[test]
+fn stored_keys_are_golden() {
+    let copy = Copy::new();
+    copy.take(1, 1..=1);
+    copy.log.purge_through(0x0102).unwrap();
+    append(&copy.log, &[(1, 0x0103)]);
+    let mut keys = Vec::new();
+    let all = crate::Scan { start: b"", end: &[0xff; 16], reverse: false };
+    copy.engine
+        .scan(crate::schema::LOG_FAMILY, all, &mut |key, record| {
+            keys.push((key.to_vec(), record.len()));
+            std::ops::ControlFlow::Continue(())
+        })
+        .unwrap();
+    let mark = copy.engine.get("log", b"\0\0\0\x01\0\0p").unwrap().unwrap();
+    // Behind four bytes of checksum.
+    assert_eq!(&mark[4..], [0, 0, 0, 0, 0, 0, 1, 2]);
+    let names: Vec<_> = keys.iter().map(|(key, _)| key.as_slice()).collect();
+    assert_eq!(names, [b"\0\0\0\x01\0\0p".as_slice(), b"\0\0\0\x01\0\0s\0\0\0\0\0\0\x01\x03"]);
+}
+
+#[test]
+fn batches_are_given_where_none_is_missing() {
+    let copy = Copy::new();
+    append(&copy.log, &[(1, 3), (1, 4), (1, 6)]);
+    let sequences = |after, through| {
+        let batches = copy.log.batches_after(after, through, usize::MAX).unwrap();
+        batches.map(|batches| batches.into_iter().map(|(sequence, _)| sequence).collect::<Vec<_>>())
+    };
+    assert_eq!(sequences(2, 4), Some(vec![3, 4]));
+    assert_eq!(sequences(4, 4), Some(Vec::new()));
+    assert_eq!((sequences(1, 4), sequences(2, 6), sequences(6, 7)), (None, None, None));
 }
