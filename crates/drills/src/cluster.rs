@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 use std::time::Duration;
 
-use meridian_node::wan::WanPlan;
 use meridian_types::{DatabaseId, NodeId};
+use meridian_wan::WanPlan;
 use tempfile::TempDir;
 
 use crate::kv_connect::{DEFAULT_DATABASE, KvClient, SECOND_DATABASE};

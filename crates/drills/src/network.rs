@@ -6,8 +6,8 @@ use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 
-use meridian_node::wan::{Link, LinkProfile, WanPlan};
 use meridian_types::NodeId;
+use meridian_wan::{Link, LinkProfile, WanPlan};
 
 /// Who may dial a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

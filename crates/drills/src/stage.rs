@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian_checker::History;
-use meridian_node::wan::WanPlan;
+use meridian_wan::WanPlan;
 use tokio::task::JoinSet;
 
 use crate::cluster::{Cluster, ClusterError, ClusterOptions};

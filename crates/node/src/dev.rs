@@ -14,7 +14,7 @@ use crate::node::{Node, StartError};
 use crate::peers::Dial;
 use crate::private_file;
 use crate::topology::DevLayout;
-use crate::wan::{Link, WanPlan};
+use meridian_wan::{Link, WanPlan};
 
 /// Between the gateways' port and the first gRPC port.
 const RPC_PORT_OFFSET: u16 = 100;
@@ -164,7 +164,7 @@ fn write_config(config: &crate::config::NodeConfig) -> Result<(), StartError> {
 fn pairs(
     configs: &[crate::config::NodeConfig],
     plan: &WanPlan,
-) -> Vec<(NodeId, (NodeId, String), crate::wan::LinkProfile)> {
+) -> Vec<(NodeId, (NodeId, String), meridian_wan::LinkProfile)> {
     let regions = configs.first().map(|config| config.topology.regions.clone()).unwrap_or_default();
     let region = |name: &str| regions.iter().position(|region| region == name).unwrap_or(0);
     let mut pairs = Vec::new();

@@ -18,7 +18,6 @@
 //! | `shard_service`, `admin_service` | gRPC faces |
 //! | `seals` | what was promised about the end of epochs, over restarts |
 //! | `maintenance`, `counters` | flushing, purging, forgetting, gauges; what is measured from the start |
-//! | `wan` | emulated links |
 //!
 //! What always holds here: an answer to a write says what is true and durable, or nothing; a strong
 //! read is served only where leadership was confirmed after the read began. Absent on purpose: HTTP
@@ -73,7 +72,6 @@ mod telemetry;
 #[cfg(test)]
 mod testing;
 pub mod topology;
-pub mod wan;
 mod write_calls;
 
 pub use meridian_storage::abort_soon;

@@ -19,6 +19,7 @@ const LADDER: &[(&str, Allowed)] = &[
         "meridian-consensus",
         Allowed::Only(&["meridian-types", "meridian-proto", "meridian-storage"]),
     ),
+    ("meridian-wan", Allowed::Only(&[])),
     ("meridian-gateway", Allowed::Only(&["meridian-types", "meridian-proto"])),
     (
         "meridian-node",
@@ -31,13 +32,23 @@ const LADDER: &[(&str, Allowed)] = &[
             "meridian-failover",
             "meridian-storage",
             "meridian-consensus",
+            "meridian-wan",
             "meridian-gateway",
         ]),
     ),
     ("meridian-bench", Allowed::Only(&["meridian-types", "meridian-proto"])),
     ("meridian-checker", Allowed::Only(&["meridian-types"])),
     ("meridian-sim", Allowed::Anything),
-    ("meridian-drills", Allowed::Anything),
+    (
+        "meridian-drills",
+        Allowed::Only(&[
+            "meridian-types",
+            "meridian-proto",
+            "meridian-failover",
+            "meridian-wan",
+            "meridian-checker",
+        ]),
+    ),
     (
         "meridian",
         Allowed::Only(&[
@@ -45,6 +56,7 @@ const LADDER: &[(&str, Allowed)] = &[
             "meridian-failover",
             "meridian-node",
             "meridian-proto",
+            "meridian-wan",
             "meridian-bench",
             "meridian-drills",
         ]),

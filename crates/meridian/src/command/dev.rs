@@ -8,7 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use meridian_node::dev::{DevCluster, DevOptions};
 use meridian_node::topology::DevLayout;
-use meridian_node::wan::WanPlan;
+use meridian_wan::WanPlan;
 use uuid::Uuid;
 
 use super::access_token::AccessToken;

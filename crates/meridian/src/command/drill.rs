@@ -9,7 +9,7 @@ use meridian_drills::promise::{Row, Runs, Standing, rows};
 use meridian_drills::report::{RunReport, html_page, run_text, runs_text, suite_text};
 use meridian_drills::stage::Stage;
 use meridian_drills::suite::{SuiteReport, run_suite};
-use meridian_node::wan::WanPlan;
+use meridian_wan::WanPlan;
 use serde::Serialize;
 
 use super::{Counts, Hangup, asked_to_stop, parse_counts};

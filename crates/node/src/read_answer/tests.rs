@@ -21,8 +21,8 @@ use crate::directory::{Directory, first_cluster};
 use crate::peers::PeerChannels;
 use crate::router::{ClusterNodes, Router};
 use crate::topology::{DEV_DEFAULT_DATABASE, Topology};
-use crate::wan::{Link, LinkProfile};
 use crate::write_calls::WriteCalls;
+use meridian_wan::{Link, LinkProfile};
 
 /// Answers each read with so many entries.
 struct Answers {

@@ -9,9 +9,9 @@ use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::connection::{Route, carry};
-use super::controls::{Controls, Direction, LinkProfile};
-use super::shaper::{Line, SplitMix};
+use crate::connection::{Route, carry};
+use crate::controls::{Controls, Direction, LinkProfile};
+use crate::shaper::{Line, SplitMix};
 
 /// How many connections a link carries at a time; more wait to be accepted.
 pub const MAX_CONNECTIONS: usize = 4096;
@@ -67,7 +67,7 @@ impl Link {
         self.controls.send_modify(|controls| controls.profile = profile.bounded());
     }
 
-    /// What was set last, within [`MAX_DELAY`](super::MAX_DELAY).
+    /// What was set last, within [`MAX_DELAY`](crate::MAX_DELAY).
     #[must_use]
     pub fn profile(&self) -> LinkProfile {
         self.controls.borrow().profile

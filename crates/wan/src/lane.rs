@@ -9,9 +9,9 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::Instant;
 
-use super::controls::{Broken, Controls, Way, passable};
-use super::shaper::{MAX_CHUNK_BYTES, Shaper};
-use super::timer::sleep_until;
+use crate::controls::{Broken, Controls, Way, passable};
+use crate::shaper::{MAX_CHUNK_BYTES, Shaper};
+use crate::timer::sleep_until;
 
 /// How much travels in one direction of one connection; a sender of more waits, as on a full TCP
 /// window.
@@ -38,7 +38,7 @@ enum Content {
 
 /// Where the bytes of a direction enter. Dropped when nothing more will.
 #[derive(Debug)]
-pub(super) struct Entrance {
+pub(crate) struct Entrance {
     parcels: mpsc::UnboundedSender<Parcel>,
     room: Arc<Semaphore>,
     shaper: Shaper,
@@ -46,14 +46,14 @@ pub(super) struct Entrance {
 
 /// Where the bytes of a direction leave.
 #[derive(Debug)]
-pub(super) struct Exit {
+pub(crate) struct Exit {
     parcels: mpsc::UnboundedReceiver<Parcel>,
     way: Way,
 }
 
 /// A new direction of a connection. Its queue is bounded in bytes by the semaphore, so not in
 /// parcels.
-pub(super) fn lane(way: Way, shaper: Shaper) -> (Entrance, Exit) {
+pub(crate) fn lane(way: Way, shaper: Shaper) -> (Entrance, Exit) {
     let (sender, receiver) = mpsc::unbounded_channel();
     let room = Arc::new(Semaphore::new(LANE_CAPACITY_BYTES));
     (Entrance { parcels: sender, room, shaper }, Exit { parcels: receiver, way })
@@ -61,7 +61,7 @@ pub(super) fn lane(way: Way, shaper: Shaper) -> (Entrance, Exit) {
 
 impl Entrance {
     /// Takes in what `from` sends, until it ends or fails. Reads on while the direction is cut.
-    pub(super) async fn take_in(
+    pub(crate) async fn take_in(
         mut self,
         mut from: ReadHalf<'_>,
         controls: watch::Receiver<Controls>,
@@ -110,7 +110,7 @@ impl Exit {
     ///
     /// Returns when the sender's end of stream is delivered, and an error when the connection is to
     /// be reset.
-    pub(super) async fn deliver(
+    pub(crate) async fn deliver(
         mut self,
         mut to: WriteHalf<'_>,
         mut controls: watch::Receiver<Controls>,

@@ -6,10 +6,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::controls::LinkProfile;
+use crate::controls::LinkProfile;
 
 /// The most that is read at once.
-pub(super) const MAX_CHUNK_BYTES: usize = 64 * 1024;
+pub(crate) const MAX_CHUNK_BYTES: usize = 64 * 1024;
 
 /// A rated link reads about this much time's worth at once, so that its connections take turns.
 const CHUNKS_PER_SECOND: u64 = 100;
@@ -19,12 +19,12 @@ const RATE_SLACK: Duration = Duration::from_millis(5);
 
 /// One direction of a link that has a rate: until when it is busy sending.
 #[derive(Debug, Clone)]
-pub(super) struct Line {
+pub(crate) struct Line {
     busy_until: Arc<Mutex<Instant>>,
 }
 
 impl Line {
-    pub(super) fn new(now: Instant) -> Self {
+    pub(crate) fn new(now: Instant) -> Self {
         Self { busy_until: Arc::new(Mutex::new(now)) }
     }
 
@@ -41,11 +41,11 @@ impl Line {
 
 /// What becomes of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Passage {
+pub(crate) struct Passage {
     /// When it arrives at the other end.
-    pub(super) due: Instant,
+    pub(crate) due: Instant,
     /// Until when no more is to be read, so that a rated line is not queued on beyond its rate.
-    pub(super) read_again_at: Option<Instant>,
+    pub(crate) read_again_at: Option<Instant>,
 }
 
 /// Gives every chunk of one direction of one connection its due time; never earlier than the one
@@ -54,25 +54,25 @@ pub(super) struct Passage {
 /// So the jitter of a busy connection tends to its upper bound: one late chunk holds up all behind
 /// it, as in TCP.
 #[derive(Debug)]
-pub(super) struct Shaper {
+pub(crate) struct Shaper {
     line: Line,
     random: SplitMix,
     last_due: Option<Instant>,
 }
 
 impl Shaper {
-    pub(super) fn new(line: Line, seed: u64) -> Self {
+    pub(crate) fn new(line: Line, seed: u64) -> Self {
         Self { line, random: SplitMix(seed), last_due: None }
     }
 
     /// How much is to be read at once.
-    pub(super) fn chunk_bytes(profile: &LinkProfile) -> usize {
+    pub(crate) fn chunk_bytes(profile: &LinkProfile) -> usize {
         let fair = profile.bytes_per_second.map_or(u64::MAX, |rate| rate / CHUNKS_PER_SECOND);
         usize::try_from(fair).unwrap_or(usize::MAX).clamp(1, MAX_CHUNK_BYTES)
     }
 
     /// Accounts for `length` bytes that arrived at `now`.
-    pub(super) fn pass(&mut self, profile: &LinkProfile, now: Instant, length: usize) -> Passage {
+    pub(crate) fn pass(&mut self, profile: &LinkProfile, now: Instant, length: usize) -> Passage {
         let sent_at = profile.bytes_per_second.map(|rate| self.line.send(now, length, rate));
         let arrives_at =
             sent_at.unwrap_or(now) + profile.one_way_delay + self.random.up_to(profile.jitter);
@@ -86,10 +86,10 @@ impl Shaper {
 
 /// SplitMix64: the same jitter for the same seed, on every machine.
 #[derive(Debug)]
-pub(super) struct SplitMix(pub(super) u64);
+pub(crate) struct SplitMix(pub(super) u64);
 
 impl SplitMix {
-    pub(super) fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
         mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -4,7 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use super::plan::WanPlan;
+use crate::plan::WanPlan;
 
 /// The longest round trip and the widest jitter that a plan takes.
 const MAX_MS: f64 = 10_000.0;

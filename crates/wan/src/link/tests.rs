@@ -6,8 +6,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use super::super::LANE_CAPACITY_BYTES;
 use super::*;
+use crate::LANE_CAPACITY_BYTES;
 
 const LONG: Duration = Duration::from_secs(30);
 /// A thing that must not happen is waited for this long; it can only pass wrongly, never fail

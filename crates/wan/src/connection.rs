@@ -6,18 +6,18 @@ use tokio::net::TcpStream;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use super::controls::{Broken, Controls, Way, cut_for_too_long};
-use super::lane::{Entrance, Exit, lane};
-use super::shaper::{Line, Shaper, SplitMix};
-use super::timer::sleep_until;
+use crate::controls::{Broken, Controls, Way, cut_for_too_long};
+use crate::lane::{Entrance, Exit, lane};
+use crate::shaper::{Line, Shaper, SplitMix};
+use crate::timer::sleep_until;
 
 /// What the connections of a link share.
 #[derive(Debug, Clone)]
-pub(super) struct Route {
-    pub(super) target: SocketAddr,
-    pub(super) controls: watch::Receiver<Controls>,
-    pub(super) forward_line: Line,
-    pub(super) backward_line: Line,
+pub(crate) struct Route {
+    pub(crate) target: SocketAddr,
+    pub(crate) controls: watch::Receiver<Controls>,
+    pub(crate) forward_line: Line,
+    pub(crate) backward_line: Line,
 }
 
 /// A socket that resets its peer when it is dropped, unless both directions ended well.
@@ -49,7 +49,7 @@ impl Drop for Socket {
 /// Carries one connection until it ended, failed, or was cut for too long.
 ///
 /// May be dropped at any await; both ends are reset then.
-pub(super) async fn carry(client: TcpStream, route: Route, seed: u64) {
+pub(crate) async fn carry(client: TcpStream, route: Route, seed: u64) {
     let accepted_at = Instant::now();
     let mut client = Socket::new(client);
     let too_long = cut_for_too_long(route.controls.clone(), accepted_at);

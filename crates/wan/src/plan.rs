@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::controls::LinkProfile;
+use crate::controls::LinkProfile;
 
 /// Every region beyond the known ones lies this much farther than the one before.
 const NEXT_REGION: Duration = Duration::from_millis(60);

@@ -17,7 +17,7 @@ static TIMER: LazyLock<Option<Arc<Timer>>> = LazyLock::new(Timer::start);
 
 /// Returns when `at` has come, never before. May be dropped at any await; its alarm then rings
 /// unheard.
-pub(super) async fn sleep_until(at: Instant) {
+pub(crate) async fn sleep_until(at: Instant) {
     if at <= Instant::now() {
         return;
     }

@@ -33,7 +33,7 @@ impl LinkProfile {
         self.one_way_delay.saturating_mul(2)
     }
 
-    pub(super) fn bounded(self) -> Self {
+    pub(crate) fn bounded(self) -> Self {
         Self {
             one_way_delay: self.one_way_delay.min(MAX_DELAY),
             jitter: self.jitter.min(MAX_DELAY),
@@ -54,13 +54,13 @@ pub enum Direction {
 
 /// One of the two ways of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
+pub(crate) enum Way {
     Forward,
     Backward,
 }
 
 impl Way {
-    pub(super) fn opposite(self) -> Self {
+    pub(crate) fn opposite(self) -> Self {
         match self {
             Self::Forward => Self::Backward,
             Self::Backward => Self::Forward,
@@ -70,7 +70,7 @@ impl Way {
 
 /// The connection is over and both of its ends are to be reset.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Broken;
+pub(crate) struct Broken;
 
 impl From<watch::error::RecvError> for Broken {
     /// The link is gone.
@@ -81,20 +81,20 @@ impl From<watch::error::RecvError> for Broken {
 
 /// The state of a link that all of its connections watch.
 #[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Controls {
-    pub(super) profile: LinkProfile,
-    pub(super) reset_after: Option<Duration>,
+pub(crate) struct Controls {
+    pub(crate) profile: LinkProfile,
+    pub(crate) reset_after: Option<Duration>,
     forward_cut_at: Option<Instant>,
     backward_cut_at: Option<Instant>,
 }
 
 impl Controls {
-    pub(super) fn new(profile: LinkProfile) -> Self {
+    pub(crate) fn new(profile: LinkProfile) -> Self {
         Self { profile: profile.bounded(), ..Self::default() }
     }
 
     /// A direction that is cut already keeps the time since when.
-    pub(super) fn cut(&mut self, direction: Direction, now: Instant) {
+    pub(crate) fn cut(&mut self, direction: Direction, now: Instant) {
         if matches!(direction, Direction::Forward | Direction::Both) {
             self.forward_cut_at.get_or_insert(now);
         }
@@ -103,14 +103,14 @@ impl Controls {
         }
     }
 
-    pub(super) fn heal(&mut self) {
+    pub(crate) fn heal(&mut self) {
         self.forward_cut_at = None;
         self.backward_cut_at = None;
     }
 
     /// Cuts just this much: a direction that was cut and stays so keeps the time since when.
     /// Returns whether anything changed.
-    pub(super) fn set_cuts(&mut self, forward: bool, backward: bool, now: Instant) -> bool {
+    pub(crate) fn set_cuts(&mut self, forward: bool, backward: bool, now: Instant) -> bool {
         let changed =
             self.is_cut(Way::Forward) != forward || self.is_cut(Way::Backward) != backward;
         self.forward_cut_at = forward.then(|| self.forward_cut_at.unwrap_or(now));
@@ -118,14 +118,14 @@ impl Controls {
         changed
     }
 
-    pub(super) fn is_cut(&self, way: Way) -> bool {
+    pub(crate) fn is_cut(&self, way: Way) -> bool {
         match way {
             Way::Forward => self.forward_cut_at.is_some(),
             Way::Backward => self.backward_cut_at.is_some(),
         }
     }
 
-    pub(super) fn is_cut_anyhow(&self) -> bool {
+    pub(crate) fn is_cut_anyhow(&self) -> bool {
         self.forward_cut_at.is_some() || self.backward_cut_at.is_some()
     }
 
@@ -146,7 +146,7 @@ impl Controls {
 ///
 /// What was held travels once more when the cut is healed, since it is the sender that retransmits.
 /// May be dropped at any await.
-pub(super) async fn passable(
+pub(crate) async fn passable(
     controls: &mut watch::Receiver<Controls>,
     way: Way,
 ) -> Result<(), Broken> {
@@ -159,7 +159,7 @@ pub(super) async fn passable(
 
 /// Returns when a connection has been cut for longer than the link's `reset_after`, or its link is
 /// gone.
-pub(super) async fn cut_for_too_long(
+pub(crate) async fn cut_for_too_long(
     mut controls: watch::Receiver<Controls>,
     accepted_at: Instant,
 ) -> Broken {
