@@ -347,7 +347,7 @@ impl Keeper {
             shipped: self.log.clone(),
             directory: Arc::clone(&self.parts.directory),
             peers: Arc::clone(&self.parts.peers),
-            limits: Arc::new(ShardLimits {
+            policy: Arc::new(ShardLimits {
                 node_id: self.parts.node_id,
                 shard: self.shard,
                 directory: Arc::clone(&self.parts.directory),

@@ -1,8 +1,8 @@
 //! The write path of a shard's leader: group commit over Raft.
-
 //!
-//! `backlog` holds what waits, `room` says when a batch is full, `logged_time` what time a batch
-//! may say it is, `dropped` which databases are gone, and `session` is one term of leadership.
+//! `backlog` holds the requests that wait, `admission` says which of them may be proposed now, and
+//! `refusal` why not; `room` says when a batch is full, `logged_time` what time a batch may say it
+//! is, `dropped` which databases are gone, and `session` is one term of leadership.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,15 +19,20 @@ use crate::departure::Departure;
 use crate::directory::Directory;
 use crate::shard::ReadGate;
 
+mod admission;
 mod backlog;
 mod dropped;
 mod logged_time;
+mod refusal;
 mod room;
 mod session;
 
 use backlog::{Backlog, QUEUE_REQUESTS, Queued};
 use logged_time::LoggedTime;
 use session::{Session, Swept};
+
+pub(crate) use admission::{AdmissionPolicy, AdmitAll};
+pub(crate) use refusal::WriteRefusal;
 
 const TICK: Duration = Duration::from_millis(100);
 /// How long a write waits at a node, from when it came until it is evaluated; then it is refused.
@@ -46,7 +51,7 @@ pub(crate) enum WriteReply {
     /// Not committed by this call, now or later.
     NotLeader(Option<NodeId>),
     /// Not committed by this call, now or later, for this reason.
-    NotCommitted(String),
+    NotCommitted(WriteRefusal),
     /// It may commit yet. Asking again with the same request id tells.
     Unknown,
 }
@@ -83,37 +88,10 @@ pub(crate) struct ProposerParts {
     pub(crate) state: Arc<ShardState>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) gate: Arc<ReadGate>,
-    pub(crate) limits: Arc<dyn Limits>,
+    pub(crate) policy: Arc<dyn AdmissionPolicy>,
     /// For the writes that wait at this node, of all of its shards.
     pub(crate) writes: ByteBudget,
     pub(crate) time: Arc<dyn TimeSource>,
-}
-
-/// What holds writes up at present.
-pub(crate) trait Limits: Send + Sync {
-    /// Why writes are refused, if they are: all, or all but those that only delete.
-    fn refusal(&self, only_deletes: bool) -> Option<String>;
-
-    /// How far the best replica region is behind, in milliseconds; `None` where there is no other
-    /// region.
-    fn replication_lag_ms(&self) -> Option<u64>;
-
-    /// The batch of this sequence is proposed now.
-    fn proposed(&self, _sequence: u64) {}
-}
-
-/// Of the directory's own group: changes of the cluster are few, and what they are held up for is
-/// told by others.
-pub(crate) struct NoLimits;
-
-impl Limits for NoLimits {
-    fn refusal(&self, _: bool) -> Option<String> {
-        None
-    }
-
-    fn replication_lag_ms(&self) -> Option<u64> {
-        None
-    }
 }
 
 impl Proposer {
@@ -154,7 +132,7 @@ impl Proposer {
     pub(crate) fn admit(&self, request: &WriteRequest) -> Result<Admitted, WriteReply> {
         match self.budget.try_take(backlog::size(request)) {
             Ok(held) => Ok(Admitted { held: Arc::new(held), until: Instant::now() + PATIENCE }),
-            Err(exhausted) => Err(WriteReply::NotCommitted(exhausted.to_string())),
+            Err(exhausted) => Err(WriteReply::NotCommitted(exhausted.into())),
         }
     }
 
@@ -172,19 +150,15 @@ impl Proposer {
             held,
         };
         if let Err(refused) = self.queue.try_send(queued) {
-            return match refused {
-                mpsc::error::TrySendError::Full(_) => WriteReply::NotCommitted(format!(
-                    "more than {QUEUE_REQUESTS} writes are waiting"
-                )),
-                mpsc::error::TrySendError::Closed(_) => {
-                    WriteReply::NotCommitted("the node is stopping".to_owned())
-                }
-            };
+            return WriteReply::NotCommitted(match refused {
+                mpsc::error::TrySendError::Full(_) => WriteRefusal::QueueFull,
+                mpsc::error::TrySendError::Closed(_) => WriteRefusal::Stopping,
+            });
         }
         match tokio::time::timeout_at(until.into(), &mut answer).await {
             Ok(answer) => answer.unwrap_or(WriteReply::Unknown),
             // Whatever holds the task up.
-            Err(_) if departure.take_back() => backlog::no_quorum(),
+            Err(_) if departure.take_back() => WriteReply::NotCommitted(WriteRefusal::NoQuorum),
             Err(_) => answer.await.unwrap_or(WriteReply::Unknown),
         }
     }

@@ -20,7 +20,9 @@ use crate::clocks::TimeSource;
 use crate::directory::Directory;
 use crate::history::History;
 use crate::peers::PeerChannels;
-use crate::proposer::{Admitted, Limits, Proposer, WriteReply, WriteRequest};
+use crate::proposer::{
+    AdmissionPolicy, Admitted, Proposer, WriteRefusal, WriteReply, WriteRequest,
+};
 use crate::reads::{ReadRefused, Reads};
 use crate::replica::Replica;
 use crate::round::Rounds;
@@ -117,7 +119,7 @@ pub(crate) struct VoterParts {
     pub(crate) shipped: ShippedLog,
     pub(crate) directory: Arc<Directory>,
     pub(crate) peers: Arc<PeerChannels>,
-    pub(crate) limits: Arc<dyn Limits>,
+    pub(crate) policy: Arc<dyn AdmissionPolicy>,
     pub(crate) writes: ByteBudget,
     pub(crate) time: Arc<dyn TimeSource>,
     pub(crate) reads: Reads,
@@ -142,7 +144,7 @@ impl Voter {
             shipped,
             directory,
             peers,
-            limits,
+            policy,
             writes,
             time,
             reads,
@@ -155,7 +157,7 @@ impl Voter {
             state: Arc::clone(&state),
             directory: Arc::clone(&directory),
             gate: Arc::clone(&gate),
-            limits,
+            policy,
             writes,
             time,
         });
@@ -286,9 +288,7 @@ impl Voter {
         let in_touch =
             tokio::time::timeout_at(until.into(), self.group.leader_in_touch(late)).await.is_ok();
         if boot_time() >= valid_until {
-            return WriteReply::NotCommitted(
-                "the request is so old that its outcome may be forgotten".to_owned(),
-            );
+            return WriteReply::NotCommitted(WriteRefusal::Expired);
         }
         match self.proposer.write(request, admitted).await {
             // It was not heard here either: whoever asks need not wait for it.

@@ -1,4 +1,5 @@
-//! What holds the writes of one shard up: disks, and the lag of the other regions.
+//! By what the writes of one shard are admitted: room on the disks of its voters, and the lag of
+//! the other regions.
 
 use std::sync::Arc;
 
@@ -6,7 +7,7 @@ use meridian_types::{NodeId, ShardId};
 
 use crate::directory::Directory;
 use crate::disk::{DiskGuard, MIN_FREE_BYTES, Room};
-use crate::proposer::Limits;
+use crate::proposer::{AdmissionPolicy, WriteRefusal};
 use crate::shard_table::ShardTable;
 
 /// At this node, for as long as it may lead.
@@ -18,8 +19,8 @@ pub(crate) struct ShardLimits {
     pub(crate) disk: Arc<DiskGuard>,
 }
 
-impl Limits for ShardLimits {
-    fn refusal(&self, only_deletes: bool) -> Option<String> {
+impl AdmissionPolicy for ShardLimits {
+    fn refusal(&self, only_deletes: bool) -> Option<WriteRefusal> {
         let topology = self.directory.topology();
         let (voters, followers) =
             (&topology.shards.get(&self.shard)?.voters, self.shards.followers(&self.shard));
@@ -47,17 +48,17 @@ impl Limits for ShardLimits {
 }
 
 /// Why a write is refused for want of room on the leader's disk, or on those of the other voters.
-fn refusal_for_room(leader: Room, others: &[Room], only_deletes: bool) -> Option<String> {
+fn refusal_for_room(leader: Room, others: &[Room], only_deletes: bool) -> Option<WriteRefusal> {
     let takes = |room: Room| room == Room::Enough || room == Room::Low && only_deletes;
-    let free = format!("less than {} MiB free", MIN_FREE_BYTES >> 20);
+    let min_free_bytes = MIN_FREE_BYTES;
     if !takes(leader) {
-        return Some(format!("the disk of the shard's leader has {free}"));
+        return Some(WriteRefusal::LeaderDiskLow { min_free_bytes });
     }
     let full = others.iter().filter(|room| !takes(**room)).count();
     let voters = others.len() + 1;
     // What they cannot append stops them: as many as a majority can do without, and no more.
     let refuses = full > 0 && voters - full < voters / 2 + 1;
-    refuses.then(|| format!("the disks of {full} of the shard's voters have {free}"))
+    refuses.then_some(WriteRefusal::VoterDisksLow { full, min_free_bytes })
 }
 
 #[cfg(test)]
@@ -84,9 +85,12 @@ mod tests {
         }
         assert_eq!(refusal_for_room(Enough, &[], false), None);
         let why = refusal_for_room(Enough, &[Low, Exhausted], false).unwrap();
-        assert_eq!(why, "the disks of 2 of the shard's voters have less than 256 MiB free");
         assert_eq!(
-            refusal_for_room(Low, &[], false).unwrap(),
+            why.to_string(),
+            "the disks of 2 of the shard's voters have less than 256 MiB free"
+        );
+        assert_eq!(
+            refusal_for_room(Low, &[], false).unwrap().to_string(),
             "the disk of the shard's leader has less than 256 MiB free"
         );
     }

@@ -87,7 +87,7 @@ pub(crate) fn write_reply_to_wire(reply: WriteReply) -> wire::WriteResponse {
         }
         WriteReply::Done(WriteOutcome::Rejected(text)) => Wire::Rejected(text),
         WriteReply::NotLeader(leader) => Wire::NotLeader(not_leader(leader)),
-        WriteReply::NotCommitted(reason) => Wire::NotCommitted(reason),
+        WriteReply::NotCommitted(refusal) => Wire::NotCommitted(refusal.to_string()),
         WriteReply::Unknown => Wire::Unknown("leadership was lost".to_owned()),
     };
     response(result)

@@ -18,7 +18,7 @@ use crate::clocks::Clocks;
 use crate::directory::{Directory, first_cluster};
 use crate::history::History;
 use crate::peers::PeerChannels;
-use crate::proposer::NoLimits;
+use crate::proposer::AdmitAll;
 use crate::reads::Reads;
 use crate::shard::{Voter, VoterParts};
 use crate::shard_table::ShardTable;
@@ -96,7 +96,7 @@ impl OnlyVoter {
             shipped: ShippedLog::open(engine, group.shard).unwrap(),
             directory: Arc::clone(&directory),
             peers: Arc::clone(&peers),
-            limits: Arc::new(NoLimits),
+            policy: Arc::new(AdmitAll),
             writes: ByteBudget::new("writes", 8 << 20),
             time: Arc::new(Clocks::default()),
             reads: Reads::new(ByteBudget::new("reads", 8 << 20)),

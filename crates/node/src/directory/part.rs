@@ -16,7 +16,7 @@ use crate::followers::Followers;
 use crate::history::History;
 use crate::keeper::{KeeperParts, Vouched, run_member};
 use crate::peers::ControlPeers;
-use crate::proposer::NoLimits;
+use crate::proposer::AdmitAll;
 use crate::shard::{Voter, VoterParts};
 
 /// The directory's voters are regions apart.
@@ -84,7 +84,7 @@ impl DirectoryPart {
             shipped: ShippedLog::open(&parts.engine, DIRECTORY_GROUP.shard)?,
             directory: Arc::clone(&parts.directory),
             peers: Arc::clone(&parts.peers),
-            limits: Arc::new(NoLimits),
+            policy: Arc::new(AdmitAll),
             writes: ByteBudget::new("changes of the directory", CHANGES_BYTES),
             time: Arc::new(parts.clocks.clone()),
             reads: parts.reads.clone(),

@@ -16,7 +16,7 @@ use super::*;
 use crate::directory::{first_cluster, load_cluster};
 use crate::failover_service::FailoverService;
 use crate::peers::Dial;
-use crate::proposer::Limits;
+use crate::proposer::AdmissionPolicy;
 use crate::shipping_wire::position_to_wire;
 use crate::state_exchange::StateExchange;
 use crate::testing::until;

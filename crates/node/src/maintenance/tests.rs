@@ -15,7 +15,7 @@ use super::*;
 use crate::directory::{ExecuteFailure, LeaderParts, first_cluster};
 
 use crate::history::History;
-use crate::proposer::NoLimits;
+use crate::proposer::AdmitAll;
 use crate::reads::Reads;
 use crate::replica::{Replica, ReplicaParts};
 use crate::shard::VoterParts;
@@ -86,7 +86,7 @@ async fn directory(
         shipped: ShippedLog::open(&dynamic, DIRECTORY_GROUP.shard).unwrap(),
         directory: Arc::clone(&maintenance.directory),
         peers: Arc::clone(peers),
-        limits: Arc::new(NoLimits),
+        policy: Arc::new(AdmitAll),
         writes: ByteBudget::new("changes of the directory", 8 << 20),
         time: Arc::new(Clocks::default()),
         reads: Reads::new(ByteBudget::new("reads", 8 << 20)),

@@ -6,7 +6,7 @@ use meridian_memory::Held;
 use meridian_types::NodeId;
 use tokio::sync::oneshot;
 
-use super::{WriteReply, WriteRequest};
+use super::{WriteRefusal, WriteReply, WriteRequest};
 use crate::departure::Departure;
 
 /// Requests that wait for the proposer at most; beyond, they are refused.
@@ -77,7 +77,7 @@ impl Backlog {
         while self.requests.front().is_some_and(|queued| now >= queued.until)
             && let Some(queued) = self.requests.pop_front()
         {
-            respond(queued.reply, no_quorum());
+            respond(queued.reply, WriteReply::NotCommitted(WriteRefusal::NoQuorum));
         }
     }
 
@@ -89,15 +89,10 @@ impl Backlog {
     }
 
     pub(super) fn refuse_as_sealed(&mut self) {
-        let reason = || "the shard's primary region is changing".to_owned();
-        self.requests
-            .drain(..)
-            .for_each(|queued| respond(queued.reply, WriteReply::NotCommitted(reason())));
+        for queued in self.requests.drain(..) {
+            respond(queued.reply, WriteReply::NotCommitted(WriteRefusal::Sealed));
+        }
     }
-}
-
-pub(super) fn no_quorum() -> WriteReply {
-    WriteReply::NotCommitted("the shard's leader gets no answer from a quorum".to_owned())
 }
 
 pub(super) fn respond(reply: oneshot::Sender<WriteReply>, answer: WriteReply) {
@@ -137,6 +132,10 @@ mod tests {
 
     use super::super::{PATIENCE, Proposer};
     use super::*;
+
+    fn no_quorum() -> WriteReply {
+        WriteReply::NotCommitted(WriteRefusal::NoQuorum)
+    }
 
     fn request(transaction: Transaction) -> WriteRequest {
         WriteRequest {

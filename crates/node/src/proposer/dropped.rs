@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use meridian_consensus::ProposalFailure;
 use meridian_types::{CommittedTransaction, DatabaseId, Effect, Position, RequestId, WriteOutcome};
 
-use super::WriteReply;
 use super::session::Session;
+use super::{WriteRefusal, WriteReply};
 
 /// Databases dropped in one batch at most.
 const AT_ONCE: usize = 64;
@@ -51,11 +51,7 @@ impl Session<'_> {
         }
         let is_here =
             self.parts.directory.holds(shard, database) && !self.dropped.is_logged(database);
-        (!is_here).then(|| {
-            WriteReply::NotCommitted(format!(
-                "the leader of shard {shard} knows of no such database"
-            ))
-        })
+        (!is_here).then_some(WriteReply::NotCommitted(WriteRefusal::UnknownDatabase(shard)))
     }
 
     /// Databases that are to be dropped next: the directory says so, and the log does not yet.

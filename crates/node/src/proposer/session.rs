@@ -1,10 +1,11 @@
+//! One term of leadership: evaluates requests, proposes batches, and answers what commits.
+
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian_consensus::{Proposal, ProposalFailure};
-use meridian_failover::RpoMode;
 use meridian_memory::Held;
 use meridian_proto::encode_batch;
 use meridian_storage::{Expired, StorageError, or_fatal};
@@ -15,19 +16,17 @@ use meridian_types::{
 };
 use tokio::sync::oneshot;
 
+use super::admission::{Admission, Conditions};
 use super::backlog::{Backlog, Queued, respond};
 use super::dropped::Dropped;
 use super::logged_time::LoggedTime;
 use super::room::Room;
-use super::{ProposerParts, TermEnd, WriteReply, WriteRequest};
-use crate::directory::DIRECTORY_GROUP;
+use super::{ProposerParts, TermEnd, WriteRefusal, WriteReply, WriteRequest};
 
 /// What one batch removes of what has expired, at most. One such batch is in flight at a time, so
 /// that requests have the others.
 const SWEEP_ROWS: usize = 2000;
 const SWEEP_BYTES: usize = 1 << 20;
-/// Between two batches, when replication lags by as much as may be lost.
-const MAX_SLOWING: Duration = Duration::from_millis(100);
 /// Batches in flight at most.
 const BATCHES_IN_FLIGHT: usize = 4;
 /// While others are in flight, a batch waits for as many requests as those have, since each batch
@@ -193,8 +192,11 @@ impl<'a> Session<'a> {
     /// Evaluates requests in order, as many as one batch has room for, and proposes what commits as
     /// one batch. The others stay where they are.
     pub(super) async fn propose(&mut self, backlog: &mut Backlog) -> Result<(), ProposalFailure> {
-        let (refusal, of_deletions) = (self.refusal(false), self.refusal(true));
-        let lag_ms = self.parts.limits.replication_lag_ms();
+        let conditions = Conditions {
+            refusal: self.refusal(false),
+            refusal_of_deletes: self.refusal(true),
+            lag_ms: self.parts.policy.replication_lag_ms(),
+        };
         let mut batch = self.next_batch();
         let mut evaluated = Vec::new();
         let mut room = Room::default();
@@ -203,25 +205,15 @@ impl<'a> Session<'a> {
             && let Some(queued) = backlog.next()
         {
             room.count_request();
-            let request = &queued.request;
-            if let Some(settled) = or_fatal(self.settled(request.request_id)) {
-                match settled {
-                    Settled::Before(outcome) => respond(queued.reply, self.done(outcome)),
-                    Settled::InFlight(position, outcome) => {
-                        self.attach(position, (queued, outcome).into())
-                    }
+            match self.next_step(&conditions, &queued.request) {
+                NextStep::Answer(reply) => respond(queued.reply, reply),
+                NextStep::Join(position, outcome) => {
+                    self.attach(position, (queued, outcome).into());
                 }
-            } else if let Some(reply) = self.refuses(request.database) {
-                respond(queued.reply, reply);
-            } else if let Some(reason) =
-                if only_deletes(&request.transaction) { &of_deletions } else { &refusal }
-                    .clone()
-                    .or_else(|| self.lags(lag_ms, request.database))
-            {
-                respond(queued.reply, WriteReply::NotCommitted(reason));
-            } else {
-                let outcome = or_fatal(self.evaluate(request, &mut batch, &mut room));
-                evaluated.push((queued, outcome));
+                NextStep::Evaluate => {
+                    let outcome = or_fatal(self.evaluate(&queued.request, &mut batch, &mut room));
+                    evaluated.push((queued, outcome));
+                }
             }
             if turn.elapsed() >= EVALUATION_TURN {
                 tokio::task::yield_now().await;
@@ -235,52 +227,44 @@ impl<'a> Session<'a> {
         }
     }
 
+    fn next_step(&mut self, conditions: &Conditions, request: &WriteRequest) -> NextStep {
+        if let Some((position, outcome)) = self.by_request.get(&request.request_id) {
+            return NextStep::Join(*position, outcome.clone());
+        }
+        if let Some(outcome) = or_fatal(self.parts.state.request(request.request_id)) {
+            return NextStep::Answer(self.done(outcome));
+        }
+        if let Some(reply) = self.refuses(request.database) {
+            return NextStep::Answer(reply);
+        }
+        let rpo = || self.parts.directory.rpo(request.database);
+        match conditions.admit(only_deletes(&request.transaction), rpo) {
+            Admission::Now => NextStep::Evaluate,
+            Admission::After(pause) => {
+                metrics::counter!("meridian_proposer_rpo_slowed_total").increment(1);
+                self.not_before = self.not_before.max(Instant::now() + pause);
+                NextStep::Evaluate
+            }
+            Admission::Refuse(refusal) => {
+                if matches!(refusal, WriteRefusal::ReplicationLags { .. }) {
+                    metrics::counter!("meridian_proposer_rpo_refusals_total").increment(1);
+                }
+                NextStep::Answer(WriteReply::NotCommitted(refusal))
+            }
+        }
+    }
+
     /// Why nothing can be written now, or nothing but deletions.
-    pub(super) fn refusal(&self, only_deletes: bool) -> Option<String> {
+    pub(super) fn refusal(&self, only_deletes: bool) -> Option<WriteRefusal> {
         let group = self.parts.group.id();
         if !self.parts.directory.holds_lease(group.shard, group.epoch) {
-            return Some(format!(
-                "the leader of shard {} holds no lease of the directory at present",
-                group.shard
-            ));
+            return Some(WriteRefusal::NoEpochLease(group.shard));
         }
-        self.parts.limits.refusal(only_deletes)
+        self.parts.policy.refusal(only_deletes)
     }
 
     pub(super) fn is_slowed(&self) -> bool {
         Instant::now() < self.not_before
-    }
-
-    /// Keeps the recovery point of the database: why its write is refused while replication lags
-    /// too far. Before it comes to that, batches are slowed, the more the nearer the bound is.
-    fn lags(&mut self, lag_ms: Option<u64>, database: DatabaseId) -> Option<String> {
-        let lag_ms = lag_ms?;
-        let rpo = self.parts.directory.rpo(database);
-        if rpo.mode != RpoMode::Enforce
-            || lag_ms <= rpo.soft_ms
-            || self.parts.group.id().shard == DIRECTORY_GROUP.shard
-        {
-            return None;
-        }
-        if lag_ms > rpo.max_ms {
-            metrics::counter!("meridian_proposer_rpo_refusals_total").increment(1);
-            return Some(format!(
-                "replication to the other regions is {lag_ms} ms behind, more than the {} ms that may be lost",
-                rpo.max_ms
-            ));
-        }
-        let part = (lag_ms - rpo.soft_ms) as f64 / (rpo.max_ms - rpo.soft_ms).max(1) as f64;
-        self.not_before = self.not_before.max(Instant::now() + MAX_SLOWING.mul_f64(part));
-        metrics::counter!("meridian_proposer_rpo_slowed_total").increment(1);
-        None
-    }
-
-    /// What is known of a request that came before, in whatever way it ended.
-    fn settled(&self, request_id: RequestId) -> Result<Option<Settled>, StorageError> {
-        if let Some((position, outcome)) = self.by_request.get(&request_id) {
-            return Ok(Some(Settled::InFlight(*position, outcome.clone())));
-        }
-        Ok(self.parts.state.request(request_id)?.map(Settled::Before))
     }
 
     /// What a client may be told now: an outcome leaves only under the region's lease.
@@ -414,7 +398,7 @@ impl<'a> Session<'a> {
         metrics::histogram!("meridian_proposer_batch_transactions")
             .record(batch.transactions.len() as f64);
         let (position, since) = (batch.position, Instant::now());
-        self.parts.limits.proposed(position.sequence);
+        self.parts.policy.proposed(position.sequence);
         match self.parts.group.propose(encode_batch(&batch), position.sequence, self.term).await {
             Ok(proposal) => {
                 self.last = position;
@@ -428,9 +412,9 @@ impl<'a> Session<'a> {
                 Err(ProposalFailure::NotAppended)
             }
             // Rooms are made so that it cannot be. To propose it again would not make it smaller.
-            Err(failure @ ProposalFailure::TooLarge { .. }) => {
+            Err(failure @ ProposalFailure::TooLarge { bytes }) => {
                 tracing::error!(group = %self.parts.group.id(), %failure, "a batch was not proposed");
-                let reason = WriteReply::NotCommitted(failure.to_string());
+                let reason = WriteReply::NotCommitted(WriteRefusal::BatchTooLarge { bytes });
                 evaluated.into_iter().for_each(|(queued, _)| respond(queued.reply, reason.clone()));
                 Err(ProposalFailure::NotAppended)
             }
@@ -469,11 +453,13 @@ impl<'a> Session<'a> {
     }
 }
 
-/// What became of a request that came before.
-enum Settled {
-    Before(WriteOutcome),
-    /// To be answered when the batch at this position has committed.
-    InFlight(Position, WriteOutcome),
+/// What is done with a request that its batch comes to.
+enum NextStep {
+    /// It is refused, or was decided before, in whatever way.
+    Answer(WriteReply),
+    /// It came before, and is in flight: answered when the batch at this position has committed.
+    Join(Position, WriteOutcome),
+    Evaluate,
 }
 
 /// Whether it can only make room.

@@ -39,14 +39,14 @@ struct Pressed {
     evaluations: Arc<AtomicU64>,
 }
 
-impl Limits for Pressed {
+impl AdmissionPolicy for Pressed {
     fn proposed(&self, sequence: u64) {
         self.proposed.store(sequence, Ordering::Relaxed);
     }
 
-    fn refusal(&self, only_deletes: bool) -> Option<String> {
+    fn refusal(&self, only_deletes: bool) -> Option<WriteRefusal> {
         (self.disk_is_low.load(Ordering::Relaxed) && !only_deletes)
-            .then(|| "the disk is full".to_owned())
+            .then_some(WriteRefusal::LeaderDiskLow { min_free_bytes: 1 << 20 })
     }
 
     fn replication_lag_ms(&self) -> Option<u64> {
@@ -134,7 +134,7 @@ impl Leader {
             state: Arc::clone(&state),
             directory: Arc::clone(&directory),
             gate: Arc::new(ReadGate::start(group.clone())),
-            limits: Arc::new(Pressed {
+            policy: Arc::new(Pressed {
                 lag_ms: Arc::clone(&lag_ms),
                 disk_is_low: Arc::clone(&disk_is_low),
                 proposed: Arc::clone(&proposed),
@@ -379,7 +379,10 @@ async fn writes_are_refused_while_more_would_be_lost_than_may_be() {
     leader.lag_ms.store(1001, Ordering::Relaxed);
     let refused = leader.write(RequestId::generate(), false, set("k", "3")).await;
     assert!(
-        matches!(&refused, WriteReply::NotCommitted(why) if why.contains("1001 ms behind")),
+        matches!(
+            &refused,
+            WriteReply::NotCommitted(WriteRefusal::ReplicationLags { lag_ms: 1001, .. })
+        ),
         "{refused:?}"
     );
     assert_eq!(leader.value("k").unwrap(), "2");
@@ -395,7 +398,7 @@ async fn what_only_deletes_is_taken_while_the_disk_is_full() {
     leader.disk_is_low.store(true, Ordering::Relaxed);
     let refused = leader.write(RequestId::generate(), false, set("k", "2")).await;
     assert!(
-        matches!(&refused, WriteReply::NotCommitted(why) if why.contains("disk is full")),
+        matches!(&refused, WriteReply::NotCommitted(WriteRefusal::LeaderDiskLow { .. })),
         "{refused:?}"
     );
     let delete =

@@ -166,7 +166,7 @@ fn written(reply: WriteReply) -> Result<Written, Failed> {
     match reply {
         WriteReply::Done(outcome) => Ok(Written { outcome, leader: None }),
         WriteReply::NotLeader(leader) => Err(Failed::NotLeader(leader)),
-        WriteReply::NotCommitted(reason) => Err(Failed::NotDone(reason)),
+        WriteReply::NotCommitted(refusal) => Err(Failed::NotDone(refusal.to_string())),
         WriteReply::Unknown => Err(Failed::Unknown("leadership was lost".to_owned())),
     }
 }

@@ -6,6 +6,7 @@ use renew_response::Result as Renewed;
 
 use super::super::first_cluster;
 use super::*;
+use crate::proposer::WriteRefusal;
 use crate::testing::{OnlyVoter, until};
 use crate::topology::{DEV_DEFAULT_DATABASE, Topology};
 
@@ -259,7 +260,7 @@ async fn whoever_wants_a_change_is_told_what_became_of_it() {
     assert!(second.try_recv().is_err(), "it waits yet");
 
     for (reply, told, goes_on) in [
-        (WriteReply::NotCommitted("full".to_owned()), ExecuteFailure::NotLeader, true),
+        (WriteReply::NotCommitted(WriteRefusal::QueueFull), ExecuteFailure::NotLeader, true),
         (WriteReply::NotLeader(Some(4)), ExecuteFailure::NotLeader, false),
         (WriteReply::Unknown, ExecuteFailure::Unknown, false),
     ] {

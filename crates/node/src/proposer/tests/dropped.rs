@@ -72,7 +72,7 @@ async fn a_name_can_be_used_again_while_its_first_database_is_deleted() {
     let again = DatabaseId([9; 16]);
     let unknown = leader.write_to(again, RequestId::generate(), false, set("k", "2")).await;
     assert!(
-        matches!(&unknown, WriteReply::NotCommitted(why) if why.contains("no such database")),
+        matches!(&unknown, WriteReply::NotCommitted(WriteRefusal::UnknownDatabase(_))),
         "{unknown:?}"
     );
     learn(&leader, &Change::DeleteDatabase { id: DATABASE });

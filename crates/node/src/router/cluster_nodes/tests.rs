@@ -18,7 +18,7 @@ use crate::clocks::Clocks;
 use crate::directory::{Directory, first_cluster};
 use crate::followers::Followers;
 use crate::history::History;
-use crate::proposer::NoLimits;
+use crate::proposer::AdmitAll;
 use crate::reads::Reads;
 use crate::reads::tests::Endless;
 use crate::router::Router;
@@ -88,7 +88,7 @@ async fn a_read_at_the_local_node_is_waited_for_while_it_is_at_work_and_made_onc
         shipped: ShippedLog::open(&engine, ShardId(1)).unwrap(),
         directory,
         peers,
-        limits: Arc::new(NoLimits),
+        policy: Arc::new(AdmitAll),
         writes: ByteBudget::new("writes", 8 << 20),
         time: Arc::new(Clocks::default()),
         reads: Reads::new(ByteBudget::new("reads", 8 << 20)),
