@@ -11,7 +11,7 @@
 use std::process::Stdio;
 use std::time::Duration;
 
-use meridian_failover::{Phase, Shard};
+use meridian_directory::{Phase, Shard};
 use meridian_tests::cluster::binary;
 use meridian_tests::kv_connect::{DEFAULT_DATABASE, SECOND_DATABASE};
 use meridian_tests::{Cluster, ClusterOptions, KvClient, Writer, poll};

@@ -194,7 +194,7 @@ impl Cluster {
     }
 
     /// The cluster, as the directory has it.
-    pub async fn directory(&self) -> meridian_failover::Cluster {
+    pub async fn directory(&self) -> meridian_directory::Cluster {
         match self.0.operator().inspect(std::time::Duration::from_secs(2)).await {
             Ok(inspection) => inspection.cluster,
             Err(error) => panic!("{error}"),

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use meridian_checker::{
     Allowance, History, LostWindow, Operation, ReadOutcome, Txn, TxnOutcome, Write,
 };
-use meridian_failover::FailoverReport;
+use meridian_directory::FailoverReport;
 use meridian_types::Versionstamp;
 use serde::Serialize;
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures::future::join_all;
-use meridian_failover::{Change, Cluster};
+use meridian_directory::{Change, Cluster};
 use meridian_proto::admin::{
     ShardStatus, StatusRequest, StatusResponse, TransferLeadershipRequest,
     admin_client::AdminClient,

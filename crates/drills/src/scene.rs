@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
-use meridian_failover::FailoverReport;
+use meridian_directory::FailoverReport;
 use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
 
 use crate::cluster::{Cluster, ClusterError};

@@ -1,16 +1,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use meridian_directory::{Change, Cluster, Phase};
 use meridian_types::{Epoch, NodeId, Position, ShardId};
 
-use crate::change::Change;
-use crate::cluster::{Cluster, Phase};
 use crate::controller::contacts::Contacts;
 use crate::controller::grants::Grants;
 use crate::controller::view::{Verdict, View};
 use crate::controller::watch::Watch;
-use crate::furthest::Furthest;
 use crate::lease::Lease;
+use crate::progress_hints::ProgressHint;
 
 mod contacts;
 mod failover;
@@ -94,7 +93,7 @@ pub struct ShardReport {
     /// Behind the newest commit heard of, in milliseconds; 0 on a leader.
     pub lag_ms: u64,
     /// What the node was told with its leases of how far the shard came in `epoch`, see
-    /// [`Controller::furthest`]: transactions and time; zeros if nothing.
+    /// [`Controller::progress_hints`]: transactions and time; zeros if nothing.
     pub heard_transactions: u64,
     pub heard_time_ms: u64,
 }
@@ -240,17 +239,17 @@ impl Controller {
     }
 
     /// How far each shard of `cluster` is known to have come in its epoch: goes with every lease,
-    /// to come back with [`ShardReport`]s to whoever leads the directory then.
-    pub fn furthest(&self, cluster: &Cluster) -> Vec<Furthest> {
+    /// to come back with [`ShardReport`]s to the directory's leader of that time.
+    pub fn progress_hints(&self, cluster: &Cluster) -> Vec<ProgressHint> {
         let present = self.watches.iter().filter(|(id, watch)| {
-            watch.furthest != (0, 0)
+            watch.progress != (0, 0)
                 && cluster.shards.get(id).is_some_and(|shard| shard.epoch == watch.epoch)
         });
-        let furthest = present.map(|(id, watch)| {
-            let (transactions, time_ms) = watch.furthest;
-            Furthest { shard: *id, epoch: watch.epoch, transactions, time_ms }
+        let hints = present.map(|(id, watch)| {
+            let (transactions, time_ms) = watch.progress;
+            ProgressHint { shard: *id, epoch: watch.epoch, transactions, time_ms }
         });
-        furthest.collect()
+        hints.collect()
     }
 
     pub fn step(
@@ -375,7 +374,7 @@ impl Controller {
                     .get(&answer.shard)
                     .is_some_and(|shard| shard.in_history(answer.position));
                 if is_known {
-                    watch.heard_of(answer.transactions, answer.time_ms);
+                    watch.observe(answer.transactions, answer.time_ms);
                 }
                 if let Some(sealing) = &mut watch.sealing {
                     sealing.answered(now, node, answer);
@@ -403,11 +402,11 @@ impl Controller {
             return;
         }
         // What it was told does not depend on what it holds.
-        watch.heard_of(report.heard_transactions, report.heard_time_ms);
+        watch.observe(report.heard_transactions, report.heard_time_ms);
         if !shard.in_history(report.position) {
             return;
         }
-        watch.heard_of(report.transactions, report.time_ms);
+        watch.observe(report.transactions, report.time_ms);
         if report.leads && shard.may_vote(node) {
             watch.led_at = now;
             watch.may_have_led = true;

@@ -19,7 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use meridian_failover::{Cluster, Furthest, Hearsay, Lease, LeaseHolder, Rpo, Shard, TokenScope};
+use meridian_directory::{Cluster, Rpo, Shard, TokenScope};
+use meridian_failover::{Lease, LeaseHolder, ProgressHint, ProgressHints};
 use meridian_gateway::{Access, Catalogue, Databases, Grant};
 use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
 use parking_lot::Mutex;
@@ -87,7 +88,7 @@ pub(crate) struct Directory {
     /// When the newest question was asked that its leader has answered with a lease.
     asked_at: Mutex<Option<Duration>>,
     /// How far the shards came, as its leaders said.
-    hearsay: Mutex<Hearsay>,
+    hints: Mutex<ProgressHints>,
     /// Tokens of the configuration, beside the directory's.
     configured: Access,
     /// The id and the name of this node, if its configuration says whom it founds a cluster with:
@@ -113,7 +114,7 @@ impl Directory {
             known: watch::Sender::new(Arc::new(Known::new(cluster))),
             lease: Mutex::default(),
             asked_at: Mutex::default(),
-            hearsay: Mutex::default(),
+            hints: Mutex::default(),
             configured,
             founder,
             has_heard: AtomicBool::new(false),
@@ -265,14 +266,14 @@ impl Directory {
     }
 
     /// The directory's leader says how far shards have come.
-    pub(crate) fn heard(&self, furthest: impl IntoIterator<Item = Furthest>) {
-        let mut hearsay = self.hearsay.lock();
-        furthest.into_iter().for_each(|furthest| hearsay.heard(furthest));
+    pub(crate) fn observe_hints(&self, hints: impl IntoIterator<Item = ProgressHint>) {
+        let mut known = self.hints.lock();
+        hints.into_iter().for_each(|hint| known.observe(hint));
     }
 
     /// What was said so of this epoch: transactions, and the time of the last.
-    pub(crate) fn furthest(&self, shard: ShardId, epoch: Epoch) -> (u64, u64) {
-        self.hearsay.lock().of(shard, epoch)
+    pub(crate) fn progress_hint(&self, shard: ShardId, epoch: Epoch) -> (u64, u64) {
+        self.hints.lock().get(shard, epoch)
     }
 
     /// Whether this process knows every change of the cluster that was committed before `time`: the
@@ -356,7 +357,7 @@ impl Catalogue for Directory {
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
-    use meridian_failover::Token;
+    use meridian_directory::Token;
 
     use super::*;
     use crate::topology::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE, Topology};
@@ -475,12 +476,12 @@ mod tests {
     fn what_leaders_say_of_how_far_shards_came_is_kept_by_epoch() {
         let directory = directory(cluster(3, Some("a")), None);
         let (shard, epoch) = (ShardId(1), Epoch(2));
-        assert_eq!(directory.furthest(shard, epoch), (0, 0));
-        directory.heard([Furthest { shard, epoch, transactions: 40, time_ms: 7 }]);
-        directory.heard([Furthest { shard, epoch, transactions: 30, time_ms: 8 }]);
-        assert_eq!(directory.furthest(shard, epoch), (40, 8));
-        assert_eq!(directory.furthest(shard, Epoch(3)), (0, 0));
-        assert_eq!(directory.furthest(ShardId(2), epoch), (0, 0));
+        assert_eq!(directory.progress_hint(shard, epoch), (0, 0));
+        directory.observe_hints([ProgressHint { shard, epoch, transactions: 40, time_ms: 7 }]);
+        directory.observe_hints([ProgressHint { shard, epoch, transactions: 30, time_ms: 8 }]);
+        assert_eq!(directory.progress_hint(shard, epoch), (40, 8));
+        assert_eq!(directory.progress_hint(shard, Epoch(3)), (0, 0));
+        assert_eq!(directory.progress_hint(ShardId(2), epoch), (0, 0));
     }
 
     #[test]

@@ -116,7 +116,7 @@ mod tests {
     use std::cell::Cell;
 
     use futures::FutureExt;
-    use meridian_failover::Cluster;
+    use meridian_directory::Cluster;
     use meridian_gateway::Access;
 
     use super::*;

@@ -10,7 +10,7 @@ use meridian_consensus::{
     Formed, LogCache, Peers, RaftGroup, RaftGroupOptions, RaftService, RaftTiming, StateTransfer,
     has_log, leave_group,
 };
-use meridian_failover::{Phase, Shard};
+use meridian_directory::{Phase, Shard};
 use meridian_memory::ByteBudget;
 use meridian_storage::{
     Engine, GroupId, HighWater, ShardState, ShippedLog, StorageError, Syncer, or_fatal,

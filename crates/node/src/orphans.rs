@@ -26,7 +26,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use meridian_failover::FailoverReport;
+use meridian_directory::FailoverReport;
 use meridian_proto::admin as wire;
 use meridian_proto::directory;
 use meridian_storage::StorageError;

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use meridian_consensus::{NotLeading, RaftGroup, ReadLogFailure};
-use meridian_failover::Phase;
+use meridian_directory::Phase;
 use meridian_memory::ByteBudget;
 use meridian_proto::shard::{self as wire, read_position_response, shard_client::ShardClient};
 use meridian_proto::verify_checksum;

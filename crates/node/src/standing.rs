@@ -128,7 +128,7 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard, read: &Read) -> wire:
     let dropped = read.dropped.get(&(local.state().shard(), local.epoch())).into_iter().flatten();
     let dropped = dropped.map(|database| database.0.to_vec().into()).collect();
     let (heard_transactions, heard_time_ms) =
-        parts.directory.furthest(local.state().shard(), local.epoch());
+        parts.directory.progress_hint(local.state().shard(), local.epoch());
     let differing =
         parts.shards.comparison(&local.state().shard()).map(|comparison| comparison.differing());
     let differing = differing.unwrap_or_default().into_iter();

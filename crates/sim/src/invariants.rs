@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use meridian_failover::{Change, Cluster, Shard};
+use meridian_directory::{Change, Cluster, Shard};
 use meridian_types::{Epoch, NodeId, Position};
 
 use crate::clock::Instant;

@@ -1,7 +1,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_failover::{Change, Cluster, Furthest, Lease, SealAnswer, ShardReport};
+use meridian_directory::{Change, Cluster};
+use meridian_failover::{Lease, ProgressHint, SealAnswer, ShardReport};
 use meridian_shipping::{Heartbeat, Status, StreamId};
 use meridian_types::{Epoch, NodeId, Position};
 
@@ -100,7 +101,7 @@ pub(crate) enum Message {
         sent_at: Duration,
         lease: Lease,
         cluster: Arc<Cluster>,
-        furthest: Vec<Furthest>,
+        hints: Vec<ProgressHint>,
     },
     NotLeader {
         leader: Option<NodeId>,

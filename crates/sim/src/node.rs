@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_failover::{Cluster, Hearsay, LeaseHolder, Shard};
+use meridian_directory::{Cluster, Shard};
+use meridian_failover::{LeaseHolder, ProgressHints};
 use meridian_shipping::Sender;
 use meridian_types::{Epoch, NodeId, Position};
 
@@ -117,7 +118,7 @@ pub(crate) struct Node {
     part: Part,
     directory: Option<Member>,
     lease: LeaseHolder,
-    hearsay: Hearsay,
+    hints: ProgressHints,
     /// Numbers the whole states that are fetched in place of a tail.
     fetches: u64,
     renewal: Renewal,
@@ -149,7 +150,7 @@ impl Node {
             part: Part::Idle,
             directory: None,
             lease: LeaseHolder::default(),
-            hearsay: Hearsay::default(),
+            hints: ProgressHints::default(),
             fetches: 0,
             renewal: Renewal::default(),
             senders: BTreeMap::new(),
@@ -163,7 +164,7 @@ impl Node {
         self.incarnation += 1;
         self.clock = Clock::at_boot(context.now, context.rng);
         self.lease = LeaseHolder::default();
-        self.hearsay = Hearsay::default();
+        self.hints = ProgressHints::default();
         self.renewal = Renewal::default();
         self.next_status = Duration::ZERO;
         self.requests =
@@ -264,9 +265,9 @@ impl Node {
                     directory::Asked { from, incarnation, sent_at, report, shown },
                 );
             }
-            Message::Lease { incarnation, sent_at, lease, cluster, furthest } => {
+            Message::Lease { incarnation, sent_at, lease, cluster, hints } => {
                 if incarnation == self.incarnation {
-                    furthest.into_iter().for_each(|furthest| self.hearsay.heard(furthest));
+                    hints.into_iter().for_each(|hint| self.hints.observe(hint));
                     self.renewed(context, sent_at, &lease);
                     self.adopt(context, cluster);
                 }

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use meridian_failover::{Cluster, Database, FailoverMode, Node, Phase, Rpo, Shard};
+use meridian_directory::{Cluster, Database, FailoverMode, Node, Phase, Rpo, Shard};
 use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
 
 use crate::rng::Rng;

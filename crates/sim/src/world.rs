@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use meridian_failover::{Cluster, Shard};
+use meridian_directory::{Cluster, Shard};
 use meridian_types::NodeId;
 
 use crate::bugs::Bug;

@@ -13,7 +13,8 @@ const LADDER: &[(&str, Allowed)] = &[
     ("meridian-proto", Allowed::Only(&["meridian-types"])),
     ("meridian-txn", Allowed::Only(&["meridian-types"])),
     ("meridian-shipping", Allowed::Only(&["meridian-types"])),
-    ("meridian-failover", Allowed::Only(&["meridian-types"])),
+    ("meridian-directory", Allowed::Only(&["meridian-types"])),
+    ("meridian-failover", Allowed::Only(&["meridian-types", "meridian-directory"])),
     ("meridian-storage", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-txn"])),
     (
         "meridian-consensus",
@@ -29,6 +30,7 @@ const LADDER: &[(&str, Allowed)] = &[
             "meridian-proto",
             "meridian-txn",
             "meridian-shipping",
+            "meridian-directory",
             "meridian-failover",
             "meridian-storage",
             "meridian-consensus",
@@ -44,7 +46,7 @@ const LADDER: &[(&str, Allowed)] = &[
         Allowed::Only(&[
             "meridian-types",
             "meridian-proto",
-            "meridian-failover",
+            "meridian-directory",
             "meridian-wan",
             "meridian-checker",
         ]),
@@ -53,6 +55,7 @@ const LADDER: &[(&str, Allowed)] = &[
         "meridian",
         Allowed::Only(&[
             "meridian-types",
+            "meridian-directory",
             "meridian-failover",
             "meridian-node",
             "meridian-proto",

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use meridian_checker::{History, Invariant, check_with};
-use meridian_failover::FailoverReport;
+use meridian_directory::FailoverReport;
 
 use super::Stage;
 use crate::gap::{Latencies, Measure, Window, ms};

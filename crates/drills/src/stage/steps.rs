@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use meridian_failover::{Change, Database, FailoverMode, Phase, Rpo, Shard};
+use meridian_directory::{Change, Database, FailoverMode, Phase, Rpo, Shard};
 use meridian_types::DatabaseId;
 use uuid::Uuid;
 

@@ -4,12 +4,12 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
+use meridian_directory::majority;
 use meridian_types::{NodeId, Position};
 
 use crate::controller::view::{Verdict, View, seconds};
 use crate::controller::watch::{Sealing, Watch};
 use crate::controller::{Action, SealAnswer};
-use crate::voters::majority;
 
 /// Decides anew at every step from the answers so far; what was decided before binds nobody until
 /// `Promote`.
@@ -133,9 +133,9 @@ fn would_lose(
             "sealing: {names} answer the directory and have not sealed; waits for that up to {bound}"
         ));
     }
-    let (heard_of, _) = watch.furthest;
-    (base.transactions < heard_of).then(|| {
-        let lost = heard_of - base.transactions;
+    let (known, _) = watch.progress;
+    (base.transactions < known).then(|| {
+        let lost = known - base.transactions;
         format!(
             "sealed: {lost} transactions are missing that a voter of {} has; waits for them up to {bound}",
             view.shard.primary_region
@@ -290,7 +290,7 @@ pub(super) fn judge(view: &View<'_>, watch: &Watch) -> Verdict {
             "{silence}; a failover has to be ordered, since a database of the shard says so"
         ));
     }
-    let may_go_home = view.shard.phase == crate::Phase::Forming;
+    let may_go_home = view.shard.phase == meridian_directory::Phase::Forming;
     let others = view.cluster.regions.iter().filter(|other| may_go_home || *other != region);
     if !others.into_iter().any(|other| view.can_take_over(other, |node| view.is_reachable(node))) {
         return Verdict::Wait(format!("{silence}; no other region has two data centers in reach"));

@@ -9,13 +9,12 @@ use std::cmp::Reverse;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use meridian_directory::{Change, majority};
 use meridian_types::NodeId;
 
-use crate::change::Change;
 use crate::controller::view::{Verdict, View, position_of, seconds};
 use crate::controller::watch::{Sealing, Watch};
 use crate::controller::{Action, SealAnswer};
-use crate::voters::majority;
 
 /// `SwitchingOver`: everything is served, and the target catches up.
 pub(super) fn prepare(view: &View<'_>, watch: &Watch, to: &str) -> Verdict {

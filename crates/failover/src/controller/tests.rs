@@ -1,13 +1,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use meridian_directory::{FailoverMode, Plan, Shard};
 use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
 
 use super::*;
-use crate::cluster::{FailoverMode, Plan, Shard};
-use crate::furthest::Hearsay;
 use crate::lease::LeaseHolder;
-use crate::testing::{SHARD, at, cluster, database, node};
+use crate::progress_hints::ProgressHints;
+use meridian_directory::testing::{SHARD, at, cluster, database, node};
 
 mod failovers;
 mod grants;

@@ -1,15 +1,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use meridian_directory::{Change, Cluster, FailoverReport, Loss, Shard, majority};
 use meridian_types::{Epoch, NodeId, Position, ShardId};
 
-use crate::change::Change;
-use crate::cluster::{Cluster, FailoverReport, Loss, Shard};
 use crate::controller::contacts::Contacts;
 use crate::controller::grants::Grants;
 use crate::controller::watch::{Sealing, Watch};
 use crate::controller::{ControllerConfig, SealAnswer, ShardReport};
-use crate::voters::majority;
 
 /// What one shard is to do next.
 #[derive(Debug)]
@@ -161,7 +159,7 @@ impl<'a> View<'a> {
             return Verdict::Wait("all epochs of this shard were used".to_owned());
         };
         let plan = &sealing.plan;
-        let (most, latest) = watch.furthest;
+        let (most, latest) = watch.progress;
         let loss = if plan.planned {
             Loss { exact: true, ..Loss::default() }
         } else {

@@ -1,9 +1,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use meridian_directory::{Phase, Plan, Shard};
 use meridian_types::{Epoch, NodeId, Position};
 
-use crate::cluster::{Phase, Plan, Shard};
 use crate::controller::SealAnswer;
 
 /// What a controller knows of one shard in one epoch. All of it may be lost at any time.
@@ -21,7 +21,7 @@ pub(super) struct Watch {
     /// Transactions that the epoch began with.
     began_with: u64,
     /// The most that was said to be committed in this epoch: transactions, and the leader's time.
-    pub(super) furthest: (u64, u64),
+    pub(super) progress: (u64, u64),
     pub(super) sealing: Option<Sealing>,
     /// What it waits for, for operators; empty when all is well.
     pub(super) text: String,
@@ -30,22 +30,22 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn new(now: Duration, shard: &Shard) -> Self {
         let at_base = shard.reports.last().filter(|report| report.epoch == shard.epoch);
-        let furthest =
+        let progress =
             at_base.map_or((0, 0), |report| (report.base_transactions, report.base_time_ms));
         Self {
             epoch: shard.epoch,
             healthy_at: now,
             led_at: now,
             may_have_led: shard.phase != Phase::Forming,
-            began_with: furthest.0,
-            furthest,
+            began_with: progress.0,
+            progress,
             sealing: None,
             text: String::new(),
         }
     }
 
-    pub(super) fn heard_of(&mut self, transactions: u64, time_ms: u64) {
-        let (most, latest) = &mut self.furthest;
+    pub(super) fn observe(&mut self, transactions: u64, time_ms: u64) {
+        let (most, latest) = &mut self.progress;
         *most = transactions.max(*most);
         *latest = time_ms.max(*latest);
         self.may_have_led |= transactions > self.began_with;

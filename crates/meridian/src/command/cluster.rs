@@ -9,7 +9,7 @@ use std::fmt::Write;
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
-use meridian_failover::Change;
+use meridian_directory::Change;
 use meridian_proto::directory::ChangeRecord;
 use serde::Serialize;
 

@@ -2,7 +2,7 @@
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
-use meridian_failover::{
+use meridian_directory::{
     Change, Cluster, Database, Deletion, FailoverMode, Rpo, RpoMode, TokenScope,
 };
 use meridian_types::{DatabaseId, ShardId};

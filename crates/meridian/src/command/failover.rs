@@ -4,7 +4,7 @@ mod prospect;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use meridian_failover::Change;
+use meridian_directory::Change;
 
 use super::operator::{Directory, Reach, actor, amounts, print, print_json, selection};
 use super::switchover::{Goal, wait};

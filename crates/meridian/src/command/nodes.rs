@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
-use meridian_failover::{Change, Cluster, Node, Refused};
+use meridian_directory::{Change, Cluster, Node, Refused};
 use meridian_types::NodeId;
 use serde::Serialize;
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use futures::stream::{FuturesOrdered, StreamExt};
-use meridian_failover::{Cluster, Node};
+use meridian_directory::{Cluster, Node};
 use meridian_proto::admin::{self, admin_client::AdminClient};
 use meridian_types::NodeId;
 use serde::Serialize;

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use meridian_failover::Change;
+use meridian_directory::Change;
 use serde::Serialize;
 
 use super::cluster::Overview;

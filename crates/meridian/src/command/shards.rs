@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
-use meridian_failover::{Change, Cluster, FailoverReport};
+use meridian_directory::{Change, Cluster, FailoverReport};
 use meridian_types::ShardId;
 use serde::Serialize;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use meridian_failover::{Cluster, Node};
+use meridian_directory::{Cluster, Node};
 use meridian_proto::admin::{
     ShardStatus, StatusRequest, StatusResponse, TransferLeadershipRequest,
     admin_client::AdminClient,

@@ -6,7 +6,7 @@ mod watch;
 
 use anyhow::{Result, anyhow, bail};
 use clap::Args;
-use meridian_failover::{Change, Cluster, Phase};
+use meridian_directory::{Change, Cluster, Phase};
 use meridian_types::ShardId;
 
 use super::operator::{Directory, Reach, print, print_json, selection};

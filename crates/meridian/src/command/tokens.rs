@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
-use meridian_failover::{Change, Cluster, Token, TokenScope};
+use meridian_directory::{Change, Cluster, Token, TokenScope};
 use rand::TryRngCore;
 use serde::Serialize;
 use sha2::{Digest, Sha256};

@@ -124,7 +124,7 @@ fn fields_replace_defaults() {
 
 #[test]
 fn a_cluster_may_be_founded_with_databases_that_do_not_fail_over() {
-    use meridian_failover::FailoverMode;
+    use meridian_directory::FailoverMode;
 
     use crate::directory::founded_cluster;
 

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meridian_failover::{Cluster, Database, FailoverMode, Node, Phase, Rpo, RpoMode, Shard};
+use meridian_directory::{Cluster, Database, FailoverMode, Node, Phase, Rpo, RpoMode, Shard};
 use meridian_storage::GroupId;
 use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
 

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use meridian_failover::{Cluster, Lease};
+use meridian_directory::Cluster;
+use meridian_failover::Lease;
 use meridian_proto::directory::{self as wire, directory_client::DirectoryClient, renew_response};
 use meridian_types::{Epoch, NodeId, ShardId};
 use parking_lot::Mutex;
@@ -202,14 +203,14 @@ impl LeaseRenewal {
                 {
                     return Asked::Nothing;
                 }
-                let furthest: Vec<_> =
-                    lease.furthest.iter().filter_map(super::wire::furthest).collect();
+                let hints: Vec<_> =
+                    lease.furthest.iter().filter_map(super::wire::progress_hint).collect();
                 let shards = lease.shards.iter().filter_map(|leased| {
                     Some((ShardId(leased.shard), Epoch(u16::try_from(leased.epoch).ok()?)))
                 });
                 let lease =
                     Lease { ttl: Duration::from_millis(lease.ttl_ms), shards: shards.collect() };
-                self.directory.heard(furthest);
+                self.directory.observe_hints(hints);
                 self.directory.renewed(sent_at, &lease);
                 Asked::Done
             }

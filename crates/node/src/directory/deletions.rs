@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use meridian_failover::{Change, Cluster};
+use meridian_directory::{Change, Cluster};
 use meridian_proto::directory as wire;
 use meridian_types::{DatabaseId, NodeId, ShardId};
 

@@ -5,7 +5,8 @@ use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_failover::{Action, Change, Cluster, Controller, ControllerConfig, Event, Progress};
+use meridian_directory::{Change, Cluster};
+use meridian_failover::{Action, Controller, ControllerConfig, Event, Progress};
 use meridian_proto::directory::{self as wire, failover_client::FailoverClient, renew_response};
 use meridian_types::{Epoch, NodeId, Position, RequestId, ShardId, Versionstamp, WriteOutcome};
 use tokio::sync::{mpsc, oneshot};
@@ -16,7 +17,7 @@ use uuid::Uuid;
 use super::calls::{Calls, Question};
 use super::deletions::ended_deletions;
 use super::record::{self, Recorded};
-use super::wire::{self as from_wire, cluster_to_wire, furthest_to_wire, lease_to_wire};
+use super::wire::{self as from_wire, cluster_to_wire, lease_to_wire, progress_hint_to_wire};
 use super::{DIRECTORY_DATABASE, DIRECTORY_GROUP, Directory};
 use crate::clock::wall_ms;
 use crate::peers::PeerChannels;
@@ -403,7 +404,7 @@ impl Session {
         self.step(Event::Reported { node: id, reports });
         let furthest = match &self.base {
             Some((cluster, _)) => {
-                self.controller.furthest(cluster).iter().map(furthest_to_wire).collect()
+                self.controller.progress_hints(cluster).iter().map(progress_hint_to_wire).collect()
             }
             None => Vec::new(),
         };

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use meridian_consensus::{Peers, RaftGroup, RaftGroupOptions, RaftTiming};
-use meridian_failover::{Cluster, ControllerConfig};
+use meridian_directory::Cluster;
+use meridian_failover::ControllerConfig;
 use meridian_memory::ByteBudget;
 use meridian_storage::{ShardState, ShippedLog, StorageError, or_fatal};
 use meridian_types::Position;

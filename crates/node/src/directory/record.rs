@@ -1,7 +1,7 @@
 //! How the directory lies in its shard: the cluster under one key, and a record of every change.
 
 use bytes::Bytes;
-use meridian_failover::{Change, Cluster};
+use meridian_directory::{Change, Cluster};
 use meridian_storage::{ShardState, StorageError, or_fatal};
 use meridian_types::{
     Check, Mutation, MutationKind, ReadRange, Transaction, Value, ValueEncoding, Versionstamp,

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::Stream;
-use meridian_failover::Change;
+use meridian_directory::Change;
 use meridian_proto::directory::{self as wire, directory_server, execute_response};
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
@@ -196,7 +196,8 @@ fn is_for_operators(change: &Change) -> bool {
 mod tests {
     use std::time::Instant;
 
-    use meridian_failover::{Lease, Token, TokenScope};
+    use meridian_directory::{Token, TokenScope};
+    use meridian_failover::Lease;
     use meridian_gateway::{Access, Catalogue as _};
     use meridian_proto::directory::directory_server::Directory as _;
     use meridian_types::{Epoch, ShardId};
@@ -231,7 +232,7 @@ mod tests {
         let directory = || Arc::new(Directory::new(cluster.clone(), Access::default(), None));
         let (node, gateway) = (directory(), directory());
         // Of before it was cut off.
-        node.learn(meridian_failover::Cluster { version: 7, ..cluster.clone() }).unwrap();
+        node.learn(meridian_directory::Cluster { version: 7, ..cluster.clone() }).unwrap();
         let address = serve(&node).await;
         let nearest = gateway.voters_near("region-1")[0];
         // Nobody is at the port of discarding.
@@ -272,7 +273,7 @@ mod tests {
         let topology =
             Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let cluster = first_cluster(&topology);
-        let news = || meridian_failover::Cluster { version: 7, ..cluster.clone() };
+        let news = || meridian_directory::Cluster { version: 7, ..cluster.clone() };
         let directory = || Arc::new(Directory::new(cluster.clone(), Access::default(), None));
         let lease = Lease { ttl: Duration::from_secs(3), shards: Vec::new() };
         let (cut_off, well) = (directory(), directory());

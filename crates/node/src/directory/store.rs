@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use meridian_failover::Cluster;
+use meridian_directory::Cluster;
 use meridian_storage::schema::META_FAMILY;
 use meridian_storage::{Durability, Engine, StorageError, WriteBatch};
 use uuid::Uuid;

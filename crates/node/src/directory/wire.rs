@@ -1,6 +1,7 @@
 //! What nodes and the directory's leader say to each other, from the wire and to it.
 
-use meridian_failover::{Change, Cluster, Furthest, Lease, SealAnswer, ShardReport};
+use meridian_directory::{Change, Cluster};
+use meridian_failover::{Lease, ProgressHint, SealAnswer, ShardReport};
 use meridian_proto::directory as wire;
 use meridian_types::{Epoch, NodeId, ShardId};
 
@@ -35,15 +36,15 @@ pub(super) fn lease_to_wire(lease: &Lease) -> wire::Lease {
     }
 }
 
-pub(super) fn furthest_to_wire(furthest: &Furthest) -> wire::Furthest {
-    let Furthest { shard, epoch, transactions, time_ms } = *furthest;
+pub(super) fn progress_hint_to_wire(hint: &ProgressHint) -> wire::Furthest {
+    let ProgressHint { shard, epoch, transactions, time_ms } = *hint;
     wire::Furthest { shard: shard.0, epoch: epoch.0.into(), transactions, time_ms }
 }
 
 /// `None`: malformed.
-pub(super) fn furthest(wire: &wire::Furthest) -> Option<Furthest> {
+pub(super) fn progress_hint(wire: &wire::Furthest) -> Option<ProgressHint> {
     let wire::Furthest { shard, epoch, transactions, time_ms } = *wire;
-    Some(Furthest {
+    Some(ProgressHint {
         shard: ShardId(shard),
         epoch: Epoch(u16::try_from(epoch).ok()?),
         transactions,

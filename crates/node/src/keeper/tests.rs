@@ -1,5 +1,5 @@
 use futures::FutureExt;
-use meridian_failover::{Change, Plan, VoterChange};
+use meridian_directory::{Change, Plan, VoterChange};
 use meridian_gateway::Access;
 use meridian_proto::directory::{
     DrainRequest, SealRequest, SealResponse, failover_server::Failover,
@@ -479,7 +479,7 @@ async fn shards_are_kept_from_when_a_cluster_was_committed() {
         load_cluster(&parts.engine).unwrap().is_none() && parts.shards.followers(&SHARD).is_none()
     );
     let cluster =
-        meridian_failover::Cluster { version: 1, ..parts.directory.known().cluster.clone() };
+        meridian_directory::Cluster { version: 1, ..parts.directory.known().cluster.clone() };
     parts.directory.learn(cluster.clone()).unwrap();
     keep_all(Arc::clone(&parts)).await;
     assert_eq!(

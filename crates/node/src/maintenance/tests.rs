@@ -2,7 +2,8 @@ use std::sync::atomic::Ordering;
 
 use futures::FutureExt;
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming, StateTransfer};
-use meridian_failover::{Change, ControllerConfig, Lease, Token, TokenScope};
+use meridian_directory::{Change, Token, TokenScope};
+use meridian_failover::{ControllerConfig, Lease};
 use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
 use meridian_proto::encode_batch;

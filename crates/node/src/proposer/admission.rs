@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use meridian_failover::{Rpo, RpoMode};
+use meridian_directory::{Rpo, RpoMode};
 
 use super::refusal::WriteRefusal;
 

@@ -693,7 +693,7 @@ fn a_node_that_is_long_at_work_is_not_taken_for_silent() {
 
 impl World {
     /// Another version of the cluster is known, in which `change` was made.
-    fn learns(&self, change: impl FnOnce(&mut meridian_failover::Cluster)) {
+    fn learns(&self, change: impl FnOnce(&mut meridian_directory::Cluster)) {
         let mut cluster = self.router.directory.known().cluster.clone();
         change(&mut cluster);
         cluster.version += 1;

@@ -2,7 +2,7 @@
 //! succeed, and all nodes come to hold one and the same history, which is what was committed. The
 //! shard's group has then the voters that the directory names.
 
-use meridian_failover::Phase;
+use meridian_directory::Phase;
 
 use crate::clock::{Instant, SECOND};
 use crate::world::World;

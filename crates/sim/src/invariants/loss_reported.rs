@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use meridian_failover::{Cluster, FailoverReport};
+use meridian_directory::{Cluster, FailoverReport};
 use meridian_types::Epoch;
 
 use super::Observer;

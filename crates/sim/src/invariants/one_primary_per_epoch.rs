@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use meridian_failover::{Cluster, Phase};
+use meridian_directory::{Cluster, Phase};
 use meridian_types::Position;
 
 use super::{Answered, Observer};

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use meridian_failover::Cluster;
+use meridian_directory::Cluster;
 use meridian_types::{Epoch, NodeId};
 
 use super::Observer;

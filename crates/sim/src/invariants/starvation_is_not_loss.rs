@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use meridian_failover::{Change, Phase, Shard};
+use meridian_directory::{Change, Phase, Shard};
 use meridian_types::{Epoch, NodeId};
 
 use super::Observer;

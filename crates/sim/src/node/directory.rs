@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_failover::{
-    Action, Change, Cluster, Controller, ControllerConfig, Event, SealAnswer, ShardReport,
-};
+use meridian_directory::{Change, Cluster};
+use meridian_failover::{Action, Controller, ControllerConfig, Event, SealAnswer, ShardReport};
 use meridian_types::{Epoch, NodeId, Position};
 
 use super::{Context, Node};
@@ -225,14 +224,13 @@ impl Node {
             let reports = asked.report.into_iter().collect();
             self.controller(context, Event::Reported { node: asked.from, reports });
             let leading = self.directory.as_ref().and_then(|member| member.leading.as_ref());
-            let furthest =
-                leading.map(|leading| leading.controller.furthest(&committed)).unwrap_or_default();
+            let hints = leading
+                .map(|leading| leading.controller.progress_hints(&committed))
+                .unwrap_or_default();
             let (incarnation, sent_at, cluster) =
                 (asked.incarnation, asked.sent_at, Arc::clone(&committed));
-            context.send(
-                asked.from,
-                Message::Lease { incarnation, sent_at, lease, cluster, furthest },
-            );
+            context
+                .send(asked.from, Message::Lease { incarnation, sent_at, lease, cluster, hints });
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use meridian_failover::Phase;
+use meridian_directory::Phase;
 use meridian_types::{Epoch, NodeId};
 
 use super::part::Part;

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use meridian_failover::{Phase, Shard};
+use meridian_directory::{Phase, Shard};
 use meridian_shipping::ReceiverEvent;
 use meridian_types::{Epoch, Position};
 

@@ -85,7 +85,7 @@ impl Node {
             }
         };
         let epoch = self.part.epoch()?;
-        let (heard_transactions, heard_time_ms) = self.hearsay.of(SHARD, epoch);
+        let (heard_transactions, heard_time_ms) = self.hints.get(SHARD, epoch);
         Some(ShardReport {
             shard: SHARD,
             epoch,

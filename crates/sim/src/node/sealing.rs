@@ -1,6 +1,7 @@
 //! What the directory's leader asks of a node at the end of an epoch: to seal, and to drain.
 
-use meridian_failover::{Phase, SealAnswer};
+use meridian_directory::Phase;
+use meridian_failover::SealAnswer;
 use meridian_shipping::{ReceiverEvent, ReceiverPhase};
 use meridian_types::{Epoch, NodeId, Position};
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use meridian_failover::{Change, Phase};
+use meridian_directory::{Change, Phase};
 use meridian_types::NodeId;
 
 use super::{Event, World};

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meridian_failover::{Change, Cluster, Phase, Shard};
+use meridian_directory::{Change, Cluster, Phase, Shard};
 use meridian_types::NodeId;
 
 use super::{Event, World};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use meridian_failover::{Change, FailoverMode, Phase};
+use meridian_directory::{Change, FailoverMode, Phase};
 use meridian_types::{Epoch, NodeId, Position};
 
 use super::World;

@@ -240,7 +240,7 @@ fn what_a_leader_was_heard_to_have_is_waited_for_while_a_quorum_of_its_region_an
 fn a_database_in_manual_mode_keeps_its_shard_where_it_is() {
     let mut story = Story::new();
     let manual =
-        crate::cluster::Database { failover: FailoverMode::Manual, ..database("slow", "a") };
+        meridian_directory::Database { failover: FailoverMode::Manual, ..database("slow", "a") };
     story.cluster.databases.insert(DatabaseId([2; 16]), manual);
     story.down(&[1, 2, 3]);
     story.run(20_000);

@@ -143,12 +143,12 @@ fn what_goes_with_leases_is_of_the_present_epoch_and_nothing_is_said_of_what_is_
     let (mut cluster, mut controller) = (cluster(), controller());
     let now = Duration::from_secs(101);
     controller.step(now, &cluster, 1, Event::Tick);
-    assert_eq!(controller.furthest(&cluster), []);
+    assert_eq!(controller.progress_hints(&cluster), []);
     controller.step(now, &cluster, 1, Event::Reported { node: 1, reports: vec![leads()] });
-    let known = Furthest { shard: SHARD, epoch: Epoch(1), transactions: 200, time_ms: 1 };
-    assert_eq!(controller.furthest(&cluster), [known]);
+    let known = ProgressHint { shard: SHARD, epoch: Epoch(1), transactions: 200, time_ms: 1 };
+    assert_eq!(controller.progress_hints(&cluster), [known]);
     cluster.shards.get_mut(&SHARD).unwrap().epoch = Epoch(2);
-    assert_eq!(controller.furthest(&cluster), []);
+    assert_eq!(controller.progress_hints(&cluster), []);
 }
 
 #[test]

@@ -36,7 +36,7 @@ fn voters_before_a_change_that_is_not_through_answer_for_the_region_too() {
     let version = story.cluster.version;
     let shard = story.cluster.shards.values_mut().next().unwrap();
     let former = std::mem::replace(&mut shard.voters, [1].into());
-    shard.changing = Some(crate::cluster::VoterChange { former: vec![former], version });
+    shard.changing = Some(meridian_directory::VoterChange { former: vec![former], version });
     story.actors.values_mut().for_each(|actor| actor.is_settled = false);
     story.down(&[1]);
     leaderless(&mut story);

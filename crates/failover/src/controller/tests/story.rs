@@ -16,7 +16,7 @@ pub(super) struct Actor {
     /// It was not seeded just now: others may pull from it.
     pub(super) has_tail: bool,
     pub(super) lease: LeaseHolder,
-    pub(super) hearsay: Hearsay,
+    pub(super) hints: ProgressHints,
     pub(super) sealed: Option<Epoch>,
 }
 
@@ -33,7 +33,7 @@ impl Actor {
             seals: true,
             has_tail: true,
             lease: LeaseHolder::default(),
-            hearsay: Hearsay::default(),
+            hints: ProgressHints::default(),
             sealed: None,
         }
     }
@@ -201,12 +201,12 @@ impl Story {
         let actor = self.actors.get_mut(&id).unwrap();
         actor.lease.renewed(sent_at, &lease);
         self.controller
-            .furthest(&self.cluster)
+            .progress_hints(&self.cluster)
             .into_iter()
-            .for_each(|furthest| actor.hearsay.heard(furthest));
+            .for_each(|hint| actor.hints.observe(hint));
         let (now_at, version) = (actor.position, self.cluster.version);
         let reports = self.cluster.shards.iter().map(|(shard, of)| {
-            let (heard_transactions, heard_time_ms) = actor.hearsay.of(*shard, of.epoch);
+            let (heard_transactions, heard_time_ms) = actor.hints.get(*shard, of.epoch);
             let leads =
                 if *shard == SHARD { actor.leads } else { self.leaders.get(shard) == Some(&id) };
             ShardReport {

@@ -299,7 +299,7 @@ fn a_primary_that_fails_after_the_seal_and_before_it_drained_fails_over() {
 fn in_manual_mode_it_waits_for_an_operator_instead() {
     let mut story = begun("b");
     let manual =
-        crate::cluster::Database { failover: FailoverMode::Manual, ..database("slow", "a") };
+        meridian_directory::Database { failover: FailoverMode::Manual, ..database("slow", "a") };
     story.cluster.databases.insert(DatabaseId([2; 16]), manual);
     story.actor(1).drains = false;
     while !matches!(story.shard().phase, Phase::Sealing(_)) {

@@ -132,22 +132,22 @@ fn answers_stay_when_an_operator_says_anew_where_to_and_go_when_nothing_may_be_l
 }
 
 #[test]
-fn an_epoch_may_have_had_a_leader_once_it_is_active_or_more_is_heard_of_than_it_began_with() {
+fn an_epoch_may_have_had_a_leader_once_it_is_active_or_more_than_its_base_is_reported() {
     let forming = Shard {
         phase: Phase::Forming,
         epoch: Epoch(2),
-        reports: vec![crate::testing::report(2, at(1, 50), "a")],
+        reports: vec![meridian_directory::testing::report(2, at(1, 50), "a")],
         ..cluster().shards[&SHARD].clone()
     };
     let mut watch = Watch::new(Duration::ZERO, &forming);
     watch.follow(secs(1), &forming);
-    assert_eq!((watch.furthest, watch.may_have_led), ((100, 5_000), false));
-    watch.heard_of(100, 6_000);
-    watch.heard_of(90, 4_000);
-    assert_eq!((watch.furthest, watch.may_have_led), ((100, 6_000), false));
-    watch.heard_of(101, 5_500);
-    watch.heard_of(1, 1);
-    assert_eq!((watch.furthest, watch.may_have_led), ((101, 6_000), true));
+    assert_eq!((watch.progress, watch.may_have_led), ((100, 5_000), false));
+    watch.observe(100, 6_000);
+    watch.observe(90, 4_000);
+    assert_eq!((watch.progress, watch.may_have_led), ((100, 6_000), false));
+    watch.observe(101, 5_500);
+    watch.observe(1, 1);
+    assert_eq!((watch.progress, watch.may_have_led), ((101, 6_000), true));
     watch.follow(secs(2), &forming);
     assert!(watch.may_have_led, "it is never unsaid");
     for phase in [Phase::Active, Phase::SwitchingOver { to: "b".to_owned() }] {

@@ -1,4 +1,4 @@
-use meridian_failover::{
+use meridian_directory::{
     Change, Cluster, FailoverMode, FailoverReport, Loss, Rpo, RpoMode, TokenScope,
 };
 use meridian_types::DatabaseId;

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use meridian_failover::{Node, Phase, Plan, Shard};
+use meridian_directory::{Node, Phase, Plan, Shard};
 use meridian_types::{NodeId, ShardId};
 use serde::Serialize;
 

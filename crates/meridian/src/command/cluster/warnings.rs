@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meridian_failover::{Cluster, Phase, RpoMode, Shard};
+use meridian_directory::{Cluster, Phase, RpoMode, Shard};
 use meridian_types::{NodeId, ShardId};
 
 use super::change_text;
@@ -245,7 +245,7 @@ fn data_centers(cluster: &Cluster, region: &str) -> usize {
 
 #[cfg(test)]
 mod tests {
-    use meridian_failover::{FailoverMode, Loss, Plan};
+    use meridian_directory::{FailoverMode, Loss, Plan};
 
     use super::*;
     use crate::command::operator::samples::{report, view, view_without};

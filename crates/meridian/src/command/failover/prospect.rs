@@ -2,7 +2,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use meridian_failover::{Phase, Shard};
+use meridian_directory::{Phase, Shard};
 use meridian_types::{NodeId, ShardId};
 use serde::Serialize;
 
@@ -62,7 +62,7 @@ impl Prospect {
         let survivors = || reports.iter().filter(|(_, _, age, _)| is_fresh(*age));
         let survivor = survivors().max_by_key(|(.., report)| report.position);
         let holder =
-            |(node, known, age_ms, report): &(NodeId, &meridian_failover::Node, u64, &_)| {
+            |(node, known, age_ms, report): &(NodeId, &meridian_directory::Node, u64, &_)| {
                 let report: &crate::command::operator::Report = report;
                 Holder {
                     node: *node,

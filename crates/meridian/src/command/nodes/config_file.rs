@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
-use meridian_failover::Cluster;
+use meridian_directory::Cluster;
 use meridian_node::config::NodeConfig;
 use meridian_node::topology::{DatabaseInfo, NodeInfo, ShardSpec, Topology, TopologySpec};
 use meridian_types::NodeId;
@@ -55,7 +55,7 @@ impl NewFile<'_> {
 }
 
 fn spec(cluster: &Cluster) -> TopologySpec {
-    let node = |(id, node): (&NodeId, &meridian_failover::Node)| NodeInfo {
+    let node = |(id, node): (&NodeId, &meridian_directory::Node)| NodeInfo {
         id: *id,
         name: node.name.clone(),
         region: node.region.clone(),
@@ -107,7 +107,7 @@ fn port(address: &str) -> &str {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
-    use meridian_failover::{Change, Node};
+    use meridian_directory::{Change, Node};
     use meridian_node::config::dev_cluster;
 
     use super::*;

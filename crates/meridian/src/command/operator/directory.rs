@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, bail};
 use futures::stream::{FuturesUnordered, StreamExt};
-use meridian_failover::{Change, Cluster};
+use meridian_directory::{Change, Cluster};
 use meridian_proto::directory::{
     self as wire, directory_client::DirectoryClient, execute_response,
 };

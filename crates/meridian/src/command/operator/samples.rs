@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use meridian_failover::{
+use meridian_directory::{
     Cluster, Database, FailoverMode, FailoverReport, Loss, Node, Phase, Rpo, Shard,
 };
 use meridian_types::{Epoch, NodeId, Position, ShardId};

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Result, anyhow, bail};
-use meridian_failover::{Cluster, Node, Shard};
+use meridian_directory::{Cluster, Node, Shard};
 use meridian_types::{DatabaseId, NodeId, ShardId};
 
 use super::amounts::count;

@@ -2,7 +2,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use meridian_failover::{Cluster, ControllerConfig, Shard};
+use meridian_directory::{Cluster, Shard};
+use meridian_failover::ControllerConfig;
 use meridian_proto::directory as wire;
 use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
 

@@ -1,7 +1,7 @@
 //! A batch of a file of orphans, in text and in JSON.
 
 use anyhow::{Context, Result};
-use meridian_failover::Cluster;
+use meridian_directory::Cluster;
 use meridian_proto::{admin, decode_batch};
 use meridian_types::{
     Batch, CommittedTransaction, DatabaseId, Effect, Refusal, ValueEncoding, Versionstamp,

@@ -1,4 +1,4 @@
-use meridian_failover::{Cluster, FailoverReport, Phase, Plan};
+use meridian_directory::{Cluster, FailoverReport, Phase, Plan};
 use meridian_types::{Epoch, ShardId};
 use serde::Serialize;
 

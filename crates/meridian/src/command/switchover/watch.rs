@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use meridian_failover::{Cluster, FailoverReport};
+use meridian_directory::{Cluster, FailoverReport};
 use meridian_types::ShardId;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -178,7 +178,7 @@ fn millis(since: Instant) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use meridian_failover::{Loss, Phase};
+    use meridian_directory::{Loss, Phase};
     use meridian_types::Epoch;
 
     use super::*;

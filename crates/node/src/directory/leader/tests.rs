@@ -1,5 +1,5 @@
 use meridian_consensus::Peers;
-use meridian_failover::{Phase, Plan};
+use meridian_directory::{Phase, Plan};
 use meridian_storage::{Call, Durability, Engine, HookedEngine, Hooks, MemoryEngine, StorageError};
 use parking_lot::{Condvar, Mutex};
 use renew_response::Result as Renewed;

@@ -1,4 +1,4 @@
-use meridian_failover::Change;
+use meridian_directory::Change;
 
 use super::*;
 

@@ -4,7 +4,9 @@ use std::ops::RangeInclusive;
 use meridian_types::{Epoch, NodeId, ShardId};
 
 use crate::change::{Refused, ensure};
-use crate::cluster::{Cluster, FailoverReport, Phase, Plan, Shard, VoterChange};
+use crate::cluster::Cluster;
+use crate::report::FailoverReport;
+use crate::shard::{Phase, Plan, Shard, VoterChange};
 
 /// Reports that are kept of each shard.
 ///

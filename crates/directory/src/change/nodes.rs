@@ -4,7 +4,8 @@ use meridian_types::NodeId;
 
 use crate::change::names::{check_address, check_name};
 use crate::change::{Refused, ensure};
-use crate::cluster::{Cluster, Node, Phase, Shard};
+use crate::cluster::{Cluster, Node};
+use crate::shard::{Phase, Shard};
 
 impl Cluster {
     pub(super) fn live_node(&self, id: NodeId) -> Result<&Node, Refused> {

@@ -5,18 +5,19 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
 
-use crate::cluster::{
-    Cluster, Database, FailoverMode, FailoverReport, Loss, Node, Phase, Rpo, Shard,
-};
+use crate::cluster::{Cluster, Node};
+use crate::database::{Database, FailoverMode, Rpo};
+use crate::report::{FailoverReport, Loss};
+use crate::shard::{Phase, Shard};
 
-pub(crate) const SHARD: ShardId = ShardId(1);
-pub(crate) const DATABASE: DatabaseId = DatabaseId([1; 16]);
+pub const SHARD: ShardId = ShardId(1);
+pub const DATABASE: DatabaseId = DatabaseId([1; 16]);
 
-pub(crate) fn at(epoch: u16, sequence: u64) -> Position {
+pub fn at(epoch: u16, sequence: u64) -> Position {
     Position::new(Epoch(epoch), sequence)
 }
 
-pub(crate) fn node(id: NodeId, region: &str, data_center: &str) -> Node {
+pub fn node(id: NodeId, region: &str, data_center: &str) -> Node {
     Node {
         name: format!("n{id}"),
         region: region.to_owned(),
@@ -28,7 +29,7 @@ pub(crate) fn node(id: NodeId, region: &str, data_center: &str) -> Node {
     }
 }
 
-pub(crate) fn database(name: &str, region: &str) -> Database {
+pub fn database(name: &str, region: &str) -> Database {
     Database {
         name: name.to_owned(),
         shard: SHARD,
@@ -38,7 +39,7 @@ pub(crate) fn database(name: &str, region: &str) -> Database {
     }
 }
 
-pub(crate) fn cluster() -> Cluster {
+pub fn cluster() -> Cluster {
     let places =
         [("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1"), ("b", "b2"), ("c", "c1"), ("c", "c2")];
     let nodes =
@@ -70,7 +71,7 @@ pub(crate) fn cluster() -> Cluster {
     }
 }
 
-pub(crate) fn report(epoch: u16, base: Position, to: &str) -> FailoverReport {
+pub fn report(epoch: u16, base: Position, to: &str) -> FailoverReport {
     FailoverReport {
         epoch: Epoch(epoch),
         from_region: "a".to_owned(),

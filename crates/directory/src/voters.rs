@@ -1,25 +1,11 @@
+//! Which nodes would vote, and which would lead.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use meridian_types::NodeId;
 
 use crate::cluster::{Cluster, Node};
-
-/// More voters make each write slower, and no region has so many data centers that matter.
-const MAX_VOTERS: usize = 5;
-
-/// How many of `count` voters decide.
-pub(crate) fn majority(count: usize) -> usize {
-    count / 2 + 1
-}
-
-/// How many of so many data centers vote: odd numbers, since an even one survives no more losses
-/// than the odd one below it. Two are better than one all the same: a commit then lies in both.
-pub(crate) fn voting(data_centers: usize) -> usize {
-    match data_centers.min(MAX_VOTERS) {
-        count if count > 2 && count % 2 == 0 => count - 1,
-        count => count,
-    }
-}
+use crate::quorum::voting;
 
 impl Cluster {
     /// The nodes of a region that were not removed.
@@ -37,7 +23,7 @@ impl Cluster {
 
     /// [`would_be_voters`](Self::would_be_voters), by a preference of the caller's: the least rank
     /// goes first.
-    pub(crate) fn best_voters<R: Ord>(
+    pub fn best_voters<R: Ord>(
         &self,
         region: &str,
         rank: impl Fn(NodeId) -> R,
@@ -56,14 +42,14 @@ impl Cluster {
     }
 
     /// How many voters a shard would have in `region`.
-    pub(crate) fn voters_in(&self, region: &str) -> usize {
+    pub fn voters_in(&self, region: &str) -> usize {
         let data_centers: BTreeSet<_> =
             self.nodes_of(region).map(|(_, node)| &node.data_center).collect();
         voting(data_centers.len())
     }
 
     /// Of `voters`, the one that is to lead the fewest shards so far.
-    pub(crate) fn spread_leader<'a>(
+    pub fn spread_leader<'a>(
         &self,
         voters: impl IntoIterator<Item = &'a NodeId>,
     ) -> Option<NodeId> {
@@ -80,22 +66,5 @@ impl Cluster {
             *votes.entry(*voter).or_default() += 1;
         }
         votes
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_majority_is_more_than_half_and_two_of_them_share_a_voter() {
-        for count in 1..=9 {
-            assert!(2 * majority(count) > count && 2 * (majority(count) - 1) <= count, "{count}");
-        }
-    }
-
-    #[test]
-    fn an_odd_number_votes_and_two_rather_than_one() {
-        assert_eq!([0, 1, 2, 3, 4, 5, 6, 7, 8].map(voting), [0, 1, 2, 3, 3, 5, 5, 5, 5]);
     }
 }

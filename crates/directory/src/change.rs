@@ -3,9 +3,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::{
-    Cluster, Database, FailoverMode, FailoverReport, Node, Plan, Rpo, Shard, Token,
-};
+use crate::cluster::{Cluster, Node};
+use crate::database::{Database, FailoverMode, Rpo};
+use crate::report::FailoverReport;
+use crate::shard::{Plan, Shard};
+use crate::token::Token;
 
 mod databases;
 mod names;

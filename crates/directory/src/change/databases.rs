@@ -2,9 +2,10 @@ use meridian_types::{DatabaseId, Epoch, Position, ShardId};
 
 use crate::change::names::check_name;
 use crate::change::{Refused, ensure};
-use crate::cluster::{
-    Cluster, Database, Deletion, FailoverMode, Phase, Rpo, Shard, Token, TokenScope,
-};
+use crate::cluster::Cluster;
+use crate::database::{Database, Deletion, FailoverMode, Rpo};
+use crate::shard::{Phase, Shard};
+use crate::token::{Token, TokenScope};
 
 const MAX_LABEL_BYTES: usize = 200;
 /// Databases that are being deleted at once at most: each waits for the node that is longest away.

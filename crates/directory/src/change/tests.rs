@@ -1,8 +1,8 @@
 use meridian_types::Position;
 
 use super::*;
-use crate::cluster::{Deletion, Loss, Phase, Token, TokenScope, VoterChange};
 use crate::testing::{DATABASE, SHARD, at, cluster, database, node, report};
+use crate::{Deletion, Loss, Phase, Token, TokenScope, VoterChange};
 
 mod bounds;
 mod golden;

@@ -99,10 +99,7 @@ fn what_is_not_said_of_a_database_stays_and_writes_may_be_slowed_and_refused_fro
         (FailoverMode::Manual, rpo, "a")
     );
     let bounds = Rpo::default();
-    assert_eq!(
-        (bounds.mode, bounds.soft_ms, bounds.max_ms),
-        (crate::cluster::RpoMode::Enforce, 500, 1000)
-    );
+    assert_eq!((bounds.mode, bounds.soft_ms, bounds.max_ms), (crate::RpoMode::Enforce, 500, 1000));
 }
 
 #[test]

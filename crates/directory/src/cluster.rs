@@ -1,0 +1,100 @@
+//! What the directory group replicates, and what is to be read from it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use meridian_types::{DatabaseId, NodeId, ShardId};
+use serde::{Deserialize, Serialize};
+
+use crate::database::{Database, Deletion, FailoverMode};
+use crate::shard::Shard;
+use crate::token::Token;
+
+/// What the directory holds. Stored and sent as JSON: it is small, changes seldom, and people read
+/// it. Fields are only ever added, with a default.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// Grows by one with every change.
+    pub version: u64,
+    /// Tells this cluster from any other: random, chosen by the directory's first leader and never
+    /// changed. `None` until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+    /// In the order in which they were named. The first is where shards go that name none.
+    pub regions: Vec<String>,
+    pub nodes: BTreeMap<NodeId, Node>,
+    /// Ids up to here were given out. None is used twice.
+    pub last_node_id: NodeId,
+    /// The voters of the directory group itself.
+    pub directory_voters: BTreeSet<NodeId>,
+    pub shards: BTreeMap<ShardId, Shard>,
+    pub last_shard_id: u32,
+    pub databases: BTreeMap<DatabaseId, Database>,
+    /// Databases that are gone for everybody who asks, until their data is gone from every node.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub deleting: BTreeMap<DatabaseId, Deletion>,
+    /// What clients open at `/`.
+    pub default_database: Option<DatabaseId>,
+    pub tokens: BTreeMap<u64, Token>,
+    pub last_token_id: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Node {
+    pub name: String,
+    pub region: String,
+    pub data_center: String,
+    /// `host:port` that other nodes dial.
+    pub rpc_address: String,
+    pub kv_address: Option<String>,
+    /// Of the data folder that first spoke for this id, in hex. Another folder is refused.
+    #[serde(default)]
+    pub incarnation: Option<String>,
+    /// It is gone for good: nothing is served by it or sent to it any more.
+    #[serde(default)]
+    pub removed: bool,
+}
+
+impl Cluster {
+    /// For nodes and gateways: whether a node has spoken, and not by what the directory knows it,
+    /// which is all that a node has to show. The hashes of tokens stay, since every gateway checks
+    /// tokens.
+    #[must_use]
+    pub fn without_incarnations(&self) -> Self {
+        let mut cluster = self.clone();
+        cluster
+            .nodes
+            .values_mut()
+            .filter_map(|node| node.incarnation.as_mut())
+            .for_each(String::clear);
+        cluster
+    }
+
+    /// For people: also without the hashes of tokens, of which a short secret could be guessed.
+    /// That of `known`, which the caller has sent itself, stays.
+    #[must_use]
+    pub fn without_secrets(&self, known: Option<&str>) -> Self {
+        let mut cluster = self.without_incarnations();
+        let hashes = cluster.tokens.values_mut().map(|token| &mut token.sha256);
+        hashes.filter(|hash| Some(hash.as_str()) != known).for_each(String::clear);
+        cluster
+    }
+
+    /// Whether the shard may fail over without an operator's word.
+    pub fn fails_over_by_itself(&self, shard: ShardId) -> bool {
+        let mut databases = self.databases.values().filter(|database| database.shard == shard);
+        databases.all(|database| database.failover == FailoverMode::Auto)
+    }
+
+    /// The nodes that are not known to have dropped a database, of those that were not removed. One
+    /// that is away counts: while it lacks the drop, a failover to what it has would take the drop
+    /// back.
+    pub fn lacking_drop(&self, has_dropped: impl Fn(NodeId) -> bool) -> BTreeSet<NodeId> {
+        let present = self.nodes.iter().filter(|(_, node)| !node.removed);
+        present.map(|(id, _)| *id).filter(|id| !has_dropped(*id)).collect()
+    }
+
+    /// The name of a node, for people.
+    pub fn name_of(&self, node: NodeId) -> String {
+        self.nodes.get(&node).map_or_else(|| format!("node {node}"), |known| known.name.clone())
+    }
+}

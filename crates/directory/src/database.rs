@@ -1,0 +1,60 @@
+//! Databases, how they fail over, and how far their replicas may lag.
+
+use meridian_types::ShardId;
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Database {
+    pub name: String,
+    pub shard: ShardId,
+    /// Where an operator wants its primary: where its shard goes back to.
+    pub primary_region: String,
+    #[serde(default)]
+    pub failover: FailoverMode,
+    #[serde(default)]
+    pub rpo: Rpo,
+}
+
+/// A database that is being deleted.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Deletion {
+    /// What it was called; another may be called so by now.
+    pub name: String,
+    /// Whose leader logs that its data goes.
+    pub shard: ShardId,
+}
+
+/// Whether a shard whose primary region is lost fails over by itself: only if all of its databases
+/// say so.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FailoverMode {
+    #[default]
+    Auto,
+    Manual,
+}
+
+/// What happens when replication falls behind, measured at the best replica region.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Rpo {
+    pub mode: RpoMode,
+    /// Beyond, writes are slowed.
+    pub soft_ms: u64,
+    /// Beyond, writes are refused.
+    pub max_ms: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RpoMode {
+    Off,
+    /// Said in logs and metrics only.
+    Warn,
+    Enforce,
+}
+
+impl Default for Rpo {
+    fn default() -> Self {
+        Self { mode: RpoMode::Enforce, soft_ms: 500, max_ms: 1000 }
+    }
+}

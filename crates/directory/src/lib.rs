@@ -1,0 +1,36 @@
+//! What the cluster is and how it changes: pure.
+//!
+//! - `cluster`: [`Cluster`], which the directory group replicates, with its parts:
+//! - `shard`, `database`, `token`, `report`: a shard with its phase and epochs; databases, RPO and
+//!   failover modes; access tokens; the account of a failover.
+//! - `voters`, `quorum`: which nodes would vote in a shard, and how many of them decide.
+//! - `change`: [`Change`], the one way from a `Cluster` to the next.
+//! - `testing`: a cluster for the tests of this crate and of those above it.
+//!
+//! What always holds:
+//! - An epoch begins with one `Change::Promote`, which names its region, voters and base for ever.
+//! - A change is made whole or refused; a refused change leaves the cluster as it was.
+//! - The voters of a shard lie in its primary region, each in a data center of its own.
+//! - No id of a node, shard or token is given twice.
+//! - What is stored of a cluster can be read by later versions: fields are only ever added.
+//!
+//! Absent on purpose: tokio, storage, clocks, randomness, addresses being dialled, and *when* a
+//! shard fails over, which `meridian-failover` decides.
+
+mod change;
+mod cluster;
+mod database;
+mod quorum;
+mod report;
+mod shard;
+pub mod testing;
+mod token;
+mod voters;
+
+pub use change::{Change, Refused};
+pub use cluster::{Cluster, Node};
+pub use database::{Database, Deletion, FailoverMode, Rpo, RpoMode};
+pub use quorum::majority;
+pub use report::{FailoverReport, Loss};
+pub use shard::{Phase, Plan, Shard, VoterChange};
+pub use token::{Token, TokenScope};
