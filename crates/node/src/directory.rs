@@ -2,12 +2,13 @@
 //! answered from memory.
 //!
 //! What it knows may be old; it says so by itself nowhere. What must not be old is guarded by a
-//! lease: [`Directory::holds_lease`].
+//! lease: [`EpochLease`].
 
 mod bootstrap;
 mod calls;
 mod client;
 mod deletions;
+mod epoch_lease;
 mod leader;
 mod part;
 mod record;
@@ -32,6 +33,7 @@ use crate::topology::Topology;
 
 pub(crate) use bootstrap::{DIRECTORY_DATABASE, DIRECTORY_GROUP, first_cluster, founded_cluster};
 pub(crate) use client::{Follower, LeaseRenewal};
+pub(crate) use epoch_lease::{EpochLease, Fenced};
 pub(crate) use leader::DirectoryVoter;
 #[cfg(test)]
 pub(crate) use leader::{ExecuteFailure, LeaderParts};
@@ -226,7 +228,7 @@ impl Directory {
     /// Whether this node may serve strong operations of the shard in this epoch right now. Not
     /// where a later epoch is known, whatever is left of the lease: its time may have stood still,
     /// with the whole machine's.
-    pub(crate) fn holds_lease(&self, shard: ShardId, epoch: Epoch) -> bool {
+    fn holds_lease(&self, shard: ShardId, epoch: Epoch) -> bool {
         let is_over = || self.epoch(shard).is_some_and(|known| known > epoch);
         // The directory is what leases come from: its own leader asks a majority instead.
         shard == DIRECTORY_GROUP.shard

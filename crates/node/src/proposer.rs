@@ -16,7 +16,7 @@ use tokio::time::Interval;
 
 use crate::clocks::TimeSource;
 use crate::departure::Departure;
-use crate::directory::Directory;
+use crate::directory::{Directory, Fenced};
 use crate::shard::ReadGate;
 
 mod admission;
@@ -47,13 +47,22 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(10);
 /// What became of a write at one node.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum WriteReply {
-    Done(WriteOutcome),
+    Done(Fenced<WriteOutcome>),
     /// Not committed by this call, now or later.
     NotLeader(Option<NodeId>),
     /// Not committed by this call, now or later, for this reason.
     NotCommitted(WriteRefusal),
     /// It may commit yet. Asking again with the same request id tells.
     Unknown,
+}
+
+impl WriteReply {
+    pub(crate) fn outcome(&self) -> Option<&WriteOutcome> {
+        match self {
+            Self::Done(outcome) => Some(outcome),
+            _ => None,
+        }
+    }
 }
 
 pub(crate) struct WriteRequest {

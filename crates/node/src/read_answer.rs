@@ -20,7 +20,7 @@ use tonic::{Status, Streaming};
 use crate::hedge::Failed;
 use crate::reads::{Reads, hold_with_last};
 use crate::router::{Answering, BrokenOff, failed, some_node};
-use crate::shard::ReadReply;
+use crate::shard::NotServed;
 
 /// Of the entries of one part, about. Small beside what a slow link carries in the time that it is
 /// waited for.
@@ -51,7 +51,7 @@ pub(crate) async fn while_working<T>(reply: impl Future<Output = T>, working: &N
 
 /// The parts of the answer that `reply` gives. To drop the stream ends the work on it.
 pub(crate) fn parts(
-    reply: impl Future<Output = (ReadReply, Option<NodeId>)> + Send + 'static,
+    reply: impl Future<Output = (Result<ReadView, NotServed>, Option<NodeId>)> + Send + 'static,
 ) -> BoxStream<'static, Result<wire::ReadPart, Status>> {
     let reply: Pin<Box<dyn Future<Output = _> + Send>> = Box::pin(reply);
     let working = stream::unfold(Some(reply), |reply| async {
@@ -67,15 +67,18 @@ pub(crate) fn parts(
     working.flatten().map(|part| Ok(wire::ReadPart { part: Some(part) })).boxed()
 }
 
-fn answer(reply: ReadReply, leader: Option<NodeId>) -> Box<dyn Iterator<Item = Part> + Send> {
+fn answer(
+    reply: Result<ReadView, NotServed>,
+    leader: Option<NodeId>,
+) -> Box<dyn Iterator<Item = Part> + Send> {
     match reply {
-        ReadReply::Done(view) => Box::new(view_parts(view, leader)),
-        ReadReply::NotLeader(leader) => {
+        Ok(view) => Box::new(view_parts(view, leader)),
+        Err(NotServed::NotLeader(leader)) => {
             Box::new(std::iter::once(Part::NotLeader(wire::NotLeader {
                 leader: leader.unwrap_or(0),
             })))
         }
-        ReadReply::Unavailable(reason) => Box::new(std::iter::once(Part::Unavailable(reason))),
+        Err(NotServed::Unavailable(reason)) => Box::new(std::iter::once(Part::Unavailable(reason))),
     }
 }
 

@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::clock::boot_time;
 use crate::clocks::TimeSource;
-use crate::directory::Directory;
+use crate::directory::{Directory, EpochLease, Fenced};
 use crate::history::History;
 use crate::peers::PeerChannels;
 use crate::proposer::{
@@ -80,15 +80,15 @@ impl ReadGate {
     }
 }
 
-/// A read at one node.
+/// Why one node did not serve a read.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum ReadReply {
-    Done(ReadView),
+pub(crate) enum NotServed {
+    /// The leader, if this node knows one.
     NotLeader(Option<NodeId>),
     Unavailable(String),
 }
 
-impl From<ReadRefused> for ReadReply {
+impl From<ReadRefused> for NotServed {
     fn from(refused: ReadRefused) -> Self {
         Self::Unavailable(refused.0)
     }
@@ -103,12 +103,13 @@ pub(crate) struct Voter {
     /// kept.
     pub(crate) shipped: ShippedLog,
     directory: Arc<Directory>,
+    lease: EpochLease,
     gate: Arc<ReadGate>,
     proposer: Proposer,
     reads: Reads,
     recovered: Arc<AtomicBool>,
     started: Instant,
-    positions: Rounds<Result<ReadPosition, ReadReply>>,
+    positions: Rounds<Result<ReadPosition, NotServed>>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -178,12 +179,14 @@ impl Voter {
             }
         });
         let started = Instant::now();
+        let lease = EpochLease::new(Arc::clone(&directory), group.id());
         Self {
             group,
             state,
             history,
             shipped,
             directory,
+            lease,
             gate,
             proposer,
             reads,
@@ -300,7 +303,7 @@ impl Voter {
     }
 
     /// The sequence that a strong read needs which begins now. Only a leader knows.
-    pub(crate) async fn read_position(&self) -> Result<ReadPosition, ReadReply> {
+    pub(crate) async fn read_position(&self) -> Result<ReadPosition, NotServed> {
         read_position(&self.group, &self.gate).await
     }
 
@@ -309,38 +312,27 @@ impl Voter {
         &self,
         database: DatabaseId,
         ranges: &[ReadRange],
-    ) -> ReadReply {
+    ) -> Result<Fenced<ReadView>, NotServed> {
         let position = match self.group.leadership() {
             Ok(_) => self.read_position().await,
             Err(_) => match self.positions.join().await {
                 Some(position) => position,
-                None => Err(ReadReply::Unavailable("the node is stopping".to_owned())),
+                None => Err(NotServed::Unavailable("the node is stopping".to_owned())),
             },
-        };
-        let position = match position {
-            Ok(position) => position,
-            Err(reply) => return reply,
-        };
+        }?;
         if !wait_applied(self.group.applied(), position.sequence, READ_POSITION_TIMEOUT).await {
-            return ReadReply::Unavailable("this node lags behind the leader".to_owned());
+            return Err(NotServed::Unavailable("this node lags behind the leader".to_owned()));
         }
-        let view = match self.reads.read(&self.state, database, ranges).await {
-            Ok(view) => view,
-            Err(refused) => return refused.into(),
-        };
-        let id = self.group.id();
-        if !self.directory.holds_lease(id.shard, id.epoch) {
-            return ReadReply::NotLeader(None);
-        }
-        ReadReply::Done(view)
+        let view = self.reads.read(&self.state, database, ranges).await?;
+        self.lease.release(view).ok_or(NotServed::NotLeader(None))
     }
 }
 
-async fn read_position(group: &RaftGroup, gate: &ReadGate) -> Result<ReadPosition, ReadReply> {
+async fn read_position(group: &RaftGroup, gate: &ReadGate) -> Result<ReadPosition, NotServed> {
     match gate.confirm(group).await {
         // Also what another read may have seen here while it took effect.
         Ok(_) => Ok(ReadPosition { sequence: group.state().shown() }),
-        Err(not_leading) => Err(ReadReply::NotLeader(not_leading.leader)),
+        Err(not_leading) => Err(NotServed::NotLeader(not_leading.leader)),
     }
 }
 
@@ -353,8 +345,8 @@ struct Asking {
 
 impl Asking {
     /// Goes on with the next leader where one is lost meanwhile.
-    async fn position(&self) -> Result<ReadPosition, ReadReply> {
-        let mut failed = ReadReply::NotLeader(None);
+    async fn position(&self) -> Result<ReadPosition, NotServed> {
+        let mut failed = NotServed::NotLeader(None);
         let asked = async {
             loop {
                 let Err(not_leading) = self.group.leadership() else {
@@ -376,22 +368,22 @@ impl Asking {
         asked.unwrap_or(Err(failed))
     }
 
-    async fn ask(&self, leader: NodeId) -> Result<ReadPosition, ReadReply> {
+    async fn ask(&self, leader: NodeId) -> Result<ReadPosition, NotServed> {
         let Some(channel) = self.peers.requests(leader) else {
-            return Err(ReadReply::NotLeader(None));
+            return Err(NotServed::NotLeader(None));
         };
         let id = self.group.id();
         let group = Some(wire::ShardEpoch { shard: id.shard.0, epoch: id.epoch.0.into() });
         let answer =
             ShardClient::new(channel).read_position(wire::ReadPositionRequest { group }).await;
         let unavailable =
-            |reason: &str| ReadReply::Unavailable(format!("the leader did not answer: {reason}"));
+            |reason: &str| NotServed::Unavailable(format!("the leader did not answer: {reason}"));
         match answer.map_err(|status| unavailable(status.message()))?.into_inner().result {
             Some(read_position_response::Result::Position(position)) => {
                 Ok(ReadPosition { sequence: position.sequence })
             }
             Some(read_position_response::Result::NotLeader(hint)) => {
-                Err(ReadReply::NotLeader(Some(hint.leader).filter(|leader| *leader != 0)))
+                Err(NotServed::NotLeader(Some(hint.leader).filter(|leader| *leader != 0)))
             }
             Some(read_position_response::Result::Unavailable(reason)) => Err(unavailable(&reason)),
             None => Err(unavailable("an empty answer")),
@@ -546,38 +538,24 @@ impl LocalShard {
         database: DatabaseId,
         ranges: &[ReadRange],
         min_sequence: u64,
-    ) -> ReadReply {
-        let has_caught_up = match self {
-            Self::Voter(voter) => voter.has_caught_up(),
-            Self::Replica(replica) => replica.has_caught_up(),
+    ) -> Result<ReadView, NotServed> {
+        let unavailable = |reason: &str| Err(NotServed::Unavailable(reason.to_owned()));
+        let (has_caught_up, reads) = match self {
+            Self::Voter(voter) => (voter.has_caught_up(), &voter.reads),
+            Self::Replica(replica) => (replica.has_caught_up(), replica.reads()),
         };
         if !has_caught_up {
-            return ReadReply::Unavailable(
-                "this node has not caught up since it started".to_owned(),
-            );
+            return unavailable("this node has not caught up since it started");
         }
         if !wait_applied(self.applied(), min_sequence, READ_POSITION_TIMEOUT).await {
-            return ReadReply::Unavailable(
-                "this node lags behind what this gateway has shown before".to_owned(),
-            );
+            return unavailable("this node lags behind what this gateway has shown before");
         }
-        let reads = match self {
-            Self::Voter(voter) => &voter.reads,
-            Self::Replica(replica) => replica.reads(),
-        };
-        match reads.read(self.state(), database, ranges).await {
-            // The state, and the shard's history, may be others than when the wait was over.
-            Ok(view)
-                if view.position.sequence < min_sequence
-                    || self.history().leaves(view.position).is_some() =>
-            {
-                ReadReply::Unavailable(
-                    "this node's state is not of the shard's present epoch yet".to_owned(),
-                )
-            }
-            Ok(view) => ReadReply::Done(view),
-            Err(refused) => refused.into(),
+        let view = reads.read(self.state(), database, ranges).await?;
+        // The state, and the shard's history, may be others than when the wait was over.
+        if view.position.sequence < min_sequence || self.history().leaves(view.position).is_some() {
+            return unavailable("this node's state is not of the shard's present epoch yet");
         }
+        Ok(view)
     }
 }
 

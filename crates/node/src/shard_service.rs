@@ -7,11 +7,12 @@ use meridian_proto::{kv_connect, read_range, transaction};
 use meridian_types::{DatabaseId, NodeId, ReadRange, RequestId, ShardId, WriteOutcome};
 use tonic::{Request, Response, Status};
 
+use crate::directory::Fenced;
 use crate::hedge::Failed;
 use crate::proposer::{WriteReply, WriteRequest};
 use crate::read_answer;
 use crate::router::written_from_wire;
-use crate::shard::{LocalShard, ReadReply, Voter};
+use crate::shard::{LocalShard, NotServed, Voter};
 use crate::shard_table::ShardTable;
 use crate::write_calls::{self, Turns, WriteCalls};
 
@@ -79,13 +80,11 @@ fn not_leader(leader: Option<NodeId>) -> wire::NotLeader {
 pub(crate) fn write_reply_to_wire(reply: WriteReply) -> wire::WriteResponse {
     use write_response::Result as Wire;
     let result = match reply {
-        WriteReply::Done(WriteOutcome::Committed(stamp)) => {
-            Wire::Committed(stamp.0.to_vec().into())
-        }
-        WriteReply::Done(WriteOutcome::CheckFailed(indexes)) => {
-            Wire::CheckFailed(wire::FailedChecks { indexes })
-        }
-        WriteReply::Done(WriteOutcome::Rejected(text)) => Wire::Rejected(text),
+        WriteReply::Done(outcome) => match outcome.into_inner() {
+            WriteOutcome::Committed(stamp) => Wire::Committed(stamp.0.to_vec().into()),
+            WriteOutcome::CheckFailed(indexes) => Wire::CheckFailed(wire::FailedChecks { indexes }),
+            WriteOutcome::Rejected(text) => Wire::Rejected(text),
+        },
         WriteReply::NotLeader(leader) => Wire::NotLeader(not_leader(leader)),
         WriteReply::NotCommitted(refusal) => Wire::NotCommitted(refusal.to_string()),
         WriteReply::Unknown => Wire::Unknown("leadership was lost".to_owned()),
@@ -206,8 +205,10 @@ impl shard_server::Shard for ShardService {
         let (database, ranges) = (database(&id)?, ranges(wanted)?);
         let reply = async move {
             let reply = match (&shard, strong) {
-                (LocalShard::Voter(voter), true) => voter.read_strong(database, &ranges).await,
-                (LocalShard::Replica(_), true) => ReadReply::NotLeader(None),
+                (LocalShard::Voter(voter), true) => {
+                    voter.read_strong(database, &ranges).await.map(Fenced::into_inner)
+                }
+                (LocalShard::Replica(_), true) => Err(NotServed::NotLeader(None)),
                 (shard, false) => shard.read_eventual(database, &ranges, min_sequence).await,
             };
             (reply, shard.leader())
@@ -221,20 +222,17 @@ impl shard_server::Shard for ShardService {
     ) -> Result<Response<wire::ReadPositionResponse>, Status> {
         let position = match self.voter(request.into_inner().group)? {
             Some(voter) => voter.read_position().await,
-            None => Err(ReadReply::NotLeader(None)),
+            None => Err(NotServed::NotLeader(None)),
         };
         let result = match position {
             Ok(position) => read_position_response::Result::Position(wire::ReadPosition {
                 sequence: position.sequence,
             }),
-            Err(ReadReply::Unavailable(reason)) => {
+            Err(NotServed::Unavailable(reason)) => {
                 read_position_response::Result::Unavailable(reason)
             }
-            Err(ReadReply::NotLeader(leader)) => {
+            Err(NotServed::NotLeader(leader)) => {
                 read_position_response::Result::NotLeader(not_leader(leader))
-            }
-            Err(ReadReply::Done(_)) => {
-                read_position_response::Result::Unavailable("no position".to_owned())
             }
         };
         Ok(Response::new(wire::ReadPositionResponse { result: Some(result) }))

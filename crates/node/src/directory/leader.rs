@@ -553,7 +553,7 @@ impl Session {
 
     fn committed(&mut self, reply: WriteReply) -> Result<(), Astray> {
         let Some(InFlight { next, replies }) = self.in_flight.take() else { return Ok(()) };
-        if let WriteReply::Done(WriteOutcome::Committed(stamp)) = reply {
+        if let Some(WriteOutcome::Committed(stamp)) = reply.outcome().cloned() {
             learn_own(&self.parts.directory, next.clone());
             for reply in replies {
                 drop(reply.send(Ok(next.clone())));

@@ -13,7 +13,7 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request};
 
 use super::*;
-use crate::directory::{first_cluster, load_cluster};
+use crate::directory::{EpochLease, first_cluster, load_cluster};
 use crate::failover_service::FailoverService;
 use crate::peers::Dial;
 use crate::proposer::AdmissionPolicy;
@@ -218,7 +218,8 @@ impl Process {
             shards: vec![(SHARD, Epoch(1))],
         };
         directory.renewed(directory.now(), &lease);
-        directory.holds_lease(SHARD, Epoch(1))
+        let group = GroupId { shard: SHARD, epoch: Epoch(1) };
+        EpochLease::new(Arc::clone(directory), group).is_held()
     }
 
     async fn is_sealed_replica(&self) -> bool {

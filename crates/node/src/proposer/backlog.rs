@@ -132,6 +132,7 @@ mod tests {
 
     use super::super::{PATIENCE, Proposer};
     use super::*;
+    use crate::directory::Fenced;
 
     fn no_quorum() -> WriteReply {
         WriteReply::NotCommitted(WriteRefusal::NoQuorum)
@@ -251,7 +252,7 @@ mod tests {
         // What was evaluated for nothing is evaluated again, or refused.
         backlog.put_back(vec![taken]);
         let taken = backlog.next().unwrap();
-        let outcome = WriteReply::Done(WriteOutcome::CheckFailed(vec![1]));
+        let outcome = WriteReply::Done(Fenced::for_test(WriteOutcome::CheckFailed(vec![1])));
         respond(taken.reply, outcome.clone());
         assert_eq!(answered.await.unwrap(), outcome);
         drop(taken.held);

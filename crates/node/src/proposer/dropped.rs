@@ -47,7 +47,9 @@ impl Session<'_> {
     pub(super) fn refuses(&self, database: DatabaseId) -> Option<WriteReply> {
         let shard = self.parts.group.id().shard;
         if self.dropped.applied.contains(&database) {
-            return Some(self.done(WriteOutcome::Rejected("the database was deleted".to_owned())));
+            return Some(
+                self.release(WriteOutcome::Rejected("the database was deleted".to_owned())),
+            );
         }
         let is_here =
             self.parts.directory.holds(shard, database) && !self.dropped.is_logged(database);
@@ -56,9 +58,8 @@ impl Session<'_> {
 
     /// Databases that are to be dropped next: the directory says so, and the log does not yet.
     pub(super) fn to_drop(&self) -> Vec<DatabaseId> {
-        let group = self.parts.group.id();
-        let deleting = self.parts.directory.deleting(group.shard);
-        if deleting.is_empty() || !self.parts.directory.holds_lease(group.shard, group.epoch) {
+        let deleting = self.parts.directory.deleting(self.parts.group.id().shard);
+        if deleting.is_empty() || !self.lease.is_held() {
             return Vec::new();
         }
         deleting

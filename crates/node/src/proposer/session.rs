@@ -22,6 +22,7 @@ use super::dropped::Dropped;
 use super::logged_time::LoggedTime;
 use super::room::Room;
 use super::{ProposerParts, TermEnd, WriteRefusal, WriteReply, WriteRequest};
+use crate::directory::EpochLease;
 
 /// What one batch removes of what has expired, at most. One such batch is in flight at a time, so
 /// that requests have the others.
@@ -64,6 +65,7 @@ struct InFlight {
 /// One term of leadership.
 pub(super) struct Session<'a> {
     pub(super) parts: &'a ProposerParts,
+    pub(super) lease: EpochLease,
     time: &'a mut LoggedTime,
     term: u64,
     /// The newest position given out.
@@ -110,6 +112,7 @@ impl<'a> Session<'a> {
         time.begin(applied.time_ms, parts.time.now());
         Self {
             parts,
+            lease: EpochLease::new(Arc::clone(&parts.directory), parts.group.id()),
             time,
             term,
             // A new epoch goes on behind the base.
@@ -174,7 +177,7 @@ impl<'a> Session<'a> {
             self.by_request.remove(request);
         }
         for Waiter { reply, outcome, .. } in batch.waiters {
-            respond(reply, self.done(outcome));
+            respond(reply, self.release(outcome));
         }
         Ok(())
     }
@@ -232,7 +235,7 @@ impl<'a> Session<'a> {
             return NextStep::Join(*position, outcome.clone());
         }
         if let Some(outcome) = or_fatal(self.parts.state.request(request.request_id)) {
-            return NextStep::Answer(self.done(outcome));
+            return NextStep::Answer(self.release(outcome));
         }
         if let Some(reply) = self.refuses(request.database) {
             return NextStep::Answer(reply);
@@ -256,9 +259,8 @@ impl<'a> Session<'a> {
 
     /// Why nothing can be written now, or nothing but deletions.
     pub(super) fn refusal(&self, only_deletes: bool) -> Option<WriteRefusal> {
-        let group = self.parts.group.id();
-        if !self.parts.directory.holds_lease(group.shard, group.epoch) {
-            return Some(WriteRefusal::NoEpochLease(group.shard));
+        if !self.lease.is_held() {
+            return Some(WriteRefusal::NoEpochLease(self.parts.group.id().shard));
         }
         self.parts.policy.refusal(only_deletes)
     }
@@ -267,13 +269,9 @@ impl<'a> Session<'a> {
         Instant::now() < self.not_before
     }
 
-    /// What a client may be told now: an outcome leaves only under the region's lease.
-    pub(super) fn done(&self, outcome: WriteOutcome) -> WriteReply {
-        let group = self.parts.group.id();
-        match self.parts.directory.holds_lease(group.shard, group.epoch) {
-            true => WriteReply::Done(outcome),
-            false => WriteReply::Unknown,
-        }
+    /// What a client may be told now: an outcome leaves only under the epoch lease.
+    pub(super) fn release(&self, outcome: WriteOutcome) -> WriteReply {
+        self.lease.release(outcome).map_or(WriteReply::Unknown, WriteReply::Done)
     }
 
     fn evaluate(
@@ -447,7 +445,7 @@ impl<'a> Session<'a> {
             return Err(ProposalFailure::NotAppended);
         }
         for (queued, outcome) in evaluated {
-            respond(queued.reply, self.done(outcome));
+            respond(queued.reply, self.release(outcome));
         }
         Ok(())
     }

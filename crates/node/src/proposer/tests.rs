@@ -195,9 +195,10 @@ impl Leader {
     }
 
     async fn commit(&self, transaction: Transaction) -> Versionstamp {
-        match self.write(RequestId::generate(), false, transaction).await {
-            WriteReply::Done(WriteOutcome::Committed(stamp)) => stamp,
-            other => panic!("not committed: {other:?}"),
+        let reply = self.write(RequestId::generate(), false, transaction).await;
+        match reply.outcome() {
+            Some(WriteOutcome::Committed(stamp)) => *stamp,
+            _ => panic!("not committed: {reply:?}"),
         }
     }
 
@@ -324,7 +325,7 @@ async fn a_first_try_that_arrives_after_its_retry_failed_does_nothing() {
     let leader = Leader::start(Arc::default()).await;
     leader.commit(set("k", "taken")).await;
     let id = RequestId::generate();
-    let failed = WriteReply::Done(WriteOutcome::CheckFailed(vec![0]));
+    let failed = WriteReply::Done(Fenced::for_test(WriteOutcome::CheckFailed(vec![0])));
     assert_eq!(leader.write(id, true, only_if_absent("k", set("k", "late"))).await, failed);
     leader.commit(mutation("k", MutationKind::Delete)).await;
     // Now the check would hold; but its client was told that it had failed.
@@ -340,12 +341,12 @@ async fn a_failing_transaction_changes_nothing_and_costs_no_versionstamp() {
     bad.mutations.extend(add("text", 1).mutations);
     let rejected = leader.write(RequestId::generate(), false, bad).await;
     assert!(
-        matches!(&rejected, WriteReply::Done(WriteOutcome::Rejected(text)) if text.contains("'sum'")),
+        matches!(rejected.outcome(), Some(WriteOutcome::Rejected(text)) if text.contains("'sum'")),
         "{rejected:?}"
     );
     let failed =
         leader.write(RequestId::generate(), false, only_if_absent("text", set("text", "x"))).await;
-    assert_eq!(failed, WriteReply::Done(WriteOutcome::CheckFailed(vec![0])));
+    assert_eq!(failed, WriteReply::Done(Fenced::for_test(WriteOutcome::CheckFailed(vec![0]))));
     let after = leader.commit(Transaction::default()).await;
     assert_eq!(
         after.position(),
@@ -460,7 +461,7 @@ async fn a_sealed_leader_is_not_drained_before_what_it_has_in_flight_is_applied(
         (leader.state.position(), leader.value("k").unwrap()),
         (before.next(), "last".into())
     );
-    assert!(matches!(last.await.unwrap(), WriteReply::Done(WriteOutcome::Committed(_))));
+    assert!(matches!(last.await.unwrap().outcome(), Some(WriteOutcome::Committed(_))));
 }
 
 #[tokio::test]

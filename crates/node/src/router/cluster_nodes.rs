@@ -17,12 +17,13 @@ use tonic::{Code, Status};
 
 use super::nodes::{Answering, LocalVoter, Nodes, WriteTry, Written};
 use crate::departure::Departure;
+use crate::directory::Fenced;
 use crate::hedge::Failed;
 use crate::peers::PeerChannels;
 use crate::proposer::{WriteReply, WriteRequest};
 use crate::read_answer::{self, Room};
 use crate::reads::Reads;
-use crate::shard::{LocalShard, ReadReply};
+use crate::shard::{LocalShard, NotServed};
 use crate::shard_table::ShardTable;
 use crate::write_calls::WriteCalls;
 
@@ -144,27 +145,27 @@ async fn read_here(
 ) -> Result<Answering, Failed> {
     let reply = match &local {
         LocalShard::Voter(voter) if read.consistency == Consistency::Strong => {
-            voter.read_strong(read.database, &read.ranges).await
+            voter.read_strong(read.database, &read.ranges).await.map(Fenced::into_inner)
         }
         LocalShard::Replica(_) if read.consistency == Consistency::Strong => {
-            ReadReply::NotLeader(None)
+            Err(NotServed::NotLeader(None))
         }
         local => local.read_eventual(read.database, &read.ranges, min_sequence).await,
     };
     match reply {
-        ReadReply::Done(view) => Ok(Answering {
+        Ok(view) => Ok(Answering {
             position: view.position,
             leader: local.leader(),
             ranges: Box::pin(ready(Ok(view.ranges))) as BoxFuture<'static, _>,
         }),
-        ReadReply::NotLeader(leader) => Err(Failed::NotLeader(leader)),
-        ReadReply::Unavailable(reason) => Err(Failed::NotDone(reason)),
+        Err(NotServed::NotLeader(leader)) => Err(Failed::NotLeader(leader)),
+        Err(NotServed::Unavailable(reason)) => Err(Failed::NotDone(reason)),
     }
 }
 
 fn written(reply: WriteReply) -> Result<Written, Failed> {
     match reply {
-        WriteReply::Done(outcome) => Ok(Written { outcome, leader: None }),
+        WriteReply::Done(outcome) => Ok(Written { outcome: outcome.into_inner(), leader: None }),
         WriteReply::NotLeader(leader) => Err(Failed::NotLeader(leader)),
         WriteReply::NotCommitted(refusal) => Err(Failed::NotDone(refusal.to_string())),
         WriteReply::Unknown => Err(Failed::Unknown("leadership was lost".to_owned())),

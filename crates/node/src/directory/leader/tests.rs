@@ -4,7 +4,7 @@ use meridian_storage::{Call, Durability, Engine, HookedEngine, Hooks, MemoryEngi
 use parking_lot::{Condvar, Mutex};
 use renew_response::Result as Renewed;
 
-use super::super::first_cluster;
+use super::super::{Fenced, first_cluster};
 use super::*;
 use crate::proposer::WriteRefusal;
 use crate::testing::{OnlyVoter, until};
@@ -252,7 +252,11 @@ async fn committing() -> (Session, oneshot::Receiver<Executed>, oneshot::Receive
 async fn whoever_wants_a_change_is_told_what_became_of_it() {
     let (mut session, mut first, mut second) = committing().await;
     let stamp = Versionstamp::new(Position::new(Epoch(1), 9), 0);
-    assert!(session.committed(WriteReply::Done(WriteOutcome::Committed(stamp))).is_ok());
+    assert!(
+        session
+            .committed(WriteReply::Done(Fenced::for_test(WriteOutcome::Committed(stamp))))
+            .is_ok()
+    );
     let made = first.try_recv().unwrap().unwrap();
     assert_eq!((made.version, made.regions.last().map(String::as_str)), (6, Some("r")));
     assert_eq!(session.base, Some((made, stamp)), "the next is made of it");

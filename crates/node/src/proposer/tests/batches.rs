@@ -37,7 +37,7 @@ async fn complete_one(session: &mut Session<'_>) {
 }
 
 fn is_committed(answer: &WriteReply) -> bool {
-    matches!(answer, WriteReply::Done(WriteOutcome::Committed(_)))
+    matches!(answer.outcome(), Some(WriteOutcome::Committed(_)))
 }
 
 #[tokio::test]

@@ -57,15 +57,15 @@ async fn small_requests_do_not_make_large_batches() {
     let before = leader.state.position().sequence;
     // Ten kilobytes that would be 65 megabytes: refused, saying why.
     let refused = leader.write(RequestId::generate(), false, sums(0..1000)).await;
-    let WriteReply::Done(WriteOutcome::Rejected(text)) = refused else { panic!("{refused:?}") };
+    let Some(WriteOutcome::Rejected(text)) = refused.outcome() else { panic!("{refused:?}") };
     assert!(text.contains(&limits::MAX_COMPUTED_BYTES.to_string()), "{text}");
     // Some hundred bytes that are two megabytes each, all at once: in order, in batches of some
     // megabytes each.
     let writes = (0..40).map(|n| leader.write(RequestId::generate(), false, sums(n..n + 30)));
     let mut stamps = Vec::new();
     for reply in futures::future::join_all(writes).await {
-        let WriteReply::Done(WriteOutcome::Committed(stamp)) = reply else { panic!("{reply:?}") };
-        stamps.push(stamp);
+        let Some(WriteOutcome::Committed(stamp)) = reply.outcome() else { panic!("{reply:?}") };
+        stamps.push(*stamp);
     }
     assert!(stamps.is_sorted(), "what a batch had no room for has kept its place");
     let sizes = sizes(&leader, before + 1);
@@ -128,9 +128,8 @@ async fn checks_count_as_work_and_others_get_their_turn_meanwhile() {
     assert!(others.await.unwrap_err().is_cancelled());
     let longest = LONGEST_TURN.load(Ordering::Relaxed);
     assert!(longest < 15_000, "nobody else had a turn while this thread worked for {longest} us");
-    let committed = replies
-        .iter()
-        .filter(|reply| matches!(reply, WriteReply::Done(WriteOutcome::Committed(_))));
+    let committed =
+        replies.iter().filter(|reply| matches!(reply.outcome(), Some(WriteOutcome::Committed(_))));
     assert_eq!(committed.count(), 300);
     let batches = leader.group.committed_batches(before + 2, usize::MAX).unwrap();
     let counts =

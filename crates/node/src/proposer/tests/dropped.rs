@@ -14,7 +14,7 @@ async fn until_dropped(leader: &Leader) {
 }
 
 fn is_refused(reply: &WriteReply) -> bool {
-    matches!(reply, WriteReply::Done(WriteOutcome::Rejected(text)) if text == "the database was deleted")
+    matches!(reply.outcome(), Some(WriteOutcome::Rejected(text)) if text == "the database was deleted")
 }
 
 #[tokio::test]
@@ -28,9 +28,7 @@ async fn a_deleted_database_is_dropped_in_the_log_and_nothing_of_it_is_logged_be
     assert_eq!(leader.value("k"), None);
     let late = leader.write(RequestId::generate(), false, set("k", "2")).await;
     assert!(is_refused(&late), "{late:?}");
-    let WriteReply::Done(WriteOutcome::Committed(stamp)) = committed else {
-        panic!("{committed:?}")
-    };
+    let Some(WriteOutcome::Committed(stamp)) = committed.outcome() else { panic!("{committed:?}") };
     let dropped = stamp.position().next();
     assert_eq!(leader.proposed.load(Ordering::Relaxed), dropped.sequence, "it is dropped once");
     // Whoever does not know yet what became of a write from before is told.
@@ -78,7 +76,7 @@ async fn a_name_can_be_used_again_while_its_first_database_is_deleted() {
     learn(&leader, &Change::DeleteDatabase { id: DATABASE });
     learn(&leader, &Change::CreateDatabase { id: again, database, own_shard: false });
     let written = leader.write_to(again, RequestId::generate(), false, set("k", "2")).await;
-    assert!(matches!(written, WriteReply::Done(WriteOutcome::Committed(_))), "{written:?}");
+    assert!(matches!(written.outcome(), Some(WriteOutcome::Committed(_))), "{written:?}");
     until_dropped(&leader).await;
     assert_eq!(leader.value("k"), None);
     let all = ReadRange { start: Bytes::new(), end: "z".into(), limit: 9, reverse: false };

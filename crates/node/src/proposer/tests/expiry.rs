@@ -54,7 +54,7 @@ async fn what_is_being_written_is_not_swept_with_what_it_replaces() {
     proposed(first.sequence + 2).await;
     assert_eq!(leader.state.position(), first, "the new value is in flight");
     engine.release_syncs();
-    assert!(matches!(writing.await.unwrap(), WriteReply::Done(WriteOutcome::Committed(_))));
+    assert!(matches!(writing.await.unwrap().outcome(), Some(WriteOutcome::Committed(_))));
     leader.swept().await;
     assert_eq!(leader.value("k").unwrap(), "new");
 }
@@ -143,7 +143,7 @@ async fn what_a_check_finds_expired_is_so_for_every_read() {
             ..set("x", "x")
         };
         while leader.write(RequestId::generate(), false, unchanged.clone()).await
-            != WriteReply::Done(WriteOutcome::CheckFailed(vec![0]))
+            != WriteReply::Done(Fenced::for_test(WriteOutcome::CheckFailed(vec![0])))
         {}
         assert_eq!(leader.value("k"), None);
     }

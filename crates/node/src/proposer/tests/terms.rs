@@ -7,7 +7,7 @@ use super::*;
 const HOUR_MS: u64 = 3_600_000;
 
 fn check_failed() -> WriteReply {
-    WriteReply::Done(WriteOutcome::CheckFailed(vec![0]))
+    WriteReply::Done(Fenced::for_test(WriteOutcome::CheckFailed(vec![0])))
 }
 
 /// Else somebody is told of a value that may never have been.
@@ -32,7 +32,7 @@ async fn a_refusal_waits_for_the_batches_in_flight_that_it_may_have_seen() {
     assert_eq!(leader.state.position(), before, "what it was evaluated against is in flight");
     assert_eq!(futures::poll!(refused.as_mut()), Poll::Pending);
     engine.release_syncs();
-    assert!(matches!(first.await, WriteReply::Done(WriteOutcome::Committed(_))));
+    assert!(matches!(first.await.outcome(), Some(WriteOutcome::Committed(_))));
     assert_eq!(refused.await, check_failed());
 }
 
@@ -93,7 +93,7 @@ async fn what_the_log_does_not_say_to_have_expired_is_there_for_whoever_writes()
     let applied = session.oldest().await;
     assert!(session.completed(applied).is_ok());
     let answer = answer.await.unwrap();
-    assert!(matches!(answer, WriteReply::Done(WriteOutcome::Committed(_))), "{answer:?}");
+    assert!(matches!(answer.outcome(), Some(WriteOutcome::Committed(_))), "{answer:?}");
 }
 
 #[tokio::test]
@@ -117,7 +117,7 @@ async fn a_term_goes_on_while_nothing_is_asked_for_and_begins_no_batch_before_it
             _ = &mut turn => panic!("the term ended"),
             answer = answer => answer.unwrap(),
         };
-        assert!(matches!(answer, WriteReply::Done(WriteOutcome::Committed(_))), "{answer:?}");
+        assert!(matches!(answer.outcome(), Some(WriteOutcome::Committed(_))), "{answer:?}");
         assert!(Instant::now() >= since);
     }
 }
