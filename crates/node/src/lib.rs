@@ -1,81 +1,54 @@
 //! Puts Meridian together: one node, or a stateless gateway, from its configuration.
 //!
-//! | module | what it holds |
+//! Its rooms are the floors of a house. What happens on one floor uses those below it and nothing
+//! above; a test of the tree says so. From the top:
+//!
+//! | module | what happens there |
 //! |---|---|
-//! | `config`, `topology` | what the operator says, and what is refused of it |
-//! | `control` | threads and connections for what decides who may serve |
-//! | `directory` | what the cluster is at present, behind one small trait |
-//! | `node`, `standalone_gateway`, `dev` | starting and stopping: one node, one gateway, a whole cluster |
-//! | `shard` | one shard here: as a voter or as a replica; strong and eventual reads |
-//! | `reads` | carries reads out, a few at a time, within the bytes they may hold |
-//! | `proposer` | the write path of a leader: group commit |
-//! | `replica` | the follower of a shard in a replica region |
-//! | `shipping_service`, `followers` | the source's side: subscriptions, lag, retention |
-//! | `shipping_compression` | log batches on their way between nodes, on both sides |
-//! | `state_exchange` | whole states between nodes |
-//! | `router`, `hedge` | from a gateway to the shard's leader, with retries, and what they may cost |
-//! | `read_answer`, `write_calls`, `departure` | how the answer to a read, and a write, travel between nodes |
-//! | `shard_service`, `admin_service` | gRPC faces |
-//! | `seals` | what was promised about the end of epochs, over restarts |
-//! | `maintenance`, `counters` | flushing, purging, forgetting, gauges; what is measured from the start |
+//! | `process` | starting and stopping: one node, one stateless gateway, a whole cluster for development |
+//! | `rpc` | the gRPC faces of a node: wire in, wire out |
+//! | `background` | what a node does periodically: status, purging, forgetting, gauges |
+//! | `directory_group` | the node's vote in the directory's own group, and its term as its leader |
+//! | `placement` | bringing the node to its part in each shard, and reporting how it stands |
+//! | `routing` | from a gateway to the node that can answer, with retries and hedges |
+//! | `shard` | one shard here: as a voter or as a replica |
+//! | `write` | the write path of a leader: admission and group commit |
+//! | `read` | reads of a state, a few at a time, within the bytes they may hold |
+//! | `divergence` | batches that a later epoch's history does not hold, kept in files |
+//! | `replication` | how logs and states travel between nodes, and how far each node has come |
+//! | `cluster_view` | the cluster as this process knows it, and the lease that it has |
+//! | `network` | connections to other nodes and from them |
+//! | `host` | clocks, disk room, open files, ports |
+//! | `config`, `topology`, `private_file` | what the operator says, and what is refused of it |
+//! | `wan` | emulated links |
 //!
 //! What always holds here: an answer to a write says what is true and durable, or nothing; a strong
 //! read is served only where leadership was confirmed after the read began. Absent on purpose: HTTP
 //! (the gateway's), rules of shipping (`meridian-shipping`), Raft (`meridian-consensus`).
 
-mod admin_service;
-mod announcements;
-mod clock;
-mod clocks;
-mod comparison;
+mod background;
+mod cluster_view;
 pub mod config;
-mod control;
-mod counters;
-mod departure;
-pub mod dev;
-mod directory;
-mod disk;
-mod drain;
-mod failover_service;
-mod followers;
-mod hedge;
-mod history;
-mod identity;
-mod incoming;
-mod keeper;
-mod lost_tail;
-mod maintenance;
-mod node;
-mod open_files;
-mod orphans;
-mod outgoing_ports;
-mod peers;
+mod directory_group;
+mod divergence;
+mod host;
+mod network;
+mod placement;
 pub mod private_file;
-mod proposer;
-mod read_answer;
-mod reads;
-mod replica;
-mod round;
-mod router;
-mod seals;
+mod process;
+mod read;
+mod replication;
+mod routing;
+mod rpc;
 mod shard;
-mod shard_limits;
-mod shard_service;
-mod shard_table;
-mod shipping_compression;
-mod shipping_service;
-mod shipping_wire;
-mod standalone_gateway;
-mod standing;
-mod state_exchange;
-mod telemetry;
 #[cfg(test)]
 mod testing;
 pub mod topology;
-mod write_calls;
+mod write;
 
 pub use meridian_storage::abort_soon;
-pub use node::{Node, StartError};
-pub use peers::Dial;
-pub use standalone_gateway::StandaloneGateway;
-pub use telemetry::{Metrics, serve_metrics};
+pub use network::peers::Dial;
+pub use process::dev;
+pub use process::node::{Node, StartError};
+pub use process::standalone_gateway::StandaloneGateway;
+pub use process::telemetry::{Metrics, serve_metrics};

@@ -14,16 +14,17 @@ use meridian_storage::{
 };
 use meridian_types::Position;
 
-use crate::clocks::Clocks;
-use crate::directory::{Directory, first_cluster};
-use crate::history::History;
-use crate::peers::PeerChannels;
-use crate::proposer::AdmitAll;
-use crate::reads::Reads;
-use crate::shard::{Voter, VoterParts};
-use crate::shard_table::ShardTable;
-use crate::state_exchange::StateExchange;
+use crate::cluster_view::bootstrap::first_cluster;
+use crate::cluster_view::history::History;
+use crate::cluster_view::view::Directory;
+use crate::host::clocks::Clocks;
+use crate::network::peers::PeerChannels;
+use crate::read::execution::Reads;
+use crate::replication::snapshot_transfer::StateExchange;
+use crate::shard::table::ShardTable;
+use crate::shard::voter::{Voter, VoterParts};
 use crate::topology::Topology;
+use crate::write::proposer::AdmitAll;
 
 /// Waits until something holds.
 ///

@@ -126,7 +126,7 @@ fn fields_replace_defaults() {
 fn a_cluster_may_be_founded_with_databases_that_do_not_fail_over() {
     use meridian_directory::FailoverMode;
 
-    use crate::directory::founded_cluster;
+    use crate::cluster_view::bootstrap::founded_cluster;
 
     let configs = super::dev_cluster_configs(
         &[3, 2, 1][..],

@@ -1,0 +1,13 @@
+//! The cluster as this process knows it, the lease that the directory grants it, and how both are
+//! kept up to date.
+//!
+//! The view may be old and does not say so; what must not be old is guarded by the epoch lease.
+//! Absent on purpose: the directory's own Raft group (`directory_group`).
+
+pub(crate) mod bootstrap;
+pub(crate) mod client;
+pub(crate) mod epoch_lease;
+pub(crate) mod history;
+pub(crate) mod store;
+pub(crate) mod view;
+pub(crate) mod wire;

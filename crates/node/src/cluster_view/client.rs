@@ -1,0 +1,245 @@
+//! A process's side of the directory: following the cluster, and renewing the node's lease.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use meridian_directory::Cluster;
+use meridian_failover::Lease;
+use meridian_proto::directory::{self as wire, directory_client::DirectoryClient, renew_response};
+use meridian_types::{Epoch, NodeId, ShardId};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster_view::view::Directory;
+use crate::network::peers::PeerChannels;
+
+/// Without news, an empty message so often says that the stream is alive, and no news missed.
+pub(crate) const FOLLOW_HEARTBEAT: Duration = Duration::from_millis(500);
+/// A source that says nothing for so long is given up.
+const FOLLOW_TIMEOUT: Duration = FOLLOW_HEARTBEAT.saturating_mul(4);
+const PAUSE: Duration = Duration::from_millis(200);
+const RENEW: Duration = Duration::from_millis(500);
+/// Instead, while no leader is known.
+const SEARCH: Duration = Duration::from_millis(250);
+/// A leader that has granted nothing for so long is looked for elsewhere.
+const LEADER_SILENT: Duration = Duration::from_secs(1);
+/// One try. Longer than two rounds over the longest WAN link: the leader may have to ask its
+/// quorum.
+const RENEW_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// Follows the cluster from a voter of the directory, the nearest that answers.
+pub(crate) struct Follower {
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) peers: Arc<PeerChannels>,
+    pub(crate) region: String,
+    /// This node, which need not be asked.
+    pub(crate) node: Option<NodeId>,
+}
+
+impl Follower {
+    /// Until `stop`.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        loop {
+            // Any node knows the cluster; voters know it first.
+            let mut sources = self.directory.voters_near(&self.region);
+            let others = self.directory.topology();
+            sources.extend(others.nodes.keys().copied());
+            for source in sources.into_iter().filter(|source| Some(*source) != self.node) {
+                tokio::select! {
+                    () = stop.cancelled() => return,
+                    () = self.follow(source) => {}
+                }
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(PAUSE) => {}
+            }
+        }
+    }
+
+    async fn follow(&self, source: NodeId) {
+        let Some(channel) = self.peers.requests(source) else { return };
+        let mut client = DirectoryClient::new(channel)
+            .max_decoding_message_size(crate::network::peers::MAX_MESSAGE_BYTES);
+        let request = wire::FollowRequest { known_version: self.directory.known().cluster.version };
+        let Ok(Ok(stream)) = tokio::time::timeout(FOLLOW_TIMEOUT, client.follow(request)).await
+        else {
+            return;
+        };
+        let mut stream = stream.into_inner();
+        while let Ok(Ok(Some(state))) = tokio::time::timeout(FOLLOW_TIMEOUT, stream.message()).await
+        {
+            // News may be old: only who hears the directory's leader sends the rest.
+            if state.json.is_empty() {
+                self.directory.is_up_to_date();
+            } else if !learn(&self.directory, &state, source) {
+                return;
+            }
+        }
+        tracing::debug!(source, "the directory's stream ended");
+    }
+}
+
+/// Whether `source` is a node of this process's cluster, as far as what it says of the cluster
+/// tells.
+fn learn(directory: &Directory, state: &wire::ClusterState, source: NodeId) -> bool {
+    match serde_json::from_slice::<Cluster>(&state.json) {
+        Ok(cluster) => match directory.learn(cluster) {
+            Ok(()) => true,
+            Err(foreign) => {
+                metrics::counter!("meridian_foreign_answers_total").increment(1);
+                tracing::warn!(source, %foreign, "the address of a node leads to another cluster; it is not listened to");
+                false
+            }
+        },
+        Err(error) => {
+            tracing::warn!(%error, "the directory says what this version cannot read");
+            true
+        }
+    }
+}
+
+/// What the node says with each renewal.
+pub(crate) type Report =
+    Arc<dyn Fn() -> (Vec<wire::ShardReport>, Vec<wire::Orphans>) + Send + Sync>;
+
+/// Keeps the node's lease.
+pub(crate) struct LeaseRenewal {
+    pub(crate) node: NodeId,
+    pub(crate) region: String,
+    pub(crate) incarnation: Bytes,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) peers: Arc<PeerChannels>,
+    pub(crate) report: Report,
+    /// Why the directory wants nothing of this node, once it has said so.
+    pub(crate) refused: watch::Sender<Option<String>>,
+    /// Who granted the newest lease, and when.
+    pub(crate) leader: Mutex<Option<(NodeId, Instant)>>,
+}
+
+impl LeaseRenewal {
+    /// Until `stop`. Tries do not wait for each other: an answer that never comes delays none.
+    pub(crate) async fn run(self, stop: CancellationToken) {
+        let this = Arc::new(self);
+        loop {
+            let renewal = Arc::clone(&this);
+            tokio::spawn(async move {
+                drop(tokio::time::timeout(RENEW_TIMEOUT, renewal.renew()).await)
+            });
+            let pause = if this.present_leader().is_some() { RENEW } else { SEARCH };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(pause) => {}
+                () = this.directory.renewal_is_wanted() => {}
+            }
+        }
+    }
+
+    /// Who has granted a lease of late.
+    fn present_leader(&self) -> Option<NodeId> {
+        self.leader
+            .lock()
+            .filter(|(_, granted)| granted.elapsed() < LEADER_SILENT)
+            .map(|(leader, _)| leader)
+    }
+
+    /// Asks the leader; while none is known, all who may know it, so that one that was lost with
+    /// its data center costs no lease.
+    async fn renew(&self) {
+        let asked = match self.present_leader() {
+            Some(leader) => vec![leader],
+            None => self.directory.voters_near(&self.region),
+        };
+        let mut asks: FuturesUnordered<_> =
+            asked.into_iter().map(|node| self.renew_with(node)).collect();
+        while let Some(granted) = asks.next().await {
+            if granted {
+                return;
+            }
+        }
+    }
+
+    /// Asks a node, and whom it points to; whether one of them granted a lease.
+    async fn renew_with(&self, first: NodeId) -> bool {
+        let mut node = first;
+        for _ in 0..3 {
+            match self.ask(node).await {
+                Asked::Done => {
+                    *self.leader.lock() = Some((node, Instant::now()));
+                    return true;
+                }
+                Asked::Elsewhere(leader) if leader != 0 && leader != node => node = leader,
+                Asked::Elsewhere(_) | Asked::Nothing => break,
+            }
+        }
+        self.leader.lock().take_if(|(leader, _)| *leader == first);
+        false
+    }
+
+    async fn ask(&self, node: NodeId) -> Asked {
+        let Some(channel) = self.peers.control(node) else { return Asked::Nothing };
+        let (reports, orphans) = (self.report)();
+        let request = wire::RenewRequest {
+            node_id: self.node,
+            incarnation: self.incarnation.clone(),
+            reports,
+            orphans,
+            known_version: self.directory.known().cluster.version,
+        };
+        let sent_at = self.directory.now();
+        let mut client = DirectoryClient::new(channel)
+            .max_decoding_message_size(crate::network::peers::MAX_MESSAGE_BYTES);
+        // One that is cut off does not say so: half of the time is for another.
+        let asked = tokio::time::timeout(RENEW_TIMEOUT / 2, client.renew(request)).await;
+        match asked.ok().and_then(Result::ok).and_then(|response| response.into_inner().result) {
+            Some(renew_response::Result::Lease(lease)) => {
+                if lease
+                    .cluster
+                    .as_ref()
+                    .is_some_and(|cluster| !learn(&self.directory, cluster, node))
+                {
+                    return Asked::Nothing;
+                }
+                let hints: Vec<_> = lease
+                    .furthest
+                    .iter()
+                    .filter_map(crate::cluster_view::wire::progress_hint)
+                    .collect();
+                let shards = lease.shards.iter().filter_map(|leased| {
+                    Some((ShardId(leased.shard), Epoch(u16::try_from(leased.epoch).ok()?)))
+                });
+                let lease =
+                    Lease { ttl: Duration::from_millis(lease.ttl_ms), shards: shards.collect() };
+                self.directory.observe_hints(hints);
+                self.directory.renewed(sent_at, &lease);
+                Asked::Done
+            }
+            Some(renew_response::Result::NotLeader(leader)) => {
+                if leader == 0 && !self.directory.was_granted() {
+                    // It is being written down who this node is.
+                    let directory = Arc::clone(&self.directory);
+                    tokio::spawn(async move {
+                        tokio::time::sleep(PAUSE / 4).await;
+                        directory.renew_now();
+                    });
+                }
+                Asked::Elsewhere(leader)
+            }
+            Some(renew_response::Result::Refused(reason)) => {
+                self.refused.send_replace(Some(reason));
+                Asked::Done
+            }
+            None => Asked::Nothing,
+        }
+    }
+}
+
+enum Asked {
+    Done,
+    Elsewhere(NodeId),
+    Nothing,
+}

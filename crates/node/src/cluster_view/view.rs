@@ -1,0 +1,548 @@
+//! What the cluster is at present, as this process knows it: followed from the directory group, and
+//! answered from memory.
+//!
+//! What it knows may be old; it says so by itself nowhere. What must not be old is guarded by a
+//! lease: [`EpochLease`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use meridian_directory::{Cluster, Rpo, Shard, TokenScope};
+use meridian_failover::{Lease, LeaseHolder, ProgressHint, ProgressHints};
+use meridian_gateway::{Access, Catalogue, Databases, Grant};
+use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
+
+use crate::cluster_view::bootstrap::{DIRECTORY_DATABASE, DIRECTORY_GROUP};
+use crate::config::TokenSecret;
+use crate::host::clock::{boot_time, wall_ms};
+use crate::topology::Topology;
+
+/// Between two looks whether this process has heard from the cluster, at its start.
+const CURRENT_PAUSE: Duration = Duration::from_millis(20);
+
+/// One version of the cluster, and what is made of it.
+pub(crate) struct Known {
+    pub(crate) cluster: Cluster,
+    pub(crate) topology: Arc<Topology>,
+    access: Access,
+}
+
+impl Known {
+    fn new(cluster: Cluster) -> Self {
+        let topology = Arc::new(Topology::of(&cluster));
+        let grants = cluster.tokens.iter().filter_map(|(id, token)| {
+            let scope = match &token.scope {
+                TokenScope::All => Databases::All,
+                TokenScope::Databases(ids) => Databases::Only(ids.iter().copied().collect()),
+            };
+            let digest = TokenSecret::digest(&token.sha256).ok()?.sha256();
+            let expired = token.expires_at_ms;
+            Some((*id, digest, Grant::new(scope, token.write), expired))
+        });
+        // Two tokens of the same secret are refused when they are made.
+        let access = Access::from_expiring(
+            grants.map(|(_, digest, grant, expires)| (digest, grant, expires)),
+        );
+        Self { cluster, topology, access }
+    }
+}
+
+/// What was said is about a cluster that this process is not of.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("this process is of cluster {}, what was said is of cluster {}", shown(.own), shown(.other))]
+pub(crate) struct ForeignCluster {
+    pub(crate) own: Option<String>,
+    pub(crate) other: Option<String>,
+}
+
+fn shown(id: &Option<String>) -> &str {
+    id.as_deref().unwrap_or("(not named yet)")
+}
+
+/// The cluster as this process knows it, and its lease on it.
+pub(crate) struct Directory {
+    known: watch::Sender<Arc<Known>>,
+    lease: Mutex<LeaseHolder>,
+    /// When the newest question was asked that its leader has answered with a lease.
+    asked_at: Mutex<Option<Duration>>,
+    /// How far the shards came, as its leaders said.
+    hints: Mutex<ProgressHints>,
+    /// Tokens of the configuration, beside the directory's.
+    configured: Access,
+    /// The id and the name of this node, if its configuration says whom it founds a cluster with:
+    /// it is no part of a cluster that does not have it. Whoever joins takes the cluster that it is
+    /// sent to.
+    founder: Option<(NodeId, String)>,
+    /// Whether another node, or the directory's leader, said since this process started that there
+    /// is nothing newer.
+    has_heard: AtomicBool,
+    /// Changes with every grant.
+    granted: watch::Sender<u64>,
+    /// Wakes the renewal: the node has news for the directory, or wants to have some.
+    renew_now: Notify,
+}
+
+impl Directory {
+    pub(crate) fn new(
+        cluster: Cluster,
+        configured: Access,
+        founder: Option<(NodeId, String)>,
+    ) -> Self {
+        Self {
+            known: watch::Sender::new(Arc::new(Known::new(cluster))),
+            lease: Mutex::default(),
+            asked_at: Mutex::default(),
+            hints: Mutex::default(),
+            configured,
+            founder,
+            has_heard: AtomicBool::new(false),
+            granted: watch::Sender::new(0),
+            renew_now: Notify::new(),
+        }
+    }
+
+    pub(crate) fn known(&self) -> Arc<Known> {
+        Arc::clone(&self.known.borrow())
+    }
+
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Known>> {
+        self.known.subscribe()
+    }
+
+    /// How many follow the cluster from here at present.
+    #[cfg(test)]
+    pub(crate) fn watchers(&self) -> usize {
+        self.known.receiver_count()
+    }
+
+    /// Takes over what somebody says of the cluster, if it is news.
+    ///
+    /// # Errors
+    /// [`ForeignCluster`]: it is said of another cluster. Nothing changes.
+    pub(crate) fn learn(&self, cluster: Cluster) -> Result<(), ForeignCluster> {
+        if !self.is_news(&self.known().cluster, &cluster)? {
+            return Ok(());
+        }
+        let known = Arc::new(Known::new(cluster));
+        self.known.send_if_modified(|present| {
+            // What others said meanwhile may be newer.
+            let is_news = self.is_news(&present.cluster, &known.cluster) == Ok(true);
+            if is_news {
+                *present = known;
+            }
+            is_news
+        });
+        Ok(())
+    }
+
+    fn is_news(&self, present: &Cluster, said: &Cluster) -> Result<bool, ForeignCluster> {
+        self.is_own(present, said)?;
+        Ok(said.version > present.version)
+    }
+
+    fn is_own(&self, present: &Cluster, said: &Cluster) -> Result<(), ForeignCluster> {
+        let foreign = || ForeignCluster { own: present.id.clone(), other: said.id.clone() };
+        match (&present.id, &said.id) {
+            (Some(own), Some(other)) if own == other => Ok(()),
+            // From before it was named: no news, whoever says it.
+            (Some(_), None) if said.version <= present.version => Ok(()),
+            (Some(_), _) => Err(foreign()),
+            (None, None) => Ok(()),
+            // One that was founded without this process having been there.
+            (None, Some(_)) => match &self.founder {
+                None => Ok(()),
+                Some((id, name)) => {
+                    let known = said.nodes.get(id).is_some_and(|node| node.name == *name);
+                    if known { Ok(()) } else { Err(foreign()) }
+                }
+            },
+        }
+    }
+
+    pub(crate) fn topology(&self) -> Arc<Topology> {
+        Arc::clone(&self.known.borrow().topology)
+    }
+
+    /// The directory's own group is a shard like others, of one epoch, and in no directory.
+    pub(crate) fn epoch(&self, shard: ShardId) -> Option<Epoch> {
+        if shard == DIRECTORY_GROUP.shard {
+            return Some(DIRECTORY_GROUP.epoch);
+        }
+        self.known.borrow().cluster.shards.get(&shard).map(|shard| shard.epoch)
+    }
+
+    pub(crate) fn shard(&self, shard: ShardId) -> Option<Shard> {
+        self.known.borrow().cluster.shards.get(&shard).cloned()
+    }
+
+    /// The bound on replication lag that the database's writes are under.
+    pub(crate) fn rpo(&self, database: DatabaseId) -> Rpo {
+        self.known
+            .borrow()
+            .cluster
+            .databases
+            .get(&database)
+            .map(|database| database.rpo)
+            .unwrap_or_default()
+    }
+
+    /// Whether the database is in the shard, as far as this process knows.
+    pub(crate) fn holds(&self, shard: ShardId, database: DatabaseId) -> bool {
+        if shard == DIRECTORY_GROUP.shard {
+            return database == DIRECTORY_DATABASE;
+        }
+        self.known
+            .borrow()
+            .cluster
+            .databases
+            .get(&database)
+            .is_some_and(|known| known.shard == shard)
+    }
+
+    /// The databases of the shard that are being deleted.
+    pub(crate) fn deleting(&self, shard: ShardId) -> Vec<DatabaseId> {
+        let known = self.known.borrow();
+        let deleting =
+            known.cluster.deleting.iter().filter(|(_, deletion)| deletion.shard == shard);
+        deleting.map(|(id, _)| *id).collect()
+    }
+
+    /// Whether this node may serve strong operations of the shard in this epoch right now. Not
+    /// where a later epoch is known, whatever is left of the lease: its time may have stood still,
+    /// with the whole machine's.
+    pub(super) fn holds_lease(&self, shard: ShardId, epoch: Epoch) -> bool {
+        let is_over = || self.epoch(shard).is_some_and(|known| known > epoch);
+        // The directory is what leases come from: its own leader asks a majority instead.
+        shard == DIRECTORY_GROUP.shard
+            || (self.lease.lock().holds(self.now(), shard, epoch) && !is_over())
+    }
+
+    /// For how long that is so yet.
+    pub(crate) fn lease_remaining(&self, shard: ShardId) -> Option<(Epoch, Duration)> {
+        self.lease.lock().remaining(self.now(), shard)
+    }
+
+    /// As leases are counted: monotonic, and going on while the machine is suspended, where there
+    /// is such a clock.
+    pub(crate) fn now(&self) -> Duration {
+        boot_time()
+    }
+
+    /// Somebody who was told which version is known here has said what is newer, if anything is.
+    pub(crate) fn is_up_to_date(&self) {
+        self.has_heard.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until this process has heard from the cluster.
+    pub(crate) async fn current(&self) {
+        while !self.is_current() {
+            tokio::time::sleep(CURRENT_PAUSE).await;
+        }
+    }
+
+    pub(crate) fn renewed(&self, sent_at: Duration, lease: &Lease) {
+        self.lease.lock().renewed(sent_at, lease);
+        let mut asked_at = self.asked_at.lock();
+        *asked_at = (*asked_at).max(Some(sent_at));
+        self.is_up_to_date();
+        drop(asked_at);
+        self.granted.send_modify(|grants| *grants = grants.wrapping_add(1));
+    }
+
+    /// The directory's leader says how far shards have come.
+    pub(crate) fn observe_hints(&self, hints: impl IntoIterator<Item = ProgressHint>) {
+        let mut known = self.hints.lock();
+        hints.into_iter().for_each(|hint| known.observe(hint));
+    }
+
+    /// What was said so of this epoch: transactions, and the time of the last.
+    pub(crate) fn progress_hint(&self, shard: ShardId, epoch: Epoch) -> (u64, u64) {
+        self.hints.lock().get(shard, epoch)
+    }
+
+    /// Whether this process knows every change of the cluster that was committed before `time`: the
+    /// directory's leader has answered a question that was asked later.
+    pub(crate) fn knows_all_until(&self, time: Duration) -> bool {
+        self.asked_at.lock().is_some_and(|asked| asked >= time)
+    }
+
+    pub(crate) fn was_granted(&self) -> bool {
+        *self.granted.borrow() > 0
+    }
+
+    /// Waits until the directory has granted this process a lease on this very epoch: it knows the
+    /// node's folder, and had not sealed the epoch when it was asked.
+    pub(crate) async fn granted(&self, shard: ShardId, epoch: Epoch) {
+        let mut granted = self.granted.subscribe();
+        while !self.lease.lock().holds(self.now(), shard, epoch) {
+            // The directory lives as long as this process.
+            drop(granted.changed().await);
+        }
+    }
+
+    /// From now on this node serves nothing of this epoch.
+    pub(crate) fn seal(&self, shard: ShardId, epoch: Epoch) {
+        self.lease.lock().seal(shard, epoch);
+    }
+
+    pub(crate) fn renew_now(&self) {
+        self.renew_now.notify_one();
+    }
+
+    /// Waits until somebody asks for a renewal; one that was asked for since the last wait counts.
+    pub(crate) async fn renewal_is_wanted(&self) {
+        self.renew_now.notified().await;
+    }
+
+    /// Nodes of the directory group, to be asked in this order by a process in `region`.
+    pub(crate) fn voters_near(&self, region: &str) -> Vec<NodeId> {
+        let known = self.known.borrow();
+        let mut voters: Vec<NodeId> = known.cluster.directory_voters.iter().copied().collect();
+        voters.sort_by_key(|voter| {
+            (known.cluster.nodes.get(voter).is_none_or(|node| node.region != region), *voter)
+        });
+        voters
+    }
+}
+
+impl Catalogue for Directory {
+    fn default_database(&self) -> Option<DatabaseId> {
+        self.known.borrow().cluster.default_database
+    }
+
+    fn by_name(&self, name: &str) -> Option<DatabaseId> {
+        let known = self.known.borrow();
+        known
+            .cluster
+            .databases
+            .iter()
+            .find(|(_, database)| database.name == name)
+            .map(|(id, _)| *id)
+    }
+
+    fn shard(&self, database: DatabaseId) -> Option<ShardId> {
+        self.known.borrow().cluster.databases.get(&database).map(|database| database.shard)
+    }
+
+    fn is_current(&self) -> bool {
+        // The version of a configuration is zero: whoever knows no more than that has heard nothing
+        // either.
+        self.has_heard.load(Ordering::Relaxed) && self.known.borrow().cluster.version > 0
+    }
+
+    fn authorize(&self, bearer: &str) -> Option<Grant> {
+        let now_ms = wall_ms();
+        self.configured
+            .authorize(bearer, now_ms)
+            .or_else(|| self.known.borrow().access.authorize(bearer, now_ms))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+    use meridian_directory::Token;
+
+    use super::*;
+    use crate::cluster_view::bootstrap::first_cluster;
+    use crate::topology::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE, Topology};
+
+    fn cluster(version: u64, id: Option<&str>) -> Cluster {
+        let topology =
+            Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        Cluster { version, id: id.map(str::to_owned), ..first_cluster(&topology) }
+    }
+
+    fn directory(known: Cluster, founder: Option<(NodeId, String)>) -> Directory {
+        Directory::new(known, Access::default(), founder)
+    }
+
+    #[test]
+    fn what_another_cluster_says_is_not_taken_over_however_new_it_is() {
+        let directory = directory(cluster(3, Some("a")), None);
+        directory.learn(cluster(9, Some("b"))).unwrap_err();
+        directory.learn(cluster(9, None)).unwrap_err();
+        assert_eq!(directory.known().cluster.version, 3);
+        directory.learn(cluster(4, Some("a"))).unwrap();
+        assert_eq!(directory.known().cluster.version, 4);
+        // What a node of its own says that has not heard the name yet is old, and nothing more.
+        directory.learn(cluster(1, None)).unwrap();
+        assert_eq!(directory.known().cluster.version, 4);
+    }
+
+    #[test]
+    fn whoever_hears_of_another_cluster_is_told_which() {
+        let said_to = |own, other| {
+            directory(cluster(3, own), None).learn(cluster(9, other)).unwrap_err().to_string()
+        };
+        let said = "this process is of cluster a, what was said is of cluster";
+        assert_eq!(said_to(Some("a"), Some("b")), format!("{said} b"));
+        assert_eq!(said_to(Some("a"), None), format!("{said} (not named yet)"));
+    }
+
+    #[test]
+    fn a_cluster_that_is_known_already_is_no_news() {
+        let directory = directory(cluster(3, Some("a")), None);
+        let mut known = directory.watch();
+        let (before, same) = (directory.known(), cluster(3, Some("a")));
+        directory.learn(Cluster { default_database: None, ..same }).unwrap();
+        directory.learn(cluster(2, Some("a"))).unwrap();
+        assert!(Arc::ptr_eq(&directory.known(), &before));
+        assert!(!known.has_changed().unwrap());
+        directory.learn(cluster(4, Some("a"))).unwrap();
+        assert_eq!(known.borrow_and_update().cluster.version, 4);
+    }
+
+    #[test]
+    fn clients_are_told_of_databases_what_the_cluster_has() {
+        let mut cluster = cluster(3, Some("a"));
+        let rpo = Rpo { max_ms: 77, ..Rpo::default() };
+        cluster.databases.get_mut(&DEV_SECOND_DATABASE).unwrap().rpo = rpo;
+        let directory = directory(cluster, None);
+        assert_eq!(directory.default_database(), Some(DEV_DEFAULT_DATABASE));
+        assert_eq!(directory.by_name("default"), Some(DEV_DEFAULT_DATABASE));
+        assert_eq!(directory.by_name("second"), Some(DEV_SECOND_DATABASE));
+        assert_eq!(directory.by_name("third"), None);
+        assert_eq!(Catalogue::shard(&directory, DEV_SECOND_DATABASE), Some(ShardId(2)));
+        assert_eq!(Catalogue::shard(&directory, DIRECTORY_DATABASE), None);
+        assert_eq!(directory.rpo(DEV_SECOND_DATABASE), rpo);
+        assert_ne!(directory.rpo(DEV_DEFAULT_DATABASE), rpo);
+    }
+
+    #[test]
+    fn a_token_opens_whether_the_configuration_or_the_cluster_has_it() {
+        // SHA-256 of `abc`, as FIPS 180-2 has it.
+        let abc = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+        let mut cluster = cluster(3, Some("a"));
+        let databases = TokenScope::Databases([DEV_SECOND_DATABASE].into());
+        let token = |sha256: &str, expires_at_ms| Token {
+            label: "ci".to_owned(),
+            sha256: sha256.to_owned(),
+            scope: databases.clone(),
+            write: true,
+            expires_at_ms,
+            created_at_ms: 1,
+        };
+        cluster.tokens.insert(1, token(abc, None));
+        let configured = TokenSecret::digest(abc).unwrap().sha256();
+        let reader = Grant::new(Databases::All, false);
+        let configured = Access::from_expiring([(configured, reader.clone(), None)]);
+        let both = Directory::new(cluster.clone(), configured, None);
+        assert_eq!(both.authorize("abc"), Some(reader), "the configuration goes before");
+        assert_eq!(both.authorize("abcd"), None);
+        let by_cluster = Directory::new(cluster.clone(), Access::default(), None);
+        let grant = by_cluster.authorize("abc").unwrap();
+        assert!(
+            grant.allows(DEV_SECOND_DATABASE)
+                && !grant.allows(DEV_DEFAULT_DATABASE)
+                && grant.may_write()
+        );
+        cluster.tokens.insert(1, token(abc, Some(1)));
+        assert_eq!(
+            Directory::new(cluster, Access::default(), None).authorize("abc"),
+            None,
+            "it has expired"
+        );
+    }
+
+    #[test]
+    fn voters_of_the_own_region_are_asked_first() {
+        let topology =
+            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let mut cluster = first_cluster(&topology);
+        cluster.directory_voters = [1, 4, 5, 6].into();
+        let directory = directory(cluster, None);
+        assert_eq!(directory.voters_near("region-1"), [1, 4, 5, 6]);
+        assert_eq!(directory.voters_near("region-2"), [4, 5, 1, 6]);
+        assert_eq!(directory.voters_near("region-3"), [6, 1, 4, 5]);
+    }
+
+    #[test]
+    fn what_leaders_say_of_how_far_shards_came_is_kept_by_epoch() {
+        let directory = directory(cluster(3, Some("a")), None);
+        let (shard, epoch) = (ShardId(1), Epoch(2));
+        assert_eq!(directory.progress_hint(shard, epoch), (0, 0));
+        directory.observe_hints([ProgressHint { shard, epoch, transactions: 40, time_ms: 7 }]);
+        directory.observe_hints([ProgressHint { shard, epoch, transactions: 30, time_ms: 8 }]);
+        assert_eq!(directory.progress_hint(shard, epoch), (40, 8));
+        assert_eq!(directory.progress_hint(shard, Epoch(3)), (0, 0));
+        assert_eq!(directory.progress_hint(ShardId(2), epoch), (0, 0));
+    }
+
+    #[test]
+    fn a_renewal_that_was_asked_for_is_not_missed() {
+        let directory = directory(cluster(3, Some("a")), None);
+        assert_eq!(directory.renewal_is_wanted().now_or_never(), None);
+        directory.renew_now();
+        assert_eq!(directory.renewal_is_wanted().now_or_never(), Some(()));
+        assert_eq!(directory.renewal_is_wanted().now_or_never(), None, "once is enough");
+    }
+
+    #[test]
+    fn nothing_is_said_not_to_exist_before_the_cluster_was_heard() {
+        for remembered in [0, 3] {
+            let directory = directory(cluster(remembered, None), None);
+            assert!(!directory.is_current(), "it may have changed while this process was away");
+            directory.is_up_to_date();
+            assert_eq!(directory.is_current(), remembered > 0, "a configuration is no cluster");
+            directory.learn(cluster(4, Some("a"))).unwrap();
+            assert!(directory.is_current());
+        }
+        let directory = directory(cluster(3, Some("a")), None);
+        directory
+            .renewed(directory.now(), &Lease { ttl: Duration::from_secs(1), shards: Vec::new() });
+        assert!(directory.is_current());
+    }
+
+    #[test]
+    fn a_founder_takes_over_no_cluster_that_does_not_have_it() {
+        let founder = |id, name: &str| directory(cluster(0, None), Some((id, name.to_owned())));
+        founder(1, "region-1-a").learn(cluster(9, Some("b"))).unwrap();
+        founder(1, "another-name").learn(cluster(9, Some("b"))).unwrap_err();
+        founder(7, "region-1-a").learn(cluster(9, Some("b"))).unwrap_err();
+        // Whoever joins is told where by an operator.
+        directory(cluster(0, None), None).learn(cluster(9, Some("b"))).unwrap();
+    }
+
+    #[test]
+    fn a_lease_that_is_left_of_an_epoch_that_is_over_is_not_held() {
+        let topology =
+            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let mut cluster = first_cluster(&topology);
+        let directory = Directory::new(cluster.clone(), Access::default(), None);
+        let (shard, epoch) = (ShardId(1), Epoch(1));
+        assert!(!directory.was_granted());
+        let hour = Duration::from_secs(3600);
+        directory.renewed(directory.now(), &Lease { ttl: hour, shards: vec![(shard, epoch)] });
+        assert!(directory.was_granted() && directory.holds_lease(shard, epoch));
+        let (of, remaining) = directory.lease_remaining(shard).unwrap();
+        assert!(
+            of == epoch && remaining <= hour && remaining > hour / 2,
+            "{remaining:?} of epoch {of}"
+        );
+        directory.renewed(directory.now(), &Lease { ttl: hour, shards: vec![(shard, epoch)] });
+        assert!(directory.was_granted());
+        assert!(!directory.holds_lease(shard, Epoch(2)));
+        cluster.version += 1;
+        cluster.shards.get_mut(&shard).unwrap().epoch = Epoch(2);
+        directory.learn(cluster).unwrap();
+        assert!(!directory.holds_lease(shard, epoch));
+    }
+
+    #[test]
+    fn nothing_is_left_of_a_lease_on_an_epoch_that_is_sealed() {
+        let directory = directory(cluster(3, Some("a")), None);
+        let (shard, other, epoch) = (ShardId(1), ShardId(2), Epoch(1));
+        let lease =
+            Lease { ttl: Duration::from_secs(3600), shards: vec![(shard, epoch), (other, epoch)] };
+        directory.renewed(directory.now(), &lease);
+        directory.seal(shard, epoch);
+        // Asked for before it was sealed, and granted after.
+        directory.renewed(directory.now(), &lease);
+        assert!(!directory.holds_lease(shard, epoch) && directory.lease_remaining(shard).is_none());
+        assert!(directory.holds_lease(other, epoch));
+    }
+}

@@ -1,0 +1,103 @@
+//! How the directory lies in its shard: the cluster under one key, and a record of every change.
+
+use bytes::Bytes;
+use meridian_directory::{Change, Cluster};
+use meridian_storage::{ShardState, StorageError, or_fatal};
+use meridian_types::{
+    Check, Mutation, MutationKind, ReadRange, Transaction, Value, ValueEncoding, Versionstamp,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::cluster_view::bootstrap::DIRECTORY_DATABASE;
+
+const CLUSTER_KEY: &[u8] = b"cluster";
+const CHANGE_PREFIX: &[u8] = b"change";
+/// The latest changes that are recorded; the oldest goes with each that comes.
+const MAX_RECORDS: u64 = 1000;
+/// Of the name that a change is recorded under.
+const MAX_ACTOR_BYTES: usize = 200;
+
+/// One line of the record of changes.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Recorded {
+    pub(crate) version: u64,
+    /// Wall clock of the directory's leader, milliseconds since the Unix epoch.
+    pub(crate) time_ms: u64,
+    pub(crate) actor: String,
+    pub(crate) change: Change,
+}
+
+impl Recorded {
+    pub(super) fn new(version: u64, time_ms: u64, mut actor: String, change: Change) -> Self {
+        let whole = (0..=MAX_ACTOR_BYTES).rev().find(|&end| actor.is_char_boundary(end));
+        actor.truncate(whole.unwrap_or(0));
+        Self { version, time_ms, actor, change }
+    }
+}
+
+/// The cluster, and what to check that it still is the newest; `None` before the first.
+pub(super) fn read_cluster(state: &ShardState) -> Option<(Cluster, Versionstamp)> {
+    let end = [CLUSTER_KEY, &[0]].concat();
+    let range = ReadRange { start: CLUSTER_KEY.into(), end: end.into(), limit: 1, reverse: false };
+    let view = or_fatal(state.read(DIRECTORY_DATABASE, &[range], 0));
+    let entry = view.ranges.into_iter().flatten().next()?;
+    let corrupt = |error: serde_json::Error| StorageError::Corruption {
+        what: "the directory's state".to_owned(),
+        detail: error.to_string(),
+    };
+    Some((or_fatal(serde_json::from_slice(&entry.value.data).map_err(corrupt)), entry.versionstamp))
+}
+
+/// The latest changes, newest first.
+pub(super) fn read_changes(state: &ShardState, limit: u32) -> Vec<Recorded> {
+    let end = [CHANGE_PREFIX, &[0xff; 9]].concat();
+    let range = ReadRange { start: CHANGE_PREFIX.into(), end: end.into(), limit, reverse: true };
+    let view = or_fatal(state.read(DIRECTORY_DATABASE, &[range], 0));
+    let entries = view.ranges.into_iter().flatten();
+    entries.filter_map(|entry| serde_json::from_slice(&entry.value.data).ok()).collect()
+}
+
+/// One write: the next cluster, if the present one is still there, and the record of what changed.
+pub(super) fn transaction(
+    present: Option<Versionstamp>,
+    next: &Cluster,
+    recorded: &[Recorded],
+) -> Transaction {
+    let set = |key: Bytes, json: Result<Vec<u8>, serde_json::Error>| {
+        // Plain data: it always can be written.
+        let data = json.unwrap_or_default();
+        let value = Value { encoding: ValueEncoding::Bytes, data: data.into() };
+        Mutation { key, kind: MutationKind::Set(value), expire_at_ms: 0 }
+    };
+    let record =
+        |recorded: &Recorded| set(record_key(recorded.version), serde_json::to_vec(recorded));
+    // Versions have no gaps.
+    let forget = |recorded: &Recorded| {
+        let key = record_key(recorded.version.checked_sub(MAX_RECORDS)?);
+        Some(Mutation { key, kind: MutationKind::Delete, expire_at_ms: 0 })
+    };
+    let cluster = set(CLUSTER_KEY.into(), serde_json::to_vec(next));
+    let records = recorded.iter().map(record).chain(recorded.iter().filter_map(forget));
+    Transaction {
+        checks: vec![Check { key: CLUSTER_KEY.into(), versionstamp: present }],
+        mutations: std::iter::once(cluster).chain(records).collect(),
+    }
+}
+
+fn record_key(version: u64) -> Bytes {
+    [CHANGE_PREFIX, &version.to_be_bytes()].concat().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_long_name_is_cut_between_characters() {
+        let recorded = |actor: String| {
+            Recorded::new(1, 2, actor, Change::NameCluster { id: "c".to_owned() }).actor
+        };
+        assert_eq!(recorded("who".to_owned()), "who");
+        assert_eq!(recorded(format!("x{}", "é".repeat(100))), format!("x{}", "é".repeat(99)));
+    }
+}

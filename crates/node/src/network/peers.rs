@@ -1,0 +1,165 @@
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meridian_consensus::Peers;
+use meridian_types::NodeId;
+use parking_lot::RwLock;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tonic::transport::{Channel, Endpoint};
+
+use crate::network::control::ControlConnector;
+use crate::network::identity;
+use crate::topology::Topology;
+
+/// Bytes of one message between nodes at most.
+pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
+
+/// Where to dial a node, if not at the address that the topology gives: for emulated links.
+pub type Dial = Arc<dyn Fn(NodeId) -> Option<String> + Send + Sync>;
+
+/// One HTTP/2 connection to each other node for each use, so that bulk does not hold up heartbeats,
+/// and nothing holds up what decides who may serve.
+pub(crate) struct PeerChannels {
+    dial: Dial,
+    /// Where connections of control live; else with all others.
+    control: Option<Handle>,
+    channels: RwLock<HashMap<NodeId, NodeChannels>>,
+    updates: watch::Sender<()>,
+}
+
+struct NodeChannels {
+    address: String,
+    cluster: Option<String>,
+    raft: Channel,
+    requests: Channel,
+    shipping: Channel,
+    control: Channel,
+}
+
+impl NodeChannels {
+    /// Channels connect when first used, and again when broken. `None`: nothing can be dialled
+    /// there.
+    fn new(address: String, cluster: Option<String>, control: Option<&Handle>) -> Option<Self> {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
+        let endpoint = match &cluster {
+            Some(id) => endpoint.origin(identity::origin(id)?),
+            None => endpoint,
+        };
+        let endpoint = endpoint
+            .connect_timeout(Duration::from_secs(2))
+            .tcp_nodelay(true)
+            .tcp_keepalive(Some(Duration::from_secs(5)))
+            .http2_keep_alive_interval(Duration::from_secs(2))
+            .keep_alive_timeout(Duration::from_secs(3))
+            .initial_stream_window_size(8 << 20)
+            .initial_connection_window_size(16 << 20)
+            // Each answer to a call that was given up, as hedged ones are all day, counts for as
+            // long as the connection lives: a node of the cluster would be cut off for being late,
+            // with every other call to it.
+            .http2_max_local_error_reset_streams(None);
+        let connect = || endpoint.connect_lazy();
+        let control = {
+            let _there = control.map(Handle::enter);
+            endpoint.connect_with_connector_lazy(ControlConnector)
+        };
+        Some(Self {
+            address,
+            cluster,
+            raft: connect(),
+            requests: connect(),
+            shipping: connect(),
+            control,
+        })
+    }
+}
+
+impl PeerChannels {
+    /// With all connections on the present runtime.
+    #[cfg(test)]
+    pub(crate) fn new(topology: &Topology, dial: Dial) -> Result<Self, NodeId> {
+        Self::with_control(topology, dial, None)
+    }
+
+    /// With the connections of control on a runtime of their own, if one is given.
+    ///
+    /// # Errors
+    /// The node whose address is none.
+    pub(crate) fn with_control(
+        topology: &Topology,
+        dial: Dial,
+        control: Option<Handle>,
+    ) -> Result<Self, NodeId> {
+        let peers =
+            Self { dial, control, channels: RwLock::default(), updates: watch::Sender::new(()) };
+        match peers.update(topology).first() {
+            Some(node) => Err(*node),
+            None => Ok(peers),
+        }
+    }
+
+    /// Dials the nodes of this topology from now on, and no others, naming its cluster. Those whose
+    /// address is none.
+    pub(crate) fn update(&self, topology: &Topology) -> Vec<NodeId> {
+        let mut channels = self.channels.write();
+        channels.retain(|node, _| topology.nodes.contains_key(node));
+        let mut failed = Vec::new();
+        for node in topology.nodes.values() {
+            let address = (self.dial)(node.id).unwrap_or_else(|| node.rpc_address.clone());
+            let known = channels.get(&node.id);
+            if known
+                .is_some_and(|known| known.address == address && known.cluster == topology.cluster)
+            {
+                continue;
+            }
+            match NodeChannels::new(address, topology.cluster.clone(), self.control.as_ref()) {
+                Some(new) => {
+                    channels.insert(node.id, new);
+                    self.updates.send_replace(());
+                }
+                None => failed.push(node.id),
+            }
+        }
+        failed
+    }
+
+    /// For client requests that are passed on.
+    pub(crate) fn requests(&self, node: NodeId) -> Option<Channel> {
+        self.channels.read().get(&node).map(|channels| channels.requests.clone())
+    }
+
+    /// For what decides who may serve: leases, seals, and the directory's own group.
+    pub(crate) fn control(&self, node: NodeId) -> Option<Channel> {
+        self.channels.read().get(&node).map(|channels| channels.control.clone())
+    }
+
+    /// Changes whenever a node is dialled at another address, or by another name of its cluster:
+    /// what lasts is to begin anew then.
+    pub(crate) fn updates(&self) -> watch::Receiver<()> {
+        self.updates.subscribe()
+    }
+
+    /// For the log, snapshots and statuses.
+    pub(crate) fn shipping(&self, node: NodeId) -> Option<Channel> {
+        self.channels.read().get(&node).map(|channels| channels.shipping.clone())
+    }
+}
+
+/// The way between members of the directory's group.
+pub(crate) struct ControlPeers(pub(crate) Arc<PeerChannels>);
+
+impl Peers for ControlPeers {
+    fn channel(&self, node: u64) -> Option<Channel> {
+        self.0.control(node)
+    }
+}
+
+impl Peers for PeerChannels {
+    fn channel(&self, node: u64) -> Option<Channel> {
+        self.channels.read().get(&node).map(|channels| channels.raft.clone())
+    }
+}
+
+#[cfg(test)]
+mod tests;

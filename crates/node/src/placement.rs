@@ -1,0 +1,6 @@
+//! Brings this node to the part in each shard that the directory wants it to have, and reports how it
+//! stands.
+
+pub(crate) mod reconciler;
+pub(crate) mod report;
+pub(crate) mod seals;

@@ -1,0 +1,820 @@
+use futures::FutureExt;
+use meridian_directory::{Change, Plan, VoterChange};
+use meridian_gateway::Access;
+use meridian_proto::directory::{
+    DrainRequest, SealRequest, SealResponse, failover_server::Failover,
+};
+use meridian_proto::raft::{self, raft_server::Raft};
+use meridian_storage::{
+    Call, Durability, GroupLog, HookedEngine, Hooks, MemoryEngine, RaftApplied, RecordKind,
+};
+use meridian_types::{Batch, Position};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Code, Request};
+
+use super::*;
+use crate::cluster_view::bootstrap::first_cluster;
+use crate::cluster_view::epoch_lease::EpochLease;
+use crate::cluster_view::store::load_cluster;
+use crate::network::peers::Dial;
+use crate::replication::snapshot_transfer::StateExchange;
+use crate::replication::wire::position_to_wire;
+use crate::rpc::failover::FailoverService;
+use crate::testing::until;
+use crate::topology::Topology;
+use crate::write::proposer::AdmissionPolicy;
+
+const SHARD: ShardId = ShardId(1);
+
+fn batch(epoch: u16, sequence: u64) -> Batch {
+    Batch {
+        position: Position::new(Epoch(epoch), sequence),
+        time_ms: sequence,
+        transactions: Vec::new(),
+    }
+}
+
+fn parts(
+    node_id: NodeId,
+    engine: Arc<impl Engine>,
+    dial: Dial,
+    folder: &std::path::Path,
+) -> (KeeperParts, Arc<StateExchange>) {
+    let engine: Arc<dyn Engine> = engine;
+    let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let peers = Arc::new(PeerChannels::new(&topology, dial).unwrap());
+    let shards = Arc::new(ShardTable::default());
+    let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
+    let transfer: Arc<dyn StateTransfer> = Arc::clone(&exchange) as _;
+    let parts = KeeperParts {
+        node_id,
+        data_dir: folder.to_owned(),
+        engine: Arc::clone(&engine),
+        syncer: Arc::new(Syncer::start(Arc::clone(&engine)).unwrap()),
+        high_water: Arc::new(HighWater::open(folder.join("high-water")).unwrap()),
+        directory: Arc::new(Directory::new(first_cluster(&topology), Access::default(), None)),
+        peers,
+        transfer: Arc::clone(&transfer),
+        raft: RaftService::new(node_id, transfer, engine),
+        shards,
+        disk: Arc::default(),
+        clocks: Clocks::default(),
+        writes: ByteBudget::new("writes that wait", 1 << 20),
+        reads: Reads::new(ByteBudget::new("reads", 1 << 20)),
+        streams: ByteBudget::new("streams", 1 << 20),
+        log_cache: LogCache::default(),
+        timing: RaftTiming::default(),
+        settled: Mutex::default(),
+        stop: CancellationToken::new(),
+    };
+    (parts, exchange)
+}
+
+/// A process of a node whose neighbours do not answer.
+struct Process {
+    parts: Arc<KeeperParts>,
+    keeper: Keeper,
+    failover: FailoverService,
+    _folder: tempfile::TempDir,
+}
+
+impl Process {
+    /// Nodes 1 to 3 vote in the shard, the others are replicas. The cluster is as it was before
+    /// anything was sealed.
+    async fn start(node_id: NodeId, engine: Arc<impl Engine>) -> Self {
+        let process = Self::open(node_id, engine);
+        process.settle().await;
+        process
+    }
+
+    /// It has no part in the shard yet.
+    fn open(node_id: NodeId, engine: Arc<impl Engine>) -> Self {
+        Self::dialling(node_id, engine, Arc::new(|_| None))
+    }
+
+    /// Nodes that have an address answer there.
+    fn dialling(node_id: NodeId, engine: Arc<impl Engine>, dial: Dial) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let (parts, exchange) = parts(node_id, engine, dial, folder.path());
+        let parts = Arc::new(parts);
+        let keeper = Keeper::open(Arc::clone(&parts), SHARD).unwrap();
+        let failover = FailoverService {
+            directory: Arc::clone(&parts.directory),
+            shards: Arc::clone(&parts.shards),
+            engine: Arc::clone(&parts.engine),
+            syncer: Arc::clone(&parts.syncer),
+            exchange,
+        };
+        Self { parts, keeper, failover, _folder: folder }
+    }
+
+    /// The cluster changes so, and this process has heard of it.
+    fn learn(&self, change: impl FnOnce(&mut Shard)) {
+        let directory = &self.parts.directory;
+        let mut cluster = directory.known().cluster.clone();
+        cluster.version += 1;
+        change(cluster.shards.get_mut(&SHARD).unwrap());
+        directory.learn(cluster).unwrap();
+    }
+
+    /// The next epoch has begun behind `sequence` of the first.
+    fn learn_next_epoch(&self, sequence: u64, phase: Phase) {
+        self.learn(|shard| {
+            (shard.epoch, shard.phase) = (Epoch(2), phase);
+            shard.bases.push((Epoch(2), Position::new(Epoch(1), sequence)));
+        });
+    }
+
+    /// It has taken these as a replica, and applied them.
+    fn takes(&self, epoch: u16, sequences: std::ops::RangeInclusive<u64>) {
+        for sequence in sequences.clone() {
+            let stored = meridian_proto::encode_batch(&batch(epoch, sequence));
+            self.keeper.log.append([(sequence, stored.as_ref())]).unwrap();
+        }
+        self.applies(epoch, sequences);
+    }
+
+    /// It has them in its state, and in no log.
+    fn applies(&self, epoch: u16, sequences: std::ops::RangeInclusive<u64>) {
+        for sequence in sequences {
+            self.keeper
+                .state
+                .apply(&[batch(epoch, sequence).into()], RaftApplied::default())
+                .unwrap();
+        }
+    }
+
+    /// What lies in the log of a replica, and up to where that was purged.
+    fn shipped(&self) -> (Option<(u64, u64)>, Option<u64>) {
+        let log = &self.keeper.log;
+        let ends = log.first().unwrap().zip(log.last().unwrap());
+        (ends.map(|((first, _), (last, _))| (first, last)), log.purged().unwrap())
+    }
+
+    /// Where it answers what others ask about the end of epochs.
+    async fn serve(&self) -> String {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let server =
+            tonic::transport::Server::builder().add_service(self.failover.clone().into_server());
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        address
+    }
+
+    async fn settle(&self) {
+        self.keeper.settle(&self.parts.directory.shard(SHARD).unwrap()).await;
+    }
+
+    async fn seal(&self, planned: bool) -> SealResponse {
+        let request = SealRequest { shard: SHARD.0, epoch: 1, planned };
+        self.failover.seal(Request::new(request)).await.unwrap().into_inner()
+    }
+
+    /// Whether a leader that has not heard of a seal is answered, once the member knows that it is
+    /// not a wiped one.
+    async fn answers_appends(&self) -> bool {
+        self.refuses_appends().await.is_none()
+    }
+
+    async fn refuses_appends(&self) -> Option<Code> {
+        let target = raft::Group { shard: SHARD.0, epoch: 1, target: self.parts.node_id };
+        let vote = meridian_proto::log::Vote { term: 9, node_id: 2, committed: true };
+        let leader_commit = Some(meridian_proto::log::LogId::default());
+        let request = raft::AppendRequest {
+            group: Some(target),
+            vote: Some(vote),
+            leader_commit,
+            ..Default::default()
+        };
+        let started = std::time::Instant::now();
+        loop {
+            let refusal = self.parts.raft.append(Request::new(request.clone())).await.err()?;
+            if !refusal.message().contains("may have forgotten") {
+                assert!(matches!(refusal.code(), Code::NotFound | Code::Unavailable), "{refusal}");
+                return Some(refusal.code());
+            }
+            assert!(started.elapsed() < Duration::from_secs(20), "{refusal}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn voter(&self) -> Arc<Voter> {
+        let LocalShard::Voter(voter) = self.local() else { panic!("not a voter") };
+        voter
+    }
+
+    fn local(&self) -> LocalShard {
+        self.parts.shards.get(&SHARD).unwrap()
+    }
+
+    /// Whether the member elects nobody any more; that it has no vote yet looks alike otherwise.
+    async fn is_sealed_voter(&self) -> bool {
+        let refused = self.voter().group.transfer_leadership(2).await.err();
+        refused.is_some_and(|why| why.to_string().contains("this member is sealed"))
+    }
+
+    fn holds_a_lease_that_it_is_granted(&self) -> bool {
+        let directory = &self.parts.directory;
+        let lease = meridian_failover::Lease {
+            ttl: Duration::from_secs(3600),
+            shards: vec![(SHARD, Epoch(1))],
+        };
+        directory.renewed(directory.now(), &lease);
+        let group = GroupId { shard: SHARD, epoch: Epoch(1) };
+        EpochLease::new(Arc::clone(directory), group).is_held()
+    }
+
+    async fn is_sealed_replica(&self) -> bool {
+        Self::takes_nothing(&self.local()).await
+    }
+
+    /// Whether a replica takes nothing by itself: then it pulls from whom it is told to, and this
+    /// one is nobody.
+    async fn takes_nothing(local: &LocalShard) -> bool {
+        let LocalShard::Replica(replica) = local else { panic!("not a replica") };
+        let pulled = replica.drain(99, Position::new(Epoch(1), 5));
+        match tokio::time::timeout(Duration::from_millis(500), pulled).await {
+            Ok(answer) => {
+                assert_eq!(answer.unwrap_err(), "node 99 is not known");
+                true
+            }
+            Err(_) => false,
+        }
+    }
+}
+
+/// What the directory does not know may be a wiped folder, or of a node whose promises are over.
+#[tokio::test]
+async fn a_voter_of_a_shard_that_has_started_votes_when_the_directory_has_granted_it_a_lease() {
+    let engine = Arc::new(MemoryEngine::default());
+    let founding = Process::start(1, Arc::clone(&engine)).await;
+    until("a founder votes", async || founding.voter().group.votes()).await;
+    let again = Process::start(1, Arc::new(engine.crash(1))).await;
+    let started = std::time::Instant::now();
+    // Longer than one that is vouched for waits for others.
+    while started.elapsed() < Duration::from_millis(700) {
+        assert!(!again.voter().group.votes(), "it votes, and nobody knows its folder");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    let lease = meridian_failover::Lease {
+        ttl: Duration::from_secs(3600),
+        shards: vec![(SHARD, Epoch(1))],
+    };
+    again.parts.directory.renewed(again.parts.directory.now(), &lease);
+    until("it votes", async || again.voter().group.votes()).await;
+}
+
+/// What nodes say of themselves becomes the number that writes are refused by: that of the best
+/// node elsewhere.
+#[tokio::test]
+async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_they_have() {
+    let process = Process::start(1, Arc::<MemoryEngine>::default()).await;
+    let parts = &process.parts;
+    let limits = ShardLimits {
+        node_id: 1,
+        shard: SHARD,
+        directory: Arc::clone(&parts.directory),
+        shards: Arc::clone(&parts.shards),
+        disk: Arc::default(),
+    };
+    let shipping = crate::rpc::replication::ShippingService {
+        node_id: 1,
+        directory: Arc::clone(&parts.directory),
+        shards: Arc::clone(&parts.shards),
+        exchange: Arc::new(StateExchange::new(Arc::clone(&parts.shards), Arc::clone(&parts.peers))),
+        clocks: Clocks::default(),
+        subscriptions: Arc::default(),
+        streams: parts.streams.clone(),
+    };
+    let says = async |node: NodeId, position: Position| {
+        let status =
+            meridian_shipping::Status::of_primary_member(node, Epoch(1), position, Duration::ZERO);
+        let statuses = vec![crate::replication::wire::status_to_wire(SHARD, &status)];
+        let request = meridian_proto::shipping::AnnounceRequest {
+            statuses,
+            node_id: node,
+            ..Default::default()
+        };
+        shipping.heard(request);
+    };
+    let at = |sequence| Position::new(Epoch(1), sequence);
+    parts.shards.followers(&SHARD).unwrap().set_nodes(2..=7);
+    for node in 2..=7 {
+        says(node, Position::ZERO).await;
+    }
+    assert_eq!(limits.replication_lag_ms(), Some(0));
+    let batch = meridian_types::Batch { position: at(1), time_ms: 1, transactions: Vec::new() };
+    process
+        .local()
+        .state()
+        .apply(&[batch.into()], meridian_storage::RaftApplied::default())
+        .unwrap();
+    // Voters of the primary region are lost with it.
+    says(2, at(1)).await;
+    says(3, at(1)).await;
+    until("it lags", async || limits.replication_lag_ms() > Some(20)).await;
+    says(7, at(1)).await;
+    assert_eq!(limits.replication_lag_ms(), Some(0));
+    let batch = meridian_types::Batch { position: at(2), time_ms: 2, transactions: Vec::new() };
+    process
+        .local()
+        .state()
+        .apply(&[batch.into()], meridian_storage::RaftApplied::default())
+        .unwrap();
+    until("it lags again", async || limits.replication_lag_ms() > Some(20)).await;
+}
+
+#[tokio::test]
+async fn a_seal_of_a_voter_holds_over_a_restart() {
+    for seed in 0..4 {
+        let engine = Arc::new(MemoryEngine::default());
+        let before = Process::start(1, Arc::clone(&engine)).await;
+        assert!(before.answers_appends().await);
+        let said = before.seal(false).await;
+        assert!(!before.answers_appends().await);
+        // It has saved the cluster from before it was sealed, and so would be a member like others.
+        let after = Process::start(1, Arc::new(engine.crash(seed))).await;
+        // Nor was there a moment at which it would have been: it is not even found.
+        assert_eq!(after.refuses_appends().await, Some(Code::NotFound), "what it said was final");
+        assert!(after.is_sealed_voter().await);
+        let again = after.seal(false).await;
+        assert_eq!((again.position, again.term), (said.position, said.term));
+        // Also if it is asked again to stop as for a switchover.
+        after.seal(true).await;
+        let after = Process::start(1, Arc::new(engine.crash(seed))).await;
+        assert!(!after.answers_appends().await);
+    }
+}
+
+/// What is committed while a voter is sealed, and how far, is part of what it answers.
+#[tokio::test]
+async fn what_was_written_while_a_voter_was_sealed_outlives_its_answer() {
+    for planned in [false, true] {
+        let engine = Arc::new(MemoryEngine::default());
+        let process = Process::start(1, Arc::clone(&engine)).await;
+        until("it has begun", async || process.voter().group.votes()).await;
+        engine.hold_syncs();
+        let meanwhile = async {
+            until("the seal is written down", async || engine.held_syncs() > 0).await;
+            let mut writes = meridian_storage::WriteBatch::default();
+            writes.put(&"log".into(), b"meanwhile".to_vec(), b"committed".to_vec());
+            engine.write(writes, meridian_storage::Durability::Logged).unwrap();
+            engine.release_syncs();
+        };
+        futures::future::join(process.seal(planned), meanwhile).await;
+        let left = engine.crash_to_what_is_durable().get("log", b"meanwhile").unwrap();
+        assert_eq!(left.as_deref(), Some(b"committed".as_slice()), "planned: {planned}");
+    }
+}
+
+/// The end of a region seals all of its shards at once, and the log of every other shard waits for
+/// the same disk.
+#[tokio::test]
+async fn seals_of_one_moment_share_an_fsync() {
+    let engine = Arc::new(MemoryEngine::default());
+    let process = Process::start(1, Arc::clone(&engine)).await;
+    until("it has begun", async || process.voter().group.votes()).await;
+    engine.hold_syncs();
+    let before = engine.unsynced_writes();
+    let seals = futures::future::join_all((0..4).map(|_| process.seal(true)));
+    let meanwhile = async {
+        until("all are written down", async || engine.unsynced_writes() >= before + 4).await;
+        until("the disk is asked", async || engine.held_syncs() > 0).await;
+        let held = engine.held_syncs();
+        engine.release_syncs();
+        held
+    };
+    let (_, held) = futures::future::join(seals, meanwhile).await;
+    assert_eq!(held, 1);
+}
+
+#[tokio::test]
+async fn a_planned_seal_of_a_voter_holds_over_a_restart() {
+    let engine = Arc::new(MemoryEngine::default());
+    let before = Process::start(1, Arc::clone(&engine)).await;
+    assert!(before.answers_appends().await);
+    until("it is known as a member", async || before.voter().group.votes()).await;
+    before.seal(true).await;
+    let after = Process::start(1, Arc::new(engine.crash(1))).await;
+    // The leader may finish what it began, and nobody else leads.
+    assert!(after.answers_appends().await);
+    assert!(after.is_sealed_voter().await);
+    assert!(
+        !after.holds_a_lease_that_it_is_granted(),
+        "granted before the directory sealed the epoch"
+    );
+}
+
+/// A lease that was granted before, or another that pulls or votes, may be there before this node
+/// has a part.
+#[tokio::test]
+async fn a_sealed_shard_is_never_taken_up_as_if_it_were_not() {
+    let engine = Arc::new(MemoryEngine::default());
+    let unsealed = Process::open(1, Arc::clone(&engine));
+    assert!(unsealed.holds_a_lease_that_it_is_granted());
+    Process::start(1, Arc::clone(&engine)).await.seal(false).await;
+    let opened = Process::open(1, Arc::new(engine.crash(1)));
+    assert!(!opened.holds_a_lease_that_it_is_granted());
+    let opened = Process::open(4, Arc::new(MemoryEngine::default()));
+    let history = History::new(opened.parts.directory.shard(SHARD).unwrap().bases);
+    for sealed in [false, true] {
+        let seal = sealed.then_some(Seal { epoch: Epoch(1), planned: false });
+        let replica = opened.keeper.follow(history.clone(), seal).await.unwrap();
+        assert_eq!(Process::takes_nothing(&replica).await, sealed);
+    }
+}
+
+/// Whoever was down when the directory sealed the epoch will be asked, and has no seal of its own
+/// until then.
+#[tokio::test]
+async fn a_shard_that_the_directory_seals_is_taken_up_sealed() {
+    for (node_id, planned) in [(1, false), (1, true), (4, false), (4, true)] {
+        let process = Process::open(node_id, Arc::new(MemoryEngine::default()));
+        let directory = &process.parts.directory;
+        let to = Some("region-2".to_owned());
+        let seal = Change::Seal {
+            shard: SHARD,
+            epoch: Epoch(1),
+            to: to.clone().filter(|_| planned),
+            planned,
+            since_ms: 1,
+            cause: "a test".to_owned(),
+        };
+        let active = Change::Activate { shard: SHARD, epoch: Epoch(1) };
+        let switchover =
+            to.filter(|_| planned).map(|to| Change::BeginSwitchover { shard: SHARD, to });
+        for change in [Some(active), switchover, Some(seal)].into_iter().flatten() {
+            directory.learn(directory.known().cluster.after(&change).unwrap()).unwrap();
+        }
+        process.settle().await;
+        assert!(!process.holds_a_lease_that_it_is_granted());
+        match process.local() {
+            LocalShard::Voter(_) => assert!(process.is_sealed_voter().await),
+            // For a switchover it goes on taking what the leader finishes.
+            LocalShard::Replica(_) => assert_eq!(process.is_sealed_replica().await, !planned),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_seal_of_a_replica_holds_over_a_restart() {
+    let engine = Arc::new(MemoryEngine::default());
+    let before = Process::start(4, Arc::clone(&engine)).await;
+    assert!(!before.is_sealed_replica().await);
+    let said = before.seal(false).await;
+    assert!(before.is_sealed_replica().await);
+    let after = Process::start(4, Arc::new(engine.crash(1))).await;
+    assert!(after.is_sealed_replica().await, "it follows on");
+    assert_eq!(after.seal(false).await.position, said.position);
+}
+
+/// No node founds a shard of its own configuration: another cluster may be there.
+#[tokio::test]
+async fn shards_are_kept_from_when_a_cluster_was_committed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (parts, _) = parts(1, Arc::<MemoryEngine>::default(), Arc::new(|_| None), folder.path());
+    let parts = Arc::new(parts);
+    parts.engine.create_family(meridian_storage::schema::META_FAMILY).unwrap();
+    // It looks at what there is, and ends.
+    parts.stop.cancel();
+    keep_all(Arc::clone(&parts)).await;
+    assert!(
+        load_cluster(&parts.engine).unwrap().is_none() && parts.shards.followers(&SHARD).is_none()
+    );
+    let cluster =
+        meridian_directory::Cluster { version: 1, ..parts.directory.known().cluster.clone() };
+    parts.directory.learn(cluster.clone()).unwrap();
+    keep_all(Arc::clone(&parts)).await;
+    assert_eq!(
+        load_cluster(&parts.engine).unwrap(),
+        Some(cluster),
+        "it begins with that after a restart"
+    );
+    let followers = parts.shards.followers(&SHARD).unwrap().lags();
+    assert_eq!(
+        followers.iter().map(|follower| follower.node).collect::<Vec<_>>(),
+        [2, 3, 4, 5, 6, 7]
+    );
+    until("it has its part", async || {
+        matches!(parts.shards.get(&SHARD), Some(LocalShard::Voter(_)))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_voter_stays_what_it_is_until_the_directory_says_otherwise() {
+    let process = Process::start(1, Arc::<MemoryEngine>::default()).await;
+    let first = process.voter();
+    assert_eq!(process.parts.settled.lock().get(&SHARD), Some(&Epoch(1)));
+    process.settle().await;
+    process.learn(|shard| shard.phase = Phase::Active);
+    process.settle().await;
+    assert!(Arc::ptr_eq(&process.voter(), &first));
+    // Another epoch: another group, even where its end is near already.
+    let plan = Plan { to: None, planned: false, since_ms: 1, cause: "a test".to_owned() };
+    process.learn_next_epoch(0, Phase::Sealing(plan));
+    process.settle().await;
+    assert_eq!(process.voter().group.id().epoch, Epoch(2));
+    assert_eq!(process.parts.settled.lock().get(&SHARD), Some(&Epoch(2)));
+}
+
+#[tokio::test]
+async fn a_voter_that_is_taken_out_leaves_when_the_group_goes_on_without_it() {
+    let others: std::collections::BTreeSet<_> = [2, 3].into();
+    let process = Process::start(1, Arc::<MemoryEngine>::default()).await;
+    let first = process.voter();
+    until("it knows the members", async || first.group.voters() == [1, 2, 3].into()).await;
+    // The change is not known to be through, and its own log says that it votes.
+    process.learn(|shard| {
+        shard.phase = Phase::Active;
+        let former = vec![std::mem::replace(&mut shard.voters, others.clone())];
+        shard.changing = Some(VoterChange { former, version: 2 });
+    });
+    process.settle().await;
+    assert!(Arc::ptr_eq(&process.voter(), &first), "it may be needed yet");
+    // Nor while the epoch ends: then it is one of those who are asked.
+    let plan = Plan { to: None, planned: true, since_ms: 1, cause: "a test".to_owned() };
+    process.learn(|shard| (shard.changing, shard.phase) = (None, Phase::Sealing(plan)));
+    process.settle().await;
+    assert!(Arc::ptr_eq(&process.voter(), &first), "it is asked at the end of the epoch");
+    process.learn(|shard| shard.phase = Phase::Active);
+    process.settle().await;
+    assert!(matches!(process.local(), LocalShard::Replica(_)));
+    assert!(first.stop.is_cancelled());
+}
+
+#[tokio::test]
+async fn a_replica_follows_from_epoch_to_epoch_until_it_is_to_vote() {
+    let process = Process::start(4, Arc::<MemoryEngine>::default()).await;
+    let replica = || match process.local() {
+        LocalShard::Replica(replica) => replica,
+        LocalShard::Voter(_) => panic!("it votes"),
+    };
+    let first = replica();
+    process.learn_next_epoch(0, Phase::Active);
+    process.settle().await;
+    assert!(Arc::ptr_eq(&replica(), &first));
+    until("it follows the next epoch", async || first.history().epoch() == Epoch(2)).await;
+    assert_eq!(process.parts.settled.lock().get(&SHARD), Some(&Epoch(2)));
+    process.learn(|shard| {
+        (shard.primary_region, shard.voters) = ("region-2".to_owned(), [4, 5].into());
+        (shard.preferred_leader, shard.phase) = (Some(4), Phase::Forming);
+        (shard.epoch, shard.bases) =
+            (Epoch(3), [&shard.bases[..], &[(Epoch(3), Position::ZERO)]].concat());
+    });
+    process.settle().await;
+    assert_eq!(process.voter().group.id().epoch, Epoch(3));
+}
+
+/// What was recorded of commits before may be of others than those that follow now.
+#[tokio::test]
+async fn whoever_takes_up_a_part_begins_to_count_the_lag_of_others_anew() {
+    let process = Process::open(4, Arc::<MemoryEngine>::default());
+    let followers = process.parts.shards.followers(&SHARD).unwrap();
+    followers.set_nodes([5]);
+    process.takes(1, 1..=5);
+    let lag = || followers.lags()[0].lag;
+    assert!((lag().batches, lag().bytes > 0) == (5, true), "{:?}", lag());
+    process.settle().await;
+    assert_eq!((lag().batches, lag().bytes), (5, 0));
+}
+
+#[tokio::test]
+async fn the_log_of_a_replica_begins_right_behind_its_state() {
+    for (taken, log, purged) in [
+        // They end alike, and what there is stays.
+        (5, Some((1, 5)), None),
+        // What lies between was applied as a voter.
+        (3, None, Some(5)),
+        (0, None, Some(5)),
+    ] {
+        let process = Process::open(4, Arc::<MemoryEngine>::default());
+        process.takes(1, 1..=taken);
+        process.applies(1, taken + 1..=5);
+        process.keeper.log.join_behind(&process.keeper.state).unwrap();
+        assert_eq!(process.shipped(), (log, purged), "{taken} were taken");
+    }
+    // Of a state that was replaced by one that is older.
+    let process = Process::open(4, Arc::<MemoryEngine>::default());
+    process.applies(1, 1..=5);
+    for sequence in 1..=7 {
+        let stored = meridian_proto::encode_batch(&batch(1, sequence));
+        process.keeper.log.append([(sequence, stored.as_ref())]).unwrap();
+    }
+    process.settle().await;
+    assert_eq!(process.shipped(), (None, Some(5)));
+}
+
+/// What a voter took as a replica of the present epoch would be applied on top of what the leader
+/// sends.
+#[tokio::test]
+async fn a_voter_that_is_seeded_keeps_of_its_own_what_lies_before_the_base() {
+    for (taken, log, purged) in [(5, Some((1, 5)), None), (6, None, Some(6)), (7, None, Some(7))] {
+        let process = Process::open(1, Arc::<MemoryEngine>::default());
+        process.takes(1, 1..=5);
+        process.takes(2, 6..=taken);
+        // The others have formed the group.
+        process.learn_next_epoch(5, Phase::Active);
+        process.settle().await;
+        assert_eq!(process.shipped(), (log, purged), "up to {taken}");
+        assert_eq!(process.voter().group.id().epoch, Epoch(2));
+        assert_eq!(
+            process.keeper.state.applied().raft.epoch,
+            None,
+            "it founds nothing, though it stands at the base"
+        );
+    }
+}
+
+#[test]
+fn the_log_of_a_group_stays_where_the_state_is_the_groups() {
+    use prost::Message;
+    let (group, history) = (GroupId { shard: SHARD, epoch: Epoch(1) }, History::first());
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _entered = runtime.enter();
+    for (epoch, has_entries, stays) in
+        [(Some(1), true, true), (Some(1), false, true), (None, true, false), (None, false, false)]
+    {
+        let process = Process::open(1, Arc::<MemoryEngine>::default());
+        let log =
+            GroupLog::open(Arc::clone(&process.parts.engine), group, RecordKind::Entry).unwrap();
+        let log_id = meridian_proto::log::LogId { term: 1, index: 1 };
+        if has_entries {
+            let payload = Some(meridian_proto::log::entry::Payload::Blank(true));
+            let entry = meridian_proto::log::Entry { log_id: Some(log_id), payload };
+            log.append([(1, entry.encode_to_vec().as_ref())]).unwrap();
+        } else {
+            log.put_mark(b'p', &log_id.encode_to_vec()).unwrap();
+        }
+        let raft = RaftApplied { epoch: epoch.map(Epoch), ..RaftApplied::default() };
+        process.keeper.state.apply(&[], raft).unwrap();
+        process.keeper.prepare_to_be_seeded(group, &history).unwrap();
+        let is_there = has_log(&process.parts.engine, group).unwrap();
+        assert_eq!(is_there, stays, "of epoch {epoch:?}; entries: {has_entries}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_founder_lacks_is_pulled_while_the_group_is_being_formed() {
+    let process = Process::open(1, Arc::<MemoryEngine>::default());
+    process.learn_next_epoch(5, Phase::Forming);
+    let ended = |epoch| process.keeper.forming_ends(Epoch(epoch)).now_or_never().is_some();
+    assert!(!ended(2));
+    assert!(ended(1) && ended(3), "another epoch is no longer, or not yet, formed");
+    process.learn(|shard| shard.phase = Phase::Active);
+    assert!(ended(2), "others have founded it");
+    process.learn(|shard| shard.phase = Phase::Forming);
+    assert!(!ended(2));
+    process.parts.stop.cancel();
+    assert!(ended(2));
+}
+
+/// A replica of the first epoch with 50 batches, and where it is asked for them.
+async fn source(purged: u64) -> (Process, String) {
+    let source = Process::open(4, Arc::<MemoryEngine>::default());
+    source.takes(1, 1..=50);
+    if purged > 0 {
+        source.keeper.log.purge_through(purged).unwrap();
+    }
+    source.settle().await;
+    let address = source.serve().await;
+    (source, address)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_founder_pulls_what_it_lacks_from_whoever_has_it_first_in_its_own_region() {
+    let ((_one, log), (_other, state)) = (source(0).await, source(50).await);
+    // Node 2 is of the first region, as the founder, and node 4 is not.
+    for (addresses, shipped) in [
+        (vec![(4, state.clone())], (None, Some(50))),
+        (vec![(4, state.clone()), (2, log.clone())], (Some((1, 50)), None)),
+        (vec![(4, log), (2, state)], (None, Some(50))),
+    ] {
+        let addresses: HashMap<_, _> = addresses.into_iter().collect();
+        let asked: Vec<_> = addresses.keys().copied().collect();
+        let dial = Arc::new(move |node| addresses.get(&node).cloned());
+        let founder = Process::dialling(1, Arc::<MemoryEngine>::default(), dial);
+        founder.takes(1, 1..=20);
+        founder.learn_next_epoch(50, Phase::Forming);
+        founder.settle().await;
+        let applied = founder.keeper.state.applied();
+        assert_eq!(applied.position, Position::new(Epoch(1), 50), "from {asked:?}");
+        assert_eq!(applied.raft.epoch, Some(Epoch(2)), "it founds the group");
+        assert_eq!(founder.shipped(), shipped, "from {asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_voter_says_that_it_has_come_to_a_position_only_while_its_group_goes_on() {
+    let process = Process::start(1, Arc::<MemoryEngine>::default()).await;
+    let drain = async || {
+        let through = Some(position_to_wire(Position::new(Epoch(1), 0)));
+        let request = DrainRequest { shard: SHARD.0, epoch: 1, source: 2, through };
+        process.failover.drain(Request::new(request)).await
+    };
+    let at = process.keeper.state.position();
+    assert_eq!(drain().await.unwrap().into_inner().position, Some(position_to_wire(at)));
+    process.seal(false).await;
+    let refused = drain().await.unwrap_err();
+    assert!(
+        refused.code() == Code::Unavailable && refused.message().contains("has stopped"),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
+async fn a_node_that_hears_of_a_later_epoch_asks_the_directory() {
+    let process = Process::start(4, Arc::<MemoryEngine>::default()).await;
+    let directory = &process.parts.directory;
+    let is_asked = || directory.renewal_is_wanted().now_or_never().is_some();
+    assert!(is_asked(), "it has told the directory of its part");
+    for (epoch, asks) in [(0, false), (1, false), (2, true), (0x1_0001, true)] {
+        let through = Some(position_to_wire(Position::new(Epoch(1), 0)));
+        let request = DrainRequest { shard: SHARD.0, epoch, source: 99, through };
+        let answer = process.failover.drain(Request::new(request)).await;
+        let other_epoch =
+            answer.err().is_some_and(|refused| refused.code() == Code::FailedPrecondition);
+        assert_eq!((other_epoch, is_asked()), (epoch != 1, asks), "epoch {epoch}");
+    }
+}
+
+/// Set for the process that is to die.
+const CHILD: &str = "MERIDIAN_TEST_FAILING_DISK";
+
+/// What a child process says before it is aborted; `test` is this test's name.
+fn last_words_of_child(test: &str, how: &str) -> String {
+    let child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args([&format!("keeper::tests::{test}"), "--exact", "--nocapture"])
+        .env(CHILD, how)
+        .output()
+        .unwrap();
+    let (out, error) =
+        (String::from_utf8_lossy(&child.stdout), String::from_utf8_lossy(&child.stderr));
+    let signal = std::os::unix::process::ExitStatusExt::signal(&child.status);
+    assert_eq!(signal, Some(6), "{how}: it was not aborted: {:?}\n{out}\n{error}", child.status);
+    assert!(!out.contains("it goes on"), "{how}: {out}");
+    error.into_owned()
+}
+
+#[tokio::test]
+async fn corrupt_bytes_in_the_log_stop_the_process() {
+    if std::env::var_os(CHILD).is_some() {
+        let engine = Arc::new(MemoryEngine::default());
+        let before = Process::start(1, Arc::clone(&engine)).await;
+        assert!(before.answers_appends().await);
+        let mut writes = meridian_storage::WriteBatch::default();
+        let key = [&SHARD.0.to_be_bytes()[..], &[0, 1], b"e", &1u64.to_be_bytes()].concat();
+        writes.put(
+            &meridian_storage::schema::LOG_FAMILY.into(),
+            key,
+            b"not what was written".to_vec(),
+        );
+        engine.write(writes, meridian_storage::Durability::Logged).unwrap();
+        engine.sync().unwrap();
+        Process::start(1, Arc::new(engine.crash(1))).await;
+        println!("it goes on");
+        return;
+    }
+    let error = last_words_of_child("corrupt_bytes_in_the_log_stop_the_process", "corrupt");
+    assert!(
+        error.contains("meridian: fatal: corruption in Entry record 1 of shard 1 epoch 1"),
+        "{error}"
+    );
+}
+
+/// Calls of one kind fail, from a moment on.
+#[derive(Default)]
+struct Failing(Mutex<Option<Call<'static>>>);
+
+impl Hooks for Failing {
+    fn before(&self, _: &dyn Engine, call: Call<'_>) -> Result<(), StorageError> {
+        match self.0.lock().is_some_and(|failing| failing == call) {
+            true => Err(StorageError::Engine(format!("IO error: {call:?}"))),
+            false => Ok(()),
+        }
+    }
+}
+
+/// A member that has restarted and waits for the directory's word: it follows already.
+#[tokio::test]
+async fn a_disk_that_fails_under_a_member_stops_the_process() {
+    if let Ok(how) = std::env::var(CHILD) {
+        let memory = Arc::new(MemoryEngine::default());
+        let founding = Process::start(1, Arc::clone(&memory)).await;
+        until("a founder votes", async || founding.voter().group.votes()).await;
+        let engine = Arc::new(HookedEngine::new(Arc::new(memory.crash(1)), Failing::default()));
+        let process = Process::start(1, Arc::clone(&engine)).await;
+        let call = if how == "sync" { Call::Sync } else { Call::Write(Durability::Logged) };
+        *engine.0.lock() = Some(call);
+        // A leader of a later term.
+        let asking = tokio::spawn(async move { process.answers_appends().await });
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        println!("it goes on; did it answer? {}", asking.is_finished());
+        return;
+    }
+    let test = "a_disk_that_fails_under_a_member_stops_the_process";
+    let error = last_words_of_child(test, "sync");
+    assert!(error.contains("meridian: fatal: storage engine: IO error: Sync"), "{error}");
+    let error = last_words_of_child(test, "write");
+    assert!(error.contains("meridian: fatal: raft of shard 1 epoch 1 stopped: "), "{error}");
+}

@@ -1,0 +1,226 @@
+//! What a node says of itself to the directory with each renewal of its lease.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use meridian_consensus::RaftGroup;
+use meridian_proto::directory as wire;
+use meridian_storage::{ShardState, StorageError, or_fatal};
+use meridian_types::{DatabaseId, Epoch, ShardId};
+use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster_view::history::History;
+use crate::divergence::orphan_files::KnownOrphans;
+use crate::host::clock::wall_ms;
+use crate::placement::reconciler::KeeperParts;
+use crate::replication::wire::position_to_wire;
+use crate::shard::voter::LocalShard;
+
+/// Between two times that the disk is asked.
+const READ_EVERY: Duration = Duration::from_secs(1);
+
+/// What a node says of itself. Leases depend on it, so that it waits for no disk: what only the
+/// disk tells is read aside, now and then.
+pub(crate) struct Standing {
+    parts: Arc<KeeperParts>,
+    read: Mutex<Read>,
+    orphans: Mutex<KnownOrphans>,
+}
+
+/// What the disk told last.
+#[derive(Default)]
+struct Read {
+    /// Databases that are being deleted, and are dropped here in this epoch. That stays so.
+    dropped: BTreeMap<(ShardId, Epoch), Vec<DatabaseId>>,
+    lost: Vec<wire::Orphans>,
+}
+
+impl Standing {
+    pub(crate) fn new(parts: Arc<KeeperParts>) -> Self {
+        Self { parts, read: Mutex::default(), orphans: Mutex::default() }
+    }
+
+    /// Where the shards stand here, and what this node holds that was lost.
+    pub(crate) fn report(&self) -> (Vec<wire::ShardReport>, Vec<wire::Orphans>) {
+        let read = self.read.lock();
+        let shards = self.parts.shards.all().into_iter();
+        (
+            shards.map(|(id, local)| shard(&self.parts, id.0, &local, &read)).collect(),
+            read.lost.clone(),
+        )
+    }
+
+    /// Until `stop`.
+    pub(crate) async fn keep_reading(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            let standing = Arc::clone(&self);
+            if let Err(error) = tokio::task::spawn_blocking(move || standing.read()).await {
+                tracing::error!(%error, "what this node holds of deleted and lost data could not be read");
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(READ_EVERY) => {}
+            }
+        }
+    }
+
+    /// Asks the disk.
+    fn read(&self) {
+        let parts = &self.parts;
+        let mut dropped = BTreeMap::new();
+        for (id, local) in parts.shards.all() {
+            // Of the state as it is in this epoch, or a later one: the epoch before the history,
+            // and that before the state.
+            let epoch = local.epoch();
+            let here = or_fatal(dropped_here(
+                local.state(),
+                &local.history(),
+                parts.directory.deleting(id),
+            ));
+            if !here.is_empty() {
+                dropped.insert((id, epoch), here);
+            }
+        }
+        let lost = lost(parts, &mut self.orphans.lock());
+        *self.read.lock() = Read { dropped, lost };
+    }
+}
+
+/// Those that are dropped in what the history holds. A state that has left it may hold a drop that
+/// the history lost: the node knows the new epoch before another state is in place, and rows of the
+/// database may come with that.
+fn dropped_here(
+    state: &ShardState,
+    history: &History,
+    databases: Vec<DatabaseId>,
+) -> Result<Vec<DatabaseId>, StorageError> {
+    if history.leaves(state.position()).is_some() {
+        return Ok(Vec::new());
+    }
+    let if_dropped = |database| Ok(state.is_dropped(database)?.then_some(database));
+    databases.into_iter().filter_map(|database| if_dropped(database).transpose()).collect()
+}
+
+fn shard(parts: &KeeperParts, id: u32, local: &LocalShard, read: &Read) -> wire::ShardReport {
+    let applied = local.state().applied();
+    let (leads, settled_at, lag_ms) = match local {
+        LocalShard::Voter(voter) => {
+            let leadership = voter.group.leadership();
+            let applied_term = voter.group.applied().borrow().1;
+            let leads = leadership.is_ok_and(|leadership| {
+                // An entry of the term is applied, and a quorum has answered of late.
+                leadership.term == applied_term
+                    && leadership.answered_until.is_some_and(|until| Instant::now() < until)
+            });
+            (leads, if leads { settled_at(parts, &voter.group) } else { 0 }, 0)
+        }
+        LocalShard::Replica(replica) => {
+            let lag_ms = match replica.status().committed {
+                Some((committed, _)) if committed.sequence <= applied.position.sequence => 0,
+                Some(_) => wall_ms().saturating_sub(applied.time_ms),
+                None => u64::MAX,
+            };
+            (false, 0, lag_ms)
+        }
+    };
+    let dropped = read.dropped.get(&(local.state().shard(), local.epoch())).into_iter().flatten();
+    let dropped = dropped.map(|database| database.0.to_vec().into()).collect();
+    let (heard_transactions, heard_time_ms) =
+        parts.directory.progress_hint(local.state().shard(), local.epoch());
+    let differing =
+        parts.shards.comparison(&local.state().shard()).map(|comparison| comparison.differing());
+    let differing = differing.unwrap_or_default().into_iter();
+    wire::ShardReport {
+        shard: id,
+        epoch: local.epoch().0.into(),
+        position: Some(position_to_wire(applied.position)),
+        transactions: applied.total_transactions,
+        time_ms: applied.time_ms,
+        leads,
+        settled_at,
+        lag_ms,
+        heard_transactions,
+        heard_time_ms,
+        dropped,
+        divergences: differing
+            .map(|(node_id, position)| wire::Divergence {
+                node_id,
+                position: Some(position_to_wire(position)),
+            })
+            .collect(),
+        refuses: local.state().refusals().recent().unwrap_or_default(),
+    }
+}
+
+/// The version of the cluster that is known here, if it names just those voters who decide in the
+/// group; else 0.
+fn settled_at(parts: &KeeperParts, group: &RaftGroup) -> u64 {
+    let known = parts.directory.known();
+    let wanted =
+        known.cluster.shards.get(&group.id().shard).filter(|shard| shard.epoch == group.id().epoch);
+    match (wanted, group.settled_voters()) {
+        (Some(wanted), Some(voters)) if wanted.voters == voters => known.cluster.version,
+        _ => 0,
+    }
+}
+
+/// What the directory's reports of failovers wait for: how much this node, which voted before, has
+/// beyond their bases.
+fn lost(parts: &KeeperParts, orphans: &mut KnownOrphans) -> Vec<wire::Orphans> {
+    let known = parts.directory.known();
+    let mut waiting = Vec::new();
+    for (id, shard) in &known.cluster.shards {
+        let settled = parts.settled.lock().get(id).copied();
+        for report in &shard.reports {
+            let waits = report.is_judged_by(parts.node_id)
+                && !report.loss.shown_by.contains(&parts.node_id);
+            // Its logs must have been looked through, before the files are.
+            if waits && !report.planned && settled.is_some_and(|settled| settled >= report.epoch) {
+                waiting.push((*id, report));
+            }
+        }
+    }
+    if waiting.is_empty() {
+        return Vec::new();
+    }
+    if let Err(error) = orphans.refresh(&parts.data_dir) {
+        tracing::warn!(%error, "the folder of orphans cannot be read: what failovers lost stays a bound");
+        return Vec::new();
+    }
+    // Not while it cannot be counted: the report stays at "at least".
+    waiting.into_iter().filter_map(|(id, report)| orphans.shown(id, report)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_proto::DecodedBatch;
+    use meridian_storage::{MemoryEngine, RaftApplied};
+    use meridian_types::{Batch, CommittedTransaction, Effect, Position, RequestId};
+
+    use super::*;
+
+    #[test]
+    fn a_drop_that_the_history_lost_is_not_said() {
+        let (gone, there) = (DatabaseId([1; 16]), DatabaseId([2; 16]));
+        let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
+        for sequence in 1..=5 {
+            let effects = if sequence == 5 { vec![Effect::DropDatabase] } else { Vec::new() };
+            let request_id = RequestId::generate();
+            let transaction =
+                CommittedTransaction { request_id, database: gone, effects, refusal: None };
+            let position = Position::new(Epoch(1), sequence);
+            let batch: DecodedBatch =
+                Batch { position, time_ms: 0, transactions: vec![transaction] }.into();
+            state.apply(&[batch], RaftApplied::default()).unwrap();
+        }
+        let base = |sequence| (Epoch(2), Position::new(Epoch(1), sequence));
+        let history = |bases: &[_]| History::new([&[(Epoch(1), Position::ZERO)], bases].concat());
+        let here = |history| dropped_here(&state, &history, vec![there, gone]).unwrap();
+        assert_eq!(here(history(&[])), [gone]);
+        assert_eq!(here(history(&[base(5)])), [gone]);
+        // The failover went on from right before.
+        assert_eq!(here(history(&[base(4)])), []);
+    }
+}

@@ -1,0 +1,152 @@
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use meridian_memory::{ByteBudget, Shares};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::cluster_view::bootstrap::first_cluster;
+use crate::cluster_view::client::Follower;
+use crate::cluster_view::view::Directory;
+use crate::config::{GatewayConfig, ListenPurpose};
+use crate::host::clock::BootClock;
+use crate::host::open_files;
+use crate::network::peers::{Dial, PeerChannels};
+use crate::process::node::{
+    StartError, configured_access, gateway_options, listen, max_memory_bytes, peer_channels,
+};
+use crate::read::execution::Reads;
+use crate::routing::router::{ClusterNodes, Router};
+use crate::routing::write_calls::WriteCalls;
+
+/// How long a gateway stays closed while it has not heard from its cluster.
+const HEARING: Duration = Duration::from_secs(3);
+
+/// A running gateway without data of its own, to be put beside an application.
+pub struct StandaloneGateway {
+    kv_address: SocketAddr,
+    stop: CancellationToken,
+    task: JoinHandle<()>,
+}
+
+impl StandaloneGateway {
+    /// # Errors
+    /// [`StartError`], naming the port that cannot be used.
+    pub async fn start(config: GatewayConfig, dial: Option<Dial>) -> Result<Self, StartError> {
+        let kv = listen(&config.listen.kv, ListenPurpose::KvConnect).await?;
+        let shares = Shares::of_gateway(max_memory_bytes(config.max_memory_mb));
+        tracing::info!(?shares, "memory is divided, in bytes");
+        let kv_address = kv.local_addr().map_err(|error| StartError::Invalid(error.to_string()))?;
+        let cluster = first_cluster(&config.topology);
+        let directory = Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, None));
+        let peers = peer_channels(&config.topology, dial, &config.dial, None)?;
+        let nodes = ClusterNodes {
+            local: Arc::default(),
+            local_node: None,
+            peers: Arc::clone(&peers),
+            writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
+            reads: Reads::new(ByteBudget::new("reads", shares.reads)),
+        };
+        let router = Arc::new(Router::new(
+            nodes,
+            BootClock,
+            None,
+            config.region.clone(),
+            Arc::clone(&directory),
+            Duration::from_millis(config.gateway.request_deadline_ms),
+        ));
+        let stop = CancellationToken::new();
+        let follower = Follower {
+            directory: Arc::clone(&directory),
+            peers: Arc::clone(&peers),
+            region: config.region.clone(),
+            node: None,
+        };
+        tokio::spawn(follower.run(stop.clone()));
+        tokio::spawn(dial_cluster(Arc::clone(&directory), peers, stop.clone()));
+        let stopped = stop.clone();
+        let options =
+            gateway_options(&config.gateway, &config.region, open_files::raise(), &shares);
+        let task = tokio::spawn(async move {
+            // Clients wait rather than hear that their token or their database is not there.
+            // Whoever hears from nobody serves what its configuration has.
+            drop(timeout(HEARING, stopped.run_until_cancelled(directory.current())).await);
+            meridian_gateway::serve(kv, router, directory, options, async move {
+                stopped.cancelled().await
+            })
+            .await;
+        });
+        Ok(Self { kv_address, stop, task })
+    }
+
+    pub fn kv_address(&self) -> SocketAddr {
+        self.kv_address
+    }
+
+    /// Finishes the requests in progress.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        // A task that failed has said so.
+        drop(self.task.await);
+    }
+}
+
+/// Dials the nodes that there are.
+async fn dial_cluster(
+    directory: Arc<Directory>,
+    peers: Arc<PeerChannels>,
+    stop: CancellationToken,
+) {
+    let mut known = directory.watch();
+    loop {
+        for node in peers.update(&known.borrow_and_update().topology) {
+            tracing::error!(node, "a node's address cannot be dialled");
+        }
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = known.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::time::Instant;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+
+    use super::*;
+    use crate::config::{GatewayListen, GatewaySettings};
+    use crate::topology::Topology;
+
+    #[tokio::test]
+    async fn a_gateway_that_hears_from_nobody_opens_late_and_says_of_no_token_that_it_is_unknown() {
+        // Nobody listens there.
+        let topology =
+            Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let config = GatewayConfig {
+            region: "region-1".to_owned(),
+            max_memory_mb: None,
+            listen: GatewayListen { kv: "127.0.0.1:0".to_owned(), metrics: None },
+            gateway: GatewaySettings::default(),
+            topology,
+            tokens: Vec::new(),
+            dial: BTreeMap::new(),
+        };
+        let started = Instant::now();
+        let gateway = StandaloneGateway::start(config, None).await.unwrap();
+        let mut stream = TcpStream::connect(gateway.kv_address()).await.unwrap();
+        let request = "POST / HTTP/1.1\r\nhost: kv\r\nauthorization: Bearer a-token-of-the-directory\r\n\
+                       content-length: 0\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+        assert!(started.elapsed() >= HEARING, "{:?}", started.elapsed());
+        gateway.stop().await;
+    }
+}

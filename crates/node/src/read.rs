@@ -1,0 +1,4 @@
+//! Reads of one node's states: how many run at a time, and what they may hold in memory.
+
+pub(crate) mod execution;
+pub(crate) mod shared_call;

@@ -1,0 +1,184 @@
+//! Carries reads out: a bounded number at a time, each in bounded turns, for no more bytes than the
+//! process may hold.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use meridian_memory::{ByteBudget, Exhausted, Held};
+use meridian_storage::{ReadView, ShardState, StateRead, StorageError, Turn, or_fatal};
+use meridian_types::{DatabaseId, Entry, ReadRange, limits};
+use tokio::sync::Semaphore;
+
+use crate::routing::read_answer::weight;
+
+/// How long a read waits for bytes before it is refused: others are answered in the meantime, and
+/// clients try again what is refused.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+/// A read that is not done by then is given up: whoever asked has left.
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// What one entry takes at most.
+const MAX_ENTRY_BYTES: usize = limits::MAX_VALUE_BYTES + limits::MAX_READ_KEY_BYTES + 256;
+const SMALL_BYTES: usize = 256 << 10;
+/// What a read is given to hold. Most need the first only; one that needs more gives back what it
+/// has, waits for the next, and begins anew, so that nobody waits who holds anything.
+const ALLOTMENTS: [usize; 3] = [SMALL_BYTES, 4 << 20, limits::MAX_READ_ENTRIES * MAX_ENTRY_BYTES];
+
+/// So much of the bytes that reads may hold, and beside them, is for those that are read at once.
+const SMALL_PART: usize = 32;
+
+/// The reads of one node. Cheap to clone; clones share threads and bytes.
+#[derive(Clone)]
+pub(crate) struct Reads {
+    bytes: ByteBudget,
+    /// For what is read at once.
+    small: ByteBudget,
+    /// Turns at a time.
+    turns: Arc<Semaphore>,
+}
+
+/// Why a read was not carried out, for the body of a 503.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct ReadRefused(pub(crate) String);
+
+enum Interrupted {
+    Storage(StorageError),
+    Stopping,
+}
+
+impl Reads {
+    pub(crate) fn new(bytes: ByteBudget) -> Self {
+        let cores = std::thread::available_parallelism().map_or(2, std::num::NonZero::get);
+        let small = ByteBudget::new("small reads", bytes.total_bytes() / SMALL_PART);
+        Self { bytes, small, turns: Arc::new(Semaphore::new((2 * cores).clamp(4, 64))) }
+    }
+
+    /// For the answer of another node, at once: a small one waits behind no large one.
+    pub(crate) fn take_now(&self, bytes: usize) -> Option<Held> {
+        let small = (bytes <= SMALL_BYTES).then(|| self.small.take(bytes, PATIENCE).now_or_never());
+        let held = small.flatten().or_else(|| self.bytes.take(bytes, PATIENCE).now_or_never());
+        held.and_then(Result::ok)
+    }
+
+    /// For the answer of another node, once there is room.
+    pub(crate) async fn take(&self, bytes: usize) -> Result<Held, Exhausted> {
+        self.bytes.take(bytes, PATIENCE).await
+    }
+
+    /// Reads all ranges from one state, at its own time: what has expired is a matter of the
+    /// position, and of no clock. The bytes of what is found are given back to the budget when the
+    /// last entry is dropped. Storage that cannot be read stops the process.
+    ///
+    /// May be dropped at any await: the read ends with the turn that it is in.
+    pub(crate) async fn read(
+        &self,
+        state: &Arc<ShardState>,
+        database: DatabaseId,
+        ranges: &[ReadRange],
+    ) -> Result<ReadView, ReadRefused> {
+        // Most reads are small, and their rows are in memory: a thread of their own would cost them
+        // more, and they do not wait behind large ones for bytes. What they find may wait for
+        // whoever asked as long as any other.
+        if let Some(mut view) = or_fatal(state.read_cached(database, ranges, 0))
+            && let Some(Ok(held)) = self
+                .small
+                .take(view.ranges.iter().flatten().map(weight).sum(), PATIENCE)
+                .now_or_never()
+        {
+            hold_with_last(&mut view.ranges, held);
+            return Ok(view);
+        }
+        let read = self.read_allotted(state, database, ranges);
+        let late = |_| Err(ReadRefused(format!("a read took longer than {} s", TIMEOUT.as_secs())));
+        tokio::time::timeout(TIMEOUT, read).await.unwrap_or_else(late)
+    }
+
+    async fn read_allotted(
+        &self,
+        state: &Arc<ShardState>,
+        database: DatabaseId,
+        ranges: &[ReadRange],
+    ) -> Result<ReadView, ReadRefused> {
+        let entries: usize = ranges.iter().map(|range| range.limit as usize).sum();
+        let needed = entries.saturating_mul(MAX_ENTRY_BYTES);
+        let mut allotments = ALLOTMENTS.into_iter();
+        let mut allotment = allotments.next();
+        while let Some(max_bytes) = allotment {
+            let taken = self.bytes.take(max_bytes.min(needed), PATIENCE).await;
+            let mut held = taken.map_err(|exhausted| ReadRefused(exhausted.to_string()))?;
+            let (state, ranges) = (Arc::clone(state), ranges.to_vec());
+            match self.in_turns(move || state.begin_read(database, ranges, 0), max_bytes).await {
+                Ok(Some(read)) => {
+                    held.shrink_to(read.bytes());
+                    return Ok(read.into_view(held));
+                }
+                Ok(None) => allotment = allotments.next(),
+                // The state was replaced by a snapshot: the read begins anew.
+                Err(Interrupted::Storage(StorageError::NoFamily(_))) => {}
+                Err(Interrupted::Storage(error)) => or_fatal(Err(error)),
+                Err(Interrupted::Stopping) => {
+                    return Err(ReadRefused("the node is stopping".to_owned()));
+                }
+            }
+        }
+        Err(ReadRefused("a read finds more than 1,000 entries of 64 KiB".to_owned()))
+    }
+
+    /// A read that has come to its end. `None`: it found more than `max_bytes`.
+    async fn in_turns(
+        &self,
+        begin: impl FnOnce() -> Result<StateRead, StorageError> + Send + 'static,
+        max_bytes: usize,
+    ) -> Result<Option<StateRead>, Interrupted> {
+        let turn = move |mut read: StateRead| read.turn(max_bytes).map(|turn| (read, turn));
+        let (mut read, mut ended) = self.turn(move || turn(begin()?)).await?;
+        loop {
+            match ended {
+                Turn::Done => return Ok(Some(read)),
+                Turn::Full => return Ok(None),
+                // In the order of asking: a long read goes to the end of the queue after each turn.
+                Turn::More => (read, ended) = self.turn(move || turn(read)).await?,
+            }
+        }
+    }
+
+    /// Runs `work` on a thread that may block, when it is its turn.
+    async fn turn<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> Result<T, StorageError> + Send + 'static,
+    ) -> Result<T, Interrupted> {
+        let turn =
+            Arc::clone(&self.turns).acquire_owned().await.map_err(|_| Interrupted::Stopping)?;
+        let worked = tokio::task::spawn_blocking(move || {
+            let result = work();
+            // Here, and not where the result is awaited: a future that is dropped does not end the
+            // thread.
+            drop(turn);
+            result
+        });
+        // Nobody works any more when the runtime ends. A panic has stopped the process.
+        worked.await.map_err(|_| Interrupted::Stopping)?.map_err(Interrupted::Storage)
+    }
+}
+
+/// Gives the bytes that an answer takes back with its last entry, which is the last to be encoded.
+pub(crate) fn hold_with_last(ranges: &mut [Vec<Entry>], held: Held) {
+    struct Counted {
+        data: Bytes,
+        _held: Held,
+    }
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.data
+        }
+    }
+    if let Some(last) = ranges.iter_mut().rev().find_map(|entries| entries.last_mut()) {
+        let data = std::mem::take(&mut last.value.data);
+        last.value.data = Bytes::from_owner(Counted { data, _held: held });
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,6 @@
+//! From a gateway to the node that can answer: the leader, retries, hedges, and what they may cost.
+
+pub(crate) mod hedge;
+pub(crate) mod read_answer;
+pub(crate) mod router;
+pub(crate) mod write_calls;

@@ -1,0 +1,241 @@
+//! The nodes of the cluster: that of this process, and the others over gRPC.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::FutureExt;
+use futures::future::{BoxFuture, ready};
+use meridian_gateway::{Read, Write};
+use meridian_memory::Held;
+use meridian_proto::shard::{self as wire, shard_client::ShardClient, write_response};
+use meridian_proto::{read_range_to_wire, transaction_to_wire};
+use meridian_types::{Consistency, Epoch, NodeId, ShardId, Versionstamp, WriteOutcome};
+use prost::Message;
+use tokio::sync::Notify;
+use tonic::{Code, Status};
+
+use super::nodes::{Answering, LocalVoter, Nodes, WriteTry, Written};
+use crate::cluster_view::epoch_lease::Fenced;
+use crate::network::departure::Departure;
+use crate::network::peers::PeerChannels;
+use crate::read::execution::Reads;
+use crate::routing::hedge::Failed;
+use crate::routing::read_answer::{self, Room};
+use crate::routing::write_calls::WriteCalls;
+use crate::shard::table::ShardTable;
+use crate::shard::voter::{LocalShard, NotServed};
+use crate::write::proposer::{WriteReply, WriteRequest};
+
+/// How a gateway reaches nodes.
+pub(crate) struct ClusterNodes {
+    /// Empty beside an application, where no node runs.
+    pub(crate) local: Arc<ShardTable>,
+    pub(crate) local_node: Option<NodeId>,
+    pub(crate) peers: Arc<PeerChannels>,
+    pub(crate) writes: Arc<WriteCalls>,
+    /// For answers of other nodes.
+    pub(crate) reads: Reads,
+}
+
+type Client = ShardClient<tonic::transport::Channel>;
+
+impl ClusterNodes {
+    fn client(&self, node: NodeId) -> Result<Client, Failed> {
+        let channel = self.peers.requests(node);
+        let none = || Failed::NotDone(format!("node {node} is not known"));
+        let client = ShardClient::new(channel.ok_or_else(none)?);
+        Ok(client.max_decoding_message_size(read_answer::MAX_PART_BYTES))
+    }
+
+    fn here(&self, node: NodeId, shard: ShardId) -> Option<LocalShard> {
+        (Some(node) == self.local_node).then(|| self.local.get(&shard)).flatten()
+    }
+}
+
+impl Nodes for ClusterNodes {
+    fn local_voter(&self, shard: ShardId) -> Option<LocalVoter> {
+        match self.local.get(&shard)? {
+            LocalShard::Voter(voter) => {
+                Some(LocalVoter { leader: LocalShard::Voter(voter).leader() })
+            }
+            LocalShard::Replica(_) => None,
+        }
+    }
+
+    fn write(
+        &self,
+        shard: (ShardId, Epoch),
+        write: &Arc<Write>,
+        attempt: WriteTry,
+        departure: Arc<Departure>,
+    ) -> impl Future<Output = Result<Written, Failed>> + Send + 'static {
+        let WriteTry { node, retry, late, pass_on, expires_at } = attempt;
+        if let Some(LocalShard::Voter(voter)) = self.here(node, shard.0) {
+            let request = WriteRequest {
+                database: write.database,
+                request_id: write.request_id,
+                transaction: write.transaction.clone(),
+                retry,
+            };
+            departure.leave();
+            return async move { written(voter.write(request, late, expires_at).await) }.boxed();
+        }
+        let mut request = wire::WriteRequest {
+            group: Some(shard_epoch(shard)),
+            database: Bytes::copy_from_slice(&write.database.0),
+            request_id: Bytes::copy_from_slice(&write.request_id.0),
+            write: Some(transaction_to_wire(&write.transaction)),
+            retry,
+            late_leader: late.unwrap_or(0),
+            pass_on,
+            valid_until: None,
+            turn: None,
+        };
+        // Now, since tries are made in the order of the requests.
+        let first =
+            (!retry).then(|| self.writes.next_turn(node, shard.0, request.encoded_len() as u64));
+        request.turn = first.as_ref().map(|first| first.turn);
+        let writes = Arc::clone(&self.writes);
+        async move {
+            let _under_way = first;
+            written_from_wire(writes.call(node, request, expires_at, &departure).await?)
+        }
+        .boxed()
+    }
+
+    fn read(
+        &self,
+        node: NodeId,
+        shard: (ShardId, Epoch),
+        read: &Arc<Read>,
+        min_sequence: u64,
+        working: Arc<Notify>,
+        room: Option<Held>,
+    ) -> BoxFuture<'static, Result<Answering, Failed>> {
+        let strong = read.consistency == Consistency::Strong;
+        if let Some(local) = self.here(node, shard.0) {
+            let reading = read_here(local, Arc::clone(read), min_sequence);
+            return async move { read_answer::while_working(reading, &working).await }.boxed();
+        }
+        let request = wire::ReadRequest {
+            group: Some(shard_epoch(shard)),
+            database: Bytes::copy_from_slice(&read.database.0),
+            strong,
+            ranges: read.ranges.iter().map(read_range_to_wire).collect(),
+            min_sequence,
+        };
+        let room = Room { reads: self.reads.clone(), held: room };
+        let mut client = match self.client(node) {
+            Ok(client) => client,
+            Err(failed) => return ready(Err(failed)).boxed(),
+        };
+        async move {
+            let parts = client.read(request).await.map_err(failed)?.into_inner();
+            read_answer::begun(parts, &working, room).await
+        }
+        .boxed()
+    }
+}
+
+async fn read_here(
+    local: LocalShard,
+    read: Arc<Read>,
+    min_sequence: u64,
+) -> Result<Answering, Failed> {
+    let reply = match &local {
+        LocalShard::Voter(voter) if read.consistency == Consistency::Strong => {
+            voter.read_strong(read.database, &read.ranges).await.map(Fenced::into_inner)
+        }
+        LocalShard::Replica(_) if read.consistency == Consistency::Strong => {
+            Err(NotServed::NotLeader(None))
+        }
+        local => local.read_eventual(read.database, &read.ranges, min_sequence).await,
+    };
+    match reply {
+        Ok(view) => Ok(Answering {
+            position: view.position,
+            leader: local.leader(),
+            ranges: Box::pin(ready(Ok(view.ranges))) as BoxFuture<'static, _>,
+        }),
+        Err(NotServed::NotLeader(leader)) => Err(Failed::NotLeader(leader)),
+        Err(NotServed::Unavailable(reason)) => Err(Failed::NotDone(reason)),
+    }
+}
+
+fn written(reply: WriteReply) -> Result<Written, Failed> {
+    match reply {
+        WriteReply::Done(outcome) => Ok(Written { outcome: outcome.into_inner(), leader: None }),
+        WriteReply::NotLeader(leader) => Err(Failed::NotLeader(leader)),
+        WriteReply::NotCommitted(refusal) => Err(Failed::NotDone(refusal.to_string())),
+        WriteReply::Unknown => Err(Failed::Unknown("leadership was lost".to_owned())),
+    }
+}
+
+pub(crate) fn written_from_wire(response: wire::WriteResponse) -> Result<Written, Failed> {
+    use write_response::Result as Wire;
+    let outcome = match response.result {
+        Some(Wire::Committed(stamp)) => match Versionstamp::from_slice(&stamp) {
+            Some(stamp) => WriteOutcome::Committed(stamp),
+            None => return Err(Failed::Unknown("a malformed versionstamp".to_owned())),
+        },
+        Some(Wire::CheckFailed(failed)) => WriteOutcome::CheckFailed(failed.indexes),
+        Some(Wire::Rejected(text)) => WriteOutcome::Rejected(text),
+        Some(Wire::NotLeader(hint)) => return Err(Failed::NotLeader(some_node(hint.leader))),
+        Some(Wire::NotCommitted(reason)) => return Err(Failed::NotDone(reason)),
+        Some(Wire::Unknown(reason)) => return Err(Failed::Unknown(reason)),
+        Some(Wire::ClockUnknown(_)) => {
+            return Err(Failed::NotDone("its clock is not known".to_owned()));
+        }
+        None => return Err(Failed::Unknown("an empty answer".to_owned())),
+    };
+    Ok(Written { outcome, leader: some_node(response.leader) })
+}
+
+pub(crate) fn some_node(wire: u64) -> Option<NodeId> {
+    Some(wire).filter(|node| *node != 0)
+}
+
+fn shard_epoch((shard, epoch): (ShardId, Epoch)) -> wire::ShardEpoch {
+    wire::ShardEpoch { shard: shard.0, epoch: epoch.0.into() }
+}
+
+/// What failed before a connection was there did nothing; any other failure may have.
+pub(crate) fn failed(status: Status) -> Failed {
+    let message = status.message().to_owned();
+    match status {
+        status if is_refusal(&status) => Failed::NotDone(message),
+        status if never_connected(&status) => Failed::Unreachable(message),
+        _ => Failed::Unknown(message),
+    }
+}
+
+/// Whether the node refused the call before it looked at it: no such shard there, another epoch, a
+/// malformed field, or a caller that may not.
+fn is_refusal(status: &Status) -> bool {
+    let refusals = [
+        Code::NotFound,
+        Code::FailedPrecondition,
+        Code::InvalidArgument,
+        Code::Unauthenticated,
+        Code::PermissionDenied,
+        Code::Unimplemented,
+    ];
+    refusals.contains(&status.code())
+}
+
+/// Whether the call never got a connection.
+fn never_connected(status: &Status) -> bool {
+    use std::error::Error;
+    let mut source = status.source();
+    while let Some(error) = source {
+        if error.is::<tonic::ConnectError>() {
+            return true;
+        }
+        source = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests;

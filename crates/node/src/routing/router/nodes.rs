@@ -1,0 +1,91 @@
+//! How one node is asked: the seam between what the router decides and how it is carried out.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use meridian_gateway::{Read, Write};
+use meridian_memory::Held;
+use meridian_types::{Entry, Epoch, NodeId, Position, ShardId, WriteOutcome};
+use tokio::sync::Notify;
+
+use crate::network::departure::Departure;
+use crate::routing::hedge::Failed;
+
+/// What a try of a write says beside the write.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WriteTry {
+    pub(crate) node: NodeId,
+    /// An earlier try may arrive yet.
+    pub(crate) retry: bool,
+    /// A node that led and does not answer.
+    pub(crate) late: Option<NodeId>,
+    /// The leader cannot be reached from here: a voter that does not lead is to pass the write on.
+    pub(crate) pass_on: bool,
+    /// On the router's clock: later it must not be carried out, since its outcome may be forgotten.
+    pub(crate) expires_at: Duration,
+}
+
+/// A write that has an outcome.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Written {
+    pub(crate) outcome: WriteOutcome,
+    /// Who leads, where the node passed the write on.
+    pub(crate) leader: Option<NodeId>,
+}
+
+/// A node has begun to answer a read.
+pub(crate) struct Answering {
+    /// What the state read from had applied, at least.
+    pub(crate) position: Position,
+    /// Who leads the shard, as far as the node knows that was read from.
+    pub(crate) leader: Option<NodeId>,
+    /// The entries of each range, or why their transfer broke off. To drop it stops the transfer.
+    pub(crate) ranges: BoxFuture<'static, Result<Vec<Vec<Entry>>, BrokenOff>>,
+}
+
+/// Why an answer that has begun did not come to its end.
+#[derive(Debug)]
+pub(crate) enum BrokenOff {
+    /// For this reason.
+    Failed(String),
+    /// There was no room for it in this process. There is by now, as long as this is held.
+    ForRoom(Held),
+}
+
+/// What the node of this process is in a shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LocalVoter {
+    /// Who leads, as it knows.
+    pub(crate) leader: Option<NodeId>,
+}
+
+/// The nodes as one gateway reaches them. What it answers is not bounded in time: the router gives
+/// up.
+pub(crate) trait Nodes: Send + Sync + 'static {
+    /// Whether the node of this process votes in the shard.
+    fn local_voter(&self, shard: ShardId) -> Option<LocalVoter>;
+
+    /// To drop the future gives the try up; it may have done something, or may yet, once it has
+    /// left by `departure`.
+    fn write(
+        &self,
+        shard: (ShardId, Epoch),
+        write: &Arc<Write>,
+        attempt: WriteTry,
+        departure: Arc<Departure>,
+    ) -> impl Future<Output = Result<Written, Failed>> + Send + 'static;
+
+    /// Until the first byte of the answer; `working` is notified while the node says that it is at
+    /// work. To drop the future stops the work. `room`: what [`BrokenOff::ForRoom`] gave.
+    fn read(
+        &self,
+        node: NodeId,
+        shard: (ShardId, Epoch),
+        read: &Arc<Read>,
+        min_sequence: u64,
+        working: Arc<Notify>,
+        room: Option<Held>,
+    ) -> BoxFuture<'static, Result<Answering, Failed>>;
+}

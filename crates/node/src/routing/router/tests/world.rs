@@ -1,0 +1,393 @@
+//! A clock that stands still until all who run wait for it, and voters that are not there.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+
+use futures::FutureExt;
+use futures::executor::LocalPool;
+use futures::future::{BoxFuture, RemoteHandle};
+use futures::task::LocalSpawnExt;
+use meridian_gateway::Access;
+use meridian_memory::Held;
+use meridian_types::{Entry, Position, Versionstamp};
+
+use super::super::nodes::LocalVoter;
+use super::super::*;
+use crate::cluster_view::bootstrap::first_cluster;
+use crate::topology::Topology;
+
+pub(super) const ROUND_TRIP: Duration = Duration::from_millis(2);
+pub(super) const DEADLINE: Duration = Duration::from_secs(10);
+/// How long a voter's queue, or a voter that waits for a leader, holds a write.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+#[derive(Default)]
+struct Timers {
+    now: Duration,
+    next: u64,
+    sleeping: BTreeMap<(Duration, u64), Waker>,
+}
+
+/// Time goes on when nobody runs.
+#[derive(Clone, Default)]
+pub(super) struct Time(Arc<Mutex<Timers>>);
+
+struct Sleep {
+    time: Time,
+    at: Duration,
+    id: Option<u64>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        let time = self.time.clone();
+        let mut timers = time.0.lock();
+        if timers.now >= self.at {
+            return Poll::Ready(());
+        }
+        let id = *self.id.get_or_insert_with(|| {
+            timers.next += 1;
+            timers.next
+        });
+        timers.sleeping.insert((self.at, id), context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            self.time.0.lock().sleeping.remove(&(self.at, id));
+        }
+    }
+}
+
+impl Clock for Time {
+    fn now(&self) -> Duration {
+        self.0.lock().now
+    }
+
+    fn sleep_until(&self, at: Duration) -> impl Future<Output = ()> + Send {
+        Sleep { time: self.clone(), at, id: None }
+    }
+}
+
+impl Time {
+    pub(super) async fn sleep(&self, duration: Duration) {
+        self.sleep_until(self.now() + duration).await;
+    }
+
+    /// The machine was suspended for so long: all timers are late.
+    pub(super) fn jump(&self, by: Duration) {
+        self.0.lock().now += by;
+    }
+
+    fn advance(&self) {
+        let mut timers = self.0.lock();
+        let ((at, _), waker) =
+            timers.sleeping.pop_first().expect("somebody waits for something that never comes");
+        timers.now = timers.now.max(at);
+        drop(timers);
+        waker.wake();
+    }
+}
+
+/// How this gateway reaches one voter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Link {
+    #[default]
+    Up,
+    /// What is sent is lost.
+    Silent,
+    Refused,
+    /// No connection comes about, and none is refused.
+    Hangs,
+}
+
+/// The ranges of an answer that arrives in its own time.
+type Transfer = BoxFuture<'static, Result<Vec<Vec<Entry>>, BrokenOff>>;
+
+/// Nodes 1 to 3 vote.
+pub(super) struct Voters {
+    time: Time,
+    /// Of the gateway's own process.
+    local: Option<NodeId>,
+    pub(super) links: Mutex<BTreeMap<NodeId, Link>>,
+    /// Nodes that refuse all reads, at once.
+    pub(super) refusing: Mutex<BTreeSet<NodeId>>,
+    /// 0: none.
+    pub(super) leader: watch::Sender<NodeId>,
+    /// Of each write at the leader.
+    service_time: Duration,
+    busy_until: Mutex<Duration>,
+    pub(super) calls: Mutex<Vec<(NodeId, Option<WriteTry>)>>,
+    pub(super) in_flight: Arc<AtomicUsize>,
+    pub(super) most_in_flight: AtomicUsize,
+    pub(super) committed: AtomicU64,
+    /// How tries end before anybody looks at them; the last one first.
+    pub(super) scripted: Mutex<Vec<Failed>>,
+    /// How the first try that comes to a leader then ends, and how long that takes.
+    pub(super) slow: Mutex<Option<(Duration, WriteOutcome)>>,
+    /// Whether a read is at work for three seconds.
+    pub(super) working: AtomicBool,
+    pub(super) transfer: Mutex<Option<Transfer>>,
+    /// Reads that came with room for their answer.
+    pub(super) with_room: AtomicUsize,
+}
+
+struct InFlight(Arc<AtomicUsize>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Voters {
+    fn new(time: Time, local: Option<NodeId>, service_time: Duration) -> Arc<Self> {
+        Arc::new(Self {
+            time,
+            local,
+            links: Mutex::default(),
+            refusing: Mutex::default(),
+            leader: watch::Sender::new(1),
+            service_time,
+            busy_until: Mutex::default(),
+            calls: Mutex::default(),
+            in_flight: Arc::default(),
+            most_in_flight: AtomicUsize::default(),
+            committed: AtomicU64::default(),
+            scripted: Mutex::default(),
+            slow: Mutex::default(),
+            working: AtomicBool::default(),
+            transfer: Mutex::default(),
+            with_room: AtomicUsize::default(),
+        })
+    }
+
+    pub(super) fn link(&self, node: NodeId, link: Link) {
+        self.links.lock().insert(node, link);
+    }
+
+    pub(super) fn calls(&self) -> usize {
+        self.calls.lock().len()
+    }
+
+    pub(super) fn asked(&self) -> Vec<NodeId> {
+        self.calls.lock().iter().map(|(node, _)| *node).collect()
+    }
+
+    pub(super) fn in_flight(&self) -> usize {
+        self.in_flight.load(Ordering::SeqCst)
+    }
+
+    fn begins(&self, node: NodeId, attempt: Option<WriteTry>) -> InFlight {
+        self.calls.lock().push((node, attempt));
+        let now = self.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        self.most_in_flight.fetch_max(now, Ordering::SeqCst);
+        InFlight(Arc::clone(&self.in_flight))
+    }
+
+    async fn travels(&self, node: NodeId, departure: &Departure) -> Result<(), Failed> {
+        let link = self.links.lock().get(&node).copied().unwrap_or_default();
+        if matches!(link, Link::Up | Link::Silent) {
+            departure.leave();
+        }
+        match link {
+            Link::Up if self.local == Some(node) => {}
+            Link::Up => self.time.sleep(ROUND_TRIP).await,
+            Link::Silent | Link::Hangs => pending().await,
+            Link::Refused => return Err(Failed::Unreachable("refused".to_owned())),
+        }
+        Ok(())
+    }
+
+    /// The way back: a node that fell silent meanwhile answers nothing any more.
+    async fn answers(&self, node: NodeId) {
+        if self.links.lock().get(&node) == Some(&Link::Silent) {
+            pending().await
+        }
+    }
+
+    /// As a node's proposer does: in order, refused after a while in the queue, and whether or not
+    /// anybody waits.
+    async fn serves(&self) -> Result<WriteOutcome, Failed> {
+        let now = self.time.now();
+        let done = {
+            let mut busy_until = self.busy_until.lock();
+            let turn = (*busy_until).max(now);
+            let taken = turn <= now + PATIENCE;
+            if taken {
+                *busy_until = turn + self.service_time;
+            }
+            taken.then_some(turn + self.service_time)
+        };
+        let Some(done) = done else {
+            self.time.sleep(PATIENCE).await;
+            return Err(Failed::NotDone("no quorum answers".to_owned()));
+        };
+        self.time.sleep_until(done).await;
+        self.committed.fetch_add(1, Ordering::SeqCst);
+        Ok(WriteOutcome::Committed(Versionstamp([1; 10])))
+    }
+
+    async fn waits_for_a_leader(&self, late: Option<NodeId>) -> Option<NodeId> {
+        let mut leader = self.leader.subscribe();
+        let until = self.time.now() + PATIENCE;
+        tokio::select! {
+            known = leader.wait_for(|leader| *leader != 0) => known.ok().map(|leader| *leader),
+            () = self.time.sleep_until(until) => None,
+        }
+        .filter(|leader| Some(*leader) != late || *self.leader.borrow() != 0)
+    }
+}
+
+impl Nodes for Arc<Voters> {
+    fn local_voter(&self, _: ShardId) -> Option<LocalVoter> {
+        self.local.map(|_| LocalVoter {
+            leader: Some(*self.leader.borrow()).filter(|leader| *leader != 0),
+        })
+    }
+
+    fn write(
+        &self,
+        _: (ShardId, Epoch),
+        _: &Arc<Write>,
+        attempt: WriteTry,
+        departure: Arc<Departure>,
+    ) -> impl Future<Output = Result<Written, Failed>> + Send + 'static {
+        let voters = Arc::clone(self);
+        let in_flight = voters.begins(attempt.node, Some(attempt));
+        async move {
+            let _in_flight = in_flight;
+            voters.travels(attempt.node, &departure).await?;
+            let scripted = voters.scripted.lock().pop();
+            if let Some(failed) = scripted {
+                return Err(failed);
+            }
+            let slow = voters.slow.lock().take();
+            if let Some((takes, outcome)) = slow {
+                voters.time.sleep(takes).await;
+                return Ok(Written { outcome, leader: None });
+            }
+            let leader = voters.waits_for_a_leader(attempt.late).await;
+            let elsewhere = leader.filter(|leader| *leader != attempt.node);
+            let written = match leader {
+                Some(_) if elsewhere.is_none() || attempt.pass_on => {
+                    voters.serves().await.map(|outcome| Written { outcome, leader: elsewhere })
+                }
+                _ => Err(Failed::NotLeader(leader)),
+            };
+            voters.answers(attempt.node).await;
+            written
+        }
+    }
+
+    fn read(
+        &self,
+        node: NodeId,
+        _: (ShardId, Epoch),
+        _: &Arc<Read>,
+        _: u64,
+        working: Arc<Notify>,
+        room: Option<Held>,
+    ) -> BoxFuture<'static, Result<Answering, Failed>> {
+        let voters = Arc::clone(self);
+        let in_flight = voters.begins(node, None);
+        voters.with_room.fetch_add(usize::from(room.is_some()), Ordering::SeqCst);
+        let answer = async move {
+            let _in_flight = in_flight;
+            voters.travels(node, &Departure::default()).await?;
+            if voters.refusing.lock().contains(&node) {
+                return Err(Failed::NotDone("it has not caught up".to_owned()));
+            }
+            if voters.working.load(Ordering::SeqCst) {
+                for _ in 0..12 {
+                    voters.time.sleep(Duration::from_millis(250)).await;
+                    working.notify_one();
+                }
+            }
+            let transfer = voters.transfer.lock().take();
+            let ranges = transfer.unwrap_or_else(|| async { Ok(vec![Vec::new()]) }.boxed());
+            Ok(Answering {
+                position: Position::new(Epoch(1), 1),
+                leader: Some(*voters.leader.borrow()),
+                ranges,
+            })
+        };
+        answer.boxed()
+    }
+}
+
+/// A gateway and its voters.
+#[derive(Clone)]
+pub(super) struct World {
+    pub(super) time: Time,
+    pub(super) voters: Arc<Voters>,
+    pub(super) router: Arc<Router<Arc<Voters>, Time>>,
+    spawner: futures::executor::LocalSpawner,
+}
+
+impl World {
+    /// To drop the handle ends the task.
+    pub(super) fn spawn<T: 'static>(
+        &self,
+        task: impl Future<Output = T> + 'static,
+    ) -> RemoteHandle<T> {
+        self.spawner.spawn_local_with_handle(task).unwrap()
+    }
+}
+
+/// Runs `body` to its end, and all that it has spawned meanwhile, with a gateway beside an
+/// application.
+pub(super) fn run<F: Future<Output = ()> + 'static>(
+    service_time: Duration,
+    body: impl FnOnce(World) -> F,
+) {
+    run_beside(None, service_time, body);
+}
+
+/// As [`run`], with a gateway in the process of that node.
+pub(super) fn run_beside<F: Future<Output = ()> + 'static>(
+    local: Option<NodeId>,
+    service_time: Duration,
+    body: impl FnOnce(World) -> F,
+) {
+    let mut pool = LocalPool::new();
+    let time = Time::default();
+    time.jump(Duration::from_secs(1000));
+    let voters = Voters::new(time.clone(), local, service_time);
+    let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
+    let router = Router::new(
+        Arc::clone(&voters),
+        time.clone(),
+        local,
+        "region-1".to_owned(),
+        directory,
+        DEADLINE,
+    );
+    let world =
+        World { time: time.clone(), voters, router: Arc::new(router), spawner: pool.spawner() };
+    let ended = Rc::new(RefCell::new(false));
+    let (body, end) = (body(world), Rc::clone(&ended));
+    let task = async move {
+        body.await;
+        *end.borrow_mut() = true;
+    };
+    pool.spawner().spawn_local(task).unwrap();
+    loop {
+        pool.run_until_stalled();
+        if *ended.borrow() {
+            return;
+        }
+        time.advance();
+    }
+}

@@ -1,0 +1,206 @@
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use meridian_consensus::Role;
+use meridian_proto::admin::{self as wire, admin_server};
+use meridian_types::ShardId;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::cluster_view::view::Directory;
+use crate::divergence::orphan_files;
+use crate::host::clock::wall_ms;
+use crate::host::clocks::Clocks;
+use crate::host::disk::DiskGuard;
+use crate::shard::replica::Replica;
+use crate::shard::table::ShardTable;
+use crate::shard::voter::{LocalShard, Voter};
+use crate::topology::NodeInfo;
+
+/// How long a handover of leadership may take.
+const HANDOVER: Duration = Duration::from_secs(5);
+
+/// Answers operators.
+#[derive(Clone)]
+pub(crate) struct AdminService {
+    pub(crate) node: NodeInfo,
+    pub(crate) shards: Arc<ShardTable>,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) started: Instant,
+    pub(crate) clocks: Clocks,
+    pub(crate) disk: Arc<DiskGuard>,
+}
+
+impl AdminService {
+    fn voter_status(&self, id: ShardId, voter: &Arc<Voter>) -> wire::ShardStatus {
+        let status = voter.group.status();
+        let role = match status.role {
+            Role::Leader => "leader",
+            Role::Follower | Role::Candidate if !voter.group.votes() => "voteless",
+            Role::Follower => "follower",
+            Role::Candidate => "candidate",
+            Role::Learner => "learner",
+            Role::Stopped => "stopped",
+        };
+        let lags = self.shards.followers(&id).map(|followers| followers.lags()).unwrap_or_default();
+        let subscribers = lags.iter().map(|follower| wire::ReplicaLag {
+            node_id: follower.node,
+            durable_sequence: follower.durable,
+            lag_batches: follower.lag.batches,
+            lag_bytes: follower.lag.bytes,
+            lag_ms: follower.lag.millis,
+            connected: follower.connected,
+        });
+        wire::ShardStatus {
+            shard: id.0,
+            epoch: voter.group.id().epoch.0.into(),
+            role: role.to_owned(),
+            term: status.term,
+            leader: status.leader.unwrap_or(0),
+            committed_sequence: voter.state.position().sequence,
+            applied_sequence: voter.state.position().sequence,
+            first_sequence: first_kept(&LocalShard::Voter(Arc::clone(voter))),
+            subscribers: subscribers.collect(),
+            ..Default::default()
+        }
+    }
+
+    fn replica_status(&self, id: ShardId, replica: &Replica) -> wire::ShardStatus {
+        let status = replica.status();
+        let applied = replica.state().applied();
+        let committed =
+            status.committed.map_or(applied.position.sequence, |(position, _)| position.sequence);
+        let lag_batches = committed.saturating_sub(applied.position.sequence);
+        wire::ShardStatus {
+            shard: id.0,
+            epoch: replica.history().epoch().0.into(),
+            role: if status.is_relay { "relay" } else { "replica" }.to_owned(),
+            committed_sequence: committed,
+            applied_sequence: applied.position.sequence,
+            first_sequence: replica.purged() + 1,
+            source: status.source.unwrap_or(0),
+            lag_batches,
+            lag_ms: if lag_batches == 0 { 0 } else { wall_ms().saturating_sub(applied.time_ms) },
+            ..Default::default()
+        }
+    }
+}
+
+/// The oldest batch that is still in a log here; 0: none.
+fn first_kept(shard: &LocalShard) -> u64 {
+    let purged = shard.purged().unwrap_or(u64::MAX);
+    if purged < shard.state().position().sequence { purged + 1 } else { 0 }
+}
+
+#[tonic::async_trait]
+impl admin_server::Admin for AdminService {
+    async fn status(
+        &self,
+        _: Request<wire::StatusRequest>,
+    ) -> Result<Response<wire::StatusResponse>, Status> {
+        let mut shards: Vec<_> = self
+            .shards
+            .all()
+            .iter()
+            .map(|(id, shard)| match shard {
+                LocalShard::Voter(voter) => self.voter_status(*id, voter),
+                LocalShard::Replica(replica) => self.replica_status(*id, replica),
+            })
+            .collect();
+        shards.sort_by_key(|shard| shard.shard);
+        Ok(Response::new(wire::StatusResponse {
+            node_id: self.node.id,
+            node_name: self.node.name.clone(),
+            region: self.node.region.clone(),
+            data_center: self.node.data_center.clone(),
+            shards,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_ms: u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            warnings: self.clocks.warning().into_iter().chain(self.disk.warning()).collect(),
+        }))
+    }
+
+    async fn transfer_leadership(
+        &self,
+        request: Request<wire::TransferLeadershipRequest>,
+    ) -> Result<Response<wire::TransferLeadershipResponse>, Status> {
+        let request = request.into_inner();
+        let id = ShardId(request.shard);
+        let Some(LocalShard::Voter(voter)) = self.shards.get(&id) else {
+            return Err(Status::not_found(format!("this node does not vote in shard {id}")));
+        };
+        if !self.directory.topology().is_voter(id, request.to) {
+            return Err(Status::invalid_argument(format!(
+                "node {} does not vote in shard {id}",
+                request.to
+            )));
+        }
+        let followers = self.shards.followers(&id);
+        let lags = followers.as_ref().map(|followers| followers.lags()).unwrap_or_default();
+        if request.to != self.node.id
+            && !lags.iter().any(|heir| heir.node == request.to && heir.may_lead)
+        {
+            return Err(Status::failed_precondition(format!(
+                "node {} is away or does not vote",
+                request.to
+            )));
+        }
+        let Ok(leadership) = voter.group.leadership() else {
+            return Err(Status::failed_precondition(format!("this node does not lead shard {id}")));
+        };
+        if request.to == self.node.id {
+            return Ok(Response::new(wire::TransferLeadershipResponse {}));
+        }
+        if followers
+            .is_some_and(|followers| !followers.may_take_over(request.to, &voter.group.voters()))
+        {
+            return Err(Status::failed_precondition(format!(
+                "should node {} be lost meanwhile, nobody could lead: another voter of shard {id} does not vote at \
+                 present (it catches up, or was wiped and is to be replaced)",
+                request.to
+            )));
+        }
+        let refused =
+            |error: meridian_storage::StorageError| Status::unavailable(error.to_string());
+        voter.group.transfer_leadership(request.to).await.map_err(refused)?;
+        let over = voter.group.leadership_changed(Some(leadership.term));
+        match tokio::time::timeout(HANDOVER, over).await {
+            Ok(()) => Ok(Response::new(wire::TransferLeadershipResponse {})),
+            Err(_) => Err(Status::deadline_exceeded(
+                "the other voter did not take over; this node still leads",
+            )),
+        }
+    }
+
+    type ReadOrphansStream = ReceiverStream<Result<wire::OrphanBatch, Status>>;
+
+    async fn list_orphans(
+        &self,
+        _: Request<wire::ListOrphansRequest>,
+    ) -> Result<Response<wire::ListOrphansResponse>, Status> {
+        let data_dir = self.data_dir.clone();
+        let listed =
+            tokio::task::spawn_blocking(move || orphan_files::list_orphans(&data_dir)).await;
+        listed.map_err(|error| Status::unavailable(error.to_string()))?.map(Response::new)
+    }
+
+    async fn read_orphans(
+        &self,
+        request: Request<wire::ReadOrphansRequest>,
+    ) -> Result<Response<Self::ReadOrphansStream>, Status> {
+        let batches = orphan_files::read_orphans(&self.data_dir, &request.into_inner().name)?;
+        let (sender, stream) = mpsc::channel(16);
+        tokio::task::spawn_blocking(move || {
+            for batch in batches {
+                let end = batch.is_err();
+                if sender.blocking_send(batch).is_err() || end {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+}

@@ -1,0 +1,361 @@
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use meridian_directory::Change;
+use meridian_proto::directory::{self as wire, directory_server, execute_response};
+use parking_lot::RwLock;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::cluster_view::client::FOLLOW_HEARTBEAT;
+use crate::cluster_view::view::Directory;
+use crate::cluster_view::wire::{cluster_to_show, cluster_to_wire};
+use crate::directory_group::leader::{DirectoryVoter, ExecuteFailure};
+
+/// A node that the directory's leader has answered no question of so late may have missed
+/// something, and says nothing: whoever follows it looks elsewhere. Longer than an election of the
+/// directory takes.
+const IN_TOUCH: Duration = Duration::from_secs(2);
+/// One change at most: each is recorded, and sent to all who follow.
+const MAX_CHANGE_BYTES: usize = 32 << 10;
+/// Changes told at once at most.
+const MAX_CHANGES: u32 = 1000;
+
+/// Serves nodes, gateways and operators what concerns the directory.
+#[derive(Clone)]
+pub(crate) struct DirectoryService {
+    pub(crate) directory: Arc<Directory>,
+    /// While this node votes in the directory.
+    pub(crate) voter: Arc<RwLock<Option<Arc<DirectoryVoter>>>>,
+}
+
+impl DirectoryService {
+    fn voter(&self) -> Result<Arc<DirectoryVoter>, Status> {
+        let voter = self.voter.read().clone();
+        voter.ok_or_else(|| Status::failed_precondition("this node does not vote in the directory"))
+    }
+}
+
+#[tonic::async_trait]
+impl directory_server::Directory for DirectoryService {
+    type FollowStream = Pin<Box<dyn Stream<Item = Result<wire::ClusterState, Status>> + Send>>;
+
+    async fn renew(
+        &self,
+        request: Request<wire::RenewRequest>,
+    ) -> Result<Response<wire::RenewResponse>, Status> {
+        let result = self.voter()?.renew(request.into_inner()).await;
+        Ok(Response::new(wire::RenewResponse { result: Some(result) }))
+    }
+
+    async fn follow(
+        &self,
+        request: Request<wire::FollowRequest>,
+    ) -> Result<Response<Self::FollowStream>, Status> {
+        let mut sent = request.into_inner().known_version;
+        let directory = Arc::clone(&self.directory);
+        let mut known = directory.watch();
+        let (states, stream) = mpsc::channel(4);
+        tokio::spawn(async move {
+            loop {
+                let news = {
+                    let known = known.borrow_and_update();
+                    let cluster = &known.cluster;
+                    // Version 0 is this node's configuration, which nobody has committed.
+                    (cluster.version > sent).then(|| (cluster.version, cluster_to_wire(cluster)))
+                };
+                let is_in_touch =
+                    || directory.knows_all_until(directory.now().saturating_sub(IN_TOUCH));
+                let state = match news {
+                    Some((version, state)) => {
+                        sent = version;
+                        Some(state)
+                    }
+                    None => is_in_touch().then(wire::ClusterState::default),
+                };
+                if let Some(state) = state
+                    && states.send(Ok(state)).await.is_err()
+                {
+                    return;
+                }
+                tokio::select! {
+                    () = states.closed() => return,
+                    changed = tokio::time::timeout(FOLLOW_HEARTBEAT, known.changed()) => {
+                        if let Ok(Err(_)) = changed {
+                            return;
+                        }
+                    }
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn execute(
+        &self,
+        request: Request<wire::ExecuteRequest>,
+    ) -> Result<Response<wire::ExecuteResponse>, Status> {
+        let request = request.into_inner();
+        if request.change_json.len() > MAX_CHANGE_BYTES {
+            return Err(Status::invalid_argument(format!(
+                "field `change_json` has more than {MAX_CHANGE_BYTES} bytes"
+            )));
+        }
+        let change: Change = serde_json::from_slice(&request.change_json)
+            .map_err(|error| Status::invalid_argument(format!("field `change_json`: {error}")))?;
+        if !is_for_operators(&change) {
+            return Err(Status::permission_denied("this change is the directory's own"));
+        }
+        let voter = self.voter()?;
+        let token = match &change {
+            Change::CreateToken { token } => Some(token.sha256.clone()),
+            _ => None,
+        };
+        let result = match voter.execute(change, actor(&request.actor)).await {
+            Ok(cluster) => {
+                execute_response::Result::Done(cluster_to_show(&cluster, token.as_deref()))
+            }
+            Err(ExecuteFailure::Refused(reason)) => execute_response::Result::Refused(reason),
+            Err(ExecuteFailure::NotLeader) => {
+                let leader =
+                    voter.voter.group.leadership().err().and_then(|not_leading| not_leading.leader);
+                execute_response::Result::NotLeader(leader.unwrap_or(0))
+            }
+            Err(ExecuteFailure::Unknown) => {
+                return Err(Status::unknown(
+                    "the directory's leader was lost: the change may have been made or not",
+                ));
+            }
+        };
+        Ok(Response::new(wire::ExecuteResponse { result: Some(result) }))
+    }
+
+    async fn inspect(
+        &self,
+        request: Request<wire::InspectRequest>,
+    ) -> Result<Response<wire::InspectResponse>, Status> {
+        let limit = request.into_inner().changes.min(MAX_CHANGES);
+        let cluster = Some(cluster_to_show(&self.directory.known().cluster, None));
+        let Ok(voter) = self.voter() else {
+            return Ok(Response::new(wire::InspectResponse { cluster, ..Default::default() }));
+        };
+        let inspection = voter.inspect().await.unwrap_or_default();
+        let status = voter.voter.group.status();
+        let changes = voter.changes(limit).into_iter().map(|recorded| wire::ChangeRecord {
+            version: recorded.version,
+            time_ms: recorded.time_ms,
+            actor: recorded.actor,
+            change_json: serde_json::to_vec(&recorded.change.without_secrets())
+                .unwrap_or_default()
+                .into(),
+        });
+        let progress = inspection.progress.into_iter();
+        Ok(Response::new(wire::InspectResponse {
+            leader: status.leader.unwrap_or(0),
+            term: status.term,
+            cluster,
+            changes: changes.collect(),
+            progress: progress
+                .map(|progress| wire::ShardProgress {
+                    shard: progress.shard.0,
+                    text: progress.text,
+                })
+                .collect(),
+            contacts: inspection.contacts,
+        }))
+    }
+}
+
+/// What the directory's leader decides by itself is nobody else's to order.
+/// Who orders a change, as the caller says: bounded, and without what a terminal would obey.
+fn actor(said: &str) -> String {
+    const MAX_CHARACTERS: usize = 128;
+    let shown = |character: char| if character.is_control() { '\u{fffd}' } else { character };
+    said.chars().take(MAX_CHARACTERS).map(shown).collect()
+}
+
+fn is_for_operators(change: &Change) -> bool {
+    !matches!(
+        change,
+        Change::NameCluster { .. }
+            | Change::RecordIncarnation { .. }
+            | Change::Seal { .. }
+            | Change::Promote { .. }
+            | Change::Activate { .. }
+            | Change::SettleVoters { .. }
+            | Change::ShowLoss { .. }
+            | Change::EndDeletion { .. }
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use meridian_directory::{Token, TokenScope};
+    use meridian_failover::Lease;
+    use meridian_gateway::{Access, Catalogue as _};
+    use meridian_proto::directory::directory_server::Directory as _;
+    use meridian_types::{Epoch, ShardId};
+    use tokio::net::TcpListener;
+    use tokio_stream::StreamExt;
+    use tokio_stream::wrappers::TcpListenerStream;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::cluster_view::bootstrap::first_cluster;
+    use crate::cluster_view::client::Follower;
+    use crate::network::peers::PeerChannels;
+    use crate::topology::Topology;
+
+    /// Where a node that knows this serves it.
+    async fn serve(directory: &Arc<Directory>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let service = DirectoryService { directory: Arc::clone(directory), voter: Arc::default() };
+        let server = tonic::transport::Server::builder()
+            .add_service(directory_server::DirectoryServer::new(service));
+        tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+        address
+    }
+
+    /// What it says not to exist may be in the directory, which the node that it follows has lost.
+    #[tokio::test]
+    async fn a_gateway_is_sure_of_what_it_knows_once_a_node_in_touch_with_the_directory_has_nothing_newer()
+     {
+        let topology =
+            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let cluster = first_cluster(&topology);
+        let directory = || Arc::new(Directory::new(cluster.clone(), Access::default(), None));
+        let (node, gateway) = (directory(), directory());
+        // Of before it was cut off.
+        node.learn(meridian_directory::Cluster { version: 7, ..cluster.clone() }).unwrap();
+        let address = serve(&node).await;
+        let nearest = gateway.voters_near("region-1")[0];
+        // Nobody is at the port of discarding.
+        let dial = move |node| {
+            Some(if node == nearest { address.clone() } else { "127.0.0.1:9".to_owned() })
+        };
+        let peers = Arc::new(PeerChannels::new(&topology, Arc::new(dial)).unwrap());
+        let (stop, region) = (CancellationToken::new(), "region-1".to_owned());
+        let follower = Follower { directory: Arc::clone(&gateway), peers, region, node: None };
+        let following = tokio::spawn(follower.run(stop.clone()));
+        let started = Instant::now();
+        let until = async |what: &str, holds: &dyn Fn() -> bool| {
+            while !holds() {
+                assert!(started.elapsed() < Duration::from_secs(60), "{what}");
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        until("it never hears the news", &|| gateway.known().cluster.version == 7).await;
+        assert!(!gateway.is_current(), "the news may be old");
+        // As long as it stays: whoever is in touch says something meanwhile.
+        until("it follows the node", &|| node.watchers() == 1).await;
+        until("the stream is left open", &|| node.watchers() == 0).await;
+        assert!(!gateway.is_current(), "nobody has heard of the directory");
+        let lease = Lease { ttl: Duration::from_secs(3), shards: Vec::new() };
+        until("it is never sure", &|| {
+            node.renewed(node.now(), &lease);
+            gateway.is_current()
+        })
+        .await;
+        stop.cancel();
+        following.await.unwrap();
+    }
+
+    /// A gateway without a node follows the nearest voter, which is cut off from the directory's
+    /// leader, and not from the gateway.
+    #[tokio::test]
+    async fn who_follows_a_node_that_has_lost_the_directory_goes_to_another() {
+        let topology =
+            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let cluster = first_cluster(&topology);
+        let news = || meridian_directory::Cluster { version: 7, ..cluster.clone() };
+        let directory = || Arc::new(Directory::new(cluster.clone(), Access::default(), None));
+        let lease = Lease { ttl: Duration::from_secs(3), shards: Vec::new() };
+        let (cut_off, well) = (directory(), directory());
+        cut_off.renewed(cut_off.now(), &lease);
+        let addresses = (serve(&cut_off).await, serve(&well).await);
+        let gateway = directory();
+        let nearest = gateway.voters_near("region-1")[0];
+        let dial = move |node| {
+            Some(if node == nearest { addresses.0.clone() } else { addresses.1.clone() })
+        };
+        let peers = Arc::new(PeerChannels::new(&topology, Arc::new(dial)).unwrap());
+        let stop = CancellationToken::new();
+        let region = "region-1".to_owned();
+        let follower = Follower { directory: Arc::clone(&gateway), peers, region, node: None };
+        let following = tokio::spawn(follower.run(stop.clone()));
+        let started = Instant::now();
+        let until = async |what: &str, mut holds: Box<dyn FnMut() -> bool>| {
+            while !holds() {
+                assert!(started.elapsed() < Duration::from_secs(30), "{what}");
+                well.renewed(well.now(), &lease);
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let streams = Arc::clone(&cut_off);
+        until("it follows the nearest", Box::new(move || streams.watchers() == 1)).await;
+        well.learn(news()).unwrap();
+        let known = Arc::clone(&gateway);
+        until("it never hears the news", Box::new(move || known.known().cluster.version == 7))
+            .await;
+        let streams = Arc::clone(&cut_off);
+        until("the stream is left open", Box::new(move || streams.watchers() == 0)).await;
+        stop.cancel();
+        following.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn operators_and_followers_are_told_no_more_than_they_need() {
+        let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let mut cluster = first_cluster(&topology);
+        cluster.version = 1;
+        cluster.nodes.get_mut(&1).unwrap().incarnation = Some("5eed".to_owned());
+        let hash = "ab".repeat(32);
+        let (label, scope) = ("ci".to_owned(), TokenScope::All);
+        let token = Token {
+            label,
+            sha256: hash.clone(),
+            scope,
+            write: true,
+            expires_at_ms: None,
+            created_at_ms: 1,
+        };
+        cluster.tokens.insert(1, token);
+        let directory = Arc::new(Directory::new(cluster, Access::default(), None));
+        directory
+            .renewed(directory.now(), &Lease { ttl: Duration::from_secs(60), shards: Vec::new() });
+        let service = DirectoryService { directory, voter: Arc::default() };
+        let text = |state: wire::ClusterState| String::from_utf8(state.json.to_vec()).unwrap();
+        let inspected = service
+            .inspect(Request::new(wire::InspectRequest { changes: 9 }))
+            .await
+            .unwrap()
+            .into_inner();
+        let inspected = text(inspected.cluster.unwrap());
+        assert!(
+            inspected.contains("\"ci\"")
+                && !inspected.contains(&hash)
+                && !inspected.contains("5eed")
+        );
+        let follow =
+            service.follow(Request::new(wire::FollowRequest { known_version: 0 })).await.unwrap();
+        let followed = text(follow.into_inner().next().await.unwrap().unwrap());
+        assert!(followed.contains(&hash) && !followed.contains("5eed"));
+    }
+
+    #[test]
+    fn what_leaders_and_nodes_say_is_no_operators_to_order() {
+        let (shard, epoch) = (ShardId(1), Epoch(1));
+        assert!(!is_for_operators(&Change::SettleVoters { shard, epoch, version: 2 }));
+        assert!(!is_for_operators(&Change::Activate { shard, epoch }));
+        assert!(!is_for_operators(&Change::EndDeletion {
+            id: meridian_types::DatabaseId([1; 16])
+        }));
+        assert!(is_for_operators(&Change::SetVoters { shard, voters: [1].into() }));
+    }
+}

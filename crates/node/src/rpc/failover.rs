@@ -1,0 +1,212 @@
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use meridian_proto::directory::{self as wire, failover_server};
+use meridian_proto::shipping::{StateChunk, StoredBatches};
+use meridian_storage::{Engine, Syncer, or_fatal};
+use meridian_types::{Epoch, Position, ShardId};
+use tokio::sync::oneshot;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::cluster_view::view::Directory;
+use crate::network::peers::MAX_MESSAGE_BYTES;
+use crate::placement::seals::Seal;
+use crate::replication::compression::Compressor;
+use crate::replication::snapshot_transfer::StateExchange;
+use crate::replication::wire::{position, position_to_wire};
+use crate::shard::table::ShardTable;
+use crate::shard::voter::{LocalShard, wait_applied};
+
+/// Of one answer to `ReadLog`, about.
+const READ_BYTES: usize = 2 << 20;
+/// How long a drain may take on this side.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(2500);
+
+/// Carries out what the directory's leader decides about an epoch's end.
+#[derive(Clone)]
+pub(crate) struct FailoverService {
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) shards: Arc<ShardTable>,
+    pub(crate) engine: Arc<dyn Engine>,
+    /// One fsync for all that wait: the end of a region seals all of its shards at once.
+    pub(crate) syncer: Arc<Syncer>,
+    pub(crate) exchange: Arc<StateExchange>,
+}
+
+impl FailoverService {
+    pub(crate) fn into_server(self) -> failover_server::FailoverServer<Self> {
+        failover_server::FailoverServer::new(self)
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES)
+    }
+
+    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
+    fn shard(&self, shard: u32) -> Result<(ShardId, LocalShard), Status> {
+        let id = ShardId(shard);
+        let local = self.shards.get(&id);
+        Ok((
+            id,
+            local.ok_or_else(|| {
+                Status::not_found(format!("shard {id} is not on this node at present"))
+            })?,
+        ))
+    }
+
+    /// Returns when every write before this call is durable.
+    async fn synced(&self) -> Result<(), Status> {
+        let (synced, durable) = oneshot::channel();
+        self.syncer.sync_then(move || synced.send(()).unwrap_or_default());
+        durable.await.map_err(|_| stopping())
+    }
+
+    /// The shard, if it is in the epoch that is meant.
+    #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
+    fn shard_in(&self, shard: u32, epoch: u32) -> Result<(ShardId, Epoch, LocalShard), Status> {
+        let (id, local) = self.shard(shard)?;
+        let here = local.epoch();
+        if u32::from(here.0) < epoch {
+            // It will hear of it.
+            self.directory.renew_now();
+        }
+        if u32::from(here.0) != epoch {
+            return Err(Status::failed_precondition(format!(
+                "shard {id} is in epoch {here} here, not in {epoch}"
+            )));
+        }
+        Ok((id, here, local))
+    }
+}
+
+fn stopping() -> Status {
+    Status::unavailable("the node is stopping")
+}
+
+fn required(
+    wire: Option<meridian_proto::shipping::Position>,
+    field: &str,
+) -> Result<Position, Status> {
+    wire.and_then(position).ok_or_else(|| Status::invalid_argument(format!("field `{field}`")))
+}
+
+#[tonic::async_trait]
+impl failover_server::Failover for FailoverService {
+    type ReadStateStream = Pin<Box<dyn Stream<Item = Result<StateChunk, Status>> + Send>>;
+
+    async fn seal(
+        &self,
+        request: Request<wire::SealRequest>,
+    ) -> Result<Response<wire::SealResponse>, Status> {
+        let request = request.into_inner();
+        let (id, epoch, local) = self.shard_in(request.shard, request.epoch)?;
+        // Before anything else: what is checked from now on fails.
+        self.directory.seal(id, epoch);
+        let (seal, engine) = (Seal { epoch, planned: request.planned }, Arc::clone(&self.engine));
+        let written =
+            tokio::task::spawn_blocking(move || or_fatal(seal.write_down(&engine, id))).await;
+        written.map_err(|_| stopping())?;
+        self.synced().await?;
+        tracing::info!(shard = %id, %epoch, planned = request.planned, "sealed");
+        let (applied, term, drained_leader) = match local {
+            LocalShard::Voter(voter) => {
+                let sealed = voter.seal(request.planned).await;
+                // The answer includes batches that were applied after the seal was written down. A
+                // restart has to come to the same position, and the committed mark may be in memory
+                // only.
+                self.synced().await?;
+                (sealed.applied, Some(sealed.term), sealed.drained_leader)
+            }
+            LocalShard::Replica(replica) => {
+                let gone = || Status::unavailable("the replica has stopped");
+                replica.seal(epoch).await.ok_or_else(gone)?;
+                (replica.state().applied(), None, false)
+            }
+        };
+        Ok(Response::new(wire::SealResponse {
+            position: Some(position_to_wire(applied.position)),
+            transactions: applied.total_transactions,
+            time_ms: applied.time_ms,
+            term,
+            drained_leader,
+        }))
+    }
+
+    async fn drain(
+        &self,
+        request: Request<wire::DrainRequest>,
+    ) -> Result<Response<wire::DrainResponse>, Status> {
+        let request = request.into_inner();
+        let (_, _, local) = self.shard_in(request.shard, request.epoch)?;
+        let through = required(request.through, "through")?;
+        let drained = match &local {
+            LocalShard::Replica(replica) => {
+                let drained =
+                    tokio::time::timeout(DRAIN_TIMEOUT, replica.drain(request.source, through))
+                        .await;
+                drained.unwrap_or_else(|_| Err(format!("not at {through} in time")))
+            }
+            LocalShard::Voter(voter) if voter.stop.is_cancelled() => {
+                Err("the group of this voter has stopped: it pulls when the next epoch has begun"
+                    .to_owned())
+            }
+            // A voter that goes on in its own region comes there by Raft.
+            LocalShard::Voter(voter) => {
+                let reached =
+                    wait_applied(voter.group.applied(), through.sequence, DRAIN_TIMEOUT).await;
+                reached
+                    .then(|| voter.state.position())
+                    .ok_or_else(|| format!("not at {through} in time"))
+            }
+        };
+        let position = drained.map_err(Status::unavailable)?;
+        Ok(Response::new(wire::DrainResponse { position: Some(position_to_wire(position)) }))
+    }
+
+    async fn read_log(
+        &self,
+        request: Request<wire::ReadLogRequest>,
+    ) -> Result<Response<wire::ReadLogResponse>, Status> {
+        let request = request.into_inner();
+        let (id, local) = self.shard(request.shard)?;
+        let (after, through) =
+            (required(request.after, "after")?, required(request.through, "through")?);
+        let (history, here) = (local.history(), local.state().position());
+        if history.leaves(here).is_some() || history.at(after.sequence) != after {
+            return Err(Status::failed_precondition(format!(
+                "{after} is not in this node's history of shard {id}"
+            )));
+        }
+        if after.sequence >= here.sequence {
+            return Err(Status::failed_precondition(format!(
+                "this node has shard {id} up to {here} only"
+            )));
+        }
+        let read =
+            tokio::task::spawn_blocking(move || local.batches_after(after.sequence, READ_BYTES));
+        let read = read.await.map_err(|error| Status::unavailable(error.to_string()))?;
+        let Some(batches) = or_fatal(read) else {
+            return Ok(Response::new(wire::ReadLogResponse { batches: None }));
+        };
+        let wanted = batches.into_iter().take_while(|(sequence, _)| *sequence <= through.sequence);
+        let stored = StoredBatches { batches: wanted.map(|(_, bytes)| bytes).collect() };
+        let batches = Compressor::new(None).compress(after, &stored);
+        let batches = batches.map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(wire::ReadLogResponse { batches: Some(batches) }))
+    }
+
+    async fn read_state(
+        &self,
+        request: Request<wire::ReadStateRequest>,
+    ) -> Result<Response<Self::ReadStateStream>, Status> {
+        let (id, local) = self.shard(request.into_inner().shard)?;
+        let here = local.state().position();
+        if local.history().leaves(here).is_some() {
+            return Err(Status::failed_precondition(format!(
+                "{here} is not in this node's history of shard {id}"
+            )));
+        }
+        Ok(Response::new(Box::pin(ReceiverStream::new(self.exchange.read(local.state())?))))
+    }
+}

@@ -1,0 +1,147 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures::stream;
+use meridian_failover::Lease;
+use meridian_proto::shipping::shipping_client::ShippingClient;
+use meridian_storage::{Engine, MemoryEngine};
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::Code;
+
+use super::*;
+use crate::replication::progress::Followers;
+use crate::testing::{OnlyVoter, until};
+
+const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
+/// More than any task does before it lets others go on.
+const MANY: usize = 100_000;
+
+/// On a node that leads the shard alone, in a cluster of nodes 1 to 7.
+async fn service() -> ShippingService {
+    let engine: Arc<dyn Engine> = Arc::<MemoryEngine>::default();
+    let OnlyVoter { directory, peers, voter } = OnlyVoter::start(&engine, GROUP).await;
+    let lease = Lease { ttl: Duration::from_secs(3600), shards: vec![(GROUP.shard, GROUP.epoch)] };
+    directory.renewed(directory.now(), &lease);
+    let shards = Arc::new(ShardTable::default());
+    shards.add(Arc::clone(&voter.state), Followers::watch(&voter.state));
+    let local = LocalShard::Voter(voter);
+    shards.set(GROUP.shard, Some(local.clone()));
+    until("the shard is served", async || local.may_ship().is_ok()).await;
+    ShippingService {
+        node_id: 1,
+        directory,
+        shards: Arc::clone(&shards),
+        exchange: Arc::new(StateExchange::new(shards, peers)),
+        clocks: Clocks::default(),
+        subscriptions: Arc::default(),
+        streams: ByteBudget::new("streams", 1 << 20),
+    }
+}
+
+fn start(node_id: NodeId) -> wire::Start {
+    let durable = Some(wire::Position { epoch: 1, sequence: 0 });
+    wire::Start { shard: 1, epoch: 1, node_id, durable, keeps_window: true }
+}
+
+/// So many, each of which is there when it is asked for, and how many were asked for.
+fn flood<T>(
+    one: impl Fn(u64) -> T,
+) -> (impl Stream<Item = Result<T, Status>> + Unpin, Arc<AtomicUsize>) {
+    let taken = Arc::<AtomicUsize>::default();
+    let counted = Arc::clone(&taken);
+    let next = move |number| {
+        counted.fetch_add(1, Ordering::Relaxed);
+        Ok(one(number))
+    };
+    (stream::iter((0..MANY as u64).map(next)), taken)
+}
+
+async fn lets_others_go_on(taken: &AtomicUsize) {
+    for _ in 0..1000 {
+        tokio::task::yield_now().await;
+        if taken.load(Ordering::Relaxed) > 0 {
+            break;
+        }
+    }
+    let taken = taken.load(Ordering::Relaxed);
+    assert!((1..MANY).contains(&taken), "{taken} were taken before anything else ran");
+}
+
+#[tokio::test]
+async fn who_announces_without_a_pause_keeps_no_other_task_waiting() {
+    let service = service().await;
+    let (requests, taken) = flood(|_| wire::AnnounceRequest::default());
+    tokio::spawn(async move { service.hear(requests).await });
+    lets_others_go_on(&taken).await;
+}
+
+#[tokio::test]
+async fn who_acknowledges_without_a_pause_keeps_no_other_task_waiting() {
+    let service = service().await;
+    let (subscription, _shipments) = service.open(start(4)).unwrap();
+    let (requests, taken) = flood(|sequence| {
+        let durable = subscribe_request::Message::Durable(wire::Position { epoch: 1, sequence });
+        wire::SubscribeRequest { message: Some(durable) }
+    });
+    tokio::spawn(subscription.run(requests));
+    lets_others_go_on(&taken).await;
+}
+
+#[tokio::test]
+async fn only_nodes_of_the_cluster_have_subscriptions() {
+    let service = service().await;
+    let refused = |node| service.open(start(node)).err().map(|status| status.code());
+    assert_eq!(
+        [7, 8, u64::MAX].map(refused),
+        [None, Some(Code::FailedPrecondition), Some(Code::FailedPrecondition)]
+    );
+    assert_eq!(service.subscriptions.lock().len(), 1);
+}
+
+/// One of which nothing is taken, and which has filled what there is for that.
+async fn stuck(
+    service: &ShippingService,
+    patience: Duration,
+) -> (tokio::task::JoinHandle<()>, ReceiverStream<Shipped>) {
+    let (mut subscription, shipments) = service.open(start(4)).unwrap();
+    subscription.patience = patience;
+    while subscription.shipments.capacity() > 0 {
+        assert!(subscription.ship(shipment::Message::OpenedEpoch(1)).await.is_ok());
+    }
+    (tokio::spawn(subscription.run(stream::pending())), shipments)
+}
+
+#[tokio::test]
+async fn a_subscription_of_which_nothing_is_taken_ends_when_another_takes_its_place() {
+    let service = service().await;
+    let (subscription, _shipments) = stuck(&service, Duration::from_secs(3600)).await;
+    let (_newer, _their_shipments) = service.open(start(4)).unwrap();
+    until("it has ended", async || subscription.is_finished()).await;
+}
+
+#[tokio::test]
+async fn a_subscription_of_which_nothing_is_taken_ends_by_itself() {
+    let service = service().await;
+    let (subscription, _shipments) = stuck(&service, Duration::from_millis(1)).await;
+    until("it has ended", async || subscription.is_finished()).await;
+}
+
+#[tokio::test]
+async fn an_announcement_that_is_larger_than_any_is_not_decoded() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    let server = tonic::transport::Server::builder().add_service(service().await.into_server());
+    tokio::spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
+    let channel = tonic::transport::Endpoint::from_shared(address).unwrap().connect_lazy();
+    let mut client = ShippingClient::new(channel);
+    let mut announces = async |statuses| {
+        let request = wire::AnnounceRequest {
+            statuses: vec![wire::Status::default(); statuses],
+            ..Default::default()
+        };
+        client.announce(stream::iter([request])).await.is_ok()
+    };
+    // Two bytes each on the wire.
+    assert!(announces(MAX_REQUEST_BYTES / 4).await);
+    assert!(!announces(MAX_REQUEST_BYTES / 2 + 1).await);
+}

@@ -1,0 +1,240 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::stream::BoxStream;
+use meridian_proto::shard::{self as wire, read_position_response, shard_server, write_response};
+use meridian_proto::{kv_connect, read_range, transaction};
+use meridian_types::{DatabaseId, NodeId, ReadRange, RequestId, ShardId, WriteOutcome};
+use tonic::{Request, Response, Status};
+
+use crate::cluster_view::epoch_lease::Fenced;
+use crate::routing::hedge::Failed;
+use crate::routing::read_answer;
+use crate::routing::router::written_from_wire;
+use crate::routing::write_calls::{self, Turns, WriteCalls};
+use crate::shard::table::ShardTable;
+use crate::shard::voter::{LocalShard, NotServed, Voter};
+use crate::write::proposer::{WriteReply, WriteRequest};
+
+/// Of what a gateway sends: a write of the largest size, with checks and keys.
+const MAX_REQUEST_BYTES: usize = 4 << 20;
+/// For the leader to answer a write that was passed on to it. Whoever asked may give up sooner.
+const PASSED_ON_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Serves what gateways on other nodes ask of the shards here.
+#[derive(Clone)]
+pub(crate) struct ShardService {
+    pub(crate) shards: Arc<ShardTable>,
+    pub(crate) writes: Arc<WriteCalls>,
+    pub(crate) turns: Arc<Turns>,
+}
+
+impl ShardService {
+    pub(crate) fn into_server(self) -> shard_server::ShardServer<Self> {
+        shard_server::ShardServer::new(self).max_decoding_message_size(MAX_REQUEST_BYTES)
+    }
+
+    /// The shard, if it is here and in the epoch that the caller means. `or_later`: for an eventual
+    /// read, which is as good from what came after.
+    fn shard(&self, group: Option<wire::ShardEpoch>, or_later: bool) -> Result<LocalShard, Status> {
+        let group = group.ok_or_else(|| invalid("group"))?;
+        let id = ShardId(group.shard);
+        let shard = self.shards.get(&id);
+        let shard = shard.ok_or_else(|| {
+            Status::not_found(format!("shard {id} is not on this node at present"))
+        })?;
+        let here = u32::from(shard.epoch().0);
+        if here != group.epoch && !(or_later && here > group.epoch) {
+            return Err(Status::failed_precondition(format!(
+                "shard {id} is in epoch {here} here, not {}",
+                group.epoch
+            )));
+        }
+        Ok(shard)
+    }
+
+    fn voter(&self, group: Option<wire::ShardEpoch>) -> Result<Option<Arc<Voter>>, Status> {
+        match self.shard(group, false)? {
+            LocalShard::Voter(voter) => Ok(Some(voter)),
+            LocalShard::Replica(_) => Ok(None),
+        }
+    }
+}
+
+fn invalid(field: &str) -> Status {
+    Status::invalid_argument(format!("field `{field}` is missing or out of its range"))
+}
+
+fn database(bytes: &[u8]) -> Result<DatabaseId, Status> {
+    bytes.try_into().map(DatabaseId).map_err(|_| invalid("database"))
+}
+
+fn ranges(wire: Vec<kv_connect::ReadRange>) -> Result<Vec<ReadRange>, Status> {
+    wire.into_iter().map(read_range).collect::<Result<_, _>>().map_err(|error| invalid(error.0))
+}
+
+fn not_leader(leader: Option<NodeId>) -> wire::NotLeader {
+    wire::NotLeader { leader: leader.unwrap_or(0) }
+}
+
+pub(crate) fn write_reply_to_wire(reply: WriteReply) -> wire::WriteResponse {
+    use write_response::Result as Wire;
+    let result = match reply {
+        WriteReply::Done(outcome) => match outcome.into_inner() {
+            WriteOutcome::Committed(stamp) => Wire::Committed(stamp.0.to_vec().into()),
+            WriteOutcome::CheckFailed(indexes) => Wire::CheckFailed(wire::FailedChecks { indexes }),
+            WriteOutcome::Rejected(text) => Wire::Rejected(text),
+        },
+        WriteReply::NotLeader(leader) => Wire::NotLeader(not_leader(leader)),
+        WriteReply::NotCommitted(refusal) => Wire::NotCommitted(refusal.to_string()),
+        WriteReply::Unknown => Wire::Unknown("leadership was lost".to_owned()),
+    };
+    response(result)
+}
+
+fn response(result: write_response::Result) -> wire::WriteResponse {
+    wire::WriteResponse { result: Some(result), leader: 0, clock: Some(write_calls::clock()) }
+}
+
+/// Gives a write to the leader on behalf of a gateway that cannot reach it. One hop: who takes it
+/// for the leader wrongly is told so, and the gateway asks again.
+async fn pass_on(
+    writes: &WriteCalls,
+    leader: NodeId,
+    request: wire::WriteRequest,
+    valid_until: Duration,
+) -> wire::WriteResponse {
+    let departure = Arc::default();
+    let passed_on = writes.call(leader, request, valid_until, &departure);
+    let passed_on = tokio::time::timeout(PASSED_ON_TIMEOUT, passed_on).await;
+    let passed_on =
+        passed_on.unwrap_or_else(|_| Err(departure.not_answered("no answer".to_owned())));
+    let not_reached = |reason| {
+        format!("the leader, node {leader}, was not reached by the voter that was: {reason}")
+    };
+    match passed_on {
+        Ok(answer) if written_from_wire(answer.clone()).is_ok() => {
+            wire::WriteResponse { leader, clock: Some(write_calls::clock()), ..answer }
+        }
+        Ok(answer) => wire::WriteResponse { clock: Some(write_calls::clock()), ..answer },
+        Err(Failed::NotDone(reason) | Failed::Unreachable(reason)) => {
+            response(write_response::Result::NotCommitted(not_reached(reason)))
+        }
+        Err(Failed::Unknown(reason)) => {
+            response(write_response::Result::Unknown(not_reached(reason)))
+        }
+        Err(Failed::NotLeader(hint)) => write_reply_to_wire(WriteReply::NotLeader(hint)),
+    }
+}
+
+#[tonic::async_trait]
+impl shard_server::Shard for ShardService {
+    type ReadStream = BoxStream<'static, Result<wire::ReadPart, Status>>;
+
+    async fn write(
+        &self,
+        request: Request<wire::WriteRequest>,
+    ) -> Result<Response<wire::WriteResponse>, Status> {
+        let mut request = request.into_inner();
+        let turn = request.turn.take();
+        let Some(voter) = self.voter(request.group)? else {
+            return Ok(Response::new(write_reply_to_wire(WriteReply::NotLeader(None))));
+        };
+        let Some(valid_until) = write_calls::valid_until(request.valid_until.take()) else {
+            return Ok(Response::new(response(write_response::Result::ClockUnknown(
+                wire::ClockUnknown {},
+            ))));
+        };
+        let on_behalf = request.pass_on.then(|| wire::WriteRequest {
+            pass_on: false,
+            late_leader: 0,
+            ..request.clone()
+        });
+        let late = Some(request.late_leader).filter(|node| *node != 0);
+        let request_id =
+            request.request_id.as_ref().try_into().map_err(|_| invalid("request_id"))?;
+        let write = request.write.ok_or_else(|| invalid("write"))?;
+        let request = WriteRequest {
+            database: database(&request.database)?,
+            request_id: RequestId(request_id),
+            transaction: transaction(write).map_err(|error| invalid(error.0))?,
+            retry: request.retry,
+        };
+        // Until it is answered, also where it waits for its turn, for a leader, or for another that
+        // it is passed on to.
+        let admitted = match voter.admit(&request) {
+            Ok(admitted) => admitted,
+            Err(refusal) => {
+                if let Some(turn) = turn {
+                    // The next one is not to wait for it.
+                    let turns = Arc::clone(&self.turns);
+                    tokio::spawn(async move { drop(turns.wait(turn).await) });
+                }
+                return Ok(Response::new(write_reply_to_wire(refusal)));
+            }
+        };
+        let place = match turn {
+            Some(turn) => Some(self.turns.wait(turn).await),
+            None => None,
+        };
+        let mut writing =
+            std::pin::pin!(voter.write_admitted(request, admitted.clone(), late, valid_until));
+        // Then the proposer has it, and the next one may come.
+        let first = futures::poll!(writing.as_mut());
+        drop(place);
+        let _counted = admitted;
+        let reply = match first {
+            std::task::Poll::Ready(reply) => reply,
+            std::task::Poll::Pending => writing.await,
+        };
+        Ok(Response::new(match (reply, on_behalf) {
+            (WriteReply::NotLeader(Some(leader)), Some(request)) => {
+                pass_on(&self.writes, leader, request, valid_until).await
+            }
+            (reply, _) => write_reply_to_wire(reply),
+        }))
+    }
+
+    async fn read(
+        &self,
+        request: Request<wire::ReadRequest>,
+    ) -> Result<Response<Self::ReadStream>, Status> {
+        let wire::ReadRequest { group, database: id, strong, ranges: wanted, min_sequence } =
+            request.into_inner();
+        let shard = self.shard(group, !strong)?;
+        let (database, ranges) = (database(&id)?, ranges(wanted)?);
+        let reply = async move {
+            let reply = match (&shard, strong) {
+                (LocalShard::Voter(voter), true) => {
+                    voter.read_strong(database, &ranges).await.map(Fenced::into_inner)
+                }
+                (LocalShard::Replica(_), true) => Err(NotServed::NotLeader(None)),
+                (shard, false) => shard.read_eventual(database, &ranges, min_sequence).await,
+            };
+            (reply, shard.leader())
+        };
+        Ok(Response::new(read_answer::parts(reply)))
+    }
+
+    async fn read_position(
+        &self,
+        request: Request<wire::ReadPositionRequest>,
+    ) -> Result<Response<wire::ReadPositionResponse>, Status> {
+        let position = match self.voter(request.into_inner().group)? {
+            Some(voter) => voter.read_position().await,
+            None => Err(NotServed::NotLeader(None)),
+        };
+        let result = match position {
+            Ok(position) => read_position_response::Result::Position(wire::ReadPosition {
+                sequence: position.sequence,
+            }),
+            Err(NotServed::Unavailable(reason)) => {
+                read_position_response::Result::Unavailable(reason)
+            }
+            Err(NotServed::NotLeader(leader)) => {
+                read_position_response::Result::NotLeader(not_leader(leader))
+            }
+        };
+        Ok(Response::new(wire::ReadPositionResponse { result: Some(result) }))
+    }
+}

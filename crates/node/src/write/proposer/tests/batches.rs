@@ -1,0 +1,190 @@
+//! When a batch begins, how many are in flight, and who is answered with which.
+
+use tokio::sync::oneshot::error::TryRecvError;
+
+use super::*;
+use crate::write::proposer::session::GATHERING;
+
+/// Requests that wait for a session of the test's own, and their answers.
+struct Waiting<'a> {
+    leader: &'a Leader,
+    backlog: Backlog,
+}
+
+impl<'a> Waiting<'a> {
+    fn of(leader: &'a Leader) -> Self {
+        Self { leader, backlog: Backlog::default() }
+    }
+
+    fn add(&mut self, request_id: RequestId) -> (Instant, oneshot::Receiver<WriteReply>) {
+        let (mut queued, answer) = self.leader.queued(set("k", "v"));
+        queued.request.request_id = request_id;
+        let since = queued.since;
+        self.backlog.push(queued);
+        (since, answer)
+    }
+}
+
+/// The term in which the leader goes on leading, with its task out of the way.
+async fn left_to_the_test(leader: &Leader) -> (u64, LoggedTime) {
+    let term = leader.leave_to_the_test().await;
+    (term, LoggedTime::new(leader.state.time_ms(), leader.parts.time.now()))
+}
+
+async fn complete_one(session: &mut Session<'_>) {
+    let applied = session.oldest().await;
+    assert!(session.completed(applied).is_ok());
+}
+
+fn is_committed(answer: &WriteReply) -> bool {
+    matches!(answer.outcome(), Some(WriteOutcome::Committed(_)))
+}
+
+#[tokio::test]
+async fn a_batch_begins_at_once_or_with_as_many_requests_as_are_in_flight_or_after_a_moment() {
+    let engine = Arc::new(MemoryEngine::default());
+    let leader = Leader::start(Arc::clone(&engine)).await;
+    leader.commit(set("first", "v")).await;
+    let (term, mut time) = left_to_the_test(&leader).await;
+    let mut session = Session::new(&leader.parts, &mut time, term, Instant::now());
+    let (mut waiting, mut answers) = (Waiting::of(&leader), Vec::new());
+    let mut add = |waiting: &mut Waiting<'_>| {
+        let (since, answer) = waiting.add(RequestId::generate());
+        answers.push(answer);
+        since
+    };
+    assert_eq!(session.begins_at(&waiting.backlog), None);
+    assert_eq!(session.gathering(), *GATHERING.start());
+    let first = add(&mut waiting);
+    assert_eq!(session.begins_at(&waiting.backlog), Some(first), "nothing is in flight");
+    add(&mut waiting);
+    engine.hold_syncs();
+    session.propose(&mut waiting.backlog).await.unwrap();
+    let first = add(&mut waiting);
+    let begins_at = session.begins_at(&waiting.backlog).unwrap();
+    assert!(begins_at > first && begins_at < first + TICK, "two are in flight, and one waits");
+    add(&mut waiting);
+    assert_eq!(session.begins_at(&waiting.backlog), Some(first));
+    session.propose(&mut waiting.backlog).await.unwrap();
+    // However long a disk stands still, a batch does not wait as long for others.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    engine.release_syncs();
+    complete_one(&mut session).await;
+    complete_one(&mut session).await;
+    assert_eq!(session.gathering(), *GATHERING.end());
+    assert!(
+        session.is_idle()
+            && answers.into_iter().all(|mut answer| is_committed(&answer.try_recv().unwrap()))
+    );
+}
+
+#[tokio::test]
+async fn four_batches_are_in_flight_at_most_and_none_begins_while_it_is_to_wait() {
+    let engine = Arc::new(MemoryEngine::default());
+    let leader = Leader::start(Arc::clone(&engine)).await;
+    leader.commit(set("first", "v")).await;
+    let (term, mut time) = left_to_the_test(&leader).await;
+    let slowed =
+        Session::new(&leader.parts, &mut time, term, Instant::now() + Duration::from_secs(3600));
+    assert!(slowed.is_slowed() && !slowed.has_room());
+    let mut session = Session::new(&leader.parts, &mut time, term, Instant::now());
+    let (mut waiting, mut answers) = (Waiting::of(&leader), Vec::new());
+    engine.hold_syncs();
+    for _ in 0..4 {
+        assert!(session.has_room());
+        answers.push(waiting.add(RequestId::generate()).1);
+        session.propose(&mut waiting.backlog).await.unwrap();
+    }
+    assert!(!session.has_room());
+    engine.release_syncs();
+    complete_one(&mut session).await;
+    assert!(session.has_room());
+    let answered = answers.iter_mut().filter_map(|answer| answer.try_recv().ok());
+    assert_eq!(answered.filter(is_committed).count(), 1);
+}
+
+#[tokio::test]
+async fn batches_are_slowed_the_more_the_nearer_replication_lags_to_the_bound() {
+    let leader = Leader::start(Arc::default()).await;
+    leader.commit(set("first", "v")).await;
+    let (term, mut time) = left_to_the_test(&leader).await;
+    let mut session = Session::new(&leader.parts, &mut time, term, Instant::now());
+    let mut waiting = Waiting::of(&leader);
+    for (lag_ms, slowed_ms) in [(500, 0), (600, 20), (750, 50), (1000, 100)] {
+        leader.lag_ms.store(lag_ms, Ordering::Relaxed);
+        let (asked, mut answer) = waiting.add(RequestId::generate());
+        session.propose(&mut waiting.backlog).await.unwrap();
+        let (least, most) = (asked, Instant::now());
+        let slowed = Duration::from_millis(slowed_ms);
+        let until = session.not_before;
+        assert!(
+            until <= most + slowed && (lag_ms == 500 || until >= least + slowed),
+            "{lag_ms} ms: {:?}",
+            until - least
+        );
+        complete_one(&mut session).await;
+        assert!(is_committed(&answer.try_recv().unwrap()), "not more than may be lost");
+    }
+    leader.lag_ms.store(1001, Ordering::Relaxed);
+    let (_, mut answer) = waiting.add(RequestId::generate());
+    session.propose(&mut waiting.backlog).await.unwrap();
+    assert!(matches!(answer.try_recv(), Ok(WriteReply::NotCommitted(_))) && session.is_idle());
+}
+
+#[tokio::test]
+async fn a_request_that_comes_again_while_it_is_in_flight_is_answered_with_it() {
+    let engine = Arc::new(MemoryEngine::default());
+    let leader = Leader::start(Arc::clone(&engine)).await;
+    leader.commit(set("first", "v")).await;
+    let (term, mut time) = left_to_the_test(&leader).await;
+    let mut session = Session::new(&leader.parts, &mut time, term, Instant::now());
+    let mut waiting = Waiting::of(&leader);
+    engine.hold_syncs();
+    let id = RequestId::generate();
+    let (_, mut first) = waiting.add(id);
+    let (_, mut twin) = waiting.add(id);
+    session.propose(&mut waiting.backlog).await.unwrap();
+    assert_eq!(
+        twin.try_recv(),
+        Ok(WriteReply::Unknown),
+        "it is not in flight yet: its caller is to ask again"
+    );
+    let (_, mut other) = waiting.add(RequestId::generate());
+    session.propose(&mut waiting.backlog).await.unwrap();
+    let (_, mut again) = waiting.add(id);
+    session.propose(&mut waiting.backlog).await.unwrap();
+    assert_eq!(
+        [first.try_recv(), again.try_recv()],
+        [Err(TryRecvError::Empty), Err(TryRecvError::Empty)]
+    );
+    engine.release_syncs();
+    complete_one(&mut session).await;
+    let answer = first.try_recv().unwrap();
+    assert!(is_committed(&answer), "{answer:?}");
+    assert_eq!((again.try_recv(), other.try_recv()), (Ok(answer), Err(TryRecvError::Empty)));
+    complete_one(&mut session).await;
+    assert!(session.is_idle());
+}
+
+#[tokio::test]
+async fn one_sweep_is_in_flight_at_a_time_and_none_where_nothing_may_be_written() {
+    const HOUR_MS: u64 = 3_600_000;
+    let engine = Arc::new(MemoryEngine::default());
+    let leader = Leader::start(Arc::clone(&engine)).await;
+    leader.commit(expiring("k", HOUR_MS)).await;
+    let (term, mut time) = left_to_the_test(&leader).await;
+    let mut session = Session::new(&leader.parts, &mut time, term, Instant::now());
+    leader.skip(2 * HOUR_MS);
+    assert!(session.may_sweep());
+    engine.hold_syncs();
+    session.sweep().await.unwrap();
+    assert!(
+        !session.is_idle() && !session.may_sweep(),
+        "what it removes is there still, and would be found again"
+    );
+    engine.release_syncs();
+    complete_one(&mut session).await;
+    assert!(leader.value("k").is_none() && session.may_sweep());
+    leader.directory.seal(ShardId(1), Epoch(1));
+    assert!(!session.may_sweep());
+}

@@ -1,0 +1,97 @@
+//! By what the writes of one shard are admitted: room on the disks of its voters, and the lag of
+//! the other regions.
+
+use std::sync::Arc;
+
+use meridian_types::{NodeId, ShardId};
+
+use crate::cluster_view::view::Directory;
+use crate::host::disk::{DiskGuard, MIN_FREE_BYTES, Room};
+use crate::shard::table::ShardTable;
+use crate::write::proposer::{AdmissionPolicy, WriteRefusal};
+
+/// At this node, for as long as it may lead.
+pub(crate) struct ShardLimits {
+    pub(crate) node_id: NodeId,
+    pub(crate) shard: ShardId,
+    pub(crate) directory: Arc<Directory>,
+    pub(crate) shards: Arc<ShardTable>,
+    pub(crate) disk: Arc<DiskGuard>,
+}
+
+impl AdmissionPolicy for ShardLimits {
+    fn refusal(&self, only_deletes: bool) -> Option<WriteRefusal> {
+        let topology = self.directory.topology();
+        let (voters, followers) =
+            (&topology.shards.get(&self.shard)?.voters, self.shards.followers(&self.shard));
+        let others = voters.iter().filter(|voter| **voter != self.node_id);
+        let rooms: Vec<Room> = match followers {
+            Some(followers) => others.map(|voter| followers.room(*voter)).collect(),
+            None => Vec::new(),
+        };
+        refusal_for_room(self.disk.room(), &rooms, only_deletes)
+    }
+
+    fn proposed(&self, sequence: u64) {
+        if let Some(followers) = self.shards.followers(&self.shard) {
+            followers.proposed(sequence);
+        }
+    }
+
+    fn replication_lag_ms(&self) -> Option<u64> {
+        let topology = self.directory.topology();
+        let primary = &topology.shards.get(&self.shard)?.primary_region;
+        let elsewhere =
+            |node: NodeId| topology.nodes.get(&node).is_some_and(|node| node.region != *primary);
+        self.shards.followers(&self.shard)?.least_lag_ms(elsewhere)
+    }
+}
+
+/// Why a write is refused for want of room on the leader's disk, or on those of the other voters.
+fn refusal_for_room(leader: Room, others: &[Room], only_deletes: bool) -> Option<WriteRefusal> {
+    let takes = |room: Room| room == Room::Enough || room == Room::Low && only_deletes;
+    let min_free_bytes = MIN_FREE_BYTES;
+    if !takes(leader) {
+        return Some(WriteRefusal::LeaderDiskLow { min_free_bytes });
+    }
+    let full = others.iter().filter(|room| !takes(**room)).count();
+    let voters = others.len() + 1;
+    // What they cannot append stops them: as many as a majority can do without, and no more.
+    let refuses = full > 0 && voters - full < voters / 2 + 1;
+    refuses.then_some(WriteRefusal::VoterDisksLow { full, min_free_bytes })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Room::{Enough, Exhausted, Low};
+    use super::*;
+
+    #[test]
+    fn what_only_deletes_is_taken_as_long_as_a_majority_can_write_it() {
+        for (leader, others, any, deletes) in [
+            (Enough, [Enough, Enough], true, true),
+            (Low, [Enough, Enough], false, true),
+            (Exhausted, [Enough, Enough], false, false),
+            // A majority can do without one.
+            (Enough, [Low, Enough], true, true),
+            (Enough, [Exhausted, Enough], true, true),
+            (Enough, [Low, Low], false, true),
+            (Enough, [Low, Exhausted], false, true),
+            (Enough, [Exhausted, Exhausted], false, false),
+            (Low, [Exhausted, Low], false, true),
+        ] {
+            let takes = |only_deletes| refusal_for_room(leader, &others, only_deletes).is_none();
+            assert_eq!((takes(false), takes(true)), (any, deletes), "{leader:?} {others:?}");
+        }
+        assert_eq!(refusal_for_room(Enough, &[], false), None);
+        let why = refusal_for_room(Enough, &[Low, Exhausted], false).unwrap();
+        assert_eq!(
+            why.to_string(),
+            "the disks of 2 of the shard's voters have less than 256 MiB free"
+        );
+        assert_eq!(
+            refusal_for_room(Low, &[], false).unwrap().to_string(),
+            "the disk of the shard's leader has less than 256 MiB free"
+        );
+    }
+}
