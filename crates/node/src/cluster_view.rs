@@ -7,7 +7,6 @@
 pub(crate) mod bootstrap;
 pub(crate) mod client;
 pub(crate) mod epoch_lease;
-pub(crate) mod history;
 pub(crate) mod store;
 pub(crate) mod view;
 pub(crate) mod wire;

@@ -12,10 +12,9 @@ use meridian_memory::ByteBudget;
 use meridian_storage::{
     Engine, GroupId, ShardState, ShippedLog, StagedState, StateSnapshot, StorageError, Syncer,
 };
-use meridian_types::Position;
+use meridian_types::{EpochHistory, Position};
 
 use crate::cluster_view::bootstrap::first_cluster;
-use crate::cluster_view::history::History;
 use crate::cluster_view::view::Directory;
 use crate::host::clocks::Clocks;
 use crate::network::peers::PeerChannels;
@@ -93,7 +92,7 @@ impl OnlyVoter {
         });
         let voter = Arc::new(Voter::start(VoterParts {
             group: opened.await.unwrap(),
-            history: History::first(),
+            history: EpochHistory::first(),
             shipped: ShippedLog::open(engine, group.shard).unwrap(),
             directory: Arc::clone(&directory),
             peers: Arc::clone(&peers),

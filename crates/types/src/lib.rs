@@ -5,6 +5,7 @@
 //! rule of evaluation; those live in the crates below.
 
 mod effect;
+mod epoch_history;
 mod id;
 pub mod limits;
 mod position;
@@ -12,6 +13,7 @@ mod read;
 mod transaction;
 
 pub use effect::{Batch, CommittedTransaction, Effect, Refusal};
+pub use epoch_history::EpochHistory;
 pub use id::{DatabaseId, InvalidId, NodeId, RequestId, ShardId};
 pub use position::{Epoch, Position, Versionstamp};
 pub use read::{Consistency, Entry, ReadRange};

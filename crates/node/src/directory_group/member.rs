@@ -7,12 +7,11 @@ use meridian_directory::Cluster;
 use meridian_failover::ControllerConfig;
 use meridian_memory::ByteBudget;
 use meridian_storage::{ShardState, ShippedLog, StorageError, or_fatal};
-use meridian_types::Position;
+use meridian_types::{EpochHistory, Position};
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
-use crate::cluster_view::history::History;
 use crate::directory_group::leader::{DirectoryVoter, LeaderParts};
 use crate::network::peers::ControlPeers;
 use crate::placement::reconciler::{KeeperParts, Vouched, run_member};
@@ -81,7 +80,7 @@ impl DirectoryPart {
         parts.raft.register(group.clone());
         let voter = Arc::new(Voter::start(VoterParts {
             group,
-            history: History::first(),
+            history: EpochHistory::first(),
             shipped: ShippedLog::open(&parts.engine, DIRECTORY_GROUP.shard)?,
             directory: Arc::clone(&parts.directory),
             peers: Arc::clone(&parts.peers),

@@ -9,9 +9,8 @@ use meridian_proto::batch_header;
 use meridian_storage::{
     Applied, GroupId, HighWater, RaftApplied, ShardState, ShippedLog, StorageError, decode_batch,
 };
-use meridian_types::{Epoch, Position, ShardId};
+use meridian_types::{Epoch, EpochHistory, Position, ShardId};
 
-use crate::cluster_view::history::History;
 use crate::divergence::orphan_files::OrphanWriter;
 
 const READ_BYTES: usize = 4 << 20;
@@ -20,7 +19,7 @@ const READ_BYTES: usize = 4 << 20;
 pub(crate) fn save_shipped(
     data_dir: &Path,
     state: &ShardState,
-    history: &History,
+    history: &EpochHistory,
     log: &ShippedLog,
 ) -> Result<u64, StorageError> {
     let mut tail = LostTail::new(data_dir, state.shard(), history);
@@ -48,7 +47,7 @@ pub(crate) fn settle_old_groups(
     state: &ShardState,
     high_water: &HighWater,
     data_dir: &Path,
-    history: &History,
+    history: &EpochHistory,
 ) -> Result<(), StorageError> {
     let (engine, shard) = (state.engine(), state.shard());
     for (old, _) in history.bases() {
@@ -109,7 +108,7 @@ fn apply_committed(state: &ShardState, group: GroupId, base: Position) -> Result
 
 /// The lowest of the bases of epochs later than `epoch`: a later epoch may have begun behind less
 /// than the next.
-fn lowest_base(history: &History, epoch: Epoch) -> Option<Position> {
+fn lowest_base(history: &EpochHistory, epoch: Epoch) -> Option<Position> {
     let later = history.bases().iter().filter(|(later, _)| *later > epoch);
     later.map(|(_, base)| *base).min_by_key(|base| base.sequence)
 }
@@ -127,7 +126,7 @@ fn header(shard: ShardId, batch: &[u8]) -> Result<Position, StorageError> {
 struct LostTail<'a> {
     data_dir: &'a Path,
     shard: ShardId,
-    history: &'a History,
+    history: &'a EpochHistory,
     /// What the state reflects, if it is made of the same batches.
     state: Option<Applied>,
     /// Sequences of another log, which are kept from there.
@@ -147,7 +146,7 @@ struct Stretch {
 }
 
 impl<'a> LostTail<'a> {
-    fn new(data_dir: &'a Path, shard: ShardId, history: &'a History) -> Self {
+    fn new(data_dir: &'a Path, shard: ShardId, history: &'a EpochHistory) -> Self {
         let (state, stretches, end) = (None, Vec::new(), Position::ZERO);
         Self { data_dir, shard, history, state, elsewhere: 0..0, stretches, end }
     }
@@ -323,7 +322,7 @@ mod tests {
         }
 
         /// As the keeper does, before it follows or votes in the newest epoch.
-        fn settle(&self, history: &History) {
+        fn settle(&self, history: &EpochHistory) {
             let marks = HighWater::open(self.folder.path().join("high-water")).unwrap();
             settle_old_groups(&self.state, &marks, self.folder.path(), history).unwrap();
             save_shipped(self.folder.path(), &self.state, history, &self.log).unwrap();
@@ -353,9 +352,9 @@ mod tests {
         }
     }
 
-    fn history(bases: &[(u16, Position)]) -> History {
+    fn history(bases: &[(u16, Position)]) -> EpochHistory {
         let first = (Epoch::FIRST, Position::ZERO);
-        History::new(
+        EpochHistory::new(
             [first]
                 .into_iter()
                 .chain(bases.iter().map(|(epoch, base)| (Epoch(*epoch), *base)))
@@ -382,7 +381,7 @@ mod tests {
     }
 
     /// The third epoch cut deeper than the second.
-    fn deeper() -> History {
+    fn deeper() -> EpochHistory {
         history(&[(2, at(1, 10)), (3, at(1, 8))])
     }
 

@@ -15,11 +15,10 @@ use meridian_memory::ByteBudget;
 use meridian_storage::{
     Engine, GroupId, HighWater, ShardState, ShippedLog, StorageError, Syncer, or_fatal,
 };
-use meridian_types::{Epoch, NodeId, ShardId};
+use meridian_types::{Epoch, EpochHistory, NodeId, ShardId};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster_view::history::History;
 use crate::cluster_view::store::save_cluster;
 use crate::cluster_view::view::Directory;
 use crate::divergence::collect;
@@ -164,7 +163,7 @@ impl Keeper {
 
     /// Takes the part that the directory gives, if it is another than the present one.
     async fn settle(&self, shard: &Shard) {
-        let history = History::new(shard.bases.clone());
+        let history = EpochHistory::new(shard.bases.clone());
         // One that was taken out while it was down goes through the group once more, and leaves it
         // in order.
         let left_behind = self.parts.shards.get(&self.shard).is_none()
@@ -245,12 +244,12 @@ impl Keeper {
         }
     }
 
-    fn settled(&self, history: &History) {
+    fn settled(&self, history: &EpochHistory) {
         self.parts.settled.lock().insert(self.shard, history.epoch());
     }
 
     /// As a replica. `None`: the node is stopping.
-    async fn follow(&self, history: History, seal: Option<Seal>) -> Option<LocalShard> {
+    async fn follow(&self, history: EpochHistory, seal: Option<Seal>) -> Option<LocalShard> {
         let (keeper, past) = (self.clone(), history.clone());
         blocking(move || {
             if past.leaves(keeper.state.position()).is_some() {
@@ -283,7 +282,7 @@ impl Keeper {
     async fn vote(
         &self,
         shard: &Shard,
-        history: History,
+        history: EpochHistory,
         seal: Option<Seal>,
     ) -> Result<Option<LocalShard>, StorageError> {
         let group = GroupId { shard: self.shard, epoch: history.epoch() };
@@ -379,7 +378,11 @@ impl Keeper {
     }
 
     /// Before the group is opened by one that did not found it now.
-    fn prepare_to_be_seeded(&self, group: GroupId, history: &History) -> Result<(), StorageError> {
+    fn prepare_to_be_seeded(
+        &self,
+        group: GroupId,
+        history: &EpochHistory,
+    ) -> Result<(), StorageError> {
         if self.log.last()?.is_some_and(|(last, _)| last > history.base().sequence) {
             // Taken as a replica of this very epoch: it is not applied on top of what the leader
             // sends.
@@ -411,7 +414,7 @@ impl Keeper {
 
     /// Pulls what is missing up to the base from whoever has it. Without success the leader's
     /// snapshot comes.
-    async fn reach_base(&self, shard: &Shard, history: &History) {
+    async fn reach_base(&self, shard: &Shard, history: &EpochHistory) {
         let base = history.base();
         let (syncer, disk) = (&self.parts.syncer, &*self.parts.disk);
         let target = Target { state: &self.state, log: &self.log, syncer, history, disk };

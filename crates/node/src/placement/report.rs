@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 use meridian_consensus::RaftGroup;
 use meridian_proto::directory as wire;
 use meridian_storage::{ShardState, StorageError, or_fatal};
-use meridian_types::{DatabaseId, Epoch, ShardId};
+use meridian_types::{DatabaseId, Epoch, EpochHistory, ShardId};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster_view::history::History;
 use crate::divergence::orphan_files::KnownOrphans;
 use crate::host::clock::wall_ms;
 use crate::placement::reconciler::KeeperParts;
@@ -93,7 +92,7 @@ impl Standing {
 /// database may come with that.
 fn dropped_here(
     state: &ShardState,
-    history: &History,
+    history: &EpochHistory,
     databases: Vec<DatabaseId>,
 ) -> Result<Vec<DatabaseId>, StorageError> {
     if history.leaves(state.position()).is_some() {
@@ -216,7 +215,8 @@ mod tests {
             state.apply(&[batch], RaftApplied::default()).unwrap();
         }
         let base = |sequence| (Epoch(2), Position::new(Epoch(1), sequence));
-        let history = |bases: &[_]| History::new([&[(Epoch(1), Position::ZERO)], bases].concat());
+        let history =
+            |bases: &[_]| EpochHistory::new([&[(Epoch(1), Position::ZERO)], bases].concat());
         let here = |history| dropped_here(&state, &history, vec![there, gone]).unwrap();
         assert_eq!(here(history(&[])), [gone]);
         assert_eq!(here(history(&[base(5)])), [gone]);

@@ -14,11 +14,10 @@ use meridian_storage::{
     Applied, Replace, ShardState, ShippedLog, StagedState, StateRows, StorageError, Syncer,
     or_fatal,
 };
-use meridian_types::{NodeId, Position};
+use meridian_types::{EpochHistory, NodeId, Position};
 use prost::Message;
 use tokio::sync::Semaphore;
 
-use crate::cluster_view::history::History;
 use crate::host::disk::DiskGuard;
 use crate::network::peers::{MAX_MESSAGE_BYTES, PeerChannels};
 use crate::replication::compression::Decompressor;
@@ -38,7 +37,7 @@ pub(crate) struct Target<'a> {
     pub(crate) log: &'a ShippedLog,
     pub(crate) syncer: &'a Arc<Syncer>,
     /// What holds now: a source that lags behind the directory may have what was lost.
-    pub(crate) history: &'a History,
+    pub(crate) history: &'a EpochHistory,
     pub(crate) disk: &'a DiskGuard,
 }
 
@@ -172,7 +171,7 @@ pub(crate) async fn pull_log(
 /// full.
 pub(crate) async fn fetch(
     state: &Arc<ShardState>,
-    history: &History,
+    history: &EpochHistory,
     disk: &DiskGuard,
     peers: &PeerChannels,
     source: NodeId,
@@ -231,7 +230,7 @@ pub(crate) async fn add(
 /// Whether a state at `at` brings one at `here` nearer to `through`, and not past it: beyond would
 /// be outside of the history of an epoch that begins there.
 fn check_state(
-    history: &History,
+    history: &EpochHistory,
     here: Position,
     at: Position,
     through: Position,
@@ -267,7 +266,7 @@ pub(crate) async fn put_in_place(
 
 /// Whether the batches are what follows `after`, up to `through`.
 fn check(
-    history: &History,
+    history: &EpochHistory,
     after: Position,
     previous: Position,
     batches: &[Position],

@@ -16,12 +16,12 @@ use futures::FutureExt;
 use futures::future::{BoxFuture, ready};
 use meridian_gateway::{Database, Read, ReadOutput, Unavailable, Write, WriteFailure};
 use meridian_types::{
-    Consistency, DatabaseId, Epoch, NodeId, Position, ShardId, Transaction, WriteOutcome, limits,
+    Consistency, DatabaseId, Epoch, EpochHistory, NodeId, Position, ShardId, Transaction,
+    WriteOutcome, limits,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::cluster_view::history::History;
 use crate::cluster_view::view::{Directory, Known};
 use crate::host::clock::{BootClock, Clock};
 use crate::network::departure::Departure;
@@ -193,7 +193,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
         if shown.epoch == epoch {
             return shown.sequence;
         }
-        let history = self.directory.shard(shard).map(|shard| History::new(shard.bases));
+        let history = self.directory.shard(shard).map(|shard| EpochHistory::new(shard.bases));
         match history.and_then(|history| history.leaves(shown)) {
             Some((_, base)) => base.sequence,
             None => shown.sequence,

@@ -11,7 +11,7 @@ use meridian_shipping::{
     BatchSize, Heartbeat, Sender, SenderAction, SenderConfig, SenderEvent, Status as NodeStatus,
 };
 use meridian_storage::{GroupId, fatal};
-use meridian_types::{Epoch, NodeId, Position, ShardId};
+use meridian_types::{Epoch, EpochHistory, NodeId, Position, ShardId};
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::task::coop;
@@ -20,7 +20,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
-use crate::cluster_view::history::History;
 use crate::cluster_view::view::Directory;
 use crate::host::clock::wall_ms;
 use crate::host::clocks::Clocks;
@@ -255,7 +254,7 @@ impl LocalShard {
 struct Subscription {
     node_id: NodeId,
     group: GroupId,
-    history: History,
+    history: EpochHistory,
     shard: LocalShard,
     started: Instant,
     sender: Sender,

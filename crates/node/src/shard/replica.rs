@@ -13,11 +13,10 @@ use meridian_consensus::StateTransfer;
 use meridian_memory::ByteBudget;
 use meridian_shipping::Status;
 use meridian_storage::{ShardState, ShippedLog, StorageError, Syncer};
-use meridian_types::{Epoch, NodeId, Position};
+use meridian_types::{Epoch, EpochHistory, NodeId, Position};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::cluster_view::history::History;
 use crate::cluster_view::view::Directory;
 use crate::host::disk::DiskGuard;
 use crate::network::peers::PeerChannels;
@@ -35,7 +34,7 @@ pub(crate) struct ReplicaStatus {
     pub(crate) source: Option<NodeId>,
     /// The newest commit it was told of, with the voter's wall clock then.
     pub(crate) committed: Option<(Position, u64)>,
-    pub(crate) history: History,
+    pub(crate) history: EpochHistory,
     /// It has had what was committed when it started, or a little before, and is on the shard's
     /// history.
     caught_up: bool,
@@ -44,7 +43,7 @@ pub(crate) struct ReplicaStatus {
 /// What the node asks of a replica.
 enum Command {
     /// The shard has gone on: what its history is now.
-    History(History),
+    History(EpochHistory),
     Seal {
         epoch: Epoch,
         reply: oneshot::Sender<Position>,
@@ -77,7 +76,7 @@ pub(crate) struct Replica {
 /// What a replica works with.
 pub(crate) struct ReplicaParts {
     pub(crate) node_id: NodeId,
-    pub(crate) history: History,
+    pub(crate) history: EpochHistory,
     /// It was sealed in this epoch before it restarted: it takes nothing of it.
     pub(crate) sealed: Option<Epoch>,
     pub(crate) state: Arc<ShardState>,
@@ -127,7 +126,7 @@ impl Replica {
     }
 
     /// The shard has gone on to another epoch.
-    pub(crate) fn follow(&self, history: History) {
+    pub(crate) fn follow(&self, history: EpochHistory) {
         drop(self.commands.send(Command::History(history)));
     }
 
@@ -162,7 +161,7 @@ impl Replica {
         }
     }
 
-    pub(crate) fn history(&self) -> History {
+    pub(crate) fn history(&self) -> EpochHistory {
         self.status.lock().history.clone()
     }
 

@@ -11,12 +11,11 @@ use meridian_memory::ByteBudget;
 use meridian_proto::shard::{self as wire, read_position_response, shard_client::ShardClient};
 use meridian_proto::verify_checksum;
 use meridian_storage::{Applied, ReadView, ShardState, ShippedLog, StorageError, or_fatal};
-use meridian_types::{DatabaseId, Epoch, NodeId, ReadRange};
+use meridian_types::{DatabaseId, Epoch, EpochHistory, NodeId, ReadRange};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster_view::epoch_lease::{EpochLease, Fenced};
-use crate::cluster_view::history::History;
 use crate::cluster_view::view::Directory;
 use crate::host::clock::boot_time;
 use crate::host::clocks::TimeSource;
@@ -99,7 +98,7 @@ impl From<ReadRefused> for NotServed {
 pub(crate) struct Voter {
     pub(crate) group: RaftGroup,
     pub(crate) state: Arc<ShardState>,
-    pub(crate) history: History,
+    pub(crate) history: EpochHistory,
     /// What this node took as a replica of the epochs before, up to the base, as far as it was
     /// kept.
     pub(crate) shipped: ShippedLog,
@@ -117,7 +116,7 @@ pub(crate) struct Voter {
 /// What a voter works with.
 pub(crate) struct VoterParts {
     pub(crate) group: RaftGroup,
-    pub(crate) history: History,
+    pub(crate) history: EpochHistory,
     pub(crate) shipped: ShippedLog,
     pub(crate) directory: Arc<Directory>,
     pub(crate) peers: Arc<PeerChannels>,
@@ -484,7 +483,7 @@ impl LocalShard {
         }
     }
 
-    pub(crate) fn history(&self) -> History {
+    pub(crate) fn history(&self) -> EpochHistory {
         match self {
             Self::Voter(voter) => voter.history.clone(),
             Self::Replica(replica) => replica.history(),

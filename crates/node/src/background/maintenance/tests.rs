@@ -10,13 +10,12 @@ use meridian_proto::encode_batch;
 use meridian_storage::{
     Engine, GroupId, MemoryEngine, RaftApplied, ShardState, ShippedLog, Syncer, decode_batch,
 };
-use meridian_types::{Batch, Position};
+use meridian_types::{Batch, EpochHistory, Position};
 
 use super::*;
 use crate::cluster_view::bootstrap::first_cluster;
 use crate::directory_group::leader::{ExecuteFailure, LeaderParts};
 
-use crate::cluster_view::history::History;
 use crate::read::execution::Reads;
 use crate::shard::replica::{Replica, ReplicaParts};
 use crate::shard::voter::VoterParts;
@@ -84,7 +83,7 @@ async fn directory(
     group.take_part(&voters, &(Arc::clone(peers) as Arc<dyn Peers>), false).await.unwrap();
     let voter = Arc::new(Voter::start(VoterParts {
         group,
-        history: History::first(),
+        history: EpochHistory::first(),
         shipped: ShippedLog::open(&dynamic, DIRECTORY_GROUP.shard).unwrap(),
         directory: Arc::clone(&maintenance.directory),
         peers: Arc::clone(peers),
@@ -287,7 +286,7 @@ async fn no_crash_after_a_replicas_purge_loses_what_was_acknowledged() {
     let maintenance = maintenance(folder.path());
     let replica = Replica::start(ReplicaParts {
         node_id: 4,
-        history: History::first(),
+        history: EpochHistory::first(),
         sealed: None,
         state: Arc::clone(&state),
         log: log.clone(),

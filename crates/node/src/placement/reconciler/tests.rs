@@ -416,7 +416,7 @@ async fn a_sealed_shard_is_never_taken_up_as_if_it_were_not() {
     let opened = Process::open(1, Arc::new(engine.crash(1)));
     assert!(!opened.holds_a_lease_that_it_is_granted());
     let opened = Process::open(4, Arc::new(MemoryEngine::default()));
-    let history = History::new(opened.parts.directory.shard(SHARD).unwrap().bases);
+    let history = EpochHistory::new(opened.parts.directory.shard(SHARD).unwrap().bases);
     for sealed in [false, true] {
         let seal = sealed.then_some(Seal { epoch: Epoch(1), planned: false });
         let replica = opened.keeper.follow(history.clone(), seal).await.unwrap();
@@ -629,7 +629,7 @@ async fn a_voter_that_is_seeded_keeps_of_its_own_what_lies_before_the_base() {
 #[test]
 fn the_log_of_a_group_stays_where_the_state_is_the_groups() {
     use prost::Message;
-    let (group, history) = (GroupId { shard: SHARD, epoch: Epoch(1) }, History::first());
+    let (group, history) = (GroupId { shard: SHARD, epoch: Epoch(1) }, EpochHistory::first());
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _entered = runtime.enter();
     for (epoch, has_entries, stays) in

@@ -39,7 +39,7 @@ fn batches(positions: &[(u16, u64)]) -> Vec<Position> {
 #[test]
 fn only_what_follows_is_taken() {
     let (after, through) = (at(1, 5), at(2, 8));
-    let history = History::new(vec![(Epoch(1), at(1, 0)), (Epoch(2), at(1, 6))]);
+    let history = EpochHistory::new(vec![(Epoch(1), at(1, 0)), (Epoch(2), at(1, 6))]);
     let check = |previous, positions: &[(u16, u64)]| {
         check(&history, after, previous, &batches(positions), through)
     };
@@ -56,7 +56,7 @@ fn only_what_follows_is_taken() {
 
 #[test]
 fn only_a_state_that_lies_on_the_way_is_taken() {
-    let history = History::new(vec![(Epoch(1), at(1, 0)), (Epoch(2), at(1, 6))]);
+    let history = EpochHistory::new(vec![(Epoch(1), at(1, 0)), (Epoch(2), at(1, 6))]);
     let check = |position| check_state(&history, at(1, 5), position, at(2, 8));
     check(at(1, 6)).unwrap();
     check(at(2, 8)).unwrap();
@@ -163,7 +163,7 @@ impl Node {
         let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::<DiskGuard>::default());
         let replica = Replica::start(ReplicaParts {
             node_id,
-            history: History::first(),
+            history: EpochHistory::first(),
             sealed: None,
             state: Arc::clone(&state),
             log: log.clone(),
@@ -310,7 +310,7 @@ async fn a_node_pulls_the_log_or_else_the_state_until_it_stands_where_it_is_to()
         let (_source, address) = sealed_source(source, Duration::ZERO, false).await;
         let node = Node::start(5, 20, 0, address);
         node.replica.stop().await;
-        let history = History::first();
+        let history = EpochHistory::first();
         let Node { state, log, syncer, disk, peers, .. } = &node;
         let target = Target { state, log, syncer, history: &history, disk };
         let through = if purged == 0 { at(1, 40) } else { at(1, 50) };
@@ -327,7 +327,7 @@ async fn a_state_that_is_not_wanted_any_more_is_not_taken() {
     let (_source, address) = source_without_a_log(Duration::ZERO, true).await;
     let node = Node::start(5, 20, 0, address);
     node.replica.stop().await;
-    let history = History::first();
+    let history = EpochHistory::first();
     let Node { state, log, syncer, disk, peers, .. } = &node;
     let target = Target { state, log, syncer, history: &history, disk };
     let reason = pull(&target, peers, 4, at(1, 50), std::future::ready(())).await.unwrap_err();
@@ -376,7 +376,7 @@ async fn a_node_that_has_left_the_shards_history_is_no_source() {
     use failover_server::Failover;
     let node = Node::start(4, 50, 0, "127.0.0.1:1".to_owned());
     let (service, history) =
-        (node.service(), History::new(vec![(Epoch(1), at(1, 0)), (Epoch(2), at(1, 40))]));
+        (node.service(), EpochHistory::new(vec![(Epoch(1), at(1, 0)), (Epoch(2), at(1, 40))]));
     node.replica.follow(history.clone());
     while node.replica.history() != history {
         tokio::task::yield_now().await;

@@ -9,10 +9,9 @@ use meridian_proto::DecodedBatch;
 use meridian_storage::{
     Applied, Replace, ShardState, ShippedLog, StagedState, StorageError, Syncer, or_fatal,
 };
-use meridian_types::Position;
+use meridian_types::{EpochHistory, Position};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::cluster_view::history::History;
 use crate::divergence::collect;
 use crate::replication::catch_up::Shipped;
 
@@ -30,7 +29,7 @@ enum Job {
     Append(Vec<Shipped>, std_mpsc::Sender<Job>),
     Fsynced(Position),
     SaveOrphans {
-        history: History,
+        history: EpochHistory,
         base: Position,
     },
     Install {
@@ -85,7 +84,7 @@ impl Disk {
     }
 
     /// Keeps what `history` does not hold.
-    pub(super) fn save_orphans(&self, history: History, base: Position) {
+    pub(super) fn save_orphans(&self, history: EpochHistory, base: Position) {
         self.give(Job::SaveOrphans { history, base });
     }
 

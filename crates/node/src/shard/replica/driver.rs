@@ -11,14 +11,13 @@ use meridian_shipping::{
     Status, StreamEvent, StreamId,
 };
 use meridian_storage::{Applied, GroupId, ShardState, ShippedLog, StagedState, StorageError};
-use meridian_types::{Epoch, NodeId, Position};
+use meridian_types::{Epoch, EpochHistory, NodeId, Position};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::disk::{Disk, DiskParts, Written};
 use super::{Command, ReplicaParts, ReplicaStatus};
-use crate::cluster_view::history::History;
 use crate::network::peers::MAX_MESSAGE_BYTES;
 use crate::replication::catch_up::{self, Shipped, Target};
 use crate::replication::compression::{DECOMPRESSOR_BYTES, Decompressor};
@@ -62,7 +61,7 @@ pub(super) struct Driver {
     log: ShippedLog,
     disk: Disk,
     start: Instant,
-    history: History,
+    history: EpochHistory,
     receiver: Receiver,
     election: RelayElection,
     /// Of the cluster that the election knows the nodes of.
@@ -302,7 +301,7 @@ impl Driver {
     }
 
     /// Goes through every epoch that the receiver has not heard of, in order.
-    fn follow(&mut self, history: &History) {
+    fn follow(&mut self, history: &EpochHistory) {
         for (epoch, base) in history.bases() {
             self.step(ReceiverEvent::Epoch { epoch: *epoch, base: *base }, None);
         }

@@ -204,7 +204,7 @@ impl Node {
         let replica = Replica::start(ReplicaParts {
             reads: Reads::new(meridian_memory::ByteBudget::new("tests", 1 << 20)),
             node_id: 4,
-            history: History::first(),
+            history: EpochHistory::first(),
             sealed: None,
             state: Arc::clone(&state),
             log: log.clone(),
@@ -322,7 +322,7 @@ async fn a_replica_waits_for_no_disk_on_the_runtime() {
     let node = Node::following(&source, Arc::new(Somebody(Arc::clone(&there)))).await;
     node.watched.watch_this_thread(true);
     node.until("it follows", || node.state.position() == at(3)).await;
-    node.replica.follow(History::new(vec![(Epoch(1), at(0)), (Epoch(2), at(1))]));
+    node.replica.follow(EpochHistory::new(vec![(Epoch(1), at(0)), (Epoch(2), at(1))]));
     node.until("it was seeded", || node.state.position() == there.position()).await;
     node.replica.stop().await;
     assert_eq!(node.watched.found(), Vec::<&str>::new());
@@ -347,7 +347,7 @@ async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by
     let shards = Arc::new(ShardTable::default());
     shards.add(Arc::clone(&state), Followers::watch(&state));
     shards.set(SHARD, Some(LocalShard::Replica(Arc::clone(&replica))));
-    let next = Arc::new(Mutex::new(None::<History>));
+    let next = Arc::new(Mutex::new(None::<EpochHistory>));
     let (comes, follower) = (Arc::clone(&next), Arc::clone(&replica));
     watched.after_snapshots(move || {
         let Some(history) = comes.lock().take() else { return };
@@ -384,7 +384,7 @@ async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by
     };
     let begins = |epochs: &[(u16, u64)]| {
         let base = |(epoch, base): &(u16, u64)| (Epoch(*epoch), at(*base));
-        *next.lock() = Some(History::new(epochs.iter().map(base).collect()));
+        *next.lock() = Some(EpochHistory::new(epochs.iter().map(base).collect()));
     };
     begins(&[(1, 0), (2, 5)]);
     assert_eq!(here(1).await.ok().map(|answer| answer.position), Some(at(5)));
@@ -458,7 +458,7 @@ async fn a_state_that_is_being_copied_to_a_replica_stops_when_its_disk_is_full()
     let node = Node::following(&source, Arc::new(Stalls(Arc::clone(&fetching)))).await;
     node.until("it follows", || node.state.position() == at(3)).await;
     // What it has is not of the second epoch.
-    node.replica.follow(History::new(vec![(Epoch(1), at(0)), (Epoch(2), at(1))]));
+    node.replica.follow(EpochHistory::new(vec![(Epoch(1), at(0)), (Epoch(2), at(1))]));
     let idle = 2;
     node.until("it fetches a state", || Arc::strong_count(&fetching) > idle).await;
     node.disk.set_takes_nothing(true);

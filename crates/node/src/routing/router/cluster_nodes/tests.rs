@@ -9,12 +9,11 @@ use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTimin
 use meridian_gateway::{Access, Database, WriteFailure};
 use meridian_memory::ByteBudget;
 use meridian_storage::{Engine, GroupId, ShardState, ShippedLog, Syncer};
-use meridian_types::{Position, ReadRange, RequestId, Transaction};
+use meridian_types::{EpochHistory, Position, ReadRange, RequestId, Transaction};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::*;
 use crate::cluster_view::bootstrap::first_cluster;
-use crate::cluster_view::history::History;
 use crate::cluster_view::view::Directory;
 use crate::host::clock::BootClock;
 use crate::host::clocks::Clocks;
@@ -85,7 +84,7 @@ async fn a_read_at_the_local_node_is_waited_for_while_it_is_at_work_and_made_onc
     });
     let voter = Voter::start(VoterParts {
         group: group.await.unwrap(),
-        history: History::first(),
+        history: EpochHistory::first(),
         shipped: ShippedLog::open(&engine, ShardId(1)).unwrap(),
         directory,
         peers,

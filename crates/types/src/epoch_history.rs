@@ -1,16 +1,18 @@
-use meridian_types::{Epoch, Position};
+//! Where each epoch of a shard left the history of the one before.
 
-/// Where each epoch of a shard left the history of the one before: what every position is judged
-/// by.
+use crate::{Epoch, Position};
+
+/// The base of every epoch of a shard: where it left the history of the epoch before. Every position
+/// is judged by it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct History {
+pub struct EpochHistory {
     /// Oldest first; never empty.
     bases: Vec<(Epoch, Position)>,
 }
 
-impl History {
-    /// `bases` as the directory has them.
-    pub(crate) fn new(mut bases: Vec<(Epoch, Position)>) -> Self {
+impl EpochHistory {
+    /// `bases` as the directory has them, oldest first.
+    pub fn new(mut bases: Vec<(Epoch, Position)>) -> Self {
         if bases.is_empty() {
             bases.push((Epoch::FIRST, Position::ZERO));
         }
@@ -18,26 +20,26 @@ impl History {
     }
 
     /// The history of a shard that knows one epoch.
-    pub(crate) fn first() -> Self {
+    pub fn first() -> Self {
         Self::new(Vec::new())
     }
 
-    pub(crate) fn bases(&self) -> &[(Epoch, Position)] {
+    pub fn bases(&self) -> &[(Epoch, Position)] {
         &self.bases
     }
 
     /// The newest epoch.
-    pub(crate) fn epoch(&self) -> Epoch {
+    pub fn epoch(&self) -> Epoch {
         self.bases.last().map_or(Epoch::FIRST, |(epoch, _)| *epoch)
     }
 
     /// What the newest epoch began behind.
-    pub(crate) fn base(&self) -> Position {
+    pub fn base(&self) -> Position {
         self.bases.last().map_or(Position::ZERO, |(_, base)| *base)
     }
 
     /// The position of a sequence in the history that holds now.
-    pub(crate) fn at(&self, sequence: u64) -> Position {
+    pub fn at(&self, sequence: u64) -> Position {
         let of = self.bases.iter().rev().find(|(_, base)| base.sequence < sequence);
         let epoch = of.or(self.bases.first()).map_or(Epoch::FIRST, |(epoch, _)| *epoch);
         Position::new(epoch, sequence)
@@ -45,7 +47,7 @@ impl History {
 
     /// The first epoch whose history does not hold what lies at `position`, and where that history
     /// left.
-    pub(crate) fn leaves(&self, position: Position) -> Option<(Epoch, Position)> {
+    pub fn leaves(&self, position: Position) -> Option<(Epoch, Position)> {
         let beyond = |(epoch, base): &&(Epoch, Position)| {
             *epoch > position.epoch && position.sequence > base.sequence
         };
@@ -62,8 +64,8 @@ mod tests {
     }
 
     /// The third epoch began behind less than the second had.
-    fn history() -> History {
-        History::new(vec![
+    fn history() -> EpochHistory {
+        EpochHistory::new(vec![
             (Epoch(1), position(1, 0)),
             (Epoch(2), position(1, 100)),
             (Epoch(3), position(1, 90)),
