@@ -19,8 +19,6 @@
 //! | `cluster_view` | the cluster as this process knows it, and the lease that it has |
 //! | `network` | connections to other nodes and from them |
 //! | `host` | clocks, disk room, open files, ports |
-//! | `config`, `topology`, `private_file` | what the operator says, and what is refused of it |
-//! | `wan` | emulated links |
 //!
 //! What always holds here: an answer to a write says what is true and durable, or nothing; a strong
 //! read is served only where leadership was confirmed after the read began. Absent on purpose: HTTP
@@ -28,13 +26,11 @@
 
 mod background;
 mod cluster_view;
-pub mod config;
 mod directory_group;
 mod divergence;
 mod host;
 mod network;
 mod placement;
-pub mod private_file;
 mod process;
 mod read;
 mod replication;
@@ -43,7 +39,6 @@ mod rpc;
 mod shard;
 #[cfg(test)]
 mod testing;
-pub mod topology;
 mod write;
 
 pub use meridian_storage::abort_soon;

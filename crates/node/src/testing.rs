@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use meridian_config::topology::Topology;
 use meridian_consensus::{
     LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming, StateTransfer, Transfer,
 };
@@ -22,7 +23,6 @@ use crate::read::execution::Reads;
 use crate::replication::snapshot_transfer::StateExchange;
 use crate::shard::table::ShardTable;
 use crate::shard::voter::{Voter, VoterParts};
-use crate::topology::Topology;
 use crate::write::proposer::AdmitAll;
 
 /// Waits until something holds.

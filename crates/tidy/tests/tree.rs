@@ -22,6 +22,7 @@ const LADDER: &[(&str, Allowed)] = &[
     ),
     ("meridian-wan", Allowed::Only(&[])),
     ("meridian-gateway", Allowed::Only(&["meridian-types", "meridian-proto"])),
+    ("meridian-config", Allowed::Only(&["meridian-types", "meridian-memory", "meridian-gateway"])),
     (
         "meridian-node",
         Allowed::Only(&[
@@ -36,6 +37,7 @@ const LADDER: &[(&str, Allowed)] = &[
             "meridian-consensus",
             "meridian-wan",
             "meridian-gateway",
+            "meridian-config",
         ]),
     ),
     ("meridian-bench", Allowed::Only(&["meridian-types", "meridian-proto"])),
@@ -57,6 +59,7 @@ const LADDER: &[(&str, Allowed)] = &[
             "meridian-types",
             "meridian-directory",
             "meridian-failover",
+            "meridian-config",
             "meridian-node",
             "meridian-proto",
             "meridian-wan",

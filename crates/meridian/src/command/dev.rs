@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
+use meridian_config::topology::DevLayout;
 use meridian_node::dev::{DevCluster, DevOptions};
-use meridian_node::topology::DevLayout;
 use meridian_wan::WanPlan;
 use uuid::Uuid;
 

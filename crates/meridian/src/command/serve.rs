@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use meridian_node::config::{GatewayConfig, NodeConfig};
+use meridian_config::{GatewayConfig, NodeConfig};
 use meridian_node::{Metrics, Node, StandaloneGateway, serve_metrics};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;

@@ -191,6 +191,7 @@ mod tests {
     use std::pin::Pin;
 
     use futures::Stream;
+    use meridian_config::topology::Topology;
     use meridian_proto::shipping as wire;
     use meridian_proto::shipping::shipping_server::{self, ShippingServer};
     use tokio::net::TcpListener;
@@ -199,7 +200,6 @@ mod tests {
     use tonic::{Request, Response, Streaming};
 
     use super::*;
-    use crate::topology::Topology;
 
     const WALL_MS: u64 = 1_700_000_000_000;
 

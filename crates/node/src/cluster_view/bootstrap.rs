@@ -2,12 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use meridian_config::NodeConfig;
+use meridian_config::topology::{DatabaseInfo, NodeInfo, ShardInfo, Topology};
 use meridian_directory::{Cluster, Database, FailoverMode, Node, Phase, Rpo, RpoMode, Shard};
 use meridian_storage::GroupId;
 use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
-
-use crate::config::NodeConfig;
-use crate::topology::{DatabaseInfo, NodeInfo, ShardInfo, Topology};
 
 /// The directory's Raft group: shard 0, which no configuration can name.
 pub(crate) const DIRECTORY_GROUP: GroupId = GroupId { shard: ShardId(0), epoch: Epoch::FIRST };
@@ -109,40 +108,71 @@ pub(crate) fn founded_cluster(config: &NodeConfig) -> Cluster {
     first
 }
 
-impl Topology {
-    /// The nodes, shards and databases that there are now.
-    pub(crate) fn of(cluster: &Cluster) -> Self {
-        let nodes = cluster.nodes.iter().filter(|(_, node)| !node.removed).map(|(id, node)| {
-            let info = NodeInfo {
-                id: *id,
-                name: node.name.clone(),
-                region: node.region.clone(),
-                data_center: node.data_center.clone(),
-                rpc_address: node.rpc_address.clone(),
-                kv_address: node.kv_address.clone(),
+/// The nodes, shards and databases that there are now.
+pub(crate) fn topology_of(cluster: &Cluster) -> Topology {
+    let nodes = cluster.nodes.iter().filter(|(_, node)| !node.removed).map(|(id, node)| {
+        let info = NodeInfo {
+            id: *id,
+            name: node.name.clone(),
+            region: node.region.clone(),
+            data_center: node.data_center.clone(),
+            rpc_address: node.rpc_address.clone(),
+            kv_address: node.kv_address.clone(),
+        };
+        (*id, info)
+    });
+    let shards = cluster.shards.iter().map(|(id, shard)| {
+        let info = ShardInfo {
+            id: *id,
+            epoch: shard.epoch,
+            primary_region: shard.primary_region.clone(),
+            voters: shard.voters.clone(),
+            preferred_leader: shard.preferred_leader,
+        };
+        (*id, info)
+    });
+    let databases = cluster.databases.iter().map(|(id, database)| {
+        (*id, DatabaseInfo { id: *id, name: database.name.clone(), shard: database.shard })
+    });
+    Topology {
+        cluster: cluster.id.clone(),
+        regions: cluster.regions.clone(),
+        nodes: nodes.collect(),
+        shards: shards.collect(),
+        databases: databases.collect(),
+        default_database: cluster.default_database,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_cluster_may_be_founded_with_databases_that_do_not_fail_over() {
+        let configs = meridian_config::dev_cluster_configs(
+            &[3, 2, 1][..],
+            Path::new("/tmp/cluster"),
+            1000,
+            2000,
+            "0123456789abcdef",
+        );
+        for mut config in configs.unwrap() {
+            let modes = |config: &NodeConfig| -> Vec<_> {
+                founded_cluster(config)
+                    .databases
+                    .values()
+                    .map(|database| database.failover)
+                    .collect()
             };
-            (*id, info)
-        });
-        let shards = cluster.shards.iter().map(|(id, shard)| {
-            let info = ShardInfo {
-                id: *id,
-                epoch: shard.epoch,
-                primary_region: shard.primary_region.clone(),
-                voters: shard.voters.clone(),
-                preferred_leader: shard.preferred_leader,
-            };
-            (*id, info)
-        });
-        let databases = cluster.databases.iter().map(|(id, database)| {
-            (*id, DatabaseInfo { id: *id, name: database.name.clone(), shard: database.shard })
-        });
-        Self {
-            cluster: cluster.id.clone(),
-            regions: cluster.regions.clone(),
-            nodes: nodes.collect(),
-            shards: shards.collect(),
-            databases: databases.collect(),
-            default_database: cluster.default_database,
+            assert_eq!(modes(&config), [FailoverMode::Auto; 2]);
+            config.manual_failover = true;
+            assert_eq!(modes(&config), [FailoverMode::Manual; 2]);
+            // As the file says that `meridian dev` writes.
+            let again = NodeConfig::parse(&config.to_toml(), Path::new("/tmp/node.toml")).unwrap();
+            assert!(again.manual_failover);
         }
     }
 }

@@ -65,13 +65,13 @@ impl<T> Deref for Fenced<T> {
 mod tests {
     use std::time::Duration;
 
+    use meridian_config::topology::Topology;
     use meridian_failover::Lease;
     use meridian_gateway::Access;
     use meridian_types::{Epoch, ShardId};
 
     use super::*;
     use crate::cluster_view::bootstrap::first_cluster;
-    use crate::topology::Topology;
 
     #[test]
     fn answer_is_released_under_the_lease_of_its_own_epoch_only() {

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use meridian_config::TokenSecret;
+use meridian_config::topology::Topology;
 use meridian_directory::{Cluster, Rpo, Shard, TokenScope};
 use meridian_failover::{Lease, LeaseHolder, ProgressHint, ProgressHints};
 use meridian_gateway::{Access, Catalogue, Databases, Grant};
@@ -15,10 +17,8 @@ use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::cluster_view::bootstrap::{DIRECTORY_DATABASE, DIRECTORY_GROUP};
-use crate::config::TokenSecret;
+use crate::cluster_view::bootstrap::{DIRECTORY_DATABASE, DIRECTORY_GROUP, topology_of};
 use crate::host::clock::{boot_time, wall_ms};
-use crate::topology::Topology;
 
 /// Between two looks whether this process has heard from the cluster, at its start.
 const CURRENT_PAUSE: Duration = Duration::from_millis(20);
@@ -32,7 +32,7 @@ pub(crate) struct Known {
 
 impl Known {
     fn new(cluster: Cluster) -> Self {
-        let topology = Arc::new(Topology::of(&cluster));
+        let topology = Arc::new(topology_of(&cluster));
         let grants = cluster.tokens.iter().filter_map(|(id, token)| {
             let scope = match &token.scope {
                 TokenScope::All => Databases::All,
@@ -344,11 +344,11 @@ impl Catalogue for Directory {
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
+    use meridian_config::topology::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE, Topology};
     use meridian_directory::Token;
 
     use super::*;
     use crate::cluster_view::bootstrap::first_cluster;
-    use crate::topology::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE, Topology};
 
     fn cluster(version: u64, id: Option<&str>) -> Cluster {
         let topology =

@@ -28,10 +28,10 @@ pub(super) fn ended_deletions(cluster: &Cluster, contacts: &Contacts) -> Vec<Cha
 
 #[cfg(test)]
 mod tests {
+    use meridian_config::topology::{DEV_DEFAULT_DATABASE, Topology};
     use meridian_types::Epoch;
 
     use super::*;
-    use crate::topology::{DEV_DEFAULT_DATABASE, Topology};
 
     #[test]
     fn a_deletion_ends_when_every_node_has_dropped_the_data_in_the_present_epoch() {

@@ -73,7 +73,7 @@ mod tests {
         let _taken = std::net::TcpListener::bind(taken).unwrap();
         let refused = crate::process::node::listen(
             &taken.to_string(),
-            crate::config::ListenPurpose::KvConnect,
+            meridian_config::ListenPurpose::KvConnect,
         )
         .await;
         let text = refused.unwrap_err().to_string();

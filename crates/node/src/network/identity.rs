@@ -116,12 +116,12 @@ mod tests {
     use std::cell::Cell;
 
     use futures::FutureExt;
+    use meridian_config::topology::Topology;
     use meridian_directory::Cluster;
     use meridian_gateway::Access;
 
     use super::*;
     use crate::cluster_view::bootstrap::first_cluster;
-    use crate::topology::Topology;
 
     /// Counts the calls that come through.
     struct Counting<'a> {

@@ -225,13 +225,13 @@ impl AsyncWrite for Connection {
 #[cfg(test)]
 mod tests {
     use futures::StreamExt;
+    use meridian_config::topology::Topology;
     use meridian_gateway::Access;
     use tokio::io::AsyncReadExt;
 
     use super::*;
     use crate::cluster_view::bootstrap::first_cluster;
     use crate::cluster_view::view::Directory;
-    use crate::topology::Topology;
 
     #[test]
     fn one_address_leaves_room_for_others() {

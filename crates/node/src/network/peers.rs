@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use meridian_config::topology::Topology;
 use meridian_consensus::Peers;
 use meridian_types::NodeId;
 use parking_lot::RwLock;
@@ -11,7 +12,6 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::network::control::ControlConnector;
 use crate::network::identity;
-use crate::topology::Topology;
 
 /// Bytes of one message between nodes at most.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;

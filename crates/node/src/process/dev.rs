@@ -7,13 +7,13 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use meridian_config::private_file;
+use meridian_config::topology::DevLayout;
+use meridian_config::{ConfigError, dev_cluster_configs};
 use meridian_types::NodeId;
 
-use crate::config::{ConfigError, dev_cluster_configs};
 use crate::network::peers::Dial;
-use crate::private_file;
 use crate::process::node::{Node, StartError};
-use crate::topology::DevLayout;
 use meridian_wan::{Link, WanPlan};
 
 /// Between the gateways' port and the first gRPC port.
@@ -147,7 +147,7 @@ async fn patiently(attempt: impl AsyncFn() -> Result<(), StartError>) {
 }
 
 /// Beside the node's data, for `meridian status`.
-fn write_config(config: &crate::config::NodeConfig) -> Result<(), StartError> {
+fn write_config(config: &meridian_config::NodeConfig) -> Result<(), StartError> {
     let write = || {
         std::fs::create_dir_all(&config.data_dir)?;
         // It holds the access token.
@@ -162,7 +162,7 @@ fn write_config(config: &crate::config::NodeConfig) -> Result<(), StartError> {
 
 /// The pairs of nodes that an emulated link lies between, with the profile of each.
 fn pairs(
-    configs: &[crate::config::NodeConfig],
+    configs: &[meridian_config::NodeConfig],
     plan: &WanPlan,
 ) -> Vec<(NodeId, (NodeId, String), meridian_wan::LinkProfile)> {
     let regions = configs.first().map(|config| config.topology.regions.clone()).unwrap_or_default();

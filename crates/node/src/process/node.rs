@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use meridian_config::topology::Topology;
+use meridian_config::{ConfigError, GatewaySettings, ListenPurpose, NodeConfig, TokenConfig};
 use meridian_consensus::{LogCache, RaftService, RaftTiming, StateTransfer};
 use meridian_gateway::{Access, Database, Grant, Options, Read};
 use meridian_memory::{ByteBudget, Shares, default_max_bytes};
@@ -25,11 +27,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::background::announcements::Announcements;
 use crate::background::maintenance::Maintenance;
-use crate::cluster_view::bootstrap::{DIRECTORY_GROUP, founded_cluster};
+use crate::cluster_view::bootstrap::{DIRECTORY_GROUP, founded_cluster, topology_of};
 use crate::cluster_view::client::{Follower, LeaseRenewal};
 use crate::cluster_view::store::{incarnation, load_cluster};
 use crate::cluster_view::view::Directory;
-use crate::config::{ConfigError, GatewaySettings, ListenPurpose, NodeConfig, TokenConfig};
 use crate::directory_group::leader::DirectoryVoter;
 use crate::directory_group::member::DirectoryPart;
 use crate::host::clock::BootClock;
@@ -54,7 +55,6 @@ use crate::rpc::replication::ShippingService;
 use crate::rpc::shard::ShardService;
 use crate::shard::table::ShardTable;
 use crate::shard::voter::{LocalShard, Voter};
-use crate::topology::Topology;
 
 /// How long a gateway stays closed while the node applies again what it had not flushed.
 const RECOVERY: Duration = Duration::from_secs(3);
@@ -128,7 +128,7 @@ impl Node {
         let control = ControlRuntime::start()
             .map_err(|error| StartError::Invalid(format!("cannot start threads: {error}")))?;
         let peers = peer_channels(
-            &Topology::of(&cluster),
+            &topology_of(&cluster),
             dial,
             &config.dial,
             Some(control.handle().clone()),

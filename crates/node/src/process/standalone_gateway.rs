@@ -2,6 +2,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use meridian_config::{GatewayConfig, ListenPurpose};
 use meridian_memory::{ByteBudget, Shares};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -10,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use crate::cluster_view::bootstrap::first_cluster;
 use crate::cluster_view::client::Follower;
 use crate::cluster_view::view::Directory;
-use crate::config::{GatewayConfig, ListenPurpose};
 use crate::host::clock::BootClock;
 use crate::host::open_files;
 use crate::network::peers::{Dial, PeerChannels};
@@ -116,12 +116,12 @@ mod tests {
     use std::collections::BTreeMap;
     use std::time::Instant;
 
+    use meridian_config::topology::Topology;
+    use meridian_config::{GatewayListen, GatewaySettings};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 
     use super::*;
-    use crate::config::{GatewayListen, GatewaySettings};
-    use crate::topology::Topology;
 
     #[tokio::test]
     async fn a_gateway_that_hears_from_nobody_opens_late_and_says_of_no_token_that_it_is_unknown() {

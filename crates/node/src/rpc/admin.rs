@@ -2,6 +2,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use meridian_config::topology::NodeInfo;
 use meridian_consensus::Role;
 use meridian_proto::admin::{self as wire, admin_server};
 use meridian_types::ShardId;
@@ -17,7 +18,6 @@ use crate::host::disk::DiskGuard;
 use crate::shard::replica::Replica;
 use crate::shard::table::ShardTable;
 use crate::shard::voter::{LocalShard, Voter};
-use crate::topology::NodeInfo;
 
 /// How long a handover of leadership may take.
 const HANDOVER: Duration = Duration::from_secs(5);

@@ -195,6 +195,7 @@ fn is_for_operators(change: &Change) -> bool {
 mod tests {
     use std::time::Instant;
 
+    use meridian_config::topology::Topology;
     use meridian_directory::{Token, TokenScope};
     use meridian_failover::Lease;
     use meridian_gateway::{Access, Catalogue as _};
@@ -209,7 +210,6 @@ mod tests {
     use crate::cluster_view::bootstrap::first_cluster;
     use crate::cluster_view::client::Follower;
     use crate::network::peers::PeerChannels;
-    use crate::topology::Topology;
 
     /// Where a node that knows this serves it.
     async fn serve(directory: &Arc<Directory>) -> String {

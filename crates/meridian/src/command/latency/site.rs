@@ -6,8 +6,8 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use meridian_bench::endpoint::Endpoint;
-use meridian_node::config::{NodeConfig, TokenConfig, TokenSecret};
-use meridian_node::topology::{DatabaseInfo, Topology};
+use meridian_config::topology::{DatabaseInfo, Topology};
+use meridian_config::{NodeConfig, TokenConfig, TokenSecret};
 
 /// A region's gateway as it is given on the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -162,7 +162,8 @@ fn plain_token(tokens: &[TokenConfig]) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use meridian_node::topology::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE};
+
+    use meridian_config::topology::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE};
 
     use super::*;
 

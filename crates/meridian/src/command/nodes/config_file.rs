@@ -6,9 +6,9 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use meridian_config::NodeConfig;
+use meridian_config::topology::{DatabaseInfo, NodeInfo, ShardSpec, Topology, TopologySpec};
 use meridian_directory::Cluster;
-use meridian_node::config::NodeConfig;
-use meridian_node::topology::{DatabaseInfo, NodeInfo, ShardSpec, Topology, TopologySpec};
 use meridian_types::NodeId;
 
 pub(super) struct NewFile<'a> {
@@ -107,8 +107,8 @@ fn port(address: &str) -> &str {
 mod tests {
     use std::os::unix::fs::PermissionsExt;
 
+    use meridian_config::dev_cluster;
     use meridian_directory::{Change, Node};
-    use meridian_node::config::dev_cluster;
 
     use super::*;
     use crate::command::operator::samples;

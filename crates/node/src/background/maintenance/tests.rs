@@ -1,6 +1,7 @@
 use std::sync::atomic::Ordering;
 
 use futures::FutureExt;
+use meridian_config::topology::Topology;
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming, StateTransfer};
 use meridian_directory::{Change, Token, TokenScope};
 use meridian_failover::{ControllerConfig, Lease};
@@ -19,7 +20,6 @@ use crate::directory_group::leader::{ExecuteFailure, LeaderParts};
 use crate::read::execution::Reads;
 use crate::shard::replica::{Replica, ReplicaParts};
 use crate::shard::voter::VoterParts;
-use crate::topology::Topology;
 use crate::write::proposer::AdmitAll;
 
 /// What looks after a node that has no shards yet.

@@ -1,3 +1,4 @@
+use meridian_config::topology::{DEV_DEFAULT_DATABASE, Topology};
 use meridian_consensus::Peers;
 use meridian_directory::{Phase, Plan};
 use meridian_storage::{Call, Durability, Engine, HookedEngine, Hooks, MemoryEngine, StorageError};
@@ -8,7 +9,6 @@ use super::*;
 use crate::cluster_view::bootstrap::first_cluster;
 use crate::cluster_view::epoch_lease::Fenced;
 use crate::testing::{OnlyVoter, until};
-use crate::topology::{DEV_DEFAULT_DATABASE, Topology};
 use crate::write::proposer::WriteRefusal;
 
 const SHARD: ShardId = ShardId(1);

@@ -1,4 +1,5 @@
 use futures::FutureExt;
+use meridian_config::topology::Topology;
 use meridian_directory::{Change, Plan, VoterChange};
 use meridian_gateway::Access;
 use meridian_proto::directory::{
@@ -21,7 +22,6 @@ use crate::replication::snapshot_transfer::StateExchange;
 use crate::replication::wire::position_to_wire;
 use crate::rpc::failover::FailoverService;
 use crate::testing::until;
-use crate::topology::Topology;
 use crate::write::proposer::AdmissionPolicy;
 
 const SHARD: ShardId = ShardId(1);

@@ -1,6 +1,7 @@
 use std::pin::Pin;
 
 use futures::{Stream, StreamExt};
+use meridian_config::topology::Topology;
 use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
 use meridian_proto::directory::{self as wire, failover_server};
@@ -24,7 +25,6 @@ use crate::shard::replica::{Replica, ReplicaParts};
 use crate::shard::table::ShardTable;
 use crate::shard::voter::LocalShard;
 use crate::testing::NoStates;
-use crate::topology::Topology;
 
 const SHARD: ShardId = ShardId(1);
 

@@ -2,6 +2,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::{Stream, StreamExt};
+use meridian_config::topology::Topology;
 use meridian_proto::DecodedBatch;
 use meridian_proto::shipping::shipping_server::{self, ShippingServer};
 use meridian_storage::{MemoryEngine, RaftApplied, Replace};
@@ -14,7 +15,6 @@ use tonic::{Request, Response, Streaming};
 
 use super::*;
 use crate::replication::progress::Followers;
-use crate::topology::Topology;
 
 const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
 const SOURCE: NodeId = 1;

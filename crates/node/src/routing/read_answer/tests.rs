@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
+use meridian_config::topology::{DEV_DEFAULT_DATABASE, Topology};
 use meridian_gateway::{Access, Database, Read};
 use meridian_memory::{ByteBudget, Shares};
 use meridian_proto::shard::shard_client::ShardClient;
@@ -22,7 +23,6 @@ use crate::host::clock::BootClock;
 use crate::network::peers::PeerChannels;
 use crate::routing::router::{ClusterNodes, Router};
 use crate::routing::write_calls::WriteCalls;
-use crate::topology::{DEV_DEFAULT_DATABASE, Topology};
 use meridian_wan::{Link, LinkProfile};
 
 /// Answers each read with so many entries.

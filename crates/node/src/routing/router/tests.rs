@@ -5,6 +5,7 @@ mod world;
 use std::sync::atomic::Ordering;
 
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
+use meridian_config::topology::DEV_DEFAULT_DATABASE;
 use meridian_memory::ByteBudget;
 use meridian_types::{
     Check, Mutation, MutationKind, ReadRange, RequestId, SumBounds, Value, ValueEncoding,
@@ -12,7 +13,6 @@ use meridian_types::{
 };
 
 use super::*;
-use crate::topology::DEV_DEFAULT_DATABASE;
 use world::{DEADLINE, Link, World, run, run_beside};
 
 fn write() -> Write {

@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use futures::stream::BoxStream;
+use meridian_config::topology::Topology;
 use meridian_proto::shard::Turn;
 use meridian_proto::shard::shard_server::{Shard, ShardServer};
 use parking_lot::Mutex;
@@ -10,7 +11,6 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status};
 
 use super::*;
-use crate::topology::Topology;
 
 const fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)

@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
+use meridian_config::topology::Topology;
 use meridian_consensus::Transfer;
 use meridian_gateway::{Access, Read};
 use meridian_proto::log;
@@ -32,7 +33,6 @@ use crate::rpc::shard::ShardService;
 use crate::shard::table::ShardTable;
 use crate::shard::voter::LocalShard;
 use crate::testing::NoStates;
-use crate::topology::Topology;
 
 const SHARD: ShardId = ShardId(1);
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -365,7 +365,7 @@ async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by
     let (local, local_node) = (Arc::clone(&shards), Some(4));
     let nodes = ClusterNodes { local, local_node, peers, writes: Arc::clone(&writes), reads };
     let service = ShardService { shards, writes, turns: Arc::default() };
-    let database = crate::topology::DEV_DEFAULT_DATABASE;
+    let database = meridian_config::topology::DEV_DEFAULT_DATABASE;
     let range = ReadRange { start: Bytes::new(), end: "z".into(), limit: 1, reverse: false };
     let ranges = vec![range.clone(), range];
     let read =

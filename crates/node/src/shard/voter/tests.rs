@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, mpsc};
 
+use meridian_config::topology::DEV_DEFAULT_DATABASE;
 use meridian_consensus::Peers;
 use meridian_failover::Lease;
 use meridian_proto::shard::shard_server::Shard;
@@ -17,7 +18,6 @@ use crate::routing::write_calls::{Turns, WriteCalls};
 use crate::rpc::shard::ShardService;
 use crate::shard::table::ShardTable;
 use crate::testing::{OnlyVoter, until};
-use crate::topology::DEV_DEFAULT_DATABASE;
 
 const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
 

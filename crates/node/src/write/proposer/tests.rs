@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use bytes::Bytes;
+use meridian_config::topology::Topology;
 use meridian_consensus::{LogCache, Peers, RaftGroupOptions, RaftTiming};
 use meridian_failover::Lease;
 use meridian_gateway::Access;
@@ -17,11 +18,10 @@ use crate::cluster_view::view::Directory;
 use crate::host::clock::wall_ms;
 use crate::host::clocks::Reading;
 use crate::testing::NoStates;
-use crate::topology::Topology;
 
 mod dropped;
 
-const DATABASE: DatabaseId = crate::topology::DEV_DEFAULT_DATABASE;
+const DATABASE: DatabaseId = meridian_config::topology::DEV_DEFAULT_DATABASE;
 
 /// A group of one has nobody to call.
 struct Nobody;

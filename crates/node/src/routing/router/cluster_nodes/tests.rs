@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use meridian_config::topology::{DEV_DEFAULT_DATABASE, Topology};
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming};
 use meridian_gateway::{Access, Database, WriteFailure};
 use meridian_memory::ByteBudget;
@@ -23,7 +24,6 @@ use crate::replication::progress::Followers;
 use crate::replication::snapshot_transfer::StateExchange;
 use crate::routing::router::Router;
 use crate::shard::voter::{Voter, VoterParts};
-use crate::topology::{DEV_DEFAULT_DATABASE, Topology};
 use crate::write::proposer::AdmitAll;
 
 fn router(

@@ -12,6 +12,7 @@ use futures::FutureExt;
 use futures::executor::LocalPool;
 use futures::future::{BoxFuture, RemoteHandle};
 use futures::task::LocalSpawnExt;
+use meridian_config::topology::Topology;
 use meridian_gateway::Access;
 use meridian_memory::Held;
 use meridian_types::{Entry, Position, Versionstamp};
@@ -19,7 +20,6 @@ use meridian_types::{Entry, Position, Versionstamp};
 use super::super::nodes::LocalVoter;
 use super::super::*;
 use crate::cluster_view::bootstrap::first_cluster;
-use crate::topology::Topology;
 
 pub(super) const ROUND_TRIP: Duration = Duration::from_millis(2);
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);

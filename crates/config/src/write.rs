@@ -6,10 +6,10 @@ use std::fmt::Display;
 use meridian_gateway::Databases;
 use meridian_types::NodeId;
 
-use super::{GatewayConfig, GatewaySettings, NodeConfig, TokenConfig, TokenSecret};
 use crate::topology::Topology;
+use crate::{GatewayConfig, GatewaySettings, NodeConfig, TokenConfig, TokenSecret};
 
-pub(super) fn node(config: &NodeConfig) -> String {
+pub(crate) fn node(config: &NodeConfig) -> String {
     let mut out = Document::default();
     out.line(&format!(
         "# Node {} of a Meridian cluster. docs/configuration.md explains every field.",
@@ -55,7 +55,7 @@ pub(super) fn node(config: &NodeConfig) -> String {
     out.0
 }
 
-pub(super) fn gateway(config: &GatewayConfig) -> String {
+pub(crate) fn gateway(config: &GatewayConfig) -> String {
     let mut out = Document::default();
     out.line(
         "# A stateless gateway of a Meridian cluster. docs/configuration.md explains every field.",

@@ -5,11 +5,11 @@ use std::path::Path;
 use meridian_gateway::Databases;
 use meridian_types::NodeId;
 
-use super::{
+use crate::topology::{DevLayout, NodeInfo, Topology};
+use crate::{
     GatewaySettings, InvalidConfig, NodeConfig, NodeListen, RaftConfig, StorageConfig, TokenConfig,
     TokenSecret,
 };
-use crate::topology::{DevLayout, NodeInfo, Topology};
 
 /// Between the KV Connect ports of two regions' first nodes.
 const REGION_PORTS: u64 = 10;

@@ -7,119 +7,119 @@ use meridian_types::NodeId;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::{ConfigError, RaftConfig, StorageConfig};
+use crate::{ConfigError, RaftConfig, StorageConfig};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct NodeFile {
-    pub(super) node: NodeId,
-    pub(super) data_dir: PathBuf,
-    pub(super) max_memory_mb: Option<u64>,
-    pub(super) worker_threads: Option<u64>,
+pub(crate) struct NodeFile {
+    pub(crate) node: NodeId,
+    pub(crate) data_dir: PathBuf,
+    pub(crate) max_memory_mb: Option<u64>,
+    pub(crate) worker_threads: Option<u64>,
     #[serde(default)]
-    pub(super) join: bool,
+    pub(crate) join: bool,
     #[serde(default)]
-    pub(super) manual_failover: bool,
+    pub(crate) manual_failover: bool,
     #[serde(default)]
-    pub(super) listen: NodeListenTable,
+    pub(crate) listen: NodeListenTable,
     #[serde(default)]
-    pub(super) raft: RaftConfig,
+    pub(crate) raft: RaftConfig,
     #[serde(default)]
-    pub(super) storage: StorageConfig,
+    pub(crate) storage: StorageConfig,
     #[serde(default)]
-    pub(super) gateway: GatewayTable,
+    pub(crate) gateway: GatewayTable,
     // The topology. Not a flattened struct: that would let unknown fields pass.
-    pub(super) regions: Vec<String>,
-    pub(super) default_database: Option<String>,
+    pub(crate) regions: Vec<String>,
+    pub(crate) default_database: Option<String>,
     #[serde(default)]
-    pub(super) nodes: Vec<NodeTable>,
+    pub(crate) nodes: Vec<NodeTable>,
     #[serde(default)]
-    pub(super) shards: Vec<ShardTable>,
+    pub(crate) shards: Vec<ShardTable>,
     #[serde(default)]
-    pub(super) databases: Vec<DatabaseTable>,
+    pub(crate) databases: Vec<DatabaseTable>,
     #[serde(default)]
-    pub(super) tokens: Vec<TokenTable>,
+    pub(crate) tokens: Vec<TokenTable>,
     #[serde(default)]
-    pub(super) dial: BTreeMap<String, String>,
+    pub(crate) dial: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct GatewayFile {
-    pub(super) region: String,
-    pub(super) max_memory_mb: Option<u64>,
-    pub(super) listen: GatewayListenTable,
+pub(crate) struct GatewayFile {
+    pub(crate) region: String,
+    pub(crate) max_memory_mb: Option<u64>,
+    pub(crate) listen: GatewayListenTable,
     #[serde(default)]
-    pub(super) gateway: GatewayTable,
-    pub(super) regions: Vec<String>,
-    pub(super) default_database: Option<String>,
+    pub(crate) gateway: GatewayTable,
+    pub(crate) regions: Vec<String>,
+    pub(crate) default_database: Option<String>,
     #[serde(default)]
-    pub(super) nodes: Vec<NodeTable>,
+    pub(crate) nodes: Vec<NodeTable>,
     #[serde(default)]
-    pub(super) shards: Vec<ShardTable>,
+    pub(crate) shards: Vec<ShardTable>,
     #[serde(default)]
-    pub(super) databases: Vec<DatabaseTable>,
+    pub(crate) databases: Vec<DatabaseTable>,
     #[serde(default)]
-    pub(super) tokens: Vec<TokenTable>,
+    pub(crate) tokens: Vec<TokenTable>,
     #[serde(default)]
-    pub(super) dial: BTreeMap<String, String>,
+    pub(crate) dial: BTreeMap<String, String>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
-pub(super) struct NodeListenTable {
-    pub(super) rpc: Option<String>,
-    pub(super) kv: Option<String>,
-    pub(super) metrics: Option<String>,
+pub(crate) struct NodeListenTable {
+    pub(crate) rpc: Option<String>,
+    pub(crate) kv: Option<String>,
+    pub(crate) metrics: Option<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct GatewayListenTable {
-    pub(super) kv: String,
-    pub(super) metrics: Option<String>,
+pub(crate) struct GatewayListenTable {
+    pub(crate) kv: String,
+    pub(crate) metrics: Option<String>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(deny_unknown_fields)]
-pub(super) struct GatewayTable {
-    pub(super) public_url: Option<String>,
-    pub(super) max_connections: Option<u64>,
-    pub(super) request_deadline_ms: Option<u64>,
+pub(crate) struct GatewayTable {
+    pub(crate) public_url: Option<String>,
+    pub(crate) max_connections: Option<u64>,
+    pub(crate) request_deadline_ms: Option<u64>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct NodeTable {
-    pub(super) id: NodeId,
-    pub(super) name: String,
-    pub(super) region: String,
-    pub(super) data_center: String,
-    pub(super) rpc_address: String,
-    pub(super) kv_address: Option<String>,
+pub(crate) struct NodeTable {
+    pub(crate) id: NodeId,
+    pub(crate) name: String,
+    pub(crate) region: String,
+    pub(crate) data_center: String,
+    pub(crate) rpc_address: String,
+    pub(crate) kv_address: Option<String>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ShardTable {
-    pub(super) id: u32,
-    pub(super) primary_region: String,
-    pub(super) voters: Option<Vec<NodeId>>,
-    pub(super) preferred_leader: Option<NodeId>,
+pub(crate) struct ShardTable {
+    pub(crate) id: u32,
+    pub(crate) primary_region: String,
+    pub(crate) voters: Option<Vec<NodeId>>,
+    pub(crate) preferred_leader: Option<NodeId>,
     #[serde(default)]
-    pub(super) allow_weak_quorum: bool,
+    pub(crate) allow_weak_quorum: bool,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct DatabaseTable {
-    pub(super) id: DatabaseUuid,
-    pub(super) name: String,
-    pub(super) shard: u32,
+pub(crate) struct DatabaseTable {
+    pub(crate) id: DatabaseUuid,
+    pub(crate) name: String,
+    pub(crate) shard: u32,
 }
 
 /// A UUID, parsed here so that a malformed one is reported with its line.
-pub(super) struct DatabaseUuid(pub(super) meridian_types::DatabaseId);
+pub(crate) struct DatabaseUuid(pub(super) meridian_types::DatabaseId);
 
 impl<'de> Deserialize<'de> for DatabaseUuid {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -129,15 +129,15 @@ impl<'de> Deserialize<'de> for DatabaseUuid {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct TokenTable {
-    pub(super) secret: Option<String>,
-    pub(super) secret_sha256: Option<String>,
-    pub(super) databases: Vec<String>,
-    pub(super) access: AccessWord,
+pub(crate) struct TokenTable {
+    pub(crate) secret: Option<String>,
+    pub(crate) secret_sha256: Option<String>,
+    pub(crate) databases: Vec<String>,
+    pub(crate) access: AccessWord,
 }
 
 #[derive(Deserialize, PartialEq, Eq)]
-pub(super) enum AccessWord {
+pub(crate) enum AccessWord {
     #[serde(rename = "read-write")]
     ReadWrite,
     #[serde(rename = "read")]
@@ -145,19 +145,19 @@ pub(super) enum AccessWord {
 }
 
 /// What the TOML reader refused.
-pub(super) struct Malformed {
+pub(crate) struct Malformed {
     line: usize,
     message: String,
 }
 
 impl Malformed {
-    pub(super) fn at(self, path: &Path) -> ConfigError {
+    pub(crate) fn at(self, path: &Path) -> ConfigError {
         ConfigError::Malformed { path: path.to_owned(), line: self.line, message: self.message }
     }
 }
 
 /// The reader's own text is not passed on: it quotes the line, which may hold a secret.
-pub(super) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Malformed> {
+pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Malformed> {
     toml::from_str(text).map_err(|error| {
         let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
         let line = before.bytes().filter(|&byte| byte == b'\n').count() + 1;

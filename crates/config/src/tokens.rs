@@ -4,8 +4,8 @@ use std::fmt;
 use meridian_gateway::Databases;
 use sha2::{Digest, Sha256};
 
-use super::InvalidConfig;
-use super::file::{AccessWord, TokenTable};
+use crate::InvalidConfig;
+use crate::file::{AccessWord, TokenTable};
 use crate::topology::Topology;
 
 /// What clients must show, or only its digest.
@@ -29,7 +29,7 @@ impl TokenSecret {
         }
     }
 
-    pub(super) fn plain(secret: String) -> Result<Self, InvalidToken> {
+    pub(crate) fn plain(secret: String) -> Result<Self, InvalidToken> {
         let characters = secret.chars().count();
         if characters < Self::MIN_CHARACTERS {
             return Err(InvalidToken::ShortSecret { characters });
@@ -43,7 +43,11 @@ impl TokenSecret {
         Ok(Self::Plain(secret))
     }
 
-    pub(crate) fn digest(hex: &str) -> Result<Self, InvalidToken> {
+    /// The SHA-256 of a secret, as 64 hexadecimal digits.
+    ///
+    /// # Errors
+    /// [`InvalidToken::Digest`], for any other text.
+    pub fn digest(hex: &str) -> Result<Self, InvalidToken> {
         let digits: Option<Vec<u8>> = hex
             .chars()
             .map(|digit| digit.to_digit(16).and_then(|digit| u8::try_from(digit).ok()))
@@ -104,7 +108,7 @@ pub enum InvalidToken {
     UnknownDatabase(String),
 }
 
-pub(super) fn check(
+pub(crate) fn check(
     tables: Vec<TokenTable>,
     topology: &Topology,
 ) -> Result<Vec<TokenConfig>, InvalidConfig> {

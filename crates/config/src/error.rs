@@ -4,7 +4,7 @@ use std::{fmt, io};
 use meridian_gateway::InvalidPublicUrl;
 use meridian_types::NodeId;
 
-use super::tokens::InvalidToken;
+use crate::tokens::InvalidToken;
 use crate::topology::{InvalidAddress, InvalidTopology};
 
 /// Why a node or gateway does not start. Each text is whole: it holds its cause, which is therefore

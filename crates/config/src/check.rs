@@ -6,14 +6,14 @@ use std::path::Path;
 use meridian_types::limits::REQUEST_ID_RETENTION_MS;
 use meridian_types::{NodeId, ShardId};
 
-use super::file::{DatabaseTable, GatewayFile, GatewayTable, NodeFile, NodeTable, ShardTable};
-use super::{
+use crate::file::{DatabaseTable, GatewayFile, GatewayTable, NodeFile, NodeTable, ShardTable};
+use crate::topology::{Address, DatabaseInfo, NodeInfo, ShardSpec, Topology, TopologySpec};
+use crate::{
     GatewayConfig, GatewayListen, GatewaySettings, InvalidConfig, NodeConfig, NodeListen,
     RaftConfig, StorageConfig, tokens,
 };
-use crate::topology::{Address, DatabaseInfo, NodeInfo, ShardSpec, Topology, TopologySpec};
 
-pub(super) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidConfig> {
+pub(crate) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidConfig> {
     let topology = Topology::new(topology(
         file.regions,
         file.nodes,
@@ -52,7 +52,7 @@ pub(super) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidCon
     })
 }
 
-pub(super) fn gateway(file: GatewayFile) -> Result<GatewayConfig, InvalidConfig> {
+pub(crate) fn gateway(file: GatewayFile) -> Result<GatewayConfig, InvalidConfig> {
     let topology = Topology::new(topology(
         file.regions,
         file.nodes,

@@ -122,32 +122,6 @@ fn fields_replace_defaults() {
     assert_eq!((gateway.max_connections, gateway.request_deadline_ms), (5, 10_000));
 }
 
-#[test]
-fn a_cluster_may_be_founded_with_databases_that_do_not_fail_over() {
-    use meridian_directory::FailoverMode;
-
-    use crate::cluster_view::bootstrap::founded_cluster;
-
-    let configs = super::dev_cluster_configs(
-        &[3, 2, 1][..],
-        Path::new("/tmp/cluster"),
-        1000,
-        2000,
-        "0123456789abcdef",
-    );
-    for mut config in configs.unwrap() {
-        let modes = |config: &NodeConfig| -> Vec<_> {
-            founded_cluster(config).databases.values().map(|database| database.failover).collect()
-        };
-        assert_eq!(modes(&config), [FailoverMode::Auto; 2]);
-        config.manual_failover = true;
-        assert_eq!(modes(&config), [FailoverMode::Manual; 2]);
-        // As the file says that `meridian dev` writes.
-        let again = NodeConfig::parse(&config.to_toml(), Path::new("/tmp/node.toml")).unwrap();
-        assert!(again.manual_failover);
-    }
-}
-
 /// A sample, with a secret of the operator's own.
 fn sample(name: &str) -> String {
     let text = std::fs::read_to_string(Path::new(DEPLOY).join(name)).unwrap();

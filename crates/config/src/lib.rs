@@ -2,6 +2,16 @@
 //! `docs/configuration.md` explains every field; `deploy/node.toml` and `deploy/gateway.toml` are
 //! samples.
 //!
+//! | module | what it holds |
+//! |---|---|
+//! | `file` | the files as they are written |
+//! | `check`, `tokens` | from such a file to a configuration that can work |
+//! | `error` | what is refused, with the text for the operator |
+//! | `write` | a configuration as an annotated file |
+//! | `topology` | regions, nodes, shards and databases, valid as soon as they exist |
+//! | `dev` | the configurations of a whole cluster on one machine |
+//! | `private_file` | files that only their owner may read |
+//!
 //! What always holds here: a [`NodeConfig`] or [`GatewayConfig`] that exists was checked as a
 //! whole, and no secret is in an error or in `Debug` output (it is in [`NodeConfig::to_toml`],
 //! which is the file). Absent on purpose: opening the ports, which only the operating system can
@@ -11,7 +21,9 @@ mod check;
 mod dev;
 mod error;
 mod file;
+pub mod private_file;
 mod tokens;
+pub mod topology;
 mod write;
 
 #[cfg(test)]
