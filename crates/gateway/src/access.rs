@@ -1,3 +1,5 @@
+//! Access tokens and the rights that they grant.
+
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -5,7 +7,7 @@ use std::sync::Arc;
 use meridian_types::DatabaseId;
 use sha2::{Digest, Sha256};
 
-/// Which databases a token opens.
+/// The databases that a token opens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Databases {
     All,
@@ -15,7 +17,7 @@ pub enum Databases {
 /// An access token as an operator configures it.
 #[derive(Clone)]
 pub struct AccessToken {
-    /// What clients send after `Bearer`. Visible ASCII.
+    /// The text that clients send after `Bearer`: visible ASCII.
     pub secret: String,
     pub databases: Databases,
     /// `false`: reads only.
@@ -23,7 +25,7 @@ pub struct AccessToken {
 }
 
 impl fmt::Debug for AccessToken {
-    /// Without the secret, so that a configuration may be logged.
+    /// Leaves out the secret, so that a configuration may be logged.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("AccessToken")
             .field("databases", &self.databases)
@@ -32,7 +34,7 @@ impl fmt::Debug for AccessToken {
     }
 }
 
-/// What the bearer of a token may do. Cheap to clone.
+/// The rights of a token's bearer. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grant {
     /// Sorted. `None`: every database.
@@ -74,7 +76,7 @@ pub enum InvalidAccess {
     Duplicate { index: usize },
 }
 
-/// Tokens and their rights. Holds only the SHA-256 of each secret, and looks tokens up by it, so
+/// Tokens and their rights. Holds only the SHA-256 of each secret and looks tokens up by it, so
 /// that the time of a lookup says nothing about a secret.
 #[derive(Debug, Clone, Default)]
 pub struct Access {
@@ -110,10 +112,7 @@ impl Access {
         Ok(Self { grants })
     }
 
-    /// As [`Access::new`], of secrets known only by their SHA-256.
-    ///
-    /// # Errors
-    /// [`InvalidAccess::Duplicate`].
+    /// Like [`Access::new`], for secrets known only by their SHA-256.
     pub fn from_digests(
         tokens: impl IntoIterator<Item = ([u8; 32], Grant)>,
     ) -> Result<Self, InvalidAccess> {
@@ -126,8 +125,8 @@ impl Access {
         Ok(Self { grants })
     }
 
-    /// As [`Access::from_digests`], of tokens that end at a time (wall clock, milliseconds since
-    /// the Unix epoch; `None`: never). Of two with the same secret the later one counts.
+    /// Like [`Access::from_digests`], for tokens that expire (wall clock, milliseconds since the
+    /// Unix epoch; `None`: never). Of two tokens with the same secret, the later one counts.
     pub fn from_expiring(tokens: impl IntoIterator<Item = ([u8; 32], Grant, Option<u64>)>) -> Self {
         let expiring = |(digest, grant, expires_at_ms)| (digest, Expiring { grant, expires_at_ms });
         Self { grants: tokens.into_iter().map(expiring).collect() }
@@ -179,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_known_by_their_digests_open_what_was_granted_to_each() {
+    fn tokens_known_by_digest_get_their_own_grants() {
         let grant = |write| Grant::new(Databases::Only(vec![DatabaseId([1; 16])]), write);
         let access =
             Access::from_digests([(digest("one"), grant(true)), (digest("two"), grant(false))])

@@ -1,4 +1,4 @@
-//! Results to HTTP: what a client gets to see of them.
+//! Results and refusals to HTTP: all that a client gets to see of them.
 
 use std::fmt;
 
@@ -15,7 +15,7 @@ use crate::refusal::Refusal;
 /// Whole answers: a connection turns the bytes into a body.
 pub(crate) type Answer = Response<Bytes>;
 
-/// Marks an answer to one whose token is not known to be valid.
+/// Marks an answer to a request without a valid token.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct ToStranger;
 
@@ -30,7 +30,7 @@ pub(crate) fn refused(refusal: &(impl fmt::Display + ?Sized), status: StatusCode
 /// The answer to a read. `status` is for version 3, `read_is_strongly_consistent` for 2 and 3.
 pub(crate) fn read(output: ReadOutput, consistency: Consistency) -> pb::SnapshotReadOutput {
     let count = output.ranges.iter().map(Vec::len).sum::<usize>();
-    // One allocation for all versionstamps, of which the entries hold slices.
+    // One allocation holds all versionstamps; the entries hold slices of it.
     let mut stamps = BytesMut::with_capacity(count * Versionstamp::LEN);
     for entry in output.ranges.iter().flatten() {
         stamps.extend_from_slice(&entry.versionstamp.0);

@@ -1,3 +1,5 @@
+//! Reading the body of a request, within its limits of size and time.
+
 use std::pin::pin;
 use std::time::Duration;
 
@@ -8,16 +10,16 @@ use hyper::body::Body;
 use crate::refusal::{Overload, Refusal};
 use crate::shares::Share;
 
-/// How much of a body over the limit is read and thrown away, so that its sender is still listening
-/// when the refusal comes.
+/// The number of bytes beyond the limit that are read and thrown away, so that the client is still
+/// listening when the refusal comes.
 const MAX_DISCARDED_BYTES: u64 = 8 * 1024 * 1024;
-/// How long the rest of a body is read and thrown away that belongs to a refused request.
+/// The time for reading and throwing away the rest of a refused request's body.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
-/// What a declared length may make this process reserve before the bytes are there.
+/// The memory that a declared length may reserve before the bytes are there.
 const MAX_RESERVED_BYTES: usize = 64 * 1024;
 
-/// The whole body of a request, and the share of bytes that was taken for it as it came. Small
-/// ones, which come in one piece, are not copied.
+/// The whole body of a request, and the share of bytes that was taken for it as it came. A small
+/// body, which comes in one piece, is not copied.
 pub(crate) async fn collect<B>(
     body: B,
     mut share: Share,
@@ -31,7 +33,7 @@ where
     Ok((bytes, share))
 }
 
-/// The whole body of a request that is so small that nobody counts its bytes.
+/// The whole body of a request that is too small to need a share of bytes.
 pub(crate) async fn collect_small<B>(
     body: B,
     max_bytes: usize,
@@ -43,10 +45,10 @@ where
     within(timeout, read(body, |_| true, max_bytes)).await
 }
 
-/// Reads and throws away what is left of the body of a request that was refused, as long as that is
-/// little and comes soon. Over HTTP/1.1 its sender listens only then: the connection of one whose
-/// bytes are left unread is reset, and that is an error of the network to it, which it does not try
-/// again as it does a 503.
+/// Reads and throws away the rest of a refused request's body, within `max_bytes` and a few
+/// seconds. An HTTP/1.1 client often listens only after it has sent its whole body: if bytes were
+/// left unread, its connection would be reset, and it would see a network error, which it does not
+/// retry as it does a 503.
 pub(crate) async fn discard<B>(body: B, max_bytes: usize)
 where
     B: Body<Data = Bytes>,
@@ -60,7 +62,7 @@ where
             left = rest;
         }
     });
-    // Whoever goes on sending hears no answer.
+    // A client that goes on sending does not see the answer.
     drop(discarded.await);
 }
 
@@ -129,7 +131,7 @@ mod tests {
 
     use super::*;
 
-    /// A body of such pieces, and how many of them were taken.
+    /// A body of given pieces, and the number of pieces taken so far.
     struct Pieces<I> {
         coming: I,
         declared: u64,
@@ -156,7 +158,7 @@ mod tests {
         }
     }
 
-    /// What comes of such a body, and how many of its pieces were taken.
+    /// The result of collecting such a body, and the number of pieces taken.
     async fn collected(
         coming: impl Iterator<Item = Bytes> + Unpin,
         declared: u64,
@@ -169,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_of_just_its_limit_is_whole_however_it_comes_and_one_byte_more_is_too_many() {
+    async fn body_at_the_limit_is_read_in_any_pieces_and_refused_with_a_byte_more() {
         let text: Vec<u8> = (0..100).collect();
         for size in [1, 30, 50, 99, 100] {
             for declared in [0, 100] {
@@ -182,8 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn of_a_body_beyond_its_limit_no_more_is_read_than_what_its_sender_may_be_sending_already()
-     {
+    async fn body_over_the_limit_is_read_no_further_than_the_discard_bound() {
         const MEGABYTE: usize = 1 << 20;
         let most = MEGABYTE as u64 + MAX_DISCARDED_BYTES;
         for (declared, coming, expected) in

@@ -1,25 +1,28 @@
+//! What the gateway asks of the cluster's list of databases and tokens.
+
 use meridian_types::{DatabaseId, ShardId};
 
 use crate::Grant;
 
-/// Which databases there are and who may open them. Asked on every request: an implementation
+/// Which databases exist and which tokens open them. Asked on every request: an implementation
 /// answers from memory.
 pub trait Catalogue: Send + Sync + 'static {
-    /// What a client opens at `/`.
+    /// The database that a client opens at `/`.
     fn default_database(&self) -> Option<DatabaseId>;
 
-    /// What a client opens at `/db/<name>`. Names are compared as they stand in the path,
-    /// undecoded.
+    /// The database that a client opens at `/db/<name>`. Names are compared as they stand in the
+    /// path, undecoded.
     fn by_name(&self, name: &str) -> Option<DatabaseId>;
 
-    /// The shard that a database lives in. Those of one shard are served, or not, together. `None`:
-    /// there is no such database.
+    /// The shard that a database lives in. The databases of a shard become unavailable together.
+    /// `None`: the database does not exist.
     fn shard(&self, database: DatabaseId) -> Option<ShardId>;
 
-    /// `None`: the token is not known (any more).
+    /// `None`: the token is unknown or was removed.
     fn authorize(&self, bearer: &str) -> Option<Grant>;
 
-    /// Whether this process has heard from the cluster since it started. Until then, what is not
-    /// known here may be there: a database or a token that was made while this process was away.
+    /// Whether this process has received the cluster's state since it started. Until then, a
+    /// database or token that is unknown here may exist: it may have been created while this
+    /// process was down.
     fn is_current(&self) -> bool;
 }

@@ -1,3 +1,5 @@
+//! What the gateway asks of a database: reads and writes, and how each may fail.
+
 use std::future::Future;
 
 use meridian_types::{
@@ -26,7 +28,7 @@ pub struct Write {
     pub transaction: Transaction,
 }
 
-/// Why an operation was not carried out. Retrying a write that ended so cannot apply it twice.
+/// Why an operation was not carried out. Retrying such a write cannot apply it twice.
 #[derive(Debug, Clone, thiserror::Error)]
 #[error("{reason}")]
 pub struct Unavailable {
@@ -37,17 +39,17 @@ pub struct Unavailable {
 /// Why a write has no outcome.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum WriteFailure {
-    /// Definitely not committed, now or later: answered as 503, which clients retry.
+    /// Definitely not committed, now or later: answered with 503, which clients retry.
     #[error(transparent)]
     NotCommitted(#[from] Unavailable),
-    /// It may have committed and nobody can tell any more. Never answered: the connection is
-    /// dropped.
+    /// The write may have committed, and there is no way left to find out. Never answered: the
+    /// connection is dropped.
     #[error("the outcome of the write is unknown: {0}")]
     Unknown(String),
 }
 
 /// What the gateway needs of a cluster. Implementations route to the shard's leader, retry with the
-/// same request id, and hold a write whose outcome is unknown until it is known.
+/// same request id, and hold a write until its outcome is known.
 pub trait Database: Send + Sync + 'static {
     fn read(&self, read: Read) -> impl Future<Output = Result<ReadOutput, Unavailable>> + Send;
 

@@ -1,3 +1,6 @@
+//! One request from its head to its answer: authorization, shares of what the gateway has,
+//! validation, the database. No sockets here; see [`serve`](crate::serve).
+
 use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
 use std::sync::Arc;
@@ -26,15 +29,15 @@ use crate::telemetry::Telemetry;
 use crate::unabandoned::Unabandoned;
 use crate::{Catalogue, Grant, body, head, validation};
 
-/// A write whose outcome nobody can tell. There is no answer to give: whoever serves the connection
-/// drops it (HTTP/1.1) or resets the stream (HTTP/2).
+/// The outcome of a write is unknown, so there is no answer to give: the server drops the
+/// connection (HTTP/1.1) or resets the stream (HTTP/2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the outcome of a write is unknown, so that it has no answer")]
 pub struct Unanswered;
 
-/// Metadata requests in progress at a time, and the bytes of each: an object with a list of
-/// versions.
+/// The number of metadata requests in progress at a time.
 const MAX_EXCHANGES: u64 = 512;
+/// The largest body of a metadata request: an object with a list of versions.
 const MAX_EXCHANGE_BYTES: usize = 4096;
 
 /// KV Connect over a [`Database`]: requests to answers, without sockets. See
@@ -44,17 +47,18 @@ pub struct Gateway<D, C> {
     catalogue: Arc<C>,
     options: Options,
     telemetry: Telemetry,
-    /// Requests in progress. A write keeps its share until the database is done with it, also when
+    /// Requests in progress. A write keeps its share until the database has finished it, even after
     /// its client has left.
     requests: Shares,
-    /// Metadata requests in progress, which no operation keeps from being served: without an answer
-    /// no client opens its database, also where others are well.
+    /// Metadata requests in progress, counted apart so that operations cannot crowd them out: a
+    /// client needs an answer before it can open its database.
     exchanges: Shares,
     /// Bytes of the bodies of operations.
     bodies: Shares,
     /// Bytes of answers that clients have not taken yet.
     answers: Shares,
-    /// Tokens are told apart by a hash that nobody outside can foresee.
+    /// Tokens are told apart by a hash with a random key, so that a client cannot choose a token
+    /// that collides with another.
     holders: RandomState,
 }
 
@@ -102,7 +106,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     /// Answers one request.
     ///
     /// May be dropped at any await, as happens when its client leaves: a read then ends, and a
-    /// write that was handed to the database goes on to its end.
+    /// write that was handed to the database runs to its end.
     pub async fn handle<B>(&self, request: Request<B>) -> Result<Answer, Unanswered>
     where
         B: Body<Data = Bytes>,
@@ -115,8 +119,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             Ok(answer) => Ok(answer),
             Err(Failure::Refused(refusal)) => {
                 let refusal = refusal.unless_current(self.catalogue.is_current());
-                // Over HTTP/2 the stream ends alone. Who waits to be told to send the body has sent
-                // nothing yet.
+                // Over HTTP/2 a refused stream ends by itself. A client that sent `Expect:
+                // 100-continue` has sent nothing of its body yet.
                 let sends = parts.version < Version::HTTP_2 && !parts.headers.contains_key(EXPECT);
                 if sends && refusal.hears_out() {
                     body::discard(body, self.options.max_body_bytes).await;
@@ -129,8 +133,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         answer
     }
 
-    /// Returns when no request is in progress, including writes whose clients have left. Nothing is
-    /// accepted after it: requests get 503.
+    /// Returns when no request is in progress, including writes whose clients have left. From the
+    /// call on, new requests are refused with 503.
     pub async fn drained(&self) {
         self.exchanges.close().await;
         self.requests.close().await;
@@ -172,7 +176,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             Target::Id(id) => Ok(id),
             Target::Name(name) => self.catalogue.by_name(name).ok_or(Refusal::NoSuchDatabase),
         };
-        // A token for some databases does not learn which others there are.
+        // A token for some databases does not learn which others exist.
         let database = match database {
             Ok(database) if !grant.allows(database) => Err(Refusal::UnknownToken),
             Err(_) if !grant.allows_all() => Err(Refusal::UnknownToken),
@@ -220,18 +224,18 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             .await
             .map_err(Refusal::from)?;
         let output = answer::read(output, consistency);
-        // Before it is encoded: what is refused takes no memory at all.
+        // Taken before the result is encoded: a refused answer allocates nothing.
         let share = self.answers.take(self.holder(token, None), output.encoded_len() as u64);
         let share = share.ok_or_else(|| self.overloaded(Overload::Answers))?;
         let answer = answer::protobuf(&output);
         drop(output);
-        // Given back when the last byte has left, or the connection is gone.
+        // The share is given back when the last byte has left, or the connection is gone.
         Ok(answer.map(|bytes| Bytes::from_owner(Held { bytes, _share: share })))
     }
 
-    /// A write that was begun is [`Unabandoned`]: a client that leaves, or resets its stream, drops
-    /// this future, and dropping a write halfway would leave its outcome to chance and the retry
-    /// with the same request id inside the cluster undone.
+    /// A write runs as [`Unabandoned`]: a client that leaves, or resets its stream, drops this
+    /// future, and dropping a write halfway would leave its outcome unknown and its retries inside
+    /// the cluster undone.
     async fn write<B>(&self, parts: &Parts, body: B) -> Result<Answer, Failure>
     where
         B: Body<Data = Bytes>,
@@ -255,7 +259,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             drop((request, share));
             outcome
         });
-        // Up to where it first waits, in its turn among the writes of its connection.
+        // Runs the write up to its first wait, in its turn among the writes of its connection.
         let begun = order::begin(&mut running).await;
         if let Some(place) = place {
             place.leave();
@@ -276,7 +280,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         }
     }
 
-    /// The token of a request, and what it opens.
+    /// The token of a request, and the rights that it grants.
     fn bearer<'a>(&self, parts: &'a Parts) -> Result<(&'a str, Grant), Refusal> {
         let token = head::bearer(&parts.headers).inspect_err(|_| self.telemetry.unauthorized());
         let token = token?;
@@ -286,8 +290,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         Ok((token, grant))
     }
 
-    /// The token and the database of a request of the data path, if the one may use the other so,
-    /// and its shard.
+    /// The token, the database and the shard of a request of the data path, if the token may use
+    /// the database.
     fn authorize<'a>(
         &self,
         parts: &'a Parts,
@@ -295,7 +299,8 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     ) -> Result<(&'a str, DatabaseId, ShardId), Refusal> {
         let (token, grant) = self.bearer(parts)?;
         let database = head::database_id(&parts.headers)?;
-        // Before it is looked for: a token for some databases says nothing about others.
+        // Checked before the database is looked up: a token for some databases says nothing about
+        // others.
         if !grant.allows(database) {
             return Err(Refusal::UnknownToken);
         }
@@ -310,7 +315,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         Holder { token: self.holders.hash_one(token), shard }
     }
 
-    /// Counts a request among those in progress.
+    /// Counts a request as one in progress.
     fn begin(&self, holder: Holder) -> Result<Share, Refusal> {
         self.requests.take(holder, 1).ok_or_else(|| self.overloaded(Overload::Requests))
     }
@@ -339,7 +344,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     }
 }
 
-/// Bytes with the share that was taken for them.
+/// The bytes of an answer with the share that was taken for them.
 struct Held {
     bytes: Bytes,
     _share: Share,

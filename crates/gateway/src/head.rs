@@ -1,4 +1,5 @@
-//! What the head of a request says besides its path.
+//! The head of a request, apart from its path: token, database, consistency, the URL of this
+//! gateway.
 
 use hyper::Uri;
 use hyper::header::{AUTHORIZATION, HOST, HeaderMap};
@@ -19,8 +20,8 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Result<&str, Refusal> {
         .ok_or(Refusal::MalformedAuthorization)
 }
 
-/// The database that a request of the data path names. Version 1 has a header of its own for it,
-/// and none for its version.
+/// The database that a request of the data path names. Version 1 names it in a header of its own
+/// and need not say its version.
 pub(crate) fn database_id(headers: &HeaderMap) -> Result<DatabaseId, Refusal> {
     let id = match headers.get("x-denokv-version").map(|value| value.as_bytes()) {
         Some(b"2" | b"3") => headers.get("x-denokv-database-id"),
@@ -43,12 +44,12 @@ pub(crate) fn consistency(uri: &Uri) -> Result<Consistency, Refusal> {
     }
 }
 
-/// Where the client believes this gateway to be, as `scheme://authority`. `None` if it does not
-/// say.
+/// The address of this gateway as the client sees it, `scheme://authority`. `None` if the request
+/// does not say.
 ///
-/// Both come from the client or the proxies before it, and only that client gets to see the result.
-/// A proxy that ends TLS says so with `x-forwarded-proto` or `forwarded`, the client's own side
-/// first; without it, a client would be sent to plain `http`.
+/// Both parts come from the client or the proxies before it, and only that client gets to see the
+/// result. A proxy that terminates TLS says so in `x-forwarded-proto` or `forwarded`, the client's
+/// side first; without it, the client would be sent to plain `http`.
 pub(crate) fn base_url(uri: &Uri, headers: &HeaderMap) -> Option<String> {
     let authority = match uri.authority() {
         Some(authority) => authority.clone(),

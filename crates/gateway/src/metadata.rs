@@ -12,27 +12,26 @@ use serde::{Deserialize, Serialize};
 use crate::refusal::Refusal;
 use crate::route::{EVENTUAL_PATH, STRONG_PATH};
 
-/// What the answer to a metadata request is made of.
+/// All that the answer to a metadata request is made of.
 #[derive(Debug)]
 pub(crate) struct Exchange<'a> {
     pub(crate) database: DatabaseId,
     pub(crate) token: &'a str,
-    /// What the connect URL asks for. `Eventual`: the eventual path is offered as the strong
-    /// endpoint too, because native clients use the first strong one for everything.
+    /// The consistency that the connect URL asks for. With `Eventual`, the eventual path is offered
+    /// as the strong endpoint too: native clients use the first strong endpoint for everything.
     pub(crate) consistency: Consistency,
     pub(crate) base: Base<'a>,
     pub(crate) expires_at: DateTime<Utc>,
 }
 
-/// What the URLs of endpoints begin with. Without a slash at its end.
+/// The beginning of the URLs of endpoints, without a slash at its end.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Base<'a> {
     /// As configured.
     Public(&'a str),
     /// The request went to `path`. From version 2 on, endpoints are relative to it, so that a
-    /// client comes back the way it came: by the same proxies, with the same scheme. Version 1
-    /// knows no relative URLs, and gets `url`, what the client takes this gateway for, if it said
-    /// so.
+    /// client returns by the same proxies and the same scheme. Version 1 knows no relative URLs and
+    /// gets `url`, this gateway's address as the client sees it, if the request says it.
     Asked { path: &'a str, url: Option<&'a str> },
 }
 
@@ -53,7 +52,7 @@ impl Base<'_> {
     }
 }
 
-// Fields beyond the schema are ignored, as the reference server does: a later client may send more.
+// Fields beyond the schema are ignored, as the reference server does: later clients may send more.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Request {
@@ -101,7 +100,7 @@ pub(crate) fn exchange(body: &[u8], exchange: &Exchange<'_>) -> Result<Vec<u8>, 
         token: exchange.token,
         expires_at: exchange.expires_at.to_rfc3339_opts(SecondsFormat::Secs, true),
     };
-    // Strings and numbers only: there is nothing in it that JSON cannot hold.
+    // The metadata holds strings and numbers only, all of which JSON can express.
     serde_json::to_vec(&metadata).map_err(|_| Refusal::MetadataBody)
 }
 

@@ -1,56 +1,60 @@
+//! The settings and limits of a gateway.
+
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
 use hyper::Uri;
 
-/// Of one connection over HTTP/1.1, for the head of a request and for what of its body is not taken
-/// yet. hyper's own bound is 400 KiB, which somebody without a token could have from each
-/// connection.
+/// The buffer of an HTTP/1.1 connection, for the head of a request and for the part of its body
+/// that was not read yet. hyper's own bound of 400 KiB would be open to every connection without a
+/// token.
 pub(crate) const HTTP1_BUFFER_BYTES: usize = 32 * 1024;
 
-/// How a gateway serves. The limits hold for one gateway, not for the cluster.
+/// The settings of a gateway. The limits hold for each gateway, not for the cluster.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// Where clients reach this gateway. `None`: taken from each metadata request.
+    /// The URL at which clients reach this gateway. `None`: taken from each metadata request.
     pub public_url: Option<PublicUrl>,
-    /// Where this gateway runs, for logs.
+    /// The region of this gateway, for logs.
     pub region: String,
     /// How long clients may keep metadata; between [`Options::MIN_TOKEN_LIFETIME`] and a year.
     pub token_lifetime: Duration,
-    /// Of a request's body, before it is understood. Fits any message within the protocol's limits.
+    /// The largest body of a request. It fits any message within the protocol's limits.
     pub max_body_bytes: usize,
-    /// Open at a time. Beyond, connections without a valid token make room for others, then idle
-    /// ones of whichever address has most; where none can be spared, newcomers wait.
+    /// Connections open at a time. Beyond, connections without a valid token make room for new
+    /// ones, then idle connections of the address that has most; if no connection can be spared,
+    /// new ones wait.
     pub max_connections: usize,
-    /// In progress at a time, on all connections. More are refused with 503. No token can have them
-    /// all.
+    /// Requests in progress at a time, on all connections. Further requests are refused with 503.
+    /// No token can have them all.
     pub max_concurrent_requests: u32,
-    /// Bytes of bodies of all requests in progress. More are refused with 503. No token can have
-    /// them all.
+    /// Bytes of bodies of all requests in progress. Beyond, requests are refused with 503. No token
+    /// can have them all.
     pub max_bodies_bytes: u64,
-    /// Bytes of answers that clients have not taken yet. More are refused with 503. No token can
-    /// have them all.
+    /// Bytes of answers that clients have not taken yet. Beyond, reads are refused with 503. No
+    /// token can have them all.
     pub max_answers_bytes: u64,
-    /// In progress at a time on one HTTP/2 connection. More wait at the client.
+    /// Requests in progress at a time on one HTTP/2 connection. Further requests wait at the
+    /// client.
     pub max_streams_per_connection: u32,
-    /// From accepting a connection to its first complete request head, and between requests as long
-    /// as none had a valid token.
+    /// The time from accepting a connection to its first complete request head, and between
+    /// requests on a connection that never carried a valid token.
     pub first_request_timeout: Duration,
-    /// Between requests. Also bounds how long the head of a request and the reading of an answer
-    /// may take.
+    /// The time between requests. Also bounds how long the head of a request and the reading of an
+    /// answer may take.
     pub idle_timeout: Duration,
-    /// From a request's head to the end of its body.
+    /// The time from a request's head to the end of its body.
     pub body_timeout: Duration,
-    /// For requests in progress, when shutting down.
+    /// The time for requests in progress to finish at shutdown.
     pub drain_timeout: Duration,
 }
 
 impl Options {
-    /// Clients refetch metadata for every request when it has less than five minutes left.
+    /// Clients fetch metadata again for every request when it has less than five minutes left.
     pub const MIN_TOKEN_LIFETIME: Duration = Duration::from_secs(3600);
-    /// What a connection may take in memory, before any token was seen: its buffers, a head that is
-    /// not complete yet, and its task.
+    /// The memory of a connection before it carried a token: its buffers, an incomplete head, and
+    /// its task.
     pub const CONNECTION_BYTES: usize = HTTP1_BUFFER_BYTES + 16 * 1024;
 }
 

@@ -1,9 +1,9 @@
 //! The order of the writes that come over one connection.
 //!
 //! Over HTTP/2 each request has a task of its own, and tasks overtake one another. Writes are
-//! handed to the database in the order in which they were complete: two that a client sends one
-//! after the other, without waiting for the first, take effect in that order. A body that is slow
-//! holds up nobody.
+//! handed to the database in the order in which their bodies were complete: of two writes that a
+//! client sends one after the other, without waiting for the first answer, the first takes effect
+//! first. A write whose body is slow delays no other write.
 
 use std::collections::BTreeMap;
 use std::future::{Future, poll_fn};
@@ -28,24 +28,24 @@ struct State {
 #[derive(Default)]
 struct Open {
     body: Body,
-    /// Later ones that are complete. To drop one lets it by.
+    /// Later writes that are complete and wait for this one. Dropping a sender lets its write pass.
     waiting: Vec<oneshot::Sender<()>>,
 }
 
-/// What is known of a body.
+/// The state of a write's body.
 #[derive(Default, Clone, Copy, PartialEq, Eq)]
 enum Body {
-    /// Something of it has come that its task has not looked at: it may be complete.
+    /// Bytes have come that the write's task has not looked at: the body may be complete.
     #[default]
     Unseen,
-    /// Its task looks at it, or has found it complete.
+    /// The write's task looks at the body, or has found it complete.
     Seen,
-    /// All that has come was looked at, and something is missing.
+    /// The task has looked at all bytes that came, and the body is incomplete.
     Missing,
 }
 
 impl Arrivals {
-    /// To be called in the order of the requests' heads.
+    /// Registers a write. Call it in the order of the requests' heads.
     pub(crate) fn enter(self: &Arc<Self>) -> Place {
         let mut state = self.state();
         let number = state.next;
@@ -60,8 +60,9 @@ impl Arrivals {
         }
     }
 
-    /// A body that was looked at is not complete. Unless something has come meanwhile, it was not
-    /// when those asked who wait for it.
+    /// Notes that the body of write `number` was incomplete when its task looked. Unless bytes have
+    /// come meanwhile, it was also incomplete when the writes that wait for it asked: they are
+    /// returned and may pass.
     fn misses(&self, number: u64) -> Vec<oneshot::Sender<()>> {
         match self.state().open.get_mut(&number) {
             Some(open) if open.body == Body::Seen => {
@@ -77,8 +78,8 @@ impl Arrivals {
     }
 }
 
-/// Wakes the task that reads a body, and notes before that something of it has come. Whoever
-/// receives it calls this before it goes on to what came later.
+/// Wakes the task that reads a body, and notes first that bytes of it have come. The task that
+/// reads the connection calls this before it goes on to later bytes.
 struct Arrival {
     arrivals: Arc<Arrivals>,
     number: u64,
@@ -92,19 +93,19 @@ impl Wake for Arrival {
     }
 }
 
-/// One write's. Whoever is behind it waits no longer when it is left.
+/// The place of a write in the order. Dropping it lets later writes pass.
 pub(crate) struct Place {
     arrivals: Arc<Arrivals>,
     number: u64,
 }
 
 impl Place {
-    /// Reads the `body`, and then waits until those that were complete before it have left their
+    /// Reads the `body`, then waits until all writes that were complete before it have left their
     /// places.
     ///
-    /// Whether an earlier one was complete can only its own task tell, where something has come at
-    /// which that has not looked yet: it lets this one by if something is missing. Others are not
-    /// asked, however many are open.
+    /// Whether an earlier write's body was complete is known only to its own task, if bytes have
+    /// come that the task has not looked at. That task lets this write pass if its body is
+    /// incomplete. Bodies without new bytes are not asked, however many are open.
     pub(crate) async fn complete<T>(&self, body: impl Future<Output = T>) -> T {
         let mut body = pin!(body);
         let complete = poll_fn(|context| {
@@ -131,7 +132,8 @@ impl Place {
             }
         }
         for gone in before {
-            // An error says that it was dropped, as it always is.
+            // The sender is always dropped, never used: an error means that the earlier write has
+            // left.
             drop(gone.await);
         }
         complete
@@ -149,7 +151,7 @@ impl Drop for Place {
     }
 }
 
-/// Polls once: what `future` does before it first waits is done when this returns.
+/// Polls once: the part of `future` before its first wait is done when this returns.
 pub(crate) async fn begin<F: Future + Unpin>(future: &mut F) -> Poll<F::Output> {
     poll_fn(|context| Poll::Ready(std::pin::Pin::new(&mut *future).poll(context))).await
 }
@@ -166,7 +168,8 @@ mod tests {
 
     use super::*;
 
-    /// A write whose body is complete when the sender is used; it says when it is handed over.
+    /// A write whose body is complete when the returned sender is used; it reports when it is
+    /// handed over.
     fn write(
         arrivals: &Arc<Arrivals>,
         number: u32,
@@ -183,7 +186,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn writes_are_handed_over_as_they_were_complete() {
+    async fn writes_are_handed_over_in_the_order_in_which_they_were_complete() {
         for _ in 0..200 {
             let (arrivals, (handed, mut order)) =
                 (Arc::new(Arrivals::default()), mpsc::unbounded_channel());
@@ -193,7 +196,8 @@ mod tests {
                 bodies.push(body);
                 tasks.push(task);
             }
-            // As the connection's task does: one after the other, whoever reads them.
+            // The connection's task wakes the bodies one after the other, whichever task reads
+            // each.
             bodies.into_iter().for_each(|body| body.send(()).unwrap());
             for task in tasks {
                 task.await.unwrap();
@@ -208,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_of_which_something_comes_while_it_is_looked_at_may_be_complete_and_later_ones_wait() {
+    fn later_writes_wait_for_a_body_that_receives_bytes_while_it_is_looked_at() {
         let arrivals = Arc::new(Arrivals::default());
         let (first, second) = (arrivals.enter(), arrivals.enter());
         let mut looks = 0;
@@ -217,7 +221,7 @@ mod tests {
             if looks == 2 {
                 return Poll::Ready(());
             }
-            // The rest comes, after this has found that it is missing.
+            // The rest of the body comes after the task has found it incomplete.
             context.waker().wake_by_ref();
             Poll::Pending
         })));
@@ -235,7 +239,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bodies_of_which_nothing_comes_are_not_looked_at_for_each_that_is_complete() {
+    async fn bodies_without_new_bytes_are_not_looked_at_for_every_complete_one() {
         let arrivals = Arc::new(Arrivals::default());
         let looks = Arc::new(AtomicUsize::new(0));
         let slow: Vec<_> = (0..100)
@@ -270,7 +274,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_slow_body_or_one_that_never_comes_holds_up_nobody() {
+    async fn slow_or_missing_body_delays_no_other_write() {
         let (arrivals, (handed, mut order)) =
             (Arc::new(Arrivals::default()), mpsc::unbounded_channel());
         let (slow, slow_task) = write(&arrivals, 0, &handed);

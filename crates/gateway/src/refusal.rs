@@ -1,3 +1,5 @@
+//! All refusals: their texts and their HTTP status.
+
 use std::fmt;
 use std::time::Duration;
 
@@ -7,7 +9,7 @@ use crate::validation::Invalid;
 
 /// Every answer that is not a result. Displayed as the plain-text body.
 ///
-/// The texts are part of what clients see: native clients take a 400 whose body speaks of the
+/// The texts are part of the protocol: native clients take a 400 whose body speaks of the
 /// "authorization" header for a stale token and send the request again, so no 400 here may use that
 /// word.
 #[derive(Debug, thiserror::Error)]
@@ -50,15 +52,13 @@ pub(crate) enum Refusal {
     BodyTooLarge { max_bytes: usize },
     #[error("The request body cannot be read.")]
     BodyUnreadable,
-    #[error("Request protobuf is invalid: {0}.")]
-    Protobuf(#[from] prost::DecodeError),
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// A mutation that cannot be carried out on what is stored. The text is the database's.
+    /// A mutation that cannot be applied to the stored value. The text is the database's.
     #[error("{0}")]
     Rejected(String),
 
-    /// Before anything was done: the client may send it again.
+    /// The body came too slowly. Nothing was done: the client may send the request again.
     #[error("The request body did not come within {} s.", timeout.as_secs())]
     BodyTimeout { timeout: Duration },
     #[error("Too many {0} are in progress on this server.")]
@@ -66,12 +66,12 @@ pub(crate) enum Refusal {
     /// The text is the database's.
     #[error("{0}")]
     Unavailable(String),
-    /// Nobody can say yet whether the token or the database exists.
+    /// It is not known yet whether the token or the database exists.
     #[error("This server has not heard from its cluster yet.")]
     NotCurrent,
 }
 
-/// What a gateway has too much of.
+/// The resource that a gateway has run out of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Overload {
     Requests,
@@ -81,7 +81,7 @@ pub(crate) enum Overload {
 }
 
 impl Overload {
-    /// Its name in metrics.
+    /// The name in metrics.
     pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Requests => "requests",
@@ -104,20 +104,20 @@ impl fmt::Display for Overload {
 }
 
 impl Refusal {
-    /// Whether it goes to one whose token is not known to be valid.
+    /// Whether the refused request had no token that is known to be valid.
     pub(crate) fn is_to_a_stranger(&self) -> bool {
         matches!(self.status(), StatusCode::UNAUTHORIZED | StatusCode::NOT_FOUND)
             || matches!(self, Self::NotCurrent)
     }
 
-    /// Whether the rest of the request's body is worth reading: what is refused for its body was
-    /// read, or is given up. A stranger's is not.
+    /// Whether the rest of the request's body is read before the refusal is sent. A body that
+    /// caused the refusal was read already, or is given up; a stranger's body is not read.
     pub(crate) fn hears_out(&self) -> bool {
         !self.is_to_a_stranger()
             && !matches!(self, Self::BodyTimeout { .. } | Self::BodyTooLarge { .. })
     }
 
-    /// What it is while nobody can say what there is: unknown tokens and databases may be there.
+    /// This refusal while the catalogue is not current: unknown tokens and databases may exist.
     pub(crate) fn unless_current(self, is_current: bool) -> Self {
         match self {
             Self::UnknownToken
@@ -148,7 +148,6 @@ impl Refusal {
             | Self::UnknownDatabase
             | Self::BodyTooLarge { .. }
             | Self::BodyUnreadable
-            | Self::Protobuf(_)
             | Self::Invalid(_)
             | Self::Rejected(_) => StatusCode::BAD_REQUEST,
             Self::BodyTimeout { .. }

@@ -1,13 +1,14 @@
+//! The paths of the gateway, all of them.
+
 use meridian_types::{Consistency, DatabaseId};
 
-/// The endpoint of strong reads and of writes. Listed in clients' metadata: never changes.
+/// The endpoint of strong reads and of writes. Listed in clients' metadata: it never changes.
 pub const STRONG_PATH: &str = "/kv/strong";
-/// The endpoint of eventual reads. Writes sent here are served too, as anywhere else: clients that
-/// were told that this is their strong endpoint use it for everything. Listed in clients' metadata:
-/// never changes.
+/// The endpoint of eventual reads. Writes are served here too: clients that were given this path as
+/// their strong endpoint use it for everything. Listed in clients' metadata: it never changes.
 pub const EVENTUAL_PATH: &str = "/kv/eventual";
 
-/// What a `POST` to a path asks for.
+/// The operation that a `POST` to a path asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Route<'a> {
     Metadata(Target<'a>),

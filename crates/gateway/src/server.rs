@@ -1,3 +1,10 @@
+//! The server's sockets: accepting, serving, closing and draining connections.
+//!
+//! A connection is served by a task of its own. `admission` decides which connections stay when
+//! there are too many, `waiting` holds the sockets for which there is no room yet, `activity`
+//! decides when a connection is idle or its client too slow, and `strangers` slows requests without
+//! a valid token.
+
 mod activity;
 mod admission;
 mod strangers;
@@ -5,7 +12,7 @@ mod waiting;
 
 use std::future::Future;
 use std::pin::pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use http_body_util::Full;
@@ -15,8 +22,8 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -31,19 +38,21 @@ use crate::refusal::Refusal;
 use crate::route::Route;
 use crate::{Catalogue, Database, Gateway, Options};
 
-/// How long to leave the listener alone when it cannot accept, as when file descriptors run out.
+/// How long to leave the listener alone after it failed to accept, as when file descriptors run
+/// out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Between probes of an HTTP/2 connection, and how long each may go unanswered.
+/// The time between two probes of an HTTP/2 connection, and the time in which each must be
+/// answered.
 const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
-/// Room for the largest atomic write, so that it comes in one go.
+/// Room for the largest atomic write, so that it comes without waiting for the window.
 const HTTP2_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
 const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
-/// For a connection that makes room for another to say goodbye; then another is looked for.
+/// The time for an evicted connection to say goodbye; after it, another connection may be evicted.
 const EVICTION_GRACE: Duration = Duration::from_millis(50);
-/// To look for one goes through all connections: whoever floods the listener makes it no more than
-/// a tenth of the time.
-const LOOKS_TAKE_ONE_IN: u32 = 10;
+/// The search for connections to evict goes through all of them: a flood of connections makes it
+/// take no more than a tenth of the time.
+const EVICTION_TAKES_ONE_IN: u32 = 10;
 
 /// Serves KV Connect on `listener` until `shutdown` is ready: HTTP/1.1 and HTTP/2 with prior
 /// knowledge, told apart by the first bytes of each connection. Then lets requests in progress end,
@@ -71,79 +80,25 @@ pub async fn serve<D, C>(
         "gateway serves"
     );
     let (stop, stopping) = watch::channel(());
-    let shared = Arc::new(Shared {
-        http: http(options),
-        gateway: Arc::clone(&gateway),
-        strangers: Strangers::default(),
-    });
-    let admission = Mutex::new(Admission::default());
-    let admission = || admission.lock().unwrap_or_else(PoisonError::into_inner);
-    let mut connections = JoinSet::new();
-    let ended = |ended: Result<Ticket, tokio::task::JoinError>| match ended {
-        Ok(ticket) => admission().left(ticket),
-        Err(error) => warn!(%error, "a connection's task ended early"),
-    };
-    let mut shutdown = pin!(shutdown);
-    let mut waiting = Waiting::new(options.first_request_timeout);
-    let (mut look_at, mut no_look_before) = (Instant::now(), Instant::now());
-    loop {
-        while connections.len() < options.max_connections
-            && let Some((origin, stream)) = waiting.next()
-        {
-            let (activity, evicted) =
-                (Arc::new(Activity::new(Instant::now())), CancellationToken::new());
-            let ticket = admission().admit(origin, Arc::clone(&activity), evicted.clone());
-            let connection = Connection { shared: Arc::clone(&shared), origin, activity, evicted };
-            let stopping = stopping.clone();
-            connections.spawn(async move {
-                connection.serve(stream, stopping).await;
-                ticket
-            });
-        }
-        let now = Instant::now();
-        if look_at <= now && !waiting.is_empty() {
-            let evicted = admission().make_room(&waiting.newcomers(now));
-            shared.gateway.telemetry().evicted(evicted);
-            (look_at, no_look_before) =
-                (now + EVICTION_GRACE, now + now.elapsed() * LOOKS_TAKE_ONE_IN);
-        }
-        tokio::select! {
-            () = &mut shutdown => break,
-            Some(result) = connections.join_next() => ended(result),
-            accepted = listener.accept() => match accepted {
-                Ok((stream, peer)) => {
-                    waiting.add(Origin::of(peer.ip()), stream, Instant::now());
-                    look_at = look_at.min(no_look_before);
-                }
-                Err(error) => {
-                    warn!(%error, "cannot accept a connection");
-                    sleep(ACCEPT_PAUSE).await;
-                }
-            },
-            () = sleep_until(look_at), if !waiting.is_empty() => {}
-        }
-    }
-    drop(waiting);
-    drop(listener);
-    drop(stop); // every connection hears of it
-    info!(address, connections = connections.len(), "gateway drains");
-    let deadline = Instant::now() + options.drain_timeout;
-    let drained = timeout_at(deadline, async {
-        while let Some(result) = connections.join_next().await {
-            ended(result);
-        }
+    let mut connections = Connections::new(Arc::clone(&gateway), stopping);
+    connections.accept(listener, shutdown).await;
+    drop(stop); // tells every connection
+    info!(address, connections = connections.open.len(), "gateway drains");
+    let drained = timeout(options.drain_timeout, async {
+        connections.ended().await;
         gateway.drained().await;
     });
     if drained.await.is_err() {
-        warn!(address, connections = connections.len(), "gateway stops with requests in progress");
+        let connections = connections.open.len();
+        warn!(address, connections, "gateway stops with requests in progress");
     }
-    connections.shutdown().await;
+    connections.open.shutdown().await;
 }
 
 fn http(options: &Options) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     // Idle connections and slow heads are this module's business for both versions: hyper's own
-    // timeout for HTTP/1.1 makes and drops a timer for every request.
+    // timeout for HTTP/1.1 sets up and drops a timer for every request.
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -161,7 +116,106 @@ fn http(options: &Options) -> auto::Builder<TokioExecutor> {
     builder
 }
 
-/// What all connections of a gateway have in common.
+/// The open connections of a server, and the sockets that wait for room.
+struct Connections<D, C> {
+    shared: Arc<Shared<D, C>>,
+    /// Given to each connection; closed when the server stops.
+    stopping: watch::Receiver<()>,
+    admission: Admission,
+    /// The task of each connection, which returns its ticket.
+    open: JoinSet<Ticket>,
+    waiting: Waiting<TcpStream>,
+    /// When to evict connections for the sockets that wait, and the earliest time for it.
+    evict_at: Instant,
+    evict_not_before: Instant,
+}
+
+impl<D: Database, C: Catalogue> Connections<D, C> {
+    fn new(gateway: Arc<Gateway<D, C>>, stopping: watch::Receiver<()>) -> Self {
+        let waiting = Waiting::new(gateway.options().first_request_timeout);
+        let http = http(gateway.options());
+        let now = Instant::now();
+        Self {
+            shared: Arc::new(Shared { http, gateway, strangers: Strangers::default() }),
+            stopping,
+            admission: Admission::default(),
+            open: JoinSet::new(),
+            waiting,
+            evict_at: now,
+            evict_not_before: now,
+        }
+    }
+
+    /// Accepts and serves until `shutdown` is ready. Sockets that still wait then are closed.
+    async fn accept(&mut self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+        let mut shutdown = pin!(shutdown);
+        loop {
+            self.serve_waiting();
+            self.make_room();
+            tokio::select! {
+                () = &mut shutdown => break,
+                Some(result) = self.open.join_next() => self.left(result),
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, peer)) => {
+                        self.waiting.add(Origin::of(peer.ip()), stream, Instant::now());
+                        self.evict_at = self.evict_at.min(self.evict_not_before);
+                    }
+                    Err(error) => {
+                        warn!(%error, "cannot accept a connection");
+                        sleep(ACCEPT_PAUSE).await;
+                    }
+                },
+                () = sleep_until(self.evict_at), if !self.waiting.is_empty() => {}
+            }
+        }
+        self.waiting = Waiting::new(Duration::ZERO);
+    }
+
+    /// Serves the sockets that wait, as far as there is room.
+    fn serve_waiting(&mut self) {
+        while self.open.len() < self.shared.gateway.options().max_connections
+            && let Some((origin, stream)) = self.waiting.next()
+        {
+            let (activity, evicted) =
+                (Arc::new(Activity::new(Instant::now())), CancellationToken::new());
+            let ticket = self.admission.admit(origin, Arc::clone(&activity), evicted.clone());
+            let shared = Arc::clone(&self.shared);
+            let connection = Connection { shared, origin, activity, evicted };
+            let stopping = self.stopping.clone();
+            self.open.spawn(async move {
+                connection.serve(stream, stopping).await;
+                ticket
+            });
+        }
+    }
+
+    /// Evicts connections for the sockets that wait, when it is time to.
+    fn make_room(&mut self) {
+        let now = Instant::now();
+        if self.evict_at <= now && !self.waiting.is_empty() {
+            let evicted = self.admission.make_room(&self.waiting.newcomers(now));
+            self.shared.gateway.telemetry().evicted(evicted);
+            self.evict_at = now + EVICTION_GRACE;
+            self.evict_not_before = now + now.elapsed() * EVICTION_TAKES_ONE_IN;
+        }
+    }
+
+    /// Waits until all connections have ended.
+    async fn ended(&mut self) {
+        while let Some(result) = self.open.join_next().await {
+            self.left(result);
+        }
+    }
+
+    fn left(&mut self, ended: Result<Ticket, JoinError>) {
+        match ended {
+            Ok(ticket) => self.admission.left(ticket),
+            Err(error) => warn!(%error, "a connection's task ended early"),
+        }
+    }
+}
+
+/// What the connections of a server share.
 struct Shared<D, C> {
     http: auto::Builder<TokioExecutor>,
     gateway: Arc<Gateway<D, C>>,
@@ -179,7 +233,8 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
     /// Serves the connection to its end: the client's, an error, idleness, eviction, or the
     /// server's.
     async fn serve(&self, stream: TcpStream, mut stopping: watch::Receiver<()>) {
-        // Without it every request of a native client costs some 40 ms more.
+        // Without it, Nagle's algorithm and delayed acknowledgements cost each request of a native
+        // client about 40 ms.
         if let Err(error) = stream.set_nodelay(true) {
             debug!(%error, "connection ended before it was served");
             return;
@@ -187,8 +242,8 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
         let options = self.shared.gateway.options();
         let arrivals = Arc::new(Arrivals::default());
         let service = service_fn(|mut request| {
-            // Here, where requests come in the order of their heads; then each has a task of its
-            // own. Over HTTP/1.1 one ends before the next begins.
+            // Done here, where requests come in the order of their heads; later each request has a
+            // task of its own. Over HTTP/1.1 a request ends before the next begins.
             if request.version() == Version::HTTP_2
                 && Route::of(request.uri().path()) == Some(Route::AtomicWrite)
             {
@@ -197,8 +252,8 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
             let (shared, activity, origin) =
                 (Arc::clone(&self.shared), Arc::clone(&self.activity), self.origin);
             let busy = activity.begin(Instant::now());
-            // On the heap: hyper, and a task for each stream of HTTP/2, move it several times, and
-            // it is large.
+            // On the heap: the future is large, and hyper and the tasks of HTTP/2 streams move it
+            // several times.
             Box::pin(async move {
                 let Some(busy) = busy else { return Ok(refused_late().map(Full::new)) };
                 let answer = shared.gateway.handle(request).await;
@@ -209,7 +264,7 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
                     activity.authorized();
                 }
                 drop(busy);
-                // Who asks for what is nowhere guesses nothing.
+                // A request for an unknown path guesses no token.
                 if is_stranger
                     && answer.as_ref().is_ok_and(|answer| answer.status() != StatusCode::NOT_FOUND)
                 {
@@ -231,7 +286,7 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
             () = &mut watchdog => CLOSE_GRACE,
             () = self.evicted.cancelled() => EVICTION_GRACE,
             _ = stopping.changed() => {
-                // Requests in progress are answered first; the server's drain timeout bounds it.
+                // Requests in progress are answered first; the server's drain timeout bounds that.
                 served.as_mut().graceful_shutdown();
                 return report(served.as_mut().await);
             }
@@ -246,7 +301,7 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
     }
 }
 
-/// To a request that came long after its client was told that the connection closes.
+/// The answer to a request that came long after its client was told that the connection closes.
 fn refused_late() -> Answer {
     Refusal::Unavailable("This connection closes. Send the request over another.".to_owned()).into()
 }

@@ -1,5 +1,4 @@
-//! An amount that is shared among tokens, so that none of them takes it all, nor one shard what its
-//! token has.
+//! An amount that is shared among tokens and shards, so that none of them takes it all.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -8,22 +7,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use meridian_types::ShardId;
 use tokio::sync::Notify;
 
-/// Who holds a share: one access token, by a hash of it, and what it is held for.
+/// The holder of a share: an access token, by its hash, and the shard that the share is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Holder {
     pub(crate) token: u64,
-    /// Operations of one shard wait together when that is not served. `None`: for no shard in
-    /// particular.
+    /// The shard whose operations wait together when it is not served. `None`: the share is for no
+    /// shard in particular.
     pub(crate) shard: Option<ShardId>,
 }
 
-/// An amount of something (requests, bytes) that holders take shares of and give back. Nobody waits
-/// for a share: what cannot be had now is refused.
+/// An amount of something (requests, bytes) that holders take shares of and give back. There is no
+/// waiting for a share: a request beyond the bounds is refused.
 ///
-/// While more than a quarter is free, every token takes what it likes. From then on a token may
-/// have half of what the others leave, and no more: however many there are, a newcomer finds
-/// something left. What a token may have is divided among its shards in the same way: those that
-/// are served go on while one is not.
+/// While more than a quarter is free, every token takes what it asks for. From then on a token may
+/// have half of the amount that the others leave: however many tokens there are, a new one finds
+/// something left. A token's amount is divided among its shards in the same way: while a shard is
+/// not served, the others go on.
 #[derive(Clone)]
 pub(crate) struct Shares(Arc<Inner>);
 
@@ -41,10 +40,11 @@ struct State {
     by_holder: BTreeMap<Holder, u64>,
 }
 
-/// So many holders of nothing are kept: the next request is likely one of theirs.
+/// The number of holders without shares that are remembered: the next request is likely one of
+/// theirs.
 const KEPT: usize = 64;
 
-/// Whether somebody may hold so much of `total`, with `used` held by all together.
+/// Whether a holder may have `held` of `total`, while all holders together have `used`.
 fn fits(total: u64, used: u64, held: u64) -> bool {
     used <= total - total / 4 || held <= total.saturating_sub(used.saturating_sub(held)) / 2
 }
@@ -60,7 +60,7 @@ impl Shares {
         share.grow(amount).then_some(share)
     }
 
-    /// Gives nothing out any more, and waits until everything is given back.
+    /// Gives out no more shares, and waits until all are given back.
     pub(crate) async fn close(&self) {
         self.0.state().closed = true;
         loop {
@@ -75,7 +75,7 @@ impl Shares {
 
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
-        // Whatever panicked with the lock held left whole numbers.
+        // A panic with the lock held leaves whole numbers.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -88,7 +88,7 @@ pub(crate) struct Share {
 }
 
 impl Share {
-    /// Takes more. False: nothing was taken, as [`Shares::take`] would refuse it.
+    /// Takes more. `false`: nothing was taken, as [`Shares::take`] would refuse it.
     pub(crate) fn grow(&mut self, amount: u64) -> bool {
         let total = self.inner.total;
         let mut state = self.inner.state();
@@ -154,7 +154,7 @@ mod tests {
         Holder { token, shard: Some(ShardId(shard)) }
     }
 
-    /// Of each of so many shards in turn, until no more can be had.
+    /// Takes a share for each of the token's `shards` in turn, until none is left for it.
     fn all_of(shares: &Shares, token: u64, shards: u32) -> Vec<Share> {
         let each =
             |shard| std::iter::from_fn(move || shares.take(holder(token, shard), 1)).take(10_000);
@@ -164,12 +164,12 @@ mod tests {
     #[test]
     fn one_holder_cannot_take_what_another_needs() {
         let shares = Shares::new(100);
-        // However many shards it asks for.
+        // However many shards the token uses.
         let greedy = all_of(&shares, 1, 64);
         assert!(greedy.len() <= 75, "{}", greedy.len());
         let quiet = all_of(&shares, 2, 1);
         assert!(quiet.len() >= 10, "{}", quiet.len());
-        // The greedy one gets nothing before it is back below.
+        // The greedy token gets nothing until it is back below its bound.
         drop(quiet);
         assert!(shares.take(GREEDY, 1).is_none());
         drop(greedy);
@@ -177,12 +177,12 @@ mod tests {
     }
 
     #[test]
-    fn a_shard_that_is_not_served_leaves_its_token_something_for_another() {
+    fn unserved_shard_leaves_its_token_a_share_for_another_shard() {
         let shares = Shares::new(8192);
         let stuck = all_of(&shares, 1, 1);
         assert_eq!(stuck.len(), 6144 / 4 * 3);
         assert_eq!(all_of(&shares, 1, 2).len(), 768, "of the second shard");
-        // Also while others have most of it.
+        // The same holds while other tokens have most of the amount.
         let _others: Vec<_> = (2..8).flat_map(|token| all_of(&shares, token, 1)).collect();
         drop(stuck);
         let stuck = all_of(&shares, 1, 1);
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn many_holders_leave_something_for_the_next() {
+    fn many_holders_leave_a_share_for_the_next() {
         let shares = Shares::new(1000);
         let mut taken = Vec::new();
         for token in 0..8 {
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_takes_nothing() {
+    fn refused_share_takes_nothing() {
         let shares = Shares::new(100);
         assert!(shares.take(GREEDY, 101).is_none());
         assert!(shares.take(GREEDY, u64::MAX).is_none());
@@ -212,9 +212,9 @@ mod tests {
     }
 
     #[test]
-    fn a_few_who_have_nothing_any_more_are_kept_and_nobody_who_has_something_is_forgotten() {
+    fn few_empty_holders_are_remembered_and_no_holder_with_a_share_is_forgotten() {
         let shares = Shares::new(1_000_000);
-        // One after the other, and all at a time.
+        // Holders that come one after the other, and holders that come all at once.
         (0..10_000).for_each(|token| drop(shares.take(holder(token, 1), 1)));
         let known = || {
             let state = shares.0.state();
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn closing_waits_for_what_is_out_and_gives_nothing_more() {
+    async fn closing_waits_for_all_shares_and_gives_out_no_more() {
         let shares = Shares::new(10);
         let share = shares.take(GREEDY, 1).unwrap();
         let closing = tokio::spawn({

@@ -1,3 +1,5 @@
+//! The metrics of a gateway.
+
 use std::time::Instant;
 
 use hyper::StatusCode;
@@ -12,8 +14,8 @@ const OVERLOADED: &str = "meridian_gateway_overloads_total";
 const EVICTED: &str = "meridian_gateway_evicted_connections_total";
 const SECONDS: &str = "meridian_gateway_request_duration_seconds";
 
-/// The metrics of a gateway. Their handles are made once: counting a request costs two atomic
-/// additions and a clock reading.
+/// The handles of a gateway's metrics, made once: counting a request costs two atomic additions and
+/// a clock reading.
 pub(crate) struct Telemetry {
     metadata: Operation,
     snapshot_read: Operation,
@@ -36,11 +38,11 @@ struct Operation {
 }
 
 impl Telemetry {
-    /// Metrics go to the recorder that is installed now.
+    /// Registers the metrics with the recorder that is installed at the time of the call.
     pub(crate) fn new() -> Self {
         describe_counter!(REQUESTS, "Requests by operation and class of status.");
         describe_histogram!(SECONDS, Unit::Seconds, "From a request's head to its answer.");
-        describe_counter!(UNAUTHORIZED, "Requests without a token, or with one that is not known.");
+        describe_counter!(UNAUTHORIZED, "Requests without a token, or with an unknown token.");
         describe_counter!(OVERLOADED, "Requests refused with 503, by what there was too much of.");
         describe_counter!(EVICTED, "Connections closed to make room for others.");
         let overloaded = |what: Overload| counter!(OVERLOADED, "of" => what.label());
@@ -76,7 +78,7 @@ impl Telemetry {
         self.evicted.increment(connections);
     }
 
-    /// Counts a request that began at `start`. `status` is `None` for one that was dropped
+    /// Counts a request that began at `start`. `status` is `None` for a request that was dropped
     /// unanswered.
     pub(crate) fn record(
         &self,

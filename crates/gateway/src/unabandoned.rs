@@ -1,14 +1,16 @@
+//! Writes that run to their end, whether or not their client waits.
+
 use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::runtime::Handle;
 
-/// A future that goes on in a task of its own when it is dropped before its end, but by a panic.
-/// Until then it is polled where it is awaited, which saves each request a task and the switch from
-/// it.
+/// A future that continues in a task of its own when it is dropped before its end, except by a
+/// panic. Until then it is polled where it is awaited, which saves each request a task and a
+/// switch.
 pub(crate) struct Unabandoned<F: Future<Output: Send> + Send + 'static> {
-    /// Until its end.
+    /// `None` after the end.
     running: Option<Pin<Box<F>>>,
 }
 
@@ -32,7 +34,7 @@ impl<F: Future<Output: Send> + Send + 'static> Future for Unabandoned<F> {
 impl<F: Future<Output: Send> + Send + 'static> Drop for Unabandoned<F> {
     fn drop(&mut self) {
         // Not during a panic, since the future itself may have panicked; nor without a runtime,
-        // where nothing would poll it.
+        // where no task would poll it.
         if !std::thread::panicking()
             && let (Some(running), Ok(runtime)) = (self.running.take(), Handle::try_current())
         {
@@ -50,9 +52,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn what_is_dropped_halfway_goes_on_and_what_has_ended_does_not_begin_again() {
+    async fn dropped_future_continues_and_a_finished_one_does_not_begin_again() {
         let polls = Arc::new(AtomicU32::new(0));
-        // It ends when it is polled for the third time.
+        // The future ends with its third poll.
         let counts = || {
             let polls = Arc::clone(&polls);
             Unabandoned::new(Box::pin(poll_fn(move |context| {

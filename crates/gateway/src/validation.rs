@@ -1,5 +1,4 @@
-//! Messages of the data path to `meridian-types`. Every limit on them is checked here, and nowhere
-//! else.
+//! Messages of the data path to `meridian-types`. All limits on them are checked here.
 
 use bytes::{Buf, Bytes};
 use meridian_proto::kv_connect as pb;
@@ -10,15 +9,15 @@ use meridian_types::{
 use prost::Message;
 use prost::encoding::{DecodeContext, decode_key, skip_field};
 
-use crate::refusal::Refusal;
-
 const RANGES: &str = "The number of ranges of one read";
 const CHECKS: &str = "The number of checks of one atomic write";
 const MUTATIONS: &str = "The number of mutations and enqueues of one atomic write";
 
-/// What is wrong with a message. The text is for the client.
+/// Why a message is refused. The text is for the client.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Invalid {
+    #[error("Request protobuf is invalid: {0}.")]
+    Protobuf(#[from] prost::DecodeError),
     #[error("{what} exceeds the limit of {limit}{unit}.")]
     Limit { what: &'static str, limit: usize, unit: &'static str },
     #[error("The limit of read range {index} must be at least 1, and is {limit}.")]
@@ -46,8 +45,8 @@ pub(crate) enum Invalid {
 /// The largest message of a read within the limits: ten ranges of two keys.
 pub(crate) const MAX_READ_BYTES: usize = 64 * 1024;
 
-/// Decodes a read, unless it has more ranges than one may have.
-pub(crate) fn decode_read(body: Bytes) -> Result<pb::SnapshotRead, Refusal> {
+/// Decodes a read. A message with too many ranges is refused undecoded.
+pub(crate) fn decode_read(body: Bytes) -> Result<pb::SnapshotRead, Invalid> {
     let mut ranges = 0;
     fields(body.clone(), |field| match field {
         1 => one_more(&mut ranges, limits::MAX_READ_RANGES, RANGES),
@@ -56,9 +55,9 @@ pub(crate) fn decode_read(body: Bytes) -> Result<pb::SnapshotRead, Refusal> {
     Ok(pb::SnapshotRead::decode(body)?)
 }
 
-/// Decodes an atomic write, unless it has more checks or mutations than one may have, or what is
-/// not served.
-pub(crate) fn decode_write(body: Bytes) -> Result<pb::AtomicWrite, Refusal> {
+/// Decodes an atomic write. A message with too many checks or mutations, or with enqueues, is
+/// refused undecoded.
+pub(crate) fn decode_write(body: Bytes) -> Result<pb::AtomicWrite, Invalid> {
     let (mut checks, mut mutations, mut enqueues) = (0, 0, false);
     fields(body.clone(), |field| match field {
         1 => one_more(&mut checks, limits::MAX_CHECKS, CHECKS),
@@ -69,17 +68,17 @@ pub(crate) fn decode_write(body: Bytes) -> Result<pb::AtomicWrite, Refusal> {
         _ => Ok(()),
     })?;
     if enqueues {
-        return Err(Invalid::Enqueue.into());
+        return Err(Invalid::Enqueue);
     }
     Ok(pb::AtomicWrite::decode(body)?)
 }
 
-/// Tells the numbers of a message's own fields, without decoding them: an element of two bytes
-/// takes a hundred times as many once it is decoded.
+/// Calls `field` with the number of each of a message's own fields, without decoding them: an
+/// element of two bytes takes a hundred times as many once it is decoded.
 fn fields(
     mut body: Bytes,
     mut field: impl FnMut(u32) -> Result<(), Invalid>,
-) -> Result<(), Refusal> {
+) -> Result<(), Invalid> {
     while body.has_remaining() {
         let (number, wire_type) = decode_key(&mut body)?;
         field(number)?;
@@ -93,8 +92,8 @@ fn one_more(count: &mut usize, limit: usize, what: &'static str) -> Result<(), I
     at_most(*count, limit, what, "")
 }
 
-/// The ranges of a read. Their limits together are at most [`limits::MAX_READ_ENTRIES`], whatever
-/// is stored.
+/// The ranges of a read. The sum of their limits is at most [`limits::MAX_READ_ENTRIES`], however
+/// few entries are stored.
 pub(crate) fn read(message: pb::SnapshotRead) -> Result<Vec<ReadRange>, Invalid> {
     at_most(message.ranges.len(), limits::MAX_READ_RANGES, RANGES, "")?;
     let mut entries = 0usize;
@@ -106,8 +105,7 @@ pub(crate) fn read(message: pb::SnapshotRead) -> Result<Vec<ReadRange>, Invalid>
             at_most(key.len(), limits::MAX_READ_KEY_BYTES, "The size of a key to read", " bytes")?;
         }
         entries = entries.saturating_add(limit as usize);
-        // A range that ends before it starts holds nothing. Databases need not know that there are
-        // such.
+        // A range that ends before it starts holds nothing. Databases are spared such ranges.
         let end = if range.end < range.start { range.start.clone() } else { range.end };
         ranges.push(ReadRange { start: range.start, end, limit, reverse: range.reverse });
     }
@@ -145,8 +143,8 @@ pub(crate) fn write(message: pb::AtomicWrite) -> Result<Transaction, Invalid> {
     Ok(Transaction { checks, mutations })
 }
 
-/// Bytes of an atomic write so far: keys, values and bounds. A body is bounded, so that it cannot
-/// overflow.
+/// The bytes of an atomic write so far: keys, values and bounds. Bodies are bounded, so that the
+/// sum cannot overflow.
 struct Size(usize);
 
 impl Size {
@@ -157,8 +155,8 @@ impl Size {
 }
 
 fn check(index: usize, message: pb::Check, size: &mut Size) -> Result<Check, Invalid> {
-    // The reference lets a checked key be one byte longer than a written one: it is read, not
-    // written.
+    // As in the reference server, a checked key may be a byte longer than a written one: it is only
+    // read.
     size.add(&message.key, limits::MAX_READ_KEY_BYTES, "The size of a key to check")?;
     let versionstamp = match message.versionstamp.as_ref() {
         [] => None,
@@ -189,7 +187,7 @@ fn mutation(index: usize, message: pb::Mutation, size: &mut Size) -> Result<Muta
     let value = || value(index, message.value);
     let kind = match pb::MutationType::try_from(number) {
         Ok(pb::MutationType::MSet) => MutationKind::Set(value()?),
-        Ok(pb::MutationType::MDelete) => MutationKind::Delete, // clients send a value with it, of no meaning
+        Ok(pb::MutationType::MDelete) => MutationKind::Delete, // clients send a value too, without meaning
         Ok(pb::MutationType::MSum) => MutationKind::Sum {
             operand: value()?,
             bounds: SumBounds {
@@ -208,7 +206,7 @@ fn mutation(index: usize, message: pb::Mutation, size: &mut Size) -> Result<Muta
         }
     };
     let expire_at_ms = match message.expire_at_ms {
-        // Never, as the reference takes both.
+        // The reference server takes both for "never".
         -1 => 0,
         other => {
             u64::try_from(other).map_err(|_| Invalid::ExpireAt { index, expire_at_ms: other })?
@@ -227,9 +225,9 @@ fn value(index: usize, message: Option<pb::KvValue>) -> Result<Value, Invalid> {
     Ok(Value { encoding, data })
 }
 
-/// A V8 value as every client can read it. Deno writes format 16 from 2.8 on, and Node and Python
-/// read up to 15. The two differ in the lengths of arrays of 4 GB and more only, which no value
-/// here can have; where nothing else differs, the format is a byte of the header.
+/// A V8 value in the format that every client can read. Deno writes format 16 from 2.8 on; Node and
+/// Python read up to 15. The formats differ only in the lengths of arrays of 4 GB and more, which
+/// no value here can have, so it is enough to change the byte in the header.
 fn readable_by_all(data: Bytes) -> Bytes {
     const HEADER: [u8; 2] = [0xff, 16];
     match data.strip_prefix(&HEADER) {

@@ -1,3 +1,5 @@
+//! When a connection may be closed: idle, too slow to take its answers, or asked to close and done.
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,31 +8,32 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
 
-/// Smaller answers are gone from this process, or as good as gone, when they are handed to the
-/// socket.
+/// Answers below this size fit into the buffers of the socket: they count as sent once they are
+/// handed over.
 const LARGE_ANSWER_BYTES: usize = 64 * 1024;
-/// The slowest client for whom a large answer is kept, beside the idle timeout.
+/// The pace at which a client must take a large answer, on top of the idle timeout.
 const SLOWEST_BYTES_PER_SECOND: usize = 256 * 1024;
 
-/// For requests that came when their connection was asked to close, and for what is answered to
-/// them.
+/// After a connection was asked to close, the time for requests that were already on their way, and
+/// for their answers.
 pub(super) const CLOSE_GRACE: Duration = Duration::from_secs(1);
 
-/// What a connection is doing, kept with a few relaxed atomics a request, and one timer a
-/// connection.
+/// What happens on a connection, kept with a few relaxed atomics for each request, and one timer
+/// for each connection.
 pub(super) struct Activity {
     opened: Instant,
     /// Requests in progress.
     busy: AtomicUsize,
-    /// Milliseconds from `opened` to when a request last began or ended; 0: there was none.
+    /// Milliseconds from `opened` to the last beginning or end of a request; 0: no request came.
     last_ms: AtomicU64,
-    /// Milliseconds from `opened` to when the connection was asked to close; 0: it was not.
+    /// Milliseconds from `opened` to the moment when the connection was asked to close; 0: it was
+    /// not.
     closing_ms: AtomicU64,
     authorized: AtomicBool,
     unsent: Mutex<Unsent>,
 }
 
-/// Large answers that the client has not taken yet, by number, and until when each is kept.
+/// Large answers that the client has not taken yet: by number, the time until which each is kept.
 #[derive(Default)]
 struct Unsent {
     next: u64,
@@ -44,8 +47,8 @@ impl Activity {
         Self { opened, busy, last_ms, closing_ms, authorized, unsent: Mutex::default() }
     }
 
-    /// A request begins. `None`: its client was told long ago that the connection closes, and may
-    /// not keep it open by what it goes on to send.
+    /// A request begins. `None`: its client was told long ago that the connection closes, and new
+    /// requests do not keep it open.
     pub(super) fn begin(self: &Arc<Self>, now: Instant) -> Option<Busy> {
         match self.moment(&self.closing_ms) {
             Some(closing) if now > closing + CLOSE_GRACE => None,
@@ -58,14 +61,14 @@ impl Activity {
         self.moment(&self.last_ms)
     }
 
-    /// The client is told now that the connection closes.
+    /// Notes that the client is told now that the connection closes.
     pub(super) fn closes(&self, now: Instant) {
         self.closing_ms.store(self.millis(now), Ordering::Relaxed);
     }
 
-    /// Ready when a connection that closes may be cut: `grace` is over since its client was told,
-    /// and nothing is lost that was on the way then. A write that is cut goes on, and a client that
-    /// sends it again has it applied twice.
+    /// Ready when a closing connection may be cut: `grace` is over since its client was told, and
+    /// no request is lost that was on its way then. A write whose connection is cut goes on, so
+    /// that a client that sends it again has it applied twice.
     pub(super) async fn may_be_cut(&self, grace: Duration) {
         loop {
             let now = Instant::now();
@@ -81,10 +84,10 @@ impl Activity {
         let closing = self.moment(&self.closing_ms).unwrap_or(now);
         let unsent = self.unsent().until.values().min().copied();
         let cut_at = match (unsent, self.last_used()) {
-            // One who takes no answers is not waited for, whatever else is in progress.
+            // A client that takes no answers is cut, whatever else is in progress.
             (Some(until), _) => until.min(now + grace),
             (None, _) if self.busy.load(Ordering::Relaxed) > 0 => now + grace,
-            // What was answered is on its way.
+            // The last answer is still on its way.
             (None, Some(last)) if last >= closing && self.is_authorized() => last + CLOSE_GRACE,
             (None, _) => closing,
         };
@@ -100,7 +103,7 @@ impl Activity {
         self.authorized.load(Ordering::Relaxed)
     }
 
-    /// Whether a request is in progress, or an answer on its way.
+    /// Whether a request is in progress, or an answer is on its way.
     pub(super) fn is_busy(&self) -> bool {
         self.busy.load(Ordering::Relaxed) > 0 || !self.unsent().until.is_empty()
     }
@@ -118,7 +121,7 @@ impl Activity {
         }
     }
 
-    /// When this connection will have been idle for too long, if nothing happens on it until then.
+    /// When this connection becomes idle, if nothing happens on it until then.
     fn idle_at(&self, now: Instant, first_request: Duration, idle: Duration) -> Instant {
         let unsent = self.unsent().until.values().min().copied();
         let since_last = |patience| match self.last_used() {
@@ -127,10 +130,10 @@ impl Activity {
             Some(last) => last + patience,
         };
         match unsent {
-            // What was answered later may take its time; looked at again when the first should be
-            // gone.
+            // Only the earliest deadline counts; later answers are looked at when the earliest
+            // should be gone.
             Some(until) => until,
-            // Whoever never showed a token is not waited for as one who did.
+            // A connection without a valid token gets less patience.
             None if !self.is_authorized() => since_last(first_request),
             None => since_last(idle),
         }
@@ -264,8 +267,8 @@ mod tests {
         let at = |millis| opened + Duration::from_millis(millis);
         activity.closes(at(1000));
         assert_eq!(activity.cut_at(at(1000), grace), at(1050));
-        // A request that was on the way is finished, and its answer gets through, if somebody with
-        // a token sent it.
+        // A request that was on its way is finished, and its answer gets through, if it carried a
+        // valid token.
         let busy = activity.begin(at(1040)).unwrap();
         activity.authorized();
         assert!(activity.cut_at(at(5000), grace) > at(5000));
@@ -273,13 +276,13 @@ mod tests {
         std::mem::forget(busy);
         activity.touch(at(5000));
         assert_eq!(activity.cut_at(at(5000), grace), at(5000) + CLOSE_GRACE);
-        // What is sent after so long keeps nothing open.
+        // A request that comes so late does not keep the connection open.
         assert!(activity.begin(at(1000) + CLOSE_GRACE).is_some());
         assert!(activity.begin(at(1001) + CLOSE_GRACE).is_none());
     }
 
     #[test]
-    fn a_stranger_who_goes_on_keeps_no_connection_that_closes() {
+    fn closing_connection_is_cut_although_requests_without_a_token_keep_coming() {
         let opened = Instant::now();
         let activity = Arc::new(Activity::new(opened));
         activity.closes(opened + Duration::from_secs(1));
@@ -290,13 +293,13 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_connection_that_closes_is_not_kept_for_an_answer_that_nobody_takes() {
+    async fn closing_connection_is_cut_although_its_client_has_not_taken_an_answer() {
         let activity = Arc::new(Activity::new(Instant::now() - Duration::from_secs(1)));
         let _answer = activity.sending(Bytes::from(vec![7; 1 << 20]), Duration::ZERO);
         let _others = Busy::new(&activity);
         let now = Instant::now();
         activity.closes(now);
-        // Four seconds are for whoever takes a megabyte slowly.
+        // A client has four seconds to take a megabyte.
         for taking in [Duration::ZERO, Duration::from_millis(2500)].map(|time| now + time) {
             assert!(activity.cut_at(taking, CLOSE_GRACE) > taking);
         }
@@ -305,7 +308,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_large_answer_that_nobody_takes_ends_its_connection_whatever_else_goes_on() {
+    async fn untaken_large_answer_ends_its_connection_whatever_else_is_in_progress() {
         let now = Instant::now();
         let activity = Arc::new(Activity::new(now));
         activity.authorized();
@@ -319,7 +322,7 @@ mod tests {
         let cut = activity.idle_at(later, FIRST, IDLE);
         let patience = IDLE + Duration::from_secs(4);
         assert!(cut >= now + patience && cut <= Instant::now() + patience);
-        // A part of it is as good as the whole.
+        // A part of the answer counts as much as the whole.
         let rest = answer.slice(5..);
         drop(answer);
         assert_eq!(activity.idle_at(later, FIRST, IDLE), cut);
@@ -328,7 +331,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn each_large_answer_is_watched_until_it_is_taken_itself() {
+    async fn each_large_answer_is_watched_until_it_is_taken() {
         let activity = Arc::new(Activity::new(Instant::now()));
         let large = || activity.sending(Bytes::from(vec![7; LARGE_ANSWER_BYTES]), IDLE);
         let (first, second, third) = (large(), large(), large());

@@ -1,4 +1,4 @@
-//! Which connections stay when there are too many.
+//! Which connections are evicted when there are too many.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
@@ -9,8 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::activity::Activity;
 
-/// Where a connection comes from, as far as shares are concerned: an IPv4 address, or the /64 of an
-/// IPv6 one.
+/// The unit in which connections are shared out: an IPv4 address, or the /64 network of an IPv6
+/// address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Origin(IpAddr);
 
@@ -36,9 +36,9 @@ impl std::fmt::Display for Origin {
 #[derive(Default)]
 pub(super) struct Admission {
     next: u64,
-    /// By origin, oldest first, without those that were evicted.
+    /// Connections by origin, oldest first, without the evicted ones.
     origins: HashMap<Origin, BTreeMap<u64, Open>>,
-    /// Those that were evicted and have not ended yet.
+    /// Evicted connections that have not ended yet.
     leaving: HashMap<u64, Arc<Activity>>,
 }
 
@@ -48,7 +48,7 @@ struct Open {
     evict: CancellationToken,
 }
 
-/// Names a connection that was admitted.
+/// The name of an admitted connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Ticket {
     origin: Origin,
@@ -73,16 +73,16 @@ impl Admission {
         drop(self.remove(ticket.origin, ticket.id));
     }
 
-    /// Asks as many connections to close as these newcomers need that wait, oldest first, with one
-    /// origin for each; fewer if they cannot be spared, or were asked before and are about to end.
-    /// How many were asked.
+    /// Evicts a connection for each of the waiting `newcomers` (their origins, oldest first) that
+    /// has no room yet. Fewer are evicted if the rest cannot be spared, or if connections evicted
+    /// before are about to end. Returns the number of evictions.
     ///
-    /// First go connections that never showed a valid token and have no request in progress, of the
-    /// origin that has most such connections, oldest first. Where every connection showed one, an
-    /// idle connection goes of the origin that has most connections and more than the newcomer's,
-    /// the least recently used first.
+    /// Connections without a valid token and without a request in progress are evicted first, from
+    /// the origin that has most of them, oldest first. When no such connection is left, an idle
+    /// connection is evicted from the origin with the most connections, provided that it has more
+    /// than the newcomer's origin; the least recently used connection goes first.
     pub(super) fn make_room(&mut self, newcomers: &[Origin]) -> u64 {
-        // One that began a request when it was asked to close makes no room soon.
+        // An evicted connection that began a request at the last moment makes no room soon.
         let leaving = self.leaving.values().filter(|activity| !activity.is_busy()).count();
         let Some((served, unserved)) = newcomers.split_at_checked(leaving) else { return 0 };
         let mut evicted = self.evict_strangers(unserved.len());
@@ -102,7 +102,7 @@ impl Admission {
                 connections.iter().rev().filter(|(_, open)| !open.activity.is_authorized());
             let strangers =
                 strangers.filter(|(_, open)| !open.activity.is_busy()).map(|(id, _)| *id);
-            // The oldest last.
+            // The oldest connection is last.
             let strangers: Vec<u64> = strangers.collect();
             if let Some(oldest) = strangers.last() {
                 most.push((strangers.len(), Reverse(*oldest), *origin, strangers));
@@ -122,7 +122,8 @@ impl Admission {
         evicted
     }
 
-    /// For the `newcomers`: those for whom there is room already, and those for whom there is none.
+    /// Evicts idle connections for the `unserved` newcomers. The `served` and `also_served` ones
+    /// already have room, and count as connections of their origins.
     fn evict_idle(
         &mut self,
         served: &[Origin],
@@ -138,7 +139,7 @@ impl Admission {
             let idle = connections.iter().filter(|(_, open)| !open.activity.is_busy());
             let mut idle: Vec<_> =
                 idle.map(|(id, open)| (open.activity.last_used(), *id)).collect();
-            // The least recently used last.
+            // The least recently used connection is last.
             idle.sort_unstable_by_key(|used| Reverse(*used));
             if !idle.is_empty() {
                 most.push((counts.get(origin).copied().unwrap_or_default(), *origin, idle));
@@ -218,13 +219,13 @@ mod tests {
     }
 
     #[test]
-    fn no_more_are_evicted_than_wait() {
+    fn no_more_connections_are_evicted_than_newcomers_wait() {
         let mut admission = Admission::default();
         let crowd: Vec<_> = (0..8).map(|_| admit(&mut admission, origin(1))).collect();
         assert_eq!(admission.make_room(&[origin(2)]), 1);
         assert_eq!(admission.make_room(&[origin(2)]), 0, "one is about to end");
         assert_eq!(admission.make_room(&[origin(2), origin(3), origin(3)]), 2);
-        // One that was sent a request just then will not end soon, and another goes.
+        // A connection that got a request just then will not end soon, and another is evicted.
         let busy = Busy::new(&crowd[0].1);
         assert_eq!(admission.make_room(&[origin(2), origin(3), origin(3)]), 1);
         drop(busy);
@@ -232,12 +233,12 @@ mod tests {
         assert_eq!(evicted(&crowd), [true, true, true, true, false, false, false, false]);
         assert!(admission.leaving.is_empty());
         crowd.iter().skip(4).for_each(|(_, activity, _)| activity.authorized());
-        // Of those who showed a token, no origin is left with fewer than the newcomers'.
+        // Among connections with a token, no origin is left with fewer than the newcomers' origin.
         assert_eq!(admission.make_room(&[origin(2); 8]), 2);
     }
 
     #[test]
-    fn a_connection_with_a_token_outlives_those_without() {
+    fn connection_with_a_token_outlives_connections_without() {
         let mut admission = Admission::default();
         let known: Vec<_> = (0..3).map(|_| admit(&mut admission, origin(1))).collect();
         known.iter().for_each(|(_, activity, _)| activity.authorized());
@@ -246,8 +247,9 @@ mod tests {
         assert!(stranger.2.is_cancelled());
         admission.left(stranger.0);
         assert_eq!(evicted(&known), [false, false, false]);
-        // Then idle ones of an origin that has more than the newcomer's, and never of the
-        // newcomer's own. The one that was used longest ago goes, however old the others are.
+        // Then an idle connection is evicted from an origin with more connections than the
+        // newcomer's, and never from the newcomer's own. The least recently used connection goes,
+        // however old others are.
         assert_eq!(admission.make_room(&[origin(1)]), 0);
         [0, 2].into_iter().for_each(|at: usize| drop(Busy::new(&known[at].1)));
         assert_eq!(admission.make_room(&[origin(3)]), 1);
@@ -268,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_for_whose_newcomers_room_is_made_already_has_so_many_more() {
+    fn newcomers_with_room_count_as_connections_of_their_origin() {
         let mut admission = Admission::default();
         let known: Vec<_> = (0..4).map(|_| admit(&mut admission, origin(1))).collect();
         known.iter().for_each(|(_, activity, _)| activity.authorized());
@@ -279,7 +281,7 @@ mod tests {
             "three of the one, and one of the other"
         );
         assert_eq!(admission.make_room(&[origin(2); 3]), 0, "two of each");
-        // Also where a stranger makes it.
+        // The same holds where a connection without a token makes the room.
         let mut admission = Admission::default();
         let (stranger, known) =
             (admit(&mut admission, origin(1)), admit(&mut admission, origin(2)));
@@ -289,14 +291,15 @@ mod tests {
     }
 
     #[test]
-    fn an_origin_that_has_just_made_room_for_another_has_one_less() {
+    fn evicted_connections_no_longer_count_for_their_origin() {
         let mut admission = Admission::default();
         let [one, two] = [1, 2].map(|last| {
             let known: Vec<_> = (0..4).map(|_| admit(&mut admission, origin(last))).collect();
             known.iter().for_each(|(_, activity, _)| activity.authorized());
             known
         });
-        // The second makes room for the first newcomer, and is then below the first itself.
+        // The second origin makes room for the first newcomer, and then has fewer than the first
+        // origin.
         assert_eq!(admission.make_room(&[origin(3), origin(2)]), 2);
         assert_eq!([evicted(&one), evicted(&two)], [[true, false, false, false]; 2]);
     }

@@ -1,4 +1,5 @@
-//! Requests without a valid token: counted by where they come from, and slowed.
+//! Requests without a valid token: counted by origin, and answered slowly when an origin sends
+//! many.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -10,14 +11,15 @@ use tracing::warn;
 
 use super::admission::Origin;
 
-/// So many in a [`WINDOW`] are answered at once, as a program with an old token sends them.
+/// The number of such requests in a [`WINDOW`] that are answered at once: a program with an
+/// outdated token sends a few.
 const FREE: u32 = 10;
 const WINDOW: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
-/// Answers that are held back at a time. Beyond, they are given at once: each takes memory while it
-/// is held, and to guess a token takes more requests than anybody can send.
+/// Answers held back at a time. Further answers are given at once: a held answer takes memory, and
+/// guessing a token takes more requests than any client can send.
 const MAX_PAUSED: usize = 512;
-/// Beyond, the oldest window is forgotten.
+/// Origins remembered at a time. Beyond, the oldest window is forgotten.
 const MAX_ORIGINS: usize = 4096;
 
 pub(super) struct Strangers {
@@ -50,7 +52,7 @@ impl Strangers {
         }
     }
 
-    /// How many there were in this window.
+    /// Counts a failure of `origin`, and returns the number of failures in its window.
     fn failed(&self, origin: Origin, now: Instant) -> u32 {
         let mut failures = self.failures.lock().unwrap_or_else(PoisonError::into_inner);
         if failures.len() >= MAX_ORIGINS && !failures.contains_key(&origin) {
@@ -89,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn there_is_an_end_to_how_many_origins_are_remembered() {
+    fn number_of_remembered_origins_is_bounded() {
         let (strangers, now) = (Strangers::default(), Instant::now());
         for n in 0..u16::MAX {
             let [high, low] = n.to_be_bytes();
@@ -102,7 +104,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_more_answers_are_held_back_than_there_is_room_for() {
+    async fn number_of_answers_held_back_is_bounded() {
         let (strangers, origin) = (Strangers::default(), Origin::of([10, 0, 0, 1].into()));
         (0..FREE).for_each(|_| assert!(strangers.failed(origin, Instant::now()) <= FREE));
         let paused: Vec<_> = (0..=MAX_PAUSED)
@@ -115,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_go_on_are_answered_slowly() {
+    fn failures_beyond_the_free_ones_are_answered_slowly() {
         assert_eq!(pause_after(FREE), None);
         assert_eq!(pause_after(FREE + 1), Some(PAUSE));
     }

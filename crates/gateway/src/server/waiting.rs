@@ -1,4 +1,4 @@
-//! Connections that were accepted and find no room yet.
+//! Accepted sockets for which there is no room yet.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,24 +7,24 @@ use tokio::time::Instant;
 
 use super::admission::Origin;
 
-/// In all, and of one origin, so that none keeps the others from waiting too. Beyond, a connection
-/// is closed.
+/// Sockets that wait at a time, and of one origin, so that no origin takes the places of others.
+/// Beyond, a socket is closed at once.
 const MAX_WAITING: usize = 512;
 const MAX_OF_ONE_ORIGIN: usize = 32;
 
-/// Those that wait, oldest first.
+/// The waiting sockets, oldest first.
 pub(super) struct Waiting<S> {
     patience: Duration,
     waiting: VecDeque<(Instant, Origin, S)>,
 }
 
 impl<S> Waiting<S> {
-    /// Each waits so long at most.
+    /// `patience` is the longest time that a socket waits.
     pub(super) fn new(patience: Duration) -> Self {
         Self { patience, waiting: VecDeque::new() }
     }
 
-    /// Drops the newcomer where too many wait already.
+    /// Adds a socket, or drops it where too many wait already.
     pub(super) fn add(&mut self, origin: Origin, newcomer: S, now: Instant) {
         let of_this = self.waiting.iter().filter(|(_, other, _)| *other == origin).count();
         if self.waiting.len() < MAX_WAITING && of_this < MAX_OF_ONE_ORIGIN {
@@ -32,12 +32,12 @@ impl<S> Waiting<S> {
         }
     }
 
-    /// The one that has waited longest.
+    /// The socket that has waited longest.
     pub(super) fn next(&mut self) -> Option<(Origin, S)> {
         self.waiting.pop_front().map(|(_, origin, newcomer)| (origin, newcomer))
     }
 
-    /// Drops what has waited for too long. Whence the others are, oldest first.
+    /// Drops the sockets that have waited too long. Returns the origins of the rest, oldest first.
     pub(super) fn newcomers(&mut self, now: Instant) -> Vec<Origin> {
         let patience = self.patience;
         self.waiting.retain(|(since, ..)| now.duration_since(*since) < patience);
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_waits_for_ever() {
+    fn sockets_are_dropped_when_their_patience_is_over() {
         let (mut waiting, now) = (Waiting::new(Duration::from_secs(10)), Instant::now());
         waiting.add(origin(1), (), now);
         waiting.add(origin(2), (), now + Duration::from_secs(1));

@@ -1,3 +1,5 @@
+//! Every limit on messages, at its edge and one over.
+
 use super::*;
 
 fn bytes(length: usize) -> Bytes {
@@ -222,11 +224,11 @@ fn a_v8_value_is_stored_in_the_format_that_every_client_reads() {
     assert_eq!(stored(b"\xff\x110", 1), &b"\xff\x110"[..]);
     assert_eq!(stored(b"", 1), &b""[..]);
     assert_eq!(stored(b"\xff", 1), &b"\xff"[..]);
-    // Bytes of the program's own are nobody's format.
+    // Values with the encoding `bytes` are the program's own and stay as they are.
     assert_eq!(stored(b"\xff\x10", 3), &b"\xff\x10"[..]);
 }
 
-/// Malformed at its end, which whoever decodes all of it finds.
+/// A body that is malformed at its end, which shows when all of it is decoded.
 fn repeated(field: &[u8], times: usize) -> Bytes {
     let mut body = field.repeat(times);
     body.push(0xff);
@@ -234,16 +236,16 @@ fn repeated(field: &[u8], times: usize) -> Bytes {
 }
 
 #[test]
-fn what_is_too_much_is_refused_before_it_is_decoded() {
+fn message_over_a_limit_is_refused_before_it_is_decoded() {
     let limit =
-        |refused: Refusal, part: &str| assert!(refused.to_string().contains(part), "{refused}");
+        |refused: Invalid, part: &str| assert!(refused.to_string().contains(part), "{refused}");
     let half = 512 * 1024;
     limit(decode_read(repeated(b"\x0a\x00", half)).unwrap_err(), "The number of ranges");
     limit(decode_write(repeated(b"\x0a\x00", half)).unwrap_err(), "The number of checks");
     limit(decode_write(repeated(b"\x12\x00", half)).unwrap_err(), "The number of mutations");
     limit(decode_write(repeated(b"\x1a\x00", half)).unwrap_err(), "The number of mutations");
     limit(decode_write(repeated(b"\x12\x00", 1000)).unwrap_err(), "Request protobuf is invalid");
-    // A queued message that holds half a million keys of its own is not looked into.
+    // The half a million keys inside of an enqueued message are not looked into.
     let enqueue =
         pb::Enqueue { keys_if_undelivered: vec![Bytes::new(); 1 << 18], ..Default::default() };
     let message = pb::AtomicWrite { enqueues: vec![enqueue], ..Default::default() };

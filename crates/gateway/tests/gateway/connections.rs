@@ -1,4 +1,4 @@
-//! What happens to connections: keeping, dropping and draining them, and bodies of any kind.
+//! Keeping, dropping and draining connections, and bodies of any kind.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -95,8 +95,8 @@ async fn a_write_goes_on_when_its_client_leaves() {
         write.abort();
         driver.abort();
         assert!(write.await.unwrap_err().is_cancelled(), "the client saw no answer");
-        // Other requests are served meanwhile; by the second of them the first client's end has
-        // been seen.
+        // Other requests are served meanwhile; by the second of them, the end of the first client
+        // has been noticed.
         for _ in 0..2 {
             assert_eq!(server.http1().await.read(&all()).await.unwrap().status, 200);
         }
@@ -133,7 +133,7 @@ async fn a_shutdown_waits_for_writes_and_refuses_connections() {
 }
 
 #[tokio::test]
-async fn a_shutdown_does_not_wait_for_ever() {
+async fn shutdown_ends_after_the_drain_timeout() {
     let drain_timeout = Duration::from_millis(50);
     let mut server = Server::with(Options { drain_timeout, ..Options::default() }).await;
     server.memory.plan(Plan::Hold);
@@ -177,7 +177,7 @@ async fn bodies_at_the_limit_and_over() {
 }
 
 #[tokio::test]
-async fn a_body_that_does_not_come_is_refused_with_a_retryable_status() {
+async fn missing_body_is_refused_with_a_retryable_status() {
     let body_timeout = Duration::from_millis(50);
     let server = Server::with(Options { body_timeout, ..Options::default() }).await;
     let mut stream = server.connect().await;
@@ -227,7 +227,7 @@ async fn too_many_requests_are_refused_with_503() {
     assert_eq!(other.read(&all()).await.unwrap().status, 200);
 }
 
-/// What an HTTP/1.1 client hears that sends all of its body before it listens.
+/// The answer as seen by an HTTP/1.1 client that sends all of its body before it listens.
 async fn answer_to(
     server: &Server,
     path: &str,
@@ -240,7 +240,7 @@ async fn answer_to(
     stream.write_all(head.as_bytes()).await?;
     for part in vec![0; length].chunks(32 << 10) {
         stream.write_all(part).await?;
-        // Its bytes lie on the server's side when the refusal is made.
+        // The body's bytes lie on the server's side when the refusal is made.
         tokio::task::yield_now().await;
     }
     let mut answer = String::new();
@@ -249,7 +249,7 @@ async fn answer_to(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_refusal_is_heard_by_whoever_sends_a_large_body() {
+async fn refusal_reaches_a_client_that_sends_a_large_body_first() {
     let server =
         Arc::new(Server::with(Options { max_concurrent_requests: 1, ..Options::default() }).await);
     let write = "/kv/strong/atomic_write";
@@ -265,7 +265,7 @@ async fn a_refusal_is_heard_by_whoever_sends_a_large_body() {
         let answer = answer_to(&server, write, WRITER, 500_000).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
     }
-    // Nobody waits for one that does not come.
+    // A body that does not come is not waited for.
     let mut stream = server.connect().await;
     stream.write_all(head(write, "content-length: 500000\r\n").as_bytes()).await.unwrap();
     let answer = String::from_utf8_lossy(&read_to_end(&mut stream).await).into_owned();
@@ -288,7 +288,7 @@ async fn connections_over_the_limit_wait() {
 }
 
 #[tokio::test]
-async fn bytes_that_are_not_http_do_no_harm() {
+async fn bytes_that_are_not_http_end_only_their_connection() {
     let server = Server::start().await;
     for garbage in [
         &b"\0\0\0\0\r\n\r\n"[..],

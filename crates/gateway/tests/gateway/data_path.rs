@@ -121,7 +121,7 @@ async fn bad_heads() {
                 "Malformed authorization header.",
             ),
             (
-                &[(auth, "Bearer nobody"), (version, "3"), (id, MAIN_TEXT)],
+                &[(auth, "Bearer unknown"), (version, "3"), (id, MAIN_TEXT)],
                 401,
                 "Invalid access token.",
             ),
@@ -250,7 +250,7 @@ async fn messages_against_the_rules() {
 }
 
 #[tokio::test]
-async fn what_the_database_rejects_and_cannot_do() {
+async fn rejected_and_unavailable_operations() {
     let server = Server::start().await;
     for mut client in [server.http1().await, server.http2().await] {
         let text = "Failed to perform 'sum' mutation on a non-U64 value in the database";

@@ -1,4 +1,4 @@
-//! What one client can take from the others: connections, requests, bytes.
+//! Limits on what a client can take from other clients: connections, requests, bytes.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -30,7 +30,7 @@ async fn idle_connections_of_strangers_make_room() {
     for _ in 0..8 {
         strangers.push(server.connect().await);
     }
-    // Each finds room, and once it has shown its token keeps it.
+    // Each client finds room, and keeps its connection once it has shown its token.
     let mut clients = Vec::new();
     for http2 in [false, true, false, true] {
         let mut client = if http2 { server.http2().await } else { server.http1().await };
@@ -54,7 +54,7 @@ async fn idle_connections_of_strangers_make_room() {
 }
 
 #[tokio::test]
-async fn one_newcomer_costs_one_connection_however_long_nobody_waited() {
+async fn newcomer_costs_one_connection_however_long_none_waited_before() {
     let server = Server::with(Options { max_connections: 20, ..Options::default() }).await;
     let mut clients = Vec::new();
     for _ in 0..20 {
@@ -62,12 +62,12 @@ async fn one_newcomer_costs_one_connection_however_long_nobody_waited() {
         assert_eq!(client.read(&all()).await.unwrap().status, 200);
         clients.push((client, gate));
     }
-    // The first is used again: the next one is the least recently used.
+    // The first connection is used again: the next one is then the least recently used.
     tokio::time::sleep(Duration::from_millis(2)).await;
     assert_eq!(clients[0].0.read(&all()).await.unwrap().status, 200);
     // Evicted connections end as late as they may.
     clients.iter().for_each(|(_, gate)| gate.set_open(false));
-    // Nobody waits meanwhile, and nothing may come of that.
+    // No socket waits meanwhile, which must not save up evictions.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let mut newcomer = Server::http1_over(server.connect_from(2).await).await;
     assert_eq!(newcomer.read(&all()).await.unwrap().status, 200);
@@ -82,7 +82,7 @@ async fn one_newcomer_costs_one_connection_however_long_nobody_waited() {
 }
 
 #[tokio::test]
-async fn a_write_that_came_when_its_connection_was_evicted_is_answered() {
+async fn write_that_came_as_its_connection_was_evicted_is_answered() {
     for _ in 0..20 {
         let server = Server::with(Options { max_connections: 2, ..Options::default() }).await;
         let (mut client, gate) = server.gated().await;
@@ -94,7 +94,7 @@ async fn a_write_that_came_when_its_connection_was_evicted_is_answered() {
         let mut newcomer = Server::http1_over(server.connect_from(2).await).await;
         let newcomer = tokio::spawn(async move { newcomer.read(&all()).await.unwrap().status });
         until(|| gate.holds()).await;
-        // It does not know yet that the connection closes.
+        // The client does not know yet that the connection closes.
         let write = tokio::spawn(async move { client.write(&set("a", "1")).await });
         let has_begun = || server.memory.writes_begun.load(Ordering::SeqCst) == 1;
         until(|| has_begun() || write.is_finished()).await;
@@ -102,10 +102,10 @@ async fn a_write_that_came_when_its_connection_was_evicted_is_answered() {
             // Too late: the connection had ended.
             continue;
         }
-        // Room is made by another.
+        // Another connection makes the room.
         let soon = Duration::from_secs(10);
         assert_eq!(timeout(soon, newcomer).await.unwrap().unwrap(), 200);
-        // Far longer than a connection gets that makes room.
+        // Far longer than the time for an evicted connection.
         tokio::time::sleep(Duration::from_millis(200)).await;
         until(|| {
             server.memory.release.notify_waiters();
@@ -136,7 +136,7 @@ async fn requests_whose_bodies_never_come_leave_room_for_another_token() {
         sender.ready().await.unwrap();
         open.push(tokio::spawn(sender.send_request(read(READER).body(never.boxed()).unwrap())));
     }
-    // Those beyond its part are refused, and the others wait for their bodies.
+    // Requests beyond the token's part are refused, and the others wait for their bodies.
     until(|| open.iter().filter(|request| request.is_finished()).count() == 64 - 36).await;
     let mut owner = server.http1().await;
     for _ in 0..10 {
@@ -152,7 +152,7 @@ fn futures_pending()
 }
 
 #[tokio::test]
-async fn a_shard_that_is_not_served_leaves_its_token_the_others_and_the_metadata() {
+async fn unserved_shard_leaves_its_token_the_other_shards_and_the_metadata() {
     let options = Options {
         max_concurrent_requests: 64,
         max_streams_per_connection: 200,
@@ -192,7 +192,7 @@ async fn a_shard_that_is_not_served_leaves_its_token_the_others_and_the_metadata
     assert_eq!(client.post("/kv/strong/atomic_write", &headers, body).await.unwrap().status, 200);
     let exchange = r#"{"supportedVersions":[1,2,3]}"#;
     assert_eq!(client.post("/db/main", &headers[..1], exchange).await.unwrap().status, 200);
-    // Which takes no more than it needs.
+    // A metadata request takes no more than its few bytes.
     let padded = format!("{exchange}{}", " ".repeat(5000));
     client
         .post("/db/main", &headers[..1], padded)
@@ -202,14 +202,14 @@ async fn a_shard_that_is_not_served_leaves_its_token_the_others_and_the_metadata
 }
 
 #[tokio::test]
-async fn answers_that_nobody_reads_leave_room_for_another_token() {
+async fn unread_answers_leave_room_for_another_token() {
     let server = Server::with(Options { max_answers_bytes: 8 << 20, ..Options::default() }).await;
     let mut owner = server.http1().await;
     for n in 0..16 {
         let key: &'static str = Box::leak(format!("k{n}").into_boxed_str());
         assert_eq!(owner.write(&set(key, vec![7; 65_000])).await.unwrap().status, 200);
     }
-    // A client that reads no byte of what it asks for: the window of each stream stays shut.
+    // A client that reads no byte of its answers: the window of each stream stays shut.
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder.initial_stream_window_size(0);
     let (mut sender, connection) =
@@ -225,7 +225,7 @@ async fn answers_that_nobody_reads_leave_room_for_another_token() {
     }
     assert!((8..16).contains(&refused), "{refused} of 16 answers of a megabyte were refused");
     assert_eq!(owner.read(&all()).await.unwrap().status, 200);
-    // What is given up is given back.
+    // An abandoned answer gives its share back.
     drop(held);
     drop(sender);
     until(|| true).await;
@@ -260,7 +260,7 @@ async fn bodies_in_progress_leave_room_for_another_token() {
             .status,
         200
     );
-    // Three of them are read at most. All that send the rest hear an answer.
+    // Three bodies are read at most. The clients of all others get an answer.
     let mut refused = 0;
     for mut stream in open.split_off(3) {
         stream.write_all(&body[..100_000]).await.unwrap();
@@ -271,7 +271,7 @@ async fn bodies_in_progress_leave_room_for_another_token() {
     assert!((2..=5).contains(&refused), "{refused} of 5 bodies were refused");
 }
 
-/// Any token will do that may write, and is not the owner's.
+/// Any token will do that may write and is not the owner's.
 const READER_WRITES: &str = crate::support::SECOND_WRITER;
 
 #[tokio::test]

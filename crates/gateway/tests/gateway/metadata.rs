@@ -42,7 +42,7 @@ fn endpoints(base: &str, strong: &str) -> Value {
 }
 
 #[tokio::test]
-async fn nothing_is_said_not_to_exist_before_the_cluster_was_heard() {
+async fn absence_is_not_reported_before_the_cluster_is_known() {
     let server = Server::knowing(Options::default(), false).await;
     let mut client = server.http2().await;
     let exchange = r#"{"supportedVersions":[1,2,3]}"#;
@@ -132,7 +132,7 @@ async fn every_connect_url() {
 async fn the_base_of_endpoints() {
     let server = Server::start().await;
     let mut client = server.http1().await;
-    // Relative ones lead back through whatever proxies there are, whatever these say.
+    // Relative URLs lead back through the proxies, whatever the forwarding headers say.
     for forwarded in [
         ("x-forwarded-proto", "https"),
         ("x-forwarded-proto", "https,http"),
@@ -180,7 +180,7 @@ async fn refusals() {
         ("/", None, ALL_VERSIONS, 401, "Malformed authorization header."),
         ("/", Some(WRITER), ALL_VERSIONS, 401, "Malformed authorization header."),
         ("/", Some("Basic eDp5"), ALL_VERSIONS, 401, "Malformed authorization header."),
-        ("/", Some("Bearer nobody-knows-it"), ALL_VERSIONS, 401, "Invalid access token."),
+        ("/", Some("Bearer unknown-token"), ALL_VERSIONS, 401, "Invalid access token."),
         ("/", Some(&bearer(OTHERS)), ALL_VERSIONS, 401, "Invalid access token."),
         ("/db/main", Some(&bearer(OTHERS)), ALL_VERSIONS, 401, "Invalid access token."),
         ("/", Some(&writer), "{", 400, versions),
@@ -190,7 +190,7 @@ async fn refusals() {
         ("/", Some(&writer), r#"{"supportedVersions":[]}"#, 400, versions),
         ("/?consistency=weak", Some(&writer), ALL_VERSIONS, 400, "consistency"),
         ("/db/none", Some(&writer), ALL_VERSIONS, 404, "no such database"),
-        // A token for one database does not learn of others, not even that they are not there.
+        // A token for one database does not learn of others, not even that they do not exist.
         ("/db/none", Some(&bearer(OTHERS)), ALL_VERSIONS, 401, "Invalid access token."),
         (
             "/databases/00000000-0000-0000-0000-000000000000/connect",

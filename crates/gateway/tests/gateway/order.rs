@@ -20,7 +20,7 @@ fn request(write: &pb::AtomicWrite) -> Request<Full<Bytes>> {
         .unwrap()
 }
 
-/// On one thread, so that they leave in this order.
+/// On one thread, so that the writes leave in this order.
 async fn versionstamps(address: std::net::SocketAddr) -> Vec<Vec<Bytes>> {
     let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
     let (mut sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
@@ -40,7 +40,7 @@ async fn versionstamps(address: std::net::SocketAddr) -> Vec<Vec<Bytes>> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn writes_of_one_connection_take_effect_in_the_order_in_which_they_came() {
+async fn writes_of_one_connection_take_effect_in_the_order_of_arrival() {
     let server = Server::start().await;
     let address = server.address;
     let client = std::thread::spawn(move || {

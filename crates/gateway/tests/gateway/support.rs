@@ -1,4 +1,4 @@
-//! A gateway on a real socket, over a database in memory that does as it is told.
+//! A gateway on a real socket, over a database in memory whose outcomes a test plans.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -33,7 +33,7 @@ pub(crate) const SECOND_WRITER: &str = "another-token-that-may-write";
 pub(crate) const READER: &str = "token-that-may-read";
 pub(crate) const OTHERS: &str = "token-for-the-other-database";
 
-/// What the next operations end with, instead of what they would.
+/// The planned outcome of the next operations.
 #[derive(Debug, Clone)]
 pub(crate) enum Plan {
     Work,
@@ -44,7 +44,7 @@ pub(crate) enum Plan {
     Hold,
 }
 
-/// The last sequence, and what is stored.
+/// The last sequence, and all entries.
 type State = (u64, BTreeMap<(DatabaseId, Bytes), (Value, Versionstamp)>);
 
 pub(crate) struct Memory {
@@ -192,7 +192,8 @@ impl Server {
         Self::knowing(options, true).await
     }
 
-    /// With a catalogue that is current, or with one that may not have heard of everything yet.
+    /// With a catalogue that is current, or with a catalogue that may not have received the whole state
+    /// yet.
     pub(crate) async fn knowing(options: Options, current: bool) -> Self {
         let token = |secret: &str, databases, write| AccessToken {
             secret: secret.to_owned(),
@@ -234,7 +235,7 @@ impl Server {
         socket.connect(self.address).await.unwrap()
     }
 
-    /// Over HTTP/2; what the server says can be held back from the client.
+    /// Over HTTP/2, through a gate that can hold back the server's bytes from the client.
     pub(crate) async fn gated(&self) -> (Client, Gate) {
         let (gate, stream) = Gate::before(self.connect().await);
         let (sender, connection) =
@@ -270,7 +271,7 @@ impl Server {
     }
 }
 
-/// Lets through what a server says, or holds it back.
+/// Passes on the server's bytes, or holds them back.
 pub(crate) struct Gate {
     open: watch::Sender<bool>,
     held_bytes: Arc<AtomicU64>,
@@ -305,7 +306,7 @@ impl Gate {
         self.open.send_replace(open);
     }
 
-    /// Whether the server has said something that is held back.
+    /// Whether bytes of the server are held back.
     pub(crate) fn holds(&self) -> bool {
         self.held_bytes.load(Ordering::SeqCst) > 0
     }

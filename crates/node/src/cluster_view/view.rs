@@ -482,7 +482,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_said_not_to_exist_before_the_cluster_was_heard() {
+    fn absence_is_not_reported_before_the_cluster_is_known() {
         for remembered in [0, 3] {
             let directory = directory(cluster(remembered, None), None);
             assert!(!directory.is_current(), "it may have changed while this process was away");
