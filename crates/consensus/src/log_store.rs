@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use meridian_proto::log;
-use meridian_storage::{GroupId, GroupLog, HighWater, StorageError, Syncer};
+use meridian_storage::{GroupId, GroupLog, HighWater, LogMark, StorageError, Syncer};
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{EntryPayload, LogState, OptionalSend, RaftLogReader};
 use parking_lot::{Mutex, RwLock};
@@ -18,12 +18,6 @@ use crate::type_config::{Entry, LogId, TypeConfig, Vote};
 use crate::wire;
 
 mod opening;
-
-const VOTE: u8 = b'v';
-const COMMITTED: u8 = b'c';
-const PURGED: u8 = b'p';
-/// How far the log went that was deleted when this node left the group, or whose end was lost.
-const LEFT: u8 = b'l';
 
 /// What one read returns at most, in bytes, or one entry; openraft's own bound counts entries. So
 /// an entry that is larger travels alone, and only its own size decides whether a message holds it.
@@ -82,7 +76,7 @@ impl LogStore {
         opening::repair(&log, high_water.as_deref())?;
         opening::remember_vote(&log, high_water.as_deref())?;
         let last = Self::last_log_id(&log)?.map(|last| last.index);
-        let purged = log_id_mark(&log, PURGED)?.map(|purged| purged.index);
+        let purged = log_id_mark(&log, LogMark::Purged)?.map(|purged| purged.index);
         let bounds = (purged.map_or(0, |index| index + 1), last.map_or(0, |index| index + 1));
         let shared = Shared {
             log,
@@ -98,7 +92,7 @@ impl LogStore {
 
     /// Whether this member has granted a vote, or followed a leader.
     pub(crate) fn has_vote(&self) -> Result<bool, StorageError> {
-        Ok(self.shared.log.mark(VOTE)?.is_some())
+        Ok(self.shared.log.mark(LogMark::Vote)?.is_some())
     }
 
     /// Whether a vote is missing that was saved, and fsynced: before the first entry of its term
@@ -118,7 +112,7 @@ impl LogStore {
 
     /// The entry that the log begins behind.
     pub(crate) fn purged(&self) -> Result<Option<LogId>, StorageError> {
-        log_id_mark(&self.shared.log, PURGED)
+        log_id_mark(&self.shared.log, LogMark::Purged)
     }
 
     /// Term and sequence of the newest batch that this node proposed and has in its log.
@@ -156,7 +150,7 @@ impl LogStore {
     pub(crate) fn last_log_id(log: &GroupLog) -> Result<Option<LogId>, StorageError> {
         match log.last()? {
             Some((index, bytes)) => Ok(Some(Self::decode(log.group(), index, bytes)?.log_id)),
-            None => log_id_mark(log, PURGED),
+            None => log_id_mark(log, LogMark::Purged),
         }
     }
 
@@ -171,28 +165,28 @@ impl LogStore {
 
     /// Whether this node has a log of the group, or has purged one.
     pub(crate) fn holds_log(log: &GroupLog) -> Result<bool, StorageError> {
-        Ok(log.first()?.is_some() || log.mark(PURGED)?.is_some())
+        Ok(log.first()?.is_some() || log.mark(LogMark::Purged)?.is_some())
     }
 
     /// Whether this node has voted in the group, or has a log of it.
     pub(crate) fn is_in_use(log: &GroupLog) -> Result<bool, StorageError> {
-        Ok(log.mark(VOTE)?.is_some() || Self::last_log_id(log)?.is_some())
+        Ok(log.mark(LogMark::Vote)?.is_some() || Self::last_log_id(log)?.is_some())
     }
 
     /// Makes an empty log begin behind an entry that the state has. Durable after the next sync.
     pub(crate) fn begin_behind(log: &GroupLog, applied: log::LogId) -> Result<(), StorageError> {
-        log.put_mark(PURGED, &applied.encode_to_vec())
+        log.put_mark(LogMark::Purged, &applied.encode_to_vec())
     }
 
     /// Up to where this node knows that entries are committed, except for what its state says.
     pub(crate) fn committed_index(log: &GroupLog) -> Result<Option<u64>, StorageError> {
-        let marks = [log_id_mark(log, COMMITTED)?, log_id_mark(log, PURGED)?];
+        let marks = [log_id_mark(log, LogMark::Committed)?, log_id_mark(log, LogMark::Purged)?];
         Ok(marks.into_iter().flatten().map(|log_id| log_id.index).max())
     }
 
     /// Deletes all entries and marks. Durable after the next sync.
     pub(crate) fn erase(log: &GroupLog) -> Result<(), StorageError> {
-        log.erase(&[COMMITTED, PURGED, VOTE, LEFT], None)
+        log.erase(&[LogMark::Committed, LogMark::Purged, LogMark::Vote, LogMark::Left], None)
     }
 
     /// Deletes all entries, and keeps the vote and how far the log, or the state, went. Durable
@@ -202,18 +196,21 @@ impl LogStore {
         let left = left.map(|left| wire::log_id_to_wire(&left).encode_to_vec());
         // In one write. A power loss that kept only that the log is empty would leave a member that
         // votes.
-        log.erase(&[COMMITTED, PURGED], left.as_ref().map(|left| (LEFT, left.as_slice())))
+        log.erase(
+            &[LogMark::Committed, LogMark::Purged],
+            left.as_ref().map(|left| (LogMark::Left, left.as_slice())),
+        )
     }
 
     /// How far this node's log went when it left the group, or lost an end that was durable;
     /// `None`: it never did.
     pub(crate) fn left(log: &GroupLog) -> Result<Option<LogId>, StorageError> {
-        log_id_mark(log, LEFT)
+        log_id_mark(log, LogMark::Left)
     }
 }
 
 fn vote_mark(log: &GroupLog) -> Result<Option<Vote>, StorageError> {
-    let Some(bytes) = log.mark(VOTE)? else { return Ok(None) };
+    let Some(bytes) = log.mark(LogMark::Vote)? else { return Ok(None) };
     let corrupt = |error: prost::DecodeError| StorageError::Corruption {
         what: format!("the vote of {}", log.group()),
         detail: error.to_string(),
@@ -221,10 +218,10 @@ fn vote_mark(log: &GroupLog) -> Result<Option<Vote>, StorageError> {
     Ok(Some(wire::vote(log::Vote::decode(bytes).map_err(corrupt)?)))
 }
 
-fn log_id_mark(log: &GroupLog, name: u8) -> Result<Option<LogId>, StorageError> {
-    let Some(bytes) = log.mark(name)? else { return Ok(None) };
+fn log_id_mark(log: &GroupLog, mark: LogMark) -> Result<Option<LogId>, StorageError> {
+    let Some(bytes) = log.mark(mark)? else { return Ok(None) };
     let corrupt = |error: prost::DecodeError| StorageError::Corruption {
-        what: format!("mark `{}` of {}", char::from(name), log.group()),
+        what: format!("mark `{mark}` of {}", log.group()),
         detail: error.to_string(),
     };
     Ok(Some(wire::log_id(log::LogId::decode(bytes).map_err(corrupt)?)))
@@ -279,7 +276,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
-        self.shared.log.put_mark(VOTE, &wire::vote_to_wire(vote).encode_to_vec())?;
+        self.shared.log.put_mark(LogMark::Vote, &wire::vote_to_wire(vote).encode_to_vec())?;
         self.sync().await?;
         // Behind the vote, so that a crash in between looks like no loss, and before anybody is
         // told of it.
@@ -290,7 +287,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
         let Some(committed) = committed else { return Ok(()) };
-        self.shared.log.put_mark(COMMITTED, &wire::log_id_to_wire(&committed).encode_to_vec())?;
+        self.shared
+            .log
+            .put_mark(LogMark::Committed, &wire::log_id_to_wire(&committed).encode_to_vec())?;
         // Not synced: losing it only makes a restart learn it from the leader. But it outlives this
         // process, to say of a region that was lost what it had committed.
         Ok(self.shared.log.write_out()?)
@@ -301,7 +300,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     /// cannot apply again.
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
         let (log, last) = (&self.shared.log, Self::last_log_id(&self.shared.log)?);
-        Ok(log_id_mark(log, COMMITTED)?.and_then(|committed| last.min(Some(committed))))
+        Ok(log_id_mark(log, LogMark::Committed)?.and_then(|committed| last.min(Some(committed))))
     }
 
     async fn append<I>(
@@ -357,7 +356,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn purge(&mut self, log_id: LogId) -> Result<(), io::Error> {
         let mark = wire::log_id_to_wire(&log_id).encode_to_vec();
-        self.shared.log.purge_through(log_id.index, Some((PURGED, &mark)))?;
+        self.shared.log.purge_through(log_id.index, Some((LogMark::Purged, &mark)))?;
         {
             let mut bounds = self.shared.bounds.write();
             *bounds = (log_id.index + 1, bounds.1.max(log_id.index + 1));

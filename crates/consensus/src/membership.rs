@@ -6,7 +6,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use meridian_proto::raft::{self, raft_client::RaftClient};
-use meridian_storage::schema::META_FAMILY;
+use meridian_storage::schema::{
+    META_FAMILY, VOTING_STATUS_MEMBER, VOTING_STATUS_NON_VOTING, follows_from_key, incarnation_key,
+    voting_status_key,
+};
 use meridian_storage::{Durability, Engine, GroupId, StorageError, WriteBatch};
 use uuid::Uuid;
 
@@ -30,15 +33,6 @@ pub(crate) enum Standing {
     Voteless,
 }
 
-impl Standing {
-    const MEMBER: &[u8] = b"member";
-    const VOTELESS: &[u8] = b"voteless";
-}
-
-fn key(what: &[u8], group: GroupId, node: u64) -> Vec<u8> {
-    [what, &group.shard.0.to_be_bytes(), &group.epoch.0.to_be_bytes(), &node.to_be_bytes()].concat()
-}
-
 fn put_durably(engine: &Arc<dyn Engine>, key: Vec<u8>, value: &[u8]) -> Result<(), StorageError> {
     let mut writes = WriteBatch::default();
     writes.put(&META_FAMILY.into(), key, value.to_vec());
@@ -58,9 +52,9 @@ async fn put_off_the_runtime(
 
 pub(crate) fn standing(engine: &Arc<dyn Engine>, group: GroupId) -> Result<Standing, StorageError> {
     engine.create_family(META_FAMILY)?;
-    Ok(match engine.get(META_FAMILY, &key(b"standing", group, 0))?.as_deref() {
+    Ok(match engine.get(META_FAMILY, &voting_status_key(group))?.as_deref() {
         None => Standing::New,
-        Some(Standing::MEMBER) => Standing::Member,
+        Some(VOTING_STATUS_MEMBER) => Standing::Member,
         Some(_) => Standing::Voteless,
     })
 }
@@ -73,7 +67,7 @@ pub(crate) fn record(
     node: u64,
     incarnation: &[u8],
 ) -> Result<bool, StorageError> {
-    let key = key(b"incarnation", group, node);
+    let key = incarnation_key(group, node);
     match engine.get(META_FAMILY, &key)? {
         Some(known) => Ok(known == incarnation),
         None => put_durably(engine, key, incarnation).map(|()| true),
@@ -85,7 +79,7 @@ fn remembered(
     group: GroupId,
     node: u64,
 ) -> Result<Option<Bytes>, StorageError> {
-    engine.get(META_FAMILY, &key(b"incarnation", group, node))
+    engine.get(META_FAMILY, &incarnation_key(group, node))
 }
 
 /// Before the votes and the log of a stopped group are deleted: this node must not vote in it
@@ -93,8 +87,8 @@ fn remembered(
 pub(crate) fn resign(engine: &Arc<dyn Engine>, group: GroupId) -> Result<(), StorageError> {
     engine.create_family(META_FAMILY)?;
     let mut writes = WriteBatch::default();
-    writes.put(&META_FAMILY.into(), key(b"standing", group, 0), Standing::VOTELESS.to_vec());
-    writes.delete(&META_FAMILY.into(), key(b"follows-from", group, 0));
+    writes.put(&META_FAMILY.into(), voting_status_key(group), VOTING_STATUS_NON_VOTING.to_vec());
+    writes.delete(&META_FAMILY.into(), follows_from_key(group));
     engine.write(writes, Durability::Logged)?;
     engine.sync()
 }
@@ -109,7 +103,7 @@ pub(crate) async fn follows_from(
     voters: &BTreeSet<u64>,
     peers: &Arc<dyn Peers>,
 ) -> Result<u64, StorageError> {
-    let key = key(b"follows-from", group, 0);
+    let key = follows_from_key(group);
     if let Some(known) = engine.get(META_FAMILY, &key)? {
         let corrupt = |_| StorageError::Corruption {
             what: format!("the term that a member of {group} follows from"),
@@ -165,7 +159,7 @@ pub(crate) async fn join(
         Some(known) => known,
         None => {
             let new = Uuid::new_v4().into_bytes().to_vec();
-            put_off_the_runtime(engine, key(b"incarnation", group, node), &new).await?;
+            put_off_the_runtime(engine, incarnation_key(group, node), &new).await?;
             new.into()
         }
     };
@@ -178,7 +172,7 @@ pub(crate) async fn join(
                 Some(answer) if answer.accepted => drop(asking.remove(&voter)),
                 Some(_) => {
                     votes.follow_nobody();
-                    put_off_the_runtime(engine, key(b"standing", group, 0), Standing::VOTELESS)
+                    put_off_the_runtime(engine, voting_status_key(group), VOTING_STATUS_NON_VOTING)
                         .await?;
                     return Ok(Standing::Voteless);
                 }
@@ -198,7 +192,7 @@ pub(crate) async fn join(
         }
         tokio::time::sleep(PAUSE).await;
     }
-    put_off_the_runtime(engine, key(b"standing", group, 0), Standing::MEMBER).await?;
+    put_off_the_runtime(engine, voting_status_key(group), VOTING_STATUS_MEMBER).await?;
     Ok(Standing::Member)
 }
 

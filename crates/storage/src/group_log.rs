@@ -1,43 +1,12 @@
-use std::fmt;
+//! The log of one group on one node: numbered records with checksums, and marks beside them.
+
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use meridian_types::{Epoch, ShardId};
 
-use crate::schema::LOG_FAMILY;
+use crate::schema::{self, GroupId, LOG_FAMILY, LogMark, RecordKind};
 use crate::{Durability, Engine, Scan, StorageError, WriteBatch, record};
-
-/// A Raft group, or what follows one: a shard in one epoch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct GroupId {
-    pub shard: ShardId,
-    pub epoch: Epoch,
-}
-
-impl fmt::Display for GroupId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "shard {} epoch {}", self.shard, self.epoch)
-    }
-}
-
-/// What a log of numbered records holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum RecordKind {
-    /// Raft entries, by index.
-    Entry,
-    /// Batches shipped from the voters, by sequence.
-    Shipped,
-}
-
-impl RecordKind {
-    fn tag(self) -> u8 {
-        match self {
-            Self::Entry => b'e',
-            Self::Shipped => b's',
-        }
-    }
-}
 
 /// The log of one group on one node, as numbered records with checksums. Writes are readable on
 /// return and durable after the next sync ([`crate::Syncer`]).
@@ -131,40 +100,43 @@ impl GroupLog {
         self.delete(0..u64::MAX, None)
     }
 
-    /// Deletes the records up to and including `number`, and keeps `mark` under `name` in the same
-    /// write.
+    /// Deletes the records up to and including `number`, and keeps `mark` in the same write.
     pub fn purge_through(
         &self,
         number: u64,
-        mark: Option<(u8, &[u8])>,
+        mark: Option<(LogMark, &[u8])>,
     ) -> Result<(), StorageError> {
         self.delete(0..number.saturating_add(1), mark)
     }
 
-    /// Deletes all records, and these marks, and keeps `mark` under its name, in one write: a power
+    /// Deletes all records, and these marks, and keeps `mark`, in one write: a power
     /// loss may keep a later write and lose the one before it.
-    pub fn erase(&self, marks: &[u8], mark: Option<(u8, &[u8])>) -> Result<(), StorageError> {
+    pub fn erase(
+        &self,
+        marks: &[LogMark],
+        mark: Option<(LogMark, &[u8])>,
+    ) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
         batch.delete_range(&self.family, self.key(0), self.key(u64::MAX));
-        for name in marks {
-            batch.delete(&self.family, self.mark_key(*name));
+        for mark in marks {
+            batch.delete(&self.family, self.mark_key(*mark));
         }
-        if let Some((name, payload)) = mark {
-            batch.put(&self.family, self.mark_key(name), record::encode(payload));
+        if let Some((mark, payload)) = mark {
+            batch.put(&self.family, self.mark_key(mark), record::encode(payload));
         }
         self.engine.write(batch, Durability::Logged)
     }
 
     /// A small value beside the records, such as a vote.
-    pub fn put_mark(&self, name: u8, payload: &[u8]) -> Result<(), StorageError> {
+    pub fn put_mark(&self, mark: LogMark, payload: &[u8]) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
-        batch.put(&self.family, self.mark_key(name), record::encode(payload));
+        batch.put(&self.family, self.mark_key(mark), record::encode(payload));
         self.engine.write(batch, Durability::Logged)
     }
 
-    pub fn mark(&self, name: u8) -> Result<Option<Bytes>, StorageError> {
-        let record = self.engine.get(&self.family, &self.mark_key(name))?;
-        let what = || format!("mark `{}` of {}", char::from(name), self.group);
+    pub fn mark(&self, mark: LogMark) -> Result<Option<Bytes>, StorageError> {
+        let record = self.engine.get(&self.family, &self.mark_key(mark))?;
+        let what = || format!("mark `{mark}` of {}", self.group);
         record.map(|record| record::decode(record, what)).transpose()
     }
 
@@ -178,10 +150,14 @@ impl GroupLog {
         self.engine.sync()
     }
 
-    fn delete(&self, range: Range<u64>, mark: Option<(u8, &[u8])>) -> Result<(), StorageError> {
+    fn delete(
+        &self,
+        range: Range<u64>,
+        mark: Option<(LogMark, &[u8])>,
+    ) -> Result<(), StorageError> {
         let mut batch = WriteBatch::default();
-        if let Some((name, payload)) = mark {
-            batch.put(&self.family, self.mark_key(name), record::encode(payload));
+        if let Some((mark, payload)) = mark {
+            batch.put(&self.family, self.mark_key(mark), record::encode(payload));
         }
         batch.delete_range(&self.family, self.key(range.start), self.key(range.end));
         self.engine.write(batch, Durability::Logged)
@@ -228,23 +204,19 @@ impl GroupLog {
         record::decode(record, || format!("{:?} record {number} of {}", self.kind, self.group))
     }
 
-    fn prefix(&self, tag: u8) -> [u8; 7] {
-        let [s0, s1, s2, s3] = self.group.shard.0.to_be_bytes();
-        let [e0, e1] = self.group.epoch.0.to_be_bytes();
-        [s0, s1, s2, s3, e0, e1, tag]
-    }
-
     fn key(&self, number: u64) -> Vec<u8> {
-        [self.prefix(self.kind.tag()).as_slice(), &number.to_be_bytes()].concat()
+        schema::record_key(self.group, self.kind, number)
     }
 
-    fn mark_key(&self, name: u8) -> Vec<u8> {
-        self.prefix(name).to_vec()
+    fn mark_key(&self, mark: LogMark) -> Vec<u8> {
+        schema::mark_key(self.group, mark)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use meridian_types::{Epoch, ShardId};
+
     use super::*;
     use crate::MemoryEngine;
 
@@ -254,24 +226,16 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_golden() {
-        let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
-        let log = log(&engine, 0x0102_0304, RecordKind::Entry);
-        assert_eq!(log.key(0x0506), b"\x01\x02\x03\x04\0\x01e\0\0\0\0\0\0\x05\x06");
-        assert_eq!(log.mark_key(b'v'), b"\x01\x02\x03\x04\0\x01v");
-    }
-
-    #[test]
     fn groups_and_kinds_do_not_mix() {
         let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
         let (one, two) = (log(&engine, 1, RecordKind::Entry), log(&engine, 2, RecordKind::Entry));
         let shipped = log(&engine, 1, RecordKind::Shipped);
         one.append([(1, b"a".as_slice()), (2, b"b"), (3, b"c")]).unwrap();
         two.append([(7, b"z".as_slice())]).unwrap();
-        one.purge_through(1, Some((b'p', b"mark"))).unwrap();
+        one.purge_through(1, Some((LogMark::Purged, b"mark"))).unwrap();
         one.truncate_after(2).unwrap();
         assert_eq!(one.read(0..u64::MAX, usize::MAX).unwrap(), [(2, Bytes::from_static(b"b"))]);
-        assert_eq!(one.mark(b'p').unwrap().unwrap(), b"mark".as_slice());
+        assert_eq!(one.mark(LogMark::Purged).unwrap().unwrap(), b"mark".as_slice());
         assert_eq!(two.last().unwrap(), Some((7, Bytes::from_static(b"z"))));
         let numbers =
             [1, 2, 3, 7].map(|number| (one.get(number).unwrap(), two.get(number).unwrap()));
@@ -293,17 +257,20 @@ mod tests {
             log.append([(1, b"a".as_slice()), (u64::MAX - 1, b"b")]).unwrap();
         }
         for log in &logs {
-            log.put_mark(b'v', b"vote").unwrap();
-            log.put_mark(b'p', b"purged").unwrap();
+            log.put_mark(LogMark::Vote, b"vote").unwrap();
+            log.put_mark(LogMark::Purged, b"purged").unwrap();
         }
         let [zero, one, two] = &logs;
-        one.erase(b"p", Some((b'l', b"left"))).unwrap();
-        assert_eq!((one.first().unwrap(), one.mark(b'p').unwrap()), (None, None));
-        assert_eq!(one.mark(b'l').unwrap().unwrap(), b"left".as_slice());
-        assert!(one.mark(b'v').unwrap().is_some());
+        one.erase(&[LogMark::Purged], Some((LogMark::Left, b"left"))).unwrap();
+        assert_eq!((one.first().unwrap(), one.mark(LogMark::Purged).unwrap()), (None, None));
+        assert_eq!(one.mark(LogMark::Left).unwrap().unwrap(), b"left".as_slice());
+        assert!(one.mark(LogMark::Vote).unwrap().is_some());
         for log in [zero, two] {
             assert_eq!(log.read(0..u64::MAX, usize::MAX).unwrap().len(), 2);
-            assert!(log.mark(b'v').unwrap().is_some() && log.mark(b'p').unwrap().is_some());
+            assert!(
+                log.mark(LogMark::Vote).unwrap().is_some()
+                    && log.mark(LogMark::Purged).unwrap().is_some()
+            );
         }
         assert!(shipped.iter().all(|log| log.read(0..u64::MAX, usize::MAX).unwrap().len() == 2));
     }

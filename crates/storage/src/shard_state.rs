@@ -530,11 +530,15 @@ impl ShardState {
     pub fn expired(&self, now_ms: u64, limit: usize) -> Result<Vec<Expired>, StorageError> {
         let (snapshot, family, _) = self.at_one_moment()?;
         let mut rows = Vec::new();
-        let (start, end) = (b"x".as_slice(), schema::expiry_bound(now_ms));
-        snapshot.scan(&family, Scan { start, end: &end, reverse: false }, &mut |key, value| {
-            rows.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
-            if rows.len() >= limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        })?;
+        let (start, end) = (schema::expiry_range().0, schema::expiry_bound(now_ms));
+        snapshot.scan(
+            &family,
+            Scan { start: &start, end: &end, reverse: false },
+            &mut |key, value| {
+                rows.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)));
+                if rows.len() >= limit { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            },
+        )?;
         let resolve = |(key, value): (Bytes, Bytes)| {
             let corrupt = || StorageError::corruption("an expiry row", format!("{key:?}"));
             let (expire_at_ms, database, user_key) =

@@ -17,12 +17,10 @@ use meridian_proto::{DecodedBatch, decode_stored};
 use meridian_types::{Epoch, ShardId};
 
 use crate::{
-    Applied, Engine, GroupId, GroupLog, RaftApplied, RecordKind, Replace, ShardState, StagedState,
-    StorageError, or_fatal,
+    Applied, Engine, GroupId, GroupLog, LogMark, RaftApplied, RecordKind, Replace, ShardState,
+    StagedState, StorageError, or_fatal,
 };
 
-/// The mark of the newest sequence that is no longer in the log: eight bytes, big-endian.
-const PURGED: u8 = b'p';
 /// In the place of an epoch: sequences go on from one to the next, and so does the log.
 const NO_EPOCH: Epoch = Epoch(0);
 /// How much of the log is in memory at once while it is applied again.
@@ -116,7 +114,7 @@ impl ShippedLog {
     /// # Errors
     /// When storage fails.
     pub fn purged(&self) -> Result<Option<u64>, StorageError> {
-        let mark = self.records.mark(PURGED)?;
+        let mark = self.records.mark(LogMark::Purged)?;
         Ok(mark.and_then(|bytes| bytes.as_ref().try_into().ok().map(u64::from_be_bytes)))
     }
 
@@ -125,7 +123,7 @@ impl ShippedLog {
     /// # Errors
     /// When storage fails.
     pub fn purge_through(&self, sequence: u64) -> Result<(), StorageError> {
-        self.records.purge_through(sequence, Some((PURGED, &sequence.to_be_bytes())))
+        self.records.purge_through(sequence, Some((LogMark::Purged, &sequence.to_be_bytes())))
     }
 
     /// Flushes the state, and purges the log up to `sequence`, or as far as was flushed; up to
@@ -147,7 +145,7 @@ impl ShippedLog {
     /// # Errors
     /// When storage fails.
     pub fn restart_behind(&self, sequence: u64) -> Result<(), StorageError> {
-        self.records.purge_through(u64::MAX, Some((PURGED, &sequence.to_be_bytes())))
+        self.records.purge_through(u64::MAX, Some((LogMark::Purged, &sequence.to_be_bytes())))
     }
 
     /// Makes the log begin right behind the state, where it does not end with it.

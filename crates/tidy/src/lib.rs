@@ -6,6 +6,7 @@
 //! | [`packages`] | which crate may depend on which, the owner of a library, which crates are pure |
 //! | [`modules`] | the order of a crate's modules, circles among them, their heads and their lists |
 //! | [`sources`] | the length of files, the names of modules, clocks and files in pure crates |
+//! | [`stored_keys`] | literals of stored keys outside of their registry |
 //! | [`words`] | words and names that are not the field's |
 //! | [`documents`] | links, names of code, and durations in documents |
 //! | [`tree`] | the files of this tree |
@@ -18,5 +19,6 @@ pub mod documents;
 pub mod modules;
 pub mod packages;
 pub mod sources;
+pub mod stored_keys;
 pub mod tree;
 pub mod words;

@@ -4,7 +4,7 @@
 
 use meridian_tidy::packages::Allowed;
 use meridian_tidy::tree::{self, File};
-use meridian_tidy::{documents, modules, packages, sources, words};
+use meridian_tidy::{documents, modules, packages, sources, stored_keys, words};
 
 /// What each crate of the workspace may use of the others.
 const LADDER: &[(&str, Allowed)] = &[
@@ -149,6 +149,11 @@ fn every_file_says_what_it_is_for() {
 #[test]
 fn pure_crates_take_time_and_chance_as_arguments_and_open_nothing() {
     assert_at_most(4, rust().iter().flat_map(sources::impurities).collect());
+}
+
+#[test]
+fn stored_keys_are_in_the_registry_alone() {
+    assert_none(rust().iter().flat_map(stored_keys::unregistered).collect());
 }
 
 #[test]

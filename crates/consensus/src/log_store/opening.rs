@@ -1,8 +1,8 @@
 //! What a log must be before it is used, whatever the disk did to its end.
 
-use meridian_storage::{GroupLog, HighWater, StorageError};
+use meridian_storage::{GroupLog, HighWater, LogMark, StorageError};
 
-use super::{LEFT, LogStore, PURGED, READ_BYTES, log_id_mark, vote_mark};
+use super::{LogStore, READ_BYTES, log_id_mark, vote_mark};
 use crate::type_config::LogId;
 use crate::wire;
 
@@ -29,7 +29,7 @@ pub(super) fn repair(log: &GroupLog, high_water: Option<&HighWater>) -> Result<(
     let term = vote.max(last.map_or(0, |last| last.leader_id.term));
     let lost = LogId::new(term.into(), mark);
     if LogStore::left(log)?.is_none_or(|left| left < lost) {
-        log.put_mark(LEFT, &prost::Message::encode_to_vec(&wire::log_id_to_wire(&lost)))?;
+        log.put_mark(LogMark::Left, &prost::Message::encode_to_vec(&wire::log_id_to_wire(&lost)))?;
     }
     // Durably, before the mark that says it in another way goes.
     log.sync()?;
@@ -57,7 +57,7 @@ pub(super) fn remember_vote(
 /// - A term that goes back: a cut was lost, and what a later leader had cut follows what it sent
 ///   instead.
 fn cut_at_break(log: &GroupLog, mark: u64) -> Result<(), StorageError> {
-    let purged = log_id_mark(log, PURGED)?;
+    let purged = log_id_mark(log, LogMark::Purged)?;
     let mut next = purged.as_ref().map_or(0, |purged| purged.index + 1).max(mark);
     let mut term = purged.map_or(0, |purged| purged.leader_id.term);
     if let Some(before) = next.checked_sub(1)

@@ -93,7 +93,7 @@ async fn what_does_not_continue_the_log_is_cut_off_and_what_was_committed_there_
             let disk = Disk::new();
             write(&disk.log(), stored);
             let committed = wire::log_id_to_wire(&id(3, 7)).encode_to_vec();
-            disk.log().put_mark(COMMITTED, &committed).unwrap();
+            disk.log().put_mark(LogMark::Committed, &committed).unwrap();
             disk.marks().raise(GROUP, mark);
             disk.engine.sync().unwrap();
             let mut store = disk.open();
@@ -122,7 +122,7 @@ async fn a_log_shorter_than_its_mark_is_marked_before_it_is_used_also_if_that_cr
     let disk = Disk::new();
     write(&disk.log(), &[(1, 1), (1, 2), (2, 3)]);
     let vote = log::Vote { term: 4, node_id: 2, committed: true };
-    disk.log().put_mark(VOTE, &vote.encode_to_vec()).unwrap();
+    disk.log().put_mark(LogMark::Vote, &vote.encode_to_vec()).unwrap();
     disk.engine.sync().unwrap();
     let marks = disk.marks();
     marks.raise(GROUP, 9);
@@ -174,7 +174,7 @@ fn a_log_that_is_gone_says_how_far_it_went_whatever_a_power_loss_keeps() {
     let disk = Disk::new();
     write(&disk.log(), &[(1, 1), (2, 2)]);
     let vote = log::Vote { term: 2, node_id: 1, committed: true };
-    disk.log().put_mark(VOTE, &vote.encode_to_vec()).unwrap();
+    disk.log().put_mark(LogMark::Vote, &vote.encode_to_vec()).unwrap();
     disk.engine.sync().unwrap();
     // The mark beside the database is gone before, see `leave_group`, and the power goes before the
     // fsync.
@@ -184,7 +184,7 @@ fn a_log_that_is_gone_says_how_far_it_went_whatever_a_power_loss_keeps() {
         let log = Disk::after_crash(disk.engine.crash(seed)).log();
         let (last, left) = (LogStore::last_log_id(&log).unwrap(), LogStore::left(&log).unwrap());
         assert_eq!(last.max(left), Some(id(2, 2)), "after seed {seed}");
-        assert!(log.mark(VOTE).unwrap().is_some());
+        assert!(log.mark(LogMark::Vote).unwrap().is_some());
         kept.insert(left.is_some());
     }
     assert_eq!(Vec::from_iter(kept), [false, true]);
@@ -283,7 +283,7 @@ async fn a_vote_that_is_gone_is_missed_also_if_no_entry_came_of_it() {
     let disk = Disk::new();
     let vote = |term| log::Vote { term, node_id: 2, committed: false };
     let put = |term| {
-        disk.log().put_mark(VOTE, &vote(term).encode_to_vec()).unwrap();
+        disk.log().put_mark(LogMark::Vote, &vote(term).encode_to_vec()).unwrap();
         disk.engine.sync().unwrap();
     };
     let mut store = disk.open();
@@ -306,7 +306,7 @@ async fn a_vote_that_is_gone_is_missed_also_if_no_entry_came_of_it() {
     );
     // It is durable before the mark says so: else a power loss would look like one that was given
     // and lost.
-    disk.log().put_mark(VOTE, &vote(6).encode_to_vec()).unwrap();
+    disk.log().put_mark(LogMark::Vote, &vote(6).encode_to_vec()).unwrap();
     drop(disk.open());
     assert_eq!((disk.marks().voted(GROUP), disk.engine.unsynced_writes()), (6, 0));
 }

@@ -4,12 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use meridian_directory::Cluster;
-use meridian_storage::schema::META_FAMILY;
+use meridian_storage::schema::{CLUSTER_KEY, META_FAMILY, NODE_INCARNATION_KEY};
 use meridian_storage::{Durability, Engine, StorageError, WriteBatch};
 use uuid::Uuid;
-
-const CLUSTER_KEY: &[u8] = b"cluster";
-const INCARNATION_KEY: &[u8] = b"node-incarnation";
 
 /// The cluster as this node last knew it.
 pub(crate) fn load_cluster(engine: &Arc<dyn Engine>) -> Result<Option<Cluster>, StorageError> {
@@ -38,12 +35,12 @@ pub(crate) fn save_cluster(
 /// Made with the data folder: what tells a folder that was wiped from the one that the directory
 /// knows.
 pub(crate) fn incarnation(engine: &Arc<dyn Engine>) -> Result<Bytes, StorageError> {
-    if let Some(known) = engine.get(META_FAMILY, INCARNATION_KEY)? {
+    if let Some(known) = engine.get(META_FAMILY, NODE_INCARNATION_KEY)? {
         return Ok(known);
     }
     let new = Bytes::copy_from_slice(Uuid::new_v4().as_bytes());
     let mut writes = WriteBatch::default();
-    writes.put(&META_FAMILY.into(), INCARNATION_KEY.to_vec(), new.clone());
+    writes.put(&META_FAMILY.into(), NODE_INCARNATION_KEY.to_vec(), new.clone());
     engine.write(writes, Durability::Logged)?;
     engine.sync()?;
     Ok(new)

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use meridian_directory::{Change, Cluster};
+use meridian_storage::schema::{DIRECTORY_CHANGE_PREFIX, DIRECTORY_CLUSTER_KEY};
 use meridian_storage::{ShardState, StorageError, or_fatal};
 use meridian_types::{
     Check, Mutation, MutationKind, ReadRange, Transaction, Value, ValueEncoding, Versionstamp,
@@ -10,8 +11,6 @@ use serde::{Deserialize, Serialize};
 
 use crate::cluster_view::bootstrap::DIRECTORY_DATABASE;
 
-const CLUSTER_KEY: &[u8] = b"cluster";
-const CHANGE_PREFIX: &[u8] = b"change";
 /// The latest changes that are recorded; the oldest goes with each that comes.
 const MAX_RECORDS: u64 = 1000;
 /// Of the name that a change is recorded under.
@@ -37,8 +36,13 @@ impl Recorded {
 
 /// The cluster, and what to check that it still is the newest; `None` before the first.
 pub(super) fn read_cluster(state: &ShardState) -> Option<(Cluster, Versionstamp)> {
-    let end = [CLUSTER_KEY, &[0]].concat();
-    let range = ReadRange { start: CLUSTER_KEY.into(), end: end.into(), limit: 1, reverse: false };
+    let end = [DIRECTORY_CLUSTER_KEY, &[0]].concat();
+    let range = ReadRange {
+        start: DIRECTORY_CLUSTER_KEY.into(),
+        end: end.into(),
+        limit: 1,
+        reverse: false,
+    };
     let view = or_fatal(state.read(DIRECTORY_DATABASE, &[range], 0));
     let entry = view.ranges.into_iter().flatten().next()?;
     let corrupt = |error: serde_json::Error| StorageError::Corruption {
@@ -50,8 +54,9 @@ pub(super) fn read_cluster(state: &ShardState) -> Option<(Cluster, Versionstamp)
 
 /// The latest changes, newest first.
 pub(super) fn read_changes(state: &ShardState, limit: u32) -> Vec<Recorded> {
-    let end = [CHANGE_PREFIX, &[0xff; 9]].concat();
-    let range = ReadRange { start: CHANGE_PREFIX.into(), end: end.into(), limit, reverse: true };
+    let end = [DIRECTORY_CHANGE_PREFIX, &[0xff; 9]].concat();
+    let range =
+        ReadRange { start: DIRECTORY_CHANGE_PREFIX.into(), end: end.into(), limit, reverse: true };
     let view = or_fatal(state.read(DIRECTORY_DATABASE, &[range], 0));
     let entries = view.ranges.into_iter().flatten();
     entries.filter_map(|entry| serde_json::from_slice(&entry.value.data).ok()).collect()
@@ -76,16 +81,16 @@ pub(super) fn transaction(
         let key = record_key(recorded.version.checked_sub(MAX_RECORDS)?);
         Some(Mutation { key, kind: MutationKind::Delete, expire_at_ms: 0 })
     };
-    let cluster = set(CLUSTER_KEY.into(), serde_json::to_vec(next));
+    let cluster = set(DIRECTORY_CLUSTER_KEY.into(), serde_json::to_vec(next));
     let records = recorded.iter().map(record).chain(recorded.iter().filter_map(forget));
     Transaction {
-        checks: vec![Check { key: CLUSTER_KEY.into(), versionstamp: present }],
+        checks: vec![Check { key: DIRECTORY_CLUSTER_KEY.into(), versionstamp: present }],
         mutations: std::iter::once(cluster).chain(records).collect(),
     }
 }
 
 fn record_key(version: u64) -> Bytes {
-    [CHANGE_PREFIX, &version.to_be_bytes()].concat().into()
+    [DIRECTORY_CHANGE_PREFIX, &version.to_be_bytes()].concat().into()
 }
 
 #[cfg(test)]

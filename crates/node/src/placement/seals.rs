@@ -3,12 +3,11 @@
 
 use std::sync::Arc;
 
-use meridian_storage::schema::META_FAMILY;
+use meridian_storage::schema::{META_FAMILY, seal_key};
 use meridian_storage::{Durability, Engine, StorageError, WriteBatch};
 use meridian_types::{Epoch, ShardId};
 
-/// The newest seal of a shard here. Layout in `meta`: `seal` ‖ shard (4 bytes) to epoch (2,
-/// big-endian) ‖ planned (1).
+/// The newest seal of a shard here. Stored as epoch (2, big-endian) ‖ planned (1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Seal {
     pub(crate) epoch: Epoch,
@@ -17,10 +16,6 @@ pub(crate) struct Seal {
 }
 
 impl Seal {
-    fn key(shard: ShardId) -> Vec<u8> {
-        [b"seal".as_slice(), &shard.0.to_be_bytes()].concat()
-    }
-
     /// What was written down of this epoch.
     pub(crate) fn of(
         engine: &Arc<dyn Engine>,
@@ -35,7 +30,7 @@ impl Seal {
         engine: &Arc<dyn Engine>,
         shard: ShardId,
     ) -> Result<Option<Self>, StorageError> {
-        let Some(stored) = engine.get(META_FAMILY, &Self::key(shard))? else { return Ok(None) };
+        let Some(stored) = engine.get(META_FAMILY, &seal_key(shard))? else { return Ok(None) };
         let malformed = || StorageError::Corruption {
             what: format!("the seal of shard {shard}"),
             detail: format!("{stored:?}"),
@@ -67,7 +62,7 @@ impl Seal {
         }
         let [high, low] = self.epoch.0.to_be_bytes();
         let mut writes = WriteBatch::default();
-        writes.put(&META_FAMILY.into(), Self::key(shard), vec![high, low, u8::from(self.planned)]);
+        writes.put(&META_FAMILY.into(), seal_key(shard), vec![high, low, u8::from(self.planned)]);
         engine.write(writes, Durability::Logged)?;
         Ok(self)
     }
@@ -103,7 +98,7 @@ mod tests {
             assert_eq!(Seal::newest(&after, other).unwrap(), None);
         }
         assert_eq!(
-            engine.get(META_FAMILY, b"seal\x01\x02\x03\x04").unwrap().unwrap(),
+            engine.get(META_FAMILY, &seal_key(shard)).unwrap().unwrap(),
             b"\x04\x05\x01".as_slice()
         );
     }

@@ -63,9 +63,6 @@ const RECOVERY: Duration = Duration::from_secs(3);
 /// where they go to.
 const STREAMS_PART: usize = 8;
 
-/// Where `meta` keeps whose data folder this is.
-const NODE_KEY: &[u8] = b"node";
-
 /// Why a node or a gateway does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -564,12 +561,12 @@ fn open_owned(
         disk::make_room(folder);
     }
     let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(path, options)?);
-    match engine.get(schema::META_FAMILY, NODE_KEY)? {
+    match engine.get(schema::META_FAMILY, schema::NODE_KEY)? {
         None => {
             let mut writes = WriteBatch::default();
             writes.put(
                 &schema::META_FAMILY.into(),
-                NODE_KEY.to_vec(),
+                schema::NODE_KEY.to_vec(),
                 node_id.to_be_bytes().to_vec(),
             );
             engine.write(writes, Durability::Logged)?;

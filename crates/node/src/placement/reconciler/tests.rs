@@ -644,7 +644,7 @@ fn the_log_of_a_group_stays_where_the_state_is_the_groups() {
             let entry = meridian_proto::log::Entry { log_id: Some(log_id), payload };
             log.append([(1, entry.encode_to_vec().as_ref())]).unwrap();
         } else {
-            log.put_mark(b'p', &log_id.encode_to_vec()).unwrap();
+            log.put_mark(meridian_storage::LogMark::Purged, &log_id.encode_to_vec()).unwrap();
         }
         let raft = RaftApplied { epoch: epoch.map(Epoch), ..RaftApplied::default() };
         process.keeper.state.apply(&[], raft).unwrap();
