@@ -13,7 +13,8 @@ pub const MAX_LINES: usize = 500;
 const EMPTY_NAMES: &[&str] = &["util", "utils", "common", "misc", "helpers"];
 
 /// Crates that are state machines: time, chance, disk and network are arguments there.
-pub const PURE: &[&str] = &["types", "txn", "shipping", "directory", "failover", "checker", "sim"];
+pub const PURE: &[&str] =
+    &["types", "txn", "shipping", "directory", "failover", "placement", "checker", "sim"];
 
 /// What a pure crate takes as an argument.
 static IMPURE: LazyLock<Option<Regex>> = LazyLock::new(|| {

@@ -15,6 +15,7 @@ const LADDER: &[(&str, Allowed)] = &[
     ("meridian-shipping", Allowed::Only(&["meridian-types"])),
     ("meridian-directory", Allowed::Only(&["meridian-types"])),
     ("meridian-failover", Allowed::Only(&["meridian-types", "meridian-directory"])),
+    ("meridian-placement", Allowed::Only(&["meridian-types", "meridian-directory"])),
     ("meridian-storage", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-txn"])),
     (
         "meridian-consensus",
@@ -33,6 +34,7 @@ const LADDER: &[(&str, Allowed)] = &[
             "meridian-shipping",
             "meridian-directory",
             "meridian-failover",
+            "meridian-placement",
             "meridian-storage",
             "meridian-consensus",
             "meridian-wan",
