@@ -49,8 +49,10 @@ pub enum Change {
         shard: ShardId,
         epoch: Epoch,
     },
-    /// A leader has said that its group's voters are those that the cluster names since `version`.
-    SettleVoters {
+    /// A leader has reported that its group's voters are those that the cluster names since
+    /// `version`.
+    #[serde(rename = "SettleVoters")]
+    ConfirmVoters {
         shard: ShardId,
         epoch: Epoch,
         version: u64,
@@ -165,7 +167,7 @@ impl Change {
             Self::Seal { shard, .. }
             | Self::Promote { shard, .. }
             | Self::Activate { shard, .. }
-            | Self::SettleVoters { shard, .. }
+            | Self::ConfirmVoters { shard, .. }
             | Self::ShowLoss { shard, .. }
             | Self::CancelSwitchover { shard } => Some(*shard),
             _ => None,
@@ -266,8 +268,8 @@ impl Cluster {
                 self.promote(*shard, voters, *preferred_leader, report)
             }
             Change::Activate { shard, epoch } => self.activate(*shard, *epoch),
-            Change::SettleVoters { shard, epoch, version } => {
-                self.settle_voters(*shard, *epoch, *version)
+            Change::ConfirmVoters { shard, epoch, version } => {
+                self.confirm_voters(*shard, *epoch, *version)
             }
             Change::ShowLoss { shard, epoch, node, transactions, at_most, last_time_ms } => {
                 self.show_loss(*shard, *epoch, *node, *transactions..=*at_most, *last_time_ms)

@@ -2,13 +2,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use meridian_directory::{Change, Cluster, Phase};
-use meridian_types::{Epoch, NodeId, Position, ShardId};
+use meridian_types::{CommitProgress, Epoch, NodeId, Position, ShardId, ShardReport};
 
 use crate::controller::contacts::Contacts;
 use crate::controller::grants::Grants;
 use crate::controller::view::{Verdict, View};
 use crate::controller::watch::Watch;
 use crate::lease::Lease;
+use crate::preview::Contact;
 use crate::progress_hints::ProgressHint;
 
 mod contacts;
@@ -72,30 +73,6 @@ impl Default for ControllerConfig {
             max_switchover_lag: Duration::from_secs(1),
         }
     }
-}
-
-/// What a node says of one shard with each renewal.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ShardReport {
-    pub shard: ShardId,
-    /// The epoch in which the node takes part or follows.
-    pub epoch: Epoch,
-    /// Durable and committed here.
-    pub position: Position,
-    /// Transactions up to there, and the leader's time of the last batch.
-    pub transactions: u64,
-    pub time_ms: u64,
-    /// It leads the group of `epoch`, and a quorum has answered within its election timeout.
-    pub leads: bool,
-    /// On a leader: the version of the cluster that it knows, if the group's voters are those that
-    /// it names there, and nobody else may decide; else 0.
-    pub settled_at: u64,
-    /// Behind the newest commit heard of, in milliseconds; 0 on a leader.
-    pub lag_ms: u64,
-    /// What the node was told with its leases of how far the shard came in `epoch`, see
-    /// [`Controller::progress_hints`]: transactions and time; zeros if nothing.
-    pub heard_transactions: u64,
-    pub heard_time_ms: u64,
 }
 
 /// A node's answer to `Seal`: it serves the epoch no more, and takes no more of it. No restart
@@ -242,12 +219,13 @@ impl Controller {
     /// to come back with [`ShardReport`]s to the directory's leader of that time.
     pub fn progress_hints(&self, cluster: &Cluster) -> Vec<ProgressHint> {
         let present = self.watches.iter().filter(|(id, watch)| {
-            watch.progress != (0, 0)
+            watch.progress != CommitProgress::NONE
                 && cluster.shards.get(id).is_some_and(|shard| shard.epoch == watch.epoch)
         });
-        let hints = present.map(|(id, watch)| {
-            let (transactions, time_ms) = watch.progress;
-            ProgressHint { shard: *id, epoch: watch.epoch, transactions, time_ms }
+        let hints = present.map(|(id, watch)| ProgressHint {
+            shard: *id,
+            epoch: watch.epoch,
+            progress: watch.progress,
         });
         hints.collect()
     }
@@ -337,6 +315,16 @@ impl Controller {
         all.filter(|progress| !progress.text.is_empty()).collect()
     }
 
+    /// When each node last renewed, and what it reported.
+    pub fn contacts(&self, now: Duration) -> BTreeMap<NodeId, Contact> {
+        self.contacts.all(now)
+    }
+
+    /// The latest report of every node on each shard, however old.
+    pub fn reports(&self) -> impl Iterator<Item = (NodeId, &ShardReport)> {
+        self.contacts.reports()
+    }
+
     fn follow(&mut self, now: Duration, cluster: &Cluster) {
         self.grants.forget(now);
         self.watches.retain(|id, _| cluster.shards.contains_key(id));
@@ -374,7 +362,7 @@ impl Controller {
                     .get(&answer.shard)
                     .is_some_and(|shard| shard.in_history(answer.position));
                 if is_known {
-                    watch.observe(answer.transactions, answer.time_ms);
+                    watch.observe(CommitProgress::new(answer.transactions, answer.time_ms));
                 }
                 if let Some(sealing) = &mut watch.sealing {
                     sealing.answered(now, node, answer);
@@ -401,12 +389,12 @@ impl Controller {
         if report.epoch != shard.epoch {
             return;
         }
-        // What it was told does not depend on what it holds.
-        watch.observe(report.heard_transactions, report.heard_time_ms);
+        // The hint does not depend on what the node holds.
+        watch.observe(report.hint);
         if !shard.in_history(report.position) {
             return;
         }
-        watch.observe(report.transactions, report.time_ms);
+        watch.observe(report.progress);
         if report.leads && shard.may_vote(node) {
             watch.led_at = now;
             watch.may_have_led = true;
@@ -446,8 +434,10 @@ impl Controller {
 fn judge(view: &View<'_>, watch: &mut Watch, actions: &mut Vec<Action>) -> Verdict {
     let (shard, epoch) = (view.id, view.shard.epoch);
     match &view.shard.phase {
-        Phase::Active | Phase::SwitchingOver { .. } if let Some(version) = view.settled() => {
-            Verdict::Commit(Change::SettleVoters { shard, epoch, version })
+        Phase::Active | Phase::SwitchingOver { .. }
+            if let Some(version) = view.confirmed_voters() =>
+        {
+            Verdict::Commit(Change::ConfirmVoters { shard, epoch, version })
         }
         Phase::Forming if view.leaders().next().is_some() => {
             Verdict::Commit(Change::Activate { shard, epoch })

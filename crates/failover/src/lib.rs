@@ -6,8 +6,9 @@
 //! | [`LeaseHolder`] | on every node | whether strong operations may be served now |
 //! | [`ProgressHints`] | on every node | how far each shard came, for the next directory leader |
 //!
-//! In the modules `controller`, `lease` and `progress_hints`. What they decide about, a cluster and
-//! its changes, is `meridian-directory`'s.
+//! In the modules `controller`, `lease` and `progress_hints`. The controller's choice of a region is in
+//! `target`, which `preview` asks, too: [`FailoverPreview`] shows operators what a failover would do.
+//! What is decided about, a cluster and its changes, is `meridian-directory`'s.
 //!
 //! What always holds:
 //! - `Promote` comes after every lease on the epoch before has run out, or its holder has sealed.
@@ -20,10 +21,11 @@
 
 mod controller;
 mod lease;
+mod preview;
 mod progress_hints;
+mod target;
 
-pub use controller::{
-    Action, Controller, ControllerConfig, Event, Progress, SealAnswer, ShardReport,
-};
+pub use controller::{Action, Controller, ControllerConfig, Event, Progress, SealAnswer};
 pub use lease::{Lease, LeaseHolder};
+pub use preview::{Contact, FailoverPreview, Holder, KnownLoss};
 pub use progress_hints::{ProgressHint, ProgressHints};

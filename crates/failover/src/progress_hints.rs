@@ -3,16 +3,14 @@
 
 use std::collections::BTreeMap;
 
-use meridian_types::{Epoch, ShardId};
+use meridian_types::{CommitProgress, Epoch, ShardId};
 
 /// The most that is known to have been committed in an epoch of a shard, at least.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProgressHint {
     pub shard: ShardId,
     pub epoch: Epoch,
-    /// Transactions since the shard was made, and the latest time of a batch by its leader's clock.
-    pub transactions: u64,
-    pub time_ms: u64,
+    pub progress: CommitProgress,
 }
 
 /// A node's newest hint for each shard, of the shard's newest epoch, received with its leases.
@@ -32,15 +30,14 @@ impl ProgressHints {
         if known.epoch < hint.epoch {
             *known = hint;
         } else if known.epoch == hint.epoch {
-            known.transactions = known.transactions.max(hint.transactions);
-            known.time_ms = known.time_ms.max(hint.time_ms);
+            known.progress = known.progress.max(hint.progress);
         }
     }
 
-    /// Transactions and time; zeros where there is no hint for this very epoch.
-    pub fn get(&self, shard: ShardId, epoch: Epoch) -> (u64, u64) {
+    /// [`CommitProgress::NONE`] where there is no hint for this very epoch.
+    pub fn get(&self, shard: ShardId, epoch: Epoch) -> CommitProgress {
         let known = self.newest.get(&shard).filter(|known| known.epoch == epoch);
-        known.map_or((0, 0), |known| (known.transactions, known.time_ms))
+        known.map_or(CommitProgress::NONE, |known| known.progress)
     }
 }
 
@@ -53,13 +50,15 @@ mod tests {
         let shard = ShardId(1);
         let mut hints = ProgressHints::default();
         let mut observe = |epoch, transactions, time_ms| {
-            hints.observe(ProgressHint { shard, epoch: Epoch(epoch), transactions, time_ms });
-            (hints.get(shard, Epoch(1)), hints.get(shard, Epoch(2)))
+            let progress = CommitProgress::new(transactions, time_ms);
+            hints.observe(ProgressHint { shard, epoch: Epoch(epoch), progress });
+            [1, 2].map(|epoch| hints.get(shard, Epoch(epoch)))
         };
-        assert_eq!(observe(1, 100, 7), ((100, 7), (0, 0)));
-        assert_eq!(observe(1, 90, 8), ((100, 8), (0, 0)));
+        let known = CommitProgress::new;
+        assert_eq!(observe(1, 100, 7), [known(100, 7), CommitProgress::NONE]);
+        assert_eq!(observe(1, 90, 8), [known(100, 8), CommitProgress::NONE]);
         // A failover may have gone back behind it.
-        assert_eq!(observe(2, 60, 5), ((0, 0), (60, 5)));
-        assert_eq!(observe(1, 110, 9), ((0, 0), (60, 5)));
+        assert_eq!(observe(2, 60, 5), [CommitProgress::NONE, known(60, 5)]);
+        assert_eq!(observe(1, 110, 9), [CommitProgress::NONE, known(60, 5)]);
     }
 }

@@ -52,6 +52,7 @@ mod com {
 }
 mod batch;
 mod codec;
+mod shard_report;
 mod transaction;
 
 pub use batch::{
@@ -65,6 +66,7 @@ pub use meridian::log::v1 as log;
 pub use meridian::raft::v1 as raft;
 pub use meridian::shard::v1 as shard;
 pub use meridian::shipping::v1 as shipping;
+pub use shard_report::{shard_report, shard_report_to_wire};
 pub use transaction::{
     InvalidTransaction, read_range, read_range_to_wire, transaction, transaction_to_wire,
 };

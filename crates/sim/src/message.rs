@@ -2,9 +2,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_directory::{Change, Cluster};
-use meridian_failover::{Lease, ProgressHint, SealAnswer, ShardReport};
+use meridian_failover::{Lease, ProgressHint, SealAnswer};
 use meridian_shipping::{Heartbeat, Status, StreamId};
-use meridian_types::{Epoch, NodeId, Position};
+use meridian_types::{Epoch, NodeId, Position, ShardReport};
 
 use crate::raft::{Entry, Members, RaftMessage, Sync};
 

@@ -1,4 +1,5 @@
-//! The words of Meridian: identities, positions, versionstamps, transactions, effects and limits.
+//! The words of Meridian: identities, positions, versionstamps, transactions, effects,
+//! reports of shards, and limits.
 //!
 //! What always holds here: a value of one of these types is well formed (a [`Versionstamp`] has ten
 //! bytes, a [`DatabaseId`] sixteen). What is absent on purpose: clocks, I/O, wire formats and any
@@ -10,6 +11,7 @@ mod id;
 pub mod limits;
 mod position;
 mod read;
+mod shard_report;
 mod transaction;
 
 pub use effect::{Batch, CommittedTransaction, Effect, Refusal};
@@ -17,6 +19,7 @@ pub use epoch_history::EpochHistory;
 pub use id::{DatabaseId, InvalidId, NodeId, RequestId, ShardId};
 pub use position::{Epoch, Position, Versionstamp};
 pub use read::{Consistency, Entry, ReadRange};
+pub use shard_report::{CommitProgress, ShardReport};
 pub use transaction::{
     Check, Mutation, MutationKind, SumBounds, Transaction, Value, ValueEncoding, WriteOutcome,
 };

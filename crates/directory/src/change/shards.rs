@@ -227,7 +227,7 @@ impl Cluster {
         Ok(())
     }
 
-    pub(super) fn settle_voters(
+    pub(super) fn confirm_voters(
         &mut self,
         id: ShardId,
         epoch: Epoch,

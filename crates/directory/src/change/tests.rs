@@ -86,7 +86,7 @@ fn a_former_voter_is_neither_removed_nor_replaced_before_the_voters_have_changed
     assert_eq!(refused(&next, &Change::RemoveNode { node: 1 }), message);
     assert_eq!(refused(&next, &replace), message);
     let version = next.version;
-    let next = done(&next, &Change::SettleVoters { shard: SHARD, epoch: Epoch::FIRST, version });
+    let next = done(&next, &Change::ConfirmVoters { shard: SHARD, epoch: Epoch::FIRST, version });
     assert!(done(&next, &replace).nodes[&1].removed);
 }
 

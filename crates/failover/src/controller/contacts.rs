@@ -1,12 +1,14 @@
+//! What the controller has heard of nodes, and when.
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use meridian_types::{Epoch, NodeId, ShardId};
+use meridian_types::{Epoch, NodeId, ShardId, ShardReport};
 
-use crate::controller::ShardReport;
+use crate::preview::Contact;
 
 #[derive(Debug)]
-struct Contact {
+struct Renewed {
     at: Duration,
     reports: BTreeMap<ShardId, ShardReport>,
 }
@@ -15,7 +17,7 @@ struct Contact {
 #[derive(Debug)]
 pub(super) struct Contacts {
     reachable_within: Duration,
-    nodes: BTreeMap<NodeId, Contact>,
+    nodes: BTreeMap<NodeId, Renewed>,
 }
 
 impl Contacts {
@@ -25,7 +27,7 @@ impl Contacts {
 
     pub(super) fn heard(&mut self, now: Duration, node: NodeId, reports: Vec<ShardReport>) {
         let reports = reports.into_iter().map(|report| (report.shard, report)).collect();
-        self.nodes.insert(node, Contact { at: now, reports });
+        self.nodes.insert(node, Renewed { at: now, reports });
     }
 
     pub(super) fn is_reachable(&self, now: Duration, node: NodeId) -> bool {
@@ -34,6 +36,20 @@ impl Contacts {
 
     pub(super) fn was_heard(&self, now: Duration, node: NodeId, within: Duration) -> bool {
         self.nodes.get(&node).is_some_and(|contact| now.saturating_sub(contact.at) <= within)
+    }
+
+    pub(super) fn all(&self, now: Duration) -> BTreeMap<NodeId, Contact> {
+        let contact = |(node, renewed): (&NodeId, &Renewed)| {
+            let age = now.saturating_sub(renewed.at).as_millis();
+            let age_ms = u64::try_from(age).unwrap_or(u64::MAX);
+            (*node, Contact { age_ms, reports: renewed.reports.clone() })
+        };
+        self.nodes.iter().map(contact).collect()
+    }
+
+    pub(super) fn reports(&self) -> impl Iterator<Item = (NodeId, &ShardReport)> {
+        let nodes = self.nodes.iter();
+        nodes.flat_map(|(node, renewed)| renewed.reports.values().map(|report| (*node, report)))
     }
 
     /// What the node said of the shard, if it was lately and of this epoch.

@@ -133,7 +133,7 @@ fn would_lose(
             "sealing: {names} answer the directory and have not sealed; waits for that up to {bound}"
         ));
     }
-    let (known, _) = watch.progress;
+    let known = watch.progress.transactions;
     (base.transactions < known).then(|| {
         let lost = known - base.transactions;
         format!(
@@ -160,8 +160,7 @@ fn give_up_the_lost(view: &View<'_>, sealing: &mut Sealing) {
     let gone: Vec<_> = gone.copied().filter(|node| !sealing.lost.contains(node)).collect();
     if !gone.is_empty() {
         sealing.lost.extend(gone);
-    } else if let Some(region) = sealing.target.take() {
-        sealing.passed_over.insert(region);
+    } else if sealing.target.pass_over() {
         sealing.progress_at = view.now;
     }
 }
@@ -212,29 +211,12 @@ fn target(view: &View<'_>, sealing: &mut Sealing) -> Option<String> {
     if let Some(to) = &sealing.plan.to {
         return Some(to.clone());
     }
-    let regions = view.cluster.regions.iter().enumerate();
-    let eligible: Vec<_> = regions
-        .filter(|(_, region)| view.can_take_over(region, |node| is_usable(view, sealing, node)))
-        .collect();
-    if let Some(kept) =
-        sealing.target.as_ref().filter(|kept| eligible.iter().any(|(_, region)| region == kept))
-    {
-        return Some(kept.clone());
-    }
-    let most = |region: &str| -> Option<Position> {
-        let usable =
-            view.cluster.nodes_of(region).filter(|(node, _)| is_usable(view, sealing, *node));
-        usable
-            .filter_map(|(node, _)| sealing.answers.get(&node).map(|answer| answer.position))
-            .max()
-    };
-    // The region that has failed comes last: what survived there is pulled from it.
-    let preference = |(order, region): &(usize, &String)| {
-        let is_home = **region == view.shard.primary_region;
-        (sealing.passed_over.contains(*region), is_home, Reverse(most(region)), *order)
-    };
-    sealing.target = eligible.into_iter().min_by_key(preference).map(|(_, region)| region.clone());
-    sealing.target.clone()
+    let mut choice = std::mem::take(&mut sealing.target);
+    let position = |node: NodeId| sealing.answers.get(&node).map(|answer| answer.position);
+    let usable = |node| is_usable(view, sealing, node);
+    let target = choice.choose(view.cluster, &view.shard.primary_region, usable, position);
+    sealing.target = choice;
+    target
 }
 
 fn voters(view: &View<'_>, sealing: &Sealing, region: &str, forced: bool) -> BTreeSet<NodeId> {

@@ -11,6 +11,7 @@ use meridian_directory::testing::{SHARD, at, cluster, database, node};
 
 mod failovers;
 mod grants;
+mod previews;
 mod starvation;
 mod story;
 mod switchovers;

@@ -2,12 +2,13 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use meridian_directory::{Change, Cluster, FailoverReport, Loss, Shard, majority};
-use meridian_types::{Epoch, NodeId, Position, ShardId};
+use meridian_types::{Epoch, NodeId, Position, ShardId, ShardReport};
 
 use crate::controller::contacts::Contacts;
 use crate::controller::grants::Grants;
 use crate::controller::watch::{Sealing, Watch};
-use crate::controller::{ControllerConfig, SealAnswer, ShardReport};
+use crate::controller::{ControllerConfig, SealAnswer};
+use crate::target;
 
 /// What one shard is to do next.
 #[derive(Debug)]
@@ -75,24 +76,19 @@ impl<'a> View<'a> {
         reports.filter(|(_, report)| report.leads)
     }
 
-    /// The change of voters that a leader says is done, by its version.
-    pub(super) fn settled(&self) -> Option<u64> {
+    /// The change of voters that a leader reports as done, by its version.
+    pub(super) fn confirmed_voters(&self) -> Option<u64> {
         let version = self.shard.changing.as_ref()?.version;
-        self.leaders().any(|(_, report)| report.settled_at >= version).then_some(version)
+        self.leaders().any(|(_, report)| report.voters_confirmed_at >= version).then_some(version)
     }
 
     /// Data centers of `region` with a node that satisfies `wanted`.
-    pub(super) fn data_centers(&self, region: &'a str, wanted: impl Fn(NodeId) -> bool) -> usize {
-        let nodes = self.cluster.nodes_of(region).filter(|(id, _)| wanted(*id));
-        nodes.map(|(_, node)| &node.data_center).collect::<BTreeSet<_>>().len()
+    pub(super) fn data_centers(&self, region: &str, wanted: impl Fn(NodeId) -> bool) -> usize {
+        target::data_centers(self.cluster, region, wanted)
     }
 
-    /// Whether `region` can be made the primary without an operator's word: a commit there has to
-    /// lie in two data centers, and those that are there have to be a majority of those that will
-    /// vote.
-    pub(super) fn can_take_over(&self, region: &'a str, usable: impl Fn(NodeId) -> bool) -> bool {
-        let data_centers = self.data_centers(region, usable);
-        data_centers >= 2 && data_centers >= majority(self.cluster.voters_in(region))
+    pub(super) fn can_take_over(&self, region: &str, usable: impl Fn(NodeId) -> bool) -> bool {
+        target::can_take_over(self.cluster, region, usable)
     }
 
     /// Those that may hold a lease on this epoch and have not sealed it.
@@ -159,12 +155,13 @@ impl<'a> View<'a> {
             return Verdict::Wait("all epochs of this shard were used".to_owned());
         };
         let plan = &sealing.plan;
-        let (most, latest) = watch.progress;
+        let known = watch.progress;
         let loss = if plan.planned {
             Loss { exact: true, ..Loss::default() }
         } else {
-            let transactions = most.saturating_sub(base.transactions);
-            let window_ms = if transactions == 0 { 0 } else { latest.saturating_sub(base.time_ms) };
+            let transactions = known.transactions.saturating_sub(base.transactions);
+            let window_ms =
+                if transactions == 0 { 0 } else { known.time_ms.saturating_sub(base.time_ms) };
             Loss { transactions, window_ms, at_most: transactions, ..Loss::default() }
         };
         let report = FailoverReport {

@@ -2,9 +2,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use meridian_directory::{Phase, Plan, Shard};
-use meridian_types::{Epoch, NodeId, Position};
+use meridian_types::{CommitProgress, Epoch, NodeId, Position};
 
 use crate::controller::SealAnswer;
+use crate::target::TargetChoice;
 
 /// What a controller knows of one shard in one epoch. All of it may be lost at any time.
 #[derive(Debug)]
@@ -20,8 +21,8 @@ pub(super) struct Watch {
     pub(super) may_have_led: bool,
     /// Transactions that the epoch began with.
     began_with: u64,
-    /// The most that was said to be committed in this epoch: transactions, and the leader's time.
-    pub(super) progress: (u64, u64),
+    /// The most that was reported as committed in this epoch.
+    pub(super) progress: CommitProgress,
     pub(super) sealing: Option<Sealing>,
     /// What it waits for, for operators; empty when all is well.
     pub(super) text: String,
@@ -30,25 +31,24 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn new(now: Duration, shard: &Shard) -> Self {
         let at_base = shard.reports.last().filter(|report| report.epoch == shard.epoch);
-        let progress =
-            at_base.map_or((0, 0), |report| (report.base_transactions, report.base_time_ms));
+        let progress = at_base.map_or(CommitProgress::NONE, |report| {
+            CommitProgress::new(report.base_transactions, report.base_time_ms)
+        });
         Self {
             epoch: shard.epoch,
             healthy_at: now,
             led_at: now,
             may_have_led: shard.phase != Phase::Forming,
-            began_with: progress.0,
+            began_with: progress.transactions,
             progress,
             sealing: None,
             text: String::new(),
         }
     }
 
-    pub(super) fn observe(&mut self, transactions: u64, time_ms: u64) {
-        let (most, latest) = &mut self.progress;
-        *most = transactions.max(*most);
-        *latest = time_ms.max(*latest);
-        self.may_have_led |= transactions > self.began_with;
+    pub(super) fn observe(&mut self, reported: CommitProgress) {
+        self.progress = self.progress.max(reported);
+        self.may_have_led |= reported.transactions > self.began_with;
     }
 
     /// Brings `sealing` in line with the shard's phase.
@@ -63,7 +63,7 @@ impl Watch {
             Some(sealing) if sealing.plan.planned == plan.planned => {
                 if sealing.plan != *plan {
                     (sealing.since, sealing.progress_at) = (now, now);
-                    sealing.target = None;
+                    sealing.target.forget();
                     sealing.plan = plan.clone();
                 }
             }
@@ -84,11 +84,7 @@ pub(super) struct Sealing {
     pub(super) drained: BTreeMap<NodeId, Position>,
     /// Nodes that answered and were lost before anybody had what only they have.
     pub(super) lost: BTreeSet<NodeId>,
-    /// The region that was chosen; kept while it will do.
-    pub(super) target: Option<String>,
-    /// Regions that were chosen and came no nearer to the base: they have to pull what nobody has
-    /// any more.
-    pub(super) passed_over: BTreeSet<String>,
+    pub(super) target: TargetChoice,
     seal_asked: BTreeMap<NodeId, Duration>,
     drain_asked: BTreeMap<(NodeId, Position), Duration>,
 }
@@ -102,8 +98,7 @@ impl Sealing {
             answers: BTreeMap::new(),
             drained: BTreeMap::new(),
             lost: BTreeSet::new(),
-            target: None,
-            passed_over: BTreeSet::new(),
+            target: TargetChoice::default(),
             seal_asked: BTreeMap::new(),
             drain_asked: BTreeMap::new(),
         }

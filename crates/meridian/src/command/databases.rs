@@ -165,8 +165,11 @@ struct Deleting<'a> {
 fn deleting(view: &View) -> Vec<Deleting<'_>> {
     let cluster = &view.cluster;
     let of = |(id, deletion): (&DatabaseId, _)| {
-        let has =
-            |node| view.contacts.get(&node).is_some_and(|contact| contact.dropped.contains(id));
+        let has = |node| {
+            let reports =
+                view.contacts.get(&node).into_iter().flat_map(|contact| contact.reports.values());
+            reports.into_iter().any(|report| report.dropped.contains(id))
+        };
         let names = || {
             cluster
                 .lacking_drop(has)
@@ -329,7 +332,7 @@ fn would_be_lost(view: &View, id: DatabaseId) -> String {
         .filter(|name| *name != database.name)
         .collect();
     let reports = view.fresh_reports(database.shard);
-    if let Some(transactions) = reports.map(|(_, report)| report.transactions).max() {
+    if let Some(transactions) = reports.map(|(_, report)| report.progress.transactions).max() {
         let made = amounts::count(transactions, "transaction");
         text.push_str(&format!(". Shard {} has taken {made} since it was made", database.shard));
         if !neighbours.is_empty() {
@@ -392,10 +395,10 @@ mod tests {
         let id = "00000000-0000-4000-8000-000000000001".parse().unwrap();
         view.cluster = view.cluster.after(&Change::DeleteDatabase { id }).unwrap();
         for contact in view.contacts.values_mut() {
-            contact.dropped.insert(id);
+            contact.reports.get_mut(&ShardId(1)).unwrap().dropped.push(id);
         }
         let silent = *view.contacts.keys().next().unwrap();
-        view.contacts.get_mut(&silent).unwrap().dropped.clear();
+        view.contacts.get_mut(&silent).unwrap().reports.clear();
         let waiting = deleting(&view);
         let lacking = waiting[0].waits_for.clone().unwrap();
         assert!(lacking.contains(&selection::node_name(&view.cluster, silent)), "{lacking:?}");

@@ -1,6 +1,6 @@
 //! A failover that an operator orders: it may lose what was committed and not shipped.
 
-mod prospect;
+mod preview;
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -8,7 +8,7 @@ use meridian_directory::Change;
 
 use super::operator::{Directory, Reach, actor, amounts, print, print_json, selection};
 use super::switchover::{Goal, wait};
-use prospect::Prospect;
+use preview::Preview;
 
 /// Moves the primary of a shard whose region is lost to another one, losing what was not shipped.
 ///
@@ -41,17 +41,17 @@ impl Failover {
         if let Some(to) = &self.to {
             selection::region(&view.cluster, to)?;
         }
-        let prospect = Prospect::of(&view, id, shard, self.to.as_deref());
+        let preview = Preview::new(&view, id, shard, self.to.as_deref());
         if !self.allow_data_loss {
             if json {
-                print_json(&prospect)?
+                print_json(&preview)?
             } else {
-                print(&prospect.to_string())?
+                print(&preview.to_string())?
             }
             bail!("nothing was done: say --allow-data-loss to fail shard {id} over");
         }
         if !json {
-            print(&prospect.to_string())?;
+            print(&preview.to_string())?;
         }
         let goal = Goal {
             shard: id,
@@ -76,7 +76,7 @@ impl Failover {
             };
         }
         if json {
-            return print_json(&prospect);
+            return print_json(&preview);
         }
         print(&format!(
             "shard {id} fails over; `meridian cluster status` shows how far it is, `meridian shards reports {id}` what \

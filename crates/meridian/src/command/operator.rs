@@ -17,6 +17,4 @@ pub(crate) use directory::{Directory, actor, connect, no_leader};
 pub(crate) use output::{print, print_json};
 pub(crate) use reach::Reach;
 pub(crate) use table::Table;
-#[cfg(test)]
-pub(crate) use view::Contact;
-pub(crate) use view::{Report, View, is_fresh};
+pub(crate) use view::{View, is_fresh};

@@ -13,7 +13,7 @@ use meridian_config::topology::Topology;
 use meridian_directory::{Cluster, Rpo, Shard, TokenScope};
 use meridian_failover::{Lease, LeaseHolder, ProgressHint, ProgressHints};
 use meridian_gateway::{Access, Catalogue, Databases, Grant};
-use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
+use meridian_types::{CommitProgress, DatabaseId, Epoch, NodeId, ShardId};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
@@ -259,7 +259,7 @@ impl Directory {
     }
 
     /// What was said so of this epoch: transactions, and the time of the last.
-    pub(crate) fn progress_hint(&self, shard: ShardId, epoch: Epoch) -> (u64, u64) {
+    pub(crate) fn progress_hint(&self, shard: ShardId, epoch: Epoch) -> CommitProgress {
         self.hints.lock().get(shard, epoch)
     }
 
@@ -464,12 +464,14 @@ mod tests {
     fn what_leaders_say_of_how_far_shards_came_is_kept_by_epoch() {
         let directory = directory(cluster(3, Some("a")), None);
         let (shard, epoch) = (ShardId(1), Epoch(2));
-        assert_eq!(directory.progress_hint(shard, epoch), (0, 0));
-        directory.observe_hints([ProgressHint { shard, epoch, transactions: 40, time_ms: 7 }]);
-        directory.observe_hints([ProgressHint { shard, epoch, transactions: 30, time_ms: 8 }]);
-        assert_eq!(directory.progress_hint(shard, epoch), (40, 8));
-        assert_eq!(directory.progress_hint(shard, Epoch(3)), (0, 0));
-        assert_eq!(directory.progress_hint(ShardId(2), epoch), (0, 0));
+        assert_eq!(directory.progress_hint(shard, epoch), CommitProgress::NONE);
+        let progress = CommitProgress::new(40, 7);
+        directory.observe_hints([ProgressHint { shard, epoch, progress }]);
+        let progress = CommitProgress::new(30, 8);
+        directory.observe_hints([ProgressHint { shard, epoch, progress }]);
+        assert_eq!(directory.progress_hint(shard, epoch), CommitProgress::new(40, 8));
+        assert_eq!(directory.progress_hint(shard, Epoch(3)), CommitProgress::NONE);
+        assert_eq!(directory.progress_hint(ShardId(2), epoch), CommitProgress::NONE);
     }
 
     #[test]

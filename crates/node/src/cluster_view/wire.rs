@@ -1,9 +1,9 @@
 //! What nodes and the directory's leader say to each other, from the wire and to it.
 
 use meridian_directory::{Change, Cluster};
-use meridian_failover::{Lease, ProgressHint, SealAnswer, ShardReport};
+use meridian_failover::{Lease, ProgressHint, SealAnswer};
 use meridian_proto::directory as wire;
-use meridian_types::{Epoch, NodeId, ShardId};
+use meridian_types::{CommitProgress, Epoch, NodeId, ShardId};
 
 use crate::replication::wire::position;
 
@@ -37,7 +37,7 @@ pub(crate) fn lease_to_wire(lease: &Lease) -> wire::Lease {
 }
 
 pub(crate) fn progress_hint_to_wire(hint: &ProgressHint) -> wire::Furthest {
-    let ProgressHint { shard, epoch, transactions, time_ms } = *hint;
+    let ProgressHint { shard, epoch, progress: CommitProgress { transactions, time_ms } } = *hint;
     wire::Furthest { shard: shard.0, epoch: epoch.0.into(), transactions, time_ms }
 }
 
@@ -47,23 +47,7 @@ pub(crate) fn progress_hint(wire: &wire::Furthest) -> Option<ProgressHint> {
     Some(ProgressHint {
         shard: ShardId(shard),
         epoch: Epoch(u16::try_from(epoch).ok()?),
-        transactions,
-        time_ms,
-    })
-}
-
-pub(crate) fn report(wire: wire::ShardReport) -> Option<ShardReport> {
-    Some(ShardReport {
-        shard: ShardId(wire.shard),
-        epoch: Epoch(u16::try_from(wire.epoch).ok()?),
-        position: wire.position.and_then(position)?,
-        transactions: wire.transactions,
-        time_ms: wire.time_ms,
-        leads: wire.leads,
-        settled_at: wire.settled_at,
-        lag_ms: wire.lag_ms,
-        heard_transactions: wire.heard_transactions,
-        heard_time_ms: wire.heard_time_ms,
+        progress: CommitProgress::new(transactions, time_ms),
     })
 }
 

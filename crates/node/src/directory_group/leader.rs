@@ -8,6 +8,7 @@ use std::time::Duration;
 use meridian_directory::{Change, Cluster};
 use meridian_failover::{Action, Controller, ControllerConfig, Event, Progress};
 use meridian_proto::directory::{self as wire, failover_client::FailoverClient, renew_response};
+use meridian_proto::shard_report;
 use meridian_types::{Epoch, NodeId, Position, RequestId, ShardId, Versionstamp, WriteOutcome};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -403,7 +404,7 @@ impl Session {
         for change in shown {
             self.change(change);
         }
-        let reports = request.reports.into_iter().filter_map(from_wire::report).collect();
+        let reports = request.reports.into_iter().filter_map(shard_report).collect();
         self.step(Event::Reported { node: id, reports });
         let furthest = match &self.base {
             Some((cluster, _)) => {

@@ -126,8 +126,7 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard, read: &Read) -> wire:
     };
     let dropped = read.dropped.get(&(local.state().shard(), local.epoch())).into_iter().flatten();
     let dropped = dropped.map(|database| database.0.to_vec().into()).collect();
-    let (heard_transactions, heard_time_ms) =
-        parts.directory.progress_hint(local.state().shard(), local.epoch());
+    let hint = parts.directory.progress_hint(local.state().shard(), local.epoch());
     let differing =
         parts.shards.comparison(&local.state().shard()).map(|comparison| comparison.differing());
     let differing = differing.unwrap_or_default().into_iter();
@@ -140,8 +139,8 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard, read: &Read) -> wire:
         leads,
         settled_at,
         lag_ms,
-        heard_transactions,
-        heard_time_ms,
+        heard_transactions: hint.transactions,
+        heard_time_ms: hint.time_ms,
         dropped,
         divergences: differing
             .map(|(node_id, position)| wire::Divergence {

@@ -185,7 +185,7 @@ fn is_for_operators(change: &Change) -> bool {
             | Change::Seal { .. }
             | Change::Promote { .. }
             | Change::Activate { .. }
-            | Change::SettleVoters { .. }
+            | Change::ConfirmVoters { .. }
             | Change::ShowLoss { .. }
             | Change::EndDeletion { .. }
     )
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn what_leaders_and_nodes_say_is_no_operators_to_order() {
         let (shard, epoch) = (ShardId(1), Epoch(1));
-        assert!(!is_for_operators(&Change::SettleVoters { shard, epoch, version: 2 }));
+        assert!(!is_for_operators(&Change::ConfirmVoters { shard, epoch, version: 2 }));
         assert!(!is_for_operators(&Change::Activate { shard, epoch }));
         assert!(!is_for_operators(&Change::EndDeletion {
             id: meridian_types::DatabaseId([1; 16])

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_directory::{Change, Cluster};
-use meridian_failover::{Action, Controller, ControllerConfig, Event, SealAnswer, ShardReport};
-use meridian_types::{Epoch, NodeId, Position};
+use meridian_failover::{Action, Controller, ControllerConfig, Event, SealAnswer};
+use meridian_types::{Epoch, NodeId, Position, ShardReport};
 
 use super::{Context, Node};
 use crate::bugs::Bug;

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
-use meridian_failover::{Lease, ShardReport};
-use meridian_types::NodeId;
+use meridian_failover::Lease;
+use meridian_types::{CommitProgress, NodeId, ShardReport};
 
 use super::part::Part;
 use super::{Context, Node};
@@ -85,22 +85,18 @@ impl Node {
             }
         };
         let epoch = self.part.epoch()?;
-        let (heard_transactions, heard_time_ms) = self.hints.get(SHARD, epoch);
+        let last_time_ms = self.disk.history.last().map_or(0, |batch| batch.time_ms);
+        let progress = CommitProgress::new(self.end().sequence, last_time_ms);
         Some(ShardReport {
-            shard: SHARD,
-            epoch,
-            position: self.end(),
-            transactions: self.end().sequence,
-            time_ms: self.disk.history.last().map_or(0, |batch| batch.time_ms),
             leads,
-            settled_at: if leads && self.has_wanted_voters() {
+            voters_confirmed_at: if leads && self.has_wanted_voters() {
                 self.disk.cluster.version
             } else {
                 0
             },
             lag_ms,
-            heard_transactions,
-            heard_time_ms,
+            hint: self.hints.get(SHARD, epoch),
+            ..ShardReport::new(SHARD, epoch, self.end(), progress)
         })
     }
 }

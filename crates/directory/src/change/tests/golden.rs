@@ -119,7 +119,7 @@ fn every_change_survives_being_written_and_read() {
         Change::RemoveNode { node: 8 },
         Change::ReplaceNode { old: 1, new: node(8, "a", "a1") },
         Change::SetVoters { shard, voters: ids(&[1, 2]) },
-        Change::SettleVoters { shard, epoch, version: 3 },
+        Change::ConfirmVoters { shard, epoch, version: 3 },
         Change::SetDirectoryVoters { voters: ids(&[1, 2]) },
         Change::CreateDatabase { id: DATABASE, database: database("x", "a"), own_shard: true },
         Change::DeleteDatabase { id: DATABASE },

@@ -337,7 +337,7 @@ fn until_the_group_has_its_new_voters_any_of_both_sets_may_decide() {
     assert_eq!(former(&back), [ids(&[2, 3, 8]), ids(&[2, 3])]);
 
     let settle =
-        |epoch, version| Change::SettleVoters { shard: SHARD, epoch: Epoch(epoch), version };
+        |epoch, version| Change::ConfirmVoters { shard: SHARD, epoch: Epoch(epoch), version };
     // What a leader said before the voters were changed again.
     let message = format!(
         "shard 1 is active in a (epoch 1): no change of its voters is of version {}",

@@ -581,18 +581,10 @@ fn what_was_proposed_for_one_version_is_not_proposed_again_at_once() {
     let mut commits = 0;
     let frozen = story.cluster.clone();
     let mut controller = Controller::new(ControllerConfig::default(), story.now);
-    let report = ShardReport {
-        shard: SHARD,
-        epoch: frozen.shards[&SHARD].epoch,
-        position: at(1, 100),
-        transactions: 1,
-        time_ms: 1,
-        leads: true,
-        settled_at: 0,
-        lag_ms: 0,
-        heard_transactions: 0,
-        heard_time_ms: 0,
-    };
+    let progress = CommitProgress::new(1, 1);
+    let epoch = frozen.shards[&SHARD].epoch;
+    let report =
+        ShardReport { leads: true, ..ShardReport::new(SHARD, epoch, at(1, 100), progress) };
     assert_eq!(frozen.shards[&SHARD].phase, Phase::Active);
     let mut frozen = frozen;
     frozen.shards.get_mut(&SHARD).unwrap().phase = Phase::Forming;

@@ -6,18 +6,8 @@ fn controller() -> Controller {
 
 /// What a leader says.
 fn leads() -> ShardReport {
-    ShardReport {
-        shard: SHARD,
-        epoch: Epoch(1),
-        position: at(1, 100),
-        transactions: 200,
-        time_ms: 1,
-        leads: true,
-        settled_at: 0,
-        lag_ms: 0,
-        heard_transactions: 0,
-        heard_time_ms: 0,
-    }
+    let progress = CommitProgress::new(200, 1);
+    ShardReport { leads: true, ..ShardReport::new(SHARD, Epoch(1), at(1, 100), progress) }
 }
 
 #[test]
@@ -145,7 +135,8 @@ fn what_goes_with_leases_is_of_the_present_epoch_and_nothing_is_said_of_what_is_
     controller.step(now, &cluster, 1, Event::Tick);
     assert_eq!(controller.progress_hints(&cluster), []);
     controller.step(now, &cluster, 1, Event::Reported { node: 1, reports: vec![leads()] });
-    let known = ProgressHint { shard: SHARD, epoch: Epoch(1), transactions: 200, time_ms: 1 };
+    let known =
+        ProgressHint { shard: SHARD, epoch: Epoch(1), progress: CommitProgress::new(200, 1) };
     assert_eq!(controller.progress_hints(&cluster), [known]);
     cluster.shards.get_mut(&SHARD).unwrap().epoch = Epoch(2);
     assert_eq!(controller.progress_hints(&cluster), []);

@@ -206,20 +206,15 @@ impl Story {
             .for_each(|hint| actor.hints.observe(hint));
         let (now_at, version) = (actor.position, self.cluster.version);
         let reports = self.cluster.shards.iter().map(|(shard, of)| {
-            let (heard_transactions, heard_time_ms) = actor.hints.get(*shard, of.epoch);
             let leads =
                 if *shard == SHARD { actor.leads } else { self.leaders.get(shard) == Some(&id) };
+            let progress = CommitProgress::new(now_at.sequence * 2, now_at.sequence * 10);
             ShardReport {
-                shard: *shard,
-                epoch: of.epoch,
-                position: now_at,
-                transactions: now_at.sequence * 2,
-                time_ms: now_at.sequence * 10,
                 leads,
-                settled_at: if leads && actor.is_settled { version } else { 0 },
+                voters_confirmed_at: if leads && actor.is_settled { version } else { 0 },
                 lag_ms: actor.lag_ms,
-                heard_transactions,
-                heard_time_ms,
+                hint: actor.hints.get(*shard, of.epoch),
+                ..ShardReport::new(*shard, of.epoch, now_at, progress)
             }
         });
         let event = Event::Reported { node: id, reports: reports.collect() };

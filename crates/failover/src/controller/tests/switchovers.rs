@@ -99,7 +99,7 @@ fn it_waits_until_the_group_has_the_voters_that_the_cluster_names() {
     (story.actor(2).leads, story.actor(2).is_settled) = (true, true);
     story.run_until_active(2);
     assert!(
-        matches!(story.changes.first(), Some(Change::SettleVoters { version: 2, .. })),
+        matches!(story.changes.first(), Some(Change::ConfirmVoters { version: 2, .. })),
         "{:?}",
         story.changes
     );

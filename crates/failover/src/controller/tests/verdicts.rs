@@ -71,18 +71,8 @@ impl Moment {
 }
 
 fn report(epoch: u16, leads: bool) -> ShardReport {
-    ShardReport {
-        shard: SHARD,
-        epoch: Epoch(epoch),
-        position: at(1, 100),
-        transactions: 200,
-        time_ms: 1,
-        leads,
-        settled_at: 0,
-        lag_ms: 0,
-        heard_transactions: 0,
-        heard_time_ms: 0,
-    }
+    let progress = CommitProgress::new(200, 1);
+    ShardReport { leads, ..ShardReport::new(SHARD, Epoch(epoch), at(1, 100), progress) }
 }
 
 fn said(verdict: Verdict) -> String {

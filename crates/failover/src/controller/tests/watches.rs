@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::controller::watch::{Sealing, Watch};
+use crate::target::TargetChoice;
 
 fn shard(planned: bool, to: Option<&str>) -> Shard {
     let to = to.map(str::to_owned);
@@ -113,17 +114,20 @@ fn answers_stay_when_an_operator_says_anew_where_to_and_go_when_nothing_may_be_l
     watch.follow(secs(1), &shard(false, None));
     let sealing = watch.sealing.as_mut().unwrap();
     sealing.answered(secs(2), 1, answer(at(1, 5), 3));
-    sealing.target = Some("b".to_owned());
+    sealing.target = TargetChoice::kept("b");
     // The same again changes nothing.
     watch.follow(secs(3), &shard(false, None));
     let sealing = watch.sealing.as_ref().unwrap();
     assert_eq!(
-        (sealing.since, sealing.progress_at, sealing.target.as_deref()),
+        (sealing.since, sealing.progress_at, sealing.target.chosen()),
         (secs(1), secs(2), Some("b"))
     );
     watch.follow(secs(4), &shard(false, Some("c")));
     let sealing = watch.sealing.as_ref().unwrap();
-    assert_eq!((sealing.since, sealing.progress_at, &sealing.target), (secs(4), secs(4), &None));
+    assert_eq!(
+        (sealing.since, sealing.progress_at, sealing.target.chosen()),
+        (secs(4), secs(4), None)
+    );
     assert_eq!((sealing.plan.to.as_deref(), sealing.answers.len()), (Some("c"), 1));
     watch.follow(secs(5), &shard(true, Some("c")));
     assert!(watch.sealing.as_ref().unwrap().answers.is_empty());
@@ -141,13 +145,13 @@ fn an_epoch_may_have_had_a_leader_once_it_is_active_or_more_than_its_base_is_rep
     };
     let mut watch = Watch::new(Duration::ZERO, &forming);
     watch.follow(secs(1), &forming);
-    assert_eq!((watch.progress, watch.may_have_led), ((100, 5_000), false));
-    watch.observe(100, 6_000);
-    watch.observe(90, 4_000);
-    assert_eq!((watch.progress, watch.may_have_led), ((100, 6_000), false));
-    watch.observe(101, 5_500);
-    watch.observe(1, 1);
-    assert_eq!((watch.progress, watch.may_have_led), ((101, 6_000), true));
+    assert_eq!((watch.progress, watch.may_have_led), (CommitProgress::new(100, 5_000), false));
+    watch.observe(CommitProgress::new(100, 6_000));
+    watch.observe(CommitProgress::new(90, 4_000));
+    assert_eq!((watch.progress, watch.may_have_led), (CommitProgress::new(100, 6_000), false));
+    watch.observe(CommitProgress::new(101, 5_500));
+    watch.observe(CommitProgress::new(1, 1));
+    assert_eq!((watch.progress, watch.may_have_led), (CommitProgress::new(101, 6_000), true));
     watch.follow(secs(2), &forming);
     assert!(watch.may_have_led, "it is never unsaid");
     for phase in [Phase::Active, Phase::SwitchingOver { to: "b".to_owned() }] {

@@ -44,7 +44,7 @@ fn words(change: &Change, cluster: &Cluster) -> String {
             format!("shard {shard}: epoch {epoch} begins in {target}, {from} was before, {loss}")
         }
         Change::Activate { shard, epoch } => format!("shard {shard}: epoch {epoch} is open"),
-        Change::SettleVoters { shard, .. } => {
+        Change::ConfirmVoters { shard, .. } => {
             format!("shard {shard}: its group has the voters named")
         }
         Change::ShowLoss { shard, epoch, node: id, transactions, at_most, .. } => {

@@ -39,10 +39,12 @@ pub(super) fn of(view: &View, now_ms: u64) -> Vec<String> {
 fn divergence_warnings(view: &View, warnings: &mut Vec<String>) {
     let mut found = BTreeMap::new();
     for (node, contact) in &view.contacts {
-        for (shard, other, position) in &contact.differs {
-            let pair = (*shard, *node.min(other), *node.max(other));
-            let first = found.entry(pair).or_insert(*position);
-            *first = position.min(first).to_owned();
+        for (shard, report) in &contact.reports {
+            for (other, position) in &report.divergences {
+                let pair = (*shard, *node.min(other), *node.max(other));
+                let first = found.entry(pair).or_insert(*position);
+                *first = position.min(first).to_owned();
+            }
         }
     }
     for ((shard, one, other), position) in found {
@@ -57,7 +59,11 @@ fn divergence_warnings(view: &View, warnings: &mut Vec<String>) {
 /// Nodes that fall behind because what others send is damaged on the way, or of a later version.
 fn refusal_warnings(view: &View, warnings: &mut Vec<String>) {
     for (node, contact) in view.contacts.iter().filter(|(_, contact)| is_fresh(contact.age_ms)) {
-        for (shard, why) in &contact.refuses {
+        let refusals = contact
+            .reports
+            .iter()
+            .filter_map(|(shard, report)| Some((shard, report.refuses.as_ref()?)));
+        for (shard, why) in refusals {
             let node = selection::node_name(&view.cluster, *node);
             warnings.push(format!("shard {shard}: {node} does not store what it is sent: {why}"));
         }
@@ -326,8 +332,12 @@ mod tests {
     fn nodes_that_hold_something_else_are_named_once_with_the_shard_and_the_position() {
         let mut view = view();
         let at = |sequence| meridian_types::Position::new(meridian_types::Epoch(1), sequence);
-        view.contacts.get_mut(&1).unwrap().differs.push((ShardId(1), 5, at(42)));
-        view.contacts.get_mut(&5).unwrap().differs.push((ShardId(1), 1, at(40)));
+        let mut diverges = |node: NodeId, other: NodeId, position| {
+            let contact = view.contacts.get_mut(&node).unwrap();
+            contact.reports.get_mut(&ShardId(1)).unwrap().divergences.push((other, position));
+        };
+        diverges(1, 5, at(42));
+        diverges(5, 1, at(40));
         let warnings = of(&view, 0);
         assert_eq!(warnings.len(), 1, "{warnings:#?}");
         has(
@@ -339,11 +349,9 @@ mod tests {
     #[test]
     fn a_node_that_refuses_what_it_is_sent_is_named_with_the_reason() {
         let mut view = view();
-        view.contacts
-            .get_mut(&5)
-            .unwrap()
-            .refuses
-            .insert(ShardId(1), "it is of format 2".to_owned());
+        let contact = view.contacts.get_mut(&5).unwrap();
+        contact.reports.get_mut(&ShardId(1)).unwrap().refuses =
+            Some("it is of format 2".to_owned());
         has(&view, "shard 1: region-2-b does not store what it is sent: it is of format 2");
         view.contacts.get_mut(&5).unwrap().age_ms = 60_000;
         assert!(!of(&view, 0).iter().any(|warning| warning.contains("does not store")));

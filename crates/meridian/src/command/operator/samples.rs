@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use meridian_directory::{
     Cluster, Database, FailoverMode, FailoverReport, Loss, Node, Phase, Rpo, Shard,
 };
-use meridian_types::{Epoch, NodeId, Position, ShardId};
+use meridian_failover::Contact;
+use meridian_types::{CommitProgress, Epoch, NodeId, Position, ShardId, ShardReport};
 
-use super::{Contact, Report, View};
+use super::View;
 
 pub(crate) const LEADER_TIME_MS: u64 = 1_787_227_200_000;
 
@@ -66,13 +67,16 @@ pub(crate) fn cluster() -> Cluster {
 /// What the directory's leader says while all is well: the voters are at sequence 100, the replicas
 /// at 98.
 pub(crate) fn view() -> View {
-    let report = |node: NodeId, shard: u32| Report {
-        epoch: Epoch(1),
-        position: Position::new(Epoch(1), if node <= 3 { 100 } else { 98 }),
-        transactions: if node <= 3 { 1000 } else { 980 },
-        time_ms: LEADER_TIME_MS - if node <= 3 { 0 } else { 50 },
-        leads: node == u64::from(shard),
-        lag_ms: [0, 0, 0, 30, 20, 90][usize::try_from(node - 1).unwrap()],
+    let report = |node: NodeId, shard: u32| {
+        let (sequence, transactions, age_ms) =
+            if node <= 3 { (100, 1000, 0) } else { (98, 980, 50) };
+        let position = Position::new(Epoch(1), sequence);
+        let progress = CommitProgress::new(transactions, LEADER_TIME_MS - age_ms);
+        ShardReport {
+            leads: node == u64::from(shard),
+            lag_ms: [0, 0, 0, 30, 20, 90][usize::try_from(node - 1).unwrap()],
+            ..ShardReport::new(ShardId(shard), Epoch(1), position, progress)
+        }
     };
     let reports =
         |node| [1, 2].into_iter().map(|shard| (ShardId(shard), report(node, shard))).collect();
@@ -84,9 +88,7 @@ pub(crate) fn view() -> View {
         changes: Vec::new(),
         progress: BTreeMap::new(),
         contacts: (1..=6)
-            .map(|node| {
-                (node, Contact { age_ms: 200, reports: reports(node), ..Contact::default() })
-            })
+            .map(|node| (node, Contact { age_ms: 200, reports: reports(node) }))
             .collect(),
     }
 }

@@ -1,11 +1,13 @@
-use std::collections::{BTreeMap, BTreeSet};
+//! What the directory says of the cluster, and what commands read from it.
+
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use meridian_directory::{Cluster, Shard};
-use meridian_failover::ControllerConfig;
-use meridian_proto::directory as wire;
-use meridian_types::{DatabaseId, Epoch, NodeId, Position, ShardId};
+use meridian_failover::{Contact, ControllerConfig};
+use meridian_proto::{directory as wire, shard_report};
+use meridian_types::{NodeId, ShardId, ShardReport};
 
 /// What the directory said when it was asked.
 #[derive(Debug, Clone)]
@@ -21,30 +23,6 @@ pub(crate) struct View {
     pub(crate) changes: Vec<wire::ChangeRecord>,
     pub(crate) progress: BTreeMap<ShardId, String>,
     pub(crate) contacts: BTreeMap<NodeId, Contact>,
-}
-
-/// When a node last renewed its lease, and what it said then.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Contact {
-    pub(crate) age_ms: u64,
-    pub(crate) reports: BTreeMap<ShardId, Report>,
-    /// Of the databases that are being deleted, those whose data the node has dropped.
-    pub(crate) dropped: BTreeSet<DatabaseId>,
-    /// Nodes that applied something else than this one, and at which position that was first seen.
-    pub(crate) differs: Vec<(ShardId, NodeId, Position)>,
-    /// Why it does not store what others send it.
-    pub(crate) refuses: BTreeMap<ShardId, String>,
-}
-
-/// What a node said of one shard.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Report {
-    pub(crate) epoch: Epoch,
-    pub(crate) position: Position,
-    pub(crate) transactions: u64,
-    pub(crate) time_ms: u64,
-    pub(crate) leads: bool,
-    pub(crate) lag_ms: u64,
 }
 
 /// Whether a node that was heard of so long ago counts as reachable, as the failover controller
@@ -65,18 +43,9 @@ impl View {
         let mut changes = response.changes;
         changes.sort_by_key(|change| change.version);
         let contact = |contact: wire::NodeContact| {
-            let dropped = contact.reports.iter().flat_map(|report| &report.dropped);
-            let dropped =
-                dropped.filter_map(|id| id.as_ref().try_into().ok().map(DatabaseId)).collect();
-            let differs = contact.reports.iter().flat_map(divergences).collect();
-            let refuses = contact.reports.iter().filter(|report| !report.refuses.is_empty());
-            let refuses =
-                refuses.map(|report| (ShardId(report.shard), report.refuses.clone())).collect();
-            let reports = contact.reports.into_iter().filter_map(report).collect();
-            (
-                contact.node_id,
-                Contact { age_ms: contact.age_ms, reports, dropped, differs, refuses },
-            )
+            let reports = contact.reports.into_iter().filter_map(shard_report);
+            let reports = reports.map(|report| (report.shard, report)).collect();
+            (contact.node_id, Contact { age_ms: contact.age_ms, reports })
         };
         Ok(Self {
             cluster,
@@ -93,14 +62,14 @@ impl View {
         })
     }
 
-    /// Nodes that are reachable and speak of the shard, with what they say.
+    /// Nodes that are reachable, with their reports of the shard.
     pub(crate) fn fresh_reports(
         &self,
         shard: ShardId,
-    ) -> impl Iterator<Item = (NodeId, Report)> + '_ {
+    ) -> impl Iterator<Item = (NodeId, &ShardReport)> + '_ {
         let fresh = self.contacts.iter().filter(|(_, contact)| is_fresh(contact.age_ms));
         fresh.filter_map(move |(node, contact)| {
-            contact.reports.get(&shard).map(|report| (*node, *report))
+            contact.reports.get(&shard).map(|report| (*node, report))
         })
     }
 
@@ -129,33 +98,10 @@ impl View {
     }
 }
 
-/// `None` for what no node of this version says.
-fn report(wire: wire::ShardReport) -> Option<(ShardId, Report)> {
-    let report = Report {
-        epoch: Epoch(u16::try_from(wire.epoch).ok()?),
-        position: position(wire.position?)?,
-        transactions: wire.transactions,
-        time_ms: wire.time_ms,
-        leads: wire.leads,
-        lag_ms: wire.lag_ms,
-    };
-    Some((ShardId(wire.shard), report))
-}
-
-fn divergences(report: &wire::ShardReport) -> impl Iterator<Item = (ShardId, NodeId, Position)> {
-    let shard = ShardId(report.shard);
-    report
-        .divergences
-        .iter()
-        .filter_map(move |other| Some((shard, other.node_id, position(other.position?)?)))
-}
-
-fn position(wire: meridian_proto::shipping::Position) -> Option<Position> {
-    Some(Position::new(Epoch(u16::try_from(wire.epoch).ok()?), wire.sequence))
-}
-
 #[cfg(test)]
 mod tests {
+    use meridian_types::Epoch;
+
     use super::*;
     use crate::command::operator::samples::{cluster, view};
 
