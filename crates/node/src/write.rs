@@ -3,5 +3,6 @@
 //! What always holds: an answer says what is committed and applied under this node's epoch lease, or
 //! that nothing is known.
 
+pub(crate) mod leader_term;
 pub(crate) mod proposer;
 pub(crate) mod shard_limits;

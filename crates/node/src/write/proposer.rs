@@ -2,12 +2,14 @@
 //!
 //! `backlog` holds the requests that wait, `admission` says which of them may be proposed now, and
 //! `refusal` why not; `room` says when a batch is full, `logged_time` what time a batch may say it
-//! is, `dropped` which databases are gone, and `session` is one term of leadership.
+//! is, `dropped` which databases are gone. `term` is what a leader waits for in one term, and in
+//! what order it proposes; `session` what it knows in it. `internal` is for writers that no client
+//! stands behind, of which `expiry` is one.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use meridian_consensus::{ProposalFailure, RaftGroup};
+use meridian_consensus::RaftGroup;
 use meridian_memory::{ByteBudget, Held};
 use meridian_storage::ShardState;
 use meridian_types::{DatabaseId, NodeId, RequestId, Transaction, WriteOutcome};
@@ -19,18 +21,24 @@ use crate::cluster_view::view::Directory;
 use crate::host::clocks::TimeSource;
 use crate::network::departure::Departure;
 use crate::shard::voter::ReadGate;
+use crate::write::leader_term::{self, LeaderTask, Led};
 
 mod admission;
 mod backlog;
 mod dropped;
+mod expiry;
+mod internal;
 mod logged_time;
 mod refusal;
 mod room;
 mod session;
+mod term;
 
 use backlog::{Backlog, QUEUE_REQUESTS, Queued};
+use expiry::Expiry;
 use logged_time::LoggedTime;
-use session::{Session, Swept};
+use session::Session;
+use term::{Inbox, Term, TermEnd};
 
 pub(crate) use admission::{AdmissionPolicy, AdmitAll};
 pub(crate) use refusal::WriteRefusal;
@@ -39,11 +47,6 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long a write waits at a node, from when it came until it is evaluated; then it is refused.
 /// Less than a gateway waits for its answer: what was not done is known not to have been.
 pub(crate) const PATIENCE: Duration = Duration::from_millis(700);
-/// How often it is looked whether something has expired: until the log says so, it is there for
-/// all. With [`TICK`], at least every 250 ms.
-const SWEEP: Duration = Duration::from_millis(100);
-/// Before a leader proposes again what Raft has refused.
-const REFUSED_PAUSE: Duration = Duration::from_millis(10);
 
 /// What became of a write at one node.
 #[derive(Debug, Clone, PartialEq)]
@@ -177,13 +180,11 @@ impl Proposer {
 struct Task {
     parts: ProposerParts,
     time: LoggedTime,
-    requests: mpsc::Receiver<Queued>,
-    /// Taken from there, and not looked at yet.
-    backlog: Backlog,
+    inbox: Inbox,
+    expiry: Expiry,
     seal: watch::Receiver<bool>,
     drained: watch::Sender<Option<u64>>,
-    /// Kept over sessions: a refused sweep is not tried again at once.
-    next_sweep: Instant,
+    ticks: Interval,
     /// The next batch waits so long: the one before was refused.
     not_before: Instant,
     /// A term in which batches were left in flight: to lead in it again could number one twice.
@@ -197,159 +198,99 @@ impl Task {
         seal: watch::Receiver<bool>,
         drained: watch::Sender<Option<u64>>,
     ) -> Self {
-        let (next_sweep, not_before) = (Instant::now(), Instant::now());
-        let time = LoggedTime::new(parts.state.applied().time_ms, parts.time.now());
-        let (backlog, left_term) = (Backlog::default(), None);
-        Self { parts, time, requests, backlog, seal, drained, next_sweep, not_before, left_term }
+        let mut ticks = tokio::time::interval(TICK);
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        Self {
+            time: LoggedTime::new(parts.state.applied().time_ms, parts.time.now()),
+            parts,
+            inbox: Inbox { requests, backlog: Backlog::default() },
+            expiry: Expiry::new(Instant::now()),
+            seal,
+            drained,
+            ticks,
+            not_before: Instant::now(),
+            left_term: None,
+        }
     }
 
     async fn run(mut self) {
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while self.lead_or_wait(&mut ticks).await.is_some() {}
+        while self.lead_or_wait().await.is_some() {}
     }
 
     /// Leads for a term, or waits for something to change. `None`: nobody can send requests any
     /// more.
-    async fn lead_or_wait(&mut self, ticks: &mut Interval) -> Option<()> {
+    async fn lead_or_wait(&mut self) -> Option<()> {
         let mut applied = self.parts.group.applied();
         applied.mark_unchanged();
         self.time.learn(self.parts.state.applied().time_ms, self.parts.time.now());
         match self.parts.group.leadership() {
             Ok(leadership) if self.left_term != Some(leadership.term) => {
-                match self.lead(leadership.term).await? {
-                    TermEnd::Drained => {}
-                    TermEnd::Left => self.left_term = Some(leadership.term),
+                self.ticks.reset_immediately();
+                let group = self.parts.group.clone();
+                match leader_term::lead(&group, leadership.term, self).await {
+                    Led::NotBegun | Led::Ended(TermEnd::Drained) => {}
+                    Led::Ended(TermEnd::Left) => self.left_term = Some(leadership.term),
+                    Led::Closed => return None,
                 }
             }
             observed => {
                 // Wait for a change of what was just seen: anything else could be true at once, for
                 // ever.
                 let term = observed.as_ref().ok().map(|leadership| leadership.term);
-                self.backlog.decline(observed.err().and_then(|not_leading| not_leading.leader));
+                let leader = observed.err().and_then(|not_leading| not_leading.leader);
+                self.inbox.backlog.decline(leader);
                 tokio::select! {
                     biased;
                     () = self.parts.group.leadership_changed(term) => {}
-                    // Looked at when it is known anew who leads: that may have changed while nobody
-                    // asked.
-                    queued = self.requests.recv() => self.backlog.push(queued?),
+                    // Declined when it is known anew who leads: that may have changed since the
+                    // request before.
+                    queued = self.inbox.requests.recv() => self.inbox.backlog.push(queued?),
                     // The logged time is learned at most once a tick while batches are applied, not
                     // with each.
                     () = async {
                         if applied.changed().await.is_err() {
                             std::future::pending::<()>().await;
                         }
-                        ticks.tick().await;
+                        self.ticks.tick().await;
                     } => {}
                 }
             }
         }
         Some(())
     }
-
-    /// Leads in one term, until leadership is lost or a batch is refused. `None`: nobody can send
-    /// requests any more.
-    ///
-    /// Nothing is evaluated before everything in the log up to this term's start is applied, which
-    /// is when an entry of this term is. The overlay lives and dies with the session.
-    async fn lead(&mut self, term: u64) -> Option<TermEnd> {
-        let group = self.parts.group.clone();
-        let lost = group.leadership_changed(Some(term));
-        tokio::pin!(lost);
-        let mut applied = group.applied();
-        let mut ticks = tokio::time::interval(TICK);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while applied.borrow_and_update().1 < term {
-            tokio::select! {
-                () = &mut lost => return Some(TermEnd::Drained),
-                changed = applied.changed() => changed.ok()?,
-                queued = self.requests.recv(), if !self.backlog.is_full() => self.backlog.push(queued?),
-                _ = ticks.tick() => self.backlog.give_up(),
-            }
-        }
-        let mut session = Session::new(&self.parts, &mut self.time, term, self.not_before);
-        // After a batch was refused: evaluate no more, let those in flight end, and begin anew.
-        // What was refused, as it is while a quorum has not answered for a moment, is tried again
-        // then.
-        let mut refused = false;
-        let mut seal = self.seal.clone();
-        loop {
-            let sealed = *seal.borrow_and_update();
-            if sealed {
-                self.backlog.refuse_as_sealed();
-                if session.is_idle() {
-                    self.drained.send_replace(Some(term));
-                }
-            }
-            let (slowed, not_before) = (session.is_slowed(), session.not_before);
-            let begins_at = session
-                .begins_at(&self.backlog)
-                .filter(|_| !sealed && !refused && session.has_room());
-            tokio::select! {
-                biased;
-                () = &mut lost => return Some(session.leave()),
-                result = session.oldest(), if !session.is_idle() => {
-                    if session.completed(result).is_err() {
-                        return Some(session.leave());
-                    }
-                }
-                queued = self.requests.recv(), if !self.backlog.is_full() => {
-                    self.backlog.push(queued?);
-                    while !self.backlog.is_full() && let Ok(next) = self.requests.try_recv() {
-                        self.backlog.push(next);
-                    }
-                }
-                _ = ticks.tick() => {
-                    self.backlog.give_up();
-                    session.look_at_clocks();
-                }
-                () = tokio::time::sleep_until(not_before.into()), if slowed && !self.backlog.is_empty() => {}
-                () = tokio::time::sleep_until(begins_at.unwrap_or(not_before).into()), if begins_at.is_some() => {}
-                changed = seal.changed() => changed.ok()?,
-            }
-            while !sealed && !refused && session.has_room() {
-                let to_drop = session.to_drop();
-                let proposed = if !to_drop.is_empty() {
-                    session.drop_databases(to_drop).await
-                } else if self.next_sweep <= Instant::now() && session.may_sweep() {
-                    self.next_sweep = Instant::now() + SWEEP;
-                    session.sweep().await.map(|swept| {
-                        if swept == Swept::Some {
-                            self.next_sweep = Instant::now();
-                        }
-                    })
-                } else if session.begins_at(&self.backlog).is_none_or(|at| at > Instant::now()) {
-                    break;
-                } else {
-                    session.propose(&mut self.backlog).await
-                };
-                match proposed {
-                    Ok(()) => {}
-                    Err(ProposalFailure::NotAppended | ProposalFailure::TooLarge { .. }) => {
-                        refused = true;
-                        self.backlog.put_back(std::mem::take(&mut session.declined));
-                        self.not_before = Instant::now() + REFUSED_PAUSE;
-                    }
-                    // To lead in this term again could give its number out twice.
-                    Err(ProposalFailure::Unknown) => {
-                        session.leave();
-                        return Some(TermEnd::Left);
-                    }
-                }
-            }
-            if refused && session.is_idle() {
-                return Some(TermEnd::Drained);
-            }
-        }
-    }
 }
 
-/// How leading in a term ended.
-enum TermEnd {
-    /// Nothing is in flight.
-    Drained,
-    /// What was in flight may commit or not.
-    Left,
+impl LeaderTask for Task {
+    type End = TermEnd;
+    type Session<'a> = Term<'a>;
+
+    async fn before_first_entry(&mut self) -> Option<()> {
+        let Inbox { requests, backlog } = &mut self.inbox;
+        tokio::select! {
+            queued = requests.recv(), if !backlog.is_full() => backlog.push(queued?),
+            _ = self.ticks.tick() => backlog.give_up(),
+        }
+        Some(())
+    }
+
+    /// Nothing is evaluated before. The overlay lives and dies with the session.
+    fn begin(&mut self, term: u64) -> Term<'_> {
+        let session = Session::new(&self.parts, &mut self.time, term, self.not_before);
+        let mut term = Term {
+            term,
+            session,
+            inbox: &mut self.inbox,
+            expiry: &mut self.expiry,
+            not_before: &mut self.not_before,
+            ticks: &mut self.ticks,
+            seal: self.seal.clone(),
+            drained: &self.drained,
+            sealed: false,
+            refused: false,
+        };
+        term.look_at_seal();
+        term
+    }
 }
 
 #[cfg(test)]

@@ -1,15 +1,24 @@
+//! Which renewals get a lease, and how changes are committed in one term.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
 use meridian_config::topology::{DEV_DEFAULT_DATABASE, Topology};
 use meridian_consensus::Peers;
 use meridian_directory::{Phase, Plan};
 use meridian_storage::{Call, Durability, Engine, HookedEngine, Hooks, MemoryEngine, StorageError};
+use meridian_types::{Epoch, Position, ShardId, Versionstamp, WriteOutcome};
 use parking_lot::{Condvar, Mutex};
 use renew_response::Result as Renewed;
 
+use super::session::Session;
+use super::term::decline;
 use super::*;
-use crate::cluster_view::bootstrap::first_cluster;
+use crate::cluster_view::bootstrap::{DIRECTORY_GROUP, first_cluster};
 use crate::cluster_view::epoch_lease::Fenced;
+use crate::replication::wire::position_to_wire;
 use crate::testing::{OnlyVoter, until};
-use crate::write::proposer::WriteRefusal;
+use crate::write::proposer::{WriteRefusal, WriteReply};
 
 const SHARD: ShardId = ShardId(1);
 const TERM: u64 = 7;
@@ -31,20 +40,8 @@ async fn take_part(parts: &LeaderParts) {
 /// A leader with a cluster that is committed, which commits nothing by itself.
 async fn session(cluster: Cluster) -> Session {
     let parts = Arc::new(voter(Arc::new(MemoryEngine::default())).await);
-    let now = parts.directory.now();
-    Session {
-        term: TERM,
-        controller: Controller::new(parts.config.clone(), now),
-        base: Some((cluster, Versionstamp::new(Position::ZERO, 0))),
-        pending: VecDeque::new(),
-        in_flight: None,
-        contacts: Vec::new(),
-        changing: None,
-        calls: Calls::default(),
-        internal: mpsc::unbounded_channel().0,
-        stepped_at: tokio::time::Instant::now(),
-        parts,
-    }
+    let session = Session::new(parts, TERM, mpsc::unbounded_channel().0);
+    Session { base: Some((cluster, Versionstamp::new(Position::ZERO, 0))), ..session }
 }
 
 /// Version 5 of a named cluster that knows node 1's folder, and no other.
@@ -280,7 +277,7 @@ async fn whoever_wants_a_change_is_told_what_became_of_it() {
 
 #[tokio::test]
 async fn a_leader_that_leaves_does_not_know_what_becomes_of_what_is_in_flight() {
-    let (session, mut first, mut second) = committing().await;
+    let (mut session, mut first, mut second) = committing().await;
     session.leave();
     assert_eq!(first.try_recv(), Ok(Err(ExecuteFailure::Unknown)));
     assert_eq!(second.try_recv(), Ok(Err(ExecuteFailure::NotLeader)), "it was not begun");

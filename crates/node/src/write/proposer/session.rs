@@ -1,6 +1,6 @@
-//! One term of leadership: evaluates requests, proposes batches, and answers what commits.
+//! What a leader knows in one term: evaluates requests, proposes batches, and answers what commits.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use meridian_consensus::{Proposal, ProposalFailure};
 use meridian_memory::Held;
 use meridian_proto::encode_batch;
-use meridian_storage::{Expired, StorageError, or_fatal};
+use meridian_storage::{StorageError, or_fatal};
 use meridian_txn::{Evaluation, Overlaid, Overlay, evaluate};
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, Effect, MutationKind, Position, Refusal, RequestId,
-    Transaction, Versionstamp, WriteOutcome,
+    Batch, CommittedTransaction, MutationKind, Position, Refusal, RequestId, Transaction,
+    Versionstamp, WriteOutcome,
 };
 use tokio::sync::oneshot;
 
@@ -21,13 +21,10 @@ use super::backlog::{Backlog, Queued, respond};
 use super::dropped::Dropped;
 use super::logged_time::LoggedTime;
 use super::room::Room;
-use super::{ProposerParts, TermEnd, WriteRefusal, WriteReply, WriteRequest};
+use super::term::TermEnd;
+use super::{ProposerParts, WriteRefusal, WriteReply, WriteRequest};
 use crate::cluster_view::epoch_lease::EpochLease;
 
-/// What one batch removes of what has expired, at most. One such batch is in flight at a time, so
-/// that requests have the others.
-const SWEEP_ROWS: usize = 2000;
-const SWEEP_BYTES: usize = 1 << 20;
 /// Batches in flight at most.
 const BATCHES_IN_FLIGHT: usize = 4;
 /// While others are in flight, a batch waits for as many requests as those have, since each batch
@@ -76,9 +73,10 @@ pub(super) struct Session<'a> {
     /// they find expired is so for everybody who has applied what they saw, also when they leave no
     /// batch behind.
     time_ms: u64,
-    sweep: Option<Position>,
+    /// The batch of an internal writer that is in flight.
+    pub(super) internal: Option<Position>,
     /// What the batches in flight write, over the applied state.
-    overlay: Overlay,
+    pub(super) overlay: Overlay,
     /// Oldest first. They commit in this order.
     in_flight: VecDeque<InFlight>,
     /// How long batches take from here to where they are applied, smoothed.
@@ -87,14 +85,6 @@ pub(super) struct Session<'a> {
     /// Of a batch that was refused: nothing was done. In order.
     pub(super) declined: Vec<Queued>,
     pub(super) dropped: Dropped,
-}
-
-/// What a sweep has removed of what has expired.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Swept {
-    All,
-    /// As much as a batch may.
-    Some,
 }
 
 /// Leadership was lost with a batch in flight.
@@ -119,7 +109,7 @@ impl<'a> Session<'a> {
             last: Position::new(parts.group.id().epoch, applied.position.sequence),
             not_before,
             time_ms: applied.time_ms,
-            sweep: None,
+            internal: None,
             overlay: Overlay::new(),
             in_flight: VecDeque::new(),
             commit_time: Duration::ZERO,
@@ -170,8 +160,8 @@ impl<'a> Session<'a> {
             (self.commit_time * (NEWEST_COUNTS - 1) + batch.since.elapsed()) / NEWEST_COUNTS;
         self.overlay.release(batch.position);
         self.dropped.completed(batch.position);
-        if self.sweep == Some(batch.position) {
-            self.sweep = None;
+        if self.internal == Some(batch.position) {
+            self.internal = None;
         }
         for request in &batch.requests {
             self.by_request.remove(request);
@@ -323,57 +313,6 @@ impl<'a> Session<'a> {
             time_ms: self.look_at_clocks(),
             transactions: Vec::new(),
         }
-    }
-
-    pub(super) fn may_sweep(&self) -> bool {
-        self.sweep.is_none() && self.refusal(true).is_none()
-    }
-
-    /// Logs the time, if something expires by it that is there, and deletes that, as effects like
-    /// any others, so that every replica does the same.
-    pub(super) async fn sweep(&mut self) -> Result<Swept, ProposalFailure> {
-        let mut batch = self.next_batch();
-        let time_ms = batch.time_ms;
-        if or_fatal(self.parts.state.expired(time_ms, 1)).is_empty() {
-            return Ok(Swept::All);
-        }
-        let state = Arc::clone(&self.parts.state);
-        let looking =
-            tokio::task::spawn_blocking(move || or_fatal(state.expired(time_ms, SWEEP_ROWS)));
-        // It panics never, and a cancelled one is the node stopping.
-        let Ok(expired) = looking.await else { return Ok(Swept::All) };
-        let mut swept = if expired.len() < SWEEP_ROWS { Swept::All } else { Swept::Some };
-        let (mut rows, mut bytes) = (0, 0);
-        let mut by_database: BTreeMap<DatabaseId, Vec<Effect>> = BTreeMap::new();
-        for Expired { expire_at_ms, database, key, is_current } in expired {
-            let effects = by_database.entry(database).or_default();
-            let unindex = Effect::Unindex { key: key.clone(), expire_at_ms };
-            (rows, bytes) = (rows + 1, bytes + 2 * unindex.size());
-            effects.push(unindex);
-            // What a batch in flight writes there is newer than what has expired.
-            if is_current && self.overlay.get(database, &key).is_none() {
-                effects.push(Effect::Delete { key });
-            }
-            if bytes >= SWEEP_BYTES {
-                swept = Swept::Some;
-                break;
-            }
-        }
-        for ((database, effects), order) in by_database.into_iter().zip(0..) {
-            self.overlay.push(Versionstamp::new(batch.position, order), database, &effects);
-            let request_id = RequestId::generate();
-            batch.transactions.push(CommittedTransaction {
-                request_id,
-                database,
-                effects,
-                refusal: None,
-            });
-        }
-        metrics::counter!("meridian_proposer_swept_rows_total").increment(rows);
-        let position = batch.position;
-        self.send(batch, Vec::new()).await?;
-        self.sweep = Some(position);
-        Ok(swept)
     }
 
     /// Answers `waiter` when the batch at `position` commits: it is in flight, or being made and

@@ -175,16 +175,17 @@ async fn one_sweep_is_in_flight_at_a_time_and_none_where_nothing_may_be_written(
     let (term, mut time) = left_to_the_test(&leader).await;
     let mut session = Session::new(&leader.parts, &mut time, term, Instant::now());
     leader.skip(2 * HOUR_MS);
-    assert!(session.may_sweep());
+    let mut expiry = Expiry::new(Instant::now());
+    assert!(session.admits(&expiry));
     engine.hold_syncs();
-    session.sweep().await.unwrap();
+    session.propose_internal(&mut expiry).await.unwrap();
     assert!(
-        !session.is_idle() && !session.may_sweep(),
+        !session.is_idle() && !session.admits(&expiry),
         "what it removes is there still, and would be found again"
     );
     engine.release_syncs();
     complete_one(&mut session).await;
-    assert!(leader.value("k").is_none() && session.may_sweep());
+    assert!(leader.value("k").is_none() && session.admits(&expiry));
     leader.directory.seal(ShardId(1), Epoch(1));
-    assert!(!session.may_sweep());
+    assert!(!session.admits(&expiry));
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use meridian_storage::{RaftApplied, ReadView};
 
 use super::*;
+use crate::write::proposer::expiry::SWEEP;
 
 const HOUR_MS: u64 = 3_600_000;
 const DAY_MS: i64 = 24 * 3_600_000;

@@ -2,6 +2,8 @@
 
 use std::task::Poll;
 
+use meridian_consensus::ProposalFailure;
+
 use super::*;
 
 const HOUR_MS: u64 = 3_600_000;
@@ -104,8 +106,7 @@ async fn a_term_goes_on_while_nothing_is_asked_for_and_begins_no_batch_before_it
     let (queue, requests) = mpsc::channel(9);
     let mut task =
         Task::new(leader.parts.clone(), requests, seal.subscribe(), watch::Sender::new(None));
-    let mut ticks = tokio::time::interval(Duration::from_millis(10));
-    let mut turn = std::pin::pin!(task.lead_or_wait(&mut ticks));
+    let mut turn = std::pin::pin!(task.lead_or_wait());
     for _ in 0..2 {
         let (queued, answer) = leader.queued(set("k", "v"));
         let since = Instant::now() + Duration::from_millis(50);
@@ -138,16 +139,14 @@ async fn nobody_leads_again_in_a_term_in_which_batches_were_left_in_flight() {
             Task::new(leader.parts.clone(), requests, seal.subscribe(), watch::Sender::new(None)),
         )
     };
-    let ticks = || tokio::time::interval(Duration::from_millis(10));
     // As if it had left some.
     let (queue, mut declines) = task();
     declines.left_term = Some(term);
     let (queued, mut answer) = leader.queued(set("k", "again"));
     queue.try_send(queued).ok().unwrap();
-    let mut its_ticks = ticks();
     let answer = loop {
         // To lead would take as long as the term.
-        let turn = declines.lead_or_wait(&mut its_ticks);
+        let turn = declines.lead_or_wait();
         drop(tokio::time::timeout(Duration::from_millis(500), turn).await);
         match answer.try_recv() {
             Err(oneshot::error::TryRecvError::Empty) => {}
@@ -167,7 +166,7 @@ async fn nobody_leads_again_in_a_term_in_which_batches_were_left_in_flight() {
         }
         group.shutdown().await;
     });
-    let turn = leaves.lead_or_wait(&mut ticks()).await;
+    let turn = leaves.lead_or_wait().await;
     assert_eq!(
         (turn, answer.await.unwrap(), leaves.left_term),
         (Some(()), WriteReply::Unknown, Some(term))
