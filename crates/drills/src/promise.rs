@@ -1,5 +1,5 @@
-//! The promises of the product, and how runs of drills are held against them: section 2 of the
-//! design.
+//! The promises of the product, and how runs of drills are held against them. The README lists
+//! them.
 
 use std::collections::BTreeMap;
 

@@ -1,6 +1,6 @@
 //! What was acknowledged is there in the end: a final read shows the state after all commits.
 //!
-//! Source: `design.md` 2: a commit is durable in at least two data centers before it is
+//! Source: `docs/consistency.md`: a commit is durable in at least two data centers before it is
 //! acknowledged, and no loss of one loses any (RPO 0). What a failover says it lost is not there,
 //! and does not come back.
 

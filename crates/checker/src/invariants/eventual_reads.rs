@@ -2,9 +2,9 @@
 //! from the future; and through one gateway, what completed earlier is never newer than what was
 //! invoked later.
 //!
-//! Source: `design.md` 5: "A reader never sees versions go backwards through one gateway", and "one
-//! request's ranges are read from one RocksDB snapshot". Strong reads and acknowledged writes
-//! through the same gateway do not bound its eventual reads.
+//! Source: `docs/consistency.md`, "Eventual reads": of two reads through one gateway the later one
+//! shows no older state, and all ranges of a read come from one state. Strong reads and
+//! acknowledged writes through the same gateway do not bound its eventual reads.
 
 use std::collections::BTreeMap;
 

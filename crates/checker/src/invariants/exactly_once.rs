@@ -2,8 +2,9 @@
 //! committed amounts, a list holds an element once, and what a transaction wrote has one
 //! versionstamp.
 //!
-//! Source: `design.md` 4.5: a request retried with the same id across leader change, restart,
-//! snapshot and failover is applied once and answered with the original result.
+//! Source: `docs/adr/0003-exactly-once.md`: a request retried with its id across
+//! leader change, restart, snapshot and failover is applied once and answered with the original
+//! result.
 
 use std::collections::HashSet;
 use std::iter;

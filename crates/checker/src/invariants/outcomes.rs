@@ -1,8 +1,9 @@
-//! What was reported not to have committed is never seen, and neither is what nobody wrote.
+//! A transaction that was reported not to have committed is never seen, nor a value that no client
+//! wrote.
 //!
-//! Source: `design.md` 4: "An outcome that cannot be known is never reported as a failure or as a
-//! success"; `kv-connect.md`: a 5xx for a write goes out only when it definitely did not commit,
-//! and a transaction whose checks failed writes nothing.
+//! Source: `docs/consistency.md`: a write that is answered with 503 never commits, and an outcome
+//! that cannot be known is not answered; `docs/kv-connect.md` has the rules of the protocol. A
+//! transaction whose checks failed writes nothing.
 
 use crate::checker::Evidence;
 use crate::history::TxnOutcome;

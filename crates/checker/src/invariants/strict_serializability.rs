@@ -5,8 +5,9 @@
 //! A failover that loses a tail is in that order too, behind what it loses: what saw the tail lies
 //! before it, and so may not begin after the new epoch has answered anything.
 //!
-//! Source: `design.md` 2 and 4 (a failed check is answered only once what it was evaluated against
-//! has committed, and tells *all* failed checks) and 5. That one pass decides it: see `placement`.
+//! Source: `docs/consistency.md`, "Strong reads", and `docs/protocol/write.md`: a failed check is
+//! answered after the batches that it may have seen have committed, and names *all* failed checks.
+//! That one pass decides it: see `placement`.
 
 use std::collections::HashMap;
 

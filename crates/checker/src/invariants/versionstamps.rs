@@ -1,7 +1,7 @@
 //! A versionstamp names one transaction, and the order of versionstamps keeps real time: what was
 //! acknowledged before another was invoked has the lower one.
 //!
-//! Source: `design.md` 1 (a sequence is never reused within an epoch) and 2 (external consistency);
+//! Source: `docs/consistency.md`, "Versionstamps": they order commits and are never given twice;
 //! FoundationDB's versionstamps, which KV Connect takes over.
 
 use crate::checker::Evidence;

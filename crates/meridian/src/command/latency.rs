@@ -1,5 +1,5 @@
 //! `meridian latency`: what eventual reads, strong reads and writes take from the gateway of each
-//! region, and how soon a write shows there. The table behind the promises of the design.
+//! region, and how soon a write shows there. The README has figures of it.
 //!
 //! | module | what it holds |
 //! |---|---|
