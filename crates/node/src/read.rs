@@ -1,4 +1,6 @@
 //! Reads of one node's states: how many run at a time, and what they may hold in memory.
 
 pub(crate) mod execution;
+pub(crate) mod freshness;
+pub(crate) mod read_index;
 pub(crate) mod shared_call;

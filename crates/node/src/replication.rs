@@ -7,5 +7,8 @@ pub(crate) mod catch_up;
 pub(crate) mod comparison;
 pub(crate) mod compression;
 pub(crate) mod progress;
+pub(crate) mod shipped_batch;
 pub(crate) mod snapshot_transfer;
+pub(crate) mod staging;
+pub(crate) mod state_chunk;
 pub(crate) mod wire;

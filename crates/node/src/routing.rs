@@ -1,6 +1,9 @@
 //! From a gateway to the node that can answer: the leader, retries, hedges, and what they may cost.
 
+pub(crate) mod cluster_nodes;
 pub(crate) mod hedge;
+pub(crate) mod nodes;
 pub(crate) mod read_answer;
+pub(crate) mod revival;
 pub(crate) mod router;
 pub(crate) mod write_calls;

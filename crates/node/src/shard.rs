@@ -1,5 +1,6 @@
 //! What this node is in each shard: a voter of an epoch, or a replica.
 
+pub(crate) mod local;
 pub(crate) mod replica;
 pub(crate) mod table;
 pub(crate) mod voter;

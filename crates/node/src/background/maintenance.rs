@@ -25,11 +25,13 @@ use crate::host::clocks::Clocks;
 use crate::host::disk::{DiskGuard, LOOK, MIN_FREE_BYTES, Room, free_bytes};
 use crate::network::peers::PeerChannels;
 use crate::replication::comparison::checkpoint;
+use crate::replication::progress::KEEP_BATCHES;
 use crate::replication::progress::{FollowerLag, Followers};
 use crate::replication::snapshot_transfer::StateExchange;
 use crate::replication::wire::status_to_wire;
+use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
-use crate::shard::voter::{LocalShard, Voter};
+use crate::shard::voter::Voter;
 
 const PERSIST_MARKS: Duration = Duration::from_secs(1);
 const PURGE: Duration = Duration::from_secs(10);
@@ -47,8 +49,6 @@ const LEASE_GOOD: Duration = Duration::from_millis(1900);
 const PREFERRED_LEADER: Duration = Duration::from_secs(10);
 /// Batches that are not worth a purge.
 const PURGE_AT_LEAST: u64 = 1000;
-/// Kept in any case: what a member or replica lacks that was away for a moment.
-pub(crate) const KEEP_BATCHES: u64 = 1000;
 /// Logs are kept for copies that take long only while so much disk is free: beyond, a copy may have
 /// to begin anew.
 const COPY_FREE_BYTES: u64 = 4 * MIN_FREE_BYTES;

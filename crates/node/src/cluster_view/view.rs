@@ -4,6 +4,7 @@
 //! What it knows may be old; it says so by itself nowhere. What must not be old is guarded by a
 //! lease: [`EpochLease`].
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -47,6 +48,11 @@ impl Known {
             grants.map(|(_, digest, grant, expires)| (digest, grant, expires)),
         );
         Self { cluster, topology, access }
+    }
+
+    /// Where the nodes of the cluster are called.
+    pub(crate) fn rpc_addresses(self: &Arc<Self>) -> HashSet<String> {
+        self.topology.nodes.values().map(|node| node.rpc_address.clone()).collect()
     }
 }
 

@@ -6,13 +6,14 @@ use meridian_consensus::{Peers, RaftGroup, RaftGroupOptions, RaftTiming};
 use meridian_directory::Cluster;
 use meridian_failover::ControllerConfig;
 use meridian_memory::ByteBudget;
-use meridian_storage::{ShardState, ShippedLog, StorageError, or_fatal};
+use meridian_storage::{GroupId, ShardState, ShippedLog, StorageError, or_fatal};
 use meridian_types::{EpochHistory, Position};
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
 use crate::directory_group::leader::{DirectoryVoter, LeaderParts};
+use crate::host::disk::DiskGuard;
 use crate::network::peers::ControlPeers;
 use crate::placement::reconciler::{KeeperParts, Vouched, run_member};
 use crate::replication::progress::Followers;
@@ -143,5 +144,29 @@ impl DirectoryPart {
             or_fatal(self.take().await);
             self.leave().await;
         }
+    }
+}
+
+/// Whether the batches of this group's leader are not appended, for want of room on the disk.
+pub(crate) fn refuses_batches_of(group: GroupId, disk: &DiskGuard) -> bool {
+    if group == DIRECTORY_GROUP { disk.takes_no_change() } else { disk.takes_nothing() }
+}
+
+#[cfg(test)]
+mod tests {
+    use meridian_types::ShardId;
+
+    use super::*;
+
+    #[test]
+    fn the_directory_is_followed_on_a_full_disk() {
+        let (guard, epoch) = (DiskGuard::default(), DIRECTORY_GROUP.epoch);
+        let shard = GroupId { shard: ShardId(1), epoch };
+        assert!(!refuses_batches_of(shard, &guard));
+        guard.set_takes_nothing(true);
+        assert!(refuses_batches_of(shard, &guard));
+        assert!(!refuses_batches_of(DIRECTORY_GROUP, &guard));
+        guard.set_takes_no_change(true);
+        assert!(refuses_batches_of(DIRECTORY_GROUP, &guard));
     }
 }

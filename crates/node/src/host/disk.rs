@@ -7,10 +7,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::Duration;
 
-use meridian_storage::GroupId;
 use rustix::fs::{FallocateFlags, fallocate, statvfs};
-
-use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
 
 /// Less free disk than this beyond what memtables will take when they are flushed, on the leader or
 /// on so many voters that the others are no majority, and writes are refused while reads, and
@@ -98,19 +95,20 @@ impl DiskGuard {
         self.takes_nothing.load(Ordering::Relaxed)
     }
 
-    /// Whether the batches of this group's leader are not appended. Those of the directory's own
-    /// group are for longer: they are few, and without them no full node is taken out of a shard.
-    pub(crate) fn refuses_batches_of(&self, group: GroupId) -> bool {
-        if group == DIRECTORY_GROUP {
-            self.takes_no_change.load(Ordering::Relaxed)
-        } else {
-            self.takes_nothing()
-        }
+    /// Whether not even what the directory's leader sends is appended. Its batches are for longer:
+    /// they are few, and without them no full node is taken out of a shard.
+    pub(crate) fn takes_no_change(&self) -> bool {
+        self.takes_no_change.load(Ordering::Relaxed)
     }
 
     #[cfg(test)]
     pub(crate) fn set_takes_nothing(&self, takes_nothing: bool) {
         self.takes_nothing.store(takes_nothing, Ordering::Relaxed);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_takes_no_change(&self, takes_no_change: bool) {
+        self.takes_no_change.store(takes_no_change, Ordering::Relaxed);
     }
 
     /// What an operator is to know of it.
@@ -262,18 +260,6 @@ mod tests {
     }
 
     #[test]
-    fn the_directory_is_followed_on_a_full_disk() {
-        let (guard, epoch) = (DiskGuard::default(), DIRECTORY_GROUP.epoch);
-        let shard = GroupId { shard: meridian_types::ShardId(1), epoch };
-        assert!(!guard.refuses_batches_of(shard));
-        guard.set_takes_nothing(true);
-        assert!(guard.refuses_batches_of(shard));
-        assert!(!guard.refuses_batches_of(DIRECTORY_GROUP));
-        guard.takes_no_change.store(true, Ordering::Relaxed);
-        assert!(guard.refuses_batches_of(DIRECTORY_GROUP));
-    }
-
-    #[test]
     fn what_memtables_hold_is_counted_as_written() {
         let (folder, guard) = (tempfile::tempdir().unwrap(), DiskGuard::default());
         guard.check(folder.path(), 0);
@@ -295,7 +281,7 @@ mod tests {
         ] {
             leaving(left);
             assert_eq!(guard.room(), Room::Exhausted);
-            takes.push((!guard.takes_nothing(), !guard.refuses_batches_of(DIRECTORY_GROUP)));
+            takes.push((!guard.takes_nothing(), !guard.takes_no_change()));
         }
         assert_eq!(
             takes,

@@ -14,7 +14,7 @@ use tonic::body::Body;
 use tonic::codegen::Service;
 use tonic::transport::Channel;
 
-use crate::routing::hedge::Failed;
+use crate::network::call_failure::Failed;
 
 const HERE: u8 = 0;
 const LEFT: u8 = 1;

@@ -16,8 +16,6 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 use tonic::transport::server::{Connected, TcpConnectInfo};
 
-use crate::cluster_view::view::Known;
-
 /// How long to leave the listener alone when it cannot accept, as when file descriptors run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// A name of a node that is not answered by then is left as it was.
@@ -108,20 +106,19 @@ pub(crate) fn incoming(
     )
 }
 
-/// Finds the addresses of the nodes that `known` names, again and again: names may come to mean
-/// others. Those of a name that is not answered stay as they were. Ends when nobody asks for them
-/// any more, or knows of the cluster.
-pub(crate) async fn look_up(
-    mut known: watch::Receiver<Arc<Known>>,
+/// Finds the addresses that `names` gives for what is `known` of the cluster, again and again: names
+/// may come to mean others. Those of a name that is not answered stay as they were. Ends when
+/// nobody asks for them any more, or knows of the cluster.
+pub(crate) async fn look_up<K>(
+    mut known: watch::Receiver<K>,
+    names: impl Fn(&K) -> HashSet<String>,
     members: watch::Sender<HashSet<IpAddr>>,
 ) {
     let mut found = HashMap::<String, Vec<IpAddr>>::new();
     loop {
-        let topology = Arc::clone(&known.borrow_and_update().topology);
-        let names: HashSet<&String> =
-            topology.nodes.values().map(|node| &node.rpc_address).collect();
+        let names = names(&known.borrow_and_update());
         found.retain(|name, _| names.contains(name));
-        for name in names {
+        for name in &names {
             if let Ok(Ok(addresses)) = timeout(LOOK_UP_TIMEOUT, lookup_host(name)).await {
                 found.insert(
                     name.clone(),
@@ -231,7 +228,7 @@ mod tests {
 
     use super::*;
     use crate::cluster_view::bootstrap::first_cluster;
-    use crate::cluster_view::view::Directory;
+    use crate::cluster_view::view::{Directory, Known};
 
     #[test]
     fn one_address_leaves_room_for_others() {
@@ -276,7 +273,7 @@ mod tests {
         let directory = Directory::new(first_cluster(&topology), Access::default(), None);
         let members = watch::Sender::default();
         let mut found = members.subscribe();
-        tokio::spawn(look_up(directory.watch(), members));
+        tokio::spawn(look_up(directory.watch(), Known::rpc_addresses, members));
         let at = |last| IpAddr::from([10, 0, 0, last]);
         found
             .wait_for(|found| found.contains(&at(2)) && found.iter().any(IpAddr::is_loopback))

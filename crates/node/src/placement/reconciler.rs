@@ -29,9 +29,10 @@ use crate::placement::seals::Seal;
 use crate::read::execution::Reads;
 use crate::replication::catch_up::{self, Target};
 use crate::replication::progress::Followers;
+use crate::shard::local::LocalShard;
 use crate::shard::replica::{Replica, ReplicaParts};
 use crate::shard::table::ShardTable;
-use crate::shard::voter::{LocalShard, Voter, VoterParts};
+use crate::shard::voter::{Voter, VoterParts};
 use crate::write::shard_limits::ShardLimits;
 
 /// Rounds in which a founder that lags asks everybody for what it lacks; then it joins by a
@@ -121,6 +122,7 @@ struct Keeper {
     state: Arc<ShardState>,
     /// What this node takes as a replica.
     log: ShippedLog,
+    followers: Arc<Followers>,
 }
 
 impl Keeper {
@@ -132,8 +134,9 @@ impl Keeper {
         }
         let log = ShippedLog::open(&parts.engine, shard)?;
         log.replay(&state)?;
-        parts.shards.add(Arc::clone(&state), Followers::watch(&state));
-        Ok(Self { parts, shard, state, log })
+        let followers = Followers::watch(&state);
+        parts.shards.add(Arc::clone(&state), Arc::clone(&followers));
+        Ok(Self { parts, shard, state, log, followers })
     }
 
     async fn run(self) {
@@ -351,7 +354,7 @@ impl Keeper {
                 node_id: self.parts.node_id,
                 shard: self.shard,
                 directory: Arc::clone(&self.parts.directory),
-                shards: Arc::clone(&self.parts.shards),
+                followers: Arc::clone(&self.followers),
                 disk: Arc::clone(&self.parts.disk),
             }),
             writes: self.parts.writes.clone(),
@@ -372,9 +375,7 @@ impl Keeper {
     }
 
     fn restart_followers(&self) {
-        if let Some(followers) = self.parts.shards.followers(&self.shard) {
-            followers.restart(&self.state);
-        }
+        self.followers.restart(&self.state);
     }
 
     /// Before the group is opened by one that did not found it now.

@@ -15,7 +15,7 @@ use crate::divergence::orphan_files::KnownOrphans;
 use crate::host::clock::wall_ms;
 use crate::placement::reconciler::KeeperParts;
 use crate::replication::wire::position_to_wire;
-use crate::shard::voter::LocalShard;
+use crate::shard::local::LocalShard;
 
 /// Between two times that the disk is asked.
 const READ_EVERY: Duration = Duration::from_secs(1);

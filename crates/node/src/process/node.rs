@@ -30,31 +30,33 @@ use crate::background::maintenance::Maintenance;
 use crate::cluster_view::bootstrap::{DIRECTORY_GROUP, founded_cluster, topology_of};
 use crate::cluster_view::client::{Follower, LeaseRenewal};
 use crate::cluster_view::store::{incarnation, load_cluster};
-use crate::cluster_view::view::Directory;
+use crate::cluster_view::view::{Directory, Known};
 use crate::directory_group::leader::DirectoryVoter;
-use crate::directory_group::member::DirectoryPart;
+use crate::directory_group::member::{DirectoryPart, refuses_batches_of};
 use crate::host::clock::BootClock;
 use crate::host::clocks::Clocks;
 use crate::host::disk::{self, DiskGuard};
 use crate::host::open_files;
 use crate::host::ports;
 use crate::network::control::{Connections, ControlRuntime, adopt, divide};
-use crate::network::identity::ClusterGate;
 use crate::network::incoming::{Members, Room, incoming, look_up};
 use crate::network::peers::{Dial, MAX_MESSAGE_BYTES, PeerChannels};
 use crate::placement::reconciler::{KeeperParts, keep_all};
 use crate::placement::report::Standing;
 use crate::read::execution::Reads;
 use crate::replication::snapshot_transfer::StateExchange;
-use crate::routing::router::{ClusterNodes, Router};
+use crate::routing::cluster_nodes::ClusterNodes;
+use crate::routing::router::Router;
 use crate::routing::write_calls::WriteCalls;
 use crate::rpc::admin::AdminService;
+use crate::rpc::cluster_gate::ClusterGate;
 use crate::rpc::directory::DirectoryService;
 use crate::rpc::failover::FailoverService;
 use crate::rpc::replication::ShippingService;
 use crate::rpc::shard::ShardService;
+use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
-use crate::shard::voter::{LocalShard, Voter};
+use crate::shard::voter::Voter;
 
 /// How long a gateway stays closed while the node applies again what it had not flushed.
 const RECOVERY: Duration = Duration::from_secs(3);
@@ -142,7 +144,7 @@ impl Node {
         let disk = Arc::new(DiskGuard::default());
         let guard = Arc::clone(&disk);
         let raft = RaftService::new(node_id, Arc::clone(&transfer), Arc::clone(&engine))
-            .refusing_batches_while(move |group| guard.refuses_batches_of(group));
+            .refusing_batches_while(move |group| refuses_batches_of(group, &guard));
         let (stop, stop_rpc) = (CancellationToken::new(), CancellationToken::new());
         let clocks = Clocks::default();
         let reads = Reads::new(ByteBudget::new("reads", shares.reads));
@@ -217,7 +219,7 @@ impl Node {
         };
         let members = watch::Sender::default();
         let incoming = (room(files), members.subscribe());
-        tokio::spawn(look_up(directory.watch(), members));
+        tokio::spawn(look_up(directory.watch(), Known::rpc_addresses, members));
         let rpc_server = services.start(rpc, incoming, control.handle(), &stop_rpc)?;
 
         let part = DirectoryPart {

@@ -18,7 +18,8 @@ use crate::process::node::{
     StartError, configured_access, gateway_options, listen, max_memory_bytes, peer_channels,
 };
 use crate::read::execution::Reads;
-use crate::routing::router::{ClusterNodes, Router};
+use crate::routing::cluster_nodes::ClusterNodes;
+use crate::routing::router::Router;
 use crate::routing::write_calls::WriteCalls;
 
 /// How long a gateway stays closed while it has not heard from its cluster.

@@ -11,8 +11,6 @@ use meridian_storage::{ReadView, ShardState, StateRead, StorageError, Turn, or_f
 use meridian_types::{DatabaseId, Entry, ReadRange, limits};
 use tokio::sync::Semaphore;
 
-use crate::routing::read_answer::weight;
-
 /// How long a read waits for bytes before it is refused: others are answered in the meantime, and
 /// clients try again what is refused.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
@@ -20,6 +18,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// What one entry takes at most.
 const MAX_ENTRY_BYTES: usize = limits::MAX_VALUE_BYTES + limits::MAX_READ_KEY_BYTES + 256;
+/// What an entry takes beside its key and value.
+const ENTRY_BYTES: usize = 256;
 const SMALL_BYTES: usize = 256 << 10;
 /// What a read is given to hold. Most need the first only; one that needs more gives back what it
 /// has, waits for the next, and begins anew, so that nobody waits who holds anything.
@@ -161,6 +161,11 @@ impl Reads {
         // Nobody works any more when the runtime ends. A panic has stopped the process.
         worked.await.map_err(|_| Interrupted::Stopping)?.map_err(Interrupted::Storage)
     }
+}
+
+/// What an entry costs to hold, in bytes.
+pub(crate) fn weight(entry: &Entry) -> usize {
+    entry.key.len() + entry.value.data.len() + ENTRY_BYTES
 }
 
 /// Gives the bytes that an answer takes back with its last entry, which is the last to be encoded.

@@ -4,24 +4,19 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use meridian_proto::directory::{
     ReadLogRequest, ReadStateRequest, failover_client::FailoverClient,
 };
-use meridian_proto::shipping::{Batches, StoredBatches};
-use meridian_proto::{DecodedBatch, InvalidBatch, decode_stored};
-use meridian_storage::{
-    Applied, Replace, ShardState, ShippedLog, StagedState, StateRows, StorageError, Syncer,
-    or_fatal,
-};
+use meridian_storage::{Applied, Replace, ShardState, ShippedLog, StagedState, Syncer, or_fatal};
 use meridian_types::{EpochHistory, NodeId, Position};
-use prost::Message;
 use tokio::sync::Semaphore;
 
 use crate::host::disk::DiskGuard;
 use crate::network::peers::{MAX_MESSAGE_BYTES, PeerChannels};
 use crate::replication::compression::Decompressor;
-use crate::replication::snapshot_transfer::decode_chunk;
+use crate::replication::shipped_batch::{Shipped, unpack};
+use crate::replication::staging::{add, stage};
+use crate::replication::state_chunk::decode_chunk;
 use crate::replication::wire::{position, position_to_wire};
 
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
@@ -48,45 +43,6 @@ fn has_room(disk: &DiskGuard) -> Result<(), String> {
     } else {
         Ok(())
     }
-}
-
-/// A batch that another node sent: what its leader made, and can be read here. Only then it may be
-/// stored.
-#[derive(Debug, Clone)]
-pub(crate) struct Shipped {
-    pub(crate) decoded: DecodedBatch,
-    pub(crate) bytes: Bytes,
-}
-
-impl Shipped {
-    pub(crate) fn position(&self) -> Position {
-        self.decoded.batch.position
-    }
-}
-
-/// The batches of one message of the state's shard, in order, and what lies before the first. The
-/// stream that the message is a part of has ended with an error.
-///
-/// # Errors
-/// When one of them is not to be stored, none is.
-pub(crate) fn unpack(
-    state: &ShardState,
-    stream: &mut Decompressor,
-    batches: &Batches,
-) -> Result<(Position, Vec<Shipped>), String> {
-    let previous = batches.previous.and_then(position).ok_or("field `previous` is missing")?;
-    let stored = stream.decompress(batches).map_err(|error| error.to_string())?;
-    let bytes = stored.len();
-    let stored = StoredBatches::decode(Bytes::from(stored)).map_err(|error| error.to_string())?;
-    // A batch that is damaged in what frames it would be left out, and missed only when another one
-    // comes.
-    if stored.encoded_len() != bytes {
-        return Err("there is something else than batches in it".to_owned());
-    }
-    let shipped = |bytes: Bytes| Ok(Shipped { decoded: decode_stored(bytes.clone())?, bytes });
-    let batches = stored.batches.into_iter().map(shipped).collect::<Result<_, InvalidBatch>>();
-    let batches = batches.inspect_err(|error| state.refusals().record(state.shard(), error));
-    Ok((previous, batches.map_err(|error| error.to_string())?))
 }
 
 /// Brings the target to `through`: by the source's log, or by its state, which is given up once
@@ -209,22 +165,6 @@ pub(crate) async fn fetch(
             return Ok(staged);
         }
     }
-}
-
-/// An empty state to be filled, made off the runtime.
-pub(crate) async fn stage(state: &Arc<ShardState>) -> Result<StagedState, StorageError> {
-    let state = Arc::clone(state);
-    let staged = tokio::task::spawn_blocking(move || state.stage()).await;
-    staged.map_err(|error| StorageError::Refused(error.to_string()))?
-}
-
-/// Writes rows off the runtime. Dropped before it is through, it drops the staged state.
-pub(crate) async fn add(
-    mut staged: StagedState,
-    rows: StateRows,
-) -> Result<StagedState, StorageError> {
-    let added = tokio::task::spawn_blocking(move || staged.add(rows).map(|()| staged)).await;
-    added.map_err(|error| StorageError::Refused(error.to_string()))?
 }
 
 /// Whether a state at `at` brings one at `here` nearer to `through`, and not past it: beyond would

@@ -11,10 +11,11 @@ use meridian_storage::ShardState;
 use meridian_types::NodeId;
 use parking_lot::Mutex;
 
-use crate::background::maintenance::KEEP_BATCHES;
 use crate::host::clock::{steady_ms, wall_ms};
 use crate::host::disk::Room;
 
+/// Kept in any case: what a member or replica lacks that was away for a moment.
+pub(crate) const KEEP_BATCHES: u64 = 1000;
 /// Samples of the commit history; beyond, older ones are kept more coarsely.
 const HISTORY_SAMPLES: usize = 4096;
 /// Batches in flight are fewer.

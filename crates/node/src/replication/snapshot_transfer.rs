@@ -13,22 +13,14 @@ use meridian_storage::{
 };
 use meridian_types::{NodeId, ShardId};
 use parking_lot::Mutex;
-use prost::Message;
 use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::Status;
 use uuid::Uuid;
 
 use crate::network::peers::{MAX_MESSAGE_BYTES, PeerChannels};
-use crate::replication::catch_up;
-use crate::replication::wire::decompress;
-use crate::shard::table::ShardTable;
+use crate::replication::staging;
+use crate::replication::state_chunk::{CHUNK_BYTES, decode_chunk, encode_chunk};
 
-/// Rows of one chunk, before compression.
-const CHUNK_BYTES: usize = 1 << 20;
-/// A chunk once it is decompressed at most. Rows of 64 KiB values end a chunk soon after its bound;
-/// the directory's state is one row, as large as what a batch of Raft may hold.
-const MAX_CHUNK_BYTES: usize = MAX_MESSAGE_BYTES + CHUNK_BYTES;
-const ZSTD_LEVEL: i32 = 1;
 /// A snapshot that nobody has read from for so long is let go: it holds on to the engine's old
 /// files.
 const IDLE: Duration = Duration::from_secs(120);
@@ -49,9 +41,14 @@ const MAX_STREAMS: usize = 32;
 /// again.
 const STALLED: Duration = Duration::from_secs(60);
 
+/// Where the states of this node's shards are found.
+pub(crate) trait States: Send + Sync {
+    fn state(&self, shard: ShardId) -> Option<Arc<ShardState>>;
+}
+
 /// Keeps the snapshots that others fetch from here, and fetches from them.
 pub(crate) struct StateExchange {
-    shards: Arc<ShardTable>,
+    states: Arc<dyn States>,
     offers: Mutex<HashMap<String, Offer>>,
     /// What was begun here and not finished: whoever fetches the same again goes on with it.
     begun: Mutex<HashMap<GroupId, Begun>>,
@@ -120,10 +117,10 @@ struct Offer {
 }
 
 impl StateExchange {
-    pub(crate) fn new(shards: Arc<ShardTable>, peers: Arc<PeerChannels>) -> Self {
+    pub(crate) fn new(states: Arc<impl States + 'static>, peers: Arc<PeerChannels>) -> Self {
         let (offers, begun, fetching) = Default::default();
         Self {
-            shards,
+            states,
             offers,
             begun,
             fetching,
@@ -217,7 +214,7 @@ impl StateExchange {
     ) -> Result<mpsc::Receiver<Result<wire::StateChunk, Status>>, Status> {
         let stream = self.stream()?;
         let id = if request.snapshot_id.is_empty() {
-            let state = self.shards.state(&group.shard);
+            let state = self.states.state(group.shard);
             let state = state
                 .ok_or_else(|| Status::not_found(format!("shard {} is not here", group.shard)))?;
             let kept = self.keep(group, Arc::new(or_fatal(state.snapshot())));
@@ -272,7 +269,7 @@ impl StateExchange {
             Some(begun) if is_the_same(&begun) => begun,
             other => {
                 discard(other);
-                let staged = catch_up::stage(&state).await?;
+                let staged = staging::stage(&state).await?;
                 Begun { source, snapshot_id, after: Bytes::new(), staged, since: Instant::now() }
             }
         };
@@ -417,34 +414,6 @@ fn chunks(
         }
     });
     stream
-}
-
-fn encode_chunk(
-    id: &str,
-    snapshot: &StateSnapshot,
-    rows: StateRows,
-) -> std::io::Result<wire::StateChunk> {
-    let last = rows.last;
-    let rows = rows.rows.into_iter().map(|(key, value)| wire::StateRow { key, value }).collect();
-    let compressed = zstd::bulk::compress(&wire::StateRows { rows }.encode_to_vec(), ZSTD_LEVEL)?;
-    let applied = snapshot.applied().position;
-    Ok(wire::StateChunk {
-        snapshot_id: id.to_owned(),
-        applied: Some(wire::Position { epoch: applied.epoch.0.into(), sequence: applied.sequence }),
-        crc32c: crc32c::crc32c(&compressed),
-        zstd: compressed.into(),
-        last,
-    })
-}
-
-pub(crate) fn decode_chunk(chunk: &wire::StateChunk) -> Result<StateRows, String> {
-    if crc32c::crc32c(&chunk.zstd) != chunk.crc32c {
-        return Err("a chunk's checksum does not match".to_owned());
-    }
-    let bytes = decompress(&chunk.zstd, MAX_CHUNK_BYTES)?;
-    let rows = wire::StateRows::decode(Bytes::from(bytes)).map_err(|error| error.to_string())?;
-    let rows = rows.rows.into_iter().map(|row| (row.key, row.value)).collect();
-    Ok(StateRows { rows, last: chunk.last })
 }
 
 #[cfg(test)]

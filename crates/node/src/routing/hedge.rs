@@ -14,23 +14,11 @@ use meridian_types::NodeId;
 use tokio::sync::watch;
 
 use crate::host::clock::Clock;
-use crate::routing::router::Revival;
+use crate::network::call_failure::Failed;
+use crate::routing::revival::Revival;
 
 /// How often it is looked whether those who were asked are silent, while no more may be asked.
 const LOOK_AGAIN: Duration = Duration::from_millis(25);
-
-/// Why one try gave nothing.
-#[derive(Debug)]
-pub(crate) enum Failed {
-    /// It does not lead; who does, if it knows. Nothing was done there, or will be.
-    NotLeader(Option<NodeId>),
-    /// Nothing was done there, or will be, for this reason.
-    NotDone(String),
-    /// No connection: nothing was done there.
-    Unreachable(String),
-    /// Something may have been done, or may be yet.
-    Unknown(String),
-}
 
 /// One try.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -17,9 +17,10 @@ use meridian_types::{Entry, Epoch, NodeId, Position};
 use tokio::sync::Notify;
 use tonic::{Status, Streaming};
 
+use crate::network::call_failure::Failed;
+use crate::read::execution::weight;
 use crate::read::execution::{Reads, hold_with_last};
-use crate::routing::hedge::Failed;
-use crate::routing::router::{Answering, BrokenOff, failed, some_node};
+use crate::routing::nodes::{Answering, BrokenOff, some_node};
 use crate::shard::voter::NotServed;
 
 /// Of the entries of one part, about. Small beside what a slow link carries in the time that it is
@@ -30,8 +31,6 @@ pub(crate) const MAX_PART_BYTES: usize = 1 << 20;
 /// Of all entries of an answer: 1,000 of the largest. The least that a process may have for reads
 /// is as much.
 const MAX_ANSWER_BYTES: usize = 68 << 20;
-/// Of an entry, beside its key and value.
-const ENTRY_BYTES: usize = 256;
 /// Until the next part comes.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
 /// How often the node says that it is at work, while it has no answer.
@@ -109,11 +108,6 @@ fn view_parts(view: ReadView, leader: Option<NodeId>) -> impl Iterator<Item = Pa
     std::iter::once(Part::Head(head)).chain(ranges)
 }
 
-/// What it costs to hold, in bytes.
-pub(crate) fn weight(entry: &Entry) -> usize {
-    entry.key.len() + entry.value.data.len() + ENTRY_BYTES
-}
-
 /// For the answer of another node to be held here.
 pub(crate) struct Room {
     pub(crate) reads: Reads,
@@ -128,7 +122,7 @@ pub(crate) async fn begun(
     room: Room,
 ) -> Result<Answering, Failed> {
     loop {
-        let part = parts.message().await.map_err(failed)?;
+        let part = parts.message().await.map_err(Failed::from_status)?;
         match part.and_then(|part| part.part) {
             Some(Part::Working(_)) => working.notify_one(),
             Some(Part::Head(head)) => {

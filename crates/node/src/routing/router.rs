@@ -1,9 +1,7 @@
 //! From a gateway to the shard: who leads, what to retry, and until when.
 
 mod budget;
-mod cluster_nodes;
 mod leaders;
-mod nodes;
 mod reach;
 mod refusals;
 
@@ -24,20 +22,19 @@ use tokio::sync::{Notify, watch};
 
 use crate::cluster_view::view::{Directory, Known};
 use crate::host::clock::{BootClock, Clock};
+use crate::network::call_failure::Failed;
 use crate::network::departure::Departure;
-use crate::routing::hedge::{self, Failed, Hedging, Round};
+use crate::routing::cluster_nodes::ClusterNodes;
+use crate::routing::hedge::{self, Hedging, Round};
+use crate::routing::nodes::{Answering, BrokenOff, Nodes, WriteTry, Written};
 use crate::routing::read_answer::WORKING_EVERY;
+use crate::routing::revival::Revival;
 use crate::write::proposer::PATIENCE;
 
 use budget::{Budget, pause};
 use leaders::Leaders;
-use nodes::WriteTry;
 use reach::Reach;
 use refusals::Refusals;
-
-pub(crate) use cluster_nodes::{ClusterNodes, failed, some_node, written_from_wire};
-pub(crate) use leaders::Revival;
-pub(crate) use nodes::{Answering, BrokenOff, Nodes, Written};
 
 /// How long one try may take to its first sign of life, beyond two round trips. A node that lost
 /// its power says nothing; one that is only slow answers the next try, which has the same id.

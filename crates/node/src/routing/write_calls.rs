@@ -17,11 +17,10 @@ use meridian_types::{NodeId, ShardId};
 use parking_lot::Mutex;
 
 use crate::host::clock::boot_time;
+use crate::network::call_failure::Failed;
 use crate::network::departure::{Departing, Departure};
 use crate::network::peers::PeerChannels;
-use crate::routing::hedge::Failed;
 use crate::routing::read_answer::MAX_PART_BYTES;
-use crate::routing::router::failed;
 
 pub(crate) use turns::Turns;
 
@@ -133,7 +132,8 @@ impl WriteCalls {
             let known = self.samples.lock().get(&node).copied();
             request.valid_until =
                 known.and_then(|sample| sample.translate(valid_until, boot_time()));
-            let response = client.write(request.clone()).await.map_err(failed)?.into_inner();
+            let response =
+                client.write(request.clone()).await.map_err(Failed::from_status)?.into_inner();
             if let Some(clock) = response.clock {
                 self.samples.lock().insert(node, Sample { clock, received: boot_time() });
             }

@@ -15,9 +15,10 @@ use crate::divergence::orphan_files;
 use crate::host::clock::wall_ms;
 use crate::host::clocks::Clocks;
 use crate::host::disk::DiskGuard;
+use crate::shard::local::LocalShard;
 use crate::shard::replica::Replica;
 use crate::shard::table::ShardTable;
-use crate::shard::voter::{LocalShard, Voter};
+use crate::shard::voter::Voter;
 
 /// How long a handover of leadership may take.
 const HANDOVER: Duration = Duration::from_secs(5);

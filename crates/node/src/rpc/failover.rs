@@ -14,11 +14,12 @@ use tonic::{Request, Response, Status};
 use crate::cluster_view::view::Directory;
 use crate::network::peers::MAX_MESSAGE_BYTES;
 use crate::placement::seals::Seal;
+use crate::read::freshness::wait_applied;
 use crate::replication::compression::Compressor;
 use crate::replication::snapshot_transfer::StateExchange;
 use crate::replication::wire::{position, position_to_wire};
+use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
-use crate::shard::voter::{LocalShard, wait_applied};
 
 /// Of one answer to `ReadLog`, about.
 const READ_BYTES: usize = 2 << 20;

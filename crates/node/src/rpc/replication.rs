@@ -28,8 +28,8 @@ use crate::network::peers::MAX_MESSAGE_BYTES;
 use crate::replication::compression::Compressor;
 use crate::replication::snapshot_transfer::StateExchange;
 use crate::replication::wire::{heartbeat_to_wire, position, status};
+use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
-use crate::shard::voter::LocalShard;
 
 /// A stream over which no batches went for so long gives back its memory.
 const IDLE: Duration = Duration::from_secs(10);

@@ -8,12 +8,13 @@ use meridian_types::{DatabaseId, NodeId, ReadRange, RequestId, ShardId, WriteOut
 use tonic::{Request, Response, Status};
 
 use crate::cluster_view::epoch_lease::Fenced;
-use crate::routing::hedge::Failed;
+use crate::network::call_failure::Failed;
+use crate::routing::cluster_nodes::written_from_wire;
 use crate::routing::read_answer;
-use crate::routing::router::written_from_wire;
 use crate::routing::write_calls::{self, Turns, WriteCalls};
+use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
-use crate::shard::voter::{LocalShard, NotServed, Voter};
+use crate::shard::voter::{NotServed, Voter};
 use crate::write::proposer::{WriteReply, WriteRequest};
 
 /// Of what a gateway sends: a write of the largest size, with checks and keys.

@@ -21,7 +21,7 @@ use crate::cluster_view::view::Directory;
 use crate::host::disk::DiskGuard;
 use crate::network::peers::PeerChannels;
 use crate::read::execution::Reads;
-use crate::shard::voter::serves_alone;
+use crate::read::freshness::serves_alone;
 use driver::Driver;
 
 /// What a replica knows of itself and its source, for others to ask.

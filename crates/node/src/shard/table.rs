@@ -1,3 +1,6 @@
+//! The shards of this node: the state of each, what the node is in it, and what is known of its
+//! followers.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -7,7 +10,8 @@ use parking_lot::RwLock;
 
 use crate::replication::comparison::Comparison;
 use crate::replication::progress::Followers;
-use crate::shard::voter::LocalShard;
+use crate::replication::snapshot_transfer::States;
+use crate::shard::local::LocalShard;
 
 /// The shards of this node, as they are at present.
 #[derive(Default)]
@@ -63,5 +67,11 @@ impl ShardTable {
 
     pub(crate) fn states(&self) -> Vec<Arc<ShardState>> {
         self.shards.read().values().map(|entry| Arc::clone(&entry.state)).collect()
+    }
+}
+
+impl States for ShardTable {
+    fn state(&self, shard: ShardId) -> Option<Arc<ShardState>> {
+        Self::state(self, &shard)
     }
 }

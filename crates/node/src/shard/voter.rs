@@ -1,4 +1,4 @@
-//! One shard on one node: as a voter in its primary region, or as a replica elsewhere.
+//! One shard on one node as a voter, in its primary region.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,10 +9,8 @@ use meridian_consensus::{NotLeading, RaftGroup, ReadLogFailure};
 use meridian_directory::Phase;
 use meridian_memory::ByteBudget;
 use meridian_proto::shard::{self as wire, read_position_response, shard_client::ShardClient};
-use meridian_proto::verify_checksum;
 use meridian_storage::{Applied, ReadView, ShardState, ShippedLog, StorageError, or_fatal};
-use meridian_types::{DatabaseId, Epoch, EpochHistory, NodeId, ReadRange};
-use tokio::sync::watch;
+use meridian_types::{DatabaseId, EpochHistory, NodeId, ReadRange};
 use tokio_util::sync::CancellationToken;
 
 use crate::cluster_view::epoch_lease::{EpochLease, Fenced};
@@ -21,8 +19,9 @@ use crate::host::clock::boot_time;
 use crate::host::clocks::TimeSource;
 use crate::network::peers::PeerChannels;
 use crate::read::execution::{ReadRefused, Reads};
+use crate::read::freshness::{serves_alone, wait_applied};
+use crate::read::read_index::ReadGate;
 use crate::read::shared_call::Rounds;
-use crate::shard::replica::Replica;
 use crate::write::proposer::{
     AdmissionPolicy, Admitted, Proposer, WriteRefusal, WriteReply, WriteRequest,
 };
@@ -31,54 +30,10 @@ use crate::write::proposer::{
 const LEADER_TIMEOUT: Duration = Duration::from_millis(600);
 
 /// How long a voter may take to learn a read position, and then to apply up to it.
-const READ_POSITION_TIMEOUT: Duration = Duration::from_secs(1);
+pub(crate) const READ_POSITION_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How long a leader that is sealed waits for what it has in flight.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(700);
-
-const ALONE_AFTER: Duration = Duration::from_secs(5);
-
-/// Says whether this node leads a group, for reads: by its lease, or else by asking a quorum, once
-/// for all that wait.
-pub(crate) struct ReadGate {
-    rounds: Rounds<Result<(), NotLeading>>,
-}
-
-impl ReadGate {
-    pub(crate) fn start(group: RaftGroup) -> Self {
-        Self {
-            rounds: Rounds::start(move || {
-                let group = group.clone();
-                async move { group.read_index().await }
-            }),
-        }
-    }
-
-    /// On success the state applied here holds every write that was acknowledged before this call,
-    /// and all that another voter has shown.
-    ///
-    /// A lease read also needs an entry of this term applied: before, the state may lack what an
-    /// earlier leader acknowledged; and all that the other voters were told to be committed, since
-    /// they may apply it sooner than the leader. The lease is looked at after the call began, so
-    /// even a node that is stopped right after and wakes much later returns what was the newest
-    /// state at some time during the call. The term in which that was so.
-    pub(crate) async fn confirm(&self, group: &RaftGroup) -> Result<u64, NotLeading> {
-        let leadership = group.leadership()?;
-        let applied_term = group.applied().borrow().1;
-        if applied_term == leadership.term
-            && leadership.lease_until.is_some_and(|until| Instant::now() < until)
-        {
-            let applied = group.has_applied_what_it_told().await;
-            return if applied { Ok(leadership.term) } else { Err(NotLeading { leader: None }) };
-        }
-        self.rounds.join().await.unwrap_or(Err(NotLeading { leader: None }))?;
-        match group.leadership()? {
-            // Another term began meanwhile: nobody knows which one the quorum confirmed.
-            other if other.term != leadership.term => Err(NotLeading { leader: None }),
-            same => Ok(same.term),
-        }
-    }
-}
 
 /// Why one node did not serve a read.
 #[derive(Debug, Clone, PartialEq)]
@@ -195,6 +150,10 @@ impl Voter {
             positions,
             stop,
         }
+    }
+
+    pub(crate) fn reads(&self) -> &Reads {
+        &self.reads
     }
 
     /// The term in which this node leads, at some time after this call.
@@ -391,25 +350,6 @@ impl Asking {
     }
 }
 
-/// Nobody can tell a node that started how far the shard is: what it has is shown after a while, if
-/// it has anything, rather than nothing for as long as it is cut off.
-pub(crate) fn serves_alone(started: Instant, state: &ShardState) -> bool {
-    started.elapsed() >= ALONE_AFTER && state.position().sequence > 0
-}
-
-/// Waits until `sequence` is applied; false if that takes too long.
-pub(crate) async fn wait_applied(
-    mut applied: watch::Receiver<(u64, u64)>,
-    sequence: u64,
-    within: Duration,
-) -> bool {
-    if applied.borrow().0 >= sequence {
-        return true;
-    }
-    let reached = applied.wait_for(|(newest, _)| *newest >= sequence);
-    matches!(tokio::time::timeout(within, reached).await, Ok(Ok(_)))
-}
-
 /// What a strong read needs to have applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct ReadPosition {
@@ -418,7 +358,7 @@ pub(crate) struct ReadPosition {
 
 impl Voter {
     /// The newest sequence that is in no log of this node any more.
-    fn purged(&self) -> Result<u64, StorageError> {
+    pub(crate) fn purged(&self) -> Result<u64, StorageError> {
         let base = self.history.base().sequence;
         let first = self.group.first_sequence()?;
         let purged = first.map_or_else(|| self.state.position().sequence, |first| first - 1);
@@ -431,9 +371,9 @@ impl Voter {
         Ok(first.map_or(purged, |(first, _)| first - 1))
     }
 
-    /// As [`LocalShard::batches_after`]: from before the base as a replica took it, else from
+    /// As `LocalShard::batches_after`: from before the base as a replica took it, else from
     /// Raft's log.
-    fn batches_after(
+    pub(crate) fn batches_after(
         &self,
         after: u64,
         max_bytes: usize,
@@ -456,106 +396,6 @@ impl Voter {
             Some((first, _)) if first <= through => self.shipped.purge_through(through),
             _ => Ok(()),
         }
-    }
-}
-
-/// A shard on this node.
-#[derive(Clone)]
-pub(crate) enum LocalShard {
-    Voter(Arc<Voter>),
-    Replica(Arc<Replica>),
-}
-
-impl LocalShard {
-    /// The epoch that it takes part in, or follows.
-    pub(crate) fn epoch(&self) -> Epoch {
-        match self {
-            Self::Voter(voter) => voter.group.id().epoch,
-            Self::Replica(replica) => replica.history().epoch(),
-        }
-    }
-
-    /// Who leads it, as far as this node knows.
-    pub(crate) fn leader(&self) -> Option<NodeId> {
-        match self {
-            Self::Voter(voter) => voter.group.status().leader,
-            Self::Replica(_) => None,
-        }
-    }
-
-    pub(crate) fn history(&self) -> EpochHistory {
-        match self {
-            Self::Voter(voter) => voter.history.clone(),
-            Self::Replica(replica) => replica.history(),
-        }
-    }
-
-    /// The newest sequence that is no longer in the log.
-    pub(crate) fn purged(&self) -> Result<u64, StorageError> {
-        match self {
-            Self::Voter(voter) => voter.purged(),
-            Self::Replica(replica) => Ok(replica.purged()),
-        }
-    }
-
-    /// Committed batches behind `after`. `None`: they are no longer in the log.
-    pub(crate) fn batches_after(
-        &self,
-        after: u64,
-        max_bytes: usize,
-    ) -> Result<Option<Vec<(u64, Bytes)>>, StorageError> {
-        let batches = match self {
-            Self::Voter(voter) => voter.batches_after(after, max_bytes),
-            Self::Replica(replica) => replica.batches_after(after, max_bytes),
-        }?;
-        // Whoever asks would refuse what memory or disk has changed here, and ask again for ever.
-        for (sequence, bytes) in batches.iter().flatten() {
-            verify_checksum(bytes).map_err(|error| StorageError::Corruption {
-                what: format!("batch {sequence} in a log of shard {}", self.state().shard()),
-                detail: error.to_string(),
-            })?;
-        }
-        Ok(batches)
-    }
-
-    pub(crate) fn state(&self) -> &Arc<ShardState> {
-        match self {
-            Self::Voter(voter) => &voter.state,
-            Self::Replica(replica) => replica.state(),
-        }
-    }
-
-    pub(crate) fn applied(&self) -> watch::Receiver<(u64, u64)> {
-        match self {
-            Self::Voter(voter) => voter.group.applied(),
-            Self::Replica(replica) => replica.applied(),
-        }
-    }
-
-    /// An eventual read, from a state no older than `min_sequence`.
-    pub(crate) async fn read_eventual(
-        &self,
-        database: DatabaseId,
-        ranges: &[ReadRange],
-        min_sequence: u64,
-    ) -> Result<ReadView, NotServed> {
-        let unavailable = |reason: &str| Err(NotServed::Unavailable(reason.to_owned()));
-        let (has_caught_up, reads) = match self {
-            Self::Voter(voter) => (voter.has_caught_up(), &voter.reads),
-            Self::Replica(replica) => (replica.has_caught_up(), replica.reads()),
-        };
-        if !has_caught_up {
-            return unavailable("this node has not caught up since it started");
-        }
-        if !wait_applied(self.applied(), min_sequence, READ_POSITION_TIMEOUT).await {
-            return unavailable("this node lags behind what this gateway has shown before");
-        }
-        let view = reads.read(self.state(), database, ranges).await?;
-        // The state, and the shard's history, may be others than when the wait was over.
-        if view.position.sequence < min_sequence || self.history().leaves(view.position).is_some() {
-            return unavailable("this node's state is not of the shard's present epoch yet");
-        }
-        Ok(view)
     }
 }
 

@@ -20,7 +20,7 @@ use crate::cluster_view::epoch_lease::Fenced;
 use crate::cluster_view::view::Directory;
 use crate::host::clocks::TimeSource;
 use crate::network::departure::Departure;
-use crate::shard::voter::ReadGate;
+use crate::read::read_index::ReadGate;
 use crate::write::leader_term::{self, LeaderTask, Led};
 
 mod admission;

@@ -7,7 +7,7 @@ use meridian_types::{NodeId, ShardId};
 
 use crate::cluster_view::view::Directory;
 use crate::host::disk::{DiskGuard, MIN_FREE_BYTES, Room};
-use crate::shard::table::ShardTable;
+use crate::replication::progress::Followers;
 use crate::write::proposer::{AdmissionPolicy, WriteRefusal};
 
 /// At this node, for as long as it may lead.
@@ -15,27 +15,21 @@ pub(crate) struct ShardLimits {
     pub(crate) node_id: NodeId,
     pub(crate) shard: ShardId,
     pub(crate) directory: Arc<Directory>,
-    pub(crate) shards: Arc<ShardTable>,
+    pub(crate) followers: Arc<Followers>,
     pub(crate) disk: Arc<DiskGuard>,
 }
 
 impl AdmissionPolicy for ShardLimits {
     fn refusal(&self, only_deletes: bool) -> Option<WriteRefusal> {
         let topology = self.directory.topology();
-        let (voters, followers) =
-            (&topology.shards.get(&self.shard)?.voters, self.shards.followers(&self.shard));
+        let voters = &topology.shards.get(&self.shard)?.voters;
         let others = voters.iter().filter(|voter| **voter != self.node_id);
-        let rooms: Vec<Room> = match followers {
-            Some(followers) => others.map(|voter| followers.room(*voter)).collect(),
-            None => Vec::new(),
-        };
+        let rooms: Vec<Room> = others.map(|voter| self.followers.room(*voter)).collect();
         refusal_for_room(self.disk.room(), &rooms, only_deletes)
     }
 
     fn proposed(&self, sequence: u64) {
-        if let Some(followers) = self.shards.followers(&self.shard) {
-            followers.proposed(sequence);
-        }
+        self.followers.proposed(sequence);
     }
 
     fn replication_lag_ms(&self) -> Option<u64> {
@@ -43,7 +37,7 @@ impl AdmissionPolicy for ShardLimits {
         let primary = &topology.shards.get(&self.shard)?.primary_region;
         let elsewhere =
             |node: NodeId| topology.nodes.get(&node).is_some_and(|node| node.region != *primary);
-        self.shards.followers(&self.shard)?.least_lag_ms(elsewhere)
+        self.followers.least_lag_ms(elsewhere)
     }
 }
 

@@ -274,7 +274,7 @@ async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_the
         node_id: 1,
         shard: SHARD,
         directory: Arc::clone(&parts.directory),
-        shards: Arc::clone(&parts.shards),
+        followers: parts.shards.followers(&SHARD).unwrap(),
         disk: Arc::default(),
     };
     let shipping = crate::rpc::replication::ShippingService {

@@ -21,9 +21,9 @@ use crate::read::execution::Reads;
 use crate::replication::progress::Followers;
 use crate::replication::snapshot_transfer::StateExchange;
 use crate::rpc::failover::FailoverService;
+use crate::shard::local::LocalShard;
 use crate::shard::replica::{Replica, ReplicaParts};
 use crate::shard::table::ShardTable;
-use crate::shard::voter::LocalShard;
 use crate::testing::NoStates;
 
 const SHARD: ShardId = ShardId(1);

@@ -12,7 +12,7 @@ use zstd::zstd_safe::zstd_sys::ZSTD_EndDirective;
 use zstd::zstd_safe::{CCtx, CParameter, DCtx};
 
 use super::*;
-use crate::replication::catch_up::unpack;
+use crate::replication::shipped_batch::unpack;
 
 fn at(sequence: u64) -> Position {
     Position::new(Epoch(1), sequence)

@@ -15,6 +15,7 @@ use tonic::{Request, Response, Streaming};
 
 use super::*;
 use crate::replication::progress::Followers;
+use crate::shard::table::ShardTable;
 
 const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
 const SOURCE: NodeId = 1;

@@ -21,7 +21,8 @@ use crate::cluster_view::bootstrap::first_cluster;
 use crate::cluster_view::view::Directory;
 use crate::host::clock::BootClock;
 use crate::network::peers::PeerChannels;
-use crate::routing::router::{ClusterNodes, Router};
+use crate::routing::cluster_nodes::ClusterNodes;
+use crate::routing::router::Router;
 use crate::routing::write_calls::WriteCalls;
 use meridian_wan::{Link, LinkProfile};
 

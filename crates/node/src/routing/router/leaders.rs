@@ -9,19 +9,12 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::budget::Budget;
+use crate::routing::revival::Revival;
 
 /// A shard of which no answer was had for so long, while tries failed, was out of service.
 const OUTAGE: Duration = Duration::from_millis(300);
 /// Between two times that all who wait are told, at least.
 const BETWEEN_REVIVALS: Duration = Duration::from_millis(50);
-
-/// What those who wait for a shard are told: it is served, by this leader. Once for each leader
-/// that is found, or each end of an outage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Revival {
-    pub(crate) count: u64,
-    pub(crate) leader: Option<NodeId>,
-}
 
 #[derive(Default)]
 struct Served {

@@ -6,7 +6,7 @@ use std::time::Duration;
 use meridian_types::{Consistency, NodeId, ShardId};
 use parking_lot::Mutex;
 
-use crate::routing::hedge::Failed;
+use crate::network::call_failure::Failed;
 
 /// A node that refused a read of a shard is asked after the others for so long; then by one read at
 /// a time. A node refuses for as long as its copy takes, and others are near.

@@ -13,7 +13,7 @@ use meridian_types::{EpochHistory, Position};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::divergence::collect;
-use crate::replication::catch_up::Shipped;
+use crate::replication::shipped_batch::Shipped;
 
 /// What was done.
 pub(super) enum Written {

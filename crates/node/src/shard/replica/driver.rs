@@ -19,8 +19,9 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::disk::{Disk, DiskParts, Written};
 use super::{Command, ReplicaParts, ReplicaStatus};
 use crate::network::peers::MAX_MESSAGE_BYTES;
-use crate::replication::catch_up::{self, Shipped, Target};
+use crate::replication::catch_up::{self, Target};
 use crate::replication::compression::{DECOMPRESSOR_BYTES, Decompressor};
+use crate::replication::shipped_batch::{Shipped, unpack};
 use crate::replication::wire::{heartbeat_from_wire, position_to_wire};
 
 /// Between two looks at what goes by the clock, at most.
@@ -579,7 +580,7 @@ async fn read_stream(
             shipment::Message::Batches(batches) => {
                 metrics::counter!("meridian_shipping_received_wire_bytes_total")
                     .increment(batches.zstd.len() as u64);
-                let (mut previous, batches) = catch_up::unpack(state, &mut decompressor, &batches)
+                let (mut previous, batches) = unpack(state, &mut decompressor, &batches)
                     .map_err(|error| malformed(&error))?;
                 for shipped in batches {
                     let (position, bytes) = (shipped.position(), shipped.bytes.len() as u64);

@@ -23,15 +23,16 @@ use tonic::{Request, Response, Streaming};
 
 use super::*;
 use crate::cluster_view::bootstrap::first_cluster;
+use crate::network::call_failure::Failed;
 use crate::replication::compression::Compressor;
 use crate::replication::progress::Followers;
 use crate::replication::wire::position;
-use crate::routing::hedge::Failed;
-use crate::routing::router::{ClusterNodes, Nodes};
+use crate::routing::cluster_nodes::ClusterNodes;
+use crate::routing::nodes::Nodes;
 use crate::routing::write_calls::WriteCalls;
 use crate::rpc::shard::ShardService;
+use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
-use crate::shard::voter::LocalShard;
 use crate::testing::NoStates;
 
 const SHARD: ShardId = ShardId(1);
@@ -71,8 +72,8 @@ impl StateTransfer for Somebody {
     ) -> Transfer<Result<StagedState, StorageError>> {
         Box::pin(async move {
             let rows = self.0.snapshot()?.rows(&[], usize::MAX)?;
-            crate::replication::catch_up::add(
-                crate::replication::catch_up::stage(&state).await?,
+            crate::replication::staging::add(
+                crate::replication::staging::stage(&state).await?,
                 rows,
             )
             .await

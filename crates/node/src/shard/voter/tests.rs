@@ -9,13 +9,15 @@ use meridian_failover::Lease;
 use meridian_proto::shard::shard_server::Shard;
 use meridian_storage::{Durability, Engine, GroupId, MemoryEngine, WatchedEngine};
 use meridian_types::{
-    Mutation, MutationKind, RequestId, ShardId, Transaction, Value, ValueEncoding, WriteOutcome,
+    Epoch, Mutation, MutationKind, RequestId, ShardId, Transaction, Value, ValueEncoding,
+    WriteOutcome,
 };
 
 use super::*;
 use crate::replication::progress::Followers;
 use crate::routing::write_calls::{Turns, WriteCalls};
 use crate::rpc::shard::ShardService;
+use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
 use crate::testing::{OnlyVoter, until};
 
@@ -158,7 +160,7 @@ async fn a_read_position_covers_what_is_shown_while_a_batch_takes_effect() {
         );
         // What the group has committed is known to be so: its lease is enough.
         let position = loop {
-            let gate = ReadGate { rounds: Rounds::start(|| async { Ok(()) }) };
+            let gate = ReadGate::confirmed();
             if let Ok(position) = read_position(&alone.voter.group, &gate).await {
                 break position;
             }

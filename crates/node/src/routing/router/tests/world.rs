@@ -17,9 +17,9 @@ use meridian_gateway::Access;
 use meridian_memory::Held;
 use meridian_types::{Entry, Position, Versionstamp};
 
-use super::super::nodes::LocalVoter;
 use super::super::*;
 use crate::cluster_view::bootstrap::first_cluster;
+use crate::routing::nodes::LocalVoter;
 
 pub(super) const ROUND_TRIP: Duration = Duration::from_millis(2);
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);

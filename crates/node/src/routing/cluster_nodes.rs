@@ -13,18 +13,18 @@ use meridian_proto::{read_range_to_wire, transaction_to_wire};
 use meridian_types::{Consistency, Epoch, NodeId, ShardId, Versionstamp, WriteOutcome};
 use prost::Message;
 use tokio::sync::Notify;
-use tonic::{Code, Status};
 
-use super::nodes::{Answering, LocalVoter, Nodes, WriteTry, Written};
 use crate::cluster_view::epoch_lease::Fenced;
+use crate::network::call_failure::Failed;
 use crate::network::departure::Departure;
 use crate::network::peers::PeerChannels;
 use crate::read::execution::Reads;
-use crate::routing::hedge::Failed;
+use crate::routing::nodes::{Answering, LocalVoter, Nodes, WriteTry, Written, some_node};
 use crate::routing::read_answer::{self, Room};
 use crate::routing::write_calls::WriteCalls;
+use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
-use crate::shard::voter::{LocalShard, NotServed};
+use crate::shard::voter::NotServed;
 use crate::write::proposer::{WriteReply, WriteRequest};
 
 /// How a gateway reaches nodes.
@@ -131,7 +131,7 @@ impl Nodes for ClusterNodes {
             Err(failed) => return ready(Err(failed)).boxed(),
         };
         async move {
-            let parts = client.read(request).await.map_err(failed)?.into_inner();
+            let parts = client.read(request).await.map_err(Failed::from_status)?.into_inner();
             read_answer::begun(parts, &working, room).await
         }
         .boxed()
@@ -192,49 +192,8 @@ pub(crate) fn written_from_wire(response: wire::WriteResponse) -> Result<Written
     Ok(Written { outcome, leader: some_node(response.leader) })
 }
 
-pub(crate) fn some_node(wire: u64) -> Option<NodeId> {
-    Some(wire).filter(|node| *node != 0)
-}
-
 fn shard_epoch((shard, epoch): (ShardId, Epoch)) -> wire::ShardEpoch {
     wire::ShardEpoch { shard: shard.0, epoch: epoch.0.into() }
-}
-
-/// What failed before a connection was there did nothing; any other failure may have.
-pub(crate) fn failed(status: Status) -> Failed {
-    let message = status.message().to_owned();
-    match status {
-        status if is_refusal(&status) => Failed::NotDone(message),
-        status if never_connected(&status) => Failed::Unreachable(message),
-        _ => Failed::Unknown(message),
-    }
-}
-
-/// Whether the node refused the call before it looked at it: no such shard there, another epoch, a
-/// malformed field, or a caller that may not.
-fn is_refusal(status: &Status) -> bool {
-    let refusals = [
-        Code::NotFound,
-        Code::FailedPrecondition,
-        Code::InvalidArgument,
-        Code::Unauthenticated,
-        Code::PermissionDenied,
-        Code::Unimplemented,
-    ];
-    refusals.contains(&status.code())
-}
-
-/// Whether the call never got a connection.
-fn never_connected(status: &Status) -> bool {
-    use std::error::Error;
-    let mut source = status.source();
-    while let Some(error) = source {
-        if error.is::<tonic::ConnectError>() {
-            return true;
-        }
-        source = error.source();
-    }
-    false
 }
 
 #[cfg(test)]

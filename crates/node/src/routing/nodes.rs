@@ -10,8 +10,8 @@ use meridian_memory::Held;
 use meridian_types::{Entry, Epoch, NodeId, Position, ShardId, WriteOutcome};
 use tokio::sync::Notify;
 
+use crate::network::call_failure::Failed;
 use crate::network::departure::Departure;
-use crate::routing::hedge::Failed;
 
 /// What a try of a write says beside the write.
 #[derive(Debug, Clone, Copy)]
@@ -88,4 +88,9 @@ pub(crate) trait Nodes: Send + Sync + 'static {
         working: Arc<Notify>,
         room: Option<Held>,
     ) -> BoxFuture<'static, Result<Answering, Failed>>;
+}
+
+/// A node of a message, where zero stands for none.
+pub(crate) fn some_node(wire: u64) -> Option<NodeId> {
+    Some(wire).filter(|node| *node != 0)
 }

@@ -1,0 +1,199 @@
+//! Refuses calls that are meant for another cluster.
+//!
+//! An address may be given to another machine, a configuration may hold a wrong one, a copy of a
+//! cluster may run beside it with the same names and numbers: a node that is called for another
+//! cluster refuses, and both go on.
+
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use futures::future::{Either, Ready, ready};
+use meridian_proto::admin::admin_server;
+use meridian_proto::directory::directory_server;
+use tonic::Status;
+use tonic::codegen::Service;
+use tonic::codegen::http::{Request, Response};
+use tower_layer::Layer;
+
+use crate::cluster_view::view::Directory;
+use crate::network::identity::meant;
+
+/// Operators and those who join know only an address. What they may call says which cluster it is
+/// about.
+fn is_open(path: &str) -> bool {
+    let mut parts = path.split('/').skip(1);
+    match (parts.next(), parts.next()) {
+        (Some(admin_server::SERVICE_NAME), _) => true,
+        (Some(directory_server::SERVICE_NAME), Some(method)) => method != "Renew",
+        _ => false,
+    }
+}
+
+/// Why a call of `path` that is meant for the cluster `meant` is not for one of the cluster `own`.
+fn refusal(own: Option<&str>, meant: Option<&str>, path: &str) -> Option<String> {
+    match (own, meant) {
+        _ if own == meant => None,
+        (_, None) if is_open(path) => None,
+        (Some(own), Some(meant)) => {
+            Some(format!("this node is of cluster {own}, the call is for cluster {meant}"))
+        }
+        (Some(own), None) => {
+            Some(format!("this node is of cluster {own}, and the call names none"))
+        }
+        (None, _) => {
+            Some("this node does not know its cluster yet, and the call names one".to_owned())
+        }
+    }
+}
+
+/// Refuses what is meant for another cluster, before anything else sees it.
+#[derive(Clone)]
+pub(crate) struct ClusterGate {
+    pub(crate) directory: Arc<Directory>,
+}
+
+impl<S> Layer<S> for ClusterGate {
+    type Service = Gated<S>;
+
+    fn layer(&self, inner: S) -> Gated<S> {
+        Gated { gate: self.clone(), inner }
+    }
+}
+
+#[derive(Clone)]
+pub(crate) struct Gated<S> {
+    gate: ClusterGate,
+    inner: S,
+}
+
+impl<S, I, O> Service<Request<I>> for Gated<S>
+where
+    S: Service<Request<I>, Response = Response<O>>,
+    O: Default,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Either<Ready<Result<S::Response, S::Error>>, S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<I>) -> Self::Future {
+        let known = self.gate.directory.known();
+        let uri = request.uri();
+        match refusal(known.cluster.id.as_deref(), meant(uri.authority()), uri.path()) {
+            None => Either::Right(self.inner.call(request)),
+            Some(reason) => {
+                metrics::counter!("meridian_foreign_calls_total").increment(1);
+                tracing::debug!(
+                    path = uri.path(),
+                    reason,
+                    "a call for another cluster was refused"
+                );
+                Either::Left(ready(Ok(Status::failed_precondition(reason).into_http())))
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use futures::FutureExt;
+    use meridian_directory::Cluster;
+    use meridian_gateway::Access;
+
+    use super::*;
+    use crate::cluster_view::bootstrap::first_cluster;
+    use crate::network::identity::origin;
+    use meridian_config::topology::Topology;
+
+    /// Counts the calls that come through.
+    struct Counting<'a> {
+        calls: &'a Cell<usize>,
+        is_ready: bool,
+    }
+
+    impl Service<Request<()>> for Counting<'_> {
+        type Response = Response<()>;
+        type Error = std::convert::Infallible;
+        type Future = Ready<Result<Response<()>, Self::Error>>;
+
+        fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+            if self.is_ready { Poll::Ready(Ok(())) } else { Poll::Pending }
+        }
+
+        fn call(&mut self, _: Request<()>) -> Self::Future {
+            self.calls.set(self.calls.get() + 1);
+            ready(Ok(Response::new(())))
+        }
+    }
+
+    #[test]
+    fn a_call_for_another_cluster_does_not_come_through_the_gate() {
+        let topology =
+            Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let cluster =
+            Cluster { version: 1, id: Some("00aa".to_owned()), ..first_cluster(&topology) };
+        let gate =
+            ClusterGate { directory: Arc::new(Directory::new(cluster, Access::default(), None)) };
+        let calls = Cell::new(0);
+        let mut gated = gate.layer(Counting { calls: &calls, is_ready: true });
+        let mut call = |cluster: &str| {
+            let uri = format!("{}meridian.raft.v1.Raft/Append", origin(cluster).unwrap());
+            let answer =
+                gated.call(Request::get(uri).body(()).unwrap()).now_or_never().unwrap().unwrap();
+            answer.headers().get("grpc-status").map(|status| status.to_str().unwrap().to_owned())
+        };
+        assert_eq!(call("00bb").as_deref(), Some("9"), "FAILED_PRECONDITION");
+        assert_eq!(calls.get(), 0);
+        assert_eq!(call("00aa"), None);
+        assert_eq!(calls.get(), 1);
+    }
+
+    #[test]
+    fn the_gate_is_ready_when_what_lies_behind_it_is() {
+        let topology =
+            Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
+        let (gate, calls) = (ClusterGate { directory }, Cell::new(0));
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        for is_ready in [false, true] {
+            let mut gated = gate.layer(Counting { calls: &calls, is_ready });
+            assert_eq!(gated.poll_ready(&mut cx).is_ready(), is_ready);
+        }
+    }
+
+    #[test]
+    fn what_is_meant_for_another_cluster_is_refused() {
+        let raft = "/meridian.raft.v1.Raft/Append";
+        let (own, other) = (Some("a"), Some("b"));
+        assert_eq!(refusal(own, own, raft), None);
+        assert!(
+            refusal(own, other, raft).unwrap().contains("cluster a, the call is for cluster b")
+        );
+        assert!(refusal(own, None, raft).is_some());
+        // A cluster that is about to be made is told from one that is there.
+        assert_eq!(refusal(None, None, raft), None);
+        assert!(refusal(None, other, raft).is_some());
+    }
+
+    #[test]
+    fn operators_and_those_who_join_need_not_name_it() {
+        let directory = |method: &str| format!("/{}/{method}", directory_server::SERVICE_NAME);
+        for open in [
+            directory("Follow"),
+            directory("Inspect"),
+            format!("/{}/Status", admin_server::SERVICE_NAME),
+        ] {
+            assert_eq!(refusal(Some("a"), None, &open), None, "{open}");
+            // If they name one, it is meant.
+            assert!(refusal(Some("a"), Some("b"), &open).is_some());
+        }
+        for closed in [directory("Renew"), "/".to_owned(), String::new(), "/x/Status".to_owned()] {
+            assert!(refusal(Some("a"), None, &closed).is_some(), "{closed}");
+        }
+    }
+}

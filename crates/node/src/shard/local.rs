@@ -1,0 +1,113 @@
+//! What this node is in one shard, a voter or a replica, and what both can be asked.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use meridian_proto::verify_checksum;
+use meridian_storage::{ReadView, ShardState, StorageError};
+use meridian_types::{DatabaseId, Epoch, EpochHistory, NodeId, ReadRange};
+use tokio::sync::watch;
+
+use crate::read::freshness::wait_applied;
+use crate::shard::replica::Replica;
+use crate::shard::voter::{NotServed, READ_POSITION_TIMEOUT, Voter};
+
+/// A shard on this node.
+#[derive(Clone)]
+pub(crate) enum LocalShard {
+    Voter(Arc<Voter>),
+    Replica(Arc<Replica>),
+}
+
+impl LocalShard {
+    /// The epoch that it takes part in, or follows.
+    pub(crate) fn epoch(&self) -> Epoch {
+        match self {
+            Self::Voter(voter) => voter.group.id().epoch,
+            Self::Replica(replica) => replica.history().epoch(),
+        }
+    }
+
+    /// Who leads it, as far as this node knows.
+    pub(crate) fn leader(&self) -> Option<NodeId> {
+        match self {
+            Self::Voter(voter) => voter.group.status().leader,
+            Self::Replica(_) => None,
+        }
+    }
+
+    pub(crate) fn history(&self) -> EpochHistory {
+        match self {
+            Self::Voter(voter) => voter.history.clone(),
+            Self::Replica(replica) => replica.history(),
+        }
+    }
+
+    /// The newest sequence that is no longer in the log.
+    pub(crate) fn purged(&self) -> Result<u64, StorageError> {
+        match self {
+            Self::Voter(voter) => voter.purged(),
+            Self::Replica(replica) => Ok(replica.purged()),
+        }
+    }
+
+    /// Committed batches behind `after`. `None`: they are no longer in the log.
+    pub(crate) fn batches_after(
+        &self,
+        after: u64,
+        max_bytes: usize,
+    ) -> Result<Option<Vec<(u64, Bytes)>>, StorageError> {
+        let batches = match self {
+            Self::Voter(voter) => voter.batches_after(after, max_bytes),
+            Self::Replica(replica) => replica.batches_after(after, max_bytes),
+        }?;
+        // Whoever asks would refuse what memory or disk has changed here, and ask again for ever.
+        for (sequence, bytes) in batches.iter().flatten() {
+            verify_checksum(bytes).map_err(|error| StorageError::Corruption {
+                what: format!("batch {sequence} in a log of shard {}", self.state().shard()),
+                detail: error.to_string(),
+            })?;
+        }
+        Ok(batches)
+    }
+
+    pub(crate) fn state(&self) -> &Arc<ShardState> {
+        match self {
+            Self::Voter(voter) => &voter.state,
+            Self::Replica(replica) => replica.state(),
+        }
+    }
+
+    pub(crate) fn applied(&self) -> watch::Receiver<(u64, u64)> {
+        match self {
+            Self::Voter(voter) => voter.group.applied(),
+            Self::Replica(replica) => replica.applied(),
+        }
+    }
+
+    /// An eventual read, from a state no older than `min_sequence`.
+    pub(crate) async fn read_eventual(
+        &self,
+        database: DatabaseId,
+        ranges: &[ReadRange],
+        min_sequence: u64,
+    ) -> Result<ReadView, NotServed> {
+        let unavailable = |reason: &str| Err(NotServed::Unavailable(reason.to_owned()));
+        let (has_caught_up, reads) = match self {
+            Self::Voter(voter) => (voter.has_caught_up(), voter.reads()),
+            Self::Replica(replica) => (replica.has_caught_up(), replica.reads()),
+        };
+        if !has_caught_up {
+            return unavailable("this node has not caught up since it started");
+        }
+        if !wait_applied(self.applied(), min_sequence, READ_POSITION_TIMEOUT).await {
+            return unavailable("this node lags behind what this gateway has shown before");
+        }
+        let view = reads.read(self.state(), database, ranges).await?;
+        // The state, and the shard's history, may be others than when the wait was over.
+        if view.position.sequence < min_sequence || self.history().leaves(view.position).is_some() {
+            return unavailable("this node's state is not of the shard's present epoch yet");
+        }
+        Ok(view)
+    }
+}
