@@ -79,6 +79,24 @@ const LADDER: &[(&str, Allowed)] = &[
 const OWNED: &[(&str, &str)] =
     &[("openraft", "meridian-consensus"), ("rocksdb", "meridian-storage")];
 
+/// The rooms of node, from the lowest floor. What happens in one uses those below it.
+const NODE_STAIR: &[&str] = &[
+    "host",
+    "network",
+    "replication",
+    "cluster_view",
+    "divergence",
+    "read",
+    "write",
+    "shard",
+    "routing",
+    "placement",
+    "directory_group",
+    "background",
+    "rpc",
+    "process",
+];
+
 /// Names of code of others in documents.
 const FOREIGN: &[&str] = &[
     // openraft
@@ -166,6 +184,12 @@ fn no_modules_of_a_folder_import_each_other_in_a_circle() {
         modules::circles(folder, &modules::arrows(&format!("{folder}/src"), &rust))
     });
     assert_at_most(13, circles.collect());
+}
+
+#[test]
+fn no_room_of_the_node_imports_one_above_it() {
+    let arrows = modules::arrows("crates/node/src", &rust());
+    assert_none(modules::upward("node", NODE_STAIR, &arrows));
 }
 
 #[test]
