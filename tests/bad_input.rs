@@ -1,4 +1,4 @@
-//! Whatever is sent to a node, it answers as `docs/kv-connect.md` says, or ends that connection, and
+//! Whatever is sent to a node, it answers as `docs/kv-connect.md` says or ends that connection, and
 //! serves on.
 
 #![allow(
