@@ -1,14 +1,15 @@
 //! Memory from jemalloc, for Rust and for RocksDB.
 //!
-//! glibc keeps what was freed: its heaps shrink from their ends only, and one small piece that
-//! lives on keeps all below it. After some answers of 64 MiB a node held on to a quarter of its
-//! memory for nothing. It also costs more: a request has pieces of several KiB, for which it has no
-//! cache.
+//! glibc keeps freed memory: its heaps shrink from their ends only, and one small allocation that
+//! stays keeps all memory below it. After some answers of 64 MiB, a node held on to a quarter of
+//! its memory for nothing. It also costs more: a request allocates pieces of several KiB, which
+//! glibc does not cache.
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// What is freed is the system's again within some seconds, also where nobody allocates any more.
+/// Freed memory is returned to the system within some seconds, even when no thread allocates any
+/// more.
 #[allow(
     unsafe_code,
     reason = "the name by which jemalloc looks for its settings; nothing else has it"
@@ -29,7 +30,7 @@ mod tests {
     }
 
     #[test]
-    fn what_large_reads_took_is_given_back_though_small_pieces_live_on() {
+    fn memory_of_large_reads_is_returned_while_small_allocations_stay() {
         const PIECE: usize = 1 << 20;
         drop(vec![1u8; 16 * PIECE]);
         let before = resident_mb();

@@ -1,4 +1,5 @@
-//! One module a command, or a group of them. Those that speak to the directory share [`operator`].
+//! One module for each command, or group of commands. The commands that ask the directory share
+//! [`operator`].
 
 mod access_token;
 pub(crate) mod cluster;
@@ -18,18 +19,18 @@ pub(crate) mod status;
 pub(crate) mod switchover;
 pub(crate) mod tokens;
 
-/// What a process does when its terminal is closed, or somebody sends it SIGHUP to have it read its
-/// configuration.
+/// The reaction of a process to SIGHUP, which it gets when its terminal is closed, or from an
+/// operator expecting it to reload its configuration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Hangup {
-    /// It serves on: there is nothing to reload.
+    /// Continue serving: there is nothing to reload.
     Ignore,
-    /// As Ctrl-C.
+    /// Stop, as at Ctrl-C.
     Stop,
 }
 
-/// Resolves at the first Ctrl-C or SIGTERM. From then on a second one ends the process at once,
-/// which loses nothing: what was acknowledged is on the disk.
+/// Resolves at the first Ctrl-C or SIGTERM. From then on, a second signal ends the process at once,
+/// which loses nothing: acknowledged writes are on the disk.
 pub(crate) async fn asked_to_stop(hangup: Hangup) {
     use tokio::signal::unix::{SignalKind, signal};
     let signals = (
@@ -38,7 +39,7 @@ pub(crate) async fn asked_to_stop(hangup: Hangup) {
         signal(SignalKind::hangup()),
     );
     let (Ok(mut interrupt), Ok(mut terminate), Ok(mut hangups)) = signals else {
-        // Without handlers the signals end the process, which is safe too.
+        // Without handlers, the signals end the process, which is safe too.
         return std::future::pending().await;
     };
     loop {
@@ -64,24 +65,24 @@ pub(crate) async fn asked_to_stop(hangup: Hangup) {
     });
 }
 
-/// As a shell says of a process that SIGINT ended.
+/// The exit code that a shell reports for a process ended by SIGINT.
 const STOPPED_AT_ONCE: i32 = 130;
 
-/// Says something on standard output while serving: whether anybody reads it is no matter.
+/// Prints a line on the standard output while serving. A reader that has gone is no error.
 pub(crate) fn say(text: &str) {
     use std::io::Write;
     let mut out = std::io::stdout().lock();
     drop(writeln!(out, "{text}").and_then(|()| out.flush()));
 }
 
-/// The counts of data centers, a region each: `3,2,1`.
+/// Parses the number of data centers of each region: `3,2,1`.
 pub(crate) fn parse_counts(text: &str) -> Result<Counts, String> {
     let count =
         |part: &str| part.trim().parse::<usize>().map_err(|_| format!("`{part}` is not a number"));
     Ok(Counts(text.split(',').map(count).collect::<Result<_, _>>()?))
 }
 
-/// How many data centers each region has, the primary first.
+/// The number of data centers of each region, the primary first.
 #[derive(Debug, Clone)]
 pub(crate) struct Counts(pub(crate) Vec<usize>);
 
@@ -94,11 +95,11 @@ mod tests {
 
     use super::*;
 
-    /// Set for the process that gets the signals, to what it does at SIGHUP.
+    /// Set for the process that gets the signals; its value is the reaction to SIGHUP.
     const CHILD: &str = "MERIDIAN_TEST_SIGNALS";
 
-    /// A process that says when it waits for a signal, and when it begins to stop, which then takes
-    /// it for ever.
+    /// A process that prints a line when it waits for a signal, and another when it begins to stop,
+    /// which never ends.
     struct Signalled {
         child: Child,
         said: std::io::Lines<BufReader<ChildStdout>>,
@@ -125,7 +126,7 @@ mod tests {
                 if ended.recv_timeout(Duration::from_secs(20))
                     == Err(mpsc::RecvTimeoutError::Timeout)
                 {
-                    // Then it says no more, which fails the test.
+                    // A killed process prints no more, which fails the test.
                     drop(Command::new("kill").args(["-KILL", &id.to_string()]).status());
                 }
             });
@@ -181,7 +182,7 @@ mod tests {
                 process.gets("HUP");
                 process.gets(first);
                 process.says("stops");
-                // Had SIGHUP stopped it, the first would have been the second.
+                // Had SIGHUP stopped the process, the first signal would have been its second.
                 std::thread::sleep(Duration::from_millis(100));
                 assert!(process.child.try_wait().unwrap().is_none(), "it ended before the second");
                 process.gets(second);

@@ -1,5 +1,5 @@
-//! Where log lines go: standard error, by way of a thread, so that whoever reads them can neither
-//! stop nor end this process.
+//! Log lines go to the standard error through a thread of their own, so that a slow or closed
+//! reader can neither stop nor end this process.
 
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-/// Lines that wait for their reader at most; what comes then is dropped and counted.
+/// Lines that wait at most; further lines are dropped and counted.
 const MAX_WAITING: usize = 4096;
-/// For what waits, at the end of the process.
+/// The time for waiting lines at the end of the process.
 const LAST_LINES: Duration = Duration::from_millis(500);
 
-/// Takes log lines and never waits. Cheap to clone.
+/// Takes log lines and never blocks. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct LogWriter {
     lines: SyncSender<Vec<u8>>,
@@ -29,7 +29,7 @@ struct Counts {
 }
 
 impl LogWriter {
-    /// Lines go to `out` from now on. What `out` refuses, as a closed pipe does, is gone.
+    /// Starts the thread. Lines that `out` refuses, as a closed pipe does, are lost.
     pub(crate) fn start(out: impl Write + Send + 'static) -> std::io::Result<Self> {
         let (lines, waiting) = sync_channel(MAX_WAITING);
         let counts = Arc::new(Counts::default());
@@ -40,7 +40,7 @@ impl LogWriter {
         Ok(Self { lines, counts })
     }
 
-    /// Gives what waits a moment to be written.
+    /// Gives waiting lines a moment to be written.
     pub(crate) fn finish(&self) {
         let deadline = Instant::now() + LAST_LINES;
         let waits = || {
@@ -85,7 +85,7 @@ impl<'a> MakeWriter<'a> for LogWriter {
     }
 }
 
-/// One event. It is handed over when it is dropped.
+/// A log line, queued when it is dropped.
 pub(crate) struct Line<'a> {
     writer: &'a LogWriter,
     bytes: Vec<u8>,
@@ -110,15 +110,15 @@ impl Drop for Line<'_> {
     }
 }
 
-/// For whoever ends the process without coming back to `main`.
+/// The writer, for code that ends the process without returning to `main`.
 static WRITER: Mutex<Option<LogWriter>> = Mutex::new(None);
 
-/// Remembers the writer of this process.
+/// Sets the writer of this process.
 pub(crate) fn install(writer: &LogWriter) {
     *WRITER.lock().unwrap_or_else(PoisonError::into_inner) = Some(writer.clone());
 }
 
-/// Prints a line as log lines are, by the writer of this process.
+/// Prints a line through the writer of this process.
 pub(crate) fn print(line: &str) {
     let writer = WRITER.lock().unwrap_or_else(PoisonError::into_inner).clone();
     if let Some(writer) = writer {
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_is_gone_ends_nobody() {
+    fn closed_reader_does_not_end_the_process() {
         struct Closed;
         impl Write for Closed {
             fn write(&mut self, _: &[u8]) -> std::io::Result<usize> {
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_reader_that_stands_still_holds_up_nobody_and_hears_of_what_it_missed() {
+    fn stalled_reader_blocks_no_writer_and_gets_the_number_of_dropped_lines() {
         struct Gate(Arc<Mutex<()>>, Shared);
         impl Write for Gate {
             fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {

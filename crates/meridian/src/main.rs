@@ -29,7 +29,7 @@ enum Command {
     Serve(command::serve::Serve),
     /// Runs a stateless gateway beside an application.
     Gateway(command::serve::Gateway),
-    /// How the cluster is as a whole, and the record of its changes.
+    /// Shows the state of the cluster and the record of its changes; sets the directory's voters.
     Cluster(command::cluster::ClusterCommand),
     /// Lists, adds, removes and replaces nodes.
     #[command(visible_alias = "node")]
@@ -37,7 +37,7 @@ enum Command {
     /// Lists, adds and removes regions.
     #[command(visible_alias = "region")]
     Regions(command::regions::Regions),
-    /// Lists shards and their failovers, and says who votes in them.
+    /// Lists shards, sets their voters, and shows the reports of their failovers.
     #[command(visible_alias = "shard")]
     Shards(command::shards::Shards),
     /// Lists, creates, changes and deletes databases.
@@ -49,30 +49,30 @@ enum Command {
     Switchover(command::switchover::Switchover),
     Failback(command::switchover::Failback),
     Failover(command::failover::Failover),
-    /// What nodes of a lost primary held that its successor has not: lists, shows and exports it.
+    /// Lists, shows and exports batches of a lost primary that its successor does not have.
     Orphans(command::orphans::Orphans),
-    /// Says how every node of a cluster is, and how far replicas lag.
+    /// Asks every node for its shards, positions and lags.
     Status(command::status::Status),
-    /// Measures reads and writes from the gateway of each region, and how soon a write shows there.
+    /// Measures reads and writes from the gateway of each region, and the delay of replication.
     Latency(command::latency::Latency),
-    /// Breaks clusters of its own under load, and measures what clients see of it.
+    /// Breaks clusters of its own under load, and measures the effect on clients.
     Drill(command::drill::Drill),
-    /// Hands the leadership of a shard to another voter.
+    /// Transfers the leadership of a shard to another voter.
     TransferLeadership(command::status::TransferLeadership),
-    /// Writes the configuration of a development cluster of separate processes, one file a node.
+    /// Writes the configuration files of a development cluster of separate processes.
     ClusterConfig(command::cluster_config::ClusterConfig),
 }
 
-/// A panic is an invariant that does not hold: the process stops at once, whichever thread it was.
-/// Not by `panic = "abort"`, with which every dependency would be built once more for the tests.
+/// A panic is a broken invariant: the process aborts at once, whichever thread panicked. `panic =
+/// "abort"` would have every dependency built once more for the tests.
 fn abort_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
-        // `println!` formats what it says, so that it is a `String`.
+        // `println!` formats its message, which makes it a `String`.
         let message = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
         if message.starts_with("failed printing to") {
-            // A command whose output goes nowhere (a closed pipe, a full disk) has nothing more to
-            // do, and no invariant is broken. What serves prints nothing in this way.
+            // A command whose output cannot be written (a closed pipe, a full disk) has nothing
+            // more to do, and no invariant is broken. Servers print nothing in this way.
             std::process::exit(OUTPUT_FAILED);
         }
         meridian_node::abort_soon();
@@ -114,12 +114,12 @@ fn run(mut command: Command) -> anyhow::Result<()> {
     })
 }
 
-/// As `EX_IOERR` of sysexits.h.
+/// `EX_IOERR` of sysexits.h.
 const OUTPUT_FAILED: i32 = 74;
 
 fn main() -> ExitCode {
     abort_on_panic();
-    // Data, tokens and what was exported are for this user alone, whatever makes the file.
+    // Data, tokens and exported files are readable by this user only.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o077));
     let cli = Cli::parse();
     let filter = EnvFilter::try_from_env("MERIDIAN_LOG")
@@ -137,12 +137,12 @@ fn main() -> ExitCode {
         .with_env_filter(filter)
         .with_ansi(ansi)
         .with_writer(log)
-        // What cannot be logged is no reason to print, which fails too.
+        // A failure to log must not print: printing fails, too.
         .log_internal_errors(false)
         .init();
     let result = run(cli.command);
     if let Err(error) = &result {
-        // As log lines go: what serves must end here, also where nobody reads why.
+        // Printed as log lines are: a server must end here even if its standard error is blocked.
         log_writer::print(&format!("meridian: {error:#}"));
     }
     log_writer::finish();
@@ -155,10 +155,10 @@ mod tests {
 
     use super::*;
 
-    /// Set for the process that is to die.
+    /// Set for the process that is to abort.
     const CHILD: &str = "MERIDIAN_TEST_GAP";
 
-    /// In the process that is to die.
+    /// Runs in the process that is to abort.
     fn apply_with_a_gap() {
         use meridian_types::{Batch, Epoch, Position};
         abort_on_panic();
@@ -171,17 +171,13 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_aborts_the_process_whichever_thread_finds_it() {
+    fn gap_aborts_the_process_on_any_thread() {
         if std::env::var_os(CHILD).is_some() {
             apply_with_a_gap();
             return;
         }
         let child = std::process::Command::new(std::env::current_exe().unwrap())
-            .args([
-                "tests::a_gap_aborts_the_process_whichever_thread_finds_it",
-                "--exact",
-                "--nocapture",
-            ])
+            .args(["tests::gap_aborts_the_process_on_any_thread", "--exact", "--nocapture"])
             .env(CHILD, "1")
             .output()
             .unwrap();
@@ -194,9 +190,9 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_aborts_the_process_also_where_nobody_reads_its_log() {
+    fn gap_aborts_the_process_while_its_log_is_blocked() {
         if std::env::var_os(CHILD).is_some() {
-            // As the thread that writes log lines, when the pipe is full.
+            // Holds the lock as the thread that writes log lines does when the pipe is full.
             let (locked, is_locked) = std::sync::mpsc::channel();
             std::thread::spawn(move || {
                 let _writing = std::io::stderr().lock();
@@ -211,7 +207,7 @@ mod tests {
         }
         let mut child = std::process::Command::new(std::env::current_exe().unwrap())
             .args([
-                "tests::a_gap_aborts_the_process_also_where_nobody_reads_its_log",
+                "tests::gap_aborts_the_process_while_its_log_is_blocked",
                 "--exact",
                 "--nocapture",
             ])
@@ -245,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_operators_manual_says_is_understood() {
+    fn commands_of_the_operators_manual_parse() {
         let manual = include_str!("../../../docs/operations.md");
         let mut commands = 0;
         for line in manual.lines().filter_map(|line| line.strip_prefix("$ meridian ")) {
@@ -259,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn what_contradicts_itself_is_refused() {
+    fn contradictory_arguments_are_refused() {
         let lines = [
             "switchover 1",
             "switchover --to region-2",

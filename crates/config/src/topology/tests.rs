@@ -183,7 +183,7 @@ fn two_nodes_of_one_data_center_do_not_pass_for_two() {
 }
 
 #[test]
-fn a_weak_quorum_needs_a_word() {
+fn weak_quorum_needs_the_flag() {
     assert_eq!(
         refused(|spec| spec.shards[0].voters = Some(vec![1, 2])),
         "shard 1 has only 2 voters, which cannot commit once either is lost: it needs an odd number of at least 3, \

@@ -1,29 +1,32 @@
+//! The access token of a command, from its arguments, the environment or a file.
+
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-/// Far longer than any.
+/// Far longer than any token.
 const MAX_BYTES: u64 = 4096;
 
-/// An access token, from wherever it is said.
+/// An access token, from any of its sources.
 #[derive(Args)]
 pub(crate) struct AccessToken {
-    /// What clients show; at least 16 characters. Arguments can be seen by every user of this
-    /// machine: better give it by the environment or a file.
+    /// Access token for clients; at least 16 characters. Every user of this machine can see
+    /// arguments: prefer the environment or a file.
     #[arg(long, value_name = "TOKEN", env = "DENO_KV_ACCESS_TOKEN", hide_env_values = true)]
     access_token: Option<String>,
-    /// A file that holds it, and goes before --access-token; `-` for the standard input.
+    /// File that holds the access token; takes precedence over --access-token. `-` for the standard
+    /// input.
     #[arg(long, value_name = "FILE")]
     access_token_file: Option<PathBuf>,
 }
 
 impl AccessToken {
-    /// `None`: none was said.
-    pub(crate) fn read(self) -> Result<Option<String>> {
-        let Some(path) = self.access_token_file else { return Ok(self.access_token) };
-        let text = read(&path)
+    /// `None`: no token was given.
+    pub(crate) fn read(&self) -> Result<Option<String>> {
+        let Some(path) = &self.access_token_file else { return Ok(self.access_token.clone()) };
+        let text = read(path)
             .with_context(|| format!("cannot read the access token from {}", path.display()))?;
         let token = text.trim();
         if token.is_empty() {

@@ -1,4 +1,4 @@
-//! The cluster as a whole: how it is, and how it came to be so.
+//! `meridian cluster`: the state of the cluster, the record of its changes, the directory's voters.
 
 pub(crate) mod change_text;
 mod overview;
@@ -26,22 +26,22 @@ pub(crate) struct ClusterCommand {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Who leads the directory, where each shard is, who is away, and what is wrong.
+    /// Shows the directory's leader, every shard and node, and all warnings.
     Status,
-    /// The record of changes, the latest last: who ordered what, and what the directory did by
-    /// itself.
+    /// Shows the record of changes, the latest last, with the author of each: an operator, or the
+    /// directory itself.
     Changes {
-        /// How many.
+        /// Number of changes.
         #[arg(short = 'n', long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
         number: u32,
     },
-    /// Says which nodes vote in the directory: an odd number, each in a region of its own where
-    /// there are three.
+    /// Sets the voters of the directory: an odd number, each in a region of its own if there are
+    /// three.
     SetDirectoryVoters {
-        /// Ids or names.
+        /// Ids or names of nodes.
         #[arg(long, required = true, value_delimiter = ',', value_name = "NODES")]
         voters: Vec<String>,
-        /// Fewer than three voters, or an even number of them, is meant.
+        /// Accept fewer than three voters, or an even number.
         #[arg(long)]
         allow_weak_quorum: bool,
     },
@@ -62,9 +62,7 @@ impl ClusterCommand {
                     return print_json(&cluster.directory_voters);
                 }
                 let names = selection::node_names(&cluster, &cluster.directory_voters);
-                print(&format!(
-                    "the directory's voters are {names}; its leader takes them in one after another\n"
-                ))
+                print(&format!("the directory changes its voters to {names}, one at a time\n"))
             }
         }
     }
@@ -80,7 +78,7 @@ async fn status(directory: &mut Directory, json: bool) -> Result<()> {
     }
     if view.leader_address.is_none() {
         bail!(
-            "the directory's leader does not answer ({}): what is shown may be old",
+            "the directory has no reachable leader ({}): this view may be outdated",
             no_leader(&view)
         );
     }
@@ -122,7 +120,7 @@ async fn changes(directory: &mut Directory, number: u32, json: bool) -> Result<(
     }
     let mut out = table.to_string();
     if view.changes.is_empty() && view.leader_address.is_none() {
-        writeln!(out, "(no voter of the directory answers, and only they keep the record)")?;
+        writeln!(out, "(no voter of the directory answers; only its voters keep the record)")?;
     }
     print(&out)
 }

@@ -1,3 +1,6 @@
+//! `meridian cluster-config`: the configuration files of a development cluster of separate
+//! processes.
+
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -11,35 +14,35 @@ use super::{Counts, parse_counts};
 
 #[derive(Args)]
 pub(crate) struct ClusterConfig {
-    /// Where to write: a folder for each node, with its node.toml, and its data later.
+    /// Folder to write to: for each node a folder with its node.toml, and later its data.
     #[arg(long)]
     dir: PathBuf,
-    /// How many data centers each region has, the primary first.
+    /// Number of data centers in each region, the primary first.
     #[arg(long, default_value = "3,2,1", value_parser = parse_counts)]
     topology: Counts,
-    /// KV Connect ports: this one and up in the first region, from 10 higher on in the next, and so
-    /// on.
+    /// First KV Connect port; nodes of the first region count up from it, each further region
+    /// starts 10 higher.
     #[arg(long, default_value_t = 4512)]
     port: u16,
-    /// gRPC ports: this one and up.
+    /// First gRPC port; nodes count up from it.
     #[arg(long, default_value_t = 4612)]
     rpc_port: u16,
-    /// Metrics ports: this one and up. Not served if not given.
+    /// First metrics port; nodes count up from it. Default: no metrics.
     #[arg(long)]
     metrics_port: Option<u16>,
     // Opens every database.
     #[command(flatten)]
     access_token: AccessToken,
-    /// Log kept for slow replicas, in MiB a shard.
+    /// Log kept for slow replicas, in MiB for each shard.
     #[arg(long)]
     log_retention_mb: Option<u64>,
-    /// Shards, led by the nodes of the first region in turn.
+    /// Number of shards. The nodes of the first region lead them in turn.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=1000))]
     shards: u32,
-    /// Databases, in the shards in turn: `default`, `second`, `database-3` and so on.
+    /// Number of databases, spread over the shards: `default`, `second`, `database-3` and so on.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     databases: u32,
-    /// An even or too small primary region is meant.
+    /// Accept a primary region with an even number of data centers, or with fewer than three.
     #[arg(long)]
     allow_weak_quorum: bool,
 }
@@ -68,7 +71,7 @@ impl ClusterConfig {
             }
             std::fs::create_dir_all(&config.data_dir)?;
             let path = config.data_dir.join("node.toml");
-            // It holds the access token.
+            // The file holds the access token.
             let written = private_file::write(&path, config.to_toml().as_bytes());
             written.with_context(|| format!("cannot write {}", path.display()))?;
             println!("{}\t{}\t{}", config.node.name, config.listen.kv, path.display());

@@ -1,4 +1,4 @@
-//! Databases: what clients open.
+//! `meridian databases`: lists, creates, changes and deletes databases.
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand, ValueEnum};
@@ -22,27 +22,27 @@ pub(crate) struct Databases {
 
 #[derive(Subcommand)]
 enum Command {
-    /// All databases, with their settings, and those that are being deleted.
+    /// Lists the databases with their settings, and those being deleted.
     List,
-    /// Makes a database; clients open /db/NAME or /databases/ID/connect.
+    /// Creates a database; clients open it at /db/NAME or /databases/ID/connect.
     Create {
-        /// Of letters, digits, `-`, `_`, `.` and `~`.
+        /// Letters, digits, `-`, `_`, `.` and `~`.
         name: String,
-        /// Where it commits: the region nearest to its writers.
+        /// Region in which the database commits: the one nearest to its writers.
         #[arg(long, value_name = "REGION")]
         primary_region: String,
-        /// In a shard that no other database is in: it fails over and switches over by itself.
+        /// Give the database a shard of its own, so that it fails over and switches over alone.
         #[arg(long)]
         own_shard: bool,
         #[command(flatten)]
         settings: Settings,
     },
-    /// Changes settings of a database; what is not named stays.
+    /// Changes settings of a database; settings that are not named stay.
     Set {
-        /// Name or id.
+        /// Name or id of the database.
         #[arg(value_name = "DATABASE")]
         database: String,
-        /// Where it belongs. `meridian failback` moves it there.
+        /// Region in which the database belongs. `meridian failback` moves it there.
         #[arg(long, value_name = "REGION")]
         primary_region: Option<String>,
         #[command(flatten)]
@@ -50,16 +50,16 @@ enum Command {
     },
     /// Deletes a database with all its data, in all regions.
     ///
-    /// Clients cannot use it any more when the command returns. Its data goes from every node that
-    /// is up within seconds, and the room on the disk is given back soon after; `list` shows the
-    /// database as `being deleted` until no node has any of it, and which nodes it waits for: one
-    /// that is away drops it when it is back. The name can be used again at once. Orphan files,
-    /// which keep what failovers lost, are not touched: see `meridian orphans`.
+    /// When the command returns, clients can no longer use the database. Nodes that are up drop its
+    /// data within seconds, and free its disk space soon after. `list` shows the database as `being
+    /// deleted`, with the nodes that still have to drop it; a node that is away drops it when it is
+    /// back. The name can be used again at once. Orphan files, which keep the losses of failovers,
+    /// are not touched: see `meridian orphans`.
     Delete {
-        /// Name or id.
+        /// Name or id of the database.
         #[arg(value_name = "DATABASE")]
         database: String,
-        /// Without it, the command only says what would be lost.
+        /// Confirm. Without it, the command only shows what would be lost.
         #[arg(long)]
         yes_delete_all_data: bool,
     },
@@ -78,8 +78,8 @@ struct Settings {
     /// 1000].
     #[arg(long, value_name = "MS")]
     rpo_max_ms: Option<u64>,
-    /// Whether its shard fails over by itself; `manual` for one database holds for all in its shard
-    /// [default of a new database: auto].
+    /// Whether its shard fails over automatically; `manual` for one database applies to all in its
+    /// shard [default of a new database: auto].
     #[arg(long, value_enum)]
     failover: Option<FailoverWord>,
 }
@@ -88,22 +88,22 @@ struct Settings {
 enum RpoWord {
     /// Lag has no consequence.
     Off,
-    /// Lag is said in logs and metrics.
+    /// Lag appears in logs and metrics only.
     Warn,
-    /// Lag slows writes down, then has them refused.
+    /// Lag slows writes, then has them refused.
     Enforce,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
 enum FailoverWord {
-    /// When its primary region is lost.
+    /// Automatically, when the primary region is lost.
     Auto,
-    /// Only when `meridian failover` says so.
+    /// Only by `meridian failover`.
     Manual,
 }
 
 impl Settings {
-    /// The bound on lag after these settings, if they say anything about it.
+    /// The bound on lag after these settings; `None` if they do not change it.
     fn rpo(&self, before: Rpo) -> Option<Rpo> {
         if self.rpo.is_none() && self.rpo_soft_ms.is_none() && self.rpo_max_ms.is_none() {
             return None;
@@ -130,7 +130,7 @@ impl Settings {
 struct Listed<'a> {
     id: DatabaseId,
     is_default: bool,
-    /// Where its shard's primary is now.
+    /// The present primary region of its shard.
     present_region: Option<&'a str>,
     #[serde(flatten)]
     database: &'a Database,
@@ -150,15 +150,15 @@ impl<'a> Listed<'a> {
     }
 }
 
-/// A database whose data is not known to be gone from every node.
+/// A deleted database whose data may still be on some node.
 #[derive(Serialize)]
 struct Deleting<'a> {
     id: DatabaseId,
     deleting: bool,
     #[serde(flatten)]
     deletion: &'a Deletion,
-    /// Names of the nodes that are not known to have dropped it; `None` where whoever answered
-    /// cannot tell.
+    /// Names of the nodes that may still have its data; `None` if the answer did not come from the
+    /// leader.
     waits_for: Option<Vec<String>>,
 }
 
@@ -224,7 +224,7 @@ impl Databases {
                 let id = DatabaseId(Uuid::new_v4().into_bytes());
                 let database = Database {
                     name,
-                    // The change chooses.
+                    // The directory chooses the shard.
                     shard: ShardId(0),
                     primary_region,
                     failover: settings.failover().unwrap_or_default(),
@@ -274,7 +274,9 @@ impl Databases {
 }
 
 fn show(cluster: &Cluster, id: DatabaseId, what: &str, json: bool) -> Result<()> {
-    let Some(database) = cluster.databases.get(&id) else { bail!("database {id} is gone again") };
+    let Some(database) = cluster.databases.get(&id) else {
+        bail!("database {id} was deleted meanwhile")
+    };
     if json {
         return print_json(&Listed::of(cluster, id, database));
     }
@@ -334,9 +336,9 @@ fn would_be_lost(view: &View, id: DatabaseId) -> String {
     let reports = view.fresh_reports(database.shard);
     if let Some(transactions) = reports.map(|(_, report)| report.progress.transactions).max() {
         let made = amounts::count(transactions, "transaction");
-        text.push_str(&format!(". Shard {} has taken {made} since it was made", database.shard));
+        text.push_str(&format!(". Shard {} has taken {made} since it was created", database.shard));
         if !neighbours.is_empty() {
-            text.push_str(&format!(", with those of {}", neighbours.join(", ")));
+            text.push_str(&format!(", including those of {}", neighbours.join(", ")));
         }
     }
     let scoped = cluster.tokens.iter().filter(|(_, token)| match &token.scope {
@@ -346,12 +348,12 @@ fn would_be_lost(view: &View, id: DatabaseId) -> String {
     let scoped: Vec<String> =
         scoped.map(|(token, known)| format!("{token} ({})", known.label)).collect();
     if !scoped.is_empty() {
-        text.push_str(&format!(". Tokens that are for it: {}", scoped.join(", ")));
+        text.push_str(&format!(". Tokens limited to it: {}", scoped.join(", ")));
     }
     if cluster.default_database == Some(id) {
         text.push_str(". It is the default database, which clients open at `/`");
     }
-    text.push_str(". Say --yes-delete-all-data to do it");
+    text.push_str(". Add --yes-delete-all-data to delete it");
     text
 }
 
@@ -377,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn deletion_says_what_would_be_lost() {
+    fn unconfirmed_deletion_shows_what_would_be_lost() {
         let text = would_be_lost(&view(), "00000000-0000-4000-8000-000000000001".parse().unwrap());
         assert!(text.starts_with(
             "deleting default (00000000-0000-4000-8000-000000000001) loses all of its keys"
@@ -390,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn a_deletion_is_listed_with_the_nodes_that_it_waits_for() {
+    fn deletion_is_listed_with_the_nodes_it_waits_for() {
         let mut view = view();
         let id = "00000000-0000-4000-8000-000000000001".parse().unwrap();
         view.cluster = view.cluster.after(&Change::DeleteDatabase { id }).unwrap();
@@ -412,7 +414,7 @@ mod tests {
     }
 
     #[test]
-    fn databases_are_listed_with_where_they_are() {
+    fn databases_are_listed_with_their_regions() {
         let mut view = view();
         view.cluster.shards.get_mut(&ShardId(2)).unwrap().primary_region = "region-2".to_owned();
         let databases = view.cluster.databases.iter();

@@ -1,3 +1,5 @@
+//! `meridian dev`: a whole cluster in one process, to develop against.
+
 use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -16,39 +18,39 @@ use super::{Counts, Hangup, asked_to_stop, parse_counts, say};
 
 #[derive(Args)]
 pub(crate) struct Dev {
-    /// Where the nodes keep their data. Started again with the same folder, they have it still.
+    /// Folder for the nodes' data. A cluster started again with the same folder has its data still.
     #[arg(long, default_value = "meridian-data")]
     data_dir: PathBuf,
     /// Keep data in a temporary folder and remove it at the end.
     #[arg(long, conflicts_with = "data_dir")]
     ephemeral: bool,
-    /// How many data centers each region has, the primary first.
+    /// Number of data centers in each region, the primary first.
     #[arg(long, default_value = "3,2,1", value_parser = parse_counts)]
     topology: Counts,
-    /// The first region's gateway listens here, the next at 10 more, and so on.
+    /// Port of the first region's gateway; the next region's is 10 higher, and so on.
     #[arg(long, default_value_t = 4512)]
     port: u16,
-    // One is made, and kept with the data, if not given.
+    // Generated and kept with the data, if not given.
     #[command(flatten)]
     access_token: AccessToken,
     /// Put an emulated WAN between the regions: round trips in ms from the first region to the
     /// second, the third and so on, as in `90,190,jitter=5,dc=2`. Without a value: 90,190.
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "")]
     wan: Option<WanPlan>,
-    /// Let databases fail over by themselves, as in production: to try it. Without it the primary
-    /// stays in the first region, however busy this machine is. Counts when the data folder is new;
-    /// later: `meridian databases set`.
+    /// Let databases fail over automatically, as in production. Without it the primary stays in the
+    /// first region, however busy this machine is. Takes effect when the data folder is new; later:
+    /// `meridian databases set`.
     #[arg(long)]
     automatic_failover: bool,
-    /// Where the gateways listen. Anything but loopback offers the databases to others, without
-    /// TLS.
+    /// Address that the gateways listen on. Anything but loopback opens the databases to the
+    /// network, without TLS.
     #[arg(long, default_value = "127.0.0.1")]
     host: String,
-    /// What all nodes together may take in memory, in MiB; at least 320 for each. Half of the
-    /// machine's, or of what its control group allows, if not given.
+    /// Memory for all nodes together, in MiB; at least 320 for each. Default: half of the machine's
+    /// memory, or of its control group's limit.
     #[arg(long)]
     max_memory_mb: Option<u64>,
-    /// An even or too small primary region is meant.
+    /// Accept a primary region with an even number of data centers, or with fewer than three.
     #[arg(long)]
     allow_weak_quorum: bool,
 }
@@ -64,23 +66,10 @@ impl Dev {
             Some(token) => token,
             None => kept_token(data_dir)?,
         };
-        let options = DevOptions {
-            data_dir,
-            layout: DevLayout {
-                allow_weak_quorum: self.allow_weak_quorum,
-                ..DevLayout::of(&self.topology.0)
-            },
-            port: self.port,
-            access_token: &token,
-            wan: self.wan.clone(),
-            automatic_failover: self.automatic_failover,
-            max_memory_mb: self.max_memory_mb,
-            listen_host: Some(self.host.as_str()),
-        };
         let stop = asked_to_stop(Hangup::Stop);
         tokio::pin!(stop);
         let cluster = tokio::select! {
-            cluster = DevCluster::start(options) => cluster?,
+            cluster = DevCluster::start(self.options(data_dir, &token)) => cluster?,
             () = &mut stop => return Ok(()),
         };
         tokio::select! {
@@ -90,17 +79,42 @@ impl Dev {
                 return Ok(());
             }
         }
-        say(&format!(
-            "Meridian is ready after {:.1} s. Data is in {}.",
-            started.elapsed().as_secs_f64(),
-            data_dir.display()
-        ));
+        self.welcome(&cluster, started.elapsed(), data_dir, &token);
+        stop.await;
+        say("Stopping.");
+        cluster.stop().await;
+        match temporary {
+            Some(folder) => remove(folder.keep()).await,
+            None => Ok(()),
+        }
+    }
+
+    fn options<'a>(&'a self, data_dir: &'a Path, token: &'a str) -> DevOptions<'a> {
+        DevOptions {
+            data_dir,
+            layout: DevLayout {
+                allow_weak_quorum: self.allow_weak_quorum,
+                ..DevLayout::of(&self.topology.0)
+            },
+            port: self.port,
+            access_token: token,
+            wan: self.wan.clone(),
+            automatic_failover: self.automatic_failover,
+            max_memory_mb: self.max_memory_mb,
+            listen_host: Some(self.host.as_str()),
+        }
+    }
+
+    /// Prints where the cluster is, and how to open it.
+    fn welcome(&self, cluster: &DevCluster, took: Duration, data_dir: &Path, token: &str) {
+        let (seconds, folder) = (took.as_secs_f64(), data_dir.display());
+        say(&format!("Meridian is ready after {seconds:.1} s. Data is in {folder}."));
         if let Some(plan) = &self.wan {
-            say(&format!("Between the regions lies an emulated WAN: {plan}."));
+            say(&format!("The regions are connected by an emulated WAN: {plan}."));
         }
         if !self.automatic_failover {
             say(
-                "A new cluster's databases do not fail over by themselves: see --automatic-failover.",
+                "Databases of a new cluster do not fail over automatically: see --automatic-failover.",
             );
         }
         say("");
@@ -122,17 +136,10 @@ impl Dev {
                 "Eventual reads, served in the region: add ?consistency=eventual to a URL. Ctrl-C stops.",
             );
         }
-        stop.await;
-        say("Stopping.");
-        cluster.stop().await;
-        match temporary {
-            Some(folder) => remove(folder.keep()).await,
-            None => Ok(()),
-        }
     }
 }
 
-/// Removes the folder; RocksDB may close a moment after its node.
+/// Removes the folder. Repeats, as RocksDB may close a moment after its node.
 async fn remove(folder: PathBuf) -> Result<()> {
     let mut tries = 0;
     loop {
@@ -147,7 +154,7 @@ async fn remove(folder: PathBuf) -> Result<()> {
     }
 }
 
-/// The token that was made for this data before, or a new one.
+/// The token generated for this data earlier, or a new one.
 fn kept_token(data_dir: &Path) -> Result<String> {
     let path = data_dir.join("access-token");
     let unusable = || format!("cannot keep the access token in {}", path.display());

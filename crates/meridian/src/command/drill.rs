@@ -1,3 +1,5 @@
+//! `meridian drill`: runs drills and the suite of promises, and writes their reports.
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -14,7 +16,7 @@ use serde::Serialize;
 
 use super::{Counts, Hangup, asked_to_stop, parse_counts};
 
-/// What a script's file ends with.
+/// The extension of a script's file.
 const SCRIPT_ENDING: &str = "drill";
 
 #[derive(Args)]
@@ -25,30 +27,29 @@ pub(crate) struct Drill {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Names the drills, and says what each is about.
+    /// Lists the drills with their descriptions.
     List,
-    /// Runs one drill: starts a cluster of its own, breaks it under load, heals it, and says what
-    /// clients saw.
+    /// Runs one drill: starts a cluster of its own, breaks it under load, heals it, and reports the
+    /// clients' view.
     ///
-    /// Exits with an error if a run did not come to its end, if a client was given an answer that
-    /// no correct store gives, if the cluster's own report of a failover is not true, or if the
-    /// copies differ in the end.
+    /// Exits with an error if a run did not come to its end, if a client got an answer that no
+    /// correct store gives, if the cluster's own report of a failover is wrong, or if the copies
+    /// differ in the end.
     Run(Run),
-    /// Runs every drill that the promises need, and holds what was measured against each promise.
+    /// Runs every drill that the promises need, and compares the measurements with each promise.
     ///
-    /// Exits with an error if any is missed, or as `run` does.
+    /// Exits with an error if a promise is missed, or as `run` does.
     Suite(Suite),
 }
 
 #[derive(Args)]
 struct Run {
-    /// One of `meridian drill list`, or a file that ends in `.drill` (docs/drills.md says what is
-    /// in it).
+    /// Name from `meridian drill list`, or a file that ends in `.drill` (format: docs/drills.md).
     name: String,
-    /// Each in a cluster of its own.
+    /// Number of runs, each in a cluster of its own.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
-    /// How long the fault lasts, in seconds. By default as the drill says.
+    /// Duration of the fault, in seconds. Default: the drill's.
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     duration: Option<u64>,
     #[command(flatten)]
@@ -57,7 +58,7 @@ struct Run {
 
 #[derive(Args)]
 struct Suite {
-    /// How often the loss of one data center is run.
+    /// Number of runs of the loss of one data center.
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     runs: u32,
     #[command(flatten)]
@@ -66,7 +67,7 @@ struct Suite {
 
 #[derive(Args)]
 struct Options {
-    /// How many data centers each region has, the primary first; at most three regions and ten
+    /// Number of data centers in each region, the primary first; at most three regions and ten
     /// nodes.
     #[arg(long, default_value = "3,2,2", value_parser = parse_counts)]
     topology: Counts,
@@ -74,16 +75,16 @@ struct Options {
     /// region.
     #[arg(long, default_value = "90,190,dc=2", value_name = "MS,MS,dc=MS")]
     rtt: WanPlan,
-    /// What clients draw their operations from. By default another one each time.
+    /// Seed of the clients' random operations. Default: another one each time.
     #[arg(long)]
     seed: Option<u64>,
-    /// Writes all that was measured to this file.
+    /// File for all measurements, as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
-    /// Writes one page with charts, which needs nothing else, to this file.
+    /// File for a self-contained page with charts.
     #[arg(long, value_name = "FILE")]
     html: Option<PathBuf>,
-    /// Leave the folders of the clusters, with data and logs, where they are.
+    /// Keep the folders of the clusters, with data and logs.
     #[arg(long)]
     keep: bool,
 }
@@ -97,7 +98,7 @@ impl Drill {
                 Command::Suite(suite) => suite.run().await,
             }
         };
-        // Dropped, it ends all of its processes.
+        // When dropped, it ends all of its processes.
         tokio::select! {
             done = work => done,
             () = asked_to_stop(Hangup::Stop) => bail!("stopped"),
@@ -113,7 +114,7 @@ fn list() -> Result<()> {
     Ok(())
 }
 
-/// Progress goes where no report goes.
+/// Progress goes to the standard error, apart from reports.
 fn say(text: &str) {
     eprintln!("{text}");
 }
@@ -136,7 +137,7 @@ impl Run {
             println!("{}", runs_text(&reports));
         }
         let runs = Runs::from([(drill.name.clone(), reports.clone())]);
-        // What this drill alone tells.
+        // The promises that this drill measures alone.
         let measured = |row: &Row| {
             row.drills == [drill.name.as_str()] && row.aim.standing != Standing::NotMeasured
         };
@@ -150,7 +151,7 @@ impl Run {
         )?;
         let unsound = reports.iter().filter(|report| !report.faults().is_empty()).count();
         if unsound > 0 {
-            bail!("{unsound} of {} runs are not sound", reports.len());
+            bail!("{unsound} of {} runs failed a check", reports.len());
         }
         Ok(())
     }
@@ -182,7 +183,7 @@ impl Suite {
         if complaints.is_empty() {
             return Ok(());
         }
-        bail!("{} things are not as promised:\n  {}", complaints.len(), complaints.join("\n  "))
+        bail!("{} promises or checks failed:\n  {}", complaints.len(), complaints.join("\n  "))
     }
 }
 
@@ -191,7 +192,7 @@ fn print_suite(report: &SuiteReport) {
         if let [first, _, ..] = runs.as_slice() {
             println!("{}: {}\n{}", first.drill, first.title, runs_text(runs));
         }
-        // The rest are like these.
+        // The other runs look alike.
         for run in runs.iter().take(1) {
             println!("{}", run_text(run));
         }
@@ -270,7 +271,7 @@ mod tests {
     }
 
     #[test]
-    fn what_there_is_not_is_refused() {
+    fn unknown_drills_and_bad_arguments_are_refused() {
         let error = run(&["run", "earthquake"]).drill().unwrap_err().to_string();
         assert!(error.contains("earthquake") && error.contains("region-loss"), "{error}");
         assert!(run(&["run", "no/such/file.drill"]).drill().is_err());

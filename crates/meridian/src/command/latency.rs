@@ -33,24 +33,25 @@ use super::{Hangup, asked_to_stop};
 
 #[derive(Args)]
 pub(crate) struct Latency {
-    /// A node's configuration: the first node of each region is asked, with the token found there.
+    /// Configuration file of a node: the first node of each region is measured, with the token
+    /// found there.
     #[arg(long, default_value = "meridian-data/region-1-a/node.toml", conflicts_with = "urls")]
     config: PathBuf,
-    /// The gateway of a region, instead of a configuration. Repeatable; replication is measured
-    /// from the first one.
+    /// Gateway of a region, instead of a configuration file. May be repeated; replication is
+    /// measured from the first.
     #[arg(long = "url", value_name = "REGION=URL")]
     urls: Vec<RegionUrl>,
-    // By default the configuration's, where it stands in plain text.
+    // Default: the token of the configuration, if it stands there in plain text.
     #[command(flatten)]
     access_token: AccessToken,
-    /// By name. By default the one that clients open at `/`.
+    /// Name of the database. Default: the database opened at `/`.
     #[arg(long, value_name = "NAME")]
     database: Option<String>,
-    /// For each region and operation, one at a time. Of 200, the p99 is the second longest or the
-    /// third.
+    /// Requests for each region and operation, one at a time. Of 200, the p99 is the second or
+    /// third longest.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=2000))]
     requests: u32,
-    /// Writes to time until every region shows them; 0 for none.
+    /// Number of writes for which the delay until every region shows them is measured; 0: none.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(..=2000))]
     replication_writes: u32,
     /// Print JSON.
@@ -126,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_is_refused() {
+    fn contradictory_arguments_are_refused() {
         for arguments in [
             ["--requests=0"],
             ["--requests=2001"],

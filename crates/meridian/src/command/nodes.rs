@@ -1,4 +1,4 @@
-//! The nodes of the cluster: who they are, and how one comes and goes.
+//! `meridian nodes`: lists, adds, removes and replaces nodes.
 
 mod config_file;
 
@@ -24,35 +24,35 @@ pub(crate) struct Nodes {
 
 #[derive(Subcommand)]
 enum Command {
-    /// All nodes, where they are, and when they were last heard of.
+    /// Lists the nodes with their addresses, and when each was last seen.
     List {
-        /// Also those that were removed.
+        /// Include removed nodes.
         #[arg(long)]
         all: bool,
     },
-    /// Gives a new node its id, and writes its configuration. It joins as a replica of every shard.
+    /// Adds a node: assigns its id and writes its configuration. It joins as a replica of every
+    /// shard.
     ///
-    /// A region of its own is added before, with `meridian regions add`. `meridian shards
-    /// set-voters` makes it a voter.
+    /// Its region must exist; `meridian regions add` adds one. `meridian shards set-voters` makes
+    /// the node a voter.
     Add(NewNode),
-    /// Removes a node for good: it serves nothing any more, and its id is never used again.
+    /// Removes a node permanently: it stops serving, and its id is never used again.
     ///
-    /// Refused while it votes in a shard or in the directory.
+    /// Refused while the node votes in a shard or in the directory.
     Remove {
-        /// Id or name.
+        /// Id or name of the node.
         #[arg(value_name = "NODE")]
         node: String,
-        /// Without it, the command only says what the removal means.
+        /// Confirm. Without it, the command only shows the consequences.
         #[arg(long)]
         yes: bool,
     },
-    /// Puts a new node in the place of one that is gone for good, with its votes, while the cluster
-    /// serves.
+    /// Replaces a permanently lost node by a new one, with its votes, while the cluster serves.
     ///
-    /// The new node begins with an empty data folder. The old one is removed and may never come
+    /// The new node begins with an empty data folder. The old node is removed and may never come
     /// back.
     Replace {
-        /// Id or name of the node that is gone.
+        /// Id or name of the lost node.
         #[arg(value_name = "NODE")]
         old: String,
         #[command(flatten)]
@@ -62,7 +62,7 @@ enum Command {
 
 #[derive(Args)]
 struct NewNode {
-    /// Of letters, digits, `-`, `_` and `.`; no other node has it.
+    /// Letters, digits, `-`, `_` and `.`; unique among the nodes.
     #[arg(long)]
     name: String,
     #[arg(long)]
@@ -76,33 +76,32 @@ struct NewNode {
 
 #[derive(Args)]
 struct Replacement {
-    /// Of letters, digits, `-`, `_` and `.`; it may be the old node's.
+    /// Letters, digits, `-`, `_` and `.`; may be the old node's name.
     #[arg(long)]
     name: String,
-    /// The old node's, if not given. The region stays.
+    /// Default: the old node's data center. The region stays.
     #[arg(long)]
     data_center: Option<String>,
-    /// Also while the old node still answers.
+    /// Replace the old node even if it still answers.
     #[arg(long)]
     yes: bool,
     #[command(flatten)]
     place: Place,
 }
 
-/// Where a new node is, and where its configuration goes.
+/// The addresses of a new node, and the file for its configuration.
 #[derive(Args)]
 struct Place {
-    /// Where other nodes dial it (gRPC).
+    /// Address at which other nodes reach it (gRPC).
     #[arg(long, value_name = "HOST:PORT")]
     rpc_address: String,
-    /// Where clients reach its gateway (KV Connect).
+    /// Address at which clients reach its gateway (KV Connect).
     #[arg(long, value_name = "HOST:PORT")]
     kv_address: Option<String>,
-    /// Where to write the new node's configuration, made from that of --config. It must not be
-    /// there yet.
+    /// File for the new node's configuration, made from the one of --config. It must not exist yet.
     #[arg(long, value_name = "FILE")]
     config_out: Option<PathBuf>,
-    /// What the new node's configuration says; a relative folder starts at that file's.
+    /// Data folder in the new node's configuration; a relative path starts at that file's folder.
     #[arg(long, default_value = "data", value_name = "FOLDER")]
     data_dir: PathBuf,
 }
@@ -165,7 +164,7 @@ async fn list(directory: &mut Directory, all: bool, json: bool) -> Result<()> {
     if json { print_json(&nodes) } else { print(&NodeOverview::table(&nodes).to_string()) }
 }
 
-/// Adds or replaces, and writes the configuration of the node that is new.
+/// Adds or replaces a node, and writes the new node's configuration.
 async fn join(
     directory: &mut Directory,
     before: &View,
@@ -173,7 +172,7 @@ async fn join(
     place: &Place,
     reach: &Reach,
 ) -> Result<()> {
-    // Whatever is wrong with it should be said before the node has its id.
+    // Errors of the configuration are reported before the node is added.
     let expected = before.cluster.after(change).map_err(refused)?;
     let wants_file = place.config_out.is_some();
     let file = |cluster: &Cluster| {
@@ -190,7 +189,7 @@ async fn join(
         tried.context("the node was not added, since its configuration cannot be made")?;
     }
     if let Some(path) = place.config_out.as_ref().filter(|path| path.exists()) {
-        bail!("{} is there already; the node was not added", path.display());
+        bail!("{} exists already; the node was not added", path.display());
     }
     let cluster = directory.execute(change).await?;
     let id = new_id(&cluster, place)?;
@@ -210,23 +209,23 @@ async fn join(
     print(&format!("node {id} is {name}; {next}"))
 }
 
-/// As the directory would say it.
+/// A refusal in the directory's words.
 fn refused(why: Refused) -> anyhow::Error {
     anyhow!("refused: {why}")
 }
 
-/// The only one that lives at its address. Another may have been added at the same time.
+/// The id of the new node, found by its address: another node may have been added at the same time.
 fn new_id(cluster: &Cluster, place: &Place) -> Result<NodeId> {
     let mut live = cluster.nodes.iter().filter(|(_, node)| !node.removed);
     let found = live.find(|(_, node)| node.rpc_address == place.rpc_address);
-    found.map(|(id, _)| *id).context("the new node is gone again")
+    found.map(|(id, _)| *id).context("the new node was removed meanwhile")
 }
 
 async fn remove(directory: &mut Directory, text: &str, yes: bool, json: bool) -> Result<()> {
     let view = directory.inspect_leader(0).await?;
     let (id, node) = selection::node(&view.cluster, text)?;
     let change = Change::RemoveNode { node: id };
-    // What the directory would refuse, it refuses here.
+    // Refusals of the directory come before the question for --yes.
     view.cluster.after(&change).map_err(refused)?;
     if !yes {
         let data_center: Vec<&str> = view
@@ -250,7 +249,7 @@ async fn remove(directory: &mut Directory, text: &str, yes: bool, json: bool) ->
             ),
         };
         bail!(
-            "removing {} (node {id}) is for good: its copies are not used again, and {copies}. Say --yes to do it",
+            "removing {} (node {id}) is permanent: its data is not used again, and {copies}. Add --yes to remove it",
             node.name
         );
     }
@@ -262,7 +261,7 @@ async fn remove(directory: &mut Directory, text: &str, yes: bool, json: bool) ->
     print(&format!("node {id} ({name}) was removed; stop its process and delete its data folder\n"))
 }
 
-/// Refuses without `yes` what may be a mistake: a node that is up needs no replacement.
+/// Refuses, without `yes`, to replace a node that is up.
 fn check_replaceable(view: &View, id: NodeId, yes: bool) -> Result<()> {
     let name = selection::node_name(&view.cluster, id);
     let age = view.contacts.get(&id).map(|contact| contact.age_ms);
@@ -270,8 +269,8 @@ fn check_replaceable(view: &View, id: NodeId, yes: bool) -> Result<()> {
         return Ok(());
     }
     bail!(
-        "{name} (node {id}) still answers. Replaced, it may never come back, and what it holds counts no more: until \
-         the new node has copied everything, each shard it votes in survives one loss less. Say --yes to do it"
+        "{name} (node {id}) still answers. Once replaced, it may never come back, and its data no longer counts: until \
+         the new node has copied everything, each shard it votes in survives one loss less. Add --yes to replace it"
     )
 }
 
@@ -281,7 +280,7 @@ mod tests {
     use crate::command::operator::samples::{view, view_without};
 
     #[test]
-    fn a_node_that_answers_is_replaced_only_with_a_word() {
+    fn node_that_answers_is_replaced_only_with_yes() {
         let error = check_replaceable(&view(), 2, false).unwrap_err().to_string();
         assert!(
             error.contains("region-1-b (node 2) still answers") && error.contains("--yes"),

@@ -1,6 +1,8 @@
-//! What the commands of operators share: whom to ask, what the cluster is, and how it is said.
+//! The parts that operators' commands share: the nodes to ask, the view of the cluster, tables and
+//! JSON.
 //!
-//! Absent on purpose: judging whether a change may be made. The directory does, and says why not.
+//! Absent on purpose: the decision whether a change may be made. The directory decides, and says
+//! why it refuses.
 
 pub(crate) mod amounts;
 mod directory;

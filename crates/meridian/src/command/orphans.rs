@@ -1,5 +1,5 @@
-//! What nodes of a lost primary held beyond the base of the next epoch: kept by each of them in
-//! files.
+//! `meridian orphans`: batches of a lost primary beyond the base of the next epoch, which each node
+//! keeps in files.
 
 mod batch;
 mod key;
@@ -36,22 +36,22 @@ pub(crate) struct Orphans {
 
 #[derive(Subcommand)]
 enum Command {
-    /// The files on all nodes. Each node of the old region keeps its own, so the same batch may be
-    /// in several.
+    /// Lists the files on all nodes. Each node of the old region keeps its own, so the same batch
+    /// may be in several.
     List,
-    /// The batches of one file: when, which keys, and whether they were committed. Without values.
+    /// Shows the batches of one file: time, keys, and whether they were committed. Without values.
     Show {
         #[command(flatten)]
         file: File,
     },
-    /// Writes a file's transactions with everything in them, one JSON text a line.
+    /// Writes all transactions of a file with their values, one JSON text a line.
     ///
-    /// Nothing is written back by Meridian: what of it should be written again, and where it would
-    /// overwrite newer values, only the application knows.
+    /// Meridian writes nothing back: only the application knows what should be written again, and
+    /// where that would overwrite newer values.
     Export {
         #[command(flatten)]
         file: File,
-        /// Where to; it must not be there yet.
+        /// File to write; it must not exist yet.
         #[arg(long, value_name = "FILE.jsonl")]
         output: PathBuf,
     },
@@ -59,15 +59,15 @@ enum Command {
 
 #[derive(Args)]
 struct File {
-    /// As `meridian orphans list` names it: NODE/FILE, or FILE alone if only one node has it.
+    /// Name as shown by `meridian orphans list`: NODE/FILE, or FILE alone if only one node has it.
     #[arg(value_name = "FILE")]
     name: String,
-    /// The node that has it, by id or name.
+    /// Id or name of the node that has the file.
     #[arg(long, value_name = "NODE")]
     on: Option<String>,
 }
 
-/// One file on one node.
+/// A file on a node.
 #[derive(Serialize)]
 struct Listed {
     node_id: NodeId,
@@ -81,10 +81,10 @@ struct Listed {
     first_time_ms: u64,
     last_time_ms: u64,
     bytes: u64,
-    /// The first and the last batch that the node had and its log did not any more; 0: none.
+    /// The first and the last batch that had already been purged from the node's log; 0: none.
     missing_from: u64,
     missing_through: u64,
-    /// Damaged: `meridian orphans show` says how.
+    /// The file is damaged: `meridian orphans show` shows how.
     unreadable: bool,
 }
 
@@ -104,13 +104,13 @@ impl Listed {
             bytes: file.bytes,
             missing_from: file.missing_from,
             missing_through: file.missing_through,
-            // A file without batches is made only to say what is missing.
+            // A file without batches is written only to record the missing ones.
             unreadable: file.batches == 0 && file.missing_through == 0,
         }
     }
 }
 
-/// The batches that are in no file of the node, if there are such.
+/// The range of batches that are in no file of the node, if any.
 fn missing(from: u64, through: u64) -> Option<String> {
     (through > 0)
         .then(|| if from == through { from.to_string() } else { format!("{from} to {through}") })
@@ -136,7 +136,8 @@ async fn admin(address: &str) -> Result<AdminClient<Channel>, tonic::Status> {
     Ok(AdminClient::new(connect(address).await?).max_decoding_message_size(MAX_MESSAGE_BYTES))
 }
 
-/// Of every node that was not removed. One that does not answer is told on the standard error.
+/// The files of all nodes that were not removed. Nodes that do not answer are reported on the
+/// standard error.
 async fn list(cluster: &Cluster) -> Result<Vec<Listed>> {
     let live = cluster.nodes.iter().filter(|(_, node)| !node.removed);
     let mut asked: FuturesOrdered<_> = live
@@ -160,7 +161,7 @@ async fn list(cluster: &Cluster) -> Result<Vec<Listed>> {
                 files.extend(list.files.into_iter().map(|file| Listed::of(id, node, file)));
             }
             Err(status) => {
-                eprintln!("meridian: {} does not tell its files: {}", node.name, status.message())
+                eprintln!("meridian: cannot list the files of {}: {}", node.name, status.message())
             }
         }
     }
@@ -186,7 +187,7 @@ fn table(files: &[Listed]) -> String {
             ]);
             continue;
         }
-        // Not known of batches that are all missing.
+        // The times of missing batches are unknown.
         let time = |ms| if ms == 0 { "-".to_owned() } else { amounts::time(ms) };
         table.row([
             name,
@@ -201,7 +202,7 @@ fn table(files: &[Listed]) -> String {
     table.to_string()
 }
 
-/// A file being read from its node.
+/// A file that is being read from its node.
 struct Reading<'a> {
     node: &'a Node,
     name: String,
@@ -214,7 +215,7 @@ impl Reading<'_> {
             Ok(batch) => batch.map_err(|status| {
                 anyhow!("{}/{}: {}", self.node.name, self.name, status.message())
             })?,
-            Err(_) => bail!("{} does not answer any more", self.node.name),
+            Err(_) => bail!("{} no longer answers", self.node.name),
         };
         batch.map(Orphaned::read).transpose()
     }
@@ -231,7 +232,7 @@ async fn open<'a>(cluster: &'a Cluster, file: &File) -> Result<Reading<'a>> {
         Some(on) => selection::node(cluster, on)?.0,
         None => holder(&list(cluster).await?, name)?,
     };
-    let node = cluster.nodes.get(&holder).context("the node is gone")?;
+    let node = cluster.nodes.get(&holder).context("the node was removed meanwhile")?;
     let opened = async {
         let mut client = admin(&node.rpc_address).await?;
         let listed = client.list_orphans(admin::ListOrphansRequest {}).await?.into_inner();
@@ -248,16 +249,16 @@ async fn open<'a>(cluster: &'a Cluster, file: &File) -> Result<Reading<'a>> {
         opened.map_err(|status| anyhow!("{}: {}", node.name, status.message()))?;
     let entry = files.iter().find(|file| file.name == name);
     if let Some(missing) = entry.and_then(|file| missing(file.missing_from, file.missing_through)) {
-        // Beside the batches, of which each line may be read by a program.
+        // On the standard error: a program may read the lines of batches.
         eprintln!(
-            "meridian: {}/{name} lacks {missing}: the node's log had been purged of them",
+            "meridian: {}/{name} lacks batches {missing}, already purged from the node's log",
             node.name
         );
     }
     Ok(Reading { node, name: name.to_owned(), batches })
 }
 
-/// The one node that has a file of the name.
+/// The only node that has a file of this name.
 fn holder(files: &[Listed], name: &str) -> Result<NodeId> {
     let holders: Vec<&Listed> = files.iter().filter(|file| file.name == name).collect();
     match holders.as_slice() {
@@ -266,7 +267,7 @@ fn holder(files: &[Listed], name: &str) -> Result<NodeId> {
         several => {
             let names: Vec<String> =
                 several.iter().map(|file| format!("{}/{name}", file.node)).collect();
-            bail!("several nodes have a file of that name: say which, {}", names.join(", "))
+            bail!("several nodes have a file of that name: {}", names.join(", "))
         }
     }
 }
@@ -290,16 +291,17 @@ struct Exported<'a> {
     transactions: u64,
 }
 
-/// Under the name that was given only when all is there.
+/// Writes to a temporary file, which gets its name when it is complete.
 async fn export(cluster: &Cluster, file: &File, output: &Path, json: bool) -> Result<()> {
     let unusable = || format!("cannot write {}", output.display());
     if output.exists() {
-        bail!("{} is there already", output.display());
+        bail!("{} exists already", output.display());
     }
     let mut reading = open(cluster, file).await?;
     let folder =
         output.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // It holds the application's data: for its owner only, under a name that nobody foresees.
+    // The file holds the application's data: readable by its owner only, under an unpredictable
+    // name.
     let mut out = BufWriter::new(NamedTempFile::new_in(folder).with_context(unusable)?);
     let mut exported = Exported { output, batches: 0, transactions: 0 };
     while let Some(orphaned) = reading.next().await? {
@@ -311,7 +313,7 @@ async fn export(cluster: &Cluster, file: &File, output: &Path, json: bool) -> Re
     }
     let file = out.into_inner().map_err(|error| error.into_error()).with_context(unusable)?;
     file.as_file().sync_all().with_context(unusable)?;
-    // Not over a file that has come meanwhile.
+    // Never overwrites a file that was created meanwhile.
     file.persist_noclobber(output).map_err(|error| error.error).with_context(unusable)?;
     if json {
         return print_json(&exported);
@@ -332,7 +334,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_found_by_its_name_if_one_node_has_it() {
+    fn file_is_found_by_its_name_if_only_one_node_has_it() {
         let files = [listed(1, "a", 1), listed(2, "a", 1), listed(2, "b", 1)];
         assert_eq!(holder(&files, "b").unwrap(), 2);
         assert!(
@@ -350,7 +352,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_missing_is_listed() {
+    fn missing_batches_are_listed() {
         let lacking = |batches, missing_from, missing_through| Listed {
             unreadable: false,
             missing_from,

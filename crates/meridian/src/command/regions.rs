@@ -1,4 +1,4 @@
-//! Regions come before their nodes, and go after them.
+//! `meridian regions`: lists, adds and removes regions.
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -18,17 +18,17 @@ pub(crate) struct Regions {
 
 #[derive(Subcommand)]
 enum Command {
-    /// All regions.
+    /// Lists the regions.
     List,
-    /// Names a new region, in which `meridian nodes add` can add nodes.
+    /// Adds a region, to which `meridian nodes add` can then add nodes.
     Add {
-        /// Of letters, digits, `-`, `_` and `.`.
+        /// Letters, digits, `-`, `_` and `.`.
         name: String,
     },
-    /// Forgets a region.
+    /// Removes a region.
     ///
-    /// Refused while it has nodes, a shard's primary, or a database that belongs there: so nothing
-    /// is lost by it.
+    /// Refused while the region has nodes, a shard's primary, or a database that belongs there, so
+    /// that nothing is lost.
     Remove { name: String },
 }
 

@@ -1,3 +1,5 @@
+//! `meridian serve` and `meridian gateway`: one node, or one stateless gateway, until a signal.
+
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -11,10 +13,10 @@ use super::{Hangup, asked_to_stop, say};
 
 #[derive(Args)]
 pub(crate) struct Serve {
-    /// The node's configuration; see docs/configuration.md.
+    /// Configuration file of the node; see docs/configuration.md.
     #[arg(long)]
     config: PathBuf,
-    /// What this process may take in memory, in MiB, instead of what the configuration says.
+    /// Memory for this process, in MiB, instead of the configuration's.
     #[arg(long, env = "MERIDIAN_MAX_MEMORY_MB", value_parser = clap::value_parser!(u64).range(320..=1_048_576))]
     max_memory_mb: Option<u64>,
     #[arg(skip)]
@@ -23,16 +25,16 @@ pub(crate) struct Serve {
 
 #[derive(Args)]
 pub(crate) struct Gateway {
-    /// The gateway's configuration; see docs/configuration.md.
+    /// Configuration file of the gateway; see docs/configuration.md.
     #[arg(long)]
     config: PathBuf,
-    /// What this process may take in memory, in MiB, instead of what the configuration says.
+    /// Memory for this process, in MiB, instead of the configuration's.
     #[arg(long, env = "MERIDIAN_MAX_MEMORY_MB", value_parser = clap::value_parser!(u64).range(320..=1_048_576))]
     max_memory_mb: Option<u64>,
 }
 
 impl Serve {
-    /// Reads the configuration: how many threads serve is to be known before there are any.
+    /// Reads the configuration: the number of threads must be known before they start.
     pub(crate) fn load(&mut self) -> Result<Option<usize>> {
         let config = self.loaded.insert(Box::new(NodeConfig::load(&self.config)?));
         Ok(config.worker_threads)

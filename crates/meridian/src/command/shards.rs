@@ -1,4 +1,4 @@
-//! Shards: where they are, who votes in them, and what each of their failovers cost.
+//! `meridian shards`: lists shards, sets their voters, and shows the reports of their failovers.
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -19,26 +19,26 @@ pub(crate) struct Shards {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Where each shard is, who leads it, and how far the other regions are behind.
+    /// Lists the shards with their leaders, voters and lags.
     List,
-    /// Says which nodes vote in a shard; its leader takes them in and leaves others out, while it
+    /// Sets the voters of a shard. Its leader adds and removes them one at a time, while the shard
     /// serves.
     ///
-    /// All in the primary region, each in a data center of its own. Refused unless the shard is
-    /// active.
+    /// All voters must be in the primary region, each in a data center of its own. Refused unless
+    /// the shard is active.
     SetVoters {
         /// The shard's number.
         shard: String,
-        /// Ids or names.
+        /// Ids or names of nodes.
         #[arg(long, required = true, value_delimiter = ',', value_name = "NODES")]
         voters: Vec<String>,
-        /// Fewer than three voters, or an even number of them, is meant.
+        /// Accept fewer than three voters, or an even number.
         #[arg(long)]
         allow_weak_quorum: bool,
     },
-    /// Every failover and switchover of a shard, with what it lost and how long it took.
+    /// Shows every failover and switchover of a shard, with its loss and duration.
     Reports {
-        /// The shard's number, or a database in it; all shards if none is named.
+        /// Number of the shard, or a database in it. Default: all shards.
         #[arg(value_name = "SHARD|DATABASE")]
         shard: Option<String>,
     },
@@ -77,8 +77,7 @@ impl Shards {
                 }
                 let names = selection::node_names(&cluster, &voters);
                 print(&format!(
-                    "the voters of shard {shard} are to be {names}. Its leader sees to it; `meridian cluster status` \
-                     says so while it does\n"
+                    "shard {shard} changes its voters to {names}; `meridian cluster status` shows the progress\n"
                 ))
             }
             Command::Reports { shard } => {

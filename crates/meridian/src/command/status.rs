@@ -1,5 +1,6 @@
-use std::fmt::Write as _;
-use std::io::Write as _;
+//! `meridian status` and `meridian transfer-leadership`: every node asked by itself, without the
+//! directory.
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,38 +11,41 @@ use meridian_proto::admin::{
     ShardStatus, StatusRequest, StatusResponse, TransferLeadershipRequest,
     admin_client::AdminClient,
 };
+use meridian_types::ShardId;
 use tonic::transport::{Channel, Endpoint};
 
-use super::operator::{Directory, Reach};
+use super::operator::{Directory, Reach, Table, print};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
+/// The role of a shard's leader, in the answer of a node.
+const LEADER: &str = "leader";
 
 #[derive(Args)]
 pub(crate) struct Status {
-    /// A node's configuration: it knows the others.
+    /// Configuration file of a node, which names the others.
     #[arg(long, default_value = "meridian-data/region-1-a/node.toml")]
     config: PathBuf,
-    /// Ask this node, by its gRPC address, instead of those of --config. May be repeated.
+    /// Ask the node at this gRPC address instead of those of --config. May be repeated.
     #[arg(long = "node", value_name = "HOST:PORT")]
     nodes: Vec<String>,
 }
 
 #[derive(Args)]
 pub(crate) struct TransferLeadership {
-    /// A node's configuration: it knows the others.
+    /// Configuration file of a node, which names the others.
     #[arg(long, default_value = "meridian-data/region-1-a/node.toml")]
     config: PathBuf,
-    /// Ask this node, by its gRPC address, instead of those of --config. May be repeated.
+    /// Ask the node at this gRPC address instead of those of --config. May be repeated.
     #[arg(long = "node", value_name = "HOST:PORT")]
     nodes: Vec<String>,
     #[arg(long)]
     shard: u32,
-    /// The node that is to lead.
+    /// Id of the voter that becomes the leader.
     #[arg(long)]
     to: u64,
 }
 
-/// What the cluster is now, as any of its nodes says.
+/// The cluster as it is now, from any of its nodes.
 async fn cluster(config: PathBuf, nodes: Vec<String>) -> Result<Cluster> {
     let reach = Reach { config, nodes, json: false };
     Ok(Directory::new(&reach)?.inspect(0).await?.cluster)
@@ -63,89 +67,116 @@ async fn ask(address: &str) -> Result<StatusResponse> {
     tokio::time::timeout(TIMEOUT, asked).await.context("no answer")?
 }
 
+/// The answers of all nodes, in order of their ids: what each said, or why it did not.
+struct Answers<'a> {
+    cluster: &'a Cluster,
+    answers: Vec<(&'a Node, Result<StatusResponse>)>,
+}
+
+impl<'a> Answers<'a> {
+    async fn gather(cluster: &'a Cluster) -> Self {
+        let mut answers = Vec::new();
+        for node in present(cluster) {
+            answers.push((node, ask(&node.rpc_address).await));
+        }
+        Self { cluster, answers }
+    }
+
+    fn statuses(&self) -> impl Iterator<Item = &StatusResponse> {
+        self.answers.iter().filter_map(|(_, answer)| answer.as_ref().ok())
+    }
+
+    /// The leaders of shards, with the shard that each leads.
+    fn leaders(&self) -> Vec<(&StatusResponse, &ShardStatus)> {
+        let shards = self.statuses().flat_map(|node| node.shards.iter().map(move |s| (node, s)));
+        shards.filter(|(_, shard)| shard.role == LEADER).collect()
+    }
+
+    fn nodes(&self) -> Table {
+        let mut table =
+            Table::new(&["NODE", "REGION", ">SHARD", "ROLE", ">APPLIED", ">LOG FROM", "LEADER"]);
+        for (node, answer) in &self.answers {
+            let Ok(status) = answer else {
+                table.row([
+                    node.name.clone(),
+                    node.region.clone(),
+                    "-".to_owned(),
+                    "away".to_owned(),
+                ]);
+                continue;
+            };
+            for shard in &status.shards {
+                let source = if shard.source > 0 { shard.source } else { shard.leader };
+                table.row([
+                    status.node_name.clone(),
+                    status.region.clone(),
+                    shard.shard.to_string(),
+                    shard.role.clone(),
+                    shard.applied_sequence.to_string(),
+                    shard.first_sequence.to_string(),
+                    name(self.cluster, source),
+                ]);
+            }
+        }
+        table
+    }
+
+    fn followers(&self) -> Table {
+        let mut table = Table::new(&[
+            ">SHARD",
+            "LEADER",
+            "FOLLOWER",
+            ">BATCHES BEHIND",
+            ">BYTES BEHIND",
+            ">SECONDS BEHIND",
+            "STATE",
+        ]);
+        for (leader, shard) in self.leaders() {
+            for follower in &shard.subscribers {
+                table.row([
+                    shard.shard.to_string(),
+                    leader.node_name.clone(),
+                    name(self.cluster, follower.node_id),
+                    follower.lag_batches.to_string(),
+                    follower.lag_bytes.to_string(),
+                    format!("{:.3}", follower.lag_ms as f64 / 1000.0),
+                    if follower.connected { "connected" } else { "disconnected" }.to_owned(),
+                ]);
+            }
+        }
+        table
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for (node, answer) in &self.answers {
+            match answer {
+                Ok(status) => warnings.extend(
+                    status.warnings.iter().map(|text| format!("{}: {text}", status.node_name)),
+                ),
+                Err(error) => warnings.push(format!("{} does not answer: {error:#}", node.name)),
+            }
+        }
+        let leaders = self.leaders();
+        let led = |shard: &ShardId| leaders.iter().any(|(_, led)| led.shard == shard.0);
+        let leaderless = self.cluster.shards.keys().filter(|shard| !led(shard));
+        warnings.extend(leaderless.map(|shard| format!("shard {shard} has no leader")));
+        warnings
+    }
+}
+
 impl Status {
     pub(crate) async fn run(self) -> Result<()> {
         let cluster = cluster(self.config, self.nodes).await?;
-        let mut out = String::new();
-        let mut away = 0;
-        let mut leaders: Vec<(String, ShardStatus)> = Vec::new();
-        let mut warnings = Vec::new();
-        writeln!(
-            out,
-            "{:<14} {:<10} {:>5}  {:<10} {:>12} {:>12} {:>8}",
-            "NODE", "REGION", "SHARD", "ROLE", "APPLIED", "LOG FROM", "LEADER"
-        )?;
-        for node in present(&cluster) {
-            match ask(&node.rpc_address).await {
-                Ok(status) => {
-                    warnings.extend(
-                        status.warnings.iter().map(|text| format!("{}: {text}", status.node_name)),
-                    );
-                    for shard in status.shards {
-                        let source = if shard.source > 0 { shard.source } else { shard.leader };
-                        writeln!(
-                            out,
-                            "{:<14} {:<10} {:>5}  {:<10} {:>12} {:>12} {:>8}",
-                            status.node_name,
-                            status.region,
-                            shard.shard,
-                            shard.role,
-                            shard.applied_sequence,
-                            shard.first_sequence,
-                            name(&cluster, source),
-                        )?;
-                        if shard.role == "leader" {
-                            leaders.push((status.node_name.clone(), shard));
-                        }
-                    }
-                }
-                Err(error) => {
-                    away += 1;
-                    writeln!(
-                        out,
-                        "{:<14} {:<10} does not answer: {error:#}",
-                        node.name, node.region
-                    )?;
-                }
-            }
-        }
-        writeln!(out)?;
-        writeln!(
-            out,
-            "{:>5} {:<14} {:<14} {:>10} {:>12} {:>10}",
-            "SHARD", "LEADER", "FOLLOWER", "BATCHES", "BYTES", "SECONDS"
-        )?;
-        for (leader, shard) in &leaders {
-            for follower in &shard.subscribers {
-                writeln!(
-                    out,
-                    "{:>5} {:<14} {:<14} {:>10} {:>12} {:>10.3}  {}",
-                    shard.shard,
-                    leader,
-                    name(&cluster, follower.node_id),
-                    follower.lag_batches,
-                    follower.lag_bytes,
-                    follower.lag_ms as f64 / 1000.0,
-                    if follower.connected { "" } else { "not heard of" },
-                )?;
-            }
-        }
-        for shard in cluster.shards.keys() {
-            if !leaders.iter().any(|(_, led)| led.shard == shard.0) {
-                writeln!(out, "shard {shard} has no leader")?;
-            }
-        }
-        for warning in warnings {
-            writeln!(out, "warning: {warning}")?;
-        }
-        // Whoever reads only the first lines closes the pipe: that is no failure.
-        match std::io::stdout().write_all(out.as_bytes()) {
-            Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-                return Err(error.into());
-            }
-            _ => {}
-        }
-        if away == present(&cluster).count() {
+        let answers = Answers::gather(&cluster).await;
+        let warnings = answers.warnings().into_iter().map(|text| format!("warning: {text}\n"));
+        print(&format!(
+            "{}\n{}{}",
+            answers.nodes(),
+            answers.followers(),
+            warnings.collect::<String>()
+        ))?;
+        if answers.statuses().next().is_none() {
             bail!("no node answers");
         }
         Ok(())
@@ -157,19 +188,18 @@ impl TransferLeadership {
         let cluster = cluster(self.config, self.nodes).await?;
         for node in present(&cluster) {
             let Ok(status) = ask(&node.rpc_address).await else { continue };
-            if status.shards.iter().any(|shard| shard.shard == self.shard && shard.role == "leader")
-            {
+            if status.shards.iter().any(|shard| shard.shard == self.shard && shard.role == LEADER) {
                 let request = TransferLeadershipRequest { shard: self.shard, to: self.to };
                 connect(&node.rpc_address)
                     .await?
                     .transfer_leadership(request)
                     .await
                     .map_err(|status| anyhow::anyhow!("{}", status.message()))?;
-                println!("shard {} is led by {} now", self.shard, name(&cluster, self.to));
+                println!("shard {} is now led by {}", self.shard, name(&cluster, self.to));
                 return Ok(());
             }
         }
-        bail!("no node says that it leads shard {}", self.shard)
+        bail!("no leader of shard {} found", self.shard)
     }
 }
 

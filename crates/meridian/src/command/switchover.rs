@@ -1,5 +1,5 @@
-//! Planned moves of a shard's primary to another region: nothing is lost, and writes wait for a
-//! moment.
+//! `meridian switchover` and `meridian failback`: planned moves of a shard's primary to another
+//! region. Nothing is lost, and writes wait for a moment.
 
 mod goal;
 mod watch;
@@ -16,19 +16,20 @@ pub(crate) use watch::{Outcome, wait};
 /// Moves the primary of a shard to another region, without loss.
 ///
 /// The target catches up while everything is served. Then writes wait until it has the rest, the
-/// epoch grows by one, and they go on there: well under a second. Until then `--cancel` stops it.
+/// epoch grows by one, and writes continue there: well under a second. Until then `--cancel` stops
+/// the move.
 #[derive(Args)]
 pub(crate) struct Switchover {
     /// A shard's number, or a database's name or id: all databases of the shard move with it.
     #[arg(value_name = "SHARD|DATABASE", required_unless_present = "all")]
     target: Option<String>,
-    /// Every shard that is not there yet.
+    /// Move every shard that is not there yet.
     #[arg(long, conflicts_with_all = ["target", "cancel"])]
     all: bool,
-    /// Where the primary is to be.
+    /// Region to move to.
     #[arg(long, value_name = "REGION", required_unless_present = "cancel")]
     to: Option<String>,
-    /// Stops a switchover that has not reached its commit point.
+    /// Cancel a switchover that has not reached its commit point.
     #[arg(long, conflicts_with_all = ["to", "wait"])]
     cancel: bool,
     /// Show the progress, and end when the shard is served in its new region.
@@ -38,7 +39,7 @@ pub(crate) struct Switchover {
     reach: Reach,
 }
 
-/// Moves the primary of a shard back to where its databases belong, without loss.
+/// Moves the primary of a shard back to the region in which its databases belong, without loss.
 ///
 /// It is a switchover to the primary region that `meridian databases list` shows.
 #[derive(Args)]
@@ -46,7 +47,7 @@ pub(crate) struct Failback {
     /// A shard's number, or a database's name or id: all databases of the shard move with it.
     #[arg(value_name = "SHARD|DATABASE", required_unless_present = "all")]
     target: Option<String>,
-    /// Every shard that is elsewhere.
+    /// Move every shard that is elsewhere.
     #[arg(long, conflicts_with = "target")]
     all: bool,
     /// Show the progress, and end when the shard is served in its new region.
@@ -115,7 +116,7 @@ impl Failback {
     }
 }
 
-/// Where the databases of a shard belong; `None` for a shard without any.
+/// The region in which the databases of a shard belong; `None` for a shard without databases.
 fn home(cluster: &Cluster, id: ShardId) -> Result<Option<&str>> {
     let mut databases = cluster.databases.values().filter(|database| database.shard == id);
     let Some(first) = databases.next() else { return Ok(None) };
@@ -123,7 +124,7 @@ fn home(cluster: &Cluster, id: ShardId) -> Result<Option<&str>> {
         None => Ok(Some(&first.primary_region)),
         Some(other) => Err(anyhow!(
             "the databases of shard {id} do not belong in one region ({} in {}, {} in {}): `meridian databases set` \
-             settles that, `meridian switchover` moves the shard all the same",
+             changes that, `meridian switchover` moves the shard in any case",
             first.name,
             first.primary_region,
             other.name,
@@ -132,7 +133,7 @@ fn home(cluster: &Cluster, id: ShardId) -> Result<Option<&str>> {
     }
 }
 
-/// Who named a database moves others too.
+/// Tells an operator that moving a database moves the others of its shard, too.
 fn tell_company(cluster: &Cluster, id: ShardId, named: &str) {
     let databases = selection::databases_in(cluster, id);
     if databases.len() > 1 && named.trim_start_matches("shard:") != id.to_string() {
@@ -140,7 +141,7 @@ fn tell_company(cluster: &Cluster, id: ShardId, named: &str) {
     }
 }
 
-/// Begins all, and waits for them if that is wanted. One that is refused stops no other.
+/// Begins all moves, and waits for them if `and_wait`. A refused move does not stop the others.
 async fn switch(
     directory: &mut Directory,
     cluster: &Cluster,
@@ -152,7 +153,7 @@ async fn switch(
         return if json {
             print_json(&Vec::<Outcome>::new())
         } else {
-            print("nothing to move: all is where it should be\n")
+            print("nothing to move: every shard is in its region\n")
         };
     }
     let mut begun = Vec::new();
@@ -177,8 +178,8 @@ async fn switch(
                 let Goal { shard, from, .. } = goal;
                 let to = goal.to.as_deref().unwrap_or("another region");
                 print(&format!(
-                    "shard {shard} is on its way from {from} to {to}; `meridian cluster status` shows how far it is, \
-                     `meridian switchover --cancel {shard}` stops it until its commit point\n"
+                    "shard {shard}: switchover from {from} to {to} begun; `meridian cluster status` shows the progress, \
+                     `meridian switchover --cancel {shard}` cancels it before its commit point\n"
                 ))?;
             }
             true
@@ -186,8 +187,8 @@ async fn switch(
     };
     match (refused, reached) {
         (0, true) => Ok(()),
-        (0, false) => bail!("not every shard got where it was to go"),
-        (refused, _) => bail!("{refused} of the switchovers could not begin"),
+        (0, false) => bail!("not every shard reached its target region"),
+        (refused, _) => bail!("{refused} of the switchovers were refused"),
     }
 }
 
@@ -217,7 +218,7 @@ mod tests {
     use crate::command::operator::samples::cluster;
 
     #[test]
-    fn a_shard_goes_home_where_all_of_its_databases_belong() {
+    fn failback_goes_where_all_databases_of_the_shard_belong() {
         let mut cluster = cluster();
         assert_eq!(home(&cluster, ShardId(1)).unwrap(), Some("region-1"));
         assert_eq!(home(&cluster, ShardId(9)).unwrap(), None);

@@ -1,4 +1,5 @@
-//! Access tokens: what clients show. The directory keeps only their hashes.
+//! `meridian tokens`: lists, creates and revokes access tokens. The directory keeps only their
+//! hashes.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -22,37 +23,37 @@ pub(crate) struct Tokens {
 
 #[derive(Subcommand)]
 enum Command {
-    /// All tokens, without their secrets, which nobody keeps. Those of configuration files are not
-    /// among them.
+    /// Lists all tokens, without their secrets, which are stored nowhere. Tokens of configuration
+    /// files are not listed.
     List,
-    /// Makes a token, and prints its secret on the standard output, this once.
+    /// Creates a token, and prints its secret on the standard output, only this time.
     Create {
-        /// What it is for, for people.
+        /// Purpose of the token, for people.
         label: String,
-        /// A database that it opens, by name or id; may be repeated. All databases, later ones too,
-        /// if none is named.
+        /// Name or id of a database that the token opens; may be repeated. Default: all databases,
+        /// later ones too.
         #[arg(long = "database", value_name = "DATABASE")]
         databases: Vec<String>,
-        /// It opens for reading only.
+        /// The token opens databases for reading only.
         #[arg(long)]
         read_only: bool,
-        /// When it ends, such as 12h or 30d. Never, if not given.
+        /// Lifetime, such as 12h or 30d. Default: no end.
         #[arg(long, value_name = "DURATION", value_parser = amounts::parse_duration)]
         expires_in: Option<Duration>,
     },
-    /// Makes a token worthless, within the moment that nodes and gateways take to hear of it.
+    /// Revokes a token. Nodes and gateways refuse it as soon as they receive the change.
     Revoke {
-        /// As `meridian tokens list` says it.
+        /// Id, as shown by `meridian tokens list`.
         id: u64,
     },
 }
 
-/// What is known of a token: not its secret.
+/// The public part of a token, without its secret.
 #[derive(Serialize)]
 struct Listed<'a> {
     id: u64,
     label: &'a str,
-    /// All, if absent.
+    /// `None`: all databases.
     databases: Option<Vec<String>>,
     access: &'static str,
     created_at_ms: u64,
@@ -169,15 +170,15 @@ async fn create(
     };
     let cluster = directory.execute(&Change::CreateToken { token: token.clone() }).await?;
     let made = cluster.tokens.iter().find(|(_, known)| known.sha256 == token.sha256);
-    let Some((id, token)) = made else { bail!("the token is gone again") };
+    let Some((id, token)) = made else { bail!("the token was revoked meanwhile") };
     let mut listed = Listed::of(&cluster, *id, token);
     if json {
         listed.secret = Some(&secret);
         return print_json(&listed);
     }
-    // Apart from the secret, so that a program can take it from the standard output.
+    // On the standard error, so that a program can take the secret from the standard output.
     eprintln!(
-        "token {id} ({}) opens {} for {}, and ends: {}. Its secret is shown this once:",
+        "token {id} ({}) opens {} for {}, expires: {}. Its secret is shown only now:",
         listed.label,
         listed.opens(),
         listed.access,
@@ -204,7 +205,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn table(tokens: &[Listed<'_>], now_ms: u64) -> Table {
-    let mut table = Table::new(&[">ID", "LABEL", "OPENS", "ACCESS", "CREATED", "ENDS"]);
+    let mut table = Table::new(&[">ID", "LABEL", "OPENS", "ACCESS", "CREATED", "EXPIRES"]);
     for token in tokens {
         table.row([
             token.id.to_string(),
@@ -235,7 +236,7 @@ mod tests {
     }
 
     #[test]
-    fn tokens_are_listed_without_anything_secret() {
+    fn tokens_are_listed_without_secrets() {
         let cluster = cluster();
         let mut token = Token {
             label: "ci".to_owned(),

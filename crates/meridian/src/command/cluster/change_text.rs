@@ -1,12 +1,15 @@
+//! Recorded changes in words.
+
 use meridian_directory::{
-    Change, Cluster, FailoverMode, FailoverReport, Loss, Rpo, RpoMode, TokenScope,
+    Change, Cluster, Database, FailoverMode, FailoverReport, Loss, Node, Rpo, RpoMode, Token,
+    TokenScope,
 };
-use meridian_types::DatabaseId;
+use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
 
 use crate::command::operator::{amounts, selection};
 
-/// A recorded change in words, with the names that things have now. One that this version does not
-/// know: as it was recorded.
+/// A recorded change in words, with the present names of nodes and databases. A change that this
+/// version does not know is shown as it was recorded.
 pub(super) fn describe(json: &[u8], cluster: &Cluster) -> String {
     match serde_json::from_slice(json) {
         Ok(change) => words(&change, cluster),
@@ -15,109 +18,110 @@ pub(super) fn describe(json: &[u8], cluster: &Cluster) -> String {
 }
 
 fn words(change: &Change, cluster: &Cluster) -> String {
-    let node = |id: &u64| selection::node_name(cluster, *id);
+    let node = |id: &NodeId| selection::node_name(cluster, *id);
     let nodes = |ids| selection::node_names(cluster, ids);
-    let database = |id: &DatabaseId| {
-        let known = cluster.databases.get(id);
-        known.map_or_else(
-            || format!("database {id}"),
-            |database| format!("database {}", database.name),
-        )
-    };
-    let to = |to: &Option<String>| {
-        to.as_ref().map_or_else(|| "wherever most is".to_owned(), |to| format!("to {to}"))
-    };
     match change {
-        Change::NameCluster { id } => format!("the cluster got its id {id}"),
+        Change::NameCluster { id } => format!("cluster id set to {id}"),
         Change::RecordIncarnation { node: id, .. } => {
-            format!("{} spoke for the first time", node(id))
+            format!("{} contacted the directory for the first time", node(id))
         }
-        Change::Seal { shard, epoch, to: target, planned: true, .. } => {
-            format!("shard {shard}: epoch {epoch} sealed for its switchover {}", to(target))
+        Change::Seal { shard, epoch, to, planned: true, .. } => {
+            format!("shard {shard}: epoch {epoch} sealed for its switchover {}", target(to))
         }
-        Change::Seal { shard, epoch, to: target, planned: false, cause, .. } => {
-            format!("shard {shard}: epoch {epoch} sealed, failing over {}: {cause}", to(target))
+        Change::Seal { shard, epoch, to, planned: false, cause, .. } => {
+            format!("shard {shard}: epoch {epoch} sealed; will fail over {}: {cause}", target(to))
         }
-        Change::Promote { shard, report, .. } => {
-            let (epoch, from, target) = (report.epoch, &report.from_region, &report.to_region);
-            let loss = loss(report);
-            format!("shard {shard}: epoch {epoch} begins in {target}, {from} was before, {loss}")
-        }
+        Change::Promote { shard, report, .. } => promoted(*shard, report),
         Change::Activate { shard, epoch } => format!("shard {shard}: epoch {epoch} is open"),
-        Change::ConfirmVoters { shard, .. } => {
-            format!("shard {shard}: its group has the voters named")
-        }
+        Change::ConfirmVoters { shard, .. } => format!("shard {shard}: change of voters complete"),
         Change::ShowLoss { shard, epoch, node: id, transactions, at_most, .. } => {
-            let shown = amounts::count(*transactions, "transaction");
-            let undecided = match at_most.saturating_sub(*transactions) {
-                0 => String::new(),
-                more => format!(" and {more} that nobody decided"),
-            };
-            format!(
-                "shard {shard}: {} showed {shown}{undecided} that epoch {epoch} left behind",
-                node(id)
-            )
+            let lost = loss_shown(*transactions, *at_most, *epoch);
+            format!("shard {shard}: {} reported {lost}", node(id))
         }
         Change::BeginSwitchover { shard, to } => format!("shard {shard}: switchover to {to}"),
         Change::CancelSwitchover { shard } => format!("shard {shard}: switchover cancelled"),
-        Change::ForceFailover { shard, epoch, to: target, cause, .. } => {
+        Change::ForceFailover { shard, epoch, to, cause, .. } => {
+            let to = target(to);
             format!(
-                "shard {shard}: failover of epoch {epoch} {} ordered, allowing data loss: {cause}",
-                to(target)
+                "shard {shard}: failover of epoch {epoch} {to} ordered, allowing data loss: {cause}"
             )
         }
         Change::AddRegion { name } => format!("region {name} added"),
         Change::RemoveRegion { name } => format!("region {name} removed"),
-        Change::AddNode { node } => {
-            format!(
-                "node {} added in {}, data center {}, at {}",
-                node.name, node.region, node.data_center, node.rpc_address
-            )
-        }
-        Change::RemoveNode { node: id } => format!("node {id} ({}) removed for good", node(id)),
+        Change::AddNode { node } => added(node),
+        Change::RemoveNode { node: id } => format!("node {id} ({}) removed permanently", node(id)),
         Change::ReplaceNode { old, new } => {
-            format!(
-                "node {old} ({}) replaced for good by {} at {}",
-                node(old),
-                new.name,
-                new.rpc_address
-            )
+            let (name, address) = (&new.name, &new.rpc_address);
+            format!("node {old} ({}) replaced permanently by {name} at {address}", node(old))
         }
         Change::SetVoters { shard, voters } => format!("shard {shard}: voters {}", nodes(voters)),
         Change::SetDirectoryVoters { voters } => format!("directory: voters {}", nodes(voters)),
-        Change::CreateDatabase { id, database, own_shard } => {
-            let own = if *own_shard { ", in a shard of its own" } else { "" };
-            format!(
-                "database {} ({id}) created, primary region {}{own}",
-                database.name, database.primary_region
-            )
+        Change::CreateDatabase { id, database, own_shard } => created(*id, database, *own_shard),
+        Change::DeleteDatabase { id } => format!("{} deleted", name_of(cluster, id)),
+        Change::EndDeletion { id } => format!("{} is gone from every node", name_of(cluster, id)),
+        Change::SetDatabase { id, failover, rpo, primary_region } => {
+            let settings = settings(*failover, *rpo, primary_region.as_deref());
+            format!("{} set: {settings}", name_of(cluster, id))
         }
-        Change::DeleteDatabase { id } => format!("{} deleted", database(id)),
-        Change::EndDeletion { id } => format!("{} is gone from every node", database(id)),
-        Change::SetDatabase { id, failover: mode, rpo: bound, primary_region } => {
-            let settings = [
-                mode.map(|mode| format!("failover {}", failover(mode))),
-                bound.map(|bound| format!("RPO {}", rpo(&bound))),
-                primary_region.as_ref().map(|region| format!("primary region {region}")),
-            ];
-            let settings: Vec<String> = settings.into_iter().flatten().collect();
-            format!("{} set: {}", database(id), settings.join(", "))
-        }
-        Change::CreateToken { token } => {
-            let scope = match &token.scope {
-                TokenScope::All => "all databases".to_owned(),
-                TokenScope::Databases(ids) => {
-                    ids.iter().map(database).collect::<Vec<_>>().join(", ")
-                }
-            };
-            format!(
-                "token {:?} created for {scope}, {}",
-                token.label,
-                if token.write { "read-write" } else { "read" }
-            )
-        }
+        Change::CreateToken { token } => token_created(cluster, token),
         Change::RevokeToken { id } => format!("token {id} revoked"),
     }
+}
+
+fn target(to: &Option<String>) -> String {
+    to.as_ref().map_or_else(|| "to the most advanced region".to_owned(), |to| format!("to {to}"))
+}
+
+fn name_of(cluster: &Cluster, id: &DatabaseId) -> String {
+    match cluster.databases.get(id) {
+        Some(database) => format!("database {}", database.name),
+        None => format!("database {id}"),
+    }
+}
+
+fn promoted(shard: ShardId, report: &FailoverReport) -> String {
+    let (epoch, from, to) = (report.epoch, &report.from_region, &report.to_region);
+    format!("shard {shard}: epoch {epoch} begins in {to}, moved from {from}, {}", loss(report))
+}
+
+fn loss_shown(transactions: u64, at_most: u64, epoch: Epoch) -> String {
+    let shown = amounts::count(transactions, "transaction");
+    let undecided = match at_most.saturating_sub(transactions) {
+        0 => String::new(),
+        more => format!(", and {more} of unknown outcome"),
+    };
+    format!("{shown} lost before epoch {epoch}{undecided}")
+}
+
+fn added(node: &Node) -> String {
+    let Node { name, region, data_center, rpc_address, .. } = node;
+    format!("node {name} added in {region}, data center {data_center}, at {rpc_address}")
+}
+
+fn created(id: DatabaseId, database: &Database, own_shard: bool) -> String {
+    let Database { name, primary_region, .. } = database;
+    let own = if own_shard { ", in a shard of its own" } else { "" };
+    format!("database {name} ({id}) created, primary region {primary_region}{own}")
+}
+
+fn settings(mode: Option<FailoverMode>, bound: Option<Rpo>, region: Option<&str>) -> String {
+    let settings = [
+        mode.map(|mode| format!("failover {}", failover(mode))),
+        bound.map(|bound| format!("RPO {}", rpo(&bound))),
+        region.map(|region| format!("primary region {region}")),
+    ];
+    settings.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+fn token_created(cluster: &Cluster, token: &Token) -> String {
+    let scope = match &token.scope {
+        TokenScope::All => "all databases".to_owned(),
+        TokenScope::Databases(ids) => {
+            ids.iter().map(|id| name_of(cluster, id)).collect::<Vec<_>>().join(", ")
+        }
+    };
+    let access = if token.write { "read-write" } else { "read" };
+    format!("token {:?} created for {scope}, {access}", token.label)
 }
 
 /// `at least 3 transactions (120 ms) lost`.
@@ -157,8 +161,6 @@ pub(crate) fn rpo(rpo: &Rpo) -> String {
 
 #[cfg(test)]
 mod tests {
-    use meridian_types::{Epoch, ShardId};
-
     use super::*;
     use crate::command::operator::samples::{cluster, report};
 
@@ -167,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn changes_are_told_with_names() {
+    fn changes_are_described_with_names() {
         let voters = Change::SetVoters { shard: ShardId(1), voters: [1, 2, 9].into() };
         assert_eq!(text(&voters), "shard 1: voters region-1-a, region-1-b, node 9");
         let id = "00000000-0000-4000-8000-000000000001".parse().unwrap();
@@ -192,7 +194,7 @@ mod tests {
         };
         assert_eq!(
             text(&seal),
-            "shard 1: epoch 2 sealed, failing over wherever most is: no quorum"
+            "shard 1: epoch 2 sealed; will fail over to the most advanced region: no quorum"
         );
     }
 
@@ -202,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn losses_say_how_sure_they_are() {
+    fn losses_are_described_with_their_certainty() {
         let text = |transactions, at_most, window_ms, exact, shown_by: &[u64]| {
             let shown_by = shown_by.iter().copied().collect();
             loss(&report(Loss { transactions, window_ms, exact, shown_by, at_most }))

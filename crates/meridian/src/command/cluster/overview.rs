@@ -1,3 +1,5 @@
+//! The state of the cluster: the content of `meridian cluster status`, as text and as JSON.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -8,10 +10,10 @@ use serde::Serialize;
 use super::{lags_text, warnings};
 use crate::command::operator::{Table, View, amounts, is_fresh, selection};
 
-/// The shard under which the directory speaks of itself.
+/// The shard id under which the directory reports its own progress.
 const DIRECTORY: ShardId = ShardId(0);
 
-/// How the cluster is: what `meridian cluster status` says, in text and in JSON.
+/// The content of `meridian cluster status`, as text and as JSON.
 #[derive(Debug, Serialize)]
 pub(crate) struct Overview {
     pub(crate) directory: DirectoryOverview,
@@ -21,7 +23,7 @@ pub(crate) struct Overview {
     pub(crate) nodes: Vec<NodeOverview>,
     pub(crate) databases: usize,
     pub(crate) tokens: usize,
-    /// What an operator should know, the worst first.
+    /// Warnings for operators, the worst first.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -29,12 +31,11 @@ pub(crate) struct Overview {
 pub(crate) struct DirectoryOverview {
     pub(crate) leader: Option<NodeId>,
     pub(crate) leader_name: Option<String>,
-    /// Else what is shown is what another node knew, and nothing is known of lags and of who is
-    /// away.
+    /// `false`: the overview is another node's, without lags and contacts.
     pub(crate) leader_answers: bool,
     pub(crate) term: u64,
     pub(crate) voters: BTreeSet<NodeId>,
-    /// While its group has other members than these voters.
+    /// Set while the members of its group differ from these voters.
     pub(crate) progress: Option<String>,
 }
 
@@ -51,19 +52,19 @@ pub(crate) struct ShardOverview {
     pub(crate) epoch: u16,
     /// `forming`, `active`, `switching-over` or `sealing`.
     pub(crate) phase: &'static str,
-    /// Where a switchover or failover goes to.
+    /// The target of a switchover or failover.
     pub(crate) to: Option<String>,
     pub(crate) primary_region: String,
     pub(crate) leader: Option<NodeId>,
     pub(crate) leader_name: Option<String>,
     pub(crate) voters: BTreeSet<NodeId>,
     pub(crate) voter_names: String,
-    /// The newest commit that a reachable node of this epoch has.
+    /// The newest commit of the reachable nodes of this epoch.
     pub(crate) position: Option<String>,
-    /// Of each replica region, by its best node.
+    /// The lag of each replica region, by its best node.
     pub(crate) lag_ms: BTreeMap<String, u64>,
     pub(crate) databases: Vec<String>,
-    /// What the directory is doing about it.
+    /// The directory's present work on the shard.
     pub(crate) progress: Option<String>,
 }
 
@@ -76,7 +77,7 @@ pub(crate) struct NodeOverview {
     pub(crate) rpc_address: String,
     pub(crate) kv_address: Option<String>,
     pub(crate) removed: bool,
-    /// `joining` before it first spoke, `up`, `away`, `removed`, or `unknown` where the leader does
+    /// `joining` before its first contact, `up`, `away`, `removed`, or `unknown` if the leader does
     /// not answer.
     pub(crate) state: &'static str,
     pub(crate) contact_age_ms: Option<u64>,
@@ -150,7 +151,7 @@ impl ShardOverview {
         }
     }
 
-    /// Of any number of shards.
+    /// A table of any number of shards.
     pub(crate) fn table<'a>(shards: impl IntoIterator<Item = &'a Self>) -> Table {
         let mut table = Table::new(&[
             ">SHARD",
@@ -208,7 +209,7 @@ impl NodeOverview {
         }
     }
 
-    /// Of any number of nodes.
+    /// A table of any number of nodes.
     pub(crate) fn table<'a>(nodes: impl IntoIterator<Item = &'a Self>) -> Table {
         let mut table = Table::new(&[
             ">ID",
@@ -218,7 +219,7 @@ impl NodeOverview {
             "RPC",
             "KV CONNECT",
             "STATE",
-            "HEARD",
+            "LAST SEEN",
             "VOTES IN",
         ]);
         for node in nodes {
@@ -315,7 +316,7 @@ mod tests {
     use crate::command::operator::samples::{view, view_without};
 
     #[test]
-    fn a_healthy_cluster_reads_like_this() {
+    fn overview_of_a_healthy_cluster_is_golden() {
         let text = Overview::of(&view(), 0).to_string();
         let expected = "\
 directory  led by region-1-a, term 3, version 7
@@ -326,7 +327,7 @@ SHARD  EPOCH  PHASE   PRIMARY   LEADER      VOTERS                              
     1      1  active  region-1  region-1-a  region-1-a, region-1-b, region-1-c  region-2 20 ms, region-3 90 ms  default
     2      1  active  region-1  region-1-b  region-1-a, region-1-b, region-1-c  region-2 20 ms, region-3 90 ms  second
 
-ID  NAME        REGION    DC  RPC             KV CONNECT      STATE  HEARD       VOTES IN
+ID  NAME        REGION    DC  RPC             KV CONNECT      STATE  LAST SEEN   VOTES IN
  1  region-1-a  region-1  a   127.0.0.1:4612  127.0.0.1:4512  up     200 ms ago  directory, shard 1, shard 2
  2  region-1-b  region-1  b   127.0.0.1:4613  127.0.0.1:4513  up     200 ms ago  shard 1, shard 2
  3  region-1-c  region-1  c   127.0.0.1:4614  127.0.0.1:4514  up     200 ms ago  shard 1, shard 2
@@ -340,7 +341,7 @@ no warnings
     }
 
     #[test]
-    fn what_a_shard_is_doing_and_who_is_away_is_said() {
+    fn overview_shows_progress_and_silent_nodes() {
         let mut view = view_without("region-1", 5000);
         let plan = Plan { to: None, planned: false, since_ms: 1, cause: "no quorum".to_owned() };
         view.cluster.shards.get_mut(&ShardId(1)).unwrap().phase = Phase::Sealing(plan);

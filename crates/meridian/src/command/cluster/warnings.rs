@@ -1,4 +1,4 @@
-//! What an operator should know: the worst first.
+//! Warnings for operators, the worst first.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,14 +12,15 @@ pub(super) fn of(view: &View, now_ms: u64) -> Vec<String> {
     let mut warnings = Vec::new();
     if view.leader_address.is_none() {
         warnings.push(format!(
-            "the directory's leader does not answer ({}): nothing can be changed and no shard fails over; nodes serve \
-             on within their leases",
+            "the directory has no reachable leader ({}): no changes and no failovers until it has one; nodes serve as \
+             long as their epoch leases last",
             no_leader(view)
         ));
     }
     if view.cluster.version == 0 {
         warnings.push(
-            "the directory has not begun: this is what a node's configuration says".to_owned(),
+            "the directory has not started yet: this is the cluster of a node's configuration"
+                .to_owned(),
         );
     }
     divergence_warnings(view, &mut warnings);
@@ -30,12 +31,12 @@ pub(super) fn of(view: &View, now_ms: u64) -> Vec<String> {
     refusal_warnings(view, &mut warnings);
     node_warnings(view, &mut warnings);
     for (id, shard) in &view.cluster.shards {
-        standing_warnings(&view.cluster, *id, shard, &mut warnings);
+        lasting_warnings(&view.cluster, *id, shard, &mut warnings);
     }
     warnings
 }
 
-/// Nodes that should hold the same and do not. Both may say so.
+/// Nodes that should hold the same data and do not. Both may report it.
 fn divergence_warnings(view: &View, warnings: &mut Vec<String>) {
     let mut found = BTreeMap::new();
     for (node, contact) in &view.contacts {
@@ -50,13 +51,14 @@ fn divergence_warnings(view: &View, warnings: &mut Vec<String>) {
     for ((shard, one, other), position) in found {
         let [one, other] = [one, other].map(|node| selection::node_name(&view.cluster, node));
         warnings.push(format!(
-            "shard {shard}: {one} and {other} applied different batches, up to {position} at the latest. Whichever differs \
-             from others too serves what was never committed: stop it, and give it an empty data folder"
+            "shard {shard}: {one} and {other} applied different batches, the first at {position} or before. A node that \
+             differs from a third node too serves data that was never committed: stop it, and give it an empty data folder"
         ));
     }
 }
 
-/// Nodes that fall behind because what others send is damaged on the way, or of a later version.
+/// Nodes that fall behind because the data sent to them is damaged on the way, or of a later
+/// format.
 fn refusal_warnings(view: &View, warnings: &mut Vec<String>) {
     for (node, contact) in view.contacts.iter().filter(|(_, contact)| is_fresh(contact.age_ms)) {
         let refusals = contact
@@ -65,12 +67,14 @@ fn refusal_warnings(view: &View, warnings: &mut Vec<String>) {
             .filter_map(|(shard, report)| Some((shard, report.refuses.as_ref()?)));
         for (shard, why) in refusals {
             let node = selection::node_name(&view.cluster, *node);
-            warnings.push(format!("shard {shard}: {node} does not store what it is sent: {why}"));
+            warnings.push(format!(
+                "shard {shard}: {node} rejects replicated data and falls behind: {why}"
+            ));
         }
     }
 }
 
-/// What keeps a shard from serving, or from being safe, now.
+/// Conditions that keep a shard from serving, or its data from being safe, now.
 fn shard_warnings(
     view: &View,
     id: ShardId,
@@ -82,7 +86,7 @@ fn shard_warnings(
         Phase::Sealing(plan) => {
             let age = amounts::duration(now_ms.saturating_sub(plan.since_ms));
             warnings.push(format!(
-                "shard {id} is sealed for {age} and takes no writes: {}",
+                "shard {id} has been sealed for {age} and takes no writes: {}",
                 plan.cause
             ));
         }
@@ -99,7 +103,7 @@ fn shard_warnings(
         let manual = match view.cluster.fails_over_by_itself(id) {
             true => String::new(),
             false => format!(
-                ". A database of it is set to manual: `meridian failover {id}` shows what a failover would lose"
+                ". Failover of one of its databases is set to manual: `meridian failover {id}` shows what a failover would lose"
             ),
         };
         let voters = shard.voters.len();
@@ -130,7 +134,7 @@ fn rpo_warnings(view: &View, id: ShardId, shard: &Shard, warnings: &mut Vec<Stri
     }
     let Some(lag) = view.lags(id, shard).into_values().min() else {
         warnings.push(format!(
-            "shard {id} is followed by no other region: a failover would lose without bound"
+            "no other region replicates shard {id}: a failover would lose data without bound"
         ));
         return;
     };
@@ -139,14 +143,14 @@ fn rpo_warnings(view: &View, id: ShardId, shard: &Shard, warnings: &mut Vec<Stri
         let effect = match (lag > rpo.max_ms, lag > rpo.soft_ms, rpo.mode) {
             (true, _, RpoMode::Enforce) => "its writes are refused",
             (false, true, RpoMode::Enforce) => "its writes are slowed",
-            (true, ..) => "writes go on, since its mode is warn",
+            (true, ..) => "writes continue (mode warn)",
             _ => continue,
         };
         let (name, lag) = (&database.name, amounts::duration(lag));
         let bound =
             amounts::duration(if effect.contains("slowed") { rpo.soft_ms } else { rpo.max_ms });
         warnings
-            .push(format!("RPO of database {name} exceeded: the best region is {lag} behind, bound {bound}; {effect}"));
+            .push(format!("RPO of database {name} exceeded: the closest region is {lag} behind, bound {bound}; {effect}"));
     }
 }
 
@@ -174,7 +178,7 @@ fn directory_warnings(view: &View, warnings: &mut Vec<String>) {
     let used: BTreeSet<&str> =
         voters.iter().filter_map(|id| Some(cluster.nodes.get(id)?.region.as_str())).collect();
     if with_nodes >= 3 && used.len() < 3 {
-        warnings.push(format!("the directory's voters ({names}) lie in fewer than three regions"));
+        warnings.push(format!("the directory's voters ({names}) are in fewer than three regions"));
     }
 }
 
@@ -185,24 +189,20 @@ fn node_warnings(view: &View, warnings: &mut Vec<String>) {
     for (id, node) in view.cluster.nodes.iter().filter(|(_, node)| !node.removed) {
         match view.contacts.get(id).map(|contact| contact.age_ms) {
             Some(age) if is_fresh(age) => {}
-            Some(age) => warnings.push(format!(
-                "{} was last heard of {} ago",
-                node.name,
-                amounts::duration(age)
-            )),
-            None if node.incarnation.is_none() => {
-                warnings.push(format!("{} has never spoken yet", node.name))
+            Some(age) => {
+                warnings.push(format!("{} was last seen {} ago", node.name, amounts::duration(age)))
             }
-            None => warnings.push(format!(
-                "{} was not heard of since the directory has this leader",
-                node.name
-            )),
+            None if node.incarnation.is_none() => {
+                warnings.push(format!("{} has not contacted the directory yet", node.name))
+            }
+            None => warnings
+                .push(format!("{} has not contacted the directory's present leader", node.name)),
         }
     }
 }
 
-/// What is not as it should be for long.
-fn standing_warnings(cluster: &Cluster, id: ShardId, shard: &Shard, warnings: &mut Vec<String>) {
+/// Lasting conditions that should be changed.
+fn lasting_warnings(cluster: &Cluster, id: ShardId, shard: &Shard, warnings: &mut Vec<String>) {
     if selection::is_weak(shard.voters.len()) {
         warnings.push(format!(
             "shard {id} has {}: {WEAK}",
@@ -210,10 +210,10 @@ fn standing_warnings(cluster: &Cluster, id: ShardId, shard: &Shard, warnings: &m
         ));
     }
     let databases = cluster.databases.values().filter(|database| database.shard == id);
-    let strangers = databases.filter(|database| database.primary_region != shard.primary_region);
-    for database in strangers.take(if shard.phase == Phase::Active { usize::MAX } else { 0 }) {
+    let elsewhere = databases.filter(|database| database.primary_region != shard.primary_region);
+    for database in elsewhere.take(if shard.phase == Phase::Active { usize::MAX } else { 0 }) {
         warnings.push(format!(
-            "shard {id} is in {}, and its database {} wants {}: `meridian failback {id}` moves it",
+            "shard {id} is in {}, and its database {} belongs in {}: `meridian failback {id}` moves it",
             shard.primary_region, database.name, database.primary_region
         ));
     }
@@ -225,12 +225,12 @@ fn standing_warnings(cluster: &Cluster, id: ShardId, shard: &Shard, warnings: &m
         && !cluster.regions.iter().any(|region| elsewhere(&region))
     {
         warnings.push(format!(
-            "shard {id} cannot fail over by itself: no other region has two data centers"
+            "shard {id} cannot fail over automatically: no other region has two data centers"
         ));
     }
     if let Some(report) = shard.reports.last().filter(|report| !report.is_bounded()) {
         warnings.push(format!(
-            "the failover of shard {id} to epoch {}: {}, until a majority of the old voters is back",
+            "the failover of shard {id} to epoch {}: {}; exact once a majority of the old voters is back",
             report.epoch,
             change_text::loss(report),
         ));
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn a_healthy_cluster_has_none() {
+    fn healthy_cluster_has_no_warnings() {
         assert_eq!(of(&view(), 0), Vec::<String>::new());
     }
 
@@ -274,16 +274,16 @@ mod tests {
         let warnings = of(&view, 0);
         assert_eq!(warnings.len(), 1, "{warnings:#?}");
         assert!(
-            warnings[0].contains("it is region-1-a, which does not answer at 127.0.0.1:4612"),
+            warnings[0].contains("region-1-a at 127.0.0.1:4612 does not answer"),
             "{warnings:#?}"
         );
     }
 
     #[test]
-    fn a_lost_region_is_told_by_what_it_means() {
+    fn lost_region_is_reported_with_its_consequences() {
         let mut view = view_without("region-1", 4500);
         has(&view, "shard 1 has no quorum: 0 of its 3 voters are reachable");
-        has(&view, "region-1-b was last heard of 4.5 s ago");
+        has(&view, "region-1-b was last seen 4.5 s ago");
         has(&view, "2 of the 3 voters of the directory are reachable");
         for database in view.cluster.databases.values_mut() {
             database.failover = FailoverMode::Manual;
@@ -296,11 +296,11 @@ mod tests {
             cause: "region-1 has no quorum".to_owned(),
         };
         view.cluster.shards.get_mut(&ShardId(1)).unwrap().phase = Phase::Sealing(plan);
-        has(&view, "shard 1 is sealed for 6.0 s and takes no writes: region-1 has no quorum");
+        has(&view, "shard 1 has been sealed for 6.0 s and takes no writes: region-1 has no quorum");
     }
 
     #[test]
-    fn lag_beyond_a_bound_says_what_becomes_of_writes() {
+    fn lag_beyond_a_bound_is_reported_with_its_effect_on_writes() {
         let lagging = |lag| {
             let mut view = view();
             for contact in view.contacts.values_mut() {
@@ -310,26 +310,26 @@ mod tests {
         };
         has(
             &lagging(700),
-            "RPO of database default exceeded: the best region is 700 ms behind, bound 500 ms; its writes are slowed",
+            "RPO of database default exceeded: the closest region is 700 ms behind, bound 500 ms; its writes are slowed",
         );
         has(&lagging(2500), "2.5 s behind, bound 1.0 s; its writes are refused");
         let mut warned = lagging(2500);
         for database in warned.cluster.databases.values_mut() {
             database.rpo.mode = RpoMode::Warn;
         }
-        has(&warned, "writes go on, since its mode is warn");
+        has(&warned, "writes continue (mode warn)");
         for database in warned.cluster.databases.values_mut() {
             database.rpo.mode = RpoMode::Off;
         }
         assert_eq!(of(&warned, 0), Vec::<String>::new());
         let mut alone = view_without("region-2", 9000);
         alone.contacts.remove(&6);
-        has(&alone, "shard 1 is followed by no other region");
-        has(&alone, "region-3-a was not heard of since the directory has this leader");
+        has(&alone, "no other region replicates shard 1");
+        has(&alone, "region-3-a has not contacted the directory's present leader");
     }
 
     #[test]
-    fn nodes_that_hold_something_else_are_named_once_with_the_shard_and_the_position() {
+    fn diverged_nodes_are_named_once_with_shard_and_position() {
         let mut view = view();
         let at = |sequence| meridian_types::Position::new(meridian_types::Epoch(1), sequence);
         let mut diverges = |node: NodeId, other: NodeId, position| {
@@ -342,38 +342,41 @@ mod tests {
         assert_eq!(warnings.len(), 1, "{warnings:#?}");
         has(
             &view,
-            "shard 1: region-1-a and region-2-b applied different batches, up to 1.40 at the latest",
+            "shard 1: region-1-a and region-2-b applied different batches, the first at 1.40 or before",
         );
     }
 
     #[test]
-    fn a_node_that_refuses_what_it_is_sent_is_named_with_the_reason() {
+    fn node_that_rejects_replicated_data_is_named_with_the_reason() {
         let mut view = view();
         let contact = view.contacts.get_mut(&5).unwrap();
         contact.reports.get_mut(&ShardId(1)).unwrap().refuses =
             Some("it is of format 2".to_owned());
-        has(&view, "shard 1: region-2-b does not store what it is sent: it is of format 2");
+        has(
+            &view,
+            "shard 1: region-2-b rejects replicated data and falls behind: it is of format 2",
+        );
         view.contacts.get_mut(&5).unwrap().age_ms = 60_000;
-        assert!(!of(&view, 0).iter().any(|warning| warning.contains("does not store")));
+        assert!(!of(&view, 0).iter().any(|warning| warning.contains("rejects")));
     }
 
     #[test]
-    fn what_is_weak_or_in_the_wrong_place_is_told() {
+    fn weak_quorums_and_misplaced_shards_are_reported() {
         let mut view = view();
         view.cluster.directory_voters = [1, 4].into();
         has(&view, "the directory has 2 voters (region-1-a, region-2-a)");
-        has(&view, "lie in fewer than three regions");
+        has(&view, "are in fewer than three regions");
         view.cluster.nodes.get_mut(&5).unwrap().removed = true;
-        has(&view, "shard 1 cannot fail over by itself: no other region has two data centers");
+        has(&view, "shard 1 cannot fail over automatically: no other region has two data centers");
         let shard = view.cluster.shards.get_mut(&ShardId(2)).unwrap();
         shard.voters.remove(&3);
         shard.primary_region = "region-2".to_owned();
         shard.reports.push(report(Loss { transactions: 4, window_ms: 80, ..Loss::default() }));
         has(&view, "shard 2 has 2 voters");
-        has(&view, "its database second wants region-1: `meridian failback 2`");
+        has(&view, "its database second belongs in region-1: `meridian failback 2`");
         has(
             &view,
-            "the failover of shard 2 to epoch 2: at least 4 transactions (80 ms) lost, until a majority",
+            "the failover of shard 2 to epoch 2: at least 4 transactions (80 ms) lost; exact once a majority",
         );
     }
 }

@@ -1,5 +1,5 @@
-//! The keys of a run: `["_meridian_latency_<random>", number]`. No other run has the same, so they
-//! can be removed without looking.
+//! The keys of a run: `["_meridian_latency_<random>", number]`. No other run uses the same keys, so
+//! they can be removed blindly.
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -32,7 +32,7 @@ impl Keys {
         Self { space, reads, writes, random: Random::new(1, 1) }
     }
 
-    /// A request's body, for a random one of the keys.
+    /// The body of a request for one of the keys, chosen at random.
     pub(super) fn body(&mut self, operation: Operation) -> Bytes {
         match operation {
             Operation::RoundTrip => Bytes::new(),
@@ -68,12 +68,12 @@ impl Keys {
         result
     }
 
-    /// What all of them begin with, for a person who has to remove them.
+    /// The common beginning of the keys, for an operator to remove them by hand.
     pub(super) fn prefix(&self) -> &str {
         self.space.prefix()
     }
 
-    /// Keys of one key only, and its writes: what replication is timed with.
+    /// A set of the first key only, with which replication is measured.
     pub(super) fn first_only(&self) -> Self {
         let space = KeySpace::new(self.space.prefix(), 1);
         let reads = ReadBodies::new(&space);

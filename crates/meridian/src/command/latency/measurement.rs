@@ -1,5 +1,5 @@
 //! The stages of a run: keys are written and awaited everywhere, the cells of each region are
-//! measured, then replication; whatever happened, the keys are removed.
+//! measured, then replication. The keys are removed at the end, also after a failure.
 
 use std::time::{Duration, Instant};
 
@@ -14,25 +14,27 @@ use super::probe::Probe;
 use super::report::{Operation, Quantiles, RegionDelay, RegionReport, Replication, Report};
 use super::site::{Cluster, Site};
 
-/// Before each cell, not measured: connections, caches and hints of who leads.
+/// Requests before each cell that are not measured: they warm connections, caches and hints of the
+/// leader.
 const WARM_UP_REQUESTS: u32 = 10;
-/// How long a write may take to show in a region.
+/// The longest time for a write to show in a region.
 const MAX_REPLICATION_WAIT: Duration = Duration::from_secs(30);
-/// Between two looks. Without it the looking itself would load the machine.
+/// The pause between two reads that wait for a write. Without it, the reads themselves would load
+/// the machine.
 const LOOK_INTERVAL: Duration = Duration::from_millis(1);
 
 pub(super) struct Measurement {
     pub(super) cluster: Cluster,
-    /// Of each cell.
+    /// Requests in each cell.
     pub(super) requests: u32,
     pub(super) replication_writes: u32,
-    /// Looked at between requests only: a write that was given up could come after the removal of
+    /// Checked between requests only: a write that was abandoned could arrive after the removal of
     /// its key.
     pub(super) stop: CancellationToken,
 }
 
 impl Measurement {
-    /// Progress goes to stderr.
+    /// Progress goes to the standard error.
     pub(super) async fn run(&self) -> Result<Report> {
         let probes = self.open_all().await?;
         let database_id = one_database(&probes)?;
@@ -75,7 +77,7 @@ impl Measurement {
         })
     }
 
-    /// Gives reads something to find, in every region.
+    /// Writes the keys, so that reads find entries in every region.
     async fn write_keys(&self, mut probes: Vec<Probe>, keys: &mut Keys) -> Result<()> {
         let Some(first) = probes.first_mut() else { bail!("there is no gateway to measure") };
         let written = keys.write_all(first).await?;
@@ -94,7 +96,7 @@ impl Measurement {
     }
 
     async fn measure_region(&self, site: &Site, keys: &mut Keys) -> Result<RegionReport> {
-        // Anew for each region: the others take minutes, and gateways cut idle connections.
+        // Opened anew for each region: the others take minutes, and gateways cut idle connections.
         let mut probe = Probe::open(site, &self.cluster.access_token).await?;
         let (round_trip, eventual_read) = self.measure_eventual(&mut probe, keys).await?;
         Ok(RegionReport {
@@ -108,8 +110,8 @@ impl Measurement {
         })
     }
 
-    /// The client's own round trips and eventual reads in turn: one is to be compared with the
-    /// other, and what either takes changes with how busy the machine is.
+    /// The client's own round trips and eventual reads in turn: they are compared with each other,
+    /// and both depend on how busy the machine is.
     async fn measure_eventual(
         &self,
         probe: &mut Probe,
@@ -163,7 +165,7 @@ impl Measurement {
     }
 
     async fn measure_replication(&self, keys: &Keys) -> Result<Replication> {
-        // One more to the first region: while one writes there, the other looks already.
+        // A second connection to the first region: while one writes, the other reads already.
         let (mut probes, mut writer) = try_join(self.open_all(), self.open_first()).await?;
         eprintln!("replication from {}: {} writes", writer.region, self.replication_writes);
         let mut keys = keys.first_only();
@@ -198,8 +200,8 @@ impl Measurement {
         Probe::open(first, &self.cluster.access_token).await
     }
 
-    /// Looks until the key that `look` reads has a version no older than `written`; the time since
-    /// then.
+    /// Reads with `look` until the key has a version no older than `written`; returns the time
+    /// since then.
     async fn shown(
         &self,
         probe: &mut Probe,
@@ -229,7 +231,7 @@ impl Measurement {
     }
 }
 
-/// The id of the database that all gateways lead to.
+/// The id of the database, which must be the same at all gateways.
 fn one_database(probes: &[Probe]) -> Result<String> {
     let Some(first) = probes.first() else { bail!("there is no gateway to measure") };
     for probe in probes {

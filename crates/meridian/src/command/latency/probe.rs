@@ -16,11 +16,11 @@ use meridian_bench::target::Target;
 use super::report::Operation;
 use super::site::Site;
 
-/// As native Deno: with prior knowledge.
+/// The protocol of native Deno: HTTP/2 with prior knowledge.
 const HTTP: HttpVersion = HttpVersion::H2;
-/// Longer than a gateway's own deadline, so that it can say what is wrong.
+/// Longer than a gateway's own deadline, so that the gateway can report the reason.
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// Below an endpoint there is nothing of this name: 404, before anything is looked up.
+/// A path that no gateway serves: answered with 404 before anything is looked up.
 const NOTHING: &str = "latency";
 
 /// Two connections to one gateway, one for each of its endpoints.
@@ -38,8 +38,8 @@ pub(super) struct Probe {
 impl Probe {
     /// Errors name the region, here and below.
     pub(super) async fn open(site: &Site, access_token: &str) -> Result<Self> {
-        // A `BenchError` says its causes itself: as the cause of another error it would say them
-        // twice.
+        // A `BenchError` displays its causes itself: as the source of another error they would
+        // appear twice.
         Self::open_unnamed(site, access_token)
             .await
             .map_err(|error| anyhow!("{}: {error}", site.region))
@@ -65,7 +65,7 @@ impl Probe {
         })
     }
 
-    /// The answer's versionstamp; empty for a round trip.
+    /// Sends a request; returns the answer's versionstamp, empty for a round trip.
     pub(super) async fn call(&mut self, operation: Operation, body: Bytes) -> Result<Bytes> {
         let answer = match operation {
             Operation::RoundTrip => self.round_trip().await,
@@ -82,7 +82,7 @@ impl Probe {
         answer.map_err(|error| anyhow!("{}: {} failed: {error}", self.region, operation.name()))
     }
 
-    /// The versionstamp that an eventual read shows. `None`: the key is not there.
+    /// The versionstamp that an eventual read shows. `None`: the key is absent.
     pub(super) async fn look(&mut self, body: Bytes) -> Result<Option<Bytes>> {
         let answer = self.eventual.call(self.eventual_read.request(body)).await;
         let seen = answer.and_then(|answer| read_if_there(answer, false));
@@ -91,7 +91,7 @@ impl Probe {
         })
     }
 
-    /// The way there and back, with as little work at the gateway as there is.
+    /// A round trip with as little work at the gateway as possible.
     async fn round_trip(&mut self) -> Result<Bytes, BenchError> {
         match self.eventual.call(self.nothing.request(Bytes::new())).await {
             Err(BenchError::Status { status, .. }) if status.is_client_error() => Ok(Bytes::new()),

@@ -1,4 +1,4 @@
-//! What was measured.
+//! The results of a run.
 
 use anyhow::Result;
 use meridian_bench::tally::Tally;
@@ -7,35 +7,35 @@ use serde::Serialize;
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Report {
     pub(super) database_id: String,
-    /// Where strong operations are decided, if the configuration was there to say so.
+    /// The region in which strong operations are decided, if a configuration named it.
     pub(super) primary_region: Option<String>,
     pub(super) preferred_leader: Option<String>,
-    /// Behind every cell.
+    /// Requests in every cell.
     pub(super) requests: u32,
     pub(super) value_bytes: usize,
     pub(super) regions: Vec<RegionReport>,
-    /// `None`: not asked for.
+    /// `None`: not measured.
     pub(super) replication: Option<Replication>,
 }
 
-/// From the gateway of one region.
+/// The results at the gateway of one region.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct RegionReport {
     pub(super) region: String,
     pub(super) url: String,
-    /// That a strong read or a write has to make. `None`: not known.
+    /// WAN round trips of a strong read or a write. `None`: unknown.
     pub(super) wan_round_trips: Option<u8>,
-    /// The client's own, to the gateway. It is in every other number too.
+    /// The client's own round trip to the gateway. It is part of every other number.
     pub(super) round_trip: Quantiles,
     pub(super) eventual_read: Quantiles,
     pub(super) strong_read: Quantiles,
     pub(super) write: Quantiles,
 }
 
-/// From a write's acknowledgement until eventual reads show it.
+/// The delay from a write's acknowledgement until eventual reads show it.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Replication {
-    /// Where the writes were made.
+    /// The region in which the writes were made.
     pub(super) from_region: String,
     pub(super) writes: u32,
     pub(super) regions: Vec<RegionDelay>,

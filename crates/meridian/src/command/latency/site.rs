@@ -1,4 +1,4 @@
-//! Where to measure.
+//! The gateways to measure.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -9,7 +9,7 @@ use meridian_bench::endpoint::Endpoint;
 use meridian_config::topology::{DatabaseInfo, Topology};
 use meridian_config::{NodeConfig, TokenConfig, TokenSecret};
 
-/// A region's gateway as it is given on the command line.
+/// A region's gateway, from the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct RegionUrl {
     region: String,
@@ -33,27 +33,28 @@ impl FromStr for RegionUrl {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Site {
     pub(super) region: String,
-    /// What a client would connect to.
+    /// The URL that a client would connect to.
     pub(super) url: String,
-    /// Between this region and where strong operations are decided. `None`: not known.
+    /// WAN round trips between this region and the region that decides strong operations. `None`:
+    /// unknown.
     pub(super) wan_round_trips: Option<u8>,
 }
 
 /// The gateways to measure, and how to open the database there.
 #[derive(Debug)]
 pub(super) struct Cluster {
-    /// At least one. Where known, that of the primary region comes first.
+    /// At least one. The primary region's, where known, comes first.
     pub(super) sites: Vec<Site>,
     pub(super) access_token: String,
-    /// Of the database's shard, where known.
+    /// The primary region of the database's shard, where known.
     pub(super) primary_region: Option<String>,
-    /// The name of the node that leads the shard while nothing is wrong, where known.
+    /// The name of the node that leads the shard normally, where known.
     pub(super) preferred_leader: Option<String>,
 }
 
 impl Cluster {
-    /// As the configuration says, which holds the whole topology. Regions without a gateway that it
-    /// knows of are left out, and said on stderr.
+    /// From a node's configuration, which holds the whole topology. Regions without a known gateway
+    /// are left out, and reported on the standard error.
     pub(super) fn of_config(
         path: &Path,
         database: Option<&str>,
@@ -151,8 +152,7 @@ fn find_database<'a>(topology: &'a Topology, name: Option<&str>) -> Result<&'a D
     }
 }
 
-/// The first that a client can show, and that may write. Whether it opens the database is for the
-/// gateway to say.
+/// The first token in plain text that may write. The gateway checks whether it opens the database.
 fn plain_token(tokens: &[TokenConfig]) -> Option<String> {
     tokens.iter().find_map(|token| match &token.secret {
         TokenSecret::Plain(secret) if token.write => Some(secret.clone()),

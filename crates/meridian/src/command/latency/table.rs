@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use super::report::{Operation, Quantiles, RegionReport, Replication, Report};
 
-/// A client with a longer way than this to a gateway is not beside it.
+/// A client with a longer round trip to a gateway than this is not beside it.
 const BESIDE_MS: f64 = 2.0;
 
 pub(super) fn render(report: &Report) -> String {
@@ -74,12 +74,12 @@ fn footnotes(text: &mut String, report: &Report) {
         .collect();
     if far.is_empty() {
         text.push_str(
-            "It is beside every gateway, so each row is what an application in that region has.\n",
+            "The client is beside every gateway: each row is the latency of an application in that region.\n",
         );
     } else {
         writeln!(
             text,
-            "It is not beside the gateway of {}: an application there has less.",
+            "The client is not beside the gateway of {}: latencies of an application there are lower.",
             far.join(", ")
         )
         .ok();
@@ -137,7 +137,7 @@ region-2  write             91.500   183.000   274.500    91.375  1
 This client's own round trip to each gateway is in every number; OVER OWN is the p50 without it:
   region-1: p50 0.125, p99 0.250, max 0.375 to http://region-1/db/default
   region-2: p50 0.125, p99 0.250, max 0.375 to http://region-2/db/default
-It is beside every gateway, so each row is what an application in that region has.
+The client is beside every gateway: each row is the latency of an application in that region.
 Strong reads and writes are decided in region-1, by region-1-a if possible.
 
 Replication: from the acknowledgement of a write in region-1 until an eventual read shows it, 50 writes, in ms:
@@ -159,7 +159,7 @@ The read that shows it is in these numbers; reads begin 1 to 2 ms after the answ
         (report.primary_region, report.preferred_leader, report.replication) = (None, None, None);
         let text = render(&report);
         assert!(text.contains(
-            "It is not beside the gateway of region-2: an application there has less.\n"
+            "The client is not beside the gateway of region-2: latencies of an application there are lower.\n"
         ));
         assert!(
             text.contains("region-2  strong read       90.500   181.000   271.500    10.500  -\n")

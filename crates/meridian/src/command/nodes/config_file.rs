@@ -1,4 +1,4 @@
-//! The configuration of a new node, made from that of one that is there.
+//! The configuration of a new node, made from the one of an existing node.
 
 use std::fs::OpenOptions;
 use std::io::Write;
@@ -12,16 +12,16 @@ use meridian_directory::Cluster;
 use meridian_types::NodeId;
 
 pub(super) struct NewFile<'a> {
-    /// The configuration of a node that is there.
+    /// The configuration of an existing node.
     pub(super) template: &'a Path,
-    /// With the new node.
+    /// The cluster, with the new node.
     pub(super) cluster: &'a Cluster,
     pub(super) id: NodeId,
     pub(super) data_dir: &'a Path,
 }
 
 impl NewFile<'_> {
-    /// Its tokens, sizes and times are the template's, all else is what the cluster is now. A port
+    /// Tokens, sizes and times are the template's; all else is the cluster as it is now. A port
     /// that the cluster does not know is the template's, too.
     pub(super) fn text(&self) -> Result<String> {
         let mut config = NodeConfig::load(self.template)?;
@@ -37,7 +37,7 @@ impl NewFile<'_> {
             None => format!("{own_host}:{}", port(&config.listen.kv)),
         };
         config.listen.rpc.clone_from(&node.rpc_address);
-        // Beside the template's node, its port is taken.
+        // On the same machine, the template's node has taken the port.
         config.listen.metrics = config
             .listen
             .metrics
@@ -85,7 +85,7 @@ fn spec(cluster: &Cluster) -> TopologySpec {
     }
 }
 
-/// Writes a file that is not there yet, readable by its owner only: it holds access tokens.
+/// Creates a file that only its owner can read: it holds access tokens.
 pub(super) fn write(path: &Path, text: &str) -> Result<()> {
     let unusable = || format!("cannot write {}", path.display());
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn what_would_not_start_is_refused() {
+    fn unusable_configuration_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let files =
             dev_cluster(&[3, 2, 1], folder.path(), 4612, 4512, "a-token-of-the-cluster").unwrap();

@@ -1,4 +1,4 @@
-//! Times and durations, as people read and write them.
+//! Times, durations and sizes, as people read and write them.
 
 use std::time::{Duration, SystemTime};
 
@@ -54,8 +54,8 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// `500ms`, `90s`, `15m`, `12h`, `30d`, `2w`, and such after one another: `1h30m`. More than
-/// nothing.
+/// Parses a duration above zero: `500ms`, `90s`, `15m`, `12h`, `30d`, `2w`, or several in a row:
+/// `1h30m`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a duration such as 90s, 15m, 12h, 30d or 2w");
     let mut rest = text;
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read_and_written() {
+    fn durations_are_parsed_and_written() {
         let parsed = |text| parse_duration(text).map(|duration| duration.as_millis());
         assert_eq!(parsed("30d"), Ok(30 * 24 * 3_600_000));
         assert_eq!(parsed("1h30m"), Ok(5_400_000));

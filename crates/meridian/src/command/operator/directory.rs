@@ -1,3 +1,5 @@
+//! The directory from outside: finding its leader, asking it, and making changes exactly once.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -15,51 +17,47 @@ use tonic::transport::{Channel, Endpoint};
 use super::{Reach, View};
 
 const CONNECT: Duration = Duration::from_secs(2);
-/// One question. A directory that has just lost its leader takes a while to have another.
+/// For a question. A directory that has just lost its leader takes a while to elect another.
 const ASK: Duration = Duration::from_secs(4);
-/// One change: it is committed in several regions.
+/// For a change: it is committed in several regions.
 const EXECUTE: Duration = Duration::from_secs(15);
-/// For how long a leader is looked for.
+/// How long to look for a leader.
 const PATIENCE: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(200);
-/// The cluster and many changes.
+/// Room for the cluster and many changes.
 const MAX_MESSAGE_BYTES: usize = 64 << 20;
-/// Of the record of changes, how many are searched for one whose fate is not known.
+/// The number of recorded changes searched for a change of unknown outcome.
 const SEARCHED_CHANGES: u32 = 200;
 
-/// The directory, as an operator reaches it: any node leads to its leader.
+/// The directory as seen by an operator's command: any node leads to its leader.
 pub(crate) struct Directory {
     seeds: Vec<String>,
-    /// The newest cluster that was told.
+    /// The newest cluster received so far.
     known: Option<Cluster>,
-    /// Where the leader answered last.
+    /// The address at which the leader answered last.
     leader_address: Option<String>,
 }
 
-/// What became of one try to make a change.
+/// The outcome of one attempt to make a change.
 enum Tried {
     Done(Cluster),
     Refused(String),
-    /// Certainly not done: nothing was sent, or the node does not lead.
+    /// Certainly not made: nothing was sent, or the node does not lead.
     Not {
         leader: Option<NodeId>,
         why: String,
     },
-    /// Perhaps done.
+    /// Possibly made.
     Unknown(String),
 }
 
 impl Directory {
-    /// # Errors
-    /// When the configuration that names whom to ask cannot be read.
     pub(crate) fn new(reach: &Reach) -> Result<Self> {
         Ok(Self { seeds: reach.seeds()?, known: None, leader_address: None })
     }
 
-    /// What the directory's leader says, or who else answers while there is none.
-    ///
-    /// # Errors
-    /// When nobody answers.
+    /// The view of the directory's leader, or the newest view of another node while no leader
+    /// answers.
     pub(crate) async fn inspect(&mut self, changes: u32) -> Result<View> {
         if let Some(address) = self.leader_address.take()
             && let Ok(response) = ask(&address, changes).await
@@ -105,10 +103,7 @@ impl Directory {
         })
     }
 
-    /// What the leader says, as soon as there is one.
-    ///
-    /// # Errors
-    /// When there is none for some time.
+    /// The view of the leader, as soon as there is one.
     pub(crate) async fn inspect_leader(&mut self, changes: u32) -> Result<View> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -125,10 +120,6 @@ impl Directory {
     }
 
     /// Makes a change and returns the cluster after it.
-    ///
-    /// # Errors
-    /// When it is refused, when there is no leader for some time, and when it is not known whether
-    /// it was made.
     pub(crate) async fn execute(&mut self, change: &Change) -> Result<Cluster> {
         let request = wire::ExecuteRequest {
             change_json: serde_json::to_vec(change)?.into(),
@@ -162,7 +153,7 @@ impl Directory {
                     }
                 }
                 Tried::Unknown(why) => {
-                    eprintln!("meridian: {why}; looking whether the change was made");
+                    eprintln!("meridian: {why}; checking whether the change was made");
                     self.leader_address = None;
                     return self.look_for(change, &request.actor, before).await;
                 }
@@ -170,7 +161,7 @@ impl Directory {
         }
     }
 
-    /// Whether a change is in the record, behind a version.
+    /// Looks for a change of unknown outcome in the record, after the version `behind`.
     async fn look_for(&mut self, change: &Change, actor: &str, behind: u64) -> Result<Cluster> {
         let is_it = |record: &wire::ChangeRecord| {
             let recorded = || serde_json::from_slice::<Change>(&record.change_json);
@@ -188,14 +179,14 @@ impl Directory {
             tokio::time::sleep(PAUSE * 5).await;
         }
         bail!(
-            "it is not known whether the change was made: it is not in the record, and may still come. \
-             `meridian cluster changes` shows the record; do not repeat the command before you looked"
+            "unknown whether the change was made: it is not in the record, but may still be committed. Check \
+             `meridian cluster changes` before you repeat the command"
         )
     }
 
-    /// A view, and what is to be remembered of it.
+    /// Reads a view, and remembers the leader and the newest cluster.
     fn read(&mut self, address: &str, response: wire::InspectResponse) -> Result<View> {
-        // Only the leader hears of nodes. It may be reached by another address than its own.
+        // Only the leader has contacts of nodes. It may be reached at another address than its own.
         let is_leader = !response.contacts.is_empty();
         let mut view = View::read(response, is_leader.then(|| address.to_owned()))?;
         let leader = view.leader.and_then(|leader| view.cluster.nodes.get(&leader));
@@ -212,19 +203,19 @@ impl Directory {
     }
 }
 
-/// Why a view is not the leader's own.
+/// Why a view does not come from the leader.
 pub(crate) fn no_leader(view: &View) -> String {
     match view.leader.and_then(|leader| view.cluster.nodes.get(&leader)) {
         Some(leader) => {
-            format!("it is {}, which does not answer at {}", leader.name, leader.rpc_address)
+            format!("{} at {} does not answer", leader.name, leader.rpc_address)
         }
-        None => "its voters know of none".to_owned(),
+        None => "its voters know no leader".to_owned(),
     }
 }
 
 type Answer = (String, Result<wire::InspectResponse, tonic::Status>);
 
-/// Questions to several nodes at a time, each asked once.
+/// Asks several nodes at a time, each of them once.
 struct Search {
     changes: u32,
     seen: BTreeSet<String>,
@@ -255,7 +246,7 @@ impl Search {
     }
 }
 
-/// Of nodes that were not removed.
+/// Addresses of nodes that were not removed.
 fn addresses<'a>(
     cluster: &'a Cluster,
     nodes: impl IntoIterator<Item = &'a NodeId>,
@@ -265,9 +256,9 @@ fn addresses<'a>(
     nodes.map(|node| node.rpc_address.clone())
 }
 
-/// To a node; nothing but the connection has been made then.
+/// Connects to a node. After an error, nothing has been sent but the handshake.
 pub(crate) async fn connect(address: &str) -> Result<Channel, tonic::Status> {
-    // The innermost cause says it all: `Connection refused`.
+    // The innermost cause is the clearest: `Connection refused`.
     let unavailable = |error: &dyn std::error::Error| {
         let mut text = error.to_string();
         let mut source = error.source();
@@ -308,7 +299,7 @@ async fn execute(address: &str, request: wire::ExecuteRequest) -> Tried {
             match serde_json::from_slice(&state.json) {
                 Ok(cluster) => Tried::Done(cluster),
                 Err(error) => Tried::Unknown(format!(
-                    "{address} answered what this version cannot read ({error})"
+                    "this version cannot read the answer of {address} ({error})"
                 )),
             }
         }
@@ -319,9 +310,9 @@ async fn execute(address: &str, request: wire::ExecuteRequest) -> Tried {
         Ok(Some(execute_response::Result::NotLeader(leader))) => {
             not(Some(leader), format!("node {leader} leads"))
         }
-        Ok(None) => Tried::Unknown(format!("{address} answered nothing that this version knows")),
+        Ok(None) => Tried::Unknown(format!("this version does not know the answer of {address}")),
         Err(status) => match status.code() {
-            // It does not vote in the directory.
+            // The node does not vote in the directory.
             Code::FailedPrecondition => not(None, status.message().to_owned()),
             Code::InvalidArgument | Code::PermissionDenied | Code::Unimplemented => {
                 Tried::Refused(status.message().to_owned())
@@ -335,7 +326,7 @@ fn client(channel: Channel) -> DirectoryClient<Channel> {
     DirectoryClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES)
 }
 
-/// Who orders a change, for the record: `user@host`.
+/// The author of a change, for the record: `user@host`.
 pub(crate) fn actor() -> String {
     let variable = |name| std::env::var(name).ok().filter(|value: &String| !value.is_empty());
     let user = variable("SUDO_USER").or_else(|| variable("USER")).or_else(|| variable("LOGNAME"));

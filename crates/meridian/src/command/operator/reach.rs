@@ -1,13 +1,16 @@
+//! The options of every operator's command: the nodes to ask, and the form of the answer.
+
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde::Deserialize;
 
-/// Whom a command asks, and how it answers.
+/// The nodes that a command asks, and the form of its answer.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct Reach {
-    /// A node's or a gateway's configuration. Any of its `[[nodes]]` tells what the cluster is now.
+    /// Configuration file of a node or gateway. Any of its `[[nodes]]` leads to the directory's
+    /// leader.
     #[arg(
         long,
         global = true,
@@ -15,7 +18,7 @@ pub(crate) struct Reach {
         default_value = "meridian-data/region-1-a/node.toml"
     )]
     pub(crate) config: PathBuf,
-    /// Ask this node, by its gRPC address, instead of those of --config. May be repeated.
+    /// Ask the node at this gRPC address instead of those of --config. May be repeated.
     #[arg(long = "node", global = true, value_name = "HOST:PORT", value_parser = parse_address)]
     pub(crate) nodes: Vec<String>,
     /// Answer in JSON, for programs.
@@ -23,7 +26,8 @@ pub(crate) struct Reach {
     pub(crate) json: bool,
 }
 
-/// Of a configuration, what a command needs. The rest is judged by who runs with it.
+/// The part of a configuration that a command needs. The rest is checked by the process that runs
+/// with it.
 #[derive(Deserialize)]
 struct Configuration {
     #[serde(default)]
@@ -36,7 +40,7 @@ struct ConfiguredNode {
 }
 
 impl Reach {
-    /// Addresses of nodes to begin with; at least one.
+    /// Addresses of nodes to ask first; at least one.
     pub(crate) fn seeds(&self) -> Result<Vec<String>> {
         if !self.nodes.is_empty() {
             return Ok(self.nodes.clone());
@@ -47,10 +51,10 @@ impl Reach {
                 "cannot read {path} (--config names a node's configuration, --node a node to ask)"
             )
         })?;
-        // The reader's own words would quote the line, which may hold a secret.
+        // The parser's own message would quote the line, which may hold a secret.
         let Ok(configuration) = toml::from_str::<Configuration>(&text) else {
             bail!(
-                "{path} is not the configuration of a node or a gateway: [[nodes]] with rpc_address are wanted"
+                "{path} is not the configuration of a node or a gateway: it has no [[nodes]] with rpc_address"
             );
         };
         let seeds: Vec<String> =
@@ -68,7 +72,7 @@ fn parse_address(text: &str) -> Result<String, String> {
         .filter(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
     match named {
         Some(_) => Ok(text.to_owned()),
-        None => Err("host:port is wanted, the gRPC address of a node".to_owned()),
+        None => Err("expected host:port, the gRPC address of a node".to_owned()),
     }
 }
 
@@ -81,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn seeds_are_those_named_or_else_those_of_the_configuration() {
+    fn seeds_come_from_the_command_line_or_else_from_the_configuration() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("node.toml");
         assert_eq!(reach(path.clone(), &["a:1", "b:2"]).seeds().unwrap(), ["a:1", "b:2"]);

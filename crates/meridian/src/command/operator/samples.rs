@@ -1,5 +1,5 @@
-//! A cluster as the tests of commands see it: six nodes in three regions (3, 2 and 1 data centers),
-//! two shards with their primary in the first, and two databases.
+//! A cluster for the tests of commands: six nodes in three regions (3, 2 and 1 data centers), two
+//! shards with their primary in the first, and two databases.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -64,8 +64,7 @@ pub(crate) fn cluster() -> Cluster {
     }
 }
 
-/// What the directory's leader says while all is well: the voters are at sequence 100, the replicas
-/// at 98.
+/// The view of the directory's leader while all is well: voters at sequence 100, replicas at 98.
 pub(crate) fn view() -> View {
     let report = |node: NodeId, shard: u32| {
         let (sequence, transactions, age_ms) =
@@ -93,7 +92,7 @@ pub(crate) fn view() -> View {
     }
 }
 
-/// The same after the nodes of a region were not heard of for so long.
+/// The same view when the nodes of a region have been silent for `age_ms`.
 pub(crate) fn view_without(region: &str, age_ms: u64) -> View {
     let mut view = view();
     for (node, contact) in &mut view.contacts {
@@ -104,7 +103,8 @@ pub(crate) fn view_without(region: &str, age_ms: u64) -> View {
     view
 }
 
-/// Of a failover from the first region to the second, out of an epoch in which nodes 1 to 3 voted.
+/// The report of a failover from the first region to the second; nodes 1 to 3 voted in the epoch
+/// that ended.
 pub(crate) fn report(loss: Loss) -> FailoverReport {
     FailoverReport {
         epoch: Epoch(2),

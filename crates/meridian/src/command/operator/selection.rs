@@ -1,4 +1,4 @@
-//! Nodes, shards and databases by what operators call them.
+//! Nodes, shards, databases and regions by the names that operators use.
 
 use std::collections::BTreeSet;
 
@@ -8,7 +8,7 @@ use meridian_types::{DatabaseId, NodeId, ShardId};
 
 use super::amounts::count;
 
-/// By id or name. One that was removed is found by its id only.
+/// Finds a node by id or name. A removed node is found by its id only.
 pub(crate) fn node<'a>(cluster: &'a Cluster, text: &str) -> Result<(NodeId, &'a Node)> {
     let by_id =
         text.parse().ok().and_then(|id: NodeId| cluster.nodes.get(&id).map(|node| (id, node)));
@@ -28,7 +28,7 @@ pub(crate) fn node<'a>(cluster: &'a Cluster, text: &str) -> Result<(NodeId, &'a 
     }
 }
 
-/// Several by id or name, each once.
+/// Finds several nodes by id or name; each may be named once.
 pub(crate) fn nodes(cluster: &Cluster, texts: &[String]) -> Result<BTreeSet<NodeId>> {
     let mut ids = BTreeSet::new();
     for text in texts {
@@ -40,7 +40,7 @@ pub(crate) fn nodes(cluster: &Cluster, texts: &[String]) -> Result<BTreeSet<Node
     Ok(ids)
 }
 
-/// By number.
+/// Finds a shard by its number.
 pub(crate) fn shard<'a>(cluster: &'a Cluster, text: &str) -> Result<(ShardId, &'a Shard)> {
     let found = text.parse().ok().and_then(|id| cluster.shards.get_key_value(&ShardId(id)));
     let numbers: Vec<String> = cluster.shards.keys().map(ShardId::to_string).collect();
@@ -52,7 +52,7 @@ pub(crate) fn shard<'a>(cluster: &'a Cluster, text: &str) -> Result<(ShardId, &'
     })
 }
 
-/// By name or id.
+/// Finds a database by name or id.
 pub(crate) fn database(cluster: &Cluster, text: &str) -> Result<DatabaseId> {
     let named =
         cluster.databases.iter().find(|(_, database)| database.name == text).map(|(id, _)| *id);
@@ -67,7 +67,7 @@ pub(crate) fn database(cluster: &Cluster, text: &str) -> Result<DatabaseId> {
     })
 }
 
-/// The shard that is meant by its number, or by a database that lives in it.
+/// Finds a shard by its number, or by a database that lives in it.
 pub(crate) fn shard_of<'a>(cluster: &'a Cluster, text: &str) -> Result<(ShardId, &'a Shard)> {
     if let Some(number) = text.strip_prefix("shard:") {
         return shard(cluster, number);
@@ -101,7 +101,7 @@ pub(crate) fn databases_in(cluster: &Cluster, shard: ShardId) -> Vec<&str> {
     databases.map(|database| database.name.as_str()).collect()
 }
 
-/// A region that there is.
+/// Finds a region.
 pub(crate) fn region<'a>(cluster: &'a Cluster, text: &str) -> Result<&'a str> {
     let found = cluster.regions.iter().find(|region| *region == text);
     found.map(String::as_str).ok_or_else(|| {
@@ -109,12 +109,12 @@ pub(crate) fn region<'a>(cluster: &'a Cluster, text: &str) -> Result<&'a str> {
     })
 }
 
-/// For people.
+/// A node's name, for people.
 pub(crate) fn node_name(cluster: &Cluster, id: NodeId) -> String {
     cluster.nodes.get(&id).map_or_else(|| format!("node {id}"), |node| node.name.clone())
 }
 
-/// For people, in order of id.
+/// Names of nodes in order of id, for people.
 pub(crate) fn node_names<'a>(
     cluster: &Cluster,
     ids: impl IntoIterator<Item = &'a NodeId>,
@@ -123,19 +123,19 @@ pub(crate) fn node_names<'a>(
     names.join(", ")
 }
 
-/// Fewer than three voters, or an even number, as the configuration sees it.
+/// Fewer than three voters, or an even number; the check of configurations calls this weak too.
 pub(crate) fn is_weak(voters: usize) -> bool {
     voters < 3 || voters.is_multiple_of(2)
 }
 
-/// Refuses weak quorums that are not said to be meant.
+/// Refuses a weak quorum unless it was explicitly allowed.
 pub(crate) fn check_quorum(voters: &BTreeSet<NodeId>, allow_weak_quorum: bool) -> Result<()> {
     if allow_weak_quorum || !is_weak(voters.len()) {
         return Ok(());
     }
     bail!(
-        "{}: with one there is a single copy; with two, the loss of either stops all; an even number survives no more \
-         losses than one fewer. Say --allow-weak-quorum if it is meant",
+        "{}: with one voter there is a single copy; with two, the loss of either stops all; an even number survives no more \
+         losses than one fewer. Add --allow-weak-quorum to accept it",
         count(voters.len() as u64, "voter")
     )
 }
@@ -174,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn a_weak_quorum_needs_a_word() {
+    fn weak_quorum_needs_the_flag() {
         check_quorum(&[1, 2, 3].into(), false).unwrap();
         for voters in [vec![1], vec![1, 2], vec![1, 2, 3, 4]] {
             let voters = voters.into_iter().collect();
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_means_two_things_is_refused() {
+    fn ambiguous_name_is_refused() {
         let mut cluster = cluster();
         for database in cluster.databases.values_mut() {
             if database.name == "second" {

@@ -1,3 +1,5 @@
+//! Columns of text under headings.
+
 use std::fmt;
 
 /// Columns under headings, for people.
@@ -12,8 +14,7 @@ struct Column {
 }
 
 impl Table {
-    /// Headings; one that begins with `>` is over numbers, which stand at the right of their
-    /// column.
+    /// A heading that begins with `>` is over a column of numbers, which are aligned to the right.
     pub(crate) fn new(headings: &[&'static str]) -> Self {
         let column = |heading: &&'static str| match heading.strip_prefix('>') {
             Some(heading) => Column { heading, is_number: true },
@@ -22,7 +23,7 @@ impl Table {
         Self { columns: headings.iter().map(column).collect(), rows: Vec::new() }
     }
 
-    /// One cell a column.
+    /// Adds a row, with a cell for each column.
     pub(crate) fn row(&mut self, cells: impl IntoIterator<Item = String>) {
         self.rows.push(cells.into_iter().collect());
     }

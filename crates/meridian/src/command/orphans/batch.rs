@@ -1,4 +1,4 @@
-//! A batch of a file of orphans, in text and in JSON.
+//! A batch of an orphan file, as text and as JSON.
 
 use anyhow::{Context, Result};
 use meridian_directory::Cluster;
@@ -13,7 +13,7 @@ use crate::command::operator::amounts;
 
 pub(super) struct Orphaned {
     pub(super) batch: Batch,
-    /// Known to have been; else nobody knows.
+    /// `true`: known to be committed. `false`: unknown.
     pub(super) committed: bool,
     pub(super) bytes: u64,
 }
@@ -40,7 +40,7 @@ impl Orphaned {
                 transaction.request_id
             ));
             if let Some(refusal) = &transaction.refusal {
-                out.push_str(&format!("    did nothing: {}\n", why(refusal)));
+                out.push_str(&format!("    no effect: {}\n", why(refusal)));
             }
             for effect in &transaction.effects {
                 out.push_str(&format!("    {}\n", effect_text(effect)));
@@ -49,7 +49,7 @@ impl Orphaned {
         out
     }
 
-    /// One JSON text for each transaction, with everything in it.
+    /// One JSON text for each transaction, with all its content.
     pub(super) fn lines(&self, cluster: &Cluster) -> Result<Vec<String>> {
         let line = |(versionstamp, transaction): (Versionstamp, &CommittedTransaction)| {
             let known = cluster.databases.get(&transaction.database);
@@ -73,13 +73,13 @@ impl Orphaned {
 #[derive(Serialize)]
 struct Line<'a> {
     versionstamp: String,
-    /// The leader's, milliseconds since the Unix epoch.
+    /// The leader's clock, milliseconds since the Unix epoch.
     time_ms: u64,
     committed: bool,
     database: DatabaseId,
     database_name: Option<&'a str>,
     request_id: String,
-    /// Set where it did nothing.
+    /// Set for a transaction without effect.
     #[serde(skip_serializing_if = "Option::is_none")]
     refusal: Option<String>,
     effects: Vec<ExportedEffect>,
@@ -89,7 +89,7 @@ struct Line<'a> {
 struct ExportedEffect {
     op: &'static str,
     key_hex: String,
-    /// Absent for a key that no client of Deno's made.
+    /// Absent for a key that no Deno client encodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     key: Option<Vec<Part>>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -201,13 +201,13 @@ mod tests {
     put     [\"a\"]  v8, 3 B, expires 1970-01-01T00:00:01.000Z
     delete  hex 726177
   00020000000000050001  09090909-0909-0909-0909-090909090909  request 01010101-0101-0101-0101-010101010101
-    did nothing: checks [0] failed
+    no effect: checks [0] failed
 ";
         assert_eq!(orphaned().text(&cluster()), expected);
     }
 
     #[test]
-    fn exported_lines_hold_everything() {
+    fn exported_lines_are_golden() {
         let lines = orphaned().lines(&cluster()).unwrap();
         let expected = concat!(
             r#"{"versionstamp":"00020000000000050000","time_ms":0,"committed":true,"#,

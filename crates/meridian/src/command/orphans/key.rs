@@ -1,4 +1,5 @@
-//! Keys as Deno's clients encode them: parts, each of a tag and its value, ordered as bytes.
+//! Keys as Deno's clients encode them: a sequence of parts, each a tag and a value, whose bytes
+//! sort as the values do.
 
 use std::fmt;
 
@@ -14,7 +15,7 @@ const POSITIVE_LONG: u8 = 0x1d;
 const NUMBER: u8 = 0x21;
 const FALSE: u8 = 0x26;
 const TRUE: u8 = 0x27;
-/// Behind a zero byte: it is part of the value. Alone, a zero byte ends bytes and strings.
+/// After a zero byte: the zero is part of the value. A zero byte without it ends bytes and strings.
 const ESCAPE: u8 = 0xff;
 
 /// One part of a key.
@@ -30,7 +31,7 @@ pub(super) enum Part {
     Boolean(bool),
 }
 
-/// `None` for a key that no client of Deno's made.
+/// `None` for a key that no Deno client encodes.
 pub(super) fn parts(mut key: &[u8]) -> Option<Vec<Part>> {
     let mut parts = Vec::new();
     while let Some((tag, rest)) = key.split_first() {
@@ -51,7 +52,7 @@ fn part(tag: u8, rest: &[u8]) -> Option<(Part, &[u8])> {
         NUMBER => {
             let (bits, rest) = rest.split_first_chunk::<8>()?;
             let bits = u64::from_be_bytes(*bits);
-            // Turned around so that bytes order as numbers do.
+            // The encoding flips bits so that the bytes sort as the numbers do.
             let bits = if bits >> 63 == 1 { bits & !(1 << 63) } else { !bits };
             Some((Part::Number(f64::from_bits(bits)), rest))
         }
@@ -71,7 +72,7 @@ fn part(tag: u8, rest: &[u8]) -> Option<(Part, &[u8])> {
     }
 }
 
-/// Up to the zero byte that is not escaped.
+/// The bytes up to the first zero byte that is not escaped.
 fn escaped(mut rest: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     let mut bytes = Vec::new();
     loop {
@@ -90,7 +91,7 @@ fn escaped(mut rest: &[u8]) -> Option<(Vec<u8>, &[u8])> {
     }
 }
 
-/// Big-endian; of a negative one every bit is turned around.
+/// Big-endian; every bit of a negative number is flipped.
 fn bigint(rest: &[u8], length: usize, negative: bool) -> Option<(Part, &[u8])> {
     let (bytes, rest) = rest.split_at_checked(length)?;
     let bytes: Vec<u8> = bytes.iter().map(|byte| if negative { !byte } else { *byte }).collect();
@@ -104,7 +105,7 @@ fn bigint(rest: &[u8], length: usize, negative: bool) -> Option<(Part, &[u8])> {
 }
 
 impl fmt::Display for Part {
-    /// As in a program.
+    /// In the notation of a program.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Bytes(hex) => write!(f, "bytes {hex}"),
@@ -116,7 +117,7 @@ impl fmt::Display for Part {
     }
 }
 
-/// `["users", 42]`, or hex for a key of another making.
+/// `["users", 42]`, or hex for a key that no Deno client encodes.
 pub(super) fn text(key: &[u8]) -> String {
     match parts(key) {
         Some(parts) if !parts.is_empty() => {
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_of_another_making_are_shown_in_hex() {
+    fn keys_in_another_encoding_are_shown_in_hex() {
         for key in [
             b"".as_slice(),
             b"\x02open",

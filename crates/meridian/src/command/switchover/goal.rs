@@ -1,10 +1,12 @@
+//! The goal of a switchover or failover, and how far it has come.
+
 use meridian_directory::{Cluster, FailoverReport, Phase, Plan};
 use meridian_types::{Epoch, ShardId};
 use serde::Serialize;
 
 use crate::command::operator::View;
 
-/// What an operator asked of a shard.
+/// The move of a shard that an operator ordered.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Goal {
     pub(crate) shard: ShardId,
@@ -13,36 +15,36 @@ pub(crate) struct Goal {
     pub(crate) from: String,
     /// `None`: any region.
     pub(crate) to: Option<String>,
-    /// A switchover, which can be stopped. Else a failover.
+    /// `true`: a switchover, which can be cancelled. `false`: a failover.
     pub(crate) planned: bool,
-    /// Of the cluster since it began. An older one, as a new leader of the directory may tell at
-    /// first, says nothing of it.
+    /// The version of the cluster in which the move began. An older cluster, as a new leader of the
+    /// directory may show at first, says nothing about it.
     pub(crate) version: u64,
 }
 
-/// How far it is.
+/// How far the move has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// Everything is served where it was.
+    /// The old region serves everything.
     Preparing,
-    /// Nothing is served strongly; it can still go back.
+    /// Strong operations wait; the move can still be cancelled.
     Sealed,
-    /// As `Sealed`, and it goes back.
+    /// Sealed and cancelled: the old region will open again.
     GoingBack,
-    /// Nothing is served strongly, and what was not shipped will be lost.
+    /// Strong operations wait, and batches that were not shipped will be lost.
     FailingOver,
     /// The next epoch has begun: beyond the commit point.
     Opening,
-    /// Served in the region of the next epoch.
+    /// Served in the next epoch's region.
     Open,
-    /// As before, in the same epoch.
+    /// Served as before, in the same epoch.
     Cancelled,
-    /// There is no such shard any more.
+    /// The shard no longer exists.
     Gone,
 }
 
 impl Goal {
-    /// `None`: there is no such shard.
+    /// `None`: the shard does not exist.
     pub(crate) fn switchover(cluster: &Cluster, id: ShardId, to: &str) -> Option<Self> {
         let shard = cluster.shards.get(&id)?;
         let (epoch, from) = (shard.epoch, shard.primary_region.clone());
@@ -59,7 +61,7 @@ impl Goal {
     pub(crate) fn stage(&self, cluster: &Cluster) -> Stage {
         let Some(shard) = cluster.shards.get(&self.shard) else { return Stage::Gone };
         if shard.epoch > self.epoch {
-            // Whatever comes after its opening is another story.
+            // Later phases of the next epoch belong to other moves.
             let is_opening = shard.phase == Phase::Forming && shard.epoch.0 == self.epoch.0 + 1;
             return if is_opening { Stage::Opening } else { Stage::Open };
         }
@@ -74,24 +76,24 @@ impl Goal {
         }
     }
 
-    /// How the epoch ended.
+    /// The report on the end of the epoch.
     pub(crate) fn report<'a>(&self, cluster: &'a Cluster) -> Option<&'a FailoverReport> {
         let shard = cluster.shards.get(&self.shard)?;
         shard.reports.iter().find(|report| report.epoch.0 == self.epoch.0 + 1)
     }
 
-    /// For people.
+    /// The stage and its progress, for people.
     pub(crate) fn describe(&self, view: &View) -> String {
         let (from, to) = (&self.from, self.to.as_deref().unwrap_or("another region"));
         let stage = match self.stage(&view.cluster) {
             Stage::Preparing => format!("{to} is being prepared; everything is served in {from}"),
-            Stage::Sealed => format!("sealed: writes wait while {to} gets the rest"),
+            Stage::Sealed => format!("sealed: writes wait while {to} catches up"),
             Stage::GoingBack => format!("sealed: writes wait until {from} opens again"),
             Stage::FailingOver => format!("sealed: failing over from {from} to {to}"),
             Stage::Opening => "the next epoch has begun and is being opened".to_owned(),
             Stage::Open => "open".to_owned(),
             Stage::Cancelled => format!("served in {from} as before"),
-            Stage::Gone => "there is no such shard any more".to_owned(),
+            Stage::Gone => "the shard no longer exists".to_owned(),
         };
         match view.progress.get(&self.shard) {
             Some(progress) => format!("shard {}: {stage} ({progress})", self.shard),
@@ -99,32 +101,32 @@ impl Goal {
         }
     }
 
-    /// What an operator who stops waiting should know.
+    /// What remains to be known when an operator stops waiting.
     pub(crate) fn after_interruption(&self, cluster: &Cluster) -> String {
         let (shard, from) = (self.shard, &self.from);
         let what = if self.planned { "the switchover" } else { "the failover" };
         match self.stage(cluster) {
             Stage::Preparing => format!(
-                "shard {shard}: {what} goes on by itself. It can be stopped: `meridian switchover --cancel {shard}`"
+                "shard {shard}: {what} continues. To cancel it: `meridian switchover --cancel {shard}`"
             ),
             Stage::Sealed => format!(
-                "shard {shard}: {what} goes on by itself, and writes wait. It can still be stopped (`meridian \
+                "shard {shard}: {what} continues, and writes wait. It can still be cancelled (`meridian \
                  switchover --cancel {shard}`): {from} then opens again, in a new epoch"
             ),
-            Stage::GoingBack => format!(
-                "shard {shard}: {what} is cancelled already, and {from} opens again by itself"
-            ),
+            Stage::GoingBack => {
+                format!("shard {shard}: {what} is cancelled already, and {from} will open again")
+            }
             Stage::FailingOver => {
-                format!("shard {shard}: {what} goes on by itself. It cannot be stopped any more")
+                format!("shard {shard}: {what} continues. It can no longer be cancelled")
             }
             Stage::Opening => format!(
-                "shard {shard}: {what} is past its commit point and opens by itself; to go back, switch it over to {from}"
+                "shard {shard}: {what} is past its commit point and will open; to go back, switch over to {from}"
             ),
             Stage::Open => format!("shard {shard}: {what} is over"),
             Stage::Cancelled => {
                 format!("shard {shard}: {what} was cancelled; it is served in {from}")
             }
-            Stage::Gone => format!("shard {shard} does not exist any more"),
+            Stage::Gone => format!("shard {shard} no longer exists"),
         }
     }
 }
@@ -148,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn every_stage_is_told_and_what_can_be_done_about_it() {
+    fn every_stage_is_described_with_the_commands_that_apply() {
         let goal = Goal::switchover(&view().cluster, ShardId(1), "region-2").unwrap();
         let switching = Phase::SwitchingOver { to: "region-2".to_owned() };
         let cases = [
@@ -187,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn progress_of_the_directory_is_told_with_the_stage() {
+    fn directory_progress_is_shown_with_the_stage() {
         let goal = Goal::switchover(&view().cluster, ShardId(1), "region-2").unwrap();
         let mut view = in_phase(1, "region-1", Phase::SwitchingOver { to: "region-2".to_owned() });
         view.progress.insert(ShardId(1), "lag 1200 ms".to_owned());

@@ -1,3 +1,6 @@
+//! Waiting for switchovers and failovers: progress on the standard error, outcomes on the standard
+//! output.
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -13,36 +16,36 @@ use crate::command::operator::{Directory, View, amounts, print, print_json};
 use crate::command::{Hangup, asked_to_stop};
 
 const POLL: Duration = Duration::from_millis(50);
-/// Without an answer for so long, waiting ends. What was begun goes on.
+/// Waiting ends after so long without an answer. The moves continue.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// What became of a goal.
+/// The outcome of a goal.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Outcome {
     pub(crate) shard: ShardId,
     pub(crate) from: String,
-    /// Where the shard is now.
+    /// The region in which the shard is served.
     pub(crate) region: String,
     pub(crate) epoch: u16,
-    /// It is where it was to go.
+    /// The shard is in its target region.
     pub(crate) reached: bool,
-    /// From the seal to the next epoch, by the directory leader's clock. Strong operations waited.
+    /// From the seal to the next epoch, by the directory leader's clock; strong operations waited.
     pub(crate) sealed_ms: Option<u64>,
-    /// From the next epoch to its opening, as seen from here: strong operations waited for that,
-    /// too.
+    /// From the next epoch to its opening, as seen by this command; strong operations waited for
+    /// that, too.
     pub(crate) opened_after_ms: Option<u64>,
-    /// From the command on.
+    /// Since the command began.
     pub(crate) took_ms: u64,
-    /// How the epoch before ended, with what was lost. `None`: it goes on.
+    /// The report on the end of the epoch, with its loss. `None`: the epoch continues.
     pub(crate) report: Option<FailoverReport>,
 }
 
 impl Outcome {
-    /// Of a goal at its end.
+    /// The outcome of a goal that is at its end.
     fn of(goal: &Goal, cluster: &Cluster, opened_after_ms: Option<u64>, took_ms: u64) -> Self {
         let report = goal.report(cluster);
         let shard = cluster.shards.get(&goal.shard);
-        // Where the epoch led that came of it, though another may have come since.
+        // The region of the epoch that ended the move, though a later epoch may have begun since.
         let region =
             report.map(|report| &report.to_region).or(shard.map(|shard| &shard.primary_region));
         let region = region.cloned().unwrap_or_default();
@@ -91,7 +94,7 @@ impl Outcome {
     }
 }
 
-/// One goal, as far as it was seen.
+/// The progress of a goal as seen so far.
 #[derive(Default)]
 struct Seen {
     told: String,
@@ -99,9 +102,9 @@ struct Seen {
     outcome: Option<Outcome>,
 }
 
-/// Tells on the standard error how the goals get on, until each is at its end, and then what became
-/// of them. Whether all were reached. An interruption ends the waiting only, and says what can
-/// still be done.
+/// Shows on the standard error how the goals progress until each is at its end, then prints their
+/// outcomes. Returns whether all were reached. An interruption ends the waiting only, and tells the
+/// operator what can still be done.
 pub(crate) async fn wait(directory: &mut Directory, goals: &[Goal], json: bool) -> Result<bool> {
     let begun = Instant::now();
     let mut seen: BTreeMap<ShardId, Seen> =
@@ -115,7 +118,7 @@ pub(crate) async fn wait(directory: &mut Directory, goals: &[Goal], json: bool) 
             () = &mut stop => return interrupted(directory, goals).await,
         };
         match asked {
-            // What another node knows may be older than what was begun.
+            // The view of another node may be older than the move.
             Ok(view) if view.leader_address.is_some() => {
                 answered = Instant::now();
                 for goal in goals {
@@ -125,7 +128,7 @@ pub(crate) async fn wait(directory: &mut Directory, goals: &[Goal], json: bool) 
                 }
             }
             _ if answered.elapsed() > PATIENCE => {
-                bail!("the directory does not answer any more; what was begun goes on by itself")
+                bail!("the directory no longer answers; the moves continue without this command")
             }
             _ => {}
         }
@@ -203,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn outcomes_say_where_a_shard_is_what_it_cost_and_how_long_it_took() {
+    fn outcome_shows_region_loss_and_duration() {
         let goal = Goal::switchover(&view().cluster, ShardId(1), "region-2").unwrap();
         let of = |view: &View| Outcome::of(&goal, &view.cluster, Some(100), 2100);
         let reached = of(&after("region-2", none()));
@@ -227,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn a_failover_is_reached_wherever_it_leads() {
+    fn failover_without_a_target_is_reached_in_any_region() {
         let goal = Goal {
             to: None,
             planned: false,
@@ -238,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn an_older_cluster_says_nothing() {
+    fn older_cluster_is_ignored() {
         let old = view();
         let goal = Goal::switchover(&old.cluster, ShardId(1), "region-2").unwrap();
         let goal = Goal { version: old.cluster.version + 1, ..goal };
@@ -248,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn a_goal_is_looked_at_until_its_end() {
+    fn goal_is_watched_until_its_end() {
         let goal = Goal::switchover(&view().cluster, ShardId(1), "region-2").unwrap();
         let begun = Instant::now();
         let mut seen = Seen::default();

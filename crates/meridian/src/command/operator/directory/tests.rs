@@ -1,4 +1,4 @@
-//! Against a directory of three nodes in this process that keeps a real [`Cluster`].
+//! Against a directory of three nodes in this process, which keeps a real [`Cluster`].
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -12,12 +12,12 @@ use tonic::{Request, Response, Status};
 use super::*;
 use crate::command::operator::samples;
 
-/// How the nodes behave.
+/// The state of the nodes.
 struct State {
     cluster: Cluster,
     changes: Vec<wire::ChangeRecord>,
     leader: NodeId,
-    /// The next change is made, and then the call fails as if the leader had been lost.
+    /// The next change is made, and then its call fails as if the leader had been lost.
     lose_answer: bool,
     asked: Vec<NodeId>,
 }
@@ -111,7 +111,7 @@ async fn serve() -> (Arc<Mutex<State>>, Vec<String>) {
             listener.local_addr().unwrap().to_string();
         listeners.push((node, listener));
     }
-    // Nobody listens there.
+    // No server listens there.
     for node in [3, 5, 6] {
         cluster.nodes.get_mut(&node).unwrap().rpc_address = format!("127.0.0.1:{node}");
     }
@@ -159,7 +159,7 @@ async fn any_node_leads_to_the_leader() {
 }
 
 #[tokio::test]
-async fn without_a_leader_the_newest_cluster_is_shown_and_without_anybody_the_reasons() {
+async fn without_a_leader_the_newest_cluster_is_shown_and_without_nodes_the_reasons() {
     let (state, addresses) = serve().await;
     state.lock().leader = 0;
     let view = directory(&[&addresses[1]]).inspect(0).await.unwrap();
@@ -191,7 +191,7 @@ async fn changes_go_to_the_leader_and_follow_it() {
 }
 
 #[tokio::test]
-async fn a_change_whose_answer_was_lost_is_found_in_the_record_and_not_repeated() {
+async fn change_with_a_lost_answer_is_found_in_the_record_and_not_repeated() {
     let (state, addresses) = serve().await;
     state.lock().lose_answer = true;
     let cluster = directory(&[&addresses[0]]).execute(&add_region("region-4")).await.unwrap();
