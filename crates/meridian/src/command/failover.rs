@@ -1,4 +1,4 @@
-//! A failover that an operator orders: it may lose what was committed and not shipped.
+//! `meridian failover`: a failover ordered by an operator, which may lose commits that were not shipped.
 
 mod preview;
 
@@ -10,19 +10,19 @@ use super::operator::{Directory, Reach, actor, amounts, print, print_json, selec
 use super::switchover::{Goal, wait};
 use preview::Preview;
 
-/// Moves the primary of a shard whose region is lost to another one, losing what was not shipped.
+/// Moves the primary of a shard out of a lost region, losing commits that were not shipped.
 ///
-/// Without --allow-data-loss it only says what would be lost, as far as that is known, and ends
-/// with exit code 1. While the region serves, `meridian switchover` does it without loss.
+/// Without --allow-data-loss it only shows the loss, as far as that is known, and ends with exit
+/// code 1. While the region serves, `meridian switchover` moves the shard without loss.
 #[derive(Args)]
 pub(crate) struct Failover {
     /// A shard's number, or a database's name or id: all databases of the shard move with it.
     #[arg(value_name = "SHARD|DATABASE")]
     target: String,
-    /// Where to, if not to whichever region has most.
+    /// Region to fail over to. Default: the most advanced region.
     #[arg(long, value_name = "REGION")]
     to: Option<String>,
-    /// Do it.
+    /// Order the failover.
     #[arg(long)]
     allow_data_loss: bool,
     /// Show the progress, and end when the shard is served in its new region.
@@ -48,7 +48,7 @@ impl Failover {
             } else {
                 print(&preview.to_string())?
             }
-            bail!("nothing was done: say --allow-data-loss to fail shard {id} over");
+            bail!("nothing was done: add --allow-data-loss to fail over shard {id}");
         }
         if !json {
             print(&preview.to_string())?;
@@ -72,15 +72,15 @@ impl Failover {
         if self.wait {
             return match wait(&mut directory, &[goal], json).await? {
                 true => Ok(()),
-                false => bail!("the shard did not get where it was to go"),
+                false => bail!("the shard did not reach its target region"),
             };
         }
         if json {
             return print_json(&preview);
         }
         print(&format!(
-            "shard {id} fails over; `meridian cluster status` shows how far it is, `meridian shards reports {id}` what \
-             was lost\n"
+            "shard {id} fails over; `meridian cluster status` shows the progress, `meridian shards reports {id}` the \
+             loss\n"
         ))
     }
 }

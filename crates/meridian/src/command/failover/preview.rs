@@ -1,4 +1,4 @@
-//! What a failover would do and lose, for people and as JSON.
+//! The effect and the loss of a failover before it is ordered, for people and as JSON.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::command::operator::{View, amounts, selection};
 
-/// A [`FailoverPreview`], and what it is about.
+/// A [`FailoverPreview`], with names.
 #[derive(Debug, Serialize)]
 pub(crate) struct Preview {
     pub(crate) shard: ShardId,
@@ -97,7 +97,7 @@ impl fmt::Display for Preview {
                     let age = amounts::duration(*age_ms);
                     writeln!(
                         f,
-                        "  {what:<24} {name}: {position}, {count}, {time} (heard of {age} ago)"
+                        "  {what:<24} {name}: {position}, {count}, {time} (last seen {age} ago)"
                     )
                 }
             };
@@ -113,36 +113,34 @@ impl fmt::Display for Preview {
                 };
                 writeln!(
                     f,
-                    "it would go to {to} ({} reachable){note}",
+                    "it would fail over to {to} ({} reachable){note}",
                     amounts::count(up as u64, "data center")
                 )?;
             }
             None => writeln!(
                 f,
-                "it would wait, sealed: no region has enough data centers that answer, two at least. --to names one all \
-                 the same"
+                "it would stay sealed: no region has two reachable data centers; --to chooses a region in any case"
             )?,
         }
         match (self.transactions, self.window_ms) {
-            (Some(0), _) => writeln!(f, "nothing is known to be lost by it")?,
+            (Some(0), _) => writeln!(f, "no loss is known")?,
             (Some(transactions), window_ms) => {
                 let window = amounts::duration(window_ms.unwrap_or(0));
                 writeln!(
                     f,
-                    "at least {} ({window}) would be lost by it",
+                    "at least {} ({window}) would be lost",
                     amounts::count(transactions, "transaction")
                 )?;
             }
             _ => writeln!(
                 f,
-                "what would be lost is not known: no voter of this epoch has told its position to the directory's present \
-                 leader"
+                "the loss is unknown: no voter of this epoch has reported to the directory's present leader"
             )?,
         }
         writeln!(
             f,
-            "what {from} committed after it was last heard of would be lost, too. Nodes that come back keep what they \
-             had in files (`meridian orphans list`), and the report then says what it was"
+            "commits of {from} after it was last seen would be lost, too. Nodes that come back keep them in files \
+             (`meridian orphans list`), and the report of the failover then counts them"
         )?;
         if self.served {
             writeln!(
@@ -167,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_the_lost_region_has_is_what_would_be_lost() {
+    fn batches_that_only_the_lost_region_has_would_be_lost() {
         let view = view_without("region-1", 42_000);
         let lost = preview(&view, None);
         assert_eq!((lost.transactions, lost.window_ms), (Some(20), Some(50)));
@@ -183,8 +181,8 @@ mod tests {
         for part in [
             "shard 1 (databases default) is in region-1, epoch 1; 0 of its 3 voters answer",
             "1.100, 1000 transactions",
-            "heard of 42.0 s ago",
-            "at least 20 transactions (50 ms) would be lost by it",
+            "last seen 42.0 s ago",
+            "at least 20 transactions (50 ms) would be lost",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
@@ -193,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn one_data_center_left_of_the_old_region_saves_what_it_has() {
+    fn surviving_data_center_of_the_old_region_saves_its_batches() {
         let mut view = view_without("region-1", 42_000);
         view.contacts.get_mut(&3).unwrap().age_ms = 100;
         let lost = preview(&view, None);
@@ -203,9 +201,9 @@ mod tests {
     }
 
     #[test]
-    fn while_all_is_well_a_switchover_is_named() {
+    fn preview_of_a_healthy_shard_names_the_switchover() {
         let text = preview(&view(), Some("region-2")).to_string();
-        assert!(text.contains("nothing is known to be lost by it"), "{text}");
+        assert!(text.contains("no loss is known"), "{text}");
         assert!(
             text.contains("`meridian switchover 1 --to region-2` moves it without loss"),
             "{text}"
@@ -213,14 +211,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_not_called_nothing() {
+    fn unknown_loss_is_not_shown_as_none() {
         let mut view = view();
         view.contacts.retain(|node, _| *node > 3);
         let lost = preview(&view, None);
         assert_eq!(lost.transactions, None);
-        assert!(lost.to_string().contains("what would be lost is not known"));
+        assert!(lost.to_string().contains("the loss is unknown"));
         view.contacts.clear();
-        assert!(preview(&view, None).to_string().contains("it would wait, sealed"));
+        assert!(preview(&view, None).to_string().contains("it would stay sealed"));
     }
 
     #[test]
@@ -230,7 +228,7 @@ mod tests {
         shard.epoch = Epoch(2);
         shard.bases.push((Epoch(2), Position::new(Epoch(1), 98)));
         let lost = preview(&view, None);
-        // The voters of the first epoch still say 100 of it, which the second one left behind.
+        // The voters of the first epoch still report 100 of it; the second epoch began at 98.
         assert_eq!(lost.newest.unwrap().position, "1.98");
     }
 }

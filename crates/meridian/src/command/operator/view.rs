@@ -1,4 +1,4 @@
-//! What the directory says of the cluster, and what commands read from it.
+//! The cluster as the directory shows it to commands.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,37 +9,36 @@ use meridian_failover::{Contact, ControllerConfig};
 use meridian_proto::{directory as wire, shard_report};
 use meridian_types::{NodeId, ShardId, ShardReport};
 
-/// What the directory said when it was asked.
+/// An answer of the directory.
 #[derive(Debug, Clone)]
 pub(crate) struct View {
     pub(crate) cluster: Cluster,
-    /// Of the directory, as whoever answered knows it.
+    /// The directory's leader, as known to the node that answered.
     pub(crate) leader: Option<NodeId>,
     pub(crate) term: u64,
-    /// Where the leader answered. `None`: another node did, which knows neither progress nor
-    /// contacts, and may know an old cluster.
+    /// The address at which the leader answered. `None`: another node did, which has neither
+    /// progress nor contacts, and may have an old cluster.
     pub(crate) leader_address: Option<String>,
-    /// The latest changes of those that were asked for, oldest first.
+    /// The latest changes, as many as were asked for, oldest first.
     pub(crate) changes: Vec<wire::ChangeRecord>,
     pub(crate) progress: BTreeMap<ShardId, String>,
     pub(crate) contacts: BTreeMap<NodeId, Contact>,
 }
 
-/// Whether a node that was heard of so long ago counts as reachable, as the failover controller
-/// sees it.
+/// Whether a node last seen `age_ms` ago counts as reachable: the rule of the failover controller.
 pub(crate) fn is_fresh(age_ms: u64) -> bool {
     Duration::from_millis(age_ms) <= ControllerConfig::default().reachable_within
 }
 
 impl View {
-    /// `leader_address`: where the answer is from, if the leader gave it.
+    /// `leader_address`: the address that was asked, if the leader answered there.
     pub(super) fn read(
         response: wire::InspectResponse,
         leader_address: Option<String>,
     ) -> Result<Self> {
         let json = response.cluster.map(|cluster| cluster.json).unwrap_or_default();
         let cluster = serde_json::from_slice(&json)
-            .context("it describes the cluster as this version cannot read")?;
+            .context("this version cannot read its description of the cluster")?;
         let mut changes = response.changes;
         changes.sort_by_key(|change| change.version);
         let contact = |contact: wire::NodeContact| {
@@ -62,7 +61,7 @@ impl View {
         })
     }
 
-    /// Nodes that are reachable, with their reports of the shard.
+    /// The reachable nodes, with their reports on the shard.
     pub(crate) fn fresh_reports(
         &self,
         shard: ShardId,
@@ -73,7 +72,7 @@ impl View {
         })
     }
 
-    /// Who leads the shard in its present epoch and is reachable.
+    /// The reachable leader of the shard in its present epoch.
     pub(crate) fn leader_of(&self, id: ShardId, shard: &Shard) -> Option<NodeId> {
         let mut leaders = self
             .fresh_reports(id)
@@ -81,8 +80,7 @@ impl View {
         leaders.next().map(|(node, _)| node)
     }
 
-    /// How far each replica region is behind, by its best node that is reachable and follows the
-    /// present epoch.
+    /// The lag of each replica region: that of its best reachable node in the present epoch.
     pub(crate) fn lags(&self, id: ShardId, shard: &Shard) -> BTreeMap<&str, u64> {
         let mut lags = BTreeMap::new();
         for (node, report) in
@@ -106,7 +104,7 @@ mod tests {
     use crate::command::operator::samples::{cluster, view};
 
     #[test]
-    fn leader_and_lags_are_of_the_present_epoch_and_of_nodes_that_are_reachable() {
+    fn leader_and_lags_come_from_reachable_nodes_of_the_present_epoch() {
         let mut view = view();
         let shard = cluster().shards[&ShardId(1)].clone();
         assert_eq!(view.leader_of(ShardId(1), &shard), Some(1));
