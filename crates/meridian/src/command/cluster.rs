@@ -13,13 +13,13 @@ use meridian_directory::Change;
 use meridian_proto::directory::ChangeRecord;
 use serde::Serialize;
 
-use super::operator::{Directory, Reach, Table, amounts, no_leader, print, print_json, selection};
+use super::operator::{Connect, Directory, Table, format, no_leader, print, print_json, resolve};
 pub(crate) use overview::{NodeOverview, Overview, ShardOverview};
 
 #[derive(Args)]
 pub(crate) struct ClusterCommand {
     #[command(flatten)]
-    reach: Reach,
+    connect: Connect,
     #[command(subcommand)]
     command: Command,
 }
@@ -49,19 +49,19 @@ enum Command {
 
 impl ClusterCommand {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.reach)?;
+        let mut directory = Directory::new(&self.connect)?;
         match self.command {
-            Command::Status => status(&mut directory, self.reach.json).await,
-            Command::Changes { number } => changes(&mut directory, number, self.reach.json).await,
+            Command::Status => status(&mut directory, self.connect.json).await,
+            Command::Changes { number } => changes(&mut directory, number, self.connect.json).await,
             Command::SetDirectoryVoters { voters, allow_weak_quorum } => {
                 let view = directory.inspect_leader(0).await?;
-                let voters = selection::nodes(&view.cluster, &voters)?;
-                selection::check_quorum(&voters, allow_weak_quorum)?;
+                let voters = resolve::nodes(&view.cluster, &voters)?;
+                resolve::check_quorum(&voters, allow_weak_quorum)?;
                 let cluster = directory.execute(&Change::SetDirectoryVoters { voters }).await?;
-                if self.reach.json {
+                if self.connect.json {
                     return print_json(&cluster.directory_voters);
                 }
-                let names = selection::node_names(&cluster, &cluster.directory_voters);
+                let names = resolve::node_names(&cluster, &cluster.directory_voters);
                 print(&format!("the directory changes its voters to {names}, one at a time\n"))
             }
         }
@@ -70,7 +70,7 @@ impl ClusterCommand {
 
 async fn status(directory: &mut Directory, json: bool) -> Result<()> {
     let view = directory.inspect(0).await?;
-    let overview = Overview::of(&view, amounts::now_ms());
+    let overview = Overview::of(&view, format::now_ms());
     if json {
         print_json(&overview)?;
     } else {
@@ -113,7 +113,7 @@ async fn changes(directory: &mut Directory, number: u32, json: bool) -> Result<(
         let text = change_text::describe(&record.change_json, &view.cluster);
         table.row([
             record.version.to_string(),
-            amounts::time(record.time_ms),
+            format::time(record.time_ms),
             record.actor.clone(),
             text,
         ]);
@@ -128,6 +128,6 @@ async fn changes(directory: &mut Directory, number: u32, json: bool) -> Result<(
 /// `region-2 20 ms, region-3 90 ms`.
 fn lags_text(lags: &BTreeMap<String, u64>) -> String {
     let lags: Vec<String> =
-        lags.iter().map(|(region, lag)| format!("{region} {}", amounts::duration(*lag))).collect();
+        lags.iter().map(|(region, lag)| format!("{region} {}", format::duration(*lag))).collect();
     if lags.is_empty() { "-".to_owned() } else { lags.join(", ") }
 }

@@ -10,12 +10,12 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::cluster::change_text;
-use super::operator::{Directory, Reach, Table, View, amounts, print, print_json, selection};
+use super::operator::{Connect, Directory, Table, View, format, print, print_json, resolve};
 
 #[derive(Args)]
 pub(crate) struct Databases {
     #[command(flatten)]
-    reach: Reach,
+    connect: Connect,
     #[command(subcommand)]
     command: Command,
 }
@@ -174,7 +174,7 @@ fn deleting(view: &View) -> Vec<Deleting<'_>> {
             cluster
                 .lacking_drop(has)
                 .iter()
-                .map(|node| selection::node_name(cluster, *node))
+                .map(|node| resolve::node_name(cluster, *node))
                 .collect()
         };
         Deleting {
@@ -201,8 +201,8 @@ fn deletions_text(deleting: &[Deleting<'_>]) -> String {
 
 impl Databases {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.reach)?;
-        let json = self.reach.json;
+        let mut directory = Directory::new(&self.connect)?;
+        let json = self.connect.json;
         match self.command {
             Command::List => {
                 let view = directory.inspect(0).await?;
@@ -236,7 +236,7 @@ impl Databases {
             }
             Command::Set { database, primary_region, settings } => {
                 let view = directory.inspect_leader(0).await?;
-                let id = selection::database(&view.cluster, &database)?;
+                let id = resolve::database(&view.cluster, &database)?;
                 let before = view
                     .cluster
                     .databases
@@ -256,7 +256,7 @@ impl Databases {
             }
             Command::Delete { database, yes_delete_all_data } => {
                 let view = directory.inspect_leader(0).await?;
-                let id = selection::database(&view.cluster, &database)?;
+                let id = resolve::database(&view.cluster, &database)?;
                 if !yes_delete_all_data {
                     bail!("{}", would_be_lost(&view, id));
                 }
@@ -329,13 +329,13 @@ fn would_be_lost(view: &View, id: DatabaseId) -> String {
         "deleting {} ({id}) loses all of its keys, in all regions, and cannot be undone; its clients get errors",
         database.name
     );
-    let neighbours: Vec<&str> = selection::databases_in(cluster, database.shard)
+    let neighbours: Vec<&str> = resolve::databases_in(cluster, database.shard)
         .into_iter()
         .filter(|name| *name != database.name)
         .collect();
     let reports = view.fresh_reports(database.shard);
     if let Some(transactions) = reports.map(|(_, report)| report.progress.transactions).max() {
-        let made = amounts::count(transactions, "transaction");
+        let made = format::count(transactions, "transaction");
         text.push_str(&format!(". Shard {} has taken {made} since it was created", database.shard));
         if !neighbours.is_empty() {
             text.push_str(&format!(", including those of {}", neighbours.join(", ")));
@@ -403,7 +403,7 @@ mod tests {
         view.contacts.get_mut(&silent).unwrap().reports.clear();
         let waiting = deleting(&view);
         let lacking = waiting[0].waits_for.clone().unwrap();
-        assert!(lacking.contains(&selection::node_name(&view.cluster, silent)), "{lacking:?}");
+        assert!(lacking.contains(&resolve::node_name(&view.cluster, silent)), "{lacking:?}");
         let text = deletions_text(&waiting);
         assert!(
             text.starts_with(&format!("being deleted: default ({id}), of shard 1, waits for ")),

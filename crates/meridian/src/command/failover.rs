@@ -6,7 +6,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use meridian_directory::Change;
 
-use super::operator::{Directory, Reach, actor, amounts, print, print_json, selection};
+use super::operator::{Connect, Directory, actor, format, print, print_json, resolve};
 use super::switchover::{Goal, wait};
 use preview::Preview;
 
@@ -29,17 +29,17 @@ pub(crate) struct Failover {
     #[arg(long)]
     wait: bool,
     #[command(flatten)]
-    reach: Reach,
+    connect: Connect,
 }
 
 impl Failover {
     pub(crate) async fn run(self) -> Result<()> {
-        let json = self.reach.json;
-        let mut directory = Directory::new(&self.reach)?;
+        let json = self.connect.json;
+        let mut directory = Directory::new(&self.connect)?;
         let view = directory.inspect_leader(0).await?;
-        let (id, shard) = selection::shard_of(&view.cluster, &self.target)?;
+        let (id, shard) = resolve::shard_of(&view.cluster, &self.target)?;
         if let Some(to) = &self.to {
-            selection::region(&view.cluster, to)?;
+            resolve::region(&view.cluster, to)?;
         }
         let preview = Preview::new(&view, id, shard, self.to.as_deref());
         if !self.allow_data_loss {
@@ -65,7 +65,7 @@ impl Failover {
             shard: id,
             epoch: shard.epoch,
             to: self.to,
-            since_ms: amounts::now_ms(),
+            since_ms: format::now_ms(),
             cause: format!("ordered by {}", actor()),
         };
         directory.execute(&change).await?;

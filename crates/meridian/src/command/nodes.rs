@@ -11,13 +11,13 @@ use meridian_types::NodeId;
 use serde::Serialize;
 
 use super::cluster::NodeOverview;
-use super::operator::{Directory, Reach, View, is_fresh, print, print_json, selection};
+use super::operator::{Connect, Directory, View, is_fresh, print, print_json, resolve};
 use config_file::NewFile;
 
 #[derive(Args)]
 pub(crate) struct Nodes {
     #[command(flatten)]
-    reach: Reach,
+    connect: Connect,
     #[command(subcommand)]
     command: Command,
 }
@@ -129,28 +129,28 @@ struct Added {
 
 impl Nodes {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.reach)?;
+        let mut directory = Directory::new(&self.connect)?;
         match self.command {
-            Command::List { all } => list(&mut directory, all, self.reach.json).await,
+            Command::List { all } => list(&mut directory, all, self.connect.json).await,
             Command::Add(new) => {
                 let node = new.place.node(new.name, new.region, new.data_center);
                 let change = Change::AddNode { node };
                 let before = directory.inspect_leader(0).await?;
-                join(&mut directory, &before, &change, &new.place, &self.reach).await
+                join(&mut directory, &before, &change, &new.place, &self.connect).await
             }
             Command::Remove { node, yes } => {
-                remove(&mut directory, &node, yes, self.reach.json).await
+                remove(&mut directory, &node, yes, self.connect.json).await
             }
             Command::Replace { old, new } => {
                 let view = directory.inspect_leader(0).await?;
-                let (id, node) = selection::node(&view.cluster, &old)?;
+                let (id, node) = resolve::node(&view.cluster, &old)?;
                 let data_center = new.data_center.unwrap_or_else(|| node.data_center.clone());
                 check_replaceable(&view, id, new.yes)?;
                 let change = Change::ReplaceNode {
                     old: id,
                     new: new.place.node(new.name, node.region.clone(), data_center),
                 };
-                join(&mut directory, &view, &change, &new.place, &self.reach).await
+                join(&mut directory, &view, &change, &new.place, &self.connect).await
             }
         }
     }
@@ -170,14 +170,14 @@ async fn join(
     before: &View,
     change: &Change,
     place: &Place,
-    reach: &Reach,
+    connect: &Connect,
 ) -> Result<()> {
     // Errors of the configuration are reported before the node is added.
     let expected = before.cluster.after(change).map_err(refused)?;
     let wants_file = place.config_out.is_some();
     let file = |cluster: &Cluster| {
         NewFile {
-            template: &reach.config,
+            template: &connect.config,
             cluster,
             id: new_id(cluster, place)?,
             data_dir: &place.data_dir,
@@ -193,11 +193,11 @@ async fn join(
     }
     let cluster = directory.execute(change).await?;
     let id = new_id(&cluster, place)?;
-    let name = selection::node_name(&cluster, id);
+    let name = resolve::node_name(&cluster, id);
     if let Some(path) = &place.config_out {
         config_file::write(path, &file(&cluster)?)?;
     }
-    if reach.json {
+    if connect.json {
         return print_json(&Added { id, name, config: place.config_out.clone() });
     }
     let next = match &place.config_out {
@@ -223,7 +223,7 @@ fn new_id(cluster: &Cluster, place: &Place) -> Result<NodeId> {
 
 async fn remove(directory: &mut Directory, text: &str, yes: bool, json: bool) -> Result<()> {
     let view = directory.inspect_leader(0).await?;
-    let (id, node) = selection::node(&view.cluster, text)?;
+    let (id, node) = resolve::node(&view.cluster, text)?;
     let change = Change::RemoveNode { node: id };
     // Refusals of the directory come before the question for --yes.
     view.cluster.after(&change).map_err(refused)?;
@@ -263,7 +263,7 @@ async fn remove(directory: &mut Directory, text: &str, yes: bool, json: bool) ->
 
 /// Refuses, without `yes`, to replace a node that is up.
 fn check_replaceable(view: &View, id: NodeId, yes: bool) -> Result<()> {
-    let name = selection::node_name(&view.cluster, id);
+    let name = resolve::node_name(&view.cluster, id);
     let age = view.contacts.get(&id).map(|contact| contact.age_ms);
     if yes || !age.is_some_and(is_fresh) {
         return Ok(());

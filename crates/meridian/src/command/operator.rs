@@ -4,19 +4,19 @@
 //! Absent on purpose: the decision whether a change may be made. The directory decides, and says
 //! why it refuses.
 
-pub(crate) mod amounts;
+mod connect;
 mod directory;
+pub(crate) mod format;
 mod output;
-mod reach;
-pub(crate) mod selection;
+pub(crate) mod resolve;
 mod table;
 mod view;
 
 #[cfg(test)]
 pub(crate) mod samples;
 
+pub(crate) use connect::Connect;
 pub(crate) use directory::{Directory, actor, connect, no_leader};
 pub(crate) use output::{print, print_json};
-pub(crate) use reach::Reach;
 pub(crate) use table::Table;
 pub(crate) use view::{View, is_fresh};

@@ -19,7 +19,7 @@ use tempfile::NamedTempFile;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
-use super::operator::{Directory, Reach, Table, amounts, connect, print, print_json, selection};
+use super::operator::{Connect, Directory, Table, connect, format, print, print_json, resolve};
 use batch::Orphaned;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,7 +29,7 @@ const MAX_MESSAGE_BYTES: usize = 64 << 20;
 #[derive(Args)]
 pub(crate) struct Orphans {
     #[command(flatten)]
-    reach: Reach,
+    connect: Connect,
     #[command(subcommand)]
     command: Command,
 }
@@ -118,9 +118,9 @@ fn missing(from: u64, through: u64) -> Option<String> {
 
 impl Orphans {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.reach)?;
+        let mut directory = Directory::new(&self.connect)?;
         let cluster = directory.inspect(0).await?.cluster;
-        let json = self.reach.json;
+        let json = self.connect.json;
         match self.command {
             Command::List => {
                 let files = list(&cluster).await?;
@@ -188,14 +188,14 @@ fn table(files: &[Listed]) -> String {
             continue;
         }
         // The times of missing batches are unknown.
-        let time = |ms| if ms == 0 { "-".to_owned() } else { amounts::time(ms) };
+        let time = |ms| if ms == 0 { "-".to_owned() } else { format::time(ms) };
         table.row([
             name,
             file.batches.to_string(),
             file.transactions.to_string(),
             time(file.first_time_ms),
             time(file.last_time_ms),
-            amounts::size(file.bytes),
+            format::size(file.bytes),
             missing(file.missing_from, file.missing_through).unwrap_or_else(|| "-".to_owned()),
         ]);
     }
@@ -229,7 +229,7 @@ async fn open<'a>(cluster: &'a Cluster, file: &File) -> Result<Reading<'a>> {
         (None, None) => (None, file.name.as_str()),
     };
     let holder = match on {
-        Some(on) => selection::node(cluster, on)?.0,
+        Some(on) => resolve::node(cluster, on)?.0,
         None => holder(&list(cluster).await?, name)?,
     };
     let node = cluster.nodes.get(&holder).context("the node was removed meanwhile")?;
@@ -318,7 +318,7 @@ async fn export(cluster: &Cluster, file: &File, output: &Path, json: bool) -> Re
     if json {
         return print_json(&exported);
     }
-    let transactions = amounts::count(exported.transactions, "transaction");
+    let transactions = format::count(exported.transactions, "transaction");
     print(&format!("{}: {transactions}, in {} batches\n", output.display(), exported.batches))
 }
 

@@ -6,12 +6,12 @@ use meridian_directory::Change;
 use serde::Serialize;
 
 use super::cluster::Overview;
-use super::operator::{Directory, Reach, Table, amounts, print, print_json};
+use super::operator::{Connect, Directory, Table, format, print, print_json};
 
 #[derive(Args)]
 pub(crate) struct Regions {
     #[command(flatten)]
-    reach: Reach,
+    connect: Connect,
     #[command(subcommand)]
     command: Command,
 }
@@ -39,14 +39,14 @@ struct Named<'a> {
 
 impl Regions {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.reach)?;
+        let mut directory = Directory::new(&self.connect)?;
         let change = match self.command {
-            Command::List => return list(&mut directory, self.reach.json).await,
+            Command::List => return list(&mut directory, self.connect.json).await,
             Command::Add { name } => Change::AddRegion { name },
             Command::Remove { name } => Change::RemoveRegion { name },
         };
         let cluster = directory.execute(&change).await?;
-        if self.reach.json {
+        if self.connect.json {
             return print_json(&Named { regions: &cluster.regions });
         }
         print(&format!("the regions are {}\n", cluster.regions.join(", ")))
@@ -54,7 +54,7 @@ impl Regions {
 }
 
 async fn list(directory: &mut Directory, json: bool) -> Result<()> {
-    let overview = Overview::of(&directory.inspect(0).await?, amounts::now_ms());
+    let overview = Overview::of(&directory.inspect(0).await?, format::now_ms());
     if json {
         return print_json(&overview.regions);
     }

@@ -7,12 +7,12 @@ use meridian_types::ShardId;
 use serde::Serialize;
 
 use super::cluster::{ShardOverview, change_text};
-use super::operator::{Directory, Reach, Table, amounts, print, print_json, selection};
+use super::operator::{Connect, Directory, Table, format, print, print_json, resolve};
 
 #[derive(Args)]
 pub(crate) struct Shards {
     #[command(flatten)]
-    reach: Reach,
+    connect: Connect,
     #[command(subcommand)]
     command: Command,
 }
@@ -52,14 +52,14 @@ struct Reports<'a> {
 
 impl Shards {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.reach)?;
+        let mut directory = Directory::new(&self.connect)?;
         match self.command {
             Command::List => {
                 let view = directory.inspect(0).await?;
                 let shards = view.cluster.shards.iter();
                 let shards: Vec<ShardOverview> =
                     shards.map(|(id, shard)| ShardOverview::of(&view, *id, shard)).collect();
-                if self.reach.json {
+                if self.connect.json {
                     print_json(&shards)
                 } else {
                     print(&ShardOverview::table(&shards).to_string())
@@ -67,15 +67,15 @@ impl Shards {
             }
             Command::SetVoters { shard, voters, allow_weak_quorum } => {
                 let view = directory.inspect_leader(0).await?;
-                let (shard, _) = selection::shard(&view.cluster, &shard)?;
-                let voters = selection::nodes(&view.cluster, &voters)?;
-                selection::check_quorum(&voters, allow_weak_quorum)?;
+                let (shard, _) = resolve::shard(&view.cluster, &shard)?;
+                let voters = resolve::nodes(&view.cluster, &voters)?;
+                resolve::check_quorum(&voters, allow_weak_quorum)?;
                 let cluster =
                     directory.execute(&Change::SetVoters { shard, voters: voters.clone() }).await?;
-                if self.reach.json {
+                if self.connect.json {
                     return print_json(&voters);
                 }
-                let names = selection::node_names(&cluster, &voters);
+                let names = resolve::node_names(&cluster, &voters);
                 print(&format!(
                     "shard {shard} changes its voters to {names}; `meridian cluster status` shows the progress\n"
                 ))
@@ -83,8 +83,8 @@ impl Shards {
             Command::Reports { shard } => {
                 let view = directory.inspect(0).await?;
                 let only =
-                    shard.map(|shard| selection::shard_of(&view.cluster, &shard)).transpose()?;
-                reports(&view.cluster, only.map(|(id, _)| id), self.reach.json)
+                    shard.map(|shard| resolve::shard_of(&view.cluster, &shard)).transpose()?;
+                reports(&view.cluster, only.map(|(id, _)| id), self.connect.json)
             }
         }
     }
@@ -113,11 +113,11 @@ fn reports(cluster: &Cluster, only: Option<ShardId>, json: bool) -> Result<()> {
             table.row([
                 id.to_string(),
                 report.epoch.to_string(),
-                amounts::time(report.promoted_at_ms),
+                format::time(report.promoted_at_ms),
                 report.from_region.clone(),
                 report.to_region.clone(),
                 kind.to_owned(),
-                amounts::duration(report.promoted_at_ms.saturating_sub(report.sealed_at_ms)),
+                format::duration(report.promoted_at_ms.saturating_sub(report.sealed_at_ms)),
                 change_text::loss(report),
                 report.cause.clone(),
             ]);

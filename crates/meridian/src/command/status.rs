@@ -14,7 +14,7 @@ use meridian_proto::admin::{
 use meridian_types::ShardId;
 use tonic::transport::{Channel, Endpoint};
 
-use super::operator::{Directory, Reach, Table, print};
+use super::operator::{Connect, Directory, Table, print};
 
 const TIMEOUT: Duration = Duration::from_secs(3);
 /// The role of a shard's leader, in the answer of a node.
@@ -47,8 +47,8 @@ pub(crate) struct TransferLeadership {
 
 /// The cluster as it is now, from any of its nodes.
 async fn cluster(config: PathBuf, nodes: Vec<String>) -> Result<Cluster> {
-    let reach = Reach { config, nodes, json: false };
-    Ok(Directory::new(&reach)?.inspect(0).await?.cluster)
+    let connect = Connect { config, nodes, json: false };
+    Ok(Directory::new(&connect)?.inspect(0).await?.cluster)
 }
 
 fn present(cluster: &Cluster) -> impl Iterator<Item = &Node> {

@@ -9,7 +9,7 @@ use clap::Args;
 use meridian_directory::{Change, Cluster, Phase};
 use meridian_types::ShardId;
 
-use super::operator::{Directory, Reach, print, print_json, selection};
+use super::operator::{Connect, Directory, print, print_json, resolve};
 pub(crate) use goal::Goal;
 pub(crate) use watch::{Outcome, wait};
 
@@ -36,7 +36,7 @@ pub(crate) struct Switchover {
     #[arg(long)]
     wait: bool,
     #[command(flatten)]
-    reach: Reach,
+    connect: Connect,
 }
 
 /// Moves the primary of a shard back to the region in which its databases belong, without loss.
@@ -54,23 +54,23 @@ pub(crate) struct Failback {
     #[arg(long)]
     wait: bool,
     #[command(flatten)]
-    reach: Reach,
+    connect: Connect,
 }
 
 impl Switchover {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.reach)?;
+        let mut directory = Directory::new(&self.connect)?;
         let cluster = directory.inspect_leader(0).await?.cluster;
         if self.cancel {
             let target = self.target.unwrap_or_default();
-            let (shard, _) = selection::shard_of(&cluster, &target)?;
-            return cancel(&mut directory, shard, self.reach.json).await;
+            let (shard, _) = resolve::shard_of(&cluster, &target)?;
+            return cancel(&mut directory, shard, self.connect.json).await;
         }
         let to = self.to.unwrap_or_default();
-        let to = selection::region(&cluster, &to)?;
+        let to = resolve::region(&cluster, &to)?;
         let moves = match self.target {
             Some(target) => {
-                let (id, shard) = selection::shard_of(&cluster, &target)?;
+                let (id, shard) = resolve::shard_of(&cluster, &target)?;
                 if shard.primary_region == to {
                     bail!("shard {id} has its primary in {to} already");
                 }
@@ -83,17 +83,17 @@ impl Switchover {
                 elsewhere.map(|(id, _)| (*id, to.to_owned())).collect()
             }
         };
-        switch(&mut directory, &cluster, moves, self.wait, self.reach.json).await
+        switch(&mut directory, &cluster, moves, self.wait, self.connect.json).await
     }
 }
 
 impl Failback {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.reach)?;
+        let mut directory = Directory::new(&self.connect)?;
         let cluster = directory.inspect_leader(0).await?.cluster;
         let shards: Vec<ShardId> = match &self.target {
             Some(target) => {
-                let (id, _) = selection::shard_of(&cluster, target)?;
+                let (id, _) = resolve::shard_of(&cluster, target)?;
                 tell_company(&cluster, id, target);
                 vec![id]
             }
@@ -112,7 +112,7 @@ impl Failback {
                 Err(error) => return Err(error),
             }
         }
-        switch(&mut directory, &cluster, moves, self.wait, self.reach.json).await
+        switch(&mut directory, &cluster, moves, self.wait, self.connect.json).await
     }
 }
 
@@ -135,7 +135,7 @@ fn home(cluster: &Cluster, id: ShardId) -> Result<Option<&str>> {
 
 /// Tells an operator that moving a database moves the others of its shard, too.
 fn tell_company(cluster: &Cluster, id: ShardId, named: &str) {
-    let databases = selection::databases_in(cluster, id);
+    let databases = resolve::databases_in(cluster, id);
     if databases.len() > 1 && named.trim_start_matches("shard:") != id.to_string() {
         eprintln!("shard {id} moves as a whole, with the databases {}", databases.join(", "));
     }

@@ -11,12 +11,12 @@ use rand::TryRngCore;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
-use super::operator::{Directory, Reach, Table, amounts, print, print_json, selection};
+use super::operator::{Connect, Directory, Table, format, print, print_json, resolve};
 
 #[derive(Args)]
 pub(crate) struct Tokens {
     #[command(flatten)]
-    reach: Reach,
+    connect: Connect,
     #[command(subcommand)]
     command: Command,
 }
@@ -38,7 +38,7 @@ enum Command {
         #[arg(long)]
         read_only: bool,
         /// Lifetime, such as 12h or 30d. Default: no end.
-        #[arg(long, value_name = "DURATION", value_parser = amounts::parse_duration)]
+        #[arg(long, value_name = "DURATION", value_parser = format::parse_duration)]
         expires_in: Option<Duration>,
     },
     /// Revokes a token. Nodes and gateways refuse it as soon as they receive the change.
@@ -95,16 +95,16 @@ impl<'a> Listed<'a> {
     fn ends(&self, now_ms: u64) -> String {
         match self.expires_at_ms {
             None => "never".to_owned(),
-            Some(at) if at <= now_ms => format!("expired {}", amounts::time(at)),
-            Some(at) => format!("{} (in {})", amounts::time(at), amounts::duration(at - now_ms)),
+            Some(at) if at <= now_ms => format!("expired {}", format::time(at)),
+            Some(at) => format!("{} (in {})", format::time(at), format::duration(at - now_ms)),
         }
     }
 }
 
 impl Tokens {
     pub(crate) async fn run(self) -> Result<()> {
-        let mut directory = Directory::new(&self.reach)?;
-        let json = self.reach.json;
+        let mut directory = Directory::new(&self.connect)?;
+        let json = self.connect.json;
         match self.command {
             Command::List => {
                 let view = directory.inspect(0).await?;
@@ -114,7 +114,7 @@ impl Tokens {
                 if json {
                     print_json(&listed)
                 } else {
-                    print(&table(&listed, amounts::now_ms()).to_string())
+                    print(&table(&listed, format::now_ms()).to_string())
                 }
             }
             Command::Create { label, databases, read_only, expires_in } => {
@@ -143,7 +143,7 @@ async fn scope(directory: &mut Directory, databases: &[String]) -> Result<TokenS
         return Ok(TokenScope::All);
     }
     let view = directory.inspect_leader(0).await?;
-    let ids = databases.iter().map(|database| selection::database(&view.cluster, database));
+    let ids = databases.iter().map(|database| resolve::database(&view.cluster, database));
     Ok(TokenScope::Databases(ids.collect::<Result<BTreeSet<_>>>()?))
 }
 
@@ -156,7 +156,7 @@ async fn create(
     json: bool,
 ) -> Result<()> {
     let secret = new_secret()?;
-    let now_ms = amounts::now_ms();
+    let now_ms = format::now_ms();
     let lifetime_ms =
         expires_in.map(|lifetime| u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX));
     let expires_at_ms = lifetime_ms.map(|lifetime| now_ms.saturating_add(lifetime));
@@ -212,7 +212,7 @@ fn table(tokens: &[Listed<'_>], now_ms: u64) -> Table {
             token.label.to_owned(),
             token.opens(),
             token.access.to_owned(),
-            amounts::time(token.created_at_ms),
+            format::time(token.created_at_ms),
             token.ends(now_ms),
         ]);
     }

@@ -6,7 +6,7 @@ use meridian_directory::{
 };
 use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
 
-use crate::command::operator::{amounts, selection};
+use crate::command::operator::{format, resolve};
 
 /// A recorded change in words, with the present names of nodes and databases. A change that this
 /// version does not know is shown as it was recorded.
@@ -18,8 +18,8 @@ pub(super) fn describe(json: &[u8], cluster: &Cluster) -> String {
 }
 
 fn words(change: &Change, cluster: &Cluster) -> String {
-    let node = |id: &NodeId| selection::node_name(cluster, *id);
-    let nodes = |ids| selection::node_names(cluster, ids);
+    let node = |id: &NodeId| resolve::node_name(cluster, *id);
+    let nodes = |ids| resolve::node_names(cluster, ids);
     match change {
         Change::NameCluster { id } => format!("cluster id set to {id}"),
         Change::RecordIncarnation { node: id, .. } => {
@@ -85,7 +85,7 @@ fn promoted(shard: ShardId, report: &FailoverReport) -> String {
 }
 
 fn loss_shown(transactions: u64, at_most: u64, epoch: Epoch) -> String {
-    let shown = amounts::count(transactions, "transaction");
+    let shown = format::count(transactions, "transaction");
     let undecided = match at_most.saturating_sub(transactions) {
         0 => String::new(),
         more => format!(", and {more} of unknown outcome"),
@@ -127,17 +127,17 @@ fn token_created(cluster: &Cluster, token: &Token) -> String {
 /// `at least 3 transactions (120 ms) lost`.
 pub(crate) fn loss(report: &FailoverReport) -> String {
     let Loss { transactions, window_ms, exact, at_most, .. } = &report.loss;
-    let window = amounts::duration(*window_ms);
+    let window = format::duration(*window_ms);
     match (*transactions, exact, report.is_bounded()) {
         (0, true, _) => "nothing lost".to_owned(),
         (0, false, false) => "no loss known yet".to_owned(),
-        (lost, true, _) => format!("{} ({window}) lost", amounts::count(lost, "transaction")),
+        (lost, true, _) => format!("{} ({window}) lost", format::count(lost, "transaction")),
         (lost, false, false) => {
-            format!("at least {} ({window}) lost", amounts::count(lost, "transaction"))
+            format!("at least {} ({window}) lost", format::count(lost, "transaction"))
         }
-        (0, false, true) => format!("at most {} lost", amounts::count(*at_most, "transaction")),
+        (0, false, true) => format!("at most {} lost", format::count(*at_most, "transaction")),
         (lost, false, true) => {
-            format!("{lost} to {} ({window}) lost", amounts::count(*at_most, "transaction"))
+            format!("{lost} to {} ({window}) lost", format::count(*at_most, "transaction"))
         }
     }
 }
@@ -151,7 +151,7 @@ pub(crate) fn failover(mode: FailoverMode) -> &'static str {
 
 /// `enforce, slowed from 500 ms, refused from 1.0 s`.
 pub(crate) fn rpo(rpo: &Rpo) -> String {
-    let (soft, max) = (amounts::duration(rpo.soft_ms), amounts::duration(rpo.max_ms));
+    let (soft, max) = (format::duration(rpo.soft_ms), format::duration(rpo.max_ms));
     match rpo.mode {
         RpoMode::Off => "off".to_owned(),
         RpoMode::Warn => format!("warn, from {soft} and {max}"),

@@ -8,7 +8,7 @@ use meridian_types::{NodeId, ShardId};
 use serde::Serialize;
 
 use super::{lags_text, warnings};
-use crate::command::operator::{Table, View, amounts, is_fresh, selection};
+use crate::command::operator::{Table, View, format, is_fresh, resolve};
 
 /// The shard id under which the directory reports its own progress.
 const DIRECTORY: ShardId = ShardId(0);
@@ -100,7 +100,7 @@ impl Overview {
         Self {
             directory: DirectoryOverview {
                 leader: view.leader,
-                leader_name: view.leader.map(|leader| selection::node_name(cluster, leader)),
+                leader_name: view.leader.map(|leader| resolve::node_name(cluster, leader)),
                 leader_answers: view.leader_address.is_some(),
                 term: view.term,
                 voters: cluster.directory_voters.clone(),
@@ -130,7 +130,7 @@ impl ShardOverview {
         let leader = view.leader_of(id, shard);
         let present = view.fresh_reports(id).filter(|(_, report)| report.epoch == shard.epoch);
         let lags = view.lags(id, shard).into_iter().map(|(region, lag)| (region.to_owned(), lag));
-        let databases = selection::databases_in(&view.cluster, id);
+        let databases = resolve::databases_in(&view.cluster, id);
         Self {
             shard: id,
             epoch: shard.epoch.0,
@@ -138,9 +138,9 @@ impl ShardOverview {
             to: target(&shard.phase).cloned(),
             primary_region: shard.primary_region.clone(),
             leader,
-            leader_name: leader.map(|leader| selection::node_name(&view.cluster, leader)),
+            leader_name: leader.map(|leader| resolve::node_name(&view.cluster, leader)),
             voters: shard.voters.clone(),
-            voter_names: selection::node_names(&view.cluster, &shard.voters),
+            voter_names: resolve::node_names(&view.cluster, &shard.voters),
             position: present
                 .map(|(_, report)| report.position)
                 .max()
@@ -238,10 +238,8 @@ impl NodeOverview {
                 node.rpc_address.clone(),
                 node.kv_address.clone().unwrap_or_else(|| "-".to_owned()),
                 node.state.to_owned(),
-                node.contact_age_ms.map_or_else(
-                    || "-".to_owned(),
-                    |age| format!("{} ago", amounts::duration(age)),
-                ),
+                node.contact_age_ms
+                    .map_or_else(|| "-".to_owned(), |age| format!("{} ago", format::duration(age))),
                 votes.join(", "),
             ]);
         }
@@ -277,7 +275,7 @@ impl fmt::Display for Overview {
             None => writeln!(f, "directory  no leader known, version {}", self.version)?,
         }
         let region = |region: &RegionOverview| {
-            let data_centers = amounts::count(region.data_centers as u64, "data center");
+            let data_centers = format::count(region.data_centers as u64, "data center");
             format!("{} ({data_centers})", region.name)
         };
         let regions: Vec<String> = self.regions.iter().map(region).collect();
@@ -286,8 +284,8 @@ impl fmt::Display for Overview {
         writeln!(
             f,
             "holds      {}, {}",
-            amounts::count(databases, "database"),
-            amounts::count(tokens, "token")
+            format::count(databases, "database"),
+            format::count(tokens, "token")
         )?;
         writeln!(f)?;
         write!(f, "{}", ShardOverview::table(&self.shards))?;

@@ -6,7 +6,7 @@ use meridian_directory::{Cluster, Phase, RpoMode, Shard};
 use meridian_types::{NodeId, ShardId};
 
 use super::change_text;
-use crate::command::operator::{View, amounts, is_fresh, no_leader, selection};
+use crate::command::operator::{View, format, is_fresh, no_leader, resolve};
 
 pub(super) fn of(view: &View, now_ms: u64) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -49,7 +49,7 @@ fn divergence_warnings(view: &View, warnings: &mut Vec<String>) {
         }
     }
     for ((shard, one, other), position) in found {
-        let [one, other] = [one, other].map(|node| selection::node_name(&view.cluster, node));
+        let [one, other] = [one, other].map(|node| resolve::node_name(&view.cluster, node));
         warnings.push(format!(
             "shard {shard}: {one} and {other} applied different batches, the first at {position} or before. A node that \
              differs from a third node too serves data that was never committed: stop it, and give it an empty data folder"
@@ -66,7 +66,7 @@ fn refusal_warnings(view: &View, warnings: &mut Vec<String>) {
             .iter()
             .filter_map(|(shard, report)| Some((shard, report.refuses.as_ref()?)));
         for (shard, why) in refusals {
-            let node = selection::node_name(&view.cluster, *node);
+            let node = resolve::node_name(&view.cluster, *node);
             warnings.push(format!(
                 "shard {shard}: {node} rejects replicated data and falls behind: {why}"
             ));
@@ -84,7 +84,7 @@ fn shard_warnings(
 ) {
     match &shard.phase {
         Phase::Sealing(plan) => {
-            let age = amounts::duration(now_ms.saturating_sub(plan.since_ms));
+            let age = format::duration(now_ms.saturating_sub(plan.since_ms));
             warnings.push(format!(
                 "shard {id} has been sealed for {age} and takes no writes: {}",
                 plan.cause
@@ -146,9 +146,9 @@ fn rpo_warnings(view: &View, id: ShardId, shard: &Shard, warnings: &mut Vec<Stri
             (true, ..) => "writes continue (mode warn)",
             _ => continue,
         };
-        let (name, lag) = (&database.name, amounts::duration(lag));
+        let (name, lag) = (&database.name, format::duration(lag));
         let bound =
-            amounts::duration(if effect.contains("slowed") { rpo.soft_ms } else { rpo.max_ms });
+            format::duration(if effect.contains("slowed") { rpo.soft_ms } else { rpo.max_ms });
         warnings
             .push(format!("RPO of database {name} exceeded: the closest region is {lag} behind, bound {bound}; {effect}"));
     }
@@ -157,7 +157,7 @@ fn rpo_warnings(view: &View, id: ShardId, shard: &Shard, warnings: &mut Vec<Stri
 fn directory_warnings(view: &View, warnings: &mut Vec<String>) {
     let cluster = &view.cluster;
     let voters = &cluster.directory_voters;
-    let names = selection::node_names(cluster, voters);
+    let names = resolve::node_names(cluster, voters);
     if view.leader_address.is_some() {
         let up = reachable(view, voters);
         if up < voters.len() {
@@ -167,10 +167,10 @@ fn directory_warnings(view: &View, warnings: &mut Vec<String>) {
             ));
         }
     }
-    if selection::is_weak(voters.len()) {
+    if resolve::is_weak(voters.len()) {
         warnings.push(format!(
             "the directory has {} ({names}): {WEAK}",
-            amounts::count(voters.len() as u64, "voter")
+            format::count(voters.len() as u64, "voter")
         ));
     }
     let with_nodes =
@@ -190,7 +190,7 @@ fn node_warnings(view: &View, warnings: &mut Vec<String>) {
         match view.contacts.get(id).map(|contact| contact.age_ms) {
             Some(age) if is_fresh(age) => {}
             Some(age) => {
-                warnings.push(format!("{} was last seen {} ago", node.name, amounts::duration(age)))
+                warnings.push(format!("{} was last seen {} ago", node.name, format::duration(age)))
             }
             None if node.incarnation.is_none() => {
                 warnings.push(format!("{} has not contacted the directory yet", node.name))
@@ -203,10 +203,10 @@ fn node_warnings(view: &View, warnings: &mut Vec<String>) {
 
 /// Lasting conditions that should be changed.
 fn lasting_warnings(cluster: &Cluster, id: ShardId, shard: &Shard, warnings: &mut Vec<String>) {
-    if selection::is_weak(shard.voters.len()) {
+    if resolve::is_weak(shard.voters.len()) {
         warnings.push(format!(
             "shard {id} has {}: {WEAK}",
-            amounts::count(shard.voters.len() as u64, "voter")
+            format::count(shard.voters.len() as u64, "voter")
         ));
     }
     let databases = cluster.databases.values().filter(|database| database.shard == id);

@@ -8,7 +8,7 @@ use meridian_failover::{ControllerConfig, FailoverPreview, Holder};
 use meridian_types::{NodeId, ShardId};
 use serde::Serialize;
 
-use crate::command::operator::{View, amounts, selection};
+use crate::command::operator::{View, format, resolve};
 
 /// A [`FailoverPreview`], with names.
 #[derive(Debug, Serialize)]
@@ -57,7 +57,7 @@ impl Preview {
                 age_ms: holder.age_ms,
             })
         };
-        let databases = selection::databases_in(cluster, id);
+        let databases = resolve::databases_in(cluster, id);
         Self {
             shard: id,
             databases: databases.into_iter().map(str::to_owned).collect(),
@@ -93,8 +93,8 @@ impl fmt::Display for Preview {
                 None => writeln!(f, "  {what:<24} unknown"),
                 Some(NamedHolder { name, position, transactions, time_ms, age_ms, .. }) => {
                     let (count, time) =
-                        (amounts::count(*transactions, "transaction"), amounts::time(*time_ms));
-                    let age = amounts::duration(*age_ms);
+                        (format::count(*transactions, "transaction"), format::time(*time_ms));
+                    let age = format::duration(*age_ms);
                     writeln!(
                         f,
                         "  {what:<24} {name}: {position}, {count}, {time} (last seen {age} ago)"
@@ -114,7 +114,7 @@ impl fmt::Display for Preview {
                 writeln!(
                     f,
                     "it would fail over to {to} ({} reachable){note}",
-                    amounts::count(up as u64, "data center")
+                    format::count(up as u64, "data center")
                 )?;
             }
             None => writeln!(
@@ -125,11 +125,11 @@ impl fmt::Display for Preview {
         match (self.transactions, self.window_ms) {
             (Some(0), _) => writeln!(f, "no loss is known")?,
             (Some(transactions), window_ms) => {
-                let window = amounts::duration(window_ms.unwrap_or(0));
+                let window = format::duration(window_ms.unwrap_or(0));
                 writeln!(
                     f,
                     "at least {} ({window}) would be lost",
-                    amounts::count(transactions, "transaction")
+                    format::count(transactions, "transaction")
                 )?;
             }
             _ => writeln!(

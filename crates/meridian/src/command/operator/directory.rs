@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Reach, View};
+use super::{Connect, View};
 
 const CONNECT: Duration = Duration::from_secs(2);
 /// For a question. A directory that has just lost its leader takes a while to elect another.
@@ -52,8 +52,8 @@ enum Tried {
 }
 
 impl Directory {
-    pub(crate) fn new(reach: &Reach) -> Result<Self> {
-        Ok(Self { seeds: reach.seeds()?, known: None, leader_address: None })
+    pub(crate) fn new(connect: &Connect) -> Result<Self> {
+        Ok(Self { seeds: connect.seeds()?, known: None, leader_address: None })
     }
 
     /// The view of the directory's leader, or the newest view of another node while no leader

@@ -9,7 +9,7 @@ use meridian_types::{
 use serde::Serialize;
 
 use super::key::{self, Part};
-use crate::command::operator::amounts;
+use crate::command::operator::format;
 
 pub(super) struct Orphaned {
     pub(super) batch: Batch,
@@ -29,10 +29,10 @@ impl Orphaned {
     pub(super) fn text(&self, cluster: &Cluster) -> String {
         let position = self.batch.position;
         let committed = if self.committed { "committed" } else { "not known to be committed" };
-        let time = amounts::time(self.batch.time_ms);
-        let count = amounts::count(self.batch.transactions.len() as u64, "transaction");
+        let time = format::time(self.batch.time_ms);
+        let count = format::count(self.batch.transactions.len() as u64, "transaction");
         let mut out =
-            format!("{position}  {time}  {committed}, {count}, {}\n", amounts::size(self.bytes));
+            format!("{position}  {time}  {committed}, {count}, {}\n", format::size(self.bytes));
         for (versionstamp, transaction) in self.batch.iter() {
             let database = name(cluster, transaction.database);
             out.push_str(&format!(
@@ -125,16 +125,16 @@ fn effect_text(effect: &Effect) -> String {
     match effect {
         Effect::Put { value, expire_at_ms, .. } => {
             let (encoding, size) =
-                (encoding(value.encoding), amounts::size(value.data.len() as u64));
+                (encoding(value.encoding), format::size(value.data.len() as u64));
             let expiry = match expire_at_ms {
                 0 => String::new(),
-                at => format!(", expires {}", amounts::time(*at)),
+                at => format!(", expires {}", format::time(*at)),
             };
             format!("put     {key}  {encoding}, {size}{expiry}")
         }
         Effect::Delete { .. } => format!("delete  {key}"),
         Effect::Unindex { expire_at_ms, .. } => {
-            format!("unindex {key}  of {}", amounts::time(*expire_at_ms))
+            format!("unindex {key}  of {}", format::time(*expire_at_ms))
         }
         Effect::DropDatabase => "drop    the whole database".to_owned(),
     }

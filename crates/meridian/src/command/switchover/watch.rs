@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::goal::{Goal, Stage};
 use crate::command::cluster::change_text;
-use crate::command::operator::{Directory, View, amounts, print, print_json};
+use crate::command::operator::{Directory, View, format, print, print_json};
 use crate::command::{Hangup, asked_to_stop};
 
 const POLL: Duration = Duration::from_millis(50);
@@ -82,14 +82,14 @@ impl Outcome {
             }
         };
         let loss = change_text::loss(report);
-        let sealed = amounts::duration(self.sealed_ms.unwrap_or(0));
+        let sealed = format::duration(self.sealed_ms.unwrap_or(0));
         let opened = match self.opened_after_ms {
-            Some(ms) => format!(" and open {} later", amounts::duration(ms)),
+            Some(ms) => format!(" and open {} later", format::duration(ms)),
             None => String::new(),
         };
         format!(
             "{place}: {loss}; sealed for {sealed}{opened}, {} in all",
-            amounts::duration(self.took_ms)
+            format::duration(self.took_ms)
         )
     }
 }
@@ -152,7 +152,7 @@ fn look(goal: &Goal, view: &View, seen: &mut Seen, begun: Instant) {
     }
     let text = goal.describe(view);
     if text != seen.told {
-        eprintln!("{:>8}  {text}", amounts::duration(millis(begun)));
+        eprintln!("{:>8}  {text}", format::duration(millis(begun)));
         seen.told = text;
     }
     match goal.stage(&view.cluster) {

@@ -6,7 +6,7 @@ use anyhow::{Result, anyhow, bail};
 use meridian_directory::{Cluster, Node, Shard};
 use meridian_types::{DatabaseId, NodeId, ShardId};
 
-use super::amounts::count;
+use super::format::count;
 
 /// Finds a node by id or name. A removed node is found by its id only.
 pub(crate) fn node<'a>(cluster: &'a Cluster, text: &str) -> Result<(NodeId, &'a Node)> {

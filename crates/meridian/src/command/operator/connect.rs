@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 /// The nodes that a command asks, and the form of its answer.
 #[derive(Debug, Clone, Args)]
-pub(crate) struct Reach {
+pub(crate) struct Connect {
     /// Configuration file of a node or gateway. Any of its `[[nodes]]` leads to the directory's
     /// leader.
     #[arg(
@@ -39,7 +39,7 @@ struct ConfiguredNode {
     rpc_address: String,
 }
 
-impl Reach {
+impl Connect {
     /// Addresses of nodes to ask first; at least one.
     pub(crate) fn seeds(&self) -> Result<Vec<String>> {
         if !self.nodes.is_empty() {
@@ -80,27 +80,33 @@ fn parse_address(text: &str) -> Result<String, String> {
 mod tests {
     use super::*;
 
-    fn reach(config: PathBuf, nodes: &[&str]) -> Reach {
-        Reach { config, nodes: nodes.iter().map(|node| (*node).to_owned()).collect(), json: false }
+    fn connect(config: PathBuf, nodes: &[&str]) -> Connect {
+        Connect {
+            config,
+            nodes: nodes.iter().map(|node| (*node).to_owned()).collect(),
+            json: false,
+        }
     }
 
     #[test]
     fn seeds_come_from_the_command_line_or_else_from_the_configuration() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("node.toml");
-        assert_eq!(reach(path.clone(), &["a:1", "b:2"]).seeds().unwrap(), ["a:1", "b:2"]);
-        let error = reach(path.clone(), &[]).seeds().unwrap_err().to_string();
+        assert_eq!(connect(path.clone(), &["a:1", "b:2"]).seeds().unwrap(), ["a:1", "b:2"]);
+        let error = connect(path.clone(), &[]).seeds().unwrap_err().to_string();
         assert!(error.contains("node.toml") && error.contains("--node"), "{error}");
         std::fs::write(
             &path,
             "node = 1\n[[nodes]]\nid = 1\nrpc_address = \"a:1\"\n[[tokens]]\nsecret = \"s\"\n",
         )
         .unwrap();
-        assert_eq!(reach(path.clone(), &[]).seeds().unwrap(), ["a:1"]);
+        assert_eq!(connect(path.clone(), &[]).seeds().unwrap(), ["a:1"]);
         std::fs::write(&path, "node = 1\n").unwrap();
-        assert!(reach(path.clone(), &[]).seeds().unwrap_err().to_string().contains("no [[nodes]]"));
+        assert!(
+            connect(path.clone(), &[]).seeds().unwrap_err().to_string().contains("no [[nodes]]")
+        );
         std::fs::write(&path, "[[nodes]]\nsecret = \"hush\n").unwrap();
-        let error = format!("{:#}", reach(path, &[]).seeds().unwrap_err());
+        let error = format!("{:#}", connect(path, &[]).seeds().unwrap_err());
         assert!(!error.contains("hush"), "{error}");
     }
 
