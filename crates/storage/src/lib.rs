@@ -43,7 +43,9 @@ pub use memory::MemoryEngine;
 pub use refusals::Refusals;
 pub use rocks::{RocksEngine, RocksOptions};
 pub use schema::{GroupId, LogMark, RecordKind};
-pub use shard_state::{Applied, Expired, RaftApplied, Replace, RequestsSoFar, ShardState, StateAt};
+pub use shard_state::{
+    Applied, Expired, LogSubscription, RaftApplied, Replace, RequestsSoFar, ShardState, StateAt,
+};
 pub use shipped_log::{ShippedLog, decode_batch};
 pub use snapshot::{StagedState, StateRows, StateSnapshot};
 pub use state_read::{ReadView, StateRead, Turn};

@@ -1,6 +1,6 @@
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use meridian_proto::{DecodedBatch, decode_request, encode_request, log};
@@ -21,7 +21,11 @@ use crate::{
 };
 
 mod dropped;
+mod log_readers;
 mod shipped;
+
+use log_readers::LogReaders;
+pub use log_readers::LogSubscription;
 
 /// A snapshot, the state's family, and the row of what exactly the snapshot reflects.
 type Moment = (Arc<dyn EngineSnapshot>, Arc<str>, Option<Bytes>);
@@ -146,7 +150,7 @@ pub struct ShardState {
     /// Of the next staged state: no two share a family.
     next_generation: AtomicU64,
     in_place: Mutex<()>,
-    observer: OnceLock<Observer>,
+    log_readers: LogReaders,
     refusals: Refusals,
 }
 
@@ -156,8 +160,6 @@ pub struct RequestsSoFar {
     family: Arc<str>,
     sequence: u64,
 }
-
-type Observer = Box<dyn Fn(&[DecodedBatch]) + Send + Sync>;
 
 struct Current {
     family: Arc<str>,
@@ -211,7 +213,7 @@ impl ShardState {
             changing: Mutex::default(),
             next_generation: AtomicU64::new(generation + 1),
             in_place: Mutex::default(),
-            observer: OnceLock::new(),
+            log_readers: LogReaders::default(),
             refusals: Refusals::default(),
         })
     }
@@ -310,10 +312,15 @@ impl ShardState {
         for (position, digest) in digests {
             current.digests.push(position, digest);
         }
+        let readers = self.log_readers.present();
         drop(current);
+        if readers.is_empty() || batches.is_empty() {
+            return Ok(());
+        }
+        let _in_order = self.log_readers.in_order();
         drop(changing);
-        if let Some(observer) = self.observer.get() {
-            observer(batches);
+        for reader in readers {
+            reader(batches);
         }
         Ok(())
     }
@@ -370,13 +377,6 @@ impl ShardState {
             Some(Refusal::CheckFailed(indexes)) => WriteOutcome::CheckFailed(indexes),
             Some(Refusal::Rejected(text)) => WriteOutcome::Rejected(text),
         }))
-    }
-
-    /// Calls `observer` with the batches of every [`ShardState::apply`] from now on. One observer;
-    /// a second is not taken.
-    pub fn observe(&self, observer: impl Fn(&[DecodedBatch]) + Send + Sync + 'static) {
-        // A second observer would be a bug of this process's start-up, and harmless.
-        drop(self.observer.set(Box::new(observer)));
     }
 
     /// The requests that are in the state at present, to be forgotten at another time.

@@ -66,7 +66,7 @@ async fn a_read_that_a_majority_confirms_waits_until_what_is_committed_is_applie
     let (goes_on, wait) = mpsc::channel::<()>();
     let wait = Mutex::new(wait);
     // Nothing is ever sent: it waits until the other end is dropped.
-    leading.state.observe(move |_| {
+    let _subscription = leading.state.subscribe(move |_| {
         assert!(tokio::task::block_in_place(|| wait.lock().unwrap().recv()).is_err())
     });
     let reading = async {

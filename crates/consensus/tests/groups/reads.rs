@@ -26,7 +26,7 @@ async fn a_leader_reads_nothing_older_than_what_it_has_let_others_apply() {
     let (goes_on, wait) = mpsc::channel::<()>();
     let wait = Mutex::new(wait);
     // Nothing is ever sent: it waits until the other end is dropped.
-    leading.state.observe(move |_| {
+    let _subscription = leading.state.subscribe(move |_| {
         assert!(tokio::task::block_in_place(|| wait.lock().unwrap().recv()).is_err())
     });
 

@@ -426,7 +426,8 @@ mod tests {
             let node = Node::on(Arc::clone(&engine));
             let left = Arc::new(std::sync::Mutex::new(None));
             let (last, disk) = (Arc::clone(&left), Arc::clone(&engine));
-            node.state.observe(move |_| *last.lock().unwrap() = Some(disk.crash(seed)));
+            let crash = move |_: &[_]| *last.lock().unwrap() = Some(disk.crash(seed));
+            let _subscription = node.state.subscribe(crash);
             apply_committed(&node.state, GroupId { shard: SHARD, epoch: Epoch(1) }, base).unwrap();
             assert_eq!(node.state.position(), base);
             let node = Node::on(Arc::new(left.lock().unwrap().take().unwrap()));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use meridian_proto::DecodedBatch;
 use meridian_shipping::{CommitHistory, Lag, ReplicaPosition, Retention, Status, retain};
-use meridian_storage::ShardState;
+use meridian_storage::{LogSubscription, ShardState};
 use meridian_types::NodeId;
 use parking_lot::Mutex;
 
@@ -32,7 +32,9 @@ pub(crate) const HEIR_HEARD: Duration = Duration::from_millis(650);
 
 /// The followers of one shard, as one of its nodes sees them.
 pub(crate) struct Followers {
-    inner: Mutex<Inner>,
+    inner: Arc<Mutex<Inner>>,
+    /// It reads what is applied as long as this lives.
+    _applied: LogSubscription,
 }
 
 struct Inner {
@@ -108,10 +110,10 @@ impl Followers {
         let (history, newest) = (history_from(state), state.position().sequence);
         let inner =
             Inner { history, proposed: VecDeque::new(), newest, positions: BTreeMap::new() };
-        let followers = Arc::new(Self { inner: Mutex::new(inner) });
-        let observer = Arc::clone(&followers);
-        state.observe(move |batches| {
-            let mut inner = observer.inner.lock();
+        let inner = Arc::new(Mutex::new(inner));
+        let known = Arc::clone(&inner);
+        let applied = state.subscribe(move |batches| {
+            let mut inner = known.lock();
             for DecodedBatch { batch, len, .. } in batches {
                 let sequence = batch.position.sequence;
                 let at = inner.proposed_at(sequence).unwrap_or_else(|| made_at(batch.time_ms));
@@ -119,7 +121,7 @@ impl Followers {
                 inner.history.record(sequence, *len as u64, at);
             }
         });
-        followers
+        Arc::new(Self { inner, _applied: applied })
     }
 
     /// The state was replaced, or goes on in another epoch: what was recorded of its commits may be
