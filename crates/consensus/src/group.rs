@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use meridian_proto::log;
 use meridian_storage::{
-    GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError, Syncer,
+    AppliedMark, GroupId, GroupLog, HighWater, RecordKind, ShardState, StorageError, Syncer,
 };
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::ClientWriteError;
@@ -38,6 +38,7 @@ mod voters;
 
 pub use formation::Formed;
 use handover::Handovers;
+pub use handover::TransferFailure;
 pub use log_reader::ReadLogFailure;
 pub(crate) use log_reader::{Sought, seek, sequence_of};
 pub(crate) use timers::Contact;
@@ -79,7 +80,7 @@ pub struct RaftGroup {
     state: Arc<ShardState>,
     machine: StateMachine,
     peers: Arc<dyn Peers>,
-    applied: watch::Receiver<(u64, u64)>,
+    applied: watch::Receiver<AppliedMark>,
     lease: Duration,
     lease_trust: Arc<LeaseTrust>,
     members: Arc<MemberMarks>,
@@ -165,6 +166,21 @@ fn outcome(result: Result<ClientWriteResult<TypeConfig>, ()>) -> Result<(), Prop
     }
 }
 
+/// Why the word of a member, this one or a candidate, does not count now.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NotCounted {
+    #[error(transparent)]
+    NoVote(#[from] NoVote),
+    #[error(transparent)]
+    RolledBack(#[from] RolledBack),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+}
+
+fn raft_stopped(group: GroupId, reason: impl ToString) -> StorageError {
+    StorageError::RaftStopped { group, reason: reason.to_string() }
+}
+
 /// A member's role in its group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
@@ -196,10 +212,9 @@ impl RaftGroup {
     /// # Errors
     /// When storage fails.
     pub async fn open(options: RaftGroupOptions) -> Result<Self, StorageError> {
-        let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
         let id = options.group;
-        let config =
-            openraft_config(options.timing, id.to_string()).map_err(|error| refused(&error))?;
+        let config = openraft_config(options.timing, id.to_string())
+            .map_err(|error| StorageError::Invalid(error.to_string()))?;
         let members = Arc::new(MemberMarks::new(id, options.node_id, options.high_water.clone()));
         let (engine, syncer, high_water) =
             (Arc::clone(options.state.engine()), options.syncer, options.high_water);
@@ -214,13 +229,13 @@ impl RaftGroup {
             )
         })
         .await;
-        let log = opened.map_err(|error| refused(&error))??;
+        let log = opened.map_err(StorageError::cancelled)??;
         let machine = StateMachine::new(Arc::clone(&options.state), id);
         let reached = machine.last_applied().map(|applied| applied.index);
         if let Some(purged) = log.purged()?
             && reached.is_none_or(|index| index < purged.index)
         {
-            return Err(StorageError::Refused(format!(
+            return Err(StorageError::Invalid(format!(
                 "the log of {id} begins behind index {}, and the state has nothing of it: something else has \
                  written the state since",
                 purged.index
@@ -260,7 +275,7 @@ impl RaftGroup {
         let applied = machine.applied();
         let raft =
             Raft::new(options.node_id, Arc::new(config), network, log.clone(), machine.clone());
-        let raft = raft.await.map_err(|error| refused(&error))?;
+        let raft = raft.await.map_err(|error| raft_stopped(id, error))?;
         let contact = Contact::default();
         let timers = Timers::start(
             raft.clone(),
@@ -436,13 +451,10 @@ impl RaftGroup {
     /// behind what it held, as it says itself or others remember: with a folder that was set back,
     /// votes are gone as well. `said` is what the leader remembers of this member: the question may
     /// be the first that it hears since it was set back.
-    pub(crate) fn may_confirm(&self, said: Option<log::LogId>) -> Result<(), StorageError> {
-        let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
-        self.votes.may_confirm().map_err(|no_vote| refused(&no_vote))?;
+    pub(crate) fn may_confirm(&self, said: Option<log::LogId>) -> Result<(), NotCounted> {
+        self.votes.may_confirm()?;
         let last = self.log.last()?;
-        self.members
-            .check(self.node_id, last.as_ref(), said)
-            .map_err(|rolled_back| refused(&rolled_back))
+        Ok(self.members.check(self.node_id, last.as_ref(), said)?)
     }
 
     pub(crate) fn members(&self) -> &Arc<MemberMarks> {
@@ -454,12 +466,11 @@ impl RaftGroup {
         &self,
         candidate: &VoteRequest<TypeConfig>,
         remembered: Option<log::LogId>,
-    ) -> Result<(), StorageError> {
-        let refused = |rolled_back: RolledBack| StorageError::Refused(rolled_back.to_string());
+    ) -> Result<(), NotCounted> {
         let from = candidate.vote.leader_id.voted_for;
-        self.members.check(from, candidate.last_log_id.as_ref(), None).map_err(refused)?;
+        self.members.check(from, candidate.last_log_id.as_ref(), None)?;
         let last = self.log.last()?;
-        self.members.check(self.node_id, last.as_ref(), remembered).map_err(refused)
+        Ok(self.members.check(self.node_id, last.as_ref(), remembered)?)
     }
 
     /// Waits until what was committed before this process started is applied again, at most
@@ -481,8 +492,8 @@ impl RaftGroup {
         &self.raft
     }
 
-    /// The sequence and the term of what was applied last, as it changes.
-    pub fn applied(&self) -> watch::Receiver<(u64, u64)> {
+    /// What was applied last, as it changes.
+    pub fn applied(&self) -> watch::Receiver<AppliedMark> {
         self.applied.clone()
     }
 
@@ -530,18 +541,17 @@ impl RaftGroup {
     /// Flushes the state, and purges the log up to the batch at `sequence`, or as far as was
     /// flushed.
     pub async fn purge_through(&self, sequence: u64) -> Result<(), StorageError> {
-        let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
         // Here, and not only when openraft builds a snapshot: after a restart it takes the state
         // that was applied again for one that was flushed.
         let state = self.state();
         let flushed = tokio::task::spawn_blocking(move || state.flush());
-        let flushed = flushed.await.map_err(|error| refused(&error))??;
+        let flushed = flushed.await.map_err(StorageError::cancelled)??;
         let flushed = self.machine.own(flushed.raft).log_id;
         let (Some(index), Some(flushed)) = (self.index_of(sequence)?, flushed) else {
             return Ok(());
         };
         let index = index.min(flushed.index);
-        self.raft.trigger().snapshot().await.map_err(|error| refused(&error))?;
+        self.raft.trigger().snapshot().await.map_err(|error| self.raft_stopped(error))?;
         let wait = self.raft.wait(Some(Duration::from_secs(60)));
         let built = wait.metrics(
             move |metrics| {
@@ -549,9 +559,9 @@ impl RaftGroup {
             },
             "state flushed",
         );
-        built.await.map_err(|error| refused(&error))?;
+        built.await.map_err(StorageError::cancelled)?;
         self.machine.purged(index);
-        self.raft.trigger().purge_log(index).await.map_err(|error| refused(&error))
+        self.raft.trigger().purge_log(index).await.map_err(|error| self.raft_stopped(error))
     }
 
     pub fn status(&self) -> GroupStatus {
@@ -596,6 +606,10 @@ impl RaftGroup {
         let stopped = tokio::spawn(async move { group.stop().await });
         // Not finished: the runtime is ending.
         drop(stopped.await);
+    }
+
+    fn raft_stopped(&self, reason: impl ToString) -> StorageError {
+        raft_stopped(self.id, reason)
     }
 
     async fn stop(&self) {

@@ -44,7 +44,7 @@ pub use clock::boot_time;
 pub use config::RaftTiming;
 pub use group::{
     ChangeVotersFailure, Formed, GroupStatus, Leadership, MAX_BATCH_BYTES, NotLeading, Proposal,
-    ProposalFailure, RaftGroup, RaftGroupOptions, ReadLogFailure, Role,
+    ProposalFailure, RaftGroup, RaftGroupOptions, ReadLogFailure, Role, TransferFailure,
 };
 pub use log_cache::LogCache;
 pub use network::{Peers, StateTransfer, Transfer};

@@ -47,7 +47,7 @@ async fn put_off_the_runtime(
 ) -> Result<(), StorageError> {
     let (engine, value) = (Arc::clone(engine), value.to_vec());
     let put = off_the_runtime(move || put_durably(&engine, key, &value)).await;
-    put.map_err(|error| StorageError::Refused(error.to_string()))?
+    put.map_err(StorageError::cancelled)?
 }
 
 pub(crate) fn standing(engine: &Arc<dyn Engine>, group: GroupId) -> Result<Standing, StorageError> {

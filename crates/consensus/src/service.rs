@@ -86,9 +86,9 @@ impl RaftService {
         let request = wire::vote_request(wire).map_err(invalid)?;
         may_vote(&group, request.leadership_transfer)?;
         may_be_of_term(&group, &request.vote)?;
-        if let Err(rolled_back) = group.check_members(&request, remembered) {
-            tracing::warn!(group = %group.id(), %rolled_back, "no vote is given");
-            return Err(Status::failed_precondition(rolled_back.to_string()));
+        if let Err(reason) = group.check_members(&request, remembered) {
+            tracing::warn!(group = %group.id(), %reason, "no vote is given");
+            return Err(Status::failed_precondition(reason.to_string()));
         }
         Ok((group, request))
     }

@@ -5,7 +5,8 @@ use std::sync::{Arc, Weak};
 use futures::{FutureExt, Stream, StreamExt};
 use meridian_proto::decode_stored;
 use meridian_storage::{
-    GroupId, RaftApplied, Replace, ShardState, StagedState, StateSnapshot, StorageError,
+    AppliedMark, GroupId, RaftApplied, Replace, ShardState, StagedState, StateSnapshot,
+    StorageError,
 };
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
@@ -34,9 +35,8 @@ pub(crate) struct StateMachine {
 }
 
 struct Shared {
-    /// The sequence and the Raft term of what this group applied last; zeros before it has the
-    /// state.
-    applied: watch::Sender<(u64, u64)>,
+    /// Zeros before this group has the state.
+    applied: watch::Sender<AppliedMark>,
     /// The sequence that goes with the index of what this group applied last.
     last: Mutex<Option<LastApplied>>,
     /// Held while the state is changed; false once the group has been shut down.
@@ -63,7 +63,7 @@ pub(crate) enum SnapshotData {
 impl StateMachine {
     pub(crate) fn new(state: Arc<ShardState>, group: GroupId) -> Self {
         let shared = Shared {
-            applied: watch::Sender::new((0, 0)),
+            applied: watch::Sender::default(),
             last: Mutex::default(),
             running: Mutex::new(true),
             offered: Mutex::default(),
@@ -74,7 +74,7 @@ impl StateMachine {
         machine
     }
 
-    pub(crate) fn applied(&self) -> watch::Receiver<(u64, u64)> {
+    pub(crate) fn applied(&self) -> watch::Receiver<AppliedMark> {
         self.shared.applied.subscribe()
     }
 
@@ -101,7 +101,7 @@ impl StateMachine {
         let Some(log_id) = self.own(applied.raft).log_id else { return };
         let sequence = applied.position.sequence;
         *self.shared.last.lock() = Some(LastApplied { index: log_id.index, sequence });
-        self.shared.applied.send_replace((sequence, log_id.term));
+        self.shared.applied.send_replace(AppliedMark { sequence, term: log_id.term });
     }
 
     fn corruption(&self, index: u64, detail: impl ToString) -> StorageError {
@@ -155,7 +155,7 @@ impl StateMachine {
     fn install(&self, staged: StagedState, raft: RaftApplied) -> Result<(), StorageError> {
         let running = self.shared.running.lock();
         if !*running {
-            return Err(StorageError::Refused(format!("{} was shut down", self.group)));
+            return Err(StorageError::Shutdown(self.group));
         }
         let replace = match self.own(self.state.applied().raft).log_id {
             Some(_) => Replace::Older,
@@ -351,13 +351,16 @@ mod tests {
         assert_eq!(own.applied_state().await.unwrap().0, Some(LogId::new(1.into(), 7)));
         assert_eq!(
             (own.last_applied(), *own.applied().borrow()),
-            (Some(LastApplied { index: 7, sequence: 1 }), (1, 1))
+            (Some(LastApplied { index: 7, sequence: 1 }), AppliedMark { sequence: 1, term: 1 })
         );
         assert!(own.get_current_snapshot().await.unwrap().is_some());
         for raft in [raft(1), raft(3), RaftApplied::default()] {
             let mut foreign = machine(2, raft);
             assert_eq!(foreign.applied_state().await.unwrap(), (None, StoredMembership::default()));
-            assert_eq!((foreign.last_applied(), *foreign.applied().borrow()), (None, (0, 0)));
+            assert_eq!(
+                (foreign.last_applied(), *foreign.applied().borrow()),
+                (None, AppliedMark::default())
+            );
             assert!(foreign.get_current_snapshot().await.unwrap().is_none());
             let error = apply(&mut foreign, 0, batch(2, 2)).await.unwrap_err();
             assert!(error.contains("the state is not of this group"), "{error}");

@@ -21,6 +21,6 @@ impl StateTransfer for NoStates {
         _: String,
         _: Arc<ShardState>,
     ) -> Transfer<Result<StagedState, StorageError>> {
-        Box::pin(async { Err(StorageError::Refused("there is none".to_owned())) })
+        Box::pin(async { Err(StorageError::NotFetched("there is none".to_owned())) })
     }
 }

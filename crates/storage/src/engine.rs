@@ -177,7 +177,7 @@ pub trait Engine: Send + Sync + 'static {
     /// were read for it, and ends the work by a break. For a thread that may block for long.
     ///
     /// # Errors
-    /// [`StorageError::Refused`] if `paced` ended it.
+    /// [`StorageError::Cancelled`] if `paced` ended it.
     fn compact_range(
         &self,
         family: &str,

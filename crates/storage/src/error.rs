@@ -1,5 +1,11 @@
+//! Why storage could not do what it was asked, and how a process ends that must not go on.
+
 use std::io::Write;
 use std::time::Duration;
+
+use meridian_types::{NodeId, Position};
+
+use crate::schema::GroupId;
 
 /// Why storage could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -11,13 +17,44 @@ pub enum StorageError {
     Corruption { what: String, detail: String },
     #[error("column family `{0}` does not exist")]
     NoFamily(String),
+    /// A snapshot may not take the place of a newer state.
+    #[error("a snapshot at {snapshot} is older than the state at {state}")]
+    Stale { snapshot: Position, state: Position },
+    /// A staged state lacks rows, or is in use already.
+    #[error("a staged state cannot be installed: {0}")]
+    Incomplete(&'static str),
+    /// A state could not be had from another node. Another try may succeed.
     #[error("{0}")]
-    Refused(String),
+    NotFetched(String),
+    /// The work ended before it was through: its caller wished so, or its thread is gone. Nothing
+    /// is known to be damaged.
+    #[error("{0}")]
+    Cancelled(String),
+    /// The group was shut down on this node: nothing is written for it any more.
+    #[error("{0} was shut down")]
+    Shutdown(GroupId),
+    /// Raft has stopped by itself, or does not start.
+    #[error("raft of {group} stopped: {reason}")]
+    RaftStopped { group: GroupId, reason: String },
+    /// What is asked for cannot be, or contradicts what is stored.
+    #[error("{0}")]
+    Invalid(String),
+    /// Another writer of this process has the file.
+    #[error("{0} is being written already")]
+    Busy(String),
+    /// The data folder is another node's.
+    #[error("it belongs to node {owner}, this is node {node}")]
+    WrongOwner { owner: NodeId, node: NodeId },
     #[error("{path}: {source}")]
     File { path: String, source: std::io::Error },
 }
 
 impl StorageError {
+    /// The task or thread that was to do the work has ended without an answer.
+    pub fn cancelled(error: impl ToString) -> Self {
+        Self::Cancelled(error.to_string())
+    }
+
     pub(crate) fn corruption(what: impl Into<String>, detail: impl ToString) -> Self {
         Self::Corruption { what: what.into(), detail: detail.to_string() }
     }

@@ -44,7 +44,8 @@ pub use refusals::Refusals;
 pub use rocks::{RocksEngine, RocksOptions};
 pub use schema::{GroupId, LogMark, RecordKind};
 pub use shard_state::{
-    Applied, Expired, LogSubscription, RaftApplied, Replace, RequestsSoFar, ShardState, StateAt,
+    Applied, AppliedMark, Expired, LogSubscription, RaftApplied, Replace, RequestsSoFar,
+    ShardState, StateAt,
 };
 pub use shipped_log::{ShippedLog, decode_batch};
 pub use snapshot::{StagedState, StateRows, StateSnapshot};

@@ -473,7 +473,7 @@ impl Engine for RocksEngine {
                 &options,
             );
             if paced(bytes).is_break() {
-                return Err(StorageError::Refused("the compaction was ended".to_owned()));
+                return Err(StorageError::cancelled("the compaction was ended"));
             }
             from = until;
         }

@@ -22,10 +22,12 @@ use crate::{
 
 mod dropped;
 mod log_readers;
+mod mark;
 mod shipped;
 
 use log_readers::LogReaders;
 pub use log_readers::LogSubscription;
+pub use mark::AppliedMark;
 
 /// A snapshot, the state's family, and the row of what exactly the snapshot reflects.
 type Moment = (Arc<dyn EngineSnapshot>, Arc<str>, Option<Bytes>);
@@ -576,7 +578,7 @@ impl ShardState {
     /// readers see the old one until then.
     ///
     /// # Errors
-    /// [`StorageError::Refused`] if the staged one is incomplete, or may not replace the one in
+    /// [`StorageError::Incomplete`], or [`StorageError::Stale`] if it may not replace the one in
     /// use.
     pub fn install(
         &self,
@@ -592,10 +594,7 @@ impl ShardState {
         self.engine.flush(staged.family()?)?;
         let here = self.position();
         if replace == Replace::Older && applied.position < here {
-            return Err(StorageError::Refused(format!(
-                "a snapshot at {} is older than the state at {here}",
-                applied.position
-            )));
+            return Err(StorageError::Stale { snapshot: applied.position, state: here });
         }
         let family = staged.take()?;
         dropped::forget(&*self.engine, &family)?;

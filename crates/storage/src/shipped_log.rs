@@ -213,9 +213,7 @@ impl ShippedLog {
         let new = staged.position()?;
         let old = or_fatal(state.flush()).position;
         if new < old && replace == Replace::Older {
-            return Err(StorageError::Refused(format!(
-                "a snapshot at {new} is older than the state at {old}"
-            )));
+            return Err(StorageError::Stale { snapshot: new, state: old });
         }
         or_fatal(self.restart_behind(new.sequence));
         // Before the new state has a name. Else a power loss could keep the name and the log, and

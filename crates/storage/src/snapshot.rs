@@ -83,29 +83,24 @@ impl StagedState {
     /// What the staged state reflects.
     ///
     /// # Errors
-    /// [`StorageError::Refused`] while rows are missing.
+    /// [`StorageError::Incomplete`] while rows are missing.
     pub fn position(&self) -> Result<Position, StorageError> {
         Ok(self.applied()?.position)
     }
 
     pub(crate) fn applied(&self) -> Result<Applied, StorageError> {
-        let refused = |what: &str| {
-            StorageError::Refused(format!("a staged state cannot be installed: {what}"))
-        };
         if !self.complete {
-            return Err(refused("rows are missing"));
+            return Err(StorageError::Incomplete("rows are missing"));
         }
         let applied = self
             .engine
             .get(self.family()?, APPLIED_KEY)?
-            .ok_or_else(|| refused("it has no position"))?;
+            .ok_or(StorageError::Incomplete("it has no position"))?;
         Applied::decode(applied)
     }
 
     pub(crate) fn family(&self) -> Result<&Arc<str>, StorageError> {
-        self.family
-            .as_ref()
-            .ok_or_else(|| StorageError::Refused("a staged state was taken already".to_owned()))
+        self.family.as_ref().ok_or(StorageError::Incomplete("it was taken already"))
     }
 
     /// The family, now the caller's.

@@ -50,7 +50,7 @@ impl RaftGroup {
         base: Position,
         high_water: Option<&HighWater>,
     ) -> Result<Formed, StorageError> {
-        let refused = |why: String| Err(StorageError::Refused(why));
+        let refused = |why: String| Err(StorageError::Invalid(why));
         if state.shard() != group.shard || voters.is_empty() {
             return refused(format!(
                 "{group} cannot be formed by {voters:?} from shard {}",
@@ -91,6 +91,6 @@ impl RaftGroup {
 
 fn first_membership(voters: &BTreeSet<u64>) -> Result<StoredMembership, StorageError> {
     let membership = Membership::new(vec![voters.clone()], voters.clone());
-    let membership = membership.map_err(|error| StorageError::Refused(error.to_string()))?;
+    let membership = membership.map_err(|error| StorageError::Invalid(error.to_string()))?;
     Ok(StoredMembership::new(Some(wire::log_id(ORIGIN)), membership))
 }

@@ -2,12 +2,21 @@
 
 use std::future::Future;
 
-use meridian_storage::StorageError;
 use parking_lot::Mutex;
 
 use super::RaftGroup;
 use crate::type_config::Vote;
 use crate::votes::NoVote;
+
+/// Why the leadership was not handed over.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TransferFailure {
+    #[error("this member is sealed: the epoch ends")]
+    Sealed,
+    /// Raft has stopped, or the process ends.
+    #[error("{0}")]
+    Stopped(String),
+}
 
 /// The terms in which this node, leading, may have asked another to take over.
 #[derive(Debug, Default)]
@@ -63,9 +72,9 @@ impl RaftGroup {
     ///
     /// # Errors
     /// When this member is sealed, or Raft has stopped.
-    pub async fn transfer_leadership(&self, to: u64) -> Result<(), StorageError> {
-        if let Err(sealed @ NoVote::Sealed) = self.may_vote(true) {
-            return Err(StorageError::Refused(sealed.to_string()));
+    pub async fn transfer_leadership(&self, to: u64) -> Result<(), TransferFailure> {
+        if self.may_vote(true) == Err(NoVote::Sealed) {
+            return Err(TransferFailure::Sealed);
         }
         let group = self.clone();
         let asked = tokio::spawn(async move {
@@ -77,8 +86,8 @@ impl RaftGroup {
                 group.raft.with_raft_state(move |state| newest_led(state.vote_ref(), node_id));
             group.handovers.during(trigger.transfer_leader(to), term).await
         });
-        let refused = |error: &dyn std::fmt::Display| StorageError::Refused(error.to_string());
-        asked.await.map_err(|error| refused(&error))?.map_err(|error| refused(&error))
+        let stopped = |reason: &dyn std::fmt::Display| TransferFailure::Stopped(reason.to_string());
+        asked.await.map_err(|error| stopped(&error))?.map_err(|error| stopped(&error))
     }
 }
 

@@ -119,7 +119,7 @@ impl RaftGroup {
     pub(super) async fn has_applied(&self, index: u64, term: u64) -> bool {
         let is_applied = || self.machine.last_applied().map_or(0, |applied| applied.index) >= index;
         let mut applied = self.applied();
-        let reached = applied.wait_for(|(_, applied_term)| *applied_term >= term && is_applied());
+        let reached = applied.wait_for(|newest| newest.term >= term && is_applied());
         matches!(tokio::time::timeout(self.read_timeout, reached).await, Ok(Ok(_)))
     }
 }

@@ -172,7 +172,7 @@ impl RaftGroup {
                 // Looked at again, since what Raft publishes trails.
                 Some(Ok(_)) | None => {}
                 Some(Err(RaftError::Fatal(fatal))) => {
-                    return Err(StorageError::Refused(fatal.to_string()).into());
+                    return Err(self.raft_stopped(fatal).into());
                 }
                 // The lease has run out for a moment, or another change is under way, or another
                 // leads.

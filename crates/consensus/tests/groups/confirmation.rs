@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, mpsc};
 
 use meridian_consensus::NotLeading;
+use meridian_storage::AppliedMark;
 
 use crate::between::{Control, three_between};
 use crate::reads::has_logged;
@@ -46,7 +47,10 @@ async fn a_leader_that_was_restarted_confirms_no_read() {
     old.close().await;
     old.open(1, &set(1..=3)).await;
     until("it may answer a leader", async || old.group().votes()).await;
-    until("all is applied again", async || *old.group().applied().borrow() == (last, term)).await;
+    until("all is applied again", async || {
+        *old.group().applied().borrow() == AppliedMark { sequence: last, term }
+    })
+    .await;
     let nobody = Err(NotLeading { leader: None });
     assert_eq!(
         (old.group().read_index().await, old.group().leadership().map(drop)),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use meridian_consensus::{Formed, RaftGroup, ReadLogFailure};
-use meridian_storage::GroupId;
+use meridian_storage::{AppliedMark, GroupId};
 use meridian_types::ShardId;
 
 use crate::support::{Node, at, equal, group, leader, set, until, write};
@@ -95,13 +95,13 @@ async fn before_it_is_seeded_a_member_announces_nothing_of_another_history() {
     let mut nodes = replicas(&wire, &[5, 8]).await;
     let voters = set([1, 2]);
     nodes[1].open(2, &voters).await;
-    assert_eq!(*nodes[1].group().applied().borrow(), (0, 0));
+    assert_eq!(*nodes[1].group().applied().borrow(), AppliedMark::default());
     assert_eq!(nodes[1].group().committed_batches(1, 100).unwrap(), []);
     assert_eq!(nodes[1].group().first_sequence().unwrap(), None);
     // Also where it has voted, and starts again before it is seeded.
     nodes[1].crash().await;
     nodes[1].open(2, &voters).await;
-    assert_eq!(*nodes[1].group().applied().borrow(), (0, 0));
+    assert_eq!(*nodes[1].group().applied().borrow(), AppliedMark::default());
     assert_eq!(nodes[0].form(2, &voters, at(1, 5)), Formed::Founder);
     assert_eq!(nodes[1].state.position(), at(1, 8));
     nodes[0].open(2, &voters).await;
@@ -165,7 +165,7 @@ async fn a_founder_that_restarts_before_anything_happened_is_still_one() {
     }
     for node in &mut nodes {
         node.open(2, &voters).await;
-        assert_eq!(*node.group().applied().borrow(), (5, 0));
+        assert_eq!(*node.group().applied().borrow(), AppliedMark { sequence: 5, term: 0 });
     }
     write(&nodes, 1, "second").await;
     equal(&nodes, at(2, 6)).await;

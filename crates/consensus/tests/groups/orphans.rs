@@ -49,7 +49,7 @@ async fn batches_beyond_a_base_are_read_and_then_forgotten() {
     node.state.apply(&[], RaftApplied::default()).unwrap();
     assert_eq!(beyond(node, 4), [(5, true), (6, false)]);
     let engine: Arc<dyn Engine> = node.engine.clone();
-    let enough = |_: u64, _, _, _| Err(StorageError::Refused("enough".to_owned()));
+    let enough = |_: u64, _, _, _| Err(StorageError::cancelled("enough"));
     assert_eq!(
         log_batches_beyond(&engine, group(1), 0, &mut { enough }).unwrap_err().to_string(),
         "enough"

@@ -116,7 +116,7 @@ async fn read_after_standing_still() -> Option<(Result<(), NotLeading>, bool)> {
         let leads = |node: &&&Node| {
             let leadership = node.group().leadership();
             leadership.is_ok_and(|leads| {
-                leads.term > term && node.group().applied().borrow().1 == leads.term
+                leads.term > term && node.group().applied().borrow().term == leads.term
             })
         };
         newer = others.iter().find(leads);

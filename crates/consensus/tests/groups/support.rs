@@ -369,7 +369,7 @@ pub(crate) async fn leader(nodes: &[Node]) -> &Node {
         found = nodes.iter().position(|node| {
             node.group.as_ref().is_some_and(|group| {
                 let term = group.leadership().ok().map(|leadership| leadership.term);
-                term == Some(group.applied().borrow().1)
+                term == Some(group.applied().borrow().term)
             })
         });
         found.is_some()
@@ -399,7 +399,7 @@ pub(crate) async fn equal(nodes: &[Node], position: Position) {
     until("all have applied the same", async || {
         nodes.iter().all(|node| {
             node.state.position() == position
-                && node.group().applied().borrow().0 == position.sequence
+                && node.group().applied().borrow().sequence == position.sequence
         })
     })
     .await;

@@ -312,8 +312,8 @@ impl Maintenance {
                     followers.forget_through(through);
                     tracing::debug!(shard = %id, through, "purged the log");
                 }
-                Err(StorageError::Refused(reason)) => {
-                    tracing::warn!(shard = %id, reason, "the log was not purged")
+                Err(error @ (StorageError::RaftStopped { .. } | StorageError::Cancelled(_))) => {
+                    tracing::warn!(shard = %id, %error, "the log was not purged")
                 }
                 // A flush that failed is never tried again.
                 Err(error) => fatal(&error),
@@ -331,7 +331,7 @@ impl Maintenance {
                         tracing::info!(shard = %state.shard(), "the disk has back what dropped databases took")
                     }
                     // The node stops, or a snapshot takes the state's place: looked for anew.
-                    Ok(false) | Err(StorageError::Refused(_) | StorageError::NoFamily(_)) => {}
+                    Ok(false) | Err(StorageError::Cancelled(_) | StorageError::NoFamily(_)) => {}
                     Err(error) => fatal(&error),
                 }
             }

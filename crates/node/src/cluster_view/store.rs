@@ -26,7 +26,7 @@ pub(crate) fn save_cluster(
     cluster: &Cluster,
 ) -> Result<(), StorageError> {
     let json =
-        serde_json::to_vec(cluster).map_err(|error| StorageError::Refused(error.to_string()))?;
+        serde_json::to_vec(cluster).map_err(|error| StorageError::Invalid(error.to_string()))?;
     let mut writes = WriteBatch::default();
     writes.put(&META_FAMILY.into(), CLUSTER_KEY.to_vec(), json);
     engine.write(writes, Durability::Logged)

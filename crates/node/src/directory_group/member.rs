@@ -62,8 +62,7 @@ impl DirectoryPart {
             }
             Ok::<_, StorageError>((state, new))
         });
-        let (state, new) =
-            opened.await.map_err(|error| StorageError::Refused(error.to_string()))??;
+        let (state, new) = opened.await.map_err(StorageError::cancelled)??;
         // Its snapshots are fetched like those of other shards.
         parts.shards.add(Arc::clone(&state), Followers::watch(&state));
         let group = RaftGroup::open(RaftGroupOptions {

@@ -308,8 +308,9 @@ mod tests {
             });
             let opened = opened.await.unwrap();
             opened.take_part(&voters, &nobody, false).await.unwrap();
-            let leads =
-                || opened.leadership().is_ok_and(|leads| leads.term == opened.applied().borrow().1);
+            let leads = || {
+                opened.leadership().is_ok_and(|leads| leads.term == opened.applied().borrow().term)
+            };
             while !leads() {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }

@@ -147,11 +147,11 @@ pub(crate) fn list(data_dir: &Path) -> Result<Vec<StoredOrphans>, StorageError> 
 /// The batches of one file, in order. The last item is an error if the file is damaged.
 ///
 /// # Errors
-/// [`StorageError::Refused`] when `name` is not that of such a file, [`StorageError::File`] when
+/// [`StorageError::Invalid`] when `name` is not that of such a file, [`StorageError::File`] when
 /// there is none.
 pub(crate) fn read(data_dir: &Path, name: &str) -> Result<OrphanReader, StorageError> {
     let refused =
-        || StorageError::Refused(format!("`{name}` is not the name of a file of orphans"));
+        || StorageError::Invalid(format!("`{name}` is not the name of a file of orphans"));
     let name = OrphanName::parse(name).ok_or_else(refused)?;
     OrphanReader::open(folder(data_dir).join(name.to_string()), name)
 }
@@ -286,7 +286,7 @@ pub(crate) fn read_orphans(
 
 fn status(error: &StorageError) -> Status {
     match error {
-        StorageError::Refused(_) => Status::invalid_argument(error.to_string()),
+        StorageError::Invalid(_) => Status::invalid_argument(error.to_string()),
         StorageError::File { source, .. } if source.kind() == ErrorKind::NotFound => {
             Status::not_found(error.to_string())
         }

@@ -491,8 +491,7 @@ pub(crate) fn run_member(
             () = part => {}
             // Also while it waits to take part: it follows then already.
             reason = group.stopped() => if !stop.is_cancelled() {
-                let stopped = format!("raft of {} stopped: {reason}", group.id());
-                meridian_storage::fatal(&StorageError::Refused(stopped));
+                meridian_storage::fatal(&StorageError::RaftStopped { group: group.id(), reason });
             }
         }
     });

@@ -107,7 +107,7 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard, read: &Read) -> wire:
     let (leads, settled_at, lag_ms) = match local {
         LocalShard::Voter(voter) => {
             let leadership = voter.group.leadership();
-            let applied_term = voter.group.applied().borrow().1;
+            let applied_term = voter.group.applied().borrow().term;
             let leads = leadership.is_ok_and(|leadership| {
                 // An entry of the term is applied, and a quorum has answered of late.
                 leadership.term == applied_term

@@ -545,7 +545,7 @@ async fn open_engine(config: &NodeConfig, shares: &Shares) -> Result<Arc<dyn Eng
     match opened {
         Ok(Ok(engine)) => Ok(engine),
         Ok(Err(error)) => Err(data_folder(config, &error)),
-        Err(error) => Err(data_folder(config, &StorageError::Refused(error.to_string()))),
+        Err(error) => Err(data_folder(config, &StorageError::cancelled(error))),
     }
 }
 
@@ -577,9 +577,7 @@ fn open_owned(
         Some(owner) if owner.as_ref() == node_id.to_be_bytes() => {}
         Some(owner) => {
             let owner = owner.as_ref().try_into().map_or(0, u64::from_be_bytes);
-            return Err(StorageError::Refused(format!(
-                "it belongs to node {owner}, this is node {node_id}"
-            )));
+            return Err(StorageError::WrongOwner { owner, node: node_id });
         }
     }
     Ok(engine)

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use meridian_storage::ShardState;
+use meridian_storage::{AppliedMark, ShardState};
 use tokio::sync::watch;
 
 /// A node that hears of no leader for so long after its start serves what it has.
@@ -16,13 +16,13 @@ pub(crate) fn serves_alone(started: Instant, state: &ShardState) -> bool {
 
 /// Waits until `sequence` is applied; false if that takes too long.
 pub(crate) async fn wait_applied(
-    mut applied: watch::Receiver<(u64, u64)>,
+    mut applied: watch::Receiver<AppliedMark>,
     sequence: u64,
     within: Duration,
 ) -> bool {
-    if applied.borrow().0 >= sequence {
+    if applied.borrow().sequence >= sequence {
         return true;
     }
-    let reached = applied.wait_for(|(newest, _)| *newest >= sequence);
+    let reached = applied.wait_for(|newest| newest.sequence >= sequence);
     matches!(tokio::time::timeout(within, reached).await, Ok(Ok(_)))
 }

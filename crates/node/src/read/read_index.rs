@@ -38,7 +38,7 @@ impl ReadGate {
     /// state at some time during the call. The term in which that was so.
     pub(crate) async fn confirm(&self, group: &RaftGroup) -> Result<u64, NotLeading> {
         let leadership = group.leadership()?;
-        let applied_term = group.applied().borrow().1;
+        let applied_term = group.applied().borrow().term;
         if applied_term == leadership.term
             && leadership.lease_until.is_some_and(|until| Instant::now() < until)
         {

@@ -89,7 +89,7 @@ impl Fetch {
             }
             Ok(self)
         });
-        added.await.map_err(|error| StorageError::Refused(error.to_string()))?
+        added.await.map_err(StorageError::cancelled)?
     }
 }
 
@@ -285,10 +285,10 @@ impl StateExchange {
 
     async fn fetch_rest(&self, mut fetch: Fetch) -> Result<StagedState, StorageError> {
         let group = fetch.group;
-        let ended = || StorageError::Refused("a fetch has ended already".to_owned());
+        let ended = || StorageError::NotFetched("a fetch has ended already".to_owned());
         let source = fetch.begun.as_ref().ok_or_else(ended)?.source;
         let refused = |what: String| {
-            StorageError::Refused(format!("fetching state from node {source}: {what}"))
+            StorageError::NotFetched(format!("fetching state from node {source}: {what}"))
         };
         let channel =
             self.peers.shipping(source).ok_or_else(|| refused("it is not known".to_owned()))?;

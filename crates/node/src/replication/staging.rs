@@ -8,7 +8,7 @@ use meridian_storage::{ShardState, StagedState, StateRows, StorageError};
 pub(crate) async fn stage(state: &Arc<ShardState>) -> Result<StagedState, StorageError> {
     let state = Arc::clone(state);
     let staged = tokio::task::spawn_blocking(move || state.stage()).await;
-    staged.map_err(|error| StorageError::Refused(error.to_string()))?
+    staged.map_err(StorageError::cancelled)?
 }
 
 /// Writes rows off the runtime. Dropped before it is through, it drops the staged state.
@@ -17,5 +17,5 @@ pub(crate) async fn add(
     rows: StateRows,
 ) -> Result<StagedState, StorageError> {
     let added = tokio::task::spawn_blocking(move || staged.add(rows).map(|()| staged)).await;
-    added.map_err(|error| StorageError::Refused(error.to_string()))?
+    added.map_err(StorageError::cancelled)?
 }

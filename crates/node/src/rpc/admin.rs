@@ -165,7 +165,7 @@ impl admin_server::Admin for AdminService {
             )));
         }
         let refused =
-            |error: meridian_storage::StorageError| Status::unavailable(error.to_string());
+            |error: meridian_consensus::TransferFailure| Status::unavailable(error.to_string());
         voter.group.transfer_leadership(request.to).await.map_err(refused)?;
         let over = voter.group.leadership_changed(Some(leadership.term));
         match tokio::time::timeout(HANDOVER, over).await {

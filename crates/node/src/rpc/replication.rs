@@ -321,7 +321,7 @@ impl Subscription {
 
     fn tail(&self) -> SenderEvent {
         // This part's own view: the state may go on in another.
-        let available = self.shard.applied().borrow().0;
+        let available = self.shard.applied().borrow().sequence;
         match self.shard.purged() {
             Ok(purged) => SenderEvent::LogTail {
                 purged: self.at(purged.min(available)),

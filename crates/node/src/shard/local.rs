@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use meridian_proto::verify_checksum;
-use meridian_storage::{ReadView, ShardState, StorageError};
+use meridian_storage::{AppliedMark, ReadView, ShardState, StorageError};
 use meridian_types::{DatabaseId, Epoch, EpochHistory, NodeId, ReadRange};
 use tokio::sync::watch;
 
@@ -78,7 +78,7 @@ impl LocalShard {
         }
     }
 
-    pub(crate) fn applied(&self) -> watch::Receiver<(u64, u64)> {
+    pub(crate) fn applied(&self) -> watch::Receiver<AppliedMark> {
         match self {
             Self::Voter(voter) => voter.group.applied(),
             Self::Replica(replica) => replica.applied(),

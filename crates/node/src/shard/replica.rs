@@ -12,7 +12,7 @@ use bytes::Bytes;
 use meridian_consensus::StateTransfer;
 use meridian_memory::ByteBudget;
 use meridian_shipping::Status;
-use meridian_storage::{ShardState, ShippedLog, StorageError, Syncer};
+use meridian_storage::{AppliedMark, ShardState, ShippedLog, StorageError, Syncer};
 use meridian_types::{Epoch, EpochHistory, NodeId, Position};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -64,7 +64,7 @@ pub(crate) struct Replica {
     state: Arc<ShardState>,
     log: ShippedLog,
     reads: Reads,
-    applied: watch::Receiver<(u64, u64)>,
+    applied: watch::Receiver<AppliedMark>,
     status: Arc<Mutex<ReplicaStatus>>,
     heard: mpsc::Sender<Status>,
     commands: mpsc::UnboundedSender<Command>,
@@ -104,7 +104,7 @@ impl Replica {
         // An installation that a crash cut off may have left a mark ahead of the state.
         let purged = log.purged()?.unwrap_or(0).min(durable.sequence);
         let purged = Arc::new(watch::Sender::new(purged));
-        let applied = watch::Sender::new((durable.sequence, 0));
+        let applied = watch::Sender::new(AppliedMark::of_replica(durable.sequence));
         let (heard, statuses) = mpsc::channel(256);
         let (commands, orders) = mpsc::unbounded_channel();
         let state = Arc::clone(&parts.state);
@@ -173,7 +173,7 @@ impl Replica {
         &self.state
     }
 
-    pub(crate) fn applied(&self) -> watch::Receiver<(u64, u64)> {
+    pub(crate) fn applied(&self) -> watch::Receiver<AppliedMark> {
         self.applied.clone()
     }
 
@@ -211,7 +211,7 @@ impl Replica {
         max_bytes: usize,
     ) -> Result<Option<Vec<(u64, Bytes)>>, StorageError> {
         // What is applied is durable.
-        let through = self.applied.borrow().0;
+        let through = self.applied.borrow().sequence;
         if after < self.purged() {
             return Ok(None);
         }

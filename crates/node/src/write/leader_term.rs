@@ -60,7 +60,7 @@ pub(crate) async fn lead<T: LeaderTask>(group: &RaftGroup, term: u64, task: &mut
     let lost = group.leadership_changed(Some(term));
     tokio::pin!(lost);
     let mut applied = group.applied();
-    while applied.borrow_and_update().1 < term {
+    while applied.borrow_and_update().term < term {
         tokio::select! {
             () = &mut lost => return Led::NotBegun,
             changed = applied.changed() => if changed.is_err() {

@@ -12,8 +12,8 @@
 //!   apply to the state. It may read the state, which may be ahead of what it is called with as
 //!   soon as another batch is applied.
 //! - It is not called for a state that takes the place of another ([`ShardState::install`]): what it
-//!   is called with next is the batch behind that state, whose sequence may be any. Whoever
-//!   replaces a state, or lets a shard go on in another epoch, tells those readers that count on
+//!   is called with next is the batch behind that state, whose sequence may be any. The code that
+//!   replaces a state, or lets a shard go on in another epoch, restarts the readers that count on
 //!   contiguous sequences.
 //! - It is called no more once its subscription is dropped, but for a call that has begun.
 
@@ -27,7 +27,7 @@ use super::ShardState;
 
 type Reader = dyn Fn(&[DecodedBatch]) + Send + Sync;
 
-/// Who reads, in the order of subscription.
+/// The readers, in the order of subscription.
 #[derive(Default)]
 pub(super) struct LogReaders {
     list: Arc<Mutex<List>>,

@@ -352,7 +352,7 @@ async fn a_new_leader_grants_and_shows_nothing_before_it_has_applied_what_was_co
     take_part(&parts).await;
     let leader = DirectoryVoter::start(parts, &stop);
     until("it leads", async || group.leadership().is_ok()).await;
-    assert_eq!(group.applied().borrow().1, 0);
+    assert_eq!(group.applied().borrow().term, 0);
     let change = Change::AddRegion { name: "r".to_owned() };
     let asked = async {
         (leader.inspect().await.is_some(), leader.execute(change, "a test".to_owned()).await)

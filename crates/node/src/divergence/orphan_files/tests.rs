@@ -342,7 +342,7 @@ fn two_writers_do_not_meet() {
     let folder = tempfile::tempdir().unwrap();
     let first = writer(folder.path());
     let refused = OrphanWriter::create(folder.path(), SHARD, EPOCH, BASE).unwrap_err();
-    assert!(matches!(refused, StorageError::Refused(_)), "{refused}");
+    assert!(matches!(refused, StorageError::Busy(_)), "{refused}");
     let other = OrphanWriter::create(folder.path(), ShardId(4), EPOCH, BASE).unwrap();
     drop((first, other));
     writer(folder.path());

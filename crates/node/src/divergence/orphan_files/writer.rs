@@ -31,7 +31,7 @@ impl OrphanWriter {
     /// `base`. Unless [`OrphanWriter::finish`] is called, no file comes of it.
     ///
     /// # Errors
-    /// [`StorageError::File`], and [`StorageError::Refused`] while another writer in this process
+    /// [`StorageError::File`], and [`StorageError::Busy`] while another writer in this process
     /// is at the same.
     pub(crate) fn create(
         data_dir: &Path,
@@ -187,7 +187,7 @@ impl Partial {
         if CLAIMED.lock().insert(path.clone()) {
             return Ok(Self(path));
         }
-        Err(StorageError::Refused(format!("{} is being written already", path.display())))
+        Err(StorageError::Busy(path.display().to_string()))
     }
 }
 

@@ -7,7 +7,8 @@ use std::sync::{Arc, mpsc as std_mpsc};
 
 use meridian_proto::DecodedBatch;
 use meridian_storage::{
-    Applied, Replace, ShardState, ShippedLog, StagedState, StorageError, Syncer, or_fatal,
+    Applied, AppliedMark, Replace, ShardState, ShippedLog, StagedState, StorageError, Syncer,
+    or_fatal,
 };
 use meridian_types::{EpochHistory, Position};
 use tokio::sync::{mpsc, oneshot, watch};
@@ -45,7 +46,7 @@ pub(super) struct DiskParts {
     pub(super) log: ShippedLog,
     pub(super) syncer: Arc<Syncer>,
     pub(super) data_dir: PathBuf,
-    pub(super) applied: watch::Sender<(u64, u64)>,
+    pub(super) applied: watch::Sender<AppliedMark>,
     pub(super) written: mpsc::UnboundedSender<Written>,
 }
 
@@ -160,7 +161,8 @@ impl Thread {
         }
         if !batches.is_empty() {
             or_fatal(self.parts.state.apply_shipped(batches));
-            self.parts.applied.send_replace((self.parts.state.position().sequence, 0));
+            let sequence = self.parts.state.position().sequence;
+            self.parts.applied.send_replace(AppliedMark::of_replica(sequence));
         }
     }
 

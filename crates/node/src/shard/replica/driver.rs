@@ -10,7 +10,9 @@ use meridian_shipping::{
     Heartbeat, Receiver, ReceiverAction, ReceiverConfig, ReceiverEvent, RelayConfig, RelayElection,
     Status, StreamEvent, StreamId,
 };
-use meridian_storage::{Applied, GroupId, ShardState, ShippedLog, StagedState, StorageError};
+use meridian_storage::{
+    Applied, AppliedMark, GroupId, ShardState, ShippedLog, StagedState, StorageError,
+};
 use meridian_types::{Epoch, EpochHistory, NodeId, Position};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -68,7 +70,7 @@ pub(super) struct Driver {
     /// Of the cluster that the election knows the nodes of.
     members_version: Option<u64>,
     status: Arc<Mutex<ReplicaStatus>>,
-    applied: watch::Sender<(u64, u64)>,
+    applied: watch::Sender<AppliedMark>,
     purged: Arc<watch::Sender<u64>>,
     streams: mpsc::Sender<Incoming>,
     /// The other ends, until the task takes them.
@@ -100,7 +102,7 @@ impl Driver {
     /// When no thread can be started.
     pub(super) fn new(
         parts: ReplicaParts,
-        applied: watch::Sender<(u64, u64)>,
+        applied: watch::Sender<AppliedMark>,
         purged: Arc<watch::Sender<u64>>,
     ) -> Result<Self, StorageError> {
         let (durable, history) = (parts.state.position(), parts.history.clone());
@@ -251,7 +253,7 @@ impl Driver {
                 self.disk.idle().await;
                 let pulled = self.pull(source, through).await;
                 let position = self.parts.state.position();
-                self.applied.send_replace((position.sequence, 0));
+                self.applied.send_replace(AppliedMark::of_replica(position.sequence));
                 self.step(ReceiverEvent::Drained { position }, None);
                 drop(reply.send(pulled.map(|()| position)));
             }
@@ -380,7 +382,7 @@ impl Driver {
                 let position = applied.position;
                 tracing::info!(group = %self.group(), %position, "installed a state snapshot");
                 self.purged.send_replace(position.sequence);
-                self.applied.send_replace((position.sequence, 0));
+                self.applied.send_replace(AppliedMark::of_replica(position.sequence));
                 self.step(ReceiverEvent::SnapshotInstalled { position }, None);
             }
             Written::Installed(Err(error)) => self.snapshot_failed(&error),

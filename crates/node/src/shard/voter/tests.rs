@@ -41,7 +41,7 @@ impl Alone {
             voter
                 .group
                 .leadership()
-                .is_ok_and(|leads| leads.term == voter.group.applied().borrow().1)
+                .is_ok_and(|leads| leads.term == voter.group.applied().borrow().term)
         };
         until("it leads", leads).await;
         alone
