@@ -1,3 +1,5 @@
+//! The clock that goes on while a machine is suspended.
+
 use std::time::Duration;
 
 /// Time since the machine was started, that for which it was suspended included.

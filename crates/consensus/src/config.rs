@@ -1,3 +1,5 @@
+//! Timing of a group, and what of it openraft is told.
+
 use std::time::Duration;
 
 use openraft::{Config, ConfigError, SnapshotPolicy};
@@ -21,7 +23,7 @@ impl Default for RaftTiming {
 }
 
 impl RaftTiming {
-    /// How long an answer may take that only the one that is asked is waited for.
+    /// How long an answer may take where no other member can answer in its place.
     const ANSWER: Duration = Duration::from_secs(1);
 
     pub(crate) fn election_timeout_max(self) -> Duration {
@@ -77,7 +79,7 @@ pub(crate) fn openraft_config(timing: RaftTiming, name: String) -> Result<Config
         replication_lag_threshold: u64::MAX,
         // Counts entries, not bytes: the log reader cuts by bytes.
         max_payload_entries: 64,
-        // Said in errors only: what bounds a copy is that somebody reads from it, see
+        // Said in errors only: what bounds a copy is that a member reads from it, see
         // `StateTransfer::abandoned`.
         install_snapshot_timeout: 10 * 60 * 1000,
         backoff: "20ms 50ms 100ms ...300ms".to_owned(),

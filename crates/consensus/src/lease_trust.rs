@@ -27,7 +27,7 @@ impl Clocks {
 
 /// Says no for as long as followers grant their leases,
 /// - after a follower took longer to answer than the lease leaves room for: openraft may have
-///   credited the leader with the sending time of a later request than the one that was answered,
+///   credited the leader with the sending time of a later request than the answered one,
 ///   ahead by as much;
 /// - after the machine was suspended: the clock that leases are counted on stood still meanwhile,
 ///   and others' did not.
@@ -41,7 +41,7 @@ pub(crate) struct LeaseTrust {
 
 struct State {
     distrusted_until: Option<Instant>,
-    /// How far the clock that counts suspensions is ahead of the one that does not.
+    /// How far the clock that counts suspensions is ahead of the other clock, which does not.
     suspended: Duration,
     started: Clocks,
     /// When the requests were sent whose answers openraft is being told.
@@ -81,7 +81,7 @@ impl LeaseTrust {
         Telling { trust: Arc::clone(self), answer }
     }
 
-    /// To be asked after openraft was asked who answered when.
+    /// To be asked after openraft was asked when each member answered.
     pub(crate) fn holds(&self) -> bool {
         let mut state = self.state.lock();
         let clocks = (self.clocks)();
@@ -188,7 +188,7 @@ mod tests {
         drop(machine.trust.answered(sent));
         machine.runs(400);
         drop(machine.trust.answered(sent));
-        // One that came in time takes nothing back.
+        // An answer that came in time takes nothing back.
         drop(machine.trust.answered(machine.now()));
         machine.assert_distrusts_for(GRANTED);
     }

@@ -6,9 +6,9 @@
 //! - An append is acknowledged when its bytes are fsynced, off the core loop.
 //! - A batch is proposed for one term only: in another it is not appended.
 //! - A member that was wiped, or has just started, does not vote: it has forgotten what it granted.
-//! - One that holds less than the others remember, or than its own mark says, does not vote until
-//!   it is sent it.
-//! - A group begins at a base that its founders' states have; whoever does not have it gets a
+//! - A member that holds less than the others remember, or than its own mark says, does not vote
+//!   until it is sent the rest.
+//! - A group begins at a base that its founders' states have; a member without it gets a
 //!   snapshot.
 //! - What the state says of Raft counts in the group that it names only; a state that left the
 //!   shard's history is neither announced nor applied to.

@@ -1,3 +1,5 @@
+//! The newest entries of all logs of this node in memory, within one bound.
+
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -234,7 +236,7 @@ mod tests {
             |indexes: std::ops::RangeInclusive<u64>| indexes.map(|index| entry(index, 1000 - 64));
         (0..3).for_each(|_| drop(cache.tail()));
         let (first, second, third) = (cache.tail(), cache.tail(), cache.tail());
-        assert_eq!(cache.shared.tails.lock().len(), 3, "those that are gone are forgotten");
+        assert_eq!(cache.shared.tails.lock().len(), 3, "tails that are gone are forgotten");
         first.push(of_1000(1..=750));
         second.push(of_1000(1..=740));
         assert_eq!(cache.used_bytes(), 1_490_000);

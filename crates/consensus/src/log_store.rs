@@ -1,3 +1,8 @@
+//! The log of one Raft group: openraft's log storage over [`GroupLog`].
+//!
+//! What must hold: an append, a vote and a cut are acknowledged when they are fsynced; what lies beside
+//! the log (the high-water mark) is written in an order in which a crash looks like no loss.
+
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
@@ -29,15 +34,30 @@ pub(crate) struct LogStore {
     shared: Arc<Shared>,
 }
 
+/// A batch that this node proposed, and has in its log.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Proposed {
+    pub(crate) term: u64,
+    pub(crate) sequence: u64,
+}
+
+/// Where the log begins and ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    /// The first index that is still in the log.
+    pub(crate) first: u64,
+    /// The index behind the last.
+    pub(crate) end: u64,
+}
+
 struct Shared {
     log: GroupLog,
     syncer: Arc<Syncer>,
     high_water: Option<Arc<HighWater>>,
     tail: Arc<Tail>,
-    /// Term and sequence of the newest batch that this node proposed itself.
-    appended: watch::Sender<(u64, u64)>,
-    /// The first index still in the log and the one behind the last.
-    bounds: RwLock<(u64, u64)>,
+    /// The newest batch that this node proposed itself.
+    appended: watch::Sender<Proposed>,
+    bounds: RwLock<Bounds>,
     /// How often the log was cut back. openraft may cut it while an earlier append waits for its
     /// fsync; that append must not raise the high-water mark any more.
     truncations: Mutex<u64>,
@@ -51,7 +71,7 @@ impl Shared {
             *self.truncations.lock() += 1;
             marks.lower(self.log.group(), last_log_id.as_ref().map_or(0, |last| last.index))?;
         }
-        self.bounds.write().1 = last_log_id.as_ref().map_or(0, |last| last.index + 1);
+        self.bounds.write().end = last_log_id.as_ref().map_or(0, |last| last.index + 1);
         match last_log_id {
             Some(last) => {
                 self.tail.truncate_after(last.index);
@@ -77,13 +97,16 @@ impl LogStore {
         opening::remember_vote(&log, high_water.as_deref())?;
         let last = Self::last_log_id(&log)?.map(|last| last.index);
         let purged = log_id_mark(&log, LogMark::Purged)?.map(|purged| purged.index);
-        let bounds = (purged.map_or(0, |index| index + 1), last.map_or(0, |index| index + 1));
+        let bounds = Bounds {
+            first: purged.map_or(0, |index| index + 1),
+            end: last.map_or(0, |index| index + 1),
+        };
         let shared = Shared {
             log,
             syncer,
             high_water,
             tail: cache.tail(),
-            appended: watch::Sender::new((0, 0)),
+            appended: watch::Sender::default(),
             bounds: RwLock::new(bounds),
             truncations: Mutex::default(),
         };
@@ -115,13 +138,12 @@ impl LogStore {
         log_id_mark(&self.shared.log, LogMark::Purged)
     }
 
-    /// Term and sequence of the newest batch that this node proposed and has in its log.
-    pub(crate) fn appended(&self) -> watch::Receiver<(u64, u64)> {
+    /// The newest batch that this node proposed and has in its log.
+    pub(crate) fn appended(&self) -> watch::Receiver<Proposed> {
         self.shared.appended.subscribe()
     }
 
-    /// The first index still in the log and the one behind the last.
-    pub(crate) fn bounds(&self) -> (u64, u64) {
+    pub(crate) fn bounds(&self) -> Bounds {
         *self.shared.bounds.read()
     }
 
@@ -138,7 +160,7 @@ impl LogStore {
     /// Waits until every write so far is durable.
     pub(crate) async fn sync(&self) -> io::Result<()> {
         let (done, synced) = oneshot::channel();
-        // Nobody waits any more if the receiver is gone.
+        // The caller waits no more if the receiver is gone.
         self.shared.syncer.sync_then(move || done.send(()).unwrap_or_default());
         synced.await.map_err(|_| io::Error::other("the log-sync thread is gone"))
     }
@@ -278,8 +300,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         self.shared.log.put_mark(LogMark::Vote, &wire::vote_to_wire(vote).encode_to_vec())?;
         self.sync().await?;
-        // Behind the vote, so that a crash in between looks like no loss, and before anybody is
-        // told of it.
+        // Behind the vote, so that a crash in between looks like no loss, and before another
+        // node is told of it.
         let (shared, term) = (Arc::clone(&self.shared), vote.leader_id.term);
         let Some(marks) = shared.high_water.clone() else { return Ok(()) };
         Ok(off_the_runtime(move || marks.vote(shared.log.group(), term)).await??)
@@ -318,14 +340,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.shared.log.append(encoded.iter().map(|(index, bytes)| (*index, bytes.as_slice())))?;
         let last = entries.last().map(|entry| entry.log_id.index);
         let proposed = entries.iter().rev().find_map(|entry| match &entry.payload {
-            EntryPayload::Normal(batch) if batch.proposed_sequence > 0 => {
-                Some((entry.log_id.leader_id.term, batch.proposed_sequence))
-            }
+            EntryPayload::Normal(batch) if batch.proposed_sequence > 0 => Some(Proposed {
+                term: entry.log_id.leader_id.term,
+                sequence: batch.proposed_sequence,
+            }),
             _ => None,
         });
         self.shared.tail.push(entries);
         if let Some(last) = last {
-            self.shared.bounds.write().1 = last + 1;
+            self.shared.bounds.write().end = last + 1;
         }
         if let Some(proposed) = proposed {
             self.shared.appended.send_replace(proposed);
@@ -359,7 +382,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         self.shared.log.purge_through(log_id.index, Some((LogMark::Purged, &mark)))?;
         {
             let mut bounds = self.shared.bounds.write();
-            *bounds = (log_id.index + 1, bounds.1.max(log_id.index + 1));
+            let first = log_id.index + 1;
+            *bounds = Bounds { first, end: bounds.end.max(first) };
         }
         self.shared.tail.purge_through(log_id.index);
         Ok(())

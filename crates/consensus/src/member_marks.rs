@@ -4,11 +4,11 @@
 //! backup) finds nothing missing in it: log, vote and high-water mark went back together. Its
 //! quorum counted on what it acknowledged since, so the others tell it. With every append the
 //! leader says what each member holds of what is committed; all keep that beside their own
-//! high-water marks, and whoever asks for a vote, or is asked for one, compares. The log of one
-//! that is behind grows again as its leader sends what it lacks, and then it votes.
+//! high-water marks; a candidate, and a member that is asked for its vote, compares. The log of a
+//! member that is behind grows again as its leader sends what it lacks, and then it votes.
 //!
 //! No append waits for this. What a member acknowledged in the last heartbeat before it stopped may
-//! not have been told to others, and one that loses power forgets up to a second of what it was
+//! not have been told to others, and a member that loses power forgets up to a second of what it was
 //! told.
 
 use std::collections::BTreeMap;
@@ -76,7 +76,11 @@ impl MemberMarks {
 
     /// What a leader says in `term`, in which this is committed: how much of that each member
     /// holds.
-    pub(crate) fn told(&self, term: u64, committed: Option<&LogId>) -> Vec<raft::MemberMark> {
+    pub(crate) fn to_advertise(
+        &self,
+        term: u64,
+        committed: Option<&LogId>,
+    ) -> Vec<raft::MemberMark> {
         let (Some(marks), Some(committed)) = (&self.high_water, committed.map(mark)) else {
             return Vec::new();
         };
@@ -97,7 +101,7 @@ impl MemberMarks {
         held.take(MEMBERS).collect()
     }
 
-    /// A leader says so. One that was deposed is as good: what was committed stays so.
+    /// A leader says so. A deposed leader is as good: what was committed stays so.
     pub(crate) fn learn(&self, told: &[raft::MemberMark]) {
         let Some(marks) = &self.high_water else { return };
         for member in told.iter().take(MEMBERS) {
@@ -174,21 +178,21 @@ mod tests {
         let (first, second) = (marks("1"), marks("2"));
         let leader = MemberMarks::new(GROUP, 1, Some(Arc::clone(&first)));
         let follower = MemberMarks::new(GROUP, 2, Some(Arc::clone(&second)));
-        assert_eq!(leader.told(3, None), []);
-        leader.told(3, Some(&id(2, 5)));
+        assert_eq!(leader.to_advertise(3, None), []);
+        leader.to_advertise(3, Some(&id(2, 5)));
         // What it sent before this term may have been cut; 2 has more than is committed, 3 less, 1
         // has not synced.
         leader.acknowledged(2, &id(2, 9));
-        assert_eq!(leader.told(3, Some(&id(2, 6))), []);
+        assert_eq!(leader.to_advertise(3, Some(&id(2, 6))), []);
         leader.acknowledged(2, &id(3, 12));
         leader.acknowledged(3, &id(3, 8));
         first.raise(GROUP, 9);
-        let told = leader.told(3, Some(&id(3, 10)));
+        let told = leader.to_advertise(3, Some(&id(3, 10)));
         let nodes: Vec<_> =
             told.iter().map(|mark| (mark.node_id, mark.log_id.unwrap().index)).collect();
         assert_eq!(nodes, [(2, 10), (3, 8)]);
         first.raise(GROUP, 10);
-        assert_eq!(leader.told(3, Some(&id(3, 10))).len(), 3);
+        assert_eq!(leader.to_advertise(3, Some(&id(3, 10))).len(), 3);
         follower.learn(&told);
         second.persist().unwrap();
         let restarted = MemberMarks::new(GROUP, 2, Some(marks("2")));
@@ -213,7 +217,7 @@ mod tests {
         assert_eq!(newcomer.check(2, Some(&id(3, 9)), None), Ok(()));
         assert!(newcomer.check(2, Some(&id(3, 9)), leader.remembered(2)).is_err());
         // In the next term it begins anew.
-        assert_eq!(leader.told(4, Some(&id(3, 9))).len(), 1);
+        assert_eq!(leader.to_advertise(4, Some(&id(3, 9))).len(), 1);
     }
 
     /// Counts what is said on this thread.

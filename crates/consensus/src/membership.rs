@@ -1,4 +1,4 @@
-//! Who may vote: incarnations of members.
+//! Which members may vote: incarnations of members.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -25,12 +25,12 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What this node's folder says of its part in a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Standing {
+pub(crate) enum VotingStatus {
     /// Not yet joined.
     New,
     Member,
     /// Another incarnation of this node has voted before: this one never does.
-    Voteless,
+    NonVoting,
 }
 
 fn put_durably(engine: &Arc<dyn Engine>, key: Vec<u8>, value: &[u8]) -> Result<(), StorageError> {
@@ -50,12 +50,15 @@ async fn put_off_the_runtime(
     put.map_err(StorageError::cancelled)?
 }
 
-pub(crate) fn standing(engine: &Arc<dyn Engine>, group: GroupId) -> Result<Standing, StorageError> {
+pub(crate) fn voting_status(
+    engine: &Arc<dyn Engine>,
+    group: GroupId,
+) -> Result<VotingStatus, StorageError> {
     engine.create_family(META_FAMILY)?;
     Ok(match engine.get(META_FAMILY, &voting_status_key(group))?.as_deref() {
-        None => Standing::New,
-        Some(VOTING_STATUS_MEMBER) => Standing::Member,
-        Some(_) => Standing::Voteless,
+        None => VotingStatus::New,
+        Some(VOTING_STATUS_MEMBER) => VotingStatus::Member,
+        Some(_) => VotingStatus::NonVoting,
     })
 }
 
@@ -94,7 +97,7 @@ pub(crate) fn resign(engine: &Arc<dyn Engine>, group: GroupId) -> Result<(), Sto
 }
 
 /// For a member without a vote: the term from which on it may follow leaders, since it has
-/// forgotten no vote of a later one. Whom it voted for has saved that term before it asked, so
+/// forgotten no vote of a later one. The candidate that it voted for has saved that term before it asked, so
 /// every other voter is asked for its own, until all have answered; then it is remembered.
 pub(crate) async fn follows_from(
     engine: &Arc<dyn Engine>,
@@ -139,7 +142,7 @@ pub(crate) async fn follows_from(
 /// decides.
 ///
 /// All of them, since any one may be all that is left to tell a later incarnation that it is not
-/// the first. Where somebody else vouches that this is the first, it does not wait for those that
+/// the first. Where the directory vouches that this is the first, it does not wait for those that
 /// are away.
 ///
 /// It follows leaders once it knows that it is the first: when a majority, with itself, has
@@ -153,7 +156,7 @@ pub(crate) async fn join(
     peers: &Arc<dyn Peers>,
     vouched: bool,
     votes: &Votes,
-) -> Result<Standing, StorageError> {
+) -> Result<VotingStatus, StorageError> {
     let started = Instant::now();
     let incarnation = match remembered(engine, group, node)? {
         Some(known) => known,
@@ -171,10 +174,10 @@ pub(crate) async fn join(
             match answer {
                 Some(answer) if answer.accepted => drop(asking.remove(&voter)),
                 Some(_) => {
-                    votes.follow_nobody();
+                    votes.follow_no_leader();
                     put_off_the_runtime(engine, voting_status_key(group), VOTING_STATUS_NON_VOTING)
                         .await?;
-                    return Ok(Standing::Voteless);
+                    return Ok(VotingStatus::NonVoting);
                 }
                 None => {}
             }
@@ -193,7 +196,7 @@ pub(crate) async fn join(
         tokio::time::sleep(PAUSE).await;
     }
     put_off_the_runtime(engine, voting_status_key(group), VOTING_STATUS_MEMBER).await?;
-    Ok(Standing::Member)
+    Ok(VotingStatus::Member)
 }
 
 /// Tells every other voter of this member's incarnation, until each has answered: it may have
@@ -205,7 +208,7 @@ pub(crate) async fn announce(
     voters: &BTreeSet<u64>,
     peers: &Arc<dyn Peers>,
 ) -> Result<(), StorageError> {
-    if standing(engine, group)? != Standing::Member {
+    if voting_status(engine, group)? != VotingStatus::Member {
         return Ok(());
     }
     let Some(incarnation) = remembered(engine, group, node)? else { return Ok(()) };

@@ -1,4 +1,5 @@
-use std::collections::VecDeque;
+//! What this node, as a member of a group, says to the other members: openraft's network.
+
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -17,21 +18,22 @@ use openraft::raft::{
     StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
 };
 use openraft::{AnyError, EntryPayload, OptionalSend};
-use parking_lot::Mutex;
-use prost::Message;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::claims;
-use crate::commit_carrier::{CARRIED_WITHIN, carry_commits};
-use crate::lease_trust::{LeaseTrust, Telling};
+use crate::lease_trust::LeaseTrust;
 use crate::member_marks::MemberMarks;
 use crate::state_machine::SnapshotData;
 use crate::type_config::{Snapshot, TypeConfig, Vote};
 use crate::votes::Votes;
 use crate::wire::{self, InvalidMessage};
+
+mod append_stream;
+
+use append_stream::AppendStream;
 
 /// Bytes of one message between members at most. Batches are far below
 /// ([`crate::MAX_BATCH_BYTES`]); what an earlier version has put into a log must go through all the
@@ -53,10 +55,10 @@ pub type Transfer<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 /// Moves whole states between nodes.
 pub trait StateTransfer: Send + Sync + 'static {
     /// Keeps the snapshot ready to be fetched, and returns the id to fetch it by; the same for the
-    /// same snapshot. It may be forgotten when nobody has fetched from it for a while.
+    /// same snapshot. It may be forgotten when no member has fetched from it for a while.
     fn offer(&self, group: GroupId, snapshot: Arc<StateSnapshot>) -> String;
 
-    /// Ends when nobody has fetched from what is offered under the id for so long that nobody will.
+    /// Ends when no member has fetched what is offered under the id for so long that none will.
     fn abandoned(self: Arc<Self>, _snapshot_id: String) -> Transfer<()> {
         Box::pin(std::future::pending())
     }
@@ -81,12 +83,12 @@ pub(crate) struct NetworkFactory {
     pub(crate) transfer: Arc<dyn StateTransfer>,
     pub(crate) votes: Arc<Votes>,
     /// For a follower's answer to one append of a stream, with its fsync. openraft's own time to
-    /// live is too short for a disk that is busy; nobody but this follower waits meanwhile.
+    /// live is too short for a disk that is busy; only this follower waits meanwhile.
     pub(crate) append_timeout: Duration,
-    /// The highest index that anybody was told to be committed; raised before it is sent.
-    pub(crate) told: Arc<AtomicU64>,
+    /// The highest index that any member was told to be committed; raised before it is sent.
+    pub(crate) advertised: Arc<AtomicU64>,
     pub(crate) lease_trust: Arc<LeaseTrust>,
-    pub(crate) members: Arc<MemberMarks>,
+    pub(crate) marks: Arc<MemberMarks>,
 }
 
 impl NetworkFactory {
@@ -96,17 +98,17 @@ impl NetworkFactory {
         request: &AppendEntriesRequest<TypeConfig>,
     ) -> raft::AppendRequest {
         let committed = request.leader_commit.as_ref().map_or(0, |log_id| log_id.index);
-        self.told.fetch_max(committed, Ordering::SeqCst);
+        self.advertised.fetch_max(committed, Ordering::SeqCst);
         if let Err(error) = verify_entries(self.group, request) {
             fatal(&error);
         }
         let members =
-            self.members.told(request.vote.leader_id.term, request.leader_commit.as_ref());
+            self.marks.to_advertise(request.vote.leader_id.term, request.leader_commit.as_ref());
         raft::AppendRequest { members, ..wire::append_request_to_wire(self.group(target), request) }
     }
 
     fn vote_request(&self, target: u64, request: &VoteRequest<TypeConfig>) -> raft::VoteRequest {
-        let remembered = self.members.remembered(target);
+        let remembered = self.marks.remembered(target);
         raft::VoteRequest { remembered, ..wire::vote_request_to_wire(self.group(target), request) }
     }
 
@@ -165,12 +167,6 @@ impl KeptStream {
     }
 }
 
-/// What so many bytes may take to a member that is well and busy.
-fn transfer_time(bytes: usize) -> Duration {
-    const BYTES_PER_SECOND: u64 = 4 << 20;
-    Duration::from_millis(bytes as u64 * 1000 / BYTES_PER_SECOND)
-}
-
 fn unreachable(error: &(impl std::error::Error + 'static)) -> Unreachable<TypeConfig> {
     Unreachable::new(error)
 }
@@ -190,15 +186,15 @@ fn believe(vote: &Vote, known: u64) -> Result<(), Unreachable<TypeConfig>> {
 
 /// What openraft is to hear of a member's answer in a stream.
 fn stream_result(
-    members: &MemberMarks,
+    marks: &MemberMarks,
     target: u64,
     term: u64,
     response: raft::AppendResponse,
 ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
     let result = wire::stream_result(response).map_err(|error| malformed(&error))?;
     match &result {
-        Ok(Some(matched)) => members.acknowledged(target, matched),
-        Err(StreamAppendError::Conflict(at)) => members.conflicts(target, at),
+        Ok(Some(matched)) => marks.acknowledged(target, matched),
+        Err(StreamAppendError::Conflict(at)) => marks.conflicts(target, at),
         Err(StreamAppendError::HigherVote(higher)) => believe(higher, term)?,
         Ok(None) => {}
     }
@@ -285,7 +281,7 @@ impl Network {
         };
         self.kept = Some(kept);
         drop(self.factory.lease_trust.answered(sent));
-        stream_result(&self.factory.members, self.target, term, response).map(Some)
+        stream_result(&self.factory.marks, self.target, term, response).map(Some)
     }
 
     async fn offer(
@@ -343,9 +339,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
         Ok(response)
     }
 
-    /// Pipelined over one gRPC stream, whose transport keeps the order. A response that is due and
-    /// does not come in time ends the stream; an idle stream stays open. What is to come alone goes
-    /// over the stream that is kept.
+    /// Pipelined, see [`AppendStream`]. What is to come alone goes over the stream that is kept.
     fn stream_append<'s, S>(
         &'s mut self,
         input: S,
@@ -368,87 +362,8 @@ impl RaftNetworkV2<TypeConfig> for Network {
                 });
                 return Ok(Box::pin(result.filter_map(std::future::ready)) as BoxStream<'s, _>);
             }
-            let (factory, target) = (self.factory.clone(), self.target);
-            let within = self.factory.append_timeout;
-            let lease_trust = Arc::clone(&self.factory.lease_trust);
-            let members = Arc::clone(&self.factory.members);
-            // When each request was sent that is not answered yet, and until when its answer is
-            // waited for: it has the time that its bytes may take, behind those before it. Answers
-            // come in the same order.
-            let due = Arc::new(Mutex::new(VecDeque::<(Instant, Instant)>::new()));
-            let sent = Arc::clone(&due);
-            let term = Arc::new(AtomicU64::new(0));
-            let term_sent = Arc::clone(&term);
-            let requests = carry_commits(input, CARRIED_WITHIN).map(move |request| {
-                term_sent.store(request.vote.leader_id.term, Ordering::Relaxed);
-                let request = factory.append_request(target, &request);
-                let (now, mut due) = (Instant::now(), sent.lock());
-                let behind = due.back().map_or(now, |(_, until)| *until);
-                due.push_back((
-                    now,
-                    behind.max(now + within) + transfer_time(request.encoded_len()),
-                ));
-                request
-            });
-            let mut client = self.client()?;
-            let call = client.stream_append(requests);
-            let responses = match tokio::time::timeout(within, call).await {
-                Ok(Ok(response)) => response.into_inner(),
-                Ok(Err(status)) => {
-                    // openraft backs off only once a stream is open, and would call again at once.
-                    tokio::time::sleep(RECONNECT_PAUSE).await;
-                    return Err(failed(&status));
-                }
-                Err(_) => return Err(self.timeout(RPCTypes::AppendEntries, within).into()),
-            };
-            let timeout = self.timeout(RPCTypes::AppendEntries, within);
-            let results =
-                futures::stream::unfold((Some(responses), None), move |(responses, told)| {
-                    let (due, lease_trust, timeout) =
-                        (Arc::clone(&due), Arc::clone(&lease_trust), timeout.clone());
-                    let (members, term) = (Arc::clone(&members), Arc::clone(&term));
-                    async move {
-                        // openraft asks for the next one when it has noted the one before.
-                        drop::<Option<Telling>>(told);
-                        let mut responses = responses?;
-                        loop {
-                            let until = due.lock().front().map(|(_, until)| *until);
-                            let wait = until.map_or(within, |until| {
-                                until.saturating_duration_since(Instant::now())
-                            });
-                            return match tokio::time::timeout(wait, responses.next()).await {
-                                Ok(None) => None,
-                                Ok(Some(Ok(response))) => {
-                                    let sent = due.lock().pop_front();
-                                    let telling = sent.map(|(sent, _)| lease_trust.answered(sent));
-                                    match stream_result(
-                                        &members,
-                                        target,
-                                        term.load(Ordering::Relaxed),
-                                        response,
-                                    ) {
-                                        Ok(result @ Ok(_)) => {
-                                            Some((Ok(result), (Some(responses), telling)))
-                                        }
-                                        Ok(rejected) => Some((Ok(rejected), (None, telling))),
-                                        Err(error) => Some((Err(error), (None, telling))),
-                                    }
-                                }
-                                Ok(Some(Err(status))) => Some((Err(failed(&status)), (None, None))),
-                                Err(_)
-                                    if due
-                                        .lock()
-                                        .front()
-                                        .is_none_or(|(_, until)| Instant::now() < *until) =>
-                                {
-                                    continue;
-                                }
-                                Err(_) => Some((Err(timeout.into()), (None, None))),
-                            };
-                        }
-                    }
-                });
-            Ok(Box::pin(results) as BoxStream<'s, _>)
+            let stream = AppendStream::open(self, input).await?;
+            Ok(Box::pin(stream.results()) as BoxStream<'s, _>)
         })
     }
 

@@ -24,7 +24,7 @@ const READ_BYTES: usize = 2 << 20;
 /// the others hear of it.
 ///
 /// Where batches right behind `after_sequence` were purged, those visited begin later, or there are
-/// none: the caller, who knows what the state has, says so.
+/// none: the caller, which knows what the state has, says so.
 pub fn log_batches_beyond(
     engine: &Arc<dyn Engine>,
     group: GroupId,

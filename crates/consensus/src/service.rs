@@ -1,3 +1,6 @@
+//! What the other members of a group ask of this one. Each call names its group; claims that cannot be
+//! are refused before Raft hears of them.
+
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -186,8 +189,8 @@ fn may_be_of_term(group: &RaftGroup, vote: &Vote) -> Result<(), Status> {
 }
 
 /// What another member sent to be appended, if all of it can be: each batch must be what its leader
-/// made, of this group, and in a format that is known here. Once it was appended, one that is not
-/// would stop this process, now and at every start.
+/// made, of this group, and in a format that is known here. Once it was appended, any other
+/// batch would stop this process, now and at every start.
 #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
 fn append_request(
     group: &RaftGroup,
@@ -226,7 +229,7 @@ fn append_request(
     }
     claims::check_entries(&request, &sequences)
         .map_err(|implausible| Status::invalid_argument(implausible.to_string()))?;
-    group.members().learn(&members);
+    group.marks().learn(&members);
     Ok(request)
 }
 
@@ -324,7 +327,7 @@ impl raft_server::Raft for RaftService {
             .ok_or_else(|| invalid(InvalidMessage::Missing("from_leader")))?;
         may_be_of_term(&group, &from)?;
         may_vote(&group, true)?;
-        // openraft tells all voters, and only the one that is meant may stand for election.
+        // openraft tells all voters, and only the named target may stand for election.
         let to = request.to;
         let request = TransferLeaderRequest::new(from, to, request.last_log_id.map(wire::log_id));
         let response = group.raft().handle_transfer_leader(request).await.map_err(stopped)?;
@@ -356,8 +359,8 @@ impl raft_server::Raft for RaftService {
             membership::record(&engine, id, request.node_id, &request.incarnation)
         };
         let known = tokio::task::spawn_blocking(joined).await.map_err(stopped)?.map_err(stopped)?;
-        // Asked behind what was recorded, by one that must hear of every vote that it may have been
-        // asked for.
+        // Asked behind what was recorded, by a member that must hear of every vote that it may have
+        // been asked for.
         let group = self.groups.read().get(&id).cloned();
         let term = match group {
             Some(group) => {

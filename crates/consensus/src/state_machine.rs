@@ -1,3 +1,9 @@
+//! Applies what a group has committed to the shard's state, and takes and gives snapshots of it:
+//! openraft's state machine.
+//!
+//! What must hold: after [`StateMachine::close`] the state is not touched, whatever openraft still has
+//! to do; what the state says of Raft counts in the group that it names only.
+
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -41,7 +47,7 @@ struct Shared {
     last: Mutex<Option<LastApplied>>,
     /// Held while the state is changed; false once the group has been shut down.
     running: Mutex<bool>,
-    /// The last snapshot that was made for a member, for as long as somebody keeps it.
+    /// The last snapshot that was made for a member, for as long as it is kept.
     offered: Mutex<Weak<StateSnapshot>>,
     /// The index up to which the log was purged at least.
     purged: AtomicU64,
@@ -95,7 +101,7 @@ impl StateMachine {
     }
 
     /// A state that is not of this group is announced as nothing: a sequence in it that is reached
-    /// need not be the one that was committed.
+    /// need not be the committed one.
     fn announce(&self) {
         let applied = self.state.applied();
         let Some(log_id) = self.own(applied.raft).log_id else { return };
@@ -249,7 +255,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let (applied, done) =
                 off_the_runtime(move || (machine.apply_entries(&items), items)).await?;
             if !applied? {
-                // Whoever waits is told that the outcome is not known.
+                // The caller that waits is told that the outcome is not known.
                 continue;
             }
             self.announce();
@@ -280,7 +286,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(off_the_runtime(move || machine.install(machine.staged(snapshot)?, raft)).await??)
     }
 
-    /// The state itself is the snapshot. One that is not of this group is none. While a member
+    /// The state itself is the snapshot. A state that is not of this group is none. While a member
     /// copies one, it is the same: a copy that broke off can then go on, however long it takes.
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<SnapshotData>>, io::Error> {
         if self.own(self.state.applied().raft).log_id.is_none() {
@@ -431,7 +437,7 @@ mod tests {
         drop((first, later));
         apply(&mut machine, 9, batch(2, 3)).await.unwrap();
         let newest = machine.get_current_snapshot().await.unwrap().unwrap();
-        assert_eq!(position(&newest), Some(9), "nobody copies");
+        assert_eq!(position(&newest), Some(9), "no member copies");
     }
 
     #[tokio::test]

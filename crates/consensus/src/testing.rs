@@ -6,7 +6,7 @@ use meridian_storage::{GroupId, ShardState, StagedState, StateSnapshot, StorageE
 
 use crate::network::{StateTransfer, Transfer};
 
-/// There is nobody to fetch states from.
+/// There is no node to fetch states from.
 pub(crate) struct NoStates;
 
 impl StateTransfer for NoStates {

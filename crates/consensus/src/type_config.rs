@@ -1,3 +1,5 @@
+//! The types that openraft is used with.
+
 use std::fmt;
 
 use bytes::Bytes;

@@ -1,4 +1,4 @@
-//! Whether this member's votes count, those that it grants and its own when it stands for election,
+//! Whether this member's votes count, the granted ones and its own when it stands for election,
 //! and which leaders it may answer.
 
 use std::time::Instant;
@@ -69,8 +69,8 @@ struct State {
     /// until the group is opened again.
     is_sealed: bool,
     /// The first term whose leader this member may answer; `None`: not known yet. A leader takes
-    /// each answer for the word that this member has voted in no later term, which one that forgot
-    /// its votes cannot give.
+    /// each answer for the word that this member has voted in no later term, which a member that
+    /// forgot its votes cannot give.
     follows_from: Option<u64>,
 }
 
@@ -97,8 +97,8 @@ impl Votes {
         self.state.read().check(leadership_transfer)
     }
 
-    /// Whether this member may say that it knows of no later leader. One that is sealed, or has
-    /// just started, has its votes.
+    /// Whether this member may say that it knows of no later leader. A member that is sealed, or
+    /// has just started, has its votes.
     pub(crate) fn may_confirm(&self) -> Result<(), NoVote> {
         self.state.read().gate.check(true)
     }
@@ -117,12 +117,12 @@ impl Votes {
     }
 
     /// This member has forgotten votes, and does not know yet of which terms.
-    pub(crate) fn follow_nobody(&self) {
+    pub(crate) fn follow_no_leader(&self) {
         self.state.write().follows_from = None;
     }
 
     /// A member that is sealed stays sealed.
-    pub(crate) fn settle(&self, gate: VoteGate) {
+    pub(crate) fn set_gate(&self, gate: VoteGate) {
         self.state.write().gate = gate;
     }
 
@@ -147,11 +147,11 @@ mod tests {
     fn votes_are_kept_in_until_they_are_safe() {
         let votes = Votes::default();
         assert_eq!(votes.check(true), Err(NoVote::Undecided));
-        votes.settle(VoteGate::OpensAt(Instant::now() + Duration::from_secs(3600)));
+        votes.set_gate(VoteGate::OpensAt(Instant::now() + Duration::from_secs(3600)));
         assert_eq!((votes.check(false), votes.check(true)), (Err(NoVote::JustStarted), Ok(())));
-        votes.settle(VoteGate::OpensAt(Instant::now()));
+        votes.set_gate(VoteGate::OpensAt(Instant::now()));
         assert_eq!(votes.check(false), Ok(()));
-        votes.settle(VoteGate::Never);
+        votes.set_gate(VoteGate::Never);
         assert_eq!(votes.check(true), Err(NoVote::Wiped));
     }
 
@@ -159,27 +159,26 @@ mod tests {
     fn what_is_sealed_stays_sealed() {
         let votes = Votes::default();
         votes.seal();
-        votes.settle(VoteGate::OpensAt(Instant::now()));
+        votes.set_gate(VoteGate::OpensAt(Instant::now()));
         assert_eq!((votes.check(true), votes.if_open(|| ())), (Err(NoVote::Sealed), None));
     }
 
     #[test]
-    fn who_may_have_forgotten_a_vote_answers_no_leader_before_it_and_sealing_changes_nothing_about_that()
-     {
+    fn a_member_that_may_have_forgotten_a_vote_answers_no_earlier_leader_sealed_or_not() {
         let votes = Votes::default();
         let forgotten = |term| Err(NoVote::MayHaveForgotten(term));
         assert_eq!(
             (votes.may_follow(7), votes.may_confirm()),
             (forgotten(7), Err(NoVote::Undecided))
         );
-        votes.settle(VoteGate::Never);
+        votes.set_gate(VoteGate::Never);
         votes.follow_from(6);
         votes.seal();
         assert_eq!((votes.may_follow(5), votes.may_follow(6)), (forgotten(5), Ok(())));
         assert_eq!(votes.may_confirm(), Err(NoVote::Wiped));
-        votes.settle(VoteGate::Behind);
+        votes.set_gate(VoteGate::Behind);
         assert_eq!(votes.may_confirm(), Err(NoVote::Behind));
-        votes.settle(VoteGate::OpensAt(Instant::now() + Duration::from_secs(3600)));
+        votes.set_gate(VoteGate::OpensAt(Instant::now() + Duration::from_secs(3600)));
         assert_eq!((votes.may_confirm(), votes.check(true)), (Ok(()), Err(NoVote::Sealed)));
     }
 }

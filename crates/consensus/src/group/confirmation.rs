@@ -6,6 +6,9 @@
 //! clocks do, and whatever waits in whose sockets.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
@@ -17,6 +20,15 @@ use super::{NotLeading, RaftGroup};
 use crate::network::RECONNECT_PAUSE;
 use crate::type_config::{TypeConfig, Vote};
 use crate::wire;
+
+/// What reads at a leader go by.
+#[derive(Clone)]
+pub(super) struct ReadIndex {
+    /// The highest index that this node, leading, has advertised to another member as committed.
+    pub(super) advertised: Arc<AtomicU64>,
+    /// How long a quorum may take to say that this node still leads.
+    pub(super) timeout: Duration,
+}
 
 /// What a leader was when a read began: what a majority is to confirm, and what the read is to see.
 struct Claim {
@@ -50,7 +62,7 @@ impl RaftGroup {
             .ok_or_else(|| self.leadership().err().unwrap_or(NotLeading { leader: None }))
         };
         // A leader that is cut off would wait for ever.
-        let confirmed = tokio::time::timeout(self.read_timeout, confirmed).await;
+        let confirmed = tokio::time::timeout(self.read_index.timeout, confirmed).await;
         confirmed.unwrap_or(Err(NotLeading { leader: None }))
     }
 
@@ -75,7 +87,7 @@ impl RaftGroup {
             // openraft never takes a handover back within its term. Where it fails, another stands
             // for election once this node is not heard any more: a question would keep that from
             // ever coming about.
-            Ok(Some(claim)) if !self.handovers.leave_lease_in(claim.term()) => {
+            Ok(Some(claim)) if !self.lease.handovers.leave_lease_in(claim.term()) => {
                 Err(NotLeading { leader: None })
             }
             Ok(Some(claim)) => Ok(claim),
@@ -108,7 +120,7 @@ impl RaftGroup {
         loop {
             match self.append_nothing(voter, vote).await {
                 Some(AppendEntriesResponse::HigherVote(_)) => return None,
-                // Also where logs do not match: that is about the log, not about who leads.
+                // Also where logs do not match: that is about the log, not about the leader.
                 Some(_) => return Some(voter),
                 None => tokio::time::sleep(RECONNECT_PAUSE).await,
             }
@@ -132,13 +144,29 @@ impl RaftGroup {
         let target =
             raft::Group { shard: self.id.shard.0, epoch: self.id.epoch.0.into(), target: voter };
         let mut client = RaftClient::new(self.peers.channel(voter)?);
-        let remembered = self.members.remembered(voter);
+        let remembered = self.member.marks.remembered(voter);
         let members =
             remembered.map(|log_id| raft::MemberMark { node_id: voter, log_id: Some(log_id) });
         let question = wire::append_request_to_wire(target, &nothing);
         let question = raft::AppendRequest { members: members.into_iter().collect(), ..question };
         let response = client.append(question).await.ok()?;
         wire::append_response(response.into_inner()).ok()
+    }
+
+    /// Waits until everything is applied here that this node, leading, has advertised
+    /// to others as committed: they apply it as soon as they hear of it, which may be before this node does, and
+    /// show it. False if that takes too long, as it does when the group is shut down.
+    pub async fn has_applied_what_it_advertised(&self) -> bool {
+        self.has_applied(self.read_index.advertised.load(Ordering::SeqCst), 0).await
+    }
+
+    /// Waits until the entry at `index`, and one of `term` or a later one, are applied here; false
+    /// if that takes too long.
+    pub(super) async fn has_applied(&self, index: u64, term: u64) -> bool {
+        let is_applied = || self.machine.last_applied().map_or(0, |applied| applied.index) >= index;
+        let mut applied = self.applied();
+        let reached = applied.wait_for(|newest| newest.term >= term && is_applied());
+        matches!(tokio::time::timeout(self.read_index.timeout, reached).await, Ok(Ok(_)))
     }
 }
 

@@ -1,3 +1,6 @@
+//! Founding a group from a state. Every founder's log begins as if one entry had been applied and
+//! purged: no crash leaves a group half made. Blocks on the disk.
+
 use std::collections::BTreeSet;
 use std::sync::Arc;
 

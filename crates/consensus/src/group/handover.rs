@@ -31,7 +31,7 @@ struct State {
 }
 
 impl Handovers {
-    /// Whether a lease of a leader in `term` is one that no vote ignores.
+    /// Whether every vote respects the lease of a leader in `term`.
     pub(super) fn leave_lease_in(&self, term: u64) -> bool {
         let state = self.0.lock();
         state.being_asked == 0 && state.newest_term < term
@@ -84,7 +84,7 @@ impl RaftGroup {
             let node_id = group.node_id;
             let term =
                 group.raft.with_raft_state(move |state| newest_led(state.vote_ref(), node_id));
-            group.handovers.during(trigger.transfer_leader(to), term).await
+            group.lease.handovers.during(trigger.transfer_leader(to), term).await
         });
         let stopped = |reason: &dyn std::fmt::Display| TransferFailure::Stopped(reason.to_string());
         asked.await.map_err(|error| stopped(&error))?.map_err(|error| stopped(&error))
@@ -106,7 +106,7 @@ mod tests {
         assert!(trusts(6));
         let ask = async {
             assert!(!trusts(6));
-            // It comes to lead right before it is asked, and nobody knows yet.
+            // It comes to lead right before it is asked, and has not published that yet.
             term.set(7);
             assert!(!trusts(7));
             Ok::<(), Infallible>(())
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_raft_does_not_hear_leaves_no_lease() {
+    async fn a_transfer_that_raft_does_not_hear_leaves_no_lease() {
         let handovers = Handovers::default();
         handovers.during(async { Err("stopped") }, async { Err("stopped") }).await.unwrap_err();
         assert!(!handovers.leave_lease_in(u64::MAX));

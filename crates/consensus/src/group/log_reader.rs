@@ -1,3 +1,6 @@
+//! Reading a group's log by sequences. Raft numbers entries by index; the entries that are no batches
+//! set the two apart.
+
 use bytes::Bytes;
 use meridian_proto::batch_header;
 use meridian_storage::{GroupId, StorageError};
@@ -5,6 +8,14 @@ use openraft::EntryPayload;
 
 use super::RaftGroup;
 use crate::type_config::Entry;
+
+/// The first batch of the log, as it was found last.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct FirstBatch {
+    /// The first index of the log then.
+    log_begins_at: u64,
+    sequence: u64,
+}
 
 /// Reading the log. It goes on after [`RaftGroup::shutdown`], while the group is not forgotten.
 impl RaftGroup {
@@ -51,15 +62,16 @@ impl RaftGroup {
 
     /// The first batch that is still in the log; `None` if none is.
     pub fn first_sequence(&self) -> Result<Option<u64>, StorageError> {
-        let (first, end) = self.log.bounds();
-        if let Some((index, sequence)) = *self.first_batch.lock()
-            && index == first
+        let bounds = self.log.bounds();
+        if let Some(known) = *self.first_batch.lock()
+            && known.log_begins_at == bounds.first
         {
-            return Ok(Some(sequence));
+            return Ok(Some(known.sequence));
         }
-        for index in first..end {
+        for index in bounds.first..bounds.end {
             if let Some(sequence) = self.sequence_at(index)? {
-                *self.first_batch.lock() = Some((first, sequence));
+                let found = FirstBatch { log_begins_at: bounds.first, sequence };
+                *self.first_batch.lock() = Some(found);
                 return Ok(Some(sequence));
             }
         }
@@ -70,7 +82,7 @@ impl RaftGroup {
     pub(super) fn index_of(&self, sequence: u64) -> Result<Option<u64>, StorageError> {
         let Some(applied) = self.machine.last_applied() else { return Ok(None) };
         let Some(behind) = applied.sequence.checked_sub(sequence) else { return Ok(None) };
-        let (first, _) = self.log.bounds();
+        let first = self.log.bounds().first;
         let Some(newest) = applied.index.checked_sub(behind) else { return Ok(None) };
         match seek(first, newest, sequence, |index| self.sequence_at(index))? {
             Sought::At(index) => Ok(Some(index)),

@@ -1,3 +1,6 @@
+//! What goes by the clock in a member: heartbeats of a leader, and the line in which voters stand for
+//! election.
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -36,8 +39,8 @@ impl Contact {
 ///
 /// A leader sends heartbeats. openraft would, but it gives a follower only the time between two of
 /// them to answer, and between regions the answer takes longer than heartbeats should be apart. It
-/// would also have members stand for election, each at a random time and again after one that was
-/// too short for a slow disk, for ever.
+/// would also have members stand for election, each at a random time and again after a time that
+/// is too short for a slow disk, for ever.
 pub(super) struct Timers(JoinHandle<()>);
 
 impl Timers {
@@ -83,8 +86,8 @@ impl Timers {
                     }
                     _ if stands_at.is_some_and(|at| at <= now) => {
                         candidacies.stood(now, rand::random_range(0.0..1.0));
-                        // Before a seal, whoever asks then for the member's term hears of it; or
-                        // not at all. It waits for nothing but room in a queue, and is tried again.
+                        // Before a seal, so that a later question for the member's term hears of
+                        // it; or not at all. It waits for nothing but room in a queue, and is tried again.
                         let stood =
                             votes.if_open(|| raft.trigger().elect(true).now_or_never()).flatten();
                         stood.is_some_and(|stood| stood.is_err())
@@ -122,7 +125,7 @@ fn looks_again(
     }
 }
 
-/// Waits for the time, or until who leads or votes has changed, whatever comes first: a member that
+/// Waits for the time, or until the leader or the voters have changed, whatever comes first: a member that
 /// comes to lead begins with its heartbeats at once.
 async fn rest<E>(until: Instant, changed: impl Future<Output = Result<(), E>>) -> Result<(), E> {
     tokio::select! {
@@ -154,9 +157,9 @@ struct Heard {
 /// next one a round trip later, and so on: in a line there is no vote to be split, and no reason to
 /// wait for a random time.
 ///
-/// Where nobody wins so, it asks again soon whether it would get the votes; a question in the same
-/// term makes no answer void that is late. One that stands gives its votes the time that they may
-/// take, and then a random time, longer after each try: however slow the members' disks are, one of
+/// Where no voter wins so, it asks again soon whether it would get the votes; a question in the same
+/// term makes no answer void that is late. A candidate gives its votes the time that they may take,
+/// and then a random time, longer after each try: however slow the members' disks are, one of
 /// them has the time to win.
 struct Candidacies {
     /// By when the others' leases end, after the leader was heard here: a little later or sooner
@@ -166,7 +169,7 @@ struct Candidacies {
     answer: Duration,
     /// Between the first two tries.
     again: Duration,
-    /// Where no leader was ever heard, nobody stands before.
+    /// Where no leader was ever heard, no voter stands before.
     not_before: Instant,
     /// Since when this member may stand.
     open: Option<Instant>,
@@ -238,7 +241,7 @@ impl Candidacies {
 }
 
 impl Drop for Timers {
-    /// Else the task would keep a group alive that nobody else has.
+    /// Else the task would keep a group alive that no other code has.
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -251,7 +254,7 @@ mod tests {
     const MS: fn(u64) -> Duration = Duration::from_millis;
 
     #[test]
-    fn who_led_stands_last_and_who_does_not_vote_never() {
+    fn the_last_leader_stands_last_and_a_copy_never() {
         let ranks = |leader| [1, 2, 3, 4].map(|node| rank([3, 1, 2].into_iter(), leader, node));
         assert_eq!(ranks(None), [Some(0), Some(1), Some(2), None]);
         assert_eq!(ranks(Some(1)), [Some(2), Some(0), Some(1), None]);
@@ -283,7 +286,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_follower_rests_until_it_stands_or_who_leads_changes() {
+    async fn a_follower_rests_until_it_stands_or_the_leader_changes() {
         let now = Instant::now();
         let (leader, mut changes) = tokio::sync::watch::channel(1);
         rest(now + MS(5), changes.changed()).await.unwrap();
@@ -300,23 +303,23 @@ mod tests {
     fn voters_stand_in_a_line_and_later_after_each_try_until_a_leader_is_heard() {
         let (timing, start) = (RaftTiming::default(), Instant::now());
         let mut member = Candidacies::new(timing, start);
-        let nobody = Heard { last: None, has_leader: false };
+        let unheard = Heard { last: None, has_leader: false };
         let lost = Heard { last: Some(start + MS(1000)), has_leader: true };
         // Its vote does not count.
         for _ in 0..2 {
-            assert_eq!([nobody, lost].map(|heard| member.stands_at(0, heard, false)), [None; 2]);
+            assert_eq!([unheard, lost].map(|heard| member.stands_at(0, heard, false)), [None; 2]);
             member.may_vote(start + MS(5), true);
             member.may_vote(start + MS(10), false);
         }
-        // Nobody was ever heard.
+        // No leader was ever heard.
         member.may_vote(start + MS(10), true);
-        assert_eq!(member.stands_at(0, nobody, false), Some(start + MS(300)));
-        assert_eq!(member.stands_at(2, nobody, false), Some(start + MS(700)));
+        assert_eq!(member.stands_at(0, unheard, false), Some(start + MS(300)));
+        assert_eq!(member.stands_at(2, unheard, false), Some(start + MS(700)));
         // It counts since later.
         member.may_vote(start + MS(20), false);
         member.may_vote(start + MS(500), true);
         member.may_vote(start + MS(600), true);
-        assert_eq!(member.stands_at(0, nobody, false), Some(start + MS(500)));
+        assert_eq!(member.stands_at(0, unheard, false), Some(start + MS(500)));
         // The leader was heard, last at this time.
         let mut now = start + MS(1000 + 450 + 25 + 200);
         assert_eq!(member.stands_at(1, lost, false), Some(now));

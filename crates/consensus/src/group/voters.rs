@@ -1,3 +1,6 @@
+//! The voters of a group, and how they are changed: one step after another, from wherever an earlier
+//! call was dropped.
+
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
@@ -16,7 +19,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// Why Raft did not take a step.
 type StepError = RaftError<TypeConfig, ClientWriteError<TypeConfig>>;
 
-/// Why the voters were not changed. What was begun stays begun: call again, on whoever leads.
+/// Why the voters were not changed. What was begun stays begun: call again, on the leader.
 #[derive(Debug, thiserror::Error)]
 pub enum ChangeVotersFailure {
     #[error(transparent)]
@@ -35,7 +38,7 @@ enum Step {
     Wait,
     /// As a copy that does not vote.
     Add(u64),
-    /// Those that are new among the voters come first.
+    /// The newcomers among the voters.
     Vote(BTreeSet<u64>),
     /// Copies that an earlier call left, on its way elsewhere.
     Remove(BTreeSet<u64>),
@@ -89,7 +92,7 @@ impl Present {
 pub(super) struct Changes(Mutex<(usize, Option<Instant>)>);
 
 impl Changes {
-    /// What one that was given up has asked of Raft may not be seen in what Raft publishes yet.
+    /// What a call that was given up has asked of Raft may not be seen in what Raft publishes yet.
     const AFTERMATH: Duration = Duration::from_secs(1);
 
     fn may_go_on(&self) -> bool {
@@ -130,7 +133,7 @@ impl RaftGroup {
 
     /// The voters that decide, and will under any later leader; `None` during a change, and while
     /// one may begin that this member was asked for.
-    pub fn settled_voters(&self) -> Option<BTreeSet<u64>> {
+    pub fn stable_voters(&self) -> Option<BTreeSet<u64>> {
         if self.changes.may_go_on() {
             return None;
         }
@@ -141,8 +144,8 @@ impl RaftGroup {
         <[_; 1]>::try_from(present.configs).ok().map(|[voters]| voters)
     }
 
-    /// Makes the group's members exactly these voters, if this node leads. Waits until those that
-    /// are new have caught up; their nodes must have opened the group and begun to take part. May
+    /// Makes the group's members exactly these voters, if this node leads. Waits until the
+    /// newcomers have caught up; their nodes must have opened the group and begun to take part. May
     /// be dropped at any await and called again, also on another leader. Nothing happens if it is
     /// so already.
     ///
@@ -258,7 +261,7 @@ mod tests {
         let added = present(&[&[1, 2, 3]], &[1, 2, 3, 4]);
         assert_eq!(added.step(&goal, |node| node != 4), Step::Wait);
         assert_eq!(added.step(&goal, |node| node == 4), Step::Vote(set(&[4])));
-        // One that was interrupted in the middle, and one that was on its way elsewhere.
+        // A change that was interrupted in the middle, and another that was on its way elsewhere.
         assert_eq!(
             present(&[&[1, 2, 3], &[2, 3, 4]], &[1, 2, 3, 4]).step(&goal, |_| true),
             Step::Vote(set(&[]))

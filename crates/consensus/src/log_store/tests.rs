@@ -107,7 +107,7 @@ async fn what_does_not_continue_the_log_is_cut_off_and_what_was_committed_there_
             assert_eq!(ids(&store), kept, "{stored:?} behind mark {mark}");
             let (term, index) = *kept.last().unwrap();
             assert_eq!(store.read_committed().await.unwrap(), Some(id(term, index)));
-            assert_eq!(store.bounds(), (1, index + 1));
+            assert_eq!(store.bounds(), Bounds { first: 1, end: index + 1 });
             assert_eq!(
                 LogStore::left(&disk.log()).unwrap(),
                 None,
@@ -203,12 +203,13 @@ async fn what_a_leader_had_cut_off_is_not_taken_for_lost() {
 }
 
 #[tokio::test]
-async fn the_bounds_are_those_that_the_next_process_finds() {
+async fn the_next_process_finds_the_same_bounds() {
     let disk = Disk::new();
     let mut store = disk.open();
     let bounds = |store: &LogStore| {
         assert_eq!(store.bounds(), disk.open().bounds());
-        store.bounds()
+        let Bounds { first, end } = store.bounds();
+        (first, end)
     };
     assert_eq!(bounds(&store), (1, 1));
     append(&mut store, &[(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6)]).await;
@@ -227,7 +228,7 @@ async fn the_bounds_are_those_that_the_next_process_finds() {
 }
 
 #[tokio::test]
-async fn the_newest_batch_that_a_node_proposed_is_not_one_that_another_sent() {
+async fn a_batch_that_another_node_sent_is_not_taken_for_a_proposed_one() {
     let mut store = Disk::new().open();
     let batch = |index, proposed_sequence| {
         let batch = EncodedBatch { bytes: Bytes::new(), proposed_sequence };
@@ -242,7 +243,8 @@ async fn the_newest_batch_that_a_node_proposed_is_not_one_that_another_sent() {
     ] {
         let (done, _acknowledged) = TypeConfig::oneshot();
         store.append(entries, IOFlushed::signal(done)).await.unwrap();
-        assert_eq!(*appended.borrow(), newest);
+        let Proposed { term, sequence } = *appended.borrow();
+        assert_eq!((term, sequence), newest);
     }
 }
 
@@ -290,11 +292,11 @@ async fn a_vote_that_is_gone_is_missed_also_if_no_entry_came_of_it() {
     store.save_vote(&wire::vote(vote(3))).await.unwrap();
     append(&mut store, &[(3, 1)]).await;
     store.save_vote(&wire::vote(vote(4))).await.unwrap();
-    assert_eq!(disk.marks().voted(GROUP), 4, "before anybody is told of it");
+    assert_eq!(disk.marks().voted(GROUP), 4, "before another node is told of it");
     assert!(!disk.open().has_lost_votes(0).unwrap());
     put(3);
     for _ in 0..2 {
-        assert!(disk.open().has_lost_votes(0).unwrap(), "whom it voted for in term 4 is gone");
+        assert!(disk.open().has_lost_votes(0).unwrap(), "its vote in term 4 is gone");
     }
     // The process ended when the vote was durable, and the mark was not written yet.
     put(5);
@@ -302,10 +304,10 @@ async fn a_vote_that_is_gone_is_missed_also_if_no_entry_came_of_it() {
     put(4);
     assert!(
         disk.open().has_lost_votes(0).unwrap(),
-        "the one that started since may have told somebody of it"
+        "the process that started since may have told another node of it"
     );
-    // It is durable before the mark says so: else a power loss would look like one that was given
-    // and lost.
+    // It is durable before the mark says so: else a power loss would look like a vote that was
+    // given and lost.
     disk.log().put_mark(LogMark::Vote, &vote(6).encode_to_vec()).unwrap();
     drop(disk.open());
     assert_eq!((disk.marks().voted(GROUP), disk.engine.unsynced_writes()), (6, 0));
@@ -316,7 +318,7 @@ async fn a_disk_that_is_slow_with_the_marks_holds_up_no_append() {
     let disk = Disk::new();
     let mut store = disk.open();
     append(&mut store, &[(1, 1), (1, 2)]).await;
-    // The file of marks is not written before somebody reads this.
+    // The file of marks is not written before this is read.
     let pipe = disk.folder.path().join("high-water.new");
     assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
     disk.engine.hold_syncs();

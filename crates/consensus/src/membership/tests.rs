@@ -95,11 +95,11 @@ impl Member {
         let nodes = BTreeSet::from_iter(1..=nodes);
         let voters = Voters::serve(&nodes).await;
         let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
-        assert_eq!(standing(&engine, GROUP).unwrap(), Standing::New);
+        assert_eq!(voting_status(&engine, GROUP).unwrap(), VotingStatus::New);
         Self { engine, nodes, voters, votes: Arc::default() }
     }
 
-    fn joins(&self, vouched: bool) -> JoinHandle<Standing> {
+    fn joins(&self, vouched: bool) -> JoinHandle<VotingStatus> {
         let (engine, nodes, votes) =
             (Arc::clone(&self.engine), self.nodes.clone(), Arc::clone(&self.votes));
         let peers = Arc::clone(&self.voters) as Arc<dyn Peers>;
@@ -114,8 +114,8 @@ impl Member {
         tokio::spawn(async move { announce(&engine, GROUP, 1, &nodes, &peers).await.unwrap() })
     }
 
-    fn standing(&self) -> Standing {
-        standing(&self.engine, GROUP).unwrap()
+    fn voting_status(&self) -> VotingStatus {
+        voting_status(&self.engine, GROUP).unwrap()
     }
 
     fn follows(&self) -> bool {
@@ -145,7 +145,7 @@ async fn ended<T>(task: JoinHandle<T>) -> T {
 fn only_the_first_incarnation_of_a_member_is_remembered_also_after_a_crash() {
     let engine = Arc::new(MemoryEngine::default());
     let dynamic = Arc::clone(&engine) as Arc<dyn Engine>;
-    assert_eq!(standing(&dynamic, GROUP).unwrap(), Standing::New);
+    assert_eq!(voting_status(&dynamic, GROUP).unwrap(), VotingStatus::New);
     assert!(record(&dynamic, GROUP, 2, b"first").unwrap());
     assert!(!record(&dynamic, GROUP, 2, b"second").unwrap());
     for seed in 0..20 {
@@ -155,7 +155,7 @@ fn only_the_first_incarnation_of_a_member_is_remembered_also_after_a_crash() {
     }
 }
 
-/// The one that is away may be the only one that knows that there was another before.
+/// The absent voter may be the only voter that knows that there was another before.
 #[tokio::test]
 async fn a_new_member_follows_once_a_majority_knows_it_and_takes_part_once_all_do() {
     for (nodes, enough) in [(3, 1), (4, 2), (5, 2)] {
@@ -165,38 +165,44 @@ async fn a_new_member_follows_once_a_majority_knows_it_and_takes_part_once_all_d
             if known >= enough {
                 until("it follows", || member.follows()).await;
             } else {
-                // Whoever has answered was looked at.
+                // Every answer was looked at.
                 member.asks(nodes, 3).await;
                 assert!(!member.follows(), "{known} others of {nodes} voters know it");
             }
             if next == nodes {
                 // Longer than one would wait that is vouched for.
                 member.asks(nodes, 8).await;
-                assert_eq!((member.standing(), joining.is_finished()), (Standing::New, false));
+                assert_eq!(
+                    (member.voting_status(), joining.is_finished()),
+                    (VotingStatus::New, false)
+                );
             }
             member.voters.is_back(next);
             until("it is known", || member.voters.remembers(next, 1).is_some()).await;
         }
-        assert_eq!(ended(joining).await, Standing::Member);
-        assert_eq!(member.standing(), Standing::Member);
+        assert_eq!(ended(joining).await, VotingStatus::Member);
+        assert_eq!(member.voting_status(), VotingStatus::Member);
         assert!((2..=nodes).all(|voter| !member.voters.records(voter, b"another")));
     }
 }
 
 #[tokio::test]
-async fn a_member_that_a_majority_took_for_the_first_follows_nobody_once_one_knows_better() {
+async fn a_member_that_a_majority_took_for_the_first_follows_no_leader_once_a_voter_knows_better() {
     let member = Member::new(3).await;
     assert!(member.voters.records(3, b"another"));
     let joining = member.joins(false);
     member.voters.is_back(2);
     until("it follows", || member.follows()).await;
     member.voters.is_back(3);
-    assert_eq!((ended(joining).await, member.standing()), (Standing::Voteless, Standing::Voteless));
+    assert_eq!(
+        (ended(joining).await, member.voting_status()),
+        (VotingStatus::NonVoting, VotingStatus::NonVoting)
+    );
     assert_eq!(member.votes.may_follow(9), Err(NoVote::MayHaveForgotten(9)));
 }
 
 #[tokio::test]
-async fn a_member_that_is_vouched_for_waits_a_while_for_one_that_knows_better_and_not_for_ever() {
+async fn a_member_that_is_vouched_for_waits_a_while_for_absent_voters_and_not_for_ever() {
     for knows_better in [true, false] {
         let member = Member::new(3).await;
         if knows_better {
@@ -204,20 +210,20 @@ async fn a_member_that_is_vouched_for_waits_a_while_for_one_that_knows_better_an
             member.voters.is_away_for(2, 1);
         }
         let joining = member.joins(true);
-        let expected = if knows_better { Standing::Voteless } else { Standing::Member };
-        assert_eq!((ended(joining).await, member.standing()), (expected, expected));
+        let expected = if knows_better { VotingStatus::NonVoting } else { VotingStatus::Member };
+        assert_eq!((ended(joining).await, member.voting_status()), (expected, expected));
         assert_eq!(member.follows(), !knows_better);
     }
 }
 
 #[tokio::test]
-async fn a_member_is_made_known_to_those_that_were_away_when_it_became_one() {
+async fn a_member_is_made_known_to_voters_that_were_away_when_it_joined() {
     let member = Member::new(3).await;
     // Not before it is one.
     ended(member.announces()).await;
     assert_eq!(member.voters.asked(2), 0);
     member.voters.is_back(2);
-    assert_eq!(ended(member.joins(true)).await, Standing::Member);
+    assert_eq!(ended(member.joins(true)).await, VotingStatus::Member);
     let announcing = member.announces();
     member.asks(3, 1).await;
     assert!(!announcing.is_finished());
@@ -230,10 +236,10 @@ async fn a_member_is_made_known_to_those_that_were_away_when_it_became_one() {
     assert!(member.voters.remembers(3, 1).is_some());
 }
 
-/// Whoever leads would not notice that it forgets a vote. And it may be all that is left to
+/// The leader would not notice that it forgets a vote. And it may be all that is left to
 /// remember the others.
 #[tokio::test]
-async fn a_newcomer_hears_of_those_who_voted_before_it_and_not_before_it_takes_part() {
+async fn a_newcomer_hears_of_earlier_voters_and_not_before_it_takes_part() {
     let Member { engine, nodes, voters, .. } = Member::new(3).await;
     assert!(record(&engine, GROUP, 1, b"one").unwrap());
     voters.is_back(3);

@@ -166,9 +166,9 @@ async fn network(member: Follows, append_timeout: Duration) -> Network {
         transfer: Arc::new(NoStates),
         votes: Arc::default(),
         append_timeout,
-        told: Arc::default(),
+        advertised: Arc::default(),
         lease_trust: Arc::new(LeaseTrust::new(HOUR, Duration::from_secs(1))),
-        members: Arc::new(MemberMarks::new(GROUP, 1, None)),
+        marks: Arc::new(MemberMarks::new(GROUP, 1, None)),
     };
     Network { factory, target: 2, kept: None }
 }
@@ -209,7 +209,7 @@ async fn an_answer_that_openraft_has_not_noted_yet_grows_older() {
     assert!(!lease_trust.holds(), "what it noted may be ahead by as much");
 }
 
-/// Nobody is to be given up who is well: all that was sent would be sent again, and again take too
+/// A member that is well is not given up: all that was sent would be sent again, and again take too
 /// long.
 #[tokio::test]
 async fn an_answer_is_waited_for_as_long_as_it_may_take_and_an_idle_stream_has_none() {
@@ -286,7 +286,7 @@ async fn heartbeats_share_a_stream_and_an_answer_that_comes_late_is_not_taken_fo
     assert_eq!(streams.load(Ordering::SeqCst), 1);
     let held = answers.lock().await;
     let late = tokio::time::timeout(Duration::from_millis(50), beat(&mut network, 4)).await;
-    assert!(late.is_err(), "nobody answers: {late:?}");
+    assert!(late.is_err(), "no member answers: {late:?}");
     drop(held);
     for index in 5..=6 {
         assert_eq!(beat(&mut network, index).await, Some(index));
@@ -295,7 +295,7 @@ async fn heartbeats_share_a_stream_and_an_answer_that_comes_late_is_not_taken_fo
 }
 
 #[tokio::test]
-async fn a_heartbeat_goes_over_another_stream_where_the_one_that_was_kept_has_ended() {
+async fn a_heartbeat_goes_over_a_new_stream_where_the_kept_one_has_ended() {
     let member = Follows { ends_behind: Some(2), ..Follows::default() };
     let streams = Arc::clone(&member.streams);
     let mut network = network(member, HOUR).await;
@@ -316,7 +316,7 @@ async fn an_answer_of_a_term_that_no_group_reaches_is_not_believed() {
     {
         let later = Some(log::Vote { term, node_id: 3, committed: false });
         let mut network = network(Follows { later, ..Follows::default() }, HOUR).await;
-        network.factory.votes.settle(VoteGate::OpensAt(Instant::now()));
+        network.factory.votes.set_gate(VoteGate::OpensAt(Instant::now()));
         let option = || RPCOption::new(HOUR);
         let mut streamed = [false; 2];
         for (requests, streamed) in [1, 2].into_iter().zip(&mut streamed) {
@@ -367,11 +367,11 @@ async fn an_answer_to_a_candidacy_counts_only_while_the_candidates_own_vote_does
         [pre_vote, vote].map(|answer| answer.is_ok_and(|answer| answer.vote_granted))
     };
     assert_eq!(counted(&mut network, &candidacy).await, [false; 2], "it may be a wiped one");
-    votes.settle(VoteGate::OpensAt(Instant::now() + HOUR));
+    votes.set_gate(VoteGate::OpensAt(Instant::now() + HOUR));
     assert_eq!(counted(&mut network, &candidacy).await, [false; 2], "it has just started");
-    assert_eq!(asked.load(Ordering::SeqCst), 0, "nobody is to give a vote for nothing");
+    assert_eq!(asked.load(Ordering::SeqCst), 0, "no vote is asked for in vain");
     assert_eq!(counted(&mut network, &handover).await, [true; 2]);
-    votes.settle(VoteGate::OpensAt(Instant::now()));
+    votes.set_gate(VoteGate::OpensAt(Instant::now()));
     assert_eq!(counted(&mut network, &candidacy).await, [true; 2]);
     assert_eq!(asked.load(Ordering::SeqCst), 4);
     // Sealed while the answer is on its way.

@@ -22,7 +22,7 @@ use crate::wire::Wire;
 /// What is done to messages, until it is taken back.
 #[derive(Default)]
 pub(crate) struct Control {
-    /// Nobody hears of a commit beyond this one.
+    /// No member hears of a commit beyond this one.
     pub(crate) newest_commit: Mutex<Option<LogId>>,
     /// No entry arrives, nor anything behind it on its stream; heartbeats, questions and votes do.
     pub(crate) holds_entries: AtomicBool,

@@ -51,6 +51,6 @@ async fn a_term_that_no_group_reaches_moves_no_member() {
     assert_eq!(
         (leading.id, leading.group().status().term),
         (led, term),
-        "nobody was made to stand for election"
+        "no member was made to stand for election"
     );
 }

@@ -33,7 +33,7 @@ async fn a_voter_that_has_seen_a_later_vote_confirms_no_read() {
     leading.read_index().await.unwrap();
 }
 
-/// The others would confirm it: they have seen no later vote than the one that it saved.
+/// The others would confirm it: they have seen no later vote than the saved one.
 #[tokio::test]
 async fn a_leader_that_was_restarted_confirms_no_read() {
     let wire = Arc::new(Wire::default());
@@ -51,15 +51,14 @@ async fn a_leader_that_was_restarted_confirms_no_read() {
         *old.group().applied().borrow() == AppliedMark { sequence: last, term }
     })
     .await;
-    let nobody = Err(NotLeading { leader: None });
+    let unknown = Err(NotLeading { leader: None });
     assert_eq!(
         (old.group().read_index().await, old.group().leadership().map(drop)),
-        (nobody, nobody)
+        (unknown, unknown)
     );
 }
 
-/// Whoever has written it has its answer as soon as it is applied; whoever has shown it is another
-/// voter.
+/// The writer has its answer as soon as the batch is applied; another voter has shown it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_read_that_a_majority_confirms_waits_until_what_is_committed_is_applied() {
     let nodes = three_between(&Arc::default(), 1000).await;

@@ -72,7 +72,7 @@ async fn a_bit_that_flips_on_the_way_to_a_member_is_found_and_sent_again() {
     let before = write(&nodes, 2, "before").await;
     equal(&nodes, at(1, before)).await;
     left.store(3, Ordering::SeqCst);
-    // Whoever leads, and in whatever term it commits.
+    // Whichever member leads, and in whatever term it commits.
     let last = write(&nodes, 1, std::str::from_utf8(VALUE).unwrap()).await;
     until("the bits were flipped", async || left.load(Ordering::SeqCst) == 0).await;
     let last = last.max(write(&nodes, 2, "after").await);

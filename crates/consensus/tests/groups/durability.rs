@@ -105,7 +105,7 @@ async fn a_log_that_lost_an_end_that_was_durable_does_not_vote_until_it_has_as_m
     level(&left).await;
 }
 
-/// The disk went back behind a vote of which no entry came: nobody sends that again.
+/// The disk went back behind a vote of which no entry came: no member sends that again.
 #[tokio::test]
 async fn a_member_that_lost_a_vote_goes_on_as_a_copy_that_does_not_vote() {
     let wire = Arc::new(Wire::default());
@@ -131,8 +131,8 @@ fn split(mut nodes: Vec<Node>, index: usize) -> (Vec<Node>, Node) {
     (nodes, one)
 }
 
-/// Why the node refuses to be asked for its vote, by one that remembers this of it; empty if it
-/// does not.
+/// Why the node refuses to be asked for its vote by a candidate that remembers this of it; empty if
+/// it does not.
 async fn refused_vote(wire: &Arc<Wire>, node: u64, remembered: Option<LogId>) -> String {
     let target = raft::Group { shard: SHARD.0, epoch: group(1).epoch.0.into(), target: node };
     let vote = Some(Default::default());
@@ -192,8 +192,8 @@ async fn a_folder_that_was_rolled_back(mut nodes: Vec<Node>, wire: Arc<Wire>) {
     let held = c.marks.remembered(group(1), b.id).unwrap();
     let said = refused_vote(&wire, b.id, Some(LogId { term: held.term, index: held.index })).await;
     assert!(said.contains("its data folder was rolled back"), "{said}");
-    // With the one that has it, it goes on; and B, once it was sent what it lacks, is one like the
-    // others.
+    // With the member that has it, it goes on; and B, once it was sent what it lacks, is a member
+    // like the others.
     a.open(1, &voters).await;
     let mut nodes = vec![a, b, c];
     let last = write(&nodes, 1, "after").await;
@@ -206,7 +206,7 @@ async fn a_folder_that_was_rolled_back(mut nodes: Vec<Node>, wire: Arc<Wire>) {
     assert_eq!(leader(&nodes).await.group().voters(), voters);
 }
 
-/// The one that is asked knows more of the candidate than its own log shows: it was told, and lost
+/// The member that is asked knows more of the candidate than its own log shows: it was told, and lost
 /// the entries, or they are still on their way.
 #[tokio::test]
 async fn a_candidate_gets_no_vote_whose_log_ends_before_what_the_other_knows_that_it_held() {

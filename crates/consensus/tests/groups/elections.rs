@@ -15,7 +15,7 @@ use crate::wire::Wire;
 
 /// Each candidacy is one in a later term, and makes the answers to the one before void.
 #[tokio::test]
-async fn one_that_is_to_lead_stands_once_however_long_its_votes_take() {
+async fn a_member_that_is_to_lead_stands_once_however_long_its_votes_take() {
     let control = Arc::new(Control::default());
     let nodes = three_between(&control, 20_000).await;
     control.holds_votes.store(true, Ordering::SeqCst);
@@ -42,7 +42,7 @@ async fn a_candidate_gives_its_votes_the_time_that_they_may_take_before_it_stand
     control.holds_votes.store(true, Ordering::SeqCst);
     until("node 1 stands, whose turn it is", async || role(&nodes[0]) == Role::Candidate).await;
     let stood = Instant::now();
-    // One that nobody would vote for asks again sooner. Votes may take two seconds.
+    // A candidate that no voter would vote for asks again sooner. Votes may take two seconds.
     while stood.elapsed() < Duration::from_millis(600) {
         assert_eq!(nodes[0].group().status().term, 1, "it stands again");
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -60,7 +60,7 @@ async fn a_leader_that_is_asked_to_hands_over_at_once_and_all_follow_in_the_new_
     let [old, new] = [&nodes[0], &nodes[1]].map(Node::group);
     let term = old.term().await;
     assert_eq!(term, old.leadership().unwrap().term);
-    // Nobody stands by itself meanwhile.
+    // No member stands by itself meanwhile.
     until("node 2 leads", async || {
         old.transfer_leadership(2).await.is_ok() && new.leadership().is_ok()
     })
@@ -136,7 +136,7 @@ async fn what_was_committed_before_a_restart_is_known_again_once_a_majority_is_b
 }
 
 #[tokio::test]
-async fn a_member_that_nobody_has_any_more_ends() {
+async fn a_member_that_no_code_holds_any_more_ends() {
     let node = Node::new(1, &Arc::new(Wire::default())).await;
     node.form(1, &set([1]), at(1, 0));
     let before = Arc::strong_count(&node.state);

@@ -110,7 +110,7 @@ async fn before_it_is_seeded_a_member_announces_nothing_of_another_history() {
 }
 
 #[tokio::test]
-async fn nothing_is_formed_by_nobody_or_from_the_state_of_another_shard() {
+async fn no_group_is_formed_without_voters_or_from_the_state_of_another_shard() {
     let node = Node::new(1, &Arc::new(Wire::default())).await;
     let (voters, of_another) = (set([1]), GroupId { shard: ShardId(8), ..group(1) });
     for (id, voters) in [(of_another, &voters), (group(1), &set([]))] {

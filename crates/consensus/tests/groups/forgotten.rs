@@ -86,7 +86,7 @@ async fn a_wiped_member_answers_no_leader_before_the_one_it_voted_for() {
     let reached = nodes[1].state.position();
     equal(&nodes, reached).await;
     assert!(!nodes[2].group().votes());
-    // It knows from when on it may follow, also when it starts again and meets nobody else.
+    // It knows from when on it may follow, also when it starts again and meets no other member.
     let [mut leading, mut follower, mut wiped] = nodes;
     if leading.group().leadership().is_err() {
         std::mem::swap(&mut leading, &mut follower);
@@ -97,7 +97,7 @@ async fn a_wiped_member_answers_no_leader_before_the_one_it_voted_for() {
     until("it follows", async || wiped.group().status().leader == Some(leading.id)).await;
 }
 
-/// Whoever vouches for it may be wrong, and the others know.
+/// The word that vouches for it may be wrong, and the others know.
 #[tokio::test]
 async fn a_wiped_member_that_is_vouched_for_does_not_vote_either() {
     let wire = Arc::new(Wire::default());
@@ -142,7 +142,7 @@ async fn a_member_whose_folder_was_set_back_confirms_no_read_until_it_has_caught
     for _ in 0..2 {
         assert!(
             leading.group().read_index().await.is_err(),
-            "confirmed by one that may have forgotten a vote"
+            "confirmed by a member that may have forgotten a vote"
         );
         assert_eq!(leading.group().leadership().map(|_| first), Ok(first), "it leads");
     }

@@ -63,7 +63,7 @@ async fn a_batch_beyond_the_bound_that_is_in_a_log_already_commits_and_others_be
     for node in &mut nodes {
         node.close().await;
     }
-    // Two of them have it, so that whoever leads has it, and has to send it to the third.
+    // Two of them have it, so that the leader has it, and has to send it to the third.
     let large = "x".repeat(70 << 20);
     for node in &nodes[..2] {
         put_into_the_log(node, last + 1, &large);

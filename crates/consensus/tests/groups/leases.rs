@@ -13,7 +13,7 @@ use crate::wire::Wire;
 
 /// openraft may have taken the answer for one to a later request, ahead by as much as it took.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_lease_is_trusted_by_nobody_whose_followers_answered_too_slowly() {
+async fn a_leader_whose_followers_answered_too_slowly_does_not_trust_its_lease() {
     let granted = Duration::from_secs(3);
     let timing = RaftTiming {
         heartbeat_ms: 50,
@@ -45,7 +45,7 @@ async fn a_lease_is_trusted_by_nobody_whose_followers_answered_too_slowly() {
         answers().for_each(|link| link.release_answers());
         proposal.applied().await.unwrap();
         if sent.elapsed() > granted * 3 / 4 {
-            // The streams may have been given up meanwhile, and nobody answered too slowly.
+            // The streams may have been given up meanwhile, and no member answered too slowly.
             continue;
         }
         let mut leads = leading.group().leadership().unwrap();

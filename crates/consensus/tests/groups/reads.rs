@@ -22,7 +22,7 @@ async fn a_leader_reads_nothing_older_than_what_it_has_let_others_apply() {
     let nodes = three(&wire).await;
     let last = write(&nodes, 1, "before").await;
     let leading = leader(&nodes).await;
-    assert!(leading.group().has_applied_what_it_told().await);
+    assert!(leading.group().has_applied_what_it_advertised().await);
     let (goes_on, wait) = mpsc::channel::<()>();
     let wait = Mutex::new(wait);
     // Nothing is ever sent: it waits until the other end is dropped.
@@ -34,7 +34,7 @@ async fn a_leader_reads_nothing_older_than_what_it_has_let_others_apply() {
         let follower = nodes.iter().find(|node| node.id != leading.id).unwrap();
         let next = at(1, last + 1);
         until("a follower shows it", async || follower.state.position() == next).await;
-        let reading = leading.group().has_applied_what_it_told();
+        let reading = leading.group().has_applied_what_it_advertised();
         tokio::pin!(reading);
         assert!(futures::poll!(&mut reading).is_pending(), "the leader would show what is older");
         drop(goes_on);
@@ -180,7 +180,7 @@ async fn a_read_waits_for_a_majority_that_was_asked_for_it() {
     let group = leading.group().clone();
     let mut reading = tokio::spawn(async move { group.read_index().await });
     let early = tokio::time::timeout(Duration::from_millis(100), &mut reading).await;
-    assert!(early.is_err(), "nobody has answered: {early:?}");
+    assert!(early.is_err(), "no member has answered: {early:?}");
     links[&(leading.id, followers[1].id)].release_answers();
     reading.await.unwrap().unwrap();
     // A follower does not ask: it does not lead.
@@ -194,7 +194,7 @@ async fn reads_keep_no_failed_handover_from_healing() {
     let wire = Arc::new(Wire::default());
     let nodes = three(&wire).await;
     write(&nodes, 1, "before").await;
-    // Nobody is there who could take over.
+    // No member is there to take over.
     leader(&nodes).await.group().transfer_leadership(9).await.unwrap();
     let groups: Vec<_> = nodes.iter().map(|node| node.group().clone()).collect();
     let reading = tokio::spawn(async move {
@@ -225,12 +225,12 @@ async fn a_leader_that_was_removed_confirms_no_read() {
     let changing = tokio::spawn(async move { group.change_voters(&voters).await });
     until("it is removed", async || leading.group().voters() == left).await;
     assert!(leading.group().read_index().await.is_err());
-    assert!(leading.group().leadership().is_ok(), "it leads on: nobody else can");
+    assert!(leading.group().leadership().is_ok(), "it leads on: no other member can");
     changing.abort();
 }
 
 #[tokio::test]
-async fn whoever_looks_for_a_leader_goes_on_when_there_is_one_that_will_do() {
+async fn a_search_for_a_leader_ends_when_a_suitable_leader_is_known() {
     let wire = Arc::new(Wire::default());
     let nodes = three_that_wait(&wire).await;
     let [first, second, third] = [&nodes[0], &nodes[1], &nodes[2]].map(Node::group);
@@ -245,13 +245,13 @@ async fn whoever_looks_for_a_leader_goes_on_when_there_is_one_that_will_do() {
         .await
         .expect("node 1 leads");
     assert_eq!(second.leadership(), Err(NotLeading { leader: Some(1) }));
-    // The leader itself looks for no other, and nobody for one who knows another than the one that
-    // failed.
+    // The leader itself looks for no other, nor does a member that knows another leader than the
+    // failed one.
     assert!(first.another_leader(Some(1)).now_or_never().is_some());
     assert!(first.leader_in_touch(Some(1)).now_or_never().is_some());
     assert!(second.another_leader(None).now_or_never().is_some());
     assert!(second.leader_in_touch(Some(3)).now_or_never().is_some());
-    // The one of whom nothing is heard elsewhere is heard here again.
+    // The leader that is not heard elsewhere is heard here again.
     let (mut another, mut in_touch) =
         (Box::pin(second.another_leader(Some(1))), Box::pin(second.leader_in_touch(Some(1))));
     assert!(futures::poll!(in_touch.as_mut()).is_pending(), "it was heard before");
@@ -275,9 +275,9 @@ impl std::task::Wake for Woken {
     }
 }
 
-/// Else each of those that wait would take a processor for itself.
+/// Else each waiting task would take a processor for itself.
 #[tokio::test]
-async fn whoever_waits_for_news_of_the_leadership_of_a_stopped_group_is_not_woken() {
+async fn a_task_that_waits_for_news_of_a_stopped_groups_leadership_is_not_woken() {
     let wire = Arc::new(Wire::default());
     let nodes = three_that_wait(&wire).await;
     let stopped = nodes[0].group();

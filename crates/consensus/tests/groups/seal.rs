@@ -1,4 +1,4 @@
-//! The end of an epoch, and who leads first in the next.
+//! The end of an epoch, and the first leader of the next.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -36,7 +36,7 @@ async fn a_sealed_group_goes_on_under_its_leader_and_elects_no_other() {
     assert!(terms.iter().all(|term| *term == terms[0]), "{terms:?}");
     write(&nodes, 2, "under way").await;
     equal(&nodes, at(1, 4)).await;
-    // Nobody may take over, by the leader's will or without it.
+    // No member may take over, by the leader's will or without it.
     let index = usize::try_from(first - 1).unwrap();
     let follower = &nodes[(index + 1) % 3];
     assert!(nodes[index].group().transfer_leadership(follower.id).await.is_err());
@@ -54,9 +54,9 @@ async fn a_sealed_group_goes_on_under_its_leader_and_elects_no_other() {
     }
 }
 
-/// Who seals a voter may be a call that is cancelled.
+/// The call that seals a voter may be cancelled.
 #[tokio::test]
-async fn a_shutdown_that_nobody_waits_for_any_more_comes_to_its_end() {
+async fn a_shutdown_that_is_no_longer_waited_for_comes_to_its_end() {
     let wire = Arc::new(Wire::default());
     let nodes = three(&wire).await;
     let leading = leader(&nodes).await;
@@ -91,7 +91,7 @@ async fn one_sealed_member_does_not_keep_the_others_from_electing() {
     equal(&nodes, at(1, 3)).await;
 }
 
-/// Three that elect nobody by themselves while a test runs.
+/// Three members that elect no leader by themselves while a test runs.
 pub(crate) async fn three_that_wait(wire: &Arc<Wire>) -> Vec<Node> {
     let mut nodes = Vec::new();
     let voters = set(1..=3);
@@ -119,7 +119,7 @@ async fn refused_vote(wire: &Arc<Wire>, node: u64) -> Option<String> {
 }
 
 #[tokio::test]
-async fn who_followed_a_leader_keeps_quiet_after_a_restart_and_who_is_new_does_not() {
+async fn a_former_follower_keeps_quiet_after_a_restart_and_a_newcomer_does_not() {
     let wire = Arc::new(Wire::default());
     let mut nodes = three_that_wait(&wire).await;
     until("the new ones may vote", async || refused_vote(&wire, 2).await.is_none()).await;

@@ -126,7 +126,7 @@ pub(crate) struct Node {
     pub(crate) marks: Arc<HighWater>,
     pub(crate) service: RaftService,
     pub(crate) timing: RaftTiming,
-    /// Somebody says that its folder is its first.
+    /// The directory says that its folder is its first.
     pub(crate) is_vouched_for: bool,
     pub(crate) wire: Arc<Wire>,
     /// Where it is called.
@@ -339,7 +339,7 @@ impl Node {
         *self = Self { timing: self.timing, is_vouched_for: self.is_vouched_for, ..next };
     }
 
-    /// All rows but the one that says where Raft stands here.
+    /// All rows but the row that says where Raft stands here.
     pub(crate) fn rows(&self) -> Vec<(Bytes, Bytes)> {
         let rows = self.state.snapshot().unwrap().rows(&[], usize::MAX).unwrap().rows;
         rows.into_iter().filter(|(key, _)| key != "mapplied").collect()
@@ -378,7 +378,7 @@ pub(crate) async fn leader(nodes: &[Node]) -> &Node {
     &nodes[found.unwrap()]
 }
 
-/// Writes `count` batches on whoever leads.
+/// Writes `count` batches on the leader.
 pub(crate) async fn write(nodes: &[Node], count: u64, text: &str) -> u64 {
     let mut last = 0;
     for _ in 0..count {

@@ -61,7 +61,7 @@ async fn voters_are_added_replaced_and_removed_and_the_leader_may_be_one() {
     }
     write(&left, 2, "three").await;
     equal(&left, at(1, 7)).await;
-    // Those that are out go on for a while, and disturb nobody.
+    // Former voters go on for a while, and disturb no other member.
     let term = left[0].group().term().await;
     for node in &out {
         until("it does not lead", async || node.group().leadership().is_err()).await;
@@ -74,7 +74,7 @@ async fn voters_are_added_replaced_and_removed_and_the_leader_may_be_one() {
     follower.group().change_voters(&goal).await.unwrap();
     let none = follower.group().change_voters(&set([])).await.unwrap_err();
     assert!(matches!(none, ChangeVotersFailure::NoVoters), "{none}");
-    // One that left, and whose state went other ways since, comes back and votes.
+    // A member that left, and whose state went other ways since, comes back and votes.
     let mut back = out.remove(0);
     back.close().await;
     let engine: Arc<dyn Engine> = back.engine.clone();
@@ -90,7 +90,7 @@ async fn voters_are_added_replaced_and_removed_and_the_leader_may_be_one() {
 }
 
 #[tokio::test]
-async fn one_that_left_votes_again_only_when_it_holds_what_it_held() {
+async fn a_member_that_left_votes_again_only_when_it_holds_what_it_held() {
     let wire = Arc::new(Wire::default());
     let mut nodes = five(&wire).await;
     let mut late = nodes.remove(2);
@@ -142,7 +142,7 @@ async fn a_change_that_was_dropped_half_way_is_finished_or_turned_round() {
     let mut absent = stopped;
     absent.close().await;
     let goal = set([1, 2, 5]);
-    let settled = async |nodes: &[Node]| leader(nodes).await.group().settled_voters();
+    let settled = async |nodes: &[Node]| leader(nodes).await.group().stable_voters();
     until("the first voters decide", async || settled(&nodes).await == Some(set(1..=3))).await;
     for _ in 0..3 {
         let leading = leader(&nodes).await;
@@ -150,7 +150,7 @@ async fn a_change_that_was_dropped_half_way_is_finished_or_turned_round() {
         // Under load it may lead no more, and say so.
         let changed = tokio::time::timeout(Duration::from_millis(300), change).await;
         assert!(!matches!(changed, Ok(Ok(()))), "node 5 has nothing");
-        assert_eq!(leading.group().settled_voters(), None, "Raft may still do what it was asked");
+        assert_eq!(leading.group().stable_voters(), None, "Raft may still do what it was asked");
     }
     assert_eq!(leader(&nodes).await.group().voters(), set([1, 2, 3]));
     // Another way: what was begun is cleaned up.
@@ -162,7 +162,7 @@ async fn a_change_that_was_dropped_half_way_is_finished_or_turned_round() {
     until("the last ones decide", async || settled(&nodes).await == Some(set(2..=4))).await;
 }
 
-/// Until then another leader, who has not got it, could go on with those before.
+/// Until then another leader, which has not got it, could go on with the voters before.
 #[tokio::test]
 async fn voters_are_settled_for_a_follower_once_it_knows_that_their_change_is_committed() {
     let control = Arc::new(Control::default());
@@ -170,22 +170,22 @@ async fn voters_are_settled_for_a_follower_once_it_knows_that_their_change_is_co
     let [leading, follower] = [&nodes[0], &nodes[1]].map(Node::group);
     leading.elect_now().await;
     write(&nodes, 1, "before").await;
-    until("the first voters decide", async || follower.settled_voters() == Some(set(1..=3))).await;
+    until("the first voters decide", async || follower.stable_voters() == Some(set(1..=3))).await;
     let status = leading.status();
     *control.newest_commit.lock() =
         Some(LogId { term: status.term, index: status.committed_index });
     let goal = set([1, 2]);
     leading.change_voters(&goal).await.unwrap();
     until("node 2 has the change", async || follower.voters() == goal).await;
-    assert_eq!(follower.settled_voters(), None);
+    assert_eq!(follower.stable_voters(), None);
     *control.newest_commit.lock() = None;
     until("node 2 knows that it is committed", async || {
-        follower.settled_voters() == Some(goal.clone())
+        follower.stable_voters() == Some(goal.clone())
     })
     .await;
 }
 
-/// Whoever waits for it would change the voters no more when it leads again.
+/// The call that waits for it would change the voters no more when it leads again.
 #[tokio::test]
 async fn a_change_ends_with_the_leadership_whatever_it_waits_for() {
     let wire = Arc::new(Wire::default());
@@ -221,7 +221,7 @@ async fn a_change_ends_with_the_leadership_whatever_it_waits_for() {
 }
 
 #[tokio::test]
-async fn a_newcomer_remembers_those_who_voted_before_it() {
+async fn a_newcomer_remembers_the_voters_before_it() {
     let wire = Arc::new(Wire::default());
     let mut nodes = five(&wire).await;
     drop(nodes.pop());

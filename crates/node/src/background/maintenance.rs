@@ -460,7 +460,7 @@ impl Maintenance {
             let is_under_way = changing.get(&id).is_some_and(|(_, change)| !change.is_finished());
             if !is_sure
                 || is_under_way
-                || voter.group.settled_voters().as_ref() == Some(&wanted.voters)
+                || voter.group.stable_voters().as_ref() == Some(&wanted.voters)
             {
                 continue;
             }

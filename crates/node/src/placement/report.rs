@@ -158,7 +158,7 @@ fn settled_at(parts: &KeeperParts, group: &RaftGroup) -> u64 {
     let known = parts.directory.known();
     let wanted =
         known.cluster.shards.get(&group.id().shard).filter(|shard| shard.epoch == group.id().epoch);
-    match (wanted, group.settled_voters()) {
+    match (wanted, group.stable_voters()) {
         (Some(wanted), Some(voters)) if wanted.voters == voters => known.cluster.version,
         _ => 0,
     }

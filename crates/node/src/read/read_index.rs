@@ -42,7 +42,7 @@ impl ReadGate {
         if applied_term == leadership.term
             && leadership.lease_until.is_some_and(|until| Instant::now() < until)
         {
-            let applied = group.has_applied_what_it_told().await;
+            let applied = group.has_applied_what_it_advertised().await;
             return if applied { Ok(leadership.term) } else { Err(NotLeading { leader: None }) };
         }
         self.rounds.join().await.unwrap_or(Err(NotLeading { leader: None }))?;

@@ -181,7 +181,7 @@ impl Voter {
         // directory's voters is one of the group only when they are its members.
         let settled = self.directory.shard(self.group.id().shard).is_some_and(|shard| {
             matches!(shard.phase, Phase::Sealing(_))
-                && self.group.settled_voters().as_ref() == Some(&shard.voters)
+                && self.group.stable_voters().as_ref() == Some(&shard.voters)
         });
         if !settled {
             self.directory.renew_now();

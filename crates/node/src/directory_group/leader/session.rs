@@ -362,7 +362,7 @@ impl Session {
     /// The members that the directory group is to have, if it has others.
     pub(super) fn members_wanted(&self) -> Option<BTreeSet<NodeId>> {
         let (cluster, _) = self.base.as_ref()?;
-        let stable = self.parts.voter.group.settled_voters();
+        let stable = self.parts.voter.group.stable_voters();
         (stable.as_ref() != Some(&cluster.directory_voters))
             .then(|| cluster.directory_voters.clone())
     }

@@ -314,7 +314,7 @@ async fn an_operator_sees_what_the_members_of_the_directory_are_and_are_to_be() 
     };
     let mut session = session(Cluster { directory_voters: [1, 4].into(), ..cluster() }).await;
     take_part(&session.parts).await;
-    until("its members are settled", async || session.parts.voter.group.settled_voters().is_some())
+    until("its members are settled", async || session.parts.voter.group.stable_voters().is_some())
         .await;
     assert_eq!(members(&mut session).unwrap(), "its members are nodes {1}, and are to be {1, 4}");
     let (cluster, _) = session.base.as_mut().unwrap();

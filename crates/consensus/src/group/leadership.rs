@@ -1,12 +1,44 @@
-//! Who leads, and what a read at the leader needs.
+//! Which node leads, as far as this one knows, and whether its read lease holds.
 
-use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Instant as _, ServerState};
 
-use super::{Leadership, NotLeading, RaftGroup, TokioInstant};
+use super::RaftGroup;
+use super::handover::Handovers;
+use crate::lease_trust::LeaseTrust;
+use crate::type_config::TypeConfig;
+
+type TokioInstant = openraft::alias::InstantOf<TypeConfig>;
+
+/// That this node leads in a term, as far as it knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Leadership {
+    pub term: u64,
+    /// Until then no other node can lead, whatever happens; `None` before a first quorum has
+    /// answered. It is counted on the monotonic clock, from when the heartbeats were sent that the
+    /// quorum answered.
+    pub lease_until: Option<Instant>,
+    /// As `lease_until`, also where that is not to be trusted: that a quorum has answered of late.
+    pub answered_until: Option<Instant>,
+}
+
+/// This node does not lead; `leader` does, if known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not the leader")]
+pub struct NotLeading {
+    pub leader: Option<u64>,
+}
+
+/// The read lease of a leader: how long it is, and whether anything speaks against it.
+#[derive(Clone)]
+pub(super) struct ReadLease {
+    pub(super) length: Duration,
+    pub(super) trust: Arc<LeaseTrust>,
+    pub(super) handovers: Arc<Handovers>,
+}
 
 /// What this node leads, as openraft says at one moment.
 struct Led {
@@ -16,11 +48,11 @@ struct Led {
 }
 
 impl RaftGroup {
-    /// Whether this node leads, from what it knows without asking anybody.
+    /// Whether this node leads, from what it knows without asking another member.
     pub fn leadership(&self) -> Result<Leadership, NotLeading> {
         let term = self.led()?.term;
-        // openraft writes what a quorum has answered before who leads, so that it is no older here
-        // than the term.
+        // openraft writes what a quorum has answered before it writes the leader, so that it is no
+        // older here than the term.
         let acked = self.raft.data_metrics().borrow_watched().last_quorum_acked;
         let now = self.led()?;
         if now.term != term {
@@ -28,10 +60,11 @@ impl RaftGroup {
             return Err(NotLeading { leader: None });
         }
         let until = |acked| {
-            Instant::now().checked_sub(TokioInstant::now() - acked).map(|at| at + self.lease)
+            Instant::now().checked_sub(TokioInstant::now() - acked).map(|at| at + self.lease.length)
         };
         // After what a quorum has answered was looked at.
-        let trusted = now.stays && self.handovers.leave_lease_in(term) && self.lease_trust.holds();
+        let trusted =
+            now.stays && self.lease.handovers.leave_lease_in(term) && self.lease.trust.holds();
         let answered_until = acked.map(|acked| acked.into_inner()).and_then(until);
         Ok(Leadership { term, lease_until: answered_until.filter(|_| trusted), answered_until })
     }
@@ -40,7 +73,8 @@ impl RaftGroup {
         let metrics = self.raft.server_metrics();
         let metrics = metrics.borrow_watched();
         let vote = &metrics.vote;
-        // The channel of who leads is left as it was where Raft stops; that of all says so.
+        // The channel of server metrics is left as it was where Raft stops; that of all metrics
+        // says so.
         let leads = self.raft.metrics().borrow_watched().running_state.is_ok()
             && metrics.state == ServerState::Leader
             // A leader that was restarted or removed leads no more, whatever the vote says that it
@@ -63,11 +97,11 @@ impl RaftGroup {
         Ok(self.led()?.term)
     }
 
-    /// Waits until [`RaftGroup::leadership`] may answer otherwise about who leads. Not until a
-    /// lease is renewed.
+    /// Waits until [`RaftGroup::leadership`] may name another leader. Not until a lease is
+    /// renewed.
     pub async fn leadership_changed(&self, known: Option<u64>) {
-        // The very channel that the term is read from: another may wake before that one is written.
-        // And one that changes seldom: that of all metrics does with every message.
+        // The very channel that the term is read from: another may wake before it is written. It
+        // changes seldom; that of all metrics does with every message.
         let mut metrics = self.raft.server_metrics();
         loop {
             if self.led_term().ok() != known {
@@ -85,11 +119,11 @@ impl RaftGroup {
         self.leader_that(|leader| leader != than).await;
     }
 
-    /// Waits until this node leads, or knows a leader that has been heard since this call, or is
-    /// not `late`, of whom nothing is heard elsewhere.
-    pub async fn leader_in_touch(&self, late: Option<u64>) {
+    /// Waits until this node leads or has a live leader: one other than `suspect`, or `suspect`
+    /// itself if a heartbeat arrived after this call.
+    pub async fn leader_in_touch(&self, suspect: Option<u64>) {
         let asked = Instant::now();
-        self.leader_that(|leader| leader != late || self.contact.is_since(asked)).await;
+        self.leader_that(|leader| leader != suspect || self.member.contact.is_since(asked)).await;
     }
 
     async fn leader_that(&self, wanted: impl Fn(Option<u64>) -> bool) {
@@ -105,21 +139,5 @@ impl RaftGroup {
                 std::future::pending::<()>().await;
             }
         }
-    }
-
-    /// Waits until everything is applied here that this node, leading, has told others to be
-    /// committed: they apply it as soon as they hear of it, which may be before this node does, and
-    /// show it. False if that takes too long, as it does when the group is shut down.
-    pub async fn has_applied_what_it_told(&self) -> bool {
-        self.has_applied(self.told.load(Ordering::SeqCst), 0).await
-    }
-
-    /// Waits until the entry at `index`, and one of `term` or a later one, are applied here; false
-    /// if that takes too long.
-    pub(super) async fn has_applied(&self, index: u64, term: u64) -> bool {
-        let is_applied = || self.machine.last_applied().map_or(0, |applied| applied.index) >= index;
-        let mut applied = self.applied();
-        let reached = applied.wait_for(|newest| newest.term >= term && is_applied());
-        matches!(tokio::time::timeout(self.read_timeout, reached).await, Ok(Ok(_)))
     }
 }
