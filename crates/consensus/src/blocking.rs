@@ -5,8 +5,8 @@ use std::io;
 /// Runs what waits for a disk where no other group waits with it.
 ///
 /// Its caller goes on when it is through. It runs to its end also if it is no longer waited for.
-/// When the runtime ends before it began there is no answer: a caller would take that for a disk that
-/// failed.
+/// When the runtime ends before it began there is no answer: a caller would take an error for a disk
+/// that failed.
 pub(crate) async fn off_the_runtime<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<T> {

@@ -27,8 +27,8 @@ impl Clocks {
 
 /// Says no for as long as followers grant their leases,
 /// - after a follower took longer to answer than the lease leaves room for: openraft may have
-///   credited the leader with the sending time of a later request than the answered one,
-///   ahead by as much;
+///   credited the leader with the sending time of a later request than the answered one, ahead by
+///   as much;
 /// - after the machine was suspended: the clock that leases are counted on stood still meanwhile,
 ///   and others' did not.
 pub(crate) struct LeaseTrust {

@@ -1,7 +1,7 @@
 //! The log of one Raft group: openraft's log storage over [`GroupLog`].
 //!
-//! What must hold: an append, a vote and a cut are acknowledged when they are fsynced; what lies beside
-//! the log (the high-water mark) is written in an order in which a crash looks like no loss.
+//! What must hold: an append, a vote and a cut are acknowledged when they are fsynced; what lies
+//! beside the log (the high-water mark) is written in an order in which a crash looks like no loss.
 
 use std::fmt::Debug;
 use std::io;
@@ -300,8 +300,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         self.shared.log.put_mark(LogMark::Vote, &wire::vote_to_wire(vote).encode_to_vec())?;
         self.sync().await?;
-        // Behind the vote, so that a crash in between looks like no loss, and before another
-        // node is told of it.
+        // Behind the vote, so that a crash in between looks like no loss, and before another node
+        // is told of it.
         let (shared, term) = (Arc::clone(&self.shared), vote.leader_id.term);
         let Some(marks) = shared.high_water.clone() else { return Ok(()) };
         Ok(off_the_runtime(move || marks.vote(shared.log.group(), term)).await??)

@@ -8,8 +8,8 @@
 //! member that is behind grows again as its leader sends what it lacks, and then it votes.
 //!
 //! No append waits for this. What a member acknowledged in the last heartbeat before it stopped may
-//! not have been told to others, and a member that loses power forgets up to a second of what it was
-//! told.
+//! not have been told to others, and a member that loses power forgets up to a second of what it
+//! was told.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -97,8 +97,9 @@ pub(crate) fn resign(engine: &Arc<dyn Engine>, group: GroupId) -> Result<(), Sto
 }
 
 /// For a member without a vote: the term from which on it may follow leaders, since it has
-/// forgotten no vote of a later one. The candidate that it voted for has saved that term before it asked, so
-/// every other voter is asked for its own, until all have answered; then it is remembered.
+/// forgotten no vote of a later one. The candidate that it voted for has saved that term before it
+/// asked, so every other voter is asked for its own, until all have answered; then it is
+/// remembered.
 pub(crate) async fn follows_from(
     engine: &Arc<dyn Engine>,
     group: GroupId,
@@ -142,7 +143,7 @@ pub(crate) async fn follows_from(
 /// decides.
 ///
 /// All of them, since any one may be all that is left to tell a later incarnation that it is not
-/// the first. Where the directory vouches that this is the first, it does not wait for those that
+/// the first. Where the directory vouches that this is the first, it does not wait for voters that
 /// are away.
 ///
 /// It follows leaders once it knows that it is the first: when a majority, with itself, has

@@ -1,5 +1,5 @@
-//! What the other members of a group ask of this one. Each call names its group; claims that cannot be
-//! are refused before Raft hears of them.
+//! What the other members of a group ask of this one. Each call names its group; claims that cannot
+//! be are refused before Raft hears of them.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -189,8 +189,8 @@ fn may_be_of_term(group: &RaftGroup, vote: &Vote) -> Result<(), Status> {
 }
 
 /// What another member sent to be appended, if all of it can be: each batch must be what its leader
-/// made, of this group, and in a format that is known here. Once it was appended, any other
-/// batch would stop this process, now and at every start.
+/// made, of this group, and in a format that is known here. Once it was appended, any other batch
+/// would stop this process, now and at every start.
 #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
 fn append_request(
     group: &RaftGroup,

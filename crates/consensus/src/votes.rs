@@ -1,5 +1,5 @@
-//! Whether this member's votes count, the granted ones and its own when it stands for election,
-//! and which leaders it may answer.
+//! Whether this member's votes count, the granted ones and its own when it stands for election, and
+//! which leaders it may answer.
 
 use std::time::Instant;
 

@@ -1,3 +1,6 @@
+//! Batches as they are stored and sent: encoded once by the leader, with a checksum of its own, and
+//! never encoded again.
+
 use bytes::Bytes;
 use meridian_types::{
     Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, Refusal, RequestId, Value,
@@ -75,7 +78,7 @@ fn split_checksum(bytes: &[u8]) -> Option<(&[u8], u32)> {
     (*key == CHECKSUM_KEY).then_some((covered, u32::from_le_bytes(*checksum)))
 }
 
-/// Whether stored bytes are those that their leader made. Returns their checksum.
+/// Whether stored bytes are as their leader made them. Returns their checksum.
 ///
 /// # Errors
 /// [`InvalidBatch::Checksum`].
@@ -94,7 +97,7 @@ pub fn decode_batch(bytes: Bytes) -> Result<Batch, InvalidBatch> {
     decode_stored(bytes).map(|decoded| decoded.batch)
 }
 
-/// The batch of stored bytes, once they are known to be those that the leader made.
+/// The batch of stored bytes, once they are known to be as the leader made them.
 ///
 /// # Errors
 /// [`InvalidBatch`]: damaged, or of a later format, or made wrongly.

@@ -1,3 +1,5 @@
+//! How far each replica is behind, in batches, bytes and time, within bounded memory.
+
 use std::collections::VecDeque;
 
 /// How far a replica is behind. All zero when it has everything that is committed.
@@ -164,8 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn long_lag_is_coarse_but_never_understated_nor_overstated_by_more_than_a_little_and_memory_stays_bounded()
-     {
+    fn long_lag_is_never_understated_and_little_overstated_within_bounded_memory() {
         let history = hundred_a_second(1024, 100_000);
         assert!(history.samples.len() <= 1024);
         for durable in (0..100_000).step_by(37).chain(99_900..100_000) {
@@ -204,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_log_that_is_bounded_keeps_nearly_as_much_as_it_may_however_long_somebody_is_away() {
+    fn a_bounded_log_keeps_nearly_as_much_as_it_may_however_long_a_replica_is_away() {
         let history = hundred_a_second(1024, 100_000);
         for max_bytes in [100_000, 1_000_000, 5_000_000] {
             let kept = (100_000 - history.floor(max_bytes).unwrap()) * 100;
@@ -238,6 +239,6 @@ mod tests {
         let mut history = hundred_a_second(64, 20);
         history.forget_through(12);
         assert_eq!(history.lag(12, 200), Lag { batches: 8, bytes: 800, millis: 70 });
-        assert_eq!(history.samples.len(), 9, "nobody needs what is older");
+        assert_eq!(history.samples.len(), 9, "no replica needs what is older");
     }
 }

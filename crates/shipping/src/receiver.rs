@@ -1,3 +1,8 @@
+//! The receiving end of a shard's log on one node that does not vote: a pure state machine.
+//!
+//! What must hold: a position is reported when it is persisted, never before; a batch is persisted
+//! only behind its predecessor; nothing of an epoch is taken once this node is sealed in it.
+
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -168,7 +173,7 @@ impl Receiver {
         }
     }
 
-    /// What this node says of itself to its mates and to those that subscribe to it.
+    /// What this node says of itself to its mates and to its subscribers.
     pub fn status(&self, now: Duration, node: NodeId) -> Status {
         let age = |heard: Heard| now.saturating_sub(heard.at).saturating_add(heard.primary_age);
         let primary_age = self.heard.map_or(Duration::MAX, age);
@@ -301,7 +306,7 @@ impl Receiver {
                 if self.is_our_epoch(now, jitter, epoch, actions) {
                     self.state = State::Following { stream, source, heard_at: now };
                     if self.durable > from {
-                        // Persisted while nobody could be told. The source is about to send it
+                        // Persisted while no source could be told. The source is about to send it
                         // again, and it will be skipped: without a word its window might stay full.
                         actions
                             .push(ReceiverAction::ReportDurable { stream, position: self.durable });

@@ -1,3 +1,5 @@
+//! Which node of a region is its relay for a shard, decided by each node by itself.
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -37,7 +39,7 @@ impl Default for RelayConfig {
     }
 }
 
-/// Whom to subscribe to.
+/// Which node to subscribe to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Source {
     pub node: NodeId,
@@ -60,8 +62,8 @@ struct Peer {
 ///   A mate that follows anything but a primary member says 2, or nothing, so two nodes that follow
 ///   one another by a race see it in the first heartbeat and part.
 /// - Where there is no relay, the lowest-numbered live node goes to the primary region at once, the
-///   others one `takeover_delay` after another. So the lowest takes over as a rule, and one that is
-///   alive but cannot reach the primary holds nobody up.
+///   others one `takeover_delay` after another. So the lowest takes over as a rule, and a node that
+///   is alive but cannot reach the primary delays no other.
 /// - A relay stays one while it works: a lower-numbered node that comes back follows it. Of two
 ///   relays the higher-numbered steps down, unless the other is far behind.
 ///
@@ -98,12 +100,12 @@ impl RelayElection {
         }
     }
 
-    /// The directory says who votes for the shard in its primary region, and which nodes of this
-    /// region follow it. This node may be among the mates or not.
+    /// The directory says which nodes vote for the shard in its primary region, and which nodes of
+    /// this region follow it. This node may be among the mates or not.
     ///
-    /// Of `primary` those that come first are preferred. The relays of different regions are to be
-    /// given different ones: so no member serves all, and the loss of one does not hold all regions
-    /// up. And the leader last: it has enough to do.
+    /// The first of `primary` are preferred. The relays of different regions are to be given
+    /// different ones: so no member serves all, and the loss of one does not hold all regions up.
+    /// And the leader last: it has enough to do.
     pub fn set_members(&mut self, now: Duration, primary: &[NodeId], mates: &[NodeId]) {
         let primary: Vec<_> = primary.iter().copied().filter(|&node| node != self.me).collect();
         let mut mates: Vec<_> = mates
@@ -153,9 +155,9 @@ impl RelayElection {
         self.current.is_some_and(|source| source.direct)
     }
 
-    /// Whom to follow now; `own` is [`Receiver::status`](crate::Receiver::status). To be asked on
-    /// every tick and after every `heard`, `failed` and `set_members`; the answer goes to the
-    /// receiver.
+    /// Which node to follow now; `own` is [`Receiver::status`](crate::Receiver::status). To be
+    /// asked on every tick and after every `heard`, `failed` and `set_members`; the answer goes to
+    /// the receiver.
     pub fn choose(&mut self, now: Duration, own: &Status) -> Option<Source> {
         let relay = self.best_relay(now, own);
         let follow = |node| Some(Source { node, direct: false });

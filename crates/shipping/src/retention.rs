@@ -1,3 +1,5 @@
+//! How far a shard's log may be purged.
+
 use meridian_types::NodeId;
 
 /// The last durable position a replica reported. Where nothing was ever heard it is 0, or what the

@@ -1,3 +1,5 @@
+//! The sending end of one subscription: what to read of the log, and what to send, within a window.
+
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -9,7 +11,7 @@ pub struct SenderConfig {
     pub window_bytes: u64,
     pub max_read_bytes: u64,
     /// Between two reads of the log. Batches that come sooner one after the other travel together,
-    /// and are fsynced together where they arrive; one that comes alone goes at once.
+    /// and are fsynced together where they arrive; a batch that comes alone goes at once.
     pub pace: Duration,
     pub heartbeat_interval: Duration,
     /// A full window without an acknowledgement for this long closes the stream.

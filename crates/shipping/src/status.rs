@@ -1,3 +1,5 @@
+//! What nodes say of themselves concerning one shard.
+
 use std::time::Duration;
 
 use meridian_types::{Epoch, NodeId, Position};

@@ -1,3 +1,5 @@
+//! A checksum of a shard's history up to a position, by which nodes are compared.
+
 use std::collections::VecDeque;
 
 use meridian_types::Position;

@@ -1,3 +1,6 @@
+//! The key-value engine below logs and states: atomic writes in families, snapshots, two kinds of
+//! durability.
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -157,8 +160,8 @@ pub trait Engine: Send + Sync + 'static {
     /// Makes every unlogged write of the family durable that returned before this call.
     fn flush(&self, family: &str) -> Result<(), StorageError>;
 
-    /// What all memtables take, those that are being flushed included: so much is still to come to
-    /// the disk.
+    /// What all memtables take, also while they are being flushed: so much is still to come to the
+    /// disk.
     fn memtable_bytes(&self) -> u64 {
         0
     }

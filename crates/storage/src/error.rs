@@ -94,8 +94,8 @@ pub fn or_fatal<T>(result: Result<T, StorageError>) -> T {
 }
 
 /// The process ends within two seconds, whatever this thread waits for. To be called before a
-/// process that must stop says why: where nobody reads that, a log line that is being written keeps
-/// standard error locked, and without this all other threads would go on to serve, and to renew
+/// process that must stop says why: where standard error is not read, a log line that is being
+/// written keeps it locked, and without this all other threads would go on to serve, and to renew
 /// leases.
 pub fn abort_soon() {
     let timer = std::thread::Builder::new().name("abort".to_owned()).spawn(|| {
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_fatal_aborts_the_process_whoever_reads_what_it_says() {
+    fn a_fatal_error_aborts_the_process_whether_or_not_its_report_is_read() {
         if let Some(how) = std::env::var_os(CHILD) {
             if how == "locked" {
                 let (locked, is_locked) = std::sync::mpsc::channel();
@@ -153,7 +153,8 @@ mod tests {
         let ended = ["locked", "closed"].map(|how| {
             let (reader, writer) = std::io::pipe().unwrap();
             drop(reader);
-            let name = "error::tests::what_is_fatal_aborts_the_process_whoever_reads_what_it_says";
+            let name =
+                "error::tests::a_fatal_error_aborts_the_process_whether_or_not_its_report_is_read";
             let mut child = Command::new(std::env::current_exe().unwrap());
             child
                 .args([name, "--exact", "--nocapture"])

@@ -1,3 +1,5 @@
+//! What a compaction may drop: ids of old requests, and rows of databases that were dropped.
+
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,9 +9,9 @@ use parking_lot::RwLock;
 
 use crate::schema;
 
-/// What may be dropped of a state family while it is compacted. Whether it was dropped is visible
-/// to nobody: a request whose id may be forgotten is not sent again, and the expiry rows of a
-/// dropped database lead nowhere.
+/// What may be dropped of a state family while it is compacted. Whether it was dropped is not
+/// visible: a request whose id may be forgotten is not sent again, and the expiry rows of a dropped
+/// database lead nowhere.
 #[derive(Debug, Default)]
 pub struct Forgotten {
     requests_through: AtomicU64,

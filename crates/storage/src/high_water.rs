@@ -1,3 +1,5 @@
+//! How far logs had certainly been durable, in a file beside the database.
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
@@ -11,7 +13,7 @@ use crate::{GroupId, StorageError};
 /// How far each Raft log had certainly been durable, kept in a file of its own beside the database.
 /// A log that is shorter at the next start lost acknowledged entries (a restored database, a disk
 /// that lied): its node must not vote, or a commit could be undone. The same of the newest term
-/// that it has voted in: where that is gone from the database, nobody knows whom it voted for.
+/// that it has voted in: where that is gone from the database, its vote is not known any more.
 ///
 /// A folder that was rolled back as a whole takes this file back with the log. So it also says how
 /// far the logs of other members were known to be: those tell the member when it stands for
@@ -119,7 +121,7 @@ impl HighWater {
                 marks.dirty = true;
             }
         }
-        // Also where it was known before: whoever said so may not have come to write it.
+        // Also where it was known before: the call that raised it may not have come to write it.
         self.persist()
     }
 
@@ -187,8 +189,8 @@ impl HighWater {
         self.persist()
     }
 
-    /// Writes the marks to the file, synced, if they changed. Whoever raises a mark meanwhile does
-    /// not wait.
+    /// Writes the marks to the file, synced, if they changed. A call that raises a mark meanwhile
+    /// does not wait.
     pub fn persist(&self) -> Result<(), StorageError> {
         let _writing = self.writing.lock();
         let text;
@@ -199,7 +201,7 @@ impl HighWater {
             }
             text = marks.text();
         }
-        // Whoever comes next is not told that it is written.
+        // The next call is not told that it is written.
         replace_file(&self.path, text.as_bytes()).inspect_err(|_| self.marks.lock().dirty = true)
     }
 }

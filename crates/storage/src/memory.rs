@@ -1,3 +1,5 @@
+//! The engine in memory, with crashes that keep what a disk would have kept.
+
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;

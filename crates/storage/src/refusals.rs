@@ -1,10 +1,12 @@
+//! Batches that this node received and did not store, for operators.
+
 use std::time::{Duration, Instant};
 
 use meridian_proto::InvalidBatch;
 use meridian_types::ShardId;
 use parking_lot::Mutex;
 
-/// A refusal is news for so long: whoever sends the batch tries again sooner.
+/// A refusal is news for so long: the sender of the batch tries again sooner.
 const RECENT: Duration = Duration::from_secs(30);
 /// Between two warnings of the same shard.
 const WARN_AGAIN: Duration = Duration::from_secs(10);

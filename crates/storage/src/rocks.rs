@@ -1,3 +1,8 @@
+//! The engine over RocksDB.
+//!
+//! What must hold: a logged write is durable after the next sync, an unlogged one after the flush
+//! of its family; a write of state never delays a write of a log by more than one flush.
+
 use std::collections::{BTreeSet, HashMap};
 use std::ffi::CStr;
 use std::ops::ControlFlow;
@@ -31,8 +36,8 @@ use self::memtables::Memtables;
 
 mod memtables;
 
-/// Of a range that is compacted on demand, at a time: other compactions, and whoever paces it, come
-/// in between.
+/// Of a range that is compacted on demand, at a time: other compactions, and the caller that paces
+/// it, come in between.
 const COMPACTION_SLICE_BYTES: u64 = 64 << 20;
 
 /// How much memory one node's RocksDB may take, in bytes.
@@ -137,7 +142,7 @@ impl RocksEngine {
     }
 
     /// Writes out the memtables of one family, and waits for it; false if there is nothing to
-    /// write. One that is being flushed already comes first, then the one that takes most.
+    /// write. A memtable that is being flushed already comes first, then the largest.
     fn flush_fullest(&self) -> Result<bool, StorageError> {
         let names = self.names.lock().clone();
         let filled = names.into_iter().filter(|name| {
@@ -158,8 +163,8 @@ impl RocksEngine {
         }
     }
 
-    /// Slows down whoever writes to a state whose compactions do not keep up: each look-up reads
-    /// more files. Bounded, so that a state whose compactions stand still goes on.
+    /// Slows down writes to a state whose compactions do not keep up: each look-up reads more
+    /// files. Bounded, so that a state whose compactions stand still goes on.
     fn wait_for_compactions(&self, family: &str) {
         let started = Instant::now();
         let files = || {
@@ -235,8 +240,8 @@ fn database_options() -> Options {
     database.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
     database.set_max_total_wal_size(256 << 20);
     // Logged writes wait in memory for the fsync that makes them durable, and are written with it:
-    // nobody relies on them before. What is not followed by one is written out with the next mark
-    // of what is committed, or each second.
+    // no caller relies on them before. What is not followed by one is written out with the next
+    // mark of what is committed, or each second.
     database.set_manual_wal_flush(true);
     // Threads that wait for another's write sleep: spinning takes the cores from the processes
     // beside.

@@ -34,7 +34,7 @@
 //! | user key | value | owner |
 //! |---|---|---|
 //! | `cluster` | the cluster, JSON | `node`, directory |
-//! | `change` ‖ version (8) | a change, with its time and who made it, JSON | `node`, directory |
+//! | `change` ‖ version (8) | a change, with its time and its author, JSON | `node`, directory |
 //!
 //! Beside the database lie `high-water` ([`crate::HighWater`]) and the folder `orphans` (`node`).
 

@@ -1,3 +1,18 @@
+//! The state of one shard on one node.
+//!
+//! What must hold: the rows and the applied position change in one write; sequences are contiguous;
+//! a read shows one moment, and waits for no writer's disk.
+//!
+//! | file | what it holds |
+//! |---|---|
+//! | `applied` | what a state reflects, and how it goes on |
+//! | `reading` | reads of one moment |
+//! | `replacing` | snapshots, and another state in the place of this one |
+//! | `shipped` | batches that are applied outside of any Raft group |
+//! | `log_readers` | readers of what is applied |
+//! | `dropped` | databases that were dropped |
+//! | `mark` | what is waited for |
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -143,7 +158,7 @@ pub enum Replace {
 pub struct ShardState {
     engine: Arc<dyn Engine>,
     shard: ShardId,
-    /// Changed in a moment, when the engine has what it says. Nobody holds it while the engine is
+    /// Changed in a moment, when the engine has what it says. It is not held while the engine is
     /// asked for anything that may need the disk.
     current: RwLock<Current>,
     /// Held while the state changes: what is applied and what takes its place keep out of each
@@ -251,9 +266,9 @@ impl ShardState {
         self.current.read().applied.time_ms
     }
 
-    /// The newest sequence that a read may have shown by now. While a batch takes effect that is
-    /// one which [`ShardState::position`] does not say yet: whoever is to see no less than others
-    /// have seen waits for it.
+    /// The newest sequence that a read may have shown by now. While a batch takes effect that is a
+    /// sequence which [`ShardState::position`] does not say yet: a reader that is to see no less
+    /// than others have seen waits for it.
     pub fn shown(&self) -> u64 {
         self.current.read().writing
     }
@@ -327,8 +342,8 @@ impl ShardState {
         Ok(())
     }
 
-    /// To be held by whoever cuts the log that this state is made from by what it has flushed of
-    /// it, and by whoever puts another state in place together with its log. They block, on disks.
+    /// To be held while the log that this state is made from is cut by what is flushed of it, and
+    /// while another state is put in place together with its log. The holders block, on disks.
     pub(crate) fn hold_in_place(&self) -> MutexGuard<'_, ()> {
         self.in_place.lock()
     }
@@ -351,8 +366,8 @@ impl ShardState {
         }
     }
 
-    /// Reads the state in use. `current` is not held meanwhile: a read may wait for the disk, and
-    /// whoever asks where the state stands would wait for it behind an applier, leases among them.
+    /// Reads the state in use. `current` is not held meanwhile: a read may wait for the disk, and a
+    /// question for the position would wait for it behind an applier, leases among them.
     fn in_family<T>(
         &self,
         read: impl Fn(&Arc<str>) -> Result<T, StorageError>,
@@ -391,7 +406,7 @@ impl ShardState {
     }
 
     /// The engine may forget the ids of these requests. Not where another state has taken the place
-    /// of the one that had them: its sequences may be those of newer requests.
+    /// of the state that had them: its sequences may be those of newer requests.
     pub fn forget_requests(&self, so_far: &RequestsSoFar) {
         let current = self.current.read();
         if Arc::ptr_eq(&current.family, &so_far.family) {
@@ -400,8 +415,8 @@ impl ShardState {
     }
 
     /// Begins a read of all ranges from one state. What has expired at `now_ms` (or at the time of
-    /// the state's last batch, if that is later) is left out. It holds nobody up, and is held up by
-    /// nobody who writes.
+    /// the state's last batch, if that is later) is left out. It delays no writer, and no writer
+    /// delays it.
     pub fn begin_read(
         &self,
         database: DatabaseId,
@@ -555,8 +570,8 @@ impl ShardState {
         rows.into_iter().map(resolve).collect()
     }
 
-    /// The whole state at one moment, to be sent to another node. It waits for nobody who changes
-    /// the state.
+    /// The whole state at one moment, to be sent to another node. It waits for no change of the
+    /// state.
     pub fn snapshot(&self) -> Result<StateSnapshot, StorageError> {
         let (snapshot, family, applied) = self.at_one_moment()?;
         let applied = applied.map_or_else(|| Ok(Applied::nothing()), Applied::decode)?;

@@ -178,8 +178,7 @@ impl ShippedLog {
             let done = batches.is_empty();
             state.apply_shipped(batches)?;
             if hole {
-                // What a power loss left behind a hole was never durable, and was reported to
-                // nobody.
+                // What a power loss left behind a hole was never durable, and never reported.
                 let last = state.position().sequence;
                 let log = self.records.group();
                 tracing::warn!(%log, last, "the log has a hole: what lies behind it is fetched again");

@@ -1,3 +1,5 @@
+//! Whole states: as they are sent, and as they are filled at the receiving end.
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
 

@@ -33,7 +33,7 @@ const ROWS_IN_TIME: usize = 5;
 const ENTRY_BYTES: usize = size_of::<Found>() + size_of::<Entry>();
 
 /// Entries of each range, and the position that the state had reached, at least, when they were
-/// read: the shard may be in a later epoch by the time that somebody looks at them.
+/// read: the shard may be in a later epoch by the time that they are looked at.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReadView {
     pub ranges: Vec<Vec<Entry>>,

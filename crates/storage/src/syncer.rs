@@ -1,3 +1,5 @@
+//! The thread that makes logged writes durable.
+
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
@@ -7,8 +9,8 @@ use crate::{Engine, StorageError, fatal};
 
 type Callback = Box<dyn FnOnce() + Send>;
 
-/// Makes logged writes durable, off everybody's hot path: one thread a node, and one fsync for all
-/// that wait at a time, whichever group they belong to.
+/// Makes logged writes durable, off every hot path: one thread a node, and one fsync for all that
+/// wait at a time, whichever group they belong to.
 pub struct Syncer {
     shared: Arc<Shared>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -156,7 +158,7 @@ mod tests {
                 assert_eq!(
                     acknowledged.recv(),
                     Err(mpsc::RecvError),
-                    "nobody would sync what comes now"
+                    "no thread would sync what comes now"
                 );
             }
         }

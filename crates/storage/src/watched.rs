@@ -1,3 +1,5 @@
+//! An engine for tests that notes waits for the disk on threads that must not wait.
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::ThreadId;
@@ -8,7 +10,7 @@ use parking_lot::Mutex;
 use crate::hooked::{Call, HookedEngine, Hooks};
 use crate::{Durability, Engine, EngineSnapshot, StorageError};
 
-/// An engine that notes who waits for its disk on a thread that must not: that of a runtime which
+/// An engine that notes waits for its disk on a thread that must not wait: that of a runtime which
 /// drives everything else. For tests, which need no slow disk then, and no clock.
 pub type WatchedEngine = HookedEngine<Watch>;
 
@@ -43,7 +45,7 @@ impl Watch {
             Some(Watched { thread: std::thread::current().id(), all, found: Vec::new() });
     }
 
-    /// Called between a write, which others see then, and the return to whoever writes.
+    /// Called between a write, which others see then, and the return to the writer.
     pub fn after_writes(&self, hook: impl Fn(Durability) + Send + Sync + 'static) {
         drop(self.after_writes.set(Box::new(hook)));
     }

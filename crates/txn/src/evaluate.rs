@@ -1,3 +1,5 @@
+//! The evaluation of one transaction: checks first, then mutations in order.
+
 use bytes::Bytes;
 use meridian_types::limits::MAX_COMPUTED_BYTES;
 use meridian_types::{
@@ -25,7 +27,7 @@ pub enum Evaluation {
 /// Evaluates `transaction` against `view`: first its checks, then its mutations in order, each of
 /// which sees the ones before it.
 ///
-/// `versionstamp` is the one that the transaction will have if it commits; only
+/// `versionstamp` is the stamp that the transaction will have if it commits; only
 /// [`MutationKind::SetSuffixVersionstampedKey`] looks at it. The gateway sees to it beforehand that
 /// such a key is not longer than a key may be.
 ///

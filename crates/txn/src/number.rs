@@ -1,3 +1,5 @@
+//! Numbers in values, as `sum`, `min` and `max` know them.
+
 use bytes::Bytes;
 use meridian_types::{Value, ValueEncoding};
 use num_bigint::BigInt;

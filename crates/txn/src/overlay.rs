@@ -1,3 +1,5 @@
+//! What is evaluated and not yet applied, laid over the applied state.
+
 use std::collections::{HashMap, VecDeque};
 
 use bytes::Bytes;

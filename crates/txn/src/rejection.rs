@@ -1,3 +1,5 @@
+//! Why a mutation cannot be carried out, in the words that clients know.
+
 use meridian_types::limits::MAX_COMPUTED_BYTES;
 
 /// Why a mutation cannot be carried out. The texts are those of denokv_sqlite 0.14: clients show

@@ -1,3 +1,5 @@
+//! The state that a transaction is evaluated against.
+
 use meridian_types::{DatabaseId, Value, Versionstamp};
 
 /// What a transaction sees of a key that is present.

@@ -1,3 +1,5 @@
+//! The effects of the transaction at hand.
+
 use std::collections::HashMap;
 
 use bytes::Bytes;

@@ -1,3 +1,5 @@
+//! Effects: what a transaction comes to, and what is logged and applied.
+
 use bytes::Bytes;
 
 use crate::{DatabaseId, Position, RequestId, Value, Versionstamp, WriteOutcome};
@@ -48,8 +50,8 @@ impl Effect {
     }
 }
 
-/// A transaction that was evaluated and takes effect when its batch commits. One that did nothing
-/// is in a batch only where that must be remembered.
+/// A transaction that was evaluated and takes effect when its batch commits. A transaction that did
+/// nothing is in a batch only where that must be remembered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CommittedTransaction {
     pub request_id: RequestId,

@@ -1,3 +1,5 @@
+//! Identities of nodes, databases, shards and requests.
+
 use std::fmt;
 use std::str::FromStr;
 

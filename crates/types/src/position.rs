@@ -1,3 +1,5 @@
+//! Positions in a shard's history, and versionstamps.
+
 use std::fmt;
 
 use serde::{Deserialize, Serialize};

@@ -1,3 +1,5 @@
+//! What a read asks for, and what it returns.
+
 use bytes::Bytes;
 
 use crate::{Value, Versionstamp};

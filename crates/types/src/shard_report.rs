@@ -41,8 +41,8 @@ pub struct ShardReport {
     pub progress: CommitProgress,
     /// The node leads the group of `epoch`, and a quorum has answered within its election timeout.
     pub leads: bool,
-    /// On a leader: the version of the cluster that it knows, if the group's voters are those that
-    /// this version names, and no others may decide; else 0.
+    /// On a leader: the version of the cluster that it knows, if the group's voters are the ones
+    /// that this version names, and no others may decide; else 0.
     pub voters_confirmed_at: u64,
     /// Behind the newest commit that the node knows of, in milliseconds; 0 on a leader.
     pub lag_ms: u64,

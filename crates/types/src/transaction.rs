@@ -1,3 +1,5 @@
+//! Transactions as clients ask for them.
+
 use bytes::Bytes;
 
 use crate::Versionstamp;

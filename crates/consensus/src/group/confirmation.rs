@@ -153,8 +153,8 @@ impl RaftGroup {
         wire::append_response(response.into_inner()).ok()
     }
 
-    /// Waits until everything is applied here that this node, leading, has advertised
-    /// to others as committed: they apply it as soon as they hear of it, which may be before this node does, and
+    /// Waits until everything is applied here that this node, leading, has advertised to others as
+    /// committed: they apply it as soon as they hear of it, which may be before this node does, and
     /// show it. False if that takes too long, as it does when the group is shut down.
     pub async fn has_applied_what_it_advertised(&self) -> bool {
         self.has_applied(self.read_index.advertised.load(Ordering::SeqCst), 0).await

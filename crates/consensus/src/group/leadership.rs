@@ -97,8 +97,7 @@ impl RaftGroup {
         Ok(self.led()?.term)
     }
 
-    /// Waits until [`RaftGroup::leadership`] may name another leader. Not until a lease is
-    /// renewed.
+    /// Waits until [`RaftGroup::leadership`] may name another leader. Not until a lease is renewed.
     pub async fn leadership_changed(&self, known: Option<u64>) {
         // The very channel that the term is read from: another may wake before it is written. It
         // changes seldom; that of all metrics does with every message.

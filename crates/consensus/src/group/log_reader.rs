@@ -1,5 +1,5 @@
-//! Reading a group's log by sequences. Raft numbers entries by index; the entries that are no batches
-//! set the two apart.
+//! Reading a group's log by sequences. Raft numbers entries by index; the entries that are no
+//! batches set the two apart.
 
 use bytes::Bytes;
 use meridian_proto::batch_header;

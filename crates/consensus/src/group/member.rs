@@ -54,9 +54,9 @@ impl RaftGroup {
     /// - A member whose folder was wiped never votes again: it has forgotten its votes, and
     ///   acknowledged entries that its quorum counted on. It goes on as a copy, once it knows that
     ///   it voted in no later term than that of its leader.
-    /// - A member that left the group and is back has acknowledged entries that it has deleted since:
-    ///   it waits until its log is as long as it was. So does a member whose disk lost the end of
-    ///   its log.
+    /// - A member that left the group and is back has acknowledged entries that it has deleted
+    ///   since: it waits until its log is as long as it was. So does a member whose disk lost the
+    ///   end of its log.
     ///
     /// `voters` are those of the group, or those to be: a node that is about to become a voter asks
     /// them too. Serve the group's calls before this is called. May be dropped at any await and

@@ -14,7 +14,7 @@ impl RaftGroup {
     /// flushed.
     pub async fn purge_through(&self, sequence: u64) -> Result<(), StorageError> {
         // Here, and not only when openraft builds a snapshot: after a restart it takes the state
-        // that was applied again for one that was flushed.
+        // that was applied again for a flushed state.
         let state = self.state();
         let flushed = tokio::task::spawn_blocking(move || state.flush());
         let flushed = flushed.await.map_err(StorageError::cancelled)??;

@@ -1,5 +1,5 @@
-//! What goes by the clock in a member: heartbeats of a leader, and the line in which voters stand for
-//! election.
+//! What goes by the clock in a member: heartbeats of a leader, and the line in which voters stand
+//! for election.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -39,8 +39,8 @@ impl Contact {
 ///
 /// A leader sends heartbeats. openraft would, but it gives a follower only the time between two of
 /// them to answer, and between regions the answer takes longer than heartbeats should be apart. It
-/// would also have members stand for election, each at a random time and again after a time that
-/// is too short for a slow disk, for ever.
+/// would also have members stand for election, each at a random time and again after a time that is
+/// too short for a slow disk, for ever.
 pub(super) struct Timers(JoinHandle<()>);
 
 impl Timers {
@@ -87,7 +87,8 @@ impl Timers {
                     _ if stands_at.is_some_and(|at| at <= now) => {
                         candidacies.stood(now, rand::random_range(0.0..1.0));
                         // Before a seal, so that a later question for the member's term hears of
-                        // it; or not at all. It waits for nothing but room in a queue, and is tried again.
+                        // it; or not at all. It waits for nothing but room in a queue, and is tried
+                        // again.
                         let stood =
                             votes.if_open(|| raft.trigger().elect(true).now_or_never()).flatten();
                         stood.is_some_and(|stood| stood.is_err())
@@ -125,8 +126,8 @@ fn looks_again(
     }
 }
 
-/// Waits for the time, or until the leader or the voters have changed, whatever comes first: a member that
-/// comes to lead begins with its heartbeats at once.
+/// Waits for the time, or until the leader or the voters have changed, whatever comes first: a
+/// member that comes to lead begins with its heartbeats at once.
 async fn rest<E>(until: Instant, changed: impl Future<Output = Result<(), E>>) -> Result<(), E> {
     tokio::select! {
         biased;
@@ -157,9 +158,9 @@ struct Heard {
 /// next one a round trip later, and so on: in a line there is no vote to be split, and no reason to
 /// wait for a random time.
 ///
-/// Where no voter wins so, it asks again soon whether it would get the votes; a question in the same
-/// term makes no answer void that is late. A candidate gives its votes the time that they may take,
-/// and then a random time, longer after each try: however slow the members' disks are, one of
+/// Where no voter wins so, it asks again soon whether it would get the votes; a question in the
+/// same term makes no answer void that is late. A candidate gives its votes the time that they may
+/// take, and then a random time, longer after each try: however slow the members' disks are, one of
 /// them has the time to win.
 struct Candidacies {
     /// By when the others' leases end, after the leader was heard here: a little later or sooner

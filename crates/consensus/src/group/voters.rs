@@ -1,5 +1,5 @@
-//! The voters of a group, and how they are changed: one step after another, from wherever an earlier
-//! call was dropped.
+//! The voters of a group, and how they are changed: one step after another, from wherever an
+//! earlier call was dropped.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

@@ -7,8 +7,8 @@ use crate::type_config::LogId;
 use crate::wire;
 
 /// Cuts off what cannot be the end of a log. A log that is then shorter than it had certainly been
-/// lost what was acknowledged: its member is marked as having left the group with that much, and
-/// so does not vote before its leader has sent it as much again. It is not kept from starting: as a
+/// lost what was acknowledged: its member is marked as having left the group with that much, and so
+/// does not vote before its leader has sent it as much again. It is not kept from starting: as a
 /// copy it is of use, and no other node can bring its log back.
 pub(super) fn repair(log: &GroupLog, high_water: Option<&HighWater>) -> Result<(), StorageError> {
     let mark = high_water.map_or(0, |marks| marks.mark(log.group()));

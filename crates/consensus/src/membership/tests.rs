@@ -236,8 +236,8 @@ async fn a_member_is_made_known_to_voters_that_were_away_when_it_joined() {
     assert!(member.voters.remembers(3, 1).is_some());
 }
 
-/// The leader would not notice that it forgets a vote. And it may be all that is left to
-/// remember the others.
+/// The leader would not notice that it forgets a vote. And it may be all that is left to remember
+/// the others.
 #[tokio::test]
 async fn a_newcomer_hears_of_earlier_voters_and_not_before_it_takes_part() {
     let Member { engine, nodes, voters, .. } = Member::new(3).await;

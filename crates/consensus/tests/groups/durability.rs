@@ -206,8 +206,8 @@ async fn a_folder_that_was_rolled_back(mut nodes: Vec<Node>, wire: Arc<Wire>) {
     assert_eq!(leader(&nodes).await.group().voters(), voters);
 }
 
-/// The member that is asked knows more of the candidate than its own log shows: it was told, and lost
-/// the entries, or they are still on their way.
+/// The member that is asked knows more of the candidate than its own log shows: it was told, and
+/// lost the entries, or they are still on their way.
 #[tokio::test]
 async fn a_candidate_gets_no_vote_whose_log_ends_before_what_the_other_knows_that_it_held() {
     let wire = Arc::new(Wire::default());

@@ -1,3 +1,5 @@
+//! What a receiver hears of, and what it wants done.
+
 use std::time::Duration;
 
 use meridian_types::{Epoch, NodeId, Position};
@@ -44,7 +46,7 @@ pub enum ReceiverEvent {
     /// nothing.
     Source(Option<Source>),
     /// The directory says that the shard is active in `epoch`, whose history begins right after
-    /// `base`. Every epoch must be given, in order, also those that passed while this node was
+    /// `base`. Every epoch must be given, in order, also the epochs that passed while this node was
     /// away: each base tells whether this node holds batches that were lost. One already known
     /// changes nothing.
     Epoch {

@@ -413,7 +413,7 @@ fn what_lies_outside_the_history_of_the_epoch_is_refused_though_it_would_follow(
     }
     let mut receiver = following(at(1, 5));
     step(&mut receiver, 2, ReceiverEvent::Stream(1, batch(1, 6)));
-    // In the place of one that is here already, and of another epoch.
+    // In the place of a batch that is here already, and of another epoch.
     step(&mut receiver, 3, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 6) });
     step(&mut receiver, 3, ReceiverEvent::Stream(2, connected(2)));
     let event = StreamEvent::Batch { position: at(2, 6), previous: at(1, 5), bytes: 1 };
@@ -434,7 +434,7 @@ fn a_batch_is_taken_only_behind_the_very_batch_that_is_here() {
         let actions = step(receiver, 5, ReceiverEvent::Stream(stream, event));
         actions.contains(&ReceiverAction::SourceFailed { source: 2, reason: FailureReason::Gap })
     };
-    // Of an epoch that was lost, or none, or one that is not next.
+    // Of an epoch that was lost, or none, or a batch that is not next.
     for (position, previous) in [(at(1, 6), at(0, 5)), (at(1, 6), at(1, 4)), (at(1, 7), at(1, 5))] {
         assert!(
             refused(&mut following(at(1, 5)), 1, position, previous),
@@ -485,7 +485,7 @@ fn silence_is_borne_for_longer_after_each_failure_until_there_is_progress() {
     assert!(!step(&mut receiver, now + 600, ReceiverEvent::Tick).is_empty());
 }
 
-/// Those who lost one source do not all come to the next at once.
+/// Nodes that lost one source do not all come to the next at once.
 #[test]
 fn attempts_are_spread_over_half_of_their_delay() {
     for (jitter, first, second) in [(0.0, 50, 50), (0.5, 75, 75), (1.0, 100, 100), (7.0, 100, 100)]
@@ -606,7 +606,7 @@ fn orphans_are_what_lies_beyond_the_lowest_base() {
 }
 
 #[test]
-fn a_sealed_node_and_one_that_needs_a_snapshot_are_no_relays() {
+fn a_sealed_node_is_no_relay_nor_is_a_node_that_needs_a_snapshot() {
     let heard = |receiver: &mut Receiver| {
         step(receiver, 2, ReceiverEvent::Stream(1, heartbeat(1, Some(0), Duration::ZERO)));
         receiver.status(MS * 3, 10).hops
@@ -630,8 +630,7 @@ fn a_sealed_node_and_one_that_needs_a_snapshot_are_no_relays() {
 
 /// Heartbeats may queue behind batches.
 #[test]
-fn batches_of_a_primary_member_say_that_it_is_there_and_those_of_a_relay_say_nothing_of_the_primary()
- {
+fn batches_of_a_primary_member_show_that_it_lives_and_those_of_a_relay_do_not() {
     for (hops, later) in [(0, Some(1)), (1, None)] {
         let mut receiver = following(at(1, 5));
         step(&mut receiver, 2, ReceiverEvent::Stream(1, heartbeat(1, Some(hops), Duration::ZERO)));

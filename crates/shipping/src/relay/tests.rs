@@ -21,7 +21,7 @@ fn election(me: NodeId) -> RelayElection {
     election
 }
 
-/// Everybody in `statuses` speaks at `now`, then the node chooses.
+/// Every node in `statuses` speaks at `now`, then the node chooses.
 fn choose(
     election: &mut RelayElection,
     now: Duration,
@@ -102,7 +102,7 @@ fn of_two_relays_the_higher_numbered_steps_down() {
 }
 
 #[test]
-fn but_not_for_one_that_is_far_behind() {
+fn a_relay_does_not_step_down_for_a_node_that_is_far_behind() {
     let mut high = election(11);
     choose(&mut high, SECOND * 2, None, &[]);
     let mut own = status(11, Some(1));
@@ -145,7 +145,7 @@ fn a_failed_source_is_avoided_and_the_leader_comes_last() {
 }
 
 #[test]
-fn a_follower_cut_off_from_its_leader_is_left_for_one_that_is_not() {
+fn a_follower_cut_off_from_its_leader_is_left_for_a_connected_one() {
     let mut relay = election(10);
     let first = choose(&mut relay, Duration::ZERO, None, &[]).unwrap().node;
     let cut_off = Status { primary_age: SECOND * 10, ..status(first, Some(0)) };
@@ -181,7 +181,7 @@ fn mates_that_have_not_spoken_yet_are_given_their_time_and_no_more() {
     assert!(choose(&mut last, timeout + SECOND / 1000, None, &[]).unwrap().direct);
     // Those behind it in line are not waited for.
     assert!(choose(&mut election(10), Duration::ZERO, None, &[]).unwrap().direct);
-    // Nor is one that has spoken, and fallen silent, when other nodes come and go.
+    // Nor is a node that has spoken, and fallen silent, when other nodes come and go.
     let mut next = election(11);
     assert_eq!(choose(&mut next, Duration::ZERO, None, &[status(10, Some(1))]), follows(10));
     next.set_members(SECOND, &[2, 3, 1], &[10, 11]);
@@ -194,7 +194,7 @@ fn what_is_known_of_nodes_outlives_a_change_of_members() {
     assert_eq!(choose(&mut other, Duration::ZERO, None, &[status(10, Some(1))]), follows(10));
     other.set_members(SECOND / 10, &[2, 3, 1], &[10, 11]);
     assert_eq!(choose(&mut other, SECOND / 10, None, &[]), follows(10));
-    // One that is a member no more is not followed.
+    // A former member is not followed.
     other.set_members(SECOND / 5, &[2, 3, 1], &[11, 12]);
     assert_ne!(choose(&mut other, SECOND / 5, None, &[]), follows(10));
 }
@@ -217,7 +217,7 @@ fn a_follower_stays_with_its_relay_while_another_shows_up() {
 }
 
 #[test]
-fn of_two_relays_the_one_that_is_far_behind_is_not_followed() {
+fn of_two_relays_a_relay_that_is_far_behind_is_not_followed() {
     let mut other = election(12);
     let ahead = Status { durable: Position::new(Epoch(1), 5000), ..status(11, Some(1)) };
     for status in [status(10, Some(1)), ahead] {
@@ -230,7 +230,7 @@ fn of_two_relays_the_one_that_is_far_behind_is_not_followed() {
 }
 
 #[test]
-fn a_relay_steps_down_for_one_that_is_at_most_a_thousand_batches_behind() {
+fn a_relay_steps_down_for_another_at_most_a_thousand_batches_behind() {
     for (ahead, source) in [(1000, follows(10)), (1001, direct(2))] {
         let mut high = election(11);
         choose(&mut high, SECOND * 2, None, &[]);
@@ -243,7 +243,7 @@ fn a_relay_steps_down_for_one_that_is_at_most_a_thousand_batches_behind() {
 
 /// Its voter was taken from it by a change of members.
 #[test]
-fn one_that_has_just_lost_its_source_follows_the_relay_that_there_is() {
+fn a_node_that_has_just_lost_its_source_follows_the_present_relay() {
     let mut low = election(10);
     assert_eq!(choose(&mut low, Duration::ZERO, Some(1), &[status(11, Some(1))]), follows(11));
 }

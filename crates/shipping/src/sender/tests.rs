@@ -76,7 +76,7 @@ fn idle_it_beats_four_times_a_second() {
     assert_eq!(sender.step(Duration::ZERO, tail(at(1, 0), at(1, 5))), [SenderAction::Heartbeat]);
     let beats = (1..=1000).flat_map(|ms| sender.step(MS * ms, SenderEvent::Tick)).count();
     assert_eq!(beats, 4);
-    // And whoever gives it a tick when it says so gives it none in vain.
+    // And a tick at the time that it names is never in vain.
     for beat in 5..8 {
         assert_eq!(sender.heartbeat_at(), MS * 250 * beat);
         assert_eq!(
@@ -187,7 +187,7 @@ fn an_idle_subscriber_is_kept_and_what_it_is_sent_later_has_its_time() {
         SenderEvent::Read { previous: at(1, 0), batches: vec![size(1, 1, 2000)] },
     );
     assert_eq!(sender.step(MS * 89_999, SenderEvent::Tick), [SenderAction::Heartbeat]);
-    // One that gets on is not let go, however slowly.
+    // A subscriber that gets on is not let go, however slowly.
     sender.step(MS * 89_999, tail(at(1, 0), at(1, 2)));
     sender.step(MS * 89_999, SenderEvent::Acked { durable: at(1, 1) });
     sender.step(
@@ -208,7 +208,7 @@ fn batches_without_bytes_fill_a_window_too() {
 }
 
 #[test]
-fn a_subscriber_at_the_sequence_where_the_log_begins_or_ends_and_of_another_epoch_has_diverged() {
+fn a_subscriber_of_another_epoch_at_either_end_of_the_log_has_diverged() {
     let diverged = [SenderAction::SnapshotNeeded { diverged: true }];
     let step = |from, purged, available| {
         Sender::new(SenderConfig::default(), Duration::ZERO, Epoch(3), from)

@@ -168,8 +168,8 @@ impl World {
             }
             Message::Subscribe { link, from: position } => {
                 let node = self.nodes.get_mut(&to).unwrap();
-                // A node has one subscription at a source. One that comes late is of no use to
-                // anybody.
+                // A node has one subscription at a source. A late subscription is of no use to any
+                // node.
                 if node.senders.keys().any(|other| other.0 == link.0 && *other >= link) {
                     return;
                 }

@@ -1,4 +1,4 @@
-//! How much memory all memtables take together, and who waits for it.
+//! How much memory all memtables take together, and which writes wait for it.
 //!
 //! RocksDB's own stalls know no families: where one has too much, every write of the database
 //! waits. So they are off, and what waits here is what may: a write of state, whose thread is there
@@ -23,7 +23,7 @@ pub(super) struct Memtables {
 
 #[derive(Default)]
 struct Turn {
-    /// One of those who wait flushes a family.
+    /// One of the waiting writes flushes a family.
     flushing: bool,
     /// What was let in and may not be counted yet.
     entering_bytes: usize,
@@ -61,8 +61,8 @@ impl Memtables {
 
     /// Lets a write of state in once there is room for it.
     ///
-    /// While there is none, one of those who wait calls `flush`, which writes out a family and
-    /// returns when that is done: nobody waits for what is not under way, nor longer than flushes
+    /// While there is none, one of the waiting writes calls `flush`, which writes out a family and
+    /// returns when that is done: no write waits for what is not under way, nor longer than flushes
     /// take. `flush` returns false where nothing is left to be flushed; then the write is let in.
     ///
     /// # Errors
@@ -81,8 +81,8 @@ impl Memtables {
     }
 
     /// Waits while all memtables together are beyond their bound. State does not get them there;
-    /// logs may, where a disk takes appends faster than flushes. For whoever acknowledges records,
-    /// on a thread of its own.
+    /// logs may, where a disk takes appends faster than flushes. For the thread that acknowledges
+    /// records.
     pub(super) fn wait_below_bound(
         &self,
         flush: impl Fn() -> Result<bool, StorageError>,
@@ -93,7 +93,7 @@ impl Memtables {
         self.wait(&mut self.turn.lock(), self.bound_bytes, 0, flush)
     }
 
-    /// Whether somebody waits for a flush.
+    /// Whether a write waits for a flush.
     #[cfg(test)]
     pub(super) fn are_awaited(&self) -> bool {
         self.turn.lock().flushing

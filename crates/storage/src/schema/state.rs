@@ -34,7 +34,7 @@ pub fn expiry_key(expire_at_ms: u64, database: DatabaseId, key: &[u8]) -> Vec<u8
     [b"x".as_slice(), &expire_at_ms.to_be_bytes(), &database.0, key].concat()
 }
 
-/// The first expiry key behind those that expire at `now_ms` or before.
+/// The first expiry key behind all keys that expire at `now_ms` or before.
 pub fn expiry_bound(now_ms: u64) -> Vec<u8> {
     [b"x".as_slice(), &now_ms.saturating_add(1).to_be_bytes()].concat()
 }

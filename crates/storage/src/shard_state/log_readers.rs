@@ -11,10 +11,10 @@
 //!   lock of the state. The next batch of the shard waits for it: it may not block, and it may not
 //!   apply to the state. It may read the state, which may be ahead of what it is called with as
 //!   soon as another batch is applied.
-//! - It is not called for a state that takes the place of another ([`ShardState::install`]): what it
-//!   is called with next is the batch behind that state, whose sequence may be any. The code that
-//!   replaces a state, or lets a shard go on in another epoch, restarts the readers that count on
-//!   contiguous sequences.
+//! - It is not called for a state that takes the place of another ([`ShardState::install`]): what
+//!   it is called with next is the batch behind that state, whose sequence may be any. The code
+//!   that replaces a state, or lets a shard go on in another epoch, restarts the readers that count
+//!   on contiguous sequences.
 //! - It is called no more once its subscription is dropped, but for a call that has begun.
 
 use std::sync::{Arc, Weak};
@@ -67,7 +67,7 @@ impl Drop for LogSubscription {
 }
 
 impl LogReaders {
-    /// Those that subscribed by now, to be called with what was applied just before.
+    /// The readers that subscribed by now, to be called with what was applied just before.
     pub(super) fn present(&self) -> Vec<Arc<Reader>> {
         self.list.lock().readers.iter().map(|(_, reader)| Arc::clone(reader)).collect()
     }

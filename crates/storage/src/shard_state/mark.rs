@@ -1,4 +1,4 @@
-//! How far a state has come, as those that wait for it see it.
+//! How far a state has come, for reads and leaders that wait for it.
 
 /// What a member of a group, or a replica, has applied last: what reads and leaders wait for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

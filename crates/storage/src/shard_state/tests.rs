@@ -313,8 +313,7 @@ fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
             .unwrap_err()
             .to_string();
         assert!(refusal.contains("rows are missing"), "{refusal}");
-        // A state that left the history is replaced by an older one that is in it, also over a
-        // crash.
+        // A state that left the history is replaced by an older state of it, also over a crash.
         let mut older = target.stage().unwrap();
         older.add(snapshot.rows(&[], usize::MAX).unwrap()).unwrap();
         let raft = RaftApplied { epoch: Some(Epoch(2)), ..RaftApplied::default() };
@@ -376,7 +375,7 @@ fn rocks_forgets_requests_only_behind_the_horizon() {
 /// A failover took back what the old state had, and made room for newer requests of the same
 /// sequences.
 #[test]
-fn what_a_state_had_is_not_forgotten_in_the_one_that_took_its_place() {
+fn requests_of_a_replaced_state_are_not_forgotten_in_its_successor() {
     for (engine, _folder) in engines() {
         let state = ShardState::open(engine, SHARD).unwrap();
         for sequence in 1..=3 {
@@ -442,7 +441,7 @@ const QUESTIONS: [(&str, Question); 4] = [
 ];
 
 #[test]
-fn the_state_that_takes_the_place_of_the_one_that_was_asked_answers() {
+fn a_read_during_a_replacement_is_answered_by_the_new_state() {
     for (what, question) in QUESTIONS {
         let engine =
             Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Meanwhile::default()));

@@ -89,7 +89,7 @@ fn a_replicas_log_is_purged_up_to_what_is_flushed_at_most() {
     assert_eq!(copy.log.purge_flushed(&copy.state, 8).unwrap(), 8);
     assert_eq!(copy.log.first().unwrap().unwrap().0, 9);
     copy.holds_over_crashes();
-    // More comes while the state is flushed, and everybody has it already.
+    // More comes while the state is flushed, and every replica has it already.
     let more = copy.clone();
     *copy.engine.flush.lock() = Some(Box::new(move || more.take(1, 11..=13)));
     assert_eq!(copy.log.purge_flushed(&copy.state, 13).unwrap(), 10);
@@ -139,8 +139,8 @@ fn what_was_cut_behind_a_hole_does_not_come_back_behind_what_takes_its_place() {
     assert_eq!(Vec::from_iter(lengths), [2, 3, 4]);
 }
 
-/// The state in use has left the history at 5, and the one that takes its place goes on from there
-/// in epoch 2.
+/// The state in use has left the history at 5, and the state that takes its place goes on from
+/// there in epoch 2.
 #[test]
 fn a_state_that_is_put_in_place_does_not_meet_the_log_of_the_one_before_after_a_crash() {
     let copy = Copy::new();
@@ -164,7 +164,7 @@ fn a_state_that_is_put_in_place_does_not_meet_the_log_of_the_one_before_after_a_
 fn a_log_is_not_purged_by_what_was_flushed_of_another_state() {
     let copy = Copy::new();
     copy.take(1, 1..=10);
-    // This state left the history at 5, and the one that takes its place stands there.
+    // This state left the history at 5, and the state that takes its place stands there.
     let source = Copy::new();
     source.take(1, 1..=5);
     let (installed, done) = mpsc::channel();

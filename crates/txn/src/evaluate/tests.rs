@@ -247,8 +247,8 @@ fn a_small_request_does_not_come_to_a_large_one() {
     let view = Everywhere(greatest_bigint());
     let zero = Bytes::from_static(b"\xff\x0fZ\x02\x00");
     let clamped = SumBounds { min: Bytes::new(), max: zero, clamp: true };
-    // Many large results; one that is written over and over; large values that are read and come to
-    // nothing.
+    // Many large results; a result that is written over and over; large values that are read and
+    // come to nothing.
     let requests = [
         sums(1000, |n| format!("k{n:04}"), &SumBounds::default()),
         sums(1000, |_| "k".to_owned(), &SumBounds::default()),

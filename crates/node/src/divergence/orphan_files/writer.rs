@@ -31,8 +31,8 @@ impl OrphanWriter {
     /// `base`. Unless [`OrphanWriter::finish`] is called, no file comes of it.
     ///
     /// # Errors
-    /// [`StorageError::File`], and [`StorageError::Busy`] while another writer in this process
-    /// is at the same.
+    /// [`StorageError::File`], and [`StorageError::Busy`] while another writer in this process is
+    /// at the same.
     pub(crate) fn create(
         data_dir: &Path,
         shard: ShardId,

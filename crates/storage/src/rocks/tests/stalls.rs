@@ -85,10 +85,10 @@ impl Held {
         results
     }
 
-    fn until_somebody_waits(&self) {
+    fn until_a_write_waits(&self) {
         let start = Instant::now();
         while !self.engine.memtables.are_awaited() {
-            assert!(start.elapsed() < PATIENCE, "nobody waits for a flush");
+            assert!(start.elapsed() < PATIENCE, "no write waits for a flush");
             std::thread::yield_now();
         }
     }
@@ -99,7 +99,7 @@ impl Held {
 fn a_state_that_waits_for_room_in_memtables_holds_up_no_log() {
     let held = Held::at(FLUSH);
     let state = held.write(&held.state, 32, Durability::Unlogged);
-    held.until_somebody_waits();
+    held.until_a_write_waits();
     let written = state.try_iter().map(Result::unwrap).count();
     assert!(
         (8..15).contains(&written),
@@ -137,7 +137,7 @@ fn a_log_beyond_the_bound_of_memtables_is_acknowledged_once_it_was_flushed() {
             "acknowledged with {} bytes in memtables",
             held.engine.memtable_bytes()
         );
-        assert!(start.elapsed() < PATIENCE, "nobody waits for a flush");
+        assert!(start.elapsed() < PATIENCE, "no write waits for a flush");
     }
     held.gate.release();
     synced.recv_timeout(PATIENCE).expect("there is room again").unwrap();
@@ -148,7 +148,7 @@ fn a_log_beyond_the_bound_of_memtables_is_acknowledged_once_it_was_flushed() {
 fn a_state_waits_no_longer_when_the_engine_has_failed() {
     let held = Held::at(FLUSH);
     let state = held.write(&held.state, 32, Durability::Unlogged);
-    held.until_somebody_waits();
+    held.until_a_write_waits();
     // No file can be made here any more.
     std::fs::remove_dir_all(held.folder.path()).unwrap();
     held.gate.release();

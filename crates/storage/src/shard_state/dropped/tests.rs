@@ -75,7 +75,7 @@ fn go_on(_: u64) -> ControlFlow<()> {
     ControlFlow::Continue(())
 }
 
-/// Applies a database that is kept and one that is dropped.
+/// Applies a database that is kept and another that is dropped.
 fn filled_and_dropped(state: &ShardState) {
     state.apply(&[batch(1, vec![fill(GONE), fill(KEPT)])], RaftApplied::default()).unwrap();
     state.flush().unwrap();
@@ -123,7 +123,7 @@ fn the_disk_gets_back_what_a_dropped_database_took_once_no_snapshot_shows_it() {
         ControlFlow::Continue(())
     };
     assert!(state.reclaim_dropped(&mut paced).unwrap());
-    assert!(read > 0, "whoever paces it learns how much was read");
+    assert!(read > 0, "the pacing caller learns how much was read");
     let left = folder_bytes(folder.path());
     assert!(left < full * 6 / 10, "{left} of {full} bytes are left");
     // Found anew by a process that starts: what a crash left unfinished is finished.
