@@ -3,16 +3,18 @@
 //! What must hold: a position is reported when it is persisted, never before; a batch is persisted
 //! only behind its predecessor; nothing of an epoch is taken once this node is sealed in it.
 
-use std::cmp::Ordering;
 use std::collections::VecDeque;
 use std::time::Duration;
 
 use meridian_types::{Epoch, NodeId, Position};
 
-use crate::{Heartbeat, Source, Status};
+use crate::{Source, Status};
 
+mod connecting;
 mod event;
+mod stream;
 
+use connecting::spread;
 pub use event::{
     FailureReason, ReceiverAction, ReceiverConfig, ReceiverEvent, ReceiverPhase, StreamEvent,
     StreamId,
@@ -292,163 +294,6 @@ impl Receiver {
         self.disconnect(now, actions);
     }
 
-    fn on_stream(
-        &mut self,
-        now: Duration,
-        jitter: f64,
-        stream: StreamId,
-        event: StreamEvent,
-        actions: &mut Vec<ReceiverAction>,
-    ) {
-        match (self.state, event) {
-            (_, StreamEvent::Closed) => self.fail(now, jitter, FailureReason::Closed, actions),
-            (State::Subscribing { source, from, .. }, StreamEvent::Connected { epoch }) => {
-                if self.is_our_epoch(now, jitter, epoch, actions) {
-                    self.state = State::Following { stream, source, heard_at: now };
-                    if self.durable > from {
-                        // Persisted while no source could be told. The source is about to send it
-                        // again, and it will be skipped: without a word its window might stay full.
-                        actions
-                            .push(ReceiverAction::ReportDurable { stream, position: self.durable });
-                    }
-                }
-            }
-            (_, StreamEvent::SnapshotNeeded { .. }) => {
-                self.needs_snapshot = true;
-                // A snapshot that does not help is not fetched again at once.
-                let retry_at =
-                    if self.attempts == 0 { now } else { now + self.next_backoff(jitter) };
-                self.attempts = self.attempts.max(1);
-                self.disconnect(retry_at, actions);
-            }
-            (State::Following { source, .. }, StreamEvent::Heartbeat(heartbeat)) => {
-                if self.is_our_epoch(now, jitter, heartbeat.status.epoch, actions) {
-                    self.progress(State::Following { stream, source, heard_at: now });
-                    self.on_heartbeat(now, heartbeat);
-                }
-            }
-            (State::Following { source, .. }, StreamEvent::Batch { position, previous, bytes }) => {
-                match self.judge(position, previous) {
-                    Ok(is_new) => {
-                        self.progress(State::Following { stream, source, heard_at: now });
-                        if is_new {
-                            self.accept(now, position, bytes, actions);
-                        }
-                    }
-                    Err(reason) => self.fail(now, jitter, reason, actions),
-                }
-            }
-            // A source that speaks before it says its epoch, or says it twice, is no source.
-            (
-                _,
-                StreamEvent::Connected { .. }
-                | StreamEvent::Heartbeat(_)
-                | StreamEvent::Batch { .. },
-            ) => {
-                self.fail(now, jitter, FailureReason::WrongEpoch, actions);
-            }
-        }
-    }
-
-    fn is_our_epoch(
-        &mut self,
-        now: Duration,
-        jitter: f64,
-        epoch: Epoch,
-        actions: &mut Vec<ReceiverAction>,
-    ) -> bool {
-        if epoch < self.epoch {
-            self.fail(now, jitter, FailureReason::WrongEpoch, actions);
-        } else if epoch > self.epoch {
-            let retry_at = now + self.next_backoff(jitter);
-            self.disconnect(retry_at, actions);
-            actions.push(ReceiverAction::EpochAhead { epoch });
-        }
-        epoch == self.epoch
-    }
-
-    fn on_heartbeat(&mut self, now: Duration, heartbeat: Heartbeat) {
-        let status = heartbeat.status;
-        // A primary member is the primary region, however old its news: choosing a better one is
-        // the election's part.
-        let primary_age = if status.hops == Some(0) { Duration::ZERO } else { status.primary_age };
-        self.heard = Some(Heard { hops: status.hops, at: now, primary_age });
-        if self.committed.is_none_or(|(committed, _)| committed <= heartbeat.committed) {
-            self.committed = Some((heartbeat.committed, heartbeat.time_ms));
-        }
-    }
-
-    /// Whether the batch is the next one (`true`) or one we have (`false`), or why it is refused.
-    fn judge(&self, position: Position, previous: Position) -> Result<bool, FailureReason> {
-        let in_history = match position.epoch.cmp(&self.epoch) {
-            Ordering::Less => position.sequence <= self.base.sequence,
-            Ordering::Equal => position.sequence > self.base.sequence,
-            Ordering::Greater => false,
-        };
-        if !in_history {
-            return Err(FailureReason::WrongEpoch);
-        }
-        if position.sequence <= self.received.sequence {
-            return if position <= self.received {
-                Ok(false)
-            } else {
-                Err(FailureReason::WrongEpoch)
-            };
-        }
-        let follows = previous == self.received
-            && position.sequence == self.received.sequence + 1
-            && position.epoch >= self.received.epoch;
-        if follows { Ok(true) } else { Err(FailureReason::Gap) }
-    }
-
-    fn accept(
-        &mut self,
-        now: Duration,
-        position: Position,
-        bytes: u64,
-        actions: &mut Vec<ReceiverAction>,
-    ) {
-        self.received = position;
-        self.unpersisted.push_back((position, bytes));
-        self.unpersisted_bytes = self.unpersisted_bytes.saturating_add(bytes);
-        // Heartbeats may queue behind batches: batches from a primary member say as much.
-        if let Some(heard) = self.heard.as_mut().filter(|heard| heard.hops == Some(0)) {
-            heard.at = now;
-        }
-        actions.push(ReceiverAction::Persist { position });
-    }
-
-    fn on_persisted(
-        &mut self,
-        now: Duration,
-        position: Position,
-        actions: &mut Vec<ReceiverAction>,
-    ) {
-        assert!(
-            position <= self.received,
-            "{position} was persisted, but only {} was received",
-            self.received
-        );
-        if position <= self.durable {
-            return;
-        }
-        let wanted_more = self.wants_more();
-        self.durable = position;
-        while let Some(&(first, bytes)) = self.unpersisted.front()
-            && first <= position
-        {
-            self.unpersisted.pop_front();
-            self.unpersisted_bytes = self.unpersisted_bytes.saturating_sub(bytes);
-        }
-        if let State::Following { stream, source, .. } = self.state {
-            if !wanted_more {
-                // The silence was ours: the disk did not keep up.
-                self.state = State::Following { stream, source, heard_at: now };
-            }
-            actions.push(ReceiverAction::ReportDurable { stream, position });
-        }
-    }
-
     fn on_snapshot(
         &mut self,
         now: Duration,
@@ -501,104 +346,6 @@ impl Receiver {
             self.needs_snapshot = true;
         }
     }
-
-    fn check_timeouts(&mut self, now: Duration, jitter: f64, actions: &mut Vec<ReceiverAction>) {
-        match self.state {
-            State::Subscribing { since, .. }
-                if now.saturating_sub(since) >= self.config.connect_timeout =>
-            {
-                self.fail(now, jitter, FailureReason::ConnectTimeout, actions);
-            }
-            State::Following { heard_at, .. }
-                if self.wants_more() && now.saturating_sub(heard_at) >= self.idle_timeout() =>
-            {
-                self.fail(now, jitter, FailureReason::Idle, actions);
-            }
-            _ => {}
-        }
-    }
-
-    /// Longer after each failure without progress: a big batch may take its time on a narrow link,
-    /// and would be sent again for ever.
-    fn idle_timeout(&self) -> Duration {
-        self.config
-            .idle_timeout
-            .saturating_mul(1 << self.attempts.min(8))
-            .min(self.config.stale_after)
-    }
-
-    /// Does what is due: nothing while a stream is open, a snapshot is fetched or the backoff runs.
-    fn advance(&mut self, now: Duration, actions: &mut Vec<ReceiverAction>) {
-        let State::Disconnected { retry_at } = self.state else { return };
-        if self.seal == Seal::Draining && self.unpersisted.is_empty() {
-            self.seal = Seal::Reported;
-            actions.push(ReceiverAction::Sealed { durable: self.durable });
-        }
-        let Some(source) = self.source else { return };
-        if self.seal != Seal::Open || now < retry_at {
-            return;
-        }
-        if !self.needs_snapshot {
-            self.streams += 1;
-            let (stream, source, from) = (self.streams, source.node, self.durable);
-            self.state = State::Subscribing { stream, source, since: now, from };
-            actions.push(ReceiverAction::Connect { stream, source, from });
-        } else if self.unpersisted.is_empty() {
-            if let Some(base) = self.orphans_beyond.take() {
-                actions.push(ReceiverAction::SaveOrphans { base });
-            }
-            self.state = State::FetchingSnapshot { source: source.node };
-            actions.push(ReceiverAction::FetchSnapshot { source: source.node, epoch: self.epoch });
-        }
-    }
-
-    fn progress(&mut self, state: State) {
-        self.state = state;
-        self.attempts = 0;
-    }
-
-    fn fail(
-        &mut self,
-        now: Duration,
-        jitter: f64,
-        reason: FailureReason,
-        actions: &mut Vec<ReceiverAction>,
-    ) {
-        if let State::Subscribing { source, .. } | State::Following { source, .. } = self.state {
-            let retry_at = now + self.next_backoff(jitter);
-            self.disconnect(retry_at, actions);
-            actions.push(ReceiverAction::SourceFailed { source, reason });
-        }
-    }
-
-    /// Closes what is open and tries again at `retry_at`. A snapshot that is being fetched ends
-    /// first.
-    fn disconnect(&mut self, retry_at: Duration, actions: &mut Vec<ReceiverAction>) {
-        match self.state {
-            State::FetchingSnapshot { .. } => {
-                self.state = State::CancellingSnapshot;
-                actions.push(ReceiverAction::CancelSnapshot);
-            }
-            State::CancellingSnapshot | State::InstallingSnapshot { .. } => {}
-            State::Disconnected { .. } => self.state = State::Disconnected { retry_at },
-            State::Subscribing { stream, .. } | State::Following { stream, .. } => {
-                self.state = State::Disconnected { retry_at };
-                actions.push(ReceiverAction::CloseStream { stream });
-            }
-        }
-    }
-
-    /// [Spread](spread), a delay that doubles with each failure in a row.
-    fn next_backoff(&mut self, jitter: f64) -> Duration {
-        let doubled = self.config.backoff_min.saturating_mul(1 << self.attempts.min(16));
-        self.attempts = self.attempts.saturating_add(1);
-        spread(doubled.min(self.config.backoff_max), jitter)
-    }
-}
-
-/// Between half and all of a delay.
-fn spread(delay: Duration, jitter: f64) -> Duration {
-    delay.mul_f64(0.5 + jitter.clamp(0.0, 1.0) / 2.0)
 }
 
 #[cfg(test)]

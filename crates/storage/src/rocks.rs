@@ -4,7 +4,6 @@
 //! of its family; a write of state never delays a write of a log by more than one flush.
 
 use std::collections::{BTreeSet, HashMap};
-use std::ffi::CStr;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,72 +11,37 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rocksdb::compaction_filter::{CompactionFilter, Decision};
-use rocksdb::compaction_filter_factory::{CompactionFilterContext, CompactionFilterFactory};
 use rocksdb::properties::{
     CUR_SIZE_ALL_MEM_TABLES, NUM_ENTRIES_ACTIVE_MEM_TABLE, NUM_ENTRIES_IMM_MEM_TABLES,
     NUM_IMMUTABLE_MEM_TABLE, PropName,
 };
 use rocksdb::{
-    BlockBasedOptions, BoundColumnFamily, Cache, ColumnFamilyDescriptor, CompactOptions, DB,
-    DBCompressionType, DBPinnableSlice, DBRecoveryMode, ErrorKind, FlushOptions, Options,
-    ReadOptions, ReadTier, SnapshotWithThreadMode, WriteOptions,
+    BoundColumnFamily, Cache, ColumnFamilyDescriptor, CompactOptions, DB, Options, ReadOptions,
+    ReadTier, WriteOptions,
 };
-use self_cell::self_cell;
 
 use crate::engine::{Operation, Visit};
-use crate::forgotten::Filter;
-use crate::schema::{self, LOG_FAMILY, META_FAMILY};
-use crate::{
-    Durability, Effort, Engine, EngineSnapshot, Forgotten, Scan, Scanned, StorageError, WriteBatch,
-};
+use crate::schema::{LOG_FAMILY, META_FAMILY};
+use crate::{Durability, Engine, EngineSnapshot, Forgotten, Scan, StorageError, WriteBatch};
 
 use self::memtables::Memtables;
+pub use self::options::RocksOptions;
+use self::options::{database_options, family_options};
+use self::snapshot::{RocksSnapshot, Tidy, cached, scan_with};
 
 mod memtables;
+mod options;
+mod snapshot;
 
 /// Of a range that is compacted on demand, at a time: other compactions, and the caller that paces
 /// it, come in between.
 const COMPACTION_SLICE_BYTES: u64 = 64 << 20;
 
-/// How much memory one node's RocksDB may take, in bytes.
-#[derive(Debug, Clone)]
-pub struct RocksOptions {
-    /// Blocks, and the indexes and filters of open files.
-    pub block_cache_bytes: usize,
-    /// The memtables of all families together. Shortly before, the oldest is flushed, and then
-    /// writes of state wait.
-    pub memtable_bytes: usize,
-}
-
-impl Default for RocksOptions {
-    fn default() -> Self {
-        Self { block_cache_bytes: 128 << 20, memtable_bytes: 128 << 20 }
-    }
-}
-
-impl RocksOptions {
-    /// The size at which a family's memtable is flushed on its own account. Smaller than all that
-    /// there is, so that one busy family leaves the others theirs, and its flush some time.
-    fn write_buffer_bytes(&self) -> usize {
-        (self.memtable_bytes / 6).clamp(1 << 20, 64 << 20)
-    }
-}
-
-const ARENA_BLOCK_BYTES: usize = 32 << 10;
-
-/// Never reached: RocksDB's own slow-downs, which hold up all families for one.
-const NEVER: i32 = i32::MAX;
 /// A state of which so many files wait to be compacted takes writes slowly.
 const MANY_FILES: u64 = 36;
 /// How long one such write waits at most, and how long between two looks.
 const SLOW_WRITE: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(20);
-
-/// A file is compacted that has so many deletions among so many rows, or this share of them in all.
-const DELETIONS_WINDOW: usize = 16 << 10;
-const DELETIONS_IN_WINDOW: usize = 8 << 10;
-const DELETIONS_RATIO: f64 = 0.5;
 
 /// The engine that nodes run on: one RocksDB a node.
 pub struct RocksEngine {
@@ -228,35 +192,6 @@ impl RocksEngine {
     }
 }
 
-fn database_options() -> Options {
-    let mut database = Options::default();
-    database.create_if_missing(true);
-    database.create_missing_column_families(true);
-    // Up to the first record that is not whole. After a power loss the end of the log may hold
-    // anything: a record cut short, or one of the right length whose blocks were never written. The
-    // mode that only tolerates a log that is cut short refuses to open then, at every start. What
-    // this one lets go was never synced; should the disk lose what was, `HighWater` and the other
-    // voters notice.
-    database.set_wal_recovery_mode(DBRecoveryMode::PointInTime);
-    database.set_max_total_wal_size(256 << 20);
-    // Logged writes wait in memory for the fsync that makes them durable, and are written with it:
-    // no caller relies on them before. What is not followed by one is written out with the next
-    // mark of what is committed, or each second.
-    database.set_manual_wal_flush(true);
-    // Threads that wait for another's write sleep: spinning takes the cores from the processes
-    // beside.
-    database.set_enable_write_thread_adaptive_yield(false);
-    // A flush and a compaction, and one more where files pile up: those of the log do not wait for
-    // a state's then.
-    database.set_max_background_jobs(3);
-    // Written back bit by bit: else the fsync of a whole new table holds up that of the log.
-    database.set_bytes_per_sync(1 << 20);
-    database.set_keep_log_file_num(4);
-    database.set_max_open_files(512);
-    database.set_paranoid_checks(true);
-    database
-}
-
 fn family<'a>(db: &'a DB, name: &str) -> Result<Arc<BoundColumnFamily<'a>>, StorageError> {
     db.cf_handle(name).ok_or_else(|| StorageError::NoFamily(name.to_owned()))
 }
@@ -266,85 +201,6 @@ fn forgotten_in(
     family: &str,
 ) -> Arc<Forgotten> {
     Arc::clone(forgotten.lock().entry(family.to_owned()).or_default())
-}
-
-fn family_options(
-    name: &str,
-    options: &RocksOptions,
-    cache: &Cache,
-    forgotten: Arc<Forgotten>,
-) -> Options {
-    let mut table = BlockBasedOptions::default();
-    table.set_block_cache(cache);
-    table.set_format_version(5);
-    // Within the cache's bound: beside it they would grow with the data.
-    table.set_cache_index_and_filter_blocks(true);
-    table.set_pin_l0_filter_and_index_blocks_in_cache(true);
-    let mut family = Options::default();
-    family.set_write_buffer_size(options.write_buffer_bytes());
-    // RocksDB holds up the writes of all families where one of them has too many memtables, files
-    // or bytes to compact: the log's, too. `Memtables` and `wait_for_compactions` hold up state
-    // instead.
-    family.set_max_write_buffer_number(NEVER);
-    family.set_level_zero_slowdown_writes_trigger(NEVER);
-    family.set_level_zero_stop_writes_trigger(NEVER);
-    family.set_soft_pending_compaction_bytes_limit(0);
-    family.set_hard_pending_compaction_bytes_limit(0);
-    // What a memtable takes at once: a shard that does nothing costs no more.
-    family.set_arena_block_size(ARENA_BLOCK_BYTES);
-    if schema::parse_state_family(name).is_some() {
-        table.set_bloom_filter(10.0, false);
-        // Most look-ups of request ids and of new keys find nothing: ask the filter, not the
-        // memtable.
-        family.set_memtable_whole_key_filtering(true);
-        // Taken at once, also by a shard that does nothing. Ten bits for each row of 125 bytes.
-        family.set_memtable_prefix_bloom_ratio(0.01);
-        // The head of a queue is a stretch of deletions, which each read there skips: a file of
-        // such is compacted soon. See also `Tidy`.
-        family.add_compact_on_deletion_collector_factory(
-            DELETIONS_WINDOW,
-            DELETIONS_IN_WINDOW,
-            DELETIONS_RATIO,
-        );
-        family.set_compression_type(DBCompressionType::Lz4);
-        family.set_bottommost_compression_type(DBCompressionType::Zstd);
-        family.set_level_compaction_dynamic_level_bytes(true);
-        // A factory, since RocksDB shares its ownership: a plain filter would die with these
-        // options.
-        family.set_compaction_filter_factory(Forget { forgotten });
-    } else {
-        // Log entries are deleted soon after they were written: compressing them is lost work.
-        family.set_compression_type(DBCompressionType::None);
-    }
-    family.set_block_based_table_factory(&table);
-    family
-}
-
-/// Drops what is forgotten while RocksDB compacts.
-struct Forget {
-    forgotten: Arc<Forgotten>,
-}
-
-impl CompactionFilterFactory for Forget {
-    type Filter = Filter;
-
-    fn create(&mut self, _: CompactionFilterContext) -> Filter {
-        self.forgotten.filter()
-    }
-
-    fn name(&self) -> &CStr {
-        c"forget"
-    }
-}
-
-impl CompactionFilter for Filter {
-    fn filter(&mut self, _level: u32, key: &[u8], value: &[u8]) -> Decision {
-        if self.drops(key, value) { Decision::Remove } else { Decision::Keep }
-    }
-
-    fn name(&self) -> &CStr {
-        c"forget"
-    }
 }
 
 impl Engine for RocksEngine {
@@ -444,8 +300,7 @@ impl Engine for RocksEngine {
     }
 
     fn snapshot(&self) -> Arc<dyn EngineSnapshot> {
-        let taken = TakenSnapshot::new(Arc::clone(&self.db), |db| db.snapshot());
-        Arc::new(RocksSnapshot { taken, tidy: Arc::clone(&self.tidy) })
+        Arc::new(RocksSnapshot::take(Arc::clone(&self.db), Arc::clone(&self.tidy)))
     }
 
     fn open_snapshots(&self) -> u64 {
@@ -483,134 +338,6 @@ impl Engine for RocksEngine {
             from = until;
         }
         Ok(())
-    }
-}
-
-type BorrowedSnapshot<'a> = SnapshotWithThreadMode<'a, DB>;
-
-self_cell!(
-    struct TakenSnapshot {
-        owner: Arc<DB>,
-        #[covariant]
-        dependent: BorrowedSnapshot,
-    }
-);
-
-struct RocksSnapshot {
-    taken: TakenSnapshot,
-    tidy: Arc<Tidy>,
-}
-
-impl EngineSnapshot for RocksSnapshot {
-    fn get(&self, family_name: &str, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
-        let handle = family(self.taken.borrow_owner(), family_name)?;
-        let value = self.taken.borrow_dependent().get_pinned_cf(&handle, key)?;
-        Ok(value.map(|value| Bytes::copy_from_slice(&value)))
-    }
-
-    fn get_cached(
-        &self,
-        family_name: &str,
-        key: &[u8],
-    ) -> Result<Option<Option<Bytes>>, StorageError> {
-        let (db, mut options) = (self.taken.borrow_owner(), ReadOptions::default());
-        options.set_snapshot(self.taken.borrow_dependent());
-        options.set_read_tier(ReadTier::BlockCache);
-        cached(db.get_pinned_cf_opt(&family(db, family_name)?, key, &options))
-    }
-
-    fn scan_some(
-        &self,
-        family: &str,
-        scan: Scan<'_>,
-        effort: Effort,
-        visit: Visit<'_>,
-    ) -> Result<Scanned, StorageError> {
-        let (db, mut options) = (self.taken.borrow_owner(), ReadOptions::default());
-        options.set_snapshot(self.taken.borrow_dependent());
-        options.set_max_skippable_internal_keys(effort.max_skipped);
-        if effort.cached_only {
-            options.set_read_tier(ReadTier::BlockCache);
-        }
-        let scanned = scan_with(db, options, family, scan, visit)?;
-        if scanned == Scanned::Skipped && !effort.cached_only {
-            self.tidy.flush(db, family)?;
-        }
-        Ok(scanned)
-    }
-}
-
-/// Flushes memtables that scans skip much of: only a file of deletions is compacted, and a memtable
-/// with few writes would stay as it is for hours.
-#[derive(Default)]
-struct Tidy {
-    flushed: Mutex<HashMap<String, Instant>>,
-}
-
-impl Tidy {
-    /// Begins a flush of the family, and does not wait for it; not again before the files of the
-    /// last one can have been compacted.
-    fn flush(&self, db: &DB, family_name: &str) -> Result<(), StorageError> {
-        const PAUSE: Duration = Duration::from_secs(5);
-        let now = Instant::now();
-        let mut flushed = self.flushed.lock();
-        if flushed.get(family_name).is_some_and(|last| now.duration_since(*last) < PAUSE) {
-            return Ok(());
-        }
-        flushed.retain(|_, last| now.duration_since(*last) < PAUSE);
-        flushed.insert(family_name.to_owned(), now);
-        drop(flushed);
-        let mut options = FlushOptions::default();
-        options.set_wait(false);
-        Ok(db.flush_cf_opt(&family(db, family_name)?, &options)?)
-    }
-}
-
-/// What a look-up came to that does not wait for a disk.
-fn cached(
-    found: Result<Option<DBPinnableSlice<'_>>, rocksdb::Error>,
-) -> Result<Option<Option<Bytes>>, StorageError> {
-    match found {
-        Ok(value) => Ok(Some(value.map(|value| Bytes::copy_from_slice(&value)))),
-        Err(error) if error.kind() == ErrorKind::Incomplete => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn scan_with(
-    db: &DB,
-    mut options: ReadOptions,
-    family_name: &str,
-    scan: Scan<'_>,
-    visit: Visit<'_>,
-) -> Result<Scanned, StorageError> {
-    if scan.start >= scan.end {
-        return Ok(Scanned::All);
-    }
-    options.set_iterate_lower_bound(scan.start);
-    options.set_iterate_upper_bound(scan.end);
-    let handle = family(db, family_name)?;
-    let mut iterator = db.raw_iterator_cf_opt(&handle, options);
-    if scan.reverse {
-        iterator.seek_to_last();
-    } else {
-        iterator.seek_to_first();
-    }
-    while let Some((key, value)) = iterator.item() {
-        if let ControlFlow::Break(()) = visit(key, value) {
-            return Ok(Scanned::All);
-        }
-        if scan.reverse {
-            iterator.prev();
-        } else {
-            iterator.next();
-        }
-    }
-    // An iterator that is no longer valid is at its end, or has failed.
-    match iterator.status() {
-        Ok(()) => Ok(Scanned::All),
-        Err(error) if error.kind() == ErrorKind::Incomplete => Ok(Scanned::Skipped),
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -5,7 +5,7 @@ use meridian_types::{Epoch, ShardId};
 use rocksdb::statistics::Ticker;
 
 use super::*;
-use crate::{GroupId, GroupLog, RecordKind};
+use crate::{GroupId, GroupLog, RecordKind, schema};
 
 mod stalls;
 
