@@ -13,7 +13,7 @@ use hyper::body::Body;
 use hyper::header::EXPECT;
 use hyper::http::request::Parts;
 use hyper::{Method, Request, Version};
-use meridian_types::{Consistency, DatabaseId, RequestId, ShardId, WriteOutcome};
+use meridian_types::{Consistency, DatabaseId, ShardId, WriteOutcome};
 use prost::Message;
 use tracing::warn;
 
@@ -23,6 +23,7 @@ use crate::metadata::{self, Base, Exchange};
 use crate::options::Options;
 use crate::order::{self, Place};
 use crate::refusal::{Overload, Refusal};
+use crate::request_id::new_request_id;
 use crate::route::{Route, Target};
 use crate::shares::{Holder, Share, Shares};
 use crate::telemetry::Telemetry;
@@ -251,7 +252,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         }?;
         let message = validation::decode_write(body)?;
         let transaction = validation::write(message).map_err(Refusal::from)?;
-        let request_id = RequestId::generate();
+        let request_id = new_request_id();
         let write = Write { database, request_id, transaction };
         let service = Arc::clone(&self.database);
         let mut running = Box::pin(async move {

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `server` | sockets: accepting, eviction when there are too many, idle connections, draining |
 //! | `gateway` | one request from its head to its answer |
+//! | `request_id` | ids of writes |
 //! | `route` | the paths, all of them |
 //! | `head`, `body` | reading a request before it is understood |
 //! | `metadata` | the metadata exchange |
@@ -41,6 +42,7 @@ mod metadata;
 mod options;
 mod order;
 mod refusal;
+mod request_id;
 mod route;
 mod server;
 mod shares;
@@ -53,5 +55,6 @@ pub use catalogue::Catalogue;
 pub use database::{Database, Read, ReadOutput, Unavailable, Write, WriteFailure};
 pub use gateway::{Gateway, Unanswered};
 pub use options::{InvalidPublicUrl, Options, PublicUrl};
+pub use request_id::new_request_id;
 pub use route::{EVENTUAL_PATH, STRONG_PATH};
 pub use server::serve;

@@ -71,11 +71,6 @@ pub struct RequestId(pub [u8; 16]);
 
 impl RequestId {
     pub const LEN: usize = 16;
-
-    /// A new id, unique across gateways.
-    pub fn generate() -> Self {
-        Self(Uuid::now_v7().into_bytes())
-    }
 }
 
 impl fmt::Display for RequestId {
@@ -86,8 +81,6 @@ impl fmt::Display for RequestId {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     const TEXT: &str = "00010203-0405-0607-0809-0a0b0c0d0e0f";
@@ -101,13 +94,5 @@ mod tests {
         assert_eq!(DatabaseId::try_from(TEXT.to_owned()), Ok(id));
         let unfit = "00010203-0405".to_owned();
         assert_eq!(DatabaseId::try_from(unfit.clone()), Err(InvalidId(unfit)));
-    }
-
-    #[test]
-    fn no_two_requests_share_an_id() {
-        let ids: BTreeSet<_> = (0..1000).map(|_| RequestId::generate()).collect();
-        assert_eq!(ids.len(), 1000);
-        let version = |id: &RequestId| Uuid::from_bytes(id.0).get_version_num();
-        assert!(ids.iter().all(|id| version(id) == 7));
     }
 }

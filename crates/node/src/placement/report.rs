@@ -193,9 +193,10 @@ fn lost(parts: &KeeperParts, orphans: &mut KnownOrphans) -> Vec<wire::Orphans> {
 
 #[cfg(test)]
 mod tests {
+    use meridian_gateway::new_request_id;
     use meridian_proto::DecodedBatch;
     use meridian_storage::{MemoryEngine, RaftApplied};
-    use meridian_types::{Batch, CommittedTransaction, Effect, Position, RequestId};
+    use meridian_types::{Batch, CommittedTransaction, Effect, Position};
 
     use super::*;
 
@@ -205,7 +206,7 @@ mod tests {
         let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
         for sequence in 1..=5 {
             let effects = if sequence == 5 { vec![Effect::DropDatabase] } else { Vec::new() };
-            let request_id = RequestId::generate();
+            let request_id = new_request_id();
             let transaction =
                 CommittedTransaction { request_id, database: gone, effects, refusal: None };
             let position = Position::new(Epoch(1), sequence);

@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use meridian_directory::{Change, Cluster};
 use meridian_failover::{Action, Controller, Event, Progress};
+use meridian_gateway::new_request_id;
 use meridian_proto::directory::{self as wire, failover_client::FailoverClient, renew_response};
 use meridian_proto::shard_report;
-use meridian_types::{Epoch, NodeId, Position, RequestId, ShardId, Versionstamp, WriteOutcome};
+use meridian_types::{Epoch, NodeId, Position, ShardId, Versionstamp, WriteOutcome};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -288,7 +289,7 @@ impl Session {
         }
         let request = WriteRequest {
             database: DIRECTORY_DATABASE,
-            request_id: RequestId::generate(),
+            request_id: new_request_id(),
             transaction: record::transaction(stamp, &next, &recorded),
             retry: false,
         };

@@ -3,12 +3,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::{Stream, StreamExt};
 use meridian_config::topology::Topology;
+use meridian_gateway::new_request_id;
 use meridian_proto::DecodedBatch;
 use meridian_proto::shipping::shipping_server::{self, ShippingServer};
 use meridian_storage::{MemoryEngine, RaftApplied, Replace};
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, Value,
-    ValueEncoding,
+    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, Value, ValueEncoding,
 };
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Streaming};
@@ -62,7 +62,7 @@ impl shipping_server::Shipping for Breaking {
 }
 
 fn batch(sequence: u64, effects: Vec<Effect>) -> DecodedBatch {
-    let (request_id, database) = (RequestId::generate(), DatabaseId([1; 16]));
+    let (request_id, database) = (new_request_id(), DatabaseId([1; 16]));
     let transactions = vec![CommittedTransaction { request_id, database, effects, refusal: None }];
     Batch { position: Position::new(Epoch(1), sequence), time_ms: 1, transactions }.into()
 }

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use futures::future::join_all;
 use meridian_config::topology::{DEV_DEFAULT_DATABASE, Topology};
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming};
-use meridian_gateway::{Access, Database, WriteFailure};
+use meridian_gateway::{Access, Database, WriteFailure, new_request_id};
 use meridian_memory::ByteBudget;
 use meridian_storage::{Engine, GroupId, ShardState, ShippedLog, Syncer};
-use meridian_types::{EpochHistory, Position, ReadRange, RequestId, Transaction};
+use meridian_types::{EpochHistory, Position, ReadRange, Transaction};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::*;
@@ -122,7 +122,7 @@ async fn writes_to_an_address_that_drops_what_comes_have_not_committed() {
     let (router, ..) = router(&address.to_string(), Arc::default(), None, Duration::from_secs(3));
     let began = Instant::now();
     let write = || {
-        let (database, request_id) = (DEV_DEFAULT_DATABASE, RequestId::generate());
+        let (database, request_id) = (DEV_DEFAULT_DATABASE, new_request_id());
         router.write(Write { database, request_id, transaction: Transaction::default() })
     };
     for outcome in join_all((0..200).map(|_| write())).await {

@@ -6,10 +6,10 @@ use std::sync::atomic::Ordering;
 
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
 use meridian_config::topology::DEV_DEFAULT_DATABASE;
+use meridian_gateway::new_request_id;
 use meridian_memory::ByteBudget;
 use meridian_types::{
-    Check, Mutation, MutationKind, ReadRange, RequestId, SumBounds, Value, ValueEncoding,
-    Versionstamp,
+    Check, Mutation, MutationKind, ReadRange, SumBounds, Value, ValueEncoding, Versionstamp,
 };
 
 use super::*;
@@ -18,7 +18,7 @@ use world::{DEADLINE, Link, World, run, run_beside};
 fn write() -> Write {
     Write {
         database: DEV_DEFAULT_DATABASE,
-        request_id: RequestId::generate(),
+        request_id: new_request_id(),
         transaction: Transaction::default(),
     }
 }

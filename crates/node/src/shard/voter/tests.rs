@@ -6,11 +6,11 @@ use std::sync::{Mutex, mpsc};
 use meridian_config::topology::DEV_DEFAULT_DATABASE;
 use meridian_consensus::Peers;
 use meridian_failover::Lease;
+use meridian_gateway::new_request_id;
 use meridian_proto::shard::shard_server::Shard;
 use meridian_storage::{Durability, Engine, GroupId, MemoryEngine, WatchedEngine};
 use meridian_types::{
-    Epoch, Mutation, MutationKind, RequestId, ShardId, Transaction, Value, ValueEncoding,
-    WriteOutcome,
+    Epoch, Mutation, MutationKind, ShardId, Transaction, Value, ValueEncoding, WriteOutcome,
 };
 
 use super::*;
@@ -66,12 +66,8 @@ impl Alone {
         let transaction = Transaction { checks: Vec::new(), mutations };
         loop {
             let (database, transaction) = (DEV_DEFAULT_DATABASE, transaction.clone());
-            let request = WriteRequest {
-                database,
-                request_id: RequestId::generate(),
-                transaction,
-                retry: false,
-            };
+            let request =
+                WriteRequest { database, request_id: new_request_id(), transaction, retry: false };
             match self.voter.write(request, None, valid_until).await {
                 // The proposer has not heard yet that it leads.
                 WriteReply::NotLeader(_) => tokio::task::yield_now().await,
@@ -204,7 +200,7 @@ async fn a_write_that_is_refused_at_once_holds_up_none_behind_it() {
         let request = wire::WriteRequest {
             group: Some(wire::ShardEpoch { shard: GROUP.shard.0, epoch: GROUP.epoch.0.into() }),
             database: Bytes::copy_from_slice(&DEV_DEFAULT_DATABASE.0),
-            request_id: Bytes::copy_from_slice(&RequestId::generate().0),
+            request_id: Bytes::copy_from_slice(&new_request_id().0),
             write: Some(meridian_proto::transaction_to_wire(&transaction)),
             valid_until: Some(wire::ProcessTime { millis: clock.millis + 60_000, ..clock }),
             turn: Some(turn(1)),

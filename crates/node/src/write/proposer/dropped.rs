@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use meridian_consensus::ProposalFailure;
-use meridian_types::{CommittedTransaction, DatabaseId, Effect, Position, RequestId, WriteOutcome};
+use meridian_gateway::new_request_id;
+use meridian_types::{CommittedTransaction, DatabaseId, Effect, Position, WriteOutcome};
 
 use super::session::Session;
 use super::{WriteRefusal, WriteReply};
@@ -78,7 +79,7 @@ impl Session<'_> {
         let mut batch = self.next_batch();
         let position = batch.position;
         let transaction = |database: &DatabaseId| CommittedTransaction {
-            request_id: RequestId::generate(),
+            request_id: new_request_id(),
             database: *database,
             effects: vec![Effect::DropDatabase],
             refusal: None,

@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use meridian_consensus::ProposalFailure;
+use meridian_gateway::new_request_id;
 use meridian_storage::ShardState;
 use meridian_txn::Overlay;
-use meridian_types::{CommittedTransaction, DatabaseId, Effect, RequestId, Versionstamp};
+use meridian_types::{CommittedTransaction, DatabaseId, Effect, Versionstamp};
 
 use super::session::Session;
 
@@ -64,7 +65,7 @@ impl Session<'_> {
         }
         for ((database, effects), order) in collected.into_iter().zip(0..) {
             self.overlay.push(Versionstamp::new(batch.position, order), database, &effects);
-            let request_id = RequestId::generate();
+            let request_id = new_request_id();
             batch.transactions.push(CommittedTransaction {
                 request_id,
                 database,

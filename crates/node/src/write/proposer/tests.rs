@@ -5,7 +5,7 @@ use bytes::Bytes;
 use meridian_config::topology::Topology;
 use meridian_consensus::{LogCache, Peers, RaftGroupOptions, RaftTiming};
 use meridian_failover::Lease;
-use meridian_gateway::Access;
+use meridian_gateway::{Access, new_request_id};
 use meridian_storage::{GroupId, MemoryEngine, Syncer};
 use meridian_types::{
     Check, Epoch, Mutation, MutationKind, Position, ReadRange, ShardId, SumBounds, Transaction,
@@ -197,7 +197,7 @@ impl Leader {
     }
 
     async fn commit(&self, transaction: Transaction) -> Versionstamp {
-        let reply = self.write(RequestId::generate(), false, transaction).await;
+        let reply = self.write(new_request_id(), false, transaction).await;
         match reply.outcome() {
             Some(WriteOutcome::Committed(stamp)) => *stamp,
             _ => panic!("not committed: {reply:?}"),
@@ -216,7 +216,7 @@ impl Leader {
     fn queued(&self, transaction: Transaction) -> (Queued, oneshot::Receiver<WriteReply>) {
         let request = WriteRequest {
             database: DATABASE,
-            request_id: RequestId::generate(),
+            request_id: new_request_id(),
             transaction,
             retry: false,
         };
@@ -290,7 +290,7 @@ fn only_if_absent(key: &'static str, then: Transaction) -> Transaction {
 #[tokio::test]
 async fn a_request_sent_twice_is_applied_once_and_answered_alike() {
     let leader = Leader::start(Arc::default()).await;
-    let id = RequestId::generate();
+    let id = new_request_id();
     let (first, twin) =
         tokio::join!(leader.write(id, false, add("n", 1)), leader.write(id, true, add("n", 1)));
     let later = leader.write(id, true, add("n", 1)).await;
@@ -306,7 +306,7 @@ async fn exactly_once_holds_over_a_crash_that_loses_unflushed_state() {
     for seed in 0..6 {
         let engine = Arc::new(MemoryEngine::default());
         let leader = Leader::start(Arc::clone(&engine)).await;
-        let id = RequestId::generate();
+        let id = new_request_id();
         let first = leader.write(id, false, add("n", 1)).await;
         // The power goes, while it runs: nothing is synced that no answer waited for.
         let crashed = match seed {
@@ -326,7 +326,7 @@ async fn exactly_once_holds_over_a_crash_that_loses_unflushed_state() {
 async fn a_first_try_that_arrives_after_its_retry_failed_does_nothing() {
     let leader = Leader::start(Arc::default()).await;
     leader.commit(set("k", "taken")).await;
-    let id = RequestId::generate();
+    let id = new_request_id();
     let failed = WriteReply::Done(Fenced::for_test(WriteOutcome::CheckFailed(vec![0])));
     assert_eq!(leader.write(id, true, only_if_absent("k", set("k", "late"))).await, failed);
     leader.commit(mutation("k", MutationKind::Delete)).await;
@@ -341,13 +341,13 @@ async fn a_failing_transaction_changes_nothing_and_costs_no_versionstamp() {
     let before = leader.commit(set("text", "no number")).await;
     let mut bad = set("other", "undone");
     bad.mutations.extend(add("text", 1).mutations);
-    let rejected = leader.write(RequestId::generate(), false, bad).await;
+    let rejected = leader.write(new_request_id(), false, bad).await;
     assert!(
         matches!(rejected.outcome(), Some(WriteOutcome::Rejected(text)) if text.contains("'sum'")),
         "{rejected:?}"
     );
     let failed =
-        leader.write(RequestId::generate(), false, only_if_absent("text", set("text", "x"))).await;
+        leader.write(new_request_id(), false, only_if_absent("text", set("text", "x"))).await;
     assert_eq!(failed, WriteReply::Done(Fenced::for_test(WriteOutcome::CheckFailed(vec![0]))));
     let after = leader.commit(Transaction::default()).await;
     assert_eq!(
@@ -380,7 +380,7 @@ async fn writes_are_refused_while_more_would_be_lost_than_may_be() {
     leader.lag_ms.store(700, Ordering::Relaxed);
     leader.commit(set("k", "2")).await;
     leader.lag_ms.store(1001, Ordering::Relaxed);
-    let refused = leader.write(RequestId::generate(), false, set("k", "3")).await;
+    let refused = leader.write(new_request_id(), false, set("k", "3")).await;
     assert!(
         matches!(
             &refused,
@@ -399,7 +399,7 @@ async fn what_only_deletes_is_taken_while_the_disk_is_full() {
     let leader = Leader::start(Arc::default()).await;
     leader.commit(set("k", "1")).await;
     leader.disk_is_low.store(true, Ordering::Relaxed);
-    let refused = leader.write(RequestId::generate(), false, set("k", "2")).await;
+    let refused = leader.write(new_request_id(), false, set("k", "2")).await;
     assert!(
         matches!(&refused, WriteReply::NotCommitted(WriteRefusal::LeaderDiskLow { .. })),
         "{refused:?}"
@@ -408,7 +408,7 @@ async fn what_only_deletes_is_taken_while_the_disk_is_full() {
         Mutation { key: Bytes::from_static(b"k"), kind: MutationKind::Delete, expire_at_ms: 0 };
     let mut both = set("other", "1");
     both.mutations.push(delete.clone());
-    let refused = leader.write(RequestId::generate(), false, both).await;
+    let refused = leader.write(new_request_id(), false, both).await;
     assert!(matches!(&refused, WriteReply::NotCommitted(_)), "{refused:?}");
     leader.commit(Transaction { checks: vec![], mutations: vec![delete] }).await;
     assert_eq!(leader.value("k"), None);
@@ -417,7 +417,7 @@ async fn what_only_deletes_is_taken_while_the_disk_is_full() {
 #[tokio::test]
 async fn a_sealed_leader_finishes_and_then_does_nothing_more() {
     let leader = Leader::start(Arc::default()).await;
-    let id = RequestId::generate();
+    let id = new_request_id();
     let (last, ()) =
         tokio::join!(leader.write(id, false, add("n", 1)), async { leader.proposer.seal() });
     let drained = leader.proposer.drained().await;
@@ -430,7 +430,7 @@ async fn a_sealed_leader_finishes_and_then_does_nothing_more() {
         WriteReply::NotCommitted(_) => assert_eq!(leader.value("n"), None),
         other => panic!("{other:?}"),
     }
-    let refused = leader.write(RequestId::generate(), false, set("k", "late")).await;
+    let refused = leader.write(new_request_id(), false, set("k", "late")).await;
     assert!(matches!(refused, WriteReply::NotCommitted(_)), "{refused:?}");
     assert_eq!(leader.state.position(), position);
 }
@@ -444,9 +444,7 @@ async fn a_sealed_leader_is_not_drained_before_what_it_has_in_flight_is_applied(
     engine.hold_syncs();
     let last = Arc::clone(&leader);
     let last =
-        tokio::spawn(
-            async move { last.write(RequestId::generate(), false, set("k", "last")).await },
-        );
+        tokio::spawn(async move { last.write(new_request_id(), false, set("k", "last")).await });
     while leader.proposed.load(Ordering::Relaxed) <= before.sequence {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
@@ -469,11 +467,11 @@ async fn a_sealed_leader_is_not_drained_before_what_it_has_in_flight_is_applied(
 #[tokio::test]
 async fn nothing_is_written_or_told_under_an_epoch_that_was_sealed() {
     let leader = Leader::start(Arc::default()).await;
-    let id = RequestId::generate();
+    let id = new_request_id();
     leader.write(id, false, set("k", "1")).await;
     let position = leader.state.position();
     leader.directory.seal(ShardId(1), Epoch(1));
-    let refused = leader.write(RequestId::generate(), false, set("k", "2")).await;
+    let refused = leader.write(new_request_id(), false, set("k", "2")).await;
     assert!(matches!(refused, WriteReply::NotCommitted(_)), "{refused:?}");
     // Known, but not this node's to tell.
     assert_eq!(leader.write(id, true, set("k", "1")).await, WriteReply::Unknown);

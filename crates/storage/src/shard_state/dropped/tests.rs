@@ -14,11 +14,11 @@ const KEPT: DatabaseId = DatabaseId([0xfe; 16]);
 const ROWS: u32 = 2000;
 
 fn batch(sequence: u64, transactions: Vec<(DatabaseId, Vec<Effect>)>) -> DecodedBatch {
-    let transaction = |(database, effects)| {
-        let request_id = RequestId::generate();
+    let transaction = |(order, (database, effects))| {
+        let request_id = RequestId((u128::from(sequence) << 64 | order as u128).to_be_bytes());
         CommittedTransaction { request_id, database, effects, refusal: None }
     };
-    let transactions = transactions.into_iter().map(transaction).collect();
+    let transactions = transactions.into_iter().enumerate().map(transaction).collect();
     Batch { position: Position::new(Epoch(1), sequence), time_ms: sequence, transactions }.into()
 }
 

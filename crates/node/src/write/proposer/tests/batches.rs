@@ -49,7 +49,7 @@ async fn a_batch_begins_at_once_or_with_as_many_requests_as_are_in_flight_or_aft
     let mut session = Session::new(&leader.parts, &mut time, term, Instant::now());
     let (mut waiting, mut answers) = (Waiting::of(&leader), Vec::new());
     let mut add = |waiting: &mut Waiting<'_>| {
-        let (since, answer) = waiting.add(RequestId::generate());
+        let (since, answer) = waiting.add(new_request_id());
         answers.push(answer);
         since
     };
@@ -92,7 +92,7 @@ async fn four_batches_are_in_flight_at_most_and_none_begins_while_it_is_to_wait(
     engine.hold_syncs();
     for _ in 0..4 {
         assert!(session.has_room());
-        answers.push(waiting.add(RequestId::generate()).1);
+        answers.push(waiting.add(new_request_id()).1);
         session.propose(&mut waiting.backlog).await.unwrap();
     }
     assert!(!session.has_room());
@@ -112,7 +112,7 @@ async fn batches_are_slowed_the_more_the_nearer_replication_lags_to_the_bound() 
     let mut waiting = Waiting::of(&leader);
     for (lag_ms, slowed_ms) in [(500, 0), (600, 20), (750, 50), (1000, 100)] {
         leader.lag_ms.store(lag_ms, Ordering::Relaxed);
-        let (asked, mut answer) = waiting.add(RequestId::generate());
+        let (asked, mut answer) = waiting.add(new_request_id());
         session.propose(&mut waiting.backlog).await.unwrap();
         let (least, most) = (asked, Instant::now());
         let slowed = Duration::from_millis(slowed_ms);
@@ -126,7 +126,7 @@ async fn batches_are_slowed_the_more_the_nearer_replication_lags_to_the_bound() 
         assert!(is_committed(&answer.try_recv().unwrap()), "not more than may be lost");
     }
     leader.lag_ms.store(1001, Ordering::Relaxed);
-    let (_, mut answer) = waiting.add(RequestId::generate());
+    let (_, mut answer) = waiting.add(new_request_id());
     session.propose(&mut waiting.backlog).await.unwrap();
     assert!(matches!(answer.try_recv(), Ok(WriteReply::NotCommitted(_))) && session.is_idle());
 }
@@ -140,7 +140,7 @@ async fn a_request_that_comes_again_while_it_is_in_flight_is_answered_with_it() 
     let mut session = Session::new(&leader.parts, &mut time, term, Instant::now());
     let mut waiting = Waiting::of(&leader);
     engine.hold_syncs();
-    let id = RequestId::generate();
+    let id = new_request_id();
     let (_, mut first) = waiting.add(id);
     let (_, mut twin) = waiting.add(id);
     session.propose(&mut waiting.backlog).await.unwrap();
@@ -149,7 +149,7 @@ async fn a_request_that_comes_again_while_it_is_in_flight_is_answered_with_it() 
         Ok(WriteReply::Unknown),
         "it is not in flight yet: its caller is to ask again"
     );
-    let (_, mut other) = waiting.add(RequestId::generate());
+    let (_, mut other) = waiting.add(new_request_id());
     session.propose(&mut waiting.backlog).await.unwrap();
     let (_, mut again) = waiting.add(id);
     session.propose(&mut waiting.backlog).await.unwrap();

@@ -56,12 +56,12 @@ async fn small_requests_do_not_make_large_batches() {
     }
     let before = leader.state.position().sequence;
     // Ten kilobytes that would be 65 megabytes: refused, saying why.
-    let refused = leader.write(RequestId::generate(), false, sums(0..1000)).await;
+    let refused = leader.write(new_request_id(), false, sums(0..1000)).await;
     let Some(WriteOutcome::Rejected(text)) = refused.outcome() else { panic!("{refused:?}") };
     assert!(text.contains(&limits::MAX_COMPUTED_BYTES.to_string()), "{text}");
     // Some hundred bytes that are two megabytes each, all at once: in order, in batches of some
     // megabytes each.
-    let writes = (0..40).map(|n| leader.write(RequestId::generate(), false, sums(n..n + 30)));
+    let writes = (0..40).map(|n| leader.write(new_request_id(), false, sums(n..n + 30)));
     let mut stamps = Vec::new();
     for reply in futures::future::join_all(writes).await {
         let Some(WriteOutcome::Committed(stamp)) = reply.outcome() else { panic!("{reply:?}") };
@@ -112,7 +112,7 @@ async fn checks_count_as_work_and_others_get_their_turn_meanwhile() {
         let (proposer, transaction) = (proposer.clone(), many.clone());
         let request = WriteRequest {
             database: DATABASE,
-            request_id: RequestId::generate(),
+            request_id: new_request_id(),
             transaction,
             retry: false,
         };
@@ -151,10 +151,9 @@ async fn what_waits_is_bounded_in_bytes_and_given_back() {
         };
         Transaction { checks: Vec::new(), mutations: (0..12).map(set).collect() }
     };
-    let replies = futures::future::join_all(
-        (0..100).map(|_| leader.write(RequestId::generate(), false, large())),
-    )
-    .await;
+    let replies =
+        futures::future::join_all((0..100).map(|_| leader.write(new_request_id(), false, large())))
+            .await;
     let refused = replies.iter().filter_map(|reply| match reply {
         WriteReply::NotCommitted(why) => Some(why),
         _ => None,

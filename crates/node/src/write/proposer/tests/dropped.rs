@@ -21,12 +21,12 @@ fn is_refused(reply: &WriteReply) -> bool {
 async fn a_deleted_database_is_dropped_in_the_log_and_nothing_of_it_is_logged_behind_that() {
     let engine = Arc::new(MemoryEngine::default());
     let leader = Leader::start(Arc::clone(&engine)).await;
-    let id = RequestId::generate();
+    let id = new_request_id();
     let committed = leader.write(id, false, set("k", "1")).await;
     learn(&leader, &Change::DeleteDatabase { id: DATABASE });
     until_dropped(&leader).await;
     assert_eq!(leader.value("k"), None);
-    let late = leader.write(RequestId::generate(), false, set("k", "2")).await;
+    let late = leader.write(new_request_id(), false, set("k", "2")).await;
     assert!(is_refused(&late), "{late:?}");
     let Some(WriteOutcome::Committed(stamp)) = committed.outcome() else { panic!("{committed:?}") };
     let dropped = stamp.position().next();
@@ -38,7 +38,7 @@ async fn a_deleted_database_is_dropped_in_the_log_and_nothing_of_it_is_logged_be
     let next = Leader::start(Arc::new(engine.crash(0))).await;
     assert!(next.directory.holds(ShardId(1), DATABASE));
     for retry in [false, true] {
-        let late = next.write(RequestId::generate(), retry, set("k", "3")).await;
+        let late = next.write(new_request_id(), retry, set("k", "3")).await;
         assert!(is_refused(&late), "{late:?}");
     }
     assert_eq!(next.value("k"), None);
@@ -52,7 +52,7 @@ async fn a_drop_that_a_leader_did_not_come_to_log_is_logged_by_the_next() {
     // It has no lease any more: it is not its business.
     leader.directory.seal(ShardId(1), Epoch(1));
     learn(&leader, &Change::DeleteDatabase { id: DATABASE });
-    let refused = leader.write(RequestId::generate(), false, set("k", "2")).await;
+    let refused = leader.write(new_request_id(), false, set("k", "2")).await;
     assert!(matches!(refused, WriteReply::NotCommitted(_)), "{refused:?}");
     leader.group.shutdown().await;
     assert!(!leader.state.is_dropped(DATABASE).unwrap());
@@ -68,14 +68,14 @@ async fn a_name_can_be_used_again_while_its_first_database_is_deleted() {
     leader.commit(set("k", "1")).await;
     let database = leader.directory.known().cluster.databases[&DATABASE].clone();
     let again = DatabaseId([9; 16]);
-    let unknown = leader.write_to(again, RequestId::generate(), false, set("k", "2")).await;
+    let unknown = leader.write_to(again, new_request_id(), false, set("k", "2")).await;
     assert!(
         matches!(&unknown, WriteReply::NotCommitted(WriteRefusal::UnknownDatabase(_))),
         "{unknown:?}"
     );
     learn(&leader, &Change::DeleteDatabase { id: DATABASE });
     learn(&leader, &Change::CreateDatabase { id: again, database, own_shard: false });
-    let written = leader.write_to(again, RequestId::generate(), false, set("k", "2")).await;
+    let written = leader.write_to(again, new_request_id(), false, set("k", "2")).await;
     assert!(matches!(written.outcome(), Some(WriteOutcome::Committed(_))), "{written:?}");
     until_dropped(&leader).await;
     assert_eq!(leader.value("k"), None);

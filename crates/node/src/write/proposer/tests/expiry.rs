@@ -42,9 +42,7 @@ async fn what_is_being_written_is_not_swept_with_what_it_replaces() {
     engine.hold_syncs();
     let writing = Arc::clone(&leader);
     let writing =
-        tokio::spawn(
-            async move { writing.write(RequestId::generate(), false, set("k", "new")).await },
-        );
+        tokio::spawn(async move { writing.write(new_request_id(), false, set("k", "new")).await });
     let proposed = async |sequence| {
         while leader.proposed.load(Ordering::Relaxed) < sequence {
             tokio::time::sleep(Duration::from_millis(5)).await;
@@ -143,7 +141,7 @@ async fn what_a_check_finds_expired_is_so_for_every_read() {
             checks: vec![Check { key: "k".into(), versionstamp: Some(stamp) }],
             ..set("x", "x")
         };
-        while leader.write(RequestId::generate(), false, unchanged.clone()).await
+        while leader.write(new_request_id(), false, unchanged.clone()).await
             != WriteReply::Done(Fenced::for_test(WriteOutcome::CheckFailed(vec![0])))
         {}
         assert_eq!(leader.value("k"), None);

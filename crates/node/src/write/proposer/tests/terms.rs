@@ -19,14 +19,14 @@ async fn a_refusal_waits_for_the_batches_in_flight_that_it_may_have_seen() {
     let leader = Leader::start(Arc::clone(&engine)).await;
     let before = leader.commit(set("other", "v")).await.position();
     engine.hold_syncs();
-    let mut first = Box::pin(leader.write(RequestId::generate(), false, set("k", "in flight")));
+    let mut first = Box::pin(leader.write(new_request_id(), false, set("k", "in flight")));
     while leader.proposed.load(Ordering::Relaxed) <= before.sequence {
         assert!(futures::poll!(first.as_mut()).is_pending());
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let evaluations = leader.evaluations.load(Ordering::Relaxed);
     let mut refused =
-        Box::pin(leader.write(RequestId::generate(), false, only_if_absent("k", set("k", "late"))));
+        Box::pin(leader.write(new_request_id(), false, only_if_absent("k", set("k", "late"))));
     while leader.evaluations.load(Ordering::Relaxed) == evaluations {
         assert!(futures::poll!(refused.as_mut()).is_pending());
         tokio::time::sleep(Duration::from_millis(5)).await;
