@@ -6,23 +6,19 @@ use std::path::Path;
 use meridian_types::limits::REQUEST_ID_RETENTION_MS;
 use meridian_types::{NodeId, ShardId};
 
+use crate::cluster::{Address, ClusterSpec, DatabaseSpec, NodeSpec, ShardSpec};
 use crate::file::{DatabaseTable, GatewayFile, GatewayTable, NodeFile, NodeTable, ShardTable};
-use crate::topology::{Address, DatabaseInfo, NodeInfo, ShardSpec, Topology, TopologySpec};
 use crate::{
     GatewayConfig, GatewayListen, GatewaySettings, InvalidConfig, NodeConfig, NodeListen,
     RaftConfig, StorageConfig, tokens,
 };
 
 pub(crate) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidConfig> {
-    let topology = Topology::new(topology(
-        file.regions,
-        file.nodes,
-        file.shards,
-        file.databases,
-        file.default_database,
-    ))?;
+    let cluster =
+        spec(file.regions, file.nodes, file.shards, file.databases, file.default_database)
+            .found()?;
     let node =
-        topology.nodes.get(&file.node).cloned().ok_or(InvalidConfig::UnknownNode(file.node))?;
+        cluster.nodes.get(&file.node).cloned().ok_or(InvalidConfig::UnknownNode(file.node))?;
     if file.data_dir.as_os_str().is_empty() {
         return Err(InvalidConfig::EmptyDataDir);
     }
@@ -30,7 +26,7 @@ pub(crate) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidCon
         .listen
         .kv
         .or_else(|| node.kv_address.clone())
-        .ok_or(InvalidConfig::NowhereToListen(node.id))?;
+        .ok_or(InvalidConfig::NowhereToListen(file.node))?;
     let rpc = file.listen.rpc.unwrap_or_else(|| node.rpc_address.clone());
     let listen = NodeListen { rpc, kv, metrics: file.listen.metrics };
     node_listen(&listen)?;
@@ -43,8 +39,9 @@ pub(crate) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidCon
         raft: raft(file.raft)?,
         storage: storage(file.storage)?,
         gateway: gateway_settings(file.gateway)?,
-        tokens: tokens::check(file.tokens, &topology)?,
-        topology,
+        tokens: tokens::check(file.tokens, &cluster)?,
+        cluster,
+        node_id: file.node,
         node,
         join: file.join,
         manual_failover: file.manual_failover,
@@ -53,16 +50,12 @@ pub(crate) fn node(file: NodeFile, path: &Path) -> Result<NodeConfig, InvalidCon
 }
 
 pub(crate) fn gateway(file: GatewayFile) -> Result<GatewayConfig, InvalidConfig> {
-    let topology = Topology::new(topology(
-        file.regions,
-        file.nodes,
-        file.shards,
-        file.databases,
-        file.default_database,
-    ))?;
-    if !topology.regions.contains(&file.region) {
+    let cluster =
+        spec(file.regions, file.nodes, file.shards, file.databases, file.default_database)
+            .found()?;
+    if !cluster.regions.contains(&file.region) {
         let regions: Vec<String> =
-            topology.regions.iter().map(|region| format!("`{region}`")).collect();
+            cluster.regions.iter().map(|region| format!("`{region}`")).collect();
         return Err(InvalidConfig::UnknownRegion {
             region: file.region,
             regions: regions.join(", "),
@@ -75,8 +68,8 @@ pub(crate) fn gateway(file: GatewayFile) -> Result<GatewayConfig, InvalidConfig>
         max_memory_mb: max_memory(file.max_memory_mb)?,
         listen,
         gateway: gateway_settings(file.gateway)?,
-        tokens: tokens::check(file.tokens, &topology)?,
-        topology,
+        tokens: tokens::check(file.tokens, &cluster)?,
+        cluster,
         dial: dial(file.dial)?,
     })
 }
@@ -92,14 +85,14 @@ fn dial(table: BTreeMap<String, String>) -> Result<BTreeMap<NodeId, String>, Inv
     table.into_iter().map(entry).collect()
 }
 
-fn topology(
+fn spec(
     regions: Vec<String>,
     nodes: Vec<NodeTable>,
     shards: Vec<ShardTable>,
     databases: Vec<DatabaseTable>,
     default_database: Option<String>,
-) -> TopologySpec {
-    let node = |table: NodeTable| NodeInfo {
+) -> ClusterSpec {
+    let node = |table: NodeTable| NodeSpec {
         id: table.id,
         name: table.name,
         region: table.region,
@@ -114,12 +107,12 @@ fn topology(
         preferred_leader: table.preferred_leader,
         allow_weak_quorum: table.allow_weak_quorum,
     };
-    let database = |table: DatabaseTable| DatabaseInfo {
+    let database = |table: DatabaseTable| DatabaseSpec {
         id: table.id.0,
         name: table.name,
         shard: ShardId(table.shard),
     };
-    TopologySpec {
+    ClusterSpec {
         regions,
         nodes: nodes.into_iter().map(node).collect(),
         shards: shards.into_iter().map(shard).collect(),

@@ -2,10 +2,11 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
+use meridian_directory::Node;
 use meridian_gateway::Databases;
 use meridian_types::NodeId;
 
-use crate::topology::{DevLayout, NodeInfo, Topology};
+use crate::cluster::DevLayout;
 use crate::{
     GatewaySettings, InvalidConfig, NodeConfig, NodeListen, RaftConfig, StorageConfig, TokenConfig,
     TokenSecret,
@@ -14,7 +15,7 @@ use crate::{
 /// Between the KV Connect ports of two regions' first nodes.
 const REGION_PORTS: u64 = 10;
 
-/// The configurations of [`Topology::dev`] on loopback, by node id. Node `k` takes gRPC port
+/// The configurations of [`DevLayout::found`] on loopback, by node id. Node `k` takes gRPC port
 /// `rpc_base_port + k - 1`; the gateways of region `r`, counted from 0, take `kv_base_port + 10 r`
 /// and on. The data of a node is in `base_dir`, in a folder of the node's name; `token` opens every
 /// database.
@@ -39,12 +40,12 @@ pub fn dev_cluster_configs<'a>(
     let kv_address = |node| {
         Some(address(kv_base_port, node, kv_offsets.get(&node).copied().unwrap_or(u64::MAX)))
     };
-    let topology = Topology::dev(layout, rpc_address, kv_address);
+    let cluster = layout.found(rpc_address, kv_address);
     // First: clashes of addresses that do not exist would only confuse.
     if let Some((base, node)) = overflow.get() {
         return Err(InvalidConfig::TooFewPorts { base, node });
     }
-    let topology = topology?;
+    let cluster = cluster?;
 
     // A relative folder in a file would start at that file's.
     let base_dir = std::path::absolute(base_dir).map_err(|_| InvalidConfig::EmptyDataDir)?;
@@ -54,7 +55,7 @@ pub fn dev_cluster_configs<'a>(
     let secret = TokenSecret::plain(token.to_owned())
         .map_err(|cause| InvalidConfig::Token { number: 1, cause })?;
     let token = TokenConfig { secret, databases: Databases::All, write: true };
-    let config = |node: &NodeInfo| NodeConfig {
+    let config = |(id, node): (&NodeId, &Node)| NodeConfig {
         data_dir: base_dir.join(&node.name),
         max_memory_mb: None,
         worker_threads: None,
@@ -67,13 +68,14 @@ pub fn dev_cluster_configs<'a>(
         storage: StorageConfig::default(),
         gateway: GatewaySettings::default(),
         tokens: vec![token.clone()],
-        topology: topology.clone(),
+        cluster: cluster.clone(),
+        node_id: *id,
         node: node.clone(),
         join: false,
         manual_failover: false,
         dial: BTreeMap::new(),
     };
-    Ok(topology.nodes.values().map(config).collect())
+    Ok(cluster.nodes.iter().map(config).collect())
 }
 
 /// [`dev_cluster_configs`] as files: the name of each node, and the text of its `node.toml`.
@@ -90,7 +92,7 @@ pub fn dev_cluster<'a>(
 
 /// From the base port to each node's.
 fn kv_offsets(counts: &[usize]) -> HashMap<NodeId, u64> {
-    // More than 26 are refused with the topology.
+    // More than 26 are refused with the layout.
     let ports = |(region, &count): (u64, &usize)| {
         (0..).take(count.min(26)).map(move |k| region * REGION_PORTS + k)
     };

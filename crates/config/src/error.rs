@@ -4,8 +4,8 @@ use std::{fmt, io};
 use meridian_gateway::InvalidPublicUrl;
 use meridian_types::NodeId;
 
+use crate::cluster::{InvalidAddress, InvalidCluster};
 use crate::tokens::InvalidToken;
-use crate::topology::{InvalidAddress, InvalidTopology};
 
 /// Why a node or gateway does not start. Each text is whole: it holds its cause, which is therefore
 /// not a `source` that a report would print again.
@@ -45,7 +45,7 @@ impl fmt::Display for ListenPurpose {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidConfig {
     #[error(transparent)]
-    Topology(#[from] InvalidTopology),
+    Cluster(#[from] InvalidCluster),
     #[error("`node = {0}`, but there is no node {0} among [[nodes]]")]
     UnknownNode(NodeId),
     #[error("`region = \"{region}\"` is not one of the regions {regions}")]

@@ -8,7 +8,7 @@
 //! | `check`, `tokens` | from such a file to a configuration that can work |
 //! | `error` | what is refused, with the text for the operator |
 //! | `write` | a configuration as an annotated file |
-//! | `topology` | regions, nodes, shards and databases, valid as soon as they exist |
+//! | `cluster` | the cluster of version 0 that a file describes, valid as soon as it exists |
 //! | `dev` | the configurations of a whole cluster on one machine |
 //! | `private_file` | files that only their owner may read |
 //!
@@ -18,12 +18,12 @@
 //! judge ([`ConfigError::Listen`] says what it said), and reading environment variables.
 
 mod check;
+mod cluster;
 mod dev;
 mod error;
 mod file;
 pub mod private_file;
 mod tokens;
-pub mod topology;
 mod write;
 
 #[cfg(test)]
@@ -32,12 +32,15 @@ mod tests;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use meridian_directory::{Cluster, FailoverMode, Node};
 use meridian_gateway::PublicUrl;
 use meridian_types::NodeId;
 use serde::Deserialize;
 
-use crate::topology::{NodeInfo, Topology};
-
+pub use cluster::{
+    AddressField, ClusterSpec, DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE, DatabaseSpec, DevLayout,
+    InvalidAddress, InvalidCluster, NodeSpec, ShardSpec,
+};
 pub use dev::{dev_cluster, dev_cluster_configs};
 pub use error::{ConfigError, InvalidConfig, ListenPurpose};
 pub use tokens::{InvalidToken, TokenConfig, TokenSecret};
@@ -45,8 +48,9 @@ pub use tokens::{InvalidToken, TokenConfig, TokenSecret};
 /// What `meridian serve` is told.
 #[derive(Debug, Clone)]
 pub struct NodeConfig {
-    /// This node, as the topology has it.
-    pub node: NodeInfo,
+    pub node_id: NodeId,
+    /// This node, as the cluster has it.
+    pub node: Node,
     pub data_dir: PathBuf,
     /// What the process may take in memory. `None`: as much as
     /// [`meridian_memory::default_max_bytes`] says.
@@ -58,7 +62,8 @@ pub struct NodeConfig {
     pub raft: RaftConfig,
     pub storage: StorageConfig,
     pub gateway: GatewaySettings,
-    pub topology: Topology,
+    /// Of version 0: what the file describes.
+    pub cluster: Cluster,
     /// At least one.
     pub tokens: Vec<TokenConfig>,
     /// The node joins a cluster that is there: it founds nothing on this file.
@@ -79,7 +84,8 @@ pub struct GatewayConfig {
     pub max_memory_mb: Option<u64>,
     pub listen: GatewayListen,
     pub gateway: GatewaySettings,
-    pub topology: Topology,
+    /// As in [`NodeConfig`].
+    pub cluster: Cluster,
     /// At least one.
     pub tokens: Vec<TokenConfig>,
     /// As in [`NodeConfig`].
@@ -164,6 +170,16 @@ impl NodeConfig {
         let file = file::parse(text).map_err(|error| error.at(path))?;
         check::node(file, path)
             .map_err(|cause| ConfigError::Invalid { path: path.to_owned(), cause })
+    }
+
+    /// The cluster that this node founds.
+    pub fn founded_cluster(&self) -> Cluster {
+        let mut cluster = self.cluster.clone();
+        if self.manual_failover {
+            let databases = cluster.databases.values_mut();
+            databases.for_each(|database| database.failover = FailoverMode::Manual);
+        }
+        cluster
     }
 
     /// The annotated file that [`NodeConfig::load`] reads as this configuration. Plain secrets are

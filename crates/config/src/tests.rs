@@ -3,7 +3,7 @@ use std::path::Path;
 use meridian_gateway::Databases;
 
 use super::*;
-use crate::topology::{DEV_SECOND_DATABASE, DevLayout};
+use crate::cluster::{DEV_SECOND_DATABASE, DevLayout};
 
 const DEPLOY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy");
 const SECRET: &str = "a-long-enough-secret";
@@ -76,7 +76,7 @@ fn refused_text(text: &str) -> String {
 #[test]
 fn defaults_fill_what_is_left_out() {
     let config = parse(NODE).unwrap();
-    assert_eq!((config.node.id, config.node.name.as_str()), (2, "east-b"));
+    assert_eq!((config.node_id, config.node.name.as_str()), (2, "east-b"));
     assert_eq!(config.data_dir, Path::new("/etc/meridian/data"));
     let listen = NodeListen {
         rpc: "127.0.0.1:4602".to_owned(),
@@ -141,11 +141,11 @@ fn the_secret_of_the_samples_is_refused() {
 #[test]
 fn the_samples_load() {
     let node = NodeConfig::parse(&sample("node.toml"), Path::new("node.toml")).unwrap();
-    assert_eq!(node.topology.nodes.len(), 6);
+    assert_eq!(node.cluster.nodes.len(), 6);
     assert_eq!(node.raft, RaftConfig::default());
     let gateway = GatewayConfig::parse(&sample("gateway.toml"), Path::new("gateway.toml")).unwrap();
     assert_eq!(gateway.region, "ashburn");
-    assert_eq!(gateway.topology, node.topology);
+    assert_eq!(gateway.cluster, node.cluster);
     assert_eq!(gateway.tokens, node.tokens);
 }
 
@@ -165,7 +165,7 @@ fn commented_fields_of_the_samples_are_the_defaults() {
     let (sample, uncommented) = (parse(&sample).unwrap(), parse(&uncommented).unwrap());
     assert_eq!(sample.raft, uncommented.raft);
     assert_eq!(sample.storage, uncommented.storage);
-    assert_eq!(sample.topology, uncommented.topology);
+    assert_eq!(sample.cluster, uncommented.cluster);
     assert_eq!(uncommented.gateway.public_url.unwrap().as_str(), "https://kv.example.com");
     assert_eq!(sample.gateway.max_connections, uncommented.gateway.max_connections);
     assert_eq!(sample.gateway.request_deadline_ms, uncommented.gateway.request_deadline_ms);
@@ -470,12 +470,12 @@ fn what_is_written_is_read_again() {
     config.max_memory_mb = Some(400);
     config.worker_threads = Some(3);
     config.gateway.public_url = Some("https://kv.example.com".parse().unwrap());
-    config.topology.shards.values_mut().for_each(|shard| {
+    config.cluster.shards.values_mut().for_each(|shard| {
         shard.voters.pop_last();
         shard.preferred_leader = Some(2);
     });
-    config.topology.default_database = None;
-    let only = Databases::Only(config.topology.databases.keys().copied().collect());
+    config.cluster.default_database = None;
+    let only = Databases::Only(config.cluster.databases.keys().copied().collect());
     config.tokens.push(TokenConfig {
         secret: TokenSecret::Sha256([0xab; 32]),
         databases: only,
@@ -488,7 +488,7 @@ fn what_is_written_is_read_again() {
         max_memory_mb: config.max_memory_mb,
         listen: GatewayListen { kv: "127.0.0.1:0".to_owned(), metrics: None },
         gateway: config.gateway,
-        topology: config.topology,
+        cluster: config.cluster,
         tokens: config.tokens,
         dial: BTreeMap::new(),
     };
@@ -548,10 +548,10 @@ fn a_dev_cluster_is_six_files_that_load() {
         configs.iter().map(|config| config.listen.kv.trim_start_matches("127.0.0.1:")).collect();
     assert_eq!(kv, ["4512", "4513", "4514", "4522", "4523", "4532"]);
     for (number, config) in (1..).zip(&configs) {
-        assert_eq!(config.node.id, number);
+        assert_eq!(config.node_id, number);
         assert_eq!(config.data_dir, Path::new("/tmp/cluster").join(&config.node.name));
-        assert_eq!(config.topology, configs[0].topology);
-        assert_eq!(config.topology.shard_of(DEV_SECOND_DATABASE).unwrap().id.0, 2);
+        assert_eq!(config.cluster, configs[0].cluster);
+        assert_eq!(config.cluster.shard_of(DEV_SECOND_DATABASE).unwrap().0.0, 2);
         assert_eq!(config.tokens[0].secret, TokenSecret::Plain(SECRET.to_owned()));
     }
     let configs_again =
@@ -584,8 +584,26 @@ fn a_dev_cluster_is_checked() {
     );
     assert!(refused(&[2, 2], "/d", 4601, 4512, SECRET).starts_with("shard 1 has only 2 voters"));
     assert!(refused(&[usize::MAX], "/d", 4601, 4512, SECRET).ends_with("at most 26 in each"));
-    let meant = DevLayout { allow_weak_quorum: true, ..DevLayout::of(&[1, 1]) };
+    let meant = DevLayout { allow_weak_quorum: true, ..DevLayout::new(&[1, 1]) };
     for (_, text) in dev_cluster(meant, Path::new("relative"), 4601, 4512, SECRET).unwrap() {
         assert!(parse(&text).unwrap().data_dir.starts_with(std::env::current_dir().unwrap()));
+    }
+}
+
+#[test]
+fn a_cluster_may_be_founded_with_databases_that_do_not_fail_over() {
+    let configs =
+        dev_cluster_configs(&[3, 2, 1], Path::new("/tmp/cluster"), 1000, 2000, SECRET).unwrap();
+    for mut config in configs {
+        let modes = |config: &NodeConfig| -> Vec<_> {
+            let founded = config.founded_cluster();
+            founded.databases.values().map(|database| database.failover).collect()
+        };
+        assert_eq!(modes(&config), [FailoverMode::Auto; 2]);
+        config.manual_failover = true;
+        assert_eq!(modes(&config), [FailoverMode::Manual; 2]);
+        // As the file says that `meridian dev` writes.
+        let again = parse(&config.to_toml()).unwrap();
+        assert!(again.manual_failover);
     }
 }

@@ -1,12 +1,12 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use meridian_directory::Cluster;
 use meridian_gateway::Databases;
 use sha2::{Digest, Sha256};
 
 use crate::InvalidConfig;
 use crate::file::{AccessWord, TokenTable};
-use crate::topology::Topology;
 
 /// What clients must show, or only its digest.
 #[derive(Clone, PartialEq, Eq)]
@@ -110,13 +110,13 @@ pub enum InvalidToken {
 
 pub(crate) fn check(
     tables: Vec<TokenTable>,
-    topology: &Topology,
+    cluster: &Cluster,
 ) -> Result<Vec<TokenConfig>, InvalidConfig> {
     let mut tokens = Vec::new();
     let mut digests = HashMap::new();
     for (number, table) in (1..).zip(tables) {
         let invalid = |cause| InvalidConfig::Token { number, cause };
-        let token = check_one(table, topology).map_err(invalid)?;
+        let token = check_one(table, cluster).map_err(invalid)?;
         if let Some(first) = digests.insert(token.secret.sha256(), number) {
             return Err(invalid(InvalidToken::SameSecret(first)));
         }
@@ -125,18 +125,18 @@ pub(crate) fn check(
     if tokens.is_empty() { Err(InvalidConfig::NoTokens) } else { Ok(tokens) }
 }
 
-fn check_one(table: TokenTable, topology: &Topology) -> Result<TokenConfig, InvalidToken> {
+fn check_one(table: TokenTable, cluster: &Cluster) -> Result<TokenConfig, InvalidToken> {
     let secret = match (table.secret, table.secret_sha256) {
         (None, None) => return Err(InvalidToken::NoSecret),
         (Some(_), Some(_)) => return Err(InvalidToken::TwoSecrets),
         (Some(secret), None) => TokenSecret::plain(secret)?,
         (None, Some(hex)) => TokenSecret::digest(&hex)?,
     };
-    let databases = check_databases(table.databases, topology)?;
+    let databases = check_databases(table.databases, cluster)?;
     Ok(TokenConfig { secret, databases, write: table.access == AccessWord::ReadWrite })
 }
 
-fn check_databases(names: Vec<String>, topology: &Topology) -> Result<Databases, InvalidToken> {
+fn check_databases(names: Vec<String>, cluster: &Cluster) -> Result<Databases, InvalidToken> {
     if names.is_empty() {
         return Err(InvalidToken::NoDatabases);
     }
@@ -145,8 +145,8 @@ fn check_databases(names: Vec<String>, topology: &Topology) -> Result<Databases,
     }
     let mut ids = Vec::new();
     for name in names {
-        match topology.databases.values().find(|database| database.name == name) {
-            Some(database) => ids.push(database.id),
+        match cluster.databases.iter().find(|(_, database)| database.name == name) {
+            Some(database) => ids.push(*database.0),
             None => return Err(InvalidToken::UnknownDatabase(name)),
         }
     }

@@ -3,21 +3,22 @@
 use std::collections::BTreeMap;
 use std::fmt::Display;
 
+use meridian_directory::Cluster;
 use meridian_gateway::Databases;
 use meridian_types::NodeId;
 
-use crate::topology::Topology;
+use crate::cluster::is_weak;
 use crate::{GatewayConfig, GatewaySettings, NodeConfig, TokenConfig, TokenSecret};
 
 pub(crate) fn node(config: &NodeConfig) -> String {
     let mut out = Document::default();
     out.line(&format!(
         "# Node {} of a Meridian cluster. docs/configuration.md explains every field.",
-        config.node.id
+        config.node_id
     ));
     out.blank();
     out.line("# Which of [[nodes]] this is. Everything from `regions` on is the same in every node's file.");
-    out.field("node", config.node.id);
+    out.field("node", config.node_id);
     out.text("data_dir", &config.data_dir.to_string_lossy());
     max_memory(&mut out, config.max_memory_mb);
     if let Some(threads) = config.worker_threads {
@@ -33,7 +34,7 @@ pub(crate) fn node(config: &NodeConfig) -> String {
         out.field("manual_failover", true);
     }
     out.blank();
-    topology_head(&mut out, &config.topology);
+    cluster_head(&mut out, &config.cluster);
 
     out.table("[listen]", "Where this node listens: for other nodes, for clients, for Prometheus.");
     out.text("rpc", &config.listen.rpc);
@@ -49,8 +50,8 @@ pub(crate) fn node(config: &NodeConfig) -> String {
     out.field("log_retention_mb", config.storage.log_retention_mb);
 
     gateway_settings(&mut out, &config.gateway);
-    topology_tables(&mut out, &config.topology);
-    tokens(&mut out, &config.tokens, &config.topology);
+    cluster_tables(&mut out, &config.cluster);
+    tokens(&mut out, &config.tokens, &config.cluster);
     dial(&mut out, &config.dial);
     out.0
 }
@@ -67,15 +68,15 @@ pub(crate) fn gateway(config: &GatewayConfig) -> String {
     out.text("region", &config.region);
     max_memory(&mut out, config.max_memory_mb);
     out.blank();
-    topology_head(&mut out, &config.topology);
+    cluster_head(&mut out, &config.cluster);
 
     out.table("[listen]", "Where this gateway listens: for clients, for Prometheus.");
     out.text("kv", &config.listen.kv);
     out.optional_text("metrics", config.listen.metrics.as_ref());
 
     gateway_settings(&mut out, &config.gateway);
-    topology_tables(&mut out, &config.topology);
-    tokens(&mut out, &config.tokens, &config.topology);
+    cluster_tables(&mut out, &config.cluster);
+    tokens(&mut out, &config.tokens, &config.cluster);
     dial(&mut out, &config.dial);
     out.0
 }
@@ -105,46 +106,46 @@ fn dial(out: &mut Document, dial: &BTreeMap<NodeId, String>) {
 }
 
 /// What must stand before the first table.
-fn topology_head(out: &mut Document, topology: &Topology) {
-    out.list("regions", topology.regions.iter().map(|region| quoted(region)));
-    let default = topology.default_database.and_then(|id| topology.databases.get(&id));
+fn cluster_head(out: &mut Document, cluster: &Cluster) {
+    out.list("regions", cluster.regions.iter().map(|region| quoted(region)));
+    let default = cluster.default_database.and_then(|id| cluster.databases.get(&id));
     out.optional_text("default_database", default.map(|database| &database.name));
 }
 
-fn topology_tables(out: &mut Document, topology: &Topology) {
-    for node in topology.nodes.values() {
+fn cluster_tables(out: &mut Document, cluster: &Cluster) {
+    for (id, node) in cluster.present_nodes() {
         out.table("[[nodes]]", "");
-        out.field("id", node.id);
+        out.field("id", id);
         out.text("name", &node.name);
         out.text("region", &node.region);
         out.text("data_center", &node.data_center);
         out.text("rpc_address", &node.rpc_address);
         out.optional_text("kv_address", node.kv_address.as_ref());
     }
-    for shard in topology.shards.values() {
+    for (id, shard) in &cluster.shards {
         out.table(
             "[[shards]]",
             "The voters lie in distinct data centers of the primary region; the rest follow.",
         );
-        out.field("id", shard.id);
+        out.field("id", id);
         out.text("primary_region", &shard.primary_region);
         out.list("voters", shard.voters.iter().map(NodeId::to_string));
         if let Some(leader) = shard.preferred_leader {
             out.field("preferred_leader", leader);
         }
-        if shard.has_weak_quorum() {
+        if is_weak(shard.voters.len()) {
             out.field("allow_weak_quorum", true);
         }
     }
-    for database in topology.databases.values() {
+    for (id, database) in &cluster.databases {
         out.table("[[databases]]", "");
-        out.text("id", &database.id.to_string());
+        out.text("id", &id.to_string());
         out.text("name", &database.name);
         out.field("shard", database.shard);
     }
 }
 
-fn tokens(out: &mut Document, tokens: &[TokenConfig], topology: &Topology) {
+fn tokens(out: &mut Document, tokens: &[TokenConfig], cluster: &Cluster) {
     for token in tokens {
         out.table("[[tokens]]", "Who may open what. Keep this file to yourself.");
         match &token.secret {
@@ -159,7 +160,7 @@ fn tokens(out: &mut Document, tokens: &[TokenConfig], topology: &Topology) {
         match &token.databases {
             Databases::All => out.list("databases", ["\"*\"".to_owned()].into_iter()),
             Databases::Only(ids) => {
-                let names = ids.iter().filter_map(|id| topology.databases.get(id));
+                let names = ids.iter().filter_map(|id| cluster.databases.get(id));
                 out.list("databases", names.map(|database| quoted(&database.name)));
             }
         }

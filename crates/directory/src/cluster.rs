@@ -55,6 +55,27 @@ pub struct Node {
 }
 
 impl Cluster {
+    /// The nodes that were not removed.
+    pub fn present_nodes(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        self.nodes.iter().filter(|(_, node)| !node.removed).map(|(id, node)| (*id, node))
+    }
+
+    /// `None`: there is no such node, or it was removed.
+    pub fn present_node(&self, id: NodeId) -> Option<&Node> {
+        self.nodes.get(&id).filter(|node| !node.removed)
+    }
+
+    /// The shard that the database lives in. `None`: there is no such database.
+    pub fn shard_of(&self, database: DatabaseId) -> Option<(ShardId, &Shard)> {
+        let id = self.databases.get(&database)?.shard;
+        Some((id, self.shards.get(&id)?))
+    }
+
+    /// Whether the node votes in the present epoch of the shard.
+    pub fn is_voter(&self, shard: ShardId, node: NodeId) -> bool {
+        self.shards.get(&shard).is_some_and(|shard| shard.voters.contains(&node))
+    }
+
     /// For nodes and gateways: whether a node has spoken, and not by what the directory knows it,
     /// which is all that a node has to show. The hashes of tokens stay, since every gateway checks
     /// tokens.

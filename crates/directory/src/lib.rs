@@ -4,6 +4,7 @@
 //! - `shard`, `database`, `token`, `report`: a shard with its phase and epochs; databases, RPO and
 //!   failover modes; access tokens; the account of a failover.
 //! - `voters`, `quorum`: which nodes would vote in a shard, and how many of them decide.
+//! - `founding`: the first cluster, of a configuration.
 //! - `change`: [`Change`], the one way from a `Cluster` to the next.
 //! - `testing`: a cluster for the tests of this crate and of those above it.
 //!
@@ -20,6 +21,7 @@
 mod change;
 mod cluster;
 mod database;
+mod founding;
 mod quorum;
 mod report;
 mod shard;
@@ -30,6 +32,7 @@ mod voters;
 pub use change::{Change, Refused};
 pub use cluster::{Cluster, Node};
 pub use database::{Database, Deletion, FailoverMode, Rpo, RpoMode};
+pub use founding::Founding;
 pub use quorum::majority;
 pub use report::{FailoverReport, Loss};
 pub use shard::{Phase, Plan, Shard, VoterChange};

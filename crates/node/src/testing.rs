@@ -4,7 +4,15 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use meridian_config::topology::Topology;
+use crate::cluster_view::view::Directory;
+use crate::host::clocks::Clocks;
+use crate::network::peers::PeerChannels;
+use crate::read::execution::Reads;
+use crate::replication::snapshot_transfer::StateExchange;
+use crate::shard::table::ShardTable;
+use crate::shard::voter::{Voter, VoterParts};
+use crate::write::proposer::AdmitAll;
+use meridian_config::DevLayout;
 use meridian_consensus::{
     LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming, StateTransfer, Transfer,
 };
@@ -14,16 +22,6 @@ use meridian_storage::{
     Engine, GroupId, ShardState, ShippedLog, StagedState, StateSnapshot, StorageError, Syncer,
 };
 use meridian_types::{EpochHistory, Position};
-
-use crate::cluster_view::bootstrap::first_cluster;
-use crate::cluster_view::view::Directory;
-use crate::host::clocks::Clocks;
-use crate::network::peers::PeerChannels;
-use crate::read::execution::Reads;
-use crate::replication::snapshot_transfer::StateExchange;
-use crate::shard::table::ShardTable;
-use crate::shard::voter::{Voter, VoterParts};
-use crate::write::proposer::AdmitAll;
 
 /// Waits until something holds.
 ///
@@ -66,10 +64,10 @@ pub(crate) struct OnlyVoter {
 impl OnlyVoter {
     /// It neither votes nor leads yet.
     pub(crate) async fn start(engine: &Arc<dyn Engine>, group: GroupId) -> Self {
-        let topology =
-            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
-        let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
+        let cluster =
+            DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let directory = Arc::new(Directory::new(cluster.clone(), Access::default(), None));
+        let peers = Arc::new(PeerChannels::new(&cluster, Arc::new(|_| None)).unwrap());
         let state = Arc::new(ShardState::open(Arc::clone(engine), group.shard).unwrap());
         RaftGroup::form(&state, group, &BTreeSet::from([1]), Position::ZERO, None).unwrap();
         let opened = RaftGroup::open(RaftGroupOptions {

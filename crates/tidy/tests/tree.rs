@@ -23,7 +23,15 @@ const LADDER: &[(&str, Allowed)] = &[
     ),
     ("meridian-wan", Allowed::Only(&[])),
     ("meridian-gateway", Allowed::Only(&["meridian-types", "meridian-proto"])),
-    ("meridian-config", Allowed::Only(&["meridian-types", "meridian-memory", "meridian-gateway"])),
+    (
+        "meridian-config",
+        Allowed::Only(&[
+            "meridian-types",
+            "meridian-memory",
+            "meridian-directory",
+            "meridian-gateway",
+        ]),
+    ),
     (
         "meridian-node",
         Allowed::Only(&[

@@ -1,10 +1,10 @@
-use meridian_types::{DatabaseId, Epoch, Position, ShardId};
+use meridian_types::{DatabaseId, ShardId};
 
 use crate::change::names::check_name;
 use crate::change::{Refused, ensure};
 use crate::cluster::Cluster;
 use crate::database::{Database, Deletion, FailoverMode, Rpo};
-use crate::shard::{Phase, Shard};
+use crate::shard::Shard;
 use crate::token::{Token, TokenScope};
 
 const MAX_LABEL_BYTES: usize = 200;
@@ -58,16 +58,8 @@ impl Cluster {
             .checked_add(1)
             .ok_or_else(|| Refused("all shard ids were used".to_owned()))?;
         let voters = self.would_be_voters(region);
-        let shard = Shard {
-            epoch: Epoch::FIRST,
-            phase: Phase::Forming,
-            primary_region: region.to_owned(),
-            preferred_leader: self.spread_leader(&voters),
-            changing: None,
-            voters,
-            bases: vec![(Epoch::FIRST, Position::ZERO)],
-            reports: Vec::new(),
-        };
+        let leader = self.spread_leader(&voters);
+        let shard = Shard::new(region.to_owned(), voters, leader);
         self.last_shard_id = id;
         self.shards.insert(ShardId(id), shard);
         Ok(ShardId(id))

@@ -5,9 +5,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use meridian_config::DevLayout;
 use meridian_config::dev_cluster_configs;
 use meridian_config::private_file;
-use meridian_config::topology::DevLayout;
 
 use super::access_token::AccessToken;
 use super::{Counts, parse_counts};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use meridian_config::topology::DevLayout;
+use meridian_config::DevLayout;
 use meridian_node::dev::{DevCluster, DevOptions};
 use meridian_wan::WanPlan;
 use uuid::Uuid;
@@ -94,7 +94,7 @@ impl Dev {
             data_dir,
             layout: DevLayout {
                 allow_weak_quorum: self.allow_weak_quorum,
-                ..DevLayout::of(&self.topology.0)
+                ..DevLayout::new(&self.topology.0)
             },
             port: self.port,
             access_token: token,

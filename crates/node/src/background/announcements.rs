@@ -191,7 +191,8 @@ mod tests {
     use std::pin::Pin;
 
     use futures::Stream;
-    use meridian_config::topology::Topology;
+    use meridian_config::DevLayout;
+    use meridian_directory::Cluster;
     use meridian_proto::shipping as wire;
     use meridian_proto::shipping::shipping_server::{self, ShippingServer};
     use tokio::net::TcpListener;
@@ -204,13 +205,14 @@ mod tests {
     const WALL_MS: u64 = 1_700_000_000_000;
 
     /// All of whom are where is said, which may be changed.
-    fn peers(address: &str) -> (Topology, Arc<PeerChannels>, Arc<Mutex<String>>) {
-        let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    fn peers(address: &str) -> (Cluster, Arc<PeerChannels>, Arc<Mutex<String>>) {
+        let cluster =
+            DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let address = Arc::new(Mutex::new(address.to_owned()));
         let dialled = Arc::clone(&address);
         let peers =
-            PeerChannels::new(&topology, Arc::new(move |_| Some(dialled.lock().clone()))).unwrap();
-        (topology, Arc::new(peers), address)
+            PeerChannels::new(&cluster, Arc::new(move |_| Some(dialled.lock().clone()))).unwrap();
+        (cluster, Arc::new(peers), address)
     }
 
     /// Says one thing again and again, unless it is changed. Node 2 votes with this one, node 3
@@ -356,7 +358,7 @@ mod tests {
     #[tokio::test]
     async fn a_node_that_is_reached_anew_or_elsewhere_hears_the_latest() {
         let ((first, mut heard), (second, mut heard_there)) = (listener().await, listener().await);
-        let (topology, peers, address) = peers(&first);
+        let (cluster, peers, address) = peers(&first);
         let announcements = Announcements::default();
         let say = |node_id| {
             let request = AnnounceRequest { node_id, ..Default::default() };
@@ -376,7 +378,7 @@ mod tests {
         say(8);
         while heard.recv().await.unwrap().node_id != 8 {}
         *address.lock() = second;
-        peers.update(&topology);
+        peers.update(&cluster);
         // Also for a part of a shard that begins to listen just after the first.
         for _ in 0..3 {
             assert_eq!(heard_there.recv().await.unwrap().node_id, 8);

@@ -203,10 +203,14 @@ impl Maintenance {
             // When it is sent.
             clock_ms: 0,
         };
-        let topology = self.directory.topology();
-        let others = || topology.nodes.keys().copied().filter(|node| *node != self.node_id);
+        let known = self.directory.known();
+        let others = || {
+            let nodes = known.cluster.present_nodes().map(|(id, _)| id);
+            nodes.filter(|node| *node != self.node_id)
+        };
         self.clocks.set_others(others());
-        let with = topology
+        let with = known
+            .cluster
             .shards
             .values()
             .map(|shard| &shard.voters)
@@ -368,12 +372,12 @@ impl Maintenance {
         self.lags.lock().show(lags);
     }
 
-    /// Spreads leaders as the topology prefers, once the preferred voter is well.
+    /// Spreads leaders as the cluster prefers, once the preferred voter is well.
     async fn hand_over(self: Arc<Self>) {
-        let topology = self.directory.topology();
+        let known = self.directory.known();
         for (id, shard) in &self.shards.all() {
             let LocalShard::Voter(voter) = shard else { continue };
-            let preferred = topology.shards.get(id).and_then(|shard| shard.preferred_leader);
+            let preferred = known.cluster.shards.get(id).and_then(|shard| shard.preferred_leader);
             let Some(preferred) = preferred.filter(|preferred| *preferred != self.node_id) else {
                 continue;
             };

@@ -46,8 +46,8 @@ impl Follower {
         loop {
             // Any node knows the cluster; voters know it first.
             let mut sources = self.directory.voters_near(&self.region);
-            let others = self.directory.topology();
-            sources.extend(others.nodes.keys().copied());
+            let known = self.directory.known();
+            sources.extend(known.cluster.present_nodes().map(|(id, _)| id));
             for source in sources.into_iter().filter(|source| Some(*source) != self.node) {
                 tokio::select! {
                     () = stop.cancelled() => return,

@@ -65,19 +65,18 @@ impl<T> Deref for Fenced<T> {
 mod tests {
     use std::time::Duration;
 
-    use meridian_config::topology::Topology;
+    use meridian_config::DevLayout;
     use meridian_failover::Lease;
     use meridian_gateway::Access;
     use meridian_types::{Epoch, ShardId};
 
     use super::*;
-    use crate::cluster_view::bootstrap::first_cluster;
 
     #[test]
     fn answer_is_released_under_the_lease_of_its_own_epoch_only() {
-        let topology =
-            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
+        let cluster =
+            DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let directory = Arc::new(Directory::new(cluster.clone(), Access::default(), None));
         let lease = |epoch| {
             let group = GroupId { shard: ShardId(1), epoch: Epoch(epoch) };
             EpochLease::new(Arc::clone(&directory), group)

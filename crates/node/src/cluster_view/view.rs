@@ -10,7 +10,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use meridian_config::TokenSecret;
-use meridian_config::topology::Topology;
 use meridian_directory::{Cluster, Rpo, Shard, TokenScope};
 use meridian_failover::{Lease, LeaseHolder, ProgressHint, ProgressHints};
 use meridian_gateway::{Access, Catalogue, Databases, Grant};
@@ -18,7 +17,7 @@ use meridian_types::{CommitProgress, DatabaseId, Epoch, NodeId, ShardId};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::cluster_view::bootstrap::{DIRECTORY_DATABASE, DIRECTORY_GROUP, topology_of};
+use crate::cluster_view::bootstrap::{DIRECTORY_DATABASE, DIRECTORY_GROUP};
 use crate::host::clock::{boot_time, wall_ms};
 
 /// Between two looks whether this process has heard from the cluster, at its start.
@@ -27,13 +26,11 @@ const CURRENT_PAUSE: Duration = Duration::from_millis(20);
 /// One version of the cluster, and what is made of it.
 pub(crate) struct Known {
     pub(crate) cluster: Cluster,
-    pub(crate) topology: Arc<Topology>,
     access: Access,
 }
 
 impl Known {
     fn new(cluster: Cluster) -> Self {
-        let topology = Arc::new(topology_of(&cluster));
         let grants = cluster.tokens.iter().filter_map(|(id, token)| {
             let scope = match &token.scope {
                 TokenScope::All => Databases::All,
@@ -47,12 +44,12 @@ impl Known {
         let access = Access::from_expiring(
             grants.map(|(_, digest, grant, expires)| (digest, grant, expires)),
         );
-        Self { cluster, topology, access }
+        Self { cluster, access }
     }
 
     /// Where the nodes of the cluster are called.
     pub(crate) fn rpc_addresses(self: &Arc<Self>) -> HashSet<String> {
-        self.topology.nodes.values().map(|node| node.rpc_address.clone()).collect()
+        self.cluster.present_nodes().map(|(_, node)| node.rpc_address.clone()).collect()
     }
 }
 
@@ -166,10 +163,6 @@ impl Directory {
                 }
             },
         }
-    }
-
-    pub(crate) fn topology(&self) -> Arc<Topology> {
-        Arc::clone(&self.known.borrow().topology)
     }
 
     /// The directory's own group is a shard like others, of one epoch, and in no directory.
@@ -350,16 +343,15 @@ impl Catalogue for Directory {
 #[cfg(test)]
 mod tests {
     use futures::FutureExt;
-    use meridian_config::topology::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE, Topology};
+    use meridian_config::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE, DevLayout};
     use meridian_directory::Token;
 
     use super::*;
-    use crate::cluster_view::bootstrap::first_cluster;
 
     fn cluster(version: u64, id: Option<&str>) -> Cluster {
-        let topology =
-            Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        Cluster { version, id: id.map(str::to_owned), ..first_cluster(&topology) }
+        let founded =
+            DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        Cluster { version, id: id.map(str::to_owned), ..founded }
     }
 
     fn directory(known: Cluster, founder: Option<(NodeId, String)>) -> Directory {
@@ -456,9 +448,8 @@ mod tests {
 
     #[test]
     fn voters_of_the_own_region_are_asked_first() {
-        let topology =
-            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let mut cluster = first_cluster(&topology);
+        let mut cluster =
+            DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         cluster.directory_voters = [1, 4, 5, 6].into();
         let directory = directory(cluster, None);
         assert_eq!(directory.voters_near("region-1"), [1, 4, 5, 6]);
@@ -517,9 +508,8 @@ mod tests {
 
     #[test]
     fn a_lease_that_is_left_of_an_epoch_that_is_over_is_not_held() {
-        let topology =
-            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let mut cluster = first_cluster(&topology);
+        let mut cluster =
+            DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let directory = Directory::new(cluster.clone(), Access::default(), None);
         let (shard, epoch) = (ShardId(1), Epoch(1));
         assert!(!directory.was_granted());

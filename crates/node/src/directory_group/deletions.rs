@@ -28,19 +28,17 @@ pub(super) fn ended_deletions(cluster: &Cluster, contacts: &Contacts) -> Vec<Cha
 
 #[cfg(test)]
 mod tests {
-    use meridian_config::topology::{DEV_DEFAULT_DATABASE, Topology};
+    use meridian_config::{DEV_DEFAULT_DATABASE, DevLayout};
     use meridian_types::Epoch;
 
     use super::*;
 
     #[test]
     fn a_deletion_ends_when_every_node_has_dropped_the_data_in_the_present_epoch() {
-        let topology =
-            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let founded =
+            DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let id = DEV_DEFAULT_DATABASE;
-        let mut cluster = crate::cluster_view::bootstrap::first_cluster(&topology)
-            .after(&Change::DeleteDatabase { id })
-            .unwrap();
+        let mut cluster = founded.after(&Change::DeleteDatabase { id }).unwrap();
         let shard = cluster.deleting[&id].shard;
         let report = |epoch: u32, dropped: &[DatabaseId]| wire::ShardReport {
             shard: shard.0,

@@ -222,12 +222,11 @@ impl AsyncWrite for Connection {
 #[cfg(test)]
 mod tests {
     use futures::StreamExt;
-    use meridian_config::topology::Topology;
+    use meridian_config::DevLayout;
     use meridian_gateway::Access;
     use tokio::io::AsyncReadExt;
 
     use super::*;
-    use crate::cluster_view::bootstrap::first_cluster;
     use crate::cluster_view::view::{Directory, Known};
 
     #[test]
@@ -269,8 +268,8 @@ mod tests {
     async fn the_nodes_of_a_cluster_are_known_by_address_and_by_name() {
         let address =
             |node| if node == 1 { "localhost:1".to_owned() } else { format!("10.0.0.{node}:4601") };
-        let topology = Topology::dev(&[3], address, |_| None).unwrap();
-        let directory = Directory::new(first_cluster(&topology), Access::default(), None);
+        let founded = DevLayout::new(&[3]).found(address, |_| None).unwrap();
+        let directory = Directory::new(founded.clone(), Access::default(), None);
         let members = watch::Sender::default();
         let mut found = members.subscribe();
         tokio::spawn(look_up(directory.watch(), Known::rpc_addresses, members));

@@ -2,8 +2,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_config::topology::Topology;
 use meridian_consensus::Peers;
+use meridian_directory::Cluster;
 use meridian_types::NodeId;
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
@@ -16,7 +16,7 @@ use crate::network::identity;
 /// Bytes of one message between nodes at most.
 pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
-/// Where to dial a node, if not at the address that the topology gives: for emulated links.
+/// Where to dial a node, if not at the address that the cluster gives: for emulated links.
 pub type Dial = Arc<dyn Fn(NodeId) -> Option<String> + Send + Sync>;
 
 /// One HTTP/2 connection to each other node for each use, so that bulk does not hold up heartbeats,
@@ -78,8 +78,8 @@ impl NodeChannels {
 impl PeerChannels {
     /// With all connections on the present runtime.
     #[cfg(test)]
-    pub(crate) fn new(topology: &Topology, dial: Dial) -> Result<Self, NodeId> {
-        Self::with_control(topology, dial, None)
+    pub(crate) fn new(cluster: &Cluster, dial: Dial) -> Result<Self, NodeId> {
+        Self::with_control(cluster, dial, None)
     }
 
     /// With the connections of control on a runtime of their own, if one is given.
@@ -87,38 +87,36 @@ impl PeerChannels {
     /// # Errors
     /// The node whose address is none.
     pub(crate) fn with_control(
-        topology: &Topology,
+        cluster: &Cluster,
         dial: Dial,
         control: Option<Handle>,
     ) -> Result<Self, NodeId> {
         let peers =
             Self { dial, control, channels: RwLock::default(), updates: watch::Sender::new(()) };
-        match peers.update(topology).first() {
+        match peers.update(cluster).first() {
             Some(node) => Err(*node),
             None => Ok(peers),
         }
     }
 
-    /// Dials the nodes of this topology from now on, and no others, naming its cluster. Those whose
+    /// Dials the nodes of this cluster from now on, and no others, naming its cluster. Those whose
     /// address is none.
-    pub(crate) fn update(&self, topology: &Topology) -> Vec<NodeId> {
+    pub(crate) fn update(&self, cluster: &Cluster) -> Vec<NodeId> {
         let mut channels = self.channels.write();
-        channels.retain(|node, _| topology.nodes.contains_key(node));
+        channels.retain(|node, _| cluster.present_node(*node).is_some());
         let mut failed = Vec::new();
-        for node in topology.nodes.values() {
-            let address = (self.dial)(node.id).unwrap_or_else(|| node.rpc_address.clone());
-            let known = channels.get(&node.id);
-            if known
-                .is_some_and(|known| known.address == address && known.cluster == topology.cluster)
-            {
+        for (id, node) in cluster.present_nodes() {
+            let address = (self.dial)(id).unwrap_or_else(|| node.rpc_address.clone());
+            let known = channels.get(&id);
+            if known.is_some_and(|known| known.address == address && known.cluster == cluster.id) {
                 continue;
             }
-            match NodeChannels::new(address, topology.cluster.clone(), self.control.as_ref()) {
+            match NodeChannels::new(address, cluster.id.clone(), self.control.as_ref()) {
                 Some(new) => {
-                    channels.insert(node.id, new);
+                    channels.insert(id, new);
                     self.updates.send_replace(());
                 }
-                None => failed.push(node.id),
+                None => failed.push(id),
             }
         }
         failed

@@ -74,7 +74,7 @@ pub(crate) async fn keep_all(parts: Arc<KeeperParts>) {
     let mut kept = HashSet::new();
     loop {
         let present = Arc::clone(&known.borrow_and_update());
-        for node in parts.peers.update(&present.topology) {
+        for node in parts.peers.update(&present.cluster) {
             tracing::error!(node, "a node's address cannot be dialled");
         }
         // Version 0 is this node's configuration: nothing is founded on it.
@@ -95,7 +95,7 @@ pub(crate) async fn keep_all(parts: Arc<KeeperParts>) {
         }
         for shard in &kept {
             if let Some(followers) = parts.shards.followers(shard) {
-                let nodes = present.topology.nodes.keys().copied();
+                let nodes = present.cluster.present_nodes().map(|(id, _)| id);
                 followers.set_nodes(nodes.filter(|node| *node != parts.node_id));
             }
         }
@@ -420,18 +420,18 @@ impl Keeper {
         let (syncer, disk) = (&self.parts.syncer, &*self.parts.disk);
         let target = Target { state: &self.state, log: &self.log, syncer, history, disk };
         for round in 0..PULL_ROUNDS {
-            let topology = self.parts.directory.topology();
-            let mut sources: Vec<_> =
-                topology.nodes.values().filter(|node| node.id != self.parts.node_id).collect();
-            sources.sort_by_key(|node| (node.region != shard.primary_region, node.id));
-            for source in sources {
+            let known = self.parts.directory.known();
+            let nodes = known.cluster.present_nodes();
+            let mut sources: Vec<_> = nodes.filter(|(id, _)| *id != self.parts.node_id).collect();
+            sources.sort_by_key(|(id, node)| (node.region != shard.primary_region, *id));
+            for (source, _) in sources {
                 if self.state.position().sequence >= base.sequence {
                     return;
                 }
                 let pull = catch_up::pull(
                     &target,
                     &self.parts.peers,
-                    source.id,
+                    source,
                     base,
                     self.forming_ends(history.epoch()),
                 );

@@ -7,8 +7,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use meridian_config::DevLayout;
 use meridian_config::private_file;
-use meridian_config::topology::DevLayout;
 use meridian_config::{ConfigError, dev_cluster_configs};
 use meridian_types::NodeId;
 
@@ -96,7 +96,7 @@ impl DevCluster {
         let mut starting = Vec::new();
         for config in configs {
             let dial = dials
-                .remove(&config.node.id)
+                .remove(&config.node_id)
                 .map(|to| Arc::new(move |node| to.get(&node).cloned()) as Dial);
             let region = config.node.region.clone();
             starting.push(async move {
@@ -165,14 +165,14 @@ fn pairs(
     configs: &[meridian_config::NodeConfig],
     plan: &WanPlan,
 ) -> Vec<(NodeId, (NodeId, String), meridian_wan::LinkProfile)> {
-    let regions = configs.first().map(|config| config.topology.regions.clone()).unwrap_or_default();
+    let regions = configs.first().map(|config| config.cluster.regions.clone()).unwrap_or_default();
     let region = |name: &str| regions.iter().position(|region| region == name).unwrap_or(0);
     let mut pairs = Vec::new();
     for from in configs {
-        for to in configs.iter().filter(|to| to.node.id != from.node.id) {
+        for to in configs.iter().filter(|to| to.node_id != from.node_id) {
             if let Some(profile) = plan.profile(region(&from.node.region), region(&to.node.region))
             {
-                pairs.push((from.node.id, (to.node.id, to.node.rpc_address.clone()), profile));
+                pairs.push((from.node_id, (to.node_id, to.node.rpc_address.clone()), profile));
             }
         }
     }

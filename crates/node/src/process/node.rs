@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use meridian_config::topology::Topology;
 use meridian_config::{ConfigError, GatewaySettings, ListenPurpose, NodeConfig, TokenConfig};
 use meridian_consensus::{LogCache, RaftService, RaftTiming, StateTransfer};
+use meridian_directory::Cluster;
 use meridian_gateway::{Access, Database, Grant, Options, Read};
 use meridian_memory::{ByteBudget, Shares, default_max_bytes};
 use meridian_proto::admin::admin_server::AdminServer;
@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::background::announcements::Announcements;
 use crate::background::maintenance::Maintenance;
-use crate::cluster_view::bootstrap::{DIRECTORY_GROUP, founded_cluster, topology_of};
+use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
 use crate::cluster_view::client::{Follower, LeaseRenewal};
 use crate::cluster_view::store::{incarnation, load_cluster};
 use crate::cluster_view::view::{Directory, Known};
@@ -112,26 +112,21 @@ impl Node {
     pub async fn start(config: NodeConfig, dial: Option<Dial>) -> Result<Self, StartError> {
         let started = Instant::now();
         let files = open_files::raise();
-        let node_id = config.node.id;
+        let node_id = config.node_id;
         let rpc = listen(&config.listen.rpc, ListenPurpose::Rpc).await?;
         let kv = listen(&config.listen.kv, ListenPurpose::KvConnect).await?;
         let shares = Shares::of_node(max_memory_bytes(config.max_memory_mb));
         tracing::info!(?shares, "memory is divided, in bytes");
         let engine = open_engine(&config, &shares).await?;
         let folder = |error: StorageError| data_folder(&config, &error);
-        let first = founded_cluster(&config);
+        let first = config.founded_cluster();
         let remembered = load_cluster(&engine).map_err(folder)?;
         let incarnation = incarnation(&engine).map_err(folder)?;
         let founds = remembered.is_none() && !config.join;
         let cluster = remembered.unwrap_or_else(|| first.clone());
         let control = ControlRuntime::start()
             .map_err(|error| StartError::Invalid(format!("cannot start threads: {error}")))?;
-        let peers = peer_channels(
-            &topology_of(&cluster),
-            dial,
-            &config.dial,
-            Some(control.handle().clone()),
-        )?;
+        let peers = peer_channels(&cluster, dial, &config.dial, Some(control.handle().clone()))?;
         let founder = (!config.join).then(|| (node_id, config.node.name.clone()));
         let directory =
             Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, founder));
@@ -197,6 +192,7 @@ impl Node {
                 streams,
             },
             admin: AdminService {
+                node_id,
                 node: config.node.clone(),
                 shards: Arc::clone(&shards),
                 directory: Arc::clone(&directory),
@@ -360,7 +356,7 @@ impl Node {
     /// When that takes longer than a request may.
     pub async fn ready(&self) -> Result<(), StartError> {
         let databases: Vec<DatabaseId> =
-            self.directory.topology().databases.keys().copied().collect();
+            self.directory.known().cluster.databases.keys().copied().collect();
         for database in databases {
             let ranges = vec![ReadRange {
                 start: Bytes::new(),
@@ -516,9 +512,10 @@ impl Services {
 /// applied again.
 async fn recovered(directory: &Directory, shards: &ShardTable) {
     loop {
-        let expected = directory.topology().shards.len();
+        let known = directory.known();
+        let expected = known.cluster.shards.len();
         let present = shards.all();
-        if directory.known().cluster.version > 0 && present.len() >= expected {
+        if known.cluster.version > 0 && present.len() >= expected {
             let voters = present.iter().filter_map(|(_, shard)| match shard {
                 LocalShard::Voter(voter) => Some(voter.group.recovered(RECOVERY)),
                 LocalShard::Replica(_) => None,
@@ -540,7 +537,7 @@ async fn open_engine(config: &NodeConfig, shares: &Shares) -> Result<Arc<dyn Eng
     let path = config.data_dir.join("db");
     let options =
         RocksOptions { block_cache_bytes: shares.block_cache, memtable_bytes: shares.memtables };
-    let node_id = config.node.id;
+    let node_id = config.node_id;
     let opened = tokio::task::spawn_blocking(move || open_owned(&path, options, node_id)).await;
     match opened {
         Ok(Ok(engine)) => Ok(engine),
@@ -604,7 +601,7 @@ fn local_address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
 
 /// `dial` goes before what the configuration says.
 pub(crate) fn peer_channels(
-    topology: &Topology,
+    cluster: &Cluster,
     dial: Option<Dial>,
     configured: &BTreeMap<NodeId, String>,
     control: Option<Handle>,
@@ -616,7 +613,7 @@ pub(crate) fn peer_channels(
     };
     let invalid =
         |node| StartError::Invalid(format!("the address of node {node} cannot be dialled"));
-    Ok(Arc::new(PeerChannels::with_control(topology, dial, control).map_err(invalid)?))
+    Ok(Arc::new(PeerChannels::with_control(cluster, dial, control).map_err(invalid)?))
 }
 
 /// What the tokens of a configuration open.

@@ -2,13 +2,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_config::{GatewayConfig, ListenPurpose};
-use meridian_memory::{ByteBudget, Shares};
-use tokio::task::JoinHandle;
-use tokio::time::timeout;
-use tokio_util::sync::CancellationToken;
-
-use crate::cluster_view::bootstrap::first_cluster;
 use crate::cluster_view::client::Follower;
 use crate::cluster_view::view::Directory;
 use crate::host::clock::BootClock;
@@ -21,6 +14,11 @@ use crate::read::execution::Reads;
 use crate::routing::cluster_nodes::ClusterNodes;
 use crate::routing::router::Router;
 use crate::routing::write_calls::WriteCalls;
+use meridian_config::{GatewayConfig, ListenPurpose};
+use meridian_memory::{ByteBudget, Shares};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 /// How long a gateway stays closed while it has not heard from its cluster.
 const HEARING: Duration = Duration::from_secs(3);
@@ -40,9 +38,9 @@ impl StandaloneGateway {
         let shares = Shares::of_gateway(max_memory_bytes(config.max_memory_mb));
         tracing::info!(?shares, "memory is divided, in bytes");
         let kv_address = kv.local_addr().map_err(|error| StartError::Invalid(error.to_string()))?;
-        let cluster = first_cluster(&config.topology);
+        let cluster = config.cluster;
+        let peers = peer_channels(&cluster, dial, &config.dial, None)?;
         let directory = Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, None));
-        let peers = peer_channels(&config.topology, dial, &config.dial, None)?;
         let nodes = ClusterNodes {
             local: Arc::default(),
             local_node: None,
@@ -102,7 +100,7 @@ async fn dial_cluster(
 ) {
     let mut known = directory.watch();
     loop {
-        for node in peers.update(&known.borrow_and_update().topology) {
+        for node in peers.update(&known.borrow_and_update().cluster) {
             tracing::error!(node, "a node's address cannot be dialled");
         }
         tokio::select! {
@@ -117,7 +115,7 @@ mod tests {
     use std::collections::BTreeMap;
     use std::time::Instant;
 
-    use meridian_config::topology::Topology;
+    use meridian_config::DevLayout;
     use meridian_config::{GatewayListen, GatewaySettings};
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
@@ -127,14 +125,14 @@ mod tests {
     #[tokio::test]
     async fn a_gateway_that_hears_from_nobody_opens_late_and_says_of_no_token_that_it_is_unknown() {
         // Nobody listens there.
-        let topology =
-            Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let founded =
+            DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let config = GatewayConfig {
             region: "region-1".to_owned(),
             max_memory_mb: None,
             listen: GatewayListen { kv: "127.0.0.1:0".to_owned(), metrics: None },
             gateway: GatewaySettings::default(),
-            topology,
+            cluster: founded,
             tokens: Vec::new(),
             dial: BTreeMap::new(),
         };

@@ -133,7 +133,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
     }
 
     fn shard(&self, database: DatabaseId) -> Result<(ShardId, Epoch), Unavailable> {
-        let shard = self.directory.topology().shard_of(database).map(|shard| shard.id);
+        let shard = self.directory.known().cluster.shard_of(database).map(|(shard, _)| shard);
         let found = shard.and_then(|shard| Some((shard, self.directory.epoch(shard)?)));
         found.ok_or_else(|| unavailable(format!("no shard holds the database {database}")))
     }
@@ -141,8 +141,8 @@ impl<N: Nodes, C: Clock> Router<N, C> {
     /// The voters to try, the supposed leader first, then those nearest; those last that do not
     /// answer.
     fn voters(&self, shard: ShardId) -> Vec<NodeId> {
-        let topology = self.directory.topology();
-        let Some(info) = topology.shards.get(&shard) else { return Vec::new() };
+        let known = self.directory.known();
+        let Some(info) = known.cluster.shards.get(&shard) else { return Vec::new() };
         let now = self.clock.now();
         let local_knows = self.nodes.local_voter(shard).and_then(|local| local.leader);
         let hint = local_knows.or_else(|| self.leaders.hint(shard)).or(info.preferred_leader);
@@ -171,16 +171,16 @@ impl<N: Nodes, C: Clock> Router<N, C> {
             });
             return voters;
         }
-        let topology = self.directory.topology();
-        let mut nodes: Vec<_> = topology.nodes.values().collect();
-        nodes.sort_by_cached_key(|node| {
-            let far = self.reach.measured(node.id).unwrap_or_default();
+        let known = self.directory.known();
+        let mut nodes: Vec<_> = known.cluster.present_nodes().collect();
+        nodes.sort_by_cached_key(|(id, node)| {
+            let far = self.reach.measured(*id).unwrap_or_default();
             let elsewhere = node.region != self.region;
-            let avoided = self.refusals.avoid(now, node.id, shard, consistency)
-                || self.reach.avoid(now, node.id);
-            (avoided, Some(node.id) != self.local_node, elsewhere, far, node.id)
+            let avoided =
+                self.refusals.avoid(now, *id, shard, consistency) || self.reach.avoid(now, *id);
+            (avoided, Some(*id) != self.local_node, elsewhere, far, *id)
         });
-        nodes.iter().map(|node| node.id).collect()
+        nodes.into_iter().map(|(id, _)| id).collect()
     }
 
     /// The sequence that an eventual read must not be older than. What a failover took back is not

@@ -2,10 +2,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use meridian_config::topology::NodeInfo;
 use meridian_consensus::Role;
+use meridian_directory::Node;
 use meridian_proto::admin::{self as wire, admin_server};
-use meridian_types::ShardId;
+use meridian_types::{NodeId, ShardId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -26,7 +26,8 @@ const HANDOVER: Duration = Duration::from_secs(5);
 /// Answers operators.
 #[derive(Clone)]
 pub(crate) struct AdminService {
-    pub(crate) node: NodeInfo,
+    pub(crate) node_id: NodeId,
+    pub(crate) node: Node,
     pub(crate) shards: Arc<ShardTable>,
     pub(crate) directory: Arc<Directory>,
     pub(crate) data_dir: PathBuf,
@@ -113,7 +114,7 @@ impl admin_server::Admin for AdminService {
             .collect();
         shards.sort_by_key(|shard| shard.shard);
         Ok(Response::new(wire::StatusResponse {
-            node_id: self.node.id,
+            node_id: self.node_id,
             node_name: self.node.name.clone(),
             region: self.node.region.clone(),
             data_center: self.node.data_center.clone(),
@@ -133,7 +134,7 @@ impl admin_server::Admin for AdminService {
         let Some(LocalShard::Voter(voter)) = self.shards.get(&id) else {
             return Err(Status::not_found(format!("this node does not vote in shard {id}")));
         };
-        if !self.directory.topology().is_voter(id, request.to) {
+        if !self.directory.known().cluster.is_voter(id, request.to) {
             return Err(Status::invalid_argument(format!(
                 "node {} does not vote in shard {id}",
                 request.to
@@ -141,7 +142,7 @@ impl admin_server::Admin for AdminService {
         }
         let followers = self.shards.followers(&id);
         let lags = followers.as_ref().map(|followers| followers.lags()).unwrap_or_default();
-        if request.to != self.node.id
+        if request.to != self.node_id
             && !lags.iter().any(|heir| heir.node == request.to && heir.may_lead)
         {
             return Err(Status::failed_precondition(format!(
@@ -152,7 +153,7 @@ impl admin_server::Admin for AdminService {
         let Ok(leadership) = voter.group.leadership() else {
             return Err(Status::failed_precondition(format!("this node does not lead shard {id}")));
         };
-        if request.to == self.node.id {
+        if request.to == self.node_id {
             return Ok(Response::new(wire::TransferLeadershipResponse {}));
         }
         if followers

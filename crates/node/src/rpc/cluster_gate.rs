@@ -106,9 +106,8 @@ mod tests {
     use meridian_gateway::Access;
 
     use super::*;
-    use crate::cluster_view::bootstrap::first_cluster;
     use crate::network::identity::origin;
-    use meridian_config::topology::Topology;
+    use meridian_config::DevLayout;
 
     /// Counts the calls that come through.
     struct Counting<'a> {
@@ -133,10 +132,9 @@ mod tests {
 
     #[test]
     fn a_call_for_another_cluster_does_not_come_through_the_gate() {
-        let topology =
-            Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let cluster =
-            Cluster { version: 1, id: Some("00aa".to_owned()), ..first_cluster(&topology) };
+        let founded =
+            DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let cluster = Cluster { version: 1, id: Some("00aa".to_owned()), ..founded };
         let gate =
             ClusterGate { directory: Arc::new(Directory::new(cluster, Access::default(), None)) };
         let calls = Cell::new(0);
@@ -155,9 +153,9 @@ mod tests {
 
     #[test]
     fn the_gate_is_ready_when_what_lies_behind_it_is() {
-        let topology =
-            Topology::dev(&[3][..], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
+        let founded =
+            DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let directory = Arc::new(Directory::new(founded.clone(), Access::default(), None));
         let (gate, calls) = (ClusterGate { directory }, Cell::new(0));
         let mut cx = Context::from_waker(std::task::Waker::noop());
         for is_ready in [false, true] {

@@ -195,7 +195,7 @@ fn is_for_operators(change: &Change) -> bool {
 mod tests {
     use std::time::Instant;
 
-    use meridian_config::topology::Topology;
+    use meridian_config::DevLayout;
     use meridian_directory::{Token, TokenScope};
     use meridian_failover::Lease;
     use meridian_gateway::{Access, Catalogue as _};
@@ -207,7 +207,6 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::cluster_view::bootstrap::first_cluster;
     use crate::cluster_view::client::Follower;
     use crate::network::peers::PeerChannels;
 
@@ -226,9 +225,8 @@ mod tests {
     #[tokio::test]
     async fn a_gateway_is_sure_of_what_it_knows_once_a_node_in_touch_with_the_directory_has_nothing_newer()
      {
-        let topology =
-            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let cluster = first_cluster(&topology);
+        let cluster =
+            DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let directory = || Arc::new(Directory::new(cluster.clone(), Access::default(), None));
         let (node, gateway) = (directory(), directory());
         // Of before it was cut off.
@@ -239,7 +237,7 @@ mod tests {
         let dial = move |node| {
             Some(if node == nearest { address.clone() } else { "127.0.0.1:9".to_owned() })
         };
-        let peers = Arc::new(PeerChannels::new(&topology, Arc::new(dial)).unwrap());
+        let peers = Arc::new(PeerChannels::new(&cluster, Arc::new(dial)).unwrap());
         let (stop, region) = (CancellationToken::new(), "region-1".to_owned());
         let follower = Follower { directory: Arc::clone(&gateway), peers, region, node: None };
         let following = tokio::spawn(follower.run(stop.clone()));
@@ -270,9 +268,8 @@ mod tests {
     /// leader, and not from the gateway.
     #[tokio::test]
     async fn who_follows_a_node_that_has_lost_the_directory_goes_to_another() {
-        let topology =
-            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let cluster = first_cluster(&topology);
+        let cluster =
+            DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let news = || meridian_directory::Cluster { version: 7, ..cluster.clone() };
         let directory = || Arc::new(Directory::new(cluster.clone(), Access::default(), None));
         let lease = Lease { ttl: Duration::from_secs(3), shards: Vec::new() };
@@ -284,7 +281,7 @@ mod tests {
         let dial = move |node| {
             Some(if node == nearest { addresses.0.clone() } else { addresses.1.clone() })
         };
-        let peers = Arc::new(PeerChannels::new(&topology, Arc::new(dial)).unwrap());
+        let peers = Arc::new(PeerChannels::new(&cluster, Arc::new(dial)).unwrap());
         let stop = CancellationToken::new();
         let region = "region-1".to_owned();
         let follower = Follower { directory: Arc::clone(&gateway), peers, region, node: None };
@@ -311,8 +308,8 @@ mod tests {
 
     #[tokio::test]
     async fn operators_and_followers_are_told_no_more_than_they_need() {
-        let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let mut cluster = first_cluster(&topology);
+        let mut cluster =
+            DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         cluster.version = 1;
         cluster.nodes.get_mut(&1).unwrap().incarnation = Some("5eed".to_owned());
         let hash = "ab".repeat(32);

@@ -128,7 +128,7 @@ impl ShippingService {
     #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
     fn open(&self, start: wire::Start) -> Result<(Subscription, ReceiverStream<Shipped>), Status> {
         // One subscription for each of them, so that their number has a bound.
-        if !self.directory.topology().nodes.contains_key(&start.node_id) {
+        if self.directory.known().cluster.present_node(start.node_id).is_none() {
             return Err(Status::failed_precondition(format!(
                 "node {} is not known here",
                 start.node_id

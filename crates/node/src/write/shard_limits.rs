@@ -21,8 +21,8 @@ pub(crate) struct ShardLimits {
 
 impl AdmissionPolicy for ShardLimits {
     fn refusal(&self, only_deletes: bool) -> Option<WriteRefusal> {
-        let topology = self.directory.topology();
-        let voters = &topology.shards.get(&self.shard)?.voters;
+        let known = self.directory.known();
+        let voters = &known.cluster.shards.get(&self.shard)?.voters;
         let others = voters.iter().filter(|voter| **voter != self.node_id);
         let rooms: Vec<Room> = others.map(|voter| self.followers.room(*voter)).collect();
         refusal_for_room(self.disk.room(), &rooms, only_deletes)
@@ -33,10 +33,11 @@ impl AdmissionPolicy for ShardLimits {
     }
 
     fn replication_lag_ms(&self) -> Option<u64> {
-        let topology = self.directory.topology();
-        let primary = &topology.shards.get(&self.shard)?.primary_region;
+        let known = self.directory.known();
+        let cluster = &known.cluster;
+        let primary = &cluster.shards.get(&self.shard)?.primary_region;
         let elsewhere =
-            |node: NodeId| topology.nodes.get(&node).is_some_and(|node| node.region != *primary);
+            |node: NodeId| cluster.present_node(node).is_some_and(|node| node.region != *primary);
         self.followers.least_lag_ms(elsewhere)
     }
 }

@@ -6,8 +6,9 @@ use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
 use meridian_bench::endpoint::Endpoint;
-use meridian_config::topology::{DatabaseInfo, Topology};
 use meridian_config::{NodeConfig, TokenConfig, TokenSecret};
+use meridian_directory::{self as directory, Database};
+use meridian_types::DatabaseId;
 
 /// A region's gateway, from the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,7 +54,7 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// From a node's configuration, which holds the whole topology. Regions without a known gateway
+    /// From a node's configuration, which holds the whole cluster. Regions without a known gateway
     /// are left out, and reported on the standard error.
     pub(super) fn of_config(
         path: &Path,
@@ -61,7 +62,7 @@ impl Cluster {
         access_token: Option<String>,
     ) -> Result<Self> {
         let config = NodeConfig::load(path)?;
-        let database = find_database(&config.topology, database)?;
+        let database = find_database(&config.cluster, database)?;
         let access_token = match access_token {
             Some(token) => token,
             None => plain_token(&config.tokens).with_context(|| {
@@ -71,8 +72,8 @@ impl Cluster {
                 )
             })?,
         };
-        let cluster = Self::of_topology(&config.topology, database, access_token);
-        for region in &config.topology.regions {
+        let cluster = Self::from_directory(&config.cluster, database, access_token);
+        for region in &config.cluster.regions {
             if !cluster.sites.iter().any(|site| site.region == *region) {
                 eprintln!(
                     "{region}: left out, as none of its nodes has a kv_address; --url takes any gateway"
@@ -85,14 +86,18 @@ impl Cluster {
         Ok(cluster)
     }
 
-    fn of_topology(topology: &Topology, database: &DatabaseInfo, access_token: String) -> Self {
-        let shard = topology.shard_of(database.id);
+    fn from_directory(
+        cluster: &directory::Cluster,
+        (id, database): (DatabaseId, &Database),
+        access_token: String,
+    ) -> Self {
+        let shard = cluster.shard_of(id).map(|(_, shard)| shard);
         let primary = shard.map(|shard| shard.primary_region.as_str());
-        let leader = shard.and_then(|shard| topology.nodes.get(&shard.preferred_leader?));
+        let leader = shard.and_then(|shard| cluster.nodes.get(&shard.preferred_leader?));
         let mut sites: Vec<Site> = Vec::new();
-        for region in &topology.regions {
+        for region in &cluster.regions {
             if let Some(address) =
-                topology.nodes_in(region).find_map(|node| node.kv_address.as_ref())
+                cluster.nodes_of(region).find_map(|(_, node)| node.kv_address.as_ref())
             {
                 sites.push(Site {
                     region: region.clone(),
@@ -136,20 +141,27 @@ fn with_database(url: String, database: Option<&str>) -> Result<String> {
     Ok(format!("{}/db/{database}", url.trim_end_matches('/')))
 }
 
-fn find_database<'a>(topology: &'a Topology, name: Option<&str>) -> Result<&'a DatabaseInfo> {
+fn find_database<'a>(
+    cluster: &'a directory::Cluster,
+    name: Option<&str>,
+) -> Result<(DatabaseId, &'a Database)> {
     let names = || {
-        topology.databases.values().map(|found| found.name.as_str()).collect::<Vec<_>>().join(", ")
+        cluster.databases.values().map(|found| found.name.as_str()).collect::<Vec<_>>().join(", ")
     };
-    match name {
-        Some(name) => topology
+    let found = match name {
+        Some(name) => cluster
             .databases
-            .values()
-            .find(|database| database.name == name)
-            .with_context(|| format!("there is no database `{name}`; there are: {}", names())),
-        None => topology.default_database.and_then(|id| topology.databases.get(&id)).with_context(
-            || format!("there is no default database; give --database, one of: {}", names()),
-        ),
-    }
+            .iter()
+            .find(|(_, database)| database.name == name)
+            .with_context(|| format!("there is no database `{name}`; there are: {}", names()))?,
+        None => cluster
+            .default_database
+            .and_then(|id| cluster.databases.get_key_value(&id))
+            .with_context(|| {
+                format!("there is no default database; give --database, one of: {}", names())
+            })?,
+    };
+    Ok((*found.0, found.1))
 }
 
 /// The first token in plain text that may write. The gateway checks whether it opens the database.
@@ -163,18 +175,15 @@ fn plain_token(tokens: &[TokenConfig]) -> Option<String> {
 #[cfg(test)]
 mod tests {
 
-    use meridian_config::topology::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE};
+    use meridian_config::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE, DevLayout};
 
     use super::*;
 
-    fn dev() -> Topology {
-        let counts: &[usize] = &[3, 2, 1];
-        Topology::dev(
-            counts,
-            |node| format!("127.0.0.1:{}", 4600 + node),
-            |node| Some(format!("h:{node}")),
-        )
-        .unwrap()
+    fn dev() -> directory::Cluster {
+        let layout = DevLayout::new(&[3, 2, 1]);
+        layout
+            .found(|node| format!("127.0.0.1:{}", 4600 + node), |node| Some(format!("h:{node}")))
+            .unwrap()
     }
 
     fn urls(texts: &[&str]) -> Vec<RegionUrl> {
@@ -183,13 +192,10 @@ mod tests {
 
     #[test]
     fn the_first_node_of_each_region_that_has_a_gateway() {
-        let mut topology = dev();
-        topology.nodes.get_mut(&4).unwrap().kv_address = None;
-        let cluster = Cluster::of_topology(
-            &topology,
-            find_database(&topology, None).unwrap(),
-            "t".to_owned(),
-        );
+        let mut dev = dev();
+        dev.nodes.get_mut(&4).unwrap().kv_address = None;
+        let cluster =
+            Cluster::from_directory(&dev, find_database(&dev, None).unwrap(), "t".to_owned());
         let site = |region: &str, url: &str, wan| Site {
             region: region.to_owned(),
             url: url.to_owned(),
@@ -207,23 +213,20 @@ mod tests {
 
     #[test]
     fn the_primary_region_comes_first() {
-        let mut topology = dev();
-        topology.regions.reverse();
-        let cluster = Cluster::of_topology(
-            &topology,
-            find_database(&topology, None).unwrap(),
-            "t".to_owned(),
-        );
+        let mut dev = dev();
+        dev.regions.reverse();
+        let cluster =
+            Cluster::from_directory(&dev, find_database(&dev, None).unwrap(), "t".to_owned());
         let regions: Vec<_> = cluster.sites.iter().map(|site| site.region.as_str()).collect();
         assert_eq!(regions, ["region-1", "region-3", "region-2"]);
     }
 
     #[test]
     fn databases_are_found_by_name() {
-        let topology = dev();
-        assert_eq!(find_database(&topology, None).unwrap().id, DEV_DEFAULT_DATABASE);
-        assert_eq!(find_database(&topology, Some("second")).unwrap().id, DEV_SECOND_DATABASE);
-        let error = find_database(&topology, Some("third")).unwrap_err().to_string();
+        let dev = dev();
+        assert_eq!(find_database(&dev, None).unwrap().0, DEV_DEFAULT_DATABASE);
+        assert_eq!(find_database(&dev, Some("second")).unwrap().0, DEV_SECOND_DATABASE);
+        let error = find_database(&dev, Some("third")).unwrap_err().to_string();
         assert_eq!(error, "there is no database `third`; there are: default, second");
     }
 

@@ -7,7 +7,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use meridian_config::NodeConfig;
-use meridian_config::topology::{DatabaseInfo, NodeInfo, ShardSpec, Topology, TopologySpec};
 use meridian_directory::Cluster;
 use meridian_types::NodeId;
 
@@ -25,9 +24,7 @@ impl NewFile<'_> {
     /// that the cluster does not know is the template's, too.
     pub(super) fn text(&self) -> Result<String> {
         let mut config = NodeConfig::load(self.template)?;
-        let topology = Topology::new(spec(self.cluster))
-            .context("the cluster as it is makes no configuration")?;
-        let Some(node) = topology.nodes.get(&self.id).cloned() else {
+        let Some(node) = self.cluster.present_node(self.id).cloned() else {
             bail!("there is no node {}", self.id)
         };
         let own_host = host(&node.rpc_address).to_owned();
@@ -46,42 +43,12 @@ impl NewFile<'_> {
         config.join = true;
         config.dial.clear();
         self.data_dir.clone_into(&mut config.data_dir);
-        config.topology = topology;
-        config.node = node;
+        config.cluster = self.cluster.clone();
+        (config.node_id, config.node) = (self.id, node);
         let text = config.to_toml();
-        NodeConfig::parse(&text, Path::new("the new node's configuration"))?;
+        NodeConfig::parse(&text, Path::new("the new node's configuration"))
+            .context("the cluster as it is makes no configuration")?;
         Ok(text)
-    }
-}
-
-fn spec(cluster: &Cluster) -> TopologySpec {
-    let node = |(id, node): (&NodeId, &meridian_directory::Node)| NodeInfo {
-        id: *id,
-        name: node.name.clone(),
-        region: node.region.clone(),
-        data_center: node.data_center.clone(),
-        rpc_address: node.rpc_address.clone(),
-        kv_address: node.kv_address.clone(),
-    };
-    let shards = cluster.shards.iter().map(|(id, shard)| ShardSpec {
-        id: *id,
-        primary_region: shard.primary_region.clone(),
-        voters: Some(shard.voters.iter().copied().collect()),
-        preferred_leader: shard.preferred_leader,
-        allow_weak_quorum: true,
-    });
-    let databases = cluster.databases.iter().map(|(id, database)| DatabaseInfo {
-        id: *id,
-        name: database.name.clone(),
-        shard: database.shard,
-    });
-    let default = cluster.default_database.and_then(|id| cluster.databases.get(&id));
-    TopologySpec {
-        regions: cluster.regions.clone(),
-        nodes: cluster.nodes.iter().filter(|(_, node)| !node.removed).map(node).collect(),
-        shards: shards.collect(),
-        databases: databases.collect(),
-        default_database: default.map(|database| database.name.clone()),
     }
 }
 
@@ -144,13 +111,13 @@ mod tests {
         assert!(write(&path, &text).is_err(), "it is there already");
         let config = NodeConfig::load(&path).unwrap();
         assert!(config.join);
-        assert_eq!((config.node.id, config.node.name.as_str()), (7, "region-2-c"));
+        assert_eq!((config.node_id, config.node.name.as_str()), (7, "region-2-c"));
         assert_eq!(config.data_dir, folder.path().join("new/data"));
         assert_eq!(
             (config.listen.rpc.as_str(), config.listen.kv.as_str()),
             ("10.0.0.9:4601", "10.0.0.9:4512")
         );
-        assert_eq!(config.topology.nodes.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4, 6, 7]);
+        assert_eq!(config.cluster.nodes.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4, 6, 7]);
         assert_eq!(config.tokens.len(), 1);
     }
 

@@ -1,7 +1,7 @@
 use std::sync::atomic::Ordering;
 
 use futures::FutureExt;
-use meridian_config::topology::Topology;
+use meridian_config::DevLayout;
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming, StateTransfer};
 use meridian_directory::{Change, Token, TokenScope};
 use meridian_failover::{ControllerConfig, Lease};
@@ -14,7 +14,6 @@ use meridian_storage::{
 use meridian_types::{Batch, EpochHistory, Position};
 
 use super::*;
-use crate::cluster_view::bootstrap::first_cluster;
 use crate::directory_group::leader::{ExecuteFailure, LeaderParts};
 
 use crate::read::execution::Reads;
@@ -24,9 +23,10 @@ use crate::write::proposer::AdmitAll;
 
 /// What looks after a node that has no shards yet.
 fn maintenance(folder: &std::path::Path) -> Maintenance {
-    let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
-    let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
+    let cluster =
+        DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let directory = Arc::new(Directory::new(cluster.clone(), Access::default(), None));
+    let peers = Arc::new(PeerChannels::new(&cluster, Arc::new(|_| None)).unwrap());
     let shards = Arc::new(ShardTable::default());
     let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
     Maintenance {

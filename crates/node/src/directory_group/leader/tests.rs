@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use meridian_config::topology::{DEV_DEFAULT_DATABASE, Topology};
+use meridian_config::{DEV_DEFAULT_DATABASE, DevLayout};
 use meridian_consensus::Peers;
 use meridian_directory::{Phase, Plan};
 use meridian_storage::{Call, Durability, Engine, HookedEngine, Hooks, MemoryEngine, StorageError};
@@ -14,7 +14,7 @@ use renew_response::Result as Renewed;
 use super::session::Session;
 use super::term::decline;
 use super::*;
-use crate::cluster_view::bootstrap::{DIRECTORY_GROUP, first_cluster};
+use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
 use crate::cluster_view::epoch_lease::Fenced;
 use crate::replication::wire::position_to_wire;
 use crate::testing::{OnlyVoter, until};
@@ -46,8 +46,9 @@ async fn session(cluster: Cluster) -> Session {
 
 /// Version 5 of a named cluster that knows node 1's folder, and no other.
 fn cluster() -> Cluster {
-    let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    let mut cluster = Cluster { version: 5, id: Some("c".to_owned()), ..first_cluster(&topology) };
+    let founded =
+        DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let mut cluster = Cluster { version: 5, id: Some("c".to_owned()), ..founded };
     cluster.nodes.get_mut(&1).unwrap().incarnation = Some(INCARNATION.0.to_owned());
     cluster
 }

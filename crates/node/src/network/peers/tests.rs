@@ -2,6 +2,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use futures::Stream;
+use meridian_config::DevLayout;
 use meridian_proto::shipping as wire;
 use meridian_proto::shipping::shipping_client::ShippingClient;
 use meridian_proto::shipping::shipping_server::{self, ShippingServer};
@@ -85,8 +86,8 @@ async fn a_connection_outlives_any_number_of_answers_that_come_too_late() {
     let address = relayed.local_addr().unwrap().to_string();
     tokio::spawn(relay(relayed, server, held.subscribe()));
 
-    let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    let peers = PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap();
+    let cluster = DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let peers = PeerChannels::new(&cluster, Arc::new(move |_| Some(address.clone()))).unwrap();
     let call = || {
         let mut client = ShippingClient::new(peers.requests(1).unwrap());
         tokio::spawn(async move {

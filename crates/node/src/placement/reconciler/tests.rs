@@ -1,5 +1,5 @@
 use futures::FutureExt;
-use meridian_config::topology::Topology;
+use meridian_config::DevLayout;
 use meridian_directory::{Change, Plan, VoterChange};
 use meridian_gateway::Access;
 use meridian_proto::directory::{
@@ -14,7 +14,6 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request};
 
 use super::*;
-use crate::cluster_view::bootstrap::first_cluster;
 use crate::cluster_view::epoch_lease::EpochLease;
 use crate::cluster_view::store::load_cluster;
 use crate::network::peers::Dial;
@@ -41,8 +40,9 @@ fn parts(
     folder: &std::path::Path,
 ) -> (KeeperParts, Arc<StateExchange>) {
     let engine: Arc<dyn Engine> = engine;
-    let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    let peers = Arc::new(PeerChannels::new(&topology, dial).unwrap());
+    let founded =
+        DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let peers = Arc::new(PeerChannels::new(&founded, dial).unwrap());
     let shards = Arc::new(ShardTable::default());
     let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
     let transfer: Arc<dyn StateTransfer> = Arc::clone(&exchange) as _;
@@ -52,7 +52,7 @@ fn parts(
         engine: Arc::clone(&engine),
         syncer: Arc::new(Syncer::start(Arc::clone(&engine)).unwrap()),
         high_water: Arc::new(HighWater::open(folder.join("high-water")).unwrap()),
-        directory: Arc::new(Directory::new(first_cluster(&topology), Access::default(), None)),
+        directory: Arc::new(Directory::new(founded.clone(), Access::default(), None)),
         peers,
         transfer: Arc::clone(&transfer),
         raft: RaftService::new(node_id, transfer, engine),

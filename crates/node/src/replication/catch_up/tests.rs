@@ -1,7 +1,7 @@
 use std::pin::Pin;
 
 use futures::{Stream, StreamExt};
-use meridian_config::topology::Topology;
+use meridian_config::DevLayout;
 use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
 use meridian_proto::directory::{self as wire, failover_server};
@@ -14,7 +14,6 @@ use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
 use super::*;
-use crate::cluster_view::bootstrap::first_cluster;
 use crate::cluster_view::view::Directory;
 use crate::host::disk::DiskGuard;
 use crate::read::execution::Reads;
@@ -153,13 +152,12 @@ impl Node {
         if purged > 0 {
             log.purge_through(purged).unwrap();
         }
-        let topology =
-            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let peers = Arc::new(
-            PeerChannels::new(&topology, Arc::new(move |_| Some(source.clone()))).unwrap(),
-        );
+        let cluster =
+            DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let peers =
+            Arc::new(PeerChannels::new(&cluster, Arc::new(move |_| Some(source.clone()))).unwrap());
         let syncer = Arc::new(Syncer::start(engine).unwrap());
-        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
+        let directory = Arc::new(Directory::new(cluster.clone(), Access::default(), None));
         let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::<DiskGuard>::default());
         let replica = Replica::start(ReplicaParts {
             node_id,

@@ -2,7 +2,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures::{Stream, StreamExt};
-use meridian_config::topology::Topology;
+use meridian_config::DevLayout;
 use meridian_gateway::new_request_id;
 use meridian_proto::DecodedBatch;
 use meridian_proto::shipping::shipping_server::{self, ShippingServer};
@@ -84,10 +84,10 @@ struct Nodes {
 async fn nodes() -> Nodes {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let cluster = DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
     let exchange = |shards| {
         let address = address.clone();
-        let peers = PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap();
+        let peers = PeerChannels::new(&cluster, Arc::new(move |_| Some(address.clone()))).unwrap();
         Arc::new(StateExchange::new(shards, Arc::new(peers)))
     };
     let state =

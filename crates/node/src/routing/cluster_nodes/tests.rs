@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
-use meridian_config::topology::{DEV_DEFAULT_DATABASE, Topology};
+use meridian_config::{DEV_DEFAULT_DATABASE, DevLayout};
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming};
 use meridian_gateway::{Access, Database, WriteFailure, new_request_id};
 use meridian_memory::ByteBudget;
@@ -14,7 +14,6 @@ use meridian_types::{EpochHistory, Position, ReadRange, Transaction};
 use tokio::net::{TcpSocket, TcpStream};
 
 use super::*;
-use crate::cluster_view::bootstrap::first_cluster;
 use crate::cluster_view::view::Directory;
 use crate::host::clock::BootClock;
 use crate::host::clocks::Clocks;
@@ -32,11 +31,12 @@ fn router(
     local_node: Option<NodeId>,
     deadline: Duration,
 ) -> (Router, Arc<PeerChannels>, Arc<Directory>) {
-    let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let cluster =
+        DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
     let address = address.to_owned();
     let peers =
-        Arc::new(PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap());
-    let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
+        Arc::new(PeerChannels::new(&cluster, Arc::new(move |_| Some(address.clone()))).unwrap());
+    let directory = Arc::new(Directory::new(cluster.clone(), Access::default(), None));
     let writes = Arc::new(WriteCalls::new(Arc::clone(&peers)));
     let reads = Reads::new(ByteBudget::new("reads", 8 << 20));
     let nodes = ClusterNodes { local, local_node, peers: Arc::clone(&peers), writes, reads };

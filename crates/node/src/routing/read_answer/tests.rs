@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
 use bytes::Bytes;
-use meridian_config::topology::{DEV_DEFAULT_DATABASE, Topology};
+use meridian_config::{DEV_DEFAULT_DATABASE, DevLayout};
 use meridian_gateway::{Access, Database, Read};
 use meridian_memory::{ByteBudget, Shares};
 use meridian_proto::shard::shard_client::ShardClient;
@@ -17,7 +17,6 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response};
 
 use super::*;
-use crate::cluster_view::bootstrap::first_cluster;
 use crate::cluster_view::view::Directory;
 use crate::host::clock::BootClock;
 use crate::network::peers::PeerChannels;
@@ -115,11 +114,12 @@ async fn stage(entries: usize, key_bytes: usize, hangs: bool, profile: LinkProfi
     let server = tonic::transport::Server::builder().add_service(ShardServer::new(answers));
     tokio::spawn(server.serve_with_incoming(incoming));
     let link = Link::start("127.0.0.1:0".parse().unwrap(), address, profile, 1).await.unwrap();
-    let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let cluster =
+        DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
     let dialled = link.address().to_string();
     let peers =
-        Arc::new(PeerChannels::new(&topology, Arc::new(move |_| Some(dialled.clone()))).unwrap());
-    let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
+        Arc::new(PeerChannels::new(&cluster, Arc::new(move |_| Some(dialled.clone()))).unwrap());
+    let directory = Arc::new(Directory::new(cluster.clone(), Access::default(), None));
     let memory = ByteBudget::new("reads", Shares::of_gateway(0).reads);
     let nodes = ClusterNodes {
         local: Arc::default(),

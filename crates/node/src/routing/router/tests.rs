@@ -5,7 +5,7 @@ mod world;
 use std::sync::atomic::Ordering;
 
 use futures::{FutureExt, StreamExt, stream::FuturesUnordered};
-use meridian_config::topology::DEV_DEFAULT_DATABASE;
+use meridian_config::DEV_DEFAULT_DATABASE;
 use meridian_gateway::new_request_id;
 use meridian_memory::ByteBudget;
 use meridian_types::{

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use futures::future::join_all;
 use futures::stream::BoxStream;
-use meridian_config::topology::Topology;
+use meridian_config::DevLayout;
 use meridian_proto::shard::Turn;
 use meridian_proto::shard::shard_server::{Shard, ShardServer};
 use parking_lot::Mutex;
@@ -97,9 +97,8 @@ async fn a_large_write_is_waited_for_by_a_small_one_that_overtook_it_on_the_way(
 
 #[tokio::test]
 async fn a_turn_says_which_it_is_and_what_is_under_way_before_it() {
-    let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    let calls =
-        WriteCalls::new(Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap()));
+    let cluster = DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let calls = WriteCalls::new(Arc::new(PeerChannels::new(&cluster, Arc::new(|_| None)).unwrap()));
     let next = |bytes| calls.next_turn(1, ShardId(1), bytes);
     let (first, second) = (next(800_000), next(50));
     assert_eq!((first.turn.bytes_ahead, second.turn.bytes_ahead), (0, 800_000));
@@ -164,9 +163,10 @@ async fn a_node_whose_clock_is_not_known_says_what_it_shows_and_is_asked_once_mo
         let address = listener.local_addr().unwrap().to_string();
         let server = tonic::transport::Server::builder().add_service(ShardServer::new(asks));
         tokio::spawn(server.serve_with_incoming(TcpIncoming::from(listener)));
-        let topology = Topology::dev(&[3], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let cluster =
+            DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let calls = WriteCalls::new(Arc::new(
-            PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap(),
+            PeerChannels::new(&cluster, Arc::new(move |_| Some(address.clone()))).unwrap(),
         ));
         let write = async || {
             let in_a_minute = boot_time() + Duration::from_secs(60);

@@ -318,11 +318,10 @@ impl Driver {
             return;
         }
         self.members_version = Some(known.cluster.version);
-        let topology = &known.topology;
-        let Some(shard) = topology.shards.get(&self.parts.state.shard()) else { return };
-        let own_region = topology
-            .nodes
-            .get(&self.parts.node_id)
+        let cluster = &known.cluster;
+        let Some(shard) = cluster.shards.get(&self.parts.state.shard()) else { return };
+        let own_region = cluster
+            .present_node(self.parts.node_id)
             .map(|node| node.region.as_str())
             .unwrap_or_default();
         let regions =
@@ -333,7 +332,7 @@ impl Driver {
         let first = place.checked_rem(primary.len()).unwrap_or(0);
         primary.rotate_left(first);
         primary.extend(leader);
-        let mates: Vec<NodeId> = topology.nodes_in(own_region).map(|node| node.id).collect();
+        let mates: Vec<NodeId> = cluster.nodes_of(own_region).map(|(id, _)| id).collect();
         self.election.set_members(self.now(), &primary, &mates);
     }
 

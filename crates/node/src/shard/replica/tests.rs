@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use futures::{Stream, StreamExt};
-use meridian_config::topology::Topology;
+use meridian_config::DevLayout;
 use meridian_consensus::Transfer;
 use meridian_gateway::{Access, Read};
 use meridian_proto::log;
@@ -22,7 +22,6 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Streaming};
 
 use super::*;
-use crate::cluster_view::bootstrap::first_cluster;
 use crate::network::call_failure::Failed;
 use crate::replication::compression::Compressor;
 use crate::replication::progress::Followers;
@@ -198,9 +197,9 @@ impl Node {
         let dynamic = Arc::clone(&watched) as Arc<dyn Engine>;
         let state = Arc::new(ShardState::open(Arc::clone(&dynamic), SHARD).unwrap());
         let log = ShippedLog::open(&dynamic, SHARD).unwrap();
-        let topology =
-            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let peers = PeerChannels::new(&topology, Arc::new(move |_| Some(address.clone()))).unwrap();
+        let cluster =
+            DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let peers = PeerChannels::new(&cluster, Arc::new(move |_| Some(address.clone()))).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let replica = Replica::start(ReplicaParts {
             reads: Reads::new(meridian_memory::ByteBudget::new("tests", 1 << 20)),
@@ -210,7 +209,7 @@ impl Node {
             state: Arc::clone(&state),
             log: log.clone(),
             syncer: Arc::new(Syncer::start(dynamic).unwrap()),
-            directory: Arc::new(Directory::new(first_cluster(&topology), Access::default(), None)),
+            directory: Arc::new(Directory::new(cluster.clone(), Access::default(), None)),
             peers: Arc::new(peers),
             transfer,
             data_dir: folder.path().to_owned(),
@@ -359,14 +358,15 @@ async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by
             std::thread::yield_now();
         }
     });
-    let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    let peers = Arc::new(PeerChannels::new(&topology, Arc::new(|_| None)).unwrap());
+    let cluster =
+        DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let peers = Arc::new(PeerChannels::new(&cluster, Arc::new(|_| None)).unwrap());
     let writes = Arc::new(WriteCalls::new(Arc::clone(&peers)));
     let reads = Reads::new(meridian_memory::ByteBudget::new("tests", 1 << 20));
     let (local, local_node) = (Arc::clone(&shards), Some(4));
     let nodes = ClusterNodes { local, local_node, peers, writes: Arc::clone(&writes), reads };
     let service = ShardService { shards, writes, turns: Arc::default() };
-    let database = meridian_config::topology::DEV_DEFAULT_DATABASE;
+    let database = meridian_config::DEV_DEFAULT_DATABASE;
     let range = ReadRange { start: Bytes::new(), end: "z".into(), limit: 1, reverse: false };
     let ranges = vec![range.clone(), range];
     let read =

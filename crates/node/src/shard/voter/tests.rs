@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, mpsc};
 
-use meridian_config::topology::DEV_DEFAULT_DATABASE;
+use meridian_config::DEV_DEFAULT_DATABASE;
 use meridian_consensus::Peers;
 use meridian_failover::Lease;
 use meridian_gateway::new_request_id;

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use bytes::Bytes;
-use meridian_config::topology::Topology;
+use meridian_config::DevLayout;
 use meridian_consensus::{LogCache, Peers, RaftGroupOptions, RaftTiming};
 use meridian_failover::Lease;
 use meridian_gateway::{Access, new_request_id};
@@ -13,7 +13,6 @@ use meridian_types::{
 };
 
 use super::*;
-use crate::cluster_view::bootstrap::first_cluster;
 use crate::cluster_view::view::Directory;
 use crate::host::clock::wall_ms;
 use crate::host::clocks::Reading;
@@ -21,7 +20,7 @@ use crate::testing::NoStates;
 
 mod dropped;
 
-const DATABASE: DatabaseId = meridian_config::topology::DEV_DEFAULT_DATABASE;
+const DATABASE: DatabaseId = meridian_config::DEV_DEFAULT_DATABASE;
 
 /// A group of one has nobody to call.
 struct Nobody;
@@ -121,9 +120,9 @@ impl Leader {
         let group = group.await.unwrap();
         let nobody: Arc<dyn Peers> = Arc::new(Nobody);
         group.take_part(&voters, &nobody, false).await.unwrap();
-        let topology =
-            Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-        let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
+        let cluster =
+            DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+        let directory = Arc::new(Directory::new(cluster.clone(), Access::default(), None));
         let lease = Lease { ttl: Duration::from_secs(3600), shards: vec![(ShardId(1), Epoch(1))] };
         directory.renewed(directory.now(), &lease);
         let lag_ms = Arc::new(AtomicU64::new(0));

@@ -12,13 +12,12 @@ use futures::FutureExt;
 use futures::executor::LocalPool;
 use futures::future::{BoxFuture, RemoteHandle};
 use futures::task::LocalSpawnExt;
-use meridian_config::topology::Topology;
+use meridian_config::DevLayout;
 use meridian_gateway::Access;
 use meridian_memory::Held;
 use meridian_types::{Entry, Position, Versionstamp};
 
 use super::super::*;
-use crate::cluster_view::bootstrap::first_cluster;
 use crate::routing::nodes::LocalVoter;
 
 pub(super) const ROUND_TRIP: Duration = Duration::from_millis(2);
@@ -364,8 +363,9 @@ pub(super) fn run_beside<F: Future<Output = ()> + 'static>(
     let time = Time::default();
     time.jump(Duration::from_secs(1000));
     let voters = Voters::new(time.clone(), local, service_time);
-    let topology = Topology::dev(&[3, 2, 2], |node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    let directory = Arc::new(Directory::new(first_cluster(&topology), Access::default(), None));
+    let cluster =
+        DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
+    let directory = Arc::new(Directory::new(cluster.clone(), Access::default(), None));
     let router = Router::new(
         Arc::clone(&voters),
         time.clone(),

@@ -22,7 +22,7 @@ impl fmt::Display for AddressField {
 
 /// A cluster that cannot work, or that would promise what it cannot keep.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum InvalidTopology {
+pub enum InvalidCluster {
     #[error("there are no regions: `regions` must list at least one")]
     NoRegions,
     #[error("there are no nodes: at least one [[nodes]] is needed")]

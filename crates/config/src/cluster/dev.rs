@@ -1,6 +1,9 @@
+//! Clusters to develop and test against.
+
+use meridian_directory::Cluster;
 use meridian_types::{DatabaseId, NodeId, ShardId};
 
-use super::{DatabaseInfo, InvalidTopology, NodeInfo, ShardSpec, Topology, TopologySpec};
+use super::{ClusterSpec, DatabaseSpec, InvalidCluster, NodeSpec, ShardSpec};
 
 /// `default`, in shard 1: `00000000-0000-4000-8000-000000000001`.
 pub const DEV_DEFAULT_DATABASE: DatabaseId = dev_database(1);
@@ -24,43 +27,36 @@ pub struct DevLayout<'a> {
 
 impl<'a> DevLayout<'a> {
     /// Two shards, and a database in each. A weak quorum is not meant.
-    pub fn of(counts: &'a [usize]) -> Self {
+    pub fn new(counts: &'a [usize]) -> Self {
         Self { counts, allow_weak_quorum: false, shards: 2, databases: 2 }
     }
-}
 
-impl<'a, T: AsRef<[usize]> + ?Sized> From<&'a T> for DevLayout<'a> {
-    fn from(counts: &'a T) -> Self {
-        Self::of(counts.as_ref())
-    }
-}
-
-impl Topology {
-    /// The topology of `meridian dev` and `scripts/cluster`: regions `region-1`, `region-2` …; one
+    /// The cluster of `meridian dev` and `scripts/cluster`: regions `region-1`, `region-2` …; one
     /// node in each of their data centers `a`, `b` …, named `region-1-a` and numbered from 1
     /// through all regions; shards from 1, all with their primary in the first region, led by nodes
     /// 1, 2 … in turn; and in them, in turn, the databases `default` ([`DEV_DEFAULT_DATABASE`]),
     /// `second` ([`DEV_SECOND_DATABASE`]), `database-3` and so on.
-    pub fn dev<'a>(
-        layout: impl Into<DevLayout<'a>>,
+    ///
+    /// # Errors
+    /// [`InvalidCluster`], the first fault.
+    pub fn found(
+        self,
         rpc_address: impl Fn(NodeId) -> String,
         kv_address: impl Fn(NodeId) -> Option<String>,
-    ) -> Result<Self, InvalidTopology> {
-        let DevLayout { counts, allow_weak_quorum, shards, databases } = layout.into();
-        let mut spec = TopologySpec {
-            default_database: Some("default".to_owned()),
-            ..TopologySpec::default()
-        };
+    ) -> Result<Cluster, InvalidCluster> {
+        let DevLayout { counts, allow_weak_quorum, shards, databases } = self;
+        let mut spec =
+            ClusterSpec { default_database: Some("default".to_owned()), ..ClusterSpec::default() };
         let mut ids = 1..;
         for (number, &count) in (1..).zip(counts) {
             let region = format!("region-{number}");
             let data_centers = 'a'..='z';
             if count > data_centers.clone().count() {
-                return Err(InvalidTopology::TooManyDataCenters { region, count });
+                return Err(InvalidCluster::TooManyDataCenters { region, count });
             }
             // `ids` second: `zip` must not take an id that finds no data center.
             for (data_center, id) in data_centers.take(count).zip(ids.by_ref()) {
-                spec.nodes.push(NodeInfo {
+                spec.nodes.push(NodeSpec {
                     id,
                     name: format!("{region}-{data_center}"),
                     region: region.clone(),
@@ -72,7 +68,7 @@ impl Topology {
             spec.regions.push(region);
         }
         let Some(primary_region) = spec.regions.first().cloned() else {
-            return Err(InvalidTopology::NoRegions);
+            return Err(InvalidCluster::NoRegions);
         };
         let primary_nodes = NodeId::try_from(*counts.first().unwrap_or(&0)).unwrap_or(NodeId::MAX);
         for number in 1..=shards {
@@ -91,8 +87,14 @@ impl Topology {
                 more => format!("database-{more}"),
             };
             let shard = ShardId(1 + (number - 1) % shards.max(1));
-            spec.databases.push(DatabaseInfo { id: dev_database(number), name, shard });
+            spec.databases.push(DatabaseSpec { id: dev_database(number), name, shard });
         }
-        Self::new(spec)
+        spec.found()
+    }
+}
+
+impl<'a, T: AsRef<[usize]> + ?Sized> From<&'a T> for DevLayout<'a> {
+    fn from(counts: &'a T) -> Self {
+        Self::new(counts.as_ref())
     }
 }
