@@ -743,8 +743,9 @@ const CHILD: &str = "MERIDIAN_TEST_FAILING_DISK";
 
 /// What a child process says before it is aborted; `test` is this test's name.
 fn last_words_of_child(test: &str, how: &str) -> String {
+    let (_, module) = module_path!().split_once("::").unwrap();
     let child = std::process::Command::new(std::env::current_exe().unwrap())
-        .args([&format!("keeper::tests::{test}"), "--exact", "--nocapture"])
+        .args([&format!("{module}::{test}"), "--exact", "--nocapture"])
         .env(CHILD, how)
         .output()
         .unwrap();
