@@ -18,11 +18,14 @@ pub struct RaftTiming {
 
 impl Default for RaftTiming {
     fn default() -> Self {
-        Self { heartbeat_ms: 50, election_timeout_min_ms: 300, election_timeout_max_ms: 450 }
+        Self::DEFAULT
     }
 }
 
 impl RaftTiming {
+    pub const DEFAULT: Self =
+        Self { heartbeat_ms: 50, election_timeout_min_ms: 300, election_timeout_max_ms: 450 };
+
     /// How long an answer may take where no other member can answer in its place.
     const ANSWER: Duration = Duration::from_secs(1);
 

@@ -55,23 +55,27 @@ pub struct ControllerConfig {
     pub max_switchover_lag: Duration,
 }
 
+impl ControllerConfig {
+    pub const DEFAULT: Self = Self {
+        own_node: None,
+        lease_ttl: Duration::from_secs(3),
+        drift_margin: Duration::from_millis(350),
+        failover_after: Duration::from_secs(4),
+        starved_after: Duration::from_secs(30),
+        forming_after: Duration::from_secs(10),
+        max_step_gap: Duration::from_millis(500),
+        reachable_within: Duration::from_millis(1500),
+        seal_timeout: Duration::from_secs(2),
+        drain_lasts: Duration::from_secs(6),
+        retry_every: Duration::from_millis(250),
+        commit_every: Duration::from_millis(50),
+        max_switchover_lag: Duration::from_secs(1),
+    };
+}
+
 impl Default for ControllerConfig {
     fn default() -> Self {
-        Self {
-            own_node: None,
-            lease_ttl: Duration::from_secs(3),
-            drift_margin: Duration::from_millis(350),
-            failover_after: Duration::from_secs(4),
-            starved_after: Duration::from_secs(30),
-            forming_after: Duration::from_secs(10),
-            max_step_gap: Duration::from_millis(500),
-            reachable_within: Duration::from_millis(1500),
-            seal_timeout: Duration::from_secs(2),
-            drain_lasts: Duration::from_secs(6),
-            retry_every: Duration::from_millis(250),
-            commit_every: Duration::from_millis(50),
-            max_switchover_lag: Duration::from_secs(1),
-        }
+        Self::DEFAULT
     }
 }
 

@@ -2,4 +2,12 @@
 
 pub(crate) mod announcements;
 pub(crate) mod counters;
+pub(crate) mod disk_watch;
+pub(crate) mod gauges;
 pub(crate) mod maintenance;
+pub(crate) mod marks;
+pub(crate) mod parts;
+pub(crate) mod purge;
+pub(crate) mod reclaim;
+pub(crate) mod request_ids;
+pub(crate) mod status;

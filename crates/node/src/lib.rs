@@ -19,6 +19,7 @@
 //! | `cluster_view` | the cluster as this process knows it, and the lease that it has |
 //! | `network` | connections to other nodes and from them |
 //! | `host` | clocks, disk room, open files, ports |
+//! | `time_budget` | durations that depend on each other, and their relations |
 //!
 //! What always holds here: an answer to a write says what is true and durable, or nothing; a strong
 //! read is served only where leadership was confirmed after the read began. Absent on purpose: HTTP
@@ -39,6 +40,7 @@ mod rpc;
 mod shard;
 #[cfg(test)]
 mod testing;
+mod time_budget;
 mod write;
 
 pub use meridian_storage::abort_soon;

@@ -89,6 +89,7 @@ const OWNED: &[(&str, &str)] =
 
 /// The rooms of node, from the lowest floor. What happens in one uses those below it.
 const NODE_STAIR: &[&str] = &[
+    "time_budget",
     "host",
     "network",
     "replication",

@@ -17,36 +17,17 @@ use tokio_stream::wrappers::{IntervalStream, WatchStream};
 
 use crate::host::clock::wall_ms;
 use crate::network::peers::PeerChannels;
-use crate::replication::progress::HEIR_HEARD;
+use crate::time_budget::{ANNOUNCE, TO_OTHERS, TO_VOTERS};
 
-/// How often it is looked whether something has changed. Replication lag is known no better than
-/// this: the bound on what may be lost is counted with it.
-pub(crate) const ANNOUNCE: Duration = Duration::from_millis(150);
 /// For so long after a change, and after a node was reached anew, the status is repeated every
 /// [`ANNOUNCE`]. A part of a shard that the same change or start created may have begun to listen
 /// just after the first.
 const SETTLING: Duration = Duration::from_secs(1);
-/// To those with whom this node votes: whoever leads hands over to nobody that it has not heard for
-/// [`HEIR_HEARD`].
-const TO_VOTERS: Duration = Duration::from_millis(300);
-/// To the others. They take a node for lost that was silent for longer than
-/// [`RelayConfig::relay_timeout`]; clocks (`clocks`), who is connected (`followers`) and what is
-/// compared (`comparison`) have seconds.
-const TO_OTHERS: Duration = Duration::from_millis(450);
 /// A wall clock that was moved by more, against one that does not jump, is a change: the others'
 /// time is made of it.
 const CLOCK_MOVED_MS: i128 = 20;
 /// Before a node that was not reached, or has ended the stream, is told anew.
 const AGAIN: Duration = ANNOUNCE;
-
-// Where a look comes late, nobody is silent for too long yet.
-const _: () = {
-    assert!(TO_VOTERS.as_millis() + 2 * ANNOUNCE.as_millis() < HEIR_HEARD.as_millis());
-    assert!(
-        TO_OTHERS.as_millis() + ANNOUNCE.as_millis()
-            < RelayConfig::DEFAULT.relay_timeout.as_millis()
-    );
-};
 
 /// One stream to each other node. A newer status replaces one that was not sent yet.
 #[derive(Default)]

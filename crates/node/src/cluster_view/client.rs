@@ -16,20 +16,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cluster_view::view::Directory;
 use crate::network::peers::PeerChannels;
+use crate::time_budget::{FOLLOW_TIMEOUT, LEADER_SILENT, RENEW, RENEW_TIMEOUT, SEARCH};
 
-/// Without news, an empty message so often says that the stream is alive, and no news missed.
-pub(crate) const FOLLOW_HEARTBEAT: Duration = Duration::from_millis(500);
-/// A source that says nothing for so long is given up.
-const FOLLOW_TIMEOUT: Duration = FOLLOW_HEARTBEAT.saturating_mul(4);
 const PAUSE: Duration = Duration::from_millis(200);
-const RENEW: Duration = Duration::from_millis(500);
-/// Instead, while no leader is known.
-const SEARCH: Duration = Duration::from_millis(250);
-/// A leader that has granted nothing for so long is looked for elsewhere.
-const LEADER_SILENT: Duration = Duration::from_secs(1);
-/// One try. Longer than two rounds over the longest WAN link: the leader may have to ask its
-/// quorum.
-const RENEW_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Follows the cluster from a voter of the directory, the nearest that answers.
 pub(crate) struct Follower {

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use meridian_failover::Event;
 use meridian_types::{NodeId, Position, ShardId};
@@ -10,11 +9,8 @@ use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// What has not had its turn by then is dropped: it was decided upon what is old by now, and the
-/// controller asks again.
-const TURN_TIMEOUT: Duration = Duration::from_secs(1);
-/// The controller asks again.
-const CALL_TIMEOUT: Duration = Duration::from_secs(3);
+use crate::time_budget::{DIRECTORY_CALL_TIMEOUT, TURN_TIMEOUT};
+
 /// Calls of a kind to one node that are under way. A region's end concerns all of its shards at
 /// once.
 const CALLS_TO_A_NODE: usize = 64;
@@ -60,7 +56,7 @@ impl Calls {
                 open.lock().remove(&(node, question));
                 return;
             };
-            let answer = tokio::time::timeout(CALL_TIMEOUT, ask).await;
+            let answer = tokio::time::timeout(DIRECTORY_CALL_TIMEOUT, ask).await;
             drop(turn);
             open.lock().remove(&(node, question));
             match answer {
@@ -82,6 +78,7 @@ impl Calls {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
 
     use super::*;
 
@@ -165,11 +162,5 @@ mod tests {
         while Arc::strong_count(&held) > 1 {
             tokio::task::yield_now().await;
         }
-    }
-
-    #[test]
-    fn the_controller_counts_a_drain_as_under_way_for_as_long_as_it_may_be() {
-        let lasts = TURN_TIMEOUT + CALL_TIMEOUT + crate::shard::replica::driver::DRAIN;
-        assert!(lasts <= meridian_failover::ControllerConfig::default().drain_lasts, "{lasts:?}");
     }
 }

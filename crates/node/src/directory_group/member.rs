@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use meridian_consensus::{Peers, RaftGroup, RaftGroupOptions, RaftTiming};
+use meridian_consensus::{Peers, RaftGroup, RaftGroupOptions};
 use meridian_directory::Cluster;
 use meridian_failover::ControllerConfig;
 use meridian_memory::ByteBudget;
@@ -18,11 +18,8 @@ use crate::network::peers::ControlPeers;
 use crate::placement::reconciler::{KeeperParts, Vouched, run_member};
 use crate::replication::progress::Followers;
 use crate::shard::voter::{Voter, VoterParts};
+use crate::time_budget::DIRECTORY_TIMING;
 use crate::write::proposer::AdmitAll;
-
-/// The directory's voters are regions apart.
-const TIMING: RaftTiming =
-    RaftTiming { heartbeat_ms: 150, election_timeout_min_ms: 600, election_timeout_max_ms: 900 };
 
 /// Changes of the directory that wait at this node: clients' writes do not take their room.
 const CHANGES_BYTES: usize = 64 << 20;
@@ -73,7 +70,7 @@ impl DirectoryPart {
             high_water: Some(Arc::clone(&parts.high_water)),
             peers: Arc::new(ControlPeers(Arc::clone(&parts.peers))) as Arc<dyn Peers>,
             transfer: Arc::clone(&parts.transfer),
-            timing: TIMING,
+            timing: DIRECTORY_TIMING,
             log_cache: parts.log_cache.clone(),
         })
         .await?;

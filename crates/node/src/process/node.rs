@@ -25,8 +25,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::background::announcements::Announcements;
-use crate::background::maintenance::Maintenance;
+use crate::background::maintenance;
+use crate::background::parts::DutyParts;
 use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
 use crate::cluster_view::client::{Follower, LeaseRenewal};
 use crate::cluster_view::store::{incarnation, load_cluster};
@@ -284,7 +284,7 @@ impl Node {
             },
         )));
 
-        let maintenance = Maintenance {
+        let duties = DutyParts {
             node_id,
             data_dir: config.data_dir.clone(),
             engine: Arc::clone(&engine),
@@ -298,15 +298,9 @@ impl Node {
             disk,
             clocks,
             log_retention_bytes: config.storage.log_retention_mb << 20,
-            changing: Mutex::default(),
-            leading: Mutex::default(),
-            applied: Mutex::default(),
-            lags: Mutex::default(),
-            announcements: Announcements::default(),
-            lease_low: tokio::sync::Notify::new(),
         };
         crate::background::counters::register();
-        tasks.extend(maintenance.start(&stop));
+        tasks.extend(maintenance::start(&duties));
         tracing::info!(node = %config.node.name, %kv_address, %rpc_address, "the node serves");
         Ok(Self {
             node_id,

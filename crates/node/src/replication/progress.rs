@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use crate::host::clock::{steady_ms, wall_ms};
 use crate::host::disk::Room;
+use crate::time_budget::{COPY_STALLED, HEIR_HEARD};
 
 /// Kept in any case: what a member or replica lacks that was away for a moment.
 pub(crate) const KEEP_BATCHES: u64 = 1000;
@@ -22,13 +23,6 @@ const HISTORY_SAMPLES: usize = 4096;
 const PROPOSED_SAMPLES: usize = 64;
 /// A follower not heard of for so long counts as away.
 const AWAY_AFTER: Duration = Duration::from_secs(3);
-
-/// The log is kept for a follower that copies a state as long as it gets on in so short a time.
-const COPY_STALLED: Duration = Duration::from_secs(120);
-
-/// The leadership is handed to nobody who was silent for longer: one that has just lost its power
-/// cannot say so.
-pub(crate) const HEIR_HEARD: Duration = Duration::from_millis(650);
 
 /// The followers of one shard, as one of its nodes sees them.
 pub(crate) struct Followers {

@@ -20,26 +20,18 @@ use uuid::Uuid;
 use crate::network::peers::{MAX_MESSAGE_BYTES, PeerChannels};
 use crate::replication::staging;
 use crate::replication::state_chunk::{CHUNK_BYTES, decode_chunk, encode_chunk};
+use crate::time_budget::{GIVES_WAY_AFTER, READER_STALLED, SNAPSHOT_CHUNK_TIMEOUT, SNAPSHOT_IDLE};
 
-/// A snapshot that nobody has read from for so long is let go: it holds on to the engine's old
-/// files.
-const IDLE: Duration = Duration::from_secs(120);
 /// How long the fetcher of a snapshot that was let go may need to put it in place, beyond that.
 const INSTALLING: Duration = Duration::from_secs(480);
-const CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// Times in a row that a broken stream is taken up again, if nothing comes by it.
 const RESUMES: usize = 10;
 const RESUME_PAUSE: Duration = Duration::from_millis(200);
 /// Snapshots of one shard that are kept for others at once at most. One that is read gives way to
 /// none.
 const MAX_OFFERS: usize = 8;
-/// One that was not read for so long gives way to another.
-const GIVES_WAY_AFTER: Duration = Duration::from_secs(30);
 /// Streams of chunks that are sent at once at most: each has a thread of its own.
 const MAX_STREAMS: usize = 32;
-/// A receiver that takes no chunk for so long is gone, or as good as gone: it may ask for the rest
-/// again.
-const STALLED: Duration = Duration::from_secs(60);
 
 /// Where the states of this node's shards are found.
 pub(crate) trait States: Send + Sync {
@@ -156,11 +148,11 @@ impl StateExchange {
     /// Lets go of what nobody fetches, here or there; on a full disk also of what may be fetched
     /// further.
     pub(crate) fn prune(&self, is_full: bool) {
-        self.offers.lock().retain(|_, offer| offer.used.elapsed() < IDLE);
+        self.offers.lock().retain(|_, offer| offer.used.elapsed() < SNAPSHOT_IDLE);
         let abandoned: Vec<_> = self
             .begun
             .lock()
-            .extract_if(|_, begun| is_full || begun.since.elapsed() >= IDLE)
+            .extract_if(|_, begun| is_full || begun.since.elapsed() >= SNAPSHOT_IDLE)
             .collect();
         // Staged rows are deleted with them, and the lock is held by runtime threads.
         drop(abandoned);
@@ -172,7 +164,7 @@ impl StateExchange {
         let offers = self.offers.lock();
         let offers = offers
             .values()
-            .filter(|offer| offer.group.shard == shard && offer.used.elapsed() < IDLE);
+            .filter(|offer| offer.group.shard == shard && offer.used.elapsed() < SNAPSHOT_IDLE);
         offers.map(|offer| offer.snapshot.applied().position.sequence).min()
     }
 
@@ -304,7 +296,8 @@ impl StateExchange {
                 snapshot_id: begun.snapshot_id.clone(),
                 after_key: begun.after.clone(),
             };
-            let opened = tokio::time::timeout(CHUNK_TIMEOUT, client.fetch_state(request)).await;
+            let opened =
+                tokio::time::timeout(SNAPSHOT_CHUNK_TIMEOUT, client.fetch_state(request)).await;
             let opened = opened.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer")));
             let mut chunks = match opened {
                 Ok(response) => response.into_inner(),
@@ -320,11 +313,13 @@ impl StateExchange {
                 }
             };
             failure = loop {
-                let chunk = match tokio::time::timeout(CHUNK_TIMEOUT, chunks.message()).await {
+                let chunk = match tokio::time::timeout(SNAPSHOT_CHUNK_TIMEOUT, chunks.message())
+                    .await
+                {
                     Ok(Ok(Some(chunk))) => chunk,
                     Ok(Ok(None)) => break "the stream ended early".to_owned(),
                     Ok(Err(status)) => break status.message().to_owned(),
-                    Err(_) => break format!("no chunk for {} s", CHUNK_TIMEOUT.as_secs()),
+                    Err(_) => break format!("no chunk for {} s", SNAPSHOT_CHUNK_TIMEOUT.as_secs()),
                 };
                 let rows = decode_chunk(&chunk).map_err(refused)?;
                 let last = rows.last;
@@ -357,9 +352,9 @@ impl StateTransfer for StateExchange {
                 .offers
                 .lock()
                 .get(&snapshot_id)
-                .is_some_and(|offer| offer.used.elapsed() < IDLE)
+                .is_some_and(|offer| offer.used.elapsed() < SNAPSHOT_IDLE)
             {
-                tokio::time::sleep(CHUNK_TIMEOUT).await;
+                tokio::time::sleep(SNAPSHOT_CHUNK_TIMEOUT).await;
             }
             // Whoever has read all of it puts it in place now.
             tokio::time::sleep(INSTALLING).await;
@@ -390,7 +385,7 @@ fn chunks(
     tokio::spawn(async move {
         // The thread ends when this lets go of what it makes.
         while let Some(chunk) = made.recv().await {
-            if !matches!(tokio::time::timeout(STALLED, sent.send(chunk)).await, Ok(Ok(()))) {
+            if !matches!(tokio::time::timeout(READER_STALLED, sent.send(chunk)).await, Ok(Ok(()))) {
                 return;
             }
         }

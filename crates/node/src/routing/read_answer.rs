@@ -22,6 +22,7 @@ use crate::read::execution::weight;
 use crate::read::execution::{Reads, hold_with_last};
 use crate::routing::nodes::{Answering, BrokenOff, some_node};
 use crate::shard::voter::NotServed;
+use crate::time_budget::WORKING_EVERY;
 
 /// Of the entries of one part, about. Small beside what a slow link carries in the time that it is
 /// waited for.
@@ -33,8 +34,6 @@ pub(crate) const MAX_PART_BYTES: usize = 1 << 20;
 const MAX_ANSWER_BYTES: usize = 68 << 20;
 /// Until the next part comes.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(5);
-/// How often the node says that it is at work, while it has no answer.
-pub(crate) const WORKING_EVERY: Duration = Duration::from_millis(250);
 
 /// Waits for `reply` here, and says meanwhile that it is worked at, as [`parts`] does for another
 /// node.

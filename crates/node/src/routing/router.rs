@@ -15,7 +15,7 @@ use futures::future::{BoxFuture, ready};
 use meridian_gateway::{Database, Read, ReadOutput, Unavailable, Write, WriteFailure};
 use meridian_types::{
     Consistency, DatabaseId, Epoch, EpochHistory, NodeId, Position, ShardId, Transaction,
-    WriteOutcome, limits,
+    WriteOutcome,
 };
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -27,25 +27,14 @@ use crate::network::departure::Departure;
 use crate::routing::cluster_nodes::ClusterNodes;
 use crate::routing::hedge::{self, Hedging, Round};
 use crate::routing::nodes::{Answering, BrokenOff, Nodes, WriteTry, Written};
-use crate::routing::read_answer::WORKING_EVERY;
 use crate::routing::revival::Revival;
-use crate::write::proposer::PATIENCE;
+use crate::time_budget::{ATTEMPT_TIMEOUT, HEDGE_AFTER, SAYS_THAT_IT_IS_AT_WORK, UNKNOWN_DEADLINE};
 
 use budget::{Budget, pause};
 use leaders::Leaders;
 use reach::Reach;
 use refusals::Refusals;
 
-/// How long one try may take to its first sign of life, beyond two round trips. A node that lost
-/// its power says nothing; one that is only slow answers the next try, which has the same id.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(800);
-/// A voter refuses what it cannot carry out before that: else what did not commit would pass for
-/// unknown.
-const _: () = assert!(PATIENCE.as_millis() + 100 <= ATTEMPT_TIMEOUT.as_millis());
-/// Beyond the usual time to answer, another is asked as well.
-const HEDGE_AFTER: Duration = Duration::from_millis(100);
-/// By when a node that is at work on a read has said so; the round trip comes on top.
-const SAYS_THAT_IT_IS_AT_WORK: Duration = WORKING_EVERY.saturating_add(Duration::from_millis(50));
 /// Nodes that carry out one read at a time. Any voter that has a leader can serve it, so one more
 /// is enough.
 const READS_AT_A_TIME: usize = 2;
@@ -53,9 +42,6 @@ const READS_AT_A_TIME: usize = 2;
 const WRITES_AT_A_TIME: usize = 3;
 /// Those who waited for a shard come back within this time, not all at once.
 const REVIVAL_SPREAD: Duration = Duration::from_millis(10);
-/// A write whose outcome is unknown is asked for until request ids may be forgotten, with some to
-/// spare.
-const UNKNOWN_DEADLINE: Duration = Duration::from_millis(limits::REQUEST_ID_RETENTION_MS * 4 / 5);
 
 /// Routes the operations of one gateway.
 pub(crate) struct Router<N = ClusterNodes, C = BootClock> {

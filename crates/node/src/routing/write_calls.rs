@@ -21,13 +21,9 @@ use crate::network::call_failure::Failed;
 use crate::network::departure::{Departing, Departure};
 use crate::network::peers::PeerChannels;
 use crate::routing::read_answer::MAX_PART_BYTES;
+use crate::time_budget::CLOCK_KNOWN_FOR;
 
 pub(crate) use turns::Turns;
-
-/// What a node said of its clock is relied on for so long. Clocks of machines drift, and a virtual
-/// machine that its host stops does not notice: the less of that, the shorter this is. Ids are
-/// remembered for ten minutes at least, and asked for four; what is left bounds it.
-const CLOCK_KNOWN_FOR: Duration = Duration::from_secs(5 * 60);
 
 /// This moment, as other nodes may speak of it to this process.
 pub(crate) fn clock() -> wire::ProcessTime {

@@ -10,10 +10,10 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::cluster_view::client::FOLLOW_HEARTBEAT;
 use crate::cluster_view::view::Directory;
 use crate::cluster_view::wire::{cluster_to_show, cluster_to_wire};
 use crate::directory_group::leader::{DirectoryVoter, ExecuteFailure};
+use crate::time_budget::FOLLOW_HEARTBEAT;
 
 /// A node that the directory's leader has answered no question of so late may have missed
 /// something, and says nothing: whoever follows it looks elsewhere. Longer than an election of the

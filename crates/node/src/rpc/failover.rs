@@ -1,6 +1,5 @@
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::Stream;
 use meridian_proto::directory::{self as wire, failover_server};
@@ -20,11 +19,10 @@ use crate::replication::snapshot_transfer::StateExchange;
 use crate::replication::wire::{position, position_to_wire};
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
+use crate::time_budget::ORDER_ANSWER_TIMEOUT;
 
 /// Of one answer to `ReadLog`, about.
 const READ_BYTES: usize = 2 << 20;
-/// How long a drain may take on this side.
-const DRAIN_TIMEOUT: Duration = Duration::from_millis(2500);
 
 /// Carries out what the directory's leader decides about an epoch's end.
 #[derive(Clone)]
@@ -143,9 +141,11 @@ impl failover_server::Failover for FailoverService {
         let through = required(request.through, "through")?;
         let drained = match &local {
             LocalShard::Replica(replica) => {
-                let drained =
-                    tokio::time::timeout(DRAIN_TIMEOUT, replica.drain(request.source, through))
-                        .await;
+                let drained = tokio::time::timeout(
+                    ORDER_ANSWER_TIMEOUT,
+                    replica.drain(request.source, through),
+                )
+                .await;
                 drained.unwrap_or_else(|_| Err(format!("not at {through} in time")))
             }
             LocalShard::Voter(voter) if voter.stop.is_cancelled() => {
@@ -155,7 +155,8 @@ impl failover_server::Failover for FailoverService {
             // A voter that goes on in its own region comes there by Raft.
             LocalShard::Voter(voter) => {
                 let reached =
-                    wait_applied(voter.group.applied(), through.sequence, DRAIN_TIMEOUT).await;
+                    wait_applied(voter.group.applied(), through.sequence, ORDER_ANSWER_TIMEOUT)
+                        .await;
                 reached
                     .then(|| voter.state.position())
                     .ok_or_else(|| format!("not at {through} in time"))

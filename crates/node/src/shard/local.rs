@@ -10,7 +10,8 @@ use tokio::sync::watch;
 
 use crate::read::freshness::wait_applied;
 use crate::shard::replica::Replica;
-use crate::shard::voter::{NotServed, READ_POSITION_TIMEOUT, Voter};
+use crate::shard::voter::{NotServed, Voter};
+use crate::time_budget::READ_POSITION_TIMEOUT;
 
 /// A shard on this node.
 #[derive(Clone)]

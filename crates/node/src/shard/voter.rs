@@ -22,18 +22,10 @@ use crate::read::execution::{ReadRefused, Reads};
 use crate::read::freshness::{serves_alone, wait_applied};
 use crate::read::read_index::ReadGate;
 use crate::read::shared_call::Rounds;
+use crate::time_budget::{LEADER_TIMEOUT, READ_POSITION_TIMEOUT, SEAL_DRAIN_TIMEOUT};
 use crate::write::proposer::{
     AdmissionPolicy, Admitted, Proposer, WriteRefusal, WriteReply, WriteRequest,
 };
-
-/// How long a write waits for a leader at a voter that knows none: longer than an election takes.
-const LEADER_TIMEOUT: Duration = Duration::from_millis(600);
-
-/// How long a voter may take to learn a read position, and then to apply up to it.
-pub(crate) const READ_POSITION_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How long a leader that is sealed waits for what it has in flight.
-const DRAIN_TIMEOUT: Duration = Duration::from_millis(700);
 
 /// Why one node did not serve a read.
 #[derive(Debug, Clone, PartialEq)]
@@ -168,7 +160,7 @@ impl Voter {
         self.proposer.seal();
         self.group.seal();
         let drained = match self.group.leadership() {
-            Ok(_) => tokio::time::timeout(DRAIN_TIMEOUT, self.proposer.drained()).await.ok(),
+            Ok(_) => tokio::time::timeout(SEAL_DRAIN_TIMEOUT, self.proposer.drained()).await.ok(),
             Err(_) => None,
         };
         let term = self.group.term().await;

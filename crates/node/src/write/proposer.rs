@@ -21,6 +21,7 @@ use crate::cluster_view::view::Directory;
 use crate::host::clocks::TimeSource;
 use crate::network::departure::Departure;
 use crate::read::read_index::ReadGate;
+use crate::time_budget::PATIENCE;
 use crate::write::leader_term::{self, LeaderTask, Led};
 
 mod admission;
@@ -44,9 +45,6 @@ pub(crate) use admission::{AdmissionPolicy, AdmitAll};
 pub(crate) use refusal::WriteRefusal;
 
 const TICK: Duration = Duration::from_millis(100);
-/// How long a write waits at a node, from when it came until it is evaluated; then it is refused.
-/// Less than a gateway waits for its answer: what was not done is known not to have been.
-pub(crate) const PATIENCE: Duration = Duration::from_millis(700);
 
 /// What became of a write at one node.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,3 +1,6 @@
+//! Duties of a node, on the directory of one voter and on a disk that fills.
+
+use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
 use futures::FutureExt;
@@ -9,12 +12,27 @@ use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
 use meridian_proto::encode_batch;
 use meridian_storage::{
-    Engine, GroupId, MemoryEngine, RaftApplied, ShardState, ShippedLog, Syncer, decode_batch,
+    Engine, GroupId, HighWater, MemoryEngine, RaftApplied, ShardState, ShippedLog, StorageError,
+    Syncer, decode_batch,
 };
-use meridian_types::{Batch, EpochHistory, Position};
+use meridian_types::{Batch, Epoch, EpochHistory, Position, ShardId};
+use parking_lot::Mutex;
 
 use super::*;
+use crate::background::disk_watch::FLUSHED_ON_A_LOW_DISK_BYTES;
+use crate::background::purge::{DIRECTORY_KEEP_BATCHES, PURGE_AT_LEAST};
+use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
+use crate::cluster_view::view::Directory;
+use crate::directory_group::leader::DirectoryVoter;
 use crate::directory_group::leader::{ExecuteFailure, LeaderParts};
+use crate::host::clocks::Clocks;
+use crate::network::peers::PeerChannels;
+use crate::replication::progress::{Followers, KEEP_BATCHES};
+use crate::replication::snapshot_transfer::StateExchange;
+use crate::shard::local::LocalShard;
+use crate::shard::table::ShardTable;
+use crate::shard::voter::Voter;
+use crate::time_budget::LEASE_LOW;
 
 use crate::read::execution::Reads;
 use crate::shard::replica::{Replica, ReplicaParts};
@@ -22,14 +40,14 @@ use crate::shard::voter::VoterParts;
 use crate::write::proposer::AdmitAll;
 
 /// What looks after a node that has no shards yet.
-fn maintenance(folder: &std::path::Path) -> Maintenance {
+fn maintenance(folder: &std::path::Path) -> DutyParts {
     let cluster =
         DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
     let directory = Arc::new(Directory::new(cluster.clone(), Access::default(), None));
     let peers = Arc::new(PeerChannels::new(&cluster, Arc::new(|_| None)).unwrap());
     let shards = Arc::new(ShardTable::default());
     let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
-    Maintenance {
+    DutyParts {
         node_id: 1,
         data_dir: folder.to_owned(),
         engine: Arc::new(MemoryEngine::default()),
@@ -43,12 +61,6 @@ fn maintenance(folder: &std::path::Path) -> Maintenance {
         disk: Arc::default(),
         clocks: Clocks::default(),
         log_retention_bytes: 1 << 30,
-        changing: Mutex::default(),
-        leading: Mutex::default(),
-        applied: Mutex::default(),
-        lags: Mutex::default(),
-        announcements: Announcements::default(),
-        lease_low: tokio::sync::Notify::new(),
     }
 }
 
@@ -56,7 +68,7 @@ fn maintenance(folder: &std::path::Path) -> Maintenance {
 async fn directory(
     engine: &Arc<MemoryEngine>,
     folder: &std::path::Path,
-) -> (Arc<Maintenance>, Arc<DirectoryVoter>) {
+) -> (DutyParts, Arc<DirectoryVoter>) {
     let maintenance = maintenance(folder);
     let (shards, peers) = (&maintenance.shards, &maintenance.peers);
     let dynamic: Arc<dyn Engine> = engine.clone();
@@ -102,7 +114,7 @@ async fn directory(
     };
     let leader = DirectoryVoter::start(parts, &maintenance.stop);
     *maintenance.directory_voter.write() = Some(Arc::clone(&leader));
-    (Arc::new(maintenance), leader)
+    (maintenance, leader)
 }
 
 #[tokio::test]
@@ -121,18 +133,19 @@ async fn ids_are_forgotten_ten_minutes_after_they_were_applied_here_and_not_befo
     };
     until("the first change", async || if ids() > 0 { Ok(()) } else { Err(ids()) }).await;
     let (start, early) = (Instant::now(), ids());
-    maintenance.forget_requests(start);
+    let request_ids = RequestIds::new(&maintenance);
+    request_ids.forget(start);
     let minutes = |minutes: u64| start + Duration::from_secs(minutes * 60);
     execute(&leader, &Change::AddRegion { name: "region-9".to_owned() }).await;
     let all = ids();
     assert!(all > early);
-    maintenance.forget_requests(minutes(5));
+    request_ids.forget(minutes(5));
     assert_eq!(ids(), all, "too early");
-    maintenance.forget_requests(minutes(10) - Duration::from_millis(1));
+    request_ids.forget(minutes(10) - Duration::from_millis(1));
     assert_eq!(ids(), all, "too early");
-    maintenance.forget_requests(minutes(10));
+    request_ids.forget(minutes(10));
     assert_eq!(ids(), all - early);
-    maintenance.forget_requests(minutes(15));
+    request_ids.forget(minutes(15));
     assert_eq!(ids(), 0);
 }
 
@@ -170,9 +183,11 @@ async fn a_leader_is_to_hand_over_while_its_lease_is_low_and_not_else() {
     let (shard, voter) = (DIRECTORY_GROUP.shard, Arc::clone(&leader.voter));
     maintenance.shards.set(shard, Some(LocalShard::Voter(Arc::clone(&voter))));
     until("it leads", async || voter.group.leadership().map(drop)).await;
+    let (shards, directory) = (&maintenance.shards, &maintenance.directory);
+    let leadership = Leadership::new(1, Arc::clone(shards), Arc::clone(directory));
     let is_told = || {
-        maintenance.look_at_leases();
-        maintenance.lease_low.notified().now_or_never().is_some()
+        leadership.look_at_leases();
+        leadership.lease_is_low().now_or_never().is_some()
     };
     assert!(is_told(), "it was granted none");
     let shards = vec![(shard, voter.group.id().epoch)];
@@ -213,7 +228,7 @@ async fn the_log_is_not_purged_behind_a_snapshot_that_is_being_copied() {
     let (folder, engine) = (tempfile::tempdir().unwrap(), Arc::new(MemoryEngine::default()));
     let (maintenance, leader) = directory(&engine, folder.path()).await;
     let purge = async || {
-        Arc::clone(&maintenance).purge().await;
+        Purge::new(&maintenance).purge().await;
         leader.voter.group.first_sequence().unwrap().unwrap()
     };
     let regions = async |from: u64, to: u64| add_and_remove_regions(&leader, from..to).await;
@@ -242,7 +257,7 @@ async fn no_crash_after_a_groups_purge_loses_what_was_acknowledged() {
     let (maintenance, leader) = directory(&engine, folder.path()).await;
     add_and_remove_regions(&leader, 0..150).await;
     until("the log is purged", async || {
-        Arc::clone(&maintenance).purge().await;
+        Purge::new(&maintenance).purge().await;
         let first = leader.voter.group.first_sequence().unwrap().unwrap();
         if first > DIRECTORY_KEEP_BATCHES { Ok(()) } else { Err(first) }
     })
@@ -301,7 +316,7 @@ async fn no_crash_after_a_replicas_purge_loses_what_was_acknowledged() {
     });
     maintenance.shards.add(Arc::clone(&state), followers);
     maintenance.shards.set(shard, Some(LocalShard::Replica(Arc::new(replica.unwrap()))));
-    Arc::new(maintenance).purge().await;
+    Purge::new(&maintenance).purge().await;
     assert_eq!(log.first().unwrap().unwrap().0, batches - KEEP_BATCHES + 1, "the log is purged");
     for seed in 0..100 {
         let after: Arc<dyn Engine> = Arc::new(engine.crash(seed));
@@ -342,7 +357,7 @@ async fn a_disk_is_looked_at_while_memtables_are_flushed_for_want_of_room() {
     let memory = Arc::new(MemoryEngine::default());
     memory.create_family("a family").unwrap();
     let engine = Arc::new(meridian_storage::HookedEngine::new(memory, Flushing::default()));
-    let maintenance = Maintenance { engine: engine.clone(), ..maintenance(folder.path()) };
+    let maintenance = DutyParts { engine: engine.clone(), ..maintenance(folder.path()) };
     let (stop, disk) = (maintenance.stop.clone(), Arc::clone(&maintenance.disk));
     // What others write meanwhile moves it.
     let leave = |bytes| {
@@ -351,7 +366,8 @@ async fn a_disk_is_looked_at_while_memtables_are_flushed_for_want_of_room() {
     };
     let (blocked, goes_on) = std::sync::mpsc::channel();
     *engine.goes_on.lock() = Some(goes_on);
-    let tasks = maintenance.start(&stop);
+    let tasks = start(&maintenance);
+    drop(maintenance);
     until("a flush has begun", async || {
         leave(128 << 20);
         match engine.begun.load(Ordering::SeqCst) {
@@ -379,14 +395,14 @@ async fn memtables_are_flushed_on_a_low_disk_and_not_where_they_may_find_no_room
     let memory = Arc::new(MemoryEngine::default());
     memory.create_family("a family").unwrap();
     let engine = Arc::new(meridian_storage::HookedEngine::new(memory, Flushing::default()));
-    let maintenance =
-        Arc::new(Maintenance { engine: engine.clone(), ..maintenance(folder.path()) });
+    let maintenance = DutyParts { engine: engine.clone(), ..maintenance(folder.path()) };
+    let watch = Arc::new(DiskWatch::new(&maintenance));
     for (left, begun) in [(u64::MAX, 0), (128 << 20, 1), (0, 1)] {
         let free = crate::host::disk::free_bytes(folder.path()).unwrap();
         let unflushed = free.saturating_sub(left).max(FLUSHED_ON_A_LOW_DISK_BYTES + 1);
         engine.unflushed.store(unflushed, Ordering::SeqCst);
-        Arc::clone(&maintenance).look_at_the_disk().await;
-        Arc::clone(&maintenance).flush_on_a_low_disk().await;
+        Arc::clone(&watch).look().await;
+        Arc::clone(&watch).flush_when_low().await;
         assert_eq!(
             engine.begun.load(Ordering::SeqCst),
             begun,
@@ -400,16 +416,17 @@ async fn memtables_are_flushed_on_a_low_disk_and_not_where_they_may_find_no_room
 #[tokio::test]
 async fn what_has_come_of_a_state_goes_when_the_disk_is_full() {
     let (folder, engine) = (tempfile::tempdir().unwrap(), Arc::new(MemoryEngine::default()));
-    let maintenance = Arc::new(maintenance(folder.path()));
+    let maintenance = maintenance(folder.path());
+    let marks = Arc::new(Marks::new(&maintenance));
     let state = Arc::new(ShardState::open(engine.clone(), ShardId(1)).unwrap());
     let families = engine.families();
     let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
     maintenance.exchange.keep_begun(group, state.stage().unwrap());
     assert!(engine.families().len() > families.len());
-    Arc::clone(&maintenance).persist_marks().await;
+    Arc::clone(&marks).persist().await;
     assert!(maintenance.exchange.is_fetching(group.shard), "whoever fetches it goes on");
     maintenance.disk.set_takes_nothing(true);
-    Arc::clone(&maintenance).persist_marks().await;
+    Arc::clone(&marks).persist().await;
     assert!(!maintenance.exchange.is_fetching(group.shard));
     assert_eq!(engine.families(), families);
 }

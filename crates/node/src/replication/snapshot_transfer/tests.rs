@@ -240,7 +240,7 @@ async fn what_is_offered_to_a_node_that_is_away_does_not_hold_the_log_for_ever()
         "it may begin to read any moment"
     );
     for offer in nodes.offering.offers.lock().values_mut() {
-        offer.used = offer.used.checked_sub(IDLE).unwrap();
+        offer.used = offer.used.checked_sub(SNAPSHOT_IDLE).unwrap();
     }
     assert_eq!(nodes.offering.offer(GROUP, Arc::clone(&snapshot)), id);
     assert_eq!(

@@ -6,15 +6,14 @@ use std::time::Duration;
 use meridian_types::NodeId;
 use parking_lot::Mutex;
 
+use crate::time_budget::HEARD_LATELY;
+
 /// To a node that has not answered yet.
 const UNKNOWN_ROUND_TRIP: Duration = Duration::from_millis(100);
 /// No node is waited for as if it were farther than this.
 const MAX_ROUND_TRIP: Duration = Duration::from_secs(2);
 /// A node that did not answer is tried after the others for so long; then by one request at a time.
 const AVOID: Duration = Duration::from_secs(3);
-/// A node of which anything was heard so lately is not silent, whatever else of it is awaited: it
-/// may be slow with one large answer.
-const HEARD_LATELY: Duration = Duration::from_millis(500);
 
 #[derive(Default, Clone, Copy)]
 struct Known {

@@ -25,14 +25,13 @@ use crate::replication::catch_up::{self, Target};
 use crate::replication::compression::{DECOMPRESSOR_BYTES, Decompressor};
 use crate::replication::shipped_batch::{Shipped, unpack};
 use crate::replication::wire::{heartbeat_from_wire, position_to_wire};
+use crate::time_budget::ORDER_TIMEOUT;
 
 /// Between two looks at what goes by the clock, at most.
 const LOOK: Duration = Duration::from_millis(100);
 /// An event that comes so long after a look is one as well: an idle replica hears of others all the
 /// time.
 const LOOK_WITH_EVENTS: Duration = Duration::from_millis(25);
-/// The directory asks again, and nothing else goes on meanwhile.
-pub(crate) const DRAIN: Duration = Duration::from_secs(2);
 /// Batches that wait for the driver, from one stream.
 const STREAM_EVENTS: usize = 256;
 /// A replica this near to the newest commit it was told of serves eventual reads.
@@ -265,7 +264,7 @@ impl Driver {
     /// drain puts it in place, if it is still wanted: nothing changes here while nobody waits for
     /// it.
     async fn pull(&mut self, source: NodeId, through: Position) -> Result<(), String> {
-        let deadline = tokio::time::Instant::now() + DRAIN;
+        let deadline = tokio::time::Instant::now() + ORDER_TIMEOUT;
         let late = |_| format!("not at {through} in time");
         let (state, syncer) = (Arc::clone(&self.parts.state), Arc::clone(&self.parts.syncer));
         let (peers, history, log) =

@@ -130,9 +130,10 @@ mod tests {
     };
     use tokio::sync::{mpsc, watch};
 
-    use super::super::{PATIENCE, Proposer};
+    use super::super::Proposer;
     use super::*;
     use crate::cluster_view::epoch_lease::Fenced;
+    use crate::time_budget::PATIENCE;
 
     fn no_quorum() -> WriteReply {
         WriteReply::NotCommitted(WriteRefusal::NoQuorum)

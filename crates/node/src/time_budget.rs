@@ -1,0 +1,202 @@
+//! Durations that depend on each other, each with its meaning, and the relations between them,
+//! which the compiler checks: also those with other crates' durations.
+//!
+//! A duration that stands in no relation is beside the code that waits for it.
+
+use std::time::Duration;
+
+use meridian_consensus::RaftTiming;
+use meridian_failover::ControllerConfig;
+use meridian_shipping::RelayConfig;
+use meridian_types::limits::REQUEST_ID_RETENTION_MS;
+
+// Leases on epochs.
+
+/// Between two renewals of the epoch lease, while the directory's leader is known.
+pub(crate) const RENEW: Duration = Duration::from_millis(500);
+/// Instead, while no leader is known.
+pub(crate) const SEARCH: Duration = Duration::from_millis(250);
+/// A leader that has granted nothing for so long is looked for elsewhere.
+pub(crate) const LEADER_SILENT: Duration = Duration::from_secs(1);
+/// One try. Longer than two rounds over the longest WAN link: the leader may have to ask its
+/// quorum.
+pub(crate) const RENEW_TIMEOUT: Duration = Duration::from_millis(1500);
+/// A leader whose lease ends sooner hands over. Looked for each [`ANNOUNCE`].
+pub(crate) const LEASE_LOW: Duration = Duration::from_millis(1200);
+/// The leadership is not handed to a voter whose lease ends sooner. Beyond [`LEASE_LOW`] by more
+/// than leases of the same time are apart, so that nothing is handed over when the directory is
+/// silent to all.
+pub(crate) const LEASE_GOOD: Duration = Duration::from_millis(1900);
+
+const LEASE_TTL_MS: u128 = ControllerConfig::DEFAULT.lease_ttl.as_millis();
+
+const _: () = {
+    // A renewal that gets no answer leaves time for another; a leader that falls silent is found to
+    // have done so, and another is asked, within one lease.
+    assert!(ms(RENEW) + ms(RENEW_TIMEOUT) < LEASE_TTL_MS);
+    assert!(ms(LEADER_SILENT) + ms(SEARCH) + ms(RENEW_TIMEOUT) / 2 < LEASE_TTL_MS);
+    assert!(ms(SEARCH) < ms(RENEW));
+    // Leases that are renewed in time are good; good and low ones are further apart than renewals.
+    assert!(ms(LEASE_GOOD) + ms(RENEW) <= LEASE_TTL_MS);
+    assert!(ms(LEASE_LOW) + ms(RENEW) < ms(LEASE_GOOD));
+    // One renewal may be lost and the node still counts as reachable.
+    assert!(2 * ms(RENEW) < ms(ControllerConfig::DEFAULT.reachable_within));
+    // Leases of a lost region have run out before it is failed over.
+    assert!(
+        LEASE_TTL_MS + ms(ControllerConfig::DEFAULT.drift_margin)
+            < ms(ControllerConfig::DEFAULT.failover_after)
+    );
+};
+
+// The cluster, as nodes and gateways follow it.
+
+/// Without news, an empty message so often says that the stream is alive, and no news missed.
+pub(crate) const FOLLOW_HEARTBEAT: Duration = Duration::from_millis(500);
+/// A source that says nothing for so long is given up.
+pub(crate) const FOLLOW_TIMEOUT: Duration = FOLLOW_HEARTBEAT.saturating_mul(4);
+
+// The end of an epoch: the directory's leader asks nodes to seal, and to pull what they lack.
+
+/// What has not had its turn by then is dropped: it was decided upon what is old by now, and the
+/// controller asks again.
+pub(crate) const TURN_TIMEOUT: Duration = Duration::from_secs(1);
+/// The controller asks again.
+pub(crate) const DIRECTORY_CALL_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long a drain may take on this side.
+pub(crate) const ORDER_ANSWER_TIMEOUT: Duration = Duration::from_millis(2500);
+/// The directory asks again, and nothing else goes on meanwhile.
+pub(crate) const ORDER_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a leader that is sealed waits for what it has in flight.
+pub(crate) const SEAL_DRAIN_TIMEOUT: Duration = Duration::from_millis(700);
+
+const _: () = {
+    // The controller counts a pull as under way for as long as it may be.
+    assert!(
+        ms(TURN_TIMEOUT) + ms(DIRECTORY_CALL_TIMEOUT) + ms(ORDER_TIMEOUT)
+            <= ms(ControllerConfig::DEFAULT.drain_lasts)
+    );
+    // An order that ran out of time is answered, and the answer is waited for.
+    assert!(ms(ORDER_TIMEOUT) < ms(ORDER_ANSWER_TIMEOUT));
+    assert!(ms(ORDER_ANSWER_TIMEOUT) < ms(DIRECTORY_CALL_TIMEOUT));
+    // A leader that drains answers while its seal is waited for.
+    assert!(ms(SEAL_DRAIN_TIMEOUT) < ms(ControllerConfig::DEFAULT.seal_timeout));
+    assert!(ms(ControllerConfig::DEFAULT.seal_timeout) < ms(DIRECTORY_CALL_TIMEOUT));
+};
+
+// What nodes say of themselves.
+
+/// How often it is looked whether something has changed. Replication lag is known no better than
+/// this: the bound on what may be lost is counted with it.
+pub(crate) const ANNOUNCE: Duration = Duration::from_millis(150);
+/// To those with whom this node votes: whoever leads hands over to nobody that it has not heard for
+/// [`HEIR_HEARD`].
+pub(crate) const TO_VOTERS: Duration = Duration::from_millis(300);
+/// To the others. They take a node for lost that was silent for longer than
+/// [`RelayConfig::relay_timeout`]; clocks (`clocks`), who is connected (`followers`) and what is
+/// compared (`comparison`) have seconds.
+pub(crate) const TO_OTHERS: Duration = Duration::from_millis(450);
+/// The leadership is handed to nobody who was silent for longer: one that has just lost its power
+/// cannot say so.
+pub(crate) const HEIR_HEARD: Duration = Duration::from_millis(650);
+
+const _: () = {
+    // Where a look comes late, no node is silent for too long yet.
+    assert!(ms(TO_VOTERS) + 2 * ms(ANNOUNCE) < ms(HEIR_HEARD));
+    assert!(ms(TO_OTHERS) + ms(ANNOUNCE) < ms(RelayConfig::DEFAULT.relay_timeout));
+};
+
+// Elections.
+
+/// The directory's voters are regions apart.
+pub(crate) const DIRECTORY_TIMING: RaftTiming =
+    RaftTiming { heartbeat_ms: 150, election_timeout_min_ms: 600, election_timeout_max_ms: 900 };
+
+const _: () = {
+    assert!(DIRECTORY_TIMING.heartbeat_ms * 3 < DIRECTORY_TIMING.election_timeout_min_ms);
+    assert!(DIRECTORY_TIMING.election_timeout_min_ms < DIRECTORY_TIMING.election_timeout_max_ms);
+    // A directory that elects a leader costs no epoch lease.
+    assert!((DIRECTORY_TIMING.election_timeout_max_ms as u128) < LEASE_TTL_MS);
+    // A voter waits for a leader longer than an election takes.
+    assert!((RaftTiming::DEFAULT.election_timeout_max_ms as u128) < ms(LEADER_TIMEOUT));
+};
+
+// Requests.
+
+/// How long one try may take to its first sign of life, beyond two round trips. A node that lost
+/// its power says nothing; one that is only slow answers the next try, which has the same id.
+pub(crate) const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(800);
+/// How long a write waits at a node, from when it came until it is evaluated; then it is refused.
+/// Less than a gateway waits for its answer: what was not done is known not to have been.
+pub(crate) const PATIENCE: Duration = Duration::from_millis(700);
+/// How long a write waits for a leader at a voter that knows none: longer than an election takes.
+pub(crate) const LEADER_TIMEOUT: Duration = Duration::from_millis(600);
+/// How long a voter may take to learn a read position, and then to apply up to it.
+pub(crate) const READ_POSITION_TIMEOUT: Duration = Duration::from_secs(1);
+/// Beyond the usual time to answer, another is asked as well.
+pub(crate) const HEDGE_AFTER: Duration = Duration::from_millis(100);
+/// How often the node says that it is at work, while it has no answer.
+pub(crate) const WORKING_EVERY: Duration = Duration::from_millis(250);
+/// By when a node that is at work on a read has said so; the round trip comes on top.
+pub(crate) const SAYS_THAT_IT_IS_AT_WORK: Duration =
+    WORKING_EVERY.saturating_add(Duration::from_millis(50));
+/// A node of which anything was heard so lately is not silent, whatever else of it is awaited: it
+/// may be slow with one large answer.
+pub(crate) const HEARD_LATELY: Duration = Duration::from_millis(500);
+
+const _: () = {
+    // A voter refuses what it cannot carry out before the gateway stops waiting: else what did not
+    // commit would pass for unknown.
+    assert!(ms(PATIENCE) + 100 <= ms(ATTEMPT_TIMEOUT));
+    assert!(ms(LEADER_TIMEOUT) < ms(PATIENCE));
+    assert!(ms(HEDGE_AFTER) < ms(ATTEMPT_TIMEOUT));
+    // A node that is at work is not taken for silent.
+    assert!(ms(WORKING_EVERY) < ms(SAYS_THAT_IT_IS_AT_WORK));
+    assert!(ms(SAYS_THAT_IT_IS_AT_WORK) < ms(HEARD_LATELY));
+    assert!(ms(HEARD_LATELY) < ms(ATTEMPT_TIMEOUT));
+};
+
+// Request ids.
+
+/// A write whose outcome is unknown is asked for until request ids may be forgotten, with some to
+/// spare.
+pub(crate) const UNKNOWN_DEADLINE: Duration =
+    Duration::from_millis(REQUEST_ID_RETENTION_MS * 4 / 5);
+/// Twice as long as request ids must be remembered.
+pub(crate) const FORGET_AFTER: Duration = Duration::from_millis(REQUEST_ID_RETENTION_MS * 2);
+/// What a node said of its clock is relied on for so long. Clocks of machines drift, and a virtual
+/// machine that its host stops does not notice: the less of that, the shorter this is. Ids are
+/// remembered for ten minutes at least, and asked for four; what is left bounds it.
+pub(crate) const CLOCK_KNOWN_FOR: Duration = Duration::from_secs(5 * 60);
+
+const _: () = {
+    assert!(ms(UNKNOWN_DEADLINE) < REQUEST_ID_RETENTION_MS as u128);
+    assert!((REQUEST_ID_RETENTION_MS as u128) < ms(FORGET_AFTER));
+    // What clocks drift apart while one is relied on is far less than what is left.
+    assert!(ms(UNKNOWN_DEADLINE) + ms(CLOCK_KNOWN_FOR) < ms(FORGET_AFTER));
+};
+
+// Whole states.
+
+/// A snapshot that nobody has read from for so long is let go: it holds on to the engine's old
+/// files.
+pub(crate) const SNAPSHOT_IDLE: Duration = Duration::from_secs(120);
+/// One that was not read for so long gives way to another.
+pub(crate) const GIVES_WAY_AFTER: Duration = Duration::from_secs(30);
+pub(crate) const SNAPSHOT_CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
+/// A receiver that takes no chunk for so long is gone, or as good as gone: it may ask for the rest
+/// again.
+pub(crate) const READER_STALLED: Duration = Duration::from_secs(60);
+/// The log is kept for a follower that copies a state as long as it gets on in so short a time.
+pub(crate) const COPY_STALLED: Duration = Duration::from_secs(120);
+
+const _: () = {
+    // A reader that is waited for finds the snapshot, and the log behind it is kept as long.
+    assert!(ms(READER_STALLED) < ms(SNAPSHOT_IDLE));
+    assert!(ms(SNAPSHOT_IDLE) <= ms(COPY_STALLED));
+    assert!(ms(SNAPSHOT_CHUNK_TIMEOUT) < ms(READER_STALLED));
+    assert!(ms(GIVES_WAY_AFTER) < ms(SNAPSHOT_IDLE));
+};
+
+const fn ms(duration: Duration) -> u128 {
+    duration.as_millis()
+}
