@@ -74,7 +74,7 @@ pub(crate) fn gateway(file: GatewayFile) -> Result<GatewayConfig, InvalidConfig>
     })
 }
 
-/// A node may be one that the cluster has got since: only the form is checked.
+/// The cluster may have got the node since: only the form is checked.
 fn dial(table: BTreeMap<String, String>) -> Result<BTreeMap<NodeId, String>, InvalidConfig> {
     let entry = |(node, address): (String, String)| {
         let id = node.parse().map_err(|_| InvalidConfig::DialNode(node.clone()))?;

@@ -18,7 +18,7 @@ pub enum ConfigError {
     Malformed { path: PathBuf, line: usize, message: String },
     #[error("{}: {cause}", path.display())]
     Invalid { path: PathBuf, cause: InvalidConfig },
-    /// For who opens the ports.
+    /// For the caller that opens the ports.
     #[error("cannot listen on {address} for {purpose}: {cause}")]
     Listen { address: String, purpose: ListenPurpose, cause: io::Error },
 }

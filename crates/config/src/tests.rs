@@ -132,10 +132,10 @@ fn sample(name: &str) -> String {
 #[test]
 fn the_secret_of_the_samples_is_refused() {
     let node = NodeConfig::load(&Path::new(DEPLOY).join("node.toml")).unwrap_err().to_string();
-    assert!(node.contains("still the one of the sample"), "{node}");
+    assert!(node.contains("still that of the sample"), "{node}");
     let gateway =
         GatewayConfig::load(&Path::new(DEPLOY).join("gateway.toml")).unwrap_err().to_string();
-    assert!(gateway.contains("still the one of the sample"), "{gateway}");
+    assert!(gateway.contains("still that of the sample"), "{gateway}");
 }
 
 #[test]

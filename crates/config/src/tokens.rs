@@ -16,7 +16,7 @@ pub enum TokenSecret {
 }
 
 impl TokenSecret {
-    /// What the sample files have in the place of a secret: everybody knows it.
+    /// What the sample files have in the place of a secret: it is public.
     pub const PLACEHOLDER: &str = "replace-this-before-you-serve";
     /// Shorter secrets are refused.
     pub const MIN_CHARACTERS: usize = 16;
@@ -91,7 +91,7 @@ pub enum InvalidToken {
     #[error("its `secret` has {characters} characters, fewer than {}", TokenSecret::MIN_CHARACTERS)]
     ShortSecret { characters: usize },
     #[error(
-        "its `secret` is still the one of the sample, which everybody knows: make one with `openssl rand -hex 32`"
+        "its `secret` is still that of the sample, which is public: make one with `openssl rand -hex 32`"
     )]
     Placeholder,
     #[error("its `secret` is not made of visible ASCII characters")]

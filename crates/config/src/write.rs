@@ -147,7 +147,10 @@ fn cluster_tables(out: &mut Document, cluster: &Cluster) {
 
 fn tokens(out: &mut Document, tokens: &[TokenConfig], cluster: &Cluster) {
     for token in tokens {
-        out.table("[[tokens]]", "Who may open what. Keep this file to yourself.");
+        out.table(
+            "[[tokens]]",
+            "Which token may open which databases. Keep this file to yourself.",
+        );
         match &token.secret {
             TokenSecret::Plain(secret) => out.text("secret", secret),
             TokenSecret::Sha256(digest) => {

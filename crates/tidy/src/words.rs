@@ -8,22 +8,26 @@ use crate::tree::File;
 
 /// Pronouns in the place of a noun. A sentence says "the caller" or "the follower".
 static PRONOUNS: LazyLock<Option<Regex>> = LazyLock::new(|| {
-    let words = "who|whom|whoever|whomever|nobody|somebody|anybody|everybody|one that|one who|those who|\
-                 those that";
+    let words =
+        "who|whom|whoever|whomever|nobody|somebody|anybody|everybody|one that|one who|those who";
     Regex::new(&format!(r"(?i)\b(?:{words})\b")).ok()
 });
 
 /// The same words inside of a name, such as that of a test.
 static IN_NAMES: LazyLock<Option<Regex>> = LazyLock::new(|| {
-    let words = "who|whom|whoever|nobody|somebody|anybody|everybody|one_that|those_that";
+    let words = "who|whom|whoever|nobody|somebody|anybody|everybody|one_that|one_who|those_who";
     Regex::new(&format!(r"\bfn (?:\w*_)?(?:{words})(?:_\w*)?\(")).ok()
 });
 
 /// The longest name of a test, in characters.
 const MAX_TEST_NAME: usize = 90;
 
-/// Lines with a pronoun in the place of a noun, and names of functions with one.
+/// Lines with a pronoun in the place of a noun, and names of functions with one. This file, which
+/// has to name them, is left out.
 pub fn violations(file: &File) -> Vec<String> {
+    if file.path == "crates/tidy/src/words.rs" {
+        return Vec::new();
+    }
     let mut violations = Vec::new();
     for (index, line) in file.text.lines().enumerate() {
         for pattern in [&*PRONOUNS, &*IN_NAMES].into_iter().flatten() {

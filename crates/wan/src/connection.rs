@@ -60,7 +60,7 @@ pub(crate) async fn carry(client: TcpStream, route: Route, seed: u64) {
     client.ended_well = ended_well;
 }
 
-/// Both directions. The client's bytes are taken in from the start, though nobody listens yet.
+/// Both directions. The client's bytes are taken in from the start, though the target does not listen yet.
 async fn forward_and_back(
     client: &mut TcpStream,
     route: Route,

@@ -42,12 +42,12 @@ impl LinkProfile {
     }
 }
 
-/// A direction of a link, as seen by who connects to it.
+/// A direction of a link, as seen by the client that connects to it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// From those who connect to the target.
+    /// From clients to the target.
     Forward,
-    /// From the target to those who connect.
+    /// From the target to clients.
     Backward,
     Both,
 }

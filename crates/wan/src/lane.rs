@@ -98,7 +98,7 @@ impl Entrance {
         }
     }
 
-    /// Returns whether anybody takes it.
+    /// Returns whether there is a receiver that takes it.
     fn send(&self, due: Instant, content: Content) -> bool {
         self.parcels.send(Parcel { due, content }).is_ok()
     }

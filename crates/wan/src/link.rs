@@ -79,16 +79,17 @@ impl Link {
         self.controls.send_modify(|controls| controls.reset_after = reset_after);
     }
 
-    /// Cuts a direction, besides one that is cut already. Its bytes are held, those under way too,
-    /// and so are new connections whichever direction is cut: they are accepted, and hang.
+    /// Cuts a direction, besides a direction that is cut already. Its bytes are held, those under
+    /// way too, and so are new connections whichever direction is cut: they are accepted, and hang.
     ///
     /// A chunk that another thread is writing at this moment may still get through.
     pub fn cut(&self, direction: Direction) {
         self.controls.send_modify(|controls| controls.cut(direction, Instant::now()));
     }
 
-    /// Cuts and heals at once, so that just these directions are cut: for who keeps account of
-    /// several cuts that lie over each other. As [`Link::cut`] and [`Link::heal`] in all else.
+    /// Cuts and heals at once, so that just these directions are cut: for a caller that keeps
+    /// account of several cuts that lie over each other. As [`Link::cut`] and [`Link::heal`] in all
+    /// else.
     pub fn set_cuts(&self, forward: bool, backward: bool) {
         self.controls
             .send_if_modified(|controls| controls.set_cuts(forward, backward, Instant::now()));

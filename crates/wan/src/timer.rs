@@ -98,7 +98,7 @@ struct Alarm {
 impl Alarm {
     fn ring(self) {
         if self.bell.send(()).is_err() {
-            // Whoever slept was dropped.
+            // The sleeping task was dropped.
         }
     }
 }

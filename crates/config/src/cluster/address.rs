@@ -22,7 +22,7 @@ pub enum InvalidAddress {
     Malformed(String),
     #[error("`{0}` has port 0, which cannot be dialled")]
     PortZero(String),
-    #[error("`{0}` stands for every address of a machine: write the one that others dial")]
+    #[error("`{0}` stands for every address of a machine: write the address that others dial")]
     Unspecified(String),
 }
 

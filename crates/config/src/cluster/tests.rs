@@ -267,7 +267,7 @@ fn addresses_are_checked() {
     );
     assert_eq!(
         refused(|spec| spec.nodes[1].rpc_address = "0.0.0.0:4602".to_owned()),
-        "rpc_address of node 2: `0.0.0.0:4602` stands for every address of a machine: write the one that others dial"
+        "rpc_address of node 2: `0.0.0.0:4602` stands for every address of a machine: write the address that others dial"
     );
     assert_eq!(
         refused(|spec| spec.nodes[3].kv_address = Some("127.0.0.1:4604".to_owned())),

@@ -202,7 +202,10 @@ async fn new_connections_hang_while_any_direction_is_cut() {
         link.heal();
         let (mut server, _) = timeout(LONG, listener.accept()).await.unwrap().unwrap();
         expect(&mut server, b"hello").await;
-        assert!(timeout(WHILE, listener.accept()).await.is_err(), "who gave up is not seen");
+        assert!(
+            timeout(WHILE, listener.accept()).await.is_err(),
+            "a client that gave up is not seen"
+        );
     }
 }
 

@@ -156,7 +156,7 @@ fn subject(tree: &Tree, mutants: &[Mutant], forms: &[Form]) -> u64 {
     hasher.finish()
 }
 
-/// Tells the person who waits.
+/// Tells the user how far it is.
 pub(crate) fn say(text: &str) {
     eprintln!("meridian: mutants: {text}");
 }

@@ -23,7 +23,7 @@ const MAX_ADDRESS_SPACE_BYTES: u64 = 12 << 30;
 /// How long a test may take that runs without a mutant.
 pub const BASE_LIMIT: Duration = Duration::from_secs(300);
 
-/// How much later than its limit a test ends that nobody watches any more.
+/// How much later than its limit a test ends whose watcher is gone.
 const GRACE: Duration = Duration::from_secs(30);
 
 /// One test of one program.
