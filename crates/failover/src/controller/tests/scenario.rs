@@ -40,7 +40,7 @@ impl Actor {
 }
 
 /// The directory leader's controller and seven nodes, step by step of 50 ms. Calls take one step.
-pub(super) struct Story {
+pub(super) struct Scenario {
     pub(super) now: Duration,
     pub(super) cluster: Cluster,
     pub(super) controller: Controller,
@@ -60,10 +60,10 @@ pub(super) struct Story {
     mail: Vec<Event>,
 }
 
-impl Story {
+impl Scenario {
     /// Node 1 leads, all have 1.100, and have said so for two seconds.
     pub(super) fn new() -> Self {
-        let mut story = Self {
+        let mut scenario = Self {
             now: Duration::from_secs(100),
             cluster: cluster(),
             controller: Controller::new(ControllerConfig::default(), Duration::from_secs(100)),
@@ -77,9 +77,9 @@ impl Story {
             holds_back: false,
             mail: Vec::new(),
         };
-        story.run(5000);
-        assert_eq!(story.changes, []);
-        story
+        scenario.run(5000);
+        assert_eq!(scenario.changes, []);
+        scenario
     }
 
     /// So many shards more, all like [`SHARD`], each with a database of its own; the voters share
