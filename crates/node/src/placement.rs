@@ -2,6 +2,8 @@
 //! stands.
 
 pub(crate) mod leadership;
+pub(crate) mod member;
+pub(crate) mod parts;
 pub(crate) mod reconciler;
 pub(crate) mod report;
 pub(crate) mod seals;

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use meridian_consensus::RaftTiming;
 use meridian_failover::ControllerConfig;
+use meridian_placement::{DRAIN_TIMEOUT, ORDER_TIMEOUT};
 use meridian_shipping::RelayConfig;
 use meridian_types::limits::REQUEST_ID_RETENTION_MS;
 
@@ -64,10 +65,6 @@ pub(crate) const TURN_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) const DIRECTORY_CALL_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a drain may take on this side.
 pub(crate) const ORDER_ANSWER_TIMEOUT: Duration = Duration::from_millis(2500);
-/// The directory asks again, and nothing else goes on meanwhile.
-pub(crate) const ORDER_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long a leader that is sealed waits for what it has in flight.
-pub(crate) const SEAL_DRAIN_TIMEOUT: Duration = Duration::from_millis(700);
 
 const _: () = {
     // The controller counts a pull as under way for as long as it may be.
@@ -79,7 +76,7 @@ const _: () = {
     assert!(ms(ORDER_TIMEOUT) < ms(ORDER_ANSWER_TIMEOUT));
     assert!(ms(ORDER_ANSWER_TIMEOUT) < ms(DIRECTORY_CALL_TIMEOUT));
     // A leader that drains answers while its seal is waited for.
-    assert!(ms(SEAL_DRAIN_TIMEOUT) < ms(ControllerConfig::DEFAULT.seal_timeout));
+    assert!(ms(DRAIN_TIMEOUT) < ms(ControllerConfig::DEFAULT.seal_timeout));
     assert!(ms(ControllerConfig::DEFAULT.seal_timeout) < ms(DIRECTORY_CALL_TIMEOUT));
 };
 

@@ -1,6 +1,6 @@
 //! What a node is to be in a shard, and how it comes to be that: pure.
 //!
-//! - `role`: [`Reconciler`], from what the directory says of a shard and what this node finds on its
+//! - `role`: [`RoleChange`], from what the directory says of a shard and what this node finds on its
 //!   disk to the steps that make it a voter or a replica.
 //! - `catch_up`: [`CatchUp`], which node is asked for the batches that are missing up to a position,
 //!   what is taken of the answer, and when the whole state is fetched instead.
@@ -30,5 +30,5 @@ pub use catch_up::{
     CALL_TIMEOUT, CHUNK_TIMEOUT, CatchUp, CatchUpAction, CatchUpEvent, CatchUpFailure,
     ORDER_TIMEOUT, PULL_PAUSE, PULL_ROUNDS, check_source, check_state, sources,
 };
-pub use role::{Local, Reconciler, Role, RoleAction, RoleEvent, Vote};
+pub use role::{Local, Role, RoleAction, RoleChange, RoleEvent, Vote};
 pub use seal::{DRAIN_TIMEOUT, Seal, SealAction, SealEvent, Sealing, knows_voters};

@@ -104,7 +104,7 @@ pub enum RoleAction {
 
 /// Brings one shard's role on this node in line with what the directory says.
 #[derive(Debug)]
-pub struct Reconciler {
+pub struct RoleChange {
     node: NodeId,
     stage: Stage,
 }
@@ -124,7 +124,7 @@ struct Target {
     votes: bool,
 }
 
-impl Reconciler {
+impl RoleChange {
     pub fn new(node: NodeId) -> Self {
         Self { node, stage: Stage::Rest }
     }

@@ -15,7 +15,8 @@ use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
 use crate::directory_group::leader::{DirectoryVoter, LeaderParts};
 use crate::host::disk::DiskGuard;
 use crate::network::peers::ControlPeers;
-use crate::placement::reconciler::{KeeperParts, Vouched, run_member};
+use crate::placement::member::{VoteAuthority, run_member};
+use crate::placement::parts::PlacementParts;
 use crate::replication::progress::Followers;
 use crate::shard::voter::{Voter, VoterParts};
 use crate::time_budget::DIRECTORY_TIMING;
@@ -25,7 +26,7 @@ use crate::write::proposer::AdmitAll;
 const CHANGES_BYTES: usize = 64 << 20;
 
 pub(crate) struct DirectoryPart {
-    pub(crate) keepers: Arc<KeeperParts>,
+    pub(crate) keepers: Arc<PlacementParts>,
     /// What the first leader commits.
     pub(crate) first: Cluster,
     /// This node has never heard of a cluster, and is not to join one: it makes the group with the
@@ -89,7 +90,7 @@ impl DirectoryPart {
         }));
         let stands_first = new && self.founds && voters.first() == Some(&parts.node_id);
         let peers = Arc::new(ControlPeers(Arc::clone(&parts.peers))) as Arc<dyn Peers>;
-        run_member(&voter, voters, peers, Vouched::ByOthers, stands_first);
+        run_member(&voter, voters, peers, VoteAuthority::ByOthers, stands_first);
         let leader = LeaderParts {
             voter: Arc::clone(&voter),
             directory: Arc::clone(&parts.directory),

@@ -16,7 +16,7 @@ use crate::divergence::orphan_files::OrphanWriter;
 const READ_BYTES: usize = 4 << 20;
 
 /// Keeps the batches that a replica took, and `history` does not hold. How many.
-pub(crate) fn save_shipped(
+pub(crate) fn keep_shipped(
     data_dir: &Path,
     state: &ShardState,
     history: &EpochHistory,
@@ -43,7 +43,7 @@ pub(crate) fn save_shipped(
 
 /// Keeps what the logs of groups of earlier epochs hold beyond where the shard's history left
 /// theirs, and deletes those logs. May be called again after a crash at any point.
-pub(crate) fn settle_old_groups(
+pub(crate) fn examine_old_groups(
     state: &ShardState,
     high_water: &HighWater,
     data_dir: &Path,
@@ -325,8 +325,8 @@ mod tests {
         /// As the keeper does, before it follows or votes in the newest epoch.
         fn settle(&self, history: &EpochHistory) {
             let marks = HighWater::open(self.folder.path().join("high-water")).unwrap();
-            settle_old_groups(&self.state, &marks, self.folder.path(), history).unwrap();
-            save_shipped(self.folder.path(), &self.state, history, &self.log).unwrap();
+            examine_old_groups(&self.state, &marks, self.folder.path(), history).unwrap();
+            keep_shipped(self.folder.path(), &self.state, history, &self.log).unwrap();
         }
 
         /// What each file holds, and what it says is missing.

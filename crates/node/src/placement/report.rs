@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::divergence::orphan_files::KnownOrphans;
 use crate::host::clock::wall_ms;
-use crate::placement::reconciler::KeeperParts;
+use crate::placement::parts::PlacementParts;
 use crate::replication::wire::position_to_wire;
 use crate::shard::local::LocalShard;
 
@@ -23,7 +23,7 @@ const READ_EVERY: Duration = Duration::from_secs(1);
 /// What a node says of itself. Leases depend on it, so that it waits for no disk: what only the
 /// disk tells is read aside, now and then.
 pub(crate) struct Standing {
-    parts: Arc<KeeperParts>,
+    parts: Arc<PlacementParts>,
     read: Mutex<Read>,
     orphans: Mutex<KnownOrphans>,
 }
@@ -37,7 +37,7 @@ struct Read {
 }
 
 impl Standing {
-    pub(crate) fn new(parts: Arc<KeeperParts>) -> Self {
+    pub(crate) fn new(parts: Arc<PlacementParts>) -> Self {
         Self { parts, read: Mutex::default(), orphans: Mutex::default() }
     }
 
@@ -102,7 +102,7 @@ fn dropped_here(
     databases.into_iter().filter_map(|database| if_dropped(database).transpose()).collect()
 }
 
-fn shard(parts: &KeeperParts, id: u32, local: &LocalShard, read: &Read) -> wire::ShardReport {
+fn shard(parts: &PlacementParts, id: u32, local: &LocalShard, read: &Read) -> wire::ShardReport {
     let applied = local.state().applied();
     let (leads, settled_at, lag_ms) = match local {
         LocalShard::Voter(voter) => {
@@ -154,7 +154,7 @@ fn shard(parts: &KeeperParts, id: u32, local: &LocalShard, read: &Read) -> wire:
 
 /// The version of the cluster that is known here, if it names just those voters who decide in the
 /// group; else 0.
-fn settled_at(parts: &KeeperParts, group: &RaftGroup) -> u64 {
+fn settled_at(parts: &PlacementParts, group: &RaftGroup) -> u64 {
     let known = parts.directory.known();
     let wanted =
         known.cluster.shards.get(&group.id().shard).filter(|shard| shard.epoch == group.id().epoch);
@@ -166,11 +166,11 @@ fn settled_at(parts: &KeeperParts, group: &RaftGroup) -> u64 {
 
 /// What the directory's reports of failovers wait for: how much this node, which voted before, has
 /// beyond their bases.
-fn lost(parts: &KeeperParts, orphans: &mut KnownOrphans) -> Vec<wire::Orphans> {
+fn lost(parts: &PlacementParts, orphans: &mut KnownOrphans) -> Vec<wire::Orphans> {
     let known = parts.directory.known();
     let mut waiting = Vec::new();
     for (id, shard) in &known.cluster.shards {
-        let settled = parts.settled.lock().get(id).copied();
+        let settled = parts.examined.lock().get(id).copied();
         for report in &shard.reports {
             let waits = report.is_judged_by(parts.node_id)
                 && !report.loss.shown_by.contains(&parts.node_id);

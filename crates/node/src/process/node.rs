@@ -41,7 +41,8 @@ use crate::host::ports;
 use crate::network::control::{Connections, ControlRuntime, adopt, divide};
 use crate::network::incoming::{Members, Room, incoming, look_up};
 use crate::network::peers::{Dial, MAX_MESSAGE_BYTES, PeerChannels};
-use crate::placement::reconciler::{KeeperParts, keep_all};
+use crate::placement::parts::PlacementParts;
+use crate::placement::reconciler::reconcile_all;
 use crate::placement::report::Standing;
 use crate::read::execution::Reads;
 use crate::replication::snapshot_transfer::StateExchange;
@@ -144,7 +145,7 @@ impl Node {
         let clocks = Clocks::default();
         let reads = Reads::new(ByteBudget::new("reads", shares.reads));
         let streams = ByteBudget::new("log streams", shares.headroom() / STREAMS_PART);
-        let keepers = Arc::new(KeeperParts {
+        let keepers = Arc::new(PlacementParts {
             node_id,
             data_dir: config.data_dir.clone(),
             engine: Arc::clone(&engine),
@@ -166,7 +167,7 @@ impl Node {
                 election_timeout_min_ms: config.raft.election_timeout_min_ms,
                 election_timeout_max_ms: config.raft.election_timeout_max_ms,
             },
-            settled: Mutex::default(),
+            examined: Mutex::default(),
             stop: stop.clone(),
         });
         let mut tasks = Vec::new();
@@ -229,7 +230,7 @@ impl Node {
         let part =
             taken.map_err(|cause| StartError::Shard { shard: DIRECTORY_GROUP.shard, cause })?;
         tasks.push(control.handle().spawn(part.keep()));
-        tasks.push(tokio::spawn(keep_all(Arc::clone(&keepers))));
+        tasks.push(tokio::spawn(reconcile_all(Arc::clone(&keepers))));
         let follower = Follower {
             directory: Arc::clone(&directory),
             peers: Arc::clone(&peers),

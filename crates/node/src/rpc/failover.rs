@@ -1,10 +1,15 @@
+//! What other nodes ask of this one when an epoch ends: to seal, to come to a position, and for what it
+//! has of a shard.
+
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
+use meridian_placement::{Seal, SealAction, SealEvent, Sealing, check_source};
 use meridian_proto::directory::{self as wire, failover_server};
 use meridian_proto::shipping::{StateChunk, StoredBatches};
-use meridian_storage::{Engine, Syncer, or_fatal};
+use meridian_storage::{Applied, Engine, Syncer, or_fatal};
 use meridian_types::{Epoch, Position, ShardId};
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::ReceiverStream;
@@ -12,13 +17,14 @@ use tonic::{Request, Response, Status};
 
 use crate::cluster_view::view::Directory;
 use crate::network::peers::MAX_MESSAGE_BYTES;
-use crate::placement::seals::Seal;
+use crate::placement::seals;
 use crate::read::freshness::wait_applied;
 use crate::replication::compression::Compressor;
 use crate::replication::snapshot_transfer::StateExchange;
 use crate::replication::wire::{position, position_to_wire};
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
+use crate::shard::voter::sealing::Sealed;
 use crate::time_budget::ORDER_ANSWER_TIMEOUT;
 
 /// Of one answer to `ReadLog`, about.
@@ -83,6 +89,20 @@ fn stopping() -> Status {
     Status::unavailable("the node is stopping")
 }
 
+fn sealed(
+    applied: Applied,
+    term: Option<u64>,
+    drained_leader: bool,
+) -> Response<wire::SealResponse> {
+    Response::new(wire::SealResponse {
+        position: Some(position_to_wire(applied.position)),
+        transactions: applied.total_transactions,
+        time_ms: applied.time_ms,
+        term,
+        drained_leader,
+    })
+}
+
 fn required(
     wire: Option<meridian_proto::shipping::Position>,
     field: &str,
@@ -100,36 +120,47 @@ impl failover_server::Failover for FailoverService {
     ) -> Result<Response<wire::SealResponse>, Status> {
         let request = request.into_inner();
         let (id, epoch, local) = self.shard_in(request.shard, request.epoch)?;
-        // Before anything else: what is checked from now on fails.
-        self.directory.seal(id, epoch);
-        let (seal, engine) = (Seal { epoch, planned: request.planned }, Arc::clone(&self.engine));
-        let written =
-            tokio::task::spawn_blocking(move || or_fatal(seal.write_down(&engine, id))).await;
-        written.map_err(|_| stopping())?;
-        self.synced().await?;
-        tracing::info!(shard = %id, %epoch, planned = request.planned, "sealed");
-        let (applied, term, drained_leader) = match local {
-            LocalShard::Voter(voter) => {
-                let sealed = voter.seal(request.planned).await;
-                // The answer includes batches that were applied after the seal was written down. A
-                // restart has to come to the same position, and the committed mark may be in memory
-                // only.
-                self.synced().await?;
-                (sealed.applied, Some(sealed.term), sealed.drained_leader)
-            }
-            LocalShard::Replica(replica) => {
-                let gone = || Status::unavailable("the replica has stopped");
-                replica.seal(epoch).await.ok_or_else(gone)?;
-                (replica.state().applied(), None, false)
-            }
-        };
-        Ok(Response::new(wire::SealResponse {
-            position: Some(position_to_wire(applied.position)),
-            transactions: applied.total_transactions,
-            time_ms: applied.time_ms,
-            term,
-            drained_leader,
-        }))
+        let seal = Seal { epoch, planned: request.planned };
+        let (mut sealing, actions) = Sealing::asked(seal, matches!(local, LocalShard::Voter(_)));
+        let (mut actions, mut voter_term) = (VecDeque::from(actions), 0);
+        while let Some(action) = actions.pop_front() {
+            let event = match (action, &local) {
+                (SealAction::Fence, _) => {
+                    self.directory.seal(id, epoch);
+                    None
+                }
+                (SealAction::WriteDown(seal), _) => {
+                    let engine = Arc::clone(&self.engine);
+                    let write = move || or_fatal(seals::write_down(&engine, id, seal));
+                    tokio::task::spawn_blocking(write).await.map_err(|_| stopping())?;
+                    tracing::info!(shard = %id, %epoch, planned = seal.planned, "sealed");
+                    None
+                }
+                (SealAction::Sync, _) => {
+                    self.synced().await?;
+                    Some(SealEvent::Durable)
+                }
+                (SealAction::CloseReplica, LocalShard::Replica(replica)) => {
+                    let gone = || Status::unavailable("the replica has stopped");
+                    replica.seal(epoch).await.ok_or_else(gone)?;
+                    Some(SealEvent::ReplicaClosed)
+                }
+                (SealAction::Answer { drained }, LocalShard::Voter(voter)) => {
+                    let Sealed { applied, term, drained_leader } =
+                        voter.sealed(voter_term, drained);
+                    return Ok(sealed(applied, Some(term), drained_leader));
+                }
+                (SealAction::Answer { .. }, LocalShard::Replica(replica)) => {
+                    return Ok(sealed(replica.state().applied(), None, false));
+                }
+                (action, LocalShard::Voter(voter)) => {
+                    voter.carry_out(action, &mut voter_term).await
+                }
+                (_, LocalShard::Replica(_)) => None,
+            };
+            actions.extend(event.into_iter().flat_map(|event| sealing.step(event)));
+        }
+        Err(Status::internal("a seal came to no answer"))
     }
 
     async fn drain(
@@ -174,17 +205,8 @@ impl failover_server::Failover for FailoverService {
         let (id, local) = self.shard(request.shard)?;
         let (after, through) =
             (required(request.after, "after")?, required(request.through, "through")?);
-        let (history, here) = (local.history(), local.state().position());
-        if history.leaves(here).is_some() || history.at(after.sequence) != after {
-            return Err(Status::failed_precondition(format!(
-                "{after} is not in this node's history of shard {id}"
-            )));
-        }
-        if after.sequence >= here.sequence {
-            return Err(Status::failed_precondition(format!(
-                "this node has shard {id} up to {here} only"
-            )));
-        }
+        check_source(&local.history(), local.state().position(), Some(after))
+            .map_err(|why| Status::failed_precondition(format!("{why} of shard {id}")))?;
         let read =
             tokio::task::spawn_blocking(move || local.batches_after(after.sequence, READ_BYTES));
         let read = read.await.map_err(|error| Status::unavailable(error.to_string()))?;
@@ -203,12 +225,8 @@ impl failover_server::Failover for FailoverService {
         request: Request<wire::ReadStateRequest>,
     ) -> Result<Response<Self::ReadStateStream>, Status> {
         let (id, local) = self.shard(request.into_inner().shard)?;
-        let here = local.state().position();
-        if local.history().leaves(here).is_some() {
-            return Err(Status::failed_precondition(format!(
-                "{here} is not in this node's history of shard {id}"
-            )));
-        }
+        check_source(&local.history(), local.state().position(), None)
+            .map_err(|why| Status::failed_precondition(format!("{why} of shard {id}")))?;
         Ok(Response::new(Box::pin(ReceiverStream::new(self.exchange.read(local.state())?))))
     }
 }

@@ -1,15 +1,16 @@
 //! One shard on one node as a voter, in its primary region.
 
+pub(crate) mod sealing;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use meridian_consensus::{NotLeading, RaftGroup, ReadLogFailure};
-use meridian_directory::Phase;
 use meridian_memory::ByteBudget;
 use meridian_proto::shard::{self as wire, read_position_response, shard_client::ShardClient};
-use meridian_storage::{Applied, ReadView, ShardState, ShippedLog, StorageError, or_fatal};
+use meridian_storage::{ReadView, ShardState, ShippedLog, StorageError, or_fatal};
 use meridian_types::{DatabaseId, EpochHistory, NodeId, ReadRange};
 use tokio_util::sync::CancellationToken;
 
@@ -22,7 +23,7 @@ use crate::read::execution::{ReadRefused, Reads};
 use crate::read::freshness::{serves_alone, wait_applied};
 use crate::read::read_index::ReadGate;
 use crate::read::shared_call::Rounds;
-use crate::time_budget::{LEADER_TIMEOUT, READ_POSITION_TIMEOUT, SEAL_DRAIN_TIMEOUT};
+use crate::time_budget::{LEADER_TIMEOUT, READ_POSITION_TIMEOUT};
 use crate::write::proposer::{
     AdmissionPolicy, Admitted, Proposer, WriteRefusal, WriteReply, WriteRequest,
 };
@@ -73,15 +74,6 @@ pub(crate) struct VoterParts {
     pub(crate) reads: Reads,
     /// Its state is that of the base: there is nothing to catch up with.
     pub(crate) founder: bool,
-}
-
-/// How a voter stands when it was sealed.
-pub(crate) struct Sealed {
-    pub(crate) applied: Applied,
-    /// The Raft term that it will not leave.
-    pub(crate) term: u64,
-    /// It led in that term, and everything it ever proposed is decided and applied.
-    pub(crate) drained_leader: bool,
 }
 
 impl Voter {
@@ -151,35 +143,6 @@ impl Voter {
     /// The term in which this node leads, at some time after this call.
     pub(crate) async fn confirm(&self) -> Result<u64, NotLeading> {
         self.gate.confirm(&self.group).await
-    }
-
-    /// Serves nothing strong any more, and gives no vote. `planned`: a follower goes on appending,
-    /// so that the leader can finish what it has in flight; else the group stops here, and what is
-    /// applied is final.
-    pub(crate) async fn seal(&self, planned: bool) -> Sealed {
-        self.proposer.seal();
-        self.group.seal();
-        let drained = match self.group.leadership() {
-            Ok(_) => tokio::time::timeout(SEAL_DRAIN_TIMEOUT, self.proposer.drained()).await.ok(),
-            Err(_) => None,
-        };
-        let term = self.group.term().await;
-        if !planned {
-            // Before it stops: nobody is to take this for a failure.
-            self.stop.cancel();
-            self.group.shutdown().await;
-        }
-        // Voters do not change in `Sealing`: who knows of that knows them. And a majority of the
-        // directory's voters is one of the group only when they are its members.
-        let settled = self.directory.shard(self.group.id().shard).is_some_and(|shard| {
-            matches!(shard.phase, Phase::Sealing(_))
-                && self.group.stable_voters().as_ref() == Some(&shard.voters)
-        });
-        if !settled {
-            self.directory.renew_now();
-        }
-        let drained_leader = drained == Some(term) && settled;
-        Sealed { applied: self.state.applied(), term, drained_leader }
     }
 
     /// Takes no part any more. What was not flushed is flushed: the log is not read again.

@@ -37,9 +37,9 @@ fn local(position: Position) -> Local {
 
 /// What is done first, and what once the old groups are examined; each named by its variant.
 fn story(shard: &Shard, role: Role, local: Local) -> (Vec<String>, Vec<String>) {
-    let mut reconciler = Reconciler::new(NODE);
-    let first = reconciler.step(RoleEvent::View { shard, role, group: local.group });
-    (names(&first), names(&reconciler.step(RoleEvent::Examined(local))))
+    let mut change = RoleChange::new(NODE);
+    let first = change.step(RoleEvent::View { shard, role, group: local.group });
+    (names(&first), names(&change.step(RoleEvent::Examined(local))))
 }
 
 fn names(actions: &[RoleAction]) -> Vec<String> {
@@ -81,27 +81,27 @@ fn voter_beyond_the_base_keeps_what_diverged_and_is_seeded_afresh() {
 #[test]
 fn founder_reaches_the_base_founds_the_group_and_stands_first() {
     let shard = shard(Phase::Forming);
-    let mut reconciler = Reconciler::new(NODE);
+    let mut change = RoleChange::new(NODE);
     let view = || RoleEvent::View { shard: &shard, role: Role::None, group: None };
-    reconciler.step(view());
-    let then = reconciler.step(RoleEvent::Examined(local(at(1, 3))));
+    change.step(view());
+    let then = change.step(RoleEvent::Examined(local(at(1, 3))));
     assert_eq!(names(&then), ["JoinReplicaLog", "ReachBase", "Found"]);
-    assert!(!reconciler.is_at_rest());
-    assert_eq!(reconciler.step(view()), [], "one change of role at a time");
-    let end = reconciler.step(RoleEvent::Formed { founder: true });
+    assert!(!change.is_at_rest());
+    assert_eq!(change.step(view()), [], "one change of role at a time");
+    let end = change.step(RoleEvent::Formed { founder: true });
     assert_eq!(names(&end), ["Vote", "TakeUp"]);
     let vote = the_vote(&end);
     assert!(vote.founder && vote.answers && vote.stands_first);
-    assert!(reconciler.is_at_rest());
+    assert!(change.is_at_rest());
 }
 
 #[test]
 fn founder_that_did_not_reach_the_base_joins_to_be_seeded() {
     let shard = shard(Phase::Forming);
-    let mut reconciler = Reconciler::new(NODE);
-    reconciler.step(RoleEvent::View { shard: &shard, role: Role::None, group: None });
-    reconciler.step(RoleEvent::Examined(local(at(1, 3))));
-    let end = reconciler.step(RoleEvent::Formed { founder: false });
+    let mut change = RoleChange::new(NODE);
+    change.step(RoleEvent::View { shard: &shard, role: Role::None, group: None });
+    change.step(RoleEvent::Examined(local(at(1, 3))));
+    let end = change.step(RoleEvent::Formed { founder: false });
     assert_eq!(names(&end), ["PrepareToBeSeeded", "Vote", "TakeUp"]);
     assert!(!the_vote(&end).founder && !the_vote(&end).stands_first);
 }
@@ -142,12 +142,12 @@ fn replica_that_is_to_vote_stops_first() {
 #[test]
 fn voter_of_an_earlier_epoch_leaves_a_group_that_does_not_go_on() {
     let voter = Role::Voter { epoch: Epoch(1), is_member: true };
-    let mut reconciler = Reconciler::new(NODE);
+    let mut change = RoleChange::new(NODE);
     let shard = shard(Phase::Forming);
     let group = Some(Epoch(1));
-    let first = reconciler.step(RoleEvent::View { shard: &shard, role: voter, group });
+    let first = change.step(RoleEvent::View { shard: &shard, role: voter, group });
     assert_eq!(first[0], RoleAction::LeaveGroup { goes_on: false });
-    let then = reconciler.step(RoleEvent::Examined(Local { group, ..local(at(1, 5)) }));
+    let then = change.step(RoleEvent::Examined(Local { group, ..local(at(1, 5)) }));
     assert_eq!(names(&then), ["JoinReplicaLog", "ReachBase", "Found"]);
 }
 
@@ -188,10 +188,10 @@ fn role_is_taken_up_sealed_where_the_node_promised_it_or_will_be_asked_to() {
         (sealing(true), seal(false), Some(false)),
     ] {
         let found = Local { seal, ..local(at(1, 5)) };
-        let mut reconciler = Reconciler::new(NODE);
+        let mut change = RoleChange::new(NODE);
         let shard = shard(phase.clone());
-        reconciler.step(RoleEvent::View { shard: &shard, role: Role::None, group: None });
-        let actions = reconciler.step(RoleEvent::Examined(found));
+        change.step(RoleEvent::View { shard: &shard, role: Role::None, group: None });
+        let actions = change.step(RoleEvent::Examined(found));
         let sealed = expected
             .map(|planned| [RoleAction::Fence(Epoch(2)), RoleAction::SealVoter { planned }]);
         let (end, vote) = (sealed.into_iter().flatten().chain([RoleAction::TakeUp]), 2);

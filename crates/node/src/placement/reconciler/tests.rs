@@ -1,25 +1,36 @@
+use std::collections::HashMap;
+
 use futures::FutureExt;
 use meridian_config::DevLayout;
+use meridian_consensus::{LogCache, RaftService, RaftTiming, StateTransfer};
 use meridian_directory::{Change, Plan, VoterChange};
 use meridian_gateway::Access;
+use meridian_memory::ByteBudget;
 use meridian_proto::directory::{
     DrainRequest, SealRequest, SealResponse, failover_server::Failover,
 };
 use meridian_proto::raft::{self, raft_server::Raft};
 use meridian_storage::{
-    Call, Durability, GroupLog, HookedEngine, Hooks, MemoryEngine, RaftApplied, RecordKind,
+    Call, Durability, Engine, GroupLog, HighWater, HookedEngine, Hooks, MemoryEngine, RaftApplied,
+    RecordKind, Syncer,
 };
-use meridian_types::{Batch, Position};
+use meridian_types::{Batch, NodeId};
+use parking_lot::Mutex;
 use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request};
 
 use super::*;
 use crate::cluster_view::epoch_lease::EpochLease;
 use crate::cluster_view::store::load_cluster;
-use crate::network::peers::Dial;
+use crate::cluster_view::view::Directory;
+use crate::host::clocks::Clocks;
+use crate::network::peers::{Dial, PeerChannels};
+use crate::read::execution::Reads;
 use crate::replication::snapshot_transfer::StateExchange;
 use crate::replication::wire::position_to_wire;
 use crate::rpc::failover::FailoverService;
+use crate::shard::table::ShardTable;
 use crate::testing::until;
 use crate::write::proposer::AdmissionPolicy;
 
@@ -38,7 +49,7 @@ fn parts(
     engine: Arc<impl Engine>,
     dial: Dial,
     folder: &std::path::Path,
-) -> (KeeperParts, Arc<StateExchange>) {
+) -> (PlacementParts, Arc<StateExchange>) {
     let engine: Arc<dyn Engine> = engine;
     let founded =
         DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
@@ -46,7 +57,7 @@ fn parts(
     let shards = Arc::new(ShardTable::default());
     let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
     let transfer: Arc<dyn StateTransfer> = Arc::clone(&exchange) as _;
-    let parts = KeeperParts {
+    let parts = PlacementParts {
         node_id,
         data_dir: folder.to_owned(),
         engine: Arc::clone(&engine),
@@ -64,7 +75,7 @@ fn parts(
         streams: ByteBudget::new("streams", 1 << 20),
         log_cache: LogCache::default(),
         timing: RaftTiming::default(),
-        settled: Mutex::default(),
+        examined: Mutex::default(),
         stop: CancellationToken::new(),
     };
     (parts, exchange)
@@ -72,8 +83,8 @@ fn parts(
 
 /// A process of a node whose neighbours do not answer.
 struct Process {
-    parts: Arc<KeeperParts>,
-    keeper: Keeper,
+    parts: Arc<PlacementParts>,
+    reconciler: Reconciler,
     failover: FailoverService,
     _folder: tempfile::TempDir,
 }
@@ -83,7 +94,7 @@ impl Process {
     /// anything was sealed.
     async fn start(node_id: NodeId, engine: Arc<impl Engine>) -> Self {
         let process = Self::open(node_id, engine);
-        process.settle().await;
+        process.reconcile().await;
         process
     }
 
@@ -97,7 +108,7 @@ impl Process {
         let folder = tempfile::tempdir().unwrap();
         let (parts, exchange) = parts(node_id, engine, dial, folder.path());
         let parts = Arc::new(parts);
-        let keeper = Keeper::open(Arc::clone(&parts), SHARD).unwrap();
+        let reconciler = Reconciler::open(Arc::clone(&parts), SHARD).unwrap();
         let failover = FailoverService {
             directory: Arc::clone(&parts.directory),
             shards: Arc::clone(&parts.shards),
@@ -105,7 +116,7 @@ impl Process {
             syncer: Arc::clone(&parts.syncer),
             exchange,
         };
-        Self { parts, keeper, failover, _folder: folder }
+        Self { parts, reconciler, failover, _folder: folder }
     }
 
     /// The cluster changes so, and this process has heard of it.
@@ -129,7 +140,7 @@ impl Process {
     fn takes(&self, epoch: u16, sequences: std::ops::RangeInclusive<u64>) {
         for sequence in sequences.clone() {
             let stored = meridian_proto::encode_batch(&batch(epoch, sequence));
-            self.keeper.log.append([(sequence, stored.as_ref())]).unwrap();
+            self.reconciler.log.append([(sequence, stored.as_ref())]).unwrap();
         }
         self.applies(epoch, sequences);
     }
@@ -137,7 +148,7 @@ impl Process {
     /// It has them in its state, and in no log.
     fn applies(&self, epoch: u16, sequences: std::ops::RangeInclusive<u64>) {
         for sequence in sequences {
-            self.keeper
+            self.reconciler
                 .state
                 .apply(&[batch(epoch, sequence).into()], RaftApplied::default())
                 .unwrap();
@@ -146,7 +157,7 @@ impl Process {
 
     /// What lies in the log of a replica, and up to where that was purged.
     fn shipped(&self) -> (Option<(u64, u64)>, Option<u64>) {
-        let log = &self.keeper.log;
+        let log = &self.reconciler.log;
         let ends = log.first().unwrap().zip(log.last().unwrap());
         (ends.map(|((first, _), (last, _))| (first, last)), log.purged().unwrap())
     }
@@ -161,8 +172,9 @@ impl Process {
         address
     }
 
-    async fn settle(&self) {
-        self.keeper.settle(&self.parts.directory.shard(SHARD).unwrap()).await;
+    async fn reconcile(&self) {
+        let shard = self.parts.directory.shard(SHARD).unwrap();
+        assert!(self.reconciler.reconcile(&shard).await.is_ok());
     }
 
     async fn seal(&self, planned: bool) -> SealResponse {
@@ -418,8 +430,7 @@ async fn a_sealed_shard_is_never_taken_up_as_if_it_were_not() {
     let opened = Process::open(4, Arc::new(MemoryEngine::default()));
     let history = EpochHistory::new(opened.parts.directory.shard(SHARD).unwrap().bases);
     for sealed in [false, true] {
-        let seal = sealed.then_some(Seal { epoch: Epoch(1), planned: false });
-        let replica = opened.keeper.follow(history.clone(), seal).await.unwrap();
+        let replica = opened.reconciler.follow(history.clone(), sealed.then_some(Epoch(1)));
         assert_eq!(Process::takes_nothing(&replica).await, sealed);
     }
 }
@@ -446,7 +457,7 @@ async fn a_shard_that_the_directory_seals_is_taken_up_sealed() {
         for change in [Some(active), switchover, Some(seal)].into_iter().flatten() {
             directory.learn(directory.known().cluster.after(&change).unwrap()).unwrap();
         }
-        process.settle().await;
+        process.reconcile().await;
         assert!(!process.holds_a_lease_that_it_is_granted());
         match process.local() {
             LocalShard::Voter(_) => assert!(process.is_sealed_voter().await),
@@ -477,14 +488,14 @@ async fn shards_are_kept_from_when_a_cluster_was_committed() {
     parts.engine.create_family(meridian_storage::schema::META_FAMILY).unwrap();
     // It looks at what there is, and ends.
     parts.stop.cancel();
-    keep_all(Arc::clone(&parts)).await;
+    reconcile_all(Arc::clone(&parts)).await;
     assert!(
         load_cluster(&parts.engine).unwrap().is_none() && parts.shards.followers(&SHARD).is_none()
     );
     let cluster =
         meridian_directory::Cluster { version: 1, ..parts.directory.known().cluster.clone() };
     parts.directory.learn(cluster.clone()).unwrap();
-    keep_all(Arc::clone(&parts)).await;
+    reconcile_all(Arc::clone(&parts)).await;
     assert_eq!(
         load_cluster(&parts.engine).unwrap(),
         Some(cluster),
@@ -505,17 +516,17 @@ async fn shards_are_kept_from_when_a_cluster_was_committed() {
 async fn a_voter_stays_what_it_is_until_the_directory_says_otherwise() {
     let process = Process::start(1, Arc::<MemoryEngine>::default()).await;
     let first = process.voter();
-    assert_eq!(process.parts.settled.lock().get(&SHARD), Some(&Epoch(1)));
-    process.settle().await;
+    assert_eq!(process.parts.examined.lock().get(&SHARD), Some(&Epoch(1)));
+    process.reconcile().await;
     process.learn(|shard| shard.phase = Phase::Active);
-    process.settle().await;
+    process.reconcile().await;
     assert!(Arc::ptr_eq(&process.voter(), &first));
     // Another epoch: another group, even where its end is near already.
     let plan = Plan { to: None, planned: false, since_ms: 1, cause: "a test".to_owned() };
     process.learn_next_epoch(0, Phase::Sealing(plan));
-    process.settle().await;
+    process.reconcile().await;
     assert_eq!(process.voter().group.id().epoch, Epoch(2));
-    assert_eq!(process.parts.settled.lock().get(&SHARD), Some(&Epoch(2)));
+    assert_eq!(process.parts.examined.lock().get(&SHARD), Some(&Epoch(2)));
 }
 
 #[tokio::test]
@@ -530,15 +541,15 @@ async fn a_voter_that_is_taken_out_leaves_when_the_group_goes_on_without_it() {
         let former = vec![std::mem::replace(&mut shard.voters, others.clone())];
         shard.changing = Some(VoterChange { former, version: 2 });
     });
-    process.settle().await;
+    process.reconcile().await;
     assert!(Arc::ptr_eq(&process.voter(), &first), "it may be needed yet");
     // Nor while the epoch ends: then it is one of those who are asked.
     let plan = Plan { to: None, planned: true, since_ms: 1, cause: "a test".to_owned() };
     process.learn(|shard| (shard.changing, shard.phase) = (None, Phase::Sealing(plan)));
-    process.settle().await;
+    process.reconcile().await;
     assert!(Arc::ptr_eq(&process.voter(), &first), "it is asked at the end of the epoch");
     process.learn(|shard| shard.phase = Phase::Active);
-    process.settle().await;
+    process.reconcile().await;
     assert!(matches!(process.local(), LocalShard::Replica(_)));
     assert!(first.stop.is_cancelled());
 }
@@ -552,17 +563,17 @@ async fn a_replica_follows_from_epoch_to_epoch_until_it_is_to_vote() {
     };
     let first = replica();
     process.learn_next_epoch(0, Phase::Active);
-    process.settle().await;
+    process.reconcile().await;
     assert!(Arc::ptr_eq(&replica(), &first));
     until("it follows the next epoch", async || first.history().epoch() == Epoch(2)).await;
-    assert_eq!(process.parts.settled.lock().get(&SHARD), Some(&Epoch(2)));
+    assert_eq!(process.parts.examined.lock().get(&SHARD), Some(&Epoch(2)));
     process.learn(|shard| {
         (shard.primary_region, shard.voters) = ("region-2".to_owned(), [4, 5].into());
         (shard.preferred_leader, shard.phase) = (Some(4), Phase::Forming);
         (shard.epoch, shard.bases) =
             (Epoch(3), [&shard.bases[..], &[(Epoch(3), Position::ZERO)]].concat());
     });
-    process.settle().await;
+    process.reconcile().await;
     assert_eq!(process.voter().group.id().epoch, Epoch(3));
 }
 
@@ -575,7 +586,7 @@ async fn whoever_takes_up_a_part_begins_to_count_the_lag_of_others_anew() {
     process.takes(1, 1..=5);
     let lag = || followers.lags()[0].lag;
     assert!((lag().batches, lag().bytes > 0) == (5, true), "{:?}", lag());
-    process.settle().await;
+    process.reconcile().await;
     assert_eq!((lag().batches, lag().bytes), (5, 0));
 }
 
@@ -591,7 +602,7 @@ async fn the_log_of_a_replica_begins_right_behind_its_state() {
         let process = Process::open(4, Arc::<MemoryEngine>::default());
         process.takes(1, 1..=taken);
         process.applies(1, taken + 1..=5);
-        process.keeper.log.join_behind(&process.keeper.state).unwrap();
+        process.reconciler.log.join_behind(&process.reconciler.state).unwrap();
         assert_eq!(process.shipped(), (log, purged), "{taken} were taken");
     }
     // Of a state that was replaced by one that is older.
@@ -599,9 +610,9 @@ async fn the_log_of_a_replica_begins_right_behind_its_state() {
     process.applies(1, 1..=5);
     for sequence in 1..=7 {
         let stored = meridian_proto::encode_batch(&batch(1, sequence));
-        process.keeper.log.append([(sequence, stored.as_ref())]).unwrap();
+        process.reconciler.log.append([(sequence, stored.as_ref())]).unwrap();
     }
-    process.settle().await;
+    process.reconcile().await;
     assert_eq!(process.shipped(), (None, Some(5)));
 }
 
@@ -615,11 +626,11 @@ async fn a_voter_that_is_seeded_keeps_of_its_own_what_lies_before_the_base() {
         process.takes(2, 6..=taken);
         // The others have formed the group.
         process.learn_next_epoch(5, Phase::Active);
-        process.settle().await;
+        process.reconcile().await;
         assert_eq!(process.shipped(), (log, purged), "up to {taken}");
         assert_eq!(process.voter().group.id().epoch, Epoch(2));
         assert_eq!(
-            process.keeper.state.applied().raft.epoch,
+            process.reconciler.state.applied().raft.epoch,
             None,
             "it founds nothing, though it stands at the base"
         );
@@ -629,7 +640,7 @@ async fn a_voter_that_is_seeded_keeps_of_its_own_what_lies_before_the_base() {
 #[test]
 fn the_log_of_a_group_stays_where_the_state_is_the_groups() {
     use prost::Message;
-    let (group, history) = (GroupId { shard: SHARD, epoch: Epoch(1) }, EpochHistory::first());
+    let group = GroupId { shard: SHARD, epoch: Epoch(1) };
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _entered = runtime.enter();
     for (epoch, has_entries, stays) in
@@ -647,8 +658,8 @@ fn the_log_of_a_group_stays_where_the_state_is_the_groups() {
             log.put_mark(meridian_storage::LogMark::Purged, &log_id.encode_to_vec()).unwrap();
         }
         let raft = RaftApplied { epoch: epoch.map(Epoch), ..RaftApplied::default() };
-        process.keeper.state.apply(&[], raft).unwrap();
-        process.keeper.prepare_to_be_seeded(group, &history).unwrap();
+        process.reconciler.state.apply(&[], raft).unwrap();
+        process.reconciler.prepare_to_be_seeded(group.epoch, Position::ZERO).unwrap();
         let is_there = has_log(&process.parts.engine, group).unwrap();
         assert_eq!(is_there, stays, "of epoch {epoch:?}; entries: {has_entries}");
     }
@@ -658,7 +669,7 @@ fn the_log_of_a_group_stays_where_the_state_is_the_groups() {
 async fn what_a_founder_lacks_is_pulled_while_the_group_is_being_formed() {
     let process = Process::open(1, Arc::<MemoryEngine>::default());
     process.learn_next_epoch(5, Phase::Forming);
-    let ended = |epoch| process.keeper.forming_ends(Epoch(epoch)).now_or_never().is_some();
+    let ended = |epoch| process.reconciler.forming_ends(Epoch(epoch)).now_or_never().is_some();
     assert!(!ended(2));
     assert!(ended(1) && ended(3), "another epoch is no longer, or not yet, formed");
     process.learn(|shard| shard.phase = Phase::Active);
@@ -674,9 +685,9 @@ async fn source(purged: u64) -> (Process, String) {
     let source = Process::open(4, Arc::<MemoryEngine>::default());
     source.takes(1, 1..=50);
     if purged > 0 {
-        source.keeper.log.purge_through(purged).unwrap();
+        source.reconciler.log.purge_through(purged).unwrap();
     }
-    source.settle().await;
+    source.reconcile().await;
     let address = source.serve().await;
     (source, address)
 }
@@ -696,8 +707,8 @@ async fn a_founder_pulls_what_it_lacks_from_whoever_has_it_first_in_its_own_regi
         let founder = Process::dialling(1, Arc::<MemoryEngine>::default(), dial);
         founder.takes(1, 1..=20);
         founder.learn_next_epoch(50, Phase::Forming);
-        founder.settle().await;
-        let applied = founder.keeper.state.applied();
+        founder.reconcile().await;
+        let applied = founder.reconciler.state.applied();
         assert_eq!(applied.position, Position::new(Epoch(1), 50), "from {asked:?}");
         assert_eq!(applied.raft.epoch, Some(Epoch(2)), "it founds the group");
         assert_eq!(founder.shipped(), shipped, "from {asked:?}");
@@ -712,7 +723,7 @@ async fn a_voter_says_that_it_has_come_to_a_position_only_while_its_group_goes_o
         let request = DrainRequest { shard: SHARD.0, epoch: 1, source: 2, through };
         process.failover.drain(Request::new(request)).await
     };
-    let at = process.keeper.state.position();
+    let at = process.reconciler.state.position();
     assert_eq!(drain().await.unwrap().into_inner().position, Some(position_to_wire(at)));
     process.seal(false).await;
     let refused = drain().await.unwrap_err();

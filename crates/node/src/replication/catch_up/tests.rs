@@ -31,39 +31,6 @@ fn at(epoch: u16, sequence: u64) -> Position {
     Position::new(Epoch(epoch), sequence)
 }
 
-fn batches(positions: &[(u16, u64)]) -> Vec<Position> {
-    positions.iter().map(|(epoch, sequence)| at(*epoch, *sequence)).collect()
-}
-
-#[test]
-fn only_what_follows_is_taken() {
-    let (after, through) = (at(1, 5), at(2, 8));
-    let history = EpochHistory::new(vec![(Epoch(1), at(1, 0)), (Epoch(2), at(1, 6))]);
-    let check = |previous, positions: &[(u16, u64)]| {
-        check(&history, after, previous, &batches(positions), through)
-    };
-    check(after, &[(1, 6), (2, 7), (2, 8)]).unwrap();
-    check(after, &[]).unwrap_err();
-    check(at(2, 5), &[(1, 6)]).unwrap_err();
-    check(after, &[(2, 7)]).unwrap_err();
-    check(after, &[(1, 6), (1, 6)]).unwrap_err();
-    // Of the old epoch, beyond where the new one left it.
-    check(after, &[(1, 6), (1, 7)]).unwrap_err();
-    check(after, &[(2, 6)]).unwrap_err();
-    check(after, &[(1, 6), (2, 7), (2, 8), (2, 9)]).unwrap_err();
-}
-
-#[test]
-fn only_a_state_that_lies_on_the_way_is_taken() {
-    let history = EpochHistory::new(vec![(Epoch(1), at(1, 0)), (Epoch(2), at(1, 6))]);
-    let check = |position| check_state(&history, at(1, 5), position, at(2, 8));
-    check(at(1, 6)).unwrap();
-    check(at(2, 8)).unwrap();
-    check(at(1, 5)).unwrap_err();
-    check(at(1, 7)).unwrap_err();
-    check(at(2, 9)).unwrap_err();
-}
-
 /// What it serves of its state comes late, or comes to no end.
 struct Slow {
     service: FailoverService,
@@ -299,41 +266,55 @@ async fn no_log_is_pulled_onto_a_full_disk() {
     assert_eq!(target.replica.drain(4, at(1, 50)).await, Ok(at(1, 50)));
 }
 
-/// As a founder of the next epoch's group comes to the base, with a state that nobody else writes
-/// to.
+/// The history of a second epoch that begins behind `sequence` of the first.
+fn based_at(sequence: u64) -> EpochHistory {
+    EpochHistory::new(vec![(Epoch(1), at(1, 0)), (Epoch(2), at(1, sequence))])
+}
+
+impl Node {
+    /// Comes to a base as a founder of the next epoch's group does, with a state that nothing else
+    /// writes to.
+    async fn reach_base<U: Future<Output = ()>>(
+        &self,
+        base: u64,
+        unwanted: impl Fn() -> U,
+    ) -> Result<(), CatchUpFailure> {
+        let Self { state, log, syncer, disk, peers, .. } = self;
+        let target = Target { state, log, syncer, disk };
+        let mut machine = CatchUp::to_base(based_at(base), vec![99, 4]);
+        let sources = || vec![99, 4];
+        let surroundings = Surroundings { sources, unwanted, installed: |_| {} };
+        run(&mut machine, &target, peers, &mut None, surroundings).await
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_pulls_the_log_or_else_the_state_until_it_stands_where_it_is_to() {
+async fn founder_pulls_the_log_or_else_the_state_until_it_stands_at_the_base() {
     for purged in [0, 50] {
         let source = Node::start(4, 50, purged, "127.0.0.1:1".to_owned());
         let (_source, address) = sealed_source(source, Duration::ZERO, false).await;
         let node = Node::start(5, 20, 0, address);
         node.replica.stop().await;
-        let history = EpochHistory::first();
-        let Node { state, log, syncer, disk, peers, .. } = &node;
-        let target = Target { state, log, syncer, history: &history, disk };
-        let through = if purged == 0 { at(1, 40) } else { at(1, 50) };
-        pull(&target, peers, 4, through, std::future::pending()).await.unwrap();
-        assert_eq!(state.position(), through);
-        assert_eq!(log.last().unwrap().map(|(last, _)| last), (purged == 0).then_some(40));
-        let nobody = pull(&target, peers, 99, at(1, 60), std::future::pending()).await;
-        assert_eq!(nobody.unwrap_err(), "node 99 is not known");
+        let base = if purged == 0 { 40 } else { 50 };
+        assert_eq!(node.reach_base(base, std::future::pending).await, Ok(()));
+        assert_eq!(node.state.position(), at(1, base));
+        assert_eq!(node.log.last().unwrap().map(|(last, _)| last), (purged == 0).then_some(40));
+        let beyond = node.reach_base(60, std::future::pending).await;
+        assert_eq!(beyond, Err(CatchUpFailure::NoSource(at(1, 60))));
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_state_that_is_not_wanted_any_more_is_not_taken() {
+async fn state_that_is_not_wanted_any_more_is_not_taken() {
     let (_source, address) = source_without_a_log(Duration::ZERO, true).await;
     let node = Node::start(5, 20, 0, address);
     node.replica.stop().await;
-    let history = EpochHistory::first();
-    let Node { state, log, syncer, disk, peers, .. } = &node;
-    let target = Target { state, log, syncer, history: &history, disk };
-    let reason = pull(&target, peers, 4, at(1, 50), std::future::ready(())).await.unwrap_err();
-    assert_eq!(reason, "it is not wanted any more");
-    assert_eq!(state.position(), at(1, 20));
+    let outcome = node.reach_base(50, || std::future::ready(())).await;
+    assert_eq!(outcome, Err(CatchUpFailure::NoSource(at(1, 50))));
+    assert_eq!(node.state.position(), at(1, 20));
 }
 
-fn read_log(after: Position, through: Position) -> Request<wire::ReadLogRequest> {
+fn read_request(after: Position, through: Position) -> Request<wire::ReadLogRequest> {
     let (after, through) = (Some(position_to_wire(after)), Some(position_to_wire(through)));
     Request::new(wire::ReadLogRequest { shard: SHARD.0, after, through })
 }
@@ -344,7 +325,7 @@ async fn a_node_answers_with_the_stretch_of_its_log_that_it_is_asked_for() {
     let service = node.service();
     let read = async |after, through| {
         use failover_server::Failover;
-        service.read_log(read_log(after, through)).await
+        service.read_log(read_request(after, through)).await
     };
     let answer = read(at(1, 20), at(1, 40)).await.unwrap().into_inner();
     let (previous, batches) =
@@ -379,7 +360,7 @@ async fn a_node_that_has_left_the_shards_history_is_no_source() {
     while node.replica.history() != history {
         tokio::task::yield_now().await;
     }
-    let refused = service.read_log(read_log(at(1, 20), at(1, 40))).await.unwrap_err();
+    let refused = service.read_log(read_request(at(1, 20), at(1, 40))).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
     let refused = service
         .read_state(Request::new(wire::ReadStateRequest { shard: SHARD.0 }))

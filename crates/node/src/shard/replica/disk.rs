@@ -129,7 +129,7 @@ impl Thread {
             Job::SaveOrphans { history, base } => {
                 let (state, epoch) = (&self.parts.state, history.epoch());
                 let saved =
-                    collect::save_shipped(&self.parts.data_dir, state, &history, &self.parts.log);
+                    collect::keep_shipped(&self.parts.data_dir, state, &history, &self.parts.log);
                 let (shard, batches) = (state.shard(), or_fatal(saved));
                 tracing::warn!(%shard, %epoch, %base, batches, "kept batches that the shard's history lost");
             }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use meridian_placement::{CatchUp, CatchUpFailure};
 use meridian_proto::shipping::{
     self as wire, shipment, shipping_client::ShippingClient, subscribe_request,
 };
@@ -21,11 +22,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use super::disk::{Disk, DiskParts, Written};
 use super::{Command, ReplicaParts, ReplicaStatus};
 use crate::network::peers::MAX_MESSAGE_BYTES;
-use crate::replication::catch_up::{self, Target};
+use crate::replication::catch_up::{self, Fetch, Surroundings, Target};
 use crate::replication::compression::{DECOMPRESSOR_BYTES, Decompressor};
 use crate::replication::shipped_batch::{Shipped, unpack};
 use crate::replication::wire::{heartbeat_from_wire, position_to_wire};
-use crate::time_budget::ORDER_TIMEOUT;
 
 /// Between two looks at what goes by the clock, at most.
 const LOOK: Duration = Duration::from_millis(100);
@@ -85,8 +85,8 @@ pub(super) struct Driver {
     /// The fetch of a snapshot, while there is one, and its number.
     staged: Option<(u64, tokio::task::JoinHandle<()>)>,
     fetches: u64,
-    /// The whole state that a drain has begun to fetch.
-    whole: Option<tokio::task::JoinHandle<Result<StagedState, String>>>,
+    /// The whole state that an order has begun to fetch.
+    whole: Option<Fetch>,
     caught_up: bool,
     /// Who waits for the seal.
     sealing: Vec<oneshot::Sender<Position>>,
@@ -235,7 +235,7 @@ impl Driver {
             Command::History(history) => {
                 self.history = history.clone();
                 // The epoch that it was fetched for has ended.
-                self.give_up_whole();
+                self.whole = None;
                 self.follow(&history);
             }
             Command::Seal { epoch, reply } => {
@@ -250,56 +250,37 @@ impl Driver {
             Command::Drain { source, through, reply } => {
                 // Nothing else goes on in a sealed replica, once what was begun before is through.
                 self.disk.idle().await;
-                let pulled = self.pull(source, through).await;
+                let pulled = self.catch_up(source, through).await;
                 let position = self.parts.state.position();
                 self.applied.send_replace(AppliedMark::of_replica(position.sequence));
                 self.step(ReceiverEvent::Drained { position }, None);
+                let pulled = pulled.map_err(|failure| failure.to_string());
                 drop(reply.send(pulled.map(|()| position)));
             }
             Command::Stop { .. } => {}
         }
     }
 
-    /// A source's whole state may take longer than a drain lasts. It goes on coming, and a later
-    /// drain puts it in place, if it is still wanted: nothing changes here while nobody waits for
-    /// it.
-    async fn pull(&mut self, source: NodeId, through: Position) -> Result<(), String> {
-        let deadline = tokio::time::Instant::now() + ORDER_TIMEOUT;
-        let late = |_| format!("not at {through} in time");
+    async fn catch_up(&mut self, source: NodeId, through: Position) -> Result<(), CatchUpFailure> {
+        let mut whole = self.whole.take();
+        let history = self.history.clone();
+        let mut machine =
+            CatchUp::ordered(Duration::ZERO, history, source, through, whole.is_some());
         let (state, syncer) = (Arc::clone(&self.parts.state), Arc::clone(&self.parts.syncer));
-        let (peers, history, log) =
-            (Arc::clone(&self.parts.peers), self.history.clone(), self.log.clone());
-        let disk = Arc::clone(&self.parts.disk);
-        let target =
-            Target { state: &state, log: &log, syncer: &syncer, history: &history, disk: &disk };
-        loop {
-            let over = tokio::time::sleep_until(deadline);
-            if catch_up::pull_log(&target, &peers, source, through, over).await? {
-                self.give_up_whole();
-                return Ok(());
-            }
-            let fetch = self.whole.get_or_insert_with(|| {
-                let (state, history, peers) =
-                    (Arc::clone(&state), history.clone(), Arc::clone(&peers));
-                let disk = Arc::clone(&disk);
-                tokio::spawn(async move {
-                    catch_up::fetch(&state, &history, &disk, &peers, source, through).await
-                })
-            });
-            let fetched = tokio::time::timeout_at(deadline, fetch).await.map_err(late)?;
-            self.whole = None;
-            let staged = fetched.map_err(|error| error.to_string())??;
-            // Not cut off by the deadline: whoever asks this replica anything is answered after it.
-            let Applied { position, .. } = catch_up::put_in_place(&target, staged, through).await?;
-            self.purged.send_replace(position.sequence);
-            self.step(ReceiverEvent::SnapshotInstalled { position }, None);
-        }
-    }
-
-    fn give_up_whole(&mut self) {
-        if let Some(fetch) = self.whole.take() {
-            fetch.abort();
-        }
+        let (log, disk) = (self.log.clone(), Arc::clone(&self.parts.disk));
+        let target = Target { state: &state, log: &log, syncer: &syncer, disk: &disk };
+        let peers = Arc::clone(&self.parts.peers);
+        let surroundings = Surroundings {
+            sources: Vec::new,
+            unwanted: std::future::pending,
+            installed: |Applied { position, .. }| {
+                self.purged.send_replace(position.sequence);
+                self.step(ReceiverEvent::SnapshotInstalled { position }, None);
+            },
+        };
+        let outcome = catch_up::run(&mut machine, &target, &peers, &mut whole, surroundings).await;
+        self.whole = whole;
+        outcome
     }
 
     /// Goes through every epoch that the receiver has not heard of, in order.
@@ -343,7 +324,7 @@ impl Driver {
         if let Some((_, fetch)) = self.staged.take() {
             fetch.abort();
         }
-        self.give_up_whole();
+        self.whole = None;
         self.append();
         self.disk.close().await;
         reply.send(()).unwrap_or_default();
