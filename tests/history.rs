@@ -232,7 +232,7 @@ async fn histories_under_faults_are_strictly_serializable() {
         if !report.is_clean() {
             clean = false;
             let path = std::env::temp_dir().join(format!("meridian-history-{seed}-{number}.jsonl"));
-            history.save(&path).unwrap();
+            meridian_drills::recorder::save(&history, &path).unwrap();
             println!("the history is in {}", path.display());
         }
         let statistics = report.statistics;

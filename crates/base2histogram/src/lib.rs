@@ -1,12 +1,12 @@
-//! Stands in for the crate of this name, of which openraft keeps histograms that only its feature
-//! `runtime-stats` shows. The real one builds tables for all sixteen of its scales with the first
-//! histogram of a process: 26 MB, of which openraft uses one in a thousand. This one has the parts
-//! of its interface that openraft names, and counts nothing.
+//! Replaces the crate of this name, with which openraft keeps histograms that only its feature
+//! `runtime-stats` shows. The original builds tables for all sixteen of its scales with the first
+//! histogram of a process: 26 MB, of which openraft uses one in a thousand. This replacement has
+//! the part of its interface that openraft uses, and counts nothing.
 
 use std::fmt;
 use std::marker::PhantomData;
 
-/// Forgets what it is told.
+/// A histogram that ignores its samples.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Histogram<T = ()>(PhantomData<T>);
 
@@ -24,7 +24,7 @@ impl<T> Histogram<T> {
     }
 }
 
-/// Of no samples.
+/// Percentiles of no samples.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PercentileStats {
     pub samples: u64,
@@ -44,7 +44,7 @@ impl fmt::Display for PercentileStats {
     }
 }
 
-/// Of nothing.
+/// Statistics of no samples.
 #[derive(Debug, Clone, Default)]
 pub struct AsciiChart;
 

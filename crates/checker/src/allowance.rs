@@ -1,17 +1,19 @@
+//! The losses that a system admits to.
+
 use meridian_types::{Epoch, Position, Versionstamp};
 
-/// What the system was allowed to lose, and says that it lost.
+/// The commits that the system was allowed to lose, and reports as lost.
 ///
 /// Commits of an old epoch that had not reached the next primary region when it was promoted are
-/// gone by design: the recovery point objective bounds how many, it does not forbid it. Without an
-/// allowance ([`Allowance::default`]) nothing may be lost.
+/// gone by design: the recovery point objective bounds their number, it does not forbid them.
+/// Without an allowance ([`Allowance::default`]) nothing may be lost.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Allowance {
-    /// One for each failover that may have lost something, in any order.
+    /// One window for each failover that may have lost commits, in any order.
     pub lost: Vec<LostWindow>,
 }
 
-/// What one failover left behind: the commits of older epochs beyond the base of the new one.
+/// The loss of one failover: the commits of older epochs beyond the base of the new one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LostWindow {
     /// The epoch that began.
@@ -21,12 +23,12 @@ pub struct LostWindow {
 }
 
 impl LostWindow {
-    /// What the promotion of `epoch` from `base` left behind.
+    /// The loss of the promotion of `epoch` from `base`.
     pub fn behind(epoch: Epoch, base: Position) -> Self {
         Self { epoch, base_sequence: base.sequence }
     }
 
-    /// Whether a commit with this versionstamp is in it.
+    /// Whether a commit with this versionstamp is in the window.
     pub fn covers(&self, versionstamp: Versionstamp) -> bool {
         let position = versionstamp.position();
         position.epoch < self.epoch && position.sequence > self.base_sequence
@@ -39,7 +41,7 @@ impl LostWindow {
     }
 }
 
-/// The windows of an allowance by epoch. What several cover was lost by the first.
+/// The windows of an allowance by epoch. A commit in several windows was lost by the first.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LostWindows(Vec<LostWindow>);
 
@@ -47,12 +49,12 @@ impl LostWindows {
     pub(crate) fn of(allowance: &Allowance) -> Self {
         let mut windows = allowance.lost.clone();
         windows.sort_unstable();
-        // Of two for one epoch the one that loses more.
+        // Of two windows for one epoch, the larger stays.
         windows.dedup_by_key(|window| window.epoch);
         Self(windows)
     }
 
-    /// The place of the window by which the commit was lost. `None`: it must be there.
+    /// The index of the window by which the commit was lost. `None`: the commit must be there.
     pub(crate) fn losing(&self, versionstamp: Versionstamp) -> Option<usize> {
         self.0.iter().position(|window| window.covers(versionstamp))
     }
@@ -65,8 +67,8 @@ impl LostWindows {
         self.0.iter()
     }
 
-    /// Whether an effect at `again` may follow one at `lost`, which was undone in between: the
-    /// request was not answered by the old epoch, and tried again in a new one.
+    /// Whether the effect at `again` may repeat the effect at `lost`, which was undone in between:
+    /// the old epoch did not answer the request, and it was retried in a new one.
     pub(crate) fn may_repeat(&self, lost: Versionstamp, again: Versionstamp) -> bool {
         let window = self.losing(lost).and_then(|place| self.get(place));
         window.is_some_and(|window| again.position().epoch >= window.epoch)
@@ -82,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn a_window_covers_what_is_beyond_the_base() {
+    fn window_covers_commits_beyond_the_base() {
         let window = LostWindow::behind(Epoch(2), Position::new(Epoch(1), 10));
         assert!(!window.covers(stamp(1, 10)));
         assert!(window.covers(stamp(1, 11)));
@@ -90,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_window_loses_what_several_cover() {
+    fn commit_in_several_windows_is_lost_by_the_first() {
         let later = LostWindow { epoch: Epoch(3), base_sequence: 20 };
         let first = LostWindow { epoch: Epoch(2), base_sequence: 10 };
         let windows = LostWindows::of(&Allowance { lost: vec![later, first] });

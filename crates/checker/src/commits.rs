@@ -1,35 +1,15 @@
+//! The order of commits, and the points between them.
+
 use std::collections::{HashMap, HashSet};
 
 use meridian_types::Versionstamp;
 
 use crate::allowance::LostWindows;
+use crate::commit::{Commit, Effect};
 use crate::history::{History, Record, Txn, TxnOutcome};
-use crate::sightings::{Sighting, Sightings};
-use crate::stretch::{Asker, Stretch};
+use crate::lost_branch::{LostBranch, QueryKind};
+use crate::observations::{Observation, Observations};
 use crate::writers::Writers;
-
-/// What a commit does to the state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Effect {
-    /// The writes of its transaction.
-    Writes,
-    /// It undoes the commits that the window's failover lost. Nobody asked for it, so it bounds
-    /// nothing.
-    Undo { window: usize },
-}
-
-/// A transaction that took effect, or a failover that undid some.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Commit<'h> {
-    /// Of a failover: no record.
-    pub(crate) record: usize,
-    pub(crate) effect: Effect,
-    pub(crate) txn: &'h Txn,
-    pub(crate) versionstamp: Versionstamp,
-    pub(crate) invoked_ns: u64,
-    /// When it was acknowledged. `None`: it never was, and may take effect at any time.
-    pub(crate) completed_ns: Option<u64>,
-}
 
 /// A bound on a point, and the operation it comes from.
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +18,7 @@ pub(crate) struct Bound {
     pub(crate) cause: Option<usize>,
 }
 
-/// The transaction of a failover.
+/// The transaction of a failover, which has none.
 static NO_TXN: Txn =
     Txn { id: 0, checks: Vec::new(), writes: Vec::new(), outcome: TxnOutcome::Unknown };
 
@@ -48,30 +28,30 @@ static NO_TXN: Txn =
 /// commits.
 pub(crate) struct Commits<'h> {
     pub(crate) list: Vec<Commit<'h>>,
-    /// Commits that were acknowledged, by completion; each with the highest place up to it.
+    /// Acknowledged commits by completion, each with the highest index up to it.
     by_completion: Vec<(u64, usize)>,
-    /// Commits by invocation; each with the lowest place from it on.
+    /// Commits by invocation, each with the lowest index from it on.
     by_invocation: Vec<(u64, usize)>,
-    /// Transactions that were seen, but without a versionstamp.
+    /// Transactions that reads show without a versionstamp.
     pub(crate) unplaced: Vec<usize>,
-    /// Transactions of unknown result that were not seen, and could not surely have been seen.
+    /// Transactions of unknown result that no read shows, and that no read would surely have shown.
     pub(crate) undecided: Vec<usize>,
-    /// What failovers lost, in order.
-    pub(crate) stretches: Vec<Stretch<'h>>,
+    /// The branches that failovers ended, in order.
+    pub(crate) lost_branches: Vec<LostBranch<'h>>,
 }
 
 impl<'h> Commits<'h> {
-    /// A transaction committed if that was acknowledged, or if a read shows what only it wrote;
-    /// then the read says its versionstamp. This includes those reported not to have committed:
-    /// that is a violation of its own ([`crate::Invariant::Outcomes`]), and should not make every
-    /// later read one too.
+    /// A transaction committed if it was acknowledged, or if a read shows a value that only it
+    /// wrote; then the read has its versionstamp. This includes transactions that were reported as
+    /// not committed: that is a violation of its own ([`crate::Invariant::Outcomes`]), and should
+    /// not turn every later read into another.
     ///
-    /// A transaction that was not answered by an epoch may have taken effect in it, been lost with
-    /// its tail, and taken effect again in the next: then it is two commits.
+    /// A transaction that an epoch did not answer may have taken effect in it, been lost with its
+    /// tail, and taken effect again in the next epoch: then it is two commits.
     pub(crate) fn of(
         history: &'h History,
         writers: &Writers<'h>,
-        sightings: &Sightings<'h>,
+        observations: &Observations<'h>,
         windows: &LostWindows,
     ) -> Self {
         let (mut list, mut unplaced, mut undecided) = (Vec::new(), Vec::new(), Vec::new());
@@ -90,16 +70,16 @@ impl<'h> Commits<'h> {
                 | TxnOutcome::NotCommitted { .. }
                 | TxnOutcome::Unknown => None,
             };
-            let lost = sightings.lost_of_txn(record).map(|(_, versionstamp)| versionstamp);
+            let lost = observations.lost_of_txn(record).map(|(_, versionstamp)| versionstamp);
             list.extend(
                 lost.filter(|lost| Some(*lost) != acknowledged).map(|lost| commit(lost, None)),
             );
-            match (acknowledged, sightings.of_txn(record)) {
+            match (acknowledged, observations.of_txn(record)) {
                 (Some(versionstamp), _) => list.push(commit(versionstamp, *completed_ns)),
-                (None, Some(Sighting { versionstamp: Some(seen), .. })) => {
+                (None, Some(Observation { versionstamp: Some(seen), .. })) => {
                     list.push(commit(seen, None))
                 }
-                (None, Some(Sighting { versionstamp: None, .. })) => unplaced.push(record),
+                (None, Some(Observation { versionstamp: None, .. })) => unplaced.push(record),
                 (None, None) if txn.outcome == TxnOutcome::Unknown && !writers.would_show(txn) => {
                     undecided.push(record)
                 }
@@ -115,34 +95,37 @@ impl<'h> Commits<'h> {
             completed_ns: None,
         }));
         list.sort_by_key(|commit| (commit.versionstamp, commit.invoked_ns, commit.record));
-        let stretches = Stretch::all(history, sightings, windows, &list);
+        let lost_branches = LostBranch::all(history, observations, windows, &list);
         let by_completion = by_completion(&list);
         let by_invocation = by_invocation(&list);
-        Self { list, by_completion, by_invocation, unplaced, undecided, stretches }
+        Self { list, by_completion, by_invocation, unplaced, undecided, lost_branches }
     }
 
-    /// The point after everything up to and including `versionstamp`.
+    /// The point after all commits up to and including `versionstamp`.
     pub(crate) fn as_of(&self, versionstamp: Versionstamp) -> usize {
         self.list.partition_point(|commit| commit.versionstamp <= versionstamp)
     }
 
     /// The least point that no later failover undoes.
-    pub(crate) fn settled(&self) -> usize {
-        self.stretches.iter().map(|stretch| stretch.to + 1).max().unwrap_or(0)
+    pub(crate) fn after_failovers(&self) -> usize {
+        self.lost_branches.iter().map(|branch| branch.to + 1).max().unwrap_or(0)
     }
 
-    /// Whether the state under `key` at `place` may be other than the known commits make it, to one
-    /// who completed at `completed_ns`.
-    pub(crate) fn is_clouded(
+    /// Whether the state of `key` at `place` may differ from the known commits, for an operation
+    /// that completed at `completed_ns`.
+    pub(crate) fn is_ambiguous(
         &self,
         place: usize,
         key: &str,
-        asker: Asker,
+        kind: QueryKind,
         completed_ns: Option<u64>,
     ) -> bool {
-        let within = |stretch: &&Stretch<'_>| (stretch.from..=stretch.to).contains(&place);
+        let within = |branch: &&LostBranch<'_>| (branch.from..=branch.to).contains(&place);
         let completed_ns = completed_ns.unwrap_or(u64::MAX);
-        self.stretches.iter().filter(within).any(|stretch| stretch.clouds(key, asker, completed_ns))
+        self.lost_branches
+            .iter()
+            .filter(within)
+            .any(|branch| branch.has_ambiguous(key, kind, completed_ns))
     }
 
     /// The point after all commits.
@@ -150,7 +133,7 @@ impl<'h> Commits<'h> {
         self.list.len()
     }
 
-    /// The least point that has every commit acknowledged before `ns`.
+    /// The least point that includes every commit acknowledged before `ns`.
     pub(crate) fn acknowledged_before(&self, ns: u64) -> Bound {
         let before = self.by_completion.partition_point(|(completed_ns, _)| *completed_ns < ns);
         match before.checked_sub(1).and_then(|last| self.by_completion.get(last)) {
@@ -159,7 +142,7 @@ impl<'h> Commits<'h> {
         }
     }
 
-    /// The greatest point that has no commit invoked after `ns`.
+    /// The greatest point that includes no commit invoked after `ns`.
     pub(crate) fn invoked_by(&self, ns: u64) -> Bound {
         let after = self.by_invocation.partition_point(|(invoked_ns, _)| *invoked_ns <= ns);
         match self.by_invocation.get(after) {
@@ -168,7 +151,7 @@ impl<'h> Commits<'h> {
         }
     }
 
-    /// For each key that an undecided transaction writes, when the first of them was invoked.
+    /// For each key that undecided transactions write, the earliest invocation among them.
     pub(crate) fn undecided_writes(&self, history: &'h History) -> HashMap<&'h str, u64> {
         let mut first_ns: HashMap<&str, u64> = HashMap::new();
         let undecided: HashSet<usize> = self.undecided.iter().copied().collect();

@@ -1,11 +1,11 @@
-//! Values as bytes, for a workload that has no encoding of its own.
+//! Values as bytes, for workloads without an encoding of their own.
 
 use meridian_types::ValueEncoding;
 use meridian_types::limits::MAX_VALUE_BYTES;
 
 use crate::history::Value;
 
-/// Elements of a list at most: its bytes are a stored value.
+/// The largest number of list elements that fit into a stored value.
 pub const MAX_LIST_ELEMENTS: usize = (MAX_VALUE_BYTES - 1) / 8;
 
 const REGISTER: u8 = b'r';

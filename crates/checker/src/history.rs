@@ -1,6 +1,6 @@
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, BufWriter, Write as _};
-use std::path::Path;
+//! Histories: the operations of clients, their times and answers, one JSON object a line.
+
+use std::io::{self, BufRead, BufWriter, Write as _};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,19 +12,19 @@ pub use operation::{
     Check, Entry, Key, Operation, Read, ReadOutcome, Txn, TxnOutcome, Value, Write,
 };
 
-/// One operation of one client. Times are nanoseconds of the recording process's monotonic clock,
-/// from an origin of its own.
+/// An operation of a client. Times are nanoseconds of the recording process's monotonic clock, from
+/// an origin of its own.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Record {
     pub client: u64,
-    /// Not later than the moment the request was sent.
+    /// Not later than the sending of the request.
     pub invoked_ns: u64,
-    /// Not earlier than the moment the answer was there. `None`: there never was one.
+    /// Not earlier than the arrival of the answer. `None`: no answer arrived.
     pub completed_ns: Option<u64>,
     pub operation: Operation,
 }
 
-/// What the clients of one database asked and were answered, in any order.
+/// The requests of the clients of one database and their answers, in any order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct History {
     pub records: Vec<Record>,
@@ -66,16 +66,7 @@ impl History {
         Ok(Self { records })
     }
 
-    /// Writes the file at `path` anew.
-    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), HistoryError> {
-        self.write(File::create(path)?)
-    }
-
-    pub fn load(path: impl AsRef<Path>) -> Result<Self, HistoryError> {
-        Self::read(BufReader::new(File::open(path)?))
-    }
-
-    /// Every transaction with its place in `records`.
+    /// Every transaction with its index in `records`.
     pub(crate) fn txns(&self) -> impl Iterator<Item = (usize, &Record, &Txn)> {
         self.records.iter().enumerate().filter_map(|(index, record)| match &record.operation {
             Operation::Txn(txn) => Some((index, record, txn)),
@@ -83,7 +74,7 @@ impl History {
         })
     }
 
-    /// Every read with its place in `records`.
+    /// Every read with its index in `records`.
     pub(crate) fn reads(&self) -> impl Iterator<Item = (usize, &Record, &Read)> {
         self.records.iter().enumerate().filter_map(|(index, record)| match &record.operation {
             Operation::Read(read) => Some((index, record, read)),
@@ -158,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_line_is_named() {
+    fn error_names_the_bad_line() {
         assert!(matches!(
             History::read("\n{}\n".as_bytes()),
             Err(HistoryError::Line { line: 2, .. })

@@ -1,6 +1,6 @@
-//! What must hold of a history, one file for each.
+//! The invariants of a history, one file for each.
 
-use crate::checker::Evidence;
+use crate::evidence::Evidence;
 use crate::report::Findings;
 
 mod acknowledged_writes;

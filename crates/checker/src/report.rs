@@ -1,12 +1,14 @@
+//! Reports: violations, and statistics of the history.
+
 use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::history::History;
 
-/// Violations of one invariant that are kept; the rest are counted.
+/// Violations kept for each invariant; further ones are counted.
 const MAX_KEPT: usize = 20;
 
-/// What must hold. Each is a file under `invariants/`.
+/// The invariants of a history, each a file under `invariants/`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Invariant {
     WellFormed,
@@ -48,10 +50,10 @@ impl fmt::Display for Invariant {
     }
 }
 
-/// An operation that takes part in a violation.
+/// An operation that is part of a violation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Offender {
-    /// Its place in [`History::records`]; its line in a saved history is one more.
+    /// Its index in [`History::records`]; its line in a saved history is one more.
     pub record: usize,
     pub description: String,
 }
@@ -74,13 +76,13 @@ impl fmt::Display for Violation {
     }
 }
 
-/// How much the history holds, and so what a clean report is worth.
+/// The size of the history, which tells how much a clean report is worth.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Statistics {
     pub operations: usize,
     /// From the first invocation to the last completion.
     pub span_ns: u64,
-    /// Strong reads that were answered, final ones included.
+    /// Answered strong reads, final ones included.
     pub strong_reads: usize,
     pub final_reads: usize,
     pub eventual_reads: usize,
@@ -89,26 +91,26 @@ pub struct Statistics {
     pub committed: usize,
     pub check_failed: usize,
     pub not_committed: usize,
-    /// Transactions without a known result, the next two included.
+    /// Transactions of unknown result, including the next two counts.
     pub unknown: usize,
-    /// Of these, seen to have committed.
+    /// Of these, the ones that a read shows to have committed.
     pub unknown_committed: usize,
-    /// Of these, neither seen nor surely absent: treated as not committed.
+    /// Of these, the ones neither seen nor surely absent; they are treated as not committed.
     pub unknown_undecided: usize,
     pub keys_written: usize,
-    /// Keys that committed transactions wrote and no final read looked at.
+    /// Keys that committed transactions wrote and no final read covered.
     pub keys_not_in_final_reads: usize,
 }
 
-/// What [`crate::check`] or [`crate::check_with`] found.
+/// The result of [`crate::check`] or [`crate::check_with`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// At most 20 of one invariant, in the order of [`Invariant::ALL`].
+    /// At most 20 for each invariant, in the order of [`Invariant::ALL`].
     pub violations: Vec<Violation>,
-    /// All violations of each invariant, those left out above included.
+    /// The number of violations of each invariant, including those not kept.
     pub counts: BTreeMap<Invariant, usize>,
-    /// The acknowledged transactions that failovers lost, as the allowance lets them: places in
-    /// [`History::records`]. No violations; a promise about loss is judged by whoever made it.
+    /// The acknowledged transactions that failovers lost within the allowance: indexes in
+    /// [`History::records`]. They are no violations; promises about loss are judged elsewhere.
     pub lost: Vec<usize>,
     pub statistics: Statistics,
 }
@@ -183,7 +185,7 @@ impl fmt::Display for Report {
     }
 }
 
-/// Collects violations while the invariants are looked at.
+/// Collects violations while the invariants are checked.
 pub(crate) struct Findings<'h> {
     history: &'h History,
     violations: Vec<Violation>,
@@ -195,7 +197,7 @@ impl<'h> Findings<'h> {
         Self { history, violations: Vec::new(), counts: BTreeMap::new() }
     }
 
-    /// `message` is made only when the violation is kept: a broken history has very many.
+    /// `message` is made only if the violation is kept: a broken history has very many.
     pub(crate) fn add(
         &mut self,
         invariant: Invariant,

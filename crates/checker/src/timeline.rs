@@ -1,19 +1,22 @@
+//! The state at every point, by replay of the commits.
+
 use std::collections::HashMap;
 use std::fmt;
 
 use meridian_types::Versionstamp;
 
-use crate::commits::{Commits, Effect};
+use crate::commit::Effect;
+use crate::commits::Commits;
 use crate::history::{Entry, Value, Write};
-use crate::stretch::Asker;
+use crate::lost_branch::QueryKind;
 
-/// What is under a key from one point on.
+/// The state of a key from one point on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Absent,
     Register(u64),
     Counter(u64),
-    /// The first `len` elements of a segment: one list that only grew.
+    /// The first `len` elements of a segment: a list that only grew.
     List {
         segment: usize,
         len: usize,
@@ -22,25 +25,26 @@ enum State {
 
 #[derive(Debug, Clone, Copy)]
 struct Version {
-    /// The first point that has it.
+    /// The first point with this version.
     from: usize,
-    /// Of the commit that made it.
+    /// The versionstamp of the commit that made it.
     versionstamp: Versionstamp,
     state: State,
 }
 
-/// All versions of a key, ascending by point. Before the first it is absent.
+/// All versions of a key, ascending by point. Before the first, the key is absent.
 #[derive(Debug, Default)]
 struct KeyTimeline {
     versions: Vec<Version>,
-    /// Where in `versions` a failover put the key back. In between they ascend by versionstamp too.
+    /// Indexes in `versions` at which a failover restored the key. Between them, versions also
+    /// ascend by versionstamp.
     restored: Vec<usize>,
     segments: Vec<Vec<u64>>,
-    /// The places in `versions` of those that are absent.
+    /// Indexes in `versions` of absences.
     absences: Vec<usize>,
 }
 
-/// What an operation says about one key at the point where it took effect.
+/// The claim of an operation about one key at the point of its effect.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Condition<'h> {
     pub(crate) key: &'h str,
@@ -52,7 +56,7 @@ pub(crate) enum Expected<'h> {
     Entry(&'h Entry),
     /// The key has this version; `None`: it is absent.
     Version(Option<Versionstamp>),
-    /// The key has not.
+    /// The key does not have this version; `None`: it is present.
     NotVersion(Option<Versionstamp>),
 }
 
@@ -71,11 +75,11 @@ impl fmt::Display for Condition<'_> {
     }
 }
 
-/// What a commit did that a correct store would have refused.
+/// An effect of a commit that a correct store would have refused.
 pub(crate) enum Fault {
     /// A check did not hold in the state just before.
     Check { commit: usize, check: usize, found: Option<Versionstamp> },
-    /// A sum on what is no counter, or an append to what is no list.
+    /// A sum on a key that holds no counter, or an append to a key that holds no list.
     Write { commit: usize, write: usize },
 }
 
@@ -90,7 +94,7 @@ impl<'h> Timeline<'h> {
         let mut timeline = Self { keys: HashMap::new(), faults: Vec::new() };
         for (place, commit) in commits.list.iter().enumerate() {
             if let Effect::Undo { window } = commit.effect {
-                let to = commits.stretches.get(window).map_or(place, |stretch| stretch.from);
+                let to = commits.lost_branches.get(window).map_or(place, |branch| branch.from);
                 let lost = commits.list.iter().take(place).skip(to);
                 for key in lost.flat_map(|lost| &lost.txn.writes).map(Write::key) {
                     let timeline = timeline.keys.entry(key).or_default();
@@ -98,19 +102,20 @@ impl<'h> Timeline<'h> {
                 }
                 continue;
             }
-            let clouded =
-                |key: &str| commits.is_clouded(place, key, Asker::FailedCheck, commit.completed_ns);
+            let ambiguous = |key: &str| {
+                commits.is_ambiguous(place, key, QueryKind::FailedCheck, commit.completed_ns)
+            };
             for (index, check) in commit.txn.checks.iter().enumerate() {
                 let found =
                     timeline.keys.get(check.key.as_str()).and_then(KeyTimeline::latest_version);
-                if found != check.versionstamp && !clouded(&check.key) {
+                if found != check.versionstamp && !ambiguous(&check.key) {
                     timeline.faults.push(Fault::Check { commit: place, check: index, found });
                 }
             }
             for (index, write) in commit.txn.writes.iter().enumerate() {
                 let key = timeline.keys.entry(write.key()).or_default();
                 let fits = key.apply(write, place + 1, commit.versionstamp);
-                if !fits && !clouded(write.key()) {
+                if !fits && !ambiguous(write.key()) {
                     timeline.faults.push(Fault::Write { commit: place, write: index });
                 }
             }
@@ -162,7 +167,7 @@ impl<'h> Timeline<'h> {
         }
     }
 
-    /// The key's entry at `point`.
+    /// The entry of the key at `point`.
     pub(crate) fn entry(&self, key: &str, point: usize) -> Option<Entry> {
         let key = self.keys.get(key)?;
         key.materialize(key.versions.get(key.place_at(point)?)?)
@@ -170,7 +175,7 @@ impl<'h> Timeline<'h> {
 }
 
 impl KeyTimeline {
-    /// False: the write does not fit what is there, and replaced it.
+    /// `false`: the write did not fit the kind of value that was there, and replaced it.
     fn apply(&mut self, write: &Write, point: usize, versionstamp: Versionstamp) -> bool {
         let current = self.versions.last().map_or(State::Absent, |version| version.state);
         let (state, fits) = match (write, current) {
@@ -188,7 +193,8 @@ impl KeyTimeline {
                 (State::List { segment: self.segments.len() - 1, len: 1 }, state == State::Absent)
             }
         };
-        // To delete what is absent makes no version: an absent key has none to tell it by.
+        // Deleting an absent key makes no version: an absence has no versionstamp that could tell
+        // it apart.
         if !(state == State::Absent && current == State::Absent) {
             self.push(Version { from: point, versionstamp, state });
         }
@@ -197,7 +203,7 @@ impl KeyTimeline {
 
     fn append(&mut self, segment: usize, len: usize, element: u64) -> State {
         let Some(list) = self.segments.get_mut(segment).filter(|list| list.len() == len) else {
-            // The rest of the segment is of a branch that ended.
+            // The rest of the segment belongs to a branch that ended.
             let mut list = self.list(segment, len).unwrap_or_default().to_vec();
             list.push(element);
             self.segments.push(list);
@@ -207,8 +213,8 @@ impl KeyTimeline {
         State::List { segment, len: list.len() }
     }
 
-    /// From `point` on the key is what it was at the point `to`. `versionstamp` is that of the
-    /// failover.
+    /// From `point` on, the key has the state that it had at the point `to`. `versionstamp` is that
+    /// of the failover.
     fn restore(&mut self, to: usize, point: usize, versionstamp: Versionstamp) {
         let Some(last) = self.versions.last().filter(|last| last.from > to && last.from < point)
         else {
@@ -224,7 +230,7 @@ impl KeyTimeline {
     }
 
     fn push(&mut self, version: Version) {
-        // Of several writes of one transaction to the key, only the last can be seen.
+        // Of several writes of one transaction to the key, only the last is visible.
         if self.versions.last().is_some_and(|last| last.from == version.from) {
             self.versions.pop();
             self.absences.pop_if(|place| *place == self.versions.len());
@@ -239,12 +245,13 @@ impl KeyTimeline {
         self.versions.last().and_then(Version::visible)
     }
 
-    /// The place of the version that `point` has; `None` before the first.
+    /// The index of the version at `point`; `None` before the first.
     fn place_at(&self, point: usize) -> Option<usize> {
         self.versions.partition_point(|version| version.from <= point).checked_sub(1)
     }
 
-    /// Whether the version at `place` is there at `from` or later; and then from where.
+    /// The point from which the version at `place` shows, at `from` or later; `None`: it is over by
+    /// then.
     fn start_within(&self, place: usize, from: usize) -> Option<usize> {
         let version = self.versions.get(place)?;
         let lasts = self.versions.get(place + 1).is_none_or(|next| next.from > from);
@@ -262,7 +269,7 @@ impl KeyTimeline {
         starts.zip(ends).find_map(|(start, end)| {
             let ascending = self.versions.get(start..end)?;
             let first = ascending.partition_point(|version| version.versionstamp < stamp);
-            // More than one only when a versionstamp was given twice.
+            // More than one only if a versionstamp was given twice.
             ascending
                 .iter()
                 .enumerate()
@@ -317,7 +324,7 @@ impl KeyTimeline {
 }
 
 impl Version {
-    /// The versionstamp that a read or a check meets.
+    /// The versionstamp that a read or a check sees.
     fn visible(&self) -> Option<Versionstamp> {
         (self.state != State::Absent).then_some(self.versionstamp)
     }

@@ -1,9 +1,11 @@
+//! Which transaction may have written which value.
+
 use std::collections::{HashMap, HashSet};
 
 use crate::history::{History, Read, ReadOutcome, Txn, Write};
 
-/// Two writes of one element or register value to one key: what a read shows no longer names its
-/// writer.
+/// Two writes of the same element or register value to one key: a read that shows it no longer
+/// identifies its writer.
 pub(crate) struct Clash<'h> {
     pub(crate) key: &'h str,
     pub(crate) value: u64,
@@ -12,14 +14,14 @@ pub(crate) struct Clash<'h> {
 
 #[derive(Default)]
 struct KeyWriters {
-    /// The transaction that writes the key, as long as it is the only one.
+    /// The transaction that writes the key, as long as there is only one.
     sole: Option<usize>,
     shared: bool,
-    /// Something other than an append was written: elements may vanish.
+    /// The key was also written by other means than appends: elements may vanish.
     forgets: bool,
 }
 
-/// Which transaction may have written what, whatever became of it.
+/// For each value, the transaction that may have written it, whether or not it committed.
 pub(crate) struct Writers<'h> {
     elements: HashMap<(&'h str, u64), usize>,
     registers: HashMap<(&'h str, u64), usize>,

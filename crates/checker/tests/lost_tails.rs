@@ -1,5 +1,5 @@
-//! Failovers that lose the tail of an epoch: what they admit to is counted and not held against the
-//! system, what they do not admit to is, and so is a lost write that comes back.
+//! Failovers that lose the tail of an epoch: reported losses are counted and are no violations;
+//! unreported losses are violations, and so is a lost write that comes back.
 
 #![allow(
     clippy::unwrap_used,
@@ -97,7 +97,7 @@ fn last(key: &str, entry: Option<Entry>) -> Record {
     read((1000, 1010), Read::last("gateway", vec![key.into()]), vec![entry])
 }
 
-/// Epoch 2 began from sequence `base`.
+/// Epoch 2 began after sequence `base_sequence`.
 fn losing(base_sequence: u64) -> Allowance {
     Allowance { lost: vec![LostWindow { epoch: Epoch(2), base_sequence }] }
 }
@@ -135,20 +135,20 @@ fn lost_write() -> Vec<Record> {
 }
 
 #[test]
-fn what_a_failover_admits_to_is_counted() {
+fn reported_loss_is_counted() {
     let report = clean(&lost_write(), &losing(1));
     assert_eq!(report.lost, [1]);
     assert!(report.to_string().contains("1 acknowledged"), "{report}");
 }
 
 #[test]
-fn what_no_failover_admits_to_is_a_violation() {
+fn unreported_loss_is_a_violation() {
     caught(
         &lost_write(),
         &Allowance::default(),
         &[Invariant::AcknowledgedWrites, Invariant::StrictSerializability],
     );
-    // The base has it: it should be there.
+    // The base includes the write: it should be there.
     caught(
         &lost_write(),
         &losing(2),
@@ -172,7 +172,7 @@ fn a_lost_write_that_comes_back() {
     let mut records = lost_write();
     records.push(strong((80, 90), "r", register(2, (1, 2))));
     caught(&records, &losing(1), &[Invariant::StrictSerializability]);
-    // And an eventual one may show it only until it has shown the new epoch.
+    // And an eventual read may show it only until the gateway has shown the new epoch.
     let mut records = lost_write();
     records.push(eventual((80, 90), "r", register(2, (1, 2))));
     clean(&records, &losing(1));
@@ -202,7 +202,7 @@ fn an_old_epoch_acknowledges_after_the_new_one() {
 }
 
 #[test]
-fn a_list_grows_on_where_it_was_cut() {
+fn list_grows_from_where_it_was_cut() {
     let mut records = vec![
         append((0, 10), 1, None, committed((1, 1))),
         append((20, 30), 2, Some((1, 1)), committed((1, 2))),
@@ -211,13 +211,13 @@ fn a_list_grows_on_where_it_was_cut() {
         last("l", list(&[1, 3], (2, 2))),
     ];
     assert_eq!(clean(&records, &losing(1)).lost, [1]);
-    // On the lost one it cannot.
+    // It cannot grow on the lost branch.
     records[2] = append((40, 50), 3, Some((1, 2)), committed((2, 2)));
     caught(&records, &losing(1), &[Invariant::StrictSerializability]);
 }
 
 #[test]
-fn an_unanswered_write_may_be_lost_and_done_again() {
+fn unanswered_write_may_be_lost_and_applied_again() {
     let again = |outcome| {
         vec![
             set((0, 10), 1, "r", committed((1, 1))),
@@ -237,7 +237,7 @@ fn an_unanswered_write_may_be_lost_and_done_again() {
 }
 
 #[test]
-fn what_nobody_answered_may_have_been_in_a_lost_sum() {
+fn unanswered_sum_may_be_part_of_a_lost_counter() {
     let mut records = vec![
         sum((0, 10), 1, 5, committed((1, 1))),
         sum((12, 95), 2, 7, TxnOutcome::Unknown),
@@ -247,10 +247,10 @@ fn what_nobody_answered_may_have_been_in_a_lost_sum() {
         last("m2", None),
     ];
     clean(&records, &losing(1));
-    // Behind the failover a counter is exact again.
+    // After the failover a counter is exact again.
     records[4] = last("c", counter(13, (2, 2)));
     caught(&records, &losing(1), &[Invariant::ExactlyOnce]);
-    // And before it, where all is answered.
+    // And before it, if every transaction was answered.
     records[4] = last("c", counter(6, (2, 2)));
     records[1] = sum((12, 15), 2, 7, committed((1, 2)));
     clean(&records, &losing(1));
@@ -275,7 +275,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_a_store_with_failovers_answers_is_clean(
+    fn answers_of_a_store_with_failovers_are_clean(
         steps in steps(50..250),
         failovers in prop::collection::vec((0..250_usize, 0..12_usize), 0..4),
     ) {

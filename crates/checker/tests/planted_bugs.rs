@@ -1,5 +1,5 @@
-//! Each bug a store might have, planted in a history that is correct without it: the checker names
-//! it.
+//! Bugs that a store might have, each planted in a history that is correct without it: the checker
+//! names it.
 
 #![allow(
     clippy::unwrap_used,
@@ -96,7 +96,7 @@ fn judge(records: &[Record]) -> Report {
     check(&History { records: records.to_vec() })
 }
 
-/// The history with the bug violates at least `invariants`, and without it nothing.
+/// The history with the bug violates at least `invariants`, and without it none.
 #[track_caller]
 fn caught(good: &[Record], bad: &[Record], invariants: &[Invariant]) -> Report {
     let clean = judge(good);
@@ -109,7 +109,7 @@ fn caught(good: &[Record], bad: &[Record], invariants: &[Invariant]) -> Report {
     report
 }
 
-/// `records` with the one at `index` replaced.
+/// `records` with the record at `index` replaced.
 fn with(records: &[Record], index: usize, record: Record) -> Vec<Record> {
     let mut records = records.to_vec();
     records[index] = record;
@@ -187,7 +187,7 @@ fn retry_sums_twice() {
     };
     let good =
         [sum((0, 10), 1, 1), sum((20, 30), 2, 2), strong((40, 50), &["c"], vec![counter(30, 2)])];
-    // The retry got a versionstamp of its own, which no answer tells.
+    // The retry got a versionstamp of its own, which no answer has.
     let bad = with(&good, 2, strong((40, 50), &["c"], vec![counter(50, 3)]));
     let report = caught(&good, &bad, &[Invariant::ExactlyOnce]);
     let violation = report.of(Invariant::ExactlyOnce).next().unwrap();
@@ -259,7 +259,7 @@ fn failed_check_that_held() {
 }
 
 #[test]
-fn failed_check_because_of_what_nobody_saw() {
+fn failed_check_because_of_an_unseen_write() {
     let refused = TxnOutcome::CheckFailed { failed: vec![0] };
     let refused = txn(
         (20, 30),
@@ -379,8 +379,8 @@ fn acknowledged_before_quorum() {
         set((40, 50), 3, "c", committed(3)),
         last(&["a", "b", "c"], vec![register(1, 1), register(2, 2), register(3, 3)]),
     ];
-    // Transaction 2 was acknowledged by a leader that lost it; its successor gave the position away
-    // anew.
+    // Transaction 2 was acknowledged by a leader that lost it; its successor gave the position to
+    // another transaction.
     let mut bad = with(&good, 2, set((40, 50), 3, "c", committed(2)));
     bad[3] = last(&["a", "b", "c"], vec![register(1, 1), None, register(3, 2)]);
     caught(&good, &bad, &[Invariant::Versionstamps, Invariant::AcknowledgedWrites]);

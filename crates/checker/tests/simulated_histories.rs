@@ -1,4 +1,4 @@
-//! Histories of a simulated serial store pass; the same with one answer changed mostly do not.
+//! Histories of a simulated serial store pass; with one answer changed, most of them do not.
 
 #![allow(
     clippy::unwrap_used,
@@ -34,7 +34,7 @@ proptest! {
     #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_a_serial_store_answers_is_clean(steps in steps(0..300)) {
+    fn answers_of_a_serial_store_are_clean(steps in steps(0..300)) {
         let history = Simulation::run(steps);
         let report = check(&history);
         prop_assert!(report.is_clean(), "{report}");
@@ -45,7 +45,7 @@ proptest! {
     }
 }
 
-/// A small generator of its own: the count below must not change from run to run.
+/// A small generator of our own: the counts below must not change from run to run.
 struct Random(u64);
 
 impl Random {
@@ -120,7 +120,7 @@ fn moved(versionstamp: Versionstamp) -> Versionstamp {
     stamp(versionstamp.position().sequence + 1)
 }
 
-/// False: there is nothing of the kind to change.
+/// Returns `false` if the history has nothing of the kind to change.
 fn mutate(history: &mut History, mutation: usize, random: &mut Random) -> bool {
     let strong =
         |(consistency, _): &(Consistency, &mut Option<Entry>)| *consistency == Consistency::Strong;
@@ -199,7 +199,7 @@ fn single_mutations_are_mostly_caught() {
 
 #[test]
 fn a_long_history_takes_seconds() {
-    // Independent stretches one after the other: the simulation keeps every state, and so is
+    // Independent sections one after the other: the simulation keeps every state, and so is
     // quadratic.
     let mut random = Random(2);
     let mut long = History::default();
@@ -220,7 +220,7 @@ fn a_long_history_takes_seconds() {
     assert!(start.elapsed().as_secs() < 60);
 }
 
-/// Makes a history one of other keys, other transactions and a later time.
+/// Moves a history to other keys, other transactions and a later time.
 fn relabel(history: &mut History, stretch: u64, from_ns: u64, first_stamp: u64) {
     let later = |versionstamp: &mut Versionstamp| {
         *versionstamp = stamp(versionstamp.position().sequence + first_stamp)

@@ -6,6 +6,7 @@
 //! | `network` | [`Network`]: emulated links between all of them; cuts in one direction, rates |
 //! | `operator` | [`Operator`]: what an operator asks and orders: status, inspection, changes |
 //! | `kv_connect` | [`KvClient`]: KV Connect that hides nothing, every answer as it came |
+//! | `recorder` | recording histories while clients run, and their files |
 //! | `workload` | recorded clients: a history for `meridian-checker`, and samples on a time line |
 //! | `scene`, `script` | who plays which part at present; a fault as a script over time |
 //! | `drill` | the scripts that come with the program, by name |
@@ -34,6 +35,7 @@ pub mod operator;
 mod ping;
 pub mod poll;
 pub mod promise;
+pub mod recorder;
 pub mod report;
 pub mod scene;
 pub mod script;

@@ -18,11 +18,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use meridian_checker::{History, Key, Operation, Read, ReadOutcome, Recorder};
+use meridian_checker::{History, Key, Operation, Read, ReadOutcome};
 use meridian_types::{Consistency, DatabaseId};
 
 use crate::kv_connect::{CallError, KvClient, range};
 use crate::poll::{self, Timeout};
+use crate::recorder::Recorder;
 
 pub use client::{Manner, Profile, Role};
 pub use gateway::Gateway;

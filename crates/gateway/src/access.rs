@@ -113,6 +113,9 @@ impl Access {
     }
 
     /// Like [`Access::new`], for secrets known only by their SHA-256.
+    ///
+    /// # Errors
+    /// [`InvalidAccess::Duplicate`].
     pub fn from_digests(
         tokens: impl IntoIterator<Item = ([u8; 32], Grant)>,
     ) -> Result<Self, InvalidAccess> {

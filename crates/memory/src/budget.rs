@@ -1,3 +1,5 @@
+//! A budget of bytes, with bounded waiting in the order of asking.
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -5,7 +7,7 @@ use std::time::Duration;
 use metrics::{Counter, Gauge};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes that may be held at a time for one purpose. Cheap to clone; clones share the bytes.
+/// The bytes that may be held at a time for one purpose. Cheap to clone; clones share the bytes.
 #[derive(Clone)]
 pub struct ByteBudget {
     inner: Arc<Inner>,
@@ -21,7 +23,7 @@ struct Inner {
     refused: Counter,
 }
 
-/// The bytes asked for were not to be had in time. Nothing is held, and nothing was done.
+/// The bytes could not be had in time. Nothing is held, and nothing was done.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "this process is short of memory for {purpose}: {wanted} bytes were asked for, of {total} {free} are free"
@@ -34,7 +36,7 @@ pub struct Exhausted {
 }
 
 impl ByteBudget {
-    /// What one budget has at most: the rest of the address space is not ours to hand out.
+    /// The largest budget: a semaphore counts its bytes in 32 bits.
     pub const MAX_BYTES: usize = u32::MAX as usize;
 
     /// `purpose` is a word or two for errors, and the label `kind` of the metrics
@@ -45,7 +47,7 @@ impl ByteBudget {
         let budget_bytes = metrics::gauge!("meridian_memory_budget_bytes", "kind" => purpose);
         let used_bytes = metrics::gauge!("meridian_memory_used_bytes", "kind" => purpose);
         let refused = metrics::counter!("meridian_memory_refused_total", "kind" => purpose);
-        // Added, not set: several nodes of one process share a gauge.
+        // Added, not set: the nodes of one process share a gauge.
         budget_bytes.increment(f64::from(total));
         used_bytes.increment(0.0);
         refused.increment(0);
@@ -67,7 +69,8 @@ impl ByteBudget {
         self.inner.semaphore.available_permits()
     }
 
-    /// Takes `bytes` now, or fails: also when they are free, but others wait for them.
+    /// Takes `bytes` now, or fails; also fails if the bytes are free but earlier requests wait for
+    /// them.
     ///
     /// # Errors
     /// [`Exhausted`]; nothing is held then.
@@ -80,15 +83,15 @@ impl ByteBudget {
     }
 
     /// Takes `bytes`, and waits for them up to `within`, in the order of asking. May be dropped at
-    /// any await: nothing is held then. Whoever calls this holds nothing of this budget, or two
+    /// any await: nothing is held then. The caller must hold nothing of this budget, or two callers
     /// could wait for each other.
     ///
     /// # Errors
-    /// [`Exhausted`] after `within`, and at once when the whole budget is smaller.
+    /// [`Exhausted`] after `within`, and at once if the whole budget is smaller.
     pub async fn take(&self, bytes: usize, within: Duration) -> Result<Held, Exhausted> {
         let Some(count) = self.count(bytes) else { return self.held(None, bytes) };
         let semaphore = Arc::clone(&self.inner.semaphore);
-        // Without a timer where nobody has to wait.
+        // Without a timer if there is no need to wait.
         if let Ok(permit) = Arc::clone(&semaphore).try_acquire_many_owned(count) {
             return self.held(Some(permit), bytes);
         }
@@ -133,8 +136,8 @@ impl Drop for Inner {
     }
 }
 
-/// Bytes of a budget, given back when this is dropped. Kept beside what they were taken for, to
-/// where that leaves the process's memory.
+/// Bytes of a budget, given back when this is dropped. Keep it beside the bytes until they leave
+/// the process's memory.
 #[must_use = "the bytes are given back at once"]
 pub struct Held {
     inner: Arc<Inner>,
@@ -146,29 +149,30 @@ impl Held {
         self.permit.num_permits()
     }
 
-    /// Gives back what is held beyond `bytes`, as when the size is known that was only bounded
-    /// before.
+    /// Gives back the bytes held beyond `bytes`, once the true size is known.
     pub fn shrink_to(&mut self, bytes: usize) {
         drop(self.split(self.bytes().saturating_sub(bytes)));
     }
 
-    /// Takes `bytes` more now, or fails and holds what it held.
+    /// Takes `bytes` more now, or fails and keeps the bytes held so far.
     ///
     /// # Errors
-    /// [`Exhausted`]. Who then needs to wait gives back everything first, see [`ByteBudget::take`].
+    /// [`Exhausted`]. A caller that then waits gives back everything first, see
+    /// [`ByteBudget::take`].
     pub fn try_grow(&mut self, bytes: usize) -> Result<(), Exhausted> {
         let more = ByteBudget { inner: Arc::clone(&self.inner) }.try_take(bytes)?;
         self.merge(more);
         Ok(())
     }
 
-    /// Parts `bytes`, or all that there is if that is less, from the rest.
+    /// Splits off `bytes`, or all that is held if that is less.
     pub fn split(&mut self, bytes: usize) -> Option<Self> {
         let permit = self.permit.split(bytes.min(self.bytes()))?;
         Some(Self { inner: Arc::clone(&self.inner), permit })
     }
 
-    /// Adds what `other` holds of the same budget. Of another, it is given back.
+    /// Adds the bytes of `other`, if it is of the same budget; bytes of another budget are given
+    /// back.
     pub fn merge(&mut self, mut other: Self) {
         if Arc::ptr_eq(&self.inner, &other.inner)
             && let Some(all) = other.permit.split(other.permit.num_permits())
@@ -210,14 +214,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn whoever_waits_is_served_in_order_and_nobody_overtakes_a_large_one() {
+    async fn requests_are_served_in_order_and_a_large_one_is_not_overtaken() {
         let budget = ByteBudget::new("tests", 100);
         let mut first = budget.take(60, LONG).await.unwrap();
         let mut large = Box::pin(budget.take(90, LONG));
         assert!(poll_once(&mut large).is_pending());
         let mut small = Box::pin(budget.take(10, LONG));
         assert!(poll_once(&mut small).is_pending(), "a small one waits behind the large one");
-        assert!(budget.try_take(1).is_err(), "also one that would not wait");
+        assert!(budget.try_take(1).is_err(), "also a request that would not wait");
         first.shrink_to(10);
         let Poll::Ready(Ok(large)) = poll_once(&mut large) else {
             panic!("the large one is the next")
@@ -238,7 +242,7 @@ mod tests {
         assert_eq!((refused.wanted, refused.free, refused.total), (30, 20, 100));
         assert!(refused.to_string().contains("short of memory for tests"), "{refused}");
         assert!(budget.take(101, LONG).await.is_err(), "more than there is is refused at once");
-        // A future that is dropped while it waits gives back what it was promised.
+        // A future that is dropped while it waits gives back the bytes it was promised.
         let mut waiting = Box::pin(budget.take(30, LONG));
         assert!(poll_once(&mut waiting).is_pending());
         drop(waiting);
@@ -249,7 +253,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_held_adds_up(steps in prop::collection::vec((0..6_u8, 0..70_usize), 1..200)) {
+        fn held_bytes_add_up(steps in prop::collection::vec((0..6_u8, 0..70_usize), 1..200)) {
             let budget = ByteBudget::new("tests", 200);
             let mut all: Vec<Held> = Vec::new();
             for (step, bytes) in steps {

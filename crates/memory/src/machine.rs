@@ -1,24 +1,26 @@
+//! The memory that the machine leaves to this process.
+
 use std::path::Path;
 
 use crate::MIN_BYTES;
 
-/// More than this is for an operator to say: what a cache gives beyond is seldom worth taking it
-/// from others.
+/// The default is never more: an operator may say more, but beyond this a larger cache seldom
+/// justifies taking the memory from other processes.
 const MAX_DEFAULT_BYTES: usize = 8 << 30;
 
-/// What a process may take that was told nothing: half of the machine's memory, or of what its
-/// control group allows, between [`MIN_BYTES`] (320 MiB) and 8 GiB.
+/// The default memory of a process: half of the machine's memory, or of its control group's limit,
+/// between [`MIN_BYTES`] (320 MiB) and 8 GiB.
 pub fn default_max_bytes() -> usize {
     let read = |path: &Path| std::fs::read_to_string(path).ok();
     default_of(available_bytes(&read))
 }
 
 fn default_of(available: Option<usize>) -> usize {
-    // Where nobody says, as on another operating system: a machine of 2 GiB.
+    // Where the system does not tell, as on other operating systems: a machine of 2 GiB.
     (available.unwrap_or(2 << 30) / 2).clamp(MIN_BYTES, MAX_DEFAULT_BYTES)
 }
 
-/// The memory of the machine, or the least that a control group of this process allows.
+/// The memory of the machine, or the lowest limit of the control groups of this process.
 fn available_bytes(read: &dyn Fn(&Path) -> Option<String>) -> Option<usize> {
     let machine = read(Path::new("/proc/meminfo")).and_then(|text| {
         let line = text
@@ -26,8 +28,8 @@ fn available_bytes(read: &dyn Fn(&Path) -> Option<String>) -> Option<usize> {
             .find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB"))?;
         line.trim().parse::<usize>().ok()?.checked_mul(1024)
     });
-    // `0::/a/b` in version 2, `7:memory:/a/b` in version 1. In a container the files of its own
-    // group are often mounted at the root.
+    // `0::/a/b` in version 2, `7:memory:/a/b` in version 1. In a container, the files of the
+    // process's own group are often mounted at the root.
     let groups = read(Path::new("/proc/self/cgroup")).unwrap_or_default();
     let named = groups.lines().filter_map(|line| {
         let (controllers, group) = line.split_once(':')?.1.split_once(':')?;
@@ -60,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn the_least_of_machine_and_control_groups_counts() {
+    fn lowest_of_machine_and_control_groups_counts() {
         const MIB: usize = 1 << 20;
         assert_eq!(with(&[]), None);
         assert_eq!(

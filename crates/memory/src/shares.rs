@@ -1,33 +1,36 @@
-/// A process with less cannot hold the largest answer that is legal beside everything else.
+//! The memory of a process, divided by purpose.
+
+/// The least memory of a process: with less it cannot hold the largest legal answer beside
+/// everything else.
 pub const MIN_BYTES: usize = 320 << 20;
 
 /// The largest answer to one read: 1,000 entries of a 2 KiB key and a 64 KiB value.
 const LARGEST_READ: usize = 68 << 20;
-/// A gateway lets no token have the last quarter.
+/// The last quarter is left to other tokens by the gateway.
 const LARGEST_ANSWER: usize = LARGEST_READ / 3 * 4;
 
-/// The memory of one node or gateway, divided by purpose; in bytes. What is not in here is
-/// headroom: code, connections, indexes, and what an allocator does not give back.
+/// The memory of one node or gateway, divided by purpose; in bytes. The rest is headroom: code,
+/// connections, indexes, and memory that an allocator does not give back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shares {
     /// Blocks of RocksDB, with indexes and filters.
     pub block_cache: usize,
     /// All memtables of all shards together.
     pub memtables: usize,
-    /// Entries of all groups' logs that are kept to be sent and applied.
+    /// Entries of all groups' logs that are kept for sending and applying.
     pub log_cache: usize,
-    /// Bodies of requests that are being read or carried out, at the gateway.
+    /// Bodies of requests in progress at the gateway.
     pub bodies: usize,
     /// Writes that wait for a shard's leader, or are in one of its batches.
     pub writes: usize,
-    /// What reads have found, until it is encoded.
+    /// Entries that reads have found, until they are encoded.
     pub reads: usize,
-    /// Answers of its gateway, until clients have taken them.
+    /// Answers of the node's gateway, until clients have taken them.
     pub answers: usize,
 }
 
 impl Shares {
-    /// Of a node that takes `max_bytes` in all; fewer than [`MIN_BYTES`] are taken for that many.
+    /// The shares of a node that takes `max_bytes` in all, at least [`MIN_BYTES`].
     pub fn of_node(max_bytes: usize) -> Self {
         let max_bytes = max_bytes.max(MIN_BYTES);
         let given = max_bytes - max_bytes / 5;
@@ -44,7 +47,7 @@ impl Shares {
         }
     }
 
-    /// Of a gateway without data of its own.
+    /// The shares of a gateway without data of its own.
     pub fn of_gateway(max_bytes: usize) -> Self {
         let max_bytes = max_bytes.max(MIN_BYTES);
         let third = (max_bytes - max_bytes / 4) / 3;
@@ -53,7 +56,7 @@ impl Shares {
         Self { block_cache: 0, memtables: 0, log_cache: 0, bodies, writes: 0, reads, answers }
     }
 
-    /// What no purpose has: at least a quarter of all others together.
+    /// The bytes without a purpose: at least a quarter of all others together.
     pub fn headroom(&self) -> usize {
         self.total() / 4
     }
@@ -74,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn shares_fit_what_there_is_and_admit_the_largest_request() {
+    fn shares_fit_the_memory_and_admit_the_largest_request() {
         for max_bytes in [0, MIN_BYTES, 300 << 20, 1 << 30, 8 << 30, 1 << 40] {
             for shares in [Shares::of_node(max_bytes), Shares::of_gateway(max_bytes)] {
                 let max_bytes = max_bytes.max(MIN_BYTES);
@@ -86,7 +89,7 @@ mod tests {
                 assert!(shares.answers / 4 * 3 >= LARGEST_READ - 4, "{shares:?} of {max_bytes}");
             }
             let shares = Shares::of_node(max_bytes);
-            // A few of the largest writes, and memtables that are worth a flush.
+            // Room for a few of the largest writes, and memtables large enough for a flush.
             assert!(
                 shares.writes >= 8 << 20
                     && shares.memtables >= 16 << 20

@@ -6,7 +6,7 @@ use meridian_types::Consistency;
 
 use super::{Check, Entry, Operation, Read, ReadOutcome, Record, Txn, TxnOutcome, Value, Write};
 
-/// Parts of a list, or keys of a read, that are shown; of a longer one, the last.
+/// The number of list elements, or of keys of a read, that are shown: the last ones.
 const SHOWN: usize = 8;
 
 struct Seconds(u64);

@@ -1,12 +1,14 @@
+//! Operations and answers, as a history holds them.
+
 use meridian_types::{Consistency, Versionstamp};
 use serde::{Deserialize, Serialize};
 
 use super::versionstamp_hex;
 
-/// How the history names a key; how it becomes bytes is the workload's business.
+/// The name of a key in the history; the workload maps it to bytes.
 pub type Key = String;
 
-/// What is stored under a key. A key keeps one kind for the whole history.
+/// The value of a key. A key keeps one kind for the whole history.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Value {
@@ -17,7 +19,7 @@ pub enum Value {
     Counter(u64),
 }
 
-/// One key as a read answered it.
+/// A key's value and version in an answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Entry {
     pub value: Value,
@@ -33,17 +35,17 @@ pub struct Check {
     pub versionstamp: Option<Versionstamp>,
 }
 
-/// A write, as the client meant it. They apply in order.
+/// A write as the client meant it. The writes of a transaction apply in order.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Write {
-    /// The client read the list, and set the list with `element` behind it, under a [`Check`] of
-    /// the version it read. `element` is written to this key by no other write of the history.
+    /// The client read the list, and set it with `element` appended, under a [`Check`] of the
+    /// version that it read. No other write of the history writes `element` to this key.
     Append {
         key: Key,
         element: u64,
     },
-    /// `value` is written to this key by no other write of the history.
+    /// No other write of the history writes `value` to this key.
     SetRegister {
         key: Key,
         value: u64,
@@ -51,7 +53,7 @@ pub enum Write {
     Delete {
         key: Key,
     },
-    /// Adds to a counter, wrapping; an absent one becomes `amount`.
+    /// Adds to a counter, wrapping; an absent counter becomes `amount`.
     Sum {
         key: Key,
         amount: u64,
@@ -76,16 +78,16 @@ pub enum Operation {
     Txn(Txn),
 }
 
-/// Several keys, read in one snapshot.
+/// A read of several keys in one snapshot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Read {
     #[serde(with = "ConsistencyText")]
     pub consistency: Consistency,
-    /// Through which gateway: eventual reads of one gateway never go back.
+    /// The gateway that was asked: eventual reads through one gateway never go back.
     pub gateway: String,
     pub keys: Vec<Key>,
-    /// A strong read after all faults were healed and all clients had finished. Several of them may
-    /// share the keys of the history among themselves.
+    /// A strong read after all faults were healed and all clients had finished. Several final reads
+    /// may divide the keys of the history among themselves.
     #[serde(rename = "final")]
     pub is_final: bool,
     pub outcome: ReadOutcome,
@@ -106,12 +108,12 @@ impl Read {
         Self { consistency: Consistency::Eventual, ..Self::strong(gateway, keys) }
     }
 
-    /// A strong read of the end of the history.
+    /// A final read.
     pub fn last(gateway: impl Into<String>, keys: Vec<Key>) -> Self {
         Self { is_final: true, ..Self::strong(gateway, keys) }
     }
 
-    /// Each key with what was read there; nothing, where there was no answer.
+    /// Each key with the entry that was read; empty for a read without an answer.
     pub(crate) fn entries(&self) -> impl Iterator<Item = (&Key, Option<&Entry>)> {
         let entries = match &self.outcome {
             ReadOutcome::Entries(entries) => entries.as_slice(),
@@ -124,9 +126,9 @@ impl Read {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ReadOutcome {
-    /// For each key, in the order of the keys; `None`: absent.
+    /// For each key, in the order of the keys; `None`: the key is absent.
     Entries(Vec<Option<Entry>>),
-    /// An error was the answer. It claims nothing.
+    /// The answer was an error. It claims nothing.
     Failed {
         reason: String,
     },
@@ -136,7 +138,7 @@ pub enum ReadOutcome {
 /// One atomic write.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Txn {
-    /// Unique in the history.
+    /// Unique within the history.
     pub id: u64,
     pub checks: Vec<Check>,
     pub writes: Vec<Write>,
@@ -146,7 +148,7 @@ pub struct Txn {
 impl Txn {
     /// A transaction without an answer.
     ///
-    /// One whose answer may get lost and that holds a [`Write::Sum`] or a [`Write::Delete`]
+    /// If its answer may get lost and it contains a [`Write::Sum`] or a [`Write::Delete`], it
     /// **must** also set a marker: a register key that no other transaction writes and that a final
     /// read reads.
     pub fn new(id: u64, checks: Vec<Check>, writes: Vec<Write>) -> Self {
@@ -161,11 +163,11 @@ pub enum TxnOutcome {
         #[serde(with = "versionstamp_hex")]
         versionstamp: Versionstamp,
     },
-    /// Indexes of all the checks that failed, and of no others. Nothing was written.
+    /// The indexes of all checks that failed, and of no others. The transaction wrote nothing.
     CheckFailed { failed: Vec<u32> },
-    /// Definitely nothing was written, and nothing will be.
+    /// The transaction definitely wrote nothing, and never will.
     NotCommitted { reason: String },
-    /// It may have committed, or may yet.
+    /// The transaction may have committed, or may yet commit.
     Unknown,
 }
 

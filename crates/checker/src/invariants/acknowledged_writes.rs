@@ -1,14 +1,14 @@
-//! What was acknowledged is there in the end: a final read shows the state after all commits.
+//! An acknowledged write is there in the end: a final read shows the state after all commits.
 //!
 //! Source: `docs/consistency.md`: a commit is durable in at least two data centers before it is
-//! acknowledged, and no loss of one loses any (RPO 0). What a failover says it lost is not there,
-//! and does not come back.
+//! acknowledged, and the loss of a data center loses none (RPO 0). Commits that a failover reports
+//! as lost are not there, and do not come back.
 
 use std::collections::HashSet;
 use std::iter;
 
-use crate::checker::Evidence;
 use crate::commits::Bound;
+use crate::evidence::Evidence;
 use crate::history::{Entry, Operation, Record, TxnOutcome, Value};
 use crate::report::{Findings, Invariant};
 use crate::timeline::{Condition, Expected};
@@ -17,18 +17,18 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     for (index, Record { invoked_ns, .. }, read) in
         evidence.history.reads().filter(|(_, _, read)| read.is_final)
     {
-        // A transaction of unknown result may commit even now; one that was acknowledged may not be
+        // A transaction of unknown result may commit even now; an acknowledged one may not be
         // missing.
         let Bound { point, .. } = evidence.commits.acknowledged_before(*invoked_ns);
-        // All failovers are over.
-        let point = point.max(evidence.commits.settled());
+        // No failover comes later.
+        let point = point.max(evidence.commits.after_failovers());
         for (key, entry) in read.entries() {
             let expected = entry.map_or(Expected::Version(None), Expected::Entry);
             if evidence.timeline.next(&Condition { key, expected }, point).is_some() {
                 continue;
             }
             let modelled = evidence.timeline.entry(key, evidence.commits.end());
-            // Looked for only when the violation is kept.
+            // Computed only if the violation is kept.
             let lost =
                 iter::once_with(|| lost_writers(evidence, key, modelled.as_ref(), entry)).flatten();
             findings.add(Invariant::AcknowledgedWrites, [index].into_iter().chain(lost), || {
@@ -41,8 +41,7 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     }
 }
 
-/// The acknowledged transactions whose writes to `key` should be seen and are not; of very many, a
-/// few.
+/// The acknowledged transactions whose writes to `key` should show and do not; at most a few.
 fn lost_writers(
     evidence: &Evidence<'_>,
     key: &str,

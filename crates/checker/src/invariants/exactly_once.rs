@@ -1,23 +1,22 @@
 //! A transaction takes effect once, however often it was retried: a counter is the sum of the
-//! committed amounts, a list holds an element once, and what a transaction wrote has one
+//! committed amounts, a list holds an element once, and all writes of a transaction have one
 //! versionstamp.
 //!
-//! Source: `docs/adr/0003-exactly-once.md`: a request retried with its id across
-//! leader change, restart, snapshot and failover is applied once and answered with the original
-//! result.
+//! Source: `docs/adr/0003-exactly-once.md`: a request retried with its id across leader change,
+//! restart, snapshot and failover is applied once and answered with the original result.
 
 use std::collections::HashSet;
 use std::iter;
 
 use meridian_types::Versionstamp;
 
-use crate::checker::Evidence;
+use crate::evidence::Evidence;
 use crate::history::{Entry, Record, Txn, TxnOutcome, Value, Write};
+use crate::lost_branch::QueryKind;
 use crate::report::{Findings, Invariant};
-use crate::stretch::Asker;
 
 pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
-    for repeat in &evidence.sightings.repeats {
+    for repeat in &evidence.observations.repeats {
         let writer = evidence.writers.of_element(repeat.key, repeat.element);
         findings.add(Invariant::ExactlyOnce, writer.into_iter().chain([repeat.read]), || {
             format!("the list `{}` holds {} twice", repeat.key, repeat.element)
@@ -27,11 +26,10 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     counters(evidence, findings);
 }
 
-/// Each transaction has one versionstamp: the one it was answered with, and the one that reads
-/// show.
+/// Each transaction has one versionstamp, the same in its answer and in all reads.
 fn versions(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
-    for (txn, again) in &evidence.sightings.conflicts {
-        let first = evidence.sightings.of_txn(*txn).map(|sighting| sighting.read);
+    for (txn, again) in &evidence.observations.conflicts {
+        let first = evidence.observations.of_txn(*txn).map(|observation| observation.read);
         findings.add(
             Invariant::ExactlyOnce,
             [*txn].into_iter().chain(first).chain([again.read]),
@@ -43,25 +41,25 @@ fn versions(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     }
     for (record, _, txn) in evidence.history.txns() {
         let TxnOutcome::Committed { versionstamp } = txn.outcome else { continue };
-        for (sighting, seen) in evidence.sightings.lost_of_txn(record) {
+        for (observation, seen) in evidence.observations.lost_of_txn(record) {
             if seen != versionstamp && !evidence.windows.may_repeat(seen, versionstamp) {
-                findings.add(Invariant::ExactlyOnce, [record, sighting.read], || {
+                findings.add(Invariant::ExactlyOnce, [record, observation.read], || {
                     format!("acknowledged as {versionstamp}, and seen as {seen}, which no failover between them lost")
                 });
             }
         }
-        if let Some(sighting) = evidence.sightings.of_txn(record)
-            && let Some(seen) = sighting.versionstamp
+        if let Some(observation) = evidence.observations.of_txn(record)
+            && let Some(seen) = observation.versionstamp
             && seen != versionstamp
         {
-            findings.add(Invariant::ExactlyOnce, [record, sighting.read], || {
+            findings.add(Invariant::ExactlyOnce, [record, observation.read], || {
                 format!("the transaction was acknowledged as {versionstamp}, and what it wrote was seen as {seen}")
             });
         }
     }
 }
 
-/// Each counter that was read is the sum of the amounts committed up to its versionstamp.
+/// Each counter in a read is the sum of the amounts committed up to its versionstamp.
 fn counters(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     let mut reported: HashSet<(&str, Versionstamp, u64)> = HashSet::new();
     for (record, Record { completed_ns, .. }, read) in evidence.history.reads() {
@@ -69,12 +67,12 @@ fn counters(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
             let Some(Entry { value: Value::Counter(seen), versionstamp }) = entry else { continue };
             let point = evidence.commits.as_of(*versionstamp);
             let lost = evidence.windows.losing(*versionstamp).is_some();
-            if lost && evidence.commits.is_clouded(point, key, Asker::Read, *completed_ns) {
+            if lost && evidence.commits.is_ambiguous(point, key, QueryKind::Read, *completed_ns) {
                 continue;
             }
             let expected = match evidence.timeline.entry(key, point).map(|entry| entry.value) {
                 Some(Value::Counter(expected)) => expected,
-                // Absent, as far as the commits tell.
+                // Absent, according to the commits.
                 _ => 0,
             };
             if *seen == expected || !reported.insert((key, *versionstamp, *seen)) {
@@ -97,7 +95,7 @@ fn counters(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     }
 }
 
-/// A transaction that adds just this amount: preferably the last that committed by then.
+/// A transaction that adds exactly this amount: preferably the last to commit by then.
 fn suspect(evidence: &Evidence<'_>, key: &str, by: Versionstamp, amount: u64) -> Option<usize> {
     let adds = |txn: &Txn| {
         txn.writes.iter().any(

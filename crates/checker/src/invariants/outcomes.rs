@@ -5,7 +5,7 @@
 //! that cannot be known is not answered; `docs/kv-connect.md` has the rules of the protocol. A
 //! transaction whose checks failed writes nothing.
 
-use crate::checker::Evidence;
+use crate::evidence::Evidence;
 use crate::history::TxnOutcome;
 use crate::report::{Findings, Invariant};
 
@@ -16,8 +16,8 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
             TxnOutcome::NotCommitted { .. } => "not committed",
             TxnOutcome::Committed { .. } | TxnOutcome::Unknown => continue,
         };
-        if let Some(sighting) = evidence.sightings.of_txn(record) {
-            findings.add(Invariant::Outcomes, [record, sighting.read], || {
+        if let Some(observation) = evidence.observations.of_txn(record) {
+            findings.add(Invariant::Outcomes, [record, observation.read], || {
                 format!(
                     "transaction {} was reported as {reported}, and a read shows what it wrote",
                     txn.id
@@ -25,7 +25,7 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
             });
         }
     }
-    for phantom in &evidence.sightings.phantoms {
+    for phantom in &evidence.observations.phantoms {
         findings.add(Invariant::Outcomes, [phantom.read], || {
             format!(
                 "a read of `{}` shows {}, which no transaction wrote there",

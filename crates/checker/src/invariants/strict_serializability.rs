@@ -1,42 +1,43 @@
-//! The answers are those of one store that did one operation after the other, in the order of the
+//! The answers are those of a store that does one operation after the other, in the order of the
 //! versionstamps and in keeping with real time: every commit's checks held just before it, and
-//! every strong read and every failed check tells the state at one point within its own interval.
+//! every strong read and every failed check shows the state at one point within its own interval.
 //!
-//! A failover that loses a tail is in that order too, behind what it loses: what saw the tail lies
-//! before it, and so may not begin after the new epoch has answered anything.
+//! A failover that loses a tail is in that order too, after the commits that it loses: operations
+//! that saw the tail lie before it, and so may not begin after the new epoch has answered any
+//! operation.
 //!
 //! Source: `docs/consistency.md`, "Strong reads", and `docs/protocol/write.md`: a failed check is
 //! answered after the batches that it may have seen have committed, and names *all* failed checks.
-//! That one pass decides it: see `placement`.
+//! `placement` shows that one pass decides it.
 
 use std::collections::HashMap;
 
 use meridian_types::Consistency;
 
-use crate::checker::Evidence;
+use crate::evidence::Evidence;
 use crate::history::{Record, Txn, TxnOutcome};
-use crate::placement::{Freshness, Observation, place};
+use crate::lost_branch::QueryKind;
+use crate::placement::{Freshness, Query, find_points};
 use crate::report::{Findings, Invariant};
-use crate::stretch::Asker;
 use crate::timeline::{Condition, Expected, Fault};
 
 pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
     for fault in &evidence.timeline.faults {
         report_fault(evidence, fault, findings);
     }
-    let mut observations = reads(evidence, Consistency::Strong);
-    observations.extend(failed_checks(evidence, findings));
-    for misfit in
-        place(observations, Freshness::Acknowledged, &evidence.commits, &evidence.timeline)
+    let mut queries = reads(evidence, Consistency::Strong);
+    queries.extend(failed_checks(evidence, findings));
+    for unplaceable in
+        find_points(queries, Freshness::Acknowledged, &evidence.commits, &evidence.timeline)
     {
-        findings.add(Invariant::StrictSerializability, misfit.records(), || {
-            misfit.reason(&evidence.commits, &evidence.timeline)
+        findings.add(Invariant::StrictSerializability, unplaceable.records(), || {
+            unplaceable.reason(&evidence.commits, &evidence.timeline)
         });
     }
 }
 
-/// The reads of one consistency that were answered.
-pub(super) fn reads<'h>(evidence: &Evidence<'h>, consistency: Consistency) -> Vec<Observation<'h>> {
+/// The answered reads of one consistency.
+pub(super) fn reads<'h>(evidence: &Evidence<'h>, consistency: Consistency) -> Vec<Query<'h>> {
     evidence
         .history
         .reads()
@@ -50,21 +51,21 @@ pub(super) fn reads<'h>(evidence: &Evidence<'h>, consistency: Consistency) -> Ve
                 .entries()
                 .map(|(key, entry)| Condition { key, expected: expected(entry) })
                 .collect();
-            Some(Observation {
+            Some(Query {
                 record,
                 invoked_ns: *invoked_ns,
                 completed_ns: (*completed_ns)?,
-                asker: Asker::Read,
+                kind: QueryKind::Read,
                 conditions,
             })
         })
         .collect()
 }
 
-/// What the transactions with failed checks say about the state.
-fn failed_checks<'h>(evidence: &Evidence<'h>, findings: &mut Findings<'_>) -> Vec<Observation<'h>> {
+/// The claims of transactions with failed checks about the state.
+fn failed_checks<'h>(evidence: &Evidence<'h>, findings: &mut Findings<'_>) -> Vec<Query<'h>> {
     let undecided = evidence.commits.undecided_writes(evidence.history);
-    let mut observations = Vec::new();
+    let mut queries = Vec::new();
     for (record, Record { invoked_ns, completed_ns, .. }, txn) in evidence.history.txns() {
         let (TxnOutcome::CheckFailed { failed }, Some(completed_ns)) =
             (&txn.outcome, *completed_ns)
@@ -77,27 +78,21 @@ fn failed_checks<'h>(evidence: &Evidence<'h>, findings: &mut Findings<'_>) -> Ve
             |failed: &u32| usize::try_from(*failed).is_ok_and(|failed| failed < txn.checks.len());
         if failed.is_empty() || !failed.iter().all(exists) {
             findings.add(Invariant::StrictSerializability, [record], || {
-                "the answer says that checks failed, and names none, or one that it has not"
+                "the answer says that checks failed, and names none, or a check that the transaction does not have"
                     .to_owned()
             });
             continue;
         }
         let conditions = conditions(txn, named, completed_ns, &undecided);
-        let asker = Asker::FailedCheck;
-        observations.push(Observation {
-            record,
-            invoked_ns: *invoked_ns,
-            completed_ns,
-            asker,
-            conditions,
-        });
+        let kind = QueryKind::FailedCheck;
+        queries.push(Query { record, invoked_ns: *invoked_ns, completed_ns, kind, conditions });
     }
-    observations
+    queries
 }
 
-/// A check may also have failed because of a transaction that nothing tells about: one of unknown
-/// result whose write was written over before a read could see it. Its keys are given the benefit
-/// of the doubt.
+/// A check may also have failed because of a transaction without a trace: its result is unknown,
+/// and its write was overwritten before a read could see it. Its keys are given the benefit of the
+/// doubt.
 fn conditions<'h>(
     txn: &'h Txn,
     failed: impl Fn(usize) -> bool,

@@ -1,10 +1,10 @@
-//! A versionstamp names one transaction, and the order of versionstamps keeps real time: what was
-//! acknowledged before another was invoked has the lower one.
+//! A versionstamp names one transaction, and the order of versionstamps keeps real time: a
+//! transaction that was acknowledged before another was invoked has the lower one.
 //!
 //! Source: `docs/consistency.md`, "Versionstamps": they order commits and are never given twice;
 //! FoundationDB's versionstamps, which KV Connect takes over.
 
-use crate::checker::Evidence;
+use crate::evidence::Evidence;
 use crate::report::{Findings, Invariant};
 
 pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
@@ -16,7 +16,7 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
             });
         }
     }
-    // From the last commit to the first: that of all later ones which was acknowledged first.
+    // The earliest acknowledgement among all later commits, going from the last to the first.
     let mut earliest: Option<(u64, usize)> = None;
     for commit in commits.iter().rev() {
         if let Some((completed_ns, record)) = earliest

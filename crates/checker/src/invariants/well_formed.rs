@@ -1,11 +1,11 @@
-//! The history can be judged: it is what a workload can have recorded, and names what it wrote.
+//! The history can be judged: a workload can have recorded it, and every read names its keys.
 //!
 //! Source: the rules of [`crate::Txn`] and [`crate::Write`]. A violation is a mistake of the
 //! workload or of the recorder, not of the store.
 
 use std::collections::HashMap;
 
-use crate::checker::Evidence;
+use crate::evidence::Evidence;
 use crate::history::{Operation, ReadOutcome, Record, TxnOutcome, Write};
 use crate::report::{Findings, Invariant};
 
@@ -25,7 +25,7 @@ pub(super) fn check(evidence: &Evidence<'_>, findings: &mut Findings<'_>) {
         });
     }
     for record in &evidence.commits.unplaced {
-        let seen = evidence.sightings.of_txn(*record).map(|sighting| sighting.read);
+        let seen = evidence.observations.of_txn(*record).map(|observation| observation.read);
         findings.add(Invariant::WellFormed, [*record].into_iter().chain(seen), || {
             "it was seen, but no read and no check tells its versionstamp".to_owned()
         });

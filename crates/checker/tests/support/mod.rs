@@ -1,5 +1,5 @@
 //! A serial store with a clock of its own, whose clients see it with random real-time intervals:
-//! the histories it makes are correct by construction.
+//! its histories are correct by construction.
 
 use std::collections::BTreeMap;
 
@@ -19,17 +19,17 @@ pub(crate) fn entry(value: Value, versionstamp: Versionstamp) -> Option<Entry> {
 
 type State = BTreeMap<String, Entry>;
 
-/// One step of a simulated history. Numbers are taken modulo what there is to choose from.
+/// A step of a simulated history. Its numbers are taken modulo the number of choices.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Step {
     pub(crate) kind: u8,
     pub(crate) key: u8,
     pub(crate) other_key: u8,
-    /// How long before its execution an operation was invoked, and how long after it completed, in
-    /// steps of the clock.
+    /// How long before its execution an operation was invoked, and how long after it the answer
+    /// arrived, in steps of the clock.
     pub(crate) before: u8,
     pub(crate) after: u8,
-    /// What becomes of the answer, and how far behind a replica is.
+    /// Decides the fate of the answer, and how far behind a replica is.
     pub(crate) luck: u8,
 }
 
@@ -43,9 +43,9 @@ pub(crate) struct Simulation {
     now: u64,
     next_id: u64,
     records: Vec<Record>,
-    /// What each gateway's replica has applied.
+    /// The number of commits that each gateway's replica has applied.
     replicas: [usize; 2],
-    /// The lists that clients read and have not appended to yet.
+    /// The lists that clients have read and not appended to yet.
     pending: Vec<(String, Option<Versionstamp>)>,
     markers: Vec<String>,
 }
@@ -58,7 +58,8 @@ impl Simulation {
         Self::run_with_failovers(steps, &[]).0
     }
 
-    /// `failovers`: before which step, and how many commits are lost.
+    /// `failovers`: the steps before which a failover happens, and the number of commits that each
+    /// loses.
     pub(crate) fn run_with_failovers(
         steps: impl IntoIterator<Item = Step>,
         failovers: &[(usize, usize)],
@@ -85,7 +86,7 @@ impl Simulation {
         (simulation.finish(), allowance)
     }
 
-    /// The last commits are lost. Of those without an answer, some are tried again.
+    /// Loses the last commits. Some of the unanswered transactions among them are retried.
     fn fail_over(&mut self, lost: usize, step: Step) {
         self.now += TICK;
         let base = self.states.len() - 1 - lost.min(self.states.len() - 1);
@@ -226,7 +227,7 @@ impl Simulation {
         self.markers.push(marker.clone());
         writes.push(Write::SetRegister { key: marker, value: id });
         let outcome = match step.luck {
-            // Lost before it got there; the client may know that, or not.
+            // The request was lost on its way; the client may know that, or not.
             200..220 => TxnOutcome::NotCommitted { reason: "503".into() },
             220..230 => TxnOutcome::Unknown,
             luck => match self.evaluate(&checks, &writes, self.records.len()) {

@@ -1,8 +1,9 @@
 use bytes::Bytes;
-use meridian_checker::{Check, Key, Recorder, Value, Write};
+use meridian_checker::{Check, Key, Value, Write};
 use meridian_proto::kv_connect as pb;
 
 use crate::kv_connect::{delete, set, sum};
+use crate::recorder::Recorder;
 
 /// What the keys of markers begin with. The marker of a transaction is a register that nothing else
 /// writes: the transaction committed just if it is there.

@@ -52,12 +52,17 @@ enum Tried {
 }
 
 impl Directory {
+    /// # Errors
+    /// When the configuration cannot be read that holds the addresses of nodes.
     pub(crate) fn new(connect: &Connect) -> Result<Self> {
         Ok(Self { seeds: connect.seeds()?, known: None, leader_address: None })
     }
 
     /// The view of the directory's leader, or the newest view of another node while no leader
     /// answers.
+    ///
+    /// # Errors
+    /// When no node answers.
     pub(crate) async fn inspect(&mut self, changes: u32) -> Result<View> {
         if let Some(address) = self.leader_address.take()
             && let Ok(response) = ask(&address, changes).await
@@ -104,6 +109,9 @@ impl Directory {
     }
 
     /// The view of the leader, as soon as there is one.
+    ///
+    /// # Errors
+    /// When no leader is found for some time.
     pub(crate) async fn inspect_leader(&mut self, changes: u32) -> Result<View> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -120,6 +128,10 @@ impl Directory {
     }
 
     /// Makes a change and returns the cluster after it.
+    ///
+    /// # Errors
+    /// When the change is refused, when no leader is found for some time, and when it stays
+    /// unknown whether the change was made.
     pub(crate) async fn execute(&mut self, change: &Change) -> Result<Cluster> {
         let request = wire::ExecuteRequest {
             change_json: serde_json::to_vec(change)?.into(),

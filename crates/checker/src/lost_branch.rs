@@ -1,41 +1,50 @@
+//! The branches of the order of commits that failovers ended, and the keys that are ambiguous on
+//! them.
+
 use std::collections::{HashMap, HashSet};
 
 use crate::allowance::{LostWindow, LostWindows};
-use crate::commits::{Commit, Effect};
+use crate::commit::{Commit, Effect};
 use crate::history::{History, Record, Txn, TxnOutcome, Write};
-use crate::sightings::Sightings;
+use crate::observations::Observations;
 
-/// Who asks about a key.
+/// The kind of operation that shows a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Asker {
+pub(crate) enum QueryKind {
     Read,
     FailedCheck,
 }
 
-/// The branch of the order of commits that one failover ended: from before the first commit that it
+/// The branch of the order of commits that a failover ended: from before the first commit that it
 /// lost to just before it undid them.
 ///
-/// A transaction without a known effect may have had one here that nothing tells about: what it
-/// wrote is gone, so that the final reads, which else would decide, say nothing. The keys that it
-/// may have changed are *clouded*: within the branch nothing is demanded of them, by whoever
-/// completed after it was invoked.
-pub(crate) struct Stretch<'h> {
+/// A transaction without a known effect may have taken effect on the branch without a trace: its
+/// writes are gone, so that the final reads, which decide otherwise, say nothing. The keys that it
+/// may have changed are *ambiguous*: on the branch, nothing is demanded of them from operations
+/// that completed after the transaction was invoked.
+///
+/// For example: a client adds 5 to a counter in epoch 1 and gets no answer; the failover to epoch 2
+/// loses the end of epoch 1. An eventual read of epoch 1 may show the counter with the 5 or without
+/// it, and no later read can tell which was right.
+pub(crate) struct LostBranch<'h> {
     /// The first point.
     pub(crate) from: usize,
-    /// The last point: the place of the commit that undoes the others.
+    /// The last point: the index of the commit that undoes the others.
     pub(crate) to: usize,
-    /// Changed in a way that a read does not show to be that transaction's: sums and deletes.
-    /// Each key with when the first such transaction was invoked.
+    /// Keys that may have been changed by sums and deletes, which a read does not attribute to a
+    /// transaction; each with the earliest invocation of such a transaction.
     unnamed: HashMap<&'h str, u64>,
-    /// Changed in any way. Of a set or an append that was written over nothing tells either.
+    /// Keys that may have been changed in any way: a set or an append that was overwritten leaves
+    /// no trace either.
     changed: HashMap<&'h str, u64>,
 }
 
-impl<'h> Stretch<'h> {
-    /// The stretches of all windows. `list` is all commits in order, those that undo included.
+impl<'h> LostBranch<'h> {
+    /// The lost branches of all windows. `list` holds all commits in order, including the undoing
+    /// ones.
     pub(crate) fn all(
         history: &'h History,
-        sightings: &Sightings<'h>,
+        observations: &Observations<'h>,
         windows: &LostWindows,
         list: &[Commit<'h>],
     ) -> Vec<Self> {
@@ -47,33 +56,33 @@ impl<'h> Stretch<'h> {
                     .position(|commit| commit.effect == Effect::Undo { window: place })?;
                 let lost = |commit: &Commit<'_>| windows.losing(commit.versionstamp) == Some(place);
                 let from = list.iter().take(to).position(lost).unwrap_or(to);
-                let mut stretch =
+                let mut branch =
                     Self { from, to, unnamed: HashMap::new(), changed: HashMap::new() };
-                stretch.cloud(history, sightings, window, list);
-                Some(stretch)
+                branch.note_ambiguous(history, observations, window, list);
+                Some(branch)
             })
             .collect()
     }
 
-    /// `completed_ns` is that of who asks.
-    pub(crate) fn clouds(&self, key: &str, asker: Asker, completed_ns: u64) -> bool {
-        let first_ns = match asker {
-            Asker::Read => self.unnamed.get(key),
-            Asker::FailedCheck => self.changed.get(key),
+    /// Whether `key` is ambiguous for an operation that completed at `completed_ns`.
+    pub(crate) fn has_ambiguous(&self, key: &str, kind: QueryKind, completed_ns: u64) -> bool {
+        let first_ns = match kind {
+            QueryKind::Read => self.unnamed.get(key),
+            QueryKind::FailedCheck => self.changed.get(key),
         };
         first_ns.is_some_and(|first_ns| *first_ns <= completed_ns)
     }
 
-    fn cloud(
+    fn note_ambiguous(
         &mut self,
         history: &'h History,
-        sightings: &Sightings<'h>,
+        observations: &Observations<'h>,
         window: &LostWindow,
         list: &[Commit<'h>],
     ) {
         let inside: HashSet<usize> =
             list.iter().take(self.to).skip(self.from).map(|commit| commit.record).collect();
-        // The new epoch began between the two.
+        // The new epoch began between these two times.
         let begun_by_ns =
             list.iter().skip(self.to + 1).filter_map(|commit| commit.completed_ns).min();
         let begun_after_ns =
@@ -85,7 +94,7 @@ impl<'h> Stretch<'h> {
                     index,
                     record,
                     txn,
-                    sightings,
+                    observations,
                     window,
                     begun_after_ns.unwrap_or(0),
                 )
@@ -103,19 +112,20 @@ impl<'h> Stretch<'h> {
     }
 }
 
-/// Whether a transaction may have taken effect in the branch, unseen. It then was not answered by
-/// the old epoch: either never, or by the new one, which knew nothing of it.
+/// Whether a transaction may have taken effect on the branch without a trace. The old epoch then
+/// did not answer it: either it has no answer, or the new epoch answered, which did not know of the
+/// effect.
 fn may_have_had_an_effect(
     index: usize,
     record: &Record,
     txn: &Txn,
-    sightings: &Sightings<'_>,
+    observations: &Observations<'_>,
     window: &LostWindow,
     begun_after_ns: u64,
 ) -> bool {
     let survived = match &txn.outcome {
         TxnOutcome::Committed { versionstamp } => Some(*versionstamp),
-        _ => sightings.of_txn(index).and_then(|sighting| sighting.versionstamp),
+        _ => observations.of_txn(index).and_then(|observation| observation.versionstamp),
     };
     match (survived, &txn.outcome) {
         (Some(versionstamp), _) => versionstamp.position().epoch >= window.epoch,

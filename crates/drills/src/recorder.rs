@@ -1,24 +1,31 @@
+//! Recording histories while clients run, and keeping them in files.
+
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::history::{History, Operation, Read, ReadOutcome, Record, Txn, TxnOutcome};
+use meridian_checker::{
+    History, HistoryError, Operation, Read, ReadOutcome, Record, Txn, TxnOutcome,
+};
 
-/// Names a read that was invoked and waits for its answer.
+/// Identifies a read that was invoked and waits for its answer.
 #[derive(Debug)]
 #[must_use = "a read without an answer claims nothing"]
 pub struct ReadToken(usize);
 
-/// Names a transaction that was invoked and waits for its answer.
+/// Identifies a transaction that was invoked and waits for its answer.
 #[derive(Debug)]
 #[must_use = "a transaction without an answer may have committed"]
 pub struct TxnToken(usize);
 
-/// Makes a history while clients run, from any number of threads and tasks.
+/// Records a history while clients run, from any number of threads and tasks.
 ///
-/// An operation is in the history from the moment it is invoked; one that is never completed (the
+/// An operation is in the history from its invocation; an operation that is never completed (the
 /// client died, its future was dropped) stays there without an answer. A token belongs to the
-/// recorder that gave it.
+/// recorder that returned it.
 #[derive(Debug)]
 pub struct Recorder {
     origin: Instant,
@@ -37,29 +44,29 @@ impl Recorder {
         Self::starting_at(Instant::now())
     }
 
-    /// `origin` is where its times count from; what was invoked before it has the time 0.
+    /// Times count from `origin`; operations invoked before it have the time 0.
     pub fn starting_at(origin: Instant) -> Self {
         Self { origin, next_id: AtomicU64::new(1), records: Mutex::new(Vec::new()) }
     }
 
-    /// A number that this recorder gives once: for transactions, elements and register values.
+    /// A number that is never returned twice: for transactions, elements and register values.
     pub fn next_id(&self) -> u64 {
         self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 
-    /// Call this before the request is sent. The outcome in `read` is not looked at.
+    /// Call this before the request is sent. The outcome in `read` is ignored.
     pub fn invoke_read(&self, client: u64, read: Read) -> ReadToken {
         ReadToken(
             self.invoke(client, Operation::Read(Read { outcome: ReadOutcome::Unanswered, ..read })),
         )
     }
 
-    /// Call this before the request is sent. The outcome in `txn` is not looked at.
+    /// Call this before the request is sent. The outcome in `txn` is ignored.
     pub fn invoke_txn(&self, client: u64, txn: Txn) -> TxnToken {
         TxnToken(self.invoke(client, Operation::Txn(Txn { outcome: TxnOutcome::Unknown, ..txn })))
     }
 
-    /// Call this when the whole answer is there.
+    /// Call this when the whole answer has arrived.
     pub fn complete_read(&self, token: ReadToken, outcome: ReadOutcome) {
         let now_ns = self.now_ns();
         if let Some(record) = self.lock().get_mut(token.0)
@@ -70,7 +77,7 @@ impl Recorder {
         }
     }
 
-    /// Call this when the whole answer is there. A timeout or a broken connection is
+    /// Call this when the whole answer has arrived. A timeout or a broken connection is
     /// [`TxnOutcome::Unknown`], unless the request surely was never sent.
     pub fn complete_txn(&self, token: TxnToken, outcome: TxnOutcome) {
         let now_ns = self.now_ns();
@@ -82,7 +89,7 @@ impl Recorder {
         }
     }
 
-    /// What was recorded so far.
+    /// The history so far.
     pub fn history(&self) -> History {
         History { records: self.lock().clone() }
     }
@@ -102,10 +109,20 @@ impl Recorder {
         u64::try_from(self.origin.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 
-    /// A client that panicked leaves whole records behind: each change is one assignment.
+    /// A panic with the lock held leaves whole records: each change is one assignment.
     fn lock(&self) -> MutexGuard<'_, Vec<Record>> {
         self.records.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Writes a history to a new file at `path`, one JSON object a line.
+pub fn save(history: &History, path: impl AsRef<Path>) -> Result<(), HistoryError> {
+    history.write(File::create(path)?)
+}
+
+/// Reads the file of [`save`].
+pub fn load(path: impl AsRef<Path>) -> Result<History, HistoryError> {
+    History::read(BufReader::new(File::open(path)?))
 }
 
 #[cfg(test)]
@@ -115,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn operations_are_there_from_their_invocation() {
+    fn operations_are_recorded_from_their_invocation() {
         let recorder = Recorder::new();
         let stamp = Versionstamp::new(Position::new(Epoch(1), 1), 0);
         let answered = recorder.invoke_txn(1, Txn::new(recorder.next_id(), vec![], vec![]));

@@ -1,3 +1,5 @@
+//! Which transactions the reads show to have committed, and with which versionstamps.
+
 use std::collections::{HashMap, HashSet};
 
 use meridian_types::Versionstamp;
@@ -6,16 +8,16 @@ use crate::allowance::LostWindows;
 use crate::history::{Entry, History, Operation, Value};
 use crate::writers::Writers;
 
-/// A transaction's own value in a read.
+/// A read that shows a transaction's own value.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Sighting {
+pub(crate) struct Observation {
     pub(crate) read: usize,
-    /// `None`: its element was seen in a list only behind which others had been appended, by
-    /// transactions that did not check the list's version.
+    /// `None`: the read shows its element only in a list after which other elements were appended,
+    /// by transactions that did not check the list's version.
     pub(crate) versionstamp: Option<Versionstamp>,
 }
 
-/// What was read that no transaction wrote.
+/// A value in a read that no transaction wrote.
 pub(crate) struct Phantom<'h> {
     pub(crate) read: usize,
     pub(crate) key: &'h str,
@@ -29,39 +31,38 @@ pub(crate) struct Repeat<'h> {
     pub(crate) element: u64,
 }
 
-/// Which transactions the reads show to have committed, and with which versionstamps.
+/// The transactions that reads show to have committed, with their versionstamps.
 #[derive(Default)]
-pub(crate) struct Sightings<'h> {
-    by_txn: HashMap<usize, Sighting>,
-    /// Sightings with a versionstamp that a failover lost: one for each transaction and window.
-    lost: HashMap<usize, Vec<Sighting>>,
-    /// Sightings of a transaction with another versionstamp than the first.
-    pub(crate) conflicts: Vec<(usize, Sighting)>,
+pub(crate) struct Observations<'h> {
+    by_txn: HashMap<usize, Observation>,
+    /// Observations with a versionstamp that a failover lost: one for each transaction and window.
+    lost: HashMap<usize, Vec<Observation>>,
+    /// Observations of a transaction with another versionstamp than the first.
+    pub(crate) conflicts: Vec<(usize, Observation)>,
     pub(crate) phantoms: Vec<Phantom<'h>>,
     pub(crate) repeats: Vec<Repeat<'h>>,
 }
 
-/// The list of a key that was looked at last: most lists only continue it, or are a beginning of
-/// it.
+/// The last list seen of a key: most lists continue it, or are a prefix of it.
 #[derive(Default)]
 struct Scanned<'h> {
     list: &'h [u64],
     elements: HashSet<u64>,
 }
 
-impl<'h> Sightings<'h> {
-    /// Looks at all reads, eventual ones too: what any replica shows must have committed.
+impl<'h> Observations<'h> {
+    /// Examines all reads, eventual ones too: any value that a replica shows must have committed.
     pub(crate) fn of(history: &'h History, writers: &Writers<'h>, windows: &LostWindows) -> Self {
-        let mut sightings = Self::default();
+        let mut observations = Self::default();
         let mut scanned: HashMap<&'h str, Scanned<'h>> = HashMap::new();
         for (record, _, read) in history.reads() {
             for (key, entry) in read.entries() {
                 let Some(Entry { value, versionstamp }) = entry else { continue };
                 match value {
                     Value::Register(value) => match writers.of_register(key, *value) {
-                        Some(txn) => sightings.see(windows, txn, record, Some(*versionstamp)),
+                        Some(txn) => observations.see(windows, txn, record, Some(*versionstamp)),
                         None => {
-                            sightings.phantoms.push(Phantom { read: record, key, value: *value })
+                            observations.phantoms.push(Phantom { read: record, key, value: *value })
                         }
                     },
                     Value::List(list) => {
@@ -70,48 +71,52 @@ impl<'h> Sightings<'h> {
                         if let Some(txn) =
                             list.last().and_then(|last| writers.of_element(key, *last))
                         {
-                            sightings.see(windows, txn, record, Some(*versionstamp));
+                            observations.see(windows, txn, record, Some(*versionstamp));
                         }
                         let scanned = scanned.entry(key).or_default();
-                        let unseen = sightings.scan(history, writers, record, key, list, scanned);
+                        let unseen =
+                            observations.scan(history, writers, record, key, list, scanned);
                         unseen.into_iter().for_each(|(txn, version)| {
-                            sightings.see(windows, txn, record, version)
+                            observations.see(windows, txn, record, version)
                         });
                     }
                     Value::Counter(_) => {}
                 }
             }
         }
-        sightings.settle(windows);
-        sightings
+        observations.finish(windows);
+        observations
     }
 
-    /// Where the transaction was seen first, with its versionstamp if any sighting has one. Not in
-    /// what a failover lost.
-    pub(crate) fn of_txn(&self, txn: usize) -> Option<Sighting> {
+    /// The first observation of the transaction, with its versionstamp if any observation has one.
+    /// Observations on lost branches do not count.
+    pub(crate) fn of_txn(&self, txn: usize) -> Option<Observation> {
         self.by_txn.get(&txn).copied()
     }
 
-    /// Where it was seen, each with a versionstamp that a failover lost.
-    pub(crate) fn lost_of_txn(&self, txn: usize) -> impl Iterator<Item = (Sighting, Versionstamp)> {
+    /// The observations of the transaction on lost branches, each with its versionstamp.
+    pub(crate) fn lost_of_txn(
+        &self,
+        txn: usize,
+    ) -> impl Iterator<Item = (Observation, Versionstamp)> {
         let lost = self.lost.get(&txn).map_or(&[][..], Vec::as_slice);
-        lost.iter().filter_map(|sighting| Some((*sighting, sighting.versionstamp?)))
+        lost.iter().filter_map(|observation| Some((*observation, observation.versionstamp?)))
     }
 
-    /// What is known when all reads have been looked at.
-    fn settle(&mut self, windows: &LostWindows) {
+    /// Derives the conflicts, once all reads have been examined.
+    fn finish(&mut self, windows: &LostWindows) {
         for (txn, lost) in &self.lost {
             let Some(known) = self.by_txn.get(txn).copied() else { continue };
             match known.versionstamp {
-                // Seen behind others in what was lost, and nowhere else.
+                // Observed before other elements on a lost branch, and nowhere else.
                 None => drop(self.by_txn.remove(txn)),
                 Some(versionstamp) => {
-                    let twice = lost.iter().filter(|sighting| {
-                        sighting
+                    let twice = lost.iter().filter(|observation| {
+                        observation
                             .versionstamp
                             .is_some_and(|lost| !windows.may_repeat(lost, versionstamp))
                     });
-                    self.conflicts.extend(twice.map(|sighting| (*txn, *sighting)));
+                    self.conflicts.extend(twice.map(|observation| (*txn, *observation)));
                 }
             }
         }
@@ -128,28 +133,28 @@ impl<'h> Sightings<'h> {
             && let Some(window) = windows.losing(stamp)
         {
             let lost = self.lost.entry(txn).or_default();
-            let known = lost.iter().filter_map(|sighting| sighting.versionstamp);
+            let known = lost.iter().filter_map(|observation| observation.versionstamp);
             match known.clone().find(|known| windows.losing(*known) == Some(window)) {
                 Some(first) if first != stamp => {
-                    self.conflicts.push((txn, Sighting { read, versionstamp }))
+                    self.conflicts.push((txn, Observation { read, versionstamp }))
                 }
                 Some(_) => {}
-                None => lost.push(Sighting { read, versionstamp }),
+                None => lost.push(Observation { read, versionstamp }),
             }
             return;
         }
-        let known = self.by_txn.entry(txn).or_insert(Sighting { read, versionstamp });
+        let known = self.by_txn.entry(txn).or_insert(Observation { read, versionstamp });
         match (known.versionstamp, versionstamp) {
-            (None, Some(_)) => *known = Sighting { read, versionstamp },
+            (None, Some(_)) => *known = Observation { read, versionstamp },
             (Some(first), Some(now)) if first != now => {
-                self.conflicts.push((txn, Sighting { read, versionstamp }))
+                self.conflicts.push((txn, Observation { read, versionstamp }))
             }
             _ => {}
         }
     }
 
-    /// Looks at the part of `list` that was not looked at before: transactions, each with its
-    /// versionstamp if what was appended behind it tells.
+    /// Examines the part of `list` that was not seen before. Returns its transactions, each with
+    /// its versionstamp if the element appended next reveals it.
     fn scan(
         &mut self,
         history: &'h History,
@@ -188,7 +193,7 @@ impl<'h> Sightings<'h> {
     }
 }
 
-/// The version of `key` that the transaction demanded: that of the list it appended to.
+/// The version of `key` that the transaction demanded: that of the list to which it appended.
 fn checked_version(history: &History, txn: usize, key: &str) -> Option<Versionstamp> {
     match &history.records.get(txn)?.operation {
         Operation::Txn(txn) => txn.checks.iter().find(|check| check.key == key)?.versionstamp,
