@@ -1,5 +1,5 @@
-//! Nobody can take the cluster from the others: what was done to nodes, in some seconds each.
-//! `scripts/soak attack` takes a minute for each, and measures.
+//! No client can take the cluster from the others: each attack that once did, for some seconds
+//! each. `scripts/soak attack` takes a minute for each, and measures.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,7 +17,7 @@ const EACH: Duration = Duration::from_secs(8);
 const DELETED_ROWS: usize = 50_000;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whatever_others_do_nodes_live_within_their_memory_and_a_bystander_is_served() {
+async fn bystander_is_served_and_nodes_stay_within_their_memory_under_attack() {
     let mut siege =
         Siege::start(PathBuf::from(env!("CARGO_BIN_EXE_meridian-attack")), DELETED_ROWS).await;
     for attacker in Attacker::ALL {

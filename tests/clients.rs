@@ -1,8 +1,8 @@
-//! The real clients do every operation through the gateways of every region.
+//! The real clients perform every operation through the gateways of every region.
 //!
 //! Each client's program lies in `clients/`, and ends with an error at the first wrong result. It
-//! takes the URL of the gateway that it works through, and those of all regions, through which it
-//! looks at what it wrote.
+//! takes the URL of the gateway that it uses, and the URLs of all regions' gateways, through which
+//! it reads its writes.
 
 #![allow(
     clippy::unwrap_used,
@@ -67,7 +67,7 @@ async fn python() {
     program_through_every_gateway(clients::python, "python.py").await;
 }
 
-/// hyper, as `denokv_remote` wants an HTTP client.
+/// hyper, in the form of an HTTP client that `denokv_remote` accepts.
 #[derive(Clone)]
 struct Transport(Client<HttpConnector, Full<Bytes>>);
 
@@ -83,7 +83,7 @@ impl RemoteTransport for Transport {
         body: Bytes,
     ) -> Result<(Url, StatusCode, Body), JsErrorBox> {
         let client = self.0.clone();
-        // In a task of its own, because futures of hyper are not `Sync`.
+        // In a task of its own, because hyper's futures are not `Sync`.
         let answered = tokio::spawn(async move {
             let failed = |error: &dyn std::error::Error| JsErrorBox::generic(error.to_string());
             let mut request = Request::post(url.as_str());
@@ -179,17 +179,26 @@ fn bytes(text: &str) -> KvValue {
 
 async fn official_rust_client(url: &str, urls: &[String], root: &str) {
     let kv = connect(url);
-    let key = |name: &str| format!("{root}/{name}");
-    let strong = Consistency::Strong;
+    values(&kv, root).await;
+    numbers(&kv, root).await;
+    checks(&kv, root).await;
+    versionstamped_keys(&kv, root).await;
+    lists(&kv, root).await;
+    large_values(&kv, root, urls).await;
+}
 
-    let versionstamp =
-        commit(&kv, vec![mutate(&key("value"), MutationKind::Set(bytes("v")))]).await;
-    let entry = list(&kv, &key("value"), 10, false, strong).await.pop().unwrap();
+async fn values(kv: &Kv, root: &str) {
+    let key = |name: &str| format!("{root}/{name}");
+    let versionstamp = commit(kv, vec![mutate(&key("value"), MutationKind::Set(bytes("v")))]).await;
+    let entry = list(kv, &key("value"), 10, false, Consistency::Strong).await.pop().unwrap();
     assert_eq!((entry.versionstamp, entry.key), (versionstamp, key("value").into_bytes()));
     assert!(matches!(entry.value, KvValue::Bytes(value) if value == b"v"));
-    commit(&kv, vec![mutate(&key("value"), MutationKind::Delete)]).await;
-    assert!(list(&kv, &key("value"), 10, false, strong).await.is_empty());
+    commit(kv, vec![mutate(&key("value"), MutationKind::Delete)]).await;
+    assert!(list(kv, &key("value"), 10, false, Consistency::Strong).await.is_empty());
+}
 
+async fn numbers(kv: &Kv, root: &str) {
+    let key = |name: &str| format!("{root}/{name}");
     let sum = |value| MutationKind::Sum {
         value: KvValue::U64(value),
         min_v8: vec![],
@@ -204,10 +213,13 @@ async fn official_rust_client(url: &str, urls: &[String], root: &str) {
         (8, MutationKind::Max(KvValue::U64(8))),
         (1, sum(u64::MAX - 6)),
     ] {
-        commit(&kv, vec![mutate(&key("number"), kind)]).await;
-        assert_eq!(number(&kv, &key("number")).await, Some(expected));
+        commit(kv, vec![mutate(&key("number"), kind)]).await;
+        assert_eq!(number(kv, &key("number")).await, Some(expected));
     }
+}
 
+async fn checks(kv: &Kv, root: &str) {
+    let key = |name: &str| format!("{root}/{name}");
     let absent = || vec![Check { key: key("checked").into_bytes(), versionstamp: None }];
     let set = || vec![mutate(&key("checked"), MutationKind::Set(bytes("v")))];
     let first = kv
@@ -225,30 +237,39 @@ async fn official_rust_client(url: &str, urls: &[String], root: &str) {
         .expect("it has this version")
         .versionstamp;
     assert!(second > first);
+}
 
+async fn versionstamped_keys(kv: &Kv, root: &str) {
+    let key = |name: &str| format!("{root}/{name}");
     let kind = MutationKind::SetSuffixVersionstampedKey(bytes("v"));
-    let versionstamp = commit(&kv, vec![mutate(&key("stamped"), kind)]).await;
+    let versionstamp = commit(kv, vec![mutate(&key("stamped"), kind)]).await;
     let hex: String = versionstamp.iter().map(|byte| format!("{byte:02x}")).collect();
-    let entry = list(&kv, &key("stamped"), 10, false, strong).await.pop().unwrap();
+    let entry = list(kv, &key("stamped"), 10, false, Consistency::Strong).await.pop().unwrap();
     assert_eq!(entry.key, [key("stamped").as_bytes(), b"\x02", hex.as_bytes(), b"\0"].concat());
+}
 
+async fn lists(kv: &Kv, root: &str) {
+    let key = |name: &str| format!("{root}/{name}");
     let items =
         (0..20).map(|at| mutate(&format!("{}{at:02}", key("item")), MutationKind::Set(bytes("v"))));
-    commit(&kv, items.collect()).await;
+    commit(kv, items.collect()).await;
     for (limit, reverse, expected) in [(3, false, [0, 1, 2]), (3, true, [19, 18, 17])] {
-        let found = list(&kv, &key("item"), limit, reverse, strong).await;
+        let found = list(kv, &key("item"), limit, reverse, Consistency::Strong).await;
         let found: Vec<_> =
             found.into_iter().map(|entry| String::from_utf8(entry.key).unwrap()).collect();
         assert_eq!(found, expected.map(|at| format!("{}{at:02}", key("item"))));
     }
-    assert_eq!(list(&kv, &key("item"), 500, false, strong).await.len(), 20);
+    assert_eq!(list(kv, &key("item"), 500, false, Consistency::Strong).await.len(), 20);
+}
 
+async fn large_values(kv: &Kv, root: &str, urls: &[String]) {
+    let key = |name: &str| format!("{root}/{name}");
     let large = KvValue::Bytes(vec![7; 65536]);
     let long = format!("{}{}", key("long"), "x".repeat(2048 - key("long").len()));
-    let versionstamp = commit(&kv, vec![mutate(&long, MutationKind::Set(large))]).await;
+    let versionstamp = commit(kv, vec![mutate(&long, MutationKind::Set(large))]).await;
     for other in urls {
         let there = connect(other);
-        let entry = list(&there, &key("long"), 1, false, strong).await.pop().unwrap();
+        let entry = list(&there, &key("long"), 1, false, Consistency::Strong).await.pop().unwrap();
         assert_eq!((entry.versionstamp, entry.key.len()), (versionstamp, 2048), "{other}");
         assert!(matches!(entry.value, KvValue::Bytes(value) if value.len() == 65536));
         poll::until("an eventual read", std::time::Duration::from_secs(10), async || {
@@ -269,7 +290,7 @@ async fn denokv_remote_in_rust() {
     cluster.assert_all_run();
 }
 
-/// `@deno/kv` sends no versionstamped keys: here they go by hand, through every gateway.
+/// `@deno/kv` sends no versionstamped keys: here they are sent by hand, through every gateway.
 #[tokio::test]
 async fn versionstamped_keys_by_hand() {
     use meridian_proto::kv_connect as pb;

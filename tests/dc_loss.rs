@@ -1,5 +1,5 @@
-//! Losing data centers in the middle of load loses nothing that was acknowledged, and fails no
-//! request of a client whose gateway lives.
+//! Losing data centers under load loses no acknowledged write, and fails no request of a client
+//! whose gateway lives.
 
 #![allow(
     clippy::unwrap_used,
@@ -18,12 +18,12 @@ use meridian_tests::kv_connect::{CallError, DEFAULT_DATABASE, SECOND_DATABASE, m
 use meridian_tests::{Cluster, ClusterOptions, KvClient, Writer, poll};
 use meridian_types::{Consistency, NodeId};
 
-/// Far beyond every timeout inside the cluster.
+/// Far beyond every time-out inside the cluster.
 const PAUSE: Duration = Duration::from_secs(4);
 const DEADLINE: Duration = Duration::from_secs(60);
 
 #[tokio::test]
-async fn deno_goes_on_while_each_process_is_killed_in_turn() {
+async fn deno_writes_on_while_each_process_is_killed_in_turn() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
     // The gateways of another voter, of the second region and of the third take turns as survivors.
     let leader = cluster.leader(1).await;
@@ -81,7 +81,7 @@ impl RawWriter {
                     assert_eq!(output.status, pb::AtomicWriteStatus::AwSuccess as i32);
                     self.acknowledged.push(number);
                 }
-                // The server says that it was not done.
+                // The server says that the write was not done.
                 Err(CallError::Refused { status, .. }) => assert_eq!(status.as_u16(), 503),
                 Err(CallError::NotSent) => tokio::time::sleep(Duration::from_millis(20)).await,
                 Err(CallError::NoAnswer(_)) => self.unknown += 1,
@@ -90,7 +90,7 @@ impl RawWriter {
         self
     }
 
-    /// Holds what is there against what was acknowledged.
+    /// Compares the stored keys with the acknowledged writes.
     async fn verify(&self, client: &KvClient) {
         let mut found = Vec::new();
         let mut start = self.prefix.clone().into_bytes();
@@ -173,8 +173,8 @@ async fn a_node_paused_past_every_timeout_comes_back_without_harm() {
     let follower = cluster.region(0).into_iter().find(|id| *id != leader).unwrap();
     for victim in [leader, follower] {
         let stop = Arc::new(AtomicBool::new(false));
-        // Through the gateway of the victim too: what it holds when it stops is unknown until it
-        // wakes.
+        // Through the gateway of the victim too: requests that it holds when it stops stay unknown
+        // until it wakes.
         let mut writers = Vec::new();
         for (number, id) in [1, 2, 3, 4, 6].into_iter().enumerate() {
             let client = cluster.client(id, DEFAULT_DATABASE);
@@ -198,7 +198,7 @@ async fn a_node_paused_past_every_timeout_comes_back_without_harm() {
         grown(format!("pause/{victim}/4/"), 50).await;
         cluster.pause(victim);
         let paused = Instant::now();
-        // Two: one may have been under way.
+        // Two: one may have been in flight.
         grown(format!("pause/{victim}/4/"), 2).await;
         println!(
             "node {victim} paused: others write again after {:.2} s",
@@ -220,8 +220,8 @@ async fn a_node_paused_past_every_timeout_comes_back_without_harm() {
     cluster.assert_all_run();
 }
 
-/// A leader that is deposed with batches in flight must let go of them and follow; of two shards at
-/// once, on a machine with as many cores, nothing else could run if it did not.
+/// A leader that is deposed with batches in flight must abandon them and follow. With two shards at
+/// once, on a machine with as many cores, no other task could run if it did not.
 #[tokio::test]
 async fn a_leader_of_both_shards_deposed_under_load_follows() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
@@ -230,7 +230,7 @@ async fn a_leader_of_both_shards_deposed_under_load_follows() {
         for shard in [1, 2] {
             let leader = cluster.leader(shard).await;
             if leader != victim {
-                // Refused until its lease is long enough and its log is near.
+                // Refused until the node's epoch lease is long enough and its log is close.
                 poll::until("the victim leads", DEADLINE, async || {
                     let leader = cluster.leader(shard).await;
                     match leader == victim {
@@ -245,7 +245,7 @@ async fn a_leader_of_both_shards_deposed_under_load_follows() {
         let writers: Vec<_> = (0..12)
             .map(|number| {
                 // Some through the gateway of the victim: it proposes them when it wakes, before it
-                // learns.
+                // learns of the new leader.
                 let database = if number % 2 == 0 { DEFAULT_DATABASE } else { SECOND_DATABASE };
                 let client = cluster.client([1, 1, 2][number % 3], database);
                 let prefix = format!("deposed/{number}/");

@@ -17,7 +17,7 @@ use meridian_tests::kv_connect::{DEFAULT_DATABASE, SECOND_DATABASE};
 use meridian_tests::{Cluster, ClusterOptions, KvClient, Writer, poll};
 use meridian_types::{Consistency, DatabaseId, Epoch, NodeId, ShardId};
 
-/// Far beyond every timeout inside the cluster.
+/// Far beyond every time-out inside the cluster.
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Two data centers in each replica region: enough for a failover by itself.
 const THREE_REGIONS: ClusterOptions =
@@ -39,7 +39,7 @@ async fn open_in(cluster: &Cluster, id: u32, region: &str, epoch: u16) {
     .await;
 }
 
-/// Waits until all nodes of `nodes` have what the shard's leader has.
+/// Waits until all nodes of `nodes` have as much as the shard's leader.
 async fn level(cluster: &Cluster, id: u32, nodes: &[NodeId]) {
     poll::until("the copies are level", DEADLINE, async || {
         let leader = cluster.leader(id).await;
@@ -56,11 +56,12 @@ async fn level(cluster: &Cluster, id: u32, nodes: &[NodeId]) {
     .await;
 }
 
-/// With the followers gone nothing new is acknowledged, and what was is shipped before the leader
-/// goes too. So the Deno program, which counts its acknowledged writes, may see each of them.
+/// With the followers gone no new write is acknowledged, and the acknowledged ones are shipped
+/// before the leader goes too. So the Deno program, which counts its acknowledged writes, may see
+/// each of them.
 async fn lose_region_once_all_is_shipped(cluster: &mut Cluster) {
     for id in [1, 2] {
-        // Refused until its lease is long enough and its log is near.
+        // Refused until the node's epoch lease is long enough and its log is close.
         poll::until("node 1 leads", DEADLINE, async || match cluster.leader(id).await {
             1 => Ok(()),
             leader => cluster.transfer_leadership(id, leader, 1).await,
@@ -105,7 +106,7 @@ async fn deno_writes_through_the_loss_of_its_primary_region_and_the_way_back() {
         cluster.node_ready(node).await;
     }
     writer.more_written(50).await;
-    // Nothing is said to be moved back that is still being moved.
+    // A shard that is still being moved cannot be moved back.
     open_in(&cluster, 1, "region-2", 2).await;
     open_in(&cluster, 2, "region-2", 2).await;
     println!("{}", cluster.order(4, &["failback", "--all", "--wait"]).await);
@@ -120,7 +121,7 @@ async fn deno_writes_through_the_loss_of_its_primary_region_and_the_way_back() {
 }
 
 #[tokio::test]
-async fn a_region_that_comes_back_follows_and_keeps_what_was_lost() {
+async fn returning_region_follows_and_keeps_its_lost_batches() {
     let mut cluster = Cluster::start(THREE_REGIONS).await;
     let near = cluster.client(1, DEFAULT_DATABASE);
     for number in 0..20 {
@@ -129,8 +130,8 @@ async fn a_region_that_comes_back_follows_and_keeps_what_was_lost() {
     let replicas: Vec<NodeId> =
         [1, 2].into_iter().flat_map(|region| cluster.region(region)).collect();
     level(&cluster, 1, &replicas).await;
-    // Nothing is shipped, and the bound on what may be lost lets some be acknowledged yet. (Those
-    // that hang would still find it in their sockets.)
+    // Nothing is shipped, while the bound on the loss still lets some writes be acknowledged.
+    // (Paused replicas would find them in their sockets.)
     for node in &replicas {
         cluster.kill(*node);
     }
@@ -170,7 +171,7 @@ async fn a_region_that_comes_back_follows_and_keeps_what_was_lost() {
         if report.loss.exact { Ok(report.loss.clone()) } else { Err(report.loss.clone()) }
     })
     .await;
-    // One more may have been in flight when the processes were killed.
+    // One more write may have been in flight when the processes were killed.
     assert!(
         (acknowledged..=acknowledged + 1).contains(&loss.at_most),
         "{acknowledged} acknowledged, {loss:?}"
@@ -180,9 +181,9 @@ async fn a_region_that_comes_back_follows_and_keeps_what_was_lost() {
     assert!(listed.contains("region-1-a/shard-1-epoch-"), "{listed}");
     let file = listed.split_whitespace().find(|word| word.ends_with(".orphans")).unwrap();
     let shown = cluster.order(4, &["orphans", "show", file]).await;
-    // These keys are none of Deno's: shown in hex.
+    // The keys are not in Deno's encoding: shown in hex.
     assert!(shown.contains("6c6f73742f30") && shown.contains("committed"), "{shown}");
-    // What was lost stays lost, also for eventual reads of the old region.
+    // Lost writes stay lost, also for eventual reads of the old region.
     let eventual = cluster
         .client(1, DEFAULT_DATABASE)
         .get_with(Consistency::Eventual, b"lost/0")
@@ -193,7 +194,7 @@ async fn a_region_that_comes_back_follows_and_keeps_what_was_lost() {
 }
 
 #[tokio::test]
-async fn a_primary_region_that_hung_serves_nothing_when_it_wakes() {
+async fn hung_primary_region_serves_nothing_when_it_wakes() {
     let mut cluster = Cluster::start(THREE_REGIONS).await;
     let old = cluster.client(2, DEFAULT_DATABASE);
     old.set(b"k", b"old").await.unwrap();
@@ -207,7 +208,7 @@ async fn a_primary_region_that_hung_serves_nothing_when_it_wakes() {
     for node in cluster.region(0) {
         cluster.resume(node);
     }
-    // Whatever its own gateways answer from now on is the new region's word.
+    // The old region's gateways answer with the new region's state from now on.
     for node in cluster.region(0) {
         let reader = cluster.client(node, DEFAULT_DATABASE).with_timeout(Duration::from_secs(15));
         for _ in 0..20 {
@@ -219,7 +220,7 @@ async fn a_primary_region_that_hung_serves_nothing_when_it_wakes() {
 }
 
 #[tokio::test]
-async fn switching_over_back_and_forth_loses_nothing_and_fails_no_request() {
+async fn switchovers_back_and_forth_lose_nothing_and_fail_no_request() {
     let mut cluster = Cluster::start(THREE_REGIONS).await;
     for id in [1, 2] {
         open_in(&cluster, id, "region-1", 1).await;
@@ -248,8 +249,8 @@ async fn switching_over_back_and_forth_loses_nothing_and_fails_no_request() {
     cluster.assert_all_run();
 }
 
-/// Has a new node take the place of `gone`, with a configuration like the one in `template`; its
-/// process, and a client of it.
+/// Replaces `gone` by a new node, with a configuration like the one in `template`; returns the new
+/// node's process, and a client of it.
 async fn replace(
     cluster: &Cluster,
     gone: NodeId,
@@ -288,7 +289,7 @@ async fn replace(
 }
 
 #[tokio::test]
-async fn a_wiped_node_is_refused_and_a_new_one_takes_its_place() {
+async fn wiped_node_is_refused_and_a_new_node_takes_its_place() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
     for id in [1, 2] {
         open_in(&cluster, id, "region-1", 1).await;
@@ -316,7 +317,7 @@ async fn a_wiped_node_is_refused_and_a_new_one_takes_its_place() {
         }
     })
     .await;
-    // Its vote is one that the shard can do with: without another voter there still is a majority.
+    // The shard works with the new node's vote: without another voter there still is a majority.
     poll::until("the new node votes", DEADLINE, async || {
         let (_, status) = cluster.meridian(1, &["cluster", "status"]).await;
         let votes =
@@ -340,7 +341,7 @@ async fn a_wiped_node_is_refused_and_a_new_one_takes_its_place() {
 }
 
 #[tokio::test]
-async fn a_voter_of_the_directory_that_is_gone_for_good_is_replaced() {
+async fn lost_voter_of_the_directory_is_replaced() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
     let before = cluster.directory().await.directory_voters;
     // One in each region.
@@ -363,13 +364,13 @@ async fn a_voter_of_the_directory_that_is_gone_for_good_is_replaced() {
         })
         .await;
     println!("{settled}");
-    // Without the new one's vote there is no majority any more.
+    // Without the new node's vote there is no majority any more.
     cluster.kill(survivors[0]);
     poll::until("the directory takes changes", DEADLINE, async || {
         let create = ["databases", "create", "later", "--primary-region", "region-1"];
         match cluster.meridian(survivors[1], &create).await {
             (true, _) => Ok(()),
-            // One that nobody heard the answer of.
+            // The change was made, and its answer was lost.
             (false, printed) if printed.contains("already") => Ok(()),
             (false, printed) => Err(printed),
         }

@@ -1,9 +1,9 @@
-//! Concurrent clients over all gateways while nodes are killed, paused and restarted: their history
-//! must be one that `meridian-checker` finds nothing in.
+//! Concurrent clients over all gateways while nodes are killed, paused and restarted:
+//! `meridian-checker` must find nothing in their history.
 //!
-//! `MERIDIAN_HISTORY_SECONDS` is how long the faults go on, `MERIDIAN_SEED` what they and the
-//! clients are drawn from. The seed is printed; the same one gives the same faults, though not the
-//! same interleaving.
+//! `MERIDIAN_HISTORY_SECONDS` is the duration of the faults, `MERIDIAN_SEED` the seed of the faults
+//! and clients. The seed is printed; the same seed gives the same faults, though not the same
+//! interleaving.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,8 +29,8 @@ const CLIENTS_PER_DATABASE: u64 = 6;
 const DEFAULT_SECONDS: u64 = 25;
 /// Longer than elections, leases and single tries inside the cluster.
 const PAUSE_MS: std::ops::Range<u64> = 1_500..3_500;
-/// Long enough for an election, and not for anything else to be given up: what a node's sockets
-/// hold when it goes on is taken for what it is, or for something else.
+/// Long enough for an election, and too short for time-outs elsewhere: when the node goes on, the
+/// messages held in its sockets are outdated.
 const STALL_MS: std::ops::Range<u64> = 300..1_600;
 const DOWN_MS: std::ops::Range<u64> = 0..1_500;
 const CALM_MS: std::ops::Range<u64> = 200..1_000;
@@ -44,7 +44,7 @@ enum Fault {
     Stop,
     /// SIGSTOP, and SIGCONT later than every timeout.
     Pause,
-    /// SIGSTOP, and SIGCONT soon after another may have been elected.
+    /// SIGSTOP, and SIGCONT soon after another node may have been elected.
     Stall,
 }
 
@@ -130,7 +130,7 @@ impl Nemesis {
         self.cluster.restart(node);
     }
 
-    /// The schedule of faults is the one thing here that follows the clock.
+    /// The schedule of faults is the only thing here that follows the clock.
     async fn wait(&mut self, range_ms: std::ops::Range<u64>) {
         tokio::time::sleep(Duration::from_millis(self.rng.random_range(range_ms))).await;
     }
@@ -140,8 +140,7 @@ impl Nemesis {
     }
 }
 
-/// Waits until nothing commits any more: writes whose clients left are carried out by their
-/// gateways.
+/// Waits until commits end: writes whose clients have left are carried out by their gateways.
 async fn quiescent(cluster: &Cluster) {
     let mut last = (Vec::new(), Instant::now());
     poll::until("nothing commits any more", DEADLINE, async || {
@@ -153,7 +152,7 @@ async fn quiescent(cluster: &Cluster) {
         if applied != last.0 {
             last = (applied, Instant::now());
         }
-        // Longer than a try inside the cluster.
+        // Longer than an attempt inside the cluster.
         if last.1.elapsed() >= Duration::from_secs(2) {
             Ok(())
         } else {
@@ -188,7 +187,7 @@ async fn histories_under_faults_are_strictly_serializable() {
             clients.push(tokio::spawn(Arc::clone(workload).run_client(number, seed)));
         }
     }
-    // At each voter of the primary region one stays that reads strongly: also at the one that was
+    // At each voter of the primary region one client reads strongly, also at the voter that was
     // just paused.
     let mut number = 2 * CLIENTS_PER_DATABASE;
     for workload in &workloads {
@@ -224,7 +223,7 @@ async fn histories_under_faults_are_strictly_serializable() {
 
     let mut clean = true;
     for (number, workload) in workloads.iter().enumerate() {
-        // One history is read in the end where it was written, the other from the farthest region.
+        // One history is finally read where it was written, the other from the farthest region.
         let gateway = if number == 0 { &stateless } else { &nemesis.gateways[&6] };
         let history = workload.finish(gateway).await;
         let report = meridian_checker::check(&history);

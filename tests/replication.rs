@@ -1,5 +1,5 @@
-//! Replica regions follow by themselves: after being down, left behind by the log, or without
-//! relay.
+//! Replica regions follow by themselves: after being down, after falling behind the retained log,
+//! or without a relay.
 
 #![allow(
     clippy::unwrap_used,
@@ -59,7 +59,7 @@ async fn has_all(cluster: &Cluster, node: NodeId, prefix: &str, all: u64) {
     .await;
 }
 
-/// How far `node` lags, as the leader of shard 1 says.
+/// The lag of `node`, as reported by the leader of shard 1.
 async fn lag(cluster: &Cluster, node: NodeId) -> ReplicaLag {
     let status = cluster.shard_status(cluster.leader(1).await, 1).await.unwrap();
     *status.subscribers.iter().find(|lag| lag.node_id == node).expect("every follower is listed")
@@ -80,8 +80,9 @@ async fn replicas_that_were_down_catch_up() {
     for node in [4, 5, 6] {
         has_all(&cluster, node, "before", 200).await;
     }
-    // One of two in a region, and the only one of another. Node 4 votes in the directory, as nodes
-    // 1 and 6 do: without two of them leases would run out before all is written on a slow machine.
+    // One of two nodes in a region, and the only node of another. Node 4 votes in the directory, as
+    // nodes 1 and 6 do: without two of them, leases would run out before all is written on a slow
+    // machine.
     cluster.kill(5);
     cluster.kill(6);
     write_many(&cluster, &[1, 2, 3, 4], "meanwhile", 2000, &[7; 500]).await;
@@ -106,11 +107,11 @@ async fn replicas_that_were_down_catch_up() {
 }
 
 #[tokio::test]
-async fn who_is_left_behind_by_the_log_takes_a_snapshot() {
+async fn node_behind_the_retained_log_takes_a_snapshot() {
     let options = ClusterOptions { log_retention_mb: Some(1), ..ClusterOptions::default() };
     let mut cluster = Cluster::start(options).await;
     write_many(&cluster, &[1, 2], "before", 100, b"v").await;
-    // What is deleted while they are away must go there too.
+    // Keys deleted while the nodes are away must disappear there, too.
     let second = cluster.client(2, SECOND_DATABASE);
     second.set(b"kept", b"v").await.unwrap();
     has_all(&cluster, 6, "before", 100).await;
@@ -137,7 +138,7 @@ async fn who_is_left_behind_by_the_log_takes_a_snapshot() {
     poll::until("the logs of the voters are purged", DEADLINE, async || {
         write_many(&cluster, &others, &format!("meanwhile-{written}"), 1000, &[7; 2000]).await;
         written += 1;
-        // Of every voter: whichever it is whose log the one that is left behind asks for first.
+        // On every voter: the returning node may ask any of their logs first.
         let mut first = u64::MAX;
         for id in cluster.region(0).into_iter().filter(|id| *id != voter) {
             first = first.min(cluster.shard_status(id, 1).await.unwrap().first_sequence);
@@ -166,7 +167,7 @@ async fn who_is_left_behind_by_the_log_takes_a_snapshot() {
             .unwrap();
         assert_eq!(kept.unwrap().value, &b"v"[..]);
     }
-    // The voter has become one again: with it and without the leader the shard goes on.
+    // The node votes again: with it and without the leader, the shard goes on.
     let leader = cluster.leader(1).await;
     let victim = if leader == voter {
         cluster.region(0).into_iter().find(|id| *id != voter).unwrap()
@@ -200,12 +201,12 @@ async fn relay(cluster: &Cluster, among: &[NodeId]) -> NodeId {
 }
 
 #[tokio::test]
-async fn another_takes_over_from_a_relay_that_dies_or_hangs() {
+async fn node_takes_over_from_a_relay_that_dies_or_hangs() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
     for round in 0..2 {
         let first = relay(&cluster, &[4, 5]).await;
         let other = if first == 4 { 5 } else { 4 };
-        // It follows the relay, not a voter: each batch crosses the WAN once.
+        // The node follows the relay, not a voter: each batch crosses the WAN once.
         poll::until("the other follows the relay", DEADLINE, async || {
             let source =
                 cluster.shard_status(other, 1).await.map_err(|status| status.to_string())?.source;
@@ -235,7 +236,7 @@ async fn another_takes_over_from_a_relay_that_dies_or_hangs() {
 }
 
 #[tokio::test]
-async fn a_paused_replica_lags_visibly_and_nobody_waits_for_it() {
+async fn paused_replica_lags_visibly_and_delays_no_write() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
     write_many(&cluster, &[1], "before", 20, b"v").await;
     no_lag(&cluster, 6).await;
@@ -270,7 +271,7 @@ async fn a_stateless_gateway_serves_beside_an_application() {
             })
             .await;
         }
-        // It goes on without the leader, and without the node that it reads from.
+        // The gateway goes on without the leader, and without the node that it reads from.
         let client = KvClient::new(url, DEFAULT_DATABASE);
         let leader = cluster.leader(1).await;
         let nearest = cluster.region(region)[0];

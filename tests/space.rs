@@ -1,4 +1,4 @@
-//! What was deleted goes from every node, also from one that was away.
+//! Deleted data goes from every node, also from a node that was away.
 
 #![allow(
     clippy::unwrap_used,
@@ -27,14 +27,14 @@ async fn written(client: &KvClient, key: &[u8]) {
         .await;
 }
 
-/// What `databases list` says of databases that are being deleted.
+/// The lines of `databases list` about databases that are being deleted.
 async fn deleting(cluster: &Cluster) -> Vec<String> {
     let (_, listed) = cluster.meridian(1, &["databases", "list"]).await;
     listed.lines().filter(|line| line.contains("being deleted")).map(str::to_owned).collect()
 }
 
 #[tokio::test]
-async fn a_deleted_database_goes_from_every_node_also_from_one_that_was_away() {
+async fn deleted_database_goes_from_every_node_even_an_absent_one() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
     let id = create(&cluster, "orders").await;
     let orders = cluster.client(2, id);
@@ -47,10 +47,10 @@ async fn a_deleted_database_goes_from_every_node_also_from_one_that_was_away() {
         }
     })
     .await;
-    // Votes in nothing that is needed here.
+    // The node votes in nothing that is needed here.
     cluster.kill(5);
     cluster.order(1, &["databases", "delete", "orders", "--yes-delete-all-data"]).await;
-    poll::until("only the one that is away is waited for", DEADLINE, async || {
+    poll::until("only the absent node is waited for", DEADLINE, async || {
         let deleting = deleting(&cluster).await;
         match deleting.as_slice() {
             [one] if one.ends_with("waits for region-2-b") => Ok(()),

@@ -1,13 +1,12 @@
-//! Everything that somebody can do to a cluster who means harm, and what another client sees of it
-//! meanwhile.
+//! All known attacks on a cluster, and their effect on another client.
 //!
-//! An [`Input`] is one kind of harm, a thing that once took a node down, took its memory or kept
-//! others out; an [`Attacker`] is who can do it, by what is known to them. Attackers run as
-//! processes of their own, at the lowest priority: they share the cores with the cluster, and what
-//! is looked for is what they make the cluster do, not what they take from it as any busy program
-//! would.
+//! An [`Input`] is one kind of attack that once took a node down, took its memory or kept others
+//! out; an [`Attacker`] is able to carry some of them out, by its knowledge. Attackers run as
+//! processes of their own, at the lowest priority: they share the cores with the cluster, and the
+//! measure is the work that they cause in the cluster, not the CPU that they take as any busy
+//! program would.
 //!
-//! [`Siege`] is a cluster, its [`bystander`] and what is measured.
+//! [`Siege`] is a cluster with its [`bystander`] and the measurements.
 
 pub mod bystander;
 mod peer;
@@ -30,7 +29,7 @@ use crate::kv_connect::DEFAULT_DATABASE;
 
 pub use siege::{Row, Siege};
 
-/// Who attacks.
+/// A kind of attacker.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Attacker {
     /// Has no token.
@@ -70,38 +69,38 @@ impl Attacker {
     }
 }
 
-/// One kind of harm.
+/// A kind of attack.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Input {
-    /// As many idle connections as can be had.
+    /// As many idle connections as possible.
     Sockets,
     /// Requests whose heads never end, a byte now and then.
     Heads,
-    /// As many connections as can be had, each with a head that is nearly too long.
+    /// As many connections as possible, each with a head of nearly the largest size.
     LongHeads,
-    /// Tokens, databases and their names that there may be.
+    /// Guesses of tokens, databases and their names.
     Guesses,
-    /// Requests over HTTP/2 that are given up at once, without a token.
+    /// Requests over HTTP/2 that are reset at once, without a token.
     StrangeResets,
-    /// What no client would send.
+    /// Bytes that no client would send.
     Noise,
     /// Half requests for the metrics, and many whole ones.
     Metrics,
     /// Heads of requests over HTTP/2 whose bodies never come.
     Bodies,
-    /// For a key that is absent, as `@deno/kv` reads one, before many deleted rows.
+    /// Reads of an absent key before many deleted rows, in the way of `@deno/kv`.
     Scans,
     /// The largest legal answers.
     Lists,
-    /// Large reads that are given up at once.
+    /// Large reads that are reset at once.
     Resets,
-    /// Other databases, writes, what is no protobuf.
+    /// Other databases, writes, bodies that are no protobuf.
     Probes,
-    /// The largest legal answers, of which not a byte is taken.
+    /// The largest legal answers, of which not a byte is read.
     Unread,
     /// The same over HTTP/2.
     UnreadStreams,
-    /// Small requests without an end, of which no answer is taken.
+    /// Small requests without an end, whose answers are not read.
     Pipeline,
     /// 10 KB that make 64 MB of effects.
     Sums,
@@ -117,19 +116,19 @@ pub enum Input {
     PeerSockets,
 }
 
-/// What an attacker knows.
+/// The knowledge of attackers.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Target {
-    /// Where gateways serve, `host:port`.
+    /// Addresses of gateways, `host:port`.
     pub gateways: Vec<String>,
-    /// Where nodes listen for each other, in the order of their numbers.
+    /// Ports of nodes for each other, in the order of the nodes' numbers.
     pub nodes: Vec<(u64, String)>,
     pub metrics: Vec<String>,
     /// The id of the cluster.
     pub cluster: String,
-    /// For reading the database `default`.
+    /// A token for reading the database `default`.
     pub reader: String,
-    /// For reading and writing it.
+    /// A token for reading and writing it.
     pub writer: String,
 }
 
@@ -141,13 +140,13 @@ impl Target {
     }
 }
 
-/// What the writer's database holds, for the inputs that need it.
+/// The content of the writer's database that some attacks need.
 pub mod stored {
-    /// Under it, values of the largest size, under keys as long as can be.
+    /// The prefix of values of the largest size, under keys of the largest size.
     pub const LARGE: &[u8] = b"\x02large\0";
-    /// Under it, bigints of the largest size.
+    /// The prefix of bigints of the largest size.
     pub const BIGINTS: &[u8] = b"\x02bigints\0";
-    /// Under it, rows that were deleted.
+    /// The prefix of deleted rows.
     pub const DELETED: &[u8] = b"\x02deleted\0";
 
     /// The `number`th key under a prefix.
@@ -163,12 +162,12 @@ pub mod stored {
     }
 }
 
-/// As the command line names it.
+/// The name on the command line.
 pub fn name_of(value: impl ValueEnum) -> String {
     value.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
 }
 
-/// Does all of these at once, and all of it again, for `duration`.
+/// Carries out all of these attacks at once, again and again, for `duration`.
 pub async fn attack(with: &[Input], target: Arc<Target>, duration: Duration) {
     let until = Instant::now() + duration;
     let mut inputs = JoinSet::new();
@@ -197,18 +196,18 @@ pub async fn attack(with: &[Input], target: Arc<Target>, duration: Duration) {
             Input::PeerSockets => inputs.spawn(peer::sockets(Arc::clone(&target))),
         };
     }
-    // They go on for ever; one that ends was turned away for good, which is not the measure here.
+    // The attacks run for ever; an attack that ends was refused for good, which is not measured here.
     let ended = async { while inputs.join_next().await.is_some() {} };
     drop(tokio::time::timeout_at(until.into(), ended).await);
     tokio::time::sleep_until(until.into()).await;
 }
 
-/// Runs `times` copies of something that ends now and then, each again and again.
+/// Runs `times` copies of an attack, each again and again.
 async fn again<F: Future<Output = ()> + Send + 'static>(
     times: usize,
     what: impl Fn(usize) -> F + Send + Sync + 'static,
 ) {
-    /// What is refused at once is not tried in a spin.
+    /// The pause after an attack that was refused at once.
     const PAUSE: Duration = Duration::from_millis(10);
     let what = Arc::new(what);
     let mut copies = JoinSet::new();

@@ -1,4 +1,4 @@
-//! Programs of the real clients, and what runs them.
+//! The programs of the real clients, and their runtimes.
 
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -8,7 +8,7 @@ use tokio::process::Command;
 
 use crate::TOKEN;
 
-/// A program that hangs ends its test, with what it has said so far.
+/// A program that hangs is ended, with its output so far.
 const DEADLINE: Duration = Duration::from_secs(90);
 
 /// Deno itself, with its native client.
@@ -51,10 +51,10 @@ pub fn program(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("clients").join(name)
 }
 
-/// Runs a program to its end, and gives what it printed.
+/// Runs a program to its end, and returns its output.
 ///
 /// # Panics
-/// When it does not end with success: it found something wrong.
+/// When the program fails: it found an error.
 pub async fn run(mut command: Command) -> String {
     let shown = format!("{:?}", command.as_std());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);

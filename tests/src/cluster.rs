@@ -1,4 +1,4 @@
-//! The cluster of `meridian-drills`, for tests: whatever cannot be had is a panic.
+//! The cluster of `meridian-drills`, for tests: every failure is a panic.
 
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
@@ -16,8 +16,7 @@ pub struct ClusterOptions {
     pub topology: &'static [usize],
     /// Log kept for slow replicas; the default is the product's.
     pub log_retention_mb: Option<u64>,
-    /// What each process may take in memory; the default is the product's, which depends on the
-    /// machine.
+    /// Memory for each process; the default is the product's, which depends on the machine.
     pub max_memory_mb: Option<u64>,
 }
 
@@ -31,11 +30,11 @@ impl Default for ClusterOptions {
 /// A cluster of one process for each node, on loopback. Nodes are numbered from 1 through all
 /// regions.
 ///
-/// Its processes end and its folder goes when it is dropped; after a panic the folder stays, with
-/// the logs. What this does not name is as in `meridian-drills`.
+/// Dropping it ends its processes and removes its folder; after a panic the folder stays, with the
+/// logs. Methods without a text here are those of `meridian-drills`.
 ///
 /// # Panics
-/// In each of its methods, when what it is to do cannot be done.
+/// In each of its methods, when the operation fails.
 pub struct Cluster(meridian_drills::Cluster);
 
 impl Deref for Cluster {
@@ -88,22 +87,22 @@ impl Cluster {
         assert!(down.is_empty(), "{down:?} are down");
     }
 
-    /// Where this node's gateway serves, without a slash at the end.
+    /// The URL of this node's gateway, without a slash at the end.
     pub fn url(&self, id: NodeId) -> String {
         done(self.0.url(Machine::Node(id)))
     }
 
-    /// Where this node listens for gRPC.
+    /// The gRPC address of this node.
     pub fn rpc_address(&self, id: NodeId) -> &str {
         done(self.0.rpc_address(id))
     }
 
-    /// Where this node serves its metrics.
+    /// The address of this node's metrics.
     pub fn metrics_address(&self, id: NodeId) -> &str {
         done(self.0.metrics_address(id))
     }
 
-    /// The process of a node that is up.
+    /// The process id of a node that is up.
     pub fn process_id(&self, id: NodeId) -> u32 {
         done(self.0.process_id(id))
     }
@@ -151,33 +150,33 @@ impl Cluster {
         done(self.0.wipe(id));
     }
 
-    /// What a node's log holds so far.
+    /// The log of a node so far.
     pub fn log(&self, id: NodeId) -> String {
         done(self.0.log(id))
     }
 
-    /// What a node says of itself.
+    /// The status of a node.
     pub async fn status(&self, id: NodeId) -> Result<StatusResponse, tonic::Status> {
         self.0.operator().status(id).await
     }
 
-    /// What a node says of itself and one shard.
+    /// The status of a node and one shard.
     pub async fn shard_status(&self, id: NodeId, shard: u32) -> Result<ShardStatus, tonic::Status> {
         self.0.operator().shard_status(id, shard).await
     }
 
-    /// The node that leads a shard, as it says itself; of two, that of the higher epoch and term.
+    /// The node that reports to lead a shard; of several, the one with the highest epoch and term.
     pub async fn leader(&self, shard: u32) -> NodeId {
         done(self.0.leader(shard).await)
     }
 
-    /// What `meridian status` prints.
+    /// The output of `meridian status`.
     pub fn status_text(&self) -> String {
         done(self.0.status_text())
     }
 
-    /// Runs a command of `meridian` that asks this node of the cluster; what it printed, and
-    /// whether it succeeded.
+    /// Runs a command of `meridian` that asks this node of the cluster; returns whether it
+    /// succeeded, and its output.
     pub async fn meridian(&self, through: NodeId, arguments: &[&str]) -> (bool, String) {
         let mut command = tokio::process::Command::new(binary());
         command.args(arguments).args(["--node", self.rpc_address(through)]).kill_on_drop(true);
@@ -186,14 +185,14 @@ impl Cluster {
         (output.status.success(), String::from_utf8_lossy(&printed).into_owned())
     }
 
-    /// As [`Cluster::meridian`], of a command that succeeds: what it printed.
+    /// Like [`Cluster::meridian`], for a command that must succeed; returns its output.
     pub async fn order(&self, through: NodeId, arguments: &[&str]) -> String {
         let (done, printed) = self.meridian(through, arguments).await;
         assert!(done, "{arguments:?}: {printed}");
         printed
     }
 
-    /// The cluster, as the directory has it.
+    /// The cluster in the directory.
     pub async fn directory(&self) -> meridian_directory::Cluster {
         match self.0.operator().inspect(std::time::Duration::from_secs(2)).await {
             Ok(inspection) => inspection.cluster,
@@ -210,8 +209,8 @@ impl Cluster {
         self.0.operator().transfer_leadership(shard, from, to).await
     }
 
-    /// Starts the stateless `meridian gateway` of a region, counted from 0; gives its URL when it
-    /// serves.
+    /// Starts the stateless `meridian gateway` of a region, which counts from 0; returns its URL
+    /// when it serves.
     pub async fn start_gateway(&mut self, region: usize) -> String {
         done(self.0.start_gateway(region).await)
     }

@@ -1,12 +1,11 @@
-//! What the end-to-end tests are made of: a cluster of real processes, and clients for it.
+//! The parts of the end-to-end tests: a cluster of real processes, and clients for it.
 //!
 //! - [`Cluster`] runs one `meridian serve` process for each node, and kills, pauses, restarts and
-//!   wipes them. It is that of `meridian-drills`, as are [`kv_connect`], a KV Connect client that
-//!   hides nothing, and what [`workload`] is made of; here a failure of any of them is a failure of
-//!   the test.
+//!   wipes them. It wraps the cluster of `meridian-drills`, which also has [`kv_connect`], a KV
+//!   Connect client that hides nothing, and the parts of [`workload`]; here every failure fails the
+//!   test.
 //! - [`clients`] runs the real clients' programs, which lie in the folder `clients` beside `src`.
-//! - [`attack`] is what somebody does who means harm, as a program, and a client that suffers or
-//!   not.
+//! - [`attack`] holds all known attacks as a program, and a client that may suffer from them.
 //! - [`poll`] waits on conditions, with a deadline. Nothing here sleeps for any other purpose.
 //!
 //! What always holds here: nothing knows the inside of a node. A cluster is seen through its

@@ -1,10 +1,12 @@
+//! Waiting on conditions, with a deadline; a condition that does not hold fails the test.
+
 use std::fmt::Debug;
 use std::time::Duration;
 
-/// Looks until `look` gives a value.
+/// Calls `look` again and again until it returns a value.
 ///
 /// # Panics
-/// After `deadline`, with `what` was waited for and what was last seen in its place.
+/// After `deadline`, with `what` and the last error that `look` returned.
 pub async fn until<T, E: Debug>(
     what: &str,
     deadline: Duration,

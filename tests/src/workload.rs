@@ -1,4 +1,5 @@
-//! Clients that do all there is to do, and move on to the next gateway when one does not serve.
+//! Clients with all kinds of operations, which move on to the next gateway when theirs does not
+//! serve.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +10,12 @@ use meridian_types::DatabaseId;
 
 pub use meridian_drills::workload::Gateway;
 
-/// Shorter than most pauses of a node: what its gateway holds meanwhile stays unknown to the
-/// client.
+/// Shorter than most pauses of a node: for requests held by its gateway, the outcome stays unknown
+/// to the client.
 const TIMEOUT: Duration = Duration::from_secs(2);
 const MAX_THINK: Duration = Duration::from_millis(8);
 
-/// The history of one database in the making.
+/// The history of one database, while it is recorded.
 pub struct Workload {
     inner: Arc<meridian_drills::workload::Workload>,
     gateways: Vec<Arc<Gateway>>,
@@ -34,7 +35,7 @@ impl Workload {
     }
 
     /// Runs a client that reads strongly, through this gateway only, until [`Workload::stop`]:
-    /// whatever happens to the gateway's node, it is the first to ask there afterwards.
+    /// after every fault of the gateway's node, it is the first client there.
     pub async fn run_reader(self: Arc<Self>, number: u64, gateway: Arc<Gateway>, seed: u64) {
         self.run(number, Role::StrongReader, vec![gateway], seed).await;
     }
@@ -62,11 +63,11 @@ impl Workload {
         self.inner.operations()
     }
 
-    /// Reads everything that was ever written, through `gateway`, and gives the history. Call this
-    /// when the clients have ended and what they left behind has too.
+    /// Reads all keys that were ever written, through `gateway`, and returns the history. Call this
+    /// when the clients have ended and their abandoned writes have too.
     ///
     /// # Panics
-    /// When the gateway does not serve, or a client was given an answer that no server should give.
+    /// When the gateway does not serve, or a client got an answer that no server should give.
     pub async fn finish(&self, gateway: &Gateway) -> History {
         let oddities = self.inner.oddities();
         assert!(oddities.is_empty(), "{oddities:#?}");

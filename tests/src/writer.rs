@@ -1,4 +1,4 @@
-//! The Deno program that writes while a test breaks things.
+//! A Deno program that writes while a test injects faults.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout};
 
 use crate::{clients, poll};
 
-/// Far beyond every timeout inside the cluster.
+/// Far beyond every time-out inside the cluster.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 /// A Deno program that writes until it is told to stop, then checks that every acknowledged write
@@ -20,7 +20,7 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// Through each of these gateways; returns when some writes are acknowledged.
+    /// Starts writing through each of these gateways; returns when some writes are acknowledged.
     pub async fn start(urls: &[String]) -> Self {
         let mut command = clients::deno();
         command.arg(clients::program("writer.ts")).args(urls);
@@ -34,7 +34,7 @@ impl Writer {
 
     /// Waits until `more` writes are acknowledged that were sent after this call.
     pub async fn more_written(&mut self, more: u64) {
-        // What was in flight at the time does not count.
+        // Writes in flight at the time do not count.
         let first = self.count().await + 4;
         poll::until("the writer gets on", DEADLINE, async || match self.count().await {
             count if count >= first + more => Ok(()),
@@ -49,7 +49,7 @@ impl Writer {
 
     async fn ask(&mut self, question: &str) -> String {
         let asked = async {
-            // One that has failed has closed its input, and says why below.
+            // A program that has failed has closed its input, and reports the reason below.
             drop(self.stdin.write_all(format!("{question}\n").as_bytes()).await);
             self.lines.next_line().await.unwrap()
         };
@@ -57,8 +57,8 @@ impl Writer {
         answer.expect("the writer has ended: see what it wrote to stderr")
     }
 
-    /// The number of acknowledged writes, all of which are there; and the longest that one took, in
-    /// ms.
+    /// The number of acknowledged writes, all of which are there, and the longest latency of a
+    /// write, in ms.
     pub async fn finish(mut self) -> (u64, f64) {
         let answer = self.ask("finish").await;
         assert!(self.child.wait().await.unwrap().success(), "{answer}");

@@ -1,5 +1,5 @@
-//! Encoded request bodies. Those of reads are encoded once for the whole run; those of writes are
-//! one template per worker, in which only the key's digits and the value change.
+//! Encoded request bodies. Bodies of reads are encoded once for the whole run; writes use one
+//! template per worker, in which only the key's digits and the value change.
 
 use std::ops::Range;
 
@@ -14,7 +14,8 @@ use crate::key_space::{DIGITS, KeySpace, write_digits};
 use crate::random::Random;
 use crate::value::ValueKind;
 
-/// Of a transaction's bytes when loading; the rest is left for what a server may count besides.
+/// The part of a transaction's bytes that a load uses; the rest is left for overhead that a server
+/// may count.
 const LOAD_BATCH_BYTES: usize = limits::MAX_TRANSACTION_BYTES / 4 * 3;
 
 /// A read of one key as native Deno sends it: the range from the key to the key followed by `00`,
@@ -37,7 +38,7 @@ fn set(key: Bytes, data: Bytes) -> Mutation {
     }
 }
 
-/// A read of `limit` entries from the key on, as native Deno lists what has a prefix.
+/// A read of `limit` entries from the key on, in the form in which native Deno lists a prefix.
 pub fn range_body(space: &KeySpace, index: u32, limit: u32) -> SnapshotRead {
     let range = ReadRange {
         start: space.key(index),
@@ -63,7 +64,8 @@ pub fn sum_body(key: Bytes) -> AtomicWrite {
     AtomicWrite { mutations: vec![mutation], ..AtomicWrite::default() }
 }
 
-/// An atomic write that sets the key if it has this versionstamp; an empty one is an absent key's.
+/// An atomic write that sets the key if it has this versionstamp; an empty versionstamp stands for
+/// an absent key.
 pub fn check_and_set_body(key: Bytes, versionstamp: Bytes, value: Bytes) -> AtomicWrite {
     AtomicWrite {
         checks: vec![Check { key: key.clone(), versionstamp }],
@@ -72,11 +74,10 @@ pub fn check_and_set_body(key: Bytes, versionstamp: Bytes, value: Bytes) -> Atom
     }
 }
 
-/// Of a larger key space so many are encoded, evenly spread over it.
+/// Of a larger key space, only so many are encoded, evenly spread over it.
 const MAX_READ_BODIES: u32 = 1_000_000;
 
-/// Bodies of one length, encoded once, one behind the other: those of the reads of all keys. Cheap
-/// to clone.
+/// Bodies of one length, encoded once, one after the other: the reads of all keys. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct ReadBodies {
     all: Bytes,
@@ -156,7 +157,7 @@ pub struct LoadBodies {
     space: KeySpace,
     value_bytes: usize,
     kind: ValueKind,
-    /// Keys of each, but for the last.
+    /// Keys in each body except the last.
     batch: u32,
 }
 

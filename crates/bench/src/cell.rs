@@ -40,7 +40,7 @@ impl Cell {
         cells
     }
 
-    /// How many TCP connections carry the cell's requests.
+    /// The number of TCP connections for the cell's requests.
     fn tcp_connections(self, options: &Options) -> u16 {
         match self.http {
             HttpVersion::H1 => self.connections,

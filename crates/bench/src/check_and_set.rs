@@ -1,5 +1,5 @@
-//! Reading a key and setting it if nobody else did meanwhile, again and again until that succeeds:
-//! what an application does with a value that it computes from the old one.
+//! Reading a key and setting it if its version is unchanged, again and again until that succeeds:
+//! the way in which an application replaces a value with one computed from it.
 
 use std::time::Instant;
 
@@ -33,26 +33,26 @@ pub enum Store {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NewValue {
-    /// So many bytes of a kind.
+    /// A new value of so many bytes.
     Fresh(usize, ValueKind),
-    /// The old value and 1, as eight bytes little-endian. An absent value is 0.
+    /// The old value plus 1, as eight bytes little-endian. An absent value is 0.
     Increment,
 }
 
-/// What a check compares.
+/// The version that a check compares.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Version {
-    /// Of KV Connect; empty for an absent key.
+    /// KV Connect's; empty for an absent key.
     Versionstamp(Bytes),
-    /// Of etcd; 0 for an absent key.
+    /// etcd's; 0 for an absent key.
     ModRevision(i64),
 }
 
-/// How an operation without an error ended.
+/// The end of an operation without an error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     Success,
-    /// The time was over, and it had only had conflicts.
+    /// The time was over after conflicts only.
     OutOfTime,
 }
 
@@ -138,7 +138,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_increment_counts_from_nothing_and_refuses_what_is_no_number() {
+    fn increment_starts_at_zero_and_refuses_other_values() {
         let mut random = Random::new(1, 1);
         let one = NewValue::Increment.after(b"", &mut random).unwrap();
         let two = NewValue::Increment.after(&one, &mut random).unwrap();

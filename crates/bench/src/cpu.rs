@@ -1,15 +1,14 @@
-//! The CPU time that processes of this machine have had, from the kernel's own account of each
-//! thread.
+//! The CPU time of processes on this machine, from the kernel's account of each thread.
 
 use std::path::Path;
 use std::time::Instant;
 
 use crate::error::BenchError;
 
-/// Nanoseconds that all threads of these processes have run so far.
+/// Nanoseconds for which all threads of these processes have run so far.
 ///
 /// # Errors
-/// [`BenchError::Option`] names a process that is not there.
+/// [`BenchError::Option`] names a process that does not exist.
 pub fn used_ns(processes: &[u32]) -> Result<u64, BenchError> {
     let mut sum = 0;
     for process in processes {
@@ -25,7 +24,7 @@ pub fn used_ns(processes: &[u32]) -> Result<u64, BenchError> {
     Ok(sum)
 }
 
-/// What they use from one moment to another.
+/// The CPU time of the processes between two moments.
 pub async fn used_between(
     processes: &[u32],
     begin: Instant,
@@ -42,7 +41,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_process_that_runs_uses_cpu_and_one_that_is_not_there_is_named() {
+    fn running_process_uses_cpu_and_a_missing_one_is_named() {
         let own = [std::process::id()];
         let before = used_ns(&own).unwrap();
         while used_ns(&own).unwrap() == before {}

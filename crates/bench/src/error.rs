@@ -1,4 +1,4 @@
-//! What can go wrong, with texts for the person at the command line.
+//! Errors, with texts for the person at the command line.
 
 use std::time::Duration;
 
@@ -24,7 +24,7 @@ pub enum BenchError {
     AnswerTooLarge(usize),
     #[error("the answer is not the message: {0}")]
     Decode(#[from] prost::DecodeError),
-    /// The server answered, and it was not what the operation asked for.
+    /// The server answered, but not with the result that the operation needs.
     #[error("{0}")]
     Unsuccessful(String),
     #[error("the metadata exchange with {url} failed: {source}")]
@@ -48,7 +48,7 @@ pub enum BenchError {
 }
 
 impl BenchError {
-    /// With the causes that hyper keeps behind its own short text.
+    /// Includes the causes that hyper keeps behind its own short text.
     pub fn transport(error: &dyn std::error::Error) -> Self {
         let mut text = error.to_string();
         let mut cause = error.source();
@@ -59,7 +59,7 @@ impl BenchError {
         Self::Transport(text)
     }
 
-    /// Whether the connection is no use any more.
+    /// Whether the connection is unusable afterwards.
     pub fn spoils_link(&self) -> bool {
         matches!(
             self,

@@ -1,5 +1,4 @@
-//! etcd's data path: a few of its messages, each framed as gRPC has it and sent over the same links
-//! as KV Connect.
+//! etcd's data path: a few of its messages, in gRPC's framing, over the same links as KV Connect.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, TE};
@@ -27,11 +26,11 @@ pub const TXN: &str = "etcdserverpb.KV/Txn";
 
 /// A flag that says whether the message is compressed, and its length.
 const FRAME_HEADER_BYTES: usize = 5;
-/// etcd takes 128 operations and 1.5 MiB a request if nothing else is configured.
+/// etcd accepts 128 operations and 1.5 MiB in a request by default.
 const LOAD_BATCH: usize = 100;
 const LOAD_BATCH_BYTES: usize = 1 << 20;
 
-/// What gRPC wants with every request.
+/// The headers that gRPC requires.
 pub fn headers() -> Vec<(HeaderName, HeaderValue)> {
     vec![
         (CONTENT_TYPE, HeaderValue::from_static("application/grpc")),
@@ -48,7 +47,7 @@ pub fn framed(message: &impl Message) -> Bytes {
     body.freeze()
 }
 
-/// The one message of an answer. Absence is an error.
+/// The only message of an answer. Absence is an error.
 pub fn unframed<M: Message + Default>(mut answer: Bytes) -> Result<M, BenchError> {
     let malformed =
         || BenchError::Unsuccessful("the answer is not one uncompressed gRPC message".into());
@@ -61,7 +60,7 @@ pub fn unframed<M: Message + Default>(mut answer: Bytes) -> Result<M, BenchError
     Ok(M::decode(answer)?)
 }
 
-/// A read of one key; `strong` is what etcd calls linearizable, the other one serializable.
+/// A read of one key; `strong` is etcd's linearizable read, otherwise its serializable one.
 pub fn read_body(key: Bytes, strong: bool) -> Bytes {
     framed(&RangeRequest { key, serializable: !strong, ..RangeRequest::default() })
 }
@@ -109,7 +108,7 @@ pub fn load_bodies(
     })
 }
 
-/// An error unless the answer is that to a put that was done.
+/// An error unless the answer is that to a successful put.
 pub fn written(answer: Bytes) -> Result<(), BenchError> {
     let revision = unframed::<PutResponse>(answer)?.header.map_or(0, |header| header.revision);
     if revision > 0 {

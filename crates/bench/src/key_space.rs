@@ -40,12 +40,12 @@ impl KeySpace {
         key.into()
     }
 
-    /// After every key, and before those of any other prefix.
+    /// A key after every key of this prefix, and before those of any later prefix.
     pub fn end(&self) -> Bytes {
         [&[STRING_TAG], self.prefix.as_bytes(), &[STRING_END, 0xff]].concat().into()
     }
 
-    /// Where in a key the digits begin.
+    /// The offset of the digits in a key.
     pub fn digits_offset(&self) -> usize {
         self.prefix.len() + 3
     }

@@ -4,18 +4,18 @@
 //! In a cell every connection has one request in flight: the next one follows at once (a closed
 //! loop), or when it is due at a fixed rate (an open loop).
 //!
-//! | module | holds |
+//! | module | contents |
 //! |---|---|
 //! | [`options`] | the command line |
 //! | [`endpoint`], [`metadata`], [`session`], [`target`] | where requests go, learned by the metadata exchange |
 //! | [`link`] | one connection (HTTP/1.1), or a share of one (HTTP/2) |
-//! | [`key_space`], [`value`], [`bodies`], [`operation`] | keys, values, the encoded requests, what counts as a success |
+//! | [`key_space`], [`value`], [`bodies`], [`operation`] | keys, values, encoded requests, conditions of success |
 //! | [`etcd`] | etcd's requests and answers |
-//! | [`check_and_set`], [`work`] | reading and setting until no other was first; what a worker does |
+//! | [`check_and_set`], [`work`] | reading and setting until the version is unchanged; a worker's operation |
 //! | [`schedule`] | when operations of an open loop are due |
 //! | [`worker`], [`cell`], [`run`] | the loop, one cell of them, the whole run |
-//! | [`load`], [`cpu`] | the key space before it is read; what the servers' processes used |
-//! | [`tally`], [`report`], [`table`] | what was counted, as JSON, as Markdown |
+//! | [`load`], [`cpu`] | loading the key space; the CPU time of the servers' processes |
+//! | [`tally`], [`report`], [`table`] | the counts, as JSON, as Markdown |
 //!
 //! What always holds:
 //! - An operation is counted only if its answer was decoded and says success. Everything else is an
@@ -24,10 +24,9 @@
 //!   checks is none: the operation begins anew, its conflicts are counted, and its latency holds
 //!   all its attempts.
 //! - An operation counts for throughput if it finished within the measured time. Latencies also
-//!   hold what was in flight when that time ended, so that a stall at the end shows.
-//! - An open loop's latencies count from when an operation was due, also of one that was answered
-//!   late or that no connection was free for (`unsent`): what a stalled server delays is not left
-//!   out.
+//!   cover operations in flight when that time ended, so that a stall at the end shows.
+//! - An open loop's latencies count from when an operation was due, even if it was answered late or
+//!   found no free connection (`unsent`): delays by a stalled server are not left out.
 //! - Everything is bounded: each request, each cell, the connections, the key space.
 //!
 //! Absent on purpose: starting servers, TLS, retries of single requests.

@@ -19,19 +19,19 @@ use crate::random::Random;
 use crate::session::Destination;
 use crate::target::Target;
 
-/// How long a replica may lag behind the load.
+/// The longest lag of a replica behind the load.
 const MAX_REPLICATION_WAIT: Duration = Duration::from_secs(30);
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// How long one write of a load is tried, and how long between two tries.
+/// The longest time for a write of the load, and the pause between two attempts.
 const MAX_LOAD_WAIT: Duration = Duration::from_secs(60);
 const LOAD_PAUSE: Duration = Duration::from_millis(100);
-/// Between two words on how far a load is.
+/// The interval of progress messages.
 const PROGRESS: Duration = Duration::from_secs(5);
-/// No worker has it, nor those below: workers count up from 0.
+/// A lane that no worker has: workers count up from 0.
 const LOAD_LANE: u64 = u64::MAX;
 
-/// Writes all keys of each database, and returns the newest versionstamp of each: of its last keys,
-/// which are written when all others are.
+/// Writes all keys of each database, and returns the newest versionstamp of each: that of its last
+/// keys, which are written after all others.
 pub async fn write_keys(
     options: &Options,
     space: &KeySpace,
@@ -78,8 +78,8 @@ struct Load {
 }
 
 impl Load {
-    /// Writes these batches, each of a database, over a connection for each of `lanes`; the
-    /// versionstamp of each.
+    /// Writes these batches, each to its database, over a connection for each of `lanes`; returns
+    /// the versionstamp of each.
     async fn write(
         self: Arc<Self>,
         batches: impl Iterator<Item = (usize, u32)> + Send + 'static,
@@ -117,8 +117,8 @@ impl Load {
         Ok(written)
     }
 
-    /// As often as it takes, within bounds: a server refuses what its replicas do not keep up with,
-    /// and to set the same twice does no harm.
+    /// Repeats a write within bounds: a server refuses writes that its replicas do not keep up
+    /// with, and setting the same values twice does no harm.
     async fn write_one(
         &self,
         link: &mut Link,
@@ -143,7 +143,7 @@ impl Load {
     }
 }
 
-/// Says now and then how far a load is.
+/// Reports now and then how far a load has come.
 struct Progress {
     total: u64,
     done: u64,

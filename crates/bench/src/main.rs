@@ -1,4 +1,4 @@
-//! `meridian-bench`: see `--help`, and the library's front page for what is counted how.
+//! `meridian-bench`: see `--help`, and the library's front page for the rules of counting.
 
 use std::process::ExitCode;
 
@@ -29,7 +29,7 @@ fn main() -> anyhow::Result<ExitCode> {
         publish(&options, report)?;
     }
     if let Some(failure) = failure {
-        // Not as an `anyhow::Error`: the text holds the causes already, and a backtrace tells
+        // Not as an `anyhow::Error`: the text holds the causes already, and a backtrace would add
         // nothing.
         eprintln!("error: {failure}");
         return Ok(ExitCode::FAILURE);
@@ -39,7 +39,7 @@ fn main() -> anyhow::Result<ExitCode> {
     Ok(if all_useful { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The first Ctrl-C ends the run with what was measured; the second one ends the process.
+/// The first Ctrl-C ends the run with the results so far; the second one ends the process.
 async fn stop_on_ctrl_c(stop: watch::Sender<bool>) {
     if tokio::signal::ctrl_c().await.is_err() {
         return std::future::pending().await;

@@ -1,4 +1,4 @@
-//! What a worker sends, and what of its answers is a success.
+//! Requests of workers, and the conditions of success of their answers.
 
 use bytes::Bytes;
 use meridian_proto::kv_connect::{
@@ -28,11 +28,11 @@ pub enum Bodies {
     Same(Bytes),
 }
 
-/// What of an answer is a success.
+/// The condition under which an answer is a success.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expected {
     Written,
-    /// So many entries, of a read that says that it is strong if it has to be.
+    /// So many entries, from a read that says it is strong if it must be.
     Entries {
         count: usize,
         strong: bool,
@@ -100,18 +100,18 @@ pub fn committed(answer: Bytes) -> Result<bool, BenchError> {
     }
 }
 
-/// The versionstamp of the one entry read. Absence is an error: the key space was loaded.
+/// The versionstamp of the only entry read. Absence is an error: the key space was loaded.
 pub fn read(answer: Bytes, strong: bool) -> Result<Bytes, BenchError> {
     let absent = || BenchError::Unsuccessful("a key of the key space is absent".into());
     read_if_there(answer, strong)?.ok_or_else(absent)
 }
 
-/// The versionstamp of the one entry read. `None`: there is none.
+/// The versionstamp of the only entry read. `None`: the key is absent.
 pub fn read_if_there(answer: Bytes, strong: bool) -> Result<Option<Bytes>, BenchError> {
     Ok(entries(answer, strong)?.into_iter().next().map(|entry| entry.versionstamp))
 }
 
-/// The entries of the one range read.
+/// The entries of the only range read.
 pub fn entries(answer: Bytes, strong: bool) -> Result<Vec<KvEntry>, BenchError> {
     let output = SnapshotReadOutput::decode(answer)?;
     // Version 1 and 2 servers leave the status unspecified.

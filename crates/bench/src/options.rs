@@ -12,7 +12,7 @@ use crate::value::{MIN_JSON_BYTES, ValueKind};
 
 const MAX_DURATION: Duration = Duration::from_secs(60 * 60);
 const MAX_KEY_PREFIX_BYTES: usize = 256;
-/// Of one read of a range.
+/// Keys in one read of a range.
 pub const RANGE_KEYS: u32 = 100;
 
 /// Measure a KV Connect server, or etcd. Each connection has one request in flight: the next one
@@ -73,10 +73,10 @@ pub struct Options {
     /// streams of one connection (often to 100 or 200); beyond that requests wait in the client
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=4096))]
     pub h2_connections: u16,
-    /// Bytes of each value
+    /// Bytes in each value
     #[arg(long, default_value_t = 128)]
     pub value_bytes: usize,
-    /// What values hold, from the seed
+    /// The content of values, drawn from the seed
     #[arg(long, value_enum, default_value = "random")]
     pub value_kind: ValueKind,
     /// The measured time of each cell: 500ms, 5s, 2m
@@ -157,7 +157,7 @@ pub enum Output {
 }
 
 impl Options {
-    /// What the parser cannot check by itself.
+    /// Checks the options beyond the parser.
     pub fn validate(&self) -> Result<(), BenchError> {
         if self.value_bytes == 0 || self.value_bytes > limits::MAX_VALUE_BYTES {
             return Err(BenchError::Option(format!(
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_go_together_is_refused_by_name() {
+    fn conflicting_options_are_refused_by_name() {
         assert!(refusal(&["--access-token="]).contains("--access-token is missing"));
         let etcd = ["--protocol=etcd"];
         assert!(

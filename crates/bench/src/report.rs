@@ -8,7 +8,7 @@ use crate::value::ValueKind;
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     pub started_at_unix_ms: u64,
-    /// By Ctrl-C: cells are missing, and the last one may be shorter than asked for.
+    /// Interrupted by Ctrl-C: cells are missing, and the last one may be shorter than asked for.
     pub interrupted: bool,
     pub settings: Settings,
     pub server: Server,
@@ -40,7 +40,7 @@ pub struct Settings {
     pub seed: u64,
 }
 
-/// What the metadata exchange told. Of etcd, which has none: its name, and the version of its
+/// The result of the metadata exchange. For etcd, which has none: its name and the version of its
 /// interface.
 #[derive(Debug, Clone, Serialize)]
 pub struct Server {
@@ -67,7 +67,7 @@ pub struct CellReport {
     pub max_ms: f64,
     pub conflicts: u64,
     pub unsent: u64,
-    /// Of the processes that were named, while it was measured.
+    /// CPU time of the named processes while the cell was measured.
     pub cpu_us_per_operation: Option<f64>,
 }
 

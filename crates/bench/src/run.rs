@@ -12,8 +12,8 @@ use crate::options::{HttpVersion, Operation, Options, Protocol};
 use crate::report::{Report, Server, Settings};
 use crate::session::{Destination, Session};
 
-/// Measures all cells, until `stopped` becomes true. Both answers are given if the run failed after
-/// something had been measured. Progress goes to stderr.
+/// Measures all cells, until `stopped` becomes true. Returns both a report and an error if the run
+/// failed after some cells. Progress goes to the standard error.
 pub async fn run(
     options: &Options,
     mut stopped: watch::Receiver<bool>,
@@ -45,7 +45,7 @@ async fn measure_all(
             cell.http.name(),
             cell.connections
         );
-        // Anew for each cell: a run may outlast a token.
+        // Opened anew for each cell: a run may outlast a token.
         let session = Session::open(options, http).await?;
         let destination = session.destination(cell.operation, options)?;
         report.cells.extend(cell.measure(options, destination, stopped).await?);
@@ -57,7 +57,7 @@ async fn measure_all(
     if report.cells.is_empty() { Err(BenchError::Interrupted) } else { Ok(()) }
 }
 
-/// Finds out before the first cell whether all of them can be measured, and loads the key space.
+/// Checks before the first cell whether all of them can be measured, and loads the key space.
 async fn prepare(
     options: &Options,
     space: &KeySpace,
@@ -75,7 +75,8 @@ async fn prepare(
         };
         eprintln!("loading {} keys{databases}", space.count());
         if options.protocol == Protocol::Etcd {
-            // The member has applied what it acknowledged: also its own state shows the keys.
+            // The member has applied the writes that it acknowledged: its own state shows the keys,
+            // too.
             load::write_etcd_keys(options, space, strong).await?;
             return Ok(session);
         }

@@ -1,9 +1,7 @@
-//! The open loop: operations are due at a fixed rate, whether or not those before them are
-//! answered.
+//! The open loop: operations are due at a fixed rate, whether or not earlier ones are answered.
 //!
-//! Latency is counted from when an operation was due. Were it counted from when it was sent, a
-//! server that stalls would have few slow answers: those in flight, and none of those that waited
-//! behind them.
+//! Latency counts from the time when an operation was due. Counted from its sending, a stalled
+//! server would have few slow answers: those in flight, and none of those waiting behind them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,10 +14,10 @@ use crate::error::BenchError;
 /// The timer of the runtime has a grain of 1 ms, which would be most of a latency; a thread sleeps
 /// more exactly. Shorter sleeps would only cost the servers CPU time.
 const MIN_SLEEP: Duration = Duration::from_micros(100);
-/// How long the thread may outlive a loop that was closed.
+/// The longest time for which the thread outlives a closed loop.
 const MAX_SLEEP: Duration = Duration::from_millis(100);
 
-/// When operations are due: one at the start, and one after each interval.
+/// The times when operations are due: one at the start, and one after each interval.
 #[derive(Debug, Clone, Copy)]
 pub struct Schedule {
     pub start: Instant,
@@ -36,7 +34,7 @@ impl Schedule {
         self.start + whole + rest
     }
 
-    /// How many are due before `instant`.
+    /// The number of operations due before `instant`.
     pub fn count_before(&self, instant: Instant) -> u64 {
         let elapsed = instant.saturating_duration_since(self.start).as_nanos();
         let guess =
@@ -48,12 +46,12 @@ impl Schedule {
     }
 }
 
-/// The operations of one cell, as its workers take them.
+/// The operations of one cell, as workers take them.
 #[derive(Debug)]
 pub struct OpenLoop {
     schedule: Schedule,
     end: Instant,
-    /// One for each operation that is due and that no worker has taken.
+    /// A permit for each operation that is due and that no worker has taken.
     due: Semaphore,
     taken: AtomicU64,
 }
@@ -87,8 +85,8 @@ impl OpenLoop {
         }
     }
 
-    /// When the next operation was due, once it is; in the order in which they are due. `None`: the
-    /// time is over.
+    /// The time when the next operation was due, once it is due; in that order. `None`: the time is
+    /// over.
     pub async fn next(&self) -> Option<Instant> {
         self.due.acquire().await.ok()?.forget();
         if Instant::now() >= self.end {
@@ -97,8 +95,7 @@ impl OpenLoop {
         Some(self.schedule.due(self.taken.fetch_add(1, Ordering::Relaxed)))
     }
 
-    /// No more operations: when those that were due before `ended`, and that no worker came to,
-    /// were due.
+    /// Ends the operations. Returns the due times of those due before `ended` that no worker took.
     pub fn close(&self, ended: Instant) -> impl Iterator<Item = Instant> {
         self.due.close();
         let taken = self.taken.load(Ordering::Relaxed);
@@ -125,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_due_before_an_instant_is_counted_exactly() {
+    fn operations_due_before_an_instant_are_counted_exactly() {
         for rate in [1, 3, 7, 1000, 999_999, 1_000_000] {
             let start = Instant::now();
             let schedule = Schedule { start, rate };
@@ -143,7 +140,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn operations_come_when_they_are_due_and_those_nobody_came_to_are_told() {
+    async fn operations_come_when_due_and_untaken_ones_are_returned() {
         let start = Instant::now();
         let schedule = Schedule { start, rate: 1000 };
         let end = start + Duration::from_secs(3600);
@@ -153,8 +150,7 @@ mod tests {
             assert_eq!(due, schedule.due(ticket));
             assert!(Instant::now() >= due);
         }
-        // Nobody takes number 20 to 49, though the servers of a real run would have been asked by
-        // then.
+        // No worker takes numbers 20 to 49, which a real run would have sent by then.
         let left: Vec<Instant> = open.close(schedule.due(50)).collect();
         assert_eq!(left, (20..50).map(|ticket| schedule.due(ticket)).collect::<Vec<_>>());
         assert!(open.next().await.is_none());

@@ -1,4 +1,4 @@
-//! What one worker counted, or several together.
+//! The counts of one worker, or of several together.
 
 use std::time::Duration;
 
@@ -14,13 +14,13 @@ pub struct Tally {
     /// Successes that finished within the measured time.
     pub operations: u64,
     pub errors: u64,
-    /// Attempts that failed since another one was first, and that were made anew.
+    /// Attempts that failed because another write came first, and that were repeated.
     pub conflicts: u64,
-    /// Operations of an open loop that no connection was free for before the time was over.
+    /// Operations of an open loop that found no free connection before the time was over.
     pub unsent: u64,
     pub first_error: Option<String>,
-    /// Of successes, also those that finished after the measured time, and so far of what was not
-    /// done when it ended; microseconds.
+    /// Latencies of successes, including those after the measured time, and the time so far of
+    /// operations unfinished at its end; microseconds.
     latencies_us: Histogram<u64>,
 }
 
@@ -43,7 +43,7 @@ impl Tally {
         self.latencies_us.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
     }
 
-    /// Of an operation that had been due for `latency` when the time was over.
+    /// Counts an operation that had been due for `latency` when the time was over.
     pub fn unsent(&mut self, latency: Duration) {
         self.unsent += 1;
         self.success(latency, false);
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_ends_late_has_a_latency_but_is_no_throughput() {
+    fn late_operation_counts_for_latency_and_not_for_throughput() {
         let mut tally = Tally::new().unwrap();
         tally.success(Duration::from_secs(3), false);
         assert_eq!(tally.operations, 0);
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_not_sent_has_waited_so_far() {
+    fn unsent_operation_counts_its_waiting_time() {
         let mut tally = Tally::new().unwrap();
         let mut other = Tally::new().unwrap();
         other.unsent(Duration::from_secs(2));

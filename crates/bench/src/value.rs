@@ -1,5 +1,5 @@
-//! What values hold: random bytes, which no compression makes smaller, or JSON documents like those
-//! of an application. A document has an id of its own, so that none comes twice.
+//! Values: random bytes, which no compression makes smaller, or JSON documents like those of an
+//! application. A document has an id of its own, so that no value repeats.
 
 use bytes::Bytes;
 use clap::ValueEnum;
@@ -7,9 +7,9 @@ use serde::Serialize;
 
 use crate::random::Random;
 
-/// Room for the shortest of each kind of document.
+/// Room for the shortest document of each kind.
 pub const MIN_JSON_BYTES: usize = 80;
-/// Of a document, for the text at its end.
+/// The bytes around the text at a document's end.
 const NOTE_BYTES: usize = r#","note":""}"#.len();
 
 const FIRST_NAMES: [&str; 24] = [
@@ -105,7 +105,8 @@ impl ValueKind {
         value.into()
     }
 
-    /// Fills the value with a new one of its length, which is at least [`MIN_JSON_BYTES`] for JSON.
+    /// Fills the value with new content of its length, which is at least [`MIN_JSON_BYTES`] for
+    /// JSON.
     pub fn fill(self, random: &mut Random, value: &mut [u8]) {
         match self {
             Self::Random => random.fill(value),
@@ -119,7 +120,7 @@ impl ValueKind {
     }
 }
 
-/// A document of just so many bytes: fields, then entries as long as there is room, then words.
+/// A document of exactly so many bytes: fields, then entries as long as there is room, then words.
 fn document(random: &mut Random, bytes: usize) -> String {
     let (kind, entries, fields) = fields(random);
     let mut text = format!(r#"{{"type":"{kind}","id":"{}""#, uuid(random));
@@ -154,7 +155,7 @@ fn document(random: &mut Random, bytes: usize) -> String {
     text
 }
 
-/// The kind of a document, what its entries are called, and its fields.
+/// The kind of a document, the name of its entries, and its fields.
 fn fields(random: &mut Random) -> (&'static str, &'static str, Vec<String>) {
     let (first, last) = (pick(random, &FIRST_NAMES), pick(random, &LAST_NAMES));
     let customer = random.below(1_000_000);
@@ -244,7 +245,7 @@ fn uuid(random: &mut Random) -> String {
     )
 }
 
-/// Some moment of November 2026.
+/// A random time in November 2026.
 fn time(random: &mut Random) -> String {
     let [day, hour, minute, second, ms] = [30, 24, 60, 60, 1000].map(|bound| random.below(bound));
     format!("2026-11-{:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z", day + 1)
@@ -255,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn documents_have_the_length_that_was_asked_for_are_json_and_come_once() {
+    fn documents_are_json_of_the_given_length_and_never_repeat() {
         for bytes in [MIN_JSON_BYTES, 81, 127, 128, 200, 333, 1024, 4096] {
             let mut random = Random::new(1, 5);
             let mut seen = std::collections::BTreeSet::new();

@@ -1,4 +1,4 @@
-//! What the workers of a cell do, again and again.
+//! The operation that a worker repeats.
 
 use std::time::Instant;
 
@@ -128,7 +128,8 @@ impl Work {
         Ok(Self::Request { target: target(method)?, requests: Requests { bodies, expected } })
     }
 
-    /// One operation. One that has conflicts goes on until it succeeds, or until `end` has passed.
+    /// Performs one operation. An operation with conflicts is repeated until it succeeds, or until
+    /// `end` has passed.
     pub async fn perform(
         &mut self,
         link: &mut Link,
@@ -150,13 +151,12 @@ impl Work {
     }
 }
 
-/// Reads of the ranges that begin at each key, but for those that would have too few keys behind
-/// them.
+/// Reads of the ranges that begin at each key, except keys with too few successors.
 fn ranges(options: &Options, body: impl Fn(u32) -> Bytes) -> Bodies {
     Bodies::Read(ReadBodies::encode((options.keys + 1).saturating_sub(RANGE_KEYS), body))
 }
 
-/// The one key of sums. Not a key of the key space, where its value would be in the way.
+/// The key of sums. It is not in the key space, where its value would be in the way.
 fn number(options: &Options) -> KeySpace {
     KeySpace::new(&format!("{}-sum", options.key_prefix), 1)
 }

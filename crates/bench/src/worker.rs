@@ -1,4 +1,4 @@
-//! One operation in flight, the next one once it is answered, or once it is due.
+//! A worker: one operation in flight, the next once it is answered, or once it is due.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,10 +13,11 @@ use crate::schedule::OpenLoop;
 use crate::tally::Tally;
 use crate::work::Work;
 
-/// After an error, so that a server that refuses everything is not drowned, nor the CPU burned.
+/// The pause after an error, so that a server that refuses everything is not flooded, nor the CPU
+/// burned.
 const PAUSE_AFTER_ERROR: Duration = Duration::from_millis(20);
 
-/// The measured time of a cell; before it is the warm-up.
+/// The measured time of a cell; the warm-up comes before it.
 #[derive(Debug, Clone, Copy)]
 pub struct Window {
     pub begin: Instant,
@@ -34,8 +35,8 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Runs until the window ends, or until the other half of `cancelled` is gone: then what is in
-    /// flight is not counted.
+    /// Runs until the window ends, or until the other half of `cancelled` is dropped: then
+    /// operations in flight are not counted.
     pub async fn run(mut self, mut tally: Tally, cancelled: oneshot::Receiver<()>) -> Tally {
         tokio::select! {
             biased;
@@ -53,7 +54,8 @@ impl Worker {
                 .perform(&mut self.link, &mut self.random, self.window.end, &mut conflicts)
                 .await;
             let finished = Instant::now();
-            // In an open loop, what was due before is not measured, however late it was.
+            // In an open loop, an operation that was due before the window is not measured, however
+            // late it ended.
             let measured = self.window.begin <= if self.open.is_some() { begun } else { finished };
             if measured {
                 tally.conflicts += conflicts;
@@ -74,7 +76,7 @@ impl Worker {
         }
     }
 
-    /// From when the next operation's latency counts. `None`: the time is over.
+    /// The time from which the next operation's latency counts. `None`: the time is over.
     async fn next(&self) -> Option<Instant> {
         match &self.open {
             Some(open) => open.next().await,

@@ -78,7 +78,7 @@ async fn lost_connections_are_errors_and_are_replaced() {
 }
 
 #[tokio::test]
-async fn failures_say_what_to_do() {
+async fn failures_name_the_remedy() {
     let url = Arc::new(KvServer { without_eventual: true, ..KvServer::default() }).serve().await;
     for http in ["--http=h1", "--http=h2"] {
         let wrong_token = measure(&url, "wrong", &[http]).await.unwrap_err();
@@ -91,8 +91,11 @@ async fn failures_say_what_to_do() {
             no_eventual.contains("names no eventual endpoint; give --eventual-url"),
             "{no_eventual}"
         );
-        let nobody = measure("http://127.0.0.1:1", TOKEN, &[http]).await.unwrap_err();
-        assert!(nobody.contains("cannot connect to 127.0.0.1:1: Connection refused"), "{nobody}");
+        let unreachable = measure("http://127.0.0.1:1", TOKEN, &[http]).await.unwrap_err();
+        assert!(
+            unreachable.contains("cannot connect to 127.0.0.1:1: Connection refused"),
+            "{unreachable}"
+        );
     }
     let unloaded = ["--operations=strong-read", "--skip-load", "--connections=1", "--http=h1"];
     let report = measure(&url, TOKEN, &unloaded).await.unwrap();
@@ -102,7 +105,8 @@ async fn failures_say_what_to_do() {
 #[tokio::test]
 async fn a_second_url_serves_eventual_reads() {
     let url = Arc::new(KvServer { without_eventual: true, ..KvServer::default() }).serve().await;
-    // Nothing replicates between the two: the other one is loaded with the same keys beforehand.
+    // Nothing replicates between the two servers: the second one is loaded with the same keys
+    // beforehand.
     let other = Arc::new(KvServer::default());
     let other_url = Arc::clone(&other).serve().await;
     let load = ["--operations=strong-read", "--connections=1", "--http=h2"];
@@ -136,19 +140,19 @@ async fn ranges_sums_and_contended_checks_are_measured() {
         assert!(cell.operations > 0 && cell.errors == 0 && cell.unsent == 0, "{cell:?}");
     }
     let conflicts: Vec<u64> = report.cells.iter().map(|cell| cell.conflicts).collect();
-    // Eight on one key cannot all be first; each conflict is counted, and none is an error.
+    // Eight on one key cannot all come first; each conflict is counted, and none is an error.
     assert_eq!(conflicts, [0, 0, server.conflicts.load(Ordering::Relaxed)]);
     assert!(conflicts[2] > 0);
     let entries = server.entries.lock().unwrap();
     let sums =
         entries.iter().find(|(key, _)| key.starts_with(b"\x02meridian-bench-sum\0")).unwrap().1;
     let sum = le64(&sums.value);
-    // All of the cell's, and those that were in flight when it ended.
+    // The operations of the cell, and those in flight when it ended.
     assert!((report.cells[1].operations..=report.cells[1].operations + 8).contains(&sum), "{sum}");
 }
 
 #[tokio::test]
-async fn an_open_loop_has_its_rate_and_tells_what_it_could_not_send() {
+async fn open_loop_keeps_its_rate_and_counts_unsent_operations() {
     let server = Arc::new(KvServer::default());
     let url = Arc::clone(&server).serve().await;
     let more = ["--operations=write", "--connections=4", "--http=h1", "--warmup=0s", "--rate=500"];
@@ -204,7 +208,7 @@ async fn every_operation_is_measured_at_etcd() {
     let conflicts: Vec<u64> = report.cells.iter().map(|cell| cell.conflicts).collect();
     assert!(conflicts[4] > 0 && conflicts[5] > 0);
     assert_eq!((&conflicts[..4], conflicts[4] + conflicts[5]), (&[0; 4][..], state.conflicts));
-    // No increment is lost: the number is the count of those that succeeded.
+    // No increment is lost: the number is the count of successful increments.
     let sums = state
         .entries
         .iter()

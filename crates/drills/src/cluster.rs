@@ -24,32 +24,31 @@ pub use error::{ClusterError, with_causes};
 use ports::PortBlock;
 use process::Process;
 
-/// Opens every database of every cluster here.
+/// The token that opens every database of every drill's cluster.
 pub const TOKEN: &str = "a-token-for-drills-only";
-/// Opens them for reads.
+/// The token that opens them for reads.
 pub const READ_ONLY_TOKEN: &str = "a-token-for-reading-only";
 
 const READY_DEADLINE: Duration = Duration::from_secs(60);
-/// Longer than a node tries: so that it says why it cannot.
+/// Longer than a node tries, so that its answer has the reason.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
-/// For a graceful stop.
+/// The time for a graceful stop.
 const STOP_DEADLINE: Duration = Duration::from_secs(30);
-/// Of the log of a process that ended by itself. A panic with its stack is not longer.
+/// Lines of the log of a process that ended by itself. A panic with its stack fits.
 const LOG_LINES: usize = 60;
 const LOG_LINE_CHARS: usize = 300;
-/// Another program may take a port between the look and the start.
+/// Attempts to start: another program may take a port between its choice and the start.
 const STARTS: usize = 4;
 
 #[derive(Debug, Clone)]
 pub struct ClusterOptions {
-    /// The `meridian` to run.
+    /// The `meridian` program.
     pub program: PathBuf,
     /// Data centers in each region, the primary first; at most three regions, and ten nodes in all.
     pub topology: Vec<usize>,
     /// Log kept for slow replicas; the default is the product's.
     pub log_retention_mb: Option<u64>,
-    /// What each process may take in memory; the default is the product's, which depends on the
-    /// machine.
+    /// Memory for each process; the default is the product's, which depends on the machine.
     pub max_memory_mb: Option<u64>,
     /// Emulated links between all machines. `None`: nodes dial each other directly.
     pub wan: Option<WanPlan>,
@@ -58,7 +57,7 @@ pub struct ClusterOptions {
 /// One process for each node, numbered from 1 through all regions, and stateless gateways beside
 /// them.
 ///
-/// Its processes end and its folder goes when it is dropped, unless [`Cluster::keep_folder`] was
+/// Dropping it ends its processes and removes its folder, unless [`Cluster::keep_folder`] was
 /// called.
 pub struct Cluster {
     program: PathBuf,
@@ -72,7 +71,7 @@ pub struct Cluster {
     folder: TempDir,
 }
 
-/// A process that is, or could be: a node or a stateless gateway.
+/// A process, running or down: a node or a stateless gateway.
 struct Node {
     name: String,
     region: usize,
@@ -84,7 +83,7 @@ struct Node {
     command: &'static str,
     config: PathBuf,
     log: PathBuf,
-    /// `None`: it is down.
+    /// `None`: the process is down.
     process: Option<Process>,
 }
 
@@ -110,7 +109,7 @@ impl Node {
         self.process.take().ok_or_else(|| ClusterError::IsDown(self.name.clone()))
     }
 
-    /// How it ended by itself, with the end of its log.
+    /// The exit of a process that ended by itself, with the end of its log.
     fn ended(&mut self) -> Option<String> {
         let status = self.process.as_mut()?.exited().ok()??;
         let log = fs::read_to_string(&self.log).unwrap_or_default();
@@ -128,7 +127,7 @@ impl Cluster {
     /// Starts all nodes, and waits until the cluster is [`Cluster::ready`].
     ///
     /// # Errors
-    /// When it cannot be had; so with the other methods.
+    /// When the cluster cannot be started; the other methods fail likewise.
     pub async fn start(options: ClusterOptions) -> Result<Self, ClusterError> {
         for _ in 0..STARTS {
             let mut cluster = Self::configure(&options).await?;
@@ -178,7 +177,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// What a node or gateway that ended by itself has said.
+    /// The exit status and log of a node or gateway that ended by itself.
     pub fn ended(&mut self) -> Option<String> {
         self.nodes.values_mut().chain(self.gateways.values_mut()).find_map(Node::ended)
     }
@@ -196,7 +195,7 @@ impl Cluster {
         self.nodes.keys().copied().collect()
     }
 
-    /// The nodes of a region, counted from 0: the primary at first.
+    /// The nodes of a region, which counts from 0: the primary at first.
     pub fn region(&self, region: usize) -> Vec<NodeId> {
         self.nodes.iter().filter(|(_, node)| node.region == region).map(|(id, _)| *id).collect()
     }
@@ -220,22 +219,22 @@ impl Cluster {
         nodes.chain(self.gateways.keys().map(|region| Machine::Gateway(*region))).collect()
     }
 
-    /// Where this machine's gateway serves, without a slash at the end.
+    /// The URL of this machine's gateway, without a slash at the end.
     pub fn url(&self, machine: Machine) -> Result<String, ClusterError> {
         Ok(format!("http://{}", self.machine(machine)?.kv))
     }
 
-    /// Where this node listens for gRPC.
+    /// The gRPC address of this node.
     pub fn rpc_address(&self, id: NodeId) -> Result<&str, ClusterError> {
         Ok(&self.node(id)?.rpc)
     }
 
-    /// Where this node serves its metrics.
+    /// The address of this node's metrics.
     pub fn metrics_address(&self, id: NodeId) -> Result<&str, ClusterError> {
         Ok(&self.node(id)?.metrics)
     }
 
-    /// The process of a node that is up.
+    /// The process id of a node that is up.
     pub fn process_id(&self, id: NodeId) -> Result<u32, ClusterError> {
         let node = self.node(id)?;
         let process =
@@ -277,7 +276,7 @@ impl Cluster {
 
     /// SIGKILL to all nodes.
     pub fn kill_all(&mut self) -> Result<(), ClusterError> {
-        // First all, then wait for each: none should live to see the others go.
+        // All are killed before any is waited for: none should live to see the others go.
         for node in self.nodes.values_mut() {
             if let Some(process) = &mut node.process {
                 process.pause().map_err(|source| ClusterError::io("a signal", source))?;
@@ -335,7 +334,7 @@ impl Cluster {
         self.nodes.get(&id).is_some_and(|node| node.process.is_some())
     }
 
-    /// Whether its process runs and is not paused.
+    /// Whether the machine's process runs and is not paused.
     pub fn runs(&self, machine: Machine) -> bool {
         self.machine(machine)
             .is_ok_and(|node| node.process.as_ref().is_some_and(|process| !process.is_paused()))
@@ -366,12 +365,12 @@ impl Cluster {
         Ok(())
     }
 
-    /// What a node's log holds so far.
+    /// The log of a node so far.
     pub fn log(&self, id: NodeId) -> Result<String, ClusterError> {
         Ok(fs::read_to_string(&self.node(id)?.log).unwrap_or_default())
     }
 
-    /// The node that leads a shard, as it says itself; of two, that of the higher epoch and term.
+    /// The node that reports to lead a shard; of several, the one with the highest epoch and term.
     pub async fn leader(&self, shard: u32) -> Result<NodeId, ClusterError> {
         let found = poll::until("a leader", READY_DEADLINE, async || {
             let mut leaders = Vec::new();
@@ -387,7 +386,7 @@ impl Cluster {
         Ok(found.await?)
     }
 
-    /// What `meridian status` prints.
+    /// The output of `meridian status`.
     pub fn status_text(&self) -> Result<String, ClusterError> {
         let node = self.nodes.values().next().ok_or(ClusterError::NoPorts)?;
         let output =
@@ -396,8 +395,8 @@ impl Cluster {
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Starts a stateless `meridian gateway` in a region, counted from 0, which has none yet; gives
-    /// its URL when it serves.
+    /// Starts a stateless `meridian gateway` in a region that has none yet (regions count from 0);
+    /// returns its URL when it serves.
     pub async fn start_gateway(&mut self, region: usize) -> Result<String, ClusterError> {
         let machine = Machine::Gateway(region);
         if self.gateways.contains_key(&region) {
@@ -412,12 +411,12 @@ impl Cluster {
         self.url(machine)
     }
 
-    /// Where the nodes' folders and logs are.
+    /// The folder of the nodes' data and logs.
     pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    /// Leaves the folder where it is, with data and logs.
+    /// Keeps the folder, with data and logs.
     pub fn keep_folder(&mut self) -> PathBuf {
         self.folder.disable_cleanup(true);
         self.folder.path().to_owned()

@@ -9,7 +9,7 @@ pub struct Drill {
     pub script: Script,
 }
 
-/// In the order in which they are listed.
+/// In the order of the list.
 const SCRIPTS: [(&str, &str); 16] = [
     ("dc-loss", include_str!("../scripts/dc-loss.drill")),
     ("two-dc-loss", include_str!("../scripts/two-dc-loss.drill")),
@@ -35,10 +35,10 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 impl Drill {
-    /// `None`: there is none of this name.
+    /// `None`: there is no drill of this name.
     pub fn named(name: &str) -> Option<Self> {
         let (name, text) = SCRIPTS.iter().find(|(known, _)| *known == name)?;
-        // Each of them is read by a test.
+        // A test reads each script.
         Some(Self { name: (*name).to_owned(), script: text.parse().ok()? })
     }
 

@@ -1,4 +1,5 @@
-//! The recovery time as clients measure it: how long nothing was answered, and how slow what was.
+//! The recovery time as clients measure it: the longest time without an answer, and the slowest
+//! answers.
 
 use std::time::Duration;
 
@@ -17,9 +18,9 @@ pub struct Window {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Gap {
     pub ms: f64,
-    /// Where it begins, from the workload's origin.
+    /// Its beginning, from the workload's origin.
     pub from_ms: f64,
-    /// No answer ended it: the window did.
+    /// No answer ended the gap: the window did.
     pub open: bool,
 }
 
@@ -31,21 +32,21 @@ pub struct Latencies {
     pub max_ms: f64,
 }
 
-/// What the clients of one kind and region saw.
+/// The view of the clients of one kind and region.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measure {
     pub kind: Kind,
     /// Counted from 0.
     pub region: usize,
     pub before: Latencies,
-    /// Without those that moved to another gateway because theirs was lost: they took a pause and
-    /// another try.
+    /// Without clients that moved to another gateway because theirs was lost: they paused and tried
+    /// again.
     pub during: Latencies,
     pub moved: usize,
-    /// The longest gap of the time before the window: what is usual.
+    /// The longest gap before the window: the usual one.
     pub gap_before: Gap,
     pub gap: Gap,
-    /// What the slowest answer of the window took beyond the median before it.
+    /// The slowest answer of the window, minus the median before it.
     pub max_extra_ms: f64,
     pub failed: usize,
     pub cut_off: usize,
@@ -57,7 +58,7 @@ pub fn ms(duration: Duration) -> f64 {
 }
 
 impl Gap {
-    /// `ends`: when something was answered, ascending. The last answer before the window counts.
+    /// `ends`: the times of answers, ascending. The last answer before the window counts.
     pub fn longest(ends: &[Duration], window: Window) -> Self {
         let first = ends.partition_point(|end| *end < window.from);
         let last = ends.partition_point(|end| *end <= window.to);
@@ -92,14 +93,14 @@ impl Latencies {
     }
 }
 
-/// The least of `sorted` that so many percent do not exceed; zero of none.
+/// The least element of `sorted` that so many percent do not exceed; zero for no elements.
 pub fn quantile(sorted: &[Duration], percent: usize) -> Duration {
     let rank = (sorted.len() * percent).div_ceil(100);
     sorted.get(rank.saturating_sub(1)).copied().unwrap_or_default()
 }
 
 impl Measure {
-    /// `warm_at`: earlier answers are those of a cluster that has just started.
+    /// Answers before `warm_at` come from a cluster that has just started.
     pub fn of(
         samples: &[Sample],
         kind: Kind,
@@ -153,11 +154,11 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_gap_touches_the_window() {
+    fn longest_gap_overlaps_the_window() {
         let ends: Vec<_> = [0, 500, 990, 1010, 1700, 1710, 2000].map(at).into();
         let gap = Gap::longest(&ends, window(1000, 2000));
         assert_eq!((gap.ms, gap.from_ms, gap.open), (690.0, 1010.0, false));
-        // The answer before the window is where a gap begins that reaches into it.
+        // A gap that reaches into the window begins at the last answer before it.
         let gap = Gap::longest(&ends, window(1600, 2000));
         assert_eq!((gap.ms, gap.from_ms), (690.0, 1010.0));
         // Before it, gaps do not count.
@@ -165,13 +166,13 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_that_nothing_ends_is_open() {
+    fn gap_without_an_ending_answer_is_open() {
         let ends: Vec<_> = [900, 1100].map(at).into();
         let gap = Gap::longest(&ends, window(1000, 5000));
         assert_eq!((gap.ms, gap.from_ms, gap.open), (3900.0, 1100.0, true));
         let none = Gap::longest(&[], window(1000, 5000));
         assert_eq!((none.ms, none.from_ms, none.open), (4000.0, 1000.0, true));
-        // What is answered behind the window does not end it.
+        // An answer after the window does not end the gap.
         assert!(Gap::longest(&[at(900), at(6000)], window(1000, 5000)).open);
     }
 

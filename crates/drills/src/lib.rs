@@ -1,29 +1,29 @@
-//! Drills: a real cluster of many processes, real clients, a fault, and what the clients saw of it.
+//! Drills: a real cluster of many processes, real clients, a fault, and the clients' view of it.
 //!
-//! | module | what it holds |
+//! | module | contents |
 //! |---|---|
 //! | `cluster` | [`Cluster`]: one `meridian serve` process a node, stateless gateways, signals |
 //! | `network` | [`Network`]: emulated links between all of them; cuts in one direction, rates |
-//! | `operator` | [`Operator`]: what an operator asks and orders: status, inspection, changes |
+//! | `operator` | [`Operator`]: an operator's questions and orders: status, inspection, changes |
 //! | `kv_connect` | [`KvClient`]: KV Connect that hides nothing, every answer as it came |
 //! | `recorder` | recording histories while clients run, and their files |
 //! | `workload` | recorded clients: a history for `meridian-checker`, and samples on a time line |
-//! | `scene`, `script` | who plays which part at present; a fault as a script over time |
+//! | `roles`, `script` | the machines behind the names of a script; a fault as a script over time |
 //! | `drill` | the scripts that come with the program, by name |
 //! | `stage` | [`Stage`]: one run, from the start of the cluster to its judgement |
-//! | `watch` | what nodes say of themselves, all the time: leaders, epochs, lag |
-//! | `ping` | what the emulated network takes by itself |
+//! | `watch` | the statuses of all nodes, all the time: leaders, epochs, lag |
+//! | `ping` | the round trips of the emulated network itself |
 //! | `gap`, `loss` | the two objectives as clients measure them: time and transactions |
-//! | `report` | what came out: as a table, as JSON, as one HTML page |
-//! | `promise`, `suite` | the promises of the product, and the drills that measure them |
+//! | `report` | the report of a run: as a table, as JSON, as one HTML page |
+//! | `promise`, `verdict`, `suite` | the promises of the product, and the drills that measure them |
 //! | `poll` | waiting on conditions, with a deadline |
 //!
 //! What always holds here: nothing knows the inside of a node. A cluster is seen through its
-//! program, its configuration files, its ports and its signals, and judged by what clients were
-//! answered. What the cluster says of itself is reported beside it, and is itself judged.
+//! program, its configuration files, its ports and its signals, and judged by the answers to its
+//! clients. The cluster's own reports are shown beside them, and are themselves judged.
 //!
-//! Absent on purpose: faults of disks and clocks (the simulation's business), faults on a cluster
-//! that somebody uses. A drill makes its own cluster and removes it.
+//! Absent on purpose: faults of disks and clocks (left to the simulation), faults on a cluster in
+//! use. A drill makes its own cluster and removes it.
 
 pub mod cluster;
 pub mod drill;
@@ -37,10 +37,11 @@ pub mod poll;
 pub mod promise;
 pub mod recorder;
 pub mod report;
-pub mod scene;
+pub mod roles;
 pub mod script;
 pub mod stage;
 pub mod suite;
+pub mod verdict;
 mod watch;
 pub mod workload;
 

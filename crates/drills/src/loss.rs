@@ -1,5 +1,5 @@
-//! The recovery point as clients measure it: what was acknowledged and is not there; and whether
-//! the cluster says the same of itself.
+//! The recovery point as clients measure it: the acknowledged writes that are lost, compared with
+//! the cluster's own reports.
 
 use std::collections::HashMap;
 
@@ -12,44 +12,44 @@ use serde::Serialize;
 
 use crate::workload::MARKER;
 
-/// The clock of the workload and that of the old leader tell one thing with so much between them.
+/// The workload's clock and the old leader's may differ by this much about one event.
 const TOLERANCE_MS: f64 = 100.0;
 
-/// A write that was acknowledged and is lost.
+/// An acknowledged write that is lost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LostWrite {
     pub acknowledged_ns: u64,
     pub versionstamp: Versionstamp,
 }
 
-/// What of the acknowledged writes is not there in the end.
+/// The loss of acknowledged writes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Loss {
-    /// By when they were acknowledged.
+    /// The lost writes, by the time of their acknowledgement.
     pub writes: Vec<LostWrite>,
     pub acknowledged: usize,
-    /// Acknowledged writes of which the final reads do not tell.
+    /// Acknowledged writes that the final reads do not cover.
     pub untold: usize,
 }
 
-/// How much was lost, for reports.
+/// The size of the loss, for reports.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct LossSummary {
     pub transactions: usize,
-    /// From the first lost acknowledgement to the next fault, or to the last one that was lost
-    /// after it.
+    /// From the first lost acknowledgement to the next fault, or to the last lost acknowledgement
+    /// if that is later.
     pub window_ms: f64,
 }
 
-/// One failover as the cluster reports it, beside what clients measured.
+/// A failover as the cluster reports it, beside the clients' measurement.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Claim {
     pub report: FailoverReport,
-    /// Acknowledged writes beyond the base that are lost.
+    /// Lost acknowledged writes beyond the base.
     pub acknowledged_lost: usize,
     /// From the first to the last of their acknowledgements.
     pub acknowledged_span_ms: f64,
-    /// Writes that nobody acknowledged in the old epoch and that may be lost with it: in flight at
+    /// Writes without an acknowledgement in the old epoch that may be lost with it: in flight at
     /// the time.
     pub unacknowledged: usize,
     pub verdict: Verdict,
@@ -59,7 +59,7 @@ pub struct Claim {
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     True,
-    /// What it says is not wrong, but it says itself that more may be missing.
+    /// The report is not wrong, but says itself that more may be missing.
     Incomplete,
     False(String),
 }
@@ -98,7 +98,7 @@ impl Loss {
         loss
     }
 
-    /// `faults_ns`: when each fault began, ascending.
+    /// `faults_ns`: the beginnings of all faults, ascending.
     pub fn summary(&self, faults_ns: &[u64]) -> LossSummary {
         let (Some(first), Some(last)) = (self.writes.first(), self.writes.last()) else {
             return LossSummary::default();
@@ -120,8 +120,8 @@ fn span_ms(from_ns: u64, to_ns: u64) -> f64 {
     to_ns.saturating_sub(from_ns) as f64 / 1e6
 }
 
-/// What the checker is told that failovers may have lost. A planned change, and one that is sure to
-/// have lost nothing, may have lost nothing.
+/// The allowance of failovers for the checker. Planned changes, and failovers that report an exact
+/// loss of zero, may have lost nothing.
 pub fn allowance(reports: &[FailoverReport]) -> Allowance {
     let lost_nothing = |report: &FailoverReport| report.loss.exact && report.loss.transactions == 0;
     let window = |report: &FailoverReport| LostWindow::behind(report.epoch, report.base);
@@ -135,7 +135,7 @@ pub fn allowance(reports: &[FailoverReport]) -> Allowance {
 }
 
 impl Claim {
-    /// `fault_ns`: when the fault began.
+    /// `fault_ns`: the beginning of the fault.
     pub fn judge(report: &FailoverReport, loss: &Loss, history: &History, fault_ns: u64) -> Self {
         let window = LostWindow::behind(report.epoch, report.base);
         let lost: Vec<_> =
@@ -186,8 +186,8 @@ impl Claim {
     }
 }
 
-/// The most that a report says may be lost. `None`: it does not say yet, since too few of the old
-/// voters have shown what they had.
+/// The upper bound of the reported loss. `None`: there is none yet, since too few of the old voters
+/// have reported.
 pub fn reported_at_most(report: &FailoverReport) -> Option<u64> {
     let loss = &report.loss;
     report.is_bounded().then_some(if loss.exact {
@@ -197,9 +197,9 @@ pub fn reported_at_most(report: &FailoverReport) -> Option<u64> {
     })
 }
 
-/// Writes that may have been in flight when the old epoch ended, after its last acknowledged one
-/// was invoked and before the first answer of the new epoch, and that the old one did not
-/// acknowledge.
+/// Writes that may have been in flight when the old epoch ended: after the invocation of its last
+/// acknowledged write and before the first answer of the new epoch, without an acknowledgement of
+/// the old one.
 fn unacknowledged(history: &History, report: &FailoverReport, fault_ns: u64) -> usize {
     let epoch = |txn: &Txn| match txn.outcome {
         TxnOutcome::Committed { versionstamp } => Some(versionstamp.position().epoch),
@@ -221,7 +221,7 @@ fn unacknowledged(history: &History, report: &FailoverReport, fault_ns: u64) -> 
     let ended_ns = old.map(|(record, _)| record.invoked_ns).max().unwrap_or(0);
     txns()
         .filter(|(record, txn)| {
-            // Whose client left without an answer may take effect later.
+            // A write whose client left without an answer may take effect later.
             let since_ns = if txn.outcome == TxnOutcome::Unknown { fault_ns } else { ended_ns };
             record.invoked_ns <= begun_ns
                 && record.completed_ns.is_none_or(|completed_ns| completed_ns >= since_ns)
@@ -254,8 +254,8 @@ mod tests {
         TxnOutcome::Committed { versionstamp: stamp(epoch, sequence) }
     }
 
-    /// Writes 1 to 3 were acknowledged at 100, 200 and 1200 ms, 4 never, 5 by epoch 2; there are 1
-    /// and 5.
+    /// Writes 1 to 3 were acknowledged at 100, 200 and 1200 ms, 4 never, 5 by epoch 2; 1 and 5 are
+    /// there in the end.
     fn history() -> History {
         let there = |id: u64| {
             matches!(id, 1 | 5)
@@ -281,7 +281,7 @@ mod tests {
     }
 
     fn report(transactions: u64, window_ms: u64, exact: bool) -> FailoverReport {
-        // As the directory sends it: what it does not name has a default.
+        // As the directory sends it: absent fields have defaults.
         let report = serde_json::json!({
             "epoch": 2, "from_region": "a", "to_region": "b", "planned": false, "cause": "lost",
             "base": { "epoch": 1, "sequence": 10 }, "base_transactions": 10, "base_time_ms": 0,
@@ -291,7 +291,7 @@ mod tests {
         serde_json::from_value(report).unwrap()
     }
 
-    /// Two of three old voters have shown at most so many.
+    /// Two of three old voters have reported at most so many.
     fn bounded(transactions: u64, at_most: u64) -> FailoverReport {
         let mut report = report(transactions, 1000, false);
         report.loss.shown_by = [1, 3].into();
@@ -300,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn acknowledged_writes_that_are_not_there_are_lost() {
+    fn missing_acknowledged_writes_are_lost() {
         let loss = Loss::of(&history());
         assert_eq!((loss.acknowledged, loss.untold), (4, 0));
         assert_eq!(
@@ -321,7 +321,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_final_read_tells_is_counted() {
+    fn writes_without_a_final_read_are_counted() {
         let mut history = history();
         history.records.pop();
         let loss = Loss::of(&history);
@@ -329,11 +329,11 @@ mod tests {
     }
 
     #[test]
-    fn claims_are_judged() {
+    fn reports_of_the_cluster_are_judged() {
         let (history, loss) = (history(), Loss::of(&history()));
         let verdict =
             |report: &FailoverReport| Claim::judge(report, &loss, &history, 1000 * MS).verdict;
-        // Two acknowledged ones are lost, the unanswered one and the one of the new epoch may be.
+        // Two acknowledged writes are lost; the unanswered one and the one of the new epoch may be.
         assert_eq!(verdict(&report(2, 1000, true)), Verdict::True);
         assert_eq!(verdict(&report(4, 1000, true)), Verdict::True);
         assert!(matches!(verdict(&report(5, 1000, true)), Verdict::False(_)));
@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn who_says_that_nothing_is_lost_may_lose_nothing() {
+    fn report_of_no_loss_is_false_if_a_write_is_lost() {
         assert_eq!(allowance(&[report(0, 0, true)]), Allowance::default());
         assert_eq!(
             allowance(&[FailoverReport { planned: true, ..report(0, 0, false) }]),

@@ -9,11 +9,11 @@ use std::net::SocketAddr;
 use meridian_types::NodeId;
 use meridian_wan::{Link, LinkProfile, WanPlan};
 
-/// Who may dial a node.
+/// A machine that may dial a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Machine {
     Node(NodeId),
-    /// The stateless gateway of a region, counted from 0.
+    /// The stateless gateway of a region; regions count from 0.
     Gateway(usize),
 }
 
@@ -26,10 +26,10 @@ impl fmt::Display for Machine {
     }
 }
 
-/// Where a node listens.
+/// The address and region of a node.
 #[derive(Debug, Clone, Copy)]
 pub struct Site {
-    /// Counted from 0.
+    /// Counts from 0.
     pub region: usize,
     pub address: SocketAddr,
 }
@@ -39,22 +39,22 @@ struct Wire {
     profile: LinkProfile,
 }
 
-/// Links between all machines. A flow from one machine to another crosses two of them: the link by
-/// which the one dials, forward, and the link by which the other dials, backward; both are cut with
-/// it.
+/// Links between all machines. A flow from one machine to another crosses two of them: the link on
+/// which the first dials, forward, and the link on which the second dials, backward; a cut of the
+/// flow cuts both.
 ///
-/// A cut loses nothing and tells nobody: bytes are held, as TCP does that retransmits into a dead
-/// network. It is what a data center without power looks like, and a route that is gone.
+/// A cut loses nothing and notifies no process: bytes are held, as by TCP that retransmits into a
+/// dead network. It looks like a data center without power, or a lost route.
 pub struct Network {
     wires: BTreeMap<(Machine, NodeId), Wire>,
-    /// The flows that are cut, by whoever cut them.
+    /// The flows that are cut.
     cut: BTreeSet<(Machine, Machine)>,
-    /// Machines that have no power: all their flows are cut.
+    /// Machines without power: all their flows are cut.
     dark: BTreeSet<Machine>,
 }
 
 impl Network {
-    /// Links as far as `plan` says, also where that is no distance: they can be cut.
+    /// Makes links as far as `plan` says. Links without delay exist too, so that they can be cut.
     ///
     /// # Errors
     /// When a link cannot listen.
@@ -79,33 +79,36 @@ impl Network {
         Ok(Self { wires, cut: BTreeSet::new(), dark: BTreeSet::new() })
     }
 
-    /// Where this machine dials the others, for the table `[dial]` of its configuration.
+    /// The addresses at which this machine dials the others, for the table `[dial]` of its
+    /// configuration.
     pub fn dial(&self, from: Machine) -> BTreeMap<NodeId, SocketAddr> {
         let wires = self.wires.iter().filter(|((dialler, _), _)| *dialler == from);
         wires.map(|((_, to), wire)| (*to, wire.link.address())).collect()
     }
 
-    /// Cuts all flows from one of `from` to one of `to`. Their way back stays.
+    /// Cuts all flows from the machines of `from` to the machines of `to`. The opposite direction
+    /// stays.
     pub fn cut(&mut self, from: &[Machine], to: &[Machine]) {
         let pairs = from.iter().flat_map(|from| to.iter().map(move |to| (*from, *to)));
         self.cut.extend(pairs.filter(|(from, to)| from != to));
         self.apply();
     }
 
-    /// Cuts the machine off without a word, before its processes are killed.
+    /// Cuts the machine off silently, before its processes are killed.
     pub fn darken(&mut self, machine: Machine) {
         self.dark.insert(machine);
         self.apply();
     }
 
-    /// The machine has power again. What was held then reaches processes that know nothing of it.
+    /// Restores the power of the machine. Bytes held until then reach its new processes, which know
+    /// nothing of them.
     pub fn lighten(&mut self, machine: Machine) {
         self.dark.remove(&machine);
         self.apply();
     }
 
-    /// Bytes between one of `a` and one of `b` pass at no more than this rate: each direction of
-    /// each link.
+    /// Limits the rate of bytes between the machines of `a` and of `b`: each direction of each
+    /// link.
     pub fn throttle(&self, a: &[Machine], b: &[Machine], bytes_per_second: u64) {
         for ((from, to), wire) in &self.wires {
             let to = Machine::Node(*to);
@@ -164,12 +167,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_flow_is_cut_whoever_dialled() {
+    async fn flow_is_cut_on_the_links_of_both_dialers() {
         let (mut network, listener) = two_nodes().await;
         assert_eq!(network.dial(Machine::Gateway(0)).len(), 2);
         let mut dialled = TcpStream::connect(network.dial(A)[&2]).await.unwrap();
         let (mut answering, _) = listener.accept().await.unwrap();
-        // From A to B: forward on the link by which A dials.
+        // From A to B: forward on the link on which A dials.
         network.cut(&[A], &[B]);
         dialled.write_all(b"x").await.unwrap();
         answering.write_all(b"y").await.unwrap();

@@ -1,5 +1,5 @@
-//! What an operator asks the nodes of a cluster, and orders. Operators dial nodes directly: no
-//! fault of the network between the nodes blinds them.
+//! Questions and orders of an operator. Operators dial nodes directly: faults of the network
+//! between the nodes do not blind them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -19,11 +19,11 @@ use tonic::transport::{Channel, Endpoint};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(6);
-/// Tries of an order: each may be told of another leader.
+/// Attempts at an order: each may be redirected to another leader.
 const TRIES: usize = 20;
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// Why an order was not carried out, or a question not answered.
+/// The reason why an order was not carried out, or a question not answered.
 #[derive(Debug, thiserror::Error)]
 pub enum OperatorError {
     #[error("`{0}` is no address")]
@@ -32,17 +32,17 @@ pub enum OperatorError {
     NoSuchNode(NodeId),
     #[error("no node answers for the directory: {0}")]
     NoDirectory(String),
-    /// For people; nothing was changed.
+    /// The text is for people; nothing was changed.
     #[error("refused: {0}")]
     Refused(String),
     #[error(transparent)]
     Json(#[from] serde_json::Error),
 }
 
-/// What the directory says.
+/// The view of the directory.
 #[derive(Debug, Clone)]
 pub struct Inspection {
-    /// `None`: not known.
+    /// `None`: unknown.
     pub leader: Option<NodeId>,
     pub cluster: Cluster,
 }
@@ -67,7 +67,7 @@ impl Operator {
         Ok(Self { channels: addresses.iter().map(channel).collect::<Result<_, OperatorError>>()? })
     }
 
-    /// What a node says of itself.
+    /// The status of a node.
     ///
     /// # Errors
     /// When it does not answer.
@@ -75,7 +75,7 @@ impl Operator {
         Ok(self.admin(node)?.status(StatusRequest {}).await?.into_inner())
     }
 
-    /// What those nodes say that answer within `patience`.
+    /// The statuses of the nodes that answer within `patience`.
     pub async fn statuses(&self, patience: Duration) -> BTreeMap<NodeId, StatusResponse> {
         let asked = self.channels.keys().map(|node| async move {
             let status = tokio::time::timeout(patience, self.status(*node)).await.ok()?.ok()?;
@@ -84,10 +84,10 @@ impl Operator {
         join_all(asked).await.into_iter().flatten().collect()
     }
 
-    /// What a node says of one shard.
+    /// The status of one shard on a node.
     ///
     /// # Errors
-    /// When it does not answer, or has not the shard.
+    /// When the node does not answer, or does not have the shard.
     pub async fn shard_status(
         &self,
         node: NodeId,
@@ -110,10 +110,10 @@ impl Operator {
         Ok(())
     }
 
-    /// The newest version of the cluster that a node within reach of `patience` knows.
+    /// The newest version of the cluster among the nodes that answer within `patience`.
     ///
     /// # Errors
-    /// [`OperatorError::NoDirectory`], also where there is none.
+    /// [`OperatorError::NoDirectory`] when no node answers, or the cluster has no directory.
     pub async fn inspect(&self, patience: Duration) -> Result<Inspection, OperatorError> {
         let asked = self.channels.values().map(|channel| async {
             let mut client = DirectoryClient::new(channel.clone());
@@ -139,7 +139,7 @@ impl Operator {
         newest
     }
 
-    /// Orders a change, from whichever node leads the directory.
+    /// Orders a change, from the leader of the directory.
     ///
     /// # Errors
     /// [`OperatorError::Refused`] with the reason, or [`OperatorError::NoDirectory`].

@@ -1,5 +1,5 @@
-//! What the emulated network takes by itself: a `ping` between regions, through links like those of
-//! the cluster.
+//! The round trips of the emulated network itself: a `ping` between regions, through links like
+//! those of the cluster.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,12 +15,12 @@ use tokio::task::JoinSet;
 use crate::gap::quantile;
 
 const EVERY: Duration = Duration::from_millis(50);
-/// As `ping` sends by default.
+/// The size of a packet that `ping` sends by default.
 const BYTES: usize = 56;
 
 type RoundTrips = Arc<Mutex<BTreeMap<usize, Vec<Duration>>>>;
 
-/// Pings that go on until this is dropped. Nothing cuts them, whatever is cut in the cluster.
+/// Pings that run until this is dropped. Cuts in the cluster do not affect them.
 pub(crate) struct Pings {
     round_trips: RoundTrips,
     _links: Vec<Link>,
@@ -28,7 +28,7 @@ pub(crate) struct Pings {
 }
 
 impl Pings {
-    /// One way each to the regions of these numbers, so far away.
+    /// Pings the regions with these numbers, each at its one-way delay.
     ///
     /// # Errors
     /// When a port cannot be had.
@@ -50,7 +50,7 @@ impl Pings {
                     let (mut read, mut write) = stream.split();
                     tokio::io::copy(&mut read, &mut write).await
                 };
-                // A ping that fails is one that is not measured.
+                // A failed ping is not counted.
                 tokio::select! {
                     _ = answers => {}
                     _ = ping(there, region, &round_trips) => {}
@@ -60,7 +60,7 @@ impl Pings {
         Ok(Self { round_trips, _links: links, _tasks: tasks })
     }
 
-    /// The median round trip to a region; `None` if nothing came back.
+    /// The median round trip to a region; `None` without any answer.
     pub(crate) fn median(&self, region: usize) -> Option<Duration> {
         let round_trips = self.round_trips.lock().unwrap_or_else(PoisonError::into_inner);
         let mut measured = round_trips.get(&region)?.clone();
@@ -93,7 +93,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_ping_takes_the_round_trip_of_its_link_and_little_more() {
+    async fn ping_takes_little_more_than_the_round_trip_of_its_link() {
         let profile = |ms| LinkProfile::of_round_trip(Duration::from_millis(ms));
         let pings = Pings::start([(0, LinkProfile::default()), (2, profile(30))]).await.unwrap();
         let measured = async || {

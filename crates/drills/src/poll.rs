@@ -3,23 +3,23 @@
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
-/// Between two looks at a condition.
+/// The pause between two evaluations of a condition.
 const INTERVAL: Duration = Duration::from_millis(25);
 
-/// What was waited for in vain.
+/// A condition that did not hold within its deadline.
 #[derive(Debug, thiserror::Error)]
 #[error("waited {} s in vain: {what}; at last: {seen}", deadline.as_secs())]
 pub struct Timeout {
     pub what: String,
     pub deadline: Duration,
-    /// In place of what was waited for.
+    /// The last value seen instead.
     pub seen: String,
 }
 
-/// Looks until `look` gives a value.
+/// Calls `look` again and again until it returns a value.
 ///
 /// # Errors
-/// After `deadline`, with what was last seen.
+/// After `deadline`, with the last error that `look` returned.
 pub async fn until<T, E: Debug>(
     what: &str,
     deadline: Duration,

@@ -1,48 +1,11 @@
-//! The promises of the product, and how runs of drills are held against them. The README lists
-//! them.
+//! The promises of the product, and their comparison with runs of drills. The README lists them.
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
-
 use crate::gap::Latencies;
 use crate::report::RunReport;
+use crate::verdict::{Column, PromiseVerdict, Row};
 use crate::workload::Kind;
-
-/// How a promise stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Standing {
-    Met,
-    Missed,
-    /// Nothing was promised.
-    NotStated,
-    /// The machine could not do what the promise is about, or the drill was not run.
-    NotMeasured,
-}
-
-/// One column of one promise.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Column {
-    pub text: &'static str,
-    pub standing: Standing,
-}
-
-/// One promise.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Row {
-    pub promise: &'static str,
-    pub stated: Column,
-    pub aim: Column,
-    pub measured: String,
-    pub drills: Vec<&'static str>,
-}
-
-impl Row {
-    pub fn is_missed(&self) -> bool {
-        self.stated.standing == Standing::Missed || self.aim.standing == Standing::Missed
-    }
-}
 
 /// The runs of each drill, by its name.
 pub type Runs = BTreeMap<String, Vec<RunReport>>;
@@ -60,14 +23,13 @@ pub const DRILLS: [&str; 9] = [
     "switchover",
 ];
 
-/// Whether the stated promise and the aim are kept, `None` where that was not measured, and by
-/// what.
+/// Whether the stated promise and the aim are kept (`None`: not measured), and the measurement.
 type Kept = (Option<bool>, Option<bool>, String);
 
-/// What makes a row of runs.
+/// A promise, and the function that compares runs with it.
 struct Promise {
     promise: &'static str,
-    /// Of the system that this one replaces.
+    /// The promise of the system that this product replaces.
     stated: &'static str,
     aim: &'static str,
     drills: &'static [&'static str],
@@ -97,7 +59,7 @@ const PROMISES: [Promise; 10] = [
     Promise {
         promise: "a commit is durable in at least 2 data centers of the primary region before it is acknowledged",
         stated: "at least 2",
-        aim: "the same: the loss of the one that leads loses nothing",
+        aim: "the same: the loss of the leader loses nothing",
         drills: &["dc-loss"],
         judge: |runs| {
             let (lost, acknowledged) = lost(runs);
@@ -134,7 +96,7 @@ const PROMISES: [Promise; 10] = [
             let rates = runs.iter().filter_map(|run| run.pressure_per_second);
             let rate = rates.fold(f64::INFINITY, f64::min);
             let measured = all().next().is_some();
-            // Within one in a hundred of it.
+            // Within one percent of the rate.
             let aim = (measured && rate >= 4_950.0).then_some(beyond < 500.0);
             let text = format!(
                 "p99 {worst:.0} ms, {beyond:.0} ms beyond the one-way delay, at {rate:.0} writes/s"
@@ -259,7 +221,7 @@ const PROMISES: [Promise; 10] = [
     },
 ];
 
-/// A median of both parts of a run in which nothing happened.
+/// A median over both parts of a run without a fault.
 fn median(before: Latencies, during: Latencies) -> f64 {
     if during.count >= before.count { during.p50_ms } else { before.p50_ms }
 }
@@ -279,7 +241,7 @@ fn failed(runs: &[&RunReport]) -> u64 {
     runs.iter().map(|run| run.failed_judged()).sum()
 }
 
-/// Of the runs, the p99 by the nearest rank; of up to 100 that is the worst.
+/// The p99 of the runs by the nearest rank; of up to 100 runs that is the worst.
 fn worst_rto(runs: &[&RunReport]) -> f64 {
     let mut gaps: Vec<f64> = runs.iter().map(|run| run.strong_rto_ms()).collect();
     gaps.sort_by(f64::total_cmp);
@@ -287,7 +249,7 @@ fn worst_rto(runs: &[&RunReport]) -> f64 {
     gaps.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
 }
 
-/// Holds runs against all promises.
+/// Compares runs with all promises.
 pub fn rows(runs: &Runs) -> Vec<Row> {
     PROMISES.iter().map(|promise| row(promise, runs)).collect()
 }
@@ -301,22 +263,22 @@ fn row(promise: &Promise, runs: &Runs) -> Row {
     if mine.is_empty() {
         "nothing: no drill came to its end".clone_into(&mut measured);
     }
-    let standing = |kept: Option<bool>| match kept {
-        Some(false) if !mine.is_empty() => Standing::Missed,
-        Some(true) if all_run => Standing::Met,
-        _ => Standing::NotMeasured,
+    let verdict = |kept: Option<bool>| match kept {
+        Some(false) if !mine.is_empty() => PromiseVerdict::Missed,
+        Some(true) if all_run => PromiseVerdict::Met,
+        _ => PromiseVerdict::NotMeasured,
     };
     Row {
         promise: promise.promise,
         stated: Column {
             text: if promise.stated.is_empty() { "not stated" } else { promise.stated },
-            standing: if promise.stated.is_empty() {
-                Standing::NotStated
+            verdict: if promise.stated.is_empty() {
+                PromiseVerdict::NotStated
             } else {
-                standing(stated)
+                verdict(stated)
             },
         },
-        aim: Column { text: promise.aim, standing: standing(aim) },
+        aim: Column { text: promise.aim, verdict: verdict(aim) },
         measured,
         drills: promise.drills.to_vec(),
     }

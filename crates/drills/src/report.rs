@@ -1,6 +1,7 @@
-//! What came out of a run.
+//! The report of a run.
 
 mod chart;
+mod escape;
 mod html;
 mod table;
 
@@ -11,13 +12,13 @@ use serde::Serialize;
 
 use crate::gap::{Gap, Measure};
 use crate::loss::{Claim, LossSummary, Verdict};
-use crate::watch::Look;
+use crate::watch::Snapshot;
 use crate::workload::Kind;
 
 pub use html::html_page;
 pub use table::{run_text, runs_text, suite_text};
 
-/// Something that happened on the time line.
+/// An event on the time line.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Mark {
     /// From the workload's origin.
@@ -31,7 +32,7 @@ pub struct Mark {
 pub enum MarkKind {
     Fault,
     Heal,
-    /// Waiting, measuring, and what the cluster reports.
+    /// Waiting, measuring, and reports of the cluster.
     Phase,
 }
 
@@ -44,13 +45,13 @@ pub struct Dot {
     pub latency_ms: f64,
 }
 
-/// What the checker said.
+/// The verdict of the checker.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Judgement {
     pub clean: bool,
     /// How often each invariant is violated.
     pub violations: BTreeMap<String, usize>,
-    /// Acknowledged transactions that the cluster's own reports of failovers admit to have lost.
+    /// Acknowledged transactions that the cluster's own reports of failovers cover.
     pub lost_as_admitted: usize,
     pub operations: usize,
     pub committed: usize,
@@ -59,7 +60,7 @@ pub struct Judgement {
     pub text: String,
 }
 
-/// How soon writes were shown in another region.
+/// The delay until writes were shown in another region.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Replication {
     /// Counted from 0.
@@ -68,7 +69,7 @@ pub struct Replication {
     pub p50_ms: f64,
     pub p99_ms: f64,
     pub one_way_ms: f64,
-    /// What the p99 takes beyond the one-way delay.
+    /// The p99 minus the one-way delay.
     pub p99_beyond_ms: f64,
 }
 
@@ -83,23 +84,23 @@ pub struct RunReport {
     pub seed: u64,
     pub topology: Vec<usize>,
     pub wan: String,
-    /// From the primary region to each region, in ms, as pings through such links took at the same
-    /// time (median).
+    /// From the primary region to each region, in ms, measured by pings through such links at the
+    /// same time (median).
     pub round_trips_ms: Vec<f64>,
-    /// The primary region when the drill began, counted from 0.
+    /// The primary region when the drill began; regions count from 0.
     pub home: usize,
-    /// Who led the shard and the directory when the drill began. `None`: not known.
+    /// The leaders of the shard and of the directory when the drill began. `None`: unknown.
     pub leader: NodeId,
     pub directory_leader: Option<NodeId>,
     pub warm_ms: f64,
-    /// When the fault began, and until when it is measured.
+    /// The beginning and the end of the measured time.
     pub fault_ms: f64,
     pub end_ms: f64,
     pub marks: Vec<Mark>,
     pub measures: Vec<Measure>,
     /// Regions whose clients were lost with their data centers: measured, not judged.
     pub lost_regions: Vec<usize>,
-    /// Requests that failed at gateways that were there, after the fault, by region.
+    /// Failed requests at gateways that were up, after the fault, by region.
     pub failed_requests: BTreeMap<usize, u64>,
     pub failed_by_answer: BTreeMap<String, u64>,
     /// Requests that were in flight at a gateway that was lost.
@@ -107,18 +108,19 @@ pub struct RunReport {
     /// Answers that no server should give.
     pub oddities: Vec<String>,
     pub acknowledged: usize,
-    /// Acknowledged writes of which the final reads do not tell.
+    /// Acknowledged writes that the final reads do not cover.
     pub untold: usize,
     pub loss: LossSummary,
     pub claims: Vec<Claim>,
     pub judgement: Judgement,
-    /// Nodes that had applied the same in the end, of all.
+    /// Nodes that had applied the same state in the end, out of all nodes.
     pub converged: usize,
     pub nodes: usize,
     /// Writes per second beside those of the recorded clients.
     pub pressure_per_second: Option<f64>,
     pub replication: Vec<Replication>,
-    pub looks: Vec<Look>,
+    #[serde(rename = "looks")]
+    pub snapshots: Vec<Snapshot>,
     /// Answers for the charts: some of them, the slowest among them.
     #[serde(skip)]
     pub dots: Vec<Dot>,
@@ -128,7 +130,7 @@ pub struct RunReport {
 }
 
 impl RunReport {
-    /// What is wrong, whatever was promised; nothing in a sound run.
+    /// All faults of the run, whatever was promised; empty in a sound run.
     pub fn faults(&self) -> Vec<String> {
         let mut faults: Vec<String> =
             self.oddities.iter().map(|oddity| format!("odd answer: {oddity}")).collect();
@@ -174,7 +176,7 @@ impl RunReport {
         gaps.map(|gap| gap.ms).fold(0.0, f64::max)
     }
 
-    /// What the slowest write or strong read took beyond the usual.
+    /// The slowest write or strong read, minus the usual latency.
     pub fn strong_extra_ms(&self) -> f64 {
         let judged = self.judged(Kind::Write).chain(self.judged(Kind::StrongRead));
         judged.map(|measure| measure.max_extra_ms).fold(0.0, f64::max)

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! title: One data center of the primary region loses its power
-//! about: What it is about, in any number of such lines.
+//! about: The purpose of the drill, in any number of such lines.
 //! hold: 8s
 //! clients-lost: none
 //!
@@ -10,27 +10,27 @@
 //! +hold heal
 //! ```
 //!
-//! A step begins so long after the one before has ended; `hold` is how long a fault lasts, which
-//! whoever runs the script may change. The verbs are those of [`Action`], the parts those of
-//! [`Part`], joined by `+`.
+//! A step begins so long after the end of the step before; `hold` is the duration of a fault, which
+//! a run may override. The verbs are those of [`Action`], the machines those of
+//! [`Selector`], joined by `+`.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::scene::Part;
+use crate::roles::Selector;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Script {
     pub title: String,
     pub about: String,
-    /// How long the fault lasts, unless it is said otherwise.
+    /// The default duration of the fault.
     pub hold: Duration,
     /// The regions whose clients are lost with their data centers, and not judged.
     pub clients_lost: ClientsLost,
     /// Writes per second beside the recorded clients.
     pub pressure: Option<u32>,
-    /// How long clients think at most between two operations, if not as usual.
+    /// The longest pause of clients between two operations, instead of the usual one.
     pub think: Option<Duration>,
     pub steps: Vec<Step>,
 }
@@ -38,7 +38,7 @@ pub struct Script {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ClientsLost {
     None,
-    /// Those of the primary region.
+    /// The clients of the primary region.
     Primary,
 }
 
@@ -58,47 +58,48 @@ pub enum Delay {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
     Nothing,
-    /// Links go silent, then the processes are killed: nobody is told.
-    PowerOff(Vec<Part>),
+    /// Links go silent, then the processes are killed: no peer is notified.
+    PowerOff(Vec<Selector>),
     /// SIGKILL: the kernel closes the connections.
-    Kill(Vec<Part>),
-    /// SIGTERM, and the end.
-    Stop(Vec<Part>),
-    /// Starts what is down.
-    Start(Vec<Part>),
+    Kill(Vec<Selector>),
+    /// SIGTERM, and waits for the end.
+    Stop(Vec<Selector>),
+    /// Starts the machines that are down.
+    Start(Vec<Selector>),
     /// SIGSTOP.
-    Pause(Vec<Part>),
+    Pause(Vec<Selector>),
     /// SIGCONT.
-    Resume(Vec<Part>),
-    /// Stops, starts and waits for each in turn.
-    Roll(Vec<Part>),
-    /// `from`: both directions; `to`: what the first send.
+    Resume(Vec<Selector>),
+    /// Stops, starts and awaits each machine in turn.
+    Roll(Vec<Selector>),
+    /// `from`: both directions; `to`: only the bytes that the first machines send.
     Cut {
-        parts: Vec<Part>,
-        others: Vec<Part>,
+        parts: Vec<Selector>,
+        others: Vec<Selector>,
         one_way: bool,
     },
     Throttle {
-        parts: Vec<Part>,
-        others: Vec<Part>,
+        parts: Vec<Selector>,
+        others: Vec<Selector>,
         bytes_per_second: u64,
     },
-    /// Starts what is down, resumes what is paused, heals all links.
+    /// Starts the machines that are down, resumes the paused ones, heals all links.
     Heal,
     Switch(Target),
-    /// Databases are made at home, each in a shard of its own, until there are so many shards.
+    /// Databases are created in the primary region, each in a shard of its own, until there are so
+    /// many shards.
     Shards(u32),
     Await(Condition),
-    /// What follows is measured, and not what was before.
+    /// The measured time begins here, and not earlier.
     Measure,
 }
 
-/// Where a switchover goes.
+/// The target of a switchover.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
     /// The first region that was not the primary when the drill began.
     Replica,
-    /// The region that was.
+    /// The region that was the primary when the drill began.
     Home,
 }
 
@@ -106,14 +107,13 @@ pub enum Target {
 pub enum Condition {
     /// Every node's gateway answers strong reads.
     Ready,
-    /// All nodes have applied the same.
+    /// All nodes have applied the same state.
     CaughtUp,
-    /// Every shard is active in another region than the one that was the primary, in less than 10
-    /// seconds.
+    /// Every shard is active in another region than the first primary, in less than 10 seconds.
     Moved,
 }
 
-/// What is wrong with a script, and where.
+/// An error in a script, with its line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}: {fault}")]
 pub struct InvalidScript {
@@ -131,8 +131,8 @@ pub enum Fault {
     LateHeader,
     #[error("`{0}` is no verb")]
     Verb(String),
-    #[error("`{0}` is no part: {list}", list = Part::ALL.map(Part::name).join(", "))]
-    Part(String),
+    #[error("`{0}` names no machine: {list}", list = Selector::ALL.map(Selector::name).join(", "))]
+    Selector(String),
     #[error("`{verb}` is written as `{usage}`")]
     Usage { verb: &'static str, usage: &'static str },
     #[error("`{value}` is not what `{header}` takes: {expected}")]
@@ -142,7 +142,7 @@ pub enum Fault {
 }
 
 impl Script {
-    /// How long a step waits.
+    /// The delay of a step.
     pub fn delay(&self, delay: Delay) -> Duration {
         match delay {
             Delay::Hold => self.hold,
@@ -302,15 +302,15 @@ fn throttle(rest: &str) -> Result<Action, Fault> {
     Ok(Action::Throttle { parts: parts(throttled)?, others: parts(others)?, bytes_per_second })
 }
 
-fn parts(text: &str) -> Result<Vec<Part>, Fault> {
+fn parts(text: &str) -> Result<Vec<Selector>, Fault> {
     let part = |name: &str| {
-        let found = Part::ALL.into_iter().find(|part| part.name() == name);
-        found.ok_or_else(|| Fault::Part(name.to_owned()))
+        let found = Selector::ALL.into_iter().find(|part| part.name() == name);
+        found.ok_or_else(|| Fault::Selector(name.to_owned()))
     };
     text.split('+').map(str::trim).map(part).collect()
 }
 
-struct Joined<'a>(&'a [Part]);
+struct Joined<'a>(&'a [Selector]);
 
 impl fmt::Display for Joined<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -319,7 +319,7 @@ impl fmt::Display for Joined<'_> {
 }
 
 impl fmt::Display for Action {
-    /// As it is written in a script.
+    /// In the notation of scripts.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Nothing => f.write_str("nothing"),

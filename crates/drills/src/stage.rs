@@ -1,4 +1,4 @@
-//! One run of a drill, from the start of its cluster to its judgement.
+//! One run of a drill, from the start of its cluster to its report.
 
 mod clients;
 mod judge;
@@ -22,7 +22,7 @@ use crate::operator::{Inspection, OperatorError};
 use crate::ping::Pings;
 use crate::poll::{self, Timeout};
 use crate::report::{Mark, MarkKind, RunReport};
-use crate::scene::{NobodyPlays, Scene};
+use crate::roles::{NoSuchRole, Roles};
 use crate::script::Condition;
 use crate::watch::{Watch, leading_since_ms};
 use crate::workload::{Pressure, Workload};
@@ -30,44 +30,44 @@ use crate::workload::{Pressure, Workload};
 use clients::Gateways;
 use judge::Evidence;
 
-/// Answers of a cluster that has just started are not what is usual.
+/// A cluster that has just started answers unusually slowly.
 const WARM_UP: Duration = Duration::from_secs(2);
-/// What is usual is measured for so long.
+/// The time for measuring the usual latencies.
 const BASELINE: Duration = Duration::from_secs(4);
-/// A cluster that has just started may hand its leadership to whom it prefers.
-const SETTLE_DEADLINE: Duration = Duration::from_secs(40);
-/// And what comes behind the last step.
+/// A cluster that has just started may transfer its leadership to the preferred node.
+const WARM_UP_DEADLINE: Duration = Duration::from_secs(40);
+/// The time that is measured after the last step.
 const TAIL: Duration = Duration::from_secs(3);
 /// A client waits for an answer no longer than this, and so ends by then.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(15);
 const QUIET_DEADLINE: Duration = Duration::from_secs(60);
-/// Longer than a try inside the cluster.
-const QUIET: Duration = Duration::from_millis(1500);
+/// Longer than an attempt inside the cluster.
+const QUIESCENT: Duration = Duration::from_millis(1500);
 const PATIENCE: Duration = Duration::from_secs(2);
-/// Old voters need a moment to show what they had.
+/// Old voters need a moment to report their batches.
 const CLAIMS_DEADLINE: Duration = Duration::from_secs(20);
 
-/// How a drill is run.
+/// The settings of a run.
 #[derive(Debug, Clone)]
 pub struct StageOptions {
-    /// The `meridian` to run.
+    /// The `meridian` program.
     pub program: PathBuf,
     pub topology: Vec<usize>,
     pub wan: WanPlan,
-    /// How long a fault lasts, if not as the script says.
+    /// Duration of a fault, instead of the script's.
     pub hold: Option<Duration>,
-    /// Leave the cluster's folder where it is.
+    /// Keep the cluster's folder.
     pub keep: bool,
     pub seed: u64,
 }
 
-/// Why a run did not come to its end.
+/// The reason why a run did not come to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum StageError {
     #[error(transparent)]
     Cluster(#[from] ClusterError),
     #[error(transparent)]
-    Part(#[from] NobodyPlays),
+    Selector(#[from] NoSuchRole),
     #[error(transparent)]
     Timeout(#[from] Timeout),
     #[error(transparent)]
@@ -78,7 +78,7 @@ pub enum StageError {
     NoTarget,
     #[error("{step}")]
     Step { step: String, source: Box<StageError> },
-    /// With the place of its logs.
+    /// Adds the folder of the logs.
     #[error("the drill did not come to its end; the logs and data of its cluster are in {}", folder.display())]
     Kept { source: Box<StageError>, folder: PathBuf },
 }
@@ -91,20 +91,20 @@ pub struct Stage<'a> {
     cluster: Cluster,
     gateways: Gateways,
     workload: Arc<Workload>,
-    scene: Scene,
+    roles: Roles,
     marks: Vec<Mark>,
-    /// From when on it is measured.
+    /// The beginning of the measured time.
     fault_at: Duration,
     /// Machines that were started, and that clients do not use yet.
     returning: Vec<Machine>,
 }
 
 impl Stage<'_> {
-    /// Runs a drill once, and removes its cluster. `say` is told what happens.
+    /// Runs a drill once, and removes its cluster. Progress goes to `say`.
     ///
     /// # Errors
-    /// When it did not come to its end: nothing can be said of the promises then, and the cluster's
-    /// folder stays.
+    /// When the run did not come to its end: it then says nothing about the promises, and the
+    /// cluster's folder stays.
     pub async fn run(
         drill: &Drill,
         run: usize,
@@ -129,9 +129,9 @@ impl Stage<'_> {
                 let stateless = cluster.start_gateway(region).await?;
                 gateways.add(&cluster, region, stateless)?;
             }
-            Ok::<_, ClusterError>((gateways, Scene::of(&cluster, DEFAULT_DATABASE).await?))
+            Ok::<_, ClusterError>((gateways, Roles::of(&cluster, DEFAULT_DATABASE).await?))
         };
-        let (gateways, scene) = match prepared.await {
+        let (gateways, roles) = match prepared.await {
             Ok(prepared) => prepared,
             Err(error) => return Err(kept(&mut cluster, error.into())),
         };
@@ -140,7 +140,7 @@ impl Stage<'_> {
             cluster.node_ids().len(),
             cluster.regions(),
             began.elapsed().as_secs_f64(),
-            scene.leader
+            roles.leader
         ));
         let workload = Workload::new(DEFAULT_DATABASE);
         let mut stage = Stage {
@@ -150,7 +150,7 @@ impl Stage<'_> {
             cluster,
             gateways,
             workload,
-            scene,
+            roles,
             marks: Vec::new(),
             fault_at: Duration::ZERO,
             returning: Vec::new(),
@@ -163,26 +163,26 @@ impl Stage<'_> {
 
     async fn play(&mut self, run: usize) -> Result<RunReport, StageError> {
         let origin = self.workload.origin();
-        let watch = Watch::start(self.cluster.operator().clone(), self.scene.shard, origin);
+        let watch = Watch::start(self.cluster.operator().clone(), self.roles.shard, origin);
         let far = |region| {
-            (region, self.options.wan.profile(self.scene.home, region).unwrap_or_default())
+            (region, self.options.wan.profile(self.roles.home, region).unwrap_or_default())
         };
         let pings =
             Pings::start((0..self.cluster.regions()).map(far)).await.map_err(StageError::Ping)?;
         let mut clients = JoinSet::new();
         let think = self.drill.script.think;
         for profile in
-            self.gateways.profiles(self.scene.home, CLIENT_TIMEOUT, think, self.options.seed)
+            self.gateways.profiles(self.roles.home, CLIENT_TIMEOUT, think, self.options.seed)
         {
             clients.spawn(Arc::clone(&self.workload).run_client(profile));
         }
         let press = |per_second| {
-            self.gateways.pressure(self.scene.home, self.scene.leader, per_second, origin)
+            self.gateways.pressure(self.roles.home, self.roles.leader, per_second, origin)
         };
         let pressure = self.drill.script.pressure.map(press);
-        let warm_at = self.settle(&watch).await?;
-        // Who leads may have changed since.
-        self.scene = Scene::of(&self.cluster, DEFAULT_DATABASE).await?;
+        let warm_at = self.warm_up(&watch).await?;
+        // The leader may have changed since.
+        self.roles = Roles::of(&self.cluster, DEFAULT_DATABASE).await?;
         self.fault_at = origin.elapsed();
         let written_before = pressure.as_ref().map(Pressure::written);
         self.carry_out().await?;
@@ -202,28 +202,28 @@ impl Stage<'_> {
             history,
             inspection,
             converged: self.converged().await,
-            looks: watch.looks(),
+            snapshots: watch.snapshots(),
             round_trips: (0..self.cluster.regions()).map(|region| pings.median(region)).collect(),
             pressure,
         };
         Ok(self.judge(run, evidence))
     }
 
-    /// Waits until what is usual was measured under one leader, for a while only under the
-    /// preferred one; gives from when on.
-    async fn settle(&self, watch: &Watch) -> Result<Duration, Timeout> {
+    /// Waits until the usual latencies were measured under one leader, for a while only under the
+    /// preferred one; returns the time from which they count.
+    async fn warm_up(&self, watch: &Watch) -> Result<Duration, Timeout> {
         tokio::time::sleep(WARM_UP + BASELINE).await;
         let inspection = self.cluster.operator().inspect(PATIENCE).await.ok();
         let shard =
-            inspection.as_ref().and_then(|known| known.cluster.shards.get(&self.scene.shard));
+            inspection.as_ref().and_then(|known| known.cluster.shards.get(&self.roles.shard));
         let preferred = shard.and_then(|shard| shard.preferred_leader);
         let begun = Instant::now();
-        poll::until("one leader for a while", SETTLE_DEADLINE, async || {
+        poll::until("one leader for a while", WARM_UP_DEADLINE, async || {
             let (leader, since_ms) =
-                leading_since_ms(&watch.looks()).ok_or("nobody leads".to_owned())?;
+                leading_since_ms(&watch.snapshots()).ok_or("no node leads".to_owned())?;
             let since = Duration::from_secs_f64(since_ms / 1000.0);
             let settled = self.workload.origin().elapsed().saturating_sub(since) >= BASELINE;
-            let late = begun.elapsed() > SETTLE_DEADLINE / 2;
+            let late = begun.elapsed() > WARM_UP_DEADLINE / 2;
             if settled && (late || preferred.is_none_or(|preferred| preferred == leader)) {
                 Ok(since.max(WARM_UP))
             } else {
@@ -233,50 +233,54 @@ impl Stage<'_> {
         .await
     }
 
-    /// Heals what is left, waits until nothing commits any more, and reads everything back.
+    /// Heals the remaining faults, waits until commits end, and reads everything back.
     async fn last_reads(&mut self) -> Result<History, StageError> {
         if let Some(ended) = self.cluster.ended() {
             return Err(ClusterError::Ended(ended).into());
         }
         self.heal()?;
-        self.meet(Condition::Ready).await?;
-        self.quiet().await?;
+        self.wait_for(Condition::Ready).await?;
+        self.quiesce().await?;
         (self.say)("all is healed and quiet; reading everything back");
         let gateway =
-            self.gateways.of(Machine::Gateway(self.scene.home)).ok_or(StageError::NoTarget)?;
+            self.gateways.of(Machine::Gateway(self.roles.home)).ok_or(StageError::NoTarget)?;
         Ok(self.workload.finish(gateway).await?)
     }
 
-    /// Writes whose clients left are carried out by their gateways.
-    async fn quiet(&self) -> Result<(), Timeout> {
+    /// Waits for writes whose clients have left: their gateways carry them out.
+    async fn quiesce(&self) -> Result<(), Timeout> {
         let mut last = (Vec::new(), Instant::now());
         poll::until("nothing commits any more", QUIET_DEADLINE, async || {
             let applied = self.applied().await;
             if applied != last.0 {
                 last = (applied, Instant::now());
             }
-            if last.1.elapsed() >= QUIET { Ok(()) } else { Err(format!("applied {:?}", last.0)) }
+            if last.1.elapsed() >= QUIESCENT {
+                Ok(())
+            } else {
+                Err(format!("applied {:?}", last.0))
+            }
         })
         .await
     }
 
-    /// What each node that answers has applied of the shard.
+    /// The positions that the answering nodes have applied of the shard.
     async fn applied(&self) -> Vec<u64> {
         let statuses = self.cluster.operator().statuses(PATIENCE).await;
         let shards = statuses.values().flat_map(|status| &status.shards);
         shards
-            .filter(|status| status.shard == self.scene.shard.0)
+            .filter(|status| status.shard == self.roles.shard.0)
             .map(|status| status.applied_sequence)
             .collect()
     }
 
-    /// Nodes that have applied what the furthest has.
+    /// The number of nodes that have applied as much as the most advanced.
     async fn converged(&self) -> usize {
         let applied = self.applied().await;
         applied.iter().filter(|sequence| applied.iter().max() == Some(sequence)).count()
     }
 
-    /// The directory as it is when old voters have shown what they had, or do not.
+    /// The directory once the old voters have reported their batches, or after the deadline.
     async fn claims(&self) -> Option<Inspection> {
         let told = poll::until("reports that are complete", CLAIMS_DEADLINE, async || {
             let inspection = self
@@ -285,7 +289,7 @@ impl Stage<'_> {
                 .inspect(PATIENCE)
                 .await
                 .map_err(|error| error.to_string())?;
-            let reports = self.scene.reports(&inspection);
+            let reports = self.roles.reports(&inspection);
             let complete = reports.iter().all(|report| reported_at_most(report).is_some());
             if complete { Ok(inspection) } else { Err(format!("{reports:?}")) }
         });
@@ -295,7 +299,7 @@ impl Stage<'_> {
         }
     }
 
-    async fn meet(&mut self, condition: Condition) -> Result<(), StageError> {
+    async fn wait_for(&mut self, condition: Condition) -> Result<(), StageError> {
         match condition {
             Condition::Ready => {
                 self.cluster.ready().await?;

@@ -6,23 +6,24 @@ use serde::Serialize;
 
 use crate::cluster::with_causes;
 use crate::drill::Drill;
-use crate::promise::{DRILLS, Row, Runs, rows};
+use crate::promise::{DRILLS, Runs, rows};
 use crate::stage::{Stage, StageOptions};
+use crate::verdict::Row;
 
-/// The drill that is run several times.
+/// The drill that is repeated.
 const REPEATED: &str = "dc-loss";
 
-/// What came out of a suite.
+/// The results of a suite.
 #[derive(Debug, Clone, Serialize)]
 pub struct SuiteReport {
     pub rows: Vec<Row>,
     pub runs: Runs,
-    /// Drills that did not come to their end, and why.
+    /// Drills that did not come to their end, with the reason.
     pub failed: BTreeMap<String, String>,
 }
 
 impl SuiteReport {
-    /// What of it is not as promised, whatever the reason: empty in a good suite.
+    /// All missed promises and failed checks: empty in a good suite.
     pub fn complaints(&self) -> Vec<String> {
         let missed = self.rows.iter().filter(|row| row.is_missed());
         let mut complaints: Vec<String> =
@@ -37,8 +38,7 @@ impl SuiteReport {
     }
 }
 
-/// Runs the suite; the loss of one data center `runs` times. Stops no earlier because a drill
-/// failed.
+/// Runs the suite; the loss of one data center `runs` times. A failed drill does not end it.
 pub async fn run_suite(
     options: &StageOptions,
     runs: usize,

@@ -1,4 +1,4 @@
-//! What the nodes say of themselves, all the time.
+//! The statuses of all nodes, all the time.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -12,64 +12,66 @@ use crate::gap::ms;
 use crate::operator::Operator;
 
 const INTERVAL: Duration = Duration::from_millis(200);
-/// A node that does not answer so soon says nothing this time.
+/// A node without an answer by then is left out this time.
 const PATIENCE: Duration = Duration::from_millis(180);
 
-/// One look at all nodes.
+/// The statuses of all nodes at one time.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Look {
+pub struct Snapshot {
     /// From the workload's origin.
     pub at_ms: f64,
-    /// Who says that it leads the shard, with its epoch.
+    /// The nodes that report to lead the shard, with their epochs.
     pub leaders: BTreeMap<NodeId, u32>,
     /// The nodes that answered.
     pub answered: usize,
-    /// How far behind each connected subscriber of the leader is, as the leader of the highest
-    /// epoch says.
+    /// The lag of each connected subscriber, as reported by the leader of the highest epoch.
     pub lag_ms: BTreeMap<NodeId, u64>,
     pub lag_bytes: BTreeMap<NodeId, u64>,
 }
 
-impl Look {
-    /// Who says that it leads the newest epoch, and which that is.
+impl Snapshot {
+    /// The node that reports to lead the newest epoch, with the epoch.
     pub(crate) fn leader(&self) -> Option<(NodeId, u32)> {
         self.leaders.iter().max_by_key(|(_, epoch)| **epoch).map(|(node, epoch)| (*node, *epoch))
     }
 }
 
-/// Since when the last leader leads, as far as was seen.
-pub(crate) fn leading_since_ms(looks: &[Look]) -> Option<(NodeId, f64)> {
-    let (leader, epoch) = looks.last()?.leader()?;
-    let since =
-        looks.iter().rev().take_while(|look| look.leader() == Some((leader, epoch))).last()?;
+/// The last leader, and since when it was seen to lead.
+pub(crate) fn leading_since_ms(snapshots: &[Snapshot]) -> Option<(NodeId, f64)> {
+    let (leader, epoch) = snapshots.last()?.leader()?;
+    let since = snapshots
+        .iter()
+        .rev()
+        .take_while(|snapshot| snapshot.leader() == Some((leader, epoch)))
+        .last()?;
     Some((leader, since.at_ms))
 }
 
-/// Looks until it is dropped.
+/// Takes snapshots until it is dropped.
 pub(crate) struct Watch {
-    looks: Arc<Mutex<Vec<Look>>>,
+    snapshots: Arc<Mutex<Vec<Snapshot>>>,
     task: JoinHandle<()>,
 }
 
 impl Watch {
     pub(crate) fn start(operator: Operator, shard: ShardId, origin: Instant) -> Self {
-        let looks = Arc::new(Mutex::new(Vec::new()));
-        let seen = Arc::clone(&looks);
+        let snapshots = Arc::new(Mutex::new(Vec::new()));
+        let seen = Arc::clone(&snapshots);
         let task = tokio::spawn(async move {
             let mut ticks = tokio::time::interval(INTERVAL);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
             loop {
                 ticks.tick().await;
                 let at_ms = ms(origin.elapsed());
-                let look = look(&operator, shard, at_ms).await;
-                seen.lock().unwrap_or_else(PoisonError::into_inner).push(look);
+                let snapshot = take_snapshot(&operator, shard, at_ms).await;
+                seen.lock().unwrap_or_else(PoisonError::into_inner).push(snapshot);
             }
         });
-        Self { looks, task }
+        Self { snapshots, task }
     }
 
-    pub(crate) fn looks(&self) -> Vec<Look> {
-        self.looks.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub(crate) fn snapshots(&self) -> Vec<Snapshot> {
+        self.snapshots.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -79,7 +81,7 @@ impl Drop for Watch {
     }
 }
 
-async fn look(operator: &Operator, shard: ShardId, at_ms: f64) -> Look {
+async fn take_snapshot(operator: &Operator, shard: ShardId, at_ms: f64) -> Snapshot {
     let statuses = operator.statuses(PATIENCE).await;
     let of_shard = || {
         let shards = statuses
@@ -88,10 +90,10 @@ async fn look(operator: &Operator, shard: ShardId, at_ms: f64) -> Look {
         shards.filter(|(_, status)| status.shard == shard.0 && status.role == "leader")
     };
     let newest = of_shard().max_by_key(|(_, status)| (status.epoch, status.term));
-    // One that is away does not lag: it is not there.
+    // A disconnected subscriber has no lag.
     let subscribers =
         || newest.iter().flat_map(|(_, status)| &status.subscribers).filter(|one| one.connected);
-    Look {
+    Snapshot {
         at_ms,
         leaders: of_shard().map(|(id, status)| (id, status.epoch)).collect(),
         answered: statuses.len(),
@@ -108,23 +110,23 @@ mod tests {
 
     #[test]
     fn a_leader_leads_since_the_last_change() {
-        let look = |at_ms, leaders: &[(NodeId, u32)]| Look {
+        let snapshot = |at_ms, leaders: &[(NodeId, u32)]| Snapshot {
             at_ms,
             leaders: leaders.iter().copied().collect(),
             answered: 3,
             lag_ms: BTreeMap::new(),
             lag_bytes: BTreeMap::new(),
         };
-        let looks = [
-            look(0.0, &[(1, 1)]),
-            look(1.0, &[(2, 1)]),
-            look(2.0, &[(1, 1)]),
-            look(3.0, &[(1, 1)]),
+        let snapshots = [
+            snapshot(0.0, &[(1, 1)]),
+            snapshot(1.0, &[(2, 1)]),
+            snapshot(2.0, &[(1, 1)]),
+            snapshot(3.0, &[(1, 1)]),
         ];
-        assert_eq!(leading_since_ms(&looks), Some((1, 2.0)));
-        // Who does not know of the newer epoch yet does not count.
-        let looks = [look(0.0, &[(4, 2)]), look(1.0, &[(1, 1), (4, 2)])];
-        assert_eq!(leading_since_ms(&looks), Some((4, 0.0)));
-        assert_eq!(leading_since_ms(&[look(0.0, &[(1, 1)]), look(1.0, &[])]), None);
+        assert_eq!(leading_since_ms(&snapshots), Some((1, 2.0)));
+        // A node that does not know of the newer epoch yet does not count.
+        let snapshots = [snapshot(0.0, &[(4, 2)]), snapshot(1.0, &[(1, 1), (4, 2)])];
+        assert_eq!(leading_since_ms(&snapshots), Some((4, 0.0)));
+        assert_eq!(leading_since_ms(&[snapshot(0.0, &[(1, 1)]), snapshot(1.0, &[])]), None);
     }
 }

@@ -1,10 +1,9 @@
-//! Clients that append to lists, set and delete registers, and add to counters, and record what
-//! they were answered: for `meridian-checker`, and as samples on a time line.
+//! Clients that append to lists, set and delete registers, and add to counters. Their operations
+//! and answers are recorded: as a history for `meridian-checker`, and as samples on a time line.
 //!
-//! What the checker demands of them: each element of a list and each value of a register is written
-//! once in a history, an append stands under a check of the version that was read, and what sums or
-//! deletes also sets a marker, a register of its own. Lists are followed by new ones when they get
-//! long.
+//! The checker demands of them: each element of a list and each value of a register is written once
+//! in a history; an append stands under a check of the version that was read; a transaction with a
+//! sum or a delete also sets a marker, a register of its own. Long lists are followed by new ones.
 
 mod client;
 mod entries;
@@ -35,24 +34,24 @@ use client::Client;
 use entries::entries;
 
 const LISTS: u64 = 3;
-/// A longer list is left to be, and its name's next number begins.
+/// A longer list gets no more elements, and the next number of its name begins.
 const LIST_ELEMENTS: usize = 60;
 const REGISTERS: u64 = 5;
 const COUNTERS: u64 = 3;
-/// Keys of one final read: all in one range, in one answer.
+/// Keys of one final read, all in one range and one answer.
 const FINAL_KEYS: usize = 500;
 const FINAL_DEADLINE: Duration = Duration::from_secs(30);
-/// For one try of a final read, from any region.
+/// The time-out of an attempt at a final read, from any region.
 const FINAL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Answers that no server should give, of which the texts are kept.
+/// Impossible answers whose texts are kept.
 const MAX_ODDITIES: usize = 20;
 
-/// The history of one database in the making.
+/// The history of one database, while it is recorded.
 pub struct Workload {
     recorder: Recorder,
     origin: Instant,
     database: DatabaseId,
-    /// For each list, which of that name is appended to.
+    /// For each list name, the number of the list that gets the appends.
     generations: Vec<AtomicU64>,
     stop: AtomicBool,
     samples: Mutex<Vec<Sample>>,
@@ -75,8 +74,8 @@ impl Workload {
         })
     }
 
-    /// Runs a client until [`Workload::stop`]. May be dropped at any await; what was in flight has
-    /// no result then.
+    /// Runs a client until [`Workload::stop`]. May be dropped at any await; operations in flight
+    /// then have no result.
     pub async fn run_client(self: Arc<Self>, profile: Profile) {
         Client::new(self, profile).run().await;
     }
@@ -85,7 +84,7 @@ impl Workload {
         self.stop.store(true, Ordering::Relaxed);
     }
 
-    /// Where all times count from.
+    /// The origin of all times.
     pub fn origin(&self) -> Instant {
         self.origin
     }
@@ -94,7 +93,7 @@ impl Workload {
         self.recorder.history().records.len()
     }
 
-    /// What clients did so far, by when it ended.
+    /// The samples so far, by the end of their operations.
     pub fn samples(&self) -> Vec<Sample> {
         self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -104,13 +103,13 @@ impl Workload {
         self.attempts.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Answers that no server should give, whatever happens to it; a few of them.
+    /// Answers that no server should give under any fault; a few of them.
     pub fn oddities(&self) -> Vec<String> {
         self.oddities.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads everything that was ever written, through `gateway`, and gives the history. Call this
-    /// when the clients have ended and what they left behind has too.
+    /// Reads all keys that were ever written, through `gateway`, and returns the history. Call this
+    /// when the clients have ended and their abandoned writes have too.
     ///
     /// # Errors
     /// When the gateway does not serve.
@@ -168,7 +167,7 @@ impl Workload {
         }
     }
 
-    /// The list that is appended to at present.
+    /// The list that gets the appends at present.
     fn list(&self, list: u64) -> Key {
         let generations = usize::try_from(list).ok().and_then(|list| self.generations.get(list));
         format!(
@@ -177,7 +176,7 @@ impl Workload {
         )
     }
 
-    /// The list `key` is long enough.
+    /// Ends the list `key`, which is long enough.
     fn next_list(&self, list: u64, key: &str) {
         let generation = usize::try_from(list).ok().and_then(|list| self.generations.get(list));
         let current = key.rsplit('/').next().and_then(|number| number.parse::<u64>().ok());

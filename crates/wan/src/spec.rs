@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_can_be_read() {
+    fn displayed_plan_parses_again() {
         for spec in ["90,190", "90,190,jitter=5", "1,2,3,jitter=0.25,dc=2"] {
             assert_eq!(spec.parse::<WanPlan>().unwrap().to_string(), spec);
         }

@@ -1,5 +1,4 @@
-//! A client that does no harm, with a database and a token of its own: whether it is answered, and
-//! how soon.
+//! A harmless client, with a database and a token of its own: whether it is answered, and how soon.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,16 +10,16 @@ use tokio_util::sync::CancellationToken;
 use crate::KvClient;
 use crate::kv_connect::CallError;
 
-/// Between the requests of one of its tasks: it asks for little.
+/// The pause between the requests of one of its tasks: its load is small.
 const PAUSE: Duration = Duration::from_millis(100);
-/// As `@deno/kv` waits, and longer than a gateway tries.
+/// The time-out of `@deno/kv`, which is longer than a gateway tries.
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// Requests that a connection is used for: it has to get in, too.
+/// Requests over one connection: the client has to connect anew, too.
 const REQUESTS_OF_A_CONNECTION: u64 = 25;
-/// In the order of trying; later ones are left out.
+/// Failures kept, in the order of their requests.
 const FAILURES_KEPT: usize = 5;
 
-/// How long the answered requests took, and what was wrong with the others.
+/// The latencies of the answered requests, and the errors of the others.
 #[derive(Debug, Default)]
 pub struct Seen {
     pub reads: Latencies,
@@ -37,7 +36,7 @@ impl Latencies {
         self.0.len()
     }
 
-    /// Of so many of each thousand, at most. Zero if there were none.
+    /// The latency that so many of each thousand do not exceed. Zero if there were none.
     pub fn quantile(&self, per_mille: usize) -> Duration {
         let mut sorted = self.0.clone();
         sorted.sort_unstable();
@@ -59,7 +58,7 @@ impl Seen {
     }
 }
 
-/// Asks through every gateway until it is told to stop.
+/// A client that sends requests through every gateway until it is stopped.
 pub struct Bystander {
     seen: Arc<Mutex<Seen>>,
     stop: CancellationToken,
@@ -71,7 +70,7 @@ impl Bystander {
         let (seen, stop, mut tasks) =
             (Arc::<Mutex<Seen>>::default(), CancellationToken::new(), JoinSet::new());
         for at in 0..gateways.len() {
-            // Reads through the next gateway what was written through this one.
+            // Reads through the next gateway the key that it wrote through this one.
             let base = |at: usize| format!("http://{}", gateways[at % gateways.len()]);
             let task = Task {
                 bases: [base(at), base(at + 1)],
@@ -86,7 +85,7 @@ impl Bystander {
         Self { seen, stop, tasks }
     }
 
-    /// What it saw; requests in progress are waited for.
+    /// Stops the client, after the requests in progress, and returns its results.
     pub async fn stop(mut self) -> Seen {
         self.stop.cancel();
         while self.tasks.join_next().await.is_some() {}
@@ -94,7 +93,7 @@ impl Bystander {
     }
 }
 
-/// Connects anew where there was no connection within two seconds, as every client does. The time
+/// Connects anew if there was no connection within two seconds, as every client does. The time
 /// counts.
 async fn connected<T, F>(request: impl Fn() -> F) -> Result<T, CallError>
 where

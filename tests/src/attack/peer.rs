@@ -1,6 +1,6 @@
-//! Somebody who reaches the ports that nodes have for each other: a node of another cluster, or one
-//! that went mad. What it may order with the name of the cluster in its calls is the business of
-//! certificates, which do not exist yet.
+//! An attacker that reaches the ports of nodes for each other: a node of another cluster, or a
+//! faulty one. Orders with the cluster's own name in their calls are left to certificates, which do
+//! not exist yet.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +22,7 @@ async fn channel(address: &str, cluster: &str) -> Option<Channel> {
     Endpoint::from_shared(format!("http://{address}")).ok()?.origin(origin).connect().await.ok()
 }
 
-/// A vote of a candidate, and an entry of a leader, of a term that there can be none of.
+/// A candidate's vote, and a leader's entry, of an impossible term.
 async fn mad_term(channel: Channel, target: u64) {
     for term in [u64::MAX, 1 << 40] {
         let group = Some(raft::Group { shard: 1, epoch: 1, target });
@@ -78,7 +78,7 @@ pub(super) async fn terms(target: Arc<Target>) {
     .await;
 }
 
-/// New ones and those that are there, of which nothing is read.
+/// Transfers of new and present states, which are not read.
 pub(super) async fn states(target: Arc<Target>) {
     again(target.nodes.len(), move |at| {
         let (_, address) = target.nodes[at].clone();

@@ -1,4 +1,4 @@
-//! Somebody with a token for reading one database.
+//! An attacker with a token for reading one database.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use crate::kv_connect::{SECOND_DATABASE, range, set};
 
 const READ: &str = "/kv/strong/snapshot_read";
 
-/// Eight connections of as many streams as one may have.
+/// Eight connections with as many streams as one may have.
 pub(super) async fn bodies(target: Arc<Target>) {
     const STREAMS: usize = 1024;
     again(8, move |at| {
@@ -49,8 +49,8 @@ pub(super) async fn scans(target: Arc<Target>) {
     again(32, move |at| {
         let client = clients[at % clients.len()].clone();
         async move {
-            // The range of an absent key ends in a lone `ff` where all those that were deleted lie
-            // behind it.
+            // The range of an absent key ends in a lone `ff`, before which all the deleted keys
+            // lie.
             let end = [stored::DELETED, b"\xff"].concat();
             let consistency = if at % 4 == 0 { Consistency::Eventual } else { Consistency::Strong };
             drop(client.read(consistency, vec![range(stored::DELETED, &end, 1)]).await);
@@ -80,7 +80,7 @@ pub(super) async fn resets(target: Arc<Target>) {
                 else {
                     return;
                 };
-                // Some get as far as the database.
+                // Some requests reach the database.
                 let answer = requests.send_request(request);
                 drop(tokio::time::timeout(Duration::from_millis(at as u64), answer).await);
             }
@@ -89,7 +89,7 @@ pub(super) async fn resets(target: Arc<Target>) {
     .await;
 }
 
-/// What it has no right to, and what nobody understands.
+/// Requests beyond its rights, and requests that make no sense.
 pub(super) async fn probes(target: Arc<Target>) {
     let clients: Vec<KvClient> = target.clients(&target.reader).collect();
     again(32, move |at| {

@@ -15,7 +15,7 @@ use super::{Input, Target, name_of, stored};
 use crate::kv_connect::{DEFAULT_DATABASE, SECOND_DATABASE, delete, mutation, set};
 use crate::{Cluster, ClusterOptions, KvClient, poll};
 
-/// Little enough to be reached by what is done, were it not bounded.
+/// Little enough that the attacks would exceed it if they were not bounded.
 const MAX_MEMORY_MB: u64 = 512;
 const LARGE_VALUES: usize = 1000;
 const BIGINTS: usize = 1000;
@@ -25,10 +25,10 @@ const WRITE: usize = 1000;
 const LARGE_WRITE: usize = 12;
 const VALUE_BYTES: usize = 65_536;
 const DEADLINE: Duration = Duration::from_secs(60);
-/// For an attacker to end, once its time is over.
+/// The time for an attacker to end after its attack.
 const END: Duration = Duration::from_secs(20);
 
-/// A cluster of three regions, with what attackers need of it, and a bystander.
+/// A cluster of three regions, with the data that attackers need, and a bystander.
 pub struct Siege {
     cluster: Cluster,
     target: Target,
@@ -36,17 +36,16 @@ pub struct Siege {
     program: PathBuf,
 }
 
-/// What was seen during one attack, or while there was none.
+/// The results of one attack, or of a time without one.
 #[derive(Debug)]
 pub struct Row {
     pub name: String,
     pub seen: Seen,
-    /// The largest resident memory of a node, in MiB, and which node that was. `None`: this system
-    /// does not say.
+    /// The largest resident memory of a node, in MiB, and the node. `None`: unknown on this system.
     pub memory: Option<(u64, NodeId)>,
-    /// What a node may take, in MiB.
+    /// The memory that a node may take, in MiB.
     pub max_memory_mb: u64,
-    /// Nodes that ended, changes of the epoch of a shard.
+    /// Nodes that ended, and changes of the epoch of a shard.
     pub faults: Vec<String>,
 }
 
@@ -131,7 +130,7 @@ impl Siege {
         }
     }
 
-    /// What the bystander sees while somebody does all of `inputs`.
+    /// The bystander's results while an attacker carries out all of `inputs`.
     pub async fn row(&mut self, name: &str, inputs: &[Input], duration: Duration) -> Row {
         let ids = self.cluster.node_ids();
         let pids: Vec<(NodeId, u32)> =
@@ -166,7 +165,7 @@ impl Siege {
         command
             .args(["with", "--seconds", &duration.as_secs().to_string()])
             .args(inputs.iter().map(|input| name_of(*input)));
-        // The target has secrets, and everybody sees arguments.
+        // The target has secrets, and every user of the machine can see arguments.
         let mut child = command.stdin(Stdio::piped()).kill_on_drop(true).spawn().unwrap();
         let target = serde_json::to_vec(&self.target).unwrap();
         child.stdin.take().unwrap().write_all(&target).await.unwrap();
@@ -177,7 +176,7 @@ impl Siege {
         );
     }
 
-    /// Where the logs of the nodes are; they stay there.
+    /// Keeps the folder of the nodes' logs, and returns it.
     pub fn keep_folder(&mut self) -> PathBuf {
         self.cluster.keep_folder()
     }
@@ -198,7 +197,7 @@ fn largest_bigint() -> Vec<u8> {
     bigint
 }
 
-/// The largest resident memory since it was forgotten.
+/// The largest resident memory since it was last reset.
 fn peak_mb(pid: u32) -> Option<u64> {
     let status =
         std::fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("status")).ok()?;
@@ -208,6 +207,6 @@ fn peak_mb(pid: u32) -> Option<u64> {
 }
 
 fn forget_peak(pid: u32) {
-    // Where it cannot be done, the peak is that of all attacks so far.
+    // If it cannot be reset, the peak is that of all attacks so far.
     drop(std::fs::write(Path::new("/proc").join(pid.to_string()).join("clear_refs"), "5"));
 }

@@ -1,4 +1,4 @@
-//! Somebody with a token for reading one database who takes no answer.
+//! An attacker with a token for reading one database, which reads no answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,8 +57,8 @@ pub(super) async fn pipeline(target: Arc<Target>) {
             else {
                 return;
             };
-            // An empty read. Once nothing of it is taken any more, this waits for the end of the
-            // connection.
+            // Requests of empty reads. Once the gateway stops reading them, this waits for the end
+            // of the connection.
             let requests = head(READ, &target.reader, 0).repeat(100);
             while stream.write_all(requests.as_bytes()).await.is_ok() {}
         }

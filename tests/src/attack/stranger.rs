@@ -1,4 +1,4 @@
-//! Somebody without a token.
+//! An attacker without a token.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,12 +9,13 @@ use tokio::io::AsyncWriteExt;
 use super::wire::{connect, converse, hold, http2, request, whole};
 use super::{Target, again};
 
-/// More than a gateway takes.
+/// More connections than a gateway accepts.
 const SOCKETS: usize = 9_000;
-/// To each of the other gateways.
+/// Connections to each of the other gateways.
 const FEW_SOCKETS: usize = 500;
 
-/// All that one gateway has room for, and some to each of the others; again when they are closed.
+/// Opens all connections that one gateway has room for, and some to each of the others; opens them
+/// again when they are closed.
 pub(super) async fn sockets(target: Arc<Target>) {
     let mut addresses: Vec<String> = vec![];
     for (at, gateway) in target.gateways.iter().enumerate() {
@@ -30,7 +31,7 @@ pub(super) async fn sockets(target: Arc<Target>) {
     .await;
 }
 
-/// As much of a head as a gateway keeps, of as many connections as it takes.
+/// Sends as much of a head as a gateway keeps, on as many connections as it accepts.
 pub(super) async fn long_heads(target: Arc<Target>) {
     let head = Arc::new(format!("POST / HTTP/1.1\r\nHost: kv\r\nX-Long: {}", "x".repeat(30_000)));
     again(SOCKETS, move |_| {
@@ -40,7 +41,7 @@ pub(super) async fn long_heads(target: Arc<Target>) {
     .await;
 }
 
-/// A byte of the head now and then.
+/// Sends a byte of the head now and then.
 pub(super) async fn heads(target: Arc<Target>) {
     again(200, move |at| {
         let address = target.gateways[at % target.gateways.len()].clone();
@@ -58,10 +59,10 @@ pub(super) async fn heads(target: Arc<Target>) {
     .await;
 }
 
-/// On connections that stay open.
+/// Guesses on connections that stay open.
 pub(super) async fn guesses(target: Arc<Target>) {
     again(64, move |at| {
-        let tokens = ["", "wrong", "a-token-that-nobody-has", "a-token-for-drills-onl"];
+        let tokens = ["", "wrong", "a-token-of-no-client", "a-token-for-drills-onl"];
         let clients: Vec<_> = target.clients(tokens[at % tokens.len()]).collect();
         async move {
             for client in clients {
@@ -89,7 +90,7 @@ pub(super) async fn guesses(target: Arc<Target>) {
     .await;
 }
 
-/// As fast as they go.
+/// Resets streams as fast as possible.
 pub(super) async fn resets(target: Arc<Target>) {
     again(4, move |at| {
         let address = target.gateways[at % target.gateways.len()].clone();

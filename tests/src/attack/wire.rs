@@ -1,4 +1,4 @@
-//! Connections as no HTTP client makes them.
+//! Connections that no HTTP client would make.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::pin::Pin;
@@ -25,7 +25,7 @@ const ELSEWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 /// Longer than a gateway waits for anything.
 const PATIENCE: Duration = Duration::from_secs(180);
 
-pub(super) type AnyBody = BoxBody<Bytes, std::convert::Infallible>;
+pub(super) type BoxedBody = BoxBody<Bytes, std::convert::Infallible>;
 
 /// The largest legal read: 1,000 entries of 64 KiB.
 pub(super) fn largest_read() -> Bytes {
@@ -41,7 +41,8 @@ pub(super) fn head(path: &str, token: &str, length: usize) -> String {
     )
 }
 
-/// From an address that no node of a cluster on loopback has, where loopback has more than one.
+/// Connects from an address that no node of a cluster on loopback has, if loopback has more than
+/// one.
 pub(super) async fn connect(address: &str) -> Option<TcpStream> {
     let address = address.parse().ok()?;
     let socket = TcpSocket::new_v4().ok()?;
@@ -51,13 +52,11 @@ pub(super) async fn connect(address: &str) -> Option<TcpStream> {
     socket.connect(address).await.ok()
 }
 
-/// Sends `bytes` and keeps the connection, of which it reads nothing, until the other side closes
-/// it.
+/// Sends `bytes` and keeps the connection without reading from it, until the other side closes it.
 pub(super) async fn hold(address: &str, bytes: &[u8]) {
     let Some(mut stream) = connect(address).await else { return };
     if stream.write_all(bytes).await.is_ok() {
-        // Also of what is there to read nothing is taken: the end shows all the same, as an error
-        // or a hang-up.
+        // Received bytes are not read: the end shows nevertheless, as an error or a hang-up.
         drop(tokio::time::timeout(PATIENCE, stream.ready(tokio::io::Interest::ERROR)).await);
     }
 }
@@ -72,7 +71,7 @@ pub(super) async fn converse(address: &str, bytes: &[u8]) {
 }
 
 /// A connection over HTTP/2.
-pub(super) async fn http2(address: &str) -> Option<SendRequest<AnyBody>> {
+pub(super) async fn http2(address: &str) -> Option<SendRequest<BoxedBody>> {
     let stream = connect(address).await?;
     let (requests, connection) =
         http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.ok()?;
@@ -84,8 +83,8 @@ pub(super) fn request(
     address: &str,
     path: &str,
     token: Option<&str>,
-    body: AnyBody,
-) -> Option<Request<AnyBody>> {
+    body: BoxedBody,
+) -> Option<Request<BoxedBody>> {
     let mut request = Request::post(format!("http://{address}{path}"))
         .header("x-denokv-version", "3")
         .header("x-denokv-database-id", DEFAULT_DATABASE.to_string());
@@ -95,11 +94,11 @@ pub(super) fn request(
     request.body(body).ok()
 }
 
-pub(super) fn whole(bytes: Bytes) -> AnyBody {
+pub(super) fn whole(bytes: Bytes) -> BoxedBody {
     Full::new(bytes).boxed()
 }
 
-/// A body of which nothing ever comes.
+/// A body of which no byte ever comes.
 pub(super) struct Never;
 
 impl Body for Never {

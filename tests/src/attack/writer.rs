@@ -1,5 +1,5 @@
-//! Somebody with a token for reading and writing one database: what small requests can be made to
-//! do. How much load a client may make at all is another question than this one.
+//! An attacker with a token for reading and writing one database, whose small requests cause much
+//! work. The load that a client may cause in general is another question.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::{Target, again, stored};
 use crate::KvClient;
 use crate::kv_connect::mutation;
 
-/// As many as a write may have.
+/// The largest number of mutations in a write.
 const MUTATIONS: usize = 1000;
 const CHECKS: usize = 100;
 
@@ -40,7 +40,7 @@ pub(super) async fn checks(target: Arc<Target>) {
     let clients: Vec<KvClient> = target.clients(&target.writer).collect();
     again(32, move |at| {
         let client = clients[at % clients.len()].clone();
-        // Absent, as they are; only the last is not.
+        // All keys but the last are absent, as the checks say.
         let check = |number| pb::Check {
             key: stored::key(stored::DELETED, number).into(),
             ..Default::default()

@@ -17,7 +17,8 @@ use meridian_tests::attack::{Attacker, Input, Row, Siege, Target, attack, name_o
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Does a cluster of its own all the harm that is known, and says what another client sees of it.
+/// Carries out all known attacks on a cluster of its own, and reports their effect on another
+/// client.
 #[derive(Parser)]
 struct Cli {
     #[command(subcommand)]
@@ -26,24 +27,25 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Starts a cluster of six nodes, lets one attacker after the other do its worst, and prints a
-    /// table. Fails if a process ends, a shard fails over, a node takes more memory than it may, or
-    /// requests of the bystander fail or take longer than they may at p99.
+    /// Starts a cluster of six nodes, carries out one attack after the other, and prints a table.
+    /// Fails if a process ends, a shard fails over, a node takes more memory than it may, or
+    /// requests of the bystander fail or exceed their p99.
     Soak {
-        /// How long each attacker has.
+        /// Seconds for each attacker
         #[arg(long, default_value_t = 60)]
         seconds: u64,
-        /// What the bystander's requests may take at p99, in milliseconds.
+        /// The p99 that the bystander's requests may have, in milliseconds
         #[arg(long, default_value_t = 200)]
         p99_ms: u64,
-        /// Only these.
+        /// Only these attackers
         #[arg(long, value_enum, value_delimiter = ',')]
         attacker: Vec<Attacker>,
-        /// Only these of what attackers do, one after the other.
+        /// Only these attacks, one after the other
         #[arg(long, value_enum, value_delimiter = ',', conflicts_with = "attacker")]
         input: Vec<Input>,
     },
-    /// Does this at once to a cluster that is described on the standard input. `soak` starts these.
+    /// Carries out this attack at once on a cluster that is described on the standard input. `soak`
+    /// starts such processes.
     With {
         #[arg(value_enum)]
         inputs: Vec<Input>,
@@ -54,7 +56,7 @@ enum Command {
 
 /// Rows that are written and deleted before.
 const DELETED_ROWS: usize = 200_000;
-/// What is quiet need not be watched for longer.
+/// The time for watching the cluster without an attack.
 const QUIET: Duration = Duration::from_secs(30);
 
 #[tokio::main]
@@ -67,7 +69,7 @@ async fn main() -> ExitCode {
             std::io::stdin().read_to_end(&mut target).unwrap();
             let target: Target = serde_json::from_slice(&target).unwrap();
             attack(&inputs, Arc::new(target), Duration::from_secs(seconds)).await;
-            // Without a word to those that it holds connections to, and no wait for anything.
+            // Exits without closing connections, and without waiting.
             std::process::exit(0);
         }
         Command::Soak { seconds, p99_ms, attacker, input } => {
@@ -82,7 +84,7 @@ async fn main() -> ExitCode {
             };
             tokio::select! {
                 code = soak(&rows, Duration::from_secs(seconds), Duration::from_millis(p99_ms)) => code,
-                // The nodes end with what holds them.
+                // The nodes end when their owner is dropped.
                 () = asked_to_stop() => ExitCode::FAILURE,
             }
         }

@@ -1,5 +1,4 @@
-//! Servers in memory, in this process, of KV Connect and of etcd: just what the load generator
-//! needs.
+//! Servers in memory of KV Connect and of etcd, with just enough for the load generator.
 
 pub(crate) mod etcd;
 
@@ -32,9 +31,9 @@ pub(crate) struct KvServer {
     pub(crate) reads: AtomicU64,
     /// Writes whose checks failed.
     pub(crate) conflicts: AtomicU64,
-    /// Every so many single writes, a 503. 0: never.
+    /// A 503 for every so-many-th single write. 0: never.
     pub(crate) refuse_every: u64,
-    /// Every so many writes, the connection (HTTP/1.1) or the stream (HTTP/2) ends without an
+    /// For every so-many-th write, the connection (HTTP/1.1) or the stream (HTTP/2) ends without an
     /// answer. 0: never.
     pub(crate) drop_every: u64,
     /// The first write waits so long.

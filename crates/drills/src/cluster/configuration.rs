@@ -1,4 +1,4 @@
-//! From a topology to folders with a configuration each, written by the program itself.
+//! From a topology to folders with configurations, written by the program itself.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,7 +13,7 @@ use super::{Cluster, ClusterError, ClusterOptions, Node, READ_ONLY_TOKEN, TOKEN}
 use crate::network::{Machine, Network, Site};
 use crate::operator::Operator;
 
-/// What of a node's file is not in a gateway's.
+/// The parts of a node's file that a gateway's file does not have.
 const OF_THE_NODE: [&str; 6] = ["node", "data_dir", "listen", "raft", "storage", "dial"];
 
 impl Cluster {
@@ -72,8 +72,8 @@ impl Cluster {
         })
     }
 
-    /// As `deploy/gateway.toml`: the topology and tokens of a node's file, and where the gateway
-    /// is.
+    /// Like `deploy/gateway.toml`: the topology and tokens of a node's file, and the gateway's own
+    /// address.
     pub(super) fn configure_gateway(&self, region: usize, port: u16) -> Result<Node, ClusterError> {
         let node = self.nodes.values().next().ok_or(ClusterError::NoPorts)?;
         let mut table = read_table(&node.config)?;
@@ -148,7 +148,7 @@ fn read_table(config: &Path) -> Result<toml::Table, ClusterError> {
         .map_err(|error: toml::de::Error| ClusterError::Configuration(error.message().to_owned()))
 }
 
-/// `first` stands before every table of the file.
+/// `first` goes before every table of the file.
 fn complete(config: &Path, first: &str, last: &str) -> Result<(), ClusterError> {
     let written = fs::read_to_string(config)
         .and_then(|text| fs::write(config, format!("{first}{text}{last}")));
@@ -163,7 +163,7 @@ fn site(node: &Node) -> Result<Site, ClusterError> {
     Ok(Site { region: node.region, address })
 }
 
-/// Whom to dial where.
+/// The table of addresses at which a machine dials the others.
 fn dial_table(network: &Network, machine: Machine) -> String {
     let lines = network
         .dial(machine)

@@ -1,3 +1,5 @@
+//! Errors of clusters.
+
 use std::io;
 use std::path::PathBuf;
 
@@ -5,7 +7,7 @@ use crate::network::Machine;
 use crate::operator::OperatorError;
 use crate::poll::Timeout;
 
-/// Why a cluster cannot be had, or is not as it should be.
+/// The reason why a cluster cannot be had, or is not as it should be.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     #[error("{what}")]
@@ -24,7 +26,7 @@ pub enum ClusterError {
     RunsAlready(String),
     #[error("{0} is down")]
     IsDown(String),
-    /// With its log.
+    /// The end of a process, with its log.
     #[error("{0}")]
     Ended(String),
     #[error("the cluster is not ready; its logs and data are in {}", folder.display())]

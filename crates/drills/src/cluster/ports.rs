@@ -1,22 +1,24 @@
+//! Blocks of ports for clusters on loopback.
+
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-/// Below the range that systems give to outgoing connections.
+/// Below the range that systems use for outgoing connections.
 const FIRST: u16 = 12_000;
 const BLOCKS: u16 = 370;
 const PORTS: u16 = 55;
 
-/// Stateless gateways that a block has ports for.
+/// Stateless gateways in a block of ports.
 pub(crate) const GATEWAYS: u16 = 4;
-/// Nodes that a block has ports for.
+/// Nodes in a block of ports.
 pub(crate) const NODES: usize = 10;
-/// Regions that a block has ports for.
+/// Regions in a block of ports.
 pub(crate) const REGIONS: usize = 3;
 
 /// Ports on loopback that no other cluster uses.
 ///
-/// The last port of the block is held open for as long as this lives: that is what clusters of
-/// other programs see, also while the nodes of this one are down.
+/// The last port of the block is held open as long as this lives, so that clusters of other
+/// programs see the block as taken even while the nodes of this one are down.
 #[derive(Debug)]
 pub(crate) struct PortBlock {
     base: u16,

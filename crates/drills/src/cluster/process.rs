@@ -1,3 +1,5 @@
+//! One `meridian` process.
+
 use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
@@ -5,9 +7,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A `meridian` process. It stays in the process group of this program, which is what a test runner
-/// ends when a test takes too long, and a terminal at Ctrl-C; else it is killed when this is
-/// dropped.
+/// A `meridian` process. It stays in the process group of this program, so that a test runner's
+/// time-out and Ctrl-C in a terminal end it; it is killed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Process {
     child: Child,
@@ -32,17 +33,17 @@ impl Process {
         self.child.id()
     }
 
-    /// How it ended, if it has.
+    /// The exit status, if the process has ended.
     pub(crate) fn exited(&mut self) -> io::Result<Option<ExitStatus>> {
         self.child.try_wait()
     }
 
-    /// SIGKILL, as a data center that loses its power.
+    /// SIGKILL, as in a data center that loses its power.
     pub(crate) fn kill(mut self) {
         self.end();
     }
 
-    /// SIGTERM. It ends when it has finished what it was doing.
+    /// SIGTERM. The process ends when it has finished its work.
     pub(crate) fn terminate(&mut self) -> io::Result<()> {
         self.resume()?;
         self.signal(Signal::TERM)
@@ -77,7 +78,7 @@ impl Process {
     }
 
     fn end(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         drop(self.child.kill());
         drop(self.child.wait());
     }

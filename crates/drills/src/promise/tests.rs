@@ -44,31 +44,34 @@ fn first<'a>(runs: &'a mut Runs, drill: &str) -> &'a mut RunReport {
 }
 
 /// The promises that are missed after a change to one run.
-fn missed(drill: &str, change: impl Fn(&mut RunReport)) -> Vec<(&'static str, Standing, Standing)> {
+fn missed(
+    drill: &str,
+    change: impl Fn(&mut RunReport),
+) -> Vec<(&'static str, PromiseVerdict, PromiseVerdict)> {
     let mut runs = good();
     change(first(&mut runs, drill));
     let missed = rows(&runs).into_iter().filter(Row::is_missed);
-    missed.map(|row| (row.promise, row.stated.standing, row.aim.standing)).collect()
+    missed.map(|row| (row.promise, row.stated.verdict, row.aim.verdict)).collect()
 }
 
 #[test]
 fn good_runs_keep_every_promise() {
     for row in rows(&good()) {
         assert!(!row.is_missed(), "{row:?}");
-        assert_ne!(row.aim.standing, Standing::NotMeasured, "{row:?}");
+        assert_ne!(row.aim.verdict, PromiseVerdict::NotMeasured, "{row:?}");
     }
 }
 
 #[test]
 fn without_runs_nothing_is_measured() {
     for row in rows(&Runs::new()) {
-        assert!(!row.is_missed() && row.aim.standing == Standing::NotMeasured, "{row:?}");
+        assert!(!row.is_missed() && row.aim.verdict == PromiseVerdict::NotMeasured, "{row:?}");
     }
 }
 
 #[test]
-fn what_is_missed_is_named() {
-    use Standing::{Met, Missed, NotStated};
+fn missed_promises_are_named() {
+    use PromiseVerdict::{Met, Missed, NotStated};
     let slow = |run: &mut RunReport| run.measures[0].gap.ms = 1200.0;
     assert_eq!(missed("dc-loss", slow), [("loss of one primary data center", Met, Missed)]);
     let failing = |run: &mut RunReport| run.failed_requests.extend([(2, 1)]);
@@ -98,12 +101,15 @@ fn what_is_missed_is_named() {
 }
 
 #[test]
-fn a_machine_too_slow_leaves_the_aim_open() {
+fn slow_machine_leaves_the_aim_unmeasured() {
     let mut runs = good();
     first(&mut runs, "replication").pressure_per_second = Some(3000.0);
     let row =
         rows(&runs).into_iter().find(|row| row.promise == "replication to other regions").unwrap();
-    assert_eq!((row.stated.standing, row.aim.standing), (Standing::Met, Standing::NotMeasured));
+    assert_eq!(
+        (row.stated.verdict, row.aim.verdict),
+        (PromiseVerdict::Met, PromiseVerdict::NotMeasured)
+    );
     assert!(row.measured.contains("3000 writes/s"), "{}", row.measured);
 }
 

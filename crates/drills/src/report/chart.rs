@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::html::Escaped;
+use super::escape::Escaped;
 use super::{MarkKind, RunReport};
 use crate::workload::Kind;
 
@@ -11,26 +11,26 @@ const LEFT: f64 = 62.0;
 const RIGHT: f64 = 12.0;
 const TOP: f64 = 8.0;
 const BOTTOM: f64 = 22.0;
-/// Of one bar of throughput.
+/// The width of a bar of throughput.
 const BIN_MS: f64 = 250.0;
-/// Below, a latency is drawn as this: a logarithm has no zero.
+/// Shorter latencies are drawn at this height: a logarithm has no zero.
 const LEAST_LATENCY_MS: f64 = 0.05;
-/// A line is not drawn over a longer time without a point.
+/// A longer time without a point interrupts the line.
 const HOLE_MS: f64 = 1000.0;
 const MAX_BINS: u32 = 10_000;
-/// Of ten, in ms: no latency of a drill is longer.
+/// The largest power of ten on the axis, in ms: no latency of a drill is longer.
 const MAX_POWER: i32 = 6;
 
-/// How a value becomes a height.
+/// The mapping of a value to a height.
 #[derive(Debug, Clone, Copy)]
 enum Scale {
     /// From 0 to the value.
     Linear(f64),
-    /// Powers of ten, from the one to the other.
+    /// Powers of ten, from the first to the second.
     Log(i32, i32),
 }
 
-/// One chart in the making.
+/// A chart while it is drawn.
 struct Chart<'a, 'b> {
     out: &'a mut fmt::Formatter<'b>,
     report: &'a RunReport,
@@ -38,7 +38,7 @@ struct Chart<'a, 'b> {
     scale: Scale,
 }
 
-/// The answers of one kind: when they came, and how long they took.
+/// The answers of one kind: their times and latencies.
 pub(super) fn latency(out: &mut fmt::Formatter<'_>, report: &RunReport, kind: Kind) -> fmt::Result {
     let dots = || report.dots.iter().filter(|dot| dot.kind == kind);
     let most = dots().map(|dot| dot.latency_ms).fold(1.0, f64::max);
@@ -86,19 +86,24 @@ pub(super) fn throughput(
     chart.end()
 }
 
-/// How far behind each subscriber of the leader was.
+/// The lag of each subscriber of the leader.
 pub(super) fn lag(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
-    let most =
-        report.looks.iter().flat_map(|look| look.lag_ms.values()).copied().max().unwrap_or(0);
+    let most = report
+        .snapshots
+        .iter()
+        .flat_map(|snapshot| snapshot.lag_ms.values())
+        .copied()
+        .max()
+        .unwrap_or(0);
     let scale = Scale::Linear(round_up((most as f64).max(10.0)));
     let mut chart = Chart { out, report, height: 140.0, scale };
     chart.begin("lag of the leader's subscribers, ms")?;
     for node in lagging_nodes(report) {
         let region = region_of(&report.topology, node);
         let points = report
-            .looks
+            .snapshots
             .iter()
-            .filter_map(|look| Some((look.at_ms, *look.lag_ms.get(&node)? as f64)));
+            .filter_map(|snapshot| Some((snapshot.at_ms, *snapshot.lag_ms.get(&node)? as f64)));
         chart.line(region, points)?;
     }
     chart.end()
@@ -107,7 +112,7 @@ pub(super) fn lag(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Resu
 /// Every node that ever subscribed to a leader.
 fn lagging_nodes(report: &RunReport) -> Vec<u64> {
     let mut nodes: Vec<u64> =
-        report.looks.iter().flat_map(|look| look.lag_ms.keys().copied()).collect();
+        report.snapshots.iter().flat_map(|snapshot| snapshot.lag_ms.keys().copied()).collect();
     nodes.sort_unstable();
     nodes.dedup();
     nodes

@@ -1,12 +1,13 @@
-//! Reports as one page that needs nothing else.
+//! Reports as one self-contained page.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
+use super::escape::Escaped;
 use super::{RunReport, chart, from_fault_s, run_text};
-use crate::promise::{Row, Standing};
+use crate::verdict::{PromiseVerdict, Row};
 use crate::workload::Kind;
 
-/// Runs of one drill that are drawn; of more, the worst.
+/// Runs of one drill that are drawn: the worst.
 const DRAWN: usize = 3;
 
 const STYLE: &str = "
@@ -31,25 +32,7 @@ pre { overflow-x: auto; font-size: 12px; background: #8881; padding: .7rem; }
 .met { color: #16a34a; } .missed { color: #dc2626; font-weight: 600; }
 ";
 
-/// Text that is no markup.
-pub(super) struct Escaped<'a>(pub(super) &'a str);
-
-impl fmt::Display for Escaped<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for character in self.0.chars() {
-            match character {
-                '&' => f.write_str("&amp;")?,
-                '<' => f.write_str("&lt;")?,
-                '>' => f.write_str("&gt;")?,
-                '"' => f.write_str("&quot;")?,
-                _ => f.write_char(character)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A page of runs, with the promises that they were held against, if any.
+/// A page of runs, with the promises that they were compared with, if any.
 pub fn html_page(title: &str, rows: &[Row], runs: &[RunReport]) -> String {
     Page { title, rows, runs }.to_string()
 }
@@ -103,11 +86,11 @@ fn write_rows(out: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
     for row in rows {
         write!(out, "<tr><td>{}</td>", Escaped(row.promise))?;
         for column in [&row.stated, &row.aim] {
-            let (class, word) = match column.standing {
-                Standing::Met => ("met", "met"),
-                Standing::Missed => ("missed", "missed"),
-                Standing::NotStated => ("", ""),
-                Standing::NotMeasured => ("", "not measured"),
+            let (class, word) = match column.verdict {
+                PromiseVerdict::Met => ("met", "met"),
+                PromiseVerdict::Missed => ("missed", "missed"),
+                PromiseVerdict::NotStated => ("", ""),
+                PromiseVerdict::NotMeasured => ("", "not measured"),
             };
             write!(
                 out,

@@ -5,10 +5,10 @@ use std::fmt;
 use super::{RunReport, from_fault_s};
 use crate::gap::Measure;
 use crate::loss::{Claim, Verdict, reported_at_most};
-use crate::promise::{Row, Standing};
+use crate::verdict::{PromiseVerdict, Row};
 use crate::workload::Kind;
 
-/// Lines of the cluster's own failed answers that are shown.
+/// The number of the cluster's failed answers that are shown.
 const ANSWERS_SHOWN: usize = 5;
 
 /// One run.
@@ -36,7 +36,7 @@ fn write_run(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
         report.seed
     )?;
     let directory =
-        report.directory_leader.map_or("nobody".to_owned(), |node| format!("node {node}"));
+        report.directory_leader.map_or("no node".to_owned(), |node| format!("node {node}"));
     writeln!(out, "  node {} leads, {directory} leads the directory", report.leader)?;
     writeln!(out)?;
     for mark in &report.marks {
@@ -179,15 +179,18 @@ fn write_requests(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Resu
 
 fn write_lag(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
     let most = |from_ms: f64, to_ms: f64| {
-        let within = report.looks.iter().filter(|look| look.at_ms >= from_ms && look.at_ms < to_ms);
-        within.flat_map(|look| look.lag_ms.values()).copied().max().unwrap_or(0)
+        let within = report
+            .snapshots
+            .iter()
+            .filter(|snapshot| snapshot.at_ms >= from_ms && snapshot.at_ms < to_ms);
+        within.flat_map(|snapshot| snapshot.lag_ms.values()).copied().max().unwrap_or(0)
     };
     let (before, after) =
         (most(report.warm_ms, report.fault_ms), most(report.fault_ms, report.end_ms));
     writeln!(out, "  greatest lag of a subscriber: {before} ms before, {after} ms after the fault")
 }
 
-/// Several runs of one drill, a line each, and the worst.
+/// Several runs of one drill, a line each, and the worst of each column.
 pub fn runs_text(reports: &[RunReport]) -> String {
     let mut out = format!(
         "{:>4} {:>12} {:>12} {:>12} {:>10} {:>10} {:>8}  {}\n",
@@ -220,22 +223,22 @@ pub fn runs_text(reports: &[RunReport]) -> String {
     out
 }
 
-/// The promises, each with what was measured.
+/// The promises, each with its measurement.
 pub fn suite_text(rows: &[Row]) -> String {
-    let word = |standing: &Standing| match standing {
-        Standing::Met => "met",
-        Standing::Missed => "MISSED",
-        Standing::NotStated => "-",
-        Standing::NotMeasured => "not measured",
+    let word = |verdict: &PromiseVerdict| match verdict {
+        PromiseVerdict::Met => "met",
+        PromiseVerdict::Missed => "MISSED",
+        PromiseVerdict::NotStated => "-",
+        PromiseVerdict::NotMeasured => "not measured",
     };
     let mut out = String::new();
     for row in rows {
         let line = format!(
             "{}\n  stated:   {:<12} {}\n  aim:      {:<12} {}\n  measured: {}\n  by:       {}\n\n",
             row.promise,
-            word(&row.stated.standing),
+            word(&row.stated.verdict),
             row.stated.text,
-            word(&row.aim.standing),
+            word(&row.aim.verdict),
             row.aim.text,
             row.measured,
             row.drills.join(", ")

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::gap::Latencies;
 
-/// A run of a drill that went as it should.
+/// A run of a drill without faults.
 pub(crate) fn sound_run(drill: &str) -> RunReport {
     let latencies = Latencies { count: 100, p50_ms: 4.0, p99_ms: 9.0, max_ms: 15.0 };
     let gap = |ms, from_ms| Gap { ms, from_ms, open: false };
@@ -62,8 +62,8 @@ pub(crate) fn sound_run(drill: &str) -> RunReport {
         nodes: 7,
         pressure_per_second: None,
         replication: vec![],
-        looks: (0_u32..85)
-            .map(|number| Look {
+        snapshots: (0_u32..85)
+            .map(|number| Snapshot {
                 at_ms: f64::from(number) * 200.0,
                 leaders: BTreeMap::from([(if number < 33 { 1 } else { 2 }, 1)]),
                 answered: 7,
@@ -95,7 +95,7 @@ pub(crate) fn claim(verdict: Verdict) -> Claim {
 }
 
 #[test]
-fn a_sound_run_says_what_clients_saw() {
+fn sound_run_is_reported_with_the_clients_view() {
     let text = run_text(&sound_run("dc-loss"));
     assert!(text.contains("node 1 leads, node 4 leads the directory"), "{text}");
     assert!(text.contains("   +0.000 s  power off node 1"), "{text}");
@@ -107,7 +107,7 @@ fn a_sound_run_says_what_clients_saw() {
 }
 
 #[test]
-fn what_is_not_sound_is_said() {
+fn faults_of_a_run_are_reported() {
     let mut run = sound_run("region-loss");
     run.judgement = Judgement { text: "all of it".to_owned(), ..Judgement::default() };
     run.judgement.violations.insert("versionstamps".to_owned(), 2);
@@ -149,7 +149,7 @@ fn lost_regions_are_measured_and_not_judged() {
 }
 
 #[test]
-fn runs_are_a_line_each() {
+fn several_runs_are_reported_a_line_each() {
     let text = runs_text(&[
         sound_run("dc-loss"),
         RunReport { run: 2, converged: 1, ..sound_run("dc-loss") },
@@ -173,7 +173,7 @@ fn json_has_the_numbers() {
 }
 
 #[test]
-fn the_page_is_whole_and_needs_nothing_else() {
+fn page_is_complete_and_self_contained() {
     let mut run = sound_run("region-loss");
     run.claims.push(claim(Verdict::True));
     let page = html_page("a <drill>", &[], &[run]);

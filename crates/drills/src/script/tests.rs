@@ -17,11 +17,12 @@ fn a_script_is_read() {
     assert_eq!((script.clients_lost, script.pressure), (ClientsLost::Primary, Some(50)));
     let steps: Vec<_> =
         script.steps.iter().map(|step| (script.delay(step.after), step.action.clone())).collect();
-    let cut = Action::Cut { parts: vec![Part::Primary], others: vec![Part::Rest], one_way: true };
+    let cut =
+        Action::Cut { parts: vec![Selector::Primary], others: vec![Selector::Rest], one_way: true };
     assert_eq!(
         steps,
         [
-            (Duration::ZERO, Action::PowerOff(vec![Part::Leader, Part::Follower])),
+            (Duration::ZERO, Action::PowerOff(vec![Selector::Leader, Selector::Follower])),
             (Duration::from_secs(3), Action::Heal),
             (Duration::from_millis(500), cut),
         ]
@@ -29,7 +30,7 @@ fn a_script_is_read() {
 }
 
 #[test]
-fn what_is_shown_can_be_read() {
+fn displayed_script_parses_again() {
     for step in [
         "nothing",
         "power-off leader + follower",
@@ -55,20 +56,20 @@ fn what_is_shown_can_be_read() {
 }
 
 #[test]
-fn a_script_says_how_busy_its_clients_are() {
+fn script_sets_the_pause_of_its_clients() {
     let script: Script = format!("{HEAD}think: 100ms\npressure: 5000\n+0s heal").parse().unwrap();
     assert_eq!((script.think, script.pressure), (Some(Duration::from_millis(100)), Some(5000)));
     assert_eq!(fault("think: long\n+0s heal"), Fault::Duration("long".to_owned()));
 }
 
 #[test]
-fn errors_name_the_line_and_what_is_wrong() {
+fn errors_name_the_line_and_the_mistake() {
     assert_eq!(fault("+1 heal"), Fault::Duration("1".to_owned()));
     assert_eq!(fault("+s heal"), Fault::Duration("s".to_owned()));
     assert_eq!(fault("+0s explode leader"), Fault::Verb("explode".to_owned()));
     assert_eq!(fault("+0s"), Fault::Verb(String::new()));
-    assert_eq!(fault("+0s kill everybody"), Fault::Part("everybody".to_owned()));
-    assert_eq!(fault("+0s kill"), Fault::Part(String::new()));
+    assert_eq!(fault("+0s kill everything"), Fault::Selector("everything".to_owned()));
+    assert_eq!(fault("+0s kill"), Fault::Selector(String::new()));
     assert!(matches!(fault("+0s cut primary"), Fault::Usage { verb: "cut", .. }));
     assert!(matches!(fault("+0s heal leader"), Fault::Usage { verb: "heal", .. }));
     assert!(matches!(fault("+0s switch to mars"), Fault::Usage { verb: "switch", .. }));
@@ -81,6 +82,6 @@ fn errors_name_the_line_and_what_is_wrong() {
     let late = format!("{HEAD}+0s heal\nhold: 1s").parse::<Script>().unwrap_err();
     assert_eq!(late, InvalidScript { line: 3, fault: Fault::LateHeader });
     assert_eq!("title: t".parse::<Script>().unwrap_err().fault, Fault::Empty);
-    let shown = fault("+0s kill everybody").to_string();
+    let shown = fault("+0s kill everything").to_string();
     assert!(shown.contains("directory-leader"), "{shown}");
 }

@@ -1,4 +1,4 @@
-//! Who the clients of a drill are, and by which gateways they go.
+//! The clients of a drill, and the gateways that they use.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,14 +13,14 @@ use crate::workload::{Gateway, Manner, Pressure, Profile, Role};
 /// The clients of the primary region.
 const NEAR: [(Role, u64); 3] =
     [(Role::Writer, 4), (Role::StrongReader, 2), (Role::EventualReader, 2)];
-/// The clients of each other region. Writers enough that one is answered well within a round trip
-/// of another: else their own pauses would pass for an outage.
+/// The clients of each other region. There are enough writers that one is answered well within a
+/// round trip of another: otherwise their own pauses would look like an outage.
 const FAR: [(Role, u64); 3] =
     [(Role::Writer, 6), (Role::StrongReader, 3), (Role::EventualReader, 2)];
 const WRITER_THINKS: Duration = Duration::from_millis(8);
 const READER_THINKS: Duration = Duration::from_millis(20);
 
-/// A gateway by which clients go.
+/// A gateway that clients use.
 type Entry = (Machine, Arc<Gateway>);
 
 /// The gateways of each region: the stateless one, and those of its nodes.
@@ -94,8 +94,8 @@ impl Gateways {
         profiles
     }
 
-    /// Writes by the node that leads, as of programs beside it, probed by a node of each other
-    /// region.
+    /// Writes through the leading node, as of programs beside it, probed through a node of each
+    /// other region.
     pub(super) fn pressure(
         &self,
         home: usize,

@@ -1,4 +1,4 @@
-//! From what was recorded to a report.
+//! From the records of a run to its report.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,22 +12,22 @@ use crate::loss::{Claim, Loss, allowance};
 use crate::operator::Inspection;
 use crate::report::{Dot, Judgement, Mark, MarkKind, Replication, RunReport};
 use crate::script::ClientsLost;
-use crate::watch::Look;
+use crate::watch::Snapshot;
 use crate::workload::{Kind, Outcome, Probe, Sample};
 
-/// Answers that a chart shows; of more, the slowest and some of the rest.
+/// Answers in a chart: the slowest, and some of the others.
 const MAX_DOTS: usize = 6_000;
 
-/// What a run left behind.
+/// The records of a run.
 pub(super) struct Evidence {
     pub(super) warm_at: Duration,
     pub(super) end: Duration,
     pub(super) history: History,
-    /// `None`: there is no directory.
+    /// `None`: the cluster has no directory.
     pub(super) inspection: Option<Inspection>,
     pub(super) converged: usize,
-    pub(super) looks: Vec<Look>,
-    /// To each region, as pinged while clients were at work.
+    pub(super) snapshots: Vec<Snapshot>,
+    /// The round trips to each region, pinged while clients were at work.
     pub(super) round_trips: Vec<Option<Duration>>,
     /// Writes per second, and probes.
     pub(super) pressure: Option<(f64, Vec<Probe>)>,
@@ -43,7 +43,7 @@ impl Stage<'_> {
         let measures = measures
             .map(|(kind, region)| Measure::of(&samples, kind, region, evidence.warm_at, window));
         let reports =
-            evidence.inspection.as_ref().map(|known| self.scene.reports(known)).unwrap_or_default();
+            evidence.inspection.as_ref().map(|known| self.roles.reports(known)).unwrap_or_default();
         let faults_ns = self.faults_ns();
         let fault_ns = faults_ns.first().copied().unwrap_or(0);
         let loss = Loss::of(&evidence.history);
@@ -59,7 +59,7 @@ impl Stage<'_> {
             *failed_requests.entry(*region).or_default() += 1;
         }
         let pings = evidence.round_trips.iter().copied();
-        let round_trip = |region| ms(self.options.wan.round_trip(self.scene.home, region));
+        let round_trip = |region| ms(self.options.wan.round_trip(self.roles.home, region));
         let replication_of =
             |(_, probes): &(f64, Vec<Probe>)| replication(probes, window, round_trip);
         RunReport {
@@ -74,17 +74,17 @@ impl Stage<'_> {
                 .zip(pings)
                 .map(|(to, ping)| ping.map_or_else(|| round_trip(to), ms))
                 .collect(),
-            home: self.scene.home,
-            leader: self.scene.leader,
-            directory_leader: self.scene.directory_leader,
+            home: self.roles.home,
+            leader: self.roles.leader,
+            directory_leader: self.roles.directory_leader,
             warm_ms: ms(evidence.warm_at),
             fault_ms: ms(window.from),
             end_ms: ms(window.to),
-            marks: self.all_marks(&evidence.looks),
+            marks: self.all_marks(&evidence.snapshots),
             measures: measures.collect(),
             lost_regions: match self.drill.script.clients_lost {
                 ClientsLost::None => Vec::new(),
-                ClientsLost::Primary => vec![self.scene.home],
+                ClientsLost::Primary => vec![self.roles.home],
             },
             failed_requests,
             failed_by_answer: attempts
@@ -103,31 +103,31 @@ impl Stage<'_> {
             nodes: self.cluster.node_ids().len(),
             pressure_per_second: evidence.pressure.as_ref().map(|(per_second, _)| *per_second),
             replication: evidence.pressure.as_ref().map(replication_of).unwrap_or_default(),
-            looks: evidence.looks,
+            snapshots: evidence.snapshots,
             dots: dots(&samples, evidence.warm_at),
             answers: answers(&samples),
         }
     }
 
-    /// When each fault began, also where only a later one is measured.
+    /// The beginnings of all faults, even if only a later one is measured.
     fn faults_ns(&self) -> Vec<u64> {
         let faults = self.marks.iter().filter(|mark| mark.kind == MarkKind::Fault);
         let at = faults.map(|mark| Duration::from_secs_f64(mark.at_ms / 1000.0));
         at.map(|at| u64::try_from(at.as_nanos()).unwrap_or(u64::MAX)).collect()
     }
 
-    /// The marks of the script, and when another node was seen to lead.
-    fn all_marks(&self, looks: &[Look]) -> Vec<Mark> {
+    /// The marks of the script, and of changes of the leader.
+    fn all_marks(&self, snapshots: &[Snapshot]) -> Vec<Mark> {
         let mut marks = self.marks.clone();
         let mut leader = None;
-        for look in looks {
-            let newest = look.leader();
+        for snapshot in snapshots {
+            let newest = snapshot.leader();
             if let Some((node, epoch)) = newest
                 && leader != newest
             {
                 if leader.is_some() {
                     let text = format!("node {node} leads epoch {epoch}");
-                    marks.push(Mark { at_ms: look.at_ms, text, kind: MarkKind::Phase });
+                    marks.push(Mark { at_ms: snapshot.at_ms, text, kind: MarkKind::Phase });
                 }
                 leader = newest;
             }

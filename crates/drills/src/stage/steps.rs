@@ -1,4 +1,4 @@
-//! A script's steps, carried out.
+//! The steps of a script.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use crate::network::Machine;
 use crate::operator::OperatorError;
 use crate::poll;
 use crate::report::MarkKind;
-use crate::scene::Part;
+use crate::roles::Selector;
 use crate::script::{Action, Delay, Target};
 
 const SWITCH_DEADLINE: Duration = Duration::from_secs(60);
 const SHARDS_DEADLINE: Duration = Duration::from_secs(60);
 /// The aim for the loss of a region.
 const MOVE_DEADLINE: Duration = Duration::from_secs(10);
-/// Who orders what a drill orders, in the directory's record.
+/// The author of a drill's orders in the directory's record.
 const ACTOR: &str = "drill";
 
 impl Stage<'_> {
@@ -63,8 +63,8 @@ impl Stage<'_> {
             Action::Roll(parts) => self.roll(parts).await,
             Action::Cut { parts, others, one_way } => self.cut(parts, others, *one_way),
             Action::Throttle { parts, others, bytes_per_second } => {
-                let machines = self.scene.cast(parts, &[])?;
-                let others = self.scene.cast(others, &machines)?;
+                let machines = self.roles.resolve(parts, &[])?;
+                let others = self.roles.resolve(others, &machines)?;
                 self.mark(
                     MarkKind::Fault,
                     format!("throttle {} to {bytes_per_second} bytes/s", named(&machines)),
@@ -79,7 +79,7 @@ impl Stage<'_> {
             Action::Switch(target) => self.switch(*target).await,
             Action::Shards(count) => self.make_shards(*count).await,
             Action::Await(condition) => {
-                self.meet(*condition).await?;
+                self.wait_for(*condition).await?;
                 self.mark(MarkKind::Phase, action.to_string());
                 Ok(())
             }
@@ -91,7 +91,7 @@ impl Stage<'_> {
         }
     }
 
-    /// Starts, resumes and heals all that is not as it should be.
+    /// Starts, resumes and heals all machines and links.
     pub(super) fn heal(&mut self) -> Result<(), StageError> {
         self.cluster.network_mut()?.heal();
         for machine in self.cluster.machines() {
@@ -108,17 +108,17 @@ impl Stage<'_> {
         &mut self,
         kind: MarkKind,
         verb: &str,
-        parts: &[Part],
+        parts: &[Selector],
     ) -> Result<Vec<Machine>, StageError> {
-        let machines = self.scene.cast(parts, &[])?;
+        let machines = self.roles.resolve(parts, &[])?;
         self.mark(kind, format!("{verb} {}", named(&machines)));
         Ok(machines)
     }
 
-    /// With the machines go their clients' connections to them.
+    /// Clients lose their connections to the machines.
     fn lose(
         &mut self,
-        parts: &[Part],
+        parts: &[Selector],
         verb: &str,
         act: impl Fn(&mut Self, &[Machine]) -> Result<(), StageError>,
     ) -> Result<(), StageError> {
@@ -148,8 +148,8 @@ impl Stage<'_> {
         Ok(machines.iter().try_for_each(|machine| self.cluster.pause(*machine))?)
     }
 
-    /// Whatever stands before its gateway sends no new requests there; those in flight are
-    /// finished.
+    /// Stops a machine in an orderly way: clients send no new requests to its gateway, and requests
+    /// in flight are finished.
     async fn stop(&mut self, machine: Machine) -> Result<(), StageError> {
         if let Some(gateway) = self.gateways.of(machine) {
             gateway.drain();
@@ -176,8 +176,8 @@ impl Stage<'_> {
         Ok(())
     }
 
-    async fn roll(&mut self, parts: &[Part]) -> Result<(), StageError> {
-        for machine in self.scene.cast(parts, &[])? {
+    async fn roll(&mut self, parts: &[Selector]) -> Result<(), StageError> {
+        for machine in self.roles.resolve(parts, &[])? {
             self.mark(MarkKind::Fault, format!("restart {machine}"));
             self.stop(machine).await?;
             self.start(machine)?;
@@ -186,7 +186,7 @@ impl Stage<'_> {
         Ok(())
     }
 
-    /// Clients go again to the gateways that were started, each as soon as it serves.
+    /// Returns clients to the started gateways, each as soon as it serves.
     pub(super) async fn readmit(&mut self) -> Result<(), StageError> {
         for machine in std::mem::take(&mut self.returning) {
             self.cluster.machine_ready(machine).await?;
@@ -197,9 +197,14 @@ impl Stage<'_> {
         Ok(())
     }
 
-    fn cut(&mut self, parts: &[Part], others: &[Part], one_way: bool) -> Result<(), StageError> {
-        let machines = self.scene.cast(parts, &[])?;
-        let others = self.scene.cast(others, &machines)?;
+    fn cut(
+        &mut self,
+        parts: &[Selector],
+        others: &[Selector],
+        one_way: bool,
+    ) -> Result<(), StageError> {
+        let machines = self.roles.resolve(parts, &[])?;
+        let others = self.roles.resolve(others, &machines)?;
         let text = if one_way { "cut what is sent by" } else { "cut off" };
         self.mark(MarkKind::Fault, format!("{text} {}", named(&machines)));
         let network = self.cluster.network_mut()?;
@@ -211,7 +216,7 @@ impl Stage<'_> {
     }
 
     async fn make_shards(&mut self, count: u32) -> Result<(), StageError> {
-        let home = format!("region-{}", self.scene.home + 1);
+        let home = format!("region-{}", self.roles.home + 1);
         let mut cluster = self.cluster.operator().inspect(PATIENCE).await?.cluster;
         for number in 1..=count {
             if cluster.shards.len() >= usize::try_from(count).unwrap_or(usize::MAX) {
@@ -219,8 +224,8 @@ impl Stage<'_> {
             }
             let database = Database {
                 name: format!("more-{number}"),
-                // The change chooses it.
-                shard: self.scene.shard,
+                // The directory chooses the shard.
+                shard: self.roles.shard,
                 primary_region: home.clone(),
                 failover: FailoverMode::Auto,
                 rpo: Rpo::default(),
@@ -238,7 +243,7 @@ impl Stage<'_> {
     }
 
     pub(super) async fn moved(&self) -> Result<(), StageError> {
-        let home = format!("region-{}", self.scene.home + 1);
+        let home = format!("region-{}", self.roles.home + 1);
         let is_there = |shard: &Shard| shard.phase == Phase::Active && shard.primary_region != home;
         self.until_shards("every shard is active in another region", MOVE_DEADLINE, is_there).await
     }
@@ -268,16 +273,16 @@ impl Stage<'_> {
     /// Orders a switchover, and waits until it is done.
     async fn switch(&mut self, target: Target) -> Result<(), StageError> {
         let region = match target {
-            Target::Replica => self.scene.replica.ok_or(StageError::NoTarget)?,
-            Target::Home => self.scene.home,
+            Target::Replica => self.roles.replica.ok_or(StageError::NoTarget)?,
+            Target::Home => self.roles.home,
         };
-        let (shard, to) = (self.scene.shard, format!("region-{}", region + 1));
+        let (shard, to) = (self.roles.shard, format!("region-{}", region + 1));
         self.mark(MarkKind::Fault, format!("switch over to {to}"));
         let change = Change::BeginSwitchover { shard, to: to.clone() };
         let refused = match self.cluster.operator().execute(&change, ACTOR).await {
             Ok(_) => None,
-            // An order whose answer was lost is refused when it is repeated: what became of it is
-            // looked at.
+            // An order whose answer was lost is refused when it is repeated: its outcome is looked
+            // up.
             Err(OperatorError::Refused(reason)) => Some(reason),
             Err(error) => return Err(error.into()),
         };

@@ -1,3 +1,5 @@
+//! One client: its operations, its retries, and its choice of a gateway.
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,14 +16,14 @@ use super::sample::{Kind, Outcome, Sample};
 use super::{COUNTERS, Gateway, LIST_ELEMENTS, LISTS, REGISTERS, Workload};
 use crate::kv_connect::{CallError, KvClient, point};
 
-/// Between two tries of an impatient client.
+/// The pause between two attempts of an impatient client.
 const TURN_AWAY: Duration = Duration::from_millis(50);
-/// As Deno's own client waits before it tries again.
+/// The pause of Deno's own client before it retries.
 const RETRY_MS: std::ops::Range<u64> = 200..300;
-/// Between two looks for a gateway, where there is none.
+/// The pause between two searches for a gateway, while none serves.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What a client does.
+/// The operations of a client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// All of it.
@@ -31,48 +33,48 @@ pub enum Role {
     EventualReader,
 }
 
-/// How a client takes a failure.
+/// The reaction of a client to a failure.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manner {
-    /// It gives up, and goes to the next gateway with something else.
+    /// Gives up, and goes to the next gateway with another operation.
     Impatient,
-    /// As Deno's own client: it tries again until it has an answer, with the same gateway for as
-    /// long as that is there.
+    /// Retries until it has an answer, as Deno's own client does, at the same gateway as long as
+    /// that is up.
     Patient,
 }
 
-/// Who a client is.
+/// The description of a client.
 #[derive(Debug, Clone)]
 pub struct Profile {
     /// From 1.
     pub number: u64,
-    /// Where it is, counted from 0.
+    /// The region of the client, which counts from 0.
     pub region: usize,
     pub role: Role,
     pub manner: Manner,
-    /// Those that it may use, the preferred one first. At least one.
+    /// The gateways that the client may use, the preferred one first. At least one.
     pub gateways: Vec<Arc<Gateway>>,
-    /// For one request.
+    /// The time-out of a request.
     pub timeout: Duration,
-    /// It thinks at most so long between two operations.
+    /// The longest pause between two operations.
     pub max_think: Duration,
-    /// Whether every write sets a marker, and not only those that need one.
+    /// Whether every write sets a marker, not only the writes that need one.
     pub mark_all: bool,
     pub seed: u64,
 }
 
-/// One client does one operation at a time.
+/// A client does one operation at a time.
 pub(super) struct Client {
     workload: Arc<Workload>,
     profile: Profile,
     connections: Vec<(Arc<Gateway>, KvClient)>,
     at: usize,
-    /// Whether the operation that it is at had to move to another gateway.
+    /// Whether the present operation had to move to another gateway.
     moved: bool,
     rng: StdRng,
 }
 
-/// How one try ended, that did not end with an answer.
+/// The continuation after an attempt without an answer.
 enum Next {
     Again,
     GiveUp,
@@ -152,7 +154,7 @@ impl Client {
         self.commit(Intent::new(registers.map(set).collect())).await;
     }
 
-    /// Sets a register under a check of what an eventual or a strong read has shown.
+    /// Sets a register under a check of the version that an eventual or a strong read has shown.
     async fn swap_register(&mut self) {
         let key = self.register();
         let consistency =
@@ -277,8 +279,8 @@ impl Client {
         });
     }
 
-    /// The gateway that it is with, or the next one that is up. Where there is none, this waits for
-    /// one, and the operation is over: `None`.
+    /// The client's present gateway, or the next gateway that is up. If there is none, waits for one
+    /// and returns `None`: the operation is over.
     async fn connection(&mut self) -> Option<(Arc<Gateway>, KvClient)> {
         let count = self.connections.len();
         let up = |client: &Self| {
@@ -302,8 +304,8 @@ impl Client {
         self.workload.failed(self.profile.region, cut_off, error);
         match self.profile.manner {
             Manner::Impatient => {
-                // From a gateway that did not serve to the next; where none serves, none is to be
-                // stormed.
+                // Moves from a gateway that did not serve to the next; waits if none serves, so as
+                // not to flood any.
                 self.at = (self.at + 1) % self.connections.len().max(1);
                 tokio::time::sleep(TURN_AWAY).await;
                 Next::GiveUp
@@ -328,7 +330,7 @@ async fn until_lost<T>(
     }
 }
 
-/// What the answer to a write says, and whether no server should give it.
+/// The outcome in the answer to a write, and the text of an answer that no server should give.
 fn outcome(result: &Result<pb::AtomicWriteOutput, CallError>) -> (TxnOutcome, Option<String>) {
     match result {
         Ok(output) => match (output.status(), Versionstamp::from_slice(&output.versionstamp)) {
@@ -342,7 +344,7 @@ fn outcome(result: &Result<pb::AtomicWriteOutput, CallError>) -> (TxnOutcome, Op
                 (TxnOutcome::Unknown, Some(format!("a write was answered with {status:?}")))
             }
         },
-        // The only refusal of a well-formed write, and it says that nothing was done.
+        // The only refusal of a well-formed write; it says that nothing was done.
         Err(CallError::Refused { status, text }) if status.as_u16() == 503 => {
             (TxnOutcome::NotCommitted { reason: text.clone() }, None)
         }
@@ -378,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn answers_say_what_became_of_a_write() {
+    fn answers_map_to_outcomes_of_writes() {
         use pb::AtomicWriteStatus::{AwCheckFailure, AwSuccess, AwWriteDisabled};
         let is_odd = |result| outcome(&result).1.is_some();
         assert!(matches!(outcome(&answered(AwSuccess, &[0; 10])).0, TxnOutcome::Committed { .. }));
@@ -390,12 +392,12 @@ mod tests {
         assert!(matches!(outcome(&Err(CallError::NotSent)).0, TxnOutcome::NotCommitted { .. }));
         assert_eq!(outcome(&Err(CallError::NoAnswer(String::new()))).0, TxnOutcome::Unknown);
         assert!(!is_odd(refused(503)) && is_odd(refused(500)) && is_odd(refused(400)));
-        // No failover makes a gateway say such things.
+        // No fault of the cluster leads to such answers.
         assert!(is_odd(answered(AwSuccess, &[0; 9])) && is_odd(answered(AwWriteDisabled, &[])));
     }
 
     #[tokio::test]
-    async fn who_waits_for_a_lost_gateway_has_no_answer() {
+    async fn request_at_a_lost_gateway_gets_no_answer() {
         let gateway = Gateway::new("g", "http://127.0.0.1:1".to_owned());
         let never = until_lost(&gateway, std::future::pending::<Result<(), CallError>>());
         gateway.lose();

@@ -1,5 +1,4 @@
-//! Entries from the wire to the checker's words. An error is an entry that this workload never
-//! wrote.
+//! Entries of answers in the checker's terms. Entries that this workload never wrote are errors.
 
 use meridian_checker::{Entry, Value};
 use meridian_proto::kv_connect as pb;
@@ -9,7 +8,7 @@ pub(super) fn entries(output: pb::SnapshotReadOutput) -> Result<Vec<(Vec<u8>, En
     output.ranges.into_iter().flat_map(|range| range.values).map(entry).collect()
 }
 
-/// For each range of one key its entry.
+/// The entry of each range of one key.
 pub(super) fn points(output: pb::SnapshotReadOutput) -> Result<Vec<Option<Entry>>, String> {
     let first = |range: pb::ReadRangeOutput| range.values.into_iter().next();
     output

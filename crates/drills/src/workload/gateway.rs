@@ -1,10 +1,12 @@
+//! The gateways of a workload, as a load balancer sees them.
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::sync::watch;
 
-/// A gateway that clients use. A restarted one is another: it need not know what the one before has
-/// shown.
+/// A gateway that clients use. After a restart it counts as another: it need not know the states
+/// that its predecessor has shown.
 #[derive(Debug)]
 pub struct Gateway {
     pub url: String,
@@ -13,13 +15,13 @@ pub struct Gateway {
     state: watch::Sender<State>,
 }
 
-/// As whatever stands before the gateways of a data center knows it.
+/// The state of a gateway for the load balancer in front of a data center's gateways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum State {
     Up,
-    /// No new requests go there; those in flight are finished.
+    /// It gets no new requests; those in flight are finished.
     Draining,
-    /// It is lost, and what was in flight there has no answer.
+    /// It is lost, and its requests in flight get no answer.
     Lost,
 }
 
@@ -34,12 +36,12 @@ impl Gateway {
         self.incarnation.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// It is going to be stopped.
+    /// Announces that the gateway will be stopped.
     pub fn drain(&self) {
         self.state.send_replace(State::Draining);
     }
 
-    /// It is gone with its data center.
+    /// Marks the gateway as lost with its data center.
     pub fn lose(&self) {
         self.state.send_replace(State::Lost);
     }
@@ -56,12 +58,12 @@ impl Gateway {
         *self.state.borrow() == State::Lost
     }
 
-    /// Tells one incarnation from another.
+    /// Differs for each incarnation.
     pub fn name(&self) -> String {
         format!("{}#{}", self.name, self.incarnation.load(Ordering::Relaxed))
     }
 
-    /// Resolves when it is lost.
+    /// Resolves when the gateway is lost.
     pub(super) async fn lost(&self) {
         // The sender lives as long as this.
         drop(self.state.subscribe().wait_for(|state| *state == State::Lost).await);

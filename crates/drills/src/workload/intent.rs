@@ -1,3 +1,5 @@
+//! The writes of a transaction before its attempts: each attempt gets its own unique numbers.
+
 use bytes::Bytes;
 use meridian_checker::{Check, Key, Value, Write};
 use meridian_proto::kv_connect as pb;
@@ -5,23 +7,23 @@ use meridian_proto::kv_connect as pb;
 use crate::kv_connect::{delete, set, sum};
 use crate::recorder::Recorder;
 
-/// What the keys of markers begin with. The marker of a transaction is a register that nothing else
-/// writes: the transaction committed just if it is there.
+/// The common beginning of markers' keys. The marker of a transaction is a register that no other
+/// transaction writes: the transaction committed exactly if the marker exists.
 pub const MARKER: &str = "marker/";
 
-/// What a client wants to be done, before it is given the numbers that are used once: a try after
-/// one without an answer must be told from it.
+/// The content of a transaction, without the numbers that are used once: attempts must be told
+/// apart if an answer is missing.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Intent {
     pub(super) checks: Vec<Check>,
     pub(super) changes: Vec<Change>,
-    /// Whether it sets a marker.
+    /// Whether the transaction sets a marker.
     pub(super) marked: bool,
 }
 
 #[derive(Debug, Clone)]
 pub(super) enum Change {
-    /// To the list that was read.
+    /// Appends to the list that was read.
     Append {
         key: Key,
         elements: Vec<u64>,
@@ -40,14 +42,14 @@ pub(super) enum Change {
 
 impl Intent {
     pub(super) fn new(changes: Vec<Change>) -> Self {
-        // Nothing but its marker tells of a sum or a delete.
+        // Only a marker reveals a sum or a delete.
         let marked = changes
             .iter()
             .any(|change| matches!(change, Change::Sum { .. } | Change::Delete { .. }));
         Self { checks: Vec::new(), changes, marked }
     }
 
-    /// One try of it: as the checker knows it, and as it is sent.
+    /// An attempt: in the checker's terms, and as it is sent.
     pub(super) fn attempt(&self, recorder: &Recorder) -> (Vec<Write>, pb::AtomicWrite) {
         let (mut writes, mut mutations) = (Vec::new(), Vec::new());
         for change in &self.changes {
@@ -101,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_try_is_another_transaction() {
+    fn every_attempt_is_a_transaction_of_its_own() {
         let recorder = Recorder::new();
         let intent = Intent::new(vec![
             Change::Append { key: "l".into(), elements: vec![70, 80] },

@@ -1,3 +1,5 @@
+//! Writes at a rate beside the recorded clients, and probes of replication.
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,23 +13,23 @@ use crate::kv_connect::KvClient;
 /// Writers at a time; each has one request in flight.
 const WRITERS: u32 = 96;
 const VALUE: [u8; 128] = [b'p'; 128];
-/// Keys are written again and again: the state stays small. They lie behind all that final reads
-/// read.
+/// Keys are written again and again, so that the state stays small. They sort after all keys of the
+/// final reads.
 const KEYS: u64 = 10_000;
 const TIMEOUT: Duration = Duration::from_secs(15);
 const PROBE_EVERY: Duration = Duration::from_millis(100);
 const LOOK_EVERY: Duration = Duration::from_millis(2);
-/// A write that is not shown for so long counts as so late.
+/// A write that is not shown for so long counts as delayed by this time.
 const PROBE_DEADLINE: Duration = Duration::from_secs(20);
 
-/// How soon a write was shown by eventual reads of another region.
+/// The delay until a write was shown by eventual reads of another region.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Probe {
-    /// Where it was read, counted from 0.
+    /// The region of the read, which counts from 0.
     pub region: usize,
-    /// When it was acknowledged, from the origin.
+    /// The time of the acknowledgement, from the origin.
     pub at: Duration,
-    /// From then on.
+    /// The delay from the acknowledgement.
     pub delay: Duration,
 }
 
@@ -37,16 +39,16 @@ struct Counts {
     probes: Mutex<Vec<Probe>>,
 }
 
-/// Writes that no history records, at a rate, and probes of how soon they reach other regions. All
-/// of it ends when this is dropped.
+/// Writes at a rate that no history records, and probes of their replication. All of it ends when
+/// this is dropped.
 pub struct Pressure {
     counts: Arc<Counts>,
     _tasks: JoinSet<()>,
 }
 
 impl Pressure {
-    /// Writes `per_second` at most through the gateways `near`; what is probed is read through
-    /// those of `far`, each with its region.
+    /// Writes at most `per_second` through the gateways `near`; probes read through the gateways
+    /// `far`, each with its region.
     pub fn start(
         database: DatabaseId,
         near: &[Arc<Gateway>],
@@ -78,7 +80,7 @@ impl Pressure {
     }
 }
 
-/// One write after the other, each when it is due or as soon as it can be.
+/// Writes one after the other, each when it is due or as soon as possible.
 async fn write(client: KvClient, number: u64, pace: Duration, counts: Arc<Counts>) {
     let mut ticks = tokio::time::interval(pace);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);

@@ -1,3 +1,5 @@
+//! Samples of operations on a time line, for the reports.
+
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
@@ -6,7 +8,7 @@ use serde::Serialize;
 
 use crate::kv_connect::CallError;
 
-/// What a client asked for.
+/// The kind of an operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
@@ -36,25 +38,26 @@ impl fmt::Display for Kind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
-    /// It was answered; of a write with checks, also that they failed.
+    /// The operation was answered; a write with checks possibly by their failure.
     Answered,
-    /// The client gave it up, or the drill ended before the answer.
+    /// The client gave up, or the drill ended before the answer.
     Failed,
-    /// The client's own data centers, all of them, were lost or cut off with its gateways.
+    /// All data centers of the client were lost or cut off with their gateways.
     CutOff,
 }
 
-/// One operation of one client, with all of its tries. Times count from the workload's origin.
+/// An operation of a client, with all its attempts. Times count from the workload's origin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Sample {
     pub kind: Kind,
-    /// Of the client, counted from 0.
+    /// The region of the client, which counts from 0.
     pub region: usize,
-    /// When the client first asked, and when it had what it asked for.
+    /// The times of the first request and of the answer.
     pub started: Duration,
     pub ended: Duration,
     pub outcome: Outcome,
-    /// A try of it was at a gateway that was lost with its data center, and so it moved to another.
+    /// An attempt was at a gateway that was lost with its data center, and the client moved to
+    /// another.
     pub moved: bool,
 }
 
@@ -64,15 +67,14 @@ impl Sample {
     }
 }
 
-/// Requests that failed, by what was answered. A client that tries again may still see its
-/// operation done.
+/// Failed requests, by their answers. A client that retries may still see its operation done.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Attempts {
-    /// At gateways that were there: when, in which region, and what was answered.
+    /// Failures at gateways that were up: time, region and answer.
     pub failed: Vec<(Duration, usize, String)>,
-    /// More failed than are kept.
+    /// Failures beyond the kept ones.
     pub not_kept: u64,
-    /// In flight at a gateway that was lost with its data center.
+    /// Requests in flight at a gateway that was lost with its data center.
     pub cut_off: u64,
 }
 
@@ -95,7 +97,7 @@ impl Attempts {
         u64::try_from(self.failed.len()).unwrap_or(u64::MAX).saturating_add(self.not_kept)
     }
 
-    /// How often each answer was given.
+    /// The number of times that each answer was given.
     pub fn by_answer(&self) -> BTreeMap<&str, u64> {
         let mut counts = BTreeMap::new();
         for (.., what) in &self.failed {

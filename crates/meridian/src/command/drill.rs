@@ -7,10 +7,11 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, Subcommand};
 use meridian_drills::StageOptions;
 use meridian_drills::drill::{Drill as Script, names};
-use meridian_drills::promise::{Row, Runs, Standing, rows};
+use meridian_drills::promise::{Runs, rows};
 use meridian_drills::report::{RunReport, html_page, run_text, runs_text, suite_text};
 use meridian_drills::stage::Stage;
 use meridian_drills::suite::{SuiteReport, run_suite};
+use meridian_drills::verdict::{PromiseVerdict, Row};
 use meridian_wan::WanPlan;
 use serde::Serialize;
 
@@ -139,7 +140,7 @@ impl Run {
         let runs = Runs::from([(drill.name.clone(), reports.clone())]);
         // The promises that this drill measures alone.
         let measured = |row: &Row| {
-            row.drills == [drill.name.as_str()] && row.aim.standing != Standing::NotMeasured
+            row.drills == [drill.name.as_str()] && row.aim.verdict != PromiseVerdict::NotMeasured
         };
         let rows: Vec<Row> = rows(&runs).into_iter().filter(measured).collect();
         print!("{}", suite_text(&rows));

@@ -157,12 +157,12 @@ mod tests {
             (
                 in_phase(1, "region-1", switching),
                 Stage::Preparing,
-                "It can be stopped: `meridian switchover --cancel 1`",
+                "To cancel it: `meridian switchover --cancel 1`",
             ),
             (
                 in_phase(1, "region-1", sealing(true, "region-2")),
                 Stage::Sealed,
-                "It can still be stopped",
+                "It can still be cancelled",
             ),
             (
                 in_phase(1, "region-1", sealing(true, "region-1")),
@@ -172,7 +172,7 @@ mod tests {
             (
                 in_phase(1, "region-1", sealing(false, "region-3")),
                 Stage::FailingOver,
-                "cannot be stopped any more",
+                "can no longer be cancelled",
             ),
             (in_phase(2, "region-2", Phase::Forming), Stage::Opening, "past its commit point"),
             (in_phase(2, "region-2", Phase::Active), Stage::Open, "is over"),

@@ -1,4 +1,4 @@
-//! Who plays which part at present.
+//! The machines behind the names of a script: leader, follower, primary and so on.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,12 +14,12 @@ use crate::poll;
 
 const PATIENCE: Duration = Duration::from_secs(2);
 const DEADLINE: Duration = Duration::from_secs(30);
-/// Where `default` is in a cluster that has no directory.
+/// The shard of `default` in a cluster without a directory.
 const FIRST_SHARD: ShardId = ShardId(1);
 
-/// A part in a script.
+/// A name in a script for one or several machines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
+pub enum Selector {
     /// The voter that leads the shard.
     Leader,
     /// One of the other voters.
@@ -30,7 +30,7 @@ pub enum Part {
     /// All nodes of the first other region.
     Replica,
     ReplicaGateway,
-    /// The node of that region that follows for the others.
+    /// The node of the replica region that pulls from the primary for the others.
     Relay,
     DirectoryLeader,
     /// All nodes.
@@ -39,7 +39,7 @@ pub enum Part {
     Rest,
 }
 
-impl Part {
+impl Selector {
     pub const ALL: [Self; 10] = [
         Self::Leader,
         Self::Follower,
@@ -69,19 +69,19 @@ impl Part {
     }
 }
 
-impl fmt::Display for Part {
+impl fmt::Display for Selector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-/// The parts of one shard, as they were when a drill began. They stay who they are while the drill
-/// goes on.
+/// The machines of one shard's roles when a drill began. They keep their names while the drill goes
+/// on.
 #[derive(Debug, Clone)]
-pub struct Scene {
+pub struct Roles {
     pub shard: ShardId,
     pub epoch: Epoch,
-    /// The primary region, counted from 0.
+    /// The primary region, which counts from 0.
     pub home: usize,
     /// The first other region that has nodes.
     pub replica: Option<usize>,
@@ -93,25 +93,26 @@ pub struct Scene {
     machines: Vec<Machine>,
 }
 
-/// A part that nobody plays.
+/// A role that no machine has.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("nobody plays the part `{0}` in this cluster")]
-pub struct NobodyPlays(pub Part);
+#[error("no machine of this cluster is `{0}`")]
+pub struct NoSuchRole(pub Selector);
 
-impl Scene {
-    /// Asks all nodes, until there are a leader and whoever else there should be.
+impl Roles {
+    /// Asks all nodes until there is a leader, and a machine for each other role that the topology
+    /// has.
     ///
     /// # Errors
-    /// When there is no leader for long.
+    /// When there is no leader for a long time.
     pub async fn of(cluster: &Cluster, database: DatabaseId) -> Result<Self, ClusterError> {
         let found = poll::until("a leader of the shard", DEADLINE, async || {
             let inspection = cluster.operator().inspect(PATIENCE).await.ok();
-            Self::look(cluster, database, inspection.as_ref()).await
+            Self::snapshot(cluster, database, inspection.as_ref()).await
         });
         Ok(found.await?)
     }
 
-    async fn look(
+    async fn snapshot(
         cluster: &Cluster,
         database: DatabaseId,
         inspection: Option<&Inspection>,
@@ -155,38 +156,42 @@ impl Scene {
         })
     }
 
-    /// Who plays the parts; `named` are those that were named before, for [`Part::Rest`].
+    /// The machines of some roles; `named` are the machines named before, for [`Selector::Rest`].
     ///
     /// # Errors
-    /// When nobody plays one of them.
-    pub fn cast(&self, parts: &[Part], named: &[Machine]) -> Result<Vec<Machine>, NobodyPlays> {
+    /// When no machine has one of the roles.
+    pub fn resolve(
+        &self,
+        selectors: &[Selector],
+        named: &[Machine],
+    ) -> Result<Vec<Machine>, NoSuchRole> {
         let mut machines = Vec::new();
-        for part in parts {
-            let players: Vec<Machine> = match part {
-                Part::Leader => vec![Machine::Node(self.leader)],
-                Part::Follower => {
+        for selector in selectors {
+            let selected: Vec<Machine> = match selector {
+                Selector::Leader => vec![Machine::Node(self.leader)],
+                Selector::Follower => {
                     self.followers.first().map(|id| Machine::Node(*id)).into_iter().collect()
                 }
-                Part::Primary => self.region(Some(self.home)),
-                Part::PrimaryGateway => self.gateway(Some(self.home)),
-                Part::Replica => self.region(self.replica),
-                Part::ReplicaGateway => self.gateway(self.replica),
-                Part::Relay => self.relay.map(Machine::Node).into_iter().collect(),
-                Part::DirectoryLeader => {
+                Selector::Primary => self.region(Some(self.home)),
+                Selector::PrimaryGateway => self.gateway(Some(self.home)),
+                Selector::Replica => self.region(self.replica),
+                Selector::ReplicaGateway => self.gateway(self.replica),
+                Selector::Relay => self.relay.map(Machine::Node).into_iter().collect(),
+                Selector::DirectoryLeader => {
                     self.directory_leader.map(Machine::Node).into_iter().collect()
                 }
-                Part::Nodes => self.nodes.keys().map(|id| Machine::Node(*id)).collect(),
-                Part::Rest => self
+                Selector::Nodes => self.nodes.keys().map(|id| Machine::Node(*id)).collect(),
+                Selector::Rest => self
                     .machines
                     .iter()
                     .copied()
                     .filter(|machine| !named.contains(machine))
                     .collect(),
             };
-            if players.is_empty() {
-                return Err(NobodyPlays(*part));
+            if selected.is_empty() {
+                return Err(NoSuchRole(*selector));
             }
-            machines.extend(players);
+            machines.extend(selected);
         }
         machines.sort_unstable();
         machines.dedup();
@@ -216,8 +221,8 @@ impl Scene {
 mod tests {
     use super::*;
 
-    fn scene() -> Scene {
-        Scene {
+    fn roles() -> Roles {
+        Roles {
             shard: ShardId(1),
             epoch: Epoch(1),
             home: 0,
@@ -232,13 +237,14 @@ mod tests {
     }
 
     #[test]
-    fn parts_are_cast() {
-        let cast = |parts: &[Part], named: &[Machine]| scene().cast(parts, named).unwrap();
+    fn roles_are_resolved_to_machines() {
+        let resolve =
+            |selectors: &[Selector], named: &[Machine]| roles().resolve(selectors, named).unwrap();
         assert_eq!(
-            cast(&[Part::Leader, Part::Follower], &[]),
+            resolve(&[Selector::Leader, Selector::Follower], &[]),
             [Machine::Node(1), Machine::Node(2)]
         );
-        let primary = cast(&[Part::Primary, Part::PrimaryGateway], &[]);
+        let primary = resolve(&[Selector::Primary, Selector::PrimaryGateway], &[]);
         assert_eq!(
             primary,
             [1, 2, 3]
@@ -248,13 +254,16 @@ mod tests {
                 .collect::<Vec<_>>()
         );
         let rest = [Machine::Node(4), Machine::Node(5), Machine::Gateway(1), Machine::Gateway(2)];
-        assert_eq!(cast(&[Part::Rest], &primary), rest);
-        assert_eq!(cast(&[Part::Leader, Part::Primary], &[]).len(), 3);
-        assert_eq!(cast(&[Part::DirectoryLeader], &[]), [Machine::Node(4)]);
+        assert_eq!(resolve(&[Selector::Rest], &primary), rest);
+        assert_eq!(resolve(&[Selector::Leader, Selector::Primary], &[]).len(), 3);
+        assert_eq!(resolve(&[Selector::DirectoryLeader], &[]), [Machine::Node(4)]);
     }
 
     #[test]
-    fn a_part_that_nobody_plays_is_named() {
-        assert_eq!(scene().cast(&[Part::Leader, Part::Relay], &[]), Err(NobodyPlays(Part::Relay)));
+    fn role_without_a_machine_is_an_error() {
+        assert_eq!(
+            roles().resolve(&[Selector::Leader, Selector::Relay], &[]),
+            Err(NoSuchRole(Selector::Relay))
+        );
     }
 }

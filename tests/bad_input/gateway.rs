@@ -1,55 +1,24 @@
-//! Whatever is sent to a node, it answers as `docs/kv-connect.md` says or ends that connection, and
-//! serves on.
-
-#![allow(
-    clippy::unwrap_used,
-    clippy::expect_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
-
-use std::time::Duration;
+//! Input of clients: metadata, heads, limits, mutations, and bytes that are no HTTP.
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::Request;
-use meridian_proto::directory::InspectRequest;
-use meridian_proto::directory::directory_client::DirectoryClient;
 use meridian_proto::kv_connect as pb;
 use meridian_proto::kv_connect::{MutationType, ValueEncoding};
-use meridian_proto::{raft, shard, shipping};
-use meridian_tests::kv_connect::{
-    DEFAULT_DATABASE, SECOND_DATABASE, delete, mutation, point, set, sum,
-};
-use meridian_tests::{Cluster, ClusterOptions, KvClient, READ_ONLY_TOKEN, TOKEN};
-use meridian_types::NodeId;
+use meridian_tests::kv_connect::{delete, mutation, point, set, sum};
+use meridian_tests::{KvClient, READ_ONLY_TOKEN, TOKEN};
 use prost::Message;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tonic::transport::Endpoint;
+
+use crate::converse;
 
 const ATOMIC_WRITE: &str = "/kv/strong/atomic_write";
 const SNAPSHOT_READ: &str = "/kv/strong/snapshot_read";
-/// For a connection to be answered or closed.
-const DEADLINE: Duration = Duration::from_secs(40);
 
-/// Every node answers, reads what was written before, and takes a write.
-async fn all_serve(cluster: &mut Cluster) {
-    cluster.assert_all_run();
-    for id in cluster.node_ids() {
-        for database in [DEFAULT_DATABASE, SECOND_DATABASE] {
-            let client = cluster.client(id, database);
-            let value = format!("by node {id}");
-            client.set(b"alive", value.as_bytes()).await.unwrap();
-            assert_eq!(client.get(b"alive").await.unwrap().unwrap().value, value);
-        }
-    }
-    cluster.assert_all_run();
-}
-
-struct Gateway {
-    client: KvClient,
+/// A gateway under test.
+pub(crate) struct Gateway {
+    pub(crate) client: KvClient,
 }
 
 impl Gateway {
@@ -86,7 +55,7 @@ impl Gateway {
         self.refuses(SNAPSHOT_READ, &self.client.headers(), body, 400, words).await;
     }
 
-    async fn metadata(&self) {
+    pub(crate) async fn metadata(&self) {
         let token = |token: &str| vec![("authorization", format!("Bearer {token}"))];
         let versions = br#"{"supportedVersions":[1,2,3]}"#.as_slice();
         for path in [
@@ -120,7 +89,7 @@ impl Gateway {
         assert_eq!(self.client.send(get).await.unwrap().status.as_u16(), 404);
     }
 
-    async fn heads(&self) {
+    pub(crate) async fn heads(&self) {
         let read = pb::SnapshotRead { ranges: vec![point(b"k")] }.encode_to_vec();
         let write = pb::AtomicWrite { mutations: vec![set(b"k", b"v")], ..Default::default() }
             .encode_to_vec();
@@ -171,7 +140,7 @@ impl Gateway {
         reader.get(b"k").await.unwrap();
     }
 
-    async fn limits(&self) {
+    pub(crate) async fn limits(&self) {
         let many =
             |count: usize| (0..count).map(|at| at.to_string().into_bytes()).collect::<Vec<_>>();
         self.refuses_read(many(11).iter().map(|key| point(key)).collect(), "10").await;
@@ -209,7 +178,7 @@ impl Gateway {
         .await;
     }
 
-    async fn mutations(&self) {
+    pub(crate) async fn mutations(&self) {
         let unknown = |kind: i32| pb::Mutation { mutation_type: kind, ..set(b"k", b"v") };
         for kind in [0, 4711, -1] {
             self.refuses_mutations(vec![unknown(kind)], "mutation kind").await;
@@ -233,8 +202,10 @@ impl Gateway {
         for data in [&b""[..], b"1234567", b"123456789"] {
             self.refuses_mutations(vec![encoded(2, data)], "u64").await;
         }
+    }
 
-        // Type errors of sum, min and max: 400, and the whole write is undone.
+    /// Type errors of sum, min and max: 400, and the whole write is undone.
+    pub(crate) async fn type_errors(&self) {
         let one = 1u64.to_le_bytes();
         // `7` and `7n`, serialized by V8.
         let (number, bigint) = (&b"\xff\x0fI\x0e"[..], &b"\xff\x0fZ\x10\x07\0\0\0\0\0\0\0"[..]);
@@ -295,8 +266,8 @@ impl Gateway {
         fails(bounded(b"nonsense", b""), "Some of the parameters are not valid V8 values").await;
     }
 
-    /// What no HTTP client would send. Each connection is answered or closed.
-    async fn sockets(&self) {
+    /// Bytes that no HTTP client would send. Each connection is answered or closed.
+    pub(crate) async fn sockets(&self) {
         let address = self.base().trim_start_matches("http://").to_owned();
         let long = format!("POST / HTTP/1.1\r\nHost: k\r\nX-Long: {}\r\n\r\n", "x".repeat(1 << 20));
         let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -325,7 +296,8 @@ impl Gateway {
         ] {
             converse(name, &address, bytes).await;
         }
-        // One that stops in the middle of a body, and one that says nothing: both are dropped here.
+        // A client that stops in the middle of a body, and one without a byte: both are dropped
+        // here.
         for bytes in [&b"POST / HTTP/1.1\r\nHost: k\r\nContent-Length: 100\r\n\r\nab"[..], b""] {
             let mut stream = TcpStream::connect(&address).await.unwrap();
             stream.write_all(bytes).await.unwrap();
@@ -338,211 +310,3 @@ impl Gateway {
 }
 
 const HEADERS: [&str; 3] = ["authorization", "x-denokv-version", "x-denokv-database-id"];
-
-/// Sends `bytes`, then reads until the server closes; what it says does not matter.
-async fn converse(name: &str, address: &str, bytes: &[u8]) {
-    let mut stream = TcpStream::connect(address).await.unwrap();
-    // The server may close before it has read all.
-    drop(stream.write_all(bytes).await);
-    drop(stream.shutdown().await);
-    let mut answer = Vec::new();
-    let closed = tokio::time::timeout(DEADLINE, stream.read_to_end(&mut answer)).await;
-    assert!(closed.is_ok(), "{name}: the connection stays open");
-}
-
-#[tokio::test]
-async fn every_bad_request_is_answered_as_documented() {
-    let mut cluster = Cluster::start(ClusterOptions::default()).await;
-    // A voter, and one that forwards.
-    for id in [1, 6] {
-        let gateway = Gateway { client: cluster.client(id, DEFAULT_DATABASE) };
-        gateway.metadata().await;
-        gateway.heads().await;
-        gateway.limits().await;
-        gateway.mutations().await;
-        gateway.sockets().await;
-        cluster.assert_all_run();
-    }
-    all_serve(&mut cluster).await;
-}
-
-fn endpoint(cluster: &Cluster, id: NodeId) -> Endpoint {
-    Endpoint::from_shared(format!("http://{}", cluster.rpc_address(id))).unwrap()
-}
-
-/// As a node of the cluster calls another.
-async fn peer_endpoint(cluster: &Cluster, id: NodeId) -> Endpoint {
-    let mut directory = DirectoryClient::new(endpoint(cluster, id).connect().await.unwrap());
-    let inspected = directory.inspect(InspectRequest::default()).await.unwrap().into_inner();
-    let known: serde_json::Value =
-        serde_json::from_slice(&inspected.cluster.unwrap().json).unwrap();
-    let name = known["id"].as_str().expect("the cluster has an id").to_owned();
-    endpoint(cluster, id).origin(format!("http://{name}.meridian").parse().unwrap())
-}
-
-/// A node serves no other cluster, and nobody who does not name its own.
-async fn calls_of_another_cluster(cluster: &Cluster, id: NodeId) {
-    let other = "http://00112233445566778899aabbccddeeff.meridian".parse().unwrap();
-    for endpoint in [endpoint(cluster, id), endpoint(cluster, id).origin(other)] {
-        let channel = endpoint.connect().await.unwrap();
-        let group = Some(raft::Group { shard: 1, epoch: 1, target: id });
-        let vote = meridian_proto::log::Vote { term: 1_000_000, node_id: 1, committed: true };
-        let append = raft::AppendRequest { group, vote: Some(vote), ..Default::default() };
-        let refused =
-            raft::raft_client::RaftClient::new(channel.clone()).append(append).await.unwrap_err();
-        assert_eq!(refused.code(), tonic::Code::FailedPrecondition, "{refused}");
-        assert!(refused.message().contains("this node is of cluster"), "{refused}");
-        let fetch = shipping::FetchStateRequest { shard: 1, epoch: 1, ..Default::default() };
-        let mut shipping = shipping::shipping_client::ShippingClient::new(channel.clone());
-        assert_eq!(
-            shipping.fetch_state(fetch).await.unwrap_err().code(),
-            tonic::Code::FailedPrecondition
-        );
-        let renewal = meridian_proto::directory::RenewRequest { node_id: id, ..Default::default() };
-        let renewed = DirectoryClient::new(channel).renew(renewal).await;
-        assert_eq!(renewed.unwrap_err().code(), tonic::Code::FailedPrecondition);
-    }
-}
-
-/// Groups, epochs, targets and fields that are wrong are refused; nothing is done.
-async fn malformed_calls(cluster: &Cluster, id: NodeId) {
-    let channel = peer_endpoint(cluster, id).await.connect().await.unwrap();
-    let mut shards = shard::shard_client::ShardClient::new(channel.clone())
-        .max_encoding_message_size(256 << 20)
-        .max_decoding_message_size(256 << 20);
-    let group = |shard, epoch| Some(shard::ShardEpoch { shard, epoch });
-    let write = |group| shard::WriteRequest {
-        group,
-        database: Bytes::copy_from_slice(&DEFAULT_DATABASE.0),
-        request_id: Bytes::from_static(&[7; 16]),
-        write: Some(pb::AtomicWrite {
-            mutations: vec![set(b"by rpc", b"v")],
-            ..Default::default()
-        }),
-        retry: false,
-        late_leader: 0,
-        pass_on: false,
-        valid_until: None,
-        turn: None,
-    };
-    let good = group(1, 1);
-    let bad = [
-        write(None),
-        write(group(9, 1)),
-        write(group(1, 0)),
-        write(group(1, 2)),
-        write(group(1, u32::MAX)),
-        shard::WriteRequest { database: Bytes::from_static(b"short"), ..write(good) },
-        shard::WriteRequest { request_id: Bytes::new(), ..write(good) },
-        shard::WriteRequest { write: None, ..write(good) },
-    ];
-    for request in bad {
-        let shown = format!("{request:?}");
-        match shards.write(request).await.map(|response| response.into_inner().result) {
-            // A replica looks no further than that it does not lead, a voter than that the call
-            // knows no clock of its.
-            Err(_)
-            | Ok(Some(
-                shard::write_response::Result::NotLeader(_)
-                | shard::write_response::Result::ClockUnknown(_),
-            )) => {}
-            other => panic!("node {id}: {shown}: {other:?}"),
-        }
-    }
-    let read = |ranges| shard::ReadRequest {
-        group: good,
-        database: Bytes::copy_from_slice(&DEFAULT_DATABASE.0),
-        strong: false,
-        ranges,
-        min_sequence: 0,
-    };
-    shards.read(read(vec![pb::ReadRange { limit: -5, ..point(b"k") }])).await.unwrap_err();
-    // Beyond what a node takes in one message.
-    let oversized = shard::ReadRequest { database: vec![0; 100 << 20].into(), ..read(vec![]) };
-    shards.read(oversized).await.unwrap_err();
-
-    let mut rafts = raft::raft_client::RaftClient::new(channel.clone());
-    let target = |shard, epoch, target| Some(raft::Group { shard, epoch, target });
-    let vote = meridian_proto::log::Vote { term: 1_000_000, node_id: 1, committed: false };
-    for group in [None, target(9, 1, id), target(1, 2, id), target(1, 1, id + 1), target(1, 1, 0)] {
-        let request = raft::VoteRequest { group, vote: Some(vote), ..Default::default() };
-        rafts.vote(request).await.unwrap_err();
-        rafts.pre_vote(request).await.unwrap_err();
-        rafts
-            .append(raft::AppendRequest { group, vote: Some(vote), ..Default::default() })
-            .await
-            .unwrap_err();
-    }
-    rafts
-        .vote(raft::VoteRequest { group: target(1, 1, id), ..Default::default() })
-        .await
-        .unwrap_err();
-
-    let mut shipping = shipping::shipping_client::ShippingClient::new(channel);
-    let fetch = |shard, epoch| shipping::FetchStateRequest { shard, epoch, ..Default::default() };
-    for request in [
-        fetch(9, 1),
-        fetch(1, 7),
-        shipping::FetchStateRequest { snapshot_id: "none".to_owned(), ..fetch(1, 1) },
-    ] {
-        if let Ok(stream) = shipping.fetch_state(request).await {
-            stream.into_inner().message().await.unwrap_err();
-        }
-    }
-    let start = |start| shipping::SubscribeRequest {
-        message: Some(shipping::subscribe_request::Message::Start(start)),
-    };
-    let known =
-        shipping::Start { shard: 1, epoch: 1, node_id: 4, durable: None, keeps_window: true };
-    let ahead = shipping::Position { epoch: 1, sequence: u64::MAX };
-    for requests in [
-        vec![],
-        vec![shipping::SubscribeRequest { message: None }],
-        vec![start(shipping::Start { shard: 9, ..known })],
-        vec![start(shipping::Start { epoch: u32::MAX, ..known })],
-        vec![start(shipping::Start { node_id: 99, ..known })],
-        vec![start(shipping::Start { durable: Some(ahead), ..known })],
-    ] {
-        let Ok(stream) = shipping.subscribe(tokio_stream::iter(requests)).await else { continue };
-        // The requests end, and so the answers do.
-        let mut stream = stream.into_inner();
-        let ended = async { while let Ok(Some(_)) = stream.message().await {} };
-        tokio::time::timeout(DEADLINE, ended).await.expect("the stream ends");
-    }
-    let status = shipping::Status { shard: 9, node_id: 99, epoch: u32::MAX, ..Default::default() };
-    // Refused or ignored.
-    let said = shipping::AnnounceRequest { statuses: vec![status], ..Default::default() };
-    drop(shipping.announce(tokio_stream::once(said)).await);
-}
-
-#[tokio::test]
-async fn malformed_rpc_takes_no_node_down() {
-    let mut cluster = Cluster::start(ClusterOptions::default()).await;
-    cluster.client(1, DEFAULT_DATABASE).set(b"before", b"v").await.unwrap();
-    let terms = async |cluster: &Cluster| {
-        cluster.shard_status(cluster.leader(1).await, 1).await.unwrap().term
-    };
-    let before = terms(&cluster).await;
-    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
-    let noise: Vec<u8> =
-        (0..65_536u32).map(|at| at.wrapping_mul(2_654_435_761).to_be_bytes()[0]).collect();
-    let oversized = [&preface[..], b"\xff\xff\xff\0\0\0\0\0\x01", &[0; 4096]].concat();
-    for id in cluster.node_ids() {
-        let address = cluster.rpc_address(id).to_owned();
-        for (name, bytes) in [
-            ("noise", &noise[..]),
-            ("HTTP/1.1", b"GET / HTTP/1.1\r\nHost: k\r\n\r\n"),
-            ("bad HTTP/2", &[&preface[..], &noise[..1024]].concat()),
-            ("an oversized frame", &oversized),
-        ] {
-            converse(name, &address, bytes).await;
-        }
-        malformed_calls(&cluster, id).await;
-        calls_of_another_cluster(&cluster, id).await;
-    }
-    let client = cluster.client(6, DEFAULT_DATABASE);
-    assert_eq!(client.get(b"by rpc").await.unwrap(), None);
-    assert_eq!(client.get(b"before").await.unwrap().unwrap().value, &b"v"[..]);
-    assert_eq!(terms(&cluster).await, before, "nobody was made to stand for election");
-    all_serve(&mut cluster).await;
-}
