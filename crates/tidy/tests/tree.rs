@@ -167,17 +167,17 @@ fn crates_depend_only_on_those_below_them() {
 
 #[test]
 fn files_are_short_and_modules_have_names_that_say_something() {
-    assert_at_most(20, rust().iter().flat_map(sources::violations).collect());
+    assert_at_most(8, rust().iter().flat_map(sources::violations).collect());
 }
 
 #[test]
 fn every_file_says_what_it_is_for() {
-    assert_at_most(115, rust().iter().filter_map(sources::has_no_head).collect());
+    assert_at_most(44, rust().iter().filter_map(sources::has_no_head).collect());
 }
 
 #[test]
 fn pure_crates_take_time_and_chance_as_arguments_and_open_nothing() {
-    assert_at_most(4, rust().iter().flat_map(sources::impurities).collect());
+    assert_at_most(0, rust().iter().flat_map(sources::impurities).collect());
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn no_modules_of_a_folder_import_each_other_in_a_circle() {
     let circles = crates.flat_map(|folder| {
         modules::circles(folder, &modules::arrows(&format!("{folder}/src"), &rust))
     });
-    assert_at_most(13, circles.collect());
+    assert_at_most(6, circles.collect());
 }
 
 #[test]
@@ -204,18 +204,18 @@ fn no_room_of_the_node_imports_one_above_it() {
 #[test]
 fn the_list_of_modules_at_the_head_of_a_crate_is_complete() {
     let libs = rust().into_iter().filter(|file| file.path.ends_with("/src/lib.rs"));
-    assert_at_most(17, libs.flat_map(|lib| modules::unlisted(&lib)).collect());
+    assert_at_most(10, libs.flat_map(|lib| modules::unlisted(&lib)).collect());
 }
 
 #[test]
 fn prose_and_names_have_nouns_and_not_pronouns() {
     let (rust, documents) = (rust(), documents());
-    assert_at_most(886, rust.iter().chain(&documents).flat_map(words::violations).collect());
+    assert_at_most(446, rust.iter().chain(&documents).flat_map(words::violations).collect());
 }
 
 #[test]
 fn names_can_be_read_at_once() {
-    assert_at_most(11, rust().iter().flat_map(words::long_names).collect());
+    assert_at_most(7, rust().iter().flat_map(words::long_names).collect());
 }
 
 #[test]
