@@ -4,6 +4,5 @@ pub(crate) mod cluster_nodes;
 pub(crate) mod hedge;
 pub(crate) mod nodes;
 pub(crate) mod read_answer;
-pub(crate) mod revival;
 pub(crate) mod router;
 pub(crate) mod write_calls;

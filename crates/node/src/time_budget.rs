@@ -138,7 +138,7 @@ pub(crate) const SAYS_THAT_IT_IS_AT_WORK: Duration =
     WORKING_EVERY.saturating_add(Duration::from_millis(50));
 /// A node of which anything was heard so lately is not silent, whatever else of it is awaited: it
 /// may be slow with one large answer.
-pub(crate) const HEARD_LATELY: Duration = Duration::from_millis(500);
+pub(crate) const RECEIVED_LATELY: Duration = Duration::from_millis(500);
 
 const _: () = {
     // A voter refuses what it cannot carry out before the gateway stops waiting: else what did not
@@ -148,8 +148,8 @@ const _: () = {
     assert!(ms(HEDGE_AFTER) < ms(ATTEMPT_TIMEOUT));
     // A node that is at work is not taken for silent.
     assert!(ms(WORKING_EVERY) < ms(SAYS_THAT_IT_IS_AT_WORK));
-    assert!(ms(SAYS_THAT_IT_IS_AT_WORK) < ms(HEARD_LATELY));
-    assert!(ms(HEARD_LATELY) < ms(ATTEMPT_TIMEOUT));
+    assert!(ms(SAYS_THAT_IT_IS_AT_WORK) < ms(RECEIVED_LATELY));
+    assert!(ms(RECEIVED_LATELY) < ms(ATTEMPT_TIMEOUT));
 };
 
 // Request ids.

@@ -1,4 +1,4 @@
-//! Who leads the shards, as far as one gateway knows.
+//! Which nodes lead the shards, as far as one gateway knows.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,26 +9,27 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use super::budget::Budget;
-use crate::routing::revival::Revival;
 
 /// A shard of which no answer was had for so long, while tries failed, was out of service.
 const OUTAGE: Duration = Duration::from_millis(300);
-/// Between two times that all who wait are told, at least.
-const BETWEEN_REVIVALS: Duration = Duration::from_millis(50);
+/// Between two times that all waiting operations are told, at least.
+const BETWEEN_NEWS: Duration = Duration::from_millis(50);
 
 #[derive(Default)]
-struct Served {
+struct ShardRecord {
     hint: Option<NodeId>,
     /// The node that answered last as the leader, and when anybody did.
     by: Option<NodeId>,
     at: Duration,
     failed: bool,
-    revived_at: Option<Duration>,
-    revivals: watch::Sender<Revival>,
+    found_at: Option<Duration>,
+    /// Tells the operations that wait for the shard that it is served, by this leader: once for
+    /// each leader that is found, or each end of an outage.
+    found: watch::Sender<Option<NodeId>>,
     budget: Arc<Budget>,
 }
 
-impl Served {
+impl ShardRecord {
     fn answered(&mut self, now: Duration, node: NodeId, leader: NodeId) {
         let outage = self.failed && now.saturating_sub(self.at) >= OUTAGE;
         // What others say of the leader may be old, and change with each that is asked.
@@ -39,20 +40,18 @@ impl Served {
         if node == leader {
             self.by = Some(leader);
         }
-        let lately = self.revived_at.is_some_and(|at| now.saturating_sub(at) < BETWEEN_REVIVALS);
+        let lately = self.found_at.is_some_and(|at| now.saturating_sub(at) < BETWEEN_NEWS);
         if (outage || is_new) && !lately {
-            self.revived_at = Some(now);
-            self.revivals.send_modify(|revival| {
-                *revival = Revival { count: revival.count.wrapping_add(1), leader: Some(leader) };
-            });
+            self.found_at = Some(now);
+            self.found.send_replace(Some(leader));
         }
     }
 }
 
-/// Hints, which may be wrong: whoever is asked says so.
+/// Hints, which may be wrong: a node that is asked says so.
 #[derive(Default)]
 pub(super) struct Leaders {
-    shards: Mutex<BTreeMap<ShardId, Served>>,
+    shards: Mutex<BTreeMap<ShardId, ShardRecord>>,
 }
 
 impl Leaders {
@@ -61,10 +60,13 @@ impl Leaders {
     }
 
     /// What the shard may be asked, and news of it.
-    pub(super) fn of(&self, shard: ShardId) -> (Arc<Budget>, watch::Receiver<Revival>) {
+    pub(super) fn subscribe(
+        &self,
+        shard: ShardId,
+    ) -> (Arc<Budget>, watch::Receiver<Option<NodeId>>) {
         let mut shards = self.shards.lock();
-        let served = shards.entry(shard).or_default();
-        (Arc::clone(&served.budget), served.revivals.subscribe())
+        let record = shards.entry(shard).or_default();
+        (Arc::clone(&record.budget), record.found.subscribe())
     }
 
     /// Another node names this one.
@@ -75,16 +77,16 @@ impl Leaders {
     /// A try at this node failed.
     pub(super) fn failed(&self, shard: ShardId, node: NodeId) {
         let mut shards = self.shards.lock();
-        let served = shards.entry(shard).or_default();
-        served.failed = true;
-        if served.hint == Some(node) {
-            served.hint = None;
+        let record = shards.entry(shard).or_default();
+        record.failed = true;
+        if record.hint == Some(node) {
+            record.hint = None;
         }
     }
 
-    /// A read was answered by the node of this process, as its first try; for whoever could tell,
-    /// by the word of this leader.
-    pub(super) fn read_here(
+    /// A read was answered by the node of this process, as its first try; where it knows a leader,
+    /// by the word of that one.
+    pub(super) fn answered_here(
         &self,
         now: Duration,
         shard: ShardId,
@@ -92,10 +94,10 @@ impl Leaders {
         leader: Option<NodeId>,
     ) {
         let mut shards = self.shards.lock();
-        let served = shards.entry(shard).or_default();
-        served.budget.first_try(now);
+        let record = shards.entry(shard).or_default();
+        record.budget.first_try(now);
         if let Some(leader) = leader {
-            served.answered(now, node, leader);
+            record.answered(now, node, leader);
         }
     }
 
@@ -112,10 +114,11 @@ mod tests {
     const SHARD: ShardId = ShardId(1);
 
     #[test]
-    fn who_waits_is_told_of_a_new_leader_and_of_the_end_of_an_outage_and_of_no_single_answer() {
+    fn new_leaders_and_ends_of_outages_are_told_and_single_answers_are_not() {
         let leaders = Leaders::default();
-        let (_, mut news) = leaders.of(SHARD);
-        let mut told = || std::mem::replace(&mut news, leaders.of(SHARD).1).has_changed().unwrap();
+        let (_, mut news) = leaders.subscribe(SHARD);
+        let mut told =
+            || std::mem::replace(&mut news, leaders.subscribe(SHARD).1).has_changed().unwrap();
         let mut now = Duration::from_secs(1);
         leaders.answered(now, SHARD, 1, 1);
         assert!(!told());
@@ -133,9 +136,9 @@ mod tests {
         leaders.answered(now, SHARD, 2, 2);
         assert!(told(), "another leads");
         // Two that each say that they lead, as around the end of a term.
-        leaders.answered(now + BETWEEN_REVIVALS / 2, SHARD, 1, 1);
+        leaders.answered(now + BETWEEN_NEWS / 2, SHARD, 1, 1);
         assert!(!told(), "it was told just now");
-        now += BETWEEN_REVIVALS;
+        now += BETWEEN_NEWS;
         leaders.answered(now, SHARD, 2, 2);
         assert!(told());
         leaders.failed(SHARD, 2);

@@ -12,7 +12,7 @@ use crate::network::call_failure::Failed;
 /// a time. A node refuses for as long as its copy takes, and others are near.
 const REFUSES: Duration = Duration::from_secs(1);
 
-/// Of one shard, since a node may have what another lacks; and of one consistency: who cannot tell
+/// Of one shard, since a node may have what another lacks; and of one consistency: a node that cannot tell
 /// how far the shard is may well serve what is eventual.
 #[derive(Default)]
 pub(super) struct Refusals {
@@ -25,17 +25,17 @@ fn key(node: NodeId, shard: ShardId, consistency: Consistency) -> (NodeId, Shard
 
 impl Refusals {
     /// How a read ended there. What says nothing of the node's readiness changes nothing.
-    pub(super) fn told<T>(
+    pub(super) fn record(
         &self,
         now: Duration,
         node: NodeId,
         shard: ShardId,
         consistency: Consistency,
-        result: &Result<T, Failed>,
+        result: Result<(), &Failed>,
     ) {
         let key = key(node, shard, consistency);
         match result {
-            Ok(_) => drop(self.at.lock().remove(&key)),
+            Ok(()) => drop(self.at.lock().remove(&key)),
             Err(Failed::NotDone(_) | Failed::NotLeader(_)) => drop(self.at.lock().insert(key, now)),
             Err(Failed::Unreachable(_) | Failed::Unknown(_)) => {}
         }
@@ -51,7 +51,7 @@ impl Refusals {
         self.at.lock().contains_key(&key(node, shard, consistency))
     }
 
-    /// Whether others are to be asked first, by somebody who asks this one if not: one read at a
+    /// Whether others are to be asked first, by a caller that asks this one if not: one read at a
     /// time finds out whether it serves by now.
     pub(super) fn avoid(
         &self,
@@ -75,25 +75,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_refused_is_asked_after_the_others_for_a_while_and_then_by_one_at_a_time() {
+    fn node_that_refused_is_asked_after_the_others_and_later_by_one_read_at_a_time() {
         let (refusals, strong, mut now) =
             (Refusals::default(), Consistency::Strong, Duration::from_secs(9));
         let avoid = |now, shard, consistency| refusals.avoid(now, 1, ShardId(shard), consistency);
-        let refused = || Err::<(), _>(Failed::NotDone("it has not caught up".to_owned()));
-        refusals.told(now, 1, ShardId(1), strong, &refused());
+        let refused = Failed::NotDone("it has not caught up".to_owned());
+        refusals.record(now, 1, ShardId(1), strong, Err(&refused));
         assert!(avoid(now, 1, strong));
         assert!(!avoid(now, 2, strong) && !avoid(now, 1, Consistency::Eventual));
         now += REFUSES;
         assert_eq!((avoid(now, 1, strong), avoid(now, 1, strong)), (false, true));
-        refusals.told(
-            now,
-            1,
-            ShardId(1),
-            strong,
-            &Err::<(), _>(Failed::Unknown("no answer".to_owned())),
-        );
+        refusals.record(now, 1, ShardId(1), strong, Err(&Failed::Unknown("no answer".to_owned())));
         assert!(avoid(now, 1, strong));
-        refusals.told(now, 1, ShardId(1), strong, &Ok(()));
+        refusals.record(now, 1, ShardId(1), strong, Ok(()));
         assert!(!avoid(now, 1, strong) && !avoid(now, 1, strong));
     }
 }

@@ -1,4 +1,4 @@
-//! A clock that stands still until all who run wait for it, and voters that are not there.
+//! A clock that stands still until all tasks wait for it, and voters that are not there.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -16,9 +16,10 @@ use meridian_config::DevLayout;
 use meridian_gateway::Access;
 use meridian_memory::Held;
 use meridian_types::{Entry, Position, Versionstamp};
+use tokio::sync::watch;
 
 use super::super::*;
-use crate::routing::nodes::LocalVoter;
+use crate::routing::nodes::{Answering, BrokenOff, LocalVoter, WriteTry, Written};
 
 pub(super) const ROUND_TRIP: Duration = Duration::from_millis(2);
 pub(super) const DEADLINE: Duration = Duration::from_secs(10);

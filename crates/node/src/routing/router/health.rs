@@ -6,7 +6,7 @@ use std::time::Duration;
 use meridian_types::NodeId;
 use parking_lot::Mutex;
 
-use crate::time_budget::HEARD_LATELY;
+use crate::time_budget::RECEIVED_LATELY;
 
 /// To a node that has not answered yet.
 const UNKNOWN_ROUND_TRIP: Duration = Duration::from_millis(100);
@@ -16,25 +16,25 @@ const MAX_ROUND_TRIP: Duration = Duration::from_secs(2);
 const AVOID: Duration = Duration::from_secs(3);
 
 #[derive(Default, Clone, Copy)]
-struct Known {
+struct Health {
     round_trip: Option<Duration>,
-    heard: Option<Duration>,
+    last_received: Option<Duration>,
     silent_since: Option<Duration>,
 }
 
-impl Known {
-    fn is_heard(self, now: Duration) -> bool {
-        self.heard.is_some_and(|heard| now.saturating_sub(heard) < HEARD_LATELY)
+impl Health {
+    fn was_received_lately(self, now: Duration) -> bool {
+        self.last_received.is_some_and(|at| now.saturating_sub(at) < RECEIVED_LATELY)
     }
 }
 
-/// What is known of the nodes. That of this process is asked like the others, and takes no time.
-pub(super) struct Reach {
+/// What is known of the nodes. The node of this process is asked like the others, and takes no time.
+pub(super) struct NodeHealth {
     local: Option<NodeId>,
-    nodes: Mutex<BTreeMap<NodeId, Known>>,
+    nodes: Mutex<BTreeMap<NodeId, Health>>,
 }
 
-impl Reach {
+impl NodeHealth {
     pub(super) fn new(local: Option<NodeId>) -> Self {
         Self { local, nodes: Mutex::default() }
     }
@@ -52,24 +52,24 @@ impl Reach {
     }
 
     /// The node has answered, or is at work on it.
-    pub(super) fn heard(&self, now: Duration, node: NodeId) {
+    pub(super) fn received(&self, now: Duration, node: NodeId) {
         let mut nodes = self.nodes.lock();
         let known = nodes.entry(node).or_default();
-        known.heard = Some(now);
+        known.last_received = Some(now);
         known.silent_since = None;
     }
 
-    pub(super) fn was_heard_since(&self, since: Duration, node: NodeId) -> bool {
+    pub(super) fn was_received_since(&self, since: Duration, node: NodeId) -> bool {
         self.nodes
             .lock()
             .get(&node)
-            .is_some_and(|known| known.heard.is_some_and(|heard| heard > since))
+            .is_some_and(|known| known.last_received.is_some_and(|at| at > since))
     }
 
-    /// Whether anything was heard of the node of late.
-    pub(super) fn is_heard(&self, now: Duration, node: NodeId) -> bool {
+    /// Whether anything was received from the node of late.
+    pub(super) fn was_received_lately(&self, now: Duration, node: NodeId) -> bool {
         let nodes = self.nodes.lock();
-        nodes.get(&node).is_some_and(|known| known.is_heard(now))
+        nodes.get(&node).is_some_and(|known| known.was_received_lately(now))
     }
 
     /// It took so long to the first byte of an answer; or longer, where it was given up then.
@@ -83,13 +83,13 @@ impl Reach {
     pub(super) fn was_silent(&self, now: Duration, node: NodeId) {
         let mut nodes = self.nodes.lock();
         let known = nodes.entry(node).or_default();
-        if !known.is_heard(now) {
+        if !known.was_received_lately(now) {
             known.silent_since = Some(now);
         }
     }
 
     /// Nothing can be sent to it.
-    pub(super) fn is_cut_off(&self, now: Duration, node: NodeId) {
+    pub(super) fn was_cut_off(&self, now: Duration, node: NodeId) {
         self.nodes.lock().entry(node).or_default().silent_since = Some(now);
     }
 
@@ -100,11 +100,11 @@ impl Reach {
         })
     }
 
-    /// As [`Reach::is_silent`], for somebody who asks the node next if it is not: one request at a
+    /// As [`NodeHealth::is_silent`], for a caller that asks the node next if it is not: one request at a
     /// time finds out whether a silent node is back.
     pub(super) fn avoid(&self, now: Duration, node: NodeId) -> bool {
         let mut nodes = self.nodes.lock();
-        let Some(Known { silent_since: Some(since), .. }) = nodes.get_mut(&node) else {
+        let Some(Health { silent_since: Some(since), .. }) = nodes.get_mut(&node) else {
             return false;
         };
         if now.saturating_sub(*since) < AVOID {
@@ -120,42 +120,42 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_node_that_was_heard_lately_is_not_silent_and_one_that_was_is_tried_by_one_at_a_time() {
-        let reach = Reach::new(None);
+    fn silent_node_is_tried_by_one_request_at_a_time_and_a_heard_one_is_not_silent() {
+        let health = NodeHealth::new(None);
         let mut now = Duration::from_secs(1);
-        reach.heard(now, 1);
-        reach.was_silent(now, 1);
-        assert!(!reach.is_silent(now, 1), "one of its answers is large");
-        now += HEARD_LATELY;
-        reach.was_silent(now, 1);
-        assert!(reach.is_silent(now, 1) && reach.avoid(now, 1));
+        health.received(now, 1);
+        health.was_silent(now, 1);
+        assert!(!health.is_silent(now, 1), "one of its answers is large");
+        now += RECEIVED_LATELY;
+        health.was_silent(now, 1);
+        assert!(health.is_silent(now, 1) && health.avoid(now, 1));
         now += AVOID;
-        assert!(!reach.is_silent(now, 1));
-        assert_eq!((reach.avoid(now, 1), reach.avoid(now, 1)), (false, true));
-        reach.heard(now, 1);
-        assert!(!reach.avoid(now, 1) && !reach.avoid(now, 1));
-        reach.is_cut_off(now, 1);
-        assert!(reach.avoid(now, 1));
+        assert!(!health.is_silent(now, 1));
+        assert_eq!((health.avoid(now, 1), health.avoid(now, 1)), (false, true));
+        health.received(now, 1);
+        assert!(!health.avoid(now, 1) && !health.avoid(now, 1));
+        health.was_cut_off(now, 1);
+        assert!(health.avoid(now, 1));
     }
 
     #[test]
-    fn a_node_is_heard_since_before_it_was_heard() {
-        let (reach, at) = (Reach::new(None), Duration::from_secs);
-        assert!(!reach.was_heard_since(at(0), 1));
-        reach.heard(at(5), 1);
-        assert!(reach.was_heard_since(at(4), 1) && !reach.was_heard_since(at(5), 1));
+    fn answer_counts_as_received_since_any_time_before_it() {
+        let (health, at) = (NodeHealth::new(None), Duration::from_secs);
+        assert!(!health.was_received_since(at(0), 1));
+        health.received(at(5), 1);
+        assert!(health.was_received_since(at(4), 1) && !health.was_received_since(at(5), 1));
     }
 
     #[test]
-    fn a_try_that_was_cut_raises_the_estimate_up_to_a_bound() {
-        let reach = Reach::new(Some(9));
-        reach.took(1, Duration::from_millis(10));
-        (0..3).for_each(|_| reach.took(1, Duration::from_secs(1)));
-        assert!(reach.round_trip(1) > Duration::from_millis(300));
-        (0..100).for_each(|_| reach.took(1, Duration::from_secs(60)));
-        assert_eq!(reach.round_trip(1), MAX_ROUND_TRIP);
+    fn try_that_was_cut_raises_the_estimate_up_to_a_bound() {
+        let health = NodeHealth::new(Some(9));
+        health.took(1, Duration::from_millis(10));
+        (0..3).for_each(|_| health.took(1, Duration::from_secs(1)));
+        assert!(health.round_trip(1) > Duration::from_millis(300));
+        (0..100).for_each(|_| health.took(1, Duration::from_secs(60)));
+        assert_eq!(health.round_trip(1), MAX_ROUND_TRIP);
         assert_eq!(
-            (reach.round_trip(2), reach.round_trip(9)),
+            (health.round_trip(2), health.round_trip(9)),
             (UNKNOWN_ROUND_TRIP, Duration::ZERO)
         );
     }
