@@ -9,7 +9,8 @@ use futures::stream::FuturesUnordered;
 use meridian_directory::Cluster;
 use meridian_failover::Lease;
 use meridian_proto::directory::{self as wire, directory_client::DirectoryClient, renew_response};
-use meridian_types::{Epoch, NodeId, ShardId};
+use meridian_proto::shard_report_to_wire;
+use meridian_types::{Epoch, NodeId, ShardId, ShardReport};
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -93,8 +94,7 @@ fn learn(directory: &Directory, state: &wire::ClusterState, source: NodeId) -> b
 }
 
 /// What the node says with each renewal.
-pub(crate) type Report =
-    Arc<dyn Fn() -> (Vec<wire::ShardReport>, Vec<wire::Orphans>) + Send + Sync>;
+pub(crate) type Report = Arc<dyn Fn() -> (Vec<ShardReport>, Vec<wire::Orphans>) + Send + Sync>;
 
 /// Keeps the node's lease.
 pub(crate) struct LeaseRenewal {
@@ -175,7 +175,7 @@ impl LeaseRenewal {
         let request = wire::RenewRequest {
             node_id: self.node,
             incarnation: self.incarnation.clone(),
-            reports,
+            reports: reports.iter().map(shard_report_to_wire).collect(),
             orphans,
             known_version: self.directory.known().cluster.version,
         };

@@ -1,24 +1,22 @@
 //! Databases that were deleted, until no node has their data any more.
 
-use std::time::Duration;
-
 use meridian_directory::{Change, Cluster};
-use meridian_proto::directory as wire;
-use meridian_types::{DatabaseId, NodeId, ShardId};
+use meridian_types::{DatabaseId, NodeId, ShardId, ShardReport};
 
-type Contacts = [(NodeId, Duration, Vec<wire::ShardReport>)];
-
-pub(super) fn ended_deletions(cluster: &Cluster, contacts: &Contacts) -> Vec<Change> {
+/// By the latest `reports` of all nodes.
+pub(super) fn ended_deletions<'a, R: Iterator<Item = (NodeId, &'a ShardReport)>>(
+    cluster: &Cluster,
+    reports: impl Fn() -> R,
+) -> Vec<Change> {
     let has_dropped = |node: NodeId, id: &DatabaseId, shard: ShardId| {
-        let Some(epoch) = cluster.shards.get(&shard).map(|shard| u32::from(shard.epoch.0)) else {
+        let Some(epoch) = cluster.shards.get(&shard).map(|shard| shard.epoch) else {
             return true;
         };
-        let reports = contacts
-            .iter()
-            .filter(|(contact, ..)| *contact == node)
-            .flat_map(|(.., reports)| reports);
-        let mut reports = reports.filter(|report| report.shard == shard.0 && report.epoch == epoch);
-        reports.any(|report| report.dropped.iter().any(|dropped| dropped.as_ref() == id.0))
+        reports().any(|(reporter, report)| {
+            reporter == node
+                && (report.shard, report.epoch) == (shard, epoch)
+                && report.dropped.contains(id)
+        })
     };
     let ended = cluster.deleting.iter().filter(|(id, deletion)| {
         cluster.lacking_drop(|node| has_dropped(node, id, deletion.shard)).is_empty()
@@ -29,7 +27,7 @@ pub(super) fn ended_deletions(cluster: &Cluster, contacts: &Contacts) -> Vec<Cha
 #[cfg(test)]
 mod tests {
     use meridian_config::{DEV_DEFAULT_DATABASE, DevLayout};
-    use meridian_types::Epoch;
+    use meridian_types::{CommitProgress, Epoch, Position};
 
     use super::*;
 
@@ -40,27 +38,27 @@ mod tests {
         let id = DEV_DEFAULT_DATABASE;
         let mut cluster = founded.after(&Change::DeleteDatabase { id }).unwrap();
         let shard = cluster.deleting[&id].shard;
-        let report = |epoch: u32, dropped: &[DatabaseId]| wire::ShardReport {
-            shard: shard.0,
-            epoch,
-            dropped: dropped.iter().map(|id| id.0.to_vec().into()).collect(),
-            ..Default::default()
+        let report = |dropped: &[DatabaseId]| {
+            let none = CommitProgress::NONE;
+            ShardReport {
+                dropped: dropped.to_vec(),
+                ..ShardReport::new(shard, Epoch(1), Position::ZERO, none)
+            }
         };
-        let contact = |node: NodeId, report| (node, Duration::ZERO, vec![report]);
-        let mut contacts: Vec<_> = (1..=7).map(|node| contact(node, report(1, &[id]))).collect();
+        let mut reports: Vec<_> = (1..=7).map(|node| (node, report(&[id]))).collect();
+        let ended_of = |cluster: &Cluster, reports: &[(NodeId, ShardReport)]| {
+            ended_deletions(cluster, || reports.iter().map(|(node, report)| (*node, report)))
+        };
         let ended = vec![Change::EndDeletion { id }];
-        assert_eq!(ended_deletions(&cluster, &contacts), ended);
-        contacts[6] = contact(7, report(1, &[]));
-        assert_eq!(ended_deletions(&cluster, &contacts), [], "it has not dropped it");
-        contacts.truncate(6);
-        assert_eq!(ended_deletions(&cluster, &contacts), [], "it is away");
+        assert_eq!(ended_of(&cluster, &reports), ended);
+        reports[6] = (7, report(&[]));
+        assert_eq!(ended_of(&cluster, &reports), [], "it has not dropped it");
+        reports.truncate(6);
+        assert_eq!(ended_of(&cluster, &reports), [], "it is away");
         cluster = cluster.after(&Change::RemoveNode { node: 7 }).unwrap();
-        assert_eq!(ended_deletions(&cluster, &contacts), ended, "it is gone for good");
+        assert_eq!(ended_of(&cluster, &reports), ended, "it is gone for good");
         cluster.shards.get_mut(&shard).unwrap().epoch = Epoch(2);
-        assert_eq!(
-            ended_deletions(&cluster, &contacts),
-            [],
-            "what was dropped in an epoch before may be lost"
-        );
+        let text = "what was dropped in an epoch before may be lost";
+        assert_eq!(ended_of(&cluster, &reports), [], "{text}");
     }
 }

@@ -4,10 +4,11 @@
 //! `term` is the leader's task; `session` what a leader knows and does in one term: it commits
 //! changes, grants leases, and carries out what the controller decides.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use meridian_directory::{Change, Cluster};
-use meridian_failover::{ControllerConfig, Progress};
+use meridian_failover::{Contact, ControllerConfig, Progress};
 use meridian_proto::directory::{self as wire, renew_response};
 use meridian_types::NodeId;
 use tokio::sync::{mpsc, oneshot};
@@ -41,7 +42,7 @@ pub(crate) enum ExecuteFailure {
 #[derive(Default)]
 pub(crate) struct Inspection {
     pub(crate) progress: Vec<Progress>,
-    pub(crate) contacts: Vec<wire::NodeContact>,
+    pub(crate) contacts: BTreeMap<NodeId, Contact>,
 }
 
 enum Request {

@@ -7,14 +7,13 @@ use std::time::{Duration, Instant};
 use meridian_consensus::RaftGroup;
 use meridian_proto::directory as wire;
 use meridian_storage::{ShardState, StorageError, or_fatal};
-use meridian_types::{DatabaseId, Epoch, EpochHistory, ShardId};
+use meridian_types::{CommitProgress, DatabaseId, Epoch, EpochHistory, ShardId, ShardReport};
 use parking_lot::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::divergence::orphan_files::KnownOrphans;
 use crate::host::clock::wall_ms;
 use crate::placement::parts::PlacementParts;
-use crate::replication::wire::position_to_wire;
 use crate::shard::local::LocalShard;
 
 /// Between two times that the disk is asked.
@@ -42,11 +41,11 @@ impl Standing {
     }
 
     /// Where the shards stand here, and what this node holds that was lost.
-    pub(crate) fn report(&self) -> (Vec<wire::ShardReport>, Vec<wire::Orphans>) {
+    pub(crate) fn report(&self) -> (Vec<ShardReport>, Vec<wire::Orphans>) {
         let read = self.read.lock();
         let shards = self.parts.shards.all().into_iter();
         (
-            shards.map(|(id, local)| shard(&self.parts, id.0, &local, &read)).collect(),
+            shards.map(|(id, local)| shard(&self.parts, id, &local, &read)).collect(),
             read.lost.clone(),
         )
     }
@@ -102,9 +101,9 @@ fn dropped_here(
     databases.into_iter().filter_map(|database| if_dropped(database).transpose()).collect()
 }
 
-fn shard(parts: &PlacementParts, id: u32, local: &LocalShard, read: &Read) -> wire::ShardReport {
+fn shard(parts: &PlacementParts, id: ShardId, local: &LocalShard, read: &Read) -> ShardReport {
     let applied = local.state().applied();
-    let (leads, settled_at, lag_ms) = match local {
+    let (leads, voters_confirmed_at, lag_ms) = match local {
         LocalShard::Voter(voter) => {
             let leadership = voter.group.leadership();
             let applied_term = voter.group.applied().borrow().term;
@@ -113,7 +112,7 @@ fn shard(parts: &PlacementParts, id: u32, local: &LocalShard, read: &Read) -> wi
                 leadership.term == applied_term
                     && leadership.answered_until.is_some_and(|until| Instant::now() < until)
             });
-            (leads, if leads { settled_at(parts, &voter.group) } else { 0 }, 0)
+            (leads, if leads { voters_confirmed_at(parts, &voter.group) } else { 0 }, 0)
         }
         LocalShard::Replica(replica) => {
             let lag_ms = match replica.status().committed {
@@ -125,36 +124,25 @@ fn shard(parts: &PlacementParts, id: u32, local: &LocalShard, read: &Read) -> wi
         }
     };
     let dropped = read.dropped.get(&(local.state().shard(), local.epoch())).into_iter().flatten();
-    let dropped = dropped.map(|database| database.0.to_vec().into()).collect();
     let hint = parts.directory.progress_hint(local.state().shard(), local.epoch());
     let differing =
         parts.shards.comparison(&local.state().shard()).map(|comparison| comparison.differing());
-    let differing = differing.unwrap_or_default().into_iter();
-    wire::ShardReport {
-        shard: id,
-        epoch: local.epoch().0.into(),
-        position: Some(position_to_wire(applied.position)),
-        transactions: applied.total_transactions,
-        time_ms: applied.time_ms,
+    let progress = CommitProgress::new(applied.total_transactions, applied.time_ms);
+    ShardReport {
         leads,
-        settled_at,
+        voters_confirmed_at,
         lag_ms,
-        heard_transactions: hint.transactions,
-        heard_time_ms: hint.time_ms,
-        dropped,
-        divergences: differing
-            .map(|(node_id, position)| wire::Divergence {
-                node_id,
-                position: Some(position_to_wire(position)),
-            })
-            .collect(),
-        refuses: local.state().refusals().recent().unwrap_or_default(),
+        hint,
+        dropped: dropped.copied().collect(),
+        divergences: differing.unwrap_or_default().into_iter().collect(),
+        refuses: local.state().refusals().recent(),
+        ..ShardReport::new(id, local.epoch(), applied.position, progress)
     }
 }
 
-/// The version of the cluster that is known here, if it names just those voters who decide in the
+/// The version of the cluster that is known here, if it names just those voters that decide in the
 /// group; else 0.
-fn settled_at(parts: &PlacementParts, group: &RaftGroup) -> u64 {
+fn voters_confirmed_at(parts: &PlacementParts, group: &RaftGroup) -> u64 {
     let known = parts.directory.known();
     let wanted =
         known.cluster.shards.get(&group.id().shard).filter(|shard| shard.epoch == group.id().epoch);

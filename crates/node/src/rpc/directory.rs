@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::Stream;
 use meridian_directory::Change;
 use meridian_proto::directory::{self as wire, directory_server, execute_response};
+use meridian_proto::shard_report_to_wire;
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -152,6 +153,11 @@ impl directory_server::Directory for DirectoryService {
                 .unwrap_or_default()
                 .into(),
         });
+        let contacts = inspection.contacts.iter().map(|(node, contact)| wire::NodeContact {
+            node_id: *node,
+            age_ms: contact.age_ms,
+            reports: contact.reports.values().map(shard_report_to_wire).collect(),
+        });
         let progress = inspection.progress.into_iter();
         Ok(Response::new(wire::InspectResponse {
             leader: status.leader.unwrap_or(0),
@@ -164,7 +170,7 @@ impl directory_server::Directory for DirectoryService {
                     text: progress.text,
                 })
                 .collect(),
-            contacts: inspection.contacts,
+            contacts: contacts.collect(),
         }))
     }
 }

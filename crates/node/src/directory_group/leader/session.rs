@@ -62,7 +62,6 @@ pub(super) struct Session {
     pub(super) pending: VecDeque<Pending>,
     /// One commit at a time: each is made from what the one before left.
     pub(super) in_flight: Option<InFlight>,
-    pub(super) contacts: Vec<(NodeId, Duration, Vec<wire::ShardReport>)>,
     /// The members that the group is being brought to.
     pub(super) changing: Option<(BTreeSet<NodeId>, JoinHandle<()>)>,
     pub(super) calls: Calls,
@@ -87,7 +86,6 @@ impl Session {
             base,
             pending: VecDeque::new(),
             in_flight: None,
-            contacts: Vec::new(),
             changing: None,
             calls: Calls::default(),
             internal,
@@ -138,15 +136,7 @@ impl Session {
             };
             progress.push(Progress { shard, text });
         }
-        let age = |at: Duration| {
-            u64::try_from(self.now().saturating_sub(at).as_millis()).unwrap_or(u64::MAX)
-        };
-        let contacts = self.contacts.iter().map(|(node, at, reports)| wire::NodeContact {
-            node_id: *node,
-            age_ms: age(*at),
-            reports: reports.clone(),
-        });
-        Inspection { progress, contacts: contacts.collect() }
+        Inspection { progress, contacts: self.controller.contacts(self.now()) }
     }
 
     pub(super) fn renew(&mut self, request: wire::RenewRequest) -> renew_response::Result {
@@ -172,8 +162,6 @@ impl Session {
         let Some((cluster, _)) = &self.base else { return Wire::NotLeader(0) };
         let lease = self.controller.renew(now, cluster, id);
         let newer = (request.known_version < cluster.version).then(|| cluster_to_wire(cluster));
-        self.contacts.retain(|(node, ..)| *node != id);
-        self.contacts.push((id, now, request.reports.clone()));
         let shown: Vec<Change> = request
             .orphans
             .iter()
@@ -392,7 +380,7 @@ impl Session {
     pub(super) fn end_deletions(&mut self) {
         let Some((cluster, _)) = &self.base else { return };
         let version = cluster.version;
-        let ended = ended_deletions(cluster, &self.contacts);
+        let ended = ended_deletions(cluster, || self.controller.reports());
         if !ended.is_empty() {
             let (decided_at, actor) = (Some(version), "directory".to_owned());
             self.pending.push_back(Pending { changes: ended, actor, decided_at, reply: None });

@@ -1,13 +1,16 @@
 //! Which renewals get a lease, and how changes are committed in one term.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use meridian_config::{DEV_DEFAULT_DATABASE, DevLayout};
 use meridian_consensus::Peers;
 use meridian_directory::{Phase, Plan};
+use meridian_failover::Event;
 use meridian_storage::{Call, Durability, Engine, HookedEngine, Hooks, MemoryEngine, StorageError};
-use meridian_types::{Epoch, Position, ShardId, Versionstamp, WriteOutcome};
+use meridian_types::{
+    CommitProgress, Epoch, Position, ShardId, ShardReport, Versionstamp, WriteOutcome,
+};
 use parking_lot::{Condvar, Mutex};
 use renew_response::Result as Renewed;
 
@@ -76,6 +79,10 @@ fn refusal(answer: Renewed) -> String {
     reason
 }
 
+fn contacts(session: &Session) -> BTreeMap<NodeId, Contact> {
+    session.controller.contacts(session.parts.directory.now())
+}
+
 #[tokio::test]
 async fn a_lease_goes_to_the_folder_that_the_cluster_knows_and_to_no_other() {
     let mut session = session(cluster()).await;
@@ -90,7 +97,7 @@ async fn a_lease_goes_to_the_folder_that_the_cluster_knows_and_to_no_other() {
     let (cluster, _) = session.base.as_mut().unwrap();
     cluster.nodes.get_mut(&1).unwrap().removed = true;
     assert!(refusal(session.renew(renewal(1))).contains("was removed"));
-    assert_eq!(session.contacts.len(), 1, "who is refused is not in contact");
+    assert_eq!(contacts(&session).len(), 1, "a node that is refused is not in contact");
 }
 
 #[tokio::test]
@@ -101,7 +108,7 @@ async fn a_node_that_speaks_for_the_first_time_gets_a_lease_when_its_folder_is_w
         assert_eq!(session.renew(renewal(2)), Renewed::NotLeader(0));
         assert_eq!(changes(&session), [&record], "once, however often it asks");
     }
-    assert_eq!(session.contacts, []);
+    assert!(contacts(&session).is_empty());
     let (cluster, _) = session.base.as_mut().unwrap();
     *cluster = cluster.after(&record).unwrap();
     assert_eq!(lease(session.renew(renewal(2))).shards.len(), 2);
@@ -156,17 +163,17 @@ async fn the_latest_contact_with_each_node_is_kept() {
     let mut cluster = cluster();
     cluster.nodes.get_mut(&2).unwrap().incarnation = Some(INCARNATION.0.to_owned());
     let mut session = session(cluster).await;
-    let before = session.parts.directory.now();
     for (node, transactions) in [(1, 1), (2, 2), (1, 3)] {
-        let reports =
-            vec![wire::ShardReport { shard: 1, epoch: 1, transactions, ..Default::default() }];
-        lease(session.renew(wire::RenewRequest { reports, ..renewal(node) }));
+        let position = Some(position_to_wire(Position::new(Epoch(1), 40)));
+        let report =
+            wire::ShardReport { shard: 1, epoch: 1, position, transactions, ..Default::default() };
+        lease(session.renew(wire::RenewRequest { reports: vec![report], ..renewal(node) }));
     }
-    let said = |(node, at, reports): &(NodeId, Duration, Vec<wire::ShardReport>)| {
-        assert!(*at >= before, "{at:?}, before {before:?}");
-        (*node, reports[0].transactions)
-    };
-    assert_eq!(session.contacts.iter().map(said).collect::<Vec<_>>(), [(2, 2), (1, 3)]);
+    let reported = contacts(&session).into_iter().map(|(node, contact)| {
+        assert!(contact.age_ms < 20_000, "{} ms", contact.age_ms);
+        (node, contact.reports[&SHARD].progress.transactions)
+    });
+    assert_eq!(reported.collect::<Vec<_>>(), [(1, 3), (2, 2)]);
 }
 
 /// Leadership was confirmed in another term: what this leader knows may be older, or newer, than
@@ -178,7 +185,7 @@ async fn whoever_was_confirmed_in_another_term_gets_no_lease_in_this_one() {
         let (reply, mut answer) = oneshot::channel();
         session.serve(Request::Renew { term, request: renewal(1), reply });
         assert_eq!(answer.try_recv(), Ok(Renewed::NotLeader(0)));
-        assert_eq!(session.contacts, []);
+        assert!(contacts(&session).is_empty());
     }
     let (reply, mut answer) = oneshot::channel();
     session.serve(Request::Renew { term: TERM, request: renewal(1), reply });
@@ -290,13 +297,12 @@ async fn a_deletion_that_no_node_holds_up_is_ended() {
     let mut session = session(cluster().after(&Change::DeleteDatabase { id }).unwrap()).await;
     session.end_deletions();
     assert_eq!(changes(&session), Vec::<&Change>::new(), "nobody has said anything yet");
-    let dropped = wire::ShardReport {
-        shard: 1,
-        epoch: 1,
-        dropped: vec![id.0.to_vec().into()],
-        ..Default::default()
-    };
-    session.contacts = (1..=7).map(|node| (node, Duration::ZERO, vec![dropped.clone()])).collect();
+    let none = CommitProgress::NONE;
+    let report = ShardReport::new(SHARD, Epoch(1), Position::ZERO, none);
+    let dropped = ShardReport { dropped: vec![id], ..report };
+    for node in 1..=7 {
+        session.step(Event::Reported { node, reports: vec![dropped.clone()] });
+    }
     session.end_deletions();
     assert_eq!(changes(&session), [&Change::EndDeletion { id }]);
     assert_eq!(session.pending[0].decided_at, Some(6));
@@ -378,8 +384,8 @@ async fn a_process_learns_what_its_own_group_had_committed_before_it_started() {
     // It gives the cluster a name, then it writes down who the node is.
     until("it grants a lease", async || matches!(renew().await, Renewed::Lease(_))).await;
     let contacts = leader.inspect().await.unwrap().contacts;
-    assert_eq!(contacts.iter().map(|contact| contact.node_id).collect::<Vec<_>>(), [1]);
-    assert!(contacts[0].age_ms < 20_000, "{} ms", contacts[0].age_ms);
+    assert_eq!(contacts.keys().collect::<Vec<_>>(), [&1]);
+    assert!(contacts[&1].age_ms < 20_000, "{} ms", contacts[&1].age_ms);
     assert_eq!(directory.known().cluster.version, 3);
     stop.cancel();
     leader.voter.group.shutdown().await;
