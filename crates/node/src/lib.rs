@@ -46,6 +46,7 @@ mod write;
 pub use meridian_storage::abort_soon;
 pub use network::peers::Dial;
 pub use process::dev;
-pub use process::node::{Node, StartError};
+pub use process::node::Node;
 pub use process::standalone_gateway::StandaloneGateway;
+pub use process::start_error::StartError;
 pub use process::telemetry::{Metrics, serve_metrics};

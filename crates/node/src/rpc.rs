@@ -5,4 +5,5 @@ pub(crate) mod cluster_gate;
 pub(crate) mod directory;
 pub(crate) mod failover;
 pub(crate) mod replication;
+pub(crate) mod server;
 pub(crate) mod shard;

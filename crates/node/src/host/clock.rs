@@ -1,3 +1,5 @@
+//! The clocks of this machine: wall time, time since it was booted, and time as an argument.
+
 use std::future::Future;
 use std::sync::OnceLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};

@@ -71,7 +71,7 @@ mod tests {
         // The system chooses one of its range.
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
         let _taken = std::net::TcpListener::bind(taken).unwrap();
-        let refused = crate::process::node::listen(
+        let refused = crate::process::settings::listen(
             &taken.to_string(),
             meridian_config::ListenPurpose::KvConnect,
         )

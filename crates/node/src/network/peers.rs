@@ -1,3 +1,5 @@
+//! Channels to the other nodes, one connection for each use.
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;

@@ -13,7 +13,8 @@ use meridian_config::{ConfigError, dev_cluster_configs};
 use meridian_types::NodeId;
 
 use crate::network::peers::Dial;
-use crate::process::node::{Node, StartError};
+use crate::process::node::Node;
+use crate::process::start_error::StartError;
 use meridian_wan::{Link, WanPlan};
 
 /// Between the gateways' port and the first gRPC port.

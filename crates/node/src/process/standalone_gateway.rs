@@ -1,3 +1,5 @@
+//! A gateway without data of its own, beside an application.
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,9 +9,10 @@ use crate::cluster_view::view::Directory;
 use crate::host::clock::BootClock;
 use crate::host::open_files;
 use crate::network::peers::{Dial, PeerChannels};
-use crate::process::node::{
-    StartError, configured_access, gateway_options, listen, max_memory_bytes, peer_channels,
+use crate::process::settings::{
+    configured_access, gateway_options, listen, max_memory_bytes, peer_channels,
 };
+use crate::process::start_error::StartError;
 use crate::read::execution::Reads;
 use crate::routing::cluster_nodes::ClusterNodes;
 use crate::routing::router::Router;

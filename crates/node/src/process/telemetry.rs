@@ -1,3 +1,5 @@
+//! Metrics of this process, and the listener where they are scraped.
+
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;

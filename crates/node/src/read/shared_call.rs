@@ -1,3 +1,5 @@
+//! One call for all that wait for its answer, begun after the last of them asked.
+
 use std::future::Future;
 
 use tokio::sync::{mpsc, oneshot};

@@ -1,3 +1,5 @@
+//! Status, orphan files and handovers for operators.
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,3 +1,5 @@
+//! The directory as other processes ask it: leases, changes, and the cluster to follow.
+
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;

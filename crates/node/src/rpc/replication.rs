@@ -1,3 +1,5 @@
+//! Subscriptions to the log, states to fetch, and the announcements of other nodes.
+
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;

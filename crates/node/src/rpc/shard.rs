@@ -1,3 +1,5 @@
+//! Reads and writes that gateways of other nodes send here.
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,3 +1,5 @@
+//! Reads one orphan file, batch by batch.
+
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::path::PathBuf;

@@ -1,3 +1,5 @@
+//! Writes one orphan file, which is there complete or not at all.
+
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, BufWriter, ErrorKind, Write};

@@ -1,3 +1,5 @@
+//! Writes that wait to be evaluated, in order, within a bound of bytes.
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Instant;

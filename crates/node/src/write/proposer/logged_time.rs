@@ -1,3 +1,5 @@
+//! The time that a batch says it was made at: it follows the clocks and never goes back.
+
 use std::time::Duration;
 
 use crate::host::clocks::Reading;

@@ -1,3 +1,5 @@
+//! When a batch is full.
+
 use std::cell::Cell;
 
 use meridian_txn::{Stored, View};

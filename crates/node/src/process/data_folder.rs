@@ -1,0 +1,73 @@
+//! The data folder of a node: its database, which belongs to one node for good.
+
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use meridian_config::NodeConfig;
+use meridian_memory::Shares;
+use meridian_storage::{
+    Durability, Engine, RocksEngine, RocksOptions, StorageError, WriteBatch, schema,
+};
+use meridian_types::NodeId;
+
+use crate::host::disk;
+use crate::process::start_error::StartError;
+
+/// Opens the database of the folder, off the runtime.
+///
+/// # Errors
+/// [`StartError::DataFolder`]: it cannot be opened, or is another node's.
+pub(crate) async fn open_engine(
+    config: &NodeConfig,
+    shares: &Shares,
+) -> Result<Arc<dyn Engine>, StartError> {
+    let path = config.data_dir.join("db");
+    let options =
+        RocksOptions { block_cache_bytes: shares.block_cache, memtable_bytes: shares.memtables };
+    let node_id = config.node_id;
+    let opened = tokio::task::spawn_blocking(move || open_owned(&path, options, node_id)).await;
+    match opened {
+        Ok(Ok(engine)) => Ok(engine),
+        Ok(Err(error)) => Err(unusable(config, &error)),
+        Err(error) => Err(unusable(config, &StorageError::cancelled(error))),
+    }
+}
+
+/// Opens the database and makes sure that it is this node's.
+fn open_owned(
+    path: &Path,
+    options: RocksOptions,
+    node_id: NodeId,
+) -> Result<Arc<dyn Engine>, StorageError> {
+    let file = |source| StorageError::File { path: path.display().to_string(), source };
+    std::fs::create_dir_all(path).map_err(file)?;
+    if let Some(folder) = path.parent() {
+        // Nobody else reads what clients stored, also in a folder of before.
+        std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)).map_err(file)?;
+        disk::make_room(folder);
+    }
+    let engine: Arc<dyn Engine> = Arc::new(RocksEngine::open(path, options)?);
+    match engine.get(schema::META_FAMILY, schema::NODE_KEY)? {
+        None => {
+            let mut writes = WriteBatch::default();
+            writes.put(
+                &schema::META_FAMILY.into(),
+                schema::NODE_KEY.to_vec(),
+                node_id.to_be_bytes().to_vec(),
+            );
+            engine.write(writes, Durability::Logged)?;
+            engine.sync()?;
+        }
+        Some(owner) if owner.as_ref() == node_id.to_be_bytes() => {}
+        Some(owner) => {
+            let owner = owner.as_ref().try_into().map_or(0, u64::from_be_bytes);
+            return Err(StorageError::WrongOwner { owner, node: node_id });
+        }
+    }
+    Ok(engine)
+}
+
+pub(crate) fn unusable(config: &NodeConfig, error: &StorageError) -> StartError {
+    StartError::DataFolder { path: config.data_dir.display().to_string(), cause: error.to_string() }
+}

@@ -1,0 +1,374 @@
+//! The floors of a node that starts, from what it has on disk to what it answers. Each stands on
+//! those before it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use meridian_config::NodeConfig;
+use meridian_consensus::{LogCache, RaftService, RaftTiming, StateTransfer};
+use meridian_directory::Cluster;
+use meridian_memory::{ByteBudget, Shares};
+use meridian_storage::{Engine, HighWater, StorageError, Syncer};
+use parking_lot::{Mutex, RwLock};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::background::parts::DutyParts;
+use crate::background::{counters, maintenance};
+use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
+use crate::cluster_view::client::{Follower, LeaseRenewal};
+use crate::cluster_view::store::{incarnation, load_cluster};
+use crate::cluster_view::view::{Directory, Known};
+use crate::directory_group::leader::DirectoryVoter;
+use crate::directory_group::member::{DirectoryPart, refuses_batches_of};
+use crate::host::clock::BootClock;
+use crate::host::clocks::Clocks;
+use crate::host::disk::DiskGuard;
+use crate::host::open_files;
+use crate::network::control::ControlRuntime;
+use crate::network::incoming::look_up;
+use crate::network::peers::{Dial, PeerChannels};
+use crate::placement::parts::PlacementParts;
+use crate::placement::reconciler::reconcile_all;
+use crate::placement::report::Standing;
+use crate::process::data_folder::{open_engine, unusable};
+use crate::process::settings::{
+    configured_access, gateway_options, max_memory_bytes, peer_channels,
+};
+use crate::process::start_error::StartError;
+use crate::read::execution::Reads;
+use crate::replication::snapshot_transfer::StateExchange;
+use crate::routing::cluster_nodes::ClusterNodes;
+use crate::routing::router::Router;
+use crate::routing::write_calls::WriteCalls;
+use crate::rpc::admin::AdminService;
+use crate::rpc::cluster_gate::ClusterGate;
+use crate::rpc::directory::DirectoryService;
+use crate::rpc::failover::FailoverService;
+use crate::rpc::replication::ShippingService;
+use crate::rpc::server::{Services, room};
+use crate::rpc::shard::ShardService;
+use crate::shard::local::LocalShard;
+use crate::shard::table::ShardTable;
+
+/// How long a gateway stays closed while the node applies again what it had not flushed.
+const RECOVERY: Duration = Duration::from_secs(3);
+
+/// Of the headroom, for the compression of streams of log: 14 at the least, where they come from or
+/// where they go to.
+const STREAMS_PART: usize = 8;
+
+/// What the floors share.
+pub(super) struct Floors {
+    pub(super) config: NodeConfig,
+    started: Instant,
+    /// That the process may open.
+    files: u64,
+    shares: Shares,
+    engine: Arc<dyn Engine>,
+    pub(super) syncer: Arc<Syncer>,
+    high_water: Arc<HighWater>,
+    incarnation: Bytes,
+    /// What the directory's first leader commits, and whether this node founds the directory's
+    /// group with the others.
+    first: Cluster,
+    founds: bool,
+    pub(super) control: ControlRuntime,
+    peers: Arc<PeerChannels>,
+    pub(super) directory: Arc<Directory>,
+    pub(super) directory_voter: Arc<RwLock<Option<Arc<DirectoryVoter>>>>,
+    pub(super) shards: Arc<ShardTable>,
+    exchange: Arc<StateExchange>,
+    disk: Arc<DiskGuard>,
+    clocks: Clocks,
+    raft: RaftService,
+    reads: Reads,
+    streams: ByteBudget,
+    writes: Arc<WriteCalls>,
+    pub(super) stop: CancellationToken,
+    pub(super) stop_rpc: CancellationToken,
+    pub(super) tasks: Vec<JoinHandle<()>>,
+}
+
+impl Floors {
+    /// What lies on the disk, and the cluster as the node knew it, or as its configuration has it.
+    ///
+    /// # Errors
+    /// [`StartError`], naming the folder that cannot be used.
+    pub(super) async fn open(config: NodeConfig, dial: Option<Dial>) -> Result<Self, StartError> {
+        let started = Instant::now();
+        let files = open_files::raise();
+        let node_id = config.node_id;
+        let shares = Shares::of_node(max_memory_bytes(config.max_memory_mb));
+        tracing::info!(?shares, "memory is divided, in bytes");
+        let engine = open_engine(&config, &shares).await?;
+        let folder = |error: StorageError| unusable(&config, &error);
+        let first = config.founded_cluster();
+        let remembered = load_cluster(&engine).map_err(folder)?;
+        let incarnation = incarnation(&engine).map_err(folder)?;
+        let founds = remembered.is_none() && !config.join;
+        let cluster = remembered.unwrap_or_else(|| first.clone());
+        let control = ControlRuntime::start()
+            .map_err(|error| StartError::Invalid(format!("cannot start threads: {error}")))?;
+        let peers = peer_channels(&cluster, dial, &config.dial, Some(control.handle().clone()))?;
+        let founder = (!config.join).then(|| (node_id, config.node.name.clone()));
+        let directory =
+            Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, founder));
+        let syncer = Arc::new(Syncer::start(Arc::clone(&engine)).map_err(folder)?);
+        let high_water =
+            Arc::new(HighWater::open(config.data_dir.join("high-water")).map_err(folder)?);
+        let shards = Arc::new(ShardTable::default());
+        let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
+        let transfer = Arc::clone(&exchange) as Arc<dyn StateTransfer>;
+        let disk = Arc::new(DiskGuard::default());
+        let guard = Arc::clone(&disk);
+        let raft = RaftService::new(node_id, transfer, Arc::clone(&engine))
+            .refusing_batches_while(move |group| refuses_batches_of(group, &guard));
+        Ok(Self {
+            started,
+            files,
+            incarnation,
+            first,
+            founds,
+            control,
+            directory,
+            directory_voter: Arc::new(RwLock::new(None)),
+            syncer,
+            high_water,
+            shards,
+            exchange,
+            disk,
+            clocks: Clocks::default(),
+            raft,
+            reads: Reads::new(ByteBudget::new("reads", shares.reads)),
+            streams: ByteBudget::new("log streams", shares.headroom() / STREAMS_PART),
+            writes: Arc::new(WriteCalls::new(Arc::clone(&peers))),
+            stop: CancellationToken::new(),
+            stop_rpc: CancellationToken::new(),
+            tasks: Vec::new(),
+            config,
+            shares,
+            engine,
+            peers,
+        })
+    }
+
+    /// Answers other nodes, and operators.
+    ///
+    /// # Errors
+    /// When a runtime cannot watch the listener.
+    pub(super) fn answer_nodes(
+        &self,
+        listener: TcpListener,
+    ) -> Result<Vec<JoinHandle<()>>, StartError> {
+        let members = watch::Sender::default();
+        let incoming = (room(self.files), members.subscribe());
+        tokio::spawn(look_up(self.directory.watch(), Known::rpc_addresses, members));
+        let served =
+            self.services().start(listener, incoming, self.control.handle(), &self.stop_rpc);
+        served.map_err(|error| StartError::Invalid(format!("the gRPC listener: {error}")))
+    }
+
+    fn services(&self) -> Services {
+        let (shards, directory) = (&self.shards, &self.directory);
+        Services {
+            gate: ClusterGate { directory: Arc::clone(directory) },
+            raft: self.raft.clone(),
+            shard: ShardService {
+                shards: Arc::clone(shards),
+                writes: Arc::clone(&self.writes),
+                turns: Arc::default(),
+            },
+            shipping: ShippingService {
+                clocks: self.clocks.clone(),
+                node_id: self.config.node_id,
+                directory: Arc::clone(directory),
+                shards: Arc::clone(shards),
+                exchange: Arc::clone(&self.exchange),
+                subscriptions: Arc::new(Mutex::default()),
+                streams: self.streams.clone(),
+            },
+            admin: AdminService {
+                node_id: self.config.node_id,
+                node: self.config.node.clone(),
+                shards: Arc::clone(shards),
+                directory: Arc::clone(directory),
+                data_dir: self.config.data_dir.clone(),
+                started: self.started,
+                clocks: self.clocks.clone(),
+                disk: Arc::clone(&self.disk),
+            },
+            directory: DirectoryService {
+                directory: Arc::clone(directory),
+                voter: Arc::clone(&self.directory_voter),
+            },
+            failover: FailoverService {
+                directory: Arc::clone(directory),
+                shards: Arc::clone(shards),
+                engine: Arc::clone(&self.engine),
+                syncer: Arc::clone(&self.syncer),
+                exchange: Arc::clone(&self.exchange),
+            },
+        }
+    }
+
+    /// What every shard of the node works with.
+    pub(super) fn placement(&self) -> Arc<PlacementParts> {
+        let config = &self.config;
+        Arc::new(PlacementParts {
+            node_id: config.node_id,
+            data_dir: config.data_dir.clone(),
+            engine: Arc::clone(&self.engine),
+            syncer: Arc::clone(&self.syncer),
+            high_water: Arc::clone(&self.high_water),
+            directory: Arc::clone(&self.directory),
+            peers: Arc::clone(&self.peers),
+            transfer: Arc::clone(&self.exchange) as Arc<dyn StateTransfer>,
+            raft: self.raft.clone(),
+            shards: Arc::clone(&self.shards),
+            disk: Arc::clone(&self.disk),
+            clocks: self.clocks.clone(),
+            writes: ByteBudget::new("writes that wait", self.shares.writes),
+            log_cache: LogCache::new(self.shares.log_cache),
+            reads: self.reads.clone(),
+            streams: self.streams.clone(),
+            timing: RaftTiming {
+                heartbeat_ms: config.raft.heartbeat_ms,
+                election_timeout_min_ms: config.raft.election_timeout_min_ms,
+                election_timeout_max_ms: config.raft.election_timeout_max_ms,
+            },
+            examined: Mutex::default(),
+            stop: self.stop.clone(),
+        })
+    }
+
+    /// Votes in the directory's group, and takes the node's part in each shard.
+    ///
+    /// # Errors
+    /// [`StartError::Shard`]: the directory's group cannot be opened.
+    pub(super) async fn take_part(
+        &mut self,
+        placement: &Arc<PlacementParts>,
+    ) -> Result<(), StartError> {
+        let part = DirectoryPart {
+            keepers: Arc::clone(placement),
+            first: self.first.clone(),
+            founds: self.founds,
+            voter: Arc::clone(&self.directory_voter),
+        };
+        let control = self.control.handle();
+        let taken = control.spawn(async move { part.take().await.map(|()| part) });
+        let taken = taken.await.map_err(|stopped| StartError::Invalid(stopped.to_string()))?;
+        let part =
+            taken.map_err(|cause| StartError::Shard { shard: DIRECTORY_GROUP.shard, cause })?;
+        self.tasks.push(control.spawn(part.keep()));
+        self.tasks.push(tokio::spawn(reconcile_all(Arc::clone(placement))));
+        Ok(())
+    }
+
+    /// Follows the cluster, and keeps the node's lease. Why the directory wants nothing of the node,
+    /// once it has said so.
+    pub(super) fn follow_the_cluster(
+        &mut self,
+        placement: Arc<PlacementParts>,
+    ) -> watch::Receiver<Option<String>> {
+        let (node, region) = (self.config.node_id, &self.config.node.region);
+        let follower = Follower {
+            directory: Arc::clone(&self.directory),
+            peers: Arc::clone(&self.peers),
+            region: region.clone(),
+            node: Some(node),
+        };
+        self.tasks.push(tokio::spawn(follower.run(self.stop.clone())));
+        let standing = Arc::new(Standing::new(placement));
+        self.tasks.push(tokio::spawn(Arc::clone(&standing).keep_reading(self.stop.clone())));
+        let refused = watch::Sender::new(None);
+        let refusals = refused.subscribe();
+        let renewal = LeaseRenewal {
+            node,
+            region: region.clone(),
+            incarnation: self.incarnation.clone(),
+            directory: Arc::clone(&self.directory),
+            peers: Arc::clone(&self.peers),
+            report: Arc::new(move || standing.report()),
+            refused,
+            leader: Mutex::default(),
+        };
+        self.tasks.push(self.control.handle().spawn(renewal.run(self.stop.clone())));
+        refusals
+    }
+
+    /// Opens the gateway, once what was committed before is applied again: its eventual reads are
+    /// not older than before a restart. Strong ones wait by themselves.
+    pub(super) async fn answer_clients(&mut self, listener: TcpListener) -> Arc<Router> {
+        drop(tokio::time::timeout(RECOVERY, recovered(&self.directory, &self.shards)).await);
+        let (node, region) = (self.config.node_id, &self.config.node.region);
+        let nodes = ClusterNodes {
+            local: Arc::clone(&self.shards),
+            local_node: Some(node),
+            peers: Arc::clone(&self.peers),
+            writes: Arc::clone(&self.writes),
+            reads: self.reads.clone(),
+        };
+        let router = Arc::new(Router::new(
+            nodes,
+            BootClock,
+            Some(node),
+            region.clone(),
+            Arc::clone(&self.directory),
+            Duration::from_millis(self.config.gateway.request_deadline_ms),
+        ));
+        let options = gateway_options(&self.config.gateway, region, self.files, &self.shares);
+        let stop = self.stop.clone();
+        self.tasks.push(tokio::spawn(meridian_gateway::serve(
+            listener,
+            Arc::clone(&router),
+            Arc::clone(&self.directory),
+            options,
+            async move { stop.cancelled().await },
+        )));
+        router
+    }
+
+    /// Starts what the node does periodically.
+    pub(super) fn look_after_it(&mut self) {
+        counters::register();
+        self.tasks.extend(maintenance::start(&DutyParts {
+            node_id: self.config.node_id,
+            data_dir: self.config.data_dir.clone(),
+            engine: Arc::clone(&self.engine),
+            shards: Arc::clone(&self.shards),
+            directory: Arc::clone(&self.directory),
+            peers: Arc::clone(&self.peers),
+            high_water: Arc::clone(&self.high_water),
+            exchange: Arc::clone(&self.exchange),
+            directory_voter: Arc::clone(&self.directory_voter),
+            stop: self.stop.clone(),
+            disk: Arc::clone(&self.disk),
+            clocks: self.clocks.clone(),
+            log_retention_bytes: self.config.storage.log_retention_mb << 20,
+        }));
+    }
+}
+
+/// Waits until every shard that is known has its part here, and what was committed before is
+/// applied again.
+async fn recovered(directory: &Directory, shards: &ShardTable) {
+    loop {
+        let known = directory.known();
+        let expected = known.cluster.shards.len();
+        let present = shards.all();
+        if known.cluster.version > 0 && present.len() >= expected {
+            let voters = present.iter().filter_map(|(_, shard)| match shard {
+                LocalShard::Voter(voter) => Some(voter.group.recovered(RECOVERY)),
+                LocalShard::Replica(_) => None,
+            });
+            futures::future::join_all(voters).await;
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

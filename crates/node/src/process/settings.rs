@@ -1,0 +1,83 @@
+//! What a configuration comes to: listeners, memory, channels to peers, tokens, the options of a
+//! gateway.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use meridian_config::{ConfigError, GatewaySettings, ListenPurpose, TokenConfig};
+use meridian_directory::Cluster;
+use meridian_gateway::{Access, Grant, Options};
+use meridian_memory::{Shares, default_max_bytes};
+use meridian_types::NodeId;
+use tokio::net::TcpListener;
+use tokio::runtime::Handle;
+
+use crate::host::{open_files, ports};
+use crate::network::peers::{Dial, PeerChannels};
+use crate::process::start_error::StartError;
+
+/// The memory that a process may take: as configured, or by what the machine has.
+pub(crate) fn max_memory_bytes(max_memory_mb: Option<u64>) -> usize {
+    let told = max_memory_mb.map(|mb| usize::try_from(mb << 20).unwrap_or(usize::MAX));
+    told.unwrap_or_else(default_max_bytes)
+}
+
+pub(crate) async fn listen(
+    address: &str,
+    purpose: ListenPurpose,
+) -> Result<TcpListener, StartError> {
+    let bound = TcpListener::bind(address).await;
+    bound.map_err(|cause| {
+        let cause = ports::explain(cause, address);
+        ConfigError::Listen { address: address.to_owned(), purpose, cause }.into()
+    })
+}
+
+pub(crate) fn local_address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
+    listener.local_addr().map_err(|error| StartError::Invalid(error.to_string()))
+}
+
+/// `dial` goes before what the configuration says.
+pub(crate) fn peer_channels(
+    cluster: &Cluster,
+    dial: Option<Dial>,
+    configured: &BTreeMap<NodeId, String>,
+    control: Option<Handle>,
+) -> Result<Arc<PeerChannels>, StartError> {
+    let configured = configured.clone();
+    let dial: Dial = match dial {
+        Some(dial) => Arc::new(move |node| dial(node).or_else(|| configured.get(&node).cloned())),
+        None => Arc::new(move |node| configured.get(&node).cloned()),
+    };
+    let invalid =
+        |node| StartError::Invalid(format!("the address of node {node} cannot be dialled"));
+    Ok(Arc::new(PeerChannels::with_control(cluster, dial, control).map_err(invalid)?))
+}
+
+/// What the tokens of a configuration open.
+pub(crate) fn configured_access(tokens: &[TokenConfig]) -> Result<Access, StartError> {
+    let grants = tokens
+        .iter()
+        .map(|token| (token.secret.sha256(), Grant::new(token.databases.clone(), token.write)));
+    Access::from_digests(grants).map_err(|error| StartError::Invalid(error.to_string()))
+}
+
+pub(crate) fn gateway_options(
+    settings: &GatewaySettings,
+    region: &str,
+    files: u64,
+    shares: &Shares,
+) -> Options {
+    Options {
+        public_url: settings.public_url.clone(),
+        region: region.to_owned(),
+        max_connections: open_files::connections(
+            open_files::within_memory(settings.max_connections, shares),
+            files,
+        ),
+        max_bodies_bytes: shares.bodies as u64,
+        max_answers_bytes: shares.answers as u64,
+        ..Options::default()
+    }
+}
