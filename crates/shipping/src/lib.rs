@@ -37,4 +37,4 @@ pub use receiver::{
 pub use relay::{RelayConfig, RelayElection, Source};
 pub use retention::{ReplicaPosition, Retention, retain};
 pub use sender::{BatchSize, CloseReason, Sender, SenderAction, SenderConfig, SenderEvent};
-pub use status::{Heartbeat, Status};
+pub use status::{AdvertisedCommit, Heartbeat, Status};

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use meridian_types::{Epoch, NodeId, Position};
 
-use crate::{Source, Status};
+use crate::{AdvertisedCommit, Source, Status};
 
 mod connecting;
 mod event;
@@ -92,7 +92,7 @@ pub struct Receiver {
     /// The newest epoch that was sealed; what `seal` speaks of.
     sealed_epoch: Epoch,
     heard: Option<Heard>,
-    committed: Option<(Position, u64)>,
+    committed: Option<AdvertisedCommit>,
 }
 
 impl Receiver {
@@ -152,8 +152,8 @@ impl Receiver {
         self.unpersisted_bytes
     }
 
-    /// The newest commit position heard of, and the primary's wall clock then.
-    pub fn committed(&self) -> Option<(Position, u64)> {
+    /// The newest commit that a source has advertised.
+    pub fn committed(&self) -> Option<AdvertisedCommit> {
         self.committed
     }
 

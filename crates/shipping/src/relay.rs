@@ -131,7 +131,7 @@ impl RelayElection {
     }
 
     /// A heartbeat or a status from the node itself.
-    pub fn heard(&mut self, now: Duration, status: Status) {
+    pub fn on_status(&mut self, now: Duration, status: Status) {
         if self.primary.contains(&status.node) || self.mates.contains(&status.node) {
             self.peers.entry(status.node).or_default().heard = Some((now, status));
         }
@@ -156,8 +156,8 @@ impl RelayElection {
     }
 
     /// Which node to follow now; `own` is [`Receiver::status`](crate::Receiver::status). To be
-    /// asked on every tick and after every `heard`, `failed` and `set_members`; the answer goes to
-    /// the receiver.
+    /// asked on every tick and after every `on_status`, `failed` and `set_members`; the answer goes
+    /// to the receiver.
     pub fn choose(&mut self, now: Duration, own: &Status) -> Option<Source> {
         let relay = self.best_relay(now, own);
         let follow = |node| Some(Source { node, direct: false });

@@ -42,13 +42,27 @@ impl Status {
     }
 }
 
+/// The newest commit that a source has advertised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AdvertisedCommit {
+    pub position: Position,
+    /// The wall clock of the primary then, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+}
+
 /// Sent on every stream by its source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heartbeat {
     pub status: Status,
-    /// The newest commit position the sender knows: its own on a primary member, the one it was
-    /// told of on a relay.
+    /// The newest commit position the sender knows: its own on a primary member, the advertised one
+    /// on a relay.
     pub committed: Position,
     /// The wall clock of the primary that said so, in milliseconds since the Unix epoch.
     pub time_ms: u64,
+}
+
+impl Heartbeat {
+    pub fn commit(&self) -> AdvertisedCommit {
+        AdvertisedCommit { position: self.committed, time_ms: self.time_ms }
+    }
 }

@@ -147,7 +147,7 @@ impl ShardState {
     /// The newest sequence that a read may have shown by now. While a batch takes effect that is a
     /// sequence which [`ShardState::position`] does not say yet: a reader that is to see no less
     /// than others have seen waits for it.
-    pub fn shown(&self) -> u64 {
+    pub fn max_served(&self) -> u64 {
         self.current.read().writing
     }
 

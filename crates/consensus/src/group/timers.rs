@@ -51,61 +51,91 @@ impl Timers {
         votes: Arc<Votes>,
         timing: RaftTiming,
     ) -> Self {
-        let heartbeat = Duration::from_millis(timing.heartbeat_ms);
-        let mut candidacies = Candidacies::new(timing, Instant::now());
-        Self(tokio::spawn(async move {
-            // Read from the very channel that wakes: it changes seldom, and another may be written
-            // later. Only that of all metrics says that Raft has stopped.
-            let mut server = raft.server_metrics();
-            loop {
-                let (state, has_leader, rank) = {
-                    let metrics = server.borrow_watched();
-                    let voters = metrics.membership_config.voter_ids();
-                    (
-                        metrics.state,
-                        metrics.current_leader.is_some(),
-                        rank(voters, metrics.current_leader, node_id),
-                    )
-                };
-                let is_shut_down = raft.metrics().borrow_watched().running_state.is_err();
-                let now = Instant::now();
-                let stands_at = match state {
-                    ServerState::Follower | ServerState::Candidate => {
-                        candidacies.may_vote(now, votes.check(false).is_ok());
-                        let heard = Heard { last: contact.last(), has_leader };
-                        rank.and_then(|rank| {
-                            candidacies.stands_at(rank, heard, state == ServerState::Candidate)
-                        })
-                    }
-                    _ => None,
-                };
-                let stopped = match state {
-                    ServerState::Leader => {
-                        contact.renew();
-                        raft.trigger().heartbeat().await.is_err()
-                    }
-                    _ if stands_at.is_some_and(|at| at <= now) => {
-                        candidacies.stood(now, rand::random_range(0.0..1.0));
-                        // Before a seal, so that a later question for the member's term hears of
-                        // it; or not at all. It waits for nothing but room in a queue, and is tried
-                        // again.
-                        let stood =
-                            votes.if_open(|| raft.trigger().elect(true).now_or_never()).flatten();
-                        stood.is_some_and(|stood| stood.is_err())
-                    }
-                    _ => is_shut_down,
-                };
-                if stopped {
-                    return;
-                }
-                let again = looks_again(state, stands_at, now, heartbeat);
-                if state == ServerState::Leader {
-                    tokio::time::sleep_until(again.into()).await;
-                } else if rest(again, server.changed()).await.is_err() {
-                    return;
-                }
+        let task = Task {
+            raft,
+            node_id,
+            contact,
+            votes,
+            heartbeat: Duration::from_millis(timing.heartbeat_ms),
+            candidacies: Candidacies::new(timing, Instant::now()),
+        };
+        Self(tokio::spawn(task.run()))
+    }
+}
+
+/// The task of a member's timers.
+struct Task {
+    raft: MeridianRaft,
+    node_id: u64,
+    contact: Contact,
+    votes: Arc<Votes>,
+    heartbeat: Duration,
+    candidacies: Candidacies,
+}
+
+/// Raft has stopped: nothing is left to be timed.
+struct Stopped;
+
+impl Task {
+    async fn run(mut self) {
+        // Read from the very channel that wakes: it changes seldom, and another may be written
+        // later. Only that of all metrics says that Raft has stopped.
+        let mut server = self.raft.server_metrics();
+        loop {
+            let (state, has_leader, rank) = {
+                let metrics = server.borrow_watched();
+                let voters = metrics.membership_config.voter_ids();
+                let rank = rank(voters, metrics.current_leader, self.node_id);
+                (metrics.state, metrics.current_leader.is_some(), rank)
+            };
+            let is_shut_down = self.raft.metrics().borrow_watched().running_state.is_err();
+            let now = Instant::now();
+            let stands_at = self.stands_at(now, state, has_leader, rank);
+            let acted = match state {
+                ServerState::Leader => self.send_heartbeats().await,
+                _ if stands_at.is_some_and(|at| at <= now) => self.stand(now),
+                _ if is_shut_down => Err(Stopped),
+                _ => Ok(()),
+            };
+            if acted.is_err() {
+                return;
             }
-        }))
+            let again = looks_again(state, stands_at, now, self.heartbeat);
+            if state == ServerState::Leader {
+                tokio::time::sleep_until(again.into()).await;
+            } else if rest(again, server.changed()).await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// When this member stands for election next, if it may.
+    fn stands_at(
+        &mut self,
+        now: Instant,
+        state: ServerState,
+        has_leader: bool,
+        rank: Option<u32>,
+    ) -> Option<Instant> {
+        if !matches!(state, ServerState::Follower | ServerState::Candidate) {
+            return None;
+        }
+        self.candidacies.may_vote(now, self.votes.check(false).is_ok());
+        let heard = Heard { last: self.contact.last(), has_leader };
+        self.candidacies.stands_at(rank?, heard, state == ServerState::Candidate)
+    }
+
+    async fn send_heartbeats(&self) -> Result<(), Stopped> {
+        self.contact.renew();
+        self.raft.trigger().heartbeat().await.map_err(|_| Stopped)
+    }
+
+    fn stand(&mut self, now: Instant) -> Result<(), Stopped> {
+        self.candidacies.stood(now, rand::random_range(0.0..1.0));
+        // Before a seal, so that a later question for the member's term hears of it; or not at all.
+        // It waits for nothing but room in a queue, and is tried again.
+        let stood = self.votes.if_open(|| self.raft.trigger().elect(true).now_or_never());
+        stood.flatten().unwrap_or(Ok(())).map_err(|_| Stopped)
     }
 }
 

@@ -54,7 +54,7 @@ struct Present {
 }
 
 impl Present {
-    fn of(metrics: &RaftMetrics<TypeConfig>) -> Self {
+    fn from_metrics(metrics: &RaftMetrics<TypeConfig>) -> Self {
         let effective = &metrics.membership_config;
         let membership = effective.membership();
         Self {
@@ -137,7 +137,7 @@ impl RaftGroup {
         if self.changes.may_go_on() {
             return None;
         }
-        let present = Present::of(&self.raft.metrics().borrow_watched());
+        let present = Present::from_metrics(&self.raft.metrics().borrow_watched());
         if !present.committed {
             return None;
         }
@@ -213,7 +213,7 @@ impl RaftGroup {
     fn next_step(&self, goal: &BTreeSet<u64>, behind: Option<u64>) -> Step {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let present = Present::of(&metrics);
+        let present = Present::from_metrics(&metrics);
         let replicated =
             |node| metrics.replication.as_ref()?.get(&node)?.as_ref().map(|log_id| log_id.index);
         present.step(goal, |node| node == self.node_id || replicated(node) >= behind)

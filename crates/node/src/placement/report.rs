@@ -116,7 +116,7 @@ fn shard(parts: &PlacementParts, id: ShardId, local: &LocalShard, read: &Read) -
         }
         LocalShard::Replica(replica) => {
             let lag_ms = match replica.status().committed {
-                Some((committed, _)) if committed.sequence <= applied.position.sequence => 0,
+                Some(commit) if commit.position.sequence <= applied.position.sequence => 0,
                 Some(_) => wall_ms().saturating_sub(applied.time_ms),
                 None => u64::MAX,
             };

@@ -76,7 +76,7 @@ impl AdminService {
         let status = replica.status();
         let applied = replica.state().applied();
         let committed =
-            status.committed.map_or(applied.position.sequence, |(position, _)| position.sequence);
+            status.committed.map_or(applied.position.sequence, |commit| commit.position.sequence);
         let lag_batches = committed.saturating_sub(applied.position.sequence);
         wire::ShardStatus {
             shard: id.0,

@@ -10,7 +10,8 @@ use futures::Stream;
 use meridian_memory::ByteBudget;
 use meridian_proto::shipping::{self as wire, shipment, shipping_server, subscribe_request};
 use meridian_shipping::{
-    BatchSize, Heartbeat, Sender, SenderAction, SenderConfig, SenderEvent, Status as NodeStatus,
+    AdvertisedCommit, BatchSize, Heartbeat, Sender, SenderAction, SenderConfig, SenderEvent,
+    Status as NodeStatus,
 };
 use meridian_storage::{GroupId, fatal};
 use meridian_types::{Epoch, EpochHistory, NodeId, Position, ShardId};
@@ -240,14 +241,14 @@ impl LocalShard {
         }
     }
 
-    /// The newest commit known here, and the voter's wall clock then.
-    fn committed(&self) -> (Position, u64) {
+    /// The newest commit known here.
+    fn committed(&self) -> AdvertisedCommit {
+        let here = |position| AdvertisedCommit { position, time_ms: wall_ms() };
         match self {
-            Self::Voter(voter) => (voter.state.position(), wall_ms()),
-            Self::Replica(replica) => replica
-                .status()
-                .committed
-                .unwrap_or_else(|| (replica.state().position(), wall_ms())),
+            Self::Voter(voter) => here(voter.state.position()),
+            Self::Replica(replica) => {
+                replica.status().committed.unwrap_or_else(|| here(replica.state().position()))
+            }
         }
     }
 }
@@ -350,7 +351,8 @@ impl Subscription {
                         events.push(self.read(after, max_bytes).await?)
                     }
                     SenderAction::Heartbeat => {
-                        let (committed, time_ms) = self.shard.committed();
+                        let AdvertisedCommit { position: committed, time_ms } =
+                            self.shard.committed();
                         let status = self.shard.own_status(self.node_id);
                         let heartbeat = Heartbeat { status, committed, time_ms };
                         let wire = heartbeat_to_wire(self.group.shard, &heartbeat);

@@ -11,7 +11,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use meridian_consensus::StateTransfer;
 use meridian_memory::ByteBudget;
-use meridian_shipping::Status;
+use meridian_shipping::{AdvertisedCommit, Status};
 use meridian_storage::{AppliedMark, ShardState, ShippedLog, StorageError, Syncer};
 use meridian_types::{Epoch, EpochHistory, NodeId, Position};
 use parking_lot::Mutex;
@@ -32,8 +32,8 @@ pub(crate) struct ReplicaStatus {
     pub(crate) is_relay: bool,
     /// Whom it subscribes to.
     pub(crate) source: Option<NodeId>,
-    /// The newest commit it was told of, with the voter's wall clock then.
-    pub(crate) committed: Option<(Position, u64)>,
+    /// The newest commit that its source has advertised.
+    pub(crate) committed: Option<AdvertisedCommit>,
     pub(crate) history: EpochHistory,
     /// It has had what was committed when it started, or a little before, and is on the shard's
     /// history.

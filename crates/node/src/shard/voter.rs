@@ -245,7 +245,7 @@ impl Voter {
 async fn read_position(group: &RaftGroup, gate: &ReadGate) -> Result<ReadPosition, NotServed> {
     match gate.confirm(group).await {
         // Also what another read may have seen here while it took effect.
-        Ok(_) => Ok(ReadPosition { sequence: group.state().shown() }),
+        Ok(_) => Ok(ReadPosition { sequence: group.state().max_served() }),
         Err(not_leading) => Err(NotServed::NotLeader(not_leading.leader)),
     }
 }

@@ -90,8 +90,8 @@ impl Receiver {
         // the election's part.
         let primary_age = if status.hops == Some(0) { Duration::ZERO } else { status.primary_age };
         self.heard = Some(Heard { hops: status.hops, at: now, primary_age });
-        if self.committed.is_none_or(|(committed, _)| committed <= heartbeat.committed) {
-            self.committed = Some((heartbeat.committed, heartbeat.time_ms));
+        if self.committed.is_none_or(|known| known.position <= heartbeat.committed) {
+            self.committed = Some(heartbeat.commit());
         }
     }
 

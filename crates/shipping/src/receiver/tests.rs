@@ -192,7 +192,7 @@ fn the_newest_commit_that_was_heard_of_is_known_and_an_older_one_changes_nothing
         let status = Status::of_primary_member(2, Epoch(1), at(1, sequence), Duration::ZERO);
         let heartbeat = Heartbeat { status, committed: at(1, sequence), time_ms };
         step(&mut receiver, 2, ReceiverEvent::Stream(1, StreamEvent::Heartbeat(heartbeat)));
-        receiver.committed()
+        receiver.committed().map(|commit| (commit.position, commit.time_ms))
     };
     assert_eq!(hear(9, 50), Some((at(1, 9), 50)));
     assert_eq!(hear(8, 60), Some((at(1, 9), 50)));

@@ -29,7 +29,7 @@ fn choose(
     statuses: &[Status],
 ) -> Option<Source> {
     for status in statuses {
-        election.heard(now, *status);
+        election.on_status(now, *status);
     }
     election.choose(now, &status(election.me, own))
 }
@@ -107,7 +107,7 @@ fn a_relay_does_not_step_down_for_a_node_that_is_far_behind() {
     choose(&mut high, SECOND * 2, None, &[]);
     let mut own = status(11, Some(1));
     own.durable.sequence = 5000;
-    high.heard(SECOND * 3, status(10, Some(1)));
+    high.on_status(SECOND * 3, status(10, Some(1)));
     assert!(high.choose(SECOND * 3, &own).unwrap().direct);
 }
 
@@ -221,7 +221,7 @@ fn of_two_relays_a_relay_that_is_far_behind_is_not_followed() {
     let mut other = election(12);
     let ahead = Status { durable: Position::new(Epoch(1), 5000), ..status(11, Some(1)) };
     for status in [status(10, Some(1)), ahead] {
-        other.heard(SECOND, status);
+        other.on_status(SECOND, status);
     }
     assert_eq!(
         other.choose(SECOND, &Status { durable: ahead.durable, ..status(12, None) }),
@@ -234,7 +234,7 @@ fn a_relay_steps_down_for_another_at_most_a_thousand_batches_behind() {
     for (ahead, source) in [(1000, follows(10)), (1001, direct(2))] {
         let mut high = election(11);
         choose(&mut high, SECOND * 2, None, &[]);
-        high.heard(SECOND * 3, status(10, Some(1)));
+        high.on_status(SECOND * 3, status(10, Some(1)));
         let mut own = status(11, Some(1));
         own.durable.sequence += ahead;
         assert_eq!(high.choose(SECOND * 3, &own), source);

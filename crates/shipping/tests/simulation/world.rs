@@ -163,7 +163,7 @@ impl World {
         match message {
             Message::Status(status) => {
                 if let Some(follower) = &mut self.nodes.get_mut(&to).unwrap().follower {
-                    follower.election.heard(at, status);
+                    follower.election.on_status(at, status);
                 }
             }
             Message::Subscribe { link, from: position } => {
@@ -200,7 +200,7 @@ impl World {
                 let durable = node.last();
                 let follower = node.follower.as_mut().unwrap();
                 if let Shipped::Heartbeat(heartbeat) = event {
-                    follower.election.heard(at, heartbeat.status);
+                    follower.election.on_status(at, heartbeat.status);
                 }
                 if let Shipped::Batch { position, .. } = event
                     && self.bug == Bug::SkipsTheContiguityCheck

@@ -77,7 +77,7 @@ impl Node {
             Part::Replica(replica) => {
                 let last = self.disk.history.last().map_or(0, |batch| batch.time_ms);
                 let lag_ms = match replica.receiver.committed() {
-                    Some((committed, _)) if committed.sequence <= self.end().sequence => 0,
+                    Some(commit) if commit.position.sequence <= self.end().sequence => 0,
                     Some(_) => wall_ms(context.now).saturating_sub(last),
                     None => u64::MAX,
                 };

@@ -109,7 +109,7 @@ impl Node {
     pub(super) fn heard(&mut self, context: &Context<'_>, status: Status) {
         let at = self.at(context);
         if let Some(replica) = self.replica() {
-            replica.election.heard(at, status);
+            replica.election.on_status(at, status);
         }
     }
 

@@ -110,7 +110,10 @@ impl Node {
                         let Some(status) = self.status(at) else { continue };
                         let (committed, time_ms) = match &self.part {
                             Part::Replica(replica) => {
-                                replica.receiver.committed().unwrap_or((Position::ZERO, 0))
+                                let commit = replica.receiver.committed();
+                                commit.map_or((Position::ZERO, 0), |commit| {
+                                    (commit.position, commit.time_ms)
+                                })
                             }
                             Part::Idle | Part::Voter(_) => (self.end(), wall_ms(context.now)),
                         };

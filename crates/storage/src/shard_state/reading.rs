@@ -130,7 +130,7 @@ impl ShardState {
         // time is not known here. So is what is not there, unless nothing was being written: a
         // later batch may have deleted it.
         let entry = match value {
-            None if self.shown() != position.sequence => return Ok(None),
+            None if self.max_served() != position.sequence => return Ok(None),
             None => None,
             Some(value) => {
                 let StoredValue { versionstamp, expire_at_ms, value } = StoredValue::decode(value)?;

@@ -106,7 +106,7 @@ fn where_a_state_stands_is_told_while_reads_and_with_them_an_applier_would_wait_
             let applier = Arc::clone(state);
             std::thread::spawn(move || {
                 applier.apply(&[batch(1, vec![put("a", "1", 0)])], RaftApplied::default()).unwrap();
-                told.send((applier.applied().position, applier.shown()))
+                told.send((applier.applied().position, applier.max_served()))
             });
             let stands = stands.recv_timeout(std::time::Duration::from_secs(10));
             gate.closed.store(false, Ordering::Release);
@@ -240,95 +240,6 @@ fn rocks_keeps_flushed_state_over_a_restart() {
     let state = ShardState::open(open(), SHARD).unwrap();
     assert_eq!(state.applied().total_bytes, 10);
     assert_eq!(texts(&state, all(9, false), 0), ["1"]);
-}
-
-#[test]
-fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
-    for (engine, _folder) in engines() {
-        let source = ShardState::open(engine, SHARD).unwrap();
-        source
-            .apply(&[batch(1, vec![put("a", "1", 0), put("b", "2", 0)])], RaftApplied::default())
-            .unwrap();
-        let snapshot = source.snapshot().unwrap();
-        source.apply(&[batch(2, vec![put("a", "changed", 0)])], RaftApplied::default()).unwrap();
-        let twin = Arc::new(MemoryEngine::default());
-        let target = ShardState::open(Arc::clone(&twin) as Arc<dyn Engine>, SHARD).unwrap();
-        target.apply(&[batch(1, vec![put("old", "old", 0)])], RaftApplied::default()).unwrap();
-        let mut staged = target.stage().unwrap();
-        let mut after = Vec::new();
-        loop {
-            // However few bytes are asked for, a row comes.
-            let rows = snapshot.rows(&after, 0).unwrap();
-            after = rows.rows.last().unwrap().0.to_vec();
-            let last = rows.last;
-            staged.add(rows).unwrap();
-            if last {
-                break;
-            }
-        }
-        // A crash before the installation finds the old state, one after it the new.
-        for seed in 0..20 {
-            let before = ShardState::open(Arc::new(twin.crash(seed)), SHARD).unwrap();
-            assert!(
-                matches!(texts(&before, all(9, false), 0).as_slice(), [] | [_]),
-                "rows of the snapshot"
-            );
-            assert_eq!(
-                before.engine().families().iter().filter(|name| name.starts_with("state-")).count(),
-                1
-            );
-        }
-        assert_eq!(
-            target
-                .install(staged, RaftApplied::default(), Replace::Older)
-                .unwrap()
-                .position
-                .sequence,
-            1
-        );
-        assert_eq!(texts(&target, all(9, false), 0), ["1", "2"]);
-        for seed in 0..20 {
-            let after = ShardState::open(Arc::new(twin.crash(seed)), SHARD).unwrap();
-            assert_eq!(texts(&after, all(9, false), 0), ["1", "2"]);
-        }
-        // What the snapshot's history came to goes on here, and is compared from here on.
-        assert_eq!(target.applied().digest, snapshot.applied().digest);
-        assert_eq!(target.digest_at(target.position()), Some(snapshot.applied().digest));
-        // Two at a time do not meet: dropping one leaves the other, and what is in use, alone.
-        let (first, mut second) = (target.stage().unwrap(), target.stage().unwrap());
-        second.add(snapshot.rows(&[], usize::MAX).unwrap()).unwrap();
-        drop(first);
-        target.install(second, RaftApplied::default(), Replace::Older).unwrap();
-        assert_eq!(texts(&target, all(9, false), 0), ["1", "2"]);
-        target.apply(&[batch(2, vec![])], RaftApplied::default()).unwrap();
-        assert_eq!(
-            target.applied().digest,
-            source.applied().digest,
-            "the batches of both have the same checksums"
-        );
-        let mut older = target.stage().unwrap();
-        older.add(snapshot.rows(&[], usize::MAX).unwrap()).unwrap();
-        let refusal =
-            target.install(older, RaftApplied::default(), Replace::Older).unwrap_err().to_string();
-        assert!(refusal.contains("is older than"), "{refusal}");
-        let incomplete = target.stage().unwrap();
-        let refusal = target
-            .install(incomplete, RaftApplied::default(), Replace::Any)
-            .unwrap_err()
-            .to_string();
-        assert!(refusal.contains("rows are missing"), "{refusal}");
-        // A state that left the history is replaced by an older state of it, also over a crash.
-        let mut older = target.stage().unwrap();
-        older.add(snapshot.rows(&[], usize::MAX).unwrap()).unwrap();
-        let raft = RaftApplied { epoch: Some(Epoch(2)), ..RaftApplied::default() };
-        let installed = target.install(older, raft.clone(), Replace::Any).unwrap();
-        assert_eq!((installed.position.sequence, &installed.raft), (1, &raft));
-        for seed in 0..20 {
-            let after = ShardState::open(Arc::new(twin.crash(seed)), SHARD).unwrap();
-            assert_eq!(after.applied(), installed);
-            assert_eq!(ShardState::read_applied(&**after.engine(), SHARD).unwrap(), installed);
-        }
-    }
 }
 
 #[test]

@@ -377,7 +377,7 @@ fn what_is_read_while_a_batch_takes_effect_is_of_one_moment() {
         assert_eq!((view.position.sequence, view.ranges[0].len()), (2, 0), "{view:?}");
         assert_eq!(state.snapshot().unwrap().applied().position.sequence, 2);
         // Every read after this, on any node, is to see no less.
-        assert_eq!(state.shown(), 2);
+        assert_eq!(state.max_served(), 2);
         // Of `a` the state before is known; what `b` is now is of a moment whose time is not.
         let cached = |key: &'static str| {
             state

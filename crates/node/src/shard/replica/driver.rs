@@ -188,7 +188,7 @@ impl Driver {
                 Some(event) = written.recv() => self.written(event),
                 status = statuses.recv() => match status {
                     Some(status) => {
-                        self.election.heard(self.now(), status);
+                        self.election.on_status(self.now(), status);
                         self.choose_source();
                     }
                     // The node is gone.
@@ -332,7 +332,7 @@ impl Driver {
 
     fn incoming(&mut self, incoming: Incoming) {
         if let StreamEvent::Heartbeat(heartbeat) = &incoming.event {
-            self.election.heard(self.now(), heartbeat.status);
+            self.election.on_status(self.now(), heartbeat.status);
         }
         self.step(ReceiverEvent::Stream(incoming.stream, incoming.event), incoming.shipped);
     }
@@ -511,7 +511,7 @@ impl Driver {
         let applied = self.parts.state.position();
         let near = |committed: Position| committed.sequence <= applied.sequence + CAUGHT_UP_BATCHES;
         let diverged = self.history.leaves(applied).is_some();
-        let near = self.receiver.committed().is_some_and(|(committed, _)| near(committed));
+        let near = self.receiver.committed().is_some_and(|commit| near(commit.position));
         self.caught_up = !diverged && (self.caught_up || near);
         self.draining.retain(|(_, reply)| !reply.is_closed());
         let reached = |(through, _): &mut (Position, _)| *through <= applied;

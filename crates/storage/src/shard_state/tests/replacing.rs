@@ -1,6 +1,124 @@
-//! What reads, and questions of a state, see while another takes its place.
+//! Snapshots, states that take the place of others, and what reads see meanwhile.
 
 use super::*;
+use crate::{StagedState, StateSnapshot};
+
+/// A snapshot of a source's first batch, and a state that it is installed in.
+struct Copying {
+    source: ShardState,
+    snapshot: StateSnapshot,
+    twin: Arc<MemoryEngine>,
+    target: ShardState,
+    _folder: Option<tempfile::TempDir>,
+}
+
+impl Copying {
+    /// From a source on each kind of engine.
+    fn from_all() -> impl Iterator<Item = Self> {
+        engines().into_iter().map(|(engine, _folder)| {
+            let source = ShardState::open(engine, SHARD).unwrap();
+            let first = batch(1, vec![put("a", "1", 0), put("b", "2", 0)]);
+            source.apply(&[first], RaftApplied::default()).unwrap();
+            let snapshot = source.snapshot().unwrap();
+            let second = batch(2, vec![put("a", "changed", 0)]);
+            source.apply(&[second], RaftApplied::default()).unwrap();
+            let twin = Arc::new(MemoryEngine::default());
+            let target = ShardState::open(Arc::clone(&twin) as Arc<dyn Engine>, SHARD).unwrap();
+            target.apply(&[batch(1, vec![put("old", "old", 0)])], RaftApplied::default()).unwrap();
+            Self { source, snapshot, twin, target, _folder }
+        })
+    }
+
+    /// The whole snapshot, so many bytes of rows at a time.
+    fn staged(&self, max_bytes: usize) -> StagedState {
+        let mut staged = self.target.stage().unwrap();
+        let mut after = Vec::new();
+        loop {
+            let rows = self.snapshot.rows(&after, max_bytes).unwrap();
+            after = rows.rows.last().unwrap().0.to_vec();
+            let last = rows.last;
+            staged.add(rows).unwrap();
+            if last {
+                return staged;
+            }
+        }
+    }
+
+    fn install(&self, staged: StagedState, replace: Replace) -> Result<Applied, StorageError> {
+        self.target.install(staged, RaftApplied::default(), replace)
+    }
+
+    fn after_crash(&self, seed: u64) -> ShardState {
+        ShardState::open(Arc::new(self.twin.crash(seed)), SHARD).unwrap()
+    }
+}
+
+#[test]
+fn a_snapshot_is_of_one_moment_and_installs_whole_or_not_at_all() {
+    for copying in Copying::from_all() {
+        // However few bytes are asked for, a row comes.
+        let staged = copying.staged(0);
+        // A crash before the installation finds the old state, a later crash the new.
+        for seed in 0..20 {
+            let before = copying.after_crash(seed);
+            let shown = texts(&before, all(9, false), 0);
+            assert!(matches!(shown.as_slice(), [] | [_]), "rows of the snapshot");
+            let families = before.engine().families();
+            assert_eq!(families.iter().filter(|name| name.starts_with("state-")).count(), 1);
+        }
+        assert_eq!(copying.install(staged, Replace::Older).unwrap().position.sequence, 1);
+        let target = &copying.target;
+        assert_eq!(texts(target, all(9, false), 0), ["1", "2"]);
+        for seed in 0..20 {
+            assert_eq!(texts(&copying.after_crash(seed), all(9, false), 0), ["1", "2"]);
+        }
+        // What the snapshot's history came to goes on here, and is compared from here on.
+        let digest = copying.snapshot.applied().digest;
+        assert_eq!(target.applied().digest, digest);
+        assert_eq!(target.digest_at(target.position()), Some(digest));
+    }
+}
+
+#[test]
+fn of_two_staged_states_the_end_of_one_leaves_the_other_and_the_present_state_alone() {
+    for copying in Copying::from_all() {
+        let target = &copying.target;
+        copying.install(copying.staged(usize::MAX), Replace::Older).unwrap();
+        let (first, second) = (target.stage().unwrap(), copying.staged(usize::MAX));
+        drop(first);
+        copying.install(second, Replace::Older).unwrap();
+        assert_eq!(texts(target, all(9, false), 0), ["1", "2"]);
+        target.apply(&[batch(2, vec![])], RaftApplied::default()).unwrap();
+        assert_eq!(
+            target.applied().digest,
+            copying.source.applied().digest,
+            "the batches of both have the same checksums"
+        );
+    }
+}
+
+#[test]
+fn a_state_gives_way_to_a_whole_and_newer_one_or_to_any_where_it_left_the_history() {
+    for copying in Copying::from_all() {
+        let target = &copying.target;
+        copying.install(copying.staged(usize::MAX), Replace::Older).unwrap();
+        target.apply(&[batch(2, vec![])], RaftApplied::default()).unwrap();
+        let refusal = copying.install(copying.staged(usize::MAX), Replace::Older).unwrap_err();
+        assert!(refusal.to_string().contains("is older than"), "{refusal}");
+        let refusal = copying.install(target.stage().unwrap(), Replace::Any).unwrap_err();
+        assert!(refusal.to_string().contains("rows are missing"), "{refusal}");
+        // Also over a crash.
+        let raft = RaftApplied { epoch: Some(Epoch(2)), ..RaftApplied::default() };
+        let installed =
+            target.install(copying.staged(usize::MAX), raft.clone(), Replace::Any).unwrap();
+        assert_eq!((installed.position.sequence, &installed.raft), (1, &raft));
+        for seed in 0..20 {
+            let after = copying.after_crash(seed);
+            assert_eq!(after.applied(), installed);
+            assert_eq!(ShardState::read_applied(&**after.engine(), SHARD).unwrap(), installed);
+        }
+    }
+}
 
 /// What happens the next time that the engine is asked for something of the first state family.
 #[derive(Default)]
