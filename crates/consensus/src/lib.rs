@@ -1,5 +1,19 @@
 //! Raft over `meridian-storage`: the only crate that names openraft.
 //!
+//! | module | what it holds |
+//! |---|---|
+//! | `group` | a member of a group: its parts are files of that folder |
+//! | `service` | what the other members ask of this one |
+//! | `network`, `commit_carrier` | what this member says to the others |
+//! | `log_store`, `log_cache` | the log, and the newest of it in memory |
+//! | `state_machine` | committed entries, applied to the shard's state |
+//! | `votes`, `membership`, `member_marks` | whose votes count: after a start, a wipe, a rollback |
+//! | `lease_trust` | when a leader's read lease may be trusted |
+//! | `orphans` | the logs of groups that are stopped |
+//! | `claims` | what no member can truly say |
+//! | `wire`, `type_config` | types of openraft, and their sent and stored forms |
+//! | `config`, `clock`, `blocking` | timing, suspensions of the machine, work that blocks on a disk |
+//!
 //! What always holds here:
 //! - A group is named by shard and epoch on every call; a call for another group or node is
 //!   refused.

@@ -1,6 +1,22 @@
 //! What a node keeps: the logs of its Raft groups, the batches it follows, and the state of its
 //! shards.
 //!
+//! | module | what it holds |
+//! |---|---|
+//! | `engine` | the key-value engine below all else, as a trait |
+//! | `rocks`, `memory` | RocksDB, and its in-memory twin |
+//! | `hooked`, `watched` | engines for tests: with hooks around calls, and noting waits for a disk |
+//! | `schema` | every stored key, and the values of state |
+//! | `group_log`, `record` | the log of one group, and its records |
+//! | `shipped_log` | what a node took of a shard as a replica |
+//! | `syncer` | the thread that makes logged writes durable |
+//! | `high_water` | how far logs had certainly been durable, in a file of its own |
+//! | `shard_state`, `state_read` | the state of a shard, and reads of it |
+//! | `snapshot` | whole states, as they are sent and filled |
+//! | `digest`, `refusals` | what nodes compare, and what they did not store |
+//! | `forgotten` | what compactions may drop |
+//! | `error` | why storage could not, and how a process ends that must not go on |
+//!
 //! What always holds here:
 //! - A log record is readable once appended, and durable once [`Syncer`] has called back.
 //! - State is written in one atomic write with the position it reflects, and sequences are
