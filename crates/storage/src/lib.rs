@@ -63,7 +63,7 @@ pub use shard_state::{
     Applied, AppliedMark, Expired, LogSubscription, RaftApplied, Replace, RequestsSoFar,
     ShardState, StateAt,
 };
-pub use shipped_log::{ShippedLog, decode_batch};
+pub use shipped_log::{ShippedLog, StoredBatch, decode_batch};
 pub use snapshot::{StagedState, StateRows, StateSnapshot};
 pub use state_read::{ReadView, StateRead, Turn};
 pub use syncer::Syncer;

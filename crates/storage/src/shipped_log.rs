@@ -26,10 +26,23 @@ const NO_EPOCH: Epoch = Epoch(0);
 /// How much of the log is in memory at once while it is applied again.
 const REPLAY_BYTES: usize = 8 << 20;
 
+/// A batch as it lies in a log: encoded once, by its leader, with its checksum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredBatch {
+    pub sequence: u64,
+    pub bytes: Bytes,
+}
+
 /// The log of a replica. Clones are of the same log.
 #[derive(Clone)]
 pub struct ShippedLog {
     records: GroupLog,
+}
+
+impl StoredBatch {
+    fn from_record((sequence, bytes): (u64, Bytes)) -> Self {
+        Self { sequence, bytes }
+    }
 }
 
 impl ShippedLog {
@@ -65,16 +78,16 @@ impl ShippedLog {
     ///
     /// # Errors
     /// When storage fails.
-    pub fn first(&self) -> Result<Option<(u64, Bytes)>, StorageError> {
-        self.records.first()
+    pub fn first(&self) -> Result<Option<StoredBatch>, StorageError> {
+        Ok(self.records.first()?.map(StoredBatch::from_record))
     }
 
     /// The newest batch.
     ///
     /// # Errors
     /// When storage fails.
-    pub fn last(&self) -> Result<Option<(u64, Bytes)>, StorageError> {
-        self.records.last()
+    pub fn last(&self) -> Result<Option<StoredBatch>, StorageError> {
+        Ok(self.records.last()?.map(StoredBatch::from_record))
     }
 
     /// The batches of a range that are there, ascending, of at most `max_bytes` together; at least
@@ -86,8 +99,9 @@ impl ShippedLog {
         &self,
         sequences: Range<u64>,
         max_bytes: usize,
-    ) -> Result<Vec<(u64, Bytes)>, StorageError> {
-        self.records.read(sequences, max_bytes)
+    ) -> Result<Vec<StoredBatch>, StorageError> {
+        let records = self.records.read(sequences, max_bytes)?;
+        Ok(records.into_iter().map(StoredBatch::from_record).collect())
     }
 
     /// The batches behind `after`, up to and including `through`, of about `max_bytes` together.
@@ -100,7 +114,7 @@ impl ShippedLog {
         after: u64,
         through: u64,
         max_bytes: usize,
-    ) -> Result<Option<Vec<(u64, Bytes)>>, StorageError> {
+    ) -> Result<Option<Vec<StoredBatch>>, StorageError> {
         let batches = self.read(after + 1..through + 1, max_bytes)?;
         if batches.is_empty() && after < through {
             return Ok(None);
@@ -156,7 +170,7 @@ impl ShippedLog {
         let sequence = state.position().sequence;
         match self.last()? {
             // Left from before this node voted: what lies between is in no log here.
-            Some((last, _)) if last != sequence => self.restart_behind(sequence),
+            Some(last) if last.sequence != sequence => self.restart_behind(sequence),
             Some(_) => Ok(()),
             None => self.purge_through(sequence),
         }
@@ -173,7 +187,7 @@ impl ShippedLog {
             let records = self.read(next..u64::MAX, REPLAY_BYTES)?;
             let follow = contiguous_from(next, &records);
             let hole = follow < records.len();
-            let batches = records.into_iter().take(follow).map(|(_, bytes)| decode_batch(bytes));
+            let batches = records.into_iter().take(follow).map(|batch| decode_batch(batch.bytes));
             let batches = batches.collect::<Result<Vec<_>, _>>()?;
             let done = batches.is_empty();
             state.apply_shipped(batches)?;
@@ -223,8 +237,9 @@ impl ShippedLog {
 }
 
 /// How many of the batches follow one another, beginning with sequence `first`.
-fn contiguous_from(first: u64, batches: &[(u64, Bytes)]) -> usize {
-    batches.iter().zip(first..).take_while(|((found, _), expected)| found == expected).count()
+fn contiguous_from(first: u64, batches: &[StoredBatch]) -> usize {
+    let found = batches.iter().map(|batch| batch.sequence);
+    found.zip(first..).take_while(|(found, expected)| found == expected).count()
 }
 
 /// Decodes a batch that this node stored.

@@ -1,9 +1,8 @@
 //! Reading a group's log by sequences. Raft numbers entries by index; the entries that are no
 //! batches set the two apart.
 
-use bytes::Bytes;
 use meridian_proto::batch_header;
-use meridian_storage::{GroupId, StorageError};
+use meridian_storage::{GroupId, StorageError, StoredBatch};
 use openraft::EntryPayload;
 
 use super::RaftGroup;
@@ -19,8 +18,8 @@ pub(super) struct FirstBatch {
 
 /// Reading the log. It goes on after [`RaftGroup::shutdown`], while the group is not forgotten.
 impl RaftGroup {
-    /// Committed batches from `sequence` on, in order, up to about `max_bytes`: (sequence, stored
-    /// bytes). Empty if there is none yet.
+    /// Committed batches from `sequence` on, in order, up to about `max_bytes`. Empty if there
+    /// is none yet.
     ///
     /// # Errors
     /// [`ReadLogFailure::Purged`] if the log begins behind `sequence`.
@@ -28,7 +27,7 @@ impl RaftGroup {
         &self,
         sequence: u64,
         max_bytes: usize,
-    ) -> Result<Vec<(u64, Bytes)>, ReadLogFailure> {
+    ) -> Result<Vec<StoredBatch>, ReadLogFailure> {
         // Not from the state: it goes on to later epochs, and this log may be read for longer.
         let Some(applied) = self.machine.last_applied() else { return Ok(Vec::new()) };
         if sequence > applied.sequence {
@@ -53,7 +52,8 @@ impl RaftGroup {
             next = last.log_id.index + 1;
             for entry in entries {
                 if let EntryPayload::Normal(batch) = entry.payload {
-                    batches.push((sequence + batches.len() as u64, batch.bytes));
+                    let sequence = sequence + batches.len() as u64;
+                    batches.push(StoredBatch { sequence, bytes: batch.bytes });
                 }
             }
         }

@@ -191,7 +191,7 @@ async fn a_third_epoch_takes_over_from_the_second_in_the_same_processes() {
     for old in &closed {
         // What the second epoch had committed, and nothing of the third.
         let batches = old.committed_batches(7, 1 << 20).unwrap();
-        assert_eq!(batches.iter().map(|(sequence, _)| *sequence).collect::<Vec<_>>(), [7, 8, 9]);
+        assert_eq!(batches.iter().map(|batch| batch.sequence).collect::<Vec<_>>(), [7, 8, 9]);
         assert_eq!(
             (old.first_sequence().unwrap(), old.committed_batches(10, 100).unwrap()),
             (Some(6), vec![])

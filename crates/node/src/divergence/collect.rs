@@ -24,17 +24,17 @@ pub(crate) fn keep_shipped(
 ) -> Result<u64, StorageError> {
     let mut tail = LostTail::new(data_dir, state.shard(), history);
     tail.state = Some(state.applied());
-    if let Some((_, oldest)) = log.first()?
-        && let Some(lowest) = lowest_base(history, header(tail.shard, &oldest)?.epoch)
+    if let Some(oldest) = log.first()?
+        && let Some(lowest) = lowest_base(history, header(tail.shard, &oldest.bytes)?.epoch)
     {
         let mut next = lowest.sequence + 1;
         loop {
             let batches = log.read(next..u64::MAX, READ_BYTES)?;
-            let Some((last, _)) = batches.last() else { break };
-            next = last + 1;
-            for (_, bytes) in &batches {
+            let Some(last) = batches.last() else { break };
+            next = last.sequence + 1;
+            for batch in &batches {
                 // Only what was committed is shipped.
-                tail.push(bytes, true)?;
+                tail.push(&batch.bytes, true)?;
             }
         }
     }
@@ -62,8 +62,8 @@ pub(crate) fn examine_old_groups(
         let mut tail = LostTail::new(data_dir, shard, history);
         tail.state = Some(state.applied()).filter(|applied| applied.raft.epoch == Some(*old));
         let shipped = ShippedLog::open(engine, shard)?;
-        if let (Some((first, _)), Some((last, _))) = (shipped.first()?, shipped.last()?) {
-            tail.elsewhere = first..last + 1;
+        if let (Some(first), Some(last)) = (shipped.first()?, shipped.last()?) {
+            tail.elsewhere = first.sequence..last.sequence + 1;
         }
         log_batches_beyond(
             engine,

@@ -329,7 +329,7 @@ impl Reconciler {
     }
 
     fn prepare_to_be_seeded(&self, epoch: Epoch, base: Position) -> Result<(), StorageError> {
-        if self.log.last()?.is_some_and(|(last, _)| last > base.sequence) {
+        if self.log.last()?.is_some_and(|last| last.sequence > base.sequence) {
             // Taken as a replica of this very epoch: it is not applied on top of what the leader
             // sends.
             let sequence = self.state.flush()?.position.sequence;

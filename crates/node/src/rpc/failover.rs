@@ -213,8 +213,8 @@ impl failover_server::Failover for FailoverService {
         let Some(batches) = or_fatal(read) else {
             return Ok(Response::new(wire::ReadLogResponse { batches: None }));
         };
-        let wanted = batches.into_iter().take_while(|(sequence, _)| *sequence <= through.sequence);
-        let stored = StoredBatches { batches: wanted.map(|(_, bytes)| bytes).collect() };
+        let wanted = batches.into_iter().take_while(|batch| batch.sequence <= through.sequence);
+        let stored = StoredBatches { batches: wanted.map(|batch| batch.bytes).collect() };
         let batches = Compressor::new(None).compress(after, &stored);
         let batches = batches.map_err(|error| Status::internal(error.to_string()))?;
         Ok(Response::new(wire::ReadLogResponse { batches: Some(batches) }))

@@ -389,10 +389,10 @@ impl Subscription {
             Ok(None) => Ok(SenderEvent::ReadMissing),
             Ok(Some(batches)) if batches.is_empty() => Err(Ended),
             Ok(Some(batches)) => {
-                let previous = batches.first().map_or(after, |(sequence, _)| self.at(sequence - 1));
+                let previous = batches.first().map_or(after, |first| self.at(first.sequence - 1));
                 self.read = batches
                     .into_iter()
-                    .map(|(sequence, bytes)| (self.at(sequence), bytes))
+                    .map(|batch| (self.at(batch.sequence), batch.bytes))
                     .collect();
                 let size = |(position, bytes): &(Position, Bytes)| BatchSize {
                     position: *position,

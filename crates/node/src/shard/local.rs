@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use meridian_proto::verify_checksum;
-use meridian_storage::{AppliedMark, ReadView, ShardState, StorageError};
+use meridian_storage::{AppliedMark, ReadView, ShardState, StorageError, StoredBatch};
 use meridian_types::{DatabaseId, Epoch, EpochHistory, NodeId, ReadRange};
 use tokio::sync::watch;
 
@@ -57,13 +56,13 @@ impl LocalShard {
         &self,
         after: u64,
         max_bytes: usize,
-    ) -> Result<Option<Vec<(u64, Bytes)>>, StorageError> {
+    ) -> Result<Option<Vec<StoredBatch>>, StorageError> {
         let batches = match self {
             Self::Voter(voter) => voter.batches_after(after, max_bytes),
             Self::Replica(replica) => replica.batches_after(after, max_bytes),
         }?;
         // Whoever asks would refuse what memory or disk has changed here, and ask again for ever.
-        for (sequence, bytes) in batches.iter().flatten() {
+        for StoredBatch { sequence, bytes } in batches.iter().flatten() {
             verify_checksum(bytes).map_err(|error| StorageError::Corruption {
                 what: format!("batch {sequence} in a log of shard {}", self.state().shard()),
                 detail: error.to_string(),

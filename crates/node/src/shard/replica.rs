@@ -8,11 +8,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
 use meridian_consensus::StateTransfer;
 use meridian_memory::ByteBudget;
 use meridian_shipping::{AdvertisedCommit, Status};
-use meridian_storage::{AppliedMark, ShardState, ShippedLog, StorageError, Syncer};
+use meridian_storage::{AppliedMark, ShardState, ShippedLog, StorageError, StoredBatch, Syncer};
 use meridian_types::{Epoch, EpochHistory, NodeId, Position};
 use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -209,7 +208,7 @@ impl Replica {
         &self,
         after: u64,
         max_bytes: usize,
-    ) -> Result<Option<Vec<(u64, Bytes)>>, StorageError> {
+    ) -> Result<Option<Vec<StoredBatch>>, StorageError> {
         // What is applied is durable.
         let through = self.applied.borrow().sequence;
         if after < self.purged() {

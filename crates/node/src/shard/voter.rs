@@ -6,11 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use meridian_consensus::{NotLeading, RaftGroup, ReadLogFailure};
 use meridian_memory::ByteBudget;
 use meridian_proto::shard::{self as wire, read_position_response, shard_client::ShardClient};
-use meridian_storage::{ReadView, ShardState, ShippedLog, StorageError, or_fatal};
+use meridian_storage::{ReadView, ShardState, ShippedLog, StorageError, StoredBatch, or_fatal};
 use meridian_types::{DatabaseId, EpochHistory, NodeId, ReadRange};
 use tokio_util::sync::CancellationToken;
 
@@ -321,9 +320,9 @@ impl Voter {
         if purged > base || base == 0 {
             return Ok(purged);
         }
-        let reaches_base = self.shipped.last()?.is_some_and(|(last, _)| last == base);
+        let reaches_base = self.shipped.last()?.is_some_and(|last| last.sequence == base);
         let first = self.shipped.first()?.filter(|_| reaches_base);
-        Ok(first.map_or(purged, |(first, _)| first - 1))
+        Ok(first.map_or(purged, |first| first.sequence - 1))
     }
 
     /// As `LocalShard::batches_after`: from before the base as a replica took it, else from
@@ -332,7 +331,7 @@ impl Voter {
         &self,
         after: u64,
         max_bytes: usize,
-    ) -> Result<Option<Vec<(u64, Bytes)>>, StorageError> {
+    ) -> Result<Option<Vec<StoredBatch>>, StorageError> {
         let base = self.history.base().sequence;
         if after < base {
             return self.shipped.batches_after(after, base, max_bytes);
@@ -348,7 +347,7 @@ impl Voter {
     pub(crate) fn purge_shipped_through(&self, sequence: u64) -> Result<(), StorageError> {
         let through = sequence.min(self.history.base().sequence);
         match self.shipped.first()? {
-            Some((first, _)) if first <= through => self.shipped.purge_through(through),
+            Some(first) if first.sequence <= through => self.shipped.purge_through(through),
             _ => Ok(()),
         }
     }

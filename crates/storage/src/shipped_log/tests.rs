@@ -87,7 +87,7 @@ fn a_replicas_log_is_purged_up_to_what_is_flushed_at_most() {
     copy.holds_over_crashes();
     // As far behind what is applied as it is in production.
     assert_eq!(copy.log.purge_flushed(&copy.state, 8).unwrap(), 8);
-    assert_eq!(copy.log.first().unwrap().unwrap().0, 9);
+    assert_eq!(copy.log.first().unwrap().unwrap().sequence, 9);
     copy.holds_over_crashes();
     // More comes while the state is flushed, and every replica has it already.
     let more = copy.clone();
@@ -110,7 +110,7 @@ fn positions(log: &ShippedLog) -> Vec<(u16, u64)> {
     let position = |bytes| decode_batch(bytes).unwrap().batch.position;
     batches
         .into_iter()
-        .map(|(_, bytes)| position(bytes))
+        .map(|batch| position(batch.bytes))
         .map(|at| (at.epoch.0, at.sequence))
         .collect()
 }
@@ -206,7 +206,7 @@ fn a_hole_in_what_was_shipped_is_cut_off() {
         log.replay(&state).unwrap();
         let sequence = state.position().sequence;
         assert!(
-            sequence >= 3 && log.last().unwrap().is_none_or(|(last, _)| last == sequence),
+            sequence >= 3 && log.last().unwrap().is_none_or(|last| last.sequence == sequence),
             "seed {seed}"
         );
         reached.insert(sequence);
@@ -229,7 +229,7 @@ fn a_state_takes_the_place_of_an_older_one_and_of_a_newer_one_only_if_that_has_d
         let mut staged = copy.state.stage().unwrap();
         staged.add(source.state.snapshot().unwrap().rows(&[], usize::MAX).unwrap()).unwrap();
         let replaced = copy.log.replace_state(&copy.state, staged, replace);
-        let last = copy.log.last().unwrap().map(|(last, _)| last);
+        let last = copy.log.last().unwrap().map(|last| last.sequence);
         let stands = (copy.state.position().sequence, last, copy.log.purged().unwrap());
         if is_taken {
             assert_eq!(replaced.unwrap().position.sequence, sequence);
@@ -269,7 +269,7 @@ fn batches_are_given_where_none_is_missing() {
     append(&copy.log, &[(1, 3), (1, 4), (1, 6)]);
     let sequences = |after, through| {
         let batches = copy.log.batches_after(after, through, usize::MAX).unwrap();
-        batches.map(|batches| batches.into_iter().map(|(sequence, _)| sequence).collect::<Vec<_>>())
+        batches.map(|batches| batches.iter().map(|batch| batch.sequence).collect::<Vec<_>>())
     };
     assert_eq!(sequences(2, 4), Some(vec![3, 4]));
     assert_eq!(sequences(4, 4), Some(Vec::new()));

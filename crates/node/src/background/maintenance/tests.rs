@@ -317,7 +317,8 @@ async fn no_crash_after_a_replicas_purge_loses_what_was_acknowledged() {
     maintenance.shards.add(Arc::clone(&state), followers);
     maintenance.shards.set(shard, Some(LocalShard::Replica(Arc::new(replica.unwrap()))));
     Purge::new(&maintenance).purge().await;
-    assert_eq!(log.first().unwrap().unwrap().0, batches - KEEP_BATCHES + 1, "the log is purged");
+    let first = log.first().unwrap().unwrap().sequence;
+    assert_eq!(first, batches - KEEP_BATCHES + 1, "the log is purged");
     for seed in 0..100 {
         let after: Arc<dyn Engine> = Arc::new(engine.crash(seed));
         let state = ShardState::open(Arc::clone(&after), shard).unwrap();

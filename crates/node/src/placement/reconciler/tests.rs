@@ -159,7 +159,7 @@ impl Process {
     fn shipped(&self) -> (Option<(u64, u64)>, Option<u64>) {
         let log = &self.reconciler.log;
         let ends = log.first().unwrap().zip(log.last().unwrap());
-        (ends.map(|((first, _), (last, _))| (first, last)), log.purged().unwrap())
+        (ends.map(|(first, last)| (first.sequence, last.sequence)), log.purged().unwrap())
     }
 
     /// Where it answers what others ask about the end of epochs.

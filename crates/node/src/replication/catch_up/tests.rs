@@ -298,7 +298,7 @@ async fn founder_pulls_the_log_or_else_the_state_until_it_stands_at_the_base() {
         let base = if purged == 0 { 40 } else { 50 };
         assert_eq!(node.reach_base(base, std::future::pending).await, Ok(()));
         assert_eq!(node.state.position(), at(1, base));
-        assert_eq!(node.log.last().unwrap().map(|(last, _)| last), (purged == 0).then_some(40));
+        assert_eq!(node.log.last().unwrap().map(|last| last.sequence), (purged == 0).then_some(40));
         let beyond = node.reach_base(60, std::future::pending).await;
         assert_eq!(beyond, Err(CatchUpFailure::NoSource(at(1, 60))));
     }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use meridian_config::DevLayout;
 use meridian_consensus::Transfer;
@@ -263,7 +264,7 @@ async fn what_is_damaged_or_cannot_be_read_is_in_no_log_and_the_replica_asks_aga
     source.shipments.lock().extend([vec![stored(1), stored(2)]]);
     // It has a stream that is silent by now.
     node.until("it catches up", || node.state.position() == at(2)).await;
-    assert_eq!(node.log.last().unwrap(), Some((2, stored(2))));
+    assert_eq!(node.log.last().unwrap(), Some(StoredBatch { sequence: 2, bytes: stored(2) }));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -303,7 +304,12 @@ async fn a_stream_that_lacks_a_part_or_has_one_twice_is_left_and_what_follows_is
     let each_ends = asked.iter().zip([0, 2, 3, 4, 4]).all(|(from, behind)| *from <= behind);
     assert!(each_ends && asked.len() >= 5, "{asked:?}");
     let log = node.log.read(1..9, usize::MAX).unwrap();
-    assert_eq!(log, (1..9).map(|sequence| (sequence, stored(sequence))).collect::<Vec<_>>());
+    assert_eq!(
+        log,
+        (1..9)
+            .map(|sequence| StoredBatch { sequence, bytes: stored(sequence) })
+            .collect::<Vec<_>>()
+    );
 }
 
 /// On one thread, which drives everything: what waits for a disk there holds up everything.
@@ -412,8 +418,10 @@ async fn a_replica_reports_and_serves_what_its_disk_has_and_nothing_else() {
     source.shipments.lock().extend([(1..=3).map(stored).collect()]);
     let node = Node::following(&source, Arc::new(NoStates)).await;
     node.engine.hold_syncs();
-    node.until("it is in its log", || node.log.last().unwrap().is_some_and(|(last, _)| last == 3))
-        .await;
+    node.until("it is in its log", || {
+        node.log.last().unwrap().is_some_and(|last| last.sequence == 3)
+    })
+    .await;
     // Whatever it would report by now; heartbeats come in between.
     for _ in 0..10 {
         node.until("time passes", || true).await;
@@ -436,7 +444,10 @@ async fn a_replica_reports_and_serves_what_its_disk_has_and_nothing_else() {
     })
     .await;
     let after: Arc<dyn Engine> = Arc::new(node.engine.crash_to_what_is_durable());
-    assert_eq!(ShippedLog::open(&after, SHARD).unwrap().last().unwrap(), Some((3, stored(3))));
+    assert_eq!(
+        ShippedLog::open(&after, SHARD).unwrap().last().unwrap(),
+        Some(StoredBatch { sequence: 3, bytes: stored(3) })
+    );
 }
 
 #[tokio::test]

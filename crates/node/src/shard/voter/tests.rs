@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::{Mutex, mpsc};
 
+use bytes::Bytes;
 use meridian_config::DEV_DEFAULT_DATABASE;
 use meridian_consensus::Peers;
 use meridian_failover::Lease;

@@ -33,7 +33,7 @@ fn sizes(leader: &Leader, sequence: u64) -> Vec<usize> {
         && !batches.is_empty()
     {
         next += batches.len() as u64;
-        sizes.extend(batches.iter().map(|(_, bytes)| bytes.len()));
+        sizes.extend(batches.iter().map(|batch| batch.bytes.len()));
     }
     sizes
 }
@@ -133,7 +133,7 @@ async fn checks_count_as_work_and_others_get_their_turn_meanwhile() {
     assert_eq!(committed.count(), 300);
     let batches = leader.group.committed_batches(before + 2, usize::MAX).unwrap();
     let counts =
-        batches.iter().map(|(_, bytes)| meridian_proto::decode_batch(bytes.clone()).unwrap());
+        batches.iter().map(|batch| meridian_proto::decode_batch(batch.bytes.clone()).unwrap());
     let largest = counts.map(|batch| batch.transactions.len()).max().unwrap();
     assert!(largest <= 164, "{largest} transactions in one batch");
 }

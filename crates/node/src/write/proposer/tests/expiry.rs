@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use meridian_storage::{RaftApplied, ReadView};
+use meridian_storage::{RaftApplied, ReadView, StoredBatch};
 
 use super::*;
 use crate::write::proposer::expiry::SWEEP;
@@ -200,7 +200,7 @@ async fn batches(leader: &Leader, first: u64) -> Vec<meridian_types::Batch> {
         }
         next += stored.len() as u64;
         batches.extend(
-            stored.into_iter().map(|(_, bytes)| meridian_proto::decode_batch(bytes).unwrap()),
+            stored.into_iter().map(|batch| meridian_proto::decode_batch(batch.bytes).unwrap()),
         );
     }
     batches
@@ -272,7 +272,9 @@ async fn states_at_the_same_position_show_the_same() {
     let replica = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
     let mut next = 1;
     while next <= leader.state.position().sequence {
-        for (sequence, bytes) in leader.group.committed_batches(next, 1 << 20).unwrap() {
+        for StoredBatch { sequence, bytes } in
+            leader.group.committed_batches(next, 1 << 20).unwrap()
+        {
             let batch = meridian_proto::decode_batch(bytes).unwrap();
             replica.apply(&[batch.into()], RaftApplied::default()).unwrap();
             if let Some(expected) = shown.get(&sequence) {
