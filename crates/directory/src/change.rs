@@ -1,3 +1,5 @@
+//! The one way from a cluster to the next: what changes there are, and how each is made or refused.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use meridian_types::{DatabaseId, Epoch, NodeId, ShardId};
@@ -58,7 +60,7 @@ pub enum Change {
         version: u64,
     },
     /// A node has shown what it had beyond the base of `epoch`: `transactions` that are known to
-    /// have been committed, `at_most` with those that nobody decided.
+    /// have been committed, `at_most` with those that are undecided.
     ShowLoss {
         shard: ShardId,
         epoch: Epoch,
@@ -83,7 +85,7 @@ pub enum Change {
         shard: ShardId,
     },
     /// An operator orders a failover of a shard that has lost its primary region, knowing what is
-    /// lost. Of one that is sealed already, it says anew where to.
+    /// lost. Where the shard is sealed already, the order changes its target.
     ForceFailover {
         shard: ShardId,
         epoch: Epoch,

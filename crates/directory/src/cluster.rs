@@ -29,7 +29,7 @@ pub struct Cluster {
     pub shards: BTreeMap<ShardId, Shard>,
     pub last_shard_id: u32,
     pub databases: BTreeMap<DatabaseId, Database>,
-    /// Databases that are gone for everybody who asks, until their data is gone from every node.
+    /// Databases that are gone for all clients, until their data is gone from every node.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub deleting: BTreeMap<DatabaseId, Deletion>,
     /// What clients open at `/`.
@@ -106,8 +106,8 @@ impl Cluster {
         databases.all(|database| database.failover == FailoverMode::Auto)
     }
 
-    /// The nodes that are not known to have dropped a database, of those that were not removed. One
-    /// that is away counts: while it lacks the drop, a failover to what it has would take the drop
+    /// The present nodes that are not known to have dropped a database. A node that is away
+    /// counts: while it lacks the drop, a failover to what it has would take the drop
     /// back.
     pub fn lacking_drop(&self, has_dropped: impl Fn(NodeId) -> bool) -> BTreeSet<NodeId> {
         let present = self.nodes.iter().filter(|(_, node)| !node.removed);

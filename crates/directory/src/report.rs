@@ -25,7 +25,7 @@ pub struct FailoverReport {
     pub sealed_at_ms: u64,
     pub promoted_at_ms: u64,
     pub loss: Loss,
-    /// Who voted in the epoch that ended: a majority of them knows all that was committed in it.
+    /// The voters of the epoch that ended: a majority of them knows all that was committed in it.
     #[serde(default)]
     pub old_voters: BTreeSet<NodeId>,
     /// The epoch ended during a change of voters: what was committed is known to a majority of

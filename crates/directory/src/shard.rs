@@ -1,4 +1,4 @@
-//! A shard: its epoch, what it is doing, who votes in it, and the history that it has come by.
+//! A shard: its epoch, what it is doing, its voters, and the history that it has come by.
 
 use std::collections::BTreeSet;
 
@@ -30,7 +30,7 @@ pub struct Shard {
 /// decide.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VoterChange {
-    /// The voters before, and those on the way to whom they were changed again.
+    /// The voters before, and each set on the way that was changed again before it was confirmed.
     pub former: Vec<BTreeSet<NodeId>>,
     /// Of the cluster that first named the present voters.
     pub version: u64,

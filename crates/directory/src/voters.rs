@@ -15,7 +15,7 @@ impl Cluster {
         here.map(|(id, node)| (*id, node))
     }
 
-    /// Who would vote if a shard's primary were in `region`: one node in each data center, at most
+    /// The voters that a shard would have if its primary were in `region`: one node in each data center, at most
     /// five, and those that vote least.
     pub fn would_be_voters(&self, region: &str) -> BTreeSet<NodeId> {
         self.best_voters(region, |_| ())
@@ -48,7 +48,7 @@ impl Cluster {
         voting(data_centers.len())
     }
 
-    /// Of `voters`, the one that is to lead the fewest shards so far.
+    /// Of `voters`, the node that is to lead the fewest shards so far.
     pub fn spread_leader<'a>(
         &self,
         voters: impl IntoIterator<Item = &'a NodeId>,

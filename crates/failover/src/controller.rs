@@ -1,3 +1,7 @@
+//! Judges, on the directory's leader, when shards are sealed, drained and promoted.
+//!
+//! Pure: events in, actions out. Nothing that it remembers is needed to be safe.
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -26,7 +30,7 @@ pub struct ControllerConfig {
     pub own_node: Option<NodeId>,
     pub lease_ttl: Duration,
     /// Added to the TTL by the grantor: clocks that run at different speeds, over one TTL. Enough
-    /// for one that is slow by a tenth. With the TTL it is less than `failover_after`, so that it
+    /// for a clock that is slow by a tenth. With the TTL it is less than `failover_after`, so that it
     /// delays no failover.
     pub drift_margin: Duration,
     /// A primary region without a leader for so long, of whose voters a majority was silent as
@@ -134,10 +138,9 @@ pub enum Action {
     /// goes on appending, so that the leader can drain; else it stops at once.
     Seal { node: NodeId, shard: ShardId, epoch: Epoch, planned: bool },
     /// To be sent once: pull what is missing up to `through` from `source`. Answered by `Drained`,
-    /// or never. A node that was not asked to seal (a switchover's target) seals first. One that is
-    /// asked again while it pulls goes on; one that has it all answers at once. One that has not
-    /// come there within two seconds gives up, and one that is asked to seal anew gives up before
-    /// it answers: its answer is final. A source whose log begins too late gives its whole state,
+    /// or never. A node that was not asked to seal (a switchover's target) seals first. Asked again
+    /// while it pulls, a node goes on; with nothing missing, it answers at once. It gives up after
+    /// two seconds, and before it answers a new `Seal`: that answer is final. A source whose log begins too late gives its whole state,
     /// for which it may have to be asked several times; what has begun to be put in place comes to
     /// its end first.
     Drain { node: NodeId, shard: ShardId, epoch: Epoch, source: NodeId, through: Position },
@@ -167,11 +170,11 @@ struct Proposed {
 /// Judges, on the directory leader, for one term of its leadership.
 ///
 /// Nothing that it remembers is needed to be safe: a new one counts every lease as granted when it
-/// began, asks again for every seal, and goes on from what the cluster says. One that did not run
-/// for a while (a stopped process, a machine that slept) forgets what it heard, since its ears were
-/// closed; only what it granted stays. One that was starved, so that its steps came late or not
-/// even its own node was heard, takes nobody's silence for a loss until it has listened undisturbed
-/// for as long as silence has to last.
+/// began, asks again for every seal, and goes on from what the cluster says. A controller
+/// that did not run for a while (a stopped process, a suspended machine) forgets its reports, since
+/// it could not receive newer ones; only its grants stay. A starved controller, whose steps came
+/// late or which did not even hear its own node, takes no silence for a loss until it has listened
+/// undisturbed for as long as silence has to last.
 #[derive(Debug)]
 pub struct Controller {
     config: ControllerConfig,
@@ -183,7 +186,7 @@ pub struct Controller {
     disturbed_at: Duration,
     proposed: Option<Proposed>,
     /// Promotions that were proposed, each with the phase that it ends. They may still be made:
-    /// nobody is to be drained beyond their bases any more, or it would stand outside the history
+    /// no node is to be drained beyond their bases any more, or it would stand outside the history
     /// of the new epoch.
     promoting: BTreeMap<ShardId, (Phase, Change)>,
     /// The version that they were last compared with.

@@ -1,3 +1,5 @@
+//! The lease on epochs, as a node holds it: it may serve strong operations while the lease lasts.
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 

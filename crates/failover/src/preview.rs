@@ -1,5 +1,5 @@
 //! What a failover would do and lose, as far as can be known before anything is sealed: for
-//! operators who consider to order one.
+//! operators, before they order one.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn the_region_named_first_is_chosen_among_equals_and_one_that_was_passed_over_last() {
+    fn first_named_region_wins_among_equals_and_a_passed_over_region_loses() {
         let mut choice = TargetChoice::default();
         assert!(!choice.pass_over());
         assert_eq!(choose(&mut choice, [90; 4]).as_deref(), Some("b"));

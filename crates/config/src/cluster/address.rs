@@ -1,3 +1,5 @@
+//! Addresses, as `host:port`, that can be compared.
+
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 

@@ -1,3 +1,5 @@
+//! Why a cluster cannot work, for operators.
+
 use std::fmt;
 
 use meridian_types::{DatabaseId, NodeId, ShardId};

@@ -1,3 +1,5 @@
+//! Which clusters are refused, with the texts.
+
 use std::collections::BTreeSet;
 
 use meridian_directory::Cluster;

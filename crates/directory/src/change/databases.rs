@@ -1,3 +1,5 @@
+//! Databases, their deletion, and tokens.
+
 use meridian_types::{DatabaseId, ShardId};
 
 use crate::change::names::check_name;

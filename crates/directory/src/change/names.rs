@@ -1,3 +1,5 @@
+//! What names and addresses may look like.
+
 use crate::change::{Refused, ensure};
 
 const MAX_NAME_BYTES: usize = 100;

@@ -1,3 +1,5 @@
+//! Regions, nodes, and the voters of the directory.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use meridian_types::NodeId;
@@ -150,7 +152,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// One that is a voter no more may still be one in its group, where nobody takes its place.
+    /// A former voter may still vote in its group, where no replacement takes its place.
     fn check_decides_no_more(&self, id: NodeId) -> Result<(), Refused> {
         let former = |shard: &Shard| !shard.voters.contains(&id) && shard.may_vote(id);
         let found = self.shards.iter().find(|(_, shard)| former(shard));
@@ -173,7 +175,7 @@ impl Cluster {
         })?;
         self.check_decides_no_more(old)?;
         for (id, shard) in self.shards.iter().filter(|(_, shard)| shard.voters.contains(&old)) {
-            // The end of an epoch is judged by who voted in it.
+            // The end of an epoch is judged by its voters.
             ensure(shard.phase == Phase::Active, || {
                 format!("{} votes in shard {id}, which is not active: wait until it is", known.name)
             })?;

@@ -1,3 +1,5 @@
+//! The epochs of a shard: sealing, promotion, switchover, voters, and reports of loss.
+
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
 

@@ -1,3 +1,5 @@
+//! What each change does, and what it refuses.
+
 use meridian_types::Position;
 
 use super::*;
@@ -371,7 +373,7 @@ fn what_people_are_shown_has_no_hash_of_a_token_and_nothing_that_a_node_has_to_s
     assert_eq!(followed.nodes[&2].incarnation, None);
     let inspected = shown(&next.without_secrets(None));
     assert!(!inspected.contains(&hash) && !inspected.contains("5eed"));
-    // Whoever makes a token finds it among the others.
+    // The maker of a token finds it among the others.
     let made = next.without_secrets(Some(&hash));
     assert!(shown(&made).contains(&hash) && !shown(&made).contains(&"cd".repeat(32)));
     for change in [&speak, &create] {

@@ -1,5 +1,5 @@
-//! `Sealing` after a failure: whoever answers decides what is kept, and the most advanced region
-//! goes on.
+//! `Sealing` after a failure: the answers decide what is kept, and the most advanced region goes
+//! on.
 
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
@@ -11,15 +11,14 @@ use crate::controller::view::{Verdict, View, seconds};
 use crate::controller::watch::{Sealing, Watch};
 use crate::controller::{Action, SealAnswer};
 
-/// Decides anew at every step from the answers so far; what was decided before binds nobody until
-/// `Promote`.
+/// Decides anew at every step from the answers so far; nothing is binding until `Promote`.
 pub(super) fn advance(
     view: &View<'_>,
     watch: &Watch,
     sealing: &mut Sealing,
     actions: &mut Vec<Action>,
 ) -> Verdict {
-    ask_everybody(view, sealing, actions);
+    ask_all_nodes(view, sealing, actions);
     if let Some(text) = not_ready(view, sealing) {
         return Verdict::Wait(text);
     }
@@ -78,7 +77,7 @@ pub(super) fn advance(
 }
 
 /// In every region: each node holds every shard, and may hold what no other has.
-fn ask_everybody(view: &View<'_>, sealing: &mut Sealing, actions: &mut Vec<Action>) {
+fn ask_all_nodes(view: &View<'_>, sealing: &mut Sealing, actions: &mut Vec<Action>) {
     let (shard, epoch) = (view.id, view.shard.epoch);
     for (&node, _) in view.cluster.nodes.iter().filter(|(_, node)| !node.removed) {
         if !sealing.answers.contains_key(&node)
@@ -108,9 +107,9 @@ fn not_ready(view: &View<'_>, sealing: &Sealing) -> Option<String> {
         .then(|| format!("sealing: waits for the answers of {}", view.names(silent)))
 }
 
-/// Nothing is given up that voters have who are alive, and a quorum: each of them is waited for,
-/// and so is whoever holds what the directory has heard of. Not for ever: one that renews and never
-/// seals would hold up everything.
+/// Nothing is given up that live voters have while they are a quorum: each of them is waited for,
+/// and so are all transactions that the directory knows of. Not for ever: a node that renews and
+/// never seals would hold up everything.
 fn would_lose(
     view: &View<'_>,
     watch: &Watch,
@@ -143,14 +142,14 @@ fn would_lose(
     })
 }
 
-/// Its position is in the history that is kept. One that missed a failover may hold what that one
-/// lost.
+/// Its position is in the history that is kept. A node that missed a failover may hold batches that
+/// the failover lost.
 fn in_history(view: &View<'_>, answer: &SealAnswer) -> bool {
     view.shard.in_history(answer.position)
 }
 
-/// Where nobody comes nearer to the base, its holders are gone, and it goes on without them; or the
-/// region that was chosen cannot take it, and another may.
+/// Where no node comes nearer to the base, its holders are gone, and the failover goes on without
+/// them; or the chosen region cannot take it, and another may.
 fn give_up_the_lost(view: &View<'_>, sealing: &mut Sealing) {
     sealing.lost.retain(|node| !view.is_alive(*node));
     if view.since(sealing.progress_at.max(sealing.since)) < view.config.seal_timeout * 2 {
@@ -165,7 +164,7 @@ fn give_up_the_lost(view: &View<'_>, sealing: &mut Sealing) {
     }
 }
 
-/// What is kept: the most that anybody has.
+/// What is kept: the most that any answer has.
 fn base(view: &View<'_>, sealing: &Sealing) -> Option<SealAnswer> {
     let answers = sealing
         .answers
@@ -197,7 +196,7 @@ fn pulls_once_promoted(sealing: &Sealing, node: NodeId, base: Position) -> bool 
     sealing.answers.get(&node).is_some_and(|answer| answer.term.is_some() && answer.position < base)
 }
 
-/// In how many data centers somebody in reach has everything up to the base.
+/// In how many data centers a reachable node has everything up to the base.
 fn holding_data_centers(view: &View<'_>, sealing: &Sealing, base: Position) -> usize {
     let holders = sealing
         .answers

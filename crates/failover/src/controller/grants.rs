@@ -1,3 +1,5 @@
+//! Which epoch leases may still be held, by the clock of the grantor.
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ pub(super) struct Grants {
     /// A lease is out for so long after it was granted: the TTL, and what clocks may differ over
     /// it.
     out_for: Duration,
-    /// Until then everybody may hold what a predecessor granted.
+    /// Until then every node may hold a lease that a predecessor granted.
     unknown_until: Duration,
     granted_at: BTreeMap<(ShardId, Epoch, NodeId), Duration>,
 }
@@ -32,7 +34,7 @@ impl Grants {
         }
     }
 
-    /// Whether anybody may still hold what a predecessor granted.
+    /// Whether any node may still hold a lease that a predecessor granted.
     pub(super) fn are_unknown(&self, now: Duration) -> bool {
         now < self.unknown_until
     }

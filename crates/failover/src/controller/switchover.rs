@@ -29,7 +29,7 @@ pub(super) fn prepare(view: &View<'_>, watch: &Watch, to: &str) -> Verdict {
         ));
     }
     if view.grants.are_unknown(view.now) {
-        // Sealed now, it would have to wait for leases that nobody remembers.
+        // Sealed now, it would have to wait for leases that only a predecessor knew.
         return Verdict::Wait(format!(
             "switchover to {to}: waits until leases from before this leader have run out"
         ));
@@ -38,7 +38,7 @@ pub(super) fn prepare(view: &View<'_>, watch: &Watch, to: &str) -> Verdict {
         return Verdict::Wait(format!("switchover to {to}: waits until the voters have changed"));
     }
     let max_lag = view.config.max_switchover_lag;
-    // One that has left the history is not behind it, and nothing can be drained to it.
+    // A node that has left the history is not behind it, and nothing can be drained to it.
     let is_near = |node: NodeId| {
         let report = view.report(node).filter(|report| view.shard.in_history(report.position));
         report.is_some_and(|report| Duration::from_millis(report.lag_ms) <= max_lag)
@@ -135,8 +135,8 @@ fn ask_voters(
     agreed: bool,
     actions: &mut Vec<Action>,
 ) {
-    // Where nobody says that it leads, it may be sealed already, by an answer that this controller
-    // never got.
+    // Where no voter reports that it leads, the leader may be sealed already, by an answer that this
+    // controller never got.
     let ask_all = drained || view.since(sealing.since) >= view.config.seal_timeout;
     let leaders: BTreeSet<_> = view.leaders().map(|(leader, _)| leader).collect();
     let (shard, epoch) = (view.id, view.shard.epoch);
@@ -163,8 +163,8 @@ fn voters(view: &View<'_>, sealing: &Sealing, region: &str, base: &SealAnswer) -
     })
 }
 
-/// Before all voters are sealed, too: what a drained leader has is committed, whoever leads after
-/// it.
+/// Before all voters are sealed, too: what a drained leader has is committed, whichever voter
+/// leads after it.
 fn drain(
     view: &View<'_>,
     sealing: &mut Sealing,

@@ -1,3 +1,5 @@
+//! The controller against seven nodes that behave, and each of its judgements by itself.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 

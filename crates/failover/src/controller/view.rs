@@ -1,3 +1,5 @@
+//! All that one shard is judged by at one moment, and the questions that both ways to end an epoch ask.
+
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -103,8 +105,8 @@ impl<'a> View<'a> {
         names.join(", ")
     }
 
-    /// From whom `node` is to pull what it lacks, in the order in which they are tried: first who
-    /// is reachable, and near it.
+    /// The sources that `node` is to pull from, in the order in which they are tried: the reachable
+    /// ones first, and then the near ones.
     pub(super) fn by_nearness(
         &self,
         node: NodeId,
@@ -118,8 +120,8 @@ impl<'a> View<'a> {
         holders
     }
 
-    /// Of the sources the one whose turn it is: one that was seeded lately has the position and not
-    /// the tail, and nothing comes of it.
+    /// The source whose turn it is. Sources take turns, since a node that was seeded lately has the
+    /// position and not the tail, and nothing comes of it.
     pub(super) fn in_turn(&self, sealing: &Sealing, sources: &[NodeId]) -> Option<NodeId> {
         let without_progress = self.since(sealing.progress_at.max(sealing.since));
         let turn = without_progress.as_nanos() / (self.config.seal_timeout / 2).as_nanos().max(1);

@@ -1,3 +1,5 @@
+//! What the controller remembers of a shard in its epoch, and of its sealing.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -15,8 +17,8 @@ pub(super) struct Watch {
     pub(super) healthy_at: Duration,
     /// The same, lease or none.
     pub(super) led_at: Duration,
-    /// Whether the epoch may ever have had a leader: one that has not holds nothing that others
-    /// lack. Leases are granted while it forms, and a leader may acknowledge writes before it says
+    /// Whether the epoch may ever have had a leader: an epoch without
+    /// a leader holds nothing that others lack. Leases are granted while it forms, and a leader may acknowledge writes before it says
     /// that it leads.
     pub(super) may_have_led: bool,
     /// Transactions that the epoch began with.
@@ -82,7 +84,7 @@ pub(super) struct Sealing {
     pub(super) answers: BTreeMap<NodeId, SealAnswer>,
     /// Up to where nodes have been drained.
     pub(super) drained: BTreeMap<NodeId, Position>,
-    /// Nodes that answered and were lost before anybody had what only they have.
+    /// Nodes that answered and were lost before another node had pulled what only they have.
     pub(super) lost: BTreeSet<NodeId>,
     pub(super) target: TargetChoice,
     seal_asked: BTreeMap<NodeId, Duration>,
@@ -150,8 +152,8 @@ impl Sealing {
         is_due(&mut self.seal_asked, now, node, retry_every)
     }
 
-    /// Whether the node may be pulling what lies beyond `base`, as it was asked to when somebody
-    /// had more.
+    /// Whether the node may be pulling what lies beyond `base`, as it was asked to when another
+    /// node had more.
     pub(super) fn may_pass(
         &self,
         now: Duration,

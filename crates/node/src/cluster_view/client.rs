@@ -63,7 +63,7 @@ impl Follower {
         let mut stream = stream.into_inner();
         while let Ok(Ok(Some(state))) = tokio::time::timeout(FOLLOW_TIMEOUT, stream.message()).await
         {
-            // News may be old: only who hears the directory's leader sends the rest.
+            // News may be old: only a node in touch with the directory's leader sends the rest.
             if state.json.is_empty() {
                 self.directory.is_up_to_date();
             } else if !learn(&self.directory, &state, source) {
@@ -106,7 +106,7 @@ pub(crate) struct LeaseRenewal {
     pub(crate) report: Report,
     /// Why the directory wants nothing of this node, once it has said so.
     pub(crate) refused: watch::Sender<Option<String>>,
-    /// Who granted the newest lease, and when.
+    /// The node that granted the newest lease, and when.
     pub(crate) leader: Mutex<Option<(NodeId, Instant)>>,
 }
 
@@ -128,7 +128,7 @@ impl LeaseRenewal {
         }
     }
 
-    /// Who has granted a lease of late.
+    /// The node that has granted a lease of late.
     fn present_leader(&self) -> Option<NodeId> {
         self.leader
             .lock()
@@ -152,7 +152,7 @@ impl LeaseRenewal {
         }
     }
 
-    /// Asks a node, and whom it points to; whether one of them granted a lease.
+    /// Asks a node, and the node that it points to; whether one of them granted a lease.
     async fn renew_with(&self, first: NodeId) -> bool {
         let mut node = first;
         for _ in 0..3 {
@@ -182,7 +182,7 @@ impl LeaseRenewal {
         let sent_at = self.directory.now();
         let mut client = DirectoryClient::new(channel)
             .max_decoding_message_size(crate::network::peers::MAX_MESSAGE_BYTES);
-        // One that is cut off does not say so: half of the time is for another.
+        // A node that is cut off does not say so: half of the time is for another.
         let asked = tokio::time::timeout(RENEW_TIMEOUT / 2, client.renew(request)).await;
         match asked.ok().and_then(Result::ok).and_then(|response| response.into_inner().result) {
             Some(renew_response::Result::Lease(lease)) => {
@@ -209,7 +209,7 @@ impl LeaseRenewal {
             }
             Some(renew_response::Result::NotLeader(leader)) => {
                 if leader == 0 && !self.directory.was_granted() {
-                    // It is being written down who this node is.
+                    // This node's incarnation is being committed.
                     let directory = Arc::clone(&self.directory);
                     tokio::spawn(async move {
                         tokio::time::sleep(PAUSE / 4).await;

@@ -121,7 +121,7 @@ impl Directory {
         self.known.receiver_count()
     }
 
-    /// Takes over what somebody says of the cluster, if it is news.
+    /// Adopts a received cluster, if it is newer.
     ///
     /// # Errors
     /// [`ForeignCluster`]: it is said of another cluster. Nothing changes.
@@ -150,11 +150,11 @@ impl Directory {
         let foreign = || ForeignCluster { own: present.id.clone(), other: said.id.clone() };
         match (&present.id, &said.id) {
             (Some(own), Some(other)) if own == other => Ok(()),
-            // From before it was named: no news, whoever says it.
+            // From before it was named: no news, from any source.
             (Some(_), None) if said.version <= present.version => Ok(()),
             (Some(_), _) => Err(foreign()),
             (None, None) => Ok(()),
-            // One that was founded without this process having been there.
+            // A cluster that was founded while this process was not there.
             (None, Some(_)) => match &self.founder {
                 None => Ok(()),
                 Some((id, name)) => {
@@ -230,7 +230,7 @@ impl Directory {
         boot_time()
     }
 
-    /// Somebody who was told which version is known here has said what is newer, if anything is.
+    /// A node that was told which version is known here has answered with anything newer.
     pub(crate) fn is_up_to_date(&self) {
         self.has_heard.store(true, Ordering::Relaxed);
     }
@@ -291,7 +291,7 @@ impl Directory {
         self.renew_now.notify_one();
     }
 
-    /// Waits until somebody asks for a renewal; one that was asked for since the last wait counts.
+    /// Waits until a renewal is wanted; a wish since the last wait counts.
     pub(crate) async fn renewal_is_wanted(&self) {
         self.renew_now.notified().await;
     }
@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn whoever_hears_of_another_cluster_is_told_which() {
+    fn a_foreign_cluster_is_named_in_the_error() {
         let said_to = |own, other| {
             directory(cluster(3, own), None).learn(cluster(9, other)).unwrap_err().to_string()
         };

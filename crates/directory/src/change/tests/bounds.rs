@@ -175,7 +175,7 @@ fn what_a_controller_writes_is_no_larger_than_was_counted_and_not_much_smaller()
         promote("region", "", 5, 5, 0),
         promote("", &long, 5, 5, 0),
         promote("region", &long, 5, 5, 8),
-        // As it is proposed: who voted before is filled in when it is made.
+        // As it is proposed: the voters before are filled in when it is made.
         promote("region", &long, 40, 0, 0),
     ] {
         let written = serde_json::to_string(&change).unwrap().len();

@@ -1,3 +1,5 @@
+//! The stored JSON of a cluster and of every change.
+
 use super::*;
 
 /// What is stored: to be changed on purpose only, by adding fields with a default.

@@ -1,3 +1,5 @@
+//! Changes of a shard: its phases, its voters, what it lost.
+
 use super::*;
 
 fn seal(epoch: u16, to: Option<&str>, planned: bool) -> Change {
@@ -375,5 +377,5 @@ fn a_loss_during_a_change_of_voters_is_bounded_by_a_majority_of_each_set() {
     assert!(report(&next).is_bounded());
     assert_eq!((report(&next).loss.transactions, report(&next).loss.exact), (7, true));
     let judges: Vec<_> = (1..=8).filter(|node| report(&next).is_judged_by(*node)).collect();
-    assert_eq!(judges, [1, 2, 3, 8], "those who may have decided");
+    assert_eq!(judges, [1, 2, 3, 8], "the voters that may have decided");
 }

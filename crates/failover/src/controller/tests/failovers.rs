@@ -1,3 +1,5 @@
+//! Failovers: what is kept, which region goes on, and what is waited for.
+
 use super::scenario::Scenario;
 use super::*;
 
@@ -38,7 +40,7 @@ fn a_region_that_lost_its_quorum_is_replaced_by_the_most_advanced_one() {
     assert!(report.sealed_at_ms < report.promoted_at_ms);
     assert_eq!(scenario.shard().voters, BTreeSet::from([6, 7]));
     assert_eq!(scenario.actors[&7].position, at(1, 120));
-    assert_eq!(scenario.asked_to_pull(), BTreeSet::from([7]), "nobody else has to have it now");
+    assert_eq!(scenario.asked_to_pull(), BTreeSet::from([7]), "no other node has to have it now");
 }
 
 #[test]
@@ -252,7 +254,7 @@ fn the_only_holder_of_the_base_may_vanish_and_what_others_have_is_kept() {
     while scenario.shard().phase == Phase::Active {
         scenario.step();
     }
-    // It answers, and is gone before anybody could pull.
+    // It answers, and is gone before a node could pull.
     scenario.step();
     scenario.down(&[3]);
     let (mut seen, mut asked_at) = (0, scenario.now);

@@ -1,3 +1,5 @@
+//! Leases as the controller grants and counts them.
+
 use super::*;
 
 fn controller() -> Controller {

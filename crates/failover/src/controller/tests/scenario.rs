@@ -1,3 +1,5 @@
+//! The directory leader's controller and seven nodes in steps of time, for tests.
+
 use super::*;
 
 /// A node that behaves: it renews, seals, drains and forms as told, if it is up and reachable.
@@ -48,7 +50,7 @@ pub(super) struct Scenario {
     pub(super) changes: Vec<Change>,
     /// Lists of changes that were committed, each as one.
     pub(super) commits: usize,
-    /// Who leads the shards besides [`SHARD`], whose leader is an actor's to say.
+    /// The leaders of the shards besides [`SHARD`], whose leader is an actor's to say.
     pub(super) leaders: BTreeMap<ShardId, NodeId>,
     /// Milliseconds between two renewals of a node.
     pub(super) renews_every: u32,
@@ -131,7 +133,7 @@ impl Scenario {
         self.mail.clear();
     }
 
-    /// The nodes that were asked to pull, and from whom.
+    /// The nodes that were asked to pull, each with its source.
     pub(super) fn pulls(&self) -> BTreeSet<(NodeId, NodeId)> {
         let asked = self.actions.iter().filter_map(|action| match action {
             Action::Drain { node, source, .. } => Some((*node, *source)),
@@ -277,7 +279,7 @@ impl Scenario {
         }
     }
 
-    /// Nobody may still serve the old epoch when the next one is decided.
+    /// No node may still serve the old epoch when the next one is decided.
     fn check_leases(&self, shard: ShardId) {
         let old = Epoch(self.cluster.shards[&shard].epoch.0 - 1);
         for (id, actor) in &self.actors {

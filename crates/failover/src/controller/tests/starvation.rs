@@ -3,7 +3,7 @@
 use super::scenario::Scenario;
 use super::*;
 
-/// Nobody leads, though all are up.
+/// No voter leads, though all are up.
 fn leaderless(scenario: &mut Scenario) {
     scenario.actors.values_mut().for_each(|actor| actor.leads = false);
 }
@@ -96,7 +96,7 @@ fn a_failover_that_began_waits_for_voters_that_turn_out_to_be_alive() {
     while scenario.shard().phase == Phase::Active {
         scenario.step();
     }
-    // They were silent for four seconds, and are back; the one that has most seals last.
+    // They were silent for four seconds, and are back; the most advanced seals last.
     scenario.up(&[1, 2, 3]);
     (1..=7).for_each(|id| scenario.actor(id).seals = false);
     scenario.run(1000);

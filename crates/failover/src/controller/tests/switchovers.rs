@@ -1,3 +1,5 @@
+//! Switchovers: nothing is lost, and a target that does not get there is left.
+
 use super::scenario::Scenario;
 use super::*;
 
@@ -242,7 +244,7 @@ fn a_primary_that_fails_after_the_seal_and_before_it_drained_fails_over() {
     scenario.actor(6).position = at(1, 105);
     scenario.down(&[1, 2, 3]);
     scenario.run_until_active(2);
-    assert!(!scenario.changes.contains(&CANCEL), "there is nobody to go home to");
+    assert!(!scenario.changes.contains(&CANCEL), "no node is left at home");
     let report = scenario.shard().reports.last().unwrap();
     assert_eq!((report.planned, report.to_region.as_str(), report.base), (false, "c", at(1, 105)));
 }

@@ -122,7 +122,7 @@ fn a_switchover_seals_only_while_a_leader_that_has_its_lease_is_heard() {
     assert_eq!(moment.prepare(500), waits);
     moment.hear(1, true);
     assert_eq!(moment.prepare(1499), "seals");
-    // One that leads, and has had no lease for so long.
+    // A leader that has had no lease for so long.
     assert_eq!(moment.prepare(1500), waits);
 }
 

@@ -67,13 +67,13 @@ fn a_node_that_has_pulled_has_what_others_answered_at_that_position() {
     // What it had on the way is no news.
     sealing.drained(secs(4), 2, at(1, 7));
     assert_eq!((sealing.drained[&2], sealing.answers[&2].position), (at(1, 9), at(1, 9)));
-    // Of one that has not answered, and of a position of which nobody did, only the position is
+    // Of a node that has not answered, and of a position that no answer names, only the position is
     // known.
     sealing.drained(secs(4), 3, at(1, 9));
     sealing.drained(secs(4), 1, at(1, 10));
     assert_eq!((sealing.drained[&3], sealing.answers.get(&3)), (at(1, 9), None));
     assert_eq!(sealing.answers[&1], answer(at(1, 9), 3));
-    // One that is further is not set back.
+    // A node that is further is not set back.
     sealing.answered(secs(5), 4, answer(at(1, 12), 3));
     sealing.drained(secs(5), 4, at(1, 9));
     assert_eq!(sealing.answers[&4], answer(at(1, 12), 3));
