@@ -8,7 +8,7 @@ use meridian_types::{NodeId, ShardId};
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
+use crate::cluster_view::directory_shard::DIRECTORY_GROUP;
 use crate::cluster_view::view::Directory;
 use crate::directory_group::leader::DirectoryVoter;
 use crate::host::clocks::Clocks;

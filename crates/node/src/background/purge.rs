@@ -7,7 +7,7 @@ use meridian_storage::{StorageError, fatal, or_fatal};
 use meridian_types::ShardId;
 
 use crate::background::parts::{DutyParts, GrowingLogs};
-use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
+use crate::cluster_view::directory_shard::DIRECTORY_GROUP;
 use crate::host::disk::{MIN_FREE_BYTES, free_bytes};
 use crate::replication::progress::{Followers, KEEP_BATCHES};
 use crate::replication::snapshot_transfer::StateExchange;

@@ -17,7 +17,7 @@ use meridian_types::{CommitProgress, DatabaseId, Epoch, NodeId, ShardId};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::cluster_view::bootstrap::{DIRECTORY_DATABASE, DIRECTORY_GROUP};
+use crate::cluster_view::directory_shard::{DIRECTORY_DATABASE, DIRECTORY_GROUP};
 use crate::host::clock::{boot_time, wall_ms};
 
 /// Between two looks whether this process has heard from the cluster, at its start.

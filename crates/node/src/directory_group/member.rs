@@ -11,7 +11,7 @@ use meridian_types::{EpochHistory, Position};
 use parking_lot::RwLock;
 use tokio_util::sync::CancellationToken;
 
-use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
+use crate::cluster_view::directory_shard::DIRECTORY_GROUP;
 use crate::directory_group::leader::{DirectoryVoter, LeaderParts};
 use crate::host::disk::DiskGuard;
 use crate::network::peers::ControlPeers;

@@ -9,7 +9,7 @@ use meridian_types::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::cluster_view::bootstrap::DIRECTORY_DATABASE;
+use crate::cluster_view::directory_shard::DIRECTORY_DATABASE;
 
 /// The latest changes that are recorded; the oldest goes with each that comes.
 const MAX_RECORDS: u64 = 1000;

@@ -22,7 +22,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
+use crate::cluster_view::directory_shard::DIRECTORY_GROUP;
 use crate::cluster_view::view::Directory;
 use crate::host::clock::wall_ms;
 use crate::host::clocks::Clocks;

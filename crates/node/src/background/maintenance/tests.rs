@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use super::*;
 use crate::background::disk_watch::FLUSHED_ON_A_LOW_DISK_BYTES;
 use crate::background::purge::{DIRECTORY_KEEP_BATCHES, PURGE_AT_LEAST};
-use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
+use crate::cluster_view::directory_shard::DIRECTORY_GROUP;
 use crate::cluster_view::view::Directory;
 use crate::directory_group::leader::DirectoryVoter;
 use crate::directory_group::leader::{ExecuteFailure, LeaderParts};

@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::term::decline;
 use super::{ExecuteFailure, Executed, Inspection, LeaderParts, Request, learn_own};
-use crate::cluster_view::bootstrap::{DIRECTORY_DATABASE, DIRECTORY_GROUP};
+use crate::cluster_view::directory_shard::{DIRECTORY_DATABASE, DIRECTORY_GROUP};
 use crate::cluster_view::wire::{
     self as from_wire, cluster_to_wire, lease_to_wire, progress_hint_to_wire,
 };

@@ -17,7 +17,7 @@ use renew_response::Result as Renewed;
 use super::session::Session;
 use super::term::decline;
 use super::*;
-use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
+use crate::cluster_view::directory_shard::DIRECTORY_GROUP;
 use crate::cluster_view::epoch_lease::Fenced;
 use crate::replication::wire::position_to_wire;
 use crate::testing::{OnlyVoter, until};

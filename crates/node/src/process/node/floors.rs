@@ -18,8 +18,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::background::parts::DutyParts;
 use crate::background::{counters, maintenance};
-use crate::cluster_view::bootstrap::DIRECTORY_GROUP;
 use crate::cluster_view::client::{Follower, LeaseRenewal};
+use crate::cluster_view::directory_shard::DIRECTORY_GROUP;
 use crate::cluster_view::store::{incarnation, load_cluster};
 use crate::cluster_view::view::{Directory, Known};
 use crate::directory_group::leader::DirectoryVoter;
