@@ -11,7 +11,7 @@ use hyper::client::conn::{http1, http2};
 use hyper::header::HeaderMap;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
+use meridian_net::Stream;
 use tokio::sync::Mutex;
 
 use crate::endpoint::Endpoint;
@@ -66,11 +66,13 @@ impl Link {
         match http {
             HttpVersion::H1 => {
                 for _ in 0..count {
-                    links.push(link(Sender::H1(within(timeout, connect_h1(endpoint)).await?)));
+                    links.push(link(Sender::H1(
+                        within(timeout, connect_h1(endpoint, timeout)).await?,
+                    )));
                 }
             }
             HttpVersion::H2 => {
-                let sender = within(timeout, connect_h2(endpoint)).await?;
+                let sender = within(timeout, connect_h2(endpoint, timeout)).await?;
                 let shared =
                     Arc::new(SharedConnection { current: Mutex::new((0, sender.clone())) });
                 links.extend((0..count).map(|_| {
@@ -93,7 +95,7 @@ impl Link {
 
     /// A fresh connection; with HTTP/2 the one that another worker has opened meanwhile, if any.
     pub async fn reopen(&mut self) -> Result<(), BenchError> {
-        within(self.timeout, self.sender.reopen(&self.endpoint)).await
+        within(self.timeout, self.sender.reopen(&self.endpoint, self.timeout)).await
     }
 }
 
@@ -114,13 +116,13 @@ impl Sender {
         if status == StatusCode::OK { Ok(body) } else { Err(status_error(status, &body)) }
     }
 
-    async fn reopen(&mut self, endpoint: &Endpoint) -> Result<(), BenchError> {
+    async fn reopen(&mut self, endpoint: &Endpoint, timeout: Duration) -> Result<(), BenchError> {
         match self {
-            Self::H1(sender) => *sender = connect_h1(endpoint).await?,
+            Self::H1(sender) => *sender = connect_h1(endpoint, timeout).await?,
             Self::H2 { shared, generation, sender } => {
                 let mut current = shared.current.lock().await;
                 if current.0 == *generation {
-                    *current = (*generation + 1, connect_h2(endpoint).await?);
+                    *current = (*generation + 1, connect_h2(endpoint, timeout).await?);
                 }
                 (*generation, *sender) = current.clone();
             }
@@ -136,15 +138,17 @@ async fn within<T>(
     tokio::time::timeout(timeout, work).await.unwrap_or(Err(BenchError::Timeout(timeout)))
 }
 
-async fn connect_tcp(endpoint: &Endpoint) -> Result<TokioIo<TcpStream>, BenchError> {
-    let error = |source| BenchError::Connect { address: endpoint.authority().to_owned(), source };
-    let stream = TcpStream::connect((endpoint.host(), endpoint.port())).await.map_err(error)?;
-    stream.set_nodelay(true).map_err(error)?;
-    Ok(TokioIo::new(stream))
+async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<TokioIo<Stream>, BenchError> {
+    let dialled = Stream::dial(endpoint.host(), endpoint.port(), timeout).await;
+    let failed = |source| BenchError::Connect { address: endpoint.authority().to_owned(), source };
+    Ok(TokioIo::new(dialled.map_err(failed)?))
 }
 
-async fn connect_h1(endpoint: &Endpoint) -> Result<http1::SendRequest<Body>, BenchError> {
-    let stream = connect_tcp(endpoint).await?;
+async fn connect_h1(
+    endpoint: &Endpoint,
+    timeout: Duration,
+) -> Result<http1::SendRequest<Body>, BenchError> {
+    let stream = connect(endpoint, timeout).await?;
     let (sender, connection) =
         http1::handshake(stream).await.map_err(|error| BenchError::transport(&error))?;
     // Ends with the connection; what went wrong there is the answer of the request in flight.
@@ -152,8 +156,11 @@ async fn connect_h1(endpoint: &Endpoint) -> Result<http1::SendRequest<Body>, Ben
     Ok(sender)
 }
 
-async fn connect_h2(endpoint: &Endpoint) -> Result<http2::SendRequest<Body>, BenchError> {
-    let stream = connect_tcp(endpoint).await?;
+async fn connect_h2(
+    endpoint: &Endpoint,
+    timeout: Duration,
+) -> Result<http2::SendRequest<Body>, BenchError> {
+    let stream = connect(endpoint, timeout).await?;
     let (sender, connection) = http2::handshake(TokioExecutor::new(), stream)
         .await
         .map_err(|error| BenchError::transport(&error))?;

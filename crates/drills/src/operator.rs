@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use meridian_directory::{Change, Cluster};
+use meridian_net::grpc::{self, NotAnAddress, Timeouts};
 use meridian_proto::admin::{
     ShardStatus, StatusRequest, StatusResponse, TransferLeadershipRequest,
     admin_client::AdminClient,
@@ -15,7 +16,7 @@ use meridian_proto::directory::{
     execute_response,
 };
 use meridian_types::NodeId;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 const TIMEOUT: Duration = Duration::from_secs(6);
@@ -26,8 +27,8 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// The reason why an order was not carried out, or a question not answered.
 #[derive(Debug, thiserror::Error)]
 pub enum OperatorError {
-    #[error("`{0}` is no address")]
-    Address(String),
+    #[error(transparent)]
+    Address(#[from] NotAnAddress),
     #[error("there is no node {0}")]
     NoSuchNode(NodeId),
     #[error("no node answers for the directory: {0}")]
@@ -59,11 +60,9 @@ impl Operator {
     /// # Errors
     /// [`OperatorError::Address`].
     pub fn new(addresses: &BTreeMap<NodeId, String>) -> Result<Self, OperatorError> {
-        let channel = |(id, address): (&NodeId, &String)| {
-            let endpoint = Endpoint::from_shared(format!("http://{address}"));
-            let endpoint = endpoint.map_err(|_| OperatorError::Address(address.clone()))?;
-            Ok((*id, endpoint.connect_timeout(CONNECT_TIMEOUT).timeout(TIMEOUT).connect_lazy()))
-        };
+        let timeouts = Timeouts { connect: CONNECT_TIMEOUT, call: Some(TIMEOUT) };
+        let channel =
+            |(id, address): (&NodeId, &String)| Ok((*id, grpc::connect_lazily(address, timeouts)?));
         Ok(Self { channels: addresses.iter().map(channel).collect::<Result<_, OperatorError>>()? })
     }
 

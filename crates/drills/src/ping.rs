@@ -7,14 +7,15 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use meridian_net::{Listener, Stream};
 use meridian_wan::{Link, LinkProfile};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::gap::quantile;
 
 const EVERY: Duration = Duration::from_millis(50);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 /// The size of a packet that `ping` sends by default.
 const BYTES: usize = 56;
 
@@ -39,15 +40,14 @@ impl Pings {
         let (mut links, mut tasks) = (Vec::new(), JoinSet::new());
         let any_port = SocketAddr::from(([127, 0, 0, 1], 0));
         for (region, profile) in regions {
-            let listener = TcpListener::bind(any_port).await?;
-            let link = Link::start(any_port, listener.local_addr()?, profile, 0).await?;
+            let mut listener = Listener::bind(&any_port.to_string()).await?;
+            let link = Link::start(any_port, listener.local_address()?, profile, 0).await?;
             let (there, round_trips) = (link.address(), Arc::clone(&round_trips));
             links.push(link);
             tasks.spawn(async move {
                 let answers = async {
-                    let (mut stream, _) = listener.accept().await?;
-                    stream.set_nodelay(true)?;
-                    let (mut read, mut write) = stream.split();
+                    let (stream, _) = listener.accept().await;
+                    let (mut read, mut write) = tokio::io::split(stream);
                     tokio::io::copy(&mut read, &mut write).await
                 };
                 // A failed ping is not counted.
@@ -70,8 +70,7 @@ impl Pings {
 }
 
 async fn ping(there: SocketAddr, region: usize, round_trips: &RoundTrips) -> io::Result<()> {
-    let mut stream = TcpStream::connect(there).await?;
-    stream.set_nodelay(true)?;
+    let mut stream = Stream::dial(&there.ip().to_string(), there.port(), CONNECT_TIMEOUT).await?;
     let mut payload = [0; BYTES];
     loop {
         let sent = Instant::now();

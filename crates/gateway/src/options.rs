@@ -5,11 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use hyper::Uri;
-
-/// The buffer of an HTTP/1.1 connection, for the head of a request and for the part of its body
-/// that was not read yet. hyper's own bound of 400 KiB would be open to every connection without a
-/// token.
-pub(crate) const HTTP1_BUFFER_BYTES: usize = 32 * 1024;
+use meridian_net::http::HTTP1_BUFFER_BYTES;
 
 /// The settings of a gateway. The limits hold for each gateway, not for the cluster.
 #[derive(Debug, Clone)]

@@ -18,12 +18,12 @@ use std::time::Duration;
 use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper::{StatusCode, Version};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use tokio::net::{TcpListener, TcpStream};
+use meridian_net::{Listener, Stream, http};
 use tokio::sync::watch;
 use tokio::task::{JoinError, JoinSet};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -32,22 +32,11 @@ use self::admission::{Admission, Origin, Ticket};
 use self::strangers::Strangers;
 use self::waiting::Waiting;
 use crate::answer::{Answer, ToStranger};
-use crate::options::HTTP1_BUFFER_BYTES;
 use crate::order::Arrivals;
 use crate::refusal::Refusal;
 use crate::route::Route;
 use crate::{Catalogue, Database, Gateway, Options};
 
-/// How long to leave the listener alone after it failed to accept, as when file descriptors run
-/// out.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// The time between two probes of an HTTP/2 connection, and the time in which each must be
-/// answered.
-const HTTP2_PING_INTERVAL: Duration = Duration::from_secs(20);
-/// Room for the largest atomic write, so that it comes without waiting for the window.
-const HTTP2_STREAM_WINDOW_BYTES: u32 = 1024 * 1024;
-const HTTP2_CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
-const MAX_HEADER_LIST_BYTES: u32 = 16 * 1024;
 /// The time for an evicted connection to say goodbye; after it, another connection may be evicted.
 const EVICTION_GRACE: Duration = Duration::from_millis(50);
 /// The search for connections to evict goes through all of them: a flood of connections makes it
@@ -61,7 +50,7 @@ const EVICTION_TAKES_ONE_IN: u32 = 10;
 /// Dropping the future closes every connection at once; writes already handed to the database go
 /// on.
 pub async fn serve<D, C>(
-    listener: TcpListener,
+    listener: Listener,
     database: Arc<D>,
     catalogue: Arc<C>,
     options: Options,
@@ -72,7 +61,7 @@ pub async fn serve<D, C>(
 {
     let gateway = Arc::new(Gateway::new(database, catalogue, options));
     let options = gateway.options();
-    let address = listener.local_addr().map(|address| address.to_string()).unwrap_or_default();
+    let address = listener.local_address().map(|address| address.to_string()).unwrap_or_default();
     info!(
         address,
         region = options.region,
@@ -95,27 +84,6 @@ pub async fn serve<D, C>(
     connections.open.shutdown().await;
 }
 
-fn http(options: &Options) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    // Idle connections and slow heads are this module's business for both versions: hyper's own
-    // timeout for HTTP/1.1 sets up and drops a timer for every request.
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(None)
-        .max_buf_size(HTTP1_BUFFER_BYTES);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(options.max_streams_per_connection)
-        .initial_stream_window_size(HTTP2_STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(HTTP2_CONNECTION_WINDOW_BYTES)
-        .max_header_list_size(MAX_HEADER_LIST_BYTES)
-        .keep_alive_interval(HTTP2_PING_INTERVAL)
-        .keep_alive_timeout(HTTP2_PING_INTERVAL);
-    builder
-}
-
 /// The open connections of a server, and the sockets that wait for room.
 struct Connections<D, C> {
     shared: Arc<Shared<D, C>>,
@@ -124,7 +92,7 @@ struct Connections<D, C> {
     admission: Admission,
     /// The task of each connection, which returns its ticket.
     open: JoinSet<Ticket>,
-    waiting: Waiting<TcpStream>,
+    waiting: Waiting<Stream>,
     /// When to evict connections for the sockets that wait, and the earliest time for it.
     evict_at: Instant,
     evict_not_before: Instant,
@@ -133,7 +101,7 @@ struct Connections<D, C> {
 impl<D: Database, C: Catalogue> Connections<D, C> {
     fn new(gateway: Arc<Gateway<D, C>>, stopping: watch::Receiver<()>) -> Self {
         let waiting = Waiting::new(gateway.options().first_request_timeout);
-        let http = http(gateway.options());
+        let http = http::server(gateway.options().max_streams_per_connection);
         let now = Instant::now();
         Self {
             shared: Arc::new(Shared { http, gateway, strangers: Strangers::default() }),
@@ -147,7 +115,7 @@ impl<D: Database, C: Catalogue> Connections<D, C> {
     }
 
     /// Accepts and serves until `shutdown` is ready. Sockets that still wait then are closed.
-    async fn accept(&mut self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+    async fn accept(&mut self, mut listener: Listener, shutdown: impl Future<Output = ()>) {
         let mut shutdown = pin!(shutdown);
         loop {
             self.serve_waiting();
@@ -155,16 +123,10 @@ impl<D: Database, C: Catalogue> Connections<D, C> {
             tokio::select! {
                 () = &mut shutdown => break,
                 Some(result) = self.open.join_next() => self.left(result),
-                accepted = listener.accept() => match accepted {
-                    Ok((stream, peer)) => {
-                        self.waiting.add(Origin::of(peer.ip()), stream, Instant::now());
-                        self.evict_at = self.evict_at.min(self.evict_not_before);
-                    }
-                    Err(error) => {
-                        warn!(%error, "cannot accept a connection");
-                        sleep(ACCEPT_PAUSE).await;
-                    }
-                },
+                (stream, peer) = listener.accept() => {
+                    self.waiting.add(Origin::of(peer.ip()), stream, Instant::now());
+                    self.evict_at = self.evict_at.min(self.evict_not_before);
+                }
                 () = sleep_until(self.evict_at), if !self.waiting.is_empty() => {}
             }
         }
@@ -232,13 +194,7 @@ struct Connection<D, C> {
 impl<D: Database, C: Catalogue> Connection<D, C> {
     /// Serves the connection to its end: the client's, an error, idleness, eviction, or the
     /// server's.
-    async fn serve(&self, stream: TcpStream, mut stopping: watch::Receiver<()>) {
-        // Without it, Nagle's algorithm and delayed acknowledgements cost each request of a native
-        // client about 40 ms.
-        if let Err(error) = stream.set_nodelay(true) {
-            debug!(%error, "connection ended before it was served");
-            return;
-        }
+    async fn serve(&self, stream: Stream, mut stopping: watch::Receiver<()>) {
         let options = self.shared.gateway.options();
         let arrivals = Arc::new(Arrivals::default());
         let service = service_fn(|mut request| {

@@ -18,7 +18,7 @@
 //! | `replication` | how logs and states travel between nodes, and how far each node has come |
 //! | `cluster_view` | the cluster as this process knows it, and the lease that it has |
 //! | `network` | connections to other nodes and from them |
-//! | `host` | clocks, disk room, open files, ports |
+//! | `host` | clocks, disk room |
 //! | `time_budget` | durations that depend on each other, and their relations |
 //!
 //! What always holds here: an answer to a write says what is true and durable, or nothing; a strong
@@ -49,4 +49,3 @@ pub use process::dev;
 pub use process::node::Node;
 pub use process::standalone_gateway::StandaloneGateway;
 pub use process::start_error::StartError;
-pub use process::telemetry::{Metrics, serve_metrics};

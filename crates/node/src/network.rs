@@ -1,4 +1,5 @@
-//! Connections to other nodes and from them: whom to dial, who may connect, on which runtime.
+//! Connections to other nodes and from them: which nodes to dial, which calls are for this cluster,
+//! which runtime serves.
 //!
 //! Absent on purpose: what is said over a connection.
 
@@ -6,5 +7,5 @@ pub(crate) mod call_failure;
 pub(crate) mod control;
 pub(crate) mod departure;
 pub(crate) mod identity;
-pub(crate) mod incoming;
+pub(crate) mod members;
 pub(crate) mod peers;

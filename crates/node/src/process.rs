@@ -7,4 +7,3 @@ pub(crate) mod node;
 pub(crate) mod settings;
 pub(crate) mod standalone_gateway;
 pub(crate) mod start_error;
-pub(crate) mod telemetry;

@@ -23,6 +23,17 @@ static IMPURE: LazyLock<Option<Regex>> = LazyLock::new(|| {
     Regex::new(&format!("{std}|{others}")).ok()
 });
 
+/// Crates that listen and dial: `net` for all others, and `wan`, which is a network.
+const WITH_SOCKETS: &[&str] = &["net", "wan"];
+
+/// What listens or dials.
+static SOCKETS: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(
+        r"Tcp(?:Listener|Stream|Socket)|Http(?:Connector)|(?:Endpoint)::from_|(?:Server)::builder",
+    )
+    .ok()
+});
+
 /// Files that are too long, and modules whose name says nothing.
 pub fn violations(file: &File) -> Vec<String> {
     let mut violations = Vec::new();
@@ -56,6 +67,22 @@ pub fn impurities(file: &File) -> Vec<String> {
     let found = lines.filter_map(|(index, line)| Some((index + 1, IMPURE.as_ref()?.find(line)?)));
     let said = found.map(|(line, found)| {
         format!("{}:{line}: {} is an argument in a pure crate", file.path, found.as_str())
+    });
+    said.collect()
+}
+
+/// Listeners, connections and dials in the sources of a crate that has others make them.
+pub fn sockets(file: &File) -> Vec<String> {
+    let mut crates = WITH_SOCKETS.iter().map(|name| format!("crates/{name}/src/"));
+    let is_source = file.path.starts_with("crates/") && !is_test(&file.path);
+    if !is_source || crates.any(|folder| file.path.starts_with(&folder)) {
+        return Vec::new();
+    }
+    let code = file.text.split("#[cfg(test)]").next().unwrap_or_default();
+    let lines = code.lines().enumerate().filter(|(_, line)| !line.trim_start().starts_with("//"));
+    let found = lines.filter_map(|(index, line)| Some((index + 1, SOCKETS.as_ref()?.find(line)?)));
+    let said = found.map(|(line, found)| {
+        format!("{}:{line}: {} is for the crate net", file.path, found.as_str())
     });
     said.collect()
 }
@@ -120,5 +147,14 @@ mod tests {
         assert_eq!(impurities(&file("crates/txn/src/tests.rs", now)).len(), 0);
         let tested = format!("#[cfg(test)]\nmod tests {{ {now} }}");
         assert_eq!(impurities(&file("crates/txn/src/lib.rs", &tested)).len(), 0);
+    }
+    #[test]
+    fn sockets_are_found_outside_of_the_crates_that_have_them() {
+        let dial = "TcpStream::connect(address)";
+        assert_eq!(sockets(&file("crates/node/src/lib.rs", dial)).len(), 1);
+        assert_eq!(sockets(&file("crates/net/src/stream.rs", dial)).len(), 0);
+        assert_eq!(sockets(&file("crates/node/src/peers/tests.rs", dial)).len(), 0);
+        let tested = format!("#[cfg(test)]\nmod tests {{ {dial} }}");
+        assert_eq!(sockets(&file("crates/node/src/lib.rs", &tested)).len(), 0);
     }
 }

@@ -22,7 +22,8 @@ const LADDER: &[(&str, Allowed)] = &[
         Allowed::Only(&["meridian-types", "meridian-proto", "meridian-storage"]),
     ),
     ("meridian-wan", Allowed::Only(&[])),
-    ("meridian-gateway", Allowed::Only(&["meridian-types", "meridian-proto"])),
+    ("meridian-net", Allowed::Only(&[])),
+    ("meridian-gateway", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-net"])),
     (
         "meridian-config",
         Allowed::Only(&[
@@ -46,11 +47,12 @@ const LADDER: &[(&str, Allowed)] = &[
             "meridian-storage",
             "meridian-consensus",
             "meridian-wan",
+            "meridian-net",
             "meridian-gateway",
             "meridian-config",
         ]),
     ),
-    ("meridian-bench", Allowed::Only(&["meridian-types", "meridian-proto"])),
+    ("meridian-bench", Allowed::Only(&["meridian-types", "meridian-proto", "meridian-net"])),
     ("meridian-checker", Allowed::Only(&["meridian-types"])),
     ("meridian-sim", Allowed::Anything),
     (
@@ -60,6 +62,7 @@ const LADDER: &[(&str, Allowed)] = &[
             "meridian-proto",
             "meridian-directory",
             "meridian-wan",
+            "meridian-net",
             "meridian-checker",
         ]),
     ),
@@ -73,6 +76,7 @@ const LADDER: &[(&str, Allowed)] = &[
             "meridian-node",
             "meridian-proto",
             "meridian-wan",
+            "meridian-net",
             "meridian-bench",
             "meridian-drills",
         ]),
@@ -183,6 +187,12 @@ fn pure_crates_take_time_and_chance_as_arguments_and_open_nothing() {
 #[test]
 fn stored_keys_are_in_the_registry_alone() {
     assert_none(rust().iter().flat_map(stored_keys::unregistered).collect());
+}
+
+#[test]
+fn only_the_crate_for_it_listens_and_dials() {
+    // Drills reserve ports for the nodes that they start.
+    assert_at_most(7, rust().iter().flat_map(sources::sockets).collect());
 }
 
 #[test]

@@ -14,6 +14,7 @@ use meridian_gateway::{
     Access, AccessToken, Catalogue, Database, Databases, Grant, Options, Read, ReadOutput,
     Unavailable, Write, WriteFailure, serve,
 };
+use meridian_net::Listener;
 use meridian_proto::kv_connect as pb;
 use meridian_types::{
     Consistency, DatabaseId, Entry, Epoch, MutationKind, Position, RequestId, ShardId, Value,
@@ -21,7 +22,7 @@ use meridian_types::{
 };
 use prost::Message;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinHandle;
 
@@ -208,8 +209,8 @@ impl Server {
         ]);
         let catalogue = TwoDatabases { access: access.unwrap(), current };
         let memory = Arc::new(Memory::new());
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_address().unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let shutdown = async { drop(stopped.await) };
         let serving = tokio::spawn(serve(

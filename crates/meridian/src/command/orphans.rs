@@ -12,6 +12,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, Subcommand};
 use futures::stream::{FuturesOrdered, StreamExt};
 use meridian_directory::{Cluster, Node};
+use meridian_net::MAX_MESSAGE_BYTES;
 use meridian_proto::admin::{self, admin_client::AdminClient};
 use meridian_types::NodeId;
 use serde::Serialize;
@@ -23,8 +24,6 @@ use super::operator::{Connect, Directory, Table, connect, format, print, print_j
 use batch::Orphaned;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// A batch is at most a few MiB.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 #[derive(Args)]
 pub(crate) struct Orphans {

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use meridian_config::{GatewayConfig, NodeConfig};
-use meridian_node::{Metrics, Node, StandaloneGateway, serve_metrics};
-use tokio::net::TcpListener;
+use meridian_net::{Listener, Metrics, serve_metrics};
+use meridian_node::{Node, StandaloneGateway};
 use tokio_util::sync::CancellationToken;
 
 use super::{Hangup, asked_to_stop, say};
@@ -81,7 +81,7 @@ impl Gateway {
 async fn start_metrics(address: Option<&str>, stop: &CancellationToken) -> Result<()> {
     let Some(address) = address else { return Ok(()) };
     let metrics = Metrics::install().context("metrics cannot be recorded")?;
-    let listener = TcpListener::bind(address).await;
+    let listener = Listener::bind(address).await;
     let listener = listener.with_context(|| format!("cannot listen on {address} for metrics"))?;
     tokio::spawn(serve_metrics(listener, metrics, stop.clone()));
     Ok(())

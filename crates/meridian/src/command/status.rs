@@ -7,12 +7,13 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use meridian_directory::{Cluster, Node};
+use meridian_net::grpc::{self, Timeouts};
 use meridian_proto::admin::{
     ShardStatus, StatusRequest, StatusResponse, TransferLeadershipRequest,
     admin_client::AdminClient,
 };
 use meridian_types::ShardId;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use super::operator::{Connect, Directory, Table, print};
 
@@ -56,10 +57,8 @@ fn present(cluster: &Cluster) -> impl Iterator<Item = &Node> {
 }
 
 async fn connect(address: &str) -> Result<AdminClient<Channel>> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))?
-        .connect_timeout(TIMEOUT)
-        .timeout(TIMEOUT * 3);
-    Ok(AdminClient::new(endpoint.connect().await?))
+    let timeouts = Timeouts { connect: TIMEOUT, call: Some(TIMEOUT * 3) };
+    Ok(AdminClient::new(grpc::connect(address, timeouts).await?))
 }
 
 async fn ask(address: &str) -> Result<StatusResponse> {

@@ -54,7 +54,7 @@ impl Follower {
     async fn follow(&self, source: NodeId) {
         let Some(channel) = self.peers.requests(source) else { return };
         let mut client = DirectoryClient::new(channel)
-            .max_decoding_message_size(crate::network::peers::MAX_MESSAGE_BYTES);
+            .max_decoding_message_size(meridian_net::MAX_MESSAGE_BYTES);
         let request = wire::FollowRequest { known_version: self.directory.known().cluster.version };
         let Ok(Ok(stream)) = tokio::time::timeout(FOLLOW_TIMEOUT, client.follow(request)).await
         else {
@@ -181,7 +181,7 @@ impl LeaseRenewal {
         };
         let sent_at = self.directory.now();
         let mut client = DirectoryClient::new(channel)
-            .max_decoding_message_size(crate::network::peers::MAX_MESSAGE_BYTES);
+            .max_decoding_message_size(meridian_net::MAX_MESSAGE_BYTES);
         // A node that is cut off does not say so: half of the time is for another.
         let asked = tokio::time::timeout(RENEW_TIMEOUT / 2, client.renew(request)).await;
         match asked.ok().and_then(Result::ok).and_then(|response| response.into_inner().result) {

@@ -2,21 +2,17 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use meridian_consensus::Peers;
 use meridian_directory::Cluster;
+use meridian_net::grpc::Peer;
 use meridian_types::NodeId;
 use parking_lot::RwLock;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
-use crate::network::control::ControlConnector;
 use crate::network::identity;
-
-/// Bytes of one message between nodes at most.
-pub(crate) const MAX_MESSAGE_BYTES: usize = 64 << 20;
 
 /// Where to dial a node, if not at the address that the cluster gives: for emulated links.
 pub type Dial = Arc<dyn Fn(NodeId) -> Option<String> + Send + Sync>;
@@ -44,34 +40,21 @@ impl NodeChannels {
     /// Channels connect when first used, and again when broken. `None`: nothing can be dialled
     /// there.
     fn new(address: String, cluster: Option<String>, control: Option<&Handle>) -> Option<Self> {
-        let endpoint = Endpoint::from_shared(format!("http://{address}")).ok()?;
-        let endpoint = match &cluster {
-            Some(id) => endpoint.origin(identity::origin(id)?),
-            None => endpoint,
+        let authority = match &cluster {
+            Some(id) => Some(identity::origin(id)?),
+            None => None,
         };
-        let endpoint = endpoint
-            .connect_timeout(Duration::from_secs(2))
-            .tcp_nodelay(true)
-            .tcp_keepalive(Some(Duration::from_secs(5)))
-            .http2_keep_alive_interval(Duration::from_secs(2))
-            .keep_alive_timeout(Duration::from_secs(3))
-            .initial_stream_window_size(8 << 20)
-            .initial_connection_window_size(16 << 20)
-            // Each answer to a call that was given up, as hedged ones are all day, counts for as
-            // long as the connection lives: a node of the cluster would be cut off for being late,
-            // with every other call to it.
-            .http2_max_local_error_reset_streams(None);
-        let connect = || endpoint.connect_lazy();
+        let peer = Peer::new(&address, authority).ok()?;
         let control = {
             let _there = control.map(Handle::enter);
-            endpoint.connect_with_connector_lazy(ControlConnector)
+            peer.control_channel()
         };
         Some(Self {
             address,
             cluster,
-            raft: connect(),
-            requests: connect(),
-            shipping: connect(),
+            raft: peer.channel(),
+            requests: peer.channel(),
+            shipping: peer.channel(),
             control,
         })
     }

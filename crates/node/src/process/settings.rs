@@ -9,11 +9,10 @@ use meridian_config::{ConfigError, GatewaySettings, ListenPurpose, TokenConfig};
 use meridian_directory::Cluster;
 use meridian_gateway::{Access, Grant, Options};
 use meridian_memory::{Shares, default_max_bytes};
+use meridian_net::{Listener, capacity};
 use meridian_types::NodeId;
-use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 
-use crate::host::{open_files, ports};
 use crate::network::peers::{Dial, PeerChannels};
 use crate::process::start_error::StartError;
 
@@ -23,19 +22,14 @@ pub(crate) fn max_memory_bytes(max_memory_mb: Option<u64>) -> usize {
     told.unwrap_or_else(default_max_bytes)
 }
 
-pub(crate) async fn listen(
-    address: &str,
-    purpose: ListenPurpose,
-) -> Result<TcpListener, StartError> {
-    let bound = TcpListener::bind(address).await;
-    bound.map_err(|cause| {
-        let cause = ports::explain(cause, address);
-        ConfigError::Listen { address: address.to_owned(), purpose, cause }.into()
-    })
+pub(crate) async fn listen(address: &str, purpose: ListenPurpose) -> Result<Listener, StartError> {
+    Listener::bind(address)
+        .await
+        .map_err(|cause| ConfigError::Listen { address: address.to_owned(), purpose, cause }.into())
 }
 
-pub(crate) fn local_address(listener: &TcpListener) -> Result<SocketAddr, StartError> {
-    listener.local_addr().map_err(|error| StartError::Invalid(error.to_string()))
+pub(crate) fn local_address(listener: &Listener) -> Result<SocketAddr, StartError> {
+    listener.local_address().map_err(|error| StartError::Invalid(error.to_string()))
 }
 
 /// `dial` goes before what the configuration says.
@@ -72,8 +66,12 @@ pub(crate) fn gateway_options(
     Options {
         public_url: settings.public_url.clone(),
         region: region.to_owned(),
-        max_connections: open_files::connections(
-            open_files::within_memory(settings.max_connections, shares),
+        max_connections: capacity::client_connections(
+            capacity::connections_within_memory(
+                settings.max_connections,
+                shares.headroom(),
+                Options::CONNECTION_BYTES,
+            ),
             files,
         ),
         max_bodies_bytes: shares.bodies as u64,

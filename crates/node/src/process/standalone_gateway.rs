@@ -7,10 +7,9 @@ use std::time::Duration;
 use crate::cluster_view::client::Follower;
 use crate::cluster_view::view::Directory;
 use crate::host::clock::BootClock;
-use crate::host::open_files;
 use crate::network::peers::{Dial, PeerChannels};
 use crate::process::settings::{
-    configured_access, gateway_options, listen, max_memory_bytes, peer_channels,
+    configured_access, gateway_options, listen, local_address, max_memory_bytes, peer_channels,
 };
 use crate::process::start_error::StartError;
 use crate::read::execution::Reads;
@@ -19,6 +18,7 @@ use crate::routing::router::Router;
 use crate::routing::write_calls::WriteCalls;
 use meridian_config::{GatewayConfig, ListenPurpose};
 use meridian_memory::{ByteBudget, Shares};
+use meridian_net::capacity;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -40,7 +40,7 @@ impl StandaloneGateway {
         let kv = listen(&config.listen.kv, ListenPurpose::KvConnect).await?;
         let shares = Shares::of_gateway(max_memory_bytes(config.max_memory_mb));
         tracing::info!(?shares, "memory is divided, in bytes");
-        let kv_address = kv.local_addr().map_err(|error| StartError::Invalid(error.to_string()))?;
+        let kv_address = local_address(&kv)?;
         let cluster = config.cluster;
         let peers = peer_channels(&cluster, dial, &config.dial, None)?;
         let directory = Arc::new(Directory::new(cluster, configured_access(&config.tokens)?, None));
@@ -70,7 +70,7 @@ impl StandaloneGateway {
         tokio::spawn(dial_cluster(Arc::clone(&directory), peers, stop.clone()));
         let stopped = stop.clone();
         let options =
-            gateway_options(&config.gateway, &config.region, open_files::raise(), &shares);
+            gateway_options(&config.gateway, &config.region, capacity::raise_open_files(), &shares);
         let task = tokio::spawn(async move {
             // Clients wait rather than hear that their token or their database is not there.
             // Whoever hears from nobody serves what its configuration has.

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use meridian_net::MAX_MESSAGE_BYTES;
 use meridian_placement::{
     CALL_TIMEOUT, CHUNK_TIMEOUT, CatchUp, CatchUpAction, CatchUpEvent, CatchUpFailure, PULL_PAUSE,
     check_state,
@@ -20,7 +21,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 
 use crate::host::disk::DiskGuard;
-use crate::network::peers::{MAX_MESSAGE_BYTES, PeerChannels};
+use crate::network::peers::PeerChannels;
 use crate::replication::compression::Decompressor;
 use crate::replication::shipped_batch::{Shipped, unpack};
 use crate::replication::staging::{add, stage};

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use meridian_consensus::{StateTransfer, Transfer};
+use meridian_net::MAX_MESSAGE_BYTES;
 use meridian_proto::shipping::{self as wire, shipping_client::ShippingClient};
 use meridian_storage::{
     GroupId, ShardState, StagedState, StateRows, StateSnapshot, StorageError, or_fatal,
@@ -17,7 +18,7 @@ use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, mpsc};
 use tonic::Status;
 use uuid::Uuid;
 
-use crate::network::peers::{MAX_MESSAGE_BYTES, PeerChannels};
+use crate::network::peers::PeerChannels;
 use crate::replication::staging;
 use crate::replication::state_chunk::{CHUNK_BYTES, decode_chunk, encode_chunk};
 use crate::time_budget::{GIVES_WAY_AFTER, READER_STALLED, SNAPSHOT_CHUNK_TIMEOUT, SNAPSHOT_IDLE};

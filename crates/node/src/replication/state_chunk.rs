@@ -1,11 +1,11 @@
 //! A chunk of a state's rows on its way between nodes: compressed, with a checksum.
 
 use bytes::Bytes;
+use meridian_net::MAX_MESSAGE_BYTES;
 use meridian_proto::shipping as wire;
 use meridian_storage::{StateRows, StateSnapshot};
 use prost::Message;
 
-use crate::network::peers::MAX_MESSAGE_BYTES;
 use crate::replication::wire::decompress;
 
 /// Rows of one chunk, before compression.

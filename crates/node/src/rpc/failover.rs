@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use futures::Stream;
+use meridian_net::MAX_MESSAGE_BYTES;
 use meridian_placement::{Seal, SealAction, SealEvent, Sealing, check_source};
 use meridian_proto::directory::{self as wire, failover_server};
 use meridian_proto::shipping::{StateChunk, StoredBatches};
@@ -16,7 +17,6 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::cluster_view::view::Directory;
-use crate::network::peers::MAX_MESSAGE_BYTES;
 use crate::placement::seals;
 use crate::read::freshness::wait_applied;
 use crate::replication::compression::Compressor;

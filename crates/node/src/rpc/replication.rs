@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures::Stream;
 use meridian_memory::ByteBudget;
+use meridian_net::MAX_MESSAGE_BYTES;
 use meridian_proto::shipping::{self as wire, shipment, shipping_server, subscribe_request};
 use meridian_shipping::{
     AdvertisedCommit, BatchSize, Heartbeat, Sender, SenderAction, SenderConfig, SenderEvent,
@@ -27,7 +28,6 @@ use crate::cluster_view::view::Directory;
 use crate::host::clock::wall_ms;
 use crate::host::clocks::Clocks;
 use crate::host::disk::Room;
-use crate::network::peers::MAX_MESSAGE_BYTES;
 use crate::replication::compression::Compressor;
 use crate::replication::snapshot_transfer::StateExchange;
 use crate::replication::wire::{heartbeat_to_wire, position, status};

@@ -2,20 +2,17 @@
 //! node's.
 
 use std::io;
-use std::time::Duration;
 
 use meridian_consensus::RaftService;
+use meridian_net::admission::{Limits, Members, admitted};
+use meridian_net::control::{Connections, adopt, divide};
+use meridian_net::{Listener, MAX_MESSAGE_BYTES, capacity, grpc};
 use meridian_proto::admin::admin_server::AdminServer;
 use meridian_proto::directory::directory_server::DirectoryServer;
-use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::host::open_files;
-use crate::network::control::{Connections, adopt, divide};
-use crate::network::incoming::{Members, Room, incoming};
-use crate::network::peers::MAX_MESSAGE_BYTES;
 use crate::rpc::admin::AdminService;
 use crate::rpc::cluster_gate::ClusterGate;
 use crate::rpc::directory::DirectoryService;
@@ -31,9 +28,9 @@ const RPC_CONNECTIONS: usize = 1024;
 const RPC_CONNECTIONS_OF_A_NODE: usize = 32;
 
 /// How many connections may be open in a process that may open so many files.
-pub(crate) fn room(files: u64) -> Room {
-    let in_all = open_files::rpc_connections(RPC_CONNECTIONS, files);
-    Room { in_all, of_one_address: in_all.div_ceil(2), of_a_node: RPC_CONNECTIONS_OF_A_NODE }
+pub(crate) fn limits(files: u64) -> Limits {
+    let in_all = capacity::rpc_connections(RPC_CONNECTIONS, files);
+    Limits { in_all, of_one_address: in_all.div_ceil(2), of_a_node: RPC_CONNECTIONS_OF_A_NODE }
 }
 
 /// The gRPC faces of a node.
@@ -55,15 +52,15 @@ impl Services {
     /// When a runtime cannot watch the listener.
     pub(crate) fn start(
         self,
-        listener: TcpListener,
-        (room, members): (Room, Members),
+        listener: Listener,
+        (limits, members): (Limits, Members),
         control: &Handle,
         stop: &CancellationToken,
     ) -> io::Result<Vec<JoinHandle<()>>> {
-        let listener = listener.into_std()?;
+        let listener = listener.detach()?;
         let (of_control, others) = {
             let _there = control.enter();
-            divide(incoming(TcpListener::from_std(listener)?, room, members))
+            divide(admitted(listener.attach()?, limits, members))
         };
         Ok(vec![
             control.spawn(self.clone().serve(of_control, stop.clone())),
@@ -72,14 +69,7 @@ impl Services {
     }
 
     async fn serve(self, connections: Connections, stop: CancellationToken) {
-        let server = tonic::transport::Server::builder()
-            .http2_keepalive_interval(Some(Duration::from_secs(2)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-            .initial_stream_window_size(8 << 20)
-            .initial_connection_window_size(16 << 20)
-            .max_concurrent_streams(8192)
-            // Callers give up calls as a matter of course: a hedge that lost, a client that left.
-            .http2_max_pending_accept_reset_streams(Some(8192))
+        let server = grpc::server()
             .layer(self.gate)
             .add_service(self.raft.into_server())
             .add_service(self.shard.into_server())

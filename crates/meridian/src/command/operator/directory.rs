@@ -6,13 +6,15 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, bail};
 use futures::stream::{FuturesUnordered, StreamExt};
 use meridian_directory::{Change, Cluster};
+use meridian_net::MAX_MESSAGE_BYTES;
+use meridian_net::grpc::{self, Timeouts};
 use meridian_proto::directory::{
     self as wire, directory_client::DirectoryClient, execute_response,
 };
 use meridian_types::NodeId;
 use tokio::time::Instant;
 use tonic::Code;
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::Channel;
 
 use super::{Connect, View};
 
@@ -24,8 +26,6 @@ const EXECUTE: Duration = Duration::from_secs(15);
 /// How long to look for a leader.
 const PATIENCE: Duration = Duration::from_secs(15);
 const PAUSE: Duration = Duration::from_millis(200);
-/// Room for the cluster and many changes.
-const MAX_MESSAGE_BYTES: usize = 64 << 20;
 /// The number of recorded changes searched for a change of unknown outcome.
 const SEARCHED_CHANGES: u32 = 200;
 
@@ -270,21 +270,9 @@ fn addresses<'a>(
 
 /// Connects to a node. After an error, nothing has been sent but the handshake.
 pub(crate) async fn connect(address: &str) -> Result<Channel, tonic::Status> {
-    // The innermost cause is the clearest: `Connection refused`.
-    let unavailable = |error: &dyn std::error::Error| {
-        let mut text = error.to_string();
-        let mut source = error.source();
-        while let Some(cause) = source {
-            text = cause.to_string();
-            source = cause.source();
-        }
-        tonic::Status::unavailable(text)
-    };
-    let endpoint =
-        Endpoint::from_shared(format!("http://{address}")).map_err(|error| unavailable(&error))?;
-    let connected =
-        tokio::time::timeout(CONNECT, endpoint.connect_timeout(CONNECT).connect()).await;
-    connected.map_err(|error| unavailable(&error))?.map_err(|error| unavailable(&error))
+    let timeouts = Timeouts { connect: CONNECT, call: None };
+    let connected = grpc::connect(address, timeouts).await;
+    connected.map_err(|error| tonic::Status::unavailable(error.to_string()))
 }
 
 async fn ask(address: &str, changes: u32) -> Result<wire::InspectResponse, tonic::Status> {

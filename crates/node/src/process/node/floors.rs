@@ -9,9 +9,9 @@ use meridian_config::NodeConfig;
 use meridian_consensus::{LogCache, RaftService, RaftTiming, StateTransfer};
 use meridian_directory::Cluster;
 use meridian_memory::{ByteBudget, Shares};
+use meridian_net::{Listener, capacity};
 use meridian_storage::{Engine, HighWater, StorageError, Syncer};
 use parking_lot::{Mutex, RwLock};
-use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -27,9 +27,8 @@ use crate::directory_group::member::{DirectoryPart, refuses_batches_of};
 use crate::host::clock::BootClock;
 use crate::host::clocks::Clocks;
 use crate::host::disk::DiskGuard;
-use crate::host::open_files;
 use crate::network::control::ControlRuntime;
-use crate::network::incoming::look_up;
+use crate::network::members::look_up;
 use crate::network::peers::{Dial, PeerChannels};
 use crate::placement::parts::PlacementParts;
 use crate::placement::reconciler::reconcile_all;
@@ -49,7 +48,7 @@ use crate::rpc::cluster_gate::ClusterGate;
 use crate::rpc::directory::DirectoryService;
 use crate::rpc::failover::FailoverService;
 use crate::rpc::replication::ShippingService;
-use crate::rpc::server::{Services, room};
+use crate::rpc::server::{Services, limits};
 use crate::rpc::shard::ShardService;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
@@ -100,7 +99,7 @@ impl Floors {
     /// [`StartError`], naming the folder that cannot be used.
     pub(super) async fn open(config: NodeConfig, dial: Option<Dial>) -> Result<Self, StartError> {
         let started = Instant::now();
-        let files = open_files::raise();
+        let files = capacity::raise_open_files();
         let node_id = config.node_id;
         let shares = Shares::of_node(max_memory_bytes(config.max_memory_mb));
         tracing::info!(?shares, "memory is divided, in bytes");
@@ -162,10 +161,10 @@ impl Floors {
     /// When a runtime cannot watch the listener.
     pub(super) fn answer_nodes(
         &self,
-        listener: TcpListener,
+        listener: Listener,
     ) -> Result<Vec<JoinHandle<()>>, StartError> {
         let members = watch::Sender::default();
-        let incoming = (room(self.files), members.subscribe());
+        let incoming = (limits(self.files), members.subscribe());
         tokio::spawn(look_up(self.directory.watch(), Known::rpc_addresses, members));
         let served =
             self.services().start(listener, incoming, self.control.handle(), &self.stop_rpc);
@@ -303,7 +302,7 @@ impl Floors {
 
     /// Opens the gateway, once what was committed before is applied again: its eventual reads are
     /// not older than before a restart. Strong ones wait by themselves.
-    pub(super) async fn answer_clients(&mut self, listener: TcpListener) -> Arc<Router> {
+    pub(super) async fn answer_clients(&mut self, listener: Listener) -> Arc<Router> {
         drop(tokio::time::timeout(RECOVERY, recovered(&self.directory, &self.shards)).await);
         let (node, region) = (self.config.node_id, &self.config.node.region);
         let nodes = ClusterNodes {

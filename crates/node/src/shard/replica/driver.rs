@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use meridian_net::MAX_MESSAGE_BYTES;
 use meridian_placement::{CatchUp, CatchUpFailure};
 use meridian_proto::shipping::{
     self as wire, shipment, shipping_client::ShippingClient, subscribe_request,
@@ -21,7 +22,6 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::disk::{Disk, DiskParts, Written};
 use super::{Command, ReplicaParts, ReplicaStatus};
-use crate::network::peers::MAX_MESSAGE_BYTES;
 use crate::replication::catch_up::{self, Fetch, Surroundings, Target};
 use crate::replication::compression::{DECOMPRESSOR_BYTES, Decompressor};
 use crate::replication::shipped_batch::{Shipped, unpack};

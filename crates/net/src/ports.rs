@@ -3,8 +3,8 @@
 use std::io;
 use std::ops::RangeInclusive;
 
-/// `None`: this system does not say.
-fn range() -> Option<RangeInclusive<u16>> {
+/// The range that the system takes ports of outgoing connections from. `None`: it does not say.
+pub(crate) fn outgoing() -> Option<RangeInclusive<u16>> {
     parse(&std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?)
 }
 
@@ -15,7 +15,7 @@ fn parse(text: &str) -> Option<RangeInclusive<u16>> {
 
 /// Why a port cannot be listened on; with advice where another program may have it by chance.
 pub(crate) fn explain(cause: io::Error, address: &str) -> io::Error {
-    explain_within(cause, address, range())
+    explain_within(cause, address, outgoing())
 }
 
 fn explain_within(
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_port_of_outgoing_connections_that_is_in_use_is_advised_against() {
+    fn port_in_use_is_advised_against_where_outgoing_connections_take_it() {
         let range = parse("32768\t60999\n").unwrap();
         assert_eq!(range, 32_768..=60_999);
         let explained = |kind: io::ErrorKind, address: &str| {
@@ -63,20 +63,5 @@ mod tests {
             "address in use"
         );
         assert_eq!((parse(""), parse("1"), parse("a b")), (None, None, None));
-    }
-
-    #[tokio::test]
-    async fn a_listener_says_it() {
-        let Some(range) = range() else { return };
-        // The system chooses one of its range.
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let _taken = std::net::TcpListener::bind(taken).unwrap();
-        let refused = crate::process::settings::listen(
-            &taken.to_string(),
-            meridian_config::ListenPurpose::KvConnect,
-        )
-        .await;
-        let text = refused.unwrap_err().to_string();
-        assert!(text.contains(&format!("choose one below {}", range.start())), "{text}");
     }
 }

@@ -1,7 +1,6 @@
-//! Metrics of this process, and the listener where they are scraped.
+//! The metrics of this process, and the endpoint that serves them.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,9 +11,10 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
+
+use crate::listener::Listener;
 
 /// Between two times that samples are put into their buckets.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -31,7 +31,7 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Records from now on what all of this process measures. `None` if somebody else does already.
+    /// Records from now on what all of this process measures. `None` if another recorder does already.
     pub fn install() -> Option<Self> {
         let buckets =
             [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0];
@@ -39,8 +39,8 @@ impl Metrics {
         Some(Self { handle: builder.install_recorder().ok()? })
     }
 
-    /// Moves what histograms were told into their buckets, again and again. Without it every sample
-    /// is kept until somebody asks for the metrics, which may be never.
+    /// Moves the samples of histograms into their buckets, again and again. Without it every sample
+    /// is kept until the metrics are asked for, which may be never.
     async fn keep_up(self) {
         loop {
             tokio::time::sleep(UPKEEP).await;
@@ -50,25 +50,18 @@ impl Metrics {
 }
 
 /// Serves the metrics as Prometheus text at `/metrics`, until `stop`.
-pub async fn serve_metrics(listener: TcpListener, metrics: Metrics, stop: CancellationToken) {
+pub async fn serve_metrics(mut listener: Listener, metrics: Metrics, stop: CancellationToken) {
     tokio::spawn({
         let (metrics, stop) = (metrics.clone(), stop.clone());
         async move { stop.run_until_cancelled(metrics.keep_up()).await }
     });
     let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
-        let (stream, _): (_, SocketAddr) = tokio::select! {
+        let (stream, _) = tokio::select! {
             () = stop.cancelled() => return,
-            accepted = listener.accept() => match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a metrics connection");
-                    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-                    continue;
-                }
-            },
+            accepted = listener.accept() => accepted,
         };
-        // Who finds no room is hung up on, and a scraper comes again.
+        // Without room the connection is closed: a scraper comes again.
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
         let (metrics, stop) = (metrics.clone(), stop.clone());
         tokio::spawn(async move {
@@ -102,6 +95,8 @@ pub async fn serve_metrics(listener: TcpListener, metrics: Metrics, stop: Cancel
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpStream;
 
@@ -119,8 +114,8 @@ mod tests {
     #[tokio::test]
     async fn metrics_are_answered_one_at_a_time() {
         let handle = PrometheusBuilder::new().build_recorder().handle();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let (address, stop) = (listener.local_addr().unwrap(), CancellationToken::new());
+        let listener = Listener::bind("127.0.0.1:0").await.unwrap();
+        let (address, stop) = (listener.local_address().unwrap(), CancellationToken::new());
         let serving = tokio::spawn(serve_metrics(listener, Metrics { handle }, stop.clone()));
         let scraped =
             answer(address, "GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;

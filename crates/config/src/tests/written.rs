@@ -1,0 +1,160 @@
+//! What is written is read again: files of nodes, of gateways and of developers' clusters.
+
+use super::*;
+use crate::cluster::{DEV_SECOND_DATABASE, DevLayout};
+
+fn same(a: &NodeConfig, b: &NodeConfig) {
+    // Debug shows all but secrets.
+    assert_eq!(format!("{a:?}"), format!("{b:?}"));
+    assert_eq!(a.tokens, b.tokens);
+}
+
+#[test]
+fn what_is_written_is_read_again() {
+    let mut config = parse(NODE).unwrap();
+    same(&parse(&config.to_toml()).unwrap(), &config);
+
+    config.data_dir = "/srv/\"quoted\\ \n path'''".into();
+    config.listen.metrics = Some("127.0.0.1:9000".to_owned());
+    config.raft.heartbeat_ms = 20;
+    config.storage.log_retention_mb = 1;
+    config.max_memory_mb = Some(400);
+    config.worker_threads = Some(3);
+    config.gateway.public_url = Some("https://kv.example.com".parse().unwrap());
+    config.cluster.shards.values_mut().for_each(|shard| {
+        shard.voters.pop_last();
+        shard.preferred_leader = Some(2);
+    });
+    config.cluster.default_database = None;
+    let only = Databases::Only(config.cluster.databases.keys().copied().collect());
+    config.tokens.push(TokenConfig {
+        secret: TokenSecret::Sha256([0xab; 32]),
+        databases: only,
+        write: false,
+    });
+    same(&parse(&config.to_toml()).unwrap(), &config);
+
+    let gateway = GatewayConfig {
+        region: "west".to_owned(),
+        max_memory_mb: config.max_memory_mb,
+        listen: GatewayListen { kv: "127.0.0.1:0".to_owned(), metrics: None },
+        gateway: config.gateway,
+        cluster: config.cluster,
+        tokens: config.tokens,
+        dial: BTreeMap::new(),
+    };
+    let read = GatewayConfig::parse(&gateway.to_toml(), Path::new("gateway.toml")).unwrap();
+    assert_eq!(format!("{read:?}"), format!("{gateway:?}"));
+    assert_eq!(read.tokens, gateway.tokens);
+}
+
+#[test]
+fn a_gateway_is_checked() {
+    let (head, tables) = NODE.split_once("[listen]\n[raft]\n[storage]\n[gateway]\n").unwrap();
+    let head = head.replace("node = 2\ndata_dir = \"data\"", "region = \"west\"");
+    let parse = |head: &str, listen: &str| {
+        let text = format!("{head}[listen]\n{listen}\n{tables}");
+        GatewayConfig::parse(&text, Path::new("gateway.toml"))
+    };
+    let refused = |head: &str, listen: &str| parse(head, listen).unwrap_err().to_string();
+    let kv = "kv = \"127.0.0.1:4512\"";
+    let config = parse(&head, kv).unwrap();
+    assert_eq!((config.region.as_str(), config.listen.kv.as_str()), ("west", "127.0.0.1:4512"));
+    assert_eq!(
+        refused(&head.replace("\"west\"\nr", "\"north\"\nr"), kv),
+        "gateway.toml: `region = \"north\"` is not one of the regions `east`, `west`"
+    );
+    assert_eq!(refused(&head, ""), "gateway.toml, line 4: missing field `kv`");
+    assert_eq!(
+        refused(&head, &format!("{kv}\nmetrics = \"127.0.0.1:4512\"")),
+        "gateway.toml: listen.kv and listen.metrics are the same port: 127.0.0.1:4512"
+    );
+    assert!(
+        refused(&head, "kv = \"x\"")
+            .starts_with("gateway.toml: listen.kv: `x` is not a host and a port")
+    );
+    assert!(
+        refused(&format!("node = 1\n{head}"), kv)
+            .starts_with("gateway.toml, line 1: unknown field `node`, expected")
+    );
+    assert!(
+        refused(&head, &format!("{kv}\nrpc = \"h:1\""))
+            .starts_with("gateway.toml, line 6: unknown field `rpc`")
+    );
+}
+
+#[test]
+fn a_dev_cluster_is_six_files_that_load() {
+    let files = dev_cluster(&[3, 2, 1], Path::new("/tmp/cluster"), 4601, 4512, SECRET).unwrap();
+    let names: Vec<_> = files.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(
+        names,
+        ["region-1-a", "region-1-b", "region-1-c", "region-2-a", "region-2-b", "region-3-a"]
+    );
+    let configs: Vec<_> = files.iter().map(|(_, text)| parse(text).unwrap()).collect();
+    let rpc: Vec<_> =
+        configs.iter().map(|config| config.listen.rpc.trim_start_matches("127.0.0.1:")).collect();
+    assert_eq!(rpc, ["4601", "4602", "4603", "4604", "4605", "4606"]);
+    let kv: Vec<_> =
+        configs.iter().map(|config| config.listen.kv.trim_start_matches("127.0.0.1:")).collect();
+    assert_eq!(kv, ["4512", "4513", "4514", "4522", "4523", "4532"]);
+    for (number, config) in (1..).zip(&configs) {
+        assert_eq!(config.node_id, number);
+        assert_eq!(config.data_dir, Path::new("/tmp/cluster").join(&config.node.name));
+        assert_eq!(config.cluster, configs[0].cluster);
+        assert_eq!(config.cluster.shard_of(DEV_SECOND_DATABASE).unwrap().0.0, 2);
+        assert_eq!(config.tokens[0].secret, TokenSecret::Plain(SECRET.to_owned()));
+    }
+    let configs_again =
+        dev_cluster_configs(&[3, 2, 1], Path::new("/tmp/cluster"), 4601, 4512, SECRET).unwrap();
+    configs.iter().zip(&configs_again).for_each(|(read, made)| same(read, made));
+}
+
+#[test]
+fn a_dev_cluster_is_checked() {
+    let refused = |counts: &[usize], dir: &str, rpc, kv, token: &str| {
+        dev_cluster(counts, Path::new(dir), rpc, kv, token).unwrap_err().to_string()
+    };
+    assert_eq!(
+        refused(&[3, 1], "/d", 65534, 4512, SECRET),
+        "ports from 65534 on are too few for node 3"
+    );
+    assert_eq!(
+        refused(&[3, 1], "/d", 4601, 65530, SECRET),
+        "ports from 65530 on are too few for node 4"
+    );
+    assert!(
+        refused(&[3, 1], "/d", 4601, 4601, SECRET)
+            .starts_with("127.0.0.1:4601 is both the rpc_address of node 1")
+    );
+    assert!(refused(&[3, 1], "/d", 0, 4512, SECRET).contains("`127.0.0.1:0` has port 0"));
+    assert_eq!(refused(&[3], "", 4601, 4512, SECRET), "`data_dir` is empty");
+    assert_eq!(
+        refused(&[3], "/d", 4601, 4512, "short"),
+        "token number 1: its `secret` has 5 characters, fewer than 16"
+    );
+    assert!(refused(&[2, 2], "/d", 4601, 4512, SECRET).starts_with("shard 1 has only 2 voters"));
+    assert!(refused(&[usize::MAX], "/d", 4601, 4512, SECRET).ends_with("at most 26 in each"));
+    let meant = DevLayout { allow_weak_quorum: true, ..DevLayout::new(&[1, 1]) };
+    for (_, text) in dev_cluster(meant, Path::new("relative"), 4601, 4512, SECRET).unwrap() {
+        assert!(parse(&text).unwrap().data_dir.starts_with(std::env::current_dir().unwrap()));
+    }
+}
+
+#[test]
+fn a_cluster_may_be_founded_with_databases_that_do_not_fail_over() {
+    let configs =
+        dev_cluster_configs(&[3, 2, 1], Path::new("/tmp/cluster"), 1000, 2000, SECRET).unwrap();
+    for mut config in configs {
+        let modes = |config: &NodeConfig| -> Vec<_> {
+            let founded = config.founded_cluster();
+            founded.databases.values().map(|database| database.failover).collect()
+        };
+        assert_eq!(modes(&config), [FailoverMode::Auto; 2]);
+        config.manual_failover = true;
+        assert_eq!(modes(&config), [FailoverMode::Manual; 2]);
+        // As the file says that `meridian dev` writes.
+        let again = parse(&config.to_toml()).unwrap();
+        assert!(again.manual_failover);
+    }
+}

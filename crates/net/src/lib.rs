@@ -1,0 +1,37 @@
+//! Every listener and every dial of Meridian, with their limits and timeouts.
+//!
+//! | module | what it holds |
+//! |---|---|
+//! | `stream` | [`Stream`]: a connection, dialled or accepted |
+//! | `listener`, `ports` | [`Listener`]: binding and accepting; advice about ports that outgoing connections take |
+//! | `http` | settings of the HTTP server that clients use |
+//! | `grpc` | settings of the gRPC server and of channels, for nodes and for operators; [`MAX_MESSAGE_BYTES`] |
+//! | `admission` | connections of nodes and gateways, within limits for all and for each address |
+//! | `control` | connections that are told from all others by a mark |
+//! | `capacity` | how many files a process may open, and how many connections that leaves room for |
+//! | `metrics_endpoint` | the endpoint that serves metrics |
+//!
+//! What always holds here:
+//! - A listener that cannot accept pauses, and goes on accepting.
+//! - Nagle's algorithm is off on every connection.
+//! - Every dial and every connection without traffic has a time limit, but for a gateway's clients,
+//!   of which the gateway decides.
+//!
+//! TLS belongs into this crate alone: into [`Stream`], for what is accepted and dialled, and into
+//! [`grpc`], for channels. Absent on purpose: nodes, clusters and requests. Nothing here knows what
+//! is said over a connection.
+
+pub mod admission;
+pub mod capacity;
+pub mod control;
+pub mod grpc;
+pub mod http;
+mod listener;
+mod metrics_endpoint;
+mod ports;
+mod stream;
+
+pub use grpc::MAX_MESSAGE_BYTES;
+pub use listener::Listener;
+pub use metrics_endpoint::{Metrics, serve_metrics};
+pub use stream::Stream;
