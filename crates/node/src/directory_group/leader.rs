@@ -19,6 +19,7 @@ use crate::directory_group::record::{self, Recorded};
 use crate::network::peers::PeerChannels;
 use crate::shard::voter::Voter;
 
+mod decline;
 mod session;
 mod term;
 

@@ -38,8 +38,8 @@ mod term;
 use backlog::{Backlog, QUEUE_REQUESTS, Queued};
 use expiry::Expiry;
 use logged_time::LoggedTime;
-use session::Session;
-use term::{Inbox, Term, TermEnd};
+use session::{Session, TermEnd};
+use term::{Inbox, Term};
 
 pub(crate) use admission::{AdmissionPolicy, AdmitAll};
 pub(crate) use refusal::WriteRefusal;

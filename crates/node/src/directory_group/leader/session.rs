@@ -15,7 +15,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-use super::term::decline;
+use super::decline::decline;
 use super::{ExecuteFailure, Executed, Inspection, LeaderParts, Request, learn_own};
 use crate::cluster_view::directory_shard::{DIRECTORY_DATABASE, DIRECTORY_GROUP};
 use crate::cluster_view::wire::{

@@ -5,13 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_failover::Event as Observed;
-use meridian_proto::directory::renew_response;
-use meridian_types::NodeId;
 use tokio::sync::mpsc;
 use tokio::time::Interval;
 
+use super::decline::decline;
 use super::session::{Internal, Session};
-use super::{ExecuteFailure, LeaderParts, Request};
+use super::{LeaderParts, Request};
 use crate::write::leader_term::{self, LeaderTask, Led, TermSession};
 
 /// How often a leader compares the group's members with those that the cluster wants.
@@ -124,16 +123,5 @@ impl TermSession for Term<'_> {
 
     fn leave(&mut self) {
         self.session.leave();
-    }
-}
-
-pub(super) fn decline(request: Request, leader: Option<NodeId>) {
-    match request {
-        Request::Renew { reply, .. } => {
-            drop(reply.send(renew_response::Result::NotLeader(leader.unwrap_or(0))))
-        }
-        Request::Execute { reply, .. } => drop(reply.send(Err(ExecuteFailure::NotLeader))),
-        // Its sender is told by the closed channel.
-        Request::Inspect { .. } => {}
     }
 }

@@ -14,8 +14,8 @@ use meridian_types::{
 use parking_lot::{Condvar, Mutex};
 use renew_response::Result as Renewed;
 
+use super::decline::decline;
 use super::session::Session;
-use super::term::decline;
 use super::*;
 use crate::cluster_view::directory_shard::DIRECTORY_GROUP;
 use crate::cluster_view::epoch_lease::Fenced;

@@ -2,15 +2,7 @@
 
 use std::collections::HashSet;
 
-use meridian_consensus::ProposalFailure;
-use meridian_gateway::new_request_id;
-use meridian_types::{CommittedTransaction, DatabaseId, Effect, Position, WriteOutcome};
-
-use super::session::Session;
-use super::{WriteRefusal, WriteReply};
-
-/// Databases dropped in one batch at most.
-const AT_ONCE: usize = 64;
+use meridian_types::{DatabaseId, Position};
 
 /// What one term's leader knows of databases that were dropped. All that an earlier term logged is
 /// applied when the term begins, so nothing of these is ever logged behind the drop, however old
@@ -32,62 +24,19 @@ impl Dropped {
         }
     }
 
-    fn is_logged(&self, database: DatabaseId) -> bool {
+    /// The batch at this position, which is in the log, drops these.
+    pub(super) fn logged(&mut self, position: Position, databases: Vec<DatabaseId>) {
+        self.in_flight.extend(databases.into_iter().map(|database| (position, database)));
+    }
+
+    /// Whether the drop is applied here.
+    pub(super) fn is_applied(&self, database: DatabaseId) -> bool {
+        self.applied.contains(&database)
+    }
+
+    /// Whether the drop is in the log, at least.
+    pub(super) fn is_logged(&self, database: DatabaseId) -> bool {
         self.applied.contains(&database)
             || self.in_flight.iter().any(|(_, dropped)| *dropped == database)
-    }
-}
-
-impl Session<'_> {
-    /// What a request for a database is told that is not, or no longer, in this shard. To be asked
-    /// only for requests of which nothing is known: what committed before the drop is answered so.
-    ///
-    /// Once the drop is committed no leader lets an earlier try of the request take effect: the
-    /// refusal binds. Before, and where the directory that is known here may be too old to know the
-    /// database, whoever asks may ask again.
-    pub(super) fn refuses(&self, database: DatabaseId) -> Option<WriteReply> {
-        let shard = self.parts.group.id().shard;
-        if self.dropped.applied.contains(&database) {
-            return Some(
-                self.release(WriteOutcome::Rejected("the database was deleted".to_owned())),
-            );
-        }
-        let is_here =
-            self.parts.directory.holds(shard, database) && !self.dropped.is_logged(database);
-        (!is_here).then_some(WriteReply::NotCommitted(WriteRefusal::UnknownDatabase(shard)))
-    }
-
-    /// Databases that are to be dropped next: the directory says so, and the log does not yet.
-    pub(super) fn to_drop(&self) -> Vec<DatabaseId> {
-        let deleting = self.parts.directory.deleting(self.parts.group.id().shard);
-        if deleting.is_empty() || !self.lease.is_held() {
-            return Vec::new();
-        }
-        deleting
-            .into_iter()
-            .filter(|database| !self.dropped.is_logged(*database))
-            .take(AT_ONCE)
-            .collect()
-    }
-
-    /// Logs that these databases are gone. Also on a disk without room, and while replication lags:
-    /// it is what gives room back.
-    pub(super) async fn drop_databases(
-        &mut self,
-        databases: Vec<DatabaseId>,
-    ) -> Result<(), ProposalFailure> {
-        let mut batch = self.next_batch();
-        let position = batch.position;
-        let transaction = |database: &DatabaseId| CommittedTransaction {
-            request_id: new_request_id(),
-            database: *database,
-            effects: vec![Effect::DropDatabase],
-            refusal: None,
-        };
-        batch.transactions = databases.iter().map(transaction).collect();
-        tracing::info!(group = %self.parts.group.id(), %position, ?databases, "dropping databases");
-        self.send(batch, Vec::new()).await?;
-        self.dropped.in_flight.extend(databases.into_iter().map(|database| (position, database)));
-        Ok(())
     }
 }

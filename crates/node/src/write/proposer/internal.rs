@@ -5,13 +5,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use meridian_consensus::ProposalFailure;
-use meridian_gateway::new_request_id;
 use meridian_storage::ShardState;
 use meridian_txn::Overlay;
-use meridian_types::{CommittedTransaction, DatabaseId, Effect, Versionstamp};
-
-use super::session::Session;
+use meridian_types::{DatabaseId, Effect};
 
 /// What a writer sees of the shard: the applied state, and over it what the batches in flight
 /// write.
@@ -43,40 +39,4 @@ pub(super) trait InternalWriter {
     /// What was collected last is in the log. Where this is not called, nothing of it is, or nobody
     /// knows: then it is collected anew.
     fn proposed(&mut self);
-}
-
-impl Session<'_> {
-    /// Whether such a writer may propose now.
-    pub(super) fn admits<W: InternalWriter>(&self, _: &W) -> bool {
-        self.internal.is_none() && self.refusal(W::ONLY_DELETES).is_none()
-    }
-
-    /// Proposes one batch of an internal writer, if it has anything to write.
-    pub(super) async fn propose_internal(
-        &mut self,
-        writer: &mut impl InternalWriter,
-    ) -> Result<(), ProposalFailure> {
-        let mut batch = self.next_batch();
-        let seen =
-            Seen { state: &self.parts.state, overlay: &self.overlay, time_ms: batch.time_ms };
-        let collected = writer.collect(seen).await;
-        if collected.is_empty() {
-            return Ok(());
-        }
-        for ((database, effects), order) in collected.into_iter().zip(0..) {
-            self.overlay.push(Versionstamp::new(batch.position, order), database, &effects);
-            let request_id = new_request_id();
-            batch.transactions.push(CommittedTransaction {
-                request_id,
-                database,
-                effects,
-                refusal: None,
-            });
-        }
-        let position = batch.position;
-        self.send(batch, Vec::new()).await?;
-        self.internal = Some(position);
-        writer.proposed();
-        Ok(())
-    }
 }

@@ -1,5 +1,8 @@
 //! What a leader knows in one term: evaluates requests, proposes batches, and answers what commits.
 
+mod drops;
+mod internal_batches;
+
 use std::collections::{HashMap, VecDeque};
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -21,9 +24,16 @@ use super::backlog::{Backlog, Queued, respond};
 use super::dropped::Dropped;
 use super::logged_time::LoggedTime;
 use super::room::Room;
-use super::term::TermEnd;
 use super::{ProposerParts, WriteRefusal, WriteReply, WriteRequest};
 use crate::cluster_view::epoch_lease::EpochLease;
+
+/// How leading in a term ended.
+pub(super) enum TermEnd {
+    /// Nothing is in flight.
+    Drained,
+    /// What was in flight may commit or not.
+    Left,
+}
 
 /// Batches in flight at most.
 const BATCHES_IN_FLIGHT: usize = 4;

@@ -10,19 +10,11 @@ use tokio::time::Interval;
 use super::backlog::{Backlog, Queued};
 use super::expiry::Expiry;
 use super::internal::InternalWriter;
-use super::session::Session;
+use super::session::{Session, TermEnd};
 use crate::write::leader_term::TermSession;
 
 /// Before a leader proposes again what Raft has refused.
 const REFUSED_PAUSE: Duration = Duration::from_millis(10);
-
-/// How leading in a term ended.
-pub(super) enum TermEnd {
-    /// Nothing is in flight.
-    Drained,
-    /// What was in flight may commit or not.
-    Left,
-}
 
 /// The requests of one shard at this node: those that are queued, and those taken from the queue.
 pub(super) struct Inbox {

@@ -1,0 +1,17 @@
+//! Answers a request of a node that does not lead the directory.
+
+use meridian_proto::directory::renew_response;
+use meridian_types::NodeId;
+
+use super::{ExecuteFailure, Request};
+
+pub(super) fn decline(request: Request, leader: Option<NodeId>) {
+    match request {
+        Request::Renew { reply, .. } => {
+            drop(reply.send(renew_response::Result::NotLeader(leader.unwrap_or(0))))
+        }
+        Request::Execute { reply, .. } => drop(reply.send(Err(ExecuteFailure::NotLeader))),
+        // Its sender is told by the closed channel.
+        Request::Inspect { .. } => {}
+    }
+}
