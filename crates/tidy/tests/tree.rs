@@ -171,7 +171,7 @@ fn crates_depend_only_on_those_below_them() {
 
 #[test]
 fn files_are_short_and_modules_have_names_that_say_something() {
-    assert_at_most(8, rust().iter().flat_map(sources::violations).collect());
+    assert_at_most(1, rust().iter().flat_map(sources::violations).collect());
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn no_modules_of_a_folder_import_each_other_in_a_circle() {
     let circles = crates.flat_map(|folder| {
         modules::circles(folder, &modules::arrows(&format!("{folder}/src"), &rust))
     });
-    assert_at_most(6, circles.collect());
+    assert_at_most(4, circles.collect());
 }
 
 #[test]
