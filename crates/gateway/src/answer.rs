@@ -3,6 +3,7 @@
 use std::fmt;
 
 use bytes::{Bytes, BytesMut};
+use http_body_util::combinators::UnsyncBoxBody;
 use hyper::header::{CONTENT_TYPE, HeaderValue};
 use hyper::{Response, StatusCode};
 use meridian_proto::kv_connect as pb;
@@ -12,8 +13,34 @@ use prost::Message;
 use crate::database::ReadOutput;
 use crate::refusal::Refusal;
 
-/// Whole answers: a connection turns the bytes into a body.
-pub(crate) type Answer = Response<Bytes>;
+/// An answer: its head, and a body that its connection sends at the client's pace.
+pub type Answer = Response<AnswerBody>;
+
+/// The body of an answer.
+#[derive(Debug)]
+pub enum AnswerBody {
+    /// All bytes at once, as every answer today.
+    Whole(Bytes),
+    /// Frames that are sent as they come. A connection asks for the next frame when it has room for
+    /// it, and ends the frames when it closes.
+    Frames(UnsyncBoxBody<Bytes, Interrupted>),
+}
+
+/// A streaming answer ended before its last frame: its connection (HTTP/1.1) or stream (HTTP/2) is
+/// dropped.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the answer was interrupted: {0}")]
+pub struct Interrupted(pub String);
+
+impl AnswerBody {
+    /// Replaces the bytes of a whole answer.
+    pub(crate) fn map_whole(self, replace: impl FnOnce(Bytes) -> Bytes) -> Self {
+        match self {
+            Self::Whole(bytes) => Self::Whole(replace(bytes)),
+            frames @ Self::Frames(_) => frames,
+        }
+    }
+}
 
 /// Marks an answer to a request without a valid token.
 #[derive(Debug, Clone, Copy)]
@@ -88,7 +115,7 @@ pub(crate) fn protobuf(message: &impl Message) -> Answer {
 }
 
 fn answer(status: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
-    let mut response = Response::new(body);
+    let mut response = Response::new(AnswerBody::Whole(body));
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
@@ -103,7 +130,10 @@ mod tests {
     fn body(answer: Answer) -> Vec<u8> {
         assert_eq!(answer.status(), StatusCode::OK);
         assert_eq!(answer.headers()[CONTENT_TYPE], "application/x-protobuf");
-        answer.into_body().to_vec()
+        match answer.into_body() {
+            AnswerBody::Whole(bytes) => bytes.to_vec(),
+            AnswerBody::Frames(_) => panic!("the answer streams"),
+        }
     }
 
     fn entry(key: &'static [u8], encoding: ValueEncoding, data: &'static [u8], stamp: u8) -> Entry {

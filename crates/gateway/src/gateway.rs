@@ -9,6 +9,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use chrono::Utc;
+use http_body_util::BodyExt;
 use hyper::body::Body;
 use hyper::header::EXPECT;
 use hyper::http::request::Parts;
@@ -17,7 +18,7 @@ use meridian_types::{Consistency, DatabaseId, ShardId, WriteOutcome};
 use prost::Message;
 use tracing::warn;
 
-use crate::answer::{self, Answer};
+use crate::answer::{self, Answer, AnswerBody, Interrupted};
 use crate::database::{Database, Read, Unavailable, Write, WriteFailure};
 use crate::metadata::{self, Base, Exchange};
 use crate::options::Options;
@@ -26,6 +27,7 @@ use crate::refusal::{Overload, Refusal};
 use crate::request_id::new_request_id;
 use crate::route::{Route, Target};
 use crate::shares::{Holder, Share, Shares};
+use crate::streaming::Metered;
 use crate::telemetry::Telemetry;
 use crate::unabandoned::Unabandoned;
 use crate::{Catalogue, Grant, body, head, validation};
@@ -231,7 +233,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let answer = answer::protobuf(&output);
         drop(output);
         // The share is given back when the last byte has left, or the connection is gone.
-        Ok(answer.map(|bytes| Bytes::from_owner(Held { bytes, _share: share })))
+        Ok(answer.map(|body| body.map_whole(|bytes| share.held_with(bytes))))
     }
 
     /// A write runs as [`Unabandoned`]: a client that leaves, or resets its stream, drops this
@@ -339,20 +341,25 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         })
     }
 
+    /// Answers a request in `frames`, as they come. The answer counts as a request in progress until
+    /// its last frame, and each frame takes bytes of the answers that clients have not read yet.
+    #[cfg_attr(not(test), expect(dead_code, reason = "a door: no route streams yet"))]
+    pub(crate) fn stream<B>(
+        &self,
+        token: &str,
+        shard: Option<ShardId>,
+        frames: B,
+    ) -> Result<Answer, Refusal>
+    where
+        B: Body<Data = Bytes, Error = Interrupted> + Send + 'static,
+    {
+        let request = self.begin(self.holder(token, shard))?;
+        let metered = Metered::new(frames, self.answers.clone(), self.holder(token, None), request);
+        Ok(Answer::new(AnswerBody::Frames(metered.boxed_unsync())))
+    }
+
     fn overloaded(&self, what: Overload) -> Refusal {
         self.telemetry.overloaded(what);
         Refusal::Overloaded(what)
-    }
-}
-
-/// The bytes of an answer with the share that was taken for them.
-struct Held {
-    bytes: Bytes,
-    _share: Share,
-}
-
-impl AsRef<[u8]> for Held {
-    fn as_ref(&self) -> &[u8] {
-        &self.bytes
     }
 }

@@ -12,6 +12,7 @@
 //! | `order` | the order of the writes of one connection |
 //! | `unabandoned` | writes that run to their end without their client |
 //! | `answer`, `refusal` | results and errors to HTTP, all of them |
+//! | `streaming` | answers in frames: a door, which no route uses yet |
 //! | `database`, `catalogue` | the traits behind which a cluster serves |
 //! | `access` | tokens and their rights |
 //! | `shares` | requests and bytes in progress, divided among tokens |
@@ -46,11 +47,13 @@ mod request_id;
 mod route;
 mod server;
 mod shares;
+mod streaming;
 mod telemetry;
 mod unabandoned;
 mod validation;
 
 pub use access::{Access, AccessToken, Databases, Grant, InvalidAccess};
+pub use answer::{Answer, AnswerBody, Interrupted};
 pub use catalogue::Catalogue;
 pub use database::{Database, Read, ReadOutput, Unavailable, Write, WriteFailure};
 pub use gateway::{Gateway, Unanswered};

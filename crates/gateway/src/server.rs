@@ -7,6 +7,7 @@
 
 mod activity;
 mod admission;
+mod sending;
 mod strangers;
 mod waiting;
 
@@ -15,9 +16,9 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
-use hyper::{StatusCode, Version};
+use hyper::{Request, StatusCode, Version};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use meridian_net::{Listener, Stream, http};
@@ -29,13 +30,14 @@ use tracing::{debug, info, warn};
 
 use self::activity::{Activity, CLOSE_GRACE};
 use self::admission::{Admission, Origin, Ticket};
+use self::sending::Sending;
 use self::strangers::Strangers;
 use self::waiting::Waiting;
-use crate::answer::{Answer, ToStranger};
+use crate::answer::{Answer, AnswerBody, ToStranger};
 use crate::order::Arrivals;
 use crate::refusal::Refusal;
 use crate::route::Route;
-use crate::{Catalogue, Database, Gateway, Options};
+use crate::{Catalogue, Database, Gateway, Options, Unanswered};
 
 /// The time for an evicted connection to say goodbye; after it, another connection may be evicted.
 const EVICTION_GRACE: Duration = Duration::from_millis(50);
@@ -86,7 +88,7 @@ pub async fn serve<D, C>(
 
 /// The open connections of a server, and the sockets that wait for room.
 struct Connections<D, C> {
-    shared: Arc<Shared<D, C>>,
+    shared: Arc<Shared<Gateway<D, C>>>,
     /// Given to each connection; closed when the server stops.
     stopping: watch::Receiver<()>,
     admission: Admission,
@@ -178,20 +180,43 @@ impl<D: Database, C: Catalogue> Connections<D, C> {
 }
 
 /// What the connections of a server share.
-struct Shared<D, C> {
+struct Shared<G> {
     http: auto::Builder<TokioExecutor>,
-    gateway: Arc<Gateway<D, C>>,
+    gateway: Arc<G>,
     strangers: Strangers,
 }
 
-struct Connection<D, C> {
-    shared: Arc<Shared<D, C>>,
+/// The requests of connections go here: to a [`Gateway`], or in tests to one that streams.
+trait Handle: Send + Sync + 'static {
+    fn handle(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Answer, Unanswered>> + Send;
+
+    fn options(&self) -> &Options;
+}
+
+impl<D: Database, C: Catalogue> Handle for Gateway<D, C> {
+    fn handle(
+        &self,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Result<Answer, Unanswered>> + Send {
+        Gateway::handle(self, request)
+    }
+
+    fn options(&self) -> &Options {
+        Gateway::options(self)
+    }
+}
+
+struct Connection<G> {
+    shared: Arc<Shared<G>>,
     origin: Origin,
     activity: Arc<Activity>,
     evicted: CancellationToken,
 }
 
-impl<D: Database, C: Catalogue> Connection<D, C> {
+impl<G: Handle> Connection<G> {
     /// Serves the connection to its end: the client's, an error, idleness, eviction, or the
     /// server's.
     async fn serve(&self, stream: Stream, mut stopping: watch::Receiver<()>) {
@@ -211,7 +236,11 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
             // On the heap: the future is large, and hyper and the tasks of HTTP/2 streams move it
             // several times.
             Box::pin(async move {
-                let Some(busy) = busy else { return Ok(refused_late().map(Full::new)) };
+                let idle_timeout = shared.gateway.options().idle_timeout;
+                let send = |answer: Answer, busy| {
+                    answer.map(|body| Sending::new(body, busy, &activity, idle_timeout))
+                };
+                let Some(busy) = busy else { return Ok(send(refused_late(), None)) };
                 let answer = shared.gateway.handle(request).await;
                 let is_stranger = answer
                     .as_ref()
@@ -219,18 +248,16 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
                 if !is_stranger {
                     activity.authorized();
                 }
-                drop(busy);
+                // A whole answer is on its way now; a streaming one is in progress to its end.
+                let streams = |answer: &Answer| matches!(answer.body(), AnswerBody::Frames(_));
+                let busy = answer.as_ref().is_ok_and(streams).then_some(busy);
                 // A request for an unknown path guesses no token.
                 if is_stranger
                     && answer.as_ref().is_ok_and(|answer| answer.status() != StatusCode::NOT_FOUND)
                 {
                     shared.strangers.pause(origin).await;
                 }
-                answer.map(|answer| {
-                    answer.map(|body| {
-                        Full::new(activity.sending(body, shared.gateway.options().idle_timeout))
-                    })
-                })
+                answer.map(|answer| send(answer, busy))
             })
         });
         let mut served = pin!(self.shared.http.serve_connection(TokioIo::new(stream), service));
@@ -243,6 +270,7 @@ impl<D: Database, C: Catalogue> Connection<D, C> {
             () = self.evicted.cancelled() => EVICTION_GRACE,
             _ = stopping.changed() => {
                 // Requests in progress are answered first; the server's drain timeout bounds that.
+                self.activity.end_streams();
                 served.as_mut().graceful_shutdown();
                 return report(served.as_mut().await);
             }
@@ -267,3 +295,6 @@ fn report(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
         debug!(error, "connection ended with an error");
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use bytes::Bytes;
 use meridian_types::ShardId;
 use tokio::sync::Notify;
 
@@ -88,6 +89,11 @@ pub(crate) struct Share {
 }
 
 impl Share {
+    /// The bytes that the share was taken for; it is given back with the last of them.
+    pub(crate) fn held_with(self, bytes: Bytes) -> Bytes {
+        Bytes::from_owner(Held { bytes, _share: self })
+    }
+
     /// Takes more. `false`: nothing was taken, as [`Shares::take`] would refuse it.
     pub(crate) fn grow(&mut self, amount: u64) -> bool {
         let total = self.inner.total;
@@ -114,6 +120,18 @@ impl Share {
         state.by_holder.insert(self.holder, of_holder);
         self.amount += amount;
         true
+    }
+}
+
+/// Bytes with the share that was taken for them.
+struct Held {
+    bytes: Bytes,
+    _share: Share,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::{Instant, sleep_until};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 
 /// Answers below this size fit into the buffers of the socket: they count as sent once they are
 /// handed over.
@@ -31,6 +32,8 @@ pub(super) struct Activity {
     closing_ms: AtomicU64,
     authorized: AtomicBool,
     unsent: Mutex<Unsent>,
+    /// Cancelled when streaming answers are to end.
+    streams_end: CancellationToken,
 }
 
 /// Large answers that the client has not taken yet: by number, the time until which each is kept.
@@ -44,7 +47,8 @@ impl Activity {
     pub(super) fn new(opened: Instant) -> Self {
         let [last_ms, closing_ms] = [0; 2].map(AtomicU64::new);
         let (busy, authorized) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Self { opened, busy, last_ms, closing_ms, authorized, unsent: Mutex::default() }
+        let (unsent, streams_end) = (Mutex::default(), CancellationToken::new());
+        Self { opened, busy, last_ms, closing_ms, authorized, unsent, streams_end }
     }
 
     /// A request begins. `None`: its client was told long ago that the connection closes, and new
@@ -64,6 +68,7 @@ impl Activity {
     /// Notes that the client is told now that the connection closes.
     pub(super) fn closes(&self, now: Instant) {
         self.closing_ms.store(self.millis(now), Ordering::Relaxed);
+        self.end_streams();
     }
 
     /// Ready when a closing connection may be cut: `grace` is over since its client was told, and
@@ -145,7 +150,14 @@ impl Activity {
         if answer.len() < LARGE_ANSWER_BYTES {
             return answer;
         }
-        let patience = idle + Duration::from_secs((answer.len() / SLOWEST_BYTES_PER_SECOND) as u64);
+        let untaken = self.untaken(answer.len(), idle);
+        Bytes::from_owner(Watched { answer, _untaken: untaken })
+    }
+
+    /// Watches `length` bytes that are handed to the connection, until the guard is dropped: a client
+    /// that does not take them in time loses its connection.
+    pub(super) fn untaken(self: &Arc<Self>, length: usize, idle: Duration) -> Untaken {
+        let patience = idle + Duration::from_secs((length / SLOWEST_BYTES_PER_SECOND) as u64);
         let number = {
             let mut unsent = self.unsent();
             let number = unsent.next;
@@ -153,7 +165,17 @@ impl Activity {
             unsent.until.insert(number, Instant::now() + patience);
             number
         };
-        Bytes::from_owner(Sending { answer, activity: Arc::clone(self), number })
+        Untaken { activity: Arc::clone(self), number }
+    }
+
+    /// The client is asked to reconnect: its streaming answers end, everything else goes on.
+    pub(super) fn end_streams(&self) {
+        self.streams_end.cancel();
+    }
+
+    /// Ready when streaming answers are to end.
+    pub(super) fn streams_end(&self) -> WaitForCancellationFutureOwned {
+        self.streams_end.clone().cancelled_owned()
     }
 
     fn unsent(&self) -> MutexGuard<'_, Unsent> {
@@ -176,19 +198,24 @@ impl Activity {
 }
 
 /// A large answer, until its last byte has left.
-struct Sending {
+struct Watched {
     answer: Bytes,
-    activity: Arc<Activity>,
-    number: u64,
+    _untaken: Untaken,
 }
 
-impl AsRef<[u8]> for Sending {
+impl AsRef<[u8]> for Watched {
     fn as_ref(&self) -> &[u8] {
         &self.answer
     }
 }
 
-impl Drop for Sending {
+/// Bytes that the client has not taken yet, until this is dropped.
+pub(super) struct Untaken {
+    activity: Arc<Activity>,
+    number: u64,
+}
+
+impl Drop for Untaken {
     fn drop(&mut self) {
         self.activity.unsent().until.remove(&self.number);
         self.activity.touch(Instant::now());
