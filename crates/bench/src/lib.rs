@@ -12,6 +12,7 @@
 //! | [`key_space`], [`value`], [`bodies`], [`operation`] | keys, values, encoded requests, conditions of success |
 //! | [`etcd`] | etcd's requests and answers |
 //! | [`check_and_set`], [`work`] | reading and setting until the version is unchanged; a worker's operation |
+//! | [`random`], [`error`] | the generator of random numbers; errors, with texts for the command line |
 //! | [`schedule`] | when operations of an open loop are due |
 //! | [`worker`], [`cell`], [`run`] | the loop, one cell of them, the whole run |
 //! | [`load`], [`cpu`] | loading the key space; the CPU time of the servers' processes |

@@ -25,7 +25,7 @@ pub const RANGE_KEYS: u32 = 100;
 /// still the same.
 ///
 /// One cell is measured for every combination of --http, --operations and --connections. Ctrl-C
-/// ends the run and prints what was measured so far. The exit code is 0 if every cell had at least
+/// ends the run and prints the results so far. The exit code is 0 if every cell had at least
 /// one success.
 #[derive(Debug, Clone, Parser)]
 #[command(name = "meridian-bench", version, args_override_self = true)]

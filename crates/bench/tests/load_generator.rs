@@ -166,7 +166,7 @@ async fn open_loop_keeps_its_rate_and_counts_unsent_operations() {
 }
 
 #[tokio::test]
-async fn what_waited_behind_a_stalled_answer_is_late_too() {
+async fn operations_behind_a_stalled_answer_are_late_too() {
     let more = ["--operations=write", "--connections=1", "--http=h1", "--warmup=0s", "--rate=100"];
     let stalled = |stall_ms| {
         Arc::new(KvServer { stall: Duration::from_millis(stall_ms), ..KvServer::default() })

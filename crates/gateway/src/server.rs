@@ -186,7 +186,7 @@ struct Shared<G> {
     strangers: Strangers,
 }
 
-/// The requests of connections go here: to a [`Gateway`], or in tests to one that streams.
+/// The receiver of requests: a [`Gateway`], or in tests a handler with streaming answers.
 trait Handle: Send + Sync + 'static {
     fn handle(
         &self,

@@ -1,13 +1,13 @@
 //! `meridian latency`: what eventual reads, strong reads and writes take from the gateway of each
 //! region, and how soon a write shows there. The README has figures of it.
 //!
-//! | module | what it holds |
+//! | module | contents |
 //! |---|---|
 //! | `site` | the gateways: from a node's configuration, or from the command line |
 //! | `probe` | warm connections to one gateway, and the requests that go over them |
 //! | `keys` | the keys of a run: written first, removed last |
 //! | `measurement` | the stages of a run |
-//! | `report`, `table` | what was measured, as JSON and as text |
+//! | `report`, `table` | the results, as JSON and as text |
 //!
 //! Requests go one at a time, so nothing here waits for another request of this program. A run
 //! fails as a whole, naming the region, when any request fails: a table with holes would be read as
