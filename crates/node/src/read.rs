@@ -3,4 +3,5 @@
 pub(crate) mod execution;
 pub(crate) mod freshness;
 pub(crate) mod read_index;
+pub(crate) mod refusal;
 pub(crate) mod shared_call;

@@ -127,8 +127,8 @@ pub(crate) const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(800);
 pub(crate) const PATIENCE: Duration = Duration::from_millis(700);
 /// How long a write waits for a leader at a voter that knows none: longer than an election takes.
 pub(crate) const LEADER_TIMEOUT: Duration = Duration::from_millis(600);
-/// How long a voter may take to learn a read position, and then to apply up to it.
-pub(crate) const READ_POSITION_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a voter may take to fetch a read index, and then to apply up to it.
+pub(crate) const READ_INDEX_TIMEOUT: Duration = Duration::from_secs(1);
 /// Beyond the usual time to answer, another is asked as well.
 pub(crate) const HEDGE_AFTER: Duration = Duration::from_millis(100);
 /// How often the node says that it is at work, while it has no answer.

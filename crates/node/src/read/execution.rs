@@ -11,6 +11,8 @@ use meridian_storage::{ReadView, ShardState, StateRead, StorageError, Turn, or_f
 use meridian_types::{DatabaseId, Entry, ReadRange, limits};
 use tokio::sync::Semaphore;
 
+use crate::read::refusal::ReadRefusal;
+
 /// How long a read waits for bytes before it is refused: others are answered in the meantime, and
 /// clients try again what is refused.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
@@ -37,11 +39,6 @@ pub(crate) struct Reads {
     /// Turns at a time.
     turns: Arc<Semaphore>,
 }
-
-/// Why a read was not carried out, for the body of a 503.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct ReadRefused(pub(crate) String);
 
 enum Interrupted {
     Storage(StorageError),
@@ -77,7 +74,7 @@ impl Reads {
         state: &Arc<ShardState>,
         database: DatabaseId,
         ranges: &[ReadRange],
-    ) -> Result<ReadView, ReadRefused> {
+    ) -> Result<ReadView, ReadRefusal> {
         // Most reads are small, and their rows are in memory: a thread of their own would cost them
         // more, and they do not wait behind large ones for bytes. What they find may wait for
         // whoever asked as long as any other.
@@ -91,7 +88,7 @@ impl Reads {
             return Ok(view);
         }
         let read = self.read_allotted(state, database, ranges);
-        let late = |_| Err(ReadRefused(format!("a read took longer than {} s", TIMEOUT.as_secs())));
+        let late = |_| Err(ReadRefusal::TooLong(TIMEOUT));
         tokio::time::timeout(TIMEOUT, read).await.unwrap_or_else(late)
     }
 
@@ -100,14 +97,14 @@ impl Reads {
         state: &Arc<ShardState>,
         database: DatabaseId,
         ranges: &[ReadRange],
-    ) -> Result<ReadView, ReadRefused> {
+    ) -> Result<ReadView, ReadRefusal> {
         let entries: usize = ranges.iter().map(|range| range.limit as usize).sum();
         let needed = entries.saturating_mul(MAX_ENTRY_BYTES);
         let mut allotments = ALLOTMENTS.into_iter();
         let mut allotment = allotments.next();
         while let Some(max_bytes) = allotment {
             let taken = self.bytes.take(max_bytes.min(needed), PATIENCE).await;
-            let mut held = taken.map_err(|exhausted| ReadRefused(exhausted.to_string()))?;
+            let mut held = taken?;
             let (state, ranges) = (Arc::clone(state), ranges.to_vec());
             match self.in_turns(move || state.begin_read(database, ranges, 0), max_bytes).await {
                 Ok(Some(read)) => {
@@ -119,11 +116,11 @@ impl Reads {
                 Err(Interrupted::Storage(StorageError::NoFamily(_))) => {}
                 Err(Interrupted::Storage(error)) => or_fatal(Err(error)),
                 Err(Interrupted::Stopping) => {
-                    return Err(ReadRefused("the node is stopping".to_owned()));
+                    return Err(ReadRefusal::Stopping);
                 }
             }
         }
-        Err(ReadRefused("a read finds more than 1,000 entries of 64 KiB".to_owned()))
+        Err(ReadRefusal::TooLarge)
     }
 
     /// A read that has come to its end. `None`: it found more than `max_bytes`.

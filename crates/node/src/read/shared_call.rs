@@ -1,33 +1,33 @@
-//! One call for all that wait for its answer, begun after the last of them asked.
+//! One call that serves all the waiting callers, and none that came after it began.
 
 use std::future::Future;
 
 use tokio::sync::{mpsc, oneshot};
 
-/// Shares one question among all who want its answer.
+/// Shares one call among all that want its answer.
 ///
-/// Whoever asks joins the **next** round, never the one in flight: that one may have been answered
-/// before the asker began, and a read must see all that was acknowledged until then.
-pub(crate) struct Rounds<T> {
+/// A caller joins the **next** call, never the one in flight: that one may have been answered
+/// before the caller began, and a read must see all that was acknowledged until then.
+pub(crate) struct SharedCall<T> {
     waiting: mpsc::UnboundedSender<oneshot::Sender<T>>,
 }
 
-impl<T: Clone + Send + 'static> Rounds<T> {
-    /// `ask` is called once a round. The task ends when this is dropped.
-    pub(crate) fn start<F>(ask: impl Fn() -> F + Send + 'static) -> Self
+impl<T: Clone + Send + 'static> SharedCall<T> {
+    /// `call` is made once for all that wait. The task ends when this is dropped.
+    pub(crate) fn start<F>(call: impl Fn() -> F + Send + 'static) -> Self
     where
         F: Future<Output = T> + Send,
     {
         let (waiting, mut queue) = mpsc::unbounded_channel::<oneshot::Sender<T>>();
         tokio::spawn(async move {
             while let Some(first) = queue.recv().await {
-                let mut round = vec![first];
+                let mut waiters = vec![first];
                 while let Ok(next) = queue.try_recv() {
-                    round.push(next);
+                    waiters.push(next);
                 }
-                let answer = ask().await;
-                for waiter in round {
-                    // Who is gone wants no answer.
+                let answer = call().await;
+                for waiter in waiters {
+                    // A caller that is gone wants no answer.
                     waiter.send(answer.clone()).unwrap_or_default();
                 }
             }
@@ -53,10 +53,10 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_comes_during_a_round_gets_the_next_one() {
+    async fn caller_that_comes_during_a_call_joins_the_next_one() {
         let (asked, gate) = (Arc::new(AtomicU64::new(0)), Arc::new(Semaphore::new(0)));
         let (counter, open) = (Arc::clone(&asked), Arc::clone(&gate));
-        let rounds = Arc::new(Rounds::start(move || {
+        let calls = Arc::new(SharedCall::start(move || {
             let (counter, open) = (Arc::clone(&counter), Arc::clone(&open));
             async move {
                 let round = counter.fetch_add(1, Ordering::SeqCst) + 1;
@@ -64,15 +64,15 @@ mod tests {
                 round
             }
         }));
-        let join = |rounds: &Arc<Rounds<u64>>| {
-            let rounds = Arc::clone(rounds);
-            tokio::spawn(async move { rounds.join().await })
+        let join = |calls: &Arc<SharedCall<u64>>| {
+            let calls = Arc::clone(calls);
+            tokio::spawn(async move { calls.join().await })
         };
-        let first = join(&rounds);
+        let first = join(&calls);
         while asked.load(Ordering::SeqCst) == 0 {
             tokio::task::yield_now().await;
         }
-        let (second, third) = (join(&rounds), join(&rounds));
+        let (second, third) = (join(&calls), join(&calls));
         tokio::task::yield_now().await;
         gate.add_permits(2);
         assert_eq!(first.await.unwrap(), Some(1));

@@ -19,12 +19,12 @@ use crate::network::call_failure::Failed;
 use crate::network::departure::Departure;
 use crate::network::peers::PeerChannels;
 use crate::read::execution::Reads;
+use crate::read::refusal::NotServed;
 use crate::routing::nodes::{Answering, LocalVoter, Nodes, WriteTry, Written, some_node};
 use crate::routing::read_answer::{self, Room};
 use crate::routing::write_calls::WriteCalls;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
-use crate::shard::voter::NotServed;
 use crate::write::proposer::{WriteReply, WriteRequest};
 
 /// How a gateway reaches nodes.
@@ -79,7 +79,8 @@ impl Nodes for ClusterNodes {
                 retry,
             };
             departure.leave();
-            return async move { written(voter.write(request, late, expires_at).await) }.boxed();
+            return async move { written(voter.write_when_led(request, late, expires_at).await) }
+                .boxed();
         }
         let mut request = wire::WriteRequest {
             group: Some(shard_epoch(shard)),
@@ -159,7 +160,7 @@ async fn read_here(
             ranges: Box::pin(ready(Ok(view.ranges))) as BoxFuture<'static, _>,
         }),
         Err(NotServed::NotLeader(leader)) => Err(Failed::NotLeader(leader)),
-        Err(NotServed::Unavailable(reason)) => Err(Failed::NotDone(reason)),
+        Err(NotServed::Refused(refusal)) => Err(Failed::NotDone(refusal.to_string())),
     }
 }
 

@@ -20,8 +20,8 @@ use tonic::{Status, Streaming};
 use crate::network::call_failure::Failed;
 use crate::read::execution::weight;
 use crate::read::execution::{Reads, hold_with_last};
+use crate::read::refusal::NotServed;
 use crate::routing::nodes::{Answering, BrokenOff, some_node};
-use crate::shard::voter::NotServed;
 use crate::time_budget::WORKING_EVERY;
 
 /// Of the entries of one part, about. Small beside what a slow link carries in the time that it is
@@ -76,7 +76,9 @@ fn answer(
                 leader: leader.unwrap_or(0),
             })))
         }
-        Err(NotServed::Unavailable(reason)) => Box::new(std::iter::once(Part::Unavailable(reason))),
+        Err(NotServed::Refused(refusal)) => {
+            Box::new(std::iter::once(Part::Unavailable(refusal.to_string())))
+        }
     }
 }
 

@@ -11,12 +11,13 @@ use tonic::{Request, Response, Status};
 
 use crate::cluster_view::epoch_lease::Fenced;
 use crate::network::call_failure::Failed;
+use crate::read::refusal::NotServed;
 use crate::routing::cluster_nodes::written_from_wire;
 use crate::routing::read_answer;
 use crate::routing::write_calls::{self, Turns, WriteCalls};
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
-use crate::shard::voter::{NotServed, Voter};
+use crate::shard::voter::Voter;
 use crate::write::proposer::{WriteReply, WriteRequest};
 
 /// Of what a gateway sends: a write of the largest size, with checks and keys.
@@ -165,8 +166,8 @@ impl shard_server::Shard for ShardService {
         };
         // Until it is answered, also where it waits for its turn, for a leader, or for another that
         // it is passed on to.
-        let admitted = match voter.admit(&request) {
-            Ok(admitted) => admitted,
+        let reserved = match voter.reserve(&request) {
+            Ok(reserved) => reserved,
             Err(refusal) => {
                 if let Some(turn) = turn {
                     // The next one is not to wait for it.
@@ -180,12 +181,16 @@ impl shard_server::Shard for ShardService {
             Some(turn) => Some(self.turns.wait(turn).await),
             None => None,
         };
-        let mut writing =
-            std::pin::pin!(voter.write_admitted(request, admitted.clone(), late, valid_until));
+        let mut writing = std::pin::pin!(voter.write_reserved_when_led(
+            request,
+            reserved.clone(),
+            late,
+            valid_until
+        ));
         // Then the proposer has it, and the next one may come.
         let first = futures::poll!(writing.as_mut());
         drop(place);
-        let _counted = admitted;
+        let _counted = reserved;
         let reply = match first {
             std::task::Poll::Ready(reply) => reply,
             std::task::Poll::Pending => writing.await,
@@ -223,16 +228,16 @@ impl shard_server::Shard for ShardService {
         &self,
         request: Request<wire::ReadPositionRequest>,
     ) -> Result<Response<wire::ReadPositionResponse>, Status> {
-        let position = match self.voter(request.into_inner().group)? {
-            Some(voter) => voter.read_position().await,
+        let index = match self.voter(request.into_inner().group)? {
+            Some(voter) => voter.read_index().await,
             None => Err(NotServed::NotLeader(None)),
         };
-        let result = match position {
-            Ok(position) => read_position_response::Result::Position(wire::ReadPosition {
-                sequence: position.sequence,
+        let result = match index {
+            Ok(index) => read_position_response::Result::Position(wire::ReadPosition {
+                sequence: index.sequence,
             }),
-            Err(NotServed::Unavailable(reason)) => {
-                read_position_response::Result::Unavailable(reason)
+            Err(NotServed::Refused(refusal)) => {
+                read_position_response::Result::Unavailable(refusal.to_string())
             }
             Err(NotServed::NotLeader(leader)) => {
                 read_position_response::Result::NotLeader(not_leader(leader))

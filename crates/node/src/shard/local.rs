@@ -8,9 +8,10 @@ use meridian_types::{DatabaseId, Epoch, EpochHistory, NodeId, ReadRange};
 use tokio::sync::watch;
 
 use crate::read::freshness::wait_applied;
+use crate::read::refusal::{NotServed, ReadRefusal};
 use crate::shard::replica::Replica;
-use crate::shard::voter::{NotServed, Voter};
-use crate::time_budget::READ_POSITION_TIMEOUT;
+use crate::shard::voter::Voter;
+use crate::time_budget::READ_INDEX_TIMEOUT;
 
 /// A shard on this node.
 #[derive(Clone)]
@@ -28,7 +29,7 @@ impl LocalShard {
         }
     }
 
-    /// Who leads it, as far as this node knows.
+    /// The leader, as far as this node knows.
     pub(crate) fn leader(&self) -> Option<NodeId> {
         match self {
             Self::Voter(voter) => voter.group.status().leader,
@@ -61,7 +62,7 @@ impl LocalShard {
             Self::Voter(voter) => voter.batches_after(after, max_bytes),
             Self::Replica(replica) => replica.batches_after(after, max_bytes),
         }?;
-        // Whoever asks would refuse what memory or disk has changed here, and ask again for ever.
+        // The caller would refuse what memory or disk has changed here, and ask again for ever.
         for StoredBatch { sequence, bytes } in batches.iter().flatten() {
             verify_checksum(bytes).map_err(|error| StorageError::Corruption {
                 what: format!("batch {sequence} in a log of shard {}", self.state().shard()),
@@ -92,21 +93,20 @@ impl LocalShard {
         ranges: &[ReadRange],
         min_sequence: u64,
     ) -> Result<ReadView, NotServed> {
-        let unavailable = |reason: &str| Err(NotServed::Unavailable(reason.to_owned()));
         let (has_caught_up, reads) = match self {
             Self::Voter(voter) => (voter.has_caught_up(), voter.reads()),
             Self::Replica(replica) => (replica.has_caught_up(), replica.reads()),
         };
         if !has_caught_up {
-            return unavailable("this node has not caught up since it started");
+            return Err(ReadRefusal::NotCaughtUp.into());
         }
-        if !wait_applied(self.applied(), min_sequence, READ_POSITION_TIMEOUT).await {
-            return unavailable("this node lags behind what this gateway has shown before");
+        if !wait_applied(self.applied(), min_sequence, READ_INDEX_TIMEOUT).await {
+            return Err(ReadRefusal::BehindGateway.into());
         }
         let view = reads.read(self.state(), database, ranges).await?;
         // The state, and the shard's history, may be others than when the wait was over.
         if view.position.sequence < min_sequence || self.history().leaves(view.position).is_some() {
-            return unavailable("this node's state is not of the shard's present epoch yet");
+            return Err(ReadRefusal::OtherEpoch.into());
         }
         Ok(view)
     }

@@ -1,15 +1,19 @@
-//! One shard on one node as a voter, in its primary region.
+//! A shard that this node votes in, in one epoch: its writes and its strong reads. Its end is in
+//! `sealing`.
+//!
+//! A write waits here for a leader before it is queued; a strong read for an index, and then for
+//! the state to reach it. Both leave under the epoch lease only.
 
+mod log;
 pub(crate) mod sealing;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use meridian_consensus::{NotLeading, RaftGroup, ReadLogFailure};
+use meridian_consensus::{NotLeading, RaftGroup};
 use meridian_memory::ByteBudget;
-use meridian_proto::shard::{self as wire, read_position_response, shard_client::ShardClient};
-use meridian_storage::{ReadView, ShardState, ShippedLog, StorageError, StoredBatch, or_fatal};
+use meridian_storage::{ReadView, ShardState, ShippedLog, or_fatal};
 use meridian_types::{DatabaseId, EpochHistory, NodeId, ReadRange};
 use tokio_util::sync::CancellationToken;
 
@@ -18,28 +22,15 @@ use crate::cluster_view::view::Directory;
 use crate::host::clock::boot_time;
 use crate::host::clocks::TimeSource;
 use crate::network::peers::PeerChannels;
-use crate::read::execution::{ReadRefused, Reads};
+use crate::read::execution::Reads;
 use crate::read::freshness::{serves_alone, wait_applied};
-use crate::read::read_index::ReadGate;
-use crate::read::shared_call::Rounds;
-use crate::time_budget::{LEADER_TIMEOUT, READ_POSITION_TIMEOUT};
+use crate::read::read_index::{LeaderIndex, ReadGate, ReadIndex};
+use crate::read::refusal::{NotServed, ReadRefusal};
+use crate::read::shared_call::SharedCall;
+use crate::time_budget::{LEADER_TIMEOUT, READ_INDEX_TIMEOUT};
 use crate::write::proposer::{
-    AdmissionPolicy, Admitted, Proposer, WriteRefusal, WriteReply, WriteRequest,
+    AdmissionPolicy, Proposer, Reserved, WriteRefusal, WriteReply, WriteRequest,
 };
-
-/// Why one node did not serve a read.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum NotServed {
-    /// The leader, if this node knows one.
-    NotLeader(Option<NodeId>),
-    Unavailable(String),
-}
-
-impl From<ReadRefused> for NotServed {
-    fn from(refused: ReadRefused) -> Self {
-        Self::Unavailable(refused.0)
-    }
-}
 
 /// A shard that this node votes in, in one epoch.
 pub(crate) struct Voter {
@@ -56,7 +47,7 @@ pub(crate) struct Voter {
     reads: Reads,
     recovered: Arc<AtomicBool>,
     started: Instant,
-    positions: Rounds<Result<ReadPosition, NotServed>>,
+    leader_index: SharedCall<Result<ReadIndex, NotServed>>,
     pub(crate) stop: CancellationToken,
 }
 
@@ -100,11 +91,11 @@ impl Voter {
             writes,
             time,
         });
-        let asking = Asking { group: group.clone(), gate: Arc::clone(&gate), peers };
-        let asking = Arc::new(asking);
-        let positions = Rounds::start(move || {
-            let asking = Arc::clone(&asking);
-            async move { asking.position().await }
+        let leader = LeaderIndex { group: group.clone(), gate: Arc::clone(&gate), peers };
+        let leader = Arc::new(leader);
+        let leader_index = SharedCall::start(move || {
+            let leader = Arc::clone(&leader);
+            async move { leader.fetch().await }
         });
         let recovered = Arc::new(AtomicBool::new(founder));
         let stop = CancellationToken::new();
@@ -130,7 +121,7 @@ impl Voter {
             reads,
             recovered,
             started,
-            positions,
+            leader_index,
             stop,
         }
     }
@@ -168,46 +159,52 @@ impl Voter {
         self.recovered.load(Ordering::Relaxed) || alone()
     }
 
-    /// `late`: a leader that does not answer whoever asks. While no other is known, and nothing of
-    /// it is heard here either, it is waited for: the answer that there is none would take as long
-    /// to be asked again as to come.
+    /// Waits for a leader, and then writes through the proposer. At a voter that knows no leader
+    /// the write waits for one, for up to 600 ms; only then is it queued. What the proposer has not
+    /// evaluated 700 ms after the write came is refused.
+    ///
+    /// `late`: a leader that does not answer the caller. While no other is known, and nothing is
+    /// received from it here either, it is waited for: the answer that there is none would take as
+    /// long to be asked again as to come.
     ///
     /// `valid_until`, on [`boot_time`]'s clock: later it is refused, since the outcome of an
     /// earlier try may be forgotten. With nothing to wait for the proposer has the write when this
     /// was first polled.
-    pub(crate) async fn write(
+    pub(crate) async fn write_when_led(
         &self,
         request: WriteRequest,
         late: Option<NodeId>,
         valid_until: Duration,
     ) -> WriteReply {
-        match self.admit(&request) {
-            Ok(admitted) => self.write_admitted(request, admitted, late, valid_until).await,
+        match self.reserve(&request) {
+            Ok(reserved) => {
+                self.write_reserved_when_led(request, reserved, late, valid_until).await
+            }
             Err(refusal) => refusal,
         }
     }
 
-    /// See [`Proposer::admit`].
-    pub(crate) fn admit(&self, request: &WriteRequest) -> Result<Admitted, WriteReply> {
-        self.proposer.admit(request)
+    /// See [`Proposer::reserve`].
+    pub(crate) fn reserve(&self, request: &WriteRequest) -> Result<Reserved, WriteReply> {
+        self.proposer.reserve(request)
     }
 
-    /// As [`Voter::write`].
-    pub(crate) async fn write_admitted(
+    /// As [`Voter::write_when_led`].
+    pub(crate) async fn write_reserved_when_led(
         &self,
         request: WriteRequest,
-        admitted: Admitted,
+        reserved: Reserved,
         late: Option<NodeId>,
         valid_until: Duration,
     ) -> WriteReply {
-        let until = admitted.until.min(Instant::now() + LEADER_TIMEOUT);
+        let until = reserved.until.min(Instant::now() + LEADER_TIMEOUT);
         let in_touch =
             tokio::time::timeout_at(until.into(), self.group.leader_in_touch(late)).await.is_ok();
         if boot_time() >= valid_until {
             return WriteReply::NotCommitted(WriteRefusal::Expired);
         }
-        match self.proposer.write(request, admitted).await {
-            // It was not heard here either: whoever asks need not wait for it.
+        match self.proposer.write(request, reserved).await {
+            // Nothing was received from it here either: the caller need not wait for it.
             WriteReply::NotLeader(leader) if !in_touch && leader == late => {
                 WriteReply::NotLeader(None)
             }
@@ -215,9 +212,9 @@ impl Voter {
         }
     }
 
-    /// The sequence that a strong read needs which begins now. Only a leader knows.
-    pub(crate) async fn read_position(&self) -> Result<ReadPosition, NotServed> {
-        read_position(&self.group, &self.gate).await
+    /// The index of a strong read that begins now, where this node leads.
+    pub(crate) async fn read_index(&self) -> Result<ReadIndex, NotServed> {
+        self.gate.index(&self.group).await
     }
 
     /// A strong read: here if this node leads, or after asking the leader how far to wait.
@@ -226,130 +223,18 @@ impl Voter {
         database: DatabaseId,
         ranges: &[ReadRange],
     ) -> Result<Fenced<ReadView>, NotServed> {
-        let position = match self.group.leadership() {
-            Ok(_) => self.read_position().await,
-            Err(_) => match self.positions.join().await {
-                Some(position) => position,
-                None => Err(NotServed::Unavailable("the node is stopping".to_owned())),
+        let index = match self.group.leadership() {
+            Ok(_) => self.read_index().await,
+            Err(_) => match self.leader_index.join().await {
+                Some(index) => index,
+                None => Err(ReadRefusal::Stopping.into()),
             },
         }?;
-        if !wait_applied(self.group.applied(), position.sequence, READ_POSITION_TIMEOUT).await {
-            return Err(NotServed::Unavailable("this node lags behind the leader".to_owned()));
+        if !wait_applied(self.group.applied(), index.sequence, READ_INDEX_TIMEOUT).await {
+            return Err(ReadRefusal::BehindLeader.into());
         }
         let view = self.reads.read(&self.state, database, ranges).await?;
         self.lease.release(view).ok_or(NotServed::NotLeader(None))
-    }
-}
-
-async fn read_position(group: &RaftGroup, gate: &ReadGate) -> Result<ReadPosition, NotServed> {
-    match gate.confirm(group).await {
-        // Also what another read may have seen here while it took effect.
-        Ok(_) => Ok(ReadPosition { sequence: group.state().max_served() }),
-        Err(not_leading) => Err(NotServed::NotLeader(not_leading.leader)),
-    }
-}
-
-/// Asks the leader for a read position, on behalf of all reads that wait for one.
-struct Asking {
-    group: RaftGroup,
-    gate: Arc<ReadGate>,
-    peers: Arc<PeerChannels>,
-}
-
-impl Asking {
-    /// Goes on with the next leader where one is lost meanwhile.
-    async fn position(&self) -> Result<ReadPosition, NotServed> {
-        let mut failed = NotServed::NotLeader(None);
-        let asked = async {
-            loop {
-                let Err(not_leading) = self.group.leadership() else {
-                    return read_position(&self.group, &self.gate).await;
-                };
-                if let Some(leader) = not_leading.leader {
-                    tokio::select! {
-                        answer = self.ask(leader) => match answer {
-                            Ok(position) => return Ok(position),
-                            Err(reply) => failed = reply,
-                        },
-                        () = self.group.another_leader(Some(leader)) => continue,
-                    }
-                }
-                self.group.leader_in_touch(not_leading.leader).await;
-            }
-        };
-        let asked = tokio::time::timeout(READ_POSITION_TIMEOUT, asked).await;
-        asked.unwrap_or(Err(failed))
-    }
-
-    async fn ask(&self, leader: NodeId) -> Result<ReadPosition, NotServed> {
-        let Some(channel) = self.peers.requests(leader) else {
-            return Err(NotServed::NotLeader(None));
-        };
-        let id = self.group.id();
-        let group = Some(wire::ShardEpoch { shard: id.shard.0, epoch: id.epoch.0.into() });
-        let answer =
-            ShardClient::new(channel).read_position(wire::ReadPositionRequest { group }).await;
-        let unavailable =
-            |reason: &str| NotServed::Unavailable(format!("the leader did not answer: {reason}"));
-        match answer.map_err(|status| unavailable(status.message()))?.into_inner().result {
-            Some(read_position_response::Result::Position(position)) => {
-                Ok(ReadPosition { sequence: position.sequence })
-            }
-            Some(read_position_response::Result::NotLeader(hint)) => {
-                Err(NotServed::NotLeader(Some(hint.leader).filter(|leader| *leader != 0)))
-            }
-            Some(read_position_response::Result::Unavailable(reason)) => Err(unavailable(&reason)),
-            None => Err(unavailable("an empty answer")),
-        }
-    }
-}
-
-/// What a strong read needs to have applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ReadPosition {
-    pub(crate) sequence: u64,
-}
-
-impl Voter {
-    /// The newest sequence that is in no log of this node any more.
-    pub(crate) fn purged(&self) -> Result<u64, StorageError> {
-        let base = self.history.base().sequence;
-        let first = self.group.first_sequence()?;
-        let purged = first.map_or_else(|| self.state.position().sequence, |first| first - 1);
-        // Asked for each batch that is shipped: nothing lies before the first epoch.
-        if purged > base || base == 0 {
-            return Ok(purged);
-        }
-        let reaches_base = self.shipped.last()?.is_some_and(|last| last.sequence == base);
-        let first = self.shipped.first()?.filter(|_| reaches_base);
-        Ok(first.map_or(purged, |first| first.sequence - 1))
-    }
-
-    /// As `LocalShard::batches_after`: from before the base as a replica took it, else from
-    /// Raft's log.
-    pub(crate) fn batches_after(
-        &self,
-        after: u64,
-        max_bytes: usize,
-    ) -> Result<Option<Vec<StoredBatch>>, StorageError> {
-        let base = self.history.base().sequence;
-        if after < base {
-            return self.shipped.batches_after(after, base, max_bytes);
-        }
-        match self.group.committed_batches(after + 1, max_bytes) {
-            Ok(batches) => Ok(Some(batches)),
-            Err(ReadLogFailure::Purged) => Ok(None),
-            Err(ReadLogFailure::Storage(error)) => Err(error),
-        }
-    }
-
-    /// Purges what this node took before the epoch began, up to `sequence` at most.
-    pub(crate) fn purge_shipped_through(&self, sequence: u64) -> Result<(), StorageError> {
-        let through = sequence.min(self.history.base().sequence);
-        match self.shipped.first()? {
-            Some(first) if first.sequence <= through => self.shipped.purge_through(through),
-            _ => Ok(()),
-        }
     }
 }
 

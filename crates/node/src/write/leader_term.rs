@@ -74,7 +74,8 @@ pub(crate) async fn lead<T: LeaderTask>(group: &RaftGroup, term: u64, task: &mut
     let mut session = task.begin(term);
     loop {
         let event = tokio::select! {
-            // Loss goes before all else: what is answered after it could be another leader's to say.
+            // Loss goes before all else: what is answered after it could be another leader's to
+            // say.
             biased;
             () = &mut lost => return Led::Ended(session.leave()),
             event = session.next() => event,

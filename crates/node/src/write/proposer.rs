@@ -78,7 +78,7 @@ pub(crate) struct WriteRequest {
 
 /// What a request has, and until when, while it waits.
 #[derive(Clone)]
-pub(crate) struct Admitted {
+pub(crate) struct Reserved {
     held: Arc<Held>,
     pub(crate) until: Instant,
 }
@@ -140,16 +140,16 @@ impl Proposer {
     ///
     /// # Errors
     /// The refusal, where there is no room for it.
-    pub(crate) fn admit(&self, request: &WriteRequest) -> Result<Admitted, WriteReply> {
+    pub(crate) fn reserve(&self, request: &WriteRequest) -> Result<Reserved, WriteReply> {
         match self.budget.try_take(backlog::size(request)) {
-            Ok(held) => Ok(Admitted { held: Arc::new(held), until: Instant::now() + PATIENCE }),
+            Ok(held) => Ok(Reserved { held: Arc::new(held), until: Instant::now() + PATIENCE }),
             Err(exhausted) => Err(WriteReply::NotCommitted(exhausted.into())),
         }
     }
 
     /// May be dropped at any await: a request that was taken is carried out all the same.
-    pub(crate) async fn write(&self, request: WriteRequest, admitted: Admitted) -> WriteReply {
-        let Admitted { held, until } = admitted;
+    pub(crate) async fn write(&self, request: WriteRequest, reserved: Reserved) -> WriteReply {
+        let Reserved { held, until } = reserved;
         let (reply, mut answer) = oneshot::channel();
         let departure = Arc::<Departure>::default();
         let queued = Queued {

@@ -283,7 +283,7 @@ impl Session {
         };
         let (voter, internal) = (Arc::clone(&self.parts.voter), self.internal.clone());
         tokio::spawn(async move {
-            let reply = voter.write(request, None, Duration::MAX).await;
+            let reply = voter.write_when_led(request, None, Duration::MAX).await;
             drop(internal.send(Internal::Committed(reply)));
         });
         self.in_flight = Some(InFlight { next, replies });

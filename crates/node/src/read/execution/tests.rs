@@ -181,7 +181,7 @@ async fn lists_of_the_largest_values_stay_within_the_budget() {
                     true
                 }
                 Err(refused) => {
-                    assert!(refused.0.contains("short of memory for reads"), "{refused}");
+                    assert!(refused.to_string().contains("short of memory for reads"), "{refused}");
                     false
                 }
             }

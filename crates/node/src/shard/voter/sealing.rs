@@ -17,8 +17,8 @@ pub(crate) struct Sealed {
 }
 
 impl Voter {
-    /// Serves nothing strong any more, and gives no vote. `planned`: a follower goes on appending, so
-    /// that the leader can finish what it has in flight; else the group stops here, and what is
+    /// Serves nothing strong any more, and gives no vote. `planned`: a follower goes on appending,
+    /// so that the leader can finish what it has in flight; else the group stops here, and what is
     /// applied is final.
     pub(crate) async fn seal(&self, planned: bool) -> Sealed {
         let (mut sealing, actions) = Sealing::again(planned);
@@ -33,8 +33,8 @@ impl Voter {
         self.sealed(term, drained_in)
     }
 
-    /// What concerns the voter of an action. `term`: where the group's term is put, which it will not
-    /// leave; it is read before the group stops.
+    /// What concerns the voter of an action. `term`: where the group's term is put, which it will
+    /// not leave; it is read before the group stops.
     pub(crate) async fn carry_out(&self, action: SealAction, term: &mut u64) -> Option<SealEvent> {
         match action {
             SealAction::CloseVoter => {

@@ -8,7 +8,7 @@ use meridian_config::DEV_DEFAULT_DATABASE;
 use meridian_consensus::Peers;
 use meridian_failover::Lease;
 use meridian_gateway::new_request_id;
-use meridian_proto::shard::shard_server::Shard;
+use meridian_proto::shard::{self as wire, shard_server::Shard};
 use meridian_storage::{Durability, Engine, GroupId, MemoryEngine, WatchedEngine};
 use meridian_types::{
     Epoch, Mutation, MutationKind, ShardId, Transaction, Value, ValueEncoding, WriteOutcome,
@@ -69,7 +69,7 @@ impl Alone {
             let (database, transaction) = (DEV_DEFAULT_DATABASE, transaction.clone());
             let request =
                 WriteRequest { database, request_id: new_request_id(), transaction, retry: false };
-            match self.voter.write(request, None, valid_until).await {
+            match self.voter.write_when_led(request, None, valid_until).await {
                 // The proposer has not heard yet that it leads.
                 WriteReply::NotLeader(_) => tokio::task::yield_now().await,
                 reply => return reply,
@@ -119,13 +119,13 @@ async fn a_strong_read_at_a_follower_is_not_answered_before_what_its_leader_name
     for (named, applied) in [(0, true), (1, false)] {
         let mut alone = Alone::start_following().await;
         let voter = Arc::get_mut(&mut alone.voter).unwrap();
-        voter.positions =
-            Rounds::start(move || async move { Ok(ReadPosition { sequence: named }) });
+        voter.leader_index =
+            SharedCall::start(move || async move { Ok(ReadIndex { sequence: named }) });
         let reply = alone.voter.read_strong(DEV_DEFAULT_DATABASE, &ranges()).await;
         match applied {
             true => assert!(reply.is_ok(), "{reply:?}"),
             false => {
-                let late = matches!(&reply, Err(NotServed::Unavailable(why)) if why.contains("lags behind the leader"));
+                let late = reply == Err(NotServed::Refused(ReadRefusal::BehindLeader));
                 assert!(late, "{reply:?}");
             }
         }
@@ -156,17 +156,17 @@ async fn a_read_position_covers_what_is_shown_while_a_batch_takes_effect() {
             "it has not taken effect in full"
         );
         // What the group has committed is known to be so: its lease is enough.
-        let position = loop {
+        let index = loop {
             let gate = ReadGate::confirmed();
-            if let Ok(position) = read_position(&alone.voter.group, &gate).await {
-                break position;
+            if let Ok(index) = gate.index(&alone.voter.group).await {
+                break index;
             }
         };
         drop(goes_on);
-        position
+        index
     };
-    let ((), position) = tokio::join!(writing, reading);
-    assert_eq!(position.sequence, before + 1);
+    let ((), index) = tokio::join!(writing, reading);
+    assert_eq!(index.sequence, before + 1);
 }
 
 /// The machine may have been suspended since the gateway sent it, or the write may have lain in a

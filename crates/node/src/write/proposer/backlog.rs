@@ -238,8 +238,8 @@ mod tests {
             let proposer = proposer.clone();
             tokio::spawn(async move {
                 let request = request(Transaction::default());
-                let admitted = proposer.admit(&request).unwrap();
-                proposer.write(request, admitted).await
+                let reserved = proposer.reserve(&request).unwrap();
+                proposer.write(request, reserved).await
             })
         };
         let (refused, mut backlog) = (write(), Backlog::default());

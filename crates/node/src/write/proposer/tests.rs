@@ -181,14 +181,14 @@ impl Leader {
         loop {
             let transaction = transaction.clone();
             let request = WriteRequest { database, request_id, transaction, retry };
-            let admitted = match self.proposer.admit(&request) {
+            let reserved = match self.proposer.reserve(&request) {
                 // However long it takes here.
-                Ok(admitted) => {
-                    Admitted { until: Instant::now() + Duration::from_secs(60), ..admitted }
+                Ok(reserved) => {
+                    Reserved { until: Instant::now() + Duration::from_secs(60), ..reserved }
                 }
                 Err(refusal) => return refusal,
             };
-            match self.proposer.write(request, admitted).await {
+            match self.proposer.write(request, reserved).await {
                 WriteReply::NotLeader(_) => tokio::task::yield_now().await,
                 reply => return reply,
             }
@@ -219,7 +219,7 @@ impl Leader {
             transaction,
             retry: false,
         };
-        let Admitted { held, until } = self.proposer.admit(&request).unwrap();
+        let Reserved { held, until } = self.proposer.reserve(&request).unwrap();
         let (reply, answer) = oneshot::channel();
         (
             Queued {

@@ -118,8 +118,8 @@ async fn checks_count_as_work_and_others_get_their_turn_meanwhile() {
         };
         // However long it takes here.
         let until = Instant::now() + Duration::from_secs(60);
-        let admitted = Admitted { until, ..proposer.admit(&request).unwrap() };
-        async move { proposer.write(request, admitted).await }
+        let reserved = Reserved { until, ..proposer.reserve(&request).unwrap() };
+        async move { proposer.write(request, reserved).await }
     };
     leader.commit(set("first", "v")).await;
     let others = tokio::spawn(longest_turn_of_another());
