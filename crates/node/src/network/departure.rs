@@ -32,7 +32,7 @@ impl Departure {
 
     /// It is here again: nothing came of its leaving.
     pub(crate) fn come_back(&self) {
-        // One that was taken back stays so.
+        // A message that was taken back stays so.
         self.0.compare_exchange(LEFT, HERE, Ordering::SeqCst, Ordering::SeqCst).ok();
     }
 
@@ -115,7 +115,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_has_left_is_not_taken_back_and_what_was_taken_back_does_not_leave() {
+    fn message_that_left_is_not_taken_back_and_the_other_way_round() {
         let left = Departure::default();
         assert!(left.leave() && left.leave() && !left.take_back());
         let kept = Departure::default();

@@ -16,18 +16,18 @@ use crate::read::refusal::ReadRefusal;
 /// How long a read waits for bytes before it is refused: others are answered in the meantime, and
 /// clients try again what is refused.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
-/// A read that is not done by then is given up: whoever asked has left.
+/// A read that is not done by then is given up: its caller has left.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// What one entry takes at most.
 const MAX_ENTRY_BYTES: usize = limits::MAX_VALUE_BYTES + limits::MAX_READ_KEY_BYTES + 256;
 /// What an entry takes beside its key and value.
 const ENTRY_BYTES: usize = 256;
 const SMALL_BYTES: usize = 256 << 10;
-/// What a read is given to hold. Most need the first only; one that needs more gives back what it
-/// has, waits for the next, and begins anew, so that nobody waits who holds anything.
+/// What a read is given to hold. Most need the first only; a read that needs more gives back what
+/// it has, waits for the next, and begins anew, so that no read waits that holds anything.
 const ALLOTMENTS: [usize; 3] = [SMALL_BYTES, 4 << 20, limits::MAX_READ_ENTRIES * MAX_ENTRY_BYTES];
 
-/// So much of the bytes that reads may hold, and beside them, is for those that are read at once.
+/// So much of the bytes that reads may hold, and beside them, is for reads at once.
 const SMALL_PART: usize = 32;
 
 /// The reads of one node. Cheap to clone; clones share threads and bytes.
@@ -77,7 +77,7 @@ impl Reads {
     ) -> Result<ReadView, ReadRefusal> {
         // Most reads are small, and their rows are in memory: a thread of their own would cost them
         // more, and they do not wait behind large ones for bytes. What they find may wait for
-        // whoever asked as long as any other.
+        // their caller as long as any other.
         if let Some(mut view) = or_fatal(state.read_cached(database, ranges, 0))
             && let Some(Ok(held)) = self
                 .small
@@ -155,7 +155,7 @@ impl Reads {
             drop(turn);
             result
         });
-        // Nobody works any more when the runtime ends. A panic has stopped the process.
+        // No thread works any more when the runtime ends. A panic has stopped the process.
         worked.await.map_err(|_| Interrupted::Stopping)?.map_err(Interrupted::Storage)
     }
 }

@@ -8,8 +8,8 @@ use tokio::sync::watch;
 /// A node that hears of no leader for so long after its start serves what it has.
 const ALONE_AFTER: Duration = Duration::from_secs(5);
 
-/// Nobody can tell a node that started how far the shard is: what it has is shown after a while, if
-/// it has anything, rather than nothing for as long as it is cut off.
+/// No other node can tell a starting node how far the shard is: what it has is shown after a while,
+/// if it has anything, rather than nothing for as long as it is cut off.
 pub(crate) fn serves_alone(started: Instant, state: &ShardState) -> bool {
     started.elapsed() >= ALONE_AFTER && state.position().sequence > 0
 }

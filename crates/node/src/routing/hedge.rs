@@ -24,7 +24,7 @@ pub(crate) use attempt::{Attempt, Bounds, Patience, Try};
 /// What came of one attempt.
 #[derive(Debug)]
 pub(crate) enum Outcome<T> {
-    /// Of this node. Those that were asked long before it have not answered yet.
+    /// Of this node. Late nodes were asked long before it, and have not answered yet.
     Answer { node: NodeId, answer: T, late: Vec<NodeId> },
     /// Why no node had an answer, whether a try may have done something, and which did not answer.
     Nothing { reason: String, unknown: bool, lost: Option<NodeId> },
@@ -41,7 +41,7 @@ pub(crate) trait Surroundings: Patience {
 pub(crate) struct Driving<'a, C, S> {
     pub(crate) clock: &'a C,
     pub(crate) surroundings: &'a S,
-    /// The leader that another operation finds meanwhile. One that was found before this was
+    /// The leader that another operation finds meanwhile. A leader that was found before this was
     /// subscribed to is not told.
     pub(crate) found: watch::Receiver<Option<NodeId>>,
 }
@@ -55,7 +55,7 @@ pub(crate) struct Asked<F> {
 }
 
 /// Carries one attempt out. `moved` ends when other nodes have the shard. `binds` says whether an
-/// answer counts although another node was asked after the one that gave it; `ended` sees how every
+/// answer counts although another node was asked later; `ended` sees how every
 /// try ended.
 ///
 /// To drop it drops all calls that are under way.

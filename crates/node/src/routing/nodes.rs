@@ -31,7 +31,7 @@ pub(crate) struct WriteTry {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Written {
     pub(crate) outcome: WriteOutcome,
-    /// Who leads, where the node passed the write on.
+    /// The leader, where the node passed the write on.
     pub(crate) leader: Option<NodeId>,
 }
 
@@ -39,7 +39,7 @@ pub(crate) struct Written {
 pub(crate) struct Answering {
     /// What the state read from had applied, at least.
     pub(crate) position: Position,
-    /// Who leads the shard, as far as the node knows that was read from.
+    /// The shard's leader, as far as the node knows that was read from.
     pub(crate) leader: Option<NodeId>,
     /// The entries of each range, or why their transfer broke off. To drop it stops the transfer.
     pub(crate) ranges: BoxFuture<'static, Result<Vec<Vec<Entry>>, BrokenOff>>,
@@ -57,7 +57,7 @@ pub(crate) enum BrokenOff {
 /// What the node of this process is in a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct LocalVoter {
-    /// Who leads, as it knows.
+    /// The leader, as far as it knows.
     pub(crate) leader: Option<NodeId>,
 }
 

@@ -183,7 +183,7 @@ async fn taken(
         }
     };
     let mut ranges = rest(parts, head, bytes).await.map_err(BrokenOff::Failed)?;
-    // Of one that did not say its bytes, most of what was taken for it.
+    // Of an answer that did not say its bytes, most of what was taken for it.
     held.shrink_to(ranges.iter().flatten().map(weight).sum());
     hold_with_last(&mut ranges, held);
     Ok(ranges)

@@ -1,9 +1,9 @@
 //! From a gateway to the shard: which node leads, what to retry, and until when.
 //!
 //! An *operation* (`read`, `write`) goes on over several *attempts*, each of which asks one or more
-//! nodes (`hedge`); a *try* is one call of one node. `candidates` puts the nodes in order, from what
-//! `health`, `leaders` and `refusals` know of them; `budget` bounds what is asked for beyond first
-//! tries.
+//! nodes (`hedge`); a *try* is one call of one node. `candidates` puts the nodes in order, from
+//! what `health`, `leaders` and `refusals` know of them; `budget` bounds what is asked for beyond
+//! first tries.
 
 mod budget;
 mod candidates;
@@ -129,7 +129,7 @@ impl<N: Nodes, C: Clock> Router<N, C> {
                 }
                 () = async { self.clock.sleep_until(until).await } => {
                     let waited = self.clock.now().saturating_sub(asked);
-                    // A node that is slow is given more time. One that is gone is not, though
+                    // A node that is slow is given more time. A node that is gone is not, though
                     // others may have heard from it after this asked: each operation that asks it
                     // would have the next wait longer, and miss that the shard has moved.
                     is_dead = !self.health.was_received_lately(self.clock.now(), node);

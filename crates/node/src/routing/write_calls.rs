@@ -1,8 +1,8 @@
 //! How a write travels to another node: in order, and no later than its id may be forgotten.
 //!
 //! A process may be suspended at any moment, and what it has sent may lie in a socket meanwhile. So
-//! that it is old is found by whoever carries it out, on a clock of its own: a node says with each
-//! answer what its clock shows, and is told in its own time how long a request is valid.
+//! that it is old is found by the node that carries it out, on a clock of its own: a node says with
+//! each answer what its clock shows, and is told in its own time how long a request is valid.
 
 mod turns;
 

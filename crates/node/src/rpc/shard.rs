@@ -22,7 +22,7 @@ use crate::write::proposer::{WriteReply, WriteRequest};
 
 /// Of what a gateway sends: a write of the largest size, with checks and keys.
 const MAX_REQUEST_BYTES: usize = 4 << 20;
-/// For the leader to answer a write that was passed on to it. Whoever asked may give up sooner.
+/// For the leader to answer a write that was passed on to it. The caller may give up sooner.
 const PASSED_ON_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Serves what gateways on other nodes ask of the shards here.
@@ -100,8 +100,8 @@ fn response(result: write_response::Result) -> wire::WriteResponse {
     wire::WriteResponse { result: Some(result), leader: 0, clock: Some(write_calls::clock()) }
 }
 
-/// Gives a write to the leader on behalf of a gateway that cannot reach it. One hop: who takes it
-/// for the leader wrongly is told so, and the gateway asks again.
+/// Gives a write to the leader on behalf of a gateway that cannot reach it. One hop: a
+/// voter that is not the leader after all says so, and the gateway asks again.
 async fn pass_on(
     writes: &WriteCalls,
     leader: NodeId,

@@ -20,8 +20,8 @@ pub(crate) trait LeaderTask {
     where
         Self: 'a;
 
-    /// Deals with one request, or with the time that passes. `None`: nobody can send requests any
-    /// more. May be dropped at any await.
+    /// Deals with one request, or with the time that passes. `None`: no handle is left to send
+    /// requests. May be dropped at any await.
     async fn before_first_entry(&mut self) -> Option<()>;
 
     /// Everything in the log up to the start of the term is applied.
@@ -33,12 +33,12 @@ pub(crate) trait TermSession {
     type Event;
     type End;
 
-    /// Waits for something to do. `None`: nobody can send requests any more. May be dropped at any
+    /// Waits for something to do. `None`: no handle is left to send requests. May be dropped at any
     /// await and called again.
     async fn next(&mut self) -> Option<Self::Event>;
 
-    /// Carries out what an event leads to. Leadership may be lost meanwhile; nobody looks before it
-    /// is done. A break ends the term.
+    /// Carries out what an event leads to. Leadership may be lost meanwhile; that is not looked at
+    /// before it is done. A break ends the term.
     async fn handle(&mut self, event: Self::Event) -> ControlFlow<Self::End>;
 
     /// Leadership is lost: answers the callers whose requests were under way.
@@ -51,7 +51,7 @@ pub(crate) enum Led<End> {
     /// Leadership was lost before the session began: nothing was done.
     NotBegun,
     Ended(End),
-    /// Nobody can send requests any more.
+    /// No handle is left to send requests.
     Closed,
 }
 

@@ -215,8 +215,8 @@ impl Task {
         while self.lead_or_wait().await.is_some() {}
     }
 
-    /// Leads for a term, or waits for something to change. `None`: nobody can send requests any
-    /// more.
+    /// Leads for a term, or waits for something to change. `None`: no handle is left to send
+    /// requests.
     async fn lead_or_wait(&mut self) -> Option<()> {
         let mut applied = self.parts.group.applied();
         applied.mark_unchanged();
@@ -240,8 +240,8 @@ impl Task {
                 tokio::select! {
                     biased;
                     () = self.parts.group.leadership_changed(term) => {}
-                    // Declined when it is known anew who leads: that may have changed since the
-                    // request before.
+                    // Declined once leadership was looked at anew: it may have changed since
+                    // the request before.
                     queued = self.inbox.requests.recv() => self.inbox.backlog.push(queued?),
                     // The logged time is learned at most once a tick while batches are applied, not
                     // with each.

@@ -144,7 +144,7 @@ impl Session {
         let now = self.now();
         let Some((cluster, _)) = &self.base else { return Wire::NotLeader(0) };
         if cluster.id.is_none() {
-            // Nobody gets a lease of a cluster that cannot be told from others.
+            // No lease is granted of a cluster that cannot be told from others.
             self.change(Change::NameCluster { id: Uuid::new_v4().simple().to_string() });
             return Wire::NotLeader(0);
         }
@@ -217,7 +217,7 @@ impl Session {
         source: NodeId,
         through: Position,
     ) {
-        // What is pulled there is no work for those who keep leases.
+        // What is pulled there is no work for connections that keep leases.
         let Some(channel) = self.parts.peers.requests(node) else { return };
         let request = wire::DrainRequest {
             shard: shard.0,
@@ -239,7 +239,7 @@ impl Session {
         ask: impl Future<Output = Result<Option<Event>, tonic::Status>> + Send + 'static,
     ) {
         let internal = self.internal.clone();
-        // The leader's term is over when nobody takes it.
+        // The leader's term is over when it is not taken.
         self.calls
             .ask(node, question, ask, move |event| drop(internal.send(Internal::Answer(event))));
     }

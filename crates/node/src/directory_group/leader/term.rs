@@ -13,7 +13,7 @@ use super::session::{Internal, Session};
 use super::{LeaderParts, Request};
 use crate::write::leader_term::{self, LeaderTask, Led, TermSession};
 
-/// How often a leader compares the group's members with those that the cluster wants.
+/// How often a leader compares the group's members with the cluster's wishes.
 const MEMBERS: Duration = Duration::from_secs(1);
 
 /// The leader's task on one voter.
@@ -27,7 +27,7 @@ impl Task {
         Self { parts, inbox }
     }
 
-    /// Ends when nobody can ask any more.
+    /// Ends when no handle is left to send requests.
     pub(super) async fn run(mut self) {
         let group = self.parts.voter.group.clone();
         loop {

@@ -84,12 +84,12 @@ fn contacts(session: &Session) -> BTreeMap<NodeId, Contact> {
 }
 
 #[tokio::test]
-async fn a_lease_goes_to_the_folder_that_the_cluster_knows_and_to_no_other() {
+async fn lease_goes_to_the_data_folder_that_the_cluster_knows_and_to_no_other() {
     let mut session = session(cluster()).await;
     let granted = lease(session.renew(renewal(1)));
     let leased = |shard| wire::LeasedShard { shard, epoch: 1 };
     assert_eq!((granted.ttl_ms, granted.shards), (3000, vec![leased(1), leased(2)]));
-    // Neither one that was wiped, nor another node that says it is this one.
+    // Neither a folder that was wiped, nor another node that takes this one's id.
     let wiped = wire::RenewRequest { incarnation: vec![0x0a, 0xfe].into(), ..renewal(1) };
     assert!(refusal(session.renew(wiped)).contains("another data folder"));
     assert!(refusal(session.renew(renewal(99))).contains("is not in the cluster"));
@@ -101,7 +101,7 @@ async fn a_lease_goes_to_the_folder_that_the_cluster_knows_and_to_no_other() {
 }
 
 #[tokio::test]
-async fn a_node_that_speaks_for_the_first_time_gets_a_lease_when_its_folder_is_written_down() {
+async fn new_node_gets_a_lease_once_its_incarnation_is_committed() {
     let mut session = session(cluster()).await;
     let record = Change::RecordIncarnation { node: 2, incarnation: INCARNATION.0.to_owned() };
     for _ in 0..2 {
@@ -115,7 +115,7 @@ async fn a_node_that_speaks_for_the_first_time_gets_a_lease_when_its_folder_is_w
 }
 
 #[tokio::test]
-async fn nobody_gets_a_lease_of_a_cluster_without_a_name() {
+async fn cluster_without_a_name_grants_no_lease() {
     let mut session = session(Cluster { id: None, ..cluster() }).await;
     assert_eq!(session.renew(renewal(1)), Renewed::NotLeader(0));
     assert!(matches!(changes(&session)[..], [Change::NameCluster { .. }]));
@@ -179,7 +179,7 @@ async fn the_latest_contact_with_each_node_is_kept() {
 /// Leadership was confirmed in another term: what this leader knows may be older, or newer, than
 /// what was asked.
 #[tokio::test]
-async fn whoever_was_confirmed_in_another_term_gets_no_lease_in_this_one() {
+async fn renewal_confirmed_in_another_term_gets_no_lease_in_this_one() {
     let mut session = session(cluster()).await;
     for term in [TERM - 1, TERM + 1] {
         let (reply, mut answer) = oneshot::channel();
@@ -193,7 +193,7 @@ async fn whoever_was_confirmed_in_another_term_gets_no_lease_in_this_one() {
 }
 
 #[test]
-fn whoever_asks_another_than_the_leader_is_told_at_once_who_leads() {
+fn request_at_a_follower_is_answered_at_once_with_the_leader() {
     for (leader, told) in [(Some(4), 4), (None, 0)] {
         let (reply, mut answer) = oneshot::channel();
         decline(Request::Renew { term: TERM, request: renewal(1), reply }, leader);
@@ -240,7 +240,7 @@ async fn what_was_decided_upon_another_version_is_not_made() {
     }
 }
 
-/// A session with a commit in flight that somebody waits for, and one that waits for it.
+/// A session with a commit in flight that a caller waits for, and another that waits behind it.
 async fn committing() -> (Session, oneshot::Receiver<Executed>, oneshot::Receiver<Executed>) {
     let mut session = session(cluster()).await;
     let mut execute = |name: &str| {
@@ -255,7 +255,7 @@ async fn committing() -> (Session, oneshot::Receiver<Executed>, oneshot::Receive
 }
 
 #[tokio::test]
-async fn whoever_wants_a_change_is_told_what_became_of_it() {
+async fn caller_of_a_change_is_told_what_became_of_it() {
     let (mut session, mut first, mut second) = committing().await;
     let stamp = Versionstamp::new(Position::new(Epoch(1), 9), 0);
     assert!(
@@ -284,7 +284,7 @@ async fn whoever_wants_a_change_is_told_what_became_of_it() {
 }
 
 #[tokio::test]
-async fn a_leader_that_leaves_does_not_know_what_becomes_of_what_is_in_flight() {
+async fn leader_that_leaves_reports_the_change_in_flight_as_unknown() {
     let (mut session, mut first, mut second) = committing().await;
     session.leave();
     assert_eq!(first.try_recv(), Ok(Err(ExecuteFailure::Unknown)));
@@ -296,7 +296,7 @@ async fn a_deletion_that_no_node_holds_up_is_ended() {
     let id = DEV_DEFAULT_DATABASE;
     let mut session = session(cluster().after(&Change::DeleteDatabase { id }).unwrap()).await;
     session.end_deletions();
-    assert_eq!(changes(&session), Vec::<&Change>::new(), "nobody has said anything yet");
+    assert_eq!(changes(&session), Vec::<&Change>::new(), "no node has reported yet");
     let none = CommitProgress::NONE;
     let report = ShardReport::new(SHARD, Epoch(1), Position::ZERO, none);
     let dropped = ShardReport { dropped: vec![id], ..report };
@@ -351,7 +351,7 @@ impl Hooks for Gate {
 /// What a leader before it committed, it may not have applied yet: a lease by an older cluster
 /// would be one on an epoch that was sealed since.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_new_leader_grants_and_shows_nothing_before_it_has_applied_what_was_committed() {
+async fn new_leader_grants_and_shows_nothing_before_it_applied_what_was_committed() {
     let engine = Arc::new(HookedEngine::new(Arc::new(MemoryEngine::default()), Gate::default()));
     let parts = voter(engine.clone()).await;
     let (group, stop) = (parts.voter.group.clone(), CancellationToken::new());
@@ -381,7 +381,7 @@ async fn a_process_learns_what_its_own_group_had_committed_before_it_started() {
     let (directory, stop) = (Arc::clone(&parts.directory), CancellationToken::new());
     let leader = DirectoryVoter::start(parts, &stop);
     let renew = async || leader.renew(renewal(1)).await;
-    // It gives the cluster a name, then it writes down who the node is.
+    // It gives the cluster a name, then it writes down the node's incarnation.
     until("it grants a lease", async || matches!(renew().await, Renewed::Lease(_))).await;
     let contacts = leader.inspect().await.unwrap().contacts;
     assert_eq!(contacts.keys().collect::<Vec<_>>(), [&1]);

@@ -111,7 +111,7 @@ async fn until(what: &str, condition: impl Fn() -> bool) {
     tokio::time::timeout(Duration::from_secs(30), reached).await.expect(what);
 }
 
-/// The runtime has one thread: were it the one that scans, nobody would let the scan go.
+/// The runtime has one thread: if it scanned itself, nothing would let the scan go.
 #[tokio::test]
 async fn a_scan_holds_up_no_thread_of_the_runtime() {
     let engine = Endless::ending();
@@ -127,7 +127,7 @@ async fn a_scan_holds_up_no_thread_of_the_runtime() {
 }
 
 #[tokio::test]
-async fn a_read_ends_with_whoever_asked_and_long_ones_let_short_ones_pass() {
+async fn read_ends_with_its_caller_and_long_reads_let_short_ones_pass() {
     let engine = Endless::default().engine();
     let scans = Arc::clone(&engine.scans);
     let (state, reads) = (state_with(engine, 1, &"x".into()), reads(64 << 20));
@@ -144,7 +144,7 @@ async fn a_read_ends_with_whoever_asked_and_long_ones_let_short_ones_pass() {
             .await;
     assert_eq!(short.expect("a short read gets its turn").unwrap().ranges[0].len(), 65);
     endless.shutdown().await;
-    // Those that are in their turn end it; then there are none.
+    // Reads that are in their turn end it; then there are none.
     until("all turns are over", || {
         reads.turns.available_permits() >= 4 && reads.bytes.used_bytes() == 0
     })
@@ -188,7 +188,7 @@ async fn lists_of_the_largest_values_stay_within_the_budget() {
         });
     }
     let done = readers.join_all().await.into_iter().filter(|done| *done).count();
-    assert!(done >= 1, "nobody was answered");
+    assert!(done >= 1, "no read was answered");
     assert_eq!(reads.bytes.used_bytes(), 0, "all is given back");
 }
 

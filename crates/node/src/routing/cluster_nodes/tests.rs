@@ -1,4 +1,4 @@
-//! Nodes that are there: one of this process, and addresses where nobody answers.
+//! Nodes that are there: one of this process, and addresses where nothing answers.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
@@ -58,7 +58,7 @@ async fn a_read_at_the_local_node_is_waited_for_while_it_is_at_work_and_made_onc
     *held.0.lock().unwrap() = true;
     let engine: Arc<dyn Engine> = endless;
     let shards = Arc::new(ShardTable::default());
-    // Nobody is at the port of discarding: the other nodes are out of reach.
+    // Nothing is at the port of discarding: the other nodes are out of reach.
     let (router, peers, directory) =
         router("127.0.0.1:9", Arc::clone(&shards), Some(1), Duration::from_secs(10));
     let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };

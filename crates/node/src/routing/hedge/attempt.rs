@@ -2,7 +2,7 @@
 //! beside it, and whose answer is waited for.
 //!
 //! A pure machine: [`Attempt::step`] takes the time and what happened, and says what is to be done.
-//! It asks nobody, sleeps never and spends nothing; `hedge::drive` carries out what it says.
+//! It asks no node, never sleeps and spends nothing; `hedge::drive` carries out what it says.
 //!
 //! Each node is asked once, in the order that is given, and once more if it is named or found as
 //! the leader. Nodes that are late are not waited for when all others have answered and none of
@@ -43,7 +43,7 @@ pub(crate) trait Patience {
 /// What bounds an attempt.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Bounds {
-    /// Nodes at work at a time, at most; those that are silent do not count.
+    /// Nodes at work at a time, at most; silent nodes do not count.
     pub(crate) at_a_time: usize,
     /// Once in the attempt the next try costs nothing, where a node refused at once: it did no
     /// work.
@@ -70,9 +70,9 @@ pub(crate) enum Event {
         node: NodeId,
         failed: Failed,
     },
-    /// Another operation found the leader; not, where nobody is known to lead.
+    /// Another operation found the leader, or that none is known.
     Found(Option<NodeId>),
-    /// Other nodes have the shard: nobody else is to be asked.
+    /// Other nodes have the shard: no further node is to be asked.
     Moved,
     /// The time of [`Attempt::wakes_at`] is reached.
     Woken,
@@ -92,7 +92,7 @@ pub(crate) enum Step {
     Accept {
         late: Vec<NodeId>,
     },
-    /// Nobody had an answer: why, whether a try may have done something, and which node did not
+    /// No node had an answer: why, whether a try may have done something, and which node did not
     /// answer.
     Nothing {
         reason: String,
@@ -110,7 +110,7 @@ struct Pending {
 
 /// What a further try is to be paid for.
 enum Purchase {
-    /// Nobody is waited for any more.
+    /// No node is waited for any more.
     Retry,
     /// Beside the nodes that are waited for.
     Hedge,
@@ -128,10 +128,10 @@ pub(crate) struct Attempt {
     /// Said by others to lead: an answer of these is waited for, though it is late.
     named: BTreeSet<NodeId>,
     refused: BTreeSet<NodeId>,
-    /// A node that answered says that none of those that are waited for leads.
+    /// A node that answered says that no node that is waited for leads.
     leads_elsewhere: bool,
     has_moved: bool,
-    /// When another node is asked beside those that are waited for.
+    /// When another node is asked beside the pending ones.
     hedge_at: Duration,
     purchase: Option<Purchase>,
     unknown: bool,
@@ -296,7 +296,7 @@ impl Attempt {
             self.purchase = Some(Purchase::Hedge);
             return Step::Pay;
         }
-        // Until one of those that were asked turns out to be silent.
+        // Until a node that was asked turns out to be silent.
         self.hedge_at = now + LOOK_AGAIN;
         Step::Wait
     }
@@ -318,7 +318,7 @@ impl Attempt {
         }
     }
 
-    /// Waits no longer for those that are pending, one after the other.
+    /// Waits no longer for the pending nodes, one after the other.
     fn give_up(&mut self) -> Step {
         if self.pending.is_empty() {
             return self.wait();

@@ -149,7 +149,7 @@ async fn failure_asks_the_next_node_at_once_and_its_reason_is_kept() {
     let late: Vec<Option<NodeId>> = tries.iter().map(|tried| tried.late).collect();
     assert_eq!(late, [None, Some(1), Some(1)]);
 
-    // Who was lost in one round is not waited for in the next.
+    // A node that was lost in one attempt is not waited for in the next.
     let late = Mutex::new(Vec::new());
     let ask = |tried: Try| {
         late.lock().push(tried.late);
@@ -175,7 +175,7 @@ async fn silent_node_is_abandoned_once_all_others_know_of_another_leader_or_none
     };
     assert_eq!((reason.as_str(), asked(&tries)), ("no quorum answers", vec![1, 2, 3]));
 
-    // One that refused is not asked again because it is named.
+    // A node that refused is not asked again because it is named.
     let refuses = |tried: Try| async move {
         match tried.node {
             1 => Err(Failed::NotDone("replication lags".to_owned())),
@@ -208,7 +208,7 @@ async fn late_node_is_waited_for_while_another_names_it_as_the_leader() {
             }
         }
     };
-    // Also where one of them knows of no leader: the one that does is asked first.
+    // Also where one of them knows of no leader: the node that does is asked first.
     let (round, _) = run(&[1, 3, 2], Duration::ZERO, ask, |_| true).await;
     assert!(matches!(round, Outcome::Answer { node: 1, answer: "one", .. }), "{round:?}");
 }

@@ -173,7 +173,7 @@ async fn an_answer_is_waited_for_while_it_comes_over_a_slow_and_long_link() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_read_that_nobody_waits_for_ends_at_the_node() {
+async fn read_without_a_waiting_caller_ends_at_the_node() {
     let stage = stage(1, 60, true, LinkProfile::default()).await;
     let router = Arc::new(stage.router);
     let reading = tokio::spawn(async move { router.read(read()).await.map(drop) });

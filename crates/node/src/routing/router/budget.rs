@@ -48,8 +48,8 @@ impl Budget {
         self.account.lock().earn(now, PER_FIRST_TRY);
     }
 
-    /// A further try was answered, and so pays for another one: those who wait are served as fast
-    /// as they can be.
+    /// A further try was answered, and so pays for another one: operations that wait are served as
+    /// fast as they can be.
     pub(super) fn answered(&self, now: Duration) {
         self.account.lock().earn(now, 1.0);
     }

@@ -28,7 +28,8 @@ impl Health {
     }
 }
 
-/// What is known of the nodes. The node of this process is asked like the others, and takes no time.
+/// What is known of the nodes. The node of this process is asked like the others, and takes no
+/// time.
 pub(super) struct NodeHealth {
     local: Option<NodeId>,
     nodes: Mutex<BTreeMap<NodeId, Health>>,
@@ -100,8 +101,8 @@ impl NodeHealth {
         })
     }
 
-    /// As [`NodeHealth::is_silent`], for a caller that asks the node next if it is not: one request at a
-    /// time finds out whether a silent node is back.
+    /// As [`NodeHealth::is_silent`], for a caller that asks the node next if it is not: one request
+    /// at a time finds out whether a silent node is back.
     pub(super) fn avoid(&self, now: Duration, node: NodeId) -> bool {
         let mut nodes = self.nodes.lock();
         let Some(Health { silent_since: Some(since), .. }) = nodes.get_mut(&node) else {

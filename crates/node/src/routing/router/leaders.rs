@@ -18,7 +18,7 @@ const BETWEEN_NEWS: Duration = Duration::from_millis(50);
 #[derive(Default)]
 struct ShardRecord {
     hint: Option<NodeId>,
-    /// The node that answered last as the leader, and when anybody did.
+    /// The node that answered last as the leader, and when any node did.
     by: Option<NodeId>,
     at: Duration,
     failed: bool,

@@ -143,8 +143,8 @@ impl<N: Nodes, C: Clock> Router<N, C> {
                     return true;
                 }
                 () = &mut moved => {
-                    // How often other nodes failed, or did not answer, says nothing of those that
-                    // have the shard now.
+                    // How often other nodes failed, or did not answer, says nothing of the
+                    // voters that have the shard now.
                     (operation.failed, operation.lost) = (1, None);
                     spread().await;
                     return true;
@@ -154,8 +154,8 @@ impl<N: Nodes, C: Clock> Router<N, C> {
     }
 
     /// Ends when what is `known` has changed so that the database is elsewhere than in that epoch
-    /// of that shard. For one that is gone nobody else is to be asked, and what is under way may
-    /// have an answer yet.
+    /// of that shard. For a database that is gone no other node is to be asked, and what is under
+    /// way may have an answer yet.
     pub(super) async fn moved(
         &self,
         database: DatabaseId,

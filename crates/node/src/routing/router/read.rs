@@ -38,7 +38,7 @@ pub(super) struct Begun {
 
 impl<N: Nodes, C: Clock> Router<N, C> {
     /// A read that this node may have at once, since what it reads is in memory, is had without a
-    /// timer and without being hedged. One that takes longer goes on among the others. `None`:
+    /// timer and without being hedged. A read that takes longer goes on among the others. `None`:
     /// others are to be asked first.
     pub(super) async fn read_here(&self, now: Duration, read: &Arc<Read>) -> Option<Here> {
         let (node, shard) = (self.local_node?, self.shard(read.database).ok()?);
@@ -146,7 +146,7 @@ impl<'a, N: Nodes, C: Clock> ReadOperation<'a, N, C> {
                     (working, call)
                 }
             };
-            // Whether a read has left makes no difference to anybody.
+            // Whether a read has left makes no difference.
             let departure = Departure::default();
             departure.leave();
             let call = async move { router.within(node, latest, &working, &departure, call).await };

@@ -12,8 +12,8 @@ use crate::network::call_failure::Failed;
 /// a time. A node refuses for as long as its copy takes, and others are near.
 const REFUSES: Duration = Duration::from_secs(1);
 
-/// Of one shard, since a node may have what another lacks; and of one consistency: a node that cannot tell
-/// how far the shard is may well serve what is eventual.
+/// Of one shard, since a node may have what another lacks; and of one consistency: a node that
+/// cannot tell how far the shard is may well serve what is eventual.
 #[derive(Default)]
 pub(super) struct Refusals {
     at: Mutex<BTreeMap<(NodeId, ShardId, bool), Duration>>,

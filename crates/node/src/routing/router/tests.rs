@@ -1,5 +1,5 @@
-//! Which nodes the router asks, when, and how often: over a clock that stands still, and voters that
-//! are not there.
+//! Which nodes the router asks, when, and how often: over a clock that stands still, and voters
+//! that are not there.
 
 mod health;
 mod local;

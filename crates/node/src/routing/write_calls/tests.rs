@@ -73,7 +73,7 @@ async fn passed(numbers: &[u64]) -> Vec<u64> {
 }
 
 #[tokio::test]
-async fn who_overtook_waits_for_those_before_and_for_none_that_never_comes() {
+async fn overtaking_write_waits_for_those_before_and_for_none_that_never_comes() {
     assert_eq!(passed(&[3, 2, 5, 1, 4]).await, [1, 2, 3, 4, 5]);
     // 2 was given up on its way: those behind it go on, at about the same time.
     let mut after_a_gap = passed(&[1, 4, 3]).await;
@@ -82,7 +82,7 @@ async fn who_overtook_waits_for_those_before_and_for_none_that_never_comes() {
 }
 
 #[tokio::test]
-async fn a_large_write_is_waited_for_by_a_small_one_that_overtook_it_on_the_way() {
+async fn small_write_that_overtook_a_large_one_on_the_way_waits_for_it() {
     let (turns, passed) = (Turns::default(), Mutex::new(Vec::new()));
     let let_by = async |number, bytes_ahead, travels: Duration| {
         tokio::time::sleep(travels).await;

@@ -16,11 +16,11 @@ const WAIT: Duration = Duration::from_millis(5);
 const BYTES_PER_SECOND: f64 = 12.5e6;
 /// Whatever is said to be ahead. A part of the time that a write may wait at a leader.
 const MAX_WAIT: Duration = Duration::from_millis(300);
-/// Beyond so many senders, all are forgotten: who is in the middle of something is out of order
+/// Beyond so many senders, all are forgotten: a sender in the middle of something is out of order
 /// once.
 const MAX_SENDERS: usize = 4096;
 
-/// Who was let by, of each sender.
+/// Which turns were let by, of each sender.
 #[derive(Default)]
 pub(crate) struct Turns {
     senders: Mutex<HashMap<u64, watch::Sender<u64>>>,

@@ -101,7 +101,7 @@ fn ranges() -> Vec<ReadRange> {
 
 /// The lease ends after the state was taken that is read from, and before there is an answer.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_strong_read_whose_lease_is_lost_while_it_is_under_way_is_not_answered() {
+async fn strong_read_whose_lease_is_lost_on_the_way_is_not_answered() {
     let alone = Alone::start().await;
     alone.commit("a").await;
     let wanted = ranges();
@@ -115,7 +115,7 @@ async fn a_strong_read_whose_lease_is_lost_while_it_is_under_way_is_not_answered
 
 /// Else it shows less than what was acknowledged before it began, or less than another has shown.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_strong_read_at_a_follower_is_not_answered_before_what_its_leader_named_is_applied() {
+async fn strong_read_at_a_follower_waits_until_the_index_of_its_leader_is_applied() {
     for (named, applied) in [(0, true), (1, false)] {
         let mut alone = Alone::start_following().await;
         let voter = Arc::get_mut(&mut alone.voter).unwrap();
@@ -134,7 +134,7 @@ async fn a_strong_read_at_a_follower_is_not_answered_before_what_its_leader_name
 
 /// Else the next strong read, at another voter, waits for less than this leader has shown already.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_read_position_covers_what_is_shown_while_a_batch_takes_effect() {
+async fn read_index_covers_what_is_shown_while_a_batch_takes_effect() {
     let alone = Alone::start().await;
     alone.commit("a").await;
     let before = alone.voter.state.position().sequence;
@@ -172,7 +172,7 @@ async fn a_read_position_covers_what_is_shown_while_a_batch_takes_effect() {
 /// The machine may have been suspended since the gateway sent it, or the write may have lain in a
 /// socket.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_that_comes_when_its_id_may_be_forgotten_is_not_carried_out() {
+async fn write_that_comes_when_its_id_may_be_forgotten_is_not_carried_out() {
     let alone = Alone::start().await;
     let reply = alone.write("late", boot_time()).await;
     assert!(matches!(&reply, WriteReply::NotCommitted(WriteRefusal::Expired)), "{reply:?}");
@@ -180,9 +180,9 @@ async fn a_write_that_comes_when_its_id_may_be_forgotten_is_not_carried_out() {
     assert!(alone.holds("in time") && !alone.holds("late"));
 }
 
-/// One that finds no room in memory, before it waits for its turn.
+/// A write that finds no room in memory, before it waits for its turn.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_that_is_refused_at_once_holds_up_none_behind_it() {
+async fn write_that_is_refused_at_once_holds_up_none_behind_it() {
     let alone = Alone::start().await;
     let shards = Arc::new(ShardTable::default());
     shards.add(Arc::clone(&alone.voter.state), Followers::watch(&alone.voter.state));

@@ -24,7 +24,7 @@ pub(crate) enum Admission {
 
 /// What a leader's writes are admitted by, beside its epoch lease.
 pub(crate) trait AdmissionPolicy: Send + Sync {
-    /// Why writes are refused, if they are: all, or all but those that only delete.
+    /// Why writes are refused, if they are: all, or all but mere deletes.
     fn refusal(&self, only_deletes: bool) -> Option<WriteRefusal>;
 
     /// How far the best replica region is behind, in milliseconds; `None` where there is no other

@@ -19,7 +19,7 @@ pub(super) struct Queued {
     pub(super) since: Instant,
     /// Not evaluated by then it is refused, definitely: no quorum answers.
     pub(super) until: Instant,
-    /// It leaves to be evaluated. Who asked may take it back before.
+    /// It leaves to be evaluated. Its caller may take it back before.
     pub(super) departure: Arc<Departure>,
     pub(super) reply: oneshot::Sender<WriteReply>,
     /// Its bytes, of the node's budget for writes, until it is answered.
@@ -62,8 +62,8 @@ impl Backlog {
         }
     }
 
-    /// The one that has waited longest. Who gave up waiting is left out: nothing was done, and
-    /// nothing will be.
+    /// The request that has waited longest. A caller that gave up is left out: nothing was done,
+    /// and nothing will be.
     pub(super) fn next(&mut self) -> Option<Queued> {
         while let Some(queued) = self.requests.pop_front() {
             if !queued.reply.is_closed() && queued.departure.leave() {
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_given_up_is_refused_and_takes_no_memory_any_more_and_what_came_later_waits_on() {
+    fn request_given_up_is_refused_and_frees_its_memory_while_later_ones_wait_on() {
         let budget = ByteBudget::new("writes", 9);
         let (now, mut backlog) = (Instant::now(), Backlog::default());
         let mut answers: Vec<_> = [now, now, now + Duration::from_secs(3600)]
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn a_backlog_is_full_with_as_many_as_may_wait() {
+    fn backlog_is_full_with_as_many_requests_as_may_wait() {
         let (budget, mut backlog) = (ByteBudget::new("writes", QUEUE_REQUESTS), Backlog::default());
         let mut answers = Vec::new();
         while backlog.len() < QUEUE_REQUESTS {
@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_takes_what_its_keys_values_and_bounds_are_and_something_for_each_part() {
+    fn request_size_counts_keys_values_bounds_and_each_part() {
         let value = |bytes| Value { encoding: ValueEncoding::Bytes, data: vec![7; bytes].into() };
         let mutation =
             |key_bytes, kind| Mutation { key: vec![1; key_bytes].into(), kind, expire_at_ms: 0 };
@@ -227,8 +227,7 @@ mod tests {
 
     /// Its task is busy with something else, whatever that is.
     #[tokio::test]
-    async fn what_is_not_evaluated_in_time_is_refused_and_never_evaluated_and_what_is_has_its_answer()
-     {
+    async fn request_not_evaluated_in_time_is_refused_and_an_evaluated_one_is_answered() {
         let (queue, mut requests) = mpsc::channel(9);
         let budget = ByteBudget::new("writes", 1 << 20);
         let drained = watch::Sender::new(None).subscribe();

@@ -36,7 +36,7 @@ pub(super) trait InternalWriter {
     /// thread that may block: clients wait meanwhile.
     async fn collect(&mut self, seen: Seen<'_>) -> BTreeMap<DatabaseId, Vec<Effect>>;
 
-    /// What was collected last is in the log. Where this is not called, nothing of it is, or nobody
-    /// knows: then it is collected anew.
+    /// What was collected last is in the log. Where this is not called, nothing of it is, or that
+    /// is unknown: then it is collected anew.
     fn proposed(&mut self);
 }

@@ -10,10 +10,10 @@ const TOLERANCE: Duration = Duration::from_secs(1);
 /// The part of the time that passes by which the logged time may catch up, from one look at the
 /// clocks to the next.
 const CATCHING_UP: u32 = 16;
-/// The longest that counts for that. Nobody looked in the rest of the time, so that clocks which
+/// The longest that counts for that. No look fell into the rest of the time, so that clocks which
 /// happen to be wrong in this look gain nothing from how long it was.
 const LOOK: Duration = Duration::from_millis(200);
-/// Clocks that nobody looked at for so long have to settle anew.
+/// Clocks that were not looked at for so long have to settle anew.
 const UNSEEN: Duration = Duration::from_secs(1);
 /// How long clocks have to say the same before they are believed against what has passed on this
 /// node's monotonic clock, when there are other nodes whose clocks say it too.
@@ -60,8 +60,8 @@ impl LoggedTime {
         Self { time: logged, at: now, ahead: None, logged: (logged, now) }
     }
 
-    /// The log has this time. From when it is known, time passes here. To be called often, whoever
-    /// leads.
+    /// The log has this time. From when it is known, time passes here. To be called often,
+    /// whichever node leads.
     pub(super) fn learn(&mut self, logged_ms: u64, now: Duration) {
         let logged = Duration::from_millis(logged_ms);
         if logged > self.logged.0 {
@@ -74,7 +74,7 @@ impl LoggedTime {
 
     /// This node begins to lead, and goes on from the log. What it came to when it led before and
     /// did not log is no time of the shard: it may come from the last looks of a leader that heard
-    /// nobody any more.
+    /// no clock any more.
     pub(super) fn begin(&mut self, logged_ms: u64, now: Duration) {
         self.learn(logged_ms, now);
         (self.time, self.at) = self.logged;
@@ -230,7 +230,7 @@ mod tests {
             leader.run(1000, 0);
             let logged_ms = leader.run(wrong_for_ms, day_ahead);
             assert_eq!(logged_ms, leader.right_ms());
-            // One that says something else each time is believed never.
+            // A clock that says something else each time is believed never.
             for jump in 1..200 {
                 let logged_ms = leader.run(1000, day_ahead * jump);
                 assert!(logged_ms <= leader.right_ms());
@@ -242,13 +242,13 @@ mod tests {
     #[test]
     fn after_an_outage_it_goes_on_from_what_the_clocks_agree_on() {
         for (others, settling_ms) in [(2, 10_000), (0, 300_000)] {
-            // The log ends a day ago; nobody has been there since.
+            // The log ends a day ago; no node has led since.
             let mut leader = Leader::new(START_MS - DAY_MS, others);
             let early_ms = leader.run(settling_ms - 1000, 0);
             assert!(early_ms < leader.right_ms() - 23 * HOUR_MS);
             assert_eq!(leader.run(2000, 0), leader.right_ms());
         }
-        // One that has known the end of the log for a day, and leads now, needs not wait.
+        // A node that has known the end of the log for a day, and leads now, needs not wait.
         let mut heir = Leader::new(START_MS, 2);
         heir.passed_ms = DAY_MS;
         assert_eq!(heir.once(0), heir.right_ms());
@@ -279,15 +279,15 @@ mod tests {
     /// What is logged goes no further than what has passed, whatever the clocks said for a look or
     /// two.
     #[test]
-    fn however_long_nobody_looked_the_time_catches_up_no_more_than_in_one_look() {
+    fn time_catches_up_by_one_look_at_most_however_long_no_look_was_taken() {
         for ahead_ms in [HOUR_MS / 2, DAY_MS] {
             let mut heir = Leader::new(START_MS, 2);
             heir.passed_ms = DAY_MS;
             let logged_ms = heir.once(i64::try_from(ahead_ms).unwrap());
             assert_eq!(logged_ms, heir.right_ms(), "ahead by {}", logged_ms - heir.right_ms());
         }
-        // A leader whose clock is a day ahead stands still for an hour, hears nobody in its first
-        // look, and then everybody; or stands still twice.
+        // A leader whose clock is a day ahead stands still for an hour, hears no other clock in its
+        // first look, and then all of them; or stands still twice.
         let mut leader = Leader::new(START_MS, 2);
         for _ in 0..3 {
             leader.run(2000, 0);

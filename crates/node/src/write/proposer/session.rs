@@ -48,7 +48,7 @@ const NEWEST_COUNTS: u32 = 8;
 /// Evaluation that takes longer lets other tasks of the node go first, between two transactions.
 const EVALUATION_TURN: Duration = Duration::from_millis(2);
 
-/// Somebody who waits for a batch to commit, with what to say then.
+/// A caller that waits for a batch to commit, with what to say then.
 struct Waiter {
     reply: oneshot::Sender<WriteReply>,
     outcome: WriteOutcome,
@@ -80,8 +80,8 @@ pub(super) struct Session<'a> {
     /// The next batch waits so long: replication lags.
     pub(super) not_before: Instant,
     /// Of the newest batch. Transactions are evaluated at this time and not at a later one: what
-    /// they find expired is so for everybody who has applied what they saw, also when they leave no
-    /// batch behind.
+    /// they find expired is so for every state that has applied what they saw, also when they leave
+    /// no batch behind.
     time_ms: u64,
     /// The batch of an internal writer that is in flight.
     pub(super) internal: Option<Position>,
@@ -182,8 +182,8 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Leadership is lost: what is in flight may commit or not. Whoever asks again with the same id
-    /// learns.
+    /// Leadership is lost: what is in flight may commit or not. A caller that asks again with the
+    /// same id learns.
     pub(super) fn leave(&mut self) -> TermEnd {
         let end = if self.in_flight.is_empty() { TermEnd::Drained } else { TermEnd::Left };
         for waiter in self.in_flight.drain(..).flat_map(|batch| batch.waiters) {

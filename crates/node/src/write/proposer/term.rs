@@ -16,7 +16,7 @@ use crate::write::leader_term::TermSession;
 /// Before a leader proposes again what Raft has refused.
 const REFUSED_PAUSE: Duration = Duration::from_millis(10);
 
-/// The requests of one shard at this node: those that are queued, and those taken from the queue.
+/// The requests of one shard at this node: in the queue, and taken from it.
 pub(super) struct Inbox {
     pub(super) requests: mpsc::Receiver<Queued>,
     pub(super) backlog: Backlog,

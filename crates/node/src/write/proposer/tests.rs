@@ -1,3 +1,5 @@
+//! A leader of a group of one: exactly-once, admission, and the end under a seal.
+
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
@@ -22,10 +24,10 @@ mod dropped;
 
 const DATABASE: DatabaseId = meridian_config::DEV_DEFAULT_DATABASE;
 
-/// A group of one has nobody to call.
-struct Nobody;
+/// A group of one has no peers.
+struct NoPeers;
 
-impl Peers for Nobody {
+impl Peers for NoPeers {
     fn channel(&self, _: u64) -> Option<tonic::transport::Channel> {
         None
     }
@@ -65,7 +67,7 @@ struct Leader {
     disk_is_low: Arc<AtomicBool>,
     /// The newest batch that was made.
     proposed: Arc<AtomicU64>,
-    /// How often requests were evaluated, those that waited together.
+    /// How often requests were evaluated, all that waited together counted once.
     evaluations: Arc<AtomicU64>,
     writes: ByteBudget,
     time: Arc<TestTime>,
@@ -112,14 +114,14 @@ impl Leader {
             state: Arc::clone(&state),
             syncer,
             high_water: None,
-            peers: Arc::new(Nobody),
+            peers: Arc::new(NoPeers),
             transfer: Arc::new(NoStates),
             timing,
             log_cache: LogCache::default(),
         });
         let group = group.await.unwrap();
-        let nobody: Arc<dyn Peers> = Arc::new(Nobody);
-        group.take_part(&voters, &nobody, false).await.unwrap();
+        let peers: Arc<dyn Peers> = Arc::new(NoPeers);
+        group.take_part(&voters, &peers, false).await.unwrap();
         let cluster =
             DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let directory = Arc::new(Directory::new(cluster.clone(), Access::default(), None));
@@ -314,7 +316,7 @@ async fn exactly_once_holds_over_a_crash_that_loses_unflushed_state() {
         };
         leader.group.shutdown().await;
         let leader = Leader::start(Arc::new(crashed)).await;
-        // Else one that was lost would be made again, alike.
+        // Else a batch that was lost would be made again, alike.
         leader.commit(set("other", "since")).await;
         assert_eq!(leader.write(id, true, add("n", 1)).await, first);
         assert_eq!(leader.value("n").unwrap(), 1u64.to_le_bytes().as_slice());
@@ -434,7 +436,7 @@ async fn a_sealed_leader_finishes_and_then_does_nothing_more() {
     assert_eq!(leader.state.position(), position);
 }
 
-/// Whoever moves the shard elsewhere begins behind what this leader has logged.
+/// The next epoch begins behind what this leader has logged.
 #[tokio::test]
 async fn a_sealed_leader_is_not_drained_before_what_it_has_in_flight_is_applied() {
     let engine = Arc::new(MemoryEngine::default());

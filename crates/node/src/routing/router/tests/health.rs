@@ -44,7 +44,7 @@ fn node_that_answers_other_calls_is_given_more_time_for_a_long_one() {
     run(AT_ONCE, |world| async move {
         let World { voters, router, time, .. } = &world;
         assert!(world.commits().await);
-        // Nobody else is there to pass it on.
+        // No other voter is there to pass it on.
         (2..=3).for_each(|node| voters.link(node, Link::Refused));
         *voters.slow.lock() = Some((Duration::from_secs(60), WriteOutcome::CheckFailed(vec![0])));
         let (began, writing) = (time.now(), world.writing());

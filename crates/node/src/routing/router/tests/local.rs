@@ -13,7 +13,7 @@ fn read_from_memory_asks_no_other_node_and_a_long_one_is_begun_here_once() {
         assert_eq!(router.min_sequence((ShardId(1), Epoch(1))), 1, "what was shown is remembered");
         assert_eq!(router.leaders.hint(ShardId(1)), None, "what is eventual may be old");
         assert!(router.read(read()).await.is_ok());
-        assert_eq!(router.leaders.hint(ShardId(1)), Some(1), "the node knows who leads");
+        assert_eq!(router.leaders.hint(ShardId(1)), Some(1), "the node knows the leader");
         assert_eq!((voters.asked(), time.now()), (vec![2, 2], asked));
         voters.working.store(true, Ordering::SeqCst);
         assert!(router.read(read()).await.is_ok());

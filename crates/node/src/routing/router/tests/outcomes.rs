@@ -27,7 +27,7 @@ fn gateway_that_cannot_reach_the_leader_writes_through_another_voter() {
             let World { voters, time, .. } = &world;
             voters.link(1, cut);
             assert!(world.commits().await);
-            // Then those that follow go there at once.
+            // The next writes go there at once.
             for _ in 0..100 {
                 let at = time.now();
                 assert!(world.commits().await);
@@ -106,7 +106,7 @@ fn suspended_machine_sends_nothing_again_once_ids_may_be_forgotten() {
         let failed = writing.await.unwrap_err();
         assert!(matches!(failed, WriteFailure::Unknown(_)), "{failed:?}");
         assert_eq!(voters.calls(), 1);
-        // Whoever gets a try can tell until when it may be carried out.
+        // The node that gets a try can tell until when it may be carried out.
         assert!(voters.calls.lock()[0].1.unwrap().expires_at <= time.now());
     });
 }

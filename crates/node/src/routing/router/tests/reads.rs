@@ -134,7 +134,7 @@ fn answer_in_transfer_is_waited_for_beyond_the_deadline_and_asked_for_once() {
         *voters.transfer.lock() = Some(slow.boxed());
         assert_eq!(router.read(read()).await.unwrap().ranges.len(), 1);
         assert_eq!(voters.asked(), [1]);
-        // One that breaks off is asked for again.
+        // An answer that breaks off is asked for again.
         *voters.transfer.lock() =
             Some(async { Err(BrokenOff::Failed("the answer stopped".to_owned())) }.boxed());
         assert_eq!(router.read(read()).await.unwrap().ranges.len(), 1);

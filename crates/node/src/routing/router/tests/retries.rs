@@ -74,7 +74,7 @@ fn write_that_all_nodes_refuse_is_tried_again_after_growing_pauses() {
         assert_eq!(
             voters.asked(),
             [1, 3, 2, 1, 3, 2, 1, 3, 2, 1],
-            "the leader, who is here, and who is left"
+            "the leader, this node, and the remaining one"
         );
         // Of 15, 30 and 60 ms, each by up to a half more or less; and seven round trips.
         let pauses = time.now() - began - 7 * world::ROUND_TRIP;
@@ -162,7 +162,7 @@ fn lost_quorum_is_not_flooded_and_serves_all_waiting_writes_when_it_is_back() {
     run(AT_ONCE, |world| async move {
         let World { voters, time, .. } = &world;
         assert!(world.commits().await);
-        // What was sent may have committed: nobody may give up.
+        // What was sent may have committed: no write may give up.
         (1..=3).for_each(|node| voters.link(node, Link::Silent));
         let waiting = world.spawn({
             let world = world.clone();
@@ -261,7 +261,7 @@ fn shard_that_moved_during_an_attempt_is_tried_again_at_once() {
             time.sleep(Duration::from_millis(1)).await;
             assert!(
                 time.now() - moved < Duration::from_millis(100),
-                "it waits as long as for those who had it before"
+                "it waits as long as for the voters before"
             );
         }
     });

@@ -33,7 +33,7 @@ struct Timers {
     sleeping: BTreeMap<(Duration, u64), Waker>,
 }
 
-/// Time goes on when nobody runs.
+/// Time goes on when no task runs.
 #[derive(Clone, Default)]
 pub(super) struct Time(Arc<Mutex<Timers>>);
 
@@ -92,7 +92,7 @@ impl Time {
     fn advance(&self) {
         let mut timers = self.0.lock();
         let ((at, _), waker) =
-            timers.sleeping.pop_first().expect("somebody waits for something that never comes");
+            timers.sleeping.pop_first().expect("a task waits for something that never comes");
         timers.now = timers.now.max(at);
         drop(timers);
         waker.wake();
@@ -131,7 +131,7 @@ pub(super) struct Voters {
     pub(super) in_flight: Arc<AtomicUsize>,
     pub(super) most_in_flight: AtomicUsize,
     pub(super) committed: AtomicU64,
-    /// How tries end before anybody looks at them; the last one first.
+    /// How tries end before they are looked at; the last one first.
     pub(super) scripted: Mutex<Vec<Failed>>,
     /// How the first try that comes to a leader then ends, and how long that takes.
     pub(super) slow: Mutex<Option<(Duration, WriteOutcome)>>,
@@ -217,7 +217,7 @@ impl Voters {
     }
 
     /// As a node's proposer does: in order, refused after a while in the queue, and whether or not
-    /// anybody waits.
+    /// any caller waits.
     async fn serves(&self) -> Result<WriteOutcome, Failed> {
         let now = self.time.now();
         let done = {

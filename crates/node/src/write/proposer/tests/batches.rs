@@ -1,4 +1,4 @@
-//! When a batch begins, how many are in flight, and who is answered with which.
+//! When a batch begins, how many are in flight, and which requests each answers.
 
 use tokio::sync::oneshot::error::TryRecvError;
 

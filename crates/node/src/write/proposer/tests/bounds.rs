@@ -127,7 +127,7 @@ async fn checks_count_as_work_and_others_get_their_turn_meanwhile() {
     others.abort();
     assert!(others.await.unwrap_err().is_cancelled());
     let longest = LONGEST_TURN.load(Ordering::Relaxed);
-    assert!(longest < 15_000, "nobody else had a turn while this thread worked for {longest} us");
+    assert!(longest < 15_000, "no other task had a turn while this thread worked for {longest} us");
     let committed =
         replies.iter().filter(|reply| matches!(reply.outcome(), Some(WriteOutcome::Committed(_))));
     assert_eq!(committed.count(), 300);

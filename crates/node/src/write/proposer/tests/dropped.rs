@@ -31,7 +31,7 @@ async fn a_deleted_database_is_dropped_in_the_log_and_nothing_of_it_is_logged_be
     let Some(WriteOutcome::Committed(stamp)) = committed.outcome() else { panic!("{committed:?}") };
     let dropped = stamp.position().next();
     assert_eq!(leader.proposed.load(Ordering::Relaxed), dropped.sequence, "it is dropped once");
-    // Whoever does not know yet what became of a write from before is told.
+    // A caller that does not know yet what became of an earlier write is told.
     assert_eq!(leader.write(id, true, set("k", "1")).await, committed);
     leader.group.shutdown().await;
     // The next leader knows an older directory, in which the database is still there.

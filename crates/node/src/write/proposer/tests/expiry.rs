@@ -156,7 +156,7 @@ async fn an_idle_shard_logs_the_time_when_something_expires_and_only_then() {
     leader.commit(set("other", "v")).await;
     assert_eq!(leader.state.position(), put.next());
     leader.skip(HOUR_MS / 2);
-    // Nobody writes, and it goes.
+    // No client writes, and it goes.
     leader.swept().await;
     assert_eq!((leader.value("k"), leader.state.position()), (None, put.next().next()));
 }
@@ -181,7 +181,7 @@ async fn what_expires_is_swept_as_it_comes() {
     leader.skip(HOUR_MS);
     let before = leader.state.position().sequence;
     leader.swept().await;
-    // Nobody waits between one batch and the next.
+    // No batch waits for the one before.
     let times: Vec<_> =
         batches(&leader, before + 1).await.iter().map(|batch| batch.time_ms).collect();
     let shortest = times.windows(2).map(|pair| pair[1] - pair[0]).min().unwrap();
@@ -236,7 +236,7 @@ async fn a_sweep_of_long_keys_is_no_larger_than_others() {
     assert!(sizes.iter().all(|size| *size < (1 << 20) + (64 << 10)), "{sizes:?}");
 }
 
-/// Whoever has applied the same shows the same, whenever he is asked and whatever his clock says.
+/// States that applied the same show the same, at any time and whatever a clock says.
 #[tokio::test]
 async fn states_at_the_same_position_show_the_same() {
     let leader = Leader::start(Arc::default()).await;

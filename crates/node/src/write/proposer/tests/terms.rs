@@ -12,7 +12,7 @@ fn check_failed() -> WriteReply {
     WriteReply::Done(Fenced::for_test(WriteOutcome::CheckFailed(vec![0])))
 }
 
-/// Else somebody is told of a value that may never have been.
+/// Else a client is told of a value that may never have been.
 #[tokio::test]
 async fn a_refusal_waits_for_the_batches_in_flight_that_it_may_have_seen() {
     let engine = Arc::new(MemoryEngine::default());
@@ -70,7 +70,7 @@ async fn a_refusal_is_told_in_the_term_that_it_was_evaluated_in_and_in_no_other(
 
 /// Until the log says so it is there for all, whatever this node's clock says.
 #[tokio::test]
-async fn what_the_log_does_not_say_to_have_expired_is_there_for_whoever_writes() {
+async fn value_is_there_for_every_write_until_the_log_says_that_it_expired() {
     let leader = Leader::start(Arc::default()).await;
     leader.commit(set("first", "v")).await;
     let stamp = leader.commit(expiring("k", HOUR_MS)).await;
@@ -123,10 +123,10 @@ async fn a_term_goes_on_while_nothing_is_asked_for_and_begins_no_batch_before_it
     }
 }
 
-/// Of what was left in flight nobody knows how much commits: what is numbered next could have a
+/// How much of what was left in flight commits is unknown: what is numbered next could have a
 /// number that is taken.
 #[tokio::test]
-async fn nobody_leads_again_in_a_term_in_which_batches_were_left_in_flight() {
+async fn term_in_which_batches_were_left_in_flight_is_not_led_again() {
     let engine = Arc::new(MemoryEngine::default());
     let leader = Leader::start(Arc::clone(&engine)).await;
     let before = leader.commit(set("other", "v")).await.position();
