@@ -351,24 +351,31 @@ pub fn sources(cluster: &Cluster, shard: ShardId, node: NodeId) -> Vec<NodeId> {
     others.into_iter().map(|(_, id)| id).collect()
 }
 
+/// Why a node has nothing to give.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NotASource {
+    /// This position is not in the node's history.
+    OffHistory(Position),
+    /// The node stands here, and nothing lies behind what is asked for.
+    OnlyUpTo(Position),
+}
+
 /// Whether a node that stands at `here` may be a source of what lies behind `after`, or, without
 /// `after`, of its whole state.
 ///
 /// # Errors
-/// For the caller, why it may not.
+/// Why it may not.
 pub fn check_source(
     history: &EpochHistory,
     here: Position,
     after: Option<Position>,
-) -> Result<(), String> {
+) -> Result<(), NotASource> {
     let asked = after.unwrap_or(here);
     if history.leaves(here).is_some() || history.at(asked.sequence) != asked {
-        return Err(format!("{asked} is not in this node's history"));
+        return Err(NotASource::OffHistory(asked));
     }
     match after {
-        Some(after) if after.sequence >= here.sequence => {
-            Err(format!("this node has only what goes up to {here}"))
-        }
+        Some(after) if after.sequence >= here.sequence => Err(NotASource::OnlyUpTo(here)),
         _ => Ok(()),
     }
 }

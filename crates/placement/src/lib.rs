@@ -27,7 +27,7 @@ mod role;
 mod seal;
 
 pub use catch_up::{
-    CALL_TIMEOUT, CHUNK_TIMEOUT, CatchUp, CatchUpAction, CatchUpEvent, CatchUpFailure,
+    CALL_TIMEOUT, CHUNK_TIMEOUT, CatchUp, CatchUpAction, CatchUpEvent, CatchUpFailure, NotASource,
     ORDER_TIMEOUT, PULL_PAUSE, PULL_ROUNDS, check_source, check_state, sources,
 };
 pub use role::{Local, Role, RoleAction, RoleChange, RoleEvent, Vote};

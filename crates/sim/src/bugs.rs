@@ -13,7 +13,8 @@ pub enum Bug {
     /// would not be missed. `no_ack_under_stale_lease` sees what comes of it.
     /// `starvation_is_not_loss` is not asked, since it would see the haste, and not the wait.
     SkipTheWait,
-    /// A seal is not written down: a restart undoes it.
+    /// A seal is not written down, and a node that starts does not take it from the directory either:
+    /// a restart undoes it.
     LoseTheSealInACrash,
     /// The directory takes new voters for those who decide while the group still changes. `heals`
     /// sees it (the change is taken for done, and nobody brings it to its end) and `loss_reported`

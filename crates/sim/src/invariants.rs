@@ -11,7 +11,6 @@ use crate::clock::Instant;
 use crate::message::{Batch, History, Operation};
 
 mod committed_and_shipped_is_never_lost;
-pub(crate) mod heals;
 mod loss_reported;
 mod no_ack_under_stale_lease;
 mod one_primary_per_epoch;

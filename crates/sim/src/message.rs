@@ -200,9 +200,7 @@ pub(crate) enum Wakeup {
     /// The next batch handed out by the receiver is durable.
     Persisted,
     /// What was pulled is durable.
-    Pulled {
-        batches: Vec<Batch>,
-    },
+    Pulled,
     /// A whole state has come, in place of a tail.
     StatePulled {
         fetch: u64,

@@ -1,12 +1,13 @@
 //! One process and its disk: the parts that are simulated here drive the real receivers, senders,
-//! elections of relays, lease holders and controllers.
+//! elections of relays, lease holders and controllers, and the machines that give a node its role.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_directory::{Cluster, Shard};
 use meridian_failover::{LeaseHolder, ProgressHints};
+use meridian_placement::{RoleAction, RoleChange, Seal};
 use meridian_shipping::Sender;
 use meridian_types::{Epoch, NodeId, Position};
 
@@ -14,19 +15,23 @@ use crate::bugs::Bug;
 use crate::clock::{Clock, Instant, MS};
 use crate::invariants::Observer;
 use crate::message::{Batch, History, Link, Message, Shown, Wakeup, end_of};
+use crate::node::catch_up::{Pulling, Whole};
 use crate::node::directory::Member;
+use crate::node::orders::{Order, SealAsk};
 use crate::node::part::Part;
 use crate::node::renewal::Renewal;
 use crate::raft::RaftDisk;
 use crate::rng::Rng;
 use crate::topology::SHARD;
 
+mod catch_up;
 mod directory;
 mod members;
+mod orders;
 mod part;
-mod pull;
 mod renewal;
 mod replica;
+mod role;
 mod sealing;
 mod source;
 mod voter;
@@ -94,19 +99,11 @@ pub(crate) struct Disk {
     pub(crate) purged: usize,
     /// Of the epoch in which this node votes.
     pub(crate) group: Option<(Epoch, RaftDisk<Batch>)>,
-    /// It holds what its epoch's history does not, and is to be given another.
-    pub(crate) needs_seed: bool,
-    pub(crate) sealed: Option<Sealed>,
+    pub(crate) sealed: Option<Seal>,
     /// The epoch up to whose base the history was looked through, and what was found beyond each.
-    pub(crate) settled: Epoch,
+    pub(crate) examined: Epoch,
     pub(crate) shown: BTreeMap<Epoch, Shown>,
     pub(crate) directory: RaftDisk<Arc<Cluster>>,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Sealed {
-    pub(crate) epoch: Epoch,
-    pub(crate) planned: bool,
 }
 
 pub(crate) struct Node {
@@ -116,6 +113,13 @@ pub(crate) struct Node {
     pub(crate) disk: Disk,
     clock: Clock,
     part: Part,
+    change: RoleChange,
+    /// What is left to do of the change of role at hand.
+    steps: VecDeque<RoleAction>,
+    pulling: Option<Pulling>,
+    whole: Option<Whole>,
+    /// The newest order, until it is carried out.
+    order: Option<Order>,
     directory: Option<Member>,
     lease: LeaseHolder,
     hints: ProgressHints,
@@ -135,9 +139,8 @@ impl Node {
             history: History::new(),
             purged: 0,
             group: None,
-            needs_seed: false,
             sealed: None,
-            settled: Epoch::FIRST,
+            examined: Epoch::FIRST,
             shown: BTreeMap::new(),
             directory: RaftDisk::default(),
         };
@@ -147,7 +150,12 @@ impl Node {
             up: false,
             disk,
             clock: Clock::at_boot(0, rng),
-            part: Part::Idle,
+            part: Part::None,
+            change: RoleChange::new(id),
+            steps: VecDeque::new(),
+            pulling: None,
+            whole: None,
+            order: None,
             directory: None,
             lease: LeaseHolder::default(),
             hints: ProgressHints::default(),
@@ -170,7 +178,7 @@ impl Node {
         self.requests =
             self.disk.history.iter().map(|batch| (batch.request, batch.position)).collect();
         self.start_directory(context);
-        self.settle(context);
+        self.reconcile(context);
         let first = context.rng.below(TICK);
         context.wake(first, Wakeup::Tick);
     }
@@ -182,6 +190,9 @@ impl Node {
             self.disk.sealed = None;
         }
         self.part.lose(&mut self.disk);
+        self.change = RoleChange::new(self.id);
+        self.steps.clear();
+        (self.pulling, self.whole, self.order) = (None, None, None);
         if let Some(member) = self.directory.take() {
             self.disk.directory = member.into_disk();
         }
@@ -216,14 +227,13 @@ impl Node {
         self.requests = history.iter().map(|batch| (batch.request, batch.position)).collect();
         self.disk.purged = history.len();
         self.disk.history = history;
-        self.disk.needs_seed = false;
     }
 
     /// The cluster has changed, as this node hears.
     pub(crate) fn adopt(&mut self, context: &mut Context<'_>, cluster: Arc<Cluster>) {
         if cluster.version > self.disk.cluster.version {
             self.disk.cluster = cluster;
-            self.settle(context);
+            self.reconcile(context);
         }
     }
 
@@ -236,8 +246,8 @@ impl Node {
             Wakeup::ShardSynced(epoch, sync) => self.shard_synced(context, epoch, sync),
             Wakeup::DirectorySynced(sync) => self.directory_synced(context, sync),
             Wakeup::Persisted => self.persisted(context),
-            Wakeup::Pulled { batches } => self.pulled(context, batches),
-            Wakeup::StatePulled { fetch, history } => self.state_pulled(context, fetch, &history),
+            Wakeup::Pulled => self.pulled(context),
+            Wakeup::StatePulled { fetch, history } => self.state_pulled(context, fetch, history),
             Wakeup::Installed { fetch } => self.installed(context, fetch),
         }
     }
@@ -246,7 +256,9 @@ impl Node {
         self.tick_directory(context);
         self.tick_voter(context);
         self.tick_replica(context);
-        self.go_on_pulling(context);
+        self.tick_pulling(context);
+        self.reconcile(context);
+        self.tick_orders(context);
         self.tick_senders(context);
         self.tick_renewal(context);
     }
@@ -276,11 +288,12 @@ impl Node {
             Message::Cluster(cluster) => self.adopt(context, cluster),
             Message::Order(change) => self.ordered(context, change),
             Message::Seal { term, epoch, planned } => {
-                self.seal(context, from, term, epoch, planned)
+                self.seal(context, SealAsk { from, term, epoch, planned });
             }
             Message::Sealed { term, answer } => self.sealed(context, from, term, answer),
             Message::Drain { term, epoch, source, through } => {
-                self.drain(context, sealing::Drain::new(from, term, epoch, source, through));
+                let asked_at = self.at(context);
+                self.order(context, Order { from, term, epoch, source, through, asked_at });
             }
             Message::Drained { term, epoch, position } => {
                 self.drained(context, from, term, epoch, position)

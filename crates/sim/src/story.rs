@@ -1,6 +1,7 @@
 use crate::bugs::Bug;
 use crate::clock::{Instant, SECOND};
-use crate::invariants::{Counts, heals};
+use crate::heals;
+use crate::invariants::Counts;
 use crate::world::World;
 
 const CALM: Instant = 3 * SECOND;

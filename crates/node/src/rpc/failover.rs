@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use futures::Stream;
 use meridian_net::MAX_MESSAGE_BYTES;
-use meridian_placement::{Seal, SealAction, SealEvent, Sealing, check_source};
+use meridian_placement::{NotASource, Seal, SealAction, SealEvent, Sealing, check_source};
 use meridian_proto::directory::{self as wire, failover_server};
 use meridian_proto::shipping::{StateChunk, StoredBatches};
 use meridian_storage::{Applied, Engine, Syncer, or_fatal};
@@ -87,6 +87,17 @@ impl FailoverService {
 
 fn stopping() -> Status {
     Status::unavailable("the node is stopping")
+}
+
+fn not_a_source(shard: ShardId, why: NotASource) -> Status {
+    Status::failed_precondition(match why {
+        NotASource::OffHistory(position) => {
+            format!("{position} is not in this node's history of shard {shard}")
+        }
+        NotASource::OnlyUpTo(position) => {
+            format!("this node has shard {shard} up to {position} only")
+        }
+    })
 }
 
 fn sealed(
@@ -206,7 +217,7 @@ impl failover_server::Failover for FailoverService {
         let (after, through) =
             (required(request.after, "after")?, required(request.through, "through")?);
         check_source(&local.history(), local.state().position(), Some(after))
-            .map_err(|why| Status::failed_precondition(format!("{why} of shard {id}")))?;
+            .map_err(|why| not_a_source(id, why))?;
         let read =
             tokio::task::spawn_blocking(move || local.batches_after(after.sequence, READ_BYTES));
         let read = read.await.map_err(|error| Status::unavailable(error.to_string()))?;
@@ -226,7 +237,7 @@ impl failover_server::Failover for FailoverService {
     ) -> Result<Response<Self::ReadStateStream>, Status> {
         let (id, local) = self.shard(request.into_inner().shard)?;
         check_source(&local.history(), local.state().position(), None)
-            .map_err(|why| Status::failed_precondition(format!("{why} of shard {id}")))?;
+            .map_err(|why| not_a_source(id, why))?;
         Ok(Response::new(Box::pin(ReceiverStream::new(self.exchange.read(local.state())?))))
     }
 }

@@ -22,6 +22,10 @@ pub(super) struct Renewal {
 }
 
 impl Renewal {
+    pub(super) fn now(&mut self) {
+        self.next_at = Duration::ZERO;
+    }
+
     pub(super) fn not_leader(&mut self, from: NodeId, leader: Option<NodeId>) {
         if self.leader.is_none_or(|known| known == from) {
             self.leader = leader;
@@ -56,7 +60,7 @@ impl Node {
 
     /// The next tick renews.
     pub(super) fn renew_now(&mut self) {
-        self.renewal.next_at = Duration::ZERO;
+        self.renewal.now();
     }
 
     pub(super) fn renewed(&mut self, context: &Context<'_>, sent_at: Duration, lease: &Lease) {
@@ -72,7 +76,7 @@ impl Node {
     fn report(&self, context: &Context<'_>) -> Option<ShardReport> {
         let at = self.at(context);
         let (leads, lag_ms) = match &self.part {
-            Part::Idle => return None,
+            Part::None => return None,
             Part::Voter(voter) => (voter.leads(at), 0),
             Part::Replica(replica) => {
                 let last = self.disk.history.last().map_or(0, |batch| batch.time_ms);

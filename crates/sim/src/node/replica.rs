@@ -6,10 +6,9 @@ use meridian_shipping::{
     Receiver, ReceiverAction, ReceiverConfig, ReceiverEvent, ReceiverPhase, RelayConfig,
     RelayElection, Status, StreamEvent, StreamId,
 };
-use meridian_types::{Epoch, NodeId, Position};
+use meridian_types::{Epoch, EpochHistory, NodeId, Position};
 
-use super::part::Part;
-use super::sealing::{Drain, SealAsk};
+use super::orders::{Order, SealRequest};
 use super::{Context, Node};
 use crate::clock::{Instant, MS};
 use crate::message::{Batch, History, Link, Message, Shipped, Wakeup, end_of};
@@ -35,14 +34,21 @@ pub(super) struct Replica {
     streams: BTreeMap<StreamId, NodeId>,
     fetch: Option<Fetch>,
     fetches: u64,
-    pub(super) asks: Vec<SealAsk>,
-    pub(super) drain: Option<Drain>,
+    pub(super) history: EpochHistory,
+    /// Seals that wait until the receiver has stopped.
+    pub(super) sealing: Vec<SealRequest>,
+    /// Of one that is not sealed: until the log has come so far by itself.
+    pub(super) waiting: Option<Order>,
+    /// The version of the cluster whose nodes the election knows.
+    pub(super) members_version: Option<u64>,
+    /// It takes nothing more.
+    stops: bool,
 }
 
 impl Replica {
     /// It is to be told of all epochs from the first: only then does it see where its history left
     /// the others'.
-    pub(super) fn new(id: NodeId, at: Duration, durable: Position) -> Self {
+    pub(super) fn new(id: NodeId, at: Duration, durable: Position, history: EpochHistory) -> Self {
         let config =
             ReceiverConfig { max_unpersisted_bytes: 20 * BATCH_BYTES, ..ReceiverConfig::default() };
         Self {
@@ -53,9 +59,19 @@ impl Replica {
             streams: BTreeMap::new(),
             fetch: None,
             fetches: 0,
-            asks: Vec::new(),
-            drain: None,
+            history,
+            sealing: Vec::new(),
+            waiting: None,
+            members_version: None,
+            stops: false,
         }
+    }
+
+    /// Takes nothing more. Whether what it was writing is durable.
+    pub(super) fn stop(&mut self) -> bool {
+        self.stops = true;
+        self.fetch.take_if(|fetch| fetch.fetched.is_none());
+        self.writing.is_empty() && self.fetch.is_none()
     }
 
     /// Sealed, and nothing is on its way to the disk.
@@ -67,13 +83,6 @@ impl Replica {
 }
 
 impl Node {
-    pub(super) fn replica(&mut self) -> Option<&mut Replica> {
-        match &mut self.part {
-            Part::Replica(replica) => Some(replica),
-            Part::Idle | Part::Voter(_) => None,
-        }
-    }
-
     pub(super) fn receiver(
         &mut self,
         context: &mut Context<'_>,
@@ -90,6 +99,9 @@ impl Node {
 
     pub(super) fn tick_replica(&mut self, context: &mut Context<'_>) {
         let at = self.at(context);
+        if self.replica().is_none_or(|replica| replica.stops) {
+            return;
+        }
         self.receiver(context, ReceiverEvent::Tick, None);
         if self.replica().and_then(|replica| replica.fetch.as_ref()).is_some_and(|fetch| {
             fetch.fetched.is_none() && at.saturating_sub(fetch.since) >= FETCH_TIMEOUT
@@ -114,7 +126,7 @@ impl Node {
     }
 
     pub(super) fn shipped(&mut self, context: &mut Context<'_>, link: Link, shipped: Shipped) {
-        if link.1 != self.incarnation {
+        if link.1 != self.incarnation || self.replica().is_none_or(|replica| replica.stops) {
             return;
         }
         if let Shipped::Heartbeat(heartbeat) = &shipped {

@@ -1,127 +1,125 @@
-//! What the directory's leader asks of a node at the end of an epoch: to seal, and to drain.
+//! Carries out what [`Sealing`] decides when the directory's leader asks a node to seal.
 
-use meridian_directory::Phase;
+use std::collections::VecDeque;
+
 use meridian_failover::SealAnswer;
-use meridian_shipping::{ReceiverEvent, ReceiverPhase};
-use meridian_types::{Epoch, NodeId, Position};
+use meridian_placement::{DRAIN_TIMEOUT, Seal, SealAction, SealEvent, Sealing, knows_voters};
+use meridian_shipping::ReceiverEvent;
+use meridian_types::Position;
 
+use super::orders::{SealAsk, SealRequest};
 use super::part::Part;
-use super::pull::Pull;
-use super::{Context, Node, Sealed};
+use super::{Context, Node};
 use crate::bugs::Bug;
 use crate::message::{Message, len_at};
 use crate::topology::SHARD;
 
-/// Who asked, in which term of its leadership.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct SealAsk {
-    from: NodeId,
-    term: u64,
-    epoch: Epoch,
-    planned: bool,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Drain {
-    from: NodeId,
-    term: u64,
-    pub(super) epoch: Epoch,
-    pub(super) pull: Pull,
-}
-
-impl Drain {
-    pub(super) fn new(
-        from: NodeId,
-        term: u64,
-        epoch: Epoch,
-        source: NodeId,
-        through: Position,
-    ) -> Self {
-        Self { from, term, epoch, pull: Pull::new(source, through) }
-    }
-}
-
 impl Node {
-    pub(super) fn seal(
-        &mut self,
-        context: &mut Context<'_>,
-        from: NodeId,
-        term: u64,
-        epoch: Epoch,
-        planned: bool,
-    ) {
+    pub(super) fn seal(&mut self, context: &mut Context<'_>, ask: SealAsk) {
+        let SealAsk { epoch, planned, .. } = ask;
         if self.part.epoch() != Some(epoch) {
             // It hears of the epoch, or of the next, soon.
             return self.renew_now();
         }
-        let ask = SealAsk { from, term, epoch, planned };
         if context.bug == Some(Bug::ForgetTheSeal) {
-            let answer = self.seal_answer(ask, self.end());
-            return context.send(from, Message::Sealed { term, answer });
+            let leads = self.voter().filter(|voter| planned && voter.raft.is_drained());
+            let drained = leads.map(|voter| voter.raft.term());
+            return self.answer_seal(context, ask, drained);
         }
-        let was_planned =
-            self.disk.sealed.filter(|sealed| sealed.epoch == epoch).map(|sealed| sealed.planned);
-        let planned_only = planned && was_planned != Some(false);
-        // Written down, before it is answered.
-        self.disk.sealed = Some(Sealed { epoch, planned: planned_only });
-        self.lease.seal(SHARD, epoch);
-        match &mut self.part {
-            Part::Idle => {}
-            Part::Voter(voter) => {
-                voter.seal(planned_only);
-                if planned && voter.raft.is_leader() && !voter.halted {
-                    voter.asks.push(ask);
-                    self.answer_drained(context);
-                } else {
-                    let answer = self.seal_answer(ask, self.end());
-                    context.send(from, Message::Sealed { term, answer });
+        let votes = matches!(self.part, Part::Voter(_));
+        let (sealing, actions) = Sealing::asked(Seal { epoch, planned }, votes);
+        let request = SealRequest { ask: Some(ask), sealing, since: self.at(context) };
+        self.carry_out_seal(context, request, actions);
+    }
+
+    /// Of a voter that was sealed before it restarted.
+    pub(super) fn seal_again(&mut self, context: &mut Context<'_>, planned: bool) {
+        let (sealing, actions) = Sealing::again(planned);
+        let request = SealRequest { ask: None, sealing, since: self.at(context) };
+        self.carry_out_seal(context, request, actions);
+    }
+
+    fn carry_out_seal(
+        &mut self,
+        context: &mut Context<'_>,
+        mut request: SealRequest,
+        actions: Vec<SealAction>,
+    ) {
+        let (at, mut actions) = (self.at(context), VecDeque::from(actions));
+        while let Some(action) = actions.pop_front() {
+            let event = match (action, &mut self.part) {
+                (SealAction::Fence, part) => {
+                    if let Some(epoch) = part.epoch() {
+                        self.lease.seal(SHARD, epoch);
+                    }
+                    None
                 }
-            }
-            Part::Replica(replica) => {
-                replica.asks.push(ask);
-                self.receiver(context, ReceiverEvent::Seal { epoch }, None);
-            }
+                (SealAction::WriteDown(seal), _) => {
+                    self.disk.sealed = Some(seal.after(self.disk.sealed));
+                    None
+                }
+                (SealAction::Sync, _) => Some(SealEvent::Durable),
+                (SealAction::CloseVoter, Part::Voter(voter)) => {
+                    voter.close();
+                    let leads = voter.raft.is_leader() && voter.takes_part();
+                    Some(SealEvent::VoterClosed { leads })
+                }
+                (SealAction::AwaitDrain, Part::Voter(voter)) => {
+                    request.since = at;
+                    voter.sealing.push(request);
+                    return self.end_drains(context);
+                }
+                (SealAction::StopGroup, Part::Voter(voter)) => {
+                    voter.halt();
+                    None
+                }
+                (SealAction::CloseReplica, Part::Replica(replica)) => {
+                    replica.sealing.push(request);
+                    return self.close_replica(context);
+                }
+                (SealAction::Answer { drained }, _) => {
+                    if let Some(ask) = request.ask {
+                        self.answer_seal(context, ask, drained);
+                    }
+                    return;
+                }
+                _ => None,
+            };
+            actions.extend(event.into_iter().flat_map(|event| request.sealing.step(event)));
         }
     }
 
-    /// Of a voter that was asked as a leader: when it has drained, or leads no more.
-    pub(super) fn answer_drained(&mut self, context: &mut Context<'_>) {
-        let Part::Voter(voter) = &mut self.part else { return };
-        if voter.raft.is_leader() && !voter.raft.is_drained() {
-            return;
-        }
-        for ask in std::mem::take(&mut voter.asks) {
-            let answer = self.seal_answer(ask, self.end());
-            context.send(ask.from, Message::Sealed { term: ask.term, answer });
-        }
-    }
-
-    fn seal_answer(&self, ask: SealAsk, position: Position) -> SealAnswer {
-        let (term, drained_leader) = match &self.part {
-            Part::Voter(voter) => {
-                let drained = ask.planned && voter.takes_part() && voter.raft.is_drained();
-                let is_sealing =
-                    self.shard().is_some_and(|shard| matches!(shard.phase, Phase::Sealing(_)));
-                (Some(voter.raft.term()), drained && is_sealing && self.has_wanted_voters())
+    /// Ends the waiting of leaders that have drained, that lead no more, or for which it is late.
+    pub(super) fn end_drains(&mut self, context: &mut Context<'_>) {
+        let at = self.at(context);
+        let Some(voter) = self.voter() else { return };
+        let event = |request: &SealRequest| {
+            if !voter.raft.is_leader() || at.saturating_sub(request.since) >= DRAIN_TIMEOUT {
+                Some(SealEvent::NotDrained)
+            } else {
+                let term = voter.raft.term();
+                voter.raft.is_drained().then_some(SealEvent::Drained { term })
             }
-            Part::Idle | Part::Replica(_) => (None, false),
         };
-        let time_ms = self
-            .disk
-            .history
-            .get(len_at(position.sequence).wrapping_sub(1))
-            .map_or(0, |batch| batch.time_ms);
-        let (epoch, planned) = (ask.epoch, ask.planned);
-        let transactions = position.sequence;
-        SealAnswer {
-            shard: SHARD,
-            epoch,
-            planned,
-            position,
-            transactions,
-            time_ms,
-            term,
-            drained_leader,
+        let all = std::mem::take(&mut voter.sealing);
+        let (ended, waiting): (Vec<_>, Vec<_>) = all
+            .into_iter()
+            .map(|request| (event(&request), request))
+            .partition(|(event, _)| event.is_some());
+        voter.sealing = waiting.into_iter().map(|(_, request)| request).collect();
+        for (event, mut request) in ended {
+            let actions = event.map(|event| request.sealing.step(event)).unwrap_or_default();
+            self.carry_out_seal(context, request, actions);
+        }
+    }
+
+    /// Has the receiver stop, if it is to. Not in the middle of an order, which brings the replica
+    /// further than the receiver knows.
+    pub(super) fn close_replica(&mut self, context: &mut Context<'_>) {
+        let is_free = self.pulling.is_none();
+        let replica = self.replica().filter(|replica| is_free && !replica.sealing.is_empty());
+        if let Some(epoch) = replica.map(|replica| replica.receiver.epoch()) {
+            self.receiver(context, ReceiverEvent::Seal { epoch }, None);
         }
     }
 
@@ -132,58 +130,41 @@ impl Node {
                 format!("n{} says that {durable} is final, but it has {}", self.id, self.end());
             context.observer.violated("sealed_is_final", what);
         }
-        let Part::Replica(replica) = &mut self.part else { return };
-        for ask in std::mem::take(&mut replica.asks) {
-            let answer = self.seal_answer(ask, durable);
-            context.send(ask.from, Message::Sealed { term: ask.term, answer });
+        let Some(replica) = self.replica() else { return };
+        for mut request in std::mem::take(&mut replica.sealing) {
+            let actions = request.sealing.step(SealEvent::ReplicaClosed);
+            self.carry_out_seal(context, request, actions);
         }
-        self.go_on_pulling(context);
+        self.tick_orders(context);
     }
 
-    pub(super) fn drain(&mut self, context: &mut Context<'_>, drain: Drain) {
-        if self.part.epoch() != Some(drain.epoch) {
-            return;
-        }
-        match &mut self.part {
-            Part::Idle => return,
-            // Its group is what brings it there, until it has stopped.
-            Part::Voter(voter) => voter.drain = Some(drain).filter(|_| !voter.halted),
-            Part::Replica(replica) => {
-                let pull = replica.drain.map_or(drain.pull, |old| old.pull.redirected(drain.pull));
-                replica.drain = Some(Drain { pull, ..drain });
-                if replica.receiver.phase() != ReceiverPhase::Sealed {
-                    // A switchover's target was not asked to seal.
-                    self.disk.sealed = Some(Sealed { epoch: drain.epoch, planned: true });
-                    return self.receiver(
-                        context,
-                        ReceiverEvent::Seal { epoch: drain.epoch },
-                        None,
-                    );
+    fn answer_seal(&mut self, context: &mut Context<'_>, ask: SealAsk, drained: Option<u64>) {
+        let position = self.end();
+        let (term, drained_leader) = match &self.part {
+            Part::Voter(voter) => {
+                let knows = self.shard().is_some_and(|shard| {
+                    let is_settled = voter.raft.is_settled_on(&shard.voters);
+                    knows_voters(shard, is_settled.then_some(&shard.voters))
+                });
+                let term = voter.raft.term();
+                if !knows {
+                    self.renewal.now();
                 }
+                (Some(term), drained == Some(term) && knows)
             }
-        }
-        self.go_on_pulling(context);
-    }
-
-    pub(super) fn end_drain(&mut self) {
-        if let Part::Replica(replica) = &mut self.part {
-            replica.drain = None;
-        }
-    }
-
-    /// Says so once it has come where it was to be drained to.
-    pub(super) fn answer_drain(&mut self, context: &mut Context<'_>) {
-        let end = self.end();
-        let drain = match &mut self.part {
-            Part::Idle => return,
-            Part::Voter(voter) => &mut voter.drain,
-            Part::Replica(replica) if replica.is_quiet() => &mut replica.drain,
-            Part::Replica(_) => return,
+            Part::None | Part::Replica(_) => (None, false),
         };
-        if let Some(Drain { from, term, epoch, .. }) =
-            drain.take_if(|drain| drain.pull.is_done(end))
-        {
-            context.send(from, Message::Drained { term, epoch, position: end });
-        }
+        let last = self.disk.history.get(len_at(position.sequence).wrapping_sub(1));
+        let answer = SealAnswer {
+            shard: SHARD,
+            epoch: ask.epoch,
+            planned: ask.planned,
+            position,
+            transactions: position.sequence,
+            time_ms: last.map_or(0, |batch| batch.time_ms),
+            term,
+            drained_leader,
+        };
+        context.send(ask.from, Message::Sealed { term: ask.term, answer });
     }
 }

@@ -19,7 +19,7 @@ const STATUS_EVERY: Duration = Duration::from_millis(300);
 impl Node {
     fn status(&self, at: Duration) -> Option<Status> {
         match &self.part {
-            Part::Idle => None,
+            Part::None => None,
             Part::Voter(voter) => {
                 Some(Status::of_primary_member(self.id, voter.epoch, self.end(), Duration::ZERO))
             }
@@ -29,7 +29,7 @@ impl Node {
 
     fn may_serve(&self) -> bool {
         match &self.part {
-            Part::Idle => false,
+            Part::None => false,
             Part::Voter(voter) => voter.seeded,
             Part::Replica(replica) => replica.receiver.may_serve(),
         }
@@ -115,7 +115,7 @@ impl Node {
                                     (commit.position, commit.time_ms)
                                 })
                             }
-                            Part::Idle | Part::Voter(_) => (self.end(), wall_ms(context.now)),
+                            Part::None | Part::Voter(_) => (self.end(), wall_ms(context.now)),
                         };
                         Shipped::Heartbeat(Heartbeat { status, committed, time_ms })
                     }

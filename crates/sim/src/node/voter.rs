@@ -2,11 +2,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use meridian_types::{Epoch, NodeId, Position};
+use meridian_types::{Epoch, EpochHistory, NodeId, Position};
 
-use super::part::Part;
-use super::pull::Reach;
-use super::sealing::{Drain, SealAsk};
+use super::orders::{Order, SealRequest};
 use super::{Context, Node};
 use crate::bugs::Bug;
 use crate::clock::wall_ms;
@@ -30,7 +28,7 @@ struct Caller {
 /// A member of the group of one epoch.
 pub(super) struct Voter {
     pub(super) epoch: Epoch,
-    base: Position,
+    pub(super) history: EpochHistory,
     pub(super) raft: Raft<Batch>,
     applied: usize,
     /// It has the base, or was given what follows it. Else it takes no part.
@@ -40,25 +38,22 @@ pub(super) struct Voter {
     pub(super) halted: bool,
     pending: BTreeMap<u64, Caller>,
     reads: Vec<(u64, Caller)>,
-    /// Planned seals that wait until it has drained.
-    pub(super) asks: Vec<SealAsk>,
-    pub(super) drain: Option<Drain>,
-    /// Before it founds the group.
-    pub(super) reach: Option<Reach>,
+    /// Seals that wait until it has drained.
+    pub(super) sealing: Vec<SealRequest>,
+    pub(super) order: Option<Order>,
 }
 
 impl Voter {
     pub(super) fn new(
         id: NodeId,
-        epoch: Epoch,
-        base: Position,
+        history: EpochHistory,
         disk: RaftDisk<Batch>,
         at: Duration,
         rng: &mut Rng,
     ) -> Self {
         Self {
-            epoch,
-            base,
+            epoch: history.epoch(),
+            history,
             raft: Raft::new(id, TIMING, disk, at, rng),
             applied: 0,
             seeded: false,
@@ -66,18 +61,21 @@ impl Voter {
             halted: false,
             pending: BTreeMap::new(),
             reads: Vec::new(),
-            asks: Vec::new(),
-            drain: None,
-            reach: None,
+            sealing: Vec::new(),
+            order: None,
         }
     }
 
-    pub(super) fn seal(&mut self, planned: bool) {
+    /// Begins nothing more, and gives no vote.
+    pub(super) fn close(&mut self) {
         self.admits = false;
         self.raft.frozen = true;
-        self.halted |= !planned;
-        // What is answered is final.
-        (self.drain, self.reach) = (self.drain.take().filter(|_| planned), None);
+    }
+
+    /// What is answered is final.
+    pub(super) fn halt(&mut self) {
+        self.halted = true;
+        self.order = None;
     }
 
     pub(super) fn takes_part(&self) -> bool {
@@ -91,18 +89,14 @@ impl Voter {
     /// Where the next batch goes.
     fn next_position(&self) -> Position {
         let last = self.raft.disk.log.iter().rev().find_map(|entry| entry.command);
-        Position::new(self.epoch, last.map_or(self.base, |batch| batch.position).sequence + 1)
+        Position::new(
+            self.epoch,
+            last.map_or(self.history.base(), |batch| batch.position).sequence + 1,
+        )
     }
 }
 
 impl Node {
-    pub(super) fn voter(&mut self) -> Option<&mut Voter> {
-        match &mut self.part {
-            Part::Voter(voter) => Some(voter),
-            Part::Idle | Part::Replica(_) => None,
-        }
-    }
-
     /// Lets the group take one step, and does what follows from it.
     pub(super) fn raft(
         &mut self,
@@ -123,7 +117,7 @@ impl Node {
         }
         self.apply(context);
         self.serve_reads(context);
-        self.answer_drained(context);
+        self.end_drains(context);
     }
 
     pub(super) fn tick_voter(&mut self, context: &mut Context<'_>) {
@@ -176,7 +170,6 @@ impl Node {
         if voter.seeded || voter.halted {
             return;
         }
-        voter.reach = None;
         voter.applied = log.len();
         voter.raft.seed(founders, log);
         voter.seeded = true;
