@@ -283,7 +283,7 @@ async fn replace(
         .args(["serve", "--config", config.to_str().unwrap()])
         .stdout(Stdio::null())
         .kill_on_drop(true);
-    let client = KvClient::new(format!("http://{kv}"), DEFAULT_DATABASE)
+    let client = meridian_tests::kv_connect::client(format!("http://{kv}"), DEFAULT_DATABASE)
         .with_timeout(Duration::from_secs(2));
     (serve.spawn().unwrap(), client)
 }

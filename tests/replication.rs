@@ -261,7 +261,7 @@ async fn a_stateless_gateway_serves_beside_an_application() {
     for region in 0..cluster.regions() {
         let url = cluster.start_gateway(region).await;
         for database in [DEFAULT_DATABASE, SECOND_DATABASE] {
-            let client = KvClient::new(url.clone(), database);
+            let client = meridian_tests::kv_connect::client(url.clone(), database);
             let stamp = client.set(b"k", url.as_bytes()).await.unwrap();
             let entry = client.get(b"k").await.unwrap().unwrap();
             assert_eq!((entry.value, entry.versionstamp), (url.clone().into(), stamp.clone()));
@@ -272,7 +272,7 @@ async fn a_stateless_gateway_serves_beside_an_application() {
             .await;
         }
         // The gateway goes on without the leader, and without the node that it reads from.
-        let client = KvClient::new(url, DEFAULT_DATABASE);
+        let client = meridian_tests::kv_connect::client(url, DEFAULT_DATABASE);
         let leader = cluster.leader(1).await;
         let nearest = cluster.region(region)[0];
         // Node 1 and the first node of each other region vote in the directory: without two of them

@@ -135,7 +135,8 @@ pub struct Target {
 impl Target {
     fn clients<'a>(&'a self, token: &'a str) -> impl Iterator<Item = KvClient> + 'a {
         self.gateways.iter().map(move |gateway| {
-            KvClient::new(format!("http://{gateway}"), DEFAULT_DATABASE).with_token(token)
+            crate::kv_connect::client(format!("http://{gateway}"), DEFAULT_DATABASE)
+                .with_token(token)
         })
     }
 }

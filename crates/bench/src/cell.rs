@@ -3,13 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use meridian_kv_client::Endpoint;
+use meridian_kv_client::Link;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 
 use crate::cpu::used_between;
-use crate::endpoint::Endpoint;
 use crate::error::BenchError;
-use crate::link::Link;
 use crate::options::{HttpVersion, Operation, Options};
 use crate::random::Random;
 use crate::report::CellReport;

@@ -4,16 +4,16 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+use meridian_kv_client::Link;
+use meridian_kv_client::Target;
+use meridian_kv_client::answer::{committed, entries};
 use prost::Message;
 
 use crate::bodies::{check_and_set_body, read_body};
 use crate::error::BenchError;
 use crate::etcd;
 use crate::key_space::KeySpace;
-use crate::link::Link;
-use crate::operation::{committed, entries};
 use crate::random::Random;
-use crate::target::Target;
 use crate::value::ValueKind;
 
 #[derive(Debug, Clone)]

@@ -2,33 +2,17 @@
 
 use std::time::Duration;
 
-use hyper::StatusCode;
+use meridian_kv_client::ClientError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum BenchError {
     #[error("{0}")]
     Option(String),
-    #[error("{url}: {reason}")]
-    Url { url: String, reason: String },
-    #[error("cannot connect to {address}: {source} (is the server running there?)")]
-    Connect { address: String, source: std::io::Error },
-    #[error("{0}")]
-    Transport(String),
-    #[error("no answer within {0:?}")]
-    Timeout(Duration),
-    #[error("status {status}: {text}")]
-    Status { status: StatusCode, text: String },
-    #[error("gRPC status {status}: {text}")]
-    Grpc { status: String, text: String },
-    #[error("the answer has more than {0} bytes")]
-    AnswerTooLarge(usize),
-    #[error("the answer is not the message: {0}")]
-    Decode(#[from] prost::DecodeError),
+    #[error(transparent)]
+    Client(#[from] ClientError),
     /// The server answered, but not with the result that the operation needs.
     #[error("{0}")]
     Unsuccessful(String),
-    #[error("the metadata exchange with {url} failed: {source}")]
-    Metadata { url: String, source: Box<BenchError> },
     #[error("{0} names no strong endpoint")]
     NoStrongEndpoint(String),
     #[error(
@@ -48,22 +32,8 @@ pub enum BenchError {
 }
 
 impl BenchError {
-    /// Includes the causes that hyper keeps behind its own short text.
-    pub fn transport(error: &dyn std::error::Error) -> Self {
-        let mut text = error.to_string();
-        let mut cause = error.source();
-        while let Some(inner) = cause {
-            text = format!("{text}: {inner}");
-            cause = inner.source();
-        }
-        Self::Transport(text)
-    }
-
     /// Whether the connection is unusable afterwards.
     pub fn spoils_link(&self) -> bool {
-        matches!(
-            self,
-            Self::Connect { .. } | Self::Transport(_) | Self::Timeout(_) | Self::AnswerTooLarge(_)
-        )
+        matches!(self, Self::Client(error) if error.spoils_link())
     }
 }

@@ -2,6 +2,7 @@
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use hyper::header::{CONTENT_TYPE, HeaderName, HeaderValue, TE};
+use meridian_kv_client::ClientError;
 use prost::Message;
 
 use crate::error::BenchError;
@@ -57,7 +58,7 @@ pub fn unframed<M: Message + Default>(mut answer: Bytes) -> Result<M, BenchError
     if usize::try_from(answer.get_u32()).ok() != Some(answer.len()) {
         return Err(malformed());
     }
-    Ok(M::decode(answer)?)
+    Ok(M::decode(answer).map_err(ClientError::from)?)
 }
 
 /// A read of one key; `strong` is etcd's linearizable read, otherwise its serializable one.

@@ -7,8 +7,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`options`] | the command line |
-//! | [`endpoint`], [`metadata`], [`session`], [`target`] | where requests go, learned by the metadata exchange |
-//! | [`link`] | one connection (HTTP/1.1), or a share of one (HTTP/2) |
+//! | [`session`] | where requests go, learned by metadata exchanges |
 //! | [`key_space`], [`value`], [`bodies`], [`operation`] | keys, values, encoded requests, conditions of success |
 //! | [`etcd`] | etcd's requests and answers |
 //! | [`check_and_set`], [`work`] | reading and setting until the version is unchanged; a worker's operation |
@@ -36,13 +35,10 @@ pub mod bodies;
 pub mod cell;
 pub mod check_and_set;
 pub mod cpu;
-pub mod endpoint;
 pub mod error;
 pub mod etcd;
 pub mod key_space;
-pub mod link;
 pub mod load;
-pub mod metadata;
 pub mod operation;
 pub mod options;
 pub mod random;
@@ -52,7 +48,6 @@ pub mod schedule;
 pub mod session;
 pub mod table;
 pub mod tally;
-pub mod target;
 pub mod value;
 pub mod work;
 pub mod worker;

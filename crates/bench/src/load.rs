@@ -4,20 +4,20 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use meridian_kv_client::Endpoint;
+use meridian_kv_client::Link;
+use meridian_kv_client::Target;
+use meridian_kv_client::answer::{read, written};
 use prost::Message;
 use tokio::task::JoinSet;
 
 use crate::bodies::{LoadBodies, read_body};
-use crate::endpoint::Endpoint;
 use crate::error::BenchError;
 use crate::etcd;
 use crate::key_space::KeySpace;
-use crate::link::Link;
-use crate::operation::{read, written};
 use crate::options::{HttpVersion, Options};
 use crate::random::Random;
 use crate::session::Destination;
-use crate::target::Target;
 
 /// The longest lag of a replica behind the load.
 const MAX_REPLICATION_WAIT: Duration = Duration::from_secs(30);
@@ -133,7 +133,7 @@ impl Load {
                 Err(error) => error,
             };
             if begun.elapsed() > MAX_LOAD_WAIT {
-                return Err(error);
+                return Err(error.into());
             }
             tokio::time::sleep(LOAD_PAUSE).await;
             if error.spoils_link() {
@@ -212,7 +212,7 @@ pub async fn await_replication(
             let last = match seen {
                 Ok(seen) if seen >= *versionstamp => break,
                 Ok(_) => "an older version of a key".to_owned(),
-                Err(error) if error.spoils_link() => return Err(error),
+                Err(error) if error.spoils_link() => return Err(error.into()),
                 Err(error) => error.to_string(),
             };
             if begun.elapsed() > MAX_REPLICATION_WAIT {

@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Parser, ValueEnum};
+pub use meridian_kv_client::HttpVersion;
 use meridian_types::limits;
 use serde::Serialize;
 
@@ -67,7 +69,7 @@ pub struct Options {
     pub rate: Option<u32>,
     /// HTTP versions; h2 is with prior knowledge. The first one also carries the metadata exchange
     /// [default: h1,h2, and with etcd h2]
-    #[arg(long, value_enum, value_delimiter = ',')]
+    #[arg(long, value_delimiter = ',', value_parser = http_versions())]
     pub http: Vec<HttpVersion>,
     /// With h2, the streams of a cell share at most this many TCP connections. Servers limit the
     /// streams of one connection (often to 100 or 200); beyond that requests wait in the client
@@ -142,18 +144,19 @@ pub enum Protocol {
     Etcd,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum HttpVersion {
-    H1,
-    H2,
-}
-
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
     Table,
     Json,
     Both,
+}
+
+/// Reads the name of a version.
+fn http_versions() -> impl TypedValueParser<Value = HttpVersion> {
+    let versions = [HttpVersion::H1, HttpVersion::H2];
+    PossibleValuesParser::new(versions.map(HttpVersion::name)).map(move |name| {
+        versions.into_iter().find(|version| version.name() == name).unwrap_or(HttpVersion::H1)
+    })
 }
 
 impl Options {
@@ -236,15 +239,6 @@ impl Operation {
             Self::Range => "range",
             Self::Sum => "sum",
             Self::Contended => "contended",
-        }
-    }
-}
-
-impl HttpVersion {
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::H1 => "h1",
-            Self::H2 => "h2",
         }
     }
 }

@@ -2,15 +2,12 @@
 
 use std::path::Path;
 
-use hyper::header::{HeaderName, HeaderValue};
+use meridian_kv_client::Endpoint;
+use meridian_kv_client::{Headers, Metadata};
 
-use crate::endpoint::Endpoint;
 use crate::error::BenchError;
 use crate::etcd;
-use crate::metadata::Metadata;
 use crate::options::{HttpVersion, Operation, Options, Protocol};
-
-pub type Headers = Vec<(HeaderName, HeaderValue)>;
 
 /// Where a cell's requests go.
 #[derive(Debug, Clone)]

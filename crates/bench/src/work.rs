@@ -3,6 +3,8 @@
 use std::time::Instant;
 
 use bytes::Bytes;
+use meridian_kv_client::Link;
+use meridian_kv_client::Target;
 use prost::Message;
 
 use crate::bodies::{ReadBodies, WriteBodies, range_body, sum_body};
@@ -10,12 +12,10 @@ use crate::check_and_set::{CheckAndSet, NewValue, Outcome, Store};
 use crate::error::BenchError;
 use crate::etcd;
 use crate::key_space::KeySpace;
-use crate::link::Link;
 use crate::operation::{Bodies, Expected, Requests};
 use crate::options::{HttpVersion, Operation, Options, Protocol, RANGE_KEYS};
 use crate::random::Random;
 use crate::session::Destination;
-use crate::target::Target;
 
 #[derive(Debug, Clone)]
 pub enum Work {
@@ -140,7 +140,8 @@ impl Work {
         match self {
             Self::Request { target, requests } => {
                 let body = requests.next(random);
-                let request = target.request_to_any(random, body);
+                let database = any_database(target, random);
+                let request = target.request_to(database, body);
                 requests.expected.check(link.call(request).await?)?;
                 Ok(Outcome::Success)
             }
@@ -163,4 +164,12 @@ fn number(options: &Options) -> KeySpace {
 
 fn hot(options: &Options) -> KeySpace {
     KeySpace::new(&format!("{}-hot", options.key_prefix), options.hot_keys)
+}
+
+/// One of the databases that the target's requests are for, each as likely.
+fn any_database(target: &Target, random: &mut Random) -> usize {
+    match u32::try_from(target.databases()) {
+        Ok(1) | Err(_) => 0,
+        Ok(databases) => usize::try_from(random.below(databases)).unwrap_or(0),
+    }
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use meridian_kv_client::Link;
 use tokio::sync::oneshot;
 
 use crate::check_and_set::Outcome;
 use crate::error::BenchError;
-use crate::link::Link;
 use crate::random::Random;
 use crate::schedule::OpenLoop;
 use crate::tally::Tally;
@@ -92,7 +92,7 @@ impl Worker {
         while let Err(error) = self.link.reopen().await {
             let now = Instant::now();
             if now >= self.window.begin {
-                tally.error(&error);
+                tally.error(&error.into());
             }
             if now >= self.window.end {
                 return;

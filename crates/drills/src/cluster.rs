@@ -160,7 +160,8 @@ impl Cluster {
     /// Waits until this machine's gateway answers a strong read of both databases.
     pub async fn machine_ready(&mut self, machine: Machine) -> Result<(), ClusterError> {
         for database in [DEFAULT_DATABASE, SECOND_DATABASE] {
-            let client = KvClient::new(self.url(machine)?, database).with_timeout(ANSWER_TIMEOUT);
+            let client = crate::kv_connect::client(self.url(machine)?, database)
+                .with_timeout(ANSWER_TIMEOUT);
             let what = format!("{machine} answers a strong read");
             let ended =
                 poll::until(&what, READY_DEADLINE, async || match client.get(b"ready?").await {
@@ -243,7 +244,7 @@ impl Cluster {
     }
 
     pub fn client(&self, id: NodeId, database: DatabaseId) -> Result<KvClient, ClusterError> {
-        Ok(KvClient::new(self.url(Machine::Node(id))?, database))
+        Ok(crate::kv_connect::client(self.url(Machine::Node(id))?, database))
     }
 
     pub fn operator(&self) -> &Operator {

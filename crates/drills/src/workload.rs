@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 use meridian_checker::{History, Key, Operation, Read, ReadOutcome};
 use meridian_types::{Consistency, DatabaseId};
 
-use crate::kv_connect::{CallError, KvClient, range};
+use crate::kv_connect::{CallError, range};
 use crate::poll::{self, Timeout};
 use crate::recorder::Recorder;
 
@@ -121,7 +121,8 @@ impl Workload {
             }
         }
         let keys: Vec<Key> = keys.into_iter().collect();
-        let client = KvClient::new(gateway.url.clone(), self.database).with_timeout(FINAL_TIMEOUT);
+        let client = crate::kv_connect::client(gateway.url.clone(), self.database)
+            .with_timeout(FINAL_TIMEOUT);
         for keys in keys.chunks(FINAL_KEYS) {
             let (Some(first), Some(last)) = (keys.first(), keys.last()) else { continue };
             let end = [last.as_bytes(), &[0]].concat();

@@ -7,7 +7,6 @@ use meridian_types::DatabaseId;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::KvClient;
 use crate::kv_connect::CallError;
 
 /// The pause between the requests of one of its tasks: its load is small.
@@ -119,7 +118,7 @@ struct Task {
 impl Task {
     async fn run(self, stop: CancellationToken) {
         let client = |base: &String| {
-            KvClient::new(base.clone(), self.database)
+            crate::kv_connect::client(base.clone(), self.database)
                 .with_token(&*self.token)
                 .with_timeout(TIMEOUT)
         };

@@ -13,7 +13,7 @@ use tokio::process::Command;
 use super::bystander::{Bystander, Seen};
 use super::{Input, Target, name_of, stored};
 use crate::kv_connect::{DEFAULT_DATABASE, SECOND_DATABASE, delete, mutation, set};
-use crate::{Cluster, ClusterOptions, KvClient, poll};
+use crate::{Cluster, ClusterOptions, poll};
 
 /// Little enough that the attacks would exceed it if they were not bounded.
 const MAX_MEMORY_MB: u64 = 512;
@@ -82,7 +82,8 @@ impl Siege {
             for (token, database) in
                 [(&self.target.writer, DEFAULT_DATABASE), (&self.bystander_token, SECOND_DATABASE)]
             {
-                let client = KvClient::new(format!("http://{gateway}"), database).with_token(token);
+                let client = crate::kv_connect::client(format!("http://{gateway}"), database)
+                    .with_token(token);
                 poll::until("the token is known", DEADLINE, async || client.get(b"k").await).await;
             }
         }

@@ -83,8 +83,8 @@ enum Next {
 impl Client {
     pub(super) fn new(workload: Arc<Workload>, profile: Profile) -> Self {
         let connect = |gateway: &Arc<Gateway>| {
-            let client =
-                KvClient::new(gateway.url.clone(), workload.database).with_timeout(profile.timeout);
+            let client = crate::kv_connect::client(gateway.url.clone(), workload.database)
+                .with_timeout(profile.timeout);
             (Arc::clone(gateway), client)
         };
         let connections = profile.gateways.iter().map(connect).collect();

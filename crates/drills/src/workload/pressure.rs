@@ -57,8 +57,9 @@ impl Pressure {
         origin: Instant,
     ) -> Self {
         let counts = Arc::new(Counts::default());
-        let client =
-            |gateway: &Gateway| KvClient::new(gateway.url.clone(), database).with_timeout(TIMEOUT);
+        let client = |gateway: &Gateway| {
+            crate::kv_connect::client(gateway.url.clone(), database).with_timeout(TIMEOUT)
+        };
         let mut tasks = JoinSet::new();
         let pace = Duration::from_secs(1) * WRITERS / per_second.max(1);
         for (number, gateway) in (0..WRITERS).zip(near.iter().cycle()) {

@@ -5,13 +5,8 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use bytes::Bytes;
-use meridian_bench::endpoint::Endpoint;
-use meridian_bench::error::BenchError;
-use meridian_bench::link::Link;
-use meridian_bench::metadata::Metadata;
-use meridian_bench::operation::{read, read_if_there, written};
-use meridian_bench::options::HttpVersion;
-use meridian_bench::target::Target;
+use meridian_kv_client::answer::{read, read_if_there, written};
+use meridian_kv_client::{ClientError, Endpoint, HttpVersion, Link, Metadata, Target};
 
 use super::report::Operation;
 use super::site::Site;
@@ -38,15 +33,15 @@ pub(super) struct Probe {
 impl Probe {
     /// Errors name the region, here and below.
     pub(super) async fn open(site: &Site, access_token: &str) -> Result<Self> {
-        // A `BenchError` displays its causes itself: as the source of another error they would
+        // A `ClientError` displays its causes itself: as the source of another error they would
         // appear twice.
         Self::open_unnamed(site, access_token)
             .await
             .map_err(|error| anyhow!("{}: {error}", site.region))
     }
 
-    async fn open_unnamed(site: &Site, access_token: &str) -> Result<Self, BenchError> {
-        let no = |kind| BenchError::Unsuccessful(format!("{} names no {kind} endpoint", site.url));
+    async fn open_unnamed(site: &Site, access_token: &str) -> Result<Self, ClientError> {
+        let no = |kind| ClientError::Unsuccessful(format!("{} names no {kind} endpoint", site.url));
         let metadata = Metadata::exchange(&site.url, access_token, HTTP, TIMEOUT).await?;
         let strong = metadata.strong.ok_or_else(|| no("strong"))?;
         let eventual = metadata.eventual.ok_or_else(|| no("eventual"))?;
@@ -92,9 +87,9 @@ impl Probe {
     }
 
     /// A round trip with as little work at the gateway as possible.
-    async fn round_trip(&mut self) -> Result<Bytes, BenchError> {
+    async fn round_trip(&mut self) -> Result<Bytes, ClientError> {
         match self.eventual.call(self.nothing.request(Bytes::new())).await {
-            Err(BenchError::Status { status, .. }) if status.is_client_error() => Ok(Bytes::new()),
+            Err(ClientError::Status { status, .. }) if status.is_client_error() => Ok(Bytes::new()),
             other => other.map(|_| Bytes::new()),
         }
     }

@@ -5,9 +5,9 @@ use std::path::Path;
 use std::str::FromStr;
 
 use anyhow::{Context, Result, bail};
-use meridian_bench::endpoint::Endpoint;
 use meridian_config::{NodeConfig, TokenConfig, TokenSecret};
 use meridian_directory::{self as directory, Database};
+use meridian_kv_client::Endpoint;
 use meridian_types::DatabaseId;
 
 /// A region's gateway, from the command line.

@@ -5,7 +5,7 @@ use std::fmt;
 use hyper::Uri;
 use hyper::http::uri::{Authority, PathAndQuery};
 
-use crate::error::BenchError;
+use crate::error::ClientError;
 
 /// An `http://` URL. Its path has no trailing `/`, unless it is the root itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,9 +15,9 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    pub fn parse(url: &str) -> Result<Self, BenchError> {
+    pub fn parse(url: &str) -> Result<Self, ClientError> {
         let error =
-            |reason: &str| BenchError::Url { url: url.to_owned(), reason: reason.to_owned() };
+            |reason: &str| ClientError::Url { url: url.to_owned(), reason: reason.to_owned() };
         let uri: Uri = url.parse().map_err(|_| error("not a URL"))?;
         match uri.scheme_str() {
             Some("http") => {}
@@ -32,8 +32,8 @@ impl Endpoint {
     }
 
     /// An endpoint of a metadata answer that came from this URL: absolute or relative.
-    pub fn resolve(&self, reference: &str) -> Result<Self, BenchError> {
-        let error = |source: url::ParseError| BenchError::Url {
+    pub fn resolve(&self, reference: &str) -> Result<Self, ClientError> {
+        let error = |source: url::ParseError| ClientError::Url {
             url: reference.to_owned(),
             reason: source.to_string(),
         };

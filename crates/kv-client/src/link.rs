@@ -15,8 +15,8 @@ use meridian_net::Stream;
 use tokio::sync::Mutex;
 
 use crate::endpoint::Endpoint;
-use crate::error::BenchError;
-use crate::options::HttpVersion;
+use crate::error::ClientError;
+use crate::http_version::HttpVersion;
 
 /// No answer to what this program asks comes near it.
 const MAX_ANSWER_BYTES: usize = 8 << 20;
@@ -49,9 +49,9 @@ impl Link {
         endpoint: &Arc<Endpoint>,
         http: HttpVersion,
         timeout: Duration,
-    ) -> Result<Self, BenchError> {
+    ) -> Result<Self, ClientError> {
         let mut links = Self::open_shared(endpoint, http, 1, timeout).await?;
-        links.pop().ok_or(BenchError::Timeout(timeout))
+        links.pop().ok_or(ClientError::Timeout(timeout))
     }
 
     /// `count` links on one new HTTP/2 connection, or, with HTTP/1.1, on a connection each.
@@ -60,7 +60,7 @@ impl Link {
         http: HttpVersion,
         count: usize,
         timeout: Duration,
-    ) -> Result<Vec<Self>, BenchError> {
+    ) -> Result<Vec<Self>, ClientError> {
         let mut links = Vec::with_capacity(count);
         let link = |sender| Self { endpoint: Arc::clone(endpoint), timeout, sender };
         match http {
@@ -89,26 +89,26 @@ impl Link {
 
     /// The body of an answer with status 200. After an error that `spoils_link`, reopen before the
     /// next one.
-    pub async fn call(&mut self, request: Request<Body>) -> Result<Bytes, BenchError> {
+    pub async fn call(&mut self, request: Request<Body>) -> Result<Bytes, ClientError> {
         within(self.timeout, self.sender.call(request)).await
     }
 
     /// A fresh connection; with HTTP/2 the one that another worker has opened meanwhile, if any.
-    pub async fn reopen(&mut self) -> Result<(), BenchError> {
+    pub async fn reopen(&mut self) -> Result<(), ClientError> {
         within(self.timeout, self.sender.reopen(&self.endpoint, self.timeout)).await
     }
 }
 
 impl Sender {
-    async fn call(&mut self, request: Request<Body>) -> Result<Bytes, BenchError> {
+    async fn call(&mut self, request: Request<Body>) -> Result<Bytes, ClientError> {
         let response = match self {
             Self::H1(sender) => {
-                sender.ready().await.map_err(|error| BenchError::transport(&error))?;
+                sender.ready().await.map_err(|error| ClientError::transport(&error))?;
                 sender.send_request(request).await
             }
             Self::H2 { sender, .. } => sender.send_request(request).await,
         };
-        let response = response.map_err(|error| BenchError::transport(&error))?;
+        let response = response.map_err(|error| ClientError::transport(&error))?;
         let status = response.status();
         // An answer of gRPC that is only an error has its trailers here.
         grpc_status(response.headers())?;
@@ -116,7 +116,7 @@ impl Sender {
         if status == StatusCode::OK { Ok(body) } else { Err(status_error(status, &body)) }
     }
 
-    async fn reopen(&mut self, endpoint: &Endpoint, timeout: Duration) -> Result<(), BenchError> {
+    async fn reopen(&mut self, endpoint: &Endpoint, timeout: Duration) -> Result<(), ClientError> {
         match self {
             Self::H1(sender) => *sender = connect_h1(endpoint, timeout).await?,
             Self::H2 { shared, generation, sender } => {
@@ -133,24 +133,24 @@ impl Sender {
 
 async fn within<T>(
     timeout: Duration,
-    work: impl Future<Output = Result<T, BenchError>>,
-) -> Result<T, BenchError> {
-    tokio::time::timeout(timeout, work).await.unwrap_or(Err(BenchError::Timeout(timeout)))
+    work: impl Future<Output = Result<T, ClientError>>,
+) -> Result<T, ClientError> {
+    tokio::time::timeout(timeout, work).await.unwrap_or(Err(ClientError::Timeout(timeout)))
 }
 
-async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<TokioIo<Stream>, BenchError> {
+async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<TokioIo<Stream>, ClientError> {
     let dialled = Stream::dial(endpoint.host(), endpoint.port(), timeout).await;
-    let failed = |source| BenchError::Connect { address: endpoint.authority().to_owned(), source };
+    let failed = |source| ClientError::Connect { address: endpoint.authority().to_owned(), source };
     Ok(TokioIo::new(dialled.map_err(failed)?))
 }
 
-async fn connect_h1(
+pub(crate) async fn connect_h1(
     endpoint: &Endpoint,
     timeout: Duration,
-) -> Result<http1::SendRequest<Body>, BenchError> {
+) -> Result<http1::SendRequest<Body>, ClientError> {
     let stream = connect(endpoint, timeout).await?;
     let (sender, connection) =
-        http1::handshake(stream).await.map_err(|error| BenchError::transport(&error))?;
+        http1::handshake(stream).await.map_err(|error| ClientError::transport(&error))?;
     // Ends with the connection; what went wrong there is the answer of the request in flight.
     tokio::spawn(async move { connection.await.ok() });
     Ok(sender)
@@ -159,20 +159,20 @@ async fn connect_h1(
 async fn connect_h2(
     endpoint: &Endpoint,
     timeout: Duration,
-) -> Result<http2::SendRequest<Body>, BenchError> {
+) -> Result<http2::SendRequest<Body>, ClientError> {
     let stream = connect(endpoint, timeout).await?;
     let (sender, connection) = http2::handshake(TokioExecutor::new(), stream)
         .await
-        .map_err(|error| BenchError::transport(&error))?;
+        .map_err(|error| ClientError::transport(&error))?;
     tokio::spawn(async move { connection.await.ok() });
     Ok(sender)
 }
 
-async fn read_to_end(mut body: Incoming) -> Result<Bytes, BenchError> {
+async fn read_to_end(mut body: Incoming) -> Result<Bytes, ClientError> {
     // Nearly every answer is one frame, which is then handed on without a copy.
     let mut whole = Bytes::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| BenchError::transport(&error))?;
+        let frame = frame.map_err(|error| ClientError::transport(&error))?;
         let data = match frame.into_data() {
             Ok(data) => data,
             Err(frame) => {
@@ -183,7 +183,7 @@ async fn read_to_end(mut body: Incoming) -> Result<Bytes, BenchError> {
             }
         };
         if whole.len() + data.len() > MAX_ANSWER_BYTES {
-            return Err(BenchError::AnswerTooLarge(MAX_ANSWER_BYTES));
+            return Err(ClientError::AnswerTooLarge(MAX_ANSWER_BYTES));
         }
         if whole.is_empty() {
             whole = data;
@@ -197,21 +197,21 @@ async fn read_to_end(mut body: Incoming) -> Result<Bytes, BenchError> {
 }
 
 /// An error if there is a status of gRPC, and one other than 0.
-fn grpc_status(headers: &HeaderMap) -> Result<(), BenchError> {
+fn grpc_status(headers: &HeaderMap) -> Result<(), ClientError> {
     let text = |name| {
         headers.get(name).map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
     };
     match text("grpc-status") {
         Some(status) if status != "0" => {
-            Err(BenchError::Grpc { status, text: text("grpc-message").unwrap_or_default() })
+            Err(ClientError::Grpc { status, text: text("grpc-message").unwrap_or_default() })
         }
         _ => Ok(()),
     }
 }
 
-fn status_error(status: StatusCode, body: &Bytes) -> BenchError {
+fn status_error(status: StatusCode, body: &Bytes) -> ClientError {
     let text = body.get(..MAX_ERROR_TEXT_BYTES).unwrap_or(body);
-    BenchError::Status { status, text: String::from_utf8_lossy(text).trim().to_owned() }
+    ClientError::Status { status, text: String::from_utf8_lossy(text).trim().to_owned() }
 }
 
 #[cfg(test)]

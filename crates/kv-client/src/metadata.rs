@@ -8,9 +8,9 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderName, HeaderValue};
 use serde::Deserialize;
 
 use crate::endpoint::Endpoint;
-use crate::error::BenchError;
+use crate::error::ClientError;
+use crate::http_version::HttpVersion;
 use crate::link::Link;
-use crate::options::HttpVersion;
 use crate::target::Target;
 
 const REQUEST: &[u8] = br#"{"supportedVersions":[1,2,3]}"#;
@@ -49,9 +49,9 @@ impl Metadata {
         access_token: &str,
         http: HttpVersion,
         timeout: Duration,
-    ) -> Result<Self, BenchError> {
-        let mut all = Self::exchange_all(&[connect_url], access_token, http, timeout).await?;
-        all.pop().ok_or(BenchError::Interrupted)
+    ) -> Result<Self, ClientError> {
+        let mut kept = None;
+        Self::exchange_over(&mut kept, connect_url, access_token, http, timeout).await
     }
 
     /// Of each URL, in order. Those that have the same authority as the one before are asked over
@@ -61,38 +61,50 @@ impl Metadata {
         access_token: &str,
         http: HttpVersion,
         timeout: Duration,
-    ) -> Result<Vec<Self>, BenchError> {
-        let headers = [
-            (AUTHORIZATION, bearer(access_token)?),
-            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
-        ];
+    ) -> Result<Vec<Self>, ClientError> {
         let mut all = Vec::with_capacity(connect_urls.len());
-        let mut kept: Option<(String, Link)> = None;
-        for connect_url in connect_urls {
-            let url = Endpoint::parse(connect_url)?;
-            let exchange = async {
-                let target = Target::new(&url, http, &headers)?;
-                let link = match &mut kept {
-                    Some((authority, link)) if authority == url.authority() => link,
-                    other => {
-                        let link = Link::open(&Arc::new(url.clone()), http, timeout).await?;
-                        &mut other.insert((url.authority().to_owned(), link)).1
-                    }
-                };
-                let body = link.call(target.request(Bytes::from_static(REQUEST))).await?;
-                Self::parse(&url, &body)
-            };
-            let metadata = exchange.await;
-            let failed =
-                |source| BenchError::Metadata { url: url.to_string(), source: Box::new(source) };
-            all.push(metadata.map_err(failed)?);
+        let mut kept = None;
+        for url in connect_urls {
+            all.push(Self::exchange_over(&mut kept, url, access_token, http, timeout).await?);
         }
         Ok(all)
     }
 
-    fn parse(url: &Endpoint, body: &[u8]) -> Result<Self, BenchError> {
+    /// Over the connection that is kept, if it leads to the same authority.
+    async fn exchange_over(
+        kept: &mut Option<(String, Link)>,
+        connect_url: &str,
+        access_token: &str,
+        http: HttpVersion,
+        timeout: Duration,
+    ) -> Result<Self, ClientError> {
+        let headers = [
+            (AUTHORIZATION, bearer(access_token)?),
+            (CONTENT_TYPE, HeaderValue::from_static("application/json")),
+        ];
+        let url = Endpoint::parse(connect_url)?;
+        let exchange = async {
+            let target = Target::new(&url, http, &headers)?;
+            let link = match kept {
+                Some((authority, link)) if authority == url.authority() => link,
+                other => {
+                    let link = Link::open(&Arc::new(url.clone()), http, timeout).await?;
+                    &mut other.insert((url.authority().to_owned(), link)).1
+                }
+            };
+            let body = link.call(target.request(Bytes::from_static(REQUEST))).await?;
+            Self::parse(&url, &body)
+        };
+        let metadata = exchange.await;
+        metadata.map_err(|source| ClientError::Metadata {
+            url: url.to_string(),
+            source: Box::new(source),
+        })
+    }
+
+    fn parse(url: &Endpoint, body: &[u8]) -> Result<Self, ClientError> {
         let answer: Answer = serde_json::from_slice(body).map_err(|error| {
-            BenchError::Unsuccessful(format!("the answer is not KV Connect metadata: {error}"))
+            ClientError::Unsuccessful(format!("the answer is not KV Connect metadata: {error}"))
         })?;
         let mut endpoints = Vec::with_capacity(answer.endpoints.len());
         for endpoint in &answer.endpoints {
@@ -105,7 +117,7 @@ impl Metadata {
                 .map(|(_, endpoint)| endpoint.clone())
         };
         let database_id = HeaderValue::from_str(&answer.database_id).map_err(|_| {
-            BenchError::Unsuccessful("the database id cannot be sent as a header".into())
+            ClientError::Unsuccessful("the database id cannot be sent as a header".into())
         })?;
         let mut headers = vec![(AUTHORIZATION, bearer(&answer.token)?)];
         match answer.version {
@@ -119,7 +131,7 @@ impl Metadata {
                 ));
             }
             other => {
-                return Err(BenchError::Unsuccessful(format!(
+                return Err(ClientError::Unsuccessful(format!(
                     "the server chose the unknown version {other}"
                 )));
             }
@@ -135,9 +147,9 @@ impl Metadata {
     }
 }
 
-fn bearer(token: &str) -> Result<HeaderValue, BenchError> {
-    let mut value = HeaderValue::from_str(&format!("Bearer {token}"))
-        .map_err(|_| BenchError::Option("the access token cannot be sent as a header".into()))?;
+fn bearer(token: &str) -> Result<HeaderValue, ClientError> {
+    let mut value =
+        HeaderValue::from_str(&format!("Bearer {token}")).map_err(|_| ClientError::Token)?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -146,7 +158,7 @@ fn bearer(token: &str) -> Result<HeaderValue, BenchError> {
 mod tests {
     use super::*;
 
-    fn parse(body: &str) -> Result<Metadata, BenchError> {
+    fn parse(body: &str) -> Result<Metadata, ClientError> {
         Metadata::parse(&Endpoint::parse("http://h:1/connect").unwrap(), body.as_bytes())
     }
 
