@@ -377,13 +377,14 @@ impl Reconciler {
         let mut whole = None;
         let way = catch_up::run(&mut machine, &target, peers, &mut whole, surroundings);
         tokio::select! {
-            () = self.parts.stop.cancelled() => Err(Stopping),
+            biased;
             reached = way => {
                 if let Err(failure) = reached {
                     tracing::info!(shard = %self.shard, %failure, "this node joins by a snapshot");
                 }
                 Ok(())
             }
+            () = self.parts.stop.cancelled() => Err(Stopping),
         }
     }
 }

@@ -45,7 +45,8 @@ pub(crate) fn write_down(
 ) -> Result<Seal, StorageError> {
     let known = newest(engine, shard)?;
     let holds = seal.after(known);
-    if known != Some(holds) {
+    // A planned seal may be asked for by several calls, each of which has a write of its own to sync.
+    if known != Some(holds) || holds.planned {
         let [high, low] = holds.epoch.0.to_be_bytes();
         let mut writes = WriteBatch::default();
         writes.put(&META_FAMILY.into(), seal_key(shard), vec![high, low, u8::from(holds.planned)]);
