@@ -23,13 +23,13 @@ use crate::time_budget::{ANNOUNCE, TO_OTHERS, TO_VOTERS};
 /// [`ANNOUNCE`]. A part of a shard that the same change or start created may have begun to listen
 /// just after the first.
 const SETTLING: Duration = Duration::from_secs(1);
-/// A wall clock that was moved by more, against one that does not jump, is a change: the others'
-/// time is made of it.
+/// A wall clock that moved by more, against the monotonic clock, is a change: the other nodes count
+/// time by it.
 const CLOCK_MOVED_MS: i128 = 20;
 /// Before a node that was not reached, or has ended the stream, is told anew.
 const AGAIN: Duration = ANNOUNCE;
 
-/// One stream to each other node. A newer status replaces one that was not sent yet.
+/// One stream to each other node. A newer status replaces an older one in the queue.
 #[derive(Default)]
 pub(crate) struct Announcements(Mutex<State>);
 
@@ -185,7 +185,7 @@ mod tests {
 
     const WALL_MS: u64 = 1_700_000_000_000;
 
-    /// All of whom are where is said, which may be changed.
+    /// Peers that are all at this address, which the test may change.
     fn peers(address: &str) -> (Cluster, Arc<PeerChannels>, Arc<Mutex<String>>) {
         let cluster =
             DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
@@ -248,7 +248,7 @@ mod tests {
     #[tokio::test]
     async fn what_changes_is_told_at_the_next_look_and_what_does_not_as_often_as_others_count_on() {
         let mut speaker = Speaker::new();
-        // Who begins to listen when others do hears it soon.
+        // A node that begins to listen just after the others hears the status soon.
         for look in 0..7 {
             assert_eq!(speaker.looks(), [true; 2], "look {look}");
         }

@@ -62,7 +62,7 @@ pub(crate) fn start(parts: &DutyParts) -> Vec<JoinHandle<()>> {
     duties.tasks
 }
 
-/// What the node says of itself, who leads, and who votes.
+/// The node's status, the group's leadership, and its voters.
 fn start_placement(parts: &DutyParts, duties: &mut Duties) {
     let (shards, directory) = (&parts.shards, &parts.directory);
     let leadership = Leadership::new(parts.node_id, Arc::clone(shards), Arc::clone(directory));

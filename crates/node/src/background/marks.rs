@@ -1,4 +1,4 @@
-//! Writes out what nobody waits for, and lets go of copies of states that nobody reads on.
+//! Writes out marks that no request waits for, and drops copies of states without a reader.
 
 use std::sync::Arc;
 
@@ -29,8 +29,8 @@ impl Marks {
     pub(crate) async fn persist(self: Arc<Self>) {
         let persisted = tokio::task::spawn_blocking(move || {
             or_fatal(self.high_water.persist());
-            // What nobody waited for, as how far the log is known to be committed: a process that
-            // is killed leaves it behind.
+            // The marks that no request waits for, such as how far the log is known to be
+            // committed: a process that is killed leaves them behind.
             or_fatal(self.engine.write_out());
             self.exchange.prune(self.disk.takes_nothing());
         });

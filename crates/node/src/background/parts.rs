@@ -35,8 +35,8 @@ pub(crate) struct DutyParts {
     pub(crate) log_retention_bytes: u64,
 }
 
-/// Everything here whose log and request ids grow: also the directory's own group, which nobody is
-/// to find among the shards.
+/// Everything here whose log and request ids grow: also the directory's own group, which is not in
+/// the table of shards.
 #[derive(Clone)]
 pub(crate) struct GrowingLogs {
     shards: Arc<ShardTable>,

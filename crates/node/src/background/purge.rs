@@ -84,8 +84,7 @@ impl Purge {
         }
     }
 
-    /// The sequence up to which the log is not needed by whoever copies this shard's state, from
-    /// here or elsewhere.
+    /// The sequence up to which no copy of this shard's state, from here or elsewhere, needs the log.
     fn needed_by_copies(&self, shard: ShardId, followers: &Followers) -> u64 {
         let needed = [self.exchange.needs_log_after(shard), followers.needs_log_after()];
         let Some(after) = needed.into_iter().flatten().min() else { return u64::MAX };

@@ -57,7 +57,7 @@ impl NodeStatus {
                 LocalShard::Voter(voter) => self.leadership.may_lead(id, voter),
                 LocalShard::Replica(_) => false,
             };
-            // Also a voter that its leader seeds: everybody keeps the log for it meanwhile.
+            // Also a voter that its leader seeds: all nodes keep the log for it meanwhile.
             let fetching_snapshot = status.fetching_snapshot || self.exchange.is_fetching(id);
             Status { may_lead, fetching_snapshot, ..status }
         });

@@ -30,8 +30,8 @@ pub(crate) trait Clock: Send + Sync + 'static {
     fn sleep_until(&self, at: Duration) -> impl Future<Output = ()> + Send;
 }
 
-/// Goes on while the machine is suspended, where there is such a clock; who sleeps may wake later
-/// by that.
+/// Goes on while the machine is suspended, where there is such a clock; a sleeping task may wake
+/// later by that.
 pub(crate) struct BootClock;
 
 impl Clock for BootClock {

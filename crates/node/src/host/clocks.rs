@@ -19,7 +19,7 @@ const WORTH_A_WARNING_MS: i64 = 1000;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reading {
     /// The middle one of this node's clock and those of the others that were heard of late; of two
-    /// in the middle the one that is behind. Milliseconds since the Unix epoch.
+    /// in the middle the earlier. Milliseconds since the Unix epoch.
     pub(crate) median_ms: u64,
     /// This node's own.
     pub(crate) own_ms: u64,
@@ -60,7 +60,7 @@ struct Inner {
 }
 
 impl Clocks {
-    /// The other nodes of the cluster: nobody else has a say.
+    /// The other nodes of the cluster: only their clocks count.
     pub(crate) fn set_others(&self, nodes: impl Iterator<Item = NodeId>) {
         let mut heard = self.inner.heard.lock();
         let known = std::mem::take(&mut *heard);
@@ -160,7 +160,7 @@ mod tests {
             (reading.others, reading.offset_ms()),
             (2, 86_400_000 - i64::try_from(reading.median_ms).unwrap())
         );
-        // Nobody is left to ask.
+        // No other node is left.
         assert_eq!(read(86_400_000, 4000).median_ms, 86_400_000);
     }
 

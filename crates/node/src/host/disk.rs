@@ -30,7 +30,7 @@ pub(crate) const LOOK: Duration = Duration::from_millis(100);
 const IDLE_LOOK: Duration = Duration::from_millis(500);
 /// So much more in memtables from one look to the next, and this process writes.
 const WRITES_BYTES: u64 = 1 << 20;
-/// No disk is written to faster, by all who write to it.
+/// No disk is written to faster, by all its writers together.
 const FASTEST_BYTES_PER_SECOND: u64 = 16 << 30;
 /// A file that holds nothing. It is given up when the disk is so full that the database, which
 /// writes when it is opened, could not start.
@@ -90,7 +90,7 @@ impl DiskGuard {
         }
     }
 
-    /// Whether nothing of a shard is appended any more, whoever sends it.
+    /// Whether nothing of a shard is appended any more, from any sender.
     pub(crate) fn takes_nothing(&self) -> bool {
         self.takes_nothing.load(Ordering::Relaxed)
     }
@@ -172,7 +172,7 @@ fn keep_ballast(folder: &Path, free: u64) {
     }
 }
 
-/// What this process may still write there; `None`: nobody knows.
+/// Bytes that this process may still write there; `None`: unknown.
 pub(crate) fn free_bytes(folder: &Path) -> Option<u64> {
     let space = statvfs(folder).ok()?;
     Some(space.f_bavail.saturating_mul(space.f_frsize))
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn a_disk_is_looked_at_seldom_where_nobody_writes_and_nobody_could_fill_it_until_then() {
+    fn idle_disk_that_cannot_fill_soon_is_looked_at_seldom() {
         let plenty = MIN_FREE_BYTES + FASTEST_BYTES_PER_SECOND / 2;
         assert_eq!(pause(plenty, WRITES_BYTES - 1), IDLE_LOOK);
         assert_eq!(pause(plenty, WRITES_BYTES), LOOK);

@@ -6,7 +6,7 @@ use tonic::{Code, Status};
 /// Why one try gave nothing.
 #[derive(Debug)]
 pub(crate) enum Failed {
-    /// It does not lead; who does, if it knows. Nothing was done there, or will be.
+    /// The node does not lead; the leader, if it knows one. Nothing was done there, or will be.
     NotLeader(Option<NodeId>),
     /// Nothing was done there, or will be, for this reason.
     NotDone(String),

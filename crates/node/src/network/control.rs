@@ -1,4 +1,4 @@
-//! Threads for what decides who may serve: renewals of leases, the directory's group and its
+//! Threads for the decisions on which node may serve: renewals of leases, the directory's group and its
 //! controller. Nothing that clients make busy is in their way. Their connections are told from
 //! others by `meridian_net::control`.
 

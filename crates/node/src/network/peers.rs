@@ -18,7 +18,7 @@ use crate::network::identity;
 pub type Dial = Arc<dyn Fn(NodeId) -> Option<String> + Send + Sync>;
 
 /// One HTTP/2 connection to each other node for each use, so that bulk does not hold up heartbeats,
-/// and nothing holds up what decides who may serve.
+/// and nothing holds up the decisions on which node may serve.
 pub(crate) struct PeerChannels {
     dial: Dial,
     /// Where connections of control live; else with all others.
@@ -112,7 +112,7 @@ impl PeerChannels {
         self.channels.read().get(&node).map(|channels| channels.requests.clone())
     }
 
-    /// For what decides who may serve: leases, seals, and the directory's own group.
+    /// For the decisions on which node may serve: leases, seals, and the directory's own group.
     pub(crate) fn control(&self, node: NodeId) -> Option<Channel> {
         self.channels.read().get(&node).map(|channels| channels.control.clone())
     }

@@ -43,7 +43,7 @@ fn open_owned(
     let file = |source| StorageError::File { path: path.display().to_string(), source };
     std::fs::create_dir_all(path).map_err(file)?;
     if let Some(folder) = path.parent() {
-        // Nobody else reads what clients stored, also in a folder of before.
+        // No other user reads what clients stored, also in a folder of an earlier version.
         std::fs::set_permissions(folder, std::fs::Permissions::from_mode(0o700)).map_err(file)?;
         disk::make_room(folder);
     }

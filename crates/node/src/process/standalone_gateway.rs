@@ -73,7 +73,7 @@ impl StandaloneGateway {
             gateway_options(&config.gateway, &config.region, capacity::raise_open_files(), &shares);
         let task = tokio::spawn(async move {
             // Clients wait rather than hear that their token or their database is not there.
-            // Whoever hears from nobody serves what its configuration has.
+            // A gateway that reaches no node serves what its configuration has.
             drop(timeout(HEARING, stopped.run_until_cancelled(directory.current())).await);
             meridian_gateway::serve(kv, router, directory, options, async move {
                 stopped.cancelled().await
@@ -126,8 +126,8 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_gateway_that_hears_from_nobody_opens_late_and_says_of_no_token_that_it_is_unknown() {
-        // Nobody listens there.
+    async fn gateway_without_nodes_opens_late_and_calls_no_token_unknown() {
+        // Nothing listens there.
         let founded =
             DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let config = GatewayConfig {

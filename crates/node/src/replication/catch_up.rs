@@ -299,7 +299,7 @@ async fn put_in_place(target: &Target<'_>, staged: Option<StagedState>) -> Resul
     let (state, log) = (Arc::clone(target.state), target.log.clone());
     let install = move || log.replace_state(&state, staged, Replace::Older);
     let installed = tokio::task::spawn_blocking(install).await;
-    // One that did not finish is the node stopping.
+    // A task that did not finish: the node is stopping.
     let applied =
         installed.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
     tracing::info!(shard = %target.state.shard(), position = %applied.position, "took another node's state");
@@ -322,7 +322,7 @@ async fn append(target: &Target<'_>, batches: Vec<Shipped>) -> Result<(), String
         }
         or_fatal(state.apply_shipped(batches.into_iter().map(|next| next.decoded)));
     });
-    // One that did not finish is the node stopping.
+    // A task that did not finish: the node is stopping.
     appended.await.map_err(|error| error.to_string())
 }
 

@@ -1,5 +1,5 @@
-//! Whether the nodes of a shard applied the same: each says what its state comes to, and who was at
-//! the same position compares.
+//! Whether the nodes of a shard applied the same: each announces a digest of its state, and a node
+//! that was at the same position compares.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -54,7 +54,7 @@ impl Comparison {
         known.heard = Instant::now();
     }
 
-    /// Who differs, and since which position that is known.
+    /// The nodes that differ, and since which position that is known.
     pub(crate) fn differing(&self) -> Vec<(NodeId, Position)> {
         let mut differing = self.differing.lock();
         differing.retain(|_, other| other.heard.elapsed() < FORGET);

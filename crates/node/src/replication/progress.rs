@@ -1,4 +1,4 @@
-//! What a voter knows of those who follow its shard: positions, lag, and what the log must keep for
+//! What a voter knows of the followers of its shard: positions, lag, and what the log must keep for
 //! them.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -78,7 +78,7 @@ fn history_from(state: &ShardState) -> CommitHistory {
 }
 
 /// About when a batch was made whose shard's time is `time_ms`: that follows the nodes' clocks.
-/// What is applied ages on a clock that does not jump: one that is set back would make all lag
+/// Applied batches age on the monotonic clock: a wall clock that is set back would make all lag
 /// vanish for as long.
 fn made_at(time_ms: u64) -> u64 {
     steady_ms().saturating_sub(wall_ms().saturating_sub(time_ms))
@@ -138,7 +138,7 @@ impl Followers {
         inner.proposed.push_back((sequence, steady_ms()));
     }
 
-    /// All who follow the shard now, heard of or not.
+    /// All followers of the shard now, heard of or not.
     pub(crate) fn set_nodes(&self, nodes: impl IntoIterator<Item = NodeId>) {
         let mut inner = self.inner.lock();
         let known = std::mem::take(&mut inner.positions);
@@ -179,9 +179,9 @@ impl Followers {
         }
     }
 
-    /// The sequence behind which the log is needed by those who copy a state, or catch up behind a
-    /// copy, whatever the bound on the log's bytes says: without it they would begin anew, for
-    /// ever.
+    /// The sequence behind which the log is needed by followers that copy a state, or catch up
+    /// behind a copy, whatever the bound on the log's bytes says: without it they would begin anew,
+    /// for ever.
     pub(crate) fn needs_log_after(&self) -> Option<u64> {
         let inner = self.inner.lock();
         let copying = inner.positions.values().filter_map(|follower| follower.copying);
@@ -191,7 +191,7 @@ impl Followers {
             .min()
     }
 
-    /// What room the node has said that its disk has. One that is away has not changed its mind.
+    /// What room the node has said that its disk has. A node that is away keeps what it said last.
     pub(crate) fn room(&self, node: NodeId) -> Room {
         self.inner.lock().positions.get(&node).map(|follower| follower.room).unwrap_or_default()
     }
@@ -214,7 +214,7 @@ impl Followers {
         inner.positions.iter().map(lag).collect()
     }
 
-    /// Who is to lead next: of those who may, the one that has most.
+    /// The node that is to lead next: of those that may, the most advanced.
     pub(crate) fn heir(&self) -> Option<NodeId> {
         let heirs = self.lags().into_iter().filter(|follower| follower.may_lead);
         heirs.max_by_key(|heir| heir.durable).map(|heir| heir.node)
@@ -235,7 +235,7 @@ impl Followers {
         1 + elect.count() >= majority || 1 + commit.count() < majority
     }
 
-    /// How far the log may be purged while it keeps at most `max_bytes` for those who lag.
+    /// How far the log may be purged while it keeps at most `max_bytes` for followers that lag.
     pub(crate) fn retention(&self, applied: u64, max_bytes: u64) -> Retention {
         let inner = self.inner.lock();
         let position = |(node, follower): (&NodeId, &Follower)| ReplicaPosition {
@@ -279,7 +279,11 @@ mod tests {
         let copies = |sequence| Status { fetching_snapshot: true, ..status(4, sequence) };
         write(1500);
         followers.heard(status(4, 0), false, Room::Enough);
-        assert_eq!(followers.needs_log_after(), None, "whoever is only slow is kept for by bytes");
+        assert_eq!(
+            followers.needs_log_after(),
+            None,
+            "for a follower that is only slow, bytes are the bound"
+        );
         followers.heard(copies(0), false, Room::Enough);
         write(5000);
         followers.heard(copies(0), false, Room::Enough);
@@ -294,7 +298,7 @@ mod tests {
     }
 
     #[test]
-    fn leadership_is_handed_to_nobody_whose_loss_would_leave_a_quorum_without_a_leader() {
+    fn leadership_is_handed_to_no_node_whose_loss_would_leave_a_quorum_leaderless() {
         let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
         let followers = Followers::watch(&state);
         // This is node 1, and 9 is a replica.

@@ -28,7 +28,7 @@ const INSTALLING: Duration = Duration::from_secs(480);
 /// Times in a row that a broken stream is taken up again, if nothing comes by it.
 const RESUMES: usize = 10;
 const RESUME_PAUSE: Duration = Duration::from_millis(200);
-/// Snapshots of one shard that are kept for others at once at most. One that is read gives way to
+/// Snapshots of one shard that are kept for others at once at most. A snapshot that is read gives way to
 /// none.
 const MAX_OFFERS: usize = 8;
 /// Streams of chunks that are sent at once at most: each has a thread of its own.
@@ -43,9 +43,9 @@ pub(crate) trait States: Send + Sync {
 pub(crate) struct StateExchange {
     states: Arc<dyn States>,
     offers: Mutex<HashMap<String, Offer>>,
-    /// What was begun here and not finished: whoever fetches the same again goes on with it.
+    /// What was begun here and not finished: the next fetch of the same snapshot goes on with it.
     begun: Mutex<HashMap<GroupId, Begun>>,
-    /// Held by whoever fetches for a group.
+    /// Held by the fetch for a group.
     fetching: Mutex<HashMap<GroupId, Arc<tokio::sync::Mutex<()>>>>,
     streams: Arc<Semaphore>,
     peers: Arc<PeerChannels>,
@@ -146,8 +146,8 @@ impl StateExchange {
         Some(id)
     }
 
-    /// Lets go of what nobody fetches, here or there; on a full disk also of what may be fetched
-    /// further.
+    /// Drops snapshots that no node fetches, here or there; on a full disk also those that may be
+    /// fetched further.
     pub(crate) fn prune(&self, is_full: bool) {
         self.offers.lock().retain(|_, offer| offer.used.elapsed() < SNAPSHOT_IDLE);
         let abandoned: Vec<_> = self
@@ -159,8 +159,8 @@ impl StateExchange {
         drop(abandoned);
     }
 
-    /// The sequence behind which the shard's log is needed: whoever copies a snapshot goes on from
-    /// there.
+    /// The sequence behind which the shard's log is needed: a node that copies a snapshot goes on
+    /// from there.
     pub(crate) fn needs_log_after(&self, shard: ShardId) -> Option<u64> {
         let offers = self.offers.lock();
         let offers = offers
@@ -226,7 +226,7 @@ impl StateExchange {
         }))
     }
 
-    /// The whole state as it is now, for one reader, who begins anew if the stream breaks.
+    /// The whole state as it is now, for one reader, which begins anew if the stream breaks.
     pub(crate) fn read(
         &self,
         state: &ShardState,
@@ -252,7 +252,7 @@ impl StateExchange {
         state: Arc<ShardState>,
     ) -> Result<StagedState, StorageError> {
         let lock = Arc::clone(self.fetching.lock().entry(group).or_default());
-        // One that was given up may not have ended yet.
+        // A fetch that was given up may not have ended yet.
         let one_at_a_time = lock.lock_owned().await;
         let begun = self.begun.lock().remove(&group);
         let is_the_same = |begun: &Begun| {
@@ -343,7 +343,7 @@ impl StateExchange {
 
 impl StateTransfer for StateExchange {
     fn offer(&self, group: GroupId, snapshot: Arc<StateSnapshot>) -> String {
-        // Without an id nobody finds it, and the group's leader offers it again.
+        // Without an id it cannot be found, and the group's leader offers it again.
         self.keep(group, snapshot).unwrap_or_else(|| "none".to_owned())
     }
 
@@ -357,7 +357,7 @@ impl StateTransfer for StateExchange {
             {
                 tokio::time::sleep(SNAPSHOT_CHUNK_TIMEOUT).await;
             }
-            // Whoever has read all of it puts it in place now.
+            // The reader has all of it and puts it in place now.
             tokio::time::sleep(INSTALLING).await;
         })
     }

@@ -162,7 +162,7 @@ impl admin_server::Admin for AdminService {
             .is_some_and(|followers| !followers.may_take_over(request.to, &voter.group.voters()))
         {
             return Err(Status::failed_precondition(format!(
-                "should node {} be lost meanwhile, nobody could lead: another voter of shard {id} does not vote at \
+                "should node {} be lost meanwhile, no voter could lead: another voter of shard {id} does not vote at \
                  present (it catches up, or was wiped and is to be replaced)",
                 request.to
             )));

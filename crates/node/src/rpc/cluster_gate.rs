@@ -18,7 +18,7 @@ use tower_layer::Layer;
 use crate::cluster_view::view::Directory;
 use crate::network::identity::meant;
 
-/// Operators and those who join know only an address. What they may call says which cluster it is
+/// Operators and nodes that join know only an address. What they may call says which cluster it is
 /// about.
 fn is_open(path: &str) -> bool {
     let mut parts = path.split('/').skip(1);
@@ -173,13 +173,13 @@ mod tests {
             refusal(own, other, raft).unwrap().contains("cluster a, the call is for cluster b")
         );
         assert!(refusal(own, None, raft).is_some());
-        // A cluster that is about to be made is told from one that is there.
+        // A cluster that is about to be made is told from an existing one.
         assert_eq!(refusal(None, None, raft), None);
         assert!(refusal(None, other, raft).is_some());
     }
 
     #[test]
-    fn operators_and_those_who_join_need_not_name_it() {
+    fn operators_and_joining_nodes_need_not_name_it() {
         let directory = |method: &str| format!("/{}/{method}", directory_server::SERVICE_NAME);
         for open in [
             directory("Follow"),

@@ -19,10 +19,10 @@ use crate::directory_group::leader::{DirectoryVoter, ExecuteFailure};
 use crate::time_budget::FOLLOW_HEARTBEAT;
 
 /// A node that the directory's leader has answered no question of so late may have missed
-/// something, and says nothing: whoever follows it looks elsewhere. Longer than an election of the
+/// something, and says nothing: its followers look elsewhere. Longer than an election of the
 /// directory takes.
 const IN_TOUCH: Duration = Duration::from_secs(2);
-/// One change at most: each is recorded, and sent to all who follow.
+/// One change at most: each is recorded, and sent to all followers.
 const MAX_CHANGE_BYTES: usize = 32 << 10;
 /// Changes told at once at most.
 const MAX_CHANGES: u32 = 1000;
@@ -67,7 +67,7 @@ impl directory_server::Directory for DirectoryService {
                 let news = {
                     let known = known.borrow_and_update();
                     let cluster = &known.cluster;
-                    // Version 0 is this node's configuration, which nobody has committed.
+                    // Version 0 is this node's configuration, which was never committed.
                     (cluster.version > sent).then(|| (cluster.version, cluster_to_wire(cluster)))
                 };
                 let is_in_touch =
@@ -177,8 +177,8 @@ impl directory_server::Directory for DirectoryService {
     }
 }
 
-/// What the directory's leader decides by itself is nobody else's to order.
-/// Who orders a change, as the caller says: bounded, and without what a terminal would obey.
+/// The directory's leader alone decides these.
+/// The name under which a change is recorded, as the caller says: bounded, and without what a terminal would obey.
 fn actor(said: &str) -> String {
     const MAX_CHARACTERS: usize = 128;
     let shown = |character: char| if character.is_control() { '\u{fffd}' } else { character };
@@ -241,7 +241,7 @@ mod tests {
         node.learn(meridian_directory::Cluster { version: 7, ..cluster.clone() }).unwrap();
         let address = serve(&node).await;
         let nearest = gateway.voters_near("region-1")[0];
-        // Nobody is at the port of discarding.
+        // Nothing listens at the port of discarding.
         let dial = move |node| {
             Some(if node == nearest { address.clone() } else { "127.0.0.1:9".to_owned() })
         };
@@ -258,10 +258,10 @@ mod tests {
         };
         until("it never hears the news", &|| gateway.known().cluster.version == 7).await;
         assert!(!gateway.is_current(), "the news may be old");
-        // As long as it stays: whoever is in touch says something meanwhile.
+        // As long as it stays: a node in touch says something meanwhile.
         until("it follows the node", &|| node.watchers() == 1).await;
         until("the stream is left open", &|| node.watchers() == 0).await;
-        assert!(!gateway.is_current(), "nobody has heard of the directory");
+        assert!(!gateway.is_current(), "no node has heard of the directory");
         let lease = Lease { ttl: Duration::from_secs(3), shards: Vec::new() };
         until("it is never sure", &|| {
             node.renewed(node.now(), &lease);
@@ -275,7 +275,7 @@ mod tests {
     /// A gateway without a node follows the nearest voter, which is cut off from the directory's
     /// leader, and not from the gateway.
     #[tokio::test]
-    async fn who_follows_a_node_that_has_lost_the_directory_goes_to_another() {
+    async fn gateway_leaves_a_node_that_has_lost_the_directory() {
         let cluster =
             DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let news = || meridian_directory::Cluster { version: 7, ..cluster.clone() };

@@ -383,7 +383,7 @@ impl Subscription {
         let shard = self.shard.clone();
         let read =
             tokio::task::spawn_blocking(move || shard.batches_after(after.sequence, max_bytes));
-        // One that did not finish is the node stopping.
+        // A task that did not finish: the node is stopping.
         match read.await.map_err(|_| Ended)? {
             Err(error) => fatal(&error),
             Ok(None) => Ok(SenderEvent::ReadMissing),
@@ -436,7 +436,7 @@ impl Subscription {
         }
     }
 
-    /// One that does not arrive ends the stream: what comes behind it cannot be read without it.
+    /// A part that does not arrive ends the stream: the parts behind it cannot be read without it.
     async fn ship_part(&mut self, part: wire::Batches) -> Result<(), Ended> {
         metrics::counter!("meridian_shipping_sent_wire_bytes_total")
             .increment(part.zstd.len() as u64);

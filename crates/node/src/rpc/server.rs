@@ -23,7 +23,7 @@ use crate::rpc::shard::ShardService;
 /// gRPC connections, as far as the process may open files. Another node opens a handful; in
 /// `meridian dev` all come from one address.
 const RPC_CONNECTIONS: usize = 1024;
-/// Of each other node, whoever has taken the rest: more than it opens, with gateways on its
+/// Of each other node, whatever the rest is taken by: more than it opens, with gateways on its
 /// machine.
 const RPC_CONNECTIONS_OF_A_NODE: usize = 32;
 

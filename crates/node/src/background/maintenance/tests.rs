@@ -240,10 +240,10 @@ async fn the_log_is_not_purged_behind_a_snapshot_that_is_being_copied() {
     purge().await;
     // Raft has come to it by now.
     regions(300, 320).await;
-    assert!(purge().await <= copied + 1, "whoever copies it could not go on");
+    assert!(purge().await <= copied + 1, "a copy could not go on");
     assert!(!id.is_empty());
     maintenance.exchange.forget_offers();
-    until("nobody copies it any more", async || {
+    until("no copy is under way", async || {
         let first = purge().await;
         if first > copied + 1 { Ok(()) } else { Err(first) }
     })
@@ -425,7 +425,7 @@ async fn what_has_come_of_a_state_goes_when_the_disk_is_full() {
     maintenance.exchange.keep_begun(group, state.stage().unwrap());
     assert!(engine.families().len() > families.len());
     Arc::clone(&marks).persist().await;
-    assert!(maintenance.exchange.is_fetching(group.shard), "whoever fetches it goes on");
+    assert!(maintenance.exchange.is_fetching(group.shard), "the fetch goes on");
     maintenance.disk.set_takes_nothing(true);
     Arc::clone(&marks).persist().await;
     assert!(!maintenance.exchange.is_fetching(group.shard));

@@ -18,7 +18,7 @@ use super::*;
 /// 1024 by default.
 const GIVEN_UP: u32 = 1500;
 
-/// A node that answers nobody before it may.
+/// A node that answers no call before it may.
 struct Slow {
     asked: Arc<AtomicU32>,
     answers: watch::Receiver<bool>,

@@ -579,7 +579,7 @@ async fn a_replica_follows_from_epoch_to_epoch_until_it_is_to_vote() {
 
 /// What was recorded of commits before may be of others than those that follow now.
 #[tokio::test]
-async fn whoever_takes_up_a_part_begins_to_count_the_lag_of_others_anew() {
+async fn node_with_a_new_role_counts_the_lag_of_others_anew() {
     let process = Process::open(4, Arc::<MemoryEngine>::default());
     let followers = process.parts.shards.followers(&SHARD).unwrap();
     followers.set_nodes([5]);
@@ -693,7 +693,7 @@ async fn source(purged: u64) -> (Process, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_founder_pulls_what_it_lacks_from_whoever_has_it_first_in_its_own_region() {
+async fn founder_pulls_what_it_lacks_and_asks_its_own_region_first() {
     let ((_one, log), (_other, state)) = (source(0).await, source(50).await);
     // Node 2 is of the first region, as the founder, and node 4 is not.
     for (addresses, shipped) in [

@@ -239,7 +239,7 @@ async fn nothing_more_is_pulled_once_the_disk_is_full() {
         if !is_waited_for {
             let late = (&mut draining).await.unwrap().unwrap_err();
             assert!(late.contains("in time"), "{late}");
-            // Whoever asks next learns what became of it.
+            // The next caller learns what became of it.
             let replica = Arc::clone(&target.replica);
             draining = tokio::spawn(async move { replica.drain(4, at(1, 50)).await });
         }

@@ -135,7 +135,7 @@ fn a_stream_begins_anew_with_a_subscription_and_belongs_to_no_other() {
     let first = newer.compress(at(1), &shipment(vec![document(1)])).unwrap();
     assert!(decompressor.decompress(&first).is_err());
     fresh.decompress(&first).unwrap();
-    // One that was compressed and did not arrive: what comes behind it is nothing to go on with.
+    // A part that was compressed and did not arrive: the next one cannot be read.
     let lost = newer.compress(at(2), &shipment(vec![document(2)])).unwrap();
     let next = newer.compress(at(3), &shipment(vec![document(3)])).unwrap();
     assert_eq!(lost.part + 1, next.part);
@@ -186,7 +186,7 @@ fn whatever_is_damaged_on_the_way_no_other_batch_comes_out() {
     assert!(refused * 10 > bits * 9, "{refused} of {bits}");
 }
 
-/// As who speaks the protocol and means ill would.
+/// A frame as an attacker would make it.
 fn frame(window_log: u32, content: &[u8]) -> Vec<u8> {
     let mut encoder = Encoder::new(Vec::new(), LEVEL).unwrap();
     encoder.window_log(window_log).unwrap();

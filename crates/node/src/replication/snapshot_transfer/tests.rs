@@ -202,7 +202,7 @@ async fn the_log_is_kept_behind_a_snapshot_that_is_offered_and_offers_are_bounde
 }
 
 #[tokio::test]
-async fn states_that_nobody_reads_on_take_no_more_than_so_many_threads() {
+async fn states_without_readers_take_a_bounded_number_of_threads() {
     let nodes = nodes().await;
     let id = nodes.offering.offer(GROUP, Arc::new(nodes.source.snapshot().unwrap()));
     let request = || wire::FetchStateRequest {
@@ -222,7 +222,7 @@ async fn states_that_nobody_reads_on_take_no_more_than_so_many_threads() {
         nodes.offering.read(&nodes.source).unwrap_err().code(),
         tonic::Code::ResourceExhausted
     );
-    // Somebody leaves.
+    // One reader leaves.
     drop(streams.pop());
     while nodes.offering.serve(GROUP, request()).is_err() {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -246,7 +246,7 @@ async fn what_is_offered_to_a_node_that_is_away_does_not_hold_the_log_for_ever()
     assert_eq!(
         nodes.offering.needs_log_after(GROUP.shard),
         None,
-        "offered again and again, nobody has read from it"
+        "offered again and again, and never read"
     );
     drop(nodes.offering.find(&id, GROUP).unwrap());
     assert_eq!(nodes.offering.needs_log_after(GROUP.shard), Some(1), "it is read");

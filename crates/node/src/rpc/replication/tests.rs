@@ -68,7 +68,7 @@ async fn lets_others_go_on(taken: &AtomicUsize) {
 }
 
 #[tokio::test]
-async fn who_announces_without_a_pause_keeps_no_other_task_waiting() {
+async fn announcements_without_a_pause_keep_no_other_task_waiting() {
     let service = service().await;
     let (requests, taken) = flood(|_| wire::AnnounceRequest::default());
     tokio::spawn(async move { service.hear(requests).await });
@@ -76,7 +76,7 @@ async fn who_announces_without_a_pause_keeps_no_other_task_waiting() {
 }
 
 #[tokio::test]
-async fn who_acknowledges_without_a_pause_keeps_no_other_task_waiting() {
+async fn acknowledgements_without_a_pause_keep_no_other_task_waiting() {
     let service = service().await;
     let (subscription, _shipments) = service.open(start(4)).unwrap();
     let (requests, taken) = flood(|sequence| {
