@@ -184,9 +184,9 @@ mod tests {
     fn one_address_leaves_room_for_others() {
         let (open, limits) =
             (Open::default(), Limits { in_all: 3, of_one_address: 2, of_a_node: 0 });
-        let nobody = nobody();
+        let no_members = no_members();
         let address = |last| IpAddr::from([10, 0, 0, last]);
-        let admit = |last| open.admit(address(last), limits, &nobody);
+        let admit = |last| open.admit(address(last), limits, &no_members);
         let one = [admit(1).unwrap(), admit(1).unwrap()];
         assert!(admit(1).is_none());
         let other = admit(2).unwrap();
@@ -197,12 +197,12 @@ mod tests {
         assert!(open.0.lock().is_empty());
     }
 
-    fn nobody() -> Members {
+    fn no_members() -> Members {
         watch::Sender::default().subscribe()
     }
 
     #[test]
-    fn the_clusters_nodes_find_room_whoever_else_has_taken_it() {
+    fn cluster_nodes_find_room_when_strangers_have_taken_the_rest() {
         let (open, limits) =
             (Open::default(), Limits { in_all: 3, of_one_address: 2, of_a_node: 2 });
         let address = |last| IpAddr::from([10, 0, 0, last]);
@@ -224,7 +224,7 @@ mod tests {
         let mut accepted = Box::pin(admitted(
             listener,
             Limits { in_all: 1, of_one_address: 1, of_a_node: 0 },
-            nobody(),
+            no_members(),
         ));
         let _first = TcpStream::connect(address).await.unwrap();
         let first = accepted.next().await.unwrap().unwrap();

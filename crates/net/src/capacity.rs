@@ -22,7 +22,7 @@ pub fn raise_open_files() -> u64 {
 
 /// How many connections of clients this process can serve, at most `configured`, with `files` open.
 pub fn client_connections(configured: usize, files: u64) -> usize {
-    // With few files, a quarter of them: a node that cannot open a table serves nobody.
+    // With few files, a quarter of them: a node that cannot open a table serves no client.
     let free = files.saturating_sub(RESERVED).max(files / 4);
     let allowed = configured.min(usize::try_from(free).unwrap_or(usize::MAX)).max(1);
     if allowed < configured {

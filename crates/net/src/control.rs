@@ -181,7 +181,7 @@ mod tests {
         let (mut control, others) =
             divide(admitted(listener, limits, watch::Sender::default().subscribe()));
         let mut others = adopt(others);
-        // One that says nothing holds up nobody.
+        // A silent connection holds up no other.
         let _silent = TcpStream::connect(address).await.unwrap();
         let mut other = TcpStream::connect(address).await.unwrap();
         other.write_all(b"MR or not").await.unwrap();

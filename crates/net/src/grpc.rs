@@ -16,7 +16,7 @@ const STREAM_WINDOW_BYTES: u32 = 8 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 /// Between probes of a connection without traffic, from both sides.
 const PING_INTERVAL: Duration = Duration::from_secs(2);
-/// How long a probe may go unanswered, for the side that dialled and for the one that accepted.
+/// How long a probe may go unanswered, for the dialling and for the accepting side.
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
 const SERVER_PING_TIMEOUT: Duration = Duration::from_secs(5);
 const TCP_KEEPALIVE: Duration = Duration::from_secs(5);
@@ -74,7 +74,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// `address` is `host:port`. `authority` is the one that calls name, instead of the address.
+    /// `address` is `host:port`. `authority` is what calls name, instead of the address.
     ///
     /// # Errors
     /// [`NotAnAddress`].

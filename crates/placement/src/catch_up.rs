@@ -3,7 +3,7 @@
 //!
 //! Two nodes need it when an epoch ends. A sealed replica is ordered to by the directory's leader,
 //! which names the source and asks again when the time is over. A founder of the next epoch's group
-//! asks everybody in turn for what it lacks of the base.
+//! asks every node in turn for what it lacks of the base.
 //!
 //! What must hold:
 //! - Nothing is taken that is not in the shard's history as it is now: a source that lags behind the
@@ -23,7 +23,7 @@ pub const CHUNK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long an order is carried out. The directory's leader asks again, and nothing else goes on in
 /// the replica meanwhile.
 pub const ORDER_TIMEOUT: Duration = Duration::from_secs(2);
-/// Rounds in which a founder asks everybody for what it lacks; then it joins by a snapshot.
+/// Rounds in which a founder asks every node for what it lacks; then it joins by a snapshot.
 pub const PULL_ROUNDS: usize = 3;
 /// Between two rounds.
 pub const PULL_PAUSE: Duration = Duration::from_millis(300);
@@ -121,7 +121,7 @@ enum From {
     /// The directory's leader named the source.
     Order { source: NodeId, until: Duration },
     /// Each in turn, in rounds.
-    Anybody { sources: Vec<NodeId>, next: usize, round: usize },
+    Any { sources: Vec<NodeId>, next: usize, round: usize },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -153,7 +153,7 @@ impl CatchUp {
     /// Of a founder that lacks something of the history's base.
     pub fn to_base(history: EpochHistory, sources: Vec<NodeId>) -> Self {
         let base = history.base();
-        Self::new(history, base, From::Anybody { sources, next: 0, round: 0 }, false)
+        Self::new(history, base, From::Any { sources, next: 0, round: 0 }, false)
     }
 
     fn new(history: EpochHistory, through: Position, from: From, is_fetching: bool) -> Self {
@@ -228,7 +228,7 @@ impl CatchUp {
                 self.failed(now, CatchUpFailure::Failed(reason))
             }
             (Waits::Pause, CatchUpEvent::Resumed { sources: present }) => {
-                let From::Anybody { sources, next, round } = &mut self.from else {
+                let From::Any { sources, next, round } = &mut self.from else {
                     return CatchUpAction::Nothing;
                 };
                 (*sources, *next, *round) = (present, 0, *round + 1);
@@ -253,7 +253,7 @@ impl CatchUp {
     fn source(&self) -> Option<NodeId> {
         match &self.from {
             From::Order { source, .. } => Some(*source),
-            From::Anybody { sources, next, .. } => sources.get(*next).copied(),
+            From::Any { sources, next, .. } => sources.get(*next).copied(),
         }
     }
 
@@ -288,7 +288,7 @@ impl CatchUp {
         }
         match self.from {
             From::Order { .. } => self.finish(Err(failure)),
-            From::Anybody { .. } => {
+            From::Any { .. } => {
                 self.failure = Some(failure);
                 self.next(now)
             }
@@ -296,7 +296,7 @@ impl CatchUp {
     }
 
     fn next(&mut self, now: Duration) -> CatchUpAction {
-        if let From::Anybody { next, .. } = &mut self.from {
+        if let From::Any { next, .. } = &mut self.from {
             *next += 1;
         }
         self.ask(now)

@@ -2,11 +2,11 @@
 //!
 //! What must hold:
 //! - The logs of groups of earlier epochs are examined before the node takes a role in a later one:
-//!   they may hold what nobody else has, and what the history lost.
+//!   they may hold batches that no other node has, and batches that the history lost.
 //! - A node founds a group in the phase `Forming` alone. Later the others may have changed the voters,
 //!   and a founder would believe that they are those it began with.
-//! - A node that was sealed in the epoch takes its role sealed: nobody finds it in a moment at which it
-//!   is not.
+//! - A node that was sealed in the epoch takes its role sealed: there is no moment at which it is found
+//!   unsealed.
 
 use std::collections::BTreeSet;
 
@@ -58,7 +58,7 @@ pub struct Vote {
     /// Other members reach it. What a node said when it was sealed for good is final: it acknowledges
     /// nothing any more, not even to a leader that has not heard of the seal.
     pub answers: bool,
-    /// It stands for election at once: nobody waits for an election timeout when a group is new.
+    /// It stands for election at once: no election timeout is waited for when a group is new.
     pub stands_first: bool,
 }
 
@@ -134,7 +134,7 @@ impl RoleChange {
         matches!(self.stage, Stage::Rest)
     }
 
-    /// Takes an event. One that the machine does not wait for does nothing.
+    /// Takes an event. An event that the machine does not wait for does nothing.
     pub fn step(&mut self, event: RoleEvent<'_>) -> Vec<RoleAction> {
         match (std::mem::replace(&mut self.stage, Stage::Rest), event) {
             (Stage::Rest, RoleEvent::View { shard, role, group }) => self.view(shard, role, group),

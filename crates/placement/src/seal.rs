@@ -99,7 +99,7 @@ impl Sealing {
         (Self { planned, votes, is_asked: true, stage }, actions)
     }
 
-    /// Of a voter that takes its role in an epoch which it is sealed in: nobody waits for an answer.
+    /// Of a voter that takes its role in an epoch which it is sealed in: no caller waits for an answer.
     pub fn again(planned: bool) -> (Self, Vec<SealAction>) {
         let stage = Stage::Closing;
         (Self { planned, votes: true, is_asked: false, stage }, vec![SealAction::CloseVoter])
@@ -110,7 +110,7 @@ impl Sealing {
         self.stage == Stage::Draining
     }
 
-    /// Takes an event. One that the machine does not wait for does nothing.
+    /// Takes an event. An event that the machine does not wait for does nothing.
     pub fn step(&mut self, event: SealEvent) -> Vec<SealAction> {
         match (self.stage, event) {
             (Stage::WritingDown, SealEvent::Durable) => {

@@ -16,8 +16,8 @@ pub enum Bug {
     /// A seal is not written down, and a node that starts does not take it from the directory either:
     /// a restart undoes it.
     LoseTheSealInACrash,
-    /// The directory takes new voters for those who decide while the group still changes. `heals`
-    /// sees it (the change is taken for done, and nobody brings it to its end) and `loss_reported`
+    /// The directory takes new voters for the deciding ones while the group still changes. `heals`
+    /// sees it (the change is taken for done, and never brought to its end) and `loss_reported`
     /// (the loss is taken for bounded by the new voters alone), each in about one of a thousand
     /// runs; `starvation_is_not_loss` more rarely. Mostly the report counts what leaders had told
     /// the directory, and is right all the same. Tests of `failover` show the rule by itself.

@@ -8,7 +8,7 @@ use crate::rng::Rng;
 pub(crate) const FIRST_CLIENT: NodeId = 1000;
 
 const ATTEMPT_TIMEOUT: Instant = 400 * MS;
-/// Then nobody waits any more, and the outcome is not known.
+/// Then the client waits no more, and the outcome is not known.
 const DEADLINE: Instant = 20 * SECOND;
 
 #[derive(Debug)]
@@ -20,8 +20,8 @@ struct Pending {
     retry_at: Instant,
 }
 
-/// A gateway with one request at a time: it tries again with the same id, wherever somebody may
-/// know.
+/// A gateway with one request at a time: it tries again with the same id, at every node
+/// that may know.
 #[derive(Debug)]
 pub(crate) struct Client {
     pub(crate) id: NodeId,
@@ -29,7 +29,7 @@ pub(crate) struct Client {
     pending: Option<Pending>,
     /// The newest attempt.
     call: u64,
-    /// Who is said to lead.
+    /// The node that is said to lead.
     leader: Option<NodeId>,
     turn: usize,
     next_at: Instant,

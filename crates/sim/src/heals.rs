@@ -43,7 +43,7 @@ pub(crate) fn check(world: &mut World) -> Result<(), String> {
     let Some(shard) = world.shard() else { return Err(format!("{NAME}: there is no shard")) };
     let truth = world.observer.truth(shard.epoch).to_vec();
     if !world.nodes().any(|node| node.leads_just(&shard.voters)) {
-        return Err(format!("{NAME}: nobody leads a group of just {:?}", shard.voters));
+        return Err(format!("{NAME}: no node leads a group of just {:?}", shard.voters));
     }
     for node in world.nodes() {
         if node.disk.history != truth {

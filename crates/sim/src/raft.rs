@@ -31,7 +31,7 @@ pub(crate) struct RaftDisk<C> {
     pub(crate) voted_for: Option<NodeId>,
     pub(crate) log: Vec<Entry<C>>,
     pub(crate) synced: usize,
-    /// Before the first change; nobody where the group is not known yet.
+    /// Before the first change; empty where the group is not known yet.
     pub(crate) founders: Members,
     /// The directory has granted this node a lease on the group's epoch: it may be made a voter.
     pub(crate) vouched: bool,
@@ -463,7 +463,7 @@ impl<C: Clone> Raft<C> {
                     progress.next = progress.matched;
                 }
             }
-            // One that was deleted and made anew holds less than it said once.
+            // A log that was deleted and made anew holds less than it said once.
             Err(hint) => {
                 progress.matched = progress.matched.min(hint);
                 progress.next = hint;

@@ -12,7 +12,7 @@ pub(crate) const SHARD: ShardId = ShardId(1);
 pub(crate) const REGIONS: [&str; 3] = ["a", "b", "c"];
 
 /// Three regions of two to four data centers, mostly 3, 2 and 2, with a node in each, and spares
-/// for an operator who changes voters; the directory votes with the first node of each region.
+/// for an operator that changes voters; the directory votes with the first node of each region.
 pub(crate) fn genesis(rng: &mut Rng, operator: Option<&mut Rng>) -> Arc<Cluster> {
     let sizes: Vec<u64> =
         if rng.chance(600) { vec![3, 2, 2] } else { (0..3).map(|_| rng.between(2, 5)).collect() };

@@ -52,9 +52,9 @@ pub(crate) struct World {
     pub(crate) now: Instant,
     pub(crate) observer: Observer,
     rng: Rng,
-    /// Of the operator who changes voters; `None`: nobody does.
+    /// Of the operator that changes voters; `None`: there is none.
     operator: Option<Rng>,
-    /// `None`: nobody is starved in this run.
+    /// `None`: no node is starved in this run.
     starved: Option<starvation::Starved>,
     nodes: BTreeMap<NodeId, Node>,
     ids: Vec<NodeId>,

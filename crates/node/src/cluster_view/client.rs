@@ -136,7 +136,7 @@ impl LeaseRenewal {
             .map(|(leader, _)| leader)
     }
 
-    /// Asks the leader; while none is known, all who may know it, so that one that was lost with
+    /// Asks the leader; while none is known, all nodes that may know it, so that a leader that was lost with
     /// its data center costs no lease.
     async fn renew(&self) {
         let asked = match self.present_leader() {

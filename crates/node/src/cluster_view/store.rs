@@ -32,8 +32,7 @@ pub(crate) fn save_cluster(
     engine.write(writes, Durability::Logged)
 }
 
-/// Made with the data folder: what tells a folder that was wiped from the one that the directory
-/// knows.
+/// Made with the data folder: it tells a wiped folder from the folder that the directory knows.
 pub(crate) fn incarnation(engine: &Arc<dyn Engine>) -> Result<Bytes, StorageError> {
     if let Some(known) = engine.get(META_FAMILY, NODE_INCARNATION_KEY)? {
         return Ok(known);

@@ -75,9 +75,9 @@ pub(crate) struct Directory {
     hints: Mutex<ProgressHints>,
     /// Tokens of the configuration, beside the directory's.
     configured: Access,
-    /// The id and the name of this node, if its configuration says whom it founds a cluster with:
-    /// it is no part of a cluster that does not have it. Whoever joins takes the cluster that it is
-    /// sent to.
+    /// The id and the name of this node, if its configuration names the nodes that it founds a
+    /// cluster with: it is no part of a cluster that does not have it. A node that joins takes the
+    /// cluster that it is sent to.
     founder: Option<(NodeId, String)>,
     /// Whether another node, or the directory's leader, said since this process started that there
     /// is nothing newer.
@@ -327,8 +327,8 @@ impl Catalogue for Directory {
     }
 
     fn is_current(&self) -> bool {
-        // The version of a configuration is zero: whoever knows no more than that has heard nothing
-        // either.
+        // The version of a configuration is zero: a process that knows no more than that has heard
+        // nothing either.
         self.has_heard.load(Ordering::Relaxed) && self.known.borrow().cluster.version > 0
     }
 

@@ -7,8 +7,8 @@ use meridian_types::{CommitProgress, Epoch, NodeId, ShardId};
 
 use crate::replication::wire::position;
 
-/// As it is told to nodes and gateways. Those who ask for it are not known to be either, until
-/// calls are authenticated: they get no more than these need.
+/// The cluster as nodes and gateways get it. A caller is not known to be either, until calls are
+/// authenticated: it gets no more than these need.
 pub(crate) fn cluster_to_wire(cluster: &Cluster) -> wire::ClusterState {
     to_json(&cluster.without_incarnations())
 }

@@ -106,7 +106,7 @@ impl DirectoryPart {
         Ok(())
     }
 
-    /// Stops voting, if the cluster says so. Not by a cluster that nobody has committed.
+    /// Stops voting, if the cluster says so. Not by a cluster that was never committed.
     async fn leave(&self) {
         let known = self.keepers.directory.known();
         if known.cluster.version == 0

@@ -102,7 +102,7 @@ mod tests {
         let recorded = |actor: String| {
             Recorded::new(1, 2, actor, Change::NameCluster { id: "c".to_owned() }).actor
         };
-        assert_eq!(recorded("who".to_owned()), "who");
+        assert_eq!(recorded("ops".to_owned()), "ops");
         assert_eq!(recorded(format!("x{}", "é".repeat(100))), format!("x{}", "é".repeat(99)));
     }
 }

@@ -81,7 +81,7 @@ pub(crate) fn examine_old_groups(
 }
 
 /// What the group had committed and the history holds is in its log, and was not flushed when the
-/// process ended: without it this node may lack what nobody else has. It stays the group's state:
+/// process ended: without it this node may lack what no other node has. It stays the group's state:
 /// after a crash that kept part of it, the rest is applied by the next call.
 fn apply_committed(state: &ShardState, group: GroupId, base: Position) -> Result<(), StorageError> {
     let applied = state.applied();

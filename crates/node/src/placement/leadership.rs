@@ -1,4 +1,4 @@
-//! Who leads the shards that this node votes in: a leader hands over where its epoch lease runs low,
+//! The leaders of the shards that this node votes in: a leader hands over where its epoch lease runs low,
 //! and to the voter that the cluster prefers.
 
 use std::sync::Arc;
@@ -91,7 +91,7 @@ impl Leadership {
         self.lease_low.notified().await;
     }
 
-    /// A leader that the directory does not hear may not answer anybody soon: another voter may. It
+    /// A leader that the directory does not hear may soon answer no caller: another voter may. It
     /// has nothing to lose if that one is lost too.
     pub(crate) async fn hand_over_without_lease(&self) {
         for (id, shard) in &self.shards.all() {

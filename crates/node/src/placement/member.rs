@@ -15,8 +15,8 @@ pub(crate) enum VoteAuthority {
     /// The other members alone: the directory's own group.
     ByOthers,
     /// The directory, which knows the folders of nodes; with its name, a lease on the epoch is
-    /// waited for. A voter that restarts has forgotten whether it was sealed, and one that was
-    /// wiped what it voted: neither gets a lease.
+    /// waited for. A voter that restarts has forgotten whether it was sealed, and a
+    /// wiped voter what it voted: neither gets a lease.
     By(Option<Arc<Directory>>),
 }
 
@@ -41,7 +41,7 @@ pub(crate) fn run_member(
                 meridian_storage::fatal(&error);
             }
             if stands_first {
-                // Nobody waits for an election timeout when a group is new.
+                // No election timeout is waited for when a group is new.
                 group.elect_now().await;
             }
             if let Err(error) = group.announce(&voters, &peers).await {

@@ -1,4 +1,4 @@
-//! Who votes in the groups that this node leads: brings each group to the voters that the directory
+//! The voters of the groups that this node leads: brings each group to the voters that the directory
 //! wants.
 
 use std::collections::{BTreeSet, HashMap};
@@ -46,7 +46,7 @@ impl GroupVoters {
                 continue;
             };
             let mut changing = self.changing.lock();
-            // First of all: one that goes on would lead the group to where it is no longer to be.
+            // First of all: a change that goes on would lead the group to where it is no longer to be.
             if let Some((_, change)) = changing.get(&id).filter(|(goal, _)| *goal != wanted.voters)
             {
                 change.abort();

@@ -29,7 +29,7 @@ pub(crate) struct ReplicaStatus {
     pub(crate) status: Status,
     pub(crate) may_serve: bool,
     pub(crate) is_relay: bool,
-    /// Whom it subscribes to.
+    /// The node that it subscribes to.
     pub(crate) source: Option<NodeId>,
     /// The newest commit that its source has advertised.
     pub(crate) committed: Option<AdvertisedCommit>,
@@ -177,8 +177,8 @@ impl Replica {
     }
 
     /// Whether this replica has had what was committed when it started, or a little before. Until
-    /// then it may show a state that is hours old, or none. One that left the shard's history shows
-    /// nothing.
+    /// then it may show a state that is hours old, or none. A state that left the shard's history
+    /// is not shown.
     pub(crate) fn has_caught_up(&self) -> bool {
         let status = self.status();
         let alone = || {

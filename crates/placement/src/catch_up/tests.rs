@@ -139,7 +139,7 @@ fn founder_asks_the_next_source_where_one_fails_and_keeps_what_it_has() {
         "node 4 does not answer",
         "for the log"
     );
-    assert_eq!(catch_up.until(), None, "nobody gave it an order");
+    assert_eq!(catch_up.until(), None, "no order was given");
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn founder_gives_up_a_state_once_others_have_founded_the_group() {
 }
 
 #[test]
-fn founder_at_the_base_asks_nobody() {
+fn founder_at_the_base_asks_no_node() {
     let mut catch_up = CatchUp::to_base(history(), vec![2]);
     let end = catch_up.step(START, CatchUpEvent::Begin { position: at(1, 6) });
     assert_eq!(end, CatchUpAction::Finish(Ok(())));

@@ -107,7 +107,7 @@ fn founder_that_did_not_reach_the_base_joins_to_be_seeded() {
 }
 
 #[test]
-fn nobody_founds_a_group_that_is_not_being_formed_or_that_the_state_is_a_part_of() {
+fn no_node_founds_a_group_that_is_not_being_formed_or_that_its_state_is_of() {
     let seeded = ["PrepareToBeSeeded", "Vote", "TakeUp"];
     let (_, then) = story(&shard(Phase::Active), Role::None, local(at(1, 5)));
     assert_eq!(then, seeded);

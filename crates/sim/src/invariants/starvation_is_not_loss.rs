@@ -25,7 +25,7 @@ const PATIENCE: Instant = 29 * SECOND;
 #[derive(Debug, Default)]
 pub(crate) struct Arrivals {
     renewed: BTreeMap<(NodeId, NodeId), Vec<Instant>>,
-    /// Who said that it leads in an epoch.
+    /// The nodes that said that they lead in an epoch.
     led: BTreeMap<(NodeId, Epoch), BTreeMap<NodeId, Instant>>,
 }
 

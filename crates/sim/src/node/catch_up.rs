@@ -20,7 +20,7 @@ use crate::message::{Batch, History, Message, Tail, Wakeup, end_of, len_at};
 use crate::topology::SHARD;
 
 const READ_BATCHES: usize = 32;
-/// For a whole state to come: one that is lost on its way ends the stream.
+/// For a whole state to come: a chunk that is lost on its way ends the stream.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the caller of an order waits for its answer.
 const ORDER_WAITS: Duration = Duration::from_millis(2500);
@@ -65,7 +65,7 @@ impl Node {
             Part::Replica(replica) if replica.receiver.phase() != ReceiverPhase::Sealed => {
                 replica.waiting = Some(order);
             }
-            // Whoever asked before has asked again.
+            // An earlier caller has asked again.
             Part::Replica(_) => self.order = Some(order),
         }
         self.tick_orders(context);

@@ -37,7 +37,7 @@ struct Leading {
     controller: Controller,
     /// Wishes that came before the round was begun in which leadership is confirmed.
     asked: Vec<(u64, Asked)>,
-    /// For the invariants: who answered with what, and who was heard when.
+    /// For the invariants: each node's answer, and when each node was heard.
     answers: BTreeMap<NodeId, (Epoch, Position)>,
     heard: BTreeMap<NodeId, Duration>,
     /// The version at which a promotion was last proposed. It is proposed again as it is, whatever
@@ -317,7 +317,7 @@ impl Node {
         self.propose(context, changes);
     }
 
-    /// One list of changes at a time; whoever wanted another comes again.
+    /// One list of changes at a time; the caller of another comes again.
     fn propose(&mut self, context: &mut Context<'_>, changes: &[Change]) {
         let Some(member) = &self.directory else { return };
         let waits = member.applied < member.raft.disk.log.len();

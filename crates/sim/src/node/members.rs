@@ -26,7 +26,7 @@ impl Node {
         voter.raft.is_settled_on(&shard.voters)
     }
 
-    /// Whether it leads a group of these voters, of nobody else, and of no others to come.
+    /// Whether it leads a group of just these voters, and of no others to come.
     pub(crate) fn leads_just(&self, voters: &BTreeSet<NodeId>) -> bool {
         let Part::Voter(voter) = &self.part else { return false };
         voter.raft.is_settled_leader() && voter.raft.is_settled_on(voters)

@@ -14,7 +14,7 @@ pub(super) struct SealAsk {
     pub(super) planned: bool,
 }
 
-/// A seal that is being carried out. Nobody asked for one that was only written down.
+/// A seal that is being carried out. A seal that was only written down has no caller.
 #[derive(Debug)]
 pub(super) struct SealRequest {
     pub(super) ask: Option<SealAsk>,

@@ -12,7 +12,7 @@ use crate::topology::SHARD;
 
 const RENEW_EVERY: Duration = Duration::from_millis(500);
 
-/// Whom this node takes for the directory's leader, and when it asks it next.
+/// The node that this one takes for the directory's leader, and when it asks it next.
 #[derive(Debug, Default)]
 pub(super) struct Renewal {
     leader: Option<NodeId>,

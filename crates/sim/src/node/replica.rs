@@ -37,7 +37,7 @@ pub(super) struct Replica {
     pub(super) history: EpochHistory,
     /// Seals that wait until the receiver has stopped.
     pub(super) sealing: Vec<SealRequest>,
-    /// Of one that is not sealed: until the log has come so far by itself.
+    /// Of a replica that is not sealed: until the log has come so far by itself.
     pub(super) waiting: Option<Order>,
     /// The version of the cluster whose nodes the election knows.
     pub(super) members_version: Option<u64>,

@@ -65,7 +65,7 @@ impl Node {
     }
 
     pub(super) fn subscribed(&mut self, context: &mut Context<'_>, link: Link, from: Position) {
-        // A node has one subscription at a source. One that comes late is of no use to anybody.
+        // A node has one subscription at a source. A request that comes late is of no use.
         if self.senders.keys().any(|other| other.0 == link.0 && *other >= link) {
             return;
         }

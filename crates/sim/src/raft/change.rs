@@ -20,7 +20,7 @@ impl<C: Clone> Raft<C> {
     }
 
     /// Takes the next step towards `goal`, if the one before is committed. To be called again and
-    /// again, on whoever leads.
+    /// again, on the leader.
     pub(crate) fn change_voters(
         &mut self,
         now: Duration,
@@ -62,7 +62,7 @@ impl<C: Clone> Raft<C> {
         (self.members, self.members_at) = newest.unwrap_or_else(founders);
     }
 
-    /// On a leader: the log goes to all members, and to nobody else.
+    /// On a leader: the log goes to all members, and only to them.
     pub(super) fn follow_members(&mut self) {
         let (all, next) = (self.members.all(), self.disk.log.len());
         self.progress.retain(|member, _| all.contains(member));

@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use meridian_types::NodeId;
 
-/// Who takes part in a group: one set of voters, or two while they change.
+/// The members of a group: one set of voters, or two while they change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Members {
     configs: Vec<BTreeSet<NodeId>>,

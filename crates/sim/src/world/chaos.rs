@@ -105,7 +105,7 @@ impl World {
         self.nodes_in(region).into_iter().chain(clients).collect()
     }
 
-    fn everybody(&self) -> BTreeSet<NodeId> {
+    fn all(&self) -> BTreeSet<NodeId> {
         self.ids.iter().copied().chain(self.clients.iter().map(|client| client.id)).collect()
     }
 
@@ -136,7 +136,7 @@ impl World {
 
     /// From the rest, one way or both.
     fn isolate(&mut self, inside: &BTreeSet<NodeId>) {
-        let outside = self.everybody().difference(inside).copied().collect();
+        let outside = self.all().difference(inside).copied().collect();
         self.cut_off(inside, &outside);
     }
 
@@ -155,7 +155,7 @@ impl World {
 
     /// What is on its way to a region comes late; then the region is cut off.
     fn slow_down(&mut self, inside: &BTreeSet<NodeId>) {
-        let outside: BTreeSet<_> = self.everybody().difference(inside).copied().collect();
+        let outside: BTreeSet<_> = self.all().difference(inside).copied().collect();
         let (extra, lasts) = (self.rng.between(500, 4000) * MS, self.rng.between(500, 3000) * MS);
         self.say(&format!("slow: to {inside:?}, by {extra}"));
         self.network.slow(outside.clone(), inside.clone(), self.now + lasts, extra);

@@ -1,4 +1,4 @@
-//! An operator who gives the shard other voters, and what goes wrong right then.
+//! An operator that gives the shard other voters, and what goes wrong right then.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -96,11 +96,11 @@ fn other_voters(rng: &mut Rng, cluster: &Cluster, shard: &Shard) -> BTreeSet<Nod
     let is_voter = |id: &NodeId| shard.voters.contains(id);
     let mut voters: Vec<NodeId> = Vec::new();
     let mut spares: Vec<NodeId> = Vec::new();
-    let anybody = rng.chance(150);
+    let any = rng.chance(150);
     for nodes in by_place.values() {
         let voting = nodes.iter().copied().find(is_voter);
         match voting {
-            Some(voter) if !anybody => voters.push(voter),
+            Some(voter) if !any => voters.push(voter),
             _ => spares.extend(rng.pick(nodes)),
         }
     }
@@ -123,7 +123,7 @@ fn other_voters(rng: &mut Rng, cluster: &Cluster, shard: &Shard) -> BTreeSet<Nod
     voters.into_iter().collect()
 }
 
-/// One of `voters` by another node: of its own data center, or of one where nobody votes.
+/// One of `voters` by another node: of its own data center, or of a data center without a voter.
 fn replace(rng: &mut Rng, voters: &mut [NodeId], by_place: &BTreeMap<&str, Vec<NodeId>>) {
     let index = usize::try_from(rng.below(voters.len() as u64)).unwrap_or(0);
     let Some(old) = voters.get(index).copied() else { return };

@@ -70,7 +70,7 @@ impl World {
         } else {
             self.pause(id);
         }
-        // Whom it left standing goes on.
+        // A node that it left standing goes on.
         if !is_over || !runs {
             self.schedule(lasts, Event::Slice { node: id, runs: !runs });
         }

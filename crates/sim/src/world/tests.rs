@@ -96,7 +96,7 @@ fn where_no_log_reaches_back_a_whole_state_is_taken() {
             run(&mut world, 100 * MS);
         }
         run(&mut world, SECOND / 2);
-        // Those who have most have it in their state only.
+        // The most advanced nodes have it in their state only.
         for id in [21, 31] {
             let disk = &mut world.nodes.get_mut(&id).unwrap().disk;
             disk.purged = disk.history.len();

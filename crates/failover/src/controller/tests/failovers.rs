@@ -117,7 +117,7 @@ fn of_five_voters_three_have_the_base_before_their_region_goes_on() {
 }
 
 #[test]
-fn of_two_nodes_in_a_data_center_the_one_that_is_there_votes() {
+fn of_two_nodes_in_a_data_center_the_reachable_one_votes() {
     let mut scenario = Scenario::new();
     let second = scenario.add_node("b", "b1");
     scenario.run(1000);
@@ -235,7 +235,7 @@ fn the_directory_leader_may_die_at_each_step() {
 }
 
 #[test]
-fn a_directory_leader_that_slept_judges_nobody_by_its_own_silence() {
+fn directory_leader_that_slept_judges_no_node_by_its_own_silence() {
     let mut scenario = Scenario::new();
     scenario.now += Duration::from_secs(60);
     scenario.step();
@@ -278,7 +278,7 @@ fn the_only_holder_of_the_base_may_vanish_and_what_others_have_is_kept() {
 }
 
 #[test]
-fn while_a_promotion_is_on_its_way_nobody_is_drained_beyond_its_base() {
+fn while_a_promotion_is_on_its_way_no_node_is_drained_beyond_its_base() {
     let mut scenario = Scenario::new();
     scenario.down(&[1, 2, 3, 6]);
     while scenario.shard().phase == Phase::Active {

@@ -61,7 +61,7 @@ fn renewals_that_come_late_are_answers() {
 }
 
 #[test]
-fn one_that_answers_is_no_quorum_and_holds_nothing_up() {
+fn single_voter_that_answers_is_no_quorum_and_holds_nothing_up() {
     let mut scenario = Scenario::new();
     scenario.down(&[1, 2]);
     leaderless(&mut scenario);

@@ -187,7 +187,7 @@ fn a_target_pulls_from_the_leader_that_drained() {
 }
 
 #[test]
-fn of_two_nodes_in_a_data_center_of_the_target_the_one_that_is_there_and_has_most_votes() {
+fn of_two_nodes_in_a_targets_data_center_the_reachable_most_advanced_votes() {
     for is_down in [true, false] {
         let mut scenario = Scenario::new();
         let second = scenario.add_node("b", "b1");

@@ -142,7 +142,7 @@ fn a_switchover_that_gets_no_further_fails_over_once_no_leader_was_there_for_lon
 }
 
 #[test]
-fn what_only_a_lost_node_has_is_given_up_once_nobody_came_nearer_to_it_for_long_enough() {
+fn tail_of_a_lost_node_is_given_up_once_no_node_comes_nearer_to_it() {
     let mut moment = Moment::new();
     moment.seal(None, false);
     let advance = |stuck_ms| {

@@ -158,7 +158,7 @@ fn a_founder_takes_over_no_cluster_that_does_not_have_it() {
     founder(1, "region-1-a").learn(cluster(9, Some("b"))).unwrap();
     founder(1, "another-name").learn(cluster(9, Some("b"))).unwrap_err();
     founder(7, "region-1-a").learn(cluster(9, Some("b"))).unwrap_err();
-    // Whoever joins is told where by an operator.
+    // An operator tells a node that joins where to go.
     directory(cluster(0, None), None).learn(cluster(9, Some("b"))).unwrap();
 }
 

@@ -409,7 +409,7 @@ fn refusal_of_renewal(cluster: &Cluster, id: NodeId, incarnation: &str) -> Optio
         )),
         Some(node) if node.incarnation.as_ref().is_some_and(|known| known != incarnation) => {
             Some(format!(
-                "node {id} has another data folder than the one that the cluster knows: it was \
+                "node {id} has another data folder than the cluster knows: it was \
                  wiped, or the id is used twice. A node that lost its data gets a new id: \
                  `meridian node replace {id}`"
             ))

@@ -14,10 +14,10 @@ use crate::divergence::orphan_files;
 use crate::divergence::orphan_files::tests::{SHARD, batch_at, report};
 use crate::testing::NoStates;
 
-/// A group of one has nobody to call.
-struct Nobody;
+/// A group of one has no peers.
+struct NoPeers;
 
-impl Peers for Nobody {
+impl Peers for NoPeers {
     fn channel(&self, _: u64) -> Option<tonic::transport::Channel> {
         None
     }
@@ -68,14 +68,14 @@ impl Node {
     async fn vote(&self, epoch: u16, through: u64) {
         let (group, voters) = (GroupId { shard: SHARD, epoch: Epoch(epoch) }, BTreeSet::from([1]));
         RaftGroup::form(&self.state, group, &voters, self.state.position(), None).unwrap();
-        let nobody: Arc<dyn Peers> = Arc::new(Nobody);
+        let no_peers: Arc<dyn Peers> = Arc::new(NoPeers);
         let opened = RaftGroup::open(RaftGroupOptions {
             node_id: 1,
             group,
             state: Arc::clone(&self.state),
             syncer: Arc::new(Syncer::start(Arc::clone(&self.engine)).unwrap()),
             high_water: None,
-            peers: Arc::clone(&nobody),
+            peers: Arc::clone(&no_peers),
             transfer: Arc::new(NoStates),
             timing: RaftTiming {
                 heartbeat_ms: 20,
@@ -85,7 +85,7 @@ impl Node {
             log_cache: LogCache::default(),
         });
         let opened = opened.await.unwrap();
-        opened.take_part(&voters, &nobody, false).await.unwrap();
+        opened.take_part(&voters, &no_peers, false).await.unwrap();
         let leads =
             || opened.leadership().is_ok_and(|leads| leads.term == opened.applied().borrow().term);
         while !leads() {

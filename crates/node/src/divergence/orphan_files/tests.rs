@@ -221,7 +221,7 @@ fn what_a_node_shows_is_never_less_than_it_held() {
     assert_eq!(shown(), Some((2, 3)));
     fs::remove_file(folder.path().join("orphans").join(NAME)).unwrap();
 
-    // With what is missing, and what nobody decided.
+    // With batches that are missing, and undecided ones.
     let mut writer = writer(folder.path());
     writer.push(&batch(13, 2), true).unwrap();
     writer.push(&batch(14, 1), false).unwrap();
@@ -249,7 +249,7 @@ fn each_file_is_read_once_whether_or_not_it_is_damaged() {
     };
     save(folder.path(), &[batch(11, 2), batch(12, 1)]);
     assert_eq!(shown(), Some((2, 3)));
-    // Nobody writes to it again: what is in it now shows whether it is looked at.
+    // It is not written again: its content now shows whether it is looked at.
     let path = folder.path().join("orphans").join(NAME);
     let whole = fs::read(&path).unwrap();
     fs::write(&path, b"damage").unwrap();

@@ -219,7 +219,7 @@ impl Process {
         self.parts.shards.get(&SHARD).unwrap()
     }
 
-    /// Whether the member elects nobody any more; that it has no vote yet looks alike otherwise.
+    /// Whether the member gives no vote any more; a member without a vote yet looks alike otherwise.
     async fn is_sealed_voter(&self) -> bool {
         let refused = self.voter().group.transfer_leadership(2).await.err();
         refused.is_some_and(|why| why.to_string().contains("this member is sealed"))
@@ -240,8 +240,8 @@ impl Process {
         Self::takes_nothing(&self.local()).await
     }
 
-    /// Whether a replica takes nothing by itself: then it pulls from whom it is told to, and this
-    /// one is nobody.
+    /// Whether a replica takes nothing by itself: then it pulls from the source of an order, and this
+    /// order names none.
     async fn takes_nothing(local: &LocalShard) -> bool {
         let LocalShard::Replica(replica) = local else { panic!("not a replica") };
         let pulled = replica.drain(99, Position::new(Epoch(1), 5));
@@ -263,9 +263,9 @@ async fn a_voter_of_a_shard_that_has_started_votes_when_the_directory_has_grante
     until("a founder votes", async || founding.voter().group.votes()).await;
     let again = Process::start(1, Arc::new(engine.crash(1))).await;
     let started = std::time::Instant::now();
-    // Longer than one that is vouched for waits for others.
+    // Longer than a vouched member waits for others.
     while started.elapsed() < Duration::from_millis(700) {
-        assert!(!again.voter().group.votes(), "it votes, and nobody knows its folder");
+        assert!(!again.voter().group.votes(), "it votes, and its folder is not known");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let lease = meridian_failover::Lease {
@@ -408,7 +408,7 @@ async fn a_planned_seal_of_a_voter_holds_over_a_restart() {
     until("it is known as a member", async || before.voter().group.votes()).await;
     before.seal(true).await;
     let after = Process::start(1, Arc::new(engine.crash(1))).await;
-    // The leader may finish what it began, and nobody else leads.
+    // The leader may finish what it began, and no other voter leads.
     assert!(after.answers_appends().await);
     assert!(after.is_sealed_voter().await);
     assert!(
@@ -435,8 +435,8 @@ async fn a_sealed_shard_is_never_taken_up_as_if_it_were_not() {
     }
 }
 
-/// Whoever was down when the directory sealed the epoch will be asked, and has no seal of its own
-/// until then.
+/// A node that was down when the directory sealed the epoch will be asked, and has no seal of its
+/// own until then.
 #[tokio::test]
 async fn a_shard_that_the_directory_seals_is_taken_up_sealed() {
     for (node_id, planned) in [(1, false), (1, true), (4, false), (4, true)] {
@@ -543,7 +543,7 @@ async fn a_voter_that_is_taken_out_leaves_when_the_group_goes_on_without_it() {
     });
     process.reconcile().await;
     assert!(Arc::ptr_eq(&process.voter(), &first), "it may be needed yet");
-    // Nor while the epoch ends: then it is one of those who are asked.
+    // Nor while the epoch ends: then it is among the nodes that are asked.
     let plan = Plan { to: None, planned: true, since_ms: 1, cause: "a test".to_owned() };
     process.learn(|shard| (shard.changing, shard.phase) = (None, Phase::Sealing(plan)));
     process.reconcile().await;
@@ -605,7 +605,7 @@ async fn the_log_of_a_replica_begins_right_behind_its_state() {
         process.reconciler.log.join_behind(&process.reconciler.state).unwrap();
         assert_eq!(process.shipped(), (log, purged), "{taken} were taken");
     }
-    // Of a state that was replaced by one that is older.
+    // Of a state that was replaced by an older one.
     let process = Process::open(4, Arc::<MemoryEngine>::default());
     process.applies(1, 1..=5);
     for sequence in 1..=7 {

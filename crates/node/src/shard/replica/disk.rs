@@ -69,7 +69,7 @@ impl Disk {
                 for job in queue {
                     disk.carry_out(job);
                 }
-                // Nobody waits where the node was dropped.
+                // The node may have been dropped, and with it the receiver.
                 end.send(()).unwrap_or_default();
             })
             .map_err(|source| StorageError::File {

@@ -78,9 +78,9 @@ pub(super) struct Driver {
     /// The whole state that an order has begun to fetch.
     whole: Option<Fetch>,
     caught_up: bool,
-    /// Who waits for the seal.
+    /// The callers that wait for the seal.
     sealing: Vec<oneshot::Sender<Position>>,
-    /// Who waits until the log has come so far by itself.
+    /// The callers that wait until the log has come so far by itself.
     draining: Vec<(Position, oneshot::Sender<Result<Position, String>>)>,
 }
 
@@ -232,7 +232,7 @@ impl Driver {
                 self.sealing.push(reply);
                 self.step(ReceiverEvent::Seal { epoch }, None);
             }
-            // Who asked has asked again since.
+            // The caller has asked again since.
             Command::Drain { reply, .. } if reply.is_closed() => {}
             Command::Drain { through, reply, .. } if !self.receiver.is_sealed() => {
                 self.draining.push((through, reply));
@@ -329,7 +329,7 @@ impl Driver {
 
     fn internal(&mut self, event: Internal) {
         match event {
-            // One that was cancelled may have come to its end all the same.
+            // A fetch that was cancelled may have come to its end all the same.
             Internal::Fetched(number, fetched)
                 if self.staged.as_ref().is_some_and(|(of, _)| *of == number) =>
             {
@@ -435,7 +435,7 @@ impl Driver {
                 self.disk.save_orphans(self.history.clone(), base)
             }
             ReceiverAction::Sealed { durable } => {
-                // Who is gone asks again.
+                // A caller may have disconnected; it will retry.
                 for reply in self.sealing.drain(..) {
                     reply.send(durable).unwrap_or(());
                 }

@@ -56,9 +56,9 @@ fn streams() -> ByteBudget {
 }
 
 /// Has a state to fetch.
-struct Somebody(Arc<ShardState>);
+struct OneState(Arc<ShardState>);
 
-impl StateTransfer for Somebody {
+impl StateTransfer for OneState {
     fn offer(&self, _: GroupId, _: Arc<StateSnapshot>) -> String {
         String::new()
     }
@@ -103,7 +103,7 @@ impl StateTransfer for Stalls {
     }
 }
 
-/// Ships to each subscriber the next of these, whoever asks and from where, and then nothing.
+/// Ships to each subscriber the next of these, from any position, and then nothing.
 #[derive(Clone, Default)]
 struct Source {
     shipments: Arc<Mutex<VecDeque<Vec<Bytes>>>>,
@@ -325,7 +325,7 @@ async fn a_replica_waits_for_no_disk_on_the_runtime() {
         Batch { position: Position::new(Epoch(2), 2), time_ms: 2, transactions: Vec::new() };
     let batches = [decode_batch(stored(1)).unwrap(), second.into()];
     there.apply(&batches, RaftApplied::default()).unwrap();
-    let node = Node::following(&source, Arc::new(Somebody(Arc::clone(&there)))).await;
+    let node = Node::following(&source, Arc::new(OneState(Arc::clone(&there)))).await;
     node.watched.watch_this_thread(true);
     node.until("it follows", || node.state.position() == at(3)).await;
     node.replica.follow(EpochHistory::new(vec![(Epoch(1), at(0)), (Epoch(2), at(1))]));

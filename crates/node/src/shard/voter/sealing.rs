@@ -50,7 +50,7 @@ impl Voter {
                 Some(drained.map_or(SealEvent::NotDrained, |term| SealEvent::Drained { term }))
             }
             SealAction::StopGroup => {
-                // Before it stops: nobody is to take this for a failure.
+                // Before it stops: the stop is not to pass for a failure.
                 self.stop.cancel();
                 self.group.shutdown().await;
                 None

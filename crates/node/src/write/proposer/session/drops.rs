@@ -17,7 +17,7 @@ impl Session<'_> {
     ///
     /// Once the drop is committed no leader lets an earlier try of the request take effect: the
     /// refusal binds. Before, and where the directory that is known here may be too old to know the
-    /// database, whoever asks may ask again.
+    /// database, the caller may ask again.
     pub(in crate::write::proposer) fn refuses(&self, database: DatabaseId) -> Option<WriteReply> {
         let shard = self.parts.group.id().shard;
         if self.dropped.is_applied(database) {
