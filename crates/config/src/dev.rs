@@ -1,3 +1,5 @@
+//! The files of a cluster on loopback, for development and tests.
+
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;

@@ -1,3 +1,5 @@
+//! Access tokens as files name them: a secret, or its digest.
+
 use std::collections::HashMap;
 use std::fmt;
 

@@ -24,11 +24,6 @@ pub use error::{ClusterError, with_causes};
 use ports::PortBlock;
 use process::Process;
 
-/// The token that opens every database of every drill's cluster.
-pub const TOKEN: &str = "a-token-for-drills-only";
-/// The token that opens them for reads.
-pub const READ_ONLY_TOKEN: &str = "a-token-for-reading-only";
-
 const READY_DEADLINE: Duration = Duration::from_secs(60);
 /// Longer than a node tries, so that its answer has the reason.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);

@@ -5,8 +5,10 @@ use meridian_types::DatabaseId;
 pub use meridian_kv_client::message::{delete, mutation, point, range, set, sum};
 pub use meridian_kv_client::{CallError, KvClient, Reply};
 
-use crate::cluster::TOKEN;
-
+/// The token that opens every database of every drill's cluster.
+pub const TOKEN: &str = "a-token-for-drills-only";
+/// The token that opens them for reads.
+pub const READ_ONLY_TOKEN: &str = "a-token-for-reading-only";
 /// `default` of every development cluster, in shard 1.
 pub const DEFAULT_DATABASE: DatabaseId = database(1);
 /// `second` of every development cluster, in shard 2.

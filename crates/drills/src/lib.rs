@@ -45,8 +45,8 @@ pub mod verdict;
 mod watch;
 pub mod workload;
 
-pub use cluster::{Cluster, ClusterError, ClusterOptions, READ_ONLY_TOKEN, TOKEN, with_causes};
-pub use kv_connect::KvClient;
+pub use cluster::{Cluster, ClusterError, ClusterOptions, with_causes};
+pub use kv_connect::{KvClient, READ_ONLY_TOKEN, TOKEN};
 pub use network::{Machine, Network};
 pub use operator::{Operator, OperatorError};
 pub use stage::{Stage, StageOptions};

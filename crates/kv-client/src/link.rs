@@ -93,7 +93,7 @@ impl Link {
         within(self.timeout, self.sender.call(request)).await
     }
 
-    /// A fresh connection; with HTTP/2 the one that another worker has opened meanwhile, if any.
+    /// A fresh connection; with HTTP/2 the connection that another worker has opened meanwhile, if any.
     pub async fn reopen(&mut self) -> Result<(), ClientError> {
         within(self.timeout, self.sender.reopen(&self.endpoint, self.timeout)).await
     }

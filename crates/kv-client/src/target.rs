@@ -67,7 +67,7 @@ impl Target {
         self.request_to(0, body)
     }
 
-    /// Databases are counted from 0; one that is not there is the first.
+    /// Databases are counted from 0; a database that is not there is the first.
     pub fn request_to(&self, database: usize, body: Bytes) -> Request<Full<Bytes>> {
         let mut request = Request::new(Full::new(body));
         *request.method_mut() = Method::POST;

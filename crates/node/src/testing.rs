@@ -35,7 +35,7 @@ pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
-/// There is nobody to fetch states from.
+/// There is no node to fetch states from.
 pub(crate) struct NoStates;
 
 impl StateTransfer for NoStates {

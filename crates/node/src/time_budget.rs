@@ -85,15 +85,15 @@ const _: () = {
 /// How often it is looked whether something has changed. Replication lag is known no better than
 /// this: the bound on what may be lost is counted with it.
 pub(crate) const ANNOUNCE: Duration = Duration::from_millis(150);
-/// To those with whom this node votes: whoever leads hands over to nobody that it has not heard for
+/// To nodes that vote with this one: a leader hands over to no node that was silent for
 /// [`HEIR_HEARD`].
 pub(crate) const TO_VOTERS: Duration = Duration::from_millis(300);
-/// To the others. They take a node for lost that was silent for longer than
-/// [`RelayConfig::relay_timeout`]; clocks (`clocks`), who is connected (`followers`) and what is
-/// compared (`comparison`) have seconds.
+/// To the other nodes. They take a node for lost that was silent for longer than
+/// [`RelayConfig::relay_timeout`]; the readings of clocks, the connection of followers and the
+/// comparison of states have seconds.
 pub(crate) const TO_OTHERS: Duration = Duration::from_millis(450);
-/// The leadership is handed to nobody who was silent for longer: one that has just lost its power
-/// cannot say so.
+/// The leadership is handed to no node that was silent for longer: a node that has just lost its
+/// power cannot say so.
 pub(crate) const HEIR_HEARD: Duration = Duration::from_millis(650);
 
 const _: () = {
@@ -120,7 +120,7 @@ const _: () = {
 // Requests.
 
 /// How long one try may take to its first sign of life, beyond two round trips. A node that lost
-/// its power says nothing; one that is only slow answers the next try, which has the same id.
+/// its power says nothing; a slow node answers the next try, which has the same id.
 pub(crate) const ATTEMPT_TIMEOUT: Duration = Duration::from_millis(800);
 /// How long a write waits at a node, from when it came until it is evaluated; then it is refused.
 /// Less than a gateway waits for its answer: what was not done is known not to have been.
@@ -174,10 +174,10 @@ const _: () = {
 
 // Whole states.
 
-/// A snapshot that nobody has read from for so long is let go: it holds on to the engine's old
+/// A snapshot without a reader for so long is dropped: it holds on to the engine's old
 /// files.
 pub(crate) const SNAPSHOT_IDLE: Duration = Duration::from_secs(120);
-/// One that was not read for so long gives way to another.
+/// A snapshot that was not read for so long gives way to another.
 pub(crate) const GIVES_WAY_AFTER: Duration = Duration::from_secs(30);
 pub(crate) const SNAPSHOT_CHUNK_TIMEOUT: Duration = Duration::from_secs(30);
 /// A receiver that takes no chunk for so long is gone, or as good as gone: it may ask for the rest

@@ -1,3 +1,5 @@
+//! Bugs to plant.
+
 /// Bugs to plant, to see that the invariants catch them. They are in the simulation's part of a
 /// node, or in what it tells the real parts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]

@@ -1,3 +1,5 @@
+//! Clients: each a gateway with one request at a time.
+
 use meridian_types::{NodeId, Position};
 
 use crate::clock::{Instant, MS, SECOND};

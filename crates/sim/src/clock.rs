@@ -1,3 +1,5 @@
+//! Real time, and the clocks of nodes.
+
 use std::time::Duration;
 
 use crate::rng::Rng;

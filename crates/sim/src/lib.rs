@@ -5,10 +5,10 @@
 //! | `world` | nodes, clients, the network and real time; `world::chaos` breaks things, `world::operator` changes voters |
 //! | `node` | one process and its disk, around the **real** `RoleChange`, `CatchUp`, `Sealing`, `Receiver`, `Sender`, `RelayElection`, `LeaseHolder`, `Controller` and `Cluster` |
 //! | `raft` | a small Raft with joint consensus, for the shard's groups and for the directory |
-//! | `invariants` | what has to hold, each in a file of its own; `heals`, that a world without faults recovers |
+//! | `invariants`, `heals` | what has to hold, each in a file of its own; that a world without faults recovers |
 //! | `client`, `message`, `network`, `clock`, `rng`, `topology` | what surrounds the nodes |
 //! | `story` | one run |
-//! | [`Bug`] | what can be planted, to see that the invariants catch it |
+//! | `bugs` | what can be planted, to see that the invariants catch it |
 //!
 //! A run is a function of its seed: [`run`] with the same seed does the same, step by step.
 //!

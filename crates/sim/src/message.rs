@@ -1,3 +1,5 @@
+//! Everything that nodes and clients send each other.
+
 use std::sync::Arc;
 use std::time::Duration;
 

@@ -1,3 +1,5 @@
+//! A network that loses, delays, doubles and reorders.
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use meridian_types::NodeId;

@@ -1,3 +1,5 @@
+//! Chance from a seed.
+
 /// A linear congruential generator: the same seed, the same run.
 #[derive(Debug)]
 pub(crate) struct Rng(u64);

@@ -1,3 +1,5 @@
+//! One run.
+
 use crate::bugs::Bug;
 use crate::clock::{Instant, SECOND};
 use crate::heals;

@@ -1,3 +1,5 @@
+//! The cluster that a run begins with.
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 

@@ -1,3 +1,5 @@
+//! The world around the nodes: events in the order of real time.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 

@@ -238,7 +238,7 @@ fn a_database_shares_the_emptiest_shard_of_its_region() {
 }
 
 #[test]
-fn a_new_shard_has_an_odd_number_of_voters_and_those_that_vote_least() {
+fn new_shard_gets_an_odd_number_of_the_least_used_voters() {
     let mut next = cluster();
     for (id, data_center) in [(8, "a4"), (9, "a1")] {
         next = done(&next, &Change::AddNode { node: node(id, "a", data_center) });

@@ -9,7 +9,8 @@ use meridian_types::NodeId;
 use tempfile::TempDir;
 
 use super::ports::{NODES, PortBlock, REGIONS};
-use super::{Cluster, ClusterError, ClusterOptions, Node, READ_ONLY_TOKEN, TOKEN};
+use super::{Cluster, ClusterError, ClusterOptions, Node};
+use crate::kv_connect::{READ_ONLY_TOKEN, TOKEN};
 use crate::network::{Machine, Network, Site};
 use crate::operator::Operator;
 

@@ -231,8 +231,7 @@ mod tests {
 
     /// What it says not to exist may be in the directory, which the node that it follows has lost.
     #[tokio::test]
-    async fn a_gateway_is_sure_of_what_it_knows_once_a_node_in_touch_with_the_directory_has_nothing_newer()
-     {
+    async fn gateway_is_current_once_a_node_in_touch_with_the_directory_has_nothing_newer() {
         let cluster =
             DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         let directory = || Arc::new(Directory::new(cluster.clone(), Access::default(), None));

@@ -1,3 +1,5 @@
+//! A node asks the leader of the directory for its epoch lease.
+
 use std::time::Duration;
 
 use meridian_failover::Lease;

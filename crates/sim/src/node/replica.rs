@@ -1,3 +1,5 @@
+//! A node that follows the shard, around the real receiver and election of relays.
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;

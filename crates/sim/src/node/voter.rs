@@ -1,3 +1,5 @@
+//! A node that votes in the shard, and its leader: writes, reads, acknowledgements.
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;

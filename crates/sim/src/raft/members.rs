@@ -1,3 +1,5 @@
+//! The voters of a group, and the steps of a change.
+
 use std::collections::BTreeSet;
 
 use meridian_types::NodeId;

@@ -86,8 +86,7 @@ fn a_database_that_clients_open_by_default_is_not_forgotten_with_another() {
 }
 
 #[test]
-fn what_is_not_said_of_a_database_stays_and_writes_may_be_slowed_and_refused_from_the_same_lag_on()
-{
+fn unnamed_settings_of_a_database_stay_and_slowing_may_begin_where_refusing_does() {
     let set =
         |failover, rpo| Change::SetDatabase { id: DATABASE, failover, rpo, primary_region: None };
     let rpo = Rpo { soft_ms: 700, max_ms: 700, ..Rpo::default() };

@@ -109,7 +109,7 @@ fn a_promotion_names_voters_base_and_region_that_can_be() {
 }
 
 #[test]
-fn what_an_earlier_failover_lost_is_not_in_the_history_though_its_epoch_is_newer_than_the_base() {
+fn batches_lost_by_an_earlier_failover_are_outside_the_history_even_in_a_newer_epoch() {
     let mut next = done(&cluster(), &seal(1, None, false));
     next = done(&next, &promote(2, at(1, 90), "b", &[4, 5]));
     next = done(&next, &seal(2, None, false));

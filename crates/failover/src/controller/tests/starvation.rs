@@ -128,8 +128,7 @@ fn a_controller_whose_steps_came_late_judges_when_it_has_listened_for_long_enoug
 }
 
 #[test]
-fn a_controller_was_starved_by_a_longer_gap_than_it_may_have_and_forgets_what_it_heard_by_one_thrice_as_long()
- {
+fn controller_counts_as_starved_after_a_gap_and_forgets_reports_after_a_triple_one() {
     let (cluster, began, longest) = (cluster(), Duration::from_secs(100), config().max_step_gap);
     for (gap, is_disturbed, forgets) in [
         (longest, false, false),
