@@ -327,9 +327,9 @@ impl Controller {
         self.contacts.all(now)
     }
 
-    /// The latest report of every node on each shard, however old.
-    pub fn reports(&self) -> impl Iterator<Item = (NodeId, &ShardReport)> {
-        self.contacts.reports()
+    /// The latest report of a node on a shard, however old.
+    pub fn latest_report(&self, node: NodeId, shard: ShardId) -> Option<&ShardReport> {
+        self.contacts.latest(node, shard)
     }
 
     fn follow(&mut self, now: Duration, cluster: &Cluster) {

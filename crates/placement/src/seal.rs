@@ -67,8 +67,12 @@ pub enum SealAction {
     StopGroup,
     /// Takes nothing more of the epoch. Then [`SealEvent::ReplicaClosed`].
     CloseReplica,
-    /// Answers where the state stands. `drained`: the term in which this leader has drained.
-    Answer { drained: Option<u64> },
+    /// Notes where the state stands, for the answer. `drained`: the term in which this leader has
+    /// drained. Before the last [`SealAction::Sync`]: a batch that is applied while the disk is at
+    /// work is not covered by it.
+    Note { drained: Option<u64> },
+    /// Answers what was noted.
+    Answer,
 }
 
 /// One request to seal, on its way.
@@ -86,7 +90,7 @@ enum Stage {
     WritingDown,
     Closing,
     Draining,
-    Ending { drained: Option<u64> },
+    Ending,
     Answered,
 }
 
@@ -128,11 +132,11 @@ impl Sealing {
             (Stage::Draining, SealEvent::Drained { term }) => self.end(Some(term)),
             (Stage::Closing, SealEvent::ReplicaClosed) => {
                 self.stage = Stage::Answered;
-                vec![SealAction::Answer { drained: None }]
+                vec![SealAction::Note { drained: None }, SealAction::Answer]
             }
-            (Stage::Ending { drained }, SealEvent::Durable) => {
+            (Stage::Ending, SealEvent::Durable) => {
                 self.stage = Stage::Answered;
-                vec![SealAction::Answer { drained }]
+                vec![SealAction::Answer]
             }
             _ => Vec::new(),
         }
@@ -142,14 +146,9 @@ impl Sealing {
     /// come to the same position, and how far the log is committed may be in memory only.
     fn end(&mut self, drained: Option<u64>) -> Vec<SealAction> {
         let stop = (!self.planned).then_some(SealAction::StopGroup);
-        let last = if self.is_asked {
-            self.stage = Stage::Ending { drained };
-            SealAction::Sync
-        } else {
-            self.stage = Stage::Answered;
-            SealAction::Answer { drained }
-        };
-        stop.into_iter().chain([last]).collect()
+        let sync = self.is_asked.then_some(SealAction::Sync);
+        self.stage = if self.is_asked { Stage::Ending } else { Stage::Answered };
+        stop.into_iter().chain([SealAction::Note { drained }]).chain(sync).collect()
     }
 }
 
@@ -202,8 +201,9 @@ mod tests {
                 SealAction::Sync,
                 SealAction::CloseVoter,
                 SealAction::StopGroup,
+                SealAction::Note { drained: None },
                 SealAction::Sync,
-                SealAction::Answer { drained: None },
+                SealAction::Answer,
             ]
         );
     }
@@ -222,8 +222,9 @@ mod tests {
             [
                 SealAction::CloseVoter,
                 SealAction::AwaitDrain,
+                SealAction::Note { drained: Some(7) },
                 SealAction::Sync,
-                SealAction::Answer { drained: Some(7) },
+                SealAction::Answer,
             ]
         );
     }
@@ -237,7 +238,8 @@ mod tests {
             SealEvent::Durable,
         ];
         let actions = story(Sealing::asked(UNPLANNED, true), &events);
-        let end = [SealAction::StopGroup, SealAction::Sync, SealAction::Answer { drained: None }];
+        let note = SealAction::Note { drained: None };
+        let end = [SealAction::StopGroup, note, SealAction::Sync, SealAction::Answer];
         assert_eq!(actions[5..], end);
     }
 
@@ -245,7 +247,8 @@ mod tests {
     fn replica_answers_when_it_is_closed() {
         let events = [SealEvent::Durable, SealEvent::ReplicaClosed];
         let actions = story(Sealing::asked(UNPLANNED, false), &events);
-        assert_eq!(actions[3..], [SealAction::CloseReplica, SealAction::Answer { drained: None }]);
+        let note = SealAction::Note { drained: None };
+        assert_eq!(actions[3..], [SealAction::CloseReplica, note, SealAction::Answer]);
     }
 
     #[test]
@@ -253,7 +256,7 @@ mod tests {
         let events = [SealEvent::VoterClosed { leads: false }];
         let actions = story(Sealing::again(false), &events);
         let expected =
-            [SealAction::CloseVoter, SealAction::StopGroup, SealAction::Answer { drained: None }];
+            [SealAction::CloseVoter, SealAction::StopGroup, SealAction::Note { drained: None }];
         assert_eq!(actions, expected);
     }
 

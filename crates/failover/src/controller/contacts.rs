@@ -47,9 +47,8 @@ impl Contacts {
         self.nodes.iter().map(contact).collect()
     }
 
-    pub(super) fn reports(&self) -> impl Iterator<Item = (NodeId, &ShardReport)> {
-        let nodes = self.nodes.iter();
-        nodes.flat_map(|(node, renewed)| renewed.reports.values().map(|report| (*node, report)))
+    pub(super) fn latest(&self, node: NodeId, shard: ShardId) -> Option<&ShardReport> {
+        self.nodes.get(&node)?.reports.get(&shard)
     }
 
     /// What the node said of the shard, if it was lately and of this epoch.

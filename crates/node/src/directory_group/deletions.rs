@@ -3,20 +3,17 @@
 use meridian_directory::{Change, Cluster};
 use meridian_types::{DatabaseId, NodeId, ShardId, ShardReport};
 
-/// By the latest `reports` of all nodes.
-pub(super) fn ended_deletions<'a, R: Iterator<Item = (NodeId, &'a ShardReport)>>(
+/// By the `latest` report of each node on each shard.
+pub(super) fn ended_deletions<'a>(
     cluster: &Cluster,
-    reports: impl Fn() -> R,
+    latest: impl Fn(NodeId, ShardId) -> Option<&'a ShardReport>,
 ) -> Vec<Change> {
     let has_dropped = |node: NodeId, id: &DatabaseId, shard: ShardId| {
         let Some(epoch) = cluster.shards.get(&shard).map(|shard| shard.epoch) else {
             return true;
         };
-        reports().any(|(reporter, report)| {
-            reporter == node
-                && (report.shard, report.epoch) == (shard, epoch)
-                && report.dropped.contains(id)
-        })
+        latest(node, shard)
+            .is_some_and(|report| report.epoch == epoch && report.dropped.contains(id))
     };
     let ended = cluster.deleting.iter().filter(|(id, deletion)| {
         cluster.lacking_drop(|node| has_dropped(node, id, deletion.shard)).is_empty()
@@ -47,7 +44,9 @@ mod tests {
         };
         let mut reports: Vec<_> = (1..=7).map(|node| (node, report(&[id]))).collect();
         let ended_of = |cluster: &Cluster, reports: &[(NodeId, ShardReport)]| {
-            ended_deletions(cluster, || reports.iter().map(|(node, report)| (*node, report)))
+            ended_deletions(cluster, |node, _| {
+                reports.iter().find(|(of, _)| *of == node).map(|(_, report)| report)
+            })
         };
         let ended = vec![Change::EndDeletion { id }];
         assert_eq!(ended_of(&cluster, &reports), ended);

@@ -31,6 +31,13 @@ use crate::replication::wire::{position, position_to_wire};
 /// Stretches of log that this process has in hand at once, each of about two MiB: a region's end
 /// concerns all of its shards at once.
 static PULLS: Semaphore = Semaphore::const_new(16);
+
+/// Takes all turns but one, as other catch-ups of this process would.
+#[cfg(test)]
+pub(crate) async fn leave_one_turn() -> SemaphorePermit<'static> {
+    PULLS.acquire_many(15).await.unwrap()
+}
+
 /// What a catch-up writes to. Nothing else writes there meanwhile.
 pub(crate) struct Target<'a> {
     pub(crate) state: &'a Arc<ShardState>,
@@ -86,12 +93,20 @@ where
     I: FnMut(Applied),
 {
     let start = Instant::now();
-    let (mut batches, mut staged) = (None, None);
+    let (mut batches, mut staged): (Option<LogRead>, _) = (None, None);
     let mut event = CatchUpEvent::Begin { position: target.state.position() };
     loop {
         let action = machine.step(start.elapsed(), event);
         if let Some(failure) = machine.take_failure() {
             tracing::debug!(shard = %target.state.shard(), %failure, "a source is of no use");
+        }
+        // What the machine refuses is dropped before another source is asked, and with it its turn: tasks
+        // that held one and waited for a second would keep all turns for ever.
+        if !matches!(action, CatchUpAction::WriteBatches) {
+            batches = None;
+        }
+        if !matches!(action, CatchUpAction::InstallState) {
+            staged = None;
         }
         let late = wait_until(start, machine.until());
         event = match action {
@@ -102,8 +117,7 @@ where
                 () = late => CatchUpEvent::Late,
             },
             CatchUpAction::WriteBatches => {
-                let came: Option<LogRead> = batches.take();
-                let came = came.map(|read| (read.batches, read._turn));
+                let came = batches.take().map(|read| (read.batches, read._turn));
                 let (came, _turn) = came.unzip();
                 append(target, came.unwrap_or_default()).await.map_or_else(failed, |()| {
                     CatchUpEvent::Written { position: target.state.position() }

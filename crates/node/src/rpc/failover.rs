@@ -134,6 +134,7 @@ impl failover_server::Failover for FailoverService {
         let seal = Seal { epoch, planned: request.planned };
         let (mut sealing, actions) = Sealing::asked(seal, matches!(local, LocalShard::Voter(_)));
         let (mut actions, mut voter_term) = (VecDeque::from(actions), 0);
+        let mut noted = None;
         while let Some(action) = actions.pop_front() {
             let event = match (action, &local) {
                 (SealAction::Fence, _) => {
@@ -144,7 +145,6 @@ impl failover_server::Failover for FailoverService {
                     let engine = Arc::clone(&self.engine);
                     let write = move || or_fatal(seals::write_down(&engine, id, seal));
                     tokio::task::spawn_blocking(write).await.map_err(|_| stopping())?;
-                    tracing::info!(shard = %id, %epoch, planned = seal.planned, "sealed");
                     None
                 }
                 (SealAction::Sync, _) => {
@@ -156,13 +156,19 @@ impl failover_server::Failover for FailoverService {
                     replica.seal(epoch).await.ok_or_else(gone)?;
                     Some(SealEvent::ReplicaClosed)
                 }
-                (SealAction::Answer { drained }, LocalShard::Voter(voter)) => {
+                (SealAction::Note { drained }, LocalShard::Voter(voter)) => {
                     let Sealed { applied, term, drained_leader } =
                         voter.sealed(voter_term, drained);
-                    return Ok(sealed(applied, Some(term), drained_leader));
+                    noted = Some(sealed(applied, Some(term), drained_leader));
+                    None
                 }
-                (SealAction::Answer { .. }, LocalShard::Replica(replica)) => {
-                    return Ok(sealed(replica.state().applied(), None, false));
+                (SealAction::Note { .. }, LocalShard::Replica(replica)) => {
+                    noted = Some(sealed(replica.state().applied(), None, false));
+                    None
+                }
+                (SealAction::Answer, _) => {
+                    tracing::info!(shard = %id, %epoch, planned = seal.planned, "sealed");
+                    return noted.ok_or_else(|| Status::internal("a seal noted no position"));
                 }
                 (action, LocalShard::Voter(voter)) => {
                     voter.carry_out(action, &mut voter_term).await

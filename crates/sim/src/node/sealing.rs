@@ -46,6 +46,7 @@ impl Node {
         actions: Vec<SealAction>,
     ) {
         let (at, mut actions) = (self.at(context), VecDeque::from(actions));
+        let mut noted = None;
         while let Some(action) = actions.pop_front() {
             let event = match (action, &mut self.part) {
                 (SealAction::Fence, part) => {
@@ -77,9 +78,13 @@ impl Node {
                     replica.sealing.push(request);
                     return self.close_replica(context);
                 }
-                (SealAction::Answer { drained }, _) => {
+                (SealAction::Note { drained }, _) => {
+                    noted = drained;
+                    None
+                }
+                (SealAction::Answer, _) => {
                     if let Some(ask) = request.ask {
-                        self.answer_seal(context, ask, drained);
+                        self.answer_seal(context, ask, noted);
                     }
                     return;
                 }

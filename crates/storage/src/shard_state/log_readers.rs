@@ -61,7 +61,10 @@ impl LogSubscription {
 impl Drop for LogSubscription {
     fn drop(&mut self) {
         if let Some(list) = self.list.upgrade() {
-            list.lock().readers.retain(|(id, _)| *id != self.id);
+            // The reader is dropped behind the lock: it may own a subscription itself.
+            let removed: Vec<_> =
+                list.lock().readers.extract_if(.., |(id, _)| *id == self.id).collect();
+            drop(removed);
         }
     }
 }

@@ -380,7 +380,8 @@ impl Session {
     pub(super) fn end_deletions(&mut self) {
         let Some((cluster, _)) = &self.base else { return };
         let version = cluster.version;
-        let ended = ended_deletions(cluster, || self.controller.reports());
+        let ended =
+            ended_deletions(cluster, |node, shard| self.controller.latest_report(node, shard));
         if !ended.is_empty() {
             let (decided_at, actor) = (Some(version), "directory".to_owned());
             self.pending.push_back(Pending { changes: ended, actor, decided_at, reply: None });

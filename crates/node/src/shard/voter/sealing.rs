@@ -24,7 +24,7 @@ impl Voter {
         let (mut sealing, actions) = Sealing::again(planned);
         let (mut actions, mut term, mut drained_in) = (VecDeque::from(actions), 0, None);
         while let Some(action) = actions.pop_front() {
-            if let SealAction::Answer { drained } = action {
+            if let SealAction::Note { drained } = action {
                 drained_in = drained;
             }
             let event = self.carry_out(action, &mut term).await;
@@ -59,7 +59,8 @@ impl Voter {
             | SealAction::WriteDown(_)
             | SealAction::Sync
             | SealAction::CloseReplica
-            | SealAction::Answer { .. } => None,
+            | SealAction::Note { .. }
+            | SealAction::Answer => None,
         }
     }
 

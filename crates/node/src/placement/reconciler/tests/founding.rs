@@ -104,6 +104,37 @@ async fn source(purged: u64) -> (Process, String) {
     (source, address)
 }
 
+/// The tail that an epoch lost, of a source that has not heard of it, is refused; the source behind it
+/// in line has the history.
+#[tokio::test(flavor = "multi_thread")]
+async fn founder_gives_its_turn_back_before_it_asks_the_next_source() {
+    let stale = Process::open(2, Arc::<MemoryEngine>::default());
+    stale.takes(1, 1..=50);
+    let good = Process::open(4, Arc::<MemoryEngine>::default());
+    good.takes(1, 1..=30);
+    good.takes(2, 31..=50);
+    good.learn_next_epoch(30, Phase::Active);
+    // As a replica: a voter has no log of what it took as one.
+    stale.learn(|shard| {
+        shard.voters.remove(&2);
+    });
+    stale.reconcile().await;
+    good.reconcile().await;
+    let addresses = HashMap::from([(2, stale.serve().await), (4, good.serve().await)]);
+    let dial = Arc::new(move |node| addresses.get(&node).cloned());
+    let founder = Process::dialling(1, Arc::<MemoryEngine>::default(), dial);
+    founder.takes(1, 1..=20);
+    founder.learn_next_epoch(30, Phase::Forming);
+    founder.learn(|shard| {
+        shard.epoch = Epoch(3);
+        shard.bases.push((Epoch(3), Position::new(Epoch(2), 50)));
+    });
+    let _others = crate::replication::catch_up::leave_one_turn().await;
+    let reconciled = tokio::time::timeout(Duration::from_secs(20), founder.reconcile());
+    reconciled.await.expect("it waits for a second turn while it holds one");
+    assert_eq!(founder.reconciler.state.position(), Position::new(Epoch(2), 50));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn founder_pulls_what_it_lacks_and_asks_its_own_region_first() {
     let ((_one, log), (_other, state)) = (source(0).await, source(50).await);
