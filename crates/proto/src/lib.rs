@@ -13,6 +13,7 @@ macro_rules! generated {
                 clippy::all,
                 clippy::indexing_slicing,
                 clippy::unwrap_used,
+                clippy::too_many_lines,
                 missing_docs,
                 unreachable_pub,
                 reason = "generated code"

@@ -43,19 +43,7 @@ fn write_run(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
         writeln!(out, "  {:+9.3} s  {}", from_fault_s(report, mark.at_ms), mark.text)?;
     }
     writeln!(out)?;
-    writeln!(
-        out,
-        "  {:<15} {:<10} {:>8} {:>8} {:>8}  {:>8} {:>8} {:>8} {:>8} {:>6} {:>7}",
-        "", "", "before:", "", "", "after:", "", "", "", "", ""
-    )?;
-    writeln!(
-        out,
-        "  {:<15} {:<10} {:>8} {:>8} {:>8}  {:>8} {:>8} {:>8} {:>8} {:>6} {:>7}",
-        "in ms", "", "p50", "p99", "gap", "p50", "p99", "max", "gap", "moved", "failed"
-    )?;
-    for measure in &report.measures {
-        write_measure(out, report, measure)?;
-    }
+    write_measures(out, report)?;
     writeln!(out)?;
     for kind in Kind::ALL {
         if let Some(gap) = report.rto(kind) {
@@ -77,17 +65,7 @@ fn write_run(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
         write_claim(out, claim)?;
     }
     write_requests(out, report)?;
-    for replication in &report.replication {
-        writeln!(
-            out,
-            "  shown in region {}: p50 {:.1} ms, p99 {:.1} ms after the acknowledgement, one way being {:.0} ms ({} probes)",
-            replication.region + 1,
-            replication.p50_ms,
-            replication.p99_ms,
-            replication.one_way_ms,
-            replication.probes
-        )?;
-    }
+    write_replication(out, report)?;
     if let Some(per_second) = report.pressure_per_second {
         writeln!(out, "  written beside the recorded clients: {per_second:.0} a second")?;
     }
@@ -104,6 +82,35 @@ fn write_run(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
     }
     if !judgement.clean {
         writeln!(out, "\n{}", judgement.text)?;
+    }
+    Ok(())
+}
+
+fn write_measures(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
+    writeln!(
+        out,
+        "  {:<15} {:<10} {:>8} {:>8} {:>8}  {:>8} {:>8} {:>8} {:>8} {:>6} {:>7}",
+        "", "", "before:", "", "", "after:", "", "", "", "", ""
+    )?;
+    writeln!(
+        out,
+        "  {:<15} {:<10} {:>8} {:>8} {:>8}  {:>8} {:>8} {:>8} {:>8} {:>6} {:>7}",
+        "in ms", "", "p50", "p99", "gap", "p50", "p99", "max", "gap", "moved", "failed"
+    )?;
+    report.measures.iter().try_for_each(|measure| write_measure(out, report, measure))
+}
+
+fn write_replication(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Result {
+    for replication in &report.replication {
+        writeln!(
+            out,
+            "  shown in region {}: p50 {:.1} ms, p99 {:.1} ms after the acknowledgement, one way being {:.0} ms ({} probes)",
+            replication.region + 1,
+            replication.p50_ms,
+            replication.p99_ms,
+            replication.one_way_ms,
+            replication.probes
+        )?;
     }
     Ok(())
 }

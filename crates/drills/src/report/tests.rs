@@ -3,6 +3,20 @@ use std::collections::BTreeMap;
 use super::*;
 use crate::gap::Latencies;
 
+fn sound_judgement() -> Judgement {
+    Judgement { clean: true, operations: 9000, committed: 2000, ..Judgement::default() }
+}
+
+fn sound_snapshot(number: u32) -> Snapshot {
+    Snapshot {
+        at_ms: f64::from(number) * 200.0,
+        leaders: BTreeMap::from([(if number < 33 { 1 } else { 2 }, 1)]),
+        answered: 7,
+        lag_ms: BTreeMap::from([(4, u64::from(number % 5) * 20), (6, 95)]),
+        lag_bytes: BTreeMap::from([(4, 100), (6, 0)]),
+    }
+}
+
 /// A run of a drill without faults.
 pub(crate) fn sound_run(drill: &str) -> RunReport {
     let latencies = Latencies { count: 100, p50_ms: 4.0, p99_ms: 9.0, max_ms: 15.0 };
@@ -52,25 +66,12 @@ pub(crate) fn sound_run(drill: &str) -> RunReport {
         untold: 0,
         loss: LossSummary::default(),
         claims: vec![],
-        judgement: Judgement {
-            clean: true,
-            operations: 9000,
-            committed: 2000,
-            ..Judgement::default()
-        },
+        judgement: sound_judgement(),
         converged: 7,
         nodes: 7,
         pressure_per_second: None,
         replication: vec![],
-        snapshots: (0_u32..85)
-            .map(|number| Snapshot {
-                at_ms: f64::from(number) * 200.0,
-                leaders: BTreeMap::from([(if number < 33 { 1 } else { 2 }, 1)]),
-                answered: 7,
-                lag_ms: BTreeMap::from([(4, u64::from(number % 5) * 20), (6, 95)]),
-                lag_bytes: BTreeMap::from([(4, 100), (6, 0)]),
-            })
-            .collect(),
+        snapshots: (0..85).map(sound_snapshot).collect(),
         dots: (0_u32..200)
             .map(|number| Dot {
                 kind: Kind::ALL[usize::try_from(number % 3).unwrap()],

@@ -13,7 +13,7 @@ use crate::operator::Inspection;
 use crate::report::{Dot, Judgement, Mark, MarkKind, Replication, RunReport};
 use crate::script::ClientsLost;
 use crate::watch::Snapshot;
-use crate::workload::{Kind, Outcome, Probe, Sample};
+use crate::workload::{Attempts, Kind, Outcome, Probe, Sample};
 
 /// Answers in a chart: the slowest, and some of the others.
 const MAX_DOTS: usize = 6_000;
@@ -31,6 +31,16 @@ pub(super) struct Evidence {
     pub(super) round_trips: Vec<Option<Duration>>,
     /// Writes per second, and probes.
     pub(super) pressure: Option<(f64, Vec<Probe>)>,
+}
+
+/// In the window, by region.
+fn failed_requests(attempts: &Attempts, window: Window) -> BTreeMap<usize, u64> {
+    let mut failed = BTreeMap::new();
+    let in_window = |at: &Duration| *at >= window.from && *at <= window.to;
+    for (_, region, _) in attempts.failed.iter().filter(|(at, ..)| in_window(at)) {
+        *failed.entry(*region).or_default() += 1;
+    }
+    failed
 }
 
 impl Stage<'_> {
@@ -52,12 +62,6 @@ impl Stage<'_> {
             .map(|report| Claim::judge(report, &loss, &evidence.history, fault_ns))
             .collect();
         let attempts = self.workload.attempts();
-        let mut failed_requests = BTreeMap::new();
-        for (_, region, _) in
-            attempts.failed.iter().filter(|(at, ..)| *at >= window.from && *at <= window.to)
-        {
-            *failed_requests.entry(*region).or_default() += 1;
-        }
         let pings = evidence.round_trips.iter().copied();
         let round_trip = |region| ms(self.options.wan.round_trip(self.roles.home, region));
         let replication_of =
@@ -86,7 +90,7 @@ impl Stage<'_> {
                 ClientsLost::None => Vec::new(),
                 ClientsLost::Primary => vec![self.roles.home],
             },
-            failed_requests,
+            failed_requests: failed_requests(&attempts, window),
             failed_by_answer: attempts
                 .by_answer()
                 .into_iter()

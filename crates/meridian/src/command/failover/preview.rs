@@ -88,21 +88,8 @@ impl fmt::Display for Preview {
             f,
             "shard {shard} ({databases}) is in {from}, epoch {epoch}; {voters_up} of its {voters} voters answer"
         )?;
-        let holder =
-            |f: &mut fmt::Formatter<'_>, what: &str, holder: &Option<NamedHolder>| match holder {
-                None => writeln!(f, "  {what:<24} unknown"),
-                Some(NamedHolder { name, position, transactions, time_ms, age_ms, .. }) => {
-                    let (count, time) =
-                        (format::count(*transactions, "transaction"), format::time(*time_ms));
-                    let age = format::duration(*age_ms);
-                    writeln!(
-                        f,
-                        "  {what:<24} {name}: {position}, {count}, {time} (last seen {age} ago)"
-                    )
-                }
-            };
-        holder(f, "has the newest commit:", &self.newest)?;
-        holder(f, "most advanced reachable:", &self.survivor)?;
+        write_holder(f, "has the newest commit:", self.newest.as_ref())?;
+        write_holder(f, "most advanced reachable:", self.survivor.as_ref())?;
         match &self.to {
             Some(to) => {
                 let up = self.data_centers_up.get(to).copied().unwrap_or(0);
@@ -151,6 +138,19 @@ impl fmt::Display for Preview {
         }
         Ok(())
     }
+}
+
+fn write_holder(
+    f: &mut fmt::Formatter<'_>,
+    what: &str,
+    holder: Option<&NamedHolder>,
+) -> fmt::Result {
+    let Some(NamedHolder { name, position, transactions, time_ms, age_ms, .. }) = holder else {
+        return writeln!(f, "  {what:<24} unknown");
+    };
+    let (count, time) = (format::count(*transactions, "transaction"), format::time(*time_ms));
+    let age = format::duration(*age_ms);
+    writeln!(f, "  {what:<24} {name}: {position}, {count}, {time} (last seen {age} ago)")
 }
 
 #[cfg(test)]
