@@ -35,6 +35,15 @@ pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     }
 }
 
+/// A group of one has no peers.
+pub(crate) struct NoPeers;
+
+impl Peers for NoPeers {
+    fn channel(&self, _: u64) -> Option<tonic::transport::Channel> {
+        None
+    }
+}
+
 /// There is no node to fetch states from.
 pub(crate) struct NoStates;
 

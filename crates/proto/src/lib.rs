@@ -53,6 +53,7 @@ mod com {
 }
 mod batch;
 mod codec;
+mod node_id;
 mod shard_report;
 mod transaction;
 
@@ -67,6 +68,7 @@ pub use meridian::log::v1 as log;
 pub use meridian::raft::v1 as raft;
 pub use meridian::shard::v1 as shard;
 pub use meridian::shipping::v1 as shipping;
+pub use node_id::{node_id, node_id_to_wire};
 pub use shard_report::{shard_report, shard_report_to_wire};
 pub use transaction::{
     InvalidTransaction, read_range, read_range_to_wire, transaction, transaction_to_wire,

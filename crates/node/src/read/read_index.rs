@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use meridian_consensus::{NotLeading, RaftGroup};
+use meridian_proto::node_id;
 use meridian_proto::shard::{self as wire, read_position_response, shard_client::ShardClient};
 use meridian_types::NodeId;
 
@@ -125,7 +126,7 @@ impl LeaderIndex {
                 Ok(ReadIndex { sequence: position.sequence })
             }
             Some(read_position_response::Result::NotLeader(hint)) => {
-                Err(NotServed::NotLeader(Some(hint.leader).filter(|leader| *leader != 0)))
+                Err(NotServed::NotLeader(node_id(hint.leader)))
             }
             Some(read_position_response::Result::Unavailable(reason)) => Err(unavailable(&reason)),
             None => Err(unavailable("an empty answer")),

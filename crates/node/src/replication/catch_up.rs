@@ -30,12 +30,13 @@ use crate::replication::wire::{position, position_to_wire};
 
 /// Stretches of log that this process has in hand at once, each of about two MiB: a region's end
 /// concerns all of its shards at once.
-static PULLS: Semaphore = Semaphore::const_new(16);
+const TURNS: u32 = 16;
+static PULLS: Semaphore = Semaphore::const_new(TURNS as usize);
 
 /// Takes all turns but one, as other catch-ups of this process would.
 #[cfg(test)]
 pub(crate) async fn leave_one_turn() -> SemaphorePermit<'static> {
-    PULLS.acquire_many(15).await.unwrap()
+    PULLS.acquire_many(TURNS - 1).await.unwrap()
 }
 
 /// What a catch-up writes to. Nothing else writes there meanwhile.

@@ -9,7 +9,7 @@ use futures::future::{BoxFuture, ready};
 use meridian_gateway::{Read, Write};
 use meridian_memory::Held;
 use meridian_proto::shard::{self as wire, shard_client::ShardClient, write_response};
-use meridian_proto::{read_range_to_wire, transaction_to_wire};
+use meridian_proto::{node_id, node_id_to_wire, read_range_to_wire, transaction_to_wire};
 use meridian_types::{Consistency, Epoch, NodeId, ShardId, Versionstamp, WriteOutcome};
 use prost::Message;
 use tokio::sync::Notify;
@@ -20,7 +20,7 @@ use crate::network::departure::Departure;
 use crate::network::peers::PeerChannels;
 use crate::read::execution::Reads;
 use crate::read::refusal::NotServed;
-use crate::routing::nodes::{Answering, LocalVoter, Nodes, WriteTry, Written, some_node};
+use crate::routing::nodes::{Answering, LocalVoter, Nodes, WriteTry, Written};
 use crate::routing::read_answer::{self, Room};
 use crate::routing::write_calls::WriteCalls;
 use crate::shard::local::LocalShard;
@@ -88,7 +88,7 @@ impl Nodes for ClusterNodes {
             request_id: Bytes::copy_from_slice(&write.request_id.0),
             write: Some(transaction_to_wire(&write.transaction)),
             retry,
-            late_leader: late.unwrap_or(0),
+            late_leader: node_id_to_wire(late),
             pass_on,
             valid_until: None,
             turn: None,
@@ -182,7 +182,7 @@ pub(crate) fn written_from_wire(response: wire::WriteResponse) -> Result<Written
         },
         Some(Wire::CheckFailed(failed)) => WriteOutcome::CheckFailed(failed.indexes),
         Some(Wire::Rejected(text)) => WriteOutcome::Rejected(text),
-        Some(Wire::NotLeader(hint)) => return Err(Failed::NotLeader(some_node(hint.leader))),
+        Some(Wire::NotLeader(hint)) => return Err(Failed::NotLeader(node_id(hint.leader))),
         Some(Wire::NotCommitted(reason)) => return Err(Failed::NotDone(reason)),
         Some(Wire::Unknown(reason)) => return Err(Failed::Unknown(reason)),
         Some(Wire::ClockUnknown(_)) => {
@@ -190,7 +190,7 @@ pub(crate) fn written_from_wire(response: wire::WriteResponse) -> Result<Written
         }
         None => return Err(Failed::Unknown("an empty answer".to_owned())),
     };
-    Ok(Written { outcome, leader: some_node(response.leader) })
+    Ok(Written { outcome, leader: node_id(response.leader) })
 }
 
 fn shard_epoch((shard, epoch): (ShardId, Epoch)) -> wire::ShardEpoch {

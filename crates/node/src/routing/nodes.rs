@@ -89,8 +89,3 @@ pub(crate) trait Nodes: Send + Sync + 'static {
         room: Option<Held>,
     ) -> BoxFuture<'static, Result<Answering, Failed>>;
 }
-
-/// A node of a message, where zero stands for none.
-pub(crate) fn some_node(wire: u64) -> Option<NodeId> {
-    Some(wire).filter(|node| *node != 0)
-}

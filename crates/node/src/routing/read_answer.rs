@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures::stream::{self, BoxStream, StreamExt};
 use meridian_memory::Held;
 use meridian_proto::shard::{self as wire, read_part::Part};
-use meridian_proto::{entry, entry_to_wire};
+use meridian_proto::{entry, entry_to_wire, node_id, node_id_to_wire};
 use meridian_storage::ReadView;
 use meridian_types::{Entry, Epoch, NodeId, Position};
 use tokio::sync::Notify;
@@ -21,7 +21,7 @@ use crate::network::call_failure::Failed;
 use crate::read::execution::weight;
 use crate::read::execution::{Reads, hold_with_last};
 use crate::read::refusal::NotServed;
-use crate::routing::nodes::{Answering, BrokenOff, some_node};
+use crate::routing::nodes::{Answering, BrokenOff};
 use crate::time_budget::WORKING_EVERY;
 
 /// Of the entries of one part, about. Small beside what a slow link carries in the time that it is
@@ -73,7 +73,7 @@ fn answer(
         Ok(view) => Box::new(view_parts(view, leader)),
         Err(NotServed::NotLeader(leader)) => {
             Box::new(std::iter::once(Part::NotLeader(wire::NotLeader {
-                leader: leader.unwrap_or(0),
+                leader: node_id_to_wire(leader),
             })))
         }
         Err(NotServed::Refused(refusal)) => {
@@ -90,7 +90,7 @@ fn view_parts(view: ReadView, leader: Option<NodeId>) -> impl Iterator<Item = Pa
         entries: u32::try_from(entries).unwrap_or(u32::MAX),
         sequence: view.position.sequence,
         epoch: view.position.epoch.0.into(),
-        leader: leader.unwrap_or(0),
+        leader: node_id_to_wire(leader),
         bytes: view.ranges.iter().flatten().map(|entry| weight(entry) as u64).sum(),
     };
     let ranges = view.ranges.into_iter().zip(0..).flat_map(|(entries, range)| {
@@ -131,11 +131,11 @@ pub(crate) async fn begun(
                     .map_err(|_| Failed::Unknown("a malformed epoch".to_owned()))?;
                 return Ok(Answering {
                     position: Position::new(Epoch(epoch), head.sequence),
-                    leader: some_node(head.leader),
+                    leader: node_id(head.leader),
                     ranges: Box::pin(taken(parts, head, room)),
                 });
             }
-            Some(Part::NotLeader(hint)) => return Err(Failed::NotLeader(some_node(hint.leader))),
+            Some(Part::NotLeader(hint)) => return Err(Failed::NotLeader(node_id(hint.leader))),
             Some(Part::Unavailable(reason)) => return Err(Failed::NotDone(reason)),
             Some(Part::Entries(_)) | None => {
                 return Err(Failed::Unknown("a malformed answer".to_owned()));

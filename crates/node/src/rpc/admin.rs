@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use meridian_consensus::Role;
 use meridian_directory::Node;
 use meridian_proto::admin::{self as wire, admin_server};
+use meridian_proto::node_id_to_wire;
 use meridian_types::{NodeId, ShardId};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -63,7 +64,7 @@ impl AdminService {
             epoch: voter.group.id().epoch.0.into(),
             role: role.to_owned(),
             term: status.term,
-            leader: status.leader.unwrap_or(0),
+            leader: node_id_to_wire(status.leader),
             committed_sequence: voter.state.position().sequence,
             applied_sequence: voter.state.position().sequence,
             first_sequence: first_kept(&LocalShard::Voter(Arc::clone(voter))),
@@ -85,7 +86,7 @@ impl AdminService {
             committed_sequence: committed,
             applied_sequence: applied.position.sequence,
             first_sequence: replica.purged() + 1,
-            source: status.source.unwrap_or(0),
+            source: node_id_to_wire(status.source),
             lag_batches,
             lag_ms: if lag_batches == 0 { 0 } else { wall_ms().saturating_sub(applied.time_ms) },
             ..Default::default()

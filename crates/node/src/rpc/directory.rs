@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures::Stream;
 use meridian_directory::Change;
 use meridian_proto::directory::{self as wire, directory_server, execute_response};
-use meridian_proto::shard_report_to_wire;
+use meridian_proto::{node_id_to_wire, shard_report_to_wire};
 use parking_lot::RwLock;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -125,7 +125,7 @@ impl directory_server::Directory for DirectoryService {
             Err(ExecuteFailure::NotLeader) => {
                 let leader =
                     voter.voter.group.leadership().err().and_then(|not_leading| not_leading.leader);
-                execute_response::Result::NotLeader(leader.unwrap_or(0))
+                execute_response::Result::NotLeader(node_id_to_wire(leader))
             }
             Err(ExecuteFailure::Unknown) => {
                 return Err(Status::unknown(
@@ -162,7 +162,7 @@ impl directory_server::Directory for DirectoryService {
         });
         let progress = inspection.progress.into_iter();
         Ok(Response::new(wire::InspectResponse {
-            leader: status.leader.unwrap_or(0),
+            leader: node_id_to_wire(status.leader),
             term: status.term,
             cluster,
             changes: changes.collect(),

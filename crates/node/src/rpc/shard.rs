@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::stream::BoxStream;
 use meridian_proto::shard::{self as wire, read_position_response, shard_server, write_response};
-use meridian_proto::{kv_connect, read_range, transaction};
+use meridian_proto::{kv_connect, node_id, node_id_to_wire, read_range, transaction};
 use meridian_types::{DatabaseId, NodeId, ReadRange, RequestId, ShardId, WriteOutcome};
 use tonic::{Request, Response, Status};
 
@@ -78,7 +78,7 @@ fn ranges(wire: Vec<kv_connect::ReadRange>) -> Result<Vec<ReadRange>, Status> {
 }
 
 fn not_leader(leader: Option<NodeId>) -> wire::NotLeader {
-    wire::NotLeader { leader: leader.unwrap_or(0) }
+    wire::NotLeader { leader: node_id_to_wire(leader) }
 }
 
 pub(crate) fn write_reply_to_wire(reply: WriteReply) -> wire::WriteResponse {
@@ -154,7 +154,7 @@ impl shard_server::Shard for ShardService {
             late_leader: 0,
             ..request.clone()
         });
-        let late = Some(request.late_leader).filter(|node| *node != 0);
+        let late = node_id(request.late_leader);
         let request_id =
             request.request_id.as_ref().try_into().map_err(|_| invalid("request_id"))?;
         let write = request.write.ok_or_else(|| invalid("write"))?;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use meridian_directory::{Cluster, Shard};
 use meridian_failover::{Contact, ControllerConfig};
-use meridian_proto::{directory as wire, shard_report};
+use meridian_proto::{directory as wire, node_id, shard_report};
 use meridian_types::{NodeId, ShardId, ShardReport};
 
 /// An answer of the directory.
@@ -48,7 +48,7 @@ impl View {
         };
         Ok(Self {
             cluster,
-            leader: Some(response.leader).filter(|leader| *leader != 0),
+            leader: node_id(response.leader),
             term: response.term,
             leader_address,
             changes,

@@ -12,16 +12,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::divergence::orphan_files;
 use crate::divergence::orphan_files::tests::{SHARD, batch_at, report};
-use crate::testing::NoStates;
-
-/// A group of one has no peers.
-struct NoPeers;
-
-impl Peers for NoPeers {
-    fn channel(&self, _: u64) -> Option<tonic::transport::Channel> {
-        None
-    }
-}
+use crate::testing::{NoPeers, NoStates};
 
 fn at(epoch: u16, sequence: u64) -> Position {
     Position::new(Epoch(epoch), sequence)

@@ -18,20 +18,11 @@ use super::*;
 use crate::cluster_view::view::Directory;
 use crate::host::clock::wall_ms;
 use crate::host::clocks::Reading;
-use crate::testing::NoStates;
+use crate::testing::{NoPeers, NoStates};
 
 mod dropped;
 
 const DATABASE: DatabaseId = meridian_config::DEV_DEFAULT_DATABASE;
-
-/// A group of one has no peers.
-struct NoPeers;
-
-impl Peers for NoPeers {
-    fn channel(&self, _: u64) -> Option<tonic::transport::Channel> {
-        None
-    }
-}
 
 /// Says what the test says of replication, and of the disk.
 struct Pressed {
