@@ -207,7 +207,8 @@ async fn a_node_paused_past_every_timeout_comes_back_without_harm() {
         grown(format!("pause/{victim}/4/"), 50).await;
         tokio::time::sleep_until((paused + PAUSE).into()).await;
         cluster.resume(victim);
-        let through_victim = [1, 2, 3, 4, 6].into_iter().position(|id| id == victim).unwrap();
+        let through_victim =
+            [1, 2, 3, 4, 6].into_iter().position(|id| NodeId(id) == victim).unwrap();
         grown(format!("pause/{victim}/{through_victim}/"), 50).await;
         stop.store(true, Ordering::Relaxed);
         for writer in writers {
@@ -225,7 +226,7 @@ async fn a_node_paused_past_every_timeout_comes_back_without_harm() {
 #[tokio::test]
 async fn a_leader_of_both_shards_deposed_under_load_follows() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
-    let victim = 1;
+    let victim = NodeId(1);
     for _ in 0..3 {
         for shard in [1, 2] {
             let leader = cluster.leader(shard).await;

@@ -63,7 +63,7 @@ async fn lose_region_once_all_is_shipped(cluster: &mut Cluster) {
     for id in [1, 2] {
         // Refused until the node's epoch lease is long enough and its log is close.
         poll::until("node 1 leads", DEADLINE, async || match cluster.leader(id).await {
-            1 => Ok(()),
+            NodeId(1) => Ok(()),
             leader => cluster.transfer_leadership(id, leader, 1).await,
         })
         .await;
@@ -253,7 +253,7 @@ async fn switchovers_back_and_forth_lose_nothing_and_fail_no_request() {
 /// node's process, and a client of it.
 async fn replace(
     cluster: &Cluster,
-    gone: NodeId,
+    gone: impl Into<NodeId>,
     template: &str,
     name: &str,
 ) -> (tokio::process::Child, KvClient) {
@@ -263,7 +263,7 @@ async fn replace(
     let config = cluster.folder().join(name).join("node.toml");
     std::fs::create_dir_all(config.parent().unwrap()).unwrap();
     let template = cluster.folder().join(template).join("node.toml");
-    let gone = gone.to_string();
+    let gone = gone.into().to_string();
     let arguments = [
         "node",
         "replace",
@@ -330,7 +330,11 @@ async fn wiped_node_is_refused_and_a_new_node_takes_its_place() {
     poll::until("the group's members are the new ones", DEADLINE, async || {
         let directory = cluster.directory().await;
         let voters = &directory.shards[&ShardId(1)].voters;
-        if voters.contains(&7) && !voters.contains(&3) { Ok(()) } else { Err(voters.clone()) }
+        if voters.contains(&NodeId(7)) && !voters.contains(&NodeId(3)) {
+            Ok(())
+        } else {
+            Err(voters.clone())
+        }
     })
     .await;
     cluster.kill(2);
@@ -399,7 +403,7 @@ async fn databases_and_tokens_come_and_go_while_the_cluster_serves() {
     let create = ["tokens", "create", "reporting", "--database", "orders", "--read-only", "--json"];
     let token: serde_json::Value = serde_json::from_str(&cluster.order(1, &create).await).unwrap();
     let secret = token["secret"].as_str().unwrap();
-    let reporting = |node: NodeId, database| cluster.client(node, database).with_token(secret);
+    let reporting = |node: u64, database| cluster.client(node, database).with_token(secret);
     poll::until("the token opens it", DEADLINE, async || {
         reporting(3, id)
             .get(b"k")

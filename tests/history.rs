@@ -224,7 +224,7 @@ async fn histories_under_faults_are_strictly_serializable() {
     let mut clean = true;
     for (number, workload) in workloads.iter().enumerate() {
         // One history is finally read where it was written, the other from the farthest region.
-        let gateway = if number == 0 { &stateless } else { &nemesis.gateways[&6] };
+        let gateway = if number == 0 { &stateless } else { &nemesis.gateways[&NodeId(6)] };
         let history = workload.finish(gateway).await;
         let report = meridian_checker::check(&history);
         println!("\n{report}");

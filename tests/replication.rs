@@ -48,7 +48,8 @@ async fn count(client: &KvClient, consistency: Consistency, prefix: &str) -> u64
 }
 
 /// Waits until this node has all keys under `prefix` in its own state.
-async fn has_all(cluster: &Cluster, node: NodeId, prefix: &str, all: u64) {
+async fn has_all(cluster: &Cluster, node: impl Into<NodeId>, prefix: &str, all: u64) {
+    let node = node.into();
     let client = cluster.client(node, DEFAULT_DATABASE);
     poll::until(&format!("node {node} has {prefix}"), DEADLINE, async || {
         match count(&client, Consistency::Eventual, prefix).await {
@@ -60,12 +61,14 @@ async fn has_all(cluster: &Cluster, node: NodeId, prefix: &str, all: u64) {
 }
 
 /// The lag of `node`, as reported by the leader of shard 1.
-async fn lag(cluster: &Cluster, node: NodeId) -> ReplicaLag {
+async fn lag(cluster: &Cluster, node: impl Into<NodeId>) -> ReplicaLag {
+    let NodeId(node) = node.into();
     let status = cluster.shard_status(cluster.leader(1).await, 1).await.unwrap();
     *status.subscribers.iter().find(|lag| lag.node_id == node).expect("every follower is listed")
 }
 
-async fn no_lag(cluster: &Cluster, node: NodeId) {
+async fn no_lag(cluster: &Cluster, node: impl Into<NodeId>) {
+    let node = node.into();
     poll::until(&format!("node {node} does not lag"), DEADLINE, async || {
         let lag = lag(cluster, node).await;
         if lag.connected && lag.lag_batches == 0 { Ok(()) } else { Err(lag) }
@@ -76,7 +79,7 @@ async fn no_lag(cluster: &Cluster, node: NodeId) {
 #[tokio::test]
 async fn replicas_that_were_down_catch_up() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
-    write_many(&cluster, &[1, 2, 3, 4], "before", 200, b"v").await;
+    write_many(&cluster, &[1, 2, 3, 4].map(NodeId), "before", 200, b"v").await;
     for node in [4, 5, 6] {
         has_all(&cluster, node, "before", 200).await;
     }
@@ -85,7 +88,7 @@ async fn replicas_that_were_down_catch_up() {
     // machine.
     cluster.kill(5);
     cluster.kill(6);
-    write_many(&cluster, &[1, 2, 3, 4], "meanwhile", 2000, &[7; 500]).await;
+    write_many(&cluster, &[1, 2, 3, 4].map(NodeId), "meanwhile", 2000, &[7; 500]).await;
     poll::until("the lag of node 6 is told", DEADLINE, async || {
         let lag = lag(&cluster, 6).await;
         let told =
@@ -110,7 +113,7 @@ async fn replicas_that_were_down_catch_up() {
 async fn node_behind_the_retained_log_takes_a_snapshot() {
     let options = ClusterOptions { log_retention_mb: Some(1), ..ClusterOptions::default() };
     let mut cluster = Cluster::start(options).await;
-    write_many(&cluster, &[1, 2], "before", 100, b"v").await;
+    write_many(&cluster, &[1, 2].map(NodeId), "before", 100, b"v").await;
     // Keys deleted while the nodes are away must disappear there, too.
     let second = cluster.client(2, SECOND_DATABASE);
     second.set(b"kept", b"v").await.unwrap();
@@ -119,7 +122,7 @@ async fn node_behind_the_retained_log_takes_a_snapshot() {
     let leader = cluster.leader(1).await;
     let voter = cluster.region(0).into_iter().find(|id| *id != leader).unwrap();
     let others: Vec<NodeId> =
-        cluster.node_ids().into_iter().filter(|id| ![voter, 6].contains(id)).collect();
+        cluster.node_ids().into_iter().filter(|id| ![voter, NodeId(6)].contains(id)).collect();
     let durable = lag(&cluster, 6).await.durable_sequence;
     cluster.kill(voter);
     cluster.kill(6);
@@ -148,7 +151,7 @@ async fn node_behind_the_retained_log_takes_a_snapshot() {
     .await;
     cluster.restart(voter);
     cluster.restart(6);
-    for node in [6, voter] {
+    for node in [NodeId(6), voter] {
         cluster.node_ready(node).await;
         has_all(&cluster, node, "before", 50).await;
         for number in 0..written {
@@ -175,7 +178,7 @@ async fn node_behind_the_retained_log_takes_a_snapshot() {
         leader
     };
     cluster.kill(victim);
-    write_many(&cluster, &[voter, 6], "without", 100, b"v").await;
+    write_many(&cluster, &[voter, NodeId(6)], "without", 100, b"v").await;
     has_all(&cluster, 6, "without", 100).await;
     cluster.restart(victim);
     cluster.ready().await;
@@ -204,13 +207,13 @@ async fn relay(cluster: &Cluster, among: &[NodeId]) -> NodeId {
 async fn node_takes_over_from_a_relay_that_dies_or_hangs() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
     for round in 0..2 {
-        let first = relay(&cluster, &[4, 5]).await;
-        let other = if first == 4 { 5 } else { 4 };
+        let first = relay(&cluster, &[4, 5].map(NodeId)).await;
+        let other = NodeId(if first == NodeId(4) { 5 } else { 4 });
         // The node follows the relay, not a voter: each batch crosses the WAN once.
         poll::until("the other follows the relay", DEADLINE, async || {
             let source =
                 cluster.shard_status(other, 1).await.map_err(|status| status.to_string())?.source;
-            if source == first { Ok(()) } else { Err(source.to_string()) }
+            if source == first.0 { Ok(()) } else { Err(source.to_string()) }
         })
         .await;
         if round == 0 {
@@ -219,7 +222,7 @@ async fn node_takes_over_from_a_relay_that_dies_or_hangs() {
             cluster.pause(first)
         }
         let prefix = format!("relay-{round}");
-        write_many(&cluster, &[1, 2, 3, other], &prefix, 300, b"v").await;
+        write_many(&cluster, &[NodeId(1), NodeId(2), NodeId(3), other], &prefix, 300, b"v").await;
         has_all(&cluster, other, &prefix, 300).await;
         assert_eq!(relay(&cluster, &[other]).await, other);
         if round == 0 {
@@ -238,10 +241,10 @@ async fn node_takes_over_from_a_relay_that_dies_or_hangs() {
 #[tokio::test]
 async fn paused_replica_lags_visibly_and_delays_no_write() {
     let mut cluster = Cluster::start(ClusterOptions::default()).await;
-    write_many(&cluster, &[1], "before", 20, b"v").await;
+    write_many(&cluster, &[1].map(NodeId), "before", 20, b"v").await;
     no_lag(&cluster, 6).await;
     cluster.pause(6);
-    write_many(&cluster, &[1, 4], "meanwhile", 500, &[7; 100]).await;
+    write_many(&cluster, &[1, 4].map(NodeId), "meanwhile", 500, &[7; 100]).await;
     poll::until("the lag grows", DEADLINE, async || {
         let lag = lag(&cluster, 6).await;
         let grown =
@@ -277,7 +280,7 @@ async fn a_stateless_gateway_serves_beside_an_application() {
         let nearest = cluster.region(region)[0];
         // Node 1 and the first node of each other region vote in the directory: without two of them
         // leases run out, and a voter that has just started is granted none.
-        if region == 0 || leader != 1 {
+        if region == 0 || leader != NodeId(1) {
             cluster.kill(leader);
         }
         if region > 0 {

@@ -34,7 +34,7 @@ pub(crate) async fn calls_of_another_cluster(cluster: &Cluster, id: NodeId) {
     let other = "http://00112233445566778899aabbccddeeff.meridian".parse().unwrap();
     for endpoint in [endpoint(cluster, id), endpoint(cluster, id).origin(other)] {
         let channel = endpoint.connect().await.unwrap();
-        let group = Some(raft::Group { shard: 1, epoch: 1, target: id });
+        let group = Some(raft::Group { shard: 1, epoch: 1, target: id.0 });
         let vote = meridian_proto::log::Vote { term: 1_000_000, node_id: 1, committed: true };
         let append = raft::AppendRequest { group, vote: Some(vote), ..Default::default() };
         let refused = RaftClient::new(channel.clone()).append(append).await.unwrap_err();
@@ -46,7 +46,8 @@ pub(crate) async fn calls_of_another_cluster(cluster: &Cluster, id: NodeId) {
             shipping.fetch_state(fetch).await.unwrap_err().code(),
             tonic::Code::FailedPrecondition
         );
-        let renewal = meridian_proto::directory::RenewRequest { node_id: id, ..Default::default() };
+        let renewal =
+            meridian_proto::directory::RenewRequest { node_id: id.0, ..Default::default() };
         let renewed = DirectoryClient::new(channel).renew(renewal).await;
         assert_eq!(renewed.unwrap_err().code(), tonic::Code::FailedPrecondition);
     }
@@ -127,6 +128,7 @@ async fn malformed_reads(mut shards: ShardClient<Channel>) {
 async fn malformed_votes(mut rafts: RaftClient<Channel>, id: NodeId) {
     let target = |shard, epoch, target| Some(raft::Group { shard, epoch, target });
     let vote = meridian_proto::log::Vote { term: 1_000_000, node_id: 1, committed: false };
+    let NodeId(id) = id;
     for group in [None, target(9, 1, id), target(1, 2, id), target(1, 1, id + 1), target(1, 1, 0)] {
         let request = raft::VoteRequest { group, vote: Some(vote), ..Default::default() };
         rafts.vote(request).await.unwrap_err();

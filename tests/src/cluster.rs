@@ -75,8 +75,8 @@ impl Cluster {
     }
 
     /// Waits until this node answers a strong read of both databases.
-    pub async fn node_ready(&mut self, id: NodeId) {
-        done(self.0.node_ready(id).await);
+    pub async fn node_ready(&mut self, id: impl Into<NodeId>) {
+        done(self.0.node_ready(id.into()).await);
     }
 
     pub fn assert_all_run(&mut self) {
@@ -88,27 +88,27 @@ impl Cluster {
     }
 
     /// The URL of this node's gateway, without a slash at the end.
-    pub fn url(&self, id: NodeId) -> String {
-        done(self.0.url(Machine::Node(id)))
+    pub fn url(&self, id: impl Into<NodeId>) -> String {
+        done(self.0.url(Machine::Node(id.into())))
     }
 
     /// The gRPC address of this node.
-    pub fn rpc_address(&self, id: NodeId) -> &str {
-        done(self.0.rpc_address(id))
+    pub fn rpc_address(&self, id: impl Into<NodeId>) -> &str {
+        done(self.0.rpc_address(id.into()))
     }
 
     /// The address of this node's metrics.
-    pub fn metrics_address(&self, id: NodeId) -> &str {
-        done(self.0.metrics_address(id))
+    pub fn metrics_address(&self, id: impl Into<NodeId>) -> &str {
+        done(self.0.metrics_address(id.into()))
     }
 
     /// The process id of a node that is up.
-    pub fn process_id(&self, id: NodeId) -> u32 {
-        done(self.0.process_id(id))
+    pub fn process_id(&self, id: impl Into<NodeId>) -> u32 {
+        done(self.0.process_id(id.into()))
     }
 
-    pub fn client(&self, id: NodeId, database: DatabaseId) -> KvClient {
-        done(self.0.client(id, database))
+    pub fn client(&self, id: impl Into<NodeId>, database: DatabaseId) -> KvClient {
+        done(self.0.client(id.into(), database))
     }
 
     pub fn start_all(&mut self) {
@@ -116,8 +116,8 @@ impl Cluster {
     }
 
     /// SIGKILL.
-    pub fn kill(&mut self, id: NodeId) {
-        done(self.0.kill(Machine::Node(id)));
+    pub fn kill(&mut self, id: impl Into<NodeId>) {
+        done(self.0.kill(Machine::Node(id.into())));
     }
 
     /// SIGKILL to all nodes.
@@ -126,43 +126,47 @@ impl Cluster {
     }
 
     /// SIGTERM, and waits for the end.
-    pub fn stop(&mut self, id: NodeId) -> ExitStatus {
-        done(self.0.stop(Machine::Node(id)))
+    pub fn stop(&mut self, id: impl Into<NodeId>) -> ExitStatus {
+        done(self.0.stop(Machine::Node(id.into())))
     }
 
     /// Starts a node that is down. [`Cluster::node_ready`] says when it serves.
-    pub fn restart(&mut self, id: NodeId) {
-        done(self.0.restart(Machine::Node(id)));
+    pub fn restart(&mut self, id: impl Into<NodeId>) {
+        done(self.0.restart(Machine::Node(id.into())));
     }
 
     /// SIGSTOP: the node hangs.
-    pub fn pause(&mut self, id: NodeId) {
-        done(self.0.pause(Machine::Node(id)));
+    pub fn pause(&mut self, id: impl Into<NodeId>) {
+        done(self.0.pause(Machine::Node(id.into())));
     }
 
     /// SIGCONT.
-    pub fn resume(&mut self, id: NodeId) {
-        done(self.0.resume(Machine::Node(id)));
+    pub fn resume(&mut self, id: impl Into<NodeId>) {
+        done(self.0.resume(Machine::Node(id.into())));
     }
 
     /// Removes all data of a node that is down.
-    pub fn wipe(&mut self, id: NodeId) {
-        done(self.0.wipe(id));
+    pub fn wipe(&mut self, id: impl Into<NodeId>) {
+        done(self.0.wipe(id.into()));
     }
 
     /// The log of a node so far.
-    pub fn log(&self, id: NodeId) -> String {
-        done(self.0.log(id))
+    pub fn log(&self, id: impl Into<NodeId>) -> String {
+        done(self.0.log(id.into()))
     }
 
     /// The status of a node.
-    pub async fn status(&self, id: NodeId) -> Result<StatusResponse, tonic::Status> {
-        self.0.operator().status(id).await
+    pub async fn status(&self, id: impl Into<NodeId>) -> Result<StatusResponse, tonic::Status> {
+        self.0.operator().status(id.into()).await
     }
 
     /// The status of a node and one shard.
-    pub async fn shard_status(&self, id: NodeId, shard: u32) -> Result<ShardStatus, tonic::Status> {
-        self.0.operator().shard_status(id, shard).await
+    pub async fn shard_status(
+        &self,
+        id: impl Into<NodeId>,
+        shard: u32,
+    ) -> Result<ShardStatus, tonic::Status> {
+        self.0.operator().shard_status(id.into(), shard).await
     }
 
     /// The node that reports to lead a shard; of several, the one with the highest epoch and term.
@@ -177,7 +181,7 @@ impl Cluster {
 
     /// Runs a command of `meridian` that asks this node of the cluster; returns whether it
     /// succeeded, and its output.
-    pub async fn meridian(&self, through: NodeId, arguments: &[&str]) -> (bool, String) {
+    pub async fn meridian(&self, through: impl Into<NodeId>, arguments: &[&str]) -> (bool, String) {
         let mut command = tokio::process::Command::new(binary());
         command.args(arguments).args(["--node", self.rpc_address(through)]).kill_on_drop(true);
         let output = command.output().await.expect("meridian runs");
@@ -186,7 +190,7 @@ impl Cluster {
     }
 
     /// Like [`Cluster::meridian`], for a command that must succeed; returns its output.
-    pub async fn order(&self, through: NodeId, arguments: &[&str]) -> String {
+    pub async fn order(&self, through: impl Into<NodeId>, arguments: &[&str]) -> String {
         let (done, printed) = self.meridian(through, arguments).await;
         assert!(done, "{arguments:?}: {printed}");
         printed
@@ -203,10 +207,10 @@ impl Cluster {
     pub async fn transfer_leadership(
         &self,
         shard: u32,
-        from: NodeId,
-        to: NodeId,
+        from: impl Into<NodeId>,
+        to: impl Into<NodeId>,
     ) -> Result<(), tonic::Status> {
-        self.0.operator().transfer_leadership(shard, from, to).await
+        self.0.operator().transfer_leadership(shard, from.into(), to.into()).await
     }
 
     /// Starts the stateless `meridian gateway` of a region, which counts from 0; returns its URL

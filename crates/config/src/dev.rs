@@ -38,7 +38,7 @@ pub fn dev_cluster_configs<'a>(
         });
         format!("127.0.0.1:{port}")
     };
-    let rpc_address = |node| address(rpc_base_port, node, node - 1);
+    let rpc_address = |node: NodeId| address(rpc_base_port, node, node.0 - 1);
     let kv_address = |node| {
         Some(address(kv_base_port, node, kv_offsets.get(&node).copied().unwrap_or(u64::MAX)))
     };
@@ -99,5 +99,5 @@ fn kv_offsets(counts: &[usize]) -> HashMap<NodeId, u64> {
         (0..).take(count.min(26)).map(move |k| region * REGION_PORTS + k)
     };
     let offsets = (0..).zip(counts).flat_map(ports);
-    (1..).zip(offsets).collect()
+    (1..).map(NodeId).zip(offsets).collect()
 }

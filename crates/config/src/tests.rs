@@ -77,7 +77,7 @@ fn refused_text(text: &str) -> String {
 #[test]
 fn defaults_fill_what_is_left_out() {
     let config = parse(NODE).unwrap();
-    assert_eq!((config.node_id, config.node.name.as_str()), (2, "east-b"));
+    assert_eq!((config.node_id.0, config.node.name.as_str()), (2, "east-b"));
     assert_eq!(config.data_dir, Path::new("/etc/meridian/data"));
     let listen = NodeListen {
         rpc: "127.0.0.1:4602".to_owned(),

@@ -62,6 +62,7 @@ pub(crate) fn check_entries(
 
 #[cfg(test)]
 mod tests {
+    use meridian_types::NodeId;
     use openraft::EntryPayload;
     use openraft::vote::RaftLeaderId;
 
@@ -89,7 +90,7 @@ mod tests {
         let sequences: Vec<_> = entries.iter().map(|(.., sequence)| Some(*sequence)).collect();
         let request = AppendEntriesRequest {
             vote: Vote {
-                leader_id: openraft::impls::leader_id_std::LeaderId::new(3, 1),
+                leader_id: openraft::impls::leader_id_std::LeaderId::new(3, NodeId(1)),
                 committed: true,
             },
             prev_log_id: Some(LogId::new(2.into(), 10)),

@@ -42,6 +42,7 @@ pub(crate) fn carry_commits(
 #[cfg(test)]
 mod tests {
     use futures::channel::mpsc;
+    use meridian_types::NodeId;
     use openraft::EntryPayload;
     use openraft::vote::RaftLeaderId;
 
@@ -51,7 +52,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     fn request(committed: u64, entries: &[u64]) -> AppendEntriesRequest<TypeConfig> {
-        let leader_id = openraft::impls::leader_id_std::LeaderId::new(1, 1);
+        let leader_id = openraft::impls::leader_id_std::LeaderId::new(1, NodeId(1));
         let id = |index| LogId::new(1.into(), index);
         let entry = |index: &u64| Entry { log_id: id(*index), payload: EntryPayload::Blank };
         AppendEntriesRequest {

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_storage::{AppliedMark, GroupId, HighWater, ShardState, StorageError, Syncer};
+use meridian_types::NodeId;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Raft, ServerState};
 use parking_lot::Mutex;
@@ -59,7 +60,7 @@ type MeridianRaft = Raft<TypeConfig, StateMachine>;
 
 /// What a member of a group is made of.
 pub struct RaftGroupOptions {
-    pub node_id: u64,
+    pub node_id: NodeId,
     pub group: GroupId,
     pub state: Arc<ShardState>,
     pub syncer: Arc<Syncer>,
@@ -76,7 +77,7 @@ pub struct RaftGroupOptions {
 #[derive(Clone)]
 pub struct RaftGroup {
     id: GroupId,
-    node_id: u64,
+    node_id: NodeId,
     raft: MeridianRaft,
     log: LogStore,
     state: Arc<ShardState>,
@@ -106,7 +107,7 @@ pub enum Role {
 pub struct GroupStatus {
     pub role: Role,
     pub term: u64,
-    pub leader: Option<u64>,
+    pub leader: Option<NodeId>,
     pub committed_index: u64,
     pub applied_index: u64,
 }

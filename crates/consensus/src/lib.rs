@@ -47,8 +47,7 @@ mod service;
 mod state_machine;
 #[cfg(test)]
 mod storage_suite;
-#[cfg(test)]
-mod testing;
+pub mod testing;
 mod type_config;
 mod votes;
 mod wire;

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use meridian_proto::raft;
 use meridian_storage::{GroupId, HighWater, MemberMark};
+use meridian_types::NodeId;
 use parking_lot::Mutex;
 
 use crate::type_config::LogId;
@@ -33,7 +34,7 @@ const MEMBERS: usize = 64;
     .ends.term, .ends.index, .held.term, .held.index
 )]
 pub(crate) struct RolledBack {
-    pub(crate) node: u64,
+    pub(crate) node: NodeId,
     pub(crate) ends: MemberMark,
     pub(crate) held: MemberMark,
 }
@@ -41,7 +42,7 @@ pub(crate) struct RolledBack {
 /// What one member knows of the logs of all.
 pub(crate) struct MemberMarks {
     group: GroupId,
-    node_id: u64,
+    node_id: NodeId,
     high_water: Option<Arc<HighWater>>,
     leading: Mutex<Leading>,
 }
@@ -50,9 +51,9 @@ pub(crate) struct MemberMarks {
 #[derive(Default)]
 struct Leading {
     term: u64,
-    acknowledged: BTreeMap<u64, MemberMark>,
+    acknowledged: BTreeMap<NodeId, MemberMark>,
     /// What members had held that were found to be behind it, so that it is said once.
-    rolled_back: BTreeMap<u64, MemberMark>,
+    rolled_back: BTreeMap<NodeId, MemberMark>,
 }
 
 fn mark(log_id: &LogId) -> MemberMark {
@@ -60,12 +61,12 @@ fn mark(log_id: &LogId) -> MemberMark {
 }
 
 impl MemberMarks {
-    pub(crate) fn new(group: GroupId, node_id: u64, high_water: Option<Arc<HighWater>>) -> Self {
+    pub(crate) fn new(group: GroupId, node_id: NodeId, high_water: Option<Arc<HighWater>>) -> Self {
         Self { group, node_id, high_water, leading: Mutex::default() }
     }
 
     /// A follower has this, durably, in the log that it has of this leader.
-    pub(crate) fn acknowledged(&self, node: u64, log_id: &LogId) {
+    pub(crate) fn acknowledged(&self, node: NodeId, log_id: &LogId) {
         let mut leading = self.leading.lock();
         let acknowledged = mark(log_id);
         // What was appended in an earlier term may have been cut since.
@@ -96,7 +97,7 @@ impl MemberMarks {
             let held = if acknowledged.index < committed.index { *acknowledged } else { committed };
             marks.remember(self.group, *node, held);
             let log_id = meridian_proto::log::LogId { term: held.term, index: held.index };
-            raft::MemberMark { node_id: *node, log_id: Some(log_id) }
+            raft::MemberMark { node_id: node.0, log_id: Some(log_id) }
         });
         held.take(MEMBERS).collect()
     }
@@ -108,14 +109,14 @@ impl MemberMarks {
             let Some(log_id) = &member.log_id else { continue };
             marks.remember(
                 self.group,
-                member.node_id,
+                NodeId(member.node_id),
                 MemberMark { term: log_id.term, index: log_id.index },
             );
         }
     }
 
     /// For a member that is asked for its vote: what this one knows that it held.
-    pub(crate) fn remembered(&self, node: u64) -> Option<meridian_proto::log::LogId> {
+    pub(crate) fn remembered(&self, node: NodeId) -> Option<meridian_proto::log::LogId> {
         let held = self.high_water.as_ref()?.remembered(self.group, node)?;
         Some(meridian_proto::log::LogId { term: held.term, index: held.index })
     }
@@ -124,7 +125,7 @@ impl MemberMarks {
     /// says.
     pub(crate) fn check(
         &self,
-        node: u64,
+        node: NodeId,
         last: Option<&LogId>,
         said: Option<meridian_proto::log::LogId>,
     ) -> Result<(), RolledBack> {
@@ -138,7 +139,7 @@ impl MemberMarks {
     }
 
     /// A follower does not have the entry at `conflict`, which is in this leader's log.
-    pub(crate) fn conflicts(&self, node: u64, conflict: &LogId) {
+    pub(crate) fn conflicts(&self, node: NodeId, conflict: &LogId) {
         let Some(held) =
             self.high_water.as_ref().and_then(|marks| marks.remembered(self.group, node))
         else {
@@ -148,7 +149,7 @@ impl MemberMarks {
             && self.leading.lock().rolled_back.insert(node, held) != Some(held)
         {
             tracing::error!(
-                group = %self.group, node, held_term = held.term, held_index = held.index, missing = conflict.index,
+                group = %self.group, %node, held_term = held.term, held_index = held.index, missing = conflict.index,
                 "a member has lost entries that it had acknowledged: its data folder was rolled back, or its disk lost \
                  data. It is sent them again, and does not vote before it has them"
             );
@@ -176,16 +177,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let marks = |name: &str| Arc::new(HighWater::open(folder.path().join(name)).unwrap());
         let (first, second) = (marks("1"), marks("2"));
-        let leader = MemberMarks::new(GROUP, 1, Some(Arc::clone(&first)));
-        let follower = MemberMarks::new(GROUP, 2, Some(Arc::clone(&second)));
+        let leader = MemberMarks::new(GROUP, NodeId(1), Some(Arc::clone(&first)));
+        let follower = MemberMarks::new(GROUP, NodeId(2), Some(Arc::clone(&second)));
         assert_eq!(leader.to_advertise(3, None), []);
         leader.to_advertise(3, Some(&id(2, 5)));
         // What it sent before this term may have been cut; 2 has more than is committed, 3 less, 1
         // has not synced.
-        leader.acknowledged(2, &id(2, 9));
+        leader.acknowledged(NodeId(2), &id(2, 9));
         assert_eq!(leader.to_advertise(3, Some(&id(2, 6))), []);
-        leader.acknowledged(2, &id(3, 12));
-        leader.acknowledged(3, &id(3, 8));
+        leader.acknowledged(NodeId(2), &id(3, 12));
+        leader.acknowledged(NodeId(3), &id(3, 8));
         first.raise(GROUP, 9);
         let told = leader.to_advertise(3, Some(&id(3, 10)));
         let nodes: Vec<_> =
@@ -195,27 +196,27 @@ mod tests {
         assert_eq!(leader.to_advertise(3, Some(&id(3, 10))).len(), 3);
         follower.learn(&told);
         second.persist().unwrap();
-        let restarted = MemberMarks::new(GROUP, 2, Some(marks("2")));
+        let restarted = MemberMarks::new(GROUP, NodeId(2), Some(marks("2")));
         for member in [&leader, &follower, &restarted] {
-            assert_eq!(member.check(2, Some(&id(3, 10)), None), Ok(()));
-            assert_eq!(member.check(2, Some(&id(4, 6)), None), Ok(()));
+            assert_eq!(member.check(NodeId(2), Some(&id(3, 10)), None), Ok(()));
+            assert_eq!(member.check(NodeId(2), Some(&id(4, 6)), None), Ok(()));
             assert!(
                 member
-                    .check(2, Some(&id(3, 9)), None)
+                    .check(NodeId(2), Some(&id(3, 9)), None)
                     .unwrap_err()
                     .to_string()
                     .contains("index 9, and it had")
             );
             assert!(
-                member.check(2, Some(&id(2, 30)), None).is_err()
-                    && member.check(2, None, None).is_err()
+                member.check(NodeId(2), Some(&id(2, 30)), None).is_err()
+                    && member.check(NodeId(2), None, None).is_err()
             );
-            assert_eq!(member.check(4, None, None), Ok(()));
+            assert_eq!(member.check(NodeId(4), None, None), Ok(()));
         }
         // What the other says counts as well.
-        let newcomer = MemberMarks::new(GROUP, 4, Some(marks("4")));
-        assert_eq!(newcomer.check(2, Some(&id(3, 9)), None), Ok(()));
-        assert!(newcomer.check(2, Some(&id(3, 9)), leader.remembered(2)).is_err());
+        let newcomer = MemberMarks::new(GROUP, NodeId(4), Some(marks("4")));
+        assert_eq!(newcomer.check(NodeId(2), Some(&id(3, 9)), None), Ok(()));
+        assert!(newcomer.check(NodeId(2), Some(&id(3, 9)), leader.remembered(NodeId(2))).is_err());
         // In the next term it begins anew.
         assert_eq!(leader.to_advertise(4, Some(&id(3, 9))).len(), 1);
     }
@@ -250,12 +251,12 @@ mod tests {
     fn that_a_member_lost_what_it_held_is_said_once_and_of_nothing_that_it_never_had() {
         let folder = tempfile::tempdir().unwrap();
         let marks = Arc::new(HighWater::open(folder.path().join("1")).unwrap());
-        let leader = MemberMarks::new(GROUP, 1, Some(Arc::clone(&marks)));
-        let held = |index| marks.remember(GROUP, 2, MemberMark { term: 3, index });
+        let leader = MemberMarks::new(GROUP, NodeId(1), Some(Arc::clone(&marks)));
+        let held = |index| marks.remember(GROUP, NodeId(2), MemberMark { term: 3, index });
         let said = Said::default();
         let conflicts = |node, index| {
             tracing::subscriber::with_default(said.clone(), || {
-                leader.conflicts(node, &id(3, index))
+                leader.conflicts(NodeId(node), &id(3, index))
             });
             said.0.load(Ordering::SeqCst)
         };

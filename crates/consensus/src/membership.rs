@@ -11,6 +11,7 @@ use meridian_storage::schema::{
     voting_status_key,
 };
 use meridian_storage::{Durability, Engine, GroupId, StorageError, WriteBatch};
+use meridian_types::NodeId;
 use uuid::Uuid;
 
 use crate::Peers;
@@ -67,7 +68,7 @@ pub(crate) fn voting_status(
 pub(crate) fn record(
     engine: &Arc<dyn Engine>,
     group: GroupId,
-    node: u64,
+    node: NodeId,
     incarnation: &[u8],
 ) -> Result<bool, StorageError> {
     let key = incarnation_key(group, node);
@@ -80,7 +81,7 @@ pub(crate) fn record(
 fn remembered(
     engine: &Arc<dyn Engine>,
     group: GroupId,
-    node: u64,
+    node: NodeId,
 ) -> Result<Option<Bytes>, StorageError> {
     engine.get(META_FAMILY, &incarnation_key(group, node))
 }
@@ -103,8 +104,8 @@ pub(crate) fn resign(engine: &Arc<dyn Engine>, group: GroupId) -> Result<(), Sto
 pub(crate) async fn follows_from(
     engine: &Arc<dyn Engine>,
     group: GroupId,
-    node: u64,
-    voters: &BTreeSet<u64>,
+    node: NodeId,
+    voters: &BTreeSet<NodeId>,
     peers: &Arc<dyn Peers>,
 ) -> Result<u64, StorageError> {
     let key = follows_from_key(group);
@@ -116,7 +117,8 @@ pub(crate) async fn follows_from(
         return Ok(u64::from_be_bytes(known.as_ref().try_into().map_err(corrupt)?));
     }
     let incarnation = remembered(engine, group, node)?.unwrap_or_default();
-    let mut asking: BTreeSet<u64> = voters.iter().copied().filter(|voter| *voter != node).collect();
+    let mut asking: BTreeSet<NodeId> =
+        voters.iter().copied().filter(|voter| *voter != node).collect();
     let (mut newest, mut rounds) = (0, 0u32);
     while !asking.is_empty() {
         let asked = asking.iter().map(|voter| ask(group, node, *voter, incarnation.clone(), peers));
@@ -152,8 +154,8 @@ pub(crate) async fn follows_from(
 pub(crate) async fn join(
     engine: &Arc<dyn Engine>,
     group: GroupId,
-    node: u64,
-    voters: &BTreeSet<u64>,
+    node: NodeId,
+    voters: &BTreeSet<NodeId>,
     peers: &Arc<dyn Peers>,
     vouched: bool,
     votes: &Votes,
@@ -167,7 +169,8 @@ pub(crate) async fn join(
             new.into()
         }
     };
-    let mut asking: BTreeSet<u64> = voters.iter().copied().filter(|voter| *voter != node).collect();
+    let mut asking: BTreeSet<NodeId> =
+        voters.iter().copied().filter(|voter| *voter != node).collect();
     let mut rounds = 0u32;
     loop {
         let asked = asking.iter().map(|voter| ask(group, node, *voter, incarnation.clone(), peers));
@@ -205,8 +208,8 @@ pub(crate) async fn join(
 pub(crate) async fn announce(
     engine: &Arc<dyn Engine>,
     group: GroupId,
-    node: u64,
-    voters: &BTreeSet<u64>,
+    node: NodeId,
+    voters: &BTreeSet<NodeId>,
     peers: &Arc<dyn Peers>,
 ) -> Result<(), StorageError> {
     if voting_status(engine, group)? != VotingStatus::Member {
@@ -228,15 +231,15 @@ pub(crate) async fn announce(
 pub(crate) async fn introduce(
     engine: &Arc<dyn Engine>,
     group: GroupId,
-    newcomer: u64,
-    voters: &BTreeSet<u64>,
+    newcomer: NodeId,
+    voters: &BTreeSet<NodeId>,
     peers: &Arc<dyn Peers>,
 ) -> Result<(), StorageError> {
     let mut rounds = 0u32;
     while remembered(engine, group, newcomer)?.is_none() {
         rounds += 1;
         if rounds.is_multiple_of(100) {
-            tracing::warn!(%group, newcomer, "a node that is to vote has not begun to take part");
+            tracing::warn!(%group, %newcomer, "a node that is to vote has not begun to take part");
         }
         tokio::time::sleep(PAUSE).await;
     }
@@ -253,13 +256,13 @@ pub(crate) async fn introduce(
 /// Asks the voter whether it remembers this incarnation of the node; `None`: no answer.
 async fn ask(
     group: GroupId,
-    node: u64,
-    voter: u64,
+    node: NodeId,
+    voter: NodeId,
     incarnation: Bytes,
     peers: &Arc<dyn Peers>,
-) -> (u64, Option<raft::JoinResponse>) {
-    let target = raft::Group { shard: group.shard.0, epoch: group.epoch.0.into(), target: voter };
-    let request = raft::JoinRequest { group: Some(target), node_id: node, incarnation };
+) -> (NodeId, Option<raft::JoinResponse>) {
+    let target = raft::Group { shard: group.shard.0, epoch: group.epoch.0.into(), target: voter.0 };
+    let request = raft::JoinRequest { group: Some(target), node_id: node.0, incarnation };
     let Some(channel) = peers.channel(voter) else { return (voter, None) };
     let mut client = RaftClient::new(channel);
     let answer = tokio::time::timeout(CALL_TIMEOUT, client.join(request)).await;

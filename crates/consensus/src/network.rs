@@ -10,6 +10,7 @@ use futures::{Stream, StreamExt};
 use meridian_proto::raft::{self, raft_client::RaftClient};
 use meridian_proto::verify_checksum;
 use meridian_storage::{GroupId, ShardState, StagedState, StateSnapshot, StorageError, fatal};
+use meridian_types::NodeId;
 use openraft::base::{BoxFuture, BoxStream};
 use openraft::errors::{RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable};
 use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
@@ -46,7 +47,7 @@ pub(crate) const RECONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// Channels to the other nodes. They connect when first used and again when broken.
 pub trait Peers: Send + Sync + 'static {
     /// `None` if there is no such node.
-    fn channel(&self, node: u64) -> Option<Channel>;
+    fn channel(&self, node: NodeId) -> Option<Channel>;
 }
 
 /// A boxed future, as [`StateTransfer`] returns them.
@@ -68,7 +69,7 @@ pub trait StateTransfer: Send + Sync + 'static {
     fn fetch(
         self: Arc<Self>,
         group: GroupId,
-        source: u64,
+        source: NodeId,
         snapshot_id: String,
         state: Arc<ShardState>,
     ) -> Transfer<Result<StagedState, StorageError>>;
@@ -77,7 +78,7 @@ pub trait StateTransfer: Send + Sync + 'static {
 /// Makes the clients of one group.
 #[derive(Clone)]
 pub(crate) struct NetworkFactory {
-    pub(crate) node_id: u64,
+    pub(crate) node_id: NodeId,
     pub(crate) group: GroupId,
     pub(crate) peers: Arc<dyn Peers>,
     pub(crate) transfer: Arc<dyn StateTransfer>,
@@ -94,7 +95,7 @@ pub(crate) struct NetworkFactory {
 impl NetworkFactory {
     fn append_request(
         &self,
-        target: u64,
+        target: NodeId,
         request: &AppendEntriesRequest<TypeConfig>,
     ) -> raft::AppendRequest {
         let committed = request.leader_commit.as_ref().map_or(0, |log_id| log_id.index);
@@ -107,13 +108,14 @@ impl NetworkFactory {
         raft::AppendRequest { members, ..wire::append_request_to_wire(self.group(target), request) }
     }
 
-    fn vote_request(&self, target: u64, request: &VoteRequest<TypeConfig>) -> raft::VoteRequest {
+    fn vote_request(&self, target: NodeId, request: &VoteRequest<TypeConfig>) -> raft::VoteRequest {
         let remembered = self.marks.remembered(target);
         raft::VoteRequest { remembered, ..wire::vote_request_to_wire(self.group(target), request) }
     }
 
-    fn group(&self, target: u64) -> raft::Group {
-        raft::Group { shard: self.group.shard.0, epoch: self.group.epoch.0.into(), target }
+    fn group(&self, target: NodeId) -> raft::Group {
+        let (shard, epoch) = (self.group.shard.0, self.group.epoch.0.into());
+        raft::Group { shard, epoch, target: target.0 }
     }
 }
 
@@ -137,7 +139,7 @@ fn verify_entries(
 impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
     type Network = Network;
 
-    async fn new_client(&mut self, target: u64, _node: &()) -> Network {
+    async fn new_client(&mut self, target: NodeId, _node: &()) -> Network {
         Network { factory: self.clone(), target, kept: None }
     }
 }
@@ -145,7 +147,7 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
 /// Calls one member.
 pub(crate) struct Network {
     factory: NetworkFactory,
-    target: u64,
+    target: NodeId,
     /// Of the heartbeat before, whose answer has come.
     kept: Option<KeptStream>,
 }
@@ -187,7 +189,7 @@ fn believe(vote: &Vote, known: u64) -> Result<(), Unreachable<TypeConfig>> {
 /// What openraft is to hear of a member's answer in a stream.
 fn stream_result(
     marks: &MemberMarks,
-    target: u64,
+    target: NodeId,
     term: u64,
     response: raft::AppendResponse,
 ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
@@ -303,7 +305,7 @@ impl Network {
             last_log_id: snapshot.meta.last_log_id.as_ref().map(wire::log_id_to_wire),
             last_membership: Some(wire::stored_membership_to_wire(&snapshot.meta.last_membership)),
             snapshot_id: snapshot_id.clone(),
-            source: self.factory.node_id,
+            source: self.factory.node_id.0,
         };
         // However long it takes: a state grows with what is written, and the link does not. One
         // that broke off is offered the same snapshot again, see
@@ -410,7 +412,7 @@ impl RaftNetworkV2<TypeConfig> for Network {
             group: Some(self.group()),
             from_leader: Some(wire::vote_to_wire(req.from_leader())),
             last_log_id: req.last_log_id().map(wire::log_id_to_wire),
-            to: *req.to_node_id(),
+            to: req.to_node_id().0,
         };
         let mut client = self.client()?;
         let response =

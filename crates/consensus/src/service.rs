@@ -10,7 +10,7 @@ use futures::{Stream, StreamExt};
 use meridian_proto::raft::{self, raft_server};
 use meridian_proto::{InvalidBatch, decode_batch};
 use meridian_storage::{Engine, GroupId};
-use meridian_types::{Epoch, ShardId};
+use meridian_types::{Epoch, NodeId, ShardId};
 use openraft::EntryPayload;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, TransferLeaderRequest,
@@ -31,7 +31,7 @@ const LOOK_FOR_ROOM: Duration = Duration::from_millis(100);
 /// Serves the Raft calls of all groups of a node.
 #[derive(Clone)]
 pub struct RaftService {
-    node_id: u64,
+    node_id: NodeId,
     groups: Arc<RwLock<HashMap<GroupId, RaftGroup>>>,
     transfer: Arc<dyn StateTransfer>,
     engine: Arc<dyn Engine>,
@@ -40,7 +40,7 @@ pub struct RaftService {
 }
 
 impl RaftService {
-    pub fn new(node_id: u64, transfer: Arc<dyn StateTransfer>, engine: Arc<dyn Engine>) -> Self {
+    pub fn new(node_id: NodeId, transfer: Arc<dyn StateTransfer>, engine: Arc<dyn Engine>) -> Self {
         Self {
             node_id,
             groups: Arc::default(),
@@ -150,7 +150,7 @@ impl RaftService {
     /// The group that is meant, if the call is for this node.
     fn group_id(&self, wire: Option<raft::Group>) -> Result<GroupId, Status> {
         let wire = wire.ok_or_else(|| Status::invalid_argument("field `group` is missing"))?;
-        if wire.target != self.node_id {
+        if NodeId(wire.target) != self.node_id {
             let (this, meant) = (self.node_id, wire.target);
             return Err(Status::failed_precondition(format!(
                 "this is node {this}, the call is for node {meant}"
@@ -183,7 +183,7 @@ fn is_question(request: &raft::AppendRequest) -> bool {
 /// Asked before Raft is told of a vote: it takes over every higher term.
 fn may_be_of_term(group: &RaftGroup, vote: &Vote) -> Result<(), Status> {
     claims::check_term(vote.leader_id.term, group.status().term).map_err(|implausible| {
-        tracing::warn!(group = %group.id(), node = vote.leader_id.voted_for, %implausible, "another member is not believed");
+        tracing::warn!(group = %group.id(), node = %vote.leader_id.voted_for, %implausible, "another member is not believed");
         Status::invalid_argument(implausible.to_string())
     })
 }
@@ -275,7 +275,7 @@ impl raft_server::Raft for RaftService {
         let request = request.into_inner();
         let group = self.group(request.group)?;
         if is_question(&request) {
-            let said = request.members.iter().find(|member| member.node_id == self.node_id);
+            let said = request.members.iter().find(|member| NodeId(member.node_id) == self.node_id);
             let said = said.and_then(|member| member.log_id);
             group
                 .may_confirm(said)
@@ -328,7 +328,7 @@ impl raft_server::Raft for RaftService {
         may_be_of_term(&group, &from)?;
         may_vote(&group, true)?;
         // openraft tells all voters, and only the named target may stand for election.
-        let to = request.to;
+        let to = NodeId(request.to);
         let request = TransferLeaderRequest::new(from, to, request.last_log_id.map(wire::log_id));
         let response = group.raft().handle_transfer_leader(request).await.map_err(stopped)?;
         let result = match response {
@@ -356,7 +356,7 @@ impl raft_server::Raft for RaftService {
         let (engine, joins) = (Arc::clone(&self.engine), Arc::clone(&self.joins));
         let joined = move || {
             let _one_at_a_time = joins.lock();
-            membership::record(&engine, id, request.node_id, &request.incarnation)
+            membership::record(&engine, id, NodeId(request.node_id), &request.incarnation)
         };
         let known = tokio::task::spawn_blocking(joined).await.map_err(stopped)?.map_err(stopped)?;
         // Asked behind what was recorded, by a member that must hear of every vote that it may have
@@ -387,7 +387,7 @@ impl raft_server::Raft for RaftService {
         };
         let fetched = Arc::clone(&self.transfer).fetch(
             group.id(),
-            request.source,
+            NodeId(request.source),
             request.snapshot_id,
             group.state(),
         );

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use bytes::Bytes;
+use meridian_types::NodeId;
 use openraft::impls::leader_id_std;
 use openraft::vote::RaftLeaderId;
 use openraft::{EntryPayload, OptionalSend, RaftTypeConfig};
@@ -15,12 +16,12 @@ pub(crate) struct TypeConfig;
 impl RaftTypeConfig for TypeConfig {
     type D = EncodedBatch;
     type R = ();
-    type NodeId = u64;
+    type NodeId = NodeId;
     type Node = ();
     type Term = u64;
-    type LeaderId = leader_id_std::LeaderId<u64, u64>;
+    type LeaderId = leader_id_std::LeaderId<u64, NodeId>;
     type Vote = openraft::impls::Vote<Self::LeaderId>;
-    type Payload = EntryPayload<EncodedBatch, u64, ()>;
+    type Payload = EntryPayload<EncodedBatch, NodeId, ()>;
     type Entry = openraft::Entry<<Self::LeaderId as RaftLeaderId>::Committed, Self::Payload>;
     type AsyncRuntime = openraft::impls::TokioRuntime;
     type Responder<T: OptionalSend + 'static> = openraft::impls::OneshotResponder<Self, T>;

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use meridian_proto::{log, raft};
+use meridian_types::NodeId;
 use openraft::errors::MembershipError;
 use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, StreamAppendError, VoteRequest, VoteResponse,
@@ -23,7 +24,7 @@ pub(crate) enum InvalidMessage {
     #[error(transparent)]
     Protobuf(#[from] prost::DecodeError),
     #[error("membership: {0}")]
-    Membership(#[from] MembershipError<u64>),
+    Membership(#[from] MembershipError<NodeId>),
     #[error(transparent)]
     Implausible(#[from] Implausible),
 }
@@ -45,13 +46,13 @@ pub(crate) fn log_id(wire: log::LogId) -> LogId {
 pub(crate) fn vote_to_wire(vote: &Vote) -> log::Vote {
     log::Vote {
         term: vote.leader_id.term,
-        node_id: vote.leader_id.voted_for,
+        node_id: vote.leader_id.voted_for.0,
         committed: vote.committed,
     }
 }
 
 pub(crate) fn vote(wire: log::Vote) -> Vote {
-    let leader_id = openraft::impls::leader_id_std::LeaderId::new(wire.term, wire.node_id);
+    let leader_id = openraft::impls::leader_id_std::LeaderId::new(wire.term, NodeId(wire.node_id));
     Vote { leader_id, committed: wire.committed }
 }
 
@@ -59,17 +60,20 @@ fn required_vote(wire: Option<log::Vote>) -> Result<Vote, InvalidMessage> {
     wire.map(vote).ok_or(InvalidMessage::Missing("vote"))
 }
 
-fn membership_to_wire(membership: &Membership<u64, ()>) -> log::Membership {
-    let voters = |set: &BTreeSet<u64>| log::VoterSet { node_ids: set.iter().copied().collect() };
+fn membership_to_wire(membership: &Membership<NodeId, ()>) -> log::Membership {
+    let voters = |set: &BTreeSet<NodeId>| log::VoterSet {
+        node_ids: set.iter().map(|node| node.0).collect(),
+    };
     log::Membership {
         configs: membership.get_joint_config().iter().map(voters).collect(),
-        members: membership.nodes().map(|(id, ())| *id).collect(),
+        members: membership.nodes().map(|(id, ())| id.0).collect(),
     }
 }
 
-fn membership(wire: log::Membership) -> Result<Membership<u64, ()>, InvalidMessage> {
-    let configs = wire.configs.into_iter().map(|set| set.node_ids.into_iter().collect()).collect();
-    let members: BTreeSet<u64> = wire.members.into_iter().collect();
+fn membership(wire: log::Membership) -> Result<Membership<NodeId, ()>, InvalidMessage> {
+    let nodes = |ids: Vec<u64>| -> BTreeSet<NodeId> { ids.into_iter().map(NodeId).collect() };
+    let configs = wire.configs.into_iter().map(|set| nodes(set.node_ids)).collect();
+    let members = nodes(wire.members);
     Ok(Membership::new(configs, members)?)
 }
 
@@ -259,8 +263,8 @@ mod tests {
         let batch = Entry { log_id: id, payload: batch };
         assert_eq!(encode_entry(&batch), b"\x0a\x05\x08\x03\x10\xac\x02\x12\x05batch");
         let joint = Membership::new_with_defaults(
-            vec![BTreeSet::from([1, 2]), BTreeSet::from([2, 3])],
-            [4],
+            vec![BTreeSet::from([1, 2].map(NodeId)), BTreeSet::from([2, 3].map(NodeId))],
+            [NodeId(4)],
         );
         let change = Entry { log_id: id, payload: EntryPayload::Membership(joint) };
         let golden = b"\x0a\x05\x08\x03\x10\xac\x02\x1a\x12\x0a\x04\x0a\x02\x01\x02\x0a\x04\x0a\x02\x02\x03\x12\x04\x01\x02\x03\x04";

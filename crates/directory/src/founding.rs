@@ -52,7 +52,7 @@ impl Cluster {
             version: 0,
             id: None,
             regions,
-            last_node_id: nodes.keys().copied().max().unwrap_or(0),
+            last_node_id: nodes.keys().copied().max().unwrap_or(NodeId(0)),
             nodes,
             directory_voters: BTreeSet::new(),
             last_shard_id: shards.keys().map(|id| id.0).max().unwrap_or(0),
@@ -121,11 +121,11 @@ mod tests {
             let region = format!("r{number}");
             for place in 0..*count {
                 let id = founding.nodes.len() as u64 + 1;
-                founding.nodes.insert(id, node(id, &region, &format!("{place}")));
+                founding.nodes.insert(NodeId(id), node(id, &region, &format!("{place}")));
             }
             founding.regions.push(region);
         }
-        let shard = Shard::new("r1".to_owned(), BTreeSet::from([1]), None);
+        let shard = Shard::new("r1".to_owned(), BTreeSet::from([NodeId(1)]), None);
         founding.shards.insert(ShardId(7), shard);
         founding.databases.insert(DatabaseId([1; 16]), ("main".to_owned(), ShardId(7)));
         Cluster::found(founding)
@@ -142,7 +142,7 @@ mod tests {
             (&[3], &[1, 2, 3]),
             (&[2], &[1]),
         ] {
-            let voters: BTreeSet<NodeId> = voters.iter().copied().collect();
+            let voters: BTreeSet<_> = voters.iter().copied().map(NodeId).collect();
             assert_eq!(founded(counts).directory_voters, voters, "{counts:?}");
         }
     }
@@ -161,6 +161,7 @@ mod tests {
     #[test]
     fn ids_go_on_behind_those_of_the_configuration() {
         let cluster = founded(&[3, 2]);
-        assert_eq!((cluster.version, cluster.last_node_id, cluster.last_shard_id), (0, 5, 7));
+        let last = (cluster.last_node_id, cluster.last_shard_id);
+        assert_eq!((cluster.version, last), (0, (NodeId(5), 7)));
     }
 }

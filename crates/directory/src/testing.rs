@@ -17,7 +17,7 @@ pub fn at(epoch: u16, sequence: u64) -> Position {
     Position::new(Epoch(epoch), sequence)
 }
 
-pub fn node(id: NodeId, region: &str, data_center: &str) -> Node {
+pub fn node(id: u64, region: &str, data_center: &str) -> Node {
     Node {
         name: format!("n{id}"),
         region: region.to_owned(),
@@ -42,14 +42,15 @@ pub fn database(name: &str, region: &str) -> Database {
 pub fn cluster() -> Cluster {
     let places =
         [("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1"), ("b", "b2"), ("c", "c1"), ("c", "c2")];
-    let nodes =
-        (1..).zip(places).map(|(id, (region, data_center))| (id, node(id, region, data_center)));
+    let nodes = (1..)
+        .zip(places)
+        .map(|(id, (region, data_center))| (NodeId(id), node(id, region, data_center)));
     let shard = Shard {
         epoch: Epoch::FIRST,
         phase: Phase::Active,
         primary_region: "a".to_owned(),
-        voters: BTreeSet::from([1, 2, 3]),
-        preferred_leader: Some(1),
+        voters: BTreeSet::from([1, 2, 3].map(NodeId)),
+        preferred_leader: Some(NodeId(1)),
         changing: None,
         bases: vec![(Epoch::FIRST, Position::ZERO)],
         reports: Vec::new(),
@@ -59,8 +60,8 @@ pub fn cluster() -> Cluster {
         id: None,
         regions: ["a", "b", "c"].map(str::to_owned).to_vec(),
         nodes: nodes.collect(),
-        last_node_id: 7,
-        directory_voters: BTreeSet::from([1, 4, 6]),
+        last_node_id: NodeId(7),
+        directory_voters: BTreeSet::from([1, 4, 6].map(NodeId)),
         shards: BTreeMap::from([(SHARD, shard)]),
         last_shard_id: 1,
         databases: BTreeMap::from([(DATABASE, database("main", "a"))]),

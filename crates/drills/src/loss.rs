@@ -233,7 +233,7 @@ fn unacknowledged(history: &History, report: &FailoverReport, fault_ns: u64) -> 
 #[cfg(test)]
 mod tests {
     use meridian_checker::{Entry, Read, Record, Value};
-    use meridian_types::{Epoch, Position};
+    use meridian_types::{Epoch, NodeId, Position};
 
     use super::*;
 
@@ -294,7 +294,7 @@ mod tests {
     /// Two of three old voters have reported at most so many.
     fn bounded(transactions: u64, at_most: u64) -> FailoverReport {
         let mut report = report(transactions, 1000, false);
-        report.loss.shown_by = [1, 3].into();
+        report.loss.shown_by = [1, 3].map(NodeId).into();
         report.loss.at_most = at_most;
         report
     }

@@ -72,7 +72,7 @@ impl Network {
             for (to, site) in nodes.iter().filter(|(to, _)| Machine::Node(**to) != from) {
                 let profile = plan.profile(from_region, site.region).unwrap_or_default();
                 let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-                let link = Link::start(listen, site.address, profile, seed << 32 | *to).await?;
+                let link = Link::start(listen, site.address, profile, seed << 32 | to.0).await?;
                 wires.insert((from, *to), Wire { link, profile });
             }
         }
@@ -150,13 +150,13 @@ mod tests {
 
     use super::*;
 
-    const A: Machine = Machine::Node(1);
-    const B: Machine = Machine::Node(2);
+    const A: Machine = Machine::Node(NodeId(1));
+    const B: Machine = Machine::Node(NodeId(2));
 
     async fn two_nodes() -> (Network, TcpListener) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let site = Site { region: 0, address: listener.local_addr().unwrap() };
-        let nodes = BTreeMap::from([(1, site), (2, Site { region: 1, ..site })]);
+        let nodes = BTreeMap::from([(NodeId(1), site), (NodeId(2), Site { region: 1, ..site })]);
         let plan = WanPlan { round_trips: vec![Duration::from_millis(2)], ..WanPlan::default() };
         (Network::start(&nodes, [0], &plan).await.unwrap(), listener)
     }
@@ -170,7 +170,7 @@ mod tests {
     async fn flow_is_cut_on_the_links_of_both_dialers() {
         let (mut network, listener) = two_nodes().await;
         assert_eq!(network.dial(Machine::Gateway(0)).len(), 2);
-        let mut dialled = TcpStream::connect(network.dial(A)[&2]).await.unwrap();
+        let mut dialled = TcpStream::connect(network.dial(A)[&NodeId(2)]).await.unwrap();
         let (mut answering, _) = listener.accept().await.unwrap();
         // From A to B: forward on the link on which A dials.
         network.cut(&[A], &[B]);

@@ -15,6 +15,7 @@ use meridian_proto::directory::{
     ExecuteRequest, InspectRequest, InspectResponse, directory_client::DirectoryClient,
     execute_response,
 };
+use meridian_proto::node_id;
 use meridian_types::NodeId;
 use tonic::transport::Channel;
 
@@ -105,7 +106,8 @@ impl Operator {
         from: NodeId,
         to: NodeId,
     ) -> Result<(), tonic::Status> {
-        self.admin(from)?.transfer_leadership(TransferLeadershipRequest { shard, to }).await?;
+        let request = TransferLeadershipRequest { shard, to: to.0 };
+        self.admin(from)?.transfer_leadership(request).await?;
         Ok(())
     }
 
@@ -162,7 +164,7 @@ impl Operator {
                 }
                 Ok(Some(execute_response::Result::NotLeader(other))) => {
                     seen = format!("node {node} does not lead the directory");
-                    leader = Some(other)
+                    leader = node_id(other)
                         .filter(|other| *other != node && self.channels.contains_key(other));
                 }
                 Ok(None) => seen = format!("node {node} answered nothing"),
@@ -187,6 +189,5 @@ fn inspection(answer: &InspectResponse) -> Result<Inspection, OperatorError> {
     let state = answer.cluster.as_ref();
     let state =
         state.ok_or_else(|| OperatorError::NoDirectory("it knows no cluster yet".to_owned()))?;
-    let leader = (answer.leader != 0).then_some(answer.leader);
-    Ok(Inspection { leader, cluster: serde_json::from_slice(&state.json)? })
+    Ok(Inspection { leader: node_id(answer.leader), cluster: serde_json::from_slice(&state.json)? })
 }

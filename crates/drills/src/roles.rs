@@ -227,12 +227,15 @@ mod tests {
             epoch: Epoch(1),
             home: 0,
             replica: Some(1),
-            leader: 2,
-            followers: vec![1, 3],
+            leader: NodeId(2),
+            followers: [1, 3].map(NodeId).to_vec(),
             relay: None,
-            directory_leader: Some(4),
-            nodes: BTreeMap::from([(1, 0), (2, 0), (3, 0), (4, 1), (5, 2)]),
-            machines: (1..=5).map(Machine::Node).chain((0..3).map(Machine::Gateway)).collect(),
+            directory_leader: Some(NodeId(4)),
+            nodes: (1..).map(NodeId).zip([0, 0, 0, 1, 2]).collect(),
+            machines: (1..=5)
+                .map(|id| Machine::Node(NodeId(id)))
+                .chain((0..3).map(Machine::Gateway))
+                .collect(),
         }
     }
 
@@ -242,21 +245,26 @@ mod tests {
             |selectors: &[Selector], named: &[Machine]| roles().resolve(selectors, named).unwrap();
         assert_eq!(
             resolve(&[Selector::Leader, Selector::Follower], &[]),
-            [Machine::Node(1), Machine::Node(2)]
+            [Machine::Node(NodeId(1)), Machine::Node(NodeId(2))]
         );
         let primary = resolve(&[Selector::Primary, Selector::PrimaryGateway], &[]);
         assert_eq!(
             primary,
             [1, 2, 3]
-                .map(Machine::Node)
+                .map(|id| Machine::Node(NodeId(id)))
                 .into_iter()
                 .chain([Machine::Gateway(0)])
                 .collect::<Vec<_>>()
         );
-        let rest = [Machine::Node(4), Machine::Node(5), Machine::Gateway(1), Machine::Gateway(2)];
+        let rest = [
+            Machine::Node(NodeId(4)),
+            Machine::Node(NodeId(5)),
+            Machine::Gateway(1),
+            Machine::Gateway(2),
+        ];
         assert_eq!(resolve(&[Selector::Rest], &primary), rest);
         assert_eq!(resolve(&[Selector::Leader, Selector::Primary], &[]).len(), 3);
-        assert_eq!(resolve(&[Selector::DirectoryLeader], &[]), [Machine::Node(4)]);
+        assert_eq!(resolve(&[Selector::DirectoryLeader], &[]), [Machine::Node(NodeId(4))]);
     }
 
     #[test]

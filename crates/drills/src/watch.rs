@@ -97,9 +97,11 @@ async fn take_snapshot(operator: &Operator, shard: ShardId, at_ms: f64) -> Snaps
         at_ms,
         leaders: of_shard().map(|(id, status)| (id, status.epoch)).collect(),
         answered: statuses.len(),
-        lag_ms: subscribers().map(|subscriber| (subscriber.node_id, subscriber.lag_ms)).collect(),
+        lag_ms: subscribers()
+            .map(|subscriber| (NodeId(subscriber.node_id), subscriber.lag_ms))
+            .collect(),
         lag_bytes: subscribers()
-            .map(|subscriber| (subscriber.node_id, subscriber.lag_bytes))
+            .map(|subscriber| (NodeId(subscriber.node_id), subscriber.lag_bytes))
             .collect(),
     }
 }
@@ -110,9 +112,9 @@ mod tests {
 
     #[test]
     fn a_leader_leads_since_the_last_change() {
-        let snapshot = |at_ms, leaders: &[(NodeId, u32)]| Snapshot {
+        let snapshot = |at_ms, leaders: &[(u64, u32)]| Snapshot {
             at_ms,
-            leaders: leaders.iter().copied().collect(),
+            leaders: leaders.iter().map(|(node, epoch)| (NodeId(*node), *epoch)).collect(),
             answered: 3,
             lag_ms: BTreeMap::new(),
             lag_bytes: BTreeMap::new(),
@@ -123,10 +125,10 @@ mod tests {
             snapshot(2.0, &[(1, 1)]),
             snapshot(3.0, &[(1, 1)]),
         ];
-        assert_eq!(leading_since_ms(&snapshots), Some((1, 2.0)));
+        assert_eq!(leading_since_ms(&snapshots), Some((NodeId(1), 2.0)));
         // A node that does not know of the newer epoch yet does not count.
         let snapshots = [snapshot(0.0, &[(4, 2)]), snapshot(1.0, &[(1, 1), (4, 2)])];
-        assert_eq!(leading_since_ms(&snapshots), Some((4, 0.0)));
+        assert_eq!(leading_since_ms(&snapshots), Some((NodeId(4), 0.0)));
         assert_eq!(leading_since_ms(&[snapshot(0.0, &[(1, 1)]), snapshot(1.0, &[])]), None);
     }
 }

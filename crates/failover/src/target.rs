@@ -103,7 +103,7 @@ mod tests {
     /// Positions of nodes 4 and 5, in region `b`, and of 6 and 7, in `c`.
     fn choose(choice: &mut TargetChoice, positions: [u64; 4]) -> Option<String> {
         let position = |node: NodeId| {
-            let index = usize::try_from(node).ok()?.checked_sub(4)?;
+            let index = usize::try_from(node.0).ok()?.checked_sub(4)?;
             positions.get(index).map(|sequence| at(1, *sequence))
         };
         choice.choose(&cluster(), "a", |node| position(node).is_some(), position)
@@ -134,8 +134,8 @@ mod tests {
         let mut choice = TargetChoice::default();
         assert_eq!(choice.choose(&cluster, "a", |_| true, all).as_deref(), Some("b"));
         let mut choice = TargetChoice::default();
-        assert_eq!(choice.choose(&cluster, "a", |node| node <= 3, all).as_deref(), Some("a"));
+        assert_eq!(choice.choose(&cluster, "a", |node| node.0 <= 3, all).as_deref(), Some("a"));
         let mut choice = TargetChoice::default();
-        assert_eq!(choice.choose(&cluster, "a", |node| node % 3 == 1, all), None, "one each");
+        assert_eq!(choice.choose(&cluster, "a", |node| node.0 % 3 == 1, all), None, "one each");
     }
 }

@@ -13,15 +13,11 @@ use crate::shard::table::ShardTable;
 use crate::shard::voter::{Voter, VoterParts};
 use crate::write::proposer::AdmitAll;
 use meridian_config::DevLayout;
-use meridian_consensus::{
-    LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming, StateTransfer, Transfer,
-};
+use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming};
 use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
-use meridian_storage::{
-    Engine, GroupId, ShardState, ShippedLog, StagedState, StateSnapshot, StorageError, Syncer,
-};
-use meridian_types::{EpochHistory, Position};
+use meridian_storage::{Engine, GroupId, ShardState, ShippedLog, Syncer};
+use meridian_types::{EpochHistory, NodeId, Position};
 
 /// Waits until something holds.
 ///
@@ -32,34 +28,6 @@ pub(crate) async fn until(what: &str, mut holds: impl AsyncFnMut() -> bool) {
     while !holds().await {
         assert!(started.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
         tokio::time::sleep(Duration::from_millis(2)).await;
-    }
-}
-
-/// A group of one has no peers.
-pub(crate) struct NoPeers;
-
-impl Peers for NoPeers {
-    fn channel(&self, _: u64) -> Option<tonic::transport::Channel> {
-        None
-    }
-}
-
-/// There is no node to fetch states from.
-pub(crate) struct NoStates;
-
-impl StateTransfer for NoStates {
-    fn offer(&self, _: GroupId, _: Arc<StateSnapshot>) -> String {
-        String::new()
-    }
-
-    fn fetch(
-        self: Arc<Self>,
-        _: GroupId,
-        _: u64,
-        _: String,
-        _: Arc<ShardState>,
-    ) -> Transfer<Result<StagedState, StorageError>> {
-        Box::pin(async { Err(StorageError::NotFetched("there is none".to_owned())) })
     }
 }
 
@@ -78,9 +46,9 @@ impl OnlyVoter {
         let directory = Arc::new(Directory::new(cluster.clone(), Access::default(), None));
         let peers = Arc::new(PeerChannels::new(&cluster, Arc::new(|_| None)).unwrap());
         let state = Arc::new(ShardState::open(Arc::clone(engine), group.shard).unwrap());
-        RaftGroup::form(&state, group, &BTreeSet::from([1]), Position::ZERO, None).unwrap();
+        RaftGroup::form(&state, group, &BTreeSet::from([NodeId(1)]), Position::ZERO, None).unwrap();
         let opened = RaftGroup::open(RaftGroupOptions {
-            node_id: 1,
+            node_id: NodeId(1),
             group,
             state,
             syncer: Arc::new(Syncer::start(Arc::clone(engine)).unwrap()),

@@ -212,7 +212,7 @@ impl CatchUp {
                 match check_state(&self.history, self.position, position, self.through) {
                     Ok(()) => self.wait(Waits::Installation, CatchUpAction::InstallState),
                     Err(wrong) => {
-                        let source_id = self.source().unwrap_or_default();
+                        let source_id = self.source().unwrap_or(NodeId(0));
                         self.failed(now, CatchUpFailure::WrongState { source_id, wrong })
                     }
                 }
@@ -305,7 +305,7 @@ impl CatchUp {
     /// Whether the batches are what follows, and not more.
     fn check(&self, previous: Position, batches: &[Position]) -> Result<(), CatchUpFailure> {
         let (after, through) = (self.position, self.through);
-        let source_id = self.source().unwrap_or_default();
+        let source_id = self.source().unwrap_or(NodeId(0));
         if previous != after || batches.is_empty() {
             let count = batches.len();
             return Err(CatchUpFailure::NotNext { source_id, count, previous, after });

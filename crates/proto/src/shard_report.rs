@@ -7,7 +7,7 @@ use crate::{directory as wire, shipping};
 
 pub fn shard_report_to_wire(report: &ShardReport) -> wire::ShardReport {
     let divergences = report.divergences.iter().map(|(node, position)| wire::Divergence {
-        node_id: *node,
+        node_id: node.0,
         position: Some(position_to_wire(*position)),
     });
     wire::ShardReport {
@@ -31,7 +31,7 @@ pub fn shard_report_to_wire(report: &ShardReport) -> wire::ShardReport {
 pub fn shard_report(wire: wire::ShardReport) -> Option<ShardReport> {
     let dropped = wire.dropped.iter().filter_map(|id| id.as_ref().try_into().ok().map(DatabaseId));
     let divergence = |other: wire::Divergence| -> Option<(NodeId, Position)> {
-        Some((other.node_id, position(other.position?)?))
+        Some((NodeId(other.node_id), position(other.position?)?))
     };
     Some(ShardReport {
         shard: ShardId(wire.shard),
@@ -72,7 +72,7 @@ mod tests {
             lag_ms: 4,
             hint: CommitProgress::new(7, 8),
             dropped: vec![DatabaseId([12; 16])],
-            divergences: vec![(5, at(40))],
+            divergences: vec![(NodeId(5), at(40))],
             refuses: Some("damaged".to_owned()),
             ..ShardReport::new(ShardId(1), Epoch(4), at(41), CommitProgress::new(90, 91))
         }

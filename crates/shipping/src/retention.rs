@@ -40,10 +40,13 @@ pub fn retain(
 mod tests {
     use super::*;
 
-    fn replicas(positions: &[(NodeId, u64)]) -> Vec<ReplicaPosition> {
+    fn replicas(positions: &[(u64, u64)]) -> Vec<ReplicaPosition> {
         positions
             .iter()
-            .map(|&(node, durable_sequence)| ReplicaPosition { node, durable_sequence })
+            .map(|&(node, durable_sequence)| ReplicaPosition {
+                node: NodeId(node),
+                durable_sequence,
+            })
             .collect()
     }
 
@@ -57,7 +60,7 @@ mod tests {
     fn a_replica_never_heard_holds_everything_until_the_bound() {
         assert_eq!(retain(&replicas(&[(1, 90), (2, 0)]), 100, None).purge_through, 0);
         let bounded = retain(&replicas(&[(1, 90), (2, 0)]), 100, Some(60));
-        assert_eq!(bounded, Retention { purge_through: 60, dropped: vec![2] });
+        assert_eq!(bounded, Retention { purge_through: 60, dropped: vec![NodeId(2)] });
     }
 
     #[test]

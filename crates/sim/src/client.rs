@@ -7,7 +7,7 @@ use crate::message::{Message, Operation};
 use crate::rng::Rng;
 
 /// Clients have ids from here on.
-pub(crate) const FIRST_CLIENT: NodeId = 1000;
+pub(crate) const FIRST_CLIENT: NodeId = NodeId(1000);
 
 const ATTEMPT_TIMEOUT: Instant = 400 * MS;
 /// Then the client waits no more, and the outcome is not known.

@@ -25,7 +25,7 @@ pub(crate) fn genesis(rng: &mut Rng, operator: Option<&mut Rng>) -> Arc<Cluster>
     {
         let data_centers = (1..=size + more).chain(1..=twins);
         for (data_center, index) in data_centers.zip(1..) {
-            let id: NodeId = number * 10 + index;
+            let id = NodeId(number * 10 + index);
             let node = Node {
                 name: format!("n{id}"),
                 region: (*region).to_owned(),
@@ -52,7 +52,7 @@ pub(crate) fn genesis(rng: &mut Rng, operator: Option<&mut Rng>) -> Arc<Cluster>
         version: 1,
         id: None,
         regions: REGIONS.map(str::to_owned).to_vec(),
-        last_node_id: nodes.keys().last().copied().unwrap_or(0),
+        last_node_id: nodes.keys().last().copied().unwrap_or(NodeId(0)),
         nodes,
         directory_voters,
         shards: BTreeMap::new(),

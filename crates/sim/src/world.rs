@@ -84,8 +84,8 @@ impl World {
             genesis.nodes.keys().map(|id| (*id, Node::new(*id, &genesis, &mut rng))).collect();
         let clients = REGIONS
             .iter()
-            .zip(FIRST_CLIENT..)
-            .map(|(region, id)| Client::new(id, region))
+            .zip(FIRST_CLIENT.0..)
+            .map(|(region, id)| Client::new(NodeId(id), region))
             .collect();
         let mut world = Self {
             now: 0,
@@ -262,7 +262,8 @@ impl World {
 
     /// Nodes are numbered by region, ten each; clients in the same order.
     fn is_wan(&self, from: NodeId, to: NodeId) -> bool {
-        let number = |id: NodeId| if id >= FIRST_CLIENT { id - FIRST_CLIENT + 1 } else { id / 10 };
+        let number =
+            |id: NodeId| if id >= FIRST_CLIENT { id.0 - FIRST_CLIENT.0 + 1 } else { id.0 / 10 };
         number(from) != number(to)
     }
 

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use meridian_types::{Epoch, ShardId};
+use meridian_types::{Epoch, NodeId, ShardId};
 use parking_lot::Mutex;
 
 use crate::{GroupId, StorageError};
@@ -49,7 +49,7 @@ struct Own {
 struct Marks {
     own: BTreeMap<GroupId, Own>,
     /// Of other members, by node.
-    members: BTreeMap<(GroupId, u64), MemberMark>,
+    members: BTreeMap<(GroupId, NodeId), MemberMark>,
     dirty: bool,
 }
 
@@ -65,7 +65,8 @@ impl Marks {
                 self.own.insert(group(shard, epoch)?, Own { last_index, voted });
             }
             [shard, epoch, node, term, index] => {
-                self.members.insert((group(shard, epoch)?, node), MemberMark { term, index });
+                let member = (group(shard, epoch)?, NodeId(node));
+                self.members.insert(member, MemberMark { term, index });
             }
             _ => return None,
         }
@@ -136,7 +137,7 @@ impl HighWater {
     }
 
     /// Another member's log holds this, durably. Only in memory until [`HighWater::persist`].
-    pub fn remember(&self, group: GroupId, node: u64, mark: MemberMark) {
+    pub fn remember(&self, group: GroupId, node: NodeId, mark: MemberMark) {
         let mut marks = self.marks.lock();
         let known = marks.members.get(&(group, node)).copied();
         if known < Some(mark) {
@@ -146,7 +147,7 @@ impl HighWater {
     }
 
     /// What [`HighWater::remember`] was told last of a member.
-    pub fn remembered(&self, group: GroupId, node: u64) -> Option<MemberMark> {
+    pub fn remembered(&self, group: GroupId, node: NodeId) -> Option<MemberMark> {
         self.marks.lock().members.get(&(group, node)).copied()
     }
 
@@ -244,17 +245,20 @@ mod tests {
         marks.vote(group, 2).unwrap();
         assert_eq!(HighWater::open(path.clone()).unwrap().voted(group), 3);
         let (early, late) = (MemberMark { term: 2, index: 90 }, MemberMark { term: 3, index: 12 });
-        marks.remember(group, 4, late);
-        marks.remember(group, 4, early);
-        marks.remember(next, 5, early);
+        marks.remember(group, NodeId(4), late);
+        marks.remember(group, NodeId(4), early);
+        marks.remember(next, NodeId(5), early);
         marks.persist().unwrap();
         assert_eq!(
             fs::read_to_string(&path).unwrap(),
             "1 1 10 3\n1 2 7 0\n1 1 4 3 12\n1 2 5 2 90\n"
         );
         let marks = HighWater::open(path.clone()).unwrap();
-        assert_eq!((marks.mark(group), marks.remembered(group, 4)), (10, Some(late)));
-        assert_eq!((marks.remembered(group, 5), marks.remembered(next, 4)), (None, None));
+        assert_eq!((marks.mark(group), marks.remembered(group, NodeId(4))), (10, Some(late)));
+        assert_eq!(
+            (marks.remembered(group, NodeId(5)), marks.remembered(next, NodeId(4))),
+            (None, None)
+        );
         marks.lower(group, 4).unwrap();
         assert_eq!(HighWater::open(path.clone()).unwrap().mark(group), 4);
         marks.lower(group, 9).unwrap();
@@ -266,7 +270,7 @@ mod tests {
         let reopened = HighWater::open(path.clone()).unwrap();
         assert_eq!((reopened.mark(group), reopened.voted(group), reopened.mark(next)), (0, 0, 7));
         assert_eq!(
-            (reopened.remembered(group, 4), reopened.remembered(next, 5)),
+            (reopened.remembered(group, NodeId(4)), reopened.remembered(next, NodeId(5))),
             (None, Some(early))
         );
         for nonsense in ["nonsense\n", "1 1 2\n", "1 99999999 3 1\n", "1 1 2 3 4 5\n"] {
@@ -285,7 +289,7 @@ mod tests {
         let marks = HighWater::open(path.clone()).unwrap();
         let tell = |index| {
             marks.raise(group, index);
-            marks.remember(group, 4, MemberMark { term: 3, index });
+            marks.remember(group, NodeId(4), MemberMark { term: 3, index });
             marks.vote(group, index).unwrap();
             marks.lower(group, index).unwrap();
             marks.persist().unwrap();

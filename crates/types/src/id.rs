@@ -1,14 +1,45 @@
 //! Identities of nodes, databases, shards and requests.
 
 use std::fmt;
+use std::num::ParseIntError;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 /// A node of the cluster: one `meridian serve` process, or one of the six inside `meridian dev`.
-/// An id is never used for a second node.
-pub type NodeId = u64;
+/// An id is never used for a second node. No node has the id 0: a configuration with it is refused,
+/// and the directory counts from there.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct NodeId(pub u64);
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+/// The plain number too: logs and errors show sets of nodes so.
+impl fmt::Debug for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl From<u64> for NodeId {
+    fn from(id: u64) -> Self {
+        Self(id)
+    }
+}
+
+impl FromStr for NodeId {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        text.parse().map(Self)
+    }
+}
 
 /// Text that is not a UUID where one was wanted.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -84,6 +115,18 @@ mod tests {
     use super::*;
 
     const TEXT: &str = "00010203-0405-0607-0809-0a0b0c0d0e0f";
+
+    /// Configurations, the directory's JSON, logs and tables have it so.
+    #[test]
+    fn node_id_is_shown_and_read_as_its_number() {
+        let id = NodeId(7);
+        assert_eq!(
+            (format!("{id}"), format!("{id:>3}"), format!("{id:?}")),
+            ("7".to_owned(), "  7".to_owned(), "7".to_owned())
+        );
+        assert_eq!("7".parse(), Ok(id));
+        assert!("n7".parse::<NodeId>().is_err());
+    }
 
     /// Clients, tokens and the directory's JSON name databases so.
     #[test]

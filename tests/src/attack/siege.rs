@@ -65,7 +65,7 @@ impl Siege {
                 .iter()
                 .map(|id| cluster.url(*id).trim_start_matches("http://").to_owned())
                 .collect(),
-            nodes: ids.iter().map(|id| (*id, cluster.rpc_address(*id).to_owned())).collect(),
+            nodes: ids.iter().map(|id| (id.0, cluster.rpc_address(*id).to_owned())).collect(),
             metrics: ids.iter().map(|id| cluster.metrics_address(*id).to_owned()).collect(),
             cluster: cluster.directory().await.id.unwrap_or_default(),
             reader: token("reader", "default", &["--read-only"]).await,

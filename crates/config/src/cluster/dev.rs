@@ -47,7 +47,7 @@ impl<'a> DevLayout<'a> {
         let DevLayout { counts, allow_weak_quorum, shards, databases } = self;
         let mut spec =
             ClusterSpec { default_database: Some("default".to_owned()), ..ClusterSpec::default() };
-        let mut ids = 1..;
+        let mut ids = (1..).map(NodeId);
         for (number, &count) in (1..).zip(counts) {
             let region = format!("region-{number}");
             let data_centers = 'a'..='z';
@@ -70,13 +70,14 @@ impl<'a> DevLayout<'a> {
         let Some(primary_region) = spec.regions.first().cloned() else {
             return Err(InvalidCluster::NoRegions);
         };
-        let primary_nodes = NodeId::try_from(*counts.first().unwrap_or(&0)).unwrap_or(NodeId::MAX);
+        let primary_nodes = u64::try_from(*counts.first().unwrap_or(&0)).unwrap_or(u64::MAX);
         for number in 1..=shards {
+            let leader = NodeId(1 + u64::from(number - 1) % primary_nodes.max(1));
             spec.shards.push(ShardSpec {
                 id: ShardId(number),
                 primary_region: primary_region.clone(),
                 voters: None,
-                preferred_leader: Some(1 + NodeId::from(number - 1) % primary_nodes.max(1)),
+                preferred_leader: Some(leader),
                 allow_weak_quorum,
             });
         }

@@ -12,13 +12,13 @@ fn address(port: u64) -> String {
 }
 
 fn dev<'a>(layout: impl Into<DevLayout<'a>>) -> Result<Cluster, InvalidCluster> {
-    layout.into().found(|id| address(4600 + id), |id| Some(address(4500 + id)))
+    layout.into().found(|id| address(4600 + id.0), |id| Some(address(4500 + id.0)))
 }
 
 /// 3 + 1 nodes in regions `east` and `west`, data centers `a` to `c`.
 fn spec() -> ClusterSpec {
     let node = |id, region: &str, data_center: &str| NodeSpec {
-        id,
+        id: NodeId(id),
         name: format!("{region}-{data_center}"),
         region: region.to_owned(),
         data_center: data_center.to_owned(),
@@ -67,7 +67,7 @@ fn accepted(change: impl FnOnce(&mut ClusterSpec)) -> Cluster {
 fn dev_cluster_is_as_documented() {
     let cluster = dev(&[3, 2, 1]).unwrap();
     assert_eq!(cluster.regions, ["region-1", "region-2", "region-3"]);
-    let names: Vec<_> = cluster.nodes.iter().map(|(id, node)| (*id, node.name.as_str())).collect();
+    let names: Vec<_> = cluster.nodes.iter().map(|(id, node)| (id.0, node.name.as_str())).collect();
     let expected = [
         (1, "region-1-a"),
         (2, "region-1-b"),
@@ -77,12 +77,12 @@ fn dev_cluster_is_as_documented() {
         (6, "region-3-a"),
     ];
     assert_eq!(names, expected);
-    assert_eq!(cluster.nodes[&5].rpc_address, "127.0.0.1:4605");
+    assert_eq!(cluster.nodes[&NodeId(5)].rpc_address, "127.0.0.1:4605");
     for (shard, leader) in [(1, 1), (2, 2)] {
         let shard = &cluster.shards[&ShardId(shard)];
         assert_eq!(shard.epoch, Epoch::FIRST);
-        assert_eq!(shard.voters, BTreeSet::from([1, 2, 3]));
-        assert_eq!(shard.preferred_leader, Some(leader));
+        assert_eq!(shard.voters, BTreeSet::from([1, 2, 3].map(NodeId)));
+        assert_eq!(shard.preferred_leader, Some(NodeId(leader)));
     }
     assert_eq!(cluster.default_database, Some(DEV_DEFAULT_DATABASE));
     assert_eq!(cluster.shard_of(DEV_DEFAULT_DATABASE).unwrap().0, ShardId(1));
@@ -94,17 +94,17 @@ fn dev_cluster_is_as_documented() {
 fn voters_that_are_listed_leave_the_others_to_follow() {
     let spare = accepted(|spec| {
         let five = NodeSpec {
-            id: 5,
+            id: NodeId(5),
             name: "spare".to_owned(),
             rpc_address: address(1),
             kv_address: None,
             ..spec.nodes[0].clone()
         };
         spec.nodes.push(five);
-        spec.shards[0].voters = Some(vec![3, 5, 2]);
+        spec.shards[0].voters = Some([3, 5, 2].map(NodeId).to_vec());
     });
-    assert_eq!(spare.shards[&ShardId(1)].voters, BTreeSet::from([2, 3, 5]));
-    assert!(spare.is_voter(ShardId(1), 5) && !spare.is_voter(ShardId(1), 1));
+    assert_eq!(spare.shards[&ShardId(1)].voters, BTreeSet::from([2, 3, 5].map(NodeId)));
+    assert!(spare.is_voter(ShardId(1), NodeId(5)) && !spare.is_voter(ShardId(1), NodeId(1)));
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn a_dev_cluster_is_checked_too() {
         assert_eq!(dev(&[count, 1]).unwrap_err(), weak);
         let meant =
             dev(DevLayout { allow_weak_quorum: true, ..DevLayout::new(&[count, 1]) }).unwrap();
-        assert_eq!(meant.shards[&ShardId(2)].preferred_leader, Some(2.min(count as NodeId)));
+        assert_eq!(meant.shards[&ShardId(2)].preferred_leader, Some(NodeId(2.min(count as u64))));
         assert!(is_weak(meant.shards[&ShardId(1)].voters.len()));
     }
     let none = InvalidCluster::NoVoters { shard: ShardId(1), region: "region-1".to_owned() };
@@ -131,7 +131,7 @@ fn a_dev_cluster_is_checked_too() {
 fn shards_and_databases_of_a_dev_cluster_take_turns() {
     let cluster = dev(DevLayout { shards: 4, databases: 300, ..DevLayout::new(&[3, 1]) }).unwrap();
     let leaders: Vec<_> = cluster.shards.values().map(|shard| shard.preferred_leader).collect();
-    assert_eq!(leaders, [Some(1), Some(2), Some(3), Some(1)]);
+    assert_eq!(leaders, [1, 2, 3, 1].map(|leader| Some(NodeId(leader))));
     let databases: Vec<_> =
         cluster.databases.values().map(|one| (one.name.as_str(), one.shard.0)).collect();
     assert_eq!(databases[..3], [("default", 1), ("second", 2), ("database-3", 3)]);
@@ -163,26 +163,26 @@ fn two_nodes_of_one_data_center_do_not_pass_for_two() {
     accepted(|spec| {
         spec.nodes[0].rpc_address = "db.example.com:4601".to_owned();
         let five = NodeSpec {
-            id: 5,
+            id: NodeId(5),
             name: "five".to_owned(),
             rpc_address: "db.example.com:4602".to_owned(),
             kv_address: None,
             ..spec.nodes[0].clone()
         };
         spec.nodes.push(five);
-        spec.shards[0].voters = Some(vec![1, 2, 3]);
+        spec.shards[0].voters = Some([1, 2, 3].map(NodeId).to_vec());
     });
 }
 
 #[test]
 fn weak_quorum_needs_the_flag() {
     assert_eq!(
-        refused(|spec| spec.shards[0].voters = Some(vec![1, 2])),
+        refused(|spec| spec.shards[0].voters = Some([1, 2].map(NodeId).to_vec())),
         "shard 1 has only 2 voters, which cannot commit once either is lost: it needs an odd number of at least 3, \
          each in a data center of its own (set `allow_weak_quorum = true` on the shard if this is meant)"
     );
     assert!(
-        refused(|spec| spec.shards[0].voters = Some(vec![1]))
+        refused(|spec| spec.shards[0].voters = Some([1].map(NodeId).to_vec()))
             .starts_with("shard 1 has only 1 voter, so that")
     );
     let four = |spec: &mut ClusterSpec| {
@@ -230,10 +230,13 @@ fn nodes_are_checked() {
         "there are no nodes: at least one [[nodes]] is needed"
     );
     assert_eq!(
-        refused(|spec| spec.nodes[2].id = 0),
+        refused(|spec| spec.nodes[2].id = NodeId(0)),
         "node `east-c` has id 0: ids of nodes begin at 1"
     );
-    assert_eq!(refused(|spec| spec.nodes[2].id = 1), "nodes `east-a` and `east-c` both have id 1");
+    assert_eq!(
+        refused(|spec| spec.nodes[2].id = NodeId(1)),
+        "nodes `east-a` and `east-c` both have id 1"
+    );
     assert_eq!(refused(|spec| spec.nodes[2].name.clear()), "the name of node 3 is empty");
     assert_eq!(
         refused(|spec| spec.nodes[2].data_center.clear()),
@@ -309,19 +312,19 @@ fn shards_are_checked() {
         format!("{none} `south`")
     );
     assert_eq!(
-        refused(|spec| spec.shards[0].voters = Some(vec![1, 2, 9])),
+        refused(|spec| spec.shards[0].voters = Some([1, 2, 9].map(NodeId).to_vec())),
         "node 9 is to vote in shard 1, but there is no node 9"
     );
     assert_eq!(
-        refused(|spec| spec.shards[0].voters = Some(vec![1, 2, 2])),
+        refused(|spec| spec.shards[0].voters = Some([1, 2, 2].map(NodeId).to_vec())),
         "node 2 is listed twice among the voters of shard 1"
     );
     assert_eq!(
-        refused(|spec| spec.shards[0].voters = Some(vec![1, 2, 4])),
+        refused(|spec| spec.shards[0].voters = Some([1, 2, 4].map(NodeId).to_vec())),
         "node 4 is to vote in shard 1, but is in region `west` and not in the shard's primary region `east`"
     );
     assert_eq!(
-        refused(|spec| spec.shards[0].preferred_leader = Some(4)),
+        refused(|spec| spec.shards[0].preferred_leader = Some(NodeId(4))),
         "node 4 is the preferred leader of shard 1, but not one of its voters 1, 2, 3"
     );
 }

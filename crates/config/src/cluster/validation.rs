@@ -69,7 +69,7 @@ fn check_nodes(regions: &[String], nodes: Vec<NodeSpec>) -> Result<Nodes, Invali
     let mut addresses = BTreeMap::new();
     for node in nodes {
         let id = node.id;
-        if id == 0 {
+        if id == NodeId(0) {
             return Err(InvalidCluster::NodeZero { name: node.name });
         }
         check_name(&node.name, || format!("node {id}"))?;

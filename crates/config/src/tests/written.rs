@@ -23,7 +23,7 @@ fn what_is_written_is_read_again() {
     config.gateway.public_url = Some("https://kv.example.com".parse().unwrap());
     config.cluster.shards.values_mut().for_each(|shard| {
         shard.voters.pop_last();
-        shard.preferred_leader = Some(2);
+        shard.preferred_leader = Some(NodeId(2));
     });
     config.cluster.default_database = None;
     let only = Databases::Only(config.cluster.databases.keys().copied().collect());
@@ -98,7 +98,7 @@ fn a_dev_cluster_is_six_files_that_load() {
     let kv: Vec<_> =
         configs.iter().map(|config| config.listen.kv.trim_start_matches("127.0.0.1:")).collect();
     assert_eq!(kv, ["4512", "4513", "4514", "4522", "4523", "4532"]);
-    for (number, config) in (1..).zip(&configs) {
+    for (number, config) in (1..).map(NodeId).zip(&configs) {
         assert_eq!(config.node_id, number);
         assert_eq!(config.data_dir, Path::new("/tmp/cluster").join(&config.node.name));
         assert_eq!(config.cluster, configs[0].cluster);

@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use meridian_proto::raft::{self, raft_client::RaftClient};
+use meridian_types::NodeId;
 use openraft::ServerState;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 
@@ -34,7 +35,7 @@ pub(super) struct ReadIndex {
 struct Claim {
     vote: Vote,
     /// One set, or two while they are being changed: a majority of each is needed.
-    voters: Vec<BTreeSet<u64>>,
+    voters: Vec<BTreeSet<NodeId>>,
     committed: u64,
 }
 
@@ -43,7 +44,7 @@ impl Claim {
         self.vote.leader_id.term
     }
 
-    fn is_confirmed_by(&self, confirmed: &BTreeSet<u64>) -> bool {
+    fn is_confirmed_by(&self, confirmed: &BTreeSet<NodeId>) -> bool {
         self.voters.iter().all(|voters| voters.intersection(confirmed).count() * 2 > voters.len())
     }
 }
@@ -98,7 +99,7 @@ impl RaftGroup {
 
     async fn is_confirmed(&self, claim: &Claim) -> bool {
         let mut confirmed = BTreeSet::from([self.node_id]);
-        let others: BTreeSet<u64> =
+        let others: BTreeSet<NodeId> =
             claim.voters.iter().flatten().copied().filter(|id| *id != self.node_id).collect();
         let mut answers: FuturesUnordered<_> =
             others.into_iter().map(|voter| self.follows(voter, claim.vote)).collect();
@@ -116,7 +117,7 @@ impl RaftGroup {
 
     /// The voter, if it follows this leader now; `None` if it has seen a later one, or a candidate.
     /// It is asked until it answers.
-    async fn follows(&self, voter: u64, vote: Vote) -> Option<u64> {
+    async fn follows(&self, voter: NodeId, vote: Vote) -> Option<NodeId> {
         loop {
             match self.append_nothing(voter, vote).await {
                 Some(AppendEntriesResponse::HigherVote(_)) => return None,
@@ -132,7 +133,7 @@ impl RaftGroup {
     /// votes with it.
     async fn append_nothing(
         &self,
-        voter: u64,
+        voter: NodeId,
         vote: Vote,
     ) -> Option<AppendEntriesResponse<TypeConfig>> {
         let nothing = AppendEntriesRequest {
@@ -141,12 +142,12 @@ impl RaftGroup {
             entries: Vec::new(),
             leader_commit: None,
         };
-        let target =
-            raft::Group { shard: self.id.shard.0, epoch: self.id.epoch.0.into(), target: voter };
+        let (shard, epoch) = (self.id.shard.0, self.id.epoch.0.into());
+        let target = raft::Group { shard, epoch, target: voter.0 };
         let mut client = RaftClient::new(self.peers.channel(voter)?);
         let remembered = self.member.marks.remembered(voter);
         let members =
-            remembered.map(|log_id| raft::MemberMark { node_id: voter, log_id: Some(log_id) });
+            remembered.map(|log_id| raft::MemberMark { node_id: voter.0, log_id: Some(log_id) });
         let question = wire::append_request_to_wire(target, &nothing);
         let question = raft::AppendRequest { members: members.into_iter().collect(), ..question };
         let response = client.append(question).await.ok()?;
@@ -176,13 +177,13 @@ mod tests {
 
     #[test]
     fn a_majority_of_the_voters_before_and_after_a_change_confirms() {
+        let set = |nodes: &[u64]| nodes.iter().copied().map(NodeId).collect();
         let claim = |voters: &[&[u64]]| Claim {
-            vote: Vote::new_committed(3, 1),
-            voters: voters.iter().map(|voters| voters.iter().copied().collect()).collect(),
+            vote: Vote::new_committed(3, NodeId(1)),
+            voters: voters.iter().map(|voters| set(voters)).collect(),
             committed: 0,
         };
-        let is_confirmed =
-            |voters, by: &[u64]| claim(voters).is_confirmed_by(&by.iter().copied().collect());
+        let is_confirmed = |voters, by| claim(voters).is_confirmed_by(&set(by));
         assert!(is_confirmed(&[&[1]], &[1]));
         assert!(is_confirmed(&[&[1, 2, 3]], &[1, 3]));
         assert!(!is_confirmed(&[&[1, 2, 3]], &[1]));

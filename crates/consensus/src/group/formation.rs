@@ -8,7 +8,7 @@ use meridian_proto::log;
 use meridian_storage::{
     GroupId, GroupLog, HighWater, RaftApplied, RecordKind, ShardState, StorageError,
 };
-use meridian_types::Position;
+use meridian_types::{NodeId, Position};
 use openraft::Membership;
 
 use super::RaftGroup;
@@ -49,7 +49,7 @@ impl RaftGroup {
     pub fn form(
         state: &Arc<ShardState>,
         group: GroupId,
-        voters: &BTreeSet<u64>,
+        voters: &BTreeSet<NodeId>,
         base: Position,
         high_water: Option<&HighWater>,
     ) -> Result<Formed, StorageError> {
@@ -92,7 +92,7 @@ impl RaftGroup {
     }
 }
 
-fn first_membership(voters: &BTreeSet<u64>) -> Result<StoredMembership, StorageError> {
+fn first_membership(voters: &BTreeSet<NodeId>) -> Result<StoredMembership, StorageError> {
     let membership = Membership::new(vec![voters.clone()], voters.clone());
     let membership = membership.map_err(|error| StorageError::Invalid(error.to_string()))?;
     Ok(StoredMembership::new(Some(wire::log_id(ORIGIN)), membership))

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 
+use meridian_types::NodeId;
 use parking_lot::Mutex;
 
 use super::RaftGroup;
@@ -58,7 +59,7 @@ impl Handovers {
 /// The newest term that a node with this vote may have led. Where it stands for election, or
 /// follows another, Raft hears no wish to hand over, and should the node win that term, its lease
 /// is one like any other.
-fn newest_led(vote: &Vote, node_id: u64) -> u64 {
+fn newest_led(vote: &Vote, node_id: NodeId) -> u64 {
     let leader = &vote.leader_id;
     let leads = vote.committed && leader.voted_for == node_id;
     if leads { leader.term } else { leader.term.saturating_sub(1) }
@@ -72,7 +73,7 @@ impl RaftGroup {
     ///
     /// # Errors
     /// When this member is sealed, or Raft has stopped.
-    pub async fn transfer_leadership(&self, to: u64) -> Result<(), TransferFailure> {
+    pub async fn transfer_leadership(&self, to: NodeId) -> Result<(), TransferFailure> {
         if self.may_vote(true) == Err(NoVote::Sealed) {
             return Err(TransferFailure::Sealed);
         }
@@ -124,16 +125,16 @@ mod tests {
     async fn a_term_that_is_won_after_raft_was_asked_in_vain_has_a_lease() {
         for (vote, trusted) in [
             // A candidate of 7, which is published as the leader of 6, or 5; it may win.
-            (Vote::new(7, 1), [false, true, true]),
+            (Vote::new(7, NodeId(1)), [false, true, true]),
             // It voted for another, or follows one.
-            (Vote::new(7, 2), [false, true, true]),
-            (Vote::new_committed(7, 2), [false, true, true]),
-            (Vote::new_committed(7, 1), [false, false, true]),
-            (Vote::new(0, 1), [true, true, true]),
+            (Vote::new(7, NodeId(2)), [false, true, true]),
+            (Vote::new_committed(7, NodeId(2)), [false, true, true]),
+            (Vote::new_committed(7, NodeId(1)), [false, false, true]),
+            (Vote::new(0, NodeId(1)), [true, true, true]),
         ] {
             let handovers = Handovers::default();
             let ask = async { Ok::<(), Infallible>(()) };
-            handovers.during(ask, async { Ok(newest_led(&vote, 1)) }).await.unwrap();
+            handovers.during(ask, async { Ok(newest_led(&vote, NodeId(1))) }).await.unwrap();
             assert_eq!([6, 7, 8].map(|term| handovers.leave_lease_in(term)), trusted, "{vote}");
         }
     }

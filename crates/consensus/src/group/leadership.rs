@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use meridian_types::NodeId;
 use openraft::async_runtime::WatchReceiver;
 use openraft::{Instant as _, ServerState};
 
@@ -29,7 +30,7 @@ pub struct Leadership {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not the leader")]
 pub struct NotLeading {
-    pub leader: Option<u64>,
+    pub leader: Option<NodeId>,
 }
 
 /// The read lease of a leader: how long it is, and whether anything speaks against it.
@@ -114,18 +115,18 @@ impl RaftGroup {
     }
 
     /// Waits until this node leads, or knows a leader other than `than`.
-    pub async fn another_leader(&self, than: Option<u64>) {
+    pub async fn another_leader(&self, than: Option<NodeId>) {
         self.leader_that(|leader| leader != than).await;
     }
 
     /// Waits until this node leads or has a live leader: one other than `suspect`, or `suspect`
     /// itself if a heartbeat arrived after this call.
-    pub async fn leader_in_touch(&self, suspect: Option<u64>) {
+    pub async fn leader_in_touch(&self, suspect: Option<NodeId>) {
         let asked = Instant::now();
         self.leader_that(|leader| leader != suspect || self.member.contact.is_since(asked)).await;
     }
 
-    async fn leader_that(&self, wanted: impl Fn(Option<u64>) -> bool) {
+    async fn leader_that(&self, wanted: impl Fn(Option<NodeId>) -> bool) {
         let mut metrics = self.raft.server_metrics();
         loop {
             match self.led_term() {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use meridian_proto::log;
 use meridian_storage::{GroupLog, RecordKind, StorageError};
+use meridian_types::NodeId;
 use openraft::raft::VoteRequest;
 
 use super::{Contact, RaftGroup, Role};
@@ -66,7 +67,7 @@ impl RaftGroup {
     /// does not wait for voters that are away.
     pub async fn take_part(
         &self,
-        voters: &BTreeSet<u64>,
+        voters: &BTreeSet<NodeId>,
         peers: &Arc<dyn Peers>,
         vouched: bool,
     ) -> Result<(), StorageError> {
@@ -103,7 +104,7 @@ impl RaftGroup {
     /// await.
     pub async fn announce(
         &self,
-        voters: &BTreeSet<u64>,
+        voters: &BTreeSet<NodeId>,
         peers: &Arc<dyn Peers>,
     ) -> Result<(), StorageError> {
         let (engine, id, node_id) = (self.state.engine(), self.id, self.node_id);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::FutureExt;
+use meridian_types::NodeId;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
@@ -46,7 +47,7 @@ pub(super) struct Timers(JoinHandle<()>);
 impl Timers {
     pub(super) fn start(
         raft: MeridianRaft,
-        node_id: u64,
+        node_id: NodeId,
         contact: Contact,
         votes: Arc<Votes>,
         timing: RaftTiming,
@@ -66,7 +67,7 @@ impl Timers {
 /// The task of a member's timers.
 struct Task {
     raft: MeridianRaft,
-    node_id: u64,
+    node_id: NodeId,
     contact: Contact,
     votes: Arc<Votes>,
     heartbeat: Duration,
@@ -168,8 +169,12 @@ async fn rest<E>(until: Instant, changed: impl Future<Output = Result<(), E>>) -
 
 /// Where the node stands in the line of voters, behind those of which one leads last; `None` if it
 /// does not vote.
-fn rank(voters: impl Iterator<Item = u64>, leader: Option<u64>, node_id: u64) -> Option<u32> {
-    let mut line: Vec<u64> = voters.collect();
+fn rank(
+    voters: impl Iterator<Item = NodeId>,
+    leader: Option<NodeId>,
+    node_id: NodeId,
+) -> Option<u32> {
+    let mut line: Vec<NodeId> = voters.collect();
     line.sort_by_key(|voter| (Some(*voter) == leader, *voter));
     (0u32..).zip(line).find_map(|(rank, voter)| (voter == node_id).then_some(rank))
 }
@@ -286,9 +291,10 @@ mod tests {
 
     #[test]
     fn the_last_leader_stands_last_and_a_copy_never() {
-        let ranks = |leader| [1, 2, 3, 4].map(|node| rank([3, 1, 2].into_iter(), leader, node));
+        let voters = || [3, 1, 2].map(NodeId).into_iter();
+        let ranks = |leader| [1, 2, 3, 4].map(|node| rank(voters(), leader, NodeId(node)));
         assert_eq!(ranks(None), [Some(0), Some(1), Some(2), None]);
-        assert_eq!(ranks(Some(1)), [Some(2), Some(0), Some(1), None]);
+        assert_eq!(ranks(Some(NodeId(1))), [Some(2), Some(0), Some(1), None]);
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use meridian_storage::StorageError;
+use meridian_types::NodeId;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, RaftMetrics};
@@ -37,19 +38,19 @@ enum Step {
     /// The last change is not committed yet, or a newcomer has not caught up.
     Wait,
     /// As a copy that does not vote.
-    Add(u64),
+    Add(NodeId),
     /// The newcomers among the voters.
-    Vote(BTreeSet<u64>),
+    Vote(BTreeSet<NodeId>),
     /// Copies that an earlier call left, on its way elsewhere.
-    Remove(BTreeSet<u64>),
+    Remove(BTreeSet<NodeId>),
 }
 
 /// A membership as it is taken from Raft.
 #[derive(Debug, Clone)]
 struct Present {
     /// More than one during a change.
-    configs: Vec<BTreeSet<u64>>,
-    members: BTreeSet<u64>,
+    configs: Vec<BTreeSet<NodeId>>,
+    members: BTreeSet<NodeId>,
     committed: bool,
 }
 
@@ -64,22 +65,22 @@ impl Present {
         }
     }
 
-    fn voters(&self) -> BTreeSet<u64> {
+    fn voters(&self) -> BTreeSet<NodeId> {
         self.configs.iter().flatten().copied().collect()
     }
 
-    fn step(&self, goal: &BTreeSet<u64>, caught_up: impl Fn(u64) -> bool) -> Step {
+    fn step(&self, goal: &BTreeSet<NodeId>, caught_up: impl Fn(NodeId) -> bool) -> Step {
         if !self.committed {
             return Step::Wait;
         }
         if self.configs == [goal.clone()] {
-            let surplus: BTreeSet<u64> = self.members.difference(goal).copied().collect();
+            let surplus: BTreeSet<NodeId> = self.members.difference(goal).copied().collect();
             return if surplus.is_empty() { Step::Done } else { Step::Remove(surplus) };
         }
         if let Some(missing) = goal.difference(&self.members).next() {
             return Step::Add(*missing);
         }
-        let newcomers: BTreeSet<u64> = goal.difference(&self.voters()).copied().collect();
+        let newcomers: BTreeSet<NodeId> = goal.difference(&self.voters()).copied().collect();
         if newcomers.iter().any(|newcomer| !caught_up(*newcomer)) {
             return Step::Wait;
         }
@@ -125,7 +126,7 @@ impl Drop for UnderWay<'_> {
 
 impl RaftGroup {
     /// The present voters, as far as this member knows; during a change those before and after it.
-    pub fn voters(&self) -> BTreeSet<u64> {
+    pub fn voters(&self) -> BTreeSet<NodeId> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         metrics.membership_config.membership().voter_ids().collect()
@@ -133,7 +134,7 @@ impl RaftGroup {
 
     /// The voters that decide, and will under any later leader; `None` during a change, and while
     /// one may begin that this member was asked for.
-    pub fn stable_voters(&self) -> Option<BTreeSet<u64>> {
+    pub fn stable_voters(&self) -> Option<BTreeSet<NodeId>> {
         if self.changes.may_go_on() {
             return None;
         }
@@ -150,7 +151,10 @@ impl RaftGroup {
     /// so already.
     ///
     /// A leader that is not among them stops leading soon after.
-    pub async fn change_voters(&self, voters: &BTreeSet<u64>) -> Result<(), ChangeVotersFailure> {
+    pub async fn change_voters(
+        &self,
+        voters: &BTreeSet<NodeId>,
+    ) -> Result<(), ChangeVotersFailure> {
         if voters.is_empty() {
             return Err(ChangeVotersFailure::NoVoters);
         }
@@ -191,7 +195,7 @@ impl RaftGroup {
     async fn carry_out(
         &self,
         step: Step,
-        voters: &BTreeSet<u64>,
+        voters: &BTreeSet<NodeId>,
     ) -> Result<Option<Result<(), StepError>>, StorageError> {
         let taken = match step {
             Step::Done | Step::Wait => return Ok(None),
@@ -210,7 +214,7 @@ impl RaftGroup {
         Ok(Some(taken.map(drop)))
     }
 
-    fn next_step(&self, goal: &BTreeSet<u64>, behind: Option<u64>) -> Step {
+    fn next_step(&self, goal: &BTreeSet<NodeId>, behind: Option<u64>) -> Step {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         let present = Present::from_metrics(&metrics);
@@ -224,8 +228,8 @@ impl RaftGroup {
 mod tests {
     use super::*;
 
-    fn set(nodes: &[u64]) -> BTreeSet<u64> {
-        nodes.iter().copied().collect()
+    fn set(nodes: &[u64]) -> BTreeSet<NodeId> {
+        nodes.iter().copied().map(NodeId).collect()
     }
 
     fn present(configs: &[&[u64]], members: &[u64]) -> Present {
@@ -256,11 +260,11 @@ mod tests {
     fn a_change_takes_one_step_after_another_from_wherever_it_stands() {
         let goal = set(&[2, 3, 4]);
         let start = present(&[&[1, 2, 3]], &[1, 2, 3]);
-        assert_eq!(start.step(&goal, |_| true), Step::Add(4));
+        assert_eq!(start.step(&goal, |_| true), Step::Add(NodeId(4)));
         assert_eq!(Present { committed: false, ..start }.step(&goal, |_| true), Step::Wait);
         let added = present(&[&[1, 2, 3]], &[1, 2, 3, 4]);
-        assert_eq!(added.step(&goal, |node| node != 4), Step::Wait);
-        assert_eq!(added.step(&goal, |node| node == 4), Step::Vote(set(&[4])));
+        assert_eq!(added.step(&goal, |node| node != NodeId(4)), Step::Wait);
+        assert_eq!(added.step(&goal, |node| node == NodeId(4)), Step::Vote(set(&[4])));
         // A change that was interrupted in the middle, and another that was on its way elsewhere.
         assert_eq!(
             present(&[&[1, 2, 3], &[2, 3, 4]], &[1, 2, 3, 4]).step(&goal, |_| true),
@@ -268,7 +272,7 @@ mod tests {
         );
         assert_eq!(
             present(&[&[1, 2, 3], &[3, 5]], &[1, 2, 3, 5]).step(&goal, |_| true),
-            Step::Add(4)
+            Step::Add(NodeId(4))
         );
         assert_eq!(
             present(&[&[2, 3, 4]], &[2, 3, 4, 5]).step(&goal, |_| true),

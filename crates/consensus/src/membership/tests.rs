@@ -25,10 +25,10 @@ struct Voter {
     away_for: u32,
 }
 
-struct Voters(Mutex<BTreeMap<u64, Voter>>);
+struct Voters(Mutex<BTreeMap<NodeId, Voter>>);
 
 impl Voters {
-    async fn serve(nodes: &BTreeSet<u64>) -> Arc<Self> {
+    async fn serve(nodes: &BTreeSet<NodeId>) -> Arc<Self> {
         let mut voters = BTreeMap::new();
         for node in nodes {
             let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
@@ -47,7 +47,7 @@ impl Voters {
     }
 
     fn is_away_for(&self, node: u64, times: u32) {
-        self.0.lock().get_mut(&node).unwrap().away_for = times;
+        self.0.lock().get_mut(&NodeId(node)).unwrap().away_for = times;
     }
 
     fn is_back(&self, node: u64) {
@@ -55,25 +55,25 @@ impl Voters {
     }
 
     fn asked(&self, node: u64) -> u32 {
-        self.0.lock()[&node].asked
+        self.0.lock()[&NodeId(node)].asked
     }
 
     fn engine(&self, voter: u64) -> Arc<dyn Engine> {
-        Arc::clone(&self.0.lock()[&voter].engine)
+        Arc::clone(&self.0.lock()[&NodeId(voter)].engine)
     }
 
     /// Whether the voter takes this incarnation of node 1 for its first.
     fn records(&self, voter: u64, incarnation: &[u8]) -> bool {
-        record(&self.engine(voter), GROUP, 1, incarnation).unwrap()
+        record(&self.engine(voter), GROUP, NodeId(1), incarnation).unwrap()
     }
 
     fn remembers(&self, voter: u64, node: u64) -> Option<Bytes> {
-        remembered(&self.engine(voter), GROUP, node).unwrap()
+        remembered(&self.engine(voter), GROUP, NodeId(node)).unwrap()
     }
 }
 
 impl Peers for Voters {
-    fn channel(&self, node: u64) -> Option<Channel> {
+    fn channel(&self, node: NodeId) -> Option<Channel> {
         let mut voters = self.0.lock();
         let voter = voters.get_mut(&node).unwrap();
         voter.asked += 1;
@@ -84,7 +84,7 @@ impl Peers for Voters {
 /// Node 1.
 struct Member {
     engine: Arc<dyn Engine>,
-    nodes: BTreeSet<u64>,
+    nodes: BTreeSet<NodeId>,
     voters: Arc<Voters>,
     votes: Arc<Votes>,
 }
@@ -92,7 +92,7 @@ struct Member {
 impl Member {
     /// One of so many voters. The others are away.
     async fn new(nodes: u64) -> Self {
-        let nodes = BTreeSet::from_iter(1..=nodes);
+        let nodes = BTreeSet::from_iter((1..=nodes).map(NodeId));
         let voters = Voters::serve(&nodes).await;
         let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
         assert_eq!(voting_status(&engine, GROUP).unwrap(), VotingStatus::New);
@@ -104,14 +104,16 @@ impl Member {
             (Arc::clone(&self.engine), self.nodes.clone(), Arc::clone(&self.votes));
         let peers = Arc::clone(&self.voters) as Arc<dyn Peers>;
         tokio::spawn(async move {
-            join(&engine, GROUP, 1, &nodes, &peers, vouched, &votes).await.unwrap()
+            join(&engine, GROUP, NodeId(1), &nodes, &peers, vouched, &votes).await.unwrap()
         })
     }
 
     fn announces(&self) -> JoinHandle<()> {
         let (engine, nodes) = (Arc::clone(&self.engine), self.nodes.clone());
         let peers = Arc::clone(&self.voters) as Arc<dyn Peers>;
-        tokio::spawn(async move { announce(&engine, GROUP, 1, &nodes, &peers).await.unwrap() })
+        tokio::spawn(
+            async move { announce(&engine, GROUP, NodeId(1), &nodes, &peers).await.unwrap() },
+        )
     }
 
     fn voting_status(&self) -> VotingStatus {
@@ -146,12 +148,12 @@ fn only_the_first_incarnation_of_a_member_is_remembered_also_after_a_crash() {
     let engine = Arc::new(MemoryEngine::default());
     let dynamic = Arc::clone(&engine) as Arc<dyn Engine>;
     assert_eq!(voting_status(&dynamic, GROUP).unwrap(), VotingStatus::New);
-    assert!(record(&dynamic, GROUP, 2, b"first").unwrap());
-    assert!(!record(&dynamic, GROUP, 2, b"second").unwrap());
+    assert!(record(&dynamic, GROUP, NodeId(2), b"first").unwrap());
+    assert!(!record(&dynamic, GROUP, NodeId(2), b"second").unwrap());
     for seed in 0..20 {
         let after: Arc<dyn Engine> = Arc::new(engine.crash(seed));
-        assert!(record(&after, GROUP, 2, b"first").unwrap());
-        assert!(!record(&after, GROUP, 2, b"second").unwrap());
+        assert!(record(&after, GROUP, NodeId(2), b"first").unwrap());
+        assert!(!record(&after, GROUP, NodeId(2), b"second").unwrap());
     }
 }
 
@@ -241,13 +243,13 @@ async fn a_member_is_made_known_to_voters_that_were_away_when_it_joined() {
 #[tokio::test]
 async fn a_newcomer_hears_of_earlier_voters_and_not_before_it_takes_part() {
     let Member { engine, nodes, voters, .. } = Member::new(3).await;
-    assert!(record(&engine, GROUP, 1, b"one").unwrap());
+    assert!(record(&engine, GROUP, NodeId(1), b"one").unwrap());
     voters.is_back(3);
     let peers = Arc::clone(&voters) as Arc<dyn Peers>;
-    let mut introducing = Box::pin(introduce(&engine, GROUP, 3, &nodes, &peers));
+    let mut introducing = Box::pin(introduce(&engine, GROUP, NodeId(3), &nodes, &peers));
     assert!(tokio::time::timeout(PAUSE * 3, introducing.as_mut()).await.is_err());
     assert_eq!(voters.asked(3), 0);
-    assert!(record(&engine, GROUP, 3, b"three").unwrap());
+    assert!(record(&engine, GROUP, NodeId(3), b"three").unwrap());
     tokio::time::timeout(DEADLINE, introducing).await.expect("it takes part").unwrap();
     assert_eq!(
         (voters.remembers(3, 1).as_deref(), voters.remembers(3, 2)),

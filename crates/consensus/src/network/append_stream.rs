@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use futures::{Stream, StreamExt};
 use meridian_proto::raft;
+use meridian_types::NodeId;
 use openraft::OptionalSend;
 use openraft::errors::{RPCError, Timeout};
 use openraft::network::RPCTypes;
@@ -84,7 +85,7 @@ impl InFlight {
 
 /// The answers to a stream of appends, in order.
 pub(super) struct AppendStream {
-    target: u64,
+    target: NodeId,
     in_flight: Arc<InFlight>,
     lease_trust: Arc<LeaseTrust>,
     marks: Arc<MemberMarks>,

@@ -19,7 +19,7 @@ fn a_leader_notices_what_its_memory_has_changed() {
     let verify = |bytes: bytes::Bytes| {
         let payload = EntryPayload::Normal(EncodedBatch::stored(bytes));
         let entries = vec![Entry { log_id: LogId::new(1.into(), 7), payload }];
-        let leader_id = openraft::impls::leader_id_std::LeaderId::new(1, 1);
+        let leader_id = openraft::impls::leader_id_std::LeaderId::new(1, NodeId(1));
         let vote = Vote { leader_id, committed: true };
         let request =
             AppendEntriesRequest { vote, prev_log_id: None, entries, leader_commit: None };
@@ -138,7 +138,7 @@ impl raft::raft_server::Raft for Follows {
 struct One(Channel);
 
 impl Peers for One {
-    fn channel(&self, _: u64) -> Option<Channel> {
+    fn channel(&self, _: NodeId) -> Option<Channel> {
         Some(self.0.clone())
     }
 }
@@ -160,7 +160,7 @@ async fn network(member: Follows, append_timeout: Duration) -> Network {
         .unwrap()
         .connect_lazy();
     let factory = NetworkFactory {
-        node_id: 1,
+        node_id: NodeId(1),
         group: GROUP,
         peers: Arc::new(One(channel)),
         transfer: Arc::new(NoStates),
@@ -168,14 +168,14 @@ async fn network(member: Follows, append_timeout: Duration) -> Network {
         append_timeout,
         advertised: Arc::default(),
         lease_trust: Arc::new(LeaseTrust::new(HOUR, Duration::from_secs(1))),
-        marks: Arc::new(MemberMarks::new(GROUP, 1, None)),
+        marks: Arc::new(MemberMarks::new(GROUP, NodeId(1), None)),
     };
-    Network { factory, target: 2, kept: None }
+    Network { factory, target: NodeId(2), kept: None }
 }
 
 /// Of node 1, in term 1.
 fn own_vote(committed: bool) -> Vote {
-    Vote { leader_id: openraft::impls::leader_id_std::LeaderId::new(1, 1), committed }
+    Vote { leader_id: openraft::impls::leader_id_std::LeaderId::new(1, NodeId(1)), committed }
 }
 
 fn heartbeat() -> AppendEntriesRequest<TypeConfig> {

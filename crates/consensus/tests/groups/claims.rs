@@ -22,9 +22,10 @@ async fn a_term_that_no_group_reaches_moves_no_member() {
     };
     for node in &nodes {
         let mut client = RaftClient::new(wire.channel(node.id).unwrap());
-        let group = Some(raft::Group { shard: crate::support::SHARD.0, epoch: 1, target: node.id });
+        let group =
+            Some(raft::Group { shard: crate::support::SHARD.0, epoch: 1, target: node.id.0 });
         for claimed in [u64::MAX, 1 << 40] {
-            let vote = |committed| Some(log::Vote { term: claimed, node_id: led, committed });
+            let vote = |committed| Some(log::Vote { term: claimed, node_id: led.0, committed });
             let append = raft::AppendRequest { group, vote: vote(true), ..Default::default() };
             let mut refused = vec![client.append(append.clone()).await.map(drop)];
             let stream = client.stream_append(futures::stream::iter([append])).await.unwrap();

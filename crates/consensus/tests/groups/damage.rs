@@ -64,7 +64,7 @@ async fn a_bit_that_flips_on_the_way_to_a_member_is_found_and_sent_again() {
     let (mut nodes, voters) = (Vec::new(), set(1..=3));
     for id in 1..=3 {
         let mut node = Node::new(id, &wire).await;
-        wire.listens(id, flipping(node.address, Arc::clone(&left)).await);
+        wire.listens(node.id, flipping(node.address, Arc::clone(&left)).await);
         node.form(1, &voters, at(1, 0));
         node.open(1, &voters).await;
         nodes.push(node);
@@ -92,10 +92,10 @@ async fn append(
     to: &Node,
     bytes: Bytes,
 ) -> Result<raft::AppendResponse, tonic::Status> {
-    let group = raft::Group { shard: SHARD.0, epoch: 1, target: to.id };
+    let group = raft::Group { shard: SHARD.0, epoch: 1, target: to.id.0 };
     let leadership = leader(nodes).await.group().leadership().unwrap();
     let vote =
-        log::Vote { term: leadership.term, node_id: leader(nodes).await.id, committed: true };
+        log::Vote { term: leadership.term, node_id: leader(nodes).await.id.0, committed: true };
     let previous = to.state.applied().raft.log_id.unwrap();
     let log_id = log::LogId { term: leadership.term, index: previous.index + 1 };
     let entry =

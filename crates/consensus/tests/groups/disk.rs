@@ -68,7 +68,7 @@ async fn members_whose_disks_take_most_of_a_lease_to_save_a_vote_elect_a_leader(
     write(&nodes, 1, "before").await;
     let lost = leader(&nodes).await.id;
     nodes.iter().for_each(|node| node.watched.syncs_take(Duration::from_millis(650)));
-    let mut lost = nodes.remove(usize::try_from(lost).unwrap() - 1);
+    let mut lost = nodes.remove(usize::try_from(lost.0).unwrap() - 1);
     lost.close().await;
     write(&nodes, 1, "after").await;
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use meridian_consensus::RaftTiming;
+use meridian_types::NodeId;
 
 use crate::support::{Node, at, equal, leader, set, until, write};
 use crate::wire::Wire;
@@ -29,7 +30,7 @@ async fn a_round_trip_may_take_longer_than_heartbeats_are_apart() {
     }
     nodes[0].group().elect_now().await;
     let first = leader(&nodes).await;
-    assert_eq!(first.id, 1);
+    assert_eq!(first.id, NodeId(1));
     // Idle for longer than any timeout: the same leader, and a lease that is always renewed in
     // time.
     until("a lease", async || first.group().leadership().unwrap().lease_until.is_some()).await;

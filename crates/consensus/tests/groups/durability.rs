@@ -8,6 +8,7 @@ use meridian_proto::log::LogId;
 use meridian_proto::raft::{self, raft_client::RaftClient};
 use meridian_storage::schema::LOG_FAMILY;
 use meridian_storage::{Durability, Engine, MemberMark, WriteBatch};
+use meridian_types::NodeId;
 
 use crate::seal::three;
 use crate::support::{Node, SHARD, at, crash_seed, equal, group, leader, role, set, until, write};
@@ -133,8 +134,8 @@ fn split(mut nodes: Vec<Node>, index: usize) -> (Vec<Node>, Node) {
 
 /// Why the node refuses to be asked for its vote by a candidate that remembers this of it; empty if
 /// it does not.
-async fn refused_vote(wire: &Arc<Wire>, node: u64, remembered: Option<LogId>) -> String {
-    let target = raft::Group { shard: SHARD.0, epoch: group(1).epoch.0.into(), target: node };
+async fn refused_vote(wire: &Arc<Wire>, node: NodeId, remembered: Option<LogId>) -> String {
+    let target = raft::Group { shard: SHARD.0, epoch: group(1).epoch.0.into(), target: node.0 };
     let vote = Some(Default::default());
     let request = raft::VoteRequest { group: Some(target), vote, remembered, ..Default::default() };
     let answer = RaftClient::new(wire.channel(node).unwrap()).pre_vote(request).await;
@@ -228,11 +229,11 @@ async fn a_candidate_gets_no_vote_whose_log_ends_before_what_the_other_knows_tha
             leadership_transfer: true,
             remembered: None,
         };
-        RaftClient::new(wire.channel(2).unwrap()).pre_vote(request).await
+        RaftClient::new(wire.channel(NodeId(2)).unwrap()).pre_vote(request).await
     };
     assert!(ask(log_id.index).await.is_ok());
     let held = MemberMark { term: log_id.term, index: log_id.index + 2 };
-    nodes[1].marks.remember(group(1), 3, held);
+    nodes[1].marks.remember(group(1), NodeId(3), held);
     let refused = ask(log_id.index + 1).await.unwrap_err();
     assert!(refused.message().contains("its data folder was rolled back"), "{refused}");
     assert!(ask(held.index).await.is_ok());

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use meridian_consensus::{Peers, RaftGroup, Role};
 use meridian_proto::raft::{self, raft_client::RaftClient};
 use meridian_proto::{log, raft::append_response};
+use meridian_types::NodeId;
 
 use crate::between::{Control, three_between};
 use crate::seal::{three, three_that_wait};
@@ -62,7 +63,7 @@ async fn a_leader_that_is_asked_to_hands_over_at_once_and_all_follow_in_the_new_
     assert_eq!(term, old.leadership().unwrap().term);
     // No member stands by itself meanwhile.
     until("node 2 leads", async || {
-        old.transfer_leadership(2).await.is_ok() && new.leadership().is_ok()
+        old.transfer_leadership(NodeId(2)).await.is_ok() && new.leadership().is_ok()
     })
     .await;
     let next = new.leadership().unwrap().term;
@@ -90,10 +91,10 @@ async fn a_member_is_in_touch_with_a_leader_that_it_answered_and_not_with_one_of
     nodes[0].close().await;
     let member = nodes[1].group();
     let target = Some(raft::Group { shard: SHARD.0, epoch: group(1).epoch.0.into(), target: 2 });
-    let mut client = RaftClient::new(wire.channel(2).unwrap());
+    let mut client = RaftClient::new(wire.channel(NodeId(2)).unwrap());
     for (term, is_in_touch) in [(term, true), (term - 1, false)] {
         for is_streamed in [true, false] {
-            let mut in_touch = Box::pin(member.leader_in_touch(Some(1)));
+            let mut in_touch = Box::pin(member.leader_in_touch(Some(NodeId(1))));
             assert!(futures::poll!(in_touch.as_mut()).is_pending());
             let vote = Some(log::Vote { term, node_id: 1, committed: true });
             let question = raft::AppendRequest { group: target, vote, ..Default::default() };

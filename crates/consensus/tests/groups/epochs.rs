@@ -25,7 +25,7 @@ async fn replicas(wire: &Arc<Wire>, sequences: &[u64]) -> Vec<Node> {
 
 /// Forms epoch 2 behind the fifth batch of epoch 1 where that is possible, and opens it everywhere.
 async fn second_epoch(nodes: &mut [Node]) {
-    let voters = set(nodes.iter().map(|node| node.id));
+    let voters = set(nodes.iter().map(|node| node.id.0));
     for node in nodes {
         let formed = node.form(2, &voters, at(1, 5));
         let position = node.state.position();
@@ -86,7 +86,7 @@ async fn one_founder_is_enough_and_its_first_snapshot_is_the_base() {
 }
 
 async fn role_of_leader(nodes: &[Node]) -> u64 {
-    leader(nodes).await.id
+    leader(nodes).await.id.0
 }
 
 #[tokio::test]
@@ -284,7 +284,7 @@ async fn a_wiped_founder_is_sent_everything_by_the_same_leader_and_does_not_vote
         let leader = leader(&nodes).await;
         (leader.group().status().term, leader.id)
     };
-    let victim = usize::try_from(leader % 3).unwrap();
+    let victim = usize::try_from(leader.0 % 3).unwrap();
     nodes[victim].wipe().await;
     // Even if it happens to have the base's state again: it is another folder.
     nodes[victim].replicate(5, "shipped");

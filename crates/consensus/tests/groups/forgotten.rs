@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use meridian_consensus::{Peers, RaftTiming};
 use meridian_proto::log;
 use meridian_proto::raft::{self, raft_client::RaftClient};
+use meridian_types::NodeId;
 
 use crate::reads::{Links, three_linked};
 use crate::seal::{three, three_that_wait};
@@ -174,7 +175,7 @@ async fn the_first_question_that_a_member_hears_tells_it_what_it_lacks() {
             }],
             ..Default::default()
         };
-        RaftClient::new(wire.channel(3).unwrap()).append(question).await.map(drop)
+        RaftClient::new(wire.channel(NodeId(3)).unwrap()).append(question).await.map(drop)
     };
     until("it confirms that leader", async || asked(last).await.is_ok()).await;
     let refused = asked(last + 100).await.unwrap_err();

@@ -68,7 +68,7 @@ async fn batches_beyond_a_base_are_read_and_then_forgotten() {
     assert!(!node.group().votes());
     node.close().await;
     // In the next epoch it is one like the others.
-    let alone = set([first]);
+    let alone = set([first.0]);
     let base = node.state.position();
     assert_eq!(
         RaftGroup::form(&node.state, group(2), &alone, base, Some(&node.marks)).unwrap(),

@@ -9,6 +9,7 @@ use futures::FutureExt;
 use meridian_consensus::{NotLeading, RaftTiming, log_batches_beyond};
 use meridian_proto::encode_batch;
 use meridian_storage::Engine;
+use meridian_types::NodeId;
 
 use crate::seal::{three, three_that_wait};
 use crate::support::{DEADLINE, Node, at, batch, equal, leader, set, until, write};
@@ -45,7 +46,7 @@ async fn a_leader_reads_nothing_older_than_what_it_has_let_others_apply() {
 }
 
 /// What goes from the one to the other.
-pub(crate) type Links = HashMap<(u64, u64), Arc<Link>>;
+pub(crate) type Links = HashMap<(NodeId, NodeId), Arc<Link>>;
 
 /// Three whose connections can be held up.
 pub(crate) async fn three_linked(timing: RaftTiming) -> (Vec<Node>, Links) {
@@ -195,7 +196,7 @@ async fn reads_keep_no_failed_handover_from_healing() {
     let nodes = three(&wire).await;
     write(&nodes, 1, "before").await;
     // No member is there to take over.
-    leader(&nodes).await.group().transfer_leadership(9).await.unwrap();
+    leader(&nodes).await.group().transfer_leadership(NodeId(9)).await.unwrap();
     let groups: Vec<_> = nodes.iter().map(|node| node.group().clone()).collect();
     let reading = tokio::spawn(async move {
         loop {
@@ -219,7 +220,7 @@ async fn a_leader_that_was_removed_confirms_no_read() {
     let leading = leader(&nodes).await;
     // None of the others takes over.
     nodes.iter().filter(|node| node.id != leading.id).for_each(|node| node.group().seal());
-    let left = set((1..=3).filter(|id| *id != leading.id));
+    let left = set((1..=3).filter(|id| *id != leading.id.0));
     let group = leading.group().clone();
     let voters = left.clone();
     let changing = tokio::spawn(async move { group.change_voters(&voters).await });
@@ -235,7 +236,7 @@ async fn a_search_for_a_leader_ends_when_a_suitable_leader_is_known() {
     let nodes = three_that_wait(&wire).await;
     let [first, second, third] = [&nodes[0], &nodes[1], &nodes[2]].map(Node::group);
     let (mut another, mut in_touch) =
-        (Box::pin(second.another_leader(Some(9))), Box::pin(second.leader_in_touch(None)));
+        (Box::pin(second.another_leader(Some(NodeId(9)))), Box::pin(second.leader_in_touch(None)));
     assert!(
         futures::poll!(another.as_mut()).is_pending()
             && futures::poll!(in_touch.as_mut()).is_pending()
@@ -244,26 +245,30 @@ async fn a_search_for_a_leader_ends_when_a_suitable_leader_is_known() {
     tokio::time::timeout(DEADLINE, async { tokio::join!(another, in_touch) })
         .await
         .expect("node 1 leads");
-    assert_eq!(second.leadership(), Err(NotLeading { leader: Some(1) }));
+    assert_eq!(second.leadership(), Err(NotLeading { leader: Some(NodeId(1)) }));
     // The leader itself looks for no other, nor does a member that knows another leader than the
     // failed one.
-    assert!(first.another_leader(Some(1)).now_or_never().is_some());
-    assert!(first.leader_in_touch(Some(1)).now_or_never().is_some());
+    assert!(first.another_leader(Some(NodeId(1))).now_or_never().is_some());
+    assert!(first.leader_in_touch(Some(NodeId(1))).now_or_never().is_some());
     assert!(second.another_leader(None).now_or_never().is_some());
-    assert!(second.leader_in_touch(Some(3)).now_or_never().is_some());
+    assert!(second.leader_in_touch(Some(NodeId(3))).now_or_never().is_some());
     // The leader that is not heard elsewhere is heard here again.
-    let (mut another, mut in_touch) =
-        (Box::pin(second.another_leader(Some(1))), Box::pin(second.leader_in_touch(Some(1))));
+    let (mut another, mut in_touch) = (
+        Box::pin(second.another_leader(Some(NodeId(1)))),
+        Box::pin(second.leader_in_touch(Some(NodeId(1)))),
+    );
     assert!(futures::poll!(in_touch.as_mut()).is_pending(), "it was heard before");
     tokio::time::timeout(DEADLINE, in_touch).await.expect("node 1 sends heartbeats");
     assert!(futures::poll!(another.as_mut()).is_pending());
     until("node 3 takes over", async || {
-        first.transfer_leadership(3).await.is_ok_and(|()| third.leadership().is_ok())
+        first.transfer_leadership(NodeId(3)).await.is_ok_and(|()| third.leadership().is_ok())
     })
     .await;
     tokio::time::timeout(DEADLINE, another).await.expect("node 3 leads");
-    until("node 2 follows it", async || second.leader_in_touch(Some(1)).now_or_never().is_some())
-        .await;
+    until("node 2 follows it", async || {
+        second.leader_in_touch(Some(NodeId(1))).now_or_never().is_some()
+    })
+    .await;
 }
 
 #[derive(Default)]

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use meridian_consensus::{Peers, Role};
 use meridian_proto::raft::{self, raft_client::RaftClient};
+use meridian_types::NodeId;
 use tonic::Code;
 
 use crate::support::{Node, SHARD, at, equal, group, leader, role, set, until, write};
@@ -37,7 +38,7 @@ async fn a_sealed_group_goes_on_under_its_leader_and_elects_no_other() {
     write(&nodes, 2, "under way").await;
     equal(&nodes, at(1, 4)).await;
     // No member may take over, by the leader's will or without it.
-    let index = usize::try_from(first - 1).unwrap();
+    let index = usize::try_from(first.0 - 1).unwrap();
     let follower = &nodes[(index + 1) % 3];
     assert!(nodes[index].group().transfer_leadership(follower.id).await.is_err());
     assert!(!follower.group().votes());
@@ -75,7 +76,7 @@ async fn one_sealed_member_does_not_keep_the_others_from_electing() {
     let wire = Arc::new(Wire::default());
     let mut nodes = three(&wire).await;
     write(&nodes, 1, "before").await;
-    let first = usize::try_from(leader(&nodes).await.id - 1).unwrap();
+    let first = usize::try_from(leader(&nodes).await.id.0 - 1).unwrap();
     let sealed = (first + 1) % 3;
     nodes[sealed].group().seal();
     // Asked to take over, it does not; the leader leads on, or another is elected.
@@ -107,8 +108,8 @@ pub(crate) async fn three_that_wait(wire: &Arc<Wire>) -> Vec<Node> {
 }
 
 /// Why the node refuses to be asked for its vote; `None` if it does not.
-async fn refused_vote(wire: &Arc<Wire>, node: u64) -> Option<String> {
-    let target = raft::Group { shard: SHARD.0, epoch: group(1).epoch.0.into(), target: node };
+async fn refused_vote(wire: &Arc<Wire>, node: NodeId) -> Option<String> {
+    let target = raft::Group { shard: SHARD.0, epoch: group(1).epoch.0.into(), target: node.0 };
     let request = raft::VoteRequest {
         group: Some(target),
         vote: Some(Default::default()),
@@ -122,7 +123,7 @@ async fn refused_vote(wire: &Arc<Wire>, node: u64) -> Option<String> {
 async fn a_former_follower_keeps_quiet_after_a_restart_and_a_newcomer_does_not() {
     let wire = Arc::new(Wire::default());
     let mut nodes = three_that_wait(&wire).await;
-    until("the new ones may vote", async || refused_vote(&wire, 2).await.is_none()).await;
+    until("the new ones may vote", async || refused_vote(&wire, NodeId(2)).await.is_none()).await;
     nodes[0].group().elect_now().await;
     write(&nodes, 1, "first").await;
     equal(&nodes, at(1, 1)).await;
@@ -132,7 +133,7 @@ async fn a_former_follower_keeps_quiet_after_a_restart_and_a_newcomer_does_not()
         nodes[1].crash().await;
         nodes[1].open(1, &set(1..=3)).await;
         until("its restart is why", async || {
-            refused_vote(&wire, 2).await.is_some_and(|why| why.contains("has just started"))
+            refused_vote(&wire, NodeId(2)).await.is_some_and(|why| why.contains("has just started"))
         })
         .await;
     }
@@ -159,7 +160,7 @@ async fn a_restarted_leader_does_not_take_itself_for_one() {
     let wire = Arc::new(Wire::default());
     let mut nodes = three(&wire).await;
     write(&nodes, 1, "before").await;
-    let first = usize::try_from(leader(&nodes).await.id - 1).unwrap();
+    let first = usize::try_from(leader(&nodes).await.id.0 - 1).unwrap();
     for node in &mut nodes {
         node.crash().await;
     }
@@ -178,7 +179,7 @@ async fn a_group_that_is_not_here_is_not_found() {
     let mut nodes = three(&wire).await;
     write(&nodes, 1, "before").await;
     nodes[0].close().await;
-    let mut client = RaftClient::new(wire.channel(1).unwrap());
+    let mut client = RaftClient::new(wire.channel(NodeId(1)).unwrap());
     let target = raft::Group { shard: SHARD.0, epoch: group(1).epoch.0.into(), target: 1 };
     let request = raft::AppendRequest { group: Some(target), ..Default::default() };
     assert_eq!(client.append(request).await.unwrap_err().code(), Code::NotFound);

@@ -15,8 +15,8 @@ use meridian_storage::{
     Syncer, WatchedEngine,
 };
 use meridian_types::{
-    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, Position, RequestId, ShardId, Value,
-    ValueEncoding,
+    Batch, CommittedTransaction, DatabaseId, Effect, Epoch, NodeId, Position, RequestId, ShardId,
+    Value, ValueEncoding,
 };
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -35,8 +35,8 @@ pub(crate) fn at(epoch: u16, sequence: u64) -> Position {
     Position::new(Epoch(epoch), sequence)
 }
 
-pub(crate) fn set(nodes: impl IntoIterator<Item = u64>) -> BTreeSet<u64> {
-    nodes.into_iter().collect()
+pub(crate) fn set(nodes: impl IntoIterator<Item = u64>) -> BTreeSet<NodeId> {
+    nodes.into_iter().map(NodeId).collect()
 }
 
 /// Waits until `condition` holds, and says `what` did not if it never does.
@@ -117,7 +117,7 @@ impl Disk {
 
 /// A node: what outlives its processes is its engine and the file of high-water marks.
 pub(crate) struct Node {
-    pub(crate) id: u64,
+    pub(crate) id: NodeId,
     disk: Disk,
     pub(crate) engine: Arc<dyn Engine>,
     /// The same, as the node uses it.
@@ -149,17 +149,18 @@ impl Node {
     /// A node that answers a round trip of twice `distance` later.
     pub(crate) async fn far(id: u64, wire: &Arc<Wire>, distance: Duration) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
-        Self::start(id, wire, distance, Disk::Memory(Arc::default()), folder).await
+        Self::start(NodeId(id), wire, distance, Disk::Memory(Arc::default()), folder).await
     }
 
     /// A node on RocksDB.
     pub(crate) async fn on_disk(id: u64, wire: &Arc<Wire>) -> Self {
         let disk = Disk::Folder(Arc::new(tempfile::tempdir().unwrap()));
-        Self::start(id, wire, Duration::ZERO, disk, Arc::new(tempfile::tempdir().unwrap())).await
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        Self::start(NodeId(id), wire, Duration::ZERO, disk, folder).await
     }
 
     async fn start(
-        id: u64,
+        id: NodeId,
         wire: &Arc<Wire>,
         distance: Duration,
         disk: Disk,
@@ -221,7 +222,7 @@ impl Node {
         }
     }
 
-    pub(crate) fn form(&self, epoch: u16, voters: &BTreeSet<u64>, base: Position) -> Formed {
+    pub(crate) fn form(&self, epoch: u16, voters: &BTreeSet<NodeId>, base: Position) -> Formed {
         RaftGroup::form(&self.state, group(epoch), voters, base, Some(&self.marks)).unwrap()
     }
 
@@ -240,7 +241,7 @@ impl Node {
     }
 
     /// Opens the group, serves it, and takes part.
-    pub(crate) async fn open(&mut self, epoch: u16, voters: &BTreeSet<u64>) {
+    pub(crate) async fn open(&mut self, epoch: u16, voters: &BTreeSet<NodeId>) {
         let opened = RaftGroup::open(self.options(epoch)).await.unwrap();
         self.service.register(opened.clone());
         self.group = Some(opened.clone());

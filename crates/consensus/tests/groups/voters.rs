@@ -6,6 +6,7 @@ use std::time::Duration;
 use meridian_consensus::{ChangeVotersFailure, Formed, RaftGroup, Role, leave_group};
 use meridian_proto::log::LogId;
 use meridian_storage::Engine;
+use meridian_types::NodeId;
 
 use crate::between::{Control, three_between};
 use crate::support::{Node, at, equal, group, leader, role, set, until, write};
@@ -27,7 +28,7 @@ async fn five(wire: &Arc<Wire>) -> Vec<Node> {
     nodes
 }
 
-async fn change(nodes: &[Node], voters: &std::collections::BTreeSet<u64>) {
+async fn change(nodes: &[Node], voters: &std::collections::BTreeSet<NodeId>) {
     until("the voters are changed", async || {
         leader(nodes).await.group().change_voters(voters).await.is_ok()
     })
@@ -48,8 +49,8 @@ async fn voters_are_added_replaced_and_removed_and_the_leader_may_be_one() {
     assert!(nodes.iter().all(|node| node.group().voters() == all));
     // Without the leader, and one more.
     let first = leader(&nodes).await;
-    let other = if first.id == 1 { 2 } else { 1 };
-    let goal: std::collections::BTreeSet<u64> =
+    let other = NodeId(if first.id == NodeId(1) { 2 } else { 1 });
+    let goal: std::collections::BTreeSet<NodeId> =
         all.iter().copied().filter(|id| ![first.id, other].contains(id)).collect();
     let removed = [first.id, other];
     first.group().change_voters(&goal).await.unwrap();
@@ -82,7 +83,7 @@ async fn voters_are_added_replaced_and_removed_and_the_leader_may_be_one() {
     back.state.apply(&[], Default::default()).unwrap();
     back.open(1, &goal).await;
     left.push(back);
-    let four = set(left.iter().map(|node| node.id));
+    let four = set(left.iter().map(|node| node.id.0));
     change(&left, &four).await;
     write(&left, 1, "four").await;
     equal(&left, at(1, 8)).await;
@@ -100,7 +101,8 @@ async fn a_member_that_left_votes_again_only_when_it_holds_what_it_held() {
     nodes.truncate(2);
     until("node 2 is replaced", async || {
         let leading = if nodes[0].group().leadership().is_ok() { &nodes[0] } else { &back };
-        leading.group().change_voters(&set([1, 3, 4])).await.is_ok() && leader(&nodes).await.id != 2
+        leading.group().change_voters(&set([1, 3, 4])).await.is_ok()
+            && leader(&nodes).await.id != NodeId(2)
     })
     .await;
     write(&nodes, 2, "without it").await;
@@ -156,7 +158,7 @@ async fn a_change_that_was_dropped_half_way_is_finished_or_turned_round() {
     // Another way: what was begun is cleaned up.
     let goal = set([2, 3, 4]);
     change(&nodes, &goal).await;
-    let nodes: Vec<Node> = nodes.into_iter().filter(|node| node.id != 1).collect();
+    let nodes: Vec<Node> = nodes.into_iter().filter(|node| node.id != NodeId(1)).collect();
     write(&nodes, 1, "after").await;
     equal(&nodes, at(1, 4)).await;
     until("the last ones decide", async || settled(&nodes).await == Some(set(2..=4))).await;
@@ -193,7 +195,7 @@ async fn a_change_ends_with_the_leadership_whatever_it_waits_for() {
     let leading = leader(&nodes).await;
     // Node 5 has left the wire, and keeps node 4 a copy that does not vote yet.
     let nowhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    wire.listens(5, nowhere);
+    wire.listens(NodeId(5), nowhere);
     let begun = tokio::time::timeout(
         Duration::from_millis(300),
         leading.group().change_voters(&set(1..=5)),
@@ -204,7 +206,7 @@ async fn a_change_ends_with_the_leadership_whatever_it_waits_for() {
         || nodes[3].group().status().committed_index == leading.group().status().committed_index;
     until("node 4 has caught up", async || caught_up() && role(&nodes[3]) == Role::Learner).await;
     // Then it cannot be told of the other voters.
-    wire.listens(4, nowhere);
+    wire.listens(NodeId(4), nowhere);
     let (group, goal) = (leading.group().clone(), set(1..=4));
     let changing = tokio::spawn(async move { group.change_voters(&goal).await });
     let other = nodes[..3].iter().find(|node| node.id != leading.id).unwrap();
@@ -236,7 +238,7 @@ async fn a_newcomer_remembers_the_voters_before_it() {
     }
     // The third is away: they ask the newcomer alone.
     for index in &lost {
-        let ask = set([nodes[*index].id, 4]);
+        let ask = set([nodes[*index].id.0, 4]);
         nodes[*index].open(1, &ask).await;
     }
     write(&nodes, 1, "after").await;
@@ -255,7 +257,8 @@ async fn removals_of_a_leader() -> usize {
         first.group().leadership().is_ok_and(|leads| leads.lease_until.is_some())
     })
     .await;
-    let goal: std::collections::BTreeSet<u64> = (1..=4).filter(|id| *id != first.id).collect();
+    let goal: std::collections::BTreeSet<NodeId> =
+        (1..=4).map(NodeId).filter(|id| *id != first.id).collect();
     let (removed, id) = (first.group().clone(), first.id);
     let (stop, stopped) = std::sync::mpsc::channel();
     let watching = tokio::task::spawn_blocking(move || {

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use meridian_consensus::{Peers, StateTransfer, Transfer};
 use meridian_storage::{GroupId, ShardState, StagedState, StateSnapshot, StorageError};
+use meridian_types::NodeId;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
@@ -18,7 +19,7 @@ use tonic::transport::{Channel, Endpoint};
 /// Where the members listen, and the snapshots that they offer each other.
 #[derive(Default)]
 pub(crate) struct Wire {
-    channels: Mutex<HashMap<u64, Channel>>,
+    channels: Mutex<HashMap<NodeId, Channel>>,
     offers: Arc<Mutex<Vec<Arc<StateSnapshot>>>>,
     fetched: Mutex<HashMap<String, usize>>,
     fetches_held: AtomicBool,
@@ -33,7 +34,7 @@ impl Wire {
     }
 
     /// From now on `node` is called at `address`.
-    pub(crate) fn listens(&self, node: u64, address: SocketAddr) {
+    pub(crate) fn listens(&self, node: NodeId, address: SocketAddr) {
         let endpoint =
             Endpoint::from_shared(format!("http://{address}")).unwrap().tcp_nodelay(true);
         self.channels.lock().unwrap().insert(node, endpoint.connect_lazy());
@@ -56,7 +57,7 @@ impl Wire {
 }
 
 impl Peers for Wire {
-    fn channel(&self, node: u64) -> Option<Channel> {
+    fn channel(&self, node: NodeId) -> Option<Channel> {
         self.channels.lock().unwrap().get(&node).cloned()
     }
 }
@@ -71,7 +72,7 @@ impl StateTransfer for Wire {
     fn fetch(
         self: Arc<Self>,
         group: GroupId,
-        _: u64,
+        _: NodeId,
         snapshot_id: String,
         state: Arc<ShardState>,
     ) -> Transfer<Result<StagedState, StorageError>> {

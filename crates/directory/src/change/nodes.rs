@@ -128,7 +128,9 @@ impl Cluster {
         }
         let id = self
             .last_node_id
+            .0
             .checked_add(1)
+            .map(NodeId)
             .ok_or_else(|| Refused("all node ids were used".to_owned()))?;
         self.last_node_id = id;
         self.nodes.insert(id, Node { incarnation: None, removed: false, ..node.clone() });

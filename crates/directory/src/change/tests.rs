@@ -20,8 +20,8 @@ fn done(cluster: &Cluster, change: &Change) -> Cluster {
     next
 }
 
-fn ids(ids: &[NodeId]) -> BTreeSet<NodeId> {
-    ids.iter().copied().collect()
+fn ids(ids: &[u64]) -> BTreeSet<NodeId> {
+    ids.iter().copied().map(NodeId).collect()
 }
 
 #[test]
@@ -29,15 +29,15 @@ fn a_node_gets_the_next_id_which_is_never_used_again() {
     let mut new = node(8, "b", "b3");
     (new.incarnation, new.removed) = (Some("ff".to_owned()), true);
     let next = done(&cluster(), &Change::AddNode { node: new });
-    assert_eq!(next.last_node_id, 8);
-    assert_eq!(next.nodes[&8], node(8, "b", "b3"));
-    let next = done(&next, &Change::RemoveNode { node: 8 });
-    assert!(next.nodes[&8].removed);
-    assert_eq!(refused(&next, &Change::RemoveNode { node: 8 }), "node 8 (n8) was removed");
+    assert_eq!(next.last_node_id, NodeId(8));
+    assert_eq!(next.nodes[&NodeId(8)], node(8, "b", "b3"));
+    let next = done(&next, &Change::RemoveNode { node: NodeId(8) });
+    assert!(next.nodes[&NodeId(8)].removed);
+    assert_eq!(refused(&next, &Change::RemoveNode { node: NodeId(8) }), "node 8 (n8) was removed");
     // Name and addresses are free again, the id is not.
     let next = done(&next, &Change::AddNode { node: node(8, "b", "b3") });
-    assert_eq!(next.last_node_id, 9);
-    assert!(next.nodes[&8].removed && !next.nodes[&9].removed);
+    assert_eq!(next.last_node_id, NodeId(9));
+    assert!(next.nodes[&NodeId(8)].removed && !next.nodes[&NodeId(9)].removed);
 }
 
 #[test]
@@ -66,10 +66,10 @@ fn a_node_that_is_known_or_makes_no_sense_is_refused() {
 fn a_node_that_votes_is_not_removed() {
     let cluster = cluster();
     let message = "n2 votes in shard 1: set other voters, or replace the node";
-    assert_eq!(refused(&cluster, &Change::RemoveNode { node: 2 }), message);
+    assert_eq!(refused(&cluster, &Change::RemoveNode { node: NodeId(2) }), message);
     let message = "n4 votes in the directory: set other directory voters, or replace the node";
-    assert_eq!(refused(&cluster, &Change::RemoveNode { node: 4 }), message);
-    assert_eq!(refused(&cluster, &Change::RemoveNode { node: 99 }), "there is no node 99");
+    assert_eq!(refused(&cluster, &Change::RemoveNode { node: NodeId(4) }), message);
+    assert_eq!(refused(&cluster, &Change::RemoveNode { node: NodeId(99) }), "there is no node 99");
 }
 
 #[test]
@@ -83,24 +83,24 @@ fn a_former_voter_is_neither_removed_nor_replaced_before_the_voters_have_changed
         kv_address: None,
         ..node(9, "a", "a1")
     };
-    let replace = Change::ReplaceNode { old: 1, new };
+    let replace = Change::ReplaceNode { old: NodeId(1), new };
     let message = "n1 still votes in shard 1: wait until its voters have changed";
-    assert_eq!(refused(&next, &Change::RemoveNode { node: 1 }), message);
+    assert_eq!(refused(&next, &Change::RemoveNode { node: NodeId(1) }), message);
     assert_eq!(refused(&next, &replace), message);
     let version = next.version;
     let next = done(&next, &Change::ConfirmVoters { shard: SHARD, epoch: Epoch::FIRST, version });
-    assert!(done(&next, &replace).nodes[&1].removed);
+    assert!(done(&next, &replace).nodes[&NodeId(1)].removed);
 }
 
 #[test]
 fn a_replacement_takes_all_places_of_the_old_node() {
     let mut new = node(1, "a", "a1");
     new.rpc_address = "10.0.0.99:7100".to_owned();
-    let next = done(&cluster(), &Change::ReplaceNode { old: 1, new: new.clone() });
-    assert!(next.nodes[&1].removed);
-    assert_eq!(next.nodes[&8], new);
+    let next = done(&cluster(), &Change::ReplaceNode { old: NodeId(1), new: new.clone() });
+    assert!(next.nodes[&NodeId(1)].removed);
+    assert_eq!(next.nodes[&NodeId(8)], new);
     let shard = &next.shards[&SHARD];
-    assert_eq!((shard.voters.clone(), shard.preferred_leader), (ids(&[2, 3, 8]), Some(8)));
+    assert_eq!((shard.voters.clone(), shard.preferred_leader), (ids(&[2, 3, 8]), Some(NodeId(8))));
     // A leader that has followed the cluster so far says so by this version.
     let changing = VoterChange { former: vec![ids(&[1, 2, 3])], version: next.version };
     assert_eq!(shard.changing, Some(changing));
@@ -110,8 +110,10 @@ fn a_replacement_takes_all_places_of_the_old_node() {
 #[test]
 fn a_replacement_elsewhere_or_in_the_data_center_of_another_voter_is_refused() {
     let cluster = cluster();
-    let replace =
-        |region, data_center| Change::ReplaceNode { old: 1, new: node(8, region, data_center) };
+    let replace = |region, data_center| Change::ReplaceNode {
+        old: NodeId(1),
+        new: node(8, region, data_center),
+    };
     let message = "n1 is in region a: its replacement has to be there, too";
     assert_eq!(refused(&cluster, &replace("b", "b3")), message);
     let message = "n2 and n8 are both in data center a2: only one may vote";
@@ -141,11 +143,11 @@ fn a_cluster_keeps_the_id_that_it_got_first() {
 #[test]
 fn the_first_incarnation_is_recorded_for_good() {
     let record = |incarnation: &str| Change::RecordIncarnation {
-        node: 3,
+        node: NodeId(3),
         incarnation: incarnation.to_owned(),
     };
     let next = done(&cluster(), &record("aa"));
-    assert_eq!(next.nodes[&3].incarnation.as_deref(), Some("aa"));
+    assert_eq!(next.nodes[&NodeId(3)].incarnation.as_deref(), Some("aa"));
     assert_eq!(refused(&next, &record("aa")), "that is how it is already");
     assert!(
         refused(&next, &record("bb"))
@@ -186,7 +188,7 @@ fn a_region_that_a_shard_is_on_its_way_to_is_not_removed() {
     let (shard, epoch, to, cause) = (SHARD, Epoch(1), Some("d".to_owned()), String::new());
     let failover = Change::ForceFailover { shard, epoch, to, since_ms: 1, cause };
     for moves in [switchover, failover] {
-        let moving = done(&done(&next, &moves), &Change::RemoveNode { node: 8 });
+        let moving = done(&done(&next, &moves), &Change::RemoveNode { node: NodeId(8) });
         assert_eq!(refused(&moving, &remove("d")), "shard 1 is on its way to region d");
         assert_eq!(done(&moving, &remove("e")).regions, ["a", "b", "c", "d"]);
     }
@@ -195,7 +197,7 @@ fn a_region_that_a_shard_is_on_its_way_to_is_not_removed() {
 #[test]
 fn voters_of_the_directory_lie_in_distinct_data_centers() {
     let next = done(&cluster(), &Change::AddNode { node: node(8, "a", "a1") });
-    let set = |voters: &[NodeId]| Change::SetDirectoryVoters { voters: ids(voters) };
+    let set = |voters: &[u64]| Change::SetDirectoryVoters { voters: ids(voters) };
     assert_eq!(done(&next, &set(&[2, 5, 7])).directory_voters, ids(&[2, 5, 7]));
     assert_eq!(
         refused(&next, &set(&[1, 8])),
@@ -226,7 +228,7 @@ fn a_database_shares_the_emptiest_shard_of_its_region() {
     );
     assert_eq!(
         (shard.preferred_leader, &shard.bases),
-        (Some(4), &vec![(Epoch::FIRST, Position::ZERO)])
+        (Some(NodeId(4)), &vec![(Epoch::FIRST, Position::ZERO)])
     );
     assert_eq!(
         refused(&next, &create(5, "b", false)),
@@ -251,14 +253,16 @@ fn new_shard_gets_an_odd_number_of_the_least_used_voters() {
     next = done(&next, &change);
     // Nodes 8 and 9 vote nowhere yet; of the other data centers the first.
     assert_eq!(next.shards[&ShardId(2)].voters, ids(&[2, 8, 9]));
-    assert_eq!(next.shards[&ShardId(2)].preferred_leader, Some(2));
+    assert_eq!(next.shards[&ShardId(2)].preferred_leader, Some(NodeId(2)));
     // The two of one data center take turns.
     for n in 3..=8 {
         let (id, database) = (DatabaseId([n; 16]), database(&format!("db{n}"), "a"));
         next = done(&next, &Change::CreateDatabase { id, database, own_shard: true });
     }
-    let votes =
-        |node: NodeId| next.shards.values().filter(|shard| shard.voters.contains(&node)).count();
+    let votes = |node| {
+        let votes = |shard: &&Shard| shard.voters.contains(&NodeId(node));
+        next.shards.values().filter(votes).count()
+    };
     assert!(
         votes(1) + votes(9) >= 6 && votes(1).abs_diff(votes(9)) <= 1,
         "{}, {}",
@@ -307,9 +311,9 @@ fn a_deletion_is_remembered_until_it_has_ended_and_its_name_is_free_at_once() {
     assert_eq!(refused(&next, &again(DATABASE)), format!("database {DATABASE} is being deleted"));
     let next = done(&next, &again(DatabaseId([7; 16])));
     assert_eq!((next.databases.len(), next.deleting.len()), (1, 1));
-    let next = done(&next, &Change::RemoveNode { node: 7 });
+    let next = done(&next, &Change::RemoveNode { node: NodeId(7) });
     assert_eq!(
-        next.lacking_drop(|node| node != 5),
+        next.lacking_drop(|node| node != NodeId(5)),
         ids(&[5]),
         "a node that was removed is not waited for"
     );
@@ -353,7 +357,7 @@ fn what_people_are_shown_has_no_hash_of_a_token_and_nothing_that_a_node_has_to_s
         expires_at_ms: None,
         created_at_ms: 1,
     };
-    let speak = Change::RecordIncarnation { node: 1, incarnation: "5eed".to_owned() };
+    let speak = Change::RecordIncarnation { node: NodeId(1), incarnation: "5eed".to_owned() };
     let create = Change::CreateToken { token: token(&hash) };
     let next = done(
         &done(&done(&cluster(), &speak), &create),
@@ -366,11 +370,11 @@ fn what_people_are_shown_has_no_hash_of_a_token_and_nothing_that_a_node_has_to_s
     let followed = next.without_incarnations();
     assert!(shown(&followed).contains(&hash) && !shown(&followed).contains("5eed"));
     assert_eq!(
-        followed.nodes[&1].incarnation.as_deref(),
+        followed.nodes[&NodeId(1)].incarnation.as_deref(),
         Some(""),
         "that it has spoken is no secret"
     );
-    assert_eq!(followed.nodes[&2].incarnation, None);
+    assert_eq!(followed.nodes[&NodeId(2)].incarnation, None);
     let inspected = shown(&next.without_secrets(None));
     assert!(!inspected.contains(&hash) && !inspected.contains("5eed"));
     // The maker of a token finds it among the others.

@@ -30,7 +30,7 @@ impl Cluster {
         write_configurations(options, folder.path(), &ports)?;
 
         let mut nodes = BTreeMap::new();
-        let mut ids = 1..;
+        let mut ids = (1..).map(NodeId);
         for (region, count) in topology.iter().enumerate() {
             for (data_center, id) in ('a'..='z').take(*count).zip(ids.by_ref()) {
                 nodes.insert(

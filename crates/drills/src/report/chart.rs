@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use meridian_types::NodeId;
+
 use super::escape::Escaped;
 use super::{MarkKind, RunReport};
 use crate::workload::Kind;
@@ -110,8 +112,8 @@ pub(super) fn lag(out: &mut fmt::Formatter<'_>, report: &RunReport) -> fmt::Resu
 }
 
 /// Every node that ever subscribed to a leader.
-fn lagging_nodes(report: &RunReport) -> Vec<u64> {
-    let mut nodes: Vec<u64> =
+fn lagging_nodes(report: &RunReport) -> Vec<NodeId> {
+    let mut nodes: Vec<NodeId> =
         report.snapshots.iter().flat_map(|snapshot| snapshot.lag_ms.keys().copied()).collect();
     nodes.sort_unstable();
     nodes.dedup();
@@ -119,11 +121,11 @@ fn lagging_nodes(report: &RunReport) -> Vec<u64> {
 }
 
 /// Nodes are numbered through all regions.
-fn region_of(topology: &[usize], node: u64) -> usize {
+fn region_of(topology: &[usize], node: NodeId) -> usize {
     let mut last = 0;
     let found = topology.iter().position(|count| {
         last += u64::try_from(*count).unwrap_or(0);
-        node <= last
+        node.0 <= last
     });
     found.unwrap_or(topology.len())
 }
@@ -242,7 +244,7 @@ mod tests {
     #[test]
     fn nodes_are_counted_through_the_regions() {
         assert_eq!(
-            [1, 3, 4, 5, 6, 7, 8].map(|node| region_of(&[3, 2, 2], node)),
+            [1, 3, 4, 5, 6, 7, 8].map(|node| region_of(&[3, 2, 2], NodeId(node))),
             [0, 0, 1, 1, 2, 2, 3]
         );
     }

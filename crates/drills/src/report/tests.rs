@@ -10,10 +10,10 @@ fn sound_judgement() -> Judgement {
 fn sound_snapshot(number: u32) -> Snapshot {
     Snapshot {
         at_ms: f64::from(number) * 200.0,
-        leaders: BTreeMap::from([(if number < 33 { 1 } else { 2 }, 1)]),
+        leaders: BTreeMap::from([(NodeId(if number < 33 { 1 } else { 2 }), 1)]),
         answered: 7,
-        lag_ms: BTreeMap::from([(4, u64::from(number % 5) * 20), (6, 95)]),
-        lag_bytes: BTreeMap::from([(4, 100), (6, 0)]),
+        lag_ms: BTreeMap::from([(NodeId(4), u64::from(number % 5) * 20), (NodeId(6), 95)]),
+        lag_bytes: BTreeMap::from([(NodeId(4), 100), (NodeId(6), 0)]),
     }
 }
 
@@ -43,8 +43,8 @@ pub(crate) fn sound_run(drill: &str) -> RunReport {
         wan: "90,190,dc=2".to_owned(),
         round_trips_ms: vec![2.0, 90.0, 190.0],
         home: 0,
-        leader: 1,
-        directory_leader: Some(4),
+        leader: NodeId(1),
+        directory_leader: Some(NodeId(4)),
         warm_ms: 2000.0,
         fault_ms: 6000.0,
         end_ms: 17_000.0,

@@ -281,15 +281,15 @@ mod tests {
 
     #[test]
     fn node_that_answers_is_replaced_only_with_yes() {
-        let error = check_replaceable(&view(), 2, false).unwrap_err().to_string();
+        let error = check_replaceable(&view(), NodeId(2), false).unwrap_err().to_string();
         assert!(
             error.contains("region-1-b (node 2) still answers") && error.contains("--yes"),
             "{error}"
         );
-        check_replaceable(&view(), 2, true).unwrap();
-        check_replaceable(&view_without("region-1", 60_000), 2, false).unwrap();
+        check_replaceable(&view(), NodeId(2), true).unwrap();
+        check_replaceable(&view_without("region-1", 60_000), NodeId(2), false).unwrap();
         let mut unheard = view();
-        unheard.contacts.remove(&2);
-        check_replaceable(&unheard, 2, false).unwrap();
+        unheard.contacts.remove(&NodeId(2));
+        check_replaceable(&unheard, NodeId(2), false).unwrap();
     }
 }

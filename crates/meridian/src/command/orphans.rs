@@ -326,7 +326,8 @@ mod tests {
     use super::*;
     use crate::command::operator::samples::cluster;
 
-    fn listed(node: NodeId, name: &str, batches: u64) -> Listed {
+    fn listed(node: u64, name: &str, batches: u64) -> Listed {
+        let node = NodeId(node);
         let file =
             admin::OrphanFile { name: name.to_owned(), batches, bytes: 2048, ..Default::default() };
         Listed::of(node, &cluster().nodes[&node], file)
@@ -335,7 +336,7 @@ mod tests {
     #[test]
     fn file_is_found_by_its_name_if_only_one_node_has_it() {
         let files = [listed(1, "a", 1), listed(2, "a", 1), listed(2, "b", 1)];
-        assert_eq!(holder(&files, "b").unwrap(), 2);
+        assert_eq!(holder(&files, "b").unwrap(), NodeId(2));
         assert!(
             holder(&files, "a").unwrap_err().to_string().contains("region-1-a/a, region-1-b/a")
         );
@@ -364,6 +365,6 @@ mod tests {
         assert_eq!(ends, ["MISSING", "101 to 105", "101", "-"]);
         let file =
             admin::OrphanFile { missing_from: 101, missing_through: 101, ..Default::default() };
-        assert!(!Listed::of(1, &cluster().nodes[&1], file).unreadable);
+        assert!(!Listed::of(NodeId(1), &cluster().nodes[&NodeId(1)], file).unreadable);
     }
 }

@@ -12,7 +12,7 @@ use meridian_proto::admin::{
     ShardStatus, StatusRequest, StatusResponse, TransferLeadershipRequest,
     admin_client::AdminClient,
 };
-use meridian_types::ShardId;
+use meridian_types::{NodeId, ShardId};
 use tonic::transport::Channel;
 
 use super::operator::{Connect, Directory, Table, print};
@@ -43,7 +43,7 @@ pub(crate) struct TransferLeadership {
     shard: u32,
     /// Id of the voter that becomes the leader.
     #[arg(long)]
-    to: u64,
+    to: NodeId,
 }
 
 /// The cluster as it is now, from any of its nodes.
@@ -113,7 +113,7 @@ impl<'a> Answers<'a> {
                     shard.role.clone(),
                     shard.applied_sequence.to_string(),
                     shard.first_sequence.to_string(),
-                    name(self.cluster, source),
+                    name(self.cluster, NodeId(source)),
                 ]);
             }
         }
@@ -135,7 +135,7 @@ impl<'a> Answers<'a> {
                 table.row([
                     shard.shard.to_string(),
                     leader.node_name.clone(),
-                    name(self.cluster, follower.node_id),
+                    name(self.cluster, NodeId(follower.node_id)),
                     follower.lag_batches.to_string(),
                     follower.lag_bytes.to_string(),
                     format!("{:.3}", follower.lag_ms as f64 / 1000.0),
@@ -188,7 +188,7 @@ impl TransferLeadership {
         for node in present(&cluster) {
             let Ok(status) = ask(&node.rpc_address).await else { continue };
             if status.shards.iter().any(|shard| shard.shard == self.shard && shard.role == LEADER) {
-                let request = TransferLeadershipRequest { shard: self.shard, to: self.to };
+                let request = TransferLeadershipRequest { shard: self.shard, to: self.to.0 };
                 connect(&node.rpc_address)
                     .await?
                     .transfer_leadership(request)
@@ -202,7 +202,7 @@ impl TransferLeadership {
     }
 }
 
-fn name(cluster: &Cluster, node: u64) -> String {
+fn name(cluster: &Cluster, node: NodeId) -> String {
     match cluster.nodes.get(&node) {
         Some(node) => node.name.clone(),
         None => "-".to_owned(),

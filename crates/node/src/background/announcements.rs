@@ -157,7 +157,7 @@ async fn tell(
             tokio::select! {
                 // It ends when the connection does.
                 ended = client.announce(said) => if let Err(status) = ended {
-                    tracing::debug!(node, %status, "a node is not told where this one stands");
+                    tracing::debug!(%node, %status, "a node is not told where this one stands");
                 },
                 // The node may be elsewhere.
                 _ = updates.changed() => {}
@@ -232,10 +232,10 @@ mod tests {
             let now = self.start + passed;
             let wall_ms =
                 WALL_MS + u64::try_from(passed.as_millis()).unwrap() + self.clock_is_ahead_ms;
-            let others = [(2, true), (3, false)].into_iter();
+            let others = [(NodeId(2), true), (NodeId(3), false)].into_iter();
             self.announcements.say((now, wall_ms), self.request.clone(), others, &self.peers);
             let state = self.announcements.0.lock();
-            [2, 3].map(|node| state.listeners[&node].told == now)
+            [2, 3].map(|node| state.listeners[&NodeId(node)].told == now)
         }
 
         fn until_it_is_settled(&mut self) {
@@ -346,7 +346,7 @@ mod tests {
             announcements.say(
                 (Instant::now(), WALL_MS),
                 request,
-                std::iter::once((2, true)),
+                std::iter::once((NodeId(2), true)),
                 &peers,
             );
         };

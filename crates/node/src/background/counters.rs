@@ -131,10 +131,11 @@ mod tests {
     #[test]
     fn a_lag_that_this_node_knows_no_more_does_not_stand_for_ever() {
         let recorder = PrometheusBuilder::new().build_recorder();
-        let shown = |gauges: &mut LagGauges, lags: &[(NodeId, u64)]| {
+        let shown = |gauges: &mut LagGauges, lags: &[(u64, u64)]| {
             let lag = |batches| Lag { batches, bytes: batches * 10, millis: batches * 1000 };
             let lags =
-                lags.iter().map(|(node, batches)| ((ShardId(1), *node), lag(*batches))).collect();
+                lags.iter().map(|(node, batches)| ((ShardId(1), NodeId(*node)), lag(*batches)));
+            let lags = lags.collect();
             metrics::with_local_recorder(&recorder, || gauges.show(lags));
             recorder.handle().render()
         };

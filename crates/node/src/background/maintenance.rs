@@ -112,7 +112,7 @@ impl Duties {
     {
         let stop = self.stop.clone();
         // Nodes that were started together, and may share a disk, do not flush and purge together.
-        let phase = period * u32::try_from(self.node_id % 8).unwrap_or(0) / 8;
+        let phase = period * u32::try_from(self.node_id.0 % 8).unwrap_or(0) / 8;
         self.tasks.push(tokio::spawn(async move {
             let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + phase, period);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -70,7 +70,7 @@ impl NodeStatus {
             disk_full: room != Room::Enough,
             disk_exhausted: room == Room::Exhausted,
             checkpoints: checkpoints.collect(),
-            node_id: self.node_id,
+            node_id: self.node_id.0,
             // When it is sent.
             clock_ms: 0,
         };

@@ -9,7 +9,7 @@ use futures::stream::FuturesUnordered;
 use meridian_directory::Cluster;
 use meridian_failover::Lease;
 use meridian_proto::directory::{self as wire, directory_client::DirectoryClient, renew_response};
-use meridian_proto::shard_report_to_wire;
+use meridian_proto::{node_id, shard_report_to_wire};
 use meridian_types::{Epoch, NodeId, ShardId, ShardReport};
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -70,7 +70,7 @@ impl Follower {
                 return;
             }
         }
-        tracing::debug!(source, "the directory's stream ended");
+        tracing::debug!(%source, "the directory's stream ended");
     }
 }
 
@@ -82,7 +82,7 @@ fn learn(directory: &Directory, state: &wire::ClusterState, source: NodeId) -> b
             Ok(()) => true,
             Err(foreign) => {
                 metrics::counter!("meridian_foreign_answers_total").increment(1);
-                tracing::warn!(source, %foreign, "the address of a node leads to another cluster; it is not listened to");
+                tracing::warn!(%source, %foreign, "the address of a node leads to another cluster; it is not listened to");
                 false
             }
         },
@@ -161,7 +161,7 @@ impl LeaseRenewal {
                     *self.leader.lock() = Some((node, Instant::now()));
                     return true;
                 }
-                Asked::Elsewhere(leader) if leader != 0 && leader != node => node = leader,
+                Asked::Elsewhere(Some(leader)) if leader != node => node = leader,
                 Asked::Elsewhere(_) | Asked::Nothing => break,
             }
         }
@@ -173,7 +173,7 @@ impl LeaseRenewal {
         let Some(channel) = self.peers.control(node) else { return Asked::Nothing };
         let (reports, orphans) = (self.report)();
         let request = wire::RenewRequest {
-            node_id: self.node,
+            node_id: self.node.0,
             incarnation: self.incarnation.clone(),
             reports: reports.iter().map(shard_report_to_wire).collect(),
             orphans,
@@ -208,7 +208,8 @@ impl LeaseRenewal {
                 Asked::Done
             }
             Some(renew_response::Result::NotLeader(leader)) => {
-                if leader == 0 && !self.directory.was_granted() {
+                let leader = node_id(leader);
+                if leader.is_none() && !self.directory.was_granted() {
                     // This node's incarnation is being committed.
                     let directory = Arc::clone(&self.directory);
                     tokio::spawn(async move {
@@ -229,6 +230,6 @@ impl LeaseRenewal {
 
 enum Asked {
     Done,
-    Elsewhere(NodeId),
+    Elsewhere(Option<NodeId>),
     Nothing,
 }

@@ -64,12 +64,12 @@ impl Calls {
                 Ok(Ok(None)) => {}
                 Ok(Err(status)) => {
                     tracing::info!(
-                        node,
+                        %node,
                         message = status.message(),
                         "a node refused the directory's call"
                     );
                 }
-                Err(_) => tracing::debug!(node, "a node does not answer the directory"),
+                Err(_) => tracing::debug!(%node, "a node does not answer the directory"),
             }
         });
     }
@@ -98,7 +98,7 @@ mod tests {
                     Ok(Some(Event::Tick))
                 };
                 let question = Question::Seal { shard: ShardId(shard), planned: false };
-                calls.ask(7, question, ask, move |event| answers.send(event).unwrap());
+                calls.ask(NodeId(7), question, ask, move |event| answers.send(event).unwrap());
             }
         }
         drop(answers);
@@ -123,20 +123,21 @@ mod tests {
             };
             let shard = ShardId(u32::try_from(number).unwrap());
             calls.ask(
-                7,
-                Question::Drain { shard, source: 8, through: Position::ZERO },
+                NodeId(7),
+                Question::Drain { shard, source: NodeId(8), through: Position::ZERO },
                 ask,
                 |_| {},
             );
         }
         let question = Question::Seal { shard: ShardId(1), planned: false };
-        calls.ask(7, question, async { Ok(Some(Event::Tick)) }, move |event| {
+        calls.ask(NodeId(7), question, async { Ok(Some(Event::Tick)) }, move |event| {
             answers.send(event).unwrap()
         });
         assert!(answered.recv().await.is_some());
         assert_eq!(calls.open.lock().len(), CALLS_TO_A_NODE + 1, "no drain has ended");
         let shard = ShardId(u32::try_from(CALLS_TO_A_NODE).unwrap());
-        let last = (7, Question::Drain { shard, source: 8, through: Position::ZERO });
+        let last =
+            (NodeId(7), Question::Drain { shard, source: NodeId(8), through: Position::ZERO });
         while calls.open.lock().contains(&last) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -156,7 +157,7 @@ mod tests {
             let _holds = holds;
             std::future::pending().await
         };
-        calls.ask(7, Question::Seal { shard: ShardId(1), planned: false }, ask, |_| {});
+        calls.ask(NodeId(7), Question::Seal { shard: ShardId(1), planned: false }, ask, |_| {});
         tokio::task::yield_now().await;
         drop(calls);
         while Arc::strong_count(&held) > 1 {

@@ -42,7 +42,7 @@ mod tests {
                 ..ShardReport::new(shard, Epoch(1), Position::ZERO, none)
             }
         };
-        let mut reports: Vec<_> = (1..=7).map(|node| (node, report(&[id]))).collect();
+        let mut reports: Vec<_> = (1..=7).map(|node| (NodeId(node), report(&[id]))).collect();
         let ended_of = |cluster: &Cluster, reports: &[(NodeId, ShardReport)]| {
             ended_deletions(cluster, |node, _| {
                 reports.iter().find(|(of, _)| *of == node).map(|(_, report)| report)
@@ -50,11 +50,11 @@ mod tests {
         };
         let ended = vec![Change::EndDeletion { id }];
         assert_eq!(ended_of(&cluster, &reports), ended);
-        reports[6] = (7, report(&[]));
+        reports[6] = (NodeId(7), report(&[]));
         assert_eq!(ended_of(&cluster, &reports), [], "it has not dropped it");
         reports.truncate(6);
         assert_eq!(ended_of(&cluster, &reports), [], "it is away");
-        cluster = cluster.after(&Change::RemoveNode { node: 7 }).unwrap();
+        cluster = cluster.after(&Change::RemoveNode { node: NodeId(7) }).unwrap();
         assert_eq!(ended_of(&cluster, &reports), ended, "it is gone for good");
         cluster.shards.get_mut(&shard).unwrap().epoch = Epoch(2);
         let text = "what was dropped in an epoch before may be lost";

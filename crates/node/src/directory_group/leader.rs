@@ -10,6 +10,7 @@ use std::sync::Arc;
 use meridian_directory::{Change, Cluster};
 use meridian_failover::{Contact, ControllerConfig, Progress};
 use meridian_proto::directory::{self as wire, renew_response};
+use meridian_proto::node_id_to_wire;
 use meridian_types::NodeId;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -99,7 +100,7 @@ impl DirectoryVoter {
     /// Grants a lease, if this node leads the directory at some time after this call.
     pub(crate) async fn renew(&self, request: wire::RenewRequest) -> renew_response::Result {
         let not_leader =
-            |leader: Option<NodeId>| renew_response::Result::NotLeader(leader.unwrap_or(0));
+            |leader: Option<NodeId>| renew_response::Result::NotLeader(node_id_to_wire(leader));
         let term = match self.voter.confirm().await {
             Ok(term) => term,
             Err(not_leading) => return not_leader(not_leading.leader),

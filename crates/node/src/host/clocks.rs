@@ -142,17 +142,17 @@ mod tests {
     #[test]
     fn the_middle_of_the_clocks_that_are_heard_counts_and_of_two_the_one_behind() {
         let clocks = Clocks::default();
-        clocks.set_others([2, 3].into_iter());
-        clocks.heard(9, 1);
+        clocks.set_others([2, 3].map(NodeId).into_iter());
+        clocks.heard(NodeId(9), 1);
         let now = boot_time();
         let read = |own_ms, later| clocks.reading_at(now + Duration::from_millis(later), own_ms);
         let alone = read(90_000, 0);
         assert_eq!((alone.median_ms, alone.offset_ms(), alone.others), (90_000, 0, 0));
-        clocks.heard(2, 1000);
+        clocks.heard(NodeId(2), 1000);
         // A day ahead of the only other one: that one may be right.
         assert!((1000..1100).contains(&read(86_400_000, 0).median_ms));
         assert!((500..501).contains(&read(500, 0).median_ms));
-        clocks.heard(3, 1400);
+        clocks.heard(NodeId(3), 1400);
         // They are taken to go on while nothing is heard of them.
         let reading = read(86_400_000, 500);
         assert!((1850..=1900).contains(&reading.median_ms), "{reading:?}");
@@ -174,8 +174,8 @@ mod tests {
     fn a_status_says_how_far_this_nodes_clock_is_from_the_others() {
         let warning = |own_is_ahead_ms: i64| {
             let clocks = Clocks::default();
-            clocks.set_others([2, 3].into_iter());
-            (2..=3).for_each(|node| {
+            clocks.set_others([2, 3].map(NodeId).into_iter());
+            (2..=3).map(NodeId).for_each(|node| {
                 clocks.heard(node, wall_ms().checked_add_signed(-own_is_ahead_ms).unwrap())
             });
             clocks.warning()

@@ -45,14 +45,16 @@ pub(crate) async fn look_up<K>(
 mod tests {
     use meridian_config::DevLayout;
     use meridian_gateway::Access;
+    use meridian_types::NodeId;
 
     use super::*;
     use crate::cluster_view::view::{Directory, Known};
 
     #[tokio::test]
     async fn the_nodes_of_a_cluster_are_known_by_address_and_by_name() {
-        let address =
-            |node| if node == 1 { "localhost:1".to_owned() } else { format!("10.0.0.{node}:4601") };
+        let address = |node| {
+            if node == NodeId(1) { "localhost:1".to_owned() } else { format!("10.0.0.{node}:4601") }
+        };
         let founded = DevLayout::new(&[3]).found(address, |_| None).unwrap();
         let directory = Directory::new(founded.clone(), Access::default(), None);
         let members = watch::Sender::default();
@@ -64,7 +66,7 @@ mod tests {
             .await
             .unwrap();
         let mut cluster = directory.known().cluster.clone();
-        cluster.nodes.get_mut(&1).unwrap().rpc_address = "10.0.0.8:4601".to_owned();
+        cluster.nodes.get_mut(&NodeId(1)).unwrap().rpc_address = "10.0.0.8:4601".to_owned();
         cluster.version += 1;
         directory.learn(cluster).unwrap();
         found.wait_for(|found| *found == HashSet::from([at(2), at(3), at(8)])).await.unwrap();

@@ -133,13 +133,13 @@ impl PeerChannels {
 pub(crate) struct ControlPeers(pub(crate) Arc<PeerChannels>);
 
 impl Peers for ControlPeers {
-    fn channel(&self, node: u64) -> Option<Channel> {
+    fn channel(&self, node: NodeId) -> Option<Channel> {
         self.0.control(node)
     }
 }
 
 impl Peers for PeerChannels {
-    fn channel(&self, node: u64) -> Option<Channel> {
+    fn channel(&self, node: NodeId) -> Option<Channel> {
         self.channels.read().get(&node).map(|channels| channels.raft.clone())
     }
 }

@@ -48,7 +48,7 @@ impl Leadership {
             if voter.group.leadership().is_err() || !self.is_well(*id, preferred, voter) {
                 continue;
             }
-            tracing::info!(shard = %id, to = preferred, "handing leadership to the preferred voter");
+            tracing::info!(shard = %id, to = %preferred, "handing leadership to the preferred voter");
             if let Err(error) = voter.group.transfer_leadership(preferred).await {
                 tracing::warn!(shard = %id, %error, "leadership could not be handed over");
             }
@@ -103,7 +103,7 @@ impl Leadership {
             else {
                 continue;
             };
-            tracing::warn!(shard = %id, to = heir, "this leader loses its lease: handing over");
+            tracing::warn!(shard = %id, to = %heir, "this leader loses its lease: handing over");
             if let Err(error) = voter.group.transfer_leadership(heir).await {
                 tracing::warn!(shard = %id, %error, "leadership could not be handed over");
             }

@@ -38,7 +38,7 @@ pub(crate) async fn reconcile_all(parts: Arc<PlacementParts>) {
     loop {
         let present = Arc::clone(&known.borrow_and_update());
         for node in parts.peers.update(&present.cluster) {
-            tracing::error!(node, "a node's address cannot be dialled");
+            tracing::error!(%node, "a node's address cannot be dialled");
         }
         // Version 0 is this node's configuration: nothing is founded on it.
         if present.cluster.version > 0 {

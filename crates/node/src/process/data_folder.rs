@@ -54,14 +54,14 @@ fn open_owned(
             writes.put(
                 &schema::META_FAMILY.into(),
                 schema::NODE_KEY.to_vec(),
-                node_id.to_be_bytes().to_vec(),
+                node_id.0.to_be_bytes().to_vec(),
             );
             engine.write(writes, Durability::Logged)?;
             engine.sync()?;
         }
-        Some(owner) if owner.as_ref() == node_id.to_be_bytes() => {}
+        Some(owner) if owner.as_ref() == node_id.0.to_be_bytes() => {}
         Some(owner) => {
-            let owner = owner.as_ref().try_into().map_or(0, u64::from_be_bytes);
+            let owner = NodeId(owner.as_ref().try_into().map_or(0, u64::from_be_bytes));
             return Err(StorageError::WrongOwner { owner, node: node_id });
         }
     }

@@ -87,7 +87,7 @@ impl DevCluster {
                     to.1.parse()
                         .map_err(|_| StartError::Invalid(format!("`{}` is no address", to.1)))?;
                 let listen = SocketAddr::from(([127, 0, 0, 1], 0));
-                let link = Link::start(listen, target, profile, from << 32 | to.0).await;
+                let link = Link::start(listen, target, profile, from.0 << 32 | to.0.0).await;
                 let link = link
                     .map_err(|error| StartError::Invalid(format!("an emulated link: {error}")))?;
                 dials.entry(from).or_default().insert(to.0, link.address().to_string());

@@ -1,5 +1,6 @@
 //! A node that stops hands over what it leads.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use meridian_types::NodeId;
@@ -17,7 +18,7 @@ const HANDOVER: Duration = Duration::from_secs(1);
 pub(crate) async fn hand_over(
     node_id: NodeId,
     shards: &ShardTable,
-    directory: Option<&DirectoryVoter>,
+    directory: Option<Arc<DirectoryVoter>>,
 ) {
     let directory = directory.filter(|directory| directory.voter.group.leadership().is_ok());
     if let Some(directory) = directory {

@@ -133,7 +133,7 @@ impl Node {
     /// safe: it is in the log, or was never acknowledged.
     pub async fn stop(self) {
         let directory = self.directory_voter.read().clone();
-        hand_over(self.node_id, &self.shards, directory.as_deref()).await;
+        hand_over(self.node_id, &self.shards, directory).await;
         self.stop.cancel();
         for task in self.tasks {
             // A task that failed has said so.

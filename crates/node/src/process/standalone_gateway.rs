@@ -104,7 +104,7 @@ async fn dial_cluster(
     let mut known = directory.watch();
     loop {
         for node in peers.update(&known.borrow_and_update().cluster) {
-            tracing::error!(node, "a node's address cannot be dialled");
+            tracing::error!(%node, "a node's address cannot be dialled");
         }
         tokio::select! {
             () = stop.cancelled() => return,

@@ -277,7 +277,7 @@ async fn fetch(
     through: Position,
 ) -> Result<StagedState, String> {
     let channel = peers.requests(source).ok_or("it is not known")?;
-    tracing::info!(shard = %state.shard(), source, %through, "its log begins too late: fetching the whole state");
+    tracing::info!(shard = %state.shard(), %source, %through, "its log begins too late: fetching the whole state");
     metrics::counter!("meridian_snapshot_fetches_total").increment(1);
     let mut client = FailoverClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
     let request = ReadStateRequest { shard: state.shard().0 };

@@ -31,14 +31,14 @@ impl Comparison {
     /// position both were at tells.
     pub(crate) fn heard(&self, own: NodeId, state: &ShardState, checkpoint: &wire::Checkpoint) {
         let Some(at) = checkpoint.applied.and_then(position) else { return };
-        let (node, digest) = (checkpoint.node_id, Digest(checkpoint.digest));
+        let (node, digest) = (NodeId(checkpoint.node_id), Digest(checkpoint.digest));
         let Some(here) = state.digest_at(at).filter(|_| node != own) else { return };
         let (shard, mut differing) = (state.shard(), self.differing.lock());
         metrics::counter!("meridian_replica_comparisons_total", "shard" => shard.to_string())
             .increment(1);
         if here == digest {
             if differing.remove(&node).is_some() {
-                tracing::warn!(%shard, own, node, position = %at, "the states of two nodes agree again");
+                tracing::warn!(%shard, %own, %node, position = %at, "the states of two nodes agree again");
             }
             return;
         }
@@ -46,7 +46,7 @@ impl Comparison {
         metrics::counter!("meridian_replica_divergence_total", &labels).increment(1);
         let known = differing.entry(node).or_insert_with(|| {
             tracing::error!(
-                %shard, own, node, position = %at, digest_here = here.0, digest_there = digest.0,
+                %shard, %own, %node, position = %at, digest_here = here.0, digest_there = digest.0,
                 "two nodes applied different batches: one of them serves what was never committed"
             );
             Differing { since: at, heard: Instant::now() }
@@ -67,7 +67,7 @@ pub(crate) fn checkpoint(own: NodeId, state: &ShardState) -> wire::Checkpoint {
     let (at, digest) = state.checkpoint();
     wire::Checkpoint {
         shard: state.shard().0,
-        node_id: own,
+        node_id: own.0,
         applied: Some(position_to_wire(at)),
         digest: digest.0,
     }
@@ -102,22 +102,22 @@ mod tests {
     fn states_that_differ_are_found_at_whatever_position_both_were() {
         let (here, same, other) = (state(&[1, 2, 3, 4, 5]), state(&[1, 2, 3]), state(&[1, 9, 3]));
         let comparison = Comparison::default();
-        comparison.heard(1, &here, &checkpoint(2, &same));
-        comparison.heard(1, &here, &checkpoint(1, &other));
+        comparison.heard(NodeId(1), &here, &checkpoint(NodeId(2), &same));
+        comparison.heard(NodeId(1), &here, &checkpoint(NodeId(1), &other));
         assert_eq!(comparison.differing(), []);
-        comparison.heard(1, &here, &checkpoint(3, &other));
-        assert_eq!(comparison.differing(), [(3, Position::new(Epoch(1), 3))]);
+        comparison.heard(NodeId(1), &here, &checkpoint(NodeId(3), &other));
+        assert_eq!(comparison.differing(), [(NodeId(3), Position::new(Epoch(1), 3))]);
         // Ahead of this node it is not judged, and it stays known: it may have come there with the
         // same fault.
         go_on(&other, &[4, 5, 6]);
-        comparison.heard(1, &here, &checkpoint(3, &other));
-        assert_eq!(comparison.differing(), [(3, Position::new(Epoch(1), 3))]);
+        comparison.heard(NodeId(1), &here, &checkpoint(NodeId(3), &other));
+        assert_eq!(comparison.differing(), [(NodeId(3), Position::new(Epoch(1), 3))]);
         // The one ahead finds it as well.
         let seen_there = Comparison::default();
-        seen_there.heard(3, &other, &checkpoint(1, &here));
-        assert_eq!(seen_there.differing(), [(1, Position::new(Epoch(1), 5))]);
+        seen_there.heard(NodeId(3), &other, &checkpoint(NodeId(1), &here));
+        assert_eq!(seen_there.differing(), [(NodeId(1), Position::new(Epoch(1), 5))]);
         // It was seeded afresh.
-        comparison.heard(1, &here, &checkpoint(3, &state(&[1, 2, 3, 4])));
+        comparison.heard(NodeId(1), &here, &checkpoint(NodeId(3), &state(&[1, 2, 3, 4])));
         assert_eq!(comparison.differing(), []);
     }
 }

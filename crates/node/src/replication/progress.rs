@@ -258,15 +258,16 @@ mod tests {
 
     use super::*;
 
-    fn status(node: NodeId, sequence: u64) -> Status {
-        Status::of_primary_member(node, Epoch(1), Position::new(Epoch(1), sequence), Duration::ZERO)
+    fn status(node: u64, sequence: u64) -> Status {
+        let position = Position::new(Epoch(1), sequence);
+        Status::of_primary_member(NodeId(node), position.epoch, position, Duration::ZERO)
     }
 
     #[test]
     fn the_log_is_kept_from_where_a_copy_began_until_the_newcomer_has_caught_up() {
         let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
         let followers = Followers::watch(&state);
-        followers.set_nodes([4]);
+        followers.set_nodes([NodeId(4)]);
         let mut written = 0;
         let mut write = |batches: u64| {
             for _ in 0..batches {
@@ -302,29 +303,29 @@ mod tests {
         let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
         let followers = Followers::watch(&state);
         // This is node 1, and 9 is a replica.
-        followers.set_nodes([2, 3, 4, 5, 9]);
-        let (three, five) = (BTreeSet::from([1, 2, 3]), BTreeSet::from([1, 2, 3, 4, 5]));
+        followers.set_nodes([2, 3, 4, 5, 9].map(NodeId));
+        let (three, five) = ((1..=3).map(NodeId).collect(), (1..=5).map(NodeId).collect());
         let heard = |node, may_lead| followers.heard(status(node, 0), may_lead, Room::Enough);
         heard(2, true);
         heard(9, false);
-        assert!(followers.may_take_over(2, &three), "without it there is no quorum anyway");
-        assert!(followers.may_take_over(2, &BTreeSet::from([1, 2])));
+        assert!(followers.may_take_over(NodeId(2), &three), "without it there is no quorum anyway");
+        assert!(followers.may_take_over(NodeId(2), &[1, 2].map(NodeId).into()));
         heard(3, false);
-        assert!(!followers.may_take_over(2, &three));
-        assert!(followers.may_take_over(2, &five));
+        assert!(!followers.may_take_over(NodeId(2), &three));
+        assert!(followers.may_take_over(NodeId(2), &five));
         heard(4, true);
-        assert!(!followers.may_take_over(2, &five));
+        assert!(!followers.may_take_over(NodeId(2), &five));
         heard(5, true);
-        assert!(followers.may_take_over(2, &five));
+        assert!(followers.may_take_over(NodeId(2), &five));
         heard(3, true);
-        assert!(followers.may_take_over(2, &three));
+        assert!(followers.may_take_over(NodeId(2), &three));
     }
 
     #[test]
     fn a_wall_clock_that_was_set_back_hides_no_lag() {
         let state = ShardState::open(Arc::new(MemoryEngine::default()), ShardId(1)).unwrap();
         let followers = Followers::watch(&state);
-        followers.set_nodes([4]);
+        followers.set_nodes([NodeId(4)]);
         followers.heard(status(4, 0), false, Room::Enough);
         // The leader's clock was an hour ahead when it made this.
         let batch = Batch {
@@ -341,6 +342,9 @@ mod tests {
         assert!(applied.elapsed() >= Duration::from_millis(15));
         followers.heard(status(4, 1), false, Room::Low);
         assert_eq!(followers.least_lag_ms(|_| true), Some(0));
-        assert_eq!((followers.room(4), followers.room(5)), (Room::Low, Room::Enough));
+        assert_eq!(
+            (followers.room(NodeId(4)), followers.room(NodeId(5))),
+            (Room::Low, Room::Enough)
+        );
     }
 }

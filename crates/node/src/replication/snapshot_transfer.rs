@@ -173,7 +173,7 @@ impl StateExchange {
     #[cfg(test)]
     pub(crate) fn keep_begun(&self, group: GroupId, staged: StagedState) {
         let (snapshot_id, after) = ("a snapshot".to_owned(), Bytes::from_static(b"a key"));
-        let begun = Begun { source: 1, snapshot_id, after, staged, since: Instant::now() };
+        let begun = Begun { source: NodeId(1), snapshot_id, after, staged, since: Instant::now() };
         self.begun.lock().insert(group, begun);
     }
 
@@ -365,7 +365,7 @@ impl StateTransfer for StateExchange {
     fn fetch(
         self: Arc<Self>,
         group: GroupId,
-        source: u64,
+        source: NodeId,
         snapshot_id: String,
         state: Arc<ShardState>,
     ) -> Transfer<Result<StagedState, StorageError>> {

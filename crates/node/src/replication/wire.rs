@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use meridian_proto::shipping as wire;
 use meridian_shipping::{Heartbeat, Status};
-use meridian_types::{Epoch, Position, ShardId};
+use meridian_types::{Epoch, NodeId, Position, ShardId};
 
 /// Decompresses a zstd frame, which must not become more than `max_bytes`. Takes memory for what
 /// the frame says that it holds: not for the most that it could, each time.
@@ -25,7 +25,7 @@ pub(crate) fn position(wire: wire::Position) -> Option<Position> {
 pub(crate) fn status_to_wire(shard: ShardId, status: &Status) -> wire::Status {
     wire::Status {
         shard: shard.0,
-        node_id: status.node,
+        node_id: status.node.0,
         epoch: status.epoch.0.into(),
         durable: Some(position_to_wire(status.durable)),
         hops: status.hops.map(u32::from),
@@ -41,7 +41,7 @@ pub(crate) fn status(wire: wire::Status) -> Option<(ShardId, Status)> {
         Some(hops) => Some(u8::try_from(hops).ok()?),
     };
     let status = Status {
-        node: wire.node_id,
+        node: NodeId(wire.node_id),
         epoch: Epoch(u16::try_from(wire.epoch).ok()?),
         durable: position(wire.durable?)?,
         hops,

@@ -52,7 +52,7 @@ impl AdminService {
         };
         let lags = self.shards.followers(&id).map(|followers| followers.lags()).unwrap_or_default();
         let subscribers = lags.iter().map(|follower| wire::ReplicaLag {
-            node_id: follower.node,
+            node_id: follower.node.0,
             durable_sequence: follower.durable,
             lag_batches: follower.lag.batches,
             lag_bytes: follower.lag.bytes,
@@ -117,7 +117,7 @@ impl admin_server::Admin for AdminService {
             .collect();
         shards.sort_by_key(|shard| shard.shard);
         Ok(Response::new(wire::StatusResponse {
-            node_id: self.node_id,
+            node_id: self.node_id.0,
             node_name: self.node.name.clone(),
             region: self.node.region.clone(),
             data_center: self.node.data_center.clone(),
@@ -133,44 +133,33 @@ impl admin_server::Admin for AdminService {
         request: Request<wire::TransferLeadershipRequest>,
     ) -> Result<Response<wire::TransferLeadershipResponse>, Status> {
         let request = request.into_inner();
-        let id = ShardId(request.shard);
+        let (id, to) = (ShardId(request.shard), NodeId(request.to));
         let Some(LocalShard::Voter(voter)) = self.shards.get(&id) else {
             return Err(Status::not_found(format!("this node does not vote in shard {id}")));
         };
-        if !self.directory.known().cluster.is_voter(id, request.to) {
-            return Err(Status::invalid_argument(format!(
-                "node {} does not vote in shard {id}",
-                request.to
-            )));
+        if !self.directory.known().cluster.is_voter(id, to) {
+            return Err(Status::invalid_argument(format!("node {to} does not vote in shard {id}")));
         }
         let followers = self.shards.followers(&id);
         let lags = followers.as_ref().map(|followers| followers.lags()).unwrap_or_default();
-        if request.to != self.node_id
-            && !lags.iter().any(|heir| heir.node == request.to && heir.may_lead)
-        {
-            return Err(Status::failed_precondition(format!(
-                "node {} is away or does not vote",
-                request.to
-            )));
+        if to != self.node_id && !lags.iter().any(|heir| heir.node == to && heir.may_lead) {
+            return Err(Status::failed_precondition(format!("node {to} is away or does not vote")));
         }
         let Ok(leadership) = voter.group.leadership() else {
             return Err(Status::failed_precondition(format!("this node does not lead shard {id}")));
         };
-        if request.to == self.node_id {
+        if to == self.node_id {
             return Ok(Response::new(wire::TransferLeadershipResponse {}));
         }
-        if followers
-            .is_some_and(|followers| !followers.may_take_over(request.to, &voter.group.voters()))
-        {
+        if followers.is_some_and(|followers| !followers.may_take_over(to, &voter.group.voters())) {
             return Err(Status::failed_precondition(format!(
-                "should node {} be lost meanwhile, no voter could lead: another voter of shard {id} does not vote at \
-                 present (it catches up, or was wiped and is to be replaced)",
-                request.to
+                "should node {to} be lost meanwhile, no voter could lead: another voter of shard {id} does not vote at \
+                 present (it catches up, or was wiped and is to be replaced)"
             )));
         }
         let refused =
             |error: meridian_consensus::TransferFailure| Status::unavailable(error.to_string());
-        voter.group.transfer_leadership(request.to).await.map_err(refused)?;
+        voter.group.transfer_leadership(to).await.map_err(refused)?;
         let over = voter.group.leadership_changed(Some(leadership.term));
         match tokio::time::timeout(HANDOVER, over).await {
             Ok(()) => Ok(Response::new(wire::TransferLeadershipResponse {})),

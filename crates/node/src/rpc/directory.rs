@@ -156,7 +156,7 @@ impl directory_server::Directory for DirectoryService {
                 .into(),
         });
         let contacts = inspection.contacts.iter().map(|(node, contact)| wire::NodeContact {
-            node_id: *node,
+            node_id: node.0,
             age_ms: contact.age_ms,
             reports: contact.reports.values().map(shard_report_to_wire).collect(),
         });
@@ -208,7 +208,7 @@ mod tests {
     use meridian_failover::Lease;
     use meridian_gateway::{Access, Catalogue as _};
     use meridian_proto::directory::directory_server::Directory as _;
-    use meridian_types::{Epoch, ShardId};
+    use meridian_types::{Epoch, NodeId, ShardId};
     use tokio::net::TcpListener;
     use tokio_stream::StreamExt;
     use tokio_stream::wrappers::TcpListenerStream;
@@ -318,7 +318,7 @@ mod tests {
         let mut cluster =
             DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
         cluster.version = 1;
-        cluster.nodes.get_mut(&1).unwrap().incarnation = Some("5eed".to_owned());
+        cluster.nodes.get_mut(&NodeId(1)).unwrap().incarnation = Some("5eed".to_owned());
         let hash = "ab".repeat(32);
         let (label, scope) = ("ci".to_owned(), TokenScope::All);
         let token = Token {
@@ -360,6 +360,6 @@ mod tests {
         assert!(!is_for_operators(&Change::EndDeletion {
             id: meridian_types::DatabaseId([1; 16])
         }));
-        assert!(is_for_operators(&Change::SetVoters { shard, voters: [1].into() }));
+        assert!(is_for_operators(&Change::SetVoters { shard, voters: [NodeId(1)].into() }));
     }
 }

@@ -11,7 +11,7 @@ use meridian_placement::{NotASource, Seal, SealAction, SealEvent, Sealing, check
 use meridian_proto::directory::{self as wire, failover_server};
 use meridian_proto::shipping::{StateChunk, StoredBatches};
 use meridian_storage::{Applied, Engine, Syncer, or_fatal};
-use meridian_types::{Epoch, Position, ShardId};
+use meridian_types::{Epoch, NodeId, Position, ShardId};
 use tokio::sync::oneshot;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -191,7 +191,7 @@ impl failover_server::Failover for FailoverService {
             LocalShard::Replica(replica) => {
                 let drained = tokio::time::timeout(
                     ORDER_ANSWER_TIMEOUT,
-                    replica.drain(request.source, through),
+                    replica.drain(NodeId(request.source), through),
                 )
                 .await;
                 drained.unwrap_or_else(|_| Err(format!("not at {through} in time")))

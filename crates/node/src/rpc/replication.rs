@@ -131,10 +131,10 @@ impl ShippingService {
     #[allow(clippy::result_large_err, reason = "tonic's own error type, on a path of no hurry")]
     fn open(&self, start: wire::Start) -> Result<(Subscription, ReceiverStream<Shipped>), Status> {
         // One subscription for each of them, so that their number has a bound.
-        if self.directory.known().cluster.present_node(start.node_id).is_none() {
+        let subscriber = NodeId(start.node_id);
+        if self.directory.known().cluster.present_node(subscriber).is_none() {
             return Err(Status::failed_precondition(format!(
-                "node {} is not known here",
-                start.node_id
+                "node {subscriber} is not known here"
             )));
         }
         let (id, epoch, shard) = self.shard(start.shard)?;
@@ -144,7 +144,7 @@ impl ShippingService {
             .and_then(position)
             .ok_or_else(|| Status::invalid_argument("field `durable`"))?;
         let (replaced, newer) = mpsc::channel(1);
-        self.subscriptions.lock().insert((id, start.node_id), replaced);
+        self.subscriptions.lock().insert((id, subscriber), replaced);
         let (shipments, stream) = mpsc::channel(4);
         let subscription = Subscription {
             node_id: self.node_id,
@@ -187,7 +187,7 @@ impl ShippingService {
         } = request;
         let room = Room::announced(disk_full, disk_exhausted);
         if clock_ms > 0 {
-            self.clocks.heard(node_id, clock_ms);
+            self.clocks.heard(NodeId(node_id), clock_ms);
         }
         for wire in statuses {
             let may_lead = wire.may_lead;

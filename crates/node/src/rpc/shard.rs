@@ -118,7 +118,7 @@ async fn pass_on(
     };
     match passed_on {
         Ok(answer) if written_from_wire(answer.clone()).is_ok() => {
-            wire::WriteResponse { leader, clock: Some(write_calls::clock()), ..answer }
+            wire::WriteResponse { leader: leader.0, clock: Some(write_calls::clock()), ..answer }
         }
         Ok(answer) => wire::WriteResponse { clock: Some(write_calls::clock()), ..answer },
         Err(Failed::NotDone(reason) | Failed::Unreachable(reason)) => {

@@ -25,14 +25,14 @@ fn failed() -> CatchUpEvent {
 
 /// A replica that has 5, and is ordered to come to 8 by the log of node 4.
 fn order() -> CatchUp {
-    let mut catch_up = CatchUp::ordered(START, history(), 4, at(2, 8), false);
+    let mut catch_up = CatchUp::ordered(START, history(), NodeId(4), at(2, 8), false);
     let first = catch_up.step(START, CatchUpEvent::Begin { position: at(1, 5) });
     assert_eq!(first, asks(4, at(1, 5), at(2, 8)));
     catch_up
 }
 
-fn asks(source: NodeId, after: Position, through: Position) -> CatchUpAction {
-    CatchUpAction::ReadLog { source, after, through }
+fn asks(source: u64, after: Position, through: Position) -> CatchUpAction {
+    CatchUpAction::ReadLog { source: NodeId(source), after, through }
 }
 
 #[test]
@@ -90,11 +90,11 @@ fn order_that_is_late_finishes_what_it_writes_and_asks_no_more() {
 fn state_that_takes_longer_than_an_order_is_installed_by_a_later_one() {
     let mut first = order();
     let fetch = first.step(START, CatchUpEvent::LogGone);
-    assert_eq!(fetch, CatchUpAction::FetchState { source: 4 });
+    assert_eq!(fetch, CatchUpAction::FetchState { source: NodeId(4) });
     let late = first.step(START + ORDER_TIMEOUT, CatchUpEvent::Late);
     assert_eq!(late, CatchUpAction::Finish(Err(CatchUpFailure::Late(at(2, 8)))));
 
-    let mut second = CatchUp::ordered(START, history(), 5, at(2, 8), true);
+    let mut second = CatchUp::ordered(START, history(), NodeId(5), at(2, 8), true);
     second.step(START, CatchUpEvent::Begin { position: at(1, 5) });
     assert_eq!(second.step(START, CatchUpEvent::LogGone), CatchUpAction::AwaitState);
     let fetched = second.step(START, CatchUpEvent::StateFetched { position: at(2, 7) });
@@ -121,8 +121,8 @@ fn order_ends_with_the_first_failure_of_its_source() {
 }
 
 /// A founder that has 3 of a base of 6.
-fn founder(sources: &[NodeId]) -> CatchUp {
-    let mut catch_up = CatchUp::to_base(history(), sources.to_vec());
+fn founder(sources: [u64; 2]) -> CatchUp {
+    let mut catch_up = CatchUp::to_base(history(), sources.map(NodeId).to_vec());
     let first = catch_up.step(START, CatchUpEvent::Begin { position: at(1, 3) });
     assert_eq!(first, asks(sources[0], at(1, 3), at(1, 6)));
     catch_up
@@ -130,7 +130,7 @@ fn founder(sources: &[NodeId]) -> CatchUp {
 
 #[test]
 fn founder_asks_the_next_source_where_one_fails_and_keeps_what_it_has() {
-    let mut catch_up = founder(&[2, 4]);
+    let mut catch_up = founder([2, 4]);
     catch_up.step(START, batches(at(1, 3), &[(1, 4)]));
     catch_up.step(START, CatchUpEvent::Written { position: at(1, 4) });
     assert_eq!(catch_up.step(START, failed()), asks(4, at(1, 4), at(1, 6)));
@@ -144,11 +144,12 @@ fn founder_asks_the_next_source_where_one_fails_and_keeps_what_it_has() {
 
 #[test]
 fn founder_gives_up_after_three_rounds() {
-    let mut catch_up = founder(&[2, 4]);
+    let mut catch_up = founder([2, 4]);
     for round in 1..=PULL_ROUNDS {
         assert_eq!(catch_up.step(START, failed()), asks(4, at(1, 3), at(1, 6)));
         assert_eq!(catch_up.step(START, failed()), CatchUpAction::Pause);
-        let next = catch_up.step(START, CatchUpEvent::Resumed { sources: vec![2, 4] });
+        let next =
+            catch_up.step(START, CatchUpEvent::Resumed { sources: [2, 4].map(NodeId).to_vec() });
         if round < PULL_ROUNDS {
             assert_eq!(next, asks(2, at(1, 3), at(1, 6)));
         } else {
@@ -159,7 +160,7 @@ fn founder_gives_up_after_three_rounds() {
 
 #[test]
 fn founder_gives_up_a_state_once_others_have_founded_the_group() {
-    let mut catch_up = founder(&[2, 4]);
+    let mut catch_up = founder([2, 4]);
     let log = catch_up.step(START, CatchUpEvent::Unwanted);
     assert_eq!(log, CatchUpAction::Nothing, "a log is short");
     catch_up.step(START, CatchUpEvent::LogGone);
@@ -167,12 +168,12 @@ fn founder_gives_up_a_state_once_others_have_founded_the_group() {
     assert_eq!(catch_up.take_failure(), Some(CatchUpFailure::Unwanted));
     // The next one fetches anew.
     let fetch = catch_up.step(START, CatchUpEvent::LogGone);
-    assert_eq!(fetch, CatchUpAction::FetchState { source: 4 });
+    assert_eq!(fetch, CatchUpAction::FetchState { source: NodeId(4) });
 }
 
 #[test]
 fn founder_at_the_base_asks_no_node() {
-    let mut catch_up = CatchUp::to_base(history(), vec![2]);
+    let mut catch_up = CatchUp::to_base(history(), vec![NodeId(2)]);
     let end = catch_up.step(START, CatchUpEvent::Begin { position: at(1, 6) });
     assert_eq!(end, CatchUpAction::Finish(Ok(())));
 }

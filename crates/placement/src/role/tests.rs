@@ -2,7 +2,7 @@ use meridian_directory::{Plan, VoterChange};
 
 use super::*;
 
-const NODE: NodeId = 1;
+const NODE: NodeId = NodeId(1);
 
 fn at(epoch: u16, sequence: u64) -> Position {
     Position::new(Epoch(epoch), sequence)
@@ -14,7 +14,7 @@ fn shard(phase: Phase) -> Shard {
         epoch: Epoch(2),
         phase,
         primary_region: "a".to_owned(),
-        voters: BTreeSet::from([1, 2, 3]),
+        voters: BTreeSet::from([1, 2, 3].map(NodeId)),
         preferred_leader: Some(NODE),
         changing: None,
         bases: vec![(Epoch(1), Position::ZERO), (Epoch(2), at(1, 5))],
@@ -24,7 +24,11 @@ fn shard(phase: Phase) -> Shard {
 
 /// The same, and this node does not vote.
 fn elsewhere(phase: Phase) -> Shard {
-    Shard { voters: BTreeSet::from([4, 5]), preferred_leader: Some(4), ..shard(phase) }
+    Shard {
+        voters: BTreeSet::from([4, 5].map(NodeId)),
+        preferred_leader: Some(NodeId(4)),
+        ..shard(phase)
+    }
 }
 
 fn sealing(planned: bool) -> Phase {
@@ -160,7 +164,8 @@ fn voter_that_is_taken_out_leaves_when_the_group_goes_on_without_it() {
         !first.is_empty()
     };
     let mut changing = elsewhere(Phase::Active);
-    changing.changing = Some(VoterChange { former: vec![BTreeSet::from([1, 2, 3])], version: 2 });
+    changing.changing =
+        Some(VoterChange { former: vec![BTreeSet::from([1, 2, 3].map(NodeId))], version: 2 });
     assert!(!leaves(&changing, true), "it may be needed yet");
     assert!(leaves(&changing, false), "its own log says that it votes no more");
     assert!(!leaves(&elsewhere(sealing(true)), true), "it is asked at the end of the epoch");

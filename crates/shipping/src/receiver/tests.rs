@@ -18,8 +18,8 @@ fn step(receiver: &mut Receiver, ms: u32, event: ReceiverEvent) -> Vec<ReceiverA
     receiver.step(MS * ms, 0.0, event)
 }
 
-fn source(node: NodeId, direct: bool) -> ReceiverEvent {
-    ReceiverEvent::Source(Some(Source { node, direct }))
+fn source(node: u64, direct: bool) -> ReceiverEvent {
+    ReceiverEvent::Source(Some(Source { node: NodeId(node), direct }))
 }
 
 fn connected(epoch: u16) -> StreamEvent {
@@ -32,7 +32,7 @@ fn batch(epoch: u16, sequence: u64) -> StreamEvent {
 }
 
 fn heartbeat(epoch: u16, hops: Option<u8>, age: Duration) -> StreamEvent {
-    let mut status = Status::of_primary_member(2, Epoch(epoch), at(epoch, 9), age);
+    let mut status = Status::of_primary_member(NodeId(2), Epoch(epoch), at(epoch, 9), age);
     status.hops = hops;
     StreamEvent::Heartbeat(Heartbeat { status, committed: at(epoch, 9), time_ms: 5 })
 }
@@ -41,7 +41,7 @@ fn heartbeat(epoch: u16, hops: Option<u8>, age: Duration) -> StreamEvent {
 fn following(durable: Position) -> Receiver {
     let mut receiver = receiver(durable);
     let actions = step(&mut receiver, 0, source(2, true));
-    assert_eq!(actions, [ReceiverAction::Connect { stream: 1, source: 2, from: durable }]);
+    assert_eq!(actions, [ReceiverAction::Connect { stream: 1, source: NodeId(2), from: durable }]);
     assert_eq!(step(&mut receiver, 1, ReceiverEvent::Stream(1, connected(1))), []);
     assert_eq!(receiver.phase(), ReceiverPhase::Following);
     receiver
@@ -66,12 +66,12 @@ fn a_duplicate_is_skipped_and_a_gap_starts_over_from_the_durable_position() {
         step(&mut receiver, 3, ReceiverEvent::Stream(1, batch(1, 8))),
         [
             ReceiverAction::CloseStream { stream: 1 },
-            ReceiverAction::SourceFailed { source: 2, reason: FailureReason::Gap },
+            ReceiverAction::SourceFailed { source: NodeId(2), reason: FailureReason::Gap },
         ]
     );
     // Batch 6 is still on its way to the disk: it will come again, and be skipped.
     let actions = step(&mut receiver, 100, ReceiverEvent::Tick);
-    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: 2, from: at(1, 5) }]);
+    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: NodeId(2), from: at(1, 5) }]);
     step(&mut receiver, 101, ReceiverEvent::Stream(2, connected(1)));
     assert_eq!(step(&mut receiver, 102, ReceiverEvent::Stream(2, batch(1, 6))), []);
     let actions = step(&mut receiver, 102, ReceiverEvent::Stream(2, batch(1, 7)));
@@ -84,7 +84,7 @@ fn what_became_durable_between_two_streams_is_reported_on_the_second() {
     step(&mut receiver, 2, ReceiverEvent::Stream(1, batch(1, 6)));
     step(&mut receiver, 3, ReceiverEvent::Stream(1, StreamEvent::Closed));
     let actions = step(&mut receiver, 100, ReceiverEvent::Tick);
-    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: 2, from: at(1, 5) }]);
+    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: NodeId(2), from: at(1, 5) }]);
     assert_eq!(step(&mut receiver, 101, ReceiverEvent::Persisted { position: at(1, 6) }), []);
     let actions = step(&mut receiver, 102, ReceiverEvent::Stream(2, connected(1)));
     assert_eq!(actions, [ReceiverAction::ReportDurable { stream: 2, position: at(1, 6) }]);
@@ -117,9 +117,10 @@ fn a_full_buffer_stops_reading_and_is_no_silence_of_the_source() {
 fn silence_is_given_up_and_the_backoff_doubles_up_to_its_bound() {
     let mut receiver = following(at(1, 5));
     let actions = step(&mut receiver, 1501, ReceiverEvent::Tick);
-    assert!(
-        actions.contains(&ReceiverAction::SourceFailed { source: 2, reason: FailureReason::Idle })
-    );
+    assert!(actions.contains(&ReceiverAction::SourceFailed {
+        source: NodeId(2),
+        reason: FailureReason::Idle
+    }));
     let mut failed_at = 1501;
     let mut waits = Vec::new();
     for stream in 2..10 {
@@ -136,24 +137,24 @@ fn silence_is_given_up_and_the_backoff_doubles_up_to_its_bound() {
 #[test]
 fn a_node_is_a_relay_while_it_hears_a_primary_member() {
     let mut receiver = following(at(1, 5));
-    assert_eq!(receiver.status(MS, 10).hops, None);
+    assert_eq!(receiver.status(MS, NodeId(10)).hops, None);
     step(
         &mut receiver,
         2,
         ReceiverEvent::Stream(1, heartbeat(1, Some(0), Duration::from_secs(60))),
     );
-    assert_eq!(receiver.status(MS * 2, 10).hops, Some(1));
-    assert_eq!(receiver.status(MS * 3002, 10).hops, Some(1));
-    assert_eq!(receiver.status(MS * 3003, 10).hops, None);
+    assert_eq!(receiver.status(MS * 2, NodeId(10)).hops, Some(1));
+    assert_eq!(receiver.status(MS * 3002, NodeId(10)).hops, Some(1));
+    assert_eq!(receiver.status(MS * 3003, NodeId(10)).hops, None);
 
     // A follower passes the age on.
     step(&mut receiver, 2, source(11, false));
-    assert_eq!(receiver.status(MS * 2, 10).hops, None);
+    assert_eq!(receiver.status(MS * 2, NodeId(10)).hops, None);
     step(&mut receiver, 60, ReceiverEvent::Tick);
     step(&mut receiver, 60, ReceiverEvent::Stream(2, connected(1)));
     step(&mut receiver, 60, ReceiverEvent::Stream(2, heartbeat(1, Some(1), MS * 2900)));
-    assert_eq!(receiver.status(MS * 60, 10).hops, Some(2));
-    assert_eq!(receiver.status(MS * 161, 10).hops, None);
+    assert_eq!(receiver.status(MS * 60, NodeId(10)).hops, Some(2));
+    assert_eq!(receiver.status(MS * 161, NodeId(10)).hops, None);
 }
 
 /// An operator reads these, and the driver hangs its reading on them.
@@ -189,7 +190,8 @@ fn the_newest_commit_that_was_heard_of_is_known_and_an_older_one_changes_nothing
     let mut receiver = following(at(1, 5));
     assert_eq!(receiver.committed(), None);
     let mut hear = |sequence, time_ms| {
-        let status = Status::of_primary_member(2, Epoch(1), at(1, sequence), Duration::ZERO);
+        let status =
+            Status::of_primary_member(NodeId(2), Epoch(1), at(1, sequence), Duration::ZERO);
         let heartbeat = Heartbeat { status, committed: at(1, sequence), time_ms };
         step(&mut receiver, 2, ReceiverEvent::Stream(1, StreamEvent::Heartbeat(heartbeat)));
         receiver.committed().map(|commit| (commit.position, commit.time_ms))
@@ -214,7 +216,7 @@ fn what_lies_outside_the_history_of_the_epoch_is_refused_though_it_would_follow(
         let actions = step(&mut receiver, now, ReceiverEvent::Stream(stream, event));
         assert!(
             actions.contains(&ReceiverAction::SourceFailed {
-                source: 2,
+                source: NodeId(2),
                 reason: FailureReason::WrongEpoch
             }),
             "{position}: {actions:?}"
@@ -227,12 +229,10 @@ fn what_lies_outside_the_history_of_the_epoch_is_refused_though_it_would_follow(
     step(&mut receiver, 3, ReceiverEvent::Stream(2, connected(2)));
     let event = StreamEvent::Batch { position: at(2, 6), previous: at(1, 5), bytes: 1 };
     let actions = step(&mut receiver, 4, ReceiverEvent::Stream(2, event));
-    assert!(
-        actions.contains(&ReceiverAction::SourceFailed {
-            source: 2,
-            reason: FailureReason::WrongEpoch
-        })
-    );
+    assert!(actions.contains(&ReceiverAction::SourceFailed {
+        source: NodeId(2),
+        reason: FailureReason::WrongEpoch
+    }));
 }
 
 /// A source whose log is another has another batch before the next one.
@@ -241,7 +241,10 @@ fn a_batch_is_taken_only_behind_the_very_batch_that_is_here() {
     let refused = |receiver: &mut Receiver, stream, position, previous| {
         let event = StreamEvent::Batch { position, previous, bytes: 1 };
         let actions = step(receiver, 5, ReceiverEvent::Stream(stream, event));
-        actions.contains(&ReceiverAction::SourceFailed { source: 2, reason: FailureReason::Gap })
+        actions.contains(&ReceiverAction::SourceFailed {
+            source: NodeId(2),
+            reason: FailureReason::Gap,
+        })
     };
     // Of an epoch that was lost, or none, or a batch that is not next.
     for (position, previous) in [(at(1, 6), at(0, 5)), (at(1, 6), at(1, 4)), (at(1, 7), at(1, 5))] {
@@ -267,7 +270,10 @@ fn a_source_that_does_not_answer_is_given_up() {
         step(&mut receiver, 2000, ReceiverEvent::Tick),
         [
             ReceiverAction::CloseStream { stream: 1 },
-            ReceiverAction::SourceFailed { source: 2, reason: FailureReason::ConnectTimeout },
+            ReceiverAction::SourceFailed {
+                source: NodeId(2),
+                reason: FailureReason::ConnectTimeout
+            },
         ]
     );
 }
@@ -342,7 +348,7 @@ fn a_snapshot_that_does_not_help_is_not_fetched_again_at_once() {
     let mut receiver = following(at(1, 5));
     let needed =
         |stream| ReceiverEvent::Stream(stream, StreamEvent::SnapshotNeeded { diverged: false });
-    let fetch = ReceiverAction::FetchSnapshot { source: 2, epoch: Epoch(1) };
+    let fetch = ReceiverAction::FetchSnapshot { source: NodeId(2), epoch: Epoch(1) };
     assert!(step(&mut receiver, 2, needed(1)).contains(&fetch));
     step(&mut receiver, 3, ReceiverEvent::SnapshotFetched);
     step(&mut receiver, 4, ReceiverEvent::SnapshotInstalled { position: at(1, 8) });
@@ -393,11 +399,14 @@ fn a_node_that_starts_again_within_its_epoch_keeps_what_it_has() {
             Receiver::new(ReceiverConfig::default(), Duration::ZERO, durable, Epoch(epoch), base);
         assert!(receiver.may_serve());
         let actions = step(&mut receiver, 0, source(2, true));
-        assert_eq!(actions, [ReceiverAction::Connect { stream: 1, source: 2, from: durable }]);
+        assert_eq!(
+            actions,
+            [ReceiverAction::Connect { stream: 1, source: NodeId(2), from: durable }]
+        );
     }
     let mut receiver =
         Receiver::new(ReceiverConfig::default(), Duration::ZERO, at(1, 6), Epoch(2), at(1, 5));
-    assert!(!receiver.may_serve() && receiver.status(MS, 10).fetching_snapshot);
+    assert!(!receiver.may_serve() && receiver.status(MS, NodeId(10)).fetching_snapshot);
     let actions = step(&mut receiver, 0, source(2, true));
     assert_eq!(actions[0], ReceiverAction::SaveOrphans { base: at(1, 5) });
 }
@@ -418,14 +427,14 @@ fn orphans_are_what_lies_beyond_the_lowest_base() {
 fn a_sealed_node_is_no_relay_nor_is_a_node_that_needs_a_snapshot() {
     let heard = |receiver: &mut Receiver| {
         step(receiver, 2, ReceiverEvent::Stream(1, heartbeat(1, Some(0), Duration::ZERO)));
-        receiver.status(MS * 3, 10).hops
+        receiver.status(MS * 3, NodeId(10)).hops
     };
     let mut receiver = following(at(1, 5));
     assert_eq!(heard(&mut receiver), Some(1));
     assert!(!receiver.is_sealed());
     step(&mut receiver, 3, ReceiverEvent::Seal { epoch: Epoch(1) });
     assert!(receiver.is_sealed());
-    assert_eq!(receiver.status(MS * 3, 10).hops, None);
+    assert_eq!(receiver.status(MS * 3, NodeId(10)).hops, None);
     let mut receiver = following(at(1, 5));
     assert_eq!(heard(&mut receiver), Some(1));
     step(
@@ -433,7 +442,7 @@ fn a_sealed_node_is_no_relay_nor_is_a_node_that_needs_a_snapshot() {
         3,
         ReceiverEvent::Stream(1, StreamEvent::SnapshotNeeded { diverged: true }),
     );
-    let status = receiver.status(MS * 3, 10);
+    let status = receiver.status(MS * 3, NodeId(10));
     assert_eq!((status.hops, status.fetching_snapshot), (None, true));
 }
 
@@ -444,7 +453,7 @@ fn batches_of_a_primary_member_show_that_it_lives_and_those_of_a_relay_do_not() 
         let mut receiver = following(at(1, 5));
         step(&mut receiver, 2, ReceiverEvent::Stream(1, heartbeat(1, Some(hops), Duration::ZERO)));
         step(&mut receiver, 2000, ReceiverEvent::Stream(1, batch(1, 6)));
-        assert_eq!(receiver.status(MS * 4000, 10).hops, later);
+        assert_eq!(receiver.status(MS * 4000, NodeId(10)).hops, later);
     }
 }
 

@@ -4,9 +4,9 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-fn status(node: NodeId, hops: Option<u8>) -> Status {
+fn status(node: u64, hops: Option<u8>) -> Status {
     Status {
-        node,
+        node: NodeId(node),
         epoch: Epoch(1),
         durable: Position::new(Epoch(1), 100),
         hops,
@@ -15,9 +15,9 @@ fn status(node: NodeId, hops: Option<u8>) -> Status {
     }
 }
 
-fn election(me: NodeId) -> RelayElection {
-    let mut election = RelayElection::new(RelayConfig::default(), me, Duration::ZERO);
-    election.set_members(Duration::ZERO, &[2, 3, 1], &[10, 11, 12]);
+fn election(me: u64) -> RelayElection {
+    let mut election = RelayElection::new(RelayConfig::default(), NodeId(me), Duration::ZERO);
+    election.set_members(Duration::ZERO, &[2, 3, 1].map(NodeId), &[10, 11, 12].map(NodeId));
     election
 }
 
@@ -31,18 +31,18 @@ fn choose(
     for status in statuses {
         election.on_status(now, *status);
     }
-    election.choose(now, &status(election.me, own))
+    election.choose(now, &status(election.me.0, own))
 }
 
-fn follows(node: NodeId) -> Option<Source> {
-    Some(Source { node, direct: false })
+fn follows(node: u64) -> Option<Source> {
+    Some(Source { node: NodeId(node), direct: false })
 }
 
 #[test]
 fn the_lowest_numbered_node_becomes_the_relay_and_follows_a_follower() {
     let mut lowest = election(10);
     let source = choose(&mut lowest, Duration::ZERO, None, &[]).unwrap();
-    assert!(source.direct && source.node != 1, "{source:?}");
+    assert!(source.direct && source.node != NodeId(1), "{source:?}");
 }
 
 #[test]
@@ -141,35 +141,32 @@ fn a_failed_source_is_avoided_and_the_leader_comes_last() {
         tried.push(source.node);
         relay.failed(SECOND * 2, source.node);
     }
-    assert_eq!(tried, [2, 3, 1]);
+    assert_eq!(tried, [2, 3, 1].map(NodeId));
 }
 
 #[test]
 fn a_follower_cut_off_from_its_leader_is_left_for_a_connected_one() {
     let mut relay = election(10);
     let first = choose(&mut relay, Duration::ZERO, None, &[]).unwrap().node;
-    let cut_off = Status { primary_age: SECOND * 10, ..status(first, Some(0)) };
+    let cut_off = Status { primary_age: SECOND * 10, ..status(first.0, Some(0)) };
     let leader = status(1, Some(0));
-    assert_eq!(
-        choose(&mut relay, SECOND, Some(1), &[cut_off, leader]),
-        Some(Source { node: 1, direct: true })
-    );
+    assert_eq!(choose(&mut relay, SECOND, Some(1), &[cut_off, leader]), direct(1));
 }
 
 #[test]
 fn a_relay_whose_streams_break_thrice_is_not_believed() {
     let mut other = election(11);
     assert_eq!(choose(&mut other, SECOND * 2, None, &[status(10, Some(1))]), follows(10));
-    other.failed(SECOND * 2, 10);
-    other.failed(SECOND * 2, 10);
+    other.failed(SECOND * 2, NodeId(10));
+    other.failed(SECOND * 2, NodeId(10));
     assert_eq!(choose(&mut other, SECOND * 2, None, &[status(10, Some(1))]), follows(10));
-    other.failed(SECOND * 2, 10);
+    other.failed(SECOND * 2, NodeId(10));
     assert_eq!(choose(&mut other, SECOND * 2, None, &[status(10, Some(1))]), None);
     assert!(choose(&mut other, SECOND * 3, None, &[status(10, Some(1))]).unwrap().direct);
 }
 
-fn direct(node: NodeId) -> Option<Source> {
-    Some(Source { node, direct: true })
+fn direct(node: u64) -> Option<Source> {
+    Some(Source { node: NodeId(node), direct: true })
 }
 
 #[test]
@@ -184,7 +181,7 @@ fn mates_that_have_not_spoken_yet_are_given_their_time_and_no_more() {
     // Nor is a node that has spoken, and fallen silent, when other nodes come and go.
     let mut next = election(11);
     assert_eq!(choose(&mut next, Duration::ZERO, None, &[status(10, Some(1))]), follows(10));
-    next.set_members(SECOND, &[2, 3, 1], &[10, 11]);
+    next.set_members(SECOND, &[2, 3, 1].map(NodeId), &[10, 11].map(NodeId));
     assert!(choose(&mut next, SECOND, None, &[]).unwrap().direct);
 }
 
@@ -192,17 +189,17 @@ fn mates_that_have_not_spoken_yet_are_given_their_time_and_no_more() {
 fn what_is_known_of_nodes_outlives_a_change_of_members() {
     let mut other = election(11);
     assert_eq!(choose(&mut other, Duration::ZERO, None, &[status(10, Some(1))]), follows(10));
-    other.set_members(SECOND / 10, &[2, 3, 1], &[10, 11]);
+    other.set_members(SECOND / 10, &[2, 3, 1].map(NodeId), &[10, 11].map(NodeId));
     assert_eq!(choose(&mut other, SECOND / 10, None, &[]), follows(10));
     // A former member is not followed.
-    other.set_members(SECOND / 5, &[2, 3, 1], &[11, 12]);
+    other.set_members(SECOND / 5, &[2, 3, 1].map(NodeId), &[11, 12].map(NodeId));
     assert_ne!(choose(&mut other, SECOND / 5, None, &[]), follows(10));
 }
 
 #[test]
 fn a_voter_that_lies_in_the_region_is_no_mate_to_be_waited_for() {
-    let mut election = RelayElection::new(RelayConfig::default(), 10, Duration::ZERO);
-    election.set_members(Duration::ZERO, &[2, 3, 1], &[1, 10]);
+    let mut election = RelayElection::new(RelayConfig::default(), NodeId(10), Duration::ZERO);
+    election.set_members(Duration::ZERO, &[2, 3, 1].map(NodeId), &[1, 10].map(NodeId));
     assert_eq!(choose(&mut election, Duration::ZERO, None, &[status(1, Some(0))]), direct(1));
 }
 
@@ -264,9 +261,9 @@ fn a_source_that_failed_is_avoided_for_a_while_and_no_longer() {
     for (at, source) in [(avoid_for - SECOND / 1000, direct(1)), (avoid_for, direct(2))] {
         let mut relay = election(10);
         assert_eq!(choose(&mut relay, Duration::ZERO, None, &[]), direct(2));
-        relay.failed(Duration::ZERO, 2);
+        relay.failed(Duration::ZERO, NodeId(2));
         assert_eq!(choose(&mut relay, Duration::ZERO, None, &[]), direct(3));
-        relay.failed(SECOND, 3);
+        relay.failed(SECOND, NodeId(3));
         assert_eq!(choose(&mut relay, at, None, &[]), source);
     }
 }
@@ -275,7 +272,7 @@ fn a_source_that_failed_is_avoided_for_a_while_and_no_longer() {
 fn a_relay_stays_with_the_source_that_works() {
     let mut relay = election(10);
     choose(&mut relay, Duration::ZERO, None, &[]);
-    relay.failed(Duration::ZERO, 2);
+    relay.failed(Duration::ZERO, NodeId(2));
     assert_eq!(choose(&mut relay, Duration::ZERO, None, &[]), direct(3));
     let all = [status(1, Some(0)), status(2, Some(0)), status(3, Some(0))];
     assert_eq!(choose(&mut relay, SECOND * 9, Some(1), &all), direct(3));
@@ -310,7 +307,7 @@ fn a_relays_failures_count_together_while_they_are_not_far_apart() {
             let now = SECOND * apart * failure;
             source = choose(&mut other, now, None, &[status(10, Some(1))]);
             assert_eq!(source, follows(10));
-            other.failed(now, 10);
+            other.failed(now, NodeId(10));
             source = choose(&mut other, now, None, &[status(10, Some(1))]);
         }
         assert_eq!(source == follows(10), is_believed, "{apart} s apart: {source:?}");

@@ -19,7 +19,8 @@ use meridian_types::NodeId;
 use node::PRIMARY;
 use world::{Bug, World};
 
-const REPLICAS: [NodeId; 6] = [11, 12, 13, 21, 22, 23];
+const REPLICAS: [NodeId; 6] =
+    [NodeId(11), NodeId(12), NodeId(13), NodeId(21), NodeId(22), NodeId(23)];
 
 /// Runs `ms` milliseconds, with a batch committed every 10 of them.
 fn run(world: &mut World, ms: u64, mut each: impl FnMut(&mut World)) -> Result<(), String> {
@@ -93,7 +94,7 @@ fn heal(world: &mut World) -> Result<(), String> {
         }
     }
     for region in [1, 2] {
-        let relays = REPLICAS.iter().filter(|id| **id / 10 == region);
+        let relays = REPLICAS.iter().filter(|id| id.0 / 10 == region);
         let relays =
             relays.filter(|id| world.nodes[id].follower.as_ref().unwrap().election.is_relay());
         if relays.count() != 1 {
@@ -144,15 +145,15 @@ fn in_calm_weather_each_batch_crosses_each_wan_link_once() {
 fn a_dead_relay_costs_each_region_little_wan_traffic() {
     let mut world = World::new(7, Bug::None);
     run(&mut world, 10_000, |_| {}).unwrap();
-    for id in [11, 21] {
+    for id in [11, 21].map(NodeId) {
         assert!(world.nodes[&id].follower.as_ref().unwrap().election.is_relay());
         world.nodes.get_mut(&id).unwrap().crash();
     }
     run(&mut world, 10_000, |_| {}).unwrap();
-    assert!(world.nodes[&12].follower.as_ref().unwrap().election.is_relay());
-    world.nodes.get_mut(&11).unwrap().start(20_000);
+    assert!(world.nodes[&NodeId(12)].follower.as_ref().unwrap().election.is_relay());
+    world.nodes.get_mut(&NodeId(11)).unwrap().start(20_000);
     run(&mut world, 10_000, |_| {}).unwrap();
-    assert!(world.nodes[&12].follower.as_ref().unwrap().election.is_relay(), "sticky");
+    assert!(world.nodes[&NodeId(12)].follower.as_ref().unwrap().election.is_relay(), "sticky");
     for region in [1, 2] {
         let (crossed, committed) = (world.wan_batches[&region], world.truth().len() as u64);
         // What filled the dead relay's window (30 batches), and what it had not passed on, crosses

@@ -7,8 +7,8 @@ use meridian_shipping::{
 };
 use meridian_types::{Epoch, NodeId, Position};
 
-pub(crate) const PRIMARY: [NodeId; 3] = [1, 2, 3];
-pub(crate) const LEADER: NodeId = 1;
+pub(crate) const PRIMARY: [NodeId; 3] = [NodeId(1), NodeId(2), NodeId(3)];
+pub(crate) const LEADER: NodeId = NodeId(1);
 
 /// A subscriber, its incarnation and its stream: what a connection is.
 pub(crate) type Link = (NodeId, u64, StreamId);
@@ -94,7 +94,7 @@ impl Node {
     }
 
     pub(crate) fn region(&self) -> u64 {
-        self.id / 10
+        self.id.0 / 10
     }
 
     pub(crate) fn last(&self) -> Position {
@@ -109,7 +109,7 @@ impl Node {
         }
         let at = Duration::from_millis(now);
         let mut election = RelayElection::new(RelayConfig::default(), self.id, at);
-        let mates: Vec<_> = (1..=3).map(|n| self.region() * 10 + n).collect();
+        let mates: Vec<_> = (1..=3).map(|n| NodeId(self.region() * 10 + n)).collect();
         let mut primary = PRIMARY;
         primary.sort_by_key(|member| *member == LEADER);
         election.set_members(at, &primary, &mates);

@@ -39,7 +39,7 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(seed: u64, bug: Bug) -> Self {
-        let ids = PRIMARY.into_iter().chain([11, 12, 13, 21, 22, 23]);
+        let ids = PRIMARY.into_iter().chain([11, 12, 13, 21, 22, 23].map(NodeId));
         Self {
             now: 0,
             rng: Rng::new(seed),
@@ -246,7 +246,7 @@ impl World {
             self.nodes.get_mut(&id).unwrap().next_status = self.now + 250;
             let status = self.nodes[&id].status(self.now);
             let others: Vec<_> =
-                self.nodes.keys().copied().filter(|other| *other != id && *other > 3).collect();
+                self.nodes.keys().copied().filter(|other| *other != id && other.0 > 3).collect();
             for other in others {
                 self.send(id, other, Message::Status(status));
             }

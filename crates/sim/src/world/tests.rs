@@ -11,7 +11,7 @@ use crate::message::sequence;
 use crate::topology::SHARD;
 
 /// Data centers: three in a, two in b, two in c; the directory votes with the first of each.
-const NODES: [NodeId; 7] = [11, 12, 13, 21, 22, 31, 32];
+const NODES: [u64; 7] = [11, 12, 13, 21, 22, 31, 32];
 
 /// A run of these nodes that has been well for some seconds, with its primary in a.
 fn calm(seed: u64) -> Option<World> {
@@ -20,7 +20,7 @@ fn calm(seed: u64) -> Option<World> {
         let cluster = world.cluster().unwrap();
         cluster.databases.values().all(|database| database.failover == FailoverMode::Auto)
     };
-    if world.ids != NODES || !fails_over(&world) {
+    if world.ids != NODES.map(NodeId) || !fails_over(&world) {
         return None;
     }
     world.run_until(5 * SECOND).unwrap();
@@ -51,8 +51,8 @@ fn outcome(world: &mut World) -> (String, Position) {
     (shard.primary_region.clone(), shard.base())
 }
 
-fn end(world: &World, id: NodeId) -> Position {
-    world.nodes[&id].end()
+fn end(world: &World, id: u64) -> Position {
+    world.nodes[&NodeId(id)].end()
 }
 
 #[test]
@@ -60,16 +60,16 @@ fn voters_of_the_old_primary_found_the_next_epoch_with_what_only_others_have() {
     let mut seen = 0;
     for mut world in (0..40).filter_map(calm) {
         // The leader ships what is committed long before it comes to tell the other voters.
-        let (voters, until) = (BTreeSet::from([11, 12, 13]), world.now + 9 * SECOND);
+        let (voters, until) = (BTreeSet::from([11, 12, 13].map(NodeId)), world.now + 9 * SECOND);
         world.network.slow(voters.clone(), voters, until, 250 * MS);
         run(&mut world, 2 * SECOND);
-        [11, 12, 13].into_iter().for_each(|id| world.crash(id));
+        [11, 12, 13].into_iter().for_each(|id| world.crash(NodeId(id)));
         run_until_sealed(&mut world);
         // No other region is left with two data centers.
-        [22, 32].into_iter().for_each(|id| world.crash(id));
+        [22, 32].into_iter().for_each(|id| world.crash(NodeId(id)));
         let (kept, here) =
             (end(&world, 21).max(end(&world, 31)), end(&world, 12).max(end(&world, 13)));
-        [12, 13].into_iter().for_each(|id| world.start(id));
+        [12, 13].into_iter().for_each(|id| world.start(NodeId(id)));
         seen += usize::from(here < kept);
         assert_eq!(outcome(&mut world), ("a".to_owned(), kept.max(here)));
     }
@@ -80,9 +80,9 @@ fn voters_of_the_old_primary_found_the_next_epoch_with_what_only_others_have() {
 fn where_no_log_reaches_back_a_whole_state_is_taken() {
     let mut seen = 0;
     for mut world in (0..40).filter_map(calm) {
-        [22, 32].into_iter().for_each(|id| world.crash(id));
+        [22, 32].into_iter().for_each(|id| world.crash(NodeId(id)));
         run(&mut world, 2 * SECOND);
-        [11, 12, 13].into_iter().for_each(|id| world.crash(id));
+        [11, 12, 13].into_iter().for_each(|id| world.crash(NodeId(id)));
         let (epoch, cause) = (Epoch(1), "by hand".to_owned());
         while !matches!(world.shard().unwrap().phase, Phase::Sealing(_)) {
             let cause = cause.clone();
@@ -97,14 +97,14 @@ fn where_no_log_reaches_back_a_whole_state_is_taken() {
         }
         run(&mut world, SECOND / 2);
         // The most advanced nodes have it in their state only.
-        for id in [21, 31] {
+        for id in [21, 31].map(NodeId) {
             let disk = &mut world.nodes.get_mut(&id).unwrap().disk;
             disk.purged = disk.history.len();
             assert!(sequence(disk.purged) > 0);
         }
         let kept = end(&world, 21).max(end(&world, 31));
         seen += usize::from(end(&world, 22) < kept);
-        [22, 32].into_iter().for_each(|id| world.start(id));
+        [22, 32].into_iter().for_each(|id| world.start(NodeId(id)));
         assert_eq!(outcome(&mut world), ("b".to_owned(), kept));
     }
     assert!(seen > 5, "{seen}");

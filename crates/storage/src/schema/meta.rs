@@ -35,7 +35,7 @@ pub fn reclaimed_key(shard: ShardId, database: DatabaseId) -> Vec<u8> {
 
 /// Whether this node may vote in a group.
 pub fn voting_status_key(group: GroupId) -> Vec<u8> {
-    of_member(b"standing", group, 0)
+    of_member(b"standing", group, NodeId(0))
 }
 
 /// The incarnation in which a member takes part in a group.
@@ -45,12 +45,13 @@ pub fn incarnation_key(group: GroupId, node: NodeId) -> Vec<u8> {
 
 /// The term from which on a member without a vote follows leaders.
 pub fn follows_from_key(group: GroupId) -> Vec<u8> {
-    of_member(b"follows-from", group, 0)
+    of_member(b"follows-from", group, NodeId(0))
 }
 
 /// `node`: 0 where the key is of this node itself.
 fn of_member(name: &[u8], group: GroupId, node: NodeId) -> Vec<u8> {
-    [name, &group.shard.0.to_be_bytes(), &group.epoch.0.to_be_bytes(), &node.to_be_bytes()].concat()
+    [name, &group.shard.0.to_be_bytes(), &group.epoch.0.to_be_bytes(), &node.0.to_be_bytes()]
+        .concat()
 }
 
 #[cfg(test)]
@@ -77,7 +78,7 @@ mod tests {
         let group = GroupId { shard: ShardId(0x0102_0304), epoch: Epoch(0x0506) };
         assert_eq!(voting_status_key(group), b"standing\x01\x02\x03\x04\x05\x06\0\0\0\0\0\0\0\0");
         assert_eq!(
-            incarnation_key(group, 7),
+            incarnation_key(group, NodeId(7)),
             b"incarnation\x01\x02\x03\x04\x05\x06\0\0\0\0\0\0\0\x07"
         );
         assert_eq!(

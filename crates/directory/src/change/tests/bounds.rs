@@ -22,7 +22,7 @@ fn an_address_is_a_host_and_a_port() {
         node: Node { rpc_address: rpc_address.to_owned(), kv_address: None, ..node(8, "b", "b3") },
     };
     for address in ["host:7100", "[::1]:7100", "10.0.0.8:65535"] {
-        assert_eq!(done(&cluster(), &add(address)).nodes[&8].rpc_address, address);
+        assert_eq!(done(&cluster(), &add(address)).nodes[&NodeId(8)].rpc_address, address);
     }
     for unfit in ["", "host", ":7100", "a host:7100", "host:", "host:65536", "host:port"] {
         assert!(refused(&cluster(), &add(unfit)).contains("host:port is wanted"), "{unfit}");
@@ -150,7 +150,7 @@ fn what_a_controller_writes_is_no_larger_than_was_counted_and_not_much_smaller()
     };
     let promote = |region: &str, cause: &str, voters: usize, old: usize, former: usize| {
         let set = |count: usize| -> BTreeSet<NodeId> {
-            (0..count).map(|n| u64::MAX - n as u64).collect()
+            (0..count).map(|n| NodeId(u64::MAX - n as u64)).collect()
         };
         let mut report = report(u16::MAX, at(u16::MAX, 1 << 40), &region.repeat(20));
         (report.cause, report.from_region) = (cause.to_owned(), region.repeat(20));
@@ -160,7 +160,7 @@ fn what_a_controller_writes_is_no_larger_than_was_counted_and_not_much_smaller()
         Change::Promote {
             shard: ShardId(u32::MAX),
             voters: set(voters),
-            preferred_leader: Some(u64::MAX),
+            preferred_leader: Some(NodeId(u64::MAX)),
             report,
         }
     };
@@ -189,10 +189,12 @@ fn what_a_controller_writes_is_no_larger_than_was_counted_and_not_much_smaller()
 #[test]
 fn a_node_that_joins_is_shown_without_what_it_has_to_show() {
     let new = Node { incarnation: Some("5eed".to_owned()), ..node(8, "b", "b3") };
-    for change in [Change::AddNode { node: new.clone() }, Change::ReplaceNode { old: 1, new }] {
+    for change in
+        [Change::AddNode { node: new.clone() }, Change::ReplaceNode { old: NodeId(1), new }]
+    {
         assert!(!format!("{:?}", change.without_secrets()).contains("5eed"));
     }
-    let other = Change::RemoveNode { node: 3 };
+    let other = Change::RemoveNode { node: NodeId(3) };
     assert_eq!(other.without_secrets(), other);
 }
 
@@ -207,7 +209,7 @@ fn a_change_in_place_is_the_same_change_and_what_is_refused_has_changed_nothing(
         since_ms: 1,
         cause: String::new(),
     };
-    let promote = |voters: &[NodeId]| Change::Promote {
+    let promote = |voters: &[u64]| Change::Promote {
         shard: SHARD,
         voters: ids(voters),
         preferred_leader: None,
@@ -228,7 +230,7 @@ fn a_change_in_place_is_the_same_change_and_what_is_refused_has_changed_nothing(
         Change::ShowLoss {
             shard: SHARD,
             epoch: Epoch(2),
-            node: 1,
+            node: NodeId(1),
             transactions: 3,
             at_most: 4,
             last_time_ms: 9_000,
@@ -236,7 +238,7 @@ fn a_change_in_place_is_the_same_change_and_what_is_refused_has_changed_nothing(
         Change::ShowLoss {
             shard: SHARD,
             epoch: Epoch(2),
-            node: 1,
+            node: NodeId(1),
             transactions: 3,
             at_most: 4,
             last_time_ms: 9_000,

@@ -7,22 +7,23 @@ const GOLDEN: &str = include_str!("golden.json");
 
 fn full() -> Cluster {
     let mut next = cluster();
-    next.nodes.retain(|id, _| [1, 2, 3, 4, 5].contains(id));
-    next = done(&next, &Change::RecordIncarnation { node: 1, incarnation: "00ff".into() });
+    next.nodes.retain(|id, _| id.0 <= 5);
+    next = done(&next, &Change::RecordIncarnation { node: NodeId(1), incarnation: "00ff".into() });
     let (shard, epoch) = (SHARD, Epoch(1));
     next = done(&next, &Change::SetVoters { shard, voters: ids(&[1, 2]) });
     let cause = "no leader".to_owned();
     next =
         done(&next, &Change::Seal { shard, epoch, to: None, planned: false, since_ms: 1, cause });
     let (voters, report) = (ids(&[4, 5]), report(2, at(1, 50), "b"));
-    next = done(&next, &Change::Promote { shard, voters, preferred_leader: Some(4), report });
+    next =
+        done(&next, &Change::Promote { shard, voters, preferred_leader: Some(NodeId(4)), report });
     let epoch = Epoch(2);
     next = done(
         &next,
         &Change::ShowLoss {
             shard,
             epoch,
-            node: 1,
+            node: NodeId(1),
             transactions: 3,
             at_most: 4,
             last_time_ms: 5_100,
@@ -95,7 +96,7 @@ fn every_change_survives_being_written_and_read() {
     let token = full().tokens[&1].clone();
     let changes = [
         Change::NameCluster { id: "00ff00ff00ff00ff".into() },
-        Change::RecordIncarnation { node: 1, incarnation: "ff".into() },
+        Change::RecordIncarnation { node: NodeId(1), incarnation: "ff".into() },
         Change::Seal {
             shard,
             epoch,
@@ -111,15 +112,22 @@ fn every_change_survives_being_written_and_read() {
             report: report(2, at(1, 5), "b"),
         },
         Change::Activate { shard, epoch },
-        Change::ShowLoss { shard, epoch, node: 1, transactions: 2, at_most: 2, last_time_ms: 3 },
+        Change::ShowLoss {
+            shard,
+            epoch,
+            node: NodeId(1),
+            transactions: 2,
+            at_most: 2,
+            last_time_ms: 3,
+        },
         Change::BeginSwitchover { shard, to: "b".into() },
         Change::CancelSwitchover { shard },
         Change::ForceFailover { shard, epoch, to, since_ms: 1, cause },
         Change::AddRegion { name: "d".into() },
         Change::RemoveRegion { name: "d".into() },
         Change::AddNode { node: node(8, "a", "a4") },
-        Change::RemoveNode { node: 8 },
-        Change::ReplaceNode { old: 1, new: node(8, "a", "a1") },
+        Change::RemoveNode { node: NodeId(8) },
+        Change::ReplaceNode { old: NodeId(1), new: node(8, "a", "a1") },
         Change::SetVoters { shard, voters: ids(&[1, 2]) },
         Change::ConfirmVoters { shard, epoch, version: 3 },
         Change::SetDirectoryVoters { voters: ids(&[1, 2]) },

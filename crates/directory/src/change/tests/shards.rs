@@ -13,12 +13,12 @@ fn begin(to: &str) -> Change {
 
 const CANCEL: Change = Change::CancelSwitchover { shard: SHARD };
 
-fn promote(epoch: u16, base: Position, to: &str, voters: &[NodeId]) -> Change {
+fn promote(epoch: u16, base: Position, to: &str, voters: &[u64]) -> Change {
     let report = report(epoch, base, to);
     Change::Promote {
         shard: SHARD,
         voters: ids(voters),
-        preferred_leader: voters.first().copied(),
+        preferred_leader: voters.first().copied().map(NodeId),
         report,
     }
 }
@@ -55,7 +55,7 @@ fn a_shard_is_sealed_promoted_and_activated() {
         (shard.epoch, &shard.phase, shard.primary_region.as_str()),
         (Epoch(2), &Phase::Forming, "b")
     );
-    assert_eq!((shard.voters.clone(), shard.preferred_leader), (ids(&[4, 5]), Some(4)));
+    assert_eq!((shard.voters.clone(), shard.preferred_leader), (ids(&[4, 5]), Some(NodeId(4))));
     assert_eq!(shard.bases, [(Epoch(1), Position::ZERO), (Epoch(2), at(1, 50))]);
     assert_eq!(
         shard.reports,
@@ -94,13 +94,17 @@ fn a_promotion_names_voters_base_and_region_that_can_be() {
     let Change::Promote { report, .. } = promote(2, at(1, 50), "b", &[4, 5]) else {
         unreachable!()
     };
-    let outsider =
-        Change::Promote { shard: SHARD, voters: ids(&[4, 5]), preferred_leader: Some(6), report };
+    let outsider = Change::Promote {
+        shard: SHARD,
+        voters: ids(&[4, 5]),
+        preferred_leader: Some(NodeId(6)),
+        report,
+    };
     assert_eq!(refused(&outsider), "the preferred leader of shard 1 does not vote in it");
     let mut two_in_one = done(&sealed, &Change::AddNode { node: node(8, "b", "b1") });
     let message = "n4 and n8 are both in data center b1: only one may vote";
     assert_eq!(super::refused(&two_in_one, &promote(2, at(1, 50), "b", &[4, 8])), message);
-    two_in_one.nodes.get_mut(&5).unwrap().removed = true;
+    two_in_one.nodes.get_mut(&NodeId(5)).unwrap().removed = true;
     let message = "node 5 (n5) was removed";
     assert_eq!(super::refused(&two_in_one, &promote(2, at(1, 50), "b", &[4, 5])), message);
     let to_c = done(&cluster(), &seal(1, Some("c"), false));
@@ -263,13 +267,13 @@ fn old_voters_show_what_was_lost_until_a_majority_has() {
     let show = |node, transactions, at_most, last_time_ms| Change::ShowLoss {
         shard: SHARD,
         epoch: Epoch(2),
-        node,
+        node: NodeId(node),
         transactions,
         at_most,
         last_time_ms,
     };
     let loss = |cluster: &Cluster| cluster.shards[&SHARD].reports[0].loss.clone();
-    let expected = |transactions, at_most, exact, shown_by: &[NodeId]| {
+    let expected = |transactions, at_most, exact, shown_by: &[u64]| {
         let window_ms = if transactions == 2 { 200 } else { 900 };
         Loss { transactions, window_ms, exact, shown_by: ids(shown_by), at_most }
     };
@@ -295,7 +299,7 @@ fn old_voters_show_what_was_lost_until_a_majority_has() {
     let unknown = Change::ShowLoss {
         shard: SHARD,
         epoch: Epoch(9),
-        node: 1,
+        node: NodeId(1),
         transactions: 1,
         at_most: 1,
         last_time_ms: 1,
@@ -306,10 +310,10 @@ fn old_voters_show_what_was_lost_until_a_majority_has() {
 #[test]
 fn voters_change_only_while_active_and_within_the_primary_region() {
     let next = done(&cluster(), &Change::AddNode { node: node(8, "a", "a4") });
-    let set = |voters: &[NodeId]| Change::SetVoters { shard: SHARD, voters: ids(voters) };
+    let set = |voters: &[u64]| Change::SetVoters { shard: SHARD, voters: ids(voters) };
     let changed = done(&next, &set(&[2, 3, 8]));
     let shard = &changed.shards[&SHARD];
-    assert_eq!((shard.voters.clone(), shard.preferred_leader), (ids(&[2, 3, 8]), Some(2)));
+    assert_eq!((shard.voters.clone(), shard.preferred_leader), (ids(&[2, 3, 8]), Some(NodeId(2))));
     assert_eq!(
         refused(&next, &set(&[1, 2, 4])),
         "n4 is in region b, but shard 1 has its primary in a"
@@ -324,11 +328,11 @@ fn voters_change_only_while_active_and_within_the_primary_region() {
 #[test]
 fn until_the_group_has_its_new_voters_any_of_both_sets_may_decide() {
     let next = done(&cluster(), &Change::AddNode { node: node(8, "a", "a4") });
-    let set = |voters: &[NodeId]| Change::SetVoters { shard: SHARD, voters: ids(voters) };
+    let set = |voters: &[u64]| Change::SetVoters { shard: SHARD, voters: ids(voters) };
     let former = |cluster: &Cluster| cluster.shards[&SHARD].former_voters().to_vec();
     let once = done(&next, &set(&[2, 3, 8]));
     assert_eq!(former(&once), [ids(&[1, 2, 3])]);
-    let removed = Change::RemoveNode { node: 1 };
+    let removed = Change::RemoveNode { node: NodeId(1) };
     assert_eq!(
         refused(&once, &removed),
         "n1 still votes in shard 1: wait until its voters have changed"
@@ -348,9 +352,9 @@ fn until_the_group_has_its_new_voters_any_of_both_sets_may_decide() {
     assert_eq!(refused(&twice, &settle(1, once.version)), message);
     let settled = done(&twice, &settle(1, twice.version));
     assert_eq!((former(&settled), &settled.shards[&SHARD].voters), (vec![], &ids(&[2, 3])));
-    assert!(settled.after(&Change::RemoveNode { node: 8 }).is_ok());
+    assert!(settled.after(&Change::RemoveNode { node: NodeId(8) }).is_ok());
 
-    let replaced = Change::ReplaceNode { old: 3, new: node(9, "a", "a3") };
+    let replaced = Change::ReplaceNode { old: NodeId(3), new: node(9, "a", "a3") };
     assert_eq!(former(&done(&settled, &replaced)), [ids(&[2, 3])]);
 }
 
@@ -366,7 +370,7 @@ fn a_loss_during_a_change_of_voters_is_bounded_by_a_majority_of_each_set() {
         (ids(&[3, 8]), vec![ids(&[1, 2, 3])])
     );
     assert_eq!(next.shards[&SHARD].changing, None);
-    for (node, transactions) in [(3, 0), (8, 0), (2, 7)] {
+    for (node, transactions) in [(NodeId(3), 0), (NodeId(8), 0), (NodeId(2), 7)] {
         assert!(!report(&next).is_bounded() && !report(&next).loss.exact, "before {node}");
         let (shard, epoch, at_most, last_time_ms) = (SHARD, Epoch(2), transactions, 5_900);
         next = done(
@@ -376,6 +380,6 @@ fn a_loss_during_a_change_of_voters_is_bounded_by_a_majority_of_each_set() {
     }
     assert!(report(&next).is_bounded());
     assert_eq!((report(&next).loss.transactions, report(&next).loss.exact), (7, true));
-    let judges: Vec<_> = (1..=8).filter(|node| report(&next).is_judged_by(*node)).collect();
+    let judges: Vec<_> = (1..=8).filter(|node| report(&next).is_judged_by(NodeId(*node))).collect();
     assert_eq!(judges, [1, 2, 3, 8], "the voters that may have decided");
 }

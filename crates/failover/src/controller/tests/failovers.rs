@@ -35,12 +35,16 @@ fn a_region_that_lost_its_quorum_is_replaced_by_the_most_advanced_one() {
     assert_eq!(report.loss.at_most, 20, "as far as is known by then");
     assert_eq!(
         (report.base_transactions, report.old_voters.clone()),
-        (240, BTreeSet::from([1, 2, 3]))
+        (240, BTreeSet::from([1, 2, 3].map(NodeId)))
     );
     assert!(report.sealed_at_ms < report.promoted_at_ms);
-    assert_eq!(scenario.shard().voters, BTreeSet::from([6, 7]));
-    assert_eq!(scenario.actors[&7].position, at(1, 120));
-    assert_eq!(scenario.asked_to_pull(), BTreeSet::from([7]), "no other node has to have it now");
+    assert_eq!(scenario.shard().voters, BTreeSet::from([6, 7].map(NodeId)));
+    assert_eq!(scenario.actors[&NodeId(7)].position, at(1, 120));
+    assert_eq!(
+        scenario.asked_to_pull(),
+        BTreeSet::from([7].map(NodeId)),
+        "no other node has to have it now"
+    );
 }
 
 #[test]
@@ -75,7 +79,7 @@ fn a_region_that_was_chosen_has_its_time_to_pull() {
     scenario.actor(3).has_tail = true;
     scenario.run_until_active(2);
     assert_eq!(outcome(&scenario), ("b".to_owned(), at(1, 150), 0));
-    assert_eq!(scenario.asked_to_pull(), BTreeSet::from([4, 5]));
+    assert_eq!(scenario.asked_to_pull(), BTreeSet::from([4, 5].map(NodeId)));
 }
 
 #[test]
@@ -98,7 +102,7 @@ fn a_replica_pulls_what_it_lacks_before_its_region_goes_on_wherever_else_it_lies
     scenario.down(&[1, 2]);
     scenario.run_until_active(2);
     assert_eq!(outcome(&scenario), ("c".to_owned(), at(1, 150), 0));
-    assert_eq!(scenario.asked_to_pull(), BTreeSet::from([7]));
+    assert_eq!(scenario.asked_to_pull(), BTreeSet::from([7].map(NodeId)));
 }
 
 #[test]
@@ -113,7 +117,7 @@ fn of_five_voters_three_have_the_base_before_their_region_goes_on() {
     scenario.down(&[1, 2, 3]);
     scenario.run_until_active(2);
     assert_eq!(outcome(&scenario), ("d".to_owned(), at(1, 120), 0));
-    assert_eq!(scenario.shard().voters, BTreeSet::from(added));
+    assert_eq!(scenario.shard().voters, BTreeSet::from(added.map(NodeId)));
 }
 
 #[test]
@@ -123,7 +127,7 @@ fn of_two_nodes_in_a_data_center_the_reachable_one_votes() {
     scenario.run(1000);
     scenario.down(&[1, 2, 3, 4]);
     scenario.run_until_active(2);
-    assert_eq!(scenario.shard().voters, BTreeSet::from([5, second]));
+    assert_eq!(scenario.shard().voters, BTreeSet::from([5, second].map(NodeId)));
 }
 
 #[test]
@@ -186,7 +190,7 @@ fn of_a_region_that_an_operator_names_all_vote_if_a_majority_is_there() {
     scenario.run_until_active(2);
     assert_eq!(
         (outcome(&scenario).0.as_str(), &scenario.shard().voters),
-        ("a", &BTreeSet::from([1, 2, 3]))
+        ("a", &BTreeSet::from([1, 2, 3].map(NodeId)))
     );
 }
 
@@ -290,7 +294,7 @@ fn while_a_promotion_is_on_its_way_no_node_is_drained_beyond_its_base() {
     scenario.actor(6).position = at(1, 140);
     scenario.up(&[6]);
     scenario.run(1000);
-    scenario.act(Action::Seal { node: 6, shard: SHARD, epoch: Epoch(1), planned: false });
+    scenario.act(Action::Seal { node: NodeId(6), shard: SHARD, epoch: Epoch(1), planned: false });
     scenario.run(500);
     let proposed: BTreeSet<_> = scenario
         .actions
@@ -333,7 +337,7 @@ fn a_promotion_that_is_not_possible_any_more_is_decided_anew() {
     assert!(scenario.actions.iter().any(promotes));
     // An operator takes a node away that was to vote.
     scenario.down(&[5]);
-    scenario.order(Change::RemoveNode { node: 5 });
+    scenario.order(Change::RemoveNode { node: NodeId(5) });
     scenario.holds_back = false;
     scenario.run_until_active(2);
     assert_eq!(outcome(&scenario).0, "c");
@@ -353,7 +357,7 @@ fn a_region_that_cannot_form_its_group_is_left_again() {
 
 /// The primary's region is all that can be chosen: its leader is lost, its other voters lack what b
 /// and c have, each of which has lost one of its two data centers.
-fn only_home_is_left(holders: &[NodeId]) -> Scenario {
+fn only_home_is_left(holders: &[u64]) -> Scenario {
     let mut scenario = Scenario::new();
     scenario.down(&[1, 2, 3]);
     for id in holders {
@@ -387,7 +391,7 @@ fn before_it_is_chosen_again_the_base_lies_in_two_data_centers() {
     let mut scenario = only_home_is_left(&[4]);
     scenario.run_until_active(2);
     assert_eq!(outcome(&scenario), ("a".to_owned(), at(1, 130), 0));
-    assert_eq!(scenario.pulls(), BTreeSet::from([(6, 4)]), "from the only one");
+    assert_eq!(scenario.pulls(), BTreeSet::from([(NodeId(6), NodeId(4))]), "from the only one");
     // Where that cannot be, only an operator goes on.
     let mut scenario = only_home_is_left(&[4]);
     scenario.down(&[6]);
@@ -414,9 +418,9 @@ fn the_shards_of_a_lost_region_fail_over_together() {
     assert!(scenario.commits <= 8, "{} commits", scenario.commits);
     // Each was decided knowing those before it: what one node led is shared by those of the next
     // region.
-    let leads = |node: NodeId| {
+    let leads = |node| {
         let shards = scenario.cluster.shards.values();
-        shards.filter(|shard| shard.preferred_leader == Some(node)).count()
+        shards.filter(|shard| shard.preferred_leader == Some(NodeId(node))).count()
     };
     assert_eq!([leads(4), leads(5)], [25, 25]);
     assert!(

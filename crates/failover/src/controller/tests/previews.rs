@@ -11,7 +11,7 @@ fn preview(scenario: &Scenario, to: Option<&str>) -> FailoverPreview {
 }
 
 /// Region `a` is lost; replicas have as much as `sequences` say, and some of them are lost, too.
-fn lost_region(sequences: [u64; 4], down: &[NodeId]) -> Scenario {
+fn lost_region(sequences: [u64; 4], down: &[u64]) -> Scenario {
     let mut scenario = Scenario::new();
     for (id, sequence) in (4..).zip(sequences) {
         scenario.actor(id).position = at(1, sequence);
@@ -55,7 +55,7 @@ fn the_preview_counts_what_the_controller_then_reports_as_lost() {
     let mut scenario = lost_region([90, 80, 95, 70], &[]);
     let preview = preview(&scenario, None);
     assert_eq!(preview.loss, Some(KnownLoss { transactions: 10, window_ms: 50 }));
-    assert_eq!(preview.survivor.map(|holder| holder.node), Some(6));
+    assert_eq!(preview.survivor.map(|holder| holder.node), Some(NodeId(6)));
     assert_eq!((preview.voters_up, &preview.data_centers_up["c"]), (0, &2));
     scenario.run_until_active(2);
     let report = scenario.shard().reports.last().unwrap();

@@ -69,7 +69,7 @@ impl Scenario {
             now: Duration::from_secs(100),
             cluster: cluster(),
             controller: Controller::new(ControllerConfig::default(), Duration::from_secs(100)),
-            actors: (1..=7).map(|id| (id, Actor::new(id == 1))).collect(),
+            actors: (1..=7).map(|id| (NodeId(id), Actor::new(id == 1))).collect(),
             changes: Vec::new(),
             commits: 0,
             leaders: BTreeMap::new(),
@@ -88,7 +88,7 @@ impl Scenario {
     /// leading them.
     pub(super) fn add_shards(&mut self, count: u32) {
         for number in 2..count + 2 {
-            let (shard, leader) = (ShardId(number), NodeId::from(number % 3 + 1));
+            let (shard, leader) = (ShardId(number), NodeId(u64::from(number % 3 + 1)));
             let like = Shard { preferred_leader: Some(leader), ..self.shard().clone() };
             self.cluster.shards.insert(shard, like);
             self.leaders.insert(shard, leader);
@@ -97,10 +97,10 @@ impl Scenario {
     }
 
     /// A replica more, which has what the others have.
-    pub(super) fn add_node(&mut self, region: &str, data_center: &str) -> NodeId {
-        let id = self.cluster.last_node_id + 1;
+    pub(super) fn add_node(&mut self, region: &str, data_center: &str) -> u64 {
+        let id = self.cluster.last_node_id.0 + 1;
         self.order(Change::AddNode { node: node(id, region, data_center) });
-        self.actors.insert(id, Actor::new(false));
+        self.actors.insert(NodeId(id), Actor::new(false));
         id
     }
 
@@ -108,18 +108,18 @@ impl Scenario {
         &self.cluster.shards[&SHARD]
     }
 
-    pub(super) fn actor(&mut self, id: NodeId) -> &mut Actor {
-        self.actors.get_mut(&id).unwrap()
+    pub(super) fn actor(&mut self, id: u64) -> &mut Actor {
+        self.actors.get_mut(&NodeId(id)).unwrap()
     }
 
-    pub(super) fn down(&mut self, ids: &[NodeId]) {
+    pub(super) fn down(&mut self, ids: &[u64]) {
         for id in ids {
             let actor = self.actor(*id);
             (actor.up, actor.leads) = (false, false);
         }
     }
 
-    pub(super) fn up(&mut self, ids: &[NodeId]) {
+    pub(super) fn up(&mut self, ids: &[u64]) {
         ids.iter().for_each(|id| self.actor(*id).up = true);
     }
 
@@ -272,7 +272,7 @@ impl Scenario {
                 }
                 if self.actors[&source].up && self.actors[&source].has_tail && self.actors[&node].up
                 {
-                    self.actor(node).position = through;
+                    self.actor(node.0).position = through;
                     self.mail.push(Event::Drained { node, shard, epoch, position: through });
                 }
             }
@@ -345,7 +345,7 @@ impl Scenario {
             let leader =
                 shard.preferred_leader.filter(|leader| able.contains(leader)).unwrap_or(able[0]);
             if id == SHARD {
-                self.actor(leader).leads = true;
+                self.actor(leader.0).leads = true;
             } else {
                 self.leaders.insert(id, leader);
             }

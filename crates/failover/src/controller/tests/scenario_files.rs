@@ -15,15 +15,15 @@ const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scenarios");
 enum Step {
     Run(Duration),
     RunUntil { phase: String, epoch: u16 },
-    Down(Vec<NodeId>),
-    Up(Vec<NodeId>),
-    Have(Vec<NodeId>, Position),
-    Lag(Vec<NodeId>, Duration),
-    Leads(Option<NodeId>),
-    Term(NodeId, u64),
-    Seals(Vec<NodeId>, bool),
-    Drains(Vec<NodeId>, bool),
-    GivesTail(Vec<NodeId>, bool),
+    Down(Vec<u64>),
+    Up(Vec<u64>),
+    Have(Vec<u64>, Position),
+    Lag(Vec<u64>, Duration),
+    Leads(Option<u64>),
+    Term { node: u64, term: u64 },
+    Seals(Vec<u64>, bool),
+    Drains(Vec<u64>, bool),
+    GivesTail(Vec<u64>, bool),
     Failover { to: Option<String> },
     Switchover { to: String },
     Cancel,
@@ -50,11 +50,11 @@ enum Expectation {
     Lost(u64),
     /// From the base to the last batch that is known to be lost.
     Window(Duration),
-    Voters(Vec<NodeId>),
+    Voters(Vec<u64>),
     /// The nodes that were asked to seal, in the order in which they first were.
-    Seals(Vec<NodeId>),
+    Seals(Vec<u64>),
     /// The nodes that were asked to pull, each with its sources.
-    Pulls(Vec<(NodeId, NodeId)>),
+    Pulls(Vec<(u64, u64)>),
     /// Since something was last done to the cluster.
     Took {
         at_least: Duration,
@@ -66,8 +66,8 @@ fn number<T: std::str::FromStr>(word: &str) -> Result<T, String> {
     word.parse().map_err(|_| format!("`{word}` is not a number"))
 }
 
-fn nodes(words: &[&str]) -> Result<Vec<NodeId>, String> {
-    let ids: Vec<NodeId> = words.iter().map(|word| number(word)).collect::<Result<_, _>>()?;
+fn nodes(words: &[&str]) -> Result<Vec<u64>, String> {
+    let ids: Vec<u64> = words.iter().map(|word| number(word)).collect::<Result<_, _>>()?;
     match ids.iter().find(|id| !(1..=7).contains(*id)) {
         Some(id) => Err(format!("there is no node {id}")),
         None if ids.is_empty() => Err("which nodes?".to_owned()),
@@ -111,7 +111,7 @@ fn change(word: &str) -> Result<String, String> {
     }
 }
 
-fn pull(word: &str) -> Result<(NodeId, NodeId), String> {
+fn pull(word: &str) -> Result<(u64, u64), String> {
     let (node, source) =
         word.split_once('<').ok_or_else(|| format!("`{word}` is not NODE<SOURCE"))?;
     Ok((number(node)?, number(source)?))
@@ -130,7 +130,7 @@ fn step(line: &str) -> Result<Step, String> {
         ["lag", time, ids @ ..] => Step::Lag(nodes(ids)?, duration(time)?),
         ["leader", "none"] => Step::Leads(None),
         ["leader", id] => Step::Leads(nodes(&[id])?.pop()),
-        ["term", term, id] => Step::Term(number(id)?, number(term)?),
+        ["term", term, id] => Step::Term { node: number(id)?, term: number(term)? },
         ["seals", answer @ ("yes" | "no"), ids @ ..] => Step::Seals(nodes(ids)?, *answer == "yes"),
         ["drains", answer @ ("yes" | "no"), ids @ ..] => {
             Step::Drains(nodes(ids)?, *answer == "yes")
@@ -216,7 +216,7 @@ impl Play {
         Self { done_at: scenario.now, scenario }
     }
 
-    fn each(&mut self, ids: &[NodeId], change: impl Fn(&mut super::scenario::Actor)) {
+    fn each(&mut self, ids: &[u64], change: impl Fn(&mut super::scenario::Actor)) {
         ids.iter().for_each(|id| change(self.scenario.actor(*id)));
     }
 
@@ -240,9 +240,9 @@ impl Play {
                 scenario
                     .actors
                     .iter_mut()
-                    .for_each(|(id, actor)| actor.leads = *leader == Some(*id));
+                    .for_each(|(id, actor)| actor.leads = *leader == Some(id.0));
             }
-            Step::Term(id, term) => scenario.actor(*id).term = *term,
+            Step::Term { node, term } => scenario.actor(*node).term = *term,
             Step::Seals(ids, seals) => self.each(ids, |actor| actor.seals = *seals),
             Step::Drains(ids, drains) => self.each(ids, |actor| actor.drains = *drains),
             Step::GivesTail(ids, gives) => self.each(ids, |actor| actor.has_tail = *gives),
@@ -282,13 +282,13 @@ impl Play {
         }
     }
 
-    fn asked_to_seal(&self) -> Vec<NodeId> {
+    fn asked_to_seal(&self) -> Vec<u64> {
         let mut asked = Vec::new();
         for action in &self.scenario.actions {
             if let Action::Seal { node, .. } = action
-                && !asked.contains(node)
+                && !asked.contains(&node.0)
             {
-                asked.push(*node);
+                asked.push(node.0);
             }
         }
         asked
@@ -321,10 +321,11 @@ impl Play {
             }
             Expectation::Seals(expected) => ensure_equal(&self.asked_to_seal(), expected),
             Expectation::Voters(expected) => {
-                ensure_equal(&shard.voters, &expected.iter().copied().collect())
+                ensure_equal(&shard.voters, &expected.iter().copied().map(NodeId).collect())
             }
             Expectation::Pulls(expected) => {
-                ensure_equal(scenario.pulls(), expected.iter().copied().collect())
+                let pair = |(node, source): &(u64, u64)| (NodeId(*node), NodeId(*source));
+                ensure_equal(scenario.pulls(), expected.iter().map(pair).collect())
             }
             Expectation::Took { at_least, at_most } => {
                 let took = scenario.now - self.done_at;

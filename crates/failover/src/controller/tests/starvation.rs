@@ -19,7 +19,7 @@ fn voters_before_a_change_that_is_not_through_answer_for_the_region_too() {
     scenario.cluster.version += 1;
     let version = scenario.cluster.version;
     let shard = scenario.cluster.shards.values_mut().next().unwrap();
-    let former = std::mem::replace(&mut shard.voters, [1].into());
+    let former = std::mem::replace(&mut shard.voters, [NodeId(1)].into());
     shard.changing = Some(meridian_directory::VoterChange { former: vec![former], version });
     scenario.actors.values_mut().for_each(|actor| actor.is_settled = false);
     scenario.down(&[1]);
@@ -169,7 +169,7 @@ fn a_controller_that_does_not_hear_its_own_node_believes_no_silence() {
     let mut scenario = Scenario::new();
     // It runs on a node of b, and the ways to it are closed.
     scenario.controller =
-        Controller::new(ControllerConfig { own_node: Some(4), ..config() }, scenario.now);
+        Controller::new(ControllerConfig { own_node: Some(NodeId(4)), ..config() }, scenario.now);
     scenario.run(5000);
     scenario.down(&[1, 2, 3, 4]);
     scenario.up(&[]);

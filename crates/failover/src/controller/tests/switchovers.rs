@@ -57,14 +57,14 @@ fn a_replica_that_has_left_the_history_is_not_near() {
 fn it_waits_until_the_group_has_the_voters_that_the_cluster_names() {
     let mut scenario = Scenario::new();
     scenario.actor(1).is_settled = false;
-    scenario.order(Change::SetVoters { shard: SHARD, voters: BTreeSet::from([2, 3]) });
+    scenario.order(Change::SetVoters { shard: SHARD, voters: BTreeSet::from([2, 3].map(NodeId)) });
     scenario.order(Change::BeginSwitchover { shard: SHARD, to: "b".to_owned() });
     // Node 1, which is to go, leads meanwhile: it has its lease, and is heard.
     scenario.run(10_000);
     assert_eq!(scenario.shard().phase, Phase::SwitchingOver { to: "b".to_owned() });
     assert_eq!(scenario.text(), "switchover to b: waits until the voters have changed");
     let lease = |scenario: &mut Scenario| {
-        scenario.controller.renew(scenario.now, &scenario.cluster, 1).shards
+        scenario.controller.renew(scenario.now, &scenario.cluster, NodeId(1)).shards
     };
     assert_eq!(lease(&mut scenario), [(SHARD, Epoch(1))]);
     scenario.actor(1).leads = false;
@@ -130,7 +130,7 @@ fn a_switchover_says_what_it_waits_for_and_asks_those_again_that_it_waits_for() 
     );
     assert_eq!(
         seals(&scenario).iter().collect::<BTreeSet<_>>(),
-        BTreeSet::from([&3]),
+        BTreeSet::from([&NodeId(3)]),
         "those that answered are not asked"
     );
     scenario.actor(3).seals = true;
@@ -180,7 +180,7 @@ fn a_target_pulls_from_the_leader_that_drained() {
         scenario.step();
     }
     scenario.run(800);
-    assert_eq!(scenario.pulls(), BTreeSet::from([(4, 2), (5, 2)]));
+    assert_eq!(scenario.pulls(), BTreeSet::from([4, 5].map(|node| (NodeId(node), NodeId(2)))));
     // Nothing comes of it: the others have it as well.
     scenario.run_until_active(2);
     assert_eq!(outcome(&scenario), ("b", at(1, 100), true));
@@ -200,8 +200,8 @@ fn of_two_nodes_in_a_targets_data_center_the_reachable_most_advanced_votes() {
         scenario.order(Change::BeginSwitchover { shard: SHARD, to: "b".to_owned() });
         scenario.run_until_active(2);
         assert_eq!(outcome(&scenario), ("b", at(1, 100), true));
-        assert_eq!(scenario.shard().voters, BTreeSet::from([5, second]));
-        assert_eq!(scenario.asked_to_pull(), BTreeSet::from([5, second]));
+        assert_eq!(scenario.shard().voters, BTreeSet::from([5, second].map(NodeId)));
+        assert_eq!(scenario.asked_to_pull(), BTreeSet::from([5, second].map(NodeId)));
     }
 }
 
@@ -222,7 +222,7 @@ fn a_cancelled_switchover_goes_home_with_the_same_voters() {
     scenario.order(CANCEL);
     scenario.run_until_active(2);
     assert_eq!(outcome(&scenario), ("a", at(1, 100), true));
-    assert_eq!(scenario.shard().voters, BTreeSet::from([1, 2, 3]));
+    assert_eq!(scenario.shard().voters, BTreeSet::from([1, 2, 3].map(NodeId)));
 }
 
 #[test]
@@ -304,16 +304,17 @@ fn an_answer_to_a_planned_seal_is_no_answer_to_a_failover() {
         scenario.now,
         &scenario.cluster,
         1,
-        Event::Sealed { node: 2, answer },
+        Event::Sealed { node: NodeId(2), answer },
     );
     assert!(actions.contains(&Action::Seal {
-        node: 2,
+        node: NodeId(2),
         shard: SHARD,
         epoch: Epoch(1),
         planned: false
     }));
     scenario.run(200);
-    let asked = |action: &&Action| matches!(action, Action::Seal { node: 2, planned: false, .. });
+    let asked =
+        |action: &&Action| matches!(action, Action::Seal { node: NodeId(2), planned: false, .. });
     assert_eq!(
         scenario.actions.iter().filter(asked).count(),
         0,

@@ -29,8 +29,8 @@ impl Moment {
         moment
     }
 
-    fn hear(&mut self, node: NodeId, leads: bool) {
-        self.contacts.heard(NOW, node, vec![report(1, leads)]);
+    fn hear(&mut self, node: u64, leads: bool) {
+        self.contacts.heard(NOW, NodeId(node), vec![report(1, leads)]);
     }
 
     fn seal(&mut self, to: Option<&str>, planned: bool) {
@@ -161,7 +161,7 @@ fn tail_of_a_lost_node_is_given_up_once_no_node_comes_nearer_to_it() {
                 term: (node == 3).then_some(7),
                 drained_leader: false,
             };
-            sealing.answered(stuck_at, node, answer);
+            sealing.answered(stuck_at, NodeId(node), answer);
         }
         said(failover::advance(&moment.view(), &watch, &mut sealing, &mut Vec::new()))
     };
@@ -174,10 +174,10 @@ fn a_region_can_take_over_with_two_data_centers_that_are_a_majority_of_its_voter
     let mut moment = Moment::new();
     let places = [("d", "d1"), ("e", "e1"), ("e", "e2"), ("e", "e3"), ("e", "e4"), ("e", "e5")];
     for (id, (region, data_center)) in (8..).zip(places) {
-        moment.cluster.nodes.insert(id, node(id, region, data_center));
+        moment.cluster.nodes.insert(NodeId(id), node(id, region, data_center));
     }
-    let can = |region, usable: &[NodeId]| {
-        moment.view().can_take_over(region, |node| usable.contains(&node))
+    let can = |region, usable: &[u64]| {
+        moment.view().can_take_over(region, |node| usable.contains(&node.0))
     };
     assert!(can("b", &[4, 5]) && can("e", &[9, 10, 11]) && can("a", &[1, 3]));
     assert!(!can("b", &[4]) && !can("b", &[4, 6]), "a commit has to lie in two data centers");
@@ -188,22 +188,23 @@ fn a_region_can_take_over_with_two_data_centers_that_are_a_majority_of_its_voter
 #[test]
 fn what_a_node_lacks_it_pulls_from_those_in_reach_first_and_from_near_ones_before_others() {
     let mut moment = Moment::new();
-    let sources = |moment: &Moment| moment.view().by_nearness(6, (1..=7).rev());
-    assert_eq!(sources(&moment), [7, 4, 5, 1, 2, 3]);
+    let sources = |moment: &Moment| moment.view().by_nearness(NodeId(6), (1..=7).rev().map(NodeId));
+    assert_eq!(sources(&moment), [7, 4, 5, 1, 2, 3].map(NodeId));
     moment.contacts = Contacts::new(moment.config.reachable_within);
     [1, 4].into_iter().for_each(|id| moment.hear(id, false));
-    assert_eq!(sources(&moment), [1, 4, 7, 2, 3, 5]);
+    assert_eq!(sources(&moment), [1, 4, 7, 2, 3, 5].map(NodeId));
 }
 
 #[test]
 fn what_a_node_said_counts_while_it_is_in_reach_and_of_the_epoch_of_which_it_was_said() {
     let mut contacts = Contacts::new(MS * 1500);
-    contacts.heard(NOW, 2, vec![report(3, false)]);
-    let counts = |ms, epoch| contacts.report(NOW + MS * ms, 2, SHARD, Epoch(epoch)).is_some();
+    contacts.heard(NOW, NodeId(2), vec![report(3, false)]);
+    let counts =
+        |ms, epoch| contacts.report(NOW + MS * ms, NodeId(2), SHARD, Epoch(epoch)).is_some();
     assert!(counts(0, 3) && counts(1500, 3) && !counts(1501, 3));
     assert!(!counts(0, 2) && !counts(0, 4) && !counts(1501, 4));
     assert!(
-        contacts.report(NOW, 2, ShardId(9), Epoch(3)).is_none()
-            && contacts.report(NOW, 3, SHARD, Epoch(3)).is_none()
+        contacts.report(NOW, NodeId(2), ShardId(9), Epoch(3)).is_none()
+            && contacts.report(NOW, NodeId(3), SHARD, Epoch(3)).is_none()
     );
 }

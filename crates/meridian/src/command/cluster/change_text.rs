@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn changes_are_described_with_names() {
-        let voters = Change::SetVoters { shard: ShardId(1), voters: [1, 2, 9].into() };
+        let voters = Change::SetVoters { shard: ShardId(1), voters: [1, 2, 9].map(NodeId).into() };
         assert_eq!(text(&voters), "shard 1: voters region-1-a, region-1-b, node 9");
         let id = "00000000-0000-4000-8000-000000000001".parse().unwrap();
         assert_eq!(text(&Change::DeleteDatabase { id }), "database default deleted");
@@ -206,7 +206,7 @@ mod tests {
     #[test]
     fn losses_are_described_with_their_certainty() {
         let text = |transactions, at_most, window_ms, exact, shown_by: &[u64]| {
-            let shown_by = shown_by.iter().copied().collect();
+            let shown_by = shown_by.iter().copied().map(NodeId).collect();
             loss(&report(Loss { transactions, window_ms, exact, shown_by, at_most }))
         };
         assert_eq!(text(0, 0, 0, true, &[]), "nothing lost");

@@ -323,7 +323,7 @@ mod tests {
         }
         assert_eq!(of(&warned, 0), Vec::<String>::new());
         let mut alone = view_without("region-2", 9000);
-        alone.contacts.remove(&6);
+        alone.contacts.remove(&NodeId(6));
         has(&alone, "no other region replicates shard 1");
         has(&alone, "region-3-a has not contacted the directory's present leader");
     }
@@ -332,9 +332,14 @@ mod tests {
     fn diverged_nodes_are_named_once_with_shard_and_position() {
         let mut view = view();
         let at = |sequence| meridian_types::Position::new(meridian_types::Epoch(1), sequence);
-        let mut diverges = |node: NodeId, other: NodeId, position| {
-            let contact = view.contacts.get_mut(&node).unwrap();
-            contact.reports.get_mut(&ShardId(1)).unwrap().divergences.push((other, position));
+        let mut diverges = |node, other, position| {
+            let contact = view.contacts.get_mut(&NodeId(node)).unwrap();
+            contact
+                .reports
+                .get_mut(&ShardId(1))
+                .unwrap()
+                .divergences
+                .push((NodeId(other), position));
         };
         diverges(1, 5, at(42));
         diverges(5, 1, at(40));
@@ -349,27 +354,27 @@ mod tests {
     #[test]
     fn node_that_rejects_replicated_data_is_named_with_the_reason() {
         let mut view = view();
-        let contact = view.contacts.get_mut(&5).unwrap();
+        let contact = view.contacts.get_mut(&NodeId(5)).unwrap();
         contact.reports.get_mut(&ShardId(1)).unwrap().refuses =
             Some("it is of format 2".to_owned());
         has(
             &view,
             "shard 1: region-2-b rejects replicated data and falls behind: it is of format 2",
         );
-        view.contacts.get_mut(&5).unwrap().age_ms = 60_000;
+        view.contacts.get_mut(&NodeId(5)).unwrap().age_ms = 60_000;
         assert!(!of(&view, 0).iter().any(|warning| warning.contains("rejects")));
     }
 
     #[test]
     fn weak_quorums_and_misplaced_shards_are_reported() {
         let mut view = view();
-        view.cluster.directory_voters = [1, 4].into();
+        view.cluster.directory_voters = [1, 4].map(NodeId).into();
         has(&view, "the directory has 2 voters (region-1-a, region-2-a)");
         has(&view, "are in fewer than three regions");
-        view.cluster.nodes.get_mut(&5).unwrap().removed = true;
+        view.cluster.nodes.get_mut(&NodeId(5)).unwrap().removed = true;
         has(&view, "shard 1 cannot fail over automatically: no other region has two data centers");
         let shard = view.cluster.shards.get_mut(&ShardId(2)).unwrap();
-        shard.voters.remove(&3);
+        shard.voters.remove(&NodeId(3));
         shard.primary_region = "region-2".to_owned();
         shard.reports.push(report(Loss { transactions: 4, window_ms: 80, ..Loss::default() }));
         has(&view, "shard 2 has 2 voters");

@@ -173,7 +173,7 @@ mod tests {
         let newest = lost.newest.as_ref().unwrap();
         assert_eq!(
             (newest.node, newest.position.as_str()),
-            (1, "1.100"),
+            (NodeId(1), "1.100"),
             "the leader, among equals"
         );
         assert_eq!(lost.survivor.as_ref().unwrap().position, "1.98");
@@ -193,10 +193,10 @@ mod tests {
     #[test]
     fn surviving_data_center_of_the_old_region_saves_its_batches() {
         let mut view = view_without("region-1", 42_000);
-        view.contacts.get_mut(&3).unwrap().age_ms = 100;
+        view.contacts.get_mut(&NodeId(3)).unwrap().age_ms = 100;
         let lost = preview(&view, None);
         assert_eq!((lost.transactions, lost.voters_up), (Some(0), 1));
-        assert_eq!(lost.survivor.unwrap().node, 3);
+        assert_eq!(lost.survivor.unwrap().node, NodeId(3));
         assert_eq!(preview(&view, None).to.as_deref(), Some("region-2"));
     }
 
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn unknown_loss_is_not_shown_as_none() {
         let mut view = view();
-        view.contacts.retain(|node, _| *node > 3);
+        view.contacts.retain(|node, _| node.0 > 3);
         let lost = preview(&view, None);
         assert_eq!(lost.transactions, None);
         assert!(lost.to_string().contains("the loss is unknown"));

@@ -176,13 +176,14 @@ fn plain_token(tokens: &[TokenConfig]) -> Option<String> {
 mod tests {
 
     use meridian_config::{DEV_DEFAULT_DATABASE, DEV_SECOND_DATABASE, DevLayout};
+    use meridian_types::NodeId;
 
     use super::*;
 
     fn dev() -> directory::Cluster {
         let layout = DevLayout::new(&[3, 2, 1]);
         layout
-            .found(|node| format!("127.0.0.1:{}", 4600 + node), |node| Some(format!("h:{node}")))
+            .found(|node| format!("127.0.0.1:{}", 4600 + node.0), |node| Some(format!("h:{node}")))
             .unwrap()
     }
 
@@ -193,7 +194,7 @@ mod tests {
     #[test]
     fn the_first_node_of_each_region_that_has_a_gateway() {
         let mut dev = dev();
-        dev.nodes.get_mut(&4).unwrap().kv_address = None;
+        dev.nodes.get_mut(&NodeId(4)).unwrap().kv_address = None;
         let cluster =
             Cluster::from_directory(&dev, find_database(&dev, None).unwrap(), "t".to_owned());
         let site = |region: &str, url: &str, wan| Site {

@@ -99,11 +99,13 @@ mod tests {
             dev_cluster(&[3, 2, 1], folder.path(), 4612, 4512, "a-token-of-the-cluster").unwrap();
         let template = folder.path().join("node.toml");
         std::fs::write(&template, &files[0].1).unwrap();
-        let cluster =
-            samples::cluster().after(&Change::ReplaceNode { old: 5, new: new_node() }).unwrap();
+        let cluster = samples::cluster()
+            .after(&Change::ReplaceNode { old: NodeId(5), new: new_node() })
+            .unwrap();
         let data_dir = Path::new("data");
-        let text =
-            NewFile { template: &template, cluster: &cluster, id: 7, data_dir }.text().unwrap();
+        let text = NewFile { template: &template, cluster: &cluster, id: NodeId(7), data_dir }
+            .text()
+            .unwrap();
 
         let path = folder.path().join("new/node.toml");
         write(&path, &text).unwrap();
@@ -111,13 +113,16 @@ mod tests {
         assert!(write(&path, &text).is_err(), "it is there already");
         let config = NodeConfig::load(&path).unwrap();
         assert!(config.join);
-        assert_eq!((config.node_id, config.node.name.as_str()), (7, "region-2-c"));
+        assert_eq!((config.node_id, config.node.name.as_str()), (NodeId(7), "region-2-c"));
         assert_eq!(config.data_dir, folder.path().join("new/data"));
         assert_eq!(
             (config.listen.rpc.as_str(), config.listen.kv.as_str()),
             ("10.0.0.9:4601", "10.0.0.9:4512")
         );
-        assert_eq!(config.cluster.nodes.keys().copied().collect::<Vec<_>>(), [1, 2, 3, 4, 6, 7]);
+        assert_eq!(
+            config.cluster.nodes.keys().copied().collect::<Vec<_>>(),
+            [1, 2, 3, 4, 6, 7].map(NodeId)
+        );
         assert_eq!(config.tokens.len(), 1);
     }
 
@@ -132,8 +137,9 @@ mod tests {
         node.rpc_address = "0.0.0.0:4601".to_owned();
         let cluster = samples::cluster().after(&Change::AddNode { node }).unwrap();
         let data_dir = Path::new("data");
-        let error =
-            NewFile { template: &template, cluster: &cluster, id: 7, data_dir }.text().unwrap_err();
+        let error = NewFile { template: &template, cluster: &cluster, id: NodeId(7), data_dir }
+            .text()
+            .unwrap_err();
         assert!(format!("{error:#}").contains("0.0.0.0:4601"), "{error:#}");
     }
 }

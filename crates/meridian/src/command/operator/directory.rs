@@ -11,6 +11,7 @@ use meridian_net::grpc::{self, Timeouts};
 use meridian_proto::directory::{
     self as wire, directory_client::DirectoryClient, execute_response,
 };
+use meridian_proto::node_id;
 use meridian_types::NodeId;
 use tokio::time::Instant;
 use tonic::Code;
@@ -304,12 +305,10 @@ async fn execute(address: &str, request: wire::ExecuteRequest) -> Tried {
             }
         }
         Ok(Some(execute_response::Result::Refused(why))) => Tried::Refused(why),
-        Ok(Some(execute_response::Result::NotLeader(0))) => {
-            not(None, "the directory has no leader".to_owned())
-        }
-        Ok(Some(execute_response::Result::NotLeader(leader))) => {
-            not(Some(leader), format!("node {leader} leads"))
-        }
+        Ok(Some(execute_response::Result::NotLeader(leader))) => match node_id(leader) {
+            Some(leader) => not(Some(leader), format!("node {leader} leads")),
+            None => not(None, "the directory has no leader".to_owned()),
+        },
         Ok(None) => Tried::Unknown(format!("this version does not know the answer of {address}")),
         Err(status) => match status.code() {
             // The node does not vote in the directory.

@@ -148,12 +148,15 @@ mod tests {
     #[test]
     fn things_are_found_by_number_and_name() {
         let cluster = cluster();
-        assert_eq!(node(&cluster, "2").unwrap().0, 2);
-        assert_eq!(node(&cluster, "region-2-a").unwrap().0, 4);
+        assert_eq!(node(&cluster, "2").unwrap().0, NodeId(2));
+        assert_eq!(node(&cluster, "region-2-a").unwrap().0, NodeId(4));
         assert!(node(&cluster, "x").unwrap_err().to_string().contains("4 (region-2-a)"));
         let texts =
             |texts: &[&str]| texts.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
-        assert_eq!(nodes(&cluster, &texts(&["1", "region-1-b"])).unwrap(), BTreeSet::from([1, 2]));
+        assert_eq!(
+            nodes(&cluster, &texts(&["1", "region-1-b"])).unwrap(),
+            BTreeSet::from([1, 2].map(NodeId))
+        );
         assert!(
             nodes(&cluster, &texts(&["1", "region-1-a"]))
                 .unwrap_err()
@@ -175,9 +178,9 @@ mod tests {
 
     #[test]
     fn weak_quorum_needs_the_flag() {
-        check_quorum(&[1, 2, 3].into(), false).unwrap();
-        for voters in [vec![1], vec![1, 2], vec![1, 2, 3, 4]] {
-            let voters = voters.into_iter().collect();
+        check_quorum(&[1, 2, 3].map(NodeId).into(), false).unwrap();
+        for voters in [1, 2, 4] {
+            let voters = (1..=voters).map(NodeId).collect();
             assert!(
                 check_quorum(&voters, false)
                     .unwrap_err()

@@ -15,7 +15,7 @@ pub(crate) const LEADER_TIME_MS: u64 = 1_787_227_200_000;
 
 pub(crate) fn cluster() -> Cluster {
     let place = [("1", "a"), ("1", "b"), ("1", "c"), ("2", "a"), ("2", "b"), ("3", "a")];
-    let node = |(id, (region, data_center)): (NodeId, &(&str, &str))| {
+    let node = |(id, (region, data_center)): (u64, &(&str, &str))| {
         let node = Node {
             name: format!("region-{region}-{data_center}"),
             region: format!("region-{region}"),
@@ -25,14 +25,14 @@ pub(crate) fn cluster() -> Cluster {
             incarnation: Some(format!("{id:032x}")),
             removed: false,
         };
-        (id, node)
+        (NodeId(id), node)
     };
     let shard = |leader| Shard {
         epoch: Epoch(1),
         phase: Phase::Active,
         primary_region: "region-1".to_owned(),
-        voters: BTreeSet::from([1, 2, 3]),
-        preferred_leader: Some(leader),
+        voters: BTreeSet::from([1, 2, 3].map(NodeId)),
+        preferred_leader: Some(NodeId(leader)),
         changing: None,
         bases: vec![(Epoch(1), Position::ZERO)],
         reports: Vec::new(),
@@ -49,8 +49,8 @@ pub(crate) fn cluster() -> Cluster {
         id: None,
         regions: ["region-1", "region-2", "region-3"].map(str::to_owned).to_vec(),
         nodes: (1..).zip(&place).map(node).collect(),
-        last_node_id: 6,
-        directory_voters: BTreeSet::from([1, 4, 6]),
+        last_node_id: NodeId(6),
+        directory_voters: BTreeSet::from([1, 4, 6].map(NodeId)),
         shards: BTreeMap::from([(ShardId(1), shard(1)), (ShardId(2), shard(2))]),
         last_shard_id: 2,
         databases: BTreeMap::from([
@@ -66,7 +66,7 @@ pub(crate) fn cluster() -> Cluster {
 
 /// The view of the directory's leader while all is well: voters at sequence 100, replicas at 98.
 pub(crate) fn view() -> View {
-    let report = |node: NodeId, shard: u32| {
+    let report = |node: u64, shard: u32| {
         let (sequence, transactions, age_ms) =
             if node <= 3 { (100, 1000, 0) } else { (98, 980, 50) };
         let position = Position::new(Epoch(1), sequence);
@@ -81,13 +81,13 @@ pub(crate) fn view() -> View {
         |node| [1, 2].into_iter().map(|shard| (ShardId(shard), report(node, shard))).collect();
     View {
         cluster: cluster(),
-        leader: Some(1),
+        leader: Some(NodeId(1)),
         term: 3,
         leader_address: Some("127.0.0.1:4612".to_owned()),
         changes: Vec::new(),
         progress: BTreeMap::new(),
         contacts: (1..=6)
-            .map(|node| (node, Contact { age_ms: 200, reports: reports(node) }))
+            .map(|node| (NodeId(node), Contact { age_ms: 200, reports: reports(node) }))
             .collect(),
     }
 }
@@ -118,7 +118,7 @@ pub(crate) fn report(loss: Loss) -> FailoverReport {
         sealed_at_ms: 1000,
         promoted_at_ms: 1312,
         loss,
-        old_voters: BTreeSet::from([1, 2, 3]),
+        old_voters: BTreeSet::from([1, 2, 3].map(NodeId)),
         former_voters: Vec::new(),
     }
 }

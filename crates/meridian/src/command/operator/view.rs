@@ -44,7 +44,7 @@ impl View {
         let contact = |contact: wire::NodeContact| {
             let reports = contact.reports.into_iter().filter_map(shard_report);
             let reports = reports.map(|report| (report.shard, report)).collect();
-            (contact.node_id, Contact { age_ms: contact.age_ms, reports })
+            (NodeId(contact.node_id), Contact { age_ms: contact.age_ms, reports })
         };
         Ok(Self {
             cluster,
@@ -107,13 +107,14 @@ mod tests {
     fn leader_and_lags_come_from_reachable_nodes_of_the_present_epoch() {
         let mut view = view();
         let shard = cluster().shards[&ShardId(1)].clone();
-        assert_eq!(view.leader_of(ShardId(1), &shard), Some(1));
+        assert_eq!(view.leader_of(ShardId(1), &shard), Some(NodeId(1)));
         assert_eq!(
             view.lags(ShardId(1), &shard),
             BTreeMap::from([("region-2", 20), ("region-3", 90)])
         );
-        view.contacts.get_mut(&6).unwrap().reports.get_mut(&ShardId(1)).unwrap().epoch = Epoch(9);
-        view.contacts.get_mut(&1).unwrap().age_ms = 60_000;
+        view.contacts.get_mut(&NodeId(6)).unwrap().reports.get_mut(&ShardId(1)).unwrap().epoch =
+            Epoch(9);
+        view.contacts.get_mut(&NodeId(1)).unwrap().age_ms = 60_000;
         assert_eq!(view.leader_of(ShardId(1), &shard), None);
         assert_eq!(view.lags(ShardId(1), &shard), BTreeMap::from([("region-2", 20)]));
     }

@@ -48,7 +48,7 @@ fn maintenance(folder: &std::path::Path) -> DutyParts {
     let shards = Arc::new(ShardTable::default());
     let exchange = Arc::new(StateExchange::new(Arc::clone(&shards), Arc::clone(&peers)));
     DutyParts {
-        node_id: 1,
+        node_id: NodeId(1),
         data_dir: folder.to_owned(),
         engine: Arc::new(MemoryEngine::default()),
         shards,
@@ -74,10 +74,10 @@ async fn directory(
     let dynamic: Arc<dyn Engine> = engine.clone();
     let state = Arc::new(ShardState::open(Arc::clone(&dynamic), DIRECTORY_GROUP.shard).unwrap());
     shards.add(Arc::clone(&state), Followers::watch(&state));
-    let voters = BTreeSet::from([1]);
+    let voters = BTreeSet::from([NodeId(1)]);
     RaftGroup::form(&state, DIRECTORY_GROUP, &voters, Position::ZERO, None).unwrap();
     let group = RaftGroup::open(RaftGroupOptions {
-        node_id: 1,
+        node_id: NodeId(1),
         group: DIRECTORY_GROUP,
         state,
         syncer: Arc::new(Syncer::start(Arc::clone(&dynamic)).unwrap()),
@@ -184,7 +184,7 @@ async fn a_leader_is_to_hand_over_while_its_lease_is_low_and_not_else() {
     maintenance.shards.set(shard, Some(LocalShard::Voter(Arc::clone(&voter))));
     until("it leads", async || voter.group.leadership().map(drop)).await;
     let (shards, directory) = (&maintenance.shards, &maintenance.directory);
-    let leadership = Leadership::new(1, Arc::clone(shards), Arc::clone(directory));
+    let leadership = Leadership::new(NodeId(1), Arc::clone(shards), Arc::clone(directory));
     let is_told = || {
         leadership.look_at_leases();
         leadership.lease_is_low().now_or_never().is_some()
@@ -300,7 +300,7 @@ async fn no_crash_after_a_replicas_purge_loses_what_was_acknowledged() {
     engine.sync().unwrap();
     let maintenance = maintenance(folder.path());
     let replica = Replica::start(ReplicaParts {
-        node_id: 4,
+        node_id: NodeId(4),
         history: EpochHistory::first(),
         sealed: None,
         state: Arc::clone(&state),

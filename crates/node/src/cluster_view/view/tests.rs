@@ -107,11 +107,11 @@ fn a_token_opens_whether_the_configuration_or_the_cluster_has_it() {
 fn voters_of_the_own_region_are_asked_first() {
     let mut cluster =
         DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
-    cluster.directory_voters = [1, 4, 5, 6].into();
+    cluster.directory_voters = [1, 4, 5, 6].map(NodeId).into();
     let directory = directory(cluster, None);
-    assert_eq!(directory.voters_near("region-1"), [1, 4, 5, 6]);
-    assert_eq!(directory.voters_near("region-2"), [4, 5, 1, 6]);
-    assert_eq!(directory.voters_near("region-3"), [6, 1, 4, 5]);
+    assert_eq!(directory.voters_near("region-1"), [1, 4, 5, 6].map(NodeId));
+    assert_eq!(directory.voters_near("region-2"), [4, 5, 1, 6].map(NodeId));
+    assert_eq!(directory.voters_near("region-3"), [6, 1, 4, 5].map(NodeId));
 }
 
 #[test]
@@ -154,7 +154,7 @@ fn absence_is_not_reported_before_the_cluster_is_known() {
 
 #[test]
 fn a_founder_takes_over_no_cluster_that_does_not_have_it() {
-    let founder = |id, name: &str| directory(cluster(0, None), Some((id, name.to_owned())));
+    let founder = |id, name: &str| directory(cluster(0, None), Some((NodeId(id), name.to_owned())));
     founder(1, "region-1-a").learn(cluster(9, Some("b"))).unwrap();
     founder(1, "another-name").learn(cluster(9, Some("b"))).unwrap_err();
     founder(7, "region-1-a").learn(cluster(9, Some("b"))).unwrap_err();

@@ -148,7 +148,7 @@ impl Session {
             self.change(Change::NameCluster { id: Uuid::new_v4().simple().to_string() });
             return Wire::NotLeader(0);
         }
-        let id = request.node_id;
+        let id = NodeId(request.node_id);
         let incarnation: String =
             request.incarnation.iter().map(|byte| format!("{byte:02x}")).collect();
         if let Some(refusal) = refusal_of_renewal(cluster, id, &incarnation) {
@@ -222,7 +222,7 @@ impl Session {
         let request = wire::DrainRequest {
             shard: shard.0,
             epoch: epoch.0.into(),
-            source,
+            source: source.0,
             through: Some(position_to_wire(through)),
         };
         self.ask(node, Question::Drain { shard, source, through }, async move {

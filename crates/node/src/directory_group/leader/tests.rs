@@ -31,13 +31,14 @@ const INCARNATION: (&str, &[u8]) = ("0aff", &[0x0a, 0xff]);
 /// What the directory's only voter works with. It neither votes nor leads yet.
 async fn voter(engine: Arc<dyn Engine>) -> LeaderParts {
     let OnlyVoter { directory, peers, voter } = OnlyVoter::start(&engine, DIRECTORY_GROUP).await;
-    let first = Cluster { directory_voters: [1].into(), ..directory.known().cluster.clone() };
+    let first =
+        Cluster { directory_voters: [NodeId(1)].into(), ..directory.known().cluster.clone() };
     LeaderParts { voter, directory, peers, first, config: ControllerConfig::default() }
 }
 
 async fn take_part(parts: &LeaderParts) {
     let peers = Arc::clone(&parts.peers) as Arc<dyn Peers>;
-    parts.voter.group.take_part(&BTreeSet::from([1]), &peers, false).await.unwrap();
+    parts.voter.group.take_part(&BTreeSet::from([NodeId(1)]), &peers, false).await.unwrap();
 }
 
 /// A leader with a cluster that is committed, which commits nothing by itself.
@@ -52,11 +53,11 @@ fn cluster() -> Cluster {
     let founded =
         DevLayout::new(&[3, 2, 2]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
     let mut cluster = Cluster { version: 5, id: Some("c".to_owned()), ..founded };
-    cluster.nodes.get_mut(&1).unwrap().incarnation = Some(INCARNATION.0.to_owned());
+    cluster.nodes.get_mut(&NodeId(1)).unwrap().incarnation = Some(INCARNATION.0.to_owned());
     cluster
 }
 
-fn renewal(node_id: NodeId) -> wire::RenewRequest {
+fn renewal(node_id: u64) -> wire::RenewRequest {
     wire::RenewRequest {
         node_id,
         incarnation: INCARNATION.1.into(),
@@ -95,7 +96,7 @@ async fn lease_goes_to_the_data_folder_that_the_cluster_knows_and_to_no_other() 
     assert!(refusal(session.renew(renewal(99))).contains("is not in the cluster"));
     assert_eq!(changes(&session), Vec::<&Change>::new());
     let (cluster, _) = session.base.as_mut().unwrap();
-    cluster.nodes.get_mut(&1).unwrap().removed = true;
+    cluster.nodes.get_mut(&NodeId(1)).unwrap().removed = true;
     assert!(refusal(session.renew(renewal(1))).contains("was removed"));
     assert_eq!(contacts(&session).len(), 1, "a node that is refused is not in contact");
 }
@@ -103,7 +104,8 @@ async fn lease_goes_to_the_data_folder_that_the_cluster_knows_and_to_no_other() 
 #[tokio::test]
 async fn new_node_gets_a_lease_once_its_incarnation_is_committed() {
     let mut session = session(cluster()).await;
-    let record = Change::RecordIncarnation { node: 2, incarnation: INCARNATION.0.to_owned() };
+    let record =
+        Change::RecordIncarnation { node: NodeId(2), incarnation: INCARNATION.0.to_owned() };
     for _ in 0..2 {
         assert_eq!(session.renew(renewal(2)), Renewed::NotLeader(0));
         assert_eq!(changes(&session), [&record], "once, however often it asks");
@@ -161,7 +163,7 @@ async fn a_lease_tells_the_node_what_it_does_not_know_yet() {
 #[tokio::test]
 async fn the_latest_contact_with_each_node_is_kept() {
     let mut cluster = cluster();
-    cluster.nodes.get_mut(&2).unwrap().incarnation = Some(INCARNATION.0.to_owned());
+    cluster.nodes.get_mut(&NodeId(2)).unwrap().incarnation = Some(INCARNATION.0.to_owned());
     let mut session = session(cluster).await;
     for (node, transactions) in [(1, 1), (2, 2), (1, 3)] {
         let position = Some(position_to_wire(Position::new(Epoch(1), 40)));
@@ -171,7 +173,7 @@ async fn the_latest_contact_with_each_node_is_kept() {
     }
     let reported = contacts(&session).into_iter().map(|(node, contact)| {
         assert!(contact.age_ms < 20_000, "{} ms", contact.age_ms);
-        (node, contact.reports[&SHARD].progress.transactions)
+        (node.0, contact.reports[&SHARD].progress.transactions)
     });
     assert_eq!(reported.collect::<Vec<_>>(), [(1, 3), (2, 2)]);
 }
@@ -194,7 +196,7 @@ async fn renewal_confirmed_in_another_term_gets_no_lease_in_this_one() {
 
 #[test]
 fn request_at_a_follower_is_answered_at_once_with_the_leader() {
-    for (leader, told) in [(Some(4), 4), (None, 0)] {
+    for (leader, told) in [(Some(NodeId(4)), 4), (None, 0)] {
         let (reply, mut answer) = oneshot::channel();
         decline(Request::Renew { term: TERM, request: renewal(1), reply }, leader);
         assert_eq!(answer.try_recv(), Ok(Renewed::NotLeader(told)));
@@ -271,7 +273,7 @@ async fn caller_of_a_change_is_told_what_became_of_it() {
 
     for (reply, told, goes_on) in [
         (WriteReply::NotCommitted(WriteRefusal::QueueFull), ExecuteFailure::NotLeader, true),
-        (WriteReply::NotLeader(Some(4)), ExecuteFailure::NotLeader, false),
+        (WriteReply::NotLeader(Some(NodeId(4))), ExecuteFailure::NotLeader, false),
         (WriteReply::Unknown, ExecuteFailure::Unknown, false),
     ] {
         let (mut session, mut first, _second) = committing().await;
@@ -300,7 +302,7 @@ async fn a_deletion_that_no_node_holds_up_is_ended() {
     let none = CommitProgress::NONE;
     let report = ShardReport::new(SHARD, Epoch(1), Position::ZERO, none);
     let dropped = ShardReport { dropped: vec![id], ..report };
-    for node in 1..=7 {
+    for node in (1..=7).map(NodeId) {
         session.step(Event::Reported { node, reports: vec![dropped.clone()] });
     }
     session.end_deletions();
@@ -319,13 +321,14 @@ async fn an_operator_sees_what_the_members_of_the_directory_are_and_are_to_be() 
             .find(|progress| progress.shard == DIRECTORY_GROUP.shard)
             .map(|progress| progress.text)
     };
-    let mut session = session(Cluster { directory_voters: [1, 4].into(), ..cluster() }).await;
+    let mut session =
+        session(Cluster { directory_voters: [1, 4].map(NodeId).into(), ..cluster() }).await;
     take_part(&session.parts).await;
     until("its members are settled", async || session.parts.voter.group.stable_voters().is_some())
         .await;
     assert_eq!(members(&mut session).unwrap(), "its members are nodes {1}, and are to be {1, 4}");
     let (cluster, _) = session.base.as_mut().unwrap();
-    cluster.directory_voters = [1].into();
+    cluster.directory_voters = [NodeId(1)].into();
     assert_eq!(members(&mut session), None);
 }
 
@@ -384,8 +387,8 @@ async fn a_process_learns_what_its_own_group_had_committed_before_it_started() {
     // It gives the cluster a name, then it writes down the node's incarnation.
     until("it grants a lease", async || matches!(renew().await, Renewed::Lease(_))).await;
     let contacts = leader.inspect().await.unwrap().contacts;
-    assert_eq!(contacts.keys().collect::<Vec<_>>(), [&1]);
-    assert!(contacts[&1].age_ms < 20_000, "{} ms", contacts[&1].age_ms);
+    assert_eq!(contacts.keys().collect::<Vec<_>>(), [&NodeId(1)]);
+    assert!(contacts[&NodeId(1)].age_ms < 20_000, "{} ms", contacts[&NodeId(1)].age_ms);
     assert_eq!(directory.known().cluster.version, 3);
     stop.cancel();
     leader.voter.group.shutdown().await;

@@ -4,15 +4,16 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+use meridian_consensus::testing::{NoPeers, NoStates};
 use meridian_consensus::{LogCache, Peers, RaftGroup, RaftGroupOptions, RaftTiming};
 use meridian_proto::directory::Orphans;
 use meridian_storage::{Engine, MemoryEngine, Syncer};
+use meridian_types::NodeId;
 use tempfile::TempDir;
 
 use super::*;
 use crate::divergence::orphan_files;
 use crate::divergence::orphan_files::tests::{SHARD, batch_at, report};
-use crate::testing::{NoPeers, NoStates};
 
 fn at(epoch: u16, sequence: u64) -> Position {
     Position::new(Epoch(epoch), sequence)
@@ -57,11 +58,12 @@ impl Node {
 
     /// Votes in the group of `epoch`, alone, and writes batches up to `through`.
     async fn vote(&self, epoch: u16, through: u64) {
-        let (group, voters) = (GroupId { shard: SHARD, epoch: Epoch(epoch) }, BTreeSet::from([1]));
+        let (group, voters) =
+            (GroupId { shard: SHARD, epoch: Epoch(epoch) }, BTreeSet::from([NodeId(1)]));
         RaftGroup::form(&self.state, group, &voters, self.state.position(), None).unwrap();
         let no_peers: Arc<dyn Peers> = Arc::new(NoPeers);
         let opened = RaftGroup::open(RaftGroupOptions {
-            node_id: 1,
+            node_id: NodeId(1),
             group,
             state: Arc::clone(&self.state),
             syncer: Arc::new(Syncer::start(Arc::clone(&self.engine)).unwrap()),

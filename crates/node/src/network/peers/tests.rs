@@ -89,7 +89,7 @@ async fn a_connection_outlives_any_number_of_answers_that_come_too_late() {
     let cluster = DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
     let peers = PeerChannels::new(&cluster, Arc::new(move |_| Some(address.clone()))).unwrap();
     let call = || {
-        let mut client = ShippingClient::new(peers.requests(1).unwrap());
+        let mut client = ShippingClient::new(peers.requests(NodeId(1)).unwrap());
         tokio::spawn(async move {
             client.announce(tokio_stream::once(wire::AnnounceRequest::default())).await
         })

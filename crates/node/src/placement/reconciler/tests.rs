@@ -96,21 +96,21 @@ struct Process {
 impl Process {
     /// Nodes 1 to 3 vote in the shard, the others are replicas. The cluster is as it was before
     /// anything was sealed.
-    async fn start(node_id: NodeId, engine: Arc<impl Engine>) -> Self {
+    async fn start(node_id: u64, engine: Arc<impl Engine>) -> Self {
         let process = Self::open(node_id, engine);
         process.reconcile().await;
         process
     }
 
     /// It has no part in the shard yet.
-    fn open(node_id: NodeId, engine: Arc<impl Engine>) -> Self {
+    fn open(node_id: u64, engine: Arc<impl Engine>) -> Self {
         Self::dialling(node_id, engine, Arc::new(|_| None))
     }
 
     /// Nodes that have an address answer there.
-    fn dialling(node_id: NodeId, engine: Arc<impl Engine>, dial: Dial) -> Self {
+    fn dialling(node_id: u64, engine: Arc<impl Engine>, dial: Dial) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let (parts, exchange) = parts(node_id, engine, dial, folder.path());
+        let (parts, exchange) = parts(NodeId(node_id), engine, dial, folder.path());
         let parts = Arc::new(parts);
         let reconciler = Reconciler::open(Arc::clone(&parts), SHARD).unwrap();
         let failover = FailoverService {
@@ -193,7 +193,7 @@ impl Process {
     }
 
     async fn refuses_appends(&self) -> Option<Code> {
-        let target = raft::Group { shard: SHARD.0, epoch: 1, target: self.parts.node_id };
+        let target = raft::Group { shard: SHARD.0, epoch: 1, target: self.parts.node_id.0 };
         let vote = meridian_proto::log::Vote { term: 9, node_id: 2, committed: true };
         let leader_commit = Some(meridian_proto::log::LogId::default());
         let request = raft::AppendRequest {
@@ -225,7 +225,7 @@ impl Process {
 
     /// Whether the member gives no vote any more; a member without a vote yet looks alike otherwise.
     async fn is_sealed_voter(&self) -> bool {
-        let refused = self.voter().group.transfer_leadership(2).await.err();
+        let refused = self.voter().group.transfer_leadership(NodeId(2)).await.err();
         refused.is_some_and(|why| why.to_string().contains("this member is sealed"))
     }
 
@@ -248,7 +248,7 @@ impl Process {
     /// order names none.
     async fn takes_nothing(local: &LocalShard) -> bool {
         let LocalShard::Replica(replica) = local else { panic!("not a replica") };
-        let pulled = replica.drain(99, Position::new(Epoch(1), 5));
+        let pulled = replica.drain(NodeId(99), Position::new(Epoch(1), 5));
         match tokio::time::timeout(Duration::from_millis(500), pulled).await {
             Ok(answer) => {
                 assert_eq!(answer.unwrap_err(), "node 99 is not known");
@@ -287,14 +287,14 @@ async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_the
     let process = Process::start(1, Arc::<MemoryEngine>::default()).await;
     let parts = &process.parts;
     let limits = ShardLimits {
-        node_id: 1,
+        node_id: NodeId(1),
         shard: SHARD,
         directory: Arc::clone(&parts.directory),
         followers: parts.shards.followers(&SHARD).unwrap(),
         disk: Arc::default(),
     };
     let shipping = crate::rpc::replication::ShippingService {
-        node_id: 1,
+        node_id: NodeId(1),
         directory: Arc::clone(&parts.directory),
         shards: Arc::clone(&parts.shards),
         exchange: Arc::new(StateExchange::new(Arc::clone(&parts.shards), Arc::clone(&parts.peers))),
@@ -308,14 +308,14 @@ async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_the
         let statuses = vec![crate::replication::wire::status_to_wire(SHARD, &status)];
         let request = meridian_proto::shipping::AnnounceRequest {
             statuses,
-            node_id: node,
+            node_id: node.0,
             ..Default::default()
         };
         shipping.heard(request);
     };
     let at = |sequence| Position::new(Epoch(1), sequence);
-    parts.shards.followers(&SHARD).unwrap().set_nodes(2..=7);
-    for node in 2..=7 {
+    parts.shards.followers(&SHARD).unwrap().set_nodes((2..=7).map(NodeId));
+    for node in (2..=7).map(NodeId) {
         says(node, Position::ZERO).await;
     }
     assert_eq!(limits.replication_lag_ms(), Some(0));
@@ -326,10 +326,10 @@ async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_the
         .apply(&[batch.into()], meridian_storage::RaftApplied::default())
         .unwrap();
     // Voters of the primary region are lost with it.
-    says(2, at(1)).await;
-    says(3, at(1)).await;
+    says(NodeId(2), at(1)).await;
+    says(NodeId(3), at(1)).await;
     until("it lags", async || limits.replication_lag_ms() > Some(20)).await;
-    says(7, at(1)).await;
+    says(NodeId(7), at(1)).await;
     assert_eq!(limits.replication_lag_ms(), Some(0));
     let batch = meridian_types::Batch { position: at(2), time_ms: 2, transactions: Vec::new() };
     process
@@ -344,7 +344,8 @@ async fn the_lag_that_the_proposer_is_told_is_of_what_other_regions_say_that_the
 #[tokio::test]
 async fn shards_are_kept_from_when_a_cluster_was_committed() {
     let folder = tempfile::tempdir().unwrap();
-    let (parts, _) = parts(1, Arc::<MemoryEngine>::default(), Arc::new(|_| None), folder.path());
+    let (parts, _) =
+        parts(NodeId(1), Arc::<MemoryEngine>::default(), Arc::new(|_| None), folder.path());
     let parts = Arc::new(parts);
     parts.engine.create_family(meridian_storage::schema::META_FAMILY).unwrap();
     // It looks at what there is, and ends.
@@ -365,7 +366,7 @@ async fn shards_are_kept_from_when_a_cluster_was_committed() {
     let followers = parts.shards.followers(&SHARD).unwrap().lags();
     assert_eq!(
         followers.iter().map(|follower| follower.node).collect::<Vec<_>>(),
-        [2, 3, 4, 5, 6, 7]
+        [2, 3, 4, 5, 6, 7].map(NodeId)
     );
     until("it has its part", async || {
         matches!(parts.shards.get(&SHARD), Some(LocalShard::Voter(_)))
@@ -392,10 +393,11 @@ async fn a_voter_stays_what_it_is_until_the_directory_says_otherwise() {
 
 #[tokio::test]
 async fn a_voter_that_is_taken_out_leaves_when_the_group_goes_on_without_it() {
-    let others: std::collections::BTreeSet<_> = [2, 3].into();
+    let others: std::collections::BTreeSet<_> = [2, 3].map(NodeId).into();
     let process = Process::start(1, Arc::<MemoryEngine>::default()).await;
     let first = process.voter();
-    until("it knows the members", async || first.group.voters() == [1, 2, 3].into()).await;
+    until("it knows the members", async || first.group.voters() == [1, 2, 3].map(NodeId).into())
+        .await;
     // The change is not known to be through, and its own log says that it votes.
     process.learn(|shard| {
         shard.phase = Phase::Active;
@@ -429,8 +431,8 @@ async fn a_replica_follows_from_epoch_to_epoch_until_it_is_to_vote() {
     until("it follows the next epoch", async || first.history().epoch() == Epoch(2)).await;
     assert_eq!(process.parts.examined.lock().get(&SHARD), Some(&Epoch(2)));
     process.learn(|shard| {
-        (shard.primary_region, shard.voters) = ("region-2".to_owned(), [4, 5].into());
-        (shard.preferred_leader, shard.phase) = (Some(4), Phase::Forming);
+        (shard.primary_region, shard.voters) = ("region-2".to_owned(), [4, 5].map(NodeId).into());
+        (shard.preferred_leader, shard.phase) = (Some(NodeId(4)), Phase::Forming);
         (shard.epoch, shard.bases) =
             (Epoch(3), [&shard.bases[..], &[(Epoch(3), Position::ZERO)]].concat());
     });
@@ -443,7 +445,7 @@ async fn a_replica_follows_from_epoch_to_epoch_until_it_is_to_vote() {
 async fn node_with_a_new_role_counts_the_lag_of_others_anew() {
     let process = Process::open(4, Arc::<MemoryEngine>::default());
     let followers = process.parts.shards.followers(&SHARD).unwrap();
-    followers.set_nodes([5]);
+    followers.set_nodes([NodeId(5)]);
     process.takes(1, 1..=5);
     let lag = || followers.lags()[0].lag;
     assert!((lag().batches, lag().bytes > 0) == (5, true), "{:?}", lag());

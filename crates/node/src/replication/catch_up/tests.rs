@@ -2,6 +2,7 @@ use std::pin::Pin;
 
 use futures::{Stream, StreamExt};
 use meridian_config::DevLayout;
+use meridian_consensus::testing::NoStates;
 use meridian_gateway::Access;
 use meridian_memory::ByteBudget;
 use meridian_proto::directory::{self as wire, failover_server};
@@ -23,7 +24,6 @@ use crate::rpc::failover::FailoverService;
 use crate::shard::local::LocalShard;
 use crate::shard::replica::{Replica, ReplicaParts};
 use crate::shard::table::ShardTable;
-use crate::testing::NoStates;
 
 const SHARD: ShardId = ShardId(1);
 
@@ -104,7 +104,7 @@ struct Node {
 
 impl Node {
     /// `source`: the address that others are dialled at.
-    fn start(node_id: NodeId, through: u64, purged: u64, source: String) -> Self {
+    fn start(node_id: u64, through: u64, purged: u64, source: String) -> Self {
         let engine: Arc<dyn Engine> = Arc::new(MemoryEngine::default());
         let state = Arc::new(ShardState::open(Arc::clone(&engine), SHARD).unwrap());
         let log = ShippedLog::open(&engine, SHARD).unwrap();
@@ -127,7 +127,7 @@ impl Node {
         let directory = Arc::new(Directory::new(cluster.clone(), Access::default(), None));
         let (folder, disk) = (tempfile::tempdir().unwrap(), Arc::<DiskGuard>::default());
         let replica = Replica::start(ReplicaParts {
-            node_id,
+            node_id: NodeId(node_id),
             history: EpochHistory::first(),
             sealed: None,
             state: Arc::clone(&state),
@@ -192,7 +192,7 @@ async fn where_the_log_begins_too_late_the_whole_state_is_taken_however_long_it_
         target.replica.seal(Epoch(1)).await.unwrap();
         let mut failed = 0;
         // As the directory does: it asks again.
-        while target.replica.drain(4, at(1, 50)).await.is_err() {
+        while target.replica.drain(NodeId(4), at(1, 50)).await.is_err() {
             failed += 1;
             assert!(failed < 3);
             assert_eq!(target.state.position(), at(1, 20), "nothing has changed");
@@ -212,7 +212,7 @@ async fn a_state_beyond_what_is_wanted_is_not_taken() {
     let (_source, address) = source_without_a_log(Duration::ZERO, false).await;
     let target = Node::start(5, 20, 0, address);
     target.replica.seal(Epoch(1)).await.unwrap();
-    let reason = target.replica.drain(4, at(1, 40)).await.unwrap_err();
+    let reason = target.replica.drain(NodeId(4), at(1, 40)).await.unwrap_err();
     assert!(reason.contains("it stands at 1.50, between 1.20 and 1.40 it may be"), "{reason}");
     assert_eq!(target.state.position(), at(1, 20));
 }
@@ -234,14 +234,14 @@ async fn nothing_more_is_pulled_once_the_disk_is_full() {
     };
     for is_waited_for in [true, false] {
         let replica = Arc::clone(&target.replica);
-        let mut draining = tokio::spawn(async move { replica.drain(4, at(1, 50)).await });
+        let mut draining = tokio::spawn(async move { replica.drain(NodeId(4), at(1, 50)).await });
         until("it fetches the whole state", true).await;
         if !is_waited_for {
             let late = (&mut draining).await.unwrap().unwrap_err();
             assert!(late.contains("in time"), "{late}");
             // The next caller learns what became of it.
             let replica = Arc::clone(&target.replica);
-            draining = tokio::spawn(async move { replica.drain(4, at(1, 50)).await });
+            draining = tokio::spawn(async move { replica.drain(NodeId(4), at(1, 50)).await });
         }
         target.disk.set_takes_nothing(true);
         until("it goes on writing", false).await;
@@ -259,11 +259,11 @@ async fn no_log_is_pulled_onto_a_full_disk() {
     let target = Node::start(5, 20, 0, address);
     target.replica.seal(Epoch(1)).await.unwrap();
     target.disk.set_takes_nothing(true);
-    let reason = target.replica.drain(4, at(1, 50)).await.unwrap_err();
+    let reason = target.replica.drain(NodeId(4), at(1, 50)).await.unwrap_err();
     assert!(reason.contains("no room"), "{reason}");
     assert_eq!(target.state.position(), at(1, 20));
     target.disk.set_takes_nothing(false);
-    assert_eq!(target.replica.drain(4, at(1, 50)).await, Ok(at(1, 50)));
+    assert_eq!(target.replica.drain(NodeId(4), at(1, 50)).await, Ok(at(1, 50)));
 }
 
 /// The history of a second epoch that begins behind `sequence` of the first.
@@ -281,8 +281,8 @@ impl Node {
     ) -> Result<(), CatchUpFailure> {
         let Self { state, log, syncer, disk, peers, .. } = self;
         let target = Target { state, log, syncer, disk };
-        let mut machine = CatchUp::to_base(based_at(base), vec![99, 4]);
-        let sources = || vec![99, 4];
+        let mut machine = CatchUp::to_base(based_at(base), [99, 4].map(NodeId).to_vec());
+        let sources = || [99, 4].map(NodeId).to_vec();
         let surroundings = Surroundings { sources, unwanted, installed: |_| {} };
         run(&mut machine, &target, peers, &mut None, surroundings).await
     }

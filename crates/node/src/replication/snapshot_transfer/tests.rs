@@ -18,7 +18,7 @@ use crate::replication::progress::Followers;
 use crate::shard::table::ShardTable;
 
 const GROUP: GroupId = GroupId { shard: ShardId(1), epoch: Epoch(1) };
-const SOURCE: NodeId = 1;
+const SOURCE: NodeId = NodeId(1);
 /// Of a few rows each.
 const CHUNKS: usize = 40;
 

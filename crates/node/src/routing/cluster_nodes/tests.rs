@@ -60,15 +60,15 @@ async fn a_read_at_the_local_node_is_waited_for_while_it_is_at_work_and_made_onc
     let shards = Arc::new(ShardTable::default());
     // Nothing is at the port of discarding: the other nodes are out of reach.
     let (router, peers, directory) =
-        router("127.0.0.1:9", Arc::clone(&shards), Some(1), Duration::from_secs(10));
+        router("127.0.0.1:9", Arc::clone(&shards), Some(NodeId(1)), Duration::from_secs(10));
     let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
     let state = Arc::new(ShardState::open(Arc::clone(&engine), group.shard).unwrap());
     shards.add(Arc::clone(&state), Followers::watch(&state));
-    let voters = BTreeSet::from([1]);
+    let voters = BTreeSet::from([NodeId(1)]);
     RaftGroup::form(&state, group, &voters, Position::ZERO, None).unwrap();
     let raft_peers = Arc::clone(&peers) as Arc<dyn Peers>;
     let group = RaftGroup::open(RaftGroupOptions {
-        node_id: 1,
+        node_id: NodeId(1),
         group,
         state,
         syncer: Arc::new(Syncer::start(Arc::clone(&engine)).unwrap()),

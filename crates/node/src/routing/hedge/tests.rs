@@ -34,8 +34,9 @@ impl Surroundings for Near {
     }
 }
 
-fn attempt(nodes: &[NodeId], lost: Option<NodeId>) -> Attempt {
-    Attempt::new(nodes.to_vec(), lost, Bounds { at_a_time: 3, refusal_is_free: false })
+fn attempt(nodes: &[u64], lost: Option<NodeId>) -> Attempt {
+    let nodes = nodes.iter().copied().map(NodeId).collect();
+    Attempt::new(nodes, lost, Bounds { at_a_time: 3, refusal_is_free: false })
 }
 
 async fn driven<T, F: Future<Output = Result<T, Failed>>>(
@@ -53,7 +54,7 @@ async fn driven<T, F: Future<Output = Result<T, Failed>>>(
 
 /// One attempt, and all tries that it made.
 async fn run<F: Future<Output = Result<&'static str, Failed>>>(
-    nodes: &[NodeId],
+    nodes: &[u64],
     patience: Duration,
     ask: impl Fn(Try) -> F,
     binds: impl Fn(&&'static str) -> bool,
@@ -68,25 +69,27 @@ async fn run<F: Future<Output = Result<&'static str, Failed>>>(
     (outcome, tries.into_inner())
 }
 
-fn asked(tries: &[Try]) -> Vec<NodeId> {
-    tries.iter().map(|tried| tried.node).collect()
+fn asked(tries: &[Try]) -> Vec<u64> {
+    tries.iter().map(|tried| tried.node.0).collect()
 }
 
 #[tokio::test]
 async fn silent_first_node_has_all_others_asked_and_named_to_them() {
     let ask = |tried: Try| async move {
-        match tried.node {
+        match tried.node.0 {
             3 => Ok("three"),
             _ => pending().await,
         }
     };
     let (round, tries) = run(&[1, 2, 3], Duration::ZERO, ask, |_| true).await;
-    let Outcome::Answer { node: 3, answer: "three", late } = round else { panic!("{round:?}") };
-    assert_eq!(late, [1, 2]);
+    let Outcome::Answer { node: NodeId(3), answer: "three", late } = round else {
+        panic!("{round:?}")
+    };
+    assert_eq!(late, [1, 2].map(NodeId));
     let expected = [
-        Try { node: 1, overlaps: false, late: None },
-        Try { node: 2, overlaps: true, late: Some(1) },
-        Try { node: 3, overlaps: true, late: Some(1) },
+        Try { node: NodeId(1), overlaps: false, late: None },
+        Try { node: NodeId(2), overlaps: true, late: Some(NodeId(1)) },
+        Try { node: NodeId(3), overlaps: true, late: Some(NodeId(1)) },
     ];
     assert_eq!(tries, expected);
 }
@@ -94,18 +97,19 @@ async fn silent_first_node_has_all_others_asked_and_named_to_them() {
 #[tokio::test]
 async fn named_leader_is_asked_next_and_no_node_twice_for_ever() {
     let ask = |tried: Try| async move {
-        match tried.node {
+        match tried.node.0 {
             3 => Ok("three"),
-            _ => Err(Failed::NotLeader(Some(3))),
+            _ => Err(Failed::NotLeader(Some(NodeId(3)))),
         }
     };
     let (round, tries) = run(&[1, 2, 3], NEVER, ask, |_| true).await;
-    assert!(matches!(round, Outcome::Answer { node: 3, .. }), "{round:?}");
+    assert!(matches!(round, Outcome::Answer { node: NodeId(3), .. }), "{round:?}");
     assert_eq!(asked(&tries), [1, 3]);
     // Nothing was done at the first: nothing overlaps.
     assert!(tries.iter().all(|tried| !tried.overlaps));
 
-    let each_other = |tried: Try| async move { Err(Failed::NotLeader(Some(3 - tried.node))) };
+    let each_other =
+        |tried: Try| async move { Err(Failed::NotLeader(Some(NodeId(3 - tried.node.0)))) };
     let (round, tries) = run(&[1, 2], NEVER, each_other, |_| true).await;
     assert!(matches!(round, Outcome::Nothing { unknown: false, .. }), "{round:?}");
     assert_eq!(asked(&tries), [1, 2, 1]);
@@ -117,7 +121,7 @@ async fn answer_that_does_not_bind_is_left_out_once_another_node_was_asked() {
     let ask = |tried: Try| {
         let (first_goes_on, second_goes_on) = (&first_goes_on, &second_goes_on);
         async move {
-            if tried.node == 1 {
+            if tried.node == NodeId(1) {
                 first_goes_on.notified().await;
                 second_goes_on.notify_one();
                 return Ok("the check failed");
@@ -129,13 +133,16 @@ async fn answer_that_does_not_bind_is_left_out_once_another_node_was_asked() {
     };
     let binds = |answer: &&str| *answer == "committed";
     let (round, _) = run(&[1, 2], Duration::ZERO, ask, binds).await;
-    assert!(matches!(round, Outcome::Answer { node: 2, answer: "committed", .. }), "{round:?}");
+    assert!(
+        matches!(round, Outcome::Answer { node: NodeId(2), answer: "committed", .. }),
+        "{round:?}"
+    );
 }
 
 #[tokio::test]
 async fn failure_asks_the_next_node_at_once_and_its_reason_is_kept() {
     let ask = |tried: Try| async move {
-        match tried.node {
+        match tried.node.0 {
             1 => Err(Failed::Unknown("the connection broke".to_owned())),
             2 => Err(Failed::NotDone("the disk is full".to_owned())),
             _ => Err(Failed::NotLeader(None)),
@@ -147,7 +154,7 @@ async fn failure_asks_the_next_node_at_once_and_its_reason_is_kept() {
     let overlaps: Vec<bool> = tries.iter().map(|tried| tried.overlaps).collect();
     assert_eq!(overlaps, [false, true, true]);
     let late: Vec<Option<NodeId>> = tries.iter().map(|tried| tried.late).collect();
-    assert_eq!(late, [None, Some(1), Some(1)]);
+    assert_eq!(late, [None, Some(NodeId(1)), Some(NodeId(1))]);
 
     // A node that was lost in one attempt is not waited for in the next.
     let late = Mutex::new(Vec::new());
@@ -157,29 +164,29 @@ async fn failure_asks_the_next_node_at_once_and_its_reason_is_kept() {
     };
     let near = Near { patience: NEVER, pays: true };
     driven(attempt(&[2, 3, 1], lost), near, ask, |_| true, pending()).await;
-    assert_eq!(late.into_inner(), [Some(1)]);
+    assert_eq!(late.into_inner(), [Some(NodeId(1))]);
 }
 
 #[tokio::test]
 async fn silent_node_is_abandoned_once_all_others_know_of_another_leader_or_none() {
     let knows_none = |tried: Try| async move {
-        match tried.node {
+        match tried.node.0 {
             1 => pending().await,
             2 => Err(Failed::NotLeader(None)),
             _ => Err(Failed::NotDone("no quorum answers".to_owned())),
         }
     };
     let (round, tries) = run(&[1, 2, 3], Duration::ZERO, knows_none, |_| true).await;
-    let Outcome::Nothing { reason, unknown: true, lost: Some(1 | 2) } = round else {
+    let Outcome::Nothing { reason, unknown: true, lost: Some(NodeId(1 | 2)) } = round else {
         panic!("{round:?}")
     };
     assert_eq!((reason.as_str(), asked(&tries)), ("no quorum answers", vec![1, 2, 3]));
 
     // A node that refused is not asked again because it is named.
     let refuses = |tried: Try| async move {
-        match tried.node {
+        match tried.node.0 {
             1 => Err(Failed::NotDone("replication lags".to_owned())),
-            _ => Err(Failed::NotLeader(Some(1))),
+            _ => Err(Failed::NotLeader(Some(NodeId(1)))),
         }
     };
     let (round, tries) = run(&[1, 2, 3], NEVER, refuses, |_| true).await;
@@ -193,7 +200,7 @@ async fn late_node_is_waited_for_while_another_names_it_as_the_leader() {
     let ask = |tried: Try| {
         let named = &named;
         async move {
-            match tried.node {
+            match tried.node.0 {
                 1 => {
                     named.notified().await;
                     // Long after it was late.
@@ -203,21 +210,21 @@ async fn late_node_is_waited_for_while_another_names_it_as_the_leader() {
                 2 => Err(Failed::NotLeader(None)),
                 _ => {
                     named.notify_one();
-                    Err(Failed::NotLeader(Some(1)))
+                    Err(Failed::NotLeader(Some(NodeId(1))))
                 }
             }
         }
     };
     // Also where one of them knows of no leader: the node that does is asked first.
     let (round, _) = run(&[1, 3, 2], Duration::ZERO, ask, |_| true).await;
-    assert!(matches!(round, Outcome::Answer { node: 1, answer: "one", .. }), "{round:?}");
+    assert!(matches!(round, Outcome::Answer { node: NodeId(1), answer: "one", .. }), "{round:?}");
 }
 
 #[tokio::test]
 async fn node_asked_because_it_was_named_is_waited_for() {
     let ask = |tried: Try| async move {
-        match tried.node {
-            1 => Err(Failed::NotLeader(Some(2))),
+        match tried.node.0 {
+            1 => Err(Failed::NotLeader(Some(NodeId(2)))),
             2 => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 Ok("two")
@@ -226,13 +233,13 @@ async fn node_asked_because_it_was_named_is_waited_for() {
         }
     };
     let (round, _) = run(&[1, 3, 2], Duration::ZERO, ask, |_| true).await;
-    assert!(matches!(round, Outcome::Answer { node: 2, answer: "two", .. }), "{round:?}");
+    assert!(matches!(round, Outcome::Answer { node: NodeId(2), answer: "two", .. }), "{round:?}");
 }
 
 #[tokio::test]
 async fn silent_node_is_waited_for_when_no_other_answers() {
     let ask = |tried: Try| async move {
-        match tried.node {
+        match tried.node.0 {
             1 => {
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 Ok("one")
@@ -241,7 +248,7 @@ async fn silent_node_is_waited_for_when_no_other_answers() {
         }
     };
     let (round, _) = run(&[1, 2, 3], Duration::ZERO, ask, |_| true).await;
-    assert!(matches!(round, Outcome::Answer { node: 1, answer: "one", .. }), "{round:?}");
+    assert!(matches!(round, Outcome::Answer { node: NodeId(1), answer: "one", .. }), "{round:?}");
 }
 
 #[tokio::test]
@@ -261,10 +268,10 @@ async fn no_node_is_waited_for_or_asked_once_the_shard_has_moved() {
             moved.notify_one();
             let has_moved = &has_moved;
             async move {
-                match tried.node {
+                match tried.node.0 {
                     1 => {
                         has_moved.notified().await;
-                        Err(Failed::NotLeader(Some(3)))
+                        Err(Failed::NotLeader(Some(NodeId(3))))
                     }
                     _ => pending::<Result<(), Failed>>().await,
                 }
@@ -275,10 +282,10 @@ async fn no_node_is_waited_for_or_asked_once_the_shard_has_moved() {
             has_moved.notify_one();
         };
         let bounds = Bounds { at_a_time: 3, refusal_is_free: true };
-        let attempt = Attempt::new(vec![1, 2, 3], None, bounds);
+        let attempt = Attempt::new([1, 2, 3].map(NodeId).to_vec(), None, bounds);
         let near = Near { patience, pays: false };
         let outcome = driven(attempt, near, ask, |()| true, is_told).await;
         assert!(matches!(outcome, Outcome::Nothing { .. }), "{outcome:?}");
-        assert_eq!(asked.into_inner(), [1]);
+        assert_eq!(asked.into_inner(), [NodeId(1)]);
     }
 }

@@ -76,7 +76,7 @@ impl Shard for Answers {
             if hangs {
                 std::future::pending::<()>().await;
             }
-            (Ok(view), Some(1))
+            (Ok(view), Some(NodeId(1)))
         };
         Ok(Response::new(parts(reply)))
     }
@@ -221,7 +221,7 @@ async fn answers_of_other_nodes_stay_within_the_budget_and_in_nobodys_way() {
         ..wire::ReadRequest::default()
     };
     let other = async {
-        let mut client = ShardClient::new(stage.peers.requests(1).unwrap());
+        let mut client = ShardClient::new(stage.peers.requests(NodeId(1)).unwrap());
         let mut parts = client.read(one).await.unwrap().into_inner();
         let mut count = 0;
         while parts.message().await.unwrap().is_some() {

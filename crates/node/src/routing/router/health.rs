@@ -120,43 +120,45 @@ impl NodeHealth {
 mod tests {
     use super::*;
 
+    const NODE: NodeId = NodeId(1);
+
     #[test]
     fn silent_node_is_tried_by_one_request_at_a_time_and_a_heard_one_is_not_silent() {
         let health = NodeHealth::new(None);
         let mut now = Duration::from_secs(1);
-        health.received(now, 1);
-        health.was_silent(now, 1);
-        assert!(!health.is_silent(now, 1), "one of its answers is large");
+        health.received(now, NODE);
+        health.was_silent(now, NODE);
+        assert!(!health.is_silent(now, NODE), "one of its answers is large");
         now += RECEIVED_LATELY;
-        health.was_silent(now, 1);
-        assert!(health.is_silent(now, 1) && health.avoid(now, 1));
+        health.was_silent(now, NODE);
+        assert!(health.is_silent(now, NODE) && health.avoid(now, NODE));
         now += AVOID;
-        assert!(!health.is_silent(now, 1));
-        assert_eq!((health.avoid(now, 1), health.avoid(now, 1)), (false, true));
-        health.received(now, 1);
-        assert!(!health.avoid(now, 1) && !health.avoid(now, 1));
-        health.was_cut_off(now, 1);
-        assert!(health.avoid(now, 1));
+        assert!(!health.is_silent(now, NODE));
+        assert_eq!((health.avoid(now, NODE), health.avoid(now, NODE)), (false, true));
+        health.received(now, NODE);
+        assert!(!health.avoid(now, NODE) && !health.avoid(now, NODE));
+        health.was_cut_off(now, NODE);
+        assert!(health.avoid(now, NODE));
     }
 
     #[test]
     fn answer_counts_as_received_since_any_time_before_it() {
         let (health, at) = (NodeHealth::new(None), Duration::from_secs);
-        assert!(!health.was_received_since(at(0), 1));
-        health.received(at(5), 1);
-        assert!(health.was_received_since(at(4), 1) && !health.was_received_since(at(5), 1));
+        assert!(!health.was_received_since(at(0), NODE));
+        health.received(at(5), NODE);
+        assert!(health.was_received_since(at(4), NODE) && !health.was_received_since(at(5), NODE));
     }
 
     #[test]
     fn try_that_was_cut_raises_the_estimate_up_to_a_bound() {
-        let health = NodeHealth::new(Some(9));
-        health.took(1, Duration::from_millis(10));
-        (0..3).for_each(|_| health.took(1, Duration::from_secs(1)));
-        assert!(health.round_trip(1) > Duration::from_millis(300));
-        (0..100).for_each(|_| health.took(1, Duration::from_secs(60)));
-        assert_eq!(health.round_trip(1), MAX_ROUND_TRIP);
+        let health = NodeHealth::new(Some(NodeId(9)));
+        health.took(NODE, Duration::from_millis(10));
+        (0..3).for_each(|_| health.took(NODE, Duration::from_secs(1)));
+        assert!(health.round_trip(NODE) > Duration::from_millis(300));
+        (0..100).for_each(|_| health.took(NODE, Duration::from_secs(60)));
+        assert_eq!(health.round_trip(NODE), MAX_ROUND_TRIP);
         assert_eq!(
-            (health.round_trip(2), health.round_trip(9)),
+            (health.round_trip(NodeId(2)), health.round_trip(NodeId(9))),
             (UNKNOWN_ROUND_TRIP, Duration::ZERO)
         );
     }

@@ -120,30 +120,30 @@ mod tests {
         let mut told =
             || std::mem::replace(&mut news, leaders.subscribe(SHARD).1).has_changed().unwrap();
         let mut now = Duration::from_secs(1);
-        leaders.answered(now, SHARD, 1, 1);
+        leaders.answered(now, SHARD, NodeId(1), NodeId(1));
         assert!(!told());
         // Some fail and some do not, as under too much load.
         for _ in 0..1000 {
             now += Duration::from_millis(5);
-            leaders.failed(SHARD, 1);
-            leaders.answered(now, SHARD, 1, 1);
+            leaders.failed(SHARD, NodeId(1));
+            leaders.answered(now, SHARD, NodeId(1), NodeId(1));
         }
         assert!(!told());
         // What a voter says that does not lead is a hint.
-        leaders.answered(now, SHARD, 3, 2);
-        assert_eq!(leaders.hint(SHARD), Some(2));
+        leaders.answered(now, SHARD, NodeId(3), NodeId(2));
+        assert_eq!(leaders.hint(SHARD), Some(NodeId(2)));
         assert!(!told());
-        leaders.answered(now, SHARD, 2, 2);
+        leaders.answered(now, SHARD, NodeId(2), NodeId(2));
         assert!(told(), "another leads");
         // Two that each say that they lead, as around the end of a term.
-        leaders.answered(now + BETWEEN_NEWS / 2, SHARD, 1, 1);
+        leaders.answered(now + BETWEEN_NEWS / 2, SHARD, NodeId(1), NodeId(1));
         assert!(!told(), "it was told just now");
         now += BETWEEN_NEWS;
-        leaders.answered(now, SHARD, 2, 2);
+        leaders.answered(now, SHARD, NodeId(2), NodeId(2));
         assert!(told());
-        leaders.failed(SHARD, 2);
+        leaders.failed(SHARD, NodeId(2));
         assert_eq!(leaders.hint(SHARD), None);
-        leaders.answered(now + OUTAGE, SHARD, 2, 2);
+        leaders.answered(now + OUTAGE, SHARD, NodeId(2), NodeId(2));
         assert!(told(), "the same leads again");
     }
 }

@@ -78,16 +78,23 @@ mod tests {
     fn node_that_refused_is_asked_after_the_others_and_later_by_one_read_at_a_time() {
         let (refusals, strong, mut now) =
             (Refusals::default(), Consistency::Strong, Duration::from_secs(9));
-        let avoid = |now, shard, consistency| refusals.avoid(now, 1, ShardId(shard), consistency);
+        let avoid =
+            |now, shard, consistency| refusals.avoid(now, NodeId(1), ShardId(shard), consistency);
         let refused = Failed::NotDone("it has not caught up".to_owned());
-        refusals.record(now, 1, ShardId(1), strong, Err(&refused));
+        refusals.record(now, NodeId(1), ShardId(1), strong, Err(&refused));
         assert!(avoid(now, 1, strong));
         assert!(!avoid(now, 2, strong) && !avoid(now, 1, Consistency::Eventual));
         now += REFUSES;
         assert_eq!((avoid(now, 1, strong), avoid(now, 1, strong)), (false, true));
-        refusals.record(now, 1, ShardId(1), strong, Err(&Failed::Unknown("no answer".to_owned())));
+        refusals.record(
+            now,
+            NodeId(1),
+            ShardId(1),
+            strong,
+            Err(&Failed::Unknown("no answer".to_owned())),
+        );
         assert!(avoid(now, 1, strong));
-        refusals.record(now, 1, ShardId(1), strong, Ok(()));
+        refusals.record(now, NodeId(1), ShardId(1), strong, Ok(()));
         assert!(!avoid(now, 1, strong) && !avoid(now, 1, strong));
     }
 }

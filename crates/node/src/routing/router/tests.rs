@@ -77,13 +77,13 @@ impl World {
 }
 
 /// The router of a gateway on this node, which does not vote.
-fn beside(world: &World, node: NodeId) -> Arc<Router<Arc<world::Voters>, world::Time>> {
+fn beside(world: &World, node: u64) -> Arc<Router<Arc<world::Voters>, world::Time>> {
     let World { voters, time, router, .. } = world;
     let directory = Arc::clone(&router.directory);
     Arc::new(Router::new(
         Arc::clone(voters),
         time.clone(),
-        Some(node),
+        Some(NodeId(node)),
         "region-1".to_owned(),
         directory,
         DEADLINE,

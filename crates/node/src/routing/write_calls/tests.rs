@@ -99,7 +99,7 @@ async fn small_write_that_overtook_a_large_one_on_the_way_waits_for_it() {
 async fn a_turn_says_which_it_is_and_what_is_under_way_before_it() {
     let cluster = DevLayout::new(&[3]).found(|node| format!("127.0.0.1:{node}"), |_| None).unwrap();
     let calls = WriteCalls::new(Arc::new(PeerChannels::new(&cluster, Arc::new(|_| None)).unwrap()));
-    let next = |bytes| calls.next_turn(1, ShardId(1), bytes);
+    let next = |bytes| calls.next_turn(NodeId(1), ShardId(1), bytes);
     let (first, second) = (next(800_000), next(50));
     assert_eq!((first.turn.bytes_ahead, second.turn.bytes_ahead), (0, 800_000));
     assert_eq!(
@@ -108,7 +108,7 @@ async fn a_turn_says_which_it_is_and_what_is_under_way_before_it() {
     );
     drop(first);
     assert_eq!(
-        (next(1).turn.bytes_ahead, calls.next_turn(2, ShardId(1), 1).turn.bytes_ahead),
+        (next(1).turn.bytes_ahead, calls.next_turn(NodeId(2), ShardId(1), 1).turn.bytes_ahead),
         (50, 0)
     );
 }
@@ -170,8 +170,9 @@ async fn a_node_whose_clock_is_not_known_says_what_it_shows_and_is_asked_once_mo
         ));
         let write = async || {
             let in_a_minute = boot_time() + Duration::from_secs(60);
-            let answer =
-                calls.call(1, wire::WriteRequest::default(), in_a_minute, &Arc::default()).await;
+            let answer = calls
+                .call(NodeId(1), wire::WriteRequest::default(), in_a_minute, &Arc::default())
+                .await;
             answer.map(|answer| answer.result.unwrap())
         };
         let answer = write().await;

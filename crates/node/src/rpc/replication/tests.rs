@@ -28,7 +28,7 @@ async fn service() -> ShippingService {
     shards.set(GROUP.shard, Some(local.clone()));
     until("the shard is served", async || local.may_ship().is_ok()).await;
     ShippingService {
-        node_id: 1,
+        node_id: NodeId(1),
         directory,
         shards: Arc::clone(&shards),
         exchange: Arc::new(StateExchange::new(shards, peers)),
@@ -38,7 +38,7 @@ async fn service() -> ShippingService {
     }
 }
 
-fn start(node_id: NodeId) -> wire::Start {
+fn start(node_id: u64) -> wire::Start {
     let durable = Some(wire::Position { epoch: 1, sequence: 0 });
     wire::Start { shard: 1, epoch: 1, node_id, durable, keeps_window: true }
 }

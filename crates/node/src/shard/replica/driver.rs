@@ -410,12 +410,12 @@ impl Driver {
                 self.report_again();
             }
             ReceiverAction::SourceFailed { source, reason } => {
-                tracing::info!(group = %self.group(), source, ?reason, "a log source failed");
+                tracing::info!(group = %self.group(), %source, ?reason, "a log source failed");
                 metrics::counter!("meridian_shipping_source_failures_total").increment(1);
                 self.election.failed(self.now(), source);
             }
             ReceiverAction::FetchSnapshot { source, .. } => {
-                tracing::info!(group = %self.group(), source, "fetching a state snapshot");
+                tracing::info!(group = %self.group(), %source, "fetching a state snapshot");
                 metrics::counter!("meridian_snapshot_fetches_total").increment(1);
                 let (transfer, state) =
                     (Arc::clone(&self.parts.transfer), Arc::clone(&self.parts.state));

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use meridian_config::DevLayout;
 use meridian_consensus::Transfer;
+use meridian_consensus::testing::NoStates;
 use meridian_gateway::{Access, Read};
 use meridian_proto::log;
 use meridian_proto::shard::{self as wire_shard, read_part::Part, shard_server::Shard};
@@ -33,7 +34,6 @@ use crate::routing::write_calls::WriteCalls;
 use crate::rpc::shard::ShardService;
 use crate::shard::local::LocalShard;
 use crate::shard::table::ShardTable;
-use crate::testing::NoStates;
 
 const SHARD: ShardId = ShardId(1);
 const DEADLINE: Duration = Duration::from_secs(30);
@@ -66,7 +66,7 @@ impl StateTransfer for OneState {
     fn fetch(
         self: Arc<Self>,
         _: GroupId,
-        _: u64,
+        _: NodeId,
         _: String,
         state: Arc<ShardState>,
     ) -> Transfer<Result<StagedState, StorageError>> {
@@ -92,7 +92,7 @@ impl StateTransfer for Stalls {
     fn fetch(
         self: Arc<Self>,
         _: GroupId,
-        _: u64,
+        _: NodeId,
         _: String,
         _: Arc<ShardState>,
     ) -> Transfer<Result<StagedState, StorageError>> {
@@ -204,7 +204,7 @@ impl Node {
         let folder = tempfile::tempdir().unwrap();
         let replica = Replica::start(ReplicaParts {
             reads: Reads::new(meridian_memory::ByteBudget::new("tests", 1 << 20)),
-            node_id: 4,
+            node_id: NodeId(4),
             history: EpochHistory::first(),
             sealed: None,
             state: Arc::clone(&state),
@@ -226,7 +226,7 @@ impl Node {
             assert!(start.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
             for voter in 1..=3 {
                 self.replica.heard(Status::of_primary_member(
-                    voter,
+                    NodeId(voter),
                     Epoch(1),
                     at(9),
                     Duration::ZERO,
@@ -369,7 +369,7 @@ async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by
     let peers = Arc::new(PeerChannels::new(&cluster, Arc::new(|_| None)).unwrap());
     let writes = Arc::new(WriteCalls::new(Arc::clone(&peers)));
     let reads = Reads::new(meridian_memory::ByteBudget::new("tests", 1 << 20));
-    let (local, local_node) = (Arc::clone(&shards), Some(4));
+    let (local, local_node) = (Arc::clone(&shards), Some(NodeId(4)));
     let nodes = ClusterNodes { local, local_node, peers, writes: Arc::clone(&writes), reads };
     let service = ShardService { shards, writes, turns: Arc::default() };
     let database = meridian_config::DEV_DEFAULT_DATABASE;
@@ -378,8 +378,9 @@ async fn an_eventual_read_says_where_its_state_was_and_not_where_the_shard_is_by
     let read =
         Arc::new(Read { database, consistency: Consistency::Eventual, ranges: ranges.clone() });
     // As a gateway in this process reads, and as one elsewhere does.
-    let here =
-        async |epoch| nodes.read(4, (SHARD, Epoch(epoch)), &read, 0, Arc::default(), None).await;
+    let here = async |epoch| {
+        nodes.read(NodeId(4), (SHARD, Epoch(epoch)), &read, 0, Arc::default(), None).await
+    };
     let from_elsewhere = async |epoch| {
         let group = Some(wire_shard::ShardEpoch { shard: SHARD.0, epoch });
         let ranges = ranges.iter().map(meridian_proto::read_range_to_wire).collect();

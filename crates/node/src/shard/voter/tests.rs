@@ -37,7 +37,7 @@ impl Alone {
         let alone = Self::start_following().await;
         let Self { voter, .. } = &alone;
         let peers: Arc<dyn Peers> = alone.peers.clone();
-        voter.group.take_part(&BTreeSet::from([1]), &peers, true).await.unwrap();
+        voter.group.take_part(&BTreeSet::from([NodeId(1)]), &peers, true).await.unwrap();
         let leads = async || {
             voter
                 .group

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 
 use bytes::Bytes;
 use meridian_config::DevLayout;
+use meridian_consensus::testing::{NoPeers, NoStates};
 use meridian_consensus::{LogCache, Peers, RaftGroupOptions, RaftTiming};
 use meridian_failover::Lease;
 use meridian_gateway::{Access, new_request_id};
@@ -18,7 +19,6 @@ use super::*;
 use crate::cluster_view::view::Directory;
 use crate::host::clock::wall_ms;
 use crate::host::clocks::Reading;
-use crate::testing::{NoPeers, NoStates};
 
 mod dropped;
 
@@ -90,7 +90,7 @@ impl Leader {
         let syncer = Arc::new(Syncer::start(engine.clone()).unwrap());
         let group = GroupId { shard: ShardId(1), epoch: Epoch(1) };
         let state = Arc::new(ShardState::open(engine, group.shard).unwrap());
-        let voters = BTreeSet::from([1]);
+        let voters = BTreeSet::from([NodeId(1)]);
         if state.applied().raft.epoch.is_none() {
             RaftGroup::form(&state, group, &voters, Position::ZERO, None).unwrap();
         }
@@ -100,7 +100,7 @@ impl Leader {
             election_timeout_max_ms: 90,
         };
         let group = RaftGroup::open(RaftGroupOptions {
-            node_id: 1,
+            node_id: NodeId(1),
             group,
             state: Arc::clone(&state),
             syncer,

@@ -8,12 +8,10 @@ fn a_source_of_an_older_epoch_is_refused() {
     step(&mut receiver, 0, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 5) });
     step(&mut receiver, 0, source(2, true));
     let actions = step(&mut receiver, 1, ReceiverEvent::Stream(1, connected(1)));
-    assert!(
-        actions.contains(&ReceiverAction::SourceFailed {
-            source: 2,
-            reason: FailureReason::WrongEpoch
-        })
-    );
+    assert!(actions.contains(&ReceiverAction::SourceFailed {
+        source: NodeId(2),
+        reason: FailureReason::WrongEpoch
+    }));
 }
 
 #[test]
@@ -26,7 +24,7 @@ fn a_source_of_a_newer_epoch_is_told_and_followed_once_the_directory_agrees() {
         [ReceiverAction::CloseStream { stream: 1 }, ReceiverAction::EpochAhead { epoch: Epoch(2) }]
     );
     let actions = step(&mut receiver, 2, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 7) });
-    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: 2, from: at(1, 5) }]);
+    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: NodeId(2), from: at(1, 5) }]);
     step(&mut receiver, 3, ReceiverEvent::Stream(2, connected(2)));
     for (position, previous) in [(at(1, 6), at(1, 5)), (at(1, 7), at(1, 6)), (at(2, 8), at(1, 7))] {
         let event = StreamEvent::Batch { position, previous, bytes: 1 };
@@ -42,12 +40,10 @@ fn a_batch_of_the_old_epoch_beyond_the_base_is_refused() {
     step(&mut receiver, 0, source(2, true));
     step(&mut receiver, 1, ReceiverEvent::Stream(1, connected(2)));
     let actions = step(&mut receiver, 2, ReceiverEvent::Stream(1, batch(1, 6)));
-    assert!(
-        actions.contains(&ReceiverAction::SourceFailed {
-            source: 2,
-            reason: FailureReason::WrongEpoch
-        })
-    );
+    assert!(actions.contains(&ReceiverAction::SourceFailed {
+        source: NodeId(2),
+        reason: FailureReason::WrongEpoch
+    }));
 }
 
 #[test]
@@ -60,12 +56,12 @@ fn orphans_are_saved_and_replaced_once_the_disk_is_quiet() {
     let actions = step(&mut receiver, 4, ReceiverEvent::Persisted { position: at(1, 6) });
     let expected = [
         ReceiverAction::SaveOrphans { base: at(1, 5) },
-        ReceiverAction::FetchSnapshot { source: 2, epoch: Epoch(2) },
+        ReceiverAction::FetchSnapshot { source: NodeId(2), epoch: Epoch(2) },
     ];
     assert_eq!(actions, expected);
-    assert!(receiver.status(MS * 5, 10).fetching_snapshot);
+    assert!(receiver.status(MS * 5, NodeId(10)).fetching_snapshot);
     let actions = step(&mut receiver, 9, ReceiverEvent::SnapshotInstalled { position: at(2, 8) });
-    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: 2, from: at(2, 8) }]);
+    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: NodeId(2), from: at(2, 8) }]);
 }
 
 #[test]
@@ -80,18 +76,18 @@ fn a_snapshot_that_fails_is_tried_again_elsewhere() {
         actions,
         [
             ReceiverAction::CloseStream { stream: 1 },
-            ReceiverAction::FetchSnapshot { source: 2, epoch: Epoch(1) }
+            ReceiverAction::FetchSnapshot { source: NodeId(2), epoch: Epoch(1) }
         ]
     );
     let actions = step(&mut receiver, 3, ReceiverEvent::SnapshotFailed);
     assert_eq!(
         actions,
-        [ReceiverAction::SourceFailed { source: 2, reason: FailureReason::Snapshot }]
+        [ReceiverAction::SourceFailed { source: NodeId(2), reason: FailureReason::Snapshot }]
     );
     step(&mut receiver, 4, source(3, true));
     assert_eq!(
         step(&mut receiver, 60, ReceiverEvent::Tick),
-        [ReceiverAction::FetchSnapshot { source: 3, epoch: Epoch(1) }]
+        [ReceiverAction::FetchSnapshot { source: NodeId(3), epoch: Epoch(1) }]
     );
 }
 
@@ -110,7 +106,7 @@ fn a_sealed_node_reports_its_final_position_and_waits_for_the_next_epoch() {
     assert!(!receiver.may_serve());
     let actions =
         step(&mut receiver, 9001, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 6) });
-    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: 2, from: at(1, 6) }]);
+    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: NodeId(2), from: at(1, 6) }]);
     // A seal that comes late is of no effect.
     assert_eq!(step(&mut receiver, 9002, ReceiverEvent::Seal { epoch: Epoch(1) }), []);
     assert_eq!(receiver.phase(), ReceiverPhase::Subscribing);
@@ -130,7 +126,7 @@ fn a_new_epoch_cancels_a_snapshot_of_the_old_one() {
     let actions = step(&mut receiver, 4, ReceiverEvent::SnapshotInstalled { position: at(1, 11) });
     let expected = [
         ReceiverAction::SaveOrphans { base: at(1, 9) },
-        ReceiverAction::FetchSnapshot { source: 2, epoch: Epoch(2) },
+        ReceiverAction::FetchSnapshot { source: NodeId(2), epoch: Epoch(2) },
     ];
     assert_eq!(actions, expected);
 }
@@ -149,7 +145,7 @@ fn what_is_being_installed_is_not_cancelled() {
         []
     );
     assert_eq!(step(&mut receiver, 5, ReceiverEvent::Seal { epoch: Epoch(2) }), []);
-    assert!(receiver.status(MS * 5, 10).fetching_snapshot);
+    assert!(receiver.status(MS * 5, NodeId(10)).fetching_snapshot);
     // The seal is answered when the disk is quiet.
     let actions = step(&mut receiver, 6, ReceiverEvent::SnapshotInstalled { position: at(1, 8) });
     assert_eq!(actions, [ReceiverAction::Sealed { durable: at(1, 8) }]);
@@ -167,7 +163,7 @@ fn a_snapshot_that_is_given_up_for_a_new_epoch_is_no_fault_of_its_source() {
     assert_eq!(actions, [ReceiverAction::CancelSnapshot]);
     assert_eq!(step(&mut receiver, 4, ReceiverEvent::SnapshotFetched), []);
     let actions = step(&mut receiver, 5, ReceiverEvent::SnapshotFailed);
-    assert_eq!(actions, [ReceiverAction::FetchSnapshot { source: 2, epoch: Epoch(2) }]);
+    assert_eq!(actions, [ReceiverAction::FetchSnapshot { source: NodeId(2), epoch: Epoch(2) }]);
 }
 
 #[test]
@@ -181,7 +177,7 @@ fn a_sealed_node_that_was_drained_says_so_and_goes_on_from_there() {
     let actions = step(&mut receiver, 3, ReceiverEvent::Drained { position: at(1, 9) });
     assert_eq!(actions, [ReceiverAction::Sealed { durable: at(1, 9) }]);
     let actions = step(&mut receiver, 4, ReceiverEvent::Epoch { epoch: Epoch(2), base: at(1, 9) });
-    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: 2, from: at(1, 9) }]);
+    assert_eq!(actions, [ReceiverAction::Connect { stream: 2, source: NodeId(2), from: at(1, 9) }]);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::Stream;
 use meridian_proto::directory::directory_server;
+use meridian_proto::node_id_to_wire;
 use parking_lot::Mutex;
 use tokio::net::TcpListener;
 use tonic::{Request, Response, Status};
@@ -16,7 +17,7 @@ use crate::command::operator::samples;
 struct State {
     cluster: Cluster,
     changes: Vec<wire::ChangeRecord>,
-    leader: NodeId,
+    leader: Option<NodeId>,
     /// The next change is made, and then its call fails as if the leader had been lost.
     lose_answer: bool,
     asked: Vec<NodeId>,
@@ -54,8 +55,8 @@ impl directory_server::Directory for Fake {
         if !state.cluster.directory_voters.contains(&self.node) {
             return Err(Status::failed_precondition("this node does not vote in the directory"));
         }
-        if state.leader != self.node {
-            let result = Some(execute_response::Result::NotLeader(state.leader));
+        if state.leader != Some(self.node) {
+            let result = Some(execute_response::Result::NotLeader(node_id_to_wire(state.leader)));
             return Ok(Response::new(wire::ExecuteResponse { result }));
         }
         let request = request.into_inner();
@@ -86,10 +87,10 @@ impl directory_server::Directory for Fake {
             ..Default::default()
         };
         if state.cluster.directory_voters.contains(&self.node) {
-            response.leader = state.leader;
+            response.leader = node_id_to_wire(state.leader);
             response.changes = state.changes.iter().rev().cloned().collect();
         }
-        if state.leader == self.node {
+        if state.leader == Some(self.node) {
             response.contacts =
                 vec![wire::NodeContact { node_id: 1, age_ms: 5, reports: Vec::new() }];
         }
@@ -105,20 +106,20 @@ fn json(cluster: &Cluster) -> bytes::Bytes {
 async fn serve() -> (Arc<Mutex<State>>, Vec<String>) {
     let mut cluster = samples::cluster();
     let mut listeners = Vec::new();
-    for node in [1, 2, 4] {
+    for node in [1, 2, 4].map(NodeId) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         cluster.nodes.get_mut(&node).unwrap().rpc_address =
             listener.local_addr().unwrap().to_string();
         listeners.push((node, listener));
     }
     // No server listens there.
-    for node in [3, 5, 6] {
+    for node in [3, 5, 6].map(NodeId) {
         cluster.nodes.get_mut(&node).unwrap().rpc_address = format!("127.0.0.1:{node}");
     }
     let addresses =
         listeners.iter().map(|(_, listener)| listener.local_addr().unwrap().to_string()).collect();
-    let state =
-        State { cluster, changes: Vec::new(), leader: 4, lose_answer: false, asked: Vec::new() };
+    let (leader, lose_answer) = (Some(NodeId(4)), false);
+    let state = State { cluster, changes: Vec::new(), leader, lose_answer, asked: Vec::new() };
     let state = Arc::new(Mutex::new(state));
     for (node, listener) in listeners {
         let service =
@@ -153,7 +154,7 @@ async fn any_node_leads_to_the_leader() {
         let view = directory(&[seed]).inspect(10).await.unwrap();
         assert_eq!(
             (view.leader, view.leader_address.as_deref()),
-            (Some(4), Some(addresses[2].as_str()))
+            (Some(NodeId(4)), Some(addresses[2].as_str()))
         );
     }
 }
@@ -161,7 +162,7 @@ async fn any_node_leads_to_the_leader() {
 #[tokio::test]
 async fn without_a_leader_the_newest_cluster_is_shown_and_without_nodes_the_reasons() {
     let (state, addresses) = serve().await;
-    state.lock().leader = 0;
+    state.lock().leader = None;
     let view = directory(&[&addresses[1]]).inspect(0).await.unwrap();
     assert_eq!((view.leader, view.leader_address), (None, None));
     assert_eq!(view.cluster.version, 7);
@@ -178,12 +179,12 @@ async fn changes_go_to_the_leader_and_follow_it() {
     let mut directory = directory(&[&addresses[1]]);
     let cluster = directory.execute(&add_region("region-4")).await.unwrap();
     assert!(cluster.regions.contains(&"region-4".to_owned()));
-    assert_eq!(state.lock().asked, [4]);
+    assert_eq!(state.lock().asked, [NodeId(4)]);
     assert_eq!(state.lock().changes[0].actor, actor());
 
-    state.lock().leader = 1;
+    state.lock().leader = Some(NodeId(1));
     directory.execute(&add_region("region-5")).await.unwrap();
-    assert_eq!(state.lock().asked, [4, 4, 1]);
+    assert_eq!(state.lock().asked, [4, 4, 1].map(NodeId));
 
     let error = directory.execute(&add_region("region-5")).await.unwrap_err().to_string();
     assert!(error.starts_with("refused: ") && error.contains("region-5"), "{error}");

@@ -116,12 +116,13 @@ async fn founder_gives_its_turn_back_before_it_asks_the_next_source() {
     good.learn_next_epoch(30, Phase::Active);
     // As a replica: a voter has no log of what it took as one.
     stale.learn(|shard| {
-        shard.voters.remove(&2);
+        shard.voters.remove(&NodeId(2));
     });
     stale.reconcile().await;
     good.reconcile().await;
-    let addresses = HashMap::from([(2, stale.serve().await), (4, good.serve().await)]);
-    let dial = Arc::new(move |node| addresses.get(&node).cloned());
+    let addresses =
+        HashMap::from([(NodeId(2), stale.serve().await), (NodeId(4), good.serve().await)]);
+    let dial = Arc::new(move |node: NodeId| addresses.get(&node).cloned());
     let founder = Process::dialling(1, Arc::<MemoryEngine>::default(), dial);
     founder.takes(1, 1..=20);
     founder.learn_next_epoch(30, Phase::Forming);
@@ -144,9 +145,10 @@ async fn founder_pulls_what_it_lacks_and_asks_its_own_region_first() {
         (vec![(4, state.clone()), (2, log.clone())], (Some((1, 50)), None)),
         (vec![(4, log), (2, state)], (None, Some(50))),
     ] {
-        let addresses: HashMap<_, _> = addresses.into_iter().collect();
-        let asked: Vec<_> = addresses.keys().copied().collect();
-        let dial = Arc::new(move |node| addresses.get(&node).cloned());
+        let asked: Vec<_> = addresses.iter().map(|(node, _)| *node).collect();
+        let addresses: HashMap<_, _> =
+            addresses.into_iter().map(|(node, address)| (NodeId(node), address)).collect();
+        let dial = Arc::new(move |node: NodeId| addresses.get(&node).cloned());
         let founder = Process::dialling(1, Arc::<MemoryEngine>::default(), dial);
         founder.takes(1, 1..=20);
         founder.learn_next_epoch(50, Phase::Forming);

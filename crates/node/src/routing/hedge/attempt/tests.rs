@@ -28,9 +28,9 @@ struct Scenario {
 }
 
 impl Scenario {
-    fn of_nodes(nodes: &[NodeId]) -> Self {
+    fn of_nodes(nodes: &[u64]) -> Self {
         let bounds = Bounds { at_a_time: 2, refusal_is_free: false };
-        let attempt = Attempt::new(nodes.to_vec(), None, bounds);
+        let attempt = Attempt::new(nodes.iter().copied().map(NodeId).collect(), None, bounds);
         Self { attempt, nodes: Nodes::default(), now: Duration::from_secs(1) }
     }
 
@@ -44,17 +44,17 @@ impl Scenario {
         self.then(Event::Woken)
     }
 
-    fn fails(&mut self, node: NodeId, failed: Failed) -> Step {
-        self.then(Event::Failed { node, failed })
+    fn fails(&mut self, node: u64, failed: Failed) -> Step {
+        self.then(Event::Failed { node: NodeId(node), failed })
     }
 
-    fn answers(&mut self, node: NodeId, binds: bool) -> Step {
-        self.then(Event::Answered { node, binds })
+    fn answers(&mut self, node: u64, binds: bool) -> Step {
+        self.then(Event::Answered { node: NodeId(node), binds })
     }
 }
 
-fn ask(node: NodeId, overlaps: bool, late: Option<NodeId>) -> Step {
-    Step::Ask(Try { node, overlaps, late })
+fn ask(node: u64, overlaps: bool, late: Option<u64>) -> Step {
+    Step::Ask(Try { node: NodeId(node), overlaps, late: late.map(NodeId) })
 }
 
 fn refused() -> Failed {
@@ -73,7 +73,7 @@ fn late_node_is_hedged_once_paid_for_and_named_as_late_by_the_answer() {
     assert_eq!(scenario.later(), Step::Pay);
     assert_eq!(scenario.now, asked + PATIENCE);
     assert_eq!(scenario.then(Event::Paid(true)), ask(2, true, Some(1)));
-    assert_eq!(scenario.answers(2, true), Step::Accept { late: vec![1] });
+    assert_eq!(scenario.answers(2, true), Step::Accept { late: vec![NodeId(1)] });
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn no_third_node_is_asked_while_two_are_at_work_and_one_is_once_they_are_silent(
     assert_eq!(scenario.then(Event::Paid(true)), ask(2, true, Some(1)));
     assert_eq!(scenario.later(), Step::Wait);
     let looked = scenario.now;
-    scenario.nodes.silent = vec![1];
+    scenario.nodes.silent = vec![NodeId(1)];
     assert_eq!(scenario.later(), Step::Pay);
     assert_eq!(scenario.now, looked + LOOK_AGAIN);
     assert_eq!(scenario.then(Event::Paid(true)), ask(3, true, Some(1)));
@@ -105,10 +105,10 @@ fn no_third_node_is_asked_while_two_are_at_work_and_one_is_once_they_are_silent(
 fn named_leader_is_asked_at_once_and_for_nothing_and_only_once() {
     let mut scenario = Scenario::of_nodes(&[1, 2, 3]);
     scenario.then(Event::Begun);
-    assert_eq!(scenario.fails(1, Failed::NotLeader(Some(3))), ask(3, false, None));
-    assert_eq!(scenario.fails(3, Failed::NotLeader(Some(1))), ask(1, false, None));
+    assert_eq!(scenario.fails(1, Failed::NotLeader(Some(NodeId(3)))), ask(3, false, None));
+    assert_eq!(scenario.fails(3, Failed::NotLeader(Some(NodeId(1)))), ask(1, false, None));
     // Both were asked as the leader: the next is one of the others, and costs.
-    assert_eq!(scenario.fails(1, Failed::NotLeader(Some(3))), Step::Pay);
+    assert_eq!(scenario.fails(1, Failed::NotLeader(Some(NodeId(3)))), Step::Pay);
     assert_eq!(scenario.then(Event::Paid(true)), ask(2, false, None));
 }
 
@@ -139,8 +139,11 @@ fn unknown_try_marks_the_next_as_overlapping_and_the_outcome_as_unknown() {
     scenario.then(Event::Begun);
     assert_eq!(scenario.fails(1, broke()), Step::Pay);
     assert_eq!(scenario.then(Event::Paid(true)), ask(2, true, Some(1)));
-    let nothing =
-        Step::Nothing { reason: "the disk is full".to_owned(), unknown: true, lost: Some(1) };
+    let nothing = Step::Nothing {
+        reason: "the disk is full".to_owned(),
+        unknown: true,
+        lost: Some(NodeId(1)),
+    };
     assert_eq!(scenario.fails(2, refused()), nothing);
 }
 
@@ -166,13 +169,13 @@ fn late_node_is_given_up_once_all_others_know_of_no_leader() {
     scenario.then(Event::Paid(true));
     assert_eq!(scenario.attempt.wakes_at(&scenario.nodes), None, "another may yet know it");
     assert_eq!(scenario.fails(2, Failed::NotLeader(None)), Step::Wait);
-    assert_eq!(scenario.later(), Step::GiveUp(1));
+    assert_eq!(scenario.later(), Step::GiveUp(NodeId(1)));
     let nothing = Step::Nothing {
         reason: "it has no leader at present".to_owned(),
         unknown: true,
-        lost: Some(2),
+        lost: Some(NodeId(2)),
     };
-    assert_eq!(scenario.then(Event::GivenUp { node: 1, failed: broke() }), nothing);
+    assert_eq!(scenario.then(Event::GivenUp { node: NodeId(1), failed: broke() }), nothing);
 }
 
 #[test]
@@ -181,7 +184,7 @@ fn late_node_that_another_names_as_the_leader_is_waited_for() {
     scenario.then(Event::Begun);
     scenario.later();
     scenario.then(Event::Paid(true));
-    assert_eq!(scenario.fails(2, Failed::NotLeader(Some(1))), Step::Wait);
+    assert_eq!(scenario.fails(2, Failed::NotLeader(Some(NodeId(1)))), Step::Wait);
     assert_eq!(scenario.attempt.wakes_at(&scenario.nodes), None);
     assert_eq!(scenario.answers(1, true), Step::Accept { late: vec![] });
 }
@@ -190,11 +193,15 @@ fn late_node_that_another_names_as_the_leader_is_waited_for() {
 fn leader_that_another_operation_finds_is_asked_unless_it_is_asked_already() {
     let mut scenario = Scenario::of_nodes(&[1, 2, 3]);
     scenario.then(Event::Begun);
-    assert_eq!(scenario.then(Event::Found(Some(1))), Step::Wait);
+    assert_eq!(scenario.then(Event::Found(Some(NodeId(1)))), Step::Wait);
     assert_eq!(scenario.then(Event::Found(None)), Step::Wait);
-    assert_eq!(scenario.then(Event::Found(Some(3))), ask(3, true, Some(1)));
+    assert_eq!(scenario.then(Event::Found(Some(NodeId(3)))), ask(3, true, Some(1)));
     assert_eq!(scenario.fails(3, Failed::NotLeader(None)), Step::Wait);
-    assert_eq!(scenario.then(Event::Found(Some(3))), Step::Wait, "it was asked as the leader");
+    assert_eq!(
+        scenario.then(Event::Found(Some(NodeId(3)))),
+        Step::Wait,
+        "it was asked as the leader"
+    );
 }
 
 #[test]
@@ -202,14 +209,14 @@ fn moved_shard_gives_up_late_nodes_and_asks_no_other() {
     let mut scenario = Scenario::of_nodes(&[1, 2, 3]);
     scenario.then(Event::Begun);
     assert_eq!(scenario.then(Event::Moved), Step::Wait);
-    assert_eq!(scenario.later(), Step::GiveUp(1));
+    assert_eq!(scenario.later(), Step::GiveUp(NodeId(1)));
     let unreachable = Failed::Unreachable("no connection".to_owned());
     let nothing = Step::Nothing {
         reason: "it has no leader at present".to_owned(),
         unknown: false,
-        lost: Some(1),
+        lost: Some(NodeId(1)),
     };
-    assert_eq!(scenario.then(Event::GivenUp { node: 1, failed: unreachable }), nothing);
+    assert_eq!(scenario.then(Event::GivenUp { node: NodeId(1), failed: unreachable }), nothing);
 }
 
 #[test]
@@ -217,7 +224,7 @@ fn leader_named_after_the_shard_moved_is_not_asked() {
     let mut scenario = Scenario::of_nodes(&[1, 2]);
     scenario.then(Event::Begun);
     scenario.then(Event::Moved);
-    let step = scenario.fails(1, Failed::NotLeader(Some(3)));
+    let step = scenario.fails(1, Failed::NotLeader(Some(NodeId(3))));
     assert!(matches!(step, Step::Nothing { unknown: false, .. }), "{step:?}");
 }
 

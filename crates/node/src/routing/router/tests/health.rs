@@ -9,7 +9,8 @@ fn dead_node_is_waited_for_no_longer_each_time() {
     run(AT_ONCE, |world| async move {
         let World { voters, router, .. } = &world;
         assert!(world.commits().await);
-        let round_trips = || (1..=3).map(|node| router.health.round_trip(node)).collect::<Vec<_>>();
+        let round_trips =
+            || (1..=3).map(|node| router.health.round_trip(NodeId(node))).collect::<Vec<_>>();
         let before = round_trips();
         (1..=3).for_each(|node| voters.link(node, Link::Silent));
         for _ in 0..3 {
@@ -28,13 +29,13 @@ fn calls_begun_before_a_node_died_make_no_later_call_wait_longer() {
             writing.push(world.writing());
             time.sleep(Duration::from_micros(500)).await;
         }
-        let before = router.health.round_trip(1);
+        let before = router.health.round_trip(NodeId(1));
         assert!(before < Duration::from_millis(60), "{before:?}");
         // What it has begun is never answered, though some of its answers came after that was
         // asked.
         (1..=3).for_each(|node| voters.link(node, Link::Silent));
         time.sleep(2 * ATTEMPT_TIMEOUT).await;
-        assert_eq!(router.health.round_trip(1), before);
+        assert_eq!(router.health.round_trip(NodeId(1)), before);
         drop(writing);
     });
 }
@@ -48,11 +49,11 @@ fn node_that_answers_other_calls_is_given_more_time_for_a_long_one() {
         (2..=3).for_each(|node| voters.link(node, Link::Refused));
         *voters.slow.lock() = Some((Duration::from_secs(60), WriteOutcome::CheckFailed(vec![0])));
         let (began, writing) = (time.now(), world.writing());
-        let mut longest = router.health.round_trip(1);
+        let mut longest = router.health.round_trip(NodeId(1));
         assert!(longest < Duration::from_millis(10), "{longest:?}");
         while time.now() - began < 2 * ATTEMPT_TIMEOUT {
             assert!(router.read(read()).await.is_ok());
-            longest = longest.max(router.health.round_trip(1));
+            longest = longest.max(router.health.round_trip(NodeId(1)));
             time.sleep(Duration::from_millis(100)).await;
         }
         assert!(longest > Duration::from_millis(50), "{longest:?}");
@@ -79,7 +80,7 @@ fn node_that_is_long_at_work_is_not_taken_for_silent() {
         voters.working.store(true, Ordering::SeqCst);
         router.read(read()).await.unwrap();
         assert_eq!(voters.asked(), [1, 2], "one more is asked, and no third");
-        assert!((1..=2).all(|node| !router.health.is_silent(time.now(), node)));
+        assert!((1..=2).all(|node| !router.health.is_silent(time.now(), NodeId(node))));
     });
 }
 
@@ -93,7 +94,7 @@ fn node_that_refuses_at_once_and_is_asked_first_holds_up_no_read() {
         run(AT_ONCE, |world| async move {
             let World { voters, time, router, .. } = &world;
             let router = if is_beside { beside(&world, 1) } else { Arc::clone(router) };
-            voters.refusing.lock().insert(1);
+            voters.refusing.lock().insert(NodeId(1));
             let mut slowest = Duration::ZERO;
             let mut reads = FuturesUnordered::new();
             for _ in 0..30 * 200 {
@@ -132,7 +133,7 @@ fn read_refused_at_once_goes_on_to_the_next_node_on_an_empty_budget() {
         let World { voters, time, router, .. } = &world;
         let (budget, _) = router.leaders.subscribe(ShardId(1));
         while budget.pays(time.now(), 0) {}
-        voters.refusing.lock().extend([1, 2]);
+        voters.refusing.lock().extend([1, 2].map(NodeId));
         let began = time.now();
         router.read(read()).await.unwrap();
         assert_eq!(voters.asked()[..2], [1, 2]);
@@ -143,7 +144,7 @@ fn read_refused_at_once_goes_on_to_the_next_node_on_an_empty_budget() {
             voters.asked()
         );
         voters.refusing.lock().clear();
-        voters.refusing.lock().insert(3);
+        voters.refusing.lock().insert(NodeId(3));
         while budget.pays(time.now(), 0) {}
         let (began, before) = (time.now(), voters.calls());
         router.read(read()).await.unwrap();
@@ -155,11 +156,15 @@ fn read_refused_at_once_goes_on_to_the_next_node_on_an_empty_budget() {
 fn named_leader_is_asked_first_unless_it_says_itself_that_it_does_not_lead() {
     run(AT_ONCE, |world| async move {
         let (router, shard) = (&world.router, ShardId(1));
-        assert_eq!(router.voters(shard), [1, 2, 3], "the first one is to lead if it can");
-        let names_3 = Failed::NotLeader(Some(3));
-        router.record(shard, 1, Err(&names_3));
-        assert_eq!(router.voters(shard), [3, 1, 2]);
-        router.record(shard, 3, Err(&names_3));
-        assert_eq!(router.voters(shard), [1, 2, 3]);
+        assert_eq!(
+            router.voters(shard),
+            [1, 2, 3].map(NodeId),
+            "the first one is to lead if it can"
+        );
+        let names_3 = Failed::NotLeader(Some(NodeId(3)));
+        router.record(shard, NodeId(1), Err(&names_3));
+        assert_eq!(router.voters(shard), [3, 1, 2].map(NodeId));
+        router.record(shard, NodeId(3), Err(&names_3));
+        assert_eq!(router.voters(shard), [1, 2, 3].map(NodeId));
     });
 }

@@ -149,7 +149,7 @@ fn unlogged_refusal_is_no_answer_once_another_node_was_asked() {
             if retried {
                 voters.scripted.lock().push(Failed::Unknown("the connection broke".to_owned()));
             }
-            let usual = HEDGE_AFTER + router.health.round_trip(1);
+            let usual = HEDGE_AFTER + router.health.round_trip(NodeId(1));
             let takes = if is_late { usual + Duration::from_millis(20) } else { usual / 2 };
             *voters.slow.lock() = Some((takes, outcome.clone()));
             let written = router.write(write()).await.unwrap();

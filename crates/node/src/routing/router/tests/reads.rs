@@ -10,14 +10,14 @@ use super::*;
 fn eventual_read_is_remembered_and_says_nothing_about_the_leader() {
     run(AT_ONCE, |world| async move {
         let World { voters, router, .. } = &world;
-        voters.leader.send_replace(3);
+        voters.leader.send_replace(Some(NodeId(3)));
         assert!(router.read(eventual()).await.is_ok());
         assert_eq!(
             (router.min_sequence((ShardId(1), Epoch(1))), router.leaders.hint(ShardId(1))),
             (1, None)
         );
         assert!(router.read(read()).await.is_ok());
-        assert_eq!(router.leaders.hint(ShardId(1)), Some(3));
+        assert_eq!(router.leaders.hint(ShardId(1)), Some(NodeId(3)));
     });
 }
 
@@ -66,7 +66,7 @@ fn answer_without_room_is_asked_for_once_more_with_the_room_freed_meanwhile() {
 fn read_that_all_nodes_refuse_is_tried_again_until_its_deadline() {
     run(AT_ONCE, |world| async move {
         let World { voters, router, time, .. } = &world;
-        voters.refusing.lock().extend([1, 2, 3]);
+        voters.refusing.lock().extend([1, 2, 3].map(NodeId));
         let began = time.now();
         assert!(router.read(read()).await.is_err());
         let took = time.now() - began;
@@ -139,6 +139,6 @@ fn answer_in_transfer_is_waited_for_beyond_the_deadline_and_asked_for_once() {
             Some(async { Err(BrokenOff::Failed("the answer stopped".to_owned())) }.boxed());
         assert_eq!(router.read(read()).await.unwrap().ranges.len(), 1);
         assert_eq!(voters.asked(), [1, 1, 1]);
-        assert!(!router.health.is_silent(time.now(), 1));
+        assert!(!router.health.is_silent(time.now(), NodeId(1)));
     });
 }

@@ -16,7 +16,7 @@ fn request_that_waits_for_former_voters_asks_those_of_the_next_epoch() {
         let World { voters, router, time, .. } = &world;
         assert!(world.commits().await);
         // A far one is waited for longer.
-        (0..100).for_each(|_| router.health.took(1, Duration::from_secs(1)));
+        (0..100).for_each(|_| router.health.took(NodeId(1), Duration::from_secs(1)));
         (1..=3).for_each(|node| voters.link(node, Link::Silent));
         let calls = voters.calls();
         let (writing, router) = (world.writing(), Arc::clone(router));
@@ -31,10 +31,10 @@ fn request_that_waits_for_former_voters_asks_those_of_the_next_epoch() {
         let mut cluster = router.directory.known().cluster.clone();
         let shard = cluster.shards.get_mut(&ShardId(1)).unwrap();
         (shard.epoch, shard.voters, shard.preferred_leader) =
-            (Epoch(2), BTreeSet::from([4, 5]), Some(4));
+            (Epoch(2), BTreeSet::from([4, 5].map(NodeId)), Some(NodeId(4)));
         cluster.version += 1;
         router.directory.learn(cluster).unwrap();
-        voters.leader.send_replace(4);
+        voters.leader.send_replace(Some(NodeId(4)));
         assert!(matches!(writing.await, Ok(WriteOutcome::Committed(_))));
         assert!(reading.await.is_ok());
         let took = time.now() - lost;
@@ -50,7 +50,7 @@ fn operations_that_waited_for_a_shard_come_back_spread_out() {
         let waiting: Vec<_> = (0..100).map(|_| world.writing()).collect();
         time.sleep(Duration::from_secs(5)).await;
         (1..=3).for_each(|node| voters.link(node, Link::Up));
-        voters.leader.send_replace(2);
+        voters.leader.send_replace(Some(NodeId(2)));
         assert!(router.read(read()).await.is_ok());
         let before = voters.calls();
         time.sleep(REVIVAL_SPREAD / 10).await;
@@ -140,14 +140,14 @@ fn lost_leader_is_replaced_within_a_second_whatever_waits_for_it() {
                 while budget.pays(time.now(), 0) {}
             }
             voters.link(1, Link::Silent);
-            voters.leader.send_replace(0);
+            voters.leader.send_replace(None);
             let lost = time.now();
             let waiting = world.spawn({
                 let world = world.clone();
                 async move { world.all_commit(1000).await }
             });
             time.sleep(Duration::from_millis(450)).await;
-            voters.leader.send_replace(3);
+            voters.leader.send_replace(Some(NodeId(3)));
             assert!(waiting.await, "spent: {spent}");
             let took = time.now() - lost;
             assert!(took < Duration::from_secs(1), "spent: {spent}: {took:?}");

@@ -15,7 +15,7 @@ use futures::task::LocalSpawnExt;
 use meridian_config::DevLayout;
 use meridian_gateway::Access;
 use meridian_memory::Held;
-use meridian_types::{Entry, Position, Versionstamp};
+use meridian_types::{Entry, NodeId, Position, Versionstamp};
 use tokio::sync::watch;
 
 use super::super::*;
@@ -122,8 +122,7 @@ pub(super) struct Voters {
     pub(super) links: Mutex<BTreeMap<NodeId, Link>>,
     /// Nodes that refuse all reads, at once.
     pub(super) refusing: Mutex<BTreeSet<NodeId>>,
-    /// 0: none.
-    pub(super) leader: watch::Sender<NodeId>,
+    pub(super) leader: watch::Sender<Option<NodeId>>,
     /// Of each write at the leader.
     service_time: Duration,
     busy_until: Mutex<Duration>,
@@ -157,7 +156,7 @@ impl Voters {
             local,
             links: Mutex::default(),
             refusing: Mutex::default(),
-            leader: watch::Sender::new(1),
+            leader: watch::Sender::new(Some(NodeId(1))),
             service_time,
             busy_until: Mutex::default(),
             calls: Mutex::default(),
@@ -172,16 +171,16 @@ impl Voters {
         })
     }
 
-    pub(super) fn link(&self, node: NodeId, link: Link) {
-        self.links.lock().insert(node, link);
+    pub(super) fn link(&self, node: u64, link: Link) {
+        self.links.lock().insert(NodeId(node), link);
     }
 
     pub(super) fn calls(&self) -> usize {
         self.calls.lock().len()
     }
 
-    pub(super) fn asked(&self) -> Vec<NodeId> {
-        self.calls.lock().iter().map(|(node, _)| *node).collect()
+    pub(super) fn asked(&self) -> Vec<u64> {
+        self.calls.lock().iter().map(|(node, _)| node.0).collect()
     }
 
     pub(super) fn in_flight(&self) -> usize {
@@ -242,18 +241,16 @@ impl Voters {
         let mut leader = self.leader.subscribe();
         let until = self.time.now() + PATIENCE;
         tokio::select! {
-            known = leader.wait_for(|leader| *leader != 0) => known.ok().map(|leader| *leader),
+            known = leader.wait_for(Option::is_some) => known.ok().and_then(|leader| *leader),
             () = self.time.sleep_until(until) => None,
         }
-        .filter(|leader| Some(*leader) != late || *self.leader.borrow() != 0)
+        .filter(|leader| Some(*leader) != late || self.leader.borrow().is_some())
     }
 }
 
 impl Nodes for Arc<Voters> {
     fn local_voter(&self, _: ShardId) -> Option<LocalVoter> {
-        self.local.map(|_| LocalVoter {
-            leader: Some(*self.leader.borrow()).filter(|leader| *leader != 0),
-        })
+        self.local.map(|_| LocalVoter { leader: *self.leader.borrow() })
     }
 
     fn write(
@@ -318,7 +315,7 @@ impl Nodes for Arc<Voters> {
             let ranges = transfer.unwrap_or_else(|| async { Ok(vec![Vec::new()]) }.boxed());
             Ok(Answering {
                 position: Position::new(Epoch(1), 1),
-                leader: Some(*voters.leader.borrow()),
+                leader: *voters.leader.borrow(),
                 ranges,
             })
         };
@@ -356,11 +353,11 @@ pub(super) fn run<F: Future<Output = ()> + 'static>(
 
 /// As [`run`], with a gateway in the process of that node.
 pub(super) fn run_beside<F: Future<Output = ()> + 'static>(
-    local: Option<NodeId>,
+    local: Option<u64>,
     service_time: Duration,
     body: impl FnOnce(World) -> F,
 ) {
-    let mut pool = LocalPool::new();
+    let (mut pool, local) = (LocalPool::new(), local.map(NodeId));
     let time = Time::default();
     time.jump(Duration::from_secs(1000));
     let voters = Voters::new(time.clone(), local, service_time);

@@ -34,7 +34,7 @@ impl Driver {
         let start = wire::Start {
             shard: self.group().shard.0,
             epoch: self.group().epoch.0.into(),
-            node_id: self.parts.node_id,
+            node_id: self.parts.node_id.0,
             durable: Some(position_to_wire(from)),
             keeps_window: memory.is_some(),
         };
@@ -49,7 +49,7 @@ impl Driver {
                 && let Err(status) =
                     read_stream(channel, requests, decompressor, &state, stream, &events).await
             {
-                tracing::debug!(source, %status, "a log stream ended");
+                tracing::debug!(%source, %status, "a log stream ended");
             }
             let closed = Incoming { stream, event: StreamEvent::Closed, shipped: None };
             drop(events.send(closed).await);
