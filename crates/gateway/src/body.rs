@@ -29,7 +29,12 @@ pub(crate) async fn collect<B>(
 where
     B: Body<Data = Bytes>,
 {
-    let bytes = within(timeout, read(body, |bytes| share.grow(bytes), max_bytes)).await?;
+    let take = |bytes| {
+        let limit = share.total();
+        let overloaded = Refusal::Overloaded { what: Overload::Bodies, limit };
+        if share.grow(bytes) { Ok(()) } else { Err(overloaded) }
+    };
+    let bytes = within(timeout, read(body, take, max_bytes)).await?;
     Ok((bytes, share))
 }
 
@@ -42,7 +47,7 @@ pub(crate) async fn collect_small<B>(
 where
     B: Body<Data = Bytes>,
 {
-    within(timeout, read(body, |_| true, max_bytes)).await
+    within(timeout, read(body, |_| Ok(()), max_bytes)).await
 }
 
 /// Reads and throws away the rest of a refused request's body, within `max_bytes` and a few
@@ -75,7 +80,7 @@ async fn within(
 
 async fn read<B>(
     body: B,
-    mut take: impl FnMut(u64) -> bool,
+    mut take: impl FnMut(u64) -> Result<(), Refusal>,
     max_bytes: usize,
 ) -> Result<Bytes, Refusal>
 where
@@ -98,9 +103,10 @@ where
                 break;
             }
             (first, joined) = (Bytes::new(), BytesMut::new());
-        } else if !take(data.len() as u64) {
-            return Err(Refusal::Overloaded(Overload::Bodies));
-        } else if first.is_empty() && joined.is_empty() {
+            continue;
+        }
+        take(data.len() as u64)?;
+        if first.is_empty() && joined.is_empty() {
             first = data;
         } else {
             if joined.is_empty() {

@@ -1,6 +1,8 @@
 //! One request from its head to its answer: authorization, shares of what the gateway has,
 //! validation, the database. No sockets here; see [`serve`](crate::serve).
 
+mod lookup;
+
 use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
 use std::sync::Arc;
@@ -13,8 +15,8 @@ use http_body_util::BodyExt;
 use hyper::body::Body;
 use hyper::header::EXPECT;
 use hyper::http::request::Parts;
-use hyper::{Method, Request, Version};
-use meridian_types::{Consistency, DatabaseId, ShardId, WriteOutcome};
+use hyper::{Method, Request, StatusCode, Version};
+use meridian_types::{Consistency, ShardId, WriteOutcome};
 use prost::Message;
 use tracing::warn;
 
@@ -30,7 +32,7 @@ use crate::shares::{Holder, Share, Shares};
 use crate::streaming::Metered;
 use crate::telemetry::Telemetry;
 use crate::unabandoned::Unabandoned;
-use crate::{Catalogue, Grant, body, head, validation};
+use crate::{Catalogue, body, head, validation};
 
 /// The outcome of a write is unknown, so there is no answer to give: the server drops the
 /// connection (HTTP/1.1) or resets the stream (HTTP/2).
@@ -40,6 +42,8 @@ pub struct Unanswered;
 
 /// The number of metadata requests in progress at a time.
 const MAX_EXCHANGES: u64 = 512;
+/// The number of metadata requests that are held while the cluster is not known.
+const MAX_HELD: u64 = 512;
 /// The largest body of a metadata request: an object with a list of versions.
 const MAX_EXCHANGE_BYTES: usize = 4096;
 
@@ -56,6 +60,8 @@ pub struct Gateway<D, C> {
     /// Metadata requests in progress, counted apart so that operations cannot crowd them out: a
     /// client needs an answer before it can open its database.
     exchanges: Shares,
+    /// Metadata requests that wait until the cluster is known.
+    held: Shares,
     /// Bytes of the bodies of operations.
     bodies: Shares,
     /// Bytes of answers that clients have not taken yet.
@@ -91,6 +97,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
             telemetry: Telemetry::new(),
             requests: Shares::new(options.max_concurrent_requests.into()),
             exchanges: Shares::new(MAX_EXCHANGES),
+            held: Shares::new(MAX_HELD),
             bodies: Shares::new(options.max_bodies_bytes),
             answers: Shares::new(options.max_answers_bytes),
             holders: RandomState::new(),
@@ -121,7 +128,9 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let answer = match self.route(route, &parts, body.as_mut()).await {
             Ok(answer) => Ok(answer),
             Err(Failure::Refused(refusal)) => {
-                let refusal = refusal.unless_current(self.catalogue.is_current());
+                if refusal.status() == StatusCode::UNAUTHORIZED {
+                    self.telemetry.unauthorized();
+                }
                 // Over HTTP/2 a refused stream ends by itself. A client that sent `Expect:
                 // 100-continue` has sent nothing of its body yet.
                 let sends = parts.version < Version::HTTP_2 && !parts.headers.contains_key(EXPECT);
@@ -169,25 +178,9 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     where
         B: Body<Data = Bytes>,
     {
-        let (token, grant) = self.bearer(parts)?;
+        let (token, database) = self.opened(target, parts).await?;
         let exchange = self.exchanges.take(self.holder(token, None), 1);
         let _exchange = exchange.ok_or_else(|| self.overloaded(Overload::Metadata))?;
-        let database = match target {
-            Target::Default => {
-                Ok(self.catalogue.default_database().ok_or(Refusal::NoDefaultDatabase)?)
-            }
-            Target::Id(id) => Ok(id),
-            Target::Name(name) => self.catalogue.by_name(name).ok_or(Refusal::NoSuchDatabase),
-        };
-        // A token for some databases does not learn which others exist.
-        let database = match database {
-            Ok(database) if !grant.allows(database) => Err(Refusal::UnknownToken),
-            Err(_) if !grant.allows_all() => Err(Refusal::UnknownToken),
-            Ok(database) if self.catalogue.shard(database).is_none() => {
-                Err(Refusal::NoSuchDatabase)
-            }
-            other => other,
-        }?;
         let consistency = head::consistency(&parts.uri)?;
         let max_bytes = self.options.max_body_bytes.min(MAX_EXCHANGE_BYTES);
         let body = body::collect_small(body, max_bytes, self.options.body_timeout).await?;
@@ -214,7 +207,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     where
         B: Body<Data = Bytes>,
     {
-        let (token, database, shard) = self.authorize(parts, false)?;
+        let (token, database, shard) = self.looked_up(|| self.authorize(parts, false))?;
         let holder = self.holder(token, Some(shard));
         let _request = self.begin(holder)?;
         let max_bytes = self.options.max_body_bytes.min(validation::MAX_READ_BYTES);
@@ -243,7 +236,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
     where
         B: Body<Data = Bytes>,
     {
-        let (token, database, shard) = self.authorize(parts, true)?;
+        let (token, database, shard) = self.looked_up(|| self.authorize(parts, true))?;
         let holder = self.holder(token, Some(shard));
         let request = self.begin(holder)?;
         let place = parts.extensions.get::<Arc<Place>>();
@@ -283,37 +276,6 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         }
     }
 
-    /// The token of a request, and the rights that it grants.
-    fn bearer<'a>(&self, parts: &'a Parts) -> Result<(&'a str, Grant), Refusal> {
-        let token = head::bearer(&parts.headers).inspect_err(|_| self.telemetry.unauthorized());
-        let token = token?;
-        let grant = self.catalogue.authorize(token);
-        let grant =
-            grant.ok_or(Refusal::UnknownToken).inspect_err(|_| self.telemetry.unauthorized())?;
-        Ok((token, grant))
-    }
-
-    /// The token, the database and the shard of a request of the data path, if the token may use
-    /// the database.
-    fn authorize<'a>(
-        &self,
-        parts: &'a Parts,
-        write: bool,
-    ) -> Result<(&'a str, DatabaseId, ShardId), Refusal> {
-        let (token, grant) = self.bearer(parts)?;
-        let database = head::database_id(&parts.headers)?;
-        // Checked before the database is looked up: a token for some databases says nothing about
-        // others.
-        if !grant.allows(database) {
-            return Err(Refusal::UnknownToken);
-        }
-        let shard = self.catalogue.shard(database).ok_or(Refusal::UnknownDatabase)?;
-        if write && !grant.may_write() {
-            return Err(Refusal::ReadOnlyToken);
-        }
-        Ok((token, database, shard))
-    }
-
     fn holder(&self, token: &str, shard: Option<ShardId>) -> Holder {
         Holder { token: self.holders.hash_one(token), shard }
     }
@@ -335,7 +297,7 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         let share = self.bodies.take(holder, 0).ok_or_else(|| self.overloaded(Overload::Bodies))?;
         let collected = body::collect(body, share, max_bytes, self.options.body_timeout).await;
         collected.inspect_err(|refusal| {
-            if let Refusal::Overloaded(what) = refusal {
+            if let Refusal::Overloaded { what, .. } = refusal {
                 self.telemetry.overloaded(*what);
             }
         })
@@ -358,8 +320,18 @@ impl<D: Database, C: Catalogue> Gateway<D, C> {
         Ok(Answer::new(AnswerBody::Frames(metered.boxed_unsync())))
     }
 
+    /// Why a share of `what` was not to be had.
     fn overloaded(&self, what: Overload) -> Refusal {
+        let shares = match what {
+            Overload::Requests => &self.requests,
+            Overload::Metadata => &self.exchanges,
+            Overload::Bodies => &self.bodies,
+            Overload::Answers => &self.answers,
+        };
+        if shares.is_closed() {
+            return Refusal::Stopping;
+        }
         self.telemetry.overloaded(what);
-        Refusal::Overloaded(what)
+        Refusal::Overloaded { what, limit: shares.total() }
     }
 }

@@ -40,6 +40,9 @@ pub struct Options {
     /// The time between requests. Also bounds how long the head of a request and the reading of an
     /// answer may take.
     pub idle_timeout: Duration,
+    /// How long a metadata request with an unknown token or database is held while this process has
+    /// not heard from its cluster. Deno waits for 30 s.
+    pub hearing_timeout: Duration,
     /// The time from a request's head to the end of its body.
     pub body_timeout: Duration,
     /// The time for requests in progress to finish at shutdown.
@@ -68,6 +71,7 @@ impl Default for Options {
             max_streams_per_connection: 1024,
             first_request_timeout: Duration::from_secs(10),
             idle_timeout: Duration::from_secs(120),
+            hearing_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(30),
             drain_timeout: Duration::from_secs(10),
         }

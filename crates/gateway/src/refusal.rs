@@ -61,8 +61,12 @@ pub(crate) enum Refusal {
     /// The body came too slowly. Nothing was done: the client may send the request again.
     #[error("The request body did not come within {} s.", timeout.as_secs())]
     BodyTimeout { timeout: Duration },
-    #[error("Too many {0} are in progress on this server.")]
-    Overloaded(Overload),
+    #[error(
+        "Too many {what} are in progress: this gateway takes {limit} at a time, of which no access token gets all."
+    )]
+    Overloaded { what: Overload, limit: u64 },
+    #[error("This gateway is stopping.")]
+    Stopping,
     /// The text is the database's.
     #[error("{0}")]
     Unavailable(String),
@@ -151,7 +155,8 @@ impl Refusal {
             | Self::Invalid(_)
             | Self::Rejected(_) => StatusCode::BAD_REQUEST,
             Self::BodyTimeout { .. }
-            | Self::Overloaded(_)
+            | Self::Overloaded { .. }
+            | Self::Stopping
             | Self::Unavailable(_)
             | Self::NotCurrent => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -160,22 +165,142 @@ impl Refusal {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use bytes::Bytes;
 
-    #[test]
-    fn no_bad_request_speaks_of_authorization() {
-        for refusal in [
+    use super::*;
+    use crate::validation::{decode_read, decode_write};
+
+    const DOCUMENT: &str = include_str!("../../../docs/kv-connect.md");
+
+    /// A refusal of every kind, with the figures of the documentation's examples. A new kind does
+    /// not compile before it is listed here.
+    fn of_every_kind() -> Vec<Refusal> {
+        let listed = |refusal: Refusal| match refusal {
+            Refusal::MalformedAuthorization
+            | Refusal::UnknownToken
+            | Refusal::ReadOnlyToken
+            | Refusal::UnknownPath
+            | Refusal::NoDefaultDatabase
+            | Refusal::NoSuchDatabase
+            | Refusal::MetadataBody
+            | Refusal::NoCommonVersion
+            | Refusal::ConsistencyParameter
+            | Refusal::UnknownHost
+            | Refusal::ProtocolVersion
+            | Refusal::DatabaseId
+            | Refusal::UnknownDatabase
+            | Refusal::BodyTooLarge { .. }
+            | Refusal::BodyUnreadable
+            | Refusal::Invalid(_)
+            | Refusal::Rejected(_)
+            | Refusal::BodyTimeout { .. }
+            | Refusal::Overloaded { .. }
+            | Refusal::Stopping
+            | Refusal::Unavailable(_)
+            | Refusal::NotCurrent => refusal,
+        };
+        let overloads = [
+            (Overload::Requests, 8192),
+            (Overload::Metadata, 512),
+            (Overload::Bodies, 268_435_456),
+            (Overload::Answers, 16_777_216),
+        ];
+        let mut all: Vec<Refusal> = [
+            Refusal::MalformedAuthorization,
+            Refusal::UnknownToken,
+            Refusal::ReadOnlyToken,
+            Refusal::UnknownPath,
+            Refusal::NoDefaultDatabase,
+            Refusal::NoSuchDatabase,
             Refusal::MetadataBody,
             Refusal::NoCommonVersion,
             Refusal::ConsistencyParameter,
             Refusal::UnknownHost,
             Refusal::ProtocolVersion,
             Refusal::DatabaseId,
-            Refusal::BodyTooLarge { max_bytes: 1 },
+            Refusal::UnknownDatabase,
+            Refusal::BodyTooLarge { max_bytes: 1_048_576 },
             Refusal::BodyUnreadable,
-        ] {
-            assert_eq!(refusal.status(), StatusCode::BAD_REQUEST);
-            assert!(!refusal.to_string().to_lowercase().contains("authorization"), "{refusal}");
+            Refusal::BodyTimeout { timeout: Duration::from_secs(30) },
+            Refusal::Stopping,
+            Refusal::NotCurrent,
+        ]
+        .map(listed)
+        .into();
+        all.extend(overloads.map(|(what, limit)| Refusal::Overloaded { what, limit }));
+        all.extend(invalid_of_every_kind().into_iter().map(Refusal::Invalid));
+        all
+    }
+
+    fn invalid_of_every_kind() -> Vec<Invalid> {
+        let listed = |invalid: Invalid| match invalid {
+            Invalid::Protobuf(_)
+            | Invalid::Limit { .. }
+            | Invalid::RangeLimit { .. }
+            | Invalid::Versionstamp { .. }
+            | Invalid::MutationKind { .. }
+            | Invalid::MissingValue { .. }
+            | Invalid::ExpireAt { .. }
+            | Invalid::Encoding { .. }
+            | Invalid::U64Length { .. }
+            | Invalid::Enqueue => invalid,
+        };
+        let malformed = || Bytes::from_static(b"\xff");
+        [
+            decode_read(malformed()).unwrap_err(),
+            decode_write(malformed()).unwrap_err(),
+            Invalid::RangeLimit { index: 0, limit: 0 },
+            Invalid::Versionstamp { index: 0, length: 9 },
+            Invalid::MutationKind { index: 0, number: 7 },
+            Invalid::MissingValue { index: 0 },
+            Invalid::ExpireAt { index: 0, expire_at_ms: -2 },
+            Invalid::Encoding { index: 0, number: 4 },
+            Invalid::U64Length { index: 0, length: 7 },
+            Invalid::Enqueue,
+        ]
+        .map(listed)
+        .into()
+    }
+
+    /// The texts of the [`Database`](crate::Database) are its own. The limits of messages are
+    /// compared with the documentation where they are exceeded, over HTTP.
+    #[test]
+    fn every_refusal_stands_in_the_documentation_with_its_status() {
+        for refusal in of_every_kind() {
+            let status = refusal.status().as_u16();
+            let text = match &refusal {
+                Refusal::Invalid(Invalid::Protobuf(_)) => "Request protobuf is invalid: …".into(),
+                Refusal::BodyTimeout { .. } => "The request body did not come within … s.".into(),
+                refusal => refusal.to_string(),
+            };
+            let fence = if text.contains('`') { ["`` ", " ``"] } else { ["`", "`"] };
+            let row = format!("| {status} | {}{text}{} |", fence[0], fence[1]);
+            assert!(DOCUMENT.contains(&row), "docs/kv-connect.md has no row with {row}");
         }
+    }
+
+    /// Native clients take such a 400 for a stale token, and send the request again: a write too.
+    /// The texts that follow a write which was handed to the database are those of `meridian-txn`,
+    /// which has the same test.
+    #[test]
+    fn no_bad_request_speaks_of_authorization() {
+        for refusal in of_every_kind() {
+            let speaks = refusal.to_string().to_lowercase().contains("authorization");
+            assert!(!speaks || refusal.status() != StatusCode::BAD_REQUEST, "{refusal}");
+        }
+    }
+
+    /// Native clients fail for good on statuses that they do not know, 429 among them.
+    #[test]
+    fn statuses_are_those_that_clients_know() {
+        for refusal in of_every_kind() {
+            let status = refusal.status().as_u16();
+            assert!([400, 401, 403, 404, 503].contains(&status), "{status}: {refusal}");
+        }
+        for text in [Refusal::Rejected, Refusal::Unavailable].map(|of| of("text".to_owned())) {
+            assert_eq!(text.to_string(), "text");
+        }
+        assert_eq!(Refusal::Rejected(String::new()).status(), StatusCode::BAD_REQUEST);
+        assert_eq!(Refusal::Unavailable(String::new()).status(), StatusCode::SERVICE_UNAVAILABLE);
     }
 }

@@ -61,6 +61,15 @@ impl Shares {
         share.grow(amount).then_some(share)
     }
 
+    /// What all holders together may have.
+    pub(crate) fn total(&self) -> u64 {
+        self.0.total
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.0.state().closed
+    }
+
     /// Gives out no more shares, and waits until all are given back.
     pub(crate) async fn close(&self) {
         self.0.state().closed = true;
@@ -92,6 +101,11 @@ impl Share {
     /// The bytes that the share was taken for; it is given back with the last of them.
     pub(crate) fn held_with(self, bytes: Bytes) -> Bytes {
         Bytes::from_owner(Held { bytes, _share: self })
+    }
+
+    /// What all holders together may have.
+    pub(crate) fn total(&self) -> u64 {
+        self.inner.total
     }
 
     /// Takes more. `false`: nothing was taken, as [`Shares::take`] would refuse it.

@@ -36,3 +36,69 @@ pub(crate) enum Rejection {
     )]
     TooMuch { mutations: usize, bytes: usize },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DOCUMENT: &str = include_str!("../../../docs/kv-connect.md");
+
+    /// A rejection of every kind, with the figures of the documentation's examples. A new kind does
+    /// not compile before it is listed here.
+    fn of_every_kind() -> Vec<Rejection> {
+        let listed = |rejection: Rejection| match rejection {
+            Rejection::OperandNotU64(_)
+            | Rejection::StoredNotU64(_)
+            | Rejection::InvalidParameters
+            | Rejection::BoundsOfOtherType
+            | Rejection::StoredInvalid
+            | Rejection::StoredUnsupported
+            | Rejection::StoredEmpty
+            | Rejection::StoredNotEightBytes
+            | Rejection::TypesDiffer { .. }
+            | Rejection::OutOfRange
+            | Rejection::TooMuch { .. } => rejection,
+        };
+        let mut all: Vec<Rejection> = [
+            Rejection::OperandNotU64("min"),
+            Rejection::OperandNotU64("max"),
+            Rejection::StoredNotU64("sum"),
+            Rejection::StoredNotU64("min"),
+            Rejection::StoredNotU64("max"),
+            Rejection::InvalidParameters,
+            Rejection::BoundsOfOtherType,
+            Rejection::StoredInvalid,
+            Rejection::StoredUnsupported,
+            Rejection::StoredEmpty,
+            Rejection::OutOfRange,
+            Rejection::TooMuch { mutations: 33, bytes: 4_325_376 },
+        ]
+        .map(listed)
+        .into();
+        for (stored, operand) in
+            [("KvU64", "Number"), ("KvU64", "BigInt"), ("Number", "BigInt"), ("BigInt", "Number")]
+        {
+            all.push(Rejection::TypesDiffer { stored, operand });
+        }
+        all
+    }
+
+    /// But for [`Rejection::StoredNotEightBytes`], of which the gateway lets no value in.
+    #[test]
+    fn every_rejection_stands_in_the_documentation() {
+        for rejection in of_every_kind() {
+            let row = format!("| 400 | `{rejection}` |");
+            assert!(DOCUMENT.contains(&row), "docs/kv-connect.md has no row with {row}");
+        }
+    }
+
+    /// These follow writes that were handed to a database, as 400. Native clients take a 400 that
+    /// speaks of authorization for a stale token, and send the same write again.
+    #[test]
+    fn no_rejection_speaks_of_authorization() {
+        for rejection in of_every_kind().into_iter().chain([Rejection::StoredNotEightBytes]) {
+            let text = rejection.to_string().to_lowercase();
+            assert!(!text.contains("authorization"), "{text}");
+        }
+    }
+}

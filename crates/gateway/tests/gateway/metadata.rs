@@ -1,6 +1,10 @@
 //! The metadata exchange, as clients see it.
 
-use crate::support::{MAIN_TEXT, OTHERS, READER, Server, WRITER, all};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::support::{MAIN_TEXT, NEW, OTHERS, READER, Server, WRITER, all, until};
 use chrono::{DateTime, Utc};
 use meridian_gateway::Options;
 use prost::Message;
@@ -43,7 +47,8 @@ fn endpoints(base: &str, strong: &str) -> Value {
 
 #[tokio::test]
 async fn absence_is_not_reported_before_the_cluster_is_known() {
-    let server = Server::knowing(Options::default(), false).await;
+    let hearing_timeout = Duration::from_millis(30);
+    let server = Server::knowing(Options { hearing_timeout, ..Options::default() }, false).await;
     let mut client = server.http2().await;
     let exchange = r#"{"supportedVersions":[1,2,3]}"#;
     for (path, token, status) in [
@@ -78,6 +83,59 @@ async fn absence_is_not_reported_before_the_cluster_is_known() {
     headers[2].1 = "no id";
     client.post(path, &headers, body).await.unwrap().refuses(400, "Invalid database id.");
     client.post("/", &[], exchange).await.unwrap().refuses(401, "Malformed");
+}
+
+#[tokio::test]
+async fn metadata_request_is_held_until_the_cluster_is_known() {
+    let server = Server::knowing(Options::default(), false).await;
+    let mut known = server.http2().await;
+    let headers = [("authorization", &*bearer(WRITER))];
+    assert_eq!(known.post("/", &headers, ALL_VERSIONS).await.unwrap().status, 200);
+    let asked = server.hearing.asked.load(Ordering::SeqCst);
+    let mut waiting = Vec::new();
+    for (path, token, status) in [("/", NEW, 200), ("/", "unknown", 401), ("/db/none", WRITER, 404)]
+    {
+        let mut client = server.http1().await;
+        waiting.push(tokio::spawn(async move {
+            let headers = [("authorization", &*bearer(token))];
+            let reply = client.post(path, &headers, ALL_VERSIONS).await.unwrap();
+            assert_eq!(reply.status, status, "{path} {token}: {}", reply.text());
+        }));
+    }
+    // Each was looked up, in vain.
+    until(|| server.hearing.asked.load(Ordering::SeqCst) >= asked + 12).await;
+    assert!(waiting.iter().all(|request| !request.is_finished()));
+    server.hearing.current.store(true, Ordering::SeqCst);
+    for request in waiting {
+        request.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn strangers_do_not_make_a_gateway_hold_more_than_some_requests() {
+    let hearing_timeout = Duration::from_secs(600);
+    let options = Options { hearing_timeout, ..Options::default() };
+    let server = Server::knowing(options, false).await;
+    let mut strangers = Vec::new();
+    for connection in 0..6 {
+        let client = server.http2().await;
+        for request in 0..100 {
+            let mut client = client.again();
+            strangers.push(tokio::spawn(async move {
+                let headers = [("authorization", &*bearer(&format!("{connection}-{request}")))];
+                client.post("/", &headers, ALL_VERSIONS).await.unwrap().status
+            }));
+        }
+    }
+    let refused = || strangers.iter().filter(|request| request.is_finished()).count();
+    until(|| refused() >= 600 - 512).await;
+    server.hearing.current.store(true, Ordering::SeqCst);
+    let mut statuses = BTreeMap::new();
+    for stranger in strangers {
+        *statuses.entry(stranger.await.unwrap().as_u16()).or_insert(0) += 1;
+    }
+    assert!(statuses.keys().eq(&[401, 503]), "{statuses:?}");
+    assert!(statuses[&503] >= 600 - 512, "{statuses:?}");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
@@ -33,6 +33,8 @@ pub(crate) const WRITER: &str = "token-that-may-write";
 pub(crate) const SECOND_WRITER: &str = "another-token-that-may-write";
 pub(crate) const READER: &str = "token-that-may-read";
 pub(crate) const OTHERS: &str = "token-for-the-other-database";
+/// Known once the catalogue is current.
+pub(crate) const NEW: &str = "token-made-a-moment-ago";
 
 /// The planned outcome of the next operations.
 #[derive(Debug, Clone)]
@@ -146,6 +148,7 @@ impl Database for Memory {
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
     pub(crate) memory: Arc<Memory>,
+    pub(crate) hearing: Arc<Hearing>,
     pub(crate) stop: Option<oneshot::Sender<()>>,
     pub(crate) serving: JoinHandle<()>,
 }
@@ -153,7 +156,14 @@ pub(crate) struct Server {
 /// `main`, which is the default, and `other`.
 struct TwoDatabases {
     access: Access,
-    current: bool,
+    hearing: Arc<Hearing>,
+}
+
+/// What the catalogue has heard of its cluster.
+pub(crate) struct Hearing {
+    pub(crate) current: AtomicBool,
+    /// How often it was asked for a token.
+    pub(crate) asked: AtomicU64,
 }
 
 impl Catalogue for TwoDatabases {
@@ -176,11 +186,13 @@ impl Catalogue for TwoDatabases {
     }
 
     fn is_current(&self) -> bool {
-        self.current
+        self.hearing.current.load(Ordering::SeqCst)
     }
 
     fn authorize(&self, bearer: &str) -> Option<Grant> {
-        self.access.authorize(bearer, 0)
+        self.hearing.asked.fetch_add(1, Ordering::SeqCst);
+        let is_known = bearer != NEW || self.is_current();
+        self.access.authorize(bearer, 0).filter(|_| is_known)
     }
 }
 
@@ -204,10 +216,13 @@ impl Server {
         let access = Access::new([
             token(WRITER, Databases::All, true),
             token(SECOND_WRITER, Databases::All, true),
+            token(NEW, Databases::All, true),
             token(READER, Databases::All, false),
             token(OTHERS, Databases::Only(vec![OTHER]), true),
         ]);
-        let catalogue = TwoDatabases { access: access.unwrap(), current };
+        let hearing =
+            Arc::new(Hearing { current: AtomicBool::new(current), asked: AtomicU64::new(0) });
+        let catalogue = TwoDatabases { access: access.unwrap(), hearing: Arc::clone(&hearing) };
         let memory = Arc::new(Memory::new());
         let listener = Listener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_address().unwrap();
@@ -220,7 +235,7 @@ impl Server {
             options,
             shutdown,
         ));
-        Self { address, memory, stop: Some(stop), serving }
+        Self { address, memory, hearing, stop: Some(stop), serving }
     }
 
     pub(crate) async fn connect(&self) -> TcpStream {
@@ -356,6 +371,16 @@ impl Reply {
 }
 
 impl Client {
+    /// Another client on the same HTTP/2 connection.
+    pub(crate) fn again(&self) -> Self {
+        match &self.sender {
+            Sender::Http2(sender) => {
+                Self { sender: Sender::Http2(sender.clone()), driver: tokio::spawn(async {}) }
+            }
+            Sender::Http1(_) => panic!("an HTTP/1.1 connection has one request at a time"),
+        }
+    }
+
     pub(crate) async fn send(
         &mut self,
         request: Request<Full<Bytes>>,

@@ -1,0 +1,104 @@
+//! What a request may use, by the catalogue: its token, its database, its shard.
+
+use std::time::{Duration, Instant};
+
+use hyper::http::request::Parts;
+use meridian_types::{DatabaseId, ShardId};
+
+use super::Gateway;
+use crate::database::Database;
+use crate::refusal::Refusal;
+use crate::route::Target;
+use crate::{Catalogue, Grant, head};
+
+/// Between two looks whether the cluster is known.
+const HOLD_PAUSE: Duration = Duration::from_millis(20);
+
+impl<D: Database, C: Catalogue> Gateway<D, C> {
+    /// What the catalogue says, or that it may not have heard of the token or the database yet.
+    pub(super) fn looked_up<T>(
+        &self,
+        look: impl FnOnce() -> Result<T, Refusal>,
+    ) -> Result<T, Refusal> {
+        // Asked before: what is unknown then, and known when the catalogue is current, is not
+        // absent.
+        let is_current = self.catalogue.is_current();
+        look().map_err(|refusal| refusal.unless_current(is_current))
+    }
+
+    /// The token of a metadata request, and the database that it opens. Held for a time while that
+    /// is not known: `Deno.openKv` fails at the first answer that is not a success.
+    pub(super) async fn opened<'a>(
+        &self,
+        target: Target<'_>,
+        parts: &'a Parts,
+    ) -> Result<(&'a str, DatabaseId), Refusal> {
+        let until = Instant::now() + self.options.hearing_timeout;
+        let mut held = None;
+        loop {
+            match self.looked_up(|| self.open(target, parts)) {
+                Err(Refusal::NotCurrent)
+                    if Instant::now() < until && !self.exchanges.is_closed() => {}
+                opened => return opened,
+            }
+            if held.is_none() {
+                let holder = self.holder(head::bearer(&parts.headers)?, None);
+                held = Some(self.held.take(holder, 1).ok_or(Refusal::NotCurrent)?);
+            }
+            tokio::time::sleep(HOLD_PAUSE).await;
+        }
+    }
+
+    fn open<'a>(
+        &self,
+        target: Target<'_>,
+        parts: &'a Parts,
+    ) -> Result<(&'a str, DatabaseId), Refusal> {
+        let (token, grant) = self.bearer(parts)?;
+        let database = match target {
+            Target::Default => {
+                Ok(self.catalogue.default_database().ok_or(Refusal::NoDefaultDatabase)?)
+            }
+            Target::Id(id) => Ok(id),
+            Target::Name(name) => self.catalogue.by_name(name).ok_or(Refusal::NoSuchDatabase),
+        };
+        // A token for some databases does not learn which others exist.
+        let database = match database {
+            Ok(database) if !grant.allows(database) => Err(Refusal::UnknownToken),
+            Err(_) if !grant.allows_all() => Err(Refusal::UnknownToken),
+            Ok(database) if self.catalogue.shard(database).is_none() => {
+                Err(Refusal::NoSuchDatabase)
+            }
+            other => other,
+        }?;
+        Ok((token, database))
+    }
+
+    /// The token of a request, and the rights that it grants.
+    fn bearer<'a>(&self, parts: &'a Parts) -> Result<(&'a str, Grant), Refusal> {
+        let token = head::bearer(&parts.headers)?;
+        let grant = self.catalogue.authorize(token).ok_or(Refusal::UnknownToken)?;
+        Ok((token, grant))
+    }
+
+    /// The token, the database and the shard of a request of the data path, if the token may use
+    /// the database.
+    pub(super) fn authorize<'a>(
+        &self,
+        parts: &'a Parts,
+        write: bool,
+    ) -> Result<(&'a str, DatabaseId, ShardId), Refusal> {
+        let (token, grant) = self.bearer(parts)?;
+        let database = head::database_id(&parts.headers)?;
+        // Checked before the database is looked up: a token for some databases says nothing about
+        // others.
+        if !grant.allows(database) {
+            return Err(Refusal::UnknownToken);
+        }
+        let shard = self.catalogue.shard(database).ok_or(Refusal::UnknownDatabase)?;
+        if write && !grant.may_write() {
+            return Err(Refusal::ReadOnlyToken);
+        }
+        Ok((token, database, shard))
+    }
+}
